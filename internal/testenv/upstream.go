@@ -67,6 +67,7 @@ type Upstream struct {
 	server *http.Server
 	grpc   *grpc.Server
 	served chan error
+	cancel context.CancelFunc // ends what net/http no longer knows: WebSockets
 
 	mu       sync.Mutex
 	token    string
@@ -111,16 +112,20 @@ func StartUpstream(ctx context.Context, cfg UpstreamConfig) (*Upstream, error) {
 	if u.token == "" {
 		u.token = "upstream-" + rand.Text()
 	}
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	u.cancel = cancel
 	u.grpc = newEchoServer()
 	u.server = &http.Server{
 		Handler:           u.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
 		Protocols:         new(http.Protocols),
+		BaseContext:       func(net.Listener) context.Context { return base },
 	}
 	u.server.Protocols.SetHTTP1(true)
 	u.server.Protocols.SetHTTP2(!cfg.HTTP1 && !cfg.Plain)
 	u.server.Protocols.SetUnencryptedHTTP2(!cfg.HTTP1 && cfg.Plain)
 	if err := u.listen(ctx); err != nil {
+		cancel()
 		return nil, fmt.Errorf("start upstream: %w", err)
 	}
 	return u, nil
@@ -162,6 +167,7 @@ func (u *Upstream) listen(ctx context.Context) error {
 // Close closes every connection and ends the server.
 func (u *Upstream) Close() error {
 	u.grpc.Stop()
+	u.cancel()
 	err := u.server.Close()
 	if served := <-u.served; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)

@@ -1,0 +1,272 @@
+// Package authz decides. It answers one question, whether a plugin may make
+// one outbound access now, from what was granted, what no grant may exceed,
+// what was taken away and what has been used, and it is the only place where
+// that question is answered.
+//
+// The way through it is short. A door (the proxy, Envoy's ext_authz) turns what
+// arrived into a [Request], whose [Destination] is canonical or does not exist.
+// [Gate.Admit] decides on the current [Snapshot], spends from the [Ledger],
+// fetches the credential and writes the audit record, in that order, and hands
+// back an [Admission]. [Engine] holds the snapshot and replaces it: whatever
+// takes access away is a new generation.
+//
+// The zero [Decision] denies. A deny is a value and never an error.
+//
+// The package imports the standard library only, and neither net/http nor os
+// nor a clock: time is passed in.
+package authz
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Door names where a request arrived.
+type Door string
+
+// The doors.
+const (
+	DoorProxy    Door = "proxy"
+	DoorExtAuthz Door = "ext_authz"
+	DoorKernel   Door = "kernel"
+)
+
+// Principal is a plugin's name, proved by the door that says it. The empty
+// principal is nobody and is granted nothing.
+type Principal string
+
+// Request is one outbound access. It is a comparable value and holds nothing
+// that is not part of the decision.
+type Request struct {
+	Principal   Principal
+	Action      Action
+	Destination Destination
+
+	// Unenforceable holds the conditions that the asking door cannot enforce.
+	// A winning rule that states one of them is not usable there.
+	Unenforceable Conditions
+}
+
+// Action is what is done at the destination. For a tunnel (schemes tls and
+// tcp) it is the zero value.
+type Action struct {
+	// Method is the HTTP method, case-sensitive (RFC 9110, section 9.1).
+	Method string
+	// Upgrade is the protocol asked for by an Upgrade header, in lower case;
+	// "" when none is asked for.
+	Upgrade string
+}
+
+// maxMethod is longer than any registered method and short enough for a log line.
+const maxMethod = 64
+
+// NewAction returns the action of an HTTP request. Its error says what is
+// malformed; upgrade may be empty.
+func NewAction(method, upgrade string) (Action, error) {
+	if !isToken(method) || len(method) > maxMethod {
+		return Action{}, fmt.Errorf("method %q is not a token of at most %d bytes", clip(method), maxMethod)
+	}
+	if method == "CONNECT" || method == "PRI" {
+		return Action{}, fmt.Errorf("method %s does not name an access", method)
+	}
+	if upgrade == "" {
+		return Action{Method: method}, nil
+	}
+	lower := asciiLower(upgrade)
+	if !isToken(lower) || len(lower) > maxMethod {
+		return Action{}, fmt.Errorf("upgrade %q is not one protocol", clip(upgrade))
+	}
+	return Action{Method: method, Upgrade: lower}, nil
+}
+
+// Conditions is a set of conditions that a rule may state and a door may be
+// unable to enforce.
+type Conditions uint8
+
+// The conditions.
+const (
+	ConditionAddresses  Conditions = 1 << iota // the resolved address
+	ConditionTLS                               // the TLS floor or certificate authority of a rule
+	ConditionTimeout                           // the exchange's timeout
+	ConditionCredential                        // a credential, where the door's transport is not trusted with one
+	ConditionOriginate                         // plain http taken as https
+)
+
+// Reason says why a decision is what it is. The zero Reason denies.
+type Reason uint8
+
+// The reasons, as in the contract. NotReady is the zero value: a decision
+// that nobody took is a refusal.
+const (
+	NotReady Reason = iota
+	Granted
+	Observed
+	MalformedRequest
+	DestinationMismatch
+	IdentityUnknown
+	Revoked
+	GuardrailDenied
+	NoGrant
+	DestinationNotGranted
+	MethodNotGranted
+	PathNotGranted
+	GrantExpired
+	NotEnforceableHere
+	QuotaExceeded
+	UsageUnknown
+	CredentialMisplaced
+	CredentialUnavailable
+	AuditUnavailable
+	AddressNotAllowed
+	UpstreamUnreachable
+	UpstreamTimeout
+	reasonCount
+)
+
+// String returns the reason's stable name, the same in refusals, the audit
+// log and metric labels.
+func (r Reason) String() string { return r.text().name }
+
+// Title returns the reason in words, for the title of a refusal.
+func (r Reason) Title() string { return r.text().title }
+
+// Status returns the HTTP status of a refusal for this reason, and 200 for
+// the two reasons that allow.
+func (r Reason) Status() int { return r.text().status }
+
+// Allowed reports whether the reason allows.
+func (r Reason) Allowed() bool { return r == Granted || r == Observed }
+
+// Reasons returns every reason, in the order of the constants.
+func Reasons() []Reason {
+	all := make([]Reason, 0, reasonCount)
+	for r := range reasonCount {
+		all = append(all, r)
+	}
+	return all
+}
+
+type reasonText struct {
+	name, title string
+	status      int
+}
+
+func (r Reason) text() reasonText {
+	switch r {
+	case NotReady:
+		return reasonText{"not_ready", "Not ready", 503}
+	case Granted:
+		return reasonText{"granted", "Granted", 200}
+	case Observed:
+		return reasonText{"observed", "Observed", 200}
+	case MalformedRequest:
+		return reasonText{"malformed_request", "Malformed request", 400}
+	case DestinationMismatch:
+		return reasonText{"destination_mismatch", "Destination mismatch", 421}
+	case IdentityUnknown:
+		return reasonText{"identity_unknown", "Identity unknown", 403}
+	case Revoked:
+		return reasonText{"revoked", "Revoked", 403}
+	case GuardrailDenied:
+		return reasonText{"guardrail", "Refused by a guardrail", 403}
+	case NoGrant:
+		return reasonText{"no_grant", "No grant", 403}
+	case DestinationNotGranted:
+		return reasonText{"destination_not_granted", "Destination not granted", 403}
+	case MethodNotGranted:
+		return reasonText{"method_not_granted", "Method not granted", 403}
+	case PathNotGranted:
+		return reasonText{"path_not_granted", "Path not granted", 403}
+	case GrantExpired:
+		return reasonText{"grant_expired", "Grant expired", 403}
+	case NotEnforceableHere:
+		return reasonText{"not_enforceable_here", "Not enforceable at this door", 403}
+	case QuotaExceeded:
+		return reasonText{"quota_exceeded", "Quota exceeded", 429}
+	case UsageUnknown:
+		return reasonText{"usage_unknown", "Usage unknown", 503}
+	case CredentialMisplaced:
+		return reasonText{"credential_misplaced", "Credential misplaced", 403}
+	case CredentialUnavailable:
+		return reasonText{"credential_unavailable", "Credential unavailable", 503}
+	case AuditUnavailable:
+		return reasonText{"audit_unavailable", "Audit unavailable", 503}
+	case AddressNotAllowed:
+		return reasonText{"address_not_allowed", "Address not allowed", 403}
+	case UpstreamUnreachable:
+		return reasonText{"upstream_unreachable", "Upstream unreachable", 502}
+	case UpstreamTimeout:
+		return reasonText{"upstream_timeout", "Upstream timeout", 504}
+	case reasonCount:
+	}
+	return reasonText{"not_ready", "Not ready", 503}
+}
+
+// Decision is the answer to a request. The zero Decision denies.
+type Decision struct {
+	Reason     Reason
+	Grant      string        // the winning grant, "" when no rule won
+	Rule       string        // the winning rule's id, "" when no rule won
+	Credential string        // the winning rule's credential, "" for none
+	Generation uint64        // of the policy that decided
+	RetryAfter time.Duration // for QuotaExceeded: when asking again may help; 0 when never
+
+	rule    *rule        // the winner, or nil
+	path    *pathPattern // of the winner, which matched
+	subject *subject     // whose never-list the address is checked against
+	spares  bool         // a denial that lets what is in flight end: a pause, a rate
+}
+
+// Allowed reports whether the access may proceed.
+func (d Decision) Allowed() bool { return d.Reason.Allowed() }
+
+// Cuts reports whether an exchange in flight must end when it is decided anew
+// and this is the answer. A pause, a rate and a stale meter deny what is new
+// and spare what is in flight.
+func (d Decision) Cuts() bool { return !d.Allowed() && !d.spares }
+
+// CheckAddress returns Granted when the access may be made to addr, which the
+// destination's name resolved to, and otherwise the reason for refusing.
+// IPv4-mapped IPv6 addresses are judged as IPv4.
+func (d Decision) CheckAddress(addr netip.Addr) Reason {
+	if !d.Allowed() || d.subject == nil {
+		return NotReady
+	}
+	addr = addr.Unmap()
+	if d.subject.neverAddress(addr) {
+		return GuardrailDenied
+	}
+	if d.rule != nil && d.rule.allowsAddress(addr) {
+		return Granted
+	}
+	if (d.rule == nil || len(d.rule.addresses) == 0) && publicUnicast(addr) {
+		return Granted
+	}
+	return AddressNotAllowed
+}
+
+// Terms are what the winning rule asks of the exchange itself. It is
+// comparable, so that a connection pool can be keyed by it.
+type Terms struct {
+	TLSMin  string        // "1.2" or "1.3"
+	CA      string        // PEM of the authorities that the upstream is verified against; "" for the system's
+	Timeout time.Duration // of the whole exchange; 0 for none
+}
+
+// pattern returns the pattern that matched the path, for masking.
+func (d Decision) pattern() string {
+	if d.path == nil {
+		return ""
+	}
+	return d.path.text
+}
+
+// Terms returns the terms of the winning rule, and the defaults when no rule
+// won (an observed access).
+func (d Decision) Terms() Terms {
+	if d.rule == nil {
+		return Terms{TLSMin: defaultTLSMin}
+	}
+	return d.rule.terms
+}

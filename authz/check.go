@@ -1,0 +1,487 @@
+package authz
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// grantCheck checks one grant against itself and the guardrails, and compiles
+// its parts. Every problem is reported; none stops the check.
+type grantCheck struct {
+	c *compiler
+	g *Grant
+}
+
+func (k grantCheck) report(path, format string, args ...any) {
+	k.c.report(k.g.Origin, kindGrant, k.g.Name, path, format, args...)
+}
+
+// document checks what belongs to the grant as a whole.
+func (k grantCheck) document() {
+	g := k.g
+	if !isName(g.Name) {
+		k.report("metadata.name", "%q is not a name; use lower-case letters, digits, dashes and dots", clip(g.Name))
+	}
+	if !isName(g.Plugin) {
+		k.report("spec.plugin", "%q is not a name; use lower-case letters, digits, dashes and dots", clip(g.Plugin))
+	}
+	if g.NotAfter.IsZero() {
+		k.report("spec.notAfter", "is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z")
+	}
+	if len(g.Rules) == 0 {
+		k.report("spec.rules", "is empty; a grant holds at least one rule")
+	}
+	k.limits("spec.limits", g.Limits)
+	hosts := 0
+	ids := map[string]bool{}
+	for i, r := range g.Rules {
+		hosts += len(r.To.Hosts)
+		if !isName(r.ID) {
+			k.report(rulePath(i, "id"), "%q is not a name; use lower-case letters, digits, dashes and dots", clip(r.ID))
+		} else if ids[r.ID] {
+			k.report(rulePath(i, "id"), "%q is the id of an earlier rule; ids are unique in a grant", r.ID)
+		}
+		ids[r.ID] = true
+	}
+	k.ceilings(hosts)
+}
+
+func rulePath(i int, field string) string { return fmt.Sprintf("spec.rules[%d].%s", i, field) }
+
+// limits checks limits of the grant or, with a path inside a rule, of a rule.
+func (k grantCheck) limits(path string, l Limits) {
+	switch l.OnExceeded {
+	case "", OnExceededDeny, OnExceededKill:
+	default:
+		k.report(path+".onExceeded", "%q is not deny or kill", clip(string(l.OnExceeded)))
+	}
+	if l.OnExceeded != "" && len(l.stated()) == 0 {
+		k.report(path+".onExceeded", "is without a limit")
+	}
+}
+
+// ceilings checks the grant as a whole against the guardrails of its plugin.
+func (k grantCheck) ceilings(hosts int) {
+	for _, guardrail := range k.guardrails() {
+		at := func(field string) string {
+			return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, "spec.ceilings."+field))
+		}
+		ceiling := guardrail.Ceilings
+		if life := time.Duration(ceiling.GrantLifetime); life > 0 && k.g.NotAfter.Sub(k.c.now) > life {
+			k.report("spec.notAfter", "is over %s away, the longest %s allows; write %s or earlier",
+				ceiling.GrantLifetime, at("grantLifetime"), k.c.now.Add(life).UTC().Format(time.RFC3339))
+		}
+		if ceiling.HostsPerGrant > 0 && hosts > ceiling.HostsPerGrant {
+			k.report("spec.rules", "name %d hosts, more than the %d that %s allows", hosts, ceiling.HostsPerGrant, at("hostsPerGrant"))
+		}
+		stated := k.g.Limits.stated()
+		for _, top := range ceiling.Limits.stated() {
+			path := "spec.limits." + top.kind.String()
+			i := slices.IndexFunc(stated, func(l statedLimit) bool { return l.kind == top.kind })
+			switch {
+			case i < 0:
+				k.report("spec.limits", "does not state %s, which %s requires; write %s or less", top.kind, at("limits."+top.kind.String()), top.text)
+			case !stated[i].spec.within(top.spec):
+				k.report(path, "%s is more than the %s that %s allows", stated[i].text, top.text, at("limits."+top.kind.String()))
+			}
+		}
+	}
+}
+
+// originSuffix names where a guardrail's field stands. The loader replaces the
+// marker by the line it knows.
+func originSuffix(origin Origin, field string) string {
+	if origin == "" {
+		return " (" + field + ")"
+	}
+	return fmt.Sprintf(" (%s: %s)", origin, field)
+}
+
+// guardrails returns those that hold for the grant's plugin.
+func (k grantCheck) guardrails() []*Guardrail {
+	var out []*Guardrail
+	for i := range k.c.in.Guardrails {
+		if g := &k.c.in.Guardrails[i]; matchesPlugin(g.Plugins, k.g.Plugin) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// credential checks and compiles one credential of the grant.
+func (k grantCheck) credential(i int) *credentialSpec {
+	spec := &k.g.Credentials[i]
+	path := fmt.Sprintf("spec.credentials[%d]", i)
+	if !isName(spec.Name) {
+		k.report(path+".name", "%q is not a name; use lower-case letters, digits, dashes and dots", clip(spec.Name))
+	}
+	for j := range i {
+		if k.g.Credentials[j].Name == spec.Name {
+			k.report(path+".name", "%q is the name of an earlier credential", clip(spec.Name))
+			break
+		}
+	}
+	if !validVaultPath(spec.Vault.Path) {
+		k.report(path+".vault.path", "%q is not a path as vault read takes it, as in secret/data/weather", clip(spec.Vault.Path))
+	}
+	out := &credentialSpec{ref: CredentialRef{Plugin: k.g.Plugin, Grant: k.g.Name, Name: spec.Name, Path: spec.Vault.Path}}
+	for _, guardrail := range k.guardrails() {
+		life := time.Duration(guardrail.Ceilings.CredentialLifetime)
+		if life > 0 && (out.ref.Lifetime == 0 || life < out.ref.Lifetime) {
+			out.ref.Lifetime = life
+		}
+	}
+	k.inject(path+".inject", spec.Inject, out)
+	return out
+}
+
+func validVaultPath(s string) bool {
+	for segment := range strings.SplitSeq(s, "/") {
+		if segment == "" || segment == "." || segment == ".." {
+			return false
+		}
+		for i := range len(segment) {
+			if c := segment[i]; !isUnreserved(c) && c != '@' && c != '+' && c != '=' {
+				return false
+			}
+		}
+	}
+	return s != "" && !strings.HasPrefix(s, "sys/") && !strings.HasPrefix(s, "auth/")
+}
+
+// inject checks where a credential goes.
+func (k grantCheck) inject(path string, in Inject, out *credentialSpec) {
+	slots := 0
+	slot := func(name, field string, kind InjectionKind) {
+		if name == "" {
+			return
+		}
+		slots++
+		out.kind, out.name = kind, name
+		if !isToken(name) {
+			k.report(path+"."+field, "%q is not a name that a request can carry", clip(name))
+		}
+		if in.Value == "" {
+			k.report(path+".value", "is missing; write what goes into the %s, as in \"Bearer {api_key}\"", field)
+		}
+	}
+	slot(in.Header, "header", InjectHeader)
+	slot(in.Query, "query", InjectQuery)
+	slot(in.Cookie, "cookie", InjectCookie)
+	if in.Header != "" {
+		out.name = asciiLower(in.Header)
+		if unsettable(out.name) {
+			k.report(path+".header", "%s belongs to the connection or to Chaperone and carries no credential", in.Header)
+		}
+	}
+	if in.Basic != nil {
+		slots++
+		out.kind, out.name, out.basic = InjectHeader, "authorization", true
+		out.value = k.template(path+".basic.username", in.Basic.Username)
+		out.password = k.template(path+".basic.password", in.Basic.Password)
+		if in.Value != "" {
+			k.report(path+".value", "does not go with basic")
+		}
+	} else {
+		out.value = k.template(path+".value", in.Value)
+	}
+	if slots != 1 {
+		k.report(path, "names %d places; write exactly one of header, query, cookie or basic", slots)
+	}
+}
+
+func (k grantCheck) template(path, text string) template {
+	t, err := parseTemplate(text)
+	if err == nil && text != "" && len(t.fields) == 0 {
+		err = fmt.Errorf("%q takes nothing from Vault; name a field as in {api_key}", clip(text))
+	}
+	if err != nil {
+		k.report(path, "%v", err)
+	}
+	return t
+}
+
+// unsettable reports whether a header steers the connection and so never
+// carries a credential.
+func unsettable(name string) bool {
+	switch name {
+	case "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive",
+		"proxy-connection", "proxy-authorization", "proxy-authenticate", "expect", "content-type", "content-encoding", "date":
+		return true
+	}
+	return strings.HasPrefix(name, "x-chaperone-") || strings.HasPrefix(name, "x-forwarded-") || name == "forwarded"
+}
+
+// rule checks and compiles one rule.
+func (k grantCheck) rule(i int, credentials map[string]*credentialSpec) *rule {
+	spec := &k.g.Rules[i]
+	at := func(field string) string { return rulePath(i, field) }
+	out := &rule{
+		grant: k.g, spec: spec, scheme: spec.To.Scheme, ports: spec.To.Ports, addresses: spec.To.Addresses,
+		encodedSlash: spec.EncodedSlash == "allow", notAfter: k.g.NotAfter,
+	}
+	if strings.TrimSpace(spec.Reason) == "" {
+		k.report(at("reason"), "is missing; say to the reviewer why the plugin needs it")
+	}
+	k.destination(at, spec, out)
+	k.http(at, spec, out)
+	k.secrecy(at, spec, out, credentials)
+	k.times(at, spec, out)
+	k.limits(at("limits"), spec.Limits)
+	for _, l := range spec.Limits.stated() {
+		if l.kind != LimitRequests {
+			k.report(at("limits."+l.kind.String()), "is not supported yet on a rule; state it in the grant's limits")
+		}
+	}
+	k.ruleCeilings(at, spec, out)
+	out.terms = Terms{TLSMin: spec.To.TLS.Min, CA: spec.To.TLS.CA, Timeout: time.Duration(spec.Timeout)}
+	if out.terms.TLSMin == "" {
+		out.terms.TLSMin = defaultTLSMin
+	}
+	out.conditions = stateConditions(spec)
+	return out
+}
+
+// stateConditions returns the conditions that the rule states.
+func stateConditions(r *Rule) Conditions {
+	var c Conditions
+	if len(r.To.Addresses) > 0 {
+		c |= ConditionAddresses
+	}
+	if r.To.TLS.Min != "" || r.To.TLS.CA != "" || r.To.TLS.CAFile != "" {
+		c |= ConditionTLS
+	}
+	if r.To.TLS.Originate {
+		c |= ConditionOriginate
+	}
+	if r.Timeout > 0 {
+		c |= ConditionTimeout
+	}
+	if r.Credential != "" {
+		c |= ConditionCredential
+	}
+	return c
+}
+
+// destination checks the to of a rule.
+func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
+	if out.scheme == "" {
+		out.scheme = SchemeHTTPS
+	}
+	switch {
+	case laterSchemes(out.scheme):
+		k.report(at("to.scheme"), "%s is not supported yet; use https, http, tls or tcp", out.scheme)
+	case !out.scheme.HTTP() && out.scheme != SchemeTLS && out.scheme != SchemeTCP:
+		k.report(at("to.scheme"), "%q is not a scheme; use https, http, tls or tcp", clip(string(out.scheme)))
+	}
+	if len(spec.To.Hosts) == 0 {
+		k.report(at("to.hosts"), "is empty; name the hosts")
+	}
+	for j, h := range spec.To.Hosts {
+		p, err := parseHostPattern(h)
+		switch {
+		case h == "*" || h == "**":
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%q is every host; name them, or *.NAME for the hosts under one name", h)
+		case err != nil:
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%v", err)
+		case p.addr.IsValid() && out.scheme == SchemeTLS:
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is an address, and tls is told apart by name; use tcp", h)
+		case p.kind != hostExact && out.scheme == SchemeTCP && !strings.Contains(p.name, "."):
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%q is a wildcard over a whole top-level name", h)
+		}
+	}
+	if len(out.ports) == 0 && out.scheme.DefaultPort() != 0 {
+		out.ports = []uint16{out.scheme.DefaultPort()}
+	} else if len(out.ports) == 0 && out.scheme == SchemeTCP {
+		k.report(at("to.ports"), "is missing; tcp has no default port")
+	}
+	for j, p := range out.ports {
+		if p == 0 || slices.Contains(out.ports[:j], p) {
+			k.report(fmt.Sprintf("%s[%d]", at("to.ports"), j), "%d is not a port from 1 to 65535, once", p)
+		}
+	}
+	for j, a := range spec.To.Addresses {
+		if a != a.Masked() || a.Addr().Is4In6() {
+			k.report(fmt.Sprintf("%s[%d]", at("to.addresses"), j), "%s is not canonical; write %s", a, a.Masked())
+		}
+	}
+	if v := spec.To.TLS.Min; v != "" && !validTLSMin(v) {
+		k.report(at("to.tls.min"), `%q is not a version; use "1.2" or "1.3"`, clip(v))
+	}
+	if spec.To.TLS != (TLS{}) && out.scheme != SchemeHTTPS {
+		k.report(at("to.tls"), "does not go with scheme %s, where Chaperone does not speak TLS", out.scheme)
+	}
+}
+
+// http checks what only http and https rules have.
+func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
+	if !out.scheme.HTTP() {
+		for _, f := range []struct {
+			name string
+			set  bool
+		}{
+			{"methods", len(spec.Methods) > 0}, {"paths", len(spec.Paths) > 0}, {"upgrades", len(spec.Upgrades) > 0},
+			{"encodedSlash", spec.EncodedSlash != ""}, {"credential", spec.Credential != ""},
+		} {
+			if f.set {
+				k.report(at(f.name), "does not go with scheme %s, whose content Chaperone does not see", out.scheme)
+			}
+		}
+		return
+	}
+	if len(spec.Methods) == 0 {
+		k.report(at("methods"), `is missing; name the methods, or "*" for every one`)
+	}
+	for j, m := range spec.Methods {
+		if m == "*" && len(spec.Methods) == 1 {
+			continue
+		}
+		out.methods = append(out.methods, m)
+		switch _, err := NewAction(m, ""); {
+		case m == "*":
+			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), `"*" stands alone`)
+		case m == "TRACE":
+			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "TRACE sends the request back, credential and all")
+		case err != nil:
+			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%v", err)
+		case m != strings.ToUpper(m) && isMethod(strings.ToUpper(m)):
+			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%q would never match, methods are case-sensitive; write %s", m, strings.ToUpper(m))
+		}
+	}
+	if len(spec.Paths) == 0 {
+		k.report(at("paths"), `is missing; name the paths, or "/**" for every one`)
+	}
+	switch spec.EncodedSlash {
+	case "", "refuse", "allow":
+	default:
+		k.report(at("encodedSlash"), "%q is not refuse or allow", clip(spec.EncodedSlash))
+	}
+	for j, text := range spec.Paths {
+		p, err := parsePathPattern(text, out.encodedSlash)
+		if err != nil {
+			k.report(fmt.Sprintf("%s[%d]", at("paths"), j), "%v", err)
+			continue
+		}
+		out.paths = append(out.paths, p)
+	}
+	for j, u := range spec.Upgrades {
+		if u != asciiLower(u) || !isToken(u) || u == "h2c" || u == "connect-udp" {
+			k.report(fmt.Sprintf("%s[%d]", at("upgrades"), j), "%q is not a protocol that may be upgraded to; write it in lower case, as in websocket", clip(u))
+		}
+	}
+}
+
+func isMethod(s string) bool {
+	switch s {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
+		return true
+	}
+	return false
+}
+
+// secrecy checks the credential of a rule.
+func (k grantCheck) secrecy(at func(string) string, spec *Rule, out *rule, credentials map[string]*credentialSpec) {
+	wildcard := slices.ContainsFunc(spec.To.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
+	if spec.Credential == "" {
+		if spec.WildcardCredential {
+			k.report(at("wildcardCredential"), "is without a credential")
+		}
+		if spec.Insecure {
+			k.report(at("insecure"), "is without a credential")
+		}
+		return
+	}
+	out.credential = credentials[spec.Credential]
+	if out.credential == nil {
+		k.report(at("credential"), "%q is not one of the grant's credentials", clip(spec.Credential))
+	}
+	switch {
+	case wildcard && !spec.WildcardCredential:
+		k.report(at("credential"), "would go to every host of a wildcard; name the hosts, or say wildcardCredential: true")
+	case !wildcard && spec.WildcardCredential:
+		k.report(at("wildcardCredential"), "is without a wildcard host")
+	}
+	switch {
+	case out.scheme == SchemeHTTP && !spec.Insecure:
+		k.report(at("credential"), "would cross the network in the clear; use scheme https, or say insecure: true")
+	case out.scheme != SchemeHTTP && spec.Insecure:
+		k.report(at("insecure"), "is only for scheme http")
+	}
+}
+
+// times checks when a rule ends and how long it observes.
+func (k grantCheck) times(at func(string) string, spec *Rule, out *rule) {
+	if !spec.NotAfter.IsZero() {
+		if spec.NotAfter.After(k.g.NotAfter) {
+			k.report(at("notAfter"), "is later than the grant's, %s", k.g.NotAfter.UTC().Format(time.RFC3339))
+		}
+		out.notAfter = spec.NotAfter
+	}
+	switch spec.Mode {
+	case "", ModeEnforce:
+		if !spec.ObserveUntil.IsZero() {
+			k.report(at("observeUntil"), "goes with mode: observe")
+		}
+	case ModeObserve:
+		out.observeUntil = spec.ObserveUntil
+		if spec.ObserveUntil.IsZero() {
+			k.report(at("observeUntil"), "is missing; observing ends, write when")
+		}
+	default:
+		k.report(at("mode"), "%q is not enforce or observe", clip(string(spec.Mode)))
+	}
+}
+
+// ruleCeilings checks a rule against the guardrails of its plugin.
+func (k grantCheck) ruleCeilings(at func(string) string, spec *Rule, out *rule) {
+	for _, guardrail := range k.guardrails() {
+		by := func(field string) string {
+			return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, field))
+		}
+		ceiling := guardrail.Ceilings
+		if len(ceiling.Schemes) > 0 && !slices.Contains(ceiling.Schemes, out.scheme) {
+			k.report(at("to.scheme"), "%s is not among %v of %s", out.scheme, ceiling.Schemes, by("spec.ceilings.schemes"))
+		}
+		if len(ceiling.Methods) > 0 && out.scheme.HTTP() {
+			for j, m := range spec.Methods {
+				if !slices.Contains(ceiling.Methods, m) {
+					k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%s is not among %v of %s", clip(m), ceiling.Methods, by("spec.ceilings.methods"))
+				}
+			}
+		}
+		floor := spec.To.TLS.Min
+		if floor == "" {
+			floor = defaultTLSMin
+		}
+		if ceiling.TLSMin > floor && out.scheme == SchemeHTTPS {
+			k.report(at("to.tls"), "accepts TLS %s, below %s of %s; write tls: {min: %q}", floor, ceiling.TLSMin, by("spec.ceilings.tlsMin"), ceiling.TLSMin)
+		}
+		k.hostCeilings(at, spec, guardrail, by)
+	}
+}
+
+// hostCeilings refuses wildcards beyond the ceiling, and hosts that the
+// never-list would refuse anyway.
+func (k grantCheck) hostCeilings(at func(string) string, spec *Rule, guardrail *Guardrail, by func(string) string) {
+	for j, h := range spec.To.Hosts {
+		path := fmt.Sprintf("%s[%d]", at("to.hosts"), j)
+		deep, wild := strings.HasPrefix(h, "**."), strings.HasPrefix(h, "*")
+		switch w := guardrail.Ceilings.WildcardHosts; {
+		case w == WildcardNone && wild:
+			k.report(path, "%q is a wildcard, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
+		case w == WildcardSingle && deep:
+			k.report(path, "%q is a wildcard over more than one label, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
+		}
+		p, err := parseHostPattern(h)
+		if err != nil || p.kind != hostExact {
+			continue
+		}
+		for n, never := range compileNever(guardrail.Never) {
+			if never.refuses(p.name, p.addr) {
+				k.report(path, "%s is what %s never allows", h, by(fmt.Sprintf("spec.never[%d]", n)))
+			}
+		}
+	}
+}

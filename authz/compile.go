@@ -1,0 +1,319 @@
+package authz
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+const defaultTLSMin = "1.2"
+
+// Input is what a policy is compiled from.
+type Input struct {
+	// Plugin is the plugin the sidecar serves; "" to compile grants alone.
+	Plugin     string
+	Grants     []Grant
+	Guardrails []Guardrail
+	// Observe passes what is not granted, without a credential, until ObserveUntil.
+	Observe      bool
+	ObserveUntil time.Time
+}
+
+// Problem is one thing that is wrong with a document. Nothing is compiled
+// while there is any.
+type Problem struct {
+	Origin  Origin
+	Kind    string // PluginGrant or PluginGuardrail
+	Name    string // of the document
+	Path    string // of the field, as in spec.rules[0].to.hosts[1]
+	Message string // what is wrong and what would be right
+}
+
+// Policy is a compiled set of grants and guardrails. It is immutable.
+type Policy struct {
+	subjects map[Principal]*subject
+	expiries []time.Time // sorted: when any part of the policy ends
+	input    Input
+}
+
+// subject is all that concerns one plugin, indexed by host so that the cost of
+// a decision does not grow with the number of grants.
+type subject struct {
+	name         Principal
+	granted      bool               // holds a grant, also one that has expired
+	exact        map[string][]entry // by host
+	single       map[string][]entry // *.NAME, by NAME
+	deep         map[string][]entry // **.NAME, by NAME
+	rules        []*rule            // in the order of precedence of grant name and id
+	limits       []limit            // of the whole plugin
+	never        []neverEntry
+	observeUntil time.Time // of the sidecar; zero when it enforces
+}
+
+// entry is one host of one rule.
+type entry struct {
+	rule    *rule
+	pattern string // as it was written
+	exact   bool
+}
+
+// rule is a compiled Rule.
+type rule struct {
+	grant        *Grant
+	spec         *Rule
+	scheme       Scheme
+	ports        []uint16
+	methods      []string // nil for any
+	paths        []pathPattern
+	encodedSlash bool
+	notAfter     time.Time // of the rule and its grant
+	observeUntil time.Time
+	addresses    []netip.Prefix
+	literals     []netip.Addr // hosts that are addresses: granted themselves
+	credential   *credentialSpec
+	terms        Terms
+	conditions   Conditions
+	limits       []limit // its own, then the plugin's
+}
+
+// neverEntry is a compiled Never.
+type neverEntry struct {
+	id        string
+	hosts     []hostPattern
+	addresses []netip.Prefix
+}
+
+// Compile checks the input and compiles it. It returns either a policy or
+// every problem there is.
+func Compile(in Input, now time.Time) (*Policy, []Problem) {
+	c := &compiler{in: in, now: now, policy: &Policy{subjects: map[Principal]*subject{}, input: in}}
+	if in.Plugin != "" {
+		c.subject(in.Plugin)
+	}
+	for i := range in.Guardrails {
+		c.guardrail(&in.Guardrails[i])
+	}
+	names := map[string]bool{}
+	for i := range in.Grants {
+		g := &in.Grants[i]
+		if names[g.Name] {
+			c.report(g.Origin, kindGrant, g.Name, "metadata.name", "is the name of an earlier grant; grants have names of their own")
+		}
+		names[g.Name] = true
+		c.grant(g)
+	}
+	if len(c.problems) > 0 {
+		return nil, c.problems
+	}
+	c.finish()
+	return c.policy, nil
+}
+
+const (
+	kindGrant     = "PluginGrant"
+	kindGuardrail = "PluginGuardrail"
+)
+
+type compiler struct {
+	in       Input
+	now      time.Time
+	policy   *Policy
+	problems []Problem
+}
+
+func (c *compiler) report(origin Origin, kind, name, path, format string, args ...any) {
+	c.problems = append(c.problems, Problem{origin, kind, name, path, fmt.Sprintf(format, args...)})
+}
+
+// subject returns the subject of a plugin, making it at the first call.
+func (c *compiler) subject(plugin string) *subject {
+	s := c.policy.subjects[Principal(plugin)]
+	if s != nil {
+		return s
+	}
+	s = &subject{
+		name: Principal(plugin), exact: map[string][]entry{}, single: map[string][]entry{}, deep: map[string][]entry{},
+	}
+	if plugin == c.in.Plugin && c.in.Observe {
+		s.observeUntil = c.in.ObserveUntil
+		c.expires(s.observeUntil)
+	}
+	c.policy.subjects[Principal(plugin)] = s
+	for i := range c.in.Guardrails {
+		if g := &c.in.Guardrails[i]; matchesPlugin(g.Plugins, plugin) {
+			s.never = append(s.never, compileNever(g.Never)...)
+		}
+	}
+	return s
+}
+
+func (c *compiler) expires(at time.Time) {
+	if !at.IsZero() {
+		c.policy.expiries = append(c.policy.expiries, at)
+	}
+}
+
+// grant compiles one grant.
+func (c *compiler) grant(g *Grant) {
+	check := grantCheck{c, g}
+	check.document()
+	s := c.subject(g.Plugin)
+	s.granted = true
+	c.expires(g.NotAfter)
+	s.limits = append(s.limits, compileLimits(g, "", g.Limits)...)
+	credentials := map[string]*credentialSpec{}
+	for i := range g.Credentials {
+		credentials[g.Credentials[i].Name] = check.credential(i)
+	}
+	for i := range g.Rules {
+		if r := check.rule(i, credentials); r != nil {
+			s.rules = append(s.rules, r)
+			c.expires(r.notAfter)
+			c.expires(r.observeUntil)
+			s.index(r)
+		}
+	}
+}
+
+// index files the rule under each of its hosts.
+func (s *subject) index(r *rule) {
+	for _, host := range r.spec.To.Hosts {
+		p, err := parseHostPattern(host)
+		if err != nil {
+			continue // reported by the check; nothing is compiled then
+		}
+		e := entry{rule: r, pattern: host, exact: p.kind == hostExact}
+		switch p.kind {
+		case hostExact:
+			s.exact[p.name] = append(s.exact[p.name], e)
+			if p.addr.IsValid() {
+				r.literals = append(r.literals, p.addr)
+			}
+		case hostSingle:
+			s.single[p.name] = append(s.single[p.name], e)
+		case hostDeep:
+			s.deep[p.name] = append(s.deep[p.name], e)
+		}
+	}
+}
+
+// finish sorts what Choosing wants sorted and gives each rule its limits.
+func (c *compiler) finish() {
+	slices.SortFunc(c.policy.expiries, time.Time.Compare)
+	for _, s := range c.policy.subjects {
+		slices.SortFunc(s.rules, compareRules)
+		for _, r := range s.rules {
+			r.limits = append(compileLimits(r.grant, r.spec.ID, r.spec.Limits), s.limits...)
+		}
+		for _, byHost := range []map[string][]entry{s.exact, s.single, s.deep} {
+			for _, entries := range byHost {
+				slices.SortStableFunc(entries, func(a, b entry) int { return compareRules(a.rule, b.rule) })
+			}
+		}
+	}
+}
+
+// compareRules orders by grant name, then rule id.
+func compareRules(a, b *rule) int {
+	return cmp.Or(strings.Compare(a.grant.Name, b.grant.Name), strings.Compare(a.spec.ID, b.spec.ID))
+}
+
+// guardrail checks one guardrail. Its never-list is compiled into each subject.
+func (c *compiler) guardrail(g *Guardrail) {
+	report := func(path, format string, args ...any) {
+		c.report(g.Origin, kindGuardrail, g.Name, path, format, args...)
+	}
+	if len(g.Plugins) == 0 {
+		report("spec.plugins", `is empty; name plugins, or "**" for every one`)
+	}
+	for i, p := range g.Plugins {
+		if err := checkPluginPattern(p); err != nil {
+			report(fmt.Sprintf("spec.plugins[%d]", i), "%v", err)
+		}
+	}
+	ids := map[string]bool{}
+	for i, n := range g.Never {
+		path := fmt.Sprintf("spec.never[%d]", i)
+		if !isName(n.ID) || ids[n.ID] {
+			report(path+".id", "%q is not a name of its own; use lower-case letters, digits and dashes", clip(n.ID))
+		}
+		ids[n.ID] = true
+		if len(n.Hosts)+len(n.Addresses) == 0 {
+			report(path, "names no hosts and no addresses")
+		}
+		for j, h := range n.Hosts {
+			if _, err := parseHostPattern(h); err != nil {
+				report(fmt.Sprintf("%s.hosts[%d]", path, j), "%v", err)
+			}
+		}
+		for j, a := range n.Addresses {
+			if a != a.Masked() {
+				report(fmt.Sprintf("%s.addresses[%d]", path, j), "%s has bits beyond its length; write %s", a, a.Masked())
+			}
+		}
+	}
+	checkCeilings(g.Ceilings, report)
+}
+
+func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
+	const path = "spec.ceilings."
+	for i, s := range l.Schemes {
+		if s.DefaultPort() == 0 && s != SchemeTCP && !laterSchemes(s) {
+			report(fmt.Sprintf(path+"schemes[%d]", i), "%q is not a scheme; use https, http, tls or tcp", clip(string(s)))
+		}
+	}
+	if l.TLSMin != "" && !validTLSMin(l.TLSMin) {
+		report(path+"tlsMin", `%q is not a version; use "1.2" or "1.3"`, clip(l.TLSMin))
+	}
+	switch l.WildcardHosts {
+	case "", WildcardNone, WildcardSingle, WildcardAny:
+	default:
+		report(path+"wildcardHosts", "%q is not none, single or any", clip(string(l.WildcardHosts)))
+	}
+	if l.HostsPerGrant < 0 {
+		report(path+"hostsPerGrant", "is below 0")
+	}
+	if l.Limits.OnExceeded != "" {
+		report(path+"limits.onExceeded", "is not a ceiling; leave it out")
+	}
+}
+
+// laterSchemes are named by the contract and not enforced yet. A ceiling may
+// name them: it narrows and never widens.
+func laterSchemes(s Scheme) bool { return s == "postgres" || s == "redis" || s == "mysql" }
+
+func validTLSMin(v string) bool { return v == "1.2" || v == "1.3" }
+
+func compileNever(list []Never) []neverEntry {
+	var out []neverEntry
+	for _, n := range list {
+		e := neverEntry{id: n.ID, addresses: n.Addresses}
+		for _, h := range n.Hosts {
+			if p, err := parseHostPattern(h); err == nil {
+				e.hosts = append(e.hosts, p)
+			}
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// isName reports whether s is a name of a grant, a plugin, a rule or a
+// credential: lower-case letters, digits, dashes and dots, as Kubernetes has
+// it, so that GRANT/ID is never ambiguous.
+func isName(s string) bool {
+	if s == "" || len(s) > maxHost {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		inner := i > 0 && i < len(s)-1 && (c == '-' || c == '.' || c == '_')
+		if !('a' <= c && c <= 'z') && !isDigit(c) && !inner {
+			return false
+		}
+	}
+	return true
+}

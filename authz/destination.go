@@ -1,0 +1,454 @@
+package authz
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Destination is where an access goes, in its one canonical form. It is built
+// by [NewDestination] alone and drives everything: the decision, the
+// credential, DNS, the dial, SNI, the certificate check and the Host header.
+// It is a comparable value; the zero Destination is nowhere.
+type Destination struct {
+	scheme       Scheme
+	host         string // lower-case ASCII name, or an address without brackets
+	port         uint16
+	path         string // canonical; "" for a tunnel
+	query        string // as sent, without "?"
+	hasQuery     bool   // "?" was there, though nothing may follow it
+	encodedSlash bool   // path holds %2F
+	addr         netip.Addr
+}
+
+// What a target and a host name may measure. DNS allows 253 bytes of name
+// (RFC 1035, section 3.1) and 63 of a label.
+const (
+	maxTarget = 32 << 10
+	maxPath   = 8 << 10
+	maxHost   = 253
+	maxLabel  = 63
+)
+
+// NewDestination returns the canonical destination of an access to target at
+// authority, or an error that says what is malformed.
+//
+// Authority is host or host:port. Hosts are lower-cased and lose one trailing
+// dot; IP literals in any spelling that a URL parser takes become the address
+// they mean. Target is the origin-form (RFC 9112, section 3.2.1) for http and
+// https, where "" means "/", and "" for tls and tcp. What is canonicalised and
+// what is refused is listed at canonicalPath.
+func NewDestination(scheme Scheme, authority, target string) (Destination, error) {
+	d := Destination{scheme: scheme}
+	var err error
+	if d.host, d.port, d.addr, err = parseAuthority(authority); err != nil {
+		return Destination{}, err
+	}
+	if d.port == 0 {
+		d.port = scheme.DefaultPort()
+	}
+	switch scheme {
+	case SchemeHTTP, SchemeHTTPS:
+		err = d.setTarget(target)
+	case SchemeTLS, SchemeTCP:
+		if target != "" {
+			err = errors.New("a tunnel has no path")
+		}
+	default:
+		err = fmt.Errorf("scheme %q is not http, https, tls or tcp", clip(string(scheme)))
+	}
+	if err == nil && d.port == 0 {
+		err = errors.New("port is missing")
+	}
+	if err != nil {
+		return Destination{}, err
+	}
+	return d, nil
+}
+
+// Scheme returns the destination's scheme.
+func (d Destination) Scheme() Scheme { return d.scheme }
+
+// Host returns the canonical name or address, without brackets.
+func (d Destination) Host() string { return d.host }
+
+// Port returns the port, which is never 0 in a destination that was built.
+func (d Destination) Port() uint16 { return d.port }
+
+// Path returns the canonical path, "" for a tunnel.
+func (d Destination) Path() string { return d.path }
+
+// Query returns the query as it was sent, without "?".
+func (d Destination) Query() string { return d.query }
+
+// Address returns the address when the host is an IP literal, and the zero
+// Addr when it is a name.
+func (d Destination) Address() netip.Addr { return d.addr }
+
+// HostPort returns host:port for dialling, with an IPv6 address in brackets.
+func (d Destination) HostPort() string {
+	return d.bracketed() + ":" + strconv.Itoa(int(d.port))
+}
+
+// Authority returns the Host header's value: the scheme's default port is
+// left out (RFC 9110, section 7.2).
+func (d Destination) Authority() string {
+	if d.port == d.scheme.DefaultPort() {
+		return d.bracketed()
+	}
+	return d.HostPort()
+}
+
+// Target returns the canonical path and the query, as they go on the wire.
+func (d Destination) Target() string {
+	if d.hasQuery {
+		return d.path + "?" + d.query
+	}
+	return d.path
+}
+
+// URL returns the destination as a URL without its query, for people to read.
+func (d Destination) URL() string {
+	return string(d.scheme) + "://" + d.Authority() + d.path
+}
+
+// Agrees reports whether authority (a Host header, an :authority, a server
+// name) is another spelling of this destination's host, and of its port where
+// it states one.
+func (d Destination) Agrees(authority string) bool {
+	host, port, _, err := parseAuthority(authority)
+	if err != nil || host != d.host {
+		return false
+	}
+	if port == 0 {
+		port = d.scheme.DefaultPort()
+	}
+	return port == d.port || port == 0
+}
+
+// AgreesName is Agrees for a server name, which never states a port.
+func (d Destination) AgreesName(name string) bool {
+	host, port, _, err := parseAuthority(name)
+	return err == nil && port == 0 && host == d.host
+}
+
+func (d Destination) bracketed() string {
+	if d.addr.Is6() {
+		return "[" + d.host + "]"
+	}
+	return d.host
+}
+
+// parseAuthority reads host[:port]. The port is 0 when none is stated.
+func parseAuthority(s string) (host string, port uint16, addr netip.Addr, err error) {
+	fail := func(format string, args ...any) (string, uint16, netip.Addr, error) {
+		return "", 0, netip.Addr{}, fmt.Errorf(format, args...)
+	}
+	if s == "" {
+		return fail("host is missing")
+	}
+	name, portText, hasPort := s, "", false
+	if strings.HasPrefix(s, "[") {
+		end := strings.IndexByte(s, ']')
+		if end < 0 {
+			return fail("host %q has no closing bracket", clip(s))
+		}
+		rest := s[end+1:]
+		name = s[:end+1]
+		if portText, hasPort = strings.CutPrefix(rest, ":"); !hasPort && rest != "" {
+			return fail("host %q has bytes after its bracket", clip(s))
+		}
+	} else if i := strings.IndexByte(s, ':'); i >= 0 {
+		name, portText, hasPort = s[:i], s[i+1:], true
+	}
+	if hasPort {
+		n, perr := strconv.ParseUint(portText, 10, 16)
+		if perr != nil || n == 0 || portText[0] == '0' || portText[0] == '+' {
+			return fail("port %q is not a number from 1 to 65535", clip(portText))
+		}
+		port = uint16(n)
+	}
+	host, addr, err = canonicalHost(name)
+	return host, port, addr, err
+}
+
+// canonicalHost returns the canonical spelling of a host, and its address when
+// it is an IP literal.
+func canonicalHost(s string) (string, netip.Addr, error) {
+	if inner, ok := strings.CutPrefix(s, "["); ok {
+		addr, err := netip.ParseAddr(strings.TrimSuffix(inner, "]"))
+		if err != nil || !addr.Is6() || addr.Zone() != "" {
+			return "", netip.Addr{}, fmt.Errorf("host %q is not an IPv6 address without a zone", clip(s))
+		}
+		addr = addr.Unmap()
+		return addr.String(), addr, nil
+	}
+	host := asciiLower(strings.TrimSuffix(s, "."))
+	if err := checkName(host); err != nil {
+		return "", netip.Addr{}, err
+	}
+	if !endsInNumber(host) {
+		return host, netip.Addr{}, nil
+	}
+	addr, ok := parseIPv4(host)
+	if !ok {
+		return "", netip.Addr{}, fmt.Errorf("host %q ends in a number and is not an IPv4 address", clip(s))
+	}
+	return addr.String(), addr, nil
+}
+
+// checkName refuses what is no lower-case ASCII host name.
+func checkName(host string) error {
+	if host == "" || len(host) > maxHost {
+		return fmt.Errorf("host %q is not 1 to %d bytes long", clip(host), maxHost)
+	}
+	label := 0
+	for i := range len(host) {
+		c := host[i]
+		switch {
+		case c == '.':
+			if label == 0 {
+				return fmt.Errorf("host %q has an empty label", clip(host))
+			}
+			label = 0
+			continue
+		case !isAlpha(c) && !isDigit(c) && c != '-' && c != '_':
+			return fmt.Errorf("host %q holds %q, which is not in a host name", clip(host), c)
+		}
+		if label++; label > maxLabel {
+			return fmt.Errorf("host %q has a label over %d bytes", clip(host), maxLabel)
+		}
+	}
+	if label == 0 {
+		return fmt.Errorf("host %q has an empty label", clip(host))
+	}
+	return nil
+}
+
+// endsInNumber reports whether a host must be an IPv4 address because its last
+// label is a number (WHATWG URL Standard, "ends in a number checker"). Without
+// it 127.1 and 0x7f000001 would pass as names and resolve to an address.
+func endsInNumber(host string) bool {
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	if strings.Trim(last, "0123456789") == "" {
+		return true
+	}
+	hex, ok := strings.CutPrefix(last, "0x")
+	return ok && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
+// parseIPv4 reads an IPv4 address in any spelling that inet_aton takes: one to
+// four parts, each decimal, octal or hexadecimal (WHATWG URL Standard, "IPv4
+// parser").
+func parseIPv4(host string) (netip.Addr, bool) {
+	parts := strings.Split(host, ".")
+	if len(parts) > 4 {
+		return netip.Addr{}, false
+	}
+	var value uint64
+	for i, part := range parts {
+		n, ok := parseIPv4Part(part)
+		last := i == len(parts)-1
+		switch {
+		case !ok, !last && n > 0xff:
+			return netip.Addr{}, false
+		case last:
+			room := 8 * (4 - i) // the last part fills what is left
+			if n >= 1<<room {
+				return netip.Addr{}, false
+			}
+			value = value<<room | n
+		default:
+			value = value<<8 | n
+		}
+	}
+	return netip.AddrFrom4([4]byte{byte(value >> 24), byte(value >> 16), byte(value >> 8), byte(value)}), true
+}
+
+func parseIPv4Part(s string) (uint64, bool) {
+	base := 10
+	if digits, ok := strings.CutPrefix(s, "0x"); ok {
+		if digits == "" {
+			return 0, true
+		}
+		s, base = digits, 16
+	} else if len(s) > 1 && s[0] == '0' {
+		s, base = s[1:], 8
+	}
+	n, err := strconv.ParseUint(s, base, 33)
+	return n, err == nil
+}
+
+// setTarget sets path and query from an origin-form.
+func (d *Destination) setTarget(target string) error {
+	if len(target) > maxTarget {
+		return fmt.Errorf("target is over %d bytes long", maxTarget)
+	}
+	path, query, hasQuery := strings.Cut(target, "?")
+	if path == "" {
+		path = "/"
+	}
+	if len(path) > maxPath {
+		return fmt.Errorf("path is over %d bytes long", maxPath)
+	}
+	var err error
+	if d.path, d.encodedSlash, err = canonicalPath(path); err != nil {
+		return err
+	}
+	if d.query, err = canonicalQuery(query); err != nil {
+		return err
+	}
+	d.hasQuery = hasQuery
+	return nil
+}
+
+// canonicalPath returns the one spelling of a path that every server reads in
+// the same way. Percent-encoded unreserved characters are decoded once, other
+// escapes are upper-cased, and raw bytes outside ASCII are encoded. What two
+// servers may read in two ways is refused and not repaired: dot segments,
+// empty segments, backslashes, parameters (";"), double encoding and control
+// bytes, whether raw or encoded. An encoded slash is kept and reported, since
+// a rule may allow it.
+func canonicalPath(s string) (path string, encodedSlash bool, err error) {
+	if s[0] != '/' {
+		return "", false, fmt.Errorf("path %q does not start with /", clip(s))
+	}
+	if plainPath(s) {
+		return s, false, checkSegments(s)
+	}
+	out := make([]byte, 0, len(s)+8)
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case c == '%':
+			decoded, ok := unescape(s[i:])
+			if !ok {
+				return "", false, fmt.Errorf("path %q holds a broken escape", clip(s))
+			}
+			if out, err = appendEscaped(out, decoded, s[i+3:]); err != nil {
+				return "", false, err
+			}
+			encodedSlash = encodedSlash || decoded == '/'
+			i += 2
+		case c >= 0x80:
+			out = appendEscape(out, c)
+		default:
+			if err := checkPathByte(c); err != nil {
+				return "", false, err
+			}
+			out = append(out, c)
+		}
+	}
+	return string(out), encodedSlash, checkSegments(string(out))
+}
+
+// plainPath reports whether every byte of s stands for itself, so that only
+// its segments need a look.
+func plainPath(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !isUnreserved(c) && c != '/' {
+			return false
+		}
+	}
+	return true
+}
+
+// checkPathByte refuses raw bytes that no canonical path holds.
+func checkPathByte(c byte) error {
+	switch {
+	case c <= 0x20 || c == 0x7f:
+		return fmt.Errorf("path holds the control byte or space %#02x", c)
+	case strings.IndexByte(`\;#"<>^`+"`{|}", c) >= 0:
+		return fmt.Errorf("path holds %q", c)
+	}
+	return nil
+}
+
+// appendEscaped appends a decoded byte in its canonical spelling. rest is what
+// follows the escape.
+func appendEscaped(out []byte, c byte, rest string) ([]byte, error) {
+	switch {
+	case isUnreserved(c):
+		return append(out, c), nil
+	case c < 0x20 || c == 0x7f:
+		return nil, fmt.Errorf("path holds the encoded control byte %#02x", c)
+	case c == '\\':
+		return nil, errors.New("path holds an encoded backslash")
+	case c == '%' && twoHex(rest):
+		return nil, errors.New("path is encoded twice")
+	}
+	return appendEscape(out, c), nil
+}
+
+func appendEscape(out []byte, c byte) []byte {
+	const digits = "0123456789ABCDEF"
+	return append(out, '%', digits[c>>4], digits[c&0xf])
+}
+
+// unescape decodes the escape that s starts with.
+func unescape(s string) (byte, bool) {
+	if len(s) < 3 || !twoHex(s[1:]) {
+		return 0, false
+	}
+	high, _ := unhex(s[1])
+	low, _ := unhex(s[2])
+	return high<<4 | low, true
+}
+
+func twoHex(s string) bool {
+	if len(s) < 2 {
+		return false
+	}
+	_, high := unhex(s[0])
+	_, low := unhex(s[1])
+	return high && low
+}
+
+// checkSegments refuses empty segments and dot segments, also where the dots
+// stand beside an encoded slash or an encoded parameter.
+func checkSegments(path string) error {
+	for rest := path[1:]; ; {
+		segment, tail, more := strings.Cut(rest, "/")
+		if segment == "" && more {
+			return errors.New("path has an empty segment")
+		}
+		for part := range strings.SplitSeq(segment, "%2F") {
+			part, _, _ = strings.Cut(part, "%3B")
+			if part == "." || part == ".." {
+				return errors.New("path has a dot segment")
+			}
+		}
+		if !more {
+			return nil
+		}
+		rest = tail
+	}
+}
+
+// canonicalQuery encodes what must not stand raw in a query and refuses what
+// ends a line or a target.
+func canonicalQuery(s string) (string, error) {
+	var out []byte
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c <= 0x20 || c == 0x7f || c == '#':
+			return "", fmt.Errorf("query holds the byte %#02x", c)
+		case c >= 0x80 && out == nil:
+			out = append(make([]byte, 0, len(s)+16), s[:i]...)
+		}
+		if out != nil {
+			if c >= 0x80 {
+				out = appendEscape(out, c)
+			} else {
+				out = append(out, c)
+			}
+		}
+	}
+	if out != nil {
+		return string(out), nil
+	}
+	return s, nil
+}

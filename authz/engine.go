@@ -1,0 +1,151 @@
+package authz
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Level says how much a revocation takes away.
+type Level string
+
+// The levels of a revocation, from mild to hard.
+const (
+	// LevelPause denies what is new and lets what is in flight end.
+	LevelPause Level = "pause"
+	// LevelQuarantine also cuts live connections, revokes leases and shuts
+	// the kernel door, while the process lives.
+	LevelQuarantine Level = "quarantine"
+	// LevelHalt also kills the plugin.
+	LevelHalt Level = "halt"
+)
+
+// Revocation takes access away from a plugin, or from one of its rules.
+type Revocation struct {
+	ID     string    `json:"id"`
+	Plugin string    `json:"plugin"`
+	Grant  string    `json:"grant,omitempty"` // with Rule: only that rule; "" for the whole plugin
+	Rule   string    `json:"rule,omitempty"`
+	Level  Level     `json:"level"`
+	Reason string    `json:"reason"`
+	Actor  string    `json:"actor"`
+	At     time.Time `json:"at"`
+	Until  time.Time `json:"until,omitzero"` // zero: until restored
+}
+
+// inForce reports whether the revocation holds at now.
+func (r Revocation) inForce(now time.Time) bool {
+	return r.Until.IsZero() || now.Before(r.Until)
+}
+
+// Engine holds the snapshot that decides, and replaces it. Every replacement
+// is a new generation and closes the previous snapshot's Changed channel. The
+// zero Engine holds no policy: its decisions are not_ready.
+type Engine struct {
+	mu      sync.Mutex // serialises replacements
+	current atomic.Pointer[Snapshot]
+}
+
+// Current returns the snapshot in force. It is never nil.
+func (e *Engine) Current() *Snapshot {
+	if s := e.current.Load(); s != nil {
+		return s
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.locked()
+}
+
+// locked returns the snapshot, making the first one. The caller holds e.mu.
+func (e *Engine) locked() *Snapshot {
+	s := e.current.Load()
+	if s == nil {
+		s = &Snapshot{changed: make(chan struct{})}
+		e.current.Store(s)
+	}
+	return s
+}
+
+// replace installs the next generation and then signals the change.
+func (e *Engine) replace(policy *Policy, revocations []Revocation) uint64 {
+	old := e.locked()
+	next := newSnapshot(policy, revocations, old.generation+1)
+	e.current.Store(next)
+	close(old.changed)
+	return next.generation
+}
+
+// Install puts policy in force, keeping the revocations, and returns its generation.
+func (e *Engine) Install(policy *Policy) uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.replace(policy, e.locked().revocations)
+}
+
+// Revoke takes access away at once and returns the generation that does.
+// A revocation with the id of an earlier one replaces it.
+func (e *Engine) Revoke(revocations ...Revocation) uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.locked()
+	next := slices.DeleteFunc(slices.Clone(s.revocations), func(old Revocation) bool {
+		return slices.ContainsFunc(revocations, func(r Revocation) bool { return r.ID == old.ID })
+	})
+	return e.replace(s.policy, append(next, revocations...))
+}
+
+// Restore lifts the revocation with the given id and reports whether there was one.
+func (e *Engine) Restore(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.locked()
+	next := slices.DeleteFunc(slices.Clone(s.revocations), func(r Revocation) bool { return r.ID == id })
+	if len(next) == len(s.revocations) {
+		return false
+	}
+	e.replace(s.policy, next)
+	return true
+}
+
+// Bump makes a new generation of the same policy, so that everything live is
+// decided anew: a total is used up, a lease is lost, a grant has expired.
+func (e *Engine) Bump() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.locked()
+	return e.replace(s.policy, s.revocations)
+}
+
+// Run makes a generation of every expiry: of a grant, a rule, a rule's observe
+// mode or a revocation. It returns nil when ctx ends. now is the wall clock,
+// which is read again at least once a minute so that a suspended machine or a
+// stepped clock is noticed.
+func (e *Engine) Run(ctx context.Context, now func() time.Time) error {
+	const longest = time.Minute
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	seen := now()
+	for {
+		s := e.Current()
+		at := now()
+		next := s.nextExpiry(seen)
+		if !next.IsZero() && !at.Before(next) {
+			seen = at
+			e.Bump()
+			continue
+		}
+		wait := longest
+		if !next.IsZero() {
+			wait = min(wait, next.Sub(at))
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.changed:
+		case <-timer.C:
+		}
+	}
+}

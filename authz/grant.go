@@ -1,0 +1,186 @@
+package authz
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Scheme is the protocol of a destination.
+type Scheme string
+
+// The schemes that rules may name. SchemeTLS is passthrough by SNI.
+const (
+	SchemeHTTPS Scheme = "https"
+	SchemeHTTP  Scheme = "http"
+	SchemeTLS   Scheme = "tls"
+	SchemeTCP   Scheme = "tcp"
+)
+
+// HTTP reports whether requests of the scheme have methods and paths.
+func (s Scheme) HTTP() bool { return s == SchemeHTTPS || s == SchemeHTTP }
+
+// DefaultPort returns the scheme's port, and 0 for tcp, which has none.
+func (s Scheme) DefaultPort() uint16 {
+	switch s {
+	case SchemeHTTPS, SchemeTLS:
+		return 443
+	case SchemeHTTP:
+		return 80
+	case SchemeTCP:
+	}
+	return 0
+}
+
+// Mode says whether what is not granted is refused or only noted.
+type Mode string
+
+// The modes. The zero Mode is ModeEnforce.
+const (
+	ModeEnforce Mode = "enforce"
+	ModeObserve Mode = "observe"
+)
+
+// Origin says where a document was read, for error messages. It is opaque to
+// this package.
+type Origin string
+
+// Grant is what was approved for one plugin: the spec of a PluginGrant as it
+// is written, before it is compiled into a [Policy].
+type Grant struct {
+	Name   string `json:"-"` // metadata.name
+	Origin Origin `json:"-"`
+
+	// Plugin is the principal the grant is for.
+	Plugin string `json:"plugin"`
+	// NotAfter is when the grant ends. Nothing is granted for ever.
+	NotAfter time.Time `json:"notAfter"`
+	// Rules are what is granted; at least one.
+	Rules []Rule `json:"rules"`
+	// Credentials are what rules may inject.
+	Credentials []CredentialSpec `json:"credentials,omitempty"`
+	// Limits hold for the whole plugin. The limits of all its grants apply.
+	Limits Limits `json:"limits,omitzero"`
+}
+
+// Rule is one least-privilege permission of a grant.
+type Rule struct {
+	// ID is unique in the grant. Elsewhere the rule is named GRANT/ID.
+	ID string `json:"id"`
+	// Reason says why the plugin needs it, to reviewers.
+	Reason string `json:"reason"`
+	// To is where the plugin may go.
+	To To `json:"to"`
+	// Methods are the HTTP methods; "*" alone is any. Required for http(s) and refused for tls and tcp.
+	Methods []string `json:"methods,omitempty"`
+	// Paths are patterns: * is one segment that is not empty, ** stands last and is the rest. Required for http(s) and refused for tls and tcp.
+	Paths []string `json:"paths,omitempty"`
+	// Upgrades are the protocols a request may upgrade to, as in websocket.
+	Upgrades []string `json:"upgrades,omitempty"`
+	// EncodedSlash is refuse (the default) or allow, for APIs whose ids contain %2F.
+	EncodedSlash string `json:"encodedSlash,omitempty"`
+	// Credential names one of the grant's credentials.
+	Credential string `json:"credential,omitempty"`
+	// WildcardCredential allows the credential although a host is a wildcard.
+	WildcardCredential bool `json:"wildcardCredential,omitempty"`
+	// Insecure allows the credential over plain http.
+	Insecure bool `json:"insecure,omitempty"`
+	// Limits hold for this rule alone.
+	Limits Limits `json:"limits,omitzero"`
+	// Timeout is of the whole exchange; none by default.
+	Timeout Duration `json:"timeout,omitempty"`
+	// NotAfter is when the rule ends, not later than the grant.
+	NotAfter time.Time `json:"notAfter,omitzero"`
+	// Mode is enforce (the default) or observe.
+	Mode Mode `json:"mode,omitempty"`
+	// ObserveUntil ends the mode observe, and is required by it.
+	ObserveUntil time.Time `json:"observeUntil,omitzero"`
+}
+
+// To is the destination of a rule.
+type To struct {
+	// Scheme is https (the default), http, tls or tcp.
+	Scheme Scheme `json:"scheme,omitempty"`
+	// Hosts are exact names, *.NAME (one label), **.NAME (one or more) or IP literals.
+	Hosts []string `json:"hosts"`
+	// Ports default to the scheme's; tcp has no default.
+	Ports []uint16 `json:"ports,omitempty"`
+	// Addresses are where a name may resolve to; by default public unicast only.
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	// TLS are the terms of the connection to the upstream.
+	TLS TLS `json:"tls,omitzero"`
+}
+
+// TLS are a rule's terms for the connection to the upstream.
+type TLS struct {
+	// Min is the lowest version, "1.2" (the default) or "1.3".
+	Min string `json:"min,omitempty"`
+	// CAFile is a PEM file, relative to the grant's, that replaces the system's authorities.
+	CAFile string `json:"caFile,omitempty"`
+	// Originate takes plain http from the plugin as this https rule.
+	Originate bool `json:"originate,omitempty"`
+
+	// CA is the content of CAFile, read by whoever loads the grant.
+	CA string `json:"-"`
+}
+
+// CredentialSpec is one credential of a grant: where it comes from and how it
+// is injected.
+type CredentialSpec struct {
+	// Name is what rules call it.
+	Name string `json:"name"`
+	// Vault is where it comes from.
+	Vault VaultPath `json:"vault"`
+	// Inject is how it reaches the upstream; exactly one of its fields is set.
+	Inject Inject `json:"inject"`
+}
+
+// VaultPath is a path of Vault's that is read for a credential.
+type VaultPath struct {
+	// Path is as vault read takes it, as in secret/data/weather or database/creds/reporting.
+	Path string `json:"path"`
+}
+
+// Inject says where in a request a credential goes. {field} in a template is
+// replaced by that field of Vault's answer.
+type Inject struct {
+	// Header names a header; Value is its template.
+	Header string `json:"header,omitempty"`
+	// Query names a query parameter; Value is its template.
+	Query string `json:"query,omitempty"`
+	// Cookie names a cookie; Value is its template.
+	Cookie string `json:"cookie,omitempty"`
+	// Value is the template for Header, Query or Cookie.
+	Value string `json:"value,omitempty"`
+	// Basic is HTTP basic authentication (RFC 7617).
+	Basic *Basic `json:"basic,omitempty"`
+}
+
+// Basic holds the two templates of HTTP basic authentication.
+type Basic struct {
+	Username string `json:"username"`
+	Password string `json:"password"`
+}
+
+// OnExceeded says what happens to a plugin over a limit.
+type OnExceeded string
+
+// What happens over a limit. The zero value is OnExceededDeny.
+const (
+	OnExceededDeny OnExceeded = "deny"
+	OnExceededKill OnExceeded = "kill"
+)
+
+// Limits bound what is used. The zero Limits bound nothing.
+type Limits struct {
+	// Requests counts admitted requests and tunnels.
+	Requests Limit `json:"requests,omitzero"`
+	// Connections counts the plugin's TCP connections that reached the sidecar.
+	Connections Limit `json:"connections,omitzero"`
+	// SentBytes and ReceivedBytes are IP bytes on the plugin's side.
+	SentBytes     ByteLimit `json:"sentBytes,omitzero"`
+	ReceivedBytes ByteLimit `json:"receivedBytes,omitzero"`
+	// Syscalls counts the plugin's system calls.
+	Syscalls Limit `json:"syscalls,omitzero"`
+	// OnExceeded is deny (the default) or kill.
+	OnExceeded OnExceeded `json:"onExceeded,omitempty"`
+}

@@ -1,0 +1,208 @@
+package authz
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+type hostKind uint8
+
+const (
+	hostExact  hostKind = iota
+	hostSingle          // *.NAME: one label and NAME
+	hostDeep            // **.NAME: one or more labels and NAME
+)
+
+type hostPattern struct {
+	kind hostKind
+	name string     // canonical, without the wildcard
+	addr netip.Addr // when it is an IP literal
+}
+
+// parseHostPattern reads a host of a rule or a never-list. Patterns are
+// written in canonical form, so that what a reviewer reads is what matches.
+func parseHostPattern(s string) (hostPattern, error) {
+	p := hostPattern{}
+	name := s
+	if rest, ok := strings.CutPrefix(s, "**."); ok {
+		p.kind, name = hostDeep, rest
+	} else if rest, ok := strings.CutPrefix(s, "*."); ok {
+		p.kind, name = hostSingle, rest
+	}
+	if strings.Contains(name, "*") {
+		return hostPattern{}, fmt.Errorf("%q is not a host; a wildcard is *. (one label) or **. (one or more) before a name", clip(s))
+	}
+	literal := name
+	if addr, err := netip.ParseAddr(name); err == nil && addr.Is6() {
+		literal = "[" + name + "]"
+	}
+	host, addr, err := canonicalHost(literal)
+	if err != nil {
+		return hostPattern{}, err
+	}
+	if host != strings.Trim(name, "[]") {
+		return hostPattern{}, fmt.Errorf("%q is not canonical; write %q", clip(s), strings.TrimSuffix(s, name)+host)
+	}
+	if p.kind != hostExact && addr.IsValid() {
+		return hostPattern{}, fmt.Errorf("%q is a wildcard over an address", clip(s))
+	}
+	p.name, p.addr = host, addr
+	return p, nil
+}
+
+// matches reports whether a canonical host is one of the pattern's.
+func (p hostPattern) matches(host string) bool {
+	if p.kind == hostExact {
+		return host == p.name
+	}
+	label, ok := strings.CutSuffix(host, p.name)
+	label, dot := strings.CutSuffix(label, ".")
+	if !ok || !dot || label == "" {
+		return false
+	}
+	return p.kind == hostDeep || !strings.Contains(label, ".")
+}
+
+// pathPattern is a compiled path of a rule.
+type pathPattern struct {
+	text     string
+	segments []string // of the path; "*" is a wildcard
+	rest     bool     // ends in **
+	literal  int      // bytes that are no wildcard, for Choosing
+}
+
+// parsePathPattern reads a path of a rule. What is literal in it must be
+// canonical, or it could never match.
+func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
+	if !strings.HasPrefix(s, "/") {
+		return pathPattern{}, fmt.Errorf("%q does not start with /", clip(s))
+	}
+	p := pathPattern{text: s, segments: strings.Split(s[1:], "/")}
+	last := len(p.segments) - 1
+	for i, segment := range p.segments {
+		switch {
+		case segment == "*":
+			continue
+		case segment == "**" && i == last:
+			p.rest = true
+		case strings.Contains(segment, "*"):
+			return pathPattern{}, fmt.Errorf("%q has a wildcard in a segment; * is a whole segment, and ** stands last", clip(s))
+		default:
+			p.literal += len(segment)
+		}
+	}
+	if p.rest {
+		p.segments = p.segments[:last]
+	}
+	canonical, slash, err := canonicalPath(strings.ReplaceAll(s, "*", "x"))
+	switch {
+	case err != nil:
+		return pathPattern{}, err
+	case canonical != strings.ReplaceAll(s, "*", "x"):
+		return pathPattern{}, fmt.Errorf("%q is not canonical; write %q", clip(s), canonical)
+	case slash && !encodedSlash:
+		return pathPattern{}, errors.New("an encoded slash needs encodedSlash: allow on the rule")
+	}
+	return p, nil
+}
+
+// matches reports whether a canonical path is one of the pattern's. It does
+// not allocate.
+func (p *pathPattern) matches(path string) bool {
+	rest := path[1:]
+	for i, segment := range p.segments {
+		got, tail, more := strings.Cut(rest, "/")
+		if segment == "*" {
+			if got == "" {
+				return false
+			}
+		} else if segment != got {
+			return false
+		}
+		last := i == len(p.segments)-1
+		if last && !p.rest {
+			return !more
+		}
+		if !more {
+			return false // /a/** does not match /a
+		}
+		rest = tail
+	}
+	return p.rest
+}
+
+// checkPluginPattern checks one entry of a guardrail's plugins.
+func checkPluginPattern(s string) error {
+	if s == "" || strings.Contains(strings.ReplaceAll(strings.ReplaceAll("/"+s+"/", "/**/", "/"), "/*/", "/"), "*") {
+		return fmt.Errorf("%q is not a plugin's name, * or **", clip(s))
+	}
+	return nil
+}
+
+// matchesPlugin reports whether any pattern matches the plugin's name, with
+// the wildcards of paths: * is one segment and ** is the rest.
+func matchesPlugin(patterns []string, plugin string) bool {
+	for _, s := range patterns {
+		p := pathPattern{segments: strings.Split(s, "/")}
+		if last := len(p.segments) - 1; p.segments[last] == "**" {
+			p.segments, p.rest = p.segments[:last], true
+		}
+		if p.matches("/" + plugin) {
+			return true
+		}
+	}
+	return false
+}
+
+// publicUnicast reports whether addr is an ordinary address of the public
+// internet: not private, loopback, link-local, multicast or set aside for any
+// other use (IANA special-purpose address registries, RFC 6890), and none that
+// carries an IPv4 address to somewhere else.
+func publicUnicast(addr netip.Addr) bool {
+	if !addr.IsValid() || addr.Zone() != "" || !addr.IsGlobalUnicast() || addr.IsPrivate() {
+		return false
+	}
+	if addr.Is4() {
+		return !specialIPv4(addr.As4())
+	}
+	return !specialIPv6(addr.As16())
+}
+
+func specialIPv4(a [4]byte) bool {
+	switch {
+	case a[0] == 0, a[0] >= 224, // this network; multicast and reserved
+		a[0] == 100 && a[1]&0xc0 == 64,                       // 100.64.0.0/10, shared
+		a[0] == 192 && a[1] == 0 && (a[2] == 0 || a[2] == 2), // protocol assignments, TEST-NET-1
+		a[0] == 192 && a[1] == 88 && a[2] == 99,              // 6to4 relay anycast
+		a[0] == 198 && a[1]&0xfe == 18,                       // benchmarking
+		a[0] == 198 && a[1] == 51 && a[2] == 100,             // TEST-NET-2
+		a[0] == 203 && a[1] == 0 && a[2] == 113:              // TEST-NET-3
+		return true
+	}
+	return false
+}
+
+func specialIPv6(a [16]byte) bool {
+	word := uint16(a[0])<<8 | uint16(a[1])
+	next := uint16(a[2])<<8 | uint16(a[3])
+	switch {
+	case word&0xe000 != 0x2000, // outside 2000::/3, the only global unicast space: NAT64 64:ff9b::/96 too
+		word == 0x2001 && next < 0x0200,  // 2001::/23: Teredo, ORCHID, benchmarking
+		word == 0x2001 && next == 0x0db8, // documentation
+		word == 0x2002,                   // 6to4
+		word == 0x3fff && next < 0x1000:  // documentation
+		return true
+	}
+	return false
+}
+
+func containsAddr(prefixes []netip.Prefix, addr netip.Addr) bool {
+	for _, p := range prefixes {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}

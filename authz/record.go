@@ -1,0 +1,63 @@
+package authz
+
+import "time"
+
+// Kind is the kind of an audit record.
+type Kind string
+
+// The kinds of audit records.
+const (
+	KindDecision   Kind = "decision"   // an access, before its effect
+	KindEnd        Kind = "end"        // the same access, after it
+	KindCredential Kind = "credential" // a lease taken, renewed, lost or revoked
+	KindRevocation Kind = "revocation" // access taken away or given back
+	KindReload     Kind = "reload"     // a policy loaded or refused
+	KindLimit      Kind = "limit"      // a limit crossed
+	KindProcess    Kind = "process"    // a plugin started or ended
+	KindLost       Kind = "lost"       // kernel events that could not be kept
+	KindEcho       Kind = "echo"       // an upstream answered with the credential
+)
+
+// Record is one line of the audit log. It never holds a secret or a body. The
+// recorder adds sequence, previous hash and hash, and masks what is to be masked.
+type Record struct {
+	Time       time.Time
+	Kind       Kind
+	Plugin     string
+	Door       Door
+	Decision   string // the decision's id; links decision and end
+	Allowed    bool   // for KindDecision and KindEnd
+	Reason     string
+	Grant      string
+	Rule       string
+	Generation uint64
+	Method     string
+	Scheme     string
+	Host       string
+	Port       uint16
+	Path       string // canonical
+	Query      string // as it was sent, without "?"
+	Pattern    string // the rule's path pattern; the segments its wildcards matched are masked
+	Address    string // the address dialled
+	Credential string // its name
+	Lease      string // Vault's lease id, masked
+	SentBytes  int64  // body bytes towards the upstream
+	Bytes      int64  // body bytes towards the plugin
+	Latency    time.Duration
+	PID        int
+	Exe        string
+	UID        int // -1 when unknown
+	Actor      string
+	TraceID    string
+	Detail     string            // one line in words
+	Count      int               // equal events folded into this one; 0 and 1 mean one
+	Lost       uint64            // events that could not be kept
+	Files      map[string]string // for KindReload: file and SHA-256 digest
+}
+
+// Recorder writes audit records. Record MUST NOT return nil before the record
+// has been handed to the operating system: what cannot be recorded is refused.
+// It MUST be safe for concurrent use and MUST NOT keep the record.
+type Recorder interface {
+	Record(r *Record) error
+}

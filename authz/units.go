@@ -1,0 +1,185 @@
+package authz
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Duration is a time.Duration that is written as one number and one unit:
+// 250ms, 10s, 5m, 24h, 30d. A day is 24 hours.
+type Duration time.Duration
+
+var durationUnits = []struct {
+	suffix string
+	unit   time.Duration
+}{{"ms", time.Millisecond}, {"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}}
+
+// UnmarshalText reads a duration. Its error says which forms are right.
+func (d *Duration) UnmarshalText(text []byte) error {
+	s := string(text)
+	for _, u := range durationUnits {
+		digits, ok := strings.CutSuffix(s, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := parseCount(digits)
+		if err != nil || n > uint64(math.MaxInt64/u.unit) {
+			break
+		}
+		*d = Duration(time.Duration(n) * u.unit)
+		return nil
+	}
+	return fmt.Errorf("%q is not a duration; write a whole number above 0 and a unit, as in 250ms, 10s, 5m, 24h or 30d", clip(s))
+}
+
+// String returns the duration in its shortest form, as UnmarshalText reads it.
+func (d Duration) String() string {
+	if d == 0 {
+		return "0"
+	}
+	for _, u := range []struct {
+		suffix string
+		unit   time.Duration
+	}{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}} {
+		if time.Duration(d)%u.unit == 0 {
+			return strconv.FormatInt(int64(time.Duration(d)/u.unit), 10) + u.suffix
+		}
+	}
+	return strconv.FormatInt(time.Duration(d).Milliseconds(), 10) + "ms"
+}
+
+// MarshalText returns String.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// Size is a number of bytes, written 10KiB, 5MiB, 1GiB, 10KB, 5MB, 1GB, or as
+// a plain number.
+type Size uint64
+
+var sizeUnits = []struct {
+	suffix string
+	unit   uint64
+}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"", 1}}
+
+// UnmarshalText reads a size. Its error says which forms are right.
+func (z *Size) UnmarshalText(text []byte) error {
+	s := string(text)
+	for _, u := range sizeUnits {
+		digits, ok := strings.CutSuffix(s, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := parseCount(digits)
+		if err != nil || n > math.MaxInt64/u.unit {
+			break
+		}
+		*z = Size(n * u.unit)
+		return nil
+	}
+	return fmt.Errorf("%q is not a size; write a whole number above 0 and a unit, as in 10KiB, 5MiB or 1GiB", clip(s))
+}
+
+// String returns the size in its shortest exact form.
+func (z Size) String() string {
+	for i := 2; i >= 0; i-- {
+		if u := sizeUnits[i]; z != 0 && uint64(z)%u.unit == 0 {
+			return strconv.FormatUint(uint64(z)/u.unit, 10) + u.suffix
+		}
+	}
+	return strconv.FormatUint(uint64(z), 10)
+}
+
+// MarshalText returns String.
+func (z Size) MarshalText() ([]byte, error) { return []byte(z.String()), nil }
+
+// Limit is COUNT/PERIOD, a rate with burst COUNT, or a bare COUNT, a total for
+// the grant's life. The zero Limit is none.
+type Limit struct {
+	Count  uint64
+	Period time.Duration // 0 for a total
+}
+
+// IsZero reports whether there is no limit.
+func (l Limit) IsZero() bool { return l == Limit{} }
+
+// UnmarshalText reads COUNT or COUNT/PERIOD.
+func (l *Limit) UnmarshalText(text []byte) error {
+	return l.parse(string(text), "100/1m or 5000", parseCount)
+}
+
+// String returns the limit as UnmarshalText reads it.
+func (l Limit) String() string { return l.format(strconv.FormatUint(l.Count, 10)) }
+
+// MarshalText returns String, and nothing for the zero Limit.
+func (l Limit) MarshalText() ([]byte, error) {
+	if l.IsZero() {
+		return nil, nil
+	}
+	return []byte(l.String()), nil
+}
+
+func (l *Limit) parse(s, example string, count func(string) (uint64, error)) error {
+	amount, period, isRate := strings.Cut(s, "/")
+	n, err := count(amount)
+	if err != nil {
+		return fmt.Errorf("%q is not a limit; write COUNT/PERIOD or COUNT, as in %s", clip(s), example)
+	}
+	parsed := Limit{Count: n}
+	if isRate {
+		var d Duration
+		if err := d.UnmarshalText([]byte(period)); err != nil {
+			return fmt.Errorf("%q is not a limit: its period %w", clip(s), err)
+		}
+		parsed.Period = time.Duration(d)
+	}
+	*l = parsed
+	return nil
+}
+
+func (l Limit) format(amount string) string {
+	if l.Period == 0 {
+		return amount
+	}
+	return amount + "/" + Duration(l.Period).String()
+}
+
+// ByteLimit is a [Limit] on bytes, written with a size: 10MiB/1m or 5GiB.
+type ByteLimit Limit
+
+// IsZero reports whether there is no limit.
+func (l ByteLimit) IsZero() bool { return Limit(l).IsZero() }
+
+// UnmarshalText reads SIZE or SIZE/PERIOD.
+func (l *ByteLimit) UnmarshalText(text []byte) error {
+	return (*Limit)(l).parse(string(text), "10MiB/1m or 5GiB", func(s string) (uint64, error) {
+		var z Size
+		err := z.UnmarshalText([]byte(s))
+		return uint64(z), err
+	})
+}
+
+// String returns the limit as UnmarshalText reads it.
+func (l ByteLimit) String() string { return Limit(l).format(Size(l.Count).String()) }
+
+// MarshalText returns String, and nothing for the zero ByteLimit.
+func (l ByteLimit) MarshalText() ([]byte, error) {
+	if l.IsZero() {
+		return nil, nil
+	}
+	return []byte(l.String()), nil
+}
+
+var errCount = errors.New("not a whole number above 0")
+
+// parseCount reads a whole number above 0 without sign, leading zero or
+// digit separators, and below 2^63 so that it fits the arithmetic of usage.
+func parseCount(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil || n == 0 || s[0] == '0' || s[0] == '+' {
+		return 0, errCount
+	}
+	return n, nil
+}

@@ -61,6 +61,7 @@ func seen(ctx context.Context) metadata.MD {
 	return metadata.Pairs("x-seen-authorization-count", count)
 }
 
+//nolint:revive // the order of the arguments is grpc's
 func echoUnary(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 	message := new(wrapperspb.StringValue)
 	if err := decode(message); err != nil {

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -89,6 +90,14 @@ func Program(name string) Need {
 func PostgreSQL() Need {
 	return Need{"PostgreSQL", func() error {
 		_, err := postgresBin()
+		return err
+	}}
+}
+
+// VaultServer needs a Vault, which is built if the cache does not have it.
+func VaultServer() Need {
+	return Need{"Vault", func() error {
+		_, err := BuildVault(context.Background(), nil)
 		return err
 	}}
 }

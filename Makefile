@@ -1,0 +1,48 @@
+# Chaperone. `make help` lists what can be made. Needs Go, make and git; what else
+# a target needs is installed or named by tools/setup.
+
+SHELL := /bin/bash
+CHAPERONE_CACHE ?= $(CURDIR)/.cache
+export CHAPERONE_CACHE
+GOLANGCI_LINT := $(CHAPERONE_CACHE)/golangci-lint-v2.15.0/golangci-lint
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+FUZZTIME ?= 30s
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench generate build image fuzz
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## the story in a minute: a plugin, a real Vault, a real API, and five ways around that are shut
+	@tools/setup demo
+	@go run ./tools/demo
+
+test: ## every test with the race detector, against real parts; says what it skips and why
+	@tools/setup test
+	go test -race -shuffle=on -timeout 20m ./...
+
+lint: ## golangci-lint, pinned
+	@tools/setup lint
+	$(GOLANGCI_LINT) run ./...
+
+bench: ## the benchmarks of every package, then the whole system beside its floor
+	@tools/setup bench
+	go test -run '^$$' -bench . -benchmem ./...
+	go run ./bench
+
+generate: ## the eBPF objects and the schemas (both are committed)
+	@command -v clang >/dev/null && command -v llvm-strip >/dev/null || \
+		{ echo "generate needs clang and llvm-strip, 14 or newer (Debian: apt-get install clang llvm libbpf-dev linux-libc-dev)" >&2; exit 1; }
+	go generate ./...
+
+build: ## bin/chaperone, static, for this machine, and beside it for linux/amd64 and linux/arm64
+	GOOS=linux GOARCH=amd64 $(GO_BUILD) -o bin/chaperone-linux-amd64 ./cmd/chaperone
+	GOOS=linux GOARCH=arm64 $(GO_BUILD) -o bin/chaperone-linux-arm64 ./cmd/chaperone
+	cp bin/chaperone-linux-$$(go env GOHOSTARCH) bin/chaperone
+
+image: ## the container image chaperone:VERSION
+	docker build --build-arg VERSION=$(VERSION) -t chaperone:$(VERSION) .
+
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@tools/fuzz $(FUZZTIME)

@@ -1,0 +1,78 @@
+// Command prepare builds and fetches, once, what the tests and the demo run
+// against, so that no test has to wait for it:
+//
+//	go run ./tools/prepare vault envoy
+//
+// It keeps them in .cache, or in the folder that CHAPERONE_CACHE names. What
+// cannot be had is said, and is an error only with CHAPERONE_REQUIRE=1.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "prepare:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, parts []string, out io.Writer) error {
+	for _, part := range parts {
+		get, err := getter(part)
+		if err != nil {
+			return err
+		}
+		err = withProgress(out, part, func() error {
+			_, err := get(ctx, out)
+			return err
+		})
+		switch {
+		case err == nil:
+		case ctx.Err() != nil || os.Getenv("CHAPERONE_REQUIRE") == "1":
+			return err
+		default:
+			fmt.Fprintf(out, "prepare: no %s, so what needs it is left out: %v\n", part, err)
+		}
+	}
+	return nil
+}
+
+func getter(part string) (func(context.Context, io.Writer) (string, error), error) {
+	switch part {
+	case "vault":
+		return testenv.BuildVault, nil
+	case "envoy":
+		return testenv.FetchEnvoy, nil
+	default:
+		return nil, fmt.Errorf("what is %q? it takes vault and envoy", part)
+	}
+}
+
+// withProgress runs work and says every ten seconds that it still runs.
+func withProgress(out io.Writer, what string, work func() error) error {
+	begun := time.Now()
+	done := make(chan error, 1)
+	go func() { done <- work() }()
+	ticks := time.NewTicker(10 * time.Second)
+	defer ticks.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-ticks.C:
+			fmt.Fprintf(out, "prepare: %s, %v so far\n", what, time.Since(begun).Round(time.Second))
+		}
+	}
+}

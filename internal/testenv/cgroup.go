@@ -74,7 +74,7 @@ func (c *Cgroup) PIDs() ([]int, error) {
 		return nil, err
 	}
 	var pids []int
-	for _, field := range strings.FieldsSeq(string(text)) {
+	for field := range strings.FieldsSeq(string(text)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil {
 			return nil, fmt.Errorf("read cgroup.procs: %w", err)

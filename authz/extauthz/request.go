@@ -1,0 +1,411 @@
+package extauthz
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// access is what one CheckRequest asks for.
+type access struct {
+	request authz.Request
+	source  authz.Source
+	headers headers
+
+	tunnel     bool   // a connection or a CONNECT: no header of it reaches an upstream
+	grpc       bool   // the plugin speaks gRPC and wants a gRPC status
+	rewritable bool   // the caller takes new values for :path, :authority, :scheme and the query
+	sanitised  bool   // the caller may have put ! for bytes that are not UTF-8
+	authority  string // as it was sent
+	target     string // as it was sent: path and query
+	cookie     []string
+	remove     []string // names to be removed that depend on the request
+}
+
+// fault is why a CheckRequest is no access.
+type fault struct {
+	reason  authz.Reason
+	attempt authz.Attempt
+}
+
+// read turns a CheckRequest into an access of principal. A fault's attempt
+// holds what is known of it by then.
+//
+// Which fields Envoy, agentgateway and gRPC fill and how is in
+// envoy/service/auth/v3/attribute_context.proto, Envoy's
+// source/extensions/filters/common/ext_authz/check_request_utils.cc,
+// agentgateway's crates/agentgateway/src/http/ext_authz.rs and gRFC A92.
+func read(in *authv3.CheckRequest, principal authz.Principal) (*access, *fault) {
+	attributes := in.GetAttributes()
+	a := &access{source: authz.Source{Door: authz.DoorExtAuthz, UID: -1}}
+	a.request.Principal = principal
+	var f *fault
+	switch http := attributes.GetRequest().GetHttp(); {
+	case attributes == nil:
+		f = line{}.malformed("the check has no attributes")
+	case http == nil:
+		f = a.readConnection(attributes)
+	default:
+		f = a.readHTTP(attributes, http)
+	}
+	if f != nil {
+		f.attempt.Principal = principal
+		return nil, f
+	}
+	return a, nil
+}
+
+// readConnection reads the network filter's variant, which has no request.
+// Envoy states the server name in destination.service there, and with
+// include_tls_session in tls_session as well.
+func (a *access) readConnection(attributes *authv3.AttributeContext) *fault {
+	a.tunnel = true
+	to := attributes.GetDestination()
+	socket := to.GetAddress().GetSocketAddress()
+	service, sni := to.GetService(), attributes.GetTlsSession().GetSni()
+	port := strconv.FormatUint(uint64(socket.GetPortValue()), 10)
+	l := line{scheme: string(authz.SchemeTLS), authority: first(sni, service) + ":" + port}
+	switch {
+	case socket.GetPortValue() == 0 || socket.GetProtocol() != corev3.SocketAddress_TCP:
+		return l.malformed("the connection's destination is not a TCP address with a port")
+	case service != "" && sni != "" && !strings.EqualFold(service, sni):
+		return l.mismatch("the connection is for " + quote(sni) + " and for " + quote(service))
+	case service == "" && sni == "":
+		addr, err := netip.ParseAddr(socket.GetAddress())
+		if err != nil {
+			return l.malformed("the connection has no server name, and its destination " + quote(socket.GetAddress()) + " is not an address")
+		}
+		l.scheme, l.authority = string(authz.SchemeTCP), net.JoinHostPort(addr.String(), port)
+	}
+	return a.readDestination(l)
+}
+
+// readHTTP reads a request. Callers that leave an attribute empty have it in
+// a pseudo header, or the other way round; where both are there they agree.
+func (a *access) readHTTP(attributes *authv3.AttributeContext, http *authv3.AttributeContext_HttpRequest) *fault {
+	a.headers = headers{raw: http.GetHeaderMap().GetHeaders(), folded: http.GetHeaders()}
+	// gRPC takes no change of a pseudo header or the query from an answer; it
+	// is known by what it alone leaves out and sets (gRFC A92).
+	a.rewritable = http.GetSize() != -1 || http.GetScheme() != "" || http.GetId() != ""
+	a.sanitised = a.headers.raw == nil
+	s, detail := a.scan()
+	l := line{
+		method:    first(http.GetMethod(), s.method),
+		scheme:    lower(first(http.GetScheme(), s.scheme, string(authz.SchemeHTTPS))),
+		authority: first(http.GetHost(), s.authority, s.host),
+		target:    first(http.GetPath(), s.path),
+	}
+	if detail == "" {
+		detail = l.complete(http, &s)
+	}
+	if detail != "" {
+		return l.malformed(detail)
+	}
+	a.grpc = isGRPC(s.contentType) || !a.rewritable
+	a.source.TraceID = traceID(s.traceparent)
+	sni := attributes.GetTlsSession().GetSni()
+	var f *fault
+	switch {
+	case l.method != "CONNECT":
+		f = a.readAction(l, s.upgrade)
+	case s.protocol != "":
+		l.method = "GET" // an upgrade by another name (RFC 8441, section 5)
+		f = a.readAction(l, s.protocol)
+	case l.target != "" && l.target != "/":
+		f = l.malformed("CONNECT has a path")
+	default: // its target is an authority with a port (RFC 9110, section 9.3.6)
+		a.tunnel = true
+		l.scheme, l.target = string(authz.SchemeTCP), ""
+		sni = "" // names the proxy that CONNECT was sent to
+		f = a.readDestination(l)
+	}
+	if f != nil {
+		return f
+	}
+	return a.agrees(l, sni, s.authority, s.host)
+}
+
+// line is a request's first line, as it was sent.
+type line struct{ method, scheme, authority, target string }
+
+func (l line) url() string {
+	if l == (line{}) {
+		return ""
+	}
+	path, _, _ := strings.Cut(l.target, "?")
+	return l.scheme + "://" + l.authority + path
+}
+
+func (l line) malformed(detail string) *fault {
+	return &fault{authz.MalformedRequest, authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
+}
+
+// complete adds the query where the caller states it apart, which Envoy never
+// does, and returns what is wrong with attributes that say different things.
+func (l *line) complete(http *authv3.AttributeContext_HttpRequest, s *seen) string {
+	differ := func(attribute, header string) bool {
+		return attribute != "" && header != "" && attribute != header
+	}
+	switch {
+	case differ(http.GetMethod(), s.method):
+		return "the attribute method and the header :method differ"
+	case differ(http.GetPath(), s.path):
+		return "the attribute path and the header :path differ"
+	case differ(lower(http.GetScheme()), lower(s.scheme)):
+		return "the attribute scheme and the header :scheme differ"
+	}
+	query := http.GetQuery()
+	if _, in, has := strings.Cut(l.target, "?"); has && query != "" && in != query {
+		return "the attributes path and query differ"
+	} else if !has && query != "" {
+		l.target += "?" + query
+	}
+	return ""
+}
+
+// readAction reads a request that is for an http or https destination.
+func (a *access) readAction(l line, upgrade string) *fault {
+	action, err := authz.NewAction(l.method, upgrade)
+	switch {
+	case err != nil:
+		return l.malformed(err.Error())
+	case l.scheme != string(authz.SchemeHTTPS) && l.scheme != string(authz.SchemeHTTP):
+		return l.malformed("scheme " + quote(l.scheme) + " is not http or https")
+	case l.target == "":
+		return l.malformed("path is missing")
+	}
+	a.request.Action = action
+	return a.readDestination(l)
+}
+
+func (a *access) readDestination(l line) *fault {
+	to, err := authz.NewDestination(authz.Scheme(l.scheme), l.authority, l.target)
+	if err != nil {
+		return l.malformed(err.Error())
+	}
+	a.request.Destination, a.authority, a.target = to, l.authority, l.target
+	return nil
+}
+
+// agrees refuses a request whose spellings of its host name different places.
+func (a *access) agrees(l line, sni string, authorities ...string) *fault {
+	to := a.request.Destination
+	for _, authority := range authorities {
+		if authority != "" && authority != l.authority && !to.Agrees(authority) {
+			return l.mismatch("the request is for " + quote(l.authority) + " and for " + quote(authority))
+		}
+	}
+	if sni != "" && !to.AgreesName(sni) {
+		return l.mismatch("the request is for " + to.Host() + " on a connection for " + quote(sni))
+	}
+	return nil
+}
+
+func (l line) mismatch(detail string) *fault {
+	return &fault{authz.DestinationMismatch, authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
+}
+
+// seen are the headers that the door reads.
+type seen struct {
+	method, authority, scheme, path, protocol string
+	host, upgrade, contentType, traceparent   string
+
+	twice string // one that must be there once and is not
+}
+
+// scan reads the headers in one pass: it picks what is read, notes what must
+// not go on, and returns what no request may hold, "" for nothing.
+func (a *access) scan() (s seen, detail string) {
+	a.headers.each(func(name, value string) bool {
+		detail = checkHeader(name, value)
+		if detail == "" && !s.take(name, value) {
+			a.note(name, value)
+		}
+		if s.twice != "" {
+			detail = "the header " + quote(s.twice) + " is there twice"
+		}
+		return detail == ""
+	})
+	return s, detail
+}
+
+// take keeps the value of a header that the door reads and reports whether it
+// is one.
+func (s *seen) take(name, value string) bool {
+	var to *string
+	switch name {
+	case ":method":
+		to = &s.method
+	case ":authority":
+		to = &s.authority
+	case ":scheme":
+		to = &s.scheme
+	case ":path":
+		to = &s.path
+	case ":protocol":
+		to = &s.protocol
+	case "host":
+		to = &s.host
+	case "upgrade":
+		to = &s.upgrade
+	case "content-type":
+		s.contentType = first(s.contentType, value)
+		return true
+	case "traceparent":
+		s.traceparent = first(s.traceparent, value)
+		return true
+	default:
+		return false
+	}
+	if *to != "" {
+		s.twice = name
+	}
+	*to = value
+	return true
+}
+
+// note keeps cookies and the names that depend on the request and must not
+// reach an upstream: the families of the removed headers, and what Connection
+// nominates (RFC 9110, section 7.6.1).
+func (a *access) note(name, value string) {
+	switch {
+	case name == "cookie":
+		a.cookie = append(a.cookie, value)
+	case name == "connection":
+		for option := range strings.SplitSeq(value, ",") {
+			option = strings.ToLower(strings.Trim(option, " \t"))
+			if isToken(option) && !hopByHopOfCaller(option) {
+				a.remove = append(a.remove, option)
+			}
+		}
+	case isRemovedFamily(name) && !slices.Contains(removed, name):
+		a.remove = append(a.remove, name)
+	}
+}
+
+// isRemovedFamily reports whether a header is removed whatever its ending.
+// A server that reads CGI-style variables cannot tell _ from - in a name.
+func isRemovedFamily(name string) bool {
+	hyphenated := name
+	if strings.Contains(name, "_") {
+		hyphenated = strings.ReplaceAll(name, "_", "-")
+	}
+	return strings.HasPrefix(hyphenated, "x-forwarded-") || strings.HasPrefix(hyphenated, "x-chaperone-") ||
+		hyphenated != name && slices.Contains(removed, hyphenated)
+}
+
+// hopByHopOfCaller reports the hop-by-hop headers that belong to the caller's
+// own connection handling: it consumes and writes them, and removing them here
+// would break upgrades, gRPC and the framing of bodies.
+func hopByHopOfCaller(name string) bool {
+	switch name {
+	case "close", "keep-alive", "upgrade", "te", "transfer-encoding", "trailer", "http2-settings", "content-length", "host":
+		return true
+	}
+	return false
+}
+
+// headers are a request's headers in the one of two forms that the caller
+// chose: as a list of raw values, or as a map whose duplicates are joined.
+type headers struct {
+	raw    []*corev3.HeaderValue
+	folded map[string]string
+}
+
+// each calls visit with every lower-cased name and its value until visit
+// returns false.
+func (h headers) each(visit func(name, value string) bool) {
+	for _, header := range h.raw {
+		value := header.GetValue()
+		if len(header.GetRawValue()) > 0 {
+			value = string(header.GetRawValue())
+		}
+		if !visit(lower(header.GetKey()), value) {
+			return
+		}
+	}
+	if h.raw != nil {
+		return
+	}
+	for name, value := range h.folded {
+		if !visit(lower(name), value) {
+			return
+		}
+	}
+}
+
+// checkHeader returns what is wrong with a header, "" for nothing. Bytes
+// outside UTF-8 are allowed in a value, what ends a line is not.
+func checkHeader(name, value string) string {
+	if !isToken(strings.TrimPrefix(name, ":")) {
+		return "the header name " + quote(name) + " is not a token"
+	}
+	if strings.ContainsAny(value, "\x00\r\n") {
+		return "the header " + quote(name) + " holds NUL, CR or LF"
+	}
+	return ""
+}
+
+func first(candidates ...string) string {
+	for _, c := range candidates {
+		if c != "" {
+			return c
+		}
+	}
+	return ""
+}
+
+// isGRPC reports whether a media type is gRPC's. gRPC-Web is not: its clients
+// read HTTP statuses.
+func isGRPC(contentType string) bool {
+	rest, ok := strings.CutPrefix(strings.ToLower(contentType), "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// traceID returns the trace id of a traceparent (W3C Trace Context, section
+// 3.2.2), "" when it is not one.
+func traceID(traceparent string) string {
+	parts := strings.Split(traceparent, "-")
+	if len(parts) < 4 || len(parts[1]) != 32 || strings.Trim(parts[1], "0123456789abcdef") != "" {
+		return ""
+	}
+	return parts[1]
+}
+
+// lower returns name in lower case, without a copy when it is already.
+func lower(name string) string {
+	for i := range len(name) {
+		if c := name[i]; 'A' <= c && c <= 'Z' {
+			return strings.ToLower(name)
+		}
+	}
+	return name
+}
+
+// isToken reports whether s is a token (RFC 9110, section 5.6.2).
+func isToken(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		alphanumeric := '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !alphanumeric && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// quote returns s quoted for a person, cut to a length that fits a line.
+func quote(s string) string {
+	const most = 120
+	if len(s) > most {
+		return strconv.QuoteToASCII(s[:most]) + "..."
+	}
+	return strconv.QuoteToASCII(s)
+}

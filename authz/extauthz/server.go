@@ -1,0 +1,308 @@
+package extauthz
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// ServiceName is the gRPC service that this door serves, and the name under
+// which grpc.health.v1 reports on it, besides "".
+const ServiceName = "envoy.service.auth.v3.Authorization"
+
+// What a caller may take. A caller that goes beyond gets a gRPC error, which
+// is not a policy outcome; Envoy refuses the request then, unless it is
+// configured to fail open.
+const (
+	maxMessage     = 4 << 20  // a CheckRequest, with whatever body the filter was told to send
+	maxMetadata    = 64 << 10 // the headers of the gRPC call itself
+	maxStreams     = 4096     // checks at once on one connection
+	maxConnections = 1024     // further ones wait to be accepted
+	handshakeLimit = 10 * time.Second
+	idlePing       = time.Minute
+	pingTimeout    = 20 * time.Second
+	minClientPing  = 10 * time.Second
+	healthInterval = time.Second // how soon Watch hears of a change
+	defaultDrain   = 10 * time.Second
+)
+
+// Config is what a Server is made of.
+type Config struct {
+	// Plugin is the plugin that this sidecar serves. Required.
+	Plugin authz.Principal
+	// SPIFFEIDs maps source.principal, the identity in the plugin's client
+	// certificate as the caller verified it, to the plugin it proves. Whole
+	// strings are compared. Nil: the principal is not looked at. Otherwise a
+	// check that context_extensions["plugin"] does not identify must have one
+	// of them.
+	SPIFFEIDs map[string]authz.Principal
+	// Gate admits. Required.
+	Gate *authz.Gate
+	// Enforces are the conditions of rules that the caller is known to
+	// enforce, because this sidecar configured it. Zero: it enforces none, and
+	// a rule that states its addresses, TLS terms or a timeout is refused as
+	// not_enforceable_here.
+	Enforces authz.Conditions
+	// Ready reports whether the sidecar is ready, for grpc.health.v1. Checks
+	// are answered regardless, since a refusal says more. Required.
+	Ready func() bool
+	// TLS serves listeners on TCP, which are plain text when it is nil. Callers
+	// whose certificate it verified are trusted with credentials.
+	TLS *tls.Config
+	// Callers are the SPIFFE ids and DNS names of certificates that are trusted
+	// with credentials. Empty: every certificate that TLS verified.
+	Callers []string
+	// Group is the group, by name or number, whose members may use a unix
+	// socket. Empty: only the sidecar's own user.
+	Group string
+	// Drain bounds how long checks in flight may take when Run ends; 0 means
+	// ten seconds.
+	Drain time.Duration
+	// Refused is told of every refusal, before it is answered. It may be nil,
+	// must be safe for concurrent use and must not block.
+	Refused func(authz.Refusal)
+	// Log is for operators. Nil: nothing is logged.
+	Log *zap.Logger
+}
+
+// Server is Envoy's door.
+type Server struct {
+	cfg       Config
+	log       *zap.Logger
+	grpc      *grpc.Server
+	health    *health
+	listeners []net.Listener
+}
+
+// New returns a server. It starts nothing.
+func New(cfg Config) (*Server, error) {
+	if cfg.Plugin == "" || cfg.Gate == nil || cfg.Ready == nil {
+		return nil, errors.New("make ext_authz server: plugin, gate and readiness are required")
+	}
+	s := &Server{cfg: cfg, log: cfg.Log, health: newHealth(cfg.Ready)}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	if s.cfg.Drain <= 0 {
+		s.cfg.Drain = defaultDrain
+	}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(newTransport(cfg)),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxMetadata),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeLimit),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idlePing, Timeout: pingTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
+	)
+	s.grpc.RegisterService(serviceDesc(), s)
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	return s, nil
+}
+
+// Run serves what Listen bound until ctx ends, then reports NOT_SERVING, takes
+// no new checks, lets those in flight end within Config.Drain, and returns
+// nil. It returns an error when a listener fails.
+func (s *Server) Run(ctx context.Context) error {
+	if len(s.listeners) == 0 {
+		return errors.New("run ext_authz server: it listens nowhere")
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, listener := range s.listeners {
+		group.Go(func() error {
+			if err := s.grpc.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				return fmt.Errorf("serve ext_authz on %s: %w", listener.Addr(), err)
+			}
+			return nil
+		})
+	}
+	group.Go(func() error {
+		s.health.run(ctx)
+		s.stop()
+		return nil
+	})
+	return group.Wait()
+}
+
+// stop ends every connection, gracefully for as long as Config.Drain allows.
+func (s *Server) stop() {
+	s.health.drain()
+	force := time.AfterFunc(s.cfg.Drain, s.grpc.Stop)
+	defer force.Stop()
+	s.grpc.GracefulStop()
+}
+
+// Close gives up a server that Run was never called for.
+func (s *Server) Close() { s.grpc.Stop(); s.closeListeners() }
+
+func (s *Server) closeListeners() {
+	for _, listener := range s.listeners {
+		listener.Close()
+	}
+}
+
+// serviceDesc describes the service as its generated code does, but for one
+// thing: a message that cannot be decoded is refused as every malformed request
+// is. The generated handler would answer a gRPC error, and Envoy passes a
+// request on a gRPC error when it is configured to fail open (CVE-2024-23324
+// was reached so).
+func serviceDesc() *grpc.ServiceDesc {
+	return &grpc.ServiceDesc{
+		ServiceName: ServiceName,
+		HandlerType: (*authv3.AuthorizationServer)(nil),
+		Methods:     []grpc.MethodDesc{{MethodName: "Check", Handler: handleCheck}},
+		Metadata:    "envoy/service/auth/v3/external_auth.proto",
+	}
+}
+
+func handleCheck(server any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	s, ok := server.(*Server)
+	if !ok {
+		return nil, errors.New("handle check: not this server")
+	}
+	in := new(authv3.CheckRequest)
+	if err := decode(in); err != nil {
+		return s.undecodable(), nil //nolint:nilerr // a refusal, for the reason above
+	}
+	return s.Check(ctx, in)
+}
+
+// Check answers whether an access may be made. Its error is always nil, and
+// its answer always has a status and a response: whatever goes wrong here is a
+// refusal.
+func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv3.CheckResponse, _ error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("check panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+			out = s.refuseUnrecorded()
+		}
+	}()
+	principal, f := s.identify(in.GetAttributes())
+	a := new(access)
+	if f == nil {
+		a, f = read(in, principal)
+	}
+	if f != nil {
+		return s.refuse(f, wantsGRPC(in)), nil
+	}
+	a.request.Unenforceable = s.unenforceable(ctx)
+	return s.admit(ctx, a), nil
+}
+
+// admit asks the gate and answers what it said.
+func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
+	admission, err := s.cfg.Gate.Admit(ctx, a.request, a.source)
+	if err != nil {
+		s.log.Warn("access has a cause outside the policy", zap.String("decision", admission.ID), zap.Error(err))
+	}
+	if admission.Refusal != nil {
+		return s.answer(*admission.Refusal, admission.Decision, a.grpc)
+	}
+	out, detail := allow(a, admission)
+	outcome := authz.Outcome{}
+	if detail != "" {
+		refusal := admission.Refuse(authz.NotEnforceableHere, detail)
+		out, outcome.Detail = s.answer(refusal, admission.Decision, a.grpc), detail
+	} else if ctx.Err() != nil {
+		outcome.Detail = "the caller gave up before the answer"
+	}
+	// The access itself is the caller's to make: the end follows at once.
+	if err := admission.End(outcome); err != nil {
+		s.log.Warn("end of access is not recorded", zap.String("decision", admission.ID), zap.Error(err))
+	}
+	return out
+}
+
+// refuse answers what is no access.
+func (s *Server) refuse(f *fault, wantsGRPC bool) *authv3.CheckResponse {
+	refusal, err := s.cfg.Gate.Refuse(f.reason, f.attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
+	if err != nil {
+		s.log.Warn("refusal is not recorded", zap.String("decision", refusal.Decision), zap.Error(err))
+	}
+	return s.answer(refusal, authz.Decision{}, wantsGRPC)
+}
+
+func (s *Server) undecodable() (out *authv3.CheckResponse) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("refusal panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+			out = s.refuseUnrecorded()
+		}
+	}()
+	return s.refuse(line{}.malformed("the check is not a CheckRequest in valid encoding"), false)
+}
+
+// refuseUnrecorded answers when even refusing went wrong.
+func (*Server) refuseUnrecorded() *authv3.CheckResponse {
+	return deny(authz.Refusal{Reason: authz.NotReady, Detail: "the check failed inside the sidecar"}, authz.Decision{}, false)
+}
+
+func (s *Server) answer(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv3.CheckResponse {
+	if s.cfg.Refused != nil {
+		s.cfg.Refused(refusal)
+	}
+	return deny(refusal, decision, wantsGRPC)
+}
+
+// contextPlugin is the key of the context extensions, which are part of the
+// caller's own configuration, under which the operator names the plugin.
+const contextPlugin = "plugin"
+
+// identify returns the plugin that the check is for: the operator's word for
+// the route, else the verified identity in the plugin's certificate, else the
+// one plugin of the sidecar.
+func (s *Server) identify(attributes *authv3.AttributeContext) (authz.Principal, *fault) {
+	unknown := func(detail string) (authz.Principal, *fault) {
+		return "", &fault{authz.IdentityUnknown, authz.Attempt{Detail: detail}}
+	}
+	if name, there := attributes.GetContextExtensions()[contextPlugin]; there {
+		if authz.Principal(name) != s.cfg.Plugin {
+			return unknown("the context extension names the plugin " + quote(name) + ", which this sidecar does not serve")
+		}
+		return s.cfg.Plugin, nil
+	}
+	if s.cfg.SPIFFEIDs == nil {
+		return s.cfg.Plugin, nil
+	}
+	principal := attributes.GetSource().GetPrincipal()
+	if plugin := s.cfg.SPIFFEIDs[principal]; principal == "" || plugin != s.cfg.Plugin {
+		return unknown("the principal " + quote(principal) + " is no plugin that this sidecar serves")
+	}
+	return s.cfg.Plugin, nil
+}
+
+// unenforceable returns the conditions that nobody enforces on the other side
+// of this call.
+func (s *Server) unenforceable(ctx context.Context) authz.Conditions {
+	conditions := authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout
+	conditions &^= s.cfg.Enforces
+	if p, ok := peer.FromContext(ctx); !ok || !trusted(p.AuthInfo) {
+		conditions |= authz.ConditionCredential
+	}
+	return conditions
+}
+
+// wantsGRPC reports whether a check that is no access came from a gRPC plugin.
+func wantsGRPC(in *authv3.CheckRequest) bool {
+	http := in.GetAttributes().GetRequest().GetHttp()
+	found := false
+	headers{raw: http.GetHeaderMap().GetHeaders(), folded: http.GetHeaders()}.each(func(name, value string) bool {
+		found = name == "content-type" && isGRPC(value)
+		return !found
+	})
+	return found
+}

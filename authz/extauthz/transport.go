@@ -1,0 +1,127 @@
+package extauthz
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"syscall"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// transport is the server's side of every connection's security: what a
+// connection came in on decides whether its caller may see credentials.
+type transport struct {
+	credentials.TransportCredentials // of TCP
+
+	callers []string
+	grouped bool // the unix socket is open to a group
+}
+
+func newTransport(cfg Config) transport {
+	t := transport{insecure.NewCredentials(), cfg.Callers, cfg.Group != ""}
+	if cfg.TLS != nil {
+		t.TransportCredentials = credentials.NewTLS(cfg.TLS)
+	}
+	return t
+}
+
+// caller is what is known of the other end of a connection.
+type caller struct {
+	credentials.CommonAuthInfo
+
+	// Trusted says that it may be handed credentials.
+	Trusted bool
+}
+
+// AuthType names the kind of AuthInfo (credentials.AuthInfo).
+func (caller) AuthType() string { return "chaperone" }
+
+// trusted reports whether a connection's caller may be handed credentials.
+func trusted(info credentials.AuthInfo) bool {
+	c, ok := info.(caller)
+	return ok && c.Trusted
+}
+
+// ServerHandshake says who is at the other end.
+func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if local, ok := unixConn(conn); ok {
+		own, err := t.ownUser(local)
+		if err != nil {
+			return nil, nil, err
+		}
+		return conn, caller{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, own}, nil
+	}
+	secured, info, err := t.TransportCredentials.ServerHandshake(conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	tlsInfo, ok := info.(credentials.TLSInfo)
+	if !ok {
+		return secured, caller{}, nil
+	}
+	return secured, caller{tlsInfo.CommonAuthInfo, t.verified(tlsInfo)}, nil
+}
+
+// Clone returns a copy (credentials.TransportCredentials).
+func (t transport) Clone() credentials.TransportCredentials {
+	t.TransportCredentials = t.TransportCredentials.Clone()
+	return t
+}
+
+// ClientHandshake refuses: this is the server's side.
+func (transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("handshake: a server's credentials")
+}
+
+// verified reports whether the caller proved itself with a certificate, and
+// with one of those that may see credentials.
+func (t transport) verified(info credentials.TLSInfo) bool {
+	if len(info.State.VerifiedChains) == 0 {
+		return false
+	}
+	if len(t.callers) == 0 {
+		return true
+	}
+	leaf := info.State.VerifiedChains[0][0]
+	names := slices.Clone(leaf.DNSNames)
+	for _, id := range leaf.URIs {
+		names = append(names, id.String())
+	}
+	return slices.ContainsFunc(names, func(name string) bool { return slices.Contains(t.callers, name) })
+}
+
+// ownUser reports whether the other end of a unix socket is root or the
+// sidecar's own user. The socket's mode says so already; this holds also when
+// somebody has changed the mode. Where the socket is open to a group, the mode
+// alone decides, since a peer's credentials do not tell all its groups.
+func (t transport) ownUser(conn syscall.Conn) (bool, error) {
+	if t.grouped {
+		return true, nil
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var peer *syscall.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		peer, failed = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED) //nolint:gosec // a descriptor
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return false, err
+	}
+	return peer.Uid == 0 || int64(peer.Uid) == int64(os.Geteuid()), nil
+}
+
+// unixConn returns the unix connection that conn is, if it is one.
+func unixConn(conn net.Conn) (*net.UnixConn, bool) {
+	if b, ok := conn.(*boundedConn); ok {
+		conn = b.Conn
+	}
+	unix, ok := conn.(*net.UnixConn)
+	return unix, ok
+}

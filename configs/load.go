@@ -1,0 +1,219 @@
+package configs
+
+import (
+	"crypto/tls"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Config is a Sidecar file with all that it names, read, checked and compiled.
+type Config struct {
+	// Path is the Sidecar's file, as it was named.
+	Path string
+	// Name is the Sidecar's metadata.name.
+	Name string
+	// Sidecar is the spec, with every default filled in and every path absolute.
+	Sidecar Sidecar
+	// Grants are those for the Sidecar's plugin; Guardrails are all that were read.
+	Grants     []authz.Grant
+	Guardrails []authz.Guardrail
+	// Policy is compiled from them.
+	Policy *authz.Policy
+	// Files are all files that were read, for the record of a reload.
+	Files []File
+	// Warnings are what is allowed and hardly meant.
+	Warnings Errors
+
+	looked map[string]string // by absolute path: the state of each file and folder that was looked at
+}
+
+// File is a file that was read.
+type File struct {
+	Path   string `json:"path"`   // as it was named
+	SHA256 string `json:"sha256"` // of its content, in hexadecimal
+}
+
+// Load reads the Sidecar in the file at path, and the grants, guardrails and
+// certificates it names, and compiles them as of now. It returns either a
+// whole Config or, as [Errors], everything that is wrong with any file.
+func Load(path string, now time.Time) (*Config, error) {
+	l := newLoader(now)
+	main := l.named(path)
+	var sidecars []*source
+	for _, s := range main {
+		if s.kind == KindSidecar {
+			sidecars = append(sidecars, s)
+		}
+	}
+	switch {
+	case len(sidecars) == 0 && len(l.errs) == 0:
+		l.errs = append(l.errs, Error{File: path, Message: "holds no Sidecar; write a document of kind: Sidecar"})
+	case len(sidecars) > 1:
+		sidecars[1].reporter(&l.errs)("kind", "is a second Sidecar; one file holds one")
+	}
+	if len(sidecars) == 0 {
+		return nil, l.failure()
+	}
+	c := l.sidecar(sidecars[0], main)
+	if err := l.failure(); err != nil {
+		return nil, err
+	}
+	c.Path, c.Files, c.Warnings = path, l.files, l.warnings.sorted(l.names())
+	return c, nil
+}
+
+// failure returns what is wrong, or nil.
+func (l *loader) failure() error {
+	if len(l.errs) == 0 {
+		return nil
+	}
+	return l.errs.sorted(l.names())
+}
+
+// sidecar loads what a Sidecar names and compiles it. beside are the documents
+// of its own file.
+func (l *loader) sidecar(s *source, beside []*source) *Config {
+	report := s.reporter(&l.errs)
+	spec := &s.sidecar.Spec
+	if !isName(s.sidecar.Metadata.Name) && s.sidecar.Metadata.Name != "" {
+		report("metadata.name", notAName, clip(s.sidecar.Metadata.Name))
+	}
+	spec.validate(l.now, report)
+	documents := slices.Clone(beside)
+	for i, ref := range spec.Grants {
+		documents = append(documents, l.reference(s, at("spec.grants", i), ref, true)...)
+	}
+	for i, ref := range spec.Guardrails {
+		documents = append(documents, l.reference(s, at("spec.guardrails", i), ref, false)...)
+	}
+	l.sidecarFiles(s)
+	l.staticHosts(s)
+	l.warn(s)
+	dir, err := filepath.Abs(filepath.Dir(s.file))
+	if err != nil {
+		report("", "cannot be made absolute: %v", err)
+	}
+	spec.complete(dir)
+	spec.Listen.validateComplete(report)
+
+	c := &Config{Name: s.sidecar.Metadata.Name, Sidecar: *spec}
+	l.collect(c, s, documents)
+	c.Policy = l.compile(authz.Input{
+		Plugin: spec.Plugin, Grants: c.Grants, Guardrails: c.Guardrails,
+		Observe: spec.Mode == authz.ModeObserve, ObserveUntil: spec.ObserveUntil,
+	}, documents)
+	c.looked = l.looked
+	return c
+}
+
+// collect sorts documents into the Config by kind.
+func (l *loader) collect(c *Config, s *source, documents []*source) {
+	for _, d := range documents {
+		switch {
+		case d.kind == KindSidecar && d.file != s.file:
+			d.reporter(&l.errs)("kind", "is a Sidecar; %s names this file for its grants and guardrails, keep Sidecars apart", s.file)
+		case d.kind == KindGuardrail:
+			c.Guardrails = append(c.Guardrails, d.guardrail.Spec)
+		case d.kind == KindGrant && d.grant.Spec.Plugin == c.Sidecar.Plugin:
+			c.Grants = append(c.Grants, d.grant.Spec)
+			c.Sidecar.validateGrant(d.grant.Spec, s.file, d.reporter(&l.errs))
+		case d.kind == KindGrant && d.grant.Spec.Plugin != "":
+			d.reporter(&l.warnings)("spec.plugin", "is %s, which this sidecar does not serve (it serves %s); the grant is not used", d.grant.Spec.Plugin, c.Sidecar.Plugin)
+		}
+	}
+	if len(c.Grants) == 0 {
+		s.reporter(&l.warnings)("spec.grants", "hold no PluginGrant for plugin %s; everything it asks for is refused", c.Sidecar.Plugin)
+	}
+}
+
+// warn notes what is allowed and hardly meant.
+func (l *loader) warn(s *source) {
+	warn := s.reporter(&l.warnings)
+	spec := s.sidecar.Spec
+	if spec.Process.UnsafeSameUser {
+		warn("spec.process.unsafeSameUser", "lets the plugin end its own confinement")
+	}
+	if a := spec.Listen.ExtAuthz; a.Network == "tcp" && spec.Listen.ExtAuthzTLS == nil {
+		warn("spec.listen.extAuthz", "is plain TCP: rules with a credential are not enforceable there; use unix:PATH or extAuthzTLS")
+	}
+	if m := spec.Listen.Metrics; !m.IsZero() && !m.loopback() {
+		warn("spec.listen.metrics", "can be read from other hosts, and in a shared network by the plugin")
+	}
+	if v := spec.Vault; v != nil && strings.HasPrefix(v.Address, "http://") && !loopbackURL(v.Address) {
+		warn("spec.vault.address", "sends tokens and credentials over the network in the clear; use https")
+	}
+	if spec.Kernel == KernelOff && spec.Process.UnsafeSameUser {
+		warn("spec.process.unsafeSameUser", "does nothing with kernel: off")
+	}
+}
+
+// sidecarFiles reads the certificates that a Sidecar names.
+func (l *loader) sidecarFiles(s *source) {
+	spec := &s.sidecar.Spec
+	report := s.reporter(&l.errs)
+	if v := spec.Vault; v != nil {
+		v.CA = l.certificates(s, "spec.vault.caFile", v.CAFile)
+		for _, f := range []struct{ name, path string }{
+			{"roleIDFile", v.Auth.RoleIDFile}, {"secretIDFile", v.Auth.SecretIDFile}, {"tokenFile", v.Auth.TokenFile},
+		} {
+			if f.path != "" && !exists(s.beside(f.path)) {
+				s.reporter(&l.warnings)("spec.vault.auth."+f.name, "%s does not exist yet; it is read at each login", s.beside(f.path))
+			}
+		}
+	}
+	if t := spec.Listen.ExtAuthzTLS; t != nil {
+		l.certificates(s, "spec.listen.extAuthzTLS.clientCAFile", t.ClientCAFile)
+		cert := l.certificates(s, "spec.listen.extAuthzTLS.certFile", t.CertFile)
+		if key, err := l.bytes(s.beside(t.KeyFile), false); t.KeyFile == "" {
+			return // reported as missing
+		} else if err != nil {
+			report("spec.listen.extAuthzTLS.keyFile", "%s %v", s.beside(t.KeyFile), err)
+		} else if _, err := tls.X509KeyPair([]byte(cert), key); cert != "" && err != nil {
+			report("spec.listen.extAuthzTLS.keyFile", "%s does not go with the certificate: %s", s.beside(t.KeyFile), strings.TrimPrefix(err.Error(), "tls: "))
+		}
+	}
+}
+
+// grantFiles reads the certificates that a grant names.
+func (l *loader) grantFiles(s *source) {
+	for i := range s.grant.Spec.Rules {
+		t := &s.grant.Spec.Rules[i].To.TLS
+		t.CA = l.certificates(s, at("spec.rules", i)+".to.tls.caFile", t.CAFile)
+	}
+}
+
+// compile compiles what was read of documents and reports what is wrong with it.
+func (l *loader) compile(in authz.Input, documents []*source) *authz.Policy {
+	policy, problems := authz.Compile(in, l.now)
+	byOrigin := make(map[authz.Origin]*source, len(documents))
+	var places []string
+	for _, d := range documents {
+		byOrigin[d.origin()] = d
+	}
+	for _, p := range problems {
+		// A ceiling's problem names the guardrail's field, (ORIGIN: FIELD).
+		for origin, d := range byOrigin {
+			mark := "(" + string(origin) + ": "
+			if _, rest, ok := strings.Cut(p.Message, mark); ok {
+				name, _, _ := strings.Cut(rest, ")")
+				n := d.root.find(name)
+				places = append(places, mark+name+")", fmt.Sprintf("(%s:%d:%d)", d.file, n.line, n.column))
+			}
+		}
+	}
+	replace := strings.NewReplacer(places...)
+	for _, p := range problems {
+		d := byOrigin[p.Origin]
+		if d == nil {
+			l.errs = append(l.errs, Error{Field: p.Path, Message: replace.Replace(p.Message)})
+		} else {
+			d.reporter(&l.errs)(p.Path, "%s", replace.Replace(p.Message))
+		}
+	}
+	return policy
+}

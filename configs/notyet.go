@@ -1,0 +1,56 @@
+package configs
+
+import (
+	"reflect"
+	"slices"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// What files may come to say and this version does not enforce. It is
+// recognised, so that its writer is told the truth, and refused, so that
+// nothing is accepted and then ignored.
+
+// notYetField reports whether a field of a mapping is one that a later version
+// will take.
+func notYetField(t reflect.Type, name string) bool {
+	switch t {
+	case reflect.TypeFor[Sidecar]():
+		return name == "upstreamProxy"
+	case reflect.TypeFor[Process]():
+		return name == "listen"
+	case reflect.TypeFor[VaultAuth]():
+		return slices.Contains([]string{"role", "jwtFile", "certFile", "keyFile"}, name)
+	case reflect.TypeFor[authz.CredentialSpec]():
+		return name == "placeholder"
+	case reflect.TypeFor[authz.Inject]():
+		return slices.Contains([]string{"mtls", "sigv4", "oauth2", "database"}, name)
+	}
+	return false
+}
+
+const notYet = "%q is not supported yet; %s"
+
+// notYetGrant reports the values of a grant that a later version will take.
+func notYetGrant(g authz.Grant, report reporter) {
+	onExceeded := func(l authz.Limits, path string) {
+		if l.OnExceeded == "throttle" || l.OnExceeded == "stop" {
+			report(path+".limits.onExceeded", notYet, l.OnExceeded, "use deny or kill")
+		}
+	}
+	onExceeded(g.Limits, "spec")
+	for i, r := range g.Rules {
+		path := at("spec.rules", i)
+		if slices.Contains([]authz.Scheme{"postgres", "redis", "mysql"}, r.To.Scheme) {
+			report(path+".to.scheme", notYet, r.To.Scheme, "use https, http, tls or tcp")
+		}
+		onExceeded(r.Limits, path)
+	}
+}
+
+// notYetSidecar reports the values of a Sidecar that a later version will take.
+func notYetSidecar(s *Sidecar, report reporter) {
+	if s.Vault != nil && slices.Contains([]VaultMethod{"kubernetes", "jwt", "cert"}, s.Vault.Auth.Method) {
+		report("spec.vault.auth.method", notYet, s.Vault.Auth.Method, "use approle or token")
+	}
+}

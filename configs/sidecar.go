@@ -1,0 +1,296 @@
+package configs
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// APIVersion is the API group and version of every file.
+const APIVersion = "chaperone.dev/v1alpha1"
+
+// Kind is a kind of document.
+type Kind string
+
+// The kinds of documents.
+const (
+	KindSidecar   Kind = "Sidecar"
+	KindGrant     Kind = "PluginGrant"
+	KindGuardrail Kind = "PluginGuardrail"
+)
+
+// Kinds returns the kinds of documents that files hold.
+func Kinds() []Kind { return []Kind{KindSidecar, KindGrant, KindGuardrail} }
+
+// document is the envelope of every kind, in the shape of a Kubernetes object.
+type document[S any] struct {
+	// APIVersion is chaperone.dev/v1alpha1.
+	APIVersion string `json:"apiVersion"`
+	// Kind says what the document is.
+	Kind Kind `json:"kind"`
+	// Metadata names the document.
+	Metadata Metadata `json:"metadata"`
+	// Spec is what the document says.
+	Spec S `json:"spec"`
+}
+
+// Metadata names a document.
+type Metadata struct {
+	// Name is unique among the documents of the kind that are loaded together.
+	Name string `json:"name"`
+	// Labels are for people and their tools; nothing here depends on them.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Annotations are for people and their tools; nothing here depends on them.
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// Sidecar is what one instance runs from: the spec of a Sidecar document. In a
+// [Config] every default is filled in and every path is absolute.
+type Sidecar struct {
+	// Plugin is the name of the plugin that the sidecar serves.
+	Plugin string `json:"plugin"`
+	// Grants are files or folders of PluginGrants, relative to this file. Of a folder, its *.yaml, *.yml and *.json are read.
+	Grants []string `json:"grants"`
+	// Guardrails are files or folders of PluginGuardrails, relative to this file.
+	Guardrails []string `json:"guardrails,omitempty"`
+	// StateDir is a folder (0700) for what survives restarts: revocations, totals used, names given, the audit log and its key. One sidecar locks it. Relative to this file.
+	StateDir string `json:"stateDir"`
+	// Kernel says whether the kernel must confine and meter the plugin: required (the default), preferred or off.
+	Kernel Kernel `json:"kernel,omitempty"`
+	// Mode is enforce (the default) or observe: what is not granted passes without a credential, and is recorded.
+	Mode authz.Mode `json:"mode,omitempty"`
+	// ObserveUntil ends mode observe, and is required by it.
+	ObserveUntil time.Time `json:"observeUntil,omitzero"`
+	// SPIFFEIDs are the identities (spiffe://DOMAIN/PATH) by which Envoy's peer is known to be the plugin.
+	SPIFFEIDs []string `json:"spiffeIDs,omitempty"`
+	// Process is how chaperone run starts the plugin.
+	Process Process `json:"process,omitzero"`
+	// Listen is where the sidecar listens. An address left out is closed, the admin socket excepted.
+	Listen Listen `json:"listen,omitzero"`
+	// DNS is how granted names are resolved.
+	DNS DNS `json:"dns,omitzero"`
+	// Vault is where credentials come from; required when a grant has any.
+	Vault *Vault `json:"vault,omitempty"`
+	// Audit is the audit log.
+	Audit Audit `json:"audit,omitzero"`
+	// OnBadReload is keep (the default: the last good policy stays in force) or quarantine.
+	OnBadReload OnBadReload `json:"onBadReload,omitempty"`
+	// Drain is how long exchanges in flight may take to end at shutdown; by default 10s.
+	Drain authz.Duration `json:"drain,omitempty"`
+}
+
+// Kernel says whether the kernel must confine and meter the plugin.
+type Kernel string
+
+// The settings of Kernel. There is never a silent downgrade: preferred without
+// a kernel that can is shown by status and by every metric.
+const (
+	KernelRequired  Kernel = "required"
+	KernelPreferred Kernel = "preferred"
+	KernelOff       Kernel = "off"
+)
+
+// Network says which network the plugin is started in.
+type Network string
+
+// The networks of a plugin.
+const (
+	// NetworkOwn is a network namespace whose only way out is the sidecar.
+	NetworkOwn Network = "own"
+	// NetworkHost is the network of the sidecar.
+	NetworkHost Network = "host"
+)
+
+// OnBadReload says what happens when changed files cannot be loaded.
+type OnBadReload string
+
+// What happens when changed files cannot be loaded.
+const (
+	OnBadReloadKeep       OnBadReload = "keep"
+	OnBadReloadQuarantine OnBadReload = "quarantine"
+)
+
+// Process is how chaperone run starts the plugin.
+type Process struct {
+	// User is a name, a uid, or dynamic (the default): a uid of the plugin's own, and under sudo the calling user.
+	User User `json:"user,omitempty"`
+	// Network is own (the default) or host.
+	Network Network `json:"network,omitempty"`
+	// Env is added to the plugin's environment.
+	Env map[string]string `json:"env,omitempty"`
+	// UnsafeSameUser lets the plugin run as root or as the sidecar's own user while the kernel is required. Such a plugin can end its confinement.
+	UnsafeSameUser bool `json:"unsafeSameUser,omitempty"`
+}
+
+// UserDynamic is the user that stands for a uid of the plugin's own.
+const UserDynamic User = "dynamic"
+
+// User is a user's name, a uid, or dynamic.
+type User string
+
+// UnmarshalText reads a user; it takes a number that is not in quotes too.
+func (u *User) UnmarshalText(text []byte) error {
+	s := string(text)
+	if s == "" || len(s) > 256 || strings.ContainsAny(s, ":/ \t\n") || s[0] == '-' || s[0] == '+' {
+		return fmt.Errorf("%q is not a user; write a name, a uid or dynamic", clip(s))
+	}
+	if strings.Trim(s, "0123456789") == "" && (len(s) > 10 || len(s) > 1 && s[0] == '0' || len(s) == 10 && s > "4294967294") {
+		return fmt.Errorf("%q is not a uid; write a number from 1 to 4294967294 without leading zeros", clip(s))
+	}
+	*u = User(s)
+	return nil
+}
+
+// root reports whether the user is known to be uid 0. Other names of uid 0
+// are found when the plugin is started.
+func (u User) root() bool { return u == "root" || u == "0" }
+
+// Listen is where the sidecar listens.
+type Listen struct {
+	// Proxy is the forward proxy, which also receives what the kernel redirects: a loopback address and port.
+	Proxy Address `json:"proxy,omitzero"`
+	// ExtAuthz serves Envoy's envoy.service.auth.v3.Authorization: unix:PATH (mode 0600), or an address and port.
+	ExtAuthz Address `json:"extAuthz,omitzero"`
+	// ExtAuthzGroup makes the socket of ExtAuthz 0660 and of this group.
+	ExtAuthzGroup string `json:"extAuthzGroup,omitempty"`
+	// ExtAuthzTLS is mutual TLS for ExtAuthz over TCP. Without it no credential is handed out there.
+	ExtAuthzTLS *ListenTLS `json:"extAuthzTLS,omitempty"`
+	// Admin is the admin socket, unix:PATH; by default admin.sock in stateDir.
+	Admin Address `json:"admin,omitzero"`
+	// Metrics serves /metrics, /healthz and /readyz: an address and port. What it shows names rules and limits, and no secret; on another address than loopback whoever reaches it can read that.
+	Metrics Address `json:"metrics,omitzero"`
+}
+
+// ListenTLS is mutual TLS on a listener. The files are PEM, relative to the
+// Sidecar's file.
+type ListenTLS struct {
+	// CertFile is the listener's certificate, with those between it and its authority.
+	CertFile string `json:"certFile"`
+	// KeyFile is the certificate's private key.
+	KeyFile string `json:"keyFile"`
+	// ClientCAFile holds the authorities that clients' certificates are verified against.
+	ClientCAFile string `json:"clientCAFile"`
+}
+
+// DNS is how granted names are resolved.
+type DNS struct {
+	// Servers are asked; by default the host's.
+	Servers []netip.AddrPort `json:"servers,omitempty"`
+	// Hosts are static answers, looked up first.
+	Hosts map[string][]netip.Addr `json:"hosts,omitempty"`
+}
+
+// Vault is the Vault that credentials come from.
+type Vault struct {
+	// Address is a URL, as in https://vault.example:8200.
+	Address string `json:"address"`
+	// Namespace is Vault Enterprise's; none by default.
+	Namespace string `json:"namespace,omitempty"`
+	// CAFile is a PEM file that replaces the system's authorities, relative to this file.
+	CAFile string `json:"caFile,omitempty"`
+	// Auth is how the sidecar logs in.
+	Auth VaultAuth `json:"auth"`
+
+	// CA is the content of CAFile.
+	CA string `json:"-"`
+}
+
+// VaultAuth is how the sidecar logs in to Vault. Its files are relative to the
+// Sidecar's, and are read at each login, so that they can be replaced.
+type VaultAuth struct {
+	// Method is approle or token.
+	Method VaultMethod `json:"method"`
+	// Mount is where the method is mounted; by default its name.
+	Mount string `json:"mount,omitempty"`
+	// RoleIDFile holds the AppRole's role id.
+	RoleIDFile string `json:"roleIDFile,omitempty"`
+	// SecretIDFile holds the AppRole's secret id.
+	SecretIDFile string `json:"secretIDFile,omitempty"`
+	// TokenFile holds a token, for method token.
+	TokenFile string `json:"tokenFile,omitempty"`
+}
+
+// VaultMethod is a way to log in to Vault.
+type VaultMethod string
+
+// The ways to log in to Vault.
+const (
+	VaultAppRole VaultMethod = "approle"
+	VaultToken   VaultMethod = "token"
+)
+
+// Audit is the audit log.
+type Audit struct {
+	// File is the log, relative to stateDir; by default audit.jsonl.
+	File string `json:"file,omitempty"`
+	// MaxSize is when a file is rotated; by default 256MiB.
+	MaxSize authz.Size `json:"maxSize,omitempty"`
+	// Keep is how many rotated files are kept; by default 20.
+	Keep int `json:"keep,omitempty"`
+	// Paths is masked (the default: what wildcards matched, and queries, are written as keyed hashes) or full.
+	Paths AuditPaths `json:"paths,omitempty"`
+}
+
+// AuditPaths says how paths are written to the audit log.
+type AuditPaths string
+
+// How paths are written to the audit log.
+const (
+	AuditPathsMasked AuditPaths = "masked"
+	AuditPathsFull   AuditPaths = "full"
+)
+
+// Address is where something listens: unix:PATH, or an IP address and a port.
+// The zero Address is closed.
+type Address struct {
+	Network string // "unix" or "tcp", as net.Listen takes it
+	Addr    string // the path, or address:port
+}
+
+// IsZero reports whether nothing listens.
+func (a Address) IsZero() bool { return a == Address{} }
+
+// IsUnix reports whether the address is a socket in the file system.
+func (a Address) IsUnix() bool { return a.Network == "unix" }
+
+// maxSocketPath is what sun_path of sockaddr_un holds without its final NUL
+// (unix(7)).
+const maxSocketPath = 107
+
+// UnmarshalText reads an address. Its error says which forms are right.
+func (a *Address) UnmarshalText(text []byte) error {
+	s := string(text)
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		if path == "" || strings.HasPrefix(path, "//") || strings.HasPrefix(path, "@") {
+			return fmt.Errorf("%q is not a socket; write unix:PATH, as in unix:/run/chaperone/admin.sock", clip(s))
+		}
+		*a = Address{"unix", path}
+		return nil
+	}
+	addr, err := netip.ParseAddrPort(s)
+	if err != nil || addr.Addr().Zone() != "" {
+		return fmt.Errorf("%q is not an address; write unix:PATH, or an IP address and a port, as in 127.0.0.1:15001", clip(s))
+	}
+	*a = Address{"tcp", addr.String()}
+	return nil
+}
+
+// String returns the address as UnmarshalText reads it, and "" for none.
+func (a Address) String() string {
+	if a.IsUnix() {
+		return "unix:" + a.Addr
+	}
+	return a.Addr
+}
+
+// MarshalText returns String.
+func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// loopback reports whether only this host can reach the address.
+func (a Address) loopback() bool {
+	addr, err := netip.ParseAddrPort(a.Addr)
+	return a.IsUnix() || err == nil && addr.Addr().Unmap().IsLoopback()
+}

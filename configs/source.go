@@ -1,0 +1,480 @@
+package configs
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"golang.org/x/net/idna"
+)
+
+// maxFolder bounds how many files of one folder are read.
+const maxFolder = 10000
+
+// loader reads files, each one once, and collects what is wrong.
+type loader struct {
+	now      time.Time
+	read     map[string][]*source // by real path
+	files    []File
+	looked   map[string]string // see Config
+	errs     Errors
+	warnings Errors
+}
+
+func newLoader(now time.Time) *loader {
+	return &loader{now: now, read: make(map[string][]*source), looked: make(map[string]string)}
+}
+
+func (l *loader) names() []string {
+	names := make([]string, len(l.files))
+	for i, f := range l.files {
+		names[i] = f.Path
+	}
+	return names
+}
+
+// source is one document and where it was read.
+type source struct {
+	file string
+	root *node
+	kind Kind
+	bad  []string // the fields that are wrong
+
+	// One of these is set, by kind.
+	sidecar   *document[Sidecar]
+	grant     *document[authz.Grant]
+	guardrail *document[authz.Guardrail]
+}
+
+// origin names the document for authz.
+func (s *source) origin() authz.Origin {
+	return authz.Origin(fmt.Sprintf("%s:%d:%d", s.file, s.root.line, s.root.column))
+}
+
+// reporter returns a reporter of problems of the document, which adds to list
+// those that do not follow from others.
+func (s *source) reporter(list *Errors) reporter {
+	return func(path, format string, args ...any) {
+		if s.faulty(path) {
+			return
+		}
+		n := s.root.find(path)
+		*list = append(*list, Error{s.file, n.line, n.column, path, fmt.Sprintf(format, args...)})
+	}
+}
+
+// faulty reports whether a field, one below it or the one it is part of could
+// not be read, so that what else is said about it follows from that.
+func (s *source) faulty(path string) bool {
+	return slices.ContainsFunc(s.bad, func(bad string) bool {
+		below := strings.HasPrefix(path, bad) && (len(path) == len(bad) || path[len(bad)] == '.' || path[len(bad)] == '[')
+		above := strings.HasPrefix(bad, path) && strings.LastIndexAny(bad, ".[") == len(path)
+		return below || above
+	})
+}
+
+// beside returns the path of a file that the document names.
+func (s *source) beside(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(filepath.Dir(s.file), path)
+}
+
+// named reads a file that the caller named.
+func (l *loader) named(path string) []*source {
+	documents, err := l.file(path)
+	if err != nil {
+		l.errs = append(l.errs, Error{File: path, Message: err.Error()})
+	}
+	return documents
+}
+
+// reference reads a file or folder that a Sidecar names. Only grants may be a
+// folder that holds nothing: guardrails that vanish would widen.
+func (l *loader) reference(s *source, field, path string, mayBeEmpty bool) []*source {
+	report := s.reporter(&l.errs)
+	if path == "" {
+		report(field, "is empty; write a file or a folder, relative to this file")
+		return nil
+	}
+	full := s.beside(path)
+	files, err := l.folder(full)
+	if err != nil {
+		report(field, "%v", err)
+		return nil
+	}
+	if len(files) == 0 && !mayBeEmpty {
+		report(field, "%s holds no *.yaml, *.yml or *.json; add one or remove the folder", full)
+	}
+	var documents []*source
+	for _, file := range files {
+		more, err := l.file(file)
+		if err != nil {
+			report(field, "%s %v", file, err)
+		}
+		documents = append(documents, more...)
+	}
+	return documents
+}
+
+// folder returns path, or when it is a folder the files in it that hold
+// documents, in the order of their names. Hidden ones are skipped, so that the
+// ..data of a mounted ConfigMap is not read twice.
+func (l *loader) folder(path string) ([]string, error) {
+	l.look(path)
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s", path, plain(err))
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s", path, plain(err))
+	}
+	var files []string
+	for _, e := range entries {
+		name := filepath.Join(path, e.Name())
+		if !holdsDocuments(e.Name()) {
+			continue
+		}
+		if info, err := os.Stat(name); err == nil && info.IsDir() {
+			continue
+		}
+		files = append(files, name)
+	}
+	if len(files) > maxFolder {
+		return nil, fmt.Errorf("%s holds more than %d files; use several folders", path, maxFolder)
+	}
+	return files, nil
+}
+
+// holdsDocuments reports whether a file of a folder is one to read.
+func holdsDocuments(name string) bool {
+	return !strings.HasPrefix(name, ".") && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name))
+}
+
+// file reads the documents of a file, or nothing when it has been read. Its
+// error says that the file cannot be read at all.
+func (l *loader) file(path string) ([]*source, error) {
+	l.look(path)
+	identity, err := realPath(path)
+	if err != nil {
+		return nil, errors.New(plain(err))
+	}
+	if _, ok := l.read[identity]; ok {
+		return nil, nil
+	}
+	l.read[identity] = nil
+	data, err := l.bytes(path, true)
+	if err != nil {
+		return nil, err
+	}
+	parse := parseYAML
+	if filepath.Ext(path) == ".json" {
+		parse = parseJSON
+	}
+	roots, errs := parse(path, data)
+	l.errs = append(l.errs, errs...)
+	if len(roots)+len(errs) == 0 {
+		l.errs = append(l.errs, Error{File: path, Message: "holds no document; write one or remove the file"})
+	}
+	var documents []*source
+	for _, root := range roots {
+		if s := l.document(path, root); s != nil {
+			documents = append(documents, s)
+		}
+	}
+	l.read[identity] = documents
+	return documents, nil
+}
+
+func realPath(path string) (string, error) {
+	identity, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(identity)
+}
+
+// look notes the state of a path for the watch, before it is read: a change
+// in between then counts as one.
+func (l *loader) look(path string) {
+	full, err := filepath.Abs(path)
+	if err != nil {
+		return // and the path cannot be read either
+	}
+	if _, ok := l.looked[full]; !ok {
+		l.looked[full] = observe(full)
+	}
+}
+
+// bytes reads a file of bounded size. Its error reads well after the file's name.
+func (l *loader) bytes(path string, digest bool) ([]byte, error) {
+	l.look(path)
+	data, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if digest && !slices.ContainsFunc(l.files, func(f File) bool { return f.Path == path }) {
+		sum := sha256.Sum256(data)
+		l.files = append(l.files, File{path, hex.EncodeToString(sum[:])})
+	}
+	return data, nil
+}
+
+func readFile(path string) ([]byte, error) {
+	// Opening a named pipe would wait for a writer.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, errors.New(plain(err))
+	}
+	if info.IsDir() {
+		return nil, errors.New("is a folder; name a file")
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("is not a regular file")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, errors.New(plain(err))
+	}
+	defer func() { _ = f.Close() }() // opened for reading only
+	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	if err != nil {
+		return nil, errors.New(plain(err))
+	}
+	if len(data) > maxFileSize {
+		return nil, errors.New("is larger than 1MiB; use several files")
+	}
+	return data, nil
+}
+
+// plain returns the cause of an error without the operation and the path.
+func plain(err error) string {
+	var path *fs.PathError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "does not exist"
+	case errors.Is(err, fs.ErrPermission):
+		return "may not be read by this user"
+	case errors.As(err, &path):
+		return "cannot be read: " + path.Err.Error()
+	}
+	return "cannot be read: " + err.Error()
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// document decodes one document. It returns nil when it is of no known kind.
+func (l *loader) document(file string, root *node) *source {
+	d := &decoder{file: file}
+	defer func() { l.errs = append(l.errs, d.errs...) }()
+	if root.kind != mappingKind {
+		d.is(root, mappingKind, reflect.ValueOf(document[Sidecar]{}), "")
+		return nil
+	}
+	s := &source{file: file, root: root}
+	if v := root.child("apiVersion"); v != nil && v.kind == textKind && v.text != APIVersion {
+		d.report(v.line, v.column, "apiVersion", "%q is not known; write %s", clip(v.text), APIVersion)
+	}
+	kind := root.child("kind")
+	if kind == nil {
+		d.report(root.line, root.column, "kind", "is missing; write Sidecar, PluginGrant or PluginGuardrail")
+		return nil
+	}
+	s.kind = Kind(kind.text)
+	switch s.kind {
+	case KindSidecar:
+		s.sidecar = &document[Sidecar]{}
+		d.value(root, reflect.ValueOf(s.sidecar).Elem(), "")
+	case KindGrant:
+		s.grant = &document[authz.Grant]{}
+		d.value(root, reflect.ValueOf(s.grant).Elem(), "")
+		s.grant.Spec.Name, s.grant.Spec.Origin = s.grant.Metadata.Name, s.origin()
+	case KindGuardrail:
+		s.guardrail = &document[authz.Guardrail]{}
+		d.value(root, reflect.ValueOf(s.guardrail).Elem(), "")
+		s.guardrail.Spec.Name, s.guardrail.Spec.Origin = s.guardrail.Metadata.Name, s.origin()
+	default:
+		d.report(kind.line, kind.column, "kind", "%q is not known; write Sidecar, PluginGrant or PluginGuardrail", clip(kind.text))
+		return nil
+	}
+	l.finish(s, &d.errs)
+	for _, e := range d.errs {
+		s.bad = append(s.bad, e.Field)
+	}
+	return s
+}
+
+// finish does to a decoded document what does not depend on others.
+func (l *loader) finish(s *source, errs *Errors) {
+	report := s.reporter(errs)
+	switch {
+	case s.grant != nil:
+		notYetGrant(s.grant.Spec, report)
+		l.grantFiles(s)
+		for i := range s.grant.Spec.Rules {
+			asciiHosts(s.grant.Spec.Rules[i].To.Hosts, at("spec.rules", i)+".to.hosts", report)
+		}
+	case s.guardrail != nil:
+		l.uniqueGuardrail(s, report)
+		for i := range s.guardrail.Spec.Never {
+			asciiHosts(s.guardrail.Spec.Never[i].Hosts, at("spec.never", i)+".hosts", report)
+		}
+	}
+}
+
+// uniqueGuardrail reports a name that is none, or that another guardrail has.
+func (l *loader) uniqueGuardrail(s *source, report reporter) {
+	name := s.guardrail.Metadata.Name
+	if name != "" && !isName(name) {
+		report("metadata.name", notAName, clip(name))
+	}
+	for _, documents := range l.read {
+		for _, other := range documents {
+			if other.guardrail != nil && other.guardrail.Metadata.Name == name && name != "" {
+				report("metadata.name", "%q is the name of the guardrail at %s too; guardrails have names of their own", name, other.origin())
+			}
+		}
+	}
+}
+
+// asciiHosts replaces the names in hosts that are written in other scripts by
+// the ASCII form that goes over the wire (IDNA 2008 with the mapping of UTS
+// #46, as browsers look names up).
+func asciiHosts(hosts []string, path string, report reporter) {
+	for i, host := range hosts {
+		ascii, err := asciiHost(host)
+		if err != nil {
+			report(at(path, i), "%v", err)
+			continue
+		}
+		hosts[i] = ascii
+	}
+}
+
+func asciiHost(host string) (string, error) {
+	name := strings.TrimLeft(host, "*.")
+	if isASCII(name) && !strings.Contains(strings.ToLower(name), "xn--") {
+		return host, nil
+	}
+	ascii, err := idna.Lookup.ToASCII(name)
+	if err == nil {
+		_, err = idna.Lookup.ToUnicode(ascii)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%q is not a host: %s", clip(host), strings.TrimPrefix(err.Error(), "idna: "))
+	}
+	if _, err := netip.ParseAddr(ascii); err == nil {
+		return "", fmt.Errorf("%q is an address in disguise; write %s", clip(host), ascii)
+	}
+	if isASCII(name) {
+		return host, nil // authz says whether it is canonical
+	}
+	return strings.TrimSuffix(host, name) + ascii, nil
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r > 0x7f }) < 0
+}
+
+// staticHosts gives the names of dns.hosts the form in which they are looked
+// up.
+func (l *loader) staticHosts(s *source) {
+	report := s.reporter(&l.errs)
+	hosts := s.sidecar.Spec.DNS.Hosts
+	canonical := make(map[string][]netip.Addr, len(hosts))
+	for name, addresses := range hosts {
+		path := "spec.dns.hosts." + name
+		ascii, err := asciiHost(name)
+		if err != nil {
+			report(path, "%v", err)
+			continue
+		}
+		d, err := authz.NewDestination(authz.SchemeTLS, ascii, "")
+		switch {
+		case err != nil:
+			report(path, "%v", err)
+		case d.Host() != ascii || d.Address().IsValid():
+			report(path, "is not a name in its canonical form; write it in lower case without a trailing dot or a port")
+		case len(addresses) == 0:
+			report(path, "has no addresses; write them, as in [192.0.2.7]")
+		}
+		canonical[ascii] = addresses
+	}
+	if len(hosts) > 0 {
+		s.sidecar.Spec.DNS.Hosts = canonical
+	}
+}
+
+// certificates reads a PEM file that holds certificates and nothing else, and
+// returns its content.
+func (l *loader) certificates(s *source, field, path string) string {
+	if path == "" {
+		return ""
+	}
+	full := s.beside(path)
+	data, err := l.bytes(full, true)
+	if err == nil {
+		err = checkCertificates(data)
+	}
+	if err != nil {
+		s.reporter(&l.errs)(field, "%s %v", full, err)
+		return ""
+	}
+	return string(data)
+}
+
+func checkCertificates(data []byte) error {
+	n := 0
+	for {
+		block, rest := pem.Decode(data)
+		if block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return fmt.Errorf("holds a %s; it may hold certificates only", clip(block.Type))
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return fmt.Errorf("holds a certificate that cannot be read: %s", strings.TrimPrefix(err.Error(), "x509: "))
+		}
+		n, data = n+1, rest
+	}
+	if n == 0 {
+		return errors.New("holds no certificate; write PEM, from -----BEGIN CERTIFICATE-----")
+	}
+	if bytes.Contains(data, []byte("-----BEGIN")) {
+		return errors.New("holds a block that is not whole PEM")
+	}
+	return nil
+}
+
+func loopbackURL(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil {
+		return false
+	}
+	addr, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && addr.Unmap().IsLoopback()
+}

@@ -1,0 +1,358 @@
+// Package audit records. It writes one JSON line for each record into a file,
+// chained by a keyed hash, and refuses what it cannot write: a [Log] is the
+// authz.Recorder of a sidecar. [Verify] proves a log, and [Reader] reads it.
+//
+// # The chain
+//
+// A line is a JSON object that begins with seq and prev and ends with hash:
+//
+//	{"seq":7,"prev":"<hash of 6>","time":"...","kind":"decision",...,"hash":"<hash of 7>"}
+//
+// hash is HMAC-SHA256 (RFC 2104) in base64url without padding (RFC 4648,
+// section 5), keyed with audit.key, over every byte of the line before
+// `,"hash":`. prev repeats the hash of the line before, also across files; in
+// the first record it is 32 zero bytes. So the links can be followed without
+// the key, and nothing can be edited, removed, put in or moved without it.
+//
+// What the chain alone cannot show is that its end was cut off. audit.head, in
+// the state directory, names the last record and where it ends. It is written
+// after the record and before Record returns, so it covers every record that
+// anything was allowed by, also when the process is killed at any instant: a
+// record that was written and is not in the head yet proves itself by its hash.
+//
+// # What is not proved
+//
+// Whoever can read audit.key can forge; whoever can put back an older copy of
+// both the log and audit.head can roll back to it. Against them, ship the log
+// to another host as it is written. A record is handed to the kernel, not
+// fsynced: a power cut can lose the last ones, and the next start says so in
+// the log instead of closing the gap.
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"hash"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Defaults of Config.
+const (
+	DefaultMaxSize = 256 << 20 // bytes
+	DefaultKeep    = 20        // rotated files
+	DefaultFile    = "audit.jsonl"
+)
+
+// Kinds of records that the log writes of itself, beside authz.KindLost.
+const (
+	// KindRotation is the first record of every file but the first. Its field
+	// first is the lowest sequence number that is still kept: files before it
+	// were removed by the limit on their number and are not missing.
+	KindRotation authz.Kind = "rotation"
+)
+
+// Config says where a log is and what it keeps.
+type Config struct {
+	// File is the log. "" is DefaultFile in StateDir. Its folder must exist.
+	File string
+	// StateDir holds audit.key and audit.head. Required.
+	StateDir string
+	// MaxSize is the size in bytes after which a file is rotated; 0 is DefaultMaxSize.
+	MaxSize int64
+	// Keep is how many rotated files are kept beside the current one; 0 is
+	// DefaultKeep, a negative number keeps all.
+	Keep int
+	// FullPaths writes paths and queries as they are. False masks in paths what
+	// the rule's wildcards matched, and all of a query. Lease ids are always masked.
+	FullPaths bool
+	// Now is the wall clock, for records that the log writes of itself; nil is time.Now.
+	Now func() time.Time
+	// Observe is called with every record that was written, after it was and
+	// without a lock, possibly at the same time from several goroutines. It must
+	// not keep the record. nil is none.
+	Observe func(*authz.Record)
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.StateDir == "" {
+		return c, errors.New("a state directory is required")
+	}
+	if c.File == "" {
+		c.File = filepath.Join(c.StateDir, DefaultFile)
+	}
+	if c.MaxSize == 0 {
+		c.MaxSize = DefaultMaxSize
+	}
+	if c.MaxSize < 0 {
+		return c, fmt.Errorf("maximum size %d is below 0", c.MaxSize)
+	}
+	if c.Keep == 0 {
+		c.Keep = DefaultKeep
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, nil
+}
+
+// ErrClosed is the error of recording to a closed log.
+var ErrClosed = errors.New("audit log is closed")
+
+// checkEvery is how often Record looks whether the file is still in its place.
+const checkEvery = time.Second
+
+// Log is an open audit log, and an authz.Recorder. It is safe for concurrent use.
+type Log struct {
+	cfg  Config
+	key  Key
+	pool sync.Pool // of *line
+
+	mu       sync.Mutex
+	tail     tail           // the last record
+	file     *os.File       // nil until the first record, and after a failed reopening
+	size     int64          // of file
+	first    uint64         // the first record in file; 0 when it is empty
+	kept     uint64         // the lowest record that was not removed by Keep
+	newline  bool           // file lacks the newline of its last record
+	torn     *torn          // bytes at the end that are no record; nil for none
+	notes    []string       // what the next record of kind lost has to say
+	unproved bool           // and that records may be missing before it
+	failed   uint64         // records refused since the last that was written
+	rotated  bool           // file is new and needs its rotation record
+	rotateAt int64          // size at which rotation is tried; grows when it fails
+	err      error          // of the last attempt to write; nil when it succeeded
+	warning  error          // of rotation: the log is written, but not as configured
+	head     *headFile      //
+	mac      hash.Hash      // HMAC-SHA256 with the chain's key
+	own      *line          // for records that the log writes of itself
+	written  uint64         // records written by this Log
+	checked  time.Time      // when the file was last seen in its place
+	closed   bool           //
+	syncing  sync.WaitGroup // fsyncs of rotated files
+}
+
+// tail is the end of the chain.
+type tail struct {
+	seq  uint64
+	hash [hashLen]byte // as text
+}
+
+// Record writes r. A nil error means that the record, and the head that names
+// it, were handed to the operating system. After an error nothing may be
+// allowed on the strength of the record.
+func (l *Log) Record(r *authz.Record) error {
+	line, ok := l.pool.Get().(*line)
+	if !ok {
+		line = l.key.newLine()
+	}
+	defer l.pool.Put(line)
+	line.encode(r, l.cfg.FullPaths)
+	if err := l.append(line, r.Time); err != nil {
+		return fmt.Errorf("record %s: %w", r.Kind, err)
+	}
+	if l.cfg.Observe != nil {
+		l.cfg.Observe(r)
+	}
+	return nil
+}
+
+// append puts an encoded line at the end of the chain.
+func (l *Log) append(line *line, now time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	err := l.prepare(now, line.size())
+	if err == nil {
+		err = l.commit(line)
+	}
+	if err != nil {
+		l.failed++
+	}
+	l.err = err
+	return err
+}
+
+// prepare makes the file ready for a line of the given size: in its place, not
+// too large, and with nothing left unsaid.
+func (l *Log) prepare(now time.Time, size int) error {
+	if elapsed := now.Sub(l.checked); elapsed >= checkEvery || elapsed < 0 {
+		l.checked = now
+		l.checkPlace()
+	}
+	if l.file == nil {
+		if err := l.openFile(); err != nil {
+			return err
+		}
+	}
+	// Torn bytes are explained in the file they are in, so this comes first.
+	if err := l.flushNotes(); err != nil {
+		return err
+	}
+	if l.size > 0 && l.size+int64(size) > l.rotateAt {
+		l.rotate()
+	}
+	if l.rotated {
+		return l.noteRotation()
+	}
+	return nil
+}
+
+// commit chains the line, writes it and then the head. A line that reached the
+// file only in part is left there: the chain goes on after it, and a record of
+// kind lost explains it.
+func (l *Log) commit(line *line) error {
+	next := l.seal(line)
+	data := line.sealed()
+	n, err := l.file.Write(data)
+	l.size += int64(n)
+	if n < len(data)-1 {
+		l.keepTorn(data[:n])
+		if err == nil {
+			err = fmt.Errorf("wrote %d of %d bytes", n, len(data))
+		}
+		return err
+	}
+	// Without its newline, which the next write supplies, the record is whole.
+	l.newline = n < len(data)
+	l.tail, l.torn = next, nil
+	l.written++
+	if l.first == 0 {
+		l.first = next.seq
+	}
+	if err := l.head.write(position{tail: next, first: l.first, size: l.size, kept: l.kept}); err != nil {
+		return fmt.Errorf("write %s: %w", headName, err)
+	}
+	return nil
+}
+
+// seal gives the line its place in the chain and returns the new tail.
+func (l *Log) seal(line *line) tail {
+	next := tail{seq: l.tail.seq + 1}
+	l.mac.Reset()
+	l.mac.Write(line.link(next.seq, l.tail.hash, l.newline))
+	next.hash = line.finish(l.mac)
+	return next
+}
+
+// keepTorn notes the bytes that a failed write left at the end of the file.
+func (l *Log) keepTorn(data []byte) {
+	if len(data) > 0 && l.newline && l.torn == nil {
+		// The first byte is the newline of the record before.
+		l.newline, data = false, data[1:]
+	}
+	if len(data) == 0 {
+		return
+	}
+	if l.torn == nil {
+		l.torn = newTorn()
+	}
+	l.torn.add(data)
+	l.newline = true // what follows begins on a line of its own
+}
+
+// flushNotes writes what the log has to say about itself, as one record of
+// kind lost in front of the next.
+func (l *Log) flushNotes() error {
+	if l.torn == nil && l.failed == 0 && len(l.notes) == 0 {
+		return nil
+	}
+	note := authz.Record{Time: l.cfg.Now(), Kind: authz.KindLost, Lost: l.failed, UID: -1}
+	details := l.notes
+	if l.failed > 0 {
+		details = append(details[:len(details):len(details)], fmt.Sprintf("%d records were refused: %v", l.failed, l.err))
+	}
+	if l.torn != nil {
+		details = append(details[:len(details):len(details)],
+			fmt.Sprintf("%d bytes before this record are one that was not written to its end", l.torn.size))
+	}
+	note.Detail = joinNotes(details)
+	l.own.encode(&note, true)
+	if l.torn != nil {
+		l.own.torn(l.torn)
+	}
+	if l.unproved {
+		l.own.unproved()
+	}
+	if err := l.commit(l.own); err != nil {
+		return err
+	}
+	l.notes, l.unproved, l.failed = nil, false, 0
+	return nil
+}
+
+// Records returns how many records this Log has written since it was opened,
+// those of its own included.
+func (l *Log) Records() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.written
+}
+
+// Healthy returns nil when records can be written, and otherwise why not. After
+// a failure it tries again, by writing the note that says what was refused.
+func (l *Log) Healthy() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	if l.err != nil {
+		l.err = l.prepare(l.cfg.Now(), 0)
+	}
+	if l.err != nil {
+		return fmt.Errorf("write audit log: %w", l.err)
+	}
+	return nil
+}
+
+// Status describes a log, for people.
+type Status struct {
+	File    string // its path
+	Size    int64  // of the current file, in bytes
+	Seq     uint64 // of the last record
+	Written uint64 // records written since the log was opened
+	Refused uint64 // records refused since the last one that was written
+	Error   error  // why the last record was refused; nil when it was not
+	Warning error  // of rotation: records are written, but not as configured
+}
+
+// Status returns the log's state.
+func (l *Log) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Status{
+		File: l.cfg.File, Size: l.size, Seq: l.tail.seq, Written: l.written,
+		Refused: l.failed, Error: l.err, Warning: l.warning,
+	}
+}
+
+// Close writes what is left to say, syncs the log to the disk and closes it.
+// Closing again does nothing.
+func (l *Log) Close() error {
+	err := l.close()
+	l.syncing.Wait()
+	if err != nil {
+		return fmt.Errorf("close audit log: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	if l.file == nil {
+		return l.head.close()
+	}
+	return errors.Join(l.flushNotes(), l.file.Sync(), l.file.Close(), l.head.close())
+}

@@ -1,0 +1,339 @@
+package audit
+
+import (
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Files in the state directory.
+const (
+	keyName  = "audit.key"
+	headName = "audit.head"
+)
+
+const keyLen = 32
+
+// Key is the key of a chain. It does not print itself.
+type Key struct{ chain, mask, head [keyLen]byte }
+
+// String returns a placeholder.
+func (Key) String() string { return "[redacted]" }
+
+// GoString returns a placeholder, for %#v.
+func (Key) GoString() string { return "[redacted]" }
+
+// LoadKey reads audit.key from stateDir: 32 bytes in hexadecimal, in a file
+// that only its owner may read.
+func LoadKey(stateDir string) (Key, error) {
+	path := filepath.Join(stateDir, keyName)
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return Key{}, fmt.Errorf("open audit key: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return Key{}, fmt.Errorf("read audit key: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return Key{}, fmt.Errorf("read audit key: %s may be read by others than its owner (mode %v); make it 0600", path, info.Mode().Perm())
+	}
+	text, err := io.ReadAll(io.LimitReader(file, 4*keyLen))
+	if err != nil {
+		return Key{}, fmt.Errorf("read audit key: %w", err)
+	}
+	raw, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(raw) != keyLen {
+		return Key{}, fmt.Errorf("read audit key: %s is not %d bytes in hexadecimal", path, keyLen)
+	}
+	return newKey([keyLen]byte(raw))
+}
+
+// createKey makes a new key in stateDir. It fails when there is one.
+func createKey(stateDir string) (Key, error) {
+	var raw [keyLen]byte
+	if _, err := rand.Read(raw[:]); err != nil {
+		return Key{}, fmt.Errorf("make audit key: %w", err)
+	}
+	// The name appears with the whole key or not at all: link fails on a name
+	// that exists, as O_EXCL does, and a crash before it leaves no half key.
+	temporary, err := os.CreateTemp(stateDir, keyName+".*")
+	if err != nil {
+		return Key{}, fmt.Errorf("make audit key: %w", err)
+	}
+	defer os.Remove(temporary.Name())
+	_, err = temporary.WriteString(hex.EncodeToString(raw[:]) + "\n")
+	if err = errors.Join(err, temporary.Sync(), temporary.Close()); err != nil {
+		return Key{}, fmt.Errorf("make audit key: %w", err)
+	}
+	if err := os.Link(temporary.Name(), filepath.Join(stateDir, keyName)); err != nil {
+		return Key{}, fmt.Errorf("make audit key: %w", err)
+	}
+	if err := syncDir(stateDir); err != nil {
+		return Key{}, fmt.Errorf("make audit key: %w", err)
+	}
+	return newKey(raw)
+}
+
+// newKey derives the other keys. The chain uses the key of the file itself, so
+// that one line can be checked with openssl alone; what HKDF (RFC 5869) hashes
+// never begins like a line does.
+func newKey(raw [keyLen]byte) (Key, error) {
+	k := Key{chain: raw}
+	for _, derived := range []struct {
+		use string
+		to  *[keyLen]byte
+	}{{"chaperone audit mask", &k.mask}, {"chaperone audit head", &k.head}} {
+		value, err := hkdf.Expand(sha256.New, raw[:], derived.use, keyLen)
+		if err != nil {
+			return Key{}, fmt.Errorf("derive key: %w", err)
+		}
+		*derived.to = [keyLen]byte(value)
+	}
+	return k, nil
+}
+
+func (k *Key) chainMAC() hash.Hash { return hmac.New(sha256.New, k.chain[:]) }
+func (k *Key) headMAC() hash.Hash  { return hmac.New(sha256.New, k.head[:]) }
+func (k *Key) masker() masker      { return masker{mac: hmac.New(sha256.New, k.mask[:])} }
+
+// MaskPath returns how a path's segment stands in a masked log, so that a
+// known value can be looked for.
+func (k *Key) MaskPath(segment string) string { return k.maskOf(maskPath, segment) }
+
+// MaskQuery returns how a query stands in a masked log.
+func (k *Key) MaskQuery(query string) string { return k.maskOf(maskQuery, query) }
+
+// MaskLease returns how a lease id stands in any log.
+func (k *Key) MaskLease(lease string) string { return k.maskOf(maskLease, lease) }
+
+func (k *Key) maskOf(domain byte, value string) string {
+	m := k.masker()
+	return string(m.append(nil, domain, value))
+}
+
+// genesis is what the first record names as the hash before it.
+func genesis() (h [hashLen]byte) {
+	base64.RawURLEncoding.Encode(h[:], make([]byte, sha256.Size))
+	return h
+}
+
+// position is where the chain ends.
+type position struct {
+	tail
+	first uint64 // the first record in the file that holds it
+	size  int64  // of that file, up to and with the record
+	kept  uint64 // the lowest record that was not removed by the limit on files
+}
+
+// The head is two slots, written in turn: what is written to one can be torn
+// by a power cut, and then the other still holds.
+const (
+	headMagic = "chapaud1"
+	slotRoom  = 256
+	slotLen   = len(headMagic) + 4*8 + hashLen + sha256.Size
+	headLen   = 2 * slotRoom
+)
+
+// headFile is the open audit.head. Its lock is held while the log is open.
+type headFile struct {
+	file *os.File
+	mac  hash.Hash
+	slot []byte
+}
+
+// openHead opens or creates the head and locks it.
+func openHead(stateDir string, key *Key) (*headFile, error) {
+	file, err := os.OpenFile(filepath.Join(stateDir, headName), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open audit head: %w", err)
+	}
+	if err := lock(file); err != nil {
+		return nil, errors.Join(fmt.Errorf("open audit head: %w", err), file.Close())
+	}
+	return &headFile{file: file, mac: key.headMAC(), slot: make([]byte, 0, slotRoom)}, nil
+}
+
+// lock takes the file for this process, or fails at once.
+func lock(file *os.File) error {
+	err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("%s is in use by another process", file.Name())
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", file.Name(), err)
+	}
+	return nil
+}
+
+// write records where the chain ends. It is one pwrite of less than a sector
+// into a page that the file already has.
+func (h *headFile) write(p position) error {
+	b := append(h.slot[:0], headMagic...)
+	b = binary.BigEndian.AppendUint64(b, p.seq)
+	b = binary.BigEndian.AppendUint64(b, p.first)
+	b = binary.BigEndian.AppendUint64(b, uint64(p.size))
+	b = binary.BigEndian.AppendUint64(b, p.kept)
+	b = append(b, p.hash[:]...)
+	h.mac.Reset()
+	h.mac.Write(b)
+	h.slot = h.mac.Sum(b)
+	n, err := h.file.WriteAt(h.slot, int64(p.seq%2)*slotRoom)
+	if err != nil {
+		return err
+	}
+	if n != len(h.slot) {
+		return io.ErrShortWrite
+	}
+	return nil
+}
+
+func (h *headFile) close() error { return errors.Join(h.file.Sync(), h.file.Close()) }
+
+// errNoHead says that there is no head at all, errBadHead that there is none
+// that the key made.
+var (
+	errNoHead  = errors.New(headName + " is missing")
+	errBadHead = errors.New(headName + " was not written with this key, or is damaged")
+)
+
+// readHead reads where the chain ends, from the newer of the two slots.
+func readHead(r io.ReaderAt, key *Key) (position, error) {
+	var data [headLen]byte
+	n, err := r.ReadAt(data[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return position{}, fmt.Errorf("read %s: %w", headName, err)
+	}
+	if n == 0 {
+		return position{}, errNoHead
+	}
+	var best position
+	found := false
+	mac := key.headMAC()
+	for at := 0; at < headLen; at += slotRoom {
+		slot := data[at : at+slotLen]
+		signed := slot[:slotLen-sha256.Size]
+		mac.Reset()
+		mac.Write(signed)
+		if string(slot[:len(headMagic)]) != headMagic || !hmac.Equal(mac.Sum(nil), slot[len(signed):]) {
+			continue
+		}
+		numbers := slot[len(headMagic):]
+		p := position{
+			tail:  tail{seq: binary.BigEndian.Uint64(numbers), hash: [hashLen]byte(numbers[32 : 32+hashLen])},
+			first: binary.BigEndian.Uint64(numbers[8:]),
+			size:  int64(binary.BigEndian.Uint64(numbers[16:])),
+			kept:  binary.BigEndian.Uint64(numbers[24:]),
+		}
+		if !found || p.seq > best.seq {
+			best, found = p, true
+		}
+	}
+	if !found {
+		return position{}, errBadHead
+	}
+	return best, nil
+}
+
+// loadHead reads the head of a state directory that may be in use.
+func loadHead(stateDir string, key *Key) (position, error) {
+	file, err := os.Open(filepath.Join(stateDir, headName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return position{}, errNoHead
+	}
+	if err != nil {
+		return position{}, fmt.Errorf("open audit head: %w", err)
+	}
+	defer file.Close()
+	return readHead(file, key)
+}
+
+// torn is what a failed write or a crash left of a record.
+type torn struct {
+	size int64
+	sum  hash.Hash // SHA-256 of the bytes
+}
+
+func newTorn() *torn { return &torn{sum: sha256.New()} }
+
+func (t *torn) add(data []byte) {
+	t.size += int64(len(data))
+	t.sum.Write(data)
+}
+
+// link is what the chain needs of a line.
+type link struct {
+	seq        uint64
+	prev, hash string
+	body       string // what the hash is taken over
+}
+
+// parseLink takes a line, without its newline, apart. It reports false for
+// what cannot have been written by a Log.
+func parseLink(line []byte) (link, bool) {
+	s := string(line)
+	rest, ok := strings.CutPrefix(s, openSeq)
+	end := strings.IndexByte(rest, ',')
+	if !ok || end < 1 || rest[0] == '0' || rest[0] == '+' {
+		return link{}, false
+	}
+	seq, err := strconv.ParseUint(rest[:end], 10, 64)
+	if err != nil {
+		return link{}, false
+	}
+	rest, ok = strings.CutPrefix(rest[end:], openPrev)
+	if !ok || len(rest) < hashLen+1+hashRoom || rest[hashLen] != '"' {
+		return link{}, false
+	}
+	l := link{seq: seq, prev: rest[:hashLen], body: s[:len(s)-hashRoom]}
+	ending := s[len(s)-hashRoom:]
+	if ending[:len(openHash)] != openHash || ending[len(openHash)+hashLen:] != closeHash {
+		return link{}, false
+	}
+	l.hash = ending[len(openHash) : len(openHash)+hashLen]
+	if !isHash(l.prev) || !isHash(l.hash) {
+		return link{}, false
+	}
+	return l, true
+}
+
+func isHash(s string) bool {
+	var raw [sha256.Size]byte
+	n, err := base64.RawURLEncoding.Strict().Decode(raw[:], []byte(s))
+	return err == nil && n == len(raw)
+}
+
+// genuine reports whether the key made the line's hash.
+func (l link) genuine(mac hash.Hash) bool {
+	mac.Reset()
+	io.WriteString(mac, l.body)
+	var sum [sha256.Size]byte
+	var text [hashLen]byte
+	base64.RawURLEncoding.Encode(text[:], mac.Sum(sum[:0]))
+	return hmac.Equal(text[:], []byte(l.hash))
+}
+
+func (l link) tail() tail { return tail{seq: l.seq, hash: [hashLen]byte([]byte(l.hash))} }
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

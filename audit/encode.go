@@ -1,0 +1,293 @@
+package audit
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"hash"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+const (
+	// hashLen is the length of a hash in base64url without padding.
+	hashLen = (sha256.Size*8 + 5) / 6
+	// linkRoom is kept free in front of a line's body for a newline, seq and prev.
+	linkRoom = len("\n"+openSeq+"18446744073709551615"+openPrev+`"`) + hashLen
+	// hashRoom is how long the end of a line is.
+	hashRoom = len(openHash+closeHash) + hashLen
+	// maxText is how many bytes a string takes in a line, once escaped.
+	maxText = 2048
+	// maxFiles and maxFileText bound the files of a reload.
+	maxFiles    = 64
+	maxFileText = 1024
+	// maxLine is longer than any line that is written: about 25 strings and the
+	// files are bounded as above.
+	maxLine = 256 << 10
+
+	openSeq   = `{"seq":`
+	openPrev  = `,"prev":"`
+	openHash  = `,"hash":"`
+	closeHash = `"}`
+
+	ellipsis = "…"
+)
+
+// line is one line in the making: its body is encoded before the log's lock is
+// taken, and its place in the chain is put in front of it under the lock.
+type line struct {
+	buf   []byte // linkRoom bytes, then the body
+	start int    // where the line begins in buf, once it is linked
+	masks masker
+}
+
+func (k *Key) newLine() *line {
+	return &line{buf: make([]byte, linkRoom, 1024), masks: k.masker()}
+}
+
+// size returns how long the finished line will be at most.
+func (e *line) size() int { return len(e.buf) + hashRoom + 1 }
+
+// encode makes the body of the line. Its fields are in the order of Record;
+// empty ones are left out.
+func (e *line) encode(r *authz.Record, full bool) {
+	e.buf = e.buf[:linkRoom]
+	e.time(r.Time)
+	e.text(`,"kind":"`, string(r.Kind))
+	e.text(`,"plugin":"`, r.Plugin)
+	e.text(`,"door":"`, string(r.Door))
+	e.text(`,"decision":"`, r.Decision)
+	access := r.Kind == authz.KindDecision || r.Kind == authz.KindEnd
+	if access {
+		e.buf = append(e.buf, `,"allowed":`...)
+		e.buf = strconv.AppendBool(e.buf, r.Allowed)
+	}
+	e.text(`,"reason":"`, r.Reason)
+	e.text(`,"grant":"`, r.Grant)
+	e.text(`,"rule":"`, r.Rule)
+	e.uint(`,"generation":`, r.Generation)
+	e.text(`,"method":"`, r.Method)
+	e.text(`,"scheme":"`, r.Scheme)
+	e.text(`,"host":"`, r.Host)
+	e.uint(`,"port":`, uint64(r.Port))
+	e.target(r, full)
+	e.text(`,"address":"`, r.Address)
+	e.text(`,"credential":"`, r.Credential)
+	if r.Lease != "" {
+		e.masked(`,"lease":"`, maskLease, r.Lease)
+	}
+	if r.Kind == authz.KindEnd {
+		e.int(`,"sent_bytes":`, r.SentBytes)
+		e.int(`,"bytes":`, r.Bytes)
+		e.int(`,"latency_us":`, r.Latency.Microseconds())
+	} else {
+		e.intIf(`,"sent_bytes":`, r.SentBytes)
+		e.intIf(`,"bytes":`, r.Bytes)
+		e.intIf(`,"latency_us":`, r.Latency.Microseconds())
+	}
+	e.intIf(`,"pid":`, int64(r.PID))
+	e.text(`,"exe":"`, r.Exe)
+	// 0 is root and, without a process, what nobody filled in.
+	if r.UID > 0 || r.UID == 0 && r.PID != 0 {
+		e.int(`,"uid":`, int64(r.UID))
+	}
+	e.text(`,"actor":"`, r.Actor)
+	e.text(`,"trace_id":"`, r.TraceID)
+	e.text(`,"detail":"`, r.Detail)
+	if r.Count > 1 {
+		e.int(`,"count":`, int64(r.Count))
+	}
+	e.uint(`,"lost":`, r.Lost)
+	e.files(r.Files)
+}
+
+// target writes path and query, masked unless full.
+func (e *line) target(r *authz.Record, full bool) {
+	if full || r.Path == "" || r.Pattern == "" {
+		e.text(`,"path":"`, r.Path)
+	} else {
+		e.buf = append(e.buf, `,"path":"`...)
+		e.maskedPath(r.Path, r.Pattern)
+		e.buf = append(e.buf, '"')
+	}
+	if full || r.Query == "" {
+		e.text(`,"query":"`, r.Query)
+	} else {
+		e.masked(`,"query":"`, maskQuery, r.Query)
+	}
+}
+
+// torn adds the proof of the bytes before a record of kind lost.
+func (e *line) torn(t *torn) {
+	e.int(`,"torn_bytes":`, t.size)
+	e.buf = append(e.buf, `,"torn_sha256":"`...)
+	e.buf = hex.AppendEncode(e.buf, t.sum.Sum(nil))
+	e.buf = append(e.buf, '"')
+}
+
+// unproved marks a record of kind lost before which records may be missing.
+func (e *line) unproved() { e.buf = append(e.buf, `,"unproved":true`...) }
+
+// link puts the line's place in front of its body, with a newline before it
+// when the record before lacks one, and returns what the hash is taken over.
+func (e *line) link(seq uint64, prev [hashLen]byte, newline bool) []byte {
+	var digits [20]byte
+	number := strconv.AppendUint(digits[:0], seq, 10)
+	begin := linkRoom - len(openSeq) - len(number) - len(openPrev) - hashLen - 1
+	at := begin
+	at += copy(e.buf[at:], openSeq)
+	at += copy(e.buf[at:], number)
+	at += copy(e.buf[at:], openPrev)
+	at += copy(e.buf[at:], prev[:])
+	e.buf[at] = '"'
+	e.start = begin
+	if newline {
+		e.start--
+		e.buf[e.start] = '\n'
+	}
+	return e.buf[begin:]
+}
+
+// finish ends the line with its hash, and returns the hash as text.
+func (e *line) finish(mac hash.Hash) [hashLen]byte {
+	var text [hashLen]byte
+	body := len(e.buf)
+	// The sum is made in the room behind the body and then encoded there: a
+	// buffer on the stack would escape through the interface.
+	e.buf = mac.Sum(e.buf)
+	base64.RawURLEncoding.Encode(text[:], e.buf[body:])
+	e.buf = append(e.buf[:body], openHash...)
+	e.buf = append(e.buf, text[:]...)
+	e.buf = append(e.buf, closeHash...)
+	e.buf = append(e.buf, '\n')
+	return text
+}
+
+// sealed returns the finished line with its newline.
+func (e *line) sealed() []byte { return e.buf[e.start:] }
+
+func (e *line) time(t time.Time) {
+	e.buf = append(e.buf, `,"time":"`...)
+	e.buf = t.UTC().AppendFormat(e.buf, time.RFC3339Nano)
+	e.buf = append(e.buf, '"')
+}
+
+// text writes a string field; open is everything up to and with the opening
+// quote. An empty value is left out.
+func (e *line) text(open, value string) {
+	if value == "" {
+		return
+	}
+	e.buf = append(e.buf, open...)
+	e.buf = appendText(e.buf, value, maxText)
+	e.buf = append(e.buf, '"')
+}
+
+func (e *line) masked(open string, domain byte, value string) {
+	e.buf = append(e.buf, open...)
+	e.buf = e.masks.append(e.buf, domain, value)
+	e.buf = append(e.buf, '"')
+}
+
+func (e *line) uint(open string, value uint64) {
+	if value == 0 {
+		return
+	}
+	e.buf = append(e.buf, open...)
+	e.buf = strconv.AppendUint(e.buf, value, 10)
+}
+
+func (e *line) intIf(open string, value int64) {
+	if value != 0 {
+		e.int(open, value)
+	}
+}
+
+func (e *line) int(open string, value int64) {
+	e.buf = append(e.buf, open...)
+	e.buf = strconv.AppendInt(e.buf, value, 10)
+}
+
+// files writes the files of a reload by name. What is beyond the bound is
+// counted under the name "…".
+func (e *line) files(files map[string]string) {
+	if len(files) == 0 {
+		return
+	}
+	e.buf = append(e.buf, `,"files":{`...)
+	for i, name := range slices.Sorted(maps.Keys(files)) {
+		if i > 0 {
+			e.buf = append(e.buf, ',')
+		}
+		if i == maxFiles {
+			e.buf = append(e.buf, `"`+ellipsis+`":"and `...)
+			e.buf = strconv.AppendInt(e.buf, int64(len(files)-maxFiles), 10)
+			e.buf = append(e.buf, ` more"`...)
+			break
+		}
+		e.buf = append(e.buf, '"')
+		e.buf = appendText(e.buf, name, maxFileText)
+		e.buf = append(e.buf, `":"`...)
+		e.buf = appendText(e.buf, files[name], maxFileText)
+		e.buf = append(e.buf, '"')
+	}
+	e.buf = append(e.buf, '}')
+}
+
+// appendText appends s as the inside of a JSON string (RFC 8259, section 7) of
+// at most limit bytes; what is longer is cut and ends in an ellipsis. Bytes
+// that are not UTF-8 become U+FFFD. Whatever does not print (control
+// characters, line separators, bidirectional overrides) is escaped, so that a
+// plugin's names cannot paint over a terminal that shows the log.
+func appendText(b []byte, s string, limit int) []byte {
+	begin, whole := len(b), len(b) // whole: where an ellipsis still fits
+	for i := 0; i < len(s); {
+		if len(b)-begin <= limit-len(ellipsis) {
+			whole = len(b)
+		}
+		size := 1
+		if c := s[i]; c >= 0x20 && c < 0x7f && c != '"' && c != '\\' {
+			b = append(b, c)
+		} else {
+			b, size = appendEscaped(b, s[i:])
+		}
+		if len(b)-begin > limit {
+			return append(b[:whole], ellipsis...)
+		}
+		i += size
+	}
+	return b
+}
+
+// appendEscaped appends the first character of s, which is not plain ASCII,
+// and returns its size in s.
+func appendEscaped(b []byte, s string) ([]byte, int) {
+	r, size := utf8.DecodeRuneInString(s)
+	switch {
+	case r == '"' || r == '\\':
+		return append(b, '\\', byte(r)), size
+	case r == utf8.RuneError && size == 1:
+		return append(b, `\ufffd`...), size
+	case unicode.IsPrint(r):
+		return append(b, s[:size]...), size
+	case r > 0xffff:
+		high, low := utf16.EncodeRune(r)
+		return appendUnit(appendUnit(b, high), low), size
+	}
+	return appendUnit(b, r), size
+}
+
+func appendUnit(b []byte, unit rune) []byte {
+	const digits = "0123456789abcdef"
+	return append(b, '\\', 'u', digits[unit>>12&15], digits[unit>>8&15], digits[unit>>4&15], digits[unit&15])
+}
+
+func joinNotes(notes []string) string { return strings.Join(notes, "; ") }

@@ -1,0 +1,78 @@
+package audit
+
+import (
+	"encoding/base64"
+	"hash"
+	"strings"
+)
+
+// Domains of masks: equal values of different kinds have different masks.
+const (
+	maskPath  = 'p'
+	maskQuery = 'q'
+	maskLease = 'l'
+)
+
+// maskMark begins every mask.
+const maskMark = "~"
+
+// maskBytes is how much of an HMAC a mask keeps: 96 bits, which is 16
+// characters. Two values with one mask are not to be expected, nor is a way
+// back to a value that cannot be guessed.
+const maskBytes = 12
+
+// maxMasked is how many segments of a path are masked one by one; the rest is
+// masked as one, so that a plugin's long path costs no more.
+const maxMasked = 16
+
+// masker makes masks. It is not safe for concurrent use.
+type masker struct {
+	mac  hash.Hash
+	text []byte
+	sum  []byte
+}
+
+// append appends the mask of value, which needs no escaping.
+func (m *masker) append(b []byte, domain byte, value string) []byte {
+	m.mac.Reset()
+	m.text = append(append(m.text[:0], domain), value...)
+	m.mac.Write(m.text)
+	m.sum = m.mac.Sum(m.sum[:0])
+	b = append(b, maskMark...)
+	return base64.RawURLEncoding.AppendEncode(b, m.sum[:maskBytes])
+}
+
+// maskedPath writes path with what the pattern's wildcards matched masked. It
+// keeps only segments that the pattern spells out, and those of a refused path
+// that stand in the place of one: they say what differs. What lies beyond the
+// pattern is masked as well.
+func (e *line) maskedPath(path, pattern string) {
+	begin, masks := len(e.buf), 0
+	path, pattern = strings.TrimPrefix(path, "/"), strings.TrimPrefix(pattern, "/")
+	for more, spelled, rest := true, true, false; more; {
+		all := path
+		var segment, want string
+		segment, path, more = strings.Cut(path, "/")
+		if spelled && !rest {
+			want, pattern, spelled = strings.Cut(pattern, "/")
+			rest = want == "**"
+		} else {
+			want = "**"
+		}
+		e.buf = append(e.buf, '/')
+		switch wild := want == "*" || want == "**"; {
+		case segment == "":
+		case wild && masks == maxMasked-1 && more:
+			e.buf = e.masks.append(e.buf, maskPath, all)
+			return
+		case wild:
+			masks++
+			e.buf = e.masks.append(e.buf, maskPath, segment)
+		case len(e.buf)-begin > maxText/2:
+			e.buf = append(e.buf, ellipsis...)
+			return
+		default:
+			e.buf = appendText(e.buf, segment, maxText/2)
+		}
+	}
+}

@@ -1,0 +1,425 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"slices"
+	"time"
+)
+
+// Entry is one record as it is read back. Its JSON names are those of the log.
+type Entry struct {
+	Seq        uint64            `json:"seq"`
+	Time       time.Time         `json:"time"`
+	Prev       string            `json:"prev"`
+	Hash       string            `json:"hash"`
+	Kind       string            `json:"kind"`
+	Plugin     string            `json:"plugin,omitempty"`
+	Door       string            `json:"door,omitempty"`
+	Decision   string            `json:"decision,omitempty"`
+	Allowed    *bool             `json:"allowed,omitempty"` // nil but for accesses
+	Reason     string            `json:"reason,omitempty"`
+	Grant      string            `json:"grant,omitempty"`
+	Rule       string            `json:"rule,omitempty"`
+	Generation uint64            `json:"generation,omitempty"`
+	Method     string            `json:"method,omitempty"`
+	Scheme     string            `json:"scheme,omitempty"`
+	Host       string            `json:"host,omitempty"`
+	Port       uint16            `json:"port,omitempty"`
+	Path       string            `json:"path,omitempty"`
+	Query      string            `json:"query,omitempty"`
+	Address    string            `json:"address,omitempty"`
+	Credential string            `json:"credential,omitempty"`
+	Lease      string            `json:"lease,omitempty"`
+	SentBytes  int64             `json:"sent_bytes,omitempty"`
+	Bytes      int64             `json:"bytes,omitempty"`
+	LatencyUS  int64             `json:"latency_us,omitempty"`
+	PID        int               `json:"pid,omitempty"`
+	Exe        string            `json:"exe,omitempty"`
+	UID        *int              `json:"uid,omitempty"` // nil when unknown
+	Actor      string            `json:"actor,omitempty"`
+	TraceID    string            `json:"trace_id,omitempty"`
+	Detail     string            `json:"detail,omitempty"`
+	Count      int               `json:"count,omitempty"`
+	Lost       uint64            `json:"lost,omitempty"`
+	Files      map[string]string `json:"files,omitempty"`
+	First      uint64            `json:"first,omitempty"`       // of a rotation: the lowest record kept
+	TornBytes  int64             `json:"torn_bytes,omitempty"`  // of kind lost: bytes before it that are no record
+	TornSHA256 string            `json:"torn_sha256,omitempty"` // of those bytes, in hexadecimal
+	Unproved   bool              `json:"unproved,omitempty"`    // of kind lost: records may be missing before it
+
+	// Raw is the line as it stands in the log, without its newline. Bytes that
+	// are no record have nothing but Raw.
+	Raw []byte `json:"-"`
+}
+
+// decode reads a line. The entry does not share memory with it.
+func decode(line []byte) (Entry, error) {
+	var entry Entry
+	if err := json.Unmarshal(line, &entry); err != nil {
+		return Entry{}, fmt.Errorf("decode record: %w", err)
+	}
+	return entry, nil
+}
+
+// Filter chooses records. Every field that is not its zero value must fit; the
+// zero Filter chooses every line, also those that are no record.
+type Filter struct {
+	Decision string // the decision's id
+	Plugin   string
+	Kind     string
+	Reason   string
+	Grant    string
+	Rule     string
+	Host     string
+	Since    time.Time // not before
+	Until    time.Time // before
+	Allowed  *bool
+}
+
+// Match reports whether the entry is chosen.
+func (f Filter) Match(e Entry) bool {
+	for _, field := range [...]struct{ want, is string }{
+		{f.Decision, e.Decision}, {f.Plugin, e.Plugin}, {f.Kind, e.Kind}, {f.Reason, e.Reason},
+		{f.Grant, e.Grant}, {f.Rule, e.Rule}, {f.Host, e.Host},
+	} {
+		if field.want != "" && field.want != field.is {
+			return false
+		}
+	}
+	if !f.Since.IsZero() && e.Time.Before(f.Since) || !f.Until.IsZero() && !e.Time.Before(f.Until) {
+		return false
+	}
+	return f.Allowed == nil || e.Allowed != nil && *f.Allowed == *e.Allowed
+}
+
+// could reports whether a line may be chosen, without decoding it: the ids and
+// kinds that it looks for are never escaped.
+func (f Filter) could(line []byte) bool {
+	return bytes.Contains(line, []byte(f.Decision)) && bytes.Contains(line, []byte(f.Kind)) && bytes.Contains(line, []byte(f.Reason))
+}
+
+// DefaultPoll is how often a log that is followed is looked at.
+const DefaultPoll = 200 * time.Millisecond
+
+// Query says what is read of a log.
+type Query struct {
+	File   string // the log; its rotated files are found beside it
+	Filter Filter
+	// Last is how many of the chosen records are read at most, from the end; 0
+	// is all of them.
+	Last int
+	// Follow goes on with what is written afterwards, until the context ends.
+	Follow bool
+	// Poll is how often the log is looked at while it is followed; 0 is DefaultPoll.
+	Poll time.Duration
+}
+
+// Read returns the chosen records, oldest first. An error ends the sequence;
+// the end of the context does too, without one when following. The log may be
+// in use and may be rotated meanwhile; nothing is verified.
+func Read(ctx context.Context, q Query) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		r := reader{query: q, yield: yield}
+		if r.query.Poll <= 0 {
+			r.query.Poll = DefaultPoll
+		}
+		if err := r.run(ctx); err != nil && !errors.Is(err, errStopped) {
+			yield(Entry{}, fmt.Errorf("read audit log: %w", err))
+		}
+	}
+}
+
+// errStopped ends reading when the caller wants no more.
+var errStopped = errors.New("stopped")
+
+// reader reads one file after the other.
+type reader struct {
+	query Query
+	yield func(Entry, error) bool
+
+	file   *os.File
+	path   string
+	first  uint64 // the number of the file's first record; 0 while it has none
+	offset int64  // behind the last whole line
+}
+
+func (r *reader) run(ctx context.Context) error {
+	defer func() {
+		if r.file != nil {
+			r.file.Close()
+		}
+	}()
+	if err := r.begin(ctx); err != nil {
+		return err
+	}
+	for {
+		if err := r.drain(ctx); err != nil {
+			return err
+		}
+		moved, err := r.advance(ctx)
+		if err != nil {
+			return err
+		}
+		if moved {
+			continue
+		}
+		if !r.query.Follow {
+			return r.rest()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(r.query.Poll):
+		}
+	}
+}
+
+// begin opens the first file, or yields the last records and opens the last.
+func (r *reader) begin(ctx context.Context) error {
+	files, err := listFiles(r.query.File)
+	if err != nil {
+		return err
+	}
+	if len(files) == 0 {
+		return &fs.PathError{Op: "open", Path: r.query.File, Err: fs.ErrNotExist}
+	}
+	if r.query.Last <= 0 {
+		return r.open(files[0])
+	}
+	return r.last(ctx, files)
+}
+
+func (r *reader) open(f logFile) error {
+	file, err := os.Open(f.path)
+	if err != nil {
+		return err
+	}
+	if r.file != nil {
+		r.file.Close()
+	}
+	r.file, r.path, r.first, r.offset = file, f.path, f.first, 0
+	return nil
+}
+
+// drain yields the whole lines behind the offset.
+func (r *reader) drain(ctx context.Context) error {
+	if r.first == 0 {
+		first, err := firstRecord(r.file)
+		if err != nil {
+			return err
+		}
+		r.first = first
+	}
+	lines := newLines(io.NewSectionReader(r.file, r.offset, 1<<62))
+	begin := r.offset
+	for {
+		line, err := lines.next()
+		if errors.Is(err, io.EOF) || err == nil && line.whole && !line.ended {
+			return nil // the rest of the line is still to come
+		}
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil && !r.query.Follow {
+			return ctx.Err()
+		}
+		if ctx.Err() != nil {
+			return errStopped
+		}
+		r.offset = begin + line.end
+		if err := r.emit(line.data); err != nil {
+			return err
+		}
+	}
+}
+
+// rest yields a last line without a newline.
+func (r *reader) rest() error {
+	line, err := newLines(io.NewSectionReader(r.file, r.offset, maxLine)).next()
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.emit(line.data)
+}
+
+func (r *reader) emit(line []byte) error {
+	if len(line) == 0 {
+		return nil
+	}
+	entry, ok := r.choose(line)
+	if ok && !r.yield(entry, nil) {
+		return errStopped
+	}
+	return nil
+}
+
+func (r *reader) choose(line []byte) (Entry, bool) {
+	if !r.query.Filter.could(line) {
+		return Entry{}, false
+	}
+	entry, err := decode(line)
+	if err != nil {
+		entry = Entry{}
+	}
+	entry.Raw = bytes.Clone(line)
+	return entry, r.query.Filter.Match(entry)
+}
+
+// advance reads what is left of a file that was rotated, and opens the one that
+// follows it.
+func (r *reader) advance(ctx context.Context) (bool, error) {
+	here, err := os.Stat(r.query.File)
+	if err == nil {
+		open, err := r.file.Stat()
+		if err != nil {
+			return false, err
+		}
+		if os.SameFile(here, open) {
+			return false, nil
+		}
+	}
+	files, err := listFiles(r.query.File)
+	if err != nil {
+		return false, err
+	}
+	for _, file := range files {
+		if file.first != 0 && file.first <= r.first {
+			continue
+		}
+		// Nothing is written to the old file any more: this is all of it.
+		if err := errors.Join(r.drain(ctx), r.rest()); err != nil {
+			return false, err
+		}
+		if err := r.open(file); errors.Is(err, fs.ErrNotExist) {
+			return false, nil // moved since it was listed: look again later
+		} else if err != nil {
+			return false, err
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// last yields the last records that are chosen and stands behind them. It
+// reads backwards, so that its cost is that of what it finds.
+func (r *reader) last(ctx context.Context, files []logFile) error {
+	current := files[len(files)-1]
+	if err := r.open(current); err != nil {
+		return err
+	}
+	var found []Entry
+	take := func(line []byte) bool {
+		if entry, ok := r.choose(line); ok {
+			found = append(found, entry)
+		}
+		return len(found) < r.query.Last && ctx.Err() == nil
+	}
+	end, err := wholeLines(r.file)
+	if err != nil {
+		return err
+	}
+	r.offset = end
+	more, err := backwards(r.file, end, take)
+	for _, file := range slices.Backward(files[:len(files)-1]) {
+		if err != nil || !more {
+			break
+		}
+		more, err = backwardsFile(file.path, take)
+	}
+	if err != nil {
+		return err
+	}
+	for _, entry := range slices.Backward(found) {
+		if !r.yield(entry, nil) {
+			return errStopped
+		}
+	}
+	if !r.query.Follow {
+		return errStopped
+	}
+	return nil
+}
+
+// wholeLines returns where the last line that has its end ends. A last line
+// without a newline counts when it is a whole record.
+func wholeLines(file *os.File) (int64, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	end := info.Size()
+	whole := end
+	_, err = backwards(file, end, func(line []byte) bool {
+		if _, ok := parseLink(line); !ok {
+			whole = end - int64(len(line))
+		}
+		return false
+	})
+	if err != nil || whole == end {
+		return end, err
+	}
+	var last [1]byte
+	if _, err := file.ReadAt(last[:], end-1); err != nil {
+		return 0, err
+	}
+	if last[0] == '\n' {
+		return end, nil
+	}
+	return whole, nil
+}
+
+func backwardsFile(path string, take func([]byte) bool) (bool, error) {
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil // removed by the limit on files since it was listed
+	}
+	if err != nil {
+		return false, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return false, err
+	}
+	return backwards(file, info.Size(), take)
+}
+
+// backwards calls take with the lines before end, the last first, until it
+// returns false. Empty lines are left out.
+func backwards(r io.ReaderAt, end int64, take func([]byte) bool) (more bool, err error) {
+	var rest []byte // the end of a line whose beginning is still to be read
+	for end > 0 {
+		n := min(end, 64<<10)
+		end -= n
+		data := make([]byte, int(n)+len(rest))
+		if _, err := r.ReadAt(data[:n], end); err != nil {
+			return false, err
+		}
+		copy(data[n:], rest)
+		for {
+			i := bytes.LastIndexByte(data, '\n')
+			if i < 0 && len(data) <= maxLine && end > 0 {
+				break
+			}
+			if line := data[i+1:]; len(line) > 0 && !take(line) {
+				return false, nil
+			}
+			if data = data[:max(i, 0)]; i <= 0 {
+				break
+			}
+		}
+		rest = data
+	}
+	return true, nil
+}

@@ -1,0 +1,393 @@
+package audit
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// VerifyConfig says which log is verified.
+type VerifyConfig struct {
+	// File is the log; its rotated files are found beside it.
+	File string
+	// StateDir holds audit.key and audit.head. "" verifies the links alone:
+	// neither the contents nor the end of the log are proved then.
+	StateDir string
+}
+
+// Report is what Verify found.
+type Report struct {
+	Files   []string // in order
+	Records uint64   // how many there are
+	First   uint64   // number of the first record; 0 for none
+	Last    uint64   // number of the last record; 0 for none
+	Removed uint64   // records removed by the limit on rotated files, as the log itself says
+	Keyed   bool     // hashes were checked with the key, and the end with audit.head
+	Notes   []string // what is unusual and explained
+	Problem *Problem // the first thing that is wrong; nil when the log is proved
+}
+
+// Problem is the first bad record of a log.
+type Problem struct {
+	File string // path
+	Line int    // from 1; 0 for the file as a whole
+	Seq  uint64 // of the record, as it says or as it would be
+	What string // what is wrong
+}
+
+// String returns the problem on one line.
+func (p Problem) String() string {
+	where := p.File
+	if p.Line > 0 {
+		where = fmt.Sprintf("%s:%d", p.File, p.Line)
+	}
+	if p.Seq > 0 {
+		where = fmt.Sprintf("%s: record %d", where, p.Seq)
+	}
+	return where + ": " + p.What
+}
+
+// Proves says in words what a report without a problem proves.
+func (r Report) Proves() string {
+	if !r.Keyed {
+		return "the links hold; without the key neither the contents of the records nor the end of the log are proved"
+	}
+	return "no record was edited, removed, added or moved, and none is missing at the end"
+}
+
+// Verify walks a log from its oldest file to its end and reports the first
+// thing that is wrong. The log may be in use. An error means that it could not
+// be read, and says nothing about its contents.
+func Verify(cfg VerifyConfig) (Report, error) {
+	v := verifier{file: cfg.File, done: map[uint64]bool{}}
+	if cfg.StateDir != "" {
+		key, err := LoadKey(cfg.StateDir)
+		if err != nil {
+			return Report{}, fmt.Errorf("verify audit log: %w", err)
+		}
+		// Before the records: those written meanwhile prove themselves.
+		v.head, v.headErr = loadHead(cfg.StateDir, &key)
+		if v.headErr != nil && !errors.Is(v.headErr, errNoHead) && !errors.Is(v.headErr, errBadHead) {
+			return Report{}, fmt.Errorf("verify audit log: %w", v.headErr)
+		}
+		v.mac, v.report.Keyed = key.chainMAC(), true
+	}
+	if err := v.walk(); err != nil {
+		return Report{}, fmt.Errorf("verify audit log: %w", err)
+	}
+	v.conclude()
+	return v.report, nil
+}
+
+type verifier struct {
+	file    string
+	report  Report
+	mac     hash.Hash // nil without the key
+	head    position
+	headErr error
+
+	path   string
+	line   int
+	done   map[uint64]bool // rotated files, by their first record
+	tail   tail
+	began  bool    // a record was seen
+	region *region // bytes since the last record that are none
+	gaps   []gap   // and other problems, in the order of the log
+	kept   uint64  // records below were removed by the log itself
+	ended  int64   // offset behind the head's record; 0 when it was not met
+}
+
+// gap is a jump in the numbers, legitimate when it lies below what was kept.
+type gap struct {
+	problem  Problem
+	from, to uint64 // the numbers that are missing; 0 for any other problem
+}
+
+// region is a run of bytes that are no record.
+type region struct {
+	torn
+	problem   Problem
+	plausible bool   // all of it may be beginnings of the next record
+	newline   bool   // it ends in one, which is not added yet
+	path      string // of its end
+}
+
+// maxMoves bounds how often a file may have been moved away between its listing
+// and its opening.
+const maxMoves = 100
+
+// walk reads the files in order. The list is taken anew after each, since the
+// log may be rotated meanwhile.
+func (v *verifier) walk() error {
+	for moves := 0; moves < maxMoves; {
+		files, err := listFiles(v.file)
+		if err != nil {
+			return err
+		}
+		files = slices.DeleteFunc(files, func(f logFile) bool { return v.done[f.first] })
+		if len(files) == 0 {
+			if len(v.done) == 0 && v.mac == nil {
+				return fmt.Errorf("open %s: %w", v.file, fs.ErrNotExist)
+			}
+			return nil
+		}
+		again, err := v.walkFile(files[0])
+		switch {
+		case again || errors.Is(err, fs.ErrNotExist):
+			moves++
+		case err != nil || files[0].first == 0:
+			return err
+		default:
+			v.done[files[0].first] = true
+		}
+	}
+	return fmt.Errorf("open %s: it is moved away again and again", v.file)
+}
+
+// walkFile verifies one file. It reports true when the current file turns out
+// to be a newer one than was due, after a rotation.
+func (v *verifier) walkFile(f logFile) (again bool, err error) {
+	file, err := os.Open(f.path)
+	if err != nil {
+		return false, err
+	}
+	defer file.Close()
+	if f.first == 0 && v.superseded(file) {
+		return true, nil
+	}
+	v.path = f.path
+	v.report.Files = append(v.report.Files, f.path)
+	lines := newLines(file)
+	for {
+		line, err := lines.next()
+		if errors.Is(err, io.EOF) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		v.line = line.number
+		v.check(line)
+	}
+}
+
+// superseded reports whether file is the current one and a rotated file that
+// was not verified yet has come before it.
+func (v *verifier) superseded(file *os.File) bool {
+	first, err := firstRecord(file)
+	if err != nil || first <= v.tail.seq+1 {
+		return false
+	}
+	files, err := listFiles(v.file)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(files, func(f logFile) bool { return f.first > v.tail.seq && !v.done[f.first] })
+}
+
+// check judges one line.
+func (v *verifier) check(line piece) {
+	link, ok := parseLink(line.data)
+	if !ok || !line.whole {
+		v.strange(line)
+		return
+	}
+	entry, err := v.special(line.data)
+	v.closeRegion(entry, link.seq)
+	switch {
+	case v.mac != nil && !link.genuine(v.mac):
+		v.problem(link.seq, "its contents are not what its hash was made of")
+	case v.mac == nil && !json.Valid(line.data):
+		v.problem(link.seq, "it is not JSON")
+	case err != nil:
+		v.problem(link.seq, "it cannot be read: "+err.Error())
+	case entry.Unproved:
+		v.problem(link.seq, "records may be missing before it: "+entry.Detail)
+	case entry.Kind == string(KindRotation):
+		v.kept = max(v.kept, entry.First)
+	}
+	v.follow(link)
+	if v.mac != nil && v.headErr == nil && link.seq == v.head.seq {
+		v.meetHead(link, line)
+	}
+	v.tail = link.tail()
+	v.report.Records++
+}
+
+// special decodes the records that say something about the log itself. What a
+// plugin says cannot look like a kind: its quotes are escaped.
+func (v *verifier) special(data []byte) (Entry, error) {
+	text := string(data)
+	if !strings.Contains(text, `,"kind":"`+string(KindRotation)) && !strings.Contains(text, `,"kind":"`+string(authz.KindLost)) {
+		return Entry{}, nil
+	}
+	return decode(data)
+}
+
+// meetHead compares the record that audit.head names with what it says.
+func (v *verifier) meetHead(l link, line piece) {
+	if l.hash != string(v.head.hash[:]) {
+		v.problem(l.seq, "it is not the record that "+headName+" names")
+	}
+	v.ended = line.end
+	if line.ended && line.end == v.head.size+1 {
+		// The disk was full: its newline came later.
+		v.ended = v.head.size
+	}
+}
+
+// follow checks that a record is the next one.
+func (v *verifier) follow(l link) {
+	switch {
+	case !v.began:
+		v.report.First, v.began = l.seq, true
+		begin := genesis()
+		if l.seq == 1 && l.prev != string(begin[:]) {
+			v.problem(l.seq, "it names a record before it, and is the first")
+		}
+		if l.seq > 1 {
+			v.gap(1, l.seq)
+		}
+	case l.seq > v.tail.seq+1:
+		v.gap(v.tail.seq+1, l.seq)
+	case l.seq <= v.tail.seq:
+		v.problem(l.seq, fmt.Sprintf("it stands behind record %d", v.tail.seq))
+	case l.prev != string(v.tail.hash[:]):
+		v.problem(l.seq, "it does not name the record before it")
+	}
+}
+
+func (v *verifier) gap(from, next uint64) {
+	v.gaps = append(v.gaps, gap{problem: Problem{File: v.path, Line: v.line, Seq: next}, from: from, to: next - 1})
+}
+
+func missing(from, to uint64) string {
+	if from == to {
+		return fmt.Sprintf("record %d is missing", from)
+	}
+	return fmt.Sprintf("records %d to %d are missing", from, to)
+}
+
+// strange keeps account of bytes that are no record until one explains them.
+func (v *verifier) strange(line piece) {
+	r := v.region
+	if r == nil {
+		r = &region{torn: *newTorn(), plausible: true}
+		r.problem = Problem{File: v.path, Line: v.line, Seq: v.tail.seq + 1, What: "it is not a record"}
+		v.region = r
+	}
+	r.plausible = r.plausible && v.beginsNext(line)
+	if r.newline {
+		r.add([]byte("\n"))
+	}
+	r.add(line.data)
+	r.newline, r.path = line.ended, v.path
+}
+
+// beginsNext reports whether a line may be what a failed write left of the
+// record that comes next.
+func (v *verifier) beginsNext(line piece) bool {
+	if !line.whole {
+		return false
+	}
+	want := fmt.Sprintf("%s%d%s%s\",\"time\":\"", openSeq, v.tail.seq+1, openPrev, v.tail.hash[:])
+	n := min(len(want), len(line.data))
+	if string(line.data[:n]) != want[:n] {
+		return false
+	}
+	_, complete := parseLink(line.data)
+	return !complete
+}
+
+// closeRegion checks that a record explains the strange bytes before it.
+func (v *verifier) closeRegion(entry Entry, seq uint64) {
+	r := v.region
+	v.region = nil
+	if r == nil {
+		if entry.TornBytes != 0 {
+			v.problem(seq, "the torn bytes that it explains are gone")
+		}
+		return
+	}
+	if r.newline && r.path != v.path {
+		r.add([]byte("\n")) // in the same file it came with the record
+	}
+	if entry.TornBytes != r.size || entry.TornSHA256 != hex.EncodeToString(r.sum.Sum(nil)) {
+		v.problemAt(r.problem)
+		return
+	}
+	v.report.Notes = append(v.report.Notes, fmt.Sprintf("%s:%d: %d bytes are a record that was not written to its end, as record %d says",
+		r.problem.File, r.problem.Line, r.size, seq))
+}
+
+func (v *verifier) problem(seq uint64, what string) {
+	v.problemAt(Problem{File: v.path, Line: v.line, Seq: seq, What: what})
+}
+
+// problemAt keeps the first problem. Gaps before it are kept apart until it is
+// known which of them are legitimate.
+func (v *verifier) problemAt(p Problem) {
+	v.gaps = append(v.gaps, gap{problem: p})
+}
+
+// conclude judges the gaps, the bytes at the end and the head.
+func (v *verifier) conclude() {
+	v.report.Last = v.tail.seq
+	v.line = 0
+	if r := v.region; r != nil {
+		if r.plausible {
+			v.report.Notes = append(v.report.Notes, fmt.Sprintf("%s:%d: %d bytes at the end are a record that was not written to its end; nothing was allowed by it",
+				r.problem.File, r.problem.Line, r.size))
+		} else {
+			v.problemAt(r.problem)
+		}
+	}
+	if v.report.Keyed {
+		v.path = v.file
+		v.concludeHead()
+	}
+	for _, g := range v.gaps {
+		if g.to != 0 && g.to < v.kept {
+			v.report.Removed += g.to - g.from + 1
+			continue
+		}
+		problem := g.problem
+		if g.to != 0 {
+			problem.What = missing(max(g.from, v.kept), g.to) + " before it"
+		}
+		v.report.Problem = &problem
+		return
+	}
+}
+
+func (v *verifier) concludeHead() {
+	last := v.tail.seq
+	switch {
+	case v.headErr != nil:
+		v.problem(last, "the end of the log cannot be proved: "+v.headErr.Error())
+	case v.head.seq > last:
+		v.problem(last+1, fmt.Sprintf("%s at the end: %s names record %d as the last", missing(last+1, v.head.seq), headName, v.head.seq))
+	case v.head.seq > 0 && v.ended != v.head.size:
+		v.problem(v.head.seq, fmt.Sprintf("it does not end at byte %d of its file, as %s says", v.head.size, headName))
+	}
+}
+
+// DefaultStateDir returns the state directory that a log in its default place
+// belongs to, or "" when there is no audit.key beside the file.
+func DefaultStateDir(file string) string {
+	dir := filepath.Dir(file)
+	if _, err := os.Lstat(filepath.Join(dir, keyName)); err != nil {
+		return ""
+	}
+	return dir
+}

@@ -1,0 +1,345 @@
+package vault
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// maxAnswer bounds what is read of one answer of Vault's, in bytes.
+const maxAnswer = 1 << 20
+
+// Error is a failure to get something from Vault. It says what was asked, the
+// status and Vault's own words; it never holds a token, a credential, a URL or
+// the body of an answer that is not Vault's.
+type Error struct {
+	// Op is what was asked, as in "read secret/data/weather".
+	Op string
+	// Status is Vault's HTTP status; 0 when there was no answer.
+	Status int
+	// Code is the status as text, or "timeout", "network", "answer" (one that
+	// could not be used) or "refused" (nothing was sent).
+	Code string
+	// Reasons are Vault's own error strings, or one of ours.
+	Reasons []string
+
+	retry     time.Duration // what Vault asked us to wait; 0 when it did not
+	ambiguous bool          // Vault may have done what was asked
+}
+
+// Error says what failed and why, on one line.
+func (e *Error) Error() string {
+	var s strings.Builder
+	s.WriteString(e.Op)
+	s.WriteString(": ")
+	if e.Status != 0 {
+		s.WriteString("Vault answered ")
+		s.WriteString(strconv.Itoa(e.Status))
+		if meaning := meaningOf(e.Status); meaning != "" {
+			s.WriteString(" (" + meaning + ")")
+		}
+		if len(e.Reasons) > 0 {
+			s.WriteString(": ")
+		}
+	}
+	s.WriteString(strings.Join(e.Reasons, "; "))
+	return s.String()
+}
+
+// RetryAfter is how long Vault asked to be left alone, 0 if it did not.
+func (e *Error) RetryAfter() time.Duration { return e.retry }
+
+// meaningOf explains a status that Vault uses in its own way (Vault API
+// documentation, "HTTP status codes" and "/sys/health").
+func meaningOf(status int) string {
+	switch status {
+	case http.StatusNotFound:
+		return "nothing is there, or it is deleted"
+	case http.StatusPreconditionFailed:
+		return "this node does not know what was written yet"
+	case http.StatusTooManyRequests:
+		return "a quota is used up"
+	case 472:
+		return "a disaster recovery secondary"
+	case 473:
+		return "a performance standby"
+	case http.StatusServiceUnavailable:
+		return "sealed or in maintenance"
+	}
+	return ""
+}
+
+// statusOf returns the HTTP status in err, 0 when it holds none.
+func statusOf(err error) int {
+	if e := (*Error)(nil); errors.As(err, &e) {
+		return e.Status
+	}
+	return 0
+}
+
+// isTransient reports whether the same request may do better later: there was
+// no answer, or one that speaks of Vault's state and not of the request.
+func isTransient(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	return e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status == http.StatusPreconditionFailed ||
+		e.Status >= 472
+}
+
+// client sends single requests to Vault. It builds them from the parts of
+// vault/api (header names, Secret, ResponseError) and not with its Client:
+// api.NewClient reads the VAULT_* environment whatever Config it is given, and
+// fails when that names a file that is gone.
+type client struct {
+	http      *http.Client
+	base      *url.URL
+	namespace string
+	timeout   time.Duration
+	failed    func(*Error) // told of each failure
+}
+
+func newClient(cfg *Config, failed func(*Error)) (*client, error) {
+	base, err := url.Parse(cfg.Address)
+	if err != nil || (base.Scheme != "https" && base.Scheme != "http") || base.Host == "" {
+		return nil, fmt.Errorf("parse address of Vault: %q is not a URL such as https://vault.example:8200", cfg.Address)
+	}
+	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return nil, errors.New("parse address of Vault: it must not hold a user, a query or a fragment")
+	}
+	roots, err := authorities(cfg)
+	if err != nil {
+		return nil, err
+	}
+	transport := &http.Transport{
+		Proxy:       nil, // the token goes to Vault itself, whatever the environment says
+		DialContext: (&net.Dialer{Timeout: cfg.Timeout}).DialContext,
+		TLSClientConfig: &tls.Config{
+			RootCAs:    roots,
+			MinVersion: tls.VersionTLS12,
+		},
+		TLSHandshakeTimeout: cfg.Timeout,
+		// net/http sends a GET again when a reused connection breaks before
+		// the answer. A read of a leased path must not happen twice, so no
+		// connection is reused; requests to Vault are rare.
+		DisableKeepAlives:      true,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+	return &client{
+		http:      &http.Client{Transport: transport, CheckRedirect: checkRedirect},
+		base:      base,
+		namespace: strings.Trim(cfg.Namespace, "/"),
+		timeout:   cfg.Timeout,
+		failed:    failed,
+	}, nil
+}
+
+func authorities(cfg *Config) (*x509.CertPool, error) {
+	pem := cfg.CA
+	if cfg.CAFile != "" {
+		text, err := os.ReadFile(cfg.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("read authorities of Vault: %w", err)
+		}
+		pem = append(append([]byte(nil), pem...), text...)
+	}
+	if len(pem) == 0 {
+		return nil, nil // the system's
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("read authorities of Vault: no PEM certificate in them")
+	}
+	return pool, nil
+}
+
+// checkRedirect follows one redirect, as a standby answers with the address of
+// the active node, and none that changes the scheme or the method.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > 1 || req.URL.Scheme != via[0].URL.Scheme || req.Method != via[0].Method {
+		return http.ErrUseLastResponse
+	}
+	return nil
+}
+
+// call is one request to Vault.
+type call struct {
+	op     string // for errors
+	method string
+	path   string // without /v1/
+	token  authz.Secret
+	body   map[string]any
+}
+
+// do sends one request, once. Its error is an [*Error]. The answer is nil when
+// Vault's has no body.
+func (c *client) do(ctx context.Context, r call) (*api.Secret, error) {
+	secret, err := c.send(ctx, r)
+	if err != nil {
+		err.Op = r.op
+		for i, reason := range err.Reasons {
+			err.Reasons[i] = r.clean(reason)
+		}
+		c.failed(err)
+		return nil, err
+	}
+	return secret, nil
+}
+
+func (c *client) send(ctx context.Context, r call) (*api.Secret, *Error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	var sent atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
+	req, err := c.request(ctx, r)
+	if err != nil {
+		return nil, &Error{Code: "refused", Reasons: []string{err.Error()}}
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, transportError(ctx, err, sent.Load())
+	}
+	defer resp.Body.Close()
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(resp.Body, maxAnswer), resp.Body}
+	if resp.StatusCode >= http.StatusMultipleChoices {
+		return nil, statusError(resp)
+	}
+	secret, err := api.ParseSecret(resp.Body)
+	if err != nil {
+		// The error may quote the answer.
+		return nil, &Error{
+			Status: resp.StatusCode, Code: "answer", ambiguous: true,
+			Reasons: []string{"the answer is cut off, too large or not JSON"},
+		}
+	}
+	return secret, nil
+}
+
+func (c *client) request(ctx context.Context, r call) (*http.Request, error) {
+	var body io.Reader
+	if r.body != nil {
+		text, err := json.Marshal(r.body)
+		if err != nil {
+			return nil, errors.New("the request cannot be encoded")
+		}
+		body = bytes.NewReader(text)
+	}
+	target := c.base.JoinPath("v1")
+	target.Path += "/" + r.path
+	target.RawPath = ""
+	req, err := http.NewRequestWithContext(ctx, r.method, target.String(), body)
+	if err != nil {
+		return nil, errors.New("the path is not one of a URL")
+	}
+	// The SSRF protection of Vault's listeners, and never an Authorization
+	// header: Vault up to 1.21.4 may hand it on to plugins (CVE-2026-4525).
+	req.Header.Set(api.RequestHeaderName, "true")
+	if token := r.token.Reveal(); token != "" {
+		req.Header.Set(api.AuthHeaderName, token)
+	}
+	if c.namespace != "" {
+		req.Header.Set(api.NamespaceHeaderName, c.namespace)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, nil
+}
+
+// transportError describes a request that got no answer. The URL that net/http
+// puts into its errors is left out.
+func transportError(ctx context.Context, err error, sent bool) *Error {
+	e := &Error{Code: "network", ambiguous: sent}
+	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
+		err = wrapped.Err
+	}
+	var timeout interface{ Timeout() bool }
+	switch {
+	case ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded):
+		e.Reasons = []string{"given up"}
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		e.Code, e.Reasons = "timeout", []string{"no answer in time"}
+	default:
+		e.Reasons = []string{err.Error()}
+	}
+	return e
+}
+
+// statusError describes an answer that is not a success. Words that are not in
+// Vault's own form are left out: they are those of something in between.
+func statusError(resp *http.Response) *Error {
+	e := &Error{Status: resp.StatusCode, Code: strconv.Itoa(resp.StatusCode), retry: retryAfter(resp.Header.Get("Retry-After"))}
+	authored := false
+	var vaults *api.ResponseError
+	switch {
+	case resp.StatusCode < http.StatusBadRequest:
+		e.Reasons = []string{"a redirect that is not followed"}
+	case errors.As((&api.Response{Response: resp}).Error(), &vaults) && !vaults.RawError:
+		authored, e.Reasons = true, vaults.Errors
+	default:
+		e.Reasons = []string{"the answer is not Vault's"}
+	}
+	// An error that Vault itself reports it has also undone (its rollback
+	// manager). A gateway's says nothing of what happened behind it.
+	gateway := resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout
+	e.ambiguous = resp.StatusCode >= http.StatusInternalServerError && (gateway || !authored)
+	return e
+}
+
+// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3), bounded
+// so that nothing in between can silence us for long.
+func retryAfter(header string) time.Duration {
+	const longest = 5 * time.Minute
+	if header == "" {
+		return 0
+	}
+	if seconds, err := strconv.ParseUint(header, 10, 31); err == nil {
+		return min(time.Duration(seconds)*time.Second, longest)
+	}
+	if at, err := http.ParseTime(header); err == nil {
+		return min(max(time.Until(at), 0), longest)
+	}
+	return 0
+}
+
+// clean makes one short printable line of words that came from outside, and
+// takes out whatever of ours they may repeat.
+func (r call) clean(s string) string {
+	const longest = 240
+	if token := r.token.Reveal(); token != "" {
+		s = strings.ReplaceAll(s, token, "[redacted]")
+	}
+	for _, value := range r.body {
+		if text, ok := value.(string); ok && text != "" {
+			s = strings.ReplaceAll(s, text, "[redacted]")
+		}
+	}
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
+	s = strings.TrimPrefix(s, "1 error occurred: * ")
+	if len(s) > longest {
+		s = strings.ToValidUTF8(s[:longest], "") + "..."
+	}
+	return s
+}

@@ -1,0 +1,217 @@
+package vault
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// instant is one reading of both clocks. A deadline has passed when either
+// says so: the monotonic clock cannot be stepped, but stands still while the
+// machine is suspended; the wall clock goes on, but can be stepped.
+type instant struct{ mono, wall int64 } // nanoseconds
+
+// never is after every instant.
+func never() instant { return instant{math.MaxInt64, math.MaxInt64} }
+
+// add returns the instant d later. What is never stays never.
+func (i instant) add(d time.Duration) instant {
+	return instant{addSaturated(i.mono, int64(d)), addSaturated(i.wall, int64(d))}
+}
+
+func addSaturated(a, b int64) int64 {
+	if a == math.MaxInt64 || (b > 0 && a > math.MaxInt64-b) {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// before reports whether i is before o on both clocks.
+func (i instant) before(o instant) bool { return i.mono < o.mono && i.wall < o.wall }
+
+// until returns the time left from i to o, by the clock that has less.
+func (i instant) until(o instant) time.Duration {
+	if o == never() {
+		return math.MaxInt64
+	}
+	return time.Duration(min(o.mono-i.mono, o.wall-i.wall))
+}
+
+// time returns the wall time, the zero time for never.
+func (i instant) time() time.Time {
+	if i.wall == math.MaxInt64 {
+		return time.Time{}
+	}
+	return time.Unix(0, i.wall)
+}
+
+// earliest returns the earlier of the two on each clock.
+func earliest(a, b instant) instant {
+	return instant{min(a.mono, b.mono), min(a.wall, b.wall)}
+}
+
+// safety is what is left unused at the end of a lease of length d: our clock
+// and Vault's differ, and the request still has to arrive.
+func safety(d time.Duration) time.Duration {
+	return min(max(2*time.Second, d/20), d/2)
+}
+
+// window is how long an answer of Vault's may be used, and when to see to it.
+type window struct {
+	notAfter  instant
+	refreshAt instant
+	ends      instant // when Vault ends it, whatever we may use of it
+	capped    bool    // by the ceiling, so that renewing would not lengthen it
+}
+
+// newWindow returns the window of what was granted for ttl by an answer to a
+// request sent at issued, and may not be used past ceiling. spread is from
+// -1 to 1 and moves the refresh by up to a tenth, so that not all come at once.
+func newWindow(issued instant, ttl time.Duration, ceiling instant, spread float64) window {
+	ends := issued.add(ttl)
+	end := earliest(ends, ceiling)
+	length := max(issued.until(end), 0)
+	usable := length - safety(length)
+	if end == never() {
+		return window{notAfter: end, refreshAt: end, ends: end}
+	}
+	refresh := time.Duration(float64(usable) * (2.0 / 3) * (1 + spread/10))
+	return window{
+		notAfter:  end.add(-safety(length)),
+		refreshAt: issued.add(refresh),
+		ends:      ends,
+		capped:    !ends.before(ceiling),
+	}
+}
+
+// lease is one answer of Vault's that is in use. It does not change.
+type lease struct {
+	window
+	id         string // "" for a value without a lease
+	session    *session
+	fields     map[string]authz.Secret
+	generation uint64
+	renewable  bool
+	exhausted  bool // Vault granted less than was asked: the next one is a new one
+	minted     instant
+	granted    time.Duration // at first
+}
+
+// usableUntil is when the lease or the token that holds it ends.
+func (l *lease) usableUntil() instant { return earliest(l.notAfter, l.session.notAfter) }
+
+// renews reports whether renewing the lease is worth trying.
+func (l *lease) renews() bool { return l.id != "" && l.renewable && !l.exhausted && !l.capped }
+
+// increment is how much to ask for at now, in whole seconds.
+func (l *lease) increment(now instant, lifetime time.Duration) time.Duration {
+	ask := l.granted
+	if lifetime > 0 {
+		ask = min(ask, now.until(l.minted.add(lifetime)))
+	}
+	return max(ask.Truncate(time.Second), time.Second)
+}
+
+// renewed returns the lease as it is after a renewal that was asked for at
+// issued and granted ttl.
+func (l *lease) renewed(issued instant, asked, ttl, lifetime time.Duration, spread float64) *lease {
+	next := *l
+	next.window = newWindow(issued, ttl, ceiling(l.minted, lifetime), spread)
+	next.exhausted = ttl+time.Second < asked
+	return &next
+}
+
+// ceiling is when what was minted at minted must be given back at the latest.
+func ceiling(minted instant, lifetime time.Duration) instant {
+	if lifetime <= 0 {
+		return never()
+	}
+	return minted.add(lifetime)
+}
+
+// seconds returns a duration of Vault's. Ten years stand for anything longer.
+func seconds(n int) time.Duration {
+	const longest = 10 * 365 * 24 * 3600
+	return time.Duration(max(0, min(n, longest))) * time.Second
+}
+
+// backoff is how long to wait after the n-th failure in a row: between 250 ms
+// and a bound that doubles up to 30 s, chosen at random so that many waiters
+// do not come back together. random is from 0 to 1.
+func backoff(failures int, random float64) time.Duration {
+	const shortest, longest = 250 * time.Millisecond, 30 * time.Second
+	bound := longest
+	if failures < 8 {
+		bound = min(shortest<<max(failures, 1), longest)
+	}
+	return shortest + time.Duration(random*float64(bound-shortest))
+}
+
+// spread returns a random number from -1 to 1.
+func spread() float64 { return 2*rand.Float64() - 1 }
+
+// fieldsOf returns the fields of an answer that can be injected, and the names
+// of those that cannot: they hold a control byte, which would end a header, or
+// nothing. Numbers and booleans are taken as they are written in JSON; objects
+// and lists are no fields. The fields of KV version 2 are those of the secret
+// and not the envelope (Vault API, "KV secrets engine, version 2").
+func fieldsOf(answer *api.Secret) (fields map[string]authz.Secret, withheld []string, err error) {
+	if answer == nil || answer.Data == nil {
+		return nil, nil, fmt.Errorf("the answer has no fields")
+	}
+	data := answer.Data
+	if metadata, ok := data["metadata"].(map[string]any); ok && metadata["version"] != nil {
+		inner, isObject := data["data"].(map[string]any)
+		if !isObject {
+			return nil, nil, fmt.Errorf("version %v of the secret is deleted", metadata["version"])
+		}
+		data = inner
+	}
+	fields = make(map[string]authz.Secret, len(data))
+	for name, value := range data {
+		text, ok := scalar(value)
+		if !ok {
+			continue
+		}
+		if text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+			withheld = append(withheld, name)
+			continue
+		}
+		fields[name] = authz.NewSecret(text)
+	}
+	slices.Sort(withheld)
+	if len(fields) > 0 {
+		return fields, withheld, nil
+	}
+	if len(withheld) > 0 {
+		return nil, nil, fmt.Errorf("field %q is empty or holds a control byte (a line break at its end?)", withheld[0])
+	}
+	return nil, nil, fmt.Errorf("the answer has no fields that are text")
+}
+
+func scalar(value any) (string, bool) {
+	switch v := value.(type) {
+	case string:
+		return v, true
+	case json.Number:
+		return v.String(), true
+	case bool:
+		return strconv.FormatBool(v), true
+	}
+	return "", false
+}
+
+// sameFields reports whether two answers hold the same.
+func sameFields(a, b map[string]authz.Secret) bool {
+	return maps.EqualFunc(a, b, func(x, y authz.Secret) bool { return x.Reveal() == y.Reveal() })
+}

@@ -1,0 +1,453 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Method is a way to log in to Vault.
+type Method string
+
+// The methods.
+const (
+	MethodToken   Method = "token"
+	MethodAppRole Method = "approle"
+)
+
+// Auth says how to log in. Its files are read again at each login, so that
+// what an agent renews on disk is taken up.
+type Auth struct {
+	Method Method
+	// TokenFile holds a token that somebody else gave us, for MethodToken. It
+	// is renewed if Vault allows, and never revoked.
+	TokenFile string
+	// Mount is where AppRole is mounted; "" is approle.
+	Mount string
+	// RoleIDFile and SecretIDFile are for MethodAppRole. A role that needs no
+	// secret id (bind_secret_id=false) has no SecretIDFile.
+	RoleIDFile   string
+	SecretIDFile string
+}
+
+func (a *Auth) validate() error {
+	switch a.Method {
+	case MethodToken:
+		if a.TokenFile == "" {
+			return errors.New("method token needs a token file")
+		}
+	case MethodAppRole:
+		if a.RoleIDFile == "" {
+			return errors.New("method approle needs a role id file")
+		}
+		if a.Mount = strings.Trim(a.Mount, "/"); a.Mount == "" {
+			a.Mount = "approle"
+		}
+		if err := checkPath(a.Mount); err != nil {
+			return fmt.Errorf("mount: %w", err)
+		}
+	default:
+		return fmt.Errorf("method %q is not token or approle", a.Method)
+	}
+	return nil
+}
+
+// session is one token of ours. Its times and flags are guarded by Broker.mu.
+type session struct {
+	token     authz.Secret
+	accessor  string // "" for a batch token
+	ours      bool   // we logged in for it, so we revoke it
+	renewable bool
+	ttl       time.Duration // as first granted; 0 when it does not end
+
+	notAfter instant
+	renewAt  instant
+	dead     bool // revoked, or refused by Vault
+	// lost is set when Vault may have made a lease for us that we do not know
+	// of. Only the token's end takes that away.
+	lost     bool
+	attempts int     // at revoking it
+	due      instant // when to try to revoke it again
+	revoking bool
+}
+
+// fit reports whether a lease of length need, 0 if that is not known yet, may
+// be minted with the token: it must not die much before the lease does, since
+// the lease dies with it. A token is worth replacing below half of its life.
+func (s *session) fit(now instant, need time.Duration) bool {
+	if !s.usable(now) {
+		return false
+	}
+	if s.ttl == 0 {
+		return true
+	}
+	half := s.ttl / 2
+	if need > 0 {
+		half = min(half, need)
+	}
+	return now.until(s.notAfter) >= half-safety(s.ttl)
+}
+
+func (s *session) usable(now instant) bool {
+	return s != nil && !s.dead && now.before(s.notAfter)
+}
+
+// Login logs in to Vault, once, unless it is logged in already. Its error is
+// for the operator and holds no secret; Run goes on trying.
+func (b *Broker) Login(ctx context.Context) error {
+	_, err := b.authenticate(ctx, 0)
+	return err
+}
+
+// authenticate returns a session that is fit for a lease of length need,
+// renewing the token or logging in for it. One caller at a time talks to Vault
+// and the others wait for what comes of it.
+func (b *Broker) authenticate(ctx context.Context, need time.Duration) (*session, error) {
+	if s, err := b.readySession(need); s != nil || err != nil {
+		return s, err
+	}
+	if err := b.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer b.leave()
+	if s, err := b.readySession(need); s != nil || err != nil {
+		return s, err
+	}
+	return b.upkeep(ctx, need)
+}
+
+func (b *Broker) enter(ctx context.Context) error {
+	select {
+	case b.door <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for login to Vault: %w", ctx.Err())
+	}
+}
+
+func (b *Broker) leave() { <-b.door }
+
+// readySession returns the session if it will do as it is, or the reason why
+// there is none and it is too early to try again.
+func (b *Broker) readySession(need time.Duration) (*session, error) {
+	now := b.now()
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	s, held := b.session, now.before(b.loginAt)
+	switch {
+	case s.usable(now) && (held || (s.fit(now, need) && !b.rotates(now))):
+		return s, nil
+	case held:
+		return nil, &heldError{err: b.loginErr, retry: now.until(b.loginAt)}
+	}
+	return nil, nil
+}
+
+// rotates reports whether the session is to be replaced because it may hold a
+// lease we do not know of. The caller holds b.mu.
+func (b *Broker) rotates(now instant) bool {
+	return b.session != nil && b.session.lost && b.session.ours && !now.before(b.rotateAt)
+}
+
+// upkeep renews the token or logs in. The caller has entered.
+func (b *Broker) upkeep(ctx context.Context, need time.Duration) (*session, error) {
+	now := b.now()
+	b.mu.RLock()
+	s := b.session
+	usable := s.usable(now) && !b.rotates(now)
+	b.mu.RUnlock()
+	if usable && b.sameToken(s) && b.isFit(s, need) {
+		b.lookAgain(s) // it was only to see whether the file holds another token
+		return s, nil
+	}
+	if usable && b.sameToken(s) && s.renewable {
+		err := b.renewToken(ctx, s)
+		switch {
+		case err == nil && b.isFit(s, need):
+			return s, nil
+		case statusOf(err) == http.StatusForbidden:
+			b.bury(s, "Vault no longer knows the token")
+		case isTransient(err):
+			return b.holdLogin(s, err)
+		}
+	}
+	fresh, err := b.logIn(ctx)
+	if err != nil {
+		return b.holdLogin(s, err)
+	}
+	return b.adopt(fresh), nil
+}
+
+func (b *Broker) isFit(s *session, need time.Duration) bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return s.fit(b.now(), need)
+}
+
+func (b *Broker) lookAgain(s *session) {
+	b.mu.Lock()
+	defer b.unlock()
+	s.renewAt = latest(s.renewAt, b.now().add(rereadToken))
+}
+
+// sameToken reports whether the token file still holds the session's token.
+func (b *Broker) sameToken(s *session) bool {
+	if s.ours {
+		return true
+	}
+	token, err := readSecret(b.cfg.Auth.TokenFile)
+	return err != nil || token.Reveal() == s.token.Reveal()
+}
+
+// holdLogin notes a failed login or renewal and returns the session if it can
+// still be used.
+func (b *Broker) holdLogin(s *session, err error) (*session, error) {
+	b.mu.Lock()
+	defer b.unlock()
+	now := b.now()
+	b.loginFailures++
+	wait := b.waitAfter(b.loginFailures, err)
+	b.loginAt, b.loginErr = now.add(wait), err
+	b.noteError(err)
+	if s.usable(now) {
+		return s, nil
+	}
+	return nil, &heldError{err: err, retry: wait}
+}
+
+// adopt puts a fresh session in force. What the former one holds moves over.
+func (b *Broker) adopt(fresh *session) *session {
+	b.mu.Lock()
+	defer b.unlock()
+	now, old := b.now(), b.session
+	b.loginFailures, b.loginErr, b.loginAt = 0, nil, instant{}
+	if old != nil && old.token.Reveal() == fresh.token.Reveal() {
+		// The same token file: only its times are new. It cannot be bettered
+		// by asking at once again.
+		old.notAfter, old.renewAt, old.renewable = fresh.notAfter, fresh.renewAt, fresh.renewable
+		b.loginAt = now.add(rereadToken / 2)
+		return old
+	}
+	b.session = fresh
+	if old != nil {
+		b.rotateAt = now.add(rotateEvery)
+		b.retiring = append(b.retiring, old)
+		for _, e := range b.entries {
+			if e.lease != nil {
+				e.refreshAt = earliest(e.refreshAt, now.add(moveWithin(now.until(e.lease.usableUntil()))))
+			}
+		}
+	}
+	b.wake()
+	return fresh
+}
+
+// logIn gets a new session. A login whose answer is lost leaves a token behind
+// that holds nothing and ends by itself.
+func (b *Broker) logIn(ctx context.Context) (*session, error) {
+	if b.cfg.Auth.Method == MethodToken {
+		return b.loginByToken(ctx)
+	}
+	return b.loginByAppRole(ctx)
+}
+
+func (b *Broker) loginByAppRole(ctx context.Context) (*session, error) {
+	roleID, err := readSecret(b.cfg.Auth.RoleIDFile)
+	if err != nil {
+		return nil, fmt.Errorf("read role id: %w", err)
+	}
+	body := map[string]any{"role_id": roleID.Reveal()}
+	if b.cfg.Auth.SecretIDFile != "" {
+		secretID, err := readSecret(b.cfg.Auth.SecretIDFile)
+		if err != nil {
+			return nil, fmt.Errorf("read secret id: %w", err)
+		}
+		body["secret_id"] = secretID.Reveal()
+	}
+	issued := b.now()
+	answer, err := b.client.do(ctx, call{
+		op: "log in by approle", method: http.MethodPost, path: "auth/" + b.cfg.Auth.Mount + "/login", body: body,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if answer == nil || answer.Auth == nil || answer.Auth.ClientToken == "" {
+		return nil, errors.New("log in by approle: the answer has no token (multi-factor login is not supported)")
+	}
+	auth := answer.Auth
+	s := b.newSession(issued, authz.NewSecret(auth.ClientToken), auth.Accessor, seconds(auth.LeaseDuration), auth.Renewable)
+	s.ours = true
+	if auth.Accessor == "" {
+		b.log.Warn("the role gives batch tokens, which Vault cannot revoke; use token_type=service")
+	}
+	return s, nil
+}
+
+func (b *Broker) loginByToken(ctx context.Context) (*session, error) {
+	token, err := readSecret(b.cfg.Auth.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("read token: %w", err)
+	}
+	issued := b.now()
+	answer, err := b.lookupSelf(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	var facts tokenFacts
+	if err := facts.from(answer); err != nil {
+		return nil, fmt.Errorf("look up token: %w", err)
+	}
+	if slices.Contains(facts.Policies, "root") {
+		return nil, errors.New("log in by token: it is a root token; give the sidecar one that may read its credentials and nothing else")
+	}
+	if facts.NumUses > 0 {
+		b.log.Warn("the token may be used a limited number of times, and every request to Vault spends one", zap.Int("left", facts.NumUses))
+	}
+	return b.newSession(issued, token, facts.Accessor, seconds(facts.TTL), facts.Renewable), nil
+}
+
+func (b *Broker) newSession(issued instant, token authz.Secret, accessor string, ttl time.Duration, renewable bool) *session {
+	s := &session{token: token, accessor: accessor, renewable: renewable, ttl: ttl}
+	s.schedule(issued, ttl, b.cfg.Auth.Method)
+	return s
+}
+
+// schedule sets when the token ends and when to see to it: a token from a file
+// at least every minute, since the file may hold another one.
+func (s *session) schedule(issued instant, ttl time.Duration, method Method) {
+	w := window{notAfter: never(), refreshAt: never()}
+	if ttl > 0 {
+		w = newWindow(issued, ttl, never(), spread())
+	}
+	if method == MethodToken {
+		w.refreshAt = earliest(w.refreshAt, issued.add(rereadToken))
+	}
+	s.notAfter, s.renewAt = w.notAfter, w.refreshAt
+}
+
+// tokenFacts are what auth/token/lookup-self says.
+type tokenFacts struct {
+	TTL       int      `json:"ttl"`
+	Accessor  string   `json:"accessor"`
+	Renewable bool     `json:"renewable"`
+	NumUses   int      `json:"num_uses"`
+	Policies  []string `json:"policies"`
+}
+
+func (f *tokenFacts) from(answer *api.Secret) error {
+	if answer == nil || answer.Data["ttl"] == nil {
+		return errors.New("the answer is not that of a token")
+	}
+	text, err := json.Marshal(answer.Data)
+	if err == nil {
+		err = json.Unmarshal(text, f)
+	}
+	if err != nil {
+		// The error may quote the answer, which holds the token.
+		return errors.New("the answer cannot be read")
+	}
+	return nil
+}
+
+func (b *Broker) lookupSelf(ctx context.Context, token authz.Secret) (*api.Secret, error) {
+	return b.client.do(ctx, call{op: "look up token", method: http.MethodGet, path: "auth/token/lookup-self", token: token})
+}
+
+// knows reports whether Vault still knows the session's token. It reports true
+// when Vault does not say.
+func (b *Broker) knows(ctx context.Context, s *session) bool {
+	_, err := b.lookupSelf(ctx, s.token)
+	return statusOf(err) != http.StatusForbidden
+}
+
+func (b *Broker) renewToken(ctx context.Context, s *session) error {
+	issued := b.now()
+	answer, err := b.client.do(ctx, call{
+		op: "renew token", method: http.MethodPost, path: "auth/token/renew-self", token: s.token,
+		body: map[string]any{"increment": int(s.ttl.Seconds())},
+	})
+	if err != nil {
+		return err
+	}
+	if answer == nil || answer.Auth == nil {
+		return errors.New("renew token: the answer has no token")
+	}
+	b.mu.Lock()
+	defer b.unlock()
+	s.schedule(issued, seconds(answer.Auth.LeaseDuration), b.cfg.Auth.Method)
+	s.renewable = answer.Auth.Renewable
+	b.loginFailures, b.loginErr, b.loginAt = 0, nil, instant{}
+	b.wake()
+	return nil
+}
+
+// bury gives up a session whose token Vault refuses: what it held is lost.
+func (b *Broker) bury(s *session, why string) {
+	b.mu.Lock()
+	defer b.unlock()
+	if s.dead {
+		return
+	}
+	s.dead = true
+	if b.session == s {
+		b.session = nil
+	}
+	if b.loginErr == nil {
+		b.loginAt = instant{}
+	}
+	b.retiring = slices.DeleteFunc(b.retiring, func(r *session) bool { return r == s })
+	for _, e := range b.entries {
+		if e.lease != nil && e.lease.session == s {
+			b.lose(e, why)
+		}
+	}
+	b.wake()
+}
+
+// suspect notes that Vault may have made a lease of which no answer arrived.
+// The session is replaced and its token revoked, at most once a minute, so
+// that a failing Vault is not made to mint everything anew over and over.
+func (b *Broker) suspect(s *session, path string) {
+	b.mu.Lock()
+	defer b.unlock()
+	if s.lost {
+		return
+	}
+	s.lost = true
+	if !s.ours {
+		b.log.Warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
+			zap.String("path", path))
+	}
+	b.wake()
+}
+
+// readSecret reads a file that holds one word.
+func readSecret(path string) (authz.Secret, error) {
+	const longest = 64 << 10
+	file, err := os.Open(path)
+	if err != nil {
+		return authz.Secret{}, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, longest+1))
+	if err != nil {
+		return authz.Secret{}, err
+	}
+	word := strings.TrimSpace(string(text))
+	if word == "" || len(text) > longest || strings.ContainsFunc(word, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return authz.Secret{}, fmt.Errorf("%s does not hold one word of printable ASCII", path)
+	}
+	return authz.NewSecret(word), nil
+}

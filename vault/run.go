@@ -1,0 +1,361 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// shutdownWithin bounds giving everything back when the broker ends.
+const shutdownWithin = 10 * time.Second
+
+// Run keeps the token and the leases alive, gives back what is not used, and
+// revokes what Vault has not yet confirmed. When ctx ends it revokes every
+// lease, and the token if it logged in for it, and returns nil; or an error
+// that says what Vault did not confirm within ten seconds, which the state
+// file keeps for the next sidecar. It is called once.
+func (b *Broker) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return b.shutDown(context.WithoutCancel(ctx))
+		case <-b.kick:
+		case <-timer.C:
+		}
+		timer.Reset(b.step())
+	}
+}
+
+func (b *Broker) shutDown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, shutdownWithin)
+	defer cancel()
+	b.mu.Lock()
+	b.closed = true
+	b.unlock()
+	// What is in the air is given up. A lease that it may have got goes with
+	// the token.
+	b.end()
+	b.flights.Wait()
+	report := b.revokeAll(ctx)
+	// To look whether everything is gone, it may have logged in again.
+	if _, err := b.revokeTokens(ctx); err != nil {
+		report.Err = errors.Join(report.Err, err)
+	}
+	b.log.Info("gave back what was leased", zap.Int("leases", report.Leases), zap.Int("confirmed", report.Confirmed))
+	if report.Err != nil {
+		return fmt.Errorf("give back what was leased: %d of %d leases confirmed: %w", report.Confirmed, report.Leases, report.Err)
+	}
+	return nil
+}
+
+// step starts what is due and returns how long to sleep.
+func (b *Broker) step() time.Duration {
+	b.mu.Lock()
+	defer b.unlock()
+	now := b.now()
+	next := now.add(longestSleep)
+	for _, e := range b.entries {
+		next = earliest(next, b.tend(e, now))
+	}
+	next = earliest(next, b.tendSession(now))
+	next = earliest(next, b.tendRevocations(now))
+	next = earliest(next, b.tendRetired(now))
+	return max(now.until(next), time.Millisecond)
+}
+
+// tend sees to one credential and returns when to look again. The caller
+// holds mu.
+func (b *Broker) tend(e *entry, now instant) instant {
+	if b.inForce != nil && !b.inForce[e.ref] {
+		if until := e.madeAt.add(provisional); now.before(until) {
+			return until
+		}
+		b.drop([]*entry{e})
+		return never()
+	}
+	if e.lease == nil {
+		return never() // fetched when it is asked for
+	}
+	end := e.lease.usableUntil()
+	if !now.before(end) {
+		b.lose(e, "it ended and could not be renewed")
+		return never()
+	}
+	due := latest(e.refreshAt, e.retryAt)
+	if e.flight != nil || now.before(due) {
+		return earliestOf(end, due, e.flight == nil)
+	}
+	if e.idle(now) {
+		b.record("released", e.ref, e.lease.id, "not used")
+		if l := e.lease; l.id != "" {
+			b.enqueue(e.ref, l, now, false)
+		}
+		e.lease = nil
+		return never()
+	}
+	b.start(b.life, e)
+	return end
+}
+
+func earliestOf(end, due instant, both bool) instant {
+	if both {
+		return earliest(end, due)
+	}
+	return end
+}
+
+func latest(a, b instant) instant { return instant{max(a.mono, b.mono), max(a.wall, b.wall)} }
+
+func (e *entry) idle(now instant) bool {
+	return time.Duration(now.mono-e.usedAt.mono.Load()) > idleAfter
+}
+
+// atomicInstant is a monotonic time, exact to a second, that many readers set.
+type atomicInstant struct{ mono atomic.Int64 }
+
+func (a *atomicInstant) set(now instant) {
+	if now.mono-a.mono.Load() > int64(time.Second) || a.mono.Load() == 0 {
+		a.mono.Store(max(now.mono, 1))
+	}
+}
+
+// tendSession logs in or renews the token if that is due. The caller holds mu.
+func (b *Broker) tendSession(now instant) instant {
+	if b.upkeeping {
+		return never()
+	}
+	var due instant
+	if b.session.usable(now) {
+		due = b.session.renewAt
+		if b.session.lost && b.session.ours {
+			due = earliest(due, b.rotateAt)
+		}
+	}
+	due = latest(due, b.loginAt)
+	if now.before(due) {
+		return due
+	}
+	b.upkeeping = true
+	b.background(func(ctx context.Context) {
+		err := b.enter(ctx)
+		if err == nil {
+			_, err = b.upkeep(ctx, 0)
+			b.leave()
+		}
+		b.mu.Lock()
+		b.upkeeping = false
+		b.wake()
+		b.unlock()
+		if err != nil {
+			b.log.Warn("keep the login to Vault", zap.Error(err))
+		}
+	})
+	return never()
+}
+
+// background runs f, bounded in time and ended by the broker's end. The caller
+// holds mu, and the broker is not closed.
+func (b *Broker) background(f func(ctx context.Context)) {
+	if b.closed {
+		return
+	}
+	b.flights.Add(1)
+	go func() {
+		defer b.flights.Done()
+		ctx, cancel := context.WithTimeout(b.life, callsInFlight*b.cfg.Timeout)
+		defer cancel()
+		f(ctx)
+	}()
+}
+
+// tendRevocations revokes what is due. The caller holds mu.
+func (b *Broker) tendRevocations(now instant) instant {
+	next, running := never(), 0
+	for _, r := range b.pending {
+		if r.running {
+			running++
+		}
+	}
+	for _, r := range b.pending {
+		switch {
+		case r.running:
+		case now.before(r.due):
+			next = earliest(next, r.due)
+		case running < revokingAtOnce: // the end of one wakes the schedule for the next
+			running++
+			r.running = true
+			b.background(func(ctx context.Context) { b.settle(r, b.revokeLease(ctx, r)) })
+		}
+	}
+	return next
+}
+
+// tendRetired revokes the tokens that were replaced, once nothing holds on to
+// them. The caller holds mu.
+func (b *Broker) tendRetired(now instant) instant {
+	next := never()
+	b.retiring = slices.DeleteFunc(b.retiring, func(s *session) bool { return !s.ours || !now.before(s.notAfter) })
+	for _, s := range b.retiring {
+		switch {
+		case s.revoking || b.isHeld(s):
+		case now.before(s.due):
+			next = earliest(next, s.due)
+		default:
+			s.revoking, s.dead = true, true
+			b.background(func(ctx context.Context) { b.endRetired(s, b.revokeToken(ctx, s)) })
+		}
+	}
+	return next
+}
+
+// isHeld reports whether a credential in use, or a lease that is to be revoked
+// by itself, needs the token. The caller holds mu.
+func (b *Broker) isHeld(s *session) bool {
+	for _, e := range b.entries {
+		if e.lease != nil && e.lease.session == s {
+			return true
+		}
+	}
+	for _, r := range b.pending {
+		if r.session == s && !r.denied {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *Broker) endRetired(s *session, err error) {
+	b.mu.Lock()
+	defer b.unlock()
+	s.revoking = false
+	if err == nil {
+		b.retiring = slices.DeleteFunc(b.retiring, func(r *session) bool { return r == s })
+	} else {
+		s.attempts++
+		s.due = b.now().add(b.waitAfter(s.attempts, err))
+	}
+	b.wake()
+}
+
+// stats are what is counted. They are guarded by Broker.mu.
+type stats struct {
+	errors   map[string]uint64
+	lastErr  string
+	lastAt   time.Time
+	stateErr error
+}
+
+func (b *Broker) countError(e *Error) {
+	text := e.Error()
+	b.mu.Lock()
+	defer b.unlock()
+	b.stats.errors[e.Code]++
+	b.stats.lastErr, b.stats.lastAt = text, b.cfg.Now()
+}
+
+func (b *Broker) noteError(err error) {
+	b.stats.lastErr, b.stats.lastAt = err.Error(), b.cfg.Now()
+}
+
+// The states of a credential.
+const (
+	StateActive      = "active"      // may be used
+	StateFailing     = "failing"     // may be used, but was not renewed when it was due
+	StateUnavailable = "unavailable" // cannot be had now
+	StateIdle        = "idle"        // not fetched, since nothing asks for it
+	StateRevoking    = "revoking"    // given back, not yet confirmed by Vault
+)
+
+// LeaseStatus is the state of one credential.
+type LeaseStatus struct {
+	Grant, Credential, Path string
+	State                   string
+	Lease                   string // masked; "" for a value without a lease
+	Generation              uint64
+	NotAfter                time.Time // zero when it does not end, or is not held
+	Err                     string    // why it is failing or unavailable
+}
+
+// Status is the state of a broker. It holds no secret.
+type Status struct {
+	LoggedIn     bool
+	Method       Method
+	TokenExpires time.Time // zero when it does not end, or there is none
+	LoginErr     string    // why it is not logged in, or not for longer
+	Leases       []LeaseStatus
+	States       map[string]int    // leases by state, all states
+	Errors       map[string]uint64 // failed requests by code, since the start
+	LastErr      string
+	LastErrAt    time.Time
+	Unconfirmed  int    // leases that Vault has not yet confirmed to be revoked
+	StateErr     string // why the state file cannot be written
+}
+
+// Status returns the state of the broker.
+func (b *Broker) Status() Status {
+	now := b.now()
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	s := Status{
+		LoggedIn: b.session.usable(now), Method: b.cfg.Auth.Method,
+		States: map[string]int{StateActive: 0, StateFailing: 0, StateUnavailable: 0, StateIdle: 0, StateRevoking: len(b.pending)},
+		Errors: make(map[string]uint64, len(b.stats.errors)), Unconfirmed: len(b.pending),
+		LastErr: b.stats.lastErr, LastErrAt: b.stats.lastAt,
+	}
+	if s.LoggedIn {
+		s.TokenExpires = b.session.notAfter.time()
+	}
+	s.LoginErr, s.StateErr = text(b.loginErr), text(b.stats.stateErr)
+	for code, n := range b.stats.errors {
+		s.Errors[code] = n
+	}
+	for _, e := range b.entries {
+		l := e.status(now)
+		s.States[l.State]++
+		s.Leases = append(s.Leases, l)
+	}
+	slices.SortFunc(s.Leases, func(x, y LeaseStatus) int {
+		return strings.Compare(x.Grant+"/"+x.Credential, y.Grant+"/"+y.Credential)
+	})
+	return s
+}
+
+func (e *entry) status(now instant) LeaseStatus {
+	s := LeaseStatus{Grant: e.ref.Grant, Credential: e.ref.Name, Path: e.ref.Path, Err: text(e.err)}
+	usable := e.lease != nil && !e.lease.session.dead && now.before(e.lease.usableUntil())
+	switch {
+	case usable && e.err == nil:
+		s.State = StateActive
+	case usable:
+		s.State = StateFailing
+	case e.err != nil:
+		s.State = StateUnavailable
+	default:
+		s.State = StateIdle
+	}
+	if usable {
+		s.Generation, s.NotAfter = e.lease.generation, e.lease.usableUntil().time()
+		if e.lease.id != "" {
+			s.Lease = mask(e.lease.id)
+		}
+	}
+	return s
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	if errors.Is(err, context.Canceled) {
+		return "given up"
+	}
+	return err.Error()
+}

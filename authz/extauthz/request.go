@@ -281,7 +281,7 @@ func (a *access) note(name, value string) {
 	case name == "connection":
 		for option := range strings.SplitSeq(value, ",") {
 			option = strings.ToLower(strings.Trim(option, " \t"))
-			if isToken(option) && !hopByHopOfCaller(option) {
+			if isToken(option) && !ownToCaller(option) {
 				a.remove = append(a.remove, option)
 			}
 		}
@@ -301,10 +301,10 @@ func isRemovedFamily(name string) bool {
 		hyphenated != name && slices.Contains(removed, hyphenated)
 }
 
-// hopByHopOfCaller reports the hop-by-hop headers that belong to the caller's
-// own connection handling: it consumes and writes them, and removing them here
-// would break upgrades, gRPC and the framing of bodies.
-func hopByHopOfCaller(name string) bool {
+// ownToCaller reports the headers that belong to the caller's own handling of
+// connections: it consumes and writes them, and removing them here would break
+// upgrades, gRPC and the framing of bodies.
+func ownToCaller(name string) bool {
 	switch name {
 	case "close", "keep-alive", "upgrade", "te", "transfer-encoding", "trailer", "http2-settings", "content-length", "host":
 		return true

@@ -47,136 +47,130 @@ var removed = []string{
 func allow(a *access, admission *authz.Admission) (*authv3.CheckResponse, string) {
 	ok := &authv3.OkHttpResponse{}
 	if !a.tunnel {
-		if detail := a.rewrite(ok, admission.Request.Destination); detail != "" {
+		headers, detail := a.changes(admission.Request.Destination, admission.Injection)
+		if detail != "" {
 			return nil, detail
 		}
-		if detail := a.inject(ok, admission.Injection); detail != "" {
-			return nil, detail
-		}
-		ok.HeadersToRemove = a.removals(ok)
+		ok.Headers = headers
+		ok.HeadersToRemove = a.removals(headers, admission.Injection)
 	}
 	return &authv3.CheckResponse{
 		Status:          &statuspb.Status{Code: int32(codes.OK)},
 		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
-		DynamicMetadata: allowedMetadata(a, admission),
+		DynamicMetadata: metadataOf(a, admission),
 	}, ""
 }
 
-// rewrite makes the caller forward the canonical bytes, and returns why it
-// cannot.
-func (a *access) rewrite(ok *authv3.OkHttpResponse, to authz.Destination) string {
-	var changes []*corev3.HeaderValueOption
-	if target := to.Target(); target != a.target || a.sanitised && strings.Contains(target, "!") {
-		changes = append(changes, set(":path", target))
+// changes returns the headers to be set: the canonical bytes where others were
+// sent, and the credential. It returns why that cannot be done.
+func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []*corev3.HeaderValueOption, detail string) {
+	target := to.Target()
+	if slot.Kind == authz.InjectQuery {
+		target = injectQuery(to, slot)
+	}
+	if target != a.target || a.sanitised && strings.Contains(target, "!") {
+		headers = append(headers, set(":path", target))
 	}
 	// gRPC's own authority states the port even where it is the default.
 	if a.authority != to.Authority() && (a.rewritable || a.authority != to.HostPort()) {
-		changes = append(changes, set(":authority", to.Authority()))
+		headers = append(headers, set(":authority", to.Authority()))
 	}
 	if to.Scheme() != a.request.Destination.Scheme() {
-		changes = append(changes, set(":scheme", string(to.Scheme())))
+		headers = append(headers, set(":scheme", string(to.Scheme())))
 	}
-	if len(changes) > 0 && !a.rewritable {
-		return "the caller forwards what was sent, and it is not spelled canonically: " + quote(to.URL()) + " would be"
+	if len(headers) > 0 && !a.rewritable {
+		if slot.Kind == authz.InjectQuery {
+			return nil, "the caller changes no query at an answer's word, and the rule's credential goes there"
+		}
+		return nil, "the caller forwards what was sent, and the canonical spelling would be " + quote(to.URL())
 	}
-	ok.Headers = append(ok.Headers, changes...)
-	return ""
-}
-
-// inject puts the credential into its slot, which it empties first of what the
-// plugin put there, and returns why it cannot.
-func (a *access) inject(ok *authv3.OkHttpResponse, injection authz.Injection) string {
-	switch injection.Kind {
-	case authz.InjectNone:
+	if a.rewritable {
+		// It is not removed, as its family is: Envoy finds no route without it
+		// once the route cache is cleared (VirtualHostImpl::getRouteFromEntries).
+		headers = append(headers, set("x-forwarded-proto", string(to.Scheme())))
+	}
+	switch slot.Kind {
 	case authz.InjectHeader:
-		ok.Headers = append(ok.Headers, set(injection.Name, injection.Value.Reveal()))
-		ok.HeadersToRemove = a.spellings(injection.Name)
+		headers = append(headers, set(slot.Name, slot.Value.Reveal()))
 	case authz.InjectCookie:
-		ok.Headers = append(ok.Headers, set("cookie", mergeCookie(a.cookie, injection.Name, injection.Value.Reveal())))
-	case authz.InjectQuery:
-		return a.injectQuery(ok, injection)
-	default:
-		return "the credential goes where this door cannot put it"
+		headers = append(headers, set("cookie", injectCookie(a.cookie, slot)))
+	case authz.InjectNone, authz.InjectQuery:
 	}
-	return ""
+	for _, header := range headers {
+		// A string field must be UTF-8, and Envoy 1.40 takes no raw_value here:
+		// it would send an empty header.
+		if !utf8.ValidString(header.GetHeader().GetValue()) {
+			return nil, "the header " + header.GetHeader().GetKey() + " would hold bytes that are not UTF-8, which the answer cannot carry"
+		}
+	}
+	return headers, ""
 }
 
-// injectQuery sets a query parameter. Envoy replaces every parameter whose
-// name has the same bytes, without decoding, and writes name and value as they
-// are given.
-func (a *access) injectQuery(ok *authv3.OkHttpResponse, injection authz.Injection) string {
-	if !a.rewritable {
-		return "the caller takes no query parameter from an answer, and the rule's credential is one"
-	}
-	name := escapeQuery(injection.Name)
-	for parameter := range strings.SplitSeq(a.request.Destination.Query(), "&") {
-		for i, piece := range strings.Split(parameter, ";") {
-			raw, _, _ := strings.Cut(piece, "=")
-			decoded, err := url.QueryUnescape(raw)
-			switch {
-			case err != nil, decoded != injection.Name:
-			case i > 0:
-				return "the query hides the credential's parameter behind a semicolon"
-			case raw != name:
-				ok.QueryParametersToRemove = append(ok.QueryParametersToRemove, raw)
+// injectQuery returns the target with the credential in its query, and without
+// what the plugin put into its slot.
+//
+// The whole of :path is set and not query_parameters_to_set: Envoy 1.40 writes
+// those as they are, refuses them with a % in them under validate_mutations and
+// sorts the query; agentgateway escapes them.
+func injectQuery(to authz.Destination, slot authz.Injection) string {
+	var kept []string
+	for pair := range strings.SplitSeq(to.Query(), "&") {
+		// Some servers split at semicolons as well.
+		parts := slices.DeleteFunc(strings.Split(pair, ";"), func(part string) bool {
+			name, _, _ := strings.Cut(part, "=")
+			if plain, err := url.QueryUnescape(name); err == nil {
+				name = plain
 			}
+			return strings.EqualFold(strings.TrimSpace(name), slot.Name)
+		})
+		if pair = strings.Join(parts, ";"); pair != "" {
+			kept = append(kept, pair)
 		}
 	}
-	ok.QueryParametersToSet = []*corev3.QueryParameter{{Key: name, Value: escapeQuery(injection.Value.Reveal())}}
-	return ""
+	kept = append(kept, url.QueryEscape(slot.Name)+"="+url.QueryEscape(slot.Value.Reveal()))
+	return to.Path() + "?" + strings.Join(kept, "&")
 }
 
-// escapeQuery escapes a query name or value so that every server decodes the
-// same: a space is %20, which + is not everywhere.
-func escapeQuery(s string) string {
-	return strings.ReplaceAll(url.QueryEscape(s), "+", "%20")
-}
-
-// spellings returns the names under which the plugin sent the header name in
-// another spelling: a server that reads CGI-style variables cannot tell them
-// apart.
-func (a *access) spellings(name string) []string {
-	var found []string
-	want := strings.ReplaceAll(name, "_", "-")
-	a.headers.each(func(sent, _ string) bool {
-		if sent != name && strings.ReplaceAll(sent, "_", "-") == want && !slices.Contains(found, sent) {
-			found = append(found, sent)
-		}
-		return true
-	})
-	return found
-}
-
-// removals returns the headers to be removed. One that is set is never among
-// them: older Envoys remove after setting.
-func (a *access) removals(ok *authv3.OkHttpResponse) []string {
-	names := make([]string, 0, len(removed)+len(a.remove)+len(ok.HeadersToRemove))
-	names = append(append(append(names, removed...), a.remove...), ok.HeadersToRemove...)
+// removals returns the headers to be removed: those that never pass, those that
+// depend on the request, and other spellings of the credential's header, which
+// a server that makes variables of header names cannot tell from it. One that
+// is set is never among them: older Envoys remove after setting.
+func (a *access) removals(changed []*corev3.HeaderValueOption, slot authz.Injection) []string {
+	names := make([]string, 0, len(removed)+len(a.remove))
+	names = append(append(names, removed...), a.remove...)
+	if slot.Kind == authz.InjectHeader {
+		want := strings.ReplaceAll(slot.Name, "_", "-")
+		a.headers.each(func(sent, _ string) bool {
+			if strings.ReplaceAll(sent, "_", "-") == want {
+				names = append(names, sent)
+			}
+			return true
+		})
+	}
 	names = slices.DeleteFunc(names, func(name string) bool {
-		return slices.ContainsFunc(ok.Headers, func(h *corev3.HeaderValueOption) bool { return h.Header.Key == name })
+		return slices.ContainsFunc(changed, func(h *corev3.HeaderValueOption) bool { return h.GetHeader().GetKey() == name })
 	})
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
-// mergeCookie returns a Cookie header in which name has the given value and
-// every other cookie the plugin sent is kept. Envoy joins several Cookie
-// headers with a comma where it shows them as a map, so that a comma may begin
-// a cookie as well.
-func mergeCookie(sent []string, name, value string) string {
+// injectCookie returns a Cookie header with the credential's cookie and what
+// the plugin sent besides. Envoy joins several Cookie headers with a comma
+// where it shows them as a map, so that a comma may begin a cookie as well.
+func injectCookie(sent []string, slot authz.Injection) string {
 	var kept []string
 	for _, header := range sent {
 		for pair := range strings.SplitSeq(header, ";") {
 			pieces := slices.DeleteFunc(strings.Split(pair, ","), func(piece string) bool {
-				key, _, _ := strings.Cut(piece, "=")
-				return strings.Trim(key, " \t") == name
+				name, _, _ := strings.Cut(piece, "=")
+				return strings.EqualFold(strings.TrimSpace(name), slot.Name)
 			})
-			if pair = strings.Trim(strings.Join(pieces, ","), " \t"); pair != "" {
+			if pair = strings.TrimSpace(strings.Join(pieces, ",")); pair != "" {
 				kept = append(kept, pair)
 			}
 		}
 	}
-	return strings.Join(append(kept, name+"="+value), "; ")
+	return strings.Join(append(kept, slot.Name+"="+slot.Value.Reveal()), "; ")
 }
 
 // deny returns the answer that refuses. Its status is never 0, which would
@@ -207,7 +201,7 @@ func deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv
 	return &authv3.CheckResponse{
 		Status:       &statuspb.Status{Code: int32(code), Message: strings.ToValidUTF8(refusal.Line(), "\uFFFD")}, //nolint:gosec // 1 to 16
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: denied},
-		DynamicMetadata: metadata(map[string]string{
+		DynamicMetadata: dynamicMetadata(map[string]string{
 			"decision": refusal.Decision, "plugin": refusal.Plugin, "reason": refusal.Reason.String(),
 			"grant": decision.Grant, "rule": decision.Rule,
 		}, decision.Generation),
@@ -250,18 +244,14 @@ func escapeMessage(s string) string {
 // finds append unset reads append_action, whose zero value appends, and would
 // put a second header beside the plugin's own.
 func set(name, value string) *corev3.HeaderValueOption {
-	header := &corev3.HeaderValue{Key: name, Value: value}
-	if !utf8.ValidString(value) { // a string field must be UTF-8, or the whole answer is an error
-		header.Value, header.RawValue = "", []byte(value)
-	}
 	return &corev3.HeaderValueOption{
-		Header:       header,
+		Header:       &corev3.HeaderValue{Key: name, Value: value},
 		Append:       wrapperspb.Bool(false),
 		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 	}
 }
 
-func allowedMetadata(a *access, admission *authz.Admission) *structpb.Struct {
+func metadataOf(a *access, admission *authz.Admission) *structpb.Struct {
 	d := admission.Decision
 	fields := map[string]string{
 		"decision": admission.ID, "plugin": string(admission.Request.Principal), "reason": d.Reason.String(),
@@ -270,12 +260,12 @@ func allowedMetadata(a *access, admission *authz.Admission) *structpb.Struct {
 	if to := admission.Request.Destination.Scheme(); to != a.request.Destination.Scheme() {
 		fields["scheme"] = string(to)
 	}
-	return metadata(fields, d.Generation)
+	return dynamicMetadata(fields, d.Generation)
 }
 
-// metadata returns what goes under envoy.filters.http.ext_authz, for access
+// dynamicMetadata returns what goes under envoy.filters.http.ext_authz, for access
 // logs and route matching. Empty fields are left out.
-func metadata(fields map[string]string, generation uint64) *structpb.Struct {
+func dynamicMetadata(fields map[string]string, generation uint64) *structpb.Struct {
 	values := make(map[string]*structpb.Value, len(fields)+1)
 	for name, value := range fields {
 		if value != "" {

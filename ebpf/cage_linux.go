@@ -1,0 +1,315 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf/rlimit"
+	"go.uber.org/zap"
+)
+
+// heardSize is how many seccomp refusals may wait for [Cage.Run].
+const heardSize = 256
+
+// Cage confines and meters one plugin. Make it with [New], open the sidecar's
+// listeners with [Cage.Listen], then [Cage.Attach], then [Cage.Start].
+type Cage struct {
+	config  Config
+	own     bool // the network namespace is the plugin's own
+	lock    *os.File
+	pins    string
+	group   *cgroup
+	network *network
+	account account
+	wall    *wall
+
+	lostBefore   uint64 // refusals that went undescribed under an earlier sidecar
+	heard        chan Denial
+	unheard      atomic.Uint64
+	refusedCalls atomic.Uint64
+
+	mu       sync.Mutex
+	attached bool
+	shut     bool
+	closed   bool
+}
+
+// New makes the cgroup, the network namespace and the programs, and reserves the
+// user; nothing is attached and nothing runs yet. What it made is taken away
+// again by [Cage.Close]. What an earlier sidecar left is taken over if it is
+// empty; otherwise the error is [ErrPopulated].
+func New(config Config) (*Cage, error) {
+	if err := config.complete(); err != nil {
+		return nil, err
+	}
+	id, err := cageID(config.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cage{
+		config: config,
+		own:    !config.HostNetwork && config.CgroupPath == "",
+		heard:  make(chan Denial, heardSize),
+	}
+	if err := c.build(id); err != nil {
+		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.demolish())
+	}
+	return c, nil
+}
+
+func (c *Config) complete() error {
+	if len(c.Serve) > MaxServed {
+		return fmt.Errorf("make cage: %d ports to serve, at most %d are possible", len(c.Serve), MaxServed)
+	}
+	if c.Interval < 0 {
+		return fmt.Errorf("make cage: negative interval %v", c.Interval)
+	}
+	if c.Interval == 0 {
+		c.Interval = DefaultInterval
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	return nil
+}
+
+func (c *Cage) build(id string) error {
+	var err error
+	if c.lock, err = lockCage(id); err != nil {
+		return err
+	}
+	// Kernels before 5.11 charge maps to a limit instead of the cgroup.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("lift memory limit: %w", err)
+	}
+	if err := c.openGroup(id); err != nil {
+		return err
+	}
+	if c.pins, err = pinDir(id); err != nil {
+		return err
+	}
+	if c.group.own {
+		if c.account, err = chooseAccount(c.config.User, id, c.config.UnsafeSameUser); err != nil {
+			return err
+		}
+	}
+	if c.own {
+		c.network, err = newNetwork()
+	} else {
+		err = onThread(func() (bool, error) {
+			c.network, err = currentNetwork()
+			return true, err
+		})
+	}
+	if err != nil {
+		return err
+	}
+	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.config.CountSyscalls); err != nil {
+		return err
+	}
+	before, err := c.usage()
+	c.lostBefore = before.Lost
+	return err
+}
+
+// openGroup makes the cage's cgroup, or opens the one given.
+func (c *Cage) openGroup(id string) error {
+	var err error
+	if c.config.CgroupPath != "" {
+		c.group, err = openGroup(c.config.CgroupPath)
+		return err
+	}
+	h, err := findHierarchy()
+	if err != nil {
+		return err
+	}
+	name := cgroupPrefix + id
+	left, err := h.findGroups(name)
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if err := sweep(path, false); err != nil {
+			return err
+		}
+		c.config.Logger.Info("removed the empty cgroup of an earlier sidecar", zap.String("cgroup", path))
+	}
+	// Only now that nothing lives in its cgroup may what holds it go.
+	if pins, err := existingPins(id); err != nil {
+		return err
+	} else if err := unpin(pins); err != nil {
+		return err
+	}
+	c.group, err = makeGroup(h, name)
+	return err
+}
+
+// Attach tells the programs where the sidecar listens, puts them on the cgroup,
+// pins them, and opens the door unless [Cage.Shut] shut it before.
+func (c *Cage) Attach(ends Endpoints) error {
+	if err := ends.check(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return fmt.Errorf("attach: %w", os.ErrClosed)
+	}
+	if err := c.wall.forgetPeers(); err != nil {
+		return err
+	}
+	if err := c.wall.configure(c.network, c.own, ends, c.config.Serve); err != nil {
+		return err
+	}
+	if !c.attached {
+		if err := c.wall.attach(c.pins, c.group); err != nil {
+			return err
+		}
+	}
+	c.attached = true
+	return c.wall.openDoor(!c.shut)
+}
+
+// check refuses endpoints that the hooks could not tell from a way out.
+func (e Endpoints) check() error {
+	for _, end := range []struct {
+		name    string
+		address netip.AddrPort
+		v6      bool
+	}{
+		{"Proxy4", e.Proxy4, false}, {"Proxy6", e.Proxy6, true},
+		{"Resolver4", e.Resolver4, false}, {"Resolver6", e.Resolver6, true},
+	} {
+		a := end.address.Addr()
+		switch {
+		case !end.address.IsValid():
+		case !a.IsLoopback() || a.Is4In6() || a.Zone() != "" || a.Is4() == end.v6 || end.address.Port() == 0:
+			return fmt.Errorf("attach: %s %v is not a loopback address of its family with a port", end.name, end.address)
+		}
+	}
+	return nil
+}
+
+// Shut shuts the door, or opens it: with it shut nothing connects, and what is
+// connected sends nothing more. It holds while the sidecar is away, too.
+func (c *Cage) Shut(shut bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return fmt.Errorf("turn the door: %w", os.ErrClosed)
+	}
+	c.shut = shut
+	if !c.attached && !shut {
+		return nil // Attach opens it
+	}
+	return c.wall.openDoor(!shut)
+}
+
+// Freeze stops every process of the plugin, or lets them run again.
+func (c *Cage) Freeze(on bool) error {
+	if err := c.group.freeze(on); err != nil {
+		return fmt.Errorf("freeze the plugin: %w", err)
+	}
+	return nil
+}
+
+// Kill ends every process of the plugin and waits until there is none.
+func (c *Cage) Kill() error {
+	if err := c.group.kill(); err != nil {
+		return fmt.Errorf("kill the plugin: %w", err)
+	}
+	return nil
+}
+
+// Check reports whether every program is still on the cgroup: [ErrSevered] if
+// one is not, [ErrNotAttached] before [Cage.Attach].
+func (c *Cage) Check() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return fmt.Errorf("check the walls: %w", os.ErrClosed)
+	case !c.attached:
+		return ErrNotAttached
+	}
+	return c.wall.check(c.group)
+}
+
+// Info describes the cage.
+func (c *Cage) Info() Info {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Info{
+		Cgroup: c.group.path, Pins: c.pins, OwnNetwork: c.own,
+		UID: c.account.uid, GID: c.account.gid, SameUser: c.account.same,
+		UnixHooks: c.wall.unix != nil, Syscalls: c.wall.calls != nil, Programs: c.wall.names(),
+	}
+}
+
+// Close ends every process of a cgroup that is the cage's own, and takes away
+// what [New] made, the programs last. If a process cannot be ended, the walls
+// stay. On a cgroup that was given, the programs stay as long as anything runs
+// in it: a sidecar that is restarted takes them over. [Cage.Run] has to have
+// returned.
+func (c *Cage) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	return c.demolish()
+}
+
+func (c *Cage) demolish() error {
+	var errs []error
+	keep := false
+	if c.group != nil {
+		keep, errs = c.emptyGroup()
+	}
+	if c.wall != nil {
+		errs = append(errs, c.wall.close())
+	}
+	if c.group != nil && !keep {
+		if c.pins != "" {
+			errs = append(errs, unpin(c.pins))
+		}
+		if c.group.own {
+			errs = append(errs, c.group.remove())
+		}
+	}
+	if c.group != nil {
+		errs = append(errs, c.group.close())
+	}
+	if c.network != nil {
+		errs = append(errs, c.network.close())
+	}
+	errs = append(errs, c.account.close())
+	if c.lock != nil {
+		errs = append(errs, c.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// emptyGroup reports whether the walls have to stay because something lives.
+func (c *Cage) emptyGroup() (keep bool, errs []error) {
+	if c.group.own {
+		if err := c.group.kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return true, []error{err}
+		}
+		return false, nil
+	}
+	populated, err := c.group.populated()
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return true, []error{err}
+	}
+	return populated, nil
+}

@@ -1,0 +1,311 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// killTimeout bounds how long a killed cgroup may take to empty. Processes in
+// an uninterruptible wait can exceed it; the walls then stay.
+const killTimeout = 10 * time.Second
+
+// cgroup is one directory of the cgroup v2 hierarchy.
+type cgroup struct {
+	path string
+	dir  *os.File
+	id   uint64 // its inode, which is what the kernel's cgroup id is
+	own  bool   // made by us, to be removed by us
+}
+
+// hierarchy is where the cgroup v2 tree is mounted, and which part of it.
+type hierarchy struct {
+	mount string
+	root  string
+}
+
+// findHierarchy looks in the mount table, since the place differs: with the
+// hybrid layout it is /sys/fs/cgroup/unified.
+func findHierarchy() (hierarchy, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return hierarchy{}, fmt.Errorf("read mount table: %w", err)
+	}
+	return parseHierarchy(string(table))
+}
+
+// parseHierarchy reads proc(5) mountinfo: "ID parent major:minor root mount
+// options [optional fields] - type source super-options".
+func parseHierarchy(table string) (hierarchy, error) {
+	for line := range strings.Lines(table) {
+		left, right, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+		if !ok || !strings.HasPrefix(right, "cgroup2 ") {
+			continue
+		}
+		fields := strings.Fields(left)
+		if len(fields) < 6 {
+			continue
+		}
+		return hierarchy{mount: unescapeMount(fields[4]), root: unescapeMount(fields[3])}, nil
+	}
+	return hierarchy{}, errors.New("find cgroup v2 mount: there is none; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified")
+}
+
+// unescapeMount undoes the octal escapes of mountinfo (space, tab, newline and
+// backslash).
+func unescapeMount(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// ownGroup is the directory of the cgroup this process is in.
+func (h hierarchy) ownGroup() (string, error) {
+	table, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("read own cgroup: %w", err)
+	}
+	return h.parseOwnGroup(string(table))
+}
+
+func (h hierarchy) parseOwnGroup(table string) (string, error) {
+	for line := range strings.Lines(table) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		if !ok {
+			continue
+		}
+		if h.root != "/" {
+			rest, inside := strings.CutPrefix(path, h.root)
+			if !inside {
+				return "", fmt.Errorf("locate own cgroup: %s is outside the mounted part %s; mount the whole hierarchy, or use the host's cgroup namespace", path, h.root)
+			}
+			path = rest
+		}
+		if strings.Contains(path, "..") || strings.HasSuffix(path, " (deleted)") {
+			return "", fmt.Errorf("locate own cgroup: %q is not below %s; use the host's cgroup namespace", path, h.mount)
+		}
+		return filepath.Join(h.mount, path), nil
+	}
+	return "", errors.New("locate own cgroup: /proc/self/cgroup has no cgroup v2 line")
+}
+
+// findGroups walks the hierarchy for directories called name. Cgroups below a
+// plugin's are not looked into.
+func (h hierarchy) findGroups(name string) ([]string, error) {
+	var found []string
+	err := filepath.WalkDir(h.mount, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case !d.IsDir():
+			return nil
+		case d.Name() == name:
+			found = append(found, path)
+			return filepath.SkipDir
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("search cgroups: %w", err)
+	}
+	return found, nil
+}
+
+// makeGroup makes the cgroup called name below the one this process is in.
+func makeGroup(h hierarchy, name string) (*cgroup, error) {
+	parent, err := h.ownGroup()
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(parent, name)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, fmt.Errorf("make cgroup: %w%s", err, delegationHint(err))
+	}
+	g, err := openGroup(path)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	g.own = true
+	// What a descendant cgroup does would still pass the hooks, but not be
+	// counted by an exact comparison, nor be ended by one look at one file.
+	if err := g.write("cgroup.max.descendants", "0"); err != nil {
+		return nil, errors.Join(err, g.close(), os.Remove(path))
+	}
+	return g, nil
+}
+
+// delegationHint says how a service manager gives a subtree away.
+func delegationHint(err error) string {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return " (the subtree is not delegated to this process: set Delegate=yes in the systemd unit, or mount the cgroup file system writable)"
+	}
+	return ""
+}
+
+// openGroup opens an existing cgroup directory.
+func openGroup(path string) (*cgroup, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	var system unix.Statfs_t
+	var stat unix.Stat_t
+	if err := unix.Fstatfs(int(dir.Fd()), &system); err != nil {
+		return nil, errors.Join(fmt.Errorf("inspect cgroup %s: %w", path, err), dir.Close())
+	}
+	if system.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil, errors.Join(fmt.Errorf("open cgroup: %s is not on a cgroup v2 file system", path), dir.Close())
+	}
+	if err := unix.Fstat(int(dir.Fd()), &stat); err != nil {
+		return nil, errors.Join(fmt.Errorf("inspect cgroup %s: %w", path, err), dir.Close())
+	}
+	return &cgroup{path: path, dir: dir, id: stat.Ino}, nil
+}
+
+func (g *cgroup) write(file, value string) error {
+	if err := os.WriteFile(filepath.Join(g.path, file), []byte(value), 0); err != nil {
+		return fmt.Errorf("write %s: %w%s", file, err, delegationHint(err))
+	}
+	return nil
+}
+
+// current reports whether the directory at the path is still the one opened.
+func (g *cgroup) current() bool {
+	var stat unix.Stat_t
+	return unix.Stat(g.path, &stat) == nil && stat.Ino == g.id
+}
+
+// event reads one of the two keys of cgroup.events: populated, frozen.
+func (g *cgroup) event(key string) (bool, error) {
+	text, err := os.ReadFile(filepath.Join(g.path, "cgroup.events"))
+	if err != nil {
+		return false, fmt.Errorf("read cgroup.events: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, key+" "); ok {
+			return strings.TrimSpace(value) == "1", nil
+		}
+	}
+	return false, fmt.Errorf("read cgroup.events: no %s", key)
+}
+
+// populated reports whether any process lives in the cgroup or below it.
+func (g *cgroup) populated() (bool, error) { return g.event("populated") }
+
+// kill ends every process in the cgroup and waits until there is none.
+func (g *cgroup) kill() error {
+	err := g.write("cgroup.kill", "1")
+	if errors.Is(err, fs.ErrNotExist) { // before Linux 5.14
+		return g.killEach()
+	}
+	if err != nil {
+		return err
+	}
+	return g.awaitEmpty(killTimeout)
+}
+
+// killEach is kill for kernels without cgroup.kill: frozen first, so that
+// nothing forks away while the list is read.
+func (g *cgroup) killEach() error {
+	if err := g.freeze(true); err != nil {
+		return err
+	}
+	deadline := time.Now().Add(killTimeout)
+	for {
+		text, err := os.ReadFile(filepath.Join(g.path, "cgroup.procs"))
+		if err != nil {
+			return fmt.Errorf("read cgroup.procs: %w", err)
+		}
+		pids := strings.Fields(string(text))
+		for _, field := range pids {
+			pid, err := strconv.Atoi(field)
+			if err != nil || pid <= 0 {
+				return fmt.Errorf("kill cgroup: %q is not a process of this namespace", field)
+			}
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill process %d: %w", pid, err)
+			}
+		}
+		if err := g.awaitEmpty(100 * time.Millisecond); err == nil || time.Now().After(deadline) {
+			return errors.Join(err, g.freeze(false))
+		}
+	}
+}
+
+// freeze stops every process of the cgroup, or lets them run again.
+func (g *cgroup) freeze(on bool) error {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	return g.write("cgroup.freeze", value)
+}
+
+// awaitEmpty waits until no process lives in the cgroup. The kernel reports
+// each change of cgroup.events as POLLPRI.
+func (g *cgroup) awaitEmpty(timeout time.Duration) error {
+	events, err := os.Open(filepath.Join(g.path, "cgroup.events"))
+	if err != nil {
+		return fmt.Errorf("open cgroup.events: %w", err)
+	}
+	defer func() { _ = events.Close() }()
+	deadline := time.Now().Add(timeout)
+	for {
+		populated, err := g.populated()
+		if err != nil || !populated {
+			return err
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("wait for cgroup %s to empty: processes still live after %v", g.path, timeout)
+		}
+		// A change between the look above and the poll is not missed for
+		// longer than a tenth of a second.
+		wait := min(left, 100*time.Millisecond)
+		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}} //nolint:gosec // descriptors fit
+		if _, err := unix.Poll(poll, int(wait.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("poll cgroup.events: %w", err)
+		}
+	}
+}
+
+func (g *cgroup) close() error {
+	if err := g.dir.Close(); err != nil {
+		return fmt.Errorf("close cgroup: %w", err)
+	}
+	return nil
+}
+
+// remove removes the cgroup's directory. The kernel may still hold a task that
+// is past its last instruction, hence the retries.
+func (g *cgroup) remove() error {
+	deadline := time.Now().Add(time.Second)
+	for {
+		err := unix.Rmdir(g.path)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("remove cgroup %s: %w", g.path, err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -1,0 +1,161 @@
+package ebpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ears hears what the seccomp filter refuses, and answers EPERM. The caller
+// stands still until then.
+type ears struct {
+	listener int
+	stop     int // an event descriptor
+	cage     *Cage
+	done     chan struct{}
+}
+
+// notice is struct seccomp_notif (include/uapi/linux/seccomp.h).
+type notice struct {
+	ID    uint64
+	PID   uint32
+	Flags uint32
+	Data  struct {
+		Number  int32
+		Arch    uint32
+		Pointer uint64
+		Args    [6]uint64
+	}
+}
+
+// answer is struct seccomp_notif_resp.
+type answer struct {
+	ID    uint64
+	Value int64
+	Error int32
+	Flags uint32
+}
+
+// newEars starts hearing. It takes over the descriptor.
+func newEars(listener int, cage *Cage) (*ears, error) {
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("hear seccomp: %w", err), unix.Close(listener))
+	}
+	e := &ears{listener: listener, stop: stop, cage: cage, done: make(chan struct{})}
+	go e.run()
+	return e, nil
+}
+
+// run ends when the last process under the filter does, or by close.
+func (e *ears) run() {
+	defer close(e.done)
+	for {
+		poll := []unix.PollFd{
+			{Fd: int32(e.listener), Events: unix.POLLIN}, //nolint:gosec // descriptors fit
+			{Fd: int32(e.stop), Events: unix.POLLIN},     //nolint:gosec // descriptors fit
+		}
+		if _, err := unix.Poll(poll, -1); errors.Is(err, unix.EINTR) {
+			continue
+		} else if err != nil || poll[1].Revents != 0 {
+			return
+		}
+		if poll[0].Revents&unix.POLLIN != 0 {
+			e.hear()
+		} else if poll[0].Revents != 0 {
+			return
+		}
+	}
+}
+
+func (e *ears) hear() {
+	var n notice
+	if err := e.control(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil {
+		return // the caller was killed meanwhile
+	}
+	e.report(&n)
+	if n.Data.Arch != nativeArch || uint32(n.Data.Number)&foreignNumber != 0 { //nolint:gosec // bits
+		// A program of another architecture would only go on failing, its exit
+		// included. The number cannot have passed to another process while this
+		// one stands still, which is what the check before the signal proves.
+		if fd, err := unix.PidfdOpen(int(n.PID), 0); err == nil {
+			if e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) == nil {
+				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			}
+			_ = unix.Close(fd)
+		}
+	}
+	// An error means that the caller is gone.
+	_ = e.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer{ID: n.ID, Error: -int32(unix.EPERM)}))
+}
+
+func (e *ears) control(request uint, value unsafe.Pointer) error {
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(e.listener), uintptr(request), uintptr(value))
+		if errno == 0 {
+			return nil
+		}
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+// report counts the refusal and hands it to [Cage.Run].
+func (e *ears) report(n *notice) {
+	d := Denial{
+		Time: time.Now(), Hook: HookSeccomp, Cause: CausePolicy, Count: 1,
+		PID: n.PID, UID: uint32(e.cage.account.uid), Syscall: e.name(n), //nolint:gosec // checked when chosen
+	}
+	if comm, err := os.ReadFile("/proc/" + strconv.Itoa(int(n.PID)) + "/comm"); err == nil {
+		d.Comm = string(bytes.TrimRight(comm, "\n"))
+	}
+	if n.Data.Arch == nativeArch && (n.Data.Number == unix.SYS_SOCKET || n.Data.Number == unix.SYS_SOCKETPAIR) {
+		d.Family = familyName(uint32(n.Data.Args[0])) //nolint:gosec // as the kernel reads it
+		if d.Family == "netlink" {
+			d.Protocol = strconv.Itoa(int(int32(n.Data.Args[2]))) //nolint:gosec // as the kernel reads it
+		}
+	}
+	e.cage.refusedCalls.Add(1)
+	select {
+	case e.cage.heard <- d:
+	default:
+		e.cage.unheard.Add(1)
+	}
+}
+
+func (*ears) name(n *notice) string {
+	number := uint32(n.Data.Number) //nolint:gosec // bits
+	switch {
+	case n.Data.Arch != nativeArch:
+		return fmt.Sprintf("call %d of architecture %#x", number, n.Data.Arch)
+	case number&foreignNumber != 0:
+		return fmt.Sprintf("call %#x of a foreign ABI", number)
+	}
+	if name, ok := refusedCalls()[number]; ok {
+		return name
+	}
+	return strconv.Itoa(int(number))
+}
+
+// close stops hearing and waits until it has stopped.
+func (e *ears) close() error {
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	_, err := unix.Write(e.stop, one[:])
+	if err != nil {
+		return fmt.Errorf("stop hearing seccomp: %w", err)
+	}
+	<-e.done
+	if err := errors.Join(unix.Close(e.listener), unix.Close(e.stop)); err != nil {
+		return fmt.Errorf("stop hearing seccomp: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,191 @@
+package ebpf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// bench is a cage with its sidecar: listeners, a resolver that answers one
+// byte string, and what was reported.
+type rig struct {
+	*Cage
+	t       *testing.T
+	proxy4  net.Listener
+	proxy6  net.Listener
+	dns4    net.PacketConn
+	dns6    net.PacketConn
+	dnsTCP  net.Listener
+	stop    func()
+	stopped chan error
+
+	mu      sync.Mutex
+	denials []Denial
+}
+
+// newRig makes a cage with listeners on both families and attaches it.
+func newRig(t *testing.T, change func(*Config)) *rig {
+	t.Helper()
+	needKernel(t)
+	r := &rig{t: t}
+	config := Config{
+		Plugin: "test", StateDir: t.TempDir(), Interval: 20 * time.Millisecond,
+		Denied: func(d Denial) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.denials = append(r.denials, d)
+		},
+	}
+	if change != nil {
+		change(&config)
+	}
+	cage, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Cage = cage
+	t.Cleanup(r.close)
+	listen := func(address string) net.Listener {
+		l, err := cage.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		return l
+	}
+	packet := func(address string) net.PacketConn {
+		p, err := cage.ListenPacket("udp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = p.Close() })
+		return p
+	}
+	r.proxy4, r.proxy6 = listen("127.0.0.1:0"), listen("[::1]:0")
+	r.dns4, r.dns6 = packet("127.0.0.1:0"), packet("[::1]:0")
+	r.dnsTCP = listen(r.dns4.LocalAddr().String())
+	if err := cage.Attach(r.endpoints()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop, r.stopped = cancel, make(chan error, 1)
+	go func() { r.stopped <- cage.Run(ctx) }()
+	return r
+}
+
+func (r *rig) endpoints() Endpoints {
+	return Endpoints{
+		Proxy4: tcpPort(r.proxy4), Proxy6: tcpPort(r.proxy6),
+		Resolver4: udpPort(r.dns4), Resolver6: udpPort(r.dns6),
+	}
+}
+
+func tcpPort(l net.Listener) netip.AddrPort   { return l.Addr().(*net.TCPAddr).AddrPort() }
+func udpPort(p net.PacketConn) netip.AddrPort { return p.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+func (r *rig) close() {
+	if r.stop != nil {
+		r.stop()
+		if err := <-r.stopped; err != nil {
+			r.t.Errorf("run: %v", err)
+		}
+		r.stop = nil
+	}
+	if err := r.Close(); err != nil {
+		r.t.Errorf("close: %v", err)
+	}
+}
+
+// seen ends the reporting and returns what was reported.
+func (r *rig) seen() []Denial {
+	r.t.Helper()
+	r.stop()
+	if err := <-r.stopped; err != nil {
+		r.t.Errorf("run: %v", err)
+	}
+	r.stop = nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.denials
+}
+
+// result is what a plugin did.
+type result struct {
+	status         int
+	stdout, stderr string
+}
+
+// run runs the test binary as the plugin, to its end.
+func (r *rig) run(args ...string) result {
+	r.t.Helper()
+	return r.command(Command{Path: "/proc/self/exe", Args: append([]string{pluginName}, args...)})
+}
+
+func (r *rig) command(command Command) result {
+	r.t.Helper()
+	done := r.start(&command)
+	return done()
+}
+
+// start starts a program and returns what waits for it.
+func (r *rig) start(command *Command) func() result {
+	r.t.Helper()
+	if command.Env == nil {
+		command.Env = []string{"PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}
+	}
+	stdout, readOut := capture(r.t)
+	stderr, readErr := capture(r.t)
+	command.Stdout, command.Stderr = stdout, stderr
+	p, err := r.Start(*command)
+	_, _ = stdout.Close(), stderr.Close()
+	if err != nil {
+		var exec *ExecError
+		if !errors.As(err, &exec) {
+			r.t.Fatalf("start: %v", err)
+		}
+		readOut()
+		readErr()
+		return func() result { return result{status: exec.Status, stderr: exec.Error()} }
+	}
+	return func() result {
+		r.t.Helper()
+		status, err := p.Wait()
+		if err != nil {
+			r.t.Errorf("wait: %v", err)
+		}
+		return result{status, readOut(), readErr()}
+	}
+}
+
+func capture(t *testing.T) (*os.File, func() string) {
+	t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := make(chan string, 1)
+	go func() {
+		var b bytes.Buffer
+		_, _ = io.Copy(&b, read)
+		_ = read.Close()
+		text <- b.String()
+	}()
+	return write, sync.OnceValue(func() string { return <-text })
+}
+
+// ok fails the test unless the plugin ended well.
+func (r *rig) ok(got result) string {
+	r.t.Helper()
+	if got.status != 0 {
+		r.t.Fatalf("plugin ended with %d\n%s%s", got.status, got.stdout, got.stderr)
+	}
+	return strings.TrimSpace(got.stdout)
+}

@@ -1,0 +1,235 @@
+package ebpf
+
+import (
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// launcherName as argv[0] makes this binary the launcher.
+const launcherName = "chaperone-launcher"
+
+// Descriptors that the launcher is given.
+const (
+	statusFD = 3 // one end of a socket pair to the sidecar
+	orderFD  = 4 // a memory file with the order
+)
+
+// order is what the launcher is to do.
+type order struct {
+	Path        string
+	Args, Env   []string
+	Dir         string
+	UID, GID    int
+	UnixSockets bool
+	SelfTest    *selfTest
+}
+
+// Replies of the launcher. None means that the program runs.
+const (
+	replyListener = 'L' // with the seccomp listener's descriptor
+	replyFailure  = 'F' // confinement failed; text follows
+	replyExec     = 'X' // the program cannot be run; status byte and errno byte follow
+)
+
+// Launch is the launcher: main calls it first, as does TestMain of every package
+// that starts cages. In any other process it returns at once.
+//
+// The sidecar starts its own binary under another name, directly in the
+// plugin's cgroup and network namespace. This function then takes away from the
+// process what the plugin is not to have and replaces it by the plugin. It has
+// to run before anything else does: until then the process is privileged.
+func Launch() {
+	if len(os.Args) == 0 || os.Args[0] != launcherName {
+		return
+	}
+	runtime.LockOSThread() // credentials and filters are a thread's; exec keeps this one's
+	err := launch()
+	var exec *ExecError
+	if errors.As(err, &exec) {
+		reply(append([]byte{replyExec, byte(exec.Status)}, exec.Err.Error()...), -1)
+	} else if err != nil {
+		reply(append([]byte{replyFailure}, err.Error()...), -1)
+	}
+	os.Exit(125) //nolint:forbidigo // the end of this process, whatever main does
+}
+
+// reply is sent on a sequenced socket, so that one call is one message.
+func reply(text []byte, fd int) {
+	var rights []byte
+	if fd >= 0 {
+		rights = unix.UnixRights(fd)
+	}
+	// Nobody is left to be told of an error here; the sidecar sees the end.
+	_ = unix.Sendmsg(statusFD, text, rights, nil, unix.MSG_NOSIGNAL)
+}
+
+func launch() error {
+	file := os.NewFile(orderFD, "order")
+	var o order
+	if err := gob.NewDecoder(file).Decode(&o); err != nil {
+		return fmt.Errorf("read order: %w", err)
+	}
+	if err := confine(&o); err != nil {
+		return err
+	}
+	listener, err := installFilter(filter(o.UnixSockets))
+	if err != nil {
+		return err
+	}
+	reply([]byte{replyListener}, listener)
+	if o.SelfTest != nil {
+		return o.SelfTest.run()
+	}
+	return execute(&o)
+}
+
+// confine takes away what the plugin is not to have. The order matters: what
+// needs a capability comes before the capabilities go.
+func confine(o *order) error {
+	none := unix.Rlimit{}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &none); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	if err := emptyBounds(); err != nil {
+		return err
+	}
+	if err := become(o.UID, o.GID); err != nil {
+		return err
+	}
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
+	if o.Dir != "" {
+		if err := os.Chdir(o.Dir); err != nil {
+			return fmt.Errorf("enter directory: %w", err)
+		}
+	}
+	return closeOnExec()
+}
+
+// emptyBounds empties the bounding set, and sets the bits that keep root from
+// being special, locked: they matter when the plugin runs as root.
+func emptyBounds() error {
+	for capability := uintptr(0); capability <= unix.CAP_LAST_CAP+16; capability++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			break // beyond the last this kernel knows
+		}
+		if err != nil {
+			return fmt.Errorf("drop bounding capability %d: %w", capability, err)
+		}
+	}
+	// include/uapi/linux/securebits.h: NOROOT, NO_SETUID_FIXUP off, KEEP_CAPS
+	// off, NO_CAP_AMBIENT_RAISE, each with its lock.
+	const bits = 1<<0 | 1<<1 | 1<<3 | 1<<5 | 1<<6 | 1<<7
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, bits, 0, 0, 0); err != nil {
+		return fmt.Errorf("lock securebits: %w", err)
+	}
+	return nil
+}
+
+// become changes the thread's user and group. The calls are made directly: the
+// library's would change every thread of a process that is about to end anyway.
+func become(uid, gid int) error {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+		return fmt.Errorf("leave groups: %w", errno)
+	}
+	u, g := uintptr(uid), uintptr(gid)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, g, g, g); errno != 0 {
+		return fmt.Errorf("become group %d: %w", gid, errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, u, u, u); errno != 0 {
+		return fmt.Errorf("become user %d: %w", uid, errno)
+	}
+	return nil
+}
+
+// dropCapabilities drops the rest and proves it.
+func dropCapabilities() error {
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if sets != [2]unix.CapUserData{} {
+		return errors.New("drop capabilities: some are left")
+	}
+	return nil
+}
+
+// closeOnExec keeps every descriptor but the standard three from the plugin,
+// those included that the sidecar's own parent left open.
+func closeOnExec() error {
+	err := unix.CloseRange(3, ^uint(0)>>33, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	for fd := 3; fd < int(limit.Max); fd++ { //nolint:gosec // the kernel's limit fits
+		unix.CloseOnExec(fd)
+	}
+	return nil
+}
+
+// execute replaces the process by the program, as execvp(3) looks for it.
+func execute(o *order) error {
+	last := &ExecError{Path: o.Path, Status: 127, Err: unix.ENOENT}
+	for _, path := range candidates(o.Path, o.Env) {
+		err := syscall.Exec(path, o.Args, o.Env)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		case errors.Is(err, unix.EACCES):
+			last = &ExecError{Path: o.Path, Status: 126, Err: err}
+		default:
+			return &ExecError{Path: o.Path, Status: 126, Err: err}
+		}
+	}
+	return last
+}
+
+func candidates(name string, env []string) []string {
+	if name == "" {
+		return nil
+	}
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	search := "/usr/local/bin:/usr/bin:/bin"
+	for _, entry := range env {
+		if value, ok := strings.CutPrefix(entry, "PATH="); ok {
+			search = value
+		}
+	}
+	var paths []string
+	for _, dir := range filepath.SplitList(search) {
+		if dir == "" {
+			dir = "."
+		}
+		// filepath.Join would drop the "./" that keeps exec from a look-up.
+		paths = append(paths, dir+"/"+name)
+	}
+	return paths
+}

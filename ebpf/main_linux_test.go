@@ -1,0 +1,37 @@
+package ebpf
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// pluginName as argv[0] makes the test binary a plugin: see plugin_linux_test.go.
+const pluginName = "chaperone-test-plugin"
+
+func TestMain(m *testing.M) {
+	Launch()
+	if os.Args[0] == pluginName {
+		if err := plugin(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// needKernel skips where the kernel provably cannot confine: without root. With
+// CHAPERONE_REQUIRE=1 that is a failure.
+func needKernel(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CHAPERONE_REQUIRE") == "1" {
+		t.Fatal("needs root")
+	}
+	t.Skip("needs root")
+}

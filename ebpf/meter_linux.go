@@ -1,0 +1,346 @@
+package ebpf
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+)
+
+// checkInterval is how often [Cage.Run] looks whether the programs are still on
+// the cgroup.
+const checkInterval = 5 * time.Second
+
+// Usage reads the totals.
+func (c *Cage) Usage() (Usage, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return Usage{}, fmt.Errorf("read usage: %w", os.ErrClosed)
+	}
+	return c.usage()
+}
+
+func (c *Cage) usage() (Usage, error) {
+	u := Usage{Time: time.Now()}
+	tallies, err := cpus[wallTally](c.wall.base.Maps["counters"])
+	if err != nil {
+		return Usage{}, err
+	}
+	for _, t := range tallies {
+		u.Connections += t.Connections
+		u.Refused += t.Refused
+		u.Lost += t.Lost
+		u.SentBytes += t.SentBytes
+		u.SentPackets += t.SentPackets
+		u.ReceivedBytes += t.ReceivedBytes
+		u.ReceivedPackets += t.ReceivedPackets
+	}
+	u.Refused += c.refusedCalls.Load()
+	u.Lost += c.unheard.Load()
+	if c.wall.calls == nil {
+		return u, nil
+	}
+	calls, err := cpus[callsCalls](c.wall.calls.Maps["calls"])
+	if err != nil {
+		return Usage{}, err
+	}
+	for _, cpu := range calls {
+		s := &u.Syscalls
+		s.Other += cpu.ByClass[classOther]
+		s.File += cpu.ByClass[classFile]
+		s.Network += cpu.ByClass[classNetwork]
+		s.Process += cpu.ByClass[classProcess]
+		s.Memory += cpu.ByClass[classMemory]
+		s.IPC += cpu.ByClass[classIPC]
+		for _, n := range cpu.ByClass {
+			s.Total += n
+		}
+	}
+	return u, nil
+}
+
+// Run reports refusals and samples usage until the context ends, and then what
+// is left of both. It returns an error when a program came off the cgroup or
+// the totals cannot be read: what the plugin does is not known from then on, and
+// the caller is to end it.
+func (c *Cage) Run(ctx context.Context) error {
+	reader, err := ringbuf.NewReader(c.wall.base.Maps["events"])
+	if err != nil {
+		return fmt.Errorf("read refusals: %w", err)
+	}
+	var (
+		pumping sync.WaitGroup
+		pumped  error
+		events  = make(chan wallEvent)
+		stop    = make(chan struct{})
+	)
+	pumping.Go(func() { pumped = pump(reader, events, stop) })
+	m := &meter{cage: c, folds: make(map[Denial]*fold), lost: c.lostBefore}
+	err = m.loop(ctx, events)
+	if err == nil {
+		err = m.drain(reader, events)
+	}
+	close(stop)
+	err = errors.Join(err, reader.Close())
+	pumping.Wait()
+	return errors.Join(err, pumped)
+}
+
+// pump hands on what the kernel reports until the reader is closed or flushed.
+func pump(reader *ringbuf.Reader, events chan<- wallEvent, stop <-chan struct{}) error {
+	defer close(events)
+	var record ringbuf.Record
+	for {
+		err := reader.ReadInto(&record)
+		if errors.Is(err, ringbuf.ErrFlushed) || errors.Is(err, ringbuf.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read refusals: %w", err)
+		}
+		var event wallEvent
+		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &event); err != nil {
+			return fmt.Errorf("read refusals: %w", err)
+		}
+		select {
+		case events <- event:
+		case <-stop:
+			return nil
+		}
+	}
+}
+
+// maxFolds is how many different refusals are described in one interval. The
+// plugin chooses what it tries, so it could fill any log otherwise.
+const maxFolds = 256
+
+// meter is the state of one [Cage.Run], all of it in one goroutine.
+type meter struct {
+	cage  *Cage
+	folds map[Denial]*fold
+	lost  uint64
+}
+
+// fold is a refusal that was reported, and how often it came again since.
+type fold struct {
+	last  Denial
+	again uint64
+}
+
+func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
+	tick := time.NewTicker(m.cage.config.Interval)
+	defer tick.Stop()
+	check := time.NewTicker(checkInterval)
+	defer check.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case event, ok := <-events:
+			if !ok {
+				return errors.New("read refusals: the reader ended")
+			}
+			m.denied(decode(&event))
+		case d := <-m.cage.heard:
+			m.denied(d)
+		case <-tick.C:
+			if err := m.sample(); err != nil {
+				return err
+			}
+		case <-check.C:
+			if err := m.cage.Check(); err != nil && !errors.Is(err, ErrNotAttached) {
+				return err
+			}
+		}
+	}
+}
+
+// drainLimit bounds how many records are read at the end: no more can be there
+// at once, and a plugin that lives on may add to them for ever.
+const drainLimit = 4096
+
+// drain reports what is left.
+func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
+	if err := reader.Flush(); err != nil {
+		return fmt.Errorf("read refusals: %w", err)
+	}
+	for range drainLimit {
+		event, ok := <-events
+		if !ok {
+			break
+		}
+		m.denied(decode(&event))
+	}
+	for more := true; more; {
+		select {
+		case d := <-m.cage.heard:
+			m.denied(d)
+		default:
+			more = false
+		}
+	}
+	return m.sample()
+}
+
+// denied reports a refusal at once if it is new, and counts it if it is not.
+func (m *meter) denied(d Denial) {
+	if m.cage.config.Denied == nil {
+		return
+	}
+	key := d
+	key.Time, key.Count, key.PID, key.Comm = time.Time{}, 0, 0, ""
+	if f, ok := m.folds[key]; ok {
+		f.last = d
+		f.again++
+		return
+	}
+	if len(m.folds) >= maxFolds {
+		m.cage.unheard.Add(1)
+		return
+	}
+	m.folds[key] = &fold{}
+	m.cage.config.Denied(d)
+}
+
+// sample reports the totals and the refusals that came again.
+func (m *meter) sample() error {
+	u, err := m.cage.Usage()
+	if err != nil {
+		return err
+	}
+	if m.cage.config.Denied != nil {
+		for key, f := range m.folds {
+			if f.again == 0 {
+				delete(m.folds, key)
+				continue
+			}
+			f.last.Count = f.again
+			f.again = 0
+			m.cage.config.Denied(f.last)
+		}
+		if u.Lost > m.lost {
+			m.cage.config.Denied(Denial{Time: u.Time, Lost: u.Lost - m.lost})
+			m.lost = u.Lost
+		}
+	}
+	if m.cage.config.Sample != nil {
+		m.cage.config.Sample(u)
+	}
+	return nil
+}
+
+// decode turns the programs' event into the exported form.
+func decode(e *wallEvent) Denial {
+	d := Denial{
+		Time: wallClock(e.Time), Hook: hookName(e.Hook), Cause: causeName(e.Why), Family: familyName(uint32(e.Family)),
+		Protocol: protocolName(e.Family, uint16(e.ProtocolLow)|uint16(e.ProtocolHigh)<<8),
+		PID:      e.Pid, UID: e.Uid, Comm: text(e.Comm[:]), Count: 1,
+	}
+	switch d.Hook {
+	case HookConnectUnix, HookSendmsgUnix:
+		d.Path = unixPath(e.Path[:min(int(e.PathLength), len(e.Path))])
+	case HookSocket:
+	default:
+		d.Address = userAddress(e.Address.W, e.Port)
+	}
+	return d
+}
+
+// wallClock is the time of day of a kernel time (CLOCK_BOOTTIME, ns).
+func wallClock(then uint64) time.Time {
+	var spec unix.Timespec
+	now := time.Now()
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &spec) != nil {
+		return now
+	}
+	return now.Add(time.Duration(int64(then) - spec.Nano())) //nolint:gosec // 292 years
+}
+
+// unixPath writes the name of a Unix socket as ss(8) does.
+func unixPath(name []byte) string {
+	if len(name) == 0 {
+		return ""
+	}
+	if name[0] == 0 {
+		return "@" + string(name[1:])
+	}
+	return text(name)
+}
+
+func hookName(h uint8) Hook {
+	names := []Hook{
+		"", HookConnect, HookSendmsg, HookSocket, HookBind, HookEgress, HookIngress, HookConnectUnix, HookSendmsgUnix,
+	}
+	if int(h) < len(names) {
+		return names[h]
+	}
+	return ""
+}
+
+func causeName(why uint8) Cause {
+	names := []Cause{"", CausePolicy, CauseDoor, CauseNamespace, CauseEndpoint, CauseMemory}
+	if int(why) < len(names) {
+		return names[why]
+	}
+	return ""
+}
+
+// familyName names a socket family (include/linux/socket.h).
+func familyName(family uint32) string {
+	switch family {
+	case unix.AF_UNSPEC:
+		return ""
+	case unix.AF_UNIX:
+		return "unix"
+	case unix.AF_INET:
+		return "ipv4"
+	case unix.AF_INET6:
+		return "ipv6"
+	case unix.AF_NETLINK:
+		return "netlink"
+	case unix.AF_PACKET:
+		return "packet"
+	case unix.AF_ALG:
+		return "alg"
+	case unix.AF_VSOCK:
+		return "vsock"
+	case unix.AF_XDP:
+		return "xdp"
+	}
+	return strconv.FormatUint(uint64(family), 10)
+}
+
+// protocolName names an IP protocol (IANA, Assigned Internet Protocol Numbers;
+// 262 is Linux's own number for multipath TCP).
+func protocolName(family uint8, protocol uint16) string {
+	if family == unix.AF_UNIX {
+		return ""
+	}
+	switch protocol {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_ICMP:
+		return "icmp"
+	case unix.IPPROTO_ICMPV6:
+		return "icmpv6"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	case unix.IPPROTO_UDPLITE:
+		return "udplite"
+	case unix.IPPROTO_RAW:
+		return "raw"
+	case unix.IPPROTO_MPTCP:
+		return "mptcp"
+	}
+	return strconv.Itoa(int(protocol))
+}

@@ -1,0 +1,226 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// network is a network namespace, held open.
+type network struct {
+	file   *os.File
+	cookie uint64 // the kernel's number for it, never used twice
+}
+
+const threadNetwork = "/proc/thread-self/ns/net"
+
+// onThread runs f on a thread of its own. A thread that f could not put back
+// into the state it found it in is ended instead of being used again.
+func onThread(f func() (clean bool, err error)) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		clean, err := f()
+		if clean {
+			runtime.UnlockOSThread()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// newNetwork makes a namespace with nothing in it but a loopback that is up.
+func newNetwork() (*network, error) {
+	var n *network
+	err := onThread(func() (bool, error) {
+		home, err := os.Open(threadNetwork)
+		if err != nil {
+			return true, fmt.Errorf("open network namespace: %w", err)
+		}
+		defer func() { _ = home.Close() }()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return true, fmt.Errorf("make network namespace: %w (needs CAP_SYS_ADMIN)", err)
+		}
+		n, err = prepareNetwork()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			return false, errors.Join(err, fmt.Errorf("return to network namespace: %w", back))
+		}
+		return true, err
+	})
+	if err != nil {
+		if n != nil {
+			err = errors.Join(err, n.close())
+		}
+		return nil, err
+	}
+	return n, nil
+}
+
+// prepareNetwork sets up the namespace that the thread is in.
+func prepareNetwork() (*network, error) {
+	if err := raiseLoopback(); err != nil {
+		return nil, err
+	}
+	// Subflows of multipath TCP would pass no connect hook. The socket hook
+	// refuses it as well; this keeps programs that merely ask (Go's listeners
+	// do) from being reported for it.
+	if err := os.WriteFile("/proc/sys/net/mptcp/enabled", []byte("0"), 0); err != nil &&
+		!errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("disable multipath TCP: %w", err)
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, i := range interfaces {
+		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagLoopback == 0 {
+			return nil, fmt.Errorf("use network namespace: interface %s is up in it", i.Name)
+		}
+	}
+	return currentNetwork()
+}
+
+func raiseLoopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("raise loopback: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fmt.Errorf("raise loopback: %w", err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request); err != nil {
+		return fmt.Errorf("raise loopback: %w", err)
+	}
+	request.SetUint16(request.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request); err != nil {
+		return fmt.Errorf("raise loopback: %w", err)
+	}
+	return nil
+}
+
+// currentNetwork is the namespace that the calling thread is in.
+func currentNetwork() (*network, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("identify network namespace: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return nil, fmt.Errorf("identify network namespace: %w", err)
+	}
+	file, err := os.Open(threadNetwork)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	return &network{file: file, cookie: cookie}, nil
+}
+
+// do runs f on a thread inside the namespace.
+func (n *network) do(f func() error) error {
+	return onThread(func() (bool, error) {
+		home, err := os.Open(threadNetwork)
+		if err != nil {
+			return true, fmt.Errorf("open network namespace: %w", err)
+		}
+		defer func() { _ = home.Close() }()
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return true, fmt.Errorf("enter network namespace: %w", err)
+		}
+		err = f()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			return false, errors.Join(err, fmt.Errorf("return to network namespace: %w", back))
+		}
+		return true, err
+	})
+}
+
+func (n *network) close() error {
+	if err := n.file.Close(); err != nil {
+		return fmt.Errorf("close network namespace: %w", err)
+	}
+	return nil
+}
+
+// literal refuses host names: they would be looked up in the namespace, or on
+// another thread outside it.
+func literal(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("parse address: %w", err)
+	}
+	if net.ParseIP(host) == nil {
+		return fmt.Errorf("parse address: %q is not an IP address", host)
+	}
+	return nil
+}
+
+// Listen opens a TCP listener in the plugin's network namespace. The address is
+// an IP address and a port; port 0 picks one.
+func (c *Cage) Listen(network, address string) (net.Listener, error) {
+	if err := literal(address); err != nil {
+		return nil, err
+	}
+	var listener net.Listener
+	err := c.network.do(func() error {
+		var config net.ListenConfig
+		config.SetMultipathTCP(false)
+		var err error
+		listener, err = config.Listen(context.Background(), network, address)
+		return err //nolint:wrapcheck // wrapped below
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen beside the plugin: %w", err)
+	}
+	return listener, nil
+}
+
+// ListenPacket opens a UDP socket in the plugin's network namespace.
+func (c *Cage) ListenPacket(network, address string) (net.PacketConn, error) {
+	if err := literal(address); err != nil {
+		return nil, err
+	}
+	var conn net.PacketConn
+	err := c.network.do(func() error {
+		var config net.ListenConfig
+		var err error
+		conn, err = config.ListenPacket(context.Background(), network, address)
+		return err //nolint:wrapcheck // wrapped below
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen beside the plugin: %w", err)
+	}
+	return conn, nil
+}
+
+// DialContext connects to the plugin inside its network namespace: how a port
+// that it may serve is reached from outside. The address is an IP address and a
+// port, and must be on the loopback.
+func (c *Cage) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := literal(address); err != nil {
+		return nil, err
+	}
+	if host, _, err := net.SplitHostPort(address); err != nil || !net.ParseIP(host).IsLoopback() {
+		return nil, fmt.Errorf("dial the plugin: %s is not on its loopback", address)
+	}
+	var conn net.Conn
+	err := c.network.do(func() error {
+		var dialer net.Dialer
+		dialer.SetMultipathTCP(false)
+		var err error
+		conn, err = dialer.DialContext(ctx, network, address)
+		return err //nolint:wrapcheck // wrapped below
+	})
+	if err != nil {
+		return nil, fmt.Errorf("dial the plugin: %w", err)
+	}
+	return conn, nil
+}

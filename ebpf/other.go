@@ -1,0 +1,89 @@
+//go:build !linux
+
+package ebpf
+
+import (
+	"context"
+	"net"
+	"os"
+)
+
+// Cage confines a plugin. On this platform it cannot be made.
+type Cage struct{}
+
+// Process is a program in a cage. On this platform there is none.
+type Process struct{}
+
+// New returns [ErrUnsupported].
+func New(Config) (*Cage, error) { return nil, ErrUnsupported }
+
+// Launch returns: there is no launcher.
+func Launch() {}
+
+// Detach returns [ErrUnsupported].
+func Detach(string, bool) error { return ErrUnsupported }
+
+// Probe says that confinement is missing.
+func Probe() []Finding {
+	return []Finding{{
+		Name: "platform", Err: ErrUnsupported, Required: true,
+		Lost: "confinement and metering", Remedy: "run the plugin on Linux 5.15 or later",
+	}}
+}
+
+// Listen returns [ErrUnsupported].
+func (*Cage) Listen(string, string) (net.Listener, error) {
+	return nil, ErrUnsupported
+}
+
+// ListenPacket returns [ErrUnsupported].
+func (*Cage) ListenPacket(string, string) (net.PacketConn, error) {
+	return nil, ErrUnsupported
+}
+
+// DialContext returns [ErrUnsupported].
+func (*Cage) DialContext(context.Context, string, string) (net.Conn, error) {
+	return nil, ErrUnsupported
+}
+
+// Attach returns [ErrUnsupported].
+func (*Cage) Attach(Endpoints) error { return ErrUnsupported }
+
+// Start returns [ErrUnsupported].
+func (*Cage) Start(Command) (*Process, error) { return nil, ErrUnsupported }
+
+// Identify knows nobody.
+func (*Cage) Identify(net.Conn) (Peer, bool) { return Peer{}, false }
+
+// Shut returns [ErrUnsupported].
+func (*Cage) Shut(bool) error { return ErrUnsupported }
+
+// Freeze returns [ErrUnsupported].
+func (*Cage) Freeze(bool) error { return ErrUnsupported }
+
+// Kill returns [ErrUnsupported].
+func (*Cage) Kill() error { return ErrUnsupported }
+
+// Check returns [ErrUnsupported].
+func (*Cage) Check() error { return ErrUnsupported }
+
+// Usage returns [ErrUnsupported].
+func (*Cage) Usage() (Usage, error) { return Usage{}, ErrUnsupported }
+
+// Info describes nothing.
+func (*Cage) Info() Info { return Info{} }
+
+// Run returns [ErrUnsupported].
+func (*Cage) Run(context.Context) error { return ErrUnsupported }
+
+// Close does nothing.
+func (*Cage) Close() error { return nil }
+
+// Wait returns [ErrUnsupported].
+func (*Process) Wait() (int, error) { return 0, ErrUnsupported }
+
+// Signal returns [ErrUnsupported].
+func (*Process) Signal(os.Signal) error { return ErrUnsupported }
+
+// PID is 0.
+func (*Process) PID() int { return 0 }

@@ -1,0 +1,199 @@
+package ebpf
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Places on the host. Both directories are ours alone.
+const (
+	runDir        = "/run/chaperone"
+	systemBPF     = "/sys/fs/bpf"
+	bpfMagic      = unix.BPF_FS_MAGIC
+	idLength      = 16
+	cgroupPrefix  = "chaperone-"
+	privateAccess = 0o700
+)
+
+// cageID names a cage after its state directory.
+func cageID(stateDir string) (string, error) {
+	if stateDir == "" {
+		return "", errors.New("name the cage: no state directory given")
+	}
+	path, err := filepath.Abs(stateDir)
+	if err != nil {
+		return "", fmt.Errorf("name the cage: %w", err)
+	}
+	// A state directory that is a link names the same cage as its target. One
+	// that does not exist (detach after a clean-up) is named by its path.
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:])[:idLength], nil
+}
+
+// ensurePrivate makes a directory for us alone, and refuses one that somebody
+// else could have prepared.
+func ensurePrivate(path string) error {
+	if err := os.Mkdir(path, privateAccess); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make private directory: %w", err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		return fmt.Errorf("inspect private directory: %w", err)
+	}
+	switch {
+	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("use private directory: %s is not a directory", path)
+	case int(stat.Uid) != os.Geteuid():
+		return fmt.Errorf("use private directory: %s belongs to uid %d", path, stat.Uid)
+	case stat.Mode&0o077 != 0:
+		return fmt.Errorf("use private directory: %s is open to others (mode %04o); make it 0700", path, stat.Mode&0o7777)
+	}
+	return nil
+}
+
+// lockFile holds a name under the run directory as long as it is open. The lock
+// is the kernel's: it goes with the process, however that ends.
+func lockFile(name string) (*os.File, error) {
+	if err := ensurePrivate(runDir); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(runDir, name)
+	if err := ensurePrivate(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+// lockCage makes this process the only one that handles the cage.
+func lockCage(id string) (*os.File, error) {
+	f, err := lockFile("cages/" + id)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, ErrBusy
+	}
+	return f, err
+}
+
+// bpfRoot is the directory on a BPF file system below which cages pin: the
+// system's if it is mounted, else one of our own.
+func bpfRoot() (string, error) {
+	if isBPF(systemBPF) {
+		path := filepath.Join(systemBPF, "chaperone")
+		return path, ensurePrivate(path)
+	}
+	lock, err := waitLock("mount")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = lock.Close() }()
+	path := filepath.Join(runDir, "bpf")
+	if err := ensurePrivate(path); err != nil {
+		return "", err
+	}
+	if !isBPF(path) {
+		if err := unix.Mount("bpf", path, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return "", fmt.Errorf("mount BPF file system at %s: %w (mount one at %s instead, or grant CAP_SYS_ADMIN)", path, err, systemBPF)
+		}
+	}
+	return path, ensurePrivate(path)
+}
+
+// waitLock is lockFile that waits: two sidecars that mount at once would hide
+// the pins of one below the mount of the other.
+func waitLock(name string) (*os.File, error) {
+	if err := ensurePrivate(runDir); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(runDir, name+".lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
+	}
+	return f, nil
+}
+
+// isBPF asks the mount table as well: statfs of a place inside a BPF file
+// system would do, of a directory that hides one would not.
+func isBPF(path string) bool {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(path, &stat); err != nil || stat.Type != bpfMagic {
+		return false
+	}
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	defer func() { _ = table.Close() }()
+	for scan := bufio.NewScanner(table); scan.Scan(); {
+		left, right, ok := strings.Cut(scan.Text(), " - ")
+		fields := strings.Fields(left)
+		if ok && strings.HasPrefix(right, "bpf ") && len(fields) > 4 && unescapeMount(fields[4]) == path {
+			return true
+		}
+	}
+	return false
+}
+
+// pinDir makes the directory in which one cage pins its links and maps.
+func pinDir(id string) (string, error) {
+	root, err := bpfRoot()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(root, id)
+	return path, ensurePrivate(path)
+}
+
+// pinned lists what is pinned in a cage's directory.
+func pinned(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read pins: %w", err)
+	}
+	names := make([]string, 0, len(entries))
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names, nil
+}
+
+// unpin removes a cage's pins and their directory. A program comes off the
+// cgroup when its link is closed, too.
+func unpin(dir string) error {
+	names, err := pinned(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove pin: %w", err)
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove pin directory: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,5 @@
+package ebpf
+
+type selfTest struct{ X int }
+
+func (*selfTest) run() error { return nil }

@@ -1,0 +1,339 @@
+package ebpf
+
+import (
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// launchTimeout bounds the launcher's work, which takes some 20 ms.
+const launchTimeout = 30 * time.Second
+
+// Process is a program that runs in a [Cage].
+type Process struct {
+	cage *Cage
+	proc *os.Process
+	ears *ears
+
+	once   sync.Once
+	status int
+	err    error
+
+	mu    sync.Mutex
+	ended bool // its number may belong to another process now
+}
+
+// Start starts a program inside the walls. It returns when the program runs, or
+// an [*ExecError] when there is no such program or it cannot be run, or another
+// error when it could not be confined, in which case nothing of it ran. One
+// program runs in a cage at a time; its children are its own affair.
+//
+// [Process.Wait] has to be called.
+func (c *Cage) Start(command Command) (*Process, error) {
+	if err := command.complete(); err != nil {
+		return nil, err
+	}
+	return c.start(command, nil)
+}
+
+func (c *Cage) start(command Command, test *selfTest) (*Process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return nil, fmt.Errorf("start %s: %w", command.Path, os.ErrClosed)
+	case !c.attached:
+		return nil, fmt.Errorf("start %s: %w", command.Path, ErrNotAttached)
+	case !c.group.own:
+		return nil, fmt.Errorf("start %s: the cgroup belongs to somebody else", command.Path)
+	}
+	if err := c.wall.check(c.group); err != nil {
+		return nil, fmt.Errorf("start %s: %w", command.Path, err)
+	}
+	if populated, err := c.group.populated(); err != nil || populated {
+		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
+	}
+	p := &Process{cage: c}
+	if err := p.launch(command, test); err != nil {
+		return nil, errors.Join(err, c.group.kill())
+	}
+	return p, nil
+}
+
+// complete fills in what may be left out, and refuses what may not be passed.
+func (c *Command) complete() error {
+	if c.Path == "" && len(c.Args) > 0 {
+		c.Path = c.Args[0]
+	}
+	if c.Path == "" {
+		return errors.New("start: no program given")
+	}
+	if len(c.Args) == 0 {
+		c.Args = []string{c.Path}
+	}
+	for _, text := range append(append([]string{c.Path, c.Dir}, c.Args...), c.Env...) {
+		if strings.IndexByte(text, 0) >= 0 {
+			return fmt.Errorf("start %q: an argument or variable holds a NUL byte", c.Path)
+		}
+	}
+	for name, file := range map[string]*os.File{"stdin": c.Stdin, "stdout": c.Stdout, "stderr": c.Stderr} {
+		if file == nil {
+			continue
+		}
+		if err := passable(file); err != nil {
+			return fmt.Errorf("start %s: pass %s: %w", c.Path, name, err)
+		}
+	}
+	return nil
+}
+
+// passable refuses sockets that lead elsewhere. A socket belongs to the cgroup
+// that made it: what the plugin did with one of the sidecar's would pass no
+// hook. A connected Unix stream, as parents and journals give, leads to one
+// place only.
+func passable(file *os.File) error {
+	var stat unix.Stat_t
+	fd := int(file.Fd())
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return fmt.Errorf("inspect: %w", err)
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil
+	}
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return fmt.Errorf("inspect socket: %w", err)
+	}
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return fmt.Errorf("inspect socket: %w", err)
+	}
+	if _, err := unix.Getpeername(fd); domain == unix.AF_UNIX && kind == unix.SOCK_STREAM && err == nil {
+		return nil
+	}
+	return errors.New("it is a socket made outside the walls; use a pipe, a file or a terminal")
+}
+
+// launch starts the launcher and hears what became of it.
+func (p *Process) launch(command Command, test *selfTest) error {
+	ours, theirs, err := statusPair()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ours.Close() }()
+	file, err := p.cage.writeOrder(command, test)
+	if err != nil {
+		return errors.Join(err, theirs.Close())
+	}
+	err = p.spawn(command, theirs, file)
+	// Our copy of its end has to go, or the end of the launcher is never seen.
+	err = errors.Join(err, theirs.Close(), file.Close())
+	if err != nil {
+		return err
+	}
+	listener, err := hear(ours, command.Path)
+	if err != nil {
+		_ = p.proc.Kill()
+		_, _ = p.proc.Wait()
+		if listener >= 0 {
+			_ = unix.Close(listener)
+		}
+		return err
+	}
+	p.ears, err = newEars(listener, p.cage)
+	if err != nil {
+		_ = p.proc.Kill()
+		_, _ = p.proc.Wait()
+		return err
+	}
+	return nil
+}
+
+func statusPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make status socket: %w", err)
+	}
+	ours, theirs = os.NewFile(uintptr(fds[0]), "status"), os.NewFile(uintptr(fds[1]), "status") //nolint:gosec // descriptors fit
+	timeout := unix.NsecToTimeval(launchTimeout.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fds[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make status socket: %w", err), ours.Close(), theirs.Close())
+	}
+	return ours, theirs, nil
+}
+
+// writeOrder puts the order into a memory file: it may exceed what a pipe holds.
+func (c *Cage) writeOrder(command Command, test *selfTest) (*os.File, error) {
+	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("write order: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "order") //nolint:gosec // descriptors fit
+	err = gob.NewEncoder(file).Encode(order{
+		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
+		UID: c.account.uid, GID: c.account.gid, UnixSockets: c.wall.unix != nil, SelfTest: test,
+	})
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("write order: %w", err), file.Close())
+	}
+	return file, nil
+}
+
+// spawn starts the launcher, born into the cgroup, the network namespace and a
+// session of its own: there is no moment at which it is elsewhere.
+func (p *Process) spawn(command Command, status, order *os.File) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("start launcher: %w", err)
+	}
+	defer func() { _ = null.Close() }()
+	files := []*os.File{command.Stdin, command.Stdout, command.Stderr, status, order}
+	for i := range files {
+		if files[i] == nil {
+			files[i] = null
+		}
+	}
+	attributes := &os.ProcAttr{
+		Env:   []string{},
+		Files: files,
+		Sys: &syscall.SysProcAttr{
+			Setsid: true, UseCgroupFD: true, CgroupFD: int(p.cage.group.dir.Fd()),
+		},
+	}
+	return p.cage.network.do(func() error {
+		proc, err := os.StartProcess("/proc/self/exe", []string{launcherName}, attributes)
+		if err != nil {
+			return fmt.Errorf("start launcher: %w", err)
+		}
+		p.proc = proc
+		return nil
+	})
+}
+
+// hear reads the launcher's replies until it has become the program, which
+// closes the socket. It returns the seccomp listener.
+func hear(status *os.File, path string) (int, error) {
+	listener := -1
+	text := make([]byte, 4096)
+	rights := make([]byte, unix.CmsgSpace(4))
+	for {
+		n, m, _, _, err := unix.Recvmsg(int(status.Fd()), text, rights, unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return listener, fmt.Errorf("start %s: hear launcher: %w", path, err)
+		case n == 0 && listener < 0:
+			return -1, fmt.Errorf("start %s: the launcher ended before it had confined itself", path)
+		case n == 0:
+			return listener, nil
+		}
+		switch text[0] {
+		case replyListener:
+			if listener, err = oneRight(rights[:m]); err != nil {
+				return -1, fmt.Errorf("start %s: %w", path, err)
+			}
+		case replyExec:
+			if n < 2 {
+				return listener, fmt.Errorf("start %s: the launcher's reply is cut", path)
+			}
+			return listener, &ExecError{Path: path, Status: int(text[1]), Err: errors.New(string(text[2:n]))}
+		default:
+			return listener, fmt.Errorf("start %s: %s", path, text[1:n])
+		}
+	}
+}
+
+func oneRight(rights []byte) (int, error) {
+	messages, err := unix.ParseSocketControlMessage(rights)
+	if err != nil || len(messages) != 1 {
+		return -1, errors.Join(errors.New("hear launcher: no descriptor came with the reply"), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1, errors.Join(errors.New("hear launcher: no descriptor came with the reply"), err)
+	}
+	return fds[0], nil
+}
+
+// PID is the program's process id.
+func (p *Process) PID() int { return p.proc.Pid }
+
+// Signal passes a signal on. What a terminal sends to everything in the
+// foreground goes to the program's process group; any other signal goes to the
+// program alone, as a service manager would send it.
+func (p *Process) Signal(signal os.Signal) error {
+	number, ok := signal.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("signal the plugin: %v is not a system signal", signal)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return nil
+	}
+	switch number {
+	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGCONT, unix.SIGWINCH:
+		// The program leads its session, so it leads its group under its own
+		// number for as long as it has not been waited for.
+		if err := unix.Kill(-p.proc.Pid, number); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("signal the plugin: %w", err)
+		}
+	default:
+		if err := p.proc.Signal(number); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("signal the plugin: %w", err)
+		}
+	}
+	return nil
+}
+
+// Wait waits until the program ends, then ends everything else in the cgroup:
+// what it left in the background does not outlive it. The status is the
+// program's, or 128+N when signal N ended it. An error says that the program's
+// end could not be seen or that something of it still lives; the walls then
+// stay up. It may be called more than once.
+func (p *Process) Wait() (int, error) {
+	p.once.Do(func() {
+		p.status, p.err = p.wait()
+	})
+	return p.status, p.err
+}
+
+func (p *Process) wait() (int, error) {
+	// Waiting without reaping first: while the number is still taken, Signal
+	// cannot hit a stranger.
+	for {
+		err := unix.Waitid(unix.P_PID, p.proc.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
+	state, err := p.proc.Wait()
+	killed := p.cage.group.kill()
+	heard := p.ears.close()
+	if err != nil {
+		return 125, errors.Join(fmt.Errorf("wait for the plugin: %w", err), killed, heard)
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	switch {
+	case !ok:
+		return 125, errors.Join(errors.New("wait for the plugin: unknown status"), killed, heard)
+	case status.Signaled():
+		return 128 + int(status.Signal()), errors.Join(killed, heard)
+	}
+	return status.ExitStatus(), errors.Join(killed, heard)
+}

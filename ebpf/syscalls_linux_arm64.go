@@ -1,0 +1,20 @@
+package ebpf
+
+import "golang.org/x/sys/unix"
+
+// nativeArch is what the kernel calls this architecture in seccomp and audit
+// (include/uapi/linux/audit.h).
+const nativeArch = unix.AUDIT_ARCH_AARCH64
+
+// foreignNumber is a bit that no call of this architecture has.
+const foreignNumber = 0x40000000
+
+func fileCallsOfArch() []int {
+	return []int{unix.SYS_FSTATAT, unix.SYS_RENAMEAT}
+}
+
+func processCallsOfArch() []int {
+	return []int{unix.SYS_GETRLIMIT, unix.SYS_SETRLIMIT}
+}
+
+func ipcCallsOfArch() []int { return nil }

@@ -1,0 +1,256 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// DynamicUser as [Config.User] asks for a user of the plugin's own.
+const DynamicUser = "dynamic"
+
+// DefaultInterval is how often usage is sampled and folded denials are
+// reported when [Config.Interval] is zero.
+const DefaultInterval = 250 * time.Millisecond
+
+// MaxServed is how many ports [Config.Serve] may name.
+const MaxServed = 64
+
+// Errors that callers tell apart.
+var (
+	// ErrUnsupported says that this platform cannot confine anything.
+	ErrUnsupported = errors.New("confinement needs Linux")
+	// ErrPopulated says that a sidecar that is gone left processes behind. They
+	// are shut in; [Detach] ends them.
+	ErrPopulated = errors.New("the cgroup of an earlier sidecar still holds processes")
+	// ErrBusy says that another sidecar holds the same state directory.
+	ErrBusy = errors.New("another sidecar holds this state directory")
+	// ErrNotAttached says that the programs are not on the cgroup yet.
+	ErrNotAttached = errors.New("the kernel programs are not attached")
+	// ErrSevered says that a program came off the cgroup, which happens when
+	// somebody removes the cgroup: one made again at the same path is not
+	// protected.
+	ErrSevered = errors.New("a kernel program is no longer on the cgroup")
+)
+
+// Config says what to confine and how. Only StateDir has no default.
+type Config struct {
+	// Plugin is the plugin's name, for messages.
+	Plugin string
+
+	// StateDir is the sidecar's state directory. The cgroup, the pins and a
+	// dynamic user are named after it, so that [Detach] finds them again.
+	StateDir string
+
+	// CgroupPath is an existing cgroup v2 directory whose processes are to be
+	// confined. Empty: a cgroup of our own is made below the sidecar's. With a
+	// path the plugin keeps the network namespace it has, which must be the
+	// sidecar's, and the programs alone are the wall.
+	CgroupPath string
+
+	// HostNetwork leaves the plugin in the sidecar's network namespace. False,
+	// the default, gives it one of its own.
+	HostNetwork bool
+
+	// Serve lists TCP ports on which the plugin may be reached over the
+	// loopback of a shared network namespace. In a namespace of its own the
+	// plugin may listen on anything, and [Cage.DialContext] reaches it.
+	Serve []uint16
+
+	// User is a name, a number, or [DynamicUser], which is also the default: a
+	// user of the plugin's own between 61184 and 65519, or, under sudo, the
+	// user that called it.
+	User string
+
+	// UnsafeSameUser permits root or the sidecar's own user as User. Such a
+	// plugin may signal the sidecar and read what belongs to it.
+	UnsafeSameUser bool
+
+	// CountSyscalls attaches the system call counter, which costs every process
+	// of the host some 15 ns a call. False: [Usage.Syscalls] stays zero.
+	CountSyscalls bool
+
+	// Denied is told of each refusal, by one goroutine of [Cage.Run] at a time.
+	// Nil: refusals are counted and not described.
+	Denied func(Denial)
+
+	// Sample is given the totals at each Interval, by the same goroutine. Nil:
+	// no samples are taken.
+	Sample func(Usage)
+
+	// Interval is the time between samples, and for how long equal refusals are
+	// folded into one. Zero: [DefaultInterval].
+	Interval time.Duration
+
+	// Logger is for the operator. Nil: silence.
+	Logger *zap.Logger
+}
+
+// Endpoints are the sidecar's listeners, opened by [Cage.Listen] and
+// [Cage.ListenPacket], where the programs send what the plugin does. Each must
+// be on the loopback. One that is not set (the zero value) refuses what would
+// have gone there.
+type Endpoints struct {
+	Proxy4    netip.AddrPort // TCP
+	Proxy6    netip.AddrPort // TCP
+	Resolver4 netip.AddrPort // TCP and UDP
+	Resolver6 netip.AddrPort // TCP and UDP
+}
+
+// Command is a program to start in a [Cage].
+type Command struct {
+	// Path is the program; without a slash it is looked up in the PATH of Env,
+	// as a shell does. Empty: Args[0].
+	Path string
+	// Args are its arguments, its own name first. Empty: Path alone.
+	Args []string
+	// Env is its whole environment. Nothing of the sidecar's is added.
+	Env []string
+	// Dir is its working directory, entered as the plugin's user. Empty: the
+	// sidecar's.
+	Dir string
+	// Stdin, Stdout and Stderr are passed as they are; nil is /dev/null. An
+	// Internet socket is refused: data on it would pass no wall.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// ExecError says that the program itself could not be started.
+type ExecError struct {
+	// Path is the program as it was named.
+	Path string
+	// Status is what a shell would exit with: 127 when there is no such
+	// program, 126 when it cannot be run.
+	Status int
+	// Err is the system's reason.
+	Err error
+}
+
+// Error implements error.
+func (e *ExecError) Error() string { return fmt.Sprintf("start %s: %v", e.Path, e.Err) }
+
+// Unwrap gives the system's reason.
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// Peer is who opened a connection to the sidecar, as the kernel saw it.
+type Peer struct {
+	// PID and UID are the caller's at the time of the connect, in the initial
+	// namespaces.
+	PID, UID uint32
+	// Comm is the caller's thread name, at most 15 bytes, chosen by the plugin.
+	Comm string
+	// Exe is the caller's program, read afterwards and thus empty for a process
+	// that is gone already. It is for the record and proves nothing.
+	Exe string
+	// Original is the destination that the plugin dialled.
+	Original netip.AddrPort
+	// Explicit says that it dialled the sidecar's proxy itself.
+	Explicit bool
+}
+
+// Usage holds totals since the programs were first attached. They only grow.
+type Usage struct {
+	Time time.Time
+	// Connections are TCP connects let through to the proxy.
+	Connections uint64
+	// Refused are attempts that a wall turned away.
+	Refused uint64
+	// IP bytes and packets exchanged with the sidecar's listeners.
+	SentBytes, SentPackets, ReceivedBytes, ReceivedPackets uint64
+	// Syscalls is zero unless [Config.CountSyscalls] is set.
+	Syscalls Syscalls
+	// Lost are refusals that were counted and not described, because the
+	// plugin made them faster than they could be read.
+	Lost uint64
+}
+
+// Syscalls are system calls by class. A call that fits two classes is in the
+// first that fits, in the order of the fields.
+type Syscalls struct {
+	Total, File, Network, Process, Memory, IPC, Other uint64
+}
+
+// Hook names the wall that refused something.
+type Hook string
+
+// The hooks.
+const (
+	HookConnect     Hook = "connect"
+	HookSendmsg     Hook = "sendmsg"
+	HookSocket      Hook = "socket"
+	HookBind        Hook = "bind"
+	HookEgress      Hook = "egress"
+	HookIngress     Hook = "ingress"
+	HookConnectUnix Hook = "connect_unix"
+	HookSendmsgUnix Hook = "sendmsg_unix"
+	HookSeccomp     Hook = "seccomp"
+)
+
+// Cause says why a hook refused.
+type Cause string
+
+// The causes.
+const (
+	CausePolicy    Cause = "policy"    // never let through
+	CauseDoor      Cause = "door"      // the door is shut
+	CauseNamespace Cause = "namespace" // from a network namespace that is not the confined one
+	CauseEndpoint  Cause = "endpoint"  // the sidecar has no listener of that address family
+	CauseMemory    Cause = "memory"    // the kernel had no room to remember the connection
+)
+
+// Denial is one refusal, or several equal ones.
+type Denial struct {
+	Time  time.Time
+	Hook  Hook
+	Cause Cause
+	// Family is the socket's: "ipv4", "ipv6", "unix", or a name such as
+	// "packet"; empty when it does not apply.
+	Family string
+	// Protocol is "tcp", "udp", "icmp" and so on, or a number.
+	Protocol string
+	// Address is where it was to go, or to be bound; for [HookIngress] where it
+	// came from. Not valid when it does not apply.
+	Address netip.AddrPort
+	// Path is the name of a Unix socket, an abstract one with a leading @.
+	Path string
+	// Syscall names the call that [HookSeccomp] refused.
+	Syscall string
+	// PID, UID and Comm are the caller's; zero when it is not known, as for a
+	// packet that the kernel sent later.
+	PID, UID uint32
+	Comm     string
+	// Count is how many equal refusals this is; at least 1.
+	Count uint64
+	// Lost, when not zero, is the only field set besides Time: so many refusals
+	// were counted and could not be described.
+	Lost uint64
+}
+
+// Info describes a [Cage] for status and for the record of a start.
+type Info struct {
+	Cgroup     string // path of its directory
+	Pins       string // directory on a BPF file system that keeps the programs attached
+	OwnNetwork bool
+	UID, GID   int
+	SameUser   bool // the plugin runs as root or as the sidecar's user
+	UnixHooks  bool // false: Unix sockets other than pairs are refused by seccomp
+	Syscalls   bool // system calls are counted
+	Programs   []string
+}
+
+// Finding is the result of one check of [Probe].
+type Finding struct {
+	// Name says what was checked.
+	Name string
+	// Err is nil when it is there and works.
+	Err error
+	// Required says that without it nothing can be confined.
+	Required bool
+	// Lost says what does not work without it.
+	Lost string
+	// Remedy says what to do about it.
+	Remedy string
+}

@@ -1,0 +1,360 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// zero is the only key of the maps that hold one value.
+const zero = uint32(0)
+
+// wall is the loaded programs and maps of one cage, and their links once they
+// are attached.
+type wall struct {
+	base  *ebpf.Collection
+	unix  *ebpf.Collection // nil: the kernel has no hooks for Unix sockets
+	calls *ebpf.Collection // nil: system calls are not counted
+
+	links   map[string]link.Link
+	counter link.Link // on sys_enter; not pinned, since it is no wall
+}
+
+// loadWalls loads every program that the cage needs and the kernel has. Maps are
+// pinned in dir, or taken from there if an earlier sidecar left them.
+func loadWalls(dir string, group *cgroup, own, syscalls bool) (*wall, error) {
+	w := &wall{links: make(map[string]link.Link)}
+	if err := w.load(dir, group, own, syscalls); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return w, nil
+}
+
+func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
+	spec, err := loadWall()
+	if err != nil {
+		return fmt.Errorf("read wall programs: %w", err)
+	}
+	for name, m := range spec.Maps {
+		if !strings.HasPrefix(name, ".") { // the compiler's own
+			m.Pinning = ebpf.PinByName
+		}
+	}
+	w.base, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
+	if err != nil {
+		return fmt.Errorf("load wall programs: %w%s", err, loadHint(err))
+	}
+	if err := w.loadUnix(); err != nil {
+		return err
+	}
+	if syscalls {
+		return w.loadCalls(group, own)
+	}
+	return nil
+}
+
+// loadHint explains the two failures that an operator can mend.
+func loadHint(err error) string {
+	switch {
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return " (another version of Chaperone left its maps; end the plugin, then run: chaperone detach)"
+	case errors.Is(err, unix.EPERM):
+		return " (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN)"
+	}
+	return ""
+}
+
+// loadUnix loads the Unix socket hooks. That a kernel lacks them shows only when
+// a program for them is refused, so it is tried: what a kernel cannot attach it
+// does not load either.
+func (w *wall) loadUnix() error {
+	spec, err := loadUnix()
+	if err != nil {
+		return fmt.Errorf("read unix programs: %w", err)
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: w.shared(spec)})
+	if err == nil {
+		w.unix = collection
+	}
+	// Without it the launcher's seccomp filter forbids Unix sockets outright,
+	// which is stricter, so no failure here opens anything.
+	return nil
+}
+
+// loadCalls loads the system call counter.
+func (w *wall) loadCalls(group *cgroup, own bool) error {
+	spec, err := loadCalls()
+	if err != nil {
+		return fmt.Errorf("read system call counter: %w", err)
+	}
+	table := classTable()
+	descendants := uint32(1)
+	if own {
+		descendants = 0
+	}
+	for name, value := range map[string]any{"cgroup_id": group.id, "descendants": descendants, "class_of": table} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set up system call counter: %w", err)
+		}
+	}
+	w.calls, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: w.shared(spec)})
+	if err != nil {
+		return fmt.Errorf("load system call counter: %w%s", err, loadHint(err))
+	}
+	if err := w.calls.Maps["groups"].Put(zero, uint32(group.dir.Fd())); err != nil { //nolint:gosec // descriptors fit
+		return fmt.Errorf("set up system call counter: %w", err)
+	}
+	return nil
+}
+
+// shared gives a further object the maps of the first.
+func (w *wall) shared(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	maps := make(map[string]*ebpf.Map)
+	for name, m := range w.base.Maps {
+		if _, ok := spec.Maps[name]; ok && !strings.HasPrefix(name, ".") {
+			maps[name] = m
+		}
+	}
+	return maps
+}
+
+// configure tells the programs where the sidecar listens.
+func (w *wall) configure(n *network, own bool, ends Endpoints, serve []uint16) error {
+	setting := wallSetting{Netns: n.cookie}
+	if own {
+		setting.OwnNetwork = 1
+	}
+	setting.Proxy4.W, setting.Proxy4Port = kernelAddress(ends.Proxy4)
+	setting.Proxy6.W, setting.Proxy6Port = kernelAddress(ends.Proxy6)
+	setting.Resolver4.W, setting.Resolver4Port = kernelAddress(ends.Resolver4)
+	setting.Resolver6.W, setting.Resolver6Port = kernelAddress(ends.Resolver6)
+	if err := w.base.Maps["settings"].Put(zero, setting); err != nil {
+		return fmt.Errorf("configure wall: %w", err)
+	}
+	served := w.base.Maps["served"]
+	var key [2]byte
+	var value uint8
+	for entries := served.Iterate(); entries.Next(&key, &value); {
+		if !slices.Contains(serve, binary.BigEndian.Uint16(key[:])) {
+			if err := served.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("configure served ports: %w", err)
+			}
+		}
+	}
+	for _, port := range serve {
+		binary.BigEndian.PutUint16(key[:], port)
+		if err := served.Put(key, uint8(1)); err != nil {
+			return fmt.Errorf("configure served ports: %w", err)
+		}
+	}
+	return nil
+}
+
+// kernelAddress is an address as the programs hold it: 16 bytes, IPv4 mapped,
+// and a port, both in network byte order. The zero value stays zero.
+func kernelAddress(a netip.AddrPort) (words [4]uint32, port uint16) {
+	if !a.IsValid() {
+		return words, 0
+	}
+	bytes := a.Addr().As16()
+	for i := range words {
+		words[i] = binary.NativeEndian.Uint32(bytes[4*i:])
+	}
+	return words, swap16(a.Port())
+}
+
+// userAddress is the reverse of kernelAddress.
+func userAddress(words [4]uint32, port uint16) netip.AddrPort {
+	var bytes [16]byte
+	for i, word := range words {
+		binary.NativeEndian.PutUint32(bytes[4*i:], word)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom16(bytes).Unmap(), swap16(port))
+}
+
+// swap16 turns a number between the machine's and the network's byte order.
+func swap16(n uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], n)
+	return binary.BigEndian.Uint16(b[:])
+}
+
+// attach puts every program on the cgroup and pins its link, so that it stays
+// when this process goes. A link that an earlier sidecar left on the same cgroup
+// gets the new program in place of the old one, without a gap.
+func (w *wall) attach(dir string, group *cgroup) error {
+	collections := []*ebpf.Collection{w.base, w.unix}
+	for _, collection := range collections {
+		if collection == nil {
+			continue
+		}
+		spec := collection.Programs
+		for _, name := range sorted(spec) {
+			l, err := attachOne(filepath.Join(dir, linkPrefix+name), group, attachType(name), spec[name])
+			if err != nil {
+				return fmt.Errorf("attach %s: %w", name, err)
+			}
+			w.links[name] = l
+		}
+	}
+	if w.calls == nil {
+		return nil
+	}
+	counter, err := link.AttachTracing(link.TracingOptions{Program: w.calls.Programs["count_call"]})
+	if err != nil {
+		return fmt.Errorf("attach system call counter: %w", err)
+	}
+	w.counter = counter
+	return nil
+}
+
+func attachOne(pin string, group *cgroup, where ebpf.AttachType, program *ebpf.Program) (link.Link, error) {
+	old, err := link.LoadPinnedLink(pin, nil)
+	switch {
+	case err == nil:
+		if linkedTo(old) == group.id {
+			if err := old.Update(program); err != nil {
+				return nil, errors.Join(fmt.Errorf("replace program: %w", err), old.Close())
+			}
+			return old, nil
+		}
+		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
+			return nil, fmt.Errorf("drop severed link: %w", err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("load pinned link: %w", err)
+	}
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: group.path, Attach: where, Program: program})
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller says what
+	}
+	if err := l.Pin(pin); err != nil {
+		return nil, errors.Join(fmt.Errorf("pin link: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// linkedTo is the cgroup that a link is on; 0 when it is on none any more.
+func linkedTo(l link.Link) uint64 {
+	info, err := l.Info()
+	if err != nil || info.Cgroup() == nil {
+		return 0
+	}
+	return info.Cgroup().CgroupId
+}
+
+// attachType says which hook a program is for.
+func attachType(program string) ebpf.AttachType {
+	types := map[string]ebpf.AttachType{
+		"connect4":     ebpf.AttachCGroupInet4Connect,
+		"connect6":     ebpf.AttachCGroupInet6Connect,
+		"sendmsg4":     ebpf.AttachCGroupUDP4Sendmsg,
+		"sendmsg6":     ebpf.AttachCGroupUDP6Sendmsg,
+		"recvmsg4":     ebpf.AttachCGroupUDP4Recvmsg,
+		"recvmsg6":     ebpf.AttachCGroupUDP6Recvmsg,
+		"getpeername4": ebpf.AttachCgroupInet4GetPeername,
+		"getpeername6": ebpf.AttachCgroupInet6GetPeername,
+		"bind4":        ebpf.AttachCGroupInet4Bind,
+		"bind6":        ebpf.AttachCGroupInet6Bind,
+		"sock_create":  ebpf.AttachCGroupInetSockCreate,
+		"identify":     ebpf.AttachCGroupSockOps,
+		"egress":       ebpf.AttachCGroupInetEgress,
+		"ingress":      ebpf.AttachCGroupInetIngress,
+		"connect_unix": ebpf.AttachCgroupUnixConnect,
+		"sendmsg_unix": ebpf.AttachCgroupUnixSendmsg,
+	}
+	return types[program]
+}
+
+// names of the attached programs, in order.
+func (w *wall) names() []string {
+	names := sorted(w.links)
+	if w.counter != nil {
+		names = append(names, "count_call")
+	}
+	return names
+}
+
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// check finds links that are no longer on the cgroup.
+func (w *wall) check(group *cgroup) error {
+	for _, name := range sorted(w.links) {
+		if linkedTo(w.links[name]) != group.id {
+			return fmt.Errorf("%w: %s", ErrSevered, name)
+		}
+	}
+	if !group.current() {
+		return fmt.Errorf("%w: %s was removed or made anew", ErrSevered, group.path)
+	}
+	return nil
+}
+
+// openDoor lets the plugin's connections through to the sidecar, or none.
+func (w *wall) openDoor(open bool) error {
+	value := uint32(0)
+	if open {
+		value = 1
+	}
+	if err := w.base.Maps["door"].Put(zero, value); err != nil {
+		return fmt.Errorf("turn the door: %w", err)
+	}
+	return nil
+}
+
+// forgetPeers drops identities that an earlier sidecar did not take.
+func (w *wall) forgetPeers() error {
+	peers := w.base.Maps["peers"]
+	var keys []wallPeerKey
+	var key wallPeerKey
+	var value wallPeer
+	for entries := peers.Iterate(); entries.Next(&key, &value); {
+		keys = append(keys, key)
+	}
+	for _, key := range keys {
+		if err := peers.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget connections: %w", err)
+		}
+	}
+	return nil
+}
+
+// close closes the handles. What is pinned stays attached.
+func (w *wall) close() error {
+	var errs []error
+	if w.counter != nil {
+		errs = append(errs, w.counter.Close())
+	}
+	for _, l := range w.links {
+		errs = append(errs, l.Close())
+	}
+	for _, collection := range []*ebpf.Collection{w.base, w.unix, w.calls} {
+		if collection != nil {
+			collection.Close()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// cpus sums the values that a per-CPU map holds for its one key.
+func cpus[V any](m *ebpf.Map) ([]V, error) {
+	var values []V
+	if err := m.Lookup(zero, &values); err != nil {
+		return nil, fmt.Errorf("read counters: %w", err)
+	}
+	if len(values) == 0 {
+		return nil, fmt.Errorf("read counters: %w", os.ErrNotExist)
+	}
+	return values, nil
+}

@@ -36,7 +36,7 @@ func Check(now time.Time, paths ...string) (Checked, error) {
 	for _, path := range paths {
 		files, err := l.folder(path)
 		if err != nil {
-			l.errs = append(l.errs, Error{Message: err.Error()})
+			l.errs = append(l.errs, Error{File: path, Message: err.Error()})
 		} else if len(files) == 0 {
 			l.errs = append(l.errs, Error{File: path, Message: "holds no *.yaml, *.yml or *.json"})
 		}

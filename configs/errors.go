@@ -55,8 +55,7 @@ func (e Errors) Error() string {
 }
 
 // sorted returns e in its final order, without repetitions: by file in the
-// order of files, then by place. Of several problems of one field at one place
-// the first that was found is kept: what follows from it says nothing new.
+// order of files, then by place.
 func (e Errors) sorted(files []string) Errors {
 	order := make(map[string]int)
 	for i, file := range files {
@@ -66,15 +65,10 @@ func (e Errors) sorted(files []string) Errors {
 	slices.SortStableFunc(sorted, func(a, b Error) int {
 		return cmp.Or(cmp.Compare(order[a.File], order[b.File]), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
-	type place struct {
-		file, field  string
-		line, column int
-	}
-	seen := make(map[place]bool)
+	seen := make(map[Error]bool, len(sorted))
 	return slices.DeleteFunc(sorted, func(one Error) bool {
-		at := place{one.File, one.Field, one.Line, one.Column}
-		again := seen[at] && one.Line > 0
-		seen[at] = true
+		again := seen[one]
+		seen[one] = true
 		return again
 	})
 }

@@ -43,9 +43,20 @@ type File struct {
 // whole Config or, as [Errors], everything that is wrong with any file.
 func Load(path string, now time.Time) (*Config, error) {
 	l := newLoader(now)
-	main := l.named(path)
+	c := l.load(path)
+	if err := l.failure(); err != nil {
+		return nil, err
+	}
+	c.Path, c.Files, c.Warnings, c.looked = path, l.files, l.warnings.sorted(l.names()), l.looked
+	return c, nil
+}
+
+// load loads the Sidecar at path. It returns nil, or a Config that must not be
+// used, when the loader has errors.
+func (l *loader) load(path string) *Config {
+	documents := l.named(path)
 	var sidecars []*source
-	for _, s := range main {
+	for _, s := range documents {
 		if s.kind == KindSidecar {
 			sidecars = append(sidecars, s)
 		}
@@ -57,14 +68,9 @@ func Load(path string, now time.Time) (*Config, error) {
 		sidecars[1].reporter(&l.errs)("kind", "is a second Sidecar; one file holds one")
 	}
 	if len(sidecars) == 0 {
-		return nil, l.failure()
+		return nil
 	}
-	c := l.sidecar(sidecars[0], main)
-	if err := l.failure(); err != nil {
-		return nil, err
-	}
-	c.Path, c.Files, c.Warnings = path, l.files, l.warnings.sorted(l.names())
-	return c, nil
+	return l.sidecar(sidecars[0], documents)
 }
 
 // failure returns what is wrong, or nil.
@@ -107,7 +113,6 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 		Plugin: spec.Plugin, Grants: c.Grants, Guardrails: c.Guardrails,
 		Observe: spec.Mode == authz.ModeObserve, ObserveUntil: spec.ObserveUntil,
 	}, documents)
-	c.looked = l.looked
 	return c
 }
 

@@ -48,9 +48,8 @@ func notYetGrant(g authz.Grant, report reporter) {
 	}
 }
 
-// notYetSidecar reports the values of a Sidecar that a later version will take.
-func notYetSidecar(s *Sidecar, report reporter) {
-	if s.Vault != nil && slices.Contains([]VaultMethod{"kubernetes", "jwt", "cert"}, s.Vault.Auth.Method) {
-		report("spec.vault.auth.method", notYet, s.Vault.Auth.Method, "use approle or token")
-	}
+// notYetMethod reports whether a way to log in to Vault is one that a later
+// version will take.
+func notYetMethod(m VaultMethod) bool {
+	return slices.Contains([]VaultMethod{"kubernetes", "jwt", "cert"}, m)
 }

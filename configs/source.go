@@ -116,7 +116,7 @@ func (l *loader) reference(s *source, field, path string, mayBeEmpty bool) []*so
 	full := s.beside(path)
 	files, err := l.folder(full)
 	if err != nil {
-		report(field, "%v", err)
+		report(field, "%s %v", full, err)
 		return nil
 	}
 	if len(files) == 0 && !mayBeEmpty {
@@ -140,14 +140,14 @@ func (l *loader) folder(path string) ([]string, error) {
 	l.look(path)
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s", path, plain(err))
+		return nil, errors.New(plain(err))
 	}
 	if !info.IsDir() {
 		return []string{path}, nil
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s", path, plain(err))
+		return nil, errors.New(plain(err))
 	}
 	var files []string
 	for _, e := range entries {
@@ -161,7 +161,7 @@ func (l *loader) folder(path string) ([]string, error) {
 		files = append(files, name)
 	}
 	if len(files) > maxFolder {
-		return nil, fmt.Errorf("%s holds more than %d files; use several folders", path, maxFolder)
+		return nil, fmt.Errorf("holds more than %d files; use several folders", maxFolder)
 	}
 	return files, nil
 }
@@ -278,7 +278,7 @@ func plain(err error) string {
 	case errors.As(err, &path):
 		return "cannot be read: " + path.Err.Error()
 	}
-	return "cannot be read: " + err.Error()
+	return "cannot be read: " + strings.TrimPrefix(err.Error(), "EvalSymlinks: ")
 }
 
 func exists(path string) bool {

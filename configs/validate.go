@@ -20,7 +20,6 @@ func at(list string, i int) string { return fmt.Sprintf("%s[%d]", list, i) }
 // validate reports what is wrong in a Sidecar by itself, as it was written,
 // before defaults are filled in.
 func (s *Sidecar) validate(now time.Time, report reporter) {
-	notYetSidecar(s, report)
 	if !isName(s.Plugin) {
 		report("spec.plugin", notAName, clip(s.Plugin))
 	}
@@ -204,7 +203,11 @@ func redactURL(s string) string {
 // validate reports files that the method needs and has not, or has and does
 // not need.
 func (a VaultAuth) validate(report reporter) {
-	oneOf(report, "spec.vault.auth.method", a.Method, VaultAppRole, VaultToken)
+	if notYetMethod(a.Method) {
+		report("spec.vault.auth.method", notYet, a.Method, "use approle or token")
+	} else {
+		oneOf(report, "spec.vault.auth.method", a.Method, VaultAppRole, VaultToken)
+	}
 	if strings.ContainsAny(a.Mount, " ?#%") || strings.HasPrefix(a.Mount, "/") || strings.Contains(a.Mount, "..") {
 		report("spec.vault.auth.mount", "%q is not where an auth method is mounted; write it as in approle", clip(a.Mount))
 	}

@@ -24,28 +24,28 @@ const (
 
 // Watch calls changed when what c was loaded from is no longer what it was:
 // a file was written, added, taken away or replaced, once for each burst of
-// changes. A change between Load and Watch counts. It returns nil when ctx
-// ends, and an error when the folders cannot be watched at all.
-//
-// After a reload that succeeded, end this Watch and begin one with the new
-// Config, which may name other files. After one that failed, go on with this
-// one: it calls again when the files change again.
+// changes. A change between Load and Watch counts. Which files there are
+// follows the Sidecar's file as it changes, whether it can be loaded or not;
+// one Watch lasts for any number of reloads. It returns nil when ctx ends, and
+// an error when the folders cannot be watched at all.
 func Watch(ctx context.Context, c *Config, changed func()) error {
 	notify, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch files: %w", err)
 	}
 	defer func() { _ = notify.Close() }()
-	w := &watch{notify: notify, seen: maps.Clone(c.looked)}
+	w := &watch{notify: notify, path: c.Path, seen: maps.Clone(c.looked)}
 	if err := w.cover(); err != nil {
 		return fmt.Errorf("watch files: %w", err)
 	}
 	for {
-		if w.differs() {
-			changed()
+		// What has changed before it was covered made no event.
+		if w.wait(ctx, w.differs()); ctx.Err() != nil {
+			return nil
 		}
-		if err := w.wait(ctx); err != nil {
-			return nil //nolint:nilerr // the end of ctx is the end of the watch
+		if w.differs() {
+			w.follow()
+			changed()
 		}
 		// Folders that were made anew have no watch yet. One that cannot be
 		// watched now is covered by the watch on what it is in.
@@ -56,25 +56,27 @@ func Watch(ctx context.Context, c *Config, changed func()) error {
 // watch is a running Watch.
 type watch struct {
 	notify *fsnotify.Watcher
+	path   string            // of the Sidecar's file
 	seen   map[string]string // by path: its state when it was last looked at
 	names  map[string]bool   // of files and folders whose change may matter
 }
 
-// wait returns when a burst of changes has ended, or with ctx's error.
-func (w *watch) wait(ctx context.Context) error {
-	timer := time.NewTimer(0)
-	if !timer.Stop() {
-		<-timer.C
-	}
+// wait returns when a burst of changes, which may have begun already, has
+// ended, or ctx.
+func (w *watch) wait(ctx context.Context, begun bool) {
+	timer := time.NewTimer(quiet)
 	defer timer.Stop()
+	if !begun {
+		timer.Stop()
+	}
 	var deadline time.Time
 	for {
 		relevant := false
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		case <-timer.C:
-			return nil
+			return
 		case e := <-w.notify.Events:
 			relevant = w.matters(filepath.Base(e.Name))
 		case <-w.notify.Errors:
@@ -97,16 +99,27 @@ func (w *watch) matters(name string) bool {
 	return w.names[name] || holdsDocuments(name) || strings.HasPrefix(name, "..")
 }
 
-// differs looks at every path again and reports whether any has changed.
+// differs looks at the paths again and reports whether any has changed.
 func (w *watch) differs() bool {
-	changed := false
 	for path, before := range w.seen {
-		if now := observe(path); now != before {
-			w.seen[path] = now
-			changed = true
+		if observe(path) != before {
+			return true
 		}
 	}
-	return changed
+	return false
+}
+
+// follow notes the state of what the Sidecar's file names now. What it named
+// before counts on while it cannot be loaded.
+func (w *watch) follow() {
+	l := newLoader(time.Now())
+	l.load(w.path)
+	for path := range w.seen {
+		if _, ok := l.looked[path]; !ok && len(l.errs) > 0 {
+			l.looked[path] = observe(path)
+		}
+	}
+	w.seen = l.looked
 }
 
 // cover watches the folders that hold the paths and, where a path or a folder
@@ -157,7 +170,7 @@ func (w *watch) folders(path string) []string {
 }
 
 // observe returns what tells one state of a file or folder from another: what
-// a file holds, and which files a folder has.
+// the file, or each file that is read of the folder, holds.
 func observe(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -177,8 +190,12 @@ func observe(path string) string {
 		return plain(err)
 	}
 	for _, e := range entries {
-		if holdsDocuments(e.Name()) {
-			hash.Write([]byte(e.Name() + "\x00"))
+		name := filepath.Join(path, e.Name())
+		if !holdsDocuments(e.Name()) {
+			continue
+		}
+		if info, err := os.Stat(name); err != nil || !info.IsDir() {
+			hash.Write([]byte(e.Name() + "\x00" + observe(name) + "\x00"))
 		}
 	}
 	return "folder " + hex.EncodeToString(hash.Sum(nil))

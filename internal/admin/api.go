@@ -1,0 +1,303 @@
+package admin
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Status is the answer of GET /v1/status: what is in force and what each door
+// enforces of it.
+type Status struct {
+	Plugin       string             `json:"plugin"`
+	PID          int                `json:"pid"` // of the sidecar
+	Version      string             `json:"version"`
+	Started      time.Time          `json:"started"`
+	StateDir     string             `json:"stateDir"`
+	Mode         string             `json:"mode"` // enforce or observe
+	ObserveUntil time.Time          `json:"observeUntil,omitzero"`
+	Generation   uint64             `json:"generation"` // of the effective policy
+	Ready        bool               `json:"ready"`
+	Checks       []Check            `json:"checks"` // what readiness is made of
+	Kernel       Kernel             `json:"kernel"`
+	Process      *Process           `json:"process,omitempty"` // nil: no process was started or found
+	Doors        []Door             `json:"doors"`
+	Grants       []Grant            `json:"grants"`
+	Revocations  []authz.Revocation `json:"revocations"`
+	Credentials  []Credential       `json:"credentials"`
+	Files        []File             `json:"files"` // as last loaded
+	Audit        Audit              `json:"audit"`
+	Warnings     []string           `json:"warnings,omitempty"` // what weakens the sidecar and was chosen
+}
+
+// Check is one condition of being ready.
+type Check struct {
+	Name   string `json:"name"` // policy, vault, kernel, audit, ...
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail,omitempty"` // why not, in words
+}
+
+// Kernel says how far the kernel confines and meters the plugin.
+type Kernel struct {
+	Want     string `json:"want"` // required, preferred or off
+	Attached bool   `json:"attached"`
+	Detail   string `json:"detail,omitempty"` // why it is not attached, or what it lacks
+}
+
+// Process is the plugin's process, under run.
+type Process struct {
+	PID     int    `json:"pid"`
+	UID     int    `json:"uid"`
+	Cgroup  string `json:"cgroup,omitempty"`
+	State   string `json:"state"` // running, stopped (frozen), ended, halted
+	Network string `json:"network,omitempty"`
+}
+
+// Door is one place where requests arrive.
+type Door struct {
+	Name        string   `json:"name"`                  // proxy, ext_authz, kernel
+	Address     string   `json:"address,omitempty"`     // where it listens
+	Enforces    []string `json:"enforces"`              // in contract terms: hosts, methods, paths, addresses, ...
+	NotEnforced []string `json:"notEnforced,omitempty"` // what a rule may state and this door cannot enforce
+}
+
+// Grant is one grant in force.
+type Grant struct {
+	Name     string    `json:"name"`
+	NotAfter time.Time `json:"notAfter"`
+	Expired  bool      `json:"expired,omitempty"`
+	Rules    []Rule    `json:"rules"`
+}
+
+// Rule is one rule of a grant.
+type Rule struct {
+	ID         string    `json:"id"`
+	Reason     string    `json:"reason"`
+	Mode       string    `json:"mode"` // enforce or observe
+	NotAfter   time.Time `json:"notAfter,omitzero"`
+	Credential string    `json:"credential,omitempty"`
+	Revoked    bool      `json:"revoked,omitempty"`
+}
+
+// Credential is the state of one credential. It holds nothing secret.
+type Credential struct {
+	Grant    string    `json:"grant"`
+	Name     string    `json:"name"`
+	State    string    `json:"state"` // valid, pending, renewing, failed, revoked
+	Leased   bool      `json:"leased,omitempty"`
+	NotAfter time.Time `json:"notAfter,omitzero"` // it is not used past this
+	Detail   string    `json:"detail,omitempty"`  // why it is not valid
+}
+
+// File is a loaded file.
+type File struct {
+	Path   string `json:"path"`
+	SHA256 string `json:"sha256"` // in hexadecimal
+}
+
+// Audit is the state of the audit log.
+type Audit struct {
+	File    string `json:"file"`
+	Seq     uint64 `json:"seq"`   // of the last record
+	Bytes   int64  `json:"bytes"` // size of the current file
+	Healthy bool   `json:"healthy"`
+	Detail  string `json:"detail,omitempty"`
+}
+
+// Usage is the answer of GET /v1/usage.
+type Usage struct {
+	At       time.Time `json:"at"`
+	Limits   []Limit   `json:"limits"`
+	Counters *Counters `json:"counters,omitempty"` // nil: the kernel does not count
+	Stale    bool      `json:"stale,omitempty"`    // the kernel's counters are too old to decide on
+}
+
+// Limit is one limit and what is used of it.
+type Limit struct {
+	Grant      string  `json:"grant"`
+	Rule       string  `json:"rule,omitempty"` // "" for a limit of the whole plugin
+	Kind       string  `json:"kind"`           // requests, connections, sentBytes, receivedBytes, syscalls
+	Limit      string  `json:"limit"`          // as written: 100/1m
+	Used       uint64  `json:"used"`
+	Remaining  uint64  `json:"remaining"`
+	Ratio      float64 `json:"ratio"`                // used of the limit; 1 is all of it
+	RetryAfter float64 `json:"retryAfter,omitempty"` // seconds until one more is allowed
+	OnExceeded string  `json:"onExceeded,omitempty"`
+}
+
+// Counters are the kernel's counts since the plugin started.
+type Counters struct {
+	SentBytes          uint64            `json:"sentBytes"`
+	ReceivedBytes      uint64            `json:"receivedBytes"`
+	Connections        uint64            `json:"connections"`
+	RefusedConnections uint64            `json:"refusedConnections"`
+	Syscalls           uint64            `json:"syscalls"`
+	SyscallClasses     map[string]uint64 `json:"syscallClasses,omitempty"`
+	Processes          uint64            `json:"processes"`
+	Lost               uint64            `json:"lost,omitempty"` // events that could not be kept
+}
+
+// DecisionQuery says which records GET /v1/decisions answers with. The zero
+// value is the last DefaultDecisions decisions.
+type DecisionQuery struct {
+	Limit    int    // how many, from the end; 0 is DefaultDecisions
+	Follow   bool   // go on with what is decided from now on
+	Kind     string // of record; "" is decision, "all" is every kind
+	Decision string // only the records of this decision
+}
+
+// Bounds of DecisionQuery.Limit.
+const (
+	DefaultDecisions = 100
+	MaxDecisions     = 10_000
+)
+
+// Revocations is the answer of GET /v1/revocations.
+type Revocations struct {
+	Revocations []authz.Revocation `json:"revocations"`
+}
+
+// RevokeRequest is the body of POST /v1/revocations.
+type RevokeRequest struct {
+	Rule   string      `json:"rule,omitempty"`  // GRANT/ID; "" is the whole plugin
+	Level  authz.Level `json:"level,omitempty"` // "" is quarantine
+	Reason string      `json:"reason"`          // required, for people
+	Until  time.Time   `json:"until,omitzero"`  // zero: until it is restored
+	All    bool        `json:"all,omitempty"`   // it is sent to every sidecar of the host
+}
+
+const (
+	maxReason = 1000
+	maxRule   = 300
+)
+
+// Validate completes the request's defaults and says what is wrong with it.
+func (r *RevokeRequest) Validate(now time.Time) error {
+	if r.Level == "" {
+		r.Level = authz.LevelQuarantine
+	}
+	switch r.Level {
+	case authz.LevelPause, authz.LevelQuarantine:
+	case authz.LevelHalt:
+		if r.Rule != "" {
+			return errors.New("level: halt kills the plugin and takes no rule; use pause or quarantine")
+		}
+	default:
+		return fmt.Errorf("level: %q is not pause, quarantine or halt", r.Level)
+	}
+	if r.Rule != "" {
+		grant, id, ok := strings.Cut(r.Rule, "/")
+		if !ok || grant == "" || id == "" || strings.Contains(id, "/") || len(r.Rule) > maxRule || !printable(r.Rule) {
+			return fmt.Errorf("rule: %.80q is not GRANT/ID", r.Rule)
+		}
+		if r.All {
+			return errors.New("rule: all takes no rule")
+		}
+	}
+	if !r.Until.IsZero() && !r.Until.After(now) {
+		return fmt.Errorf("until: %s is past", r.Until.Format(time.RFC3339))
+	}
+	return validateReason(r.Reason)
+}
+
+func validateReason(reason string) error {
+	switch {
+	case strings.TrimSpace(reason) == "":
+		return errors.New("reason: it is required; say why, for the audit log")
+	case len(reason) > maxReason:
+		return fmt.Errorf("reason: it is longer than %d bytes", maxReason)
+	case !printable(reason):
+		return errors.New("reason: it is not one line of printable text")
+	}
+	return nil
+}
+
+// RevokeResult says what a revocation did. Access is taken away whenever there
+// is a result: what is in Failed came after it and is to be seen to.
+type RevokeResult struct {
+	ID     string      `json:"id"`
+	Plugin string      `json:"plugin"`
+	Rule   string      `json:"rule,omitempty"`
+	Level  authz.Level `json:"level"`
+	Cut    int         `json:"cut"` // live connections and exchanges that were ended
+	Vault  VaultResult `json:"vault"`
+	MS     float64     `json:"ms"` // until the last was cut, in milliseconds
+	Failed []string    `json:"failed"`
+}
+
+// VaultResult says what became of the leases.
+type VaultResult struct {
+	Leases      int `json:"leases"`
+	Confirmed   int `json:"confirmed"`   // Vault says that they are revoked
+	Unconfirmed int `json:"unconfirmed"` // Vault did not answer; it is asked again
+}
+
+// RestoreResult is the answer of DELETE /v1/revocations/{id}.
+type RestoreResult struct {
+	ID         string `json:"id"`
+	Plugin     string `json:"plugin"`
+	Generation uint64 `json:"generation"`
+}
+
+// ReloadResult is the answer of POST /v1/reload when the new policy is in force.
+type ReloadResult struct {
+	Generation uint64   `json:"generation"`
+	Changed    []string `json:"changed"` // in words; empty: nothing changed
+	Files      []File   `json:"files"`
+}
+
+// Error is the body of every answer that is not a success, and what the
+// functions of a Config return to choose it. Any other error is answered as
+// an internal one.
+type Error struct {
+	Status  int      `json:"status"`            // of HTTP
+	Code    string   `json:"code"`              // stable, one of the Code constants
+	Message string   `json:"message"`           // for people
+	Details []string `json:"details,omitempty"` // for example each error of a file
+}
+
+// The codes of errors.
+const (
+	CodeBadRequest       = "bad_request"        // 400
+	CodeNotFound         = "not_found"          // 404
+	CodeMethodNotAllowed = "method_not_allowed" // 405
+	CodeConflict         = "conflict"           // 409
+	CodeTooLarge         = "too_large"          // 413
+	CodeInvalid          = "invalid"            // 422: files that were refused
+	CodeBusy             = "busy"               // 503: too many streams
+	CodeInternal         = "internal"           // 500
+)
+
+// Error returns the message and the details.
+func (e *Error) Error() string {
+	if len(e.Details) == 0 {
+		return e.Message
+	}
+	return e.Message + ": " + strings.Join(e.Details, "; ")
+}
+
+// NewError returns the error of a code, with the code's HTTP status.
+func NewError(code, message string, details ...string) *Error {
+	status := http.StatusInternalServerError
+	switch code {
+	case CodeBadRequest:
+		status = http.StatusBadRequest
+	case CodeNotFound:
+		status = http.StatusNotFound
+	case CodeMethodNotAllowed:
+		status = http.StatusMethodNotAllowed
+	case CodeConflict:
+		status = http.StatusConflict
+	case CodeTooLarge:
+		status = http.StatusRequestEntityTooLarge
+	case CodeInvalid:
+		status = http.StatusUnprocessableEntity
+	case CodeBusy:
+		status = http.StatusServiceUnavailable
+	}
+	return &Error{Status: status, Code: code, Message: message, Details: details}
+}

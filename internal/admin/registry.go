@@ -1,0 +1,162 @@
+package admin
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// DefaultRegistry is where every sidecar of a host lists its admin socket.
+const DefaultRegistry = "/run/chaperone"
+
+// entrySuffix ends the name of a registry entry.
+const entrySuffix = ".sidecar"
+
+// maxEntry bounds a registry entry, and maxEntries how many are read.
+const (
+	maxEntry   = 4 << 10
+	maxEntries = 10_000
+)
+
+// Sidecar is an entry of the registry.
+type Sidecar struct {
+	Plugin string `json:"plugin"`
+	Socket string `json:"socket"` // path of the admin socket
+	PID    int    `json:"pid"`
+}
+
+// Register lists a sidecar in the folder dir, "" being DefaultRegistry, so that
+// a command can reach every sidecar of the host. It is called once the sidecar
+// listens: an entry that nobody answers for is taken to be a dead one's. The
+// function it returns takes the sidecar off the list again.
+func Register(dir string, s Sidecar) (unregister func() error, err error) {
+	if dir == "" {
+		dir = DefaultRegistry
+	}
+	if s.Socket, err = socketPath(s.Socket); err != nil {
+		return nil, fmt.Errorf("register sidecar: %w", err)
+	}
+	if err := makePrivateDir(dir); err != nil {
+		return nil, fmt.Errorf("register sidecar: %w", err)
+	}
+	body, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("register sidecar: %w", err)
+	}
+	temporary, err := os.CreateTemp(dir, ".new.*")
+	if err != nil {
+		return nil, fmt.Errorf("register sidecar: %w", err)
+	}
+	_, err = temporary.Write(append(body, '\n'))
+	err = errors.Join(err, temporary.Close())
+	path := entryPath(dir, s.Socket)
+	if err == nil {
+		err = os.Rename(temporary.Name(), path)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("register sidecar: %w", err), os.Remove(temporary.Name()))
+	}
+	return func() error {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("unregister sidecar: %w", err)
+		}
+		return nil
+	}, nil
+}
+
+// entryPath names an entry by its socket, so that a sidecar that is started
+// again takes the place of its old entry.
+func entryPath(dir, socket string) string {
+	sum := sha256.Sum256([]byte(socket))
+	return filepath.Join(dir, hex.EncodeToString(sum[:8])+entrySuffix)
+}
+
+// List returns the sidecars listed in dir, "" being DefaultRegistry, that are
+// there, by plugin and socket. Entries of those that are gone are removed. A
+// sidecar that cannot be reached and may be there is listed: its caller sees
+// the error and not an omission. A folder that is missing lists none. With an
+// error about some entries the others are returned.
+func List(dir string) ([]Sidecar, error) {
+	if dir == "" {
+		dir = DefaultRegistry
+	}
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list sidecars: %w", err)
+	}
+	if len(entries) > maxEntries {
+		return nil, fmt.Errorf("list sidecars: %s has more than %d entries", dir, maxEntries)
+	}
+	var found []Sidecar
+	var errs []error
+	for _, entry := range entries {
+		if !strings.HasSuffix(entry.Name(), entrySuffix) || !entry.Type().IsRegular() {
+			continue
+		}
+		path := filepath.Join(dir, entry.Name())
+		s, err := readEntry(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it ended meanwhile
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("list sidecars: %w", err))
+			continue
+		}
+		if !gone(s.Socket) {
+			found = append(found, s)
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove stale sidecar: %w", err))
+		}
+	}
+	slices.SortFunc(found, func(a, b Sidecar) int {
+		return cmp.Or(strings.Compare(a.Plugin, b.Plugin), strings.Compare(a.Socket, b.Socket))
+	})
+	return found, errors.Join(errs...)
+}
+
+func readEntry(path string) (Sidecar, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return Sidecar{}, err
+	}
+	defer file.Close()
+	body, err := io.ReadAll(io.LimitReader(file, maxEntry))
+	if err != nil {
+		return Sidecar{}, err
+	}
+	var s Sidecar
+	if err := json.Unmarshal(body, &s); err != nil {
+		return Sidecar{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	if _, err := socketPath(s.Socket); err != nil {
+		return Sidecar{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// gone reports whether nothing can be behind a socket any more.
+func gone(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err == nil {
+		conn.Close()
+		return false
+	}
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}

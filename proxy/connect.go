@@ -1,0 +1,335 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+const established = "HTTP/1.1 200 Connection Established\r\n\r\n"
+
+// serverFirst is how long a tunnel that may be tcp waits for the plugin to
+// speak first, where something else is granted at the same host and port.
+const serverFirst = 300 * time.Millisecond
+
+// connect takes a CONNECT. Where only a tunnel is granted it is decided, and
+// the upstream dialled, before the answer; else what arrives in it says what
+// it is, and each request in it is decided.
+func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn) {
+	if c.way != explicit || r.ProtoMajor != 1 {
+		p.refuse(w, r, c, malformed("CONNECT is taken over HTTP/1.1 and outside a tunnel only"))
+		return
+	}
+	named, err := authz.NewDestination(authz.SchemeTCP, r.RequestURI, "")
+	if err != nil {
+		p.refuse(w, r, c, malformed(err.Error()))
+		return
+	}
+	if wire, ok := c.heads.take(r); !ok || wire != "" && !named.Agrees(wire) {
+		p.refuse(w, r, c, mismatch("Host is "+clean(wire)+", the request is for "+named.HostPort()))
+		return
+	}
+	if r.ContentLength > 0 || len(r.TransferEncoding) > 0 {
+		p.refuse(w, r, c, malformed("a CONNECT has no body (RFC 9110, section 9.3.6)"))
+		return
+	}
+	switch schemes := p.schemes(named); {
+	case onlyTunnels(schemes):
+		p.openTunnel(w, r, c, named, schemes)
+	case len(schemes) == 0 && !p.authority.covers(named.Host()):
+		// No certificate for this host would be trusted: here the refusal can
+		// be read, inside TLS it could not.
+		p.refuseDestination(w, r, c, named)
+	default:
+		if p.hijack(w, c) {
+			c.way, c.host, c.port = tunnel, named.Host(), named.Port()
+			p.enter(c, schemes, []byte(established))
+		}
+	}
+}
+
+func (p *Proxy) schemes(d authz.Destination) []authz.Scheme {
+	return p.cfg.Engine.Current().Schemes(p.cfg.Plugin, d.Host(), d.Port(), p.cfg.Now())
+}
+
+// onlyTunnels reports whether nothing that would be looked into is granted.
+func onlyTunnels(schemes []authz.Scheme) bool {
+	return len(schemes) > 0 && !slices.ContainsFunc(schemes, authz.Scheme.HTTP)
+}
+
+// refuseDestination refuses a host that no rule names, in the decision's words.
+func (p *Proxy) refuseDestination(w http.ResponseWriter, r *http.Request, c *conn, named authz.Destination) {
+	p.answer(w, r, p.decideRefusal(c, named))
+}
+
+// decideRefusal decides about a destination that is not to be had, for the
+// refusal's reason, nearest rule and remedy.
+func (p *Proxy) decideRefusal(c *conn, named authz.Destination) authz.Refusal {
+	scheme := authz.SchemeHTTPS
+	if named.Port() == authz.SchemeHTTP.DefaultPort() {
+		scheme = authz.SchemeHTTP
+	}
+	destination, err := authz.NewDestination(scheme, named.HostPort(), "/")
+	if err != nil {
+		return p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
+			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: err.Error(),
+		}, c.source))
+	}
+	request := authz.Request{Principal: p.cfg.Plugin, Destination: destination}
+	admission, err := p.cfg.Gate.Admit(context.Background(), request, c.source)
+	if err != nil {
+		p.cfg.Log.Warn("admit connection", zap.String("decision", admission.ID), zap.Error(err))
+	}
+	if admission.Refusal != nil {
+		return p.refused(*admission.Refusal, nil)
+	}
+	// A request without a method is granted only while the sidecar observes,
+	// and then every host is covered: the policy has just changed.
+	refusal := admission.Refuse(authz.DestinationNotGranted, "the policy changed while this was decided; try again")
+	p.endTunnel(admission, authz.Outcome{})
+	return p.refused(refusal, nil)
+}
+
+// hijack takes the connection of a CONNECT over from net/http, with everything
+// that was read of it ahead.
+func (p *Proxy) hijack(w http.ResponseWriter, c *conn) bool {
+	_, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return false // the plugin has gone
+	}
+	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
+	c.prefix = append(slices.Clone(ahead), c.prefix...)
+	c.heads, c.refusal = nil, nil
+	return true
+}
+
+// openTunnel decides about a tunnel by CONNECT, dials, answers and splices.
+func (p *Proxy) openTunnel(w http.ResponseWriter, r *http.Request, c *conn, named authz.Destination, schemes []authz.Scheme) {
+	t, refusal := p.admitTunnel(c, named, tunnelScheme(schemes))
+	if refusal != nil {
+		p.answer(w, r, *refusal)
+		return
+	}
+	if refusal := t.dial(); refusal != nil {
+		p.answer(w, r, *refusal)
+		t.end()
+		return
+	}
+	defer t.end()
+	if !p.hijack(w, c) {
+		t.outcome.Detail = "the plugin left"
+		return
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c.Conn, established); err != nil {
+		t.outcome.Detail = "the plugin left"
+		return
+	}
+	if t.scheme() == authz.SchemeTLS && !t.helloAgrees() {
+		return
+	}
+	t.splice()
+}
+
+// tunnelScheme returns what a tunnel is taken as: tcp covers what tls does.
+func tunnelScheme(schemes []authz.Scheme) authz.Scheme {
+	if slices.Contains(schemes, authz.SchemeTCP) {
+		return authz.SchemeTCP
+	}
+	return authz.SchemeTLS
+}
+
+// spliced is one live tunnel whose bytes are not looked into.
+type spliced struct {
+	proxy     *Proxy
+	plugin    *conn
+	upstream  net.Conn
+	admission *authz.Admission
+	access    access
+	ctx       context.Context // ends with the tunnel
+	cancel    context.CancelCauseFunc
+	timer     *time.Timer
+	outcome   authz.Outcome
+}
+
+// admitTunnel decides about a tunnel and registers it. What is returned must
+// be ended.
+func (p *Proxy) admitTunnel(c *conn, named authz.Destination, scheme authz.Scheme) (*spliced, *authz.Refusal) {
+	destination, err := authz.NewDestination(scheme, named.HostPort(), "")
+	if err != nil {
+		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
+			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: err.Error(),
+		}, c.source))
+		return nil, &refusal
+	}
+	request := authz.Request{Principal: p.cfg.Plugin, Destination: destination}
+	admission, err := p.cfg.Gate.Admit(context.Background(), request, c.source)
+	if err != nil {
+		p.cfg.Log.Warn("admit tunnel", zap.String("decision", admission.ID), zap.Error(err))
+	}
+	if admission.Refusal != nil {
+		refusal := p.refused(*admission.Refusal, nil)
+		return nil, &refusal
+	}
+	t := &spliced{proxy: p, plugin: c, admission: admission}
+	t.ctx, t.cancel = context.WithCancelCause(context.Background())
+	t.access.admission = admission
+	t.access.cut = t.cancel
+	if !p.live.add(&t.access) {
+		refusal := t.refuse(p.reasonNow(admission), "access was taken away while it was being decided")
+		t.cancel(nil)
+		p.endTunnel(admission, t.outcome)
+		return nil, &refusal
+	}
+	if timeout := admission.Decision.Terms().Timeout; timeout > 0 {
+		t.timer = time.AfterFunc(timeout, func() { t.access.end(errTimeout) })
+	}
+	return t, nil
+}
+
+func (t *spliced) scheme() authz.Scheme { return t.admission.Request.Destination.Scheme() }
+
+// refuse turns the admitted tunnel into a refusal.
+func (t *spliced) refuse(reason authz.Reason, detail string) authz.Refusal {
+	t.outcome.Detail = detail
+	return t.proxy.refused(t.admission.Refuse(reason, detail), nil)
+}
+
+// dial connects to the upstream.
+func (t *spliced) dial() *authz.Refusal {
+	upstream, err := t.proxy.dialer.dial(t.ctx, t.admission.Decision, t.admission.Request.Destination)
+	if err == nil {
+		t.upstream = upstream
+		t.outcome.Address = upstream.RemoteAddr().String()
+		return nil
+	}
+	e := unreachable(err, "connect")
+	if known, ok := err.(*dialError); ok { //nolint:errorlint // dial returns nothing else
+		e = known
+	}
+	if cause := t.access.cutBy(); cause != nil {
+		e = &dialError{t.proxy.reasonNow(t.admission), cause.Error()}
+	}
+	refusal := t.refuse(e.reason, e.detail)
+	return &refusal
+}
+
+// helloAgrees reads the plugin's ClientHello and refuses a server name that is
+// not the tunnel's.
+func (t *spliced) helloAgrees() bool {
+	name, ok := readHello(t.plugin)
+	destination := t.admission.Request.Destination
+	switch {
+	case !ok:
+		t.refuse(authz.MalformedRequest, "the tunnel is granted for TLS and something else was sent in it")
+	case name != "" && !destination.AgreesName(name):
+		t.refuse(authz.DestinationMismatch, "the server name is "+clean(name)+", the tunnel is for "+destination.HostPort())
+	default:
+		return true
+	}
+	t.plugin.alert()
+	return false
+}
+
+// splice copies both ways until either end is done or the tunnel is cut.
+func (t *spliced) splice() {
+	plugin, upstream := t.plugin, t.upstream
+	if !t.access.onCut(func(cause error) {
+		t.cancel(cause)
+		_ = upstream.Close()
+		plugin.reset()
+	}) {
+		t.note()
+		return
+	}
+	done := make(chan int64, 1)
+	go func() {
+		n := t.copy(upstream, plugin)
+		done <- n
+	}()
+	t.outcome.Bytes = t.copy(plugin, upstream)
+	t.outcome.SentBytes = <-done
+	t.note()
+}
+
+// copy copies one way and passes the end of file on; where that cannot be, or
+// copying fails, both ways end.
+func (t *spliced) copy(to, from net.Conn) int64 {
+	buf := t.proxy.buffers.get()
+	defer t.proxy.buffers.put(buf)
+	n, err := copyConn(to, from, *buf)
+	half, ok := to.(interface{ CloseWrite() error })
+	if err != nil || !ok || half.CloseWrite() != nil {
+		_ = t.upstream.Close()
+		_ = t.plugin.cut()
+	}
+	return n
+}
+
+// copyConn copies from one connection to another. Between two TCP sockets the
+// kernel does it (splice(2)).
+func copyConn(to, from net.Conn, buf []byte) (int64, error) {
+	var ahead int64
+	if c, ok := from.(*conn); ok {
+		if len(c.prefix) > 0 {
+			n, err := to.Write(c.prefix)
+			c.prefix, ahead = nil, int64(n)
+			if err != nil {
+				return ahead, err
+			}
+		}
+		from = c.Conn
+	}
+	if c, ok := to.(*conn); ok {
+		to = c.Conn
+	}
+	if tcp, ok := to.(*net.TCPConn); ok {
+		if _, ok := from.(*net.TCPConn); ok {
+			n, err := tcp.ReadFrom(from)
+			return ahead + n, err
+		}
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, buf)
+	return ahead + n, err
+}
+
+// note says in the record why a tunnel was cut.
+func (t *spliced) note() {
+	switch cause := t.access.cutBy(); cause {
+	case nil:
+	case errTimeout:
+		t.admission.Refuse(authz.UpstreamTimeout, "")
+		t.outcome.Detail = cause.Error()
+	case errStopping:
+		t.outcome.Detail = cause.Error()
+	default:
+		t.admission.Refuse(t.proxy.reasonNow(t.admission), "")
+		t.outcome.Detail = "cut: " + cause.Error()
+	}
+}
+
+// end closes the upstream's side and writes the end record.
+func (t *spliced) end() {
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	t.proxy.live.remove(&t.access)
+	t.cancel(nil)
+	if t.upstream != nil {
+		_ = t.upstream.Close()
+	}
+	t.proxy.endTunnel(t.admission, t.outcome)
+}
+
+func (p *Proxy) endTunnel(a *authz.Admission, o authz.Outcome) {
+	if err := a.End(o); err != nil {
+		p.cfg.Log.Error("end tunnel", zap.String("decision", a.ID), zap.Error(err))
+	}
+}

@@ -1,0 +1,186 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Limits of the upstream's side of a connection.
+const (
+	dialTimeout      = 10 * time.Second // of resolving a name and connecting
+	attemptTimeout   = 5 * time.Second  // of one address, where there are more
+	handshakeTimeout = 10 * time.Second
+)
+
+// dialError is a failure to reach an upstream, as the refusal that it becomes.
+type dialError struct {
+	reason authz.Reason
+	detail string
+}
+
+func (e *dialError) Error() string { return e.reason.String() + ": " + e.detail }
+
+// dialer connects to decided destinations, and to no address that the decision
+// does not allow.
+type dialer struct {
+	resolver  *net.Resolver
+	hosts     map[string][]netip.Addr
+	forbidden func(netip.AddrPort) bool
+}
+
+func newDialer(cfg Config) *dialer {
+	d := &dialer{resolver: &net.Resolver{PreferGo: true}, hosts: cfg.DNSHosts, forbidden: cfg.Forbidden}
+	if len(cfg.DNSServers) > 0 {
+		d.resolver.Dial = dialServers(cfg.DNSServers)
+	}
+	return d
+}
+
+// dialServers returns a resolver's Dial that asks the first server that can be
+// connected to. A resolver dials anew for every attempt.
+func dialServers(servers []netip.AddrPort) func(context.Context, string, string) (net.Conn, error) {
+	next := make(chan int, 1)
+	next <- 0
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		n := <-next
+		next <- (n + 1) % len(servers)
+		return new(net.Dialer).DialContext(ctx, network, servers[n].String())
+	}
+}
+
+// dial resolves the destination and connects to the first of its addresses
+// that is allowed and answers. The address is judged where the socket is
+// connected, after every resolution and rewriting, so that there is no time
+// between check and use.
+func (d *dialer) dial(ctx context.Context, decision authz.Decision, destination authz.Destination) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	addresses, err := d.resolve(ctx, destination)
+	if err != nil {
+		return nil, err
+	}
+	var refused, failed error
+	for i, addr := range addresses {
+		conn, err := d.connect(ctx, decision, netip.AddrPortFrom(addr, destination.Port()), i == len(addresses)-1)
+		var e *dialError
+		switch {
+		case err == nil:
+			return conn, nil
+		case errors.As(err, &e):
+			refused = e
+		default:
+			failed = err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if failed == nil && refused != nil {
+		return nil, refused
+	}
+	return nil, unreachable(failed, "connect to "+destination.HostPort())
+}
+
+// connect connects to one address.
+func (d *dialer) connect(ctx context.Context, decision authz.Decision, to netip.AddrPort, last bool) (net.Conn, error) {
+	dialer := net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		actual, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return &dialError{authz.AddressNotAllowed, "the address to connect to is not known"}
+		}
+		return d.check(decision, actual)
+	}}
+	if !last {
+		dialer.Timeout = attemptTimeout
+	}
+	return dialer.DialContext(ctx, "tcp", to.String())
+}
+
+// check refuses an address that the decision, or the sidecar's own safety,
+// does not allow.
+func (d *dialer) check(decision authz.Decision, to netip.AddrPort) error {
+	addr := to.Addr().Unmap()
+	if reason := decision.CheckAddress(addr); reason != authz.Granted {
+		return &dialError{reason, fmt.Sprintf("the name resolves to %s, which is not allowed", addr)}
+	}
+	if d.forbidden != nil && d.forbidden(netip.AddrPortFrom(addr, to.Port())) {
+		return &dialError{authz.AddressNotAllowed, fmt.Sprintf("%s belongs to the sidecar", to)}
+	}
+	return nil
+}
+
+// resolve returns the destination's addresses. Names are looked up as they
+// are, without the host's search list.
+func (d *dialer) resolve(ctx context.Context, destination authz.Destination) ([]netip.Addr, error) {
+	if addr := destination.Address(); addr.IsValid() {
+		return []netip.Addr{addr}, nil
+	}
+	if addresses := d.hosts[destination.Host()]; len(addresses) > 0 {
+		return addresses, nil
+	}
+	addresses, err := d.resolver.LookupNetIP(ctx, "ip", destination.Host()+".")
+	if err != nil {
+		var missing *net.DNSError
+		if errors.As(err, &missing) && missing.IsNotFound {
+			return nil, &dialError{authz.UpstreamUnreachable, "the name " + destination.Host() + " has no address"}
+		}
+		return nil, unreachable(err, "resolve "+destination.Host())
+	}
+	return addresses, nil
+}
+
+// unreachable returns a failure as the refusal it becomes. Its words are ours
+// and the system's, never the upstream's: those could hold what it was sent.
+func unreachable(err error, doing string) *dialError {
+	if isTimeout(err) {
+		return &dialError{authz.UpstreamTimeout, doing + ": no answer in time"}
+	}
+	return &dialError{authz.UpstreamUnreachable, doing + ": " + causeOf(err)}
+}
+
+func isTimeout(err error) bool {
+	var timeout interface{ Timeout() bool }
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// causeOf says in words what went wrong.
+func causeOf(err error) string {
+	var errno syscall.Errno
+	var alert tls.AlertError
+	var record tls.RecordHeaderError
+	var verification *tls.CertificateVerificationError
+	var hostname x509.HostnameError
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.As(err, &hostname):
+		return "its certificate is for another name"
+	case errors.As(err, &unknown):
+		return "its certificate is signed by an authority that is not trusted"
+	case errors.As(err, &invalid):
+		return "its certificate is not valid"
+	case errors.As(err, &verification):
+		return "its certificate could not be verified"
+	case errors.As(err, &alert):
+		return alert.Error()
+	case errors.As(err, &record):
+		return "it does not speak TLS"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "it closed the connection"
+	}
+	return "it did not answer as it should"
+}

@@ -1,0 +1,291 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+const (
+	// answerTTL is short, for those who look a name up again after a grant;
+	// the pair itself lasts for ever.
+	answerTTL = 10
+	// foldFor is how long equal refused names are told of once.
+	foldFor = time.Minute
+	// maxFolded bounds the names that are folded; others are told of each time.
+	maxFolded = 1024
+	// maxDNSConnections bounds the resolver's TCP connections.
+	maxDNSConnections = 64
+)
+
+// ResolverConfig is what a Resolver is made of. Plugin, Gate and Engine are required.
+type ResolverConfig struct {
+	Plugin authz.Principal
+	Gate   *authz.Gate
+	Engine *authz.Engine
+	// NamesFile keeps which name has which address, append-only and readable
+	// by its owner alone. Empty: pairs end with the process.
+	NamesFile string
+	// Refused is called with every refusal that is recorded; equal names are
+	// recorded once a minute. It must not block. Nil: nobody is told.
+	Refused func(authz.Refusal)
+	// Now is the wall clock. Nil: time.Now.
+	Now func() time.Time
+	// Log is the operator's log. Nil: none.
+	Log *zap.Logger
+}
+
+// Resolver is the plugin's name server. It answers granted names, and no
+// others, with an address of 240.0.0.0/4 that stands for the name and nothing
+// else: connections to it are redirected to the proxy, which resolves the name
+// itself. A plugin thus learns no address that it could dial past the proxy,
+// nothing can be rebound, and no question of its leaves the machine.
+//
+// AAAA is answered with the same address in its IPv4-mapped form
+// (::ffff:240.0.0.1), which a socket of either family connects to.
+type Resolver struct {
+	cfg   ResolverConfig
+	names *names
+
+	mu     sync.Mutex
+	folded map[string]time.Time // refused names, and until when they are folded
+}
+
+// NewResolver returns a resolver and opens its file of names, which Serve
+// closes. It starts nothing.
+func NewResolver(cfg ResolverConfig) (*Resolver, error) {
+	if cfg.Plugin == "" || cfg.Gate == nil || cfg.Engine == nil {
+		return nil, errors.New("make resolver: plugin, gate and engine are required")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	names, err := openNames(cfg.NamesFile)
+	if err != nil {
+		return nil, fmt.Errorf("make resolver: %w", err)
+	}
+	return &Resolver{cfg: cfg, names: names, folded: make(map[string]time.Time)}, nil
+}
+
+// Host returns the name that a virtual address was given out for.
+func (r *Resolver) Host(addr netip.Addr) (name string, ok bool) { return r.names.host(addr) }
+
+// Serve answers on both sockets, which it closes, until ctx ends, and returns
+// nil then. It is to be called once.
+func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener net.Listener) error {
+	handler := dns.HandlerFunc(r.handle)
+	servers := []*dns.Server{
+		{PacketConn: packets, Handler: handler},
+		{Listener: &limitedListener{Listener: listener, left: maxDNSConnections}, Handler: handler, ReadTimeout: headerTimeout},
+	}
+	ended := make(chan error, len(servers))
+	var running sync.WaitGroup
+	for _, s := range servers {
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		running.Go(func() { ended <- s.ActivateAndServe() })
+		select {
+		case <-started: // only then can it be shut down
+		case err := <-ended:
+			ended <- err
+		}
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-ended:
+		ended <- err
+	}
+	for _, s := range servers {
+		_ = s.Shutdown() // one that has ended says so
+	}
+	running.Wait()
+	if closeErr := r.names.close(); closeErr != nil {
+		err = errors.Join(err, fmt.Errorf("close names: %w", closeErr))
+	}
+	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// handle answers one question.
+func (r *Resolver) handle(w dns.ResponseWriter, question *dns.Msg) {
+	reply := r.reply(question)
+	if opt := question.IsEdns0(); opt != nil {
+		reply.SetEdns0(dns.MinMsgSize, false)
+	}
+	_ = w.WriteMsg(reply) // an error means that the plugin has gone
+}
+
+func (r *Resolver) reply(question *dns.Msg) *dns.Msg {
+	reply := new(dns.Msg)
+	reply.SetReply(question)
+	reply.RecursionAvailable = true
+	switch {
+	case question.Opcode != dns.OpcodeQuery:
+		reply.Rcode = dns.RcodeNotImplemented
+		return reply
+	case len(question.Question) != 1:
+		reply.Rcode = dns.RcodeFormatError
+		return reply
+	case question.Question[0].Qclass != dns.ClassINET:
+		reply.Rcode = dns.RcodeRefused
+		return reply
+	}
+	q := question.Question[0]
+	spelling := strings.TrimSuffix(q.Name, ".")
+	lower := strings.ToLower(spelling)
+	switch {
+	case lower == "localhost" || strings.HasSuffix(lower, ".localhost"): // RFC 6761, section 6.3
+		reply.Answer = addressRecords(q, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback())
+	case strings.HasSuffix(lower, ".arpa"): // names of addresses are nowhere to go
+		reply.Rcode = dns.RcodeNameError
+	default:
+		r.answer(reply, q, spelling)
+	}
+	return reply
+}
+
+// answer answers a name that is granted.
+func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
+	name, err := authz.NewDestination(authz.SchemeTCP, spelling+":1", "")
+	if err != nil || name.Address().IsValid() {
+		r.refuse(spelling, "this is not the name of a host")
+		reply.Rcode = dns.RcodeNameError
+		return
+	}
+	pattern, ok := r.cfg.Engine.Current().Name(r.cfg.Plugin, name.Host(), r.cfg.Now())
+	if !ok {
+		r.refuse(name.Host(), "the name is not granted and was not resolved")
+		reply.Rcode = dns.RcodeNameError
+		return
+	}
+	if q.Qtype != dns.TypeA && q.Qtype != dns.TypeAAAA {
+		return // HTTPS and SVCB hints would lead past the proxy; there is nothing else to say
+	}
+	addr, err := r.names.give(name.Host(), pattern)
+	switch {
+	case errors.Is(err, errNoMoreNames):
+		r.refuse(name.Host(), fmt.Sprintf("%d names of %s have an address, and no more are given one", maxNamesPerPattern, patternText(pattern)))
+		reply.Rcode = dns.RcodeNameError
+	case err != nil:
+		r.cfg.Log.Error("give name an address", zap.Error(err))
+		reply.Rcode = dns.RcodeServerFailure
+	default:
+		reply.Answer = addressRecords(q, addr, netip.AddrFrom16(addr.As16()))
+	}
+}
+
+func patternText(pattern string) string {
+	if pattern == "" {
+		return "the observing sidecar"
+	}
+	return pattern
+}
+
+// addressRecords answers A with v4 and AAAA with v6, and other types with nothing.
+func addressRecords(q dns.Question, v4, v6 netip.Addr) []dns.RR {
+	header := dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: dns.ClassINET, Ttl: answerTTL}
+	switch q.Qtype {
+	case dns.TypeA:
+		return []dns.RR{&dns.A{Hdr: header, A: v4.AsSlice()}}
+	case dns.TypeAAAA:
+		return []dns.RR{&dns.AAAA{Hdr: header, AAAA: v6.AsSlice()}}
+	}
+	return nil
+}
+
+// refuse records and tells of a refused name, equal ones once a minute.
+func (r *Resolver) refuse(name, detail string) {
+	if !r.first(name) {
+		return
+	}
+	refusal, err := r.cfg.Gate.Refuse(authz.DestinationNotGranted, authz.Attempt{
+		Principal: r.cfg.Plugin, URL: name, Detail: detail,
+	}, authz.Source{Door: authz.DoorProxy, UID: -1})
+	if err != nil {
+		r.cfg.Log.Error("refuse name", zap.Error(err))
+	}
+	if r.cfg.Refused != nil {
+		r.cfg.Refused(refusal)
+	}
+}
+
+// first reports whether a refused name was not told of in the last minute.
+func (r *Resolver) first(name string) bool {
+	now := r.cfg.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if until, ok := r.folded[name]; ok && now.Before(until) {
+		return false
+	}
+	if len(r.folded) >= maxFolded {
+		for old, until := range r.folded {
+			if !now.Before(until) {
+				delete(r.folded, old)
+			}
+		}
+	}
+	if len(r.folded) < maxFolded {
+		r.folded[name] = now.Add(foldFor)
+	}
+	return true
+}
+
+// limitedListener refuses connections beyond a number that are open at a time.
+type limitedListener struct {
+	net.Listener
+	mu   sync.Mutex
+	left int
+}
+
+// Accept implements net.Listener.
+func (l *limitedListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.take(-1) {
+			return &limitedConn{Conn: c, listener: l}, nil
+		}
+		_ = c.Close() // nothing was read from it
+	}
+}
+
+// take changes how many more may be open, unless none may.
+func (l *limitedListener) take(n int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.left+n < 0 {
+		return false
+	}
+	l.left += n
+	return true
+}
+
+type limitedConn struct {
+	net.Conn
+	listener *limitedListener
+	once     sync.Once
+}
+
+// Close implements net.Conn.
+func (c *limitedConn) Close() error {
+	c.once.Do(func() { c.listener.take(1) })
+	return c.Conn.Close()
+}

@@ -1,0 +1,422 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// exchange carries one admitted request out.
+type exchange struct {
+	proxy     *Proxy
+	w         http.ResponseWriter
+	r         *http.Request
+	conn      *conn
+	admission *authz.Admission
+	access    access
+	control   *http.ResponseController
+	scrub     *scrubber // nil when nothing was injected
+
+	outcome authz.Outcome
+	sent    atomic.Int64 // body bytes towards the upstream
+
+	mu      sync.Mutex // guards the answer against informational ones that come late
+	settled bool       // the final answer has come, or none will
+	address string
+}
+
+// exchange registers an admitted request, sends it, and answers with what
+// comes back.
+func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *authz.Admission) {
+	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, control: http.NewResponseController(w)}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	x.access.admission = a
+	x.access.cut = func(cause error) {
+		cancel(cause)
+		// Whoever waits for the rest of the plugin's body waits no longer.
+		_ = x.control.SetReadDeadline(time.Unix(1, 0))
+	}
+	defer x.end()
+	if !p.live.add(&x.access) {
+		x.refuse(p.reasonNow(a), "access was taken away while it was being decided")
+		return
+	}
+	defer p.live.remove(&x.access)
+	defer x.record()
+	if timeout := a.Decision.Terms().Timeout; timeout > 0 {
+		timer := time.AfterFunc(timeout, func() { x.access.end(errTimeout) })
+		defer timer.Stop()
+	}
+	x.roundTrip(ctx)
+}
+
+// reasonNow returns why an admitted access is no longer allowed.
+func (p *Proxy) reasonNow(a *authz.Admission) authz.Reason {
+	d := p.cfg.Engine.Current().Decide(a.Request, authz.Usage{}, p.cfg.Now())
+	if d.Allowed() { // what denies it is its usage
+		return authz.QuotaExceeded
+	}
+	return d.Reason
+}
+
+// roundTrip sends the request and answers.
+func (x *exchange) roundTrip(ctx context.Context) {
+	transport, err := x.proxy.pools.get(x.admission, x.speak())
+	if err != nil {
+		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
+		x.refuse(authz.UpstreamUnreachable, "the rule's TLS terms cannot be used")
+		return
+	}
+	out := x.outbound(ctx)
+	response, err := transport.RoundTrip(out)
+	x.settle()
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	defer response.Body.Close()
+	switch {
+	case response.StatusCode == http.StatusSwitchingProtocols:
+		x.upgrade(response)
+	case response.StatusCode < 200 || response.StatusCode > 999:
+		x.refuse(authz.UpstreamUnreachable, "the upstream answered with a status that is none")
+	default:
+		x.respond(response)
+	}
+}
+
+// speak returns what is spoken to the upstream: what the plugin speaks, so
+// that it meets the API that it would meet without a proxy.
+func (x *exchange) speak() protocol {
+	switch {
+	case x.r.ProtoMajor != 2:
+		return speakHTTP1
+	case x.admission.Request.Destination.Scheme() == authz.SchemeHTTPS:
+		return speakHTTP2
+	}
+	return speakH2C
+}
+
+// outbound makes the request that is sent. The plugin's header map becomes the
+// upstream's: net/http has no more use for it.
+func (x *exchange) outbound(ctx context.Context) *http.Request {
+	destination, slot, h := x.admission.Request.Destination, x.admission.Injection, x.r.Header
+	upgrade := x.admission.Request.Action.Upgrade
+	stripRequest(h, slot)
+	if upgrade != "" {
+		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
+	}
+	if slot.Kind != authz.InjectNone {
+		x.scrub = newScrubber(slot)
+		h["Accept-Encoding"] = []string{"identity"} // what is compressed cannot be searched
+	}
+	target := inject(h, destination, slot)
+	out := &http.Request{
+		Method: x.r.Method,
+		// Opaque goes on the wire as it is: the canonical bytes that were decided.
+		URL:           &url.URL{Scheme: string(destination.Scheme()), Host: destination.HostPort(), Opaque: target},
+		Host:          destination.Authority(),
+		Header:        h,
+		ContentLength: x.r.ContentLength,
+		Proto:         "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	if x.r.ContentLength != 0 && x.r.Body != nil && x.r.Body != http.NoBody {
+		x.body(out)
+	}
+	return out.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: x.gotConn, Got1xxResponse: x.informational,
+	}))
+}
+
+// body attaches the plugin's body, which is counted, and its trailers.
+func (x *exchange) body(out *http.Request) {
+	if x.r.ProtoMajor == 1 {
+		// Without it net/http would read the rest of the body before the
+		// first byte of the answer, while the transport reads it too.
+		_ = x.control.EnableFullDuplex() // HTTP/2 has it anyway
+	}
+	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
+	if x.r.Trailer != nil {
+		out.Trailer = make(http.Header, len(x.r.Trailer))
+		for name := range x.r.Trailer {
+			if x.passesAsTrailer(name) {
+				out.Trailer[name] = nil // announced; the values come after the body
+			}
+		}
+		body.trailer = out.Trailer
+	}
+	out.Body = body
+}
+
+// passesAsTrailer reports whether a request trailer may pass: nothing may
+// follow as a trailer that would be removed from the head, nor the credential.
+func (x *exchange) passesAsTrailer(name string) bool {
+	s, slot := spelled(name), x.admission.Injection
+	return !hopByHop(s) && !misleading(s) && s != "Authorization" && s != "Cookie" &&
+		(slot.Kind != authz.InjectHeader || s != spelled(http.CanonicalHeaderKey(slot.Name)))
+}
+
+// countedBody counts the plugin's body and takes its trailers over at its end.
+type countedBody struct {
+	io.ReadCloser
+	exchange *exchange
+	trailer  http.Header
+}
+
+func (b *countedBody) Read(buf []byte) (int, error) {
+	n, err := b.ReadCloser.Read(buf)
+	b.exchange.sent.Add(int64(n))
+	if errors.Is(err, io.EOF) {
+		for name, values := range b.exchange.r.Trailer {
+			if _, announced := b.trailer[name]; announced {
+				b.trailer[name] = values
+			}
+		}
+	}
+	return n, err
+}
+
+// gotConn notes where the request goes.
+func (x *exchange) gotConn(info httptrace.GotConnInfo) {
+	address := info.Conn.RemoteAddr().String()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.address = address
+}
+
+// informational passes an informational answer on (RFC 9110, section 15.2).
+func (x *exchange) informational(code int, header textproto.MIMEHeader) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.settled || code == http.StatusContinue && x.r.Header["Expect"] == nil {
+		return nil
+	}
+	h := x.w.Header()
+	stripAnswer(http.Header(header))
+	x.scrubHeader(http.Header(header))
+	for name, values := range header {
+		h[name] = values
+	}
+	x.w.WriteHeader(code)
+	clear(h)
+	return nil
+}
+
+// settle ends the time of informational answers.
+func (x *exchange) settle() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.settled = true
+}
+
+// fail answers for an upstream that did not.
+func (x *exchange) fail(err error) {
+	if cause := x.access.cutBy(); cause != nil {
+		x.cutShort(cause)
+		return
+	}
+	if x.r.Context().Err() != nil {
+		x.outcome.Detail = "the plugin left before the answer"
+		panic(http.ErrAbortHandler)
+	}
+	var e *dialError
+	if !errors.As(err, &e) {
+		e = unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
+	}
+	x.refuse(e.reason, e.detail)
+}
+
+// cutShort answers, before any other answer has begun, that the access ended.
+func (x *exchange) cutShort(cause error) {
+	switch {
+	case errors.Is(cause, errTimeout):
+		x.refuse(authz.UpstreamTimeout, "the upstream did not answer within the rule's timeout")
+	case errors.Is(cause, errStopping):
+		x.refuse(authz.NotReady, cause.Error())
+	default:
+		x.refuse(x.proxy.reasonNow(x.admission), cause.Error())
+	}
+}
+
+// refuse turns the admitted request into a refusal and answers with it.
+func (x *exchange) refuse(reason authz.Reason, detail string) {
+	x.settle()
+	x.outcome.Detail = detail
+	refusal := x.proxy.refused(x.admission.Refuse(reason, detail), nil)
+	x.proxy.answer(x.w, x.r, refusal)
+}
+
+// respond passes the upstream's answer to the plugin.
+func (x *exchange) respond(response *http.Response) {
+	streaming := isStreaming(response)
+	h := x.w.Header()
+	announced := x.header(h, response)
+	if !x.access.onCut(x.abort) {
+		clear(h)
+		x.cutShort(x.access.cutBy())
+		return
+	}
+	x.w.WriteHeader(response.StatusCode)
+	if streaming || announced > 0 {
+		_ = x.control.Flush() // the plugin may wait for the head before it sends more
+	}
+	err := x.copyBody(response, streaming)
+	if err == nil {
+		x.trailer(h, response, announced)
+		return
+	}
+	x.incomplete(err)
+	panic(http.ErrAbortHandler) // the plugin must see that the answer is not whole
+}
+
+// abort ends an answer that has begun.
+func (x *exchange) abort(error) {
+	if x.r.ProtoMajor == 2 {
+		_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone
+		_ = x.control.SetReadDeadline(time.Unix(1, 0))
+	} else {
+		_ = x.conn.cut() // the plugin's side
+	}
+}
+
+// incomplete notes why an answer ended early.
+func (x *exchange) incomplete(err error) {
+	cause := x.access.cutBy()
+	var broken *writeError
+	switch {
+	case errors.Is(cause, errTimeout):
+		x.admission.Refuse(authz.UpstreamTimeout, "")
+		x.outcome.Detail = cause.Error()
+	case errors.Is(cause, errStopping):
+		x.outcome.Detail = cause.Error()
+	case cause != nil:
+		x.admission.Refuse(x.proxy.reasonNow(x.admission), "")
+		x.outcome.Detail = "cut: " + cause.Error()
+	case errors.As(err, &broken) || x.r.Context().Err() != nil:
+		x.outcome.Detail = "the plugin left before the end of the answer"
+	default:
+		x.outcome.Detail = "the upstream broke off: " + causeOf(err)
+	}
+}
+
+// isStreaming reports whether the answer's parts matter one by one.
+func isStreaming(response *http.Response) bool {
+	return response.ContentLength < 0 || strings.HasPrefix(response.Header.Get("Content-Type"), "text/event-stream")
+}
+
+// header makes the head of the answer and returns how many trailers it announces.
+func (x *exchange) header(h http.Header, response *http.Response) (announced int) {
+	stripAnswer(response.Header)
+	x.scrubHeader(response.Header)
+	for name, values := range response.Header {
+		h[name] = values
+	}
+	if _, sent := h["Content-Type"]; !sent {
+		h["Content-Type"] = nil // net/http would guess one
+	}
+	for name := range response.Trailer {
+		if passesBackAsTrailer(name) {
+			h["Trailer"] = append(h["Trailer"], name)
+			announced++
+		}
+	}
+	return announced
+}
+
+func passesBackAsTrailer(name string) bool {
+	s := spelled(name)
+	return !hopByHop(s) && s != "Alt-Svc"
+}
+
+// trailer passes the answer's trailers on, announced or not.
+func (x *exchange) trailer(h http.Header, response *http.Response, announced int) {
+	if len(response.Trailer) == 0 {
+		return
+	}
+	x.scrubHeader(response.Trailer)
+	prefix := http.TrailerPrefix
+	if announced == len(response.Trailer) {
+		prefix = "" // exactly those that were announced
+	}
+	for name, values := range response.Trailer {
+		if passesBackAsTrailer(name) {
+			h[prefix+name] = values
+		}
+	}
+}
+
+// writeError is a failure to write to the plugin.
+type writeError struct{ error }
+
+// bufferSize is the most that is held of a body at one time.
+const bufferSize = 32 << 10
+
+// bufferPool lends buffers for copying.
+type bufferPool struct{ pool sync.Pool }
+
+func (b *bufferPool) get() *[]byte {
+	if buf, ok := b.pool.Get().(*[]byte); ok {
+		return buf
+	}
+	buf := make([]byte, bufferSize)
+	return &buf
+}
+
+func (b *bufferPool) put(buf *[]byte) { b.pool.Put(buf) }
+
+// copyBody copies the answer's body, and flushes each part where parts matter.
+func (x *exchange) copyBody(response *http.Response, flush bool) error {
+	buf := x.proxy.buffers.get()
+	defer x.proxy.buffers.put(buf)
+	body := x.scrubBody(response)
+	for {
+		n, err := body.Read(*buf)
+		if n > 0 {
+			written, werr := x.w.Write((*buf)[:n])
+			x.outcome.Bytes += int64(written)
+			if werr != nil {
+				return &writeError{werr}
+			}
+			if flush {
+				if werr := x.control.Flush(); werr != nil {
+					return &writeError{werr}
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// record completes what became of the request.
+func (x *exchange) record() {
+	x.echoed()
+	x.mu.Lock()
+	x.outcome.Address = x.address
+	x.mu.Unlock()
+	x.outcome.SentBytes = x.sent.Load()
+}
+
+// end writes the end record, once, however the exchange ends.
+func (x *exchange) end() {
+	if err := x.admission.End(x.outcome); err != nil {
+		x.proxy.cfg.Log.Error("end request", zap.String("decision", x.admission.ID), zap.Error(err))
+	}
+}

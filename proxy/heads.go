@@ -1,0 +1,206 @@
+package proxy
+
+import (
+	"bytes"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// headReader watches the heads of the HTTP/1.1 requests on a connection as
+// net/http reads them. Beside an absolute URI net/http ignores and drops Host,
+// as RFC 9112, section 3.2.2, demands of a server; here what disagrees is
+// refused, so that Host must be seen. It changes no byte. Where framing is not
+// beyond doubt it goes blind, and what it has not seen is refused.
+type headReader struct {
+	conn *conn
+
+	state headState
+	line  []byte     // of a head or a chunk, until it is complete
+	skip  int64      // bytes of body still to come
+	seen  []wireHead // heads that no request was made of yet
+}
+
+type headState uint8
+
+const (
+	inHead headState = iota
+	inBody
+	inChunkSize
+	inChunk
+	inChunkEnd
+	inTrailer
+	blind
+)
+
+// wireHead is what a head says on the wire.
+type wireHead struct {
+	method, target, host string
+}
+
+// maxSeen bounds how many pipelined requests are remembered.
+const maxSeen = 64
+
+// Read implements io.Reader.
+func (h *headReader) Read(b []byte) (int, error) {
+	n, err := h.conn.read(b)
+	h.observe(b[:n])
+	return n, err
+}
+
+// take returns the Host of the request that net/http has just read, and false
+// when it is not the request that was seen.
+func (h *headReader) take(r *http.Request) (host string, ok bool) {
+	if len(h.seen) == 0 {
+		return "", false
+	}
+	head := h.seen[0]
+	h.seen = h.seen[1:]
+	if head.method != r.Method || head.target != r.RequestURI {
+		h.blind()
+		return "", false
+	}
+	return head.host, true
+}
+
+func (h *headReader) blind() { h.state, h.line, h.seen = blind, nil, nil }
+
+// observe takes in what was read.
+func (h *headReader) observe(b []byte) {
+	for len(b) > 0 && h.state != blind {
+		switch h.state {
+		case inBody, inChunk:
+			n := min(int64(len(b)), h.skip)
+			b = b[n:]
+			if h.skip -= n; h.skip == 0 {
+				h.state = h.after()
+			}
+		default:
+			b = h.observeLine(b)
+		}
+	}
+}
+
+// after returns what follows a body or a chunk that is complete.
+func (h *headReader) after() headState {
+	if h.state == inBody {
+		return inHead
+	}
+	return inChunkEnd
+}
+
+// observeLine takes in a part of a line, or of a head up to its empty line.
+func (h *headReader) observeLine(b []byte) []byte {
+	end := bytes.IndexByte(b, '\n')
+	if end < 0 {
+		end = len(b) - 1
+	}
+	h.line = append(h.line, b[:end+1]...)
+	b = b[end+1:]
+	if len(h.line) > maxHeaderBytes+4096 { // net/http refuses it too
+		h.blind()
+		return nil
+	}
+	if h.line[len(h.line)-1] != '\n' {
+		return b
+	}
+	switch h.state {
+	case inHead:
+		h.headLine()
+	case inChunkSize:
+		h.chunkSize()
+	case inChunkEnd:
+		if string(h.line) != "\r\n" {
+			h.blind()
+			return nil
+		}
+		h.state, h.line = inChunkSize, h.line[:0]
+	case inTrailer:
+		if len(bytes.TrimRight(h.line, "\r\n")) == 0 {
+			h.state = inHead
+		}
+		h.line = h.line[:0]
+	default:
+		h.blind()
+	}
+	return b
+}
+
+// headLine parses the head once its empty line is there. Empty lines before a
+// request line are skipped (RFC 9112, section 2.2).
+func (h *headReader) headLine() {
+	if len(bytes.TrimRight(h.line, "\r\n")) == 0 {
+		h.line = h.line[:0]
+		return
+	}
+	if !bytes.HasSuffix(h.line, []byte("\n\r\n")) && !bytes.HasSuffix(h.line, []byte("\n\n")) {
+		return
+	}
+	head := string(h.line)
+	h.line = h.line[:0]
+	first, rest, _ := strings.Cut(head, "\n")
+	method, after, _ := strings.Cut(first, " ")
+	target, _, _ := strings.Cut(after, " ")
+	seen := wireHead{method: method, target: target}
+	length, chunked, clear := framing(rest, &seen)
+	switch {
+	case !clear || len(h.seen) == maxSeen || method == http.MethodConnect || method == "PRI":
+		h.state = blind // after this one
+	case chunked:
+		h.state = inChunkSize
+	case length > 0:
+		h.state, h.skip = inBody, length
+	}
+	if len(h.seen) < maxSeen {
+		h.seen = append(h.seen, seen)
+	}
+}
+
+// framing reads the fields that say how long the body is, and Host.
+func framing(fields string, head *wireHead) (length int64, chunked, clear bool) {
+	clear = true
+	lengths := 0
+	for line := range strings.SplitSeq(fields, "\n") {
+		line = strings.TrimSuffix(line, "\r")
+		if line == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(line, ":")
+		value = strings.Trim(value, " \t")
+		switch {
+		case !ok || strings.ContainsAny(name, " \t"): // folded, or refused by net/http
+			clear = false
+		case strings.EqualFold(name, "Host"):
+			head.host = value
+		case strings.EqualFold(name, "Transfer-Encoding"):
+			chunked = true
+			clear = clear && strings.EqualFold(value, "chunked")
+		case strings.EqualFold(name, "Content-Length"):
+			n, err := strconv.ParseUint(value, 10, 62)
+			length = int64(n) //nolint:gosec // 62 bits fit
+			lengths++
+			clear = clear && err == nil
+		case strings.EqualFold(name, "Upgrade"):
+			clear = false // what follows may not be HTTP
+		}
+	}
+	if lengths > 1 || lengths == 1 && chunked {
+		clear = false
+	}
+	return length, chunked, clear
+}
+
+// chunkSize reads the line before a chunk (RFC 9112, section 7.1).
+func (h *headReader) chunkSize() {
+	text, _, _ := strings.Cut(strings.TrimRight(string(h.line), "\r\n"), ";")
+	h.line = h.line[:0]
+	size, err := strconv.ParseUint(strings.TrimSpace(text), 16, 62)
+	switch {
+	case err != nil:
+		h.blind()
+	case size == 0:
+		h.state = inTrailer
+	default:
+		h.state, h.skip = inChunk, int64(size) //nolint:gosec // 62 bits fit
+	}
+}

@@ -1,0 +1,336 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1).
+const tlsHandshake = 22
+
+// transparent takes a connection that the kernel redirected. The name that the
+// virtual address was given out for is its host; else SNI or Host decides, and
+// is resolved anew: the address that was dialled is never used.
+func (p *Proxy) transparent(c *conn) {
+	c.way, c.port = transparent, c.original.Port()
+	address := c.original.Addr().Unmap()
+	host := address.String()
+	if isVirtual(address) {
+		name, ok := "", false
+		if p.cfg.Resolver != nil {
+			name, ok = p.cfg.Resolver.Host(address)
+		}
+		if !ok {
+			p.drop(c, authz.DestinationNotGranted, "the address was given out for no name")
+			return
+		}
+		c.host, host = name, name
+	}
+	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(host, c.port), "")
+	if err != nil {
+		p.drop(c, authz.MalformedRequest, err.Error())
+		return
+	}
+	schemes := p.schemes(named)
+	if onlyTunnels(schemes) && tunnelScheme(schemes) == authz.SchemeTCP {
+		p.spliceTransparent(c, named, authz.SchemeTCP)
+		return
+	}
+	p.enter(c, schemes, nil)
+}
+
+// drop refuses a connection of which nothing was understood.
+func (p *Proxy) drop(c *conn, reason authz.Reason, detail string) {
+	p.refused(p.cfg.Gate.Refuse(reason, authz.Attempt{
+		Principal: p.cfg.Plugin, URL: c.original.String(), Detail: detail,
+	}, c.source))
+	c.reset()
+}
+
+// spliceTransparent decides about a tunnel that was redirected, and splices.
+func (p *Proxy) spliceTransparent(c *conn, named authz.Destination, scheme authz.Scheme) {
+	if c.limit != authz.Granted {
+		p.drop(c, c.limit, limitDetail)
+		return
+	}
+	t, refusal := p.admitTunnel(c, named, scheme)
+	if refusal != nil {
+		c.hangUp(scheme)
+		return
+	}
+	defer t.end()
+	if t.dial() != nil {
+		c.hangUp(scheme)
+		return
+	}
+	defer c.Close()
+	t.splice()
+}
+
+// hangUp ends a connection whose plugin can be told no reason.
+func (c *conn) hangUp(scheme authz.Scheme) {
+	if scheme == authz.SchemeTLS {
+		c.alert()
+		return
+	}
+	c.reset()
+}
+
+// alert ends a TLS connection that has not begun: a fatal access_denied
+// (RFC 8446, section 6.2), which clients report in these words.
+func (c *conn) alert() {
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = c.Conn.Write([]byte{21, 3, 3, 0, 2, 2, 49}) // it is closed either way
+	_ = c.Close()
+}
+
+// enter finds out what a tunnel or a redirected connection carries, and serves
+// it. greeting is written first.
+func (p *Proxy) enter(c *conn, schemes []authz.Scheme, greeting []byte) {
+	if len(greeting) > 0 {
+		if _, err := c.Conn.Write(greeting); err != nil {
+			_ = c.cut()
+			return
+		}
+	}
+	if !p.awaitFirst(c, schemes) {
+		return
+	}
+	if c.prefix[0] == tlsHandshake {
+		p.enterTLS(c)
+		return
+	}
+	if slices.Contains(schemes, authz.SchemeTCP) && !(slices.Contains(schemes, authz.SchemeHTTP) && looksLikeHTTP(c.prefix)) {
+		p.spliceNamed(c, authz.SchemeTCP)
+		return
+	}
+	c.scheme = authz.SchemeHTTP
+	c.refusal = p.unreadable(c)
+	p.serveHTTP(c)
+}
+
+// awaitFirst waits for the plugin's first bytes. Where tcp is granted too the
+// server may be the one that speaks first.
+func (p *Proxy) awaitFirst(c *conn, schemes []authz.Scheme) bool {
+	wait := headerTimeout
+	mayBeTCP := slices.Contains(schemes, authz.SchemeTCP)
+	if mayBeTCP {
+		wait = serverFirst
+	}
+	_ = c.Conn.SetReadDeadline(time.Now().Add(wait)) // a broken one fails in peek
+	_, err := c.peek(1)
+	_ = c.Conn.SetReadDeadline(time.Time{})
+	switch {
+	case err == nil:
+		return true
+	case isTimeout(err) && mayBeTCP:
+		p.spliceNamed(c, authz.SchemeTCP)
+	case isTimeout(err):
+		p.drop(c, authz.MalformedRequest, "nothing was sent")
+	default:
+		_ = c.cut() // it was opened and closed: a probe
+	}
+	return false
+}
+
+// spliceNamed splices a connection to the host that is known by now.
+func (p *Proxy) spliceNamed(c *conn, scheme authz.Scheme) {
+	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), "")
+	if err != nil {
+		p.drop(c, authz.MalformedRequest, err.Error())
+		return
+	}
+	p.spliceTransparent(c, named, scheme)
+}
+
+func (c *conn) hostOrAddress() string {
+	if c.host != "" {
+		return c.host
+	}
+	return c.original.Addr().Unmap().String()
+}
+
+// looksLikeHTTP reports whether bytes begin like a request line.
+func looksLikeHTTP(b []byte) bool {
+	word, _, found := bytes.Cut(b, []byte(" "))
+	return (found || len(b) < 20) && len(word) > 0 && len(word) < 20 && bytes.IndexFunc(word, func(r rune) bool { return r < 'A' || r > 'Z' }) < 0
+}
+
+// enterTLS takes a connection that starts with TLS: it is spliced where only
+// passthrough is granted, intercepted where requests may be decided, and
+// refused with an alert where a refusal inside it could not be read.
+func (p *Proxy) enterTLS(c *conn) {
+	name, ok := readHello(c)
+	if !ok {
+		p.drop(c, authz.MalformedRequest, "the TLS handshake could not be read")
+		return
+	}
+	f := p.nameTLS(c, name)
+	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), "")
+	switch {
+	case f != nil:
+		p.refuseTLS(c, f)
+		return
+	case err != nil:
+		p.refuseTLS(c, malformed(err.Error()))
+		return
+	case p.cfg.Identify == nil && c.way != tunnel || p.cfg.Identify != nil && !c.proved:
+		p.refuseTLS(c, &fault{authz.IdentityUnknown, "the caller is not proved"})
+		return
+	case c.limit != authz.Granted:
+		p.refuseTLS(c, &fault{c.limit, limitDetail})
+		return
+	}
+	schemes := slices.DeleteFunc(p.schemes(named), func(s authz.Scheme) bool { return s == authz.SchemeHTTP }) // that is not TLS
+	switch {
+	case c.mismatch == "" && onlyTunnels(schemes):
+		p.spliceNamed(c, tunnelScheme(schemes))
+	case len(schemes) == 0 && !p.authority.covers(named.Host()):
+		p.decideRefusal(c, named)
+		c.alert()
+	default:
+		p.intercept(c)
+	}
+}
+
+// nameTLS takes the server name into account. Where the connection has a name
+// already they must agree: a mismatch is kept for the requests, which are all
+// refused with it. Clients send no server name for addresses, and some (Java)
+// none for names without a dot.
+func (p *Proxy) nameTLS(c *conn, name string) *fault {
+	if name == "" {
+		return nil
+	}
+	named, err := authz.NewDestination(authz.SchemeTLS, joinPort(name, c.port), "")
+	if err != nil {
+		return malformed(err.Error())
+	}
+	switch {
+	case c.host == "":
+		c.host = named.Host()
+	case c.host != named.Host():
+		c.mismatch = "the server name is " + clean(name) + ", the connection is for " + joinPort(c.host, c.port)
+	}
+	return nil
+}
+
+// refuseTLS refuses a TLS connection before its handshake.
+func (p *Proxy) refuseTLS(c *conn, f *fault) {
+	p.refused(p.cfg.Gate.Refuse(f.reason, authz.Attempt{
+		Principal: p.cfg.Plugin, URL: joinPort(c.hostOrAddress(), c.port), Detail: f.detail,
+	}, c.source))
+	c.alert()
+}
+
+// interceptConfig is what intercepted connections are served with.
+func (p *Proxy) interceptConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: []string{"h2", "http/1.1"},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c := connOf(hello.Conn)
+			if c == nil {
+				return nil, errors.New("get certificate: not a connection of ours")
+			}
+			return p.authority.leaf(c.hostOrAddress())
+		},
+	}
+}
+
+// intercept ends the plugin's TLS and serves the requests inside.
+func (p *Proxy) intercept(c *conn) {
+	c.scheme = authz.SchemeHTTPS
+	inner := tls.Server(c, p.serverTLS)
+	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout)
+	defer cancel()
+	if err := inner.HandshakeContext(ctx); err != nil {
+		if c.mismatch != "" { // the client saw it too; it is refused all the same
+			p.refused(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
+				Principal: p.cfg.Plugin, URL: joinPort(c.host, c.port), Detail: c.mismatch,
+			}, c.source))
+		}
+		_ = c.Close()
+		return
+	}
+	if inner.ConnectionState().NegotiatedProtocol == "h2" {
+		p.serveHTTP(inner)
+		return
+	}
+	plain := c.over(inner)
+	plain.refusal = p.unreadable(plain)
+	p.serveHTTP(plain)
+}
+
+// unreadable returns what net/http's own refusal of a request on c becomes: a
+// refusal like every other.
+func (p *Proxy) unreadable(c *conn) func([]byte) []byte {
+	return func(text []byte) []byte {
+		_, detail, _ := bytes.Cut(text, []byte(": "))
+		if len(detail) == 0 {
+			detail = text
+		}
+		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
+			Principal: p.cfg.Plugin, Detail: "the request could not be read: " + string(detail),
+		}, c.source))
+		return rawRefusal(refusal)
+	}
+}
+
+// errNotSent stops a handshake that is only read.
+var errNotSent = errors.New("nothing is sent")
+
+// readHello reads the ClientHello, leaves it to be read again, and returns its
+// server name.
+func readHello(c *conn) (name string, ok bool) {
+	_ = c.Conn.SetReadDeadline(time.Now().Add(headerTimeout)) // a broken one fails below
+	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
+	tap := &helloTap{Conn: c.Conn, c: c}
+	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout)
+	defer cancel()
+	_ = tls.Server(tap, &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			name, ok = hello.ServerName, true
+			return nil, errNotSent
+		},
+	}).HandshakeContext(ctx) // it always fails; ok says how far it came
+	return name, ok
+}
+
+// helloTap lets a handshake read a connection without consuming it, and
+// swallows what it would answer.
+type helloTap struct {
+	net.Conn
+	c   *conn
+	off int
+}
+
+// maxHello is more than any ClientHello: one record is at most 16 KiB.
+const maxHello = 64 << 10
+
+func (t *helloTap) Read(b []byte) (int, error) {
+	if t.off >= maxHello {
+		return 0, io.ErrUnexpectedEOF
+	}
+	ahead, err := t.c.peek(t.off + 1)
+	if err != nil {
+		return 0, err
+	}
+	n := copy(b, ahead[t.off:])
+	t.off += n
+	return n, nil
+}
+
+func (*helloTap) Write(b []byte) (int, error)      { return len(b), nil }
+func (*helloTap) Close() error                     { return nil }
+func (*helloTap) SetDeadline(time.Time) error      { return nil }
+func (*helloTap) SetReadDeadline(time.Time) error  { return nil }
+func (*helloTap) SetWriteDeadline(time.Time) error { return nil }

@@ -1,0 +1,150 @@
+package proxy
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+)
+
+// maxNamesPerPattern bounds the names that one wildcard pattern, or observing,
+// gives addresses to. Beyond it the answer is NXDOMAIN.
+const maxNamesPerPattern = 4096
+
+// Virtual addresses are those of 240.0.0.0/4, which nobody else has (RFC 1112,
+// section 4), from 240.0.0.1 on.
+const (
+	firstVirtual = 0xf0000001
+	lastVirtual  = 0xfffffffe
+)
+
+// isVirtual reports whether an address is one that the resolver gives out.
+func isVirtual(addr netip.Addr) bool {
+	addr = addr.Unmap()
+	return addr.Is4() && addr.As4()[0] >= 0xf0
+}
+
+// names pairs names with virtual addresses, for good: an address that was
+// given out is never another name's, also after a restart, or a plugin that
+// kept it would reach another host.
+type names struct {
+	mu      sync.Mutex
+	file    *os.File // nil: not kept
+	byName  map[string]netip.Addr
+	byAddr  map[netip.Addr]string
+	counts  map[string]int // names by pattern
+	next    uint32
+	failing bool // the file could not be written: nothing new is given out
+}
+
+// openNames reads the pairs in a file, which is made if it is missing; "" keeps none.
+func openNames(path string) (*names, error) {
+	n := &names{
+		byName: make(map[string]netip.Addr), byAddr: make(map[netip.Addr]string),
+		counts: make(map[string]int), next: firstVirtual,
+	}
+	if path == "" {
+		return n, nil
+	}
+	content, err := os.ReadFile(path) //nolint:gosec // the operator's own state
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read names: %w", err)
+	}
+	whole := bytes.LastIndexByte(content, '\n') + 1 // a line cut short was never answered
+	for i, line := range strings.Split(strings.TrimSuffix(string(content[:whole]), "\n"), "\n") {
+		if line == "" {
+			continue
+		}
+		if err := n.load(line); err != nil {
+			return nil, fmt.Errorf("read names: %s:%d: %w", path, i+1, err)
+		}
+	}
+	n.file, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // as above
+	if err != nil {
+		return nil, fmt.Errorf("open names: %w", err)
+	}
+	if err := errors.Join(n.file.Chmod(0o600), n.file.Truncate(int64(whole))); err != nil {
+		return nil, errors.Join(fmt.Errorf("open names: %w", err), n.file.Close())
+	}
+	return n, nil
+}
+
+// load takes in one line: address, name, and the pattern unless it is exact.
+func (n *names) load(line string) error {
+	fields := strings.Split(line, " ")
+	if len(fields) != 3 {
+		return errors.New("want an address, a name and a pattern")
+	}
+	addr, err := netip.ParseAddr(fields[0])
+	name := fields[1]
+	if err != nil || !isVirtual(addr) || !addr.Is4() {
+		return fmt.Errorf("%q is not an address in 240.0.0.0/4", fields[0])
+	}
+	if n.byAddr[addr] != "" || n.byName[name].IsValid() {
+		return fmt.Errorf("%s or %s is there twice", addr, name)
+	}
+	n.pair(addr, name, strings.TrimPrefix(fields[2], "="))
+	if at := binary.BigEndian.Uint32(addr.AsSlice()); at >= n.next {
+		n.next = at + 1
+	}
+	return nil
+}
+
+func (n *names) pair(addr netip.Addr, name, pattern string) {
+	n.byName[name], n.byAddr[addr] = addr, name
+	if pattern != name {
+		n.counts[pattern]++
+	}
+}
+
+var errNoMoreNames = errors.New("no more names are given an address for this pattern")
+
+// give returns the address of a name that pattern grants, the same one always.
+func (n *names) give(name, pattern string) (netip.Addr, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if addr, ok := n.byName[name]; ok {
+		return addr, nil
+	}
+	switch {
+	case n.failing:
+		return netip.Addr{}, errors.New("write names: an earlier write failed")
+	case pattern != name && n.counts[pattern] >= maxNamesPerPattern, n.next > lastVirtual:
+		return netip.Addr{}, errNoMoreNames
+	}
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], n.next)
+	addr := netip.AddrFrom4(b)
+	if n.file != nil {
+		// "=" keeps the field from being empty while observing.
+		if _, err := fmt.Fprintf(n.file, "%s %s =%s\n", addr, name, pattern); err != nil {
+			n.failing = true // half a line may be there: no line may follow it
+			return netip.Addr{}, fmt.Errorf("write names: %w", err)
+		}
+	}
+	n.next++
+	n.pair(addr, name, pattern)
+	return addr, nil
+}
+
+// host returns the name that an address was given out for.
+func (n *names) host(addr netip.Addr) (string, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	name, ok := n.byAddr[addr.Unmap()]
+	return name, ok
+}
+
+func (n *names) close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.file == nil {
+		return nil
+	}
+	n.failing = true
+	return n.file.Close()
+}

@@ -1,0 +1,172 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// protocol is what is spoken to the upstream.
+type protocol uint8
+
+const (
+	speakHTTP1 protocol = iota // as the plugin does, and for upgrades
+	speakHTTP2                 // what ALPN gives; the plugin speaks HTTP/2
+	speakH2C                   // HTTP/2 without TLS
+)
+
+// poolKey separates connections that must never be used for one another. A
+// rule of one generation has one set of terms and addresses; a credential of
+// one generation has one value.
+type poolKey struct {
+	grant, rule string
+	generation  uint64 // of the policy
+	credential  uint64 // its generation
+	protocol    protocol
+}
+
+// maxPools bounds the pools. They are caches: beyond it some are emptied, and
+// filled anew when they are needed.
+const maxPools = 4096
+
+// pools holds the idle connections to upstreams. Each pool belongs to one rule
+// of one policy generation and one credential generation, so that a connection
+// which was dialled, verified or authenticated under other terms is never
+// found in it.
+type pools struct {
+	dialer *dialer
+
+	mu         sync.RWMutex
+	generation uint64
+	transports map[poolKey]*http.Transport
+}
+
+func newPools(d *dialer) *pools {
+	return &pools{dialer: d, transports: make(map[poolKey]*http.Transport)}
+}
+
+// get returns the pool for an admitted access.
+func (p *pools) get(a *authz.Admission, speak protocol) (*http.Transport, error) {
+	key := poolKey{a.Decision.Grant, a.Decision.Rule, a.Decision.Generation, a.Injection.Generation, speak}
+	p.mu.RLock()
+	t := p.transports[key]
+	p.mu.RUnlock()
+	if t != nil {
+		return t, nil
+	}
+	made, err := p.transport(a.Decision, speak)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t := p.transports[key]; t != nil {
+		return t, nil
+	}
+	p.dropLocked(func(old poolKey) bool {
+		return old.generation < p.generation || len(p.transports) >= maxPools || old.precedes(key)
+	})
+	p.transports[key] = made
+	return made, nil
+}
+
+// precedes reports whether k is for an earlier value of the same credential.
+func (k poolKey) precedes(next poolKey) bool {
+	earlier := k.credential < next.credential
+	k.credential = next.credential
+	return earlier && k == next
+}
+
+// advance empties the pools of earlier generations.
+func (p *pools) advance(generation uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.generation = max(p.generation, generation)
+	p.dropLocked(func(k poolKey) bool { return k.generation < p.generation })
+}
+
+// close empties all.
+func (p *pools) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dropLocked(func(poolKey) bool { return true })
+}
+
+// dropLocked forgets pools and closes their idle connections; those in use are
+// closed when they become idle. The caller holds p.mu.
+func (p *pools) dropLocked(drop func(poolKey) bool) {
+	for key, t := range p.transports {
+		if drop(key) {
+			delete(p.transports, key)
+			t.CloseIdleConnections()
+		}
+	}
+}
+
+// transport makes a pool. Its dialer checks addresses against the decision,
+// which is that of every access with the same key.
+func (p *pools) transport(decision authz.Decision, speak protocol) (*http.Transport, error) {
+	config, err := clientTLS(decision.Terms())
+	if err != nil {
+		return nil, err
+	}
+	t := &http.Transport{
+		Proxy:                  nil, // the sidecar's own environment has no say
+		DialContext:            p.dialFor(decision),
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    handshakeTimeout,
+		DisableCompression:     true,
+		MaxIdleConns:           512,
+		MaxIdleConnsPerHost:    128, // the default of 2 makes a handshake of most requests
+		IdleConnTimeout:        90 * time.Second,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+		Protocols:              new(http.Protocols),
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+	}
+	switch speak {
+	case speakHTTP1:
+		t.Protocols.SetHTTP1(true)
+	case speakHTTP2:
+		t.Protocols.SetHTTP1(true)
+		t.Protocols.SetHTTP2(true)
+	case speakH2C:
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return t, nil
+}
+
+// dialFor returns a transport's DialContext. The transport's address is the
+// destination's HostPort, which the constructor reads back as it was.
+func (p *pools) dialFor(decision authz.Decision) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
+		if err != nil {
+			return nil, &dialError{authz.UpstreamUnreachable, "the destination is not known"}
+		}
+		return p.dialer.dial(ctx, decision, destination)
+	}
+}
+
+// clientTLS returns the TLS settings of a rule's terms. The name that is sent
+// and verified is the transport's: the destination's host.
+func clientTLS(terms authz.Terms) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}
+	if terms.TLSMin == "1.3" {
+		config.MinVersion = tls.VersionTLS13
+	}
+	if terms.CA != "" {
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM([]byte(terms.CA)) {
+			return nil, errors.New("read certificate authority of rule: no certificate in it")
+		}
+	}
+	return config, nil
+}

@@ -1,0 +1,329 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Peer is the proved other end of a connection.
+type Peer struct {
+	PID int
+	UID int
+	Exe string
+	// Original is where the plugin connected to. The proxy's own address, or
+	// none, is explicit use of the proxy; any other was redirected.
+	Original netip.AddrPort
+}
+
+// Config is what a Proxy is made of. Plugin, Gate and Engine are required.
+type Config struct {
+	// Plugin is the principal of every connection whose peer is proved.
+	Plugin authz.Principal
+	Gate   *authz.Gate
+	Engine *authz.Engine
+
+	// Identify says whose connection it is, and false when that cannot be
+	// proved. It is called once for each connection. Nil: Token proves it.
+	Identify func(net.Conn) (Peer, bool)
+	// Token proves the caller where Identify is nil: the password, for the
+	// user chaperone, of Proxy-Authorization. Empty: nobody is proved.
+	Token authz.Secret
+
+	// Resolver knows which name a virtual address was given out for. Nil:
+	// redirected connections are known by SNI, Host or address only.
+	Resolver *Resolver
+	// DNSServers are asked for the addresses of upstreams. Empty: the host's.
+	DNSServers []netip.AddrPort
+	// DNSHosts are looked up before any server, by canonical name.
+	DNSHosts map[string][]netip.Addr
+	// Forbidden reports the addresses that are never dialled, whatever is
+	// granted: the sidecar's own listeners, its admin socket, its Vault. Nil: none.
+	Forbidden func(netip.AddrPort) bool
+
+	// Refused is called with every refusal after it is recorded. It must not
+	// block. Nil: nobody is told.
+	Refused func(authz.Refusal)
+	// Echo is called with a record of kind echo when an upstream answered with
+	// the credential that it was sent. Nil: nobody is told; it is redacted anyway.
+	Echo func(*authz.Record)
+	// CAChanged is called with the certificate authority, in PEM, each time its
+	// certificate is made anew because the granted hosts changed. It must not
+	// call the Proxy. Nil: nobody is told.
+	CAChanged func(pem []byte)
+
+	// MaxConnections bounds the plugin's connections at one time; more are
+	// refused. 0: 4096.
+	MaxConnections int
+	// Drain is how long Serve lets what is in flight go on after its context
+	// has ended. 0: it is cut at once.
+	Drain time.Duration
+	// Now is the wall clock. Nil: time.Now.
+	Now func() time.Time
+	// Log is the operator's log. Nil: none.
+	Log *zap.Logger
+}
+
+// Limits of the plugin's side of a connection.
+const (
+	defaultMaxConnections = 4096
+	maxHeaderBytes        = 64 << 10
+	headerTimeout         = 10 * time.Second // also for a TLS handshake and the first bytes of a tunnel
+	idleTimeout           = 2 * time.Minute
+)
+
+// Proxy enforces the policy on what one plugin sends.
+type Proxy struct {
+	cfg       Config
+	authority *authority
+	dialer    *dialer
+	pools     *pools
+	live      *registry
+	server    *http.Server
+	inner     *handoff // connections on their way to server
+	serverTLS *tls.Config
+	buffers   bufferPool
+
+	mu    sync.Mutex
+	conns map[*conn]struct{} // every open connection of the plugin; nil once closed
+	full  refusalPace        // of connections refused because there are too many
+	work  tracker            // everything that may still write a record
+}
+
+// New returns a proxy. It starts nothing.
+func New(cfg Config) (*Proxy, error) {
+	if cfg.Plugin == "" || cfg.Gate == nil || cfg.Engine == nil {
+		return nil, errors.New("make proxy: plugin, gate and engine are required")
+	}
+	if cfg.MaxConnections <= 0 {
+		cfg.MaxConnections = defaultMaxConnections
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff()}
+	var err error
+	if p.authority, err = newAuthority(cfg); err != nil {
+		return nil, err
+	}
+	p.dialer = newDialer(cfg)
+	p.pools = newPools(p.dialer)
+	p.live = newRegistry(cfg.Engine)
+	p.serverTLS = p.interceptConfig()
+	p.server = &http.Server{
+		Handler:           p,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ConnContext:       withConn,
+		ConnState:         connState,
+		ErrorLog:          log.New(io.Discard, "", 0), // what it says is about the plugin's bytes
+		Protocols:         new(http.Protocols),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 250},
+		// OPTIONS * is refused in our own words.
+		DisableGeneralOptionsHandler: true,
+	}
+	p.server.Protocols.SetHTTP1(true)
+	p.server.Protocols.SetHTTP2(true)
+	p.server.Protocols.SetUnencryptedHTTP2(true)
+	return p, nil
+}
+
+// CAPool returns the certificate of the plugin's authority, in PEM. Its key
+// never leaves memory and ends with the process.
+func (p *Proxy) CAPool() []byte { return p.authority.pem() }
+
+// Open returns how many accesses are live: exchanges, upgraded connections and
+// tunnels.
+func (p *Proxy) Open() int { return p.live.open() }
+
+// Reconsider decides everything live anew, cuts what is no longer allowed and
+// returns how many accesses that were. Serve does it after each change of the
+// policy; a revocation calls it to know when it has had its effect.
+func (p *Proxy) Reconsider() (cut int) { return p.live.reconsider() }
+
+// Serve accepts the plugin's connections on the listeners, which it closes,
+// until ctx ends. Then it lets what is in flight go on for Config.Drain, cuts
+// the rest and returns nil. It is to be called once.
+func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
+	var running sync.WaitGroup
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
+	running.Go(func() { p.watch(watching) })
+	running.Go(func() { _ = p.server.Serve(p.inner) }) // ends when it is shut down
+	failed := make(chan error, len(listeners))
+	var accepting sync.WaitGroup
+	for _, l := range listeners {
+		accepting.Go(func() {
+			if err := p.accept(ctx, l); err != nil {
+				failed <- err
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	for _, l := range listeners {
+		_ = l.Close() // accept reports what matters
+	}
+	accepting.Wait()
+	p.drain()
+	stopWatching()
+	running.Wait()
+	return err
+}
+
+// watch decides everything live anew in each generation.
+func (p *Proxy) watch(ctx context.Context) {
+	for {
+		snapshot := p.cfg.Engine.Current()
+		p.Reconsider()
+		p.authority.follow(snapshot)
+		p.pools.advance(snapshot.Generation())
+		select {
+		case <-ctx.Done():
+			return
+		case <-snapshot.Changed():
+		}
+	}
+}
+
+// drain ends everything, gently for as long as it may.
+func (p *Proxy) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.Drain)
+	defer cancel()
+	_ = p.server.Shutdown(ctx) // what it leaves is closed below
+	p.live.idle(ctx)
+	p.live.cutAll(errStopping)
+	p.inner.Close()
+	_ = p.server.Close()
+	p.closeConns()
+	p.work.wait()
+	p.pools.close()
+}
+
+// accept takes connections until the listener is closed.
+func (p *Proxy) accept(ctx context.Context, l net.Listener) error {
+	for {
+		raw, err := l.Accept()
+		switch {
+		case err == nil:
+		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return nil
+		case isTemporary(err):
+			// Out of descriptors: what is open goes on, and accepting does too.
+			p.cfg.Log.Warn("accept connection", zap.Error(err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		default:
+			return err
+		}
+		c := newConn(raw, p.forget)
+		if !p.remember(c) {
+			p.refuseFull()
+			_ = c.Close() // nothing was read from it
+			continue
+		}
+		p.work.enter()
+		go func() {
+			defer p.work.leave()
+			p.handle(c)
+		}()
+	}
+}
+
+// remember adds a connection, unless there are too many.
+func (p *Proxy) remember(c *conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conns == nil || len(p.conns) >= p.cfg.MaxConnections {
+		return false
+	}
+	p.conns[c] = struct{}{}
+	return true
+}
+
+func (p *Proxy) forget(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+}
+
+// closeConns closes what is still open, for good.
+func (p *Proxy) closeConns() {
+	p.mu.Lock()
+	open := p.conns
+	p.conns = nil
+	p.mu.Unlock()
+	for c := range open {
+		_ = c.cut() // it is gone either way
+	}
+}
+
+// refuseFull records a connection refused because there are too many, at most
+// one a second: a flood must not become a flood of records.
+func (p *Proxy) refuseFull() {
+	if n := p.full.take(p.cfg.Now()); n > 0 {
+		p.refused(p.cfg.Gate.Refuse(authz.NotReady, authz.Attempt{
+			Principal: p.cfg.Plugin, Detail: tooManyConnections(p.cfg.MaxConnections, n),
+		}, authz.Source{Door: authz.DoorProxy, UID: -1}))
+	}
+}
+
+// refused tells of a refusal and returns it. err is why it could not be recorded.
+func (p *Proxy) refused(r authz.Refusal, err error) authz.Refusal {
+	if err != nil {
+		p.cfg.Log.Error("refuse request", zap.Error(err))
+	}
+	if p.cfg.Refused != nil {
+		p.cfg.Refused(r)
+	}
+	return r
+}
+
+// handle finds out whose connection it is and which way it takes.
+func (p *Proxy) handle(c *conn) {
+	c.source = authz.Source{Door: authz.DoorProxy, UID: -1}
+	if p.cfg.Identify != nil {
+		peer, ok := p.cfg.Identify(c.Conn)
+		c.proved = ok
+		if ok {
+			c.source.PID, c.source.UID, c.source.Exe = peer.PID, peer.UID, peer.Exe
+			c.original = peer.Original
+		}
+	}
+	if c.proved || p.cfg.Identify == nil {
+		c.limit, c.limitRetry = p.cfg.Gate.Connect(p.cfg.Plugin)
+	}
+	if c.redirected() {
+		p.transparent(c)
+		return
+	}
+	c.heads, c.refusal = &headReader{conn: c}, p.unreadable(c)
+	p.serveHTTP(c)
+}
+
+// serveHTTP hands a connection to the HTTP server, which closes it.
+func (p *Proxy) serveHTTP(c net.Conn) {
+	if !p.inner.give(c) {
+		_ = c.Close() // the proxy is stopping
+	}
+}

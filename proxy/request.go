@@ -1,0 +1,377 @@
+package proxy
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// fault is why what arrived is not a request: a refusal before the decision.
+type fault struct {
+	reason authz.Reason
+	detail string
+}
+
+// limitDetail is said of connections that a limit refuses.
+const limitDetail = "a limit on connections is reached"
+
+func malformed(detail string) *fault { return &fault{authz.MalformedRequest, detail} }
+func mismatch(detail string) *fault  { return &fault{authz.DestinationMismatch, detail} }
+
+// ServeHTTP takes one request of the plugin: one on a kept-alive connection,
+// one HTTP/2 stream, or one CONNECT. Each is decided anew.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.work.enter()
+	defer p.work.leave()
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		panic(http.ErrAbortHandler) // not a connection of ours
+	}
+	c.answering.Store(true)
+	if r.ProtoMajor == 2 {
+		c.framed.Store(true)
+	}
+	defer p.deny(w, r, c)
+	switch f := p.admissible(r, c); {
+	case f != nil:
+		p.refuse(w, r, c, f)
+	case r.Method == http.MethodConnect:
+		p.connect(w, r, c)
+	default:
+		p.request(w, r, c)
+	}
+}
+
+// deny turns a panic into the end of the connection: what nobody foresaw is
+// refused.
+func (p *Proxy) deny(w http.ResponseWriter, r *http.Request, c *conn) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+		// The value may hold anything; the stack holds no arguments' contents.
+		p.cfg.Log.Error("serve request: panic", zap.ByteString("stack", debug.Stack()))
+		p.refused(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, "internal error"), c.source))
+	}
+	_ = w // whatever was written of an answer stays incomplete
+	panic(http.ErrAbortHandler)
+}
+
+// admissible refuses connections whose caller is not proved, which a limit
+// refuses, or whose names disagree.
+func (p *Proxy) admissible(r *http.Request, c *conn) *fault {
+	switch {
+	case p.cfg.Identify != nil && !c.proved:
+		return &fault{authz.IdentityUnknown, "the kernel knows of no plugin at the other end"}
+	case p.cfg.Identify == nil && c.way == explicit && !p.authentic(r.Header):
+		return &fault{authz.IdentityUnknown, "the proxy token is missing or wrong"}
+	case c.limit != authz.Granted:
+		return &fault{c.limit, limitDetail}
+	case c.mismatch != "":
+		return mismatch(c.mismatch)
+	}
+	return nil
+}
+
+// authentic reports whether a request carries the proxy token. Digests are
+// compared so that the time taken tells nothing of the length either.
+func (p *Proxy) authentic(h http.Header) bool {
+	if p.cfg.Token.Empty() {
+		return false
+	}
+	values := h["Proxy-Authorization"]
+	if len(values) != 1 {
+		return false
+	}
+	scheme, encoded, _ := strings.Cut(values[0], " ")
+	decoded, err := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
+	if err != nil || !strings.EqualFold(scheme, "Basic") {
+		return false
+	}
+	got := sha256.Sum256(decoded)
+	want := sha256.Sum256([]byte("chaperone:" + p.cfg.Token.Reveal()))
+	return subtle.ConstantTimeCompare(got[:], want[:]) == 1
+}
+
+// request admits an HTTP request and carries it out.
+func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn) {
+	req, f := p.convert(r, c)
+	if f != nil {
+		p.refuse(w, r, c, f)
+		return
+	}
+	source := c.source
+	source.TraceID = traceID(r.Header)
+	admission, err := p.cfg.Gate.Admit(r.Context(), req, source)
+	if err != nil {
+		p.cfg.Log.Warn("admit request", zap.String("decision", admission.ID), zap.Error(err))
+	}
+	if admission.Refusal != nil {
+		p.answer(w, r, p.refused(*admission.Refusal, nil))
+		return
+	}
+	p.exchange(w, r, c, admission)
+}
+
+// convert makes the one canonical request of what arrived. Everything that
+// names the destination must name the same one.
+func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *fault) {
+	scheme, authority, target, f := destinationOf(r, c)
+	if f != nil {
+		return authz.Request{}, f
+	}
+	destination, err := authz.NewDestination(scheme, authority, target)
+	if err != nil {
+		return authz.Request{}, malformed(err.Error())
+	}
+	if f := agree(r, c, destination); f != nil {
+		return authz.Request{}, f
+	}
+	action, err := authz.NewAction(r.Method, upgradeOf(r))
+	if err != nil {
+		return authz.Request{}, malformed(err.Error())
+	}
+	return authz.Request{Principal: p.cfg.Plugin, Action: action, Destination: destination}, nil
+}
+
+// destinationOf returns what a request says about where it goes.
+func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, target string, f *fault) {
+	absolute, hasAbsolute := strings.CutPrefix(r.RequestURI, r.URL.Scheme+"://")
+	hasAbsolute = hasAbsolute && r.URL.Scheme != ""
+	switch {
+	case r.ProtoMajor == 2 && c.way == explicit:
+		return authz.SchemeHTTP, r.Host, r.RequestURI, nil // h2c with prior knowledge
+	case c.way == explicit && !hasAbsolute:
+		return "", "", "", malformed("a request to a proxy names its destination in full, as in GET http://host/path (RFC 9112, section 3.2.2)")
+	case c.way == explicit:
+		scheme, authority, target = splitAbsolute(r.URL.Scheme, absolute)
+		if !scheme.HTTP() {
+			return "", "", "", malformed("a proxy request is for http or https")
+		}
+		return scheme, authority, target, nil
+	case hasAbsolute:
+		// It may name another destination than its connection, and net/http
+		// hides the Host beside it.
+		if _, authority, _ = splitAbsolute(r.URL.Scheme, absolute); c.host != "" && !strings.EqualFold(authority, c.host) {
+			return "", "", "", mismatch("the request names " + clean(authority) + ", its connection is for " + joinPort(c.host, c.port))
+		}
+		return "", "", "", malformed("a request that is not to a proxy names its destination in Host")
+	case c.host != "":
+		return c.scheme, joinPort(c.host, c.port), r.RequestURI, nil
+	case r.Host != "": // redirected by address, without SNI: Host decides
+		return c.scheme, withPort(r.Host, c.port), r.RequestURI, nil
+	}
+	return c.scheme, joinPort(c.original.Addr().Unmap().String(), c.port), r.RequestURI, nil
+}
+
+// splitAbsolute splits what follows scheme:// into authority and origin-form.
+func splitAbsolute(scheme, rest string) (s authz.Scheme, authority, target string) {
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		return authz.Scheme(strings.ToLower(scheme)), rest, "/"
+	}
+	authority, target = rest[:end], rest[end:]
+	if target[0] != '/' {
+		target = "/" + target
+	}
+	return authz.Scheme(strings.ToLower(scheme)), authority, target
+}
+
+// agree refuses a request whose names disagree: the absolute URI, Host and
+// :authority, and the connection's own name.
+func agree(r *http.Request, c *conn, d authz.Destination) *fault {
+	if r.Host != "" && !d.Agrees(r.Host) {
+		return mismatch("the request names " + clean(r.Host) + ", its connection is for " + d.HostPort())
+	}
+	for _, host := range r.Header["Host"] { // HTTP/2: beside :authority
+		if !d.Agrees(host) {
+			return mismatch("Host is " + clean(host) + ", the request is for " + d.HostPort())
+		}
+	}
+	if c.heads == nil || r.ProtoMajor != 1 {
+		return nil
+	}
+	wire, ok := c.heads.take(r)
+	switch {
+	case !ok:
+		r.Close = true
+		return malformed("the request's framing is not clear")
+	case wire != "" && !d.Agrees(wire):
+		return mismatch("Host is " + clean(wire) + ", the request is for " + d.HostPort())
+	}
+	return nil
+}
+
+// upgradeOf returns the protocol a request asks to change to. Asking for h2c
+// is ignored, as RFC 9110, section 7.8, allows: what follows would otherwise be
+// frames that nobody decided about.
+func upgradeOf(r *http.Request) string {
+	if r.ProtoMajor != 1 || !hasToken(r.Header["Connection"], "upgrade") {
+		return ""
+	}
+	upgrade := strings.Join(r.Header["Upgrade"], ",")
+	if strings.EqualFold(strings.TrimSpace(upgrade), "h2c") {
+		return ""
+	}
+	return upgrade
+}
+
+// refuse refuses what is not a request.
+func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *fault) {
+	if c.limit == f.reason && c.limitRetry > 0 {
+		refusal, err := p.cfg.Gate.Refuse(f.reason, p.attempt(r, f.detail), c.source)
+		refusal.RetryAfter = c.limitRetry
+		p.answer(w, r, p.refused(refusal, err))
+		return
+	}
+	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, f.detail), c.source)))
+}
+
+// attempt describes a request that did not become one.
+func (p *Proxy) attempt(r *http.Request, detail string) authz.Attempt {
+	return authz.Attempt{Principal: p.cfg.Plugin, Method: r.Method, URL: describe(r), Detail: detail}
+}
+
+// describe returns a request's URL without its query, which may hold anything.
+func describe(r *http.Request) string {
+	uri, _, _ := strings.Cut(r.RequestURI, "?")
+	if strings.HasPrefix(uri, "/") && r.Host != "" {
+		return "//" + r.Host + uri
+	}
+	return uri
+}
+
+// answer answers with a refusal; every door answers the same.
+func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Refusal) {
+	h := w.Header()
+	clear(h)
+	h[http.CanonicalHeaderKey(authz.HeaderReason)] = []string{refusal.Reason.String()}
+	h[http.CanonicalHeaderKey(authz.HeaderDecision)] = []string{refusal.Decision}
+	if retry := refusal.RetrySeconds(); retry != "" {
+		h["Retry-After"] = []string{retry}
+	}
+	if isGRPC(r.Header) {
+		h["Content-Type"] = []string{"application/grpc"}
+		h["Grpc-Status"] = []string{strconv.Itoa(grpcCode(refusal.Reason))}
+		h["Grpc-Message"] = []string{grpcMessage(refusal.Line())}
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	status := refusal.Status()
+	if refusal.Reason == authz.IdentityUnknown && p.cfg.Identify == nil && len(r.Header["Proxy-Authorization"]) == 0 {
+		// Clients that hold the token send it when they are asked.
+		status = http.StatusProxyAuthRequired
+		h["Proxy-Authenticate"] = []string{`Basic realm="chaperone"`}
+	}
+	body := refusal.Body()
+	h["Content-Type"] = []string{authz.RefusalContentType}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	if refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
+		h["Connection"] = []string{"close"} // no request on it will ever be anybody's
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // an error means that the plugin has gone
+}
+
+// isGRPC reports whether a request expects a gRPC status.
+func isGRPC(h http.Header) bool {
+	return len(h["Content-Type"]) == 1 && strings.HasPrefix(h["Content-Type"][0], "application/grpc")
+}
+
+// grpcCode returns the status code of a refusal
+// (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md).
+func grpcCode(r authz.Reason) int {
+	const (
+		invalidArgument   = 3
+		deadlineExceeded  = 4
+		permissionDenied  = 7
+		resourceExhausted = 8
+		unavailable       = 14
+	)
+	switch r {
+	case authz.MalformedRequest, authz.DestinationMismatch:
+		return invalidArgument
+	case authz.QuotaExceeded:
+		return resourceExhausted
+	case authz.UpstreamTimeout:
+		return deadlineExceeded
+	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable, authz.UpstreamUnreachable:
+		return unavailable
+	}
+	return permissionDenied
+}
+
+// grpcMessage percent-encodes what is not printable ASCII (gRPC over HTTP/2,
+// "Responses", Status-Message).
+func grpcMessage(s string) string {
+	const digits = "0123456789ABCDEF"
+	var out strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '%' {
+			out.Write([]byte{'%', digits[c>>4], digits[c&0xf]})
+		} else {
+			out.WriteByte(c)
+		}
+	}
+	return out.String()
+}
+
+// traceID returns the trace of a W3C trace context, "" when there is none
+// (Trace Context, section 3.2.2).
+func traceID(h http.Header) string {
+	v := h["Traceparent"]
+	if len(v) != 1 || len(v[0]) < 55 || v[0][2] != '-' || v[0][35] != '-' {
+		return ""
+	}
+	id := v[0][3:35]
+	if strings.Trim(id, "0123456789abcdef") != "" {
+		return ""
+	}
+	return id
+}
+
+// clean returns a name that the plugin sent, fit for a line.
+func clean(s string) string {
+	if len(s) > 64 {
+		s = s[:64] + "..."
+	}
+	return strconv.QuoteToASCII(s)
+}
+
+// joinPort returns host:port; host has no brackets.
+func joinPort(host string, port uint16) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + strconv.Itoa(int(port))
+}
+
+// withPort adds the port to an authority that states none.
+func withPort(authority string, port uint16) string {
+	if strings.LastIndexByte(authority, ':') > strings.LastIndexByte(authority, ']') {
+		return authority
+	}
+	return authority + ":" + strconv.Itoa(int(port))
+}
+
+// hasToken reports whether a comma-separated header holds a token.
+func hasToken(values []string, token string) bool {
+	for _, v := range values {
+		for part := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(part), token) {
+				return true
+			}
+		}
+	}
+	return false
+}

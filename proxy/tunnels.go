@@ -1,0 +1,170 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Why something live was ended.
+var (
+	errRevoked  = errors.New("access was taken away")
+	errStopping = errors.New("the sidecar is stopping")
+	errTimeout  = errors.New("the rule's timeout is over")
+)
+
+// access is one live access: an exchange, an upgraded connection or a tunnel.
+type access struct {
+	admission *authz.Admission
+	// decided is the generation that last allowed it.
+	decided uint64
+
+	mu    sync.Mutex
+	ended bool
+	cause error      // why it was cut
+	cut   func(error) // ends it now, on both sides; called once, with mu held
+}
+
+// end cuts the access unless it has ended, and reports whether it did.
+func (a *access) end(cause error) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ended || a.cause != nil {
+		return false
+	}
+	a.cause = cause
+	a.cut(cause)
+	return true
+}
+
+// onCut replaces what a cut does, as the access enters another stage. It
+// reports false when the access was cut already.
+func (a *access) onCut(cut func(error)) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cause != nil {
+		return false
+	}
+	a.cut = cut
+	return true
+}
+
+// cutBy returns why the access was cut, or nil.
+func (a *access) cutBy() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cause
+}
+
+// registry holds everything live. An access is added under the lock that a
+// reconsideration lists them under, with its generation compared: a policy that
+// changes between decision and registration either sees the access in the
+// registry or is seen by the registration.
+type registry struct {
+	engine *authz.Engine
+
+	mu   sync.Mutex
+	live map[*access]struct{}
+	none chan struct{} // closed when live becomes empty; nil when nobody waits
+
+	passing    sync.Mutex // held during a pass of reconsider; never taken under mu
+	generation uint64     // of the latest pass
+	cuts       int        // of all passes in that generation
+}
+
+func newRegistry(engine *authz.Engine) *registry {
+	return &registry{engine: engine, live: make(map[*access]struct{})}
+}
+
+// add registers an access, unless it is no longer allowed.
+func (r *registry) add(a *access) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a.decided = a.admission.Decision.Generation
+	if current := r.engine.Current().Generation(); current != a.decided {
+		if !a.admission.StillAllowed() {
+			return false
+		}
+		a.decided = current
+	}
+	r.live[a] = struct{}{}
+	return true
+}
+
+// remove takes an access out once its end is recorded.
+func (r *registry) remove(a *access) {
+	a.mu.Lock()
+	a.ended = true
+	a.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.live, a)
+	if len(r.live) == 0 && r.none != nil {
+		close(r.none)
+		r.none = nil
+	}
+}
+
+func (r *registry) open() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.live)
+}
+
+// list returns what is live and was last allowed before generation.
+func (r *registry) list(generation uint64) []*access {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := make([]*access, 0, len(r.live))
+	for a := range r.live {
+		if a.decided < generation {
+			old = append(old, a)
+		}
+	}
+	return old
+}
+
+// reconsider decides anew what an earlier generation allowed, cuts what is
+// denied, and returns how many accesses were cut in this generation, also by
+// an earlier pass. Deciding and cutting happen outside the lock that requests
+// need: nothing that is slow to end holds them up.
+func (r *registry) reconsider() (cut int) {
+	r.passing.Lock()
+	defer r.passing.Unlock()
+	if generation := r.engine.Current().Generation(); generation != r.generation {
+		r.generation, r.cuts = generation, 0
+	}
+	for _, a := range r.list(r.generation) {
+		if !a.admission.StillAllowed() && a.end(errRevoked) {
+			r.cuts++
+		}
+	}
+	return r.cuts
+}
+
+// cutAll cuts everything.
+func (r *registry) cutAll(cause error) {
+	for _, a := range r.list(^uint64(0)) {
+		a.end(cause)
+	}
+}
+
+// idle returns when nothing is live or ctx ends.
+func (r *registry) idle(ctx context.Context) {
+	r.mu.Lock()
+	if len(r.live) == 0 {
+		r.mu.Unlock()
+		return
+	}
+	if r.none == nil {
+		r.none = make(chan struct{})
+	}
+	none := r.none
+	r.mu.Unlock()
+	select {
+	case <-none:
+	case <-ctx.Done():
+	}
+}

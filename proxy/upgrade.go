@@ -1,0 +1,83 @@
+package proxy
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// upgrade passes a change of protocols on and then copies both ways until
+// either end is done or the access is cut.
+func (x *exchange) upgrade(response *http.Response) {
+	upstream, ok := response.Body.(io.ReadWriteCloser)
+	asked, got := x.admission.Request.Action.Upgrade, strings.Join(response.Header["Upgrade"], ",")
+	if !ok || asked == "" || !strings.EqualFold(got, asked) {
+		x.refuse(authz.UpstreamUnreachable, "the upstream changed to a protocol that was not asked for")
+		return
+	}
+	stripAnswer(response.Header)
+	x.scrubHeader(response.Header)
+	plugin, buffered, err := x.control.Hijack()
+	if err != nil {
+		x.outcome.Detail = "the plugin left before the answer"
+		return
+	}
+	if !x.access.onCut(func(error) {
+		_ = upstream.Close()
+		_ = x.conn.cut()
+	}) {
+		_ = plugin.Close()
+		x.incomplete(x.access.cutBy())
+		return
+	}
+	if _, err := plugin.Write(upgradeHead(response.Header, got)); err != nil {
+		_ = plugin.Close()
+		x.outcome.Detail = "the plugin left before the answer"
+		return
+	}
+	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		from := io.MultiReader(bytes.NewReader(ahead), plugin)
+		x.sent.Add(x.pump(upstream, from, plugin, upstream))
+	}()
+	x.outcome.Bytes = x.pump(plugin, upstream, plugin, upstream)
+	<-done
+	if x.access.cutBy() != nil {
+		x.incomplete(x.access.cutBy())
+	}
+}
+
+// pump copies one way; when it is done, so are both ways.
+func (x *exchange) pump(to io.Writer, from io.Reader, ends ...io.Closer) int64 {
+	buf := x.proxy.buffers.get()
+	defer x.proxy.buffers.put(buf)
+	n, _ := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, *buf) // either end may leave at any time
+	for _, end := range ends {
+		_ = end.Close()
+	}
+	return n
+}
+
+// upgradeHead is the head of a 101.
+func upgradeHead(h http.Header, protocol string) []byte {
+	var head bytes.Buffer
+	head.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + protocol + "\r\n")
+	_ = h.Write(&head) // a buffer takes everything
+	head.WriteString("\r\n")
+	return head.Bytes()
+}
+
+// rawRefusal is a refusal as bytes of HTTP/1.1, after which the connection is
+// closed.
+func rawRefusal(refusal authz.Refusal) []byte {
+	body := refusal.Body()
+	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n%s: %s\r\n%s: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		refusal.Status(), http.StatusText(refusal.Status()), authz.RefusalContentType,
+		authz.HeaderReason, refusal.Reason, authz.HeaderDecision, refusal.Decision, len(body), body)
+}

@@ -1,0 +1,304 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// way is how a connection's destination is known.
+type way uint8
+
+const (
+	explicit    way = iota // each request names it
+	tunnel                 // a CONNECT named it
+	transparent            // the kernel redirected it
+)
+
+// conn is a connection of the plugin, as it is or inside the TLS that was
+// intercepted on it. Its fields are set before whoever reads it next gets it.
+type conn struct {
+	net.Conn
+	raw    net.Conn // the bottom of it
+	prefix []byte   // read ahead, to be read again
+
+	proved   bool // by Identify
+	original netip.AddrPort
+	source   authz.Source
+	// limit is Granted, or why a limit on connections refuses this one.
+	limit      authz.Reason
+	limitRetry time.Duration
+
+	// Of tunnels and redirected connections:
+	way      way
+	scheme   authz.Scheme // of the requests on it
+	host     string       // "" until SNI or Host says it
+	port     uint16
+	mismatch string // set when the names on it disagree: every request on it is refused
+
+	heads *headReader // of explicit connections: sees the Host beside an absolute URI
+
+	refusal   func(text []byte) []byte // what net/http's own refusal becomes; nil leaves it
+	answering atomic.Bool              // a request was read and its answer is not complete
+	framed    atomic.Bool              // it turned out to be HTTP/2
+
+	bottom *conn // what the registry of connections knows it by
+	once   *sync.Once
+	forget func(*conn)
+}
+
+func newConn(raw net.Conn, forget func(*conn)) *conn {
+	c := &conn{Conn: raw, raw: raw, once: new(sync.Once), forget: forget}
+	c.bottom = c
+	return c
+}
+
+// over returns the connection that runs inside TLS on c.
+func (c *conn) over(inner *tls.Conn) *conn {
+	return &conn{
+		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source,
+		limit: c.limit, limitRetry: c.limitRetry,
+		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch,
+		once: c.once, forget: c.forget, bottom: c.bottom,
+	}
+}
+
+// redirected reports whether the kernel brought the connection here.
+func (c *conn) redirected() bool {
+	if !c.original.IsValid() {
+		return false
+	}
+	own, ok := c.raw.LocalAddr().(*net.TCPAddr)
+	if !ok {
+		return true
+	}
+	addr := own.AddrPort()
+	return c.original.Port() != addr.Port() || c.original.Addr().Unmap() != addr.Addr().Unmap()
+}
+
+// Read reads what was read ahead, then the connection.
+func (c *conn) Read(b []byte) (int, error) {
+	if c.heads != nil {
+		return c.heads.Read(b)
+	}
+	return c.read(b)
+}
+
+func (c *conn) read(b []byte) (int, error) {
+	if len(c.prefix) > 0 {
+		n := copy(b, c.prefix)
+		if c.prefix = c.prefix[n:]; len(c.prefix) == 0 {
+			c.prefix = nil
+		}
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
+// peek returns at least n bytes without consuming them.
+func (c *conn) peek(n int) ([]byte, error) {
+	for len(c.prefix) < n {
+		buf := make([]byte, 4096)
+		got, err := c.Conn.Read(buf)
+		c.prefix = append(c.prefix, buf[:got]...)
+		if err != nil {
+			return c.prefix, err
+		}
+	}
+	return c.prefix, nil
+}
+
+// serverError is how net/http begins an answer of its own to a request that it
+// could not read. No answer of a handler looks like it: it has no Date.
+const serverErrorHead = "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+
+// Write writes an answer. What net/http itself answers to a request that it
+// could not read is recorded and said in our words.
+func (c *conn) Write(b []byte) (int, error) {
+	if c.refusal == nil || c.answering.Load() || c.framed.Load() || !bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
+		return c.Conn.Write(b)
+	}
+	if _, text, ok := bytes.Cut(b, []byte(serverErrorHead)); ok {
+		if _, err := c.Conn.Write(c.refusal(text)); err != nil {
+			return 0, err
+		}
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+// Close closes the connection, with a TLS goodbye where there is TLS.
+func (c *conn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { c.forget(c.bottom) })
+	return err
+}
+
+// CloseWrite says that nothing more will be sent.
+func (c *conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// cut closes the connection at once, whatever it is doing.
+func (c *conn) cut() error {
+	err := c.raw.Close()
+	c.once.Do(func() { c.forget(c.bottom) })
+	return err
+}
+
+// reset closes the connection so that the other end sees an error and no end
+// of file.
+func (c *conn) reset() {
+	if tcp, ok := c.raw.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // a plain close says less
+	}
+	_ = c.cut()
+}
+
+type connKey struct{}
+
+// withConn is an http.Server's ConnContext.
+func withConn(ctx context.Context, nc net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, connOf(nc))
+}
+
+func connOf(nc net.Conn) *conn {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	c, _ := nc.(*conn)
+	return c
+}
+
+// connState is an http.Server's ConnState: between requests nothing is being
+// answered.
+func connState(nc net.Conn, state http.ConnState) {
+	if c := connOf(nc); c != nil && state == http.StateIdle {
+		c.answering.Store(false)
+	}
+}
+
+// handoff is a listener of connections that were accepted elsewhere.
+type handoff struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newHandoff() *handoff {
+	return &handoff{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// give hands a connection over, and reports false when nobody takes it any more.
+func (h *handoff) give(c net.Conn) bool {
+	select {
+	case <-h.closed:
+		return false
+	default:
+	}
+	select {
+	case h.conns <- c:
+		return true
+	case <-h.closed:
+		return false
+	}
+}
+
+// Accept implements net.Listener.
+func (h *handoff) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (h *handoff) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (*handoff) Addr() net.Addr { return &net.TCPAddr{} }
+
+// tracker counts work that must end before Serve returns.
+type tracker struct {
+	mu   sync.Mutex
+	n    int
+	none chan struct{} // set by who waits
+}
+
+func (t *tracker) enter() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.n++
+}
+
+func (t *tracker) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n--; t.n == 0 && t.none != nil {
+		close(t.none)
+		t.none = nil
+	}
+}
+
+func (t *tracker) wait() {
+	t.mu.Lock()
+	if t.n == 0 {
+		t.mu.Unlock()
+		return
+	}
+	if t.none == nil {
+		t.none = make(chan struct{})
+	}
+	none := t.none
+	t.mu.Unlock()
+	<-none
+}
+
+// refusalPace lets one event a second through, with how many it stands for.
+type refusalPace struct {
+	mu    sync.Mutex
+	last  time.Time
+	count int
+}
+
+// take counts an event and returns how many are to be told of now, or 0.
+func (r *refusalPace) take(now time.Time) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count++
+	if now.Sub(r.last) < time.Second {
+		return 0
+	}
+	n := r.count
+	r.last, r.count = now, 0
+	return n
+}
+
+func tooManyConnections(limit, n int) string {
+	return fmt.Sprintf("%d connections are open; %d more were refused", limit, n)
+}
+
+// isTemporary reports whether accepting may work again later.
+func isTemporary(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+		errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ECONNABORTED)
+}

@@ -1,8 +1,6 @@
 package admin_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -160,6 +158,9 @@ func TestCalls(t *testing.T) {
 	}
 	if usage, err := client.Usage(ctx); err != nil || len(usage.Limits) != 1 || usage.Limits[0].Used != 4 {
 		t.Errorf("Usage = %+v, %v", usage, err)
+	}
+	if status.Doors == nil || status.Files == nil || status.Checks == nil {
+		t.Errorf("Status = %#v, want empty lists and no null", status)
 	}
 	if list, err := client.Revocations(ctx); err != nil || list == nil || len(list) != 0 {
 		t.Errorf("Revocations = %#v, %v, want an empty list", list, err)
@@ -599,28 +600,5 @@ func TestRegistry(t *testing.T) {
 	list, err := admin.List(dir)
 	if diff := cmp.Diff(want, list); diff != "" || err == nil {
 		t.Errorf("List with a bad entry = %v (-want +got)\n%s", err, diff)
-	}
-}
-
-// A request that pretends to be two must not be answered twice.
-func TestPipelinedGarbage(t *testing.T) {
-	s := &sidecar{}
-	client := start(t, s.config(socketIn(t)))
-	conn, err := net.Dial("unix", client.Socket())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	fmt.Fprint(conn, "POST /v1/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nPOST /v1/reload HTTP/1.1\r\nHost: x\r\n\r\n")
-	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := len(s.asked()); n > 1 || bytes.Contains(body, []byte("panic")) {
-		t.Errorf("%d reloads, %s", n, body)
 	}
 }

@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // endpoint answers a request with a value to encode, or an error.
@@ -21,12 +19,8 @@ type endpoint func(r *http.Request, actor string) (any, error)
 // handler returns the API. Streams end with streaming.
 func (s *Server) handler(streaming context.Context) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/v1/status", methods{http.MethodGet: s.plain(func(r *http.Request, _ string) (any, error) {
-		return s.cfg.Status(r.Context())
-	})})
-	mux.Handle("/v1/usage", methods{http.MethodGet: s.plain(func(r *http.Request, _ string) (any, error) {
-		return s.cfg.Usage(r.Context())
-	})})
+	mux.Handle("/v1/status", methods{http.MethodGet: s.plain(s.status)})
+	mux.Handle("/v1/usage", methods{http.MethodGet: s.plain(s.usage)})
 	mux.Handle("/v1/decisions", methods{http.MethodGet: func(w http.ResponseWriter, r *http.Request) {
 		s.decisions(w, r, streaming)
 	}})
@@ -77,15 +71,40 @@ func (s *Server) plain(answer endpoint) http.HandlerFunc {
 	}
 }
 
+func (s *Server) status(r *http.Request, _ string) (any, error) {
+	if err := onlyQuery(r); err != nil {
+		return nil, err
+	}
+	status, err := s.cfg.Status(r.Context())
+	status.Checks, status.Doors, status.Grants = list(status.Checks), list(status.Doors), list(status.Grants)
+	status.Revocations, status.Credentials, status.Files = list(status.Revocations), list(status.Credentials), list(status.Files)
+	return status, err
+}
+
+func (s *Server) usage(r *http.Request, _ string) (any, error) {
+	if err := onlyQuery(r); err != nil {
+		return nil, err
+	}
+	usage, err := s.cfg.Usage(r.Context())
+	usage.Limits = list(usage.Limits)
+	return usage, err
+}
+
 func (s *Server) revocations(r *http.Request, _ string) (any, error) {
 	if err := onlyQuery(r); err != nil {
 		return nil, err
 	}
-	list, err := s.cfg.Revocations(r.Context())
-	if list == nil {
-		list = []authz.Revocation{}
+	revocations, err := s.cfg.Revocations(r.Context())
+	return Revocations{Revocations: list(revocations)}, err
+}
+
+// list returns the elements as a list that is [] in JSON when it is empty, and
+// never null.
+func list[T any](elements []T) []T {
+	if elements == nil {
+		return []T{}
 	}
-	return Revocations{Revocations: list}, err
+	return elements
 }
 
 func (s *Server) revoke(r *http.Request, actor string) (any, error) {
@@ -101,9 +120,7 @@ func (s *Server) revoke(r *http.Request, actor string) (any, error) {
 		return nil, NewError(CodeBadRequest, err.Error())
 	}
 	result, err := s.cfg.Revoke(context.WithoutCancel(r.Context()), request, actor)
-	if result.Failed == nil {
-		result.Failed = []string{}
-	}
+	result.Failed = list(result.Failed)
 	return result, err
 }
 
@@ -126,7 +143,9 @@ func (s *Server) reload(r *http.Request, actor string) (any, error) {
 	if err := decodeBody(r, nil); err != nil {
 		return nil, err
 	}
-	return s.cfg.Reload(context.WithoutCancel(r.Context()), actor)
+	result, err := s.cfg.Reload(context.WithoutCancel(r.Context()), actor)
+	result.Changed, result.Files = list(result.Changed), list(result.Files)
+	return result, err
 }
 
 // streamStall is how long a reader may take no bytes before its stream is cut.

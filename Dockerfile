@@ -15,16 +15,13 @@
 # `chaperone run` starts a plugin and so needs the plugin's files beside it: copy
 # the binary into the plugin's own image rather than the plugin into this one.
 
-FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
+FROM golang:1.26-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-ARG TARGETOS=linux
-ARG TARGETARCH
 ARG VERSION=unknown
-RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /image/usr/bin/chaperone ./cmd/chaperone
+RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /image/usr/bin/chaperone ./cmd/chaperone
 RUN mkdir -p -m 0755 /image/etc/ssl/certs && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
     && echo 'root:x:0:0::/:/none' >/image/etc/passwd \
     && echo 'chaperone:x:65532:65532::/:/none' >>/image/etc/passwd \

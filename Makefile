@@ -20,7 +20,7 @@ demo: ## the story in a minute: a plugin, a real Vault, a real API, and five way
 
 test: ## every test with the race detector, against real parts; says what it skips and why
 	@tools/setup test
-	go test -race -shuffle=on -timeout 20m ./...
+	go test $$(tools/setup race) -shuffle=on -timeout 20m ./...
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/admin"
+)
+
+// makeAdmin makes the operators' door.
+func (s *sidecar) makeAdmin(spec *configs.Sidecar) (err error) {
+	s.admin, err = admin.New(admin.Config{
+		Socket: spec.Listen.Admin.String(),
+		Status: func(context.Context) (admin.Status, error) { return s.status(), nil },
+		Usage:  func(context.Context) (admin.Usage, error) { return s.usage(), nil },
+		Revocations: func(context.Context) ([]authz.Revocation, error) {
+			return s.engine.Current().Revocations(), nil
+		},
+		Decisions: s.decisions,
+		Revoke:    s.adminRevoke,
+		Restore:   s.adminRestore,
+		Reload:    s.adminReload,
+		Refuse:    s.refusePeer,
+		Log:       s.opts.log.Named("admin"),
+	})
+	if err != nil {
+		return fmt.Errorf("make admin server: %w", err)
+	}
+	return nil
+}
+
+// refusePeer keeps a plugin out that runs as the sidecar's own user.
+func (s *sidecar) refusePeer(p admin.Peer) error {
+	if s.cage == nil || !s.cage.Info().SameUser || p.UID == 0 {
+		return nil
+	}
+	return errors.New("while the plugin runs as the sidecar's user, only root is let in")
+}
+
+// decisions streams audit records.
+func (s *sidecar) decisions(ctx context.Context, q admin.DecisionQuery, emit func(line []byte) error) error {
+	query := audit.Query{File: s.audit.Status().File, Last: q.Limit, Follow: q.Follow, Filter: audit.Filter{Decision: q.Decision, Kind: q.Kind}}
+	switch q.Kind {
+	case "":
+		query.Filter.Kind = string(authz.KindDecision)
+	case "all":
+		query.Filter.Kind = ""
+	}
+	if query.Last == 0 {
+		query.Last = admin.DefaultDecisions
+	}
+	for entry, err := range audit.Read(ctx, query) {
+		if err != nil {
+			return err
+		}
+		if err := emit(entry.Raw); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *sidecar) adminRevoke(ctx context.Context, r admin.RevokeRequest, actor string) (admin.RevokeResult, error) {
+	out, err := s.revoke(ctx, revocationRequest{rule: r.Rule, level: r.Level, reason: r.Reason, until: r.Until, actor: actor})
+	if err != nil {
+		return admin.RevokeResult{}, admin.NewError(admin.CodeBadRequest, err.Error())
+	}
+	if out.vault.Err != nil {
+		out.failed = append(out.failed, "vault: "+out.vault.Err.Error())
+	}
+	return admin.RevokeResult{
+		ID: out.revocation.ID, Plugin: out.revocation.Plugin, Rule: ruleName(out.revocation.Grant, out.revocation.Rule),
+		Level: out.revocation.Level, Cut: out.cut, MS: float64(out.took.Microseconds()) / 1000, Failed: nonNil(out.failed),
+		Vault: admin.VaultResult{Leases: out.vault.Leases, Confirmed: out.vault.Confirmed, Unconfirmed: len(out.vault.Unconfirmed)},
+	}, nil
+}
+
+// nonNil makes an empty list of none, so that its JSON is [] and not null.
+func nonNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+func (s *sidecar) adminRestore(_ context.Context, id, reason, actor string) (admin.RestoreResult, error) {
+	failed, err := s.restore(id, reason, actor)
+	if err != nil {
+		return admin.RestoreResult{}, admin.NewError(admin.CodeNotFound, err.Error())
+	}
+	if len(failed) > 0 {
+		return admin.RestoreResult{}, admin.NewError(admin.CodeInternal, "access is given back, and this failed", failed...)
+	}
+	return admin.RestoreResult{ID: id, Plugin: string(s.plugin), Generation: s.engine.Current().Generation()}, nil
+}
+
+func (s *sidecar) adminReload(ctx context.Context, actor string) (admin.ReloadResult, error) {
+	changes, err := s.reload(ctx, actor)
+	if err != nil {
+		return admin.ReloadResult{}, admin.NewError(admin.CodeInvalid, "the files were refused, and what was in force stays", strings.Split(err.Error(), "\n")...)
+	}
+	return admin.ReloadResult{Generation: s.engine.Current().Generation(), Changed: nonNil(changes), Files: files(s.config.Load())}, nil
+}
+
+func files(cfg *configs.Config) []admin.File {
+	out := make([]admin.File, 0, len(cfg.Files))
+	for _, f := range cfg.Files {
+		out = append(out, admin.File{Path: f.Path, SHA256: f.SHA256})
+	}
+	return out
+}
+
+// status says what is in force.
+func (s *sidecar) status() admin.Status {
+	cfg, now := s.config.Load(), time.Now()
+	snapshot := s.engine.Current()
+	out := admin.Status{
+		Plugin: string(s.plugin), PID: os.Getpid(), Version: version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
+		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
+		Kernel: s.kernelStatus(), Doors: s.doors(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
+		Credentials: s.credentialStatus(), Files: files(cfg), Warnings: s.warnings(now),
+	}
+	if snapshot.Observing(s.plugin, now) {
+		out.Mode, out.ObserveUntil = string(authz.ModeObserve), cfg.Sidecar.ObserveUntil
+	}
+	for _, c := range s.checks() {
+		check := admin.Check{Name: c.name, OK: c.err == nil}
+		if c.err != nil {
+			check.Detail, out.Ready = c.err.Error(), false
+		}
+		out.Checks = append(out.Checks, check)
+	}
+	log := s.audit.Status()
+	out.Audit = admin.Audit{File: log.File, Seq: log.Seq, Bytes: log.Size, Healthy: true}
+	if err := s.audit.Healthy(); err != nil {
+		out.Audit.Healthy, out.Audit.Detail = false, err.Error()
+	}
+	if s.cage != nil {
+		info := s.cage.Info()
+		network := string(configs.NetworkHost)
+		if info.OwnNetwork {
+			network = string(configs.NetworkOwn)
+		}
+		out.Process = &admin.Process{PID: int(s.pid.Load()), UID: info.UID, Cgroup: info.Cgroup, Network: network, State: s.processState(now)}
+	}
+	return out
+}
+
+func (s *sidecar) processState(now time.Time) string {
+	switch {
+	case s.engine.Current().RevokedLevel(s.plugin, now) == authz.LevelHalt:
+		return "halted"
+	case s.pid.Load() == 0:
+		return "not started"
+	}
+	return "running"
+}
+
+func (s *sidecar) kernelStatus() admin.Kernel {
+	out := admin.Kernel{Want: string(s.kernel.setting), Attached: s.cage != nil, Detail: s.kernel.missing}
+	switch {
+	case s.cage != nil:
+		if err := s.cage.Check(); err != nil {
+			out.Attached, out.Detail = false, err.Error()
+		} else if !s.cage.Info().UnixHooks {
+			out.Detail = "this kernel has no hook for Unix sockets: all but pairs are refused"
+		}
+	case s.kernel.setting == configs.KernelOff:
+		out.Detail = "the plugin is not confined: its environment leads it to the proxy, and nothing holds it there"
+	case out.Detail == "":
+		out.Detail = "nothing is confined without run or --cgroup"
+	}
+	return out
+}
+
+// doors says where requests arrive and what each door can enforce.
+func (s *sidecar) doors() []admin.Door {
+	all := []string{"hosts", "ports", "methods", "paths", "upgrades", "requests", "credentials"}
+	var out []admin.Door
+	if s.proxy != nil {
+		out = append(out, admin.Door{
+			Name: string(authz.DoorProxy), Address: s.addresses.proxy,
+			Enforces: append(slices.Clone(all), "addresses", "tls", "timeout", "scrubbing", "live revocation"),
+		})
+	}
+	if s.envoy != nil {
+		out = append(out, admin.Door{
+			Name: string(authz.DoorExtAuthz), Address: s.addresses.extAuthz, Enforces: all,
+			NotEnforced: []string{"addresses", "tls", "timeout", "scrubbing", "streams that are open when access is taken away"},
+		})
+	}
+	if s.cage != nil {
+		out = append(out, admin.Door{
+			Name: string(authz.DoorKernel), Enforces: []string{"mediation", "identity", "bytes", "connections", "syscalls", "live revocation"},
+		})
+	}
+	return out
+}
+
+func (s *sidecar) grantStatus(now time.Time) []admin.Grant {
+	out := []admin.Grant{}
+	revoked := map[string]bool{}
+	for _, r := range s.engine.Current().Revocations() {
+		revoked[ruleName(r.Grant, r.Rule)] = true
+	}
+	for _, g := range s.config.Load().Grants {
+		grant := admin.Grant{Name: g.Name, NotAfter: g.NotAfter, Expired: !now.Before(g.NotAfter)}
+		for _, r := range g.Rules {
+			mode := r.Mode
+			if mode == "" {
+				mode = authz.ModeEnforce
+			}
+			grant.Rules = append(grant.Rules, admin.Rule{
+				ID: r.ID, Reason: r.Reason, Mode: string(mode), NotAfter: r.NotAfter, Credential: r.Credential,
+				Revoked: revoked[ruleName(g.Name, r.ID)] || revoked[""],
+			})
+		}
+		out = append(out, grant)
+	}
+	return out
+}
+
+func (s *sidecar) credentialStatus() []admin.Credential {
+	out := []admin.Credential{}
+	if s.broker == nil {
+		return out
+	}
+	for _, l := range s.broker.Status().Leases {
+		out = append(out, admin.Credential{
+			Grant: l.Grant, Name: l.Credential, State: l.State, Leased: l.Lease != "", NotAfter: l.NotAfter, Detail: l.Err,
+		})
+	}
+	return out
+}
+
+// warnings names what weakens the sidecar and was chosen.
+func (s *sidecar) warnings(now time.Time) []string {
+	var out []string
+	for _, w := range s.config.Load().Warnings {
+		out = append(out, w.Error())
+	}
+	if s.cage != nil && s.cage.Info().SameUser {
+		out = append(out, "unsafeSameUser: the plugin runs as root or as the sidecar's user, and can end its own confinement")
+	}
+	if s.kernel.missing != "" {
+		out = append(out, "the kernel half is preferred and not to be had: "+s.kernel.missing)
+	}
+	if s.engine.Current().Observing(s.plugin, now) {
+		out = append(out, "observing: what is not granted passes without a credential, and the plugin's certificate authority covers all names")
+	}
+	return out
+}
+
+// usage says what is used of each limit and what the kernel counted.
+func (s *sidecar) usage() admin.Usage {
+	now := time.Now()
+	out := admin.Usage{At: now, Limits: []admin.Limit{}}
+	for _, u := range s.ledger.Report(s.engine.Current(), s.plugin, now) {
+		l := admin.Limit{
+			Grant: u.Grant, Rule: u.Rule, Kind: u.Kind.String(), Limit: limitText(u), Used: u.Used,
+			Ratio: float64(u.Used) / float64(u.Limit.Count),
+		}
+		if u.Used < u.Limit.Count {
+			l.Remaining = u.Limit.Count - u.Used
+		}
+		out.Limits = append(out.Limits, l)
+		out.Stale = out.Stale || !u.Known
+	}
+	if s.cage == nil {
+		return out
+	}
+	if u, err := s.cage.Usage(); err == nil {
+		c := u.Syscalls
+		out.Counters = &admin.Counters{
+			SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Connections: u.Connections, RefusedConnections: u.Refused,
+			Syscalls: c.Total, Lost: u.Lost,
+			SyscallClasses: map[string]uint64{"file": c.File, "network": c.Network, "process": c.Process, "memory": c.Memory, "ipc": c.IPC, "other": c.Other},
+		}
+	}
+	return out
+}
+
+func limitText(u authz.UsageOf) string {
+	if u.Kind == authz.LimitSentBytes || u.Kind == authz.LimitReceivedBytes {
+		return authz.ByteLimit(u.Limit).String()
+	}
+	return u.Limit.String()
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Exit statuses, as in docs/operations.md.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+	exitDenied  = 3
+	exitSidecar = 125 // run: the sidecar failed before the plugin ran
+)
+
+// exitError ends the process with a status. A nil err has been reported.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e exitError) Unwrap() error { return e.err }
+
+// usageError is a command line that means nothing.
+func usageError(format string, args ...any) error {
+	return exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// cli is what every command has at hand.
+type cli struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	admin          string // --admin
+	config         string // --config
+	output         string // --output
+}
+
+// execute runs one command and returns the exit status.
+func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := c.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if exit.err != nil {
+			fmt.Fprintf(stderr, "chaperone: %v\n", exit.err)
+		}
+		return exit.status
+	}
+	fmt.Fprintf(stderr, "chaperone: %v\n", err)
+	return exitFailure
+}
+
+// root returns the command tree.
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "chaperone",
+		Short: "The sidecar that is a plugin's only way out",
+		Long: "Chaperone stands beside a plugin process, is its only way out, and lets through exactly\n" +
+			"what was granted, with credentials the plugin never sees, counted by the kernel, and\n" +
+			"revocable while it runs.",
+		SilenceUsage: true, SilenceErrors: true,
+		Args:              noArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return flagsFromEnvironment(cmd) },
+	}
+	root.SetIn(c.stdin)
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError("%w; see chaperone %s --help", err, cmd.Name())
+	})
+	root.AddCommand(
+		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.statusCommand(), c.usageCommand(),
+		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
+		c.detachCommand(), c.schemaCommand(), c.versionCommand(),
+	)
+	return root
+}
+
+// noArgs is cobra.NoArgs with the exit status of a usage error.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError("unknown argument %q for %q; see chaperone --help", args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
+func atLeast(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < n {
+			return usageError("%s: %s is missing; see chaperone %s --help", cmd.Name(), what, cmd.Name())
+		}
+		return nil
+	}
+}
+
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError("%s: takes %s; see chaperone %s --help", cmd.Name(), what, cmd.Name())
+		}
+		return nil
+	}
+}
+
+// flagsFromEnvironment sets the flags that the command line did not from
+// CHAPERONE_<COMMAND>_<FLAG>, and --admin from CHAPERONE_ADMIN.
+func flagsFromEnvironment(cmd *cobra.Command) error {
+	path := strings.Fields(cmd.CommandPath())
+	var err error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Changed || err != nil || f.Name == "help" {
+			return
+		}
+		name := environmentName(append(path[1:], f.Name)...)
+		if f.Name == "admin" {
+			name = environmentName("admin")
+		}
+		if value, ok := os.LookupEnv(name); ok {
+			if serr := cmd.Flags().Set(f.Name, value); serr != nil {
+				err = usageError("%s: %w", name, serr)
+			}
+		}
+	})
+	return err
+}
+
+func environmentName(words ...string) string {
+	return "CHAPERONE_" + strings.ToUpper(strings.ReplaceAll(strings.Join(words, "_"), "-", "_"))
+}
+
+// withConfig adds --config.
+func (c *cli) withConfig(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&c.config, "config", "", "the Sidecar `FILE`")
+	return cmd
+}
+
+// withAdmin adds the flags of commands that talk to a running sidecar.
+func (c *cli) withAdmin(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&c.admin, "admin", "", "the admin socket of a running sidecar, `unix:PATH`")
+	return c.withConfig(cmd)
+}
+
+// withOutput adds --output.
+func (c *cli) withOutput(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&c.output, "output", "table", "`FORMAT`: table, json or yaml")
+	return cmd
+}

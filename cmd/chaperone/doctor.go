@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/vault"
+)
+
+// finding is one line of doctor.
+type finding struct {
+	Name     string `json:"name"`
+	OK       bool   `json:"ok"`
+	Required bool   `json:"required"`
+	Problem  string `json:"problem,omitempty"`
+	Lost     string `json:"lost,omitempty"`
+	Remedy   string `json:"remedy,omitempty"`
+}
+
+func (c *cli) doctorCommand() *cobra.Command {
+	return c.withOutput(c.withConfig(&cobra.Command{
+		Use:   "doctor [--config FILE]",
+		Short: "Check the kernel, the cgroup, Vault, names and the clock, each with its remedy",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			findings, err := c.examine(cmd.Context())
+			if err != nil {
+				return err
+			}
+			sick := false
+			for _, f := range findings {
+				sick = sick || f.Required && !f.OK
+			}
+			if err := c.print(findings, func(w io.Writer) { findingsTable(w, findings) }); err != nil {
+				return err
+			}
+			if sick {
+				return exitError{exitFailure, nil}
+			}
+			return nil
+		},
+	}))
+}
+
+func findingsTable(w io.Writer, findings []finding) {
+	for _, f := range findings {
+		if f.OK {
+			fmt.Fprintf(w, "pass  %s\n", f.Name)
+			continue
+		}
+		mark := "warn"
+		if f.Required {
+			mark = "FAIL"
+		}
+		fmt.Fprintf(w, "%s  %s: %s\n", mark, f.Name, f.Problem)
+		for _, line := range []struct{ name, text string }{{"lost", f.Lost}, {"remedy", f.Remedy}} {
+			if line.text != "" {
+				fmt.Fprintf(w, "      %s: %s\n", line.name, line.text)
+			}
+		}
+	}
+}
+
+// examine runs every check. Without --config only the machine is examined.
+func (c *cli) examine(ctx context.Context) ([]finding, error) {
+	var cfg *configs.Config
+	if c.config != "" {
+		var err error
+		if cfg, err = loadConfig(c.config); err != nil {
+			return nil, err
+		}
+	}
+	var out []finding
+	if cfg == nil || cfg.Sidecar.Kernel != configs.KernelOff {
+		required := cfg == nil || cfg.Sidecar.Kernel == configs.KernelRequired
+		for _, f := range ebpf.Probe() {
+			out = append(out, fromKernel(f, required))
+		}
+	} else {
+		out = append(out, finding{
+			Name: "kernel: off", Problem: "the plugin is not confined", Remedy: "say kernel: required",
+			Lost: "mediation, identity, and limits on connections, bytes and system calls",
+		})
+	}
+	out = append(out, checkClock(time.Now()))
+	if cfg == nil {
+		return out, nil
+	}
+	out = append(out, checkStateDir(cfg.Sidecar.StateDir), checkSameUser(&cfg.Sidecar))
+	out = append(out, checkNames(ctx, cfg)...)
+	if cfg.Sidecar.Vault != nil {
+		out = append(out, c.checkVault(ctx, cfg))
+	}
+	return out, nil
+}
+
+func fromKernel(f ebpf.Finding, required bool) finding {
+	out := finding{Name: f.Name, OK: f.Err == nil, Required: f.Required && required, Lost: f.Lost, Remedy: f.Remedy}
+	if f.Err != nil {
+		out.Problem = f.Err.Error()
+	}
+	return out
+}
+
+// checkClock finds a clock that was never set: every notAfter depends on it.
+func checkClock(now time.Time) finding {
+	out := finding{Name: "clock", OK: true, Required: true}
+	if now.Year() < 2026 {
+		out.OK, out.Problem = false, fmt.Sprintf("says %s", now.Format(time.RFC3339))
+		out.Lost, out.Remedy = "grants would end at the wrong time", "set the clock"
+	}
+	return out
+}
+
+func checkStateDir(dir string) finding {
+	out := finding{Name: "stateDir " + dir, OK: true, Required: true}
+	kept, err := openState(dir)
+	switch {
+	case errors.Is(err, errLocked):
+		out.Name += " (a sidecar is running on it)"
+	case err != nil:
+		out.OK, out.Problem, out.Remedy = false, err.Error(), "make it a folder of the sidecar's user with mode 0700, on a disk with room"
+	default:
+		_ = kept.Close()
+	}
+	return out
+}
+
+func checkSameUser(spec *configs.Sidecar) finding {
+	out := finding{Name: "the plugin's user is its own", OK: !spec.Process.UnsafeSameUser}
+	if !out.OK {
+		out.Problem, out.Lost = "unsafeSameUser is set", "the plugin can end its own confinement"
+		out.Remedy = "leave user: dynamic and remove unsafeSameUser"
+	}
+	return out
+}
+
+// checkNames resolves the exact names that are granted.
+func checkNames(ctx context.Context, cfg *configs.Config) []finding {
+	resolver := &net.Resolver{}
+	if servers := cfg.Sidecar.DNS.Servers; len(servers) > 0 {
+		resolver.PreferGo = true
+		resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, servers[0].String())
+		}
+	}
+	var out []finding
+	for _, host := range configs.ExactHosts(cfg.Grants) {
+		f := finding{Name: "name " + host, OK: true}
+		if _, static := cfg.Sidecar.DNS.Hosts[host]; !static {
+			bounded, cancel := context.WithTimeout(ctx, 3*time.Second)
+			if _, err := resolver.LookupNetIP(bounded, "ip", host); err != nil {
+				f.OK, f.Problem = false, err.Error()
+				f.Lost, f.Remedy = "requests to it answer upstream_unreachable", "check the name, or spec.dns"
+			}
+			cancel()
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// checkVault logs in as the sidecar would, and gives the token back.
+func (c *cli) checkVault(ctx context.Context, cfg *configs.Config) finding {
+	spec := cfg.Sidecar.Vault
+	out := finding{
+		Name: "Vault " + spec.Address, OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
+		Remedy: "check spec.vault: address, caFile, and the files of auth",
+	}
+	broker, err := vault.New(brokerConfig(cfg.Sidecar.Plugin, spec, zap.NewNop()))
+	if err == nil {
+		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		err = broker.Login(bounded)
+		if err == nil {
+			err = logout(bounded, broker)
+		}
+	}
+	if err != nil {
+		out.OK, out.Problem = false, err.Error()
+	}
+	return out
+}
+
+// logout ends a broker that has logged in: its Run revokes what it holds when
+// its context ends.
+func logout(ctx context.Context, broker *vault.Broker) error {
+	ended, end := context.WithCancel(ctx)
+	end()
+	return broker.Run(ended)
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+)
+
+func (c *cli) explainCommand() *cobra.Command {
+	var effective bool
+	var upgrade string
+	cmd := c.withOutput(c.withConfig(&cobra.Command{
+		Use:   "explain [METHOD URL | DECISION-ID]",
+		Short: "Say how an access would be decided and why, or why one was",
+		Long: "Say how an access would be decided and why, without resolving or dialling anything; or why a\n" +
+			"recorded decision was what it was. Exit status 3: denied.\n\n" +
+			"  chaperone explain --config sidecar.yaml GET https://api.weather.example/v1/forecast/1\n" +
+			"  chaperone explain --config sidecar.yaml 0193f6c2-...\n" +
+			"  chaperone explain --config sidecar.yaml --effective",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if c.config == "" {
+				return usageError("explain: --config is missing")
+			}
+			cfg, err := loadConfig(c.config)
+			switch {
+			case err != nil:
+				return err
+			case effective && len(args) == 0:
+				return c.printEffective(cfg)
+			case !effective && len(args) == 2:
+				return c.explainAccess(cfg, args[0], args[1], upgrade)
+			case !effective && len(args) == 1:
+				return c.explainRecord(cmd.Context(), cfg, args[0])
+			}
+			return usageError("explain: takes METHOD and URL, or a decision's id, or --effective")
+		},
+	}))
+	cmd.Flags().BoolVar(&effective, "effective", false, "print the whole effective policy")
+	cmd.Flags().StringVar(&upgrade, "upgrade", "", "the `PROTOCOL` the access upgrades to, as in websocket")
+	return cmd
+}
+
+// loadConfig reads a Sidecar's file and prints what is wrong with it.
+func loadConfig(path string) (*configs.Config, error) {
+	cfg, err := configs.Load(path, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("load %s:\n%w", path, err)
+	}
+	return cfg, nil
+}
+
+// offline returns the snapshot that a sidecar would decide with: the files'
+// policy and the revocations of the stateDir.
+func offline(cfg *configs.Config) (*authz.Snapshot, error) {
+	engine := &authz.Engine{}
+	engine.Install(cfg.Policy)
+	kept := &state{dir: cfg.Sidecar.StateDir}
+	if err := kept.revocationsInto(engine); err != nil {
+		return nil, err
+	}
+	return engine.Current(), nil
+}
+
+// explained is the answer of explain.
+type explained struct {
+	Decision string         `json:"decision,omitempty"`
+	Allowed  bool           `json:"allowed"`
+	Reason   string         `json:"reason"`
+	Detail   string         `json:"detail,omitempty"`
+	Grant    string         `json:"grant,omitempty"`
+	Rule     string         `json:"rule,omitempty"`
+	Secret   string         `json:"credential,omitempty"`
+	Nearest  *authz.Nearest `json:"nearest,omitempty"`
+	Remedy   string         `json:"remedy,omitempty"`
+	YAML     string         `json:"yaml,omitempty"`
+}
+
+func (c *cli) explainAccess(cfg *configs.Config, method, rawURL, upgrade string) error {
+	req, err := parseAccess(authz.Principal(cfg.Sidecar.Plugin), method, rawURL, upgrade)
+	if err != nil {
+		return c.printExplained(explained{Reason: authz.MalformedRequest.String(), Detail: err.Error()})
+	}
+	snapshot, err := offline(cfg)
+	if err != nil {
+		return err
+	}
+	e := snapshot.Explain(req, authz.Usage{}, time.Now())
+	return c.printExplained(explained{
+		Allowed: e.Decision.Allowed(), Reason: e.Decision.Reason.String(), Detail: e.Detail, Grant: e.Decision.Grant,
+		Rule: e.Decision.Rule, Secret: e.Decision.Credential, Nearest: e.Nearest, Remedy: e.Remedy, YAML: e.YAML,
+	})
+}
+
+// parseAccess reads METHOD URL. For tls and tcp the method is CONNECT or -.
+func parseAccess(plugin authz.Principal, method, rawURL, upgrade string) (authz.Request, error) {
+	scheme, rest, ok := strings.Cut(rawURL, "://")
+	if !ok {
+		return authz.Request{}, fmt.Errorf("%q is not a URL, as in https://api.weather.example/v1", rawURL)
+	}
+	req := authz.Request{Principal: plugin}
+	target := ""
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		rest, target = rest[:i], rest[i:]
+	}
+	s := authz.Scheme(strings.ToLower(scheme))
+	var err error
+	if s.HTTP() {
+		if req.Action, err = authz.NewAction(method, upgrade); err != nil {
+			return req, err
+		}
+	} else if method != "CONNECT" && method != "-" {
+		return req, errors.New("a tunnel's method is CONNECT")
+	}
+	req.Destination, err = authz.NewDestination(s, rest, target)
+	return req, err
+}
+
+func (c *cli) printExplained(e explained) error {
+	err := c.print(e, func(w io.Writer) {
+		verdict := "denied"
+		if e.Allowed {
+			verdict = "allowed"
+		}
+		row(w, verdict+":", e.Reason)
+		for _, line := range []struct{ name, value string }{
+			{"decision:", e.Decision}, {"why:", e.Detail}, {"rule:", ruleName(e.Grant, e.Rule)}, {"credential:", e.Secret},
+			{"remedy:", e.Remedy},
+		} {
+			if line.value != "" {
+				row(w, line.name, line.value)
+			}
+		}
+		if e.Nearest != nil {
+			row(w, "nearest:", fmt.Sprintf("%s (differs in %s)", ruleName(e.Nearest.Grant, e.Nearest.Rule), strings.Join(e.Nearest.Differs, ", ")))
+		}
+		if e.YAML != "" {
+			fmt.Fprintf(w, "this rule would allow it, and nothing more:\n%s", e.YAML)
+		}
+	})
+	if err == nil && !e.Allowed {
+		return exitError{exitDenied, nil}
+	}
+	return err
+}
+
+func ruleName(grant, rule string) string {
+	if grant == "" {
+		return ""
+	}
+	return grant + "/" + rule
+}
+
+// explainRecord finds a recorded decision and, where its path was recorded as
+// it was, decides it again with today's files.
+func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string) error {
+	entry, err := findDecision(ctx, cfg, id)
+	if err != nil {
+		return err
+	}
+	e := explained{
+		Decision: id, Allowed: entry.Allowed != nil && *entry.Allowed, Reason: entry.Reason, Grant: entry.Grant, Rule: entry.Rule, Secret: entry.Credential, Detail: entry.Detail,
+	}
+	if req, err := parseAccess(authz.Principal(entry.Plugin), method(entry), entryURL(entry), ""); err == nil {
+		snapshot, err := offline(cfg)
+		if err != nil {
+			return err
+		}
+		if now := snapshot.Explain(req, authz.Usage{}, time.Now()); now.Decision.Reason.String() == entry.Reason {
+			e.Detail, e.Nearest, e.Remedy, e.YAML = now.Detail, now.Nearest, now.Remedy, now.YAML
+		} else if e.Detail == "" {
+			e.Detail = "decided by earlier files or other usage; today it would be " + now.Decision.Reason.String()
+		}
+	}
+	return c.printExplained(e)
+}
+
+func method(e audit.Entry) string {
+	if e.Method == "" {
+		return "CONNECT"
+	}
+	return e.Method
+}
+
+func entryURL(e audit.Entry) string {
+	return e.Scheme + "://" + net.JoinHostPort(e.Host, fmt.Sprint(e.Port)) + e.Path
+}
+
+// effectiveRule is one rule of the effective policy.
+type effectiveRule struct {
+	Name       string     `json:"name"`
+	Reason     string     `json:"reason"`
+	State      string     `json:"state"` // in force, observing, expired or revoked
+	Rule       authz.Rule `json:"rule"`
+	NotAfter   time.Time  `json:"notAfter"`
+	Credential string     `json:"vaultPath,omitempty"`
+}
+
+// printEffective prints what is granted less what has expired or was revoked,
+// and what guardrails never allow.
+func (c *cli) printEffective(cfg *configs.Config) error {
+	snapshot, err := offline(cfg)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	answer := struct {
+		Plugin     string            `json:"plugin"`
+		Revoked    authz.Level       `json:"revoked,omitempty"`
+		Rules      []effectiveRule   `json:"rules"`
+		Limits     map[string]any    `json:"limits,omitempty"`
+		Guardrails []authz.Guardrail `json:"guardrails,omitempty"`
+	}{
+		Plugin: cfg.Sidecar.Plugin, Revoked: snapshot.RevokedLevel(authz.Principal(cfg.Sidecar.Plugin), now),
+		Rules: effectiveRules(cfg, snapshot.Revocations(), now), Limits: map[string]any{}, Guardrails: cfg.Guardrails,
+	}
+	for _, g := range cfg.Grants {
+		if g.Limits != (authz.Limits{}) {
+			answer.Limits[g.Name] = g.Limits
+		}
+	}
+	return c.print(answer, func(w io.Writer) {
+		if answer.Revoked != "" {
+			row(w, "the whole plugin is revoked:", answer.Revoked)
+		}
+		row(w, "RULE", "STATE", "UNTIL", "MAY")
+		for _, r := range answer.Rules {
+			row(w, r.Name, r.State, r.NotAfter.UTC().Format(time.RFC3339), ruleText(r.Rule))
+		}
+		for _, g := range cfg.Guardrails {
+			for _, n := range g.Never {
+				row(w, g.Name+"/"+n.ID, "never", "", fmt.Sprint(n.Hosts, n.Addresses))
+			}
+		}
+	})
+}
+
+func effectiveRules(cfg *configs.Config, revocations []authz.Revocation, now time.Time) []effectiveRule {
+	out := []effectiveRule{}
+	for _, g := range cfg.Grants {
+		for _, r := range g.Rules {
+			e := effectiveRule{Name: ruleName(g.Name, r.ID), Reason: r.Reason, State: "in force", Rule: r, NotAfter: g.NotAfter}
+			if !r.NotAfter.IsZero() {
+				e.NotAfter = r.NotAfter
+			}
+			for _, cr := range g.Credentials {
+				if cr.Name == r.Credential {
+					e.Credential = cr.Vault.Path
+				}
+			}
+			switch {
+			case slices.ContainsFunc(revocations, func(v authz.Revocation) bool {
+				return (v.Rule == "" || v.Grant == g.Name && v.Rule == r.ID) && (v.Until.IsZero() || now.Before(v.Until))
+			}):
+				e.State = "revoked"
+			case !now.Before(e.NotAfter):
+				e.State = "expired"
+			case now.Before(r.ObserveUntil):
+				e.State = "observing"
+			}
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// ruleText returns what a rule grants, on one line.
+func ruleText(r authz.Rule) string {
+	scheme := r.To.Scheme
+	if scheme == "" {
+		scheme = authz.SchemeHTTPS
+	}
+	text := string(scheme) + "://" + strings.Join(r.To.Hosts, ",")
+	if len(r.To.Ports) > 0 {
+		text += fmt.Sprint(":", r.To.Ports)
+	}
+	if len(r.Methods) > 0 {
+		text = strings.Join(r.Methods, ",") + " " + text + " " + strings.Join(r.Paths, " ")
+	}
+	if r.Credential != "" {
+		text += " with " + r.Credential
+	}
+	return text
+}

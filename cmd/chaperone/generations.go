@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/vault"
+)
+
+// follow calls act with each generation, the present one first, until ctx
+// ends. The doors follow by themselves.
+func (s *sidecar) follow(ctx context.Context, act func(*authz.Snapshot)) {
+	for {
+		snapshot := s.engine.Current()
+		act(snapshot)
+		select {
+		case <-ctx.Done():
+			return
+		case <-snapshot.Changed():
+		}
+	}
+}
+
+// followKernel keeps the kernel's door and the plugin's life in line with what
+// is revoked.
+func (s *sidecar) followKernel(snapshot *authz.Snapshot) {
+	if err := s.enforceLevel(snapshot); err != nil {
+		s.opts.log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+	}
+}
+
+// retainLeases has the leases revoked that nothing in force needs. What Vault
+// does not confirm in time, the broker tries again.
+func (s *sidecar) retainLeases(ctx context.Context) {
+	s.leasing.Lock()
+	defer s.leasing.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
+	defer cancel()
+	s.broker.Retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
+}
+
+// enforceLevel brings the kernel in line with what was revoked.
+func (s *sidecar) enforceLevel(snapshot *authz.Snapshot) error {
+	if s.cage == nil {
+		return nil
+	}
+	level := snapshot.RevokedLevel(s.plugin, time.Now())
+	err := s.cage.Shut(level == authz.LevelQuarantine || level == authz.LevelHalt)
+	if level == authz.LevelHalt {
+		err = errors.Join(err, s.cage.Kill())
+	}
+	return err
+}
+
+// revocationRequest is what an operator asks to be taken away.
+type revocationRequest struct {
+	rule   string // GRANT/ID; "" for the whole plugin
+	level  authz.Level
+	reason string
+	until  time.Time
+	actor  string
+}
+
+// revocationResult is what became of it.
+type revocationResult struct {
+	revocation authz.Revocation
+	cut        int
+	took       time.Duration // to the last live exchange being cut
+	vault      vault.Report
+	failed     []string // what could not be done
+}
+
+// revoke takes access away: first it cuts, then it persists, records and tells
+// Vault, so that neither a full disk nor a dead Vault delays it.
+func (s *sidecar) revoke(ctx context.Context, req revocationRequest) (revocationResult, error) {
+	revocation, err := newRevocation(string(s.plugin), s.config.Load().Grants, req)
+	if err != nil {
+		return revocationResult{}, err
+	}
+	// Taken before the cut if it is free, so that the answer can say what Vault
+	// confirmed; never waited for.
+	leasing := s.leasing.TryLock()
+	out := s.cut(revocation)
+	if !leasing {
+		s.leasing.Lock()
+	}
+	defer s.leasing.Unlock()
+	if s.broker != nil && revocation.Level != authz.LevelPause {
+		out.vault = s.giveBackLeases(ctx, revocation)
+	}
+	return out, nil
+}
+
+// cut puts a revocation in force, ends what it takes away from, and then
+// persists and records it.
+func (s *sidecar) cut(revocation authz.Revocation) revocationResult {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	started := time.Now()
+	s.engine.Revoke(revocation)
+	out := revocationResult{revocation: revocation}
+	if s.proxy != nil && revocation.Level != authz.LevelPause {
+		out.cut = s.proxy.Reconsider()
+	}
+	if err := s.enforceLevel(s.engine.Current()); err != nil {
+		out.failed = append(out.failed, "kernel: "+err.Error())
+	}
+	out.took = time.Since(started)
+	s.metrics.revoked(out.took)
+	out.failed = append(out.failed, s.keepRevocation(revocation, fmt.Sprintf("%s: %s", revocation.Level, revocation.Reason))...)
+	return out
+}
+
+// giveBackLeases tells Vault: everything that the plugin had, or what one rule
+// alone needed.
+func (s *sidecar) giveBackLeases(ctx context.Context, r authz.Revocation) vault.Report {
+	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
+	defer cancel()
+	if r.Rule == "" {
+		return s.broker.Revoke(ctx)
+	}
+	return s.broker.Retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
+}
+
+// vaultPatience is how long the answer to a revocation waits for Vault's word.
+// What is unconfirmed by then is reported, and tried again until it is.
+const vaultPatience = 5 * time.Second
+
+// newRevocation checks what is asked against the grants that are loaded.
+func newRevocation(plugin string, grants []authz.Grant, req revocationRequest) (authz.Revocation, error) {
+	r := authz.Revocation{
+		Plugin: plugin, Level: req.level, Reason: strings.TrimSpace(req.reason), Actor: req.actor, At: time.Now().UTC(), Until: req.until,
+	}
+	if r.Reason == "" {
+		return r, errors.New("a revocation has a reason")
+	}
+	switch r.Level {
+	case authz.LevelPause, authz.LevelQuarantine, authz.LevelHalt:
+	case "":
+		r.Level = authz.LevelQuarantine
+	default:
+		return r, fmt.Errorf("level %q is not pause, quarantine or halt", r.Level)
+	}
+	if !r.Until.IsZero() && !r.Until.After(r.At) {
+		return r, errors.New("until has passed")
+	}
+	if req.rule != "" {
+		if r.Level == authz.LevelHalt {
+			return r, errors.New("halt ends the plugin, and so is not for one rule")
+		}
+		grant, rule, err := findRule(grants, req.rule)
+		if err != nil {
+			return r, err
+		}
+		r.Grant, r.Rule = grant, rule
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return r, fmt.Errorf("make revocation id: %w", err)
+	}
+	r.ID = id.String()
+	return r, nil
+}
+
+// findRule checks that GRANT/ID names a rule that is loaded: a name with a
+// slip in it would take nothing away.
+func findRule(grants []authz.Grant, name string) (grant, rule string, err error) {
+	var known []string
+	for _, g := range grants {
+		for _, r := range g.Rules {
+			if full := g.Name + "/" + r.ID; full == name {
+				return g.Name, r.ID, nil
+			} else {
+				known = append(known, full)
+			}
+		}
+	}
+	return "", "", fmt.Errorf("no rule is named %q; there are: %s", name, list(known))
+}
+
+// keepRevocation persists the revocations in force and records the change.
+// What fails is returned in words: the effect has been had already.
+func (s *sidecar) keepRevocation(r authz.Revocation, detail string) (failed []string) {
+	if err := s.state.save(revocationsFile, s.engine.Current().Revocations()); err != nil {
+		failed = append(failed, "state: "+err.Error()+"; a restart would forget this")
+	}
+	if err := s.recorder.Record(revocationRecord(r, detail, s.engine.Current().Generation())); err != nil {
+		failed = append(failed, "audit: "+err.Error())
+	}
+	return failed
+}
+
+func revocationRecord(r authz.Revocation, detail string, generation uint64) *authz.Record {
+	return &authz.Record{
+		Time: time.Now(), Kind: authz.KindRevocation, Plugin: r.Plugin, Grant: r.Grant, Rule: r.Rule, Decision: r.ID,
+		Reason: authz.Revoked.String(), Generation: generation, Actor: r.Actor, UID: -1, Detail: detail,
+	}
+}
+
+// restore lifts a revocation.
+func (s *sidecar) restore(id, reason, actor string) (failed []string, err error) {
+	if strings.TrimSpace(reason) == "" {
+		return nil, errors.New("a restoration has a reason")
+	}
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	found, ok := findRevocation(s.engine.Current().Revocations(), id)
+	if !ok {
+		return nil, fmt.Errorf("no revocation has the id %q", id)
+	}
+	s.engine.Restore(found.ID)
+	if err := s.enforceLevel(s.engine.Current()); err != nil {
+		failed = append(failed, "kernel: "+err.Error())
+	}
+	found.Actor = actor
+	return append(failed, s.keepRevocation(found, "restored: "+reason)...), nil
+}
+
+func findRevocation(all []authz.Revocation, id string) (authz.Revocation, bool) {
+	for _, r := range all {
+		if r.ID == id {
+			return r, true
+		}
+	}
+	return authz.Revocation{}, false
+}
+
+// reload reads the files again and puts them in force when they are right.
+// Otherwise the last good policy stays, or the plugin is quarantined, as the
+// configuration says.
+func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, err error) {
+	s.reloading.Lock()
+	defer s.reloading.Unlock()
+	old := s.config.Load()
+	next, err := configs.Load(old.Path, time.Now())
+	if err == nil {
+		err = sameIdentity(&old.Sidecar, &next.Sidecar)
+	}
+	if err != nil {
+		s.metrics.reloadOK.Set(0)
+		s.record(&authz.Record{Kind: authz.KindReload, Actor: actor, UID: -1, Detail: "refused: " + firstLine(err.Error())})
+		s.opts.log.Error("changed files were refused", zap.Error(err))
+		if old.Sidecar.OnBadReload == configs.OnBadReloadQuarantine {
+			_, rerr := s.revoke(ctx, revocationRequest{level: authz.LevelQuarantine, reason: "files that were changed cannot be loaded", actor: "onBadReload"})
+			err = errors.Join(err, rerr)
+		}
+		return nil, err
+	}
+	changes = describeChanges(old, next)
+	generation := s.install(next)
+	files := map[string]string{}
+	for _, f := range next.Files {
+		files[f.Path] = f.SHA256
+	}
+	s.record(&authz.Record{
+		Kind: authz.KindReload, Actor: actor, UID: -1, Generation: generation, Files: files, Allowed: true,
+		Detail: strings.Join(changes, "; "),
+	})
+	s.opts.log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
+	return changes, nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// sameIdentity refuses a reload that changes what only a restart can.
+func sameIdentity(old, next *configs.Sidecar) error {
+	if old.Plugin != next.Plugin {
+		return fmt.Errorf("spec.plugin: changed from %s to %s, which takes a restart", old.Plugin, next.Plugin)
+	}
+	if old.StateDir != next.StateDir {
+		return errors.New("spec.stateDir: changed, which takes a restart")
+	}
+	return nil
+}
+
+// watchFiles reloads when a file has changed.
+func (s *sidecar) watchFiles(ctx context.Context) {
+	for ctx.Err() == nil {
+		watch, stop := context.WithCancel(ctx)
+		s.stopWatch.Store(&stop)
+		err := configs.Watch(watch, s.config.Load(), func() {
+			_, _ = s.reload(ctx, "file change") // a refusal is recorded and logged there
+		})
+		stop()
+		if err != nil {
+			s.opts.log.Error("files are not watched; reload by SIGHUP or chaperone reload", zap.Error(err))
+			return
+		}
+	}
+}
+
+// saveTotals persists what is used of totals when that has changed.
+func (s *sidecar) saveTotals() error {
+	totals := s.ledger.Totals()
+	if len(totals) == 0 {
+		return nil
+	}
+	return s.state.save(totalsFile, totals)
+}

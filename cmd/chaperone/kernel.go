@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+// kernelState says what became of the kernel half, for status.
+type kernelState struct {
+	setting configs.Kernel
+	missing string // why it is not there although it is preferred
+}
+
+// makeCage makes the plugin's confinement. Required and not to be had is an
+// error; preferred and not to be had is said by status, the log and the audit.
+func (s *sidecar) makeCage(spec *configs.Sidecar) error {
+	s.kernel.setting = spec.Kernel
+	if spec.Kernel == configs.KernelOff || !s.opts.confine {
+		return nil
+	}
+	cage, err := ebpf.New(ebpf.Config{
+		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.cgroup,
+		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
+		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
+		CountSyscalls: s.countsSyscalls(), Denied: s.denied, Sample: s.sampled,
+		Logger: s.opts.log.Named("kernel"),
+	})
+	if err == nil {
+		s.cage = cage
+		return nil
+	}
+	if spec.Kernel == configs.KernelRequired {
+		return fmt.Errorf("confine the plugin: %w; chaperone doctor says what is missing", err)
+	}
+	s.kernel.missing = err.Error()
+	s.opts.log.Warn("the kernel half is preferred and not to be had: the plugin is not confined", zap.Error(err))
+	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: the plugin is not confined"})
+	return nil
+}
+
+// countsSyscalls reports whether a limit needs system calls to be counted.
+func (s *sidecar) countsSyscalls() bool {
+	for _, g := range s.config.Load().Grants {
+		if !g.Limits.Syscalls.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// hostNetwork reports whether the plugin shares the sidecar's network.
+func (s *sidecar) hostNetwork() bool {
+	return s.cage == nil || !s.cage.Info().OwnNetwork
+}
+
+// identify says who connected, as the kernel recorded it.
+func (s *sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
+	p, ok := s.cage.Identify(conn)
+	if !ok {
+		return proxy.Peer{}, false
+	}
+	s.identified.Add(1)
+	peer := proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original}
+	if p.Explicit {
+		peer.Original = netip.AddrPort{}
+	}
+	return peer, true
+}
+
+// sampled takes in what the kernel counted.
+func (s *sidecar) sampled(u ebpf.Usage) {
+	sample := authz.Sample{SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Syscalls: u.Syscalls.Total}
+	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sample, time.Now())
+	for _, c := range crossings {
+		s.crossed(c)
+	}
+	if exhausted {
+		s.engine.Bump()
+	}
+	s.countStrays(s.lastUsage)
+	s.lastUsage = u
+}
+
+// denied records what a kernel wall refused, after the fact, and says so to
+// the plugin's author.
+func (s *sidecar) denied(d ebpf.Denial) {
+	if d.Lost > 0 {
+		s.record(&authz.Record{Time: d.Time, Kind: authz.KindLost, Door: authz.DoorKernel, Lost: d.Lost, Detail: "kernel refusals that could not be described"})
+		return
+	}
+	reason, detail, remedy := explainDenial(d)
+	r := &authz.Record{
+		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
+		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
+		Exe: d.Comm, Detail: detail, Count: int(min(d.Count, 1<<31)),
+	}
+	if d.Address.IsValid() {
+		r.Host, r.Port = d.Address.Addr().Unmap().String(), d.Address.Port()
+	}
+	s.record(r)
+	if s.opts.refused != nil {
+		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: target(d), Remedy: remedy})
+	}
+}
+
+// target names what a refused call was for.
+func target(d ebpf.Denial) string {
+	switch {
+	case d.Address.IsValid():
+		return d.Protocol + "://" + netip.AddrPortFrom(d.Address.Addr().Unmap(), d.Address.Port()).String()
+	case d.Path != "":
+		return "unix:" + d.Path
+	case d.Syscall != "":
+		return d.Syscall
+	}
+	return d.Family + " " + d.Protocol
+}
+
+// explainDenial says in the words of a refusal why a wall refused.
+func explainDenial(d ebpf.Denial) (reason authz.Reason, detail, remedy string) {
+	switch d.Cause {
+	case ebpf.CauseDoor:
+		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
+	case ebpf.CauseNamespace:
+		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""
+	case ebpf.CauseMemory:
+		return authz.NotReady, "the kernel had no room to remember the connection", "try again later"
+	case ebpf.CausePolicy, ebpf.CauseEndpoint:
+	}
+	what := map[ebpf.Hook]string{
+		ebpf.HookConnect: "this connection does not lead through the sidecar",
+		ebpf.HookSendmsg: "datagrams leave the plugin to its resolver only",
+		ebpf.HookSocket:  "sockets are TCP or UDP over IP", ebpf.HookBind: "the plugin may not serve here",
+		ebpf.HookEgress: "packets leave the plugin through the sidecar only", ebpf.HookIngress: "nobody may connect to the plugin here",
+		ebpf.HookConnectUnix: "Unix sockets lead out of the plugin's confinement",
+		ebpf.HookSendmsgUnix: "Unix sockets lead out of the plugin's confinement",
+		ebpf.HookSeccomp:     "this system call leads out of the plugin's confinement",
+	}[d.Hook]
+	return authz.DestinationNotGranted, what, "use TCP to a name that is granted"
+}

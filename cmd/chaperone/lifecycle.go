@@ -1,0 +1,390 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// listen binds every door and then attaches the kernel programs, so that what
+// they redirect has somewhere to go.
+func (s *sidecar) listen(ctx context.Context) error {
+	spec := &s.config.Load().Sidecar
+	if s.proxy != nil {
+		if err := s.listenProxy(ctx, spec); err != nil {
+			return err
+		}
+	}
+	if s.envoy != nil {
+		addr, err := s.envoy.Listen(ctx, spec.Listen.ExtAuthz.String())
+		if err != nil {
+			return fmt.Errorf("listen for ext_authz: %w", err)
+		}
+		s.addresses.extAuthz = addressText(addr)
+		s.forbid(addr)
+	}
+	if err := s.admin.Listen(); err != nil {
+		return fmt.Errorf("listen for admin: %w", err)
+	}
+	s.addresses.admin = spec.Listen.Admin.String()
+	if s.web != nil {
+		if err := s.web.listen(ctx, spec.Listen.Metrics.Addr); err != nil {
+			return fmt.Errorf("listen for metrics: %w", err)
+		}
+		s.addresses.metrics = s.web.listener.Addr().String()
+		s.forbid(s.web.listener.Addr())
+	}
+	return nil
+}
+
+// listenProxy binds the proxy and the resolver, inside the plugin's network
+// when it has one of its own.
+func (s *sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) error {
+	if s.cage == nil {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", spec.Listen.Proxy.Addr)
+		if err != nil {
+			return fmt.Errorf("listen for the proxy: %w", err)
+		}
+		s.listeners = append(s.listeners, l)
+		s.addresses.proxy = l.Addr().String()
+		s.forbid(l.Addr())
+		return nil
+	}
+	ends, err := s.listenInCage(spec.Listen.Proxy.Addr)
+	if err != nil {
+		return err
+	}
+	if err := s.cage.Attach(ends); err != nil {
+		return fmt.Errorf("attach kernel programs: %w", err)
+	}
+	return nil
+}
+
+// listenInCage binds the proxy and the resolver on both loopback addresses.
+func (s *sidecar) listenInCage(address string) (ends ebpf.Endpoints, err error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return ends, fmt.Errorf("listen for the proxy: %w", err)
+	}
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		l, err := s.cage.Listen("tcp", net.JoinHostPort(host, port))
+		if err != nil {
+			return ends, fmt.Errorf("listen for the proxy: %w", err)
+		}
+		s.listeners = append(s.listeners, l)
+		at := addrPort(l.Addr())
+		tcp, udp, err := s.bindResolver(host)
+		if err != nil {
+			return ends, fmt.Errorf("listen for the resolver: %w", err)
+		}
+		s.resolvers = append(s.resolvers, resolverEnds{udp, tcp})
+		if host == "127.0.0.1" {
+			s.addresses.proxy = l.Addr().String()
+			ends.Proxy4, ends.Resolver4 = at, addrPort(tcp.Addr())
+			port = fmt.Sprint(at.Port()) // port 0 picks one, for both
+		} else {
+			ends.Proxy6, ends.Resolver6 = at, addrPort(tcp.Addr())
+		}
+		if s.hostNetwork() {
+			s.forbid(l.Addr())
+			s.forbid(tcp.Addr())
+		}
+	}
+	return ends, nil
+}
+
+// resolverEnds are where the resolver listens on one address.
+type resolverEnds struct {
+	udp net.PacketConn
+	tcp net.Listener
+}
+
+// bindResolver binds one port for TCP and UDP.
+func (s *sidecar) bindResolver(host string) (net.Listener, net.PacketConn, error) {
+	var last error
+	for range 10 { // the port that TCP picks may be taken for UDP
+		tcp, err := s.cage.Listen("tcp", net.JoinHostPort(host, "0"))
+		if err != nil {
+			return nil, nil, err
+		}
+		udp, err := s.cage.ListenPacket("udp", tcp.Addr().String())
+		if err == nil {
+			return tcp, udp, nil
+		}
+		last = errors.Join(err, tcp.Close())
+	}
+	return nil, nil, last
+}
+
+// run serves until ctx ends. Doors drain first; then leases are revoked and
+// the audit is closed. ready is called once the sidecar is ready.
+func (s *sidecar) run(ctx context.Context, ready func()) error {
+	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopInner()
+	workers, workersCtx := errgroup.WithContext(inner)
+	s.startWorkers(workersCtx, workers)
+
+	doors, doorsCtx := errgroup.WithContext(ctx)
+	s.startDoors(doorsCtx, doors)
+	doors.Go(func() error { // a worker that fails ends the doors
+		select {
+		case <-workersCtx.Done():
+			return errors.New("a part of the sidecar has ended")
+		case <-doorsCtx.Done():
+			return nil
+		}
+	})
+	doors.Go(func() error { s.awaitReady(doorsCtx, ready); return nil })
+
+	err := doors.Wait()
+	stopInner()
+	if werr := workers.Wait(); werr != nil {
+		err = errors.Join(werr, err)
+	}
+	return err
+}
+
+// startWorkers runs what the doors depend on.
+func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return s.engine.Run(ctx, time.Now) })
+	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
+	g.Go(func() error { s.keepTotals(ctx); return nil })
+	g.Go(func() error { s.watchFiles(ctx); return nil })
+	if s.broker != nil {
+		g.Go(func() error { return s.broker.Run(ctx) })
+		g.Go(func() error { s.follow(ctx, func(*authz.Snapshot) { s.retainLeases(ctx) }); return nil })
+	}
+	if s.cage != nil {
+		g.Go(func() error { return s.cage.Run(ctx) })
+	}
+	if s.forbidden != nil {
+		g.Go(func() error { every(ctx, time.Minute, s.forbidden.resolve); return nil })
+	}
+}
+
+// startDoors runs what others talk to.
+func (s *sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return s.admin.Run(ctx) })
+	if s.proxy != nil {
+		g.Go(func() error { return s.proxy.Serve(ctx, s.listeners...) })
+	}
+	if s.resolver != nil {
+		for _, ends := range s.resolvers {
+			g.Go(func() error { return s.resolver.Serve(ctx, ends.udp, ends.tcp) })
+		}
+	}
+	if s.envoy != nil {
+		g.Go(func() error { return s.envoy.Run(ctx) })
+	}
+	if s.web != nil {
+		g.Go(func() error { return s.web.run(ctx) })
+	}
+}
+
+// awaitReady logs in to Vault when a credential needs it, and calls ready as
+// soon as nothing is missing.
+func (s *sidecar) awaitReady(ctx context.Context, ready func()) {
+	const pause = 250 * time.Millisecond
+	for ctx.Err() == nil {
+		if s.broker != nil && s.needsVault() {
+			if err := s.broker.Login(ctx); err != nil {
+				s.opts.log.Warn("Vault has not answered yet", zap.Error(err))
+			}
+		}
+		if s.ready() == nil {
+			ready()
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// needsVault reports whether any rule in force has a credential.
+func (s *sidecar) needsVault() bool {
+	return len(s.engine.Current().CredentialRefs(s.plugin, time.Now())) > 0
+}
+
+// check is one thing that readiness takes.
+type check struct {
+	name string
+	err  error
+}
+
+// checks returns what readiness takes, each with what is wrong with it.
+func (s *sidecar) checks() []check {
+	policy := check{"policy", nil}
+	if !s.engine.Current().Ready() {
+		policy.err = errors.New("no policy is loaded")
+	}
+	out := []check{policy, {"audit", s.audit.Healthy()}}
+	if s.needsVault() {
+		c := check{"vault", nil}
+		if s.broker == nil {
+			c.err = errors.New("a grant has a credential and no Vault is configured")
+		} else if !s.broker.Status().LoggedIn {
+			c.err = errors.New("not logged in")
+		}
+		out = append(out, c)
+	}
+	if s.config.Load().Sidecar.Kernel == configs.KernelRequired && s.opts.confine {
+		c := check{"kernel", nil}
+		if s.cage == nil {
+			c.err = errors.New("not attached")
+		} else {
+			c.err = s.cage.Check()
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// ready returns nil when the sidecar is ready, or the first thing that is not.
+func (s *sidecar) ready() error {
+	for _, c := range s.checks() {
+		if c.err != nil {
+			return fmt.Errorf("%s: %w", c.name, c.err)
+		}
+	}
+	return nil
+}
+
+// close gives back what newSidecar took, in reverse.
+func (s *sidecar) close() error {
+	var errs []error
+	if s.cage != nil {
+		errs = append(errs, s.cage.Close())
+	}
+	for _, l := range s.listeners {
+		_ = l.Close() // closed by Serve already when the proxy ran
+	}
+	if s.trust != nil {
+		errs = append(errs, s.trust.Close())
+	}
+	if s.audit != nil {
+		errs = append(errs, s.audit.Close())
+	}
+	if s.state != nil {
+		errs = append(errs, s.saveTotals(), s.state.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// keepTotals writes down what is used of totals, so that a restart forgets at
+// most what was used in the last moment.
+func (s *sidecar) keepTotals(ctx context.Context) {
+	every(ctx, time.Second, func() {
+		if err := s.saveTotals(); err != nil {
+			s.opts.log.Error("totals used could not be kept", zap.Error(err))
+		}
+	})
+}
+
+// every calls f at an interval until ctx ends.
+func every(ctx context.Context, interval time.Duration, f func()) {
+	ticks := time.NewTicker(interval)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+			f()
+		}
+	}
+}
+
+// forbid adds a listener of our own to what is never dialled.
+func (s *sidecar) forbid(addr net.Addr) {
+	if at := addrPort(addr); at.IsValid() && s.forbidden != nil {
+		s.forbidden.listeners = append(s.forbidden.listeners, at)
+	}
+}
+
+func addrPort(addr net.Addr) netip.AddrPort {
+	if tcp, ok := addr.(*net.TCPAddr); ok {
+		at := tcp.AddrPort()
+		return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	}
+	return netip.AddrPort{}
+}
+
+func addressText(addr net.Addr) string {
+	if addr.Network() == "unix" {
+		return "unix:" + addr.String()
+	}
+	return addr.String()
+}
+
+// lookupContext bounds a lookup of our own.
+func lookupContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), 5*time.Second)
+}
+
+func trimNewline(s string) string { return strings.TrimRight(s, "\r\n") }
+
+// serverTLS reads the files of a listener with mutual TLS.
+func serverTLS(l *configs.ListenTLS) (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("read certificate of ext_authz: %w", err)
+	}
+	pem, err := os.ReadFile(l.ClientCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("read client authorities of ext_authz: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("read client authorities of ext_authz: %s holds no certificate", l.ClientCAFile)
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
+	}, nil
+}
+
+// install puts the policy of the configuration in force.
+func (s *sidecar) install(cfg *configs.Config) uint64 {
+	s.config.Store(cfg)
+	generation := s.engine.Install(cfg.Policy)
+	s.metrics.reloadOK.Set(1)
+	if stop := s.stopWatch.Load(); stop != nil {
+		(*stop)() // the new configuration may name other files
+	}
+	return generation
+}
+
+// crossed says that a limit was exceeded: once, until it recovers.
+func (s *sidecar) crossed(c authz.Crossing) {
+	name := c.Grant
+	if c.Rule != "" {
+		name += "/" + c.Rule
+	}
+	name += " " + c.Kind.String()
+	s.metrics.crossings.WithLabelValues(name).Inc()
+	detail := fmt.Sprintf("%s exceeded", c.Kind)
+	if c.Kill {
+		detail += "; the plugin is ended"
+	}
+	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, Detail: detail})
+	if c.Kill && s.cage != nil {
+		if err := s.cage.Kill(); err != nil {
+			s.opts.log.Error("the plugin over its limit could not be ended", zap.Error(err))
+		}
+	}
+}

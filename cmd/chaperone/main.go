@@ -1,0 +1,18 @@
+// Command chaperone stands beside a plugin process and is its only way out.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+func main() {
+	ebpf.Launch() // does not return in the process that becomes the plugin
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}

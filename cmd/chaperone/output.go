@@ -1,0 +1,58 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/goccy/go-yaml"
+)
+
+// print writes value as --output asks: as JSON or YAML, or by table.
+func (c *cli) print(value any, table func(w io.Writer)) error {
+	switch c.output {
+	case "json":
+		encoder := json.NewEncoder(c.stdout)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+		return encoder.Encode(value)
+	case "yaml":
+		// Through JSON, so that both formats have the same names.
+		data, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encode answer: %w", err)
+		}
+		data, err = yaml.JSONToYAML(data)
+		if err != nil {
+			return fmt.Errorf("encode answer: %w", err)
+		}
+		_, err = c.stdout.Write(data)
+		return err
+	case "table", "":
+		w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+		table(w)
+		return w.Flush()
+	}
+	return usageError("--output %q is not table, json or yaml", c.output)
+}
+
+// row writes one line of a table.
+func row(w io.Writer, cells ...any) {
+	for i, cell := range cells {
+		if i > 0 {
+			fmt.Fprint(w, "\t")
+		}
+		fmt.Fprint(w, cell)
+	}
+	fmt.Fprintln(w)
+}
+
+// list joins words, or says none.
+func list(words []string) string {
+	if len(words) == 0 {
+		return "none"
+	}
+	return strings.Join(words, ", ")
+}

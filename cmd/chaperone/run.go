@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// startPatience is how long run waits for Vault and the kernel before it gives up.
+const startPatience = 15 * time.Second
+
+func (c *cli) runCommand() *cobra.Command {
+	var logLevel string
+	cmd := c.withConfig(&cobra.Command{
+		Use:   "run --config FILE -- CMD [ARG...]",
+		Short: "Start a plugin inside its confinement",
+		Long: "Start the sidecar, and CMD inside its confinement. Signals are forwarded, refusals and their\n" +
+			"remedies are printed to stderr, and everything CMD has started ends with it. The exit status is\n" +
+			"CMD's; 128+N after signal N; 125 when the sidecar failed before CMD ran, or CMD is halted; 126 and\n" +
+			"127 as a shell has them.",
+		Args: atLeast(1, "the program to run"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if c.config == "" {
+				return usageError("run: --config is missing")
+			}
+			log, err := newLogger(c.stderr, logLevel)
+			if err != nil {
+				return err
+			}
+			return c.run(cmd.Context(), log, args)
+		},
+	})
+	cmd.Flags().SetInterspersed(false) // what follows CMD is CMD's
+	cmd.Flags().StringVar(&logLevel, "log-level", "warn", "`LEVEL` of the operator's log: debug, info, warn or error")
+	return cmd
+}
+
+// newLogger returns the operator's log: one line of JSON for each event.
+func newLogger(w io.Writer, level string) (*zap.Logger, error) {
+	parsed, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return nil, usageError("--log-level: %w", err)
+	}
+	encoder := zap.NewProductionEncoderConfig()
+	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(w)), parsed)), nil
+}
+
+// run starts the sidecar, then CMD, and ends both together.
+func (c *cli) run(ctx context.Context, log *zap.Logger, args []string) error {
+	failed := func(err error) error { return exitError{exitSidecar, err} }
+	cfg, err := loadConfig(c.config)
+	if err != nil {
+		return failed(err)
+	}
+	if cfg.Sidecar.Listen.Proxy.IsZero() {
+		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
+	}
+	opts := options{confine: true, refused: newRefusalPrinter(c.stderr).print, log: log}
+	if cfg.Sidecar.Kernel != configs.KernelRequired {
+		opts.token = newToken()
+	}
+	s, err := newSidecar(cfg, opts)
+	if err != nil {
+		return failed(err)
+	}
+	status, err := c.runPlugin(ctx, s, args)
+	if cerr := s.close(); cerr != nil {
+		log.Error("the sidecar did not end cleanly", zap.Error(cerr))
+	}
+	switch {
+	case err != nil && status == 0:
+		return failed(err)
+	case err != nil:
+		return exitError{status, err}
+	case status != 0:
+		return exitError{status, nil}
+	}
+	return nil
+}
+
+// runPlugin serves while CMD runs. Its error with status 0 is the sidecar's.
+func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status int, err error) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT)
+	defer signal.Stop(signals)
+	if err := s.listen(ctx); err != nil {
+		return 0, err
+	}
+	s.install(s.config.Load())
+	if r, halted := s.halted(); halted {
+		return 0, fmt.Errorf("%s is halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, c.config)
+	}
+	serving, stop := context.WithCancel(ctx)
+	ready := make(chan struct{})
+	served := make(chan error, 1)
+	go func() { served <- s.run(serving, func() { close(ready) }) }()
+	defer func() {
+		stop()
+		if serr := <-served; serr != nil && err == nil {
+			s.opts.log.Error("the sidecar failed", zap.Error(serr))
+		}
+	}()
+	select {
+	case <-ready:
+	case serr := <-served:
+		served <- nil
+		return 0, fmt.Errorf("start sidecar: %w", errors.Join(serr, ctx.Err()))
+	case sig := <-signals:
+		return 128 + int(sig.(syscall.Signal)), fmt.Errorf("interrupted before the plugin ran: %v", sig) //nolint:forcetypeassert // of package syscall on every Unix
+	case <-time.After(startPatience):
+		return 0, fmt.Errorf("start sidecar: not ready after %s: %w", startPatience, s.ready())
+	}
+	p, err := s.startPlugin(args)
+	if err != nil {
+		return startStatus(err), err
+	}
+	return s.waitPlugin(ctx, p, signals)
+}
+
+// halted returns the revocation that keeps the plugin from starting.
+func (s *sidecar) halted() (authz.Revocation, bool) {
+	snapshot := s.engine.Current()
+	if snapshot.RevokedLevel(s.plugin, time.Now()) != authz.LevelHalt {
+		return authz.Revocation{}, false
+	}
+	for _, r := range snapshot.Revocations() {
+		if r.Level == authz.LevelHalt && r.Plugin == string(s.plugin) {
+			return r, true
+		}
+	}
+	return authz.Revocation{}, false
+}
+
+// plugin is the running CMD, confined or not.
+type plugin interface {
+	Signal(sig os.Signal) error
+	Wait() (status int, err error)
+}
+
+// startPlugin starts CMD with the plugin's environment.
+func (s *sidecar) startPlugin(args []string) (plugin, error) {
+	spec := &s.config.Load().Sidecar
+	env := pluginEnvironment(os.Environ(), spec.Process.Env, s.addresses.proxy, s.proxyToken(), s.trust)
+	var p plugin
+	var err error
+	if s.cage != nil {
+		p, err = s.cage.Start(ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
+	} else {
+		p, err = startUnconfined(args, env)
+	}
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	s.metrics.starts.WithLabelValues(result).Inc()
+	s.record(&authz.Record{Kind: authz.KindProcess, Allowed: err == nil, Exe: args[0], UID: s.pluginUID(), Detail: s.startDetail(err)})
+	return p, err
+}
+
+// proxyToken returns the token a plugin proves itself with; none while the
+// kernel does.
+func (s *sidecar) proxyToken() authz.Secret {
+	if s.cage != nil {
+		return authz.Secret{}
+	}
+	return s.opts.token
+}
+
+func (s *sidecar) pluginUID() int {
+	if s.cage == nil {
+		return os.Getuid()
+	}
+	return s.cage.Info().UID
+}
+
+func (s *sidecar) startDetail(err error) string {
+	words := []string{"started"}
+	if err != nil {
+		words = []string{"not started: " + err.Error()}
+	}
+	if s.cage == nil {
+		words = append(words, "not confined by the kernel")
+	} else if s.cage.Info().SameUser {
+		words = append(words, "unsafeSameUser: it can end its own confinement")
+	}
+	if s.engine.Current().Observing(s.plugin, time.Now()) {
+		words = append(words, "observing: what is not granted passes, and its CA covers all names")
+	}
+	return strings.Join(words, "; ")
+}
+
+// waitPlugin forwards signals until CMD has ended.
+func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Signal) (int, error) {
+	type ending struct {
+		status int
+		err    error
+	}
+	ended := make(chan ending, 1)
+	go func() {
+		status, err := p.Wait()
+		ended <- ending{status, err}
+	}()
+	for {
+		select {
+		case e := <-ended:
+			s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
+			if r, halted := s.halted(); halted {
+				return exitSidecar, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
+			}
+			return e.status, e.err
+		case sig := <-signals:
+			if sig == syscall.SIGHUP {
+				_, _ = s.reload(ctx, "SIGHUP") // a refusal is recorded and logged there
+				continue
+			}
+			_ = p.Signal(sig) // it may have ended meanwhile
+		}
+	}
+}
+
+// startStatus returns the exit status of a CMD that could not be started, as
+// a shell has it, and 0 when it is the sidecar's fault.
+func startStatus(err error) int {
+	var exec *ebpf.ExecError
+	if errors.As(err, &exec) {
+		return exec.Status
+	}
+	return 0
+}

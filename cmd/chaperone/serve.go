@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/configs"
+)
+
+func (c *cli) serveCommand() *cobra.Command {
+	var opts options
+	var tokenFile, logLevel string
+	cmd := c.withConfig(&cobra.Command{
+		Use:   "serve --config FILE [--cgroup PATH]",
+		Short: "Serve beside Envoy, or beside a plugin that runs already",
+		Long: "Serve beside Envoy, or beside a plugin that runs already: with --cgroup the kernel confines what\n" +
+			"is in that cgroup. SIGHUP reloads the files, SIGTERM drains and ends.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if c.config == "" {
+				return usageError("serve: --config is missing")
+			}
+			if opts.log, err = newLogger(c.stderr, logLevel); err != nil {
+				return err
+			}
+			return c.serve(cmd.Context(), opts, tokenFile)
+		},
+	})
+	cmd.Flags().StringVar(&opts.cgroup, "cgroup", "", "confine the processes of the cgroup v2 folder at `PATH`")
+	cmd.Flags().StringVar(&tokenFile, "proxy-token-file", "", "`FILE` with the token (16 bytes or more) that proves the plugin to the proxy while the kernel is off")
+	cmd.Flags().StringVar(&logLevel, "log-level", "info", "`LEVEL` of the operator's log: debug, info, warn or error")
+	return cmd
+}
+
+func (c *cli) serve(ctx context.Context, opts options, tokenFile string) error {
+	cfg, err := loadConfig(c.config)
+	if err != nil {
+		return err
+	}
+	spec := &cfg.Sidecar
+	opts.confine = opts.cgroup != ""
+	switch {
+	case spec.Kernel == configs.KernelRequired && !opts.confine:
+		return errors.New("kernel is required, and serve confines nothing without --cgroup; name the plugin's cgroup, or say kernel: off")
+	case opts.confine && spec.Kernel == configs.KernelOff:
+		return errors.New("--cgroup contradicts kernel: off")
+	case opts.confine && spec.Listen.Proxy.IsZero():
+		return errors.New("--cgroup without spec.listen.proxy shuts the plugin in; write proxy: 127.0.0.1:15001")
+	case !spec.Listen.Proxy.IsZero() && !opts.confine && tokenFile == "":
+		return errors.New("a proxy with the kernel off needs --proxy-token-file, which proves who the plugin is")
+	}
+	if tokenFile != "" {
+		if opts.token, err = readToken(tokenFile); err != nil {
+			return err
+		}
+	}
+	s, err := newSidecar(cfg, opts)
+	if err != nil {
+		return err
+	}
+	err = c.serveUntilSignalled(ctx, s)
+	return errors.Join(err, s.close())
+}
+
+func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := s.listen(ctx); err != nil {
+		return err
+	}
+	s.install(s.config.Load())
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+				_, _ = s.reload(ctx, "SIGHUP") // a refusal is recorded and logged there
+			}
+		}
+	}()
+	err := s.run(ctx, func() {
+		s.opts.log.Info("ready", zap.String("plugin", string(s.plugin)), zap.String("proxy", s.addresses.proxy),
+			zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics))
+		notifyReady()
+	})
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}

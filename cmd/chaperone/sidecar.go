@@ -1,0 +1,346 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/authz/extauthz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/vault"
+)
+
+// options are what a command says beside the Sidecar's file.
+type options struct {
+	cgroup  string              // serve --cgroup
+	token   authz.Secret        // proves the plugin while the kernel is off
+	confine bool                // the kernel half is wanted: run, or serve --cgroup
+	refused func(authz.Refusal) // prints refusals; nil for nobody
+	log     *zap.Logger
+}
+
+// sidecar is everything there is, in the order in which it is made. Parts that
+// the configuration does not ask for are nil.
+type sidecar struct {
+	opts    options
+	plugin  authz.Principal
+	started time.Time
+
+	config    atomic.Pointer[configs.Config]     // replaced by a reload
+	reloading sync.Mutex                         // reloads take turns
+	stopWatch atomic.Pointer[context.CancelFunc] // of the files that config names
+
+	metrics  *metrics
+	state    *state
+	audit    *audit.Log
+	recorder authz.Recorder
+	engine   *authz.Engine
+	ledger   *authz.Ledger
+	broker   *vault.Broker
+	gate     *authz.Gate
+	cage     *ebpf.Cage
+	kernel   kernelState
+	trust    *trustBundle
+	resolver *proxy.Resolver
+	proxy    *proxy.Proxy
+	envoy    *extauthz.Server
+	admin    *admin.Server
+	web      *web
+
+	forbidden  *forbidden
+	listeners  []net.Listener // the proxy's
+	resolvers  []resolverEnds
+	addresses  addresses
+	strays     atomic.Uint64 // connections that the kernel let through and the proxy never saw
+	lastUsage  ebpf.Usage    // of the goroutine that samples
+	pid        atomic.Int64  // of the plugin; 0 before it is started
+	identified atomic.Uint64 // connections whose caller the kernel proved
+	cutting    sync.Mutex    // revocations take turns
+	leasing    sync.Mutex    // so do changes of what is leased
+}
+
+// addresses are where the doors are, once they are bound.
+type addresses struct {
+	proxy, extAuthz, admin, metrics string
+}
+
+// newSidecar makes the parts, inside out. Nothing runs and nothing listens yet.
+func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
+	s = &sidecar{
+		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
+		metrics: newMetrics(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
+	}
+	s.config.Store(cfg)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	for _, make := range []func(*configs.Sidecar) error{
+		s.openState, s.openAudit, s.makeBroker, s.makeGate, s.makeCage, s.makeProxy, s.makeEnvoy, s.makeAdmin, s.makeWeb,
+	} {
+		if err := make(&cfg.Sidecar); err != nil {
+			return s, err
+		}
+	}
+	s.registerMetrics()
+	return s, nil
+}
+
+// openState locks the stateDir and puts back what earlier runs left in it.
+func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
+	if s.state, err = openState(spec.StateDir); err != nil {
+		return err
+	}
+	if err := s.state.revocationsInto(s.engine); err != nil {
+		return err
+	}
+	var totals []authz.Total
+	if err := s.state.load(totalsFile, &totals); err != nil {
+		return err
+	}
+	s.ledger.RestoreTotals(totals)
+	return nil
+}
+
+func (s *sidecar) openAudit(spec *configs.Sidecar) (err error) {
+	s.audit, err = audit.Open(auditConfig(spec))
+	if err != nil {
+		return fmt.Errorf("open audit log: %w", err)
+	}
+	s.recorder = counting{s.audit, s.metrics}
+	return nil
+}
+
+// auditConfig returns where the audit log of a sidecar is.
+func auditConfig(spec *configs.Sidecar) audit.Config {
+	return audit.Config{
+		File: spec.Audit.File, StateDir: spec.StateDir, MaxSize: int64(spec.Audit.MaxSize), Keep: spec.Audit.Keep, //nolint:gosec // sizes are below 2^63
+		FullPaths: spec.Audit.Paths == configs.AuditPathsFull,
+	}
+}
+
+// makeBroker makes the leasing of credentials, when there is a Vault.
+func (s *sidecar) makeBroker(spec *configs.Sidecar) (err error) {
+	if spec.Vault == nil {
+		return nil
+	}
+	cfg := brokerConfig(spec.Plugin, spec.Vault, s.opts.log.Named("vault"))
+	cfg.StateFile = s.state.path(leasesFile)
+	cfg.Recorder = s.recorder
+	cfg.Changed = func() { s.engine.Bump() }
+	cfg.Fetched = func(took time.Duration, _ error) { s.metrics.fetches.Observe(took.Seconds()) }
+	s.broker, err = vault.New(cfg)
+	if err != nil {
+		return fmt.Errorf("make credential broker: %w", err)
+	}
+	return nil
+}
+
+// brokerConfig returns how Vault is talked to.
+func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config {
+	return vault.Config{
+		Plugin: plugin, Address: v.Address, Namespace: v.Namespace, CA: []byte(v.CA),
+		Auth: vault.Auth{
+			Method: vault.Method(v.Auth.Method), Mount: v.Auth.Mount, TokenFile: v.Auth.TokenFile,
+			RoleIDFile: v.Auth.RoleIDFile, SecretIDFile: v.Auth.SecretIDFile,
+		},
+		Logger: log,
+	}
+}
+
+// makeGate makes the one door that all others lead through.
+func (s *sidecar) makeGate(*configs.Sidecar) (err error) {
+	cfg := authz.GateConfig{
+		Engine: s.engine, Ledger: s.ledger, Recorder: s.recorder, Now: time.Now,
+		Crossed: func(c authz.Crossing) { s.crossed(c) },
+	}
+	if s.broker != nil {
+		cfg.Credentials = s.broker
+	}
+	s.gate, err = authz.NewGate(cfg)
+	return err
+}
+
+// makeProxy makes the plugin's way out, when it has one here.
+func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
+	if spec.Listen.Proxy.IsZero() {
+		return nil
+	}
+	s.forbidden = newForbidden(spec)
+	cfg := proxy.Config{
+		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.token,
+		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
+		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
+		Echo: func(r *authz.Record) { s.record(r) },
+	}
+	if s.cage != nil {
+		cfg.Identify = s.identify
+		s.resolver, err = proxy.NewResolver(proxy.ResolverConfig{
+			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.refused,
+			Log: s.opts.log.Named("resolver"),
+		})
+		if err != nil {
+			return fmt.Errorf("make resolver: %w", err)
+		}
+		cfg.Resolver = s.resolver
+	}
+	if s.trust, err = newTrustBundle(); err != nil {
+		return err
+	}
+	cfg.CAChanged = func(pem []byte) {
+		if err := s.trust.write(pem); err != nil {
+			s.opts.log.Error("the plugin's trust bundle is out of date", zap.Error(err))
+		}
+	}
+	if s.proxy, err = proxy.New(cfg); err != nil {
+		return fmt.Errorf("make proxy: %w", err)
+	}
+	return nil
+}
+
+// makeEnvoy makes Envoy's door, when it is asked for.
+func (s *sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
+	if spec.Listen.ExtAuthz.IsZero() {
+		return nil
+	}
+	cfg := extauthz.Config{
+		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.ready() == nil },
+		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.refused,
+		Log: s.opts.log.Named("ext_authz"),
+	}
+	if len(spec.SPIFFEIDs) > 0 {
+		cfg.SPIFFEIDs = map[string]authz.Principal{}
+		for _, id := range spec.SPIFFEIDs {
+			cfg.SPIFFEIDs[id] = s.plugin
+		}
+	}
+	if t := spec.Listen.ExtAuthzTLS; t != nil {
+		if cfg.TLS, err = serverTLS(t); err != nil {
+			return err
+		}
+	}
+	if s.envoy, err = extauthz.New(cfg); err != nil {
+		return fmt.Errorf("make ext_authz server: %w", err)
+	}
+	return nil
+}
+
+// record writes an audit record of something that is not an access.
+func (s *sidecar) record(r *authz.Record) {
+	if r.Time.IsZero() {
+		r.Time = time.Now()
+	}
+	if r.Plugin == "" {
+		r.Plugin = string(s.plugin)
+	}
+	if r.UID == 0 && r.PID == 0 {
+		r.UID = -1 // not of a process
+	}
+	if err := s.recorder.Record(r); err != nil {
+		s.opts.log.Error("an audit record could not be written", zap.String("kind", string(r.Kind)), zap.Error(err))
+	}
+}
+
+// forbidden knows what is never dialled, whatever is granted: the sidecar's
+// own listeners and its Vault.
+type forbidden struct {
+	listeners []netip.AddrPort
+	vault     atomic.Pointer[[]netip.AddrPort]
+	vaultHost string
+	vaultPort uint16
+}
+
+func newForbidden(spec *configs.Sidecar) *forbidden {
+	f := &forbidden{}
+	if spec.Vault == nil {
+		return f
+	}
+	u, err := url.Parse(spec.Vault.Address)
+	if err != nil {
+		return f // refused when the file was loaded
+	}
+	f.vaultHost = u.Hostname()
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	if n, err := net.LookupPort("tcp", port); err == nil {
+		f.vaultPort = uint16(n) //nolint:gosec // a port
+	}
+	f.resolve()
+	return f
+}
+
+// resolve looks up where Vault is. While that is not known, nothing is dialled
+// on its port.
+func (f *forbidden) resolve() {
+	if f.vaultPort == 0 {
+		return
+	}
+	ctx, cancel := lookupContext()
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", f.vaultHost)
+	if err != nil {
+		return
+	}
+	found := make([]netip.AddrPort, 0, len(addrs))
+	for _, a := range addrs {
+		found = append(found, netip.AddrPortFrom(a.Unmap(), f.vaultPort))
+	}
+	f.vault.Store(&found)
+}
+
+// dial reports whether an address is forbidden.
+func (f *forbidden) dial(to netip.AddrPort) bool {
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	for _, l := range f.listeners {
+		if l.Port() == to.Port() && (l.Addr() == to.Addr() || l.Addr().IsUnspecified()) {
+			return true
+		}
+	}
+	if f.vaultPort == 0 || f.vaultPort != to.Port() {
+		return false
+	}
+	known := f.vault.Load()
+	if known == nil {
+		return true
+	}
+	for _, v := range *known {
+		if v == to {
+			return true
+		}
+	}
+	return false
+}
+
+// newToken returns a random token that proves the plugin while the kernel is off.
+func newToken() authz.Secret { return authz.NewSecret(rand.Text()) }
+
+// readToken reads a proxy token from a file of its own.
+func readToken(file string) (authz.Secret, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return authz.Secret{}, fmt.Errorf("read proxy token: %w", err)
+	}
+	token := trimNewline(string(data))
+	if len(token) < 16 {
+		return authz.Secret{}, fmt.Errorf("read proxy token: %s holds fewer than 16 bytes", file)
+	}
+	return authz.NewSecret(token), nil
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Files of a stateDir that belong to no room.
+const (
+	lockFile        = "lock"
+	revocationsFile = "revocations.json"
+	totalsFile      = "totals.json"
+	namesFile       = "names"
+	leasesFile      = "leases.json"
+)
+
+// errLocked means that a sidecar runs on the stateDir.
+var errLocked = errors.New("a sidecar is running on it")
+
+// state is a stateDir, locked by one sidecar.
+type state struct {
+	dir  string
+	lock *os.File
+}
+
+// openState creates the folder if it is missing, checks that nobody else can
+// look into it, and locks it.
+func openState(dir string) (*state, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create stateDir: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read stateDir: %w", err)
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !info.IsDir():
+		return nil, fmt.Errorf("stateDir %s is not a folder", dir)
+	case !ok || int(owner.Uid) != os.Geteuid():
+		return nil, fmt.Errorf("stateDir %s belongs to another user", dir)
+	case info.Mode().Perm()&0o077 != 0:
+		return nil, fmt.Errorf("stateDir %s can be read by others; run chmod 700 on it", dir)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock of stateDir: %w", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("lock stateDir %s: %w", dir, errLocked)
+	}
+	return &state{dir, lock}, nil
+}
+
+// Close gives the lock back.
+func (s *state) Close() error { return s.lock.Close() }
+
+func (s *state) path(name string) string { return filepath.Join(s.dir, name) }
+
+// save replaces a file of the state whole, so that a crash leaves the old one
+// or the new one.
+func (s *state) save(name string, value any) error {
+	data, err := json.MarshalIndent(value, "", " ")
+	if err != nil {
+		return fmt.Errorf("save %s: %w", name, err)
+	}
+	temporary := s.path(name + ".new")
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("save %s: %w", name, err)
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(temporary, s.path(name))
+	}
+	if err != nil {
+		return fmt.Errorf("save %s: %w", name, err)
+	}
+	return nil
+}
+
+// load reads a file of the state into value, which stays as it is when there
+// is no such file. A file that cannot be read is an error: state that takes
+// access away is never taken for empty.
+func (s *state) load(name string, value any) error {
+	data, err := os.ReadFile(s.path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, value)
+	}
+	if err != nil {
+		return fmt.Errorf("load %s: %w", s.path(name), err)
+	}
+	return nil
+}
+
+// revocations reads those that outlived earlier sidecars.
+func (s *state) revocations() ([]authz.Revocation, error) {
+	var all []authz.Revocation
+	return all, s.load(revocationsFile, &all)
+}
+
+// revocationsInto puts them into force.
+func (s *state) revocationsInto(engine *authz.Engine) error {
+	all, err := s.revocations()
+	if err == nil && len(all) > 0 {
+		engine.Revoke(all...)
+	}
+	return err
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/chaperone-proxy/chaperone/internal/admin"
+)
+
+func (c *cli) statusCommand() *cobra.Command {
+	return c.withOutput(c.withAdmin(&cobra.Command{
+		Use: "status", Short: "Say what is in force, and what each door enforces", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			s, err := client.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(s, func(w io.Writer) { statusTable(w, s, time.Now()) })
+		},
+	}))
+}
+
+func statusTable(w io.Writer, s admin.Status, now time.Time) {
+	ready := "ready"
+	if !s.Ready {
+		ready = "NOT READY"
+	}
+	row(w, "plugin", fmt.Sprintf("%s, %s, mode %s, generation %d, up %s", s.Plugin, ready, s.Mode, s.Generation, now.Sub(s.Started).Round(time.Second)))
+	for _, check := range s.Checks {
+		if !check.OK {
+			row(w, "not ready", check.Name+": "+check.Detail)
+		}
+	}
+	kernel := s.Kernel.Want
+	if s.Kernel.Attached {
+		kernel += ", attached"
+	} else {
+		kernel += ", NOT ATTACHED"
+	}
+	if s.Kernel.Detail != "" {
+		kernel += ": " + s.Kernel.Detail
+	}
+	row(w, "kernel", kernel)
+	if p := s.Process; p != nil {
+		row(w, "process", fmt.Sprintf("%s, pid %d, uid %d, network %s, %s", p.State, p.PID, p.UID, p.Network, p.Cgroup))
+	}
+	for _, d := range s.Doors {
+		row(w, "door "+d.Name, d.Address+" enforces "+list(d.Enforces))
+		if len(d.NotEnforced) > 0 {
+			row(w, "", "does not enforce "+list(d.NotEnforced))
+		}
+	}
+	for _, g := range s.Grants {
+		state := "until " + g.NotAfter.Format(time.RFC3339)
+		if g.Expired {
+			state = "EXPIRED " + g.NotAfter.Format(time.RFC3339)
+		}
+		row(w, "grant "+g.Name, state)
+		for _, r := range g.Rules {
+			note := r.Mode
+			if r.Revoked {
+				note = "REVOKED"
+			}
+			row(w, "  "+r.ID, note+": "+r.Reason)
+		}
+	}
+	for _, r := range s.Revocations {
+		what := "the whole plugin"
+		if r.Rule != "" {
+			what = ruleName(r.Grant, r.Rule)
+		}
+		row(w, "revoked", fmt.Sprintf("%s, %s by %s: %s (restore %s)", what, r.Level, r.Actor, r.Reason, r.ID))
+	}
+	for _, cr := range s.Credentials {
+		row(w, "credential", fmt.Sprintf("%s/%s %s %s", cr.Grant, cr.Name, cr.State, cr.Detail))
+	}
+	row(w, "audit", fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail))
+	for _, warning := range s.Warnings {
+		row(w, "warning", warning)
+	}
+}
+
+func (c *cli) usageCommand() *cobra.Command {
+	return c.withOutput(c.withAdmin(&cobra.Command{
+		Use: "usage", Short: "Show usage against limits, and what the kernel counted", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			u, err := client.Usage(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(u, func(w io.Writer) { usageTable(w, u) })
+		},
+	}))
+}
+
+func usageTable(w io.Writer, u admin.Usage) {
+	row(w, "LIMIT", "OF", "USED", "LEFT", "RATIO")
+	for _, l := range u.Limits {
+		name := l.Grant
+		if l.Rule != "" {
+			name += "/" + l.Rule
+		}
+		row(w, name+" "+l.Kind, l.Limit, l.Used, l.Remaining, fmt.Sprintf("%.0f %%", 100*l.Ratio))
+	}
+	if u.Stale {
+		row(w, "the kernel's counters are stale: accesses under byte and syscall limits are refused")
+	}
+	k := u.Counters
+	if k == nil {
+		row(w, "the kernel does not count")
+		return
+	}
+	row(w)
+	row(w, "COUNTED", "")
+	row(w, "bytes sent", k.SentBytes)
+	row(w, "bytes received", k.ReceivedBytes)
+	row(w, "connections", k.Connections)
+	row(w, "refused by the kernel", k.RefusedConnections)
+	if k.Syscalls > 0 {
+		row(w, "syscalls", k.Syscalls)
+	}
+}
+
+func (c *cli) topCommand() *cobra.Command {
+	var interval time.Duration
+	cmd := c.withAdmin(&cobra.Command{
+		Use: "top", Short: "Show usage live", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return c.top(ctx, client, max(interval, 100*time.Millisecond))
+		},
+	})
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between readings")
+	return cmd
+}
+
+// top prints usage again and again until it is interrupted.
+func (c *cli) top(ctx context.Context, client *admin.Client, interval time.Duration) error {
+	const home, clearBelow = "\033[H", "\033[J"
+	fmt.Fprint(c.stdout, "\033[2J")
+	for {
+		u, err := client.Usage(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(c.stdout, home)
+		c.output = "table"
+		if err := c.print(u, func(w io.Writer) {
+			fmt.Fprintf(w, "chaperone top, %s; interrupt to end\n\n", u.At.Format(time.TimeOnly))
+			usageTable(w, u)
+		}); err != nil {
+			return err
+		}
+		fmt.Fprint(c.stdout, clearBelow)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(interval):
+		}
+	}
+}

@@ -212,10 +212,14 @@ type Decision struct {
 	Generation uint64        // of the policy that decided
 	RetryAfter time.Duration // for QuotaExceeded: when asking again may help; 0 when never
 
-	rule    *rule        // the winner, or nil
+	rule    *rule        // the winner, or the rule that observes, or nil
 	path    *pathPattern // of the winner, which matched
 	subject *subject     // whose never-list the address is checked against
+	literal netip.Addr   // the host, where it is an address
+	address netip.Addr   // that was refused after the name was resolved
 	spares  bool         // a denial that lets what is in flight end: a pause, a rate
+	over    bool         // a limit of the winner's or the plugin's refuses it
+	free    bool         // the whole sidecar observes: nothing is spent
 }
 
 // Allowed reports whether the access may proceed.
@@ -227,23 +231,31 @@ func (d Decision) Allowed() bool { return d.Reason.Allowed() }
 func (d Decision) Cuts() bool { return !d.Allowed() && !d.spares }
 
 // CheckAddress returns Granted when the access may be made to addr, which the
-// destination's name resolved to, and otherwise the reason for refusing.
+// destination's name resolved to, and otherwise the reason for refusing: a
+// never-list, or neither in the rule's addresses nor, where it states none,
+// public. A host that is an address itself is granted with its rule.
 // IPv4-mapped IPv6 addresses are judged as IPv4.
 func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	if !d.Allowed() || d.subject == nil {
 		return NotReady
 	}
 	addr = addr.Unmap()
-	if d.subject.neverAddress(addr) {
+	if d.subject.refusesAddress(addr) != nil {
 		return GuardrailDenied
 	}
-	if d.rule != nil && d.rule.allowsAddress(addr) {
-		return Granted
+	allowed := false
+	switch {
+	case d.literal.IsValid():
+		allowed = addr == d.literal
+	case d.rule != nil && len(d.rule.addresses) > 0:
+		allowed = containsAddr(d.rule.addresses, addr)
+	default:
+		allowed = publicUnicast(addr)
 	}
-	if (d.rule == nil || len(d.rule.addresses) == 0) && publicUnicast(addr) {
-		return Granted
+	if !allowed {
+		return AddressNotAllowed
 	}
-	return AddressNotAllowed
+	return Granted
 }
 
 // Terms are what the winning rule asks of the exchange itself. It is
@@ -252,14 +264,6 @@ type Terms struct {
 	TLSMin  string        // "1.2" or "1.3"
 	CA      string        // PEM of the authorities that the upstream is verified against; "" for the system's
 	Timeout time.Duration // of the whole exchange; 0 for none
-}
-
-// pattern returns the pattern that matched the path, for masking.
-func (d Decision) pattern() string {
-	if d.path == nil {
-		return ""
-	}
-	return d.path.text
 }
 
 // Terms returns the terms of the winning rule, and the defaults when no rule

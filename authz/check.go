@@ -10,22 +10,22 @@ import (
 // grantCheck checks one grant against itself and the guardrails, and compiles
 // its parts. Every problem is reported; none stops the check.
 type grantCheck struct {
-	c *compiler
-	g *Grant
+	c          *compiler
+	g          *Grant
+	guardrails []*Guardrail // that hold for its plugin
 }
 
 func (k grantCheck) report(path, format string, args ...any) {
 	k.c.report(k.g.Origin, kindGrant, k.g.Name, path, format, args...)
 }
 
-// document checks what belongs to the grant as a whole.
-func (k grantCheck) document() {
+// document checks what belongs to the grant as a whole. names are those of the
+// grants before it.
+func (k grantCheck) document(names map[string]bool) {
 	g := k.g
-	if !isName(g.Name) {
-		k.report("metadata.name", "%q is not a name; use lower-case letters, digits, dashes and dots", clip(g.Name))
-	}
+	checkName(g.Name, "metadata.name", "grant", names, k.report)
 	if !isName(g.Plugin) {
-		k.report("spec.plugin", "%q is not a name; use lower-case letters, digits, dashes and dots", clip(g.Plugin))
+		k.report("spec.plugin", notName, clip(g.Plugin))
 	}
 	if g.NotAfter.IsZero() {
 		k.report("spec.notAfter", "is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z")
@@ -33,38 +33,41 @@ func (k grantCheck) document() {
 	if len(g.Rules) == 0 {
 		k.report("spec.rules", "is empty; a grant holds at least one rule")
 	}
-	k.limits("spec.limits", g.Limits)
+	checkLimits("spec.limits", g.Limits, k.report)
 	hosts := 0
 	ids := map[string]bool{}
 	for i, r := range g.Rules {
 		hosts += len(r.To.Hosts)
-		if !isName(r.ID) {
-			k.report(rulePath(i, "id"), "%q is not a name; use lower-case letters, digits, dashes and dots", clip(r.ID))
-		} else if ids[r.ID] {
-			k.report(rulePath(i, "id"), "%q is the id of an earlier rule; ids are unique in a grant", r.ID)
-		}
-		ids[r.ID] = true
+		checkName(r.ID, rulePath(i, "id"), "rule", ids, k.report)
 	}
 	k.ceilings(hosts)
 }
 
 func rulePath(i int, field string) string { return fmt.Sprintf("spec.rules[%d].%s", i, field) }
 
-// limits checks limits of the grant or, with a path inside a rule, of a rule.
-func (k grantCheck) limits(path string, l Limits) {
+// checkLimits checks the limits of a grant, a rule or a ceiling.
+func checkLimits(path string, l Limits, report func(path, format string, args ...any)) {
 	switch l.OnExceeded {
 	case "", OnExceededDeny, OnExceededKill:
+	case "throttle", "stop":
+		report(path+".onExceeded", "%s is not supported yet; use deny or kill", l.OnExceeded)
 	default:
-		k.report(path+".onExceeded", "%q is not deny or kill", clip(string(l.OnExceeded)))
+		report(path+".onExceeded", "%q is not deny or kill", clip(string(l.OnExceeded)))
 	}
-	if l.OnExceeded != "" && len(l.stated()) == 0 {
-		k.report(path+".onExceeded", "is without a limit")
+	stated := l.stated()
+	if l.OnExceeded != "" && len(stated) == 0 {
+		report(path+".onExceeded", "is without a limit")
+	}
+	for _, s := range stated {
+		if s.spec.Count == 0 || s.spec.Period < 0 {
+			report(path+"."+s.kind.String(), "is not a limit; write COUNT/PERIOD or COUNT")
+		}
 	}
 }
 
 // ceilings checks the grant as a whole against the guardrails of its plugin.
 func (k grantCheck) ceilings(hosts int) {
-	for _, guardrail := range k.guardrails() {
+	for _, guardrail := range k.guardrails {
 		at := func(field string) string {
 			return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, "spec.ceilings."+field))
 		}
@@ -99,35 +102,17 @@ func originSuffix(origin Origin, field string) string {
 	return fmt.Sprintf(" (%s: %s)", origin, field)
 }
 
-// guardrails returns those that hold for the grant's plugin.
-func (k grantCheck) guardrails() []*Guardrail {
-	var out []*Guardrail
-	for i := range k.c.in.Guardrails {
-		if g := &k.c.in.Guardrails[i]; matchesPlugin(g.Plugins, k.g.Plugin) {
-			out = append(out, g)
-		}
-	}
-	return out
-}
-
-// credential checks and compiles one credential of the grant.
-func (k grantCheck) credential(i int) *credentialSpec {
+// credential checks and compiles one credential of the grant. names are those
+// of the credentials before it.
+func (k grantCheck) credential(i int, names map[string]bool) *credentialSpec {
 	spec := &k.g.Credentials[i]
 	path := fmt.Sprintf("spec.credentials[%d]", i)
-	if !isName(spec.Name) {
-		k.report(path+".name", "%q is not a name; use lower-case letters, digits, dashes and dots", clip(spec.Name))
-	}
-	for j := range i {
-		if k.g.Credentials[j].Name == spec.Name {
-			k.report(path+".name", "%q is the name of an earlier credential", clip(spec.Name))
-			break
-		}
-	}
+	checkName(spec.Name, path+".name", "credential", names, k.report)
 	if !validVaultPath(spec.Vault.Path) {
 		k.report(path+".vault.path", "%q is not a path as vault read takes it, as in secret/data/weather", clip(spec.Vault.Path))
 	}
 	out := &credentialSpec{ref: CredentialRef{Plugin: k.g.Plugin, Grant: k.g.Name, Name: spec.Name, Path: spec.Vault.Path}}
-	for _, guardrail := range k.guardrails() {
+	for _, guardrail := range k.guardrails {
 		life := time.Duration(guardrail.Ceilings.CredentialLifetime)
 		if life > 0 && (out.ref.Lifetime == 0 || life < out.ref.Lifetime) {
 			out.ref.Lifetime = life
@@ -179,39 +164,53 @@ func (k grantCheck) inject(path string, in Inject, out *credentialSpec) {
 	if in.Basic != nil {
 		slots++
 		out.kind, out.name, out.basic = InjectHeader, "authorization", true
-		out.value = k.template(path+".basic.username", in.Basic.Username)
-		out.password = k.template(path+".basic.password", in.Basic.Password)
 		if in.Value != "" {
 			k.report(path+".value", "does not go with basic")
 		}
-	} else {
-		out.value = k.template(path+".value", in.Value)
 	}
 	if slots != 1 {
 		k.report(path, "names %d places; write exactly one of header, query, cookie or basic", slots)
 	}
+	k.templates(path, in, out)
 }
 
-func (k grantCheck) template(path, text string) template {
-	t, err := parseTemplate(text)
-	if err == nil && text != "" && len(t.fields) == 0 {
-		err = fmt.Errorf("%q takes nothing from Vault; name a field as in {api_key}", clip(text))
+// templates parses what a credential is rendered with. One of the two of basic
+// may be fixed: many an API wants a fixed user, or no password.
+func (k grantCheck) templates(path string, in Inject, out *credentialSpec) {
+	parse := func(path, text string) (template, bool) {
+		t, err := parseTemplate(text)
+		if err != nil {
+			k.report(path, "%v", err)
+		}
+		return t, err == nil && len(t.fields) == 0
 	}
-	if err != nil {
-		k.report(path, "%v", err)
+	if in.Basic == nil {
+		var fixed bool
+		if out.value, fixed = parse(path+".value", in.Value); fixed && in.Value != "" {
+			k.report(path+".value", takesNothing, clip(in.Value))
+		}
+		return
 	}
-	return t
+	var fixedUser, fixedPassword bool
+	out.value, fixedUser = parse(path+".basic.username", in.Basic.Username)
+	out.password, fixedPassword = parse(path+".basic.password", in.Basic.Password)
+	if fixedUser && fixedPassword {
+		k.report(path+".basic", takesNothing, clip(in.Basic.Username+":"+in.Basic.Password))
+	}
 }
+
+const takesNothing = "%q takes nothing from Vault; name a field of its answer as in {api_key}"
 
 // unsettable reports whether a header steers the connection and so never
 // carries a credential.
 func unsettable(name string) bool {
 	switch name {
 	case "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive",
-		"proxy-connection", "proxy-authorization", "proxy-authenticate", "expect", "content-type", "content-encoding", "date":
+		"proxy-connection", "proxy-authorization", "proxy-authenticate", "expect", "content-type", "content-encoding", "date",
+		"forwarded", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url":
 		return true
 	}
-	return strings.HasPrefix(name, "x-chaperone-") || strings.HasPrefix(name, "x-forwarded-") || name == "forwarded"
+	return strings.HasPrefix(name, "x-chaperone-") || strings.HasPrefix(name, "x-forwarded-")
 }
 
 // rule checks and compiles one rule.
@@ -229,7 +228,8 @@ func (k grantCheck) rule(i int, credentials map[string]*credentialSpec) *rule {
 	k.http(at, spec, out)
 	k.secrecy(at, spec, out, credentials)
 	k.times(at, spec, out)
-	k.limits(at("limits"), spec.Limits)
+	checkLimits(at("limits"), spec.Limits, k.report)
+	out.limits = compileLimits(k.g, spec.ID, spec.Limits)
 	for _, l := range spec.Limits.stated() {
 		if l.kind != LimitRequests {
 			k.report(at("limits."+l.kind.String()), "is not supported yet on a rule; state it in the grant's limits")
@@ -288,8 +288,6 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%v", err)
 		case p.addr.IsValid() && out.scheme == SchemeTLS:
 			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is an address, and tls is told apart by name; use tcp", h)
-		case p.kind != hostExact && out.scheme == SchemeTCP && !strings.Contains(p.name, "."):
-			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%q is a wildcard over a whole top-level name", h)
 		}
 	}
 	if len(out.ports) == 0 && out.scheme.DefaultPort() != 0 {
@@ -303,12 +301,15 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 		}
 	}
 	for j, a := range spec.To.Addresses {
-		if a != a.Masked() || a.Addr().Is4In6() {
-			k.report(fmt.Sprintf("%s[%d]", at("to.addresses"), j), "%s is not canonical; write %s", a, a.Masked())
+		if err := checkPrefix(a); err != nil {
+			k.report(fmt.Sprintf("%s[%d]", at("to.addresses"), j), "%v", err)
 		}
 	}
 	if v := spec.To.TLS.Min; v != "" && !validTLSMin(v) {
 		k.report(at("to.tls.min"), `%q is not a version; use "1.2" or "1.3"`, clip(v))
+	}
+	if spec.To.TLS.CAFile != "" && strings.TrimSpace(spec.To.TLS.CA) == "" {
+		k.report(at("to.tls.caFile"), "%q holds no certificate; without one every authority of the system would be trusted", clip(spec.To.TLS.CAFile))
 	}
 	if spec.To.TLS != (TLS{}) && out.scheme != SchemeHTTPS {
 		k.report(at("to.tls"), "does not go with scheme %s, where Chaperone does not speak TLS", out.scheme)
@@ -436,7 +437,7 @@ func (k grantCheck) times(at func(string) string, spec *Rule, out *rule) {
 
 // ruleCeilings checks a rule against the guardrails of its plugin.
 func (k grantCheck) ruleCeilings(at func(string) string, spec *Rule, out *rule) {
-	for _, guardrail := range k.guardrails() {
+	for _, guardrail := range k.guardrails {
 		by := func(field string) string {
 			return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, field))
 		}
@@ -462,8 +463,9 @@ func (k grantCheck) ruleCeilings(at func(string) string, spec *Rule, out *rule) 
 	}
 }
 
-// hostCeilings refuses wildcards beyond the ceiling, and hosts that the
-// never-list would refuse anyway.
+// hostCeilings refuses wildcards beyond the ceiling. Hosts of a never-list are
+// refused when they are asked for and not here: a new entry must never make a
+// policy unloadable and so leave the old one, without the entry, in force.
 func (k grantCheck) hostCeilings(at func(string) string, spec *Rule, guardrail *Guardrail, by func(string) string) {
 	for j, h := range spec.To.Hosts {
 		path := fmt.Sprintf("%s[%d]", at("to.hosts"), j)
@@ -473,15 +475,6 @@ func (k grantCheck) hostCeilings(at func(string) string, spec *Rule, guardrail *
 			k.report(path, "%q is a wildcard, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
 		case w == WildcardSingle && deep:
 			k.report(path, "%q is a wildcard over more than one label, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
-		}
-		p, err := parseHostPattern(h)
-		if err != nil || p.kind != hostExact {
-			continue
-		}
-		for n, never := range compileNever(guardrail.Never) {
-			if never.refuses(p.name, p.addr) {
-				k.report(path, "%s is what %s never allows", h, by(fmt.Sprintf("spec.never[%d]", n)))
-			}
 		}
 	}
 }

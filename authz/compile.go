@@ -49,8 +49,9 @@ type subject struct {
 	deep         map[string][]entry // **.NAME, by NAME
 	rules        []*rule            // in the order of precedence of grant name and id
 	limits       []limit            // of the whole plugin
-	never        []neverEntry
-	observeUntil time.Time // of the sidecar; zero when it enforces
+	guardrails   []*Guardrail       // that hold for it
+	never        []neverEntry       // of all of them
+	observeUntil time.Time          // of the sidecar; zero when it enforces
 }
 
 // entry is one host of one rule.
@@ -72,38 +73,34 @@ type rule struct {
 	notAfter     time.Time // of the rule and its grant
 	observeUntil time.Time
 	addresses    []netip.Prefix
-	literals     []netip.Addr // hosts that are addresses: granted themselves
 	credential   *credentialSpec
 	terms        Terms
 	conditions   Conditions
-	limits       []limit // its own, then the plugin's
+	limits       []limit // its own; the plugin's apply besides
 }
 
 // neverEntry is a compiled Never.
 type neverEntry struct {
-	id        string
+	name      string // GUARDRAIL/ID
 	hosts     []hostPattern
 	addresses []netip.Prefix
 }
 
 // Compile checks the input and compiles it. It returns either a policy or
-// every problem there is.
+// every problem there is. The policy keeps the input, which must not be changed
+// any more. now is when grantLifetime is counted from.
 func Compile(in Input, now time.Time) (*Policy, []Problem) {
 	c := &compiler{in: in, now: now, policy: &Policy{subjects: map[Principal]*subject{}, input: in}}
 	if in.Plugin != "" {
 		c.subject(in.Plugin)
 	}
-	for i := range in.Guardrails {
-		c.guardrail(&in.Guardrails[i])
-	}
 	names := map[string]bool{}
+	for i := range in.Guardrails {
+		c.guardrail(&in.Guardrails[i], names)
+	}
+	clear(names)
 	for i := range in.Grants {
-		g := &in.Grants[i]
-		if names[g.Name] {
-			c.report(g.Origin, kindGrant, g.Name, "metadata.name", "is the name of an earlier grant; grants have names of their own")
-		}
-		names[g.Name] = true
-		c.grant(g)
+		c.grant(&in.Grants[i], names)
 	}
 	if len(c.problems) > 0 {
 		return nil, c.problems
@@ -144,7 +141,8 @@ func (c *compiler) subject(plugin string) *subject {
 	c.policy.subjects[Principal(plugin)] = s
 	for i := range c.in.Guardrails {
 		if g := &c.in.Guardrails[i]; matchesPlugin(g.Plugins, plugin) {
-			s.never = append(s.never, compileNever(g.Never)...)
+			s.guardrails = append(s.guardrails, g)
+			s.never = append(s.never, compileNever(g)...)
 		}
 	}
 	return s
@@ -156,25 +154,24 @@ func (c *compiler) expires(at time.Time) {
 	}
 }
 
-// grant compiles one grant.
-func (c *compiler) grant(g *Grant) {
-	check := grantCheck{c, g}
-	check.document()
+// grant compiles one grant. names are those of the grants before it.
+func (c *compiler) grant(g *Grant, names map[string]bool) {
 	s := c.subject(g.Plugin)
 	s.granted = true
+	check := grantCheck{c, g, s.guardrails}
+	check.document(names)
 	c.expires(g.NotAfter)
 	s.limits = append(s.limits, compileLimits(g, "", g.Limits)...)
-	credentials := map[string]*credentialSpec{}
+	credentials, before := map[string]*credentialSpec{}, map[string]bool{}
 	for i := range g.Credentials {
-		credentials[g.Credentials[i].Name] = check.credential(i)
+		credentials[g.Credentials[i].Name] = check.credential(i, before)
 	}
 	for i := range g.Rules {
-		if r := check.rule(i, credentials); r != nil {
-			s.rules = append(s.rules, r)
-			c.expires(r.notAfter)
-			c.expires(r.observeUntil)
-			s.index(r)
-		}
+		r := check.rule(i, credentials)
+		s.rules = append(s.rules, r)
+		c.expires(r.notAfter)
+		c.expires(r.observeUntil)
+		s.index(r)
 	}
 }
 
@@ -189,9 +186,6 @@ func (s *subject) index(r *rule) {
 		switch p.kind {
 		case hostExact:
 			s.exact[p.name] = append(s.exact[p.name], e)
-			if p.addr.IsValid() {
-				r.literals = append(r.literals, p.addr)
-			}
 		case hostSingle:
 			s.single[p.name] = append(s.single[p.name], e)
 		case hostDeep:
@@ -200,14 +194,14 @@ func (s *subject) index(r *rule) {
 	}
 }
 
-// finish sorts what Choosing wants sorted and gives each rule its limits.
+// finish sorts what Choosing wants sorted.
 func (c *compiler) finish() {
 	slices.SortFunc(c.policy.expiries, time.Time.Compare)
 	for _, s := range c.policy.subjects {
 		slices.SortFunc(s.rules, compareRules)
-		for _, r := range s.rules {
-			r.limits = append(compileLimits(r.grant, r.spec.ID, r.spec.Limits), s.limits...)
-		}
+		slices.SortFunc(s.limits, func(a, b limit) int {
+			return cmp.Or(strings.Compare(a.key.grant, b.key.grant), cmp.Compare(a.key.kind, b.key.kind))
+		})
 		for _, byHost := range []map[string][]entry{s.exact, s.single, s.deep} {
 			for _, entries := range byHost {
 				slices.SortStableFunc(entries, func(a, b entry) int { return compareRules(a.rule, b.rule) })
@@ -222,10 +216,12 @@ func compareRules(a, b *rule) int {
 }
 
 // guardrail checks one guardrail. Its never-list is compiled into each subject.
-func (c *compiler) guardrail(g *Guardrail) {
+// names are those of the guardrails before it.
+func (c *compiler) guardrail(g *Guardrail, names map[string]bool) {
 	report := func(path, format string, args ...any) {
 		c.report(g.Origin, kindGuardrail, g.Name, path, format, args...)
 	}
+	checkName(g.Name, "metadata.name", "guardrail", names, report)
 	if len(g.Plugins) == 0 {
 		report("spec.plugins", `is empty; name plugins, or "**" for every one`)
 	}
@@ -237,10 +233,7 @@ func (c *compiler) guardrail(g *Guardrail) {
 	ids := map[string]bool{}
 	for i, n := range g.Never {
 		path := fmt.Sprintf("spec.never[%d]", i)
-		if !isName(n.ID) || ids[n.ID] {
-			report(path+".id", "%q is not a name of its own; use lower-case letters, digits and dashes", clip(n.ID))
-		}
-		ids[n.ID] = true
+		checkName(n.ID, path+".id", "entry", ids, report)
 		if len(n.Hosts)+len(n.Addresses) == 0 {
 			report(path, "names no hosts and no addresses")
 		}
@@ -250,8 +243,8 @@ func (c *compiler) guardrail(g *Guardrail) {
 			}
 		}
 		for j, a := range n.Addresses {
-			if a != a.Masked() {
-				report(fmt.Sprintf("%s.addresses[%d]", path, j), "%s has bits beyond its length; write %s", a, a.Masked())
+			if err := checkPrefix(a); err != nil {
+				report(fmt.Sprintf("%s.addresses[%d]", path, j), "%v", err)
 			}
 		}
 	}
@@ -279,6 +272,7 @@ func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
 	if l.Limits.OnExceeded != "" {
 		report(path+"limits.onExceeded", "is not a ceiling; leave it out")
 	}
+	checkLimits(path+"limits", l.Limits, report)
 }
 
 // laterSchemes are named by the contract and not enforced yet. A ceiling may
@@ -287,13 +281,20 @@ func laterSchemes(s Scheme) bool { return s == "postgres" || s == "redis" || s =
 
 func validTLSMin(v string) bool { return v == "1.2" || v == "1.3" }
 
-func compileNever(list []Never) []neverEntry {
-	var out []neverEntry
-	for _, n := range list {
-		e := neverEntry{id: n.ID, addresses: n.Addresses}
+// compileNever compiles a never-list. A host that is an IP literal is also an
+// address that no name may resolve to.
+func compileNever(g *Guardrail) []neverEntry {
+	out := make([]neverEntry, 0, len(g.Never))
+	for _, n := range g.Never {
+		e := neverEntry{name: g.Name + "/" + n.ID, addresses: slices.Clone(n.Addresses)}
 		for _, h := range n.Hosts {
-			if p, err := parseHostPattern(h); err == nil {
-				e.hosts = append(e.hosts, p)
+			p, err := parseHostPattern(h)
+			if err != nil {
+				continue // reported by the check; nothing is compiled then
+			}
+			e.hosts = append(e.hosts, p)
+			if p.addr.IsValid() {
+				e.addresses = append(e.addresses, netip.PrefixFrom(p.addr, p.addr.BitLen()))
 			}
 		}
 		out = append(out, e)
@@ -301,9 +302,22 @@ func compileNever(list []Never) []neverEntry {
 	return out
 }
 
+// checkName checks a name that is to be unique among those before it, and adds
+// it to them.
+func checkName(name, path, what string, before map[string]bool, report func(path, format string, args ...any)) {
+	switch {
+	case !isName(name):
+		report(path, notName, clip(name))
+	case before[name]:
+		report(path, "%q is the name of an earlier %s", name, what)
+	}
+	before[name] = true
+}
+
+const notName = "%q is not a name; use lower-case letters and digits, with dashes, dots and underscores between them"
+
 // isName reports whether s is a name of a grant, a plugin, a rule or a
-// credential: lower-case letters, digits, dashes and dots, as Kubernetes has
-// it, so that GRANT/ID is never ambiguous.
+// credential: no slash, so that GRANT/ID is never ambiguous.
 func isName(s string) bool {
 	if s == "" || len(s) > maxHost {
 		return false

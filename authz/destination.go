@@ -114,9 +114,10 @@ func (d Destination) URL() string {
 	return string(d.scheme) + "://" + d.Authority() + d.path
 }
 
-// Agrees reports whether authority (a Host header, an :authority, a server
-// name) is another spelling of this destination's host, and of its port where
-// it states one.
+// Agrees reports whether authority (a Host header, an :authority) is another
+// spelling of this destination's host and port. An authority without a port
+// states its scheme's default port, as it does for the server that reads it
+// (RFC 9110, section 7.2); a scheme without one leaves it open.
 func (d Destination) Agrees(authority string) bool {
 	host, port, _, err := parseAuthority(authority)
 	if err != nil || host != d.host {
@@ -186,7 +187,7 @@ func canonicalHost(s string) (string, netip.Addr, error) {
 		return addr.String(), addr, nil
 	}
 	host := asciiLower(strings.TrimSuffix(s, "."))
-	if err := checkName(host); err != nil {
+	if err := checkHostName(host); err != nil {
 		return "", netip.Addr{}, err
 	}
 	if !endsInNumber(host) {
@@ -199,8 +200,8 @@ func canonicalHost(s string) (string, netip.Addr, error) {
 	return addr.String(), addr, nil
 }
 
-// checkName refuses what is no lower-case ASCII host name.
-func checkName(host string) error {
+// checkHostName refuses what is no lower-case ASCII host name.
+func checkHostName(host string) error {
 	if host == "" || len(host) > maxHost {
 		return fmt.Errorf("host %q is not 1 to %d bytes long", clip(host), maxHost)
 	}
@@ -290,9 +291,6 @@ func (d *Destination) setTarget(target string) error {
 	if path == "" {
 		path = "/"
 	}
-	if len(path) > maxPath {
-		return fmt.Errorf("path is over %d bytes long", maxPath)
-	}
 	var err error
 	if d.path, d.encodedSlash, err = canonicalPath(path); err != nil {
 		return err
@@ -300,16 +298,22 @@ func (d *Destination) setTarget(target string) error {
 	if d.query, err = canonicalQuery(query); err != nil {
 		return err
 	}
-	d.hasQuery = hasQuery
+	// The canonical form is what is measured: encoding may have made it longer.
+	switch d.hasQuery = hasQuery; {
+	case len(d.path) > maxPath:
+		return fmt.Errorf("path is over %d bytes long", maxPath)
+	case len(d.path)+len("?")+len(d.query) > maxTarget:
+		return fmt.Errorf("target is over %d bytes long", maxTarget)
+	}
 	return nil
 }
 
 // canonicalPath returns the one spelling of a path that every server reads in
 // the same way. Percent-encoded unreserved characters are decoded once, other
-// escapes are upper-cased, and raw bytes outside ASCII are encoded. What two
-// servers may read in two ways is refused and not repaired: dot segments,
-// empty segments, backslashes, parameters (";"), double encoding and control
-// bytes, whether raw or encoded. An encoded slash is kept and reported, since
+// escapes are upper-cased, and what a URI never holds raw (bytes outside ASCII,
+// braces, quotes, ...) is encoded. What two servers may read in two ways is
+// refused and not repaired: dot segments, empty segments, backslashes,
+// parameters (";"), double encoding and control bytes, whether raw or encoded. An encoded slash is kept and reported, since
 // a rule may allow it.
 func canonicalPath(s string) (path string, encodedSlash bool, err error) {
 	if s[0] != '/' {
@@ -327,21 +331,26 @@ func canonicalPath(s string) (path string, encodedSlash bool, err error) {
 			if !ok {
 				return "", false, fmt.Errorf("path %q holds a broken escape", clip(s))
 			}
-			if out, err = appendEscaped(out, decoded, s[i+3:]); err != nil {
+			if out, err = appendEscaped(out, decoded); err != nil {
 				return "", false, err
 			}
 			encodedSlash = encodedSlash || decoded == '/'
 			i += 2
-		case c >= 0x80:
+		case c <= 0x20 || c == 0x7f:
+			return "", false, fmt.Errorf("path holds the control byte or space %#02x", c)
+		case strings.IndexByte(`\;#`, c) >= 0:
+			return "", false, fmt.Errorf("path holds %q", c)
+		case c >= 0x80 || strings.IndexByte("\"<>^`{|}", c) >= 0:
 			out = appendEscape(out, c)
 		default:
-			if err := checkPathByte(c); err != nil {
-				return "", false, err
-			}
 			out = append(out, c)
 		}
 	}
-	return string(out), encodedSlash, checkSegments(string(out))
+	path = string(out)
+	if encodedTwice(path) {
+		return "", false, errors.New("path is encoded twice")
+	}
+	return path, encodedSlash, checkSegments(path)
 }
 
 // plainPath reports whether every byte of s stands for itself, so that only
@@ -355,20 +364,8 @@ func plainPath(s string) bool {
 	return true
 }
 
-// checkPathByte refuses raw bytes that no canonical path holds.
-func checkPathByte(c byte) error {
-	switch {
-	case c <= 0x20 || c == 0x7f:
-		return fmt.Errorf("path holds the control byte or space %#02x", c)
-	case strings.IndexByte(`\;#"<>^`+"`{|}", c) >= 0:
-		return fmt.Errorf("path holds %q", c)
-	}
-	return nil
-}
-
-// appendEscaped appends a decoded byte in its canonical spelling. rest is what
-// follows the escape.
-func appendEscaped(out []byte, c byte, rest string) ([]byte, error) {
+// appendEscaped appends a decoded byte in its canonical spelling.
+func appendEscaped(out []byte, c byte) ([]byte, error) {
 	switch {
 	case isUnreserved(c):
 		return append(out, c), nil
@@ -376,8 +373,6 @@ func appendEscaped(out []byte, c byte, rest string) ([]byte, error) {
 		return nil, fmt.Errorf("path holds the encoded control byte %#02x", c)
 	case c == '\\':
 		return nil, errors.New("path holds an encoded backslash")
-	case c == '%' && twoHex(rest):
-		return nil, errors.New("path is encoded twice")
 	}
 	return appendEscape(out, c), nil
 }
@@ -404,6 +399,22 @@ func twoHex(s string) bool {
 	_, high := unhex(s[0])
 	_, low := unhex(s[1])
 	return high && low
+}
+
+// encodedTwice reports whether decoding a canonical path leaves another escape
+// in it. It looks at the canonical form, because the digits after %25 may have
+// been encoded themselves, as in %25%32%65.
+func encodedTwice(path string) bool {
+	for {
+		_, rest, found := strings.Cut(path, "%25")
+		if !found {
+			return false
+		}
+		if twoHex(rest) {
+			return true
+		}
+		path = rest
+	}
 }
 
 // checkSegments refuses empty segments and dot segments, also where the dots

@@ -40,6 +40,23 @@ func (r Revocation) inForce(now time.Time) bool {
 	return r.Until.IsZero() || now.Before(r.Until)
 }
 
+// harderThan reports whether v takes more away than w; either may be nil. A
+// level that is not known takes everything.
+func (v *Revocation) harderThan(w *Revocation) bool {
+	return v != nil && (w == nil || v.Level.rank() > w.Level.rank())
+}
+
+func (l Level) rank() int {
+	switch l {
+	case LevelPause:
+		return 1
+	case LevelQuarantine:
+		return 2
+	default:
+		return 3
+	}
+}
+
 // Engine holds the snapshot that decides, and replaces it. Every replacement
 // is a new generation and closes the previous snapshot's Changed channel. The
 // zero Engine holds no policy: its decisions are not_ready.
@@ -126,10 +143,15 @@ func (e *Engine) Run(ctx context.Context, now func() time.Time) error {
 	const longest = time.Minute
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	seen := now()
+	// The clock is the wall's, without the monotonic reading: what counts is
+	// the time of day that documents name.
+	var seen time.Time // what ended up to here has been made a generation of
 	for {
 		s := e.Current()
-		at := now()
+		at := now().Round(0)
+		if at.Before(seen) {
+			seen = at // the clock was set back: what ended will end again
+		}
 		next := s.nextExpiry(seen)
 		if !next.IsZero() && !at.Before(next) {
 			seen = at

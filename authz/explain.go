@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,17 +12,16 @@ import (
 // Explanation is a decision with its why.
 type Explanation struct {
 	Decision Decision
-	Nearest  *Nearest // the rule that came closest, for a refusal
+	Nearest  *Nearest // the rule that came closest, for a refusal that a rule could change
 	Detail   string   // what is granted and what was asked
 	Remedy   string   // exactly what to ask for
-	YAML     string   // the piece of a grant that would allow it, "" when none would
+	YAML     string   // the rule that would allow it and nothing more, "" when none would
 
 	pattern string // of the nearest rule's path when it matched
 }
 
 // Explain decides the request and says why.
 func (s *Snapshot) Explain(req Request, usage Usage, now time.Time) Explanation {
-	req = s.originate(req, now)
 	return s.explain(req, s.Decide(req, usage, now), now)
 }
 
@@ -31,72 +31,88 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 	if d.Allowed() {
 		e.Detail = fmt.Sprintf("%s may %s", req.Principal, access(req))
 		if d.Rule != "" {
-			e.Detail += fmt.Sprintf(", by rule %s of grant %s", d.Rule, d.Grant)
+			e.Detail += ", by " + d.rule.name()
 		}
 		return e
 	}
-	near := s.nearest(req, now)
-	if near.rule != nil && explainable(d.Reason) {
-		e.Nearest = &Nearest{near.rule.grant.Name, near.rule.spec.ID, near.differs()}
+	near := s.nearest(req, d, now)
+	if differs := near.differs(req, d); len(differs) > 0 {
+		e.Nearest = &Nearest{near.rule.grant.Name, near.rule.spec.ID, differs}
 	}
-	if near.rule != nil && near.path {
-		if p, ok := near.rule.matchPath(req.Destination); ok && p != nil {
-			e.pattern = p.text
-		}
+	if near.path != nil {
+		e.pattern = near.path.text
 	}
 	e.Detail = s.detail(req, d, near, now)
-	e.Remedy, e.YAML = s.remedy(req, d, near)
+	e.Remedy, e.YAML = remedy(req, d, near)
 	return e
 }
 
 // refusal returns the refusal of a denied request.
-func (s *Snapshot) refusal(req Request, d Decision, id string, usage Usage, now time.Time) Refusal {
+func (s *Snapshot) refusal(req Request, d Decision, id string, now time.Time) *Refusal {
 	e := s.explain(req, d, now)
-	return Refusal{
+	return &Refusal{
 		Reason: d.Reason, Detail: e.Detail, Plugin: string(req.Principal), Decision: id,
 		Method: req.Action.Method, URL: req.Destination.URL(), Nearest: e.Nearest, Remedy: e.Remedy,
 		RetryAfter: d.RetryAfter, pattern: e.pattern,
 	}
 }
 
-// explainable reports whether another rule could have changed the answer.
-func explainable(r Reason) bool {
-	switch r {
-	case DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired, NotEnforceableHere, QuotaExceeded,
-		UsageUnknown, CredentialUnavailable, AddressNotAllowed:
-		return true
-	default:
-		return false
-	}
-}
+func (r *rule) name() string { return fmt.Sprintf("rule %s of grant %s", r.spec.ID, r.grant.Name) }
 
 // near is a rule and what it has in common with a request.
 type near struct {
-	rule                                                   *rule
-	host, scheme, port, method, upgrade, path, slash, live bool
-	prefix                                                 int // bytes of path in common
+	rule                                                 *rule
+	host                                                 string       // the rule's host that matches, or is like the request's
+	path                                                 *pathPattern // that matches, or nil
+	like                                                 *pathPattern // that matches, or has most in common
+	sameHost, scheme, port, method, upgrade, slash, live bool
+	prefix                                               int // bytes of path in common
 }
 
-// score orders near rules: the host counts more than the rest together.
+// score orders near rules by how far each gets in the order of the reasons, so
+// that the nearest rule fails for the reason that the refusal gives.
 func (n near) score() int {
-	score := min(n.prefix, 255)
-	for i, ok := range []bool{n.live, n.upgrade, n.method, n.path, n.port, n.scheme, n.host} {
+	score := 0
+	for _, ok := range [...]bool{
+		n.sameHost, n.scheme, n.port, n.method && n.upgrade, n.method, n.path != nil && n.slash, n.path != nil, n.live,
+	} {
+		score <<= 1
 		if ok {
-			score += 256 << i
+			score |= 1
 		}
 	}
-	return score
+	return score<<16 | min(n.prefix, 1<<16-1)
 }
 
-// differs names what would have to be different.
-func (n near) differs() []string {
+// differs names what would have to be different, in the words of a grant.
+func (n near) differs(req Request, d Decision) []string {
+	switch d.Reason {
+	case MalformedRequest, DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired:
+	case QuotaExceeded:
+		return []string{"limits"}
+	case AddressNotAllowed:
+		if d.rule == nil {
+			return nil
+		}
+		return []string{"addresses"}
+	case NotEnforceableHere:
+		if d.rule == nil {
+			return nil
+		}
+		return d.rule.states(&req).among(req.Unenforceable)
+	default:
+		return nil // no rule could have changed the answer
+	}
+	if n.rule == nil {
+		return nil
+	}
 	var out []string
 	for _, f := range []struct {
 		name string
 		same bool
 	}{
-		{"host", n.host}, {"scheme", n.scheme}, {"port", n.port}, {"method", n.method},
-		{"upgrade", n.upgrade}, {"path", n.path}, {"notAfter", n.live},
+		{"host", n.sameHost}, {"scheme", n.scheme}, {"port", n.port}, {"method", n.method},
+		{"upgrade", n.upgrade}, {"path", n.path != nil}, {"encodedSlash", n.slash}, {"notAfter", n.live},
 	} {
 		if !f.same {
 			out = append(out, f.name)
@@ -105,55 +121,101 @@ func (n near) differs() []string {
 	return out
 }
 
+// among names the conditions that are also in other.
+func (c Conditions) among(other Conditions) []string {
+	var out []string
+	for _, f := range []struct {
+		condition Conditions
+		name      string
+	}{
+		{ConditionAddresses, "addresses"}, {ConditionTLS | ConditionOriginate, "tls"},
+		{ConditionTimeout, "timeout"}, {ConditionCredential, "credential"},
+	} {
+		if c&other&f.condition != 0 {
+			out = append(out, f.name)
+		}
+	}
+	return out
+}
+
 // maxNear bounds the search for the nearest rule: a refusal must not cost a
 // plugin's whole policy.
-const maxNear = 1000
+const maxNear = 256
 
-// nearest returns the rule with most in common with the request. Rules for
-// another host are looked at only when none names this one, and count only
-// when the names are alike.
-func (s *Snapshot) nearest(req Request, now time.Time) near {
+// nearest returns the rule that decided or, when none did, the one that has
+// most in common with the request. Rules for another host are looked at only
+// when none names this one, and count only when the names are alike.
+func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
+	if d.rule != nil {
+		return compare(d.rule, &req, now)
+	}
 	sub := s.subject(req.Principal)
 	if sub == nil {
 		return near{}
 	}
 	var best near
-	looked := 0
-	sub.candidates(req.Destination.host, func(e entry) bool {
-		if n := compare(e.rule, req, true, now); best.rule == nil || n.score() > best.score() {
+	take := func(n near) {
+		if best.rule == nil || n.score() > best.score() {
 			best = n
 		}
-		looked++
-		return looked < maxNear
-	})
+	}
+	looked := 0
+	for e := range sub.candidates(req.Destination.host) {
+		n := compare(e.rule, &req, now)
+		n.host, n.sameHost = e.pattern, true
+		take(n)
+		if looked++; looked == maxNear {
+			break
+		}
+	}
 	if best.rule != nil {
 		return best
 	}
 	for _, r := range sub.rules[:min(len(sub.rules), maxNear)] {
-		if !slices.ContainsFunc(r.spec.To.Hosts, func(h string) bool { return alike(h, req.Destination.host) }) {
-			continue
+		hosts := r.spec.To.Hosts
+		i := slices.IndexFunc(hosts[:min(len(hosts), maxNear)], func(h string) bool { return alike(h, req.Destination.host) })
+		if i >= 0 {
+			n := compare(r, &req, now)
+			n.host = hosts[i]
+			take(n)
 		}
-		if n := compare(r, req, false, now); best.rule == nil || n.score() > best.score() {
-			best = n
+		if looked += len(hosts); looked >= maxNear {
+			break
 		}
 	}
 	return best
 }
 
-func compare(r *rule, req Request, host bool, now time.Time) near {
+// compare compares a rule with a request, but for the host.
+func compare(r *rule, req *Request, now time.Time) near {
 	d, a := req.Destination, req.Action
 	n := near{
-		rule: r, host: host, scheme: r.scheme == d.scheme, port: slices.Contains(r.ports, d.port),
-		live: now.Before(r.notAfter), method: true, upgrade: true, path: true,
+		rule: r, host: r.spec.To.Hosts[0], scheme: r.scheme == d.scheme || r.originates(d),
+		port: slices.Contains(r.ports, d.port) || r.originates(d), live: now.Before(r.notAfter),
+		method: true, upgrade: true, slash: true,
 	}
-	if !r.scheme.HTTP() || !d.scheme.HTTP() {
+	if !r.scheme.HTTP() {
+		n.path = &pathPattern{}
 		return n
 	}
-	n.upgrade = a.Upgrade == "" || slices.Contains(r.spec.Upgrades, a.Upgrade)
-	n.method = r.allowsAction(Action{Method: a.Method})
-	_, n.path = r.matchPath(d)
+	n.like = &r.paths[0]
+	n.prefix = commonPrefix(n.like.text, d.path)
 	for i := range r.paths {
-		n.prefix = max(n.prefix, commonPrefix(r.paths[i].text, d.path))
+		p := &r.paths[i]
+		if length := commonPrefix(p.text, d.path); length > n.prefix {
+			n.like, n.prefix = p, length
+		}
+		if d.path != "" && p.matches(d.path) && (n.path == nil || p.literal > n.path.literal) {
+			n.path = p
+		}
+	}
+	if n.path != nil {
+		n.like = n.path
+	}
+	if d.scheme.HTTP() {
+		n.method = r.allowsAction(Action{Method: a.Method})
+		n.upgrade = a.Upgrade == "" || slices.Contains(r.spec.Upgrades, a.Upgrade)
+		n.slash = !d.encodedSlash || r.encodedSlash
 	}
 	return n
 }
@@ -167,32 +229,32 @@ func commonPrefix(a, b string) int {
 }
 
 // alike reports whether two host names are near enough for one to be meant by
-// the other: they differ by at most two letters, or share all but the first label.
+// the other: a letter or two differ, or they share all but the first label.
 func alike(pattern, host string) bool {
 	name := strings.TrimLeft(pattern, "*.")
-	if name == "" {
-		return false
-	}
 	if _, parent, ok := strings.Cut(host, "."); ok && strings.Contains(parent, ".") {
 		if _, other, ok := strings.Cut(name, "."); parent == name || ok && parent == other {
 			return true
 		}
 	}
-	return distance(name, host, 2) <= 2
+	const short = 8 // in a name so short, two letters are too much of it
+	if len(host) < short {
+		return mistyped(name, host, 1)
+	}
+	return mistyped(name, host, 2)
 }
 
-// distance returns the Levenshtein distance of two short strings, or more than
-// most as soon as it is known to be.
-func distance(a, b string, most int) int {
-	if len(a)-len(b) > most || len(b)-len(a) > most {
-		return most + 1
+// mistyped reports whether the Levenshtein distance of two names is at most most.
+func mistyped(a, b string, most int) bool {
+	var row [65]int // of names longer than this, none is mistyped by two letters
+	if len(b) >= len(row) || len(a)-len(b) > most || len(b)-len(a) > most {
+		return false
 	}
-	row := make([]int, len(b)+1)
-	for j := range row {
+	for j := range len(b) + 1 {
 		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
+		diagonal, least := row[0], i+1
 		row[0] = i + 1
 		for j := range len(b) {
 			cost := diagonal
@@ -201,121 +263,219 @@ func distance(a, b string, most int) int {
 			}
 			diagonal = row[j+1]
 			row[j+1] = min(cost, row[j]+1, diagonal+1)
+			least = min(least, row[j+1])
+		}
+		if least > most {
+			return false
 		}
 	}
-	return row[len(b)]
+	return row[len(b)] <= most
 }
 
 // access says what a request asks for.
 func access(req Request) string {
 	if req.Action.Method == "" {
-		return "reach " + req.Destination.URL()
+		return "reach " + clip(req.Destination.URL())
 	}
-	return req.Action.Method + " " + req.Destination.URL()
+	return req.Action.Method + " " + clip(req.Destination.URL())
 }
 
 // grants says what a rule grants, as far as it concerns the request.
 func (n near) grants() string {
-	r := n.rule
-	host := r.spec.To.Hosts[0]
-	for _, h := range r.spec.To.Hosts {
-		if alike(h, host) {
-			host = h
-			break
-		}
+	url := string(n.rule.scheme) + "://" + n.host
+	if strings.Contains(n.host, ":") {
+		url = string(n.rule.scheme) + "://[" + n.host + "]"
 	}
-	url := string(r.scheme) + "://" + host
-	if r.ports[0] != r.scheme.DefaultPort() {
-		url += ":" + strconv.Itoa(int(r.ports[0]))
+	if n.rule.ports[0] != n.rule.scheme.DefaultPort() {
+		url += ":" + strconv.Itoa(int(n.rule.ports[0]))
 	}
-	if !r.scheme.HTTP() {
+	switch {
+	case !n.rule.scheme.HTTP():
 		return "reach " + url
+	case n.rule.methods == nil:
+		return "use any method at " + url + n.like.text
 	}
-	return strings.Join(r.spec.Methods, ", ") + " " + url + r.spec.Paths[0]
+	return strings.Join(n.rule.methods, " or ") + " " + url + n.like.text
 }
 
 // detail says what is granted and what was asked.
 func (s *Snapshot) detail(req Request, d Decision, n near, now time.Time) string {
-	plugin := string(req.Principal)
+	plugin, dest := string(req.Principal), req.Destination
 	switch d.Reason {
-	case MethodNotGranted:
-		if n.rule != nil && !n.upgrade {
-			return fmt.Sprintf("%s may %s, without an upgrade to %s", plugin, n.grants(), req.Action.Upgrade)
+	case NotReady:
+		return "no policy is loaded yet"
+	case MalformedRequest:
+		if dest.host == "" {
+			return "the request names no destination"
 		}
-		if n.rule != nil {
-			return fmt.Sprintf("%s may %s, not %s", plugin, n.grants(), req.Action.Method)
-		}
-	case PathNotGranted:
-		if n.rule != nil {
-			return fmt.Sprintf("%s may %s, not %s", plugin, n.grants(), clip(req.Destination.path))
-		}
-	case DestinationNotGranted:
-		if n.rule != nil {
-			return fmt.Sprintf("%s may %s, not %s", plugin, n.grants(), access(req))
-		}
-	case GrantExpired:
-		if n.rule != nil {
-			return fmt.Sprintf("rule %s of grant %s ended at %s", n.rule.spec.ID, n.rule.grant.Name, n.rule.notAfter.UTC().Format(time.RFC3339))
-		}
+		return "the path holds an encoded slash, which no rule for this host allows"
+	case IdentityUnknown:
+		return "the caller is not known to be a plugin"
 	case Revoked:
-		return s.revokedDetail(req, now)
+		return s.revokedDetail(plugin, d, now)
 	case GuardrailDenied:
-		return fmt.Sprintf("a guardrail never lets a plugin reach %s", req.Destination.HostPort())
+		return fmt.Sprintf("guardrail %s never lets a plugin reach %s", s.guardrailOf(d, dest), dest.HostPort())
 	case NoGrant:
-		return fmt.Sprintf("%s holds no grant", plugin)
+		return plugin + " holds no grant"
 	case QuotaExceeded:
 		return fmt.Sprintf("%s has used up a limit that holds for %s", plugin, access(req))
 	case UsageUnknown:
 		return fmt.Sprintf("what %s has used is not known at the moment, and a limit depends on it", plugin)
-	case NotEnforceableHere:
-		return fmt.Sprintf("rule %s of grant %s states a condition that this door cannot enforce", d.Rule, d.Grant)
-	case CredentialUnavailable:
-		return fmt.Sprintf("the credential of rule %s of grant %s is not available at the moment", d.Rule, d.Grant)
 	case AuditUnavailable:
 		return "the access could not be recorded"
-	case NotReady:
-		return "no policy is loaded yet"
-	case MalformedRequest:
-		return "path holds an encoded slash, which no rule for this host allows"
+	case AddressNotAllowed:
+		return addressDetail(d, dest)
+	case UpstreamUnreachable:
+		return dest.HostPort() + " cannot be reached"
+	case UpstreamTimeout:
+		return dest.HostPort() + " did not answer in time"
 	default:
+	}
+	if n.rule != nil {
+		return n.detail(req, d)
 	}
 	return fmt.Sprintf("%s may not %s", plugin, access(req))
 }
 
-func (s *Snapshot) revokedDetail(req Request, now time.Time) string {
-	for _, v := range s.revocations {
-		if v.Plugin == string(req.Principal) && v.inForce(now) {
-			return fmt.Sprintf("access of %s was taken away (%s, %s)", req.Principal, v.Level, v.ID)
-		}
+// detail says how the rule stands to what was asked.
+func (n near) detail(req Request, d Decision) string {
+	switch d.Reason {
+	case GrantExpired:
+		return fmt.Sprintf("%s ended at %s", n.rule.name(), n.rule.notAfter.UTC().Format(time.RFC3339))
+	case NotEnforceableHere:
+		return fmt.Sprintf("%s states a condition that this door cannot enforce: %s", n.rule.name(), strings.Join(n.differs(req, d), ", "))
+	case CredentialUnavailable:
+		return fmt.Sprintf("the credential of %s is not available at the moment", n.rule.name())
+	case DestinationNotGranted, MethodNotGranted, PathNotGranted:
+		return fmt.Sprintf("%s may %s, %s", req.Principal, n.grants(), n.contrast(req, d))
+	default:
+		return fmt.Sprintf("%s may not %s", req.Principal, access(req))
 	}
-	return fmt.Sprintf("access of %s was taken away", req.Principal)
 }
 
-// remedy says exactly what to ask for.
-func (s *Snapshot) remedy(req Request, d Decision, n near) (text, yaml string) {
-	on := ""
-	if n.rule != nil {
-		on = fmt.Sprintf("rule %s of grant %s", n.rule.spec.ID, n.rule.grant.Name)
+// contrast says what was asked beyond what the rule grants.
+func (n near) contrast(req Request, d Decision) string {
+	switch differs := n.differs(req, d); {
+	case len(differs) != 1:
+	case differs[0] == "method":
+		return "not " + req.Action.Method
+	case differs[0] == "upgrade":
+		return "without an upgrade to " + req.Action.Upgrade
+	case differs[0] == "path":
+		return "not " + clip(req.Destination.path)
+	case differs[0] == "port":
+		return "not at port " + strconv.Itoa(int(req.Destination.port))
 	}
+	return "not " + access(req)
+}
+
+func (s *Snapshot) revokedDetail(plugin string, d Decision, now time.Time) string {
+	what := "access of " + plugin
+	v := s.revoked(Principal(plugin), nil, now)
+	if v == nil && d.rule != nil {
+		what += " by " + d.rule.name()
+		v = s.revoked(Principal(plugin), d.rule, now)
+	}
+	if v == nil {
+		return what + " was taken away"
+	}
+	return fmt.Sprintf("%s was taken away (%s, %s)", what, v.Level, v.ID)
+}
+
+// guardrailOf names the entry of a never-list that refuses the destination.
+func (s *Snapshot) guardrailOf(d Decision, dest Destination) string {
+	if d.subject != nil {
+		if n := d.subject.refuses(dest); n != nil {
+			return n.name
+		}
+		if n := d.subject.refusesAddress(d.address); n != nil {
+			return n.name
+		}
+	}
+	return "of the operator"
+}
+
+// addressDetail says why a name was not followed to where it leads.
+func addressDetail(d Decision, dest Destination) string {
+	what := "not an address that is allowed for it"
 	switch {
-	case d.Reason == MethodNotGranted && on != "" && !n.upgrade:
-		return fmt.Sprintf("ask for upgrades: [%s] on %s", req.Action.Upgrade, on), ruleYAML(req)
-	case d.Reason == MethodNotGranted && on != "":
-		return fmt.Sprintf("ask for methods: [%s] on %s", req.Action.Method, on), ruleYAML(req)
-	case d.Reason == PathNotGranted && on != "":
-		return fmt.Sprintf("ask for paths: [%s] on %s", quotePath(req.Destination.path), on), ruleYAML(req)
-	case d.Reason == DestinationNotGranted || d.Reason == NoGrant || d.Reason == MethodNotGranted || d.Reason == PathNotGranted:
-		return "ask for a rule with " + toYAML(req), ruleYAML(req)
-	case d.Reason == GrantExpired && on != "":
-		return "ask for a later notAfter on " + on, ""
-	case d.Reason == QuotaExceeded && d.RetryAfter > 0:
-		return fmt.Sprintf("wait %s, or ask for a higher limit", d.RetryAfter.Round(time.Millisecond)), ""
-	case d.Reason == QuotaExceeded:
+	case d.rule == nil || len(d.rule.addresses) == 0:
+		what = "not public"
+	case d.rule != nil:
+		what = "not among the addresses of " + d.rule.name()
+	}
+	if !d.address.IsValid() {
+		return fmt.Sprintf("%s leads to an address that is %s", dest.host, what)
+	}
+	return fmt.Sprintf("%s leads to %s, which is %s", dest.host, d.address.Unmap(), what)
+}
+
+// remedy says exactly what to ask for, and the rule that would do.
+func remedy(req Request, d Decision, n near) (text, yaml string) {
+	switch d.Reason {
+	case MalformedRequest, DestinationNotGranted, NoGrant, MethodNotGranted, PathNotGranted:
+		return ask(req, d, n)
+	case GrantExpired:
+		switch {
+		case n.rule == nil:
+			return "ask for a later notAfter", ""
+		case n.rule.notAfter.Before(n.rule.grant.NotAfter):
+			return "ask for a later notAfter on " + n.rule.name(), ""
+		}
+		return "ask for a later notAfter on grant " + n.rule.grant.Name, ""
+	case QuotaExceeded:
+		if d.RetryAfter > 0 {
+			return fmt.Sprintf("wait %s, or ask for a higher limit", max(d.RetryAfter.Round(time.Millisecond), time.Millisecond)), ""
+		}
 		return "the total is used up; ask for a higher limit", ""
-	case d.Reason == AddressNotAllowed && on != "":
-		return "ask for addresses: [ADDRESS/LENGTH] on " + on, ""
+	case AddressNotAllowed:
+		if d.rule != nil && d.address.IsValid() {
+			return fmt.Sprintf("ask for addresses: [%s] on %s", host(d.address), n.rule.name()), ""
+		}
+	default:
 	}
 	return remedyFor(d.Reason), ""
+}
+
+func host(addr netip.Addr) netip.Prefix {
+	addr = addr.Unmap().WithZone("")
+	return netip.PrefixFrom(addr, addr.BitLen())
+}
+
+// ask says what to add to the nearest rule when one thing is missing there,
+// and otherwise which rule to add.
+func ask(req Request, d Decision, n near) (text, yaml string) {
+	dest := req.Destination
+	switch {
+	case dest.host == "":
+		return remedyFor(MalformedRequest), ""
+	case req.Action.Method == "TRACE":
+		return "use another method: TRACE sends the request back, and nothing grants it", ""
+	}
+	yaml = ruleYAML(req)
+	differs := n.differs(req, d)
+	field := ""
+	if len(differs) == 1 {
+		switch differs[0] {
+		case "method":
+			field = "methods: [" + req.Action.Method + "]"
+		case "upgrade":
+			field = "upgrades: [" + req.Action.Upgrade + "]"
+		case "path":
+			field = "paths: [" + yamlString(patternFor(dest.path)) + "]"
+		case "encodedSlash":
+			field = "encodedSlash: allow"
+		case "port": // with those it has: to name a port is to lose the default
+			field = "ports: " + strings.ReplaceAll(fmt.Sprint(append(slices.Clone(n.rule.ports), dest.port)), " ", ", ")
+		}
+	}
+	switch {
+	case field != "":
+		return fmt.Sprintf("ask for %s on %s", field, n.rule.name()), yaml
+	case d.Reason == NoGrant:
+		return "ask for a grant with a rule with " + shortYAML(req), yaml
+	}
+	return "ask for a rule with " + shortYAML(req), yaml
 }
 
 // remedyFor returns what to do about a reason that no rule can change.
@@ -338,39 +498,53 @@ func remedyFor(r Reason) string {
 	case CredentialMisplaced:
 		return "send the placeholder in the credential's own place only"
 	case AddressNotAllowed:
-		return "the name resolves to an address that is not public; ask for it under to.addresses"
+		return "ask for the address under to.addresses of a rule, unless the name should not lead there"
 	default:
 		return ""
 	}
 }
 
 // toYAML returns the to of a rule that would match the request.
-func toYAML(req Request) string {
-	d := req.Destination
-	host := d.host
-	if d.addr.Is6() {
-		host = strconv.Quote(host)
+func toYAML(d Destination) string {
+	scheme := d.scheme
+	if scheme == SchemeTLS && d.addr.IsValid() {
+		scheme = SchemeTCP // tls is told apart by name
 	}
 	out := "to: {"
-	if d.scheme != SchemeHTTPS {
-		out += "scheme: " + string(d.scheme) + ", "
+	if scheme != SchemeHTTPS {
+		out += "scheme: " + string(scheme) + ", "
 	}
-	out += "hosts: [" + host + "]"
-	if d.port != d.scheme.DefaultPort() {
+	out += "hosts: [" + yamlString(d.host) + "]"
+	if d.port != scheme.DefaultPort() {
 		out += ", ports: [" + strconv.Itoa(int(d.port)) + "]"
 	}
 	return out + "}"
 }
 
+// shortYAML returns what a rule needs to match the request, on one line.
+func shortYAML(req Request) string {
+	out := toYAML(req.Destination)
+	if req.Action.Method != "" {
+		out += ", methods: [" + req.Action.Method + "], paths: [" + yamlString(patternFor(req.Destination.path)) + "]"
+	}
+	if req.Action.Upgrade != "" {
+		out += ", upgrades: [" + req.Action.Upgrade + "]"
+	}
+	if req.Destination.encodedSlash {
+		out += ", encodedSlash: allow"
+	}
+	return out
+}
+
 // ruleYAML returns a whole rule that would allow the request and nothing more.
 func ruleYAML(req Request) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "- id: CHOOSE-AN-ID\n  reason: SAY WHY THE PLUGIN NEEDS IT\n  %s\n", toYAML(req))
+	fmt.Fprintf(&out, "- id: %s\n  reason: SAY WHY THE PLUGIN NEEDS IT\n  %s\n", slug(req), toYAML(req.Destination))
 	if req.Action.Method != "" {
-		fmt.Fprintf(&out, "  methods: [%s]\n  paths: [%s]\n", req.Action.Method, quotePath(req.Destination.path))
+		fmt.Fprintf(&out, "  methods: [%s]\n  paths: [%s]\n", yamlString(req.Action.Method), yamlString(patternFor(req.Destination.path)))
 	}
 	if req.Action.Upgrade != "" {
-		fmt.Fprintf(&out, "  upgrades: [%s]\n", req.Action.Upgrade)
+		fmt.Fprintf(&out, "  upgrades: [%s]\n", yamlString(req.Action.Upgrade))
 	}
 	if req.Destination.encodedSlash {
 		out.WriteString("  encodedSlash: allow\n")
@@ -378,10 +552,44 @@ func ruleYAML(req Request) string {
 	return out.String()
 }
 
-// quotePath quotes a path for a YAML flow sequence where it must be.
-func quotePath(path string) string {
-	if strings.ContainsAny(path, ",[]{}*&!|>'\"%@`: ") {
-		return strconv.Quote(path)
+// slug returns an id for a rule that allows the request, as in
+// post-api-weather-example.
+func slug(req Request) string {
+	words := strings.FieldsFunc(asciiLower(req.Action.Method+"-"+req.Destination.host), func(r rune) bool {
+		return !('a' <= r && r <= 'z') && !('0' <= r && r <= '9')
+	})
+	id := strings.Join(words, "-")
+	return strings.TrimRight(id[:min(len(id), 60)], "-")
+}
+
+// patternFor returns the pattern that matches the path and as little else as
+// can be: a segment with a * in it cannot be written, and becomes a wildcard.
+func patternFor(path string) string {
+	segments := strings.Split(path, "/")
+	for i, segment := range segments {
+		if strings.Contains(segment, "*") {
+			segments[i] = "*"
+		}
 	}
-	return path
+	return strings.Join(segments, "/")
+}
+
+// yamlString writes ASCII text for a YAML flow sequence, quoted where YAML
+// would read it as something else.
+func yamlString(s string) string {
+	plain := func(c byte) bool { return isUnreserved(c) || c == '/' }
+	for i := range len(s) {
+		if !plain(s[i]) {
+			return strconv.Quote(s)
+		}
+	}
+	number := strings.Trim(s, "0123456789.e+-_x") == "" && strings.Count(s, ".") < 2
+	switch asciiLower(s) {
+	case "", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n":
+		return strconv.Quote(s)
+	}
+	if number || s[0] == '-' || s[0] == '.' || s[0] == '_' {
+		return strconv.Quote(s)
+	}
+	return s
 }

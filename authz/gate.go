@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
 	"time"
 )
 
@@ -73,75 +76,98 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	return &Gate{cfg: cfg}, nil
 }
 
-// Admission is the outcome of Admit. The zero Admission is refused.
+// Admission is the outcome of Admit. The zero Admission is refused. Its fields
+// are read by the door that asked; the methods are safe for concurrent use.
 type Admission struct {
 	ID        string    // the decision's id, a UUID of version 7
 	Request   Request   // as it was decided; originate may have made it https
-	Source    Source    //
-	Decision  Decision  //
+	Source    Source    // where it came from
+	Decision  Decision  // what was decided
 	Injection Injection // what the door puts into the request; zero for none
 	Refusal   *Refusal  // set exactly when the decision denies
 
 	gate    *Gate
+	asked   Request // as the door asked it
 	started time.Time
-	record  Record
+
+	mu     sync.Mutex // guards what follows
+	late   Reason     // of Refuse; zero for none
+	ended  bool
+	record Record
 }
 
 // Admit decides, spends, fetches the credential and writes the audit record,
-// and returns what came of it. query is the request's query without "?", for
-// the audit log. The error explains a refusal that has a cause outside the
-// policy (Vault, the audit file), for the operator's log; doors act on the
-// Admission alone.
+// in this order, and returns what came of it. The error explains a refusal that
+// has a cause outside the policy (Vault, the audit file), for the operator's
+// log; doors act on the Admission alone.
 func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, error) {
 	now := g.cfg.Now()
 	snapshot := g.cfg.Engine.Current()
-	req = snapshot.originate(req, now)
-	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, started: now}
-	usage := g.cfg.Ledger.Usage()
-	a.Decision = snapshot.Decide(req, usage, now)
-	if a.Decision.Allowed() {
-		a.Decision = g.spend(a.Decision, now)
+	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, asked: req, started: now}
+	a.Decision = g.decide(snapshot, req, now)
+	if a.Decision.Allowed() && a.Decision.rule != nil {
+		a.Request.Destination = a.Decision.rule.destination(req.Destination)
 	}
 	var cause error
 	if a.Decision.Allowed() && a.Decision.Credential != "" {
 		cause = g.credential(ctx, a)
 	}
 	if !a.Decision.Allowed() {
-		refusal := snapshot.refusal(req, a.Decision, a.ID, usage, now)
-		a.Refusal = &refusal
+		a.Refusal = snapshot.refusal(req, a.Decision, a.ID, now)
 	}
 	a.fillRecord()
-	if err := g.write(a, KindDecision); err != nil {
+	if err := g.write(&a.record, KindDecision); err != nil {
 		cause = errors.Join(cause, err)
+		a.unrecorded(snapshot)
 	}
 	return a, cause
 }
 
-// spend takes one request from the winner's limits, or turns the decision into
-// the refusal that a concurrent request has just caused.
-func (g *Gate) spend(d Decision, now time.Time) Decision {
-	limits := d.limits()
-	if len(limits) == 0 {
-		return d
+// decide decides and spends. Who loses the last of a limit to a concurrent
+// request is decided anew, with what that one has used. Usage only grows while
+// it is looked at, so that this ends: with the winner's own limit, then the
+// plugin's, used up.
+func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
+	usage := g.cfg.Ledger.Usage()
+	var d Decision
+	for range 3 {
+		d = snapshot.Decide(req, usage, now)
+		if d.over {
+			g.crossed(d, now)
+		}
+		if !d.Allowed() {
+			return d
+		}
+		own, shared := d.spends()
+		if len(own)+len(shared) == 0 {
+			return d
+		}
+		ok, exhausted := g.cfg.Ledger.spend(own, shared, LimitRequests, now)
+		if exhausted {
+			g.cfg.Engine.Bump()
+		}
+		if ok {
+			return d
+		}
 	}
-	over, exhausted := g.cfg.Ledger.spend(limits, LimitRequests, 1, now)
-	if exhausted {
-		g.cfg.Engine.Bump()
-	}
-	if over == nil {
-		return d
-	}
-	g.crossed(over)
-	if d.observes(now) {
-		return d.observed()
-	}
-	d.Reason, d.RetryAfter, d.spares = QuotaExceeded, over.retryAfter, over.limit.spec.Period > 0
-	return d
+	return d.because(QuotaExceeded)
 }
 
-func (g *Gate) crossed(over *exceeded) {
-	if over.crossing && g.cfg.Crossed != nil {
-		g.cfg.Crossed(over.limit.crossing())
+// crossed reports the limits on requests that have just refused. What a rule
+// or the sidecar only observes is not killed for.
+func (g *Gate) crossed(d Decision, now time.Time) {
+	crossings, _ := g.cfg.Ledger.crossed(d.rule.limits, d.subject.limits, LimitRequests, now)
+	for _, c := range crossings {
+		if d.Reason == Observed || c.Rule != "" && now.Before(d.rule.observeUntil) {
+			c.Kill = false
+		}
+		g.report(c)
+	}
+}
+
+func (g *Gate) report(c Crossing) {
+	if g.cfg.Crossed != nil {
+		g.cfg.Crossed(c)
 	}
 }
 
@@ -170,31 +196,37 @@ func (g *Gate) credential(ctx context.Context, a *Admission) error {
 	return fmt.Errorf("fetch credential %s of grant %s: %w", spec.ref.Name, spec.ref.Grant, err)
 }
 
-// write records the admission. What cannot be recorded is refused.
-func (g *Gate) write(a *Admission, kind Kind) error {
-	a.record.Kind, a.record.Time = kind, g.cfg.Now()
-	err := g.cfg.Recorder.Record(&a.record)
-	if err == nil {
-		return nil
+// write writes a record.
+func (g *Gate) write(r *Record, kind Kind) error {
+	r.Kind, r.Time = kind, g.cfg.Now()
+	if err := g.cfg.Recorder.Record(r); err != nil {
+		return fmt.Errorf("write audit record: %w", err)
 	}
-	if kind == KindDecision && a.Decision.Allowed() {
-		a.Decision.Reason, a.Injection = AuditUnavailable, Injection{}
-		refusal := g.cfg.Engine.Current().refusal(a.Request, a.Decision, a.ID, Usage{}, a.started)
-		a.Refusal = &refusal
-	}
-	return fmt.Errorf("write audit record: %w", err)
+	return nil
 }
 
+// unrecorded refuses what was allowed and could not be recorded.
+func (a *Admission) unrecorded(snapshot *Snapshot) {
+	if !a.Decision.Allowed() {
+		return
+	}
+	a.Decision.Reason, a.Injection = AuditUnavailable, Injection{}
+	a.Refusal = snapshot.refusal(a.asked, a.Decision, a.ID, a.started)
+}
+
+// fillRecord fills the record with what was decided.
 func (a *Admission) fillRecord() {
-	d, dest, r := a.Decision, a.Request.Destination, &a.record
+	d, dest, r := &a.Decision, &a.Request.Destination, &a.record
 	r.Plugin, r.Door, r.Decision = string(a.Request.Principal), a.Source.Door, a.ID
 	r.Allowed, r.Reason, r.Generation = d.Allowed(), d.Reason.String(), d.Generation
 	r.Grant, r.Rule, r.Credential = d.Grant, d.Rule, d.Credential
 	r.Method, r.Scheme, r.Host, r.Port = a.Request.Action.Method, string(dest.scheme), dest.host, dest.port
 	r.Path, r.Query = dest.path, dest.query
 	r.PID, r.UID, r.Exe, r.TraceID = a.Source.PID, a.Source.UID, a.Source.Exe, a.Source.TraceID
-	r.Pattern = d.pattern()
-	if a.Refusal != nil {
+	switch {
+	case d.path != nil:
+		r.Pattern = d.path.text
+	case a.Refusal != nil:
 		r.Pattern = a.Refusal.pattern
 	}
 }
@@ -209,32 +241,78 @@ type Outcome struct {
 
 // Refuse turns an admitted access into a refusal for a reason that showed
 // itself later: the resolved address, the upstream. The record written by End
-// carries it.
+// carries it. A reason that allows is taken as [NotReady]; detail replaces the
+// refusal's words unless it is "".
 func (a *Admission) Refuse(reason Reason, detail string) Refusal {
-	a.Decision.Reason = reason
-	refusal := a.gate.cfg.Engine.Current().refusal(a.Request, a.Decision, a.ID, Usage{}, a.started)
+	return a.refuseLate(reason, detail, netip.Addr{})
+}
+
+// RefuseAddress is Refuse for an address that [Decision.CheckAddress] refused:
+// it says which, and what to ask for.
+func (a *Admission) RefuseAddress(addr netip.Addr) Refusal {
+	return a.refuseLate(a.Decision.CheckAddress(addr), "", addr)
+}
+
+func (a *Admission) refuseLate(reason Reason, detail string, addr netip.Addr) Refusal {
+	if reason.Allowed() {
+		reason = NotReady
+	}
+	snapshot, d := &Snapshot{}, a.Decision
+	if a.gate != nil {
+		snapshot = a.gate.cfg.Engine.Current()
+	}
+	d.Reason, d.address = reason, addr
+	refusal := snapshot.refusal(a.asked, d, a.ID, a.started)
 	if detail != "" {
 		refusal.Detail = detail
 	}
-	a.Refusal = &refusal
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.late = reason
 	a.record.Allowed, a.record.Reason = false, reason.String()
-	return refusal
+	return *refusal
 }
 
-// End writes the end record of an access whose decision was recorded. Its
-// error is for the operator's log: the effect has been had.
+// End writes the end record of an access whose decision was recorded, once:
+// ending it again does nothing. Its error is for the operator's log: the
+// effect has been had.
 func (a *Admission) End(o Outcome) error {
+	if a.gate == nil {
+		return errors.New("end access: it was never admitted")
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ended {
+		return nil
+	}
+	a.ended = true
 	r := &a.record
 	r.Address, r.SentBytes, r.Bytes, r.Detail = o.Address, o.SentBytes, o.Bytes, o.Detail
 	r.Latency = a.gate.cfg.Now().Sub(a.started)
-	return a.gate.write(a, KindEnd)
+	return a.gate.write(r, KindEnd)
 }
 
 // StillAllowed decides the admitted access anew, as a request in flight. Doors
 // ask it when the generation has changed, and cut what it reports false for.
+// An access that carries a credential also ends when the rule that wins now
+// would not give it the same one.
 func (a *Admission) StillAllowed() bool {
-	s := a.gate.cfg.Engine.Current()
-	return !s.Decide(a.Request, a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now()).Cuts()
+	if a.gate == nil || !a.Decision.Allowed() || a.refusedLate() {
+		return false
+	}
+	snapshot := a.gate.cfg.Engine.Current()
+	d := snapshot.Decide(a.asked, a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now())
+	if !d.Allowed() {
+		return !d.Cuts()
+	}
+	return a.Decision.Credential == "" || d.path != nil && d.rule.credential != nil &&
+		d.rule.credential.ref == a.Decision.rule.credential.ref
+}
+
+func (a *Admission) refusedLate() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.late != NotReady
 }
 
 // Attempt describes an access that never became a Request.
@@ -247,28 +325,48 @@ type Attempt struct {
 
 // Refuse refuses an access before it is a Request: what is malformed, what
 // disagrees with itself, whose caller is not proved. The refusal is recorded
-// as every other. The error is for the operator's log.
+// as every other. A reason that allows is taken as [NotReady]. The error is for
+// the operator's log.
 func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, error) {
-	now := g.cfg.Now()
-	id := g.ids.next(now)
+	if reason.Allowed() {
+		reason = NotReady
+	}
+	id := g.ids.next(g.cfg.Now())
 	refusal := Refusal{
 		Reason: reason, Detail: attempt.Detail, Plugin: string(attempt.Principal), Decision: id,
-		Method: clip(attempt.Method), URL: clip(attempt.URL), Remedy: remedyFor(reason),
+		Method: clip(attempt.Method), URL: clip(presentable(attempt.URL)), Remedy: remedyFor(reason),
 	}
-	err := g.cfg.Recorder.Record(&Record{
-		Time: now, Kind: KindDecision, Plugin: refusal.Plugin, Door: src.Door, Decision: id,
+	return refusal, g.write(&Record{
+		Plugin: refusal.Plugin, Door: src.Door, Decision: id,
 		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation, Method: refusal.Method,
 		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, Detail: attempt.Detail,
-	})
-	if err != nil {
-		err = fmt.Errorf("write audit record: %w", err)
+	}, KindDecision)
+}
+
+// presentable returns a URL without the parts in which secrets travel: user
+// information and query.
+func presentable(url string) string {
+	url, _, _ = strings.Cut(url, "?")
+	scheme, rest, ok := strings.Cut(url, "://")
+	if !ok {
+		scheme, rest = "", url
 	}
-	return refusal, err
+	end := strings.IndexAny(rest, `/\`)
+	if end < 0 {
+		end = len(rest)
+	}
+	if i := strings.LastIndexByte(rest[:end], '@'); i >= 0 {
+		rest = rest[i+1:]
+	}
+	if !ok {
+		return rest
+	}
+	return scheme + "://" + rest
 }
 
 // Connect spends one connection of the plugin's limits and returns the reason
 // for refusing it, or Granted. Doors call it once for each TCP connection of
-// the plugin.
+// the plugin. What comes over it is decided by Admit.
 func (g *Gate) Connect(principal Principal) (Reason, time.Duration) {
 	now := g.cfg.Now()
 	snapshot := g.cfg.Engine.Current()
@@ -276,13 +374,19 @@ func (g *Gate) Connect(principal Principal) (Reason, time.Duration) {
 	if len(limits) == 0 {
 		return Granted, 0
 	}
-	over, exhausted := g.cfg.Ledger.spend(limits, LimitConnections, 1, now)
+	ok, exhausted := g.cfg.Ledger.spend(nil, limits, LimitConnections, now)
 	if exhausted {
 		g.cfg.Engine.Bump()
 	}
-	if over == nil {
+	if ok {
 		return Granted, 0
 	}
-	g.crossed(over)
-	return QuotaExceeded, over.retryAfter
+	crossings, retry := g.cfg.Ledger.crossed(nil, limits, LimitConnections, now)
+	for _, c := range snapshot.lenient(principal, crossings, now) {
+		g.report(c)
+	}
+	if snapshot.Observing(principal, now) {
+		return Granted, 0
+	}
+	return QuotaExceeded, retry
 }

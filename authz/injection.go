@@ -2,9 +2,12 @@ package authz
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
+	"unicode"
 )
 
 // InjectionKind says where in a request a credential goes.
@@ -36,53 +39,95 @@ type credentialSpec struct {
 	password template // of basic; value is then its username
 	basic    bool
 
-	// The rendering of the current generation: a warm request pays a load.
-	rendered atomic.Pointer[renderedCredential]
+	// The last rendering: a warm request pays a load.
+	rendered atomic.Pointer[rendering]
 }
 
-type renderedCredential struct {
-	lease     string
-	injection Injection
+// rendering is a rendered value and what it was made of.
+type rendering struct {
+	from  []Secret // the fields that the templates name, in their order
+	value Secret
 }
 
 // render returns the injection of a credential.
 func (c *credentialSpec) render(credential Credential) (Injection, error) {
-	if r := c.rendered.Load(); r != nil && r.injection.Generation == credential.Generation && r.lease == credential.Lease {
-		return r.injection, nil
+	r := c.rendered.Load()
+	if r == nil || !r.madeOf(credential.Fields, c.value.fields, c.password.fields) {
+		value, err := c.text(credential.Fields)
+		if err != nil {
+			return Injection{}, fmt.Errorf("render credential %s: %w", c.ref.Name, err)
+		}
+		r = &rendering{value: NewSecret(value)}
+		for _, name := range slices.Concat(c.value.fields, c.password.fields) {
+			r.from = append(r.from, credential.Fields[name])
+		}
+		c.rendered.Store(r)
 	}
-	value, err := c.value.render(credential.Fields)
-	if err == nil && c.basic {
-		var password string
-		if password, err = c.password.render(credential.Fields); err == nil && strings.Contains(value, ":") {
-			err = fmt.Errorf("username holds a colon (RFC 7617, section 2)")
+	return Injection{Kind: c.kind, Name: c.name, Value: r.value, Generation: credential.Generation}, nil
+}
+
+// madeOf reports whether the rendering was made of these very secrets. Their
+// identity is compared and not a number that says so, because a value that was
+// replaced must never be sent again.
+func (r *rendering) madeOf(fields map[string]Secret, first, second []string) bool {
+	for i, from := range r.from {
+		name := ""
+		if i < len(first) {
+			name = first[i]
+		} else {
+			name = second[i-len(first)]
+		}
+		if fields[name] != from {
+			return false
+		}
+	}
+	return true
+}
+
+// text returns the value that goes on the wire.
+func (c *credentialSpec) text(fields map[string]Secret) (string, error) {
+	value, err := c.value.render(fields)
+	if err != nil {
+		return "", err
+	}
+	if c.basic {
+		password, err := c.password.render(fields)
+		if err != nil {
+			return "", err
+		}
+		if strings.Contains(value, ":") {
+			return "", errors.New("username holds a colon (RFC 7617, section 2)")
+		}
+		// The parts are checked before the encoding hides what is in them.
+		if err := errors.Join(noControls(value), noControls(password)); err != nil {
+			return "", err
 		}
 		value = "Basic " + base64.StdEncoding.EncodeToString([]byte(value+":"+password))
 	}
-	if err == nil {
-		err = c.check(value)
+	return value, c.check(value)
+}
+
+func noControls(value string) error {
+	for i := range len(value) {
+		if value[i] < 0x20 || value[i] == 0x7f {
+			return errors.New("value holds a control byte")
+		}
 	}
-	if err != nil {
-		return Injection{}, fmt.Errorf("render credential %s: %w", c.ref.Name, err)
-	}
-	injection := Injection{Kind: c.kind, Name: c.name, Value: NewSecret(value), Generation: credential.Generation}
-	c.rendered.Store(&renderedCredential{lease: credential.Lease, injection: injection})
-	return injection, nil
+	return nil
 }
 
 // check refuses values that would end a header or split a cookie. It never
 // says what the value is.
 func (c *credentialSpec) check(value string) error {
-	for i := range len(value) {
-		b := value[i]
-		if b < 0x20 || b == 0x7f {
-			return fmt.Errorf("value holds a control byte")
-		}
-		if c.kind == InjectCookie && (b == ';' || b == ',' || b == '"' || b == '\\' || b == ' ' || b >= 0x80) {
-			return fmt.Errorf("value holds a byte that is not in a cookie value (RFC 6265, section 4.1.1)")
-		}
+	if err := noControls(value); err != nil {
+		return err
 	}
-	if value == "" {
-		return fmt.Errorf("value is empty")
+	if c.kind == InjectCookie {
+		for i := range len(value) {
+			if b := value[i]; b >= 0x80 || strings.IndexByte(`;,"\ `, b) >= 0 {
+				return errors.New("value holds a byte that is not in a cookie value (RFC 6265, section 4.1.1)")
+			}
+		}
 	}
 	return nil
 }
@@ -101,6 +146,9 @@ func parseTemplate(s string) (template, error) {
 		before, rest, found := strings.Cut(s, "{")
 		if strings.Contains(before, "}") {
 			return template{}, fmt.Errorf("%q has a } without a {", clip(s))
+		}
+		if strings.ContainsFunc(before, unicode.IsControl) {
+			return template{}, fmt.Errorf("%q holds a control byte", clip(before))
 		}
 		t.literals = append(t.literals, before)
 		if !found {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -42,7 +43,7 @@ func parseHostPattern(s string) (hostPattern, error) {
 	if err != nil {
 		return hostPattern{}, err
 	}
-	if host != strings.Trim(name, "[]") {
+	if host != name {
 		return hostPattern{}, fmt.Errorf("%q is not canonical; write %q", clip(s), strings.TrimSuffix(s, name)+host)
 	}
 	if p.kind != hostExact && addr.IsValid() {
@@ -96,16 +97,24 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 	if p.rest {
 		p.segments = p.segments[:last]
 	}
-	canonical, slash, err := canonicalPath(strings.ReplaceAll(s, "*", "x"))
+	canonical, slash, err := canonicalPath(s) // which leaves * alone
 	switch {
 	case err != nil:
 		return pathPattern{}, err
-	case canonical != strings.ReplaceAll(s, "*", "x"):
+	case canonical != s:
 		return pathPattern{}, fmt.Errorf("%q is not canonical; write %q", clip(s), canonical)
 	case slash && !encodedSlash:
 		return pathPattern{}, errors.New("an encoded slash needs encodedSlash: allow on the rule")
 	}
 	return p, nil
+}
+
+// length returns how much of the pattern is literal; a tunnel has none.
+func (p *pathPattern) length() int {
+	if p == nil {
+		return 0
+	}
+	return p.literal
 }
 
 // matches reports whether a canonical path is one of the pattern's. It does
@@ -133,27 +142,19 @@ func (p *pathPattern) matches(path string) bool {
 	return p.rest
 }
 
-// checkPluginPattern checks one entry of a guardrail's plugins.
+// checkPluginPattern checks one entry of a guardrail's plugins. A pattern that
+// no plugin's name could match would leave them without their guardrail.
 func checkPluginPattern(s string) error {
-	if s == "" || strings.Contains(strings.ReplaceAll(strings.ReplaceAll("/"+s+"/", "/**/", "/"), "/*/", "/"), "*") {
+	if s != "*" && s != "**" && !isName(s) {
 		return fmt.Errorf("%q is not a plugin's name, * or **", clip(s))
 	}
 	return nil
 }
 
-// matchesPlugin reports whether any pattern matches the plugin's name, with
-// the wildcards of paths: * is one segment and ** is the rest.
+// matchesPlugin reports whether any pattern matches the plugin's name. A name
+// is one segment, so * and ** both match every one.
 func matchesPlugin(patterns []string, plugin string) bool {
-	for _, s := range patterns {
-		p := pathPattern{segments: strings.Split(s, "/")}
-		if last := len(p.segments) - 1; p.segments[last] == "**" {
-			p.segments, p.rest = p.segments[:last], true
-		}
-		if p.matches("/" + plugin) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(patterns, func(s string) bool { return s == plugin || s == "*" || s == "**" })
 }
 
 // publicUnicast reports whether addr is an ordinary address of the public
@@ -196,6 +197,54 @@ func specialIPv6(a [16]byte) bool {
 		return true
 	}
 	return false
+}
+
+// embeddedIPv4 returns the IPv4 address that an IPv6 address is translated or
+// tunnelled to: NAT64 (RFC 6052), 6to4 (RFC 3056), IPv4-translated (RFC 7915)
+// and IPv4-compatible (RFC 4291). A never-list looks through it, or it could be
+// walked round.
+func embeddedIPv4(addr netip.Addr) (netip.Addr, bool) {
+	if !addr.Is6() {
+		return netip.Addr{}, false
+	}
+	a := addr.As16()
+	switch prefix := a[:12]; {
+	case string(prefix) == "\x00\x64\xff\x9b\x00\x00\x00\x00\x00\x00\x00\x00",
+		string(prefix) == "\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x00\x00",
+		string(prefix) == "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00":
+		return netip.AddrFrom4([4]byte(a[12:])), true
+	case a[0] == 0x20 && a[1] == 0x02:
+		return netip.AddrFrom4([4]byte(a[2:6])), true
+	}
+	return netip.Addr{}, false
+}
+
+// canonicalPrefix returns the spelling of a prefix that matches what it names:
+// without host bits, and as IPv4 where it maps IPv4, because addresses are
+// judged as IPv4 then. It reports false where there is none.
+func canonicalPrefix(p netip.Prefix) (netip.Prefix, bool) {
+	if !p.IsValid() {
+		return p, false
+	}
+	if p.Addr().Is4In6() {
+		if p.Bits() < 96 {
+			return p, false
+		}
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), true
+}
+
+// checkPrefix says what is wrong with a prefix in a document.
+func checkPrefix(p netip.Prefix) error {
+	canonical, ok := canonicalPrefix(p)
+	switch {
+	case !ok:
+		return errors.New("is not an address and a length, as in 203.0.113.0/24")
+	case canonical != p:
+		return fmt.Errorf("%s is not canonical; write %s", p, canonical)
+	}
+	return nil
 }
 
 func containsAddr(prefixes []netip.Prefix, addr netip.Addr) bool {

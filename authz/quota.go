@@ -1,6 +1,9 @@
 package authz
 
 import (
+	"cmp"
+	"iter"
+	"math"
 	"math/bits"
 	"slices"
 	"strings"
@@ -22,7 +25,19 @@ const (
 
 // String returns the kind's name in grants.
 func (k LimitKind) String() string {
-	return [...]string{"requests", "connections", "sentBytes", "receivedBytes", "syscalls"}[k]
+	switch k {
+	case LimitRequests:
+		return "requests"
+	case LimitConnections:
+		return "connections"
+	case LimitSentBytes:
+		return "sentBytes"
+	case LimitReceivedBytes:
+		return "receivedBytes"
+	case LimitSyscalls:
+		return "syscalls"
+	}
+	return "unknown"
 }
 
 // metered reports whether only the kernel counts it.
@@ -98,11 +113,15 @@ func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 // algorithm (ITU-T I.371, annex A) with a burst of one whole period: tat is
 // when the bucket would be empty again.
 type bucket struct {
-	tat  time.Time
-	rest uint64 // what the division of the last increment left over
-	used uint64 // of a total
-	over bool   // the limit was crossed and has not recovered
+	tat    time.Time
+	rest   uint64        // what the division of the last charge left over
+	period time.Duration // that tat was reckoned with
+	used   uint64        // of a total
+	over   bool          // the limit was crossed and has not recovered
 }
+
+// never is a charge that no period ends: 146 years.
+const never = 1 << 62
 
 // spend adds cost and reports whether that was within the limit. With force,
 // cost has been used already and is added whatever it does.
@@ -110,31 +129,60 @@ func (b *bucket) spend(l Limit, cost uint64, now time.Time, force bool) (ok bool
 	if l.Period == 0 {
 		ok = cost <= l.Count && b.used <= l.Count-cost
 		if ok || force {
-			b.used += cost
+			b.used += min(cost, math.MaxUint64-b.used)
 		}
 		return ok, 0
 	}
-	tat, rest := b.tat, b.rest
-	if tat.Before(now) {
-		tat, rest = now, 0
-	}
-	high, low := bits.Mul64(cost, uint64(l.Period))
-	low, carry := bits.Add64(low, rest, 0)
-	high += carry
-	if high >= l.Count { // over 500 years of debt
-		high, low = 0, 1<<62
-		rest = 0
-	}
-	nanos, rest := bits.Div64(high, low, l.Count)
-	tat = tat.Add(time.Duration(min(nanos, 1<<62)))
-	ok = tat.Sub(now) <= l.Period
+	tat, rest := b.standing(l, now)
+	nanos, rest := l.charge(cost, rest)
+	tat = tat.Add(nanos)
+	ok, retry = l.admits(tat, rest, now)
 	if ok || force {
-		b.tat, b.rest = tat, rest
-	}
-	if !ok {
-		retry = tat.Sub(now) - l.Period
+		b.tat, b.rest, b.period = tat, rest, l.Period
 	}
 	return ok, retry
+}
+
+// standing returns where a rate stands at now. When a reload has changed its
+// period, as much of the bucket is full as was before.
+func (b *bucket) standing(l Limit, now time.Time) (tat time.Time, rest uint64) {
+	if !b.tat.After(now) && (b.tat.Before(now) || b.rest == 0) {
+		return now, 0
+	}
+	if b.period == l.Period {
+		return b.tat, min(b.rest, l.Count-1)
+	}
+	high, low := bits.Mul64(uint64(b.tat.Sub(now)), uint64(l.Period))
+	if high >= uint64(b.period) {
+		return now.Add(never), 0
+	}
+	debt, _ := bits.Div64(high, low, uint64(b.period))
+	return now.Add(time.Duration(min(debt, never))), 0
+}
+
+// charge returns how long the rate takes to let cost through, and what the
+// division leaves over, for the next charge: nothing is lost to rounding.
+func (l Limit) charge(cost, rest uint64) (time.Duration, uint64) {
+	high, low := bits.Mul64(cost, uint64(l.Period))
+	low, carry := bits.Add64(low, rest, 0)
+	if high += carry; high >= l.Count {
+		return never, 0
+	}
+	nanos, rest := bits.Div64(high, low, l.Count)
+	if nanos > never {
+		return never, 0
+	}
+	return time.Duration(nanos), rest
+}
+
+// admits reports whether a bucket that is empty again at tat and rest is no
+// fuller than one period at now, and if not, how long until it is.
+func (l Limit) admits(tat time.Time, rest uint64, now time.Time) (ok bool, retry time.Duration) {
+	excess := tat.Sub(now) - l.Period
+	if rest > 0 {
+		excess++
+	}
+	return excess <= 0, max(excess, 0)
 }
 
 // usedOf returns how much of the limit is in use at now.
@@ -142,16 +190,14 @@ func (b *bucket) usedOf(l Limit, now time.Time) uint64 {
 	if l.Period == 0 {
 		return b.used
 	}
-	debt := b.tat.Sub(now)
-	if debt <= 0 {
-		return 0
+	tat, rest := b.standing(l, now)
+	high, low := bits.Mul64(uint64(tat.Sub(now)), l.Count)
+	low, carry := bits.Add64(low, rest, 0)
+	if high += carry; high >= uint64(l.Period) {
+		return math.MaxInt64
 	}
-	high, low := bits.Mul64(uint64(debt), l.Count)
-	if high >= uint64(l.Period) {
-		return 1<<63 - 1
-	}
-	used, rest := bits.Div64(high, low, uint64(l.Period))
-	if rest > 0 {
+	used, left := bits.Div64(high, low, uint64(l.Period))
+	if left > 0 {
 		used++
 	}
 	return used
@@ -183,7 +229,7 @@ func (s Sample) of(k LimitKind) uint64 {
 type Ledger struct {
 	mu      sync.Mutex
 	buckets map[limitKey]*bucket
-	samples map[string]reading
+	samples map[Principal]reading
 }
 
 type reading struct {
@@ -193,7 +239,7 @@ type reading struct {
 
 // NewLedger returns a ledger in which nothing is used.
 func NewLedger() *Ledger {
-	return &Ledger{buckets: map[limitKey]*bucket{}, samples: map[string]reading{}}
+	return &Ledger{buckets: map[limitKey]*bucket{}, samples: map[Principal]reading{}}
 }
 
 // bucket returns the bucket of a key. The caller holds l.mu.
@@ -219,51 +265,72 @@ func (l limit) crossing() Crossing {
 	return Crossing{l.key.plugin, l.key.grant, l.key.rule, l.key.kind, l.spec, l.kill}
 }
 
-// exceeded says which limit refuses, and for how long.
-type exceeded struct {
-	limit      limit
-	retryAfter time.Duration
-	crossing   bool // it was not over before
-}
-
-// spend takes cost from every limit of the kind, or from none. exhausted
-// reports that a total is now used up.
-func (l *Ledger) spend(limits []limit, kind LimitKind, cost uint64, now time.Time) (over *exceeded, exhausted bool) {
+// spend takes one from every limit of the kind, or from none. exhausted reports
+// that a total is now used up.
+func (l *Ledger) spend(own, shared []limit, kind LimitKind, now time.Time) (ok, exhausted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, lim := range limits {
-		if lim.key.kind != kind || !now.Before(lim.until) {
-			continue
-		}
+	for lim := range counting(own, shared, kind, now) {
 		trial := *l.bucket(lim.key)
-		if ok, retry := trial.spend(lim.spec, cost, now, false); !ok {
-			b := l.bucket(lim.key)
-			over = &exceeded{lim, retry, !b.over}
-			b.over = true
-			return over, false
+		if ok, _ := trial.spend(lim.spec, 1, now, false); !ok {
+			return false, false
 		}
 	}
-	for _, lim := range limits {
-		if lim.key.kind != kind || !now.Before(lim.until) {
-			continue
-		}
+	for lim := range counting(own, shared, kind, now) {
 		b := l.bucket(lim.key)
-		b.spend(lim.spec, cost, now, false)
+		b.spend(lim.spec, 1, now, false)
 		b.over = false
 		exhausted = exhausted || lim.spec.Period == 0 && b.used == lim.spec.Count
 	}
-	return nil, exhausted
+	return true, exhausted
+}
+
+// crossed returns the limits of the kind that refuse now and did not before,
+// and when asking again may help; 0 when never.
+func (l *Ledger) crossed(own, shared []limit, kind LimitKind, now time.Time) (crossings []Crossing, retry time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var over standing
+	for lim := range counting(own, shared, kind, now) {
+		b := l.bucket(lim.key)
+		trial := *b
+		ok, wait := trial.spend(lim.spec, 1, now, false)
+		if ok {
+			continue
+		}
+		over = over.and(standing{over: true, total: lim.spec.Period == 0, retry: wait})
+		if !b.over {
+			b.over = true
+			crossings = append(crossings, lim.crossing())
+		}
+	}
+	return crossings, over.retry
+}
+
+// counting yields the limits of a kind whose grant has not ended.
+func counting(own, shared []limit, kind LimitKind, now time.Time) iter.Seq[*limit] {
+	return func(yield func(*limit) bool) {
+		for _, limits := range [...][]limit{own, shared} {
+			for i := range limits {
+				if lim := &limits[i]; lim.key.kind == kind && now.Before(lim.until) && !yield(lim) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Observe takes in a reading of a plugin's counters and returns the limits of
 // the snapshot that it crosses. exhausted reports that a total is used up,
-// which is a new generation.
+// which is a new generation. While the sidecar observes, no crossing kills.
 func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.Time) (crossings []Crossing, exhausted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	last := l.samples[string(plugin)].sample
-	l.samples[string(plugin)] = reading{sample, now}
-	for _, lim := range s.pluginLimits(plugin) {
+	last := l.samples[plugin].sample
+	l.samples[plugin] = reading{sample, now}
+	limits := s.pluginLimits(plugin)
+	for i := range limits {
+		lim := &limits[i]
 		if !lim.key.kind.metered() || !now.Before(lim.until) {
 			continue
 		}
@@ -272,8 +339,7 @@ func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.
 			before = 0
 		}
 		b := l.bucket(lim.key)
-		b.spend(lim.spec, total-before, now, true)
-		within := b.tat.Sub(now) <= lim.spec.Period
+		within, _ := b.spend(lim.spec, total-before, now, true)
 		if lim.spec.Period == 0 {
 			within = b.used < lim.spec.Count
 		}
@@ -283,7 +349,17 @@ func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.
 		}
 		b.over = !within
 	}
-	return crossings, exhausted
+	return s.lenient(plugin, crossings, now), exhausted
+}
+
+// lenient returns the crossings without their kill while the sidecar observes.
+func (s *Snapshot) lenient(p Principal, crossings []Crossing, now time.Time) []Crossing {
+	if s.Observing(p, now) {
+		for i := range crossings {
+			crossings[i].Kill = false
+		}
+	}
+	return crossings
 }
 
 // Usage is what has been used of each limit. The zero Usage has used nothing.
@@ -299,48 +375,66 @@ func (l *Ledger) Usage() Usage { return Usage{ledger: l} }
 // before: its own request has been spent.
 func (u Usage) InFlight() Usage { u.inFlight = true; return u }
 
-// check returns Granted when every limit lets one more access through, and
-// otherwise the reason, when to retry, and whether what is in flight is spared.
-func (u Usage) check(limits []limit, now time.Time) (reason Reason, retry time.Duration, spares bool) {
-	if u.ledger == nil || len(limits) == 0 {
-		return Granted, 0, false
+// standing is how an access stands against some limits. The zero value is
+// within all of them.
+type standing struct {
+	over    bool          // one of them refuses it,
+	total   bool          // and for good
+	unknown bool          // one of them cannot be judged
+	retry   time.Duration // when all may let it through; 0 for never
+}
+
+// and returns how an access stands against the limits of both.
+func (s standing) and(other standing) standing {
+	s.over = s.over || other.over
+	s.total = s.total || other.total
+	s.unknown = s.unknown || other.unknown
+	if s.retry = max(s.retry, other.retry); s.total {
+		s.retry = 0
 	}
-	l := u.ledger
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	reason = Granted
-	for _, lim := range limits {
+	return s
+}
+
+// check judges one more access against the winner's own limits and those of
+// the whole plugin.
+func (u Usage) check(own, shared []limit, now time.Time) (ofRule, ofPlugin standing) {
+	if u.ledger == nil || len(own)+len(shared) == 0 {
+		return standing{}, standing{}
+	}
+	u.ledger.mu.Lock()
+	defer u.ledger.mu.Unlock()
+	return u.judge(own, now), u.judge(shared, now)
+}
+
+// judge is check for one set of limits. The caller holds the ledger's lock.
+func (u Usage) judge(limits []limit, now time.Time) (s standing) {
+	for i := range limits {
+		lim := &limits[i]
 		kind := lim.key.kind
-		if kind == LimitConnections || kind == LimitRequests && u.inFlight || !now.Before(lim.until) {
-			continue
-		}
-		if kind.metered() && now.Sub(l.samples[lim.key.plugin].at) > staleAfter {
-			if reason == Granted {
-				reason, spares = UsageUnknown, true
+		switch {
+		case !now.Before(lim.until):
+		case kind == LimitConnections, kind == LimitRequests && u.inFlight:
+			// Paid for when it was made.
+		case kind.metered() && !u.ledger.fresh(Principal(lim.key.plugin), now):
+			s.unknown = true
+		default:
+			var trial bucket
+			if b := u.ledger.buckets[lim.key]; b != nil {
+				trial = *b
 			}
-			continue
-		}
-		trial := bucket{}
-		if b := l.buckets[lim.key]; b != nil {
-			trial = *b
-		}
-		ok, wait := trial.spend(lim.spec, 1, now, false)
-		if ok {
-			continue
-		}
-		total := lim.spec.Period == 0
-		if reason != QuotaExceeded {
-			reason, spares, retry = QuotaExceeded, true, 0
-		}
-		spares = spares && !total
-		if retry = max(retry, wait); total {
-			retry = 0
-		}
-		if total {
-			return QuotaExceeded, 0, false
+			if ok, wait := trial.spend(lim.spec, 1, now, false); !ok {
+				s = s.and(standing{over: true, total: lim.spec.Period == 0, retry: wait})
+			}
 		}
 	}
-	return reason, retry, spares
+	return s
+}
+
+// fresh reports whether the plugin's counters were read lately. A reading from
+// the future is a clock that was set, and says nothing.
+func (l *Ledger) fresh(p Principal, now time.Time) bool {
+	age := now.Sub(l.samples[p].at)
+	return -staleAfter <= age && age <= staleAfter
 }
 
 // UsageOf is what is used of one limit.
@@ -358,11 +452,11 @@ func (l *Ledger) Report(s *Snapshot, plugin Principal, now time.Time) []UsageOf 
 	defer l.mu.Unlock()
 	var out []UsageOf
 	for _, lim := range s.allLimits(plugin) {
-		u := UsageOf{lim.key.plugin, lim.key.grant, lim.key.rule, lim.key.kind, lim.spec, 0, true}
+		u := UsageOf{Plugin: lim.key.plugin, Grant: lim.key.grant, Rule: lim.key.rule, Kind: lim.key.kind, Limit: lim.spec}
 		if b := l.buckets[lim.key]; b != nil {
 			u.Used = b.usedOf(lim.spec, now)
 		}
-		u.Known = !lim.key.kind.metered() || now.Sub(l.samples[lim.key.plugin].at) <= staleAfter
+		u.Known = !lim.key.kind.metered() || l.fresh(plugin, now)
 		out = append(out, u)
 	}
 	return out
@@ -388,7 +482,8 @@ func (l *Ledger) Totals() []Total {
 		}
 	}
 	slices.SortFunc(out, func(a, b Total) int {
-		return strings.Compare(a.Plugin+"/"+a.Grant+"/"+a.Rule+"/"+a.Kind, b.Plugin+"/"+b.Grant+"/"+b.Rule+"/"+b.Kind)
+		return cmp.Or(strings.Compare(a.Plugin, b.Plugin), strings.Compare(a.Grant, b.Grant),
+			strings.Compare(a.Rule, b.Rule), strings.Compare(a.Kind, b.Kind))
 	})
 	return out
 }
@@ -400,7 +495,8 @@ func (l *Ledger) RestoreTotals(totals []Total) {
 	for _, t := range totals {
 		for kind := LimitRequests; kind <= LimitSyscalls; kind++ {
 			if kind.String() == t.Kind {
-				l.bucket(limitKey{t.Plugin, t.Grant, t.Rule, kind}).used = t.Used
+				b := l.bucket(limitKey{t.Plugin, t.Grant, t.Rule, kind})
+				b.used = max(b.used, t.Used)
 			}
 		}
 	}

@@ -49,7 +49,11 @@ func (r Refusal) RetrySeconds() string {
 	if r.RetryAfter <= 0 {
 		return ""
 	}
-	return strconv.FormatInt(int64((r.RetryAfter+time.Second-1)/time.Second), 10)
+	seconds := r.RetryAfter / time.Second
+	if r.RetryAfter%time.Second > 0 {
+		seconds++
+	}
+	return strconv.FormatInt(int64(seconds), 10)
 }
 
 // Body returns the refusal as problem details (RFC 9457), ending in a newline.

@@ -1,38 +1,58 @@
 package authz
 
-import "encoding/json"
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"io"
+)
 
 // redacted is what every way of printing a secret prints.
 const redacted = "[redacted]"
 
 // Secret is a value that does not print itself: every fmt verb, JSON and text
 // encoding yield a placeholder. [Secret.Reveal] is the one way to the value,
-// so a search for it finds every use. The zero Secret is empty.
+// so a search for it finds every use. The zero Secret is empty. Secrets
+// compare with == by identity; [Secret.Equal] compares their values.
 type Secret struct {
-	// A pointer hides the bytes from %#v and from reflection-based dumpers
-	// that stop at pointers; the methods below deal with those that do not.
-	value *string
+	// fmt does not call the methods of an unexported field, and dumpers built
+	// on reflection follow pointers. Neither looks inside a function, so the
+	// value lives in one. The pointer to it makes a Secret comparable.
+	sealed *sealed
 }
 
+type sealed struct{ open func() string }
+
 // NewSecret returns value as a Secret.
-func NewSecret(value string) Secret { return Secret{value: &value} }
+func NewSecret(value string) Secret {
+	return Secret{&sealed{func() string { return value }}}
+}
 
 // Reveal returns the value. Its callers put it on the wire to the one
 // destination it is meant for, and nowhere else.
 func (s Secret) Reveal() string {
-	if s.value == nil {
+	if s.sealed == nil {
 		return ""
 	}
-	return *s.value
+	return s.sealed.open()
 }
 
 // Empty reports whether the secret is the empty string.
-func (s Secret) Empty() bool { return s.value == nil || *s.value == "" }
+func (s Secret) Empty() bool { return s.Reveal() == "" }
+
+// Equal reports whether two secrets hold the same value, in a time that tells
+// nothing of where they differ.
+func (s Secret) Equal(other Secret) bool {
+	return subtle.ConstantTimeCompare([]byte(s.Reveal()), []byte(other.Reveal())) == 1
+}
+
+// Format writes a placeholder, for every verb of fmt.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
 // String returns a placeholder.
 func (Secret) String() string { return redacted }
 
-// GoString returns a placeholder, for %#v.
+// GoString returns a placeholder.
 func (Secret) GoString() string { return redacted }
 
 // MarshalJSON returns a placeholder.

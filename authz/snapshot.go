@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -74,7 +75,7 @@ func (s *Snapshot) subject(p Principal) *subject {
 
 // Decide answers a request. It is pure: the same arguments give the same
 // answer. It does not allocate, and its cost does not grow with the number of
-// grants.
+// grants, nor with that of rules for other hosts.
 func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) Decision {
 	d := Decision{Generation: s.generation}
 	if s.policy == nil {
@@ -82,26 +83,26 @@ func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) Decision {
 	}
 	d.subject = s.subject(req.Principal)
 	switch {
-	case req.Destination.host == "" || req.Destination.encodedSlash && !d.subject.allowsEncodedSlash(req.Destination.host):
+	case req.Destination.host == "", req.Destination.encodedSlash && !d.subject.allowsEncodedSlash(req.Destination.host):
 		return d.because(MalformedRequest)
 	case req.Principal == "":
 		return d.because(IdentityUnknown)
 	}
-	if r := s.revoked(req.Principal, nil, now); r != nil {
-		d.spares = r.Level == LevelPause
-		return d.because(Revoked)
+	if v := s.revoked(req.Principal, nil, now); v != nil {
+		return d.revoked(v)
 	}
 	if d.subject == nil {
 		return d.because(NoGrant)
 	}
-	if d.subject.refuses(req.Destination) {
+	if d.subject.refuses(req.Destination) != nil {
 		return d.because(GuardrailDenied)
 	}
-	d = s.match(d, req, now)
-	if d.Reason == Granted {
+	d = s.match(d, &req, now)
+	if d.Allowed() {
 		d = d.limited(usage, now)
 	}
-	if !d.Allowed() && d.observable() && now.Before(d.subject.observeUntil) {
+	if d.relaxable() && now.Before(d.subject.observeUntil) {
+		d.free = true
 		return d.observed()
 	}
 	return d
@@ -113,8 +114,15 @@ func (d Decision) because(r Reason) Decision {
 	return d
 }
 
-// observable reports whether the mode observe relaxes the reason.
-func (d Decision) observable() bool {
+// revoked returns the refusal that v asks for.
+func (d Decision) revoked(v *Revocation) Decision {
+	d.spares = v.Level == LevelPause
+	return d.because(Revoked)
+}
+
+// relaxable reports whether a sidecar that observes passes the access all the
+// same: not past a never-list, a revocation, or what nobody can judge.
+func (d Decision) relaxable() bool {
 	switch d.Reason {
 	case NoGrant, DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired, QuotaExceeded:
 		return true
@@ -123,137 +131,126 @@ func (d Decision) observable() bool {
 	}
 }
 
-// observes reports whether the winner, or the whole sidecar, observes.
-func (d Decision) observes(now time.Time) bool {
-	return d.rule != nil && now.Before(d.rule.observeUntil) || d.subject != nil && now.Before(d.subject.observeUntil)
-}
-
 // observed passes the access without a credential.
 func (d Decision) observed() Decision {
 	d.Credential, d.RetryAfter, d.spares = "", 0, false
 	return d.because(Observed)
 }
 
-// candidates calls visit with every entry whose host matches, until visit
-// returns false.
-func (sub *subject) candidates(host string, visit func(entry) bool) {
-	for _, e := range sub.exact[host] {
-		if !visit(e) {
+// candidates yields every entry whose host matches.
+func (sub *subject) candidates(host string) iter.Seq[entry] {
+	return func(yield func(entry) bool) {
+		if !each(sub.exact[host], yield) || len(sub.single)+len(sub.deep) == 0 {
 			return
 		}
-	}
-	if len(sub.single)+len(sub.deep) == 0 {
-		return
-	}
-	first := true
-	for rest := host; ; {
-		_, tail, more := strings.Cut(rest, ".")
-		if !more {
+		_, parent, _ := strings.Cut(host, ".")
+		if !each(sub.single[parent], yield) || len(sub.deep) == 0 {
 			return
 		}
-		if first {
-			for _, e := range sub.single[tail] {
-				if !visit(e) {
-					return
-				}
-			}
-			first = false
-		}
-		for _, e := range sub.deep[tail] {
-			if !visit(e) {
+		for parent != "" {
+			if !each(sub.deep[parent], yield) {
 				return
 			}
+			_, parent, _ = strings.Cut(parent, ".")
 		}
-		if len(sub.deep) == 0 {
-			return
-		}
-		rest = tail
 	}
 }
 
-// progress is how far the best rule has come.
-type progress struct {
-	best     entry // the winner so far
+// each yields the entries and reports whether more are wanted.
+func each(entries []entry, yield func(entry) bool) bool {
+	for i := range entries {
+		if !yield(entries[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// search is what has been found among the rules whose host matches.
+type search struct {
+	best     entry // the winner so far, revoked or not
 	path     *pathPattern
-	observer *rule // a rule that observes what its host matches
-	host     bool
-	method   bool
-	matched  bool // also by a rule that has expired or was revoked
-	revoked  *Revocation
+	observer *rule       // a rule that observes what its host matches
+	revoked  *Revocation // of a rule that matches and has expired
+	host     bool        // scheme, host and port match
+	method   bool        // and the method
+	expired  bool        // and the path, of a rule that has expired
 }
 
 // match finds the winner, or the reason why there is none.
-func (s *Snapshot) match(d Decision, req Request, now time.Time) Decision {
-	var m progress
-	d.subject.candidates(req.Destination.host, func(e entry) bool {
-		s.consider(&m, e, req, now)
-		return true
-	})
-	if r := m.best.rule; r != nil {
-		d = d.won(r, m.path)
-		if r.conditions&req.Unenforceable != 0 {
+func (s *Snapshot) match(d Decision, req *Request, now time.Time) Decision {
+	var found search
+	for e := range d.subject.candidates(req.Destination.host) {
+		s.consider(&found, e, req, now)
+	}
+	if r := found.best.rule; r != nil {
+		d = d.won(r, found.path, req)
+		// The winner may be revoked, and then no lesser rule stands in for it:
+		// a revocation only takes away.
+		if v := s.revoked(req.Principal, r, now); v != nil {
+			d.Credential = ""
+			return d.revoked(v)
+		}
+		if r.states(req)&req.Unenforceable != 0 {
 			return d.because(NotEnforceableHere)
 		}
 		return d.because(Granted)
 	}
 	switch {
-	case m.revoked != nil:
-		d.spares = m.revoked.Level == LevelPause
-		return d.because(Revoked)
+	case found.revoked != nil:
+		return d.revoked(found.revoked)
+	case found.observer != nil:
+		d = d.won(found.observer, nil, req)
+		if d.rule.states(req)&req.Unenforceable&^ConditionCredential != 0 {
+			return d.because(NotEnforceableHere)
+		}
+		return d.observed()
 	case !d.subject.granted:
 		return d.because(NoGrant)
-	case !m.host:
+	case !found.host:
 		return d.because(DestinationNotGranted)
-	case m.observer != nil && !m.matched:
-		d.rule = m.observer
-		d.Grant, d.Rule = m.observer.grant.Name, m.observer.spec.ID
-		return d.observed()
-	case !m.method:
+	case !found.method:
 		return d.because(MethodNotGranted)
-	case !m.matched:
+	case !found.expired:
 		return d.because(PathNotGranted)
 	}
 	return d.because(GrantExpired)
 }
 
-// won names the winner.
-func (d Decision) won(r *rule, path *pathPattern) Decision {
-	d.rule, d.path = r, path
+// won names the rule that decides.
+func (d Decision) won(r *rule, path *pathPattern, req *Request) Decision {
+	d.rule, d.path, d.literal = r, path, req.Destination.addr
 	d.Grant, d.Rule = r.grant.Name, r.spec.ID
 	d.Credential = r.spec.Credential
 	return d
 }
 
 // consider takes one rule whose host matches into account.
-func (s *Snapshot) consider(m *progress, e entry, req Request, now time.Time) {
+func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time) {
 	r := e.rule
-	if r.scheme != req.Destination.scheme || !slices.Contains(r.ports, req.Destination.port) {
+	if !r.takes(req.Destination) {
 		return
 	}
-	m.host = true
-	expired := !now.Before(r.notAfter)
-	var revoked *Revocation
-	if len(s.revocations) > 0 {
-		revoked = s.revoked(req.Principal, r, now)
-	}
-	if !expired && revoked == nil && now.Before(r.observeUntil) && (m.observer == nil || compareRules(r, m.observer) < 0) {
-		m.observer = r
+	found.host = true
+	live := now.Before(r.notAfter)
+	if live && now.Before(r.observeUntil) && (found.observer == nil || compareRules(r, found.observer) < 0) &&
+		s.revoked(req.Principal, r, now) == nil {
+		found.observer = r
 	}
 	if !r.allowsAction(req.Action) {
 		return
 	}
-	m.method = true
+	found.method = true
 	path, ok := r.matchPath(req.Destination)
-	if !ok {
-		return
-	}
-	m.matched = true
 	switch {
-	case expired:
-	case revoked != nil:
-		m.revoked = revoked
-	case m.best.rule == nil || wins(e, path, m.best, m.path):
-		m.best, m.path = e, path
+	case !ok:
+	case !live:
+		found.expired = true
+		if v := s.revoked(req.Principal, r, now); v.harderThan(found.revoked) {
+			found.revoked = v
+		}
+	case found.best.rule == nil || wins(e, path, found.best, found.path):
+		found.best, found.path = e, path
 	}
 }
 
@@ -269,11 +266,40 @@ func wins(a entry, aPath *pathPattern, b entry, bPath *pathPattern) bool {
 	return compareRules(a.rule, b.rule) < 0
 }
 
-func (p *pathPattern) length() int {
-	if p == nil {
-		return 0
+// takes reports whether the rule is for the destination's scheme and port.
+func (r *rule) takes(d Destination) bool {
+	if r.scheme == d.scheme {
+		return slices.Contains(r.ports, d.port)
 	}
-	return p.literal
+	return r.originates(d)
+}
+
+// originates reports whether plain http is taken as this https rule.
+func (r *rule) originates(d Destination) bool {
+	return r.spec.To.TLS.Originate && d.scheme == SchemeHTTP &&
+		(d.port == SchemeHTTP.DefaultPort() || slices.Contains(r.ports, d.port))
+}
+
+// destination returns where the rule goes for a destination that it takes:
+// https for plain http that it originates, on the same port where it has that
+// one, else on its first.
+func (r *rule) destination(d Destination) Destination {
+	if r.scheme != d.scheme {
+		d.scheme = r.scheme
+		if !slices.Contains(r.ports, d.port) {
+			d.port = r.ports[0]
+		}
+	}
+	return d
+}
+
+// states returns the conditions that the rule states, as far as they concern
+// the request.
+func (r *rule) states(req *Request) Conditions {
+	if r.scheme == req.Destination.scheme {
+		return r.conditions &^ ConditionOriginate
+	}
+	return r.conditions
 }
 
 func (r *rule) allowsAction(a Action) bool {
@@ -306,68 +332,79 @@ func (r *rule) matchPath(d Destination) (best *pathPattern, ok bool) {
 	return best, best != nil
 }
 
-// revoked returns the hardest revocation in force of the plugin, or of the
-// rule when one is given.
+// revoked returns the hardest revocation in force of the whole plugin, or of
+// the rule when one is given. One that names a rule and no grant means the rule
+// in every grant; one that names a grant and no rule means the whole plugin.
 func (s *Snapshot) revoked(p Principal, r *rule, now time.Time) *Revocation {
-	var found *Revocation
+	var hardest *Revocation
 	for i := range s.revocations {
 		v := &s.revocations[i]
 		if v.Plugin != string(p) || !v.inForce(now) {
 			continue
 		}
-		if r == nil && v.Rule != "" || r != nil && (v.Rule != r.spec.ID || v.Grant != r.grant.Name) {
-			continue
+		hits := v.Rule == ""
+		if r != nil {
+			hits = v.Rule == r.spec.ID && (v.Grant == "" || v.Grant == r.grant.Name)
 		}
-		if found == nil || v.Level != LevelPause {
-			found = v
-		}
-	}
-	return found
-}
-
-// RevokedLevel returns the hardest level at which the whole plugin is revoked
-// at now, or "".
-func (s *Snapshot) RevokedLevel(p Principal, now time.Time) Level {
-	var hardest Level
-	for _, v := range s.revocations {
-		if v.Plugin == string(p) && v.Rule == "" && v.inForce(now) && rank(v.Level) > rank(hardest) {
-			hardest = v.Level
+		if hits && v.harderThan(hardest) {
+			hardest = v
 		}
 	}
 	return hardest
 }
 
-func rank(l Level) int {
-	switch l {
-	case LevelPause:
-		return 1
-	case LevelQuarantine:
-		return 2
-	case LevelHalt:
-		return 3
+// RevokedLevel returns the hardest level at which the whole plugin is revoked
+// at now, or "".
+func (s *Snapshot) RevokedLevel(p Principal, now time.Time) Level {
+	if v := s.revoked(p, nil, now); v != nil {
+		return v.Level
 	}
-	return 0
+	return ""
 }
 
-// limited applies usage to a granted decision.
+// shut reports whether a revocation leaves the plugin, or the rule when one is
+// given, nothing at all: a pause leaves it what is in flight.
+func (s *Snapshot) shut(p Principal, r *rule, now time.Time) bool {
+	v := s.revoked(p, r, now)
+	return v != nil && v.Level != LevelPause
+}
+
+// limited applies usage to an access that rules let through. The winner's own
+// limits bound what it grants; the plugin's bound what a rule observes too.
 func (d Decision) limited(usage Usage, now time.Time) Decision {
-	reason, retry, spares := usage.check(d.rule.limits, now)
-	if reason == Granted {
-		return d
+	own, shared := usage.check(d.ownLimits(), d.subject.limits, now)
+	if own.over && now.Before(d.rule.observeUntil) {
+		d, own.over = d.observed(), false
+		d.over = true
 	}
-	if reason == QuotaExceeded && d.observes(now) {
-		return d.observed()
+	both := own.and(shared)
+	switch {
+	case both.over && both.unknown && now.Before(d.subject.observeUntil), !both.over && both.unknown:
+		// Observing passes what a limit refuses, and not what cannot be judged.
+		d.spares = true
+		return d.because(UsageUnknown)
+	case both.over:
+		d.over, d.spares, d.RetryAfter = true, !both.total, both.retry
+		return d.because(QuotaExceeded)
 	}
-	d.RetryAfter, d.spares = retry, spares
-	return d.because(reason)
+	return d
 }
 
-// limits returns those that the winner spends from.
-func (d Decision) limits() []limit {
-	if d.rule == nil || d.Reason != Granted {
+// ownLimits returns the winner's limits, and none for what it only observes.
+func (d Decision) ownLimits() []limit {
+	if d.Reason != Granted {
 		return nil
 	}
 	return d.rule.limits
+}
+
+// spends returns the limits that the access spends from. What passes because
+// the whole sidecar observes spends nothing.
+func (d Decision) spends() (own, shared []limit) {
+	if !d.Allowed() || d.free {
+		return nil, nil
+	}
+	return d.ownLimits(), d.subject.limits
 }
 
 // allowsEncodedSlash reports whether any rule for the host takes %2F in paths.
@@ -375,45 +412,47 @@ func (sub *subject) allowsEncodedSlash(host string) bool {
 	if sub == nil {
 		return false
 	}
-	allows := false
-	sub.candidates(host, func(e entry) bool {
-		allows = allows || e.rule.encodedSlash
-		return !allows
-	})
-	return allows
-}
-
-// refuses reports whether a never-list names the destination.
-func (sub *subject) refuses(d Destination) bool {
-	for _, n := range sub.never {
-		if n.refuses(d.host, d.addr) {
+	for e := range sub.candidates(host) {
+		if e.rule.encodedSlash {
 			return true
 		}
 	}
 	return false
 }
 
-func (n neverEntry) refuses(host string, addr netip.Addr) bool {
-	for _, p := range n.hosts {
-		if p.matches(host) {
-			return true
+// refuses returns the entry of a never-list that names the destination, or nil.
+func (sub *subject) refuses(d Destination) *neverEntry {
+	for i := range sub.never {
+		n := &sub.never[i]
+		if slices.ContainsFunc(n.hosts, func(p hostPattern) bool { return p.matches(d.host) }) || n.holds(d.addr) {
+			return n
 		}
 	}
-	return addr.IsValid() && containsAddr(n.addresses, addr)
+	return nil
 }
 
-func (sub *subject) neverAddress(addr netip.Addr) bool {
-	for _, n := range sub.never {
-		if containsAddr(n.addresses, addr) {
-			return true
+// refusesAddress returns the entry of a never-list that holds addr, or nil.
+func (sub *subject) refusesAddress(addr netip.Addr) *neverEntry {
+	for i := range sub.never {
+		if n := &sub.never[i]; n.holds(addr) {
+			return n
 		}
 	}
-	return false
+	return nil
 }
 
-// allowsAddress reports whether the rule itself names the address.
-func (r *rule) allowsAddress(addr netip.Addr) bool {
-	return containsAddr(r.addresses, addr) || slices.Contains(r.literals, addr)
+// holds reports whether the entry names addr, or the IPv4 address that it leads
+// to. A zone does not hide an address.
+func (n *neverEntry) holds(addr netip.Addr) bool {
+	if !addr.IsValid() || len(n.addresses) == 0 {
+		return false
+	}
+	addr = addr.Unmap().WithZone("")
+	if containsAddr(n.addresses, addr) {
+		return true
+	}
+	inner, ok := embeddedIPv4(addr)
+	return ok && containsAddr(n.addresses, inner)
 }
 
 // pluginLimits returns the limits of the whole plugin.
@@ -432,7 +471,7 @@ func (s *Snapshot) allLimits(p Principal) []limit {
 	}
 	out := slices.Clone(sub.limits)
 	for _, r := range sub.rules {
-		out = append(out, r.limits[:len(r.limits)-len(sub.limits)]...)
+		out = append(out, r.limits...)
 	}
 	return out
 }
@@ -443,38 +482,6 @@ func (s *Snapshot) HasLimit(p Principal, kind LimitKind) bool {
 	return slices.ContainsFunc(s.pluginLimits(p), func(l limit) bool { return l.key.kind == kind })
 }
 
-// originate turns plain http into the https that a rule with tls.originate
-// takes it as. Without such a rule the request stays as it is.
-func (s *Snapshot) originate(req Request, now time.Time) Request {
-	sub := s.subject(req.Principal)
-	if sub == nil || req.Destination.scheme != SchemeHTTP {
-		return req
-	}
-	out := req
-	sub.candidates(req.Destination.host, func(e entry) bool {
-		r := e.rule
-		if !now.Before(r.notAfter) {
-			return true
-		}
-		if r.scheme == SchemeHTTP && slices.Contains(r.ports, req.Destination.port) {
-			out = req // granted as plain http: that is what was asked for
-			return false
-		}
-		if r.scheme != SchemeHTTPS || !r.spec.To.TLS.Originate || out.Destination.scheme == SchemeHTTPS {
-			return true
-		}
-		port := req.Destination.port
-		if port == SchemeHTTP.DefaultPort() {
-			port = r.ports[0]
-		}
-		if slices.Contains(r.ports, port) {
-			out.Destination.scheme, out.Destination.port = SchemeHTTPS, port
-		}
-		return true
-	})
-	return out
-}
-
 // Observing reports whether the sidecar observes: what is not granted passes.
 func (s *Snapshot) Observing(p Principal, now time.Time) bool {
 	sub := s.subject(p)
@@ -483,44 +490,38 @@ func (s *Snapshot) Observing(p Principal, now time.Time) bool {
 
 // Name reports whether the plugin's resolver may answer host, a name in
 // canonical form, and the host pattern that says so ("" while observing).
-// A quarantined plugin resolves nothing; a paused one still does.
+// What is quarantined, the plugin or the rule, resolves nothing; what is paused
+// still does.
 func (s *Snapshot) Name(p Principal, host string, now time.Time) (pattern string, ok bool) {
 	sub := s.subject(p)
-	if sub == nil || rank(s.RevokedLevel(p, now)) > rank(LevelPause) || sub.refuses(Destination{host: host}) {
+	if sub == nil || s.shut(p, nil, now) || sub.refuses(Destination{host: host}) != nil {
 		return "", false
 	}
-	sub.candidates(host, func(e entry) bool {
-		if ok = now.Before(e.rule.notAfter); ok {
-			pattern = e.pattern
+	for e := range sub.candidates(host) {
+		if now.Before(e.rule.notAfter) && !s.shut(p, e.rule, now) {
+			return e.pattern, true
 		}
-		return !ok
-	})
-	return pattern, ok || now.Before(sub.observeUntil)
+	}
+	return "", now.Before(sub.observeUntil)
 }
 
 // Schemes returns the schemes that rules in force grant to the plugin at
 // host:port, in the order https, http, tls, tcp. Plain http counts where
 // tls.originate takes it.
 func (s *Snapshot) Schemes(p Principal, host string, port uint16, now time.Time) []Scheme {
-	var found [4]bool
-	all := [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP}
 	sub := s.subject(p)
 	if sub == nil {
 		return nil
 	}
-	sub.candidates(host, func(e entry) bool {
-		r := e.rule
-		if !now.Before(r.notAfter) {
-			return true
+	all := [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP}
+	var found [len(all)]bool
+	for e := range sub.candidates(host) {
+		for i, scheme := range all {
+			if now.Before(e.rule.notAfter) && e.rule.takes(Destination{scheme: scheme, port: port}) {
+				found[i] = true
+			}
 		}
-		if slices.Contains(r.ports, port) {
-			found[slices.Index(all[:], r.scheme)] = true
-		}
-		if r.spec.To.TLS.Originate && (port == 80 || slices.Contains(r.ports, port)) {
-			found[1] = true
-		}
-		return true
-	})
+	}
 	var out []Scheme
 	for i, ok := range found {
 		if ok {
@@ -549,17 +550,17 @@ func (s *Snapshot) HostPatterns(p Principal) []string {
 // is not among them is to be revoked.
 func (s *Snapshot) CredentialRefs(p Principal, now time.Time) []CredentialRef {
 	sub := s.subject(p)
-	if sub == nil || rank(s.RevokedLevel(p, now)) > rank(LevelPause) {
+	if sub == nil || s.shut(p, nil, now) {
 		return nil
 	}
 	var out []CredentialRef
+	seen := map[CredentialRef]bool{}
 	for _, r := range sub.rules {
-		if r.credential == nil || !now.Before(r.notAfter) || slices.Contains(out, r.credential.ref) {
+		if r.credential == nil || !now.Before(r.notAfter) || seen[r.credential.ref] || s.shut(p, r, now) {
 			continue
 		}
-		if v := s.revoked(p, r, now); v == nil || v.Level == LevelPause {
-			out = append(out, r.credential.ref)
-		}
+		seen[r.credential.ref] = true
+		out = append(out, r.credential.ref)
 	}
 	return out
 }

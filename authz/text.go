@@ -2,30 +2,25 @@ package authz
 
 import (
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
 // clip returns s as one clean line of at most 200 bytes, for messages about
-// what a plugin sent.
+// what a plugin sent: nothing in it moves a terminal's cursor or turns its
+// text around.
 func clip(s string) string {
 	const most = 200
-	cut := len(s) > most
-	if cut {
-		s = s[:most]
-		for len(s) > 0 && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) && !utf8.RuneStart(s[len(s)-1]) {
-			s = s[:len(s)-1]
-		}
+	suffix := ""
+	if len(s) > most {
+		s, suffix = s[:most], "..."
 	}
-	s = strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f || r == utf8.RuneError || (r >= 0x80 && r < 0xa0) || r == 0x2028 || r == 0x2029 {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
-	}, s)
-	if cut {
-		s += "..."
-	}
-	return s
+	}, s) + suffix
 }
 
 // isToken reports whether s is a token (RFC 9110, section 5.6.2).
@@ -50,21 +45,21 @@ func isUnreserved(c byte) bool {
 	return isAlpha(c) || isDigit(c) || c == '-' || c == '.' || c == '_' || c == '~'
 }
 
-// asciiLower lower-cases ASCII letters and nothing else.
+// asciiLower lower-cases ASCII letters and nothing else: strings.ToLower also
+// turns the Kelvin sign into a k, and so one name into another.
 func asciiLower(s string) string {
-	for i := range len(s) {
-		if 'A' <= s[i] && s[i] <= 'Z' {
-			return strings.ToLower(s[:i]) + asciiLowerRest(s[i:])
-		}
+	upper := func(c byte) bool { return 'A' <= c && c <= 'Z' }
+	first := 0
+	for first < len(s) && !upper(s[first]) {
+		first++
 	}
-	return s
-}
-
-func asciiLowerRest(s string) string {
+	if first == len(s) {
+		return s
+	}
 	b := []byte(s)
-	for i, c := range b {
-		if 'A' <= c && c <= 'Z' {
-			b[i] = c | 0x20
+	for i := first; i < len(b); i++ {
+		if upper(b[i]) {
+			b[i] |= 0x20
 		}
 	}
 	return string(b)

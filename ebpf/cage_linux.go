@@ -33,6 +33,7 @@ type Cage struct {
 	unheard      atomic.Uint64
 	refusedCalls atomic.Uint64
 
+	starting sync.Mutex // held while a program starts; taken before mu
 	mu       sync.Mutex
 	attached bool
 	shut     bool
@@ -98,15 +99,7 @@ func (c *Cage) build(id string) error {
 			return err
 		}
 	}
-	if c.own {
-		c.network, err = newNetwork()
-	} else {
-		err = onThread(func() (bool, error) {
-			c.network, err = currentNetwork()
-			return true, err
-		})
-	}
-	if err != nil {
+	if c.network, err = c.chooseNetwork(); err != nil {
 		return err
 	}
 	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.config.CountSyscalls); err != nil {
@@ -115,6 +108,18 @@ func (c *Cage) build(id string) error {
 	before, err := c.usage()
 	c.lostBefore = before.Lost
 	return err
+}
+
+func (c *Cage) chooseNetwork() (*network, error) {
+	switch {
+	case c.own && c.config.NetworkPath != "":
+		return nil, errors.New("choose network: a path is given, and the plugin is to have a network of its own")
+	case c.own:
+		return newNetwork()
+	case c.config.NetworkPath != "":
+		return openNetwork(c.config.NetworkPath)
+	}
+	return openNetwork(threadNetwork)
 }
 
 // openGroup makes the cage's cgroup, or opens the one given.
@@ -257,6 +262,8 @@ func (c *Cage) Info() Info {
 // in it: a sidecar that is restarted takes them over. [Cage.Run] has to have
 // returned.
 func (c *Cage) Close() error {
+	c.starting.Lock()
+	defer c.starting.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

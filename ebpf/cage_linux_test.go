@@ -3,33 +3,327 @@ package ebpf
 import (
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 )
 
+// answer serves one connection of a listener: identifies it and answers.
+func (r *rig) answer(l net.Listener) <-chan Peer {
+	peers := make(chan Peer, 1)
+	go func() {
+		defer close(peers)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		peer, ok := r.Identify(conn)
+		if !ok {
+			return
+		}
+		if _, again := r.Identify(conn); again {
+			r.t.Error("identified twice")
+		}
+		text, _ := io.ReadAll(conn)
+		fmt.Fprintf(conn, "got %s", text)
+		peers <- peer
+	}()
+	return peers
+}
+
+// reply answers every datagram.
+func reply4(p net.PacketConn) {
+	buffer := make([]byte, 512)
+	for {
+		n, from, err := p.ReadFrom(buffer)
+		if err != nil {
+			return
+		}
+		_, _ = p.WriteTo([]byte("got "+string(buffer[:n])), from)
+	}
+}
+
 func TestRedirect(t *testing.T) {
 	r := newRig(t, nil)
-	for _, network := range []string{"tcp4"} {
-		t.Run(network, func(t *testing.T) {
-			peers := make(chan Peer, 1)
-			go func() {
-				conn, err := r.proxy4.Accept()
-				if err != nil {
-					return
-				}
-				defer conn.Close()
-				peer, ok := r.Identify(conn)
-				if !ok {
-					t.Error("not identified")
-				}
-				text, _ := io.ReadAll(conn)
-				fmt.Fprintf(conn, "got %s", text)
-				peers <- peer
-			}()
-			out := r.ok(r.run("get", "tcp", "240.0.0.9:443"))
-			t.Log(out, <-peers)
-			u, err := r.Usage()
-			t.Logf("%+v %v", u, err)
+	proxy4, proxy6 := r.proxy4.Addr().String(), r.proxy6.Addr().String()
+	zero := strings.Replace(proxy4, "127.0.0.1", "0.0.0.0", 1)
+	for _, test := range []struct {
+		network, to, original, seen string
+		listener                    net.Listener
+		explicit                    bool
+	}{
+		{"tcp", "240.0.0.9:443", "240.0.0.9:443", "240.0.0.9:443", r.proxy4, false},
+		{"tcp", "93.184.216.34:80", "93.184.216.34:80", "93.184.216.34:80", r.proxy4, false},
+		{"mapped", "240.0.0.9:443", "240.0.0.9:443", "[::ffff:240.0.0.9]:443", r.proxy4, false},
+		{"tcp", "[fd00::9]:443", "[fd00::9]:443", "[fd00::9]:443", r.proxy6, false},
+		{"tcp", "[2001:db8::9]:443", "[2001:db8::9]:443", "[2001:db8::9]:443", r.proxy6, false},
+		{"tcp", "[fe80::9%lo]:443", "[fe80::9]:443", "[fe80::9]:443", r.proxy6, false},
+		{"tcp", "255.255.255.255:443", "255.255.255.255:443", "255.255.255.255:443", r.proxy4, false},
+		{"tcp", proxy4, proxy4, proxy4, r.proxy4, true},
+		{"tcp", proxy6, proxy6, proxy6, r.proxy6, true},
+		{"tcp", zero, proxy4, proxy4, r.proxy4, true},
+	} {
+		t.Run(test.network+" "+test.to, func(t *testing.T) {
+			before, err := r.Usage()
+			if err != nil {
+				t.Fatal(err)
+			}
+			peers := r.answer(test.listener)
+			out := r.ok(r.run("get", test.network, test.to))
+			peer, ok := <-peers
+			if !ok {
+				t.Fatal("not identified")
+			}
+			if want := netip.MustParseAddrPort(test.original); peer.Original != want || peer.Explicit != test.explicit {
+				t.Errorf("original is %v, explicit %v; want %v, %v", peer.Original, peer.Explicit, want, test.explicit)
+			}
+			if peer.UID != uint32(r.account.uid) || !strings.HasSuffix(peer.Exe, ".test") {
+				t.Errorf("caller is %+v", peer)
+			}
+			if out != "got hello from "+test.seen {
+				t.Errorf("plugin saw %q", out)
+			}
+			after, err := r.Usage()
+			if err != nil || after.Connections != before.Connections+1 {
+				t.Errorf("counted %d connections, %v", after.Connections-before.Connections, err)
+			}
 		})
 	}
-	t.Log(r.seen())
+}
+
+// A connection that the plugin did not open has no identity, even from inside
+// its network namespace.
+func TestStrangerHasNoIdentity(t *testing.T) {
+	r := newRig(t, nil)
+	conn, err := r.DialContext(t.Context(), "tcp", r.proxy4.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	accepted, err := r.proxy4.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	if peer, ok := r.Identify(accepted); ok {
+		t.Errorf("identified as %+v", peer)
+	}
+	host, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	outside, err := net.Dial("tcp", host.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outside.Close()
+	if _, ok := r.Identify(outside); ok {
+		t.Error("identified a connection of the host")
+	}
+	if _, ok := r.Identify(nil); ok {
+		t.Error("identified nothing")
+	}
+}
+
+func TestResolver(t *testing.T) {
+	r := newRig(t, nil)
+	go reply4(r.dns4)
+	go reply4(r.dns6)
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"unconnected", "10.8.8.8:53"}, "got hello from 10.8.8.8:53"},
+		{[]string{"connected", "10.8.8.8:53"}, "peer 10.8.8.8:53 got hello from 10.8.8.8:53"},
+		{[]string{"unconnected", "127.0.0.53:53"}, "got hello from 127.0.0.53:53"},
+		{[]string{"connected", "127.0.0.53:53"}, "peer 127.0.0.53:53 got hello from 127.0.0.53:53"},
+		{[]string{"unconnected", "[2001:db8::53]:53"}, "got hello from [2001:db8::53]:53"},
+		{[]string{"connected", "[2001:db8::53]:53"}, "peer [2001:db8::53]:53 got hello from [2001:db8::53]:53"},
+		{[]string{"unconnected", "10.8.8.8:53", "mapped"}, "got hello from [::ffff:10.8.8.8]:53"},
+		{[]string{"connected", "10.8.8.8:53", "mapped"}, "peer [::ffff:10.8.8.8]:53 got hello from [::ffff:10.8.8.8]:53"},
+	} {
+		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
+			if got := r.ok(r.run(append([]string{"dns"}, test.args...)...)); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	t.Run("tcp", func(t *testing.T) {
+		go func() {
+			conn, err := r.dnsTCP.Accept()
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			_, _ = io.ReadAll(conn)
+			fmt.Fprint(conn, "got it")
+		}()
+		if got := r.ok(r.run("dns", "tcp", "10.8.8.8:53")); got != "got it from 10.8.8.8:53" {
+			t.Errorf("got %q", got)
+		}
+	})
+	u, err := r.Usage()
+	if err != nil || u.Connections != 0 {
+		t.Errorf("DNS counted as %d connections, %v", u.Connections, err)
+	}
+	for _, d := range r.seen() {
+		if d.Syscall != "bpf" {
+			t.Errorf("refused %+v", d)
+		}
+	}
+}
+
+// bypasses is what a plugin may try. An empty hook means that the kernel's own
+// permissions refuse it, which is not reported, or that it is permitted.
+func TestBypasses(t *testing.T) {
+	r := newRig(t, nil)
+	_, proxyPort, _ := net.SplitHostPort(r.proxy4.Addr().String())
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path := filepath.Dir(dir); path != "/tmp" && path != "/"; path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	docker := filepath.Join(dir, "docker.sock")
+	host, err := net.Listen("unix", docker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	abstract, err := net.Listen("unix", "@chaperone-test-host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer abstract.Close()
+	syslog, err := net.ListenPacket("unixgram", filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syslog.Close()
+	for _, path := range []string{docker, filepath.Join(dir, "log")} {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := filepath.Join(dir, "log")
+	self := strconv.Itoa(os.Getpid())
+	type want struct {
+		errno string
+		hook  Hook
+		about string // the address, path or call that is reported
+	}
+	attempts := []struct {
+		args []string
+		want want
+	}{
+		{[]string{"udp4", "240.0.0.9:9"}, want{"EPERM", HookSendmsg, "240.0.0.9:9"}},
+		{[]string{"udp4", "10.0.0.9:443"}, want{"EPERM", HookSendmsg, "10.0.0.9:443"}},
+		{[]string{"udp4", "255.255.255.255:67"}, want{"EPERM", HookSendmsg, "255.255.255.255:67"}},
+		{[]string{"udp4", "224.0.0.251:5353"}, want{"EPERM", HookSendmsg, "224.0.0.251:5353"}},
+		{[]string{"udp6", "[2001:db8::9]:9"}, want{"EPERM", HookSendmsg, "[2001:db8::9]:9"}},
+		{[]string{"udp6", "[::ffff:10.0.0.9]:9"}, want{"EPERM", HookSendmsg, "10.0.0.9:9"}},
+		{[]string{"udp6", "[ff02::1]:9"}, want{"EPERM", HookSendmsg, "[ff02::1]:9"}},
+		{[]string{"udp4", "127.0.0.1:" + proxyPort}, want{"EPERM", HookSendmsg, "127.0.0.1:" + proxyPort}},
+		{[]string{"udp-via-own", "10.0.0.10:9"}, want{"EPERM", HookSendmsg, "10.0.0.10:9"}},
+		{[]string{"udp-sendmmsg", "10.0.0.11:9"}, want{"EPERM", HookSendmsg, "10.0.0.11:9"}},
+		{[]string{"udp-write", "10.0.0.12:443"}, want{"EPERM", HookEgress, "10.0.0.12:443"}},
+		{[]string{"udp-write", "[2001:db8::12]:443"}, want{"EPERM", HookEgress, "[2001:db8::12]:443"}},
+		{[]string{"udp-write", "127.0.0.1:" + proxyPort}, want{"EPERM", HookEgress, "127.0.0.1:" + proxyPort}},
+		{[]string{"mapped-write", "10.0.0.15:443"}, want{"EPERM", HookSendmsg, "10.0.0.15:443"}},
+		{[]string{"udp-connect", "10.0.0.13:443"}, want{"ok", "", ""}},
+		{[]string{"udp-connect", "[2001:db8::13]:443"}, want{"ok", "", ""}},
+		{[]string{"udp-connect", "[::ffff:10.0.0.13]:443"}, want{"ok", "", ""}},
+		{[]string{"udplite"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"raw"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"raw6"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"ping"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"sctp"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"mptcp"}, want{"EPROTONOSUPPORT", "", ""}},
+		{[]string{"packet"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"packet-high"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"vsock"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"alg"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"xdp"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"kcm"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"netlink"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"netlink-diag"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"netlink-high"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"pair-inet"}, want{"EPERM", HookSeccomp, "socketpair"}},
+		{[]string{"routing"}, want{"ok", "", ""}},
+		{[]string{"unix", docker}, want{"EPERM", HookConnectUnix, docker}},
+		{[]string{"unix-seq", docker}, want{"EPERM", HookConnectUnix, docker}},
+		{[]string{"unix-dgram", log}, want{"EPERM", HookConnectUnix, log}},
+		{[]string{"unix-send", log}, want{"EPERM", HookSendmsgUnix, log}},
+		{[]string{"unix-pair", log}, want{"EPERM", HookSendmsgUnix, log}},
+		{[]string{"unix-link", docker}, want{"EPERM", HookConnectUnix, "x"}},
+		{[]string{"unix", "@chaperone-test-host"}, want{"ECONNREFUSED", "", ""}},
+		{[]string{"unix-own"}, want{"ok", "", ""}},
+		{[]string{"bind", "tcp", "0.0.0.0:" + proxyPort}, want{"EPERM", HookBind, "0.0.0.0:" + proxyPort}},
+		{[]string{"bind", "tcp", "127.0.0.2:" + proxyPort}, want{"EPERM", HookBind, "127.0.0.2:" + proxyPort}},
+		{[]string{"bind", "udp", "[::]:" + proxyPort}, want{"EPERM", HookBind, "[::]:" + proxyPort}},
+		{[]string{"bind", "tcp", "127.0.0.1:8080"}, want{"ok", "", ""}},
+		{[]string{"bind", "udp", "0.0.0.0:0"}, want{"ok", "", ""}},
+		{[]string{"io_uring"}, want{"EPERM", HookSeccomp, "io_uring_setup"}},
+		{[]string{"pidfd_getfd"}, want{"EPERM", HookSeccomp, "pidfd_getfd"}},
+		{[]string{"ptrace"}, want{"EPERM", HookSeccomp, "ptrace"}},
+		{[]string{"vm_readv"}, want{"EPERM", HookSeccomp, "process_vm_readv"}},
+		{[]string{"bpf"}, want{"EPERM", HookSeccomp, "bpf"}},
+		{[]string{"perf"}, want{"EPERM", HookSeccomp, "perf_event_open"}},
+		{[]string{"userfaultfd"}, want{"EPERM", HookSeccomp, "userfaultfd"}},
+		{[]string{"keyctl"}, want{"EPERM", HookSeccomp, "keyctl"}},
+		{[]string{"setns"}, want{"EPERM", HookSeccomp, "setns"}},
+		{[]string{"mount"}, want{"EPERM", HookSeccomp, "mount"}},
+		{[]string{"unshare"}, want{"EPERM", HookSeccomp, "unshare"}},
+		{[]string{"unshare-time"}, want{"EPERM", HookSeccomp, "unshare"}},
+		{[]string{"clone-user"}, want{"EPERM", HookSeccomp, "clone"}},
+		{[]string{"clone3"}, want{"ENOSYS", "", ""}},
+		{[]string{"tiocsti"}, want{"EPERM", HookSeccomp, "ioctl"}},
+		{[]string{"tiocsti-high"}, want{"EPERM", HookSeccomp, "ioctl"}},
+		{[]string{"chroot"}, want{"EPERM", HookSeccomp, "chroot"}},
+		{[]string{"source-route", "10.0.0.14", "127.0.0.1:9"}, want{"set options: operation not permitted", "", ""}},
+		{[]string{"repair"}, want{"EPERM", "", ""}},
+		{[]string{"transparent"}, want{"EPERM", "", ""}},
+		{[]string{"setuid"}, want{"EPERM", "", ""}},
+		{[]string{"kill", self}, want{"EPERM", "", ""}},
+		{[]string{"sidecar-mem", self}, want{"EACCES", "", ""}},
+		{[]string{"cgroup", filepath.Join(filepath.Dir(r.group.path), "cgroup.procs")}, want{"EACCES", "", ""}},
+		{[]string{"unpin", filepath.Join(r.pins, "link_connect4")}, want{"EACCES", "", ""}},
+	}
+	for _, attempt := range attempts {
+		t.Run(strings.Join(attempt.args, " "), func(t *testing.T) {
+			if got := r.ok(r.run(append([]string{"try"}, attempt.args...)...)); got != attempt.want.errno {
+				t.Errorf("ended with %s, want %s", got, attempt.want.errno)
+			}
+		})
+	}
+	seen := make(map[want]bool)
+	for _, d := range r.seen() {
+		about := d.Syscall
+		if d.Address.IsValid() {
+			about = d.Address.String()
+		} else if d.Path != "" {
+			about = d.Path
+		}
+		if d.PID == 0 || d.Comm == "" || d.UID != uint32(r.account.uid) {
+			if d.Hook != HookEgress {
+				t.Errorf("caller is missing: %+v", d)
+			}
+		}
+		seen[want{"", d.Hook, about}] = true
+		seen[want{"", d.Hook, ""}] = true
+	}
+	for _, attempt := range attempts {
+		if w := attempt.want; w.hook != "" && !seen[want{"", w.hook, w.about}] {
+			t.Errorf("%v was not reported", attempt.args)
+		}
+	}
 }

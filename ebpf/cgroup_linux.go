@@ -212,6 +212,9 @@ func (g *cgroup) populated() (bool, error) { return g.event("populated") }
 
 // kill ends every process in the cgroup and waits until there is none.
 func (g *cgroup) kill() error {
+	if populated, err := g.populated(); err != nil || !populated {
+		return err
+	}
 	err := g.write("cgroup.kill", "1")
 	if errors.Is(err, fs.ErrNotExist) { // before Linux 5.14
 		return g.killEach()
@@ -234,8 +237,7 @@ func (g *cgroup) killEach() error {
 		if err != nil {
 			return fmt.Errorf("read cgroup.procs: %w", err)
 		}
-		pids := strings.Fields(string(text))
-		for _, field := range pids {
+		for field := range strings.FieldsSeq(string(text)) {
 			pid, err := strconv.Atoi(field)
 			if err != nil || pid <= 0 {
 				return fmt.Errorf("kill cgroup: %q is not a process of this namespace", field)

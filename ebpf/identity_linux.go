@@ -47,6 +47,9 @@ func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
 // peerKey is the connection's entry as the connecting side wrote it: our remote
 // address is its source.
 func (c *Cage) peerKey(conn net.Conn) (wallPeerKey, bool) {
+	if conn == nil {
+		return wallPeerKey{}, false
+	}
 	remote, ok := tcpAddress(conn.RemoteAddr())
 	if !ok {
 		return wallPeerKey{}, false

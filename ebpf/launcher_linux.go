@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"encoding/binary"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ const launcherName = "chaperone-launcher"
 const (
 	statusFD = 3 // one end of a socket pair to the sidecar
 	orderFD  = 4 // a memory file with the order
+	gateFD   = 5 // the plugin's cgroup.procs
 )
 
 // order is what the launcher is to do.
@@ -29,6 +31,7 @@ type order struct {
 	Dir         string
 	UID, GID    int
 	UnixSockets bool
+	Walk        bool // into the cgroup, instead of having been born there
 	SelfTest    *selfTest
 }
 
@@ -36,7 +39,7 @@ type order struct {
 const (
 	replyListener = 'L' // with the seccomp listener's descriptor
 	replyFailure  = 'F' // confinement failed; text follows
-	replyExec     = 'X' // the program cannot be run; status byte and errno byte follow
+	replyExec     = 'X' // the program cannot be run; status byte and errno follow
 )
 
 // Launch is the launcher: main calls it first, as does TestMain of every package
@@ -54,9 +57,13 @@ func Launch() {
 	err := launch()
 	var exec *ExecError
 	if errors.As(err, &exec) {
-		reply(append([]byte{replyExec, byte(exec.Status)}, exec.Err.Error()...), -1)
+		var errno unix.Errno
+		errors.As(exec.Err, &errno)
+		reply(binary.NativeEndian.AppendUint32([]byte{replyExec, byte(exec.Status)}, uint32(errno)), -1) //nolint:gosec // 126 or 127
 	} else if err != nil {
 		reply(append([]byte{replyFailure}, err.Error()...), -1)
+	} else {
+		os.Exit(0) //nolint:forbidigo // only a self-test comes back
 	}
 	os.Exit(125) //nolint:forbidigo // the end of this process, whatever main does
 }
@@ -76,6 +83,11 @@ func launch() error {
 	var o order
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
+	}
+	if o.Walk {
+		if _, err := unix.Write(gateFD, []byte("0")); err != nil {
+			return fmt.Errorf("enter cgroup: %w", err)
+		}
 	}
 	if err := confine(&o); err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"runtime"
@@ -21,11 +20,19 @@ type network struct {
 const threadNetwork = "/proc/thread-self/ns/net"
 
 // onThread runs f on a thread of its own. A thread that f could not put back
-// into the state it found it in is ended instead of being used again.
+// into the state it found it in is ended instead of being used again. It is
+// never the process's first thread, which cannot be ended, and whose namespaces
+// are what /proc/PID/ns shows to others as the process's.
 func onThread(f func() (clean bool, err error)) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			err := onThread(f) // on another one, since this one stays taken
+			runtime.UnlockOSThread()
+			result <- err
+			return
+		}
 		clean, err := f()
 		if clean {
 			runtime.UnlockOSThread()
@@ -66,13 +73,6 @@ func newNetwork() (*network, error) {
 func prepareNetwork() (*network, error) {
 	if err := raiseLoopback(); err != nil {
 		return nil, err
-	}
-	// Subflows of multipath TCP would pass no connect hook. The socket hook
-	// refuses it as well; this keeps programs that merely ask (Go's listeners
-	// do) from being reported for it.
-	if err := os.WriteFile("/proc/sys/net/mptcp/enabled", []byte("0"), 0); err != nil &&
-		!errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("disable multipath TCP: %w", err)
 	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -122,6 +122,27 @@ func currentNetwork() (*network, error) {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	return &network{file: file, cookie: cookie}, nil
+}
+
+// openNetwork opens the namespace that a file such as /proc/PID/ns/net names.
+func openNetwork(path string) (*network, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	n := &network{file: file}
+	err = n.do(func() error {
+		inside, err := currentNetwork()
+		if err != nil {
+			return err
+		}
+		n.cookie = inside.cookie
+		return inside.close()
+	})
+	if err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	return n, nil
 }
 
 // do runs f on a thread inside the namespace.

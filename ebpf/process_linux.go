@@ -1,11 +1,13 @@
 package ebpf
 
 import (
+	"encoding/binary"
 	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -45,17 +47,12 @@ func (c *Cage) Start(command Command) (*Process, error) {
 }
 
 func (c *Cage) start(command Command, test *selfTest) (*Process, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.closed:
-		return nil, fmt.Errorf("start %s: %w", command.Path, os.ErrClosed)
-	case !c.attached:
-		return nil, fmt.Errorf("start %s: %w", command.Path, ErrNotAttached)
-	case !c.group.own:
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	if !c.group.own {
 		return nil, fmt.Errorf("start %s: the cgroup belongs to somebody else", command.Path)
 	}
-	if err := c.wall.check(c.group); err != nil {
+	if err := c.Check(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
 	if populated, err := c.group.populated(); err != nil || populated {
@@ -122,36 +119,43 @@ func passable(file *os.File) error {
 	return errors.New("it is a socket made outside the walls; use a pipe, a file or a terminal")
 }
 
-// launch starts the launcher and hears what became of it.
+// errUnborn says that the launcher was killed before it did anything.
+var errUnborn = errors.New("the launcher ended before it had confined itself")
+
+// launch starts the launcher and hears what became of it. Normally it is born
+// into the cgroup. Linux (seen on 6.18) kills what is born into a cgroup that
+// was killed before, because it compares the count of kills with that of the
+// parent's cgroup; then the launcher walks in, before it reads what to start.
 func (p *Process) launch(command Command, test *selfTest) error {
+	err := p.attempt(command, test, false)
+	if errors.Is(err, errUnborn) {
+		err = p.attempt(command, test, true)
+	}
+	return err
+}
+
+func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	ours, theirs, err := statusPair()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = ours.Close() }()
-	file, err := p.cage.writeOrder(command, test)
+	file, err := p.cage.writeOrder(command, test, walk)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
-	err = p.spawn(command, theirs, file)
+	err = p.spawn(command, theirs, file, walk)
 	// Our copy of its end has to go, or the end of the launcher is never seen.
 	err = errors.Join(err, theirs.Close(), file.Close())
 	if err != nil {
 		return err
 	}
-	listener, err := hear(ours, command.Path)
-	if err != nil {
+	if err := p.hear(ours, command.Path); err != nil {
 		_ = p.proc.Kill()
 		_, _ = p.proc.Wait()
-		if listener >= 0 {
-			_ = unix.Close(listener)
+		if p.ears != nil {
+			err = errors.Join(err, p.ears.close())
 		}
-		return err
-	}
-	p.ears, err = newEars(listener, p.cage)
-	if err != nil {
-		_ = p.proc.Kill()
-		_, _ = p.proc.Wait()
 		return err
 	}
 	return nil
@@ -171,7 +175,7 @@ func statusPair() (ours, theirs *os.File, err error) {
 }
 
 // writeOrder puts the order into a memory file: it may exceed what a pipe holds.
-func (c *Cage) writeOrder(command Command, test *selfTest) (*os.File, error) {
+func (c *Cage) writeOrder(command Command, test *selfTest, walk bool) (*os.File, error) {
 	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("write order: %w", err)
@@ -179,7 +183,7 @@ func (c *Cage) writeOrder(command Command, test *selfTest) (*os.File, error) {
 	file := os.NewFile(uintptr(fd), "order") //nolint:gosec // descriptors fit
 	err = gob.NewEncoder(file).Encode(order{
 		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
-		UID: c.account.uid, GID: c.account.gid, UnixSockets: c.wall.unix != nil, SelfTest: test,
+		UID: c.account.uid, GID: c.account.gid, UnixSockets: c.wall.unix != nil, SelfTest: test, Walk: walk,
 	})
 	if err == nil {
 		_, err = file.Seek(0, io.SeekStart)
@@ -192,13 +196,19 @@ func (c *Cage) writeOrder(command Command, test *selfTest) (*os.File, error) {
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
 // session of its own: there is no moment at which it is elsewhere.
-func (p *Process) spawn(command Command, status, order *os.File) error {
+func (p *Process) spawn(command Command, status, order *os.File, walk bool) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("start launcher: %w", err)
 	}
 	defer func() { _ = null.Close() }()
-	files := []*os.File{command.Stdin, command.Stdout, command.Stderr, status, order}
+	// The launcher gets the file that moves it in any case, and closes it.
+	gate, err := os.OpenFile(filepath.Join(p.cage.group.path, "cgroup.procs"), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("start launcher: %w", err)
+	}
+	defer func() { _ = gate.Close() }()
+	files := []*os.File{command.Stdin, command.Stdout, command.Stderr, status, order, gate}
 	for i := range files {
 		if files[i] == nil {
 			files[i] = null
@@ -208,7 +218,7 @@ func (p *Process) spawn(command Command, status, order *os.File) error {
 		Env:   []string{},
 		Files: files,
 		Sys: &syscall.SysProcAttr{
-			Setsid: true, UseCgroupFD: true, CgroupFD: int(p.cage.group.dir.Fd()),
+			Setsid: true, UseCgroupFD: !walk, CgroupFD: int(p.cage.group.dir.Fd()),
 		},
 	}
 	return p.cage.network.do(func() error {
@@ -222,9 +232,8 @@ func (p *Process) spawn(command Command, status, order *os.File) error {
 }
 
 // hear reads the launcher's replies until it has become the program, which
-// closes the socket. It returns the seccomp listener.
-func hear(status *os.File, path string) (int, error) {
-	listener := -1
+// closes the socket.
+func (p *Process) hear(status *os.File, path string) error {
 	text := make([]byte, 4096)
 	rights := make([]byte, unix.CmsgSpace(4))
 	for {
@@ -233,24 +242,26 @@ func hear(status *os.File, path string) (int, error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return listener, fmt.Errorf("start %s: hear launcher: %w", path, err)
-		case n == 0 && listener < 0:
-			return -1, fmt.Errorf("start %s: the launcher ended before it had confined itself", path)
+			return fmt.Errorf("start %s: hear launcher: %w", path, err)
+		case n == 0 && p.ears == nil:
+			return fmt.Errorf("start %s: %w", path, errUnborn)
 		case n == 0:
-			return listener, nil
+			return nil
 		}
-		switch text[0] {
-		case replyListener:
-			if listener, err = oneRight(rights[:m]); err != nil {
-				return -1, fmt.Errorf("start %s: %w", path, err)
+		switch {
+		case text[0] == replyListener && p.ears == nil:
+			listener, err := oneRight(rights[:m])
+			if err != nil {
+				return fmt.Errorf("start %s: %w", path, err)
 			}
-		case replyExec:
-			if n < 2 {
-				return listener, fmt.Errorf("start %s: the launcher's reply is cut", path)
+			if p.ears, err = newEars(listener, p.cage); err != nil {
+				return err
 			}
-			return listener, &ExecError{Path: path, Status: int(text[1]), Err: errors.New(string(text[2:n]))}
+		case text[0] == replyExec && n == 6:
+			errno := unix.Errno(binary.NativeEndian.Uint32(text[2:6]))
+			return &ExecError{Path: path, Status: int(text[1]), Err: errno}
 		default:
-			return listener, fmt.Errorf("start %s: %s", path, text[1:n])
+			return fmt.Errorf("start %s: %s", path, text[1:n])
 		}
 	}
 }

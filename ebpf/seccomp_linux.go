@@ -28,6 +28,8 @@ const (
 	verdictAllow  = unix.SECCOMP_RET_ALLOW
 	verdictNotify = unix.SECCOMP_RET_USER_NOTIF
 	verdictNoCall = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+
+	verdictNoProtocol = unix.SECCOMP_RET_ERRNO | uint32(unix.EPROTONOSUPPORT)
 )
 
 // namespaceFlags are the clone flags that make a namespace. (CLONE_NEWTIME
@@ -175,14 +177,15 @@ func flagsFilter(flags uint32) program {
 	return p
 }
 
-// socketFilter lets through the families that a hook judges, and the routing
-// socket, by which programs list interfaces and which can change nothing
-// without a capability.
+// socketFilter lets through what a hook judges, and the routing socket, by which
+// programs list interfaces and which can change nothing without a capability.
+// The socket hook refuses the same and more, but comes after the kernel's own
+// check for privileges, which would refuse a raw socket unreported.
 func socketFilter(unixSockets bool) program {
 	var p program
 	p.load(argument(0))
-	p.equal(unix.AF_INET, verdictAllow)
-	p.equal(unix.AF_INET6, verdictAllow)
+	p.when(unix.AF_INET, internetFilter())
+	p.when(unix.AF_INET6, internetFilter())
 	if unixSockets {
 		p.equal(unix.AF_UNIX, verdictAllow)
 	}
@@ -195,6 +198,31 @@ func socketFilter(unixSockets bool) program {
 	return p
 }
 
+// typeMask separates a socket's type from its flags (include/linux/net.h).
+const typeMask = 0xf
+
+// internetFilter allows TCP and UDP. Multipath TCP, which Go's listeners ask for
+// before they fall back, is answered as by a kernel without it.
+func internetFilter() program {
+	var stream, datagram program
+	stream.load(argument(2))
+	stream.equal(0, verdictAllow)
+	stream.equal(unix.IPPROTO_TCP, verdictAllow)
+	stream.equal(unix.IPPROTO_MPTCP, verdictNoProtocol)
+	stream.give(verdictNotify)
+	datagram.load(argument(2))
+	datagram.equal(0, verdictAllow)
+	datagram.equal(unix.IPPROTO_UDP, verdictAllow)
+	datagram.give(verdictNotify)
+	var p program
+	p.load(argument(1))
+	p.mask(typeMask)
+	p.when(unix.SOCK_STREAM, stream)
+	p.when(unix.SOCK_DGRAM, datagram)
+	p.give(verdictNotify)
+	return p
+}
+
 // pairFilter allows Unix pairs. A datagram pair can still send to any name, so
 // it is only for kernels whose hooks judge that.
 func pairFilter(unixSockets bool) program {
@@ -202,7 +230,6 @@ func pairFilter(unixSockets bool) program {
 	if unixSockets {
 		pair.give(verdictAllow)
 	} else {
-		const typeMask = 0xf // include/linux/net.h: SOCK_TYPE_MASK
 		pair.load(argument(1))
 		pair.mask(typeMask)
 		pair.equal(unix.SOCK_STREAM, verdictAllow)

@@ -48,13 +48,19 @@ type Config struct {
 
 	// CgroupPath is an existing cgroup v2 directory whose processes are to be
 	// confined. Empty: a cgroup of our own is made below the sidecar's. With a
-	// path the plugin keeps the network namespace it has, which must be the
-	// sidecar's, and the programs alone are the wall.
+	// path the plugin keeps the network namespace that it has, as with
+	// HostNetwork.
 	CgroupPath string
 
-	// HostNetwork leaves the plugin in the sidecar's network namespace. False,
-	// the default, gives it one of its own.
+	// HostNetwork leaves the plugin in a network namespace that others use, too,
+	// with the programs alone for a wall. False, the default, gives it one of
+	// its own.
 	HostNetwork bool
+
+	// NetworkPath names the namespace that HostNetwork or CgroupPath leave the
+	// plugin in, such as /proc/PID/ns/net of a container. Empty: the sidecar's.
+	// The sidecar's listeners are opened in it.
+	NetworkPath string
 
 	// Serve lists TCP ports on which the plugin may be reached over the
 	// loopback of a shared network namespace. In a namespace of its own the

@@ -170,7 +170,7 @@ static __always_inline void sign(struct bpf_sock_addr *ctx, struct flow *f)
 static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct address *a, __u16 *port)
 {
 	const struct setting *s = current_settings();
-	struct address wanted = *a, to;
+	struct address wanted, to;
 	enum verdict verdict;
 	struct flow *f;
 	__u16 to_port;
@@ -186,6 +186,7 @@ static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct addr
 	if (!tcp && !udp)
 		return refuse(ctx, a, *port, HOOK_CONNECT, WHY_POLICY);
 	resolve_any(a);
+	wanted = *a;
 	verdict = tcp ? judge_tcp(s, a, *port) : judge_udp(s, a, *port);
 	if (verdict == REFUSE)
 		return refuse(ctx, a, *port, HOOK_CONNECT, WHY_POLICY);
@@ -261,7 +262,7 @@ int connect6(struct bpf_sock_addr *ctx)
 static __always_inline int decide_sendmsg(struct bpf_sock_addr *ctx, struct address *a, __u16 *port)
 {
 	const struct setting *s = current_settings();
-	struct address wanted = *a, to;
+	struct address wanted, to;
 	enum verdict verdict;
 	struct flow *f;
 	__u16 to_port;
@@ -274,7 +275,16 @@ static __always_inline int decide_sendmsg(struct bpf_sock_addr *ctx, struct addr
 		return refuse(ctx, a, *port, HOOK_SENDMSG, WHY_NAMESPACE);
 	if (ctx->protocol != IPPROTO_UDP)
 		return refuse(ctx, a, *port, HOOK_SENDMSG, WHY_POLICY);
+	/* An IPv6 socket that is connected to a mapped address comes here too, with the destination that connect gave it. */
+	f = bpf_sk_storage_get(&flows, ctx->sk, 0, 0);
+	if (f && f->kind != KIND_NONE && *port == f->target_port && same(a, &f->target)) {
+		if (f->kind != KIND_DNS)
+			return refuse(ctx, &f->original, f->original_port, HOOK_SENDMSG, WHY_POLICY);
+		f->asked_port = 0;
+		return ALLOW;
+	}
 	resolve_any(a);
+	wanted = *a;
 	verdict = judge_udp(s, a, *port);
 	if (verdict == PASS)
 		return ALLOW;

@@ -107,10 +107,15 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		r.Host, r.Port = d.Address.Addr().Unmap().String(), d.Address.Port()
 	}
 	s.record(r)
-	if s.opts.refused != nil {
+	if s.opts.refused != nil && d.Path != nscdSocket {
 		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: target(d), Remedy: remedy})
 	}
 }
+
+// nscdSocket is asked by glibc before any lookup (nscd(8)), whether anybody
+// listens or not. The refusal is recorded; telling it to a plugin's author, who
+// has not asked for anything, would bury what matters.
+const nscdSocket = "/var/run/nscd/socket"
 
 // target names what a refused call was for.
 func target(d ebpf.Denial) string {

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,11 +53,7 @@ func (c *cli) onlySidecar() (*admin.Client, error) {
 }
 
 // notRunning reports whether nobody answers on the admin socket.
-func notRunning(err error) bool {
-	var dial *net.OpError
-	return errors.As(err, &dial) && dial.Op == "dial" &&
-		(errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED))
-}
+func notRunning(err error) bool { return errors.Is(err, admin.ErrNoSidecar) }
 
 func (c *cli) revokeCommand() *cobra.Command {
 	var req admin.RevokeRequest

@@ -62,7 +62,10 @@ func (p *refusalPrinter) print(r authz.Refusal) {
 		what = r.Method + " " + what
 	}
 	fmt.Fprintf(p.w, "chaperone: refused %s: %s: %s%s\n", what, r.Reason, r.Detail, again)
-	if r.Remedy != "" {
+	switch {
+	case r.Remedy != "" && r.Decision != "":
 		fmt.Fprintf(p.w, "chaperone:   %s (decision %s)\n", r.Remedy, r.Decision)
+	case r.Remedy != "":
+		fmt.Fprintf(p.w, "chaperone:   %s\n", r.Remedy)
 	}
 }

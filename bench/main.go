@@ -1,0 +1,84 @@
+// Command bench measures the whole system and prints one table: what the
+// product costs beside its own floor, measured in the same run on the same
+// machine. See README.md for what each row is and for recorded results.
+//
+//	go run ./bench -chaperone bin/chaperone
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// limit bounds the whole run.
+const limit = 10 * time.Minute
+
+func main() {
+	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "role=") {
+		if err := playRole(strings.TrimPrefix(os.Args[1], "role="), os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	binary := flag.String("chaperone", "bin/chaperone", "the `PROGRAM` to measure")
+	seconds := flag.Duration("time", 3*time.Second, "how long each load row runs")
+	only := flag.String("only", "", "run only the scenes whose name contains `TEXT`")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := run(ctx, *binary, *seconds, *only); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, binary string, length time.Duration, only string) (err error) {
+	fmt.Printf("%s, %d CPUs, %s/%s, %s, %s\n\n", cpuModel(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(),
+		time.Now().UTC().Format(time.DateOnly))
+	w, err := newWorld(ctx, binary, length)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	for _, scene := range []struct {
+		name string
+		play func(context.Context, *world) (*table, error)
+	}{
+		{"decide", decideScene}, {"admit", admitScene}, {"proxy", proxyScene}, {"revoke", revokeScene}, {"start", startScene},
+	} {
+		if !strings.Contains(scene.name, only) {
+			continue
+		}
+		t, err := scene.play(ctx, w)
+		if err != nil {
+			return fmt.Errorf("%s: %w", scene.name, err)
+		}
+		t.print(os.Stdout)
+	}
+	return nil
+}
+
+// cpuModel returns what /proc/cpuinfo calls the processor.
+func cpuModel() string {
+	data, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown CPU"
+	}
+	for line := range strings.Lines(string(data)) {
+		if name, ok := strings.CutPrefix(line, "model name"); ok {
+			return strings.TrimSpace(strings.TrimLeft(name, "\t :"))
+		}
+	}
+	return "unknown CPU"
+}

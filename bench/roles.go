@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// playRole is another process of this program: what is measured runs in a
+// process of its own, so that its CPU time is its own.
+func playRole(role string, args []string) error {
+	if len(args) != 3 {
+		return fmt.Errorf("role %s takes CERT KEY ADDRESS", role)
+	}
+	pair, err := tls.LoadX509KeyPair(args[0], args[1])
+	if err != nil {
+		return err
+	}
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(l.Addr())
+	var handler http.Handler
+	switch role {
+	case "origin":
+		handler = originHandler()
+	case "floor":
+		if handler, err = floorHandler(args[0], args[2]); err != nil {
+			return err
+		}
+	case "sink":
+		return sink(l)
+	default:
+		return fmt.Errorf("no role is called %q", role)
+	}
+	server := &http.Server{
+		Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}},
+		ReadHeaderTimeout: 10 * time.Second,
+	}
+	return server.ServeTLS(l, "", "")
+}
+
+// originHandler answers every request with 1 KiB of JSON.
+func originHandler() http.Handler {
+	body := []byte(`{"forecast":"` + strings.Repeat("rain ", 200) + `"}`)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(body)
+	})
+}
+
+// floorHandler is the least that a proxy with TLS on both sides can cost:
+// net/http's reverse proxy with its pool set.
+func floorHandler(caFile, target string) (http.Handler, error) {
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	to := &url.URL{Scheme: "https", Host: target}
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(to)
+			r.Out.Header.Set("Authorization", "Bearer a-token-of-the-floor")
+		},
+		Transport: &http.Transport{
+			TLSClientConfig:     &tls.Config{RootCAs: pool, ServerName: apiHost, MinVersion: tls.VersionTLS12},
+			MaxIdleConnsPerHost: 128, DisableCompression: true,
+		},
+	}, nil
+}
+
+// sink keeps connections open and reads what comes.
+func sink(l net.Listener) error {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			_, _ = io.Copy(io.Discard, conn)
+			_ = conn.Close()
+		}()
+	}
+}
+
+// process is a program under measurement.
+type process struct {
+	cmd     *exec.Cmd
+	address string // the first line it printed
+}
+
+// startRole starts a role in a process of its own.
+func startRole(role, cert, key, target string) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, "role="+role, cert, key, target) //nolint:gosec,noctx // this program; ended by Close
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", role, err), cmd.Process.Kill(), cmd.Wait())
+	}
+	return &process{cmd, strings.TrimSpace(line)}, nil
+}
+
+// Close ends the process, which is ours.
+func (p *process) Close() error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	done := make(chan struct{})
+	go func() { _ = p.cmd.Wait(); close(done) }() // its status is that of a signal
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-done
+	}
+	return nil
+}
+
+// cpu returns the CPU time of every thread of the process so far.
+func (p *process) cpu() time.Duration {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	var total time.Duration
+	for _, task := range tasks {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", p.cmd.Process.Pid, task.Name()))
+		var ns int64
+		if err == nil {
+			if _, err = fmt.Sscan(string(data), &ns); err == nil {
+				total += time.Duration(ns)
+			}
+		}
+	}
+	return total
+}
+
+// rss returns the resident memory of the process in KiB.
+func (p *process) rss() int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if text, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			var kib int
+			_, _ = fmt.Sscan(text, &kib)
+			return kib
+		}
+	}
+	return 0
+}

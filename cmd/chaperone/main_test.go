@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// TestMain runs the real commands inside the test's own binary, which is also
+// the launcher of plugins.
+func TestMain(m *testing.M) {
+	ebpf.Launch()
+	testscript.Main(m, map[string]func(){
+		"chaperone": func() {
+			os.Exit(execute(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+		},
+	})
+}
+
+// TestScript runs the command scripts, which need neither root nor a network.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("NO_COLOR", "1")
+			return nil
+		},
+	})
+}

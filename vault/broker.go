@@ -26,8 +26,7 @@ import (
 const (
 	maxEntries    = 1024             // credentials at a time; more are refused
 	maxPending    = 4096             // unconfirmed revocations; while full nothing is minted
-	replaceGrace  = 10 * time.Second // for requests that still hold the former value
-	provisional   = 10 * time.Second // how long a credential lives that no generation names
+	defaultGrace  = 10 * time.Second // see Broker.grace
 	idleAfter     = 5 * time.Minute  // unused for so long, a lease is given back and not renewed
 	rotateEvery   = time.Minute      // at most, for leases that may have been lost track of
 	rereadToken   = time.Minute      // of the token file
@@ -89,6 +88,9 @@ type Broker struct {
 	base   time.Time     // where the monotonic clock counts from
 	door   chan struct{} // holds one: who logs in or renews the token
 	kick   chan struct{} // holds one: the schedule has changed
+	// grace is how long a replaced lease stays for requests that still hold
+	// its value, and a fetched one for a generation that names it.
+	grace time.Duration
 
 	life    context.Context // ends when the broker shuts down
 	end     context.CancelFunc
@@ -169,6 +171,7 @@ func New(cfg Config) (*Broker, error) {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		base:    cfg.Now(),
+		grace:   defaultGrace,
 		door:    make(chan struct{}, 1),
 		kick:    make(chan struct{}, 1),
 		entries: make(map[authz.CredentialRef]*entry),
@@ -433,12 +436,8 @@ func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef) 
 		}
 		return nil, b.unusable(op, err)
 	}
-	if len(withheld) > 0 {
-		b.log.Warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
-			zap.String("path", ref.Path), zap.Strings("fields", withheld))
-	}
 	l := &lease{
-		id: answer.LeaseID, session: s, fields: fields, renewable: answer.Renewable,
+		id: answer.LeaseID, session: s, fields: fields, withheld: withheld, renewable: answer.Renewable,
 		minted: issued, granted: seconds(answer.LeaseDuration),
 	}
 	if l.id != "" {
@@ -560,8 +559,12 @@ func (b *Broker) install(e *entry, got *lease) {
 	if what != "" {
 		b.record(what, e.ref, got.id, "")
 	}
+	if (what == "leased" || what == "replaced") && len(got.withheld) > 0 {
+		b.log.Warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
+			zap.String("path", e.ref.Path), zap.Strings("fields", got.withheld))
+	}
 	if old != nil && old.id != "" && old.id != got.id {
-		b.enqueue(e.ref, old, now.add(replaceGrace), false)
+		b.enqueue(e.ref, old, earliest(now.add(b.grace), old.usableUntil()), false)
 	}
 }
 

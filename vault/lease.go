@@ -100,6 +100,7 @@ type lease struct {
 	id         string // "" for a value without a lease
 	session    *session
 	fields     map[string]authz.Secret
+	withheld   []string // names of fields that cannot be injected
 	generation uint64
 	renewable  bool
 	exhausted  bool // Vault granted less than was asked: the next one is a new one
@@ -213,5 +214,5 @@ func scalar(value any) (string, bool) {
 
 // sameFields reports whether two answers hold the same.
 func sameFields(a, b map[string]authz.Secret) bool {
-	return maps.EqualFunc(a, b, func(x, y authz.Secret) bool { return x.Reveal() == y.Reveal() })
+	return maps.EqualFunc(a, b, authz.Secret.Equal)
 }

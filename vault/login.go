@@ -73,8 +73,9 @@ type session struct {
 	ttl       time.Duration // as first granted; 0 when it does not end
 
 	notAfter instant
-	renewAt  instant
-	dead     bool // revoked, or refused by Vault
+	renewDue instant
+	renewAt  instant // renewDue, or earlier to read the token file again
+	dead     bool    // revoked, or refused by Vault
 	// lost is set when Vault may have made a lease for us that we do not know
 	// of. Only the token's end takes that away.
 	lost     bool
@@ -93,11 +94,11 @@ func (s *session) fit(now instant, need time.Duration) bool {
 	if s.ttl == 0 {
 		return true
 	}
-	half := s.ttl / 2
+	half := (s.ttl - safety(s.ttl)) / 2
 	if need > 0 {
 		half = min(half, need)
 	}
-	return now.until(s.notAfter) >= half-safety(s.ttl)
+	return now.until(s.notAfter) >= half
 }
 
 func (s *session) usable(now instant) bool {
@@ -168,7 +169,7 @@ func (b *Broker) upkeep(ctx context.Context, need time.Duration) (*session, erro
 	s := b.session
 	usable := s.usable(now) && !b.rotates(now)
 	b.mu.RUnlock()
-	if usable && b.sameToken(s) && b.isFit(s, need) {
+	if usable && !s.ours && b.sameToken(s) && b.isFit(s, need) {
 		b.lookAgain(s) // it was only to see whether the file holds another token
 		return s, nil
 	}
@@ -199,7 +200,7 @@ func (b *Broker) isFit(s *session, need time.Duration) bool {
 func (b *Broker) lookAgain(s *session) {
 	b.mu.Lock()
 	defer b.unlock()
-	s.renewAt = latest(s.renewAt, b.now().add(rereadToken))
+	s.renewAt = earliest(s.renewDue, b.now().add(rereadToken))
 }
 
 // sameToken reports whether the token file still holds the session's token.
@@ -208,7 +209,7 @@ func (b *Broker) sameToken(s *session) bool {
 		return true
 	}
 	token, err := readSecret(b.cfg.Auth.TokenFile)
-	return err != nil || token.Reveal() == s.token.Reveal()
+	return err != nil || token.Equal(s.token)
 }
 
 // holdLogin notes a failed login or renewal and returns the session if it can
@@ -233,10 +234,10 @@ func (b *Broker) adopt(fresh *session) *session {
 	defer b.unlock()
 	now, old := b.now(), b.session
 	b.loginFailures, b.loginErr, b.loginAt = 0, nil, instant{}
-	if old != nil && old.token.Reveal() == fresh.token.Reveal() {
+	if old != nil && old.token.Equal(fresh.token) {
 		// The same token file: only its times are new. It cannot be bettered
 		// by asking at once again.
-		old.notAfter, old.renewAt, old.renewable = fresh.notAfter, fresh.renewAt, fresh.renewable
+		old.notAfter, old.renewDue, old.renewAt, old.renewable = fresh.notAfter, fresh.renewDue, fresh.renewAt, fresh.renewable
 		b.loginAt = now.add(rereadToken / 2)
 		return old
 	}
@@ -331,10 +332,10 @@ func (s *session) schedule(issued instant, ttl time.Duration, method Method) {
 	if ttl > 0 {
 		w = newWindow(issued, ttl, never(), spread())
 	}
+	s.notAfter, s.renewDue, s.renewAt = w.notAfter, w.refreshAt, w.refreshAt
 	if method == MethodToken {
-		w.refreshAt = earliest(w.refreshAt, issued.add(rereadToken))
+		s.renewAt = earliest(w.refreshAt, issued.add(rereadToken))
 	}
-	s.notAfter, s.renewAt = w.notAfter, w.refreshAt
 }
 
 // tokenFacts are what auth/token/lookup-self says.

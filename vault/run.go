@@ -75,7 +75,7 @@ func (b *Broker) step() time.Duration {
 // holds mu.
 func (b *Broker) tend(e *entry, now instant) instant {
 	if b.inForce != nil && !b.inForce[e.ref] {
-		if until := e.madeAt.add(provisional); now.before(until) {
+		if until := e.madeAt.add(b.grace); now.before(until) {
 			return until
 		}
 		b.drop([]*entry{e})

@@ -2,8 +2,10 @@ package vault
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,6 +31,17 @@ func (j *journal) Record(r *authz.Record) error {
 	defer j.mu.Unlock()
 	j.records = append(j.records, *r)
 	return nil
+}
+
+// String returns what happened to what.
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var s strings.Builder
+	for _, r := range j.records {
+		fmt.Fprintf(&s, "\n%s %s %s %s %s", r.Time.Format("05.000"), r.Reason, r.Credential, r.Lease, r.Detail)
+	}
+	return s.String()
 }
 
 // count returns how many records say what.
@@ -89,6 +102,7 @@ func run(t testing.TB, cfg Config) (b *Broker, stop func() error) {
 		cfg.Plugin = plugin
 	}
 	b = testenv.MustGet(New(cfg))(t)
+	b.grace = time.Second
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
@@ -115,6 +129,7 @@ func until(t testing.TB, what string, holds func() bool) {
 const readForecast = `path "secret/data/*" { capabilities = ["read"] }`
 
 func TestReadsKV(t *testing.T) {
+	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{TLS: true})
 	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1", "limit": 7}))
 	testenv.Must(t, v.EnableEngine(t.Context(), "old", "kv", nil))

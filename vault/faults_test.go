@@ -1,0 +1,522 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// faults stands between a broker and a real Vault and does to requests what
+// networks and load balancers do.
+type faults struct {
+	address string
+	seen    sync.Map // path to *atomic.Int64
+	fault   atomic.Pointer[fault]
+}
+
+// fault handles a request whose path begins with prefix in its own way.
+// forward passes it on to Vault and returns the answer's recorder.
+type fault struct {
+	prefix string
+	handle func(w http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder)
+}
+
+func newFaults(t testing.TB, v *testenv.Vault) *faults {
+	t.Helper()
+	target := testenv.MustGet(url.Parse(v.Address))(t)
+	transport := &http.Transport{DisableKeepAlives: true}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		Transport: transport,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
+			w.WriteHeader(http.StatusBadGateway)
+		},
+	}
+	f := &faults{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		path := strings.TrimPrefix(r.URL.Path, "/v1/")
+		count, _ := f.seen.LoadOrStore(path, new(atomic.Int64))
+		count.(*atomic.Int64).Add(1)
+		if now := f.fault.Load(); now != nil && strings.HasPrefix(path, now.prefix) {
+			now.handle(w, r, func() *httptest.ResponseRecorder {
+				answer := httptest.NewRecorder()
+				proxy.ServeHTTP(answer, r)
+				return answer
+			})
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	f.address = server.URL
+	return f
+}
+
+func (f *faults) count(path string) int64 {
+	n, ok := f.seen.Load(path)
+	if !ok {
+		return 0
+	}
+	return n.(*atomic.Int64).Load()
+}
+
+func (f *faults) breaks(prefix string, handle func(w http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder)) {
+	f.fault.Store(&fault{prefix, handle})
+}
+
+func (f *faults) mend() { f.fault.Store(nil) }
+
+// answer answers with a status and a body, without asking Vault.
+func answer(status int, body string) func(http.ResponseWriter, *http.Request, func() *httptest.ResponseRecorder) {
+	return func(w http.ResponseWriter, _ *http.Request, _ func() *httptest.ResponseRecorder) {
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func retryAfterOf(t testing.TB, err error) time.Duration {
+	t.Helper()
+	var retry interface{ RetryAfter() time.Duration }
+	if !errors.As(err, &retry) {
+		t.Fatalf("error %v does not say when to try again", err)
+	}
+	return retry.RetryAfter()
+}
+
+// A mint whose answer is lost leaves a user in the database that nobody knows.
+// It goes with the token, and the broker has made no more than it must.
+func TestCleansUpAfterALostAnswer(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	lost := map[string]func(w http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder){
+		"502 after minting": func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
+			forward()
+			w.WriteHeader(http.StatusBadGateway)
+		},
+		"500 that is not Vault's": func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
+			forward()
+			http.Error(w, "oops", http.StatusInternalServerError)
+		},
+		"connection cut": func(_ http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
+			forward()
+			panic(http.ErrAbortHandler)
+		},
+		"answer cut off": func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
+			body := forward().Body.Bytes()
+			_, _ = w.Write(body[:len(body)/2])
+		},
+		"no answer in time": func(_ http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder) {
+			forward()
+			<-r.Context().Done()
+		},
+	}
+	for name, handle := range lost {
+		t.Run(name, func(t *testing.T) {
+			f := newFaults(t, v)
+			auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+			b, stop := run(t, Config{Address: f.address, Auth: auth, Timeout: 2 * time.Second})
+			other, db1 := ref("other", "database/creds/reader"), ref("db", "database/creds/reader")
+			b.Retain(t.Context(), []authz.CredentialRef{other, db1})
+			before := testenv.MustGet(b.Credential(t.Context(), other))(t)
+
+			f.breaks("database/", handle)
+			_, err := b.Credential(t.Context(), db1)
+			if err == nil {
+				t.Fatal("got a credential from a lost answer")
+			}
+			retryAfterOf(t, err)
+			if got := len(users(t, db)); got != 2 {
+				t.Errorf("one request made %d users", got-1)
+			}
+			f.mend()
+			var c authz.Credential
+			until(t, "it works again", func() bool {
+				c, err = b.Credential(t.Context(), db1)
+				return err == nil
+			})
+			until(t, "the lost user and the former one are gone", func() bool { return len(users(t, db)) == 2 && !logsIn(t, db, before) })
+			after := testenv.MustGet(b.Credential(t.Context(), other))(t)
+			if !logsIn(t, db, c) || !logsIn(t, db, after) {
+				t.Error("a credential in force was lost with the lost one")
+			}
+			testenv.Must(t, stop())
+			if got := users(t, db); len(got) != 0 {
+				t.Errorf("users left in the database: %q", got)
+			}
+		})
+	}
+}
+
+// What is leased is served while Vault is away, until it ends, and not longer.
+func TestVaultDies(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {TTL: 8 * time.Second}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase, TokenTTL: time.Hour})
+	var log journal
+	var changes atomic.Int64
+	b, stop := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log, Changed: func() { changes.Add(1) }})
+	db1 := ref("db", "database/creds/reader")
+	b.Retain(t.Context(), []authz.CredentialRef{db1})
+	c := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+	testenv.Must(t, v.Kill())
+	var err error
+	for ended := false; !ended; {
+		asked := time.Now()
+		got, e := b.Credential(t.Context(), db1)
+		switch {
+		case e == nil && asked.After(c.NotAfter):
+			t.Fatalf("served %s after its end", asked.Sub(c.NotAfter))
+		case e == nil && got.Lease != c.Lease:
+			t.Fatal("served another lease")
+		case e != nil && time.Now().Before(c.NotAfter):
+			t.Fatalf("refused %s before its end: %v", time.Until(c.NotAfter), e)
+		}
+		ended, err = e != nil, e
+		time.Sleep(10 * time.Millisecond)
+	}
+	if retry := retryAfterOf(t, err); retry <= 0 || retry > 30*time.Second {
+		t.Errorf("retry after %s", retry)
+	}
+	if log.count("lost") != 1 || changes.Load() != 1 {
+		t.Errorf("changes %d, records %s", changes.Load(), &log)
+	}
+	if s := b.Status(); s.States[StateUnavailable] != 1 || s.Errors["network"] == 0 || s.LastErr == "" {
+		t.Errorf("status %+v", s)
+	}
+	if err := stop(); err == nil || !strings.Contains(err.Error(), "0 of 1 leases confirmed") {
+		t.Errorf("shutdown says %v", err)
+	}
+	_ = db
+}
+
+func TestVaultIsSealed(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"brief": {TTL: 6 * time.Second}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	b, _ := run(t, Config{Address: v.Address, Auth: auth})
+	brief := ref("brief", "database/creds/brief")
+	b.Retain(t.Context(), []authz.CredentialRef{brief})
+	testenv.MustGet(b.Credential(t.Context(), brief))(t)
+	testenv.Must(t, v.Seal(t.Context()))
+	if _, err := b.Credential(t.Context(), brief); err != nil {
+		t.Errorf("the lease in force was given up at once: %v", err)
+	}
+	var err error
+	until(t, "the lease has ended", func() bool { _, err = b.Credential(t.Context(), brief); return err != nil })
+	if !strings.Contains(err.Error(), "sealed") {
+		t.Errorf("error = %v", err)
+	}
+	retryAfterOf(t, err)
+	testenv.Must(t, v.Unseal(t.Context()))
+	var c authz.Credential
+	until(t, "it works again", func() bool { c, err = b.Credential(t.Context(), brief); return err == nil })
+	if !logsIn(t, db, c) {
+		t.Error("served a user that cannot log in")
+	}
+}
+
+// A slow Vault holds up only those who have nothing yet, and only as long as
+// they are willing to wait.
+func TestVaultIsSlow(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	f := newFaults(t, v)
+	b := broker(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
+	warm, cold := ref("warm", "secret/data/weather"), ref("cold", "secret/data/weather")
+	testenv.MustGet(b.Credential(t.Context(), warm))(t)
+	release := make(chan struct{})
+	f.breaks("secret/", func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
+		<-release
+		body := forward().Body
+		_, _ = body.WriteTo(w)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.Credential(ctx, cold); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waited for a slow Vault: %v", err)
+	}
+	if _, err := b.Credential(t.Context(), warm); err != nil {
+		t.Errorf("what is there was held up: %v", err)
+	}
+	close(release)
+	testenv.MustGet(b.Credential(t.Context(), cold))(t)
+	if got := f.count("secret/data/weather"); got != 2 {
+		t.Errorf("%d reads, not one for each credential", got)
+	}
+}
+
+func TestTokenIsRevokedUnderUs(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {TTL: 6 * time.Second}})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast + readDatabase + revokeLeases, TokenTTL: time.Hour})
+	var log journal
+	var changes atomic.Int64
+	b, _ := run(t, Config{
+		Address: v.Address, Auth: auth, Recorder: &log, Refresh: time.Hour, Changed: func() { changes.Add(1) },
+	})
+	db1, key, other := ref("db", "database/creds/reader"), ref("key", "secret/data/weather"), ref("other", "secret/data/weather")
+	b.Retain(t.Context(), []authz.CredentialRef{db1, key, other})
+	first := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+	testenv.MustGet(b.Credential(t.Context(), key))(t)
+	b.mu.RLock()
+	accessor := b.session.accessor
+	b.mu.RUnlock()
+	testenv.MustGet(v.Write(t.Context(), "auth/token/revoke-accessor", map[string]any{"accessor": accessor}))(t)
+
+	// A read finds out, logs in anew and is answered.
+	testenv.MustGet(b.Credential(t.Context(), other))(t)
+	if changes.Load() == 0 || log.count("lost") != 2 {
+		t.Errorf("changes %d, records %s", changes.Load(), &log)
+	}
+	second := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+	if second.Lease == first.Lease || second.Generation == first.Generation || !logsIn(t, db, second) {
+		t.Errorf("the lease that died with the token is still served")
+	}
+	until(t, "the first lease is confirmed to be gone", func() bool { return log.count("revoked") >= 1 })
+}
+
+// A lease that an operator revoked is replaced when renewing it shows that.
+func TestLeaseIsRevokedUnderUs(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"brief": {TTL: 6 * time.Second}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	var log journal
+	b, _ := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log})
+	brief := ref("brief", "database/creds/brief")
+	b.Retain(t.Context(), []authz.CredentialRef{brief})
+	first := testenv.MustGet(b.Credential(t.Context(), brief))(t)
+	testenv.Must(t, v.RevokeLeases(t.Context(), "database/creds/brief"))
+	until(t, "it is lost", func() bool { return log.count("lost") == 1 })
+	second := testenv.MustGet(b.Credential(t.Context(), brief))(t)
+	if second.Lease == first.Lease || !logsIn(t, db, second) {
+		t.Errorf("second %+v, records %s", second, &log)
+	}
+}
+
+func TestAnswersOfVault(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	testenv.Must(t, v.PutSecret(t.Context(), "broken", map[string]any{"api_key": "wk_1\n"}))
+	testenv.Must(t, v.PutSecret(t.Context(), "deleted", map[string]any{"api_key": "wk_1"}))
+	testenv.Must(t, v.Delete(t.Context(), "secret/data/deleted"))
+	f := newFaults(t, v)
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
+	tests := []struct {
+		name, path string
+		handle     func(http.ResponseWriter, *http.Request, func() *httptest.ResponseRecorder)
+		status     int
+		says       string
+		retry      time.Duration
+	}{
+		{name: "not allowed", path: "other/weather", status: 403, says: "permission denied"},
+		{name: "not there", path: "secret/data/none", status: 404, says: "nothing is there"},
+		{name: "deleted", path: "secret/data/deleted", status: 404, says: "deleted"},
+		{name: "line break", path: "secret/data/broken", status: 200, says: `field "api_key"`},
+		{name: "own token", path: "auth/token/lookup-self", says: "Vault's own"},
+		{name: "own state", path: "sys/policies/acl/weather", says: "Vault's own"},
+		{name: "dots", path: "secret/../sys/health", says: "not one of Vault's"},
+		{name: "query", path: "secret/data/weather?version=1", says: "not one of Vault's"},
+		{name: "quota", path: "secret/data/429", handle: func(w http.ResponseWriter, _ *http.Request, _ func() *httptest.ResponseRecorder) {
+			w.Header().Set("Retry-After", "17")
+			w.WriteHeader(http.StatusTooManyRequests)
+			_, _ = io.WriteString(w, `{"errors":["request path \"secret/data/429\": rate limit quota exceeded"]}`)
+		}, status: 429, says: "quota", retry: 17 * time.Second},
+		{name: "standby behind", path: "secret/data/412", handle: answer(412, `{"errors":["required index state not present"]}`), status: 412, says: "required index"},
+		{name: "DR secondary", path: "secret/data/472", handle: answer(472, `{"errors":["path disabled in replication DR secondary mode"]}`), status: 472, says: "disaster"},
+		{name: "performance standby", path: "secret/data/473", handle: answer(473, ``), status: 473, says: "performance"},
+		{name: "bad request", path: "secret/data/400", handle: answer(400, `{"errors":["unknown role: x"]}`), status: 400, says: "unknown role"},
+		{name: "load balancer", path: "secret/data/503", handle: answer(503, `<html>canary-503</html>`), status: 503, says: "not Vault's"},
+		{name: "not JSON", path: "secret/data/html", handle: answer(200, `<html>canary-503</html>`), status: 200, says: "not JSON"},
+		{name: "empty", path: "secret/data/empty", handle: answer(200, ``), status: 200, says: "no fields"},
+		{name: "list", path: "secret/data/list", handle: answer(200, `[1]`), status: 200, says: "not JSON"},
+		{name: "wrapped", path: "secret/data/wrapped", handle: answer(200, `{"wrap_info":{"token":"hvs.canary-503","ttl":60}}`), status: 200, says: "no fields"},
+		{name: "huge", path: "secret/data/huge", handle: answer(200, `{"data":{"a":"`+strings.Repeat("x", 2<<20)+`"}}`), status: 200, says: "too large"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			f.mend()
+			if test.handle != nil {
+				f.breaks("secret/", test.handle)
+			}
+			b := broker(t, Config{Address: f.address, Auth: auth})
+			_, err := b.Credential(t.Context(), ref("key", test.path))
+			if err == nil {
+				t.Fatal("got a credential")
+			}
+			if statusOf(err) != test.status || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("error = %v (status %d), want %d and %q", err, statusOf(err), test.status, test.says)
+			}
+			if strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), "wk_1") || strings.Contains(err.Error(), f.address) {
+				t.Errorf("error repeats what it must not: %v", err)
+			}
+			if test.status != 0 {
+				if got := retryAfterOf(t, err); got < max(test.retry-time.Second, 200*time.Millisecond) || got > 31*time.Second {
+					t.Errorf("retry after %s, want %s", got, test.retry)
+				}
+			}
+		})
+	}
+}
+
+// While Vault is away it is not asked by every request.
+func TestFailuresAreRemembered(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	f := newFaults(t, v)
+	f.breaks("secret/", answer(503, `{"errors":["Vault is sealed"]}`))
+	b := broker(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
+	for range 1000 {
+		if _, err := b.Credential(t.Context(), ref("key", "secret/data/weather")); err == nil {
+			t.Fatal("got a credential")
+		}
+	}
+	if got := f.count("secret/data/weather"); got > 20 {
+		t.Errorf("1000 requests asked Vault %d times", got)
+	}
+	if got := f.count("auth/approle/login"); got != 1 {
+		t.Errorf("logged in %d times", got)
+	}
+}
+
+func TestRedirects(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	active := newFaults(t, v)
+	standby := newFaults(t, v)
+	to := func(base string) {
+		standby.breaks("", func(w http.ResponseWriter, r *http.Request, _ func() *httptest.ResponseRecorder) {
+			w.Header().Set("Location", base+r.URL.Path)
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		})
+	}
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
+	b := broker(t, Config{Address: standby.address, Auth: auth})
+	to(active.address)
+	testenv.MustGet(b.Credential(t.Context(), ref("key", "secret/data/weather")))(t)
+	if active.count("auth/approle/login") != 1 || active.count("secret/data/weather") != 1 {
+		t.Error("a standby's redirect was not followed")
+	}
+
+	to(strings.Replace(active.address, "http://", "https://", 1))
+	err := broker(t, Config{Address: standby.address, Auth: auth}).Login(t.Context())
+	if statusOf(err) != http.StatusTemporaryRedirect || !strings.Contains(err.Error(), "not followed") {
+		t.Errorf("redirect to another scheme: %v", err)
+	}
+	to(standby.address)
+	before := standby.count("auth/approle/login")
+	err = broker(t, Config{Address: standby.address, Auth: auth}).Login(t.Context())
+	if statusOf(err) != http.StatusTemporaryRedirect || standby.count("auth/approle/login")-before != 2 {
+		t.Errorf("redirect in a circle: %v after %d requests", err, standby.count("auth/approle/login")-before)
+	}
+}
+
+func TestKVChanges(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
+	f := newFaults(t, v)
+	var log journal
+	var changes atomic.Int64
+	b, _ := run(t, Config{
+		Address: f.address, Auth: auth, Recorder: &log, Refresh: 50 * time.Millisecond, Changed: func() { changes.Add(1) },
+	})
+	key := ref("key", "secret/data/weather")
+	first := testenv.MustGet(b.Credential(t.Context(), key))(t)
+	until(t, "it was read again", func() bool { return f.count("secret/data/weather") > 3 })
+	same := testenv.MustGet(b.Credential(t.Context(), key))(t)
+	if same.Generation != first.Generation || !same.NotAfter.After(first.NotAfter) || log.count("leased") != 1 || log.count("replaced") != 0 {
+		t.Errorf("read again and the same: first %+v, then %+v, records %s", first, same, &log)
+	}
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_2"}))
+	until(t, "the new value is served", func() bool {
+		c := testenv.MustGet(b.Credential(t.Context(), key))(t)
+		return c.Fields["api_key"].Reveal() == "wk_2" && c.Generation > first.Generation
+	})
+	f.breaks("secret/", answer(503, `{"errors":["Vault is sealed"]}`))
+	until(t, "it is failing", func() bool { return b.Status().States[StateFailing] == 1 })
+	testenv.MustGet(b.Credential(t.Context(), key))(t)
+	f.mend()
+	until(t, "it is active", func() bool { return b.Status().States[StateActive] == 1 })
+
+	testenv.Must(t, v.Delete(t.Context(), "secret/data/weather"))
+	until(t, "the deleted value is no longer served", func() bool {
+		_, err := b.Credential(t.Context(), key)
+		return statusOf(err) == http.StatusNotFound
+	})
+	if log.count("lost") != 1 || changes.Load() != 1 {
+		t.Errorf("changes %d, records %s", changes.Load(), &log)
+	}
+}
+
+func TestTokenFile(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	testenv.Must(t, v.Policy(t.Context(), "weather", readForecast))
+	login := func(text string) (Config, error) {
+		cfg := Config{Address: v.Address, Auth: Auth{Method: MethodToken, TokenFile: write(t, "token", text)}}
+		return cfg, broker(t, cfg).Login(t.Context())
+	}
+	for text, says := range map[string]string{
+		v.Token:       "root token",
+		"":            "one word",
+		"a b":         "one word",
+		"hvs.unknown": "403",
+	} {
+		if _, err := login(text); err == nil || !strings.Contains(err.Error(), says) || (text != "" && strings.Contains(err.Error(), text)) {
+			t.Errorf("login says %v, want %q", err, says)
+		}
+	}
+
+	first := testenv.MustGet(v.NewToken(t.Context(), 3*time.Second, "weather"))(t)
+	path := write(t, "token", first)
+	b, stop := run(t, Config{Address: v.Address, Auth: Auth{Method: MethodToken, TokenFile: path}})
+	testenv.Must(t, b.Login(t.Context()))
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		testenv.MustGet(b.Credential(t.Context(), ref("key", "secret/data/weather")))(t) // the token is renewed
+	}
+	second := testenv.MustGet(v.NewToken(t.Context(), time.Hour, "weather"))(t)
+	testenv.Must(t, os.WriteFile(path, []byte(second), 0o600))
+	until(t, "the new token is taken up", func() bool { return time.Until(b.Status().TokenExpires) > time.Minute })
+	testenv.Must(t, stop())
+	if _, err := v.Do(t.Context(), "GET", "auth/token/lookup-self", second, nil); err != nil {
+		t.Errorf("a token that is not ours was revoked: %v", err)
+	}
+}
+
+// The sidecar may be started from an operator's shell.
+func TestEnvironmentIsIgnored(t *testing.T) {
+	v := testenv.MustVault(t, testenv.VaultConfig{TLS: true})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
+	for name, value := range map[string]string{
+		"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_TOKEN": "hvs.environment", "VAULT_CACERT": "/gone", "VAULT_NAMESPACE": "other",
+		"VAULT_SKIP_VERIFY": "true", "VAULT_CLIENT_TIMEOUT": "nonsense", "VAULT_HEADERS": `{"X-Evil":"1"}`, "VAULT_WRAP_TTL": "60",
+		"VAULT_HTTP_PROXY": "http://127.0.0.1:1", "HTTPS_PROXY": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1",
+	} {
+		t.Setenv(name, value)
+	}
+	b := broker(t, Config{Address: v.Address, CAFile: v.CAFile, Auth: auth})
+	testenv.MustGet(b.Credential(t.Context(), ref("key", "secret/data/weather")))(t)
+	if err := broker(t, Config{Address: v.Address, Auth: auth}).Login(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("login to a Vault of an unknown authority: %v", err)
+	}
+}

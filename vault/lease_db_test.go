@@ -1,0 +1,324 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+const (
+	readDatabase = `path "database/creds/*" { capabilities = ["read"] }` + "\n"
+	revokeLeases = `path "sys/leases/revoke" { capabilities = ["update"] }` + "\n"
+)
+
+// database starts a Vault that leases users of a PostgreSQL by the roles that
+// are given.
+func database(t *testing.T, roles map[string]testenv.DatabaseRole) (*testenv.Vault, *testenv.Postgres) {
+	t.Helper()
+	testenv.Require(t, testenv.PostgreSQL())
+	db := testenv.MustPostgres(t)
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.EnableDatabase(t.Context(), "database", db))
+	for name, role := range roles {
+		testenv.Must(t, v.DatabaseRole(t.Context(), "database", name, role))
+	}
+	return v, db
+}
+
+func users(t testing.TB, db *testenv.Postgres) []string {
+	t.Helper()
+	return testenv.MustGet(db.Query(context.WithoutCancel(t.Context()), "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%' ORDER BY 1"))(t)
+}
+
+func logsIn(t testing.TB, db *testenv.Postgres, c authz.Credential) bool {
+	t.Helper()
+	_, err := db.QueryAs(t.Context(), c.Fields["username"].Reveal(), c.Fields["password"].Reveal(), "SELECT 1")
+	return err == nil
+}
+
+func TestLeasesDatabaseUsers(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	kept, dropped := ref("kept", "database/creds/reader"), ref("dropped", "database/creds/reader")
+	var log journal
+	state := filepath.Join(t.TempDir(), "leases.json")
+	b, stop := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log, StateFile: state})
+	b.Retain(t.Context(), []authz.CredentialRef{kept, dropped})
+
+	first := testenv.MustGet(b.Credential(t.Context(), kept))(t)
+	second := testenv.MustGet(b.Credential(t.Context(), dropped))(t)
+	again := testenv.MustGet(b.Credential(t.Context(), kept))(t)
+	if !logsIn(t, db, first) || !logsIn(t, db, second) {
+		t.Fatal("a leased user cannot log in to the database")
+	}
+	if first.Lease == "" || first.Lease == second.Lease || again.Lease != first.Lease || again.Generation != first.Generation {
+		t.Errorf("leases %q, %q, %q", first.Lease, second.Lease, again.Lease)
+	}
+	if left := time.Until(first.NotAfter); left < 50*time.Minute || left > 58*time.Minute {
+		t.Errorf("of a lease of an hour %s may be used, not 57 minutes", left)
+	}
+	if got := stateOf(t, state); len(got) != 2 {
+		t.Errorf("state file holds %q", got)
+	}
+
+	report := b.Retain(t.Context(), []authz.CredentialRef{kept})
+	if report.Leases != 1 || report.Confirmed != 1 || report.Err != nil || report.Unconfirmed != nil {
+		t.Errorf("report of Retain: %+v", report)
+	}
+	if got := users(t, db); len(got) != 1 || logsIn(t, db, second) || !logsIn(t, db, first) {
+		t.Errorf("users left in the database: %q", got)
+	}
+	if got := stateOf(t, state); len(got) != 1 || got[0] != first.Lease {
+		t.Errorf("state file holds %q", got)
+	}
+
+	testenv.Must(t, stop())
+	if got := users(t, db); len(got) != 0 {
+		t.Errorf("users left in the database after shutdown: %q", got)
+	}
+	if got := stateOf(t, state); len(got) != 0 {
+		t.Errorf("state file holds %q after shutdown", got)
+	}
+	if log.count("leased") != 2 || log.count("revoked") != 3 { // two leases and the token
+		t.Errorf("records: %s", &log)
+	}
+	if _, err := b.Credential(t.Context(), kept); !errors.Is(err, errStopping) {
+		t.Errorf("after shutdown Credential says %v", err)
+	}
+}
+
+func stateOf(t testing.TB, path string) []string {
+	t.Helper()
+	info := testenv.MustGet(os.Stat(path))(t)
+	if info.Mode().Perm() != 0o600 {
+		t.Errorf("the state file has mode %v", info.Mode())
+	}
+	var kept state
+	testenv.Must(t, json.Unmarshal(testenv.MustGet(os.ReadFile(path))(t), &kept))
+	var ids []string
+	for _, l := range kept.Leases {
+		ids = append(ids, l.ID)
+	}
+	return ids
+}
+
+func TestRenewsThenReplaces(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"brief": {TTL: 4 * time.Second, MaxTTL: 10 * time.Second}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	brief := ref("brief", "database/creds/brief")
+	var log journal
+	b, stop := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log})
+	b.Retain(t.Context(), []authz.CredentialRef{brief})
+
+	first := testenv.MustGet(b.Credential(t.Context(), brief))(t)
+	var last authz.Credential
+	until(t, "the lease was replaced twice", func() bool {
+		last = testenv.MustGet(b.Credential(t.Context(), brief))(t)
+		if !logsIn(t, db, last) {
+			t.Error("served a user that cannot log in")
+		}
+		return log.count("replaced") >= 2
+	})
+	if log.count("renewed") < 2 || log.count("lost") != 0 || last.Generation <= first.Generation || last.Lease == first.Lease {
+		t.Errorf("first %+v, last %+v, records %s", first, last, &log)
+	}
+	testenv.Must(t, stop())
+	if got := users(t, db); len(got) != 0 {
+		t.Errorf("users left in the database: %q", got)
+	}
+}
+
+func TestMintsOnceForManyCallers(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	b := broker(t, Config{Address: v.Address, Auth: auth})
+	impatient, giveUp := context.WithCancel(t.Context())
+	var started, all sync.WaitGroup
+	for i := range 200 {
+		started.Add(1)
+		all.Go(func() {
+			started.Done()
+			ctx := t.Context()
+			if i == 0 {
+				ctx = impatient // the first caller's end must not fail the others
+			}
+			if _, err := b.Credential(ctx, ref("db", "database/creds/reader")); err != nil && i != 0 {
+				t.Error(err)
+			}
+		})
+	}
+	started.Wait()
+	giveUp()
+	all.Wait()
+	if got := users(t, db); len(got) != 1 {
+		t.Errorf("200 callers made %d users", len(got))
+	}
+}
+
+// A token that dies before the leases it made takes them along, whatever Vault
+// says of them. The lease must not be served past the token's end.
+func TestOutlivesItsToken(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{
+		Policy: readDatabase + revokeLeases, TokenTTL: 4 * time.Second, TokenMaxTTL: 10 * time.Second,
+	})
+	db1 := ref("db", "database/creds/reader")
+	var log journal
+	b, stop := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log})
+	b.Retain(t.Context(), []authz.CredentialRef{db1})
+	for end := time.Now().Add(14 * time.Second); time.Now().Before(end); {
+		c := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+		if left := time.Until(c.NotAfter); left > 5*time.Second {
+			t.Fatalf("served for %s with a token of 4 s", left)
+		}
+		if !logsIn(t, db, c) {
+			t.Fatal("served a user that died with its token")
+		}
+	}
+	if log.count("replaced") < 1 || log.count("lost") != 0 {
+		t.Errorf("records: %s", &log)
+	}
+	testenv.Must(t, stop())
+	until(t, "no user is left", func() bool { return len(users(t, db)) == 0 })
+}
+
+func TestLifetimeIsACeiling(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast + readDatabase + revokeLeases, TokenTTL: time.Hour})
+	capped, key := ref("db", "database/creds/reader"), ref("key", "secret/data/weather")
+	capped.Lifetime, key.Lifetime = 4*time.Second, 4*time.Second
+	var log journal
+	b, _ := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log})
+	b.Retain(t.Context(), []authz.CredentialRef{capped, key})
+	first := testenv.MustGet(b.Credential(t.Context(), capped))(t)
+	if left := time.Until(first.NotAfter); left > 4*time.Second {
+		t.Errorf("a lease of an hour with a ceiling of 4 s may be used for %s", left)
+	}
+	static := testenv.MustGet(b.Credential(t.Context(), key))(t)
+	if left := time.Until(static.NotAfter); left > 4*time.Second {
+		t.Errorf("a value with a ceiling of 4 s may be used for %s", left)
+	}
+	until(t, "the lease was replaced and not renewed", func() bool { return log.count("replaced") == 1 })
+	if log.count("renewed") != 0 {
+		t.Error("a lease was renewed at its ceiling")
+	}
+	if second := testenv.MustGet(b.Credential(t.Context(), capped))(t); second.Lease == first.Lease || !logsIn(t, db, second) {
+		t.Errorf("second lease %+v", second)
+	}
+	until(t, "the former user is gone", func() bool { return !logsIn(t, db, first) })
+}
+
+// Without sys/leases/revoke in the policy, which the default one lacks, leases
+// are ended with the token that made them.
+func TestRevokesWithoutThePermission(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase, TokenTTL: time.Hour})
+	kept, dropped := ref("kept", "database/creds/reader"), ref("dropped", "database/creds/reader")
+	b, stop := run(t, Config{Address: v.Address, Auth: auth})
+	b.Retain(t.Context(), []authz.CredentialRef{kept, dropped})
+	testenv.MustGet(b.Credential(t.Context(), kept))(t)
+	gone := testenv.MustGet(b.Credential(t.Context(), dropped))(t)
+
+	report := b.Retain(t.Context(), []authz.CredentialRef{kept})
+	if report.Confirmed != 0 || len(report.Unconfirmed) != 1 || statusOf(report.Err) != 403 {
+		t.Errorf("report of Retain: %+v", report)
+	}
+	until(t, "the user is gone", func() bool { return !logsIn(t, db, gone) })
+	until(t, "it is confirmed", func() bool { return b.Status().Unconfirmed == 0 })
+	if c := testenv.MustGet(b.Credential(t.Context(), kept))(t); !logsIn(t, db, c) {
+		t.Error("the credential in force was lost with the token")
+	}
+
+	report = b.Revoke(t.Context())
+	if report.Leases != 1 || report.Confirmed != 1 || report.Err != nil {
+		t.Errorf("report of Revoke: %+v", report)
+	}
+	if got := users(t, db); len(got) != 0 {
+		t.Errorf("users left in the database: %q", got)
+	}
+	testenv.MustGet(b.Credential(t.Context(), kept))(t)
+	testenv.Must(t, stop())
+	if got := users(t, db); len(got) != 0 {
+		t.Errorf("users left in the database after shutdown: %q", got)
+	}
+}
+
+func TestRevokeTakesEverything(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	var log journal
+	b, _ := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log})
+	for _, name := range []string{"a", "b", "c"} {
+		testenv.MustGet(b.Credential(t.Context(), ref(name, "database/creds/reader")))(t)
+	}
+	token := b.session.token.Reveal()
+	report := b.Revoke(t.Context())
+	if report.Leases != 3 || report.Confirmed != 3 || report.Err != nil {
+		t.Errorf("report: %+v", report)
+	}
+	if got := users(t, db); len(got) != 0 {
+		t.Errorf("users left in the database: %q", got)
+	}
+	if _, err := v.Do(t.Context(), "GET", "auth/token/lookup-self", token, nil); err == nil {
+		t.Error("the token lives on")
+	}
+	until(t, "it is logged in anew", func() bool { return b.Status().LoggedIn })
+	if log.count("lost") != 0 {
+		t.Errorf("records: %s", &log)
+	}
+}
+
+// What a killed sidecar leaves behind, the next one revokes.
+func TestRevokesWhatAnEarlierSidecarLeft(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	path := filepath.Join(t.TempDir(), "leases.json")
+	killed := testenv.MustGet(New(Config{Plugin: plugin, Address: v.Address, Auth: auth, StateFile: path}))(t)
+	testenv.MustGet(killed.Credential(t.Context(), ref("db", "database/creds/reader")))(t)
+
+	b, _ := run(t, Config{Address: v.Address, Auth: auth, StateFile: path})
+	until(t, "the lease is revoked", func() bool { return len(users(t, db)) == 0 })
+	until(t, "the state file is empty", func() bool { return len(stateOf(t, path)) == 0 })
+	if s := b.Status(); s.Unconfirmed != 0 {
+		t.Errorf("status: %+v", s)
+	}
+
+	testenv.Must(t, os.WriteFile(path, []byte("{"), 0o600))
+	if _, err := New(Config{Plugin: plugin, Address: v.Address, Auth: auth, StateFile: path}); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("a damaged state file: %v", err)
+	}
+}
+
+// A lease that a generation no longer names must not stay because a request
+// decided before fetched it after.
+func TestGivesBackWhatNobodyNames(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	b, _ := run(t, Config{Address: v.Address, Auth: auth})
+	b.Retain(t.Context(), nil)
+	testenv.MustGet(b.Credential(t.Context(), ref("late", "database/creds/reader")))(t)
+	until(t, "the user is gone", func() bool { return len(users(t, db)) == 0 })
+	if slices.ContainsFunc(b.Status().Leases, func(l LeaseStatus) bool { return l.Credential == "late" }) {
+		t.Error("the credential is still there")
+	}
+}

@@ -1,0 +1,99 @@
+package vault
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// Nothing that leaves the broker but Credential.Fields, and nothing that it
+// leaves on disk, holds a secret.
+func TestNothingSecretIsPrinted(t *testing.T) {
+	t.Parallel()
+	const canary = "wk_CANARY_5f1c"
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	for _, name := range []string{"weather", "echo"} {
+		testenv.Must(t, v.PutSecret(t.Context(), name, map[string]any{"api_key": canary}))
+	}
+	testenv.Must(t, v.PutSecret(t.Context(), "bad", map[string]any{"api_key": canary + "\n"}))
+	testenv.Must(t, v.PutSecret(t.Context(), "half", map[string]any{"api_key": canary, "pem": canary + "\n"}))
+	f := newFaults(t, v)
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
+	// An answer that repeats whatever it was sent, as some gateways' do.
+	f.breaks("secret/data/echo", func(w http.ResponseWriter, r *http.Request, _ func() *httptest.ResponseRecorder) {
+		w.WriteHeader(http.StatusInternalServerError)
+		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []string{"sent " + r.Header.Get("X-Vault-Token") + " to " + r.URL.String()}})
+	})
+	state := filepath.Join(t.TempDir(), "leases.json")
+	var seen, logged strings.Builder
+	logger := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{MessageKey: "m"}),
+		zapcore.Lock(zapcore.AddSync(&logged)), zap.DebugLevel))
+	var log journal
+	b, stop := run(t, Config{
+		Address: f.address, Auth: auth, Recorder: &log, StateFile: state, Logger: logger, Refresh: 20 * time.Millisecond,
+		Fetched: func(_ time.Duration, err error) { _ = err },
+	})
+	show := func(values ...any) {
+		for _, value := range values {
+			fmt.Fprintf(&seen, "%v %+v %#v %s\n", value, value, value, value)
+			if text, err := json.Marshal(value); err == nil {
+				seen.Write(text)
+			}
+		}
+	}
+	for _, name := range []string{"weather", "half", "bad", "echo"} {
+		c, err := b.Credential(t.Context(), ref("key", "secret/data/"+name))
+		show(c, err)
+	}
+	until(t, "it was read again", func() bool { return f.count("secret/data/weather") > 2 })
+	b.mu.RLock()
+	first := b.session
+	b.mu.RUnlock()
+	token := first.token.Reveal()
+	secretID := strings.TrimSpace(string(testenv.MustGet(os.ReadFile(auth.SecretIDFile))(t)))
+
+	wrong := auth
+	wrong.SecretIDFile = write(t, "wrong", "0000-CANARY-wrong")
+	show(broker(t, Config{Address: f.address, Auth: wrong}).Login(t.Context()))
+	f.breaks("auth/", func(w http.ResponseWriter, r *http.Request, _ func() *httptest.ResponseRecorder) {
+		var body map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&body)
+		w.WriteHeader(http.StatusBadRequest)
+		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []string{fmt.Sprint("cannot use ", body)}})
+	})
+	echoed := broker(t, Config{Address: f.address, Auth: auth}).Login(t.Context())
+	if echoed == nil || !strings.Contains(echoed.Error(), "cannot use") {
+		t.Errorf("the echoing login said %v", echoed)
+	}
+	f.mend()
+	report := b.Revoke(t.Context())
+	status := b.Status()
+	err := stop()
+	show(echoed, status, report, err, b.cfg, *first, *b.client, log.records, b)
+	for _, e := range b.entries {
+		show(e, e.lease)
+	}
+	if text, err := os.ReadFile(state); err == nil {
+		seen.Write(text)
+	}
+	if !strings.Contains(logged.String(), "pem") {
+		t.Errorf("the log does not name the field that is not used: %s", &logged)
+	}
+	seen.WriteString(logged.String())
+	for what, secret := range map[string]string{"credential": canary, "token": token, "secret id": secretID, "wrong secret id": "CANARY-wrong"} {
+		if i := strings.Index(seen.String(), secret); i >= 0 {
+			t.Errorf("the %s is printed: %.200q", what, seen.String()[max(0, i-100):])
+		}
+	}
+}

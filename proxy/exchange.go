@@ -32,10 +32,19 @@ type exchange struct {
 	outcome authz.Outcome
 	sent    atomic.Int64 // body bytes towards the upstream
 
-	mu      sync.Mutex // guards the answer against informational ones that come late
-	settled bool       // the final answer has come, or none will
-	address string
+	mu       sync.Mutex // guards the answer against informational ones that come late
+	settled  bool       // the final answer has come, or none will
+	address  string
+	attempts int // connections that the request was given
+	giveUp   context.CancelCauseFunc
 }
+
+// maxAttempts bounds how often net/http repeats a request over HTTP/2: an
+// upstream that answers each with PROTOCOL_ERROR would keep it going for ever
+// (golang/go, http2 canRetryError), and only one was admitted.
+const maxAttempts = 3
+
+var errRepeated = errors.New("the upstream ended the stream each time")
 
 // exchange registers an admitted request, sends it, and answers with what
 // comes back.
@@ -43,6 +52,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, control: http.NewResponseController(w)}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
+	x.giveUp = cancel
 	x.access.admission = a
 	x.access.cut = func(cause error) {
 		cancel(cause)
@@ -195,6 +205,9 @@ func (x *exchange) gotConn(info httptrace.GotConnInfo) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.address = address
+	if x.attempts++; x.attempts > maxAttempts && x.speak() != speakHTTP1 {
+		x.giveUp(errRepeated)
+	}
 }
 
 // informational passes an informational answer on (RFC 9110, section 15.2).
@@ -233,7 +246,10 @@ func (x *exchange) fail(err error) {
 		panic(http.ErrAbortHandler)
 	}
 	var e *dialError
-	if !errors.As(err, &e) {
+	switch {
+	case errors.Is(err, errRepeated):
+		e = &dialError{authz.UpstreamUnreachable, err.Error()}
+	case !errors.As(err, &e):
 		e = unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
 	}
 	x.refuse(e.reason, e.detail)

@@ -126,13 +126,8 @@ func (h *headReader) observeLine(b []byte) []byte {
 	return b
 }
 
-// headLine parses the head once its empty line is there. Empty lines before a
-// request line are skipped (RFC 9112, section 2.2).
+// headLine parses the head once its empty line is there.
 func (h *headReader) headLine() {
-	if len(bytes.TrimRight(h.line, "\r\n")) == 0 {
-		h.line = h.line[:0]
-		return
-	}
 	if !bytes.HasSuffix(h.line, []byte("\n\r\n")) && !bytes.HasSuffix(h.line, []byte("\n\n")) {
 		return
 	}

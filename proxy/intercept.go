@@ -273,12 +273,14 @@ func (p *Proxy) intercept(c *conn) {
 // refusal like every other.
 func (p *Proxy) unreadable(c *conn) func([]byte) []byte {
 	return func(text []byte) []byte {
-		_, detail, _ := bytes.Cut(text, []byte(": "))
-		if len(detail) == 0 {
-			detail = text
+		detail := "the request could not be read"
+		if _, what, ok := bytes.Cut(text, []byte(": ")); ok {
+			detail += ": " + string(what)
+		} else if bytes.HasPrefix(text, []byte("431")) {
+			detail = "the request's header is too large"
 		}
 		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
-			Principal: p.cfg.Plugin, Detail: "the request could not be read: " + string(detail),
+			Principal: p.cfg.Plugin, Detail: detail,
 		}, c.source))
 		return rawRefusal(refusal)
 	}

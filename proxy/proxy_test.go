@@ -123,8 +123,10 @@ func newWorld(t testing.TB, s setup) *world {
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Resolver: w.resolver,
 		Identify: func(net.Conn) (proxy.Peer, bool) { return proxy.Peer{PID: 7, UID: 1000, Exe: "/bin/plugin"}, true },
 		DNSHosts: map[string][]netip.Addr{
-			"api.weather.example": {loopback}, "other.weather.example": {loopback}, "evil.example": {loopback}, "localname": {loopback},
+			"api.weather.example": {loopback}, "other.weather.example": {loopback}, "evil.example": {loopback},
+			"example.com": {loopback}, "localname": {loopback},
 		},
+		DNSServers: []netip.AddrPort{netip.AddrPortFrom(loopback, 1)}, // no test asks a server that it did not start
 		Refused: func(r authz.Refusal) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -319,5 +321,15 @@ func TestInterceptedRequestCarriesTheCredential(t *testing.T) {
 				t.Errorf("end record is %+v", end)
 			}
 		})
+	}
+}
+
+// testDeadline returns a function that waits a moment and reports whether it
+// has been called for too long.
+func testDeadline() (late func() bool) {
+	end := time.Now().Add(20 * time.Second)
+	return func() bool {
+		time.Sleep(time.Millisecond)
+		return time.Now().After(end)
 	}
 }

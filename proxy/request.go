@@ -146,8 +146,10 @@ func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *fault) {
 
 // destinationOf returns what a request says about where it goes.
 func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, target string, f *fault) {
-	absolute, hasAbsolute := strings.CutPrefix(r.RequestURI, r.URL.Scheme+"://")
-	hasAbsolute = hasAbsolute && r.URL.Scheme != ""
+	absolute, hasAbsolute := "", r.URL.Scheme != "" && r.URL.Opaque == ""
+	if hasAbsolute {
+		_, absolute, hasAbsolute = strings.Cut(r.RequestURI, "://")
+	}
 	switch {
 	case r.ProtoMajor == 2 && c.way == explicit:
 		return authz.SchemeHTTP, r.Host, r.RequestURI, nil // h2c with prior knowledge

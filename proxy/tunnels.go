@@ -23,7 +23,7 @@ type access struct {
 
 	mu    sync.Mutex
 	ended bool
-	cause error      // why it was cut
+	cause error       // why it was cut
 	cut   func(error) // ends it now, on both sides; called once, with mu held
 }
 

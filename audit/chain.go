@@ -31,11 +31,11 @@ const keyLen = 32
 // Key is the key of a chain. It does not print itself.
 type Key struct{ chain, mask, head [keyLen]byte }
 
-// String returns a placeholder.
-func (Key) String() string { return "[redacted]" }
-
-// GoString returns a placeholder, for %#v.
-func (Key) GoString() string { return "[redacted]" }
+// Format prints a placeholder, whatever the verb.
+func (Key) Format(f fmt.State, _ rune) {
+	// A failed write to what is printed to is its owner's to see.
+	_, _ = io.WriteString(f, "[redacted]")
+}
 
 // LoadKey reads audit.key from stateDir: 32 bytes in hexadecimal, in a file
 // that only its owner may read.

@@ -62,6 +62,27 @@ func listFiles(file string) ([]logFile, error) {
 	return files, nil
 }
 
+// openRegular opens a file of a log to read it. What is not a regular file may
+// have no end.
+func openRegular(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = notRegular(path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
+func notRegular(path string) error {
+	return fmt.Errorf("%s is not a regular file: only one can be rotated and verified", path)
+}
+
 // openLog opens or creates the file at path to append to it, and locks it.
 func openLog(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
@@ -73,7 +94,7 @@ func openLog(path string) (*os.File, error) {
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file: only one can be rotated and verified", path)
+		err = notRegular(path)
 	}
 	if err == nil {
 		err = lock(file)
@@ -251,7 +272,7 @@ func (l *Log) surplus() []string {
 
 // lastRecord returns the number of the last record in a file, 0 when there is none.
 func lastRecord(path string) (uint64, error) {
-	file, err := os.Open(path)
+	file, err := openRegular(path)
 	if err != nil {
 		return 0, err
 	}

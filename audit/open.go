@@ -155,7 +155,7 @@ func (l *Log) doubt(format string, args ...any) {
 // inspect returns the number of a file's first record, its size, and the hash
 // of the record that ends at offset end.
 func inspect(f logFile, end int64) (first uint64, size int64, ending string, err error) {
-	file, err := os.Open(f.path)
+	file, err := openRegular(f.path)
 	if err != nil {
 		return 0, 0, "", err
 	}
@@ -185,7 +185,7 @@ func inspect(f logFile, end int64) (first uint64, size int64, ending string, err
 // scan reads a file from offset on. A record with a genuine hash becomes the
 // end of the chain; bytes behind the last one are torn.
 func (l *Log) scan(f logFile, offset int64) error {
-	file, err := os.Open(f.path)
+	file, err := openRegular(f.path)
 	if err != nil {
 		return err
 	}

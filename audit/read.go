@@ -198,7 +198,7 @@ func (r *reader) begin(ctx context.Context) error {
 }
 
 func (r *reader) open(f logFile) error {
-	file, err := os.Open(f.path)
+	file, err := openRegular(f.path)
 	if err != nil {
 		return err
 	}
@@ -380,7 +380,7 @@ func wholeLines(file *os.File) (int64, error) {
 }
 
 func backwardsFile(path string, take func([]byte) bool) (bool, error) {
-	file, err := os.Open(path)
+	file, err := openRegular(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil // removed by the limit on files since it was listed
 	}

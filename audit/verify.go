@@ -157,7 +157,7 @@ func (v *verifier) walk() error {
 // walkFile verifies one file. It reports true when the current file turns out
 // to be a newer one than was due, after a rotation.
 func (v *verifier) walkFile(f logFile) (again bool, err error) {
-	file, err := os.Open(f.path)
+	file, err := openRegular(f.path)
 	if err != nil {
 		return false, err
 	}

@@ -162,7 +162,7 @@ func (l *loader) sidecarFiles(s *source) {
 	spec := &s.sidecar.Spec
 	report := s.reporter(&l.errs)
 	if v := spec.Vault; v != nil {
-		v.CA = l.certificates(s, "spec.vault.caFile", v.CAFile)
+		v.CA = l.certificates(s, "spec.vault.caFile", v.CAFile, report)
 		for _, f := range []struct{ name, path string }{
 			{"roleIDFile", v.Auth.RoleIDFile}, {"secretIDFile", v.Auth.SecretIDFile}, {"tokenFile", v.Auth.TokenFile},
 		} {
@@ -172,8 +172,8 @@ func (l *loader) sidecarFiles(s *source) {
 		}
 	}
 	if t := spec.Listen.ExtAuthzTLS; t != nil {
-		l.certificates(s, "spec.listen.extAuthzTLS.clientCAFile", t.ClientCAFile)
-		cert := l.certificates(s, "spec.listen.extAuthzTLS.certFile", t.CertFile)
+		l.certificates(s, "spec.listen.extAuthzTLS.clientCAFile", t.ClientCAFile, report)
+		cert := l.certificates(s, "spec.listen.extAuthzTLS.certFile", t.CertFile, report)
 		if key, err := l.bytes(s.beside(t.KeyFile), false); t.KeyFile == "" {
 			return // reported as missing
 		} else if err != nil {
@@ -185,10 +185,10 @@ func (l *loader) sidecarFiles(s *source) {
 }
 
 // grantFiles reads the certificates that a grant names.
-func (l *loader) grantFiles(s *source) {
+func (l *loader) grantFiles(s *source, report reporter) {
 	for i := range s.grant.Spec.Rules {
 		t := &s.grant.Spec.Rules[i].To.TLS
-		t.CA = l.certificates(s, at("spec.rules", i)+".to.tls.caFile", t.CAFile)
+		t.CA = l.certificates(s, at("spec.rules", i)+".to.tls.caFile", t.CAFile, report)
 	}
 }
 

@@ -333,7 +333,7 @@ func (l *loader) finish(s *source, errs *Errors) {
 	switch {
 	case s.grant != nil:
 		notYetGrant(s.grant.Spec, report)
-		l.grantFiles(s)
+		l.grantFiles(s, report)
 		for i := range s.grant.Spec.Rules {
 			asciiHosts(s.grant.Spec.Rules[i].To.Hosts, at("spec.rules", i)+".to.hosts", report)
 		}
@@ -430,7 +430,7 @@ func (l *loader) staticHosts(s *source) {
 
 // certificates reads a PEM file that holds certificates and nothing else, and
 // returns its content.
-func (l *loader) certificates(s *source, field, path string) string {
+func (l *loader) certificates(s *source, field, path string, report reporter) string {
 	if path == "" {
 		return ""
 	}
@@ -440,7 +440,7 @@ func (l *loader) certificates(s *source, field, path string) string {
 		err = checkCertificates(data)
 	}
 	if err != nil {
-		s.reporter(&l.errs)(field, "%s %v", full, err)
+		report(field, "%s %v", full, err)
 		return ""
 	}
 	return string(data)

@@ -205,19 +205,14 @@ func checkTokens(file string, tokens token.Tokens) Errors {
 	var errs Errors
 	var shape shape
 	for i, t := range tokens {
-		message := ""
-		if t.Type == token.MappingValueType && i > 0 {
-			message = shape.field(tokens[i-1])
-		} else {
-			message = shape.add(t)
-		}
+		message := shape.add(tokens, i)
 		if message == "" {
 			message = refusedToken(t)
 		}
 		if message != "" {
 			errs = append(errs, Error{File: file, Line: t.Position.Line, Column: t.Position.Column, Field: "yaml", Message: message})
 		}
-		if shape.broken {
+		if shape.broken || len(errs) == maxErrors {
 			break
 		}
 	}
@@ -249,54 +244,93 @@ func visible(message string) string {
 	return strings.ReplaceAll(message, "'\t'", "tab (indent with spaces)")
 }
 
-// shape follows how deep a file nests and how many fields its mappings have.
+// shape follows how deep a file nests, how many fields its mappings have, and
+// how many values are left out, which costs the parser time by their square.
 type shape struct {
-	flow   int // open [ and {
-	levels []level
+	flow   []flow  // open [ and {
+	levels []level // of blocks outside of them
+	absent int
 	broken bool
 }
 
 // level is one nested block, which starts at a column.
 type level struct{ column, fields int }
 
-func (s *shape) add(t *token.Token) string {
-	switch t.Type {
-	case token.SequenceStartType, token.MappingStartType:
-		s.flow++
-	case token.SequenceEndType, token.MappingEndType:
-		s.flow--
-	case token.DocumentHeaderType, token.DocumentEndType:
-		s.flow, s.levels = 0, nil
-	case token.SequenceEntryType:
+// flow is an open [ or {, and what its current entry has.
+type flow struct{ mapping, colon, value bool }
+
+// add follows one token and returns what is wrong with the shape there.
+func (s *shape) add(tokens token.Tokens, i int) string {
+	t := tokens[i]
+	isField := t.Type == token.MappingValueType && i > 0
+	switch {
+	case t.Type == token.DocumentHeaderType || t.Type == token.DocumentEndType:
+		s.flow, s.levels = nil, nil
+	case len(s.flow) > 0 || t.Type == token.SequenceStartType || t.Type == token.MappingStartType:
+		s.inFlow(t.Type)
+	case t.Type == token.SequenceEntryType:
 		s.block(t.Position.Column)
+		s.inBlock(tokens, i, t)
+	case isField:
+		s.block(tokens[i-1].Position.Column).fields++
+		s.inBlock(tokens, i, tokens[i-1])
 	}
-	if s.flow+len(s.levels) > maxDepth {
-		s.broken = true
-		return fmt.Sprintf("nests deeper than %d levels", maxDepth)
+	message := ""
+	switch {
+	case len(s.flow)+len(s.levels) > maxDepth:
+		message = fmt.Sprintf("nests deeper than %d levels", maxDepth)
+	case s.absent > maxFields:
+		message = fmt.Sprintf("leaves out more than %d values", maxFields)
+	case isField && len(tokens[i-1].Value) > maxKey:
+		message = fmt.Sprintf("a field's name is longer than %d bytes", maxKey)
+	case isField && len(s.flow) == 0 && s.levels[len(s.levels)-1].fields > maxFields:
+		message = fmt.Sprintf("a mapping has more than %d fields", maxFields)
 	}
-	return ""
+	s.broken = message != ""
+	return message
 }
 
-// field notes a field whose name is key.
-func (s *shape) field(key *token.Token) string {
-	if len(key.Value) > maxKey {
-		s.broken = true
-		return fmt.Sprintf("a field's name is longer than %d bytes", maxKey)
+// inFlow follows a token inside [ ] and { }, or one that begins them.
+func (s *shape) inFlow(t token.Type) {
+	var top *flow
+	if len(s.flow) > 0 {
+		top = &s.flow[len(s.flow)-1]
+	} else {
+		top = &flow{}
 	}
-	if s.flow > 0 {
-		return ""
+	switch t {
+	case token.SequenceStartType, token.MappingStartType:
+		top.value = true
+		s.flow = append(s.flow, flow{mapping: t == token.MappingStartType})
+	case token.MappingValueType:
+		top.colon, top.value = true, false
+	case token.CollectEntryType, token.SequenceEndType, token.MappingEndType:
+		ends := t != token.CollectEntryType
+		empty := ends && !top.colon && !top.value // as in [] and {a: b, }
+		if !empty && (!top.value || top.mapping && !top.colon) {
+			s.absent++
+		}
+		top.colon, top.value = false, false
+		if ends {
+			s.flow = s.flow[:len(s.flow)-1]
+		}
+	default:
+		top.value = true
 	}
-	l := s.block(key.Position.Column)
-	l.fields++
-	if l.fields > maxFields {
-		s.broken = true
-		return fmt.Sprintf("a mapping has more than %d fields", maxFields)
+}
+
+// inBlock notes whether the dash or colon at token i, of an entry that begins
+// with start, has no value after it.
+func (s *shape) inBlock(tokens token.Tokens, i int, start *token.Token) {
+	if i+1 == len(tokens) {
+		s.absent++
+		return
 	}
-	if len(s.levels) > maxDepth {
-		s.broken = true
-		return fmt.Sprintf("nests deeper than %d levels", maxDepth)
+	next := tokens[i+1]
+	list := next.Type == token.SequenceEntryType && start != tokens[i] && next.Position.Column == start.Position.Column
+	if next.Position.Line > tokens[i].Position.Line && next.Position.Column <= start.Position.Column && !list {
+		s.absent++
 	}
-	return ""
 }
 
 // block enters the level that starts at column, leaving those further right.

@@ -49,7 +49,7 @@ func (s *Sidecar) validate(now time.Time, report reporter) {
 	oneOf(report, "spec.audit.paths", s.Audit.Paths, AuditPathsMasked, AuditPathsFull)
 }
 
-const notAName = "%q is not a name; use lower-case letters, digits, dashes and dots"
+const notAName = "%q is not a name; use lower-case letters and digits, with dashes, dots and underscores between them"
 
 // oneOf reports a value that is neither "", which stands for the default, nor
 // one of the allowed.

@@ -25,6 +25,7 @@ import (
 
 const (
 	maxEntries    = 1024             // credentials at a time; more are refused
+	maxRetiring   = 16               // replaced tokens not yet revoked; while full none is replaced early
 	maxPending    = 4096             // unconfirmed revocations; while full nothing is minted
 	defaultGrace  = 10 * time.Second // see Broker.grace
 	idleAfter     = 5 * time.Minute  // unused for so long, a lease is given back and not renewed
@@ -114,9 +115,10 @@ type Broker struct {
 	loginFailures int
 	rotateAt      instant // not before
 
-	events  []authz.Record
-	changed bool
-	stats   stats
+	events   []authz.Record
+	warnings []warning
+	changed  bool
+	stats    stats
 }
 
 // entry is one credential. Its fields are guarded by Broker.mu.
@@ -383,8 +385,7 @@ func (b *Broker) renew(ctx context.Context, ref authz.CredentialRef, old *lease)
 		return old.renewed(issued, asked, seconds(answer.LeaseDuration), ref.Lifetime, spread()), false, nil
 	case isTransient(err):
 		return nil, false, err
-	case statusOf(err) == http.StatusForbidden && !b.knows(ctx, old.session):
-		b.bury(old.session, "Vault no longer knows the token")
+	case b.outlived(ctx, old.session, err):
 		return nil, true, err
 	}
 	gone, _ = b.isGone(ctx, old.session, old.id)
@@ -404,8 +405,7 @@ func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) 
 			return nil, err
 		}
 		l, err := b.read(ctx, s, ref)
-		if statusOf(err) == http.StatusForbidden && !retried && !b.knows(ctx, s) {
-			b.bury(s, "Vault no longer knows the token")
+		if !retried && b.outlived(ctx, s, err) {
 			continue
 		}
 		if e := (*Error)(nil); errors.As(err, &e) && e.ambiguous && (old == nil || old.id != "") {
@@ -509,6 +509,9 @@ func (b *Broker) failed(e *entry, now instant, err error) {
 	e.failures++
 	wait := b.waitAfter(e.failures, err)
 	e.err, e.retryAt = err, now.add(wait)
+	if e.failures == 1 {
+		b.warn("fetch credential", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
+	}
 	// A value without a lease is ours as long as Vault lets us read it.
 	refused := statusOf(err) == http.StatusForbidden || statusOf(err) == http.StatusNotFound || isUnusable(err)
 	if e.lease != nil && e.lease.id == "" && refused {
@@ -560,7 +563,7 @@ func (b *Broker) install(e *entry, got *lease) {
 		b.record(what, e.ref, got.id, "")
 	}
 	if (what == "leased" || what == "replaced") && len(got.withheld) > 0 {
-		b.log.Warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
+		b.warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
 			zap.String("path", e.ref.Path), zap.Strings("fields", got.withheld))
 	}
 	if old != nil && old.id != "" && old.id != got.id {
@@ -596,13 +599,28 @@ func (b *Broker) record(what string, ref authz.CredentialRef, lease, detail stri
 	})
 }
 
-// unlock releases mu and tells what has happened meanwhile.
+type warning struct {
+	text   string
+	fields []zap.Field
+}
+
+// warn notes a line for operators, written when mu is released. The caller
+// holds mu.
+func (b *Broker) warn(text string, fields ...zap.Field) {
+	b.warnings = append(b.warnings, warning{text, fields})
+}
+
+// unlock releases mu and tells what has happened meanwhile: while it is held,
+// nothing waits for a disk or a terminal.
 func (b *Broker) unlock() {
-	changed, silent := b.changed, len(b.events) == 0
-	b.changed = false
+	changed, silent, warnings := b.changed, len(b.events) == 0, b.warnings
+	b.changed, b.warnings = false, nil
 	b.mu.Unlock()
 	if changed && b.cfg.Changed != nil {
 		b.cfg.Changed()
+	}
+	for _, w := range warnings {
+		b.log.Warn(w.text, w.fields...)
 	}
 	if silent {
 		return

@@ -14,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -93,6 +94,16 @@ func statusOf(err error) int {
 		return e.Status
 	}
 	return 0
+}
+
+// isUnknownToken reports whether Vault refuses the token itself and not what
+// is asked with it. Both are 403; "invalid token" stands in the answer of
+// Vault since 1.13, "bad token" in that of older ones to a lookup.
+func isUnknownToken(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status == http.StatusForbidden && slices.ContainsFunc(e.Reasons, func(reason string) bool {
+		return strings.Contains(reason, "invalid token") || strings.Contains(reason, "bad token")
+	})
 }
 
 // isTransient reports whether the same request may do better later: there was
@@ -337,7 +348,9 @@ func (r call) clean(s string) string {
 		}
 	}
 	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
-	s = strings.TrimPrefix(s, "1 error occurred: * ")
+	if _, list, ok := strings.Cut(s, " occurred: * "); ok { // "2 errors occurred: * a * b"
+		s = strings.ReplaceAll(list, " * ", "; ")
+	}
 	if len(s) > longest {
 		s = strings.ToValidUTF8(s[:longest], "") + "..."
 	}

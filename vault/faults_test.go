@@ -520,3 +520,113 @@ func TestEnvironmentIsIgnored(t *testing.T) {
 		t.Errorf("login to a Vault of an unknown authority: %v", err)
 	}
 }
+
+// Without the default policy a token may neither be looked up nor renewed nor
+// revoked. That is no sign that it is dead.
+func TestPolicyAllowsTheReadAlone(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase, TokenTTL: 4 * time.Second})
+	testenv.MustGet(v.Write(t.Context(), "auth/approle/role/weather", map[string]any{"token_no_default_policy": true}))(t)
+	var log journal
+	b, stop := run(t, Config{Address: v.Address, Auth: auth, Recorder: &log})
+	db1 := ref("db", "database/creds/reader")
+	b.Retain(t.Context(), []authz.CredentialRef{db1})
+	for end := time.Now().Add(6 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if c := testenv.MustGet(b.Credential(t.Context(), db1))(t); !logsIn(t, db, c) {
+			t.Fatal("served a user that cannot log in")
+		}
+		if _, err := b.Credential(t.Context(), ref("other", "secret/data/weather")); statusOf(err) != http.StatusForbidden {
+			t.Fatalf("what the policy does not allow: %v", err)
+		}
+	}
+	if log.count("lost") != 0 || log.count("replaced") == 0 {
+		t.Errorf("records %s", &log)
+	}
+	if err := stop(); err == nil {
+		t.Error("shutdown does not say that nothing could be revoked")
+	}
+	until(t, "the users died with the tokens", func() bool { return len(users(t, db)) == 0 })
+}
+
+// One path that the policy does not allow costs the others nothing.
+func TestRefusalIsNotContagious(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	f := newFaults(t, v)
+	b := broker(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
+	key := ref("key", "secret/data/weather")
+	first := testenv.MustGet(b.Credential(t.Context(), key))(t)
+	var asked int64
+	until(t, "it was refused three times", func() bool {
+		_, _ = b.Credential(t.Context(), ref("other", "other/data"))
+		asked = f.count("other/data")
+		return asked >= 3
+	})
+	second := testenv.MustGet(b.Credential(t.Context(), key))(t)
+	if second.Generation != first.Generation || f.count("auth/approle/login") != 1 || f.count("secret/data/weather") != 1 {
+		t.Errorf("%d logins, %d reads", f.count("auth/approle/login"), f.count("secret/data/weather"))
+	}
+}
+
+// Everything at once, for the race detector: whatever comes of it, nothing is
+// left behind and nothing is served that ended.
+func TestEverythingAtOnce(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"brief": {TTL: 3 * time.Second}})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast + readDatabase + revokeLeases, TokenTTL: 4 * time.Second})
+	f := newFaults(t, v)
+	b, stop := run(t, Config{
+		Address: f.address, Auth: auth, Recorder: &journal{}, Refresh: 10 * time.Millisecond, Changed: func() {},
+		StateFile: t.TempDir() + "/leases.json",
+	})
+	refs := []authz.CredentialRef{ref("a", "database/creds/brief"), ref("b", "database/creds/brief"), ref("key", "secret/data/weather")}
+	b.Retain(t.Context(), refs)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				c, err := b.Credential(ctx, refs[i%len(refs)])
+				if err == nil && !c.NotAfter.After(time.Now().Add(-time.Second)) {
+					t.Errorf("served %s after its end", time.Since(c.NotAfter))
+				}
+				if i%50 == 0 {
+					_ = b.Status()
+					time.Sleep(time.Millisecond)
+				}
+			}
+		})
+	}
+	all.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			switch i % 4 {
+			case 0:
+				b.Retain(ctx, refs[i/4%3:])
+			case 1:
+				b.Retain(ctx, refs)
+			case 2:
+				f.breaks("database/", func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
+					forward()
+					w.WriteHeader(http.StatusBadGateway)
+				})
+			case 3:
+				f.mend()
+				b.Revoke(ctx)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+	all.Wait()
+	f.mend()
+	b.Retain(t.Context(), refs)
+	until(t, "it works again", func() bool { _, err := b.Credential(t.Context(), refs[0]); return err == nil })
+	testenv.Must(t, stop())
+	until(t, "no user is left", func() bool { return len(users(t, db)) == 0 })
+	if got := stateOf(t, b.cfg.StateFile); len(got) != 0 {
+		t.Errorf("state file holds %q", got)
+	}
+}

@@ -159,7 +159,7 @@ func (b *Broker) readySession(need time.Duration) (*session, error) {
 // rotates reports whether the session is to be replaced because it may hold a
 // lease we do not know of. The caller holds b.mu.
 func (b *Broker) rotates(now instant) bool {
-	return b.session != nil && b.session.lost && b.session.ours && !now.before(b.rotateAt)
+	return b.session != nil && b.session.lost && b.session.ours && !now.before(b.rotateAt) && len(b.retiring) < maxRetiring
 }
 
 // upkeep renews the token or logs in. The caller has entered.
@@ -178,8 +178,8 @@ func (b *Broker) upkeep(ctx context.Context, need time.Duration) (*session, erro
 		switch {
 		case err == nil && b.isFit(s, need):
 			return s, nil
-		case statusOf(err) == http.StatusForbidden:
-			b.bury(s, "Vault no longer knows the token")
+		case isUnknownToken(err):
+			b.bury(s, tokenGone)
 		case isTransient(err):
 			return b.holdLogin(s, err)
 		}
@@ -366,11 +366,22 @@ func (b *Broker) lookupSelf(ctx context.Context, token authz.Secret) (*api.Secre
 	return b.client.do(ctx, call{op: "look up token", method: http.MethodGet, path: "auth/token/lookup-self", token: token})
 }
 
-// knows reports whether Vault still knows the session's token. It reports true
-// when Vault does not say.
-func (b *Broker) knows(ctx context.Context, s *session) bool {
-	_, err := b.lookupSelf(ctx, s.token)
-	return statusOf(err) != http.StatusForbidden
+const tokenGone = "Vault no longer knows the token"
+
+// outlived reports whether a refusal means that Vault no longer knows the
+// token, and then gives the session up. A policy that does not allow what was
+// asked, or the lookup, is no such sign: giving up would lose every lease.
+func (b *Broker) outlived(ctx context.Context, s *session, refusal error) bool {
+	if statusOf(refusal) != http.StatusForbidden {
+		return false
+	}
+	if !isUnknownToken(refusal) {
+		if _, err := b.lookupSelf(ctx, s.token); !isUnknownToken(err) {
+			return false
+		}
+	}
+	b.bury(s, tokenGone)
+	return true
 }
 
 func (b *Broker) renewToken(ctx context.Context, s *session) error {
@@ -428,7 +439,7 @@ func (b *Broker) suspect(s *session, path string) {
 	}
 	s.lost = true
 	if !s.ours {
-		b.log.Warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
+		b.warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
 			zap.String("path", path))
 	}
 	b.wake()

@@ -264,8 +264,8 @@ func (b *Broker) revokeLease(ctx context.Context, r *revocation) error {
 	if gone {
 		return nil
 	}
-	if statusOf(lookupErr) == http.StatusForbidden && !b.knows(ctx, s) {
-		b.bury(s, "Vault no longer knows the token")
+	if b.outlived(ctx, s, lookupErr) {
+		return fmt.Errorf("%s: %s", op, tokenGone)
 	}
 	return err
 }
@@ -405,8 +405,8 @@ func (b *Broker) revokeToken(ctx context.Context, s *session) error {
 	_, err := b.client.do(ctx, call{
 		op: "revoke token " + mask(s.accessor), method: http.MethodPost, path: "auth/token/revoke-self", token: s.token,
 	})
-	if statusOf(err) == http.StatusForbidden {
-		err = nil // Vault does not know it
+	if isUnknownToken(err) {
+		err = nil // it is gone already
 	}
 	if err == nil {
 		b.mu.Lock()
@@ -463,7 +463,7 @@ func (b *Broker) saveState() {
 	b.mu.Lock()
 	defer b.unlock()
 	if err != nil && b.stats.stateErr == nil {
-		b.log.Error("write state file: leases left by a killed sidecar will end by themselves only", zap.Error(err))
+		b.warn("write state file: leases left by a killed sidecar will end by themselves only", zap.Error(err))
 	}
 	b.stats.stateErr = err
 }

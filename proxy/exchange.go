@@ -211,10 +211,12 @@ func (x *exchange) gotConn(info httptrace.GotConnInfo) {
 }
 
 // informational passes an informational answer on (RFC 9110, section 15.2).
+// 100 is not passed: net/http sends it by itself when the transport, which has
+// got it, begins to read the plugin's body.
 func (x *exchange) informational(code int, header textproto.MIMEHeader) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.settled || code == http.StatusContinue && x.r.Header["Expect"] == nil {
+	if x.settled || code == http.StatusContinue {
 		return nil
 	}
 	h := x.w.Header()

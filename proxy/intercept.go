@@ -143,7 +143,7 @@ func (p *Proxy) awaitFirst(c *conn, schemes []authz.Scheme) bool {
 
 // spliceNamed splices a connection to the host that is known by now.
 func (p *Proxy) spliceNamed(c *conn, scheme authz.Scheme) {
-	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.host, c.port), "")
 	if err != nil {
 		p.drop(c, authz.MalformedRequest, err.Error())
 		return
@@ -174,6 +174,7 @@ func (p *Proxy) enterTLS(c *conn) {
 		return
 	}
 	f := p.nameTLS(c, name)
+	c.host = c.hostOrAddress() // without a server name the certificate is for the address
 	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), "")
 	switch {
 	case f != nil:

@@ -94,6 +94,7 @@ type world struct {
 	credentials *credentials
 	proxy       *proxy.Proxy
 	resolver    *proxy.Resolver
+	dns, dnsTCP string // where the resolver listens, once it does
 	addr        netip.AddrPort
 	stop        func()
 

@@ -184,15 +184,7 @@ func TestResolver(t *testing.T) {
 func TestBypasses(t *testing.T) {
 	r := newRig(t, nil)
 	_, proxyPort, _ := net.SplitHostPort(r.proxy4.Addr().String())
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for path := filepath.Dir(dir); path != "/tmp" && path != "/"; path = filepath.Dir(path) {
-		if err := os.Chmod(path, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dir := publicDir(t)
 	docker := filepath.Join(dir, "docker.sock")
 	host, err := net.Listen("unix", docker)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// bench is a cage with its sidecar: listeners, a resolver that answers one
+// rig is a cage with its sidecar: listeners, a resolver that answers one
 // byte string, and what was reported.
 type rig struct {
 	*Cage
@@ -135,11 +135,16 @@ func (r *rig) command(command Command) result {
 	return done()
 }
 
+// pluginEnv has a HOME, or Python asks the name service for one.
+func pluginEnv() []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "HOME=/", "GORACE=atexit_sleep_ms=0"}
+}
+
 // start starts a program and returns what waits for it.
 func (r *rig) start(command *Command) func() result {
 	r.t.Helper()
 	if command.Env == nil {
-		command.Env = []string{"PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}
+		command.Env = pluginEnv()
 	}
 	stdout, readOut := capture(r.t)
 	stderr, readErr := capture(r.t)

@@ -213,7 +213,11 @@ func execute(o *order) error {
 		err := syscall.Exec(path, o.Args, o.Env)
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+			continue
 		case errors.Is(err, unix.EACCES):
+			if _, hidden := os.Stat(path); hidden != nil {
+				continue // a directory of the search path that the plugin cannot enter
+			}
 			last = &ExecError{Path: o.Path, Status: 126, Err: err}
 		default:
 			return &ExecError{Path: o.Path, Status: 126, Err: err}

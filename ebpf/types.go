@@ -228,6 +228,9 @@ type Denial struct {
 	// packet that the kernel sent later.
 	PID, UID uint32
 	Comm     string
+	// Routine says that C libraries try this unasked, whatever the program does
+	// (the name service cache and its like): worth a record, hardly a message.
+	Routine bool
 	// Count is how many equal refusals this is; at least 1.
 	Count uint64
 	// Lost, when not zero, is the only field set besides Time: so many refusals

@@ -347,7 +347,7 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "TRACE sends the request back, credential and all")
 		case err != nil:
 			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%v", err)
-		case m != strings.ToUpper(m) && isMethod(strings.ToUpper(m)):
+		case miscased(m):
 			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%q would never match, methods are case-sensitive; write %s", m, strings.ToUpper(m))
 		}
 	}
@@ -368,16 +368,21 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 		out.paths = append(out.paths, p)
 	}
 	for j, u := range spec.Upgrades {
-		if u != asciiLower(u) || !isToken(u) || u == "h2c" || u == "connect-udp" {
+		if u != asciiLower(u) || !isToken(u) || !upgradable(u) {
 			k.report(fmt.Sprintf("%s[%d]", at("upgrades"), j), "%q is not a protocol that may be upgraded to; write it in lower case, as in websocket", clip(u))
 		}
 	}
 }
 
-func isMethod(s string) bool {
-	switch s {
+// upgradable reports whether a protocol may be upgraded to. What these carry
+// would pass undecided: more requests, and datagrams to anywhere.
+func upgradable(protocol string) bool { return protocol != "h2c" && protocol != "connect-udp" }
+
+// miscased reports whether a method would be a common one in upper case.
+func miscased(method string) bool {
+	switch upper := strings.ToUpper(method); upper {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
-		return true
+		return method != upper
 	}
 	return false
 }

@@ -215,6 +215,8 @@ func checkHostName(host string) error {
 			}
 			label = 0
 			continue
+		case c >= 0x80:
+			return fmt.Errorf("host %q is not ASCII", clip(host))
 		case !isAlpha(c) && !isDigit(c) && c != '-' && c != '_':
 			return fmt.Errorf("host %q holds %q, which is not in a host name", clip(host), c)
 		}

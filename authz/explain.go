@@ -87,7 +87,11 @@ func (n near) score() int {
 // differs names what would have to be different, in the words of a grant.
 func (n near) differs(req Request, d Decision) []string {
 	switch d.Reason {
-	case MalformedRequest, DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired:
+	case MalformedRequest:
+		if !req.Destination.encodedSlash {
+			return nil
+		}
+	case DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired:
 	case QuotaExceeded:
 		return []string{"limits"}
 	case AddressNotAllowed:
@@ -161,9 +165,11 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
 	}
 	looked := 0
 	for e := range sub.candidates(req.Destination.host) {
-		n := compare(e.rule, &req, now)
-		n.host, n.sameHost = e.pattern, true
-		take(n)
+		if s.revoked(req.Principal, e.rule, now) == nil { // nothing added to a revoked rule would help
+			n := compare(e.rule, &req, now)
+			n.host, n.sameHost = e.pattern, true
+			take(n)
+		}
 		if looked++; looked == maxNear {
 			break
 		}
@@ -174,7 +180,7 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
 	for _, r := range sub.rules[:min(len(sub.rules), maxNear)] {
 		hosts := r.spec.To.Hosts
 		i := slices.IndexFunc(hosts[:min(len(hosts), maxNear)], func(h string) bool { return alike(h, req.Destination.host) })
-		if i >= 0 {
+		if i >= 0 && s.revoked(req.Principal, r, now) == nil {
 			n := compare(r, &req, now)
 			n.host = hosts[i]
 			take(n)
@@ -191,7 +197,7 @@ func compare(r *rule, req *Request, now time.Time) near {
 	d, a := req.Destination, req.Action
 	n := near{
 		rule: r, host: r.spec.To.Hosts[0], scheme: r.scheme == d.scheme || r.originates(d),
-		port: slices.Contains(r.ports, d.port) || r.originates(d), live: now.Before(r.notAfter),
+		port: slices.Contains(r.ports, d.port) || r.couldOriginate(d), live: now.Before(r.notAfter),
 		method: true, upgrade: true, slash: true,
 	}
 	if !r.scheme.HTTP() {
@@ -205,14 +211,16 @@ func compare(r *rule, req *Request, now time.Time) near {
 		if length := commonPrefix(p.text, d.path); length > n.prefix {
 			n.like, n.prefix = p, length
 		}
-		if d.path != "" && p.matches(d.path) && (n.path == nil || p.literal > n.path.literal) {
+		if d.scheme.HTTP() && p.matches(d.path) && (n.path == nil || p.literal > n.path.literal) {
 			n.path = p
 		}
 	}
 	if n.path != nil {
 		n.like = n.path
 	}
-	if d.scheme.HTTP() {
+	if !d.scheme.HTTP() {
+		n.path = n.like // a tunnel has no path to differ by
+	} else {
 		n.method = r.allowsAction(Action{Method: a.Method})
 		n.upgrade = a.Upgrade == "" || slices.Contains(r.spec.Upgrades, a.Upgrade)
 		n.slash = !d.encodedSlash || r.encodedSlash
@@ -305,8 +313,11 @@ func (s *Snapshot) detail(req Request, d Decision, n near, now time.Time) string
 	case NotReady:
 		return "no policy is loaded yet"
 	case MalformedRequest:
-		if dest.host == "" {
+		switch {
+		case dest.host == "":
 			return "the request names no destination"
+		case dest.scheme.HTTP() && req.Action.Method == "":
+			return "the request names no method"
 		}
 		return "the path holds an encoded slash, which no rule for this host allows"
 	case IdentityUnknown:
@@ -363,6 +374,8 @@ func (n near) contrast(req Request, d Decision) string {
 		return "without an upgrade to " + req.Action.Upgrade
 	case differs[0] == "path":
 		return "not " + clip(req.Destination.path)
+	case differs[0] == "encodedSlash":
+		return "not with an encoded slash"
 	case differs[0] == "port":
 		return "not at port " + strconv.Itoa(int(req.Destination.port))
 	}
@@ -447,16 +460,26 @@ func host(addr netip.Addr) netip.Prefix {
 func ask(req Request, d Decision, n near) (text, yaml string) {
 	dest := req.Destination
 	switch {
-	case dest.host == "":
+	case dest.host == "", dest.scheme.HTTP() && req.Action.Method == "":
 		return remedyFor(MalformedRequest), ""
 	case req.Action.Method == "TRACE":
 		return "use another method: TRACE sends the request back, and nothing grants it", ""
+	case miscased(req.Action.Method):
+		return "send " + strings.ToUpper(req.Action.Method) + ": methods are case-sensitive", ""
+	case req.Action.Upgrade != "" && !upgradable(req.Action.Upgrade):
+		return "nothing grants an upgrade to " + req.Action.Upgrade, ""
 	}
-	yaml = ruleYAML(req)
+	// Where https is granted, it is also what plain http should be taken as.
+	secure := n.sameHost && n.rule.couldOriginate(dest)
+	yaml = ruleYAML(req, secure)
 	differs := n.differs(req, d)
 	field := ""
 	if len(differs) == 1 {
 		switch differs[0] {
+		case "scheme":
+			if secure {
+				return "use https, or ask for tls: {originate: true} on " + n.rule.name(), yaml
+			}
 		case "method":
 			field = "methods: [" + req.Action.Method + "]"
 		case "upgrade":
@@ -473,9 +496,9 @@ func ask(req Request, d Decision, n near) (text, yaml string) {
 	case field != "":
 		return fmt.Sprintf("ask for %s on %s", field, n.rule.name()), yaml
 	case d.Reason == NoGrant:
-		return "ask for a grant with a rule with " + shortYAML(req), yaml
+		return "ask for a grant with a rule with " + shortYAML(req, secure), yaml
 	}
-	return "ask for a rule with " + shortYAML(req), yaml
+	return "ask for a rule with " + shortYAML(req, secure), yaml
 }
 
 // remedyFor returns what to do about a reason that no rule can change.
@@ -504,26 +527,30 @@ func remedyFor(r Reason) string {
 	}
 }
 
-// toYAML returns the to of a rule that would match the request.
-func toYAML(d Destination) string {
+// toYAML returns the to of a rule that would match the request; secure takes
+// plain http as https.
+func toYAML(d Destination, secure bool) string {
 	scheme := d.scheme
 	if scheme == SchemeTLS && d.addr.IsValid() {
 		scheme = SchemeTCP // tls is told apart by name
 	}
 	out := "to: {"
-	if scheme != SchemeHTTPS {
+	if scheme != SchemeHTTPS && !secure {
 		out += "scheme: " + string(scheme) + ", "
 	}
 	out += "hosts: [" + yamlString(d.host) + "]"
 	if d.port != scheme.DefaultPort() {
 		out += ", ports: [" + strconv.Itoa(int(d.port)) + "]"
 	}
+	if secure {
+		out += ", tls: {originate: true}"
+	}
 	return out + "}"
 }
 
 // shortYAML returns what a rule needs to match the request, on one line.
-func shortYAML(req Request) string {
-	out := toYAML(req.Destination)
+func shortYAML(req Request, secure bool) string {
+	out := toYAML(req.Destination, secure)
 	if req.Action.Method != "" {
 		out += ", methods: [" + req.Action.Method + "], paths: [" + yamlString(patternFor(req.Destination.path)) + "]"
 	}
@@ -537,9 +564,9 @@ func shortYAML(req Request) string {
 }
 
 // ruleYAML returns a whole rule that would allow the request and nothing more.
-func ruleYAML(req Request) string {
+func ruleYAML(req Request, secure bool) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "- id: %s\n  reason: SAY WHY THE PLUGIN NEEDS IT\n  %s\n", slug(req), toYAML(req.Destination))
+	fmt.Fprintf(&out, "- id: %s\n  reason: SAY WHY THE PLUGIN NEEDS IT\n  %s\n", slug(req), toYAML(req.Destination, secure))
 	if req.Action.Method != "" {
 		fmt.Fprintf(&out, "  methods: [%s]\n  paths: [%s]\n", yamlString(req.Action.Method), yamlString(patternFor(req.Destination.path)))
 	}
@@ -577,18 +604,17 @@ func patternFor(path string) string {
 // yamlString writes ASCII text for a YAML flow sequence, quoted where YAML
 // would read it as something else.
 func yamlString(s string) string {
-	plain := func(c byte) bool { return isUnreserved(c) || c == '/' }
 	for i := range len(s) {
-		if !plain(s[i]) {
+		if c := s[i]; !isUnreserved(c) && strings.IndexByte("/%@=+$()!", c) < 0 {
 			return strconv.Quote(s)
 		}
 	}
-	number := strings.Trim(s, "0123456789.e+-_x") == "" && strings.Count(s, ".") < 2
+	number := strings.Trim(s, "0123456789.e+-_") == "" && strings.Count(s, ".") < 2
 	switch asciiLower(s) {
-	case "", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n":
+	case "null", "true", "false", "yes", "no", "on", "off", "y", "n":
 		return strconv.Quote(s)
 	}
-	if number || s[0] == '-' || s[0] == '.' || s[0] == '_' {
+	if number || s[0] != '/' && !isAlpha(s[0]) && !isDigit(s[0]) {
 		return strconv.Quote(s)
 	}
 	return s

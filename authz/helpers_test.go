@@ -2,8 +2,6 @@ package authz
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -183,7 +181,3 @@ func (w *world) admit(tb testing.TB, req Request) *Admission {
 	}
 	return a
 }
-
-var errTest = errors.New("it is broken")
-
-func quote(values ...any) string { return strings.TrimSpace(fmt.Sprintln(values...)) }

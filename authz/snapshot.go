@@ -83,7 +83,8 @@ func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) Decision {
 	}
 	d.subject = s.subject(req.Principal)
 	switch {
-	case req.Destination.host == "", req.Destination.encodedSlash && !d.subject.allowsEncodedSlash(req.Destination.host):
+	case req.Destination.host == "", req.Destination.scheme.HTTP() && req.Action.Method == "",
+		req.Destination.encodedSlash && !d.subject.allowsEncodedSlash(req.Destination.host):
 		return d.because(MalformedRequest)
 	case req.Principal == "":
 		return d.because(IdentityUnknown)
@@ -170,11 +171,11 @@ func each(entries []entry, yield func(entry) bool) bool {
 type search struct {
 	best     entry // the winner so far, revoked or not
 	path     *pathPattern
-	observer *rule       // a rule that observes what its host matches
-	revoked  *Revocation // of a rule that matches and has expired
-	host     bool        // scheme, host and port match
-	method   bool        // and the method
-	expired  bool        // and the path, of a rule that has expired
+	observer *rule // a rule that observes what its host matches
+	lost     *rule // a rule that matches and was revoked before it expired
+	host     bool  // scheme, host and port match
+	method   bool  // and the method
+	expired  bool  // and the path, of a rule that has expired
 }
 
 // match finds the winner, or the reason why there is none.
@@ -183,7 +184,11 @@ func (s *Snapshot) match(d Decision, req *Request, now time.Time) Decision {
 	for e := range d.subject.candidates(req.Destination.host) {
 		s.consider(&found, e, req, now)
 	}
-	if r := found.best.rule; r != nil {
+	r := found.best.rule
+	if r == nil {
+		r = found.lost
+	}
+	if r != nil {
 		d = d.won(r, found.path, req)
 		// The winner may be revoked, and then no lesser rule stands in for it:
 		// a revocation only takes away.
@@ -197,8 +202,6 @@ func (s *Snapshot) match(d Decision, req *Request, now time.Time) Decision {
 		return d.because(Granted)
 	}
 	switch {
-	case found.revoked != nil:
-		return d.revoked(found.revoked)
 	case found.observer != nil:
 		d = d.won(found.observer, nil, req)
 		if d.rule.states(req)&req.Unenforceable&^ConditionCredential != 0 {
@@ -246,8 +249,8 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 	case !ok:
 	case !live:
 		found.expired = true
-		if v := s.revoked(req.Principal, r, now); v.harderThan(found.revoked) {
-			found.revoked = v
+		if s.revoked(req.Principal, r, now) != nil && (found.lost == nil || compareRules(r, found.lost) < 0) {
+			found.lost = r
 		}
 	case found.best.rule == nil || wins(e, path, found.best, found.path):
 		found.best, found.path = e, path
@@ -276,7 +279,13 @@ func (r *rule) takes(d Destination) bool {
 
 // originates reports whether plain http is taken as this https rule.
 func (r *rule) originates(d Destination) bool {
-	return r.spec.To.TLS.Originate && d.scheme == SchemeHTTP &&
+	return r.spec.To.TLS.Originate && r.couldOriginate(d)
+}
+
+// couldOriginate reports whether plain http would be taken as this https rule
+// if it said so.
+func (r *rule) couldOriginate(d Destination) bool {
+	return r.scheme == SchemeHTTPS && d.scheme == SchemeHTTP &&
 		(d.port == SchemeHTTP.DefaultPort() || slices.Contains(r.ports, d.port))
 }
 
@@ -310,7 +319,7 @@ func (r *rule) allowsAction(a Action) bool {
 		return false
 	}
 	if r.methods == nil { // "*" is every method but the one that sends credentials back
-		return a.Method != "" && a.Method != "TRACE"
+		return a.Method != "TRACE"
 	}
 	return slices.Contains(r.methods, a.Method)
 }
@@ -374,7 +383,7 @@ func (s *Snapshot) shut(p Principal, r *rule, now time.Time) bool {
 func (d Decision) limited(usage Usage, now time.Time) Decision {
 	own, shared := usage.check(d.ownLimits(), d.subject.limits, now)
 	if own.over && now.Before(d.rule.observeUntil) {
-		d, own.over = d.observed(), false
+		d, own = d.observed(), standing{}
 		d.over = true
 	}
 	both := own.and(shared)

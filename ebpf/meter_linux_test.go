@@ -203,7 +203,7 @@ c.sendall(b"served"); c.close()
 }
 
 // dialogue starts a program that answers a line for each line it gets.
-func (r *rig) dialogue(args ...string) (ask func(line string) string, end func() int) {
+func (r *rig) dialogue(path string, args ...string) (ask func(line string) string, end func() int) {
 	r.t.Helper()
 	stdin, toPlugin, err := os.Pipe()
 	if err != nil {
@@ -213,7 +213,7 @@ func (r *rig) dialogue(args ...string) (ask func(line string) string, end func()
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	p, err := r.Start(Command{Args: args, Env: pluginEnv(), Stdin: stdin, Stdout: stdout, Stderr: os.Stderr})
+	p, err := r.Start(Command{Path: path, Args: args, Env: pluginEnv(), Stdin: stdin, Stdout: stdout, Stderr: os.Stderr})
 	_, _ = stdin.Close(), stdout.Close()
 	if err != nil {
 		r.t.Fatal(err)
@@ -266,7 +266,7 @@ for line in sys.stdin:
 // The shut door refuses what is new and silences what is open.
 func TestDoor(t *testing.T) {
 	r := newRig(t, nil)
-	ask, end := r.dialogue("python3", "-c", talker)
+	ask, end := r.dialogue("python3", "python3", "-c", talker)
 	if got := ask(`tcp("240.0.0.9", 80)`); got != "ok" {
 		t.Fatal(got)
 	}

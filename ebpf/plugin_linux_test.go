@@ -24,6 +24,7 @@ func plugin(args []string) error {
 	plugins := map[string]func(args []string) error{
 		"get":     get,
 		"try":     try,
+		"tries":   tries,
 		"dns":     dns,
 		"status":  status,
 		"stream":  stream,
@@ -252,6 +253,16 @@ func try(args []string) error {
 	return nil
 }
 
+// tries makes the attempt that each line of standard input names.
+func tries([]string) error {
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if err := try(strings.Fields(lines.Text())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // open makes a socket that is closed with the process.
 func open(domain, kind, protocol int) func([]string) error {
 	return func([]string) error {
@@ -336,12 +347,14 @@ func attempts() map[string]func([]string) error {
 		"fastopen":     fastOpen,
 		"source-route": sourceRoute,
 		"mapped-write": mappedWrite,
-		"cgroup":       leaveCgroup,
-		"kill":         killSidecar,
-		"unpin":        unpinLinks,
-		"setuid":       call(unix.SYS_SETUID, 0),
-		"chroot":       call(unix.SYS_CHROOT, uintptr(unsafe.Pointer(unsafe.StringData("/\x00")))),
-		"sidecar-mem":  sidecarMemory,
+
+		"unshare-net-connect": unshareNetConnect,
+		"cgroup":              leaveCgroup,
+		"kill":                killSidecar,
+		"unpin":               unpinLinks,
+		"setuid":              call(unix.SYS_SETUID, 0),
+		"chroot":              call(unix.SYS_CHROOT, uintptr(unsafe.Pointer(unsafe.StringData("/\x00")))),
+		"sidecar-mem":         sidecarMemory,
 		"repair": func([]string) error {
 			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 			if err != nil {
@@ -586,4 +599,19 @@ func unpinLinks(args []string) error { return os.Remove(args[0]) }
 func sidecarMemory(args []string) error {
 	_, err := os.ReadFile("/proc/" + args[0] + "/environ")
 	return err
+}
+
+// unshareNetConnect makes a network namespace, raises its loopback and connects.
+func unshareNetConnect(args []string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return errors.New("unshare: " + err.Error())
+	}
+	if err := raiseLoopback(); err != nil {
+		return errors.New("raise: " + err.Error())
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort(args[0])))
 }

@@ -1,0 +1,557 @@
+package ebpf
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sidecarName as argv[0] makes the test binary a sidecar that is to be killed.
+const sidecarName = "chaperone-test-sidecar"
+
+// doomed is what that sidecar says of itself.
+type doomed struct {
+	Info Info
+	PID  int // the plugin's
+}
+
+// sidecar runs a plugin that tries to get out for ever, until it is killed.
+func sidecar(stateDir, out string) error {
+	c, err := New(Config{StateDir: stateDir})
+	if err != nil {
+		return err
+	}
+	proxy, err := c.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	if err := c.Attach(Endpoints{Proxy4: tcpPort(proxy)}); err != nil {
+		return err
+	}
+	go func() {
+		for {
+			conn, err := proxy.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	file, err := os.Create(out)
+	if err != nil {
+		return err
+	}
+	p, err := c.Start(Command{Path: "/proc/self/exe", Args: []string{pluginName, "persist", "240.0.0.9:80"}, Stdout: file})
+	if err != nil {
+		return err
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(doomed{c.Info(), p.PID()}); err != nil {
+		return err
+	}
+	_, err = p.Wait()
+	return err
+}
+
+// awaitLines waits until the file holds n more lines, and returns those.
+func awaitLines(t *testing.T, path string, from, n int) []string {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+		if len(lines) >= from+n {
+			return lines[from:]
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the plugin wrote %d lines, waited for %d more after %d", len(lines), n, from)
+		}
+	}
+}
+
+// A killed sidecar leaves the plugin shut in; nothing takes its place until
+// what it left is taken away.
+func TestKilledSidecar(t *testing.T) {
+	needKernel(t)
+	dir := publicDir(t)
+	state, out := filepath.Join(dir, "state"), filepath.Join(dir, "out")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	command := exec.Command("/proc/self/exe", state, out)
+	command.Args[0] = sidecarName
+	command.Stderr = os.Stderr
+	stdout, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var left doomed
+	if err := json.NewDecoder(stdout).Decode(&left); err != nil {
+		t.Fatal(err)
+	}
+	before := awaitLines(t, out, 0, 10)
+	if before[9] != "ok" {
+		t.Fatalf("the plugin could not connect: %v", before)
+	}
+	if err := Detach(state, true); !errors.Is(err, ErrBusy) {
+		t.Errorf("detached a running sidecar: %v", err)
+	}
+	if _, err := New(Config{StateDir: state}); !errors.Is(err, ErrBusy) {
+		t.Errorf("two sidecars: %v", err)
+	}
+	if err := command.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, stdout)
+	_ = command.Wait()
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The one that was under way may still be reported as it was.
+	after := awaitLines(t, out, strings.Count(string(text), "\n")+1, 50)
+	for _, line := range after {
+		if line != "ECONNREFUSED" {
+			t.Fatalf("with the sidecar gone, connect ended with %s", line)
+		}
+	}
+	if _, err := New(Config{StateDir: state}); !errors.Is(err, ErrPopulated) {
+		t.Errorf("started beside a plugin that was left: %v", err)
+	}
+	if err := Detach(state, false); !errors.Is(err, ErrPopulated) {
+		t.Errorf("detached a living plugin: %v", err)
+	}
+	if names, err := pinned(left.Info.Pins); err != nil || len(names) < 16 {
+		t.Errorf("pins are %v, %v", names, err)
+	}
+	if err := Detach(state, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(left.PID, 0); err == nil && !zombie(left.PID) {
+		t.Error("the plugin lives")
+	}
+	for _, path := range []string{left.Info.Cgroup, left.Info.Pins} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	if err := Detach(state, false); err != nil {
+		t.Errorf("detach of nothing: %v", err)
+	}
+	c, err := New(Config{StateDir: state})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func zombie(pid int) bool {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err != nil || strings.Contains(string(text), ") Z ")
+}
+
+// What a sidecar left whose plugin has ended since is swept away by the next.
+func TestLeftoversAreSwept(t *testing.T) {
+	needKernel(t)
+	state := t.TempDir()
+	first, err := New(Config{StateDir: state})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Attach(Endpoints{}); err != nil {
+		t.Fatal(err)
+	}
+	// As if killed: handles close, and nothing else is done.
+	if err := errors.Join(first.wall.close(), first.group.close(), first.network.close(), first.account.close(), first.lock.Close()); err != nil {
+		t.Fatal(err)
+	}
+	second, err := New(Config{StateDir: state})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.group.id == first.group.id {
+		t.Error("the cgroup is the same")
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// given is a cgroup that a process is already in, and a network namespace that
+// stands for the host's: nothing in these tests touches the real one.
+func given(t *testing.T) (*cgroup, string) {
+	t.Helper()
+	needKernel(t)
+	h, err := findHierarchy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := makeGroup(h, fmt.Sprintf("chaperone-test-given-%d", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := group.write("cgroup.max.descendants", "max"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(group.kill(), group.remove(), group.close()); err != nil {
+			t.Error(err)
+		}
+	})
+	n, err := newNetwork()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.close() })
+	return group, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+}
+
+// resident is a privileged process in a given cgroup: no seccomp filter, every
+// capability, so that the hooks stand alone.
+type resident struct {
+	ask func(string) string
+	end func()
+}
+
+func settle(t *testing.T, group *cgroup, path string, program ...string) resident {
+	t.Helper()
+	n, err := openNetwork(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.close()
+	command := exec.Command(program[0], program[1:]...)
+	if program[0] == "/proc/self/exe" {
+		command.Args[0] = pluginName
+	}
+	command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.dir.Fd())}
+	command.Stderr = os.Stderr
+	command.Env = pluginEnv()
+	stdin, err := command.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.do(command.Start); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	r := resident{
+		ask: func(line string) string {
+			t.Helper()
+			fmt.Fprintln(stdin, line)
+			if !lines.Scan() {
+				t.Fatalf("the process ended: %v", lines.Err())
+			}
+			return lines.Text()
+		},
+		end: func() {
+			_ = stdin.Close()
+			_ = command.Wait()
+		},
+	}
+	t.Cleanup(r.end)
+	return r
+}
+
+// python is Python itself: a shim that looks for it would pass other walls first.
+func python(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("python3", "-c", "import sys; print(sys.executable)").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// A cgroup that was given, in a network that others use, as root with every
+// capability and without a filter: the hooks alone are the wall.
+func TestGivenCgroup(t *testing.T) {
+	group, path := given(t)
+	old := settle(t, group, path, python(t), "-c", talker)
+	n, err := openNetwork(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.close()
+	var stranger net.Listener
+	if err := n.do(func() (err error) { stranger, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	_, port, _ := net.SplitHostPort(stranger.Addr().String())
+	// From before the walls: one connected socket, one that is not.
+	if got := old.ask(`tcp("127.0.0.1", ` + port + `)`); got != "ok" {
+		t.Fatal(got)
+	}
+	if got := old.ask(`held.append(socket.socket())`); got != "ok" {
+		t.Fatal(got)
+	}
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.path, path, []uint16{8080} })
+	if r.Info().OwnNetwork {
+		t.Error("takes the host's network for the plugin's own")
+	}
+	if got := old.ask(`held[0].send(b"x" * 10)`); got != "ok" {
+		t.Fatal(got)
+	}
+	accepted, err := stranger.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	if err := accepted.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := accepted.Read(make([]byte, 10)); err == nil {
+		t.Errorf("%d bytes came through on a connection from before", n)
+	}
+	peers := r.answer(r.proxy4)
+	if got := old.ask(`held[1].connect(("127.0.0.1", ` + port + `))`); got != "ok" {
+		t.Fatal(got)
+	}
+	if got := old.ask(`held[1].shutdown(1)`); got != "ok" {
+		t.Fatal(got)
+	}
+	if peer := <-peers; peer.Original != tcpPort(stranger) || peer.UID != 0 {
+		t.Errorf("the host's loopback: %+v", peer)
+	}
+	attempts := settle(t, group, path, "/proc/self/exe", "tries")
+	for attempt, want := range map[string]string{
+		"udp4 127.0.0.1:9":          "EPERM",
+		"udp4 10.0.0.9:9":           "EPERM",
+		"udp6 [::1]:9":              "EPERM",
+		"udp-write 127.0.0.1:9":     "EPERM",
+		"udplite":                   "EPERM",
+		"raw":                       "EPERM",
+		"raw6":                      "EPERM",
+		"ping":                      "EACCES", // the kernel comes first
+		"mptcp":                     "EPERM",
+		"unix @chaperone-test-host": "EPERM",
+		"unix /run/docker.sock":     "EPERM",
+		"unix-send /dev/log":        "EPERM",
+		"unix-pair /dev/log":        "EPERM",
+		"bind tcp 127.0.0.1:8081":   "EPERM",
+		"bind tcp 127.0.0.1:0":      "EPERM",
+		"bind udp 127.0.0.1:8080":   "EPERM",
+		"bind udp 0.0.0.0:0":        "ok",
+		"bind tcp 127.0.0.1:8080":   "ok",
+		"source-route 10.0.0.9 127.0.0.1:" + port: "EPERM",
+	} {
+		if got := attempts.ask(attempt); got != want {
+			t.Errorf("%s ended with %s, want %s", attempt, got, want)
+		}
+	}
+	// Another network namespace is no way out, whatever is in it.
+	if got := attempts.ask("unshare-net-connect 240.0.0.9:80"); got != "EPERM" {
+		t.Errorf("from another namespace connect ended with %s", got)
+	}
+	seen := make(map[Hook]int)
+	for _, d := range r.seen() {
+		seen[d.Hook]++
+	}
+	for _, hook := range []Hook{HookConnect, HookSendmsg, HookSocket, HookBind, HookEgress, HookConnectUnix, HookSendmsgUnix} {
+		if seen[hook] == 0 {
+			t.Errorf("nothing was reported by %s", hook)
+		}
+	}
+}
+
+// Nobody reaches the plugin in a shared network but on the ports it may serve.
+func TestGivenCgroupServes(t *testing.T) {
+	group, path := given(t)
+	plugin := settle(t, group, path, python(t), "-c", talker)
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.path, path, []uint16{8080} })
+	if got := plugin.ask(`listen(8080)`); got != "ok" {
+		t.Fatal(got)
+	}
+	conn, err := r.DialContext(t.Context(), "tcp", "127.0.0.1:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := plugin.ask(`held.append(held[0].accept()[0])`); got != "ok" {
+		t.Fatal(got)
+	}
+	if got := plugin.ask(`held[1].send(b"served")`); got != "ok" {
+		t.Fatal(got)
+	}
+	buffer := make([]byte, 6)
+	if _, err := io.ReadFull(conn, buffer); err != nil {
+		t.Error(err)
+	}
+	_ = conn.Close()
+	u, err := r.Usage()
+	if err != nil || u.SentBytes < 6 || u.Connections != 0 {
+		t.Errorf("usage %+v, %v", u, err)
+	}
+	// listen without bind picks a port that was not given.
+	port := plugin.ask(`silent()`)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if conn, err := r.DialContext(ctx, "tcp", "127.0.0.1:"+port); err == nil {
+		_ = conn.Close()
+		t.Error("reached a port that the plugin may not serve")
+	}
+	inbound := 0
+	for _, d := range r.seen() {
+		if d.Hook == HookIngress {
+			inbound++
+		}
+	}
+	if inbound == 0 {
+		t.Error("the connection to it was not reported")
+	}
+}
+
+// A sidecar that is restarted takes over what it left, without a gap, and its
+// counters go on.
+func TestTakeOver(t *testing.T) {
+	group, path := given(t)
+	plugin := settle(t, group, path, python(t), "-c", talker)
+	state := t.TempDir()
+	open := func() (*Cage, net.Listener) {
+		t.Helper()
+		c, err := New(Config{StateDir: state, CgroupPath: group.path, NetworkPath: path, CountSyscalls: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := c.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Attach(Endpoints{Proxy4: tcpPort(l)}); err != nil {
+			t.Fatal(err)
+		}
+		return c, l
+	}
+	first, l := open()
+	if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
+		t.Fatal(got)
+	}
+	if got := plugin.ask(`udp("240.0.0.9", 80)`); got != "ok" {
+		t.Fatal(got)
+	}
+	if u, err := first.Usage(); err != nil || u.Connections != 1 || u.Syscalls.Total == 0 {
+		t.Errorf("usage %+v, %v", u, err)
+	}
+	pins := first.Info().Pins
+	_ = l.Close()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := pinned(pins); err != nil || len(names) < 14 {
+		t.Errorf("the walls went with the sidecar: %v, %v", names, err)
+	}
+	if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ECONNREFUSED" {
+		t.Errorf("between two sidecars connect ended with %s", got)
+	}
+	if err := Detach(state, false); !errors.Is(err, ErrPopulated) {
+		t.Errorf("let a living plugin out: %v", err)
+	}
+	second, l := open()
+	defer l.Close()
+	if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
+		t.Fatal(got)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := second.Identify(conn); !ok {
+		t.Error("not identified after a restart")
+	}
+	_ = conn.Close()
+	if u, err := second.Usage(); err != nil || u.Connections != 3 {
+		t.Errorf("after a restart %+v, %v", u, err)
+	}
+	if err := second.Check(); err != nil {
+		t.Error(err)
+	}
+	// The end of the plugin is the end of the walls.
+	plugin.end()
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := pinned(pins); err != nil || len(names) != 0 {
+		t.Errorf("pins are left: %v, %v", names, err)
+	}
+}
+
+// A cgroup that was removed and made anew carries no programs: that is noticed.
+func TestSevered(t *testing.T) {
+	needKernel(t)
+	c, err := New(Config{StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.Check(); !errors.Is(err, ErrNotAttached) {
+		t.Errorf("before: %v", err)
+	}
+	if err := c.Attach(Endpoints{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Check(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(c.group.path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(c.group.path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Check(); !errors.Is(err, ErrSevered) {
+		t.Errorf("after: %v", err)
+	}
+	if _, err := c.Start(Command{Args: []string{"true"}}); !errors.Is(err, ErrSevered) {
+		t.Errorf("started without walls: %v", err)
+	}
+}
+
+// The places on the host are refused if somebody else could have made them.
+func TestPrivateDirectories(t *testing.T) {
+	needKernel(t)
+	dir := t.TempDir()
+	for name, prepare := range map[string]func(string) error{
+		"open to others": func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, 0o755)) },
+		"a link":         func(path string) error { return os.Symlink(dir, path) },
+		"a file":         func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"another's":      func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 4242, 4242)) },
+	} {
+		path := filepath.Join(dir, name)
+		if err := prepare(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := ensurePrivate(path); err == nil {
+			t.Errorf("took one that is %s", name)
+		}
+	}
+	path := filepath.Join(dir, "new")
+	for range 2 {
+		if err := ensurePrivate(path); err != nil {
+			t.Error(err)
+		}
+	}
+}

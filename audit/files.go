@@ -140,15 +140,22 @@ func (l *Log) adopt(file *os.File) error {
 	return nil
 }
 
-// firstRecord returns the number of the first record in a file, 0 when its
-// first line is none.
+// firstRecord returns the number of the first record in a file, 0 when there
+// is none. Only what is no record can come before it.
 func firstRecord(r io.ReaderAt) (uint64, error) {
-	line, err := newLines(io.NewSectionReader(r, 0, maxLine)).next()
-	if err != nil && !errors.Is(err, io.EOF) {
-		return 0, err
+	lines := newLines(io.NewSectionReader(r, 0, 1<<62))
+	for {
+		line, err := lines.next()
+		if errors.Is(err, io.EOF) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if link, ok := parseLink(line.data); ok && line.whole {
+			return link.seq, nil
+		}
 	}
-	link, _ := parseLink(line.data)
-	return link.seq, nil
 }
 
 // checkPlace notices that the file was moved, removed or cut by somebody else,

@@ -184,17 +184,33 @@ func (r *reader) run(ctx context.Context) error {
 
 // begin opens the first file, or yields the last records and opens the last.
 func (r *reader) begin(ctx context.Context) error {
+	if r.query.Last > 0 {
+		return r.last(ctx)
+	}
+	for range maxMoves {
+		files, err := r.list()
+		if err != nil {
+			return err
+		}
+		err = r.open(files[0])
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return r.moved()
+}
+
+// list returns the log's files, of which there is at least one.
+func (r *reader) list() ([]logFile, error) {
 	files, err := listFiles(r.query.File)
-	if err != nil {
-		return err
+	if err == nil && len(files) == 0 {
+		err = &fs.PathError{Op: "open", Path: r.query.File, Err: fs.ErrNotExist}
 	}
-	if len(files) == 0 {
-		return &fs.PathError{Op: "open", Path: r.query.File, Err: fs.ErrNotExist}
-	}
-	if r.query.Last <= 0 {
-		return r.open(files[0])
-	}
-	return r.last(ctx, files)
+	return files, err
+}
+
+func (r *reader) moved() error {
+	return fmt.Errorf("open %s: it is moved away again and again", r.query.File)
 }
 
 func (r *reader) open(f logFile) error {
@@ -250,6 +266,7 @@ func (r *reader) rest() error {
 	if err != nil {
 		return err
 	}
+	r.offset += line.end
 	return r.emit(line.data)
 }
 
@@ -289,33 +306,43 @@ func (r *reader) advance(ctx context.Context) (bool, error) {
 			return false, nil
 		}
 	}
-	files, err := listFiles(r.query.File)
-	if err != nil {
+	// Nothing is written to the old file any more: this is all of it.
+	if err := errors.Join(r.drain(ctx), r.rest()); err != nil {
 		return false, err
 	}
-	for _, file := range files {
-		if file.first != 0 && file.first <= r.first {
-			continue
-		}
-		// Nothing is written to the old file any more: this is all of it.
-		if err := errors.Join(r.drain(ctx), r.rest()); err != nil {
+	done := r.first
+	following := func(f logFile) bool { return f.first == 0 || f.first > done }
+	for range maxMoves {
+		files, err := listFiles(r.query.File)
+		if err != nil {
 			return false, err
 		}
-		if err := r.open(file); errors.Is(err, fs.ErrNotExist) {
-			return false, nil // moved since it was listed: look again later
+		next := slices.IndexFunc(files, following)
+		if next < 0 {
+			return false, nil // not there yet: look again later
+		}
+		if err := r.open(files[next]); errors.Is(err, fs.ErrNotExist) {
+			continue
 		} else if err != nil {
 			return false, err
 		}
-		return true, nil
+		if files[next].first != 0 {
+			return true, nil
+		}
+		// Was it rotated before it was opened? Then this is one too far.
+		again, err := listFiles(r.query.File)
+		if err != nil || slices.Equal(files, again) {
+			return true, err
+		}
 	}
-	return false, nil
+	return false, r.moved()
 }
 
 // last yields the last records that are chosen and stands behind them. It
 // reads backwards, so that its cost is that of what it finds.
-func (r *reader) last(ctx context.Context, files []logFile) error {
-	current := files[len(files)-1]
-	if err := r.open(current); err != nil {
+func (r *reader) last(ctx context.Context) error {
+	files, err := r.openLast()
+	if err != nil {
 		return err
 	}
 	var found []Entry
@@ -349,6 +376,26 @@ func (r *reader) last(ctx context.Context, files []logFile) error {
 		return errStopped
 	}
 	return nil
+}
+
+// openLast opens the current file and returns all that there were at that time.
+func (r *reader) openLast() ([]logFile, error) {
+	for range maxMoves {
+		files, err := r.list()
+		if err != nil {
+			return nil, err
+		}
+		if err := r.open(files[len(files)-1]); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		again, err := r.list()
+		if err != nil || slices.Equal(files, again) {
+			return files, err
+		}
+	}
+	return nil, r.moved()
 }
 
 // wholeLines returns where the last line that has its end ends. A last line

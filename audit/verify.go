@@ -70,6 +70,7 @@ func (r Report) Proves() string {
 // be read, and says nothing about its contents.
 func Verify(cfg VerifyConfig) (Report, error) {
 	v := verifier{file: cfg.File, done: map[uint64]bool{}}
+	v.tail.hash = genesis()
 	if cfg.StateDir != "" {
 		key, err := LoadKey(cfg.StateDir)
 		if err != nil {
@@ -211,12 +212,13 @@ func (v *verifier) check(line piece) {
 		v.problem(link.seq, "it is not JSON")
 	case err != nil:
 		v.problem(link.seq, "it cannot be read: "+err.Error())
-	case entry.Unproved:
-		v.problem(link.seq, "records may be missing before it: "+entry.Detail)
 	case entry.Kind == string(KindRotation):
 		v.kept = max(v.kept, entry.First)
 	}
 	v.follow(link)
+	if entry.Unproved {
+		v.problem(link.seq, "records may be missing before it: "+entry.Detail)
+	}
 	if v.mac != nil && v.headErr == nil && link.seq == v.head.seq {
 		v.meetHead(link, line)
 	}
@@ -251,8 +253,7 @@ func (v *verifier) follow(l link) {
 	switch {
 	case !v.began:
 		v.report.First, v.began = l.seq, true
-		begin := genesis()
-		if l.seq == 1 && l.prev != string(begin[:]) {
+		if l.seq == 1 && l.prev != string(v.tail.hash[:]) {
 			v.problem(l.seq, "it names a record before it, and is the first")
 		}
 		if l.seq > 1 {

@@ -1,0 +1,291 @@
+package audit_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/audit"
+)
+
+// A writer that is killed at any instant leaves a log that is proved, with
+// every record that Record returned for.
+func TestKilledWriter(t *testing.T) {
+	f := newFolder(t)
+	for round := range 12 {
+		last := killWriter(t, f.dir, 1+round*37)
+		report := f.verify()
+		if report.Problem != nil {
+			t.Fatalf("round %d: problem: %v", round, report.Problem)
+		}
+		if report.Last < last || last == 0 {
+			t.Fatalf("round %d: last record is %d, and %d was acknowledged", round, report.Last, last)
+		}
+	}
+	f.write(f.config(), 1)
+	report := f.verify()
+	if report.Problem != nil || len(report.Files) < 2 {
+		t.Errorf("report: %+v", report)
+	}
+}
+
+// tornFolder has a log with n records, and behind them what a crash left of
+// another one: its first size bytes.
+func tornFolder(t *testing.T, n, size int) (f folder, whole int) {
+	t.Helper()
+	f = newFolder(t)
+	f.write(f.config(), n)
+	head := filepath.Join(f.dir, "audit.head")
+	before, err := os.ReadFile(head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := len(f.read())
+	f.write(f.config(), 1)
+	if err := os.WriteFile(head, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	whole = len(f.read()) - good
+	f.put(f.read()[:good+min(size, whole)])
+	return f, whole
+}
+
+func TestTornRecord(t *testing.T) {
+	_, whole := tornFolder(t, 1, 0)
+	sizes := []int{1, 2, 7, 8, 9, 40, 60, 70, 200, whole - 60, whole - 3, whole - 2}
+	for _, n := range []int{0, 3} {
+		for _, size := range sizes {
+			f, _ := tornFolder(t, n, size)
+			report := f.proved(min(1, uint64(n)), uint64(n))
+			if len(report.Notes) != 1 || !strings.Contains(report.Notes[0], fmt.Sprintf("%d bytes at the end", size)) {
+				t.Errorf("%d bytes torn: notes %q", size, report.Notes)
+			}
+			torn := string(f.read())
+			// Opened twice: the second finds it explained.
+			f.write(f.config(), 0)
+			f.write(f.config(), 1)
+			if !strings.HasPrefix(string(f.read()), torn+"\n") {
+				t.Errorf("%d bytes torn: they are not kept", size)
+			}
+			report = f.proved(1, uint64(n+2))
+			if len(report.Notes) != 1 || !strings.Contains(report.Notes[0], fmt.Sprintf("%d bytes are a record", size)) {
+				t.Errorf("%d bytes torn: notes %q", size, report.Notes)
+			}
+			entry := f.entries(audit.Query{Filter: audit.Filter{Kind: "lost"}})
+			if len(entry) != 1 || entry[0].TornBytes != int64(size) || entry[0].Unproved {
+				t.Errorf("%d bytes torn: %+v", size, entry)
+			}
+		}
+	}
+}
+
+// What was torn is authenticated by the record that explains it.
+func TestTornRecordCannotBeEdited(t *testing.T) {
+	f, _ := tornFolder(t, 2, 100)
+	f.write(f.config(), 1)
+	lines := f.lines()
+	for _, edited := range []string{"", "x", lines[2][:50], "\n", strings.Replace(lines[2], "s", "t", 1), lines[2] + lines[2]} {
+		f.put([]byte(lines[0] + lines[1] + edited + strings.Join(lines[3:], "")))
+		f.disproved("record")
+	}
+	f.put([]byte(lines[0] + lines[1] + strings.Join(lines[3:], "")))
+	f.disproved("the torn bytes that it explains are gone")
+}
+
+// Killed between the record and its newline, or between the record and the
+// head, a record is whole.
+func TestRecordAheadOfHead(t *testing.T) {
+	_, whole := tornFolder(t, 1, 0)
+	for _, size := range []int{whole - 1, whole} {
+		f, _ := tornFolder(t, 3, size)
+		if report := f.proved(1, 4); len(report.Notes) != 0 {
+			t.Errorf("notes %q", report.Notes)
+		}
+		f.write(f.config(), 1)
+		f.proved(1, 5)
+	}
+}
+
+// What the head names and the file lacks is told for ever.
+func TestLossIsNotMended(t *testing.T) {
+	tests := []struct {
+		name   string
+		damage func(f folder) error
+		want   string
+		last   uint64
+	}{
+		{"cut", func(f folder) error { return os.Truncate(f.file(), int64(len(f.lines()[0]))) }, "records 2 to 5 are missing", 7},
+		{"cut in a record", func(f folder) error { return os.Truncate(f.file(), int64(len(f.lines()[0])+100)) }, "record 2: it is not a record", 7},
+		{"emptied", func(f folder) error { return os.Truncate(f.file(), 0) }, "records 1 to 5 are missing", 7},
+		{"removed", func(f folder) error { return os.Remove(f.file()) }, "records 1 to 5 are missing", 8},
+		{"replaced", func(f folder) error {
+			return os.WriteFile(f.file(), []byte(strings.Repeat("x", len(f.read())-1)+"\n"), 0o600)
+		}, "record 1: it is not a record", 7},
+		{"last record edited", func(f folder) error {
+			data := f.read()
+			data[len(data)-5] ^= 1
+			f.put(data)
+			return nil
+		}, "record 5: its contents", 7},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFolder(t)
+			f.write(f.config(), 5)
+			if err := test.damage(f); err != nil {
+				t.Fatal(err)
+			}
+			f.write(f.config(), 1)
+			f.disproved(test.want)
+			lost := f.entries(audit.Query{Filter: audit.Filter{Kind: "lost"}})
+			if report := f.verify(); len(lost) != 1 || !lost[0].Unproved || report.Last < 7 {
+				t.Errorf("last record %d, lost %+v", report.Last, lost)
+			}
+		})
+	}
+}
+
+func fill(t *testing.T, path string) {
+	t.Helper()
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for size := 1 << 16; size > 0; {
+		if _, err := file.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+}
+
+// A full disk refuses records, and loses nothing: what was refused is counted,
+// what was half written is explained, and the chain goes on.
+func TestFullDisk(t *testing.T) {
+	for _, where := range []string{"log", "all"} {
+		t.Run(where, func(t *testing.T) {
+			f := newFolder(t)
+			disk := tinyDisk(t, "256k")
+			cfg := f.config()
+			if where == "all" {
+				cfg.StateDir = disk
+			}
+			cfg.File = filepath.Join(disk, "audit.jsonl")
+			log := f.open(cfg)
+			record(t, log, 3)
+			ballast := filepath.Join(disk, "ballast")
+			fill(t, ballast)
+			refused := 0
+			var err error
+			for written := 0; refused < 5; {
+				if err = log.Record(sample()); err != nil {
+					refused++
+				} else if written++; written > 100 {
+					t.Fatal("the disk does not fill up")
+				}
+			}
+			if !strings.Contains(err.Error(), "no space left") || log.Healthy() == nil || log.Status().Error == nil || log.Status().Refused < 5 {
+				t.Errorf("Record = %v, Healthy = %v, status %+v", err, log.Healthy(), log.Status())
+			}
+			verify := audit.VerifyConfig{File: cfg.File, StateDir: cfg.StateDir}
+			report, err := audit.Verify(verify)
+			if err != nil || report.Problem != nil {
+				t.Errorf("on the full disk: %+v, %v", report, err)
+			}
+			if err := os.Remove(ballast); err != nil {
+				t.Fatal(err)
+			}
+			if err := log.Healthy(); err != nil {
+				t.Errorf("Healthy with space = %v", err)
+			}
+			record(t, log, 2)
+			if err := log.Close(); err != nil {
+				t.Fatal(err)
+			}
+			report, err = audit.Verify(verify)
+			if err != nil || report.Problem != nil {
+				t.Errorf("at the end: %v, %v", report.Problem, err)
+			}
+			var lost []audit.Entry
+			for entry, err := range audit.Read(t.Context(), audit.Query{File: cfg.File, Filter: audit.Filter{Kind: "lost"}}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				lost = append(lost, entry)
+			}
+			if len(lost) != 1 || lost[0].Lost != uint64(refused) || lost[0].TornBytes == 0 || !strings.Contains(lost[0].Detail, "no space left") {
+				t.Errorf("%d refused, lost %+v", refused, lost)
+			}
+		})
+	}
+}
+
+// A process that is killed on a full disk, with half a record written, goes on.
+func TestRestartOnFullDisk(t *testing.T) {
+	f := newFolder(t)
+	disk := tinyDisk(t, "256k")
+	cfg := f.config()
+	cfg.File = filepath.Join(disk, "audit.jsonl")
+	log := f.open(cfg)
+	record(t, log, 3)
+	ballast := filepath.Join(disk, "ballast")
+	fill(t, ballast)
+	for log.Record(sample()) == nil {
+	}
+	if err := log.Close(); err == nil {
+		t.Error("Close = nil, want what could not be written")
+	}
+	log = f.open(cfg)
+	if log.Healthy() == nil || log.Record(sample()) == nil {
+		t.Error("a full disk is healthy")
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	record(t, log, 1)
+	report, err := audit.Verify(audit.VerifyConfig{File: cfg.File, StateDir: cfg.StateDir})
+	if err != nil || report.Problem != nil || len(report.Notes) != 1 {
+		t.Errorf("report %+v, %v", report, err)
+	}
+}
+
+// Somebody else moves, removes or cuts the file while it is written: the log
+// notices within a second, goes on in its place and says so.
+func TestFileTakenAway(t *testing.T) {
+	tests := []struct {
+		name, want string
+		take       func(f folder) error
+		problem    string
+	}{
+		{"moved", "moved or removed", func(f folder) error { return os.Rename(f.file(), filepath.Join(f.dir, "elsewhere")) }, "records 1 to 2 are missing"},
+		{"removed", "moved or removed", func(f folder) error { return os.Remove(f.file()) }, "records 1 to 2 are missing"},
+		{"cut", "0 bytes where", func(f folder) error { return os.Truncate(f.file(), 0) }, "records 1 to 2 are missing"},
+		{"added to", "bytes where", func(f folder) error { return errors.Join(os.WriteFile(f.file(), append(f.read(), "x\n"...), 0o600)) }, "record 3: it is not a record"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFolder(t)
+			log := f.open(f.config())
+			record(t, log, 2)
+			if err := test.take(f); err != nil {
+				t.Fatal(err)
+			}
+			later := sample()
+			later.Time = at.Add(2 * time.Second)
+			for range 2 {
+				if err := log.Record(later); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lost := f.entries(audit.Query{Filter: audit.Filter{Kind: "lost"}})
+			if len(lost) != 1 || !strings.Contains(lost[0].Detail, test.want) {
+				t.Errorf("lost %+v", lost)
+			}
+			f.disproved(test.problem)
+		})
+	}
+}

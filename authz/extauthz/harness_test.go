@@ -12,6 +12,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -93,13 +94,15 @@ func newHouseOf(t testing.TB, grants ...authz.Grant) *house {
 	var err error
 	h.gate, err = authz.NewGate(authz.GateConfig{
 		Engine: h.engine, Ledger: authz.NewLedger(), Recorder: h.book, Credentials: h.leases,
-		Now: func() time.Time { return testTime },
+		Now: h.now,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return h
 }
+
+func (*house) now() time.Time { return testTime }
 
 func compile(t testing.TB, grants ...authz.Grant) *authz.Policy {
 	t.Helper()
@@ -141,4 +144,12 @@ func ask(t testing.TB, s *Server, in *authv3.CheckRequest) *authv3.CheckResponse
 // reasonOf returns the reason of an answer, from its metadata.
 func reasonOf(out *authv3.CheckResponse) string {
 	return out.GetDynamicMetadata().GetFields()["reason"].GetStringValue()
+}
+
+func unmarshal(wire []byte, v any) error {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return errors.New("not a message")
+	}
+	return proto.Unmarshal(wire, m)
 }

@@ -36,7 +36,7 @@ func (s *Server) Listen(ctx context.Context, address string) (net.Addr, error) {
 	var err error
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		listener, err = listenUnix(ctx, path, s.cfg.Group)
-	} else {
+	} else if _, _, err = net.SplitHostPort(address); err == nil {
 		listener, err = new(net.ListenConfig).Listen(ctx, "tcp", address)
 	}
 	if err != nil {

@@ -182,8 +182,10 @@ func deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv
 		Headers: []*corev3.HeaderValueOption{
 			set("content-type", authz.RefusalContentType),
 			set(authz.HeaderReason, refusal.Reason.String()),
-			set(authz.HeaderDecision, refusal.Decision),
 		},
+	}
+	if refusal.Decision != "" {
+		denied.Headers = append(denied.Headers, set(authz.HeaderDecision, refusal.Decision))
 	}
 	if retry := refusal.RetrySeconds(); retry != "" {
 		denied.Headers = append(denied.Headers, set("retry-after", retry))

@@ -13,8 +13,11 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -102,6 +105,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newTransport(cfg)),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxMetadata),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -155,11 +159,8 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// serviceDesc describes the service as its generated code does, but for one
-// thing: a message that cannot be decoded is refused as every malformed request
-// is. The generated handler would answer a gRPC error, and Envoy passes a
-// request on a gRPC error when it is configured to fail open (CVE-2024-23324
-// was reached so).
+// serviceDesc describes the service as its generated code does, but for the
+// message that a check is decoded into; see codec.
 func serviceDesc() *grpc.ServiceDesc {
 	return &grpc.ServiceDesc{
 		ServiceName: ServiceName,
@@ -169,16 +170,44 @@ func serviceDesc() *grpc.ServiceDesc {
 	}
 }
 
+//nolint:revive // the order of the arguments is grpc's
 func handleCheck(server any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 	s, ok := server.(*Server)
 	if !ok {
 		return nil, errors.New("handle check: not this server")
 	}
-	in := new(authv3.CheckRequest)
+	in := new(incoming)
 	if err := decode(in); err != nil {
-		return s.undecodable(), nil //nolint:nilerr // a refusal, for the reason above
+		return nil, err
 	}
-	return s.Check(ctx, in)
+	if in.undecodable {
+		return s.undecodable(), nil
+	}
+	return s.Check(ctx, &in.request)
+}
+
+// incoming is a check on its way in.
+type incoming struct {
+	request     authv3.CheckRequest
+	undecodable bool
+}
+
+// codec is grpc's own, but that a check which cannot be decoded is handed on
+// as such, to be refused as every malformed request is. grpc would answer it
+// with an error, and Envoy passes a request on an error where it is configured
+// to fail open; CVE-2024-23324 and CVE-2023-27488 came in by that way.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
+
+// Unmarshal decodes data into v (encoding.CodecV2).
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	in, ok := v.(*incoming)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	in.undecodable = c.CodecV2.Unmarshal(data, &in.request) != nil
+	return nil
 }
 
 // Check answers whether an access may be made. Its error is always nil, and

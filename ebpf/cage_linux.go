@@ -252,7 +252,7 @@ func (c *Cage) Info() Info {
 	return Info{
 		Cgroup: c.group.path, Pins: c.pins, OwnNetwork: c.own,
 		UID: c.account.uid, GID: c.account.gid, SameUser: c.account.same,
-		UnixHooks: c.wall.unix != nil, Syscalls: c.wall.calls != nil, Programs: c.wall.names(),
+		UnixHooks: c.wall.unix != nil, Scope: scoped(), Syscalls: c.wall.calls != nil, Programs: c.wall.names(),
 	}
 }
 

@@ -75,7 +75,7 @@ func sweep(path string, force bool) error {
 		return err
 	}
 	if populated && !force {
-		return fmt.Errorf("%w (%s); they are shut in; end them with: chaperone detach --force", ErrPopulated, path)
+		return fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
 	}
 	if populated {
 		if err := g.kill(); err != nil {
@@ -126,7 +126,7 @@ func (h hierarchy) heldElsewhere(pins string, force bool) error {
 			return err
 		}
 		if populated {
-			return fmt.Errorf("%w (%s); to let them out, run: chaperone detach --force", ErrPopulated, path)
+			return fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
 		}
 	}
 	return nil

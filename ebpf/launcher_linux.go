@@ -122,6 +122,9 @@ func confine(o *order) error {
 	if err := dropCapabilities(); err != nil {
 		return err
 	}
+	if err := enterScope(); err != nil {
+		return err
+	}
 	if o.Dir != "" {
 		if err := os.Chdir(o.Dir); err != nil {
 			return fmt.Errorf("enter directory: %w", err)

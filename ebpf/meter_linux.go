@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -248,7 +247,6 @@ func decode(e *wallEvent) Denial {
 	switch d.Hook {
 	case HookConnectUnix, HookSendmsgUnix:
 		d.Path = unixPath(e.Path[:min(int(e.PathLength), len(e.Path))])
-		d.Routine = routine(d.Path)
 	case HookSocket:
 	default:
 		d.Address = userAddress(e.Address.W, e.Port)
@@ -275,12 +273,6 @@ func unixPath(name []byte) string {
 		return "@" + string(name[1:])
 	}
 	return text(name)
-}
-
-// routine knows the sockets that glibc and its plug-ins look for.
-func routine(path string) bool {
-	return path == "/var/run/nscd/socket" || path == "/run/nscd/socket" ||
-		strings.HasPrefix(path, "/run/systemd/userdb/") || path == "/run/systemd/resolve/io.systemd.Resolve"
 }
 
 func hookName(h uint8) Hook {

@@ -351,6 +351,8 @@ func attempts() map[string]func([]string) error {
 		"unshare-net-connect": unshareNetConnect,
 		"cgroup":              leaveCgroup,
 		"kill":                killSidecar,
+		"memory":              writeMemory,
+		"rename":              rename,
 		"unpin":               unpinLinks,
 		"setuid":              call(unix.SYS_SETUID, 0),
 		"chroot":              call(unix.SYS_CHROOT, uintptr(unsafe.Pointer(unsafe.StringData("/\x00")))),
@@ -592,6 +594,21 @@ func killSidecar(args []string) error {
 		return err
 	}
 	return unix.Kill(pid, 0)
+}
+
+// writeMemory opens another process's memory, past ptrace and its like.
+func writeMemory(args []string) error {
+	_, err := os.OpenFile("/proc/"+args[0]+"/mem", os.O_RDWR, 0)
+	return err
+}
+
+// rename moves and links a file between directories.
+func rename(args []string) error {
+	from, to := args[0]+"/from", args[0]+"/to"
+	if err := errors.Join(os.Mkdir(from, 0o700), os.Mkdir(to, 0o700), os.WriteFile(from+"/x", nil, 0o600)); err != nil {
+		return err
+	}
+	return errors.Join(os.Link(from+"/x", to+"/y"), os.Rename(from+"/x", to+"/x"))
 }
 
 func unpinLinks(args []string) error { return os.Remove(args[0]) }

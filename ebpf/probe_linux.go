@@ -47,6 +47,7 @@ func Probe() []Finding {
 		p.clean()
 	}
 	p.namespace()
+	p.scope()
 	p.selfTest(filepath.Join(dir, "self-test"))
 	return p.findings
 }
@@ -165,6 +166,17 @@ func (p *prober) namespace() {
 	p.found(Finding{
 		Name: "network namespace", Required: true, Lost: "a network of the plugin's own, without which the programs are its only wall",
 		Remedy: "grant CAP_SYS_ADMIN and CAP_NET_ADMIN, or set process.network to host",
+	}, err)
+}
+
+func (p *prober) scope() {
+	var err error
+	if !scoped() {
+		err = errors.New("the kernel has no Landlock, or its first version")
+	}
+	p.found(Finding{
+		Name: "process scope", Lost: "protection of other processes of the plugin's user from it; a dynamic user has none",
+		Remedy: "use Linux 5.19 or later with landlock among the active security modules (boot parameter lsm=)",
 	}, err)
 }
 

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -186,6 +188,41 @@ func TestPrivileges(t *testing.T) {
 			if info := r.Info(); info.SameUser != (name == "root") || info.UID != r.account.uid {
 				t.Errorf("info is %+v", info)
 			}
+		})
+	}
+}
+
+// Other processes of the plugin's user are out of its reach, whoever that is.
+func TestScope(t *testing.T) {
+	if landlockVersion() < landlockScope {
+		t.Skipf("Landlock is at version %d", landlockVersion())
+	}
+	for name, change := range map[string]func(*Config){
+		"12345": func(c *Config) { c.User = "12345" },
+		"root":  func(c *Config) { c.User, c.UnsafeSameUser = "root", true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, change)
+			other := exec.Command("/bin/sleep", "1000")
+			other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(r.account.uid), Gid: uint32(r.account.gid)}}
+			if err := other.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _, _ = other.Process.Kill(), other.Wait() }()
+			dir := publicDir(t)
+			if err := os.Chown(dir, r.account.uid, r.account.gid); err != nil {
+				t.Fatal(err)
+			}
+			ask, end := r.dialogue("/proc/self/exe", pluginName, "tries")
+			pid := strconv.Itoa(other.Process.Pid)
+			for attempt, want := range map[string]string{
+				"memory " + pid: "EACCES", "sidecar-mem " + pid: "EACCES", "kill " + pid: "EPERM", "rename " + dir: "ok",
+			} {
+				if got := ask(attempt); got != want {
+					t.Errorf("%s ended with %s, want %s", attempt, got, want)
+				}
+			}
+			end()
 		})
 	}
 }

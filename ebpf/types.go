@@ -49,7 +49,8 @@ type Config struct {
 	// CgroupPath is an existing cgroup v2 directory whose processes are to be
 	// confined. Empty: a cgroup of our own is made below the sidecar's. With a
 	// path the plugin keeps the network namespace that it has, as with
-	// HostNetwork.
+	// HostNetwork, and whatever privileges it has: the hooks cover IP and Unix
+	// sockets, and not the socket families that root could use instead.
 	CgroupPath string
 
 	// HostNetwork leaves the plugin in a network namespace that others use, too,
@@ -221,6 +222,7 @@ type Denial struct {
 	// came from. Not valid when it does not apply.
 	Address netip.AddrPort
 	// Path is the name of a Unix socket, an abstract one with a leading @.
+	// The plugin chose it, as it did Comm: quote both before printing.
 	Path string
 	// Syscall names the call that [HookSeccomp] refused.
 	Syscall string
@@ -228,9 +230,6 @@ type Denial struct {
 	// packet that the kernel sent later.
 	PID, UID uint32
 	Comm     string
-	// Routine says that C libraries try this unasked, whatever the program does
-	// (the name service cache and its like): worth a record, hardly a message.
-	Routine bool
 	// Count is how many equal refusals this is; at least 1.
 	Count uint64
 	// Lost, when not zero, is the only field set besides Time: so many refusals
@@ -246,6 +245,7 @@ type Info struct {
 	UID, GID   int
 	SameUser   bool // the plugin runs as root or as the sidecar's user
 	UnixHooks  bool // false: Unix sockets other than pairs are refused by seccomp
+	Scope      bool // other processes of the plugin's user are out of its reach (Landlock)
 	Syscalls   bool // system calls are counted
 	Programs   []string
 }

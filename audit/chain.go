@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
@@ -276,59 +277,56 @@ func (t *torn) add(data []byte) {
 	t.sum.Write(data)
 }
 
-// link is what the chain needs of a line.
+// link is what the chain needs of a line. Its slices are parts of the line.
 type link struct {
 	seq        uint64
-	prev, hash string
-	body       string // what the hash is taken over
+	prev, hash []byte
+	body       []byte // what the hash is taken over
 }
 
 // parseLink takes a line, without its newline, apart. It reports false for
 // what cannot have been written by a Log.
 func parseLink(line []byte) (link, bool) {
-	s := string(line)
-	rest, ok := strings.CutPrefix(s, openSeq)
-	end := strings.IndexByte(rest, ',')
-	if !ok || end < 1 || rest[0] == '0' || rest[0] == '+' {
+	rest, ok := bytes.CutPrefix(line, []byte(openSeq))
+	end := bytes.IndexByte(rest, ',')
+	if !ok || end < 1 || end > 20 || rest[0] < '1' || rest[0] > '9' {
 		return link{}, false
 	}
-	seq, err := strconv.ParseUint(rest[:end], 10, 64)
+	seq, err := strconv.ParseUint(string(rest[:end]), 10, 64)
 	if err != nil {
 		return link{}, false
 	}
-	rest, ok = strings.CutPrefix(rest[end:], openPrev)
+	rest, ok = bytes.CutPrefix(rest[end:], []byte(openPrev))
 	if !ok || len(rest) < hashLen+1+hashRoom || rest[hashLen] != '"' {
 		return link{}, false
 	}
-	l := link{seq: seq, prev: rest[:hashLen], body: s[:len(s)-hashRoom]}
-	ending := s[len(s)-hashRoom:]
-	if ending[:len(openHash)] != openHash || ending[len(openHash)+hashLen:] != closeHash {
+	body, ending := line[:len(line)-hashRoom], line[len(line)-hashRoom:]
+	l := link{seq: seq, prev: rest[:hashLen], body: body, hash: ending[len(openHash) : len(openHash)+hashLen]}
+	if string(ending[:len(openHash)]) != openHash || string(ending[len(openHash)+hashLen:]) != closeHash {
 		return link{}, false
 	}
-	l.hash = ending[len(openHash) : len(openHash)+hashLen]
 	if !isHash(l.prev) || !isHash(l.hash) {
 		return link{}, false
 	}
 	return l, true
 }
 
-func isHash(s string) bool {
+func isHash(text []byte) bool {
 	var raw [sha256.Size]byte
-	n, err := base64.RawURLEncoding.Strict().Decode(raw[:], []byte(s))
+	n, err := base64.RawURLEncoding.Strict().Decode(raw[:], text)
 	return err == nil && n == len(raw)
 }
 
-// genuine reports whether the key made the line's hash.
-func (l link) genuine(mac hash.Hash) bool {
+// genuine reports whether the key made the line's hash. scratch holds a sum.
+func (l link) genuine(mac hash.Hash, scratch []byte) bool {
 	mac.Reset()
-	io.WriteString(mac, l.body)
-	var sum [sha256.Size]byte
+	mac.Write(l.body)
 	var text [hashLen]byte
-	base64.RawURLEncoding.Encode(text[:], mac.Sum(sum[:0]))
-	return hmac.Equal(text[:], []byte(l.hash))
+	base64.RawURLEncoding.Encode(text[:], mac.Sum(scratch[:0]))
+	return hmac.Equal(text[:], l.hash)
 }
 
-func (l link) tail() tail { return tail{seq: l.seq, hash: [hashLen]byte([]byte(l.hash))} }
+func (l link) tail() tail { return tail{seq: l.seq, hash: [hashLen]byte(l.hash)} }
 
 func syncDir(path string) error {
 	dir, err := os.Open(path)

@@ -28,10 +28,10 @@ const (
 	maxText = 2048
 	// maxFiles and maxFileText bound the files of a reload.
 	maxFiles    = 64
-	maxFileText = 1024
+	maxFileText = 512
 	// maxLine is longer than any line that is written: about 25 strings and the
 	// files are bounded as above.
-	maxLine = 256 << 10
+	maxLine = 128 << 10
 
 	openSeq   = `{"seq":`
 	openPrev  = `,"prev":"`

@@ -312,6 +312,7 @@ type lines struct {
 	number int
 	offset int64 // behind what was returned
 	inside bool  // the last piece did not end its line
+	ended  bool  // the end was met; what is appended later is not a new line
 }
 
 // piece is a line, or a part of one that is too long.
@@ -327,9 +328,19 @@ func newLines(r io.Reader) *lines {
 	return &lines{reader: bufio.NewReaderSize(r, maxLine)}
 }
 
+// reset begins anew with another file.
+func (l *lines) reset(r io.Reader) {
+	l.reader.Reset(r)
+	*l = lines{reader: l.reader}
+}
+
 // next returns the next line, and io.EOF after the last.
 func (l *lines) next() (piece, error) {
+	if l.ended {
+		return piece{}, io.EOF
+	}
 	data, err := l.reader.ReadSlice('\n')
+	l.ended = errors.Is(err, io.EOF)
 	if len(data) == 0 && err != nil {
 		return piece{}, err
 	}

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -203,7 +204,7 @@ func (l *Log) scan(f logFile, offset int64) error {
 			return err
 		}
 		link, ok := parseLink(line.data)
-		if ok && line.whole && link.genuine(l.mac) && link.seq > l.tail.seq {
+		if ok && line.whole && link.genuine(l.mac, make([]byte, sha256.Size)) && link.seq > l.tail.seq {
 			l.tail, l.torn = link.tail(), nil
 			if entry, err := decode(line.data); err == nil && entry.Kind == string(KindRotation) {
 				l.kept = max(l.kept, entry.First)

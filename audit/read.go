@@ -127,7 +127,7 @@ type Query struct {
 // in use and may be rotated meanwhile; nothing is verified.
 func Read(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		r := reader{query: q, yield: yield}
+		r := reader{query: q, yield: yield, lines: newLines(nil)}
 		if r.query.Poll <= 0 {
 			r.query.Poll = DefaultPoll
 		}
@@ -149,6 +149,7 @@ type reader struct {
 	path   string
 	first  uint64 // the number of the file's first record; 0 while it has none
 	offset int64  // behind the last whole line
+	lines  *lines // of the file from there on
 }
 
 func (r *reader) run(ctx context.Context) error {
@@ -234,10 +235,10 @@ func (r *reader) drain(ctx context.Context) error {
 		}
 		r.first = first
 	}
-	lines := newLines(io.NewSectionReader(r.file, r.offset, 1<<62))
+	r.lines.reset(io.NewSectionReader(r.file, r.offset, 1<<62))
 	begin := r.offset
 	for {
-		line, err := lines.next()
+		line, err := r.lines.next()
 		if errors.Is(err, io.EOF) || err == nil && line.whole && !line.ended {
 			return nil // the rest of the line is still to come
 		}
@@ -259,7 +260,8 @@ func (r *reader) drain(ctx context.Context) error {
 
 // rest yields a last line without a newline.
 func (r *reader) rest() error {
-	line, err := newLines(io.NewSectionReader(r.file, r.offset, maxLine)).next()
+	r.lines.reset(io.NewSectionReader(r.file, r.offset, maxLine))
+	line, err := r.lines.next()
 	if errors.Is(err, io.EOF) {
 		return nil
 	}

@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -11,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -69,7 +70,7 @@ func (r Report) Proves() string {
 // thing that is wrong. The log may be in use. An error means that it could not
 // be read, and says nothing about its contents.
 func Verify(cfg VerifyConfig) (Report, error) {
-	v := verifier{file: cfg.File, done: map[uint64]bool{}}
+	v := verifier{file: cfg.File, done: map[uint64]bool{}, lines: newLines(nil), scratch: make([]byte, sha256.Size)}
 	v.tail.hash = genesis()
 	if cfg.StateDir != "" {
 		key, err := LoadKey(cfg.StateDir)
@@ -94,6 +95,8 @@ type verifier struct {
 	file    string
 	report  Report
 	mac     hash.Hash // nil without the key
+	scratch []byte    // for its sums
+	lines   *lines    // of the file
 	head    position
 	headErr error
 
@@ -168,9 +171,9 @@ func (v *verifier) walkFile(f logFile) (again bool, err error) {
 	}
 	v.path = f.path
 	v.report.Files = append(v.report.Files, f.path)
-	lines := newLines(file)
+	v.lines.reset(file)
 	for {
-		line, err := lines.next()
+		line, err := v.lines.next()
 		if errors.Is(err, io.EOF) {
 			return false, nil
 		}
@@ -206,7 +209,7 @@ func (v *verifier) check(line piece) {
 	entry, err := v.special(line.data)
 	v.closeRegion(entry, link.seq)
 	switch {
-	case v.mac != nil && !link.genuine(v.mac):
+	case v.mac != nil && !link.genuine(v.mac, v.scratch):
 		v.problem(link.seq, "its contents are not what its hash was made of")
 	case v.mac == nil && !json.Valid(line.data):
 		v.problem(link.seq, "it is not JSON")
@@ -229,8 +232,7 @@ func (v *verifier) check(line piece) {
 // special decodes the records that say something about the log itself. What a
 // plugin says cannot look like a kind: its quotes are escaped.
 func (v *verifier) special(data []byte) (Entry, error) {
-	text := string(data)
-	if !strings.Contains(text, `,"kind":"`+string(KindRotation)) && !strings.Contains(text, `,"kind":"`+string(authz.KindLost)) {
+	if !bytes.Contains(data, []byte(`,"kind":"`+KindRotation)) && !bytes.Contains(data, []byte(`,"kind":"`+authz.KindLost)) {
 		return Entry{}, nil
 	}
 	return decode(data)
@@ -238,7 +240,7 @@ func (v *verifier) special(data []byte) (Entry, error) {
 
 // meetHead compares the record that audit.head names with what it says.
 func (v *verifier) meetHead(l link, line piece) {
-	if l.hash != string(v.head.hash[:]) {
+	if string(l.hash) != string(v.head.hash[:]) {
 		v.problem(l.seq, "it is not the record that "+headName+" names")
 	}
 	v.ended = line.end
@@ -253,7 +255,7 @@ func (v *verifier) follow(l link) {
 	switch {
 	case !v.began:
 		v.report.First, v.began = l.seq, true
-		if l.seq == 1 && l.prev != string(v.tail.hash[:]) {
+		if l.seq == 1 && string(l.prev) != string(v.tail.hash[:]) {
 			v.problem(l.seq, "it names a record before it, and is the first")
 		}
 		if l.seq > 1 {
@@ -263,7 +265,7 @@ func (v *verifier) follow(l link) {
 		v.gap(v.tail.seq+1, l.seq)
 	case l.seq <= v.tail.seq:
 		v.problem(l.seq, fmt.Sprintf("it stands behind record %d", v.tail.seq))
-	case l.prev != string(v.tail.hash[:]):
+	case string(l.prev) != string(v.tail.hash[:]):
 		v.problem(l.seq, "it does not name the record before it")
 	}
 }

@@ -84,7 +84,12 @@ func BenchmarkFloor(b *testing.B) {
 	authv3.RegisterAuthorizationServer(server, fixed{answer: answer})
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
-	b.Cleanup(func() { server.Stop(); <-done })
+	b.Cleanup(func() {
+		server.Stop()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	})
 	benchOver(b, path)
 }
 

@@ -51,8 +51,17 @@
 // so a revocation reaches the next stream; bound the length of streams with
 // max_stream_duration.
 //
+// It cannot carry bytes that are not UTF-8 in a header it sets, and refuses the
+// access instead. x-forwarded-proto is set to the decided scheme and not
+// removed, as the rest of its family is: Envoy finds no route without it once
+// its route cache has been cleared. A credential in the query becomes part of
+// :path, so it is in Envoy's access log wherever that prints the path.
+//
 // Envoy's own switches can undo all of it, and nothing here can tell:
-// failure_mode_allow, a route on which the filter is disabled, an
-// original_dst cluster that dials what the plugin dialled instead of what was
-// decided, decoder_header_mutation_rules that forbid the answer's changes.
+// failure_mode_allow; a route on which the filter is disabled; a request that
+// matched no route, for which the filter does not run; an original_dst cluster,
+// which dials what the plugin dialled instead of what was decided;
+// decoder_header_mutation_rules that forbid the answer's changes; an
+// internal_redirect_policy, which sends the injected credential on to where the
+// upstream points.
 package extauthz

@@ -124,21 +124,41 @@ func TestEnvoyHTTP(t *testing.T) {
 		header        string // of the upstream's request, with the credential
 		want          []string
 	}{
-		{"the plugin's own authorization is replaced",
+		{
+			"the plugin's own authorization is replaced",
 			get("https://api.weather.example/v1/forecast/berlin?days=3", "authorization: Bearer mine", "authorization: Bearer again"),
-			"api.weather.example", "/v1/forecast/berlin?days=3", "Authorization", []string{"Bearer " + canary}},
-		{"the canonical bytes are forwarded",
+			"api.weather.example", "/v1/forecast/berlin?days=3", "Authorization",
+			[]string{"Bearer " + canary},
+		},
+		{
+			"the canonical bytes are forwarded",
 			get("https://API.weather.example.:443/v1/f%6frecast/b%41rlin"),
-			"api.weather.example", "/v1/forecast/bArlin", "Authorization", []string{"Bearer " + canary}},
-		{"query", get("https://maps.weather.example/tile?k%65y=mine&z=1&key=mine&a=2;KEY=mine&key=again"),
-			"maps.weather.example", "/tile?z=1&a=2&key=" + canary + "%26a%3Db+%2B%25", "Authorization", nil},
-		{"cookie", get("https://shop.weather.example/", "cookie: theme=dark; sid=mine", "cookie: lang=de; sid=again"),
-			"shop.weather.example", "/", "Cookie", []string{"theme=dark; lang=de; sid=" + canary}},
-		{"other spellings of the slot are removed",
+			"api.weather.example", "/v1/forecast/bArlin", "Authorization",
+			[]string{"Bearer " + canary},
+		},
+		{
+			"query",
+			get("https://maps.weather.example/tile?k%65y=mine&z=1&key=mine&a=2;KEY=mine&key=again"),
+			"maps.weather.example", "/tile?z=1&a=2&key=" + canary + "%26a%3Db+%2B%25", "Authorization", nil,
+		},
+		{
+			"cookie",
+			get("https://shop.weather.example/", "cookie: theme=dark; sid=mine", "cookie: lang=de; sid=again"),
+			"shop.weather.example", "/", "Cookie",
+			[]string{"theme=dark; lang=de; sid=" + canary},
+		},
+		{
+			"other spellings of the slot are removed",
 			get("https://keys.weather.example/", "x-api-key: 1", "x_api_key: 2", "X-API_KEY: 3"),
-			"keys.weather.example", "/", "X-Api-Key", []string{canary}},
-		{"bytes outside UTF-8 pass", get("https://a.tiles.weather.example/", "x-name: caf\xe9"),
-			"a.tiles.weather.example", "/", "X-Name", []string{"caf\xe9"}},
+			"keys.weather.example", "/", "X-Api-Key",
+			[]string{canary},
+		},
+		{
+			"bytes outside UTF-8 pass",
+			get("https://a.tiles.weather.example/", "x-name: caf\xe9"),
+			"a.tiles.weather.example", "/", "X-Name",
+			[]string{"caf\xe9"},
+		},
 	} {
 		for _, listener := range []string{"folded", "raw"} {
 			t.Run(c.name+"/"+listener, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -253,7 +254,7 @@ func TestHeaders(t *testing.T) {
 				t.Errorf("%s, %s: %s, want %s", dialect, c.name, got, c.want)
 			}
 			for _, name := range c.removed {
-				if !contains(out.GetOkResponse().GetHeadersToRemove(), name) {
+				if !slices.Contains(out.GetOkResponse().GetHeadersToRemove(), name) {
 					t.Errorf("%s, %s: %s is not removed", dialect, c.name, name)
 				}
 			}
@@ -262,15 +263,6 @@ func TestHeaders(t *testing.T) {
 			}
 		}
 	}
-}
-
-func contains(list []string, want string) bool {
-	for _, one := range list {
-		if one == want {
-			return true
-		}
-	}
-	return false
 }
 
 // TestIdentity sends what may pass for an identity (CVE-2026-47778 and others).

@@ -57,7 +57,8 @@ func checkAnswer(t testing.TB, out *authv3.CheckResponse) {
 
 func checkSet(t testing.TB, h *corev3.HeaderValueOption) {
 	t.Helper()
-	if h.GetAppend() == nil || h.GetAppend().GetValue() || h.GetAppendAction() != corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
+	appends := h.GetAppend() //nolint:staticcheck // deprecated, and what older Envoys read
+	if appends == nil || appends.GetValue() || h.GetAppendAction() != corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
 		t.Errorf("header %s does not take the place of another: %v", h.GetHeader().GetKey(), h)
 	}
 	value := h.GetHeader().GetValue() + string(h.GetHeader().GetRawValue())

@@ -86,7 +86,7 @@ func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 func ownSocket(_, _ string, conn syscall.RawConn) error {
 	var failed error
 	err := conn.Control(func(fd uintptr) {
-		failed = syscall.Fchmod(int(fd), uint32(ownerOnly)) //nolint:gosec // a descriptor
+		failed = syscall.Fchmod(int(fd), uint32(ownerOnly))
 	})
 	return errors.Join(err, failed)
 }

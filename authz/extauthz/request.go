@@ -285,7 +285,7 @@ func (a *access) note(name, value string) {
 				a.remove = append(a.remove, option)
 			}
 		}
-	case isRemovedFamily(name) && !slices.Contains(removed, name):
+	case isRemovedFamily(name):
 		a.remove = append(a.remove, name)
 	}
 }
@@ -298,7 +298,7 @@ func isRemovedFamily(name string) bool {
 		hyphenated = strings.ReplaceAll(name, "_", "-")
 	}
 	return strings.HasPrefix(hyphenated, "x-forwarded-") || strings.HasPrefix(hyphenated, "x-chaperone-") ||
-		hyphenated != name && slices.Contains(removed, hyphenated)
+		hyphenated != name && slices.Contains(neverPassing(), hyphenated)
 }
 
 // ownToCaller reports the headers that belong to the caller's own handling of

@@ -18,27 +18,29 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// removed are the request headers that never reach an upstream. They are
-// named in every answer and not only when seen, since the caller may be
+// neverPassing returns the request headers that never reach an upstream. They
+// are named in every answer and not only when seen, since the caller may be
 // configured to show only some headers (allowed_headers). What else belongs to
 // the families x-forwarded-* and x-chaperone-* is added when it is seen.
-var removed = []string{
-	"forwarded",
-	"keep-alive",
-	"proxy-authorization",
-	"proxy-connection",
-	"x-chaperone-decision",
-	"x-chaperone-reason",
-	"x-forwarded-for",
-	"x-forwarded-host",
-	"x-forwarded-port",
-	"x-forwarded-prefix",
-	"x-forwarded-proto",
-	"x-http-method",
-	"x-http-method-override",
-	"x-method-override",
-	"x-original-url",
-	"x-rewrite-url",
+func neverPassing() []string {
+	return []string{
+		"forwarded",
+		"keep-alive",
+		"proxy-authorization",
+		"proxy-connection",
+		"x-chaperone-decision",
+		"x-chaperone-reason",
+		"x-forwarded-for",
+		"x-forwarded-host",
+		"x-forwarded-port",
+		"x-forwarded-prefix",
+		"x-forwarded-proto",
+		"x-http-method",
+		"x-http-method-override",
+		"x-method-override",
+		"x-original-url",
+		"x-rewrite-url",
+	}
 }
 
 // allow returns the answer that lets an admitted access through, or why it
@@ -136,8 +138,7 @@ func injectQuery(to authz.Destination, slot authz.Injection) string {
 // a server that makes variables of header names cannot tell from it. One that
 // is set is never among them: older Envoys remove after setting.
 func (a *access) removals(changed []*corev3.HeaderValueOption, slot authz.Injection) []string {
-	names := make([]string, 0, len(removed)+len(a.remove))
-	names = append(append(names, removed...), a.remove...)
+	names := append(neverPassing(), a.remove...)
 	if slot.Kind == authz.InjectHeader {
 		want := strings.ReplaceAll(slot.Name, "_", "-")
 		a.headers.each(func(sent, _ string) bool {
@@ -178,7 +179,7 @@ func injectCookie(sent []string, slot authz.Injection) string {
 func deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv3.CheckResponse {
 	code := grpcCode(refusal.Reason)
 	denied := &authv3.DeniedHttpResponse{
-		Status: &typev3.HttpStatus{Code: typev3.StatusCode(refusal.Status())}, //nolint:gosec // an HTTP status, three digits
+		Status: &typev3.HttpStatus{Code: typev3.StatusCode(refusal.Status())},
 		Headers: []*corev3.HeaderValueOption{
 			set("content-type", authz.RefusalContentType),
 			set(authz.HeaderReason, refusal.Reason.String()),
@@ -201,7 +202,7 @@ func deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv
 		denied.Body = strings.ToValidUTF8(string(refusal.Body()), "\uFFFD")
 	}
 	return &authv3.CheckResponse{
-		Status:       &statuspb.Status{Code: int32(code), Message: strings.ToValidUTF8(refusal.Line(), "\uFFFD")}, //nolint:gosec // 1 to 16
+		Status:       &statuspb.Status{Code: int32(code), Message: strings.ToValidUTF8(refusal.Line(), "\uFFFD")},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: denied},
 		DynamicMetadata: dynamicMetadata(map[string]string{
 			"decision": refusal.Decision, "plugin": refusal.Plugin, "reason": refusal.Reason.String(),
@@ -248,7 +249,7 @@ func escapeMessage(s string) string {
 func set(name, value string) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: name, Value: value},
-		Append:       wrapperspb.Bool(false),
+		Append:       wrapperspb.Bool(false), //nolint:staticcheck // deprecated, and what older Envoys read
 		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 	}
 }

@@ -31,7 +31,8 @@ const ServiceName = "envoy.service.auth.v3.Authorization"
 // is not a policy outcome; Envoy refuses the request then, unless it is
 // configured to fail open.
 const (
-	maxMessage     = 4 << 20  // a CheckRequest, with whatever body the filter was told to send
+	maxMessage     = 4 << 20  // a CheckRequest, with whatever body the filter was told to send; a larger one is refused
+	maxReceived    = 16 << 20 // more than Envoy's largest max_request_headers_kb; beyond it grpc answers an error
 	maxMetadata    = 64 << 10 // the headers of the gRPC call itself
 	maxStreams     = 4096     // checks at once on one connection
 	maxConnections = 1024     // further ones wait to be accepted
@@ -106,7 +107,7 @@ func New(cfg Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newTransport(cfg)),
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxReceived),
 		grpc.MaxHeaderListSize(maxMetadata),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeLimit),
@@ -192,8 +193,8 @@ type incoming struct {
 	undecodable bool
 }
 
-// codec is grpc's own, but that a check which cannot be decoded is handed on
-// as such, to be refused as every malformed request is. grpc would answer it
+// codec is grpc's own, but that a check which cannot be decoded or is too large
+// is handed on as such, to be refused as every malformed request is. grpc would answer it
 // with an error, and Envoy passes a request on an error where it is configured
 // to fail open; CVE-2024-23324 and CVE-2023-27488 came in by that way.
 type codec struct{ encoding.CodecV2 }
@@ -206,7 +207,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	in.undecodable = c.CodecV2.Unmarshal(data, &in.request) != nil
+	in.undecodable = data.Len() > maxMessage || c.CodecV2.Unmarshal(data, &in.request) != nil
 	return nil
 }
 
@@ -234,7 +235,9 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv
 
 // admit asks the gate and answers what it said.
 func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
-	admission, err := s.cfg.Gate.Admit(ctx, a.request, a.source)
+	early, cancel := beforeDeadline(ctx)
+	defer cancel()
+	admission, err := s.cfg.Gate.Admit(early, a.request, a.source)
 	if err != nil {
 		s.log.Warn("access has a cause outside the policy", zap.String("decision", admission.ID), zap.Error(err))
 	}
@@ -256,6 +259,18 @@ func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
 	return out
 }
 
+// beforeDeadline returns a context that ends a little before the caller's
+// deadline, so that what takes too long, a credential from a Vault that does not
+// answer, is a refusal: the deadline itself is an error to the caller, which
+// Envoy passes a request on where it is configured to fail open.
+func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/10))
+}
+
 // refuse answers what is no access.
 func (s *Server) refuse(f *fault, wantsGRPC bool) *authv3.CheckResponse {
 	refusal, err := s.cfg.Gate.Refuse(f.reason, f.attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
@@ -272,7 +287,7 @@ func (s *Server) undecodable() (out *authv3.CheckResponse) {
 			out = s.refuseUnrecorded()
 		}
 	}()
-	return s.refuse(line{}.malformed("the check is not a CheckRequest in valid encoding"), false)
+	return s.refuse(line{}.malformed("the check is not a CheckRequest of at most 4 MiB in valid encoding"), false)
 }
 
 // refuseUnrecorded answers when even refusing went wrong.

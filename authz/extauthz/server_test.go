@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -185,19 +186,21 @@ func TestUndecodable(t *testing.T) {
 	h := newHouse(t)
 	conn := dial(t, h.serve(t, Config{}, "unix:"+socketIn(t)), insecure.NewCredentials())
 	badUTF8 := []byte{0x0a, 0x06, 0x0a, 0x04, 0x22, 0x02, 0xff, 0xfe} // attributes.source.principal
-	for _, wire := range [][]byte{badUTF8, {0x0a, 0xff}, {0xff, 0xff, 0xff}} {
+	large := testenv.MustGet(proto.Marshal(envoyCheck("GET", "https", "a.tiles.weather.example", "/", "x-a", strings.Repeat("a", 5<<20))))(t)
+	for _, wire := range [][]byte{badUTF8, {0x0a, 0xff}, {0xff, 0xff, 0xff}, large} {
+		shown := wire[:min(len(wire), 8)]
 		out := new(authv3.CheckResponse)
 		err := conn.Invoke(t.Context(), "/"+ServiceName+"/Check", wire, out, grpc.ForceCodecV2(rawRequest{}))
 		if err != nil {
-			t.Fatalf("%x: %v", wire, err)
+			t.Fatalf("%x: %v", shown, err)
 		}
 		checkAnswer(t, out)
 		if got := reasonOf(out); got != "malformed_request" {
-			t.Errorf("%x: %s", wire, got)
+			t.Errorf("%x: %s", shown, got)
 		}
 	}
-	if got := len(h.book.all()); got != 3 {
-		t.Errorf("%d records, want 3", got)
+	if got := len(h.book.all()); got != 4 {
+		t.Errorf("%d records, want 4", got)
 	}
 }
 
@@ -212,7 +215,7 @@ func TestWhatFails(t *testing.T) {
 		{"audit", func(h *house) context.Context { h.book.fail = errors.New("disk full"); return nil }, "audit_unavailable"},
 		{"a panic", func(h *house) context.Context { h.book.panics = true; return nil }, "not_ready"},
 		{"no credential", func(h *house) context.Context { clear(h.leases); return nil }, "credential_unavailable"},
-		{"no policy", func(h *house) context.Context { *h.engine = authz.Engine{}; return nil }, "not_ready"}, //nolint:govet // nobody uses it yet
+		{"no policy", func(h *house) context.Context { *h.engine = authz.Engine{}; return nil }, "not_ready"},
 		{"a caller that gave up", func(*house) context.Context {
 			ctx, cancel := context.WithCancel(trustedContext(t.Context()))
 			cancel()
@@ -423,6 +426,25 @@ func TestDeadline(t *testing.T) {
 	}
 	if r := h.book.all()[0]; r.Allowed || r.Reason != "credential_unavailable" {
 		t.Errorf("recorded %+v", r)
+	}
+}
+
+// TestSlowCredential lets a credential take longer than the caller waits: the
+// answer is a refusal, in time.
+func TestSlowCredential(t *testing.T) {
+	h := newHouse(t)
+	source := h.slowly(t)
+	conn := dial(t, h.serve(t, Config{}, "unix:"+socketIn(t)), insecure.NewCredentials())
+	go func() { <-source.asked }()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	out, err := authv3.NewAuthorizationClient(conn).Check(ctx, withCredential())
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkAnswer(t, out)
+	if got := reasonOf(out); got != "credential_unavailable" {
+		t.Errorf("answered %s", got)
 	}
 }
 

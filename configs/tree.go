@@ -209,10 +209,13 @@ func checkTokens(file string, tokens token.Tokens) Errors {
 		if message == "" {
 			message = refusedToken(t)
 		}
+		if message == "" && i > 0 && tokens[i-1].Type != token.LiteralType && tokens[i-1].Type != token.FoldedType {
+			message = refusedLines(t)
+		}
 		if message != "" {
 			errs = append(errs, Error{File: file, Line: t.Position.Line, Column: t.Position.Column, Field: "yaml", Message: message})
 		}
-		if shape.broken || len(errs) == maxErrors {
+		if shape.broken || t.Type == token.InvalidType || len(errs) == maxErrors {
 			break
 		}
 	}
@@ -235,6 +238,15 @@ func refusedToken(t *token.Token) string {
 		return "complex keys (?) are not used here; write NAME: VALUE"
 	case token.InvalidType:
 		return visible(t.Error)
+	}
+	return ""
+}
+
+// refusedLines refuses plain text that goes on in the next line, where readers
+// disagree on what a dash, a colon or a comment in it means.
+func refusedLines(t *token.Token) string {
+	if t.Type == token.StringType && strings.ContainsAny(strings.TrimSpace(t.Origin), "\r\n") {
+		return "a text on several lines is put in quotes, or begins with | or >"
 	}
 	return ""
 }
@@ -363,9 +375,9 @@ func parseDocument(file string, tokens token.Tokens) (*node, *Error) {
 		return fail(first, "not one document; check the indentation and the lines of three dashes")
 	}
 	b := builder{}
-	root := b.node(parsed.Docs[0].Body)
-	if b.strange != nil {
-		return fail(b.strange, "not plain YAML; write mappings, lists, text, numbers, true and false")
+	root := b.node(parsed.Docs[0].Body, place{})
+	if b.refused != nil {
+		return fail(b.refused, b.why)
 	}
 	// What the parser has left out nobody would notice: every scalar that was
 	// written must be in the tree.
@@ -387,13 +399,35 @@ func countScalars(tokens token.Tokens) int {
 	return n
 }
 
-// builder turns the parser's nodes into ours.
+// builder turns the parser's nodes into ours. The parser takes some files whose
+// indentation other readers refuse or understand otherwise, so the builder
+// checks that each block is where its columns say.
 type builder struct {
 	scalars int             // that were written
-	strange *token.Position // of the first node that has no place here
+	refused *token.Position // the first node that has no place here
+	why     string
 }
 
-func (b *builder) node(n ast.Node) *node {
+// place is where a node may stand: from a column on, or anywhere inside [ ] and { }.
+type place struct {
+	column int
+	flow   bool
+}
+
+func (b *builder) refuse(t *token.Token, why string) {
+	if b.refused == nil {
+		b.refused, b.why = t.Position, why
+	}
+}
+
+// stand refuses a token that is not in its place.
+func (b *builder) stand(t *token.Token, in place) {
+	if !in.flow && t.Position.Column < in.column {
+		b.refuse(t, "is not indented to where it belongs; indent what is inside a field or an item further than its name or dash")
+	}
+}
+
+func (b *builder) node(n ast.Node, in place) *node {
 	if n == nil {
 		return &node{}
 	}
@@ -401,24 +435,22 @@ func (b *builder) node(n ast.Node) *node {
 	out := &node{line: t.Position.Line, column: t.Position.Column, text: t.Value}
 	switch n := n.(type) {
 	case *ast.MappingNode:
-		b.mapping(out, n)
+		b.mapping(out, n, in)
 	case *ast.SequenceNode:
-		out.kind = sequenceKind
-		for _, item := range n.Values {
-			out.items = append(out.items, b.node(item))
-		}
+		b.sequence(out, n, in)
 	case *ast.LiteralNode:
+		b.stand(t, in)
 		out.kind, out.text = textKind, n.Value.Value
 		if n.Value.Token.Type == token.StringType && n.Value.Token.Position != n.Start.Position {
 			b.scalars++
 		}
 	default:
-		b.scalar(out, t)
+		b.scalar(out, t, in)
 	}
 	return out
 }
 
-func (b *builder) scalar(out *node, t *token.Token) {
+func (b *builder) scalar(out *node, t *token.Token, in place) {
 	b.scalars++
 	switch t.Type {
 	case token.StringType, token.SingleQuoteType, token.DoubleQuoteType:
@@ -430,30 +462,57 @@ func (b *builder) scalar(out *node, t *token.Token) {
 	case token.NullType:
 	case token.ImplicitNullType:
 		b.scalars--
+		return
 	default:
-		b.refuse(t)
+		b.refuse(t, "not plain YAML; write mappings, lists, text, numbers, true and false")
+	}
+	b.stand(t, in)
+}
+
+func (b *builder) sequence(out *node, n *ast.SequenceNode, in place) {
+	out.kind = sequenceKind
+	b.stand(n.Start, in)
+	in.flow = in.flow || n.IsFlowStyle
+	for i, item := range n.Values {
+		if !in.flow {
+			dash := n.Entries[i].Start
+			if dash.Position.Column != n.Start.Position.Column {
+				b.refuse(dash, "is not indented as the items before it")
+			}
+			in.column = dash.Position.Column + 1
+		}
+		out.items = append(out.items, b.node(item, in))
 	}
 }
 
-func (b *builder) mapping(out *node, n *ast.MappingNode) {
+func (b *builder) mapping(out *node, n *ast.MappingNode, in place) {
 	out.kind = mappingKind
+	if n.IsFlowStyle {
+		b.stand(n.Start, in)
+		in.flow = true
+	}
 	for i, entry := range n.Values {
 		key := entry.Key.GetToken()
 		switch key.Type {
 		case token.StringType, token.SingleQuoteType, token.DoubleQuoteType, token.IntegerType, token.BoolType:
 			b.scalars++
 		default:
-			b.refuse(key)
+			b.refuse(key, "is not a name; write NAME: VALUE")
 		}
+		b.stand(key, in)
 		if i == 0 && !n.IsFlowStyle {
 			out.line, out.column = key.Position.Line, key.Position.Column
 		}
-		out.fields = append(out.fields, field{key.Value, key.Position.Line, key.Position.Column, b.node(entry.Value)})
-	}
-}
-
-func (b *builder) refuse(t *token.Token) {
-	if b.strange == nil {
-		b.strange = t.Position
+		value := in
+		if !in.flow {
+			if key.Position.Column != out.column {
+				b.refuse(key, "is not indented as the fields before it")
+			}
+			value.column = out.column + 1
+			if list, ok := entry.Value.(*ast.SequenceNode); ok && !list.IsFlowStyle {
+				value.column = out.column // a list may begin below its field's name
+			}
+		}
+		out.fields = append(out.fields, field{key.Value, key.Position.Line, key.Position.Column, b.node(entry.Value, value)})
 	}
 }

@@ -187,8 +187,10 @@ func (e Endpoints) check() error {
 		address netip.AddrPort
 		v6      bool
 	}{
-		{"Proxy4", e.Proxy4, false}, {"Proxy6", e.Proxy6, true},
-		{"Resolver4", e.Resolver4, false}, {"Resolver6", e.Resolver6, true},
+		{"Proxy4", e.Proxy4, false},
+		{"Proxy6", e.Proxy6, true},
+		{"Resolver4", e.Resolver4, false},
+		{"Resolver6", e.Resolver6, true},
 	} {
 		a := end.address.Addr()
 		switch {

@@ -179,44 +179,25 @@ func TestResolver(t *testing.T) {
 	}
 }
 
-// bypasses is what a plugin may try. An empty hook means that the kernel's own
-// permissions refuse it, which is not reported, or that it is permitted.
-func TestBypasses(t *testing.T) {
-	r := newRig(t, nil)
+// want is how an attempt ends, and what is reported of it. An empty hook means
+// that the kernel's own permissions refuse it, which is not reported, or that it
+// is permitted.
+type want struct {
+	errno string
+	hook  Hook
+	about string // the address, path or call that is reported
+}
+
+type attempt struct {
+	args []string
+	want want
+}
+
+// bypasses is what a plugin may try.
+func bypasses(r *rig, docker, log string) []attempt {
 	_, proxyPort, _ := net.SplitHostPort(r.proxy4.Addr().String())
-	dir := publicDir(t)
-	docker := filepath.Join(dir, "docker.sock")
-	host, err := net.Listen("unix", docker)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.Close()
-	abstract, err := net.Listen("unix", "@chaperone-test-host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer abstract.Close()
-	syslog, err := net.ListenPacket("unixgram", filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer syslog.Close()
-	for _, path := range []string{docker, filepath.Join(dir, "log")} {
-		if err := os.Chmod(path, 0o777); err != nil {
-			t.Fatal(err)
-		}
-	}
-	log := filepath.Join(dir, "log")
 	self := strconv.Itoa(os.Getpid())
-	type want struct {
-		errno string
-		hook  Hook
-		about string // the address, path or call that is reported
-	}
-	attempts := []struct {
-		args []string
-		want want
-	}{
+	return []attempt{
 		{[]string{"udp4", "240.0.0.9:9"}, want{"EPERM", HookSendmsg, "240.0.0.9:9"}},
 		{[]string{"udp4", "10.0.0.9:443"}, want{"EPERM", HookSendmsg, "10.0.0.9:443"}},
 		{[]string{"udp4", "255.255.255.255:67"}, want{"EPERM", HookSendmsg, "255.255.255.255:67"}},
@@ -290,6 +271,34 @@ func TestBypasses(t *testing.T) {
 		{[]string{"cgroup", filepath.Join(filepath.Dir(r.group.path), "cgroup.procs")}, want{"EACCES", "", ""}},
 		{[]string{"unpin", filepath.Join(r.pins, "link_connect4")}, want{"EACCES", "", ""}},
 	}
+}
+
+func TestBypasses(t *testing.T) {
+	r := newRig(t, nil)
+	dir := publicDir(t)
+	docker := filepath.Join(dir, "docker.sock")
+	host, err := net.Listen("unix", docker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	abstract, err := net.Listen("unix", "@chaperone-test-host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer abstract.Close()
+	syslog, err := net.ListenPacket("unixgram", filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syslog.Close()
+	for _, path := range []string{docker, filepath.Join(dir, "log")} {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := filepath.Join(dir, "log")
+	attempts := bypasses(r, docker, log)
 	ask, end := r.dialogue("/proc/self/exe", pluginName, "tries")
 	for _, attempt := range attempts {
 		t.Run(strings.Join(attempt.args, " "), func(t *testing.T) {

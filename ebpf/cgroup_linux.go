@@ -282,7 +282,7 @@ func (g *cgroup) awaitEmpty(timeout time.Duration) error {
 		// A change between the look above and the poll is not missed for
 		// longer than a tenth of a second.
 		wait := min(left, 100*time.Millisecond)
-		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}} //nolint:gosec // descriptors fit
+		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
 		if _, err := unix.Poll(poll, int(wait.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll cgroup.events: %w", err)
 		}

@@ -239,7 +239,7 @@ func settle(t *testing.T, group *cgroup, path string, program ...string) residen
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.close()
+	defer func() { _ = n.close() }()
 	command := exec.Command(program[0], program[1:]...)
 	if program[0] == "/proc/self/exe" {
 		command.Args[0] = pluginName
@@ -296,7 +296,7 @@ func TestGivenCgroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.close()
+	defer func() { _ = n.close() }()
 	var stranger net.Listener
 	if err := n.do(func() (err error) { stranger, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
 		t.Fatal(err)

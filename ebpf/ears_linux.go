@@ -59,8 +59,8 @@ func (e *ears) run() {
 	defer close(e.done)
 	for {
 		poll := []unix.PollFd{
-			{Fd: int32(e.listener), Events: unix.POLLIN}, //nolint:gosec // descriptors fit
-			{Fd: int32(e.stop), Events: unix.POLLIN},     //nolint:gosec // descriptors fit
+			{Fd: int32(e.listener), Events: unix.POLLIN},
+			{Fd: int32(e.stop), Events: unix.POLLIN},
 		}
 		if _, err := unix.Poll(poll, -1); errors.Is(err, unix.EINTR) {
 			continue
@@ -77,23 +77,23 @@ func (e *ears) run() {
 
 func (e *ears) hear() {
 	var n notice
-	if err := e.control(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil {
+	if err := e.control(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil { //nolint:gosec // struct seccomp_notif
 		return // the caller was killed meanwhile
 	}
 	e.report(&n)
-	if n.Data.Arch != nativeArch || uint32(n.Data.Number)&foreignNumber != 0 { //nolint:gosec // bits
+	if n.Data.Arch != nativeArch || uint32(n.Data.Number)&foreignNumber != 0 {
 		// A program of another architecture would only go on failing, its exit
 		// included. The number cannot have passed to another process while this
 		// one stands still, which is what the check before the signal proves.
 		if fd, err := unix.PidfdOpen(int(n.PID), 0); err == nil {
-			if e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) == nil {
+			if e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) == nil { //nolint:gosec // its id
 				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 			}
 			_ = unix.Close(fd)
 		}
 	}
 	// An error means that the caller is gone.
-	_ = e.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer{ID: n.ID, Error: -int32(unix.EPERM)}))
+	_ = e.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer{ID: n.ID, Error: -int32(unix.EPERM)})) //nolint:gosec // struct seccomp_notif_resp
 }
 
 func (e *ears) control(request uint, value unsafe.Pointer) error {
@@ -112,15 +112,15 @@ func (e *ears) control(request uint, value unsafe.Pointer) error {
 func (e *ears) report(n *notice) {
 	d := Denial{
 		Time: time.Now(), Hook: HookSeccomp, Cause: CausePolicy, Count: 1,
-		PID: n.PID, UID: uint32(e.cage.account.uid), Syscall: e.name(n), //nolint:gosec // checked when chosen
+		PID: n.PID, UID: uint32(e.cage.account.uid), Syscall: e.name(n),
 	}
 	if comm, err := os.ReadFile("/proc/" + strconv.Itoa(int(n.PID)) + "/comm"); err == nil {
 		d.Comm = string(bytes.TrimRight(comm, "\n"))
 	}
 	if n.Data.Arch == nativeArch && (n.Data.Number == unix.SYS_SOCKET || n.Data.Number == unix.SYS_SOCKETPAIR) {
-		d.Family = familyName(uint32(n.Data.Args[0])) //nolint:gosec // as the kernel reads it
+		d.Family = familyName(uint32(n.Data.Args[0]))
 		if d.Family == "netlink" {
-			d.Protocol = strconv.Itoa(int(int32(n.Data.Args[2]))) //nolint:gosec // as the kernel reads it
+			d.Protocol = strconv.Itoa(int(int32(n.Data.Args[2])))
 		}
 	}
 	e.cage.refusedCalls.Add(1)
@@ -132,7 +132,7 @@ func (e *ears) report(n *notice) {
 }
 
 func (*ears) name(n *notice) string {
-	number := uint32(n.Data.Number) //nolint:gosec // bits
+	number := uint32(n.Data.Number)
 	switch {
 	case n.Data.Arch != nativeArch:
 		return fmt.Sprintf("call %d of architecture %#x", number, n.Data.Arch)

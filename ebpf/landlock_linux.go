@@ -46,7 +46,7 @@ func enterScope() error {
 		rules.Scoped = unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL
 		size = unsafe.Offsetof(rules.Quiet_access_fs)
 	}
-	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&rules)), size, 0)
+	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&rules)), size, 0) //nolint:gosec // struct landlock_ruleset_attr
 	if errno != 0 {
 		return fmt.Errorf("make landlock rules: %w", errno)
 	}
@@ -59,7 +59,7 @@ func enterScope() error {
 	// A domain has to handle some access; both are allowed everywhere again.
 	rule := unix.LandlockPathBeneathAttr{Allowed_access: rules.Handled_access_fs, Parent_fd: int32(root)}
 	_, _, errno = unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, set, unix.LANDLOCK_RULE_PATH_BENEATH,
-		uintptr(unsafe.Pointer(&rule)), 0, 0, 0)
+		uintptr(unsafe.Pointer(&rule)), 0, 0, 0) //nolint:gosec // struct landlock_path_beneath_attr
 	runtime.KeepAlive(&rule)
 	if errno != 0 {
 		return fmt.Errorf("make landlock rules: %w", errno)

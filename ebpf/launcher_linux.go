@@ -55,11 +55,10 @@ func Launch() {
 	}
 	runtime.LockOSThread() // credentials and filters are a thread's; exec keeps this one's
 	err := launch()
-	var exec *ExecError
-	if errors.As(err, &exec) {
+	if exec, ok := errors.AsType[*ExecError](err); ok {
 		var errno unix.Errno
 		errors.As(exec.Err, &errno)
-		reply(binary.NativeEndian.AppendUint32([]byte{replyExec, byte(exec.Status)}, uint32(errno)), -1) //nolint:gosec // 126 or 127
+		reply(binary.NativeEndian.AppendUint32([]byte{replyExec, byte(exec.Status)}, uint32(errno)), -1)
 	} else if err != nil {
 		reply(append([]byte{replyFailure}, err.Error()...), -1)
 	} else {
@@ -203,7 +202,7 @@ func closeOnExec() error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return fmt.Errorf("close descriptors: %w", err)
 	}
-	for fd := 3; fd < int(limit.Max); fd++ { //nolint:gosec // the kernel's limit fits
+	for fd := 3; fd < int(limit.Max); fd++ {
 		unix.CloseOnExec(fd)
 	}
 	return nil

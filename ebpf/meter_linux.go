@@ -261,7 +261,7 @@ func wallClock(then uint64) time.Time {
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &spec) != nil {
 		return now
 	}
-	return now.Add(time.Duration(int64(then) - spec.Nano())) //nolint:gosec // 292 years
+	return now.Add(time.Duration(int64(then) - spec.Nano()))
 }
 
 // unixPath writes the name of a Unix socket as ss(8) does.

@@ -195,8 +195,8 @@ func (c *Cage) Listen(network, address string) (net.Listener, error) {
 		var config net.ListenConfig
 		config.SetMultipathTCP(false)
 		var err error
-		listener, err = config.Listen(context.Background(), network, address)
-		return err //nolint:wrapcheck // wrapped below
+		listener, err = config.Listen(context.Background(), network, address) //nolint:forbidigo // binding an IP address does not wait
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listen beside the plugin: %w", err)
@@ -213,8 +213,8 @@ func (c *Cage) ListenPacket(network, address string) (net.PacketConn, error) {
 	err := c.network.do(func() error {
 		var config net.ListenConfig
 		var err error
-		conn, err = config.ListenPacket(context.Background(), network, address)
-		return err //nolint:wrapcheck // wrapped below
+		conn, err = config.ListenPacket(context.Background(), network, address) //nolint:forbidigo // as above
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listen beside the plugin: %w", err)
@@ -238,7 +238,7 @@ func (c *Cage) DialContext(ctx context.Context, network, address string) (net.Co
 		dialer.SetMultipathTCP(false)
 		var err error
 		conn, err = dialer.DialContext(ctx, network, address)
-		return err //nolint:wrapcheck // wrapped below
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dial the plugin: %w", err)

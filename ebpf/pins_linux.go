@@ -35,8 +35,8 @@ func cageID(stateDir string) (string, error) {
 	}
 	// A state directory that is a link names the same cage as its target. One
 	// that does not exist (detach after a clean-up) is named by its path.
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
 	}
 	sum := sha256.Sum256([]byte(path))
 	return hex.EncodeToString(sum[:])[:idLength], nil

@@ -150,7 +150,7 @@ func status([]string) error {
 	if err != nil {
 		return err
 	}
-	os.Stdout.Write(text)
+	fmt.Printf("%s", text)
 	var core unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil {
 		return err
@@ -161,7 +161,7 @@ func status([]string) error {
 	if err != nil {
 		return err
 	}
-	os.Stdout.Write(cgroup)
+	fmt.Printf("%s", cgroup)
 	links, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return err
@@ -494,7 +494,7 @@ func unixLink(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}

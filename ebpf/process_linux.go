@@ -166,7 +166,7 @@ func statusPair() (ours, theirs *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make status socket: %w", err)
 	}
-	ours, theirs = os.NewFile(uintptr(fds[0]), "status"), os.NewFile(uintptr(fds[1]), "status") //nolint:gosec // descriptors fit
+	ours, theirs = os.NewFile(uintptr(fds[0]), "status"), os.NewFile(uintptr(fds[1]), "status")
 	timeout := unix.NsecToTimeval(launchTimeout.Nanoseconds())
 	if err := unix.SetsockoptTimeval(fds[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("make status socket: %w", err), ours.Close(), theirs.Close())
@@ -180,7 +180,7 @@ func (c *Cage) writeOrder(command Command, test *selfTest, walk bool) (*os.File,
 	if err != nil {
 		return nil, fmt.Errorf("write order: %w", err)
 	}
-	file := os.NewFile(uintptr(fd), "order") //nolint:gosec // descriptors fit
+	file := os.NewFile(uintptr(fd), "order")
 	err = gob.NewEncoder(file).Encode(order{
 		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
 		UID: c.account.uid, GID: c.account.gid, UnixSockets: c.wall.unix != nil, SelfTest: test, Walk: walk,

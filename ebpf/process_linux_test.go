@@ -38,7 +38,7 @@ func TestExitStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	garbage := filepath.Join(dir, "garbage")
-	if err := os.WriteFile(garbage, []byte{0, 1, 2, 3}, 0o755); err != nil { //nolint:gosec // to be run
+	if err := os.WriteFile(garbage, []byte{0, 1, 2, 3}, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
@@ -255,12 +255,12 @@ func TestDynamicUsersDiffer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.close()
+	defer func() { _ = a.close() }()
 	b, err := dynamicAccount("same")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.close()
+	defer func() { _ = b.close() }()
 	if a.uid == b.uid {
 		t.Errorf("both are %d (%s)", a.uid, dir)
 	}
@@ -272,7 +272,9 @@ func TestSignals(t *testing.T) {
 		signal unix.Signal
 		want   string
 	}{
-		{unix.SIGTERM, "parent TERM"}, {unix.SIGHUP, "parent HUP"}, {unix.SIGUSR1, "parent USR1"},
+		{unix.SIGTERM, "parent TERM"},
+		{unix.SIGHUP, "parent HUP"},
+		{unix.SIGUSR1, "parent USR1"},
 		{unix.SIGINT, "child INT"},
 	} {
 		t.Run(test.want, func(t *testing.T) {
@@ -398,7 +400,7 @@ func elf(t *testing.T, code []byte) string {
 	le.PutUint64(file[112:], 0x1000)
 	file = append(file, code...)
 	path := filepath.Join(publicDir(t), "program")
-	if err := os.WriteFile(path, file, 0o755); err != nil { //nolint:gosec // to be run
+	if err := os.WriteFile(path, file, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -20,7 +20,7 @@ const (
 	offsetArgs   = 16
 )
 
-func argument(n int) uint32 { return uint32(offsetArgs + 8*n) } //nolint:gosec // n is 0 to 5
+func argument(n int) uint32 { return uint32(offsetArgs + 8*n) }
 
 // Verdicts. Notify stops the caller, tells the sidecar, and returns EPERM; with
 // the sidecar gone the kernel answers ENOSYS itself.
@@ -139,7 +139,7 @@ func (p *program) anyOf(bits, verdict uint32) {
 
 // when runs body, which ends in a verdict, if the loaded value is k.
 func (p *program) when(k uint32, body program) {
-	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(len(body)), K: k}) //nolint:gosec // bodies are short
+	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(len(body)), K: k})
 	*p = append(*p, body...)
 }
 
@@ -255,9 +255,9 @@ func ioctlFilter() program {
 // installFilter puts the filter on the calling thread, for good, and returns the
 // descriptor on which refusals are heard.
 func installFilter(p []unix.SockFilter) (int, error) {
-	chain := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]} //nolint:gosec // some hundred instructions
+	chain := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
 	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
-		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&chain)))
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&chain))) //nolint:gosec // struct sock_fprog
 	runtime.KeepAlive(p)
 	if errno != 0 {
 		return -1, fmt.Errorf("install seccomp filter: %w", errno)

@@ -112,7 +112,7 @@ func (w *wall) loadCalls(group *cgroup, own bool) error {
 	if err != nil {
 		return fmt.Errorf("load system call counter: %w%s", err, loadHint(err))
 	}
-	if err := w.calls.Maps["groups"].Put(zero, uint32(group.dir.Fd())); err != nil { //nolint:gosec // descriptors fit
+	if err := w.calls.Maps["groups"].Put(zero, uint32(group.dir.Fd())); err != nil {
 		return fmt.Errorf("set up system call counter: %w", err)
 	}
 	return nil
@@ -237,7 +237,7 @@ func attachOne(pin string, group *cgroup, where ebpf.AttachType, program *ebpf.P
 	}
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: group.path, Attach: where, Program: program})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller says what
+		return nil, err
 	}
 	if err := l.Pin(pin); err != nil {
 		return nil, errors.Join(fmt.Errorf("pin link: %w", err), l.Close())

@@ -109,6 +109,9 @@ func (s *sidecar) cut(revocation authz.Revocation) revocationResult {
 	out := revocationResult{revocation: revocation}
 	if s.proxy != nil && revocation.Level != authz.LevelPause {
 		out.cut = s.proxy.Reconsider()
+		if revocation.Rule == "" {
+			s.proxy.Hangup()
+		}
 	}
 	if err := s.enforceLevel(s.engine.Current()); err != nil {
 		out.failed = append(out.failed, "kernel: "+err.Error())

@@ -71,6 +71,11 @@ func (s *sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) error 
 	if err := s.cage.Attach(ends); err != nil {
 		return fmt.Errorf("attach kernel programs: %w", err)
 	}
+	first, err := s.cage.Usage() // so that usage is known from the first request on
+	if err != nil {
+		return fmt.Errorf("read kernel counters: %w", err)
+	}
+	s.sampled(first)
 	return nil
 }
 

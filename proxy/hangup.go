@@ -1,0 +1,17 @@
+package proxy
+
+import "maps"
+
+// Hangup resets every connection of the plugin, idle ones too. It is for a
+// plugin from which everything was taken away: the kernel's door is shut then,
+// nothing that the plugin's side acknowledges arrives, and a connection that is
+// closed in the ordinary way would wait for that for ever. New connections are
+// accepted, and refused by decision.
+func (p *Proxy) Hangup() {
+	p.mu.Lock()
+	open := maps.Clone(p.conns)
+	p.mu.Unlock()
+	for c := range open {
+		_ = c.cut() // it is gone either way
+	}
+}

@@ -268,9 +268,10 @@ func TestEnvoyOriginates(t *testing.T) {
 	}
 }
 
+// TestEnvoyConnect opens a tunnel by another spelling of its granted name.
 func TestEnvoyConnect(t *testing.T) {
 	p := newPlane(t)
-	resp, body := p.send(t, "raw", "CONNECT git.weather.example:22 HTTP/1.1\r\nhost: git.weather.example:22\r\n\r\n"+
+	resp, body := p.send(t, "raw", "CONNECT GIT.weather.example.:22 HTTP/1.1\r\nhost: GIT.weather.example.:22\r\nx-forwarded-host: evil\r\n\r\n"+
 		"GET /open HTTP/1.1\r\nhost: inside\r\nconnection: close\r\n\r\n")
 	if resp.StatusCode != http.StatusOK || !strings.Contains(body, `"host":"inside"`) {
 		t.Errorf("%s %s", resp.Status, body)

@@ -232,6 +232,7 @@ func TestHeaders(t *testing.T) {
 		{"a name that is none", "a.tiles.weather.example", pairs{"x name", "a"}, "malformed_request", nil},
 		{"two methods", "a.tiles.weather.example", pairs{":method", "POST"}, "malformed_request", nil},
 		{"two paths", "a.tiles.weather.example", pairs{":path", "/admin"}, "malformed_request", nil},
+		{"two hosts", "a.tiles.weather.example", pairs{"host", "evil.example", "host", "a.tiles.weather.example"}, "malformed_request", nil},
 		{"another host", "a.tiles.weather.example", pairs{"host", "evil.example"}, "destination_mismatch", nil},
 		{"the same host", "a.tiles.weather.example", pairs{"host", "A.tiles.weather.example:443"}, "granted", nil},
 		{"a method override", "a.tiles.weather.example", pairs{"x-http-method-override", "DELETE"}, "granted", pairs{"x-http-method-override"}},
@@ -250,8 +251,12 @@ func TestHeaders(t *testing.T) {
 		for dialect, check := range map[string]func(string, string, string, string, ...string) *authv3.CheckRequest{"folded": envoyCheck, "raw": rawCheck} {
 			out := ask(t, s, check("GET", "https", c.host, "/", c.headers...))
 			checkAnswer(t, out)
-			if got := reasonOf(out); got != c.want {
-				t.Errorf("%s, %s: %s, want %s", dialect, c.name, got, c.want)
+			want := c.want
+			if dialect == "folded" && c.name == "two hosts" {
+				want = "destination_mismatch" // they arrive as one, joined by a comma
+			}
+			if got := reasonOf(out); got != want {
+				t.Errorf("%s, %s: %s, want %s", dialect, c.name, got, want)
 			}
 			for _, name := range c.removed {
 				if !slices.Contains(out.GetOkResponse().GetHeadersToRemove(), name) {

@@ -19,7 +19,7 @@ type access struct {
 	source  authz.Source
 	headers headers
 
-	tunnel     bool   // a connection or a CONNECT: no header of it reaches an upstream
+	connection bool   // of the network filter: there are no headers
 	grpc       bool   // the plugin speaks gRPC and wants a gRPC status
 	rewritable bool   // the caller takes new values for :path, :authority, :scheme and the query
 	sanitised  bool   // the caller may have put ! for bytes that are not UTF-8
@@ -66,7 +66,7 @@ func read(in *authv3.CheckRequest, principal authz.Principal) (*access, *fault) 
 // Envoy states the server name in destination.service there, and with
 // include_tls_session in tls_session as well.
 func (a *access) readConnection(attributes *authv3.AttributeContext) *fault {
-	a.tunnel = true
+	a.connection = true
 	to := attributes.GetDestination()
 	socket := to.GetAddress().GetSocketAddress()
 	service, sni := to.GetService(), attributes.GetTlsSession().GetSni()
@@ -121,7 +121,6 @@ func (a *access) readHTTP(attributes *authv3.AttributeContext, http *authv3.Attr
 	case l.target != "" && l.target != "/":
 		f = l.malformed("CONNECT has a path")
 	default: // its target is an authority with a port (RFC 9110, section 9.3.6)
-		a.tunnel = true
 		l.scheme, l.target = string(authz.SchemeTCP), ""
 		sni = "" // names the proxy that CONNECT was sent to
 		f = a.readDestination(l)

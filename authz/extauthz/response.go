@@ -48,7 +48,7 @@ func neverPassing() []string {
 // an allowing one, so that this is the only place that makes such a thing.
 func allow(a *access, admission *authz.Admission) (*authv3.CheckResponse, string) {
 	ok := &authv3.OkHttpResponse{}
-	if !a.tunnel {
+	if !a.connection {
 		headers, detail := a.changes(admission.Request.Destination, admission.Injection)
 		if detail != "" {
 			return nil, detail
@@ -89,7 +89,7 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	if a.rewritable {
 		// It is not removed, as its family is: Envoy finds no route without it
 		// once the route cache is cleared (VirtualHostImpl::getRouteFromEntries).
-		headers = append(headers, set("x-forwarded-proto", string(to.Scheme())))
+		headers = append(headers, set("x-forwarded-proto", forwardedProto(to.Scheme())))
 	}
 	switch slot.Kind {
 	case authz.InjectHeader:
@@ -106,6 +106,15 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 		}
 	}
 	return headers, ""
+}
+
+// forwardedProto returns the x-forwarded-proto of an access. A tunnel's is that
+// of the request which opens it.
+func forwardedProto(scheme authz.Scheme) string {
+	if scheme.HTTP() {
+		return string(scheme)
+	}
+	return string(authz.SchemeHTTP)
 }
 
 // injectQuery returns the target with the credential in its query, and without

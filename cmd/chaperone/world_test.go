@@ -147,6 +147,7 @@ func (w *world) startCommand(args ...string) *background {
 	w.t.Helper()
 	b := &background{w: w, cmd: w.command(args...), ended: make(chan struct{})}
 	b.cmd.Stdout, b.cmd.Stderr = &b.output, &b.output
+	b.cmd.WaitDelay = time.Second // an orphan keeps the pipe open
 	testenv.Must(w.t, b.cmd.Start())
 	go func() { _ = b.cmd.Wait(); close(b.ended) }() // its status is looked at by the test
 	w.t.Cleanup(func() {

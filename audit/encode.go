@@ -82,7 +82,9 @@ func (e *line) encode(r *authz.Record, full bool) {
 	e.text(`,"address":"`, r.Address)
 	e.text(`,"credential":"`, r.Credential)
 	if r.Lease != "" {
-		e.masked(`,"lease":"`, maskLease, r.Lease)
+		e.buf = append(e.buf, `,"lease":"`...)
+		e.buf = e.masks.appendLease(e.buf, r.Lease)
+		e.buf = append(e.buf, '"')
 	}
 	if r.Kind == authz.KindEnd {
 		e.int(`,"sent_bytes":`, r.SentBytes)
@@ -121,7 +123,9 @@ func (e *line) target(r *authz.Record, full bool) {
 	if full || r.Query == "" {
 		e.text(`,"query":"`, r.Query)
 	} else {
-		e.masked(`,"query":"`, maskQuery, r.Query)
+		e.buf = append(e.buf, `,"query":"`...)
+		e.buf = e.masks.append(e.buf, maskQuery, r.Query)
+		e.buf = append(e.buf, '"')
 	}
 }
 
@@ -191,12 +195,6 @@ func (e *line) text(open, value string) {
 	e.buf = append(e.buf, '"')
 }
 
-func (e *line) masked(open string, domain byte, value string) {
-	e.buf = append(e.buf, open...)
-	e.buf = e.masks.append(e.buf, domain, value)
-	e.buf = append(e.buf, '"')
-}
-
 func (e *line) uint(open string, value uint64) {
 	if value == 0 {
 		return
@@ -248,13 +246,20 @@ func (e *line) files(files map[string]string) {
 // characters, line separators, bidirectional overrides) is escaped, so that a
 // plugin's names cannot paint over a terminal that shows the log.
 func appendText(b []byte, s string, limit int) []byte {
+	plain := 0
+	for plain < len(s) && isPlain(s[plain]) {
+		plain++
+	}
+	if plain == len(s) && len(s) <= limit {
+		return append(b, s...)
+	}
 	begin, whole := len(b), len(b) // whole: where an ellipsis still fits
 	for i := 0; i < len(s); {
 		if len(b)-begin <= limit-len(ellipsis) {
 			whole = len(b)
 		}
 		size := 1
-		if c := s[i]; c >= 0x20 && c < 0x7f && c != '"' && c != '\\' {
+		if c := s[i]; isPlain(c) {
 			b = append(b, c)
 		} else {
 			b, size = appendEscaped(b, s[i:])
@@ -266,6 +271,9 @@ func appendText(b []byte, s string, limit int) []byte {
 	}
 	return b
 }
+
+// isPlain reports whether a byte is an ASCII character that needs no escape.
+func isPlain(c byte) bool { return c >= 0x20 && c < 0x7f && c != '"' && c != '\\' }
 
 // appendEscaped appends the first character of s, which is not plain ASCII,
 // and returns its size in s.

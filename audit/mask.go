@@ -30,6 +30,18 @@ type masker struct {
 	mac  hash.Hash
 	text []byte
 	sum  []byte
+
+	// A lease stands in record after record, and its mask is kept.
+	lease string
+	mask  []byte
+}
+
+// appendLease appends the mask of a lease id.
+func (m *masker) appendLease(b []byte, lease string) []byte {
+	if m.lease != lease {
+		m.lease, m.mask = lease, m.append(m.mask[:0], maskLease, lease)
+	}
+	return append(b, m.mask...)
 }
 
 // append appends the mask of value, which needs no escaping.

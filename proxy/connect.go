@@ -46,7 +46,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn) {
 	case len(schemes) == 0 && !p.authority.covers(named.Host()):
 		// No certificate for this host would be trusted: here the refusal can
 		// be read, inside TLS it could not.
-		p.refuseDestination(w, r, c, named)
+		p.answer(w, r, p.refuseHost(c, named))
 	default:
 		if p.hijack(w, c) {
 			c.way, c.host, c.port = tunnel, named.Host(), named.Port()
@@ -64,37 +64,51 @@ func onlyTunnels(schemes []authz.Scheme) bool {
 	return len(schemes) > 0 && !slices.ContainsFunc(schemes, authz.Scheme.HTTP)
 }
 
-// refuseDestination refuses a host that no rule names, in the decision's words.
-func (p *Proxy) refuseDestination(w http.ResponseWriter, r *http.Request, c *conn, named authz.Destination) {
-	p.answer(w, r, p.decideRefusal(c, named))
+// refuseHost refuses a host that no rule names, in the decision's words.
+func (p *Proxy) refuseHost(c *conn, named authz.Destination) authz.Refusal {
+	return p.refused(refuseHost(p.cfg.Gate, p.cfg.Engine.Current(), hostRefusal{
+		plugin: p.cfg.Plugin, host: named.Host(), port: named.Port(), now: p.cfg.Now(), source: c.source,
+		detail: string(p.cfg.Plugin) + " may not connect to " + named.HostPort(),
+	}))
 }
 
-// decideRefusal decides about a destination that is not to be had, for the
-// refusal's reason, nearest rule and remedy.
-func (p *Proxy) decideRefusal(c *conn, named authz.Destination) authz.Refusal {
+// hostRefusal is what is known of an access to a host that is refused before
+// anything was asked of it.
+type hostRefusal struct {
+	plugin authz.Principal
+	host   string
+	port   uint16
+	now    time.Time
+	source authz.Source
+	detail string
+}
+
+// refuseHost records the refusal of a host. Its reason, the nearest rule and
+// the remedy are those of the least that could be asked there.
+func refuseHost(gate *authz.Gate, s *authz.Snapshot, h hostRefusal) (authz.Refusal, error) {
 	scheme := authz.SchemeHTTPS
-	if named.Port() == authz.SchemeHTTP.DefaultPort() {
+	if h.port == authz.SchemeHTTP.DefaultPort() {
 		scheme = authz.SchemeHTTP
 	}
-	destination, err := authz.NewDestination(scheme, named.HostPort(), "/")
+	authority := joinPort(h.host, h.port)
+	attempt := authz.Attempt{Principal: h.plugin, URL: string(scheme) + "://" + authority, Detail: h.detail}
+	destination, err := authz.NewDestination(scheme, authority, "/")
 	if err != nil {
-		return p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
-			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: err.Error(),
-		}, c.source))
+		return gate.Refuse(authz.MalformedRequest, attempt, h.source)
 	}
-	request := authz.Request{Principal: p.cfg.Plugin, Destination: destination}
-	admission, err := p.cfg.Gate.Admit(context.Background(), request, c.source)
-	if err != nil {
-		p.cfg.Log.Warn("admit connection", zap.String("decision", admission.ID), zap.Error(err))
+	e := s.Explain(authz.Request{
+		Principal: h.plugin, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
+	}, authz.Usage{}, h.now)
+	reason := e.Decision.Reason
+	if reason.Allowed() {
+		reason = authz.DestinationNotGranted // not when it was asked
 	}
-	if admission.Refusal != nil {
-		return p.refused(*admission.Refusal, nil)
+	refusal, err := gate.Refuse(reason, attempt, h.source)
+	refusal.Nearest = e.Nearest
+	if e.Remedy != "" {
+		refusal.Remedy = e.Remedy
 	}
-	// A request without a method is granted only while the sidecar observes,
-	// and then every host is covered: the policy has just changed.
-	refusal := admission.Refuse(authz.DestinationNotGranted, "the policy changed while this was decided; try again")
-	p.endTunnel(admission, authz.Outcome{})
-	return p.refused(refusal, nil)
+	return refusal, err
 }
 
 // hijack takes the connection of a CONNECT over from net/http, with everything

@@ -170,7 +170,7 @@ func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
 	}
 	pattern, ok := r.cfg.Engine.Current().Name(r.cfg.Plugin, name.Host(), r.cfg.Now())
 	if !ok {
-		r.refuse(name.Host(), "the name is not granted and was not resolved")
+		r.refuse(name.Host(), "")
 		reply.Rcode = dns.RcodeNameError
 		return
 	}
@@ -210,13 +210,23 @@ func addressRecords(q dns.Question, v4, v6 netip.Addr) []dns.RR {
 }
 
 // refuse records and tells of a refused name, equal ones once a minute.
+// Without detail the name is one that no rule grants.
 func (r *Resolver) refuse(name, detail string) {
 	if !r.first(name) {
 		return
 	}
-	refusal, err := r.cfg.Gate.Refuse(authz.DestinationNotGranted, authz.Attempt{
-		Principal: r.cfg.Plugin, URL: name, Detail: detail,
-	}, authz.Source{Door: authz.DoorProxy, UID: -1})
+	source := authz.Source{Door: authz.DoorProxy, UID: -1}
+	var refusal authz.Refusal
+	var err error
+	if detail == "" {
+		refusal, err = refuseHost(r.cfg.Gate, r.cfg.Engine.Current(), hostRefusal{
+			plugin: r.cfg.Plugin, host: name, port: authz.SchemeHTTPS.DefaultPort(), now: r.cfg.Now(), source: source,
+			detail: string(r.cfg.Plugin) + " may not resolve " + name,
+		})
+	} else {
+		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Detail: detail}
+		refusal, err = r.cfg.Gate.Refuse(authz.DestinationNotGranted, attempt, source)
+	}
 	if err != nil {
 		r.cfg.Log.Error("refuse name", zap.Error(err))
 	}

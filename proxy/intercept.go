@@ -195,7 +195,7 @@ func (p *Proxy) enterTLS(c *conn) {
 	case c.mismatch == "" && onlyTunnels(schemes):
 		p.spliceNamed(c, tunnelScheme(schemes))
 	case len(schemes) == 0 && !p.authority.covers(named.Host()):
-		p.decideRefusal(c, named)
+		p.refuseHost(c, named)
 		c.alert()
 	default:
 		p.intercept(c)

@@ -5,15 +5,20 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // maxNamesPerPattern bounds the names that one wildcard pattern, or observing,
 // gives addresses to. Beyond it the answer is NXDOMAIN.
 const maxNamesPerPattern = 4096
+
+// maxNamesFile bounds what is read at the start: some 500,000 names.
+const maxNamesFile = 64 << 20
 
 // Virtual addresses are those of 240.0.0.0/4, which nobody else has (RFC 1112,
 // section 4), from 240.0.0.1 on.
@@ -50,27 +55,59 @@ func openNames(path string) (*names, error) {
 	if path == "" {
 		return n, nil
 	}
-	content, err := os.ReadFile(path) //nolint:gosec // the operator's own state
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read names: %w", err)
+	if err := n.open(path); err != nil {
+		return nil, fmt.Errorf("open names: %w", err)
 	}
-	whole := bytes.LastIndexByte(content, '\n') + 1 // a line cut short was never answered
-	for i, line := range strings.Split(strings.TrimSuffix(string(content[:whole]), "\n"), "\n") {
+	whole, err := n.readAll(path)
+	if err == nil {
+		err = n.file.Truncate(whole)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read names: %w", err), n.file.Close())
+	}
+	return n, nil
+}
+
+// open opens the file, which must be one of its owner's alone.
+func (n *names) open(path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600) //nolint:gosec // the operator's own state
+	if err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("%s is not a regular file", path)
+	case info.Size() > maxNamesFile:
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxNamesFile)
+	default:
+		err = file.Chmod(0o600)
+	}
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	n.file = file
+	return nil
+}
+
+// readAll takes in the file and returns how many of its bytes are whole lines:
+// a line cut short was never answered.
+func (n *names) readAll(path string) (whole int64, err error) {
+	content, err := io.ReadAll(io.LimitReader(n.file, maxNamesFile))
+	if err != nil {
+		return 0, err
+	}
+	end := bytes.LastIndexByte(content, '\n') + 1
+	for i, line := range strings.Split(string(content[:end]), "\n") {
 		if line == "" {
 			continue
 		}
 		if err := n.load(line); err != nil {
-			return nil, fmt.Errorf("read names: %s:%d: %w", path, i+1, err)
+			return 0, fmt.Errorf("%s:%d: %w", path, i+1, err)
 		}
 	}
-	n.file, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // as above
-	if err != nil {
-		return nil, fmt.Errorf("open names: %w", err)
-	}
-	if err := errors.Join(n.file.Chmod(0o600), n.file.Truncate(int64(whole))); err != nil {
-		return nil, errors.Join(fmt.Errorf("open names: %w", err), n.file.Close())
-	}
-	return n, nil
+	return int64(end), nil
 }
 
 // load takes in one line: address, name, and the pattern unless it is exact.

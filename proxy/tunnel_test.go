@@ -164,7 +164,9 @@ func redirect(original func() netip.AddrPort) func(*proxy.Config) {
 }
 
 // atomicAddr is an address that a test changes between connections.
-type atomicAddr struct{ p atomic.Pointer[netip.AddrPort] }
+type atomicAddr struct {
+	p atomic.Pointer[netip.AddrPort]
+}
 
 func (a *atomicAddr) store(to netip.AddrPort) { a.p.Store(&to) }
 func (a *atomicAddr) load() netip.AddrPort    { return *a.p.Load() }

@@ -79,6 +79,20 @@ func (f *faults) breaks(prefix string, handle func(w http.ResponseWriter, r *htt
 
 func (f *faults) mend() { f.fault.Store(nil) }
 
+// hold holds up requests until release is called. The channel gets a value for
+// each that has come.
+func (f *faults) hold(prefix string) (come <-chan struct{}, release func()) {
+	arrived, released := make(chan struct{}, 1000), make(chan struct{})
+	f.breaks(prefix, func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
+		arrived <- struct{}{}
+		<-released
+		answer := forward()
+		w.WriteHeader(answer.Code)
+		_, _ = answer.Body.WriteTo(w)
+	})
+	return arrived, func() { close(released) }
+}
+
 // answer answers with a status and a body, without asking Vault.
 func answer(status int, body string) func(http.ResponseWriter, *http.Request, func() *httptest.ResponseRecorder) {
 	return func(w http.ResponseWriter, _ *http.Request, _ func() *httptest.ResponseRecorder) {
@@ -238,12 +252,7 @@ func TestVaultIsSlow(t *testing.T) {
 	b := broker(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
 	warm, cold := ref("warm", "secret/data/weather"), ref("cold", "secret/data/weather")
 	testenv.MustGet(b.Credential(t.Context(), warm))(t)
-	release := make(chan struct{})
-	f.breaks("secret/", func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {
-		<-release
-		body := forward().Body
-		_, _ = body.WriteTo(w)
-	})
+	_, release := f.hold("secret/")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := b.Credential(ctx, cold); !errors.Is(err, context.DeadlineExceeded) {
@@ -252,7 +261,7 @@ func TestVaultIsSlow(t *testing.T) {
 	if _, err := b.Credential(t.Context(), warm); err != nil {
 		t.Errorf("what is there was held up: %v", err)
 	}
-	close(release)
+	release()
 	testenv.MustGet(b.Credential(t.Context(), cold))(t)
 	if got := f.count("secret/data/weather"); got != 2 {
 		t.Errorf("%d reads, not one for each credential", got)
@@ -319,6 +328,7 @@ func TestAnswersOfVault(t *testing.T) {
 	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
 	tests := []struct {
 		name, path string
+		plugin     string
 		handle     func(http.ResponseWriter, *http.Request, func() *httptest.ResponseRecorder)
 		status     int
 		says       string
@@ -328,6 +338,7 @@ func TestAnswersOfVault(t *testing.T) {
 		{name: "not there", path: "secret/data/none", status: 404, says: "nothing is there"},
 		{name: "deleted", path: "secret/data/deleted", status: 404, says: "deleted"},
 		{name: "line break", path: "secret/data/broken", status: 200, says: `field "api_key"`},
+		{name: "other plugin", path: "secret/data/weather", plugin: "mail", says: "plugin mail"},
 		{name: "own token", path: "auth/token/lookup-self", says: "Vault's own"},
 		{name: "own state", path: "sys/policies/acl/weather", says: "Vault's own"},
 		{name: "dots", path: "secret/../sys/health", says: "not one of Vault's"},
@@ -355,7 +366,11 @@ func TestAnswersOfVault(t *testing.T) {
 				f.breaks("secret/", test.handle)
 			}
 			b := broker(t, Config{Address: f.address, Auth: auth})
-			_, err := b.Credential(t.Context(), ref("key", test.path))
+			key := ref("key", test.path)
+			if test.plugin != "" {
+				key.Plugin = test.plugin
+			}
+			_, err := b.Credential(t.Context(), key)
 			if err == nil {
 				t.Fatal("got a credential")
 			}

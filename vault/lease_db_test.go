@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,28 +146,148 @@ func TestRenewsThenReplaces(t *testing.T) {
 func TestMintsOnceForManyCallers(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	f := newFaults(t, v)
 	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
-	b := broker(t, Config{Address: v.Address, Auth: auth})
+	b := broker(t, Config{Address: f.address, Auth: auth})
+	db1 := ref("db", "database/creds/reader")
+	minting, release := f.hold("database/")
+
+	// The first caller's end must not fail the others.
 	impatient, giveUp := context.WithCancel(t.Context())
-	var started, all sync.WaitGroup
-	for i := range 200 {
-		started.Add(1)
+	first := make(chan error, 1)
+	go func() {
+		_, err := b.Credential(impatient, db1)
+		first <- err
+	}()
+	<-minting
+	giveUp()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("who gave up was told %v", err)
+	}
+	var all sync.WaitGroup
+	for range 200 {
 		all.Go(func() {
-			started.Done()
-			ctx := t.Context()
-			if i == 0 {
-				ctx = impatient // the first caller's end must not fail the others
-			}
-			if _, err := b.Credential(ctx, ref("db", "database/creds/reader")); err != nil && i != 0 {
+			if _, err := b.Credential(t.Context(), db1); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	started.Wait()
-	giveUp()
+	release()
 	all.Wait()
 	if got := users(t, db); len(got) != 1 {
-		t.Errorf("200 callers made %d users", len(got))
+		t.Errorf("201 callers made %d users", len(got))
+	}
+}
+
+// A credential that is taken out of force while it is fetched is given back,
+// and not handed out.
+func TestTakenAwayWhileFetched(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	f := newFaults(t, v)
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	b, _ := run(t, Config{Address: f.address, Auth: auth})
+	db1 := ref("db", "database/creds/reader")
+	b.Retain(t.Context(), []authz.CredentialRef{db1})
+	minting, release := f.hold("database/")
+	got := make(chan error, 1)
+	go func() {
+		_, err := b.Credential(context.WithoutCancel(t.Context()), db1)
+		got <- err
+	}()
+	<-minting
+	reported := make(chan Report, 1)
+	go func() { reported <- b.Retain(context.WithoutCancel(t.Context()), nil) }()
+	until(t, "it is out of force", func() bool { return len(b.Status().Leases) == 0 })
+	release()
+	if err := <-got; !errors.Is(err, errNotInForce) {
+		t.Errorf("the request was answered %v", err)
+	}
+	if report := <-reported; report.Leases != 1 || report.Confirmed != 1 || report.Err != nil {
+		t.Errorf("report: %+v", report)
+	}
+	if got := users(t, db); len(got) != 0 {
+		t.Errorf("users left in the database: %q", got)
+	}
+}
+
+// Confirmed means that the user is gone from the database, and not that Vault
+// will see to it.
+func TestConfirmedMeansGone(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	b := broker(t, Config{Address: v.Address, Auth: auth})
+	testenv.MustGet(b.Credential(t.Context(), ref("db", "database/creds/reader")))(t)
+	testenv.Must(t, db.Kill())
+	if report := b.Retain(t.Context(), nil); report.Confirmed != 0 || len(report.Unconfirmed) != 1 || report.Err == nil {
+		t.Errorf("report without a database: %+v", report)
+	}
+}
+
+// What is in the air when the sidecar ends neither holds it up nor stays.
+func TestEndsWhileMinting(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	f := newFaults(t, v)
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+	b, stop := run(t, Config{Address: f.address, Auth: auth, Timeout: time.Hour})
+	minted := make(chan struct{})
+	f.breaks("database/", func(_ http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder) {
+		forward()
+		close(minted)
+		<-r.Context().Done()
+	})
+	got := make(chan error, 1)
+	go func() {
+		_, err := b.Credential(context.WithoutCancel(t.Context()), ref("db", "database/creds/reader"))
+		got <- err
+	}()
+	<-minted
+	testenv.Must(t, stop())
+	if err := <-got; err == nil {
+		t.Error("the request was answered")
+	}
+	until(t, "the user that nobody knows is gone", func() bool { return len(users(t, db)) == 0 })
+}
+
+// After a suspension, or when the clock was set, Vault is asked before anything
+// is served that has ended meanwhile; and what nobody has used is given back
+// and not renewed.
+func TestClockJumps(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: 10 * time.Hour})
+	var jumped atomic.Int64
+	var log journal
+	f := newFaults(t, v)
+	b, _ := run(t, Config{Address: f.address, Auth: auth, Recorder: &log, Now: func() time.Time {
+		return time.Now().Add(time.Duration(jumped.Load()))
+	}})
+	db1 := ref("db", "database/creds/reader")
+	b.Retain(t.Context(), []authz.CredentialRef{db1})
+	first := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+	f.breaks("", answer(http.StatusServiceUnavailable, `{"errors":["Vault is sealed"]}`))
+	jumped.Store(int64(2 * time.Hour))
+	if _, err := b.Credential(t.Context(), db1); err == nil {
+		t.Error("a lease of an hour is served after two")
+	}
+	f.mend()
+	var second authz.Credential
+	until(t, "Vault was asked", func() (ok bool) {
+		c, err := b.Credential(t.Context(), db1)
+		second = c
+		return err == nil
+	})
+	if log.count("renewed")+log.count("leased") != 2 || second.NotAfter.Sub(first.NotAfter) < time.Hour {
+		t.Errorf("served until %s, then until %s, records %s", first.NotAfter, second.NotAfter, &log)
+	}
+
+	jumped.Store(int64(2*time.Hour + 50*time.Minute)) // it is due to be renewed
+	b.wake()
+	until(t, "it is given back", func() bool { return len(users(t, db)) == 0 })
+	if log.count("released") != 1 {
+		t.Errorf("records %s", &log)
 	}
 }
 

@@ -1,6 +1,10 @@
 package proxy
 
-import "maps"
+import (
+	"maps"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
 
 // Hangup resets every connection of the plugin, idle ones too. It is for a
 // plugin from which everything was taken away: the kernel's door is shut then,
@@ -13,5 +17,18 @@ func (p *Proxy) Hangup() {
 	p.mu.Unlock()
 	for c := range open {
 		_ = c.cut() // it is gone either way
+	}
+}
+
+// abandonedSince reports, when it is asked, whether everything was taken from
+// the plugin after generation.
+func (p *Proxy) abandonedSince(generation uint64) func() bool {
+	return func() bool {
+		s := p.cfg.Engine.Current()
+		if s.Generation() == generation {
+			return false
+		}
+		level := s.RevokedLevel(p.cfg.Plugin, p.cfg.Now())
+		return level == authz.LevelQuarantine || level == authz.LevelHalt
 	}
 }

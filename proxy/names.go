@@ -43,6 +43,7 @@ type names struct {
 	byAddr  map[netip.Addr]string
 	counts  map[string]int // names by pattern
 	next    uint32
+	closed  bool // by one of the listeners that share it
 	failing bool // the file could not be written: nothing new is given out
 }
 
@@ -179,9 +180,9 @@ func (n *names) host(addr netip.Addr) (string, bool) {
 func (n *names) close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.file == nil {
+	if n.file == nil || n.closed {
 		return nil
 	}
-	n.failing = true
+	n.failing, n.closed = true, true
 	return n.file.Close()
 }

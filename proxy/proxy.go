@@ -236,7 +236,7 @@ func (p *Proxy) accept(ctx context.Context, l net.Listener) error {
 		default:
 			return err
 		}
-		c := newConn(raw, p.forget)
+		c := newConn(raw, p.forget, p.abandonedSince(p.cfg.Engine.Current().Generation()))
 		if !p.remember(c) {
 			p.refuseFull()
 			_ = c.Close() // nothing was read from it

@@ -56,10 +56,14 @@ type conn struct {
 	bottom *conn // what the registry of connections knows it by
 	once   *sync.Once
 	forget func(*conn)
+	// abandoned reports whether everything was taken from the plugin since the
+	// connection was made. Nothing that the plugin acknowledges arrives then, and
+	// an ordinary close would wait for it.
+	abandoned func() bool
 }
 
-func newConn(raw net.Conn, forget func(*conn)) *conn {
-	c := &conn{Conn: raw, raw: raw, once: new(sync.Once), forget: forget}
+func newConn(raw net.Conn, forget func(*conn), abandoned func() bool) *conn {
+	c := &conn{Conn: raw, raw: raw, once: new(sync.Once), forget: forget, abandoned: abandoned}
 	c.bottom = c
 	return c
 }
@@ -70,7 +74,7 @@ func (c *conn) over(inner *tls.Conn) *conn {
 		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source,
 		limit: c.limit, limitRetry: c.limitRetry,
 		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch,
-		once: c.once, forget: c.forget, bottom: c.bottom,
+		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned,
 	}
 }
 
@@ -140,6 +144,9 @@ func (c *conn) Write(b []byte) (int, error) {
 
 // Close closes the connection, with a TLS goodbye where there is TLS.
 func (c *conn) Close() error {
+	if c.abandoned() {
+		return c.cut()
+	}
 	err := c.Conn.Close()
 	c.once.Do(func() { c.forget(c.bottom) })
 	return err
@@ -155,6 +162,9 @@ func (c *conn) CloseWrite() error {
 
 // cut closes the connection at once, whatever it is doing.
 func (c *conn) cut() error {
+	if c.abandoned() {
+		c.linger()
+	}
 	err := c.raw.Close()
 	c.once.Do(func() { c.forget(c.bottom) })
 	return err
@@ -163,10 +173,15 @@ func (c *conn) cut() error {
 // reset closes the connection so that the other end sees an error and no end
 // of file.
 func (c *conn) reset() {
+	c.linger()
+	_ = c.cut()
+}
+
+// linger makes the close to come a reset: what was not sent is dropped.
+func (c *conn) linger() {
 	if tcp, ok := c.raw.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // a plain close says less
 	}
-	_ = c.cut()
 }
 
 type connKey struct{}

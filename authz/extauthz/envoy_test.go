@@ -416,14 +416,45 @@ func TestEnvoyFailsClosed(t *testing.T) {
 		t.Errorf("the upstream saw %d requests, want 1", got)
 	}
 	p.start(t)
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		resp, body := p.send(t, "raw", granted)
-		if resp.StatusCode == http.StatusOK {
-			break
+	p.until(t, granted, func(resp *http.Response) bool { return resp.StatusCode == http.StatusOK })
+}
+
+// until sends a request until it is answered as wanted.
+func (p *plane) until(t *testing.T, request string, wanted func(*http.Response) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		resp, body := p.send(t, "raw", request)
+		if wanted(resp) {
+			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the sidecar is back, and still: %s %s", resp.Status, body)
+			t.Fatalf("still answered %s %v %s", resp.Status, resp.Header, body)
 		}
+	}
+}
+
+// TestEnvoySlowCredential lets a credential take longer than Envoy waits: what
+// it gets is a refusal, in time, and not an error.
+func TestEnvoySlowCredential(t *testing.T) {
+	p := newPlane(t)
+	p.stop()
+	source := p.slowly(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for {
+			select {
+			case <-source.asked:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	p.start(t)
+	p.until(t, get("https://api.weather.example/v1/forecast/berlin"), func(resp *http.Response) bool {
+		return resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(authz.HeaderReason) == "credential_unavailable"
+	})
+	if got := p.upstream.Total(); got != 0 {
+		t.Errorf("the upstream saw %d requests", got)
 	}
 }

@@ -302,7 +302,7 @@ func (b *Broker) settle(r *revocation, err error) {
 	case r.done:
 	case err == nil:
 		b.finish(r, "revoked", "")
-	case r.ends.add(afterTheEnd).before(now):
+	case !isTransient(err) && r.ends.add(afterTheEnd).before(now):
 		b.finish(r, "ended", "it was not revoked and ended by itself: "+err.Error())
 	default:
 		r.attempts++

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -59,8 +60,8 @@ func checkLimits(path string, l Limits, report func(path, format string, args ..
 		report(path+".onExceeded", "is without a limit")
 	}
 	for _, s := range stated {
-		if s.spec.Count == 0 || s.spec.Period < 0 {
-			report(path+"."+s.kind.String(), "is not a limit; write COUNT/PERIOD or COUNT")
+		if s.spec.Count == 0 || s.spec.Count > math.MaxInt64 || s.spec.Period < 0 || s.spec.Period > maxPeriod {
+			report(path+"."+s.kind.String(), "is not a limit; write COUNT/PERIOD or COUNT, with a period of at most %s", Duration(maxPeriod))
 		}
 	}
 }

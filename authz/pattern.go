@@ -43,11 +43,11 @@ func parseHostPattern(s string) (hostPattern, error) {
 	if err != nil {
 		return hostPattern{}, err
 	}
-	if host != name {
-		return hostPattern{}, fmt.Errorf("%q is not canonical; write %q", clip(s), strings.TrimSuffix(s, name)+host)
-	}
 	if p.kind != hostExact && addr.IsValid() {
 		return hostPattern{}, fmt.Errorf("%q is a wildcard over an address", clip(s))
+	}
+	if host != name {
+		return hostPattern{}, fmt.Errorf("%q is not canonical; write %q", clip(s), strings.TrimSuffix(s, name)+host)
 	}
 	p.name, p.addr = host, addr
 	return p, nil

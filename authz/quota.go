@@ -120,8 +120,12 @@ type bucket struct {
 	over   bool          // the limit was crossed and has not recovered
 }
 
-// never is a charge that no period ends: 146 years.
-const never = 1 << 62
+// maxPeriod is the longest period of a rate, and never a charge that no period
+// ends: a hundred years and 146.
+const (
+	maxPeriod = 36_500 * 24 * time.Hour
+	never     = 1 << 62
+)
 
 // spend adds cost and reports whether that was within the limit. With force,
 // cost has been used already and is added whatever it does.

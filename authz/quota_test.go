@@ -1,0 +1,477 @@
+package authz
+
+import (
+	"encoding/json"
+	"math"
+	"math/big"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestRate: COUNT/PERIOD lets a burst of COUNT through, then one each
+// PERIOD/COUNT, and so at most twice COUNT in any PERIOD.
+func TestRate(t *testing.T) {
+	for _, l := range []Limit{{1, time.Second}, {3, time.Second}, {7, time.Second}, {100, time.Minute}, {1000, time.Second}, {999, 7 * time.Millisecond}} {
+		var b bucket
+		var let []time.Time
+		for range 5 * l.Count {
+			// Ask at once, and again at the very moment that the refusal names.
+			now := noon
+			if len(let) > 0 {
+				now = let[len(let)-1]
+			}
+			ok, retry := b.spend(l, 1, now, false)
+			if !ok {
+				if early, _ := b.spend(l, 1, now.Add(retry-1), false); early {
+					t.Fatalf("%s let a request through before %s", l, retry)
+				}
+				now = now.Add(retry)
+				if ok, _ = b.spend(l, 1, now, false); !ok {
+					t.Fatalf("%s does not let a request through after %s", l, retry)
+				}
+			}
+			let = append(let, now)
+		}
+		if burst := let[l.Count-1].Sub(noon); burst != 0 {
+			t.Errorf("%s let its burst through in %s", l, burst)
+		}
+		for i := range let {
+			until := let[i].Add(l.Period)
+			j, _ := slices.BinarySearchFunc(let, until, time.Time.Compare)
+			if in := uint64(j - i); in > 2*l.Count {
+				t.Fatalf("%s let %d through within a period", l, in)
+			}
+		}
+		// The rest comes at an even pace, without a drift by rounding.
+		want := time.Duration(uint64(l.Period) * (4 * l.Count) / l.Count)
+		if got := let[5*l.Count-1].Sub(noon); got < want || got > want+1 {
+			t.Errorf("%s let 5 times its count through in %s, not %s", l, got, want)
+		}
+	}
+}
+
+// reference is the rate as it is defined, in exact fractions: spent holds how
+// full the bucket is, in requests.
+type reference struct {
+	full *big.Rat
+	at   time.Time
+}
+
+func (r *reference) spend(l Limit, cost uint64, now time.Time, force bool) bool {
+	if r.full == nil {
+		r.full, r.at = new(big.Rat), now
+	}
+	if now.After(r.at) {
+		drained := new(big.Rat).SetFrac(new(big.Int).Mul(big.NewInt(int64(now.Sub(r.at))), new(big.Int).SetUint64(l.Count)), big.NewInt(int64(l.Period)))
+		if r.full.Sub(r.full, drained); r.full.Sign() < 0 {
+			r.full = new(big.Rat)
+		}
+		r.at = now
+	}
+	after := new(big.Rat).Add(r.full, new(big.Rat).SetInt(new(big.Int).SetUint64(cost)))
+	ok := after.Cmp(new(big.Rat).SetInt(new(big.Int).SetUint64(l.Count))) <= 0
+	if ok || force {
+		r.full = after
+	}
+	return ok
+}
+
+// FuzzRate compares the arithmetic of rates with exact fractions.
+func FuzzRate(f *testing.F) {
+	f.Add(uint64(3), int64(time.Second), []byte{1, 0, 1, 0, 1, 0, 1, 200, 1, 255, 1, 13})
+	f.Add(uint64(math.MaxInt64), int64(1), []byte{255, 255, 255, 255})
+	f.Add(uint64(1), int64(maxPeriod), []byte{1, 1, 1, 1})
+	f.Add(uint64(10<<30), int64(time.Minute), []byte{128, 3, 129, 4, 130, 5, 131, 6})
+	f.Add(uint64(7), int64(3), []byte{1, 1, 1, 2, 1, 1, 3, 1, 1, 1, 9, 9, 1, 0})
+	f.Fuzz(func(t *testing.T, count uint64, period int64, steps []byte) {
+		l := Limit{count & math.MaxInt64, time.Duration(period & math.MaxInt64)}
+		if l.Count == 0 || l.Period == 0 || l.Period > maxPeriod {
+			return
+		}
+		var b bucket
+		var exact reference
+		now := noon
+		for i := 0; i+1 < len(steps) && i < 400; i += 2 {
+			// Costs and waits of every size: a few, or a power of two of them.
+			cost := uint64(steps[i] & 0x7f)
+			if steps[i] >= 0x80 {
+				cost = 1 << (steps[i] & 0x3f)
+			}
+			wait := time.Duration(steps[i+1] & 0x7f)
+			if steps[i+1] >= 0x80 {
+				wait = 1 << (steps[i+1] % 56)
+			}
+			now = now.Add(wait)
+			force := steps[i]&1 == 1
+			if charge, _ := l.charge(cost, 0); charge == never {
+				force = false // debts of centuries are cut off, which fractions are not
+			}
+			want := exact.spend(l, cost, now, force)
+			got, retry := b.spend(l, cost, now, force)
+			if got != want {
+				t.Fatalf("step %d: %d of %d/%s at %s is %t, exactly %t", i, cost, l.Count, l.Period, now.Sub(noon), got, want)
+			}
+			if got != (retry == 0) || retry < 0 {
+				t.Fatalf("step %d: %t and retry in %s", i, got, retry)
+			}
+			if used := b.usedOf(l, now); got && used > l.Count {
+				t.Fatalf("step %d: %d of %d are used", i, used, l.Count)
+			}
+		}
+	})
+}
+
+// TestRateExtremes: no cost, count or period overflows into a free pass.
+func TestRateExtremes(t *testing.T) {
+	const most = math.MaxInt64
+	for _, test := range []struct {
+		limit  Limit
+		cost   uint64
+		within bool
+	}{
+		{Limit{1, 1}, 1, true},
+		{Limit{1, 1}, 2, false},
+		{Limit{most, 1}, most, true},
+		{Limit{most, maxPeriod}, most, true},
+		{Limit{most, maxPeriod}, most + 1, false},
+		{Limit{1, maxPeriod}, 1, true},
+		{Limit{1, maxPeriod}, math.MaxUint64, false},
+		{Limit{10_000, 30 * 24 * time.Hour}, 100_000_000, false},
+		{Limit{most, 0}, most, true},
+		{Limit{most, 0}, math.MaxUint64, false},
+	} {
+		var b bucket
+		if ok, _ := b.spend(test.limit, test.cost, noon, true); ok != test.within {
+			t.Errorf("%d of %+v is within: %t", test.cost, test.limit, ok)
+		}
+		if used := b.usedOf(test.limit, noon); test.within != (used <= test.limit.Count) {
+			t.Errorf("%d of %+v: %d are used", test.cost, test.limit, used)
+		}
+		for range 3 {
+			b.spend(test.limit, math.MaxUint64, noon, true)
+		}
+		if ok, _ := b.spend(test.limit, 1, noon, false); ok {
+			t.Errorf("%+v lets one through after all there is", test.limit)
+		}
+	}
+	// What was forced is paid back in full: 100 MB at 10 kB in 30 days takes
+	// centuries, and not five days.
+	slow := Limit{10_000, 30 * 24 * time.Hour}
+	var b bucket
+	b.spend(slow, 100_000_000, noon, true)
+	if ok, _ := b.spend(slow, 1, noon.AddDate(100, 0, 0), false); ok {
+		t.Error("a debt of centuries is paid in one")
+	}
+}
+
+// TestRateReload: a bucket that is half full stays half full when a reload
+// changes its limit.
+func TestRateReload(t *testing.T) {
+	for _, test := range []struct{ old, new Limit }{
+		{Limit{1000, time.Hour}, Limit{10, time.Minute}},
+		{Limit{10, time.Minute}, Limit{1000, time.Hour}},
+		{Limit{10, time.Minute}, Limit{10, time.Minute}},
+		{Limit{math.MaxInt64 / 2, maxPeriod}, Limit{4, 1 << 40}},
+	} {
+		var b bucket
+		b.spend(test.old, test.old.Count/2, noon, true)
+		left := uint64(0)
+		for ok := true; ok && left <= test.new.Count; left++ {
+			ok, _ = b.spend(test.new, 1, noon, false)
+		}
+		if left--; left < test.new.Count/2 || left > test.new.Count/2+1 {
+			t.Errorf("%v half used leaves %d of %v", test.old, left, test.new)
+		}
+	}
+	var b bucket
+	b.spend(Limit{1, 1}, 1<<40, noon, true)
+	if ok, _ := b.spend(Limit{1, maxPeriod}, 1, noon, false); ok {
+		t.Error("a debt without end fits a longer period")
+	}
+}
+
+// limitedWorld is a plugin with the given limits, and one of a rule.
+func limitedWorld(t *testing.T, plugin, rule Limits) *world {
+	t.Helper()
+	g := forecast()
+	g.Limits, g.Rules[0].Limits = plugin, rule
+	return newWorld(t, input(g))
+}
+
+// TestAllOrNothing: a request that one limit refuses spends from none.
+func TestAllOrNothing(t *testing.T) {
+	w := limitedWorld(t, Limits{Requests: Limit{5, time.Hour}}, Limits{Requests: Limit{2, time.Hour}})
+	for i, want := range []Reason{Granted, Granted, QuotaExceeded, QuotaExceeded, QuotaExceeded, QuotaExceeded} {
+		if got := w.admit(t, get(t, forecastURL)).Decision.Reason; got != want {
+			t.Fatalf("request %d is %s", i, got)
+		}
+	}
+	var used []uint64
+	for _, u := range w.ledger.Report(w.engine.Current(), "weather", noon) {
+		used = append(used, u.Used)
+	}
+	if !slices.Equal(used, []uint64{2, 2}) {
+		t.Errorf("%v of the plugin's and the rule's limits are used", used)
+	}
+}
+
+// TestCrossing: a limit is reported once when it is crossed, and again only
+// after it has recovered.
+func TestCrossing(t *testing.T) {
+	w := limitedWorld(t, Limits{}, Limits{Requests: Limit{2, time.Minute}, OnExceeded: OnExceededKill})
+	crossing := Crossing{Plugin: "weather", Grant: "weather", Rule: "read-forecast", Kind: LimitRequests, Limit: Limit{2, time.Minute}, Kill: true}
+	ask := func(n int, want ...Crossing) {
+		t.Helper()
+		w.crossed = nil
+		for range n {
+			w.admit(t, get(t, forecastURL))
+		}
+		if diff := cmp.Diff(want, w.crossed); diff != "" {
+			t.Error(diff)
+		}
+	}
+	ask(2)
+	ask(3, crossing)
+	ask(3)
+	w.advance(30 * time.Second)
+	ask(1)
+	ask(3, crossing)
+}
+
+// TestCrossingWhileObserving: what is only observed kills nothing.
+func TestCrossingWhileObserving(t *testing.T) {
+	kill := Limits{Requests: Limit{1, time.Minute}, Syscalls: Limit{1, time.Minute}, Connections: Limit{1, time.Minute}, OnExceeded: OnExceededKill}
+	g := forecast()
+	g.Limits = kill
+	in := input(g)
+	in.Observe, in.ObserveUntil = true, noon.Add(time.Hour)
+	w := newWorld(t, in)
+	w.ledger.samples["weather"] = reading{at: noon}
+	for range 3 {
+		if d := w.admit(t, get(t, forecastURL)).Decision; !d.Allowed() {
+			t.Errorf("an observing sidecar says %s", d.Reason)
+		}
+		if reason, _ := w.gate.Connect("weather"); reason != Granted {
+			t.Errorf("an observing sidecar refuses a connection: %s", reason)
+		}
+	}
+	more, _ := w.ledger.Observe(w.engine.Current(), "weather", Sample{Syscalls: 5}, noon)
+	if all := append(w.crossed, more...); len(all) != 3 || all[0].Kill || all[1].Kill || all[2].Kill {
+		t.Errorf("crossed %+v", all)
+	}
+
+	// A rule that observes does not kill for its own limit, but does for the plugin's.
+	g = forecast()
+	g.Limits = Limits{Requests: Limit{2, time.Minute}, OnExceeded: OnExceededKill}
+	g.Rules[0].Limits = Limits{Requests: Limit{1, time.Minute}, OnExceeded: OnExceededKill}
+	g.Rules[0].Mode, g.Rules[0].ObserveUntil = ModeObserve, noon.Add(time.Hour)
+	w = newWorld(t, input(g))
+	for i, want := range []Reason{Granted, Observed, QuotaExceeded} {
+		if got := w.admit(t, get(t, forecastURL)).Decision.Reason; got != want {
+			t.Errorf("request %d is %s", i, got)
+		}
+	}
+	if len(w.crossed) != 2 || w.crossed[0].Rule == "" || w.crossed[0].Kill || w.crossed[1].Rule != "" || !w.crossed[1].Kill {
+		t.Errorf("crossed %+v", w.crossed)
+	}
+}
+
+// TestObserve feeds the kernel's counters.
+func TestObserve(t *testing.T) {
+	w := limitedWorld(t, Limits{
+		SentBytes: ByteLimit{100, time.Second}, ReceivedBytes: ByteLimit{1000, 0}, Syscalls: Limit{10, time.Second}, OnExceeded: OnExceededKill,
+	}, Limits{})
+	s := w.engine.Current()
+	decide := func(at time.Time) Reason { return s.Decide(get(t, forecastURL), w.ledger.Usage(), at).Reason }
+	if got := decide(noon); got != UsageUnknown {
+		t.Errorf("without a reading it is %s", got)
+	}
+	for i, step := range []struct {
+		after     time.Duration
+		sample    Sample
+		crossed   []LimitKind
+		exhausted bool
+		want      Reason
+	}{
+		{0, Sample{}, nil, false, Granted},
+		{0, Sample{50, 500, 5}, nil, false, Granted},
+		{0, Sample{200, 500, 5}, []LimitKind{LimitSentBytes}, false, QuotaExceeded},
+		{0, Sample{300, 500, 5}, nil, false, QuotaExceeded}, // still over: not again
+		{3 * time.Second, Sample{300, 500, 5}, nil, false, Granted},
+		{3 * time.Second, Sample{450, 500, 5}, []LimitKind{LimitSentBytes}, false, QuotaExceeded},
+		{9 * time.Second, Sample{10, 10, 1}, nil, false, Granted}, // a new start of the plugin
+		{9 * time.Second, Sample{10, 499, 20}, []LimitKind{LimitSyscalls}, false, QuotaExceeded},
+		{15 * time.Second, Sample{10, 520, 20}, []LimitKind{LimitReceivedBytes}, true, QuotaExceeded},
+		{15 * time.Second, Sample{10, 900, 20}, nil, false, QuotaExceeded},
+	} {
+		now := noon.Add(step.after)
+		crossings, exhausted := w.ledger.Observe(s, "weather", step.sample, now)
+		var kinds []LimitKind
+		for _, c := range crossings {
+			kinds = append(kinds, c.Kind)
+			if !c.Kill || c.Plugin != "weather" || c.Grant != "weather" || c.Rule != "" {
+				t.Errorf("step %d: %+v", i, c)
+			}
+		}
+		if !slices.Equal(kinds, step.crossed) || exhausted != step.exhausted {
+			t.Errorf("step %d crosses %v, exhausted %t", i, kinds, exhausted)
+		}
+		if got := decide(now); got != step.want {
+			t.Errorf("step %d: %s", i, got)
+		}
+		if got := decide(now.Add(staleAfter + 1)); got != UsageUnknown && got != QuotaExceeded {
+			t.Errorf("step %d: %s when the meter is stale", i, got)
+		}
+	}
+	report := w.ledger.Report(s, "weather", noon.Add(15*time.Second))
+	want := []UsageOf{
+		{Plugin: "weather", Grant: "weather", Kind: LimitSentBytes, Limit: Limit{100, time.Second}, Known: true},
+		{Plugin: "weather", Grant: "weather", Kind: LimitReceivedBytes, Limit: Limit{1000, 0}, Used: 1400, Known: true},
+		{Plugin: "weather", Grant: "weather", Kind: LimitSyscalls, Limit: Limit{10, time.Second}, Known: true},
+	}
+	if diff := cmp.Diff(want, report); diff != "" {
+		t.Error(diff)
+	}
+	if report := w.ledger.Report(s, "weather", noon.Add(time.Minute)); report[0].Known {
+		t.Error("what was read a minute ago is known")
+	}
+	// The grant's end ends its limits.
+	if crossings, _ := w.ledger.Observe(s, "weather", Sample{1 << 40, 1 << 40, 1 << 40}, noon.AddDate(1, 0, 0)); crossings != nil {
+		t.Errorf("an ended grant's limits are crossed: %v", crossings)
+	}
+}
+
+// TestTotals: what is used of totals survives a restart.
+func TestTotals(t *testing.T) {
+	total := Limits{Requests: Limit{3, 0}, ReceivedBytes: ByteLimit{100, 0}}
+	w := limitedWorld(t, total, Limits{Requests: Limit{2, 0}})
+	w.ledger.samples["weather"] = reading{at: noon}
+	generation := w.engine.Current().Generation()
+	changed := w.engine.Current().Changed()
+	w.admit(t, get(t, forecastURL))
+	if w.engine.Current().Generation() != generation {
+		t.Error("a total that is not used up makes a generation")
+	}
+	last := w.admit(t, get(t, forecastURL))
+	if w.engine.Current().Generation() != generation+1 {
+		t.Error("a total that is used up makes no generation")
+	}
+	<-changed
+	if !last.StillAllowed() {
+		t.Error("the last request of a total is cut by itself")
+	}
+	if r := w.admit(t, get(t, forecastURL)).Decision; r.Reason != QuotaExceeded || !r.Cuts() || r.RetryAfter != 0 {
+		t.Errorf("%+v", r)
+	}
+	w.ledger.Observe(w.engine.Current(), "weather", Sample{ReceivedBytes: 40}, noon)
+
+	want := []Total{
+		{Plugin: "weather", Grant: "weather", Kind: "receivedBytes", Used: 40},
+		{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 2},
+		{Plugin: "weather", Grant: "weather", Rule: "read-forecast", Kind: "requests", Used: 2},
+	}
+	totals := w.ledger.Totals()
+	if diff := cmp.Diff(want, totals); diff != "" {
+		t.Error(diff)
+	}
+	data, err := json.Marshal(totals)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var read []Total
+	if err := json.Unmarshal(data, &read); err != nil {
+		t.Fatal(err)
+	}
+	again := limitedWorld(t, total, Limits{Requests: Limit{2, 0}})
+	again.ledger.samples["weather"] = reading{at: noon}
+	again.ledger.RestoreTotals(append(read, Total{Plugin: "weather", Kind: "cookies", Used: 7}))
+	again.ledger.RestoreTotals([]Total{{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 1}}) // nothing is given back
+	if diff := cmp.Diff(want, again.ledger.Totals()); diff != "" {
+		t.Error(diff)
+	}
+	if r := again.admit(t, get(t, forecastURL)).Decision.Reason; r != QuotaExceeded {
+		t.Errorf("after a restart it is %s", r)
+	}
+}
+
+// TestConnections: connections are spent when they are made, and not by
+// requests.
+func TestConnections(t *testing.T) {
+	w := limitedWorld(t, Limits{Connections: Limit{2, time.Minute}, OnExceeded: OnExceededKill}, Limits{})
+	for i, want := range []Reason{Granted, Granted, QuotaExceeded, QuotaExceeded} {
+		reason, retry := w.gate.Connect("weather")
+		if reason != want || (retry != 0) != (want != Granted) {
+			t.Errorf("connection %d is %s, retry in %s", i, reason, retry)
+		}
+	}
+	if len(w.crossed) != 1 || w.crossed[0].Kind != LimitConnections || !w.crossed[0].Kill {
+		t.Errorf("crossed %+v", w.crossed)
+	}
+	if d := w.admit(t, get(t, forecastURL)).Decision; !d.Allowed() {
+		t.Errorf("a request on a connection that was made is %s", d.Reason)
+	}
+	if reason, _ := w.gate.Connect("other"); reason != Granted {
+		t.Errorf("another plugin's connection is %s", reason)
+	}
+	w = limitedWorld(t, Limits{Connections: Limit{1, 0}}, Limits{})
+	generation := w.engine.Current().Generation()
+	w.gate.Connect("weather")
+	if w.engine.Current().Generation() == generation {
+		t.Error("the last connection makes no generation")
+	}
+	if reason, retry := w.gate.Connect("weather"); reason != QuotaExceeded || retry != 0 {
+		t.Errorf("after the last connection: %s, retry in %s", reason, retry)
+	}
+}
+
+// TestHasLimit tells which meters are needed.
+func TestHasLimit(t *testing.T) {
+	s := limitedWorld(t, Limits{Syscalls: Limit{1, 1}}, Limits{}).engine.Current()
+	if !s.HasLimit("weather", LimitSyscalls) || s.HasLimit("weather", LimitSentBytes) || s.HasLimit("other", LimitSyscalls) {
+		t.Error("HasLimit is wrong")
+	}
+}
+
+// TestSpendTogether: however many ask at once, no more pass than there are.
+func TestSpendTogether(t *testing.T) {
+	w := limitedWorld(t, Limits{Requests: Limit{80, 0}}, Limits{Requests: Limit{50, time.Hour}})
+	var mu sync.Mutex
+	passed := 0
+	var group sync.WaitGroup
+	for range 8 {
+		group.Go(func() {
+			for range 20 {
+				if a, _ := w.gate.Admit(t.Context(), get(t, forecastURL), Source{}); a.Decision.Allowed() {
+					mu.Lock()
+					passed++
+					mu.Unlock()
+				}
+				w.ledger.Observe(w.engine.Current(), "weather", Sample{}, noon)
+				w.ledger.Report(w.engine.Current(), "weather", noon)
+				w.ledger.Totals()
+			}
+		})
+	}
+	group.Wait()
+	if passed != 50 {
+		t.Errorf("%d passed", passed)
+	}
+}
+
+func TestLimitKindNames(t *testing.T) {
+	for kind, want := range map[LimitKind]string{
+		LimitRequests: "requests", LimitConnections: "connections", LimitSentBytes: "sentBytes",
+		LimitReceivedBytes: "receivedBytes", LimitSyscalls: "syscalls", 9: "unknown",
+	} {
+		if kind.String() != want {
+			t.Errorf("kind %d is %s", kind, kind)
+		}
+	}
+	if (Sample{1, 2, 3}).of(LimitRequests) != 0 {
+		t.Error("the kernel counts requests")
+	}
+}

@@ -96,10 +96,37 @@ func (c *cli) explainAccess(cfg *configs.Config, method, rawURL, upgrade string)
 		return err
 	}
 	e := snapshot.Explain(req, authz.Usage{}, time.Now())
-	return c.printExplained(explained{
+	out := explained{
 		Allowed: e.Decision.Allowed(), Reason: e.Decision.Reason.String(), Detail: e.Detail, Grant: e.Decision.Grant,
 		Rule: e.Decision.Rule, Secret: e.Decision.Credential, Nearest: e.Nearest, Remedy: e.Remedy, YAML: e.YAML,
-	})
+	}
+	if e.Decision.Reason == authz.Observed {
+		if e, err = enforced(cfg, req); err != nil {
+			return err
+		}
+		out.Nearest, out.Remedy, out.YAML = e.Nearest, e.Remedy, e.YAML
+		out.Detail += "; once nothing observes: " + e.Decision.Reason.String() + ", " + e.Detail
+	}
+	return c.printExplained(out)
+}
+
+// enforced explains the request as it will be decided once nothing observes.
+func enforced(cfg *configs.Config, req authz.Request) (authz.Explanation, error) {
+	in := authz.Input{Plugin: cfg.Sidecar.Plugin, Guardrails: cfg.Guardrails}
+	for _, g := range cfg.Grants {
+		g.Rules = slices.Clone(g.Rules)
+		for i := range g.Rules {
+			g.Rules[i].Mode, g.Rules[i].ObserveUntil = authz.ModeEnforce, time.Time{}
+		}
+		in.Grants = append(in.Grants, g)
+	}
+	policy, problems := authz.Compile(in, time.Now())
+	if len(problems) > 0 {
+		return authz.Explanation{}, fmt.Errorf("compile as enforced: %s: %s", problems[0].Path, problems[0].Message)
+	}
+	engine := &authz.Engine{}
+	engine.Install(policy)
+	return engine.Current().Explain(req, authz.Usage{}, time.Now()), nil
 }
 
 // parseAccess reads METHOD URL. For tls and tcp the method is CONNECT or -.

@@ -1,9 +1,11 @@
 package extauthz
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -411,5 +413,51 @@ func TestEnforces(t *testing.T) {
 	defer s.Close()
 	if got := reasonOf(ask(t, s, envoyCheck("GET", "https", "inside.weather.example", "/"))); got != "granted" {
 		t.Errorf("a rule whose addresses the caller enforces: %s", got)
+	}
+}
+
+// TestAddresses asks for destinations that are addresses: they are judged here
+// as at the dial, which is the caller's.
+func TestAddresses(t *testing.T) {
+	policy, problems := authz.Compile(authz.Input{
+		Plugin: "weather", Observe: true, ObserveUntil: testTime.Add(time.Hour),
+		Guardrails: []authz.Guardrail{{Name: "company", Plugins: []string{"**"}, Never: []authz.Never{
+			{ID: "metadata", Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}},
+		}}},
+		Grants: []authz.Grant{{
+			Name: "weather", Plugin: "weather", NotAfter: testTime.Add(time.Hour),
+			Rules: []authz.Rule{{
+				ID: "inside", Reason: "test", To: authz.To{Hosts: []string{"10.1.2.3", "10.1.2.4"}}, Methods: []string{"GET"}, Paths: []string{"/**"},
+			}},
+		}},
+	}, testTime)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	h := newHouse(t)
+	h.engine.Install(policy)
+	s := h.server(t, Config{Forbidden: func(to netip.AddrPort) bool { return to == netip.MustParseAddrPort("10.1.2.4:443") }})
+	defer s.Close()
+	for host, want := range map[string]string{
+		"10.1.2.3": "granted", "10.1.2.4": "address_not_allowed", "[::ffff:10.1.2.3]": "granted", "0xa010203": "granted",
+		"8.8.8.8": "observed", "10.1.2.5": "address_not_allowed", "127.0.0.1": "address_not_allowed", "[::1]": "address_not_allowed",
+		"169.254.169.254": "address_not_allowed", "198.51.100.7": "guardrail", "[fd00:ec2::254]": "address_not_allowed",
+		"[64:ff9b::a9fe:a9fe]": "address_not_allowed", "[2002:a9fe:a9fe::1]": "address_not_allowed",
+	} {
+		out := ask(t, s, envoyCheck("GET", "https", host, "/"))
+		checkAnswer(t, out)
+		if got := reasonOf(out); got != want {
+			t.Errorf("%s: %s, want %s", host, got, want)
+		}
+	}
+}
+
+// TestQueryInAnotherCase leaves no second spelling of the credential's parameter.
+func TestQueryInAnotherCase(t *testing.T) {
+	s := newHouse(t).server(t, Config{})
+	defer s.Close()
+	out := ask(t, s, envoyCheck("GET", "https", "maps.weather.example", "/a?KEY=1&%4bey=2&key%20=3&monkey=4;Key=5"))
+	if got, want := header(out, ":path"), "/a?monkey=4&key="+canary+"%26a%3Db+%2B%25"; got != want {
+		t.Errorf("the path is %q, want %q", got, want)
 	}
 }

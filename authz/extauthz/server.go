@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"time"
 
@@ -56,6 +57,11 @@ type Config struct {
 	SPIFFEIDs map[string]authz.Principal
 	// Gate admits. Required.
 	Gate *authz.Gate
+	// Forbidden reports the addresses that are never reached, whatever is
+	// granted: the sidecar's own listeners, its Vault. Only a destination that is
+	// an address can be held against it here; names are resolved by the caller.
+	// Nil: none.
+	Forbidden func(netip.AddrPort) bool
 	// Enforces are the conditions of rules that the caller is known to
 	// enforce, because this sidecar configured it. Zero: it enforces none, and
 	// a rule that states its addresses, TLS terms or a timeout is refused as
@@ -244,10 +250,15 @@ func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
 	if admission.Refusal != nil {
 		return s.answer(*admission.Refusal, admission.Decision, a.grpc)
 	}
-	out, detail := allow(a, admission)
+	reason, detail := s.checkAddress(admission)
+	var out *authv3.CheckResponse
+	if detail == "" {
+		reason = authz.NotEnforceableHere
+		out, detail = allow(a, admission)
+	}
 	outcome := authz.Outcome{}
 	if detail != "" {
-		refusal := admission.Refuse(authz.NotEnforceableHere, detail)
+		refusal := admission.Refuse(reason, detail)
 		out, outcome.Detail = s.answer(refusal, admission.Decision, a.grpc), detail
 	} else if ctx.Err() != nil {
 		outcome.Detail = "the caller gave up before the answer"
@@ -257,6 +268,23 @@ func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
 		s.log.Warn("end of access is not recorded", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	return out
+}
+
+// checkAddress judges a destination that is an address, the only one that this
+// door knows. It returns why it may not be reached, "" when it may.
+func (s *Server) checkAddress(admission *authz.Admission) (authz.Reason, string) {
+	to := admission.Request.Destination
+	addr := to.Address()
+	if !addr.IsValid() {
+		return authz.Granted, ""
+	}
+	if reason := admission.Decision.CheckAddress(addr); reason != authz.Granted {
+		return reason, addr.String() + " is not an address that may be reached"
+	}
+	if s.cfg.Forbidden != nil && s.cfg.Forbidden(netip.AddrPortFrom(addr, to.Port())) {
+		return authz.AddressNotAllowed, to.HostPort() + " belongs to the sidecar"
+	}
+	return authz.Granted, ""
 }
 
 // beforeDeadline returns a context that ends a little before the caller's

@@ -336,7 +336,11 @@ func TestHealth(t *testing.T) {
 	next(grpc_health_v1.HealthCheckResponse_SERVING)
 	check(grpc_health_v1.HealthCheckResponse_SERVING)
 	begun := time.Now()
-	stop() // a watch does not hold up the drain
+	mu.Lock()
+	ready = false
+	mu.Unlock()
+	check(grpc_health_v1.HealthCheckResponse_NOT_SERVING) // at once, where a watch waits
+	stop()                                                // a watch does not hold up the drain
 	if took := time.Since(begun); took > 5*time.Second {
 		t.Errorf("the drain took %v", took)
 	}

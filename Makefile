@@ -7,6 +7,7 @@ export CHAPERONE_CACHE
 GOLANGCI_LINT := $(CHAPERONE_CACHE)/golangci-lint-v2.15.0/golangci-lint
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+BUILD_HERE = echo "building chaperone (about a minute the first time)" >&2 && $(GO_BUILD) -o bin/chaperone ./cmd/chaperone
 FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench generate build image fuzz
@@ -16,6 +17,7 @@ help: ## this list
 
 demo: ## the story in a minute: a plugin, a real Vault, a real API, and five ways around that are shut
 	@tools/setup demo
+	@$(BUILD_HERE)
 	@go run ./tools/demo
 
 test: ## every test with the race detector, against real parts; says what it skips and why
@@ -29,6 +31,7 @@ lint: ## golangci-lint, pinned
 bench: ## the benchmarks of every package, then the whole system beside its floor
 	@tools/setup bench
 	go test -run '^$$' -bench . -benchmem ./...
+	@$(BUILD_HERE)
 	go run ./bench
 
 generate: ## the eBPF objects and the schemas (both are committed)

@@ -367,11 +367,11 @@ func TestObserve(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	f := newFolder(t)
 	cfg := f.config()
-	cfg.MaxSize, cfg.Keep = 16<<10, -1
+	cfg.MaxSize, cfg.Keep = 4<<10, -1
 	log := f.open(cfg)
 	var writers, readers sync.WaitGroup
 	for range 4 {
-		writers.Go(func() { record(t, log, 200) })
+		writers.Go(func() { record(t, log, 100) })
 	}
 	for range 2 {
 		readers.Go(func() {
@@ -394,7 +394,7 @@ func TestConcurrent(t *testing.T) {
 	writers.Wait()
 	readers.Wait()
 	report := f.proved(1, log.Records())
-	if log.Records() < 800 || len(report.Files) < 10 {
+	if log.Records() < 400 || len(report.Files) < 10 {
 		t.Errorf("%d records in %d files", log.Records(), len(report.Files))
 	}
 	if err := log.Healthy(); err != nil {

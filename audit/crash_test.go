@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -293,4 +295,89 @@ func TestFileTakenAway(t *testing.T) {
 			f.disproved(test.problem)
 		})
 	}
+}
+
+// limitFiles lets no file of this process grow beyond size bytes, until the
+// function it returns is called.
+func limitFiles(t *testing.T, size int64) (lift func()) {
+	t.Helper()
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	signal.Ignore(syscall.SIGXFSZ)
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: uint64(size), Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+			t.Fatal(err)
+		}
+		signal.Reset(syscall.SIGXFSZ)
+	}
+}
+
+// A write may end after any byte, once or again and again, and the process may
+// be killed at that: nothing is lost, and the log is proved.
+func TestShortWrites(t *testing.T) {
+	length := int64(len(func() []byte { f := newFolder(t); f.write(f.config(), 1); return f.read() }()))
+	for _, restart := range []bool{false, true} {
+		for room := int64(0); room <= length+2; room++ {
+			if room > 3 && room < length-3 && room%29 != 0 {
+				continue
+			}
+			f := newFolder(t)
+			log := f.open(f.config())
+			record(t, log, 1)
+			refused := uint64(0)
+			limit := length
+			for _, more := range []int64{room, 1, 0, 5, 1} {
+				limit += more
+				lift := limitFiles(t, limit)
+				err := log.Record(sample())
+				lift()
+				if err != nil {
+					refused++
+				}
+				if report := f.verify(); report.Problem != nil {
+					t.Fatalf("room for %d and more: %v", room, report.Problem)
+				}
+				if restart {
+					// Not closed: its locks are all that ends with it.
+					abandon(t, f, log)
+					log = f.open(f.config())
+				}
+			}
+			record(t, log, 1)
+			if err := log.Close(); err != nil {
+				t.Fatal(err)
+			}
+			report := f.verify()
+			if report.Problem != nil {
+				t.Fatalf("room for %d: %v", room, report.Problem)
+			}
+			told, written := uint64(0), uint64(0)
+			for _, entry := range f.entries(audit.Query{}) {
+				if told += entry.Lost; entry.Kind == "decision" {
+					written++
+				}
+			}
+			if written != 7-refused || !restart && told != refused {
+				t.Errorf("room for %d: %d written, %d refused, %d told of", room, written, refused, told)
+			}
+		}
+	}
+}
+
+// abandon makes the log lose its files as a killed process does: what it has
+// to say is not written.
+func abandon(t *testing.T, f folder, log *audit.Log) {
+	t.Helper()
+	info, err := os.Stat(f.file())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lift := limitFiles(t, min(info.Size(), 1)) // the head need not grow
+	defer lift()
+	_ = log.Close() // what is left to say cannot be written
 }

@@ -160,6 +160,11 @@ func TestMasksCanBeLookedFor(t *testing.T) {
 			t.Errorf("%s shows %s", line, secret)
 		}
 	}
+	second := sample()
+	second.Lease = "database/creds/ro/def"
+	if err := log.Record(second); err != nil || !strings.Contains(f.lines()[1], key.MaskLease(second.Lease)) {
+		t.Errorf("%s lacks the second lease (%v)", f.lines()[1], err)
+	}
 	other := newFolder(t)
 	other.write(other.config(), 1)
 	if otherKey, err := audit.LoadKey(other.dir); err != nil || otherKey.MaskPath("berlin") == key.MaskPath("berlin") {

@@ -123,6 +123,16 @@ func TestVerifyHead(t *testing.T) {
 	}
 }
 
+// The newer slot of the head counts, whichever it is.
+func TestCutIsFoundByBothSlots(t *testing.T) {
+	for n := 1; n <= 4; n++ {
+		f := newFolder(t)
+		f.write(f.config(), n)
+		f.put([]byte(strings.Join(f.lines()[:n-1], "")))
+		f.disproved(fmt.Sprintf("record %d is missing at the end", n))
+	}
+}
+
 // One slot of the head may be torn by a power cut: the other still holds, and
 // the last record proves itself.
 func TestOneTornSlotIsNoProblem(t *testing.T) {

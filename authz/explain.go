@@ -92,18 +92,8 @@ func (n near) differs(req Request, d Decision) []string {
 			return nil
 		}
 	case DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired:
-	case QuotaExceeded:
-		return []string{"limits"}
-	case AddressNotAllowed:
-		if d.rule == nil {
-			return nil
-		}
-		return []string{"addresses"}
-	case NotEnforceableHere:
-		if d.rule == nil {
-			return nil
-		}
-		return d.rule.states(&req).among(req.Unenforceable)
+	case QuotaExceeded, AddressNotAllowed, NotEnforceableHere:
+		return decided(req, d)
 	default:
 		return nil // no rule could have changed the answer
 	}
@@ -123,6 +113,19 @@ func (n near) differs(req Request, d Decision) []string {
 		}
 	}
 	return out
+}
+
+// decided names what would have to be different in the rule that decided.
+func decided(req Request, d Decision) []string {
+	switch {
+	case d.rule == nil:
+		return nil
+	case d.Reason == QuotaExceeded:
+		return []string{"limits"}
+	case d.Reason == AddressNotAllowed:
+		return []string{"addresses"}
+	}
+	return d.rule.states(&req).among(req.Unenforceable)
 }
 
 // among names the conditions that are also in other.
@@ -354,7 +357,7 @@ func (n near) detail(req Request, d Decision) string {
 	case GrantExpired:
 		return fmt.Sprintf("%s ended at %s", n.rule.name(), n.rule.notAfter.UTC().Format(time.RFC3339))
 	case NotEnforceableHere:
-		return fmt.Sprintf("%s states a condition that this door cannot enforce: %s", n.rule.name(), strings.Join(n.differs(req, d), ", "))
+		return strings.TrimSuffix(n.rule.name()+" states a condition that this door cannot enforce: "+strings.Join(n.differs(req, d), ", "), ": ")
 	case CredentialUnavailable:
 		return fmt.Sprintf("the credential of %s is not available at the moment", n.rule.name())
 	case DestinationNotGranted, MethodNotGranted, PathNotGranted:

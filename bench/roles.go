@@ -112,7 +112,7 @@ func startRole(role, cert, key, target string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, "role="+role, cert, key, target) //nolint:gosec,noctx // this program; ended by Close
+	cmd := exec.Command(self, "role="+role, cert, key, target) //nolint:noctx // this program; ended by Close
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
@@ -130,7 +130,7 @@ func startRole(role, cert, key, target string) (*process, error) {
 }
 
 // Close ends the process, which is ours.
-func (p *process) Close() error {
+func (p *process) Close() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 	done := make(chan struct{})
 	go func() { _ = p.cmd.Wait(); close(done) }() // its status is that of a signal
@@ -140,7 +140,6 @@ func (p *process) Close() error {
 		_ = p.cmd.Process.Kill()
 		<-done
 	}
-	return nil
 }
 
 // cpu returns the CPU time of every thread of the process so far.

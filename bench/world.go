@@ -156,7 +156,7 @@ func (w *world) Close() error {
 	var errs []error
 	for _, p := range []*process{w.origin, w.floor, w.sink} {
 		if p != nil {
-			errs = append(errs, p.Close())
+			p.Close()
 		}
 	}
 	if w.vault != nil {
@@ -178,7 +178,7 @@ type sidecar struct {
 // startSidecar starts chaperone serve and returns when it is ready.
 func (w *world) startSidecar(ctx context.Context) (*sidecar, error) {
 	s := &sidecar{}
-	s.cmd = exec.Command(w.binary, "serve", "--config", w.file("sidecar.yaml"), "--proxy-token-file", w.file("proxy-token"), "--log-level", "warn") //nolint:gosec,noctx // the program under measurement; ended by Close
+	s.cmd = exec.Command(w.binary, "serve", "--config", w.file("sidecar.yaml"), "--proxy-token-file", w.file("proxy-token"), "--log-level", "warn") //nolint:noctx // the program under measurement; ended by Close
 	s.cmd.Stderr = &s.stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := time.Now()
@@ -194,7 +194,7 @@ func (w *world) startSidecar(ctx context.Context) (*sidecar, error) {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
-	_ = s.Close()
+	s.Close()
 	return nil, fmt.Errorf("the sidecar did not become ready:\n%s", s.stderr.String())
 }
 

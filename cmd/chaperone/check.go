@@ -41,8 +41,7 @@ func (c *cli) checkFiles(paths []string) error {
 		return nil
 	}
 	checked, err := configs.Check(time.Now(), paths...)
-	var wrong configs.Errors
-	if errors.As(err, &wrong) {
+	if wrong, ok := errors.AsType[configs.Errors](err); ok {
 		fmt.Fprintln(c.stderr, wrong.Error())
 		return exitError{exitFailure, nil}
 	}

@@ -90,7 +90,7 @@ func (b *trustBundle) write(ca []byte) error {
 
 // replaceFile writes a file that everybody may read, whole or not at all.
 func replaceFile(path string, data []byte) error {
-	if err := os.WriteFile(path+".new", data, 0o644); err != nil { //nolint:gosec // certificates, read by the plugin
+	if err := os.WriteFile(path+".new", data, 0o644); err != nil { //nolint:gosec // certificates, which the plugin reads
 		return err
 	}
 	return os.Rename(path+".new", path)

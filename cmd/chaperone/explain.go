@@ -161,7 +161,10 @@ func (c *cli) printExplained(e explained) error {
 		}
 		row(w, verdict+":", e.Reason)
 		for _, line := range []struct{ name, value string }{
-			{"decision:", e.Decision}, {"why:", e.Detail}, {"rule:", ruleName(e.Grant, e.Rule)}, {"credential:", e.Secret},
+			{"decision:", e.Decision},
+			{"why:", e.Detail},
+			{"rule:", ruleName(e.Grant, e.Rule)},
+			{"credential:", e.Secret},
 			{"remedy:", e.Remedy},
 		} {
 			if line.value != "" {

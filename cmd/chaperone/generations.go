@@ -179,11 +179,11 @@ func findRule(grants []authz.Grant, name string) (grant, rule string, err error)
 	var known []string
 	for _, g := range grants {
 		for _, r := range g.Rules {
-			if full := g.Name + "/" + r.ID; full == name {
+			full := g.Name + "/" + r.ID
+			if full == name {
 				return g.Name, r.ID, nil
-			} else {
-				known = append(known, full)
 			}
+			known = append(known, full)
 		}
 	}
 	return "", "", fmt.Errorf("no rule is named %q; there are: %s", name, list(known))

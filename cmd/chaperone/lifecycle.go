@@ -24,6 +24,7 @@ import (
 // they redirect has somewhere to go.
 func (s *sidecar) listen(ctx context.Context) error {
 	spec := &s.config.Load().Sidecar
+	s.forbidden.resolve(ctx)
 	if s.proxy != nil {
 		if err := s.listenProxy(ctx, spec); err != nil {
 			return err
@@ -176,9 +177,10 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	if s.cage != nil {
 		g.Go(func() error { return s.cage.Run(ctx) })
 	}
-	if s.forbidden != nil {
-		g.Go(func() error { every(ctx, time.Minute, s.forbidden.resolve); return nil })
-	}
+	g.Go(func() error {
+		every(ctx, time.Minute, func() { s.forbidden.resolve(ctx) })
+		return nil
+	})
 }
 
 // startDoors runs what others talk to.
@@ -317,7 +319,7 @@ func every(ctx context.Context, interval time.Duration, f func()) {
 
 // forbid adds a listener of our own to what is never dialled.
 func (s *sidecar) forbid(addr net.Addr) {
-	if at := addrPort(addr); at.IsValid() && s.forbidden != nil {
+	if at := addrPort(addr); at.IsValid() {
 		s.forbidden.listeners = append(s.forbidden.listeners, at)
 	}
 }
@@ -335,11 +337,6 @@ func addressText(addr net.Addr) string {
 		return "unix:" + addr.String()
 	}
 	return addr.String()
-}
-
-// lookupContext bounds a lookup of our own.
-func lookupContext() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), 5*time.Second)
 }
 
 func trimNewline(s string) string { return strings.TrimRight(s, "\r\n") }

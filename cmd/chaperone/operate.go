@@ -318,8 +318,7 @@ func (c *cli) reloadCommand() *cobra.Command {
 				return err
 			}
 			result, err := client.Reload(cmd.Context())
-			var refused *admin.Error
-			if errors.As(err, &refused) {
+			if refused, ok := errors.AsType[*admin.Error](err); ok {
 				return fmt.Errorf("%s:\n%s", refused.Message, strings.Join(refused.Details, "\n"))
 			}
 			if err != nil {

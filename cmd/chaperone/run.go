@@ -236,8 +236,7 @@ func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Si
 // startStatus returns the exit status of a CMD that could not be started, as
 // a shell has it, and 0 when it is the sidecar's fault.
 func startStatus(err error) int {
-	var exec *ebpf.ExecError
-	if errors.As(err, &exec) {
+	if exec, ok := errors.AsType[*ebpf.ExecError](err); ok {
 		return exec.Status
 	}
 	return 0

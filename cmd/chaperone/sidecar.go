@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,6 +88,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 		metrics: newMetrics(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
 	s.config.Store(cfg)
+	s.forbidden = newForbidden(&cfg.Sidecar)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -130,7 +133,7 @@ func (s *sidecar) openAudit(spec *configs.Sidecar) (err error) {
 // auditConfig returns where the audit log of a sidecar is.
 func auditConfig(spec *configs.Sidecar) audit.Config {
 	return audit.Config{
-		File: spec.Audit.File, StateDir: spec.StateDir, MaxSize: int64(spec.Audit.MaxSize), Keep: spec.Audit.Keep, //nolint:gosec // sizes are below 2^63
+		File: spec.Audit.File, StateDir: spec.StateDir, MaxSize: int64(spec.Audit.MaxSize), Keep: spec.Audit.Keep,
 		FullPaths: spec.Audit.Paths == configs.AuditPathsFull,
 	}
 }
@@ -182,7 +185,6 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	if spec.Listen.Proxy.IsZero() {
 		return nil
 	}
-	s.forbidden = newForbidden(spec)
 	cfg := proxy.Config{
 		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.token,
 		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
@@ -220,7 +222,7 @@ func (s *sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 		return nil
 	}
 	cfg := extauthz.Config{
-		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.ready() == nil },
+		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.ready() == nil }, Forbidden: s.forbidden.dial,
 		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.refused,
 		Log: s.opts.log.Named("ext_authz"),
 	}
@@ -276,24 +278,20 @@ func newForbidden(spec *configs.Sidecar) *forbidden {
 		return f // refused when the file was loaded
 	}
 	f.vaultHost = u.Hostname()
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	f.vaultPort = authz.Scheme(u.Scheme).DefaultPort()
+	if n, err := strconv.ParseUint(u.Port(), 10, 16); err == nil {
+		f.vaultPort = uint16(n)
 	}
-	if n, err := net.LookupPort("tcp", port); err == nil {
-		f.vaultPort = uint16(n) //nolint:gosec // a port
-	}
-	f.resolve()
 	return f
 }
 
 // resolve looks up where Vault is. While that is not known, nothing is dialled
 // on its port.
-func (f *forbidden) resolve() {
+func (f *forbidden) resolve(ctx context.Context) {
 	if f.vaultPort == 0 {
 		return
 	}
-	ctx, cancel := lookupContext()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", f.vaultHost)
 	if err != nil {
@@ -321,12 +319,7 @@ func (f *forbidden) dial(to netip.AddrPort) bool {
 	if known == nil {
 		return true
 	}
-	for _, v := range *known {
-		if v == to {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(*known, to)
 }
 
 // newToken returns a random token that proves the plugin while the kernel is off.

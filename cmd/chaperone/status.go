@@ -160,10 +160,10 @@ func (c *cli) top(ctx context.Context, client *admin.Client, interval time.Durat
 	fmt.Fprint(c.stdout, "\033[2J")
 	for {
 		u, err := client.Usage(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
+			if ctx.Err() != nil {
+				err = nil // interrupted, which is how it ends
+			}
 			return err
 		}
 		fmt.Fprint(c.stdout, home)

@@ -20,7 +20,7 @@ type unconfined struct {
 }
 
 func startUnconfined(args, env []string) (plugin, error) {
-	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // the program to run is what the user says, and outlives no context
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // the program to run is what the user says, and outlives no context
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

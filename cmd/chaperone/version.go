@@ -9,7 +9,7 @@ import (
 )
 
 // version is set by the linker: -X main.version=.
-var version = "dev" //nolint:gochecknoglobals // the linker can set nothing else
+var version = "dev"
 
 func (c *cli) versionCommand() *cobra.Command {
 	return c.withOutput(&cobra.Command{

@@ -157,15 +157,15 @@ func limited(ctx context.Context, w *world) error {
 
 func cut(ctx context.Context, w *world) error {
 	say("the plugin: curl %s, which never ends", w.url("/stream"))
-	download := exec.CommandContext(ctx, w.binary, "run", "--config", w.config(), "--", //nolint:gosec // the program under demonstration
+	download := exec.CommandContext(ctx, w.binary, "run", "--config", w.config(), "--",
 		"curl", "-sSN", "-o", "/dev/null", w.url("/stream"))
 	var output bytes.Buffer
 	download.Stdout, download.Stderr = &output, &output
 	if err := download.Start(); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- download.Wait() }()
+	ended := make(chan struct{})
+	go func() { _ = download.Wait(); close(ended) }() // its status is that of a curl that was cut
 	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	if err := w.api.WaitStreams(wait, 1); err != nil {
@@ -219,7 +219,7 @@ func (w *world) sayLeases(ctx context.Context, when string) error {
 		return err
 	}
 	if len(leases) == 0 {
-		return errors.New("Vault holds no lease for the download")
+		return errors.New("no lease at Vault for the download")
 	}
 	say("%s Vault holds %d lease: a database user made for this plugin", when, len(leases))
 	return nil
@@ -240,7 +240,7 @@ func (w *world) provedLeasesGone(ctx context.Context) error {
 			break
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("Vault still holds %d leases", len(leases))
+			return fmt.Errorf("still %d leases at Vault", len(leases))
 		}
 	}
 	users, err := w.db.Query(ctx, "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'")

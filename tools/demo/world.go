@@ -155,8 +155,8 @@ func (w *world) writeFiles() error {
 	}
 	return errors.Join(
 		w.api.CA.WriteFile(filepath.Join(w.dir, "api-ca.pem")),
-		os.WriteFile(filepath.Join(w.dir, "plugin.py"), pluginPy, 0o644), //nolint:gosec // the plugin reads it
-		os.WriteFile(filepath.Join(w.dir, "escape.py"), escapePy, 0o644)) //nolint:gosec // the plugin reads it
+		os.WriteFile(filepath.Join(w.dir, "plugin.py"), pluginPy, 0o644),
+		os.WriteFile(filepath.Join(w.dir, "escape.py"), escapePy, 0o644))
 }
 
 func (w *world) url(path string) string { return w.api.URL(apiHost, path) }
@@ -172,13 +172,12 @@ type result struct {
 // chaperone runs a command of the program.
 func (w *world) chaperone(ctx context.Context, args ...string) (result, error) {
 	fmt.Println("   $ chaperone " + strings.ReplaceAll(strings.Join(args, " "), w.dir+"/", ""))
-	cmd := exec.CommandContext(ctx, w.binary, args...) //nolint:gosec // the program under demonstration
+	cmd := exec.CommandContext(ctx, w.binary, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.Dir = w.dir
 	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if _, ok := errors.AsType[*exec.ExitError](err); ok {
 		err = nil
 	}
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}, err

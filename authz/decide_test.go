@@ -341,7 +341,7 @@ func (d *dice) request(t *testing.T) Request {
 // what takes away never gives.
 func FuzzDecide(f *testing.F) {
 	random := rand.NewChaCha8([32]byte{})
-	for range 1500 {
+	for range 600 {
 		data := make([]byte, 500)
 		_, _ = random.Read(data)
 		f.Add(data)

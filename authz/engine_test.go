@@ -38,8 +38,9 @@ func TestZeroValues(t *testing.T) {
 		t.Errorf("the zero Snapshot explains %+v", e)
 	}
 	for _, zero := range []Request{{}, {Principal: "weather"}, {Destination: req.Destination}} {
-		if d := snapshot(t, input(forecast())).Decide(zero, Usage{}, noon); d.Allowed() {
-			t.Errorf("%+v is %s", zero, d.Reason)
+		e := snapshot(t, input(forecast())).Explain(zero, Usage{}, noon)
+		if e.Decision.Allowed() || e.Detail == "" || e.Remedy == "" {
+			t.Errorf("%+v is %+v", zero, e)
 		}
 	}
 	if (Revocation{Until: noon}).inForce(noon) || !(Revocation{}).inForce(noon) {

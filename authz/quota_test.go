@@ -157,6 +157,9 @@ func TestRateExtremes(t *testing.T) {
 		if ok, _ := b.spend(test.limit, 1, noon, false); ok {
 			t.Errorf("%+v lets one through after all there is", test.limit)
 		}
+		if used := b.usedOf(test.limit, noon); used < test.limit.Count {
+			t.Errorf("%+v: %d are used after all there is", test.limit, used)
+		}
 	}
 	// What was forced is paid back in full: 100 MB at 10 kB in 30 days takes
 	// centuries, and not five days.

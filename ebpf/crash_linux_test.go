@@ -223,7 +223,7 @@ func given(t *testing.T) (*cgroup, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = n.close() })
-	return group, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+	return group, fdPath(n)
 }
 
 // resident is a privileged process in a given cgroup: no seccomp filter, every
@@ -376,6 +376,96 @@ func TestGivenCgroup(t *testing.T) {
 		if seen[hook] == 0 {
 			t.Errorf("nothing was reported by %s", hook)
 		}
+	}
+}
+
+// lead gives a network namespace a way out: an interface with a route, to
+// nowhere.
+func lead(t *testing.T, n *network) {
+	t.Helper()
+	for _, args := range []string{
+		"link add out0 type veth peer name out1", "address add 10.9.9.1/24 dev out0", "link set out0 up",
+		"link set out1 up", "route add default via 10.9.9.2",
+	} {
+		err := n.do(func() error {
+			out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("ip %s: %w: %s", args, err, out)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// fdPath names a namespace for [openNetwork].
+func fdPath(n *network) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
+
+// Should a way out ever appear in the plugin's own network, and a socket that
+// passed no hook, packets still end at the last wall.
+func TestLastWall(t *testing.T) {
+	needKernel(t)
+	c, err := New(Config{StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	lead(t, c.network)
+	local, err := c.ListenPacket("udp4", "10.9.9.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	plugin := settle(t, c.group, fdPath(c.network), python(t), "-c", talker)
+	for _, attempt := range []string{`early("10.9.9.2")`, `held[0].send(b"x")`, `early("10.9.9.1")`, `held[1].send(b"x")`} {
+		if got := plugin.ask(attempt); got != "ok" {
+			t.Fatalf("before the walls: %s", got)
+		}
+	}
+	if err := c.Attach(Endpoints{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, attempt := range []string{`held[0].send(b"x")`, `held[1].send(b"x")`} {
+		if got := plugin.ask(attempt); got != "EPERM" {
+			t.Errorf("a datagram to an open way out ended with %s", got)
+		}
+	}
+	if u, err := c.Usage(); u.Refused != 2 || u.SentBytes != 0 || err != nil {
+		t.Errorf("usage %+v, %v", u, err)
+	}
+}
+
+// A socket that is bound to a device takes the proxy's address out of it.
+func TestBoundToDevice(t *testing.T) {
+	group, path := given(t)
+	n, err := openNetwork(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = n.close() }()
+	lead(t, n)
+	plugin := settle(t, group, path, python(t), "-c", talker)
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	if got := plugin.ask(`bound("out0", "240.0.0.9", 80)`); got == "ok" {
+		t.Errorf("connected past the loopback")
+	}
+	egress := 0
+	for _, d := range r.seen() {
+		if d.Hook == HookEgress {
+			egress++
+		}
+	}
+	if egress == 0 {
+		t.Error("nothing was reported")
+	}
+	if u, err := r.usage(); u.SentBytes != 0 || err != nil {
+		t.Errorf("usage %+v, %v", u, err)
 	}
 }
 

@@ -249,6 +249,11 @@ def tcp(host, port):
     s = socket.socket(socket.AF_INET, socket.SOCK_STREAM); s.settimeout(5); s.connect((host, port)); held.append(s)
 def udp(host, port):
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((host, port))
+def early(host):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setblocking(False); s.connect((host, 9)); held.append(s)
+def bound(device, host, port):
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM); s.settimeout(0.5)
+    s.setsockopt(socket.SOL_SOCKET, 25, device.encode()); s.connect((host, port))
 def dns(): socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("10.8.8.8", 53))
 def listen(port):
     s = socket.socket(socket.AF_INET, socket.SOCK_STREAM); s.bind(("127.0.0.1", port)); s.listen(); held.append(s)
@@ -418,6 +423,17 @@ func (r *rig) entries() int {
 func TestIdentityLifetime(t *testing.T) {
 	r := newRig(t, nil)
 	r.ok(r.run("close", "240.0.0.9:80"))
+	const finWait1 = " 04 " // include/net/tcp_states.h, as /proc/net/tcp shows it
+	for sockets := finWait1; strings.Contains(sockets, finWait1); {
+		err := r.network.do(func() error {
+			text, err := os.ReadFile("/proc/thread-self/net/tcp")
+			sockets = string(text)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	if n := r.entries(); n != 1 {
 		t.Errorf("%d entries after a close", n)
 	}
@@ -431,6 +447,17 @@ func TestIdentityLifetime(t *testing.T) {
 	_ = conn.Close()
 	if n := r.entries(); n != 0 {
 		t.Errorf("%d entries after the identification", n)
+	}
+	own, err := r.Listen("tcp", "127.0.0.1:9999")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if got := r.ok(r.run("try", "reconnect", "240.0.0.9:80")); got != "127.0.0.1:9999" {
+		t.Errorf("after a reconnect the peer is %s", got)
+	}
+	if n := r.entries(); n != 0 { // the first is reset by the second
+		t.Errorf("%d entries after a reconnect", n)
 	}
 	_ = r.proxy4.Close()
 	if got := r.run("get", "tcp", "240.0.0.9:80"); !strings.Contains(got.stderr, "connection refused") {

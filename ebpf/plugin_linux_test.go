@@ -344,6 +344,7 @@ func attempts() map[string]func([]string) error {
 		"tiocsti":      call(unix.SYS_IOCTL, 0, unix.TIOCSTI),
 		"tiocsti-high": call(unix.SYS_IOCTL, 0, 1<<32|unix.TIOCSTI),
 		"x32":          call(0x40000000|39, 0),
+		"reconnect":    reconnect,
 		"fastopen":     fastOpen,
 		"source-route": sourceRoute,
 		"mapped-write": mappedWrite,
@@ -582,6 +583,30 @@ func sourceRoute(args []string) error {
 		return errors.New("set options: " + err.Error())
 	}
 	return unix.Sendto(fd, []byte("out"), 0, sockaddr(unix.AF_INET, to))
+}
+
+// reconnect uses one socket for a connection that leads out and then for one
+// that does not (connect(2): AF_UNSPEC dissolves the first), and names its peer.
+func reconnect(args []string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort(args[0]))); err != nil {
+		return err
+	}
+	var none unix.RawSockaddrInet4
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unix.SizeofSockaddrInet4); errno != 0 {
+		return errno
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 9999}); err != nil {
+		return err
+	}
+	peer, err := unix.Getpeername(fd)
+	if err != nil {
+		return err
+	}
+	return errors.New(addrPort(peer).String())
 }
 
 func leaveCgroup(args []string) error {

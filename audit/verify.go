@@ -305,11 +305,7 @@ func (v *verifier) beginsNext(line piece) bool {
 	}
 	want := fmt.Sprintf("%s%d%s%s\",\"time\":\"", openSeq, v.tail.seq+1, openPrev, v.tail.hash[:])
 	n := min(len(want), len(line.data))
-	if string(line.data[:n]) != want[:n] {
-		return false
-	}
-	_, complete := parseLink(line.data)
-	return !complete
+	return string(line.data[:n]) == want[:n]
 }
 
 // closeRegion checks that a record explains the strange bytes before it.

@@ -18,6 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
 // listen binds every door and then attaches the kernel programs, so that what
@@ -141,6 +142,7 @@ func (s *sidecar) bindResolver(host string) (net.Listener, net.PacketConn, error
 func (s *sidecar) run(ctx context.Context, ready func()) error {
 	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopInner()
+	defer s.register()()
 	workers, workersCtx := errgroup.WithContext(inner)
 	s.startWorkers(workersCtx, workers)
 
@@ -162,6 +164,25 @@ func (s *sidecar) run(ctx context.Context, ready func()) error {
 		err = errors.Join(werr, err)
 	}
 	return err
+}
+
+// registry returns the folder where the sidecars of a host list their admin
+// sockets: CHAPERONE_REGISTRY, or the default for "".
+func registry() string { return os.Getenv("CHAPERONE_REGISTRY") }
+
+// register lists the sidecar for revoke --all, and returns what takes it off
+// the list. A sidecar that cannot be listed serves all the same, and says so.
+func (s *sidecar) register() (unregister func()) {
+	off, err := admin.Register(registry(), admin.Sidecar{Plugin: string(s.plugin), Socket: s.admin.Socket(), PID: os.Getpid()})
+	if err != nil {
+		s.opts.log.Warn("revoke --all will not reach this sidecar", zap.Error(err))
+		return func() {}
+	}
+	return func() {
+		if err := off(); err != nil {
+			s.opts.log.Warn("the sidecar stays listed", zap.Error(err))
+		}
+	}
 }
 
 // startWorkers runs what the doors depend on.

@@ -38,7 +38,7 @@ func (c *cli) client() (*admin.Client, error) {
 
 // onlySidecar finds the sidecar when exactly one runs on the host.
 func (c *cli) onlySidecar() (*admin.Client, error) {
-	all, err := admin.List("")
+	all, err := admin.List(registry())
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +150,7 @@ func revokedTable(w io.Writer, r admin.RevokeResult) {
 // revokeAll reaches every sidecar of the host at the same time: one that hangs
 // does not hold up the others.
 func (c *cli) revokeAll(ctx context.Context, req admin.RevokeRequest) error {
-	all, err := admin.List("")
+	all, err := admin.List(registry())
 	if err != nil {
 		return err
 	}

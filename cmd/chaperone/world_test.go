@@ -101,6 +101,7 @@ func (w *world) url(path string) string { return w.api.URL(apiHost, path) }
 func (w *world) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(testenv.MustGet(exec.LookPath("chaperone"))(w.t), args...)
 	cmd.Dir = w.dir
+	cmd.Env = append(os.Environ(), "CHAPERONE_REGISTRY="+w.file("registry")) // not the host's
 	return cmd
 }
 

@@ -252,7 +252,10 @@ func (a *authority) issue(host string, parent *x509.Certificate, now time.Time) 
 		return nil, err
 	}
 	t := &x509.Certificate{
-		SerialNumber:          serial.Add(serial, big.NewInt(1)),
+		SerialNumber: serial.Add(serial, big.NewInt(1)),
+		// No common name: OpenSSL holds one against the constraints on names,
+		// also where the certificate is for an address.
+		Subject:               pkix.Name{Organization: []string{"Chaperone"}},
 		NotBefore:             now.Add(-clockSkew),
 		NotAfter:              now.Add(leafLifetime),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
@@ -263,9 +266,6 @@ func (a *authority) issue(host string, parent *x509.Certificate, now time.Time) 
 		t.IPAddresses = []net.IP{addr.AsSlice()}
 	} else {
 		t.DNSNames = []string{host}
-	}
-	if len(host) <= 64 { // the upper bound of a common name (RFC 5280, appendix A)
-		t.Subject = pkix.Name{CommonName: host}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, parent, &a.leafKey.PublicKey, a.key)
 	if err != nil {

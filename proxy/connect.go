@@ -334,12 +334,12 @@ func (t *spliced) end() {
 	if t.timer != nil {
 		t.timer.Stop()
 	}
-	t.proxy.live.remove(&t.access)
 	t.cancel(nil)
 	if t.upstream != nil {
 		_ = t.upstream.Close()
 	}
 	t.proxy.endTunnel(t.admission, t.outcome)
+	t.proxy.live.remove(&t.access)
 }
 
 func (p *Proxy) endTunnel(a *authz.Admission, o authz.Outcome) {

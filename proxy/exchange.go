@@ -59,13 +59,14 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 		// Whoever waits for the rest of the plugin's body waits no longer.
 		_ = x.control.SetReadDeadline(time.Unix(1, 0))
 	}
-	defer x.end()
 	if !p.live.add(&x.access) {
+		defer x.end()
 		x.refuse(p.reasonNow(a), "access was taken away while it was being decided")
 		return
 	}
-	defer p.live.remove(&x.access)
-	defer x.record()
+	defer p.live.remove(&x.access) // once its end is recorded
+	defer x.end()
+	defer x.complete()
 	if timeout := a.Decision.Terms().Timeout; timeout > 0 {
 		timer := time.AfterFunc(timeout, func() { x.access.end(errTimeout) })
 		defer timer.Stop()
@@ -84,14 +85,16 @@ func (p *Proxy) reasonNow(a *authz.Admission) authz.Reason {
 
 // roundTrip sends the request and answers.
 func (x *exchange) roundTrip(ctx context.Context) {
-	transport, err := x.proxy.pools.get(x.admission, x.speak())
+	pool, err := x.proxy.pools.get(x.admission, x.speak())
 	if err != nil {
 		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
 		x.refuse(authz.UpstreamUnreachable, "the rule's TLS terms cannot be used")
 		return
 	}
-	out := x.outbound(ctx)
-	response, err := transport.RoundTrip(out)
+	if pool.needles != nil {
+		x.scrub = &scrubber{needles: pool.needles}
+	}
+	response, err := pool.transport.RoundTrip(x.outbound(ctx))
 	x.settle()
 	if err != nil {
 		x.fail(err)
@@ -130,7 +133,6 @@ func (x *exchange) outbound(ctx context.Context) *http.Request {
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
 	}
 	if slot.Kind != authz.InjectNone {
-		x.scrub = newScrubber(slot)
 		h["Accept-Encoding"] = []string{"identity"} // what is compressed cannot be searched
 	}
 	target := inject(h, destination, slot)
@@ -423,8 +425,8 @@ func (x *exchange) copyBody(response *http.Response, flush bool) error {
 	}
 }
 
-// record completes what became of the request.
-func (x *exchange) record() {
+// complete gathers what became of the request.
+func (x *exchange) complete() {
 	x.echoed()
 	x.mu.Lock()
 	x.outcome.Address = x.address

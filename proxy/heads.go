@@ -151,33 +151,38 @@ func (h *headReader) headLine() {
 	}
 }
 
-// framing reads the fields that say how long the body is, and Host.
+// framing reads the fields that say how long the body is, and Host. A line that
+// begins with a space continues the one before (RFC 9112, section 5.2).
 func framing(fields string, head *wireHead) (length int64, chunked, clear bool) {
 	clear = true
-	lengths := 0
+	lengths, last := 0, ""
 	for line := range strings.SplitSeq(fields, "\n") {
 		line = strings.TrimSuffix(line, "\r")
 		if line == "" {
 			continue
 		}
 		name, value, ok := strings.Cut(line, ":")
+		if folded := line[0] == ' ' || line[0] == '\t'; folded {
+			name, value, ok = last, line, last == "Host" || last == ""
+		} else {
+			last = ""
+		}
 		value = strings.Trim(value, " \t")
 		switch {
-		case !ok || strings.ContainsAny(name, " \t"): // folded, or refused by net/http
-			clear = false
 		case strings.EqualFold(name, "Host"):
-			head.host = value
+			last, head.host = "Host", strings.Trim(head.host+" "+value, " \t")
 		case strings.EqualFold(name, "Transfer-Encoding"):
-			chunked = true
+			last, chunked = "Transfer-Encoding", true
 			clear = clear && strings.EqualFold(value, "chunked")
 		case strings.EqualFold(name, "Content-Length"):
 			n, err := strconv.ParseUint(value, 10, 62)
-			length = int64(n) //nolint:gosec // 62 bits fit
+			last, length = "Content-Length", int64(n) //nolint:gosec // 62 bits fit
 			lengths++
 			clear = clear && err == nil
 		case strings.EqualFold(name, "Upgrade"):
 			clear = false // what follows may not be HTTP
 		}
+		clear = clear && ok
 	}
 	if lengths > 1 || lengths == 1 && chunked {
 		clear = false

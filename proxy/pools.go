@@ -45,35 +45,43 @@ type pools struct {
 
 	mu         sync.RWMutex
 	generation uint64
-	transports map[poolKey]*http.Transport
+	byKey      map[poolKey]*pool
+}
+
+// pool is the connections for one key, and what its credential looks like in
+// an answer.
+type pool struct {
+	transport *http.Transport
+	needles   *needles // nil without a credential
 }
 
 func newPools(d *dialer) *pools {
-	return &pools{dialer: d, transports: make(map[poolKey]*http.Transport)}
+	return &pools{dialer: d, byKey: make(map[poolKey]*pool)}
 }
 
 // get returns the pool for an admitted access.
-func (p *pools) get(a *authz.Admission, speak protocol) (*http.Transport, error) {
+func (p *pools) get(a *authz.Admission, speak protocol) (*pool, error) {
 	key := poolKey{a.Decision.Grant, a.Decision.Rule, a.Decision.Generation, a.Injection.Generation, speak}
 	p.mu.RLock()
-	t := p.transports[key]
+	found := p.byKey[key]
 	p.mu.RUnlock()
-	if t != nil {
-		return t, nil
+	if found != nil {
+		return found, nil
 	}
-	made, err := p.transport(a.Decision, speak)
+	transport, err := p.transport(a.Decision, speak)
 	if err != nil {
 		return nil, err
 	}
+	made := &pool{transport, newNeedles(a.Injection)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if t := p.transports[key]; t != nil {
-		return t, nil
+	if found := p.byKey[key]; found != nil {
+		return found, nil
 	}
 	p.dropLocked(func(old poolKey) bool {
-		return old.generation < p.generation || len(p.transports) >= maxPools || old.precedes(key)
+		return old.generation < p.generation || len(p.byKey) >= maxPools || old.precedes(key)
 	})
-	p.transports[key] = made
+	p.byKey[key] = made
 	return made, nil
 }
 
@@ -102,10 +110,10 @@ func (p *pools) close() {
 // dropLocked forgets pools and closes their idle connections; those in use are
 // closed when they become idle. The caller holds p.mu.
 func (p *pools) dropLocked(drop func(poolKey) bool) {
-	for key, t := range p.transports {
+	for key, old := range p.byKey {
 		if drop(key) {
-			delete(p.transports, key)
-			t.CloseIdleConnections()
+			delete(p.byKey, key)
+			old.transport.CloseIdleConnections()
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,19 +21,20 @@ const minNeedle = 6
 // base64 must fit a buffer with room to spare.
 const maxNeedle = bufferSize / 4
 
-// scrubber finds an injected credential in what an upstream answers, as it was
-// sent and in base64, and blanks it out byte for byte, so that lengths stay
+// needles are what an injected credential looks like in an answer: as it was
+// sent, and in base64. They are blanked out byte for byte, so that lengths stay
 // true. What an upstream transforms in any other way is not found.
-type scrubber struct {
-	needles [][]byte
+type needles struct {
+	all     [][]byte
 	longest int
-
-	mu    sync.Mutex
-	where string // where it was found first, "" for nowhere
 }
 
-func newScrubber(slot authz.Injection) *scrubber {
-	s := &scrubber{}
+// newNeedles returns what to search for, nil for nothing.
+func newNeedles(slot authz.Injection) *needles {
+	if slot.Kind == authz.InjectNone {
+		return nil
+	}
+	s := &needles{}
 	value := slot.Value.Reveal()
 	s.add(value)
 	if scheme, rest, ok := strings.Cut(value, " "); ok { // Bearer and the like
@@ -50,7 +52,7 @@ func newScrubber(slot authz.Injection) *scrubber {
 
 // add searches for a text and its base64, without the padding and without the
 // last character, which depends on what follows.
-func (s *scrubber) add(text string) {
+func (s *needles) add(text string) {
 	if len(text) < minNeedle {
 		return
 	}
@@ -62,24 +64,24 @@ func (s *scrubber) add(text string) {
 	inURL := strings.NewReplacer("+", "-", "/", "_").Replace(encoded)
 	for _, needle := range []string{text, encoded, inURL} {
 		if !s.has(needle) {
-			s.needles = append(s.needles, []byte(needle))
+			s.all = append(s.all, []byte(needle))
 			s.longest = max(s.longest, len(needle))
 		}
 	}
 }
 
-func (s *scrubber) has(needle string) bool {
-	for _, n := range s.needles {
-		if string(n) == needle {
-			return true
-		}
-	}
-	return false
+func (s *needles) has(needle string) bool {
+	return slices.ContainsFunc(s.all, func(n []byte) bool { return string(n) == needle })
+}
+
+// in reports whether a text holds a needle.
+func (s *needles) in(text string) bool {
+	return slices.ContainsFunc(s.all, func(n []byte) bool { return strings.Contains(text, string(n)) })
 }
 
 // blank overwrites every needle in b and reports whether there was one.
-func (s *scrubber) blank(b []byte) (found bool) {
-	for _, needle := range s.needles {
+func (s *needles) blank(b []byte) (found bool) {
+	for _, needle := range s.all {
 		for rest := b; ; {
 			i := bytes.Index(rest, needle)
 			if i < 0 {
@@ -95,6 +97,26 @@ func (s *scrubber) blank(b []byte) (found bool) {
 	return found
 }
 
+// tail returns how many bytes at the end of b may be the beginning of a needle.
+func (s *needles) tail(b []byte) int {
+	for n := min(s.longest-1, len(b)); n > 0; n-- {
+		end := b[len(b)-n:]
+		for _, needle := range s.all {
+			if n < len(needle) && bytes.HasPrefix(needle, end) {
+				return n
+			}
+		}
+	}
+	return 0
+}
+
+// scrubber searches one answer.
+type scrubber struct {
+	*needles
+	mu    sync.Mutex
+	where string // where a needle was found first, "" for nowhere
+}
+
 // found notes where a needle was.
 func (s *scrubber) found(where string) {
 	s.mu.Lock()
@@ -104,19 +126,6 @@ func (s *scrubber) found(where string) {
 	}
 }
 
-// tail returns how many bytes at the end of b may be the beginning of a needle.
-func (s *scrubber) tail(b []byte) int {
-	for n := min(s.longest-1, len(b)); n > 0; n-- {
-		end := b[len(b)-n:]
-		for _, needle := range s.needles {
-			if n < len(needle) && bytes.HasPrefix(needle, end) {
-				return n
-			}
-		}
-	}
-	return 0
-}
-
 // scrubHeader blanks the credential out of a header or trailer.
 func (x *exchange) scrubHeader(h http.Header) {
 	if x.scrub == nil {
@@ -124,8 +133,9 @@ func (x *exchange) scrubHeader(h http.Header) {
 	}
 	for name, values := range h {
 		for i, value := range values {
-			b := []byte(value)
-			if x.scrub.blank(b) {
+			if x.scrub.in(value) {
+				b := []byte(value)
+				x.scrub.blank(b)
 				values[i] = string(b)
 				x.scrub.found("header " + strings.ToLower(name))
 			}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -96,6 +97,7 @@ func TestTCP(t *testing.T) {
 	})
 	w.settled()
 	ends := w.records.of(authz.KindEnd)
+	slices.SortFunc(ends, func(a, b authz.Record) int { return int(a.SentBytes - b.SentBytes) })
 	if len(ends) != 2 || ends[0].SentBytes != 6 || ends[0].Bytes != 22 || ends[0].Address != server.String() || ends[0].Scheme != "tcp" {
 		t.Errorf("end records are %+v", ends)
 	}

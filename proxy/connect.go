@@ -32,8 +32,8 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn) {
 		p.refuse(w, r, c, malformed(err.Error()))
 		return
 	}
-	if wire, ok := c.heads.take(r); !ok || wire != "" && !named.Agrees(wire) {
-		p.refuse(w, r, c, mismatch("Host is "+clean(wire)+", the request is for "+named.HostPort()))
+	if f := c.agreeWire(named); f != nil {
+		p.refuse(w, r, c, f)
 		return
 	}
 	if r.ContentLength > 0 || len(r.TransferEncoding) > 0 {

@@ -188,10 +188,17 @@ type countedBody struct {
 	trailer  http.Header
 }
 
+// errBody is a body that the plugin sent and that is none.
+var errBody = errors.New("the request's body could not be read")
+
 func (b *countedBody) Read(buf []byte) (int, error) {
 	n, err := b.ReadCloser.Read(buf)
 	b.exchange.sent.Add(int64(n))
-	if errors.Is(err, io.EOF) {
+	switch {
+	case err == nil:
+	case !errors.Is(err, io.EOF):
+		return n, errors.Join(errBody, err)
+	default:
 		for name, values := range b.exchange.r.Trailer {
 			if _, announced := b.trailer[name]; announced {
 				b.trailer[name] = values
@@ -251,6 +258,8 @@ func (x *exchange) fail(err error) {
 	}
 	var e *dialError
 	switch {
+	case errors.Is(err, errBody):
+		e = &dialError{authz.MalformedRequest, errBody.Error()}
 	case errors.Is(err, errRepeated):
 		e = &dialError{authz.UpstreamUnreachable, err.Error()}
 	case !errors.As(err, &e):

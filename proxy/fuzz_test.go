@@ -37,11 +37,11 @@ func FuzzHeads(f *testing.F) {
 			if err != nil {
 				return
 			}
-			host, ok := c.heads.take(r)
+			host, unclear := c.heads.take(r)
 			if _, err := io.Copy(io.Discard, r.Body); err != nil {
 				return
 			}
-			if ok && r.URL.Host == "" && r.Method != http.MethodConnect && host != r.Host {
+			if !unclear && r.URL.Host == "" && r.Method != http.MethodConnect && host != r.Host {
 				t.Fatalf("%q: net/http sees the host %q, headReader %q", sent, r.Host, host)
 			}
 		}
@@ -82,7 +82,7 @@ func FuzzConvert(f *testing.F) {
 			if err != nil {
 				return
 			}
-			if c.way != explicit {
+			if c.wire, c.unclear = c.heads.take(r); c.way != explicit {
 				c.heads = nil
 			}
 			req, fault := p.convert(r, c)

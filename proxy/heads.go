@@ -48,19 +48,19 @@ func (h *headReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// take returns the Host of the request that net/http has just read, and false
-// when it is not the request that was seen.
-func (h *headReader) take(r *http.Request) (host string, ok bool) {
+// take returns the Host of the request that net/http has just read. It is
+// unclear when that is not the request that was seen.
+func (h *headReader) take(r *http.Request) (host string, unclear bool) {
 	if len(h.seen) == 0 {
-		return "", false
+		return "", true
 	}
 	head := h.seen[0]
 	h.seen = h.seen[1:]
 	if head.method != r.Method || head.target != r.RequestURI {
 		h.blind()
-		return "", false
+		return "", true
 	}
-	return head.host, true
+	return head.host, false
 }
 
 func (h *headReader) blind() { h.state, h.line, h.seen = blind, nil, nil }

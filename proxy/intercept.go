@@ -122,7 +122,7 @@ func (p *Proxy) enter(c *conn, schemes []authz.Scheme, greeting []byte) {
 func (p *Proxy) awaitFirst(c *conn, schemes []authz.Scheme) bool {
 	wait := headerTimeout
 	mayBeTCP := slices.Contains(schemes, authz.SchemeTCP)
-	if mayBeTCP {
+	if mayBeTCP || len(schemes) == 0 { // where nothing is granted nobody is waited for
 		wait = serverFirst
 	}
 	_ = c.Conn.SetReadDeadline(time.Now().Add(wait)) // a broken one fails in peek
@@ -133,6 +133,11 @@ func (p *Proxy) awaitFirst(c *conn, schemes []authz.Scheme) bool {
 		return true
 	case isTimeout(err) && mayBeTCP:
 		p.spliceNamed(c, authz.SchemeTCP)
+	case isTimeout(err) && len(schemes) == 0:
+		if named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), ""); err == nil {
+			p.refuseHost(c, named)
+		}
+		c.reset()
 	case isTimeout(err):
 		p.drop(c, authz.MalformedRequest, "nothing was sent")
 	default:

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -301,6 +302,12 @@ func (p *Proxy) refused(r authz.Refusal, err error) authz.Refusal {
 
 // handle finds out whose connection it is and which way it takes.
 func (p *Proxy) handle(c *conn) {
+	defer func() {
+		if cause := recover(); cause != nil { // what nobody foresaw is refused
+			p.cfg.Log.Error("handle connection: panic", zap.ByteString("stack", debug.Stack()))
+			_ = c.cut()
+		}
+	}()
 	c.source = authz.Source{Door: authz.DoorProxy, UID: -1}
 	if p.cfg.Identify != nil {
 		peer, ok := p.cfg.Identify(c.Conn)

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -340,6 +344,10 @@ func TestFraming(t *testing.T) {
 		want       []authz.Reason
 	}{
 		{"kept alive", "GET" + good + "\r\n" + "GET" + good + "\r\n" + evil, []authz.Reason{authz.Granted, authz.Granted, authz.DestinationMismatch}},
+		{"after a refusal", "GET http://" + authority + "/a/../b HTTP/1.1\r\nHost: " + authority + "\r\n\r\n" + "GET" + good + "\r\n", []authz.Reason{authz.MalformedRequest, authz.Granted}},
+		{"body that is none", "POST" + good + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", []authz.Reason{authz.MalformedRequest}},
+		{"other expectation", "POST" + good + "Expect: 200-maybe\r\nContent-Length: 1\r\n\r\n", []authz.Reason{authz.MalformedRequest}},
+		{"folded Host", "GET http://" + authority + "/ok HTTP/1.1\r\nHost:\r\n evil.example\r\n\r\n", []authz.Reason{authz.DestinationMismatch}},
 		{"length", "POST" + good + "Content-Length: 5\r\n\r\nhello" + evil, []authz.Reason{authz.Granted, authz.DestinationMismatch}},
 		{"chunked", "POST" + good + "Transfer-Encoding: chunked\r\n\r\n5;ext=1\r\nhello\r\n0\r\nX: 1\r\n\r\n" + evil, []authz.Reason{authz.Granted, authz.DestinationMismatch}},
 		{"length and chunked", "POST" + good + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + "GET" + good + "\r\n", []authz.Reason{authz.Granted, authz.MalformedRequest}},
@@ -360,5 +368,97 @@ func TestFraming(t *testing.T) {
 				wantRefusal(t, response, body, reason)
 			}
 		})
+	}
+}
+
+// TestHTTP2Host sends a Host beside :authority.
+func TestHTTP2Host(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	w := newWorld(t, setup{input: granted(rule(api, "read"))})
+	authority := fmt.Sprintf("api.weather.example:%d", api.Addr.Port())
+	for _, test := range []struct {
+		name, authority, host, status string
+	}{
+		{"same", authority, authority, "200"},
+		{"none", authority, "", "200"},
+		{"other Host", authority, "evil.example", "421"},
+		{"other authority", "evil.example", "", "421"},
+		{"other authority, good Host", "evil.example", authority, "421"},
+		{"Host alone", "", authority, "200"},
+		{"other Host alone", "", "evil.example", "421"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := w.tunnel(authority)
+			inner := tls.Client(c.Conn, &tls.Config{ServerName: "api.weather.example", InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // the test looks at what is sent
+			testenv.Must(t, inner.HandshakeContext(t.Context()))
+			if got := h2Status(t, inner, test.authority, test.host); got != test.status {
+				t.Errorf("status is %s, want %s", got, test.status)
+			}
+		})
+	}
+	if api.Total() != 3 {
+		t.Errorf("the upstream received %+v", api.Requests())
+	}
+}
+
+// h2Status sends one request over HTTP/2 and returns the status.
+func h2Status(t *testing.T, c net.Conn, authority, host string) string {
+	t.Helper()
+	_, err := io.WriteString(c, http2.ClientPreface)
+	testenv.Must(t, err)
+	framer := http2.NewFramer(c, c)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	testenv.Must(t, framer.WriteSettings())
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, field := range []hpack.HeaderField{
+		{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: "/x"},
+		{Name: ":authority", Value: authority}, {Name: "host", Value: host},
+	} {
+		if field.Value != "" {
+			testenv.Must(t, encoder.WriteField(field))
+		}
+	}
+	testenv.Must(t, framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}))
+	for {
+		frame, err := framer.ReadFrame()
+		testenv.Must(t, err)
+		if headers, ok := frame.(*http2.MetaHeadersFrame); ok {
+			return headers.PseudoValue("status")
+		}
+	}
+}
+
+// TestOriginate takes plain http as the https rule that says so.
+func TestOriginate(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	r := rule(api, "read")
+	r.To.TLS.Originate = true
+	w := newWorld(t, setup{input: granted(r)})
+	for _, authority := range []string{"api.weather.example", fmt.Sprintf("api.weather.example:%d", api.Addr.Port())} {
+		c := w.raw()
+		c.want(authz.Granted, "GET http://"+authority+"/x HTTP/1.1\r\nHost: "+authority+"\r\n\r\n")
+	}
+	got := api.Requests()
+	if len(got) != 2 || got[0].SNI != "api.weather.example" || got[0].Host != fmt.Sprintf("api.weather.example:%d", api.Addr.Port()) {
+		t.Errorf("the upstream received %+v", got)
+	}
+}
+
+// TestObserve lets pass, without a credential, what a rule only observes.
+func TestObserve(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	r := rule(api, "read")
+	r.Paths, r.Mode, r.ObserveUntil = []string{"/granted"}, authz.ModeObserve, time.Now().Add(time.Minute)
+	w := newWorld(t, setup{input: granted(r)})
+	client := w.client(nil)
+	if response, body := send(t, client, request(t, "GET", api.URL("api.weather.example", "/other"), "")); response.StatusCode != http.StatusUnauthorized {
+		t.Errorf("observed: %s %s", response.Status, body)
+	}
+	if got := api.Requests(); len(got) != 1 || got[0].Header["Authorization"] != nil {
+		t.Errorf("the upstream received %+v", got)
+	}
+	if response, body := send(t, client, request(t, "GET", api.URL("api.weather.example", "/granted"), "")); response.StatusCode != 200 {
+		t.Errorf("granted: %s %s", response.Status, body)
 	}
 }

@@ -40,7 +40,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor == 2 {
 		c.framed.Store(true)
 	}
-	defer p.deny(w, r, c)
+	defer p.deny(r, c)
+	if c.heads != nil && r.ProtoMajor == 1 {
+		c.wire, c.unclear = c.heads.take(r) // of every request, whatever becomes of it
+	}
 	switch f := p.admissible(r, c); {
 	case f != nil:
 		p.refuse(w, r, c, f)
@@ -53,7 +56,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // deny turns a panic into the end of the connection: what nobody foresaw is
 // refused.
-func (p *Proxy) deny(w http.ResponseWriter, r *http.Request, c *conn) {
+func (p *Proxy) deny(r *http.Request, c *conn) {
 	cause := recover()
 	if cause == nil {
 		return
@@ -63,8 +66,10 @@ func (p *Proxy) deny(w http.ResponseWriter, r *http.Request, c *conn) {
 		p.cfg.Log.Error("serve request: panic", zap.ByteString("stack", debug.Stack()))
 		p.refused(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, "internal error"), c.source))
 	}
-	_ = w // whatever was written of an answer stays incomplete
-	panic(http.ErrAbortHandler)
+	if r.Method == http.MethodConnect {
+		_ = c.cut() // net/http may not own it any more
+	}
+	panic(http.ErrAbortHandler) // whatever was written of an answer stays incomplete
 }
 
 // admissible refuses connections whose caller is not proved, which a limit
@@ -200,16 +205,20 @@ func agree(r *http.Request, c *conn, d authz.Destination) *fault {
 			return mismatch("Host is " + clean(host) + ", the request is for " + d.HostPort())
 		}
 	}
-	if c.heads == nil || r.ProtoMajor != 1 {
-		return nil
+	if c.heads != nil && r.ProtoMajor == 1 {
+		return c.agreeWire(d)
 	}
-	wire, ok := c.heads.take(r)
+	return nil
+}
+
+// agreeWire refuses a request whose Host, as it was on the wire beside an
+// absolute URI or in a CONNECT, disagrees with its destination.
+func (c *conn) agreeWire(d authz.Destination) *fault {
 	switch {
-	case !ok:
-		r.Close = true
+	case c.unclear:
 		return malformed("the request's framing is not clear")
-	case wire != "" && !d.Agrees(wire):
-		return mismatch("Host is " + clean(wire) + ", the request is for " + d.HostPort())
+	case c.wire != "" && !d.Agrees(c.wire):
+		return mismatch("Host is " + clean(c.wire) + ", the request is for " + d.HostPort())
 	}
 	return nil
 }

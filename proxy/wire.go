@@ -47,7 +47,9 @@ type conn struct {
 	port     uint16
 	mismatch string // set when the names on it disagree: every request on it is refused
 
-	heads *headReader // of explicit connections: sees the Host beside an absolute URI
+	heads   *headReader // of explicit connections: sees the Host beside an absolute URI
+	wire    string      // that Host, of the request being served
+	unclear bool        // what was seen is not the request being served
 
 	refusal   func(text []byte) []byte // what net/http's own refusal becomes; nil leaves it
 	answering atomic.Bool              // a request was read and its answer is not complete
@@ -123,23 +125,19 @@ func (c *conn) peek(n int) ([]byte, error) {
 	return c.prefix, nil
 }
 
-// serverError is how net/http begins an answer of its own to a request that it
-// could not read. No answer of a handler looks like it: it has no Date.
-const serverErrorHead = "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
-
 // Write writes an answer. What net/http itself answers to a request that it
-// could not read is recorded and said in our words.
+// could not read, while no request is being answered, is recorded and said in
+// our words; net/http closes the connection after it.
 func (c *conn) Write(b []byte) (int, error) {
-	if c.refusal == nil || c.answering.Load() || c.framed.Load() || !bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
+	if c.refusal == nil || c.answering.Load() || c.framed.Load() ||
+		!bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
 		return c.Conn.Write(b)
 	}
-	if _, text, ok := bytes.Cut(b, []byte(serverErrorHead)); ok {
-		if _, err := c.Conn.Write(c.refusal(text)); err != nil {
-			return 0, err
-		}
-		return len(b), nil
+	_, text, _ := bytes.Cut(b, []byte("\r\n\r\n"))
+	if _, err := c.Conn.Write(c.refusal(text)); err != nil {
+		return 0, err
 	}
-	return c.Conn.Write(b)
+	return len(b), nil
 }
 
 // Close closes the connection, with a TLS goodbye where there is TLS.

@@ -503,16 +503,24 @@ func TestTokenFile(t *testing.T) {
 
 	first := testenv.MustGet(v.NewToken(t.Context(), 3*time.Second, "weather"))(t)
 	path := write(t, "token", first)
-	b, stop := run(t, Config{Address: v.Address, Auth: Auth{Method: MethodToken, TokenFile: path}})
+	var jumped atomic.Int64
+	b, stop := run(t, Config{Address: v.Address, Auth: Auth{Method: MethodToken, TokenFile: path}, Now: func() time.Time {
+		return time.Now().Add(time.Duration(jumped.Load()))
+	}})
 	testenv.Must(t, b.Login(t.Context()))
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		testenv.MustGet(b.Credential(t.Context(), ref("key", "secret/data/weather")))(t) // the token is renewed
 	}
 	second := testenv.MustGet(v.NewToken(t.Context(), time.Hour, "weather"))(t)
 	testenv.Must(t, os.WriteFile(path, []byte(second), 0o600))
-	until(t, "the new token is taken up", func() bool { return time.Until(b.Status().TokenExpires) > time.Minute })
+	until(t, "the new token is taken up", func() bool { return time.Until(b.Status().TokenExpires) > 50*time.Minute })
+	third := testenv.MustGet(v.NewToken(t.Context(), 10*time.Hour, "weather"))(t)
+	testenv.Must(t, os.WriteFile(path, []byte(third), 0o600))
+	jumped.Store(int64(rereadToken + time.Second)) // long before the second one is due
+	b.wake()
+	until(t, "the next token is taken up", func() bool { return time.Until(b.Status().TokenExpires) > 9*time.Hour })
 	testenv.Must(t, stop())
-	if _, err := v.Do(t.Context(), "GET", "auth/token/lookup-self", second, nil); err != nil {
+	if _, err := v.Do(t.Context(), "GET", "auth/token/lookup-self", third, nil); err != nil {
 		t.Errorf("a token that is not ours was revoked: %v", err)
 	}
 }

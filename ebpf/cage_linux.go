@@ -124,17 +124,22 @@ func (c *Cage) chooseNetwork() (*network, error) {
 
 // openGroup makes the cage's cgroup, or opens the one given.
 func (c *Cage) openGroup(id string) error {
-	var err error
-	if c.config.CgroupPath != "" {
-		c.group, err = openGroup(c.config.CgroupPath)
-		return err
-	}
 	h, err := findHierarchy()
 	if err != nil {
 		return err
 	}
+	pins, err := existingPins(id)
+	if err != nil {
+		return err
+	}
+	if c.config.CgroupPath != "" {
+		if c.group, err = openGroup(c.config.CgroupPath); err != nil {
+			return err
+		}
+		return h.leaveOthers(pins, c.group.id)
+	}
 	name := cgroupPrefix + id
-	left, err := h.findGroups(name)
+	left, err := h.leftGroups(name, pins)
 	if err != nil {
 		return err
 	}
@@ -145,9 +150,7 @@ func (c *Cage) openGroup(id string) error {
 		c.config.Logger.Info("removed the empty cgroup of an earlier sidecar", zap.String("cgroup", path))
 	}
 	// Only now that nothing lives in its cgroup may what holds it go.
-	if pins, err := existingPins(id); err != nil {
-		return err
-	} else if err := unpin(pins); err != nil {
+	if err := unpin(pins); err != nil {
 		return err
 	}
 	c.group, err = makeGroup(h, name)

@@ -3,6 +3,7 @@ package ebpf
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -206,7 +207,7 @@ func given(t *testing.T) (*cgroup, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	group, err := makeGroup(h, fmt.Sprintf("chaperone-test-given-%d", os.Getpid()))
+	group, err := makeGroup(h, "chaperone-test-given-"+rand.Text())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -559,6 +560,15 @@ func TestTakeOver(t *testing.T) {
 	}
 	if err := Detach(state, false); !errors.Is(err, ErrPopulated) {
 		t.Errorf("let a living plugin out: %v", err)
+	}
+	if c, err := New(Config{StateDir: state}); !errors.Is(err, ErrPopulated) {
+		t.Errorf("a cage of its own took the walls of another: %v", err)
+		_ = c.Close()
+	}
+	other, _ := given(t)
+	if c, err := New(Config{StateDir: state, CgroupPath: other.path, NetworkPath: path}); !errors.Is(err, ErrPopulated) {
+		t.Errorf("another cgroup took the walls of this: %v", err)
+		_ = c.Close()
 	}
 	second, l := open()
 	defer l.Close()

@@ -1,10 +1,14 @@
 package ebpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf/link"
@@ -43,8 +47,15 @@ func Detach(stateDir string, force bool) error {
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	if len(groups) == 0 {
-		if err := h.heldElsewhere(pins, force); err != nil {
+	held, err := h.heldGroups(pins)
+	if err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	for _, path := range held {
+		if filepath.Base(path) == cgroupPrefix+id || force {
+			continue
+		}
+		if err := leave(path); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}
 	}
@@ -101,38 +112,101 @@ func existingPins(id string) (string, error) {
 	return filepath.Join(runDir, "bpf", id), nil
 }
 
-// heldElsewhere refuses to take programs off a cgroup that was given while
-// something runs in it.
-func (h hierarchy) heldElsewhere(pins string, force bool) error {
-	names, err := pinned(pins)
-	if err != nil || force {
+// leftGroups finds what an earlier sidecar may have left without a walk through
+// the whole hierarchy: a cgroup beside the one to be made, and those that pinned
+// links are on. Programs on a cgroup that was given stay as long as anything
+// runs in it.
+func (h hierarchy) leftGroups(name, pins string) ([]string, error) {
+	parent, err := h.ownGroup()
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	if path := filepath.Join(parent, name); exists(path) {
+		left = append(left, path)
+	}
+	held, err := h.heldGroups(pins)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range held {
+		switch {
+		case filepath.Base(path) != name:
+			if err := leave(path); err != nil {
+				return nil, err
+			}
+		case !slices.Contains(left, path):
+			left = append(left, path)
+		}
+	}
+	return left, nil
+}
+
+// leaveOthers refuses to take programs off any cgroup but one while something
+// runs in it: the sidecar was told of another cgroup before.
+func (h hierarchy) leaveOthers(pins string, but uint64) error {
+	held, err := h.heldGroups(pins)
+	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		id := pinnedTo(filepath.Join(pins, name))
-		if id == 0 {
-			continue // a map, or a link whose cgroup is gone
+	for _, path := range held {
+		var stat unix.Stat_t
+		if unix.Stat(path, &stat) == nil && stat.Ino == but {
+			continue
 		}
-		path, err := h.groupByID(id)
-		if err != nil {
+		if err := leave(path); err != nil {
 			return err
-		}
-		g, err := openGroup(path)
-		if err != nil {
-			return err
-		}
-		populated, err := g.populated()
-		if err = errors.Join(err, g.close()); err != nil {
-			return err
-		}
-		if populated {
-			return fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
 		}
 	}
 	return nil
 }
 
-// pinnedTo is the id of the cgroup that a pinned link is on; 0 for none.
+// leave refuses to take programs off a cgroup while something runs in it.
+func leave(path string) error {
+	g, err := openGroup(path)
+	if err != nil {
+		return err
+	}
+	populated, err := g.populated()
+	if err = errors.Join(err, g.close()); err != nil {
+		return err
+	}
+	if populated {
+		return fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// heldGroups are the cgroups that pinned links are on.
+func (h hierarchy) heldGroups(pins string) ([]string, error) {
+	names, err := pinned(pins)
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[uint64]bool)
+	for _, name := range names {
+		if id := pinnedTo(filepath.Join(pins, name)); id != 0 {
+			ids[id] = true
+		}
+	}
+	var held []string
+	for id := range ids {
+		path, err := h.groupByID(id)
+		if err != nil {
+			return nil, err
+		}
+		held = append(held, path)
+	}
+	return held, nil
+}
+
+// pinnedTo is the id of the cgroup that a pinned link is on; 0 for a map, and
+// for a link whose cgroup is gone.
 func pinnedTo(pin string) uint64 {
 	if !strings.HasPrefix(filepath.Base(pin), linkPrefix) {
 		return 0
@@ -145,27 +219,29 @@ func pinnedTo(pin string) uint64 {
 	return linkedTo(l)
 }
 
+// kernfsHandle is the type of file handle that holds a cgroup's id
+// (FILEID_KERNFS, enum fid_type of the kernel).
+const kernfsHandle = 0xfe
+
 // groupByID finds the directory of a cgroup.
 func (h hierarchy) groupByID(id uint64) (string, error) {
-	found := ""
-	err := filepath.WalkDir(h.mount, func(path string, d fs.DirEntry, err error) error {
-		var stat unix.Stat_t
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil
-		case err != nil:
-			return err
-		case d.IsDir() && unix.Stat(path, &stat) == nil && stat.Ino == id:
-			found = path
-			return filepath.SkipAll
-		}
-		return nil
-	})
+	mount, err := unix.Open(h.mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("search cgroups: %w", err)
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
 	}
-	if found == "" {
-		return "", fmt.Errorf("search cgroups: the programs are on cgroup %d, which is not below %s; run this in the namespace in which the sidecar ran", id, h.mount)
+	defer func() { _ = unix.Close(mount) }()
+	handle := unix.NewFileHandle(kernfsHandle, binary.NativeEndian.AppendUint64(nil, id))
+	fd, err := unix.OpenByHandleAt(mount, handle, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if err != nil {
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
 	}
-	return found, nil
+	defer func() { _ = unix.Close(fd) }()
+	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
+	}
+	if path != h.mount && !strings.HasPrefix(path, h.mount+"/") {
+		return "", fmt.Errorf("find cgroup %d: %s is not below %s; run this in the namespaces in which the sidecar ran", id, path, h.mount)
+	}
+	return path, nil
 }

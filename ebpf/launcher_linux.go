@@ -217,7 +217,7 @@ func execute(o *order) error {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			continue
 		case errors.Is(err, unix.EACCES):
-			if _, hidden := os.Stat(path); hidden != nil {
+			if _, hidden := os.Stat(path); hidden != nil && path != o.Path {
 				continue // a directory of the search path that the plugin cannot enter
 			}
 			last = &ExecError{Path: o.Path, Status: 126, Err: err}

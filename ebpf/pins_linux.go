@@ -46,7 +46,7 @@ func cageID(stateDir string) (string, error) {
 // else could have prepared.
 func ensurePrivate(path string) error {
 	if err := os.Mkdir(path, privateAccess); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make private directory: %w", err)
+		return fmt.Errorf("make private directory: %w (run as root, or let systemd make %s: RuntimeDirectory=chaperone, RuntimeDirectoryMode=0700)", err, runDir)
 	}
 	var stat unix.Stat_t
 	if err := unix.Lstat(path, &stat); err != nil {

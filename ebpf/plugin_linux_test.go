@@ -25,6 +25,7 @@ func plugin(args []string) error {
 		"get":     get,
 		"try":     try,
 		"tries":   tries,
+		"many":    many,
 		"dns":     dns,
 		"status":  status,
 		"stream":  stream,
@@ -253,6 +254,42 @@ func try(args []string) error {
 	return nil
 }
 
+// many opens connections to as many ports, some at a time, and wants each to
+// answer with its port.
+func many(args []string) error {
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	at, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, at)
+	for worker := range at {
+		go func() {
+			for port := 1000 + worker; port < 1000+n; port += at {
+				conn, err := net.Dial("tcp", fmt.Sprintf("240.0.0.9:%d", port))
+				if err != nil {
+					failed <- err
+					return
+				}
+				answer, err := io.ReadAll(conn)
+				_ = conn.Close()
+				if err != nil || string(answer) != strconv.Itoa(port) {
+					failed <- fmt.Errorf("port %d answered %q: %w", port, answer, err)
+					return
+				}
+			}
+			failed <- nil
+		}()
+	}
+	for range at {
+		err = errors.Join(err, <-failed)
+	}
+	return err
+}
+
 // tries makes the attempt that each line of standard input names.
 func tries([]string) error {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
@@ -326,6 +363,7 @@ func attempts() map[string]func([]string) error {
 		"unix-pair":    unixPairSend,
 		"unix-link":    unixLink,
 		"unix-own":     unixOwn,
+		"pair-stream":  pairStream,
 		"bind":         bindPort,
 		"io_uring":     call(unix.SYS_IO_URING_SETUP, 8, 0),
 		"pidfd_getfd":  pidfdGetfd,
@@ -524,6 +562,11 @@ func unixOwn([]string) error {
 		return err
 	}
 	return conn.Close()
+}
+
+func pairStream([]string) error {
+	_, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	return err
 }
 
 func bindPort(args []string) error {

@@ -41,6 +41,10 @@ func TestExitStatus(t *testing.T) {
 	if err := os.WriteFile(garbage, []byte{0, 1, 2, 3}, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	hidden := filepath.Join(dir, "hidden")
+	if err := os.Mkdir(hidden, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		args []string
 		want int
@@ -52,6 +56,7 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"no-such-program"}, 127},
 		{[]string{"/no/such/program"}, 127},
 		{[]string{plain}, 126},
+		{[]string{filepath.Join(hidden, "program")}, 126},
 		{[]string{garbage}, 126},
 		{[]string{dir}, 126},
 	} {

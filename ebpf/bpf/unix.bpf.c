@@ -36,21 +36,11 @@ static __always_inline int decide_unix(struct bpf_sock_addr *ctx, __u8 hook)
 		bpf_probe_read_kernel(&first, 1, (char *)k->uaddr + PATH_OFFSET);
 	if (open && s->own_network && length > PATH_OFFSET && first == 0 && bpf_get_netns_cookie(ctx) == s->netns)
 		return ALLOW;
-	__u32 zero = 0;
-	struct tally *c = bpf_map_lookup_elem(&counters, &zero);
-	if (c)
-		__sync_fetch_and_add(&c->refused, 1);
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		if (c)
-			__sync_fetch_and_add(&c->lost, 1);
+	COUNT(refused, 1);
+	e = new_event();
+	if (!e)
 		return DENY;
-	}
-	__builtin_memset(e, 0, sizeof(*e));
-	e->time = bpf_ktime_get_boot_ns();
-	e->pid = bpf_get_current_pid_tgid() >> 32;
-	e->uid = (__u32)bpf_get_current_uid_gid();
-	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	name_sender(e);
 	e->hook = hook;
 	e->family = AF_UNIX;
 	e->type = (__u8)ctx->type;

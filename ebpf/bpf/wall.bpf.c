@@ -74,26 +74,6 @@ static __always_inline bool is_sidecar_port(const struct setting *s, __u16 port)
 			port == s->resolver6_port);
 }
 
-static __always_inline void name_sender(struct event *e)
-{
-	e->time = bpf_ktime_get_boot_ns();
-	e->pid = bpf_get_current_pid_tgid() >> 32;
-	e->uid = (__u32)bpf_get_current_uid_gid();
-	bpf_get_current_comm(e->comm, sizeof(e->comm));
-}
-
-static __always_inline struct event *new_event(void)
-{
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-
-	if (!e) {
-		COUNT(lost, 1);
-		return 0;
-	}
-	__builtin_memset(e, 0, sizeof(*e));
-	return e;
-}
-
 static __always_inline int refuse(struct bpf_sock_addr *ctx, const struct address *a, __u16 port, __u8 hook, __u8 why)
 {
 	struct event *e;

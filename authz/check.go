@@ -214,12 +214,12 @@ func unsettable(name string) bool {
 	return strings.HasPrefix(name, "x-chaperone-") || strings.HasPrefix(name, "x-forwarded-")
 }
 
-// rule checks and compiles one rule.
-func (k grantCheck) rule(i int, credentials map[string]*credentialSpec) *rule {
+// rule checks one rule and compiles it into out.
+func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpec) {
 	spec := &k.g.Rules[i]
 	at := func(field string) string { return rulePath(i, field) }
-	out := &rule{
-		grant: k.g, spec: spec, scheme: spec.To.Scheme, ports: spec.To.Ports, addresses: spec.To.Addresses,
+	*out = rule{
+		grant: k.g, spec: spec, id: spec.ID, scheme: spec.To.Scheme, ports: spec.To.Ports, addresses: spec.To.Addresses,
 		encodedSlash: spec.EncodedSlash == "allow", notAfter: k.g.NotAfter,
 	}
 	if strings.TrimSpace(spec.Reason) == "" {
@@ -242,7 +242,6 @@ func (k grantCheck) rule(i int, credentials map[string]*credentialSpec) *rule {
 		out.terms.TLSMin = defaultTLSMin
 	}
 	out.conditions = stateConditions(spec)
-	return out
 }
 
 // stateConditions returns the conditions that the rule states.
@@ -271,6 +270,7 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 	if out.scheme == "" {
 		out.scheme = SchemeHTTPS
 	}
+	out.scheme = out.scheme.shared()
 	switch {
 	case laterSchemes(out.scheme):
 		k.report(at("to.scheme"), "%s is not supported yet; use https, http, tls or tcp", out.scheme)
@@ -295,6 +295,9 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 		out.ports = []uint16{out.scheme.DefaultPort()}
 	} else if len(out.ports) == 0 && out.scheme == SchemeTCP {
 		k.report(at("to.ports"), "is missing; tcp has no default port")
+	}
+	if len(out.ports) > 0 {
+		out.port = out.ports[0]
 	}
 	for j, p := range out.ports {
 		if p == 0 || slices.Contains(out.ports[:j], p) {
@@ -338,9 +341,10 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 	}
 	for j, m := range spec.Methods {
 		if m == "*" && len(spec.Methods) == 1 {
+			out.anyMethod = true
 			continue
 		}
-		out.methods = append(out.methods, m)
+		out.methods |= commonMethod(m)
 		switch _, err := NewAction(m, ""); {
 		case m == "*":
 			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), `"*" stands alone`)
@@ -367,6 +371,9 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 			continue
 		}
 		out.paths = append(out.paths, p)
+	}
+	if out.paths = together(out.paths); len(out.paths) > 0 {
+		out.path = out.paths[0]
 	}
 	for j, u := range spec.Upgrades {
 		if u != asciiLower(u) || !isToken(u) || !upgradable(u) {

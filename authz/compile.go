@@ -44,9 +44,9 @@ type Policy struct {
 type subject struct {
 	name         Principal
 	granted      bool               // holds a grant, also one that has expired
-	exact        map[string][]entry // by host
-	single       map[string][]entry // *.NAME, by NAME
-	deep         map[string][]entry // **.NAME, by NAME
+	exact        map[string]entries // by host
+	single       map[string]entries // *.NAME, by NAME
+	deep         map[string]entries // **.NAME, by NAME
 	rules        []*rule            // in the order of precedence of grant name and id
 	limits       []limit            // of the whole plugin
 	guardrails   []*Guardrail       // that hold for it
@@ -56,27 +56,77 @@ type subject struct {
 
 // entry is one host of one rule.
 type entry struct {
-	rule    *rule
-	pattern string // as it was written
-	exact   bool
+	rule  *rule
+	host  int32 // in the rule's hosts
+	exact bool
 }
 
-// rule is a compiled Rule.
+// pattern returns the host as it was written.
+func (e entry) pattern() string { return e.rule.spec.To.Hosts[e.host] }
+
+// entries are those of one host, in the order of precedence of grant name and
+// rule id. There is nearly always one, which is found without another pointer.
+type entries struct {
+	first entry
+	more  []entry
+}
+
+// rule is a compiled Rule. What every decision looks at stands together and is
+// not behind a pointer: with many rules, a decision costs what it costs to
+// fetch them from memory.
 type rule struct {
-	grant        *Grant
-	spec         *Rule
 	scheme       Scheme
-	ports        []uint16
-	methods      []string // nil for any
-	paths        []pathPattern
-	encodedSlash bool
 	notAfter     time.Time // of the rule and its grant
 	observeUntil time.Time
-	addresses    []netip.Prefix
-	credential   *credentialSpec
-	terms        Terms
+	port         uint16 // the first of ports
+	methods      uint16 // the common ones, by bits
+	anyMethod    bool   // "*": every method but TRACE, which sends credentials back
+	encodedSlash bool
 	conditions   Conditions
+	path         pathPattern // the first of paths
+	id           string
+	grant        *Grant
+	credential   *credentialSpec
 	limits       []limit // its own; the plugin's apply besides
+
+	spec      *Rule
+	paths     []pathPattern // the longest literal first
+	ports     []uint16
+	addresses []netip.Prefix
+	terms     Terms
+}
+
+// allowsMethod reports whether the rule is for the method.
+func (r *rule) allowsMethod(method string) bool {
+	bit := commonMethod(method)
+	switch {
+	case r.methods&bit != 0:
+		return true
+	case r.anyMethod:
+		return method != "TRACE"
+	}
+	return bit == 0 && slices.Contains(r.spec.Methods, method)
+}
+
+// commonMethod returns the bit of a common method, and 0 of any other.
+func commonMethod(method string) uint16 {
+	switch method {
+	case "GET":
+		return 1
+	case "HEAD":
+		return 2
+	case "POST":
+		return 4
+	case "PUT":
+		return 8
+	case "PATCH":
+		return 16
+	case "DELETE":
+		return 32
+	case "OPTIONS":
+		return 64
+	}
+	return 0
 }
 
 // neverEntry is a compiled Never.
@@ -132,7 +182,7 @@ func (c *compiler) subject(plugin string) *subject {
 		return s
 	}
 	s = &subject{
-		name: Principal(plugin), exact: map[string][]entry{}, single: map[string][]entry{}, deep: map[string][]entry{},
+		name: Principal(plugin), exact: map[string]entries{}, single: map[string]entries{}, deep: map[string]entries{},
 	}
 	if plugin == c.in.Plugin && c.in.Observe {
 		s.observeUntil = c.in.ObserveUntil
@@ -166,53 +216,58 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 	for i := range g.Credentials {
 		credentials[g.Credentials[i].Name] = check.credential(i, before)
 	}
-	for i := range g.Rules {
-		r := check.rule(i, credentials)
+	rules := make([]rule, len(g.Rules))
+	for i := range rules {
+		r := &rules[i]
+		check.rule(i, r, credentials)
 		s.rules = append(s.rules, r)
 		c.expires(r.notAfter)
 		c.expires(r.observeUntil)
-		s.index(r)
 	}
 }
 
 // index files the rule under each of its hosts.
 func (s *subject) index(r *rule) {
-	for _, host := range r.spec.To.Hosts {
+	for i, host := range r.spec.To.Hosts {
 		p, err := parseHostPattern(host)
 		if err != nil {
 			continue // reported by the check; nothing is compiled then
 		}
-		e := entry{rule: r, pattern: host, exact: p.kind == hostExact}
+		by := s.exact
 		switch p.kind {
 		case hostExact:
-			s.exact[p.name] = append(s.exact[p.name], e)
 		case hostSingle:
-			s.single[p.name] = append(s.single[p.name], e)
+			by = s.single
 		case hostDeep:
-			s.deep[p.name] = append(s.deep[p.name], e)
+			by = s.deep
+		}
+		e := entry{rule: r, host: int32(i), exact: p.kind == hostExact} // #nosec G115 -- no document holds so many hosts
+		if list := by[p.name]; list.first.rule == nil {
+			by[p.name] = entries{first: e}
+		} else {
+			list.more = append(list.more, e)
+			by[p.name] = list
 		}
 	}
 }
 
-// finish sorts what Choosing wants sorted.
+// finish sorts what Choosing wants sorted, and indexes it in that order.
 func (c *compiler) finish() {
 	slices.SortFunc(c.policy.expiries, time.Time.Compare)
 	for _, s := range c.policy.subjects {
 		slices.SortFunc(s.rules, compareRules)
+		for _, r := range s.rules {
+			s.index(r)
+		}
 		slices.SortFunc(s.limits, func(a, b limit) int {
 			return cmp.Or(strings.Compare(a.key.grant, b.key.grant), cmp.Compare(a.key.kind, b.key.kind))
 		})
-		for _, byHost := range []map[string][]entry{s.exact, s.single, s.deep} {
-			for _, entries := range byHost {
-				slices.SortStableFunc(entries, func(a, b entry) int { return compareRules(a.rule, b.rule) })
-			}
-		}
 	}
 }
 
 // compareRules orders by grant name, then rule id.
 func compareRules(a, b *rule) int {
-	return cmp.Or(strings.Compare(a.grant.Name, b.grant.Name), strings.Compare(a.spec.ID, b.spec.ID))
+	return cmp.Or(strings.Compare(a.grant.Name, b.grant.Name), strings.Compare(a.id, b.id))
 }
 
 // guardrail checks one guardrail. Its never-list is compiled into each subject.

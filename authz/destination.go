@@ -41,7 +41,7 @@ const (
 // https, where "" means "/", and "" for tls and tcp. What is canonicalised and
 // what is refused is listed at canonicalPath.
 func NewDestination(scheme Scheme, authority, target string) (Destination, error) {
-	d := Destination{scheme: scheme}
+	d := Destination{scheme: scheme.shared()}
 	var err error
 	if d.host, d.port, d.addr, err = parseAuthority(authority); err != nil {
 		return Destination{}, err

@@ -170,7 +170,7 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
 	for e := range sub.candidates(req.Destination.host) {
 		if s.revoked(req.Principal, e.rule, now) == nil { // nothing added to a revoked rule would help
 			n := compare(e.rule, &req, now)
-			n.host, n.sameHost = e.pattern, true
+			n.host, n.sameHost = e.pattern(), true
 			take(n)
 		}
 		if looked++; looked == maxNear {
@@ -197,10 +197,10 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
 
 // compare compares a rule with a request, but for the host.
 func compare(r *rule, req *Request, now time.Time) near {
-	d, a := req.Destination, req.Action
+	d, a := &req.Destination, &req.Action
 	n := near{
 		rule: r, host: r.spec.To.Hosts[0], scheme: r.scheme == d.scheme || r.originates(d),
-		port: slices.Contains(r.ports, d.port) || r.couldOriginate(d), live: now.Before(r.notAfter),
+		port: r.hasPort(d.port) || r.couldOriginate(d), live: now.Before(r.notAfter),
 		method: true, upgrade: true, slash: true,
 	}
 	if !r.scheme.HTTP() {
@@ -214,7 +214,7 @@ func compare(r *rule, req *Request, now time.Time) near {
 		if length := commonPrefix(p.text, d.path); length > n.prefix {
 			n.like, n.prefix = p, length
 		}
-		if d.scheme.HTTP() && p.matches(d.path) && (n.path == nil || p.literal > n.path.literal) {
+		if d.scheme.HTTP() && n.path == nil && p.matches(d.path) {
 			n.path = p
 		}
 	}
@@ -224,7 +224,7 @@ func compare(r *rule, req *Request, now time.Time) near {
 	if !d.scheme.HTTP() {
 		n.path = n.like // a tunnel has no path to differ by
 	} else {
-		n.method = r.allowsAction(Action{Method: a.Method})
+		n.method = r.allowsAction(&Action{Method: a.Method})
 		n.upgrade = a.Upgrade == "" || slices.Contains(r.spec.Upgrades, a.Upgrade)
 		n.slash = !d.encodedSlash || r.encodedSlash
 	}
@@ -303,10 +303,10 @@ func (n near) grants() string {
 	switch {
 	case !n.rule.scheme.HTTP():
 		return "reach " + url
-	case n.rule.methods == nil:
+	case n.rule.anyMethod:
 		return "use any method at " + url + n.like.text
 	}
-	return strings.Join(n.rule.methods, " or ") + " " + url + n.like.text
+	return strings.Join(n.rule.spec.Methods, " or ") + " " + url + n.like.text
 }
 
 // detail says what is granted and what was asked.
@@ -401,7 +401,7 @@ func (s *Snapshot) revokedDetail(plugin string, d Decision, now time.Time) strin
 // guardrailOf names the entry of a never-list that refuses the destination.
 func (s *Snapshot) guardrailOf(d Decision, dest Destination) string {
 	if d.subject != nil {
-		if n := d.subject.refuses(dest); n != nil {
+		if n := d.subject.refuses(&dest); n != nil {
 			return n.name
 		}
 		if n := d.subject.refusesAddress(d.address); n != nil {
@@ -473,7 +473,7 @@ func ask(req Request, d Decision, n near) (text, yaml string) {
 		return "nothing grants an upgrade to " + req.Action.Upgrade, ""
 	}
 	// Where https is granted, it is also what plain http should be taken as.
-	secure := n.sameHost && n.rule.couldOriginate(dest)
+	secure := n.sameHost && n.rule.couldOriginate(&dest)
 	yaml = ruleYAML(req, secure)
 	differs := n.differs(req, d)
 	field := ""

@@ -150,7 +150,8 @@ func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 			return d
 		}
 	}
-	return d.because(QuotaExceeded)
+	d.Reason = QuotaExceeded
+	return d
 }
 
 // crossed reports the limits on requests that have just refused. What a rule

@@ -19,6 +19,17 @@ const (
 // HTTP reports whether requests of the scheme have methods and paths.
 func (s Scheme) HTTP() bool { return s == SchemeHTTPS || s == SchemeHTTP }
 
+// shared returns the scheme as the constants have it, so that comparing schemes
+// compares pointers.
+func (s Scheme) shared() Scheme {
+	for _, known := range [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP} {
+		if s == known {
+			return known
+		}
+	}
+	return s
+}
+
 // DefaultPort returns the scheme's port, and 0 for tcp, which has none.
 func (s Scheme) DefaultPort() uint16 {
 	switch s {

@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -68,10 +69,10 @@ func (p hostPattern) matches(host string) bool {
 
 // pathPattern is a compiled path of a rule.
 type pathPattern struct {
-	text     string
-	segments []string // of the path; "*" is a wildcard
-	rest     bool     // ends in **
-	literal  int      // bytes that are no wildcard, for Choosing
+	text    string
+	prefix  int  // bytes before the first wildcard
+	literal int  // bytes that are neither a wildcard nor a slash, for Choosing
+	rest    bool // ends in **
 }
 
 // parsePathPattern reads a path of a rule. What is literal in it must be
@@ -80,22 +81,21 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 	if !strings.HasPrefix(s, "/") {
 		return pathPattern{}, fmt.Errorf("%q does not start with /", clip(s))
 	}
-	p := pathPattern{text: s, segments: strings.Split(s[1:], "/")}
-	last := len(p.segments) - 1
-	for i, segment := range p.segments {
+	p := pathPattern{text: s, prefix: len(s)}
+	if i := strings.IndexByte(s, '*'); i >= 0 {
+		p.prefix = i
+	}
+	segments := strings.Split(s[1:], "/")
+	for i, segment := range segments {
 		switch {
 		case segment == "*":
-			continue
-		case segment == "**" && i == last:
+		case segment == "**" && i == len(segments)-1:
 			p.rest = true
 		case strings.Contains(segment, "*"):
 			return pathPattern{}, fmt.Errorf("%q has a wildcard in a segment; * is a whole segment, and ** stands last", clip(s))
 		default:
 			p.literal += len(segment)
 		}
-	}
-	if p.rest {
-		p.segments = p.segments[:last]
 	}
 	canonical, slash, err := canonicalPath(s) // which leaves * alone
 	switch {
@@ -109,6 +109,22 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 	return p, nil
 }
 
+// together returns the patterns in the order in which they are tried, the
+// longest literal first, with their texts in one piece of memory.
+func together(patterns []pathPattern) []pathPattern {
+	slices.SortStableFunc(patterns, func(a, b pathPattern) int { return cmp.Compare(b.literal, a.literal) })
+	var all strings.Builder
+	for _, p := range patterns {
+		all.WriteString(p.text)
+	}
+	text := all.String()
+	for i := range patterns {
+		n := len(patterns[i].text)
+		patterns[i].text, text = text[:n], text[n:]
+	}
+	return slices.Clip(patterns)
+}
+
 // length returns how much of the pattern is literal; a tunnel has none.
 func (p *pathPattern) length() int {
 	if p == nil {
@@ -120,26 +136,32 @@ func (p *pathPattern) length() int {
 // matches reports whether a canonical path is one of the pattern's. It does
 // not allocate.
 func (p *pathPattern) matches(path string) bool {
-	rest := path[1:]
-	for i, segment := range p.segments {
-		got, tail, more := strings.Cut(rest, "/")
-		if segment == "*" {
-			if got == "" {
+	path, ok := strings.CutPrefix(path, p.text[:p.prefix])
+	if !ok {
+		return false
+	}
+	pattern := p.text[p.prefix:]
+	if p.rest {
+		pattern = pattern[:len(pattern)-len("**")]
+	}
+	at := 0
+	for i := range len(pattern) {
+		if pattern[i] != '*' {
+			if at == len(path) || path[at] != pattern[i] {
 				return false
 			}
-		} else if segment != got {
-			return false
+			at++
+			continue
 		}
-		last := i == len(p.segments)-1
-		if last && !p.rest {
-			return !more
+		start := at
+		for at < len(path) && path[at] != '/' {
+			at++
 		}
-		if !more {
-			return false // /a/** does not match /a
+		if at == start {
+			return false // * is no empty segment
 		}
-		rest = tail
 	}
-	return p.rest
+	return p.rest || at == len(path)
 }
 
 // checkPluginPattern checks one entry of a guardrail's plugins. A pattern that

@@ -76,66 +76,64 @@ func (s *Snapshot) subject(p Principal) *subject {
 // Decide answers a request. It is pure: the same arguments give the same
 // answer. It does not allocate, and its cost does not grow with the number of
 // grants, nor with that of rules for other hosts.
-func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) Decision {
-	d := Decision{Generation: s.generation}
+func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) (d Decision) {
+	d.Generation = s.generation
 	if s.policy == nil {
 		return d
 	}
 	d.subject = s.subject(req.Principal)
-	switch {
-	case req.Destination.host == "", req.Destination.scheme.HTTP() && req.Action.Method == "",
-		req.Destination.encodedSlash && !d.subject.allowsEncodedSlash(req.Destination.host):
-		return d.because(MalformedRequest)
-	case req.Principal == "":
-		return d.because(IdentityUnknown)
-	}
-	if v := s.revoked(req.Principal, nil, now); v != nil {
-		return d.revoked(v)
-	}
-	if d.subject == nil {
-		return d.because(NoGrant)
-	}
-	if d.subject.refuses(req.Destination) != nil {
-		return d.because(GuardrailDenied)
-	}
-	d = s.match(d, &req, now)
-	if d.Allowed() {
-		d = d.limited(usage, now)
-	}
-	if d.relaxable() && now.Before(d.subject.observeUntil) {
+	s.decide(&d, &req, usage, now)
+	if d.relaxable() && d.subject != nil && now.Before(d.subject.observeUntil) {
 		d.free = true
-		return d.observed()
+		d.observe()
 	}
 	return d
 }
 
-// because returns the decision with its reason.
-func (d Decision) because(r Reason) Decision {
-	d.Reason = r
-	return d
+// decide decides without regard to whether the sidecar observes. Decisions are
+// large, and so they are filled in place.
+func (s *Snapshot) decide(d *Decision, req *Request, usage Usage, now time.Time) {
+	to := &req.Destination
+	switch {
+	case to.host == "", to.scheme.HTTP() && req.Action.Method == "", to.encodedSlash && !d.subject.allowsEncodedSlash(to.host):
+		d.Reason = MalformedRequest
+	case req.Principal == "":
+		d.Reason = IdentityUnknown
+	case d.revoke(s.revoked(req.Principal, nil, now)):
+	case d.subject == nil:
+		d.Reason = NoGrant
+	case d.subject.refuses(to) != nil:
+		d.Reason = GuardrailDenied
+	default:
+		if s.match(d, req, now); d.Allowed() {
+			d.limit(usage, now)
+		}
+	}
 }
 
-// revoked returns the refusal that v asks for.
-func (d Decision) revoked(v *Revocation) Decision {
-	d.spares = v.Level == LevelPause
-	return d.because(Revoked)
+// revoke refuses, if there is a revocation, and reports whether there is.
+func (d *Decision) revoke(v *Revocation) bool {
+	if v == nil {
+		return false
+	}
+	d.Reason, d.Credential, d.spares = Revoked, "", v.Level == LevelPause
+	return true
+}
+
+// observe passes the access without a credential.
+func (d *Decision) observe() {
+	d.Reason, d.Credential, d.RetryAfter, d.spares = Observed, "", 0, false
 }
 
 // relaxable reports whether a sidecar that observes passes the access all the
 // same: not past a never-list, a revocation, or what nobody can judge.
-func (d Decision) relaxable() bool {
+func (d *Decision) relaxable() bool {
 	switch d.Reason {
 	case NoGrant, DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired, QuotaExceeded:
 		return true
 	default:
 		return false
 	}
-}
-
-// observed passes the access without a credential.
-func (d Decision) observed() Decision {
-	d.Credential, d.RetryAfter, d.spares = "", 0, false
-	return d.because(Observed)
 }
 
 // candidates yields every entry whose host matches.
@@ -158,9 +156,12 @@ func (sub *subject) candidates(host string) iter.Seq[entry] {
 }
 
 // each yields the entries and reports whether more are wanted.
-func each(entries []entry, yield func(entry) bool) bool {
-	for i := range entries {
-		if !yield(entries[i]) {
+func each(list entries, yield func(entry) bool) bool {
+	if list.first.rule != nil && !yield(list.first) {
+		return false
+	}
+	for _, e := range list.more {
+		if !yield(e) {
 			return false
 		}
 	}
@@ -179,59 +180,58 @@ type search struct {
 }
 
 // match finds the winner, or the reason why there is none.
-func (s *Snapshot) match(d Decision, req *Request, now time.Time) Decision {
+func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	var found search
 	for e := range d.subject.candidates(req.Destination.host) {
 		s.consider(&found, e, req, now)
 	}
-	r := found.best.rule
-	if r == nil {
-		r = found.lost
-	}
-	if r != nil {
-		d = d.won(r, found.path, req)
-		// The winner may be revoked, and then no lesser rule stands in for it:
-		// a revocation only takes away.
-		if v := s.revoked(req.Principal, r, now); v != nil {
-			d.Credential = ""
-			return d.revoked(v)
-		}
-		if r.states(req)&req.Unenforceable != 0 {
-			return d.because(NotEnforceableHere)
-		}
-		return d.because(Granted)
+	winner := found.best.rule
+	if winner == nil {
+		winner = found.lost
 	}
 	switch {
-	case found.observer != nil:
-		d = d.won(found.observer, nil, req)
-		if d.rule.states(req)&req.Unenforceable&^ConditionCredential != 0 {
-			return d.because(NotEnforceableHere)
+	case winner != nil:
+		d.won(winner, found.path, req)
+		// The winner may be revoked, and then no lesser rule stands in for it:
+		// a revocation only takes away.
+		switch {
+		case d.revoke(s.revoked(req.Principal, winner, now)):
+		case winner.states(req)&req.Unenforceable != 0:
+			d.Reason = NotEnforceableHere
+		default:
+			d.Reason = Granted
 		}
-		return d.observed()
+	case found.observer != nil:
+		d.won(found.observer, nil, req)
+		if d.observe(); d.rule.states(req)&req.Unenforceable&^ConditionCredential != 0 {
+			d.Reason = NotEnforceableHere
+		}
 	case !d.subject.granted:
-		return d.because(NoGrant)
+		d.Reason = NoGrant
 	case !found.host:
-		return d.because(DestinationNotGranted)
+		d.Reason = DestinationNotGranted
 	case !found.method:
-		return d.because(MethodNotGranted)
+		d.Reason = MethodNotGranted
 	case !found.expired:
-		return d.because(PathNotGranted)
+		d.Reason = PathNotGranted
+	default:
+		d.Reason = GrantExpired
 	}
-	return d.because(GrantExpired)
 }
 
 // won names the rule that decides.
-func (d Decision) won(r *rule, path *pathPattern, req *Request) Decision {
+func (d *Decision) won(r *rule, path *pathPattern, req *Request) {
 	d.rule, d.path, d.literal = r, path, req.Destination.addr
-	d.Grant, d.Rule = r.grant.Name, r.spec.ID
-	d.Credential = r.spec.Credential
-	return d
+	d.Grant, d.Rule = r.grant.Name, r.id
+	if r.credential != nil {
+		d.Credential = r.credential.ref.Name
+	}
 }
 
 // consider takes one rule whose host matches into account.
 func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time) {
 	r := e.rule
-	if !r.takes(req.Destination) {
+	if !r.takes(&req.Destination) {
 		return
 	}
 	found.host = true
@@ -240,11 +240,11 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 		s.revoked(req.Principal, r, now) == nil {
 		found.observer = r
 	}
-	if !r.allowsAction(req.Action) {
+	if !r.allowsAction(&req.Action) {
 		return
 	}
 	found.method = true
-	path, ok := r.matchPath(req.Destination)
+	path, ok := r.matchPath(&req.Destination)
 	switch {
 	case !ok:
 	case !live:
@@ -270,23 +270,25 @@ func wins(a entry, aPath *pathPattern, b entry, bPath *pathPattern) bool {
 }
 
 // takes reports whether the rule is for the destination's scheme and port.
-func (r *rule) takes(d Destination) bool {
+func (r *rule) takes(d *Destination) bool {
 	if r.scheme == d.scheme {
-		return slices.Contains(r.ports, d.port)
+		return r.hasPort(d.port)
 	}
 	return r.originates(d)
 }
 
+func (r *rule) hasPort(port uint16) bool { return port == r.port || slices.Contains(r.ports, port) }
+
 // originates reports whether plain http is taken as this https rule.
-func (r *rule) originates(d Destination) bool {
+func (r *rule) originates(d *Destination) bool {
 	return r.spec.To.TLS.Originate && r.couldOriginate(d)
 }
 
 // couldOriginate reports whether plain http would be taken as this https rule
 // if it said so.
-func (r *rule) couldOriginate(d Destination) bool {
+func (r *rule) couldOriginate(d *Destination) bool {
 	return r.scheme == SchemeHTTPS && d.scheme == SchemeHTTP &&
-		(d.port == SchemeHTTP.DefaultPort() || slices.Contains(r.ports, d.port))
+		(d.port == SchemeHTTP.DefaultPort() || r.hasPort(d.port))
 }
 
 // destination returns where the rule goes for a destination that it takes:
@@ -295,8 +297,8 @@ func (r *rule) couldOriginate(d Destination) bool {
 func (r *rule) destination(d Destination) Destination {
 	if r.scheme != d.scheme {
 		d.scheme = r.scheme
-		if !slices.Contains(r.ports, d.port) {
-			d.port = r.ports[0]
+		if !r.hasPort(d.port) {
+			d.port = r.port
 		}
 	}
 	return d
@@ -311,34 +313,33 @@ func (r *rule) states(req *Request) Conditions {
 	return r.conditions
 }
 
-func (r *rule) allowsAction(a Action) bool {
+func (r *rule) allowsAction(a *Action) bool {
 	if !r.scheme.HTTP() {
 		return true
 	}
 	if a.Upgrade != "" && !slices.Contains(r.spec.Upgrades, a.Upgrade) {
 		return false
 	}
-	if r.methods == nil { // "*" is every method but the one that sends credentials back
-		return a.Method != "TRACE"
-	}
-	return slices.Contains(r.methods, a.Method)
+	return r.allowsMethod(a.Method)
 }
 
 // matchPath returns the longest of the rule's patterns that matches.
-func (r *rule) matchPath(d Destination) (best *pathPattern, ok bool) {
+func (r *rule) matchPath(d *Destination) (*pathPattern, bool) {
 	if !r.scheme.HTTP() {
 		return nil, true
 	}
 	if d.encodedSlash && !r.encodedSlash {
 		return nil, false
 	}
+	if r.path.matches(d.path) {
+		return &r.path, true
+	}
 	for i := range r.paths {
-		p := &r.paths[i]
-		if (best == nil || p.literal > best.literal) && p.matches(d.path) {
-			best = p
+		if p := &r.paths[i]; p.matches(d.path) {
+			return p, true
 		}
 	}
-	return best, best != nil
+	return nil, false
 }
 
 // revoked returns the hardest revocation in force of the whole plugin, or of
@@ -353,7 +354,7 @@ func (s *Snapshot) revoked(p Principal, r *rule, now time.Time) *Revocation {
 		}
 		hits := v.Rule == ""
 		if r != nil {
-			hits = v.Rule == r.spec.ID && (v.Grant == "" || v.Grant == r.grant.Name)
+			hits = v.Rule == r.id && (v.Grant == "" || v.Grant == r.grant.Name)
 		}
 		if hits && v.harderThan(hardest) {
 			hardest = v
@@ -378,29 +379,26 @@ func (s *Snapshot) shut(p Principal, r *rule, now time.Time) bool {
 	return v != nil && v.Level != LevelPause
 }
 
-// limited applies usage to an access that rules let through. The winner's own
+// limit applies usage to an access that rules let through. The winner's own
 // limits bound what it grants; the plugin's bound what a rule observes too.
-func (d Decision) limited(usage Usage, now time.Time) Decision {
+func (d *Decision) limit(usage Usage, now time.Time) {
 	own, shared := usage.check(d.ownLimits(), d.subject.limits, now)
 	if own.over && now.Before(d.rule.observeUntil) {
-		d, own = d.observed(), standing{}
-		d.over = true
+		d.observe()
+		d.over, own = true, standing{}
 	}
 	both := own.and(shared)
 	switch {
-	case both.over && both.unknown && now.Before(d.subject.observeUntil), !both.over && both.unknown:
+	case both.unknown && (!both.over || now.Before(d.subject.observeUntil)):
 		// Observing passes what a limit refuses, and not what cannot be judged.
-		d.spares = true
-		return d.because(UsageUnknown)
+		d.Reason, d.spares = UsageUnknown, true
 	case both.over:
-		d.over, d.spares, d.RetryAfter = true, !both.total, both.retry
-		return d.because(QuotaExceeded)
+		d.Reason, d.over, d.spares, d.RetryAfter = QuotaExceeded, true, !both.total, both.retry
 	}
-	return d
 }
 
 // ownLimits returns the winner's limits, and none for what it only observes.
-func (d Decision) ownLimits() []limit {
+func (d *Decision) ownLimits() []limit {
 	if d.Reason != Granted {
 		return nil
 	}
@@ -409,7 +407,7 @@ func (d Decision) ownLimits() []limit {
 
 // spends returns the limits that the access spends from. What passes because
 // the whole sidecar observes spends nothing.
-func (d Decision) spends() (own, shared []limit) {
+func (d *Decision) spends() (own, shared []limit) {
 	if !d.Allowed() || d.free {
 		return nil, nil
 	}
@@ -430,7 +428,7 @@ func (sub *subject) allowsEncodedSlash(host string) bool {
 }
 
 // refuses returns the entry of a never-list that names the destination, or nil.
-func (sub *subject) refuses(d Destination) *neverEntry {
+func (sub *subject) refuses(d *Destination) *neverEntry {
 	for i := range sub.never {
 		n := &sub.never[i]
 		if slices.ContainsFunc(n.hosts, func(p hostPattern) bool { return p.matches(d.host) }) || n.holds(d.addr) {
@@ -503,12 +501,12 @@ func (s *Snapshot) Observing(p Principal, now time.Time) bool {
 // still does.
 func (s *Snapshot) Name(p Principal, host string, now time.Time) (pattern string, ok bool) {
 	sub := s.subject(p)
-	if sub == nil || s.shut(p, nil, now) || sub.refuses(Destination{host: host}) != nil {
+	if sub == nil || s.shut(p, nil, now) || sub.refuses(&Destination{host: host}) != nil {
 		return "", false
 	}
 	for e := range sub.candidates(host) {
 		if now.Before(e.rule.notAfter) && !s.shut(p, e.rule, now) {
-			return e.pattern, true
+			return e.pattern(), true
 		}
 	}
 	return "", now.Before(sub.observeUntil)
@@ -526,7 +524,7 @@ func (s *Snapshot) Schemes(p Principal, host string, port uint16, now time.Time)
 	var found [len(all)]bool
 	for e := range sub.candidates(host) {
 		for i, scheme := range all {
-			if now.Before(e.rule.notAfter) && e.rule.takes(Destination{scheme: scheme, port: port}) {
+			if now.Before(e.rule.notAfter) && e.rule.takes(&Destination{scheme: scheme, port: port}) {
 				found[i] = true
 			}
 		}

@@ -3,6 +3,8 @@ package configs
 import (
 	"strings"
 	"testing"
+
+	"github.com/goccy/go-yaml/lexer"
 )
 
 // TestBounds gives the parser what it would recurse on, or take time for by
@@ -44,5 +46,18 @@ func TestBounds(t *testing.T) {
 	}
 	if _, errs := parseYAML("f.yaml", []byte(many.String())); len(errs) > 0 {
 		t.Errorf("got %.300s for what is within the bounds", errs)
+	}
+}
+
+// TestNothingIsDropped gives the parser several documents at once, of which it
+// drops those that follow an empty one.
+func TestNothingIsDropped(t *testing.T) {
+	for _, text := range []string{"---\n---\nb: 2\n", "a: 1\n---\n---\nb: 2\n"} {
+		if root, err := parseDocument("f.yaml", lexer.Tokenize(text)); err == nil {
+			t.Errorf("%q: got %+v, want an error", text, root)
+		}
+		if roots, errs := parseYAML("f.yaml", []byte(text)); len(errs) > 0 || len(roots) != strings.Count(text, ":") {
+			t.Errorf("%q: got %d documents, %v", text, len(roots), errs)
+		}
 	}
 }

@@ -65,8 +65,7 @@ func (l *loader) checkSidecars(documents []*source) {
 		}
 		done[d.file] = true
 		config, err := Load(d.file, l.now)
-		var errs Errors
-		if errors.As(err, &errs) {
+		if errs, ok := errors.AsType[Errors](err); ok {
 			l.errs = append(l.errs, errs...)
 			continue
 		}

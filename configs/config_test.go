@@ -126,6 +126,7 @@ func TestConfigMapIsReadOnce(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "sidecar.yaml"), minimalSidecar)
 	configMap(t, filepath.Join(dir, "grants"), "1", map[string]string{"weather.yaml": minimalGrant})
+	write(t, filepath.Join(dir, "grants", ".draft.yaml"), "hidden, and no document")
 	c, err := Load(filepath.Join(dir, "sidecar.yaml"), now)
 	if err != nil {
 		t.Fatal(err)

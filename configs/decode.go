@@ -34,7 +34,7 @@ func (d *decoder) value(n *node, v reflect.Value, path string) {
 		d.report(n.line, n.column, path, "has no value; write %s, or remove the field", wanted(v.Type()))
 		return
 	}
-	if text, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if text, ok := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr()); ok {
 		d.text(n, v, text, path)
 		return
 	}

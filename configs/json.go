@@ -116,8 +116,7 @@ func (r *jsonReader) start() int {
 }
 
 func (r *jsonReader) errorOffset(err error) int {
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return max(0, int(syntax.Offset)-1)
 	}
 	return int(r.decoder.InputOffset())

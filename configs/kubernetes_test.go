@@ -51,7 +51,7 @@ func TestKubernetes(t *testing.T) {
 			} `yaml:"template"`
 		} `yaml:"spec"`
 	}
-	for _, text := range strings.Split(string(data), "\n---\n") {
+	for text := range strings.SplitSeq(string(data), "\n---\n") {
 		var err error
 		switch {
 		case strings.Contains(text, "kind: ConfigMap"):

@@ -19,8 +19,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"golang.org/x/net/idna"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // maxFolder bounds how many files of one folder are read.

@@ -238,8 +238,10 @@ func (s *Sidecar) validateGrant(g authz.Grant, file string, report reporter) {
 			name string
 			none bool
 		}{
-			{"connections", g.Limits.Connections.IsZero()}, {"sentBytes", g.Limits.SentBytes.IsZero()},
-			{"receivedBytes", g.Limits.ReceivedBytes.IsZero()}, {"syscalls", g.Limits.Syscalls.IsZero()},
+			{"connections", g.Limits.Connections.IsZero()},
+			{"sentBytes", g.Limits.SentBytes.IsZero()},
+			{"receivedBytes", g.Limits.ReceivedBytes.IsZero()},
+			{"syscalls", g.Limits.Syscalls.IsZero()},
 		} {
 			if !l.none {
 				report("spec.limits."+l.name, "is counted by the kernel, which %s turns off; remove the limit, or set kernel there", file)

@@ -71,19 +71,17 @@ func (w *watch) wait(ctx context.Context, begun bool) {
 	}
 	var deadline time.Time
 	for {
-		relevant := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 			return
 		case e := <-w.notify.Events:
-			relevant = w.matters(filepath.Base(e.Name))
-		case <-w.notify.Errors:
-			relevant = true // events were lost: look
-		}
-		if !relevant {
-			continue
+			if !w.matters(filepath.Base(e.Name)) {
+				continue
+			}
+		case lost := <-w.notify.Errors:
+			_ = lost // whatever it was, everything is looked at
 		}
 		now := time.Now()
 		if deadline.IsZero() {

@@ -60,7 +60,7 @@ func (w watched) none(after string) {
 
 func watchedFolder(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "outer", "inner")
 	write(t, filepath.Join(dir, "sidecar.yaml"), minimalSidecar)
 	write(t, filepath.Join(dir, "grants", "weather.yaml"), minimalGrant)
 	return dir
@@ -143,14 +143,23 @@ func TestWatchFolderRemade(t *testing.T) {
 		write(t, filepath.Join(dir, "grants", "weather.yaml"), minimalGrant+"# changed\n")
 		w.once("a file of the new folder was changed")
 	}
-	if err := os.Rename(dir, dir+".old"); err != nil {
-		t.Fatal(err)
+}
+
+// TestWatchMoved moves what holds everything away and back.
+func TestWatchMoved(t *testing.T) {
+	t.Parallel()
+	dir := watchedFolder(t)
+	w := startWatch(t, dir)
+	for _, moved := range []string{filepath.Dir(dir), dir} {
+		if err := os.Rename(moved, moved+".old"); err != nil {
+			t.Fatal(err)
+		}
+		w.once(moved + " was moved away")
+		if err := os.Rename(moved+".old", moved); err != nil {
+			t.Fatal(err)
+		}
+		w.once("it came back")
 	}
-	w.once("everything was moved away")
-	if err := os.Rename(dir+".old", dir); err != nil {
-		t.Fatal(err)
-	}
-	w.once("everything came back")
 }
 
 func TestWatchConfigMap(t *testing.T) {

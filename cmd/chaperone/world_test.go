@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -134,8 +135,26 @@ func (w *world) run(program ...string) result {
 type background struct {
 	w      *world
 	cmd    *exec.Cmd
-	output bytes.Buffer
+	output lockedBuffer
 	ended  chan struct{}
+}
+
+// lockedBuffer is what a process has printed so far.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // start runs a program as the plugin until it ends or the test does.

@@ -35,6 +35,7 @@ import (
 	"hash"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -266,10 +267,10 @@ func (l *Log) flushNotes() error {
 	note := authz.Record{Time: l.cfg.Now(), Kind: authz.KindLost, Lost: l.failed, UID: -1}
 	details := l.notes
 	if l.failed > 0 {
-		details = append(details[:len(details):len(details)], fmt.Sprintf("%d records were refused: %v", l.failed, l.err))
+		details = append(slices.Clip(details), fmt.Sprintf("%d records were refused: %v", l.failed, l.err))
 	}
 	if l.torn != nil {
-		details = append(details[:len(details):len(details)],
+		details = append(slices.Clip(details),
 			fmt.Sprintf("%d bytes before this record are one that was not written to its end", l.torn.size))
 	}
 	note.Detail = joinNotes(details)

@@ -169,8 +169,10 @@ func TestRecordIsReadBack(t *testing.T) {
 	end := sample()
 	end.Kind, end.Allowed, end.Reason = authz.KindEnd, false, "upstream_timeout"
 	end.Address, end.Bytes, end.Latency, end.Detail = "192.0.2.7:443", 0, 1500*time.Microsecond, "no answer"
-	reload := &authz.Record{Time: at, Kind: authz.KindReload, Plugin: "weather", Allowed: true, UID: -1, Actor: "uid:0/root",
-		Files: map[string]string{"b.yaml": "bb", "a.yaml": "aa"}, Count: 1, Lost: 2}
+	reload := &authz.Record{
+		Time: at, Kind: authz.KindReload, Plugin: "weather", Allowed: true, UID: -1, Actor: "uid:0/root",
+		Files: map[string]string{"b.yaml": "bb", "a.yaml": "aa"}, Count: 1, Lost: 2,
+	}
 	for _, r := range []*authz.Record{sample(), end, reload, {Time: at, Kind: authz.KindProcess, Count: 3, PID: 1}} {
 		if err := log.Record(r); err != nil {
 			t.Fatal(err)
@@ -186,9 +188,11 @@ func TestRecordIsReadBack(t *testing.T) {
 	ended := base
 	ended.Kind, ended.Allowed, ended.Reason = "end", &no, "upstream_timeout"
 	ended.Address, ended.LatencyUS, ended.Detail = "192.0.2.7:443", 1500, "no answer"
-	want := []audit.Entry{base, ended,
+	want := []audit.Entry{
+		base, ended,
 		{Time: at, Kind: "reload", Plugin: "weather", Actor: "uid:0/root", Lost: 2, Files: map[string]string{"a.yaml": "aa", "b.yaml": "bb"}},
-		{Time: at, Kind: "process", Count: 3, PID: 1, UID: &root}}
+		{Time: at, Kind: "process", Count: 3, PID: 1, UID: &root},
+	}
 	got := f.entries(audit.Query{})
 	prev := strings.Repeat("A", 43)
 	for i := range got {

@@ -77,15 +77,15 @@ func createKey(stateDir string) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("make audit key: %w", err)
 	}
-	defer os.Remove(temporary.Name())
 	_, err = temporary.WriteString(hex.EncodeToString(raw[:]) + "\n")
-	if err = errors.Join(err, temporary.Sync(), temporary.Close()); err != nil {
-		return Key{}, fmt.Errorf("make audit key: %w", err)
+	err = errors.Join(err, temporary.Sync(), temporary.Close())
+	if err == nil {
+		err = os.Link(temporary.Name(), filepath.Join(stateDir, keyName))
 	}
-	if err := os.Link(temporary.Name(), filepath.Join(stateDir, keyName)); err != nil {
-		return Key{}, fmt.Errorf("make audit key: %w", err)
+	if err = errors.Join(err, os.Remove(temporary.Name())); err == nil {
+		err = syncDir(stateDir)
 	}
-	if err := syncDir(stateDir); err != nil {
+	if err != nil {
 		return Key{}, fmt.Errorf("make audit key: %w", err)
 	}
 	return newKey(raw)

@@ -87,8 +87,13 @@ type Filter struct {
 // Match reports whether the entry is chosen.
 func (f Filter) Match(e Entry) bool {
 	for _, field := range [...]struct{ want, is string }{
-		{f.Decision, e.Decision}, {f.Plugin, e.Plugin}, {f.Kind, e.Kind}, {f.Reason, e.Reason},
-		{f.Grant, e.Grant}, {f.Rule, e.Rule}, {f.Host, e.Host},
+		{f.Decision, e.Decision},
+		{f.Plugin, e.Plugin},
+		{f.Kind, e.Kind},
+		{f.Reason, e.Reason},
+		{f.Grant, e.Grant},
+		{f.Rule, e.Rule},
+		{f.Host, e.Host},
 	} {
 		if field.want != "" && field.want != field.is {
 			return false
@@ -152,10 +157,10 @@ type reader struct {
 	lines  *lines // of the file from there on
 }
 
-func (r *reader) run(ctx context.Context) error {
+func (r *reader) run(ctx context.Context) (err error) {
 	defer func() {
 		if r.file != nil {
-			r.file.Close()
+			err = errors.Join(err, r.file.Close())
 		}
 	}()
 	if err := r.begin(ctx); err != nil {
@@ -220,7 +225,9 @@ func (r *reader) open(f logFile) error {
 		return err
 	}
 	if r.file != nil {
-		r.file.Close()
+		if err := r.file.Close(); err != nil {
+			return errors.Join(err, file.Close())
+		}
 	}
 	r.file, r.path, r.first, r.offset = file, f.path, f.first, 0
 	return nil

@@ -86,11 +86,7 @@ func TestVerifyHead(t *testing.T) {
 		{"empty", func(path string) error { return os.Truncate(path, 0) }, "audit.head is missing"},
 		{"overwritten", func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("x"), 512), 0o600) }, "not written with this key"},
 		{"of another log", func(path string) error {
-			other, err := os.MkdirTemp("", "audit")
-			if err != nil {
-				return err
-			}
-			defer os.RemoveAll(other)
+			other := t.TempDir()
 			log, err := audit.Open(audit.Config{StateDir: other})
 			if err != nil {
 				return err

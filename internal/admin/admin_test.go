@@ -397,6 +397,18 @@ func requireRoot(t *testing.T) {
 	t.Skip("needs root to run a program as another user: this process has uid", os.Geteuid())
 }
 
+// openFolder returns a folder that every user may look into.
+func openFolder(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, path := range []string{filepath.Dir(dir), dir} {
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 // runAs runs this test binary as another user, who dials the socket.
 func runAs(t *testing.T, uid uint32, socket string) string {
 	t.Helper()
@@ -404,15 +416,7 @@ func runAs(t *testing.T, uid uint32, socket string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The build's folder is closed to others.
-	dir, err := os.MkdirTemp("/tmp", "admin-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	dir := openFolder(t) // the build's is closed to others
 	program, err := os.ReadFile(binary)
 	if err != nil {
 		t.Fatal(err)
@@ -435,12 +439,8 @@ func runAs(t *testing.T, uid uint32, socket string) string {
 // word about the peer when the modes are opened wide.
 func TestForeignUser(t *testing.T) {
 	requireRoot(t)
-	dir, err := os.MkdirTemp("/tmp", "admin-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	s := &sidecar{}
+	dir := filepath.Join(openFolder(t), "private")
 	socket := filepath.Join(dir, "admin.sock")
 	start(t, s.config(socket))
 

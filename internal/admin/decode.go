@@ -25,8 +25,7 @@ func decodeBody(r *http.Request, fields map[string]any) error {
 		return err
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return NewError(CodeTooLarge, fmt.Sprintf("the body has more than %d bytes", maxBody))
 	}
 	if err != nil {

@@ -22,7 +22,7 @@ func (s *Server) handler(streaming context.Context) http.Handler {
 	mux.Handle("/v1/status", methods{http.MethodGet: s.plain(s.status)})
 	mux.Handle("/v1/usage", methods{http.MethodGet: s.plain(s.usage)})
 	mux.Handle("/v1/decisions", methods{http.MethodGet: func(w http.ResponseWriter, r *http.Request) {
-		s.decisions(w, r, streaming)
+		s.decisions(streaming, w, r)
 	}})
 	mux.Handle("/v1/revocations", methods{
 		http.MethodGet:  s.plain(s.revocations),
@@ -153,7 +153,7 @@ const streamStall = 10 * time.Second
 
 // decisions streams audit records as JSON lines. What fails after the first
 // byte breaks the stream off, so that its reader does not take it for whole.
-func (s *Server) decisions(w http.ResponseWriter, r *http.Request, streaming context.Context) {
+func (s *Server) decisions(streaming context.Context, w http.ResponseWriter, r *http.Request) {
 	query, err := decisionQuery(r)
 	if err != nil {
 		writeError(w, err)
@@ -191,7 +191,7 @@ func (s *Server) decisions(w http.ResponseWriter, r *http.Request, streaming con
 		if err := control.SetWriteDeadline(time.Now().Add(streamStall)); err != nil {
 			return err
 		}
-		if _, err := w.Write(append(line[:len(line):len(line)], '\n')); err != nil {
+		if _, err := w.Write(append(slices.Clip(line), '\n')); err != nil {
 			return err
 		}
 		if query.Follow {

@@ -9,13 +9,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // DefaultRegistry is where every sidecar of a host lists its admin socket.
@@ -153,10 +151,6 @@ func readEntry(path string) (Sidecar, error) {
 
 // gone reports whether nothing can be behind a socket any more.
 func gone(socket string) bool {
-	conn, err := net.DialTimeout("unix", socket, time.Second)
-	if err == nil {
-		conn.Close()
-		return false
-	}
+	err := knock(socket)
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }

@@ -109,7 +109,7 @@ func listen(path string, admit func(Peer) error, log *zap.Logger) (*listener, er
 		var chmod error
 		return errors.Join(c.Control(func(fd uintptr) { chmod = syscall.Fchmod(int(fd), 0o600) }), chmod)
 	}}
-	l, err := config.Listen(context.Background(), "unix", path)
+	l, err := config.Listen(context.Background(), "unix", path) //nolint:forbidigo // binding a path does not wait
 	if err != nil {
 		return nil, errors.Join(err, held.Close())
 	}
@@ -132,14 +132,23 @@ func removeStale(path string) error {
 	if info.Mode().Type() != fs.ModeSocket {
 		return fmt.Errorf("%s is there and is not a socket", path)
 	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		return errors.Join(fmt.Errorf("%s is in use: something answers on it", path), conn.Close())
+	if err = knock(path); err == nil {
+		return fmt.Errorf("%s is in use: something answers on it", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("%s may be in use: %w", path, err)
 	}
 	return os.Remove(path)
+}
+
+// knock connects to a socket and hangs up. Its error says why it cannot.
+func knock(path string) error {
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(context.Background(), "unix", path) //nolint:forbidigo // bounded by a second
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // makePrivateDir makes dir, 0700, if it is missing, and refuses one that
@@ -148,11 +157,11 @@ func makePrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	real, err := filepath.EvalSymlinks(dir)
+	actual, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return err
 	}
-	for at := real; ; at = filepath.Dir(at) {
+	for at := actual; ; at = filepath.Dir(at) {
 		info, err := os.Lstat(at)
 		if err != nil {
 			return err
@@ -165,7 +174,7 @@ func makePrivateDir(dir string) error {
 			return fmt.Errorf("folder %s belongs to uid %d, neither root nor the sidecar", at, stat.Uid)
 		}
 		// In a sticky folder others can add files, not replace ours.
-		sticky := at != real && info.Mode()&fs.ModeSticky != 0
+		sticky := at != actual && info.Mode()&fs.ModeSticky != 0
 		if info.Mode().Perm()&0o022 != 0 && !sticky {
 			return fmt.Errorf("folder %s may be written by others (mode %v); make it 0700", at, info.Mode().Perm())
 		}

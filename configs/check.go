@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -32,7 +31,6 @@ type Document struct {
 // wrong.
 func Check(now time.Time, paths ...string) (Checked, error) {
 	l := newLoader(now)
-	var documents []*source
 	for _, path := range paths {
 		files, err := l.folder(path)
 		if err != nil {
@@ -41,17 +39,19 @@ func Check(now time.Time, paths ...string) (Checked, error) {
 			l.errs = append(l.errs, Error{File: path, Message: "holds no *.yaml, *.yml or *.json"})
 		}
 		for _, file := range files {
-			documents = append(documents, l.named(file)...)
+			l.named(file)
 		}
 	}
-	l.checkSidecars(documents)
-	l.checkGrants(documents)
+	l.checkGrants(l.order)
+	l.checkSidecars(l.order)
 	if err := l.failure(); err != nil {
 		return Checked{}, err
 	}
 	out := Checked{Files: l.files, Warnings: l.warnings.sorted(l.names())}
-	for _, d := range documents {
-		out.Documents = append(out.Documents, d.summary())
+	for _, d := range l.order {
+		if one := d.summary(); !slices.Contains(out.Documents, one) {
+			out.Documents = append(out.Documents, one)
+		}
 	}
 	return out, nil
 }
@@ -64,13 +64,12 @@ func (l *loader) checkSidecars(documents []*source) {
 			continue
 		}
 		done[d.file] = true
-		config, err := Load(d.file, l.now)
-		if errs, ok := errors.AsType[Errors](err); ok {
-			l.errs = append(l.errs, errs...)
-			continue
-		}
-		l.warnings = append(l.warnings, config.Warnings...)
-		for _, f := range config.Files {
+		inner := newLoader(l.now)
+		inner.load(d.file)
+		l.errs = append(l.errs, inner.errs...)
+		l.warnings = append(l.warnings, inner.warnings...)
+		l.order = append(l.order, inner.order...)
+		for _, f := range inner.files {
 			if !slices.Contains(l.files, f) {
 				l.files = append(l.files, f)
 			}

@@ -31,6 +31,7 @@ const maxFolder = 10000
 type loader struct {
 	now      time.Time
 	read     map[string][]*source // by real path
+	order    []*source            // in the order of reading
 	files    []File
 	looked   map[string]string // see Config
 	errs     Errors
@@ -204,6 +205,7 @@ func (l *loader) file(path string) ([]*source, error) {
 		}
 	}
 	l.read[identity] = documents
+	l.order = append(l.order, documents...)
 	return documents, nil
 }
 

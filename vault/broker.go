@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -93,15 +92,14 @@ type Broker struct {
 	// its value, and a fetched one for a generation that names it.
 	grace time.Duration
 
-	life    context.Context // ends when the broker shuts down
-	end     context.CancelFunc
-	flights sync.WaitGroup // Add under mu while not closed
+	flights sync.WaitGroup // Go under mu while not closed
 	saving  sync.Mutex     // serialises writes of the state file
 	telling sync.Mutex     // serialises what is told to Recorder
 
 	mu         sync.RWMutex
 	closed     bool
 	entries    map[authz.CredentialRef]*entry
+	air        map[*flight]bool             // those that have not landed
 	inForce    map[authz.CredentialRef]bool // nil until the first Retain
 	generation uint64                       // of the value replaced last, over all credentials
 	pending    map[string]*revocation       // by lease id
@@ -138,6 +136,7 @@ type entry struct {
 // flight is one fetch in progress, which all that need it wait for.
 type flight struct {
 	done       chan struct{}
+	began      instant
 	cancel     context.CancelFunc
 	credential authz.Credential
 	err        error
@@ -177,11 +176,11 @@ func New(cfg Config) (*Broker, error) {
 		door:    make(chan struct{}, 1),
 		kick:    make(chan struct{}, 1),
 		entries: make(map[authz.CredentialRef]*entry),
+		air:     make(map[*flight]bool),
 		pending: make(map[string]*revocation),
 		held:    make(map[string]time.Time),
 		stats:   stats{errors: make(map[string]uint64)},
 	}
-	b.life, b.end = context.WithCancel(context.Background())
 	var err error
 	if b.client, err = newClient(&b.cfg, b.countError); err != nil {
 		return nil, fmt.Errorf("make broker: %w", err)
@@ -328,16 +327,13 @@ func checkPath(path string) error {
 // the caller gives up: others wait for it, and a lease must not be lost.
 func (b *Broker) start(ctx context.Context, e *entry) *flight {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callsInFlight*b.cfg.Timeout)
-	f := &flight{done: make(chan struct{}), cancel: cancel}
+	f := &flight{done: make(chan struct{}), began: b.now(), cancel: cancel}
 	e.flight = f
-	b.flights.Add(1)
-	go func() {
-		defer b.flights.Done()
+	b.air[f] = true
+	b.flights.Go(func() {
 		defer cancel()
-		stop := context.AfterFunc(b.life, cancel)
-		defer stop()
 		b.fly(ctx, e, f)
-	}()
+	})
 	return f
 }
 
@@ -479,6 +475,7 @@ func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error
 	defer close(f.done)
 	now := b.now()
 	e.flight = nil
+	delete(b.air, f)
 	if gone && e.lease != nil && e.lease == old {
 		b.lose(e, "Vault no longer knows the lease")
 	}
@@ -526,7 +523,7 @@ func isUnusable(err error) bool {
 
 // waitAfter is how long to wait after a number of failures in a row.
 func (b *Broker) waitAfter(failures int, err error) time.Duration {
-	wait := backoff(failures, rand.Float64())
+	wait := backoff(failures, random())
 	var asked interface{ RetryAfter() time.Duration }
 	if errors.As(err, &asked) {
 		wait = max(wait, asked.RetryAfter())
@@ -584,7 +581,7 @@ func (b *Broker) lose(e *entry, why string) {
 
 // moveWithin is when, in the time left, a credential moves to a new token.
 func moveWithin(left time.Duration) time.Duration {
-	return time.Duration(rand.Float64() * float64(min(longestMove, left/3)))
+	return time.Duration(random() * float64(min(longestMove, left/3)))
 }
 
 // record notes an event for the audit log, written when mu is released. The

@@ -158,8 +158,11 @@ func backoff(failures int, random float64) time.Duration {
 	return shortest + time.Duration(random*float64(bound-shortest))
 }
 
+// random returns a number from 0 to 1. It only keeps requests apart.
+func random() float64 { return rand.Float64() } //nolint:gosec // nothing depends on its being secret
+
 // spread returns a random number from -1 to 1.
-func spread() float64 { return 2*rand.Float64() - 1 }
+func spread() float64 { return 2*random() - 1 }
 
 // fieldsOf returns the fields of an answer that can be injected, and the names
 // of those that cannot: they hold a control byte, which would end a header, or

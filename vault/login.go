@@ -79,6 +79,7 @@ type session struct {
 	// lost is set when Vault may have made a lease for us that we do not know
 	// of. Only the token's end takes that away.
 	lost     bool
+	replaced instant // by another one
 	attempts int     // at revoking it
 	due      instant // when to try to revoke it again
 	revoking bool
@@ -244,6 +245,7 @@ func (b *Broker) adopt(fresh *session) *session {
 	b.session = fresh
 	if old != nil {
 		b.rotateAt = now.add(rotateEvery)
+		old.replaced = now
 		b.retiring = append(b.retiring, old)
 		for _, e := range b.entries {
 			if e.lease != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -30,7 +31,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		case <-b.kick:
 		case <-timer.C:
 		}
-		timer.Reset(b.step())
+		timer.Reset(b.step(ctx))
 	}
 }
 
@@ -39,10 +40,12 @@ func (b *Broker) shutDown(ctx context.Context) error {
 	defer cancel()
 	b.mu.Lock()
 	b.closed = true
-	b.unlock()
 	// What is in the air is given up. A lease that it may have got goes with
 	// the token.
-	b.end()
+	for f := range b.air {
+		f.cancel()
+	}
+	b.unlock()
 	b.flights.Wait()
 	report := b.revokeAll(ctx)
 	// To look whether everything is gone, it may have logged in again.
@@ -57,23 +60,23 @@ func (b *Broker) shutDown(ctx context.Context) error {
 }
 
 // step starts what is due and returns how long to sleep.
-func (b *Broker) step() time.Duration {
+func (b *Broker) step(ctx context.Context) time.Duration {
 	b.mu.Lock()
 	defer b.unlock()
 	now := b.now()
 	next := now.add(longestSleep)
 	for _, e := range b.entries {
-		next = earliest(next, b.tend(e, now))
+		next = earliest(next, b.tend(ctx, e, now))
 	}
-	next = earliest(next, b.tendSession(now))
-	next = earliest(next, b.tendRevocations(now))
-	next = earliest(next, b.tendRetired(now))
+	next = earliest(next, b.tendSession(ctx, now))
+	next = earliest(next, b.tendRevocations(ctx, now))
+	next = earliest(next, b.tendRetired(ctx, now))
 	return max(now.until(next), time.Millisecond)
 }
 
 // tend sees to one credential and returns when to look again. The caller
 // holds mu.
-func (b *Broker) tend(e *entry, now instant) instant {
+func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 	if b.inForce != nil && !b.inForce[e.ref] {
 		if until := e.madeAt.add(b.grace); now.before(until) {
 			return until
@@ -101,7 +104,7 @@ func (b *Broker) tend(e *entry, now instant) instant {
 		e.lease = nil
 		return never()
 	}
-	b.start(b.life, e)
+	b.start(ctx, e)
 	return end
 }
 
@@ -128,7 +131,7 @@ func (a *atomicInstant) set(now instant) {
 }
 
 // tendSession logs in or renews the token if that is due. The caller holds mu.
-func (b *Broker) tendSession(now instant) instant {
+func (b *Broker) tendSession(ctx context.Context, now instant) instant {
 	if b.upkeeping {
 		return never()
 	}
@@ -144,7 +147,7 @@ func (b *Broker) tendSession(now instant) instant {
 		return due
 	}
 	b.upkeeping = true
-	b.background(func(ctx context.Context) {
+	b.background(ctx, func(ctx context.Context) {
 		err := b.enter(ctx)
 		if err == nil {
 			_, err = b.upkeep(ctx, 0)
@@ -161,23 +164,18 @@ func (b *Broker) tendSession(now instant) instant {
 	return never()
 }
 
-// background runs f, bounded in time and ended by the broker's end. The caller
-// holds mu, and the broker is not closed.
-func (b *Broker) background(f func(ctx context.Context)) {
-	if b.closed {
-		return
-	}
-	b.flights.Add(1)
-	go func() {
-		defer b.flights.Done()
-		ctx, cancel := context.WithTimeout(b.life, callsInFlight*b.cfg.Timeout)
+// background runs f, bounded in time and ended with Run's ctx. The caller holds
+// mu, and the broker is not closed, since only Run closes it.
+func (b *Broker) background(ctx context.Context, f func(ctx context.Context)) {
+	b.flights.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, callsInFlight*b.cfg.Timeout)
 		defer cancel()
 		f(ctx)
-	}()
+	})
 }
 
 // tendRevocations revokes what is due. The caller holds mu.
-func (b *Broker) tendRevocations(now instant) instant {
+func (b *Broker) tendRevocations(ctx context.Context, now instant) instant {
 	next, running := never(), 0
 	for _, r := range b.pending {
 		if r.running {
@@ -192,7 +190,7 @@ func (b *Broker) tendRevocations(now instant) instant {
 		case running < revokingAtOnce: // the end of one wakes the schedule for the next
 			running++
 			r.running = true
-			b.background(func(ctx context.Context) { b.settle(r, b.revokeLease(ctx, r)) })
+			b.background(ctx, func(ctx context.Context) { b.settle(r, b.revokeLease(ctx, r)) })
 		}
 	}
 	return next
@@ -200,7 +198,7 @@ func (b *Broker) tendRevocations(now instant) instant {
 
 // tendRetired revokes the tokens that were replaced, once nothing holds on to
 // them. The caller holds mu.
-func (b *Broker) tendRetired(now instant) instant {
+func (b *Broker) tendRetired(ctx context.Context, now instant) instant {
 	next := never()
 	b.retiring = slices.DeleteFunc(b.retiring, func(s *session) bool { return !s.ours || !now.before(s.notAfter) })
 	for _, s := range b.retiring {
@@ -210,15 +208,20 @@ func (b *Broker) tendRetired(now instant) instant {
 			next = earliest(next, s.due)
 		default:
 			s.revoking, s.dead = true, true
-			b.background(func(ctx context.Context) { b.endRetired(s, b.revokeToken(ctx, s)) })
+			b.background(ctx, func(ctx context.Context) { b.endRetired(s, b.revokeToken(ctx, s)) })
 		}
 	}
 	return next
 }
 
-// isHeld reports whether a credential in use, or a lease that is to be revoked
-// by itself, needs the token. The caller holds mu.
+// isHeld reports whether a credential in use or on its way, or a lease that is
+// to be revoked by itself, needs the token. The caller holds mu.
 func (b *Broker) isHeld(s *session) bool {
+	for f := range b.air {
+		if !s.replaced.before(f.began) {
+			return true
+		}
+	}
 	for _, e := range b.entries {
 		if e.lease != nil && e.lease.session == s {
 			return true
@@ -307,16 +310,13 @@ func (b *Broker) Status() Status {
 	s := Status{
 		LoggedIn: b.session.usable(now), Method: b.cfg.Auth.Method,
 		States: map[string]int{StateActive: 0, StateFailing: 0, StateUnavailable: 0, StateIdle: 0, StateRevoking: len(b.pending)},
-		Errors: make(map[string]uint64, len(b.stats.errors)), Unconfirmed: len(b.pending),
+		Errors: maps.Clone(b.stats.errors), Unconfirmed: len(b.pending),
 		LastErr: b.stats.lastErr, LastErrAt: b.stats.lastAt,
 	}
 	if s.LoggedIn {
 		s.TokenExpires = b.session.notAfter.time()
 	}
 	s.LoginErr, s.StateErr = text(b.loginErr), text(b.stats.stateErr)
-	for code, n := range b.stats.errors {
-		s.Errors[code] = n
-	}
 	for _, e := range b.entries {
 		l := e.status(now)
 		s.States[l.State]++

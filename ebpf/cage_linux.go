@@ -21,7 +21,7 @@ const heardSize = 256
 type Cage struct {
 	config  Config
 	own     bool // the network namespace is the plugin's own
-	lock    *os.File
+	lock    *lock
 	pins    string
 	group   *cgroup
 	network *network
@@ -302,9 +302,7 @@ func (c *Cage) demolish() error {
 		errs = append(errs, c.network.close())
 	}
 	errs = append(errs, c.account.close())
-	if c.lock != nil {
-		errs = append(errs, c.lock.Close())
-	}
+	errs = append(errs, c.lock.release())
 	return errors.Join(errs...)
 }
 

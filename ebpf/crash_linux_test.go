@@ -183,7 +183,7 @@ func TestLeftoversAreSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As if killed: handles close, and nothing else is done.
-	if err := errors.Join(first.wall.close(), first.group.close(), first.network.close(), first.account.close(), first.lock.Close()); err != nil {
+	if err := errors.Join(first.wall.close(), first.group.close(), first.network.close(), first.account.close(), first.lock.file.Close()); err != nil {
 		t.Fatal(err)
 	}
 	second, err := New(Config{StateDir: state})

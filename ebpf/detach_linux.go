@@ -25,16 +25,16 @@ const linkPrefix = "link_"
 //
 // On a cgroup that was given ([Config.CgroupPath]) the programs are removed only
 // with force while anything runs in it, and nothing there is ended.
-func Detach(stateDir string, force bool) error {
+func Detach(stateDir string, force bool) (err error) {
 	id, err := cageID(stateDir)
 	if err != nil {
 		return err
 	}
-	lock, err := lockCage(id)
+	held, err := lockCage(id)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	defer func() { _ = lock.Close() }()
+	defer func() { err = errors.Join(err, held.release()) }()
 	h, err := findHierarchy()
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
@@ -47,11 +47,11 @@ func Detach(stateDir string, force bool) error {
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	held, err := h.heldGroups(pins)
+	linked, err := h.heldGroups(pins)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	for _, path := range held {
+	for _, path := range linked {
 		if filepath.Base(path) == cgroupPrefix+id || force {
 			continue
 		}

@@ -102,6 +102,11 @@ func (r *rig) close() {
 	if err := r.Close(); err != nil {
 		r.t.Errorf("close: %v", err)
 	}
+	if r.config.CgroupPath != "" { // the walls stay while anything runs in it
+		if err := Detach(r.config.StateDir, true); err != nil {
+			r.t.Errorf("detach: %v", err)
+		}
+	}
 }
 
 // seen ends the reporting and returns what was reported.

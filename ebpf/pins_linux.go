@@ -63,33 +63,67 @@ func ensurePrivate(path string) error {
 	return nil
 }
 
-// lockFile holds a name under the run directory as long as it is open. The lock
-// is the kernel's: it goes with the process, however that ends.
-func lockFile(name string) (*os.File, error) {
-	if err := ensurePrivate(runDir); err != nil {
-		return nil, err
-	}
+// lock holds a name under the run directory until it is released or the process
+// ends, however that happens: it is the kernel's lock on the open file.
+type lock struct {
+	file *os.File
+	path string
+}
+
+// take takes a name. The error is EWOULDBLOCK when somebody else has it, unless
+// it is to wait.
+func take(name string, wait bool) (*lock, error) {
 	path := filepath.Join(runDir, name)
-	if err := ensurePrivate(filepath.Dir(path)); err != nil {
-		return nil, err
+	for _, dir := range []string{runDir, filepath.Dir(path)} {
+		if err := ensurePrivate(dir); err != nil {
+			return nil, err
+		}
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+	how := unix.LOCK_EX | unix.LOCK_NB
+	if wait {
+		how = unix.LOCK_EX
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open lock: %w", err)
+		}
+		if err := unix.Flock(int(f.Fd()), how); err != nil {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		}
+		// Whoever had it may have removed the file after we opened it.
+		var ours, there unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Stat(path, &there) == nil && ours.Ino == there.Ino {
+			return &lock{f, path}, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, fmt.Errorf("open lock: %w", err)
+		}
 	}
-	return f, nil
+}
+
+// release gives the name back. A nil lock has none.
+func (l *lock) release() error {
+	if l == nil {
+		return nil
+	}
+	err := os.Remove(l.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err := errors.Join(err, l.file.Close()); err != nil {
+		return fmt.Errorf("release lock: %w", err)
+	}
+	return nil
 }
 
 // lockCage makes this process the only one that handles the cage.
-func lockCage(id string) (*os.File, error) {
-	f, err := lockFile("cages/" + id)
+func lockCage(id string) (*lock, error) {
+	l, err := take("cages/"+id, false)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, ErrBusy
 	}
-	return f, err
+	return l, err
 }
 
 // bpfRoot is the directory on a BPF file system below which cages pin: the
@@ -99,11 +133,13 @@ func bpfRoot() (string, error) {
 		path := filepath.Join(systemBPF, "chaperone")
 		return path, ensurePrivate(path)
 	}
-	lock, err := waitLock("mount")
+	// Two sidecars that mount at once would hide the pins of one below the mount
+	// of the other.
+	mounting, err := take("mount.lock", true)
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = lock.Close() }()
+	defer func() { _ = mounting.release() }()
 	path := filepath.Join(runDir, "bpf")
 	if err := ensurePrivate(path); err != nil {
 		return "", err
@@ -114,22 +150,6 @@ func bpfRoot() (string, error) {
 		}
 	}
 	return path, ensurePrivate(path)
-}
-
-// waitLock is lockFile that waits: two sidecars that mount at once would hide
-// the pins of one below the mount of the other.
-func waitLock(name string) (*os.File, error) {
-	if err := ensurePrivate(runDir); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(runDir, name+".lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
-	}
-	return f, nil
 }
 
 // isBPF asks the mount table as well: statfs of a place inside a BPF file

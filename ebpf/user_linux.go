@@ -24,8 +24,8 @@ const (
 // account is the user that a plugin runs as.
 type account struct {
 	uid, gid int
-	same     bool     // root or the sidecar's own
-	lock     *os.File // keeps a dynamic user from being taken twice; nil otherwise
+	same     bool  // root or the sidecar's own
+	lock     *lock // keeps a dynamic user from being taken twice; nil otherwise
 }
 
 // chooseAccount finds the user that the configuration asks for.
@@ -43,14 +43,9 @@ func chooseAccount(name, id string, unsafe bool) (account, error) {
 	return a, nil
 }
 
+// close lets others have a dynamic user.
 func (a *account) close() error {
-	if a.lock == nil {
-		return nil
-	}
-	if err := a.lock.Close(); err != nil {
-		return fmt.Errorf("release user: %w", err)
-	}
-	return nil
+	return a.lock.release()
 }
 
 func findAccount(name, id string) (account, error) {
@@ -120,7 +115,7 @@ func dynamicAccount(id string) (account, error) {
 		if used[uid] {
 			continue
 		}
-		lock, err := lockFile("users/" + strconv.Itoa(uid))
+		lock, err := take("users/"+strconv.Itoa(uid), false)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
 		}

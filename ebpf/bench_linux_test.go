@@ -1,0 +1,42 @@
+package ebpf
+
+import (
+	"testing"
+)
+
+// BenchmarkStart is from nothing to a confined program's end and back.
+func BenchmarkStart(b *testing.B) {
+	for b.Loop() {
+		c, err := New(Config{StateDir: b.TempDir()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Attach(Endpoints{}); err != nil {
+			b.Fatal(err)
+		}
+		p, err := c.Start(Command{Path: "/bin/true"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := p.Wait(); err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkUsage is one sample.
+func BenchmarkUsage(b *testing.B) {
+	c, err := New(Config{StateDir: b.TempDir(), CountSyscalls: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	for b.Loop() {
+		if _, err := c.Usage(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

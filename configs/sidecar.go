@@ -173,6 +173,8 @@ type ListenTLS struct {
 	KeyFile string `json:"keyFile"`
 	// ClientCAFile holds the authorities that clients' certificates are verified against.
 	ClientCAFile string `json:"clientCAFile"`
+	// Callers are the SPIFFE ids and DNS names of clients that credentials are handed to; by default every client whose certificate the authorities signed.
+	Callers []string `json:"callers,omitempty"`
 }
 
 // DNS is how granted names are resolved.

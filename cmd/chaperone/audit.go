@@ -94,7 +94,7 @@ func (c *cli) printReport(r audit.Report) error {
 			fmt.Fprintf(w, "note: %s\n", note)
 		}
 		if r.Problem == nil {
-			fmt.Fprintf(w, "verified: %d records in %d files: %s\n", r.Records, len(r.Files), r.Proves())
+			fmt.Fprintf(w, "verified: %d records in %s: %s\n", r.Records, count(len(r.Files), "file"), r.Proves())
 		} else {
 			fmt.Fprintf(w, "NOT VERIFIED: %s\n", problem)
 		}

@@ -51,8 +51,16 @@ func (c *cli) checkFiles(paths []string) error {
 	for _, w := range checked.Warnings {
 		fmt.Fprintf(c.stderr, "warning: %v\n", w)
 	}
-	fmt.Fprintf(c.stdout, "%d documents in %d files are right\n", len(checked.Documents), len(checked.Files))
+	fmt.Fprintf(c.stdout, "%s in %s: nothing is wrong\n", count(len(checked.Documents), "document"), count(len(checked.Files), "file"))
 	return nil
+}
+
+// count returns a number and its noun.
+func count(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }
 
 func (c *cli) checkKernel() error {

@@ -233,6 +233,7 @@ func (s *sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 		}
 	}
 	if t := spec.Listen.ExtAuthzTLS; t != nil {
+		cfg.Callers = t.Callers
 		if cfg.TLS, err = serverTLS(t); err != nil {
 			return err
 		}

@@ -602,3 +602,92 @@ func TestRegistry(t *testing.T) {
 		t.Errorf("List with a bad entry = %v (-want +got)\n%s", err, diff)
 	}
 }
+
+// A stream ends cleanly with the server: what it showed is whole.
+func TestStreamEndsWithServer(t *testing.T) {
+	s := &sidecar{}
+	server, err := admin.New(s.config(socketIn(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	lines := 0
+	err = admin.Dial(server.Socket()).Decisions(t.Context(), admin.DecisionQuery{Follow: true}, func([]byte) error {
+		if lines++; lines == 3 {
+			cancel()
+		}
+		return nil
+	})
+	if err != nil || lines != 3 {
+		t.Errorf("Decisions = %v after %d lines, want a clean end after 3", err, lines)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Run = %v", err)
+	}
+}
+
+// What takes access away is finished when its caller hangs up.
+func TestRevokeOutlivesItsCaller(t *testing.T) {
+	s := &sidecar{}
+	cfg := s.config(socketIn(t))
+	revoke := cfg.Revoke
+	cfg.Revoke = func(ctx context.Context, r admin.RevokeRequest, actor string) (admin.RevokeResult, error) {
+		if ctx.Done() != nil {
+			t.Error("the revocation can be cancelled")
+		}
+		return revoke(ctx, r, actor)
+	}
+	if _, err := start(t, cfg).Revoke(t.Context(), admin.RevokeRequest{Reason: "odd"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	s := &sidecar{}
+	client := start(t, s.config(socketIn(t)))
+	var conns []net.Conn
+	for range 128 {
+		conn, err := net.Dial("unix", client.Socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
+	if _, err := client.Status(t.Context()); err == nil {
+		t.Error("129th connection is served")
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+	// The server sees the ends in its own time.
+	for {
+		if _, err := client.Status(t.Context()); err == nil {
+			break
+		}
+	}
+}
+
+func TestForeignFolder(t *testing.T) {
+	requireRoot(t)
+	s := &sidecar{}
+	dir := t.TempDir()
+	if err := os.Chown(dir, 65533, 65533); err != nil {
+		t.Fatal(err)
+	}
+	for _, socket := range []string{filepath.Join(dir, "admin.sock"), filepath.Join(dir, "mine", "admin.sock")} {
+		server, err := admin.New(s.config(socket))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Listen(); err == nil || !strings.Contains(err.Error(), "belongs to uid 65533") {
+			t.Errorf("Listen in a foreign folder = %v", err)
+			server.Close()
+		}
+	}
+}

@@ -516,6 +516,34 @@ func TestGivenCgroupServes(t *testing.T) {
 	}
 }
 
+// What runs in a cgroup below the one that was given is confined and counted.
+func TestDescendants(t *testing.T) {
+	group, path := given(t)
+	if err := os.Mkdir(filepath.Join(group.path, "below"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	below, err := openGroup(filepath.Join(group.path, "below"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(below.kill(), below.remove(), below.close()); err != nil {
+			t.Error(err)
+		}
+	})
+	plugin := settle(t, below, path, python(t), "-c", talker)
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.CountSyscalls = group.path, path, true })
+	if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
+		t.Error(got)
+	}
+	if got := plugin.ask(`unix("/run/docker.sock")`); got != "EPERM" {
+		t.Error(got)
+	}
+	if u, err := r.Usage(); u.Connections != 1 || u.Refused != 1 || u.Syscalls.Network == 0 || err != nil {
+		t.Errorf("usage %+v, %v", u, err)
+	}
+}
+
 // A sidecar that is restarted takes over what it left, without a gap, and its
 // counters go on.
 func TestTakeOver(t *testing.T) {

@@ -99,6 +99,9 @@ func TestLeasesDatabaseUsers(t *testing.T) {
 	if _, err := b.Credential(t.Context(), kept); !errors.Is(err, errStopping) {
 		t.Errorf("after shutdown Credential says %v", err)
 	}
+	if err := b.Login(t.Context()); !errors.Is(err, errStopping) {
+		t.Errorf("after shutdown Login says %v", err)
+	}
 }
 
 func stateOf(t testing.TB, path string) []string {

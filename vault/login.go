@@ -109,6 +109,12 @@ func (s *session) usable(now instant) bool {
 // Login logs in to Vault, once, unless it is logged in already. Its error is
 // for the operator and holds no secret; Run goes on trying.
 func (b *Broker) Login(ctx context.Context) error {
+	b.mu.RLock()
+	closed := b.closed
+	b.mu.RUnlock()
+	if closed {
+		return errStopping
+	}
 	_, err := b.authenticate(ctx, 0)
 	return err
 }

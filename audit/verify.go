@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -58,8 +59,11 @@ func (p Problem) String() string {
 	return where + ": " + p.What
 }
 
-// Proves says in words what a report without a problem proves.
+// Proves says in words what the report proves.
 func (r Report) Proves() string {
+	if r.Problem != nil {
+		return "nothing from record " + strconv.FormatUint(r.Problem.Seq, 10) + " on; the log is not what was written"
+	}
 	if !r.Keyed {
 		return "the links hold; without the key neither the contents of the records nor the end of the log are proved"
 	}

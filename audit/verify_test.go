@@ -74,6 +74,10 @@ func TestVerifyWithoutKeySaysWhatItProves(t *testing.T) {
 	if report := f.verify(); !strings.Contains(report.Proves(), "none is missing at the end") {
 		t.Errorf("proves %s", report.Proves())
 	}
+	f.put(bytes.Replace(f.read(), []byte("granted"), []byte("grinted"), 1))
+	if report := f.verify(); !strings.HasPrefix(report.Proves(), "nothing from record 1 on") {
+		t.Errorf("proves %s", report.Proves())
+	}
 }
 
 func TestVerifyHead(t *testing.T) {

@@ -243,7 +243,7 @@ func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	if d.subject.refusesAddress(addr) != nil {
 		return GuardrailDenied
 	}
-	allowed := false
+	var allowed bool
 	switch {
 	case d.literal.IsValid():
 		allowed = addr == d.literal

@@ -327,8 +327,11 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 			name string
 			set  bool
 		}{
-			{"methods", len(spec.Methods) > 0}, {"paths", len(spec.Paths) > 0}, {"upgrades", len(spec.Upgrades) > 0},
-			{"encodedSlash", spec.EncodedSlash != ""}, {"credential", spec.Credential != ""},
+			{"methods", len(spec.Methods) > 0},
+			{"paths", len(spec.Paths) > 0},
+			{"upgrades", len(spec.Upgrades) > 0},
+			{"encodedSlash", spec.EncodedSlash != ""},
+			{"credential", spec.Credential != ""},
 		} {
 			if f.set {
 				k.report(at(f.name), "does not go with scheme %s, whose content Chaperone does not see", out.scheme)

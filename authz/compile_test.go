@@ -11,88 +11,103 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestProblems takes a policy without a problem, breaks it in one way, and
-// expects exactly the problems that this makes.
-func TestProblems(t *testing.T) {
-	prefix := netip.MustParsePrefix
-	rule := func(change func(r *Rule)) func(*Input) {
-		return func(in *Input) { change(&in.Grants[0].Rules[0]) }
-	}
-	grant := func(change func(g *Grant)) func(*Input) {
-		return func(in *Input) { change(&in.Grants[0]) }
-	}
-	credential := func(change func(c *CredentialSpec)) func(*Input) {
-		return func(in *Input) {
-			in.Grants[0] = withKey(in.Grants[0])
-			change(&in.Grants[0].Credentials[0])
-		}
-	}
-	guardrail := func(g Guardrail) func(*Input) {
-		return func(in *Input) {
-			g.Name, g.Origin = cmpOr(g.Name, "company"), "company.yaml"
-			if g.Plugins == nil {
-				g.Plugins = []string{"**"}
-			}
-			in.Guardrails = append(in.Guardrails, g)
-		}
-	}
-	ceiling := func(c Ceilings) func(*Input) { return guardrail(Guardrail{Ceilings: c}) }
-	both := func(changes ...func(*Input)) func(*Input) {
-		return func(in *Input) {
-			for _, change := range changes {
-				change(in)
-			}
-		}
-	}
-	const by = " of guardrail company (company.yaml: spec.ceilings."
-	for _, test := range []struct {
-		name   string
-		change func(*Input)
-		want   []string
-	}{
-		{"nothing", func(*Input) {}, nil},
+// problemTest breaks a policy in one way, and says what is wrong then.
+type problemTest struct {
+	name   string
+	change func(*Input)
+	want   []string
+}
 
-		// The grant as a whole.
-		{"no name", grant(func(g *Grant) { g.Name = "" }), []string{`metadata.name: "" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
-		{"a name with a slash", grant(func(g *Grant) { g.Name = "a/b" }), []string{`metadata.name: "a/b" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
-		{"a name that ends in a dash", grant(func(g *Grant) { g.Name = "a-" }), []string{`metadata.name: "a-" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
-		{"a name that is too long", grant(func(g *Grant) { g.Name = strings.Repeat("a", 254) }), []string{`metadata.name: "` + strings.Repeat("a", 200) + `..." is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
+const badName = " is not a name; use lower-case letters and digits, with dashes, dots and underscores between them"
+
+func changeRule(change func(r *Rule)) func(*Input) {
+	return func(in *Input) { change(&in.Grants[0].Rules[0]) }
+}
+
+func changeGrant(change func(g *Grant)) func(*Input) {
+	return func(in *Input) { change(&in.Grants[0]) }
+}
+
+func changeCredential(change func(c *CredentialSpec)) func(*Input) {
+	return func(in *Input) {
+		in.Grants[0] = withKey(in.Grants[0])
+		change(&in.Grants[0].Credentials[0])
+	}
+}
+
+func addGuardrail(g Guardrail) func(*Input) {
+	return func(in *Input) {
+		g.Name, g.Origin = cmpOr(g.Name, "company"), "company.yaml"
+		if g.Plugins == nil {
+			g.Plugins = []string{"**"}
+		}
+		in.Guardrails = append(in.Guardrails, g)
+	}
+}
+
+func addCeiling(c Ceilings) func(*Input) { return addGuardrail(Guardrail{Ceilings: c}) }
+
+func allOf(changes ...func(*Input)) func(*Input) {
+	return func(in *Input) {
+		for _, change := range changes {
+			change(in)
+		}
+	}
+}
+
+const byCompany = " of guardrail company (company.yaml: spec.ceilings."
+
+// grantProblems are those of a grant as a whole.
+func grantProblems() []problemTest {
+	return []problemTest{
+		{"no name", changeGrant(func(g *Grant) { g.Name = "" }), []string{`metadata.name: ""` + badName}},
+		{"a name with a slash", changeGrant(func(g *Grant) { g.Name = "a/b" }), []string{`metadata.name: "a/b"` + badName}},
+		{"a name that ends in a dash", changeGrant(func(g *Grant) { g.Name = "a-" }), []string{`metadata.name: "a-"` + badName}},
+		{"a name that is too long", changeGrant(func(g *Grant) { g.Name = strings.Repeat("a", 254) }), []string{`metadata.name: "` + strings.Repeat("a", 200) + `..."` + badName}},
 		{"two grants of one name", func(in *Input) { in.Grants = append(in.Grants, forecast()) }, []string{`metadata.name: "weather" is the name of an earlier grant`}},
-		{"no plugin", grant(func(g *Grant) { g.Plugin = "" }), []string{`spec.plugin: "" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
-		{"a plugin in upper case", grant(func(g *Grant) { g.Plugin = "Weather" }), []string{`spec.plugin: "Weather" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
-		{"no end", grant(func(g *Grant) { g.NotAfter = time.Time{} }), []string{`spec.notAfter: is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z`}},
-		{"no rules", grant(func(g *Grant) { g.Rules = nil }), []string{`spec.rules: is empty; a grant holds at least one rule`}},
-		{"throttle", grant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "throttle"} }), []string{`spec.limits.onExceeded: throttle is not supported yet; use deny or kill`}},
-		{"an unknown consequence", grant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "warn"} }), []string{`spec.limits.onExceeded: "warn" is not deny or kill`}},
-		{"a consequence of nothing", grant(func(g *Grant) { g.Limits = Limits{OnExceeded: OnExceededKill} }), []string{`spec.limits.onExceeded: is without a limit`}},
-		{"a limit of nothing", grant(func(g *Grant) { g.Limits.Requests.Period = time.Minute }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
-		{"a limit for a century", grant(func(g *Grant) { g.Limits.Requests = Limit{1, maxPeriod + 1} }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
-		{"a limit in the past", grant(func(g *Grant) { g.Limits.Syscalls = Limit{1, -1} }), []string{`spec.limits.syscalls: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
+		{"no plugin", changeGrant(func(g *Grant) { g.Plugin = "" }), []string{`spec.plugin: ""` + badName}},
+		{"a plugin in upper case", changeGrant(func(g *Grant) { g.Plugin = "Weather" }), []string{`spec.plugin: "Weather"` + badName}},
+		{"no end", changeGrant(func(g *Grant) { g.NotAfter = time.Time{} }), []string{`spec.notAfter: is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z`}},
+		{"no rules", changeGrant(func(g *Grant) { g.Rules = nil }), []string{`spec.rules: is empty; a grant holds at least one rule`}},
+		{"throttle", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "throttle"} }), []string{`spec.limits.onExceeded: throttle is not supported yet; use deny or kill`}},
+		{"an unknown consequence", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "warn"} }), []string{`spec.limits.onExceeded: "warn" is not deny or kill`}},
+		{"a consequence of nothing", changeGrant(func(g *Grant) { g.Limits = Limits{OnExceeded: OnExceededKill} }), []string{`spec.limits.onExceeded: is without a limit`}},
+		{"a limit of nothing", changeGrant(func(g *Grant) { g.Limits.Requests.Period = time.Minute }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
+		{"a limit for a century", changeGrant(func(g *Grant) { g.Limits.Requests = Limit{1, maxPeriod + 1} }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
+		{"a limit in the past", changeGrant(func(g *Grant) { g.Limits.Syscalls = Limit{1, -1} }), []string{`spec.limits.syscalls: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
+	}
+}
 
-		// Rules.
-		{"no id", rule(func(r *Rule) { r.ID = "" }), []string{`spec.rules[0].id: "" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
-		{"two rules of one id", grant(func(g *Grant) { g.Rules = append(g.Rules, g.Rules[0]) }), []string{`spec.rules[1].id: "read-forecast" is the name of an earlier rule`}},
-		{"no reason", rule(func(r *Rule) { r.Reason = " \n" }), []string{`spec.rules[0].reason: is missing; say to the reviewer why the plugin needs it`}},
-		{"a later end than the grant's", rule(func(r *Rule) { r.NotAfter = noon.AddDate(1, 0, 0) }), []string{`spec.rules[0].notAfter: is later than the grant's, 2026-12-21T12:00:00Z`}},
-		{"an unknown mode", rule(func(r *Rule) { r.Mode = "audit" }), []string{`spec.rules[0].mode: "audit" is not enforce or observe`}},
-		{"observing for ever", rule(func(r *Rule) { r.Mode = ModeObserve }), []string{`spec.rules[0].observeUntil: is missing; observing ends, write when`}},
-		{"an end of observing without it", rule(func(r *Rule) { r.ObserveUntil = noon }), []string{`spec.rules[0].observeUntil: goes with mode: observe`}},
-		{"a metered limit on a rule", rule(func(r *Rule) { r.Limits.SentBytes = ByteLimit{1, 0} }), []string{`spec.rules[0].limits.sentBytes: is not supported yet on a rule; state it in the grant's limits`}},
-		{"stop on a rule", rule(func(r *Rule) { r.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "stop"} }), []string{`spec.rules[0].limits.onExceeded: stop is not supported yet; use deny or kill`}},
+// ruleProblems are those of rules.
+func ruleProblems() []problemTest {
+	return []problemTest{
+		{"no id", changeRule(func(r *Rule) { r.ID = "" }), []string{`spec.rules[0].id: ""` + badName}},
+		{"two rules of one id", changeGrant(func(g *Grant) { g.Rules = append(g.Rules, g.Rules[0]) }), []string{`spec.rules[1].id: "read-forecast" is the name of an earlier rule`}},
+		{"no reason", changeRule(func(r *Rule) { r.Reason = " \n" }), []string{`spec.rules[0].reason: is missing; say to the reviewer why the plugin needs it`}},
+		{"a later end than the grant's", changeRule(func(r *Rule) { r.NotAfter = noon.AddDate(1, 0, 0) }), []string{`spec.rules[0].notAfter: is later than the grant's, 2026-12-21T12:00:00Z`}},
+		{"an unknown mode", changeRule(func(r *Rule) { r.Mode = "audit" }), []string{`spec.rules[0].mode: "audit" is not enforce or observe`}},
+		{"observing for ever", changeRule(func(r *Rule) { r.Mode = ModeObserve }), []string{`spec.rules[0].observeUntil: is missing; observing ends, write when`}},
+		{"an end of observing without it", changeRule(func(r *Rule) { r.ObserveUntil = noon }), []string{`spec.rules[0].observeUntil: goes with mode: observe`}},
+		{"a metered limit on a rule", changeRule(func(r *Rule) { r.Limits.SentBytes = ByteLimit{1, 0} }), []string{`spec.rules[0].limits.sentBytes: is not supported yet on a rule; state it in the grant's limits`}},
+		{"stop on a rule", changeRule(func(r *Rule) { r.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "stop"} }), []string{`spec.rules[0].limits.onExceeded: stop is not supported yet; use deny or kill`}},
+	}
+}
 
-		// Destinations.
-		{"a later scheme", rule(func(r *Rule) { r.To.Scheme, r.To.Ports = "postgres", []uint16{5432} }), []string{
+// destinationProblems are those of where rules lead.
+func destinationProblems() []problemTest {
+	return []problemTest{
+		{"a later scheme", changeRule(func(r *Rule) { r.To.Scheme, r.To.Ports = "postgres", []uint16{5432} }), []string{
 			`spec.rules[0].to.scheme: postgres is not supported yet; use https, http, tls or tcp`,
 			`spec.rules[0].methods: does not go with scheme postgres, whose content Chaperone does not see`,
 			`spec.rules[0].paths: does not go with scheme postgres, whose content Chaperone does not see`,
 		}},
-		{"an unknown scheme", rule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = "gopher", nil, nil }), []string{`spec.rules[0].to.scheme: "gopher" is not a scheme; use https, http, tls or tcp`}},
-		{"no hosts", rule(func(r *Rule) { r.To.Hosts = nil }), []string{`spec.rules[0].to.hosts: is empty; name the hosts`}},
-		{"every host", rule(func(r *Rule) { r.To.Hosts = []string{"*", "**"} }), []string{
+		{"an unknown scheme", changeRule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = "gopher", nil, nil }), []string{`spec.rules[0].to.scheme: "gopher" is not a scheme; use https, http, tls or tcp`}},
+		{"no hosts", changeRule(func(r *Rule) { r.To.Hosts = nil }), []string{`spec.rules[0].to.hosts: is empty; name the hosts`}},
+		{"every host", changeRule(func(r *Rule) { r.To.Hosts = []string{"*", "**"} }), []string{
 			`spec.rules[0].to.hosts[0]: "*" is every host; name them, or *.NAME for the hosts under one name`,
 			`spec.rules[0].to.hosts[1]: "**" is every host; name them, or *.NAME for the hosts under one name`,
 		}},
-		{"hosts that are none", rule(func(r *Rule) {
+		{"hosts that are none", changeRule(func(r *Rule) {
 			r.To.Hosts = []string{"", "a*.example", "*.*.example", "*.", "**.**.example", "a b", "café.example", "a..b", strings.Repeat("a", 64) + ".example", "fe80::1%eth0", "*.[::1]", "1.2.3"}
 		}), []string{
 			`spec.rules[0].to.hosts[0]: host "" is not 1 to 253 bytes long`,
@@ -108,7 +123,7 @@ func TestProblems(t *testing.T) {
 			`spec.rules[0].to.hosts[10]: "*.[::1]" is a wildcard over an address`,
 			`spec.rules[0].to.hosts[11]: "1.2.3" is not canonical; write "1.2.0.3"`,
 		}},
-		{"hosts that are not canonical", rule(func(r *Rule) {
+		{"hosts that are not canonical", changeRule(func(r *Rule) {
 			r.To.Hosts = []string{"API.example", "api.example.", "*.API.example", "127.1", "0x7f.0.0.1", "[2001:db8::1]", "2001:DB8::1", "::ffff:192.0.2.1", "**.192.0.2.1"}
 		}), []string{
 			`spec.rules[0].to.hosts[0]: "API.example" is not canonical; write "api.example"`,
@@ -121,17 +136,17 @@ func TestProblems(t *testing.T) {
 			`spec.rules[0].to.hosts[7]: "::ffff:192.0.2.1" is not canonical; write "192.0.2.1"`,
 			`spec.rules[0].to.hosts[8]: "**.192.0.2.1" is a wildcard over an address`,
 		}},
-		{"an address by its name in TLS", rule(func(r *Rule) {
+		{"an address by its name in TLS", changeRule(func(r *Rule) {
 			r.To = To{Scheme: SchemeTLS, Hosts: []string{"192.0.2.1"}}
 			r.Methods, r.Paths = nil, nil
 		}), []string{`spec.rules[0].to.hosts[0]: 192.0.2.1 is an address, and tls is told apart by name; use tcp`}},
-		{"tcp without a port", rule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = SchemeTCP, nil, nil }), []string{`spec.rules[0].to.ports: is missing; tcp has no default port`}},
-		{"ports that are none", rule(func(r *Rule) { r.To.Ports = []uint16{0, 443, 443} }), []string{
+		{"tcp without a port", changeRule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = SchemeTCP, nil, nil }), []string{`spec.rules[0].to.ports: is missing; tcp has no default port`}},
+		{"ports that are none", changeRule(func(r *Rule) { r.To.Ports = []uint16{0, 443, 443} }), []string{
 			`spec.rules[0].to.ports[0]: 0 is not a port from 1 to 65535, once`,
 			`spec.rules[0].to.ports[2]: 443 is not a port from 1 to 65535, once`,
 		}},
-		{"addresses that match nothing", rule(func(r *Rule) {
-			r.To.Addresses = []netip.Prefix{{}, prefix("10.0.0.1/8"), prefix("::ffff:10.0.0.0/104"), prefix("::ffff:0:0/90"), prefix("2001:db8::1/32")}
+		{"addresses that match nothing", changeRule(func(r *Rule) {
+			r.To.Addresses = []netip.Prefix{{}, netip.MustParsePrefix("10.0.0.1/8"), netip.MustParsePrefix("::ffff:10.0.0.0/104"), netip.MustParsePrefix("::ffff:0:0/90"), netip.MustParsePrefix("2001:db8::1/32")}
 		}), []string{
 			`spec.rules[0].to.addresses[0]: is not an address and a length, as in 203.0.113.0/24`,
 			`spec.rules[0].to.addresses[1]: 10.0.0.1/8 is not canonical; write 10.0.0.0/8`,
@@ -139,13 +154,17 @@ func TestProblems(t *testing.T) {
 			`spec.rules[0].to.addresses[3]: is not an address and a length, as in 203.0.113.0/24`,
 			`spec.rules[0].to.addresses[4]: 2001:db8::1/32 is not canonical; write 2001:db8::/32`,
 		}},
-		{"an old TLS", rule(func(r *Rule) { r.To.TLS.Min = "1.1" }), []string{`spec.rules[0].to.tls.min: "1.1" is not a version; use "1.2" or "1.3"`}},
-		{"an authority that was not read", rule(func(r *Rule) { r.To.TLS.CAFile = "ca.pem" }), []string{`spec.rules[0].to.tls.caFile: "ca.pem" holds no certificate; without one every authority of the system would be trusted`}},
-		{"TLS without TLS", rule(func(r *Rule) { r.To.Scheme, r.To.TLS.Originate = SchemeHTTP, true }), []string{`spec.rules[0].to.tls: does not go with scheme http, where Chaperone does not speak TLS`}},
+		{"an old TLS", changeRule(func(r *Rule) { r.To.TLS.Min = "1.1" }), []string{`spec.rules[0].to.tls.min: "1.1" is not a version; use "1.2" or "1.3"`}},
+		{"an authority that was not read", changeRule(func(r *Rule) { r.To.TLS.CAFile = "ca.pem" }), []string{`spec.rules[0].to.tls.caFile: "ca.pem" holds no certificate; without one every authority of the system would be trusted`}},
+		{"TLS without TLS", changeRule(func(r *Rule) { r.To.Scheme, r.To.TLS.Originate = SchemeHTTP, true }), []string{`spec.rules[0].to.tls: does not go with scheme http, where Chaperone does not speak TLS`}},
+	}
+}
 
-		// Methods, paths, upgrades.
-		{"no methods", rule(func(r *Rule) { r.Methods = nil }), []string{`spec.rules[0].methods: is missing; name the methods, or "*" for every one`}},
-		{"methods that are none", rule(func(r *Rule) {
+// requestProblems are those of methods, paths and upgrades.
+func requestProblems() []problemTest {
+	return []problemTest{
+		{"no methods", changeRule(func(r *Rule) { r.Methods = nil }), []string{`spec.rules[0].methods: is missing; name the methods, or "*" for every one`}},
+		{"methods that are none", changeRule(func(r *Rule) {
 			r.Methods = []string{"GET", "*", "get", "TRACE", "G T", "CONNECT", strings.Repeat("X", 65)}
 		}), []string{
 			`spec.rules[0].methods[1]: "*" stands alone`,
@@ -155,8 +174,8 @@ func TestProblems(t *testing.T) {
 			`spec.rules[0].methods[5]: method CONNECT does not name an access`,
 			`spec.rules[0].methods[6]: method "` + strings.Repeat("X", 65) + `" is not a token of at most 64 bytes`,
 		}},
-		{"no paths", rule(func(r *Rule) { r.Paths = nil }), []string{`spec.rules[0].paths: is missing; name the paths, or "/**" for every one`}},
-		{"paths that are none", rule(func(r *Rule) {
+		{"no paths", changeRule(func(r *Rule) { r.Paths = nil }), []string{`spec.rules[0].paths: is missing; name the paths, or "/**" for every one`}},
+		{"paths that are none", changeRule(func(r *Rule) {
 			r.Paths = []string{"", "a", "*", "/a*", "/**/a", "/a//b", "/../a", "/a/%7e/*", "/%2f", "/a;b", "/a%", "/a/%2525", "/é"}
 		}), []string{
 			`spec.rules[0].paths[0]: "" does not start with /`,
@@ -173,14 +192,14 @@ func TestProblems(t *testing.T) {
 			`spec.rules[0].paths[11]: path is encoded twice`,
 			`spec.rules[0].paths[12]: "/é" is not canonical; write "/%C3%A9"`,
 		}},
-		{"an encoded slash by surprise", rule(func(r *Rule) { r.Paths = []string{"/a%2Fb"} }), []string{`spec.rules[0].paths[0]: an encoded slash needs encodedSlash: allow on the rule`}},
-		{"an unknown encodedSlash", rule(func(r *Rule) { r.EncodedSlash = "yes" }), []string{`spec.rules[0].encodedSlash: "yes" is not refuse or allow`}},
-		{"upgrades that are none", rule(func(r *Rule) { r.Upgrades = []string{"websocket", "WebSocket", "h2c", "a,b"} }), []string{
+		{"an encoded slash by surprise", changeRule(func(r *Rule) { r.Paths = []string{"/a%2Fb"} }), []string{`spec.rules[0].paths[0]: an encoded slash needs encodedSlash: allow on the rule`}},
+		{"an unknown encodedSlash", changeRule(func(r *Rule) { r.EncodedSlash = "yes" }), []string{`spec.rules[0].encodedSlash: "yes" is not refuse or allow`}},
+		{"upgrades that are none", changeRule(func(r *Rule) { r.Upgrades = []string{"websocket", "WebSocket", "h2c", "a,b"} }), []string{
 			`spec.rules[0].upgrades[1]: "WebSocket" is not a protocol that may be upgraded to; write it in lower case, as in websocket`,
 			`spec.rules[0].upgrades[2]: "h2c" is not a protocol that may be upgraded to; write it in lower case, as in websocket`,
 			`spec.rules[0].upgrades[3]: "a,b" is not a protocol that may be upgraded to; write it in lower case, as in websocket`,
 		}},
-		{"what a tunnel does not have", both(credential(func(*CredentialSpec) {}), rule(func(r *Rule) {
+		{"what a tunnel does not have", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) {
 			r.To.Scheme, r.Upgrades, r.EncodedSlash = SchemeTLS, []string{"websocket"}, "allow"
 		})), []string{
 			`spec.rules[0].methods: does not go with scheme tls, whose content Chaperone does not see`,
@@ -189,74 +208,84 @@ func TestProblems(t *testing.T) {
 			`spec.rules[0].encodedSlash: does not go with scheme tls, whose content Chaperone does not see`,
 			`spec.rules[0].credential: does not go with scheme tls, whose content Chaperone does not see`,
 		}},
+	}
+}
 
-		// Credentials.
-		{"a credential that is not there", rule(func(r *Rule) { r.Credential = "key" }), []string{`spec.rules[0].credential: "key" is not one of the grant's credentials`}},
-		{"a wildcard's credential by surprise", both(credential(func(*CredentialSpec) {}), rule(func(r *Rule) { r.To.Hosts = []string{"*.weather.example"} })), []string{
+// credentialProblems are those of credentials.
+func credentialProblems() []problemTest {
+	return []problemTest{
+		{"a credential that is not there", changeRule(func(r *Rule) { r.Credential = "key" }), []string{`spec.rules[0].credential: "key" is not one of the grant's credentials`}},
+		{"a wildcard's credential by surprise", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.To.Hosts = []string{"*.weather.example"} })), []string{
 			`spec.rules[0].credential: would go to every host of a wildcard; name the hosts, or say wildcardCredential: true`,
 		}},
-		{"a wildcard's credential without one", both(credential(func(*CredentialSpec) {}), rule(func(r *Rule) { r.WildcardCredential = true })), []string{`spec.rules[0].wildcardCredential: is without a wildcard host`}},
-		{"a credential in the clear", both(credential(func(*CredentialSpec) {}), rule(func(r *Rule) { r.To.Scheme = SchemeHTTP })), []string{
+		{"a wildcard's credential without one", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.WildcardCredential = true })), []string{`spec.rules[0].wildcardCredential: is without a wildcard host`}},
+		{"a credential in the clear", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.To.Scheme = SchemeHTTP })), []string{
 			`spec.rules[0].credential: would cross the network in the clear; use scheme https, or say insecure: true`,
 		}},
-		{"insecure https", both(credential(func(*CredentialSpec) {}), rule(func(r *Rule) { r.Insecure = true })), []string{`spec.rules[0].insecure: is only for scheme http`}},
-		{"words about no credential", rule(func(r *Rule) { r.Insecure, r.WildcardCredential = true, true }), []string{
+		{"insecure https", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.Insecure = true })), []string{`spec.rules[0].insecure: is only for scheme http`}},
+		{"words about no credential", changeRule(func(r *Rule) { r.Insecure, r.WildcardCredential = true, true }), []string{
 			`spec.rules[0].wildcardCredential: is without a credential`,
 			`spec.rules[0].insecure: is without a credential`,
 		}},
-		{"two credentials of one name", both(credential(func(*CredentialSpec) {}), grant(func(g *Grant) { g.Credentials = append(g.Credentials, g.Credentials[0]) })), []string{
+		{"two credentials of one name", allOf(changeCredential(func(*CredentialSpec) {}), changeGrant(func(g *Grant) { g.Credentials = append(g.Credentials, g.Credentials[0]) })), []string{
 			`spec.credentials[1].name: "key" is the name of an earlier credential`,
 		}},
-		{"a credential without a name", both(credential(func(c *CredentialSpec) { c.Name = "K" }), rule(func(r *Rule) { r.Credential = "K" })), []string{
-			`spec.credentials[0].name: "K" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`,
+		{"a credential without a name", allOf(changeCredential(func(c *CredentialSpec) { c.Name = "K" }), changeRule(func(r *Rule) { r.Credential = "K" })), []string{
+			`spec.credentials[0].name: "K"` + badName,
 		}},
-		{"a path of Vault's that is none", credential(func(c *CredentialSpec) { c.Vault.Path = "/secret/x" }), []string{`spec.credentials[0].vault.path: "/secret/x" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"a path up", credential(func(c *CredentialSpec) { c.Vault.Path = "secret/../sys/x" }), []string{`spec.credentials[0].vault.path: "secret/../sys/x" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"a path with a query", credential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"Vault's own system", credential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"no place", credential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: names 0 places; write exactly one of header, query, cookie or basic`}},
-		{"two places", credential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: names 2 places; write exactly one of header, query, cookie or basic`}},
-		{"no value", credential(func(c *CredentialSpec) { c.Inject = Inject{Cookie: "sid"} }), []string{`spec.credentials[0].inject.value: is missing; write what goes into the cookie, as in "Bearer {api_key}"`}},
-		{"a name that no request carries", credential(func(c *CredentialSpec) { c.Inject.Header = "X Key" }), []string{`spec.credentials[0].inject.header: "X Key" is not a name that a request can carry`}},
-		{"a header of the connection", credential(func(c *CredentialSpec) { c.Inject.Header = "Transfer-Encoding" }), []string{`spec.credentials[0].inject.header: Transfer-Encoding belongs to the connection or to Chaperone and carries no credential`}},
-		{"a header of ours", credential(func(c *CredentialSpec) { c.Inject.Header = "X-Chaperone-Key" }), []string{`spec.credentials[0].inject.header: X-Chaperone-Key belongs to the connection or to Chaperone and carries no credential`}},
-		{"a value of nothing", credential(func(c *CredentialSpec) { c.Inject.Value = "Bearer x" }), []string{`spec.credentials[0].inject.value: "Bearer x" takes nothing from Vault; name a field of its answer as in {api_key}`}},
-		{"an open brace", credential(func(c *CredentialSpec) { c.Inject.Value = "Bearer {key" }), []string{`spec.credentials[0].inject.value: "{key" does not name a field of Vault's answer as {name}`}},
-		{"a closing brace", credential(func(c *CredentialSpec) { c.Inject.Value = "Bearer key}" }), []string{`spec.credentials[0].inject.value: "Bearer key}" has a } without a {`}},
-		{"an empty field", credential(func(c *CredentialSpec) { c.Inject.Value = "{}" }), []string{`spec.credentials[0].inject.value: "{}" does not name a field of Vault's answer as {name}`}},
-		{"a field with a space", credential(func(c *CredentialSpec) { c.Inject.Value = "{api key}" }), []string{`spec.credentials[0].inject.value: "{api key}" does not name a field of Vault's answer as {name}`}},
-		{"a line break", credential(func(c *CredentialSpec) { c.Inject.Value = "Bearer\r\nX: {key}" }), []string{`spec.credentials[0].inject.value: "Bearer??X: " holds a control byte`}},
-		{"basic and a value", credential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "{p}"}, Value: "{p}"} }), []string{`spec.credentials[0].inject.value: does not go with basic`}},
-		{"basic of nothing", credential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "p"}} }), []string{`spec.credentials[0].inject.basic: "u:p" takes nothing from Vault; name a field of its answer as in {api_key}`}},
-		{"basic with broken templates", credential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"{u", "p}"}} }), []string{
+		{"a path of Vault's that is none", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "/secret/x" }), []string{`spec.credentials[0].vault.path: "/secret/x" is not a path as vault read takes it, as in secret/data/weather`}},
+		{"a path up", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/../sys/x" }), []string{`spec.credentials[0].vault.path: "secret/../sys/x" is not a path as vault read takes it, as in secret/data/weather`}},
+		{"a path with a query", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path as vault read takes it, as in secret/data/weather`}},
+		{"Vault's own system", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path as vault read takes it, as in secret/data/weather`}},
+		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: names 0 places; write exactly one of header, query, cookie or basic`}},
+		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: names 2 places; write exactly one of header, query, cookie or basic`}},
+		{"no value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Cookie: "sid"} }), []string{`spec.credentials[0].inject.value: is missing; write what goes into the cookie, as in "Bearer {api_key}"`}},
+		{"a name that no request carries", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X Key" }), []string{`spec.credentials[0].inject.header: "X Key" is not a name that a request can carry`}},
+		{"a header of the connection", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "Transfer-Encoding" }), []string{`spec.credentials[0].inject.header: Transfer-Encoding belongs to the connection or to Chaperone and carries no credential`}},
+		{"a header of ours", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X-Chaperone-Key" }), []string{`spec.credentials[0].inject.header: X-Chaperone-Key belongs to the connection or to Chaperone and carries no credential`}},
+		{"a value of nothing", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer x" }), []string{`spec.credentials[0].inject.value: "Bearer x" takes nothing from Vault; name a field of its answer as in {api_key}`}},
+		{"an open brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer {key" }), []string{`spec.credentials[0].inject.value: "{key" does not name a field of Vault's answer as {name}`}},
+		{"a closing brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer key}" }), []string{`spec.credentials[0].inject.value: "Bearer key}" has a } without a {`}},
+		{"an empty field", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{}" }), []string{`spec.credentials[0].inject.value: "{}" does not name a field of Vault's answer as {name}`}},
+		{"a field with a space", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{api key}" }), []string{`spec.credentials[0].inject.value: "{api key}" does not name a field of Vault's answer as {name}`}},
+		{"a line break", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer\r\nX: {key}" }), []string{`spec.credentials[0].inject.value: "Bearer??X: " holds a control byte`}},
+		{"basic and a value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "{p}"}, Value: "{p}"} }), []string{`spec.credentials[0].inject.value: does not go with basic`}},
+		{"basic of nothing", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "p"}} }), []string{`spec.credentials[0].inject.basic: "u:p" takes nothing from Vault; name a field of its answer as in {api_key}`}},
+		{"basic with broken templates", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"{u", "p}"}} }), []string{
 			`spec.credentials[0].inject.basic.username: "{u" does not name a field of Vault's answer as {name}`,
 			`spec.credentials[0].inject.basic.password: "p}" has a } without a {`,
 		}},
+	}
+}
 
-		// Guardrails.
-		{"a guardrail without a name", func(in *Input) { in.Guardrails = []Guardrail{{Plugins: []string{"*"}}} }, []string{`metadata.name: "" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`}},
-		{"two guardrails of one name", both(guardrail(Guardrail{}), guardrail(Guardrail{})), []string{`metadata.name: "company" is the name of an earlier guardrail`}},
-		{"a guardrail for nobody", guardrail(Guardrail{Plugins: []string{}}), []string{`spec.plugins: is empty; name plugins, or "**" for every one`}},
-		{"plugins that are none", guardrail(Guardrail{Plugins: []string{"weather", "we*", "", "Weather", "a/**"}}), []string{
+// guardrailProblems are those of guardrails.
+func guardrailProblems() []problemTest {
+	return []problemTest{
+		{"a guardrail without a name", func(in *Input) { in.Guardrails = []Guardrail{{Plugins: []string{"*"}}} }, []string{`metadata.name: ""` + badName}},
+		{"two guardrails of one name", allOf(addGuardrail(Guardrail{}), addGuardrail(Guardrail{})), []string{`metadata.name: "company" is the name of an earlier guardrail`}},
+		{"a guardrail for nobody", addGuardrail(Guardrail{Plugins: []string{}}), []string{`spec.plugins: is empty; name plugins, or "**" for every one`}},
+		{"plugins that are none", addGuardrail(Guardrail{Plugins: []string{"weather", "we*", "", "Weather", "a/**"}}), []string{
 			`spec.plugins[1]: "we*" is not a plugin's name, * or **`,
 			`spec.plugins[2]: "" is not a plugin's name, * or **`,
 			`spec.plugins[3]: "Weather" is not a plugin's name, * or **`,
 			`spec.plugins[4]: "a/**" is not a plugin's name, * or **`,
 		}},
-		{"never what", guardrail(Guardrail{Never: []Never{
-			{ID: "a"}, {ID: "a", Hosts: []string{"x.example"}}, {ID: "", Hosts: []string{"x..example"}},
-			{ID: "b", Addresses: []netip.Prefix{prefix("169.254.1.1/16"), prefix("::ffff:169.254.0.0/112"), {}}},
+		{"never what", addGuardrail(Guardrail{Never: []Never{
+			{ID: "a"},
+			{ID: "a", Hosts: []string{"x.example"}},
+			{ID: "", Hosts: []string{"x..example"}},
+			{ID: "b", Addresses: []netip.Prefix{netip.MustParsePrefix("169.254.1.1/16"), netip.MustParsePrefix("::ffff:169.254.0.0/112"), {}}},
 		}}), []string{
 			`spec.never[0]: names no hosts and no addresses`,
 			`spec.never[1].id: "a" is the name of an earlier entry`,
-			`spec.never[2].id: "" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`,
+			`spec.never[2].id: ""` + badName,
 			`spec.never[2].hosts[0]: host "x..example" has an empty label`,
 			`spec.never[3].addresses[0]: 169.254.1.1/16 is not canonical; write 169.254.0.0/16`,
 			`spec.never[3].addresses[1]: ::ffff:169.254.0.0/112 is not canonical; write 169.254.0.0/16`,
 			`spec.never[3].addresses[2]: is not an address and a length, as in 203.0.113.0/24`,
 		}},
-		{"a host of a never-list is no problem", guardrail(Guardrail{Never: []Never{{ID: "a", Hosts: []string{"api.weather.example"}}}}), nil},
-		{"ceilings that are none", guardrail(Guardrail{Plugins: []string{"other"}, Ceilings: Ceilings{
+		{"a host of a never-list is no problem", addGuardrail(Guardrail{Never: []Never{{ID: "a", Hosts: []string{"api.weather.example"}}}}), nil},
+		{"ceilings that are none", addGuardrail(Guardrail{Plugins: []string{"other"}, Ceilings: Ceilings{
 			Schemes: []Scheme{"https", "postgres", "gopher"}, TLSMin: "1.0", WildcardHosts: "all", HostsPerGrant: -1,
 			Limits: Limits{Requests: Limit{0, 1}, OnExceeded: OnExceededDeny},
 		}}), []string{
@@ -267,53 +296,69 @@ func TestProblems(t *testing.T) {
 			`spec.ceilings.limits.onExceeded: is not a ceiling; leave it out`,
 			`spec.ceilings.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`,
 		}},
+	}
+}
 
-		// Beyond a ceiling: both documents are named.
-		{"too long", ceiling(Ceilings{GrantLifetime: Duration(24 * time.Hour)}), []string{
+// ceilingProblems are those of what goes beyond a ceiling: both documents are named.
+func ceilingProblems() []problemTest {
+	return []problemTest{
+		{"too long", addCeiling(Ceilings{GrantLifetime: Duration(24 * time.Hour)}), []string{
 			`spec.notAfter: is over 1d away, the longest guardrail company (company.yaml: spec.ceilings.grantLifetime) allows; write 2026-11-22T12:00:00Z or earlier`,
 		}},
-		{"too many hosts", both(ceiling(Ceilings{HostsPerGrant: 1}), rule(func(r *Rule) { r.To.Hosts = []string{"a.example", "b.example"} })), []string{
+		{"too many hosts", allOf(addCeiling(Ceilings{HostsPerGrant: 1}), changeRule(func(r *Rule) { r.To.Hosts = []string{"a.example", "b.example"} })), []string{
 			`spec.rules: name 2 hosts, more than the 1 that guardrail company (company.yaml: spec.ceilings.hostsPerGrant) allows`,
 		}},
-		{"a scheme too many", ceiling(Ceilings{Schemes: []Scheme{"tls", "postgres"}}), []string{`spec.rules[0].to.scheme: https is not among [tls postgres]` + by + `schemes)`}},
-		{"a method too many", both(ceiling(Ceilings{Methods: []string{"GET", "HEAD"}}), rule(func(r *Rule) { r.Methods = []string{"GET", "POST"} })), []string{
-			`spec.rules[0].methods[1]: POST is not among [GET HEAD]` + by + `methods)`,
+		{"a scheme too many", addCeiling(Ceilings{Schemes: []Scheme{"tls", "postgres"}}), []string{`spec.rules[0].to.scheme: https is not among [tls postgres]` + byCompany + `schemes)`}},
+		{"a method too many", allOf(addCeiling(Ceilings{Methods: []string{"GET", "HEAD"}}), changeRule(func(r *Rule) { r.Methods = []string{"GET", "POST"} })), []string{
+			`spec.rules[0].methods[1]: POST is not among [GET HEAD]` + byCompany + `methods)`,
 		}},
-		{"every method", both(ceiling(Ceilings{Methods: []string{"GET"}}), rule(func(r *Rule) { r.Methods = []string{"*"} })), []string{
-			`spec.rules[0].methods[0]: * is not among [GET]` + by + `methods)`,
+		{"every method", allOf(addCeiling(Ceilings{Methods: []string{"GET"}}), changeRule(func(r *Rule) { r.Methods = []string{"*"} })), []string{
+			`spec.rules[0].methods[0]: * is not among [GET]` + byCompany + `methods)`,
 		}},
-		{"TLS too old", ceiling(Ceilings{TLSMin: "1.3"}), []string{`spec.rules[0].to.tls: accepts TLS 1.2, below 1.3` + by + `tlsMin); write tls: {min: "1.3"}`}},
-		{"TLS new enough", both(ceiling(Ceilings{TLSMin: "1.2"}), rule(func(r *Rule) { r.To.TLS.Min = "1.3" })), nil},
-		{"no wildcards", both(ceiling(Ceilings{WildcardHosts: WildcardNone}), rule(func(r *Rule) { r.To.Hosts = []string{"a.example", "*.b.example"} })), []string{
+		{"TLS too old", addCeiling(Ceilings{TLSMin: "1.3"}), []string{`spec.rules[0].to.tls: accepts TLS 1.2, below 1.3` + byCompany + `tlsMin); write tls: {min: "1.3"}`}},
+		{"TLS new enough", allOf(addCeiling(Ceilings{TLSMin: "1.2"}), changeRule(func(r *Rule) { r.To.TLS.Min = "1.3" })), nil},
+		{"no wildcards", allOf(addCeiling(Ceilings{WildcardHosts: WildcardNone}), changeRule(func(r *Rule) { r.To.Hosts = []string{"a.example", "*.b.example"} })), []string{
 			`spec.rules[0].to.hosts[1]: "*.b.example" is a wildcard, which guardrail company (company.yaml: spec.ceilings.wildcardHosts) does not allow`,
 		}},
-		{"single wildcards", both(ceiling(Ceilings{WildcardHosts: WildcardSingle}), rule(func(r *Rule) { r.To.Hosts = []string{"**.a.example", "*.b.example"} })), []string{
+		{"single wildcards", allOf(addCeiling(Ceilings{WildcardHosts: WildcardSingle}), changeRule(func(r *Rule) { r.To.Hosts = []string{"**.a.example", "*.b.example"} })), []string{
 			`spec.rules[0].to.hosts[0]: "**.a.example" is a wildcard over more than one label, which guardrail company (company.yaml: spec.ceilings.wildcardHosts) does not allow`,
 		}},
-		{"any wildcards", both(ceiling(Ceilings{WildcardHosts: WildcardAny}), rule(func(r *Rule) { r.To.Hosts = []string{"**.a.example"} })), nil},
-		{"a limit that is not stated", ceiling(Ceilings{Limits: Limits{Requests: Limit{10, time.Minute}, SentBytes: ByteLimit{1 << 20, time.Minute}}}), []string{
+		{"any wildcards", allOf(addCeiling(Ceilings{WildcardHosts: WildcardAny}), changeRule(func(r *Rule) { r.To.Hosts = []string{"**.a.example"} })), nil},
+		{"a limit that is not stated", addCeiling(Ceilings{Limits: Limits{Requests: Limit{10, time.Minute}, SentBytes: ByteLimit{1 << 20, time.Minute}}}), []string{
 			`spec.limits: does not state requests, which guardrail company (company.yaml: spec.ceilings.limits.requests) requires; write 10/1m or less`,
 			`spec.limits: does not state sentBytes, which guardrail company (company.yaml: spec.ceilings.limits.sentBytes) requires; write 1MiB/1m or less`,
 		}},
-		{"a limit too high", both(ceiling(Ceilings{Limits: Limits{Requests: Limit{10, time.Minute}}}), grant(func(g *Grant) { g.Limits.Requests = Limit{11, time.Minute} })), []string{
+		{"a limit too high", allOf(addCeiling(Ceilings{Limits: Limits{Requests: Limit{10, time.Minute}}}), changeGrant(func(g *Grant) { g.Limits.Requests = Limit{11, time.Minute} })), []string{
 			`spec.limits.requests: 11/1m is more than the 10/1m that guardrail company (company.yaml: spec.ceilings.limits.requests) allows`,
 		}},
-		{"two guardrails, both gone beyond", both(ceiling(Ceilings{Methods: []string{"POST"}}), guardrail(Guardrail{Name: "team", Ceilings: Ceilings{Methods: []string{"PUT"}}})), []string{
-			`spec.rules[0].methods[0]: GET is not among [POST]` + by + `methods)`,
+		{"two guardrails, both gone beyond", allOf(addCeiling(Ceilings{Methods: []string{"POST"}}), addGuardrail(Guardrail{Name: "team", Ceilings: Ceilings{Methods: []string{"PUT"}}})), []string{
+			`spec.rules[0].methods[0]: GET is not among [POST]` + byCompany + `methods)`,
 			`spec.rules[0].methods[0]: GET is not among [PUT] of guardrail team (company.yaml: spec.ceilings.methods)`,
 		}},
-		{"another plugin's guardrail", guardrail(Guardrail{Plugins: []string{"other"}, Ceilings: Ceilings{Methods: []string{"POST"}}}), nil},
+		{"another plugin's guardrail", addGuardrail(Guardrail{Plugins: []string{"other"}, Ceilings: Ceilings{Methods: []string{"POST"}}}), nil},
 		{"a guardrail of unknown origin", func(in *Input) {
 			in.Guardrails = []Guardrail{{Name: "company", Plugins: []string{"*"}, Ceilings: Ceilings{Schemes: []Scheme{"tls"}}}}
 		}, []string{`spec.rules[0].to.scheme: https is not among [tls] of guardrail company (spec.ceilings.schemes)`}},
 
-		{"everything at once", both(grant(func(g *Grant) { g.Plugin = "W" }), rule(func(r *Rule) { r.Reason, r.Methods = "", nil }), guardrail(Guardrail{Plugins: []string{}})), []string{
+		{"everything at once", allOf(changeGrant(func(g *Grant) { g.Plugin = "W" }), changeRule(func(r *Rule) { r.Reason, r.Methods = "", nil }), addGuardrail(Guardrail{Plugins: []string{}})), []string{
 			`spec.plugins: is empty; name plugins, or "**" for every one`,
-			`spec.plugin: "W" is not a name; use lower-case letters and digits, with dashes, dots and underscores between them`,
+			`spec.plugin: "W"` + badName,
 			`spec.rules[0].reason: is missing; say to the reviewer why the plugin needs it`,
 			`spec.rules[0].methods: is missing; name the methods, or "*" for every one`,
 		}},
+	}
+}
+
+// TestProblems takes a policy without a problem, breaks it in one way, and
+// expects exactly the problems that this makes.
+func TestProblems(t *testing.T) {
+	tests := []problemTest{{"nothing", func(*Input) {}, nil}}
+	for _, more := range []func() []problemTest{
+		grantProblems, ruleProblems, destinationProblems, requestProblems, credentialProblems, guardrailProblems, ceilingProblems,
 	} {
+		tests = append(tests, more()...)
+	}
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			in := input(forecast())
 			in.Grants[0].Origin = "weather.yaml"

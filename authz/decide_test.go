@@ -19,55 +19,7 @@ type verdict struct {
 // naive decides as the rules are written, with a scan over all of them and
 // without an index, a compiled pattern or a shortcut. Limits are totals.
 func naive(w policyWorld, req Request) verdict {
-	plugin, d := string(req.Principal), req.Destination
-	revoked := func(grant, rule string) bool {
-		return slices.ContainsFunc(w.revocations, func(v Revocation) bool {
-			return v.Plugin == plugin && (v.Until.IsZero() || w.now.Before(v.Until)) &&
-				v.Rule == rule && (rule == "" || v.Grant == "" || v.Grant == grant)
-		})
-	}
-	over := func(g Grant, rule string, l Limit) bool {
-		return !l.IsZero() && w.now.Before(g.NotAfter) && w.used[g.Name+"/"+rule] >= l.Count
-	}
-	var best, observer, lost *naiveRule
-	var granted, slash, host, method, expired, unknown, pluginOver bool
-	for gi := range w.in.Grants {
-		g := &w.in.Grants[gi]
-		if g.Plugin != plugin {
-			continue
-		}
-		granted = true
-		pluginOver = pluginOver || over(*g, "", g.Limits.Requests)
-		unknown = unknown || w.stale && !g.Limits.SentBytes.IsZero() && w.now.Before(g.NotAfter)
-		for ri := range g.Rules {
-			r := naiveRule{g, &g.Rules[ri], d}
-			if !r.exact() && !r.wild() {
-				continue
-			}
-			slash = slash || r.r.EncodedSlash == "allow"
-			if !r.at() {
-				continue
-			}
-			host = true
-			ended := !r.r.NotAfter.IsZero() && !w.now.Before(r.r.NotAfter) || !w.now.Before(g.NotAfter)
-			if !ended && w.now.Before(r.r.ObserveUntil) && !revoked(g.Name, r.r.ID) && r.before(observer) {
-				observer = &r
-			}
-			if !r.method(req.Action) {
-				continue
-			}
-			method = true
-			switch {
-			case r.literal() < 0:
-			case !ended && (best == nil || r.beats(best)):
-				best = &r
-			case ended && revoked(g.Name, r.r.ID) && r.before(lost):
-				expired, lost = true, &r
-			case ended:
-				expired = true
-			}
-		}
-	}
+	plugin, found := string(req.Principal), w.scan(req)
 	observing := w.in.Observe && plugin == w.in.Plugin && w.now.Before(w.in.ObserveUntil)
 	relaxed := func(v verdict) verdict {
 		if observing {
@@ -75,35 +27,35 @@ func naive(w policyWorld, req Request) verdict {
 		}
 		return v
 	}
+	best, winner := found.best, found.best
+	if best == nil {
+		winner = found.lost
+	}
 	switch {
-	case d.encodedSlash && !slash:
+	case req.Destination.encodedSlash && !found.slash:
 		return verdict{reason: MalformedRequest}
 	case plugin == "":
 		return verdict{reason: IdentityUnknown}
-	case revoked("", ""):
+	case w.revoked(plugin, "", ""):
 		return verdict{reason: Revoked}
-	case !granted && plugin != w.in.Plugin:
+	case !found.granted && plugin != w.in.Plugin:
 		return verdict{reason: NoGrant}
-	case slices.ContainsFunc(w.in.Guardrails, func(g Guardrail) bool { return slices.Contains(g.Never[0].Hosts, d.host) }):
+	case slices.ContainsFunc(w.in.Guardrails, func(g Guardrail) bool { return slices.Contains(g.Never[0].Hosts, req.Destination.host) }):
 		return verdict{reason: GuardrailDenied}
-	case best == nil && lost != nil:
-		return verdict{Revoked, lost.g.Name, lost.r.ID, ""}
-	case best != nil && revoked(best.g.Name, best.r.ID):
-		return verdict{Revoked, best.g.Name, best.r.ID, ""}
-	}
-	if best == nil && observer == nil {
+	case winner != nil && w.revoked(plugin, winner.g.Name, winner.r.ID):
+		return verdict{Revoked, winner.g.Name, winner.r.ID, ""}
+	case best == nil && found.observer == nil:
 		for _, step := range []struct {
 			ok     bool
 			reason Reason
-		}{{granted, NoGrant}, {host, DestinationNotGranted}, {method, MethodNotGranted}, {expired, PathNotGranted}, {false, GrantExpired}} {
+		}{{found.granted, NoGrant}, {found.host, DestinationNotGranted}, {found.method, MethodNotGranted}, {found.ended, PathNotGranted}, {false, GrantExpired}} {
 			if !step.ok {
 				return relaxed(verdict{reason: step.reason})
 			}
 		}
 	}
 	v := verdict{reason: Observed}
-	winner := observer
-	if best != nil {
+	if winner = found.observer; best != nil {
 		winner, v = best, verdict{reason: Granted, cred: best.r.Credential}
 	}
 	v.grant, v.rule = winner.g.Name, winner.r.ID
@@ -115,22 +67,81 @@ func naive(w policyWorld, req Request) verdict {
 		v.reason = NotEnforceableHere
 		return v
 	}
-	if v.reason == Granted && over(*winner.g, winner.r.ID, winner.r.Limits.Requests) {
+	if v.reason == Granted && w.over(winner.g, winner.r.ID, winner.r.Limits.Requests) {
 		v.reason, v.cred = QuotaExceeded, ""
 		if w.now.Before(winner.r.ObserveUntil) {
 			v.reason = Observed
 		}
 	}
-	if pluginOver {
+	if found.over {
 		v.reason = QuotaExceeded
 	}
 	switch {
-	case unknown && (observing || v.reason != QuotaExceeded):
+	case found.unknown && (observing || v.reason != QuotaExceeded):
 		v.reason = UsageUnknown
 	case v.reason == QuotaExceeded:
 		return relaxed(v)
 	}
 	return v
+}
+
+// scanned is what a scan over all rules finds.
+type scanned struct {
+	best, observer, lost                               *naiveRule
+	granted, slash, host, method, ended, unknown, over bool
+}
+
+func (w policyWorld) scan(req Request) (found scanned) {
+	for gi := range w.in.Grants {
+		g := &w.in.Grants[gi]
+		if g.Plugin != string(req.Principal) {
+			continue
+		}
+		found.granted = true
+		found.over = found.over || w.over(g, "", g.Limits.Requests)
+		found.unknown = found.unknown || w.stale && !g.Limits.SentBytes.IsZero() && w.now.Before(g.NotAfter)
+		for ri := range g.Rules {
+			r := &naiveRule{g, &g.Rules[ri], req.Destination}
+			if !r.exact() && !r.wild() {
+				continue
+			}
+			found.slash = found.slash || r.r.EncodedSlash == "allow"
+			if !r.at() {
+				continue
+			}
+			found.host = true
+			ended := !r.r.NotAfter.IsZero() && !w.now.Before(r.r.NotAfter) || !w.now.Before(g.NotAfter)
+			revoked := w.revoked(g.Plugin, g.Name, r.r.ID)
+			if !ended && w.now.Before(r.r.ObserveUntil) && !revoked && r.before(found.observer) {
+				found.observer = r
+			}
+			if !r.method(req.Action) {
+				continue
+			}
+			found.method = true
+			if r.literal() < 0 {
+				continue
+			}
+			found.ended = found.ended || ended
+			if !ended && r.beats(found.best) {
+				found.best = r
+			}
+			if ended && revoked && r.before(found.lost) {
+				found.lost = r
+			}
+		}
+	}
+	return found
+}
+
+func (w policyWorld) revoked(plugin, grant, rule string) bool {
+	return slices.ContainsFunc(w.revocations, func(v Revocation) bool {
+		return v.Plugin == plugin && (v.Until.IsZero() || w.now.Before(v.Until)) && v.Rule == rule && (rule == "" || v.Grant == "" || v.Grant == grant)
+	})
+}
+
+func (w policyWorld) over(g *Grant, rule string, l Limit) bool {
+	return !l.IsZero() && w.now.Before(g.NotAfter) && w.used[g.Name+"/"+rule] >= l.Count
 }
 
 // naiveRule is a rule beside the destination that it is asked about.
@@ -144,8 +155,8 @@ func (n naiveRule) exact() bool { return slices.Contains(n.r.To.Hosts, n.d.host)
 
 func (n naiveRule) wild() bool {
 	return slices.ContainsFunc(n.r.To.Hosts, func(p string) bool {
-		any := map[bool]string{true: "^.+", false: "^[^.]+"}[strings.HasPrefix(p, "**")]
-		return strings.HasPrefix(p, "*") && regexp.MustCompile(any+regexp.QuoteMeta(strings.TrimLeft(p, "*"))+"$").MatchString(n.d.host)
+		labels := map[bool]string{true: "^.+", false: "^[^.]+"}[strings.HasPrefix(p, "**")]
+		return strings.HasPrefix(p, "*") && regexp.MustCompile(labels+regexp.QuoteMeta(strings.TrimLeft(p, "*"))+"$").MatchString(n.d.host)
 	})
 }
 

@@ -150,7 +150,7 @@ func parseAuthority(s string) (host string, port uint16, addr netip.Addr, err er
 	if s == "" {
 		return fail("host is missing")
 	}
-	name, portText, hasPort := s, "", false
+	name, portText, hasPort := strings.Cut(s, ":")
 	if strings.HasPrefix(s, "[") {
 		end := strings.IndexByte(s, ']')
 		if end < 0 {
@@ -161,8 +161,6 @@ func parseAuthority(s string) (host string, port uint16, addr netip.Addr, err er
 		if portText, hasPort = strings.CutPrefix(rest, ":"); !hasPort && rest != "" {
 			return fail("host %q has bytes after its bracket", clip(s))
 		}
-	} else if i := strings.IndexByte(s, ':'); i >= 0 {
-		name, portText, hasPort = s[:i], s[i+1:], true
 	}
 	if hasPort {
 		n, perr := strconv.ParseUint(portText, 10, 16)

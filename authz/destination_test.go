@@ -84,7 +84,7 @@ func TestDestination(t *testing.T) {
 		{"https", "[::1]:", "/", `port "" is not a number from 1 to 65535`},
 	} {
 		d, err := NewDestination(test.scheme, test.authority, test.target)
-		got := ""
+		var got string
 		if err != nil {
 			got = err.Error()
 			if d != (Destination{}) {

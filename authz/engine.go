@@ -40,10 +40,10 @@ func (r Revocation) inForce(now time.Time) bool {
 	return r.Until.IsZero() || now.Before(r.Until)
 }
 
-// harderThan reports whether v takes more away than w; either may be nil. A
+// harderThan reports whether r takes more away than other; either may be nil. A
 // level that is not known takes everything.
-func (v *Revocation) harderThan(w *Revocation) bool {
-	return v != nil && (w == nil || v.Level.rank() > w.Level.rank())
+func (r *Revocation) harderThan(other *Revocation) bool {
+	return r != nil && (other == nil || r.Level.rank() > other.Level.rank())
 }
 
 func (l Level) rank() int {

@@ -105,8 +105,14 @@ func (n near) differs(req Request, d Decision) []string {
 		name string
 		same bool
 	}{
-		{"host", n.sameHost}, {"scheme", n.scheme}, {"port", n.port}, {"method", n.method},
-		{"upgrade", n.upgrade}, {"path", n.path != nil}, {"encodedSlash", n.slash}, {"notAfter", n.live},
+		{"host", n.sameHost},
+		{"scheme", n.scheme},
+		{"port", n.port},
+		{"method", n.method},
+		{"upgrade", n.upgrade},
+		{"path", n.path != nil},
+		{"encodedSlash", n.slash},
+		{"notAfter", n.live},
 	} {
 		if !f.same {
 			out = append(out, f.name)
@@ -135,8 +141,10 @@ func (c Conditions) among(other Conditions) []string {
 		condition Conditions
 		name      string
 	}{
-		{ConditionAddresses, "addresses"}, {ConditionTLS | ConditionOriginate, "tls"},
-		{ConditionTimeout, "timeout"}, {ConditionCredential, "credential"},
+		{ConditionAddresses, "addresses"},
+		{ConditionTLS | ConditionOriginate, "tls"},
+		{ConditionTimeout, "timeout"},
+		{ConditionCredential, "credential"},
 	} {
 		if c&other&f.condition != 0 {
 			out = append(out, f.name)
@@ -257,11 +265,12 @@ func alike(pattern, host string) bool {
 
 // mistyped reports whether the Levenshtein distance of two names is at most most.
 func mistyped(a, b string, most int) bool {
-	var row [65]int // of names longer than this, none is mistyped by two letters
-	if len(b) >= len(row) || len(a)-len(b) > most || len(b)-len(a) > most {
+	const longest = 64 // of what people type
+	if len(b) > longest || len(a)-len(b) > most || len(b)-len(a) > most {
 		return false
 	}
-	for j := range len(b) + 1 {
+	var row [longest + 1]int
+	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {

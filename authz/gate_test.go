@@ -131,9 +131,9 @@ func TestUnrecorded(t *testing.T) {
 	}
 }
 
-type retryLater struct{ error }
+type laterError struct{ error }
 
-func (retryLater) RetryAfter() time.Duration { return 1500 * time.Millisecond }
+func (laterError) RetryAfter() time.Duration { return 1500 * time.Millisecond }
 
 // TestCredentialUnavailable: without a credential that is valid now there is
 // no access.
@@ -146,7 +146,7 @@ func TestCredentialUnavailable(t *testing.T) {
 		says       string
 	}{
 		{"vault is down", errBroken, Credential{}, "", "fetch credential key of grant weather: it is broken"},
-		{"vault knows when", fmt.Errorf("wrapped: %w", retryLater{errBroken}), Credential{}, "2", "fetch credential key of grant weather: wrapped: it is broken"},
+		{"vault knows when", fmt.Errorf("wrapped: %w", laterError{errBroken}), Credential{}, "2", "fetch credential key of grant weather: wrapped: it is broken"},
 		{"expired now", nil, Credential{Fields: apiKey("x").Fields, NotAfter: noon}, "", "credential is past its end"},
 		{"expired", nil, Credential{Fields: apiKey("x").Fields, NotAfter: noon.Add(-time.Hour)}, "", "credential is past its end"},
 		{"no field", nil, Credential{Fields: map[string]Secret{"other": NewSecret("canary")}}, "", "the answer has no field api_key"},
@@ -360,25 +360,43 @@ func TestRefuseLate(t *testing.T) {
 		reason         Reason
 		detail, remedy string
 	}{
-		{"a private address", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("::ffff:10.0.0.1")) }, AddressNotAllowed,
-			"api.weather.example leads to 10.0.0.1, which is not public", "ask for addresses: [10.0.0.1/32] on rule read-forecast of grant weather"},
-		{"a private address in IPv6", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("fe80::1%eth0")) }, AddressNotAllowed,
-			"api.weather.example leads to fe80::1%eth0, which is not public", "ask for addresses: [fe80::1/128] on rule read-forecast of grant weather"},
-		{"an address of a never-list", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("169.254.169.254")) }, GuardrailDenied,
-			"guardrail company/metadata never lets a plugin reach api.weather.example:443", "nothing grants this; use another destination"},
-		{"an address that is allowed", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("8.8.8.8")) }, NotReady,
-			"no policy is loaded yet", "try again later"},
-		{"an address in the door's words", func(a *Admission) Refusal { return a.Refuse(AddressNotAllowed, "it leads nowhere good") }, AddressNotAllowed,
-			"it leads nowhere good", "ask for the address under to.addresses of a rule, unless the name should not lead there"},
-		{"an address in our words", func(a *Admission) Refusal { return a.Refuse(AddressNotAllowed, "") }, AddressNotAllowed,
-			"api.weather.example leads to an address that is not public", "ask for the address under to.addresses of a rule, unless the name should not lead there"},
-		{"unreachable", func(a *Admission) Refusal { return a.Refuse(UpstreamUnreachable, "") }, UpstreamUnreachable,
-			"api.weather.example:443 cannot be reached", "try again later"},
-		{"timeout", func(a *Admission) Refusal { return a.Refuse(UpstreamTimeout, "") }, UpstreamTimeout,
-			"api.weather.example:443 did not answer in time", "try again later"},
+		{
+			"a private address", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("::ffff:10.0.0.1")) }, AddressNotAllowed,
+			"api.weather.example leads to 10.0.0.1, which is not public", "ask for addresses: [10.0.0.1/32] on rule read-forecast of grant weather",
+		},
+		{
+			"a private address in IPv6", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("fe80::1%eth0")) }, AddressNotAllowed,
+			"api.weather.example leads to fe80::1%eth0, which is not public", "ask for addresses: [fe80::1/128] on rule read-forecast of grant weather",
+		},
+		{
+			"an address of a never-list", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("169.254.169.254")) }, GuardrailDenied,
+			"guardrail company/metadata never lets a plugin reach api.weather.example:443", "nothing grants this; use another destination",
+		},
+		{
+			"an address that is allowed", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("8.8.8.8")) }, NotReady,
+			"no policy is loaded yet", "try again later",
+		},
+		{
+			"an address in the door's words", func(a *Admission) Refusal { return a.Refuse(AddressNotAllowed, "it leads nowhere good") }, AddressNotAllowed,
+			"it leads nowhere good", "ask for the address under to.addresses of a rule, unless the name should not lead there",
+		},
+		{
+			"an address in our words", func(a *Admission) Refusal { return a.Refuse(AddressNotAllowed, "") }, AddressNotAllowed,
+			"api.weather.example leads to an address that is not public", "ask for the address under to.addresses of a rule, unless the name should not lead there",
+		},
+		{
+			"unreachable", func(a *Admission) Refusal { return a.Refuse(UpstreamUnreachable, "") }, UpstreamUnreachable,
+			"api.weather.example:443 cannot be reached", "try again later",
+		},
+		{
+			"timeout", func(a *Admission) Refusal { return a.Refuse(UpstreamTimeout, "") }, UpstreamTimeout,
+			"api.weather.example:443 did not answer in time", "try again later",
+		},
 		{"no refusal", func(a *Admission) Refusal { return a.Refuse(Granted, "") }, NotReady, "no policy is loaded yet", "try again later"},
-		{"misplaced", func(a *Admission) Refusal { return a.Refuse(CredentialMisplaced, "") }, CredentialMisplaced,
-			"weather may not GET https://api.weather.example/v1/forecast/berlin", "send the placeholder in the credential's own place only"},
+		{
+			"misplaced", func(a *Admission) Refusal { return a.Refuse(CredentialMisplaced, "") }, CredentialMisplaced,
+			"weather may not GET https://api.weather.example/v1/forecast/berlin", "send the placeholder in the credential's own place only",
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := w.admit(t, get(t, forecastURL))
@@ -511,13 +529,12 @@ func TestGateTogether(t *testing.T) {
 		})
 	}
 	group.Wait()
-	decisions, ends := 0, 0
+	ends, decisions := 0, 0
 	for _, r := range w.recorder.all() {
-		switch r.Kind {
-		case KindDecision:
-			decisions++
-		case KindEnd:
+		if r.Kind == KindEnd {
 			ends++
+		} else {
+			decisions++
 		}
 	}
 	if decisions != ends || decisions == 0 {

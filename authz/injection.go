@@ -71,13 +71,11 @@ func (c *credentialSpec) render(credential Credential) (Injection, error) {
 // replaced must never be sent again.
 func (r *rendering) madeOf(fields map[string]Secret, first, second []string) bool {
 	for i, from := range r.from {
-		name := ""
-		if i < len(first) {
-			name = first[i]
-		} else {
-			name = second[i-len(first)]
+		names, at := first, i
+		if i >= len(first) {
+			names, at = second, i-len(first)
 		}
-		if fields[name] != from {
+		if fields[names[at]] != from {
 			return false
 		}
 	}

@@ -78,7 +78,8 @@ func (r Refusal) Body() []byte {
 		Remedy   string   `json:"remedy,omitempty"`
 	}{
 		typePrefix + r.Reason.String(), r.Reason.Title(), r.Status(), r.Detail, r.Plugin, r.Decision,
-		request{r.Method, r.URL}, r.Nearest, r.Remedy,
+		request{r.Method, r.URL},
+		r.Nearest, r.Remedy,
 	})
 	return []byte(body.String())
 }

@@ -81,8 +81,8 @@ func dump(out *strings.Builder, v reflect.Value, seen map[uintptr]bool, depth in
 	case reflect.Interface:
 		dump(out, v.Elem(), seen, depth+1)
 	case reflect.Struct:
-		for i := range v.NumField() {
-			dump(out, v.Field(i), seen, depth+1)
+		for _, field := range v.Fields() {
+			dump(out, field, seen, depth+1)
 		}
 	case reflect.Slice, reflect.Array:
 		for i := range v.Len() {

@@ -5,66 +5,78 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
-	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-// TestImports: the package imports the standard library, and of that neither
-// net/http nor os, and never looks at a clock.
-func TestImports(t *testing.T) {
-	files := token.NewFileSet()
-	packages, err := parser.ParseDir(files, ".", func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }, 0)
+// sources parses the package's files, but for its tests.
+func sources(t *testing.T) (*token.FileSet, []*ast.File) {
+	t.Helper()
+	names, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range packages["authz"].Files {
+	set := token.NewFileSet()
+	var files []*ast.File
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(set, name, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	if len(files) == 0 {
+		t.Fatal("there are no files")
+	}
+	return set, files
+}
+
+// TestImports: the package imports the standard library, and of that neither
+// net/http nor os, and never looks at a clock.
+func TestImports(t *testing.T) {
+	set, files := sources(t)
+	for _, file := range files {
 		for _, spec := range file.Imports {
 			path := strings.Trim(spec.Path.Value, `"`)
 			first, _, _ := strings.Cut(path, "/")
 			switch {
 			case strings.Contains(first, "."), path == "net/http", path == "os", path == "log", path == "unsafe", path == "C":
-				t.Errorf("%s: imports %s", files.Position(spec.Pos()), path)
+				t.Errorf("%s: imports %s", set.Position(spec.Pos()), path)
 			}
 		}
 		ast.Inspect(file, func(n ast.Node) bool {
-			if s, ok := n.(*ast.SelectorExpr); ok {
-				if x, ok := s.X.(*ast.Ident); ok && x.Name == "time" && (s.Sel.Name == "Now" || s.Sel.Name == "Since" || s.Sel.Name == "Until") {
-					t.Errorf("%s: looks at the clock", files.Position(s.Pos()))
-				}
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if x, ok := s.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains([]string{"Now", "Since", "Until"}, s.Sel.Name) {
+				t.Errorf("%s: looks at the clock", set.Position(s.Pos()))
 			}
 			return true
 		})
 	}
 }
 
-// TestDocumented: every exported name has a comment.
+// TestDocumented: every exported function and type has a comment.
 func TestDocumented(t *testing.T) {
-	entries, err := os.ReadDir(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := token.NewFileSet()
-	for _, entry := range entries {
-		if !strings.HasSuffix(entry.Name(), ".go") || strings.HasSuffix(entry.Name(), "_test.go") {
-			continue
-		}
-		file, err := parser.ParseFile(files, entry.Name(), nil, parser.ParseComments)
-		if err != nil {
-			t.Fatal(err)
-		}
+	set, files := sources(t)
+	for _, file := range files {
 		for _, decl := range file.Decls {
 			switch d := decl.(type) {
 			case *ast.FuncDecl:
 				if d.Name.IsExported() && d.Doc == nil {
-					t.Errorf("%s: %s has no comment", files.Position(d.Pos()), d.Name)
+					t.Errorf("%s: %s has no comment", set.Position(d.Pos()), d.Name)
 				}
 			case *ast.GenDecl:
 				for _, spec := range d.Specs {
 					if s, ok := spec.(*ast.TypeSpec); ok && s.Name.IsExported() && d.Doc == nil && s.Doc == nil {
-						t.Errorf("%s: %s has no comment", files.Position(s.Pos()), s.Name)
+						t.Errorf("%s: %s has no comment", set.Position(s.Pos()), s.Name)
 					}
 				}
 			}
@@ -140,15 +152,61 @@ func TestUnits(t *testing.T) {
 		of       func() unit
 		in, want string // "" when it is refused
 	}{
-		{duration, "250ms", "250ms"}, {duration, "10s", "10s"}, {duration, "60s", "1m"}, {duration, "24h", "1d"}, {duration, "30d", "30d"}, {duration, "1500ms", "1500ms"},
-		{duration, "", ""}, {duration, "10", ""}, {duration, "0s", ""}, {duration, "-1s", ""}, {duration, "+1s", ""}, {duration, "01s", ""}, {duration, "1.5s", ""},
-		{duration, "1h30m", ""}, {duration, "1 s", ""}, {duration, "1S", ""}, {duration, "s", ""}, {duration, "1us", ""}, {duration, "106752d", ""}, {duration, "106751d", "106751d"},
+		{duration, "250ms", "250ms"},
+		{duration, "10s", "10s"},
+		{duration, "60s", "1m"},
+		{duration, "24h", "1d"},
+		{duration, "30d", "30d"},
+		{duration, "1500ms", "1500ms"},
+		{duration, "", ""},
+		{duration, "10", ""},
+		{duration, "0s", ""},
+		{duration, "-1s", ""},
+		{duration, "+1s", ""},
+		{duration, "01s", ""},
+		{duration, "1.5s", ""},
+		{duration, "1h30m", ""},
+		{duration, "1 s", ""},
+		{duration, "1S", ""},
+		{duration, "s", ""},
+		{duration, "1us", ""},
+		{duration, "106752d", ""},
+		{duration, "106751d", "106751d"},
 		{duration, "9223372036854775808ms", ""},
-		{size, "10KiB", "10KiB"}, {size, "5MiB", "5MiB"}, {size, "1GiB", "1GiB"}, {size, "1024KiB", "1MiB"}, {size, "1KB", "1000"}, {size, "2MB", "2000000"}, {size, "3GB", "3000000000"}, {size, "7", "7"},
-		{size, "", ""}, {size, "0", ""}, {size, "10B", ""}, {size, "10kib", ""}, {size, "1TiB", ""}, {size, "9223372036854775807", "9223372036854775807"}, {size, "9223372036854775808", ""}, {size, "8589934592GiB", ""},
-		{limit, "100/1m", "100/1m"}, {limit, "5000", "5000"}, {limit, "1/90s", "1/90s"},
-		{limit, "", ""}, {limit, "0", ""}, {limit, "0/1m", ""}, {limit, "1/", ""}, {limit, "/1m", ""}, {limit, "1/m", ""}, {limit, "1/1m/1", ""}, {limit, "10KiB/1m", ""}, {limit, "1e3", ""}, {limit, "1_000", ""},
-		{bytes, "10MiB/1m", "10MiB/1m"}, {bytes, "5GiB", "5GiB"}, {bytes, "100/1s", "100/1s"}, {bytes, "x", ""}, {bytes, "1MiB/0s", ""},
+		{size, "10KiB", "10KiB"},
+		{size, "5MiB", "5MiB"},
+		{size, "1GiB", "1GiB"},
+		{size, "1024KiB", "1MiB"},
+		{size, "1KB", "1000"},
+		{size, "2MB", "2000000"},
+		{size, "3GB", "3000000000"},
+		{size, "7", "7"},
+		{size, "", ""},
+		{size, "0", ""},
+		{size, "10B", ""},
+		{size, "10kib", ""},
+		{size, "1TiB", ""},
+		{size, "9223372036854775807", "9223372036854775807"},
+		{size, "9223372036854775808", ""},
+		{size, "8589934592GiB", ""},
+		{limit, "100/1m", "100/1m"},
+		{limit, "5000", "5000"},
+		{limit, "1/90s", "1/90s"},
+		{limit, "", ""},
+		{limit, "0", ""},
+		{limit, "0/1m", ""},
+		{limit, "1/", ""},
+		{limit, "/1m", ""},
+		{limit, "1/m", ""},
+		{limit, "1/1m/1", ""},
+		{limit, "10KiB/1m", ""},
+		{limit, "1e3", ""},
+		{limit, "1_000", ""},
+		{bytes, "10MiB/1m", "10MiB/1m"},
+		{bytes, "5GiB", "5GiB"},
+		{bytes, "100/1s", "100/1s"},
+		{bytes, "x", ""},
+		{bytes, "1MiB/0s", ""},
 	} {
 		u := test.of()
 		err := u.UnmarshalText([]byte(test.in))

@@ -13,22 +13,24 @@ import (
 // 250ms, 10s, 5m, 24h, 30d. A day is 24 hours.
 type Duration time.Duration
 
-var durationUnits = []struct {
+type durationUnit struct {
 	suffix string
 	unit   time.Duration
-}{{"ms", time.Millisecond}, {"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}}
+}
+
+// durationUnits returns the units, the longest first.
+func durationUnits() []durationUnit {
+	return []durationUnit{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}, {"ms", time.Millisecond}}
+}
 
 // UnmarshalText reads a duration. Its error says which forms are right.
 func (d *Duration) UnmarshalText(text []byte) error {
 	s := string(text)
-	for _, u := range durationUnits {
+	for _, u := range durationUnits() {
 		digits, ok := strings.CutSuffix(s, u.suffix)
-		if !ok {
-			continue
-		}
 		n, err := parseCount(digits)
-		if err != nil || n > uint64(math.MaxInt64/u.unit) {
-			break
+		if err != nil || !ok || n > uint64(math.MaxInt64/u.unit) {
+			continue
 		}
 		*d = Duration(time.Duration(n) * u.unit)
 		return nil
@@ -41,10 +43,7 @@ func (d Duration) String() string {
 	if d == 0 {
 		return "0"
 	}
-	for _, u := range []struct {
-		suffix string
-		unit   time.Duration
-	}{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}} {
+	for _, u := range durationUnits() {
 		if time.Duration(d)%u.unit == 0 {
 			return strconv.FormatInt(int64(time.Duration(d)/u.unit), 10) + u.suffix
 		}
@@ -59,22 +58,25 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 // a plain number.
 type Size uint64
 
-var sizeUnits = []struct {
+type sizeUnit struct {
 	suffix string
 	unit   uint64
-}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"", 1}}
+}
+
+// sizeUnits returns the units; those that sizes are written with come first,
+// the longest before the others.
+func sizeUnits() []sizeUnit {
+	return []sizeUnit{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}}
+}
 
 // UnmarshalText reads a size. Its error says which forms are right.
 func (z *Size) UnmarshalText(text []byte) error {
 	s := string(text)
-	for _, u := range sizeUnits {
+	for _, u := range sizeUnits() {
 		digits, ok := strings.CutSuffix(s, u.suffix)
-		if !ok {
-			continue
-		}
 		n, err := parseCount(digits)
-		if err != nil || n > math.MaxInt64/u.unit {
-			break
+		if err != nil || !ok || n > math.MaxInt64/u.unit {
+			continue
 		}
 		*z = Size(n * u.unit)
 		return nil
@@ -84,12 +86,12 @@ func (z *Size) UnmarshalText(text []byte) error {
 
 // String returns the size in its shortest exact form.
 func (z Size) String() string {
-	for i := 2; i >= 0; i-- {
-		if u := sizeUnits[i]; z != 0 && uint64(z)%u.unit == 0 {
+	for _, u := range sizeUnits() {
+		if z != 0 && uint64(z)%u.unit == 0 {
 			return strconv.FormatUint(uint64(z)/u.unit, 10) + u.suffix
 		}
 	}
-	return strconv.FormatUint(uint64(z), 10)
+	return "0"
 }
 
 // MarshalText returns String.

@@ -379,7 +379,7 @@ func TestConcurrent(t *testing.T) {
 	}
 	for range 2 {
 		readers.Go(func() {
-			for range 15 {
+			for range 6 {
 				if report := f.verify(); report.Problem != nil {
 					t.Errorf("problem: %v", report.Problem)
 					return

@@ -110,7 +110,9 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 	}
 	var cause error
 	if a.Decision.Allowed() && a.Decision.Credential != "" {
-		cause = g.credential(ctx, a)
+		if cause = g.credential(ctx, a); cause == nil {
+			snapshot, cause = a.overtaken(snapshot)
+		}
 	}
 	if !a.Decision.Allowed() {
 		a.Refusal = snapshot.refusal(req, a.Decision, a.ID, now)
@@ -172,6 +174,35 @@ func (g *Gate) report(c Crossing) {
 	}
 }
 
+// overtaken refuses what was taken away while its credential was fetched, which
+// may take long, and returns the snapshot that says so. What is granted with
+// another credential now is for the plugin to ask again.
+func (a *Admission) overtaken(decided *Snapshot) (*Snapshot, error) {
+	current := a.gate.cfg.Engine.Current()
+	if current == decided {
+		return current, nil
+	}
+	d := current.Decide(a.asked, a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now())
+	if d.Allowed() && a.carries(&d) {
+		return current, nil
+	}
+	a.Injection = Injection{}
+	if !d.Allowed() {
+		a.Decision = d
+		return current, nil
+	}
+	a.Decision.Reason = CredentialUnavailable
+	return current, errors.New("fetch credential: the policy changed meanwhile")
+}
+
+// carries reports whether d gives the access the credential that it was
+// admitted with, or it was admitted without.
+func (a *Admission) carries(d *Decision) bool {
+	return a.Decision.Credential == "" || d.path != nil && d.rule.credential != nil &&
+		d.rule.credential.ref == a.Decision.rule.credential.ref
+}
+
+// credential fetches the winner's credential and renders it, or refuses.
 func (g *Gate) credential(ctx context.Context, a *Admission) error {
 	spec := a.Decision.rule.credential
 	err := errors.New("no credential source")
@@ -306,8 +337,7 @@ func (a *Admission) StillAllowed() bool {
 	if !d.Allowed() {
 		return !d.Cuts()
 	}
-	return a.Decision.Credential == "" || d.path != nil && d.rule.credential != nil &&
-		d.rule.credential.ref == a.Decision.rule.credential.ref
+	return a.carries(&d)
 }
 
 func (a *Admission) refusedLate() bool {

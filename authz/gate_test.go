@@ -348,6 +348,42 @@ func TestStillAllowed(t *testing.T) {
 	}
 }
 
+// TestOvertaken: what is taken away while a credential is fetched is refused.
+func TestOvertaken(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		meanwhile func(w *world)
+		want      Reason
+	}{
+		{"nothing", func(*world) {}, Granted},
+		{"bump", func(w *world) { w.engine.Bump() }, Granted},
+		{"reload with the same", func(w *world) { w.engine.Install(compile(t, input(withKey(forecast())))) }, Granted},
+		{"pause", func(w *world) { w.engine.Revoke(Revocation{ID: "r", Plugin: "weather", Level: LevelPause}) }, Revoked},
+		{"halt", func(w *world) { w.engine.Revoke(Revocation{ID: "r", Plugin: "weather", Level: LevelHalt}) }, Revoked},
+		{"expiry", func(w *world) { w.advance(365 * 24 * time.Hour); w.engine.Bump() }, GrantExpired},
+		{"reload without the grant", func(w *world) { w.engine.Install(compile(t, input())) }, NoGrant},
+		{"reload without the credential", func(w *world) { w.engine.Install(compile(t, input(forecast()))) }, CredentialUnavailable},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, input(withKey(forecast())))
+			w.source.meanwhile = func() { test.meanwhile(w) }
+			a, err := w.gate.Admit(t.Context(), get(t, forecastURL), Source{})
+			if a.Decision.Reason != test.want || (err != nil) != (test.want == CredentialUnavailable) {
+				t.Errorf("it is %s, %v", a.Decision.Reason, err)
+			}
+			if (a.Injection.Kind == InjectNone) != (test.want != Granted) || (a.Refusal == nil) != (test.want == Granted) {
+				t.Errorf("injected %+v, refused %+v", a.Injection, a.Refusal)
+			}
+			if test.want == Revoked && !strings.Contains(a.Refusal.Detail, ", r)") {
+				t.Errorf("refused with %q", a.Refusal.Detail)
+			}
+			if r := w.recorder.all()[0]; r.Reason != test.want.String() || r.Allowed != (test.want == Granted) {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
 // TestRefuseLate: a refusal after the decision is in the end record, and says
 // what to ask for.
 func TestRefuseLate(t *testing.T) {

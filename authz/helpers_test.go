@@ -116,9 +116,13 @@ type source struct {
 	credential Credential
 	err        error
 	log        *[]string
+	meanwhile  func() // happens while a credential is fetched
 }
 
 func (s *source) Credential(context.Context, CredentialRef) (Credential, error) {
+	if s.meanwhile != nil {
+		s.meanwhile()
+	}
 	if s.log != nil {
 		*s.log = append(*s.log, "credential")
 	}

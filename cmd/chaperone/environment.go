@@ -88,9 +88,13 @@ func (b *trustBundle) write(ca []byte) error {
 	return nil
 }
 
-// replaceFile writes a file that everybody may read, whole or not at all.
+// replaceFile writes a file that everybody may read, whatever the umask, whole
+// or not at all.
 func replaceFile(path string, data []byte) error {
-	if err := os.WriteFile(path+".new", data, 0o644); err != nil { //nolint:gosec // certificates, which the plugin reads
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	if err := os.Chmod(path+".new", 0o444); err != nil { //nolint:gosec // certificates, which the plugin reads
 		return err
 	}
 	return os.Rename(path+".new", path)
@@ -122,10 +126,9 @@ func pluginEnvironment(base []string, extra map[string]string, proxy string, tok
 }
 
 // forSidecarOnly reports whether a variable must not reach the plugin: it
-// configures the sidecar, or is a way to Vault, or would have the dynamic
-// linker run something as the plugin before the plugin.
+// configures the sidecar, is a way to Vault, or speaks for the service.
 func forSidecarOnly(name string) bool {
-	return strings.HasPrefix(name, "CHAPERONE_") || strings.HasPrefix(name, "VAULT_") || name == ""
+	return strings.HasPrefix(name, "CHAPERONE_") || strings.HasPrefix(name, "VAULT_") || name == "NOTIFY_SOCKET" || name == ""
 }
 
 func proxyVariables(proxy string, token authz.Secret) map[string]string {

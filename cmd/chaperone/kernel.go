@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -141,14 +142,17 @@ func explainDenial(d ebpf.Denial) (reason authz.Reason, detail, remedy string) {
 		return authz.NotReady, "the kernel had no room to remember the connection", "try again later"
 	case ebpf.CausePolicy, ebpf.CauseEndpoint:
 	}
-	what := map[ebpf.Hook]string{
-		ebpf.HookConnect: "this connection does not lead through the sidecar",
-		ebpf.HookSendmsg: "datagrams leave the plugin to its resolver only",
-		ebpf.HookSocket:  "sockets are TCP or UDP over IP", ebpf.HookBind: "the plugin may not serve here",
-		ebpf.HookEgress: "packets leave the plugin through the sidecar only", ebpf.HookIngress: "nobody may connect to the plugin here",
-		ebpf.HookConnectUnix: "Unix sockets lead out of the plugin's confinement",
-		ebpf.HookSendmsgUnix: "Unix sockets lead out of the plugin's confinement",
-		ebpf.HookSeccomp:     "this system call leads out of the plugin's confinement",
-	}[d.Hook]
-	return authz.DestinationNotGranted, what, "use TCP to a name that is granted"
+	switch d.Hook {
+	case ebpf.HookConnect, ebpf.HookSendmsg, ebpf.HookEgress:
+		return authz.DestinationNotGranted, "nothing leaves the plugin but TCP through the sidecar, and names to its resolver", "use TCP to a name that is granted"
+	case ebpf.HookSocket:
+		detail = fmt.Sprintf("%s %s sockets are not made: what leaves the plugin is TCP, or UDP to its resolver", d.Family, d.Protocol)
+	case ebpf.HookBind, ebpf.HookIngress:
+		detail = "the plugin serves nobody on this network"
+	case ebpf.HookConnectUnix, ebpf.HookSendmsgUnix:
+		detail = "Unix sockets with a path lead out of the plugin's confinement"
+	case ebpf.HookSeccomp:
+		detail = d.Syscall + " " + d.Family + " leads out of the plugin's confinement"
+	}
+	return authz.DestinationNotGranted, strings.Join(strings.Fields(detail), " "), ""
 }

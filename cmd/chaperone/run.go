@@ -129,6 +129,7 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 	if err != nil {
 		return startStatus(err), err
 	}
+	notifyReady()
 	return s.waitPlugin(ctx, p, signals)
 }
 
@@ -150,6 +151,7 @@ func (s *sidecar) halted() (authz.Revocation, bool) {
 type plugin interface {
 	Signal(sig os.Signal) error
 	Wait() (status int, err error)
+	PID() int
 }
 
 // startPlugin starts CMD with the plugin's environment.
@@ -168,6 +170,9 @@ func (s *sidecar) startPlugin(args []string) (plugin, error) {
 		result = "error"
 	}
 	s.metrics.starts.WithLabelValues(result).Inc()
+	if err == nil {
+		s.pid.Store(int64(p.PID()))
+	}
 	s.record(&authz.Record{Kind: authz.KindProcess, Allowed: err == nil, Exe: args[0], UID: s.pluginUID(), Detail: s.startDetail(err)})
 	return p, err
 }

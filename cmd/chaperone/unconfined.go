@@ -33,6 +33,9 @@ func startUnconfined(args, env []string) (plugin, error) {
 	return &unconfined{cmd}, nil
 }
 
+// PID returns the plugin's process id.
+func (u *unconfined) PID() int { return u.cmd.Process.Pid }
+
 // Signal sends sig to the plugin's process group.
 func (u *unconfined) Signal(sig os.Signal) error {
 	number, ok := sig.(syscall.Signal)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -180,7 +181,11 @@ func (c *cli) printRecords(cmd *cobra.Command, args []string, query audit.Query)
 		if err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintf(c.stdout, "%s\n", entry.Raw); err != nil {
+		line := string(entry.Raw)
+		if entry.Kind == "" { // bytes that are no record may hold anything
+			line = strconv.Quote(line)
+		}
+		if _, err := fmt.Fprintln(c.stdout, line); err != nil {
 			return err
 		}
 	}

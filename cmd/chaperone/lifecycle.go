@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -140,6 +142,9 @@ func (s *sidecar) bindResolver(host string) (net.Listener, net.PacketConn, error
 // run serves until ctx ends. Doors drain first; then leases are revoked and
 // the audit is closed. ready is called once the sidecar is ready.
 func (s *sidecar) run(ctx context.Context, ready func()) error {
+	// A file size limit is a full disk: the write fails and what it was for is
+	// refused. By default the signal would end the sidecar.
+	signal.Ignore(syscall.SIGXFSZ)
 	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopInner()
 	defer s.register()()

@@ -150,12 +150,9 @@ func revokedTable(w io.Writer, r admin.RevokeResult) {
 // revokeAll reaches every sidecar of the host at the same time: one that hangs
 // does not hold up the others.
 func (c *cli) revokeAll(ctx context.Context, req admin.RevokeRequest) error {
-	all, err := admin.List(registry())
-	if err != nil {
-		return err
-	}
+	all, unlisted := admin.List(registry())
 	if len(all) == 0 {
-		return errors.New("no sidecar runs on this host")
+		return errors.Join(errors.New("no sidecar runs on this host"), unlisted)
 	}
 	type answer struct {
 		result admin.RevokeResult
@@ -180,7 +177,7 @@ func (c *cli) revokeAll(ctx context.Context, req admin.RevokeRequest) error {
 		failed = failed || len(a.result.Failed) > 0
 		results = append(results, a.result)
 	}
-	err = c.print(results, func(w io.Writer) {
+	err := c.print(results, func(w io.Writer) {
 		for _, r := range results {
 			if r.ID == "" {
 				fmt.Fprintf(w, "%s: %s\n", r.Plugin, r.Failed[0])
@@ -189,6 +186,9 @@ func (c *cli) revokeAll(ctx context.Context, req admin.RevokeRequest) error {
 			revokedTable(w, r)
 		}
 	})
+	if unlisted != nil { // one bad entry keeps nobody from the others
+		return errors.Join(err, unlisted)
+	}
 	if err == nil && failed {
 		return exitError{exitFailure, nil}
 	}
@@ -252,7 +252,7 @@ func (c *cli) changeOffline(spec *configs.Sidecar, change func([]authz.Revocatio
 }
 
 // actor names the user who runs the command, for the audit log.
-func actor() string { return fmt.Sprintf("uid %d", os.Getuid()) }
+func actor() string { return admin.Peer{UID: os.Getuid()}.Actor() }
 
 func (c *cli) restoreCommand() *cobra.Command {
 	var reason string

@@ -30,8 +30,13 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 	e := Explanation{Decision: d}
 	if d.Allowed() {
 		e.Detail = fmt.Sprintf("%s may %s", req.Principal, access(req))
-		if d.Rule != "" {
+		switch {
+		case d.Reason == Granted:
 			e.Detail += ", by " + d.rule.name()
+		case d.free:
+			e.Detail += " while the sidecar observes, without a credential"
+		default:
+			e.Detail += " while " + d.rule.name() + " observes, without a credential"
 		}
 		return e
 	}

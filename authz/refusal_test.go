@@ -85,6 +85,24 @@ func TestRetrySeconds(t *testing.T) {
 	}
 }
 
+// TestExplainAllowed: what is allowed is explained too.
+func TestExplainAllowed(t *testing.T) {
+	in := input(withKey(forecast()))
+	in.Grants[0].Rules[0].Mode, in.Grants[0].Rules[0].ObserveUntil = ModeObserve, noon.Add(time.Hour)
+	in.Observe, in.ObserveUntil = true, noon.Add(time.Hour)
+	s := snapshot(t, in)
+	for what, want := range map[string]string{
+		forecastURL:                      "weather may GET https://api.weather.example/v1/forecast/berlin, by rule read-forecast of grant weather",
+		"https://api.weather.example/v2": "weather may GET https://api.weather.example/v2 while rule read-forecast of grant weather observes, without a credential",
+		"tcp://example.org:22":           "weather may reach tcp://example.org:22 while the sidecar observes, without a credential",
+	} {
+		e := s.Explain(get(t, what), Usage{}, noon)
+		if e.Detail != want || e.Nearest != nil || e.Remedy != "" || e.YAML != "" {
+			t.Errorf("%s: %+v", what, e)
+		}
+	}
+}
+
 // TestNearestIsBounded: a refusal looks at so many rules and no more.
 func TestNearestIsBounded(t *testing.T) {
 	g := forecast()

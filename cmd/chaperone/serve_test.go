@@ -50,7 +50,7 @@ func (w *world) request(proxy, token, method, target string) (status int, body s
 	var refused string
 	transport := &http.Transport{
 		Proxy:           http.ProxyURL(via),
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // whom the plugin trusts is another test's business
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
 			if answer.StatusCode != http.StatusOK {
 				refused = answer.Header.Get("x-chaperone-reason")
@@ -119,9 +119,12 @@ func TestServe(t *testing.T) {
 			args  []string
 			wants string
 		}{
-			{[]string{"status"}, "door proxy"}, {[]string{"status", "--output", "json"}, `"plugin": "weather"`},
-			{[]string{"usage"}, "the kernel does not count"}, {[]string{"audit", "verify"}, "verified: "},
-			{[]string{"explain", "GET", target}, "granted"}, {[]string{"doctor"}, "kernel: off"},
+			{[]string{"status"}, "door proxy"},
+			{[]string{"status", "--output", "json"}, `"plugin": "weather"`},
+			{[]string{"usage"}, "the kernel does not count"},
+			{[]string{"audit", "verify"}, "verified: "},
+			{[]string{"explain", "GET", target}, "granted"},
+			{[]string{"doctor"}, "kernel: off"},
 		} {
 			args := append(c.args[:1:1], append([]string{"--config", w.file("sidecar.yaml")}, c.args[1:]...)...)
 			if c.args[0] == "audit" {

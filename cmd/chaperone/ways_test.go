@@ -60,7 +60,7 @@ func TestRunHostNetwork(t *testing.T) {
 func TestServeCgroup(t *testing.T) {
 	w := newWorld(t, "required", "")
 	root := testenv.MustGet(testenv.CgroupRoot())(t)
-	dir := testenv.MustGet(os.MkdirTemp(root, "chaperone-test-"))(t)
+	dir := testenv.MustGet(os.MkdirTemp(root, "chaperone-test-"))(t) //nolint:usetesting // a cgroup, and no ordinary folder
 	t.Cleanup(func() { testenv.Must(t, os.Remove(dir)) })
 	b := w.startCommand("serve", "--config", w.file("sidecar.yaml"), "--cgroup", dir)
 	status := w.ready()

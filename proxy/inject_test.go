@@ -183,7 +183,9 @@ func TestAnswersAreStripped(t *testing.T) {
 			w.Header().Set(name, "x")
 		}
 		w.Header().Set("Location", "http://evil.example/")
+		w.Header()["Content-Type"] = nil
 		w.WriteHeader(http.StatusFound)
+		_, _ = io.WriteString(w, "<html>")
 	}))
 	defer api.Close()
 	w := newWorld(t, setup{input: granted(ruleFor(api))})

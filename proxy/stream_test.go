@@ -243,6 +243,47 @@ func ruleFor(api *httptest.Server) authz.Rule {
 	return r
 }
 
+// TestBothWaysOverHTTP1 answers the first part of a body before the last part
+// is sent.
+func TestBothWaysOverHTTP1(t *testing.T) {
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
+		_ = control.EnableFullDuplex()
+		buf := make([]byte, 16)
+		for {
+			n, err := r.Body.Read(buf)
+			_, _ = w.Write(buf[:n])
+			if control.Flush() != nil || err != nil {
+				return
+			}
+		}
+	}))
+	defer api.Close()
+	w := newWorld(t, setup{input: granted(ruleFor(api))})
+	authority := strings.TrimSuffix(strings.TrimPrefix(urlOf(api, "/"), "https://"), "/")
+	c := w.tunnel(authority).tls("example.com")
+	c.write("POST / HTTP/1.1\r\nHost: " + authority + "\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+	response, err := http.ReadResponse(c.in, nil)
+	testenv.Must(t, err)
+	part := make([]byte, 5)
+	if _, err := io.ReadFull(response.Body, part); err != nil || string(part) != "first" {
+		t.Fatalf("the first part is %q, %v", part, err)
+	}
+	c.write("4\r\nlast\r\n0\r\n\r\n")
+	if rest, err := io.ReadAll(response.Body); err != nil || string(rest) != "last" {
+		t.Errorf("the rest is %q, %v", rest, err)
+	}
+}
+
+// TestBrokenBody says whose fault a body is that cannot be read.
+func TestBrokenBody(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	w := newWorld(t, setup{input: granted(rule(api, "read"))})
+	authority := fmt.Sprintf("api.weather.example:%d", api.Addr.Port())
+	c := w.tunnel(authority).tls("api.weather.example")
+	c.want(authz.MalformedRequest, "POST /echo HTTP/1.1\r\nHost: "+authority+"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n")
+}
+
 func TestTrailersBothWays(t *testing.T) {
 	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)

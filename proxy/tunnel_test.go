@@ -224,7 +224,7 @@ func TestTransparent(t *testing.T) {
 	mapped := netip.AddrFrom16(virtual.As16())
 	answer = w.ask("localname", dns.TypeA)
 	local := netip.MustParseAddr(answer.Answer[0].(*dns.A).A.String())
-	elsewhere := netip.MustParseAddr("203.0.113.9") // never dialled: the name decides
+	elsewhere := netip.MustParseAddr("127.0.0.9") // never dialled: the name decides
 	port := api.Addr.Port()
 
 	for _, test := range []struct {

@@ -1,0 +1,90 @@
+package proxy
+
+import (
+	"crypto/x509"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// TestConstraints issues leaves that the authority's own code would not, as
+// somebody with its key could, and asks whether a client accepts them.
+func TestConstraints(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		hosts    []string
+		observe  bool
+		accepted []string
+		refused  []string
+	}{
+		{"nothing granted", nil, false, nil, []string{"api.weather.example", "127.0.0.1", "::1"}},
+		{
+			"names", []string{"api.weather.example", "*.tiles.weather.example"}, false,
+			[]string{"api.weather.example", "a.tiles.weather.example"},
+			[]string{"evil.example", "weather.example", "evilapi.weather.example", "127.0.0.1", "::1"},
+		},
+		{
+			"an address", []string{"127.0.0.1", "api.weather.example"}, false,
+			[]string{"127.0.0.1", "api.weather.example"}, []string{"127.0.0.2", "::1", "evil.example"},
+		},
+		{"an address alone", []string{"::1"}, false, []string{"::1"}, []string{"127.0.0.1", "evil.example"}},
+		{"observing", []string{"api.weather.example"}, true, []string{"evil.example"}, []string{"127.0.0.1", "::1"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			a := authorityFor(t, test.hosts, test.observe)
+			roots := x509.NewCertPool()
+			roots.AppendCertsFromPEM(a.pem())
+			for _, host := range append(test.accepted, test.refused...) {
+				leaf, err := a.leaf(host)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = leaf.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: host})
+				want := len(test.accepted) > 0 && contains(test.accepted, host)
+				if (err == nil) != want {
+					t.Errorf("%s: verification gives %v, want accepted %v", host, err, want)
+				}
+				if a.covers(host) != want {
+					t.Errorf("%s: covers is %v", host, !want)
+				}
+			}
+			if !a.certificate.PermittedDNSDomainsCritical {
+				t.Error("the constraints are not critical")
+			}
+		})
+	}
+}
+
+func contains(all []string, one string) bool {
+	for _, s := range all {
+		if s == one {
+			return true
+		}
+	}
+	return false
+}
+
+func authorityFor(t *testing.T, hosts []string, observe bool) *authority {
+	t.Helper()
+	input := authz.Input{Plugin: "weather", Observe: observe}
+	if observe {
+		input.ObserveUntil = time.Now().Add(time.Hour)
+	}
+	if len(hosts) > 0 {
+		input.Grants = []authz.Grant{{Name: "weather", Plugin: "weather", NotAfter: time.Now().Add(time.Hour), Rules: []authz.Rule{{
+			ID: "r", Reason: "a test", Methods: []string{"GET"}, Paths: []string{"/"}, To: authz.To{Hosts: hosts},
+		}}}}
+	}
+	policy, problems := authz.Compile(input, time.Now())
+	if len(problems) > 0 {
+		t.Fatalf("compile: %+v", problems)
+	}
+	engine := new(authz.Engine)
+	engine.Install(policy)
+	a, err := newAuthority(Config{Plugin: "weather", Engine: engine, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}

@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -373,9 +374,11 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 			k.report(fmt.Sprintf("%s[%d]", at("paths"), j), "%v", err)
 			continue
 		}
+		p.text = k.c.text(p.text)
 		out.paths = append(out.paths, p)
 	}
-	if out.paths = together(out.paths); len(out.paths) > 0 {
+	slices.SortStableFunc(out.paths, func(a, b pathPattern) int { return cmp.Compare(b.literal, a.literal) })
+	if len(out.paths) > 0 {
 		out.path = out.paths[0]
 	}
 	for j, u := range spec.Upgrades {

@@ -140,7 +140,7 @@ type neverEntry struct {
 // every problem there is. The policy keeps the input, which must not be changed
 // any more. now is when grantLifetime is counted from.
 func Compile(in Input, now time.Time) (*Policy, []Problem) {
-	c := &compiler{in: in, now: now, policy: &Policy{subjects: map[Principal]*subject{}, input: in}}
+	c := &compiler{in: in, now: now, policy: &Policy{subjects: map[Principal]*subject{}, input: in}, texts: map[string]string{}}
 	if in.Plugin != "" {
 		c.subject(in.Plugin)
 	}
@@ -169,6 +169,17 @@ type compiler struct {
 	now      time.Time
 	policy   *Policy
 	problems []Problem
+	texts    map[string]string
+}
+
+// text returns the one copy of a text that many rules hold, which then stays
+// in the cache.
+func (c *compiler) text(s string) string {
+	if known, ok := c.texts[s]; ok {
+		return known
+	}
+	c.texts[s] = s
+	return s
 }
 
 func (c *compiler) report(origin Origin, kind, name, path, format string, args ...any) {
@@ -260,7 +271,7 @@ func (c *compiler) finish() {
 			s.index(r)
 		}
 		slices.SortFunc(s.limits, func(a, b limit) int {
-			return cmp.Or(strings.Compare(a.key.grant, b.key.grant), cmp.Compare(a.key.kind, b.key.kind))
+			return cmp.Or(strings.Compare(a.key.Value().grant, b.key.Value().grant), cmp.Compare(a.kind, b.kind))
 		})
 	}
 }

@@ -88,7 +88,7 @@ func (s scenario) ledger(snapshot *Snapshot) *Ledger {
 			continue
 		}
 		for _, lim := range snapshot.allLimits("weather") {
-			if lim.key.grant == spent.Grant && lim.key.rule == spent.Rule && lim.key.kind.String() == spent.Kind {
+			if name := lim.key.Value(); name.grant == spent.Grant && name.rule == spent.Rule && lim.kind.String() == spent.Kind {
 				ledger.bucket(lim.key).spend(lim.spec, spent.Used, at, true)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unique"
 )
 
 // verdict is what a naive evaluator says of a request.
@@ -214,7 +215,7 @@ func (w policyWorld) decide(t *testing.T, req Request) Decision {
 	for name, used := range w.used {
 		grant, rule, _ := strings.Cut(name, "/")
 		for _, plugin := range plugins {
-			ledger.bucket(limitKey{plugin, grant, rule, LimitRequests}).used = used
+			ledger.bucket(unique.Make(limitName{plugin, grant, rule, LimitRequests})).used = used
 		}
 	}
 	for _, plugin := range plugins {

@@ -23,6 +23,7 @@ func TestDestination(t *testing.T) {
 		{"https", "api.example", "/?%00%0d%0A", "https://api.example/?%00%0d%0A"},
 		{"https", "api.example", "/?é=ü", "https://api.example/?%C3%A9=%C3%BC"},
 		{"https", "api.example", "/?\xff", "https://api.example/?%FF"},
+		{"https", "api.example", "/\x80?a\x80~", "https://api.example/%80?a%80~"},
 		{"https", "api.example", "/?a b", `query holds the byte 0x20`},
 		{"https", "api.example", "/?é\n", `query holds the byte 0x0a`},
 		{"https", "api.example", "/?\x7f", `query holds the byte 0x7f`},

@@ -236,16 +236,31 @@ func TestRender(t *testing.T) {
 }
 
 // TestRenderAnew: a value that was replaced is never sent again, whatever the
-// source says of generations and leases.
+// source says of generations and leases; one that was not is not made anew.
 func TestRenderAnew(t *testing.T) {
-	g := withKey(forecast())
-	g.Credentials[0].Inject = Inject{Basic: &Basic{"{u}", "{p}"}}
-	spec := compile(t, input(g)).subjects["weather"].rules[0].credential
 	user, first, second := NewSecret("u"), NewSecret("1"), NewSecret("2")
-	for _, password := range []Secret{first, first, second, first, second} {
-		i, err := spec.render(Credential{Fields: map[string]Secret{"u": user, "p": password}})
-		if want := map[Secret]string{first: "Basic dTox", second: "Basic dToy"}[password]; err != nil || i.Value.Reveal() != want {
-			t.Errorf("rendered %q, %v; want %q", i.Value.Reveal(), err, want)
+	for _, test := range []struct {
+		inject Inject
+		want   map[Secret]string
+	}{
+		{Inject{Header: "x", Value: "{p}"}, map[Secret]string{first: "1", second: "2"}},
+		{Inject{Basic: &Basic{"{u}", "{p}"}}, map[Secret]string{first: "Basic dTox", second: "Basic dToy"}},
+		{Inject{Basic: &Basic{"{p}", "{u}"}}, map[Secret]string{first: "Basic MTp1", second: "Basic Mjp1"}},
+	} {
+		g := withKey(forecast())
+		g.Credentials[0].Inject = test.inject
+		spec := compile(t, input(g)).subjects["weather"].rules[0].credential
+		var last Secret
+		var lastValue Secret
+		for _, password := range []Secret{first, first, second, first, second, second} {
+			i, err := spec.render(Credential{Fields: map[string]Secret{"u": user, "p": password}})
+			if want := test.want[password]; err != nil || i.Value.Reveal() != want {
+				t.Errorf("%+v renders %q, %v; want %q", test.inject, i.Value.Reveal(), err, want)
+			}
+			if (i.Value == lastValue) != (password == last) {
+				t.Errorf("%+v: rendered anew: %t", test.inject, i.Value != lastValue)
+			}
+			last, lastValue = password, i.Value
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package authz
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -107,22 +106,6 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 		return pathPattern{}, errors.New("an encoded slash needs encodedSlash: allow on the rule")
 	}
 	return p, nil
-}
-
-// together returns the patterns in the order in which they are tried, the
-// longest literal first, with their texts in one piece of memory.
-func together(patterns []pathPattern) []pathPattern {
-	slices.SortStableFunc(patterns, func(a, b pathPattern) int { return cmp.Compare(b.literal, a.literal) })
-	var all strings.Builder
-	for _, p := range patterns {
-		all.WriteString(p.text)
-	}
-	text := all.String()
-	for i := range patterns {
-		n := len(patterns[i].text)
-		patterns[i].text, text = text[:n], text[n:]
-	}
-	return slices.Clip(patterns)
 }
 
 // length returns how much of the pattern is literal; a tunnel has none.

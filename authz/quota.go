@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unique"
 )
 
 // LimitKind is what a limit counts.
@@ -89,22 +90,30 @@ func (l Limit) within(ceiling Limit) bool {
 
 // limit is one compiled limit.
 type limit struct {
-	key   limitKey
+	key   bucketKey
+	kind  LimitKind
+	kill  bool
 	spec  Limit
 	until time.Time // of its grant, which ends with it
-	kill  bool
 }
 
-// limitKey names a bucket.
-type limitKey struct {
+// limitName names a limit, and with it its bucket.
+type limitName struct {
 	plugin, grant, rule string
 	kind                LimitKind
 }
 
+// bucketKey is the name of a limit as one word, so that its bucket is found
+// without reading four.
+type bucketKey = unique.Handle[limitName]
+
 func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 	var out []limit
 	for _, s := range l.stated() {
-		out = append(out, limit{limitKey{g.Plugin, g.Name, ruleID, s.kind}, s.spec, g.NotAfter, l.OnExceeded == OnExceededKill})
+		out = append(out, limit{
+			key:  unique.Make(limitName{g.Plugin, g.Name, ruleID, s.kind}),
+			kind: s.kind, kill: l.OnExceeded == OnExceededKill, spec: s.spec, until: g.NotAfter,
+		})
 	}
 	return out
 }
@@ -232,7 +241,7 @@ func (s Sample) of(k LimitKind) uint64 {
 // counters are observed into it. It is safe for concurrent use.
 type Ledger struct {
 	mu      sync.Mutex
-	buckets map[limitKey]*bucket
+	buckets map[bucketKey]*bucket
 	samples map[Principal]reading
 }
 
@@ -243,11 +252,11 @@ type reading struct {
 
 // NewLedger returns a ledger in which nothing is used.
 func NewLedger() *Ledger {
-	return &Ledger{buckets: map[limitKey]*bucket{}, samples: map[Principal]reading{}}
+	return &Ledger{buckets: map[bucketKey]*bucket{}, samples: map[Principal]reading{}}
 }
 
 // bucket returns the bucket of a key. The caller holds l.mu.
-func (l *Ledger) bucket(key limitKey) *bucket {
+func (l *Ledger) bucket(key bucketKey) *bucket {
 	b := l.buckets[key]
 	if b == nil {
 		b = &bucket{}
@@ -266,7 +275,8 @@ type Crossing struct {
 }
 
 func (l limit) crossing() Crossing {
-	return Crossing{l.key.plugin, l.key.grant, l.key.rule, l.key.kind, l.spec, l.kill}
+	name := l.key.Value()
+	return Crossing{name.plugin, name.grant, name.rule, l.kind, l.spec, l.kill}
 }
 
 // spend takes one from every limit of the kind, or from none. exhausted reports
@@ -316,7 +326,7 @@ func counting(own, shared []limit, kind LimitKind, now time.Time) iter.Seq[*limi
 	return func(yield func(*limit) bool) {
 		for _, limits := range [...][]limit{own, shared} {
 			for i := range limits {
-				if lim := &limits[i]; lim.key.kind == kind && now.Before(lim.until) && !yield(lim) {
+				if lim := &limits[i]; lim.kind == kind && now.Before(lim.until) && !yield(lim) {
 					return
 				}
 			}
@@ -335,10 +345,10 @@ func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.
 	limits := s.pluginLimits(plugin)
 	for i := range limits {
 		lim := &limits[i]
-		if !lim.key.kind.metered() || !now.Before(lim.until) {
+		if !lim.kind.metered() || !now.Before(lim.until) {
 			continue
 		}
-		total, before := sample.of(lim.key.kind), last.of(lim.key.kind)
+		total, before := sample.of(lim.kind), last.of(lim.kind)
 		if total < before {
 			before = 0
 		}
@@ -401,25 +411,25 @@ func (s standing) and(other standing) standing {
 
 // check judges one more access against the winner's own limits and those of
 // the whole plugin.
-func (u Usage) check(own, shared []limit, now time.Time) (ofRule, ofPlugin standing) {
+func (u Usage) check(p Principal, own, shared []limit, now time.Time) (ofRule, ofPlugin standing) {
 	if u.ledger == nil || len(own)+len(shared) == 0 {
 		return standing{}, standing{}
 	}
 	u.ledger.mu.Lock()
 	defer u.ledger.mu.Unlock()
-	return u.judge(own, now), u.judge(shared, now)
+	return u.judge(p, own, now), u.judge(p, shared, now)
 }
 
 // judge is check for one set of limits. The caller holds the ledger's lock.
-func (u Usage) judge(limits []limit, now time.Time) (s standing) {
+func (u Usage) judge(p Principal, limits []limit, now time.Time) (s standing) {
 	for i := range limits {
 		lim := &limits[i]
-		kind := lim.key.kind
+		kind := lim.kind
 		switch {
 		case !now.Before(lim.until):
 		case kind == LimitConnections, kind == LimitRequests && u.inFlight:
 			// Paid for when it was made.
-		case kind.metered() && !u.ledger.fresh(Principal(lim.key.plugin), now):
+		case kind.metered() && !u.ledger.fresh(p, now):
 			s.unknown = true
 		default:
 			var trial bucket
@@ -456,11 +466,12 @@ func (l *Ledger) Report(s *Snapshot, plugin Principal, now time.Time) []UsageOf 
 	defer l.mu.Unlock()
 	var out []UsageOf
 	for _, lim := range s.allLimits(plugin) {
-		u := UsageOf{Plugin: lim.key.plugin, Grant: lim.key.grant, Rule: lim.key.rule, Kind: lim.key.kind, Limit: lim.spec}
+		name := lim.key.Value()
+		u := UsageOf{Plugin: name.plugin, Grant: name.grant, Rule: name.rule, Kind: lim.kind, Limit: lim.spec}
 		if b := l.buckets[lim.key]; b != nil {
 			u.Used = b.usedOf(lim.spec, now)
 		}
-		u.Known = !lim.key.kind.metered() || l.fresh(plugin, now)
+		u.Known = !lim.kind.metered() || l.fresh(plugin, now)
 		out = append(out, u)
 	}
 	return out
@@ -481,8 +492,8 @@ func (l *Ledger) Totals() []Total {
 	defer l.mu.Unlock()
 	var out []Total
 	for key, b := range l.buckets {
-		if b.used > 0 {
-			out = append(out, Total{key.plugin, key.grant, key.rule, key.kind.String(), b.used})
+		if name := key.Value(); b.used > 0 {
+			out = append(out, Total{name.plugin, name.grant, name.rule, name.kind.String(), b.used})
 		}
 	}
 	slices.SortFunc(out, func(a, b Total) int {
@@ -499,7 +510,7 @@ func (l *Ledger) RestoreTotals(totals []Total) {
 	for _, t := range totals {
 		for kind := LimitRequests; kind <= LimitSyscalls; kind++ {
 			if kind.String() == t.Kind {
-				b := l.bucket(limitKey{t.Plugin, t.Grant, t.Rule, kind})
+				b := l.bucket(unique.Make(limitName{t.Plugin, t.Grant, t.Rule, kind}))
 				b.used = max(b.used, t.Used)
 			}
 		}

@@ -382,7 +382,7 @@ func (s *Snapshot) shut(p Principal, r *rule, now time.Time) bool {
 // limit applies usage to an access that rules let through. The winner's own
 // limits bound what it grants; the plugin's bound what a rule observes too.
 func (d *Decision) limit(usage Usage, now time.Time) {
-	own, shared := usage.check(d.ownLimits(), d.subject.limits, now)
+	own, shared := usage.check(d.subject.name, d.ownLimits(), d.subject.limits, now)
 	if own.over && now.Before(d.rule.observeUntil) {
 		d.observe()
 		d.over, own = true, standing{}
@@ -486,7 +486,7 @@ func (s *Snapshot) allLimits(p Principal) []limit {
 // HasLimit reports whether any limit of the plugin counts kind, so that a
 // meter which costs something runs only while it is needed.
 func (s *Snapshot) HasLimit(p Principal, kind LimitKind) bool {
-	return slices.ContainsFunc(s.pluginLimits(p), func(l limit) bool { return l.key.kind == kind })
+	return slices.ContainsFunc(s.pluginLimits(p), func(l limit) bool { return l.kind == kind })
 }
 
 // Observing reports whether the sidecar observes: what is not granted passes.

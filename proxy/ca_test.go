@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"crypto/x509"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,13 +21,18 @@ func TestConstraints(t *testing.T) {
 	}{
 		{"nothing granted", nil, false, nil, []string{"api.weather.example", "127.0.0.1", "::1"}},
 		{
-			"names", []string{"api.weather.example", "*.tiles.weather.example"}, false,
+			"names",
+			[]string{"api.weather.example", "*.tiles.weather.example"},
+			false,
 			[]string{"api.weather.example", "a.tiles.weather.example"},
 			[]string{"evil.example", "weather.example", "evilapi.weather.example", "127.0.0.1", "::1"},
 		},
 		{
-			"an address", []string{"127.0.0.1", "api.weather.example"}, false,
-			[]string{"127.0.0.1", "api.weather.example"}, []string{"127.0.0.2", "::1", "evil.example"},
+			"an address",
+			[]string{"127.0.0.1", "api.weather.example"},
+			false,
+			[]string{"127.0.0.1", "api.weather.example"},
+			[]string{"127.0.0.2", "::1", "evil.example"},
 		},
 		{"an address alone", []string{"::1"}, false, []string{"::1"}, []string{"127.0.0.1", "evil.example"}},
 		{"observing", []string{"api.weather.example"}, true, []string{"evil.example"}, []string{"127.0.0.1", "::1"}},
@@ -41,7 +47,7 @@ func TestConstraints(t *testing.T) {
 					t.Fatal(err)
 				}
 				_, err = leaf.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: host})
-				want := len(test.accepted) > 0 && contains(test.accepted, host)
+				want := len(test.accepted) > 0 && slices.Contains(test.accepted, host)
 				if (err == nil) != want {
 					t.Errorf("%s: verification gives %v, want accepted %v", host, err, want)
 				}
@@ -54,15 +60,6 @@ func TestConstraints(t *testing.T) {
 			}
 		})
 	}
-}
-
-func contains(all []string, one string) bool {
-	for _, s := range all {
-		if s == one {
-			return true
-		}
-	}
-	return false
 }
 
 func authorityFor(t *testing.T, hosts []string, observe bool) *authority {

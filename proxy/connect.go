@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -50,7 +51,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn) {
 	default:
 		if p.hijack(w, c) {
 			c.way, c.host, c.port = tunnel, named.Host(), named.Port()
-			p.enter(c, schemes, []byte(established))
+			p.enter(context.WithoutCancel(r.Context()), c, schemes, []byte(established))
 		}
 	}
 }
@@ -126,12 +127,13 @@ func (p *Proxy) hijack(w http.ResponseWriter, c *conn) bool {
 
 // openTunnel decides about a tunnel by CONNECT, dials, answers and splices.
 func (p *Proxy) openTunnel(w http.ResponseWriter, r *http.Request, c *conn, named authz.Destination, schemes []authz.Scheme) {
-	t, refusal := p.admitTunnel(c, named, tunnelScheme(schemes))
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context())) // a tunnel outlives its CONNECT
+	t, refusal := p.admitTunnel(ctx, cancel, c, named, tunnelScheme(schemes))
 	if refusal != nil {
 		p.answer(w, r, *refusal)
 		return
 	}
-	if refusal := t.dial(); refusal != nil {
+	if refusal := t.dial(ctx); refusal != nil {
 		p.answer(w, r, *refusal)
 		t.end()
 		return
@@ -146,7 +148,7 @@ func (p *Proxy) openTunnel(w http.ResponseWriter, r *http.Request, c *conn, name
 		t.outcome.Detail = "the plugin left"
 		return
 	}
-	if t.scheme() == authz.SchemeTLS && !t.helloAgrees() {
+	if t.scheme() == authz.SchemeTLS && !t.helloAgrees(ctx) {
 		return
 	}
 	t.splice()
@@ -167,35 +169,36 @@ type spliced struct {
 	upstream  net.Conn
 	admission *authz.Admission
 	access    access
-	ctx       context.Context // ends with the tunnel
-	cancel    context.CancelCauseFunc
+	cancel    context.CancelCauseFunc // of what is still being dialled
 	timer     *time.Timer
 	outcome   authz.Outcome
 }
 
 // admitTunnel decides about a tunnel and registers it. What is returned must
-// be ended.
-func (p *Proxy) admitTunnel(c *conn, named authz.Destination, scheme authz.Scheme) (*spliced, *authz.Refusal) {
+// be ended, which cancels.
+func (p *Proxy) admitTunnel(
+	ctx context.Context, cancel context.CancelCauseFunc, c *conn, named authz.Destination, scheme authz.Scheme,
+) (*spliced, *authz.Refusal) {
 	destination, err := authz.NewDestination(scheme, named.HostPort(), "")
 	if err != nil {
 		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
 			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: err.Error(),
 		}, c.source))
+		cancel(nil)
 		return nil, &refusal
 	}
 	request := authz.Request{Principal: p.cfg.Plugin, Destination: destination}
-	admission, err := p.cfg.Gate.Admit(context.Background(), request, c.source)
+	admission, err := p.cfg.Gate.Admit(ctx, request, c.source)
 	if err != nil {
 		p.cfg.Log.Warn("admit tunnel", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
 		refusal := p.refused(*admission.Refusal, nil)
+		cancel(nil)
 		return nil, &refusal
 	}
-	t := &spliced{proxy: p, plugin: c, admission: admission}
-	t.ctx, t.cancel = context.WithCancelCause(context.Background())
-	t.access.admission = admission
-	t.access.cut = t.cancel
+	t := &spliced{proxy: p, plugin: c, admission: admission, cancel: cancel}
+	t.access.admission, t.access.cut = admission, cancel
 	if !p.live.add(&t.access) {
 		refusal := t.refuse(p.reasonNow(admission), "access was taken away while it was being decided")
 		t.cancel(nil)
@@ -217,16 +220,16 @@ func (t *spliced) refuse(reason authz.Reason, detail string) authz.Refusal {
 }
 
 // dial connects to the upstream.
-func (t *spliced) dial() *authz.Refusal {
-	upstream, err := t.proxy.dialer.dial(t.ctx, t.admission.Decision, t.admission.Request.Destination)
+func (t *spliced) dial(ctx context.Context) *authz.Refusal {
+	upstream, err := t.proxy.dialer.dial(ctx, t.admission.Decision, t.admission.Request.Destination)
 	if err == nil {
 		t.upstream = upstream
 		t.outcome.Address = upstream.RemoteAddr().String()
 		return nil
 	}
-	e := unreachable(err, "connect")
-	if known, ok := err.(*dialError); ok { //nolint:errorlint // dial returns nothing else
-		e = known
+	var e *dialError
+	if !errors.As(err, &e) {
+		e = unreachable(err, "connect to "+t.admission.Request.Destination.HostPort())
 	}
 	if cause := t.access.cutBy(); cause != nil {
 		e = &dialError{t.proxy.reasonNow(t.admission), cause.Error()}
@@ -237,8 +240,8 @@ func (t *spliced) dial() *authz.Refusal {
 
 // helloAgrees reads the plugin's ClientHello and refuses a server name that is
 // not the tunnel's.
-func (t *spliced) helloAgrees() bool {
-	name, ok := readHello(t.plugin)
+func (t *spliced) helloAgrees(ctx context.Context) bool {
+	name, ok := readHello(ctx, t.plugin)
 	destination := t.admission.Request.Destination
 	switch {
 	case !ok:
@@ -255,11 +258,9 @@ func (t *spliced) helloAgrees() bool {
 // splice copies both ways until either end is done or the tunnel is cut.
 func (t *spliced) splice() {
 	plugin, upstream := t.plugin, t.upstream
-	if !t.access.onCut(func(cause error) {
-		t.cancel(cause)
-		_ = upstream.Close()
-		plugin.reset()
-	}) {
+	// Without the plugin's side neither way goes on, and copying closes the
+	// other: it is one socket the sooner for those that are cut after this one.
+	if !t.access.onCut(func(error) { plugin.reset() }) {
 		t.note()
 		return
 	}
@@ -316,12 +317,12 @@ func copyConn(to, from net.Conn, buf []byte) (int64, error) {
 
 // note says in the record why a tunnel was cut.
 func (t *spliced) note() {
-	switch cause := t.access.cutBy(); cause {
-	case nil:
-	case errTimeout:
+	switch cause := t.access.cutBy(); {
+	case cause == nil:
+	case errors.Is(cause, errTimeout):
 		t.admission.Refuse(authz.UpstreamTimeout, "")
 		t.outcome.Detail = cause.Error()
-	case errStopping:
+	case errors.Is(cause, errStopping):
 		t.outcome.Detail = cause.Error()
 	default:
 		t.admission.Refuse(t.proxy.reasonNow(t.admission), "")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -74,8 +75,10 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	x.roundTrip(ctx)
 }
 
-// reasonNow returns why an admitted access is no longer allowed.
+// reasonNow returns why an admitted access is no longer allowed, once
+// everything else has been cut for it too.
 func (p *Proxy) reasonNow(a *authz.Admission) authz.Reason {
+	p.live.settle()
 	d := p.cfg.Engine.Current().Decide(a.Request, authz.Usage{}, p.cfg.Now())
 	if d.Allowed() { // what denies it is its usage
 		return authz.QuotaExceeded
@@ -231,9 +234,7 @@ func (x *exchange) informational(code int, header textproto.MIMEHeader) error {
 	h := x.w.Header()
 	stripAnswer(http.Header(header))
 	x.scrubHeader(http.Header(header))
-	for name, values := range header {
-		h[name] = values
-	}
+	maps.Copy(h, header)
 	x.w.WriteHeader(code)
 	clear(h)
 	return nil
@@ -350,9 +351,7 @@ func isStreaming(response *http.Response) bool {
 func (x *exchange) header(h http.Header, response *http.Response) (announced int) {
 	stripAnswer(response.Header)
 	x.scrubHeader(response.Header)
-	for name, values := range response.Header {
-		h[name] = values
-	}
+	maps.Copy(h, response.Header)
 	if _, sent := h["Content-Type"]; !sent {
 		h["Content-Type"] = nil // net/http would guess one
 	}

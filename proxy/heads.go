@@ -137,9 +137,9 @@ func (h *headReader) headLine() {
 	method, after, _ := strings.Cut(first, " ")
 	target, _, _ := strings.Cut(after, " ")
 	seen := wireHead{method: method, target: target}
-	length, chunked, clear := framing(rest, &seen)
+	length, chunked, certain := framing(rest, &seen)
 	switch {
-	case !clear || len(h.seen) == maxSeen || method == http.MethodConnect || method == "PRI":
+	case !certain || len(h.seen) == maxSeen || method == http.MethodConnect || method == "PRI":
 		h.state = blind // after this one
 	case chunked:
 		h.state = inChunkSize
@@ -153,8 +153,8 @@ func (h *headReader) headLine() {
 
 // framing reads the fields that say how long the body is, and Host. A line that
 // begins with a space continues the one before (RFC 9112, section 5.2).
-func framing(fields string, head *wireHead) (length int64, chunked, clear bool) {
-	clear = true
+func framing(fields string, head *wireHead) (length int64, chunked, certain bool) {
+	certain = true
 	lengths, last := 0, ""
 	for line := range strings.SplitSeq(fields, "\n") {
 		line = strings.TrimSuffix(line, "\r")
@@ -173,21 +173,21 @@ func framing(fields string, head *wireHead) (length int64, chunked, clear bool) 
 			last, head.host = "Host", strings.Trim(head.host+" "+value, " \t")
 		case strings.EqualFold(name, "Transfer-Encoding"):
 			last, chunked = "Transfer-Encoding", true
-			clear = clear && strings.EqualFold(value, "chunked")
+			certain = certain && strings.EqualFold(value, "chunked")
 		case strings.EqualFold(name, "Content-Length"):
 			n, err := strconv.ParseUint(value, 10, 62)
-			last, length = "Content-Length", int64(n) //nolint:gosec // 62 bits fit
+			last, length = "Content-Length", int64(n)
 			lengths++
-			clear = clear && err == nil
+			certain = certain && err == nil
 		case strings.EqualFold(name, "Upgrade"):
-			clear = false // what follows may not be HTTP
+			certain = false // what follows may not be HTTP
 		}
-		clear = clear && ok
+		certain = certain && ok
 	}
 	if lengths > 1 || lengths == 1 && chunked {
-		clear = false
+		certain = false
 	}
-	return length, chunked, clear
+	return length, chunked, certain
 }
 
 // chunkSize reads the line before a chunk (RFC 9112, section 7.1).
@@ -201,6 +201,6 @@ func (h *headReader) chunkSize() {
 	case size == 0:
 		h.state = inTrailer
 	default:
-		h.state, h.skip = inChunk, int64(size) //nolint:gosec // 62 bits fit
+		h.state, h.skip = inChunk, int64(size)
 	}
 }

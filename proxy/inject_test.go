@@ -37,43 +37,58 @@ func TestSlot(t *testing.T) {
 		{
 			"header", bearer,
 			"Authorization: Bearer mine\r\nauthorization: Basic bWluZTptaW5l\r\nAUTHORIZATION: x\r\nUser-Agent: u\r\n", "/",
-			map[string]string{"Authorization": "Bearer " + apiKey, "User-Agent": "u", "Accept-Encoding": "identity"}, "/",
+			map[string]string{"Authorization": "Bearer " + apiKey, "User-Agent": "u", "Accept-Encoding": "identity"},
+			"/",
 		},
 		{
 			"header listed in Connection", bearer,
 			"Connection: Authorization, X-Other, close\r\nX-Other: 1\r\nX-Kept: 2\r\n", "/",
-			map[string]string{"Authorization": "Bearer " + apiKey, "X-Kept": "2", "Accept-Encoding": "identity"}, "/",
+			map[string]string{"Authorization": "Bearer " + apiKey, "X-Kept": "2", "Accept-Encoding": "identity"},
+			"/",
 		},
 		{
-			"underscores", authz.Inject{Header: "X-Api-Key", Value: "{api_key}"},
+			"underscores",
+			authz.Inject{Header: "X-Api-Key", Value: "{api_key}"},
 			"X_Api_Key: mine\r\nx-api_key: mine\r\nX-API-KEY: mine\r\nX-Api-Key-2: kept\r\n", "/",
-			map[string]string{"X-Api-Key": apiKey, "X-Api-Key-2": "kept", "Accept-Encoding": "identity"}, "/",
+			map[string]string{"X-Api-Key": apiKey, "X-Api-Key-2": "kept", "Accept-Encoding": "identity"},
+			"/",
 		},
 		{
-			"basic", authz.Inject{Basic: &authz.Basic{Username: "{username}", Password: "{password}"}},
+			"basic",
+			authz.Inject{Basic: &authz.Basic{Username: "{username}", Password: "{password}"}},
 			"Authorization: Bearer mine\r\n", "/",
-			map[string]string{"Authorization": basic, "Accept-Encoding": "identity"}, "/",
+			map[string]string{"Authorization": basic, "Accept-Encoding": "identity"},
+			"/",
 		},
 		{
-			"query", authz.Inject{Query: "key", Value: "{api_key}"}, "",
+			"query",
+			authz.Inject{Query: "key", Value: "{api_key}"},
+			"",
 			"/x?key=mine&a=1&KEY=mine&%6bey=mine&b=2;key=mine&key&keys=3&c=%20",
-			map[string]string{"Accept-Encoding": "identity"}, "/x?a=1&b=2&keys=3&c=%20&key=" + apiKey,
+			map[string]string{"Accept-Encoding": "identity"},
+			"/x?a=1&b=2&keys=3&c=%20&key=" + apiKey,
 		},
 		{
-			"query alone", authz.Inject{Query: "key", Value: "{api_key}"}, "", "/x",
-			map[string]string{"Accept-Encoding": "identity"}, "/x?key=" + apiKey,
+			"query alone",
+			authz.Inject{Query: "key", Value: "{api_key}"},
+			"", "/x",
+			map[string]string{"Accept-Encoding": "identity"},
+			"/x?key=" + apiKey,
 		},
 		{
-			"cookie", authz.Inject{Cookie: "sid", Value: "{api_key}"},
+			"cookie",
+			authz.Inject{Cookie: "sid", Value: "{api_key}"},
 			"Cookie: a=1; sid=mine; SID=mine\r\nCookie: b=2;sid=mine\r\n", "/",
-			map[string]string{"Cookie": "a=1; b=2; sid=" + apiKey, "Accept-Encoding": "identity"}, "/",
+			map[string]string{"Cookie": "a=1; b=2; sid=" + apiKey, "Accept-Encoding": "identity"},
+			"/",
 		},
 		{
 			"removed headers", bearer,
 			"X-Forwarded-For: 1\r\nX_Forwarded_Host: 1\r\nForwarded: for=1\r\nX-HTTP-Method-Override: DELETE\r\nX-Http-Method: DELETE\r\n" +
 				"X-Method-Override: DELETE\r\nX-Original-URL: /\r\nX-Rewrite-URL: /\r\nx-chaperone-decision: 1\r\nProxy-Connection: keep-alive\r\n" +
 				"Keep-Alive: 1\r\nTE: trailers\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: Upgrade, HTTP2-Settings\r\nProxy-Authorization: Basic eDp5\r\n", "/",
-			map[string]string{"Authorization": "Bearer " + apiKey, "Te": "trailers", "Accept-Encoding": "identity"}, "/",
+			map[string]string{"Authorization": "Bearer " + apiKey, "Te": "trailers", "Accept-Encoding": "identity"},
+			"/",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -136,8 +151,13 @@ func TestEcho(t *testing.T) {
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
 	client := w.client(nil)
 	for _, test := range []struct{ path, where string }{
-		{"/body", "body"}, {"/base64", "body"}, {"/header", "header"}, {"/split", "body"}, {"/trailer", "header x-debug"},
-		{"/hints", "header link"}, {"/image", ""},
+		{"/body", "body"},
+		{"/base64", "body"},
+		{"/header", "header"},
+		{"/split", "body"},
+		{"/trailer", "header x-debug"},
+		{"/hints", "header link"},
+		{"/image", ""},
 	} {
 		t.Run(test.path, func(t *testing.T) {
 			before := len(w.echoed())

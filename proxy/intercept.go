@@ -19,7 +19,7 @@ const tlsHandshake = 22
 // transparent takes a connection that the kernel redirected. The name that the
 // virtual address was given out for is its host; else SNI or Host decides, and
 // is resolved anew: the address that was dialled is never used.
-func (p *Proxy) transparent(c *conn) {
+func (p *Proxy) transparent(ctx context.Context, c *conn) {
 	c.way, c.port = transparent, c.original.Port()
 	address := c.original.Addr().Unmap()
 	host := address.String()
@@ -41,10 +41,10 @@ func (p *Proxy) transparent(c *conn) {
 	}
 	schemes := p.schemes(named)
 	if onlyTunnels(schemes) && tunnelScheme(schemes) == authz.SchemeTCP {
-		p.spliceTransparent(c, named, authz.SchemeTCP)
+		p.spliceTransparent(ctx, c, named, authz.SchemeTCP)
 		return
 	}
-	p.enter(c, schemes, nil)
+	p.enter(ctx, c, schemes, nil)
 }
 
 // drop refuses a connection of which nothing was understood.
@@ -56,18 +56,19 @@ func (p *Proxy) drop(c *conn, reason authz.Reason, detail string) {
 }
 
 // spliceTransparent decides about a tunnel that was redirected, and splices.
-func (p *Proxy) spliceTransparent(c *conn, named authz.Destination, scheme authz.Scheme) {
+func (p *Proxy) spliceTransparent(ctx context.Context, c *conn, named authz.Destination, scheme authz.Scheme) {
 	if c.limit != authz.Granted {
 		p.drop(c, c.limit, limitDetail)
 		return
 	}
-	t, refusal := p.admitTunnel(c, named, scheme)
+	ctx, cancel := context.WithCancelCause(ctx)
+	t, refusal := p.admitTunnel(ctx, cancel, c, named, scheme)
 	if refusal != nil {
 		c.hangUp(scheme)
 		return
 	}
 	defer t.end()
-	if t.dial() != nil {
+	if t.dial(ctx) != nil {
 		c.hangUp(scheme)
 		return
 	}
@@ -94,22 +95,22 @@ func (c *conn) alert() {
 
 // enter finds out what a tunnel or a redirected connection carries, and serves
 // it. greeting is written first.
-func (p *Proxy) enter(c *conn, schemes []authz.Scheme, greeting []byte) {
+func (p *Proxy) enter(ctx context.Context, c *conn, schemes []authz.Scheme, greeting []byte) {
 	if len(greeting) > 0 {
 		if _, err := c.Conn.Write(greeting); err != nil {
 			_ = c.cut()
 			return
 		}
 	}
-	if !p.awaitFirst(c, schemes) {
+	if !p.awaitFirst(ctx, c, schemes) {
 		return
 	}
 	if c.prefix[0] == tlsHandshake {
-		p.enterTLS(c)
+		p.enterTLS(ctx, c)
 		return
 	}
 	if slices.Contains(schemes, authz.SchemeTCP) && !(slices.Contains(schemes, authz.SchemeHTTP) && looksLikeHTTP(c.prefix)) {
-		p.spliceNamed(c, authz.SchemeTCP)
+		p.spliceNamed(ctx, c, authz.SchemeTCP)
 		return
 	}
 	c.scheme = authz.SchemeHTTP
@@ -119,7 +120,7 @@ func (p *Proxy) enter(c *conn, schemes []authz.Scheme, greeting []byte) {
 
 // awaitFirst waits for the plugin's first bytes. Where tcp is granted too the
 // server may be the one that speaks first.
-func (p *Proxy) awaitFirst(c *conn, schemes []authz.Scheme) bool {
+func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme) bool {
 	wait := headerTimeout
 	mayBeTCP := slices.Contains(schemes, authz.SchemeTCP)
 	if mayBeTCP || len(schemes) == 0 { // where nothing is granted nobody is waited for
@@ -132,7 +133,7 @@ func (p *Proxy) awaitFirst(c *conn, schemes []authz.Scheme) bool {
 	case err == nil:
 		return true
 	case isTimeout(err) && mayBeTCP:
-		p.spliceNamed(c, authz.SchemeTCP)
+		p.spliceNamed(ctx, c, authz.SchemeTCP)
 	case isTimeout(err) && len(schemes) == 0:
 		if named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), ""); err == nil {
 			p.refuseHost(c, named)
@@ -147,13 +148,13 @@ func (p *Proxy) awaitFirst(c *conn, schemes []authz.Scheme) bool {
 }
 
 // spliceNamed splices a connection to the host that is known by now.
-func (p *Proxy) spliceNamed(c *conn, scheme authz.Scheme) {
+func (p *Proxy) spliceNamed(ctx context.Context, c *conn, scheme authz.Scheme) {
 	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.host, c.port), "")
 	if err != nil {
 		p.drop(c, authz.MalformedRequest, err.Error())
 		return
 	}
-	p.spliceTransparent(c, named, scheme)
+	p.spliceTransparent(ctx, c, named, scheme)
 }
 
 func (c *conn) hostOrAddress() string {
@@ -172,8 +173,8 @@ func looksLikeHTTP(b []byte) bool {
 // enterTLS takes a connection that starts with TLS: it is spliced where only
 // passthrough is granted, intercepted where requests may be decided, and
 // refused with an alert where a refusal inside it could not be read.
-func (p *Proxy) enterTLS(c *conn) {
-	name, ok := readHello(c)
+func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
+	name, ok := readHello(ctx, c)
 	if !ok {
 		p.drop(c, authz.MalformedRequest, "the TLS handshake could not be read")
 		return
@@ -198,12 +199,12 @@ func (p *Proxy) enterTLS(c *conn) {
 	schemes := slices.DeleteFunc(p.schemes(named), func(s authz.Scheme) bool { return s == authz.SchemeHTTP }) // that is not TLS
 	switch {
 	case c.mismatch == "" && onlyTunnels(schemes):
-		p.spliceNamed(c, tunnelScheme(schemes))
+		p.spliceNamed(ctx, c, tunnelScheme(schemes))
 	case len(schemes) == 0 && !p.authority.covers(named.Host()):
 		p.refuseHost(c, named)
 		c.alert()
 	default:
-		p.intercept(c)
+		p.intercept(ctx, c)
 	}
 }
 
@@ -252,10 +253,10 @@ func (p *Proxy) interceptConfig() *tls.Config {
 }
 
 // intercept ends the plugin's TLS and serves the requests inside.
-func (p *Proxy) intercept(c *conn) {
+func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	c.scheme = authz.SchemeHTTPS
 	inner := tls.Server(c, p.serverTLS)
-	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()
 	if err := inner.HandshakeContext(ctx); err != nil {
 		if c.mismatch != "" { // the client saw it too; it is refused all the same
@@ -297,11 +298,11 @@ var errNotSent = errors.New("nothing is sent")
 
 // readHello reads the ClientHello, leaves it to be read again, and returns its
 // server name.
-func readHello(c *conn) (name string, ok bool) {
+func readHello(ctx context.Context, c *conn) (name string, ok bool) {
 	_ = c.Conn.SetReadDeadline(time.Now().Add(headerTimeout)) // a broken one fails below
 	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
 	tap := &helloTap{Conn: c.Conn, c: c}
-	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()
 	_ = tls.Server(tap, &tls.Config{
 		MinVersion: tls.VersionTLS12,

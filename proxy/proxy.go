@@ -183,7 +183,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 		_ = l.Close() // accept reports what matters
 	}
 	accepting.Wait()
-	p.drain()
+	p.drain(context.WithoutCancel(ctx))
 	stopWatching()
 	running.Wait()
 	return err
@@ -205,13 +205,13 @@ func (p *Proxy) watch(ctx context.Context) {
 }
 
 // drain ends everything, gently for as long as it may.
-func (p *Proxy) drain() {
-	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.Drain)
+func (p *Proxy) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Drain)
 	defer cancel()
 	_ = p.server.Shutdown(ctx) // what it leaves is closed below
 	p.live.idle(ctx)
 	p.live.cutAll(errStopping)
-	p.inner.Close()
+	_ = p.inner.Close() // it has no error
 	_ = p.server.Close()
 	p.closeConns()
 	p.work.wait()
@@ -225,7 +225,7 @@ func (p *Proxy) accept(ctx context.Context, l net.Listener) error {
 		switch {
 		case err == nil:
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
-			return nil
+			return nil //nolint:nilerr // closing the listener is how accepting ends
 		case isTemporary(err):
 			// Out of descriptors: what is open goes on, and accepting does too.
 			p.cfg.Log.Warn("accept connection", zap.Error(err))
@@ -246,7 +246,7 @@ func (p *Proxy) accept(ctx context.Context, l net.Listener) error {
 		p.work.enter()
 		go func() {
 			defer p.work.leave()
-			p.handle(c)
+			p.handle(context.WithoutCancel(ctx), c)
 		}()
 	}
 }
@@ -301,7 +301,7 @@ func (p *Proxy) refused(r authz.Refusal, err error) authz.Refusal {
 }
 
 // handle finds out whose connection it is and which way it takes.
-func (p *Proxy) handle(c *conn) {
+func (p *Proxy) handle(ctx context.Context, c *conn) {
 	defer func() {
 		if cause := recover(); cause != nil { // what nobody foresaw is refused
 			p.cfg.Log.Error("handle connection: panic", zap.ByteString("stack", debug.Stack()))
@@ -321,7 +321,7 @@ func (p *Proxy) handle(c *conn) {
 		c.limit, c.limitRetry = p.cfg.Gate.Connect(p.cfg.Plugin)
 	}
 	if c.redirected() {
-		p.transparent(c)
+		p.transparent(ctx, c)
 		return
 	}
 	c.heads, c.refusal = &headReader{conn: c}, p.unreadable(c)

@@ -58,7 +58,7 @@ func (w *world) tunnel(authority string) *rawConn {
 // tls starts TLS with a server name, trusting anything.
 func (c *rawConn) tls(name string) *rawConn {
 	c.t.Helper()
-	inner := tls.Client(c.Conn, &tls.Config{ServerName: name, InsecureSkipVerify: true}) //nolint:gosec // the test looks at what is sent
+	inner := tls.Client(c.Conn, &tls.Config{ServerName: name, InsecureSkipVerify: true})
 	testenv.Must(c.t, inner.HandshakeContext(c.t.Context()))
 	return &rawConn{inner, bufio.NewReader(inner), c.t}
 }
@@ -389,7 +389,7 @@ func TestHTTP2Host(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := w.tunnel(authority)
-			inner := tls.Client(c.Conn, &tls.Config{ServerName: "api.weather.example", InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // the test looks at what is sent
+			inner := tls.Client(c.Conn, &tls.Config{ServerName: "api.weather.example", InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 			testenv.Must(t, inner.HandshakeContext(t.Context()))
 			if got := h2Status(t, inner, test.authority, test.host); got != test.status {
 				t.Errorf("status is %s, want %s", got, test.status)
@@ -412,8 +412,11 @@ func h2Status(t *testing.T, c net.Conn, authority, host string) string {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
 	for _, field := range []hpack.HeaderField{
-		{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: "/x"},
-		{Name: ":authority", Value: authority}, {Name: "host", Value: host},
+		{Name: ":method", Value: "GET"},
+		{Name: ":scheme", Value: "https"},
+		{Name: ":path", Value: "/x"},
+		{Name: ":authority", Value: authority},
+		{Name: "host", Value: host},
 	} {
 		if field.Value != "" {
 			testenv.Must(t, encoder.WriteField(field))

@@ -291,7 +291,7 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 		h["Connection"] = []string{"close"} // no request on it will ever be anybody's
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // an error means that the plugin has gone
+	_, _ = w.Write(body) //nolint:gosec // it is JSON and says so; an error means that the plugin has gone
 }
 
 // isGRPC reports whether a request expects a gRPC status.
@@ -318,8 +318,9 @@ func grpcCode(r authz.Reason) int {
 		return deadlineExceeded
 	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable, authz.UpstreamUnreachable:
 		return unavailable
+	default:
+		return permissionDenied
 	}
-	return permissionDenied
 }
 
 // grpcMessage percent-encodes what is not printable ASCII (gRPC over HTTP/2,

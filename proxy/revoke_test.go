@@ -44,7 +44,7 @@ func TestRevocationCutsWhatIsLive(t *testing.T) {
 			}
 			waiting := make(chan answer, 1)
 			go func() {
-				response, err := w.client(change).Do(request(t, "GET", api.URL("api.weather.example", "/slow?wait=1h"), "")) //nolint:bodyclose // read below
+				response, err := w.client(change).Do(request(t, "GET", api.URL("api.weather.example", "/slow?wait=1h"), ""))
 				waiting <- answer{response, err}
 			}()
 			testenv.Must(t, api.WaitStreams(t.Context(), 2))
@@ -91,7 +91,7 @@ func TestCutWhileThePluginDoesNotRead(t *testing.T) {
 	authority := fmt.Sprintf("api.weather.example:%d", api.Addr.Port())
 	c := w.tunnel(authority).tls("api.weather.example")
 	c.write("GET /stream HTTP/1.1\r\nHost: " + authority + "\r\n\r\n")
-	if _, err := http.ReadResponse(c.in, nil); err != nil { //nolint:bodyclose // it is not read
+	if _, err := http.ReadResponse(c.in, nil); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Must(t, api.WaitStreams(t.Context(), 1))
@@ -136,8 +136,7 @@ func TestRevocationBetweenDecisionAndRegistration(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			slow := &slowRecorder{recorder: new(recorder)}
-			var w *world
-			w = newWorld(t, setup{
+			w := newWorld(t, setup{
 				input: granted(rule(api, "read"), tcpRule(server, authz.SchemeTCP, "other.weather.example")),
 				config: func(c *proxy.Config) {
 					gate, err := authz.NewGate(authz.GateConfig{

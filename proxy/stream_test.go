@@ -159,6 +159,8 @@ func TestServerSentEventsComeAsTheyAreSent(t *testing.T) {
 			if got := w.proxy.Open(); got != 1 {
 				t.Errorf("%d accesses are open, want 1", got)
 			}
+			testenv.Must(t, response.Body.Close())
+			w.settled()
 		})
 	}
 }

@@ -71,9 +71,9 @@ type registry struct {
 	live map[*access]struct{}
 	none chan struct{} // closed when live becomes empty; nil when nobody waits
 
-	passing    sync.Mutex // held during a pass of reconsider; never taken under mu
-	generation uint64     // of the latest pass
-	cuts       int        // of all passes in that generation
+	passing    sync.RWMutex // held for writing during a pass of reconsider; never taken under mu
+	generation uint64       // of the latest pass
+	cuts       int          // of all passes in that generation
 }
 
 func newRegistry(engine *authz.Engine) *registry {
@@ -142,6 +142,14 @@ func (r *registry) reconsider() (cut int) {
 		return !a.admission.StillAllowed() && a.end(errRevoked)
 	})
 	return r.cuts
+}
+
+// settle returns when no pass is under way. What a pass has cut waits for its
+// end before it records that: writing a thousand records first would take the
+// CPU from cutting what is still live.
+func (r *registry) settle() {
+	r.passing.RLock()
+	defer r.passing.RUnlock()
 }
 
 // inParallel calls f with every access, on every processor, and returns how

@@ -312,15 +312,27 @@ func (x *exchange) respond(response *http.Response) {
 	panic(http.ErrAbortHandler) // the plugin must see that the answer is not whole
 }
 
-// abort ends an answer that has begun.
-func (x *exchange) abort(error) {
-	if x.r.ProtoMajor == 2 {
-		_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone
-		_ = x.control.SetReadDeadline(time.Unix(1, 0))
-	} else {
-		_ = x.conn.cut() // the plugin's side
+// abort ends an answer that has begun, on both sides. Over HTTP/2 it ends the
+// stream alone; but where the plugin does not read, no reset can be written
+// either, and the connection goes.
+func (x *exchange) abort(cause error) {
+	x.giveUp(cause)
+	if x.r.ProtoMajor != 2 {
+		_ = x.conn.cut()
+		return
 	}
+	_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone
+	_ = x.control.SetReadDeadline(time.Unix(1, 0))
+	time.AfterFunc(resetPatience, func() {
+		if x.access.live() {
+			_ = x.conn.cut()
+		}
+	})
 }
+
+// resetPatience is how long a stream that was cut may take to end before its
+// whole connection is closed.
+const resetPatience = 250 * time.Millisecond
 
 // incomplete notes why an answer ended early.
 func (x *exchange) incomplete(err error) {

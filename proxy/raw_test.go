@@ -330,6 +330,21 @@ func TestAbsoluteForm(t *testing.T) {
 	}
 }
 
+// TestPlainHTTPInATunnel sends requests without TLS through CONNECT.
+func TestPlainHTTPInATunnel(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{Plain: true})
+	r := rule(api, "read")
+	r.To.Scheme, r.To.TLS, r.Insecure = authz.SchemeHTTP, authz.TLS{}, true
+	w := newWorld(t, setup{input: granted(r)})
+	authority := fmt.Sprintf("api.weather.example:%d", api.Addr.Port())
+	c := w.tunnel(authority)
+	c.want(authz.Granted, "GET /x HTTP/1.1\r\nHost: "+authority+"\r\n\r\n")
+	c.want(authz.DestinationMismatch, "GET /x HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+	c.want(authz.Granted, "GET /x HTTP/1.1\r\nHost: "+authority+"\r\n\r\n")
+	c.want(authz.MalformedRequest, "GET /x HTTP/1.1\r\nHost: "+authority+"\r\nHost: evil.example\r\n\r\n")
+	w.tunnel(authority).want(authz.MalformedRequest, "NO REQUEST AT ALL\r\n\r\n")
+}
+
 // TestFraming pipelines what two parsers might split in two ways.
 func TestFraming(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Plain: true})

@@ -266,8 +266,8 @@ func describe(r *http.Request) string {
 func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Refusal) {
 	h := w.Header()
 	clear(h)
-	h[http.CanonicalHeaderKey(authz.HeaderReason)] = []string{refusal.Reason.String()}
-	h[http.CanonicalHeaderKey(authz.HeaderDecision)] = []string{refusal.Decision}
+	h[authz.HeaderReason] = []string{refusal.Reason.String()} // in lower case on the wire too
+	h[authz.HeaderDecision] = []string{refusal.Decision}
 	if retry := refusal.RetrySeconds(); retry != "" {
 		h["Retry-After"] = []string{retry}
 	}

@@ -1,7 +1,9 @@
 package proxy_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +17,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -95,6 +100,33 @@ func TestCutWhileThePluginDoesNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	testenv.Must(t, api.WaitStreams(t.Context(), 1))
+	w.engine.Revoke(quarantine)
+	testenv.Must(t, api.WaitStreams(t.Context(), 0))
+	w.settled()
+}
+
+// TestCutWhileAnHTTP2PluginDoesNotRead does the same where the reset of the
+// stream cannot be written.
+func TestCutWhileAnHTTP2PluginDoesNotRead(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	w := newWorld(t, setup{input: granted(rule(api, "read"))})
+	authority := fmt.Sprintf("api.weather.example:%d", api.Addr.Port())
+	c := w.tunnel(authority)
+	inner := tls.Client(c.Conn, &tls.Config{ServerName: "api.weather.example", InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	testenv.Must(t, inner.HandshakeContext(t.Context()))
+	_, err := io.WriteString(inner, http2.ClientPreface)
+	testenv.Must(t, err)
+	framer := http2.NewFramer(inner, inner)
+	testenv.Must(t, framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}))
+	testenv.Must(t, framer.WriteWindowUpdate(0, 1<<30))
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for name, value := range map[string]string{":method": "GET", ":scheme": "https", ":path": "/stream", ":authority": authority} {
+		testenv.Must(t, encoder.WriteField(hpack.HeaderField{Name: name, Value: value}))
+	}
+	testenv.Must(t, framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}))
+	testenv.Must(t, api.WaitStreams(t.Context(), 1))
+	time.Sleep(300 * time.Millisecond) // the buffers fill up; if they do not, the test is only weaker
 	w.engine.Revoke(quarantine)
 	testenv.Must(t, api.WaitStreams(t.Context(), 0))
 	w.settled()

@@ -53,6 +53,13 @@ func (a *access) onCut(cut func(error)) bool {
 	return true
 }
 
+// live reports whether the access has not ended yet.
+func (a *access) live() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.ended
+}
+
 // cutBy returns why the access was cut, or nil.
 func (a *access) cutBy() error {
 	a.mu.Lock()

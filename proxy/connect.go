@@ -259,9 +259,11 @@ func (t *spliced) helloAgrees(ctx context.Context) bool {
 // splice copies both ways until either end is done or the tunnel is cut.
 func (t *spliced) splice() {
 	plugin, upstream := t.plugin, t.upstream
-	// Without the plugin's side neither way goes on, and copying closes the
-	// other: it is one socket the sooner for those that are cut after this one.
-	if !t.access.onCut(func(error) { plugin.reset() }) {
+	if !t.access.onCut(func(cause error) {
+		t.cancel(cause)
+		sever(plugin.raw)
+		sever(upstream)
+	}) {
 		t.note()
 		return
 	}

@@ -84,7 +84,8 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 func (r *Resolver) Host(addr netip.Addr) (name string, ok bool) { return r.names.host(addr) }
 
 // Serve answers on both sockets, which it closes, until ctx ends, and returns
-// nil then. It is to be called once.
+// nil then. It may be called for several pairs of sockets, which end together:
+// once the first has ended no new name is given an address.
 func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener net.Listener) error {
 	handler := dns.HandlerFunc(r.handle)
 	servers := []*dns.Server{

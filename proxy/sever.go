@@ -1,0 +1,32 @@
+package proxy
+
+import (
+	"net"
+	"syscall"
+	"unsafe"
+)
+
+// sever ends a connection at once, in both directions, and makes the close to
+// come a reset. Whoever reads from it finds it ended, and closes it.
+//
+// Closing it here would wait until that reader has been scheduled and has let
+// go of the descriptor, and an ordinary system call may give the processor away
+// to all the others that were woken: a thousand tunnels have time for neither.
+// So it is two raw system calls, which never block.
+func sever(conn net.Conn) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		_ = conn.Close() // it is gone either way
+		return
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return // closed already
+	}
+	now := syscall.Linger{Onoff: 1}
+	_ = raw.Control(func(fd uintptr) { // an error says that it is closed already
+		_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, fd, syscall.SOL_SOCKET, syscall.SO_LINGER,
+			uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0)
+		_, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, fd, syscall.SHUT_RDWR, 0)
+	})
+}

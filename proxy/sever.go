@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net"
+	"runtime"
 	"syscall"
 	"unsafe"
 )
@@ -26,7 +27,28 @@ func sever(conn net.Conn) {
 	now := syscall.Linger{Onoff: 1}
 	_ = raw.Control(func(fd uintptr) { // an error says that it is closed already
 		_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, fd, syscall.SOL_SOCKET, syscall.SO_LINGER,
-			uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0)
+			uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0) //nolint:gosec // as setsockopt(2) takes it; the kernel copies it
 		_, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, fd, syscall.SHUT_RDWR, 0)
 	})
+}
+
+// urgently runs f on a thread that goes before all others, where the sidecar
+// may have one (root, CAP_SYS_NICE): every connection that is cut wakes the
+// processes at both its ends, and the last one must not take turns with them.
+func urgently(f func()) {
+	const self, highest = 0, -20
+	runtime.LockOSThread() // for good, should the priority not come back: the thread then ends with the goroutine
+	before, err := syscall.Getpriority(syscall.PRIO_PROCESS, self)
+	if err == nil {
+		err = syscall.Setpriority(syscall.PRIO_PROCESS, self, highest)
+	}
+	f()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return
+	}
+	// The system call answers 20 minus the priority (getpriority(2), notes).
+	if syscall.Setpriority(syscall.PRIO_PROCESS, self, 20-before) == nil {
+		runtime.UnlockOSThread()
+	}
 }

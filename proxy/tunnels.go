@@ -169,11 +169,13 @@ func inParallel(all []*access, f func(*access) bool) int {
 	for i := range workers {
 		part := all[len(all)*i/workers : len(all)*(i+1)/workers]
 		running.Go(func() {
-			for _, a := range part {
-				if f(a) {
-					count.Add(1)
+			urgently(func() {
+				for _, a := range part {
+					if f(a) {
+						count.Add(1)
+					}
 				}
-			}
+			})
 		})
 	}
 	running.Wait()

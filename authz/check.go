@@ -135,7 +135,7 @@ func validVaultPath(s string) bool {
 			}
 		}
 	}
-	return s != "" && !strings.HasPrefix(s, "sys/") && !strings.HasPrefix(s, "auth/")
+	return s != "" && !strings.HasPrefix(s, "sys/") && !strings.HasPrefix(s, "auth/") && !strings.HasPrefix(s, "cubbyhole/")
 }
 
 // inject checks where a credential goes.

@@ -118,7 +118,7 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 		a.Refusal = snapshot.refusal(req, a.Decision, a.ID, now)
 	}
 	a.fillRecord()
-	if err := g.write(&a.record, KindDecision); err != nil {
+	if err := g.write(&a.record, KindDecision, now); err != nil {
 		cause = errors.Join(cause, err)
 		a.unrecorded(snapshot)
 	}
@@ -228,9 +228,13 @@ func (g *Gate) credential(ctx context.Context, a *Admission) error {
 	return fmt.Errorf("fetch credential %s of grant %s: %w", spec.ref.Name, spec.ref.Grant, err)
 }
 
-// write writes a record.
-func (g *Gate) write(r *Record, kind Kind) error {
+// write writes a record of what began at started, the zero Time for what took
+// no time.
+func (g *Gate) write(r *Record, kind Kind, started time.Time) error {
 	r.Kind, r.Time = kind, g.cfg.Now()
+	if !started.IsZero() {
+		r.Latency = r.Time.Sub(started)
+	}
 	if err := g.cfg.Recorder.Record(r); err != nil {
 		return fmt.Errorf("write audit record: %w", err)
 	}
@@ -320,8 +324,7 @@ func (a *Admission) End(o Outcome) error {
 	a.ended = true
 	r := &a.record
 	r.Address, r.SentBytes, r.Bytes, r.Detail = o.Address, o.SentBytes, o.Bytes, o.Detail
-	r.Latency = a.gate.cfg.Now().Sub(a.started)
-	return a.gate.write(r, KindEnd)
+	return a.gate.write(r, KindEnd, a.started)
 }
 
 // StillAllowed decides the admitted access anew, as a request in flight. Doors
@@ -351,6 +354,7 @@ type Attempt struct {
 	Principal Principal
 	Method    string
 	URL       string // as it was sent; clipped and cleaned before it is kept
+	Host      string // where it was to go, when that is known and nothing else of it
 	Detail    string // what is wrong, in words
 }
 
@@ -369,9 +373,9 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	}
 	return refusal, g.write(&Record{
 		Plugin: refusal.Plugin, Door: src.Door, Decision: id,
-		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation, Method: refusal.Method,
+		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation, Method: refusal.Method, Host: clip(attempt.Host),
 		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, Detail: attempt.Detail,
-	}, KindDecision)
+	}, KindDecision, time.Time{})
 }
 
 // presentable returns a URL without the parts in which secrets travel: user

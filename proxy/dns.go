@@ -225,7 +225,7 @@ func (r *Resolver) refuse(name, detail string) {
 			detail: string(r.cfg.Plugin) + " may not resolve " + name,
 		})
 	} else {
-		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Detail: detail}
+		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Host: name, Detail: detail}
 		refusal, err = r.cfg.Gate.Refuse(authz.DestinationNotGranted, attempt, source)
 	}
 	if err != nil {

@@ -306,6 +306,9 @@ func (x *exchange) respond(response *http.Response) {
 	err := x.copyBody(response, streaming)
 	if err == nil {
 		x.trailer(h, response, announced)
+		if x.r.ProtoMajor == 1 && response.ContentLength >= 0 {
+			_ = x.control.Flush() // it is whole: the plugin need not wait for the end record
+		}
 		return
 	}
 	x.incomplete(err)

@@ -180,7 +180,11 @@ func registry() string { return os.Getenv("CHAPERONE_REGISTRY") }
 func (s *sidecar) register() (unregister func()) {
 	off, err := admin.Register(registry(), admin.Sidecar{Plugin: string(s.plugin), Socket: s.admin.Socket(), PID: os.Getpid()})
 	if err != nil {
-		s.opts.log.Warn("revoke --all will not reach this sidecar", zap.Error(err))
+		level := zap.WarnLevel
+		if os.Geteuid() != 0 {
+			level = zap.InfoLevel // the default folder is root's
+		}
+		s.opts.log.Log(level, "revoke --all will not reach this sidecar", zap.Error(err))
 		return func() {}
 	}
 	return func() {

@@ -171,7 +171,7 @@ type result struct {
 
 // chaperone runs a command of the program.
 func (w *world) chaperone(ctx context.Context, args ...string) (result, error) {
-	fmt.Println("   $ chaperone " + strings.ReplaceAll(strings.Join(args, " "), w.dir+"/", ""))
+	fmt.Println("   $ chaperone " + strings.NewReplacer(w.dir+"/", "", "\n", `\n`).Replace(strings.Join(args, " ")))
 	cmd := exec.CommandContext(ctx, w.binary, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

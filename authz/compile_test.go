@@ -63,6 +63,8 @@ func grantProblems() []problemTest {
 		{"no name", changeGrant(func(g *Grant) { g.Name = "" }), []string{`metadata.name: ""` + badName}},
 		{"a name with a slash", changeGrant(func(g *Grant) { g.Name = "a/b" }), []string{`metadata.name: "a/b"` + badName}},
 		{"a name that ends in a dash", changeGrant(func(g *Grant) { g.Name = "a-" }), []string{`metadata.name: "a-"` + badName}},
+		{"a name that begins with a dot", changeGrant(func(g *Grant) { g.Name = ".a" }), []string{`metadata.name: ".a"` + badName}},
+		{"names with all there is", changeGrant(func(g *Grant) { g.Name = "0-a_b.c9" }), nil},
 		{"a name that is too long", changeGrant(func(g *Grant) { g.Name = strings.Repeat("a", 254) }), []string{`metadata.name: "` + strings.Repeat("a", 200) + `..."` + badName}},
 		{"two grants of one name", func(in *Input) { in.Grants = append(in.Grants, forecast()) }, []string{`metadata.name: "weather" is the name of an earlier grant`}},
 		{"no plugin", changeGrant(func(g *Grant) { g.Plugin = "" }), []string{`spec.plugin: ""` + badName}},
@@ -236,6 +238,7 @@ func credentialProblems() []problemTest {
 		{"a path of Vault's that is none", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "/secret/x" }), []string{`spec.credentials[0].vault.path: "/secret/x" is not a path as vault read takes it, as in secret/data/weather`}},
 		{"a path up", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/../sys/x" }), []string{`spec.credentials[0].vault.path: "secret/../sys/x" is not a path as vault read takes it, as in secret/data/weather`}},
 		{"a path with a query", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path as vault read takes it, as in secret/data/weather`}},
+		{"a path with all there is", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "kv-v2/data/a.b_c~d@e+f=g" }), nil},
 		{"Vault's own system", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path as vault read takes it, as in secret/data/weather`}},
 		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: names 0 places; write exactly one of header, query, cookie or basic`}},
 		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: names 2 places; write exactly one of header, query, cookie or basic`}},
@@ -400,6 +403,35 @@ func TestCredentialLifetime(t *testing.T) {
 	want := []CredentialRef{{Plugin: "weather", Grant: "weather", Name: "key", Path: "secret/data/weather", Lifetime: 15 * time.Minute}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestMethods: each method is granted by itself and by "*", which leaves TRACE out.
+func TestMethods(t *testing.T) {
+	methods := []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "REPORT", "TRACE"}
+	for _, granted := range append(methods[:len(methods)-1:len(methods)-1], "*") {
+		g := forecast()
+		g.Rules[0].Methods = []string{granted}
+		s := snapshot(t, input(g))
+		for _, asked := range methods {
+			want := asked == granted || granted == "*" && asked != "TRACE"
+			if d := s.Decide(get(t, asked+" "+forecastURL), Usage{}, noon); d.Allowed() != want {
+				t.Errorf("%s where %s is granted is %s", asked, granted, d.Reason)
+			}
+		}
+	}
+}
+
+// TestTerms: what the winner asks of the exchange, and the defaults.
+func TestTerms(t *testing.T) {
+	g := forecast()
+	terms := func() Terms { return snapshot(t, input(g)).Decide(get(t, forecastURL), Usage{}, noon).Terms() }
+	if got := terms(); got != (Terms{TLSMin: "1.2"}) {
+		t.Errorf("the default terms are %+v", got)
+	}
+	g.Rules[0].To.TLS, g.Rules[0].Timeout = TLS{Min: "1.3", CAFile: "ca.pem", CA: "PEM"}, Duration(time.Second)
+	if got := terms(); got != (Terms{TLSMin: "1.3", CA: "PEM", Timeout: time.Second}) {
+		t.Errorf("the terms are %+v", got)
 	}
 }
 

@@ -392,6 +392,8 @@ func TestTotals(t *testing.T) {
 	again := limitedWorld(t, total, Limits{Requests: Limit{2, 0}})
 	again.ledger.samples["weather"] = reading{at: noon}
 	again.ledger.RestoreTotals(append(read, Total{Plugin: "weather", Kind: "cookies", Used: 7}))
+	again.ledger.RestoreTotals([]Total{{Plugin: "zz", Grant: "g", Kind: "syscalls", Used: 9}})
+	want = append(want, Total{Plugin: "zz", Grant: "g", Kind: "syscalls", Used: 9})
 	again.ledger.RestoreTotals([]Total{{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 1}}) // nothing is given back
 	if diff := cmp.Diff(want, again.ledger.Totals()); diff != "" {
 		t.Error(diff)
@@ -428,6 +430,14 @@ func TestConnections(t *testing.T) {
 	}
 	if reason, retry := w.gate.Connect("weather"); reason != QuotaExceeded || retry != 0 {
 		t.Errorf("after the last connection: %s, retry in %s", reason, retry)
+	}
+}
+
+// TestNoLedger: without a ledger nothing has been used.
+func TestNoLedger(t *testing.T) {
+	s := limitedWorld(t, Limits{Syscalls: Limit{1, 1}}, Limits{Requests: Limit{1, 1}}).engine.Current()
+	if d := s.Decide(get(t, forecastURL), Usage{}, noon); d.Reason != Granted {
+		t.Errorf("it is %s", d.Reason)
 	}
 }
 

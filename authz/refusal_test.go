@@ -2,6 +2,7 @@ package authz
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -116,6 +117,26 @@ func TestNearestIsBounded(t *testing.T) {
 	for _, what := range []string{forecastURL + "/nothing", "https://api.weather.exampel/", "https://x.weather.example/"} {
 		if e := s.Explain(get(t, what), Usage{}, noon); e.Nearest == nil || e.Remedy == "" {
 			t.Errorf("%s: %+v", what, e)
+		}
+	}
+}
+
+// TestNearestElsewhereIsBounded: among rules for other hosts, too.
+func TestNearestElsewhereIsBounded(t *testing.T) {
+	for _, test := range []struct {
+		others int
+		want   bool
+	}{{0, true}, {maxNear - 1, true}, {maxNear, false}} {
+		g := forecast()
+		r := g.Rules[0]
+		g.Rules[0].ID = "zz-the-one-that-is-like-it"
+		for i := range test.others {
+			r.ID, r.To.Hosts = fmt.Sprintf("r%d", i), []string{fmt.Sprintf("host-%d.elsewhere.test", i)}
+			g.Rules = append(g.Rules, r)
+		}
+		e := snapshot(t, input(g)).Explain(get(t, "https://api.weather.exampel/"), Usage{}, noon)
+		if (e.Nearest != nil) != test.want {
+			t.Errorf("after %d other rules: %+v", test.others, e.Nearest)
 		}
 	}
 }

@@ -261,7 +261,7 @@ func (t *spliced) splice() {
 	plugin, upstream := t.plugin, t.upstream
 	if !t.access.onCut(func(cause error) {
 		t.cancel(cause)
-		sever(plugin.raw)
+		plugin.sever()
 		sever(upstream)
 	}) {
 		t.note()

@@ -6,18 +6,20 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Hangup resets every connection of the plugin, idle ones too. It is for a
-// plugin from which everything was taken away: the kernel's door is shut then,
-// nothing that the plugin's side acknowledges arrives, and a connection that is
-// closed in the ordinary way would wait for that for ever. New connections are
-// accepted, and refused by decision.
-func (p *Proxy) Hangup() {
+// Hangup is Reconsider for a plugin from which everything was taken: it also
+// resets every connection of the plugin, idle ones too. The kernel's door is
+// shut then, nothing that the plugin's side acknowledges arrives, and a
+// connection that is closed in the ordinary way would wait for that for ever.
+// New connections are accepted, and refused by decision.
+func (p *Proxy) Hangup() (cut int) {
 	p.mu.Lock()
-	open := maps.Clone(p.conns)
+	open := maps.Clone(p.conns) // before: what is cut queues for this lock
 	p.mu.Unlock()
+	cut = p.live.reconsider()
 	for c := range open {
-		_ = c.cut() // it is gone either way
+		c.sever()
 	}
+	return cut
 }
 
 // abandonedSince reports, when it is asked, whether everything was taken from

@@ -32,6 +32,13 @@ func sever(conn net.Conn) {
 	})
 }
 
+// sever ends the connection at once, on the plugin's side, if nobody has before.
+func (c *conn) sever() {
+	if !c.bottom.severed.Swap(true) {
+		sever(c.raw)
+	}
+}
+
 // urgently runs f on a thread that goes before all others, where the sidecar
 // may have one (root, CAP_SYS_NICE): every connection that is cut wakes the
 // processes at both its ends, and the last one must not take turns with them.

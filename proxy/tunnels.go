@@ -78,9 +78,10 @@ type registry struct {
 	live map[*access]struct{}
 	none chan struct{} // closed when live becomes empty; nil when nobody waits
 
-	passing    sync.RWMutex // held for writing during a pass of reconsider; never taken under mu
-	generation uint64       // of the latest pass
-	cuts       int          // of all passes in that generation
+	passing    sync.Mutex                    // held during a pass of reconsider; never taken under mu
+	pass       atomic.Pointer[chan struct{}] // closed when the pass under way has ended; nil between passes
+	generation uint64                        // of the latest pass
+	cuts       int                           // of all passes in that generation
 }
 
 func newRegistry(engine *authz.Engine) *registry {
@@ -142,6 +143,10 @@ func (r *registry) list(generation uint64) []*access {
 func (r *registry) reconsider() (cut int) {
 	r.passing.Lock()
 	defer r.passing.Unlock()
+	done := make(chan struct{})
+	r.pass.Store(&done)
+	defer close(done)
+	defer r.pass.Store(nil)
 	if generation := r.engine.Current().Generation(); generation != r.generation {
 		r.generation, r.cuts = generation, 0
 	}
@@ -155,8 +160,9 @@ func (r *registry) reconsider() (cut int) {
 // end before it records that: writing a thousand records first would take the
 // CPU from cutting what is still live.
 func (r *registry) settle() {
-	r.passing.RLock()
-	defer r.passing.RUnlock()
+	if done := r.pass.Load(); done != nil {
+		<-*done
+	}
 }
 
 // inParallel calls f with every access, on every processor, and returns how

@@ -55,9 +55,10 @@ type conn struct {
 	answering atomic.Bool              // a request was read and its answer is not complete
 	framed    atomic.Bool              // it turned out to be HTTP/2
 
-	bottom *conn // what the registry of connections knows it by
-	once   *sync.Once
-	forget func(*conn)
+	bottom  *conn // what the registry of connections knows it by
+	once    *sync.Once
+	forget  func(*conn)
+	severed atomic.Bool // of the bottom: it was ended at once
 	// abandoned reports whether everything was taken from the plugin since the
 	// connection was made. Nothing that the plugin acknowledges arrives then, and
 	// an ordinary close would wait for it.

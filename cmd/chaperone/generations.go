@@ -108,10 +108,11 @@ func (s *sidecar) cut(revocation authz.Revocation) revocationResult {
 	s.engine.Revoke(revocation)
 	out := revocationResult{revocation: revocation}
 	if s.proxy != nil && revocation.Level != authz.LevelPause {
-		out.cut = s.proxy.Reconsider()
+		take := s.proxy.Reconsider
 		if revocation.Rule == "" {
-			s.proxy.Hangup()
+			take = s.proxy.Hangup
 		}
+		out.cut = take()
 	}
 	if err := s.enforceLevel(s.engine.Current()); err != nil {
 		out.failed = append(out.failed, "kernel: "+err.Error())

@@ -194,7 +194,7 @@ func (s *sidecar) doors() []admin.Door {
 	if s.envoy != nil {
 		out = append(out, admin.Door{
 			Name: string(authz.DoorExtAuthz), Address: s.addresses.extAuthz, Enforces: all,
-			NotEnforced: []string{"addresses", "tls", "timeout", "scrubbing", "streams that are open when access is taken away"},
+			NotEnforced: []string{"addresses", "tls", "timeout", "connections", "scrubbing", "streams that are open when access is taken away"},
 		})
 	}
 	if s.cage != nil {

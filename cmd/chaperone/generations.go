@@ -246,7 +246,7 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 	old := s.config.Load()
 	next, err := configs.Load(old.Path, time.Now())
 	if err == nil {
-		err = sameIdentity(&old.Sidecar, &next.Sidecar)
+		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), s.countable(next.Grants))
 	}
 	if err != nil {
 		s.metrics.reloadOK.Set(0)
@@ -284,6 +284,15 @@ func sameIdentity(old, next *configs.Sidecar) error {
 	}
 	if old.StateDir != next.StateDir {
 		return errors.New("spec.stateDir: changed, which takes a restart")
+	}
+	return nil
+}
+
+// countable refuses a limit on system calls that a reload brings while nothing
+// counts them: it would be accepted and never act.
+func (s *sidecar) countable(grants []authz.Grant) error {
+	if s.cage != nil && !s.cage.Info().Syscalls && limitsSyscalls(grants) {
+		return errors.New("spec.limits.syscalls: system calls are counted from the start or not at all, so this takes a restart")
 	}
 	return nil
 }

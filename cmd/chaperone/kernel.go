@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.cgroup,
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		CountSyscalls: s.countsSyscalls(), Denied: s.denied, Sample: s.sampled,
+		CountSyscalls: limitsSyscalls(s.config.Load().Grants), Denied: s.denied, Sample: s.sampled,
 		Logger: s.opts.log.Named("kernel"),
 	})
 	if err == nil {
@@ -48,14 +49,9 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 	return nil
 }
 
-// countsSyscalls reports whether a limit needs system calls to be counted.
-func (s *sidecar) countsSyscalls() bool {
-	for _, g := range s.config.Load().Grants {
-		if !g.Limits.Syscalls.IsZero() {
-			return true
-		}
-	}
-	return false
+// limitsSyscalls reports whether a limit needs system calls to be counted.
+func limitsSyscalls(grants []authz.Grant) bool {
+	return slices.ContainsFunc(grants, func(g authz.Grant) bool { return !g.Limits.Syscalls.IsZero() })
 }
 
 // hostNetwork reports whether the plugin shares the sidecar's network.

@@ -129,8 +129,12 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 	if err != nil {
 		return startStatus(err), err
 	}
+	// A halt that came while it was being started found nothing to kill.
+	if err := s.enforceLevel(s.engine.Current()); err != nil {
+		s.opts.log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+	}
 	notifyReady()
-	return s.waitPlugin(ctx, p, signals)
+	return s.waitPlugin(ctx, p, signals, served)
 }
 
 // halted returns the revocation that keeps the plugin from starting.
@@ -209,8 +213,9 @@ func (s *sidecar) startDetail(err error) string {
 	return strings.Join(words, "; ")
 }
 
-// waitPlugin forwards signals until CMD has ended.
-func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Signal) (int, error) {
+// waitPlugin forwards signals until CMD has ended. A sidecar that ends first
+// ends CMD too: nothing that it does would work any more.
+func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Signal, served chan error) (int, error) {
 	type ending struct {
 		status int
 		err    error
@@ -220,6 +225,7 @@ func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Si
 		status, err := p.Wait()
 		ended <- ending{status, err}
 	}()
+	watched := served
 	for {
 		select {
 		case e := <-ended:
@@ -228,6 +234,11 @@ func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Si
 				return exitSidecar, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
 			}
 			return e.status, e.err
+		case err := <-watched:
+			served <- err // for whoever waits for the sidecar's end
+			watched = nil
+			s.opts.log.Error("the sidecar has failed, and ends the plugin", zap.Error(err))
+			_ = p.Signal(syscall.SIGKILL) // it may have ended meanwhile
 		case sig := <-signals:
 			if sig == syscall.SIGHUP {
 				_, _ = s.reload(ctx, "SIGHUP") // a refusal is recorded and logged there

@@ -285,3 +285,14 @@ func TestRunKilled(t *testing.T) {
 		t.Errorf("audit verify after a kill: %s%s", v.stdout, v.stderr)
 	}
 }
+
+// TestRunReloadSyscalls checks that a limit which nothing can count is refused.
+func TestRunReloadSyscalls(t *testing.T) {
+	w := newWorld(t, "required", "")
+	w.start("sleep", "60")
+	w.ready()
+	w.grant(time.Now().Add(time.Hour), "  limits: {syscalls: 1000/1s}\n")
+	if r := w.chaperone("reload", "--config", w.file("sidecar.yaml")); r.status != exitFailure || !strings.Contains(r.stderr, "takes a restart") {
+		t.Errorf("status %d\n%s%s", r.status, r.stdout, r.stderr)
+	}
+}

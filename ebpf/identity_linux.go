@@ -40,7 +40,7 @@ func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
 	local := userAddress(key.Target.W, key.TargetPort)
 	return Peer{
 		PID: entry.Pid, UID: entry.Uid, Comm: text(entry.Comm[:]), Exe: exeOf(entry.Pid),
-		Original: original, Explicit: original == local,
+		Original: original, Explicit: original == local, Cookie: entry.Cookie,
 	}, true
 }
 

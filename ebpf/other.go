@@ -70,6 +70,15 @@ func (*Cage) Check() error { return ErrUnsupported }
 // Usage returns [ErrUnsupported].
 func (*Cage) Usage() (Usage, error) { return Usage{}, ErrUnsupported }
 
+// Limit returns [ErrUnsupported].
+func (*Cage) Limit([]Limit) error { return ErrUnsupported }
+
+// Attribute does nothing.
+func (*Cage) Attribute(uint64, uint32) {}
+
+// Traffic returns [ErrUnsupported].
+func (*Cage) Traffic() ([]Traffic, error) { return nil, ErrUnsupported }
+
 // Info describes nothing.
 func (*Cage) Info() Info { return Info{} }
 

@@ -77,13 +77,19 @@ type Config struct {
 	// plugin may signal the sidecar and read what belongs to it.
 	UnsafeSameUser bool
 
-	// CountSyscalls attaches the system call counter, which costs every process
-	// of the host some 15 ns a call. False: [Usage.Syscalls] stays zero.
+	// CountSyscalls keeps the system call counter attached, which costs every
+	// process of the host some 15 ns a call. False: it is attached only while
+	// [Cage.Limit] has a limit on system calls in force, and [Usage.Syscalls]
+	// grows only then.
 	CountSyscalls bool
 
 	// Denied is told of each refusal, by one goroutine of [Cage.Run] at a time.
 	// Nil: refusals are counted and not described.
 	Denied func(Denial)
+
+	// Crossed is told when a limit begins to refuse, and when it has recovered,
+	// by the same goroutine. Nil: limits are enforced in silence.
+	Crossed func(Crossing)
 
 	// Sample is given the totals at each Interval, by the same goroutine. Nil:
 	// no samples are taken.
@@ -156,6 +162,9 @@ type Peer struct {
 	Original netip.AddrPort
 	// Explicit says that it dialled the sidecar's proxy itself.
 	Explicit bool
+	// Cookie is the kernel's number of the plugin's socket, for
+	// [Cage.Attribute].
+	Cookie uint64
 }
 
 // Usage holds totals since the programs were first attached. They only grow.
@@ -167,7 +176,13 @@ type Usage struct {
 	Refused uint64
 	// IP bytes and packets exchanged with the sidecar's listeners.
 	SentBytes, SentPackets, ReceivedBytes, ReceivedPackets uint64
-	// Syscalls is zero unless [Config.CountSyscalls] is set.
+	// Limited are TCP connects that a limit turned away. They are not among
+	// Refused.
+	Limited uint64
+	// DNSQueries are UDP datagrams sent to the resolver. Questions over TCP are
+	// not among them.
+	DNSQueries uint64
+	// Syscalls grows only while they are counted: see [Config.CountSyscalls].
 	Syscalls Syscalls
 	// Lost are refusals that were counted and not described, because the
 	// plugin made them faster than they could be read.
@@ -206,6 +221,7 @@ const (
 	CauseNamespace Cause = "namespace" // from a network namespace that is not the confined one
 	CauseEndpoint  Cause = "endpoint"  // the sidecar has no listener of that address family
 	CauseMemory    Cause = "memory"    // the kernel had no room to remember the connection
+	CauseLimit     Cause = "limit"     // a limit is used up; see [Denial.Limit]
 )
 
 // Denial is one refusal, or several equal ones.
@@ -226,6 +242,8 @@ type Denial struct {
 	Path string
 	// Syscall names the call that [HookSeccomp] refused.
 	Syscall string
+	// Limit is the [Limit.Name] of the limit that refused, with [CauseLimit].
+	Limit string
 	// PID, UID and Comm are the caller's; zero when it is not known, as for a
 	// packet that the kernel sent later.
 	PID, UID uint32

@@ -1,0 +1,110 @@
+package ebpf
+
+import (
+	"fmt"
+	"time"
+)
+
+// MaxLimits is how many limits of one kind may be in force at once. All of them
+// apply.
+const MaxLimits = 8
+
+// MaxRules is how many rule numbers [Cage.Attribute] and [Cage.Traffic] know:
+// they are below it.
+const MaxRules = 1024
+
+// LimitKind is what a [Limit] counts. The zero value is none.
+type LimitKind uint8
+
+// The kinds.
+const (
+	LimitConnections   LimitKind = iota + 1 // TCP connects let through to the proxy
+	LimitSentBytes                          // IP bytes sent to the sidecar's listeners
+	LimitReceivedBytes                      // IP bytes received from them
+	LimitSyscalls                           // system calls
+	LimitProcesses                          // processes started
+)
+
+// String is the kind's name in a grant.
+func (k LimitKind) String() string {
+	switch k {
+	case LimitConnections:
+		return "connections"
+	case LimitSentBytes:
+		return "sentBytes"
+	case LimitReceivedBytes:
+		return "receivedBytes"
+	case LimitSyscalls:
+		return "syscalls"
+	case LimitProcesses:
+		return "processes"
+	}
+	return fmt.Sprintf("LimitKind(%d)", uint8(k))
+}
+
+// Action is what the kernel does at a [Limit]. The zero value denies.
+type Action uint8
+
+// The actions.
+const (
+	ActionDeny     Action = iota // refuse what goes beyond the limit
+	ActionThrottle               // slow down to the limit
+	ActionStop                   // stop every process until a tenth of the limit is free again
+	ActionKill                   // end every process
+)
+
+// String is the action's name in a grant.
+func (a Action) String() string {
+	switch a {
+	case ActionDeny:
+		return "deny"
+	case ActionThrottle:
+		return "throttle"
+	case ActionStop:
+		return "stop"
+	case ActionKill:
+		return "kill"
+	}
+	return fmt.Sprintf("Action(%d)", uint8(a))
+}
+
+// Limit is what the plugin may use of something, enforced by the kernel.
+type Limit struct {
+	// Name tells limits of one kind apart, and is what a limit's standing is
+	// kept under when [Cage.Limit] replaces the limits.
+	Name string
+	// Kind is what is counted.
+	Kind LimitKind
+	// Count is how much of it may be used: bytes, or a number of connections,
+	// calls or processes. A Count of 0 permits none.
+	Count uint64
+	// Period makes it a rate: Count a Period, with a burst of Count. 0: a total.
+	Period time.Duration
+	// Used is how much of a total was used before. What the kernel itself has
+	// counted since is not forgotten: the higher of the two stands.
+	Used uint64
+	// Action is what happens at the limit.
+	Action Action
+}
+
+// Crossing says that a limit began to refuse, or that it has recovered.
+type Crossing struct {
+	Time  time.Time
+	Limit Limit
+	// PID and Comm are who crossed it; zero when it is not known, and when
+	// Recovered.
+	PID  uint32
+	Comm string
+	// Recovered says that the limit lets through again. It ends the crossing
+	// that was reported before.
+	Recovered bool
+}
+
+// Traffic is what the connections attributed to one rule have exchanged. It
+// only grows.
+type Traffic struct {
+	// Rule is the number given to [Cage.Attribute].
+	Rule uint32
+	// IP bytes and packets, counted as in [Usage].
+	SentBytes, SentPackets, ReceivedBytes, ReceivedPackets uint64
+}

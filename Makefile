@@ -35,8 +35,7 @@ bench: ## the benchmarks of every package, then the whole system beside its floo
 	go run ./bench
 
 generate: ## the eBPF objects and the schemas (both are committed)
-	@command -v clang >/dev/null && command -v llvm-strip >/dev/null || \
-		{ echo "generate needs clang and llvm-strip, 14 or newer (Debian: apt-get install clang llvm libbpf-dev linux-libc-dev)" >&2; exit 1; }
+	@tools/setup generate
 	go generate ./...
 
 build: ## bin/chaperone, static, for this machine, and beside it for linux/amd64 and linux/arm64

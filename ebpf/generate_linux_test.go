@@ -61,7 +61,7 @@ func TestGenerate(t *testing.T) {
 	needToolchain(t)
 	root := t.TempDir()
 	for _, name := range []string{"go.mod", "go.sum"} {
-		testenv.Must(t, os.WriteFile(filepath.Join(root, name), testenv.MustGet(os.ReadFile("../" + name))(t), 0o600))
+		testenv.Must(t, os.WriteFile(filepath.Join(root, name), testenv.MustGet(os.ReadFile("../"+name))(t), 0o600))
 	}
 	room := filepath.Join(root, "ebpf")
 	testenv.Must(t, os.CopyFS(filepath.Join(room, "bpf"), os.DirFS("bpf")))

@@ -206,6 +206,7 @@ func (p *Proxy) admitTunnel(
 		p.endTunnel(admission, t.outcome)
 		return nil, &refusal
 	}
+	c.rule.begin(admission.Decision.Grant, admission.Decision.Rule)
 	if timeout := admission.Decision.Terms().Timeout; timeout > 0 {
 		t.timer = time.AfterFunc(timeout, func() { t.access.end(errTimeout) })
 	}
@@ -342,6 +343,7 @@ func (t *spliced) end() {
 	if t.upstream != nil {
 		_ = t.upstream.Close()
 	}
+	t.plugin.rule.end()
 	t.proxy.endTunnel(t.admission, t.outcome)
 	t.proxy.live.remove(&t.access)
 }

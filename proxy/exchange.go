@@ -66,6 +66,8 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 		return
 	}
 	defer p.live.remove(&x.access) // once its end is recorded
+	c.rule.begin(a.Decision.Grant, a.Decision.Rule)
+	defer c.rule.end()
 	defer x.end()
 	defer x.complete()
 	if timeout := a.Decision.Terms().Timeout; timeout > 0 {

@@ -23,6 +23,9 @@ type Peer struct {
 	PID int
 	UID int
 	Exe string
+	// Cookie is the kernel's number of the plugin's socket (SO_COOKIE), which
+	// no other socket ever has. 0: not known.
+	Cookie uint64
 	// Original is where the plugin connected to. The proxy's own address, or
 	// none, is explicit use of the proxy; any other was redirected.
 	Original netip.AddrPort
@@ -52,6 +55,15 @@ type Config struct {
 	// Forbidden reports the addresses that are never dialled, whatever is
 	// granted: the sidecar's own listeners, its admin socket, its Vault. Nil: none.
 	Forbidden func(netip.AddrPort) bool
+
+	// Attribute is called with the rule that the bytes on a plugin's socket are
+	// for, from now on: as a tunnel or a request on it begins, before anything of
+	// that is sent. The rule of a connection is the one of the request that began
+	// last, also where several run over HTTP/2, and stays it between two
+	// requests: the head of the next has arrived before it is decided. What is
+	// refused makes it none, two empty names, unless something else still runs.
+	// It must not block. Nil: nobody is told. Without a cookie it is not called.
+	Attribute func(cookie uint64, grant, rule string)
 
 	// Refused is called with every refusal after it is recorded. It must not
 	// block. Nil: nobody is told.
@@ -314,7 +326,7 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 		c.proved = ok
 		if ok {
 			c.source.PID, c.source.UID, c.source.Exe = peer.PID, peer.UID, peer.Exe
-			c.original = peer.Original
+			c.original, c.rule = peer.Original, p.attributionOf(peer)
 		}
 	}
 	if c.proved || p.cfg.Identify == nil {

@@ -122,6 +122,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn) {
 		p.cfg.Log.Warn("admit request", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
+		c.rule.refused()
 		p.answer(w, r, p.refused(*admission.Refusal, nil))
 		return
 	}
@@ -239,6 +240,7 @@ func upgradeOf(r *http.Request) string {
 
 // refuse refuses what is not a request.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *fault) {
+	c.rule.refused()
 	if c.limit == f.reason && c.limitRetry > 0 {
 		refusal, err := p.cfg.Gate.Refuse(f.reason, p.attempt(r, f.detail), c.source)
 		refusal.RetryAfter = c.limitRetry

@@ -36,6 +36,7 @@ type conn struct {
 	proved   bool // by Identify
 	original netip.AddrPort
 	source   authz.Source
+	rule     *attribution // of the plugin's socket
 	// limit is Granted, or why a limit on connections refuses this one.
 	limit      authz.Reason
 	limitRetry time.Duration
@@ -74,7 +75,7 @@ func newConn(raw net.Conn, forget func(*conn), abandoned func() bool) *conn {
 // over returns the connection that runs inside TLS on c.
 func (c *conn) over(inner *tls.Conn) *conn {
 	return &conn{
-		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source,
+		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source, rule: c.rule,
 		limit: c.limit, limitRetry: c.limitRetry,
 		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch,
 		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned,

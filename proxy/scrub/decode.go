@@ -1,0 +1,155 @@
+package scrub
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/andybalholm/brotli"
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Bounds of what is decompressed: an answer of a few kilobytes can otherwise
+// stand for terabytes.
+const (
+	maxRatio   = 1000    // of decompressed to compressed bytes,
+	freeOfRate = 1 << 20 // beyond so many decompressed bytes
+	maxDecoded = 4 << 30 // bytes in all
+	maxWindow  = 8 << 20 // bytes that zstd may look back (RFC 9659 allows no more on the web)
+	maxCodings = 4       // on top of one another
+)
+
+// Errors of bodies that cannot be searched.
+var (
+	// ErrCoding says that a body is in a coding that is not known here.
+	ErrCoding = errors.New("an unknown content coding")
+	// ErrBomb says that a body grows beyond all bounds when it is decompressed.
+	ErrBomb = errors.New("a compressed body grows beyond all bounds")
+)
+
+// Decode returns a body without its content codings, of which header is the
+// Content-Encoding as it was sent (RFC 9110, section 8.4): gzip, deflate, br
+// and zstd, also several. The error is [ErrCoding] for any other. Reading
+// yields [ErrBomb] when the body grows by more than a factor of 1,000 or to
+// more than 4 GiB.
+func Decode(header string, body io.Reader) (io.Reader, error) {
+	var codings []string
+	for coding := range strings.SplitSeq(header, ",") {
+		coding = strings.ToLower(strings.TrimSpace(coding))
+		if coding != "" && coding != "identity" {
+			codings = append(codings, coding)
+		}
+	}
+	if len(codings) == 0 {
+		return body, nil
+	}
+	if len(codings) > maxCodings {
+		return nil, fmt.Errorf("decode body: %w: %d on top of one another", ErrCoding, len(codings))
+	}
+	in := &meter{from: body}
+	decoded := io.Reader(in)
+	for _, coding := range slices.Backward(codings) { // the last was applied last
+		open := decoder(coding)
+		if open == nil {
+			return nil, fmt.Errorf("decode body: %w %q", ErrCoding, clip(coding))
+		}
+		decoded = &lazy{from: bufio.NewReader(decoded), open: open}
+	}
+	return &bounded{from: decoded, in: in}, nil
+}
+
+// Encoded reports whether a Content-Encoding names any coding but identity.
+func Encoded(header string) bool {
+	for coding := range strings.SplitSeq(header, ",") {
+		if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+			return true
+		}
+	}
+	return false
+}
+
+func clip(s string) string { return s[:min(len(s), 32)] }
+
+// decoder returns what opens a coding (IANA, HTTP Content Coding Registry), nil
+// for one that is not known.
+func decoder(coding string) func(*bufio.Reader) (io.Reader, error) {
+	switch coding {
+	case "gzip", "x-gzip":
+		return func(r *bufio.Reader) (io.Reader, error) { return gzip.NewReader(r) }
+	case "deflate":
+		return inflate
+	case "br":
+		return func(r *bufio.Reader) (io.Reader, error) { return brotli.NewReader(r), nil }
+	case "zstd":
+		return func(r *bufio.Reader) (io.Reader, error) {
+			// One at a time: without goroutines, which nobody would end.
+			return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		}
+	}
+	return nil
+}
+
+// inflate opens deflate, which is the zlib format (RFC 9110, section 8.4.1.2)
+// and which some servers send without it.
+func inflate(r *bufio.Reader) (io.Reader, error) {
+	head, err := r.Peek(2)
+	if err == nil && head[0]&0x0f == 8 && (uint(head[0])<<8|uint(head[1]))%31 == 0 { // RFC 1950, section 2.2
+		return zlib.NewReader(r)
+	}
+	return flate.NewReader(r), nil
+}
+
+// lazy opens a decoder at the first byte: an answer to HEAD names a coding and
+// has none.
+type lazy struct {
+	from    *bufio.Reader
+	open    func(*bufio.Reader) (io.Reader, error)
+	decoder io.Reader
+	err     error
+}
+
+func (l *lazy) Read(p []byte) (int, error) {
+	if l.err == nil && l.decoder == nil {
+		if _, l.err = l.from.Peek(1); l.err == nil {
+			l.decoder, l.err = l.open(l.from)
+		}
+	}
+	if l.err != nil {
+		return 0, l.err
+	}
+	return l.decoder.Read(p)
+}
+
+// meter counts what is read.
+type meter struct {
+	from io.Reader
+	n    int64
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.from.Read(p)
+	m.n += int64(n)
+	return n, err
+}
+
+// bounded ends a body that grows beyond the bounds.
+type bounded struct {
+	from io.Reader
+	in   *meter
+	n    int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	b.n += int64(n)
+	if b.n > maxDecoded || b.n > freeOfRate && b.n/maxRatio > b.in.n {
+		return 0, ErrBomb
+	}
+	return n, err
+}

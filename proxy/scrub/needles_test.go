@@ -1,0 +1,226 @@
+package scrub
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"html"
+	"io"
+	"math/rand/v2"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+const secret = `s3cr3t/K+y&"<é>:42`
+
+// programs are what echoes a text.
+func programs() map[string]func(string) string {
+	quoted := func(s string) string { b, _ := json.Marshal(s); return string(b) }
+	shifted := func(before string, encoding *base64.Encoding) func(string) string {
+		return func(s string) string { return encoding.EncodeToString([]byte(before + s + " and more")) }
+	}
+	return map[string]func(string) string{
+		"as it is":              func(s string) string { return "<" + s + ">" },
+		"twice":                 func(s string) string { return s + s },
+		"JSON":                  quoted,
+		"JSON in JSON":          func(s string) string { return `{"a":` + quoted(s) + `}` },
+		"JSON, slashes":         func(s string) string { return strings.ReplaceAll(quoted(s), "/", `\/`) },
+		"form":                  url.QueryEscape,
+		"path":                  url.PathEscape,
+		"form, small digits":    func(s string) string { return lowerEscapes(url.QueryEscape(s)) },
+		"HTML":                  html.EscapeString,
+		"hex":                   func(s string) string { return hex.EncodeToString([]byte("x" + s)) },
+		"HEX":                   func(s string) string { return strings.ToUpper(hex.EncodeToString([]byte(s + "x"))) },
+		"base64":                shifted("", base64.StdEncoding),
+		"base64, one before":    shifted("u", base64.StdEncoding),
+		"base64, two before":    shifted("us", base64.StdEncoding),
+		"base64, basic":         shifted("user:", base64.StdEncoding),
+		"base64 for URLs":       shifted("", base64.URLEncoding),
+		"base64 for URLs, one":  shifted("a", base64.RawURLEncoding),
+		"base64 for URLs, two":  shifted("ab", base64.RawURLEncoding),
+		"base64 in a form":      func(s string) string { return url.QueryEscape(base64.StdEncoding.EncodeToString([]byte(s))) },
+		"every character, JSON": func(s string) string { return units(s, `\u%04X`) },
+		"every byte, URL":       func(s string) string { return each(s, "%%%02x") },
+		"UTF-16":                func(s string) string { return "\xff\xfe" + wide(s)[0] },
+		"UTF-16, other order":   func(s string) string { return wide(s)[1] },
+	}
+}
+
+// trace is what of a secret is left to see: any five characters of it in a row.
+func trace(text string) string {
+	for i := 0; i+5 <= len(secret); i++ {
+		if strings.Contains(text, secret[i:i+5]) {
+			return secret[i : i+5]
+		}
+	}
+	return ""
+}
+
+func TestSpellings(t *testing.T) {
+	n := New(secret)
+	for name, program := range programs() {
+		t.Run(name, func(t *testing.T) {
+			text := program(secret)
+			if !n.In("before " + text + " after") {
+				t.Fatalf("not found in %q", text)
+			}
+			b := []byte(text)
+			if !n.Blank(b) || len(b) != len(text) || n.In(string(b)) {
+				t.Errorf("left %q of %q", b, text)
+			}
+			if left := trace(string(b)); left != "" {
+				t.Errorf("left %q in %q", left, b)
+			}
+		})
+	}
+}
+
+func TestInnocentTextPasses(t *testing.T) {
+	n := New(secret, "another-one")
+	for _, text := range []string{"", "s3cr3t", "s3cr3t/K+y", "another-on", strings.Repeat("another-on ", 1000), "\x00\xff"} {
+		b := []byte(text)
+		if n.In(text) || n.Blank(b) || string(b) != text {
+			t.Errorf("found something in %q", text)
+		}
+	}
+}
+
+func TestShortSecretsAreNotSearchedFor(t *testing.T) {
+	if New() != nil || New("", "12345") != nil {
+		t.Error("found needles")
+	}
+	var none *Needles
+	if none.In("12345") || none.Blank([]byte("12345")) || none.Longest() != 0 {
+		t.Error("nothing was found")
+	}
+}
+
+// Two secrets that overlap are both gone, to the last byte.
+func TestOverlaps(t *testing.T) {
+	n := New("abcdefgh", "fghijklm")
+	b := []byte("--abcdefghijklm--")
+	if !n.Blank(b) || string(b) != "--*************--" {
+		t.Errorf("left %q", b)
+	}
+}
+
+// The stream is searched alike however it comes in pieces.
+func TestReader(t *testing.T) {
+	n := New(secret)
+	var text, want bytes.Buffer
+	for name, program := range programs() {
+		text.WriteString(name + "=" + program(secret) + "; ")
+	}
+	want.Write(text.Bytes())
+	n.Blank(want.Bytes())
+	for name, pieces := range map[string]func(io.Reader) io.Reader{
+		"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader,
+		"in halves": iotest.HalfReader, "with its error": iotest.DataErrReader,
+	} {
+		for _, size := range []int{1, 7, 64, 1 << 15} {
+			found := 0
+			r := NewReader(pieces(bytes.NewReader(text.Bytes())), n, func() { found++ })
+			got, err := readBy(r, size)
+			if err != nil || !bytes.Equal(got, want.Bytes()) || found == 0 {
+				t.Errorf("%s, by %d: found %d, %v, %q", name, size, found, err, got)
+			}
+		}
+	}
+}
+
+func readBy(r io.Reader, size int) (all []byte, err error) {
+	b := make([]byte, size)
+	for {
+		n, err := r.Read(b)
+		all = append(all, b[:n]...)
+		if err == io.EOF {
+			return all, nil
+		}
+		if err != nil {
+			return all, err
+		}
+	}
+}
+
+// What cannot be the beginning of a secret is not held back.
+func TestReaderHoldsNothingElseBack(t *testing.T) {
+	in, out := io.Pipe()
+	defer in.Close()
+	r := NewReader(in, New("needle-in-hay"), func() {})
+	go fmt.Fprint(out, "data: 1\n\nnee")
+	b := make([]byte, 1<<15)
+	if n, err := r.Read(b); err != nil || string(b[:n]) != "data: 1\n\n" {
+		t.Fatalf("got %q, %v", b[:n], err)
+	}
+	go fmt.Fprint(out, "d\n\n")
+	if n, err := r.Read(b); err != nil || string(b[:n]) != "need\n\n" {
+		t.Errorf("got %q, %v", b[:n], err)
+	}
+}
+
+func FuzzReader(f *testing.F) {
+	f.Add([]byte("before s3cr3t-value after"), uint64(1), uint16(3))
+	f.Fuzz(func(t *testing.T, text []byte, seed uint64, size uint16) {
+		n := New("s3cr3t-value", "other/value+")
+		want := bytes.Clone(text)
+		n.Blank(want)
+		if n.In(string(want)) {
+			t.Fatalf("left a secret in %q", want)
+		}
+		for needle := range spellings("s3cr3t-value") {
+			if len(needle) >= minNeedle && bytes.Contains(want, []byte(needle)) {
+				t.Fatalf("left %q in %q", needle, want)
+			}
+		}
+		random := rand.New(rand.NewPCG(seed, 0))
+		got, err := readBy(NewReader(&chunks{text, random}, n, func() {}), int(size)%4096+1)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("got %q, want %q, %v", got, want, err)
+		}
+	})
+}
+
+type chunks struct {
+	rest   []byte
+	random *rand.Rand
+}
+
+func (c *chunks) Read(b []byte) (int, error) {
+	if len(c.rest) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, c.rest[:1+c.random.IntN(len(c.rest))])
+	c.rest = c.rest[n:]
+	return n, nil
+}
+
+func BenchmarkBlank(b *testing.B) {
+	n := New("ghp_0123456789abcdefghijABCDEFGHIJ012345")
+	line := `{"id":12345,"name":"a plain name","url":"https://api.example.com/v1/items/12345?x=1","hash":"dGhpcyBpcyBiYXNlNjQgdGV4dA=="},`
+	for name, size := range map[string]int{"2KiB": 2 << 10, "1MiB": 1 << 20} {
+		text := []byte(strings.Repeat(line, size/len(line)+1)[:size])
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				n.Blank(text)
+			}
+		})
+	}
+	b.Run("tail", func(b *testing.B) {
+		text := []byte(strings.Repeat(line, 20))
+		for b.Loop() {
+			n.tail(text)
+		}
+	})
+}
+
+func BenchmarkNew(b *testing.B) {
+	for b.Loop() {
+		New("ghp_0123456789abcdefghijABCDEFGHIJ012345")
+	}
+}

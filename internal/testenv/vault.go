@@ -285,6 +285,16 @@ func (v *Vault) EnableEngine(ctx context.Context, path, kind string, options map
 	})
 }
 
+// EnableAuth mounts a way to log in of kind (approle, cert, jwt, kubernetes) at
+// auth/PATH, unless one of that path is there.
+func (v *Vault) EnableAuth(ctx context.Context, path, kind string) error {
+	_, err := v.Write(ctx, "sys/auth/"+path, map[string]any{"type": kind})
+	if refused := new(VaultError); errors.As(err, &refused) && strings.Contains(err.Error(), "already in use") {
+		return nil
+	}
+	return err
+}
+
 // AppRole says what a login by AppRole may do.
 type AppRole struct {
 	// Policy is Vault policy text (HCL), besides the policy "default".
@@ -304,8 +314,7 @@ type AppRoleLogin struct {
 // returns its role id and a secret id.
 func (v *Vault) AppRole(ctx context.Context, name string, role AppRole) (AppRoleLogin, error) {
 	var login AppRoleLogin
-	_, err := v.Write(ctx, "sys/auth/approle", map[string]any{"type": "approle"})
-	if refused := new(VaultError); err != nil && (!errors.As(err, &refused) || !strings.Contains(err.Error(), "already in use")) {
+	if err := v.EnableAuth(ctx, "approle", "approle"); err != nil {
 		return login, err
 	}
 	if err := v.Policy(ctx, name, role.Policy); err != nil {
@@ -402,6 +411,57 @@ func (v *Vault) DatabaseRole(ctx context.Context, mount, name string, role Datab
 		"max_ttl":             role.MaxTTL.String(),
 	})
 	return err
+}
+
+// Wrap asks for path with the root token and returns a token that the answer
+// is wrapped in for ttl, and can be unwrapped with once.
+func (v *Vault) Wrap(ctx context.Context, method, path string, ttl time.Duration) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, method, v.Address+"/v1/"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("X-Vault-Token", v.Token)
+	req.Header.Set("X-Vault-Wrap-TTL", ttl.String())
+	resp, err := v.client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var answer struct {
+		WrapInfo struct {
+			Token string `json:"token"`
+		} `json:"wrap_info"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || answer.WrapInfo.Token == "" {
+		return "", fmt.Errorf("wrap %s: Vault answered %s without a token", path, resp.Status)
+	}
+	return answer.WrapInfo.Token, nil
+}
+
+// StaticDatabaseRole makes a role whose one user, which must be in the
+// database, has its password rotated every period (5 s at least); it is read at
+// MOUNT/static-creds/NAME.
+func (v *Vault) StaticDatabaseRole(ctx context.Context, mount, name, user string, period time.Duration) error {
+	_, err := v.Write(ctx, mount+"/static-roles/"+name, map[string]any{
+		"db_name": "postgres", "username": user, "rotation_period": period.String(),
+	})
+	return err
+}
+
+// EnablePKI mounts a PKI engine at mount with an authority of its own, and
+// returns the authority's certificate (PEM).
+func (v *Vault) EnablePKI(ctx context.Context, mount string) (string, error) {
+	if err := v.EnableEngine(ctx, mount, "pki", nil); err != nil {
+		return "", err
+	}
+	root, err := v.Write(ctx, mount+"/root/generate/internal", map[string]any{
+		"common_name": "chaperone test PKI", "key_type": "ec", "key_bits": 256, "ttl": "24h",
+	})
+	if err != nil {
+		return "", err
+	}
+	certificate, _ := root["certificate"].(string)
+	return certificate, nil
 }
 
 // Leases returns the ids of the leases in force under prefix, for example

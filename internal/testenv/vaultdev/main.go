@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -18,9 +19,12 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	authjwt "github.com/hashicorp/vault-plugin-auth-jwt"
+	authkube "github.com/hashicorp/vault-plugin-auth-kubernetes"
 	kv "github.com/hashicorp/vault-plugin-secrets-kv"
 	"github.com/hashicorp/vault/audit"
 	"github.com/hashicorp/vault/builtin/credential/approle"
+	"github.com/hashicorp/vault/builtin/credential/cert"
 	"github.com/hashicorp/vault/builtin/credential/userpass"
 	"github.com/hashicorp/vault/builtin/logical/database"
 	"github.com/hashicorp/vault/builtin/logical/pki"
@@ -87,6 +91,8 @@ func run(ctx context.Context, cfg config, out io.Writer) error {
 			Core:           core,
 			ListenerConfig: &configutil.Listener{Address: listener.Addr().String()},
 		}),
+		// As Vault's own listener does, for logins with a certificate.
+		TLSConfig:         &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12},
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	served := make(chan error, 1)
@@ -115,14 +121,9 @@ func newCore(address, level string) (*vault.Core, error) {
 		return nil, err
 	}
 	return vault.NewCore(&vault.CoreConfig{
-		BuiltinRegistry: builtins(),
-		LogicalBackends: map[string]logical.Factory{
-			"plugin": plugin.Factory, "kv": kv.Factory, "database": database.Factory,
-			"pki": pki.Factory, "transit": transit.Factory,
-		},
-		CredentialBackends: map[string]logical.Factory{
-			"plugin": plugin.Factory, "approle": approle.Factory, "userpass": userpass.Factory,
-		},
+		BuiltinRegistry:    builtins(),
+		LogicalBackends:    with(engines(), "plugin", plugin.Factory),
+		CredentialBackends: with(logins(), "plugin", plugin.Factory),
 		AuditBackends:      map[string]audit.Factory{"file": audit.NewFileBackend},
 		Physical:           storage,
 		StorageType:        "inmem",
@@ -170,12 +171,38 @@ func open(core *vault.Core, said *ready) error {
 type registry map[consts.PluginType]map[string]func() (any, error)
 
 func builtins() registry {
-	of := func(f logical.Factory) func() (any, error) { return func() (any, error) { return f, nil } }
 	return registry{
 		consts.PluginTypeDatabase:   {"postgresql-database-plugin": postgresql.New},
-		consts.PluginTypeCredential: {"approle": of(approle.Factory), "userpass": of(userpass.Factory)},
-		consts.PluginTypeSecrets:    {"kv": of(kv.Factory), "pki": of(pki.Factory), "transit": of(transit.Factory)},
+		consts.PluginTypeCredential: makers(logins()),
+		consts.PluginTypeSecrets:    makers(engines()),
 	}
+}
+
+// logins are the ways to log in besides tokens.
+func logins() map[string]logical.Factory {
+	return map[string]logical.Factory{
+		"approle": approle.Factory, "cert": cert.Factory, "jwt": authjwt.Factory, "kubernetes": authkube.Factory,
+		"userpass": userpass.Factory,
+	}
+}
+
+func engines() map[string]logical.Factory {
+	return map[string]logical.Factory{
+		"database": database.Factory, "kv": kv.Factory, "pki": pki.Factory, "transit": transit.Factory,
+	}
+}
+
+func with(factories map[string]logical.Factory, name string, f logical.Factory) map[string]logical.Factory {
+	factories[name] = f
+	return factories
+}
+
+func makers(factories map[string]logical.Factory) map[string]func() (any, error) {
+	all := make(map[string]func() (any, error), len(factories))
+	for name, f := range factories {
+		all[name] = func() (any, error) { return f, nil }
+	}
+	return all
 }
 
 func (r registry) Contains(name string, kind consts.PluginType) bool {

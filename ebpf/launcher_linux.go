@@ -105,9 +105,14 @@ func launch() error {
 // confine takes away what the plugin is not to have. The order matters: what
 // needs a capability comes before the capabilities go.
 func confine(o *order) error {
-	none := unix.Rlimit{}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &none); err != nil {
+	// One byte, not none: a core_pattern that starts a handler, which runs as
+	// root and outside the walls, ignores every limit but this (core(5)).
+	core := unix.Rlimit{Cur: 1, Max: 1}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &core); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	if err := leaveShelter(); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)
@@ -130,6 +135,24 @@ func confine(o *order) error {
 		}
 	}
 	return closeOnExec()
+}
+
+// leaveShelter gives up what a service manager gave the sidecar against the end
+// of memory (OOMScoreAdjust=): a plugin that inherited it could have everything
+// else on the host killed in its stead. What makes it an earlier victim stays.
+func leaveShelter() error {
+	const file = "/proc/self/oom_score_adj"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("leave shelter from memory pressure: %w", err)
+	}
+	if !strings.HasPrefix(string(text), "-") {
+		return nil
+	}
+	if err := os.WriteFile(file, []byte("0"), 0); err != nil {
+		return fmt.Errorf("leave shelter from memory pressure: %w", err)
+	}
+	return nil
 }
 
 // emptyBounds empties the bounding set, and sets the bits that keep root from

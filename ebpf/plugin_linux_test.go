@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -156,6 +157,11 @@ func status([]string) error {
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil {
 		return err
 	}
+	adjustment, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("Shelter:\t%s", adjustment)
 	session, _ := unix.Getsid(0)
 	fmt.Printf("Core:\t%d %d\nSession:\t%v\n", core.Cur, core.Max, session == os.Getpid())
 	cgroup, err := os.ReadFile("/proc/self/cgroup")
@@ -331,6 +337,9 @@ func datagram(family, protocol int) func([]string) error {
 	}
 }
 
+// archLDT is modify_ldt, which only x86 has.
+const archLDT = 154
+
 func attempts() map[string]func([]string) error {
 	return map[string]func([]string) error{
 		"udp4":         datagram(unix.AF_INET, 0),
@@ -378,6 +387,16 @@ func attempts() map[string]func([]string) error {
 		"unshare":      call(unix.SYS_UNSHARE, unix.CLONE_NEWUSER|unix.CLONE_NEWNET),
 		"unshare-time": call(unix.SYS_UNSHARE, unix.CLONE_NEWTIME),
 		"clone-user":   call(unix.SYS_CLONE, unix.CLONE_NEWUSER|uintptr(unix.SIGCHLD)),
+		"clone-parent": call(unix.SYS_CLONE, unix.CLONE_PARENT|uintptr(unix.SIGCHLD)),
+		"packet-old":   open(unix.AF_INET, unix.SOCK_PACKET, 0x300),
+		"vhost":        call(unix.SYS_IOCTL, 0, 0xaf01),
+		"syslog":       call(unix.SYS_SYSLOG, 3, 0, 0),
+		"handle":       call(unix.SYS_OPEN_BY_HANDLE_AT, 0, 0, 0),
+		"ldt":          call(archLDT, 0, 0, 0),
+		"mm":           call(unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_BRK, 0),
+		"core":         raiseCore,
+		"memfd":        execMemory,
+		"own-filter":   ownFilter,
 		"clone3":       call(unix.SYS_CLONE3, 0, 0),
 		"tiocsti":      call(unix.SYS_IOCTL, 0, unix.TIOCSTI),
 		"tiocsti-high": call(unix.SYS_IOCTL, 0, 1<<32|unix.TIOCSTI),
@@ -683,6 +702,47 @@ func unpinLinks(args []string) error { return os.Remove(args[0]) }
 
 func sidecarMemory(args []string) error {
 	_, err := os.ReadFile("/proc/" + args[0] + "/environ")
+	return err
+}
+
+// raiseCore asks for core dumps again.
+func raiseCore([]string) error {
+	return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20})
+}
+
+// execMemory runs a program that no file holds, which then tries a door.
+func execMemory([]string) error {
+	fd, err := unix.MemfdCreate("program", 0)
+	if err != nil {
+		return err
+	}
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	if _, err := unix.Write(fd, program); err != nil {
+		return err
+	}
+	child := exec.Command(fmt.Sprintf("/proc/self/fd/%d", fd), "try", "packet")
+	child.Args[0] = pluginName
+	out, err := child.Output()
+	if err != nil {
+		return err
+	}
+	return errors.New(strings.TrimSpace(string(out)))
+}
+
+// ownFilter puts a filter over the sidecar's that would hear and answer in its
+// place.
+func ownFilter([]string) error {
+	var p program
+	p.load(offsetNumber)
+	p.equal(unix.SYS_BPF, verdictNotify)
+	p.give(verdictAllow)
+	_, err := installFilter(p)
+	for errors.Unwrap(err) != nil {
+		err = errors.Unwrap(err)
+	}
 	return err
 }
 

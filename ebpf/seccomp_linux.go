@@ -32,6 +32,11 @@ const (
 	verdictNoProtocol = unix.SECCOMP_RET_ERRNO | uint32(unix.EPROTONOSUPPORT)
 )
 
+// parentFlag makes a child of the sidecar instead of the plugin: one that the
+// sidecar never waits for, so that its number stays taken when it has ended. A
+// plugin could use up the host's.
+const parentFlag = unix.CLONE_PARENT
+
 // namespaceFlags are the clone flags that make a namespace. (CLONE_NEWTIME
 // cannot be given to clone, where its bit is part of the exit signal.)
 const namespaceFlags = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
@@ -44,10 +49,19 @@ const (
 	ioctlTIOCLINUX = 0x541c
 )
 
+// The requests of the vhost drivers share their second byte
+// (include/uapi/linux/vhost.h). Their devices are everybody's on many systems,
+// and the one for vsock is a network that no socket call opens.
+const (
+	ioctlGroup = 0xff00
+	ioctlVhost = 0xaf00
+)
+
 // refusedCalls are never needed by a plugin and reach past its walls, or offer
 // attack surface that its work does not need.
 func refusedCalls() map[uint32]string {
-	return map[uint32]string{
+	calls := refusedCallsOfArch()
+	maps.Copy(calls, map[uint32]string{
 		unix.SYS_BPF:               "bpf",
 		unix.SYS_PERF_EVENT_OPEN:   "perf_event_open",
 		unix.SYS_USERFAULTFD:       "userfaultfd",
@@ -88,6 +102,7 @@ func refusedCalls() map[uint32]string {
 		unix.SYS_QUOTACTL_FD:       "quotactl_fd",
 		unix.SYS_FANOTIFY_INIT:     "fanotify_init",
 		unix.SYS_LOOKUP_DCOOKIE:    "lookup_dcookie",
+		unix.SYS_SYSLOG:            "syslog",
 		openTreeAttr:               "open_tree_attr",
 		// Judged by their arguments; listed for their names.
 		unix.SYS_CLONE:      "clone",
@@ -95,7 +110,8 @@ func refusedCalls() map[uint32]string {
 		unix.SYS_SOCKET:     "socket",
 		unix.SYS_SOCKETPAIR: "socketpair",
 		unix.SYS_IOCTL:      "ioctl",
-	}
+	})
+	return calls
 }
 
 // openTreeAttr is newer than the syscall list of the library; its number is the
@@ -160,7 +176,7 @@ func filter(unixSockets bool) []unix.SockFilter {
 			p.equal(number, verdictNotify)
 		}
 	}
-	p.when(unix.SYS_CLONE, flagsFilter(namespaceFlags))
+	p.when(unix.SYS_CLONE, flagsFilter(namespaceFlags|parentFlag))
 	p.when(unix.SYS_UNSHARE, flagsFilter(namespaceFlags|unix.CLONE_NEWTIME))
 	p.when(unix.SYS_SOCKET, socketFilter(unixSockets))
 	p.when(unix.SYS_SOCKETPAIR, pairFilter(unixSockets))
@@ -248,6 +264,8 @@ func ioctlFilter() program {
 	p.load(argument(1))
 	p.equal(ioctlTIOCSTI, verdictNotify)
 	p.equal(ioctlTIOCLINUX, verdictNotify)
+	p.mask(ioctlGroup)
+	p.equal(ioctlVhost, verdictNotify)
 	p.give(verdictAllow)
 	return p
 }

@@ -28,3 +28,10 @@ func processCallsOfArch() []int {
 func ipcCallsOfArch() []int {
 	return []int{unix.SYS_PIPE, unix.SYS_EVENTFD, unix.SYS_SIGNALFD}
 }
+
+// refusedCallsOfArch add to [refusedCalls] what only this architecture has:
+// segment descriptors of a process's own making, and the loader of a binary
+// format that is gone.
+func refusedCallsOfArch() map[uint32]string {
+	return map[uint32]string{unix.SYS_MODIFY_LDT: "modify_ldt", unix.SYS_USELIB: "uselib"}
+}

@@ -217,8 +217,13 @@ func (t *spliced) scheme() authz.Scheme { return t.admission.Request.Destination
 
 // refuse turns the admitted tunnel into a refusal.
 func (t *spliced) refuse(reason authz.Reason, detail string) authz.Refusal {
-	t.outcome.Detail = detail
-	return t.proxy.refused(t.admission.Refuse(reason, detail), nil)
+	return t.refuseAs(&dialError{reason: reason, detail: detail})
+}
+
+func (t *spliced) refuseAs(e *dialError) authz.Refusal {
+	refusal := t.proxy.refused(e.refuse(t.admission), nil)
+	t.outcome.Detail = refusal.Detail
+	return refusal
 }
 
 // dial connects to the upstream.
@@ -234,9 +239,9 @@ func (t *spliced) dial(ctx context.Context) *authz.Refusal {
 		e = unreachable(err, "connect to "+t.admission.Request.Destination.HostPort())
 	}
 	if cause := t.access.cutBy(); cause != nil {
-		e = &dialError{t.proxy.reasonNow(t.admission), cause.Error()}
+		e = &dialError{reason: t.proxy.reasonNow(t.admission), detail: cause.Error()}
 	}
-	refusal := t.refuse(e.reason, e.detail)
+	refusal := t.refuseAs(e)
 	return &refusal
 }
 

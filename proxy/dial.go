@@ -25,11 +25,20 @@ const (
 
 // dialError is a failure to reach an upstream, as the refusal that it becomes.
 type dialError struct {
-	reason authz.Reason
-	detail string
+	reason  authz.Reason
+	detail  string
+	address netip.Addr // that the decision refused; the refusal says then what to ask for
 }
 
 func (e *dialError) Error() string { return e.reason.String() + ": " + e.detail }
+
+// refuse turns the admitted access into the refusal.
+func (e *dialError) refuse(a *authz.Admission) authz.Refusal {
+	if e.address.IsValid() {
+		return a.RefuseAddress(e.address)
+	}
+	return a.Refuse(e.reason, e.detail)
+}
 
 // dialer connects to decided destinations, and to no address that the decision
 // does not allow.
@@ -97,7 +106,7 @@ func (d *dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 	dialer := net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 		actual, err := netip.ParseAddrPort(address)
 		if err != nil {
-			return &dialError{authz.AddressNotAllowed, "the address to connect to is not known"}
+			return &dialError{reason: authz.AddressNotAllowed, detail: "the address to connect to is not known"}
 		}
 		return d.check(decision, actual)
 	}}
@@ -112,10 +121,10 @@ func (d *dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 func (d *dialer) check(decision authz.Decision, to netip.AddrPort) error {
 	addr := to.Addr().Unmap()
 	if reason := decision.CheckAddress(addr); reason != authz.Granted {
-		return &dialError{reason, fmt.Sprintf("the name resolves to %s, which is not allowed", addr)}
+		return &dialError{reason: reason, detail: "it leads to " + addr.String(), address: addr}
 	}
 	if d.forbidden != nil && d.forbidden(netip.AddrPortFrom(addr, to.Port())) {
-		return &dialError{authz.AddressNotAllowed, fmt.Sprintf("%s belongs to the sidecar", to)}
+		return &dialError{reason: authz.AddressNotAllowed, detail: fmt.Sprintf("%s belongs to the sidecar", to)}
 	}
 	return nil
 }
@@ -133,7 +142,7 @@ func (d *dialer) resolve(ctx context.Context, destination authz.Destination) ([]
 	if err != nil {
 		var missing *net.DNSError
 		if errors.As(err, &missing) && missing.IsNotFound {
-			return nil, &dialError{authz.UpstreamUnreachable, "the name " + destination.Host() + " has no address"}
+			return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "the name " + destination.Host() + " has no address"}
 		}
 		return nil, unreachable(err, "resolve "+destination.Host())
 	}
@@ -144,9 +153,9 @@ func (d *dialer) resolve(ctx context.Context, destination authz.Destination) ([]
 // and the system's, never the upstream's: those could hold what it was sent.
 func unreachable(err error, doing string) *dialError {
 	if isTimeout(err) {
-		return &dialError{authz.UpstreamTimeout, doing + ": no answer in time"}
+		return &dialError{reason: authz.UpstreamTimeout, detail: doing + ": no answer in time"}
 	}
-	return &dialError{authz.UpstreamUnreachable, doing + ": " + causeOf(err)}
+	return &dialError{reason: authz.UpstreamUnreachable, detail: doing + ": " + causeOf(err)}
 }
 
 func isTimeout(err error) bool {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -56,6 +57,7 @@ type ResolverConfig struct {
 type Resolver struct {
 	cfg   ResolverConfig
 	names *names
+	stats struct{ udp, tcp questions }
 
 	mu     sync.Mutex
 	folded map[string]time.Time // refused names, and until when they are folded
@@ -123,9 +125,46 @@ func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener n
 	return err
 }
 
+// ResolverStats counts the questions that a Resolver has replied to since it
+// was made, by the transport that they came over.
+type ResolverStats struct {
+	UDP, TCP Questions
+}
+
+// Questions counts questions by verdict. Answered are those whose reply has no
+// error, also where there is no record of the type that was asked for; refused
+// are all others, the most of them for names that are not granted.
+type Questions struct {
+	Answered, Refused uint64
+}
+
+// Stats returns what was asked so far.
+func (r *Resolver) Stats() ResolverStats {
+	return ResolverStats{UDP: r.stats.udp.read(), TCP: r.stats.tcp.read()}
+}
+
+// questions counts as Questions does, while others read.
+type questions struct{ answered, refused atomic.Uint64 }
+
+func (q *questions) read() Questions { return Questions{q.answered.Load(), q.refused.Load()} }
+
+// count counts a reply.
+func (r *Resolver) count(w dns.ResponseWriter, reply *dns.Msg) {
+	transport := &r.stats.udp
+	if w.RemoteAddr().Network() == "tcp" {
+		transport = &r.stats.tcp
+	}
+	if reply.Rcode == dns.RcodeSuccess {
+		transport.answered.Add(1)
+	} else {
+		transport.refused.Add(1)
+	}
+}
+
 // handle answers one question.
 func (r *Resolver) handle(w dns.ResponseWriter, question *dns.Msg) {
 	reply := r.reply(question)
+	r.count(w, reply)
 	if opt := question.IsEdns0(); opt != nil {
 		reply.SetEdns0(dns.MinMsgSize, false)
 	}

@@ -103,6 +103,16 @@ func TestResolverOverTCP(t *testing.T) {
 	if answer.Rcode != dns.RcodeFormatError {
 		t.Errorf("two questions are answered %s", answer)
 	}
+	question = new(dns.Msg)
+	question.SetQuestion("evil.example.", dns.TypeA)
+	_, _, err = (&dns.Client{Net: "tcp"}).ExchangeContext(t.Context(), question, w.dnsTCP)
+	testenv.Must(t, err)
+	w.ask("evil.example", dns.TypeA)
+	w.ask("evil.example", dns.TypeA) // folded in the log, not here
+	want := proxy.ResolverStats{TCP: proxy.Questions{Answered: 1, Refused: 1}, UDP: proxy.Questions{Refused: 2}}
+	if got := w.resolver.Stats(); got != want {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
 }
 
 // TestResolverFollowsThePolicy stops resolving what is taken away.

@@ -262,13 +262,13 @@ func (x *exchange) fail(err error) {
 	var e *dialError
 	switch {
 	case errors.Is(err, errBody):
-		e = &dialError{authz.MalformedRequest, errBody.Error()}
+		e = &dialError{reason: authz.MalformedRequest, detail: errBody.Error()}
 	case errors.Is(err, errRepeated):
-		e = &dialError{authz.UpstreamUnreachable, err.Error()}
+		e = &dialError{reason: authz.UpstreamUnreachable, detail: err.Error()}
 	case !errors.As(err, &e):
 		e = unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
 	}
-	x.refuse(e.reason, e.detail)
+	x.refuseAs(e)
 }
 
 // cutShort answers, before any other answer has begun, that the access ended.
@@ -285,9 +285,13 @@ func (x *exchange) cutShort(cause error) {
 
 // refuse turns the admitted request into a refusal and answers with it.
 func (x *exchange) refuse(reason authz.Reason, detail string) {
+	x.refuseAs(&dialError{reason: reason, detail: detail})
+}
+
+func (x *exchange) refuseAs(e *dialError) {
 	x.settle()
-	x.outcome.Detail = detail
-	refusal := x.proxy.refused(x.admission.Refuse(reason, detail), nil)
+	refusal := x.proxy.refused(e.refuse(x.admission), nil)
+	x.outcome.Detail = refusal.Detail
 	x.proxy.answer(x.w, x.r, refusal)
 }
 

@@ -57,10 +57,6 @@ func (p *Proxy) drop(c *conn, reason authz.Reason, detail string) {
 
 // spliceTransparent decides about a tunnel that was redirected, and splices.
 func (p *Proxy) spliceTransparent(ctx context.Context, c *conn, named authz.Destination, scheme authz.Scheme) {
-	if c.limit != authz.Granted {
-		p.drop(c, c.limit, limitDetail)
-		return
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	t, refusal := p.admitTunnel(ctx, cancel, c, named, scheme)
 	if refusal != nil {
@@ -191,9 +187,6 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 		return
 	case p.cfg.Identify == nil && c.way != tunnel || p.cfg.Identify != nil && !c.proved:
 		p.refuseTLS(c, &fault{authz.IdentityUnknown, "the caller is not proved"})
-		return
-	case c.limit != authz.Granted:
-		p.refuseTLS(c, &fault{c.limit, limitDetail})
 		return
 	}
 	schemes := slices.DeleteFunc(p.schemes(named), func(s authz.Scheme) bool { return s == authz.SchemeHTTP }) // that is not TLS

@@ -157,7 +157,7 @@ func (p *pools) dialFor(decision authz.Decision) func(context.Context, string, s
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
 		if err != nil {
-			return nil, &dialError{authz.UpstreamUnreachable, "the destination is not known"}
+			return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "the destination is not known"}
 		}
 		return p.dialer.dial(ctx, decision, destination)
 	}

@@ -329,9 +329,6 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 			c.original, c.rule = peer.Original, p.attributionOf(peer)
 		}
 	}
-	if c.proved || p.cfg.Identify == nil {
-		c.limit, c.limitRetry = p.cfg.Gate.Connect(p.cfg.Plugin)
-	}
 	if c.redirected() {
 		p.transparent(ctx, c)
 		return

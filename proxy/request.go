@@ -21,9 +21,6 @@ type fault struct {
 	detail string
 }
 
-// limitDetail is said of connections that a limit refuses.
-const limitDetail = "a limit on connections is reached"
-
 func malformed(detail string) *fault { return &fault{authz.MalformedRequest, detail} }
 func mismatch(detail string) *fault  { return &fault{authz.DestinationMismatch, detail} }
 
@@ -72,16 +69,14 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 	panic(http.ErrAbortHandler) // whatever was written of an answer stays incomplete
 }
 
-// admissible refuses connections whose caller is not proved, which a limit
-// refuses, or whose names disagree.
+// admissible refuses connections whose caller is not proved or whose names
+// disagree.
 func (p *Proxy) admissible(r *http.Request, c *conn) *fault {
 	switch {
 	case p.cfg.Identify != nil && !c.proved:
 		return &fault{authz.IdentityUnknown, "the kernel knows of no plugin at the other end"}
 	case p.cfg.Identify == nil && c.way == explicit && !p.authentic(r.Header):
 		return &fault{authz.IdentityUnknown, "the proxy token is missing or wrong"}
-	case c.limit != authz.Granted:
-		return &fault{c.limit, limitDetail}
 	case c.mismatch != "":
 		return mismatch(c.mismatch)
 	}
@@ -241,12 +236,6 @@ func upgradeOf(r *http.Request) string {
 // refuse refuses what is not a request.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *fault) {
 	c.rule.refused()
-	if c.limit == f.reason && c.limitRetry > 0 {
-		refusal, err := p.cfg.Gate.Refuse(f.reason, p.attempt(r, f.detail), c.source)
-		refusal.RetryAfter = c.limitRetry
-		p.answer(w, r, p.refused(refusal, err))
-		return
-	}
 	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, f.detail), c.source)))
 }
 
@@ -296,9 +285,14 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 	_, _ = w.Write(body) //nolint:gosec // it is JSON and says so; an error means that the plugin has gone
 }
 
-// isGRPC reports whether a request expects a gRPC status.
+// isGRPC reports whether a request expects a gRPC status. One of gRPC-Web does
+// not: its clients read HTTP statuses.
 func isGRPC(h http.Header) bool {
-	return len(h["Content-Type"]) == 1 && strings.HasPrefix(h["Content-Type"][0], "application/grpc")
+	if len(h["Content-Type"]) != 1 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(strings.ToLower(h["Content-Type"][0]), "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
 // grpcCode returns the status code of a refusal

@@ -367,6 +367,9 @@ func TestAddresses(t *testing.T) {
 		body, err := io.ReadAll(response.Body)
 		testenv.Must(t, err)
 		wantRefusal(t, response, string(body), test.want)
+		if test.host == "bad" && !strings.Contains(string(body), "addresses: [127.0.0.2/32]") {
+			t.Errorf("the refusal does not say what to ask for: %s", body)
+		}
 	}
 	for _, q := range names.Queries() {
 		if strings.Count(q.Name, ".") != 2 {
@@ -459,34 +462,6 @@ func TestPools(t *testing.T) {
 			t.Errorf("after a change of %s connections are not kept", name)
 		}
 	}
-}
-
-// TestConnectionLimit refuses connections, not requests.
-func TestConnectionLimit(t *testing.T) {
-	api := upstream(t, testenv.UpstreamConfig{Plain: true})
-	greet := tcpServer(t, greeter)
-	r := rule(api, "read")
-	r.To.Scheme, r.To.TLS, r.Insecure = authz.SchemeHTTP, authz.TLS{}, true
-	input := granted(r, tcpRule(greet, authz.SchemeTCP, "api.weather.example"))
-	input.Grants[0].Limits.Connections = authz.Limit{Count: 1, Period: time.Hour}
-	w := newWorld(t, setup{input: input})
-	line := fmt.Sprintf("GET http://api.weather.example:%[1]d/ HTTP/1.1\r\nHost: api.weather.example:%[1]d\r\n\r\n", api.Addr.Port())
-	first := w.raw()
-	for range 2 {
-		first.want(authz.Granted, line)
-	}
-	second := w.raw()
-	second.write(line)
-	response, body := second.read()
-	wantRefusal(t, response, body, authz.QuotaExceeded)
-	if response.Header.Get("Retry-After") == "" {
-		t.Error("Retry-After is missing")
-	}
-	third := w.raw()
-	third.write(fmt.Sprintf("CONNECT api.weather.example:%d HTTP/1.1\r\n\r\n", greet.Port()))
-	response, body = third.read()
-	wantRefusal(t, response, body, authz.QuotaExceeded)
-	first.want(authz.Granted, line)
 }
 
 // TestDeadDependencies refuses when the audit log or the credential fails.

@@ -125,6 +125,27 @@ func TestGRPC(t *testing.T) {
 	})
 }
 
+// TestRefusalInTheClientsTerms answers gRPC with a gRPC status, and gRPC-Web,
+// whose clients read HTTP, as everybody else.
+func TestRefusalInTheClientsTerms(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	r := rule(api, "chat")
+	r.Paths = []string{"/granted"}
+	w := newWorld(t, setup{input: granted(r)})
+	client := w.client(withHTTP2)
+	for kind, want := range map[string]int{
+		"application/grpc": 200, "application/grpc+proto": 200, "Application/GRPC; x=y": 200,
+		"application/grpc-web": 403, "application/grpc-web+proto": 403, "application/grpcx": 403,
+	} {
+		r := request(t, "POST", api.URL("api.weather.example", "/refused"), "x")
+		r.Header.Set("Content-Type", kind)
+		response, body := send(t, client, r)
+		if response.StatusCode != want || (response.Header.Get("Grpc-Status") == "7") != (want == 200) {
+			t.Errorf("%s: answer is %s with %v\n%s", kind, response.Status, response.Header, body)
+		}
+	}
+}
+
 // TestGRPCWithoutTLS speaks HTTP/2 with prior knowledge to the proxy itself.
 func TestGRPCWithoutTLS(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Plain: true})

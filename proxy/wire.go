@@ -37,9 +37,6 @@ type conn struct {
 	original netip.AddrPort
 	source   authz.Source
 	rule     *attribution // of the plugin's socket
-	// limit is Granted, or why a limit on connections refuses this one.
-	limit      authz.Reason
-	limitRetry time.Duration
 
 	// Of tunnels and redirected connections:
 	way      way
@@ -76,7 +73,6 @@ func newConn(raw net.Conn, forget func(*conn), abandoned func() bool) *conn {
 func (c *conn) over(inner *tls.Conn) *conn {
 	return &conn{
 		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source, rule: c.rule,
-		limit: c.limit, limitRetry: c.limitRetry,
 		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch,
 		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned,
 	}

@@ -17,12 +17,22 @@ type CredentialRef struct {
 	Name     string
 	Path     string        // as vault read takes it
 	Lifetime time.Duration // the longest a lease may be kept in use; 0 for no ceiling
+	// Parameters is a JSON object that is sent by POST to a path that answers to
+	// parameters, as PKI's does; "" reads the path. Its keys are sorted and it
+	// holds no blanks, as [json.Marshal] writes it, so that equal ones are ==.
+	Parameters string
+	// TrimNewline takes one line break off the end of each field. Without it a
+	// field that ends with one is not used.
+	TrimNewline bool
 }
 
 // Credential is a current credential. Its fields are secret.
 type Credential struct {
 	// Fields are those of Vault's answer, by name.
 	Fields map[string]Secret
+	// PEM are those fields that are PEM documents, as a certificate and its key
+	// are. They are of several lines, and no header holds them.
+	PEM map[string]Secret
 	// Generation grows each time the credential's value is replaced.
 	Generation uint64
 	// Lease is Vault's lease id, "" when the credential has none.

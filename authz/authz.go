@@ -219,6 +219,8 @@ type Decision struct {
 	address netip.Addr   // that was refused after the name was resolved
 	spares  bool         // a denial that lets what is in flight end: a pause, a rate
 	over    bool         // a limit of the winner's or the plugin's refuses it
+	waits   bool         // QuotaExceeded: limits let it through after RetryAfter, and have it wait
+	excused bool         // from the rule's own limits: the rule only observes it
 	free    bool         // the whole sidecar observes: nothing is spent
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +37,7 @@ func (k grantCheck) document(names map[string]bool) {
 		k.report("spec.rules", "is empty; a grant holds at least one rule")
 	}
 	checkLimits("spec.limits", g.Limits, k.report)
+	k.sockets()
 	hosts := 0
 	ids := map[string]bool{}
 	for i, r := range g.Rules {
@@ -50,15 +52,16 @@ func rulePath(i int, field string) string { return fmt.Sprintf("spec.rules[%d].%
 // checkLimits checks the limits of a grant, a rule or a ceiling.
 func checkLimits(path string, l Limits, report func(path, format string, args ...any)) {
 	switch l.OnExceeded {
-	case "", OnExceededDeny, OnExceededKill:
-	case "throttle", "stop":
-		report(path+".onExceeded", "%s is not supported yet; use deny or kill", l.OnExceeded)
+	case "", OnExceededDeny, OnExceededThrottle, OnExceededStop, OnExceededKill:
 	default:
-		report(path+".onExceeded", "%q is not deny or kill", clip(string(l.OnExceeded)))
+		report(path+".onExceeded", "%q is not deny, throttle, stop or kill", clip(string(l.OnExceeded)))
 	}
 	stated := l.stated()
 	if l.OnExceeded != "" && len(stated) == 0 {
 		report(path+".onExceeded", "is without a limit")
+	}
+	if l.OnExceeded == OnExceededStop && len(stated) == 1 && !l.Requests.IsZero() {
+		report(path+".onExceeded", "stop is done by the kernel, which does not count requests; use deny, throttle or kill")
 	}
 	for _, s := range stated {
 		if s.spec.Count == 0 || s.spec.Count > math.MaxInt64 || s.spec.Period < 0 || s.spec.Period > maxPeriod {
@@ -91,6 +94,29 @@ func (k grantCheck) ceilings(hosts int) {
 			case !stated[i].spec.within(top.spec):
 				k.report(path, "%s is more than the %s that %s allows", stated[i].text, top.text, at("limits."+top.kind.String()))
 			}
+		}
+	}
+}
+
+// maxSocket is the longest path of a Unix socket: sun_path of 108 bytes less
+// the NUL that ends a path and begins an abstract name (unix(7)).
+const maxSocket = 107
+
+// sockets checks the Unix sockets of the grant by what is written. Whether a
+// path can be trusted is seen where the plugin runs.
+func (k grantCheck) sockets() {
+	for i, s := range k.g.Sockets {
+		at := fmt.Sprintf("spec.sockets[%d]", i)
+		name, abstract := strings.CutPrefix(s, "@")
+		switch {
+		case abstract && name == "", !abstract && (!strings.HasPrefix(s, "/") || path.Clean(s) != s || s == "/"):
+			k.report(at, "%q is not a socket; write an absolute path without . and .., as in /run/db.sock, or @NAME for an abstract one", clip(s))
+		case len(s) > maxSocket:
+			k.report(at, "is %d bytes long; the kernel takes %d", len(s), maxSocket)
+		case strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }):
+			k.report(at, "%q holds a control character", clip(s))
+		case slices.Contains(k.g.Sockets[:i], s):
+			k.report(at, "%q is given twice", clip(s))
 		}
 	}
 }

@@ -43,7 +43,7 @@ type Policy struct {
 // a decision does not grow with the number of grants.
 type subject struct {
 	name         Principal
-	granted      bool               // holds a grant, also one that has expired
+	grants       []*Grant           // also those that have expired
 	exact        map[string]entries // by host
 	single       map[string]entries // *.NAME, by NAME
 	deep         map[string]entries // **.NAME, by NAME
@@ -218,7 +218,7 @@ func (c *compiler) expires(at time.Time) {
 // grant compiles one grant. names are those of the grants before it.
 func (c *compiler) grant(g *Grant, names map[string]bool) {
 	s := c.subject(g.Plugin)
-	s.granted = true
+	s.grants = append(s.grants, g)
 	check := grantCheck{c, g, s.guardrails}
 	check.document(names)
 	c.expires(g.NotAfter)

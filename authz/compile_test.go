@@ -71,14 +71,16 @@ func grantProblems() []problemTest {
 		{"a plugin in upper case", changeGrant(func(g *Grant) { g.Plugin = "Weather" }), []string{`spec.plugin: "Weather"` + badName}},
 		{"no end", changeGrant(func(g *Grant) { g.NotAfter = time.Time{} }), []string{`spec.notAfter: is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z`}},
 		{"no rules", changeGrant(func(g *Grant) { g.Rules = nil }), []string{`spec.rules: is empty; a grant holds at least one rule`}},
-		{"throttle", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "throttle"} }), []string{`spec.limits.onExceeded: throttle is not supported yet; use deny or kill`}},
-		{"an unknown consequence", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "warn"} }), []string{`spec.limits.onExceeded: "warn" is not deny or kill`}},
+		{"a stop for requests", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: OnExceededStop} }), []string{`spec.limits.onExceeded: ` + noStop}},
+		{"an unknown consequence", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "warn"} }), []string{`spec.limits.onExceeded: "warn" is not deny, throttle, stop or kill`}},
 		{"a consequence of nothing", changeGrant(func(g *Grant) { g.Limits = Limits{OnExceeded: OnExceededKill} }), []string{`spec.limits.onExceeded: is without a limit`}},
 		{"a limit of nothing", changeGrant(func(g *Grant) { g.Limits.Requests.Period = time.Minute }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 		{"a limit for a century", changeGrant(func(g *Grant) { g.Limits.Requests = Limit{1, maxPeriod + 1} }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 		{"a limit in the past", changeGrant(func(g *Grant) { g.Limits.Syscalls = Limit{1, -1} }), []string{`spec.limits.syscalls: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 	}
 }
+
+const noStop = `stop is done by the kernel, which does not count requests; use deny, throttle or kill`
 
 // ruleProblems are those of rules.
 func ruleProblems() []problemTest {
@@ -91,7 +93,7 @@ func ruleProblems() []problemTest {
 		{"observing for ever", changeRule(func(r *Rule) { r.Mode = ModeObserve }), []string{`spec.rules[0].observeUntil: is missing; observing ends, write when`}},
 		{"an end of observing without it", changeRule(func(r *Rule) { r.ObserveUntil = noon }), []string{`spec.rules[0].observeUntil: goes with mode: observe`}},
 		{"a metered limit on a rule", changeRule(func(r *Rule) { r.Limits.SentBytes = ByteLimit{1, 0} }), []string{`spec.rules[0].limits.sentBytes: is not supported yet on a rule; state it in the grant's limits`}},
-		{"stop on a rule", changeRule(func(r *Rule) { r.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "stop"} }), []string{`spec.rules[0].limits.onExceeded: stop is not supported yet; use deny or kill`}},
+		{"stop on a rule", changeRule(func(r *Rule) { r.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "stop"} }), []string{`spec.rules[0].limits.onExceeded: ` + noStop}},
 	}
 }
 

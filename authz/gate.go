@@ -107,14 +107,18 @@ type Admission struct {
 }
 
 // Admit decides, spends, fetches the credential and writes the audit record,
-// in this order, and returns what came of it. The error explains a refusal that
+// in this order, and returns what came of it. Where a limit on requests
+// throttles, it waits first: until there is room, until ctx ends, or at most 30
+// seconds. The error explains a refusal that
 // has a cause outside the policy (Vault, the audit file), for the operator's
 // log; doors act on the Admission alone.
 func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, error) {
 	now := g.cfg.Now()
 	snapshot := g.cfg.Engine.Current()
 	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, asked: req, started: now}
-	a.Decision = g.decide(snapshot, req, now)
+	if a.Decision = g.decide(snapshot, req, now); a.Decision.waits {
+		snapshot = g.throttle(ctx, a)
+	}
 	if a.Decision.Allowed() && a.Decision.rule != nil {
 		a.Request.Destination = a.Decision.rule.destination(req.Destination)
 	}
@@ -166,21 +170,89 @@ func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 	return d
 }
 
-// crossed reports the limits on requests that have just refused. What a rule
-// or the sidecar only observes is not killed for.
-func (g *Gate) crossed(d Decision, now time.Time) {
-	crossings, _ := g.cfg.Ledger.crossed(d.rule.limits, d.subject.limits, LimitRequests, now)
-	for _, c := range crossings {
-		if d.Reason == Observed || c.Rule != "" && now.Before(d.rule.observeUntil) {
-			c.Kill = false
+// longestWait is how long Admit has an access wait at most.
+const longestWait = 30 * time.Second
+
+// throttle has an access wait until its limits let it through, and decides anew
+// when they do or the policy changes. What then is not made gives back its
+// place. A wait that would be too long for the door or the caller is none.
+func (g *Gate) throttle(ctx context.Context, a *Admission) *Snapshot {
+	last := a.started.Add(longestWait)
+	if end, ok := ctx.Deadline(); ok && end.Before(last) {
+		last = end
+	}
+	for {
+		now := g.cfg.Now()
+		own, shared := a.Decision.spends()
+		wait, ok, exhausted := g.cfg.Ledger.queue(own, shared, now, last.Sub(now))
+		if exhausted {
+			g.cfg.Engine.Bump()
 		}
-		g.report(c)
+		if !ok {
+			a.Decision.RetryAfter = max(a.Decision.RetryAfter, wait)
+			return g.cfg.Engine.Current()
+		}
+		snapshot, d, ok := g.wait(ctx, a.asked, wait)
+		if !ok {
+			g.cfg.Ledger.leave(own, shared, now)
+			return snapshot
+		}
+		if d.Allowed() && a.Decision.excused && d.rule == a.Decision.rule {
+			d.observe()
+			d.excused = true
+		}
+		a.Decision = d
+		ownNow, sharedNow := d.spends()
+		if d.Allowed() && sameLimits(own, ownNow) && sameLimits(shared, sharedNow) {
+			return snapshot
+		}
+		g.cfg.Ledger.leave(own, shared, now)
+		if !d.Allowed() {
+			return snapshot
+		}
+		// The policy has changed and grants it under other limits.
+		if a.Decision = g.decide(snapshot, a.asked, g.cfg.Now()); !a.Decision.waits {
+			return snapshot
+		}
 	}
 }
 
-func (g *Gate) report(c Crossing) {
-	if g.cfg.Crossed != nil {
-		g.cfg.Crossed(c)
+// wait waits and decides anew, as of a request that is paid for. It is over
+// early when the access is refused, and reports false when ctx ends.
+func (g *Gate) wait(ctx context.Context, req Request, wait time.Duration) (*Snapshot, Decision, bool) {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for waited := false; ; {
+		snapshot := g.cfg.Engine.Current()
+		d := snapshot.Decide(req, g.cfg.Ledger.Usage().InFlight(), g.cfg.Now())
+		if waited || !d.Allowed() {
+			return snapshot, d, true
+		}
+		select {
+		case <-ctx.Done():
+			return snapshot, d, false
+		case <-snapshot.Changed():
+		case <-timer.C:
+			waited = true
+		}
+	}
+}
+
+// sameLimits reports whether two sets of limits are one.
+func sameLimits(a, b []limit) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// crossed reports the limits on requests that have just refused. What a rule
+// or the sidecar only observes is not killed for.
+func (g *Gate) crossed(d Decision, now time.Time) {
+	for _, c := range g.cfg.Ledger.crossed(d.rule.limits, d.subject.limits, LimitRequests, now) {
+		if d.Reason == Observed || c.Rule != "" && now.Before(d.rule.observeUntil) {
+			c.Action = ""
+		}
+		if g.cfg.Crossed != nil {
+			g.cfg.Crossed(c)
+		}
 	}
 }
 
@@ -407,31 +479,4 @@ func presentable(url string) string {
 		return rest
 	}
 	return scheme + "://" + rest
-}
-
-// Connect spends one connection of the plugin's limits and returns the reason
-// for refusing it, or Granted. Doors call it once for each TCP connection of
-// the plugin. What comes over it is decided by Admit.
-func (g *Gate) Connect(principal Principal) (Reason, time.Duration) {
-	now := g.cfg.Now()
-	snapshot := g.cfg.Engine.Current()
-	limits := snapshot.pluginLimits(principal)
-	if len(limits) == 0 {
-		return Granted, 0
-	}
-	ok, exhausted := g.cfg.Ledger.spend(nil, limits, LimitConnections, now)
-	if exhausted {
-		g.cfg.Engine.Bump()
-	}
-	if ok {
-		return Granted, 0
-	}
-	crossings, retry := g.cfg.Ledger.crossed(nil, limits, LimitConnections, now)
-	for _, c := range snapshot.lenient(principal, crossings, now) {
-		g.report(c)
-	}
-	if snapshot.Observing(principal, now) {
-		return Granted, 0
-	}
-	return QuotaExceeded, retry
 }

@@ -71,6 +71,8 @@ type Grant struct {
 	Credentials []CredentialSpec `json:"credentials,omitempty"`
 	// Limits hold for the whole plugin. The limits of all its grants apply.
 	Limits Limits `json:"limits,omitzero"`
+	// Sockets are the Unix sockets the plugin may reach: absolute paths, or @NAME for an abstract one.
+	Sockets []string `json:"sockets,omitempty"`
 }
 
 // Rule is one least-privilege permission of a grant.
@@ -177,7 +179,13 @@ type OnExceeded string
 
 // What happens over a limit. The zero value is OnExceededDeny.
 const (
+	// OnExceededDeny refuses what goes beyond.
 	OnExceededDeny OnExceeded = "deny"
+	// OnExceededThrottle slows down what can be slowed down, and refuses the rest.
+	OnExceededThrottle OnExceeded = "throttle"
+	// OnExceededStop stops the plugin until a tenth of the limit is free again.
+	OnExceededStop OnExceeded = "stop"
+	// OnExceededKill ends the plugin.
 	OnExceededKill OnExceeded = "kill"
 )
 
@@ -185,13 +193,15 @@ const (
 type Limits struct {
 	// Requests counts admitted requests and tunnels.
 	Requests Limit `json:"requests,omitzero"`
-	// Connections counts the plugin's TCP connections that reached the sidecar.
+	// Connections counts the plugin's TCP connects that were let through to the sidecar.
 	Connections Limit `json:"connections,omitzero"`
 	// SentBytes and ReceivedBytes are IP bytes on the plugin's side.
 	SentBytes     ByteLimit `json:"sentBytes,omitzero"`
 	ReceivedBytes ByteLimit `json:"receivedBytes,omitzero"`
 	// Syscalls counts the plugin's system calls.
 	Syscalls Limit `json:"syscalls,omitzero"`
-	// OnExceeded is deny (the default) or kill.
+	// Processes counts the processes that the plugin starts.
+	Processes Limit `json:"processes,omitzero"`
+	// OnExceeded is deny (the default), throttle, stop or kill.
 	OnExceeded OnExceeded `json:"onExceeded,omitempty"`
 }

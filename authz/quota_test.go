@@ -1,7 +1,6 @@
 package authz
 
 import (
-	"encoding/json"
 	"math"
 	"math/big"
 	"slices"
@@ -226,7 +225,7 @@ func TestAllOrNothing(t *testing.T) {
 // after it has recovered.
 func TestCrossing(t *testing.T) {
 	w := limitedWorld(t, Limits{}, Limits{Requests: Limit{2, time.Minute}, OnExceeded: OnExceededKill})
-	crossing := Crossing{Plugin: "weather", Grant: "weather", Rule: "read-forecast", Kind: LimitRequests, Limit: Limit{2, time.Minute}, Kill: true}
+	crossing := Crossing{Plugin: "weather", Grant: "weather", Rule: "read-forecast", Kind: LimitRequests, Limit: Limit{2, time.Minute}, Action: OnExceededKill}
 	ask := func(n int, want ...Crossing) {
 		t.Helper()
 		w.crossed = nil
@@ -258,13 +257,19 @@ func TestCrossingWhileObserving(t *testing.T) {
 		if d := w.admit(t, get(t, forecastURL)).Decision; !d.Allowed() {
 			t.Errorf("an observing sidecar says %s", d.Reason)
 		}
-		if reason, _ := w.gate.Connect("weather"); reason != Granted {
-			t.Errorf("an observing sidecar refuses a connection: %s", reason)
-		}
 	}
-	more, _ := w.ledger.Observe(w.engine.Current(), "weather", Sample{Syscalls: 5}, noon)
-	if all := append(w.crossed, more...); len(all) != 3 || all[0].Kill || all[1].Kill || all[2].Kill {
-		t.Errorf("crossed %+v", all)
+	for _, want := range []int{2, 0} { // each is told once
+		more, _ := w.ledger.Observe(w.engine.Current(), "weather", Sample{Connections: 9, Syscalls: 5}, noon)
+		if len(more) != want {
+			t.Errorf("crossed %+v", more)
+		}
+		w.crossed = append(w.crossed, more...)
+	}
+	if len(w.crossed) != 3 || slices.ContainsFunc(w.crossed, func(c Crossing) bool { return c.Action != "" }) {
+		t.Errorf("crossed %+v", w.crossed)
+	}
+	if metered := w.ledger.Metered(w.engine.Current(), "weather", noon); metered != nil {
+		t.Errorf("an observing sidecar has the kernel enforce %+v", metered)
 	}
 
 	// A rule that observes does not kill for its own limit, but does for the plugin's.
@@ -278,7 +283,7 @@ func TestCrossingWhileObserving(t *testing.T) {
 			t.Errorf("request %d is %s", i, got)
 		}
 	}
-	if len(w.crossed) != 2 || w.crossed[0].Rule == "" || w.crossed[0].Kill || w.crossed[1].Rule != "" || !w.crossed[1].Kill {
+	if len(w.crossed) != 2 || w.crossed[0].Rule == "" || w.crossed[0].Action != "" || w.crossed[1].Rule != "" || w.crossed[1].Action != OnExceededKill {
 		t.Errorf("crossed %+v", w.crossed)
 	}
 }
@@ -296,32 +301,24 @@ func TestObserve(t *testing.T) {
 	for i, step := range []struct {
 		after     time.Duration
 		sample    Sample
-		crossed   []LimitKind
 		exhausted bool
 		want      Reason
 	}{
-		{0, Sample{}, nil, false, Granted},
-		{0, Sample{50, 500, 5}, nil, false, Granted},
-		{0, Sample{200, 500, 5}, []LimitKind{LimitSentBytes}, false, QuotaExceeded},
-		{0, Sample{300, 500, 5}, nil, false, QuotaExceeded}, // still over: not again
-		{3 * time.Second, Sample{300, 500, 5}, nil, false, Granted},
-		{3 * time.Second, Sample{450, 500, 5}, []LimitKind{LimitSentBytes}, false, QuotaExceeded},
-		{9 * time.Second, Sample{10, 10, 1}, nil, false, Granted}, // a new start of the plugin
-		{9 * time.Second, Sample{10, 499, 20}, []LimitKind{LimitSyscalls}, false, QuotaExceeded},
-		{15 * time.Second, Sample{10, 520, 20}, []LimitKind{LimitReceivedBytes}, true, QuotaExceeded},
-		{15 * time.Second, Sample{10, 900, 20}, nil, false, QuotaExceeded},
+		{0, Sample{}, false, Granted},
+		{0, Sample{SentBytes: 50, ReceivedBytes: 500, Syscalls: 5}, false, Granted},
+		{0, Sample{SentBytes: 200, ReceivedBytes: 500, Syscalls: 5}, false, QuotaExceeded},
+		{0, Sample{SentBytes: 300, ReceivedBytes: 500, Syscalls: 5}, false, QuotaExceeded},
+		{3 * time.Second, Sample{SentBytes: 300, ReceivedBytes: 500, Syscalls: 5}, false, Granted},
+		{3 * time.Second, Sample{SentBytes: 450, ReceivedBytes: 500, Syscalls: 5}, false, QuotaExceeded},
+		{7 * time.Second, Sample{SentBytes: 10, ReceivedBytes: 10, Syscalls: 1}, false, Granted}, // a new start of the plugin
+		{7 * time.Second, Sample{SentBytes: 10, ReceivedBytes: 499, Syscalls: 20}, false, QuotaExceeded},
+		{11 * time.Second, Sample{SentBytes: 10, ReceivedBytes: 520, Syscalls: 20}, true, QuotaExceeded},
+		{11 * time.Second, Sample{SentBytes: 10, ReceivedBytes: 900, Syscalls: 20}, false, QuotaExceeded},
 	} {
 		now := noon.Add(step.after)
 		crossings, exhausted := w.ledger.Observe(s, "weather", step.sample, now)
-		var kinds []LimitKind
-		for _, c := range crossings {
-			kinds = append(kinds, c.Kind)
-			if !c.Kill || c.Plugin != "weather" || c.Grant != "weather" || c.Rule != "" {
-				t.Errorf("step %d: %+v", i, c)
-			}
-		}
-		if !slices.Equal(kinds, step.crossed) || exhausted != step.exhausted {
-			t.Errorf("step %d crosses %v, exhausted %t", i, kinds, exhausted)
+		if crossings != nil || exhausted != step.exhausted {
+			t.Errorf("step %d crosses %v, which the kernel tells, exhausted %t", i, crossings, exhausted)
 		}
 		if got := decide(now); got != step.want {
 			t.Errorf("step %d: %s", i, got)
@@ -330,11 +327,11 @@ func TestObserve(t *testing.T) {
 			t.Errorf("step %d: %s when the meter is stale", i, got)
 		}
 	}
-	report := w.ledger.Report(s, "weather", noon.Add(15*time.Second))
+	report := w.ledger.Report(s, "weather", noon.Add(11*time.Second))
 	want := []UsageOf{
-		{Plugin: "weather", Grant: "weather", Kind: LimitSentBytes, Limit: Limit{100, time.Second}, Known: true},
-		{Plugin: "weather", Grant: "weather", Kind: LimitReceivedBytes, Limit: Limit{1000, 0}, Used: 1400, Known: true},
-		{Plugin: "weather", Grant: "weather", Kind: LimitSyscalls, Limit: Limit{10, time.Second}, Known: true},
+		{Plugin: "weather", Grant: "weather", Kind: LimitSentBytes, Limit: Limit{100, time.Second}, Known: true, Action: OnExceededKill},
+		{Plugin: "weather", Grant: "weather", Kind: LimitReceivedBytes, Limit: Limit{1000, 0}, Used: 1400, Known: true, Action: OnExceededKill},
+		{Plugin: "weather", Grant: "weather", Kind: LimitSyscalls, Limit: Limit{10, time.Second}, Known: true, Action: OnExceededKill},
 	}
 	if diff := cmp.Diff(want, report); diff != "" {
 		t.Error(diff)
@@ -343,93 +340,9 @@ func TestObserve(t *testing.T) {
 		t.Error("what was read a minute ago is known")
 	}
 	// The grant's end ends its limits.
-	if crossings, _ := w.ledger.Observe(s, "weather", Sample{1 << 40, 1 << 40, 1 << 40}, noon.AddDate(1, 0, 0)); crossings != nil {
-		t.Errorf("an ended grant's limits are crossed: %v", crossings)
-	}
-}
-
-// TestTotals: what is used of totals survives a restart.
-func TestTotals(t *testing.T) {
-	total := Limits{Requests: Limit{3, 0}, ReceivedBytes: ByteLimit{100, 0}}
-	w := limitedWorld(t, total, Limits{Requests: Limit{2, 0}})
-	w.ledger.samples["weather"] = reading{at: noon}
-	generation := w.engine.Current().Generation()
-	changed := w.engine.Current().Changed()
-	w.admit(t, get(t, forecastURL))
-	if w.engine.Current().Generation() != generation {
-		t.Error("a total that is not used up makes a generation")
-	}
-	last := w.admit(t, get(t, forecastURL))
-	if w.engine.Current().Generation() != generation+1 {
-		t.Error("a total that is used up makes no generation")
-	}
-	<-changed
-	if !last.StillAllowed() {
-		t.Error("the last request of a total is cut by itself")
-	}
-	if r := w.admit(t, get(t, forecastURL)).Decision; r.Reason != QuotaExceeded || !r.Cuts() || r.RetryAfter != 0 {
-		t.Errorf("%+v", r)
-	}
-	w.ledger.Observe(w.engine.Current(), "weather", Sample{ReceivedBytes: 40}, noon)
-
-	want := []Total{
-		{Plugin: "weather", Grant: "weather", Kind: "receivedBytes", Used: 40},
-		{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 2},
-		{Plugin: "weather", Grant: "weather", Rule: "read-forecast", Kind: "requests", Used: 2},
-	}
-	totals := w.ledger.Totals()
-	if diff := cmp.Diff(want, totals); diff != "" {
-		t.Error(diff)
-	}
-	data, err := json.Marshal(totals)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var read []Total
-	if err := json.Unmarshal(data, &read); err != nil {
-		t.Fatal(err)
-	}
-	again := limitedWorld(t, total, Limits{Requests: Limit{2, 0}})
-	again.ledger.samples["weather"] = reading{at: noon}
-	again.ledger.RestoreTotals(append(read, Total{Plugin: "weather", Kind: "cookies", Used: 7}))
-	again.ledger.RestoreTotals([]Total{{Plugin: "zz", Grant: "g", Kind: "syscalls", Used: 9}})
-	want = append(want, Total{Plugin: "zz", Grant: "g", Kind: "syscalls", Used: 9})
-	again.ledger.RestoreTotals([]Total{{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 1}}) // nothing is given back
-	if diff := cmp.Diff(want, again.ledger.Totals()); diff != "" {
-		t.Error(diff)
-	}
-	if r := again.admit(t, get(t, forecastURL)).Decision.Reason; r != QuotaExceeded {
-		t.Errorf("after a restart it is %s", r)
-	}
-}
-
-// TestConnections: connections are spent when they are made, and not by
-// requests.
-func TestConnections(t *testing.T) {
-	w := limitedWorld(t, Limits{Connections: Limit{2, time.Minute}, OnExceeded: OnExceededKill}, Limits{})
-	for i, want := range []Reason{Granted, Granted, QuotaExceeded, QuotaExceeded} {
-		reason, retry := w.gate.Connect("weather")
-		if reason != want || (retry != 0) != (want != Granted) {
-			t.Errorf("connection %d is %s, retry in %s", i, reason, retry)
-		}
-	}
-	if len(w.crossed) != 1 || w.crossed[0].Kind != LimitConnections || !w.crossed[0].Kill {
-		t.Errorf("crossed %+v", w.crossed)
-	}
-	if d := w.admit(t, get(t, forecastURL)).Decision; !d.Allowed() {
-		t.Errorf("a request on a connection that was made is %s", d.Reason)
-	}
-	if reason, _ := w.gate.Connect("other"); reason != Granted {
-		t.Errorf("another plugin's connection is %s", reason)
-	}
-	w = limitedWorld(t, Limits{Connections: Limit{1, 0}}, Limits{})
-	generation := w.engine.Current().Generation()
-	w.gate.Connect("weather")
-	if w.engine.Current().Generation() == generation {
-		t.Error("the last connection makes no generation")
-	}
-	if reason, retry := w.gate.Connect("weather"); reason != QuotaExceeded || retry != 0 {
-		t.Errorf("after the last connection: %s, retry in %s", reason, retry)
+	later := noon.AddDate(1, 0, 0)
+	if _, exhausted := w.ledger.Observe(s, "weather", Sample{Syscalls: 1 << 40}, later); exhausted || w.ledger.Metered(s, "weather", later) != nil {
+		t.Error("an ended grant's limits are enforced")
 	}
 }
 
@@ -465,7 +378,7 @@ func TestSpendTogether(t *testing.T) {
 				}
 				w.ledger.Observe(w.engine.Current(), "weather", Sample{}, noon)
 				w.ledger.Report(w.engine.Current(), "weather", noon)
-				w.ledger.Totals()
+				w.ledger.State()
 			}
 		})
 	}
@@ -478,13 +391,13 @@ func TestSpendTogether(t *testing.T) {
 func TestLimitKindNames(t *testing.T) {
 	for kind, want := range map[LimitKind]string{
 		LimitRequests: "requests", LimitConnections: "connections", LimitSentBytes: "sentBytes",
-		LimitReceivedBytes: "receivedBytes", LimitSyscalls: "syscalls", 9: "unknown",
+		LimitReceivedBytes: "receivedBytes", LimitSyscalls: "syscalls", LimitProcesses: "processes", 9: "unknown",
 	} {
 		if kind.String() != want {
 			t.Errorf("kind %d is %s", kind, kind)
 		}
 	}
-	if (Sample{1, 2, 3}).of(LimitRequests) != 0 {
+	if (Sample{1, 2, 3, 4, 5}).of(LimitRequests) != 0 {
 		t.Error("the kernel counts requests")
 	}
 }

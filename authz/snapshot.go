@@ -122,7 +122,7 @@ func (d *Decision) revoke(v *Revocation) bool {
 
 // observe passes the access without a credential.
 func (d *Decision) observe() {
-	d.Reason, d.Credential, d.RetryAfter, d.spares = Observed, "", 0, false
+	d.Reason, d.Credential, d.RetryAfter, d.spares, d.waits = Observed, "", 0, false, false
 }
 
 // relaxable reports whether a sidecar that observes passes the access all the
@@ -206,7 +206,7 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 		if d.observe(); d.rule.states(req)&req.Unenforceable&^ConditionCredential != 0 {
 			d.Reason = NotEnforceableHere
 		}
-	case !d.subject.granted:
+	case len(d.subject.grants) == 0:
 		d.Reason = NoGrant
 	case !found.host:
 		d.Reason = DestinationNotGranted
@@ -382,10 +382,11 @@ func (s *Snapshot) shut(p Principal, r *rule, now time.Time) bool {
 // limit applies usage to an access that rules let through. The winner's own
 // limits bound what it grants; the plugin's bound what a rule observes too.
 func (d *Decision) limit(usage Usage, now time.Time) {
+	d.excused = d.Reason == Observed
 	own, shared := usage.check(d.subject.name, d.ownLimits(), d.subject.limits, now)
 	if own.over && now.Before(d.rule.observeUntil) {
 		d.observe()
-		d.over, own = true, standing{}
+		d.over, d.excused, own = true, true, standing{}
 	}
 	both := own.and(shared)
 	switch {
@@ -394,21 +395,22 @@ func (d *Decision) limit(usage Usage, now time.Time) {
 		d.Reason, d.spares = UsageUnknown, true
 	case both.over:
 		d.Reason, d.over, d.spares, d.RetryAfter = QuotaExceeded, true, !both.total, both.retry
+		d.waits = !both.hard && !both.unknown
 	}
 }
 
 // ownLimits returns the winner's limits, and none for what it only observes.
 func (d *Decision) ownLimits() []limit {
-	if d.Reason != Granted {
+	if d.excused {
 		return nil
 	}
 	return d.rule.limits
 }
 
-// spends returns the limits that the access spends from. What passes because
-// the whole sidecar observes spends nothing.
+// spends returns the limits that the access spends from, or will when it has
+// waited. What passes because the whole sidecar observes spends nothing.
 func (d *Decision) spends() (own, shared []limit) {
-	if !d.Allowed() || d.free {
+	if d.free || !d.Allowed() && !d.waits {
 		return nil, nil
 	}
 	return d.ownLimits(), d.subject.limits
@@ -487,6 +489,24 @@ func (s *Snapshot) allLimits(p Principal) []limit {
 // meter which costs something runs only while it is needed.
 func (s *Snapshot) HasLimit(p Principal, kind LimitKind) bool {
 	return slices.ContainsFunc(s.pluginLimits(p), func(l limit) bool { return l.kind == kind })
+}
+
+// Sockets returns the Unix sockets that grants in force let the plugin reach,
+// sorted and each once: absolute paths, and @NAME for an abstract one. What is
+// quarantined reaches none; what is paused keeps them.
+func (s *Snapshot) Sockets(p Principal, now time.Time) []string {
+	sub := s.subject(p)
+	if sub == nil || s.shut(p, nil, now) {
+		return nil
+	}
+	var out []string
+	for _, g := range sub.grants {
+		if now.Before(g.NotAfter) {
+			out = append(out, g.Sockets...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Observing reports whether the sidecar observes: what is not granted passes.

@@ -17,8 +17,6 @@ func notYetField(t reflect.Type, name string) bool {
 	switch t {
 	case reflect.TypeFor[Sidecar]():
 		return name == "upstreamProxy"
-	case reflect.TypeFor[Process]():
-		return name == "listen"
 	case reflect.TypeFor[VaultAuth]():
 		return slices.Contains([]string{"role", "jwtFile", "certFile", "keyFile"}, name)
 	case reflect.TypeFor[authz.CredentialSpec]():
@@ -33,18 +31,10 @@ const notYet = "%q is not supported yet; %s"
 
 // notYetGrant reports the values of a grant that a later version will take.
 func notYetGrant(g authz.Grant, report reporter) {
-	onExceeded := func(l authz.Limits, path string) {
-		if l.OnExceeded == "throttle" || l.OnExceeded == "stop" {
-			report(path+".limits.onExceeded", notYet, l.OnExceeded, "use deny or kill")
-		}
-	}
-	onExceeded(g.Limits, "spec")
 	for i, r := range g.Rules {
-		path := at("spec.rules", i)
 		if slices.Contains([]authz.Scheme{"postgres", "redis", "mysql"}, r.To.Scheme) {
-			report(path+".to.scheme", notYet, r.To.Scheme, "use https, http, tls or tcp")
+			report(at("spec.rules", i)+".to.scheme", notYet, r.To.Scheme, "use https, http, tls or tcp")
 		}
-		onExceeded(r.Limits, path)
 	}
 }
 

@@ -141,7 +141,7 @@ func wordsOf(t reflect.Type) []any {
 	case reflect.TypeFor[authz.Mode]():
 		return []any{authz.ModeEnforce, authz.ModeObserve}
 	case reflect.TypeFor[authz.OnExceeded]():
-		return []any{authz.OnExceededDeny, authz.OnExceededKill}
+		return []any{authz.OnExceededDeny, authz.OnExceededThrottle, authz.OnExceededStop, authz.OnExceededKill}
 	case reflect.TypeFor[authz.WildcardHosts]():
 		return []any{authz.WildcardNone, authz.WildcardSingle, authz.WildcardAny}
 	case reflect.TypeFor[Kernel]():

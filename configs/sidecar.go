@@ -119,10 +119,24 @@ type Process struct {
 	User User `json:"user,omitempty"`
 	// Network is own (the default) or host.
 	Network Network `json:"network,omitempty"`
+	// Listen are the TCP ports the plugin may serve; they are reachable on the host's loopback. None by default.
+	Listen []uint16 `json:"listen,omitempty"`
+	// Files are the files and folders the plugin may use; without it, all that its user may.
+	Files *Files `json:"files,omitempty"`
 	// Env is added to the plugin's environment.
 	Env map[string]string `json:"env,omitempty"`
 	// UnsafeSameUser lets the plugin run as root or as the sidecar's own user while the kernel is required. Such a plugin can end its confinement.
 	UnsafeSameUser bool `json:"unsafeSameUser,omitempty"`
+}
+
+// Files are what a plugin may use of the file system: these files, and all below
+// these folders, relative to this file. What it needs to run (its own program,
+// the system's libraries) is added to them when it is started.
+type Files struct {
+	// Read may be read and executed.
+	Read []string `json:"read,omitempty"`
+	// Write may be read, executed, written, made and removed.
+	Write []string `json:"write,omitempty"`
 }
 
 // UserDynamic is the user that stands for a uid of the plugin's own.

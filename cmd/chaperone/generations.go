@@ -315,9 +315,9 @@ func (s *sidecar) watchFiles(ctx context.Context) {
 
 // saveTotals persists what is used of totals when that has changed.
 func (s *sidecar) saveTotals() error {
-	totals := s.ledger.Totals()
-	if len(totals) == 0 {
+	used := s.ledger.State()
+	if len(used.Totals)+len(used.Samples) == 0 {
 		return nil
 	}
-	return s.state.save(totalsFile, totals)
+	return s.state.save(totalsFile, used)
 }

@@ -75,7 +75,7 @@ func (s *sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
 
 // sampled takes in what the kernel counted.
 func (s *sidecar) sampled(u ebpf.Usage) {
-	sample := authz.Sample{SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Syscalls: u.Syscalls.Total}
+	sample := authz.Sample{Connections: u.Connections, SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Syscalls: u.Syscalls.Total}
 	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sample, time.Now())
 	for _, c := range crossings {
 		s.crossed(c)

@@ -410,11 +410,11 @@ func (s *sidecar) crossed(c authz.Crossing) {
 	name += " " + c.Kind.String()
 	s.metrics.crossings.WithLabelValues(name).Inc()
 	detail := fmt.Sprintf("%s exceeded", c.Kind)
-	if c.Kill {
+	if c.Action == authz.OnExceededKill {
 		detail += "; the plugin is ended"
 	}
 	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, Detail: detail})
-	if c.Kill && s.cage != nil {
+	if c.Action == authz.OnExceededKill && s.cage != nil {
 		if err := s.cage.Kill(); err != nil {
 			s.opts.log.Error("the plugin over its limit could not be ended", zap.Error(err))
 		}

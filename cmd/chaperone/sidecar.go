@@ -113,11 +113,11 @@ func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
 	if err := s.state.revocationsInto(s.engine); err != nil {
 		return err
 	}
-	var totals []authz.Total
-	if err := s.state.load(totalsFile, &totals); err != nil {
+	var used authz.State
+	if err := s.state.load(totalsFile, &used); err != nil {
 		return err
 	}
-	s.ledger.RestoreTotals(totals)
+	s.ledger.Restore(used)
 	return nil
 }
 

@@ -16,12 +16,15 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // limit bounds the whole run.
 const limit = 10 * time.Minute
 
 func main() {
+	ebpf.Launch() // does not return in the process that becomes a plugin
 	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "role=") {
 		if err := playRole(strings.TrimPrefix(os.Args[1], "role="), os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
@@ -55,9 +58,22 @@ func run(ctx context.Context, binary string, length time.Duration, only string) 
 		name string
 		play func(context.Context, *world) (*table, error)
 	}{
-		{"decide", decideScene}, {"admit", admitScene}, {"proxy", proxyScene}, {"revoke", revokeScene}, {"start", startScene},
+		{"decide", decideScene},
+		{"admit", admitScene},
+		{"proxy", proxyScene},
+		{"revoke", revokeScene},
+		{"start", startScene},
+		{"kernel-calls", callsScene},
+		{"kernel-net", netScene},
+		{"kernel-limits", limitsScene},
+		{"kernel-halt", haltScene},
+		{"kernel-mediation", mediationScene},
 	} {
 		if !strings.Contains(scene.name, only) {
+			continue
+		}
+		if strings.HasPrefix(scene.name, "kernel") && os.Geteuid() != 0 {
+			fmt.Printf("%s: left out, it needs root\n\n", scene.name)
 			continue
 		}
 		t, err := scene.play(ctx, w)

@@ -22,6 +22,9 @@ import (
 // playRole is another process of this program: what is measured runs in a
 // process of its own, so that its CPU time is its own.
 func playRole(role string, args []string) error {
+	if role == "worker" {
+		return workerMain()
+	}
 	if len(args) != 3 {
 		return fmt.Errorf("role %s takes CERT KEY ADDRESS", role)
 	}

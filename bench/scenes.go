@@ -390,12 +390,7 @@ func startScene(ctx context.Context, w *world) (*table, error) {
 
 // confinedStart measures starting and ending a plugin that does nothing.
 func (w *world) confinedStart(ctx context.Context, times int) ([]time.Duration, error) {
-	config, err := os.ReadFile(w.file("sidecar.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	kernel := strings.Replace(string(config), `kernel: "off"`, "kernel: required", 1)
-	if err := os.WriteFile(w.file("kernel.yaml"), []byte(kernel), 0o600); err != nil {
+	if err := w.kernelConfig(""); err != nil {
 		return nil, err
 	}
 	var took []time.Duration

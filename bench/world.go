@@ -205,6 +205,10 @@ type sidecarStatus struct {
 		Name    string `json:"name"`
 		Address string `json:"address"`
 	} `json:"doors"`
+	Process struct {
+		PID    int    `json:"pid"`
+		Cgroup string `json:"cgroup"`
+	} `json:"process"` // of a plugin that was started
 }
 
 func (s sidecarStatus) proxy() string {

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// kernelRounds is how often everything that is compared takes its turn. What is
+// said to be added is the median of the differences within a round, so that
+// what the machine does meanwhile falls on both sides.
+const kernelRounds = 11
+
+// elsewhere is where the plugin believes to connect to: an address that exists
+// nowhere, so that nothing but the redirect leads anywhere.
+const elsewhere = "240.0.0.9:443"
+
+// rig is a cage with the listeners of its sidecar, which is this program.
+type rig struct {
+	cage     *ebpf.Cage
+	proxy    net.Listener
+	resolver net.PacketConn
+	stop     context.CancelFunc
+	stopped  chan error
+}
+
+// newRig makes a cage and attaches nothing yet.
+func (w *world) newRig() (r *rig, err error) {
+	r = &rig{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}()
+	state := w.file("cage")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return r, err
+	}
+	if r.cage, err = ebpf.New(ebpf.Config{Plugin: "bench", StateDir: state}); err != nil {
+		return r, err
+	}
+	if r.proxy, err = r.cage.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return r, err
+	}
+	r.resolver, err = r.cage.ListenPacket("udp", "127.0.0.1:0")
+	return r, err
+}
+
+// attach puts the programs on the cgroup and reports what they say, unread.
+func (r *rig) attach(ctx context.Context) error {
+	ends := ebpf.Endpoints{Proxy4: endpoint(r.proxy.Addr()), Resolver4: endpoint(r.resolver.LocalAddr())}
+	if err := r.cage.Attach(ends); err != nil {
+		return err
+	}
+	ctx, r.stop = context.WithCancel(ctx)
+	r.stopped = make(chan error, 1)
+	go func() { r.stopped <- r.cage.Run(ctx) }()
+	return nil
+}
+
+func endpoint(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()) }
+
+// Close ends the plugin and takes everything off again.
+func (r *rig) Close() error {
+	var errs []error
+	if r.stop != nil {
+		r.stop()
+		errs = append(errs, <-r.stopped)
+	}
+	if r.proxy != nil {
+		errs = append(errs, r.proxy.Close())
+	}
+	if r.resolver != nil {
+		errs = append(errs, r.resolver.Close())
+	}
+	if r.cage != nil {
+		errs = append(errs, r.cage.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// undisturbed gives a thread a CPU of its own as far as the machine allows: no
+// other thread runs on it while this one does not wait. Where it is not allowed
+// the figures are noisier, and no less true.
+func undisturbed(tid, cpu int) {
+	var set unix.CPUSet
+	set.Set(cpu % runtime.NumCPU())
+	_ = unix.SchedSetaffinity(tid, &set)
+	_ = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 50}, 0)
+}
+
+// alone runs work undisturbed. The thread is given back as it was: another
+// thread's end would end the processes that it started (PR_SET_PDEATHSIG).
+func alone(work func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return err
+	}
+	undisturbed(0, 0)
+	err := work()
+	return errors.Join(err, unix.SchedSetaffinity(0, &before), unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0))
+}
+
+// series is what one row has seen, a list for each round, in picoseconds.
+type series [][]int64
+
+func (s series) fastest() int64 { return slices.Min(slices.Concat(s...)) }
+
+func (s series) median() int64 { return middle(slices.Concat(s...)) }
+
+// added is what s takes more than base: the median of the rounds' differences.
+func (s series) added(base series) int64 {
+	var differences []int64
+	for i := range s {
+		differences = append(differences, middle(s[i])-middle(base[i]))
+	}
+	return middle(differences)
+}
+
+// percent is added as a share of base.
+func (s series) percent(base series) float64 {
+	return 100 * float64(s.added(base)) / float64(base.median())
+}
+
+func middle(values []int64) int64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+// ns writes picoseconds as nanoseconds.
+func ns(picoseconds int64) string { return fmt.Sprintf("%.1f ns", float64(picoseconds)/1000) }

@@ -16,6 +16,7 @@ const (
 	KindProcess    Kind = "process"    // a plugin started or ended
 	KindLost       Kind = "lost"       // kernel events that could not be kept
 	KindEcho       Kind = "echo"       // an upstream answered with the credential
+	KindInbound    Kind = "inbound"    // a connection from the host led to the plugin: its beginning and its end
 )
 
 // Record is one line of the audit log. It never holds a secret or a body. The

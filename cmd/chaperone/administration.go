@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -149,7 +151,12 @@ func (s *sidecar) status() admin.Status {
 		if info.OwnNetwork {
 			network = string(configs.NetworkOwn)
 		}
-		out.Process = &admin.Process{PID: int(s.pid.Load()), UID: info.UID, Cgroup: info.Cgroup, Network: network, State: s.processState(now)}
+		out.Process = &admin.Process{
+			PID: int(s.pid.Load()), UID: info.UID, Cgroup: info.Cgroup, Network: network, State: s.processState(now), Listen: s.ports(),
+		}
+		if out.Process.State == "stopped" {
+			out.Process.StoppedBy, out.Process.StoppedUntil, _ = s.limits.stopped()
+		}
 	}
 	return out
 }
@@ -158,10 +165,37 @@ func (s *sidecar) processState(now time.Time) string {
 	switch {
 	case s.engine.Current().RevokedLevel(s.plugin, now) == authz.LevelHalt:
 		return "halted"
-	case s.pid.Load() == 0:
+	case s.pid.Load() == 0 && s.opts.cgroup == "":
 		return "not started"
 	}
+	if _, _, stopped := s.limits.stopped(); stopped {
+		return "stopped"
+	}
 	return "running"
+}
+
+// ports says where the plugin may serve, and how the host reaches it there.
+func (s *sidecar) ports() []admin.Port {
+	var out []admin.Port
+	for _, port := range s.config.Load().Sidecar.Process.Listen {
+		p := admin.Port{Port: port, Forwarded: s.inbound != nil}
+		if s.inbound == nil {
+			// It listens on the network that it shares, and on both if it likes.
+			for _, host := range loopbacks {
+				p.Addresses = append(p.Addresses, net.JoinHostPort(host, strconv.Itoa(int(port))))
+			}
+			out = append(out, p)
+			continue
+		}
+		for _, d := range s.inbound.doors {
+			if d.port == port {
+				p.Addresses = append(p.Addresses, d.Addr().String())
+			}
+		}
+		p.Open = s.inbound.open(port)
+		out = append(out, p)
+	}
+	return out
 }
 
 func (s *sidecar) kernelStatus() admin.Kernel {
@@ -266,8 +300,9 @@ func (s *sidecar) usage() admin.Usage {
 	for _, u := range s.ledger.Report(s.engine.Current(), s.plugin, now) {
 		l := admin.Limit{
 			Grant: u.Grant, Rule: u.Rule, Kind: u.Kind.String(), Limit: limitText(u), Used: u.Used,
-			Ratio: float64(u.Used) / float64(u.Limit.Count),
+			Ratio: float64(u.Used) / float64(u.Limit.Count), OnExceeded: string(u.Action),
 		}
+		l.State, l.Until = s.limits.state(u.Grant + " " + l.Kind)
 		if u.Used < u.Limit.Count {
 			l.Remaining = u.Limit.Count - u.Used
 		}
@@ -281,6 +316,7 @@ func (s *sidecar) usage() admin.Usage {
 		c := u.Syscalls
 		out.Counters = &admin.Counters{
 			SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Connections: u.Connections, RefusedConnections: u.Refused,
+			LimitedConnections: u.Limited, SentPackets: u.SentPackets, ReceivedPackets: u.ReceivedPackets, DNSQueries: u.DNSQueries,
 			Syscalls: c.Total, Lost: u.Lost,
 			SyscallClasses: map[string]uint64{"file": c.File, "network": c.Network, "process": c.Process, "memory": c.Memory, "ipc": c.IPC, "other": c.Other},
 		}

@@ -69,12 +69,15 @@ func (s *sidecar) registerVaultMetrics() {
 // fails leaves a gap instead of a wrong figure.
 func (s *sidecar) registerKernelMetrics() {
 	m := s.metrics
-	m.collect("chaperone_plugin_syscalls_total", "System calls of the plugin, while a limit has them counted.", prometheus.CounterValue, []string{"class"},
-		func(emit func(float64, ...string)) {
-			u, err := s.cage.Usage()
-			if err != nil {
-				return
+	usage := func(name, help string, labels []string, read func(u ebpf.Usage, emit func(float64, ...string))) {
+		m.collect(name, help, prometheus.CounterValue, labels, func(emit func(float64, ...string)) {
+			if u, err := s.cage.Usage(); err == nil {
+				read(u, emit)
 			}
+		})
+	}
+	usage("chaperone_plugin_syscalls_total", "System calls of the plugin, while a limit has them counted.", []string{"class"},
+		func(u ebpf.Usage, emit func(float64, ...string)) {
 			c := u.Syscalls
 			for class, n := range map[string]uint64{
 				"file": c.File, "network": c.Network, "process": c.Process, "memory": c.Memory, "ipc": c.IPC, "other": c.Other,
@@ -82,24 +85,52 @@ func (s *sidecar) registerKernelMetrics() {
 				emit(float64(n), class)
 			}
 		})
-	m.collect("chaperone_plugin_network_bytes_total", "IP bytes of the plugin's connections with the sidecar.", prometheus.CounterValue, []string{"direction"},
+	usage("chaperone_plugin_network_bytes_total", "IP bytes of the plugin's connections with the sidecar.", []string{"direction"},
+		func(u ebpf.Usage, emit func(float64, ...string)) {
+			emit(float64(u.SentBytes), "sent")
+			emit(float64(u.ReceivedBytes), "received")
+		})
+	usage("chaperone_plugin_network_packets_total", "IP packets of the plugin's connections with the sidecar.", []string{"direction"},
+		func(u ebpf.Usage, emit func(float64, ...string)) {
+			emit(float64(u.SentPackets), "sent")
+			emit(float64(u.ReceivedPackets), "received")
+		})
+	usage("chaperone_plugin_connections_total", "The plugin's attempts to connect, by what the kernel did.", []string{"verdict"},
+		func(u ebpf.Usage, emit func(float64, ...string)) {
+			emit(float64(u.Connections), "redirected")
+			emit(float64(u.Refused), "refused")
+			emit(float64(u.Limited), "limited")
+		})
+	m.collect("chaperone_plugin_dns_queries_total", "Questions of the plugin to the sidecar's resolver.", prometheus.CounterValue, []string{"transport"},
 		func(emit func(float64, ...string)) {
-			if u, err := s.cage.Usage(); err == nil {
-				emit(float64(u.SentBytes), "sent")
-				emit(float64(u.ReceivedBytes), "received")
+			if u, err := s.cage.Usage(); err == nil && s.resolver != nil {
+				tcp := s.resolver.Stats().TCP
+				emit(float64(u.DNSQueries), "udp")
+				emit(float64(tcp.Answered+tcp.Refused), "tcp")
 			}
 		})
-	m.collect("chaperone_plugin_connections_total", "The plugin's attempts to connect, by what the kernel did.", prometheus.CounterValue, []string{"verdict"},
-		func(emit func(float64, ...string)) {
-			if u, err := s.cage.Usage(); err == nil {
-				emit(float64(u.Connections), "redirected")
-				emit(float64(u.Refused), "refused")
-			}
-		})
+	s.registerRuleMetrics()
 	m.collect("chaperone_kernel_unmediated_total", "Connections that the kernel let through and the proxy did not receive.", prometheus.CounterValue, nil,
 		func(emit func(float64, ...string)) {
 			emit(float64(s.strays.Load()))
 		})
+}
+
+// registerRuleMetrics registers what the kernel counted for each rule.
+func (s *sidecar) registerRuleMetrics() {
+	byRule := func(name, help string, read func(t ruleTraffic) (sent, received uint64)) {
+		s.metrics.collect(name, help, prometheus.CounterValue, []string{"rule", "direction"}, func(emit func(float64, ...string)) {
+			for _, t := range s.ruleTraffic() {
+				sent, received := read(t)
+				emit(float64(sent), t.rule, "sent")
+				emit(float64(received), t.rule, "received")
+			}
+		})
+	}
+	byRule("chaperone_rule_network_bytes_total", "IP bytes of the plugin's connections, by the rule they were last used for.",
+		func(t ruleTraffic) (sent, received uint64) { return t.SentBytes, t.ReceivedBytes })
+	byRule("chaperone_rule_network_packets_total", "IP packets of the plugin's connections, by the rule they were last used for.",
+		func(t ruleTraffic) (sent, received uint64) { return t.SentPackets, t.ReceivedPackets })
 }
 
 // countStrays keeps how many connections the kernel let through to the sidecar

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/vault"
 )
 
@@ -31,9 +33,12 @@ func (s *sidecar) follow(ctx context.Context, act func(*authz.Snapshot)) {
 
 // followKernel keeps the kernel's door and the plugin's life in line with what
 // is revoked.
-func (s *sidecar) followKernel(snapshot *authz.Snapshot) {
-	if err := s.enforceLevel(snapshot); err != nil {
+func (s *sidecar) followKernel(*authz.Snapshot) {
+	if err := s.enforceLevel(); err != nil {
 		s.opts.log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+	}
+	if err := s.enforceLimits(); err != nil {
+		s.opts.log.Error("the limits in force are not the kernel's", zap.Error(err))
 	}
 }
 
@@ -47,17 +52,28 @@ func (s *sidecar) retainLeases(ctx context.Context) {
 	s.broker.Retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
 }
 
-// enforceLevel brings the kernel in line with what was revoked.
-func (s *sidecar) enforceLevel(snapshot *authz.Snapshot) error {
-	if s.cage == nil {
-		return nil
-	}
-	level := snapshot.RevokedLevel(s.plugin, time.Now())
-	err := s.cage.Shut(level == authz.LevelQuarantine || level == authz.LevelHalt)
-	if level == authz.LevelHalt {
+// enforceLevel brings the kernel, and what comes in, in line with what is
+// revoked now. It looks under a lock, so that who looked earlier never undoes
+// what who looked later has done.
+func (s *sidecar) enforceLevel() error {
+	level, err := s.bringInLine()
+	if s.cage != nil && level == authz.LevelHalt {
 		err = errors.Join(err, s.cage.Kill())
 	}
 	return err
+}
+
+func (s *sidecar) bringInLine() (level authz.Level, err error) {
+	s.enforcing.Lock()
+	defer s.enforcing.Unlock()
+	level = s.engine.Current().RevokedLevel(s.plugin, time.Now())
+	if s.cage != nil {
+		err = s.cage.Shut(level == authz.LevelQuarantine || level == authz.LevelHalt)
+	}
+	if s.inbound != nil {
+		s.inbound.enforce(level)
+	}
+	return level, err
 }
 
 // revocationRequest is what an operator asks to be taken away.
@@ -105,22 +121,37 @@ func (s *sidecar) cut(revocation authz.Revocation) revocationResult {
 	s.cutting.Lock()
 	defer s.cutting.Unlock()
 	started := time.Now()
-	s.engine.Revoke(revocation)
 	out := revocationResult{revocation: revocation}
+	out.cut = s.putInForce(revocation)
+	enforced := make(chan error, 1)
+	go func() { enforced <- s.enforceLevel() }() // the plugin dies while its exchanges are cut
 	if s.proxy != nil && revocation.Level != authz.LevelPause {
 		take := s.proxy.Reconsider
 		if revocation.Rule == "" {
 			take = s.proxy.Hangup
 		}
-		out.cut = take()
+		out.cut += take()
 	}
-	if err := s.enforceLevel(s.engine.Current()); err != nil {
+	if err := <-enforced; err != nil {
 		out.failed = append(out.failed, "kernel: "+err.Error())
 	}
 	out.took = time.Since(started)
 	s.metrics.revoked(out.took)
 	out.failed = append(out.failed, s.keepRevocation(revocation, fmt.Sprintf("%s: %s", revocation.Level, revocation.Reason))...)
 	return out
+}
+
+// putInForce makes the revocation's generation and cuts what comes in from the
+// host, under the lock that whoever follows generations cuts it under: the
+// answer is to say how much that was.
+func (s *sidecar) putInForce(revocation authz.Revocation) (cut int) {
+	s.enforcing.Lock()
+	defer s.enforcing.Unlock()
+	s.engine.Revoke(revocation)
+	if s.inbound == nil {
+		return 0
+	}
+	return s.inbound.enforce(s.engine.Current().RevokedLevel(s.plugin, time.Now()))
 }
 
 // giveBackLeases tells Vault: everything that the plugin had, or what one rule
@@ -221,7 +252,7 @@ func (s *sidecar) restore(id, reason, actor string) (failed []string, err error)
 		return nil, fmt.Errorf("no revocation has the id %q", id)
 	}
 	s.engine.Restore(found.ID)
-	if err := s.enforceLevel(s.engine.Current()); err != nil {
+	if err := s.enforceLevel(); err != nil {
 		failed = append(failed, "kernel: "+err.Error())
 	}
 	found.Actor = actor
@@ -246,7 +277,11 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 	old := s.config.Load()
 	next, err := configs.Load(old.Path, time.Now())
 	if err == nil {
-		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), s.countable(next.Grants))
+		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), s.enforceable(next.Grants))
+	}
+	var generation uint64
+	if err == nil {
+		generation, err = s.replacePolicy(old, next)
 	}
 	if err != nil {
 		s.metrics.reloadOK.Set(0)
@@ -259,7 +294,6 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 		return nil, err
 	}
 	changes = describeChanges(old, next)
-	generation := s.install(next)
 	files := map[string]string{}
 	for _, f := range next.Files {
 		files[f.Path] = f.SHA256
@@ -288,13 +322,41 @@ func sameIdentity(old, next *configs.Sidecar) error {
 	return nil
 }
 
-// countable refuses a limit on system calls that a reload brings while nothing
-// counts them: it would be accepted and never act.
-func (s *sidecar) countable(grants []authz.Grant) error {
-	if s.cage != nil && !s.cage.Info().Syscalls && limitsSyscalls(grants) {
-		return errors.New("spec.limits.syscalls: system calls are counted from the start or not at all, so this takes a restart")
+// enforceable refuses more limits of one kind than the kernel takes: one that
+// it did not take would be accepted and never act.
+func (s *sidecar) enforceable(grants []authz.Grant) error {
+	if s.cage == nil {
+		return nil
+	}
+	stated := map[authz.LimitKind]int{}
+	for _, g := range grants {
+		l := g.Limits
+		for kind, limit := range map[authz.LimitKind]authz.Limit{
+			authz.LimitConnections: l.Connections, authz.LimitSentBytes: authz.Limit(l.SentBytes),
+			authz.LimitReceivedBytes: authz.Limit(l.ReceivedBytes), authz.LimitSyscalls: l.Syscalls, authz.LimitProcesses: l.Processes,
+		} {
+			if !limit.IsZero() {
+				stated[kind]++
+			}
+		}
+	}
+	for kind, n := range stated {
+		if n > ebpf.MaxLimits {
+			return fmt.Errorf("spec.limits.%s: %d grants of %s state one, and the kernel takes %d", kind, n, s.plugin, ebpf.MaxLimits)
+		}
 	}
 	return nil
+}
+
+// replacePolicy puts a policy in force, here and in the kernel. One that the
+// kernel does not take is taken back.
+func (s *sidecar) replacePolicy(old, next *configs.Config) (uint64, error) {
+	generation := s.install(next)
+	if err := s.enforceLimits(); err != nil {
+		s.install(old)
+		return 0, errors.Join(err, s.enforceLimits())
+	}
+	return generation, nil
 }
 
 // watchFiles reloads when a file has changed.
@@ -313,11 +375,23 @@ func (s *sidecar) watchFiles(ctx context.Context) {
 	}
 }
 
-// saveTotals persists what is used of totals when that has changed.
-func (s *sidecar) saveTotals() error {
+// saveUsed writes down what is used of totals and the reading up to which that
+// is so, when something of it has changed. Counters that end with the sidecar
+// need no reading.
+func (s *sidecar) saveUsed() error {
 	used := s.ledger.State()
-	if len(used.Totals)+len(used.Samples) == 0 {
+	if s.opts.cgroup == "" {
+		used.Samples = nil
+	}
+	for i := range used.Samples {
+		used.Samples[i].At = used.Samples[i].At.Truncate(time.Minute) // a reading that says nothing new is none
+	}
+	if reflect.DeepEqual(used, s.used) {
 		return nil
 	}
-	return s.state.save(totalsFile, used)
+	if err := s.state.save(totalsFile, used); err != nil {
+		return err
+	}
+	s.used = used
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +32,7 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.cgroup,
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		CountSyscalls: limitsSyscalls(s.config.Load().Grants), Denied: s.denied, Sample: s.sampled,
+		Serve: spec.Process.Listen, Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
 		Logger: s.opts.log.Named("kernel"),
 	})
 	if err == nil {
@@ -49,11 +48,6 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 	return nil
 }
 
-// limitsSyscalls reports whether a limit needs system calls to be counted.
-func limitsSyscalls(grants []authz.Grant) bool {
-	return slices.ContainsFunc(grants, func(g authz.Grant) bool { return !g.Limits.Syscalls.IsZero() })
-}
-
 // hostNetwork reports whether the plugin shares the sidecar's network.
 func (s *sidecar) hostNetwork() bool {
 	return s.cage == nil || !s.cage.Info().OwnNetwork
@@ -66,17 +60,51 @@ func (s *sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
 		return proxy.Peer{}, false
 	}
 	s.identified.Add(1)
-	peer := proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original}
+	peer := proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original, Cookie: p.Cookie}
 	if p.Explicit {
 		peer.Original = netip.AddrPort{}
 	}
 	return peer, true
 }
 
+// sampleOf is a reading of the kernel's counters as the ledger takes it.
+func sampleOf(u ebpf.Usage) authz.Sample {
+	return authz.Sample{
+		Connections: u.Connections, SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Syscalls: u.Syscalls.Total,
+	}
+}
+
+// beginMetering says where the counters stand before anything of this run is
+// counted, takes their first reading, and has the kernel enforce the limits.
+// Counters of a cgroup that is ours are new. Those of one that was given may be
+// an earlier sidecar's: what it wrote down last says up to where they were
+// charged, and the first reading charges what was used while nobody was here.
+func (s *sidecar) beginMetering() error {
+	if s.cage == nil {
+		return nil
+	}
+	first, err := s.cage.Usage()
+	if err != nil {
+		return fmt.Errorf("read kernel counters: %w", err)
+	}
+	switch {
+	case s.opts.cgroup == "":
+		s.ledger.Begin(s.plugin, authz.Sample{})
+	case len(s.used.Samples) == 0:
+		s.ledger.Begin(s.plugin, sampleOf(first))
+	}
+	traffic, err := s.cage.Traffic()
+	if err != nil {
+		return fmt.Errorf("read kernel counters: %w", err)
+	}
+	s.attribution.begin(traffic)
+	s.sampled(first)
+	return s.enforceLimits()
+}
+
 // sampled takes in what the kernel counted.
 func (s *sidecar) sampled(u ebpf.Usage) {
-	sample := authz.Sample{Connections: u.Connections, SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Syscalls: u.Syscalls.Total}
-	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sample, time.Now())
+	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sampleOf(u), time.Now())
 	for _, c := range crossings {
 		s.crossed(c)
 	}
@@ -94,7 +122,7 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		s.record(&authz.Record{Time: d.Time, Kind: authz.KindLost, Door: authz.DoorKernel, Lost: d.Lost, Detail: "kernel refusals that could not be described"})
 		return
 	}
-	reason, detail, remedy := explainDenial(d)
+	reason, detail, remedy := s.explainDenial(d)
 	r := &authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
 		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
@@ -128,8 +156,11 @@ func target(d ebpf.Denial) string {
 }
 
 // explainDenial says in the words of a refusal why a wall refused.
-func explainDenial(d ebpf.Denial) (reason authz.Reason, detail, remedy string) {
+func (s *sidecar) explainDenial(d ebpf.Denial) (reason authz.Reason, detail, remedy string) {
 	switch d.Cause {
+	case ebpf.CauseLimit:
+		detail, remedy = s.explainLimit(d.Limit)
+		return authz.QuotaExceeded, detail, remedy
 	case ebpf.CauseDoor:
 		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
 	case ebpf.CauseNamespace:

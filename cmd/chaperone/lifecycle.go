@@ -33,6 +33,14 @@ func (s *sidecar) listen(ctx context.Context) error {
 			return err
 		}
 	}
+	if s.inbound != nil {
+		if err := s.inbound.listen(ctx, spec.Process.Listen, s.ownPorts()); err != nil {
+			return err
+		}
+		for _, d := range s.inbound.doors {
+			s.forbid(d.Addr())
+		}
+	}
 	if s.envoy != nil {
 		addr, err := s.envoy.Listen(ctx, spec.Listen.ExtAuthz.String())
 		if err != nil {
@@ -75,11 +83,6 @@ func (s *sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) error 
 	if err := s.cage.Attach(ends); err != nil {
 		return fmt.Errorf("attach kernel programs: %w", err)
 	}
-	first, err := s.cage.Usage() // so that usage is known from the first request on
-	if err != nil {
-		return fmt.Errorf("read kernel counters: %w", err)
-	}
-	s.sampled(first)
 	return nil
 }
 
@@ -114,6 +117,18 @@ func (s *sidecar) listenInCage(address string) (ends ebpf.Endpoints, err error) 
 		}
 	}
 	return ends, nil
+}
+
+// ownPorts returns the ports that the sidecar itself has beside the plugin.
+func (s *sidecar) ownPorts() []uint16 {
+	var out []uint16
+	for _, l := range s.listeners {
+		out = append(out, addrPort(l.Addr()).Port())
+	}
+	for _, ends := range s.resolvers {
+		out = append(out, addrPort(ends.tcp.Addr()).Port())
+	}
+	return out
 }
 
 // resolverEnds are where the resolver listens on one address.
@@ -224,6 +239,9 @@ func (s *sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 			g.Go(func() error { return s.resolver.Serve(ctx, ends.udp, ends.tcp) })
 		}
 	}
+	if s.inbound != nil {
+		g.Go(func() error { return s.inbound.run(ctx) })
+	}
 	if s.envoy != nil {
 		g.Go(func() error { return s.envoy.Run(ctx) })
 	}
@@ -311,6 +329,9 @@ func (s *sidecar) close() error {
 	for _, l := range s.listeners {
 		_ = l.Close() // closed by Serve already when the proxy ran
 	}
+	if s.inbound != nil {
+		s.inbound.close() // likewise
+	}
 	if s.trust != nil {
 		errs = append(errs, s.trust.Close())
 	}
@@ -318,7 +339,7 @@ func (s *sidecar) close() error {
 		errs = append(errs, s.audit.Close())
 	}
 	if s.state != nil {
-		errs = append(errs, s.saveTotals(), s.state.Close())
+		errs = append(errs, s.saveUsed(), s.state.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -327,7 +348,7 @@ func (s *sidecar) close() error {
 // most what was used in the last moment.
 func (s *sidecar) keepTotals(ctx context.Context) {
 	every(ctx, time.Second, func() {
-		if err := s.saveTotals(); err != nil {
+		if err := s.saveUsed(); err != nil {
 			s.opts.log.Error("totals used could not be kept", zap.Error(err))
 		}
 	})
@@ -401,19 +422,26 @@ func (s *sidecar) install(cfg *configs.Config) uint64 {
 	return generation
 }
 
-// crossed says that a limit was exceeded: once, until it recovers.
+// crossed says that a limit which a door keeps was exceeded: once, until it
+// recovers.
 func (s *sidecar) crossed(c authz.Crossing) {
 	name := c.Grant
 	if c.Rule != "" {
 		name += "/" + c.Rule
 	}
-	name += " " + c.Kind.String()
-	s.metrics.crossings.WithLabelValues(name).Inc()
-	detail := fmt.Sprintf("%s exceeded", c.Kind)
-	if c.Action == authz.OnExceededKill {
-		detail += "; the plugin is ended"
+	s.metrics.crossings.WithLabelValues(name + " " + c.Kind.String()).Inc()
+	detail := fmt.Sprintf("%s exceeded: %s; ", c.Kind, limitText(authz.UsageOf{Kind: c.Kind, Limit: c.Limit}))
+	switch c.Action {
+	case authz.OnExceededKill:
+		detail += "the plugin is ended"
+	case authz.OnExceededThrottle:
+		detail += "requests wait for it"
+	case authz.OnExceededDeny, authz.OnExceededStop:
+		detail += "requests are refused"
+	default:
+		detail += "only observed"
 	}
-	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, Detail: detail})
+	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, UID: -1, Detail: detail})
 	if c.Action == authz.OnExceededKill && s.cage != nil {
 		if err := s.cage.Kill(); err != nil {
 			s.opts.log.Error("the plugin over its limit could not be ended", zap.Error(err))

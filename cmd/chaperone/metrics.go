@@ -20,6 +20,8 @@ type metrics struct {
 	crossings   *prometheus.CounterVec
 	fetches     prometheus.Histogram
 	reloadOK    prometheus.Gauge
+
+	inbound, inboundBytes *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -54,8 +56,15 @@ func newMetrics() *metrics {
 		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chaperone_config_last_reload_successful", Help: "1 when the files were loaded the last time they were read.",
 		}),
+		inbound: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_inbound_connections_total", Help: "Connections from the host for the plugin: accepted, refused, or unreachable.",
+		}, []string{"port", "result"}),
+		inboundBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_inbound_bytes_total", Help: "Bytes of those connections that the plugin received and sent.",
+		}, []string{"port", "direction"}),
 	}
 	m.registry.MustRegister(m.decisions, m.deciding, m.requests, m.revocations, m.starts, m.crossings, m.fetches, m.reloadOK,
+		m.inbound, m.inboundBytes,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

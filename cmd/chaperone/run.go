@@ -102,6 +102,9 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 		return 0, err
 	}
 	s.install(s.config.Load())
+	if err := s.beginMetering(); err != nil {
+		return 0, err
+	}
 	if r, halted := s.halted(); halted {
 		return 0, fmt.Errorf("%s is halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, c.config)
 	}
@@ -130,7 +133,7 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 		return startStatus(err), err
 	}
 	// A halt that came while it was being started found nothing to kill.
-	if err := s.enforceLevel(s.engine.Current()); err != nil {
+	if err := s.enforceLevel(); err != nil {
 		s.opts.log.Error("a revocation is not enforced by the kernel", zap.Error(err))
 	}
 	notifyReady()

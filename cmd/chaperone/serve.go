@@ -76,6 +76,9 @@ func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
 		return err
 	}
 	s.install(s.config.Load())
+	if err := s.beginMetering(); err != nil {
+		return err
+	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)

@@ -57,6 +57,7 @@ type sidecar struct {
 	gate     *authz.Gate
 	cage     *ebpf.Cage
 	kernel   kernelState
+	inbound  *inbound
 	trust    *trustBundle
 	resolver *proxy.Resolver
 	proxy    *proxy.Proxy
@@ -64,16 +65,20 @@ type sidecar struct {
 	admin    *admin.Server
 	web      *web
 
-	forbidden  *forbidden
-	listeners  []net.Listener // the proxy's
-	resolvers  []resolverEnds
-	addresses  addresses
-	strays     atomic.Uint64 // connections that the kernel let through and the proxy never saw
-	lastUsage  ebpf.Usage    // of the goroutine that samples
-	pid        atomic.Int64  // of the plugin; 0 before it is started
-	identified atomic.Uint64 // connections whose caller the kernel proved
-	cutting    sync.Mutex    // revocations take turns
-	leasing    sync.Mutex    // so do changes of what is leased
+	forbidden   *forbidden
+	listeners   []net.Listener // the proxy's
+	resolvers   []resolverEnds
+	addresses   addresses
+	strays      atomic.Uint64 // connections that the kernel let through and the proxy never saw
+	used        authz.State   // as it was last written down
+	lastUsage   ebpf.Usage    // of the goroutine that samples
+	pid         atomic.Int64  // of the plugin; 0 before it is started
+	identified  atomic.Uint64 // connections whose caller the kernel proved
+	limits      limits        // that the kernel enforces
+	attribution attribution   // of bytes to rules
+	enforcing   sync.Mutex    // so does bringing the kernel in line with the policy
+	cutting     sync.Mutex    // revocations take turns
+	leasing     sync.Mutex    // so do changes of what is leased
 }
 
 // addresses are where the doors are, once they are bound.
@@ -95,7 +100,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.makeBroker, s.makeGate, s.makeCage, s.makeProxy, s.makeEnvoy, s.makeAdmin, s.makeWeb,
+		s.openState, s.openAudit, s.makeBroker, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -113,11 +118,10 @@ func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
 	if err := s.state.revocationsInto(s.engine); err != nil {
 		return err
 	}
-	var used authz.State
-	if err := s.state.load(totalsFile, &used); err != nil {
+	if err := s.state.load(totalsFile, &s.used); err != nil {
 		return err
 	}
-	s.ledger.Restore(used)
+	s.ledger.Restore(s.used)
 	return nil
 }
 
@@ -192,7 +196,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Echo: func(r *authz.Record) { s.record(r) },
 	}
 	if s.cage != nil {
-		cfg.Identify = s.identify
+		cfg.Identify, cfg.Attribute = s.identify, s.attribute
 		s.resolver, err = proxy.NewResolver(proxy.ResolverConfig{
 			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.refused,
 			Log: s.opts.log.Named("resolver"),

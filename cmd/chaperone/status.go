@@ -53,7 +53,7 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	}
 	row(w, "kernel", kernel)
 	if p := s.Process; p != nil {
-		row(w, "process", fmt.Sprintf("%s, pid %d, uid %d, network %s, %s", p.State, p.PID, p.UID, p.Network, p.Cgroup))
+		processRows(w, p)
 	}
 	for _, d := range s.Doors {
 		row(w, "door "+d.Name, d.Address+" enforces "+list(d.Enforces))
@@ -91,6 +91,29 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	}
 }
 
+func processRows(w io.Writer, p *admin.Process) {
+	state := p.State
+	if p.StoppedBy != "" {
+		state += " by limit " + p.StoppedBy + " " + untilText(p.StoppedUntil)
+	}
+	row(w, "process", fmt.Sprintf("%s, pid %d, uid %d, network %s, %s", state, p.PID, p.UID, p.Network, p.Cgroup))
+	for _, l := range p.Listen {
+		how := "led to it from the host"
+		if !l.Forwarded {
+			how = "which it may listen on itself"
+		}
+		row(w, "", fmt.Sprintf("serves on %s, %s; %d open", list(l.Addresses), how, l.Open))
+	}
+}
+
+// untilText says when a limit lets through again.
+func untilText(at time.Time) string {
+	if at.IsZero() {
+		return "for good"
+	}
+	return "until " + at.Local().Format(time.TimeOnly)
+}
+
 func (c *cli) usageCommand() *cobra.Command {
 	return c.withOutput(c.withAdmin(&cobra.Command{
 		Use: "usage", Short: "Show usage against limits, and what the kernel counted", Args: noArgs,
@@ -109,13 +132,17 @@ func (c *cli) usageCommand() *cobra.Command {
 }
 
 func usageTable(w io.Writer, u admin.Usage) {
-	row(w, "LIMIT", "OF", "USED", "LEFT", "RATIO")
+	row(w, "LIMIT", "OF", "USED", "LEFT", "RATIO", "STATE")
 	for _, l := range u.Limits {
 		name := l.Grant
 		if l.Rule != "" {
 			name += "/" + l.Rule
 		}
-		row(w, name+" "+l.Kind, l.Limit, l.Used, l.Remaining, fmt.Sprintf("%.0f %%", 100*l.Ratio))
+		state := l.State
+		if state != "" {
+			state += " " + untilText(l.Until)
+		}
+		row(w, name+" "+l.Kind, l.Limit, l.Used, l.Remaining, fmt.Sprintf("%.0f %%", 100*l.Ratio), state)
 	}
 	if u.Stale {
 		row(w, "the kernel's counters are stale: accesses under byte and syscall limits are refused")
@@ -131,6 +158,8 @@ func usageTable(w io.Writer, u admin.Usage) {
 	row(w, "bytes received", k.ReceivedBytes)
 	row(w, "connections", k.Connections)
 	row(w, "refused by the kernel", k.RefusedConnections)
+	row(w, "turned away by a limit", k.LimitedConnections)
+	row(w, "questions to the resolver", k.DNSQueries)
 	if k.Syscalls > 0 {
 		row(w, "syscalls", k.Syscalls)
 	}

@@ -53,8 +53,20 @@ type Process struct {
 	PID     int    `json:"pid"`
 	UID     int    `json:"uid"`
 	Cgroup  string `json:"cgroup,omitempty"`
-	State   string `json:"state"` // running, stopped (frozen), ended, halted
+	State   string `json:"state"` // running, stopped (by a limit), ended, halted
 	Network string `json:"network,omitempty"`
+	Listen  []Port `json:"listen,omitempty"` // where it may serve
+
+	StoppedBy    string    `json:"stoppedBy,omitempty"`   // the limit that stopped it
+	StoppedUntil time.Time `json:"stoppedUntil,omitzero"` // when it is expected to go on; zero for never
+}
+
+// Port is a TCP port on which the plugin may serve.
+type Port struct {
+	Port      uint16   `json:"port"`
+	Addresses []string `json:"addresses,omitempty"` // of the host that lead to it
+	Forwarded bool     `json:"forwarded"`           // the sidecar listens there, and leads into the plugin's own network
+	Open      int      `json:"open"`                // connections that are led through
 }
 
 // Door is one place where requests arrive.
@@ -127,6 +139,9 @@ type Limit struct {
 	Ratio      float64 `json:"ratio"`                // used of the limit; 1 is all of it
 	RetryAfter float64 `json:"retryAfter,omitempty"` // seconds until one more is allowed
 	OnExceeded string  `json:"onExceeded,omitempty"`
+
+	State string    `json:"state,omitempty"` // of a limit that is crossed: refusing, throttled, stopped or killed
+	Until time.Time `json:"until,omitzero"`  // when it is expected to let through again; zero for never
 }
 
 // Counters are the kernel's counts since the plugin started.
@@ -135,6 +150,10 @@ type Counters struct {
 	ReceivedBytes      uint64            `json:"receivedBytes"`
 	Connections        uint64            `json:"connections"`
 	RefusedConnections uint64            `json:"refusedConnections"`
+	LimitedConnections uint64            `json:"limitedConnections"` // turned away by a limit
+	SentPackets        uint64            `json:"sentPackets"`
+	ReceivedPackets    uint64            `json:"receivedPackets"`
+	DNSQueries         uint64            `json:"dnsQueries"` // over UDP
 	Syscalls           uint64            `json:"syscalls"`
 	SyscallClasses     map[string]uint64 `json:"syscallClasses,omitempty"`
 	Processes          uint64            `json:"processes"`

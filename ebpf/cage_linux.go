@@ -38,6 +38,7 @@ type Cage struct {
 	attached bool
 	shut     bool
 	closed   bool
+	found    []Stray // by the last census
 }
 
 // New makes the cgroup, the network namespace and the programs, and reserves the

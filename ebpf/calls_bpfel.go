@@ -53,6 +53,7 @@ type callsFlow struct {
 type callsPeer struct {
 	_        structs.HostLayout
 	Cookie   uint64
+	Since    uint64
 	Cgroup   uint64
 	Original struct {
 		_ structs.HostLayout
@@ -118,6 +119,11 @@ type callsTally struct {
 	SentPackets     uint64
 	ReceivedBytes   uint64
 	ReceivedPackets uint64
+	Processes       uint64
+	Escaped         uint64
+	Abandoned       uint64
+	Identified      uint64
+	Ended           uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -133,6 +139,7 @@ const (
 	callsMapPeers       = "peers"
 	callsMapServed      = "served"
 	callsMapSettings    = "settings"
+	callsMapTallied     = "tallied"
 	callsProgCountCall  = "count_call"
 	callsVarCgroupId    = "cgroup_id"
 	callsVarClassOf     = "class_of"
@@ -197,6 +204,7 @@ type callsMapSpecs struct {
 	Peers    *ebpf.MapSpec `ebpf:"peers"`
 	Served   *ebpf.MapSpec `ebpf:"served"`
 	Settings *ebpf.MapSpec `ebpf:"settings"`
+	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // callsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -237,6 +245,7 @@ type callsMaps struct {
 	Peers    *ebpf.Map `ebpf:"peers"`
 	Served   *ebpf.Map `ebpf:"served"`
 	Settings *ebpf.Map `ebpf:"settings"`
+	Tallied  *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *callsMaps) Close() error {
@@ -250,6 +259,7 @@ func (m *callsMaps) Close() error {
 		m.Peers,
 		m.Served,
 		m.Settings,
+		m.Tallied,
 	)
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,7 @@ func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
 	if err := c.wall.base.Maps["peers"].LookupAndDelete(key, &entry); err != nil {
 		return Peer{}, false
 	}
+	atomic.AddUint64(&c.wall.told.tally.Identified, 1)
 	original := userAddress(entry.Original.W, entry.OriginalPort)
 	local := userAddress(key.Target.W, key.TargetPort)
 	return Peer{

@@ -11,12 +11,13 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
 // checkInterval is how often [Cage.Run] looks whether the programs are still on
 // the cgroup.
-const checkInterval = 5 * time.Second
+const checkInterval = time.Second
 
 // Usage reads the totals.
 func (c *Cage) Usage() (Usage, error) {
@@ -34,7 +35,7 @@ func (c *Cage) usage() (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	for _, t := range tallies {
+	for _, t := range append(tallies, c.wall.told.read()) {
 		u.Connections += t.Connections
 		u.Refused += t.Refused
 		u.Lost += t.Lost
@@ -42,6 +43,13 @@ func (c *Cage) usage() (Usage, error) {
 		u.SentPackets += t.SentPackets
 		u.ReceivedBytes += t.ReceivedBytes
 		u.ReceivedPackets += t.ReceivedPackets
+		u.Processes += t.Processes
+		u.Ended += t.Escaped + t.Ended
+		u.Identified += t.Identified
+		u.Abandoned += t.Abandoned
+	}
+	if u.Pending, err = c.wall.pending(); err != nil {
+		return Usage{}, err
 	}
 	u.Refused += c.refusedCalls.Load()
 	u.Lost += c.unheard.Load()
@@ -148,7 +156,7 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 			if !ok {
 				return errors.New("read refusals: the reader ended")
 			}
-			m.denied(decode(&event))
+			m.happened(&event)
 		case d := <-m.cage.heard:
 			m.denied(d)
 		case <-tick.C:
@@ -177,7 +185,7 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
 		if !ok {
 			break
 		}
-		m.denied(decode(&event))
+		m.happened(&event)
 	}
 	for more := true; more; {
 		select {
@@ -190,13 +198,27 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
 	return m.sample()
 }
 
+// happened takes in what the kernel reports.
+func (m *meter) happened(e *wallEvent) {
+	d := decode(e)
+	if d.Hook == HookEscape && e.Type == stillAlive {
+		if err := endEscaped(e.Pid, e.Time); err != nil {
+			m.cage.config.Logger.Error("a process left the plugin's cgroup and lives", zap.Error(err))
+		}
+	}
+	m.denied(d)
+}
+
 // denied reports a refusal at once if it is new, and counts it if it is not.
 func (m *meter) denied(d Denial) {
 	if m.cage.config.Denied == nil {
 		return
 	}
 	key := d
-	key.Time, key.Count, key.PID, key.Comm = time.Time{}, 0, 0, ""
+	key.Time, key.Count = time.Time{}, 0
+	if d.Hook != HookEscape && d.Hook != HookDescriptor { // those are about one process
+		key.PID, key.Comm = 0, ""
+	}
 	if f, ok := m.folds[key]; ok {
 		f.last = d
 		f.again++
@@ -247,7 +269,7 @@ func decode(e *wallEvent) Denial {
 	switch d.Hook {
 	case HookConnectUnix, HookSendmsgUnix:
 		d.Path = unixPath(e.Path[:min(int(e.PathLength), len(e.Path))])
-	case HookSocket:
+	case HookSocket, HookEscape:
 	default:
 		d.Address = userAddress(e.Address.W, e.Port)
 	}
@@ -278,6 +300,7 @@ func unixPath(name []byte) string {
 func hookName(h uint8) Hook {
 	names := []Hook{
 		"", HookConnect, HookSendmsg, HookSocket, HookBind, HookEgress, HookIngress, HookConnectUnix, HookSendmsgUnix,
+		HookEscape,
 	}
 	if int(h) < len(names) {
 		return names[h]

@@ -79,6 +79,9 @@ func (*Cage) Attribute(uint64, uint32) {}
 // Traffic returns [ErrUnsupported].
 func (*Cage) Traffic() ([]Traffic, error) { return nil, ErrUnsupported }
 
+// Strays returns [ErrUnsupported].
+func (*Cage) Strays() ([]Stray, error) { return nil, ErrUnsupported }
+
 // Info describes nothing.
 func (*Cage) Info() Info { return Info{} }
 

@@ -408,6 +408,7 @@ func attempts() map[string]func([]string) error {
 
 		"unshare-net-connect": unshareNetConnect,
 		"cgroup":              leaveCgroup,
+		"born-outside":        bornOutside,
 		"kill":                killSidecar,
 		"memory":              writeMemory,
 		"rename":              rename,
@@ -673,6 +674,19 @@ func reconnect(args []string) error {
 
 func leaveCgroup(args []string) error {
 	return os.WriteFile(args[0], []byte(strconv.Itoa(os.Getpid())), 0)
+}
+
+// bornOutside starts a process straight in another cgroup (clone3), and says how
+// it ended.
+func bornOutside(args []string) error {
+	dir, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	command := exec.Command("sleep", "60")
+	command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	return command.Run()
 }
 
 func killSidecar(args []string) error {

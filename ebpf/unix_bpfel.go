@@ -48,6 +48,7 @@ type unixFlow struct {
 type unixPeer struct {
 	_        structs.HostLayout
 	Cookie   uint64
+	Since    uint64
 	Cgroup   uint64
 	Original struct {
 		_ structs.HostLayout
@@ -113,6 +114,11 @@ type unixTally struct {
 	SentPackets     uint64
 	ReceivedBytes   uint64
 	ReceivedPackets uint64
+	Processes       uint64
+	Escaped         uint64
+	Abandoned       uint64
+	Identified      uint64
+	Ended           uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -126,6 +132,7 @@ const (
 	unixMapPeers        = "peers"
 	unixMapServed       = "served"
 	unixMapSettings     = "settings"
+	unixMapTallied      = "tallied"
 	unixProgConnectUnix = "connect_unix"
 	unixProgSendmsgUnix = "sendmsg_unix"
 )
@@ -187,6 +194,7 @@ type unixMapSpecs struct {
 	Peers    *ebpf.MapSpec `ebpf:"peers"`
 	Served   *ebpf.MapSpec `ebpf:"served"`
 	Settings *ebpf.MapSpec `ebpf:"settings"`
+	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // unixVariableSpecs contains global variables before they are loaded into the kernel.
@@ -222,6 +230,7 @@ type unixMaps struct {
 	Peers    *ebpf.Map `ebpf:"peers"`
 	Served   *ebpf.Map `ebpf:"served"`
 	Settings *ebpf.Map `ebpf:"settings"`
+	Tallied  *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *unixMaps) Close() error {
@@ -233,6 +242,7 @@ func (m *unixMaps) Close() error {
 		m.Peers,
 		m.Served,
 		m.Settings,
+		m.Tallied,
 	)
 }
 

@@ -71,6 +71,7 @@ type wallFlow struct {
 type wallPeer struct {
 	_        structs.HostLayout
 	Cookie   uint64
+	Since    uint64
 	Cgroup   uint64
 	Original struct {
 		_ structs.HostLayout
@@ -136,6 +137,11 @@ type wallTally struct {
 	SentPackets     uint64
 	ReceivedBytes   uint64
 	ReceivedPackets uint64
+	Processes       uint64
+	Escaped         uint64
+	Abandoned       uint64
+	Identified      uint64
+	Ended           uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -149,6 +155,7 @@ const (
 	wallMapPeers         = "peers"
 	wallMapServed        = "served"
 	wallMapSettings      = "settings"
+	wallMapTallied       = "tallied"
 	wallProgBind4        = "bind4"
 	wallProgBind6        = "bind6"
 	wallProgConnect4     = "connect4"
@@ -235,6 +242,7 @@ type wallMapSpecs struct {
 	Peers    *ebpf.MapSpec `ebpf:"peers"`
 	Served   *ebpf.MapSpec `ebpf:"served"`
 	Settings *ebpf.MapSpec `ebpf:"settings"`
+	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // wallVariableSpecs contains global variables before they are loaded into the kernel.
@@ -271,6 +279,7 @@ type wallMaps struct {
 	Peers    *ebpf.Map `ebpf:"peers"`
 	Served   *ebpf.Map `ebpf:"served"`
 	Settings *ebpf.Map `ebpf:"settings"`
+	Tallied  *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *wallMaps) Close() error {
@@ -282,6 +291,7 @@ func (m *wallMaps) Close() error {
 		m.Peers,
 		m.Served,
 		m.Settings,
+		m.Tallied,
 	)
 }
 

@@ -26,15 +26,24 @@ type wall struct {
 	base  *ebpf.Collection
 	unix  *ebpf.Collection // nil: the kernel has no hooks for Unix sockets
 	calls *ebpf.Collection // nil: system calls are not counted
+	kin   *ebpf.Collection
 
-	links   map[string]link.Link
-	counter link.Link // on sys_enter; not pinned, since it is no wall
+	kept  map[string]*ebpf.Map // the maps that outlast this process, by name
+	fresh map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
+	told  *told
+
+	links   map[string]link.Link // on the cgroup
+	traces  map[string]link.Link // on tracepoints
+	counter link.Link            // on sys_enter; not pinned, since it is no wall
 }
 
 // loadWalls loads every program that the cage needs and the kernel has. Maps are
 // pinned in dir, or taken from there if an earlier sidecar left them.
 func loadWalls(dir string, group *cgroup, own, syscalls bool) (*wall, error) {
-	w := &wall{links: make(map[string]link.Link)}
+	w := &wall{
+		kept: make(map[string]*ebpf.Map), fresh: make(map[string]*ebpf.Map),
+		links: make(map[string]link.Link), traces: make(map[string]link.Link),
+	}
 	if err := w.load(dir, group, own, syscalls); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
@@ -46,16 +55,17 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 	if err != nil {
 		return fmt.Errorf("read wall programs: %w", err)
 	}
-	for name, m := range spec.Maps {
-		if !strings.HasPrefix(name, ".") { // the compiler's own
-			m.Pinning = ebpf.PinByName
-		}
-	}
-	w.base, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
+	w.base, err = w.loadKept(dir, spec)
 	if err != nil {
 		return fmt.Errorf("load wall programs: %w%s", err, loadHint(err))
 	}
+	if w.told, err = openTold(w.base.Maps["tallied"]); err != nil {
+		return err
+	}
 	if err := w.loadUnix(); err != nil {
+		return err
+	}
+	if err := w.loadKin(dir, group, own); err != nil {
 		return err
 	}
 	if syscalls {
@@ -64,12 +74,9 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 	return nil
 }
 
-// loadHint explains the two failures that an operator can mend.
+// loadHint explains the failure that an operator can mend.
 func loadHint(err error) string {
-	switch {
-	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return " (another version of Chaperone left its maps; end the plugin, then run: chaperone detach)"
-	case errors.Is(err, unix.EPERM):
+	if errors.Is(err, unix.EPERM) {
 		return " (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN)"
 	}
 	return ""
@@ -121,7 +128,7 @@ func (w *wall) loadCalls(group *cgroup, own bool) error {
 // shared gives a further object the maps of the first.
 func (w *wall) shared(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	maps := make(map[string]*ebpf.Map)
-	for name, m := range w.base.Maps {
+	for name, m := range w.kept {
 		if _, ok := spec.Maps[name]; ok && !strings.HasPrefix(name, ".") {
 			maps[name] = m
 		}
@@ -192,7 +199,10 @@ func swap16(n uint16) uint16 {
 
 // attach puts every program on the cgroup and pins its link, so that it stays
 // when this process goes. A link that an earlier sidecar left on the same cgroup
-// gets the new program in place of the old one, without a gap.
+// gets the new program in place of the old one, without a gap. Old and new
+// programs may stand beside each other for a moment, each with maps of its own
+// shape: each of them refuses by itself what is to be refused, so that nothing
+// passes that either would stop.
 func (w *wall) attach(dir string, group *cgroup) error {
 	collections := []*ebpf.Collection{w.base, w.unix}
 	for _, collection := range collections {
@@ -207,6 +217,12 @@ func (w *wall) attach(dir string, group *cgroup) error {
 			}
 			w.links[name] = l
 		}
+	}
+	if err := w.attachKin(dir); err != nil {
+		return err
+	}
+	if err := w.settle(dir); err != nil {
+		return err
 	}
 	if w.calls == nil {
 		return nil
@@ -229,7 +245,7 @@ func attachOne(pin string, group *cgroup, where ebpf.AttachType, program *ebpf.P
 			}
 			return old, nil
 		}
-		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
+		if err := old.Close(); err != nil { // severed; its pin is replaced below
 			return nil, fmt.Errorf("drop severed link: %w", err)
 		}
 	case !errors.Is(err, fs.ErrNotExist):
@@ -239,8 +255,8 @@ func attachOne(pin string, group *cgroup, where ebpf.AttachType, program *ebpf.P
 	if err != nil {
 		return nil, err
 	}
-	if err := l.Pin(pin); err != nil {
-		return nil, errors.Join(fmt.Errorf("pin link: %w", err), l.Close())
+	if err := repin(l, pin); err != nil {
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
@@ -279,7 +295,7 @@ func attachType(program string) ebpf.AttachType {
 
 // names of the attached programs, in order.
 func (w *wall) names() []string {
-	names := sorted(w.links)
+	names := append(sorted(w.links), sorted(w.traces)...)
 	if w.counter != nil {
 		names = append(names, "count_call")
 	}
@@ -313,33 +329,26 @@ func (w *wall) openDoor(open bool) error {
 	return nil
 }
 
-// forgetPeers drops identities that an earlier sidecar did not take.
-func (w *wall) forgetPeers() error {
-	peers := w.base.Maps["peers"]
-	var keys []wallPeerKey
-	var key wallPeerKey
-	var value wallPeer
-	for entries := peers.Iterate(); entries.Next(&key, &value); {
-		keys = append(keys, key)
-	}
-	for _, key := range keys {
-		if err := peers.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget connections: %w", err)
-		}
-	}
-	return nil
-}
-
 // close closes the handles. What is pinned stays attached.
 func (w *wall) close() error {
 	var errs []error
 	if w.counter != nil {
 		errs = append(errs, w.counter.Close())
 	}
-	for _, l := range w.links {
-		errs = append(errs, l.Close())
+	for _, links := range []map[string]link.Link{w.links, w.traces} {
+		for _, l := range links {
+			errs = append(errs, l.Close())
+		}
 	}
-	for _, collection := range []*ebpf.Collection{w.base, w.unix, w.calls} {
+	if w.told != nil {
+		errs = append(errs, w.told.close())
+	}
+	for _, old := range w.fresh {
+		if old != nil {
+			errs = append(errs, old.Close())
+		}
+	}
+	for _, collection := range []*ebpf.Collection{w.base, w.unix, w.calls, w.kin} {
 		if collection != nil {
 			collection.Close()
 		}

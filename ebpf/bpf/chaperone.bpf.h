@@ -57,6 +57,11 @@ struct tally {
 	__u64 sent_packets;
 	__u64 received_bytes;
 	__u64 received_packets;
+	__u64 processes;  /* started, threads not counted */
+	__u64 escaped;	  /* processes that left the cgroup */
+	__u64 abandoned;  /* connections closed before the sidecar took them */
+	__u64 identified; /* connections that the sidecar took; counted by user space */
+	__u64 ended;	  /* foreign sockets; counted by user space */
 };
 
 enum hook {
@@ -68,6 +73,7 @@ enum hook {
 	HOOK_INGRESS = 6,
 	HOOK_CONNECT_UNIX = 7,
 	HOOK_SENDMSG_UNIX = 8,
+	HOOK_ESCAPE = 9, /* no socket: a process left the cgroup */
 };
 
 enum why {
@@ -141,6 +147,7 @@ struct peer_key {
 /* Who opened that connection, and where it wanted to go. */
 struct peer {
 	__u64 cookie;
+	__u64 since; /* CLOCK_BOOTTIME, ns */
 	__u64 cgroup;
 	struct address original;
 	__u16 original_port; /* network byte order */
@@ -172,6 +179,15 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tally);
 } counters SEC(".maps");
+
+/* What user space adds to the counters: what it counts itself, and what they held when they had another shape. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tally);
+} tallied SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -187,8 +187,6 @@ static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct addr
 	f->target_port = to_port;
 	f->recorded = 0;
 	f->kind = verdict == TO_RESOLVER ? KIND_DNS : tcp ? KIND_PROXY : KIND_PROBE;
-	if (f->kind == KIND_PROXY)
-		COUNT(connections, 1);
 	*a = to;
 	*port = to_port;
 	return ALLOW;
@@ -497,17 +495,23 @@ static __always_inline void record(struct bpf_sock_ops *ctx, struct flow *f)
 		f->source.w[3] = ctx->local_ip6[3];
 	}
 	f->source_port = (__u16)ctx->local_port;
+	COUNT(connections, 1);
 	key_of(s, f, &k);
 	__builtin_memset(&p, 0, sizeof(p));
 	p.cookie = f->cookie;
+	p.since = bpf_ktime_get_boot_ns();
 	p.cgroup = f->cgroup;
 	p.original = f->original;
 	p.original_port = f->original_port;
 	p.pid = f->pid;
 	p.uid = f->uid;
 	__builtin_memcpy(p.comm, f->comm, sizeof(p.comm));
-	if (bpf_map_update_elem(&peers, &k, &p, BPF_ANY))
-		return; /* no entry, no identity: the proxy refuses it */
+	if (bpf_map_update_elem(&peers, &k, &p, BPF_NOEXIST)) {
+		/* Either the entry of a connection that nobody took and that is gone, or else its ports would not be free, */
+		if (bpf_map_update_elem(&peers, &k, &p, BPF_EXIST))
+			return; /* or no room. No entry, no identity: the proxy refuses it. */
+		COUNT(abandoned, 1);
+	}
 	f->recorded = 1;
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
@@ -528,8 +532,8 @@ static __always_inline void unrecord(struct flow *f, __u32 from)
 	f->recorded = 0;
 	key_of(s, f, &k);
 	p = bpf_map_lookup_elem(&peers, &k);
-	if (p && p->cookie == f->cookie)
-		bpf_map_delete_elem(&peers, &k);
+	if (p && p->cookie == f->cookie && !bpf_map_delete_elem(&peers, &k))
+		COUNT(abandoned, 1);
 }
 
 SEC("sockops")

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// Follows one plugin's processes: counts the ones it starts, and ends at once what gets out of its cgroup. A process can
+// leave in two ways, if its privileges allow it: somebody writes its number into another cgroup.procs, or it is born
+// elsewhere by clone3 with CLONE_INTO_CGROUP, which fires no cgroup_attach_task. These programs run per fork and per move,
+// and for a process of anybody else they follow three pointers and leave.
+#include "task.bpf.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+#define STILL_ALIVE 1 /* an escape's event.type: user space has to end the process */
+
+struct bpf_iter__task {
+	struct task_struct *task;
+} __attribute__((preserve_access_index));
+
+/* Marks the plugin's tasks: what was in its cgroup once does not leave it. The mark goes with the task. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+} marks SEC(".maps");
+
+/* Marks a task; false when it was marked before. While one version of these programs takes the place of another, both run:
+ * the one that marks a newborn counts it. Without memory for a mark it is rather counted twice than not at all. */
+static __always_inline bool mark(struct task_struct *task)
+{
+	__u32 *m = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	return !m || __sync_val_compare_and_swap(m, 0, 1) == 0;
+}
+
+static __always_inline bool marked(struct task_struct *task)
+{
+	return bpf_task_storage_get(&marks, task, 0, 0) != 0;
+}
+
+/* Ends a process that is outside, and says so. Where the kernel cannot send a signal to another process, it ends the one
+ * that is running if that is the plugin's, and leaves the rest to user space. */
+static __always_inline void end_escaped(struct task_struct *task, bool by_plugin)
+{
+	bool ended = kill_process(task);
+	struct event *e;
+
+	if (!ended && by_plugin)
+		bpf_send_signal(SIGKILL);
+	COUNT(escaped, 1);
+	e = new_event();
+	if (!e)
+		return;
+	e->time = bpf_ktime_get_boot_ns();
+	e->pid = task->tgid;
+	e->uid = task->cred->uid.val;
+	bpf_core_read(e->comm, sizeof(e->comm), &task->comm);
+	e->hook = HOOK_ESCAPE;
+	e->why = WHY_POLICY;
+	e->type = ended ? 0 : STILL_ALIVE;
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* The newborn does not run before this returns, so what is killed here has executed nothing. The tracepoint is passed by
+ * threads as well. */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(born, struct task_struct *parent, struct task_struct *child)
+{
+	bool by_plugin = marked(parent) || inside(parent->cgroups->dfl_cgrp);
+
+	if (!inside(child->cgroups->dfl_cgrp)) {
+		if (by_plugin)
+			end_escaped(child, true);
+		return 0;
+	}
+	if (!mark(child) || child->pid != child->tgid || !by_plugin)
+		return 0;
+	COUNT(processes, 1);
+	return 0;
+}
+
+/* Fires after the move, once for a process, in hierarchies of the first version, too: what counts is where the task is in
+ * the second. */
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(moved, struct cgroup *to, const char *path, struct task_struct *task, bool threadgroup)
+{
+	if (inside(task->cgroups->dfl_cgrp))
+		mark(task);
+	else if (marked(task))
+		end_escaped(task, marked((struct task_struct *)bpf_get_current_task_btf()));
+	return 0;
+}
+
+/* Marks what was there before the programs above. */
+SEC("iter/task")
+int mark_present(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+
+	if (task && inside(task->cgroups->dfl_cgrp))
+		mark(task);
+	return 0;
+}

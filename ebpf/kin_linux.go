@@ -1,0 +1,130 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// stillAlive marks the report of an escape that the kernel could not end
+// (bpf/kin.bpf.c).
+const stillAlive = 1
+
+// loadKin loads what follows the plugin's processes.
+func (w *wall) loadKin(dir string, group *cgroup, own bool) error {
+	spec, err := loadKin()
+	if err != nil {
+		return fmt.Errorf("read process programs: %w", err)
+	}
+	if err := aim(spec, group, own); err != nil {
+		return fmt.Errorf("set up process programs: %w", err)
+	}
+	w.kin, err = w.loadKept(dir, spec)
+	if err != nil {
+		return fmt.Errorf("load process programs: %w%s", err, loadHint(err))
+	}
+	return nil
+}
+
+// aim tells programs that follow tasks which cgroup is the plugin's. In one of
+// our own there are no cgroups below it.
+func aim(spec *ebpf.CollectionSpec, group *cgroup, own bool) error {
+	descendants := uint32(1)
+	if own {
+		descendants = 0
+	}
+	return errors.Join(
+		spec.Variables["cgroup_id"].Set(group.id),
+		spec.Variables["descendants"].Set(descendants),
+	)
+}
+
+// attachKin puts the process programs in place and pins them, then marks the
+// processes that are there already. A link on a tracepoint cannot be given
+// another program: the new one is attached before the old one goes, and both
+// run for a moment.
+func (w *wall) attachKin(dir string) error {
+	for _, name := range []string{"born", "moved"} {
+		l, err := link.AttachTracing(link.TracingOptions{Program: w.kin.Programs[name]})
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", name, err)
+		}
+		w.traces[name] = l
+		if err := repin(l, filepath.Join(dir, linkPrefix+name)); err != nil {
+			return fmt.Errorf("attach %s: %w", name, err)
+		}
+	}
+	if err := iterate(w.kin.Programs["mark_present"]); err != nil {
+		return fmt.Errorf("mark the plugin's processes: %w", err)
+	}
+	return nil
+}
+
+// iterate runs an iterator over everything it is for.
+func iterate(program *ebpf.Program) error {
+	l, err := link.AttachIter(link.IterOptions{Program: program})
+	if err != nil {
+		return err
+	}
+	walk, err := l.Open()
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	_, err = io.Copy(io.Discard, walk)
+	return errors.Join(err, walk.Close(), l.Close())
+}
+
+// endEscaped ends a process that left the cgroup where the kernel could not do
+// it itself (before Linux 6.13). The number may have passed to another process
+// since: one that is in the plugin's cgroup again did not escape, and one that
+// is younger than the report is not the one.
+func endEscaped(pid uint32, reported uint64) error {
+	fd, err := unix.PidfdOpen(int(pid), 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("end escaped process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	born, err := startTime(pid)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || err == nil && born > reported {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("end escaped process %d: %w", pid, err)
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end escaped process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// startTime is when a process started, in ns of CLOCK_BOOTTIME, rounded down to
+// the hundredth of a second in which proc(5) gives it.
+func startTime(pid uint32) (uint64, error) {
+	text, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	// The name in parentheses may hold anything, so count from its end: what
+	// follows is field 3, and the start is field 22.
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) < 20 {
+		return 0, fmt.Errorf("read start time: %d fields", len(fields))
+	}
+	ticks, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read start time: %w", err)
+	}
+	const perTick = 1e9 / 100 // USER_HZ, which is 100 on every Linux that Go runs on
+	return ticks * perTick, nil
+}

@@ -1,0 +1,118 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// straySince is for how long a connection may wait for the sidecar to take it.
+const straySince = time.Second
+
+// waiting is a connection that the kernel let through and that the sidecar has
+// not taken yet.
+type waiting struct {
+	key   wallPeerKey
+	entry wallPeer
+}
+
+// waiting lists those connections. What comes or goes meanwhile may be missed.
+func (w *wall) waiting() ([]waiting, error) {
+	const atOnce = 512
+	peers := w.base.Maps["peers"]
+	var all []waiting
+	var cursor ebpf.MapBatchCursor
+	keys, entries := make([]wallPeerKey, atOnce), make([]wallPeer, atOnce)
+	for {
+		n, err := peers.BatchLookup(&cursor, keys, entries, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil, fmt.Errorf("list connections: %w", err)
+		}
+		for i := range n {
+			all = append(all, waiting{keys[i], entries[i]})
+		}
+		if err != nil {
+			return all, nil
+		}
+	}
+}
+
+// forgetPeers drops the connections that a sidecar before this one did not
+// take: its end was theirs.
+func (w *wall) forgetPeers() error {
+	left, err := w.waiting()
+	if err != nil {
+		return err
+	}
+	for _, one := range left {
+		err := w.base.Maps["peers"].Delete(one.key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("forget connections: %w", err)
+		}
+		atomic.AddUint64(&w.told.tally.Abandoned, 1)
+	}
+	return nil
+}
+
+// pending counts the connections that have not waited too long.
+func (w *wall) pending() (uint64, error) {
+	all, err := w.waiting()
+	if err != nil {
+		return 0, err
+	}
+	var n uint64
+	for _, one := range all {
+		if !stray(one.entry.Since, bootTime()) {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func stray(since, now uint64) bool { return now > since && now-since > uint64(straySince) }
+
+// bootTime is the clock of what the programs write down: CLOCK_BOOTTIME, in ns.
+func bootTime() uint64 {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0
+	}
+	return uint64(now.Nano())
+}
+
+// Strays names the connections of the plugin that the kernel let through to the
+// sidecar more than a second ago and that the sidecar did not take: it does not
+// accept, it does not ask [Cage.Identify], or its queue is full. It also names
+// the sockets that the last census found and that still stand.
+func (c *Cage) Strays() ([]Stray, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, fmt.Errorf("list strays: %w", os.ErrClosed)
+	}
+	all, err := c.wall.waiting()
+	if err != nil {
+		return nil, fmt.Errorf("list strays: %w", err)
+	}
+	now := bootTime()
+	var strays []Stray
+	for _, one := range all {
+		if !stray(one.entry.Since, now) {
+			continue
+		}
+		strays = append(strays, Stray{
+			PID: one.entry.Pid, Comm: text(one.entry.Comm[:]), Since: wallClock(one.entry.Since),
+			Original: userAddress(one.entry.Original.W, one.entry.OriginalPort),
+			Why:      "the sidecar did not take it",
+		})
+	}
+	return append(strays, c.found...), nil
+}

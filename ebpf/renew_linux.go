@@ -1,0 +1,170 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// loadKept loads an object whose maps outlast this process. Each map is the one
+// that an earlier sidecar pinned, if it has the shape that the programs want,
+// or else a fresh one, which [wall.settle] pins once the programs are attached:
+// until then the old programs and their maps stand as they are.
+func (w *wall) loadKept(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	found := w.shared(spec)
+	var opened []*ebpf.Map
+	defer func() {
+		for _, m := range opened {
+			_ = m.Close() // the collection has its own handle
+		}
+	}()
+	for name, want := range spec.Maps {
+		if _, ok := found[name]; ok || strings.HasPrefix(name, ".") { // the compiler's own
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			w.fresh[name] = nil
+		case err != nil:
+			return nil, fmt.Errorf("load pinned map %s: %w", name, err)
+		case want.Compatible(m) != nil:
+			w.fresh[name] = m
+		default:
+			found[name] = m
+			opened = append(opened, m)
+		}
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: found})
+	if err != nil {
+		return nil, err
+	}
+	for name, m := range collection.Maps {
+		w.kept[name] = m
+	}
+	return collection, nil
+}
+
+// settle makes the fresh maps the ones that the next sidecar finds. It is
+// called when no program uses the old ones any more, so that what they counted
+// is final.
+func (w *wall) settle(dir string) error {
+	if err := w.carry(); err != nil {
+		return fmt.Errorf("carry the counters over: %w", err)
+	}
+	for _, name := range sorted(w.fresh) {
+		if err := repin(w.kept[name], filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("keep map %s: %w", name, err)
+		}
+		if old := w.fresh[name]; old != nil {
+			if err := old.Close(); err != nil {
+				return fmt.Errorf("drop map %s: %w", name, err)
+			}
+		}
+		delete(w.fresh, name)
+	}
+	return nil
+}
+
+// carry adds what the counters of another shape held to ours.
+func (w *wall) carry() error {
+	if old := w.fresh["tallied"]; old != nil {
+		value, err := old.LookupBytes(zero)
+		if err != nil {
+			return fmt.Errorf("read map: %w", err)
+		}
+		w.told.addPrefix(value)
+	}
+	if old := w.fresh["peers"]; old != nil { // nobody takes those any more
+		n, err := entries(old)
+		if err != nil {
+			return err
+		}
+		atomic.AddUint64(&w.told.tally.Abandoned, n)
+	}
+	old := w.fresh["counters"]
+	if old == nil {
+		return nil
+	}
+	var values [][]byte
+	if err := old.Lookup(zero, &values); err != nil {
+		return fmt.Errorf("read map: %w", err)
+	}
+	for _, value := range values {
+		w.told.addPrefix(value)
+	}
+	return nil
+}
+
+// entries counts what a map of any shape holds, while nothing changes it.
+func entries(m *ebpf.Map) (uint64, error) {
+	var n uint64
+	var key any
+	for {
+		next, err := m.NextKeyBytes(key)
+		if err != nil {
+			return 0, fmt.Errorf("read map: %w", err)
+		}
+		if next == nil {
+			return n, nil
+		}
+		key = next
+		n++
+	}
+}
+
+// told is a tally in memory that is shared with the kernel's map, so that to
+// count in it costs no system call and what was counted outlives this process.
+type told struct {
+	memory []byte
+	tally  *wallTally
+}
+
+func openTold(m *ebpf.Map) (*told, error) {
+	memory, err := unix.Mmap(m.FD(), 0, int(m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the counters: %w", err)
+	}
+	return &told{memory, (*wallTally)(unsafe.Pointer(&memory[0]))}, nil //nolint:gosec // the map's value, page aligned
+}
+
+// tallyFields is how many counters a tally has.
+const tallyFields = unsafe.Sizeof(wallTally{}) / 8
+
+// fields are a tally's counters in order.
+func (t *wallTally) fields() *[tallyFields]uint64 {
+	return (*[tallyFields]uint64)(unsafe.Pointer(t)) //nolint:gosec // every field is a uint64
+}
+
+// addPrefix adds a tally as the kernel holds it, of a shape that may be older
+// or newer: fields are only ever added at its end.
+func (t *told) addPrefix(value []byte) {
+	ours := t.tally.fields()
+	for i := range min(len(value)/8, len(ours)) {
+		atomic.AddUint64(&ours[i], binary.NativeEndian.Uint64(value[8*i:]))
+	}
+}
+
+// read is a copy of the tally.
+func (t *told) read() wallTally {
+	var copied wallTally
+	for i := range t.tally.fields() {
+		copied.fields()[i] = atomic.LoadUint64(&t.tally.fields()[i])
+	}
+	return copied
+}
+
+func (t *told) close() error {
+	if err := unix.Munmap(t.memory); err != nil {
+		return fmt.Errorf("unmap the counters: %w", err)
+	}
+	return nil
+}

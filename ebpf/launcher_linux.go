@@ -22,6 +22,7 @@ const (
 	statusFD = 3 // one end of a socket pair to the sidecar
 	orderFD  = 4 // a memory file with the order
 	gateFD   = 5 // the plugin's cgroup.procs
+	rulesFD  = 6 // a Landlock ruleset, if the order has Handled
 )
 
 // order is what the launcher is to do.
@@ -31,7 +32,11 @@ type order struct {
 	Dir         string
 	UID, GID    int
 	UnixSockets bool
-	Walk        bool // into the cgroup, instead of having been born there
+	Walk        bool     // into the cgroup, instead of having been born there
+	Handled     uint64   // the rights that the Landlock rules handle; 0: there are none
+	Files       bool     // the rules limit files: what is to run has to be added
+	Private     []string // what such a rule may not be for
+	Unreadable  []string // what the plugin's user must not be able to use
 	SelfTest    *selfTest
 }
 
@@ -126,15 +131,42 @@ func confine(o *order) error {
 	if err := dropCapabilities(); err != nil {
 		return err
 	}
-	if err := enterScope(); err != nil {
-		return err
+	if !o.Files {
+		if err := proveUnreadable(o.Unreadable); err != nil {
+			return err
+		}
 	}
 	if o.Dir != "" {
 		if err := os.Chdir(o.Dir); err != nil {
 			return fmt.Errorf("enter directory: %w", err)
 		}
 	}
+	if err := enterRules(o); err != nil {
+		return err
+	}
 	return closeOnExec()
+}
+
+// enterRules puts the thread under the Landlock rules that the sidecar made,
+// after adding what only this process knows.
+func enterRules(o *order) error {
+	if o.Handled == 0 {
+		return nil
+	}
+	r := &rules{file: os.NewFile(rulesFD, "landlock rules"), handled: o.Handled}
+	if o.Files {
+		// Its own part of /proc. That of a child is the child's, which no rule
+		// can name beforehand.
+		if err := r.allow("/proc/self", rightsToRead|rightsToUse, nil); err != nil {
+			return fmt.Errorf("limit files: %w", err)
+		}
+		for _, path := range candidates(o.Path, o.Env) {
+			if err := r.allowProgram(path, o.Private, 1); err != nil {
+				return err
+			}
+		}
+	}
+	return r.enter()
 }
 
 // leaveShelter gives up what a service manager gave the sidecar against the end

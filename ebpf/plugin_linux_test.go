@@ -254,6 +254,9 @@ func addrPort(s unix.Sockaddr) netip.AddrPort {
 func try(args []string) error {
 	f := attempts()[args[0]]
 	if f == nil {
+		f = fileAttempts()[args[0]]
+	}
+	if f == nil {
 		return fmt.Errorf("no such attempt: %s", args[0])
 	}
 	fmt.Println(errno(f(args[1:])))

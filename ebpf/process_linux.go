@@ -140,13 +140,13 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 		return err
 	}
 	defer func() { _ = ours.Close() }()
-	file, err := p.cage.writeOrder(command, test, walk)
+	r, file, err := p.cage.prepare(command, test, walk)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
-	err = p.spawn(command, theirs, file, walk)
+	err = p.spawn(command, theirs, file, r, walk)
 	// Our copy of its end has to go, or the end of the launcher is never seen.
-	err = errors.Join(err, theirs.Close(), file.Close())
+	err = errors.Join(err, theirs.Close(), file.Close(), r.close())
 	if err != nil {
 		return err
 	}
@@ -174,17 +174,44 @@ func statusPair() (ours, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
-// writeOrder puts the order into a memory file: it may exceed what a pipe holds.
-func (c *Cage) writeOrder(command Command, test *selfTest, walk bool) (*os.File, error) {
+// prepare makes the Landlock rules, if there are any, and the order.
+func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.File, error) {
+	private := c.private()
+	r, err := newRules(command.Files, !c.own && c.wall.unix != nil, private)
+	if err != nil {
+		return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
+	}
+	o := order{
+		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
+		UID: c.account.uid, GID: c.account.gid, UnixSockets: c.wall.unix != nil, SelfTest: test, Walk: walk,
+		Files: command.Files != nil, Private: private,
+	}
+	if r != nil {
+		o.Handled = r.handled
+	}
+	if !c.config.UnsafeSameUser {
+		o.Unreadable = c.config.Private
+	}
+	file, err := o.write()
+	if err != nil {
+		return nil, nil, errors.Join(err, r.close())
+	}
+	return r, file, nil
+}
+
+// private are the paths that are the sidecar's alone, without links.
+func (c *Cage) private() []string {
+	return resolved(append([]string{c.config.StateDir, runDir}, c.config.Private...))
+}
+
+// write puts the order into a memory file: it may exceed what a pipe holds.
+func (o *order) write() (*os.File, error) {
 	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("write order: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), "order")
-	err = gob.NewEncoder(file).Encode(order{
-		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
-		UID: c.account.uid, GID: c.account.gid, UnixSockets: c.wall.unix != nil, SelfTest: test, Walk: walk,
-	})
+	err = gob.NewEncoder(file).Encode(o)
 	if err == nil {
 		_, err = file.Seek(0, io.SeekStart)
 	}
@@ -196,7 +223,7 @@ func (c *Cage) writeOrder(command Command, test *selfTest, walk bool) (*os.File,
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
 // session of its own: there is no moment at which it is elsewhere.
-func (p *Process) spawn(command Command, status, order *os.File, walk bool) error {
+func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk bool) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("start launcher: %w", err)
@@ -209,6 +236,9 @@ func (p *Process) spawn(command Command, status, order *os.File, walk bool) erro
 	}
 	defer func() { _ = gate.Close() }()
 	files := []*os.File{command.Stdin, command.Stdout, command.Stderr, status, order, gate}
+	if r != nil {
+		files = append(files, r.file)
+	}
 	for i := range files {
 		if files[i] == nil {
 			files[i] = null

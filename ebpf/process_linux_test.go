@@ -399,8 +399,8 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// elf writes a static program of the machine code given.
-func elf(t *testing.T, code []byte) string {
+// assemble writes a static program of the machine code given.
+func assemble(t *testing.T, code []byte) string {
 	t.Helper()
 	const base, header = 0x400000, 64 + 56
 	file := make([]byte, header, header+len(code))
@@ -435,14 +435,14 @@ func TestForeignArchitecture(t *testing.T) {
 		t.Skip("there is only one on this machine")
 	}
 	r := newRig(t, nil)
-	i386 := elf(t, []byte{
+	i386 := assemble(t, []byte{
 		0xb8, 20, 0, 0, 0, // mov eax, 20 (getpid of i386)
 		0xcd, 0x80, // int 0x80
 		0xbf, 7, 0, 0, 0, // mov edi, 7
 		0xb8, 60, 0, 0, 0, // mov eax, 60 (exit)
 		0x0f, 0x05, // syscall
 	})
-	x32 := elf(t, []byte{
+	x32 := assemble(t, []byte{
 		0xb8, 39, 0, 0, 0x40, // mov eax, getpid of x32
 		0x0f, 0x05,
 		0xbf, 7, 0, 0, 0,
@@ -471,7 +471,7 @@ func TestSyscallsAreExact(t *testing.T) {
 		t.Skip("the test program is for x86-64")
 	}
 	const n = 200_000
-	program := elf(t, []byte{
+	program := assemble(t, []byte{
 		0x31, 0xff, // xor edi, edi
 		0x48, 0x83, 0xec, 0x10, // sub rsp, 16
 		0x48, 0x89, 0xe6, // mov rsi, rsp

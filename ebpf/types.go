@@ -35,6 +35,9 @@ var (
 	// somebody removes the cgroup: one made again at the same path is not
 	// protected.
 	ErrSevered = errors.New("a kernel program is no longer on the cgroup")
+	// ErrNoFence says that a [Fence] cannot be made here: the system refuses
+	// user namespaces, or what belongs to them.
+	ErrNoFence = errors.New("no network namespace for an ordinary user is to be had")
 )
 
 // Config says what to confine and how. Only StateDir has no default.
@@ -76,6 +79,13 @@ type Config struct {
 	// UnsafeSameUser permits root or the sidecar's own user as User. Such a
 	// plugin may signal the sidecar and read what belongs to it.
 	UnsafeSameUser bool
+
+	// Private lists files, directories and sockets of the sidecar's, by absolute
+	// path: its state, its configuration's secrets, the audit log. Nothing starts
+	// while the plugin's user may use one of them, unless UnsafeSameUser. No rule
+	// of [Command.Files] may hold one, and no socket at or below one is allowed
+	// by [Cage.AllowSockets]; nor StateDir, nor /run/chaperone.
+	Private []string
 
 	// CountSyscalls keeps the system call counter attached, which costs every
 	// process of the host some 15 ns a call. False: it is attached only while
@@ -129,6 +139,24 @@ type Command struct {
 	// Stdin, Stdout and Stderr are passed as they are; nil is /dev/null. An
 	// Internet socket is refused: data on it would pass no wall.
 	Stdin, Stdout, Stderr *os.File
+	// Files says which files it may use. Nil: those that its user may.
+	Files *Files
+}
+
+// Files are the files that a program may use, everything below a directory
+// included, by absolute path. Whatever is not named is closed to it, but for what
+// a program needs to run at all: see the package's documentation. The kernel
+// needs Landlock's third version (Linux 6.2); without it nothing starts.
+//
+// A path stands for the file that it leads to when the program starts, not for
+// one that is put in its place later: name the directory of a file that is
+// replaced. The user's permissions hold all the same.
+type Files struct {
+	// Read may be read and executed.
+	Read []string
+	// Write may be read, executed, written and truncated, and in directories
+	// everything but devices may be made, removed and renamed.
+	Write []string
 }
 
 // ExecError says that the program itself could not be started.
@@ -187,31 +215,6 @@ type Usage struct {
 	// Lost are refusals that were counted and not described, because the
 	// plugin made them faster than they could be read.
 	Lost uint64
-	// Processes are the processes that the plugin started, threads not counted.
-	Processes uint64
-	// Ended are processes that left the cgroup and sockets that were made
-	// outside it, or before its walls: each was ended.
-	Ended uint64
-	// Identified are the connections that [Cage.Identify] named. Abandoned are
-	// those that the plugin closed, or that a sidecar before this one lost by its
-	// own end, before anybody took them. Pending are those that wait, for a
-	// second at most. What is left of Connections are strays: see [Cage.Strays].
-	Identified, Abandoned, Pending uint64
-}
-
-// Stray is a connection of the plugin that the sidecar did not handle.
-type Stray struct {
-	// PID and Comm are the caller's, or the holder's of a socket that it did not
-	// make.
-	PID  uint32
-	Comm string
-	// Original is where the connection was to go. Not valid when the socket has
-	// no such address.
-	Original netip.AddrPort
-	// Since is when the connection was let through, or found.
-	Since time.Time
-	// Why says why it counts as a stray.
-	Why string
 }
 
 // Syscalls are system calls by class. A call that fits two classes is in the
@@ -234,12 +237,6 @@ const (
 	HookConnectUnix Hook = "connect_unix"
 	HookSendmsgUnix Hook = "sendmsg_unix"
 	HookSeccomp     Hook = "seccomp"
-	// HookEscape: a process left the plugin's cgroup, or was born outside it. It
-	// was killed.
-	HookEscape Hook = "escape"
-	// HookDescriptor: the plugin holds a socket that was made outside its
-	// cgroup, or connected before its walls stood. It was ended.
-	HookDescriptor Hook = "descriptor"
 )
 
 // Cause says why a hook refused.
@@ -252,7 +249,13 @@ const (
 	CauseNamespace Cause = "namespace" // from a network namespace that is not the confined one
 	CauseEndpoint  Cause = "endpoint"  // the sidecar has no listener of that address family
 	CauseMemory    Cause = "memory"    // the kernel had no room to remember the connection
-	CauseLimit     Cause = "limit"     // a limit is used up; see [Denial.Limit]
+	// CauseAllowed is no refusal: a Unix socket was used that
+	// [Cage.AllowSockets] allows, which is reported so that it can be audited.
+	CauseAllowed Cause = "allowed"
+	// CauseUntrusted is no attempt of the plugin's: the name of an allowed Unix
+	// socket can no longer be trusted and is refused from now on.
+	CauseUntrusted Cause = "untrusted"
+	CauseLimit     Cause = "limit" // a limit is used up; see [Denial.Limit]
 )
 
 // Denial is one refusal, or several equal ones.

@@ -215,6 +215,31 @@ type Usage struct {
 	// Lost are refusals that were counted and not described, because the
 	// plugin made them faster than they could be read.
 	Lost uint64
+	// Processes are the processes that the plugin started, threads not counted.
+	Processes uint64
+	// Ended are processes that left the cgroup and sockets that were made
+	// outside it, or before its walls: each was ended.
+	Ended uint64
+	// Identified are the connections that [Cage.Identify] named. Abandoned are
+	// those that the plugin closed, or that a sidecar before this one lost by its
+	// own end, before anybody took them. Pending are those that wait, for a
+	// second at most. What is left of Connections are strays: see [Cage.Strays].
+	Identified, Abandoned, Pending uint64
+}
+
+// Stray is a connection of the plugin that the sidecar did not handle.
+type Stray struct {
+	// PID and Comm are the caller's, or the holder's of a socket that it did not
+	// make.
+	PID  uint32
+	Comm string
+	// Original is where the connection was to go. Not valid when the socket has
+	// no such address.
+	Original netip.AddrPort
+	// Since is when the connection was let through, or found.
+	Since time.Time
+	// Why says why it counts as a stray.
+	Why string
 }
 
 // Syscalls are system calls by class. A call that fits two classes is in the
@@ -237,6 +262,12 @@ const (
 	HookConnectUnix Hook = "connect_unix"
 	HookSendmsgUnix Hook = "sendmsg_unix"
 	HookSeccomp     Hook = "seccomp"
+	// HookEscape: a process left the plugin's cgroup, or was born outside it. It
+	// was killed.
+	HookEscape Hook = "escape"
+	// HookDescriptor: the plugin holds a socket that was made outside its
+	// cgroup, or connected before its walls stood. It was ended.
+	HookDescriptor Hook = "descriptor"
 )
 
 // Cause says why a hook refused.

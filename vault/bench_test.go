@@ -11,7 +11,7 @@ func warmBroker(t testing.TB) (*Broker, authz.CredentialRef) {
 	t.Helper()
 	v := testenv.MustVault(t, testenv.VaultConfig{})
 	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
-	b := broker(t, Config{Address: v.Address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
+	b := broker(t, Config{Address: v.Address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast}), MintsPerMinute: 1 << 20})
 	key := ref("key", "secret/data/weather")
 	testenv.MustGet(b.Credential(t.Context(), key))(t)
 	return b, key

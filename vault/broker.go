@@ -10,6 +10,7 @@ package vault
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -32,6 +33,7 @@ const (
 	rereadToken   = time.Minute      // of the token file
 	longestMove   = 5 * time.Second  // within which credentials move to a new token
 	longestSleep  = 30 * time.Second // of the schedule, so that a stepped or suspended clock is noticed
+	sealedWait    = 5 * time.Second  // at most, until a sealed Vault is asked again
 	callsInFlight = 3                // requests that one fetch makes at most, each with its own timeout
 )
 
@@ -64,6 +66,10 @@ type Config struct {
 	// Stale is how long a value without a lease is served after Vault was last
 	// heard to have it. 0 is 15 minutes.
 	Stale time.Duration
+	// MintsPerMinute bounds how often Vault is asked for what it may make a lease
+	// or a certificate for, so that no policy and no fault floods it; a minute's
+	// worth may come at once. 0 is 120.
+	MintsPerMinute int
 	// Recorder gets a record of kind credential for whatever happens to a
 	// lease. nil records nothing.
 	Recorder authz.Recorder
@@ -103,7 +109,12 @@ type Broker struct {
 	inForce    map[authz.CredentialRef]bool // nil until the first Retain
 	generation uint64                       // of the value replaced last, over all credentials
 	pending    map[string]*revocation       // by lease id
-	held       map[string]time.Time         // by lease id: when it ends by itself; what the state file holds
+	held       map[string]heldLease         // by lease id: what the state file holds
+	spent      string                       // the hash of the wrapping token that was used up last; it is there too
+	breakers   map[string]*breaker          // by path: those that failed on Vault's side
+	leasing    map[string]bool              // by path: those that Vault is known to make leases for
+	mints      allowance
+	stepped    func(instant) instant // moves the clocks, for tests; nil does not
 
 	session       *session
 	retiring      []*session // replaced; revoked when nothing holds on to them
@@ -111,6 +122,7 @@ type Broker struct {
 	loginAt       instant // not before
 	loginErr      error
 	loginFailures int
+	wrapped       wrapped // guarded by door
 	rotateAt      instant // not before
 
 	events   []authz.Record
@@ -130,6 +142,7 @@ type entry struct {
 	dropped   bool // no longer in force
 	failures  int
 	retryAt   instant
+	rereadAt  instant // by Refused, not before
 	err       error
 }
 
@@ -169,17 +182,20 @@ func New(cfg Config) (*Broker, error) {
 	}
 	defaults(&cfg)
 	b := &Broker{
-		cfg:     cfg,
-		log:     cfg.Logger,
-		base:    cfg.Now(),
-		grace:   defaultGrace,
-		door:    make(chan struct{}, 1),
-		kick:    make(chan struct{}, 1),
-		entries: make(map[authz.CredentialRef]*entry),
-		air:     make(map[*flight]bool),
-		pending: make(map[string]*revocation),
-		held:    make(map[string]time.Time),
-		stats:   stats{errors: make(map[string]uint64)},
+		cfg:      cfg,
+		log:      cfg.Logger,
+		base:     cfg.Now(),
+		grace:    defaultGrace,
+		door:     make(chan struct{}, 1),
+		kick:     make(chan struct{}, 1),
+		entries:  make(map[authz.CredentialRef]*entry),
+		air:      make(map[*flight]bool),
+		pending:  make(map[string]*revocation),
+		held:     make(map[string]heldLease),
+		breakers: make(map[string]*breaker),
+		leasing:  make(map[string]bool),
+		mints:    allowance{every: time.Minute / time.Duration(cfg.MintsPerMinute), burst: time.Minute},
+		stats:    stats{errors: make(map[string]uint64)},
 	}
 	var err error
 	if b.client, err = newClient(&b.cfg, b.countError); err != nil {
@@ -201,6 +217,9 @@ func defaults(cfg *Config) {
 	if cfg.Stale <= 0 {
 		cfg.Stale = 15 * time.Minute
 	}
+	if cfg.MintsPerMinute <= 0 {
+		cfg.MintsPerMinute = 120
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
@@ -211,7 +230,11 @@ func defaults(cfg *Config) {
 
 func (b *Broker) now() instant {
 	t := b.cfg.Now()
-	return instant{mono: int64(t.Sub(b.base)), wall: t.UnixNano()}
+	now := instant{mono: int64(t.Sub(b.base)), wall: t.UnixNano()}
+	if b.stepped != nil {
+		return b.stepped(now)
+	}
+	return now
 }
 
 // Credential returns a credential that is valid now, fetching it if there is
@@ -233,6 +256,32 @@ func (b *Broker) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 	}
 }
 
+// Refused says that an upstream did not accept the value of a generation, and
+// returns what is in force then. A value without a lease may have been replaced
+// since it was read, as a static role's password is: it is read again, at most
+// every five seconds. What is leased is served as it is.
+func (b *Broker) Refused(ctx context.Context, ref authz.CredentialRef, generation uint64) (authz.Credential, error) {
+	b.mu.Lock()
+	now := b.now()
+	var f *flight
+	if e := b.entries[ref]; e != nil && e.lease != nil && e.lease.id == "" && e.lease.generation == generation && !b.closed {
+		if e.flight == nil && !now.before(e.rereadAt) {
+			e.rereadAt = now.add(rereadEvery)
+			b.start(ctx, e)
+		}
+		f = e.flight
+	}
+	b.unlock()
+	if f != nil {
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return authz.Credential{}, fmt.Errorf("wait for Vault: %w", ctx.Err())
+		}
+	}
+	return b.Credential(ctx, ref)
+}
+
 func (b *Broker) warm(ref authz.CredentialRef) (authz.Credential, bool) {
 	now := b.now()
 	b.mu.RLock()
@@ -248,15 +297,13 @@ func (b *Broker) warm(ref authz.CredentialRef) (authz.Credential, bool) {
 // for reading at least.
 func (e *entry) serve(now instant) (authz.Credential, bool) {
 	l := e.lease
-	if l == nil || l.session.dead {
-		return authz.Credential{}, false
-	}
-	notAfter := l.usableUntil()
-	if !now.before(notAfter) {
+	if !l.usable(now) {
 		return authz.Credential{}, false
 	}
 	e.usedAt.set(now)
-	return authz.Credential{Fields: l.fields, Generation: l.generation, Lease: l.id, NotAfter: notAfter.time()}, true
+	return authz.Credential{
+		Fields: l.fields.text, PEM: l.fields.pem, Generation: l.generation, Lease: l.id, NotAfter: l.usableUntil().time(),
+	}, true
 }
 
 // board returns the flight that fetches the credential, starting it if there
@@ -299,6 +346,9 @@ func (b *Broker) admit(ref authz.CredentialRef) error {
 	if err := checkPath(ref.Path); err != nil {
 		return err
 	}
+	if err := checkParameters(ref.Parameters); err != nil {
+		return fmt.Errorf("path %s: %w", ref.Path, err)
+	}
 	if len(b.entries) >= maxEntries {
 		return fmt.Errorf("more than %d credentials are in use", maxEntries)
 	}
@@ -318,6 +368,19 @@ func checkPath(path string) error {
 			strings.ContainsFunc(segment, func(r rune) bool { return r < ' ' || r == 0x7f || r == '?' || r == '#' || r == '\\' }) {
 			return fmt.Errorf("path %q is not one of Vault's; write it as vault read takes it, as in secret/data/weather", path)
 		}
+	}
+	return nil
+}
+
+// checkParameters refuses what is not a JSON object.
+func checkParameters(parameters string) error {
+	const longest = 64 << 10
+	var object map[string]json.RawMessage
+	if parameters == "" {
+		return nil
+	}
+	if len(parameters) > longest || json.Unmarshal([]byte(parameters), &object) != nil || object == nil {
+		return errors.New("the parameters are not a JSON object")
 	}
 	return nil
 }
@@ -388,7 +451,7 @@ func (b *Broker) renew(ctx context.Context, ref authz.CredentialRef, old *lease)
 	return nil, gone, err
 }
 
-// mint reads the path for a new answer. It is never sent again after a failure
+// mint asks the path for a new answer. It is never asked again after a failure
 // that leaves open whether Vault made a lease.
 func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) (*lease, error) {
 	var need time.Duration
@@ -400,7 +463,11 @@ func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) 
 		if err != nil {
 			return nil, err
 		}
+		if err := b.mayMint(ref.Path, old != nil && old.id == ""); err != nil {
+			return nil, err
+		}
 		l, err := b.read(ctx, s, ref)
+		b.trip(ref.Path, err)
 		if !retried && b.outlived(ctx, s, err) {
 			continue
 		}
@@ -411,45 +478,44 @@ func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) 
 	}
 }
 
-// read reads the path once.
+// read asks the path once.
 func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef) (*lease, error) {
-	if err := b.room(); err != nil {
+	if err := b.room(s, ref.Path); err != nil {
 		return nil, err
 	}
 	issued := b.now()
-	op := "read " + ref.Path
-	answer, err := b.client.do(ctx, call{op: op, method: http.MethodGet, path: ref.Path, token: s.token})
+	c := call{op: "read " + ref.Path, method: http.MethodGet, path: ref.Path, token: s.token}
+	if ref.Parameters != "" {
+		c.op, c.method, c.params = "write "+ref.Path, http.MethodPost, ref.Parameters
+	}
+	answer, err := b.client.do(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	fields, withheld, err := fieldsOf(answer)
-	if err == nil && answer.LeaseID != "" && answer.LeaseDuration <= 0 {
-		err = errors.New("the lease has no duration")
+	l, err := b.leaseOf(answer, s, ref, issued)
+	leased := answer != nil && answer.LeaseID != ""
+	if leased {
+		b.mu.Lock()
+		b.leasing[ref.Path] = true
+		b.unlock()
+	}
+	if err == nil && leased && s.batch {
+		err = errBatch
+	}
+	if err != nil && leased {
+		b.giveBack(s, ref, answer.LeaseID)
 	}
 	if err != nil {
-		if answer != nil && answer.LeaseID != "" {
-			b.giveBack(s, ref, answer.LeaseID)
-		}
-		return nil, b.unusable(op, err)
+		return nil, b.unusable(c.op, err)
 	}
-	l := &lease{
-		id: answer.LeaseID, session: s, fields: fields, withheld: withheld, renewable: answer.Renewable,
-		minted: issued, granted: seconds(answer.LeaseDuration),
-	}
-	if l.id != "" {
-		l.window = newWindow(issued, l.granted, ceiling(issued, ref.Lifetime), spread())
-		return l, nil
-	}
-	// A duration without a lease (KV version 1) only says how soon the value
-	// may be another one.
-	l.window = newWindow(issued, b.cfg.Stale, ceiling(issued, ref.Lifetime), 0)
-	again := b.cfg.Refresh
-	if l.granted > 0 {
-		again = min(again, max(l.granted, time.Second))
-	}
-	l.refreshAt = earliest(l.refreshAt, issued.add(time.Duration(float64(again)*(1+spread()/10))))
 	return l, nil
 }
+
+// errBatch says why nothing is leased with a batch token: it cannot be revoked
+// and takes nothing with it, so that a lease of which no answer arrived would
+// stay, and so would all when the policy does not let us revoke them (Vault
+// documentation, "Batch tokens").
+var errBatch = errors.New("nothing is leased with a batch token, since Vault cannot revoke it; set token_type=service on the role")
 
 // unusable returns the error of an answer that cannot be used.
 func (b *Broker) unusable(op string, err error) error {
@@ -458,12 +524,16 @@ func (b *Broker) unusable(op string, err error) error {
 	return e
 }
 
-// room refuses to mint while too much waits to be revoked.
-func (b *Broker) room() error {
+// room refuses to mint while too much waits to be revoked, and what would have
+// to be given back at once.
+func (b *Broker) room(s *session, path string) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if len(b.pending) >= maxPending {
 		return fmt.Errorf("%d leases wait for Vault to confirm that they are revoked", len(b.pending))
+	}
+	if s.batch && b.leasing[path] {
+		return fmt.Errorf("read %s: %w", path, errBatch)
 	}
 	return nil
 }
@@ -479,7 +549,7 @@ func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error
 	if gone && e.lease != nil && e.lease == old {
 		b.lose(e, "Vault no longer knows the lease")
 	}
-	if err == nil && got.session.dead {
+	if err == nil && got.mount == "" && got.session.dead {
 		err = errors.New("the token was revoked meanwhile")
 	}
 	if err == nil && (b.closed || e.dropped) {
@@ -503,10 +573,12 @@ func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error
 
 // failed notes a failure. The caller holds mu.
 func (b *Broker) failed(e *entry, now instant, err error) {
-	e.failures++
-	wait := b.waitAfter(e.failures, err)
-	e.err, e.retryAt = err, now.add(wait)
-	if e.failures == 1 {
+	first := e.err == nil
+	if held := (*heldError)(nil); !errors.As(err, &held) || e.failures == 0 {
+		e.failures++ // an earlier failure that answers again is none
+	}
+	e.err, e.retryAt = err, now.add(b.waitAfter(e.failures, err))
+	if first {
 		b.warn("fetch credential", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
 	}
 	// A value without a lease is ours as long as Vault lets us read it.
@@ -524,6 +596,9 @@ func isUnusable(err error) bool {
 // waitAfter is how long to wait after a number of failures in a row.
 func (b *Broker) waitAfter(failures int, err error) time.Duration {
 	wait := backoff(failures, random())
+	if statusOf(err) == http.StatusServiceUnavailable {
+		wait = min(wait, sealedWait)
+	}
 	var asked interface{ RetryAfter() time.Duration }
 	if errors.As(err, &asked) {
 		wait = max(wait, asked.RetryAfter())
@@ -541,7 +616,7 @@ func (b *Broker) install(e *entry, got *lease) {
 	case old == nil:
 	case got.id != "" && got.id == old.id:
 		what = "renewed"
-	case got.id == "" && old.id == "" && sameFields(old.fields, got.fields):
+	case got.id == "" && old.id == "" && got.fields.equal(old.fields):
 		got.generation, got.fields = old.generation, old.fields
 		what = ""
 	default:
@@ -553,15 +628,15 @@ func (b *Broker) install(e *entry, got *lease) {
 	}
 	now := b.now()
 	e.lease, e.refreshAt = got, got.refreshAt
-	if got.session != b.session { // it was replaced meanwhile
+	if got.session != b.session && got.mount == "" { // it was replaced meanwhile
 		e.refreshAt = earliest(e.refreshAt, now.add(moveWithin(now.until(got.usableUntil()))))
 	}
 	if what != "" {
 		b.record(what, e.ref, got.id, "")
 	}
-	if (what == "leased" || what == "replaced") && len(got.withheld) > 0 {
+	if (what == "leased" || what == "replaced") && len(got.fields.withheld) > 0 {
 		b.warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
-			zap.String("path", e.ref.Path), zap.Strings("fields", got.withheld))
+			zap.String("path", e.ref.Path), zap.Strings("fields", got.fields.withheld))
 	}
 	if old != nil && old.id != "" && old.id != got.id {
 		b.enqueue(e.ref, old, earliest(now.add(b.grace), old.usableUntil()), false)

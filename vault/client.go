@@ -126,7 +126,8 @@ type client struct {
 	base      *url.URL
 	namespace string
 	timeout   time.Duration
-	failed    func(*Error) // told of each failure
+	failed    func(*Error)             // told of each failure
+	seen      atomic.Pointer[[]string] // the states of Vault's storage that answers spoke of
 }
 
 func newClient(cfg *Config, failed func(*Error)) (*client, error) {
@@ -137,6 +138,9 @@ func newClient(cfg *Config, failed func(*Error)) (*client, error) {
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, errors.New("parse address of Vault: it must not hold a user, a query or a fragment")
 	}
+	if cfg.Auth.Method == MethodCert && base.Scheme != "https" {
+		return nil, errors.New("parse address of Vault: a login by certificate needs https")
+	}
 	roots, err := authorities(cfg)
 	if err != nil {
 		return nil, err
@@ -145,8 +149,9 @@ func newClient(cfg *Config, failed func(*Error)) (*client, error) {
 		Proxy:       nil, // the token goes to Vault itself, whatever the environment says
 		DialContext: (&net.Dialer{Timeout: cfg.Timeout}).DialContext,
 		TLSClientConfig: &tls.Config{
-			RootCAs:    roots,
-			MinVersion: tls.VersionTLS12,
+			RootCAs:              roots,
+			MinVersion:           tls.VersionTLS12,
+			GetClientCertificate: cfg.Auth.keyPair(),
 		},
 		TLSHandshakeTimeout: cfg.Timeout,
 		// net/http sends a GET again when a reused connection breaks before
@@ -199,12 +204,28 @@ type call struct {
 	path   string // without /v1/
 	token  authz.Secret
 	body   map[string]any
+	params string // a body that is JSON already and holds nothing of ours
+	into   any    // where the answer is decoded to as well; nil for nowhere
 }
 
-// do sends one request, once. Its error is an [*Error]. The answer is nil when
-// Vault's has no body.
+const (
+	behindAtMost = 2                      // times that a node may lag behind before it is an error
+	behindWait   = 150 * time.Millisecond // for it to catch up
+)
+
+// do sends one request. It is sent again only to a node that has not done it,
+// because it does not know yet what another one has told us (412). Its error
+// is an [*Error]. The answer is nil when Vault's has no body.
 func (c *client) do(ctx context.Context, r call) (*api.Secret, error) {
 	secret, err := c.send(ctx, r)
+	for tries := 1; err != nil && err.Status == http.StatusPreconditionFailed && tries <= behindAtMost; tries++ {
+		select {
+		case <-time.After(time.Duration(tries) * behindWait):
+			secret, err = c.send(ctx, r)
+		case <-ctx.Done():
+			tries = behindAtMost
+		}
+	}
 	if err != nil {
 		err.Op = r.op
 		for i, reason := range err.Reasons {
@@ -237,7 +258,8 @@ func (c *client) send(ctx context.Context, r call) (*api.Secret, *Error) {
 	if resp.StatusCode >= http.StatusMultipleChoices {
 		return nil, statusError(resp)
 	}
-	secret, err := api.ParseSecret(resp.Body)
+	c.remember(resp.Header.Values(api.HeaderIndex))
+	secret, err := decode(resp.Body, r.into)
 	if err != nil {
 		// The error may quote the answer.
 		return nil, &Error{
@@ -248,9 +270,43 @@ func (c *client) send(ctx context.Context, r call) (*api.Secret, *Error) {
 	return secret, nil
 }
 
+// decode reads an answer, nil if it is empty.
+func decode(body io.Reader, into any) (*api.Secret, error) {
+	text, err := io.ReadAll(body)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := api.ParseSecret(bytes.NewReader(text))
+	if err == nil && secret != nil && into != nil {
+		err = json.Unmarshal(text, into)
+	}
+	return secret, err
+}
+
+// remember notes what state of Vault's storage an answer speaks of, so that
+// the next node that is asked knows at least as much or says 412 (Vault
+// Enterprise, "Vault Enterprise eventual consistency", X-Vault-Index).
+func (c *client) remember(states []string) {
+	const longest = 4 << 10
+	for _, state := range states {
+		if len(state) > longest {
+			continue
+		}
+		var seen []string
+		if old := c.seen.Load(); old != nil {
+			seen = *old
+		}
+		seen = api.MergeReplicationStates(seen, state)
+		c.seen.Store(&seen) // of two at once one is forgotten, as if it had not been heard
+	}
+}
+
 func (c *client) request(ctx context.Context, r call) (*http.Request, error) {
 	var body io.Reader
-	if r.body != nil {
+	switch {
+	case r.params != "":
+		body = strings.NewReader(r.params)
+	case r.body != nil:
 		text, err := json.Marshal(r.body)
 		if err != nil {
 			return nil, errors.New("the request cannot be encoded")
@@ -272,6 +328,9 @@ func (c *client) request(ctx context.Context, r call) (*http.Request, error) {
 	}
 	if c.namespace != "" {
 		req.Header.Set(api.NamespaceHeaderName, c.namespace)
+	}
+	if seen := c.seen.Load(); seen != nil {
+		req.Header[api.HeaderIndex] = *seen
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -304,9 +363,13 @@ func statusError(resp *http.Response) *Error {
 	e := &Error{Status: resp.StatusCode, Code: strconv.Itoa(resp.StatusCode), retry: retryAfter(resp.Header.Get("Retry-After"))}
 	authored := false
 	var vaults *api.ResponseError
+	text, _ := io.ReadAll(resp.Body) // what is cut off is not Vault's
+	resp.Body = io.NopCloser(bytes.NewReader(text))
 	switch {
 	case resp.StatusCode < http.StatusBadRequest:
 		e.Reasons = []string{"a redirect that is not followed"}
+	case resp.StatusCode == http.StatusNotFound && absence(text) != "":
+		authored, e.Reasons = true, []string{absence(text)}
 	case errors.As((&api.Response{Response: resp}).Error(), &vaults) && !vaults.RawError:
 		authored, e.Reasons = true, vaults.Errors
 	default:
@@ -317,6 +380,29 @@ func statusError(resp *http.Response) *Error {
 	gateway := resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout
 	e.ambiguous = resp.StatusCode >= http.StatusInternalServerError && (gateway || !authored)
 	return e
+}
+
+// absence says why a version of a KV version 2 secret is not there, "" when the
+// answer does not speak of one (Vault API, "KV secrets engine, version 2").
+func absence(answer []byte) string {
+	var deleted struct {
+		Data struct {
+			Metadata struct {
+				Version   int    `json:"version"`
+				Deleted   string `json:"deletion_time"`
+				Destroyed bool   `json:"destroyed"`
+			} `json:"metadata"`
+		} `json:"data"`
+	}
+	if json.Unmarshal(answer, &deleted) != nil || deleted.Data.Metadata.Version == 0 {
+		return ""
+	}
+	m := deleted.Data.Metadata
+	at, err := time.Parse(time.RFC3339, m.Deleted)
+	if m.Destroyed || err != nil {
+		return fmt.Sprintf("version %d is destroyed", m.Version)
+	}
+	return fmt.Sprintf("version %d was deleted at %s", m.Version, at.UTC().Format(time.RFC3339))
 }
 
 // retryAfter reads a Retry-After header (RFC 9110, section 10.2.3), bounded

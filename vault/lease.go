@@ -2,16 +2,12 @@ package vault
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/hashicorp/vault/api"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -97,10 +93,10 @@ func newWindow(issued instant, ttl time.Duration, ceiling instant, spread float6
 // lease is one answer of Vault's that is in use. It does not change.
 type lease struct {
 	window
-	id         string // "" for a value without a lease
+	id         string // "" for a value without a lease; for a certificate MOUNT/cert/SERIAL
+	mount      string // of the engine that a certificate is revoked at; "" for what is none
 	session    *session
-	fields     map[string]authz.Secret
-	withheld   []string // names of fields that cannot be injected
+	fields     fieldSet
 	generation uint64
 	renewable  bool
 	exhausted  bool // Vault granted less than was asked: the next one is a new one
@@ -108,8 +104,22 @@ type lease struct {
 	granted    time.Duration // at first
 }
 
-// usableUntil is when the lease or the token that holds it ends.
-func (l *lease) usableUntil() instant { return earliest(l.notAfter, l.session.notAfter) }
+// usableUntil is when the lease or the token that holds it ends. A certificate
+// ends by itself.
+func (l *lease) usableUntil() instant {
+	if l.mount != "" {
+		return l.notAfter
+	}
+	return earliest(l.notAfter, l.session.notAfter)
+}
+
+// heldBy reports whether the lease ends with a token.
+func (l *lease) heldBy(s *session) bool { return l.session == s && l.mount == "" }
+
+// usable reports whether the lease may be used at now.
+func (l *lease) usable(now instant) bool {
+	return l != nil && (l.mount != "" || !l.session.dead) && now.before(l.usableUntil())
+}
 
 // renews reports whether renewing the lease is worth trying.
 func (l *lease) renews() bool { return l.id != "" && l.renewable && !l.exhausted && !l.capped }
@@ -164,45 +174,6 @@ func random() float64 { return rand.Float64() } //nolint:gosec // nothing depend
 // spread returns a random number from -1 to 1.
 func spread() float64 { return 2*random() - 1 }
 
-// fieldsOf returns the fields of an answer that can be injected, and the names
-// of those that cannot: they hold a control byte, which would end a header, or
-// nothing. Numbers and booleans are taken as they are written in JSON; objects
-// and lists are no fields. The fields of KV version 2 are those of the secret
-// and not the envelope (Vault API, "KV secrets engine, version 2").
-func fieldsOf(answer *api.Secret) (fields map[string]authz.Secret, withheld []string, err error) {
-	if answer == nil || answer.Data == nil {
-		return nil, nil, fmt.Errorf("the answer has no fields")
-	}
-	data := answer.Data
-	if metadata, ok := data["metadata"].(map[string]any); ok && metadata["version"] != nil {
-		inner, isObject := data["data"].(map[string]any)
-		if !isObject {
-			return nil, nil, fmt.Errorf("version %v of the secret is deleted", metadata["version"])
-		}
-		data = inner
-	}
-	fields = make(map[string]authz.Secret, len(data))
-	for name, value := range data {
-		text, ok := scalar(value)
-		if !ok {
-			continue
-		}
-		if text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
-			withheld = append(withheld, name)
-			continue
-		}
-		fields[name] = authz.NewSecret(text)
-	}
-	slices.Sort(withheld)
-	if len(fields) > 0 {
-		return fields, withheld, nil
-	}
-	if len(withheld) > 0 {
-		return nil, nil, fmt.Errorf("field %q is empty or holds a control byte (a line break at its end?)", withheld[0])
-	}
-	return nil, nil, fmt.Errorf("the answer has no fields that are text")
-}
-
 func scalar(value any) (string, bool) {
 	switch v := value.(type) {
 	case string:
@@ -211,6 +182,16 @@ func scalar(value any) (string, bool) {
 		return v.String(), true
 	case bool:
 		return strconv.FormatBool(v), true
+	case []any: // a chain of certificates
+		var chain strings.Builder
+		for _, part := range v {
+			text, ok := part.(string)
+			if !ok || !isPEM(text) {
+				return "", false
+			}
+			chain.WriteString(strings.TrimSuffix(text, "\n") + "\n")
+		}
+		return chain.String(), len(v) > 0
 	}
 	return "", false
 }

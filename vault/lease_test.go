@@ -195,7 +195,9 @@ func TestFields(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name, answer string
+		trim         bool
 		fields       map[string]string
+		pem          []string
 		withheld     []string
 		err          string
 	}{
@@ -211,6 +213,17 @@ func TestFields(t *testing.T) {
 			name: "withheld", answer: `{"data":{"k":"v","pem":"a\nb","z":"","nul":"a\u0000","del":"\u007f"}}`,
 			fields: map[string]string{"k": "v"}, withheld: []string{"del", "nul", "pem", "z"},
 		},
+		{name: "a line break, declared", trim: true, answer: `{"data":{"k":"v\n"}}`, fields: map[string]string{"k": "v"}},
+		{name: "two line breaks, one declared", trim: true, answer: `{"data":{"k":"v\n\n"}}`, err: `field "k"`},
+		{name: "nothing but a line break", trim: true, answer: `{"data":{"k":"\n"}}`, err: `field "k"`},
+		{
+			name: "PEM", answer: `{"data":{"k":"v","crt":"-----BEGIN A-----\nAAAA\n-----END A-----","ca_chain":["-----BEGIN A-----\nAAAA\n-----END A-----\n"]}}`,
+			fields: map[string]string{"k": "v"}, pem: []string{"ca_chain", "crt"},
+		},
+		{
+			name: "not only PEM", answer: `{"data":{"k":"v","crt":"-----BEGIN A-----\nAAAA\n-----END A-----\nX-Evil: 1\n"}}`,
+			fields: map[string]string{"k": "v"}, withheld: []string{"crt"},
+		},
 		{name: "all withheld", answer: `{"data":{"k":"v\n"}}`, err: `field "k"`},
 		{name: "header injection", answer: `{"data":{"k":"v\r\nX-Evil: 1"}}`, err: `field "k"`},
 		{name: "deleted", answer: `{"data":{"data":null,"metadata":{"version":3}}}`, err: "deleted"},
@@ -218,7 +231,7 @@ func TestFields(t *testing.T) {
 		{name: "nothing usable", answer: `{"data":{"a":{}}}`, err: "no fields that are text"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			fields, withheld, err := fieldsOf(parse(t, test.answer))
+			got, err := fieldsOf(parse(t, test.answer), test.trim)
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
 					t.Errorf("err = %v, want %q", err, test.err)
@@ -228,10 +241,13 @@ func TestFields(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(test.fields, revealed(fields)); diff != "" {
+			if diff := cmp.Diff(test.fields, revealed(got.text)); diff != "" {
 				t.Error(diff)
 			}
-			if diff := cmp.Diff(test.withheld, withheld); diff != "" {
+			if diff := cmp.Diff(test.pem, slices.Sorted(maps.Keys(got.pem))); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff(test.withheld, got.withheld); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -267,12 +283,12 @@ func FuzzFields(f *testing.F) {
 		if err != nil {
 			return
 		}
-		fields, withheld, err := fieldsOf(answer)
-		if (err == nil) != (len(fields) > 0) {
-			t.Fatalf("fields %v, error %v", slices.Collect(maps.Keys(fields)), err)
+		fields, err := fieldsOf(answer, len(text)%2 == 0)
+		if (err == nil) != (len(fields.text)+len(fields.pem) > 0) {
+			t.Fatalf("fields %v, error %v", slices.Collect(maps.Keys(fields.text)), err)
 		}
-		for name, value := range fields {
-			if slices.Contains(withheld, name) {
+		for name, value := range fields.text {
+			if slices.Contains(fields.withheld, name) {
 				t.Errorf("field %q is both served and withheld", name)
 			}
 			if v := value.Reveal(); v == "" || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
@@ -300,7 +316,7 @@ func TestStateFileRoundTrip(t *testing.T) {
 	if err := writeState(path, want); err != nil {
 		t.Fatal(err)
 	}
-	b := &Broker{cfg: Config{StateFile: path}, pending: map[string]*revocation{}, held: map[string]time.Time{}, kick: make(chan struct{}, 1)}
+	b := &Broker{cfg: Config{StateFile: path}, pending: map[string]*revocation{}, held: map[string]heldLease{}, kick: make(chan struct{}, 1)}
 	defaults(&b.cfg)
 	b.base = b.cfg.Now()
 	if err := b.loadState(); err != nil {

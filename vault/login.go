@@ -18,57 +18,12 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Method is a way to log in to Vault.
-type Method string
-
-// The methods.
-const (
-	MethodToken   Method = "token"
-	MethodAppRole Method = "approle"
-)
-
-// Auth says how to log in. Its files are read again at each login, so that
-// what an agent renews on disk is taken up.
-type Auth struct {
-	Method Method
-	// TokenFile holds a token that somebody else gave us, for MethodToken. It
-	// is renewed if Vault allows, and never revoked.
-	TokenFile string
-	// Mount is where AppRole is mounted; "" is approle.
-	Mount string
-	// RoleIDFile and SecretIDFile are for MethodAppRole. A role that needs no
-	// secret id (bind_secret_id=false) has no SecretIDFile.
-	RoleIDFile   string
-	SecretIDFile string
-}
-
-func (a *Auth) validate() error {
-	switch a.Method {
-	case MethodToken:
-		if a.TokenFile == "" {
-			return errors.New("method token needs a token file")
-		}
-	case MethodAppRole:
-		if a.RoleIDFile == "" {
-			return errors.New("method approle needs a role id file")
-		}
-		if a.Mount = strings.Trim(a.Mount, "/"); a.Mount == "" {
-			a.Mount = "approle"
-		}
-		if err := checkPath(a.Mount); err != nil {
-			return fmt.Errorf("mount: %w", err)
-		}
-	default:
-		return fmt.Errorf("method %q is not token or approle", a.Method)
-	}
-	return nil
-}
-
 // session is one token of ours. Its times and flags are guarded by Broker.mu.
 type session struct {
 	token     authz.Secret
 	accessor  string // "" for a batch token
 	ours      bool   // we logged in for it, so we revoke it
+	batch     bool   // Vault can neither renew nor revoke it, nor what orphans of it hold
 	renewable bool
 	ttl       time.Duration // as first granted; 0 when it does not end
 
@@ -187,7 +142,7 @@ func (b *Broker) upkeep(ctx context.Context, need time.Duration) (*session, erro
 			return s, nil
 		case isUnknownToken(err):
 			b.bury(s, tokenGone)
-		case isTransient(err):
+		case isTransient(err) && statusOf(err) != http.StatusInternalServerError: // that one may be of the login method
 			return b.holdLogin(s, err)
 		}
 	}
@@ -254,54 +209,13 @@ func (b *Broker) adopt(fresh *session) *session {
 		old.replaced = now
 		b.retiring = append(b.retiring, old)
 		for _, e := range b.entries {
-			if e.lease != nil {
+			if e.lease != nil && e.lease.mount == "" {
 				e.refreshAt = earliest(e.refreshAt, now.add(moveWithin(now.until(e.lease.usableUntil()))))
 			}
 		}
 	}
 	b.wake()
 	return fresh
-}
-
-// logIn gets a new session. A login whose answer is lost leaves a token behind
-// that holds nothing and ends by itself.
-func (b *Broker) logIn(ctx context.Context) (*session, error) {
-	if b.cfg.Auth.Method == MethodToken {
-		return b.loginByToken(ctx)
-	}
-	return b.loginByAppRole(ctx)
-}
-
-func (b *Broker) loginByAppRole(ctx context.Context) (*session, error) {
-	roleID, err := readSecret(b.cfg.Auth.RoleIDFile)
-	if err != nil {
-		return nil, fmt.Errorf("read role id: %w", err)
-	}
-	body := map[string]any{"role_id": roleID.Reveal()}
-	if b.cfg.Auth.SecretIDFile != "" {
-		secretID, err := readSecret(b.cfg.Auth.SecretIDFile)
-		if err != nil {
-			return nil, fmt.Errorf("read secret id: %w", err)
-		}
-		body["secret_id"] = secretID.Reveal()
-	}
-	issued := b.now()
-	answer, err := b.client.do(ctx, call{
-		op: "log in by approle", method: http.MethodPost, path: "auth/" + b.cfg.Auth.Mount + "/login", body: body,
-	})
-	if err != nil {
-		return nil, err
-	}
-	if answer == nil || answer.Auth == nil || answer.Auth.ClientToken == "" {
-		return nil, errors.New("log in by approle: the answer has no token (multi-factor login is not supported)")
-	}
-	auth := answer.Auth
-	s := b.newSession(issued, authz.NewSecret(auth.ClientToken), auth.Accessor, seconds(auth.LeaseDuration), auth.Renewable)
-	s.ours = true
-	if auth.Accessor == "" {
-		b.log.Warn("the role gives batch tokens, which Vault cannot revoke; use token_type=service")
-	}
-	return s, nil
 }
 
 func (b *Broker) loginByToken(ctx context.Context) (*session, error) {
@@ -318,13 +232,13 @@ func (b *Broker) loginByToken(ctx context.Context) (*session, error) {
 	if err := facts.from(answer); err != nil {
 		return nil, fmt.Errorf("look up token: %w", err)
 	}
-	if slices.Contains(facts.Policies, "root") {
-		return nil, errors.New("log in by token: it is a root token; give the sidecar one that may read its credentials and nothing else")
+	if slices.Contains(facts.Policies, rootPolicy) {
+		return nil, fmt.Errorf("log in by token: %w", errRoot)
 	}
-	if facts.NumUses > 0 {
-		b.log.Warn("the token may be used a limited number of times, and every request to Vault spends one", zap.Int("left", facts.NumUses))
-	}
-	return b.newSession(issued, token, facts.Accessor, seconds(facts.TTL), facts.Renewable), nil
+	s := b.newSession(issued, token, facts.Accessor, seconds(facts.TTL), facts.Renewable)
+	s.batch = facts.Type == typeBatch
+	b.warnOfToken(s, facts.NumUses)
+	return s, nil
 }
 
 func (b *Broker) newSession(issued instant, token authz.Secret, accessor string, ttl time.Duration, renewable bool) *session {
@@ -353,6 +267,7 @@ type tokenFacts struct {
 	Renewable bool     `json:"renewable"`
 	NumUses   int      `json:"num_uses"`
 	Policies  []string `json:"policies"`
+	Type      string   `json:"type"` // service or batch
 }
 
 func (f *tokenFacts) from(answer *api.Secret) error {
@@ -429,7 +344,7 @@ func (b *Broker) bury(s *session, why string) {
 	}
 	b.retiring = slices.DeleteFunc(b.retiring, func(r *session) bool { return r == s })
 	for _, e := range b.entries {
-		if e.lease != nil && e.lease.session == s {
+		if e.lease != nil && e.lease.heldBy(s) {
 			b.lose(e, why)
 		}
 	}

@@ -41,10 +41,11 @@ type Report struct {
 }
 
 // revocation is a lease that is to go, until Vault confirms that it is gone.
-// Its fields are guarded by Broker.mu, but id, ref, session and ends, which do
-// not change.
+// Its fields are guarded by Broker.mu, but id, mount, ref, session and ends,
+// which do not change.
 type revocation struct {
 	id       string
+	mount    string // of the engine that a certificate is revoked at; "" for a lease
 	ref      authz.CredentialRef
 	session  *session // whose token's end ends the lease too; nil for one of an earlier sidecar
 	ends     instant  // by itself
@@ -163,7 +164,7 @@ func wait(ctx context.Context, flights []*flight) []*revocation {
 
 // enqueue queues a lease to be revoked at due. The caller holds mu.
 func (b *Broker) enqueue(ref authz.CredentialRef, l *lease, due instant, urgent bool) *revocation {
-	return b.queue(&revocation{id: l.id, ref: ref, session: l.session, ends: l.ends, due: due, urgent: urgent})
+	return b.queue(&revocation{id: l.id, mount: l.mount, ref: ref, session: l.session, ends: l.ends, due: due, urgent: urgent})
 }
 
 func (b *Broker) queue(r *revocation) *revocation {
@@ -250,6 +251,9 @@ func (b *Broker) revokeLease(ctx context.Context, r *revocation) error {
 	if err != nil {
 		return err
 	}
+	if r.mount != "" {
+		return b.revokeCertificate(ctx, s, r)
+	}
 	op := "revoke lease " + mask(r.id)
 	_, err = b.client.do(ctx, call{
 		op: op, method: http.MethodPut, path: "sys/leases/revoke", token: s.token,
@@ -267,6 +271,17 @@ func (b *Broker) revokeLease(ctx context.Context, r *revocation) error {
 	if b.outlived(ctx, s, lookupErr) {
 		return fmt.Errorf("%s: %s", op, tokenGone)
 	}
+	return err
+}
+
+// revokeCertificate revokes a certificate by its serial number. Revoking one
+// twice does no harm (Vault API, "PKI secrets engine", revoke certificate).
+func (b *Broker) revokeCertificate(ctx context.Context, s *session, r *revocation) error {
+	_, err := b.client.do(ctx, call{
+		op: "revoke certificate " + mask(r.id), method: http.MethodPost, path: r.mount + "/revoke", token: s.token,
+		body: map[string]any{"serial_number": strings.TrimPrefix(r.id, r.mount+"/cert/")},
+	})
+	b.outlived(ctx, s, err)
 	return err
 }
 
@@ -302,6 +317,10 @@ func (b *Broker) settle(r *revocation, err error) {
 	case r.done:
 	case err == nil:
 		b.finish(r, "revoked", "")
+	case r.mount != "" && statusOf(err) >= http.StatusBadRequest && !isTransient(err) && !isUnknownToken(err):
+		// The policy does not let us, or the engine cannot: the certificate
+		// ends by itself, and no token takes it along.
+		b.finish(r, "left", "it is not revoked and ends by itself: "+err.Error())
 	case !isTransient(err) && r.ends.add(afterTheEnd).before(now):
 		b.finish(r, "ended", "it was not revoked and ended by itself: "+err.Error())
 	default:
@@ -430,18 +449,20 @@ func mask(id string) string {
 // state is what the state file holds.
 type state struct {
 	Leases []heldLease `json:"leases"`
+	Spent  string      `json:"spent,omitempty"` // the hash of the wrapping token used up last
 }
 
 type heldLease struct {
-	ID   string    `json:"id"`
-	Ends time.Time `json:"ends"` // by itself
+	ID    string    `json:"id"`
+	Mount string    `json:"mount,omitempty"` // of the engine, for a certificate
+	Ends  time.Time `json:"ends"`            // by itself
 }
 
 // hold notes on disk that Vault holds a lease for us. A disk that cannot take
 // it is no reason to refuse the credential: the lease ends by itself.
 func (b *Broker) hold(l *lease) {
 	b.mu.Lock()
-	b.held[l.id] = l.ends.time()
+	b.held[l.id] = heldLease{ID: l.id, Mount: l.mount, Ends: l.ends.time()}
 	b.unlock()
 	b.saveState()
 }
@@ -454,9 +475,9 @@ func (b *Broker) saveState() {
 	b.saving.Lock()
 	defer b.saving.Unlock()
 	b.mu.RLock()
-	kept := state{Leases: make([]heldLease, 0, len(b.held))}
-	for id, ends := range b.held {
-		kept.Leases = append(kept.Leases, heldLease{ID: id, Ends: ends})
+	kept := state{Leases: make([]heldLease, 0, len(b.held)), Spent: b.spent}
+	for _, l := range b.held {
+		kept.Leases = append(kept.Leases, l)
 	}
 	b.mu.RUnlock()
 	err := writeState(b.cfg.StateFile, kept)
@@ -506,14 +527,15 @@ func (b *Broker) loadState() error {
 	}
 	b.mu.Lock()
 	defer b.unlock()
+	b.spent = kept.Spent
 	now := b.now()
 	for _, l := range kept.Leases {
-		b.held[l.ID] = l.Ends
+		b.held[l.ID] = l
 		end := never()
 		if !l.Ends.IsZero() {
 			end = now.add(time.Duration(l.Ends.UnixNano() - now.wall))
 		}
-		b.queue(&revocation{id: l.ID, ends: end, due: now, urgent: true})
+		b.queue(&revocation{id: l.ID, mount: l.Mount, ends: end, due: now, urgent: true})
 	}
 	return nil
 }

@@ -223,7 +223,7 @@ func (b *Broker) isHeld(s *session) bool {
 		}
 	}
 	for _, e := range b.entries {
-		if e.lease != nil && e.lease.session == s {
+		if e.lease != nil && e.lease.heldBy(s) {
 			return true
 		}
 	}
@@ -330,7 +330,7 @@ func (b *Broker) Status() Status {
 
 func (e *entry) status(now instant) LeaseStatus {
 	s := LeaseStatus{Grant: e.ref.Grant, Credential: e.ref.Name, Path: e.ref.Path, Err: text(e.err)}
-	usable := e.lease != nil && !e.lease.session.dead && now.before(e.lease.usableUntil())
+	usable := e.lease.usable(now)
 	switch {
 	case usable && e.err == nil:
 		s.State = StateActive

@@ -80,7 +80,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	report := b.Revoke(t.Context())
 	status := b.Status()
 	err := stop()
-	show(echoed, status, report, err, b.cfg, *first, *b.client, log.records, b)
+	show(echoed, status, report, err, b.cfg, *first, b.client, log.records, b)
 	for _, e := range b.entries {
 		show(e, e.lease)
 	}

@@ -1,0 +1,199 @@
+package vault
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Algorithm is a way to sign, by its name in JSON Web Signatures (RFC 7518,
+// section 3.1; RFC 8037).
+type Algorithm string
+
+// The algorithms. The key in Vault's transit engine must be of their kind.
+const (
+	HS256 Algorithm = "HS256"
+	HS384 Algorithm = "HS384"
+	HS512 Algorithm = "HS512"
+	RS256 Algorithm = "RS256"
+	RS384 Algorithm = "RS384"
+	RS512 Algorithm = "RS512"
+	PS256 Algorithm = "PS256"
+	PS384 Algorithm = "PS384"
+	PS512 Algorithm = "PS512"
+	ES256 Algorithm = "ES256"
+	ES384 Algorithm = "ES384"
+	ES512 Algorithm = "ES512"
+	EdDSA Algorithm = "EdDSA"
+)
+
+// Sign has Vault's transit engine sign input and returns the signature as JSON
+// Web Signatures want it: the bytes of an HMAC, of RSA or of Ed25519, and of
+// ECDSA r and s side by side. The key never leaves Vault. ref.Path is
+// MOUNT/sign/KEY, or MOUNT/hmac/KEY for HS256 and its like. Nothing is kept,
+// so each call asks Vault. Its error holds no secret and not the input, and has
+// a method RetryAfter if trying again may help.
+func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorithm, input []byte) ([]byte, error) {
+	path, body, err := signRequest(ref.Path, with, input)
+	if err != nil {
+		return nil, fmt.Errorf("sign by %s: %w", ref.Path, err)
+	}
+	if err := b.maySign(ref); err != nil {
+		return nil, err
+	}
+	answer, err := b.sign(ctx, path, call{op: "sign by " + ref.Path, method: http.MethodPost, path: path, body: body})
+	if err != nil {
+		return nil, err
+	}
+	signature, err := signatureOf(answer, with)
+	if err != nil {
+		return nil, b.unusable("sign by "+ref.Path, err)
+	}
+	return signature, nil
+}
+
+// sign asks Vault, with a new token if it no longer knows the one in force.
+func (b *Broker) sign(ctx context.Context, path string, c call) (*api.Secret, error) {
+	for retried := false; ; retried = true {
+		s, err := b.authenticate(ctx, 0)
+		if err != nil {
+			return nil, err
+		}
+		if err := b.mayMint(path, true); err != nil {
+			return nil, err
+		}
+		c.token = s.token
+		answer, err := b.client.do(ctx, c)
+		b.trip(path, err)
+		if !retried && b.outlived(ctx, s, err) {
+			continue
+		}
+		return answer, err
+	}
+}
+
+// maySign refuses what must not be signed.
+func (b *Broker) maySign(ref authz.CredentialRef) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	switch {
+	case b.closed:
+		return errStopping
+	case b.inForce != nil && !b.inForce[ref]:
+		return errNotInForce
+	}
+	return b.admit(ref)
+}
+
+// signRequest returns what the transit engine is asked (Vault API, "Transit
+// secrets engine", sign data and generate HMAC). Digests are sent where that is
+// possible, so that a request is small whatever the input.
+func signRequest(path string, with Algorithm, input []byte) (string, map[string]any, error) {
+	parts := strings.Split(path, "/")
+	verb := ""
+	if len(parts) >= 3 {
+		verb = parts[len(parts)-2]
+	}
+	kind, hash := with, ""
+	if with != EdDSA && len(with) == len(HS256) {
+		kind, hash = with[:2], "sha2-"+string(with[2:])
+	}
+	body := map[string]any{"input": base64.StdEncoding.EncodeToString(input)}
+	if wanted := map[bool]string{true: "hmac", false: "sign"}[kind == "HS"]; verb != wanted {
+		return "", nil, fmt.Errorf("algorithm %q needs a path such as transit/%s/KEY", with, wanted)
+	}
+	switch kind {
+	case "HS":
+		return path + "/" + hash, body, nil
+	case EdDSA:
+		return path, body, nil
+	case "RS":
+		body["signature_algorithm"] = "pkcs1v15"
+	case "PS": // the salt is as long as the digest (RFC 7518, section 3.5)
+		body["signature_algorithm"], body["salt_length"] = "pss", "hash"
+	case "ES":
+		body["marshaling_algorithm"] = "jws"
+	default:
+		return "", nil, fmt.Errorf("algorithm %q is none of those that are known", with)
+	}
+	digest, ok := digestOf(hash, input)
+	if !ok {
+		return "", nil, fmt.Errorf("algorithm %q is none of those that are known", with)
+	}
+	body["input"], body["prehashed"] = base64.StdEncoding.EncodeToString(digest), true
+	return path + "/" + hash, body, nil
+}
+
+func digestOf(hash string, input []byte) ([]byte, bool) {
+	switch hash {
+	case "sha2-256":
+		sum := sha256.Sum256(input)
+		return sum[:], true
+	case "sha2-384":
+		sum := sha512.Sum384(input)
+		return sum[:], true
+	case "sha2-512":
+		sum := sha512.Sum512(input)
+		return sum[:], true
+	}
+	return nil, false
+}
+
+// signatureOf returns the bytes of "vault:v1:BASE64". What is marshalled as
+// JWS wants it is in its base64 too.
+func signatureOf(answer *api.Secret, with Algorithm) ([]byte, error) {
+	var text string
+	if answer != nil {
+		text, _ = answer.Data["signature"].(string)
+		if hmac, ok := answer.Data["hmac"].(string); ok {
+			text = hmac
+		}
+	}
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 || parts[0] != "vault" {
+		return nil, errors.New("the answer has no signature")
+	}
+	encoding := base64.StdEncoding
+	if strings.HasPrefix(string(with), "ES") {
+		encoding = base64.RawURLEncoding
+	}
+	signature, err := encoding.DecodeString(parts[2])
+	if err != nil || len(signature) == 0 {
+		return nil, errors.New("the signature cannot be read")
+	}
+	return signature, nil
+}
+
+// SignJWT returns a JSON Web Token (RFC 7519) of claims that Vault has signed.
+// keyID is its kid, "" for none.
+func (b *Broker) SignJWT(ctx context.Context, ref authz.CredentialRef, with Algorithm, keyID string, claims map[string]any) (authz.Secret, error) {
+	header := map[string]string{"alg": string(with), "typ": "JWT"}
+	if keyID != "" {
+		header["kid"] = keyID
+	}
+	head, err := json.Marshal(header)
+	if err != nil {
+		return authz.Secret{}, fmt.Errorf("encode header: %w", err)
+	}
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		return authz.Secret{}, errors.New("encode claims: they are not JSON") // the error may quote them
+	}
+	encode := base64.RawURLEncoding.EncodeToString
+	signed := encode(head) + "." + encode(payload)
+	signature, err := b.Sign(ctx, ref, with, []byte(signed))
+	if err != nil {
+		return authz.Secret{}, err
+	}
+	return authz.NewSecret(signed + "." + encode(signature)), nil
+}

@@ -1,0 +1,218 @@
+// Package sigv4 signs requests to AWS anew, with a key that the plugin does not
+// have (AWS, Signature Version 4 signing process), whatever the plugin's SDK
+// signed them with.
+package sigv4
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// MaxBody is how long a body may be that has to be read before it is signed,
+// in bytes: every service but S3 wants the body's digest in the signature.
+const MaxBody = 16 << 20
+
+const (
+	hashHeader     = "X-Amz-Content-Sha256"
+	unsigned       = "UNSIGNED-PAYLOAD"
+	unsignedChunks = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+	serviceS3      = "s3"
+)
+
+// Errors that the plugin's author can mend.
+var (
+	// ErrChunks says that the body is in chunks that the plugin signed one by
+	// one, with a key that is none.
+	ErrChunks = errors.New("the body is in signed chunks (aws-chunked); have the SDK send it unsigned or whole over TLS")
+	// ErrBody says that the body is longer than [MaxBody].
+	ErrBody = errors.New("the body is too long to be signed")
+	// ErrQuery says that the query could be read in two ways.
+	ErrQuery = errors.New("the query holds a plus or a semicolon, which AWS and others read differently; escape it")
+)
+
+// Key is what signs. Session is empty for a key that lasts.
+type Key struct {
+	ID              string
+	Secret, Session authz.Secret
+}
+
+// Scope is what a signature is for: as in "s3" and "eu-west-1".
+type Scope struct {
+	Service, Region string
+}
+
+// Request is the part of a request that is signed.
+type Request struct {
+	Method string
+	Scheme string // https, or http
+	Host   string // the Host header
+	Path   string // as it goes on the wire, escaped
+	Query  string // as it goes on the wire, without the question mark and what [StripQuery] removes
+	Header http.Header
+	Body   io.Reader // nil for none
+	Length int64     // of Body; -1 when it is not known
+}
+
+// Sign signs a request: Header then holds Authorization, X-Amz-Date, for S3
+// X-Amz-Content-Sha256, and the session's token. It returns the body to send,
+// which is the request's unless it had to be read. The error is one of the
+// package's, or of reading the body.
+func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) (io.Reader, error) {
+	if strings.ContainsAny(r.Query, "+;") {
+		return nil, ErrQuery
+	}
+	digest, body, err := payload(r, scope)
+	if err != nil {
+		return nil, err
+	}
+	strip(r.Header)
+	if scope.Service == serviceS3 {
+		r.Header.Set(hashHeader, digest)
+	} else {
+		r.Header.Del(hashHeader)
+	}
+	signed, err := canonical(ctx, r, scope)
+	if err != nil {
+		return nil, err
+	}
+	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = scope.Service == serviceS3 })
+	credentials := aws.Credentials{AccessKeyID: key.ID, SecretAccessKey: key.Secret.Reveal(), SessionToken: key.Session.Reveal()}
+	if err := signer.SignHTTP(ctx, credentials, signed, digest, scope.Service, scope.Region, now.UTC()); err != nil {
+		return nil, fmt.Errorf("sign request: %w", err)
+	}
+	for _, name := range []string{"Authorization", "X-Amz-Date", "X-Amz-Security-Token"} {
+		if value := signed.Header.Get(name); value != "" {
+			r.Header.Set(name, value)
+		}
+	}
+	return body, nil
+}
+
+// payload returns what stands for the body in the signature.
+func payload(r *Request, scope Scope) (digest string, body io.Reader, err error) {
+	sent := r.Header.Get(hashHeader)
+	if strings.HasPrefix(sent, "STREAMING-") && sent != unsignedChunks {
+		return "", nil, ErrChunks
+	}
+	if scope.Service == serviceS3 {
+		switch {
+		case sent == unsignedChunks, isDigest(sent): // a wrong digest is AWS's to refuse
+			return sent, r.Body, nil
+		case r.Scheme == "https":
+			return unsigned, r.Body, nil
+		}
+	}
+	if sent == unsignedChunks {
+		return "", nil, ErrChunks
+	}
+	return read(r)
+}
+
+// read reads the body for its digest.
+func read(r *Request) (string, io.Reader, error) {
+	if r.Body == nil || r.Length == 0 {
+		return digestOf(nil), r.Body, nil
+	}
+	if r.Length > MaxBody {
+		return "", nil, ErrBody
+	}
+	text, err := io.ReadAll(io.LimitReader(r.Body, MaxBody+1))
+	if err != nil {
+		return "", nil, fmt.Errorf("read body: %w", err)
+	}
+	if len(text) > MaxBody {
+		return "", nil, ErrBody
+	}
+	r.Length = int64(len(text))
+	return digestOf(text), bytes.NewReader(text), nil
+}
+
+func digestOf(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
+
+func isDigest(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == sha256.Size
+}
+
+// strip removes the plugin's own signature.
+func strip(h http.Header) {
+	for _, name := range []string{"Authorization", "X-Amz-Date", "Date", "X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-Region-Set"} {
+		h.Del(name)
+	}
+}
+
+// StripQuery removes the signature of a presigned URL from a query.
+func StripQuery(query string) string {
+	var kept []string
+	for pair := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if plain, err := url.QueryUnescape(name); err == nil {
+			name = plain
+		}
+		switch strings.ToLower(name) {
+		case "x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires", "x-amz-signedheaders", "x-amz-signature",
+			"x-amz-security-token", "x-amz-region-set", "awsaccesskeyid", "signature":
+		default:
+			kept = append(kept, pair)
+		}
+	}
+	return strings.Join(kept, "&")
+}
+
+// canonical returns a request of what is signed, and nothing that may still
+// change on its way.
+func canonical(ctx context.Context, r *Request, scope Scope) (*http.Request, error) {
+	u := &url.URL{Scheme: r.Scheme, Host: r.Host, Path: r.Path, RawPath: r.Path, RawQuery: r.Query}
+	plain, err := url.PathUnescape(r.Path)
+	if err != nil {
+		return nil, fmt.Errorf("sign request: read path: %w", err)
+	}
+	u.Path = plain
+	if scope.Service == serviceS3 {
+		u.RawPath = escapeOnce(plain)
+	}
+	out, err := http.NewRequestWithContext(ctx, r.Method, u.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("sign request: %w", err)
+	}
+	out.URL, out.Host = u, r.Host
+	for name, values := range r.Header {
+		lower := strings.ToLower(name)
+		if strings.HasPrefix(lower, "x-amz-") || lower == "content-type" || lower == "content-md5" || lower == "range" {
+			out.Header[name] = values
+		}
+	}
+	return out, nil
+}
+
+// escapeOnce escapes a path as S3 does: everything but unreserved characters
+// and the slash.
+func escapeOnce(path string) string {
+	var b strings.Builder
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("-._~/", c) >= 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}

@@ -15,10 +15,10 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
-// kernelRounds is how often everything that is compared takes its turn. What is
-// said to be added is the median of the differences within a round, so that
-// what the machine does meanwhile falls on both sides.
-const kernelRounds = 11
+// kernelRounds is how often everything that is compared takes its turn, and
+// kernelBatches how often it is measured in a turn. The fastest batches are
+// compared: what else the machine does can only slow one, and never all.
+const kernelRounds, kernelBatches = 15, 24
 
 // elsewhere is where the plugin believes to connect to: an address that exists
 // nowhere, so that nothing but the redirect leads anywhere.
@@ -112,25 +112,16 @@ func alone(work func() error) error {
 	return errors.Join(err, unix.SchedSetaffinity(0, &before), unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0))
 }
 
-// series is what one row has seen, a list for each round, in picoseconds.
-type series [][]int64
+// series is what one row has seen, batch by batch, in picoseconds.
+type series []int64
 
-func (s series) fastest() int64 { return slices.Min(slices.Concat(s...)) }
+func (s series) fastest() int64 { return slices.Min(s) }
 
-func (s series) median() int64 { return middle(slices.Concat(s...)) }
+func (s series) median() int64 { return middle(s) }
 
-// added is what s takes more than base: the median of the rounds' differences.
-func (s series) added(base series) int64 {
-	var differences []int64
-	for i := range s {
-		differences = append(differences, middle(s[i])-middle(base[i]))
-	}
-	return middle(differences)
-}
-
-// percent is added as a share of base.
+// percent is how much longer than base it takes.
 func (s series) percent(base series) float64 {
-	return 100 * float64(s.added(base)) / float64(base.median())
+	return 100 * (float64(s.fastest())/float64(base.fastest()) - 1)
 }
 
 func middle(values []int64) int64 {

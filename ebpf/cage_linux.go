@@ -38,6 +38,7 @@ type Cage struct {
 	attached bool
 	shut     bool
 	closed   bool
+	sockets  allowance
 	found    []Stray // by the last census
 }
 

@@ -164,6 +164,7 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 				return err
 			}
 		case <-check.C:
+			m.cage.lookAtSockets()
 			if err := m.cage.Check(); err != nil && !errors.Is(err, ErrNotAttached) {
 				return err
 			}
@@ -309,7 +310,7 @@ func hookName(h uint8) Hook {
 }
 
 func causeName(why uint8) Cause {
-	names := []Cause{"", CausePolicy, CauseDoor, CauseNamespace, CauseEndpoint, CauseMemory}
+	names := []Cause{"", CausePolicy, CauseDoor, CauseNamespace, CauseEndpoint, CauseMemory, CauseLimit, CauseAllowed}
 	if int(why) < len(names) {
 		return names[why]
 	}

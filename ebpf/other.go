@@ -58,6 +58,9 @@ func (*Cage) Identify(net.Conn) (Peer, bool) { return Peer{}, false }
 // Shut returns [ErrUnsupported].
 func (*Cage) Shut(bool) error { return ErrUnsupported }
 
+// AllowSockets returns [ErrUnsupported].
+func (*Cage) AllowSockets([]string) error { return ErrUnsupported }
+
 // Freeze returns [ErrUnsupported].
 func (*Cage) Freeze(bool) error { return ErrUnsupported }
 

@@ -373,6 +373,7 @@ func attempts() map[string]func([]string) error {
 		"unix-dgram":   unixConnect(unix.SOCK_DGRAM),
 		"unix-send":    unixSend,
 		"unix-pair":    unixPairSend,
+		"unix-raw":     unixRaw,
 		"unix-link":    unixLink,
 		"unix-own":     unixOwn,
 		"pair-stream":  pairStream,
@@ -539,6 +540,36 @@ func unixSend(args []string) error {
 		return err
 	}
 	return unix.Sendto(fd, []byte("out"), 0, &unix.SockaddrUnix{Name: args[0]})
+}
+
+// unixRaw gives a name as few libraries would: with the zero that ends it, with
+// nothing behind it, or with more behind that zero.
+func unixRaw(args []string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	name := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
+	for i, b := range []byte(args[1]) {
+		name.Path[i] = int8(b)
+	}
+	length := len(args[1])
+	if args[1][0] == '@' {
+		name.Path[0] = 0
+	}
+	switch args[0] {
+	case "nul":
+		length++
+	case "long":
+		length++
+		name.Path[length] = 'x'
+		length = len(name.Path)
+	}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&name)), uintptr(2+length))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // unixPairSend sends from one of a pair to a name.

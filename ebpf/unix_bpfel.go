@@ -105,6 +105,12 @@ type unixSetting struct {
 	_             [4]byte
 }
 
+type unixSocketName struct {
+	_      structs.HostLayout
+	Length uint32
+	Bytes  [112]uint8
+}
+
 type unixTally struct {
 	_               structs.HostLayout
 	Connections     uint64
@@ -132,6 +138,7 @@ const (
 	unixMapPeers        = "peers"
 	unixMapServed       = "served"
 	unixMapSettings     = "settings"
+	unixMapSockets      = "sockets"
 	unixMapTallied      = "tallied"
 	unixProgConnectUnix = "connect_unix"
 	unixProgSendmsgUnix = "sendmsg_unix"
@@ -194,6 +201,7 @@ type unixMapSpecs struct {
 	Peers    *ebpf.MapSpec `ebpf:"peers"`
 	Served   *ebpf.MapSpec `ebpf:"served"`
 	Settings *ebpf.MapSpec `ebpf:"settings"`
+	Sockets  *ebpf.MapSpec `ebpf:"sockets"`
 	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
 }
 
@@ -230,6 +238,7 @@ type unixMaps struct {
 	Peers    *ebpf.Map `ebpf:"peers"`
 	Served   *ebpf.Map `ebpf:"served"`
 	Settings *ebpf.Map `ebpf:"settings"`
+	Sockets  *ebpf.Map `ebpf:"sockets"`
 	Tallied  *ebpf.Map `ebpf:"tallied"`
 }
 
@@ -242,6 +251,7 @@ func (m *unixMaps) Close() error {
 		m.Peers,
 		m.Served,
 		m.Settings,
+		m.Sockets,
 		m.Tallied,
 	)
 }

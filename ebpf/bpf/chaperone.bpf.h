@@ -82,6 +82,7 @@ enum why {
 	WHY_NAMESPACE = 3, /* from a network namespace that is not the one confined */
 	WHY_ENDPOINT = 4,  /* the sidecar has no listener of that address family */
 	WHY_MEMORY = 5,	   /* nothing to remember the connection with */
+	WHY_ALLOWED = 7,   /* not refused: a Unix socket that a grant allows */
 };
 
 #define PATH_SIZE 108

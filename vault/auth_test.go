@@ -162,6 +162,8 @@ func TestLogsInByCertificate(t *testing.T) {
 		t.Errorf("a certificate of somebody else: %v", err)
 	}
 	issue("weather.plugins.example")
+	var log journal
+	cfg.Recorder = &log
 	b, _ := run(t, cfg)
 	readsKey(t, b)
 	b.mu.RLock()
@@ -184,8 +186,8 @@ func TestLogsInByCertificate(t *testing.T) {
 		defer b.mu.RUnlock()
 		return b.session != nil && b.session != first
 	})
-	if got := b.Status(); got.States[StateUnavailable] != 0 || len(got.Leases) != 1 || got.Leases[0].State != StateActive {
-		t.Errorf("status %+v", got)
+	if got := b.Status(); got.States[StateActive] != 1 || log.count("lost") != 0 {
+		t.Errorf("status %+v, records %s", got, &log)
 	}
 	if _, err := New(Config{Plugin: plugin, Address: "http://127.0.0.1:1", Auth: auth}); err == nil {
 		t.Error("a login by certificate without TLS is taken")

@@ -27,8 +27,9 @@ import (
 //   - anything else (kv) is a value, which may be another one whenever it is read.
 
 const (
-	// rotationPoll is how long what is about to be rotated is served after
-	// Vault said that it is not yet. Vault rotates up to five seconds late
+	// rotationPoll is how long a password may still be served after the moment
+	// at which Vault was to replace it, while Vault is asked whether it has; half
+	// of it is how often. Vault may be up to five seconds late
 	// (builtin/logical/database/rotation.go: defaultQueueTickSeconds).
 	rotationPoll = time.Second
 	// rereadEvery bounds how often Refused reads one value again.
@@ -88,13 +89,9 @@ func (b *Broker) valueWindow(issued instant, hint time.Duration, last instant) w
 // is read again right then, and every so often until it has been replaced.
 func (b *Broker) staticWindow(issued instant, ttl time.Duration, last instant) window {
 	w := b.valueWindow(issued, 0, last)
-	next := issued.add(ttl)
-	if ttl < rotationPoll {
-		next = issued.add(rotationPoll)
-		w.refreshAt = earliest(w.refreshAt, issued.add(rotationPoll/2))
-	}
-	w.notAfter = earliest(w.notAfter, next)
+	next := issued.add(max(ttl, rotationPoll/2))
 	w.refreshAt = earliest(w.refreshAt, next)
+	w.notAfter = earliest(w.notAfter, next.add(rotationPoll))
 	return w
 }
 

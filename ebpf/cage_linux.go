@@ -40,6 +40,9 @@ type Cage struct {
 	closed   bool
 	sockets  allowance
 	found    []Stray // by the last census
+
+	counting sync.Mutex // held while a census is taken; taken before mu
+	census   *census
 }
 
 // New makes the cgroup, the network namespace and the programs, and reserves the
@@ -107,6 +110,7 @@ func (c *Cage) build(id string) error {
 	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.config.CountSyscalls); err != nil {
 		return err
 	}
+	c.census = newCensus(c)
 	before, err := c.usage()
 	c.lostBefore = before.Lost
 	return err
@@ -160,11 +164,20 @@ func (c *Cage) openGroup(id string) error {
 }
 
 // Attach tells the programs where the sidecar listens, puts them on the cgroup,
-// pins them, and opens the door unless [Cage.Shut] shut it before.
+// pins them, and opens the door unless [Cage.Shut] shut it before. Then it ends
+// the sockets that processes in the cgroup brought along or connected before:
+// see [HookDescriptor].
 func (c *Cage) Attach(ends Endpoints) error {
 	if err := ends.check(); err != nil {
 		return err
 	}
+	if err := c.attach(ends); err != nil {
+		return err
+	}
+	return c.takeCensus()
+}
+
+func (c *Cage) attach(ends Endpoints) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

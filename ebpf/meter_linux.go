@@ -91,8 +91,11 @@ func (c *Cage) Run(ctx context.Context) error {
 		stop    = make(chan struct{})
 	)
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
-	m := &meter{cage: c, folds: make(map[Denial]*fold), lost: c.lostBefore}
+	m := &meter{cage: c, folds: make(map[Denial]*fold), lost: c.lostBefore, watched: make(chan error, 1)}
+	watching, stopWatching := context.WithCancel(ctx)
+	pumping.Go(func() { m.watched <- c.watch(watching) })
 	err = m.loop(ctx, events)
+	stopWatching()
 	if err == nil {
 		err = m.drain(reader, events)
 	}
@@ -135,6 +138,8 @@ type meter struct {
 	cage  *Cage
 	folds map[Denial]*fold
 	lost  uint64
+
+	watched chan error // how [Cage.watch] ended
 }
 
 // fold is a refusal that was reported, and how often it came again since.
@@ -159,6 +164,10 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 			m.happened(&event)
 		case d := <-m.cage.heard:
 			m.denied(d)
+		case err := <-m.watched:
+			if err != nil {
+				return err
+			}
 		case <-tick.C:
 			if err := m.sample(); err != nil {
 				return err

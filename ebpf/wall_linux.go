@@ -28,6 +28,8 @@ type wall struct {
 	calls *ebpf.Collection // nil: system calls are not counted
 	kin   *ebpf.Collection
 
+	census *ebpf.Collection
+
 	kept  map[string]*ebpf.Map // the maps that outlast this process, by name
 	fresh map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
 	told  *told
@@ -66,6 +68,9 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 		return err
 	}
 	if err := w.loadKin(dir, group, own); err != nil {
+		return err
+	}
+	if err := w.loadCensus(group, own); err != nil {
 		return err
 	}
 	if syscalls {
@@ -348,7 +353,7 @@ func (w *wall) close() error {
 			errs = append(errs, old.Close())
 		}
 	}
-	for _, collection := range []*ebpf.Collection{w.base, w.unix, w.calls, w.kin} {
+	for _, collection := range []*ebpf.Collection{w.base, w.unix, w.calls, w.kin, w.census} {
 		if collection != nil {
 			collection.Close()
 		}

@@ -1,0 +1,427 @@
+package ebpf
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// censusInterval is how often [Cage.Run] looks for sockets that the walls do
+// not govern.
+//
+// What a process receives and gives away again between two looks is not seen,
+// nor is a descriptor that lies in a message not yet read or in an io_uring's
+// own table; a connection that was handed in works until the next look. Under
+// the launcher all of that takes a helper outside, since the plugin can neither
+// take descriptors from others nor make an io_uring.
+const censusInterval = time.Second
+
+// Why a socket is no business of the plugin's, and what is done about it
+// (bpf/census.bpf.c).
+const (
+	foundForeign = 1
+	foundEarly   = 2
+	foundUnseen  = 3
+
+	doomSocket = uint32(1)
+	doomHolder = uint32(2)
+)
+
+// manyProcesses is from how many processes on one walk through everybody's
+// descriptors is cheaper than a walk for each.
+const manyProcesses = 256
+
+// Kinds of BPF commands and links (include/uapi/linux/bpf.h).
+const (
+	cmdLinkCreate  = 28
+	cmdIterCreate  = 33
+	attachTypeIter = 28
+)
+
+// census finds and ends sockets that the plugin holds and its walls do not
+// govern. It is used by one goroutine at a time.
+type census struct {
+	programs *ebpf.Collection
+	group    *cgroup
+	network  *network
+	told     *told
+	seen     map[uint64]bool // cookies of the last look, ended or not
+}
+
+func (w *wall) loadCensus(group *cgroup, own bool) error {
+	spec, err := loadCensus()
+	if err != nil {
+		return fmt.Errorf("read census programs: %w", err)
+	}
+	if err := aim(spec, group, own); err != nil {
+		return fmt.Errorf("set up census programs: %w", err)
+	}
+	w.census, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: w.shared(spec)})
+	if err != nil {
+		return fmt.Errorf("load census programs: %w%s", err, loadHint(err))
+	}
+	return nil
+}
+
+func newCensus(c *Cage) *census {
+	return &census{programs: c.wall.census, group: c.group, network: c.network, told: c.wall.told, seen: map[uint64]bool{}}
+}
+
+// watch takes the census again and again until the context ends.
+func (c *Cage) watch(ctx context.Context) error {
+	tick := time.NewTicker(censusInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := c.takeCensus(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// takeCensus takes it once and reports what was found.
+func (c *Cage) takeCensus() error {
+	c.counting.Lock()
+	defer c.counting.Unlock()
+	found, err := c.census.take()
+	if err != nil {
+		return fmt.Errorf("take census of sockets: %w", err)
+	}
+	var strays []Stray
+	for _, s := range found {
+		d := s.denial()
+		strays = append(strays, Stray{PID: d.PID, Comm: d.Comm, Original: d.Address, Since: d.Time, Why: s.why()})
+		if s.again {
+			continue
+		}
+		select {
+		case c.heard <- d:
+		default:
+			c.unheard.Add(1)
+		}
+	}
+	c.mu.Lock()
+	c.found = strays
+	c.mu.Unlock()
+	return nil
+}
+
+// found is one socket that the census found.
+type found struct {
+	censusSighting
+	again bool // it was reported before
+}
+
+// take looks once, and ends what it finds.
+//
+// A connection is ended by its socket, so that who holds it hears of it. What
+// is left of a socket that was made outside can connect again past every hook:
+// who still holds it at the next look is killed, and so is at once who holds a
+// socket that cannot be ended, because it is not connected or of a family that
+// no wall sees, or because the sidecar itself holds it, too.
+func (c *census) take() ([]found, error) {
+	sightings, err := c.look(c.pids)
+	if err != nil {
+		return nil, err
+	}
+	seen := make(map[uint64]bool, len(sightings))
+	all := make([]found, 0, len(sightings))
+	var holders []censusSighting
+	var ours map[uint64]bool
+	sockets := false
+	type hold struct {
+		cookie uint64
+		pid    uint32
+	}
+	holds := make(map[hold]bool)
+	for _, s := range sightings {
+		if one := (hold{s.Cookie, s.Pid}); holds[one] {
+			continue // by another descriptor
+		} else {
+			holds[one] = true
+		}
+		again := c.seen[s.Cookie]
+		if !again && !seen[s.Cookie] {
+			atomic.AddUint64(&c.told.tally.Ended, 1)
+		}
+		seen[s.Cookie] = true
+		all = append(all, found{s, again})
+		if ours == nil {
+			ours = ownCookies()
+		}
+		doom := s.doom(again, ours[s.Cookie])
+		if err := c.programs.Maps["doomed"].Put(s.Cookie, doom); err != nil || doom == doomHolder {
+			holders = append(holders, s) // also when there are too many to note down
+		} else {
+			sockets = true
+		}
+	}
+	c.seen = seen
+	if sockets {
+		err = c.endSockets()
+	}
+	if len(holders) > 0 {
+		err = errors.Join(err, c.endHolders(holders))
+	}
+	for cookie := range seen {
+		if gone := c.programs.Maps["doomed"].Delete(cookie); gone != nil && !errors.Is(gone, ebpf.ErrKeyNotExist) {
+			err = errors.Join(err, fmt.Errorf("forget socket: %w", gone))
+		}
+	}
+	return all, err
+}
+
+// doom says how to end a socket.
+func (s *censusSighting) doom(again, ours bool) uint32 {
+	connected := s.State != unix.BPF_TCP_CLOSE
+	ends := s.Protocol == unix.IPPROTO_TCP || s.Found == foundEarly
+	if s.Found == foundUnseen || !connected || !ends || ours || again && s.Found == foundForeign {
+		return doomHolder
+	}
+	return doomSocket
+}
+
+func (s *censusSighting) why() string {
+	switch s.Found {
+	case foundForeign:
+		return "the socket was made outside the plugin's cgroup"
+	case foundEarly:
+		return "the socket was connected before the walls stood"
+	}
+	return "no wall sees sockets of this family"
+}
+
+func (s *censusSighting) denial() Denial {
+	d := Denial{
+		Time: time.Now(), Hook: HookDescriptor, Cause: CausePolicy, Family: familyName(uint32(s.Family)),
+		PID: s.Pid, UID: s.Uid, Comm: text(s.Comm[:]), Count: 1,
+	}
+	if s.Family != unix.AF_INET && s.Family != unix.AF_INET6 {
+		return d
+	}
+	d.Protocol = protocolName(uint8(s.Family), s.Protocol)
+	d.Address = userAddress(s.Remote.W, s.RemotePort)
+	if s.RemotePort == 0 { // not connected: where it listens or is bound
+		d.Address = userAddress(s.Local.W, s.LocalPort)
+	}
+	return d
+}
+
+// endSockets ends the doomed ones in both namespaces in which they can be
+// found; an iterator sees the namespace of who opens it.
+func (c *census) endSockets() error {
+	end := func() error {
+		return errors.Join(iterate(c.programs.Programs["end_tcp"]), iterate(c.programs.Programs["end_udp"]))
+	}
+	if err := errors.Join(end(), c.network.do(end)); err != nil {
+		return fmt.Errorf("end sockets: %w", err)
+	}
+	return nil
+}
+
+// endHolders kills the processes that hold a doomed socket: from the kernel, by
+// a second look at them, or else by number.
+func (c *census) endHolders(holders []censusSighting) error {
+	pids := func() ([]int, error) {
+		var pids []int
+		for _, s := range holders {
+			if !slices.Contains(pids, int(s.Pid)) {
+				pids = append(pids, int(s.Pid))
+			}
+		}
+		return pids, nil
+	}
+	left, err := c.look(pids)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range left {
+		if s.Killed == 0 && slices.ContainsFunc(holders, func(h censusSighting) bool { return h.Cookie == s.Cookie }) {
+			errs = append(errs, c.kill(int(s.Pid)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// kill kills a process of the cgroup. That its number has not passed to another
+// shows when the cgroup still lists it after the process is held.
+func (c *census) kill(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	pids, err := c.pids()
+	if err != nil || !slices.Contains(pids, pid) {
+		return err
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// pids are the processes of the cgroup and of those below it. A cgroup that
+// goes meanwhile had none.
+func (c *census) pids() ([]int, error) {
+	var pids []int
+	err := filepath.WalkDir(c.group.path, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case !d.IsDir():
+			return nil
+		}
+		pids, err = appendPIDs(pids, filepath.Join(path, "cgroup.procs"))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	return pids, nil
+}
+
+func appendPIDs(pids []int, path string) ([]int, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return pids, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for field := range strings.FieldsSeq(string(text)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// look runs the iterator over the descriptors of processes. What the kernel
+// reports of another cgroup's does not come into it.
+func (c *census) look(list func() ([]int, error)) ([]censusSighting, error) {
+	pids, err := list()
+	if err != nil {
+		return nil, err
+	}
+	if len(pids) > manyProcesses || slices.Contains(pids, 0) { // 0: of a namespace that we do not see
+		pids = []int{0}
+	}
+	var all []censusSighting
+	for _, pid := range pids {
+		all, err = c.lookAt(all, pid)
+		if err != nil {
+			return nil, fmt.Errorf("look at process %d: %w", pid, err)
+		}
+	}
+	return all, nil
+}
+
+// lookAt looks at one process, or at all for number 0.
+func (c *census) lookAt(all []censusSighting, pid int) ([]censusSighting, error) {
+	walk, err := walkFiles(c.programs.Programs["look"].FD(), pid)
+	if errors.Is(err, unix.E2BIG) && pid != 0 { // before Linux 6.1
+		return c.lookAt(all, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = walk.Close() }()
+	for lines := bufio.NewReaderSize(walk, 1<<16); ; {
+		var s censusSighting
+		err := binary.Read(lines, binary.NativeEndian, &s)
+		if errors.Is(err, io.EOF) {
+			return all, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+}
+
+// walkFiles opens an iterator over the descriptors of one process, or of all
+// for number 0. The library cannot ask for one process.
+func walkFiles(program, pid int) (*os.File, error) {
+	info := struct{ thread, process, descriptor, _ uint32 }{process: uint32(pid)}
+	link := struct {
+		program, target, kind, flags uint32
+		info                         unsafe.Pointer
+		length                       uint32
+		_                            uint32
+	}{program: uint32(program), kind: attachTypeIter, info: unsafe.Pointer(&info), length: uint32(unsafe.Sizeof(info))}
+	fd, err := bpf(cmdLinkCreate, unsafe.Pointer(&link), unsafe.Sizeof(link)) //nolint:gosec // union bpf_attr
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	iterator := struct{ link, flags uint32 }{link: uint32(fd)}
+	walk, err := bpf(cmdIterCreate, unsafe.Pointer(&iterator), unsafe.Sizeof(iterator)) //nolint:gosec // union bpf_attr
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(walk), "bpf_iter"), nil
+}
+
+// bpf is bpf(2), for the commands that give a descriptor.
+func bpf(command uintptr, attributes unsafe.Pointer, size uintptr) (int, error) {
+	for {
+		fd, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(attributes), size)
+		switch errno {
+		case 0:
+			unix.CloseOnExec(int(fd))
+			return int(fd), nil
+		case syscall.EINTR, syscall.EAGAIN:
+		default:
+			return -1, errno
+		}
+	}
+}
+
+// ownCookies are the sockets of this process, which are not to be ended: what a
+// privileged plugin takes out of its sidecar ends with the plugin alone.
+func ownCookies() map[uint64]bool {
+	own := make(map[uint64]bool)
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return own
+	}
+	for _, entry := range entries {
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE); err == nil {
+			own[cookie] = true
+		}
+	}
+	return own
+}

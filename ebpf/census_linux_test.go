@@ -1,0 +1,126 @@
+package ebpf
+
+import (
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// descriptors are the reported ones.
+func descriptors(denials []Denial) (found []Denial) {
+	for _, d := range denials {
+		if d.Hook == HookDescriptor {
+			found = append(found, d)
+		}
+	}
+	return found
+}
+
+// exchange is a listener on the loopback of a namespace that is not the
+// sidecar's own, which answers every connection with what it reads.
+func exchange(t *testing.T, n *network) string {
+	t.Helper()
+	var l net.Listener
+	if err := n.do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(conn, conn); _ = conn.Close() }()
+		}
+	}()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+// handed is a process of the cgroup that inherited a socket made outside it.
+func handed(t *testing.T, group *cgroup, n *network, socket *os.File) resident {
+	t.Helper()
+	r := settleWith(t, group, fdPath(n), []*os.File{socket}, python(t), "-c", talker)
+	_ = socket.Close()
+	if got := r.ask(`held.append(socket.socket(fileno=3))`); got != "ok" {
+		t.Fatal(got)
+	}
+	return r
+}
+
+// What was made outside the cgroup and handed in is ended: connections by their
+// socket, so that the holder hears of it, what is not connected with the holder.
+func TestForeignSockets(t *testing.T) {
+	group, path := given(t)
+	n, err := openNetwork(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = n.close() }()
+	port := exchange(t, n)
+	number, _ := strconv.Atoi(port)
+	open := func(kind int, connect bool) (file *os.File, err error) {
+		err = n.do(func() error {
+			fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+			if err == nil && connect {
+				err = unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: number})
+			}
+			file = os.NewFile(uintptr(fd), "socket")
+			return err
+		})
+		return file, err
+	}
+	for name, test := range map[string]struct {
+		kind    int
+		connect bool
+		dies    bool
+		address string
+	}{
+		"connection":       {unix.SOCK_STREAM, true, false, "127.0.0.1:" + port},
+		"unconnected":      {unix.SOCK_STREAM, false, true, "0.0.0.0:0"},
+		"datagram":         {unix.SOCK_DGRAM, false, true, "0.0.0.0:0"},
+		"connected to UDP": {unix.SOCK_DGRAM, true, true, "127.0.0.1:" + port},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file, err := open(test.kind, test.connect)
+			if err != nil {
+				t.Fatal(err)
+			}
+			plugin := handed(t, group, n, file)
+			if test.kind == unix.SOCK_STREAM && test.connect {
+				if got := plugin.ask(`held[0].sendall(b"hello") or held[0].recv(5)`); got != "ok" {
+					t.Fatal(got)
+				}
+			}
+			r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+			if !test.dies {
+				if got := plugin.ask(`held[0].send(b"hello")`); got != "ECONNABORTED" {
+					t.Errorf("sent on what was handed in: %s", got)
+				}
+				if got := plugin.ask(`held.pop().close()`); got != "ok" {
+					t.Error(got)
+				}
+				time.Sleep(2 * censusInterval)
+				if got := plugin.ask(`held.append(socket.socket())`); got != "ok" {
+					t.Errorf("the holder that let go did not live on: %s", got)
+				}
+			} else if got := plugin.wait(); got != "signal: killed" {
+				t.Errorf("the holder ended with %s", got)
+			}
+			found := descriptors(r.seen())
+			if len(found) != 1 || found[0].PID != uint32(plugin.pid) || found[0].Address.String() != test.address || found[0].Comm == "" {
+				t.Errorf("reported %+v", found)
+			}
+			if u, err := r.usage(); err != nil || u.Ended != 1 {
+				t.Errorf("counted %d, %v", u.Ended, err)
+			}
+			plugin.end()
+		})
+	}
+}

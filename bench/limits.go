@@ -93,15 +93,17 @@ func (w *world) overrun(ctx context.Context, t *table, a attempt, senders int) (
 	if err != nil {
 		return err
 	}
-	var done, tried, length int64
-	for result := range slices.Chunk(seen, 3) {
-		done, tried, length = done+result[0], tried+result[0]+result[1], max(length, result[2])
+	var done, tried int64
+	begun, ended := seen[2], seen[3]
+	for result := range slices.Chunk(seen, 4) {
+		done, tried = done+result[0], tried+result[0]+result[1]
+		begun, ended = min(begun, result[2]), max(ended, result[3])
 	}
 	through := uint64(done) * a.unit
 	if counted := a.used(after) - a.used(before); counted != through {
 		return fmt.Errorf("the plugin got %d through, and the kernel counted %d", through, counted)
 	}
-	allowed := float64(a.limit.Count) * (1 + float64(length)/float64(a.limit.Period))
+	allowed := float64(a.limit.Count) * (1 + float64(ended-begun)/float64(a.limit.Period))
 	share := 100 * float64(through) / allowed
 	t.add(a.name, fmt.Sprint(senders), fmt.Sprint(uint64(tried)*a.unit), fmt.Sprint(through), fmt.Sprintf("%.0f", allowed),
 		fmt.Sprintf("%.3f %%", share), verdict(share >= 99.5 && share <= 100))

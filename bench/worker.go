@@ -167,9 +167,13 @@ func timeCalls(n int) (string, error) {
 }
 
 // threadTime is the CPU time of the calling thread in nanoseconds.
-func threadTime() int64 {
+func threadTime() int64 { return clock(unix.CLOCK_THREAD_CPUTIME_ID) }
+
+func monotonic() int64 { return clock(unix.CLOCK_MONOTONIC) }
+
+func clock(id int32) int64 {
 	var spec unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &spec) // it takes a clock that every Linux has
+	_ = unix.ClockGettime(id, &spec) // every Linux has these
 	return spec.Nano()
 }
 
@@ -207,7 +211,8 @@ func vanish(fd int) error {
 }
 
 // flood sends datagrams of size bytes for as long as it is told, and returns how
-// many left and how many were refused, and how long it took in nanoseconds.
+// many left and how many were refused, and when it began and ended in
+// nanoseconds of a clock that all threads share.
 func flood(size int, length time.Duration, target string) (string, error) {
 	to, family, err := socketAddress(target)
 	if err != nil {
@@ -244,8 +249,8 @@ func storm(length time.Duration, target string) (string, error) {
 // count repeats what a limit may refuse.
 func count(length time.Duration, once func() error) (string, error) {
 	done, refused := 0, 0
-	begun := time.Now()
-	for time.Since(begun) < length {
+	begun := monotonic()
+	for monotonic()-begun < int64(length) {
 		switch err := once(); {
 		case err == nil:
 			done++
@@ -255,7 +260,7 @@ func count(length time.Duration, once func() error) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprint(done, refused, int64(time.Since(begun))), nil
+	return fmt.Sprint(done, refused, begun, monotonic()), nil
 }
 
 // breed starts n processes that wait for their end.

@@ -16,6 +16,7 @@ const (
 	KindProcess    Kind = "process"    // a plugin started or ended
 	KindLost       Kind = "lost"       // kernel events that could not be kept
 	KindEcho       Kind = "echo"       // an upstream answered with the credential
+	KindStray      Kind = "stray"      // a connection of the plugin that the kernel let through and nobody handled
 	KindInbound    Kind = "inbound"    // a connection from the host led to the plugin: its beginning and its end
 )
 

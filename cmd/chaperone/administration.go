@@ -146,6 +146,7 @@ func (s *sidecar) status() admin.Status {
 		out.Audit.Healthy, out.Audit.Detail = false, err.Error()
 	}
 	if s.cage != nil {
+		out.Mediation = s.mediationStatus(now)
 		info := s.cage.Info()
 		network := string(configs.NetworkHost)
 		if info.OwnNetwork {
@@ -284,6 +285,12 @@ func (s *sidecar) warnings(now time.Time) []string {
 	if s.cage != nil && s.cage.Info().SameUser {
 		out = append(out, "unsafeSameUser: the plugin runs as root or as the sidecar's user, and can end its own confinement")
 	}
+	if err := s.allowSockets(); err != nil {
+		out = append(out, "refused although granted: "+oneLine(err.Error()))
+	}
+	if w := s.selfGranting(); w != "" {
+		out = append(out, w)
+	}
 	if s.kernel.missing != "" {
 		out = append(out, "the kernel half is preferred and not to be had: "+s.kernel.missing)
 	}
@@ -317,7 +324,7 @@ func (s *sidecar) usage() admin.Usage {
 		out.Counters = &admin.Counters{
 			SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Connections: u.Connections, RefusedConnections: u.Refused,
 			LimitedConnections: u.Limited, SentPackets: u.SentPackets, ReceivedPackets: u.ReceivedPackets, DNSQueries: u.DNSQueries,
-			Syscalls: c.Total, Lost: u.Lost,
+			Processes: u.Processes, Syscalls: c.Total, Lost: u.Lost,
 			SyscallClasses: map[string]uint64{"file": c.File, "network": c.Network, "process": c.Process, "memory": c.Memory, "ipc": c.IPC, "other": c.Other},
 		}
 	}

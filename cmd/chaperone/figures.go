@@ -110,10 +110,12 @@ func (s *sidecar) registerKernelMetrics() {
 			}
 		})
 	s.registerRuleMetrics()
-	m.collect("chaperone_kernel_unmediated_total", "Connections that the kernel let through and the proxy did not receive.", prometheus.CounterValue, nil,
-		func(emit func(float64, ...string)) {
-			emit(float64(s.strays.Load()))
-		})
+	usage("chaperone_plugin_processes_total", "Processes that the plugin started, the launcher among them.", nil,
+		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Processes)) })
+	usage("chaperone_plugin_ended_total", "Processes and sockets that were ended for escaping the kernel's walls.", nil,
+		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Ended)) })
+	usage("chaperone_kernel_unmediated_total", "Connections that the kernel let through and nobody handled.", nil,
+		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(s.mediation.total(u))) })
 }
 
 // registerRuleMetrics registers what the kernel counted for each rule.
@@ -131,13 +133,4 @@ func (s *sidecar) registerRuleMetrics() {
 		func(t ruleTraffic) (sent, received uint64) { return t.SentBytes, t.ReceivedBytes })
 	byRule("chaperone_rule_network_packets_total", "IP packets of the plugin's connections, by the rule they were last used for.",
 		func(t ruleTraffic) (sent, received uint64) { return t.SentPackets, t.ReceivedPackets })
-}
-
-// countStrays keeps how many connections the kernel let through to the sidecar
-// that it never saw. last is the reading before this one, so that connections
-// on their way are not taken for strays.
-func (s *sidecar) countStrays(last ebpf.Usage) {
-	if seen := s.identified.Load(); last.Connections > seen {
-		s.strays.Store(max(s.strays.Load(), last.Connections-seen))
-	}
 }

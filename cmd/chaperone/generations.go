@@ -40,6 +40,7 @@ func (s *sidecar) followKernel(*authz.Snapshot) {
 	if err := s.enforceLimits(); err != nil {
 		s.opts.log.Error("the limits in force are not the kernel's", zap.Error(err))
 	}
+	s.followSockets()
 }
 
 // retainLeases has the leases revoked that nothing in force needs. What Vault

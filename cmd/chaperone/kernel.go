@@ -32,11 +32,14 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.cgroup,
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		Serve: spec.Process.Listen, Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
+		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
 		Logger: s.opts.log.Named("kernel"),
 	})
 	if err == nil {
 		s.cage = cage
+		if w := s.selfGranting(); w != "" {
+			s.opts.log.Warn(w)
+		}
 		return nil
 	}
 	if spec.Kernel == configs.KernelRequired {
@@ -46,6 +49,16 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 	s.opts.log.Warn("the kernel half is preferred and not to be had: the plugin is not confined", zap.Error(err))
 	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: the plugin is not confined"})
 	return nil
+}
+
+// selfGranting returns a warning when the plugin may change what it is granted.
+// Whose processes a cgroup holds that was given is not known.
+func (s *sidecar) selfGranting() string {
+	if s.cage == nil || s.opts.cgroup != "" {
+		return ""
+	}
+	info := s.cage.Info()
+	return selfGranting(s.config.Load(), info.UID, info.GID)
 }
 
 // hostNetwork reports whether the plugin shares the sidecar's network.
@@ -59,7 +72,6 @@ func (s *sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
 	if !ok {
 		return proxy.Peer{}, false
 	}
-	s.identified.Add(1)
 	peer := proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original, Cookie: p.Cookie}
 	if p.Explicit {
 		peer.Original = netip.AddrPort{}
@@ -71,6 +83,7 @@ func (s *sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
 func sampleOf(u ebpf.Usage) authz.Sample {
 	return authz.Sample{
 		Connections: u.Connections, SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Syscalls: u.Syscalls.Total,
+		Processes: u.Processes,
 	}
 }
 
@@ -99,6 +112,7 @@ func (s *sidecar) beginMetering() error {
 	}
 	s.attribution.begin(traffic)
 	s.sampled(first)
+	s.followSockets()
 	return s.enforceLimits()
 }
 
@@ -111,8 +125,6 @@ func (s *sidecar) sampled(u ebpf.Usage) {
 	if exhausted {
 		s.engine.Bump()
 	}
-	s.countStrays(s.lastUsage)
-	s.lastUsage = u
 }
 
 // denied records what a kernel wall refused, after the fact, and says so to
@@ -121,6 +133,15 @@ func (s *sidecar) denied(d ebpf.Denial) {
 	if d.Lost > 0 {
 		s.record(&authz.Record{Time: d.Time, Kind: authz.KindLost, Door: authz.DoorKernel, Lost: d.Lost, Detail: "kernel refusals that could not be described"})
 		return
+	}
+	switch d.Cause {
+	case ebpf.CauseAllowed:
+		s.usedSocket(d)
+		return
+	case ebpf.CauseUntrusted:
+		s.doubtedSocket(d)
+		return
+	default:
 	}
 	reason, detail, remedy := s.explainDenial(d)
 	r := &authz.Record{
@@ -167,7 +188,7 @@ func (s *sidecar) explainDenial(d ebpf.Denial) (reason authz.Reason, detail, rem
 		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""
 	case ebpf.CauseMemory:
 		return authz.NotReady, "the kernel had no room to remember the connection", "try again later"
-	case ebpf.CausePolicy, ebpf.CauseEndpoint:
+	case ebpf.CausePolicy, ebpf.CauseEndpoint, ebpf.CauseAllowed, ebpf.CauseUntrusted:
 	}
 	switch d.Hook {
 	case ebpf.HookConnect, ebpf.HookSendmsg, ebpf.HookEgress:
@@ -177,7 +198,11 @@ func (s *sidecar) explainDenial(d ebpf.Denial) (reason authz.Reason, detail, rem
 	case ebpf.HookBind, ebpf.HookIngress:
 		detail = "the plugin serves nobody on this network"
 	case ebpf.HookConnectUnix, ebpf.HookSendmsgUnix:
-		detail = "Unix sockets with a path lead out of the plugin's confinement"
+		return authz.DestinationNotGranted, "no grant names this Unix socket, which leads out of the plugin's confinement", "ask for it under sockets of a grant"
+	case ebpf.HookEscape:
+		detail = "a process left the plugin's confinement, or was started outside it, and was ended"
+	case ebpf.HookDescriptor:
+		detail = "the plugin held a socket that was made outside its confinement, which was ended"
 	case ebpf.HookSeccomp:
 		detail = d.Syscall + " " + d.Family + " leads out of the plugin's confinement"
 	}

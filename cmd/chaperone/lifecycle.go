@@ -221,6 +221,7 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	}
 	if s.cage != nil {
 		g.Go(func() error { return s.cage.Run(ctx) })
+		g.Go(func() error { s.watchStrays(ctx); return nil })
 	}
 	g.Go(func() error {
 		every(ctx, time.Minute, func() { s.forbidden.resolve(ctx) })

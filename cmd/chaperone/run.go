@@ -168,7 +168,7 @@ func (s *sidecar) startPlugin(args []string) (plugin, error) {
 	var p plugin
 	var err error
 	if s.cage != nil {
-		p, err = s.cage.Start(ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
+		p, err = s.cage.Start(ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec)})
 	} else {
 		p, err = startUnconfined(args, env)
 	}

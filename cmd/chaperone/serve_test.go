@@ -165,7 +165,10 @@ func TestServeMetrics(t *testing.T) {
 		defer answer.Body.Close()
 		return answer.StatusCode, string(testenv.MustGet(io.ReadAll(answer.Body))(t))
 	}
-	_, text := get("/metrics")
+	text := eventually(t, "the end of the request is counted", func() (string, bool) {
+		_, text := get("/metrics")
+		return text, strings.Contains(text, "chaperone_request_duration_seconds")
+	})
 	for _, name := range []string{
 		"chaperone_decisions_total", "chaperone_decision_duration_seconds", "chaperone_request_duration_seconds",
 		"chaperone_credential_leases", "chaperone_credential_fetch_seconds", "chaperone_revocation_seconds", "chaperone_tunnels_open",

@@ -69,16 +69,15 @@ type sidecar struct {
 	listeners   []net.Listener // the proxy's
 	resolvers   []resolverEnds
 	addresses   addresses
-	strays      atomic.Uint64 // connections that the kernel let through and the proxy never saw
-	used        authz.State   // as it was last written down
-	lastUsage   ebpf.Usage    // of the goroutine that samples
-	pid         atomic.Int64  // of the plugin; 0 before it is started
-	identified  atomic.Uint64 // connections whose caller the kernel proved
-	limits      limits        // that the kernel enforces
-	attribution attribution   // of bytes to rules
-	enforcing   sync.Mutex    // so does bringing the kernel in line with the policy
-	cutting     sync.Mutex    // revocations take turns
-	leasing     sync.Mutex    // so do changes of what is leased
+	used        authz.State  // as it was last written down
+	pid         atomic.Int64 // of the plugin; 0 before it is started
+	limits      limits       // that the kernel enforces
+	sockets     sockets      // that the plugin may reach
+	mediation   mediation    // of connections
+	attribution attribution  // of bytes to rules
+	enforcing   sync.Mutex   // so does bringing the kernel in line with the policy
+	cutting     sync.Mutex   // revocations take turns
+	leasing     sync.Mutex   // so do changes of what is leased
 }
 
 // addresses are where the doors are, once they are bound.

@@ -55,6 +55,9 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	if p := s.Process; p != nil {
 		processRows(w, p)
 	}
+	if s.Mediation != nil {
+		mediationRows(w, s.Mediation)
+	}
 	for _, d := range s.Doors {
 		row(w, "door "+d.Name, d.Address+" enforces "+list(d.Enforces))
 		if len(d.NotEnforced) > 0 {
@@ -103,6 +106,17 @@ func processRows(w io.Writer, p *admin.Process) {
 			how = "which it may listen on itself"
 		}
 		row(w, "", fmt.Sprintf("serves on %s, %s; %d open", list(l.Addresses), how, l.Open))
+	}
+}
+
+func mediationRows(w io.Writer, m *admin.Mediation) {
+	row(w, "mediation", fmt.Sprintf("%s admitted, %d handled, %d abandoned, %d pending, %d UNMEDIATED",
+		count(int(m.Admitted), "connection"), m.Handled, m.Abandoned, m.Pending, m.Unmediated))
+	if m.Ended > 0 {
+		row(w, "", fmt.Sprintf("%d processes or sockets were ended for leaving the kernel's walls", m.Ended))
+	}
+	for _, one := range m.Strays {
+		row(w, "stray", fmt.Sprintf("pid %d (%q) to %s, for %.0f s: %s", one.PID, one.Comm, one.Destination, one.AgeSeconds, one.Why))
 	}
 }
 
@@ -160,6 +174,7 @@ func usageTable(w io.Writer, u admin.Usage) {
 	row(w, "refused by the kernel", k.RefusedConnections)
 	row(w, "turned away by a limit", k.LimitedConnections)
 	row(w, "questions to the resolver", k.DNSQueries)
+	row(w, "processes", k.Processes)
 	if k.Syscalls > 0 {
 		row(w, "syscalls", k.Syscalls)
 	}

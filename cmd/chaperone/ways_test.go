@@ -3,14 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-
-	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // TestRunTransparent runs programs that know of no proxy: what they dial is
@@ -59,39 +54,22 @@ func TestRunHostNetwork(t *testing.T) {
 // TestServeCgroup protects processes that the sidecar did not start.
 func TestServeCgroup(t *testing.T) {
 	w := newWorld(t, "required", "")
-	root := testenv.MustGet(testenv.CgroupRoot())(t)
-	dir := testenv.MustGet(os.MkdirTemp(root, "chaperone-test-"))(t) //nolint:usetesting // a cgroup, and no ordinary folder
-	t.Cleanup(func() { testenv.Must(t, os.Remove(dir)) })
-	b := w.startCommand("serve", "--config", w.file("sidecar.yaml"), "--cgroup", dir)
-	status := w.ready()
-	t.Cleanup(func() {
-		// The links stay on a cgroup that was given, as long as nobody takes them off.
-		_ = b.cmd.Process.Signal(syscall.SIGTERM)
-		b.wait()
-		w.chaperone("detach", "--config", w.file("sidecar.yaml"), "--kill")
-	})
+	g := w.group()
+	g.protect()
+	proxy := "http://" + door(w.ready(), "proxy")
 	inside := func(program ...string) string {
-		group := testenv.MustGet(os.Open(dir))(t)
-		defer group.Close()
-		cmd := exec.Command(program[0], program[1:]...)
-		cmd.Env = append(os.Environ(), "CURL_CA_BUNDLE=")
-		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd()), Credential: &syscall.Credential{Uid: 61999, Gid: 61999}}
-		out, err := cmd.CombinedOutput()
+		out, err := g.command(program...).CombinedOutput()
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {
 			t.Fatal(err)
 		}
 		return string(out)
 	}
-	proxy := "http://" + door(status, "proxy")
 	if out := inside("curl", "-sS", "-k", "-x", proxy, "-w", "%{http_code}", w.url("/v1/forecast")); !strings.HasSuffix(out, "200") {
 		t.Errorf("through the proxy: %s", out)
 	}
 	before := w.api.Total()
 	if out := inside("curl", "--noproxy", "*", "-sS", "-k", "-m", "5", w.api.URL("localhost", "/open")); w.api.Total() != before {
 		t.Errorf("past the proxy: %s", out)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err != nil {
-		t.Error(err)
 	}
 }

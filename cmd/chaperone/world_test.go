@@ -165,7 +165,20 @@ func (w *world) start(program ...string) *background {
 
 func (w *world) startCommand(args ...string) *background {
 	w.t.Helper()
-	b := &background{w: w, cmd: w.command(args...), ended: make(chan struct{})}
+	return w.background(w.command(args...))
+}
+
+// startProgram starts a program that becomes the chaperone command.
+func (w *world) startProgram(program ...string) *background {
+	w.t.Helper()
+	cmd := w.command(program[1:]...)
+	cmd.Path, cmd.Args[0] = testenv.MustGet(exec.LookPath(program[0]))(w.t), program[0]
+	return w.background(cmd)
+}
+
+func (w *world) background(cmd *exec.Cmd) *background {
+	w.t.Helper()
+	b := &background{w: w, cmd: cmd, ended: make(chan struct{})}
 	b.cmd.Stdout, b.cmd.Stderr = &b.output, &b.output
 	b.cmd.WaitDelay = time.Second // an orphan keeps the pipe open
 	testenv.Must(w.t, b.cmd.Start())

@@ -25,6 +25,7 @@ type Status struct {
 	Checks       []Check            `json:"checks"` // what readiness is made of
 	Kernel       Kernel             `json:"kernel"`
 	Process      *Process           `json:"process,omitempty"` // nil: no process was started or found
+	Mediation    *Mediation         `json:"mediation,omitempty"` // nil: the kernel does not say
 	Doors        []Door             `json:"doors"`
 	Grants       []Grant            `json:"grants"`
 	Revocations  []authz.Revocation `json:"revocations"`
@@ -46,6 +47,27 @@ type Kernel struct {
 	Want     string `json:"want"` // required, preferred or off
 	Attached bool   `json:"attached"`
 	Detail   string `json:"detail,omitempty"` // why it is not attached, or what it lacks
+}
+
+// Mediation compares what the kernel let through to the sidecar with what the
+// sidecar handled, since the programs were first attached.
+type Mediation struct {
+	Admitted   uint64  `json:"admitted"`   // connections that the kernel let through
+	Handled    uint64  `json:"handled"`    // of them, those whose caller was identified
+	Abandoned  uint64  `json:"abandoned"`  // that the plugin closed, or an earlier sidecar lost, before that
+	Pending    uint64  `json:"pending"`    // that wait, for a second at most
+	Unmediated uint64  `json:"unmediated"` // what is left; anything but 0 is worth a look
+	Ended      uint64  `json:"ended"`      // processes and sockets that were ended for escaping the kernel's walls
+	Strays     []Stray `json:"strays"`     // what is unmediated now, by name
+}
+
+// Stray is one connection that nobody handled.
+type Stray struct {
+	PID         int     `json:"pid"`
+	Comm        string  `json:"comm"`
+	Destination string  `json:"destination,omitempty"`
+	AgeSeconds  float64 `json:"ageSeconds"`
+	Why         string  `json:"why"`
 }
 
 // Process is the plugin's process, under run.

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// privateFiles are the files that are the sidecar's alone: what it logs in to
+// Vault with, its keys, its log and its sockets. Nothing starts that may use one.
+func privateFiles(spec *configs.Sidecar) []string {
+	out := []string{spec.Audit.File}
+	for _, a := range []configs.Address{spec.Listen.Admin, spec.Listen.ExtAuthz} {
+		if a.IsUnix() {
+			out = append(out, a.Addr)
+		}
+	}
+	if spec.Listen.ExtAuthzTLS != nil {
+		out = append(out, spec.Listen.ExtAuthzTLS.KeyFile)
+	}
+	if spec.Vault != nil {
+		a := spec.Vault.Auth
+		out = append(out, a.TokenFile, a.RoleIDFile, a.SecretIDFile)
+	}
+	return slices.DeleteFunc(out, func(path string) bool { return path == "" })
+}
+
+// pluginFiles are the files that the plugin may use: those of the configuration
+// and the certificates that its environment leads it to. Nil: those that its
+// user may.
+func (s *sidecar) pluginFiles(spec *configs.Sidecar) *ebpf.Files {
+	stated := spec.Process.Files
+	if stated == nil {
+		return nil
+	}
+	out := &ebpf.Files{Read: slices.Clone(stated.Read), Write: slices.Clone(stated.Write)}
+	if s.trust == nil {
+		return out
+	}
+	out.Read = append(out.Read, s.trust.dir)
+	for _, name := range slices.Sorted(maps.Keys(s.trust.variables())) {
+		// One that the configuration sets leads to a file of its own.
+		if path := spec.Process.Env[name]; filepath.IsAbs(path) {
+			out.Read = append(out.Read, path)
+		}
+	}
+	return out
+}
+
+// selfGranting returns a warning when the plugin may change a file that says
+// what it is granted: it would be read again, and put in force.
+func selfGranting(cfg *configs.Config, uid, gid int) string {
+	for _, f := range cfg.Files {
+		for _, path := range []string{f.Path, filepath.Dir(f.Path)} {
+			if writable(path, uid, gid) && reachable(path, cfg.Sidecar.Process.Files) {
+				return fmt.Sprintf("the plugin may change %s, and so grant itself anything: give it to another user, or state process.files", path)
+			}
+		}
+	}
+	return ""
+}
+
+// writable reports whether the mode of a file lets a user write it.
+func writable(path string, uid, gid int) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	switch mode := info.Mode().Perm(); {
+	case !ok:
+		return false
+	case int(owner.Uid) == uid:
+		return true // who owns it gives himself what is missing
+	case int(owner.Gid) == gid:
+		return mode&0o020 != 0
+	default:
+		return mode&0o002 != 0 && info.Mode()&os.ModeSticky == 0
+	}
+}
+
+// reachable reports whether the files that a plugin may write hold a path; nil
+// are all.
+func reachable(path string, files *configs.Files) bool {
+	return files == nil || slices.ContainsFunc(files.Write, func(root string) bool {
+		inside, err := filepath.Rel(root, path)
+		return err == nil && inside != ".." && !strings.HasPrefix(inside, "../")
+	})
+}

@@ -57,6 +57,9 @@ func (w *world) newRig() (r *rig, err error) {
 
 // attach puts the programs on the cgroup and reports what they say, unread.
 func (r *rig) attach(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	ends := ebpf.Endpoints{Proxy4: endpoint(r.proxy.Addr()), Resolver4: endpoint(r.resolver.LocalAddr())}
 	if err := r.cage.Attach(ends); err != nil {
 		return err

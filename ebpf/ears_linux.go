@@ -18,7 +18,8 @@ import (
 type ears struct {
 	listener int
 	stop     int // an event descriptor
-	cage     *Cage
+	uid      int // the plugin's
+	tell     func(Denial)
 	done     chan struct{}
 }
 
@@ -43,13 +44,13 @@ type answer struct {
 	Flags uint32
 }
 
-// newEars starts hearing. It takes over the descriptor.
-func newEars(listener int, cage *Cage) (*ears, error) {
+// newEars starts hearing, and tells what it hears. It takes over the descriptor.
+func newEars(listener, uid int, tell func(Denial)) (*ears, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hear seccomp: %w", err), unix.Close(listener))
 	}
-	e := &ears{listener: listener, stop: stop, cage: cage, done: make(chan struct{})}
+	e := &ears{listener: listener, stop: stop, uid: uid, tell: tell, done: make(chan struct{})}
 	go e.run()
 	return e, nil
 }
@@ -108,11 +109,11 @@ func (e *ears) control(request uint, value unsafe.Pointer) error {
 	}
 }
 
-// report counts the refusal and hands it to [Cage.Run].
+// report describes a refusal.
 func (e *ears) report(n *notice) {
 	d := Denial{
 		Time: time.Now(), Hook: HookSeccomp, Cause: CausePolicy, Count: 1,
-		PID: n.PID, UID: uint32(e.cage.account.uid), Syscall: e.name(n),
+		PID: n.PID, UID: uint32(e.uid), Syscall: e.name(n),
 	}
 	if comm, err := os.ReadFile("/proc/" + strconv.Itoa(int(n.PID)) + "/comm"); err == nil {
 		d.Comm = string(bytes.TrimRight(comm, "\n"))
@@ -123,11 +124,16 @@ func (e *ears) report(n *notice) {
 			d.Protocol = strconv.Itoa(int(int32(n.Data.Args[2])))
 		}
 	}
-	e.cage.refusedCalls.Add(1)
+	e.tell(d)
+}
+
+// hears counts a refusal that seccomp reported and hands it to [Cage.Run].
+func (c *Cage) hears(d Denial) {
+	c.refusedCalls.Add(1)
 	select {
-	case e.cage.heard <- d:
+	case c.heard <- d:
 	default:
-		e.cage.unheard.Add(1)
+		c.unheard.Add(1)
 	}
 }
 
@@ -145,8 +151,11 @@ func (*ears) name(n *notice) string {
 	return strconv.Itoa(int(number))
 }
 
-// close stops hearing and waits until it has stopped.
+// close stops hearing and waits until it has stopped. Nil hears nothing.
 func (e *ears) close() error {
+	if e == nil {
+		return nil
+	}
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
 	_, err := unix.Write(e.stop, one[:])

@@ -38,11 +38,13 @@ type order struct {
 	Private     []string // what such a rule may not be for
 	Unreadable  []string // what the plugin's user must not be able to use
 	SelfTest    *selfTest
+	Fence       *fenceOrder // in a fence, where there is little left to take away
 }
 
 // Replies of the launcher. None means that the program runs.
 const (
 	replyListener = 'L' // with the seccomp listener's descriptor
+	replyDeaf     = 'D' // in a fence: the filter refuses without telling anybody
 	replyFailure  = 'F' // confinement failed; text follows
 	replyExec     = 'X' // the program cannot be run; status byte and errno follow
 )
@@ -55,7 +57,14 @@ const (
 // process what the plugin is not to have and replaces it by the plugin. It has
 // to run before anything else does: until then the process is privileged.
 func Launch() {
-	if len(os.Args) == 0 || os.Args[0] != launcherName {
+	if len(os.Args) == 0 {
+		return
+	}
+	switch os.Args[0] {
+	case launcherName:
+	case fenceName, keeperName:
+		fence(os.Args[0])
+	default:
 		return
 	}
 	runtime.LockOSThread() // credentials and filters are a thread's; exec keeps this one's
@@ -96,15 +105,33 @@ func launch() error {
 	if err := confine(&o); err != nil {
 		return err
 	}
-	listener, err := installFilter(filter(o.UnixSockets))
-	if err != nil {
+	if err := filterCalls(&o); err != nil {
 		return err
 	}
-	reply([]byte{replyListener}, listener)
 	if o.SelfTest != nil {
 		return o.SelfTest.run()
 	}
 	return execute(&o)
+}
+
+// filterCalls installs the filter and hands its listener to the sidecar. In a
+// fence there may be none to be had: a container that hears its own processes'
+// calls has it, and there is one for all.
+func filterCalls(o *order) error {
+	p := filter(o.UnixSockets)
+	listener, err := installFilter(p)
+	if o.Fence != nil && errors.Is(err, unix.EBUSY) {
+		if err := installDeaf(p); err != nil {
+			return err
+		}
+		reply([]byte{replyDeaf}, -1)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	reply([]byte{replyListener}, listener)
+	return nil
 }
 
 // confine takes away what the plugin is not to have. The order matters: what
@@ -122,11 +149,13 @@ func confine(o *order) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)
 	}
-	if err := emptyBounds(); err != nil {
-		return err
-	}
-	if err := become(o.UID, o.GID); err != nil {
-		return err
+	if o.Fence == nil {
+		if err := emptyBounds(); err != nil {
+			return err
+		}
+		if err := become(o.UID, o.GID); err != nil {
+			return err
+		}
 	}
 	if err := dropCapabilities(); err != nil {
 		return err
@@ -150,10 +179,17 @@ func confine(o *order) error {
 // enterRules puts the thread under the Landlock rules that the sidecar made,
 // after adding what only this process knows.
 func enterRules(o *order) error {
-	if o.Handled == 0 {
+	r := &rules{file: os.NewFile(rulesFD, "landlock rules"), handled: o.Handled}
+	if o.Fence != nil {
+		// Made here: /proc is another one than the sidecar's.
+		var err error
+		if r, err = newRules(o.Fence.Files, false, o.Private); err != nil {
+			return err
+		}
+	}
+	if r == nil || r.handled == 0 {
 		return nil
 	}
-	r := &rules{file: os.NewFile(rulesFD, "landlock rules"), handled: o.Handled}
 	if o.Files {
 		// Its own part of /proc. That of a child is the child's, which no rule
 		// can name beforehand.

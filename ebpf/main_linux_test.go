@@ -20,6 +20,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if os.Args[0] == fencerName {
+		if err := runFencer(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Args[0] == sidecarName {
 		if err := sidecar(os.Args[1], os.Args[2]); err != nil {
 			fmt.Fprintln(os.Stderr, err)

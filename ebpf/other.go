@@ -4,6 +4,7 @@ package ebpf
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 )
@@ -13,6 +14,47 @@ type Cage struct{}
 
 // Process is a program in a cage. On this platform there is none.
 type Process struct{}
+
+// Fence confines a plugin without privileges. On this platform it cannot be
+// made.
+type Fence struct{}
+
+// FenceProcess is a program behind a fence. On this platform there is none.
+type FenceProcess struct{}
+
+// NewFence returns [ErrNoFence].
+func NewFence(FenceConfig) (*Fence, error) {
+	return nil, fmt.Errorf("make fence: %w: %w", ErrNoFence, ErrUnsupported)
+}
+
+// Listeners are none.
+func (*Fence) Listeners() []net.Listener { return nil }
+
+// Limits are none.
+func (*Fence) Limits() []string { return nil }
+
+// Start returns [ErrUnsupported].
+func (*Fence) Start(Command) (*FenceProcess, error) { return nil, ErrUnsupported }
+
+// DialContext returns [ErrUnsupported].
+func (*Fence) DialContext(context.Context, string, string) (net.Conn, error) {
+	return nil, ErrUnsupported
+}
+
+// Kill does nothing.
+func (*Fence) Kill() error { return nil }
+
+// Close does nothing.
+func (*Fence) Close() error { return nil }
+
+// PID is 0.
+func (*FenceProcess) PID() int { return 0 }
+
+// Signal returns [ErrUnsupported].
+func (*FenceProcess) Signal(os.Signal) error { return ErrUnsupported }
+
+// Wait returns [ErrUnsupported].
+func (*FenceProcess) Wait() (int, error) { return 0, ErrUnsupported }
 
 // New returns [ErrUnsupported].
 func New(Config) (*Cage, error) { return nil, ErrUnsupported }

@@ -33,6 +33,8 @@ func plugin(args []string) error {
 		"talk":    talk,
 		"persist": persist,
 		"close":   closeEarly,
+		"daemon":  leaveDaemon,
+		"fence":   tryFence,
 	}
 	f := plugins[args[0]]
 	if f == nil {
@@ -400,7 +402,11 @@ func attempts() map[string]func([]string) error {
 		"mm":           call(unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_BRK, 0),
 		"core":         raiseCore,
 		"memfd":        execMemory,
+		"dial":         dial,
+		"content":      content,
+		"unmount":      func(args []string) error { return unix.Unmount(args[0], unix.MNT_DETACH) },
 		"own-filter":   ownFilter,
+		"deaf":         deaf,
 		"clone3":       call(unix.SYS_CLONE3, 0, 0),
 		"tiocsti":      call(unix.SYS_IOCTL, 0, unix.TIOCSTI),
 		"tiocsti-high": call(unix.SYS_IOCTL, 0, 1<<32|unix.TIOCSTI),
@@ -751,6 +757,61 @@ func unpinLinks(args []string) error { return os.Remove(args[0]) }
 func sidecarMemory(args []string) error {
 	_, err := os.ReadFile("/proc/" + args[0] + "/environ")
 	return err
+}
+
+// deaf installs the filter of a fence that nobody can hear, over the one that is
+// there, and makes a socket that only the new one refuses.
+func deaf([]string) error {
+	if err := installDeaf(filter(false)); err != nil {
+		return err
+	}
+	_, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	return err
+}
+
+// dial connects, and wants to be answered.
+func dial(args []string) error {
+	conn, err := net.DialTimeout("tcp", args[0], time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = io.ReadAll(conn)
+	return err
+}
+
+// content says what a file holds.
+func content(args []string) error {
+	text, err := os.ReadFile(args[0])
+	if err == nil && len(text) == 0 {
+		return errors.New("nothing")
+	}
+	return errors.Join(errors.New(string(text)), err)
+}
+
+// leaveDaemon leaves a process behind that nobody waits for, in a session of its
+// own, and stays until standard input ends.
+func leaveDaemon(args []string) error {
+	err := exec.Command("/bin/sh", "-c", "trap '' TERM HUP; (setsid setsid sleep "+args[0]+" <&- >/dev/null 2>&1 &) &").Run()
+	if err != nil {
+		return err
+	}
+	for sleeping(args[0]) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println("left")
+	_, err = io.ReadAll(os.Stdin)
+	return err
+}
+
+// tryFence tries to make a fence, and says how the error names itself.
+func tryFence([]string) error {
+	f, err := NewFence(FenceConfig{Proxy: []string{"127.0.0.1:0"}})
+	if err == nil {
+		return f.Close()
+	}
+	fmt.Println(errors.Is(err, ErrNoFence), err)
+	return nil
 }
 
 // raiseCore asks for core dumps again.

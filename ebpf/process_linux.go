@@ -2,10 +2,8 @@ package ebpf
 
 import (
 	"encoding/binary"
-	"encoding/gob"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -150,25 +148,34 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	if err != nil {
 		return err
 	}
-	if err := p.hear(ours, command.Path); err != nil {
+	p.ears, err = hear(ours, command.Path, func(listener int) (*ears, error) {
+		return newEars(listener, p.cage.account.uid, p.cage.hears)
+	})
+	if err != nil {
 		_ = p.proc.Kill()
 		_, _ = p.proc.Wait()
-		if p.ears != nil {
-			err = errors.Join(err, p.ears.close())
-		}
-		return err
+		return errors.Join(err, p.ears.close())
 	}
 	return nil
 }
 
-func statusPair() (ours, theirs *os.File, err error) {
+// socketPair makes a pair of sequenced sockets: one call is one message, and the
+// end of one side is seen by the other.
+func socketPair(name string) (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make status socket: %w", err)
+		return nil, nil, fmt.Errorf("make %s socket: %w", name, err)
 	}
-	ours, theirs = os.NewFile(uintptr(fds[0]), "status"), os.NewFile(uintptr(fds[1]), "status")
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}
+
+// statusPair is what a launcher reports on.
+func statusPair() (ours, theirs *os.File, err error) {
+	if ours, theirs, err = socketPair("status"); err != nil {
+		return nil, nil, err
+	}
 	timeout := unix.NsecToTimeval(launchTimeout.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fds[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+	if err := unix.SetsockoptTimeval(int(ours.Fd()), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("make status socket: %w", err), ours.Close(), theirs.Close())
 	}
 	return ours, theirs, nil
@@ -192,7 +199,7 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.
 	if !c.config.UnsafeSameUser {
 		o.Unreadable = c.config.Private
 	}
-	file, err := o.write()
+	file, err := writeGob(o)
 	if err != nil {
 		return nil, nil, errors.Join(err, r.close())
 	}
@@ -202,23 +209,6 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.
 // private are the paths that are the sidecar's alone, without links.
 func (c *Cage) private() []string {
 	return resolved(append([]string{c.config.StateDir, runDir}, c.config.Private...))
-}
-
-// write puts the order into a memory file: it may exceed what a pipe holds.
-func (o *order) write() (*os.File, error) {
-	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("write order: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "order")
-	err = gob.NewEncoder(file).Encode(o)
-	if err == nil {
-		_, err = file.Seek(0, io.SeekStart)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("write order: %w", err), file.Close())
-	}
-	return file, nil
 }
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
@@ -262,36 +252,40 @@ func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk 
 }
 
 // hear reads the launcher's replies until it has become the program, which
-// closes the socket.
-func (p *Process) hear(status *os.File, path string) error {
+// closes the socket. The ears are nil if the launcher could get no listener,
+// which only a fence puts up with, and may be there beside an error.
+func hear(status *os.File, path string, listen func(fd int) (*ears, error)) (e *ears, err error) {
 	text := make([]byte, 4096)
 	rights := make([]byte, unix.CmsgSpace(4))
-	for {
+	for confined := false; ; {
 		n, m, _, _, err := unix.Recvmsg(int(status.Fd()), text, rights, unix.MSG_CMSG_CLOEXEC)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return fmt.Errorf("start %s: hear launcher: %w", path, err)
-		case n == 0 && p.ears == nil:
-			return fmt.Errorf("start %s: %w", path, errUnborn)
+			return e, fmt.Errorf("start %s: hear launcher: %w", path, err)
+		case n == 0 && !confined:
+			return e, fmt.Errorf("start %s: %w", path, errUnborn)
 		case n == 0:
-			return nil
+			return e, nil
 		}
 		switch {
-		case text[0] == replyListener && p.ears == nil:
+		case text[0] == replyListener && !confined:
 			listener, err := oneRight(rights[:m])
 			if err != nil {
-				return fmt.Errorf("start %s: %w", path, err)
+				return e, fmt.Errorf("start %s: %w", path, err)
 			}
-			if p.ears, err = newEars(listener, p.cage); err != nil {
-				return err
+			if e, err = listen(listener); err != nil {
+				return nil, err
 			}
+			confined = true
+		case text[0] == replyDeaf && !confined:
+			confined = true
 		case text[0] == replyExec && n == 6:
 			errno := unix.Errno(binary.NativeEndian.Uint32(text[2:6]))
-			return &ExecError{Path: path, Status: int(text[1]), Err: errno}
+			return e, &ExecError{Path: path, Status: int(text[1]), Err: errno}
 		default:
-			return fmt.Errorf("start %s: %s", path, text[1:n])
+			return e, fmt.Errorf("start %s: %s", path, text[1:n])
 		}
 	}
 }

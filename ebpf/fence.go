@@ -1,0 +1,25 @@
+package ebpf
+
+import "go.uber.org/zap"
+
+// FenceConfig says what to fence in.
+type FenceConfig struct {
+	// Plugin is the plugin's name.
+	Plugin string
+	// Proxy lists the addresses on which the sidecar is to be reached from
+	// inside, each an address of the loopback and a port; port 0 picks one.
+	Proxy []string
+	// User is as [Config.User], and counts only if the sidecar is root: an
+	// ordinary user's plugin runs as that user.
+	User string
+	// Private lists files, directories and sockets of the sidecar's, by absolute
+	// path. They are hidden from the plugin, which runs as the user they belong
+	// to: an empty directory or file stands in their place. A file that is
+	// replaced by another later shows again: name its directory.
+	Private []string
+	// Denied is told of each system call that the filter refused, by a goroutine
+	// of the fence's. It may not block for long. Nil: they are refused silently.
+	Denied func(Denial)
+	// Logger is for the operator. Nil: silence.
+	Logger *zap.Logger
+}

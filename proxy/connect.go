@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -170,7 +171,8 @@ type spliced struct {
 	upstream  net.Conn
 	admission *authz.Admission
 	access    access
-	cancel    context.CancelCauseFunc // of what is still being dialled
+	cancel    context.CancelCauseFunc // of what is still being dialled or waits for its turn
+	ended     <-chan struct{}         // closed by cancel
 	timer     *time.Timer
 	outcome   authz.Outcome
 }
@@ -198,7 +200,7 @@ func (p *Proxy) admitTunnel(
 		cancel(nil)
 		return nil, &refusal
 	}
-	t := &spliced{proxy: p, plugin: c, admission: admission, cancel: cancel}
+	t := &spliced{proxy: p, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
 	t.access.admission, t.access.cut = admission, cancel
 	if !p.live.add(&t.access) {
 		refusal := t.refuse(p.reasonNow(admission), "access was taken away while it was being decided")
@@ -275,22 +277,22 @@ func (t *spliced) splice() {
 	}
 	done := make(chan int64, 1)
 	go func() {
-		n := t.copy(upstream, plugin)
+		n := t.copy(upstream, plugin, authz.LimitSentBytes)
 		done <- n
 	}()
-	t.outcome.Bytes = t.copy(plugin, upstream)
+	t.outcome.Bytes = t.copy(plugin, upstream, authz.LimitReceivedBytes)
 	t.outcome.SentBytes = <-done
 	t.note()
 }
 
 // copy copies one way and passes the end of file on; where that cannot be, or
 // copying fails, both ways end.
-func (t *spliced) copy(to, from net.Conn) int64 {
-	buf := t.proxy.buffers.get()
-	defer t.proxy.buffers.put(buf)
-	n, err := copyConn(to, from, *buf)
+func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
+	pace := t.proxy.pacer(kind, t.ended)
+	n, err := pace.copyConn(to, from)
 	half, ok := to.(interface{ CloseWrite() error })
 	if err != nil || !ok || half.CloseWrite() != nil {
+		t.cancel(nil) // the other way may wait for its turn
 		_ = t.upstream.Close()
 		_ = t.plugin.cut()
 	}
@@ -298,15 +300,13 @@ func (t *spliced) copy(to, from net.Conn) int64 {
 }
 
 // copyConn copies from one connection to another. Between two TCP sockets the
-// kernel does it (splice(2)).
-func copyConn(to, from net.Conn, buf []byte) (int64, error) {
-	var ahead int64
+// kernel does it (splice(2)) while no limit is in force.
+func (p *pacer) copyConn(to, from net.Conn) (moved int64, err error) {
 	if c, ok := from.(*conn); ok {
 		if len(c.prefix) > 0 {
-			n, err := to.Write(c.prefix)
-			c.prefix, ahead = nil, int64(n)
-			if err != nil {
-				return ahead, err
+			moved, err = p.copy(to, bytes.NewReader(c.prefix), p.buffer())
+			if c.prefix = nil; err != nil {
+				return moved, err
 			}
 		}
 		from = c.Conn
@@ -314,14 +314,35 @@ func copyConn(to, from net.Conn, buf []byte) (int64, error) {
 	if c, ok := to.(*conn); ok {
 		to = c.Conn
 	}
-	if tcp, ok := to.(*net.TCPConn); ok {
-		if _, ok := from.(*net.TCPConn); ok {
-			n, err := tcp.ReadFrom(from)
-			return ahead + n, err
+	tcp, both := to.(*net.TCPConn)
+	if both {
+		_, both = from.(*net.TCPConn)
+	}
+	for {
+		var n int64
+		if both && !p.limited() {
+			n, err = splice(tcp, from)
+		} else {
+			n, err = p.move(to, from, p.buffer())
+		}
+		moved += n
+		if errors.Is(err, io.EOF) {
+			return moved, nil
+		}
+		if err != nil {
+			return moved, err
 		}
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, buf)
-	return ahead + n, err
+}
+
+// splice has the kernel move up to spliceSize bytes. Its error is io.EOF at the end.
+func splice(to *net.TCPConn, from net.Conn) (int64, error) {
+	const spliceSize = 1 << 20 // after which limits are looked at again
+	n, err := to.ReadFrom(&io.LimitedReader{R: from, N: spliceSize})
+	if err == nil && n < spliceSize {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // note says in the record why a tunnel was cut.

@@ -30,8 +30,9 @@ type exchange struct {
 	control   *http.ResponseController
 	scrub     *scrubber // nil when nothing was injected
 
-	outcome authz.Outcome
-	sent    atomic.Int64 // body bytes towards the upstream
+	up, down pacer // from the plugin, and to it
+	outcome  authz.Outcome
+	sent     atomic.Int64 // body bytes towards the upstream
 
 	mu       sync.Mutex // guards the answer against informational ones that come late
 	settled  bool       // the final answer has come, or none will
@@ -54,6 +55,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	x.giveUp = cancel
+	x.up, x.down = p.pacer(authz.LimitSentBytes, ctx.Done()), p.pacer(authz.LimitReceivedBytes, ctx.Done())
 	x.access.admission = a
 	x.access.cut = func(cause error) {
 		cancel(cause)
@@ -90,7 +92,7 @@ func (p *Proxy) reasonNow(a *authz.Admission) authz.Reason {
 
 // roundTrip sends the request and answers.
 func (x *exchange) roundTrip(ctx context.Context) {
-	pool, err := x.proxy.pools.get(x.admission, x.speak())
+	pool, err := x.proxy.pools.get(x.admission, x.speak(), x.down.limited())
 	if err != nil {
 		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
 		x.refuse(authz.UpstreamUnreachable, "the rule's TLS terms cannot be used")
@@ -99,7 +101,12 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	if pool.needles != nil {
 		x.scrub = &scrubber{needles: pool.needles}
 	}
-	response, err := pool.transport.RoundTrip(x.outbound(ctx))
+	out := x.outbound(ctx)
+	if _, err := x.up.pass(x.up.headSize(x.r.RequestURI, out.Header)); err != nil {
+		x.fail(err)
+		return
+	}
+	response, err := pool.transport.RoundTrip(out)
 	x.settle()
 	if err != nil {
 		x.fail(err)
@@ -186,7 +193,8 @@ func (x *exchange) passesAsTrailer(name string) bool {
 		(slot.Kind != authz.InjectHeader || s != spelled(http.CanonicalHeaderKey(slot.Name)))
 }
 
-// countedBody counts the plugin's body and takes its trailers over at its end.
+// countedBody counts and slows the plugin's body, and takes its trailers over at
+// its end.
 type countedBody struct {
 	io.ReadCloser
 	exchange *exchange
@@ -197,7 +205,11 @@ type countedBody struct {
 var errBody = errors.New("the request's body could not be read")
 
 func (b *countedBody) Read(buf []byte) (int, error) {
-	n, err := b.ReadCloser.Read(buf)
+	up := &b.exchange.up
+	n, err := b.ReadCloser.Read(buf[:up.next(len(buf))])
+	if _, cut := up.pass(n); cut != nil {
+		return 0, cut
+	}
 	b.exchange.sent.Add(int64(n))
 	switch {
 	case err == nil:
@@ -300,6 +312,10 @@ func (x *exchange) respond(response *http.Response) {
 	streaming := isStreaming(response)
 	h := x.w.Header()
 	announced := x.header(h, response)
+	if _, err := x.down.pass(x.down.headSize("", h)); err != nil {
+		x.fail(err)
+		return
+	}
 	if !x.access.onCut(x.abort) {
 		clear(h)
 		x.cutShort(x.access.cutBy())
@@ -434,15 +450,8 @@ func (x *exchange) copyBody(response *http.Response, flush bool) error {
 	for {
 		n, err := body.Read(*buf)
 		if n > 0 {
-			written, werr := x.w.Write((*buf)[:n])
-			x.outcome.Bytes += int64(written)
-			if werr != nil {
+			if werr := x.write((*buf)[:n], flush); werr != nil {
 				return &writeError{werr}
-			}
-			if flush {
-				if werr := x.control.Flush(); werr != nil {
-					return &writeError{werr}
-				}
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -452,6 +461,28 @@ func (x *exchange) copyBody(response *http.Response, flush bool) error {
 			return err
 		}
 	}
+}
+
+// write writes a part of the answer's body, in pieces that have waited for
+// their turn.
+func (x *exchange) write(b []byte, flush bool) error {
+	for len(b) > 0 {
+		piece := b[:x.down.next(len(b))]
+		waited, err := x.down.pass(len(piece))
+		if err != nil {
+			return err
+		}
+		n, err := x.w.Write(piece)
+		x.outcome.Bytes += int64(n)
+		if err == nil && (flush || waited) {
+			err = x.control.Flush()
+		}
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
 }
 
 // complete gathers what became of the request.

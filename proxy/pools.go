@@ -59,8 +59,9 @@ func newPools(d *dialer) *pools {
 	return &pools{dialer: d, byKey: make(map[poolKey]*pool)}
 }
 
-// get returns the pool for an admitted access.
-func (p *pools) get(a *authz.Admission, speak protocol) (*pool, error) {
+// get returns the pool for an admitted access. slowed says whether a limit on the
+// plugin slows down what it receives.
+func (p *pools) get(a *authz.Admission, speak protocol, slowed bool) (*pool, error) {
 	key := poolKey{a.Decision.Grant, a.Decision.Rule, a.Decision.Generation, a.Injection.Generation, speak}
 	p.mu.RLock()
 	found := p.byKey[key]
@@ -68,7 +69,7 @@ func (p *pools) get(a *authz.Admission, speak protocol) (*pool, error) {
 	if found != nil {
 		return found, nil
 	}
-	transport, err := p.transport(a.Decision, speak)
+	transport, err := p.transport(a.Decision, speak, slowed)
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +120,9 @@ func (p *pools) dropLocked(drop func(poolKey) bool) {
 }
 
 // transport makes a pool. Its dialer checks addresses against the decision,
-// which is that of every access with the same key.
-func (p *pools) transport(decision authz.Decision, speak protocol) (*http.Transport, error) {
+// which is that of every access with the same key. What a limit slows down needs
+// no large windows.
+func (p *pools) transport(decision authz.Decision, speak protocol, slowed bool) (*http.Transport, error) {
 	config, err := clientTLS(decision.Terms())
 	if err != nil {
 		return nil, err
@@ -137,7 +139,14 @@ func (p *pools) transport(decision authz.Decision, speak protocol) (*http.Transp
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: 256 << 10,
 		Protocols:              new(http.Protocols),
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
+			MaxReceiveBufferPerConnection: 16 << 20,
+			MaxReceiveBufferPerStream:     1 << 20, // of answers that the plugin does not take
+		},
+	}
+	if slowed {
+		t.HTTP2.MaxReceiveBufferPerConnection, t.HTTP2.MaxReceiveBufferPerStream = connectionWindow, streamWindow
 	}
 	switch speak {
 	case speakHTTP1:

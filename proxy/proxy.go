@@ -94,6 +94,11 @@ const (
 	maxHeaderBytes        = 64 << 10
 	headerTimeout         = 10 * time.Second // also for a TLS handshake and the first bytes of a tunnel
 	idleTimeout           = 2 * time.Minute
+	// What is held of the bodies of one HTTP/2 connection, and of each of its
+	// streams. It bounds memory where nothing takes them, and leaves room for the
+	// other streams where one is taken slowly. There is no latency to bridge here.
+	connectionWindow = 1 << 20
+	streamWindow     = 64 << 10
 )
 
 // Proxy enforces the policy on what one plugin sends.
@@ -107,6 +112,8 @@ type Proxy struct {
 	inner     *handoff // connections on their way to server
 	serverTLS *tls.Config
 	buffers   bufferPool
+	upSize    pieceSize // of what the plugin sends
+	downSize  pieceSize // of what it receives
 
 	mu    sync.Mutex
 	conns map[*conn]struct{} // every open connection of the plugin; nil once closed
@@ -129,6 +136,8 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Log = zap.NewNop()
 	}
 	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff()}
+	p.upSize.bytes.Store(firstPiece)
+	p.downSize.bytes.Store(firstPiece)
 	var err error
 	if p.authority, err = newAuthority(cfg); err != nil {
 		return nil, err
@@ -146,7 +155,11 @@ func New(cfg Config) (*Proxy, error) {
 		ConnState:         connState,
 		ErrorLog:          log.New(io.Discard, "", 0), // what it says is about the plugin's bytes
 		Protocols:         new(http.Protocols),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 250},
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          250,
+			MaxReceiveBufferPerConnection: connectionWindow,
+			MaxReceiveBufferPerStream:     streamWindow,
+		},
 		// OPTIONS * is refused in our own words.
 		DisableGeneralOptionsHandler: true,
 	}

@@ -90,6 +90,7 @@ type world struct {
 	t           testing.TB
 	engine      *authz.Engine
 	gate        *authz.Gate
+	ledger      *authz.Ledger
 	records     *recorder
 	credentials *credentials
 	proxy       *proxy.Proxy
@@ -100,6 +101,7 @@ type world struct {
 
 	mu       sync.Mutex
 	refusals []authz.Refusal
+	one      *http.Client
 	echoes   []authz.Record
 }
 
@@ -111,11 +113,11 @@ type setup struct {
 
 func newWorld(t testing.TB, s setup) *world {
 	t.Helper()
-	w := &world{t: t, engine: new(authz.Engine), records: new(recorder), credentials: &credentials{value: apiKey, generation: 1}}
+	w := &world{t: t, engine: new(authz.Engine), ledger: authz.NewLedger(), records: new(recorder), credentials: &credentials{value: apiKey, generation: 1}}
 	w.install(s.input)
 	var err error
 	w.gate, err = authz.NewGate(authz.GateConfig{
-		Engine: w.engine, Ledger: authz.NewLedger(), Recorder: w.records, Credentials: w.credentials, Now: time.Now,
+		Engine: w.engine, Ledger: w.ledger, Recorder: w.records, Credentials: w.credentials, Now: time.Now,
 	})
 	testenv.Must(t, err)
 	w.resolver, err = proxy.NewResolver(proxy.ResolverConfig{Plugin: plugin, Gate: w.gate, Engine: w.engine})

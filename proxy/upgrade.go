@@ -26,7 +26,8 @@ func (x *exchange) upgrade(response *http.Response) {
 		x.outcome.Detail = "the plugin left before the answer"
 		return
 	}
-	if !x.access.onCut(func(error) {
+	if !x.access.onCut(func(cause error) {
+		x.giveUp(cause)
 		_ = upstream.Close()
 		_ = x.conn.cut()
 	}) {
@@ -40,27 +41,31 @@ func (x *exchange) upgrade(response *http.Response) {
 		return
 	}
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
+	end := func() {                                              // when one way is done, so are both
+		x.giveUp(nil)
+		_ = plugin.Close()
+		_ = upstream.Close()
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer end()
 		from := io.MultiReader(bytes.NewReader(ahead), plugin)
-		x.sent.Add(x.pump(upstream, from, plugin, upstream))
+		x.sent.Add(x.pump(upstream, from, &x.up))
 	}()
-	x.outcome.Bytes = x.pump(plugin, upstream, plugin, upstream)
+	x.outcome.Bytes = x.pump(plugin, upstream, &x.down)
+	end()
 	<-done
 	if x.access.cutBy() != nil {
 		x.incomplete(x.access.cutBy())
 	}
 }
 
-// pump copies one way; when it is done, so are both ways.
-func (x *exchange) pump(to io.Writer, from io.Reader, ends ...io.Closer) int64 {
+// pump copies one way.
+func (x *exchange) pump(to io.Writer, from io.Reader, pace *pacer) int64 {
 	buf := x.proxy.buffers.get()
 	defer x.proxy.buffers.put(buf)
-	n, _ := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, *buf) // either end may leave at any time
-	for _, end := range ends {
-		_ = end.Close()
-	}
+	n, _ := pace.copy(to, from, *buf) // either end may leave at any time
 	return n
 }
 

@@ -1,0 +1,184 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// pieceSize is how many bytes pass at a time where they are slowed down: so
+// many that each access has its turn ten to forty times a second, and a slow
+// rate still flows. All accesses under the same limits have one size, and the
+// turns go round, so that they share the rate evenly.
+type pieceSize struct {
+	bytes atomic.Int64
+
+	mu   sync.Mutex
+	next time.Time // when a change has shown what it does
+}
+
+const (
+	smallestPiece = 1 << 10
+	firstPiece    = 4 << 10
+	largestPiece  = bufferSize
+	longTurn      = 100 * time.Millisecond
+	shortTurn     = 25 * time.Millisecond
+)
+
+// adapt takes in how long a piece has to wait for its turn.
+func (s *pieceSize) adapt(wait time.Duration) {
+	now, size := time.Now(), s.bytes.Load()
+	switch {
+	case wait > longTurn && size > smallestPiece: // as much as half a long turn lets through
+		size = max(size*int64(longTurn/2)/int64(wait), smallestPiece)
+	case wait < shortTurn && size < largestPiece:
+		size = min(size*2, largestPiece)
+	default:
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !now.Before(s.next) {
+		s.next = now.Add(wait)
+		s.bytes.Store(size)
+	}
+}
+
+// errUnpaced is a wait for a turn that the end of the access has cut short.
+var errUnpaced = errors.New("the access ended before its turn")
+
+// pacer slows one direction of one access down to what the plugin's limits on
+// bytes let through. Where no limit is in force it does nothing. Only one
+// goroutine uses it at a time.
+//
+// What waits is not read, or not written: to the plugin and to the upstream it
+// looks like a slow network, through TCP or HTTP/2's windows.
+type pacer struct {
+	proxy *Proxy
+	kind  authz.LimitKind
+	size  *pieceSize
+	ended <-chan struct{} // closed when the access ends, however that comes
+
+	timer *time.Timer
+	own   []byte
+}
+
+func (p *Proxy) pacer(kind authz.LimitKind, ended <-chan struct{}) pacer {
+	size := &p.upSize
+	if kind == authz.LimitReceivedBytes {
+		size = &p.downSize
+	}
+	return pacer{proxy: p, kind: kind, size: size, ended: ended}
+}
+
+// limited reports whether a limit on these bytes is in force.
+func (p *pacer) limited() bool {
+	return p.proxy.cfg.Engine.Current().HasLimit(p.proxy.cfg.Plugin, p.kind)
+}
+
+func (p *pacer) piece() int { return int(p.size.bytes.Load()) }
+
+// next returns how much of n bytes may be moved at a time.
+func (p *pacer) next(n int) int {
+	if size := p.piece(); n > size && p.limited() {
+		return size
+	}
+	return n
+}
+
+// buffer returns a buffer for a piece. What moves little needs little.
+func (p *pacer) buffer() []byte {
+	size := p.piece()
+	if len(p.own) < size {
+		p.own = make([]byte, size)
+	}
+	return p.own[:size]
+}
+
+// pass returns when n bytes may pass, and whether they had to wait.
+func (p *pacer) pass(n int) (waited bool, err error) {
+	if n == 0 || !p.limited() {
+		return false, nil
+	}
+	policy := p.proxy.cfg.Engine.Current()
+	wait := p.proxy.cfg.Gate.Pace(p.proxy.cfg.Plugin, p.kind, n)
+	if p.size.adapt(wait); wait <= 0 {
+		return false, nil
+	}
+	return true, p.wait(n, time.Now().Add(wait), policy)
+}
+
+// wait waits until a moment that n bytes were given. When the policy changes
+// they are given another, if that is earlier.
+func (p *pacer) wait(n int, until time.Time, policy *authz.Snapshot) error {
+	for {
+		if p.timer == nil {
+			p.timer = time.NewTimer(time.Until(until))
+		} else {
+			p.timer.Reset(time.Until(until))
+		}
+		select {
+		case <-p.timer.C:
+			return nil
+		case <-p.ended:
+			p.timer.Stop()
+			return errUnpaced
+		case <-policy.Changed():
+			policy = p.proxy.cfg.Engine.Current()
+			anew := time.Now().Add(p.proxy.cfg.Gate.Pace(p.proxy.cfg.Plugin, p.kind, n))
+			if anew.Before(until) {
+				until = anew
+			}
+		}
+	}
+}
+
+// move moves what one Read gives, a piece at most. Its error is io.EOF at the end.
+func (p *pacer) move(to io.Writer, from io.Reader, buf []byte) (int64, error) {
+	n, err := from.Read(buf[:p.next(len(buf))])
+	if n == 0 {
+		return 0, err
+	}
+	if _, cut := p.pass(n); cut != nil {
+		return 0, cut
+	}
+	written, broken := to.Write(buf[:n])
+	if broken != nil {
+		err = broken
+	}
+	return int64(written), err
+}
+
+// copy moves everything and returns how much that was.
+func (p *pacer) copy(to io.Writer, from io.Reader, buf []byte) (moved int64, err error) {
+	for {
+		n, err := p.move(to, from, buf)
+		moved += n
+		if errors.Is(err, io.EOF) {
+			return moved, nil
+		}
+		if err != nil {
+			return moved, err
+		}
+	}
+}
+
+// headSize is about what a head takes on the wire, 0 where nobody counts it.
+func (p *pacer) headSize(target string, h http.Header) int {
+	if !p.limited() {
+		return 0
+	}
+	const line, separators = 64, 4 // ": " and the end of the line
+	n := line + len(target)
+	for name, values := range h {
+		for _, v := range values {
+			n += len(name) + len(v) + separators
+		}
+	}
+	return n
+}

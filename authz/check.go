@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"math"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -37,7 +36,13 @@ func (k grantCheck) document(names map[string]bool) {
 		k.report("spec.rules", "is empty; a grant holds at least one rule")
 	}
 	checkLimits("spec.limits", g.Limits, k.report)
-	k.sockets()
+	for i, s := range g.Sockets {
+		if err := checkSocket(s); err != nil {
+			k.report(fmt.Sprintf("spec.sockets[%d]", i), "%v", err)
+		} else if slices.Contains(g.Sockets[:i], s) {
+			k.report(fmt.Sprintf("spec.sockets[%d]", i), "%q is given twice", s)
+		}
+	}
 	hosts := 0
 	ids := map[string]bool{}
 	for i, r := range g.Rules {
@@ -94,29 +99,6 @@ func (k grantCheck) ceilings(hosts int) {
 			case !stated[i].spec.within(top.spec):
 				k.report(path, "%s is more than the %s that %s allows", stated[i].text, top.text, at("limits."+top.kind.String()))
 			}
-		}
-	}
-}
-
-// maxSocket is the longest path of a Unix socket: sun_path of 108 bytes less
-// the NUL that ends a path and begins an abstract name (unix(7)).
-const maxSocket = 107
-
-// sockets checks the Unix sockets of the grant by what is written. Whether a
-// path can be trusted is seen where the plugin runs.
-func (k grantCheck) sockets() {
-	for i, s := range k.g.Sockets {
-		at := fmt.Sprintf("spec.sockets[%d]", i)
-		name, abstract := strings.CutPrefix(s, "@")
-		switch {
-		case abstract && name == "", !abstract && (!strings.HasPrefix(s, "/") || path.Clean(s) != s || s == "/"):
-			k.report(at, "%q is not a socket; write an absolute path without . and .., as in /run/db.sock, or @NAME for an abstract one", clip(s))
-		case len(s) > maxSocket:
-			k.report(at, "is %d bytes long; the kernel takes %d", len(s), maxSocket)
-		case strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }):
-			k.report(at, "%q holds a control character", clip(s))
-		case slices.Contains(k.g.Sockets[:i], s):
-			k.report(at, "%q is given twice", clip(s))
 		}
 	}
 }

@@ -134,6 +134,7 @@ type neverEntry struct {
 	name      string // GUARDRAIL/ID
 	hosts     []hostPattern
 	addresses []netip.Prefix
+	sockets   []string
 }
 
 // Compile checks the input and compiles it. It returns either a policy or
@@ -297,8 +298,8 @@ func (c *compiler) guardrail(g *Guardrail, names map[string]bool) {
 	for i, n := range g.Never {
 		path := fmt.Sprintf("spec.never[%d]", i)
 		checkName(n.ID, path+".id", "entry", ids, report)
-		if len(n.Hosts)+len(n.Addresses) == 0 {
-			report(path, "names no hosts and no addresses")
+		if len(n.Hosts)+len(n.Addresses)+len(n.Sockets) == 0 {
+			report(path, "names no hosts, addresses or sockets")
 		}
 		for j, h := range n.Hosts {
 			if _, err := parseHostPattern(h); err != nil {
@@ -308,6 +309,14 @@ func (c *compiler) guardrail(g *Guardrail, names map[string]bool) {
 		for j, a := range n.Addresses {
 			if err := checkPrefix(a); err != nil {
 				report(fmt.Sprintf("%s.addresses[%d]", path, j), "%v", err)
+			}
+		}
+		for j, s := range n.Sockets {
+			if rest, all := strings.CutSuffix(s, "**"); all {
+				s = rest + "x" // any that it stands for
+			}
+			if err := checkSocket(s); err != nil {
+				report(fmt.Sprintf("%s.sockets[%d]", path, j), "%v", err)
 			}
 		}
 	}
@@ -349,7 +358,7 @@ func validTLSMin(v string) bool { return v == "1.2" || v == "1.3" }
 func compileNever(g *Guardrail) []neverEntry {
 	out := make([]neverEntry, 0, len(g.Never))
 	for _, n := range g.Never {
-		e := neverEntry{name: g.Name + "/" + n.ID, addresses: slices.Clone(n.Addresses)}
+		e := neverEntry{name: g.Name + "/" + n.ID, addresses: slices.Clone(n.Addresses), sockets: n.Sockets}
 		for _, h := range n.Hosts {
 			p, err := parseHostPattern(h)
 			if err != nil {

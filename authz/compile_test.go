@@ -71,6 +71,17 @@ func grantProblems() []problemTest {
 		{"a plugin in upper case", changeGrant(func(g *Grant) { g.Plugin = "Weather" }), []string{`spec.plugin: "Weather"` + badName}},
 		{"no end", changeGrant(func(g *Grant) { g.NotAfter = time.Time{} }), []string{`spec.notAfter: is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z`}},
 		{"no rules", changeGrant(func(g *Grant) { g.Rules = nil }), []string{`spec.rules: is empty; a grant holds at least one rule`}},
+		{"sockets", changeGrant(func(g *Grant) {
+			g.Sockets = []string{
+				"/run/a.sock", "@x", "@/run/a.sock", "", "/", "@", "run/a", "/run/../a", "/run/", "//run/a", "/run/a.sock", "/run/\x00", "/run/\n",
+				"/" + strings.Repeat("a", 106), "/" + strings.Repeat("a", 107), "@" + strings.Repeat("a", 107),
+			}
+		}), []string{
+			`spec.sockets[3]: ""` + badSocket, `spec.sockets[4]: "/"` + badSocket, `spec.sockets[5]: "@"` + badSocket, `spec.sockets[6]: "run/a"` + badSocket,
+			`spec.sockets[7]: "/run/../a"` + badSocket, `spec.sockets[8]: "/run/"` + badSocket, `spec.sockets[9]: "//run/a"` + badSocket,
+			`spec.sockets[10]: "/run/a.sock" is given twice`, `spec.sockets[11]: "/run/?" holds a control character`, `spec.sockets[12]: "/run/?" holds a control character`,
+			`spec.sockets[14]: is 108 bytes long; the kernel takes 107`, `spec.sockets[15]: is 108 bytes long; the kernel takes 107`,
+		}},
 		{"a stop for requests", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: OnExceededStop} }), []string{`spec.limits.onExceeded: ` + noStop}},
 		{"an unknown consequence", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "warn"} }), []string{`spec.limits.onExceeded: "warn" is not deny, throttle, stop or kill`}},
 		{"a consequence of nothing", changeGrant(func(g *Grant) { g.Limits = Limits{OnExceeded: OnExceededKill} }), []string{`spec.limits.onExceeded: is without a limit`}},
@@ -79,6 +90,8 @@ func grantProblems() []problemTest {
 		{"a limit in the past", changeGrant(func(g *Grant) { g.Limits.Syscalls = Limit{1, -1} }), []string{`spec.limits.syscalls: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 	}
 }
+
+const badSocket = ` is not a socket; write an absolute path without //, . and .., as in /run/db.sock, or @NAME for an abstract one`
 
 const noStop = `stop is done by the kernel, which does not count requests; use deny, throttle or kill`
 
@@ -281,13 +294,18 @@ func guardrailProblems() []problemTest {
 			{ID: "", Hosts: []string{"x..example"}},
 			{ID: "b", Addresses: []netip.Prefix{netip.MustParsePrefix("169.254.1.1/16"), netip.MustParsePrefix("::ffff:169.254.0.0/112"), {}}},
 		}}), []string{
-			`spec.never[0]: names no hosts and no addresses`,
+			`spec.never[0]: names no hosts, addresses or sockets`,
 			`spec.never[1].id: "a" is the name of an earlier entry`,
 			`spec.never[2].id: ""` + badName,
 			`spec.never[2].hosts[0]: host "x..example" has an empty label`,
 			`spec.never[3].addresses[0]: 169.254.1.1/16 is not canonical; write 169.254.0.0/16`,
 			`spec.never[3].addresses[1]: ::ffff:169.254.0.0/112 is not canonical; write 169.254.0.0/16`,
 			`spec.never[3].addresses[2]: is not an address and a length, as in 203.0.113.0/24`,
+		}},
+		{"sockets that are never", addGuardrail(Guardrail{Never: []Never{
+			{ID: "a", Sockets: []string{"/run/docker.sock", "/run/docker/**", "@**", "/**", "**", "@", "run/a"}},
+		}}), []string{
+			`spec.never[0].sockets[4]: "x"` + badSocket, `spec.never[0].sockets[5]: "@"` + badSocket, `spec.never[0].sockets[6]: "run/a"` + badSocket,
 		}},
 		{"a host of a never-list is no problem", addGuardrail(Guardrail{Never: []Never{{ID: "a", Hosts: []string{"api.weather.example"}}}}), nil},
 		{"ceilings that are none", addGuardrail(Guardrail{Plugins: []string{"other"}, Ceilings: Ceilings{

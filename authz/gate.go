@@ -192,7 +192,7 @@ func (g *Gate) throttle(ctx context.Context, a *Admission) *Snapshot {
 			a.Decision.RetryAfter = max(a.Decision.RetryAfter, wait)
 			return g.cfg.Engine.Current()
 		}
-		snapshot, d, ok := g.wait(ctx, a.asked, wait)
+		snapshot, d, ok := g.wait(ctx, a, wait)
 		if !ok {
 			g.cfg.Ledger.leave(own, shared, now)
 			return snapshot
@@ -218,14 +218,15 @@ func (g *Gate) throttle(ctx context.Context, a *Admission) *Snapshot {
 }
 
 // wait waits and decides anew, as of a request that is paid for. It is over
-// early when the access is refused, and reports false when ctx ends.
-func (g *Gate) wait(ctx context.Context, req Request, wait time.Duration) (*Snapshot, Decision, bool) {
+// early when the access is refused or another rule grants it, and reports false
+// when ctx ends.
+func (g *Gate) wait(ctx context.Context, a *Admission, wait time.Duration) (*Snapshot, Decision, bool) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for waited := false; ; {
 		snapshot := g.cfg.Engine.Current()
-		d := snapshot.Decide(req, g.cfg.Ledger.Usage().InFlight(), g.cfg.Now())
-		if waited || !d.Allowed() {
+		d := snapshot.Decide(a.asked, g.cfg.Ledger.Usage().InFlight(), g.cfg.Now())
+		if waited || !d.Allowed() || d.rule != a.Decision.rule {
 			return snapshot, d, true
 		}
 		select {

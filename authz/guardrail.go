@@ -17,11 +17,14 @@ type Guardrail struct {
 }
 
 // Never is one entry of a never-list. A destination that matches any of its
-// hosts, or resolves into any of its addresses, is refused.
+// hosts, or resolves into any of its addresses, is refused, and so is a Unix
+// socket among its sockets.
 type Never struct {
 	ID        string         `json:"id"`
 	Hosts     []string       `json:"hosts,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	// Sockets are Unix sockets as grants name them; ** at the end is the rest, as in /run/docker/** or @**.
+	Sockets []string `json:"sockets,omitempty"`
 }
 
 // WildcardHosts says which wildcard hosts grants may hold.

@@ -153,8 +153,7 @@ func (l *Ledger) leave(own, shared []limit, now time.Time) {
 	}
 }
 
-// crossed returns the limits of the kind that refuse now and did not before,
-// and when asking again may help; 0 when never.
+// crossed returns the limits of the kind that refuse now and did not before.
 func (l *Ledger) crossed(own, shared []limit, kind LimitKind, now time.Time) (crossings []Crossing) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -201,9 +200,11 @@ func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.
 	defer l.mu.Unlock()
 	last := l.samples[plugin]
 	l.samples[plugin] = reading{sample: sample, at: now}
-	used, at := sample.since(last.sample), now
-	if !last.at.IsZero() && now.Sub(last.at) > staleAfter {
-		at = last.at // used all the while, and not in this moment
+	// What was used between two readings was used all the while: a rate is
+	// charged as for an even flow, which may be long while nobody read.
+	used, since := sample.since(last.sample), now
+	if !last.at.IsZero() && last.at.Before(now) {
+		since = last.at
 	}
 	observing := s.Observing(plugin, now)
 	limits := s.pluginLimits(plugin)
@@ -214,7 +215,10 @@ func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.
 		}
 		b := l.bucket(lim.key)
 		left := lim.spec.Period == 0 && b.used < lim.spec.Count
-		b.spend(lim.spec, used.of(lim.kind), at, true)
+		b.spend(lim.spec, used.of(lim.kind), since, true)
+		if lim.paced() {
+			l.hold(lim, now)
+		}
 		exhausted = exhausted || left && lim.refuses && b.used >= lim.spec.Count
 		switch {
 		case b.exceeded(lim.spec, now):

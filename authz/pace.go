@@ -4,15 +4,16 @@ import "time"
 
 // Pace returns how long a door is to wait before it lets n more bytes of the
 // plugin pass, sent or received as kind says: 0 unless a limit of the plugin on
-// them throttles. Each call counts its bytes; calls that wait are served in the
-// order in which they came. It does not look at whether the access is still
-// allowed. n is best some tens of KiB: what comes at once comes to the kernel at
-// once, and more than the limit's COUNT is dropped there.
+// them throttles. Each call counts its bytes, and calls that wait are served in
+// the order in which they came; whether the access is still allowed is for the
+// door to ask. n is best some tens of KiB: what comes at once comes to the
+// kernel at once, and more than the limit's COUNT is dropped there.
 //
-// The kernel drops what exceeds a rate, counting IP bytes; TCP then sends them
-// again, late. Pace keeps below: at 98 of 100 bytes of the rate, for the
-// headers, with a burst of a second's worth or of the limit's where that is
-// less, and slower still when headers make the kernel's own count run up.
+// The kernel counts IP bytes and drops what exceeds a rate; TCP then sends it
+// again, late. Pace keeps below, at 98 of 100 bytes of the rate for the sake of
+// headers, and with half a second's worth of burst, or half the limit's where
+// that is less. Where headers weigh more, what the kernel has counted slows it
+// down further.
 func (g *Gate) Pace(p Principal, kind LimitKind, n int) time.Duration {
 	snapshot := g.cfg.Engine.Current()
 	limits := snapshot.pluginLimits(p)
@@ -22,29 +23,52 @@ func (g *Gate) Pace(p Principal, kind LimitKind, n int) time.Duration {
 			if snapshot.Observing(p, now) {
 				return 0
 			}
-			return g.cfg.Ledger.pace(p, limits, kind, uint64(n), now)
+			return g.cfg.Ledger.pace(limits, kind, uint64(n), now)
 		}
 	}
 	return 0
 }
 
-func (l *Ledger) pace(p Principal, limits []limit, kind LimitKind, n uint64, now time.Time) (wait time.Duration) {
+// pace counts n bytes against every limit that throttles them, at the moment
+// when the last of them lets them pass.
+func (l *Ledger) pace(limits []limit, kind LimitKind, n uint64, now time.Time) (wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	cost := n + (n+48)/49
 	for lim := range counting(nil, limits, kind, now) {
-		if !lim.paced() {
-			continue
+		if lim.paced() {
+			wait = max(wait, lim.paceWait(*bucketIn(l.paces, lim.key), cost, now))
 		}
-		burst := min(lim.spec.Period, time.Second)
-		b := bucketIn(l.paces, lim.key)
-		b.spend(lim.spec, n+(n+48)/49, now, true)
-		wait = max(wait, b.tat.Sub(now)-burst)
-		if counted := l.buckets[lim.key]; counted != nil && l.fresh(p, now) {
-			// Half of the burst is left for what came since it was counted.
-			trial := *counted
-			trial.spend(lim.spec, n, now, true)
-			wait = max(wait, trial.tat.Sub(now)-lim.spec.Period+burst/2)
+	}
+	for lim := range counting(nil, limits, kind, now) {
+		if lim.paced() {
+			b := bucketIn(l.paces, lim.key)
+			b.spend(lim.spec, cost, now.Add(wait-lim.paceWait(*b, cost, now)), true)
 		}
 	}
 	return wait
+}
+
+// paceWait returns how long cost is to wait for one limit.
+func (lim *limit) paceWait(b bucket, cost uint64, now time.Time) time.Duration {
+	b.spend(lim.spec, cost, now, true)
+	return max(0, b.tat.Sub(now)-lim.paceBurst())
+}
+
+// paceBurst is what doors let through at once, as the time in which the rate
+// lets it through.
+func (lim *limit) paceBurst() time.Duration { return min(lim.spec.Period, time.Second) / 2 }
+
+// hold has doors let through no more than there is room for by the kernel's own
+// count, less what already waits to pass and half a burst for what has passed
+// since it was read. The caller holds l.mu.
+func (l *Ledger) hold(lim *limit, now time.Time) {
+	b, counted, burst := l.paces[lim.key], l.bucket(lim.key), lim.paceBurst()
+	if b == nil {
+		return
+	}
+	room := lim.spec.Period - max(0, counted.tat.Sub(now)) - max(0, b.tat.Sub(now)-burst) - burst/2
+	if full := now.Add(burst - room); b.tat.Before(full) {
+		b.tat, b.rest, b.period = full, 0, lim.spec.Period
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"strings"
 	"time"
 	"unique"
 )
@@ -73,6 +74,18 @@ func (l Limits) stated() []statedLimit {
 		{LimitProcesses, l.Processes, l.Processes.String()},
 	}
 	return slices.DeleteFunc(all, func(s statedLimit) bool { return s.spec.IsZero() })
+}
+
+// String returns the limits as a grant states them on one line, "" for none.
+func (l Limits) String() string {
+	var out []string
+	for _, s := range l.stated() {
+		out = append(out, s.kind.String()+": "+s.text)
+	}
+	if l.OnExceeded != "" {
+		out = append(out, "onExceeded: "+string(l.OnExceeded))
+	}
+	return strings.Join(out, ", ")
 }
 
 // within reports whether a limit is not higher than a ceiling. A rate is

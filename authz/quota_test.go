@@ -401,3 +401,84 @@ func TestLimitKindNames(t *testing.T) {
 		t.Error("the kernel counts requests")
 	}
 }
+
+func TestLimitsString(t *testing.T) {
+	for want, l := range map[string]Limits{
+		"": {}, "requests: 100/1m": {Requests: Limit{100, time.Minute}},
+		"sentBytes: 1MiB/1s, processes: 5, onExceeded: stop": {SentBytes: ByteLimit{1 << 20, time.Second}, Processes: Limit{5, 0}, OnExceeded: OnExceededStop},
+	} {
+		if got := l.String(); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
+	}
+}
+
+// TestMetered: what the kernel is to enforce, with what is used of totals.
+func TestMetered(t *testing.T) {
+	second := forecast()
+	second.Name, second.NotAfter = "second", noon.Add(time.Hour)
+	second.Limits = Limits{Processes: Limit{8, 0}}
+	first := forecast()
+	first.Limits = Limits{
+		Requests: Limit{1, time.Second}, Connections: Limit{2, time.Second}, SentBytes: ByteLimit{3, 0}, ReceivedBytes: ByteLimit{4, time.Minute},
+		Syscalls: Limit{5, time.Second}, Processes: Limit{6, time.Hour}, OnExceeded: OnExceededStop,
+	}
+	w := newWorld(t, input(first, second))
+	s := w.engine.Current()
+	w.ledger.Observe(s, "weather", Sample{1, 2, 3, 4, 5}, noon)
+	want := []MeteredLimit{
+		{"second", LimitProcesses, Limit{8, 0}, 5, OnExceededDeny},
+		{"weather", LimitConnections, Limit{2, time.Second}, 0, OnExceededStop},
+		{"weather", LimitSentBytes, Limit{3, 0}, 2, OnExceededStop},
+		{"weather", LimitReceivedBytes, Limit{4, time.Minute}, 0, OnExceededStop},
+		{"weather", LimitSyscalls, Limit{5, time.Second}, 0, OnExceededStop},
+		{"weather", LimitProcesses, Limit{6, time.Hour}, 0, OnExceededStop},
+	}
+	if diff := cmp.Diff(want, w.ledger.Metered(s, "weather", noon)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(want[1:], w.ledger.Metered(s, "weather", noon.Add(time.Hour))); diff != "" {
+		t.Errorf("an ended grant: %s", diff)
+	}
+	if got := w.ledger.Metered(s, "other", noon); got != nil {
+		t.Errorf("another plugin: %v", got)
+	}
+}
+
+// TestUsedUp: what being used up does to requests, by kind and consequence.
+func TestUsedUp(t *testing.T) {
+	over := Sample{10, 10, 10, 10, 10}
+	kinds := map[LimitKind]func(Limit) Limits{
+		LimitConnections:   func(l Limit) Limits { return Limits{Connections: l} },
+		LimitSentBytes:     func(l Limit) Limits { return Limits{SentBytes: ByteLimit(l)} },
+		LimitReceivedBytes: func(l Limit) Limits { return Limits{ReceivedBytes: ByteLimit(l)} },
+		LimitSyscalls:      func(l Limit) Limits { return Limits{Syscalls: l} },
+		LimitProcesses:     func(l Limit) Limits { return Limits{Processes: l} },
+	}
+	for _, action := range []OnExceeded{"", OnExceededDeny, OnExceededThrottle, OnExceededStop, OnExceededKill} {
+		for kind, with := range kinds {
+			for _, limit := range []Limit{{10, 0}, {10, time.Hour}} {
+				limits := with(limit)
+				limits.OnExceeded = action
+				w := limitedWorld(t, limits, Limits{})
+				s := w.engine.Current()
+				if got := s.Decide(get(t, forecastURL), w.ledger.Usage(), noon).Reason; got != UsageUnknown {
+					t.Errorf("%s %s %q before a reading: %s", kind, limit, action, got)
+				}
+				_, exhausted := w.ledger.Observe(s, "weather", over, noon)
+				prepaid := kind == LimitConnections || kind == LimitProcesses
+				want := QuotaExceeded
+				if prepaid || action == OnExceededThrottle && limit.Period > 0 {
+					want = Granted
+				}
+				got := s.Decide(get(t, forecastURL), w.ledger.Usage(), noon)
+				if got.Reason != want || (got.RetryAfter > 0) != (want != Granted && limit.Period > 0) {
+					t.Errorf("%s %s %q used up: %s, retry in %s", kind, limit, action, got.Reason, got.RetryAfter)
+				}
+				if exhausted != (limit.Period == 0 && !prepaid) {
+					t.Errorf("%s %s %q used up: a new generation: %t", kind, limit, action, exhausted)
+				}
+			}
+		}
+	}
+}

@@ -491,24 +491,6 @@ func (s *Snapshot) HasLimit(p Principal, kind LimitKind) bool {
 	return slices.ContainsFunc(s.pluginLimits(p), func(l limit) bool { return l.kind == kind })
 }
 
-// Sockets returns the Unix sockets that grants in force let the plugin reach,
-// sorted and each once: absolute paths, and @NAME for an abstract one. What is
-// quarantined reaches none; what is paused keeps them.
-func (s *Snapshot) Sockets(p Principal, now time.Time) []string {
-	sub := s.subject(p)
-	if sub == nil || s.shut(p, nil, now) {
-		return nil
-	}
-	var out []string
-	for _, g := range sub.grants {
-		if now.Before(g.NotAfter) {
-			out = append(out, g.Sockets...)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
 // Observing reports whether the sidecar observes: what is not granted passes.
 func (s *Snapshot) Observing(p Principal, now time.Time) bool {
 	sub := s.subject(p)

@@ -159,7 +159,7 @@ func TestCheck(t *testing.T) {
 		{"testdata/good/guardrails.yaml", 1, KindGuardrail, "company", ""},
 		{"testdata/good/sidecar.yaml", 1, KindSidecar, "weather", "weather"},
 		{"testdata/good/grants/a-weather.yaml", 2, KindGrant, "weather", "weather"},
-		{"testdata/good/grants/a-weather.yaml", 32, KindGrant, "other", "other"},
+		{"testdata/good/grants/a-weather.yaml", 33, KindGrant, "other", "other"},
 		{"testdata/good/grants/b-weather.json", 1, KindGrant, "weather-tls", "weather"},
 	}
 	if diff := cmp.Diff(want, got.Documents); diff != "" {

@@ -106,6 +106,7 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 	}
 	spec.complete(dir)
 	spec.Listen.validateComplete(report)
+	spec.validateApart(filepath.Join(dir, filepath.Base(s.file)), report)
 
 	c := &Config{Name: s.sidecar.Metadata.Name, Sidecar: *spec}
 	l.collect(c, s, documents)
@@ -155,6 +156,18 @@ func (l *loader) warn(s *source) {
 	if spec.Kernel == KernelOff && spec.Process.UnsafeSameUser {
 		warn("spec.process.unsafeSameUser", "does nothing with kernel: off")
 	}
+	if spec.Kernel == KernelOff && len(spec.Process.Listen) > 0 {
+		warn("spec.process.listen", "does not keep the plugin from other ports with kernel: off, unless it has a network of its own")
+	}
+	if spec.Process.Files != nil {
+		for _, list := range spec.Process.Files.lists() {
+			for i, path := range *list.paths {
+				if path != "" && !exists(s.beside(path)) {
+					warn(at(list.field, i), "%s does not exist yet; the plugin does not start without it", s.beside(path))
+				}
+			}
+		}
+	}
 }
 
 // sidecarFiles reads the certificates that a Sidecar names.
@@ -163,9 +176,7 @@ func (l *loader) sidecarFiles(s *source) {
 	report := s.reporter(&l.errs)
 	if v := spec.Vault; v != nil {
 		v.CA = l.certificates(s, "spec.vault.caFile", v.CAFile, report)
-		for _, f := range []struct{ name, path string }{
-			{"roleIDFile", v.Auth.RoleIDFile}, {"secretIDFile", v.Auth.SecretIDFile}, {"tokenFile", v.Auth.TokenFile},
-		} {
+		for _, f := range v.Auth.files() {
 			if f.path != "" && !exists(s.beside(f.path)) {
 				s.reporter(&l.warnings)("spec.vault.auth."+f.name, "%s does not exist yet; it is read at each login", s.beside(f.path))
 			}

@@ -83,6 +83,8 @@ func (s *Sidecar) validateProcess(report reporter) {
 	if p.User.root() && !p.UnsafeSameUser && (s.Kernel == "" || s.Kernel == KernelRequired) {
 		report("spec.process.user", "%s can end its own confinement; leave user out, name another, or say unsafeSameUser: true", p.User)
 	}
+	p.validateServing(report)
+	p.validateFiles(report)
 	for name := range p.Env {
 		path := "spec.process.env." + name
 		switch {
@@ -123,12 +125,19 @@ func (l Listen) validate(report reporter) {
 	}
 }
 
+type namedAddress struct {
+	name    string
+	address Address
+}
+
+// named returns all listeners by their fields.
+func (l Listen) named() []namedAddress {
+	return []namedAddress{{"proxy", l.Proxy}, {"extAuthz", l.ExtAuthz}, {"admin", l.Admin}, {"metrics", l.Metrics}}
+}
+
 // validateComplete reports what can be seen only with every default filled in.
 func (l Listen) validateComplete(report reporter) {
-	for _, socket := range []struct {
-		name    string
-		address Address
-	}{{"extAuthz", l.ExtAuthz}, {"admin", l.Admin}} {
+	for _, socket := range l.named() {
 		if socket.address.IsUnix() && len(socket.address.Addr) > maxSocketPath {
 			report("spec.listen."+socket.name, "%s is %d bytes long; the kernel takes %d for a socket's path, choose a shorter one",
 				socket.address.Addr, len(socket.address.Addr), maxSocketPath)
@@ -140,10 +149,7 @@ func (l Listen) validateComplete(report reporter) {
 // validateDistinct reports two listeners on one address.
 func (l Listen) validateDistinct(report reporter) {
 	seen := map[Address]string{}
-	for _, one := range []struct {
-		name    string
-		address Address
-	}{{"proxy", l.Proxy}, {"extAuthz", l.ExtAuthz}, {"admin", l.Admin}, {"metrics", l.Metrics}} {
+	for _, one := range l.named() {
 		if one.address.IsZero() || strings.HasSuffix(one.address.Addr, ":0") && !one.address.IsUnix() {
 			continue
 		}
@@ -200,6 +206,18 @@ func redactURL(s string) string {
 	return s
 }
 
+type loginFile struct {
+	name, path string
+	method     VaultMethod
+}
+
+// files returns the files of all methods by their fields.
+func (a VaultAuth) files() []loginFile {
+	return []loginFile{
+		{"roleIDFile", a.RoleIDFile, VaultAppRole}, {"secretIDFile", a.SecretIDFile, VaultAppRole}, {"tokenFile", a.TokenFile, VaultToken},
+	}
+}
+
 // validate reports files that the method needs and has not, or has and does
 // not need.
 func (a VaultAuth) validate(report reporter) {
@@ -211,18 +229,13 @@ func (a VaultAuth) validate(report reporter) {
 	if strings.ContainsAny(a.Mount, " ?#%") || strings.HasPrefix(a.Mount, "/") || strings.Contains(a.Mount, "..") {
 		report("spec.vault.auth.mount", "%q is not where an auth method is mounted; write it as in approle", clip(a.Mount))
 	}
-	for _, f := range []struct {
-		name, value string
-		method      VaultMethod
-	}{
-		{"roleIDFile", a.RoleIDFile, VaultAppRole}, {"secretIDFile", a.SecretIDFile, VaultAppRole}, {"tokenFile", a.TokenFile, VaultToken},
-	} {
+	for _, f := range a.files() {
 		path := "spec.vault.auth." + f.name
 		switch {
 		case a.Method != VaultAppRole && a.Method != VaultToken:
-		case a.Method == f.method && f.value == "":
+		case a.Method == f.method && f.path == "":
 			report(path, "is missing; method %s needs it", a.Method)
-		case a.Method != f.method && f.value != "":
+		case a.Method != f.method && f.path != "":
 			report(path, "goes with method %s", f.method)
 		}
 	}
@@ -234,6 +247,9 @@ func (a VaultAuth) validate(report reporter) {
 // validateGrants reports what grants ask for and this Sidecar cannot give.
 func (s *Sidecar) validateGrant(g authz.Grant, file string, report reporter) {
 	if s.Kernel == KernelOff {
+		if len(g.Sockets) > 0 {
+			report("spec.sockets", "are kept apart from others by the kernel, which %s turns off; remove them, or set kernel there", file)
+		}
 		for _, l := range []struct {
 			name string
 			none bool
@@ -242,6 +258,7 @@ func (s *Sidecar) validateGrant(g authz.Grant, file string, report reporter) {
 			{"sentBytes", g.Limits.SentBytes.IsZero()},
 			{"receivedBytes", g.Limits.ReceivedBytes.IsZero()},
 			{"syscalls", g.Limits.Syscalls.IsZero()},
+			{"processes", g.Limits.Processes.IsZero()},
 		} {
 			if !l.none {
 				report("spec.limits."+l.name, "is counted by the kernel, which %s turns off; remove the limit, or set kernel there", file)
@@ -262,6 +279,16 @@ func (s *Sidecar) complete(dir string) {
 		}
 	}
 	within(dir, &s.StateDir)
+	if s.Process.Files != nil {
+		for _, list := range s.Process.Files.lists() {
+			for i := range *list.paths {
+				path := &(*list.paths)[i]
+				if within(dir, path); *path != "" {
+					*path = filepath.Clean(*path)
+				}
+			}
+		}
+	}
 	for i := range s.Grants {
 		within(dir, &s.Grants[i])
 	}

@@ -249,10 +249,12 @@ func (c *cli) printEffective(cfg *configs.Config) error {
 		Revoked    authz.Level       `json:"revoked,omitempty"`
 		Rules      []effectiveRule   `json:"rules"`
 		Limits     map[string]any    `json:"limits,omitempty"`
+		Sockets    []string          `json:"sockets,omitempty"`
 		Guardrails []authz.Guardrail `json:"guardrails,omitempty"`
 	}{
 		Plugin: cfg.Sidecar.Plugin, Revoked: snapshot.RevokedLevel(authz.Principal(cfg.Sidecar.Plugin), now),
 		Rules: effectiveRules(cfg, snapshot.Revocations(), now), Limits: map[string]any{}, Guardrails: cfg.Guardrails,
+		Sockets: snapshot.Sockets(authz.Principal(cfg.Sidecar.Plugin), now),
 	}
 	for _, g := range cfg.Grants {
 		if g.Limits != (authz.Limits{}) {
@@ -267,9 +269,17 @@ func (c *cli) printEffective(cfg *configs.Config) error {
 		for _, r := range answer.Rules {
 			row(w, r.Name, r.State, r.NotAfter.UTC().Format(time.RFC3339), ruleText(r.Rule))
 		}
+		for _, g := range cfg.Grants {
+			if g.Limits != (authz.Limits{}) {
+				row(w, g.Name, "limits", g.NotAfter.UTC().Format(time.RFC3339), g.Limits)
+			}
+		}
+		for _, socket := range answer.Sockets {
+			row(w, socket, "socket", "", "connect")
+		}
 		for _, g := range cfg.Guardrails {
 			for _, n := range g.Never {
-				row(w, g.Name+"/"+n.ID, "never", "", fmt.Sprint(n.Hosts, n.Addresses))
+				row(w, g.Name+"/"+n.ID, "never", "", fmt.Sprint(n.Hosts, n.Addresses, n.Sockets))
 			}
 		}
 	})
@@ -319,6 +329,9 @@ func ruleText(r authz.Rule) string {
 	}
 	if r.Credential != "" {
 		text += " with " + r.Credential
+	}
+	if limits := r.Limits.String(); limits != "" {
+		text += " (" + limits + ")"
 	}
 	return text
 }

@@ -39,6 +39,7 @@ type Cage struct {
 	shut     bool
 	closed   bool
 	sockets  allowance
+	held     bool    // frozen for a limit
 	found    []Stray // by the last census
 
 	counting sync.Mutex // held while a census is taken; taken before mu
@@ -235,14 +236,6 @@ func (c *Cage) Shut(shut bool) error {
 	return c.wall.openDoor(!shut)
 }
 
-// Freeze stops every process of the plugin, or lets them run again.
-func (c *Cage) Freeze(on bool) error {
-	if err := c.group.freeze(on); err != nil {
-		return fmt.Errorf("freeze the plugin: %w", err)
-	}
-	return nil
-}
-
 // Kill ends every process of the plugin and waits until there is none.
 func (c *Cage) Kill() error {
 	if err := c.group.kill(); err != nil {
@@ -272,7 +265,7 @@ func (c *Cage) Info() Info {
 	return Info{
 		Cgroup: c.group.path, Pins: c.pins, OwnNetwork: c.own,
 		UID: c.account.uid, GID: c.account.gid, SameUser: c.account.same,
-		UnixHooks: c.wall.unix != nil, Scope: scoped(), Syscalls: c.wall.calls != nil, Programs: c.wall.names(),
+		UnixHooks: c.wall.unix != nil, Scope: scoped(), Syscalls: c.wall.counter != nil, Programs: c.wall.names(),
 	}
 }
 

@@ -16,6 +16,23 @@ import (
 type callsCalls struct {
 	_       structs.HostLayout
 	ByClass [8]uint64
+	Lease   uint64
+}
+
+type callsCustody struct {
+	_        structs.HostLayout
+	Sentence uint32
+	Beyond   uint32
+	Frozen   uint32
+	Release  uint32
+}
+
+type callsDoor struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
 }
 
 type callsFlow struct {
@@ -48,6 +65,25 @@ type callsFlow struct {
 	Recorded     uint8
 	Pad          [6]uint8
 	Comm         [16]uint8
+}
+
+type callsLimit struct {
+	_        structs.HostLayout
+	Count    uint64
+	Period   uint64
+	Depth    uint64
+	Mult     uint64
+	Unit     uint64
+	Reserve  uint64
+	Name     [2]uint64
+	Slot     uint32
+	Shift    uint8
+	Set      uint8
+	Sentence uint8
+	Early    uint8
+	Shuts    uint8
+	Turns    uint8
+	Pad      [6]uint8
 }
 
 type callsPeer struct {
@@ -110,6 +146,14 @@ type callsSetting struct {
 	_             [4]byte
 }
 
+type callsStanding struct {
+	_       structs.HostLayout
+	Level   uint64
+	Refused uint64
+	Over    uint32
+	Pad     [11]uint32
+}
+
 type callsTally struct {
 	_               structs.HostLayout
 	Connections     uint64
@@ -124,6 +168,8 @@ type callsTally struct {
 	Abandoned       uint64
 	Identified      uint64
 	Ended           uint64
+	Limited         uint64
+	Questions       uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -135,15 +181,20 @@ const (
 	callsMapDoor        = "door"
 	callsMapEvents      = "events"
 	callsMapFlows       = "flows"
-	callsMapGroups      = "groups"
+	callsMapHeld        = "held"
+	callsMapLimits      = "limits"
 	callsMapPeers       = "peers"
 	callsMapServed      = "served"
 	callsMapSettings    = "settings"
+	callsMapStandings   = "standings"
 	callsMapTallied     = "tallied"
 	callsProgCountCall  = "count_call"
 	callsVarCgroupId    = "cgroup_id"
 	callsVarClassOf     = "class_of"
 	callsVarDescendants = "descendants"
+	callsVarMaySignal   = "may_signal"
+	callsVarSignals     = "signals"
+	callsVarTurn        = "turn"
 )
 
 // loadCalls returns the embedded CollectionSpec for calls.
@@ -195,16 +246,18 @@ type callsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type callsMapSpecs struct {
-	Calls    *ebpf.MapSpec `ebpf:"calls"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Door     *ebpf.MapSpec `ebpf:"door"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Flows    *ebpf.MapSpec `ebpf:"flows"`
-	Groups   *ebpf.MapSpec `ebpf:"groups"`
-	Peers    *ebpf.MapSpec `ebpf:"peers"`
-	Served   *ebpf.MapSpec `ebpf:"served"`
-	Settings *ebpf.MapSpec `ebpf:"settings"`
-	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
+	Calls     *ebpf.MapSpec `ebpf:"calls"`
+	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Door      *ebpf.MapSpec `ebpf:"door"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Flows     *ebpf.MapSpec `ebpf:"flows"`
+	Held      *ebpf.MapSpec `ebpf:"held"`
+	Limits    *ebpf.MapSpec `ebpf:"limits"`
+	Peers     *ebpf.MapSpec `ebpf:"peers"`
+	Served    *ebpf.MapSpec `ebpf:"served"`
+	Settings  *ebpf.MapSpec `ebpf:"settings"`
+	Standings *ebpf.MapSpec `ebpf:"standings"`
+	Tallied   *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // callsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -214,6 +267,9 @@ type callsVariableSpecs struct {
 	CgroupId    *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	ClassOf     *ebpf.VariableSpec `ebpf:"class_of"`
 	Descendants *ebpf.VariableSpec `ebpf:"descendants"`
+	MaySignal   *ebpf.VariableSpec `ebpf:"may_signal"`
+	Signals     *ebpf.VariableSpec `ebpf:"signals"`
+	Turn        *ebpf.VariableSpec `ebpf:"turn"`
 }
 
 // callsObjects contains all objects after they have been loaded into the kernel.
@@ -236,16 +292,18 @@ func (o *callsObjects) Close() error {
 //
 // It can be passed to loadCallsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type callsMaps struct {
-	Calls    *ebpf.Map `ebpf:"calls"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	Door     *ebpf.Map `ebpf:"door"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Flows    *ebpf.Map `ebpf:"flows"`
-	Groups   *ebpf.Map `ebpf:"groups"`
-	Peers    *ebpf.Map `ebpf:"peers"`
-	Served   *ebpf.Map `ebpf:"served"`
-	Settings *ebpf.Map `ebpf:"settings"`
-	Tallied  *ebpf.Map `ebpf:"tallied"`
+	Calls     *ebpf.Map `ebpf:"calls"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	Door      *ebpf.Map `ebpf:"door"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Flows     *ebpf.Map `ebpf:"flows"`
+	Held      *ebpf.Map `ebpf:"held"`
+	Limits    *ebpf.Map `ebpf:"limits"`
+	Peers     *ebpf.Map `ebpf:"peers"`
+	Served    *ebpf.Map `ebpf:"served"`
+	Settings  *ebpf.Map `ebpf:"settings"`
+	Standings *ebpf.Map `ebpf:"standings"`
+	Tallied   *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *callsMaps) Close() error {
@@ -255,10 +313,12 @@ func (m *callsMaps) Close() error {
 		m.Door,
 		m.Events,
 		m.Flows,
-		m.Groups,
+		m.Held,
+		m.Limits,
 		m.Peers,
 		m.Served,
 		m.Settings,
+		m.Standings,
 		m.Tallied,
 	)
 }
@@ -270,6 +330,9 @@ type callsVariables struct {
 	CgroupId    *ebpf.Variable `ebpf:"cgroup_id"`
 	ClassOf     *ebpf.Variable `ebpf:"class_of"`
 	Descendants *ebpf.Variable `ebpf:"descendants"`
+	MaySignal   *ebpf.Variable `ebpf:"may_signal"`
+	Signals     *ebpf.Variable `ebpf:"signals"`
+	Turn        *ebpf.Variable `ebpf:"turn"`
 }
 
 // callsPrograms contains all programs after they have been loaded into the kernel.

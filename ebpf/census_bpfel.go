@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type censusDoor struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
+}
+
 type censusFlow struct {
 	_        structs.HostLayout
 	Cookie   uint64
@@ -145,6 +153,8 @@ type censusTally struct {
 	Abandoned       uint64
 	Identified      uint64
 	Ended           uint64
+	Limited         uint64
+	Questions       uint64
 }
 
 // Names of all BPF objects in the ELF.

@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type kinDoor struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
+}
+
 type kinFlow struct {
 	_        structs.HostLayout
 	Cookie   uint64
@@ -119,6 +127,8 @@ type kinTally struct {
 	Abandoned       uint64
 	Identified      uint64
 	Ended           uint64
+	Limited         uint64
+	Questions       uint64
 }
 
 // Names of all BPF objects in the ELF.

@@ -1,19 +1,521 @@
 package ebpf
 
-import "errors"
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+	"unsafe"
 
-// Limit replaces the limits that the kernel enforces. One that stays (same Name
-// and Kind) keeps its standing.
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// What the programs know, too: see bpf/limits.bpf.h.
+const (
+	kinds   = 6
+	slots   = 128
+	forever = 1 << 62
+	lease   = 32
+
+	sentenceStop = 1
+	sentenceKill = 2
+
+	inForceWhich     = 1
+	inForceSentences = 1 << 8
+	inForceShuts     = 1 << 9
+	inForcePace      = 1 << 10
+	inForceRules     = 1 << 11
+)
+
+// maxPeriod is the longest period of a limit, in which the arithmetic of the
+// programs cannot overflow.
+const maxPeriod = 36_500 * 24 * time.Hour
+
+// Limit replaces the limits that the kernel enforces, in one step, any time
+// after [New]. One that stays, by its Name and Kind, keeps its standing; when
+// its Period is another, as much of it is used as was before. It is an error,
+// and nothing changes, when a limit has no kind, a negative or overlong period
+// or the name of another one of its kind, or when there are more than
+// [MaxLimits] of a kind.
+//
+// What is larger than the whole of a rate (a packet of 64 KiB under a limit of
+// 10 KiB) passes when nothing of it is in use, and is charged in full. Nothing
+// larger than what is left of a total passes.
 func (c *Cage) Limit(limits []Limit) error {
-	if len(limits) == 0 {
-		return nil
+	if err := checkLimits(limits); err != nil {
+		return fmt.Errorf("set limits: %w", err)
 	}
-	return errors.New("set limits: not built yet")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return fmt.Errorf("set limits: %w", os.ErrClosed)
+	}
+	calls := slices.ContainsFunc(limits, func(l Limit) bool { return l.Kind == LimitSyscalls })
+	// A counter that is no longer needed goes last, one that is needed comes first.
+	if calls {
+		if err := c.count(true); err != nil {
+			return fmt.Errorf("set limits: %w", err)
+		}
+	}
+	if err := c.wall.ledger.replace(limits); err != nil {
+		return fmt.Errorf("set limits: %w", err)
+	}
+	if !calls {
+		if err := c.count(false); err != nil {
+			return fmt.Errorf("set limits: %w", err)
+		}
+	}
+	return nil
 }
 
-// Attribute counts what a connection exchanges from now on for a rule number;
-// 0: for none.
-func (c *Cage) Attribute(cookie uint64, rule uint32) {}
+func checkLimits(limits []Limit) error {
+	type name struct {
+		kind LimitKind
+		name string
+	}
+	seen := make(map[name]bool)
+	each := make(map[LimitKind]int)
+	for _, l := range limits {
+		if each[l.Kind]++; each[l.Kind] > MaxLimits {
+			return fmt.Errorf("more than %d on %s", MaxLimits, l.Kind)
+		}
+		switch {
+		case l.Kind < LimitConnections || l.Kind > LimitProcesses:
+			return fmt.Errorf("%q has no kind", l.Name)
+		case l.Action > ActionKill:
+			return fmt.Errorf("%q has no action", l.Name)
+		case l.Period < 0 || l.Period > maxPeriod:
+			return fmt.Errorf("%q has the period %v", l.Name, l.Period)
+		case seen[name{l.Kind, l.Name}]:
+			return fmt.Errorf("two on %s are called %q", l.Kind, l.Name)
+		}
+		seen[name{l.Kind, l.Name}] = true
+	}
+	return nil
+}
 
-// Traffic returns what was counted for each rule number.
-func (c *Cage) Traffic() ([]Traffic, error) { return nil, nil }
+// compileLimit is a limit as the programs hold it, but for its slot.
+func compileLimit(l Limit, cpus uint64) wallLimit {
+	k := wallLimit{Count: min(l.Count, forever), Name: l.digest(), Set: 1} // nobody gets as far as forever
+	if l.Period == 0 || l.Count == 0 {
+		k.Depth, k.Mult = k.Count, 1
+	} else {
+		k.Period = uint64(l.Period)
+		k.Mult, k.Shift = ratio(k.Period, k.Count)
+		k.Depth = k.Period + l.slack()
+	}
+	k.Unit = k.price(1)
+	bytes := l.Kind == LimitSentBytes || l.Kind == LimitReceivedBytes
+	if bytes {
+		const smallest = 64 // no packet with payload is much smaller
+		k.Unit = k.price(min(smallest, k.Count))
+	}
+	k.Reserve = min(k.price(min(lease*cpus, k.Count)), k.Depth)
+	if lease*cpus > k.Count {
+		k.Reserve = k.Depth
+	}
+	switch {
+	case l.Action == ActionKill:
+		k.Sentence = sentenceKill
+	case l.Action == ActionStop:
+		k.Sentence, k.Early = sentenceStop, 1
+	case l.Action == ActionThrottle && l.Kind == LimitSyscalls:
+		k.Sentence, k.Early, k.Turns = sentenceStop, 1, 1
+	}
+	if l.Action != ActionThrottle && (bytes || l.Kind == LimitSyscalls) {
+		k.Shuts = 1
+	}
+	return k
+}
+
+// ratio is period/count as mult>>shift, rounded up, with the largest shift at
+// which the price of count does not overflow.
+func ratio(period, count uint64) (mult uint64, shift uint8) {
+	for shift = 62; ; shift-- {
+		one := uint64(1) << shift
+		high, low := bits.Mul64(period, one)
+		if high != 0 {
+			continue
+		}
+		sum, carry := bits.Add64(low, count+one, 0)
+		if carry != 0 || sum < one {
+			continue
+		}
+		mult = low / count
+		if low%count != 0 {
+			mult++
+		}
+		return mult, shift
+	}
+}
+
+// slack is what a bucket has to be deeper than one period, in ns, so that the
+// rounding of single prices does not take the last of a burst. It is never
+// worth one more.
+func (l Limit) slack() uint64 {
+	period, left := uint64(l.Period), uint64(l.Period)%l.Count
+	if left == 0 {
+		return 0
+	}
+	deficit := l.Count - left // of count prices of one, rounded up
+	switch l.Kind {
+	case LimitConnections, LimitProcesses: // charged one by one
+		return min(deficit, forever)
+	case LimitSyscalls:
+		return min(deficit, period/l.Count)
+	}
+	return 0
+}
+
+// price is the programs' price of cost, which is not more than the count.
+func (k *wallLimit) price(cost uint64) uint64 {
+	if k.Period == 0 {
+		return cost
+	}
+	return (cost*k.Mult + 1<<k.Shift - 1) >> k.Shift
+}
+
+// digest is what a limit's standing is found by when the sidecar is restarted.
+func (l Limit) digest() [2]uint64 {
+	sum := sha256.Sum256(append([]byte{byte(l.Kind)}, l.Name...))
+	return [2]uint64{binary.NativeEndian.Uint64(sum[:]), binary.NativeEndian.Uint64(sum[8:])}
+}
+
+// paceOf is how fast each connection may send, in bytes a second: a little less
+// than the limit on them all, since the kernel paces payload and we count IP. 0:
+// as fast as it can.
+func paceOf(limits []Limit) uint32 {
+	rate := uint64(1<<32 - 1)
+	for _, l := range limits {
+		if l.Kind != LimitSentBytes || l.Action != ActionThrottle || l.Period == 0 {
+			continue
+		}
+		high, low := bits.Mul64(min(l.Count, forever), uint64(time.Second))
+		if high >= uint64(l.Period) {
+			continue
+		}
+		each, _ := bits.Div64(high, low, uint64(l.Period))
+		rate = min(rate, max(each-each/64, 1))
+	}
+	if rate == 1<<32-1 {
+		return 0
+	}
+	return uint32(rate) //nolint:gosec // not more than it was
+}
+
+// ledger is the kernel's limits as user space sees them. Its owner holds the
+// cage's lock.
+type ledger struct {
+	limits    *ebpf.Map
+	door      *ebpf.Map
+	memory    [2][]byte
+	standings []wallStanding
+	custody   *wallCustody
+	inForce   []placed
+}
+
+// placed is a limit in force.
+type placed struct {
+	Limit
+	named    bool // false: a sidecar that is gone set it, and its name is not known yet
+	kind     LimitKind
+	rule     wallLimit
+	reported bool // its crossing was
+}
+
+// openLedger takes over what the maps hold.
+func openLedger(w *wall) (*ledger, error) {
+	l := &ledger{limits: w.base.Maps["limits"], door: w.base.Maps["door"]}
+	for i, name := range []string{"standings", "held"} {
+		m := w.base.Maps[name]
+		size := int(m.ValueSize()) * int(m.MaxEntries())
+		memory, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("map %s: %w", name, err), l.close())
+		}
+		l.memory[i] = memory
+	}
+	l.standings = unsafe.Slice((*wallStanding)(unsafe.Pointer(&l.memory[0][0])), slots) //nolint:gosec // the map's values, page aligned
+	l.custody = (*wallCustody)(unsafe.Pointer(&l.memory[1][0]))                         //nolint:gosec // the same
+	door, err := l.readDoor()
+	if err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	for i := range uint32(kinds * MaxLimits) {
+		var rule wallLimit
+		if err := l.limits.Lookup((door.InForce&inForceWhich)*kinds*MaxLimits+i, &rule); err != nil {
+			return nil, errors.Join(fmt.Errorf("read limits: %w", err), l.close())
+		}
+		if rule.Set != 0 {
+			l.inForce = append(l.inForce, placed{kind: LimitKind(i / MaxLimits), rule: rule}) //nolint:gosec // six
+		}
+	}
+	return l, nil
+}
+
+func (l *ledger) close() error {
+	var errs []error
+	for _, memory := range l.memory {
+		if memory == nil {
+			continue
+		}
+		if err := unix.Munmap(memory); err != nil {
+			errs = append(errs, fmt.Errorf("unmap limits: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// has reports whether a limit on something is in force.
+func (l *ledger) has(kind LimitKind) bool {
+	return slices.ContainsFunc(l.inForce, func(p placed) bool { return p.kind == kind })
+}
+
+func (l *ledger) readDoor() (wallDoor, error) {
+	var door wallDoor
+	if err := l.door.Lookup(zero, &door); err != nil {
+		return door, fmt.Errorf("read the door: %w", err)
+	}
+	return door, nil
+}
+
+// turn changes the door in one write.
+func (l *ledger) turn(change func(*wallDoor)) error {
+	door, err := l.readDoor()
+	if err != nil {
+		return err
+	}
+	change(&door)
+	if err := l.door.Put(zero, door); err != nil {
+		return fmt.Errorf("turn the door: %w", err)
+	}
+	return nil
+}
+
+// replace puts other limits in force. The programs read one of two entries and
+// write standings only, so that they see either all old limits or all new ones.
+func (l *ledger) replace(limits []Limit) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count processors: %w", err)
+	}
+	// Programs that still run with the entry and the slots of the time before
+	// have to end first.
+	if err := awaitPrograms(); err != nil {
+		return err
+	}
+	next, moves, err := l.place(limits, uint64(cpus)) //nolint:gosec // a few
+	if err != nil {
+		return err
+	}
+	door, err := l.readDoor()
+	if err != nil {
+		return err
+	}
+	spare := (door.InForce & inForceWhich) ^ 1
+	entries, word := arrange(next)
+	for i, entry := range entries {
+		if err := l.limits.Put(spare*kinds*MaxLimits+uint32(i), entry); err != nil { //nolint:gosec // 48
+			return fmt.Errorf("write limits: %w", err)
+		}
+	}
+	pace := paceOf(limits)
+	if pace != 0 {
+		word |= inForcePace
+	}
+	if err := l.turn(func(d *wallDoor) { d.InForce, d.Pace = word|spare|d.InForce&inForceRules, pace }); err != nil {
+		return err
+	}
+	l.inForce = next
+	if len(moves) == 0 {
+		return nil
+	}
+	if err := awaitPrograms(); err != nil {
+		return err
+	}
+	for _, m := range moves {
+		m.finish(l)
+	}
+	return nil
+}
+
+// arrange puts limits where the programs look, and says what is there in a word.
+// Within a kind, those that end the plugin come last: nothing that a later one
+// refuses is charged to them.
+func arrange(next []placed) (entries [kinds * MaxLimits]wallLimit, word uint32) {
+	slices.SortStableFunc(next, func(a, b placed) int { return int(a.rule.Sentence) - int(b.rule.Sentence) })
+	each := make(map[LimitKind]int)
+	for _, p := range next {
+		entries[int(p.Kind)*MaxLimits+each[p.Kind]] = p.rule
+		each[p.Kind]++
+		word |= 1 << p.Kind
+		if p.rule.Sentence != 0 {
+			word |= inForceSentences
+		}
+		if p.rule.Shuts != 0 {
+			word |= inForceShuts
+		}
+	}
+	return entries, word
+}
+
+// move is a standing that goes on in another slot, since its period changed.
+type move struct {
+	from, to     wallLimit
+	level, since uint64 // of the old slot, when it was read
+}
+
+// finish adds what was charged to the old slot before the new one took its
+// place.
+func (m move) finish(l *ledger) {
+	level := atomic.LoadUint64(&l.standings[m.from.Slot].Level)
+	base := max(m.level, m.since)
+	if level > base {
+		atomic.AddUint64(&l.standings[m.to.Slot].Level, scale(level-base, m.to.Period, m.from.Period))
+	}
+}
+
+// scale is n*num/den, or forever.
+func scale(n, num, den uint64) uint64 {
+	high, low := bits.Mul64(n, num)
+	if high >= den {
+		return forever
+	}
+	scaled, _ := bits.Div64(high, low, den)
+	return min(scaled, forever)
+}
+
+// place gives each limit its slot: the one that it has, or a free one.
+func (l *ledger) place(limits []Limit, cpus uint64) (next []placed, moves []move, err error) {
+	free := l.freeSlots()
+	for _, limit := range limits {
+		p := placed{Limit: limit, named: true, kind: limit.Kind, rule: compileLimit(limit, cpus)}
+		old := l.find(p.rule.Name)
+		if old != nil && old.rule.Period == p.rule.Period {
+			p.rule.Slot, p.reported = old.rule.Slot, old.reported
+			l.keep(old, &p)
+			next = append(next, p)
+			continue
+		}
+		if len(free) == 0 {
+			return nil, nil, errors.New("no slot is free")
+		}
+		p.rule.Slot, free = free[0], free[1:]
+		if m, ok := l.start(old, &p); ok {
+			moves = append(moves, m)
+		}
+		next = append(next, p)
+	}
+	return next, moves, nil
+}
+
+// freeSlots are those that no limit in force has.
+func (l *ledger) freeSlots() []uint32 {
+	var free []uint32
+	for slot := range uint32(slots) {
+		if !slices.ContainsFunc(l.inForce, func(p placed) bool { return p.rule.Slot == slot }) {
+			free = append(free, slot)
+		}
+	}
+	return free
+}
+
+func (l *ledger) find(name [2]uint64) *placed {
+	i := slices.IndexFunc(l.inForce, func(p placed) bool { return p.rule.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &l.inForce[i]
+}
+
+// keep goes on with the standing of a limit that stays.
+func (l *ledger) keep(old, p *placed) {
+	s := &l.standings[p.rule.Slot]
+	if p.Period != 0 {
+		return
+	}
+	for {
+		level := atomic.LoadUint64(&s.Level)
+		if level >= p.Used || atomic.CompareAndSwapUint64(&s.Level, level, min(p.Used, forever)) {
+			break
+		}
+	}
+	if p.rule.Count > old.rule.Count {
+		atomic.StoreUint32(&s.Over, 0) // a total recovers by being raised
+	}
+}
+
+// start begins the standing of a limit that is new, or has another period.
+func (l *ledger) start(old, p *placed) (move, bool) {
+	s := &l.standings[p.rule.Slot]
+	atomic.StoreUint32(&s.Over, 0)
+	atomic.StoreUint64(&s.Refused, 0)
+	if p.rule.Period == 0 {
+		atomic.StoreUint64(&s.Level, min(p.Used, forever))
+		return move{}, false
+	}
+	atomic.StoreUint64(&s.Level, 0)
+	if old == nil || old.rule.Period == 0 {
+		return move{}, false
+	}
+	m := move{from: old.rule, to: p.rule, since: clock()}
+	m.level = atomic.LoadUint64(&l.standings[old.rule.Slot].Level)
+	if m.level > m.since {
+		atomic.StoreUint64(&s.Level, m.since+scale(m.level-m.since, p.rule.Period, old.rule.Period))
+	}
+	atomic.StoreUint32(&s.Over, atomic.LoadUint32(&l.standings[old.rule.Slot].Over))
+	p.reported = old.reported
+	return m, true
+}
+
+// clock is the programs' clock: CLOCK_MONOTONIC, ns.
+func clock() uint64 {
+	var spec unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &spec); err != nil {
+		return 0 // every bucket is fuller then than it is
+	}
+	return uint64(spec.Nano()) //nolint:gosec // since the machine started
+}
+
+// awaitPrograms waits until every program that runs now has ended, by way of a
+// membarrier(2) of all processors, which is a grace period of RCU. Where the
+// system call is not there (CONFIG_MEMBARRIER, or with nohz_full), a tenth of a
+// second is far more than a program runs for.
+func awaitPrograms() error {
+	const global = 1 // MEMBARRIER_CMD_GLOBAL
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
+	switch {
+	case errno == 0:
+		return nil
+	case errors.Is(errno, unix.EINVAL), errors.Is(errno, unix.ENOSYS):
+		time.Sleep(100 * time.Millisecond)
+		return nil
+	}
+	return fmt.Errorf("await programs: %w", errno)
+}
+
+// room is how much of a limit is free, in its own units: ns of a rate.
+func (l *ledger) room(p *placed, now uint64) uint64 {
+	if p.rule.Period == 0 {
+		now = 0
+	}
+	level := max(atomic.LoadUint64(&l.standings[p.rule.Slot].Level), now)
+	return now + p.rule.Depth - min(level, now+p.rule.Depth)
+}
+
+// limitName is the name of the limit in a slot.
+func (c *Cage) limitName(slot uint32) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.wall.ledger.inForce, func(p placed) bool { return p.rule.Slot == slot })
+	if i < 0 {
+		return ""
+	}
+	return c.wall.ledger.inForce[i].Name
+}

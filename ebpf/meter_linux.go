@@ -47,6 +47,8 @@ func (c *Cage) usage() (Usage, error) {
 		u.Ended += t.Escaped + t.Ended
 		u.Identified += t.Identified
 		u.Abandoned += t.Abandoned
+		u.Limited += t.Limited
+		u.DNSQueries += t.Questions
 	}
 	if u.Pending, err = c.wall.pending(); err != nil {
 		return Usage{}, err
@@ -91,7 +93,10 @@ func (c *Cage) Run(ctx context.Context) error {
 		stop    = make(chan struct{})
 	)
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
-	m := &meter{cage: c, folds: make(map[Denial]*fold), lost: c.lostBefore, watched: make(chan error, 1)}
+	m := &meter{
+		cage: c, folds: make(map[Denial]*fold), crossers: make(map[uint32]crosser), lost: c.lostBefore,
+		watched: make(chan error, 1),
+	}
 	watching, stopWatching := context.WithCancel(ctx)
 	pumping.Go(func() { m.watched <- c.watch(watching) })
 	err = m.loop(ctx, events)
@@ -139,7 +144,9 @@ type meter struct {
 	folds map[Denial]*fold
 	lost  uint64
 
-	watched chan error // how [Cage.watch] ended
+	crossers map[uint32]crosser // by slot, since the limits were last looked at
+	look     *time.Timer        // when they are to be looked at again
+	watched  chan error         // how [Cage.watch] ended
 }
 
 // fold is a refusal that was reported, and how often it came again since.
@@ -153,10 +160,16 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 	defer tick.Stop()
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
+	m.look = time.NewTimer(0)
+	defer m.look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-m.look.C:
+			if err := m.oversee(); err != nil {
+				return err
+			}
 		case event, ok := <-events:
 			if !ok {
 				return errors.New("read refusals: the reader ended")
@@ -208,9 +221,20 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
 	return m.sample()
 }
 
+// hookLimit is the number of an event that reports a limit's crossing.
+const hookLimit = 11
+
 // happened takes in what the kernel reports.
 func (m *meter) happened(e *wallEvent) {
+	if e.Hook == hookLimit {
+		m.crossers[e.Limit] = crosser{wallClock(e.Time), e.Pid, text(e.Comm[:])}
+		m.look.Reset(0)
+		return
+	}
 	d := decode(e)
+	if d.Cause == CauseLimit {
+		d.Limit = m.cage.limitName(e.Limit)
+	}
 	if d.Hook == HookEscape && e.Type == stillAlive {
 		if err := endEscaped(e.Pid, e.Time); err != nil {
 			m.cage.config.Logger.Error("a process left the plugin's cgroup and lives", zap.Error(err))
@@ -244,6 +268,9 @@ func (m *meter) denied(d Denial) {
 
 // sample reports the totals and the refusals that came again.
 func (m *meter) sample() error {
+	if err := m.oversee(); err != nil {
+		return err
+	}
 	u, err := m.cage.Usage()
 	if err != nil {
 		return err

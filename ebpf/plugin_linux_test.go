@@ -33,6 +33,7 @@ func plugin(args []string) error {
 		"talk":    talk,
 		"persist": persist,
 		"close":   closeEarly,
+		"flood":   flood,
 		"daemon":  leaveDaemon,
 		"fence":   tryFence,
 	}

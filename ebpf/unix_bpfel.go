@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type unixDoor struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
+}
+
 type unixFlow struct {
 	_        structs.HostLayout
 	Cookie   uint64
@@ -125,6 +133,8 @@ type unixTally struct {
 	Abandoned       uint64
 	Identified      uint64
 	Ended           uint64
+	Limited         uint64
+	Questions       uint64
 }
 
 // Names of all BPF objects in the ELF.

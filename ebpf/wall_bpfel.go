@@ -13,6 +13,22 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type wallCustody struct {
+	_        structs.HostLayout
+	Sentence uint32
+	Beyond   uint32
+	Frozen   uint32
+	Release  uint32
+}
+
+type wallDoor struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
+}
+
 type wallEvent struct {
 	_       structs.HostLayout
 	Time    uint64
@@ -30,7 +46,7 @@ type wallEvent struct {
 	Type         uint8
 	Why          uint8
 	PathLength   uint32
-	Pad          uint32
+	Limit        uint32
 	Comm         [16]uint8
 	Path         [108]uint8
 	Pad2         uint32
@@ -66,6 +82,25 @@ type wallFlow struct {
 	Recorded     uint8
 	Pad          [6]uint8
 	Comm         [16]uint8
+}
+
+type wallLimit struct {
+	_        structs.HostLayout
+	Count    uint64
+	Period   uint64
+	Depth    uint64
+	Mult     uint64
+	Unit     uint64
+	Reserve  uint64
+	Name     [2]uint64
+	Slot     uint32
+	Shift    uint8
+	Set      uint8
+	Sentence uint8
+	Early    uint8
+	Shuts    uint8
+	Turns    uint8
+	Pad      [6]uint8
 }
 
 type wallPeer struct {
@@ -128,6 +163,14 @@ type wallSetting struct {
 	_             [4]byte
 }
 
+type wallStanding struct {
+	_       structs.HostLayout
+	Level   uint64
+	Refused uint64
+	Over    uint32
+	Pad     [11]uint32
+}
+
 type wallTally struct {
 	_               structs.HostLayout
 	Connections     uint64
@@ -142,19 +185,34 @@ type wallTally struct {
 	Abandoned       uint64
 	Identified      uint64
 	Ended           uint64
+	Limited         uint64
+	Questions       uint64
+}
+
+type wallTraffic struct {
+	_               structs.HostLayout
+	SentBytes       uint64
+	SentPackets     uint64
+	ReceivedBytes   uint64
+	ReceivedPackets uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	wallMapAttributions  = "attributions"
+	wallMapByRule        = "by_rule"
 	wallMapCounters      = "counters"
 	wallMapDoor          = "door"
 	wallMapEvents        = "events"
 	wallMapFlows         = "flows"
+	wallMapHeld          = "held"
+	wallMapLimits        = "limits"
 	wallMapPeers         = "peers"
 	wallMapServed        = "served"
 	wallMapSettings      = "settings"
+	wallMapStandings     = "standings"
 	wallMapTallied       = "tallied"
 	wallProgBind4        = "bind4"
 	wallProgBind6        = "bind6"
@@ -170,7 +228,11 @@ const (
 	wallProgSendmsg4     = "sendmsg4"
 	wallProgSendmsg6     = "sendmsg6"
 	wallProgSockCreate   = "sock_create"
+	wallVarCgroupId      = "cgroup_id"
+	wallVarDescendants   = "descendants"
 	wallVarEventType     = "event_type"
+	wallVarMaySignal     = "may_signal"
+	wallVarSignals       = "signals"
 )
 
 // loadWall returns the embedded CollectionSpec for wall.
@@ -235,21 +297,30 @@ type wallProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type wallMapSpecs struct {
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Door     *ebpf.MapSpec `ebpf:"door"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Flows    *ebpf.MapSpec `ebpf:"flows"`
-	Peers    *ebpf.MapSpec `ebpf:"peers"`
-	Served   *ebpf.MapSpec `ebpf:"served"`
-	Settings *ebpf.MapSpec `ebpf:"settings"`
-	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
+	Attributions *ebpf.MapSpec `ebpf:"attributions"`
+	ByRule       *ebpf.MapSpec `ebpf:"by_rule"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Door         *ebpf.MapSpec `ebpf:"door"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Held         *ebpf.MapSpec `ebpf:"held"`
+	Limits       *ebpf.MapSpec `ebpf:"limits"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
+	Served       *ebpf.MapSpec `ebpf:"served"`
+	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Standings    *ebpf.MapSpec `ebpf:"standings"`
+	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // wallVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type wallVariableSpecs struct {
-	EventType *ebpf.VariableSpec `ebpf:"event_type"`
+	CgroupId    *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	Descendants *ebpf.VariableSpec `ebpf:"descendants"`
+	EventType   *ebpf.VariableSpec `ebpf:"event_type"`
+	MaySignal   *ebpf.VariableSpec `ebpf:"may_signal"`
+	Signals     *ebpf.VariableSpec `ebpf:"signals"`
 }
 
 // wallObjects contains all objects after they have been loaded into the kernel.
@@ -272,25 +343,35 @@ func (o *wallObjects) Close() error {
 //
 // It can be passed to loadWallObjects or ebpf.CollectionSpec.LoadAndAssign.
 type wallMaps struct {
-	Counters *ebpf.Map `ebpf:"counters"`
-	Door     *ebpf.Map `ebpf:"door"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Flows    *ebpf.Map `ebpf:"flows"`
-	Peers    *ebpf.Map `ebpf:"peers"`
-	Served   *ebpf.Map `ebpf:"served"`
-	Settings *ebpf.Map `ebpf:"settings"`
-	Tallied  *ebpf.Map `ebpf:"tallied"`
+	Attributions *ebpf.Map `ebpf:"attributions"`
+	ByRule       *ebpf.Map `ebpf:"by_rule"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Door         *ebpf.Map `ebpf:"door"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Held         *ebpf.Map `ebpf:"held"`
+	Limits       *ebpf.Map `ebpf:"limits"`
+	Peers        *ebpf.Map `ebpf:"peers"`
+	Served       *ebpf.Map `ebpf:"served"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Standings    *ebpf.Map `ebpf:"standings"`
+	Tallied      *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *wallMaps) Close() error {
 	return _WallClose(
+		m.Attributions,
+		m.ByRule,
 		m.Counters,
 		m.Door,
 		m.Events,
 		m.Flows,
+		m.Held,
+		m.Limits,
 		m.Peers,
 		m.Served,
 		m.Settings,
+		m.Standings,
 		m.Tallied,
 	)
 }
@@ -299,7 +380,11 @@ func (m *wallMaps) Close() error {
 //
 // It can be passed to loadWallObjects or ebpf.CollectionSpec.LoadAndAssign.
 type wallVariables struct {
-	EventType *ebpf.Variable `ebpf:"event_type"`
+	CgroupId    *ebpf.Variable `ebpf:"cgroup_id"`
+	Descendants *ebpf.Variable `ebpf:"descendants"`
+	EventType   *ebpf.Variable `ebpf:"event_type"`
+	MaySignal   *ebpf.Variable `ebpf:"may_signal"`
+	Signals     *ebpf.Variable `ebpf:"signals"`
 }
 
 // wallPrograms contains all programs after they have been loaded into the kernel.

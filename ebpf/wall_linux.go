@@ -34,9 +34,16 @@ type wall struct {
 	fresh map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
 	told  *told
 
-	links   map[string]link.Link // on the cgroup
-	traces  map[string]link.Link // on tracepoints
-	counter link.Link            // on sys_enter; not pinned, since it is no wall
+	ledger     *ledger
+	attributed *attributions
+
+	links  map[string]link.Link // on the cgroup
+	traces map[string]link.Link // on tracepoints
+
+	counter link.Link // on sys_enter
+	always  bool      // count system calls without a limit, too
+	pinned  bool      // the counter is
+	turn    uint32    // the counter's: see bpf/chaperone.bpf.h
 }
 
 // loadWalls loads every program that the cage needs and the kernel has. Maps are
@@ -57,9 +64,18 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 	if err != nil {
 		return fmt.Errorf("read wall programs: %w", err)
 	}
-	w.base, err = w.loadKept(dir, spec)
+	if err := aim(spec, group, own); err != nil {
+		return fmt.Errorf("set up wall programs: %w", err)
+	}
+	w.base, err = w.loadSignalling(dir, spec)
 	if err != nil {
 		return fmt.Errorf("load wall programs: %w%s", err, loadHint(err))
+	}
+	if w.ledger, err = openLedger(w); err != nil {
+		return err
+	}
+	if w.attributed, err = openAttributions(w); err != nil {
+		return err
 	}
 	if w.told, err = openTold(w.base.Maps["tallied"]); err != nil {
 		return err
@@ -73,10 +89,28 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 	if err := w.loadCensus(group, own); err != nil {
 		return err
 	}
-	if syscalls {
-		return w.loadCalls(group, own)
+	if w.always = syscalls; syscalls || w.ledger.has(LimitSyscalls) {
+		return w.loadCalls(dir, group, own)
 	}
 	return nil
+}
+
+// loadSignalling loads the wall with programs that can stop and kill the plugin
+// at a limit, or, before Linux 6.9, without: then user space does it alone, a
+// few milliseconds later.
+func (w *wall) loadSignalling(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	if err := spec.Variables["may_signal"].Set(uint32(1)); err != nil {
+		return nil, err
+	}
+	collection, err := w.loadKept(dir, spec)
+	var refused *ebpf.VerifierError
+	if !errors.As(err, &refused) {
+		return collection, err
+	}
+	if err := spec.Variables["may_signal"].Set(uint32(0)); err != nil {
+		return nil, err
+	}
+	return w.loadKept(dir, spec)
 }
 
 // loadHint explains the failure that an operator can mend.
@@ -101,32 +135,6 @@ func (w *wall) loadUnix() error {
 	}
 	// Without it the launcher's seccomp filter forbids Unix sockets outright,
 	// which is stricter, so no failure here opens anything.
-	return nil
-}
-
-// loadCalls loads the system call counter.
-func (w *wall) loadCalls(group *cgroup, own bool) error {
-	spec, err := loadCalls()
-	if err != nil {
-		return fmt.Errorf("read system call counter: %w", err)
-	}
-	table := classTable()
-	descendants := uint32(1)
-	if own {
-		descendants = 0
-	}
-	for name, value := range map[string]any{"cgroup_id": group.id, "descendants": descendants, "class_of": table} {
-		if err := spec.Variables[name].Set(value); err != nil {
-			return fmt.Errorf("set up system call counter: %w", err)
-		}
-	}
-	w.calls, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: w.shared(spec)})
-	if err != nil {
-		return fmt.Errorf("load system call counter: %w%s", err, loadHint(err))
-	}
-	if err := w.calls.Maps["groups"].Put(zero, uint32(group.dir.Fd())); err != nil {
-		return fmt.Errorf("set up system call counter: %w", err)
-	}
 	return nil
 }
 
@@ -229,15 +237,7 @@ func (w *wall) attach(dir string, group *cgroup) error {
 	if err := w.settle(dir); err != nil {
 		return err
 	}
-	if w.calls == nil {
-		return nil
-	}
-	counter, err := link.AttachTracing(link.TracingOptions{Program: w.calls.Programs["count_call"]})
-	if err != nil {
-		return fmt.Errorf("attach system call counter: %w", err)
-	}
-	w.counter = counter
-	return nil
+	return w.attachCounter(dir)
 }
 
 func attachOne(pin string, group *cgroup, where ebpf.AttachType, program *ebpf.Program) (link.Link, error) {
@@ -328,10 +328,7 @@ func (w *wall) openDoor(open bool) error {
 	if open {
 		value = 1
 	}
-	if err := w.base.Maps["door"].Put(zero, value); err != nil {
-		return fmt.Errorf("turn the door: %w", err)
-	}
-	return nil
+	return w.ledger.turn(func(d *wallDoor) { d.Open = value })
 }
 
 // close closes the handles. What is pinned stays attached.
@@ -347,6 +344,12 @@ func (w *wall) close() error {
 	}
 	if w.told != nil {
 		errs = append(errs, w.told.close())
+	}
+	if w.ledger != nil {
+		errs = append(errs, w.ledger.close())
+	}
+	if w.attributed != nil {
+		errs = append(errs, w.attributed.close())
 	}
 	for _, old := range w.fresh {
 		if old != nil {

@@ -48,7 +48,7 @@ struct setting {
 	__u32 own_network;	   /* 1: the namespace is the plugin's own, its loopback is free */
 };
 
-/* tally only ever grows. */
+/* tally only ever grows, in value and in shape: fields are added at its end, so that one of an older shape is a prefix. */
 struct tally {
 	__u64 connections;
 	__u64 refused;
@@ -62,6 +62,8 @@ struct tally {
 	__u64 abandoned;  /* connections closed before the sidecar took them */
 	__u64 identified; /* connections that the sidecar took; counted by user space */
 	__u64 ended;	  /* foreign sockets; counted by user space */
+	__u64 limited;	  /* connects that a limit refused */
+	__u64 questions;  /* UDP datagrams to the resolver */
 };
 
 enum hook {
@@ -73,6 +75,7 @@ enum hook {
 	HOOK_INGRESS = 6,
 	HOOK_CONNECT_UNIX = 7,
 	HOOK_SENDMSG_UNIX = 8,
+	HOOK_LIMIT = 11, /* no refusal: a limit was crossed */
 	HOOK_ESCAPE = 9, /* no socket: a process left the cgroup */
 };
 
@@ -82,12 +85,13 @@ enum why {
 	WHY_NAMESPACE = 3, /* from a network namespace that is not the one confined */
 	WHY_ENDPOINT = 4,  /* the sidecar has no listener of that address family */
 	WHY_MEMORY = 5,	   /* nothing to remember the connection with */
+	WHY_LIMIT = 6,	   /* a limit is used up */
 	WHY_ALLOWED = 7,   /* not refused: a Unix socket that a grant allows */
 };
 
 #define PATH_SIZE 108
 
-/* event is one refusal. */
+/* event is one refusal, or a limit's crossing. */
 struct event {
 	__u64 time; /* CLOCK_BOOTTIME, ns */
 	struct address address;
@@ -101,7 +105,7 @@ struct event {
 	__u8 type;
 	__u8 why;
 	__u32 path_length;
-	__u32 pad;
+	__u32 limit; /* the slot of the limit that refused */
 	__u8 comm[16];
 	__u8 path[PATH_SIZE];
 	__u32 pad2;
@@ -166,12 +170,27 @@ struct {
 	__type(value, struct setting);
 } settings SEC(".maps");
 
-/* door holds 1 while it is open. The zero value is shut. */
+/* door is what user space turns while the programs run, in one write. The zero value is shut. */
+struct door {
+	__u32 open;	/* 1: it is */
+	__u32 in_force; /* which limits are, and what of: see IN_FORCE */
+	__u32 counter;	/* which system call counter counts: two may be attached while one takes the other's place */
+	__u32 pace;	/* bytes a second, for each connection */
+};
+
+/* The word that says what a program has to look at. While no limit is in force it is zero, and costs one look. */
+#define IN_FORCE_WHICH 1	     /* which entry of limits */
+#define IN_FORCE(kind) (1u << (kind)) /* there are limits of this kind */
+#define IN_FORCE_SENTENCES (1u << 8)  /* some stop or end the plugin */
+#define IN_FORCE_SHUTS (1u << 9)      /* some refuse connects while they are used up */
+#define IN_FORCE_PACE (1u << 10)      /* connections are paced */
+#define IN_FORCE_RULES (1u << 11)     /* connections are attributed to rules */
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct door);
 } door SEC(".maps");
 
 struct {
@@ -226,12 +245,18 @@ static __always_inline struct setting *current_settings(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
-static __always_inline bool door_open(void)
+static __always_inline const struct door *current_door(void)
 {
 	__u32 zero = 0;
-	__u32 *open = bpf_map_lookup_elem(&door, &zero);
 
-	return open && *open == 1;
+	return bpf_map_lookup_elem(&door, &zero);
+}
+
+static __always_inline bool door_open(void)
+{
+	const struct door *d = current_door();
+
+	return d && d->open == 1;
 }
 
 /* The value is per CPU, and still added to atomically: these programs may be preempted, or interrupted by one another. */

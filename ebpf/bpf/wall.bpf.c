@@ -2,7 +2,8 @@
 //
 // The wall of one plugin: attached to its cgroup before anything runs in it. Every program refuses what it does not
 // understand. See doc.go for what each hook can and cannot see.
-#include "chaperone.bpf.h"
+#include "limits.bpf.h"
+#include "task.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -39,7 +40,38 @@ struct packet {
 	__u8 family;
 	__u8 protocol;
 	__u8 tcp_flags;
+	bool payload;
 };
+
+/* What connections attributed to one rule exchanged; it only ever grows. */
+struct traffic {
+	__u64 sent_bytes;
+	__u64 sent_packets;
+	__u64 received_bytes;
+	__u64 received_packets;
+};
+
+#define RULE_BITS 10
+#define RULES (1 << RULE_BITS)
+#define ATTRIBUTION_BITS 16
+#define ATTRIBUTIONS (1 << ATTRIBUTION_BITS)
+
+/* The rule of a connection, written by user space in one word: the upper bits of its socket's cookie above the rule's number,
+ * at the place that the lower bits name. A connection whose place another one takes counts for no rule from then on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, ATTRIBUTIONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} attributions SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, RULES);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} by_rule SEC(".maps");
 
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
@@ -74,15 +106,15 @@ static __always_inline bool is_sidecar_port(const struct setting *s, __u16 port)
 			port == s->resolver6_port);
 }
 
-static __always_inline int refuse(struct bpf_sock_addr *ctx, const struct address *a, __u16 port, __u8 hook, __u8 why)
+static __always_inline int describe(struct bpf_sock_addr *ctx, const struct address *a, __u16 port, __u8 hook, __u8 why,
+				    __u32 slot)
 {
-	struct event *e;
+	struct event *e = new_event();
 
-	COUNT(refused, 1);
-	e = new_event();
 	if (!e)
 		return DENY;
 	name_sender(e);
+	e->limit = slot;
 	e->address = *a;
 	e->port = port;
 	e->hook = hook;
@@ -93,6 +125,52 @@ static __always_inline int refuse(struct bpf_sock_addr *ctx, const struct addres
 	e->why = why;
 	bpf_ringbuf_submit(e, 0);
 	return DENY;
+}
+
+static __always_inline int refuse(struct bpf_sock_addr *ctx, const struct address *a, __u16 port, __u8 hook, __u8 why)
+{
+	COUNT(refused, 1);
+	return describe(ctx, a, port, hook, why, 0);
+}
+
+/* Refuses what a limit does not permit, if that is what came of it, and carries out its sentence. */
+static __always_inline int obey(struct bpf_sock_addr *ctx, const struct address *a, __u16 port, __u8 hook, __u32 in_force,
+				__u32 outcome)
+{
+	report_crossing(outcome);
+	serve_sentence(in_force);
+	if (!(outcome & REFUSED))
+		return ALLOW;
+	if (hook == HOOK_CONNECT)
+		COUNT(limited, 1);
+	else
+		COUNT(refused, 1);
+	return describe(ctx, a, port, hook, WHY_LIMIT, outcome >> SLOT_SHIFT);
+}
+
+/* Nothing new leaves while a limit is used up that what is open may still add to. */
+static __always_inline __u32 shut(__u32 in_force)
+{
+	__u32 outcome = 0;
+
+	if (!(in_force & IN_FORCE_SHUTS))
+		return 0;
+	if (in_force & IN_FORCE(LIMIT_SENT))
+		outcome = shut_by(in_force, LIMIT_SENT);
+	if (!outcome && in_force & IN_FORCE(LIMIT_RECEIVED))
+		outcome = shut_by(in_force, LIMIT_RECEIVED);
+	if (!outcome && in_force & IN_FORCE(LIMIT_SYSCALLS))
+		outcome = shut_by(in_force, LIMIT_SYSCALLS);
+	return outcome;
+}
+
+#define SOL_SOCKET 1 /* include/uapi/asm-generic/socket.h */
+#define SO_MAX_PACING_RATE 47
+
+/* Paces what the socket sends, which spares it most of the drops at the limit itself. */
+static __always_inline void pace(struct bpf_sock_addr *ctx, __u32 rate)
+{
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof(rate));
 }
 
 static __always_inline enum verdict judge_tcp(const struct setting *s, const struct address *a, __u16 port)
@@ -150,17 +228,20 @@ static __always_inline void sign(struct bpf_sock_addr *ctx, struct flow *f)
 static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct address *a, __u16 *port)
 {
 	const struct setting *s = current_settings();
+	const struct door *d = current_door();
 	struct address wanted, to;
 	enum verdict verdict;
 	struct flow *f;
 	__u16 to_port;
+	__u32 in_force, outcome;
 	bool tcp = ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP;
 	bool udp = ctx->type == SOCK_DGRAM && ctx->protocol == IPPROTO_UDP;
 
-	if (!s)
+	if (!s || !d)
 		return DENY;
-	if (!door_open())
+	if (d->open != 1)
 		return refuse(ctx, a, *port, HOOK_CONNECT, WHY_DOOR);
+	in_force = d->in_force;
 	if (bpf_get_netns_cookie(ctx) != s->netns)
 		return refuse(ctx, a, *port, HOOK_CONNECT, WHY_NAMESPACE);
 	if (!tcp && !udp)
@@ -177,6 +258,11 @@ static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct addr
 	to_port = endpoint(s, mapped(a), verdict == TO_RESOLVER, &to);
 	if (!to_port)
 		return refuse(ctx, a, *port, HOOK_CONNECT, WHY_ENDPOINT);
+	if (verdict != NOWHERE) {
+		outcome = shut(in_force);
+		if (outcome && obey(ctx, a, *port, HOOK_CONNECT, in_force, outcome) != ALLOW)
+			return DENY;
+	}
 	f = bpf_sk_storage_get(&flows, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!f)
 		return refuse(ctx, a, *port, HOOK_CONNECT, WHY_MEMORY);
@@ -186,6 +272,14 @@ static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct addr
 	f->target = to;
 	f->target_port = to_port;
 	f->recorded = 0;
+	if (verdict == TO_PROXY && in_force & IN_FORCE(LIMIT_CONNECTIONS)) {
+		f->kind = KIND_NONE;
+		outcome = spend(in_force, LIMIT_CONNECTIONS, 1, 0);
+		if (obey(ctx, a, *port, HOOK_CONNECT, in_force, outcome) != ALLOW)
+			return DENY;
+	}
+	if (verdict == TO_PROXY && in_force & IN_FORCE_PACE)
+		pace(ctx, d->pace);
 	f->kind = verdict == TO_RESOLVER ? KIND_DNS : tcp ? KIND_PROXY : KIND_PROBE;
 	*a = to;
 	*port = to_port;
@@ -240,14 +334,16 @@ int connect6(struct bpf_sock_addr *ctx)
 static __always_inline int decide_sendmsg(struct bpf_sock_addr *ctx, struct address *a, __u16 *port)
 {
 	const struct setting *s = current_settings();
+	const struct door *d = current_door();
 	struct address wanted, to;
 	enum verdict verdict;
 	struct flow *f;
 	__u16 to_port;
+	__u32 outcome;
 
-	if (!s)
+	if (!s || !d)
 		return DENY;
-	if (!door_open())
+	if (d->open != 1)
 		return refuse(ctx, a, *port, HOOK_SENDMSG, WHY_DOOR);
 	if (bpf_get_netns_cookie(ctx) != s->netns)
 		return refuse(ctx, a, *port, HOOK_SENDMSG, WHY_NAMESPACE);
@@ -271,6 +367,9 @@ static __always_inline int decide_sendmsg(struct bpf_sock_addr *ctx, struct addr
 	to_port = endpoint(s, mapped(a), true, &to);
 	if (!to_port)
 		return refuse(ctx, a, *port, HOOK_SENDMSG, WHY_ENDPOINT);
+	outcome = shut(d->in_force);
+	if (outcome && obey(ctx, a, *port, HOOK_SENDMSG, d->in_force, outcome) != ALLOW)
+		return DENY;
 	f = bpf_sk_storage_get(&flows, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!f)
 		return refuse(ctx, a, *port, HOOK_SENDMSG, WHY_MEMORY);
@@ -477,7 +576,8 @@ static __always_inline void key_of(const struct setting *s, const struct flow *f
 	k->target_port = f->target_port;
 }
 
-/* Writes down who connects, before the SYN leaves: the source port is known by then. */
+/* Counts a connection and writes down who opens it, before the SYN leaves: the source port is known by then. A connect that
+ * failed before, for want of a port say, was none. */
 static __always_inline void record(struct bpf_sock_ops *ctx, struct flow *f)
 {
 	const struct setting *s = current_settings();
@@ -567,6 +667,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 	struct ipv6_header v6;
 	__u16 ports[2];
 	__u32 offset;
+	__u8 tcp[2]; /* data offset, flags */
 
 	__builtin_memset(p, 0, sizeof(*p));
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
@@ -596,8 +697,13 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 		return false;
 	p->source_port = ports[0];
 	p->target_port = ports[1];
-	if (p->protocol == IPPROTO_TCP && bpf_skb_load_bytes(skb, offset + 13, &p->tcp_flags, 1))
-		return false;
+	p->payload = true;
+	if (p->protocol == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, offset + 12, tcp, sizeof(tcp)))
+			return false;
+		p->tcp_flags = tcp[1];
+		p->payload = skb->len > offset + (tcp[0] >> 4) * 4;
+	}
 	return true;
 }
 
@@ -606,17 +712,95 @@ static __always_inline __u64 segments(struct __sk_buff *skb)
 	return skb->gso_segs ? skb->gso_segs : 1;
 }
 
-static __always_inline int sent(struct __sk_buff *skb)
+/* Reports a crossing by a packet. In softirq the current task is somebody else; the flow says who opened the connection. */
+static __always_inline void report_packet(struct __sk_buff *skb, __u32 outcome)
 {
+	struct bpf_sock *sk = skb->sk;
+	struct flow *f = 0;
+	struct event *e;
+
+	e = new_event();
+	if (!e)
+		return;
+	e->time = bpf_ktime_get_boot_ns();
+	e->hook = HOOK_LIMIT;
+	e->limit = outcome >> SLOT_SHIFT;
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (sk)
+		f = bpf_sk_storage_get(&flows, sk, 0, 0);
+	if (f && f->kind != KIND_NONE) {
+		e->pid = f->pid;
+		e->uid = f->uid;
+		__builtin_memcpy(e->comm, f->comm, sizeof(e->comm));
+	}
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* Charges a packet to the limits of a direction. A TCP packet without payload passes all the same, so that a refusal or an
+ * end never hangs; one with payload is sent again by its sender when it was dropped. */
+static __always_inline int charge_packet(struct __sk_buff *skb, const struct packet *p, __u32 in_force, __u32 kind)
+{
+	struct task_struct *task;
+	__u32 outcome = 0;
+
+	if (in_force & IN_FORCE(kind)) {
+		outcome = spend(in_force, kind, skb->len, p->payload ? 0 : FORCE);
+		if (outcome & CROSSED)
+			report_packet(skb, outcome);
+	}
+	if (may_signal && in_force & IN_FORCE_SENTENCES) {
+		task = (void *)bpf_get_current_task_btf();
+		if (inside(task->cgroups->dfl_cgrp))
+			serve_sentence(in_force);
+	}
+	return outcome & REFUSED ? DENY : ALLOW;
+}
+
+/* Counts a packet for the rule that its connection was attributed to. */
+static __always_inline void attribute(struct __sk_buff *skb, bool outward)
+{
+	__u64 cookie = bpf_get_socket_cookie(skb), entry;
+	__u32 place = cookie & (ATTRIBUTIONS - 1), rule;
+	struct traffic *t;
+	__u64 *a;
+
+	a = bpf_map_lookup_elem(&attributions, &place);
+	if (!a)
+		return;
+	entry = *(volatile __u64 *)a;
+	if (entry >> RULE_BITS != cookie >> ATTRIBUTION_BITS)
+		return;
+	rule = entry & (RULES - 1);
+	t = bpf_map_lookup_elem(&by_rule, &rule);
+	if (!rule || !t)
+		return;
+	__sync_fetch_and_add(outward ? &t->sent_bytes : &t->received_bytes, skb->len);
+	__sync_fetch_and_add(outward ? &t->sent_packets : &t->received_packets, segments(skb));
+}
+
+static __always_inline int sent(struct __sk_buff *skb, const struct packet *p, __u32 in_force)
+{
+	if (in_force & (IN_FORCE(LIMIT_SENT) | IN_FORCE_SENTENCES) && charge_packet(skb, p, in_force, LIMIT_SENT) != ALLOW)
+		return DENY;
 	COUNT(sent_bytes, skb->len);
 	COUNT(sent_packets, segments(skb));
+	if (in_force & IN_FORCE_RULES)
+		attribute(skb, true);
 	return ALLOW;
 }
 
-static __always_inline int received(struct __sk_buff *skb)
+static __always_inline int received(struct __sk_buff *skb, const struct packet *p)
 {
+	const struct door *d = current_door();
+	__u32 in_force = d ? d->in_force : 0;
+
+	if (in_force & IN_FORCE(LIMIT_RECEIVED) && charge_packet(skb, p, in_force, LIMIT_RECEIVED) != ALLOW)
+		return DENY;
 	COUNT(received_bytes, skb->len);
 	COUNT(received_packets, segments(skb));
+	if (in_force & IN_FORCE_RULES)
+		attribute(skb, false);
 	return ALLOW;
 }
 
@@ -663,27 +847,33 @@ SEC("cgroup_skb/egress")
 int egress(struct __sk_buff *skb)
 {
 	const struct setting *s = current_settings();
+	const struct door *d = current_door();
 	struct packet p;
 	bool plain;
 
-	if (!s)
+	if (!s || !d)
 		return DENY;
-	if (!door_open()) {
+	if (d->open != 1) {
 		COUNT(refused, 1);
 		return DENY; /* retransmissions of what the revocation already reported */
 	}
 	plain = parse(skb, &p);
 	if (!plain || skb->ifindex != LOOPBACK_IFINDEX)
 		return refuse_packet(skb, &p, HOOK_EGRESS);
-	if (is_resolver(s, &p.target, p.target_port))
-		return sent(skb);
+	if (is_resolver(s, &p.target, p.target_port)) {
+		if (sent(skb, &p, d->in_force) != ALLOW)
+			return DENY;
+		if (p.protocol == IPPROTO_UDP)
+			COUNT(questions, segments(skb));
+		return ALLOW;
+	}
 	if (is_proxy(s, &p.target, p.target_port))
-		return p.protocol == IPPROTO_TCP ? sent(skb) : refuse_packet(skb, &p, HOOK_EGRESS);
+		return p.protocol == IPPROTO_TCP ? sent(skb, &p, d->in_force) : refuse_packet(skb, &p, HOOK_EGRESS);
 	if (s->own_network)
 		return loopback(&p.target) ? ALLOW : refuse_packet(skb, &p, HOOK_EGRESS);
 	if (p.protocol == IPPROTO_TCP && (p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && loopback(&p.target) &&
 	    bpf_map_lookup_elem(&served, &p.source_port))
-		return sent(skb);
+		return sent(skb, &p, d->in_force);
 	return refuse_packet(skb, &p, HOOK_EGRESS);
 }
 
@@ -697,11 +887,11 @@ int ingress(struct __sk_buff *skb)
 	if (!s || !parse(skb, &p) || skb->ifindex != LOOPBACK_IFINDEX)
 		goto drop;
 	if (is_proxy(s, &p.source, p.source_port) || is_resolver(s, &p.source, p.source_port))
-		return received(skb);
+		return received(skb, &p);
 	if (s->own_network)
 		return ALLOW;
 	if (p.protocol == IPPROTO_TCP && loopback(&p.source) && bpf_map_lookup_elem(&served, &p.target_port))
-		return received(skb);
+		return received(skb, &p);
 	if (p.protocol == IPPROTO_TCP && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 		return refuse_packet(skb, &p, HOOK_INGRESS);
 drop:

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// Limits. What a limit permits and what has been used of it are apart: user space replaces all limits in one step, and the
+// standings stay, written by the programs alone.
+//
+// One algorithm serves rates and totals. A rate is kept by the generic cell rate algorithm (ITU-T I.371, annex A): its level
+// is the time at which the bucket is empty again, a charge moves it on by the time that the rate takes to let that much
+// through, and it may not lie further ahead of the clock than the bucket is deep. A total is a rate whose clock stands still:
+// its level is what was used, and its bucket is as deep as the total. Prices are rounded up and charges are one atomic
+// exchange, so that no number of senders passes a limit.
+#ifndef CHAPERONE_LIMITS_BPF_H
+#define CHAPERONE_LIMITS_BPF_H
+
+#include "chaperone.bpf.h"
+
+enum limit_kind {
+	LIMIT_CONNECTIONS = 1,
+	LIMIT_SENT = 2,
+	LIMIT_RECEIVED = 3,
+	LIMIT_SYSCALLS = 4,
+	LIMIT_PROCESSES = 5,
+	LIMIT_KINDS = 6,
+};
+
+#define PER_KIND 8
+#define SLOTS 128 /* more than twice of what may be in force: a slot is not used again at once */
+
+/* What becomes of the plugin at a limit; the higher number wins. */
+enum sentence { SENTENCE_NONE = 0, SENTENCE_STOP = 1, SENTENCE_KILL = 2 };
+
+#define SIGKILL_NUMBER 9 /* include/uapi/asm-generic/signal.h */
+#define SIGSTOP_NUMBER 19
+
+/* Whether bpf_send_signal can be called from these programs: user space tries it, before 6.9 it cannot from all. */
+const volatile __u32 may_signal = 0;
+
+struct limit {
+	__u64 count;
+	__u64 period;	/* ns; 0: a total */
+	__u64 depth;	/* how far the level may be ahead */
+	__u64 mult;	/* the price of n is n * mult >> shift, rounded up */
+	__u64 unit;	/* the price of the least that can be asked for */
+	__u64 reserve;	/* what a lease leaves in the bucket */
+	__u64 name[2];	/* a digest of the name and kind: for user space */
+	__u32 slot;
+	__u8 shift;
+	__u8 set;	/* 0 ends the list */
+	__u8 sentence;
+	__u8 early;	/* pass the sentence when the bucket is full, and not at the first refusal */
+	__u8 shuts;	/* refuse connects and questions while the bucket is full */
+	__u8 turns;	/* for user space: a stop is to be a short one */
+	__u8 pad[6];
+};
+
+/* How one limit stands. */
+struct standing {
+	__u64 level;
+	__u64 refused; /* when it last did, ns of CLOCK_MONOTONIC */
+	__u32 over; /* it has refused, and has not recovered; cleared by user space */
+	__u32 pad[11]; /* a cache line each */
+};
+
+/* What the plugin as a whole has brought upon itself. */
+struct custody {
+	__u32 sentence;
+	__u32 beyond;  /* hooks passed by processes that were stopped: somebody continues them */
+	__u32 frozen;  /* for user space: a caller wants it frozen, whatever the limits say */
+	__u32 release; /* for user space: a release is under way */
+};
+
+/* The limits of two moments, of which one is in force: for each kind as many as there may be. Those of a kind that end the
+ * plugin come last: nothing is taken back from them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * LIMIT_KINDS * PER_KIND);
+	__type(key, __u32);
+	__type(value, struct limit);
+} limits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SLOTS);
+	__type(key, __u32);
+	__type(value, struct standing);
+} standings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct custody);
+} held SEC(".maps");
+
+#define RETRIES 8
+#define FOREVER (1ULL << 62)
+#define OVERRUN 4096 /* hooks that may be passed after a stop: a signal reaches a thread only at the end of its call */
+
+/* How to charge. */
+#define FORCE 1	  /* it happens whatever the limits say */
+#define RESERVE 2 /* only if as much as every processor may hold remains */
+
+/* What came of it: REFUSED, CROSSED (to be reported) or both, and the slot. */
+#define REFUSED 1
+#define CROSSED 2
+#define SLOT_SHIFT 8
+
+static __always_inline __u64 price(const struct limit *l, __u64 cost)
+{
+	__u64 whole = 0;
+
+	if (!l->period)
+		return cost;
+	if (cost > l->count && l->count) {
+		whole = cost / l->count;
+		if (whole > FOREVER / l->period)
+			return FOREVER;
+		whole *= l->period;
+		cost %= l->count;
+	}
+	return whole + ((cost * l->mult + (1ULL << (l->shift & 63)) - 1) >> (l->shift & 63));
+}
+
+/* What is larger than the whole bucket of a rate passes when the bucket is empty, and is charged in full: nothing waits for
+ * ever. It never passes a total. */
+static __always_inline bool oversized(const struct limit *l, __u64 cost)
+{
+	return l->period && cost > l->count;
+}
+
+/* The functions that are not static are verified once, by themselves, and not with each of their callers. */
+static __always_inline struct limit *limit_at(__u32 in_force, __u32 kind, __u32 i)
+{
+	__u32 place = ((in_force & IN_FORCE_WHICH) * LIMIT_KINDS + kind) * PER_KIND + i;
+
+	return bpf_map_lookup_elem(&limits, &place);
+}
+
+static __always_inline struct standing *standing_of(const struct limit *l)
+{
+	__u32 slot = l->slot;
+
+	return bpf_map_lookup_elem(&standings, &slot);
+}
+
+/* Charges one limit; 0 if it refuses. */
+__noinline int take(__u32 in_force, __u32 place, __u64 cost, __u64 now, __u32 how)
+{
+	struct limit *l = limit_at(in_force, place / PER_KIND, place % PER_KIND);
+	struct standing *s = l ? standing_of(l) : 0;
+	__u64 clock, ceiling, step, old, base, next;
+
+	if (!l || !s)
+		return 0;
+	clock = l->period ? now : 0;
+	ceiling = clock + l->depth;
+	step = price(l, cost);
+	if (how & RESERVE)
+		ceiling -= l->reserve;
+	for (int i = 0; i < RETRIES; i++) {
+		old = *(volatile __u64 *)&s->level;
+		base = old > clock ? old : clock;
+		next = base + step;
+		if (next > ceiling && !(how & FORCE) && !(oversized(l, cost) && base == clock))
+			return 0;
+		if (next > clock + FOREVER)
+			next = clock + FOREVER;
+		if (__sync_val_compare_and_swap(&s->level, old, next) == old)
+			return 1;
+	}
+	if (how & FORCE)
+		__sync_fetch_and_add(&s->level, step);
+	return how & FORCE;
+}
+
+static __always_inline bool full(const struct limit *l, const struct standing *s, __u64 now)
+{
+	__u64 clock = l->period ? now : 0, level = *(volatile __u64 *)&s->level;
+
+	if (!l->period && s->over)
+		return true; /* what is left of it was too little */
+	return (level > clock ? level : clock) + l->unit > clock + l->depth;
+}
+
+/* Passes the limit's sentence; CROSSED if user space has to hear of it. */
+static __always_inline __u32 cross(const struct limit *l, struct standing *s)
+{
+	__u32 zero = 0, news = 0, old;
+	struct custody *c;
+
+	if (!s->over && __sync_val_compare_and_swap(&s->over, 0, 1) == 0)
+		news = CROSSED;
+	if (!l->sentence)
+		return news;
+	c = bpf_map_lookup_elem(&held, &zero);
+	if (!c)
+		return news;
+	old = *(volatile __u32 *)&c->sentence;
+	if (old < l->sentence && __sync_val_compare_and_swap(&c->sentence, old, l->sentence) == old)
+		news = CROSSED;
+	return news;
+}
+
+/* Charges cost to every limit of a kind, or to none of them. */
+__noinline __u32 spend(__u32 in_force, __u32 kind, __u64 cost, __u32 how)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 outcome = 0, news, taken;
+	struct standing *s = 0;
+	struct limit *l = 0;
+
+	for (taken = 0; taken < PER_KIND; taken++) {
+		l = limit_at(in_force, kind, taken);
+		if (!l)
+			return REFUSED;
+		if (!l->set)
+			return outcome;
+		s = standing_of(l);
+		if (!s)
+			return REFUSED;
+		if (!take(in_force, kind * PER_KIND + taken, cost, now, how))
+			break;
+		if (!l->early || !full(l, s, now))
+			continue;
+		news = cross(l, s);
+		if (news)
+			outcome = news | l->slot << SLOT_SHIFT;
+	}
+	if (taken == PER_KIND || !l || !s)
+		return outcome;
+	outcome = REFUSED | l->slot << SLOT_SHIFT;
+	if (!(how & RESERVE)) {
+		s->refused = now;
+		outcome |= cross(l, s);
+	}
+	for (__u32 i = 0; i < PER_KIND && i < taken; i++) {
+		l = limit_at(in_force, kind, i);
+		s = l ? standing_of(l) : 0;
+		if (s)
+			__sync_fetch_and_add(&s->level, -price(l, cost));
+	}
+	return outcome;
+}
+
+/* Finds a limit of a kind that shuts the plugin in while it is used up; REFUSED, as spend. */
+__noinline __u32 shut_by(__u32 in_force, __u32 kind)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct standing *s;
+	struct limit *l;
+
+	for (int i = 0; i < PER_KIND; i++) {
+		l = limit_at(in_force, kind, i);
+		if (!l)
+			return REFUSED;
+		if (!l->set)
+			return 0;
+		s = standing_of(l);
+		if (!s)
+			return REFUSED;
+		if (!l->shuts || !full(l, s, now))
+			continue;
+		s->refused = now;
+		return REFUSED | l->slot << SLOT_SHIFT | cross(l, s);
+	}
+	return 0;
+}
+
+/* Carries the sentence out on the current process, which has to be the plugin's. */
+static __always_inline void serve_sentence(__u32 in_force)
+{
+	__u32 zero = 0, sentence;
+	struct custody *c;
+
+	if (!may_signal || !(in_force & IN_FORCE_SENTENCES))
+		return;
+	c = bpf_map_lookup_elem(&held, &zero);
+	if (!c)
+		return;
+	sentence = *(volatile __u32 *)&c->sentence;
+	if (!sentence)
+		return;
+	if (sentence == SENTENCE_STOP && __sync_fetch_and_add(&c->beyond, 1) >= OVERRUN)
+		sentence = c->sentence = SENTENCE_KILL;
+	bpf_send_signal(sentence == SENTENCE_KILL ? SIGKILL_NUMBER : SIGSTOP_NUMBER);
+}
+
+/* Tells user space to look at the limits. Should there be no room for it, user space looks at its next turn. */
+static __always_inline void report_crossing(__u32 outcome)
+{
+	struct event *e;
+
+	if (!(outcome & CROSSED))
+		return;
+	e = new_event();
+	if (!e)
+		return;
+	name_sender(e);
+	e->hook = HOOK_LIMIT;
+	e->limit = outcome >> SLOT_SHIFT;
+	bpf_ringbuf_submit(e, 0);
+}
+
+#endif

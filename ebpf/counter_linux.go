@@ -1,0 +1,108 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// counterPin is the pin of the system call counter.
+const counterPin = linkPrefix + "count_call"
+
+// count attaches the system call counter or takes it off, as a limit or the
+// configuration needs it. Before [Cage.Attach] it only loads it. The caller
+// holds the cage's lock.
+func (c *Cage) count(limited bool) error {
+	if (limited || c.config.CountSyscalls) && c.wall.calls == nil {
+		if err := c.wall.loadCalls(c.pins, c.group, c.group.own); err != nil {
+			return err
+		}
+		if c.attached {
+			if err := c.wall.settle(c.pins); err != nil {
+				return err
+			}
+		}
+	}
+	if !c.attached {
+		return nil
+	}
+	return c.wall.putCounter(c.pins, limited)
+}
+
+// attachCounter puts the counter on sys_enter if what is in force needs it.
+func (w *wall) attachCounter(dir string) error {
+	return w.putCounter(dir, w.ledger.has(LimitSyscalls))
+}
+
+// putCounter puts the counter on sys_enter, or takes it off. With a limit it
+// is pinned, so that it outlasts this process; without one it is no wall. A
+// link on a tracepoint cannot be given another program: the new counter is
+// attached beside the old one, and a word that both look at hands over from
+// one to the other between two calls.
+func (w *wall) putCounter(dir string, limited bool) error {
+	pin, needed := filepath.Join(dir, counterPin), limited || w.always
+	if needed && w.counter == nil {
+		l, err := link.AttachTracing(link.TracingOptions{Program: w.calls.Programs["count_call"]})
+		if err != nil {
+			return fmt.Errorf("attach system call counter: %w", err)
+		}
+		w.counter = l
+		if err := w.ledger.turn(func(d *wallDoor) { d.Counter = w.turn }); err != nil {
+			return fmt.Errorf("attach system call counter: %w", err)
+		}
+	}
+	if limited && w.pinned {
+		return nil
+	}
+	if limited {
+		if err := repin(w.counter, pin); err != nil {
+			return fmt.Errorf("keep system call counter: %w", err)
+		}
+		w.pinned = true
+		return nil
+	}
+	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("detach system call counter: %w", err)
+	}
+	w.pinned = false
+	if needed || w.counter == nil {
+		return nil
+	}
+	err := w.counter.Close()
+	w.counter = nil
+	if err != nil {
+		return fmt.Errorf("detach system call counter: %w", err)
+	}
+	return nil
+}
+
+// loadCalls loads the system call counter.
+func (w *wall) loadCalls(dir string, group *cgroup, own bool) error {
+	spec, err := loadCalls()
+	if err != nil {
+		return fmt.Errorf("read system call counter: %w", err)
+	}
+	door, err := w.ledger.readDoor()
+	if err != nil {
+		return fmt.Errorf("set up system call counter: %w", err)
+	}
+	w.turn = door.Counter + 1
+	err = errors.Join(
+		aim(spec, group, own),
+		spec.Variables["class_of"].Set(classTable()),
+		spec.Variables["turn"].Set(w.turn),
+		spec.Variables["may_signal"].Set(uint32(1)),
+	)
+	if err != nil {
+		return fmt.Errorf("set up system call counter: %w", err)
+	}
+	w.calls, err = w.loadKept(dir, spec)
+	if err != nil {
+		return fmt.Errorf("load system call counter: %w%s", err, loadHint(err))
+	}
+	return nil
+}

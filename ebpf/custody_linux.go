@@ -1,0 +1,231 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// turnLength is for how long a throttled plugin is stopped at a time, if
+	// its limit lets anything through in it.
+	turnLength = 25 * time.Millisecond
+	// quietTime is for how long a limit that refuses must not have refused to be
+	// taken for recovered: senders come back in bursts.
+	quietTime = time.Second
+)
+
+// crosser is who crossed a limit, as a program reported it.
+type crosser struct {
+	time time.Time
+	pid  uint32
+	comm string
+}
+
+// oversee reports crossings and recoveries, freezes or kills a plugin that was
+// sentenced, and lets it run again when its limits allow it.
+func (m *meter) oversee() error {
+	c := m.cage
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	now := clock()
+	crossings := c.wall.ledger.crossings(now, m.crossers)
+	kill, wait, err := c.guard(now)
+	c.mu.Unlock()
+	clear(m.crossers)
+	if kill {
+		err = errors.Join(err, c.group.kill())
+	}
+	if c.config.Crossed != nil {
+		for _, crossing := range crossings {
+			c.config.Crossed(crossing)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("enforce limits: %w", err)
+	}
+	if wait > 0 {
+		m.look.Reset(wait)
+	}
+	return nil
+}
+
+// crossings are those limits that began to refuse or recovered since it was
+// last asked.
+func (l *ledger) crossings(now uint64, by map[uint32]crosser) []Crossing {
+	var news []Crossing
+	for i := range l.inForce {
+		p := &l.inForce[i]
+		s := &l.standings[p.rule.Slot]
+		over := atomic.LoadUint32(&s.Over) != 0
+		if over && l.recovered(p, now) {
+			atomic.StoreUint32(&s.Over, 0)
+			over = false
+		}
+		if over == p.reported || !p.named {
+			continue
+		}
+		p.reported = over
+		crossing := Crossing{Time: time.Now(), Limit: p.Limit, Recovered: !over}
+		if who, ok := by[p.rule.Slot]; ok && over {
+			crossing.Time, crossing.PID, crossing.Comm = who.time, who.pid, who.comm
+		}
+		news = append(news, crossing)
+	}
+	return news
+}
+
+// recovered reports whether a limit that was crossed lets through again for
+// more than a moment. A total never does.
+func (l *ledger) recovered(p *placed, now uint64) bool {
+	if p.rule.Period == 0 || l.room(p, now) < p.rule.tenth() {
+		return false
+	}
+	if p.rule.Sentence != 0 && p.rule.Turns == 0 {
+		return true
+	}
+	refused := atomic.LoadUint64(&l.standings[p.rule.Slot].Refused)
+	return now >= refused+uint64(quietTime)
+}
+
+// tenth is how much has to be free for a limit to have recovered: a tenth of
+// it, and enough for one more.
+func (k *wallLimit) tenth() uint64 { return max(k.Depth/10, k.Unit) }
+
+// guard does what the custody of the plugin asks for. The caller holds the
+// cage's lock.
+func (c *Cage) guard(now uint64) (kill bool, wait time.Duration, err error) {
+	custody := c.wall.ledger.custody
+	sentence := atomic.LoadUint32(&custody.Sentence)
+	if sentence == 0 {
+		if atomic.LoadUint32(&custody.Release) != 0 { // begun by a sidecar that is gone
+			return false, 0, c.release()
+		}
+		return false, 0, nil
+	}
+	need, freeze := c.wall.ledger.term(now)
+	if need == 0 {
+		return false, 0, c.release()
+	}
+	if sentence == sentenceKill {
+		return true, need, nil
+	}
+	if freeze && !c.held {
+		c.held = true
+		err = c.group.freeze(true)
+	}
+	return false, need, err
+}
+
+// term is for how long the plugin stays sentenced, and whether that is worth
+// freezing it for.
+func (l *ledger) term(now uint64) (need time.Duration, freeze bool) {
+	for i := range l.inForce {
+		p := &l.inForce[i]
+		if p.rule.Sentence == 0 {
+			continue
+		}
+		room, enough := l.room(p, now), p.rule.tenth()
+		if p.rule.Turns != 0 {
+			enough = max(min(enough, uint64(turnLength)), p.rule.Unit)
+		}
+		total := p.rule.Period == 0
+		if total && atomic.LoadUint32(&l.standings[p.rule.Slot].Over) != 0 {
+			room = 0
+		}
+		if room >= enough || total && room > 0 {
+			continue
+		}
+		freeze = freeze || p.rule.Turns == 0
+		left := time.Duration(enough - room) //nolint:gosec // at most a period
+		if total {
+			left = maxPeriod
+		}
+		need = max(need, left)
+	}
+	return need, freeze
+}
+
+// release lets the plugin run again: the processes that were stopped are
+// continued while they are frozen, so that none of them misses it. It is noted
+// before it begins, for the next sidecar to end it.
+func (c *Cage) release() error {
+	custody := c.wall.ledger.custody
+	atomic.StoreUint32(&custody.Release, 1)
+	atomic.StoreUint32(&custody.Beyond, 0)
+	atomic.StoreUint32(&custody.Sentence, 0)
+	if err := c.group.signal(unix.SIGCONT); err != nil {
+		return err
+	}
+	if atomic.LoadUint32(&custody.Frozen) == 0 {
+		if err := c.group.freeze(false); err != nil {
+			return err
+		}
+	}
+	c.held = false
+	atomic.StoreUint32(&custody.Release, 0)
+	return nil
+}
+
+// Freeze stops every process of the plugin, or lets them run again. While a
+// limit holds the plugin, to let it run again takes effect when the limit does.
+func (c *Cage) Freeze(on bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return fmt.Errorf("freeze the plugin: %w", os.ErrClosed)
+	}
+	wanted := uint32(0)
+	if on {
+		wanted = 1
+	}
+	atomic.StoreUint32(&c.wall.ledger.custody.Frozen, wanted)
+	if err := c.group.freeze(on || c.held); err != nil {
+		return fmt.Errorf("freeze the plugin: %w", err)
+	}
+	return nil
+}
+
+// signal sends a signal to every process in the cgroup and below it.
+func (g *cgroup) signal(signal unix.Signal) error {
+	err := filepath.WalkDir(g.path, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for field := range strings.FieldsSeq(string(text)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil || pid <= 0 {
+				continue // a process that is not of our namespace
+			}
+			if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("signal the plugin: %w", err)
+	}
+	return nil
+}

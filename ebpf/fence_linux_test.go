@@ -152,13 +152,34 @@ func TestFence(t *testing.T) {
 		{"udp4 192.0.2.1:53", "ENETUNREACH"},
 		{"udp6 [2001:db8::9]:53", "ENETUNREACH"},
 		{"udp4 127.0.0.53:53", "ok"}, // it goes nowhere
-		{"unix " + abstract, "EPERM"}, {"unix-send " + abstract, "EPERM"}, {"unix-pair " + abstract, "EPERM"},
-		{"unix " + dir + "/docker.sock", "EPERM"}, {"pair-stream", "ok"},
-		{"packet", "EPERM"}, {"raw", "EPERM"}, {"vsock", "EPERM"}, {"netlink", "EPERM"}, {"io_uring", "EPERM"},
-		{"unshare", "EPERM"}, {"setns", "EPERM"}, {"mount", "EPERM"}, {"clone-user", "EPERM"}, {"clone-parent", "EPERM"},
-		{"ptrace", "EPERM"}, {"pidfd_getfd", "EPERM"}, {"bpf", "EPERM"}, {"tiocsti", "EPERM"}, {"chroot", "EPERM"},
-		{"content " + secret, "nothing"}, {"list " + state, "EACCES"}, {"read " + state + "/audit", "EACCES"},
-		{"unmount " + state, "EPERM"}, {"memory 1", "EACCES"}, {"sidecar-mem 1", "EACCES"}, {"kill " + self, "ESRCH"}, {"read /proc/" + self + "/status", "ENOENT"},
+		{"unix " + abstract, "EPERM"},
+		{"unix-send " + abstract, "EPERM"},
+		{"unix-pair " + abstract, "EPERM"},
+		{"unix " + dir + "/docker.sock", "EPERM"},
+		{"pair-stream", "ok"},
+		{"packet", "EPERM"},
+		{"raw", "EPERM"},
+		{"vsock", "EPERM"},
+		{"netlink", "EPERM"},
+		{"io_uring", "EPERM"},
+		{"unshare", "EPERM"},
+		{"setns", "EPERM"},
+		{"mount", "EPERM"},
+		{"clone-user", "EPERM"},
+		{"clone-parent", "EPERM"},
+		{"ptrace", "EPERM"},
+		{"pidfd_getfd", "EPERM"},
+		{"bpf", "EPERM"},
+		{"tiocsti", "EPERM"},
+		{"chroot", "EPERM"},
+		{"content " + secret, "nothing"},
+		{"list " + state, "EACCES"},
+		{"read " + state + "/audit", "EACCES"},
+		{"unmount " + state, "EPERM"},
+		{"memory 1", "EACCES"},
+		{"sidecar-mem 1", "EACCES"},
+		{"kill " + self, "ESRCH"},
+		{"read /proc/" + self + "/status", "ENOENT"},
 		{"bind tcp 127.0.0.1:8080", "ok"},
 	} {
 		fmt.Fprintln(stdin, test.attempt)
@@ -295,9 +316,8 @@ func TestFenceStart(t *testing.T) {
 	} {
 		test.command.Env = pluginEnv()
 		p, err := f.Start(test.command)
-		var failed *ExecError
 		status := 0
-		if errors.As(err, &failed) {
+		if failed, ok := errors.AsType[*ExecError](err); ok {
 			status = failed.Status
 		} else if err != nil {
 			t.Fatal(err)

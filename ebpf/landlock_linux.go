@@ -239,27 +239,27 @@ func beneath(path, dir string) bool {
 // resolved follows the links in paths. What does not exist yet is resolved as
 // far as it does.
 func resolved(paths []string) []string {
-	var real []string
+	var targets []string
 	for _, path := range paths {
 		rest := ""
 		for dir := filepath.Clean(path); ; dir = filepath.Dir(dir) {
 			if target, err := filepath.EvalSymlinks(dir); err == nil {
-				real = append(real, filepath.Join(target, rest))
+				targets = append(targets, filepath.Join(target, rest))
 				break
 			}
 			if dir == "/" || dir == "." {
-				real = append(real, filepath.Clean(path))
+				targets = append(targets, filepath.Clean(path))
 				break
 			}
 			rest = filepath.Join(filepath.Base(dir), rest)
 		}
 	}
-	slices.Sort(real)
-	return slices.Compact(real)
+	slices.Sort(targets)
+	return slices.Compact(targets)
 }
 
 // maxInterpreters is how many interpreters the kernel follows from one program
-// to the next (BINPRM_BUF_SIZE's neighbour in fs/exec.c: five levels).
+// to the next (fs/exec.c, exec_binprm).
 const maxInterpreters = 5
 
 // allowProgram lets the process use what it is about to become: the program, the
@@ -267,7 +267,7 @@ const maxInterpreters = 5
 // the launcher, when that has no privileges left: the file is the plugin's, and
 // reading it may fail in any way. What cannot be run is left for exec to refuse.
 func (r *rules) allowProgram(path string, private []string, depth int) error {
-	if depth > maxInterpreters || unix.Access(path, unix.X_OK) != nil {
+	if executable := unix.Access(path, unix.X_OK) == nil; !executable || depth > maxInterpreters {
 		return nil
 	}
 	absolute, err := filepath.Abs(path)

@@ -16,7 +16,7 @@ import (
 // steadyDir is a directory that only root can change, on the way as well.
 func steadyDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/run", "chaperone-test-")
+	dir, err := os.MkdirTemp("/run", "chaperone-test-") //nolint:usetesting // not below /tmp
 	if err != nil {
 		t.Fatal(err)
 	}

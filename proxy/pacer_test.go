@@ -71,8 +71,8 @@ func TestPacersShareARate(t *testing.T) {
 				})
 			}
 			running.Wait()
-			// 98 of 100 bytes of the rate, after a burst of a second's worth.
-			const want = total*time.Second*100/98/rate - time.Second
+			// 98 of 100 bytes of the rate, after a burst of half a second's worth.
+			const want = total*time.Second*100/98/rate - time.Second/2
 			if took := time.Since(began); took < want*99/100 || took > want*101/100 {
 				t.Errorf("%d streams took %s, want %s", streams, took, want)
 			}

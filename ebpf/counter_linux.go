@@ -95,7 +95,6 @@ func (w *wall) loadCalls(dir string, group *cgroup, own bool) error {
 		aim(spec, group, own),
 		spec.Variables["class_of"].Set(classTable()),
 		spec.Variables["turn"].Set(w.turn),
-		spec.Variables["may_signal"].Set(uint32(1)),
 	)
 	if err != nil {
 		return fmt.Errorf("set up system call counter: %w", err)

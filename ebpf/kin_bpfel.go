@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type kinCustody struct {
+	_        structs.HostLayout
+	Sentence uint32
+	Beyond   uint32
+	Frozen   uint32
+	Release  uint32
+}
+
 type kinDoor struct {
 	_       structs.HostLayout
 	Open    uint32
@@ -51,6 +59,25 @@ type kinFlow struct {
 	Recorded     uint8
 	Pad          [6]uint8
 	Comm         [16]uint8
+}
+
+type kinLimit struct {
+	_        structs.HostLayout
+	Count    uint64
+	Period   uint64
+	Depth    uint64
+	Mult     uint64
+	Unit     uint64
+	Reserve  uint64
+	Name     [2]uint64
+	Slot     uint32
+	Shift    uint8
+	Set      uint8
+	Sentence uint8
+	Early    uint8
+	Shuts    uint8
+	Turns    uint8
+	Pad      [6]uint8
 }
 
 type kinPeer struct {
@@ -113,6 +140,14 @@ type kinSetting struct {
 	_             [4]byte
 }
 
+type kinStanding struct {
+	_       structs.HostLayout
+	Level   uint64
+	Refused uint64
+	Over    uint32
+	Pad     [11]uint32
+}
+
 type kinTally struct {
 	_               structs.HostLayout
 	Connections     uint64
@@ -139,16 +174,20 @@ const (
 	kinMapDoor         = "door"
 	kinMapEvents       = "events"
 	kinMapFlows        = "flows"
+	kinMapHeld         = "held"
+	kinMapLimits       = "limits"
 	kinMapMarks        = "marks"
 	kinMapPeers        = "peers"
 	kinMapServed       = "served"
 	kinMapSettings     = "settings"
+	kinMapStandings    = "standings"
 	kinMapTallied      = "tallied"
 	kinProgBorn        = "born"
 	kinProgMarkPresent = "mark_present"
 	kinProgMoved       = "moved"
 	kinVarCgroupId     = "cgroup_id"
 	kinVarDescendants  = "descendants"
+	kinVarMaySignal    = "may_signal"
 	kinVarSignals      = "signals"
 )
 
@@ -203,15 +242,18 @@ type kinProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kinMapSpecs struct {
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Door     *ebpf.MapSpec `ebpf:"door"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Flows    *ebpf.MapSpec `ebpf:"flows"`
-	Marks    *ebpf.MapSpec `ebpf:"marks"`
-	Peers    *ebpf.MapSpec `ebpf:"peers"`
-	Served   *ebpf.MapSpec `ebpf:"served"`
-	Settings *ebpf.MapSpec `ebpf:"settings"`
-	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
+	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Door      *ebpf.MapSpec `ebpf:"door"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Flows     *ebpf.MapSpec `ebpf:"flows"`
+	Held      *ebpf.MapSpec `ebpf:"held"`
+	Limits    *ebpf.MapSpec `ebpf:"limits"`
+	Marks     *ebpf.MapSpec `ebpf:"marks"`
+	Peers     *ebpf.MapSpec `ebpf:"peers"`
+	Served    *ebpf.MapSpec `ebpf:"served"`
+	Settings  *ebpf.MapSpec `ebpf:"settings"`
+	Standings *ebpf.MapSpec `ebpf:"standings"`
+	Tallied   *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // kinVariableSpecs contains global variables before they are loaded into the kernel.
@@ -220,6 +262,7 @@ type kinMapSpecs struct {
 type kinVariableSpecs struct {
 	CgroupId    *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	Descendants *ebpf.VariableSpec `ebpf:"descendants"`
+	MaySignal   *ebpf.VariableSpec `ebpf:"may_signal"`
 	Signals     *ebpf.VariableSpec `ebpf:"signals"`
 }
 
@@ -243,15 +286,18 @@ func (o *kinObjects) Close() error {
 //
 // It can be passed to loadKinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kinMaps struct {
-	Counters *ebpf.Map `ebpf:"counters"`
-	Door     *ebpf.Map `ebpf:"door"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Flows    *ebpf.Map `ebpf:"flows"`
-	Marks    *ebpf.Map `ebpf:"marks"`
-	Peers    *ebpf.Map `ebpf:"peers"`
-	Served   *ebpf.Map `ebpf:"served"`
-	Settings *ebpf.Map `ebpf:"settings"`
-	Tallied  *ebpf.Map `ebpf:"tallied"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	Door      *ebpf.Map `ebpf:"door"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Flows     *ebpf.Map `ebpf:"flows"`
+	Held      *ebpf.Map `ebpf:"held"`
+	Limits    *ebpf.Map `ebpf:"limits"`
+	Marks     *ebpf.Map `ebpf:"marks"`
+	Peers     *ebpf.Map `ebpf:"peers"`
+	Served    *ebpf.Map `ebpf:"served"`
+	Settings  *ebpf.Map `ebpf:"settings"`
+	Standings *ebpf.Map `ebpf:"standings"`
+	Tallied   *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *kinMaps) Close() error {
@@ -260,10 +306,13 @@ func (m *kinMaps) Close() error {
 		m.Door,
 		m.Events,
 		m.Flows,
+		m.Held,
+		m.Limits,
 		m.Marks,
 		m.Peers,
 		m.Served,
 		m.Settings,
+		m.Standings,
 		m.Tallied,
 	)
 }
@@ -274,6 +323,7 @@ func (m *kinMaps) Close() error {
 type kinVariables struct {
 	CgroupId    *ebpf.Variable `ebpf:"cgroup_id"`
 	Descendants *ebpf.Variable `ebpf:"descendants"`
+	MaySignal   *ebpf.Variable `ebpf:"may_signal"`
 	Signals     *ebpf.Variable `ebpf:"signals"`
 }
 

@@ -41,10 +41,14 @@ func aim(spec *ebpf.CollectionSpec, group *cgroup, own bool) error {
 	if own {
 		descendants = 0
 	}
-	return errors.Join(
+	errs := []error{
 		spec.Variables["cgroup_id"].Set(group.id),
 		spec.Variables["descendants"].Set(descendants),
-	)
+	}
+	if v, ok := spec.Variables["may_signal"]; ok { // what follows tasks always may
+		errs = append(errs, v.Set(uint32(1)))
+	}
+	return errors.Join(errs...)
 }
 
 // attachKin puts the process programs in place and pins them, then marks the

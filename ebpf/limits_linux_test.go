@@ -251,3 +251,117 @@ func (r *rig) receive() func() float64 {
 		}
 	}
 }
+
+// stoppable is a rig whose crossings are kept.
+type stoppable struct {
+	*rig
+	mu        sync.Mutex
+	crossings []Crossing
+}
+
+func newStoppable(t *testing.T, change func(*Config)) *stoppable {
+	t.Helper()
+	s := &stoppable{}
+	s.rig = newRig(t, func(c *Config) {
+		c.Crossed = func(crossing Crossing) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.crossings = append(s.crossings, crossing)
+		}
+		if change != nil {
+			change(c)
+		}
+	})
+	return s
+}
+
+// crossed are the crossings so far, as "name over" and "name free".
+func (s *stoppable) crossed() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []string
+	for _, c := range s.crossings {
+		state := " over"
+		if c.Recovered {
+			state = " free"
+		}
+		all = append(all, c.Limit.Name+state)
+	}
+	return all
+}
+
+// becomes waits until something is so.
+func becomes(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !so(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited for: %s", what)
+		}
+	}
+}
+
+// frozen reports whether every process of the plugin is.
+func (r *rig) frozen() bool {
+	r.t.Helper()
+	frozen, err := r.group.event("frozen")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return frozen
+}
+
+// A rate that stops lets the plugin run again when a tenth of it is free; the
+// plugin sees no error, and never more than the rate.
+func TestStopAndResume(t *testing.T) {
+	for _, test := range []struct {
+		kind LimitKind
+		what string
+	}{{LimitConnections, "connect"}, {LimitSyscalls, "call"}} {
+		t.Run(test.kind.String(), func(t *testing.T) {
+			s := newStoppable(t, nil)
+			go accepts(s.proxy4)
+			l := Limit{Name: "stop", Kind: test.kind, Count: 20_000, Period: 500 * time.Millisecond, Action: ActionStop}
+			if test.kind == LimitConnections {
+				l.Count = 500
+			}
+			s.limit(l)
+			before := s.used()
+			start := time.Now()
+			got := s.flood(test.what, "240.0.0.9:80", "1200ms", "2")
+			after := s.used()
+			used := float64(after.Connections - before.Connections)
+			if test.kind == LimitSyscalls {
+				used = float64(after.Syscalls.Total - before.Syscalls.Total)
+			}
+			most := l.permits(time.Since(start)) + 2*lease
+			t.Logf("used %.0f of %.0f, %v; %v", used, most, got, s.crossed())
+			if used > most || used < most/2 {
+				t.Errorf("used %.0f of %.0f", used, most)
+			}
+			if test.kind == LimitConnections && got.refused > 2 {
+				t.Errorf("%.0f connects were refused", got.refused)
+			}
+			crossings := s.crossed()
+			if len(crossings) < 4 || crossings[0] != "stop over" || crossings[1] != "stop free" {
+				t.Errorf("crossings: %v", crossings)
+			}
+		})
+	}
+}
+
+// What is started beyond a limit on processes does not get to run.
+func TestProcessLimit(t *testing.T) {
+	s := newStoppable(t, nil)
+	s.limit(Limit{Name: "few", Kind: LimitProcesses, Count: 7})
+	const twenty = `n=0; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do /bin/true && n=$((n+1)); done 2>/dev/null; echo $n`
+	if got := s.ok(s.command(Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "7" {
+		t.Errorf("%s of 20 processes ran, 7 may", got)
+	}
+	becomes(t, "crossing", func() bool { return slices.Equal(s.crossed(), []string{"few over"}) })
+	s.mu.Lock()
+	who := s.crossings[0]
+	s.mu.Unlock()
+	if who.PID == 0 || who.Comm != "sh" {
+		t.Errorf("crossed by %d %q", who.PID, who.Comm)
+	}
+}

@@ -4,6 +4,7 @@
 // leave in two ways, if its privileges allow it: somebody writes its number into another cgroup.procs, or it is born
 // elsewhere by clone3 with CLONE_INTO_CGROUP, which fires no cgroup_attach_task. These programs run per fork and per move,
 // and for a process of anybody else they follow three pointers and leave.
+#include "limits.bpf.h"
 #include "task.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -59,6 +60,24 @@ static __always_inline void end_escaped(struct task_struct *task, bool by_plugin
 	bpf_ringbuf_submit(e, 0);
 }
 
+/* Holds the plugin to its limits on processes. The newborn was made and counts; what is beyond a limit does not get to run.
+ * A kernel that cannot end it (before Linux 6.13) ends the process that started it. */
+static __always_inline void limit_processes(struct task_struct *child)
+{
+	const struct door *d = current_door();
+	__u32 outcome = 0;
+
+	if (!d)
+		return;
+	if (d->in_force & IN_FORCE(LIMIT_PROCESSES)) {
+		outcome = spend(d->in_force, LIMIT_PROCESSES, 1, 0);
+		report_crossing(outcome);
+	}
+	if (outcome & REFUSED && !kill_process(child))
+		bpf_send_signal(SIGKILL);
+	serve_sentence(d->in_force);
+}
+
 /* The newborn does not run before this returns, so what is killed here has executed nothing. The tracepoint is passed by
  * threads as well. */
 SEC("tp_btf/sched_process_fork")
@@ -74,6 +93,7 @@ int BPF_PROG(born, struct task_struct *parent, struct task_struct *child)
 	if (!mark(child) || child->pid != child->tgid || !by_plugin)
 		return 0;
 	COUNT(processes, 1);
+	limit_processes(child);
 	return 0;
 }
 

@@ -39,6 +39,17 @@ func below(t *testing.T, parent, name string) *cgroup {
 // guest is a privileged process that a test starts in a cgroup.
 func guest(t *testing.T, group *cgroup, program string, args ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
+	n, err := currentNetwork()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = n.close() }()
+	return guestIn(t, n, group, program, args...)
+}
+
+// guestIn is guest in another network namespace.
+func guestIn(t *testing.T, n *network, group *cgroup, program string, args ...string) (*exec.Cmd, *bytes.Buffer) {
+	t.Helper()
 	command := exec.Command(program, args...)
 	if program == "/proc/self/exe" {
 		command.Args[0] = pluginName
@@ -47,7 +58,7 @@ func guest(t *testing.T, group *cgroup, program string, args ...string) (*exec.C
 	out := new(bytes.Buffer)
 	command.Stdout = out
 	command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.dir.Fd())}
-	if err := command.Start(); err != nil {
+	if err := n.do(command.Start); err != nil {
 		t.Fatal(err)
 	}
 	return command, out

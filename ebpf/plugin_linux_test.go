@@ -36,6 +36,7 @@ func plugin(args []string) error {
 		"flood":   flood,
 		"daemon":  leaveDaemon,
 		"fence":   tryFence,
+		"storm":   storm,
 	}
 	f := plugins[args[0]]
 	if f == nil {

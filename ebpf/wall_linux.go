@@ -44,15 +44,21 @@ type wall struct {
 	always  bool      // count system calls without a limit, too
 	pinned  bool      // the counter is
 	turn    uint32    // the counter's: see bpf/chaperone.bpf.h
+
+	reshape func(*ebpf.CollectionSpec) // for tests: what another version's maps are like
+}
+
+func newWall() *wall {
+	return &wall{
+		kept: make(map[string]*ebpf.Map), fresh: make(map[string]*ebpf.Map),
+		links: make(map[string]link.Link), traces: make(map[string]link.Link),
+	}
 }
 
 // loadWalls loads every program that the cage needs and the kernel has. Maps are
 // pinned in dir, or taken from there if an earlier sidecar left them.
 func loadWalls(dir string, group *cgroup, own, syscalls bool) (*wall, error) {
-	w := &wall{
-		kept: make(map[string]*ebpf.Map), fresh: make(map[string]*ebpf.Map),
-		links: make(map[string]link.Link), traces: make(map[string]link.Link),
-	}
+	w := newWall()
 	if err := w.load(dir, group, own, syscalls); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
@@ -140,6 +146,9 @@ func (w *wall) loadUnix() error {
 
 // shared gives a further object the maps of the first.
 func (w *wall) shared(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	if w.reshape != nil {
+		w.reshape(spec)
+	}
 	maps := make(map[string]*ebpf.Map)
 	for name, m := range w.kept {
 		if _, ok := spec.Maps[name]; ok && !strings.HasPrefix(name, ".") {

@@ -36,8 +36,10 @@ func mediationScene(ctx context.Context, w *world) (*table, error) {
 import socket, time
 granted = socket.gethostbyname("sink.weather.example")
 for i in range(%d):
-    s = socket.create_connection((granted if i %% 2 else "240.0.250.250", %s))
-    s.close()
+    try:
+        socket.create_connection((granted if i %% 2 else "240.0.250.250", %s)).close()
+    except ConnectionResetError:
+        pass # the proxy was quicker
 print("done", flush=True)
 time.sleep(600)`, storms, port)
 	said, saying, err := os.Pipe()

@@ -246,21 +246,24 @@ func storm(length time.Duration, target string) (string, error) {
 	})
 }
 
-// count repeats what a limit may refuse.
+// count repeats what a limit may refuse, until it has refused after the time: a
+// sender that had to wait for its CPU leaves nothing of the limit unused.
 func count(length time.Duration, once func() error) (string, error) {
 	done, refused := 0, 0
 	begun := monotonic()
-	for monotonic()-begun < int64(length) {
+	for {
 		switch err := once(); {
 		case err == nil:
 			done++
-		case errors.Is(err, unix.EPERM):
-			refused++
-		default:
+		case !errors.Is(err, unix.EPERM):
 			return "", err
+		default:
+			refused++
+			if now := monotonic(); now-begun >= int64(length) {
+				return fmt.Sprint(done, refused, begun, now), nil
+			}
 		}
 	}
-	return fmt.Sprint(done, refused, begun, monotonic()), nil
 }
 
 // breed starts n processes that wait for their end.

@@ -139,3 +139,35 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+// TestConstants checks that numbers which the programs and Go both write down
+// are the same ones. bpf2go carries types over, and no macros.
+func TestConstants(t *testing.T) {
+	written := make(map[string]uint64)
+	for _, name := range testenv.MustGet(filepath.Glob("bpf/*.bpf.[ch]"))(t) {
+		source := string(testenv.MustGet(os.ReadFile(name))(t))
+		number := regexp.MustCompile(`(?m)\b([A-Z][A-Z_]+) ?=? \(?(\d+)[uUL]*(?: << (\d+))?\b`)
+		for _, found := range number.FindAllStringSubmatch(source, -1) {
+			value := testenv.MustGet(strconv.ParseUint(found[2], 10, 64))(t)
+			if found[3] != "" {
+				value <<= testenv.MustGet(strconv.ParseUint(found[3], 10, 6))(t)
+			}
+			written[found[1]] = value
+		}
+	}
+	for name, want := range map[string]uint64{
+		"LIMIT_CONNECTIONS": uint64(LimitConnections), "LIMIT_SENT": uint64(LimitSentBytes), "LIMIT_RECEIVED": uint64(LimitReceivedBytes),
+		"LIMIT_SYSCALLS": uint64(LimitSyscalls), "LIMIT_PROCESSES": uint64(LimitProcesses),
+		"PER_KIND": MaxLimits, "SLOTS": slots, "FOREVER": forever, "LEASE": lease,
+		"HOOK_LIMIT": hookLimit, "SENTENCE_STOP": sentenceStop, "SENTENCE_KILL": sentenceKill,
+		"IN_FORCE_WHICH": inForceWhich, "IN_FORCE_SENTENCES": inForceSentences, "IN_FORCE_SHUTS": inForceShuts,
+		"IN_FORCE_PACE": inForcePace, "IN_FORCE_RULES": inForceRules,
+	} {
+		if got, ok := written[name]; !ok || got != want {
+			t.Errorf("%s is %d in Go, and in the programs %d", name, want, got)
+		}
+	}
+	if got := uint64(1) << written["RULE_BITS"]; got != MaxRules {
+		t.Errorf("MaxRules is %d, and the programs have room for %d", MaxRules, got)
+	}
+}

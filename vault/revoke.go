@@ -132,6 +132,9 @@ func (b *Broker) revokeAll(ctx context.Context) Report {
 func (b *Broker) drop(entries []*entry) (leases []*revocation, flights []*flight) {
 	for _, e := range entries {
 		delete(b.entries, e.ref)
+		if called := (name{e.ref.Grant, e.ref.Name}); b.named[called] == e {
+			delete(b.named, called)
+		}
 		e.dropped = true
 		if e.flight != nil {
 			flights = append(flights, e.flight)

@@ -21,7 +21,7 @@ import (
 )
 
 // limit bounds the whole run.
-const limit = 10 * time.Minute
+const limit = 15 * time.Minute
 
 func main() {
 	ebpf.Launch() // does not return in the process that becomes a plugin

@@ -337,6 +337,8 @@ func TestNamespace(t *testing.T) {
 	b, stop := run(t, Config{Address: f.address, Auth: auth, Namespace: "/plugins/"})
 	readsKey(t, b)
 	testenv.Must(t, stop())
+	mu.Lock()
+	defer mu.Unlock()
 	if len(asked) < 5 {
 		t.Errorf("asked %v", asked)
 	}

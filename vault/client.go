@@ -428,8 +428,8 @@ func (r call) clean(s string) string {
 	if token := r.token.Reveal(); token != "" {
 		s = strings.ReplaceAll(s, token, "[redacted]")
 	}
-	for _, value := range r.body {
-		if text, ok := value.(string); ok && text != "" {
+	for key, value := range r.body {
+		if text, ok := value.(string); ok && text != "" && !isPublic(key) {
 			s = strings.ReplaceAll(s, text, "[redacted]")
 		}
 	}
@@ -441,4 +441,14 @@ func (r call) clean(s string) string {
 		s = strings.ToValidUTF8(s[:longest], "") + "..."
 	}
 	return s
+}
+
+// isPublic reports whether what we send under a key may be repeated: an error
+// that does not name the role is of little use.
+func isPublic(key string) bool {
+	switch key {
+	case "role", "name", "serial_number", "signature_algorithm", "salt_length", "marshaling_algorithm":
+		return true
+	}
+	return false
 }

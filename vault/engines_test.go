@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -84,9 +85,7 @@ func pki(t testing.TB, v *testenv.Vault, ttl time.Duration, more map[string]any)
 	t.Helper()
 	testenv.MustGet(v.EnablePKI(t.Context(), "pki"))(t)
 	role := map[string]any{"allow_any_name": true, "key_type": "ec", "key_bits": 256, "ttl": ttl.String(), "not_before_duration": "1s"}
-	for name, value := range more {
-		role[name] = value
-	}
+	maps.Copy(role, more)
 	testenv.MustGet(v.Write(t.Context(), "pki/roles/client", role))(t)
 }
 
@@ -380,10 +379,12 @@ func TestOtherAnswers(t *testing.T) {
 	testenv.Must(t, v.EnableEngine(t.Context(), "old", "kv", nil))
 	testenv.MustGet(v.Write(t.Context(), "old/weather", map[string]any{"api_key": "wk_1", "ttl": 7}))(t)
 	f := newFaults(t, v)
-	b, _ := run(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{TokenTTL: time.Hour,
+	b, _ := run(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{
+		TokenTTL: time.Hour,
 		Policy: `path "identity/oidc/token/*" { capabilities = ["read"] }
 path "transit/random/*" { capabilities = ["update"] }
-path "old/*" { capabilities = ["read"] }`})})
+path "old/*" { capabilities = ["read"] }`,
+	})})
 	id, random, old := ref("id", "identity/oidc/token/weather"), ref("random", "transit/random/16"), ref("old", "old/weather")
 	random.Parameters = `{"format":"hex"}`
 	b.Retain(t.Context(), []authz.CredentialRef{id, random, old})

@@ -3,6 +3,7 @@ package vault
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -95,5 +96,52 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 		if i := strings.Index(seen.String(), secret); i >= 0 {
 			t.Errorf("the %s is printed: %.200q", what, seen.String()[max(0, i-100):])
 		}
+	}
+}
+
+// A gateway that repeats whatever it is sent gets nothing of ours into an
+// error, a log or a record, whatever we log in or ask with.
+func TestEchoingGateway(t *testing.T) {
+	t.Parallel()
+	const canary = "CANARY-8d1f-not-to-be-seen"
+	echo := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/sys/wrapping/lookup" {
+			_, _ = w.Write([]byte(`{"data":{"creation_path":"auth/approle/role/weather/secret-id"}}`))
+			return
+		}
+		text, _ := io.ReadAll(r.Body)
+		w.WriteHeader(http.StatusBadRequest)
+		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []string{
+			"path " + r.URL.String(), "token " + r.Header.Get("X-Vault-Token"), "body " + string(text), fmt.Sprint(r.Header),
+		}})
+	}))
+	t.Cleanup(echo.Close)
+	file := write(t, "secret", canary)
+	for name, auth := range map[string]Auth{
+		"token":      {Method: MethodToken, TokenFile: file},
+		"approle":    {Method: MethodAppRole, RoleIDFile: file, SecretIDFile: file},
+		"wrapped":    {Method: MethodAppRole, RoleIDFile: write(t, "role-id", "r"), SecretIDFile: file, SecretIDWrapped: true, Role: "weather"},
+		"kubernetes": {Method: MethodKubernetes, Role: "weather", JWTFile: file},
+		"jwt":        {Method: MethodJWT, Role: "weather", JWTFile: file},
+	} {
+		t.Run(name, func(t *testing.T) {
+			logger, logged := writing()
+			var log journal
+			state := filepath.Join(t.TempDir(), "leases.json")
+			b := broker(t, Config{Address: echo.URL, Auth: auth, Logger: logger, Recorder: &log, StateFile: state})
+			err := b.Login(t.Context())
+			if err == nil || !strings.Contains(err.Error(), "[redacted]") {
+				t.Errorf("login says %v", err)
+			}
+			_, asked := b.Credential(t.Context(), ref("key", "secret/data/weather"))
+			kept, _ := os.ReadFile(state)
+			text := fmt.Sprintf("%v %+v %v %s %s %+v %s %+v", err, err, asked, &log, logged, b.Status(), kept, b)
+			if strings.Contains(text, canary) || strings.Contains(text, "CANARY") {
+				t.Errorf("printed: %s", text)
+			}
+			if auth.Role != "" && auth.Method != MethodAppRole && !strings.Contains(err.Error(), "weather") {
+				t.Errorf("the role is not named: %v", err)
+			}
+		})
 	}
 }

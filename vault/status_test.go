@@ -134,6 +134,8 @@ func TestReadsWhatItWrote(t *testing.T) {
 	})
 	b := broker(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
 	readsKey(t, b)
+	mu.Lock()
+	defer mu.Unlock()
 	if told["/v1/auth/approle/login"] != "" || told["/v1/secret/data/weather"] != "djE6Y2x1c3RlcjowOjE6YWJjZA==" {
 		t.Errorf("told %v", told)
 	}

@@ -1,7 +1,8 @@
 // Package testenv starts the real things that tests, benchmarks and the
 // demonstration run against: a HashiCorp Vault, a PostgreSQL, an Envoy, an
 // HTTPS API that wants a bearer token, a DNS server and cgroups. Nothing in it
-// is a mock, and nothing in it is part of the product.
+// is a mock but the one Kubernetes API that Vault asks, and nothing in it is
+// part of the product.
 //
 // Each part has a Start function that returns an error, for programs, and a
 // Must function that takes a [testing.TB], fails the test when the part does

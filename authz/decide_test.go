@@ -8,23 +8,24 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unique"
 )
 
 // verdict is what a naive evaluator says of a request.
 type verdict struct {
 	reason            Reason
 	grant, rule, cred string
+	waits             bool
 }
 
 // naive decides as the rules are written, with a scan over all of them and
-// without an index, a compiled pattern or a shortcut. Limits are totals.
+// without an index, a compiled pattern or a shortcut. What is used of a limit
+// was used just now.
 func naive(w policyWorld, req Request) verdict {
 	plugin, found := string(req.Principal), w.scan(req)
 	observing := w.in.Observe && plugin == w.in.Plugin && w.now.Before(w.in.ObserveUntil)
 	relaxed := func(v verdict) verdict {
 		if observing {
-			return verdict{Observed, v.grant, v.rule, ""}
+			return verdict{reason: Observed, grant: v.grant, rule: v.rule}
 		}
 		return v
 	}
@@ -44,7 +45,7 @@ func naive(w policyWorld, req Request) verdict {
 	case slices.ContainsFunc(w.in.Guardrails, func(g Guardrail) bool { return slices.Contains(g.Never[0].Hosts, req.Destination.host) }):
 		return verdict{reason: GuardrailDenied}
 	case winner != nil && w.revoked(plugin, winner.g.Name, winner.r.ID):
-		return verdict{Revoked, winner.g.Name, winner.r.ID, ""}
+		return verdict{reason: Revoked, grant: winner.g.Name, rule: winner.r.ID}
 	case best == nil && found.observer == nil:
 		for _, step := range []struct {
 			ok     bool
@@ -72,11 +73,14 @@ func naive(w policyWorld, req Request) verdict {
 		v.reason, v.cred = QuotaExceeded, ""
 		if w.now.Before(winner.r.ObserveUntil) {
 			v.reason = Observed
+		} else {
+			found.hard = found.hard || !throttles(winner.r.Limits, winner.r.Limits.Requests)
 		}
 	}
 	if found.over {
 		v.reason = QuotaExceeded
 	}
+	v.waits = v.reason == QuotaExceeded && !found.hard && !found.unknown
 	switch {
 	case found.unknown && (observing || v.reason != QuotaExceeded):
 		v.reason = UsageUnknown
@@ -90,6 +94,12 @@ func naive(w policyWorld, req Request) verdict {
 type scanned struct {
 	best, observer, lost                               *naiveRule
 	granted, slash, host, method, ended, unknown, over bool
+	hard                                               bool // a limit refuses at once
+}
+
+// throttles reports whether a limit slows down and does not refuse.
+func throttles(l Limits, one Limit) bool {
+	return l.OnExceeded == OnExceededThrottle && one.Period > 0
 }
 
 func (w policyWorld) scan(req Request) (found scanned) {
@@ -99,8 +109,15 @@ func (w policyWorld) scan(req Request) (found scanned) {
 			continue
 		}
 		found.granted = true
-		found.over = found.over || w.over(g, "", g.Limits.Requests)
-		found.unknown = found.unknown || w.stale && !g.Limits.SentBytes.IsZero() && w.now.Before(g.NotAfter)
+		if w.over(g, "", g.Limits.Requests) {
+			found.over, found.hard = true, found.hard || !throttles(g.Limits, g.Limits.Requests)
+		}
+		metered := g.Limits
+		metered.Requests, metered.OnExceeded = Limit{}, ""
+		found.unknown = found.unknown || w.stale && metered != (Limits{}) && w.now.Before(g.NotAfter)
+		if calls := g.Limits.Syscalls; !w.stale && w.now.Before(g.NotAfter) && !calls.IsZero() && w.counted >= calls.Count && !throttles(g.Limits, calls) {
+			found.over, found.hard = true, true
+		}
 		for ri := range g.Rules {
 			r := &naiveRule{g, &g.Rules[ri], req.Destination}
 			if !r.exact() && !r.wild() {
@@ -203,7 +220,8 @@ func (n naiveRule) before(other *naiveRule) bool {
 type policyWorld struct {
 	in          Input
 	revocations []Revocation
-	used        map[string]uint64 // of totals of requests, by GRANT/RULE
+	used        map[string]uint64 // of limits on requests, by GRANT/RULE
+	counted     uint64            // by the kernel, of every kind
 	stale       bool              // the meter
 	now         time.Time
 }
@@ -212,13 +230,14 @@ func (w policyWorld) decide(t *testing.T, req Request) Decision {
 	t.Helper()
 	s := newSnapshot(compile(t, w.in), w.revocations, 1)
 	ledger := NewLedger()
-	for name, used := range w.used {
-		grant, rule, _ := strings.Cut(name, "/")
-		for _, plugin := range plugins {
-			ledger.bucket(unique.Make(limitName{plugin, grant, rule, LimitRequests})).used = used
-		}
-	}
 	for _, plugin := range plugins {
+		for _, lim := range s.allLimits(Principal(plugin)) {
+			name, used := lim.key.Value(), w.counted
+			if lim.kind == LimitRequests {
+				used = w.used[name.grant+"/"+name.rule]
+			}
+			ledger.bucket(lim.key).spend(lim.spec, used, w.now, true)
+		}
 		if !w.stale {
 			ledger.samples[Principal(plugin)] = reading{at: w.now}
 		}
@@ -282,7 +301,8 @@ func (d *dice) rule(id string) Rule {
 		r.Mode, r.ObserveUntil = ModeObserve, d.time()
 	}
 	if d.chance(3) {
-		r.Limits.Requests = Limit{uint64(1 + d.n(3)), 0}
+		r.Limits.Requests = d.limit()
+		r.Limits.OnExceeded = oneOf(d, "", OnExceededDeny, OnExceededThrottle, OnExceededThrottle, OnExceededKill)
 	}
 	if d.chance(4) {
 		r.Timeout = Duration(time.Second)
@@ -291,6 +311,10 @@ func (d *dice) rule(id string) Rule {
 		r.Credential, r.WildcardCredential = "key", strings.Contains(fmt.Sprint(r.To.Hosts), "*")
 	}
 	return r
+}
+
+func (d *dice) limit() Limit {
+	return Limit{uint64(1 + d.n(3)), oneOf(d, 0, time.Hour)} // #nosec G115 -- no die has so many sides
 }
 
 func (d *dice) revocation() Revocation {
@@ -313,10 +337,18 @@ func (d *dice) world() policyWorld {
 			g.Rules = append(g.Rules, d.rule(fmt.Sprint("r", j)))
 		}
 		if d.chance(4) {
-			g.Limits.Requests = Limit{uint64(1 + d.n(3)), 0}
+			g.Limits.Requests = d.limit()
+			g.Limits.OnExceeded = oneOf(d, "", OnExceededThrottle, OnExceededThrottle)
 		}
 		if d.chance(4) {
 			g.Limits.SentBytes = ByteLimit{1 << 40, time.Second}
+		}
+		if d.chance(4) {
+			g.Limits.Syscalls = d.limit()
+			g.Limits.OnExceeded = oneOf(d, OnExceededThrottle, OnExceededThrottle, OnExceededDeny, OnExceededStop)
+		}
+		if d.chance(6) {
+			g.Limits.Connections, g.Limits.Processes = d.limit(), d.limit()
 		}
 		w.in.Grants = append(w.in.Grants, g)
 	}
@@ -331,7 +363,7 @@ func (d *dice) world() policyWorld {
 	if d.chance(5) {
 		w.in.Guardrails = []Guardrail{{Name: "company", Plugins: []string{"*"}, Never: []Never{{ID: "no", Hosts: []string{"b.a.example"}}}}}
 	}
-	w.stale = d.chance(4)
+	w.stale, w.counted = d.chance(4), uint64(d.n(5)) // #nosec G115 -- no die has so many sides
 	return w
 }
 
@@ -363,7 +395,7 @@ func FuzzDecide(f *testing.F) {
 		req := d.request(t)
 		w := d.world()
 		before := w.decide(t, req)
-		got := verdict{before.Reason, before.Grant, before.Rule, before.Credential}
+		got := verdict{before.Reason, before.Grant, before.Rule, before.Credential, before.waits}
 		if !before.Allowed() {
 			got.cred = "" // it says whose credential was not had
 		}

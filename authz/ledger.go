@@ -188,7 +188,7 @@ func counting(own, shared []limit, kind LimitKind, now time.Time) iter.Seq[*limi
 func (l *Ledger) Begin(plugin Principal, sample Sample) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.samples[plugin] = reading{sample: sample, past: true}
+	l.samples[plugin] = reading{sample: sample}
 }
 
 // Observe takes in a reading of a plugin's counters. exhausted reports that a

@@ -29,30 +29,18 @@ func (g *Gate) Pace(p Principal, kind LimitKind, n int) time.Duration {
 	return 0
 }
 
-// pace counts n bytes against every limit that throttles them, at the moment
-// when the last of them lets them pass.
+// pace counts n bytes against every limit that throttles them.
 func (l *Ledger) pace(limits []limit, kind LimitKind, n uint64, now time.Time) (wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	cost := n + (n+48)/49
-	for lim := range counting(nil, limits, kind, now) {
-		if lim.paced() {
-			wait = max(wait, lim.paceWait(*bucketIn(l.paces, lim.key), cost, now))
-		}
-	}
 	for lim := range counting(nil, limits, kind, now) {
 		if lim.paced() {
 			b := bucketIn(l.paces, lim.key)
-			b.spend(lim.spec, cost, now.Add(wait-lim.paceWait(*b, cost, now)), true)
+			b.spend(lim.spec, n+(n+48)/49, now, true)
+			wait = max(wait, b.tat.Sub(now)-lim.paceBurst())
 		}
 	}
 	return wait
-}
-
-// paceWait returns how long cost is to wait for one limit.
-func (lim *limit) paceWait(b bucket, cost uint64, now time.Time) time.Duration {
-	b.spend(lim.spec, cost, now, true)
-	return max(0, b.tat.Sub(now)-lim.paceBurst())
 }
 
 // paceBurst is what doors let through at once, as the time in which the rate

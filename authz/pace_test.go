@@ -106,10 +106,19 @@ func TestPaceStaysBelow(t *testing.T) {
 // TestPaceSmallPackets: where headers are a third of what is sent, the kernel's
 // own count slows the doors down, and nothing is dropped either.
 func TestPaceSmallPackets(t *testing.T) {
-	for _, limit := range []Limit{{1 << 20, time.Second}, {10 << 20, 10 * time.Second}, {1 << 20, time.Minute}} {
-		f := newFlow(t, limit, 4, func(n uint64) uint64 { return 52 * (n/100 + 1) })
+	for _, test := range []struct {
+		limit   Limit
+		streams int
+		chunk   uint64
+	}{
+		{Limit{1 << 20, time.Second}, 4, 1000},
+		{Limit{10 << 20, 10 * time.Second}, 4, 1000},
+		{Limit{1 << 20, time.Minute}, 4, 1000},
+	} {
+		limit := test.limit
+		f := newFlow(t, limit, test.streams, func(n uint64) uint64 { return 52 * (n/100 + 1) })
 		const lasts = 20 * time.Second
-		f.run(t, lasts, func() uint64 { return 1000 })
+		f.run(t, lasts, func() uint64 { return test.chunk })
 		share := float64(f.counted) * limit.Period.Seconds() / (float64(limit.Count) * lasts.Seconds())
 		if f.dropped > 0 || share < 0.9 {
 			t.Errorf("%v: the kernel drops %d, and %.3f of the rate is used", limit, f.dropped, share)

@@ -482,3 +482,32 @@ func TestUsedUp(t *testing.T) {
 		}
 	}
 }
+
+// TestRefund: what is given back is as if it had not been taken.
+func TestRefund(t *testing.T) {
+	for _, l := range []Limit{{7, time.Second + 3}, {1, time.Minute}, {1000, 999}, {3, 0}} {
+		for n := uint64(1); n < 20; n++ {
+			var with, without bucket
+			for i := range n {
+				with.spend(l, 1, noon, true)
+				if i > 0 {
+					without.spend(l, 1, noon, true)
+				}
+			}
+			with.refund(l, noon)
+			if with.used != without.used || n > 1 && (!with.tat.Equal(without.tat) || with.rest != without.rest) {
+				t.Fatalf("%d of %v, less one: %+v, not %+v", n, l, with, without)
+			}
+		}
+	}
+	// Time that has passed is not given back, nor a debt of another period.
+	l := Limit{2, time.Second}
+	var b bucket
+	b.spend(l, 2, noon, true)
+	full := b
+	b.refund(l, noon.Add(time.Second))
+	b.refund(Limit{2, time.Minute}, noon)
+	if b != full {
+		t.Errorf("%+v, not %+v", b, full)
+	}
+}

@@ -227,5 +227,14 @@ func TestThrottleWhileObserving(t *testing.T) {
 				t.Errorf("with %s", r.Credential)
 			}
 		}
+		// What the rule only observes does not use up its own limit.
+		g.Rules[0].Limits = Limits{Requests: Limit{3, 0}}
+		w = newThrottled(t, g)
+		if a, _ := w.gate.Admit(t.Context(), get(t, "POST "+forecastURL), Source{}); a.Decision.Reason != Observed {
+			t.Errorf("it is %s", a.Decision.Reason)
+		}
+		if totals := w.ledger.State().Totals; totals != nil {
+			t.Errorf("%+v are used", totals)
+		}
 	})
 }

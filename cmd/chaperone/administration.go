@@ -208,6 +208,8 @@ func (s *sidecar) kernelStatus() admin.Kernel {
 		} else if !s.cage.Info().UnixHooks {
 			out.Detail = "this kernel has no hook for Unix sockets: all but pairs are refused"
 		}
+	case s.fence != nil && out.Detail == "":
+		out.Detail = "fenced in without the kernel half: see the warnings"
 	case s.kernel.setting == configs.KernelOff:
 		out.Detail = "the plugin is not confined: its environment leads it to the proxy, and nothing holds it there"
 	case out.Detail == "":
@@ -291,6 +293,7 @@ func (s *sidecar) warnings(now time.Time) []string {
 	if w := s.selfGranting(); w != "" {
 		out = append(out, w)
 	}
+	out = append(out, s.kernel.lacks...)
 	if s.kernel.missing != "" {
 		out = append(out, "the kernel half is preferred and not to be had: "+s.kernel.missing)
 	}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/configs"
@@ -89,8 +88,5 @@ func writable(path string, uid, gid int) bool {
 // reachable reports whether the files that a plugin may write hold a path; nil
 // are all.
 func reachable(path string, files *configs.Files) bool {
-	return files == nil || slices.ContainsFunc(files.Write, func(root string) bool {
-		inside, err := filepath.Rel(root, path)
-		return err == nil && inside != ".." && !strings.HasPrefix(inside, "../")
-	})
+	return files == nil || slices.ContainsFunc(files.Write, func(root string) bool { return within(root, path) })
 }

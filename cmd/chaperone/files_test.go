@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,7 +13,6 @@ import (
 // run and to trust the sidecar is among them, the rest is closed.
 func TestRunFiles(t *testing.T) {
 	w := newWorld(t, "required", "")
-	testenv.Must(t, os.Chmod(filepath.Dir(w.dir), 0o755))
 	for _, dir := range []string{"given", "taken", "other"} {
 		testenv.Must(t, os.Mkdir(w.file(dir), 0o777))
 		testenv.Must(t, os.Chmod(w.file(dir), 0o777))
@@ -36,7 +34,6 @@ cat other/text; echo new > given/new; cat sidecar.yaml; curl -sS -o /dev/null -w
 // to Vault with.
 func TestRunPrivate(t *testing.T) {
 	w := newWorld(t, "required", "")
-	testenv.Must(t, os.Chmod(filepath.Dir(w.dir), 0o755))
 	testenv.Must(t, os.Chmod(w.file("secret-id"), 0o644))
 	r := w.run("true")
 	if r.status != exitSidecar {

@@ -58,8 +58,8 @@ func (s *sidecar) retainLeases(ctx context.Context) {
 // what who looked later has done.
 func (s *sidecar) enforceLevel() error {
 	level, err := s.bringInLine()
-	if s.cage != nil && level == authz.LevelHalt {
-		err = errors.Join(err, s.cage.Kill())
+	if level == authz.LevelHalt {
+		err = errors.Join(err, s.killPlugin())
 	}
 	return err
 }

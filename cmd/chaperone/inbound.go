@@ -73,7 +73,11 @@ func (s *sidecar) makeInbound(spec *configs.Sidecar) error {
 	if len(spec.Process.Listen) == 0 || s.hostNetwork() {
 		return nil
 	}
-	s.inbound = newInbound(s.cage.DialContext)
+	if s.cage != nil {
+		s.inbound = newInbound(s.cage.DialContext)
+	} else {
+		s.inbound = newInbound(s.fence.DialContext)
+	}
 	s.inbound.plugin, s.inbound.record, s.inbound.metrics = s.plugin, s.recorder.Record, s.metrics
 	s.inbound.log, s.inbound.drain = s.opts.log.Named("inbound"), time.Duration(spec.Drain)
 	return nil

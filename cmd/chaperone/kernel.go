@@ -1,13 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
@@ -18,25 +17,22 @@ import (
 // kernelState says what became of the kernel half, for status.
 type kernelState struct {
 	setting configs.Kernel
-	missing string // why it is not there although it is preferred
+	missing string   // why it is not there although it is preferred
+	lacks   []string // what the plugin is not kept from without it
 }
 
 // makeCage makes the plugin's confinement. Required and not to be had is an
 // error; preferred and not to be had is said by status, the log and the audit.
 func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 	s.kernel.setting = spec.Kernel
-	if spec.Kernel == configs.KernelOff || !s.opts.confine {
+	switch {
+	case !s.opts.confine:
 		return nil
+	case spec.Kernel == configs.KernelOff:
+		return s.makeFence(spec)
 	}
-	cage, err := ebpf.New(ebpf.Config{
-		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.cgroup,
-		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
-		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
-		Logger: s.opts.log.Named("kernel"),
-	})
+	err := s.cageIn(spec)
 	if err == nil {
-		s.cage = cage
 		if w := s.selfGranting(); w != "" {
 			s.opts.log.Warn(w)
 		}
@@ -45,10 +41,22 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 	if spec.Kernel == configs.KernelRequired {
 		return fmt.Errorf("confine the plugin: %w; chaperone doctor says what is missing", err)
 	}
-	s.kernel.missing = err.Error()
-	s.opts.log.Warn("the kernel half is preferred and not to be had: the plugin is not confined", zap.Error(err))
-	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: the plugin is not confined"})
-	return nil
+	s.recordPreferred(err)
+	if s.opts.cgroup != "" {
+		return nil // its processes are where they are
+	}
+	return s.makeFence(spec)
+}
+
+func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
+	s.cage, err = ebpf.New(ebpf.Config{
+		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.cgroup,
+		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
+		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
+		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
+		Logger: s.opts.log.Named("kernel"),
+	})
+	return err
 }
 
 // selfGranting returns a warning when the plugin may change what it is granted.
@@ -63,7 +71,10 @@ func (s *sidecar) selfGranting() string {
 
 // hostNetwork reports whether the plugin shares the sidecar's network.
 func (s *sidecar) hostNetwork() bool {
-	return s.cage == nil || !s.cage.Info().OwnNetwork
+	if s.cage != nil {
+		return !s.cage.Info().OwnNetwork
+	}
+	return s.fence == nil
 }
 
 // identify says who connected, as the kernel recorded it.
@@ -87,11 +98,11 @@ func sampleOf(u ebpf.Usage) authz.Sample {
 	}
 }
 
-// beginMetering says where the counters stand before anything of this run is
-// counted, takes their first reading, and has the kernel enforce the limits.
-// Counters of a cgroup that is ours are new. Those of one that was given may be
-// an earlier sidecar's: what it wrote down last says up to where they were
-// charged, and the first reading charges what was used while nobody was here.
+// beginMetering takes the first reading of the counters, and has the kernel
+// enforce the limits. Counters of a cgroup that is ours are new. Those of one
+// that was given may be an earlier sidecar's: what it wrote down last says up to
+// where they were charged, and the reading charges what was used while nobody was
+// here. Where nothing is written down, nothing was charged.
 func (s *sidecar) beginMetering() error {
 	if s.cage == nil {
 		return nil
@@ -100,11 +111,8 @@ func (s *sidecar) beginMetering() error {
 	if err != nil {
 		return fmt.Errorf("read kernel counters: %w", err)
 	}
-	switch {
-	case s.opts.cgroup == "":
+	if s.opts.cgroup == "" || len(s.used.Samples) == 0 {
 		s.ledger.Begin(s.plugin, authz.Sample{})
-	case len(s.used.Samples) == 0:
-		s.ledger.Begin(s.plugin, sampleOf(first))
 	}
 	traffic, err := s.cage.Traffic()
 	if err != nil {
@@ -113,7 +121,7 @@ func (s *sidecar) beginMetering() error {
 	s.attribution.begin(traffic)
 	s.sampled(first)
 	s.followSockets()
-	return s.enforceLimits()
+	return errors.Join(s.saveUsed(), s.enforceLimits())
 }
 
 // sampled takes in what the kernel counted.

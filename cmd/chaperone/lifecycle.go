@@ -66,6 +66,11 @@ func (s *sidecar) listen(ctx context.Context) error {
 // listenProxy binds the proxy and the resolver, inside the plugin's network
 // when it has one of its own.
 func (s *sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) error {
+	if s.fence != nil {
+		s.listeners = s.fence.Listeners()
+		s.addresses.proxy = s.listeners[0].Addr().String()
+		return nil
+	}
 	if s.cage == nil {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", spec.Listen.Proxy.Addr)
 		if err != nil {
@@ -327,6 +332,9 @@ func (s *sidecar) close() error {
 	if s.cage != nil {
 		errs = append(errs, s.cage.Close())
 	}
+	if s.fence != nil {
+		errs = append(errs, s.fence.Close())
+	}
 	for _, l := range s.listeners {
 		_ = l.Close() // closed by Serve already when the proxy ran
 	}
@@ -443,8 +451,8 @@ func (s *sidecar) crossed(c authz.Crossing) {
 		detail += "only observed"
 	}
 	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, UID: -1, Detail: detail})
-	if c.Action == authz.OnExceededKill && s.cage != nil {
-		if err := s.cage.Kill(); err != nil {
+	if c.Action == authz.OnExceededKill {
+		if err := s.killPlugin(); err != nil {
 			s.opts.log.Error("the plugin over its limit could not be ended", zap.Error(err))
 		}
 	}

@@ -3,9 +3,10 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
@@ -22,22 +23,26 @@ func TestRunMediation(t *testing.T) {
 	contains(t, r.stdout, "3 connections admitted, 3 handled, 0 abandoned, 0 pending, 0 UNMEDIATED")
 }
 
-// TestRunStray lets the sidecar run out of files, so that it takes no more
-// connections: each that waits is named, and recorded once.
+// TestRunStray holds the sidecar up while its plugin connects: what waits for
+// longer than a second is named, recorded once, and handled after all.
 func TestRunStray(t *testing.T) {
 	w := newWorld(t, "required", "")
-	const hoard = `
+	const crowd = `
 import os, socket, time, urllib.parse
 at = urllib.parse.urlparse(os.environ["http_proxy"])
-os.fork(), os.fork() # each has the sidecar's own bound on files
-held = [socket.create_connection((at.hostname, at.port)) for _ in range(100)]
-time.sleep(60)`
-	binary := testenv.MustGet(exec.LookPath("chaperone"))(t)
-	b := w.startProgram("sh", "-c", `ulimit -n 240; exec "$0" "$@"`, binary, "run", "--config", w.file("sidecar.yaml"), "--", "python3", "-c", hoard)
-	eventually(t, "strays are recorded", func() (int, bool) {
-		n := strings.Count(w.audit(), `"kind":"stray"`)
-		return n, n > 50
+while True:
+    held = [socket.create_connection((at.hostname, at.port)) for _ in range(1000)]
+    time.sleep(1)`
+	b := w.start("python3", "-c", crowd)
+	w.ready()
+	eventually(t, "a stray is recorded", func() (int, bool) {
+		testenv.Must(t, b.cmd.Process.Signal(syscall.SIGSTOP))
+		time.Sleep(1500 * time.Millisecond) // a stray is one that has waited for a second
+		testenv.Must(t, b.cmd.Process.Signal(syscall.SIGCONT))
+		time.Sleep(200 * time.Millisecond)
+		return 0, strings.Contains(w.audit(), `"kind":"stray"`)
 	})
+	eventually(t, "none is left", func() (int, bool) { m := w.ready().Mediation; return 0, len(m.Strays) == 0 && m.Unmediated == 0 })
 	_ = b.cmd.Process.Signal(os.Interrupt)
 	b.wait()
 	seen := map[string]bool{}
@@ -47,6 +52,7 @@ time.sleep(60)`
 		}
 		contains(t, line, `"exe":"python3"`, `"pid":`, `"port":`)
 		_, since, _ := strings.Cut(line, `"detail":"`)
+		since, _, _ = strings.Cut(since, `"`)
 		if seen[since] {
 			t.Errorf("recorded twice: %s", line)
 		}

@@ -78,6 +78,7 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string) error {
 	if err != nil {
 		return failed(err)
 	}
+	s.printLacks(c.stderr)
 	status, err := c.runPlugin(ctx, s, args)
 	if cerr := s.close(); cerr != nil {
 		log.Error("the sidecar did not end cleanly", zap.Error(cerr))
@@ -165,13 +166,7 @@ type plugin interface {
 func (s *sidecar) startPlugin(args []string) (plugin, error) {
 	spec := &s.config.Load().Sidecar
 	env := pluginEnvironment(os.Environ(), spec.Process.Env, s.addresses.proxy, s.proxyToken(), s.trust)
-	var p plugin
-	var err error
-	if s.cage != nil {
-		p, err = s.cage.Start(ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec)})
-	} else {
-		p, err = startUnconfined(args, env)
-	}
+	p, err := s.startIn(spec, args, env)
 	result := "ok"
 	if err != nil {
 		result = "error"
@@ -182,6 +177,25 @@ func (s *sidecar) startPlugin(args []string) (plugin, error) {
 	}
 	s.record(&authz.Record{Kind: authz.KindProcess, Allowed: err == nil, Exe: args[0], UID: s.pluginUID(), Detail: s.startDetail(err)})
 	return p, err
+}
+
+// startIn starts CMD in whatever confines it.
+func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (plugin, error) {
+	command := ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec)}
+	switch {
+	case s.cage != nil:
+		return s.cage.Start(command)
+	case s.fence != nil:
+		return s.fence.Start(command)
+	case command.Files != nil:
+		return nil, errors.New("start the plugin: process.files is stated, and nothing here can keep it")
+	}
+	p, err := startUnconfined(args, env)
+	if err != nil {
+		return nil, err
+	}
+	s.process.Store(p)
+	return p, nil
 }
 
 // proxyToken returns the token a plugin proves itself with; none while the
@@ -205,10 +219,8 @@ func (s *sidecar) startDetail(err error) string {
 	if err != nil {
 		words = []string{"not started: " + err.Error()}
 	}
-	if s.cage == nil {
-		words = append(words, "not confined by the kernel")
-	} else if s.cage.Info().SameUser {
-		words = append(words, "unsafeSameUser: it can end its own confinement")
+	if by := s.confinedBy(); by != "" {
+		words = append(words, by)
 	}
 	if s.engine.Current().Observing(s.plugin, time.Now()) {
 		words = append(words, "observing: what is not granted passes, and its CA covers all names")
@@ -232,6 +244,7 @@ func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Si
 	for {
 		select {
 		case e := <-ended:
+			s.process.Store(nil)
 			s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
 			if r, halted := s.halted(); halted {
 				return exitSidecar, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)

@@ -141,46 +141,6 @@ func TestRunSecrets(t *testing.T) {
 	})
 }
 
-// TestRunLimit checks that limits of each kind act.
-func TestRunLimit(t *testing.T) {
-	for _, c := range []struct {
-		name, limit, script, wants string
-	}{
-		{"requests", "requests: 2/1h", `for i in 1 2 3; do curl -sS -o /dev/null -w '%{http_code} ' URL; done`, "200 200 429"},
-		{"requests in all", "requests: 1", `for i in 1 2; do curl -sS -o /dev/null -w '%{http_code} ' URL; done`, "200 429"},
-		{"connections", "connections: 2/1h", `for i in 1 2 3; do curl -s -o /dev/null -w '%{http_connect} ' URL; done`, "200 200 429"},
-		{"bytes sent", "sentBytes: 20KiB/1h", `head -c 60000 /dev/zero | curl -sS -o /dev/null -w '%{http_code} ' --data-binary @- URL; sleep 1; curl -sS -o /dev/null -w '%{http_code} ' URL`, "200 429"},
-		{"bytes received", "receivedBytes: 20KiB/1h", `head -c 60000 /dev/zero | tr '\0' x | curl -sS -o /dev/null -w '%{http_code} ' --data-binary @- ECHO; sleep 1; curl -sS -o /dev/null -w '%{http_code} ' URL`, "200 429"},
-		{"system calls", "syscalls: 3000/1h", `for i in $(seq 60); do ls / > /dev/null; done; sleep 1; curl -sS -o /dev/null -w '%{http_code} ' URL`, "429"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, "required", "  limits: {"+c.limit+"}\n")
-			script := strings.NewReplacer("URL", w.url("/v1/forecast"), "ECHO", w.url("/echo")).Replace(c.script)
-			r := w.run("sh", "-c", script)
-			if strings.TrimSpace(r.stdout) != c.wants {
-				t.Errorf("got %q, not %q\n%s", r.stdout, c.wants, r.stderr)
-			}
-			if n := strings.Count(w.read("state/audit.jsonl"), `"kind":"limit"`); n != 1 {
-				t.Errorf("%d records of kind limit, not 1", n)
-			}
-		})
-	}
-	t.Run("kill", func(t *testing.T) {
-		w := newWorld(t, "required", "  limits: {syscalls: 5000/1h, onExceeded: kill}\n")
-		if r := w.run("sh", "-c", "while :; do ls / > /dev/null; done"); r.status != 128+int(syscall.SIGKILL) {
-			t.Errorf("status %d\n%s", r.status, r.stderr)
-		}
-	})
-	t.Run("a total survives a restart", func(t *testing.T) {
-		w := newWorld(t, "off", "  limits: {requests: 1}\n")
-		for i, wants := range []string{"200", "429"} {
-			if r := w.run("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast")); r.stdout != wants {
-				t.Errorf("run %d: %q, not %q\n%s", i, r.stdout, wants, r.stderr)
-			}
-		}
-	})
-}
-
 // TestRunExpiry checks that a grant's end cuts what is live.
 func TestRunExpiry(t *testing.T) {
 	both(t, func(t *testing.T, kernel string) {
@@ -283,16 +243,5 @@ func TestRunKilled(t *testing.T) {
 	}
 	if v := w.chaperone("audit", "verify", "--config", w.file("sidecar.yaml")); v.status != 0 {
 		t.Errorf("audit verify after a kill: %s%s", v.stdout, v.stderr)
-	}
-}
-
-// TestRunReloadSyscalls checks that a limit which nothing can count is refused.
-func TestRunReloadSyscalls(t *testing.T) {
-	w := newWorld(t, "required", "")
-	w.start("sleep", "60")
-	w.ready()
-	w.grant(time.Now().Add(time.Hour), "  limits: {syscalls: 1000/1s}\n")
-	if r := w.chaperone("reload", "--config", w.file("sidecar.yaml")); r.status != exitFailure || !strings.Contains(r.stderr, "takes a restart") {
-		t.Errorf("status %d\n%s%s", r.status, r.stdout, r.stderr)
 	}
 }

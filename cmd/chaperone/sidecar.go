@@ -56,6 +56,7 @@ type sidecar struct {
 	broker   *vault.Broker
 	gate     *authz.Gate
 	cage     *ebpf.Cage
+	fence    *ebpf.Fence // instead of the cage, where that is not to be had
 	kernel   kernelState
 	inbound  *inbound
 	trust    *trustBundle
@@ -69,15 +70,16 @@ type sidecar struct {
 	listeners   []net.Listener // the proxy's
 	resolvers   []resolverEnds
 	addresses   addresses
-	used        authz.State  // as it was last written down
-	pid         atomic.Int64 // of the plugin; 0 before it is started
-	limits      limits       // that the kernel enforces
-	sockets     sockets      // that the plugin may reach
-	mediation   mediation    // of connections
-	attribution attribution  // of bytes to rules
-	enforcing   sync.Mutex   // so does bringing the kernel in line with the policy
-	cutting     sync.Mutex   // revocations take turns
-	leasing     sync.Mutex   // so do changes of what is leased
+	used        authz.State                // as it was last written down
+	pid         atomic.Int64               // of the plugin; 0 before it is started
+	process     atomic.Pointer[unconfined] // the plugin that nothing confines, while it runs
+	limits      limits                     // that the kernel enforces
+	sockets     sockets                    // that the plugin may reach
+	mediation   mediation                  // of connections
+	attribution attribution                // of bytes to rules
+	enforcing   sync.Mutex                 // so does bringing the kernel in line with the policy
+	cutting     sync.Mutex                 // revocations take turns
+	leasing     sync.Mutex                 // so do changes of what is leased
 }
 
 // addresses are where the doors are, once they are bound.

@@ -19,7 +19,7 @@ type unconfined struct {
 	cmd *exec.Cmd
 }
 
-func startUnconfined(args, env []string) (plugin, error) {
+func startUnconfined(args, env []string) (*unconfined, error) {
 	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // the program to run is what the user says, and outlives no context
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}

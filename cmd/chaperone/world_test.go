@@ -38,6 +38,7 @@ func newWorld(t *testing.T, kernel, extra string) *world {
 	}
 	testenv.Require(t, testenv.VaultServer(), testenv.Program("curl"), testenv.Program("python3"))
 	w := &world{t: t, dir: t.TempDir(), vault: testenv.MustVault(t, testenv.VaultConfig{})}
+	testenv.Must(t, os.Chmod(filepath.Dir(w.dir), 0o755)) // the plugin's user enters it
 	w.api = testenv.MustUpstream(t, testenv.UpstreamConfig{Names: []string{apiHost}})
 	ctx := t.Context()
 	testenv.MustGet(w.vault.Write(ctx, "secret/data/weather", map[string]any{"data": map[string]any{"api_key": w.api.Token()}}))(t)
@@ -56,6 +57,7 @@ spec:
   listen: {proxy: "127.0.0.1:0", metrics: "127.0.0.1:0"}
   dns: {hosts: {%s: [127.0.0.1]}}
   audit: {paths: full}
+  drain: 2s
   vault: {address: %s, auth: {method: approle, roleIDFile: role-id, secretIDFile: secret-id}}
 `, kernel, apiHost, w.vault.Address))
 	w.grant(time.Now().Add(time.Hour), extra)
@@ -166,14 +168,6 @@ func (w *world) start(program ...string) *background {
 func (w *world) startCommand(args ...string) *background {
 	w.t.Helper()
 	return w.background(w.command(args...))
-}
-
-// startProgram starts a program that becomes the chaperone command.
-func (w *world) startProgram(program ...string) *background {
-	w.t.Helper()
-	cmd := w.command(program[1:]...)
-	cmd.Path, cmd.Args[0] = testenv.MustGet(exec.LookPath(program[0]))(w.t), program[0]
-	return w.background(cmd)
 }
 
 func (w *world) background(cmd *exec.Cmd) *background {

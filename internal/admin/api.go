@@ -24,7 +24,7 @@ type Status struct {
 	Ready        bool               `json:"ready"`
 	Checks       []Check            `json:"checks"` // what readiness is made of
 	Kernel       Kernel             `json:"kernel"`
-	Process      *Process           `json:"process,omitempty"` // nil: no process was started or found
+	Process      *Process           `json:"process,omitempty"`   // nil: no process was started or found
 	Mediation    *Mediation         `json:"mediation,omitempty"` // nil: the kernel does not say
 	Doors        []Door             `json:"doors"`
 	Grants       []Grant            `json:"grants"`

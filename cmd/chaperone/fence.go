@@ -1,0 +1,123 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// makeFence confines what run starts without the kernel half as far as an
+// ordinary user can. Where not even that is to be had, the plugin is a process
+// that its environment leads to the proxy. What either cannot do is never kept
+// quiet: s.kernel.lacks is printed at the start and shown by status.
+func (s *sidecar) makeFence(spec *configs.Sidecar) error {
+	if spec.Process.Network == configs.NetworkHost {
+		s.kernel.lacks = plainLimits(errors.New("process.network is host"))
+		return nil
+	}
+	fence, err := ebpf.NewFence(ebpf.FenceConfig{
+		Plugin: spec.Plugin, Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
+		Private: hiddenFiles(s.config.Load()), Denied: s.denied, Logger: s.opts.log.Named("fence"),
+	})
+	switch {
+	case err == nil:
+		s.fence = fence
+		s.kernel.lacks = fence.Limits()
+		return nil
+	case errors.Is(err, ebpf.ErrNoFence), errors.Is(err, ebpf.ErrUnsupported):
+		s.kernel.lacks = plainLimits(err)
+		return nil
+	}
+	return fmt.Errorf("fence the plugin in: %w", err)
+}
+
+// plainLimits says what a plugin that nothing confines is not kept from.
+func plainLimits(why error) []string {
+	return []string{
+		fmt.Sprintf("nothing confines the plugin (%v): its environment leads it to the proxy, and nothing holds it there", why),
+		"nothing is metered: limits on connections, bytes, system calls and processes cannot be kept",
+		"a caller is known by the proxy token, which every process of the plugin's user can read",
+	}
+}
+
+// hiddenFiles are the files that a plugin behind the fence, which may run as the
+// sidecar's own user, is not to see: what is the sidecar's alone, and what says
+// what it is granted. A folder of grants is hidden whole, so that none is added
+// to it, unless the plugin is started in it or the Sidecar's file lies there.
+func hiddenFiles(cfg *configs.Config) []string {
+	out := append(privateFiles(&cfg.Sidecar), cfg.Sidecar.StateDir)
+	here, err := os.Getwd()
+	if err != nil {
+		here = "/"
+	}
+	for _, path := range slices.Concat(cfg.Sidecar.Grants, cfg.Sidecar.Guardrails) {
+		info, err := os.Stat(path)
+		if err == nil && info.IsDir() && !within(path, here) && !within(path, cfg.Path) {
+			out = append(out, path)
+		}
+	}
+	for _, f := range cfg.Files {
+		if !slices.ContainsFunc(out, func(root string) bool { return within(root, f.Path) }) {
+			out = append(out, f.Path)
+		}
+	}
+	return out
+}
+
+// within reports whether a path is a folder or lies in it.
+func within(folder, path string) bool {
+	inside, err := filepath.Rel(folder, path)
+	return err == nil && inside != ".." && !strings.HasPrefix(inside, "../")
+}
+
+// printLacks says on the terminal, once and at the start, what the plugin is
+// not kept from.
+func (s *sidecar) printLacks(w io.Writer) {
+	for _, lack := range s.kernel.lacks {
+		fmt.Fprintf(w, "chaperone: kernel %s: %s\n", s.kernel.setting, lack)
+	}
+}
+
+// killPlugin ends the plugin, however it is confined.
+func (s *sidecar) killPlugin() error {
+	switch {
+	case s.cage != nil:
+		return s.cage.Kill()
+	case s.fence != nil:
+		return s.fence.Kill()
+	}
+	if p := s.process.Load(); p != nil {
+		return p.Signal(os.Kill)
+	}
+	return nil
+}
+
+// confinedBy says for the record of a start what holds the plugin.
+func (s *sidecar) confinedBy() string {
+	switch {
+	case s.cage != nil && s.cage.Info().SameUser:
+		return "unsafeSameUser: it can end its own confinement"
+	case s.cage != nil:
+		return ""
+	case s.fence != nil:
+		return "not metered, and confined without the kernel half"
+	}
+	return "not confined by the kernel"
+}
+
+// recordPreferred records that the kernel half was preferred and is not to be had.
+func (s *sidecar) recordPreferred(err error) {
+	s.kernel.missing = err.Error()
+	s.opts.log.Warn("the kernel half is preferred and not to be had", zap.Error(err))
+	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + firstLine(err.Error())})
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/admin"
+)
+
+// TestRunLimit checks that limits of each kind act, each with one record.
+func TestRunLimit(t *testing.T) {
+	const codes = `-s -o /dev/null -w '%{http_code} '`
+	for _, c := range []struct {
+		name, limit, script, wants, says string
+	}{
+		{"requests", "requests: 2/1h", `for i in 1 2 3; do curl CODES URL; done`, "200 200 429", "requests exceeded: 2/1h; requests are refused"},
+		{"requests in all", "requests: 1", `for i in 1 2; do curl CODES URL; done`, "200 429", "requests exceeded: 1; requests are refused"},
+		{"connections", "connections: 2/1h", `for i in 1 2 3; do curl CODES URL; done`, "200 200 000", "connections exceeded: 2/1h; what goes beyond it is refused"},
+		{"bytes sent", "sentBytes: 20KiB/1h", `for i in $(seq 15); do curl -m 1 CODES URL; done`, "200 ... 000", "sentBytes exceeded: 20KiB/1h; what goes beyond it is refused"},
+		{"bytes received", "receivedBytes: 30KiB/1h", `for i in $(seq 15); do curl -m 1 CODES URL; done`, "200 ... 000", "receivedBytes exceeded: 30KiB/1h; what goes beyond it is refused"},
+		{"system calls", "syscalls: 3000/1h", `for i in $(seq 60); do ls / > /dev/null; done; curl CODES URL`, "000", "syscalls exceeded: 3000/1h; what goes beyond it is refused"},
+		{"processes", "processes: 5/1h", `for i in $(seq 9); do /bin/echo one; done`, "one one one one", "processes exceeded: 5/1h; what it starts beyond it is ended"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, "required", "  limits: {"+c.limit+"}\n")
+			r := w.run("sh", "-c", strings.NewReplacer("CODES", codes, "URL", w.url("/v1/forecast")).Replace(c.script))
+			first, last, many := strings.Cut(c.wants, " ... ")
+			if got := strings.Join(strings.Fields(r.stdout), " "); got != c.wants && !(many && strings.HasPrefix(got, first) && strings.HasSuffix(got, last)) {
+				t.Errorf("got %q, not %q\n%s", got, c.wants, r.stderr)
+			}
+			log := w.audit()
+			contains(t, log, c.says)
+			if n := strings.Count(log, `"kind":"limit"`); n != 1 {
+				t.Errorf("%d records of kind limit, not 1", n)
+			}
+		})
+	}
+	t.Run("a total survives a restart", func(t *testing.T) {
+		w := newWorld(t, "off", "  limits: {requests: 1}\n")
+		for i, wants := range []string{"200", "429"} {
+			if r := w.run("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast")); r.stdout != wants {
+				t.Errorf("run %d: %q, not %q\n%s", i, r.stdout, wants, r.stderr)
+			}
+		}
+	})
+	t.Run("a total of the kernel's survives a restart", func(t *testing.T) {
+		w := newWorld(t, "required", "  limits: {connections: 1}\n")
+		for i, wants := range []string{"200", "000"} {
+			r := w.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast"))
+			if r.stdout != wants {
+				t.Errorf("run %d: %q, not %q\n%s", i, r.stdout, wants, r.stderr)
+			}
+			if wants == "000" {
+				contains(t, r.stderr, "quota_exceeded: weather may use connections: 1, and has", "ask for a higher limits.connections in grant weather")
+			}
+		}
+	})
+}
+
+// TestRunLimitKill ends a plugin at its limit.
+func TestRunLimitKill(t *testing.T) {
+	w := newWorld(t, "required", "  limits: {syscalls: 5000/1h, onExceeded: kill}\n")
+	if r := w.run("sh", "-c", "while :; do ls / > /dev/null; done"); r.status != 128+int(syscall.SIGKILL) {
+		t.Errorf("status %d\n%s", r.status, r.stderr)
+	}
+	contains(t, w.audit(), "syscalls exceeded: 5000/1h; the plugin is ended")
+}
+
+// TestRunLimitStop stops a plugin at its limit, says so, and lets it go on.
+func TestRunLimitStop(t *testing.T) {
+	w := newWorld(t, "required", "  limits: {syscalls: 20000/20s, onExceeded: stop}\n")
+	w.start("sh", "-c", "while :; do ls / > /dev/null; done")
+	client := admin.Dial(w.file("state/admin.sock"))
+	status := eventually(t, "the plugin is stopped", func() (admin.Status, bool) {
+		s, err := client.Status(t.Context())
+		return s, err == nil && s.Process != nil && s.Process.State == "stopped"
+	})
+	if status.Process.StoppedBy != "weather syscalls" || status.Process.StoppedUntil.Before(time.Now()) {
+		t.Errorf("stopped by %q until %s", status.Process.StoppedBy, status.Process.StoppedUntil)
+	}
+	usage, err := client.Usage(t.Context())
+	if err != nil || len(usage.Limits) != 1 || usage.Limits[0].State != "stopped" || usage.Limits[0].OnExceeded != "stop" {
+		t.Errorf("usage: %+v, %v", usage.Limits, err)
+	}
+	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout, "stopped by limit weather syscalls until ")
+	contains(t, w.chaperone("usage", "--config", w.file("sidecar.yaml")).stdout, "stopped until ")
+	eventually(t, "it goes on", func() (int, bool) {
+		s, err := client.Status(t.Context())
+		return 0, err == nil && s.Process.State == "running"
+	})
+	contains(t, w.audit(), "the plugin is stopped until a tenth of it is free")
+}
+
+// TestRunLimitReload puts a first limit on system calls in force while the
+// plugin runs, and takes it away again.
+func TestRunLimitReload(t *testing.T) {
+	w := newWorld(t, "required", "")
+	w.start("sh", "-c", "while :; do ls / > /dev/null; sleep 0.01; done")
+	w.ready()
+	w.grant(time.Now().Add(time.Hour), "  limits: {syscalls: 2000/1h}\n")
+	if r := w.chaperone("reload", "--config", w.file("sidecar.yaml")); r.status != 0 {
+		t.Fatalf("status %d\n%s%s", r.status, r.stdout, r.stderr)
+	}
+	eventually(t, "it is exceeded", func() (int, bool) {
+		return 0, strings.Contains(w.audit(), "syscalls exceeded: 2000/1h")
+	})
+	w.grant(time.Now().Add(time.Hour), "")
+	if r := w.chaperone("reload", "--config", w.file("sidecar.yaml")); r.status != 0 {
+		t.Fatalf("status %d\n%s%s", r.status, r.stdout, r.stderr)
+	}
+	usage, err := admin.Dial(w.file("state/admin.sock")).Usage(t.Context())
+	if err != nil || len(usage.Limits) != 0 {
+		t.Errorf("usage: %+v, %v", usage.Limits, err)
+	}
+}

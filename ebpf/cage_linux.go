@@ -111,7 +111,9 @@ func (c *Cage) build(id string) error {
 	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.config.CountSyscalls); err != nil {
 		return err
 	}
-	c.census = newCensus(c)
+	if c.census, err = newCensus(c); err != nil {
+		return err
+	}
 	before, err := c.usage()
 	c.lostBefore = before.Lost
 	return err

@@ -60,6 +60,7 @@ type census struct {
 	programs *ebpf.Collection
 	group    *cgroup
 	network  *network
+	home     uint64 // cookie of the sidecar's own network namespace
 	told     *told
 	seen     map[uint64]bool // cookies of the last look, ended or not
 }
@@ -79,8 +80,15 @@ func (w *wall) loadCensus(group *cgroup, own bool) error {
 	return nil
 }
 
-func newCensus(c *Cage) *census {
-	return &census{programs: c.wall.census, group: c.group, network: c.network, told: c.wall.told, seen: map[uint64]bool{}}
+func newCensus(c *Cage) (*census, error) {
+	home, err := currentNetwork()
+	if err != nil {
+		return nil, err
+	}
+	return &census{
+		programs: c.wall.census, group: c.group, network: c.network, home: home.cookie,
+		told: c.wall.told, seen: make(map[uint64]bool),
+	}, home.close()
 }
 
 // watch takes the census again and again until the context ends.
@@ -169,7 +177,7 @@ func (c *census) take() ([]found, error) {
 		if ours == nil {
 			ours = ownCookies()
 		}
-		doom := s.doom(again, ours[s.Cookie])
+		doom := s.doom(again || ours[s.Cookie] || s.Netns != c.home && s.Netns != c.network.cookie)
 		if err := c.programs.Maps["doomed"].Put(s.Cookie, doom); err != nil || doom == doomHolder {
 			holders = append(holders, s) // also when there are too many to note down
 		} else {
@@ -191,14 +199,16 @@ func (c *census) take() ([]found, error) {
 	return all, err
 }
 
-// doom says how to end a socket.
-func (s *censusSighting) doom(again, ours bool) uint32 {
-	connected := s.State != unix.BPF_TCP_CLOSE
-	ends := s.Protocol == unix.IPPROTO_TCP || s.Found == foundEarly
-	if s.Found == foundUnseen || !connected || !ends || ours || again && s.Found == foundForeign {
-		return doomHolder
+// doom says how to end a socket. One that was connected early passes every hook
+// from then on, however often it is seen.
+func (s *censusSighting) doom(stubborn bool) uint32 {
+	switch {
+	case s.Found == foundEarly:
+		return doomSocket
+	case s.Found == foundForeign && s.Protocol == unix.IPPROTO_TCP && s.State != unix.BPF_TCP_CLOSE && !stubborn:
+		return doomSocket
 	}
-	return doomSocket
+	return doomHolder
 }
 
 func (s *censusSighting) why() string {

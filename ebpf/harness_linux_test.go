@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -120,6 +121,14 @@ func (r *rig) seen() []Denial {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.denials
+}
+
+// seenNow is what was reported so far; it waits for what is under way.
+func (r *rig) seenNow() []Denial {
+	time.Sleep(3 * r.config.Interval)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.denials)
 }
 
 // result is what a plugin did.

@@ -37,6 +37,7 @@ func plugin(args []string) error {
 		"daemon":  leaveDaemon,
 		"fence":   tryFence,
 		"storm":   storm,
+		"tunnel":  tunnel,
 	}
 	f := plugins[args[0]]
 	if f == nil {
@@ -356,6 +357,10 @@ func attempts() map[string]func([]string) error {
 		"udp-write":    udpWrite,
 		"udp-sendmmsg": sendmmsg,
 		"udplite":      open(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE),
+		"udplite6":     open(unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE),
+		"ping6":        open(unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6),
+		"sctp6":        open(unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_SCTP),
+		"mptcp6":       open(unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_MPTCP),
 		"raw":          open(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW),
 		"raw6":         open(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6),
 		"ping":         open(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP),
@@ -865,9 +870,13 @@ func unshareNetConnect(args []string) error {
 	if err := raiseLoopback(); err != nil {
 		return errors.New("raise: " + err.Error())
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	to, family := netip.MustParseAddrPort(args[0]), unix.AF_INET
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
 	if err != nil {
 		return err
 	}
-	return unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort(args[0])))
+	return unix.Connect(fd, sockaddr(family, to))
 }

@@ -31,7 +31,9 @@ func version(t *testing.T, config Config, connections uint32) *Cage {
 	if err = errors.Join(err, usual.close()); err != nil {
 		t.Fatal(err)
 	}
-	c.census = newCensus(c)
+	if c.census, err = newCensus(c); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 

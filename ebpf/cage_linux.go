@@ -40,6 +40,7 @@ type Cage struct {
 	closed   bool
 	sockets  allowance
 	held     bool    // frozen for a limit
+	killed   bool    // killed for a limit
 	found    []Stray // by the last census
 
 	counting sync.Mutex // held while a census is taken; taken before mu

@@ -150,8 +150,9 @@ type callsStanding struct {
 	_       structs.HostLayout
 	Level   uint64
 	Refused uint64
+	Asked   uint64
 	Over    uint32
-	Pad     [11]uint32
+	Pad     [9]uint32
 }
 
 type callsTally struct {

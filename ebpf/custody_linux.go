@@ -69,7 +69,8 @@ func (l *ledger) crossings(now uint64, by map[uint32]crosser) []Crossing {
 		p := &l.inForce[i]
 		s := &l.standings[p.rule.Slot]
 		over := atomic.LoadUint32(&s.Over) != 0
-		if over && l.recovered(p, now) {
+		if over && p.reported && l.recovered(p, now) {
+			atomic.StoreUint64(&s.Asked, 0)
 			atomic.StoreUint32(&s.Over, 0)
 			over = false
 		}
@@ -89,7 +90,7 @@ func (l *ledger) crossings(now uint64, by map[uint32]crosser) []Crossing {
 // recovered reports whether a limit that was crossed lets through again for
 // more than a moment. A total never does.
 func (l *ledger) recovered(p *placed, now uint64) bool {
-	if p.rule.Period == 0 || l.room(p, now) < p.rule.tenth() {
+	if p.rule.Period == 0 || l.room(p, now) < l.enough(p) {
 		return false
 	}
 	if p.rule.Sentence != 0 && p.rule.Turns == 0 {
@@ -99,9 +100,12 @@ func (l *ledger) recovered(p *placed, now uint64) bool {
 	return now >= refused+uint64(quietTime)
 }
 
-// tenth is how much has to be free for a limit to have recovered: a tenth of
-// it, and enough for one more.
-func (k *wallLimit) tenth() uint64 { return max(k.Depth/10, k.Unit) }
+// enough is how much has to be free for a limit to have recovered: a tenth of
+// it, and what it refused.
+func (l *ledger) enough(p *placed) uint64 {
+	asked := atomic.LoadUint64(&l.standings[p.rule.Slot].Asked)
+	return max(p.rule.Depth/10, p.rule.Unit, min(asked, p.rule.Depth))
+}
 
 // guard does what the custody of the plugin asks for. The caller holds the
 // cage's lock.
@@ -115,6 +119,10 @@ func (c *Cage) guard(now uint64) (kill bool, wait time.Duration, err error) {
 		return false, 0, nil
 	}
 	need, freeze := c.wall.ledger.term(now)
+	if sentence == sentenceKill && !c.killed {
+		c.killed = true
+		return true, max(need, time.Millisecond), nil
+	}
 	if need == 0 {
 		return false, 0, c.release()
 	}
@@ -136,7 +144,7 @@ func (l *ledger) term(now uint64) (need time.Duration, freeze bool) {
 		if p.rule.Sentence == 0 {
 			continue
 		}
-		room, enough := l.room(p, now), p.rule.tenth()
+		room, enough := l.room(p, now), l.enough(p)
 		if p.rule.Turns != 0 {
 			enough = max(min(enough, uint64(turnLength)), p.rule.Unit)
 		}
@@ -173,7 +181,7 @@ func (c *Cage) release() error {
 			return err
 		}
 	}
-	c.held = false
+	c.held, c.killed = false, false
 	atomic.StoreUint32(&custody.Release, 0)
 	return nil
 }

@@ -144,8 +144,9 @@ type kinStanding struct {
 	_       structs.HostLayout
 	Level   uint64
 	Refused uint64
+	Asked   uint64
 	Over    uint32
-	Pad     [11]uint32
+	Pad     [9]uint32
 }
 
 type kinTally struct {

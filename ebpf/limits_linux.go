@@ -456,6 +456,7 @@ func (l *ledger) start(old, p *placed) (move, bool) {
 	s := &l.standings[p.rule.Slot]
 	atomic.StoreUint32(&s.Over, 0)
 	atomic.StoreUint64(&s.Refused, 0)
+	atomic.StoreUint64(&s.Asked, 0)
 	if p.rule.Period == 0 {
 		atomic.StoreUint64(&s.Level, min(p.Used, forever))
 		return move{}, false

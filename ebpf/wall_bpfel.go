@@ -167,8 +167,9 @@ type wallStanding struct {
 	_       structs.HostLayout
 	Level   uint64
 	Refused uint64
+	Asked   uint64
 	Over    uint32
-	Pad     [11]uint32
+	Pad     [9]uint32
 }
 
 type wallTally struct {

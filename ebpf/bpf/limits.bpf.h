@@ -55,9 +55,10 @@ struct limit {
 /* How one limit stands. */
 struct standing {
 	__u64 level;
-	__u64 refused; /* when it last did, ns of CLOCK_MONOTONIC */
-	__u32 over; /* it has refused, and has not recovered; cleared by user space */
-	__u32 pad[11]; /* a cache line each */
+	__u64 refused;	/* when it last did, ns of CLOCK_MONOTONIC */
+	__u64 asked;	/* the price of what it then refused */
+	__u32 over;	/* it has refused, and has not recovered; cleared by user space */
+	__u32 pad[9];	/* a cache line each */
 };
 
 /* What the plugin as a whole has brought upon itself. */
@@ -232,6 +233,7 @@ __noinline __u32 spend(__u32 in_force, __u32 kind, __u64 cost, __u32 how)
 	outcome = REFUSED | l->slot << SLOT_SHIFT;
 	if (!(how & RESERVE)) {
 		s->refused = now;
+		s->asked = price(l, cost);
 		outcome |= cross(l, s);
 	}
 	for (__u32 i = 0; i < PER_KIND && i < taken; i++) {
@@ -262,6 +264,7 @@ __noinline __u32 shut_by(__u32 in_force, __u32 kind)
 		if (!l->shuts || !full(l, s, now))
 			continue;
 		s->refused = now;
+		s->asked = l->unit;
 		return REFUSED | l->slot << SLOT_SHIFT | cross(l, s);
 	}
 	return 0;

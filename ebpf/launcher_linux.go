@@ -109,6 +109,10 @@ func launch() error {
 		return err
 	}
 	if o.SelfTest != nil {
+		// What exec would do: the sidecar takes it for running.
+		if err := unix.Close(statusFD); err != nil {
+			return fmt.Errorf("close status socket: %w", err)
+		}
 		return o.SelfTest.run()
 	}
 	return execute(&o)

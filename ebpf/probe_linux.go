@@ -3,16 +3,12 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 )
 
 // prober collects findings.
@@ -48,6 +44,7 @@ func Probe() []Finding {
 	}
 	p.namespace()
 	p.scope()
+	p.fence()
 	p.selfTest(filepath.Join(dir, "self-test"))
 	return p.findings
 }
@@ -97,7 +94,7 @@ func (p *prober) programs() {
 	if err == nil {
 		return
 	}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadWall, loadUnix, loadCalls} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadWall, loadUnix, loadCalls, loadKin, loadCensus} {
 		spec, err := load()
 		if err != nil {
 			p.found(all, err)
@@ -128,10 +125,14 @@ func (p *prober) one(spec *ebpf.CollectionSpec, name string) {
 	if err == nil {
 		defer collection.Close()
 		var l link.Link
-		if name == "count_call" {
-			l, err = link.AttachTracing(link.TracingOptions{Program: collection.Programs[name]})
-		} else {
-			l, err = link.AttachCgroup(link.CgroupOptions{Path: p.group.path, Attach: attachType(name), Program: collection.Programs[name]})
+		program := collection.Programs[name]
+		switch {
+		case spec.Programs[name].AttachType == ebpf.AttachTraceIter:
+			l, err = link.AttachIter(link.IterOptions{Program: program})
+		case program.Type() == ebpf.Tracing:
+			l, err = link.AttachTracing(link.TracingOptions{Program: program})
+		default:
+			l, err = link.AttachCgroup(link.CgroupOptions{Path: p.group.path, Attach: attachType(name), Program: program})
 		}
 		if err == nil {
 			err = l.Close()
@@ -142,7 +143,7 @@ func (p *prober) one(spec *ebpf.CollectionSpec, name string) {
 
 func unixFinding() Finding {
 	return Finding{
-		Name: "Unix socket hooks", Lost: "abstract Unix sockets inside the plugin: it gets socket pairs only, by seccomp",
+		Name: "Unix socket hooks", Lost: "abstract Unix sockets inside the plugin, and those of a grant: it gets socket pairs only, by seccomp",
 		Remedy: "use Linux 6.7 or later",
 	}
 }
@@ -180,161 +181,64 @@ func (p *prober) scope() {
 	}, err)
 }
 
-// selfTest runs a confined process against the walls.
-func (p *prober) selfTest(dir string) {
-	p.found(Finding{
-		Name: "self-test", Required: true, Lost: "confinement: the walls do not hold on this kernel",
-		Remedy: "report this, with the kernel's version",
-	}, runSelfTest(dir))
-}
-
-func runSelfTest(dir string) error {
-	cage, err := New(Config{Plugin: "self-test", StateDir: dir})
-	if err != nil {
-		return err
-	}
-	return errors.Join(tryCage(cage), cage.Close())
-}
-
-func tryCage(cage *Cage) error {
-	listener, err := cage.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = listener.Close() }()
-	address, ok := tcpAddress(listener.Addr())
-	if !ok {
-		return fmt.Errorf("self-test: %v is no TCP address", listener.Addr())
-	}
-	if err := cage.Attach(Endpoints{Proxy4: address}); err != nil {
-		return err
-	}
-	served := make(chan error, 1)
-	go func() { served <- serveSelfTest(cage, listener) }()
-	process, err := cage.start(Command{Path: "self-test"}, &selfTest{Timeout: 10})
-	if err != nil {
-		return errors.Join(err, listener.Close(), <-served)
-	}
-	status, err := process.Wait()
-	if err = errors.Join(err, listener.Close(), <-served); err != nil {
-		return err
-	}
-	if status != 0 {
-		return fmt.Errorf("self-test: the confined process ended with %d", status)
-	}
-	u, err := cage.Usage()
-	if err != nil {
-		return err
-	}
-	if u.Connections != 1 || u.SentBytes == 0 || u.ReceivedBytes == 0 || u.Refused == 0 {
-		return fmt.Errorf("self-test: counted %d connections, %d bytes sent, %d received, %d refusals", u.Connections, u.SentBytes, u.ReceivedBytes, u.Refused)
-	}
-	return nil
-}
-
-// serveSelfTest takes the one connection that the confined process opens.
-func serveSelfTest(cage *Cage, listener net.Listener) error {
-	conn, err := listener.Accept()
-	if errors.Is(err, net.ErrClosed) {
-		return errors.New("self-test: no connection arrived")
-	}
-	if err != nil {
-		return fmt.Errorf("self-test: %w", err)
-	}
-	defer func() { _ = conn.Close() }()
-	peer, ok := cage.Identify(conn)
-	if !ok || peer.Original != selfTestTCP() {
-		return fmt.Errorf("self-test: the connection was not recorded (got %v)", peer.Original)
-	}
-	if _, err := conn.Write([]byte{1}); err != nil {
-		return fmt.Errorf("self-test: %w", err)
-	}
-	return nil
-}
-
-// selfTest is what the launcher does instead of starting a program.
-type selfTest struct {
-	// Timeout is how long it may take, in seconds: nothing waits for ever.
-	Timeout uint
-}
-
-// run tries what has to fail and what has to work. The addresses are never
-// reached: they are in the range reserved by RFC 1112, section 4, and the
-// process has no route.
-func (s *selfTest) run() error {
-	timer := time.AfterFunc(time.Duration(s.Timeout)*time.Second, func() { os.Exit(124) }) //nolint:forbidigo // the end of this process
-	defer timer.Stop()
-	for _, try := range []struct {
-		name string
-		do   func() error
-	}{
-		{"send a datagram", func() error { return sendDatagram(false) }},
-		{"send a datagram on a connected socket", func() error { return sendDatagram(true) }},
-		{"make a raw socket", func() error { return makeSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW) }},
-		{"make a packet socket", func() error { return makeSocket(unix.AF_PACKET, unix.SOCK_DGRAM, 0) }},
-		{"make a namespace", func() error { return unix.Unshare(unix.CLONE_NEWUSER) }},
-		{"connect to a Unix socket", connectUnix},
-	} {
-		if err := try.do(); !errors.Is(err, unix.EPERM) {
-			return errors.Join(fmt.Errorf("self-test: %s was not refused with EPERM", try.name), err)
-		}
-	}
-	return connectSelf()
-}
-
-// selfTestTCP is where the self-test connects to.
-func selfTestTCP() netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{240, 0, 0, 1}), 80)
-}
-
-func sendDatagram(connected bool) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	to := &unix.SockaddrInet4{Addr: [4]byte{240, 0, 0, 1}, Port: 443}
-	if !connected {
-		return unix.Sendto(fd, []byte{1}, 0, to)
-	}
-	if err := unix.Connect(fd, to); err != nil {
-		return fmt.Errorf("probe an address: %w", err)
-	}
-	_, err = unix.Write(fd, []byte{1})
-	return err
-}
-
-func makeSocket(domain, kind, protocol int) error {
-	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
+// fence finds out whether an ordinary user's plugin could have a [Fence].
+func (p *prober) fence() {
+	f, err := NewFence(FenceConfig{Plugin: "self-test"})
 	if err == nil {
-		_ = unix.Close(fd)
+		err = f.Close()
 	}
-	return err
+	p.found(Finding{
+		Name: "fence", Lost: "a network of the plugin's own where the kernel is off: it gets proxy variables, and nothing keeps it to them",
+		Remedy: "permit user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
+	}, err)
 }
 
-func connectUnix() error {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+// selfTest has a confined process try the walls.
+func (p *prober) selfTest(dir string) {
+	const report = "report this, with the kernel's version"
+	walls := Finding{Name: "self-test", Required: true, Lost: "confinement: the walls do not hold on this kernel", Remedy: report}
+	s, err := newSubject(dir)
 	if err != nil {
-		return err
+		p.found(walls, err)
+		return
 	}
-	defer func() { _ = unix.Close(fd) }()
-	return unix.Connect(fd, &unix.SockaddrUnix{Name: "/nowhere"})
+	defer func() {
+		if err := s.close(); err != nil {
+			p.found(Finding{Name: "clean-up", Lost: "nothing", Remedy: "run: chaperone detach"}, err)
+		}
+	}()
+	if err := s.start(nil); err != nil {
+		p.found(walls, err)
+		return
+	}
+	p.found(walls, s.walls())
+	p.found(Finding{Name: "system calls and processes counted", Lost: "metering of both, and limits on them", Remedy: report}, s.calls())
+	p.found(Finding{
+		Name: "foreign sockets ended", Required: true, Lost: "an end to connections that the plugin was handed from outside", Remedy: report,
+	}, s.foreign())
+	if s.cage.Info().UnixHooks {
+		p.found(Finding{Name: "Unix sockets allowed by name", Lost: "sockets of a grant: all are refused", Remedy: report}, s.sockets())
+	}
+	for kind := LimitConnections; kind <= LimitProcesses; kind++ {
+		name := "limit on " + kind.String()
+		p.found(Finding{Name: name, Required: true, Lost: "a " + name + ", which the kernel does not enforce", Remedy: report}, s.limit(kind))
+	}
+	p.found(Finding{Name: "escapes ended", Required: true, Lost: "an end to processes that leave the plugin's cgroup", Remedy: report}, s.escape())
+	if err := filesMissing(); err == nil {
+		p.found(filesFinding(report), s.files())
+	} else {
+		p.found(filesFinding("use Linux 6.2 or later with landlock among the active security modules (boot parameter lsm=)"), err)
+	}
 }
 
-// connectSelf opens the one connection that arrives.
-func connectSelf() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("self-test: make socket: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	to := selfTestTCP()
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
-		return fmt.Errorf("self-test: connect: %w", err)
-	}
-	var answer [1]byte
-	if n, err := unix.Read(fd, answer[:]); err != nil || n != 1 {
-		return errors.Join(fmt.Errorf("self-test: read %d bytes", n), err)
+// filesMissing says why files cannot be limited here; nil: they can.
+func filesMissing() error {
+	if version := landlockVersion(); version < landlockTruncate {
+		return fmt.Errorf("the kernel has version %d of Landlock, and version %d is needed", version, landlockTruncate)
 	}
 	return nil
+}
+
+func filesFinding(remedy string) Finding {
+	return Finding{Name: "file rules", Lost: "process.files: a plugin that states them does not start", Remedy: remedy}
 }

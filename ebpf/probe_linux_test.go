@@ -1,13 +1,29 @@
 package ebpf
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 func TestProbe(t *testing.T) {
 	needKernel(t)
-	for _, f := range Probe() {
+	findings := Probe()
+	for _, f := range findings {
 		t.Logf("%+v", f)
 		if f.Err != nil {
 			t.Errorf("%s: %v", f.Name, f.Err)
+		}
+		if f.Lost == "" || f.Remedy == "" {
+			t.Errorf("%s says nothing of what is lost, or what to do", f.Name)
+		}
+	}
+	for _, name := range []string{
+		"cgroup v2", "BPF file system", "Unix socket hooks", "kernel programs", "network namespace", "process scope", "fence",
+		"self-test", "system calls and processes counted", "foreign sockets ended", "Unix sockets allowed by name", "limit on connections",
+		"limit on sentBytes", "limit on receivedBytes", "limit on syscalls", "limit on processes", "escapes ended", "file rules",
+	} {
+		if !slices.ContainsFunc(findings, func(f Finding) bool { return f.Name == name }) {
+			t.Errorf("nothing was found out about %s", name)
 		}
 	}
 }

@@ -1,0 +1,430 @@
+package ebpf
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// selfTestTimeout bounds what is to happen at once.
+const selfTestTimeout = 5 * time.Second
+
+// selfTest is what the launcher does instead of starting a program: it makes the
+// attempts that its standard input names, one a line, and answers each with how
+// it ended.
+type selfTest struct {
+	// Timeout is how long all may take, in seconds: nothing waits for ever.
+	Timeout uint
+}
+
+func (s *selfTest) run() error {
+	timer := time.AfterFunc(time.Duration(s.Timeout)*time.Second, func() { os.Exit(124) }) //nolint:forbidigo // the end of this process
+	defer timer.Stop()
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		name, argument, _ := strings.Cut(lines.Text(), " ")
+		if _, err := fmt.Println(outcome(trial(name, argument))); err != nil {
+			return fmt.Errorf("self-test: answer: %w", err)
+		}
+	}
+	return nil
+}
+
+// outcome names an error so that it can be compared.
+func outcome(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	if errno, ok := errors.AsType[unix.Errno](err); ok {
+		return unix.ErrnoName(errno)
+	}
+	return strings.ReplaceAll(err.Error(), "\n", " ")
+}
+
+// trial makes one attempt. The addresses are never reached: they are in the range
+// reserved by RFC 1112, section 4, and the process has no route.
+func trial(name, argument string) error {
+	switch name {
+	case "datagram":
+		return sendDatagram(false)
+	case "connected-datagram":
+		return sendDatagram(true)
+	case "raw-socket":
+		return makeSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
+	case "packet-socket":
+		return makeSocket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
+	case "namespace":
+		return unix.Unshare(unix.CLONE_NEWUSER)
+	case "unix":
+		return connectUnix(argument)
+	case "connect":
+		return connectOut()
+	case "calls":
+		return makeCalls(argument)
+	case "child":
+		return makeChild()
+	case "list":
+		_, err := os.ReadDir(argument)
+		return err
+	}
+	return fmt.Errorf("no attempt is called %q", name)
+}
+
+// selfTestTCP is where the self-test connects to.
+func selfTestTCP() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{240, 0, 0, 1}), 80)
+}
+
+func sendDatagram(connected bool) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	to := &unix.SockaddrInet4{Addr: [4]byte{240, 0, 0, 1}, Port: 443}
+	if !connected {
+		return unix.Sendto(fd, []byte{1}, 0, to)
+	}
+	if err := unix.Connect(fd, to); err != nil {
+		return fmt.Errorf("probe an address: %s", outcome(err))
+	}
+	_, err = unix.Write(fd, []byte{1})
+	return err
+}
+
+func makeSocket(domain, kind, protocol int) error {
+	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return err
+}
+
+func connectUnix(path string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+}
+
+// connectOut opens a connection, and wants an answer on it.
+func connectOut() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	to := selfTestTCP()
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+		return err
+	}
+	var answer [1]byte
+	if n, err := unix.Read(fd, answer[:]); err != nil || n != 1 {
+		return errors.Join(fmt.Errorf("read %d bytes", n), err)
+	}
+	return nil
+}
+
+// makeCalls makes so many system calls.
+func makeCalls(number string) error {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	for range n {
+		unix.Getppid()
+	}
+	return nil
+}
+
+// childStatus tells a child that ran from one that did not.
+const childStatus = 7
+
+// makeChild makes a process that does nothing but end. It calls the kernel
+// directly, since no program is to be started.
+func makeChild() error {
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	for pid == 0 {
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, childStatus, 0, 0)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(int(pid), &status, 0, nil); err != nil {
+		return err
+	}
+	switch {
+	case status.Signaled():
+		return errors.New("killed")
+	case status.ExitStatus() != childStatus:
+		return fmt.Errorf("the child ended with %d", status.ExitStatus())
+	}
+	return nil
+}
+
+// subject is a confined process that makes attempts, and what it talks to.
+type subject struct {
+	cage     *Cage
+	listener net.Listener
+	strange  net.Conn // the far end of a socket that it holds and did not make
+	process  *Process
+	asks     *os.File
+	answers  *os.File
+	lines    *bufio.Scanner
+	served   chan error
+}
+
+// newSubject makes a cage with all walls up, and starts nothing in it.
+func newSubject(dir string) (*subject, error) {
+	cage, err := New(Config{Plugin: "self-test", StateDir: dir, CountSyscalls: true})
+	if err != nil {
+		return nil, err
+	}
+	s := &subject{cage: cage, served: make(chan error, 1)}
+	if err := s.prepare(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *subject) prepare() error {
+	var err error
+	if s.listener, err = s.cage.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return err
+	}
+	go func() { s.served <- s.serve() }()
+	address, ok := tcpAddress(s.listener.Addr())
+	if !ok {
+		return fmt.Errorf("self-test: %v is no TCP address", s.listener.Addr())
+	}
+	return s.cage.Attach(Endpoints{Proxy4: address})
+}
+
+// serve answers every connection that is known to be the confined process's.
+func (s *subject) serve() error {
+	for {
+		conn, err := s.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("self-test: %w", err)
+		}
+		if peer, ok := s.cage.Identify(conn); ok && peer.Original == selfTestTCP() {
+			_, _ = conn.Write([]byte{1}) // a limit may have it dropped
+		}
+		if err := conn.Close(); err != nil {
+			return fmt.Errorf("self-test: %w", err)
+		}
+	}
+}
+
+// start starts the process, with a socket that was made outside in place of its
+// standard error.
+func (s *subject) start(files *Files) error {
+	stdin, asks, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("self-test: %w", err)
+	}
+	defer func() { _ = stdin.Close() }()
+	answers, stdout, err := os.Pipe()
+	if err != nil {
+		return errors.Join(fmt.Errorf("self-test: %w", err), asks.Close())
+	}
+	defer func() { _ = stdout.Close() }()
+	s.asks, s.answers, s.lines = asks, answers, bufio.NewScanner(answers)
+	foreign, err := s.estrange()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = foreign.Close() }()
+	s.process, err = s.cage.start(Command{Path: "self-test", Files: files, Stdin: stdin, Stdout: stdout, Stderr: foreign}, &selfTest{Timeout: 10})
+	return err
+}
+
+// estrange makes a connection inside the plugin's network that the plugin did
+// not make.
+func (s *subject) estrange() (*os.File, error) {
+	listener, err := s.cage.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = listener.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), selfTestTimeout) //nolint:forbidigo // bounded here
+	defer cancel()
+	conn, err := s.cage.DialContext(ctx, "tcp", listener.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	fd, err := descriptor(conn)
+	if err != nil {
+		return nil, fmt.Errorf("self-test: %w", err)
+	}
+	s.strange, err = listener.Accept()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("self-test: %w", err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "foreign"), nil
+}
+
+// ask has one attempt made.
+func (s *subject) ask(attempt string) string {
+	if _, err := fmt.Fprintln(s.asks, attempt); err != nil {
+		return err.Error()
+	}
+	if !s.lines.Scan() {
+		return "no answer"
+	}
+	return s.lines.Text()
+}
+
+// want has one attempt made, which is to end in one way.
+func (s *subject) want(attempt, outcome string) error {
+	if got := s.ask(attempt); got != outcome {
+		return fmt.Errorf("self-test: %s ended with %s instead of %s", attempt, got, outcome)
+	}
+	return nil
+}
+
+// walls tries what has to fail and what has to work.
+func (s *subject) walls() error {
+	for _, attempt := range []string{"datagram", "connected-datagram", "raw-socket", "packet-socket", "namespace", "unix /nowhere"} {
+		if err := s.want(attempt, "EPERM"); err != nil {
+			return err
+		}
+	}
+	if err := s.want("connect", "ok"); err != nil {
+		return err
+	}
+	u, err := s.cage.Usage()
+	if err != nil {
+		return err
+	}
+	if u.Connections != 1 || u.SentBytes == 0 || u.ReceivedBytes == 0 || u.Refused < 6 {
+		return fmt.Errorf("self-test: counted %d connections, %d bytes sent, %d received, %d refusals",
+			u.Connections, u.SentBytes, u.ReceivedBytes, u.Refused)
+	}
+	return nil
+}
+
+// calls has system calls counted, and a process.
+func (s *subject) calls() error {
+	const n = 1000
+	before, err := s.cage.Usage()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(s.want(fmt.Sprintf("calls %d", n), "ok"), s.want("child", "ok")); err != nil {
+		return err
+	}
+	after, err := s.cage.Usage()
+	if err != nil {
+		return err
+	}
+	calls, processes := after.Syscalls.Process-before.Syscalls.Process, after.Processes-before.Processes
+	if calls < n || processes != 1 {
+		return fmt.Errorf("self-test: counted %d of %d system calls and %d of 1 processes", calls, n, processes)
+	}
+	return nil
+}
+
+// limit has a limit of a kind refuse, and let through again without it.
+func (s *subject) limit(kind LimitKind) error {
+	attempt, refused := "connect", "EPERM"
+	if kind == LimitProcesses {
+		attempt, refused = "child", "killed"
+	}
+	if err := s.cage.Limit([]Limit{{Name: "self-test", Kind: kind, Count: 1, Used: 1}}); err != nil {
+		return err
+	}
+	err := s.want(attempt, refused)
+	if err := s.cage.Limit(nil); err != nil {
+		return err
+	}
+	return errors.Join(err, s.want(attempt, "ok"))
+}
+
+// sockets has one Unix socket let through, which does not exist, and no other.
+func (s *subject) sockets() error {
+	const path = "/chaperone-self-test"
+	if err := s.cage.AllowSockets([]string{path}); err != nil {
+		return err
+	}
+	return errors.Join(s.want("unix "+path, "ENOENT"), s.want("unix "+path+"-other", "EPERM"))
+}
+
+// foreign has the socket found that the process did not make.
+func (s *subject) foreign() error {
+	if err := s.cage.takeCensus(); err != nil {
+		return err
+	}
+	if err := s.strange.SetReadDeadline(time.Now().Add(selfTestTimeout)); err != nil {
+		return fmt.Errorf("self-test: %w", err)
+	}
+	if _, err := s.strange.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		return errors.New("self-test: a socket that was made outside the cgroup works inside it")
+	}
+	return nil
+}
+
+// escape moves the process out of its cgroup, and waits for its end.
+func (s *subject) escape() error {
+	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // ends below
+	run := make(chan error, 1)
+	go func() { run <- s.cage.Run(ctx) }()
+	err := os.WriteFile(filepath.Join(filepath.Dir(s.cage.group.path), "cgroup.procs"), []byte(strconv.Itoa(s.process.PID())), 0)
+	if err == nil {
+		s.lines.Scan() // until its end
+	}
+	status, waited := s.finish()
+	cancel()
+	if err := errors.Join(err, waited, <-run); err != nil {
+		return fmt.Errorf("self-test: leave the cgroup: %w", err)
+	}
+	if status != 128+int(unix.SIGKILL) {
+		return fmt.Errorf("self-test: a process that left its cgroup ended with %d", status)
+	}
+	return nil
+}
+
+// files starts the process anew with no file granted.
+func (s *subject) files() error {
+	if err := s.start(&Files{}); err != nil {
+		return err
+	}
+	err := errors.Join(s.want("list /", "EACCES"), s.want("list /usr", "ok"))
+	_, ended := s.finish()
+	return errors.Join(err, ended)
+}
+
+// finish ends the process, unless it has ended, and says how.
+func (s *subject) finish() (int, error) {
+	if s.process == nil {
+		return 0, nil
+	}
+	_ = s.asks.Close() // it ends at the end of its standard input
+	status, err := s.process.Wait()
+	s.process = nil
+	return status, errors.Join(err, s.answers.Close(), s.strange.Close())
+}
+
+func (s *subject) close() error {
+	_, err := s.finish()
+	if s.listener != nil {
+		err = errors.Join(err, s.listener.Close(), <-s.served)
+	}
+	return errors.Join(err, s.cage.Close())
+}

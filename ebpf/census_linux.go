@@ -163,11 +163,11 @@ func (c *census) take() ([]found, error) {
 	}
 	holds := make(map[hold]bool)
 	for _, s := range sightings {
-		if one := (hold{s.Cookie, s.Pid}); holds[one] {
+		one := hold{s.Cookie, s.Pid}
+		if holds[one] {
 			continue // by another descriptor
-		} else {
-			holds[one] = true
 		}
+		holds[one] = true
 		again := c.seen[s.Cookie]
 		if !again && !seen[s.Cookie] {
 			atomic.AddUint64(&c.told.tally.Ended, 1)
@@ -387,7 +387,7 @@ func walkFiles(program, pid int) (*os.File, error) {
 		info                         unsafe.Pointer
 		length                       uint32
 		_                            uint32
-	}{program: uint32(program), kind: attachTypeIter, info: unsafe.Pointer(&info), length: uint32(unsafe.Sizeof(info))}
+	}{program: uint32(program), kind: attachTypeIter, info: unsafe.Pointer(&info), length: uint32(unsafe.Sizeof(info))} //nolint:gosec // union bpf_iter_link_info
 	fd, err := bpf(cmdLinkCreate, unsafe.Pointer(&link), unsafe.Sizeof(link)) //nolint:gosec // union bpf_attr
 	if err != nil {
 		return nil, err

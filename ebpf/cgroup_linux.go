@@ -32,18 +32,25 @@ type hierarchy struct {
 }
 
 // findHierarchy looks in the mount table, since the place differs: with the
-// hybrid layout it is /sys/fs/cgroup/unified.
+// hybrid layout it is /sys/fs/cgroup/unified. Where there are several, as in a
+// container that mounted its own, it is the one that shows this process's
+// cgroup.
 func findHierarchy() (hierarchy, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return hierarchy{}, fmt.Errorf("read mount table: %w", err)
 	}
-	return parseHierarchy(string(table))
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return hierarchy{}, fmt.Errorf("read own cgroup: %w", err)
+	}
+	return parseHierarchy(string(table), string(own))
 }
 
 // parseHierarchy reads proc(5) mountinfo: "ID parent major:minor root mount
 // options [optional fields] - type source super-options".
-func parseHierarchy(table string) (hierarchy, error) {
+func parseHierarchy(table, own string) (hierarchy, error) {
+	var first hierarchy
 	for line := range strings.Lines(table) {
 		left, right, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
 		if !ok || !strings.HasPrefix(right, "cgroup2 ") {
@@ -53,9 +60,18 @@ func parseHierarchy(table string) (hierarchy, error) {
 		if len(fields) < 6 {
 			continue
 		}
-		return hierarchy{mount: unescapeMount(fields[4]), root: unescapeMount(fields[3])}, nil
+		h := hierarchy{mount: unescapeMount(fields[4]), root: unescapeMount(fields[3])}
+		if _, err := h.parseOwnGroup(own); err == nil {
+			return h, nil
+		}
+		if first.mount == "" {
+			first = h
+		}
 	}
-	return hierarchy{}, errors.New("find cgroup v2 mount: there is none; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified")
+	if first.mount == "" {
+		return first, errors.New("find cgroup v2 mount: there is none; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified")
+	}
+	return first, nil // for a cgroup that is given by its path
 }
 
 // unescapeMount undoes the octal escapes of mountinfo (space, tab, newline and
@@ -93,7 +109,7 @@ func (h hierarchy) parseOwnGroup(table string) (string, error) {
 		if h.root != "/" {
 			rest, inside := strings.CutPrefix(path, h.root)
 			if !inside {
-				return "", fmt.Errorf("locate own cgroup: %s is outside the mounted part %s; mount the whole hierarchy, or use the host's cgroup namespace", path, h.root)
+				return "", fmt.Errorf("locate own cgroup: %s is outside the mounted part %s; mount this cgroup namespace's own part (mount -t cgroup2 none %s) or the whole hierarchy, or use the host's cgroup namespace", path, h.root, h.mount)
 			}
 			path = rest
 		}

@@ -682,6 +682,99 @@ func TestSevered(t *testing.T) {
 	}
 }
 
+// A cgroup that was given, removed, and made again at the same path is not
+// taken for protected: that is noticed within a second, and the next sidecar
+// puts its walls on the new one.
+func TestRemadeCgroup(t *testing.T) {
+	group, path := given(t)
+	config := Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}
+	first, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Attach(Endpoints{}); err != nil {
+		t.Fatal(err)
+	}
+	ran := make(chan error, 1)
+	go func() { ran <- first.Run(t.Context()) }()
+	if err := errors.Join(group.remove(), os.Mkdir(group.path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	removed := time.Now()
+	if err := <-ran; !errors.Is(err, ErrSevered) {
+		t.Errorf("run ended with %v", err)
+	}
+	if took := time.Since(removed); took > checkInterval+time.Second {
+		t.Errorf("noticed after %v", took)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	remade, err := openGroup(group.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = remade.close() }()
+	plugin := settle(t, remade, path, "/proc/self/exe", "tries")
+	r := newRig(t, func(c *Config) { c.StateDir, c.CgroupPath, c.NetworkPath = config.StateDir, config.CgroupPath, path })
+	if got := plugin.ask("udp4 10.0.0.9:9"); got != "EPERM" {
+		t.Errorf("in the cgroup made again a datagram ended with %s", got)
+	}
+	if err := r.Check(); err != nil {
+		t.Error(err)
+	}
+	plugin.end()
+}
+
+// Inside a cgroup namespace with a hierarchy that was mounted anew, as in a
+// container, everything works; without that mount it is said what to mount.
+func TestInsideCgroupNamespace(t *testing.T) {
+	needKernel(t)
+	h, err := findHierarchy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := makeGroup(h, "chaperone-test-container-"+rand.Text())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := group.write("cgroup.max.descendants", "max"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(group.kill(), group.remove(), group.close()); err != nil {
+			t.Error(err)
+		}
+	})
+	mount := t.TempDir()
+	for script, want := range map[string]string{
+		`mount -t cgroup2 none "$1" && exec "$0" probe`: "",
+		`exec "$0" probe`: "mount this cgroup namespace's own part",
+	} {
+		binary, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		command := exec.Command("unshare", "-C", "-m", "bash", "-c", strings.Replace(script, `exec "$0"`, `exec -a `+pluginName+` "$0"`, 1), binary, mount)
+		command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.dir.Fd())}
+		out, err := command.CombinedOutput()
+		if (err == nil) != (want == "") || !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v\n%s", script, err, out)
+		}
+	}
+}
+
+// probe is [Probe] by another process.
+func probe([]string) error {
+	var errs []error
+	for _, f := range Probe() {
+		if f.Required && f.Err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.Name, f.Err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // The places on the host are refused if somebody else could have made them.
 func TestPrivateDirectories(t *testing.T) {
 	needKernel(t)

@@ -36,7 +36,7 @@ func (w *wall) waiting() ([]waiting, error) {
 		for i := range n {
 			all = append(all, waiting{keys[i], entries[i]})
 		}
-		if err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) { // that was the end
 			return all, nil
 		}
 	}

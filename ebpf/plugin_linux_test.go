@@ -38,6 +38,7 @@ func plugin(args []string) error {
 		"fence":   tryFence,
 		"storm":   storm,
 		"tunnel":  tunnel,
+		"probe":   probe,
 	}
 	f := plugins[args[0]]
 	if f == nil {

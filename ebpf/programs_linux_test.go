@@ -178,13 +178,16 @@ func TestHierarchy(t *testing.T) {
 		{"30 1 0:26 / /mnt/a\\040b rw - cgroup2 cgroup rw\n", "0::/\n", "/mnt/a b"},
 		{"30 1 0:26 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "0::/elsewhere\n", ""},
 		{hybrid, "0::/../outside\n", ""},
+		// A container that mounted its own part beside the host's, and one that did not.
+		{"41 31 0:38 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n60 31 0:38 / /run/cg rw - cgroup2 none rw\n", "0::/\n", "/run/cg"},
+		{"41 31 0:38 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "0::/\n", ""},
 		{hybrid, "0::/gone (deleted)\n", ""},
 		{hybrid, "5:cpu:/\n", ""},
 		{"31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n", "0::/\n", ""},
 		{"- cgroup2 ", "0::/\n", ""},
 	} {
 		got := ""
-		h, err := parseHierarchy(test.table)
+		h, err := parseHierarchy(test.table, test.own)
 		if err == nil {
 			got, err = h.parseOwnGroup(test.own)
 		}
@@ -198,7 +201,7 @@ func FuzzHierarchy(f *testing.F) {
 	f.Add("41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n", "0::/a\n")
 	f.Add("30 1 0:26 /docker/x /s\\040\\ rw - cgroup2 cgroup rw", "0::/docker/x/..\n")
 	f.Fuzz(func(t *testing.T, table, own string) {
-		h, err := parseHierarchy(table)
+		h, err := parseHierarchy(table, own)
 		if err != nil {
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -47,9 +48,7 @@ func (w *wall) loadKept(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection
 	if err != nil {
 		return nil, err
 	}
-	for name, m := range collection.Maps {
-		w.kept[name] = m
-	}
+	maps.Copy(w.kept, collection.Maps)
 	return collection, nil
 }
 

@@ -43,6 +43,28 @@ func loadWallsOf(c *Cage, reshape func(*ebpf.CollectionSpec)) (*wall, error) {
 	return w, w.load(c.pins, c.group, c.group.own, c.config.CountSyscalls)
 }
 
+// counting is a listener on the loopback of a namespace, and how many reached it.
+func counting(t *testing.T, n *network) (string, *atomic.Uint64) {
+	t.Helper()
+	var l net.Listener
+	if err := n.do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	reached := new(atomic.Uint64)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			reached.Add(1)
+			_ = conn.Close()
+		}
+	}()
+	return l.Addr().String(), reached
+}
+
 // While one version takes the place of another, back and forth, each with maps
 // of its own shape, a plugin that never stops trying gets nowhere but to the
 // sidecar, and no connection is lost from the count.
@@ -53,22 +75,7 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = n.close() }()
-	var stranger net.Listener
-	if err := n.do(func() (err error) { stranger, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	defer stranger.Close()
-	var reached atomic.Uint64
-	go func() {
-		for {
-			conn, err := stranger.Accept()
-			if err != nil {
-				return
-			}
-			reached.Add(1)
-			_ = conn.Close()
-		}
-	}()
+	stranger, reached := counting(t, n)
 	config := Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}
 	defer func() {
 		if err := Detach(config.StateDir, true); err != nil {
@@ -110,7 +117,7 @@ func TestUpgrade(t *testing.T) {
 		}
 	}
 	down := serve(16384, false)
-	plugin, out := guestIn(t, n, group, "/proc/self/exe", "persist", stranger.Addr().String())
+	plugin, out := guestIn(t, n, group, "/proc/self/exe", "persist", stranger)
 	time.Sleep(50 * time.Millisecond)
 	for i := range 12 {
 		down()

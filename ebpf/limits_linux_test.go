@@ -1,10 +1,13 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -502,5 +505,196 @@ while True: os.kill(other, signal.SIGCONT)
 	t.Logf("%d calls", calls)
 	if most := l.Count + 4096 + 200; calls > most {
 		t.Errorf("%d calls, at most %d", calls, most)
+	}
+}
+
+// stoppedIn counts the processes of a cgroup that a signal stopped.
+func stoppedIn(t *testing.T, group *cgroup) int {
+	t.Helper()
+	text, err := os.ReadFile(group.path + "/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for pid := range strings.FieldsSeq(string(text)) {
+		if stat, err := os.ReadFile("/proc/" + pid + "/stat"); err == nil && strings.Contains(string(stat), ") T ") {
+			n++
+		}
+	}
+	return n
+}
+
+// A plugin that was stopped stays stopped while no sidecar lives, and the next
+// one takes over how its limits stand and lets it run when they do.
+func TestStopOutlivesSidecar(t *testing.T) {
+	group, path := given(t)
+	plugin := settle(t, group, path, python(t), "-c", talker)
+	state := t.TempDir()
+	l := Limit{Name: "stop", Kind: LimitConnections, Count: 3, Period: 3 * time.Second, Action: ActionStop}
+	total := Limit{Name: "total", Kind: LimitConnections, Count: 5}
+	open := func() *Cage {
+		t.Helper()
+		c, err := New(Config{StateDir: state, CgroupPath: group.path, NetworkPath: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Limit([]Limit{l, total}); err != nil {
+			t.Fatal(err)
+		}
+		proxy, err := c.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = proxy.Close() })
+		if err := c.Attach(Endpoints{Proxy4: tcpPort(proxy)}); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first := open()
+	for range 2 {
+		if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
+			t.Fatal(got)
+		}
+	}
+	answer := make(chan string)
+	go func() { answer <- plugin.ask(`tcp("240.0.0.9", 80)`) }()
+	becomes(t, "stop from the kernel", func() bool { return stoppedIn(t, group) == 1 })
+	if err := first.Close(); err != nil { // its walls stay, and with them the stop
+		t.Fatal(err)
+	}
+	time.Sleep(1200 * time.Millisecond) // more than a tenth is free by now
+	if n := stoppedIn(t, group); n != 1 {
+		t.Errorf("%d processes are stopped without a sidecar", n)
+	}
+	second := open()
+	defer func() {
+		if err := errors.Join(second.Close(), Detach(state, true)); err != nil {
+			t.Error(err)
+		}
+	}()
+	ctx, stop := context.WithCancel(t.Context())
+	ran := make(chan error)
+	go func() { ran <- second.Run(ctx) }()
+	if got := <-answer; got != "ok" {
+		t.Errorf("the connect that was the last ended with %s", got)
+	}
+	for _, want := range []string{"ok", "ok", "EPERM"} { // of the total, 3 are used
+		time.Sleep(1100 * time.Millisecond)
+		if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != want {
+			t.Errorf("after the restart connect ended with %s, want %s", got, want)
+		}
+	}
+	stop()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+}
+
+// What a caller froze stays frozen when a limit would let it run.
+func TestFreezeAndStop(t *testing.T) {
+	s := newStoppable(t, nil)
+	s.limit(Limit{Name: "stop", Kind: LimitConnections, Count: 10, Period: time.Second, Action: ActionStop})
+	ask, end := s.dialogue("python3", "python3", "-c", talker)
+	for range 9 {
+		ask(`tcp("240.0.0.9", 80)`)
+	}
+	if err := s.Freeze(true); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan string)
+	go func() { answer <- ask(`tcp("240.0.0.9", 80)`) }()
+	select {
+	case got := <-answer:
+		t.Errorf("frozen, it answered %s", got)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := s.Freeze(false); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-answer; got != "ok" {
+		t.Error(got)
+	}
+	for range 20 {
+		if got := ask(`tcp("240.0.0.9", 80)`); got != "ok" {
+			t.Errorf("stopped at a limit, connect ended with %s", got)
+		}
+	}
+	if err := s.Freeze(true); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // a limit that stopped it would have released it
+	go func() { answer <- ask(`tcp("240.0.0.9", 80)`) }()
+	select {
+	case got := <-answer:
+		t.Errorf("a limit's release undid a caller's freeze: %s", got)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := s.Freeze(false); err != nil {
+		t.Fatal(err)
+	}
+	<-answer
+	if status := end(); status != 0 {
+		t.Errorf("status %d", status)
+	}
+}
+
+// Data on open connections waits for its limit and arrives whole.
+func TestStreamUnderLimit(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		kind LimitKind
+		does Action
+	}{
+		{"sent", LimitSentBytes, ActionDeny}, {"sent, paced", LimitSentBytes, ActionThrottle}, {"sent, stopped", LimitSentBytes, ActionStop},
+		{"received", LimitReceivedBytes, ActionDeny}, {"received, stopped", LimitReceivedBytes, ActionStop},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			const size = 3 << 20
+			s := newStoppable(t, nil)
+			l := Limit{Name: "bytes", Kind: test.kind, Count: 1 << 20, Period: 250 * time.Millisecond, Action: test.does}
+			s.limit(l)
+			got := make(chan int64, 1)
+			go func() {
+				conn, err := s.proxy4.Accept()
+				if err != nil {
+					got <- -1
+					return
+				}
+				defer conn.Close()
+				if test.kind == LimitReceivedBytes {
+					n, _ := conn.Write(make([]byte, size))
+					got <- int64(n)
+					return
+				}
+				n, _ := io.Copy(io.Discard, conn)
+				got <- n
+			}()
+			script := `import socket
+s = socket.create_connection(("240.0.0.9", 80)); s.sendall(bytes(3 << 20)); s.shutdown(1); s.recv(1)`
+			if test.kind == LimitReceivedBytes {
+				script = `import socket
+s = socket.create_connection(("240.0.0.9", 80)); n = 0
+while True:
+    b = s.recv(1 << 16)
+    if not b: break
+    n += len(b)
+assert n == 3 << 20, n`
+			}
+			start := time.Now()
+			s.ok(s.command(Command{Args: []string{"python3", "-c", script}}))
+			u, elapsed := s.used(), time.Since(start)
+			if n := <-got; n != size {
+				t.Errorf("%d of %d bytes arrived", n, size)
+			}
+			bytes := float64(u.SentBytes)
+			if test.kind == LimitReceivedBytes {
+				bytes = float64(u.ReceivedBytes)
+			}
+			t.Logf("%.0f bytes in %v, at most %.0f; %v", bytes, elapsed, l.permits(elapsed), s.crossed())
+			if most := l.permits(elapsed) + 5000; bytes > most { // what carries no payload passes
+				t.Errorf("%.0f bytes, at most %.0f", bytes, most)
+			}
+		})
 	}
 }

@@ -155,6 +155,8 @@ type flight struct {
 	done       chan struct{}
 	began      instant
 	cancel     context.CancelFunc
+	old        *lease // what it renews or replaces; guarded by Broker.mu
+	lost       bool   // old was lost meanwhile, and is not yet to be revoked
 	credential authz.Credential
 	err        error
 	orphan     *revocation // the lease that it got too late
@@ -410,9 +412,10 @@ func (b *Broker) start(ctx context.Context, e *entry) *flight {
 
 // fly fetches or renews the credential and hands it to all that wait.
 func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
-	b.mu.RLock()
+	b.mu.Lock()
 	old, current := e.lease, b.session
-	b.mu.RUnlock()
+	f.old = old
+	b.unlock()
 	began := b.cfg.Now()
 	got, gone, err := b.obtain(ctx, e.ref, old, current)
 	if b.cfg.Fetched != nil {
@@ -572,6 +575,9 @@ func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error
 	} else if got != nil && got.id != "" {
 		f.orphan = b.enqueue(e.ref, got, now, true)
 	}
+	if f.lost && (err != nil || got.id != old.id) {
+		b.enqueue(e.ref, old, now, false)
+	}
 	if err != nil {
 		b.failed(e, now, err)
 		f.err = &heldError{err: err, retry: now.until(e.retryAt)}
@@ -651,13 +657,19 @@ func (b *Broker) install(e *entry, got *lease) {
 	}
 }
 
-// lose takes a credential out of use that can no longer be. The caller holds mu.
+// lose takes a credential out of use that can no longer be. Its lease is
+// revoked, but not while it is being renewed: renewed, it may be used again. The
+// caller holds mu.
 func (b *Broker) lose(e *entry, why string) {
 	l := e.lease
 	e.lease = nil
 	b.record("lost", e.ref, l.id, why)
 	b.changed = true
-	if l.id != "" {
+	switch {
+	case l.id == "":
+	case e.flight != nil && e.flight.old == l:
+		e.flight.lost = true
+	default:
 		b.enqueue(e.ref, l, b.now(), false)
 	}
 }

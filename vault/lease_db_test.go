@@ -294,6 +294,56 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
+// A lease that ended by our clock while it was renewed is either renewed or
+// revoked, and not both.
+func TestEndsWhileRenewed(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: 10 * time.Hour})
+	f := newFaults(t, v)
+	var log journal
+	b := testenv.MustGet(New(Config{Plugin: plugin, Address: f.address, Auth: auth, Recorder: &log}))(t)
+	var step atomic.Int64
+	b.stepped = func(now instant) instant { return now.add(time.Duration(step.Load())) }
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	db1 := ref("db", "database/creds/reader")
+	b.Retain(t.Context(), []authz.CredentialRef{db1})
+	for _, renewed := range []bool{true, false} {
+		c := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+		lost := log.count("lost")
+		renewing, release := f.hold("sys/leases/renew")
+		step.Add(int64(2 * time.Hour))
+		got := make(chan authz.Credential, 1)
+		go func() {
+			c, _ := b.Credential(context.WithoutCancel(t.Context()), db1)
+			got <- c
+		}()
+		<-renewing
+		b.wake()
+		until(t, "it is lost", func() bool { return log.count("lost") > lost })
+		if !renewed {
+			testenv.Must(t, v.RevokeLeases(t.Context(), "database/creds/reader"))
+		}
+		release()
+		next := <-got
+		f.mend()
+		if (next.Lease == c.Lease) != renewed {
+			t.Errorf("renewed: %v, lease %q, then %q, records %s", renewed, c.Lease, next.Lease, &log)
+		}
+		until(t, "nothing is left to be revoked", func() bool { return b.Status().Unconfirmed == 0 })
+		if !logsIn(t, db, next) {
+			t.Error("served a user that cannot log in")
+		}
+	}
+	cancel()
+	testenv.Must(t, <-done)
+	if got := users(t, db); len(got) != 0 {
+		t.Errorf("users left in the database: %q", got)
+	}
+}
+
 // A token that dies before the leases it made takes them along, whatever Vault
 // says of them. The lease must not be served past the token's end.
 func TestOutlivesItsToken(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,10 +87,7 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 			out = append(out, fromKernel(f, required))
 		}
 	} else {
-		out = append(out, finding{
-			Name: "kernel: off", Problem: "the plugin is not confined", Remedy: "say kernel: required",
-			Lost: "mediation, identity, and limits on connections, bytes and system calls",
-		})
+		out = append(out, checkFence(&cfg.Sidecar))
 	}
 	out = append(out, checkClock(time.Now()))
 	if cfg == nil {
@@ -101,6 +99,31 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 		out = append(out, c.checkVault(ctx, cfg))
 	}
 	return out, nil
+}
+
+// checkFence tries what run confines a plugin with while the kernel half is off,
+// and says what that lacks.
+func checkFence(spec *configs.Sidecar) finding {
+	out := finding{Name: "kernel: off", Remedy: "say kernel: required"}
+	if spec.Process.Network == configs.NetworkHost {
+		out.Problem = "the plugin is not confined: process.network is host"
+		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
+		return out
+	}
+	fence, err := ebpf.NewFence(ebpf.FenceConfig{Plugin: spec.Plugin, Proxy: []string{"127.0.0.1:0"}, User: string(spec.Process.User)})
+	if err != nil {
+		out.Problem = "the plugin is not confined: " + err.Error()
+		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
+		return out
+	}
+	out.Problem, out.Lost = "the plugin is fenced in without the kernel half", strings.Join(fence.Limits(), "; ")
+	for _, l := range fence.Listeners() {
+		err = errors.Join(err, l.Close())
+	}
+	if err := errors.Join(err, fence.Close()); err != nil {
+		out.Problem += "; " + err.Error()
+	}
+	return out
 }
 
 func fromKernel(f ebpf.Finding, required bool) finding {

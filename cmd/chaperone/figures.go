@@ -110,7 +110,7 @@ func (s *sidecar) registerKernelMetrics() {
 			}
 		})
 	s.registerRuleMetrics()
-	usage("chaperone_plugin_processes_total", "Processes that the plugin started, the launcher among them.", nil,
+	usage("chaperone_plugin_processes_total", "Processes that the plugin started.", nil,
 		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Processes)) })
 	usage("chaperone_plugin_ended_total", "Processes and sockets that were ended for escaping the kernel's walls.", nil,
 		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Ended)) })

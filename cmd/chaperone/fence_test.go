@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// TestRunFence checks what holds a plugin while the kernel half is off: it
+// reaches the sidecar and nothing else, and what is missing is printed.
+func TestRunFence(t *testing.T) {
+	w := newWorld(t, "off", "")
+	past := w.api.URL("localhost", "/open")
+	r := w.run("sh", "-c", fmt.Sprintf(`curl -sS -o /dev/null -w '%%{http_code}\n' %s
+curl -sS -k -m 5 --noproxy '*' -o /dev/null -w 'past: %%{http_code}\n' %s
+cat %s; ls %s`, w.url("/v1/forecast"), past, w.file("secret-id"), w.file("state")))
+	contains(t, r.stdout, "200\n", "past: 000")
+	if strings.Contains(r.stdout, w.read("secret-id")) || strings.Contains(r.stdout, "audit.jsonl") {
+		t.Errorf("the sidecar's own files can be seen:\n%s", r.stdout)
+	}
+	if n := strings.Count(r.stderr, "chaperone: kernel off: nothing is metered"); n != 1 {
+		t.Errorf("what is missing is printed %d times, not once:\n%s", n, r.stderr)
+	}
+	contains(t, w.audit(), "confined without the kernel half")
+}
+
+// TestRunFenceHalt ends a plugin behind the fence, and one that nothing holds.
+func TestRunFenceHalt(t *testing.T) {
+	for _, network := range []string{"own", "host"} {
+		t.Run("network "+network, func(t *testing.T) {
+			w := newWorld(t, "off", "")
+			w.spec("  process: {network: " + network + "}\n")
+			b := w.start("sleep", "60")
+			eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(w.audit(), `"started`) })
+			s := w.ready()
+			contains(t, strings.Join(s.Warnings, "\n"), "nothing is metered")
+			if r := w.revoke("--level", string(authz.LevelHalt)); len(r.Failed) > 0 {
+				t.Errorf("%+v", r)
+			}
+			if got := b.wait(); got != exitSidecar {
+				t.Errorf("status %d, not %d", got, exitSidecar)
+			}
+			contains(t, b.output.String(), "was halted")
+		})
+	}
+}
+
+// TestRunFenceListen reaches a plugin behind the fence.
+func TestRunFenceListen(t *testing.T) {
+	w := newWorld(t, "off", "")
+	port := freePort(t)
+	w.spec(fmt.Sprintf("  process: {listen: [%d]}\n", port))
+	w.start("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/usr/share", fmt.Sprint(port))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	body := eventually(t, "the plugin answers", func() (string, bool) {
+		answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+		if err != nil {
+			return "", false
+		}
+		defer answer.Body.Close()
+		data, err := io.ReadAll(answer.Body)
+		return string(data), err == nil
+	})
+	contains(t, body, "Directory listing")
+}
+
+// TestRunFenceFiles starts nothing where what is stated cannot be kept.
+func TestRunFenceFiles(t *testing.T) {
+	w := newWorld(t, "off", "")
+	w.spec("  process: {network: host, files: {read: [/usr]}}\n")
+	r := w.run("true")
+	if r.status == 0 {
+		t.Error("a plugin runs without the rules that its files were to have")
+	}
+}

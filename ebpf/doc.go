@@ -34,11 +34,32 @@
 // In its own namespace the plugin's loopback is its own: it may bind, listen
 // and connect there, by TCP, UDP and abstract Unix sockets, and none of it
 // counts. Socket pairs work everywhere. Unix sockets with a path are refused,
-// also the plugin's own: the kernel's hook sees the name that was given and not
-// the socket that it leads to, and a link would lead it to any socket of the
-// host. A kernel before 6.7 has no such hook; there the plugin gets no Unix
-// sockets but pairs. Programs that build sandboxes of their own (namespaces in
-// clone or unshare) do not run.
+// also the plugin's own, but for those of [Cage.AllowSockets]: the kernel's hook
+// sees the name that was given and not the socket that it leads to, and a link
+// would lead it to any socket of the host. A kernel before 6.7 has no such hook;
+// there the plugin gets no Unix sockets but pairs. Programs that build sandboxes
+// of their own (namespaces in clone or unshare) do not run.
+//
+// io_uring is refused for good. Its connects do pass the hooks, but it makes
+// sockets past the filter, of the families that have no hook.
+//
+// # Files
+//
+// Without [Command.Files] the plugin may use what its user may. With it, Landlock
+// closes everything but what is named and what programs need to start: the
+// program itself with its interpreter and loader; /usr, /lib*, /bin and /sbin;
+// below /etc the loader's files, certificates, resolver and host files, services,
+// passwd, group, time zone and Java's configuration; a few files of the system's
+// in /proc and /sys, and the process's own part of /proc, not its children's;
+// /dev/null, zero, full, random, urandom and tty. Landlock says nothing about
+// looking at names and modes (stat), nor about files that are open already. What
+// is executed can be any file that may be read: an interpreter reads it.
+//
+// # Without privileges
+//
+// A [Fence] needs neither BPF nor root: user, network, process, mount and IPC
+// namespaces, the same system call filter and the same file rules. It meters
+// nothing. [Fence.Limits] says what else it lacks.
 //
 // # Numbers
 //

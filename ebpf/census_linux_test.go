@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -122,5 +123,62 @@ func TestForeignSockets(t *testing.T) {
 			}
 			plugin.end()
 		})
+	}
+}
+
+// A plugin that makes much of everything neither hides a socket from the census
+// nor holds it up.
+func TestCensusUnderAttack(t *testing.T) {
+	group, path := given(t)
+	n, err := openNetwork(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = n.close() }()
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	hidden := filepath.Join(group.path, "a", "b", "c")
+	if err := os.MkdirAll(hidden, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const packet = "import os, socket, time\ndef take(): return socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n"
+	for name, script := range map[string]string{
+		"among a thousand descriptors": `held = [socket.socket() for _ in range(1000)]; s = take(); time.sleep(30)`,
+		"among children that come and go": `
+if os.fork() == 0:
+    until = time.time() + 4
+    while time.time() < until:
+        pid = os.fork()
+        if pid == 0: os._exit(0)
+        os.waitpid(pid, 0)
+    os._exit(0)
+s = take(); time.sleep(30)`,
+		"deep below": `open("` + hidden + `/cgroup.procs", "w").write("0"); s = take(); time.sleep(30)`,
+		"moving to and fro": `s = take()
+for _ in range(100000):
+    for place in ("` + hidden + `", "` + group.path + `"): open(place + "/cgroup.procs", "w").write("0")`,
+		"by many children": `s = take()
+for _ in range(300):
+    if os.fork() == 0: time.sleep(30)
+time.sleep(30)`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			plugin, out := guestIn(t, n, group, python(t), "-c", packet+script)
+			if got := end(t, plugin); got != "signal: killed" {
+				t.Errorf("the holder ended with %s: %s", got, out)
+			}
+			if err := group.awaitEmpty(10 * time.Second); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, d := range descriptors(r.seenNow()) {
+		if d.Family != "packet" {
+			t.Errorf("reported %+v", d)
+		}
+	}
+	for dir := hidden; dir != group.path; dir = filepath.Dir(dir) {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
 	}
 }

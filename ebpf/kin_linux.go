@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +33,32 @@ func (w *wall) loadKin(dir string, group *cgroup, own bool) error {
 		return fmt.Errorf("load process programs: %w%s", err, loadHint(err))
 	}
 	return nil
+}
+
+// kinFindings says what a kernel's age takes away from following processes and
+// ending sockets. The programs load without: they look for each function by its
+// name in the kernel's own types, as is done here.
+func kinFindings() []Finding {
+	has := func(function string) error {
+		types, err := btf.LoadKernelSpec()
+		if err != nil {
+			return fmt.Errorf("read the kernel's types: %w", err)
+		}
+		var f *btf.Func
+		if err := types.TypeByName(function, &f); err != nil {
+			return fmt.Errorf("the kernel has no %s: %w", function, err)
+		}
+		return nil
+	}
+	return []Finding{{
+		Name: "signals to other processes", Err: has("bpf_send_signal_task"),
+		Lost:   "the instant in which a process that leaves the cgroup ends: the sidecar ends it some milliseconds later, and not while it is away",
+		Remedy: "use Linux 6.13 or later",
+	}, {
+		Name: "ending of sockets", Err: has("bpf_sock_destroy"),
+		Lost:   "connections that end without their holder: a process that keeps one made outside the cgroup is killed a second later",
+		Remedy: "use Linux 6.5 or later",
+	}}
 }
 
 // aim tells programs that follow tasks which cgroup is the plugin's. In one of

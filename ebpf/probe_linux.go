@@ -85,6 +85,7 @@ func (p *prober) programs() {
 			hooks = errors.New("the kernel has no connect_unix hook")
 		}
 		p.found(unixFinding(), hooks)
+		p.findings = append(p.findings, kinFindings()...)
 	}
 	all := Finding{
 		Name: "kernel programs", Required: true, Lost: "confinement and metering",

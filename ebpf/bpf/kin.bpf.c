@@ -83,9 +83,11 @@ static __always_inline void limit_processes(struct task_struct *child)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(born, struct task_struct *parent, struct task_struct *child)
 {
-	bool by_plugin = marked(parent) || inside(parent->cgroups->dfl_cgrp);
+	struct cgroup *from = parent->cgroups->dfl_cgrp, *to = child->cgroups->dfl_cgrp;
+	bool in = inside(to);
+	bool by_plugin = marked(parent) || (from->kn->id == to->kn->id ? in : inside(from));
 
-	if (!inside(child->cgroups->dfl_cgrp)) {
+	if (!in) {
 		if (by_plugin)
 			end_escaped(child, true);
 		return 0;

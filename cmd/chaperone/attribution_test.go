@@ -18,7 +18,7 @@ func TestRunFigures(t *testing.T) {
 	w := newWorld(t, "required", "")
 	port := freePort(t)
 	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), `metrics: "127.0.0.1:0"`, fmt.Sprintf(`metrics: "127.0.0.1:%d"`, port), 1))
-	const body = 2_000_000
+	const body = 800_000 // the API reads no more than a MiB
 	w.start("sh", "-c", fmt.Sprintf(`head -c %d /dev/zero | curl --noproxy '*' -sS -o /dev/null --data-binary @- %s; sleep 60`, body, w.url("/v1/forecast")))
 	var text string
 	figure := func(series string) float64 {
@@ -38,7 +38,7 @@ func TestRunFigures(t *testing.T) {
 		return 0, figure(`chaperone_plugin_network_bytes_total{direction="sent"}`) > body
 	})
 	all, ofRule := figure(`chaperone_plugin_network_bytes_total{direction="sent"}`), figure(`chaperone_rule_network_bytes_total{direction="sent",rule="weather/api"}`)
-	if ofRule < 0.8*body || ofRule >= all || all > 1.2*body { // what was on its way before the decision is no rule's
+	if ofRule < 0.7*body || ofRule >= all || all > 1.2*body { // what was on its way before the decision is no rule's
 		t.Errorf("%.0f bytes were sent, %.0f of them for the rule, and the body has %d", all, ofRule, body)
 	}
 	for series, least := range map[string]float64{

@@ -30,7 +30,27 @@ func fileAttempts() map[string]func([]string) error {
 		"run":      func(args []string) error { return exec.Command(args[0]).Run() },
 		"through":  func(args []string) error { _, err := os.ReadFile("/proc/self/root" + args[0]); return err },
 		"by-child": readAsChild,
+		"hold":     hold,
+		"held":     held,
 	}
+}
+
+// hold connects to a Unix socket and stays connected, on descriptor 100.
+func hold(args []string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: args[0]}); err != nil {
+		return err
+	}
+	return unix.Dup3(fd, 100, 0)
+}
+
+// held says whether what hold holds is still connected.
+func held([]string) error {
+	_, err := unix.SendmsgN(100, []byte("x"), nil, nil, unix.MSG_NOSIGNAL)
+	return err
 }
 
 // readAsChild reads by way of another process and its place in /proc.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,7 +33,8 @@ type allowance struct {
 }
 
 // AllowSockets lets the plugin use the Unix sockets named, and no others; none
-// takes them all away. What is connected by then stays connected.
+// takes them all away. What it has connected to one that is no longer named is
+// ended, if the server bound its socket under that very name.
 //
 // The kernel's hook sees the name that a program gives, byte for byte, and not
 // the socket that it leads to. A path is therefore let through only as long as
@@ -88,20 +90,79 @@ func (c *Cage) allow(paths []string) error {
 	if c.wall.unix == nil {
 		return nil
 	}
+	var gone []string
 	for _, path := range c.sockets.wanted {
 		if !slices.Contains(paths, path) {
 			if err := c.setSocket(path, false); err != nil {
 				return err
 			}
+			gone = append(gone, path)
 		}
 	}
 	c.sockets.wanted = slices.Clone(paths)
 	doubts, err := c.judgeSockets()
 	c.sockets.doubts = doubts
+	err = errors.Join(err, c.cutSockets(gone))
 	for _, path := range paths {
 		err = errors.Join(err, doubts[path])
 	}
 	return err
+}
+
+// cutSockets ends what the plugin has connected to names that were taken away.
+// A connection is known by the name that its server bound.
+func (c *Cage) cutSockets(names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	text, err := os.ReadFile(filepath.Join(c.group.path, "cgroup.procs"))
+	if err != nil {
+		return fmt.Errorf("cut connections to %s: %w", names, err)
+	}
+	for field := range strings.FieldsSeq(string(text)) {
+		pid, err := strconv.Atoi(field)
+		if err == nil {
+			err = cutSocketsOf(pid, names)
+		}
+		// A process or a descriptor that is gone holds no connection.
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("cut connections to %s: %w", names, err)
+		}
+	}
+	return nil
+}
+
+func cutSocketsOf(pid int, names []string) error {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(process) }()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list descriptors: %w", err)
+	}
+	for _, entry := range entries {
+		number, err := strconv.Atoi(entry.Name())
+		if link, gone := os.Readlink(filepath.Join(dir, entry.Name())); err != nil || gone != nil || !strings.HasPrefix(link, "socket:") {
+			continue
+		}
+		fd, err := unix.PidfdGetfd(process, number, 0)
+		if errors.Is(err, unix.EBADF) {
+			continue // closed meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("look at a socket of process %d: %w", pid, err)
+		}
+		if peer, err := unix.Getpeername(fd); err == nil {
+			if name, ok := peer.(*unix.SockaddrUnix); ok && slices.Contains(names, name.Name) {
+				_ = unix.Shutdown(fd, unix.SHUT_RDWR) // an error: it has ended already
+			}
+		}
+		_ = unix.Close(fd)
+	}
+	return nil
 }
 
 // lookAtSockets judges the names again.

@@ -267,6 +267,38 @@ func TestSocketIsWatched(t *testing.T) {
 	}
 }
 
+// What is connected to a name ends when the name is taken away, and not before.
+func TestTakenSocketsAreCut(t *testing.T) {
+	r := newRig(t, nil)
+	dir := steadyDir(t)
+	path, other := filepath.Join(dir, "s"), filepath.Join(dir, "other")
+	listener, err := net.Listen("unix", path) // accepted by nobody, and kept
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if err := errors.Join(os.Chmod(path, 0o777), r.AllowSockets([]string{path, other})); err != nil {
+		t.Fatal(err)
+	}
+	ask, end := converse(t, func(c Command) (waiter, error) { return r.Start(c) })
+	if got := ask("hold " + path); got != "ok" {
+		t.Fatal(got)
+	}
+	if err := r.AllowSockets([]string{path}); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask("held"); got != "ok" {
+		t.Errorf("when another name went: %s", got)
+	}
+	if err := r.AllowSockets(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask("held"); got != "EPIPE" {
+		t.Errorf("when its name went: %s", got)
+	}
+	end()
+}
+
 // With the host's network abstract names are the host's.
 func TestAbstractSockets(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.HostNetwork = true })

@@ -395,3 +395,30 @@ func abandon(t *testing.T, f folder, log *audit.Log) {
 	defer lift()
 	_ = log.Close() // what is left to say cannot be written
 }
+
+// A head that is cut short under an open log is an error of the record that
+// meets it, and not the end of the process.
+func TestHeadIsCutShort(t *testing.T) {
+	f := newFolder(t)
+	log := f.open(f.config())
+	for range 3 {
+		if err := log.Record(sample()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Truncate(filepath.Join(f.dir, "audit.head"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Record(sample()); err == nil {
+		t.Fatal("recorded without a head")
+	}
+	for range 2 {
+		if err := log.Record(sample()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.proved(1, 7) // the refused one was written, and a note said that it was refused
+}

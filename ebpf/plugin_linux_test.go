@@ -34,6 +34,7 @@ func plugin(args []string) error {
 		"persist": persist,
 		"close":   closeEarly,
 		"flood":   flood,
+		"worker":  work,
 		"daemon":  leaveDaemon,
 		"fence":   tryFence,
 		"storm":   storm,

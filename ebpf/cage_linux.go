@@ -33,7 +33,8 @@ type Cage struct {
 	unheard      atomic.Uint64
 	refusedCalls atomic.Uint64
 
-	starting sync.Mutex // held while a program starts; taken before mu
+	starting sync.Mutex   // held while a program starts; taken before mu
+	closing  sync.RWMutex // read-held while a connection is identified; taken before mu
 	mu       sync.Mutex
 	attached bool
 	shut     bool
@@ -280,6 +281,8 @@ func (c *Cage) Info() Info {
 func (c *Cage) Close() error {
 	c.starting.Lock()
 	defer c.starting.Unlock()
+	c.closing.Lock()
+	defer c.closing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

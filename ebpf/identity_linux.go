@@ -27,6 +27,8 @@ func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
 	if !ok {
 		return Peer{}, false
 	}
+	c.closing.RLock()
+	defer c.closing.RUnlock()
 	c.mu.Lock()
 	closed := c.closed || !c.attached
 	c.mu.Unlock()

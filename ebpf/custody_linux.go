@@ -156,7 +156,7 @@ func (l *ledger) term(now uint64) (need time.Duration, freeze bool) {
 			continue
 		}
 		freeze = freeze || p.rule.Turns == 0
-		left := time.Duration(enough - room) //nolint:gosec // at most a period
+		left := time.Duration(enough - room)
 		if total {
 			left = maxPeriod
 		}

@@ -61,10 +61,44 @@
 // namespaces, the same system call filter and the same file rules. It meters
 // nothing. [Fence.Limits] says what else it lacks.
 //
+// # Limits
+//
+// [Cage.Limit] has the programs hold the plugin to rates and totals. A rate is
+// the generic cell rate algorithm with a burst of its Count, on CLOCK_MONOTONIC;
+// the time for which the machine sleeps refills nothing. A charge is one atomic
+// exchange, with prices rounded up, so that no number of senders passes a limit.
+//
+// Connections are charged when they are let through to the proxy, and refused
+// with EPERM. Bytes are charged packet by packet. TCP packets with payload that
+// go beyond a limit are dropped, and sent again by TCP, whose pauses grow to two
+// minutes; datagrams are refused with EPERM. TCP packets without payload pass
+// and are charged all the same, so that a refusal or an end never hangs; so does
+// a packet that is larger than the whole of a rate, when nothing of it is in
+// use. While a limit on bytes or system calls is used up, new connects and
+// questions are refused with EPERM, unless it throttles. A connection that was
+// let through and then failed stays charged.
+//
+// A system call cannot be refused where it is counted: what goes beyond its limit
+// is charged, and the plugin refused everything else. Each processor takes 32
+// calls at a time from the limits while there is plenty, and one at a time near
+// their end; what it holds is the most by which calls can exceed them.
+//
+// At a limit that stops, the kernel stops each process as soon as it passes a
+// hook, when the last of the limit is taken and not at the first refusal;
+// [Cage.Run] freezes them all within milliseconds, and lets them run again when
+// a tenth of the limit, and whatever it refused, is free. To do so it sends
+// SIGCONT, also to processes that the plugin itself had stopped. A call that was
+// interrupted by the stop may end with EINTR (signal(7)). Nobody but a sidecar
+// lets them run again, and one that is restarted takes that over. A plugin that
+// continues its own processes is killed by the kernel after 4096 more hooks. To
+// throttle system calls is to stop for a fortieth of a second at a time. A
+// limit on processes kills what is started beyond it before it runs.
+//
 // # Numbers
 //
 // Bytes are IP bytes, headers included, on the plugin's side of connections
-// with the sidecar's listeners; retransmissions count, refused packets do not.
+// with the sidecar's listeners; retransmissions count, refused packets do not, and
+// a packet that the kernel was to cut later (GSO) counts with one header.
 // System calls are those of every task in the cgroup from the moment it is in
 // it, the launcher's few hundred included. All totals only grow.
 package ebpf

@@ -102,7 +102,8 @@ func checkLimits(limits []Limit) error {
 
 // compileLimit is a limit as the programs hold it, but for its slot.
 func compileLimit(l Limit, cpus uint64) wallLimit {
-	k := wallLimit{Count: min(l.Count, forever), Name: l.digest(), Set: 1} // nobody gets as far as forever
+	l.Count = min(l.Count, forever) // nobody gets as far
+	k := wallLimit{Count: l.Count, Name: l.digest(), Set: 1}
 	if l.Period == 0 || l.Count == 0 {
 		k.Depth, k.Mult = k.Count, 1
 	} else {
@@ -206,7 +207,7 @@ func paceOf(limits []Limit) uint32 {
 	if rate == 1<<32-1 {
 		return 0
 	}
-	return uint32(rate) //nolint:gosec // not more than it was
+	return uint32(rate)
 }
 
 // ledger is the kernel's limits as user space sees them. Its owner holds the
@@ -253,7 +254,7 @@ func openLedger(w *wall) (*ledger, error) {
 			return nil, errors.Join(fmt.Errorf("read limits: %w", err), l.close())
 		}
 		if rule.Set != 0 {
-			l.inForce = append(l.inForce, placed{kind: LimitKind(i / MaxLimits), rule: rule}) //nolint:gosec // six
+			l.inForce = append(l.inForce, placed{kind: LimitKind(i / MaxLimits), rule: rule})
 		}
 	}
 	return l, nil
@@ -310,7 +311,7 @@ func (l *ledger) replace(limits []Limit) error {
 	if err := awaitPrograms(); err != nil {
 		return err
 	}
-	next, moves, err := l.place(limits, uint64(cpus)) //nolint:gosec // a few
+	next, moves, err := l.place(limits, uint64(cpus))
 	if err != nil {
 		return err
 	}
@@ -321,7 +322,7 @@ func (l *ledger) replace(limits []Limit) error {
 	spare := (door.InForce & inForceWhich) ^ 1
 	entries, word := arrange(next)
 	for i, entry := range entries {
-		if err := l.limits.Put(spare*kinds*MaxLimits+uint32(i), entry); err != nil { //nolint:gosec // 48
+		if err := l.limits.Put(spare*kinds*MaxLimits+uint32(i), entry); err != nil {
 			return fmt.Errorf("write limits: %w", err)
 		}
 	}
@@ -481,7 +482,7 @@ func clock() uint64 {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &spec); err != nil {
 		return 0 // every bucket is fuller then than it is
 	}
-	return uint64(spec.Nano()) //nolint:gosec // since the machine started
+	return uint64(spec.Nano())
 }
 
 // awaitPrograms waits until every program that runs now has ended, by way of a

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"net"
 	"net/netip"
 	"os"
@@ -696,5 +697,101 @@ assert n == 3 << 20, n`
 				t.Errorf("%.0f bytes, at most %.0f", bytes, most)
 			}
 		})
+	}
+}
+
+// The price of n is never less than the rate's, the burst is the count, and
+// nothing overflows, whatever the count and the period.
+func TestPrices(t *testing.T) {
+	for _, count := range []uint64{1, 2, 7, 60, 1000, 10 << 20, 1e9 + 7, 1 << 40, 1<<62 - 1, 1 << 63, 1<<64 - 1} {
+		for _, period := range []time.Duration{1, 1000, time.Second, 7 * time.Second, time.Hour, maxPeriod} {
+			for kind := LimitConnections; kind <= LimitProcesses; kind++ {
+				k := compileLimit(Limit{Kind: kind, Count: count, Period: period}, 2)
+				whole := k.price(k.Count)
+				if whole < uint64(period) || whole > uint64(period)+k.Count+1<<k.Shift {
+					t.Errorf("%d/%v: the whole costs %d", count, period, whole)
+				}
+				one := k.price(1)
+				high, low := bits.Mul64(one, k.Count)
+				if high == 0 && low < uint64(period) {
+					t.Errorf("%d/%v: one costs %d", count, period, one)
+				}
+				small := k.Count <= 30_000 && period >= time.Second
+				if unitary := kind == LimitConnections || kind == LimitProcesses || kind == LimitSyscalls && small; unitary && high == 0 {
+					if burst := k.Depth / one; burst != k.Count {
+						t.Errorf("%s %d/%v: the burst is %d", kind, count, period, burst)
+					}
+				}
+				if k.Depth > forever+uint64(maxPeriod) || k.Reserve > k.Depth {
+					t.Errorf("%d/%v: depth %d, reserve %d", count, period, k.Depth, k.Reserve)
+				}
+			}
+		}
+	}
+	total := compileLimit(Limit{Kind: LimitSyscalls, Count: 100}, 2)
+	if total.Depth != 100 || total.price(3) != 3 || total.Period != 0 {
+		t.Errorf("a total is %+v", total)
+	}
+}
+
+func TestLimitsAreChecked(t *testing.T) {
+	fine := Limit{Name: "x", Kind: LimitConnections, Count: 1}
+	for name, limits := range map[string][]Limit{
+		"no kind":    {{Name: "x", Count: 1}},
+		"no action":  {{Name: "x", Kind: LimitSyscalls, Count: 1, Action: 4}},
+		"negative":   {{Name: "x", Kind: LimitSyscalls, Count: 1, Period: -1}},
+		"too long":   {{Name: "x", Kind: LimitSyscalls, Count: 1, Period: maxPeriod + 1}},
+		"same names": {fine, fine},
+		"too many":   {{"0", 1, 1, 0, 0, 0}, {"1", 1, 1, 0, 0, 0}, {"2", 1, 1, 0, 0, 0}, {"3", 1, 1, 0, 0, 0}, {"4", 1, 1, 0, 0, 0}, {"5", 1, 1, 0, 0, 0}, {"6", 1, 1, 0, 0, 0}, {"7", 1, 1, 0, 0, 0}, fine},
+	} {
+		if err := checkLimits(limits); err == nil {
+			t.Errorf("took limits with %s", name)
+		}
+	}
+	if err := checkLimits([]Limit{fine, {Name: "x", Kind: LimitSyscalls}}); err != nil {
+		t.Error(err)
+	}
+}
+
+// What hostile plugins try: a segmented datagram, one larger than its rate,
+// corked pieces, a limit of nothing, and a limit of everything.
+func TestOddLimits(t *testing.T) {
+	s := newStoppable(t, nil)
+	received := s.receive()
+	s.limit(Limit{Name: "none", Kind: LimitConnections, Period: time.Second})
+	if got := s.flood("connect", "240.0.0.9:80", "5ms", "1"); got.done != 0 {
+		t.Errorf("a limit of nothing let %v through", got)
+	}
+	s.limit(Limit{Name: "all", Kind: LimitSentBytes, Count: 1 << 63, Period: time.Second})
+	if got := s.flood("udp", "10.8.8.8:53", "5ms", "2"); got.refused != 0 {
+		t.Errorf("a limit of everything: %v", got)
+	}
+	before := received()
+	l := Limit{Name: "small", Kind: LimitSentBytes, Count: 1000, Period: 50 * time.Millisecond}
+	s.limit(l)
+	got := s.flood("udp", "10.8.8.8:53", "1s", "1", "9972") // ten times the rate: one per half a second
+	if bytes := received() - before; bytes < 20_000 || bytes > 30_000 || got.refused == 0 {
+		t.Errorf("%.0f bytes in packets larger than the limit, %v", bytes, got)
+	}
+	sent := s.used().SentBytes
+	l.Name, l.Count, l.Period = "segments", 100_000, 0
+	s.limit(l)
+	s.ok(s.command(Command{Args: []string{"python3", "-c", `
+import socket
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.setsockopt(17, 103, 100)  # SOL_UDP, UDP_SEGMENT
+u.connect(("10.8.8.8", 53))
+v = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+v.connect(("10.8.8.8", 53))
+try:
+    while True: u.send(bytes(6000))
+except PermissionError: pass
+try:
+    while True:
+        v.send(bytes(10), socket.MSG_MORE); v.send(bytes(10))
+except PermissionError: pass
+`}}))
+	if sent = s.used().SentBytes - sent; sent > 100_000 || sent < 99_900 {
+		t.Errorf("%d bytes in segments and pieces of a total of 100,000", sent)
 	}
 }

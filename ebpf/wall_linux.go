@@ -109,8 +109,7 @@ func (w *wall) loadSignalling(dir string, spec *ebpf.CollectionSpec) (*ebpf.Coll
 		return nil, err
 	}
 	collection, err := w.loadKept(dir, spec)
-	var refused *ebpf.VerifierError
-	if !errors.As(err, &refused) {
+	if _, refused := errors.AsType[*ebpf.VerifierError](err); !refused {
 		return collection, err
 	}
 	if err := spec.Variables["may_signal"].Set(uint32(0)); err != nil {

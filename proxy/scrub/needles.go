@@ -25,6 +25,7 @@ type Needles struct {
 	skip    [1 << skipBits]uint8 // by block: how far the window may be moved on; 0: look closer
 	ending  map[uint32][]int     // by block: the needles whose window ends with it, longest first
 	first   [256][]int           // by first byte
+	pairs   [1 << 10]uint64      // a bit for each two bytes that a needle begins with
 }
 
 // New returns the needles of some secrets, or nil when none is long enough to
@@ -60,6 +61,8 @@ func (n *Needles) index() {
 	}
 	for i, needle := range n.all {
 		n.first[needle[0]] = append(n.first[needle[0]], i)
+		pair := uint16(needle[0])<<8 | uint16(needle[1])
+		n.pairs[pair>>6] |= 1 << (pair & 63)
 		for end := block - 1; end < n.window; end++ {
 			h := hash(needle[end-2], needle[end-1], needle[end])
 			n.skip[h] = min(n.skip[h], uint8(n.window-1-end))
@@ -107,6 +110,14 @@ func (n *Needles) In(text string) bool {
 	return len(find(n, text, nil)) > 0
 }
 
+// InBytes is [Needles.In] of bytes.
+func (n *Needles) InBytes(text []byte) bool {
+	if n == nil {
+		return false
+	}
+	return len(find(n, text, nil)) > 0
+}
+
 // Blank overwrites every secret in b with asterisks and reports whether there
 // was one.
 func (n *Needles) Blank(b []byte) bool {
@@ -134,6 +145,11 @@ func (n *Needles) Longest() int {
 // tail returns how many bytes at the end of b may be the beginning of a needle.
 func (n *Needles) tail(b []byte) int {
 	for from := max(0, len(b)-n.longest+1); from < len(b); from++ {
+		if from+1 < len(b) {
+			if pair := uint16(b[from])<<8 | uint16(b[from+1]); n.pairs[pair>>6]&(1<<(pair&63)) == 0 {
+				continue
+			}
+		}
 		for _, i := range n.first[b[from]] {
 			if end := b[from:]; len(end) < len(n.all[i]) && n.all[i][:len(end)] == string(end) {
 				return len(end)

@@ -2,23 +2,40 @@ package scrub
 
 import "io"
 
-// Reader blanks secrets out of a stream. It holds back what may be the
-// beginning of one, and nothing else, so that events pass as they come.
+// Search is what a stream is searched for, and what becomes of it.
+type Search struct {
+	Needles *Needles
+	// Found is called with a part of the stream in which a secret is. When it
+	// returns nil the secret is blanked out and the stream goes on; any other error
+	// ends the stream with it, and nothing of that secret has passed.
+	Found func(text []byte) error
+}
+
+// look searches a part of the stream.
+func (s Search) look(b []byte) error {
+	if !s.Needles.InBytes(b) {
+		return nil
+	}
+	if err := s.Found(b); err != nil {
+		return err
+	}
+	s.Needles.Blank(b)
+	return nil
+}
+
+// Reader searches a stream. It holds back what may be the beginning of a
+// secret, and nothing else, so that events pass as they come.
 type Reader struct {
-	from    io.Reader
-	needles *Needles
-	found   func()
+	from   io.Reader
+	search Search
 
 	held  []byte // may be the beginning of a needle
 	ready []byte // searched, and more than the caller had room for
 	err   error  // of from, once everything before it was returned
 }
 
-// NewReader returns what reads from r without the secrets of n. found is called
-// whenever one was blanked out.
-func NewReader(r io.Reader, n *Needles, found func()) *Reader {
-	return &Reader{from: r, needles: n, found: found}
-}
+// NewReader returns what reads from r and searches it.
+func NewReader(r io.Reader, s Search) *Reader { return &Reader{from: r, search: s} }
 
 // Read implements [io.Reader].
 func (r *Reader) Read(p []byte) (int, error) {
@@ -30,10 +47,10 @@ func (r *Reader) Read(p []byte) (int, error) {
 		r.ready = r.ready[n:]
 		return n, nil
 	}
-	if len(p) >= 2*r.needles.longest {
+	if len(p) >= 2*r.search.Needles.longest {
 		return r.fill(p)
 	}
-	room := make([]byte, 2*r.needles.longest)
+	room := make([]byte, 2*r.search.Needles.longest)
 	n, err := r.fill(room)
 	took := copy(p, room[:n])
 	r.ready = room[took:n]
@@ -50,12 +67,13 @@ func (r *Reader) fill(b []byte) (int, error) {
 		got, err := r.from.Read(b[n:])
 		n += got
 		r.err = err
-		if r.needles.Blank(b[:n]) {
-			r.found()
+		if found := r.search.look(b[:n]); found != nil {
+			r.err = found
+			break
 		}
 		keep := 0
 		if err == nil {
-			keep = r.needles.tail(b[:n])
+			keep = r.search.Needles.tail(b[:n])
 		}
 		r.held = append(r.held[:0], b[n-keep:n]...)
 		if n > keep {

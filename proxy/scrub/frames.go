@@ -1,0 +1,289 @@
+package scrub
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// ErrFrame says that a stream is not in the frames that it was said to be in,
+// or that they cannot be looked into.
+var ErrFrame = errors.New("a frame cannot be looked into")
+
+// frame is what the head of a frame says.
+type frame struct {
+	length int64
+	mask   [4]byte // that the payload is combined with; zeros for none
+}
+
+// Frames searches the payloads of a stream of frames and leaves all else as it
+// is. Each payload is searched by itself: what is at its end is not held back
+// for the next, which may be a long time coming. A secret that is split between
+// two frames is not found.
+type Frames struct {
+	from   io.Reader
+	search Search
+	// head reads the head of a frame and returns how long it is, 0 when more of
+	// it is needed.
+	head func(b []byte) (int, frame, error)
+
+	current frame // of which length bytes are still to come
+	buf     []byte
+	done    int   // bytes of buf that may pass
+	filled  int   // bytes of buf in all
+	err     error // once everything before it was returned
+}
+
+func newFrames(r io.Reader, s Search, head func([]byte) (int, frame, error)) *Frames {
+	return &Frames{from: r, search: s, head: head}
+}
+
+// Read implements [io.Reader].
+func (f *Frames) Read(p []byte) (int, error) {
+	if f.buf == nil {
+		f.buf = make([]byte, max(8<<10, 4*f.search.Needles.longest))
+	}
+	for f.done == 0 {
+		if f.err != nil {
+			return 0, f.err
+		}
+		n, err := f.from.Read(f.buf[f.filled:])
+		f.filled += n
+		f.err = err
+		if err := f.scan(err != nil); err != nil {
+			f.err, f.done = err, 0
+		}
+	}
+	n := copy(p, f.buf[:f.done])
+	copy(f.buf, f.buf[n:f.filled])
+	f.done, f.filled = f.done-n, f.filled-n
+	return n, nil
+}
+
+// scan searches what has come and has not been searched.
+func (f *Frames) scan(last bool) error {
+	for f.done < f.filled {
+		if f.current.length == 0 {
+			n, next, err := f.head(f.buf[f.done:f.filled])
+			if err != nil {
+				return err
+			}
+			if n == 0 { // incomplete
+				break
+			}
+			f.current, f.done = next, f.done+n
+			continue
+		}
+		n, err := f.payload(f.buf[f.done:f.filled], last)
+		f.done += n
+		if err != nil {
+			return err
+		}
+		if f.current.length > 0 {
+			break
+		}
+	}
+	if last {
+		f.done = f.filled
+	}
+	return nil
+}
+
+// payload searches what has come of a payload and returns how much of it may pass.
+func (f *Frames) payload(b []byte, last bool) (int, error) {
+	b = b[:min(int64(len(b)), f.current.length)]
+	f.current.apply(b)
+	err := f.search.look(b)
+	keep := 0
+	if int64(len(b)) < f.current.length && !last {
+		keep = f.search.Needles.tail(b)
+	}
+	f.current.apply(b)
+	n := len(b) - keep
+	f.current.length -= int64(n)
+	f.current.turn(n)
+	return n, err
+}
+
+// apply combines a payload with the mask, which is its own reverse.
+func (f *frame) apply(b []byte) {
+	if f.mask == [4]byte{} {
+		return
+	}
+	for i := range b {
+		b[i] ^= f.mask[i&3]
+	}
+}
+
+// turn moves the mask on by n bytes.
+func (f *frame) turn(n int) {
+	m := f.mask
+	for i := range f.mask {
+		f.mask[i] = m[(i+n)&3]
+	}
+}
+
+// NewWebSocket searches one direction of a WebSocket without extensions
+// (RFC 6455, section 5.2). The error of a stream that is not one is [ErrFrame].
+func NewWebSocket(r io.Reader, s Search) *Frames {
+	return newFrames(r, s, func(b []byte) (int, frame, error) {
+		const reserved, masked, two, eight = 0x70, 0x80, 126, 127
+		if b[0]&reserved != 0 {
+			return 0, frame{}, fmt.Errorf("read WebSocket: %w: it is of an extension that was not agreed on", ErrFrame)
+		}
+		if len(b) < 2 {
+			return 0, frame{}, nil
+		}
+		size, length := 2, uint64(b[1]&^masked)
+		switch length {
+		case two:
+			if size = 4; len(b) >= size {
+				length = uint64(binary.BigEndian.Uint16(b[2:]))
+			}
+		case eight:
+			if size = 10; len(b) >= size {
+				length = binary.BigEndian.Uint64(b[2:])
+			}
+		}
+		f := frame{length: int64(length)} //nolint:gosec // its sign is looked at
+		if b[1]&masked != 0 {
+			if size += 4; len(b) >= size {
+				copy(f.mask[:], b[size-4:])
+			}
+		}
+		if len(b) < size {
+			return 0, frame{}, nil
+		}
+		if f.length < 0 {
+			return 0, frame{}, fmt.Errorf("read WebSocket: %w: its length is none", ErrFrame)
+		}
+		return size, f, nil
+	})
+}
+
+// gRPC's messages begin with a byte of flags and four of length
+// (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
+const (
+	grpcHead       = 5
+	grpcCompressed = 1
+)
+
+// MaxMessage is how long a compressed gRPC message may be, before and after, in
+// bytes: as long as gRPC's libraries take by themselves.
+const MaxMessage = 4 << 20
+
+// NewGRPC searches the messages of gRPC or gRPC-Web. encoding is that of
+// compressed ones, as grpc-encoding states it; they are passed on decompressed
+// where the search blanks out, see [NewGRPCGuard]. The error is [ErrCoding] for
+// an encoding that is not known; reading yields [ErrFrame] and [ErrBomb].
+func NewGRPC(r io.Reader, s Search, encoding string) (io.Reader, error) {
+	return newGRPC(r, s, encoding, true)
+}
+
+// NewGRPCGuard is [NewGRPC] for a search that ends the stream: compressed
+// messages are searched and passed on as they are.
+func NewGRPCGuard(r io.Reader, s Search, encoding string) (io.Reader, error) {
+	return newGRPC(r, s, encoding, false)
+}
+
+func newGRPC(r io.Reader, s Search, encoding string, rewrite bool) (io.Reader, error) {
+	if Encoded(encoding) {
+		if _, err := Decode(encoding, strings.NewReader("")); err != nil {
+			return nil, err
+		}
+	}
+	return newFrames(&messages{from: bufio.NewReader(r), search: s, encoding: encoding, rewrite: rewrite}, s,
+		func(b []byte) (int, frame, error) {
+			if len(b) < grpcHead {
+				return 0, frame{}, nil
+			}
+			return grpcHead, frame{length: int64(binary.BigEndian.Uint32(b[1:]))}, nil
+		}), nil
+}
+
+// messages takes compressed messages apart and passes all else on.
+type messages struct {
+	from     *bufio.Reader
+	search   Search
+	encoding string
+	rewrite  bool
+
+	ready io.Reader // of the message under way
+	err   error
+}
+
+func (m *messages) Read(p []byte) (int, error) {
+	for m.err == nil {
+		if m.ready == nil {
+			if m.ready, m.err = m.next(); m.err != nil {
+				break
+			}
+		}
+		n, err := m.ready.Read(p)
+		if err != nil {
+			m.ready, err = nil, ignoreEOF(err)
+		}
+		if n > 0 || err != nil {
+			m.err = err
+			return n, err
+		}
+	}
+	return 0, m.err
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// next returns the next message, or io.EOF.
+func (m *messages) next() (io.Reader, error) {
+	head, err := m.from.Peek(grpcHead)
+	if err != nil {
+		if len(head) > 0 { // what is cut short goes on as it is
+			return m.from, nil
+		}
+		return nil, err
+	}
+	length := int64(binary.BigEndian.Uint32(head[1:]))
+	if head[0]&grpcCompressed == 0 {
+		return io.LimitReader(m.from, grpcHead+length), nil
+	}
+	if !Encoded(m.encoding) || length > MaxMessage {
+		return nil, fmt.Errorf("read gRPC message: %w: it is compressed, and too long or in no encoding", ErrFrame)
+	}
+	whole := make([]byte, grpcHead+length)
+	if _, err := io.ReadFull(m.from, whole); err != nil {
+		return nil, fmt.Errorf("read gRPC message: %w", err)
+	}
+	plain, err := m.decode(whole[grpcHead:])
+	if err != nil {
+		return nil, fmt.Errorf("read gRPC message: %w", err)
+	}
+	if !m.rewrite {
+		if err := m.search.look(plain); err != nil {
+			return nil, err
+		}
+		return bytes.NewReader(whole), nil
+	}
+	rewritten := binary.BigEndian.AppendUint32([]byte{whole[0] &^ grpcCompressed}, uint32(len(plain))) //nolint:gosec // at most MaxMessage
+	return bytes.NewReader(append(rewritten, plain...)), nil
+}
+
+func (m *messages) decode(b []byte) ([]byte, error) {
+	from, err := Decode(m.encoding, bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	plain, err := io.ReadAll(io.LimitReader(from, MaxMessage+1))
+	if err == nil && len(plain) > MaxMessage {
+		err = ErrBomb
+	}
+	return plain, err
+}

@@ -1,0 +1,177 @@
+package scrub
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+)
+
+// webSocket makes a frame; mask nil sends it as a server does.
+func webSocket(first byte, mask []byte, payload string) []byte {
+	b := []byte{first}
+	bit := byte(0)
+	if mask != nil {
+		bit = 0x80
+	}
+	switch n := len(payload); {
+	case n < 126:
+		b = append(b, bit|byte(n))
+	case n < 1<<16:
+		b = binary.BigEndian.AppendUint16(append(b, bit|126), uint16(n))
+	default:
+		b = binary.BigEndian.AppendUint64(append(b, bit|127), uint64(n))
+	}
+	b = append(b, mask...)
+	for i := range len(payload) {
+		c := payload[i]
+		if mask != nil {
+			c ^= mask[i%4]
+		}
+		b = append(b, c)
+	}
+	return b
+}
+
+func message(flags byte, payload []byte) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(payload))), payload...)
+}
+
+func TestWebSocketFrames(t *testing.T) {
+	mask := []byte{1, 0xfe, 3, 0x80}
+	filler := strings.Repeat("filler ", 20_000)
+	for _, m := range [][]byte{nil, mask} {
+		var in, want bytes.Buffer
+		for _, pattern := range []string{"%s", "a %s b", strings.Repeat("x", 200) + "%s", filler + "%s" + filler, "", "s3cr3t-", "value"} {
+			text := strings.ReplaceAll(pattern, "%s", secret)
+			clean := strings.ReplaceAll(pattern, "%s", strings.Repeat("*", len(secret)))
+			in.Write(webSocket(0x81, m, text))
+			want.Write(webSocket(0x81, m, clean))
+		}
+		for name, pieces := range map[string]func(io.Reader) io.Reader{
+			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "in halves": iotest.HalfReader,
+		} {
+			for _, size := range []int{1, 1000, 1 << 16} {
+				got, err := readBy(NewWebSocket(pieces(bytes.NewReader(in.Bytes())), Search{New(secret), blankOut}), size)
+				if err != nil || !bytes.Equal(got, want.Bytes()) {
+					t.Errorf("%s, by %d, masked %v: %d bytes, want %d, %v", name, size, m != nil, len(got), want.Len(), err)
+				}
+			}
+		}
+	}
+	for name, in := range map[string][]byte{
+		"compressed": webSocket(0xc1, nil, "hello"), "length": {0x81, 127, 0xff, 0, 0, 0, 0, 0, 0, 0, 1},
+	} {
+		if _, err := io.ReadAll(NewWebSocket(bytes.NewReader(in), Search{New(secret), blankOut})); !errors.Is(err, ErrFrame) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestGuardsPassNothing ends streams at a secret.
+func TestGuardsPassNothing(t *testing.T) {
+	stop := errors.New("stop")
+	s := Search{New(secret), func([]byte) error { return stop }}
+	var zipped bytes.Buffer
+	w := gzip.NewWriter(&zipped)
+	fmt.Fprint(w, secret)
+	w.Close()
+	guard := func(r io.Reader) io.Reader {
+		g, err := NewGRPCGuard(r, s, "gzip")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	for name, test := range map[string]struct {
+		open func(io.Reader) io.Reader
+		in   string
+		want string
+	}{
+		"text":      {func(r io.Reader) io.Reader { return NewReader(r, s) }, "before " + secret + " after", "before "},
+		"WebSocket": {func(r io.Reader) io.Reader { return NewWebSocket(r, s) }, string(webSocket(0x82, []byte("mask"), "hi")) + string(webSocket(0x82, []byte("mask"), secret)), ""},
+		"gRPC":      {guard, string(message(0, []byte(secret))), "\x00\x00\x00\x00" + string(rune(len(secret)))},
+		"gzip":      {guard, string(message(1, zipped.Bytes())), ""},
+	} {
+		got, err := io.ReadAll(test.open(iotest.OneByteReader(strings.NewReader(test.in))))
+		if !errors.Is(err, stop) || strings.Contains(string(got), secret[:2]) || !strings.HasPrefix(string(got), test.want) {
+			t.Errorf("%s: passed %q, %v", name, got, err)
+		}
+	}
+}
+
+func TestGRPCMessages(t *testing.T) {
+	zip := func(text string) []byte {
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		fmt.Fprint(w, text)
+		w.Close()
+		return b.Bytes()
+	}
+	stars := strings.Repeat("*", len(secret))
+	in := slicesOf(message(0, []byte("a "+secret)), message(1, zip("b "+secret)), message(0, nil), message(0x80, []byte("grpc-status: 0")))
+	want := slicesOf(message(0, []byte("a "+stars)), message(0, []byte("b "+stars)), message(0, nil), message(0x80, []byte("grpc-status: 0")))
+	for _, size := range []int{1, 100, 1 << 15} {
+		r, err := NewGRPC(iotest.HalfReader(bytes.NewReader(in)), Search{New(secret), blankOut}, "gzip")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readBy(r, size); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("by %d: %q, %v", size, got, err)
+		}
+	}
+	if _, err := NewGRPC(nil, Search{}, "snappy"); !errors.Is(err, ErrCoding) {
+		t.Errorf("unknown encoding: %v", err)
+	}
+	for name, test := range map[string]struct {
+		in       []byte
+		encoding string
+		want     error
+	}{
+		"no encoding": {message(1, zip("x")), "", ErrFrame},
+		"too long":    {[]byte{1, 0xff, 0, 0, 0}, "gzip", ErrFrame},
+		"bomb":        {message(1, zip(strings.Repeat("x", MaxMessage+1))), "gzip", ErrBomb},
+		"cut short":   {message(1, zip("x"))[:12], "gzip", io.ErrUnexpectedEOF},
+	} {
+		r, err := NewGRPC(bytes.NewReader(test.in), Search{New(secret), blankOut}, test.encoding)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(r); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func slicesOf(all ...[]byte) []byte { return bytes.Join(all, nil) }
+
+// TestFramesPassAtTheirEnd holds nothing of a message back that is complete.
+func TestFramesPassAtTheirEnd(t *testing.T) {
+	text := "now " + secret[:3] // may be the beginning
+	for name, test := range map[string]struct {
+		open  func(io.Reader) io.Reader
+		frame []byte
+	}{
+		"WebSocket": {func(r io.Reader) io.Reader { return NewWebSocket(r, Search{New(secret), blankOut}) }, webSocket(0x81, nil, text)},
+		"gRPC": {func(r io.Reader) io.Reader {
+			g, _ := NewGRPC(r, Search{New(secret), blankOut}, "")
+			return g
+		}, message(0, []byte(text))},
+	} {
+		in, out := io.Pipe()
+		timer := time.AfterFunc(5*time.Second, func() { in.CloseWithError(errors.New("it was held back")) })
+		go func() { _, _ = out.Write(test.frame) }()
+		got := make([]byte, len(test.frame))
+		if _, err := io.ReadFull(test.open(in), got); err != nil || !bytes.Equal(got, test.frame) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		timer.Stop()
+		in.Close()
+	}
+}

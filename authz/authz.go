@@ -86,11 +86,13 @@ type Conditions uint8
 
 // The conditions.
 const (
-	ConditionAddresses  Conditions = 1 << iota // the resolved address
-	ConditionTLS                               // the TLS floor or certificate authority of a rule
-	ConditionTimeout                           // the exchange's timeout
-	ConditionCredential                        // a credential, where the door's transport is not trusted with one
-	ConditionOriginate                         // plain http taken as https
+	ConditionAddresses   Conditions = 1 << iota // the resolved address
+	ConditionTLS                                // the TLS floor or certificate authority of a rule
+	ConditionTimeout                            // the exchange's timeout
+	ConditionCredential                         // a credential, where the door's transport is not trusted with one
+	ConditionOriginate                          // plain http taken as https
+	ConditionCertificate                        // a client certificate, which only who speaks TLS to the upstream can show
+	ConditionSignature                          // a signature, which only who sends the request can make
 )
 
 // Reason says why a decision is what it is. The zero Reason denies.

@@ -112,117 +112,6 @@ func originSuffix(origin Origin, field string) string {
 	return fmt.Sprintf(" (%s: %s)", origin, field)
 }
 
-// credential checks and compiles one credential of the grant. names are those
-// of the credentials before it.
-func (k grantCheck) credential(i int, names map[string]bool) *credentialSpec {
-	spec := &k.g.Credentials[i]
-	path := fmt.Sprintf("spec.credentials[%d]", i)
-	checkName(spec.Name, path+".name", "credential", names, k.report)
-	if !validVaultPath(spec.Vault.Path) {
-		k.report(path+".vault.path", "%q is not a path as vault read takes it, as in secret/data/weather", clip(spec.Vault.Path))
-	}
-	out := &credentialSpec{ref: CredentialRef{Plugin: k.g.Plugin, Grant: k.g.Name, Name: spec.Name, Path: spec.Vault.Path}}
-	for _, guardrail := range k.guardrails {
-		life := time.Duration(guardrail.Ceilings.CredentialLifetime)
-		if life > 0 && (out.ref.Lifetime == 0 || life < out.ref.Lifetime) {
-			out.ref.Lifetime = life
-		}
-	}
-	k.inject(path+".inject", spec.Inject, out)
-	return out
-}
-
-func validVaultPath(s string) bool {
-	for segment := range strings.SplitSeq(s, "/") {
-		if segment == "" || segment == "." || segment == ".." {
-			return false
-		}
-		for i := range len(segment) {
-			if c := segment[i]; !isUnreserved(c) && c != '@' && c != '+' && c != '=' {
-				return false
-			}
-		}
-	}
-	return s != "" && !strings.HasPrefix(s, "sys/") && !strings.HasPrefix(s, "auth/") && !strings.HasPrefix(s, "cubbyhole/")
-}
-
-// inject checks where a credential goes.
-func (k grantCheck) inject(path string, in Inject, out *credentialSpec) {
-	slots := 0
-	slot := func(name, field string, kind InjectionKind) {
-		if name == "" {
-			return
-		}
-		slots++
-		out.kind, out.name = kind, name
-		if !isToken(name) {
-			k.report(path+"."+field, "%q is not a name that a request can carry", clip(name))
-		}
-		if in.Value == "" {
-			k.report(path+".value", "is missing; write what goes into the %s, as in \"Bearer {api_key}\"", field)
-		}
-	}
-	slot(in.Header, "header", InjectHeader)
-	slot(in.Query, "query", InjectQuery)
-	slot(in.Cookie, "cookie", InjectCookie)
-	if in.Header != "" {
-		out.name = asciiLower(in.Header)
-		if unsettable(out.name) {
-			k.report(path+".header", "%s belongs to the connection or to Chaperone and carries no credential", in.Header)
-		}
-	}
-	if in.Basic != nil {
-		slots++
-		out.kind, out.name, out.basic = InjectHeader, "authorization", true
-		if in.Value != "" {
-			k.report(path+".value", "does not go with basic")
-		}
-	}
-	if slots != 1 {
-		k.report(path, "names %d places; write exactly one of header, query, cookie or basic", slots)
-	}
-	k.templates(path, in, out)
-}
-
-// templates parses what a credential is rendered with. One of the two of basic
-// may be fixed: many an API wants a fixed user, or no password.
-func (k grantCheck) templates(path string, in Inject, out *credentialSpec) {
-	parse := func(path, text string) (template, bool) {
-		t, err := parseTemplate(text)
-		if err != nil {
-			k.report(path, "%v", err)
-		}
-		return t, err == nil && len(t.fields) == 0
-	}
-	if in.Basic == nil {
-		var fixed bool
-		if out.value, fixed = parse(path+".value", in.Value); fixed && in.Value != "" {
-			k.report(path+".value", takesNothing, clip(in.Value))
-		}
-		return
-	}
-	var fixedUser, fixedPassword bool
-	out.value, fixedUser = parse(path+".basic.username", in.Basic.Username)
-	out.password, fixedPassword = parse(path+".basic.password", in.Basic.Password)
-	if fixedUser && fixedPassword {
-		k.report(path+".basic", takesNothing, clip(in.Basic.Username+":"+in.Basic.Password))
-	}
-}
-
-const takesNothing = "%q takes nothing from Vault; name a field of its answer as in {api_key}"
-
-// unsettable reports whether a header steers the connection and so never
-// carries a credential.
-func unsettable(name string) bool {
-	switch name {
-	case "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive",
-		"proxy-connection", "proxy-authorization", "proxy-authenticate", "expect", "content-type", "content-encoding", "date",
-		"forwarded", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url":
-		return true
-	}
-	return strings.HasPrefix(name, "x-chaperone-") || strings.HasPrefix(name, "x-forwarded-")
-}
-
 // rule checks one rule and compiles it into out.
 func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpec) {
 	spec := &k.g.Rules[i]
@@ -250,10 +139,11 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 	if out.terms.TLSMin == "" {
 		out.terms.TLSMin = defaultTLSMin
 	}
-	out.conditions = stateConditions(spec)
+	out.conditions = stateConditions(spec) | out.credential.conditions()
 }
 
-// stateConditions returns the conditions that the rule states.
+// stateConditions returns the conditions that the rule states, but for those of
+// its credential's kind.
 func stateConditions(r *Rule) Conditions {
 	var c Conditions
 	if len(r.To.Addresses) > 0 {
@@ -432,6 +322,8 @@ func (k grantCheck) secrecy(at func(string) string, spec *Rule, out *rule, crede
 		k.report(at("wildcardCredential"), "is without a wildcard host")
 	}
 	switch {
+	case out.scheme == SchemeHTTP && out.credential != nil && out.credential.kind == InjectCertificate:
+		k.report(at("credential"), "is a client certificate, which needs TLS; use scheme https, with tls: {originate: true} if the plugin speaks plain http")
 	case out.scheme == SchemeHTTP && !spec.Insecure:
 		k.report(at("credential"), "would cross the network in the clear; use scheme https, or say insecure: true")
 	case out.scheme != SchemeHTTP && spec.Insecure:

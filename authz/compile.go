@@ -48,6 +48,7 @@ type subject struct {
 	single       map[string]entries // *.NAME, by NAME
 	deep         map[string]entries // **.NAME, by NAME
 	rules        []*rule            // in the order of precedence of grant name and id
+	credentials  []*credentialSpec  // of all grants, in their order
 	limits       []limit            // of the whole plugin
 	guardrails   []*Guardrail       // that hold for it
 	never        []neverEntry       // of all of them
@@ -226,7 +227,9 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 	s.limits = append(s.limits, compileLimits(g, "", g.Limits)...)
 	credentials, before := map[string]*credentialSpec{}, map[string]bool{}
 	for i := range g.Credentials {
-		credentials[g.Credentials[i].Name] = check.credential(i, before)
+		credential := check.credential(i, before)
+		credentials[g.Credentials[i].Name] = credential
+		s.credentials = append(s.credentials, credential)
 	}
 	rules := make([]rule, len(g.Rules))
 	for i := range rules {

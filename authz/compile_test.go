@@ -255,8 +255,8 @@ func credentialProblems() []problemTest {
 		{"a path with a query", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path as vault read takes it, as in secret/data/weather`}},
 		{"a path with all there is", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "kv-v2/data/a.b_c~d@e+f=g" }), nil},
 		{"Vault's own system", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: names 0 places; write exactly one of header, query, cookie or basic`}},
-		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: names 2 places; write exactly one of header, query, cookie or basic`}},
+		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: says not how; write one of header, query, cookie, basic, mtls, sigv4, oauth2 or jwt`}},
+		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: says header and query; write exactly one of them`}},
 		{"no value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Cookie: "sid"} }), []string{`spec.credentials[0].inject.value: is missing; write what goes into the cookie, as in "Bearer {api_key}"`}},
 		{"a name that no request carries", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X Key" }), []string{`spec.credentials[0].inject.header: "X Key" is not a name that a request can carry`}},
 		{"a header of the connection", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "Transfer-Encoding" }), []string{`spec.credentials[0].inject.header: Transfer-Encoding belongs to the connection or to Chaperone and carries no credential`}},
@@ -493,7 +493,7 @@ func TestWithin(t *testing.T) {
 // TestViews: what other rooms ask of a snapshot.
 func TestViews(t *testing.T) {
 	g := withKey(forecast())
-	g.Credentials = append(g.Credentials, CredentialSpec{Name: "spare", Vault: VaultPath{"kv/spare"}, Inject: Inject{Query: "k", Value: "{k}"}})
+	g.Credentials = append(g.Credentials, CredentialSpec{Name: "spare", Vault: VaultPath{Path: "kv/spare"}, Inject: Inject{Query: "k", Value: "{k}"}})
 	more := g.Rules[0]
 	more.ID, more.To.Hosts = "same-key", []string{"api.weather.example", "*.weather.example"}
 	more.WildcardCredential = true

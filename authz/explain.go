@@ -149,7 +149,7 @@ func (c Conditions) among(other Conditions) []string {
 		{ConditionAddresses, "addresses"},
 		{ConditionTLS | ConditionOriginate, "tls"},
 		{ConditionTimeout, "timeout"},
-		{ConditionCredential, "credential"},
+		{ConditionCredential | ConditionCertificate | ConditionSignature, "credential"},
 	} {
 		if c&other&f.condition != 0 {
 			out = append(out, f.name)

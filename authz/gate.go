@@ -10,47 +10,6 @@ import (
 	"time"
 )
 
-// CredentialRef names a credential that a rule in force needs.
-type CredentialRef struct {
-	Plugin   string
-	Grant    string
-	Name     string
-	Path     string        // as vault read takes it
-	Lifetime time.Duration // the longest a lease may be kept in use; 0 for no ceiling
-	// Parameters is a JSON object that is sent by POST to a path that answers to
-	// parameters, as PKI's does; "" reads the path. Its keys are sorted and it
-	// holds no blanks, as [json.Marshal] writes it, so that equal ones are ==.
-	Parameters string
-	// TrimNewline takes one line break off the end of each field. Without it a
-	// field that ends with one is not used.
-	TrimNewline bool
-}
-
-// Credential is a current credential. Its fields are secret.
-type Credential struct {
-	// Fields are those of Vault's answer, by name.
-	Fields map[string]Secret
-	// PEM are those fields that are PEM documents, as a certificate and its key
-	// are. They are of several lines, and no header holds them.
-	PEM map[string]Secret
-	// Generation grows each time the credential's value is replaced.
-	Generation uint64
-	// Lease is Vault's lease id, "" when the credential has none.
-	Lease string
-	// NotAfter is when the value stops being valid: the earlier of its lease's
-	// and its token's end. Zero when it does not end.
-	NotAfter time.Time
-}
-
-// CredentialSource leases credentials. Credential MUST return one that is
-// valid now and MUST NOT return one past its NotAfter; it MUST respect ctx; it
-// MUST be safe for concurrent use. Its error denies the request, and MUST NOT
-// hold a secret. An error with a method RetryAfter() time.Duration tells the
-// plugin when to try again.
-type CredentialSource interface {
-	Credential(ctx context.Context, ref CredentialRef) (Credential, error)
-}
-
 // Source says where a request came from, for the audit log and not for the
 // decision.
 type Source struct {

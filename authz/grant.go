@@ -143,14 +143,29 @@ type CredentialSpec struct {
 	Name string `json:"name"`
 	// Vault is where it comes from.
 	Vault VaultPath `json:"vault"`
-	// Inject is how it reaches the upstream; exactly one of its fields is set.
+	// Inject is how it reaches the upstream: one of header, query, cookie, basic, mtls, sigv4, oauth2 and jwt.
 	Inject Inject `json:"inject"`
+	// Placeholder is a stand-in for it in the plugin's environment, so that client libraries start; none by default.
+	Placeholder *PlaceholderSpec `json:"placeholder,omitempty"`
 }
 
-// VaultPath is a path of Vault's that is read for a credential.
+// VaultPath is a path of Vault's that is asked for a credential.
 type VaultPath struct {
-	// Path is as vault read takes it, as in secret/data/weather or database/creds/reporting.
+	// Path is as vault read takes it, as in secret/data/weather or database/creds/reporting; for inject.jwt it is MOUNT/sign/KEY.
 	Path string `json:"path"`
+	// Params are sent to a path that answers to parameters, as in pki/issue/ROLE; without them it is read.
+	Params map[string]string `json:"params,omitempty"`
+	// TrimNewline takes one line break off the end of each field; a field that ends with one is not used otherwise.
+	TrimNewline bool `json:"trimNewline,omitempty"`
+}
+
+// PlaceholderSpec is a stand-in for a credential in the plugin's environment.
+// Chaperone replaces it in the credential's place and refuses it anywhere else.
+type PlaceholderSpec struct {
+	// Env is the variable that holds it.
+	Env string `json:"env"`
+	// Like is its shape, as in sk_live_{24}: {N} stands for N random letters and digits, 8 to 256 of them.
+	Like string `json:"like"`
 }
 
 // Inject says where in a request a credential goes. {field} in a template is
@@ -166,12 +181,103 @@ type Inject struct {
 	Value string `json:"value,omitempty"`
 	// Basic is HTTP basic authentication (RFC 7617).
 	Basic *Basic `json:"basic,omitempty"`
+	// MTLS is a client certificate, shown to the upstream.
+	MTLS *MTLS `json:"mtls,omitempty"`
+	// SigV4 signs requests to AWS anew.
+	SigV4 *SigV4 `json:"sigv4,omitempty"`
+	// OAuth2 is an access token, got with client credentials (RFC 6749, section 4.4).
+	OAuth2 *OAuth2 `json:"oauth2,omitempty"`
+	// JWT is a JSON Web Token that Vault's transit engine signs for this use.
+	JWT *JWT `json:"jwt,omitempty"`
 }
 
 // Basic holds the two templates of HTTP basic authentication.
 type Basic struct {
 	Username string `json:"username"`
 	Password string `json:"password"`
+}
+
+// MTLS names the fields of Vault's answer that are a client certificate. The
+// defaults are those of a PKI engine's answer.
+type MTLS struct {
+	// Certificate is {certificate} by default.
+	Certificate string `json:"certificate,omitempty"`
+	// PrivateKey is {private_key} by default.
+	PrivateKey string `json:"privateKey,omitempty"`
+	// Chain is {ca_chain} by default, if the answer has it.
+	Chain string `json:"chain,omitempty"`
+}
+
+// SigV4 signs requests by AWS Signature Version 4. The defaults of its
+// templates are the fields of an AWS engine's answer.
+type SigV4 struct {
+	// Service is as AWS names it, as in s3.
+	Service string `json:"service"`
+	// Region is as AWS names it, as in eu-west-1.
+	Region string `json:"region"`
+	// AccessKeyID is {access_key} by default.
+	AccessKeyID string `json:"accessKeyID,omitempty"`
+	// SecretAccessKey is {secret_key} by default.
+	SecretAccessKey string `json:"secretAccessKey,omitempty"`
+	// SessionToken is {security_token} or {session_token} by default, if the answer has one.
+	SessionToken string `json:"sessionToken,omitempty"`
+}
+
+// OAuth2 gets access tokens with client credentials. Of Header, Query and
+// Cookie at most one is set.
+type OAuth2 struct {
+	// TokenURL is where tokens are got, as in https://id.example/oauth2/token.
+	TokenURL string `json:"tokenURL"`
+	// Scopes are asked for.
+	Scopes []string `json:"scopes,omitempty"`
+	// Audience is asked for, where the authorization server knows the parameter.
+	Audience string `json:"audience,omitempty"`
+	// ClientID is {client_id} by default.
+	ClientID string `json:"clientID,omitempty"`
+	// ClientSecret is {client_secret} by default.
+	ClientSecret string `json:"clientSecret,omitempty"`
+	// Style is where the client's credentials go: header (the default: HTTP basic authentication) or body.
+	Style string `json:"style,omitempty"`
+	// CAFile is a PEM file, relative to the grant's, that replaces the system's authorities for TokenURL.
+	CAFile string `json:"caFile,omitempty"`
+	// Header is the header that carries the token, Authorization by default.
+	Header string `json:"header,omitempty"`
+	// Query is the query parameter that carries it.
+	Query string `json:"query,omitempty"`
+	// Cookie is the cookie that carries it.
+	Cookie string `json:"cookie,omitempty"`
+	// Value is the template of what carries it: Bearer {access_token} by default, {access_token} in a query parameter or cookie.
+	Value string `json:"value,omitempty"`
+
+	// CA is the content of CAFile, read by whoever loads the grant.
+	CA string `json:"-"`
+}
+
+// JWT has Vault's transit engine sign JSON Web Tokens. Of Header, Query and
+// Cookie at most one is set.
+type JWT struct {
+	// Algorithm is RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256, HS384 or HS512, as the key in Vault can.
+	Algorithm string `json:"algorithm"`
+	// KeyID is the header kid; none by default.
+	KeyID string `json:"keyID,omitempty"`
+	// Issuer is the claim iss; none by default.
+	Issuer string `json:"issuer,omitempty"`
+	// Subject is the claim sub; none by default.
+	Subject string `json:"subject,omitempty"`
+	// Audience is the claim aud; none by default.
+	Audience string `json:"audience,omitempty"`
+	// Lifetime is from 30s to 24h; 5m by default.
+	Lifetime Duration `json:"lifetime,omitempty"`
+	// Claims are further claims, which are texts.
+	Claims map[string]string `json:"claims,omitempty"`
+	// Header is the header that carries the token, Authorization by default.
+	Header string `json:"header,omitempty"`
+	// Query is the query parameter that carries it.
+	Query string `json:"query,omitempty"`
+	// Cookie is the cookie that carries it.
+	Cookie string `json:"cookie,omitempty"`
+	// Value is the template of what carries it: Bearer {jwt} by default, {jwt} in a query parameter or cookie.
+	Value string `json:"value,omitempty"`
 }
 
 // OnExceeded says what happens to a plugin over a limit.

@@ -1,10 +1,10 @@
 package authz
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"unicode"
@@ -19,6 +19,8 @@ const (
 	InjectHeader
 	InjectQuery
 	InjectCookie
+	InjectCertificate // a TLS client certificate
+	InjectSigV4       // an AWS signature
 )
 
 // Injection is a rendered credential and its slot. The door first removes
@@ -26,73 +28,151 @@ const (
 type Injection struct {
 	Kind       InjectionKind
 	Name       string // lower-case header name, query parameter or cookie name
-	Value      Secret
+	Value      Secret // of InjectSigV4, the secret access key; none of InjectCertificate
 	Generation uint64 // of the credential
+
+	// Of InjectCertificate: PEM that has been parsed, and belongs together.
+	Certificate Secret // the certificate, then those between it and its authority
+	PrivateKey  Secret
+
+	// Of InjectSigV4.
+	KeyID           string
+	Session         Secret // empty for none
+	Service, Region string
+
+	Placeholder bool // the credential has a stand-in in the plugin's environment
+
+	secrets *[]Secret
+}
+
+// Secrets returns all that goes to the upstream and must not come back in an
+// answer: what is injected, and the fields of Vault's answer that it was made
+// of. A private key is not among them, since it never leaves; the secret key of
+// a signature is. What is returned is not to be changed.
+func (i Injection) Secrets() []Secret {
+	if i.secrets != nil {
+		return *i.secrets
+	}
+	var out []Secret
+	for _, s := range []Secret{i.Value, i.Session} {
+		if !s.Empty() {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // credentialSpec is a compiled CredentialSpec.
 type credentialSpec struct {
-	ref      CredentialRef
-	kind     InjectionKind
-	name     string
-	value    template
-	password template // of basic; value is then its username
-	basic    bool
+	ref             CredentialRef
+	kind            InjectionKind
+	name            string
+	service, region string
+	basic           bool
+	placeholder     *Placeholder
+
+	parts  []template // in the order that make takes them
+	fields []string   // that the parts name, in their order
 
 	// The last rendering: a warm request pays a load.
 	rendered atomic.Pointer[rendering]
 }
 
-// rendering is a rendered value and what it was made of.
+// rendering is a rendered credential and what it was made of.
 type rendering struct {
-	from  []Secret // the fields that the templates name, in their order
-	value Secret
+	from      []Secret // the fields that the parts name, in their order
+	injection Injection
+}
+
+// take adds a part.
+func (c *credentialSpec) take(part template) {
+	c.parts = append(c.parts, part)
+	c.fields = append(c.fields, part.fields...)
 }
 
 // render returns the injection of a credential.
 func (c *credentialSpec) render(credential Credential) (Injection, error) {
+	fields := credential.Fields
+	if c.kind == InjectCertificate {
+		fields = credential.PEM
+	}
 	r := c.rendered.Load()
-	if r == nil || !r.madeOf(credential.Fields, c.value.fields, c.password.fields) {
-		value, err := c.text(credential.Fields)
+	if r == nil || !r.madeOf(fields, c.fields) {
+		injection, err := c.make(fields)
 		if err != nil {
 			return Injection{}, fmt.Errorf("render credential %s: %w", c.ref.Name, err)
 		}
-		r = &rendering{value: NewSecret(value)}
-		for _, name := range slices.Concat(c.value.fields, c.password.fields) {
-			r.from = append(r.from, credential.Fields[name])
+		r = &rendering{injection: injection}
+		for _, name := range c.fields {
+			r.from = append(r.from, fields[name])
 		}
 		c.rendered.Store(r)
 	}
-	return Injection{Kind: c.kind, Name: c.name, Value: r.value, Generation: credential.Generation}, nil
+	injection := r.injection
+	injection.Generation = credential.Generation
+	return injection, nil
 }
 
 // madeOf reports whether the rendering was made of these very secrets. Their
 // identity is compared and not a number that says so, because a value that was
 // replaced must never be sent again.
-func (r *rendering) madeOf(fields map[string]Secret, first, second []string) bool {
-	for i, from := range r.from {
-		names, at := first, i
-		if i >= len(first) {
-			names, at = second, i-len(first)
-		}
-		if fields[names[at]] != from {
+func (r *rendering) madeOf(fields map[string]Secret, names []string) bool {
+	for i, name := range names {
+		if fields[name] != r.from[i] {
 			return false
 		}
 	}
 	return true
 }
 
-// text returns the value that goes on the wire.
-func (c *credentialSpec) text(fields map[string]Secret) (string, error) {
-	value, err := c.value.render(fields)
-	if err != nil {
-		return "", err
-	}
-	if c.basic {
-		password, err := c.password.render(fields)
-		if err != nil {
-			return "", err
+// make renders the parts and puts them together, but for the generation.
+func (c *credentialSpec) make(fields map[string]Secret) (Injection, error) {
+	texts := make([]string, len(c.parts))
+	for i, part := range c.parts {
+		var err error
+		if texts[i], err = part.render(fields); err != nil {
+			return Injection{}, err
 		}
+	}
+	out := Injection{Kind: c.kind, Name: c.name, Placeholder: c.placeholder != nil}
+	secrets := []Secret{}
+	switch c.kind {
+	case InjectCertificate:
+		chain, err := checkKeyPair(texts[0], texts[1], texts[2])
+		if err != nil {
+			return Injection{}, err
+		}
+		out.Certificate, out.PrivateKey = NewSecret(chain), NewSecret(texts[1])
+	case InjectSigV4:
+		for _, text := range texts {
+			if err := noControls(text); err != nil {
+				return Injection{}, err
+			}
+		}
+		out.KeyID, out.Value, out.Service, out.Region = texts[0], NewSecret(texts[1]), c.service, c.region
+		secrets = append(secrets, out.Value)
+		if session := cmp.Or(texts[2:]...); session != "" {
+			out.Session = NewSecret(session)
+			secrets = append(secrets, out.Session)
+		}
+	default:
+		value, err := c.value(texts)
+		if err != nil {
+			return Injection{}, err
+		}
+		out.Value = NewSecret(value)
+		secrets = append(secrets, out.Value)
+		secrets = append(secrets, c.ingredients(texts, fields)...)
+	}
+	out.secrets = &secrets
+	return out, nil
+}
+
+// value returns what goes into a header, a query parameter or a cookie.
+func (c *credentialSpec) value(texts []string) (string, error) {
+	value := texts[0]
+	if c.basic {
+		password := texts[1]
 		if strings.Contains(value, ":") {
 			return "", errors.New("username holds a colon (RFC 7617, section 2)")
 		}
@@ -103,6 +183,25 @@ func (c *credentialSpec) text(fields map[string]Secret) (string, error) {
 		value = "Basic " + base64.StdEncoding.EncodeToString([]byte(value+":"+password))
 	}
 	return value, c.check(value)
+}
+
+// ingredients returns what is secret by itself of what a value was made of. A
+// username is, where it alone is taken from Vault.
+func (c *credentialSpec) ingredients(texts []string, fields map[string]Secret) []Secret {
+	var out []Secret
+	part := c.parts[0]
+	if c.basic {
+		out = append(out, NewSecret(texts[0]+":"+texts[1]))
+		if len(c.parts[1].fields) > 0 {
+			part = c.parts[1]
+		}
+	}
+	for _, name := range part.fields {
+		if s := fields[name]; s.Reveal() != texts[0] || c.basic {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func noControls(value string) error {
@@ -134,6 +233,7 @@ func (c *credentialSpec) check(value string) error {
 type template struct {
 	literals []string
 	fields   []string
+	optional bool // renders to nothing where the answer lacks a field
 }
 
 // parseTemplate reads a template. Braces stand for fields only; none can be
@@ -179,6 +279,9 @@ func (t template) render(fields map[string]Secret) (string, error) {
 		}
 		value, ok := fields[t.fields[i]]
 		if !ok || value.Empty() {
+			if t.optional {
+				return "", nil
+			}
 			return "", fmt.Errorf("the answer has no field %s", t.fields[i])
 		}
 		out.WriteString(value.Reveal())

@@ -203,7 +203,7 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 		}
 	case found.observer != nil:
 		d.won(found.observer, nil, req)
-		if d.observe(); d.rule.states(req)&req.Unenforceable&^ConditionCredential != 0 {
+		if d.observe(); d.rule.states(req)&req.Unenforceable&^conditionsOfCredentials != 0 {
 			d.Reason = NotEnforceableHere
 		}
 	case len(d.subject.grants) == 0:
@@ -570,6 +570,23 @@ func (s *Snapshot) CredentialRefs(p Principal, now time.Time) []CredentialRef {
 		}
 		seen[r.credential.ref] = true
 		out = append(out, r.credential.ref)
+	}
+	return out
+}
+
+// Placeholders returns the stand-ins of those credentials, in the order of
+// grants and of the credentials in them.
+func (s *Snapshot) Placeholders(p Principal, now time.Time) []Placeholder {
+	sub := s.subject(p)
+	if sub == nil {
+		return nil
+	}
+	refs := s.CredentialRefs(p, now)
+	var out []Placeholder
+	for _, c := range sub.credentials {
+		if c.placeholder != nil && slices.Contains(refs, c.ref) {
+			out = append(out, *c.placeholder)
+		}
 	}
 	return out
 }

@@ -360,7 +360,8 @@ func (s *Server) identify(attributes *authv3.AttributeContext) (authz.Principal,
 // unenforceable returns the conditions that nobody enforces on the other side
 // of this call.
 func (s *Server) unenforceable(ctx context.Context) authz.Conditions {
-	conditions := authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout
+	conditions := authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout |
+		authz.ConditionCertificate | authz.ConditionSignature
 	conditions &^= s.cfg.Enforces
 	if p, ok := peer.FromContext(ctx); !ok || !trusted(p.AuthInfo) {
 		conditions |= authz.ConditionCredential

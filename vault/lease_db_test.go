@@ -303,31 +303,36 @@ func TestEndsWhileRenewed(t *testing.T) {
 	f := newFaults(t, v)
 	var log journal
 	b := testenv.MustGet(New(Config{Plugin: plugin, Address: f.address, Auth: auth, Recorder: &log}))(t)
-	var step atomic.Int64
-	b.stepped = func(now instant) instant { return now.add(time.Duration(step.Load())) }
+	var wall atomic.Int64 // the wall clock alone: by the other one the lease is in use
+	b.stepped = func(now instant) instant { return instant{now.mono, now.wall + wall.Load()} }
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
 	db1 := ref("db", "database/creds/reader")
 	b.Retain(t.Context(), []authz.CredentialRef{db1})
-	for _, renewed := range []bool{true, false} {
+	for _, test := range []struct {
+		renewed  bool
+		due, end time.Duration // from then on; of 57 minutes it is renewed after 34 to 42
+	}{{true, 45 * time.Minute, 15 * time.Minute}, {false, 30 * time.Minute, 15 * time.Minute}} {
 		c := testenv.MustGet(b.Credential(t.Context(), db1))(t)
-		lost := log.count("lost")
+		lost, renewed := log.count("lost"), test.renewed
 		renewing, release := f.hold("sys/leases/renew")
-		step.Add(int64(2 * time.Hour))
-		got := make(chan authz.Credential, 1)
-		go func() {
-			c, _ := b.Credential(context.WithoutCancel(t.Context()), db1)
-			got <- c
-		}()
+		wall.Add(int64(test.due))
+		b.wake()
 		<-renewing
+		wall.Add(int64(test.end))
 		b.wake()
 		until(t, "it is lost", func() bool { return log.count("lost") > lost })
 		if !renewed {
 			testenv.Must(t, v.RevokeLeases(t.Context(), "database/creds/reader"))
 		}
 		release()
-		next := <-got
+		var next authz.Credential
+		until(t, "it is served again", func() (ok bool) {
+			got, err := b.Credential(t.Context(), db1)
+			next = got
+			return err == nil
+		})
 		f.mend()
 		if (next.Lease == c.Lease) != renewed {
 			t.Errorf("renewed: %v, lease %q, then %q, records %s", renewed, c.Lease, next.Lease, &log)

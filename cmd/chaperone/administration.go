@@ -236,7 +236,7 @@ func (s *sidecar) doors() []admin.Door {
 	}
 	if s.cage != nil {
 		out = append(out, admin.Door{
-			Name: string(authz.DoorKernel), Enforces: []string{"mediation", "identity", "bytes", "connections", "syscalls", "live revocation"},
+			Name: string(authz.DoorKernel), Enforces: []string{"mediation", "identity", "bytes", "connections", "syscalls", "processes", "sockets", "live revocation"},
 		})
 	}
 	return out

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"go.uber.org/zap"
 
@@ -96,8 +97,12 @@ func (s *sidecar) killPlugin() error {
 	case s.fence != nil:
 		return s.fence.Kill()
 	}
-	if p := s.process.Load(); p != nil {
-		return p.Signal(os.Kill)
+	p := s.process.Load()
+	if p == nil {
+		return nil
+	}
+	if err := p.Signal(os.Kill); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("kill the plugin: %w", err)
 	}
 	return nil
 }

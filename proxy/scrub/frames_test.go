@@ -58,7 +58,7 @@ func TestWebSocketFrames(t *testing.T) {
 			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "in halves": iotest.HalfReader,
 		} {
 			for _, size := range []int{1, 1000, 1 << 16} {
-				got, err := readBy(NewWebSocket(pieces(bytes.NewReader(in.Bytes())), Search{New(secret), blankOut}), size)
+				got, err := readBy(NewWebSocket(pieces(bytes.NewReader(in.Bytes())), Search{Needles: New(secret), Found: blankOut}), size)
 				if err != nil || !bytes.Equal(got, want.Bytes()) {
 					t.Errorf("%s, by %d, masked %v: %d bytes, want %d, %v", name, size, m != nil, len(got), want.Len(), err)
 				}
@@ -68,7 +68,7 @@ func TestWebSocketFrames(t *testing.T) {
 	for name, in := range map[string][]byte{
 		"compressed": webSocket(0xc1, nil, "hello"), "length": {0x81, 127, 0xff, 0, 0, 0, 0, 0, 0, 0, 1},
 	} {
-		if _, err := io.ReadAll(NewWebSocket(bytes.NewReader(in), Search{New(secret), blankOut})); !errors.Is(err, ErrFrame) {
+		if _, err := io.ReadAll(NewWebSocket(bytes.NewReader(in), Search{Needles: New(secret), Found: blankOut})); !errors.Is(err, ErrFrame) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestWebSocketFrames(t *testing.T) {
 // TestGuardsPassNothing ends streams at a secret.
 func TestGuardsPassNothing(t *testing.T) {
 	stop := errors.New("stop")
-	s := Search{New(secret), func([]byte) error { return stop }}
+	s := Search{Needles: New(secret), Found: func([]byte) error { return stop }}
 	var zipped bytes.Buffer
 	w := gzip.NewWriter(&zipped)
 	fmt.Fprint(w, secret)
@@ -118,7 +118,7 @@ func TestGRPCMessages(t *testing.T) {
 	in := slicesOf(message(0, []byte("a "+secret)), message(1, zip("b "+secret)), message(0, nil), message(0x80, []byte("grpc-status: 0")))
 	want := slicesOf(message(0, []byte("a "+stars)), message(0, []byte("b "+stars)), message(0, nil), message(0x80, []byte("grpc-status: 0")))
 	for _, size := range []int{1, 100, 1 << 15} {
-		r, err := NewGRPC(iotest.HalfReader(bytes.NewReader(in)), Search{New(secret), blankOut}, "gzip")
+		r, err := NewGRPC(iotest.HalfReader(bytes.NewReader(in)), Search{Needles: New(secret), Found: blankOut}, "gzip")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +139,7 @@ func TestGRPCMessages(t *testing.T) {
 		"bomb":        {message(1, zip(strings.Repeat("x", MaxMessage+1))), "gzip", ErrBomb},
 		"cut short":   {message(1, zip("x"))[:12], "gzip", io.ErrUnexpectedEOF},
 	} {
-		r, err := NewGRPC(bytes.NewReader(test.in), Search{New(secret), blankOut}, test.encoding)
+		r, err := NewGRPC(bytes.NewReader(test.in), Search{Needles: New(secret), Found: blankOut}, test.encoding)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,9 +158,9 @@ func TestFramesPassAtTheirEnd(t *testing.T) {
 		open  func(io.Reader) io.Reader
 		frame []byte
 	}{
-		"WebSocket": {func(r io.Reader) io.Reader { return NewWebSocket(r, Search{New(secret), blankOut}) }, webSocket(0x81, nil, text)},
+		"WebSocket": {func(r io.Reader) io.Reader { return NewWebSocket(r, Search{Needles: New(secret), Found: blankOut}) }, webSocket(0x81, nil, text)},
 		"gRPC": {func(r io.Reader) io.Reader {
-			g, _ := NewGRPC(r, Search{New(secret), blankOut}, "")
+			g, _ := NewGRPC(r, Search{Needles: New(secret), Found: blankOut}, "")
 			return g
 		}, message(0, []byte(text))},
 	} {
@@ -173,5 +173,33 @@ func TestFramesPassAtTheirEnd(t *testing.T) {
 		}
 		timer.Stop()
 		in.Close()
+	}
+}
+
+// TestShortBeginningsPass lets what may be a beginning pass where somebody may
+// wait for it, and finds the secret all the same.
+func TestShortBeginningsPass(t *testing.T) {
+	stop := errors.New("stop")
+	in, out := io.Pipe()
+	defer in.Close()
+	r := NewReader(in, Search{Needles: New(secret), Found: func([]byte) error { return stop }, Short: 5})
+	b := make([]byte, 1<<15)
+	for _, piece := range []string{"hello " + secret[:1], secret[1:3], secret[3:5]} {
+		go fmt.Fprint(out, piece)
+		if n, err := r.Read(b); err != nil || string(b[:n]) != piece {
+			t.Fatalf("got %q, %v, want %q", b[:n], err, piece)
+		}
+	}
+	go fmt.Fprint(out, secret[5:])
+	if n, err := r.Read(b); !errors.Is(err, stop) {
+		t.Errorf("got %q, %v", b[:n], err)
+	}
+	for _, size := range []int{1, 3, 1 << 15} {
+		text := "a" + strings.Repeat(secret[:4], 3) + secret + "b"
+		got, err := readBy(NewReader(iotest.OneByteReader(strings.NewReader(text)), Search{Needles: New(secret), Found: blankOut, Short: 5}), size)
+		want := text[:len(text)-1-len(secret)+5] + strings.Repeat("*", len(secret)-5) + "b"
+		if err != nil || string(got) != want {
+			t.Errorf("got %q, want %q, %v", got, want, err)
+		}
 	}
 }

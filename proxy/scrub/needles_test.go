@@ -123,7 +123,7 @@ func TestReader(t *testing.T) {
 	} {
 		for _, size := range []int{1, 7, 64, 1 << 15} {
 			found := 0
-			r := NewReader(pieces(bytes.NewReader(text.Bytes())), Search{n, func([]byte) error { found++; return nil }})
+			r := NewReader(pieces(bytes.NewReader(text.Bytes())), Search{Needles: n, Found: func([]byte) error { found++; return nil }})
 			got, err := readBy(r, size)
 			if err != nil || !bytes.Equal(got, want.Bytes()) || found == 0 {
 				t.Errorf("%s, by %d: found %d, %v, %q", name, size, found, err, got)
@@ -152,7 +152,7 @@ func readBy(r io.Reader, size int) (all []byte, err error) {
 func TestReaderHoldsNothingElseBack(t *testing.T) {
 	in, out := io.Pipe()
 	defer in.Close()
-	r := NewReader(in, Search{New("needle-in-hay"), blankOut})
+	r := NewReader(in, Search{Needles: New("needle-in-hay"), Found: blankOut})
 	go fmt.Fprint(out, "data: 1\n\nnee")
 	b := make([]byte, 1<<15)
 	if n, err := r.Read(b); err != nil || string(b[:n]) != "data: 1\n\n" {
@@ -179,7 +179,7 @@ func FuzzReader(f *testing.F) {
 			}
 		}
 		random := rand.New(rand.NewPCG(seed, 0))
-		got, err := readBy(NewReader(&chunks{text, random}, Search{n, blankOut}), int(size)%4096+1)
+		got, err := readBy(NewReader(&chunks{text, random}, Search{Needles: n, Found: blankOut}), int(size)%4096+1)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("got %q, want %q, %v", got, want, err)
 		}

@@ -9,6 +9,10 @@ type Search struct {
 	// returns nil the secret is blanked out and the stream goes on; any other error
 	// ends the stream with it, and nothing of that secret has passed.
 	Found func(text []byte) error
+	// Short is how many bytes pass at once although they may be the beginning of a
+	// secret. They are remembered: the rest of the secret does not pass. 0 holds
+	// back every beginning, which is for streams whose parts nobody waits for.
+	Short int
 }
 
 // look searches a part of the stream.
@@ -30,6 +34,7 @@ type Reader struct {
 	search Search
 
 	held  []byte // may be the beginning of a needle
+	sent  int    // bytes of held that have passed
 	ready []byte // searched, and more than the caller had room for
 	err   error  // of from, once everything before it was returned
 }
@@ -75,9 +80,14 @@ func (r *Reader) fill(b []byte) (int, error) {
 		if err == nil {
 			keep = r.search.Needles.tail(b[:n])
 		}
+		passed := max(n-keep, r.sent)
+		if keep <= r.search.Short {
+			passed = n
+		}
 		r.held = append(r.held[:0], b[n-keep:n]...)
-		if n > keep {
-			return n - keep, nil
+		out := copy(b, b[r.sent:passed])
+		if r.sent = passed - (n - keep); out > 0 {
+			return out, nil
 		}
 	}
 	return 0, r.err

@@ -170,6 +170,7 @@ func (l Limit) slack() uint64 {
 		return min(deficit, forever)
 	case LimitSyscalls:
 		return min(deficit, period/l.Count)
+	case LimitSentBytes, LimitReceivedBytes:
 	}
 	return 0
 }

@@ -5,7 +5,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/configs"
@@ -25,10 +27,22 @@ func privateFiles(spec *configs.Sidecar) []string {
 		out = append(out, spec.Listen.ExtAuthzTLS.KeyFile)
 	}
 	if spec.Vault != nil {
-		a := spec.Vault.Auth
-		out = append(out, a.TokenFile, a.RoleIDFile, a.SecretIDFile)
+		out = append(out, loginFiles(spec.Vault.Auth)...)
 	}
 	return slices.DeleteFunc(out, func(path string) bool { return path == "" })
+}
+
+// loginFiles are the files of a login, whatever its method: all that its
+// configuration calls a file but the certificate, which is no secret.
+func loginFiles(auth configs.VaultAuth) []string {
+	var out []string
+	value := reflect.ValueOf(auth)
+	for _, field := range reflect.VisibleFields(value.Type()) {
+		if path, ok := value.FieldByIndex(field.Index).Interface().(string); ok && strings.HasSuffix(field.Name, "File") && field.Name != "CertFile" {
+			out = append(out, path)
+		}
+	}
+	return out
 }
 
 // pluginFiles are the files that the plugin may use: those of the configuration

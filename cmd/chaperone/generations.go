@@ -58,11 +58,11 @@ func (s *sidecar) retainLeases(ctx context.Context) {
 // what who looked later has done.
 func (s *sidecar) enforceLevel() error {
 	level, err := s.bringInLine()
-	if level == authz.LevelQuarantine || level == authz.LevelHalt {
+	switch level {
+	case authz.LevelHalt:
+		err = errors.Join(s.killPlugin(), err)
+	case authz.LevelQuarantine:
 		err = errors.Join(err, s.allowSockets()) // none
-	}
-	if level == authz.LevelHalt {
-		err = errors.Join(err, s.killPlugin())
 	}
 	return err
 }

@@ -38,7 +38,7 @@ func loginFiles(auth configs.VaultAuth) []string {
 	var out []string
 	value := reflect.ValueOf(auth)
 	for _, field := range reflect.VisibleFields(value.Type()) {
-		if path, ok := value.FieldByIndex(field.Index).Interface().(string); ok && strings.HasSuffix(field.Name, "File") && field.Name != "CertFile" {
+		if path, ok := reflect.TypeAssert[string](value.FieldByIndex(field.Index)); ok && strings.HasSuffix(field.Name, "File") && field.Name != "CertFile" {
 			out = append(out, path)
 		}
 	}

@@ -60,9 +60,10 @@ func (s *sidecar) enforceLevel() error {
 	level, err := s.bringInLine()
 	switch level {
 	case authz.LevelHalt:
-		err = errors.Join(s.killPlugin(), err)
+		return errors.Join(s.killPlugin(), err)
 	case authz.LevelQuarantine:
-		err = errors.Join(err, s.allowSockets()) // none
+		return errors.Join(err, s.allowSockets()) // none
+	case authz.LevelPause:
 	}
 	return err
 }

@@ -31,7 +31,7 @@ enum sentence { SENTENCE_NONE = 0, SENTENCE_STOP = 1, SENTENCE_KILL = 2 };
 #define SIGKILL_NUMBER 9 /* include/uapi/asm-generic/signal.h */
 #define SIGSTOP_NUMBER 19
 
-/* Whether bpf_send_signal can be called from these programs: user space tries it, before 6.9 it cannot from all. */
+/* Whether bpf_send_signal_thread can be called from these programs: user space tries it, before 6.9 it cannot from all. */
 const volatile __u32 may_signal = 0;
 
 struct limit {
@@ -270,7 +270,9 @@ __noinline __u32 shut_by(__u32 in_force, __u32 kind)
 	return 0;
 }
 
-/* Carries the sentence out on the current process, which has to be the plugin's. */
+/* Carries the sentence out on the current process, which has to be the plugin's. The signal goes to the thread that is here,
+ * which takes it in before it returns from its call, and stops or ends the others with it: sent to the process, it would wait
+ * for one of them while this one goes on. */
 static __always_inline void serve_sentence(__u32 in_force)
 {
 	__u32 zero = 0, sentence;
@@ -286,7 +288,7 @@ static __always_inline void serve_sentence(__u32 in_force)
 		return;
 	if (sentence == SENTENCE_STOP && __sync_fetch_and_add(&c->beyond, 1) >= OVERRUN)
 		sentence = c->sentence = SENTENCE_KILL;
-	bpf_send_signal(sentence == SENTENCE_KILL ? SIGKILL_NUMBER : SIGSTOP_NUMBER);
+	bpf_send_signal_thread(sentence == SENTENCE_KILL ? SIGKILL_NUMBER : SIGSTOP_NUMBER);
 }
 
 /* Tells user space to look at the limits. Should there be no room for it, user space looks at its next turn. */

@@ -142,7 +142,7 @@ func (p Placeholder) Parts() (before string, random int, after string, err error
 	number, after, closed := strings.Cut(rest, "}")
 	random, notNumber := strconv.Atoi(number)
 	switch {
-	case !opened || !closed || notNumber != nil || strings.Trim(number, "0123456789") != "" || strings.ContainsAny(before+after, "{}"):
+	case !opened || !closed || notNumber != nil || strings.Trim(number, "0123456789") != "" || number[0] == '0' || strings.ContainsAny(before+after, "{}"):
 		return "", 0, "", errors.New(`holds not exactly one {N}, the number of random characters, as in "sk_live_{24}"`)
 	case random < minRandom || random > maxRandom:
 		return "", 0, "", fmt.Errorf("has %s random characters; write from {%d} to {%d}", clip(number), minRandom, maxRandom)

@@ -3,6 +3,7 @@ package authz
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -59,7 +60,8 @@ func (k grantCheck) signPath(path string, v VaultPath, algorithm string) {
 	if strings.HasPrefix(algorithm, "HS") {
 		verb = "hmac"
 	}
-	if segments := strings.Split(v.Path, "/"); len(segments) < 3 || segments[len(segments)-2] != verb {
+	if segments := strings.Split(v.Path, "/"); slices.Contains(algorithms(), algorithm) &&
+		(len(segments) < 3 || segments[len(segments)-2] != verb) {
 		k.report(path+".path", "%q does not sign by %s; write the key of a transit engine, as in transit/%s/KEY", clip(v.Path), clip(algorithm), verb)
 	}
 	if len(v.Params) > 0 {
@@ -306,20 +308,28 @@ const (
 	defaultJWT  = 5 * time.Minute
 )
 
+// algorithms returns the ways to sign, as JSON Web Signatures name them (RFC
+// 7518, section 3.1; RFC 8037).
+func algorithms() []string {
+	return []string{
+		"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512",
+	}
+}
+
 // jwt checks JSON Web Tokens.
 func (k grantCheck) jwt(path string, in *JWT, out *credentialSpec) {
 	out.ref.Token = TokenSpec{
 		Kind: TokenJWT, Algorithm: in.Algorithm, KeyID: in.KeyID, Issuer: in.Issuer, Subject: in.Subject, Audience: in.Audience,
 		Lifetime: k.jwtLifetime(path+".lifetime", time.Duration(in.Lifetime), out.ref.Lifetime), Claims: canonicalJSON(in.Claims),
 	}
-	known := []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512"}
-	if !slices.Contains(known, in.Algorithm) {
+	if known := algorithms(); !slices.Contains(known, in.Algorithm) {
 		k.report(path+".algorithm", "%q is not a way to sign that is known; use one of %s", clip(in.Algorithm), strings.Join(known, ", "))
 	}
-	for name, text := range map[string]string{"keyID": in.KeyID, "issuer": in.Issuer, "subject": in.Subject, "audience": in.Audience} {
-		k.claim(path+"."+name, text)
-	}
-	for name := range in.Claims {
+	k.claim(path+".keyID", in.KeyID)
+	k.claim(path+".issuer", in.Issuer)
+	k.claim(path+".subject", in.Subject)
+	k.claim(path+".audience", in.Audience)
+	for _, name := range slices.Sorted(maps.Keys(in.Claims)) {
 		at := path + ".claims." + name
 		switch name {
 		case "":

@@ -351,6 +351,8 @@ func (s *Snapshot) detail(req Request, d Decision, n near, now time.Time) string
 		return fmt.Sprintf("what %s has used is not known at the moment, and a limit depends on it", plugin)
 	case AuditUnavailable:
 		return "the access could not be recorded"
+	case CredentialMisplaced:
+		return "the stand-in of a credential is outside the credential's place"
 	case AddressNotAllowed:
 		return addressDetail(d, dest)
 	case UpstreamUnreachable:
@@ -423,6 +425,41 @@ func (s *Snapshot) guardrailOf(d Decision, dest Destination) string {
 		}
 	}
 	return "of the operator"
+}
+
+// misplaced says where the stand-in of a credential may stand, and what to do.
+func (s *Snapshot) misplaced(p Principal, d Decision, grant, credential string) (detail, remedy string) {
+	what := fmt.Sprintf("the stand-in of credential %s of grant %s", credential, grant)
+	if d.Allowed() && d.Grant == grant && d.Credential == credential {
+		place := d.rule.credential.place()
+		return what + " is elsewhere than in " + place, fmt.Sprintf("put the stand-in of credential %s in %s only", credential, place)
+	}
+	detail = what + " is in a request that does not carry this credential"
+	if sub := s.subject(p); sub != nil {
+		for _, r := range sub.rules {
+			if r.grant.Name == grant && r.credential != nil && r.credential.ref.Name == credential {
+				return detail, fmt.Sprintf("put the stand-in of credential %s in %s of what %s grants, and nowhere else",
+					credential, r.credential.place(), r.name())
+			}
+		}
+	}
+	return detail, "remove it: no rule carries this credential any more"
+}
+
+// place names where in a request the credential goes.
+func (c *credentialSpec) place() string {
+	switch c.kind {
+	case InjectHeader:
+		return "header " + c.name
+	case InjectQuery:
+		return "query parameter " + c.name
+	case InjectCookie:
+		return "cookie " + c.name
+	case InjectSigV4:
+		return "the signature"
+	case InjectNone, InjectCertificate:
+	}
+	return "no part" // of the request
 }
 
 // addressDetail says why a name was not followed to where it leads.
@@ -536,7 +573,7 @@ func remedyFor(r Reason) string {
 	case UsageUnknown, CredentialUnavailable, AuditUnavailable, NotReady, UpstreamUnreachable, UpstreamTimeout:
 		return "try again later"
 	case CredentialMisplaced:
-		return "send the placeholder in the credential's own place only"
+		return "put the stand-in of a credential in the credential's own place only"
 	case AddressNotAllowed:
 		return "ask for the address under to.addresses of a rule, unless the name should not lead there"
 	default:

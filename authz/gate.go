@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,7 @@ type Admission struct {
 
 	mu     sync.Mutex // guards what follows
 	late   Reason     // of Refuse; zero for none
+	detail string     // of RefuseMisplaced, for the record
 	ended  bool
 	record Record
 }
@@ -331,6 +333,22 @@ func (a *Admission) RefuseAddress(addr netip.Addr) Refusal {
 	return a.refuseLate(a.Decision.CheckAddress(addr), "", addr)
 }
 
+// RefuseMisplaced is Refuse for the stand-in of a credential that the plugin
+// sent outside the credential's place. It says which credential and what its
+// place is, and so does the record; neither holds the stand-in.
+func (a *Admission) RefuseMisplaced(grant, credential string) Refusal {
+	refusal := a.refuseLate(CredentialMisplaced, "", netip.Addr{})
+	snapshot := &Snapshot{}
+	if a.gate != nil {
+		snapshot = a.gate.cfg.Engine.Current()
+	}
+	refusal.Detail, refusal.Remedy = snapshot.misplaced(a.Request.Principal, a.Decision, grant, credential)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.detail = refusal.Detail
+	return refusal
+}
+
 func (a *Admission) refuseLate(reason Reason, detail string, addr netip.Addr) Refusal {
 	if reason.Allowed() {
 		reason = NotReady
@@ -365,7 +383,7 @@ func (a *Admission) End(o Outcome) error {
 	}
 	a.ended = true
 	r := &a.record
-	r.Address, r.SentBytes, r.Bytes, r.Detail = o.Address, o.SentBytes, o.Bytes, o.Detail
+	r.Address, r.SentBytes, r.Bytes, r.Detail = o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
 	return a.gate.write(r, KindEnd, a.started)
 }
 

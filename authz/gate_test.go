@@ -446,7 +446,7 @@ func TestRefuseLate(t *testing.T) {
 		{"no refusal", func(a *Admission) Refusal { return a.Refuse(Granted, "") }, NotReady, "no policy is loaded yet", "try again later"},
 		{
 			"misplaced", func(a *Admission) Refusal { return a.Refuse(CredentialMisplaced, "") }, CredentialMisplaced,
-			"weather may not GET https://api.weather.example/v1/forecast/berlin", "send the placeholder in the credential's own place only",
+			"the stand-in of a credential is outside the credential's place", "put the stand-in of a credential in the credential's own place only",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -176,9 +176,9 @@ func (l *loader) sidecarFiles(s *source) {
 	report := s.reporter(&l.errs)
 	if v := spec.Vault; v != nil {
 		v.CA = l.certificates(s, "spec.vault.caFile", v.CAFile, report)
-		for _, f := range v.Auth.files() {
-			if f.path != "" && !exists(s.beside(f.path)) {
-				s.reporter(&l.warnings)("spec.vault.auth."+f.name, "%s does not exist yet; it is read at each login", s.beside(f.path))
+		for _, f := range v.Auth.fields() {
+			if f.isFile && f.value != "" && !exists(s.beside(f.value)) {
+				s.reporter(&l.warnings)("spec.vault.auth."+f.name, "%s does not exist yet; it is read at each login", s.beside(f.value))
 			}
 		}
 	}
@@ -200,6 +200,11 @@ func (l *loader) grantFiles(s *source, report reporter) {
 	for i := range s.grant.Spec.Rules {
 		t := &s.grant.Spec.Rules[i].To.TLS
 		t.CA = l.certificates(s, at("spec.rules", i)+".to.tls.caFile", t.CAFile, report)
+	}
+	for i := range s.grant.Spec.Credentials {
+		if o := s.grant.Spec.Credentials[i].Inject.OAuth2; o != nil {
+			o.CA = l.certificates(s, at("spec.credentials", i)+".inject.oauth2.caFile", o.CAFile, report)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -121,7 +122,23 @@ func TestExample(t *testing.T) {
 	for _, w := range c.Warnings {
 		t.Log(w)
 	}
-	if len(c.Grants) != 1 || len(c.Guardrails) != 1 || c.Policy == nil {
-		t.Errorf("got %d grants, %d guardrails, policy %v", len(c.Grants), len(c.Guardrails), c.Policy)
+	if len(c.Grants) != 2 || len(c.Guardrails) != 1 || c.Policy == nil {
+		t.Fatalf("got %d grants, %d guardrails, policy %v", len(c.Grants), len(c.Guardrails), c.Policy)
+	}
+	// It shows every way to inject once.
+	shown := map[string]int{}
+	for _, g := range c.Grants {
+		for _, spec := range g.Credentials {
+			v := reflect.ValueOf(spec.Inject)
+			for field, value := range v.Fields() {
+				if !value.IsZero() && field.Name != "Value" {
+					shown[field.Name]++
+				}
+			}
+		}
+	}
+	want := map[string]int{"Header": 1, "Query": 1, "Cookie": 1, "Basic": 1, "MTLS": 1, "SigV4": 1, "OAuth2": 1, "JWT": 1}
+	if diff := cmp.Diff(want, shown); diff != "" {
+		t.Errorf("want (-), got (+):\n%s", diff)
 	}
 }

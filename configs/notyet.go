@@ -14,17 +14,7 @@ import (
 // notYetField reports whether a field of a mapping is one that a later version
 // will take.
 func notYetField(t reflect.Type, name string) bool {
-	switch t {
-	case reflect.TypeFor[Sidecar]():
-		return name == "upstreamProxy"
-	case reflect.TypeFor[VaultAuth]():
-		return slices.Contains([]string{"role", "jwtFile", "certFile", "keyFile"}, name)
-	case reflect.TypeFor[authz.CredentialSpec]():
-		return name == "placeholder"
-	case reflect.TypeFor[authz.Inject]():
-		return slices.Contains([]string{"mtls", "sigv4", "oauth2", "database"}, name)
-	}
-	return false
+	return t == reflect.TypeFor[authz.Inject]() && name == "database"
 }
 
 const notYet = "%q is not supported yet; %s"
@@ -36,10 +26,4 @@ func notYetGrant(g authz.Grant, report reporter) {
 			report(at("spec.rules", i)+".to.scheme", notYet, r.To.Scheme, "use https, http, tls or tcp")
 		}
 	}
-}
-
-// notYetMethod reports whether a way to log in to Vault is one that a later
-// version will take.
-func notYetMethod(m VaultMethod) bool {
-	return slices.Contains([]VaultMethod{"kubernetes", "jwt", "cert"}, m)
 }

@@ -98,8 +98,10 @@ func (s *Sidecar) owns(file, path string) string {
 		add(t.KeyFile, "spec.listen.extAuthzTLS.keyFile")
 	}
 	if s.Vault != nil {
-		for _, f := range s.Vault.Auth.files() {
-			add(f.path, "spec.vault.auth."+f.name)
+		for _, f := range s.Vault.Auth.fields() {
+			if f.isFile {
+				add(f.value, "spec.vault.auth."+f.name)
+			}
 		}
 	}
 	path = resolved(path)

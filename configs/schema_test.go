@@ -151,7 +151,7 @@ func wordsOf(t reflect.Type) []any {
 	case reflect.TypeFor[OnBadReload]():
 		return []any{OnBadReloadKeep, OnBadReloadQuarantine}
 	case reflect.TypeFor[VaultMethod]():
-		return []any{VaultAppRole, VaultToken}
+		return []any{VaultAppRole, VaultKubernetes, VaultJWT, VaultCert, VaultToken}
 	case reflect.TypeFor[AuditPaths]():
 		return []any{AuditPathsMasked, AuditPathsFull}
 	}
@@ -174,7 +174,7 @@ func TestSchemasAgree(t *testing.T) {
 	}
 	for _, slip := range []string{
 		"field-unknown", "field-missing", "field-empty", "type-list", "type-text", "type-bool", "type-mapping", "type-version",
-		"unit-duration", "unit-limit", "not-yet-schemes", "not-yet-inject", "not-yet-sidecar", "sidecar-enums", "sidecar-required",
+		"unit-duration", "unit-limit", "not-yet-schemes", "not-yet-inject", "grant-tokens", "sidecar-enums", "sidecar-required",
 		"api-version", "metadata-missing",
 	} {
 		t.Run(slip, func(t *testing.T) {

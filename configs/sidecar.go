@@ -74,6 +74,8 @@ type Sidecar struct {
 	DNS DNS `json:"dns,omitzero"`
 	// Vault is where credentials come from; required when a grant has any.
 	Vault *Vault `json:"vault,omitempty"`
+	// UpstreamProxy is a proxy that every connection to an upstream goes through; none by default.
+	UpstreamProxy *UpstreamProxy `json:"upstreamProxy,omitempty"`
 	// Audit is the audit log.
 	Audit Audit `json:"audit,omitzero"`
 	// OnBadReload is keep (the default: the last good policy stays in force) or quarantine.
@@ -217,14 +219,24 @@ type Vault struct {
 // VaultAuth is how the sidecar logs in to Vault. Its files are relative to the
 // Sidecar's, and are read at each login, so that they can be replaced.
 type VaultAuth struct {
-	// Method is approle or token.
+	// Method is approle, kubernetes, jwt, cert or token.
 	Method VaultMethod `json:"method"`
 	// Mount is where the method is mounted; by default its name.
 	Mount string `json:"mount,omitempty"`
+	// Role is the role to log in to: required for kubernetes, and for approle with secretIDWrapped; the mount's default for jwt, and any that the certificate fits for cert.
+	Role string `json:"role,omitempty"`
 	// RoleIDFile holds the AppRole's role id.
 	RoleIDFile string `json:"roleIDFile,omitempty"`
 	// SecretIDFile holds the AppRole's secret id.
 	SecretIDFile string `json:"secretIDFile,omitempty"`
+	// SecretIDWrapped says that SecretIDFile holds a response-wrapping token, made by auth/MOUNT/role/ROLE/secret-id, and not the secret id.
+	SecretIDWrapped bool `json:"secretIDWrapped,omitempty"`
+	// JWTFile holds the token to log in with, for method jwt; for kubernetes by default the pod's own.
+	JWTFile string `json:"jwtFile,omitempty"`
+	// CertFile is the PEM certificate to log in with, for method cert.
+	CertFile string `json:"certFile,omitempty"`
+	// KeyFile is its private key.
+	KeyFile string `json:"keyFile,omitempty"`
 	// TokenFile holds a token, for method token.
 	TokenFile string `json:"tokenFile,omitempty"`
 }
@@ -234,9 +246,25 @@ type VaultMethod string
 
 // The ways to log in to Vault.
 const (
-	VaultAppRole VaultMethod = "approle"
-	VaultToken   VaultMethod = "token"
+	VaultAppRole    VaultMethod = "approle"
+	VaultKubernetes VaultMethod = "kubernetes"
+	VaultJWT        VaultMethod = "jwt"
+	VaultCert       VaultMethod = "cert"
+	VaultToken      VaultMethod = "token"
 )
+
+// serviceAccountToken is where Kubernetes puts the token of a pod's service
+// account (Kubernetes documentation, "Configure Service Accounts for Pods").
+const serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
+
+// UpstreamProxy is a proxy that connections to upstreams are made through, by
+// CONNECT to the address that was already checked.
+type UpstreamProxy struct {
+	// URL is the proxy, as in http://proxy.corp.example:3128.
+	URL string `json:"url"`
+	// NoProxy are reached without it: names (also those below them), .NAME (only those below), addresses and ranges of addresses.
+	NoProxy []string `json:"noProxy,omitempty"`
+}
 
 // Audit is the audit log.
 type Audit struct {

@@ -2,9 +2,11 @@ package configs
 
 import (
 	"fmt"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,6 +44,9 @@ func (s *Sidecar) validate(now time.Time, report reporter) {
 	}
 	if s.Vault != nil {
 		s.Vault.validate(report)
+	}
+	if s.UpstreamProxy != nil {
+		s.UpstreamProxy.validate(report)
 	}
 	if s.Audit.Keep < 0 {
 		report("spec.audit.keep", "is %d; write how many rotated files are kept", s.Audit.Keep)
@@ -206,42 +211,101 @@ func redactURL(s string) string {
 	return s
 }
 
-type loginFile struct {
-	name, path string
-	method     VaultMethod
+type loginField struct {
+	name, value string
+	isFile      bool
+	methods     []VaultMethod // that it goes with
+	required    bool
 }
 
-// files returns the files of all methods by their fields.
-func (a VaultAuth) files() []loginFile {
-	return []loginFile{
-		{"roleIDFile", a.RoleIDFile, VaultAppRole}, {"secretIDFile", a.SecretIDFile, VaultAppRole}, {"tokenFile", a.TokenFile, VaultToken},
+// fields returns what some methods take and others do not.
+func (a VaultAuth) fields() []loginField {
+	approle, cert := []VaultMethod{VaultAppRole}, []VaultMethod{VaultCert}
+	return []loginField{
+		{"mount", a.Mount, false, []VaultMethod{VaultAppRole, VaultKubernetes, VaultJWT, VaultCert}, false},
+		{"role", a.Role, false, []VaultMethod{VaultKubernetes, VaultJWT, VaultCert, VaultAppRole}, a.Method == VaultKubernetes || a.wraps()},
+		{"roleIDFile", a.RoleIDFile, true, approle, true},
+		{"secretIDFile", a.SecretIDFile, true, approle, true},
+		{"jwtFile", a.JWTFile, true, []VaultMethod{VaultKubernetes, VaultJWT}, a.Method == VaultJWT},
+		{"certFile", a.CertFile, true, cert, true},
+		{"keyFile", a.KeyFile, true, cert, true},
+		{"tokenFile", a.TokenFile, true, []VaultMethod{VaultToken}, true},
 	}
 }
 
-// validate reports files that the method needs and has not, or has and does
-// not need.
+// wraps reports whether a secret id is unwrapped to log in.
+func (a VaultAuth) wraps() bool { return a.Method == VaultAppRole && a.SecretIDWrapped }
+
+// validate reports what the method needs and has not, or has and does not
+// need.
 func (a VaultAuth) validate(report reporter) {
-	if notYetMethod(a.Method) {
-		report("spec.vault.auth.method", notYet, a.Method, "use approle or token")
-	} else {
-		oneOf(report, "spec.vault.auth.method", a.Method, VaultAppRole, VaultToken)
+	methods := []VaultMethod{VaultAppRole, VaultKubernetes, VaultJWT, VaultCert, VaultToken}
+	oneOf(report, "spec.vault.auth.method", a.Method, methods...)
+	if !slices.Contains(methods, a.Method) {
+		return
 	}
 	if strings.ContainsAny(a.Mount, " ?#%") || strings.HasPrefix(a.Mount, "/") || strings.Contains(a.Mount, "..") {
 		report("spec.vault.auth.mount", "%q is not where an auth method is mounted; write it as in approle", clip(a.Mount))
 	}
-	for _, f := range a.files() {
+	if strings.ContainsAny(a.Role, " /?#%") || strings.Contains(a.Role, "..") {
+		report("spec.vault.auth.role", "%q is not the name of a role; write it as in weather", clip(a.Role))
+	}
+	for _, f := range a.fields() {
 		path := "spec.vault.auth." + f.name
+		goes := slices.Contains(f.methods, a.Method)
 		switch {
-		case a.Method != VaultAppRole && a.Method != VaultToken:
-		case a.Method == f.method && f.path == "":
+		case goes && f.required && f.value == "" && f.name == "role" && a.wraps():
+			report(path, "is missing; secretIDWrapped needs it, to know who may have wrapped")
+		case goes && f.required && f.value == "":
 			report(path, "is missing; method %s needs it", a.Method)
-		case a.Method != f.method && f.path != "":
-			report(path, "goes with method %s", f.method)
+		case !goes && f.value != "":
+			report(path, "goes with method %s", either(f.methods))
 		}
 	}
-	if a.Method == VaultToken && a.Mount != "" {
-		report("spec.vault.auth.mount", "goes with method approle")
+	if a.SecretIDWrapped && a.Method != VaultAppRole {
+		report("spec.vault.auth.secretIDWrapped", "goes with method approle")
+	} else if a.Method == VaultAppRole && a.Role != "" && !a.SecretIDWrapped {
+		report("spec.vault.auth.role", "goes with secretIDWrapped: true; the role id names the role")
 	}
+}
+
+func either(methods []VaultMethod) string {
+	names := make([]string, len(methods))
+	for i, m := range methods {
+		names[i] = string(m)
+	}
+	return strings.Join(names, " or ")
+}
+
+// validate reports what is no proxy, and what no name or address is.
+func (p UpstreamProxy) validate(report reporter) {
+	u, err := url.Parse(p.URL)
+	switch {
+	case err == nil && u.User != nil:
+		report("spec.upstreamProxy.url", "holds a user; a proxy that wants a password is not supported, and this file is no place for one")
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || !isPort(u.Port()) ||
+		u.RawQuery != "" || u.ForceQuery || strings.Contains(p.URL, "#") || u.Path != "" && u.Path != "/":
+		report("spec.upstreamProxy.url", "%q is not a proxy; write its scheme, host and port, as in http://proxy.corp.example:3128", clip(redactURL(p.URL)))
+	}
+	for i, entry := range p.NoProxy {
+		path := at("spec.upstreamProxy.noProxy", i)
+		name := strings.TrimPrefix(entry, ".")
+		_, notRange := netip.ParsePrefix(entry)
+		_, notAddress := netip.ParseAddr(entry)
+		d, err := authz.NewDestination(authz.SchemeTLS, name, "")
+		switch {
+		case slices.Contains(p.NoProxy[:i], entry):
+			report(path, "%q is given twice", clip(entry))
+		case notRange == nil || notAddress == nil:
+		case err != nil || d.Host() != name || d.Address().IsValid():
+			report(path, "%q is neither a name, .NAME, an address nor a range of them; write it in lower case, as in .corp.example or 10.0.0.0/8", clip(entry))
+		}
+	}
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 // validateGrants reports what grants ask for and this Sidecar cannot give.
@@ -263,6 +327,14 @@ func (s *Sidecar) validateGrant(g authz.Grant, file string, report reporter) {
 			if !l.none {
 				report("spec.limits."+l.name, "is counted by the kernel, which %s turns off; remove the limit, or set kernel there", file)
 			}
+		}
+	}
+	for i, c := range g.Credentials {
+		if c.Placeholder == nil {
+			continue
+		}
+		if _, ok := s.Process.Env[c.Placeholder.Env]; ok {
+			report(at("spec.credentials", i)+".placeholder.env", "%s is set by spec.process.env of %s; remove one of the two", clip(c.Placeholder.Env), file)
 		}
 	}
 	if len(g.Credentials) > 0 && s.Vault == nil {
@@ -322,8 +394,14 @@ func (s *Sidecar) complete(dir string) {
 		within(dir, &v.Auth.RoleIDFile)
 		within(dir, &v.Auth.SecretIDFile)
 		within(dir, &v.Auth.TokenFile)
-		if v.Auth.Method == VaultAppRole {
-			setDefault(&v.Auth.Mount, string(VaultAppRole))
+		within(dir, &v.Auth.JWTFile)
+		within(dir, &v.Auth.CertFile)
+		within(dir, &v.Auth.KeyFile)
+		if v.Auth.Method != VaultToken {
+			setDefault(&v.Auth.Mount, string(v.Auth.Method))
+		}
+		if v.Auth.Method == VaultKubernetes {
+			setDefault(&v.Auth.JWTFile, serviceAccountToken)
 		}
 	}
 }

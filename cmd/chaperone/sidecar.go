@@ -166,7 +166,8 @@ func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config
 		Plugin: plugin, Address: v.Address, Namespace: v.Namespace, CA: []byte(v.CA),
 		Auth: vault.Auth{
 			Method: vault.Method(v.Auth.Method), Mount: v.Auth.Mount, TokenFile: v.Auth.TokenFile,
-			RoleIDFile: v.Auth.RoleIDFile, SecretIDFile: v.Auth.SecretIDFile,
+			RoleIDFile: v.Auth.RoleIDFile, SecretIDFile: v.Auth.SecretIDFile, SecretIDWrapped: v.Auth.SecretIDWrapped,
+			Role: v.Auth.Role, JWTFile: v.Auth.JWTFile, CertFile: v.Auth.CertFile, KeyFile: v.Auth.KeyFile,
 		},
 		Logger: log,
 	}

@@ -135,6 +135,30 @@ func BenchmarkAdmit(b *testing.B) {
 	}
 }
 
+// BenchmarkAdmitCredential is BenchmarkAdmit for each way to inject a credential
+// that was rendered before; the row "none" is what it is to be compared with.
+func BenchmarkAdmitCredential(b *testing.B) {
+	for _, warm := range append([]warmCredential{{name: "none", grant: forecast()}}, warmCredentials(b)...) {
+		b.Run(warm.name, func(b *testing.B) {
+			engine := &Engine{}
+			engine.Install(compile(b, input(warm.grant)))
+			gate, err := NewGate(GateConfig{
+				Engine: engine, Ledger: NewLedger(), Recorder: nowhere{}, Now: time.Now, Credentials: &source{credential: warm.credential},
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			req := get(b, forecastURL)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := gate.Admit(b.Context(), req, Source{Door: DoorProxy}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkNewDestination canonicalises.
 func BenchmarkNewDestination(b *testing.B) {
 	for _, target := range []string{"/v1/forecast/berlin?days=3", "/v1/forecast/m%c3%bcnchen"} {

@@ -27,8 +27,9 @@ var update = flag.Bool("update", false, "write the decisions that are taken into
 //
 // with - for the method of a tunnel, and the keys as (the plugin), upgrade,
 // without (conditions that the door cannot enforce), at (a time), live (the
-// request is in flight) and resolves (an address the name leads to). What is decided is
-// indented below it. Run the test with -update to write it.
+// request is in flight), resolves (an address the name leads to) and standin
+// (GRANT/CREDENTIAL, whose stand-in is elsewhere than in its place). What is
+// decided is indented below it. Run the test with -update to write it.
 type scenario struct {
 	in          Input
 	revocations []Revocation
@@ -104,6 +105,7 @@ type question struct {
 	at       time.Time
 	live     bool
 	resolves []netip.Addr
+	standin  string
 }
 
 func readQuestion(t *testing.T, text string) question {
@@ -135,8 +137,11 @@ func readQuestion(t *testing.T, text string) question {
 				q.req.Unenforceable |= map[string]Conditions{
 					"addresses": ConditionAddresses, "tls": ConditionTLS, "timeout": ConditionTimeout,
 					"credential": ConditionCredential, "originate": ConditionOriginate,
+					"mtls": ConditionCertificate, "sigv4": ConditionSignature,
 				}[name]
 			}
+		case "standin":
+			q.standin = value
 		case "resolves":
 			for address := range strings.SplitSeq(value, ",") {
 				q.resolves = append(q.resolves, netip.MustParseAddr(address))
@@ -191,6 +196,11 @@ func (q question) answer(s *Snapshot, usage Usage) string {
 	line("%s", first)
 	for _, addr := range q.resolves {
 		line("at %s: %s", addr, d.CheckAddress(addr))
+	}
+	if grant, credential, ok := strings.Cut(q.standin, "/"); ok && d.Allowed() {
+		detail, remedy := s.misplaced(q.req.Principal, d, grant, credential)
+		line("%s: %s", CredentialMisplaced, detail)
+		line("remedy: %s", remedy)
 	}
 	if d.Allowed() {
 		return out.String()

@@ -234,6 +234,8 @@ type effectiveRule struct {
 	Rule       authz.Rule `json:"rule"`
 	NotAfter   time.Time  `json:"notAfter"`
 	Credential string     `json:"vaultPath,omitempty"`
+	Injected   string     `json:"injected,omitempty"` // as in header Authorization
+	Env        string     `json:"placeholder,omitempty"`
 }
 
 // printEffective prints what is granted less what has expired or was revoked,
@@ -267,7 +269,11 @@ func (c *cli) printEffective(cfg *configs.Config) error {
 		}
 		row(w, "RULE", "STATE", "UNTIL", "MAY")
 		for _, r := range answer.Rules {
-			row(w, r.Name, r.State, r.NotAfter.UTC().Format(time.RFC3339), ruleText(r.Rule))
+			how := ""
+			if r.Injected != "" {
+				how = " (" + r.Injected + ")"
+			}
+			row(w, r.Name, r.State, r.NotAfter.UTC().Format(time.RFC3339), ruleText(r.Rule)+how)
 		}
 		for _, g := range cfg.Grants {
 			if g.Limits != (authz.Limits{}) {
@@ -295,7 +301,10 @@ func effectiveRules(cfg *configs.Config, revocations []authz.Revocation, now tim
 			}
 			for _, cr := range g.Credentials {
 				if cr.Name == r.Credential {
-					e.Credential = cr.Vault.Path
+					e.Credential, e.Injected = cr.Vault.Path, cr.Inject.Way()
+					if cr.Placeholder != nil {
+						e.Env = cr.Placeholder.Env
+					}
 				}
 			}
 			switch {

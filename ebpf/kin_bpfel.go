@@ -77,7 +77,8 @@ type kinLimit struct {
 	Early    uint8
 	Shuts    uint8
 	Turns    uint8
-	Pad      [6]uint8
+	More     uint8
+	Pad      [5]uint8
 }
 
 type kinPeer struct {

@@ -23,6 +23,8 @@ const (
 	forever = 1 << 62
 	lease   = 32
 
+	more = 4 // MORE
+
 	sentenceStop = 1
 	sentenceKill = 2
 
@@ -354,7 +356,10 @@ func arrange(next []placed) (entries [kinds * MaxLimits]wallLimit, word uint32) 
 	slices.SortStableFunc(next, func(a, b placed) int { return int(a.rule.Sentence) - int(b.rule.Sentence) })
 	each := make(map[LimitKind]int)
 	for _, p := range next {
-		entries[int(p.Kind)*MaxLimits+each[p.Kind]] = p.rule
+		place := int(p.Kind)*MaxLimits + each[p.Kind]
+		if entries[place] = p.rule; each[p.Kind] > 0 {
+			entries[place-1].More = more
+		}
 		each[p.Kind]++
 		word |= 1 << p.Kind
 		if p.rule.Sentence != 0 {

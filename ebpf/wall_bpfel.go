@@ -100,7 +100,8 @@ type wallLimit struct {
 	Early    uint8
 	Shuts    uint8
 	Turns    uint8
-	Pad      [6]uint8
+	More     uint8
+	Pad      [5]uint8
 }
 
 type wallPeer struct {

@@ -44,12 +44,13 @@ struct limit {
 	__u64 name[2];	/* a digest of the name and kind: for user space */
 	__u32 slot;
 	__u8 shift;
-	__u8 set;	/* 0 ends the list */
+	__u8 set;	/* 0: there is none here */
 	__u8 sentence;
 	__u8 early;	/* pass the sentence when the bucket is full, and not at the first refusal */
 	__u8 shuts;	/* refuse connects and questions while the bucket is full */
 	__u8 turns;	/* for user space: a stop is to be a short one */
-	__u8 pad[6];
+	__u8 more;	/* MORE: another one of the kind follows */
+	__u8 pad[5];
 };
 
 /* How one limit stands. */
@@ -105,6 +106,7 @@ struct {
 /* What came of it: REFUSED, CROSSED (to be reported) or both, and the slot. */
 #define REFUSED 1
 #define CROSSED 2
+#define MORE 4
 #define SLOT_SHIFT 8
 
 static __always_inline __u64 price(const struct limit *l, __u64 cost)
@@ -130,11 +132,9 @@ static __always_inline bool oversized(const struct limit *l, __u64 cost)
 	return l->period && cost > l->count;
 }
 
-/* The functions that are not static are verified once, by themselves, and not with each of their callers. */
-static __always_inline struct limit *limit_at(__u32 in_force, __u32 kind, __u32 i)
+static __always_inline struct limit *limit_at(__u32 in_force, __u32 place)
 {
-	__u32 place = ((in_force & IN_FORCE_WHICH) * LIMIT_KINDS + kind) * PER_KIND + i;
-
+	place += (in_force & IN_FORCE_WHICH) * LIMIT_KINDS * PER_KIND;
 	return bpf_map_lookup_elem(&limits, &place);
 }
 
@@ -145,18 +145,11 @@ static __always_inline struct standing *standing_of(const struct limit *l)
 	return bpf_map_lookup_elem(&standings, &slot);
 }
 
-/* Charges one limit; 0 if it refuses. */
-__noinline int take(__u32 in_force, __u32 place, __u64 cost, __u64 now, __u32 how)
+/* Moves a limit's level on; false if that is beyond what it permits. */
+static __always_inline bool take(const struct limit *l, struct standing *s, __u64 cost, __u64 now, __u32 how)
 {
-	struct limit *l = limit_at(in_force, place / PER_KIND, place % PER_KIND);
-	struct standing *s = l ? standing_of(l) : 0;
-	__u64 clock, ceiling, step, old, base, next;
+	__u64 clock = l->period ? now : 0, ceiling = clock + l->depth, step = price(l, cost), old, base, next;
 
-	if (!l || !s)
-		return 0;
-	clock = l->period ? now : 0;
-	ceiling = clock + l->depth;
-	step = price(l, cost);
 	if (how & RESERVE)
 		ceiling -= l->reserve;
 	for (int i = 0; i < RETRIES; i++) {
@@ -164,11 +157,11 @@ __noinline int take(__u32 in_force, __u32 place, __u64 cost, __u64 now, __u32 ho
 		base = old > clock ? old : clock;
 		next = base + step;
 		if (next > ceiling && !(how & FORCE) && !(oversized(l, cost) && base == clock))
-			return 0;
+			return false;
 		if (next > clock + FOREVER)
 			next = clock + FOREVER;
 		if (__sync_val_compare_and_swap(&s->level, old, next) == old)
-			return 1;
+			return true;
 	}
 	if (how & FORCE)
 		__sync_fetch_and_add(&s->level, step);
@@ -203,57 +196,71 @@ static __always_inline __u32 cross(const struct limit *l, struct standing *s)
 	return news;
 }
 
+/* Charges cost to one limit, or refuses. MORE comes with it if another limit of the kind follows.
+ *
+ * The functions that are not static are verified by themselves, once a program, instead of once for each of their calls and
+ * each way there: what a loop repeats is therefore a function of its own. */
+__noinline __u32 charge(__u32 in_force, __u32 place, __u64 cost, __u64 now, __u32 how)
+{
+	struct limit *l = limit_at(in_force, place);
+	struct standing *s = l ? standing_of(l) : 0;
+	__u32 more, news;
+
+	if (!l || !s)
+		return REFUSED;
+	if (!l->set)
+		return 0;
+	more = l->more & MORE;
+	if (take(l, s, cost, now, how)) {
+		news = l->early && full(l, s, now) ? cross(l, s) : 0;
+		return more | (news ? news | l->slot << SLOT_SHIFT : 0);
+	}
+	if (how & RESERVE)
+		return REFUSED;
+	s->refused = now;
+	s->asked = price(l, cost);
+	return REFUSED | cross(l, s) | l->slot << SLOT_SHIFT;
+}
+
+/* Takes back what one limit was charged. */
+__noinline int refund(__u32 in_force, __u32 place, __u64 cost)
+{
+	struct limit *l = limit_at(in_force, place);
+	struct standing *s = l ? standing_of(l) : 0;
+
+	if (s)
+		__sync_fetch_and_add(&s->level, -price(l, cost));
+	return 0;
+}
+
 /* Charges cost to every limit of a kind, or to none of them. */
 __noinline __u32 spend(__u32 in_force, __u32 kind, __u64 cost, __u32 how)
 {
 	__u64 now = bpf_ktime_get_ns();
-	__u32 outcome = 0, news, taken;
-	struct standing *s = 0;
-	struct limit *l = 0;
+	__u32 first = kind * PER_KIND, outcome = 0, news, i;
 
-	for (taken = 0; taken < PER_KIND; taken++) {
-		l = limit_at(in_force, kind, taken);
-		if (!l)
-			return REFUSED;
-		if (!l->set)
-			return outcome;
-		s = standing_of(l);
-		if (!s)
-			return REFUSED;
-		if (!take(in_force, kind * PER_KIND + taken, cost, now, how))
+	for (i = 0; i < PER_KIND; i++) {
+		news = charge(in_force, first + i, cost, now, how);
+		if (news & REFUSED)
 			break;
-		if (!l->early || !full(l, s, now))
-			continue;
-		news = cross(l, s);
-		if (news)
-			outcome = news | l->slot << SLOT_SHIFT;
+		if (news & CROSSED)
+			outcome = news & ~MORE;
+		if (!(news & MORE))
+			return outcome;
 	}
-	if (taken == PER_KIND || !l || !s)
-		return outcome;
-	outcome = REFUSED | l->slot << SLOT_SHIFT;
-	if (!(how & RESERVE)) {
-		s->refused = now;
-		s->asked = price(l, cost);
-		outcome |= cross(l, s);
-	}
-	for (__u32 i = 0; i < PER_KIND && i < taken; i++) {
-		l = limit_at(in_force, kind, i);
-		s = l ? standing_of(l) : 0;
-		if (s)
-			__sync_fetch_and_add(&s->level, -price(l, cost));
-	}
-	return outcome;
+	while (i-- > 0)
+		refund(in_force, first + i, cost);
+	return news;
 }
 
 /* Finds a limit of a kind that shuts the plugin in while it is used up; REFUSED, as spend. */
-__noinline __u32 shut_by(__u32 in_force, __u32 kind)
+__noinline __u32 shut_by(__u32 in_force, __u32 kind, __u64 now)
 {
-	__u64 now = bpf_ktime_get_ns();
 	struct standing *s;
 	struct limit *l;
 
 	for (int i = 0; i < PER_KIND; i++) {
-		l = limit_at(in_force, kind, i);
+		l = limit_at(in_force, kind * PER_KIND + i);
 		if (!l)
 			return REFUSED;
 		if (!l->set)
@@ -261,11 +268,13 @@ __noinline __u32 shut_by(__u32 in_force, __u32 kind)
 		s = standing_of(l);
 		if (!s)
 			return REFUSED;
-		if (!l->shuts || !full(l, s, now))
-			continue;
-		s->refused = now;
-		s->asked = l->unit;
-		return REFUSED | l->slot << SLOT_SHIFT | cross(l, s);
+		if (l->shuts && full(l, s, now)) {
+			s->refused = now;
+			s->asked = l->unit;
+			return REFUSED | l->slot << SLOT_SHIFT | cross(l, s);
+		}
+		if (!l->more)
+			return 0;
 	}
 	return 0;
 }

@@ -152,15 +152,17 @@ static __always_inline int obey(struct bpf_sock_addr *ctx, const struct address 
 static __always_inline __u32 shut(__u32 in_force)
 {
 	__u32 outcome = 0;
+	__u64 now;
 
 	if (!(in_force & IN_FORCE_SHUTS))
 		return 0;
+	now = bpf_ktime_get_ns();
 	if (in_force & IN_FORCE(LIMIT_SENT))
-		outcome = shut_by(in_force, LIMIT_SENT);
+		outcome = shut_by(in_force, LIMIT_SENT, now);
 	if (!outcome && in_force & IN_FORCE(LIMIT_RECEIVED))
-		outcome = shut_by(in_force, LIMIT_RECEIVED);
+		outcome = shut_by(in_force, LIMIT_RECEIVED, now);
 	if (!outcome && in_force & IN_FORCE(LIMIT_SYSCALLS))
-		outcome = shut_by(in_force, LIMIT_SYSCALLS);
+		outcome = shut_by(in_force, LIMIT_SYSCALLS, now);
 	return outcome;
 }
 
@@ -660,12 +662,17 @@ int identify(struct bpf_sock_ops *ctx)
 }
 
 /* Reads what the meter and the backstop need. False for anything but plain TCP and UDP: IP options carry source routes,
- * extension headers and fragments hide the ports. */
+ * extension headers and fragments hide the ports. What both protocols have behind the IP header is read with it. */
 static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 {
-	struct ipv4_header v4;
-	struct ipv6_header v6;
-	__u16 ports[2];
+	struct {
+		struct ipv4_header ip;
+		__u16 ports[2];
+	} v4;
+	struct {
+		struct ipv6_header ip;
+		__u16 ports[2];
+	} v6;
 	__u32 offset;
 	__u8 tcp[2]; /* data offset, flags */
 
@@ -674,36 +681,34 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 		p->family = AF_INET;
 		if (bpf_skb_load_bytes(skb, 0, &v4, sizeof(v4)))
 			return false;
-		map4(&p->source, v4.source);
-		map4(&p->target, v4.target);
-		p->protocol = v4.protocol;
-		if (v4.version_length != 0x45 || (v4.fragment & bpf_htons(0x1fff)))
+		map4(&p->source, v4.ip.source);
+		map4(&p->target, v4.ip.target);
+		p->protocol = v4.ip.protocol;
+		if (v4.ip.version_length != 0x45 || (v4.ip.fragment & bpf_htons(0x1fff)))
 			return false;
-		offset = sizeof(v4);
+		p->source_port = v4.ports[0];
+		p->target_port = v4.ports[1];
+		offset = sizeof(v4.ip);
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		p->family = AF_INET6;
 		if (bpf_skb_load_bytes(skb, 0, &v6, sizeof(v6)))
 			return false;
-		p->source = v6.source;
-		p->target = v6.target;
-		p->protocol = v6.next;
-		offset = sizeof(v6);
+		p->source = v6.ip.source;
+		p->target = v6.ip.target;
+		p->protocol = v6.ip.next;
+		p->source_port = v6.ports[0];
+		p->target_port = v6.ports[1];
+		offset = sizeof(v6.ip);
 	} else {
 		return false;
 	}
-	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
-		return false;
-	if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
-		return false;
-	p->source_port = ports[0];
-	p->target_port = ports[1];
 	p->payload = true;
-	if (p->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, offset + 12, tcp, sizeof(tcp)))
-			return false;
-		p->tcp_flags = tcp[1];
-		p->payload = skb->len > offset + (tcp[0] >> 4) * 4;
-	}
+	if (p->protocol == IPPROTO_UDP)
+		return true;
+	if (p->protocol != IPPROTO_TCP || bpf_skb_load_bytes(skb, offset + 12, tcp, sizeof(tcp)))
+		return false;
+	p->tcp_flags = tcp[1];
+	p->payload = skb->len > offset + (tcp[0] >> 4) * 4;
 	return true;
 }
 
@@ -781,24 +786,35 @@ static __always_inline void attribute(struct __sk_buff *skb, bool outward)
 
 static __always_inline int sent(struct __sk_buff *skb, const struct packet *p, __u32 in_force)
 {
+	__u32 zero = 0;
+	struct tally *t;
+
 	if (in_force & (IN_FORCE(LIMIT_SENT) | IN_FORCE_SENTENCES) && charge_packet(skb, p, in_force, LIMIT_SENT) != ALLOW)
 		return DENY;
-	COUNT(sent_bytes, skb->len);
-	COUNT(sent_packets, segments(skb));
+	t = bpf_map_lookup_elem(&counters, &zero);
+	if (!t)
+		return DENY;
+	__sync_fetch_and_add(&t->sent_bytes, skb->len);
+	__sync_fetch_and_add(&t->sent_packets, segments(skb));
+	if (p->protocol == IPPROTO_UDP)
+		__sync_fetch_and_add(&t->questions, segments(skb));
 	if (in_force & IN_FORCE_RULES)
 		attribute(skb, true);
 	return ALLOW;
 }
 
-static __always_inline int received(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int received(struct __sk_buff *skb, const struct packet *p, __u32 in_force)
 {
-	const struct door *d = current_door();
-	__u32 in_force = d ? d->in_force : 0;
+	__u32 zero = 0;
+	struct tally *t;
 
 	if (in_force & IN_FORCE(LIMIT_RECEIVED) && charge_packet(skb, p, in_force, LIMIT_RECEIVED) != ALLOW)
 		return DENY;
-	COUNT(received_bytes, skb->len);
-	COUNT(received_packets, segments(skb));
+	t = bpf_map_lookup_elem(&counters, &zero);
+	if (!t)
+		return DENY;
+	__sync_fetch_and_add(&t->received_bytes, skb->len);
+	__sync_fetch_and_add(&t->received_packets, segments(skb));
 	if (in_force & IN_FORCE_RULES)
 		attribute(skb, false);
 	return ALLOW;
@@ -841,6 +857,23 @@ static __always_inline int refuse_packet(struct __sk_buff *skb, const struct pac
 	return DENY;
 }
 
+/* What becomes of a packet. */
+enum passage { STOPPED, METERED, FREE };
+
+static __always_inline enum passage way_out(const struct setting *s, const struct packet *p)
+{
+	if (is_resolver(s, &p->target, p->target_port))
+		return METERED;
+	if (is_proxy(s, &p->target, p->target_port))
+		return p->protocol == IPPROTO_TCP ? METERED : STOPPED;
+	if (s->own_network)
+		return loopback(&p->target) ? FREE : STOPPED;
+	if (p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && loopback(&p->target) &&
+	    bpf_map_lookup_elem(&served, &p->source_port))
+		return METERED;
+	return STOPPED;
+}
+
 /* The backstop behind connect and sendmsg, and the meter. Sockets made before the wall stood, source routes and datagrams
  * on connected sockets end here. */
 SEC("cgroup_skb/egress")
@@ -848,8 +881,8 @@ int egress(struct __sk_buff *skb)
 {
 	const struct setting *s = current_settings();
 	const struct door *d = current_door();
+	enum passage passage = STOPPED;
 	struct packet p;
-	bool plain;
 
 	if (!s || !d)
 		return DENY;
@@ -857,24 +890,22 @@ int egress(struct __sk_buff *skb)
 		COUNT(refused, 1);
 		return DENY; /* retransmissions of what the revocation already reported */
 	}
-	plain = parse(skb, &p);
-	if (!plain || skb->ifindex != LOOPBACK_IFINDEX)
+	if (parse(skb, &p) && skb->ifindex == LOOPBACK_IFINDEX)
+		passage = way_out(s, &p);
+	if (passage == STOPPED)
 		return refuse_packet(skb, &p, HOOK_EGRESS);
-	if (is_resolver(s, &p.target, p.target_port)) {
-		if (sent(skb, &p, d->in_force) != ALLOW)
-			return DENY;
-		if (p.protocol == IPPROTO_UDP)
-			COUNT(questions, segments(skb));
-		return ALLOW;
-	}
-	if (is_proxy(s, &p.target, p.target_port))
-		return p.protocol == IPPROTO_TCP ? sent(skb, &p, d->in_force) : refuse_packet(skb, &p, HOOK_EGRESS);
+	return passage == FREE ? ALLOW : sent(skb, &p, d->in_force);
+}
+
+static __always_inline enum passage way_in(const struct setting *s, const struct packet *p)
+{
+	if (is_proxy(s, &p->source, p->source_port) || is_resolver(s, &p->source, p->source_port))
+		return METERED;
 	if (s->own_network)
-		return loopback(&p.target) ? ALLOW : refuse_packet(skb, &p, HOOK_EGRESS);
-	if (p.protocol == IPPROTO_TCP && (p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && loopback(&p.target) &&
-	    bpf_map_lookup_elem(&served, &p.source_port))
-		return sent(skb, &p, d->in_force);
-	return refuse_packet(skb, &p, HOOK_EGRESS);
+		return FREE;
+	if (p->protocol == IPPROTO_TCP && loopback(&p->source) && bpf_map_lookup_elem(&served, &p->target_port))
+		return METERED;
+	return STOPPED;
 }
 
 /* listen() without bind passes no hook but this one. */
@@ -882,19 +913,20 @@ SEC("cgroup_skb/ingress")
 int ingress(struct __sk_buff *skb)
 {
 	const struct setting *s = current_settings();
+	const struct door *d = current_door();
+	enum passage passage = STOPPED;
 	struct packet p;
+	bool plain;
 
-	if (!s || !parse(skb, &p) || skb->ifindex != LOOPBACK_IFINDEX)
-		goto drop;
-	if (is_proxy(s, &p.source, p.source_port) || is_resolver(s, &p.source, p.source_port))
-		return received(skb, &p);
-	if (s->own_network)
-		return ALLOW;
-	if (p.protocol == IPPROTO_TCP && loopback(&p.source) && bpf_map_lookup_elem(&served, &p.target_port))
-		return received(skb, &p);
-	if (p.protocol == IPPROTO_TCP && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+	if (!s || !d)
+		return DENY;
+	plain = parse(skb, &p) && skb->ifindex == LOOPBACK_IFINDEX;
+	if (plain)
+		passage = way_in(s, &p);
+	if (passage != STOPPED)
+		return passage == FREE ? ALLOW : received(skb, &p, d->in_force);
+	if (plain && p.protocol == IPPROTO_TCP && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 		return refuse_packet(skb, &p, HOOK_INGRESS);
-drop:
 	COUNT(refused, 1);
 	return DENY;
 }

@@ -126,7 +126,9 @@ func (s *sidecar) beginMetering() error {
 
 // sampled takes in what the kernel counted.
 func (s *sidecar) sampled(u ebpf.Usage) {
-	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sampleOf(u), time.Now())
+	now := time.Now()
+	s.recordUntold(now, false)
+	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sampleOf(u), now)
 	for _, c := range crossings {
 		s.crossed(c)
 	}

@@ -225,7 +225,10 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 		g.Go(func() error { s.follow(ctx, func(*authz.Snapshot) { s.retainLeases(ctx) }); return nil })
 	}
 	if s.cage != nil {
-		g.Go(func() error { return s.cage.Run(ctx) })
+		g.Go(func() error {
+			defer func() { s.recordUntold(time.Now(), true) }()
+			return s.cage.Run(ctx)
+		})
 		g.Go(func() error { s.watchStrays(ctx); return nil })
 	}
 	g.Go(func() error {

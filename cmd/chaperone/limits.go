@@ -18,6 +18,19 @@ type limits struct {
 	mu      sync.Mutex
 	metered map[string]authz.MeteredLimit // by the name that the kernel knows them by
 	crossed map[string]ebpf.Crossing      // that have not recovered
+	told    map[string]*telling           // what of them was recorded lately
+}
+
+// retell is how often the crossings of one limit are recorded: a plugin that is
+// stopped and resumed in turns crosses its limit ten times in a period.
+const retell = 10 * time.Second
+
+// telling is when a limit's crossing was last recorded, and what came since.
+type telling struct {
+	at    time.Time
+	again int
+	limit authz.MeteredLimit
+	last  ebpf.Crossing
 }
 
 // enforceLimits has the kernel enforce the limits of the policy in force. It
@@ -172,6 +185,41 @@ func actionState(a ebpf.Action) string {
 	return "refusing"
 }
 
+// tell reports whether a crossing is to be recorded now. One that comes soon
+// after another of the same limit is counted, for [limits.untold].
+func (l *limits) tell(m authz.MeteredLimit, c ebpf.Crossing) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.told[c.Limit.Name]
+	if t != nil && c.Time.Sub(t.at) < retell {
+		t.again++
+		t.limit, t.last = m, c
+		return false
+	}
+	if l.told == nil {
+		l.told = map[string]*telling{}
+	}
+	l.told[c.Limit.Name] = &telling{at: c.Time}
+	return true
+}
+
+// untold takes the crossings that were counted and not recorded and are due, or
+// all of them.
+func (l *limits) untold(now time.Time, all bool) (due []telling) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, t := range l.told {
+		switch {
+		case t.again > 0 && (all || now.Sub(t.at) >= retell):
+			due = append(due, *t)
+			*t = telling{at: now}
+		case now.Sub(t.at) >= retell:
+			delete(l.told, name)
+		}
+	}
+	return due
+}
+
 // crossedInKernel records that a limit began to refuse, once until it has
 // recovered. What the limit asks for has been done by then.
 func (s *sidecar) crossedInKernel(c ebpf.Crossing) {
@@ -181,8 +229,21 @@ func (s *sidecar) crossedInKernel(c ebpf.Crossing) {
 		return
 	}
 	s.metrics.crossings.WithLabelValues(c.Limit.Name).Inc()
+	if s.limits.tell(m, c) {
+		s.recordCrossing(m, c, 1)
+	}
+}
+
+// recordUntold records the crossings that came soon after others, as one.
+func (s *sidecar) recordUntold(now time.Time, all bool) {
+	for _, t := range s.limits.untold(now, all) {
+		s.recordCrossing(t.limit, t.last, t.again)
+	}
+}
+
+func (s *sidecar) recordCrossing(m authz.MeteredLimit, c ebpf.Crossing, count int) {
 	s.record(&authz.Record{
-		Time: c.Time, Kind: authz.KindLimit, Door: authz.DoorKernel, Reason: authz.QuotaExceeded.String(), Grant: m.Grant,
+		Time: c.Time, Kind: authz.KindLimit, Door: authz.DoorKernel, Reason: authz.QuotaExceeded.String(), Grant: m.Grant, Count: count,
 		PID: int(c.PID), Exe: c.Comm, UID: s.crosserUID(c), Detail: fmt.Sprintf("%s exceeded: %s; %s", m.Kind, meteredText(m), done(c.Limit)),
 	})
 }

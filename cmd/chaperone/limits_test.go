@@ -116,3 +116,24 @@ func TestRunLimitReload(t *testing.T) {
 		t.Errorf("usage: %+v, %v", usage.Limits, err)
 	}
 }
+
+// TestRunLimitFold records the first of the crossings that follow one another
+// as the plugin is stopped and resumed, and then how many there were.
+func TestRunLimitFold(t *testing.T) {
+	w := newWorld(t, "required", "  limits: {syscalls: 2000/200ms, onExceeded: stop}\n")
+	r := w.run("python3", "-c", "import os, time\nend = time.time() + 1.5\nwhile time.time() < end: os.getppid()")
+	if r.status != 0 {
+		t.Fatalf("status %d\n%s", r.status, r.stderr)
+	}
+	var counts []string
+	for line := range strings.Lines(w.audit()) {
+		if strings.Contains(line, `"kind":"limit"`) {
+			_, count, _ := strings.Cut(line, `"count":`)
+			count, _, _ = strings.Cut(count, ",")
+			counts = append(counts, count)
+		}
+	}
+	if len(counts) != 2 || counts[0] != "" || counts[1] == "" {
+		t.Errorf("recorded with the counts %q", counts)
+	}
+}

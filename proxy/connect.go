@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
 const established = "HTTP/1.1 200 Connection Established\r\n\r\n"
@@ -289,7 +290,7 @@ func (t *spliced) splice() {
 // copying fails, both ways end.
 func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 	pace := t.proxy.pacer(kind, t.ended)
-	n, err := pace.copyConn(to, from)
+	n, err := t.copyAll(&pace, to, from, kind)
 	half, ok := to.(interface{ CloseWrite() error })
 	if err != nil || !ok || half.CloseWrite() != nil {
 		t.cancel(nil) // the other way may wait for its turn
@@ -297,6 +298,20 @@ func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 		_ = t.plugin.cut()
 	}
 	return n
+}
+
+// copyAll copies everything, and searches what the plugin sends where it has
+// stand-ins: that is then not copied by the kernel.
+func (t *spliced) copyAll(pace *pacer, to, from net.Conn, kind authz.LimitKind) (int64, error) {
+	standIns := t.proxy.standIns()
+	if kind != authz.LimitSentBytes || standIns == nil {
+		return pace.copyConn(to, from)
+	}
+	search := standIns.search("the tunnel", func(cause error) { t.access.end(cause) })
+	search.Short = shortBeginning
+	buf := t.proxy.buffers.get()
+	defer t.proxy.buffers.put(buf)
+	return pace.copy(to, scrub.NewReader(from, search), *buf)
 }
 
 // copyConn copies from one connection to another. Between two TCP sockets the
@@ -347,8 +362,11 @@ func splice(to *net.TCPConn, from net.Conn) (int64, error) {
 
 // note says in the record why a tunnel was cut.
 func (t *spliced) note() {
+	var e *dialError
 	switch cause := t.access.cutBy(); {
 	case cause == nil:
+	case errors.As(cause, &e):
+		t.outcome.Detail = "cut: " + t.refuseAs(e).Detail
 	case errors.Is(cause, errTimeout):
 		t.admission.Refuse(authz.UpstreamTimeout, "")
 		t.outcome.Detail = cause.Error()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
 // Limits of the upstream's side of a connection.
@@ -28,6 +29,10 @@ type dialError struct {
 	reason  authz.Reason
 	detail  string
 	address netip.Addr // that the decision refused; the refusal says then what to ask for
+	// standIn is what was found elsewhere than in its credential's place; detail
+	// is then where.
+	standIn *Placeholder
+	remedy  string // "" for the reason's own
 }
 
 func (e *dialError) Error() string { return e.reason.String() + ": " + e.detail }
@@ -37,7 +42,18 @@ func (e *dialError) refuse(a *authz.Admission) authz.Refusal {
 	if e.address.IsValid() {
 		return a.RefuseAddress(e.address)
 	}
-	return a.Refuse(e.reason, e.detail)
+	if e.standIn != nil {
+		refusal := a.RefuseMisplaced(e.standIn.Grant, e.standIn.Credential)
+		refusal.Detail += ": in " + e.detail
+		// The path may be where it is.
+		refusal.URL = string(a.Request.Destination.Scheme()) + "://" + a.Request.Destination.HostPort()
+		return refusal
+	}
+	refusal := a.Refuse(e.reason, e.detail)
+	if e.remedy != "" {
+		refusal.Remedy = e.remedy
+	}
+	return refusal
 }
 
 // dialer connects to decided destinations, and to no address that the decision
@@ -46,10 +62,14 @@ type dialer struct {
 	resolver  *net.Resolver
 	hosts     map[string][]netip.Addr
 	forbidden func(netip.AddrPort) bool
+	via       *upstreamProxy // nil: straight on
 }
 
 func newDialer(cfg Config) *dialer {
-	d := &dialer{resolver: &net.Resolver{PreferGo: true}, hosts: cfg.DNSHosts, forbidden: cfg.Forbidden}
+	d := &dialer{
+		resolver: &net.Resolver{PreferGo: true}, hosts: cfg.DNSHosts, forbidden: cfg.Forbidden,
+		via: newUpstreamProxy(cfg),
+	}
 	if len(cfg.DNSServers) > 0 {
 		d.resolver.Dial = dialServers(cfg.DNSServers)
 	}
@@ -81,7 +101,13 @@ func (d *dialer) dial(ctx context.Context, decision authz.Decision, destination 
 	}
 	var refused, failed error
 	for i, addr := range addresses {
-		conn, err := d.connect(ctx, decision, netip.AddrPortFrom(addr, destination.Port()), i == len(addresses)-1)
+		to, last := netip.AddrPortFrom(addr, destination.Port()), i == len(addresses)-1
+		var conn net.Conn
+		if d.via.takes(destination) {
+			conn, err = d.connectVia(ctx, decision, to, last)
+		} else {
+			conn, err = d.connect(ctx, decision, to, last)
+		}
 		var e *dialError
 		switch {
 		case err == nil:
@@ -97,6 +123,9 @@ func (d *dialer) dial(ctx context.Context, decision authz.Decision, destination 
 	}
 	if failed == nil && refused != nil {
 		return nil, refused
+	}
+	if e := (*proxyError)(nil); errors.As(failed, &e) {
+		return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "connect to " + destination.HostPort() + ": " + e.Error()}
 	}
 	return nil, unreachable(failed, "connect to "+destination.HostPort())
 }
@@ -184,6 +213,10 @@ func causeOf(err error) string {
 		return "its certificate is not valid"
 	case errors.As(err, &verification):
 		return "its certificate could not be verified"
+	case errors.Is(err, scrub.ErrBomb):
+		return "its answer grows beyond all bounds when it is decompressed"
+	case errors.Is(err, scrub.ErrFrame):
+		return "its answer holds what cannot be looked into"
 	case errors.As(err, &alert):
 		return alert.Error()
 	case errors.As(err, &record):

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/sigv4"
 )
 
 // exchange carries one admitted request out.
@@ -28,7 +29,9 @@ type exchange struct {
 	admission *authz.Admission
 	access    access
 	control   *http.ResponseController
-	scrub     *scrubber // nil when nothing was injected
+	scrub     *scrubber // nil when nothing was injected that could come back
+	standIns  *standIns // nil when there is nothing to look for
+	unarmed   bool      // the plugin's extensions of WebSocket were not passed on
 
 	up, down pacer // from the plugin, and to it
 	outcome  authz.Outcome
@@ -37,7 +40,8 @@ type exchange struct {
 	mu       sync.Mutex // guards the answer against informational ones that come late
 	settled  bool       // the final answer has come, or none will
 	address  string
-	attempts int // connections that the request was given
+	attempts int  // connections that the request was given
+	wrote    bool // its head was written on one of them
 	giveUp   context.CancelCauseFunc
 }
 
@@ -46,7 +50,10 @@ type exchange struct {
 // (golang/go, http2 canRetryError), and only one was admitted.
 const maxAttempts = 3
 
-var errRepeated = errors.New("the upstream ended the stream each time")
+var (
+	errRepeated = errors.New("the upstream ended the stream each time")
+	errMoved    = errors.New("the upstream ended the connection, and what carries a credential is not sent again to another address")
+)
 
 // exchange registers an admitted request, sends it, and answers with what
 // comes back.
@@ -95,13 +102,17 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	pool, err := x.proxy.pools.get(x.admission, x.speak(), x.down.limited())
 	if err != nil {
 		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
-		x.refuse(authz.UpstreamUnreachable, "the rule's TLS terms cannot be used")
+		x.refuse(authz.UpstreamUnreachable, "the rule's TLS terms or its client certificate cannot be used")
 		return
 	}
 	if pool.needles != nil {
 		x.scrub = &scrubber{needles: pool.needles}
 	}
-	out := x.outbound(ctx)
+	out, err := x.outbound(ctx)
+	if err != nil {
+		x.fail(err)
+		return
+	}
 	if _, err := x.up.pass(x.up.headSize(x.r.RequestURI, out.Header)); err != nil {
 		x.fail(err)
 		return
@@ -136,18 +147,25 @@ func (x *exchange) speak() protocol {
 }
 
 // outbound makes the request that is sent. The plugin's header map becomes the
-// upstream's: net/http has no more use for it.
-func (x *exchange) outbound(ctx context.Context) *http.Request {
+// upstream's: net/http has no more use for it. The slot is emptied, what is left
+// is searched for stand-ins, and only then is the credential put in.
+func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	destination, slot, h := x.admission.Request.Destination, x.admission.Injection, x.r.Header
-	upgrade := x.admission.Request.Action.Upgrade
+	if e := x.exposed(); e != nil {
+		return nil, e
+	}
 	stripRequest(h, slot)
-	if upgrade != "" {
-		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
+	query := emptySlot(h, destination, slot)
+	if x.standIns = x.proxy.standIns(); x.standIns != nil {
+		if e := x.standIns.inRequest(x.admission.Request, query, h); e != nil {
+			return nil, e
+		}
 	}
-	if slot.Kind != authz.InjectNone {
-		h["Accept-Encoding"] = []string{"identity"} // what is compressed cannot be searched
+	x.askUpgrade(h)
+	if x.scrub != nil {
+		x.scrub.ask(x.r.Method, h)
 	}
-	target := inject(h, destination, slot)
+	target := inject(h, destination, query, slot)
 	out := &http.Request{
 		Method: x.r.Method,
 		// Opaque goes on the wire as it is: the canonical bytes that were decided.
@@ -160,9 +178,89 @@ func (x *exchange) outbound(ctx context.Context) *http.Request {
 	if x.r.ContentLength != 0 && x.r.Body != nil && x.r.Body != http.NoBody {
 		x.body(out)
 	}
+	if slot.Kind == authz.InjectSigV4 {
+		if err := x.sign(ctx, out, query); err != nil {
+			return nil, err
+		}
+	}
 	return out.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: x.gotConn, Got1xxResponse: x.informational,
-	}))
+		GotConn: x.gotConn, WroteHeaders: x.wroteHeaders, Got1xxResponse: x.informational,
+	})), nil
+}
+
+// exposed refuses to send a credential where a third party would read it.
+func (x *exchange) exposed() *dialError {
+	destination, slot := x.admission.Request.Destination, x.admission.Injection
+	switch plain := destination.Scheme() != authz.SchemeHTTPS; {
+	case slot.Kind == authz.InjectNone || !plain:
+		return nil
+	case slot.Kind == authz.InjectCertificate:
+		return &dialError{reason: authz.NotEnforceableHere, detail: "a client certificate is shown over https only"}
+	case x.proxy.dialer.via.takes(destination):
+		return &dialError{
+			reason: authz.NotEnforceableHere, detail: "the credential would pass the upstream proxy in clear",
+			remedy: "use https, or list " + destination.Host() + " in upstreamProxy.noProxy",
+		}
+	}
+	return nil
+}
+
+// askUpgrade asks for the change of protocols that was decided. What is to be
+// searched must not be compressed: a WebSocket then has no extensions.
+func (x *exchange) askUpgrade(h http.Header) {
+	upgrade := x.admission.Request.Action.Upgrade
+	if upgrade == "" {
+		return
+	}
+	h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
+	if x.scrub == nil && x.standIns == nil {
+		return
+	}
+	x.unarmed = true
+	for name := range h {
+		if spelled(name) == "Sec-Websocket-Extensions" {
+			delete(h, name)
+		}
+	}
+}
+
+// sign signs what is about to be sent, which nothing changes afterwards.
+func (x *exchange) sign(ctx context.Context, out *http.Request, query string) error {
+	slot, destination := x.admission.Injection, x.admission.Request.Destination
+	r := &sigv4.Request{
+		Method: out.Method, Scheme: string(destination.Scheme()), Host: out.Host, Path: destination.Path(), Query: query,
+		Header: out.Header, Length: out.ContentLength,
+	}
+	if out.Body != nil {
+		r.Body = out.Body
+	}
+	body, err := sigv4.Sign(ctx, r, sigv4.Scope{Service: slot.Service, Region: slot.Region},
+		sigv4.Key{ID: slot.KeyID, Secret: slot.Value, Session: slot.Session}, x.proxy.cfg.Now())
+	switch {
+	case errors.Is(err, sigv4.ErrChunks):
+		return unsignable(err, "have the SDK send the body unsigned or whole; over https most do")
+	case errors.Is(err, sigv4.ErrBody):
+		return unsignable(err, "send the body in parts of at most 16 MiB")
+	case errors.Is(err, sigv4.ErrQuery):
+		return unsignable(err, "escape + and ; in the query")
+	case err != nil:
+		return err
+	}
+	if read := body != r.Body; read {
+		out.Body, out.ContentLength, out.Trailer = readBody{body, out.Body}, r.Length, nil
+	}
+	return nil
+}
+
+// readBody is a body that was read to be signed.
+type readBody struct {
+	io.Reader
+	io.Closer
+}
+
+// unsignable refuses a request that no signature can be made for.
+func unsignable(err error, remedy string) *dialError {
+	return &dialError{reason: authz.MalformedRequest, detail: "the request cannot be signed: " + err.Error(), remedy: remedy}
 }
 
 // body attaches the plugin's body, which is counted, and its trailers.
@@ -173,6 +271,10 @@ func (x *exchange) body(out *http.Request) {
 		_ = x.control.EnableFullDuplex() // HTTP/2 has it anyway
 	}
 	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
+	body.from = x.r.Body
+	if x.standIns != nil {
+		body.from = x.standIns.inBody(x.r, x.r.Body, x.halt)
+	}
 	if x.r.Trailer != nil {
 		out.Trailer = make(http.Header, len(x.r.Trailer))
 		for name := range x.r.Trailer {
@@ -189,7 +291,7 @@ func (x *exchange) body(out *http.Request) {
 // follow as a trailer that would be removed from the head, nor the credential.
 func (x *exchange) passesAsTrailer(name string) bool {
 	s, slot := spelled(name), x.admission.Injection
-	return !hopByHop(s) && !misleading(s) && s != "Authorization" && s != "Cookie" &&
+	return !hopByHop(s) && !misleading(s) && s != "Authorization" && s != "Cookie" && !sigv4.Replaces(s) &&
 		(slot.Kind != authz.InjectHeader || s != spelled(http.CanonicalHeaderKey(slot.Name)))
 }
 
@@ -197,6 +299,7 @@ func (x *exchange) passesAsTrailer(name string) bool {
 // its end.
 type countedBody struct {
 	io.ReadCloser
+	from     io.Reader // it, searched
 	exchange *exchange
 	trailer  http.Header
 }
@@ -206,7 +309,7 @@ var errBody = errors.New("the request's body could not be read")
 
 func (b *countedBody) Read(buf []byte) (int, error) {
 	up := &b.exchange.up
-	n, err := b.ReadCloser.Read(buf[:up.next(len(buf))])
+	n, err := b.from.Read(buf[:up.next(len(buf))])
 	if _, cut := up.pass(n); cut != nil {
 		return 0, cut
 	}
@@ -216,6 +319,9 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 	case !errors.Is(err, io.EOF):
 		return n, errors.Join(errBody, err)
 	default:
+		if e := b.exchange.trailerHolds(); e != nil {
+			return n, e
+		}
 		for name, values := range b.exchange.r.Trailer {
 			if _, announced := b.trailer[name]; announced {
 				b.trailer[name] = values
@@ -225,15 +331,44 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 	return n, err
 }
 
+// trailerHolds refuses the plugin's trailer with a stand-in in it. The result
+// is nil, and no *dialError, for none.
+func (x *exchange) trailerHolds() error {
+	if x.standIns == nil {
+		return nil
+	}
+	if e := x.standIns.inHeader(x.r.Trailer, "trailer"); e != nil {
+		x.halt(e)
+		return e
+	}
+	return nil
+}
+
+// halt ends the exchange because of what the plugin has sent: it is refused with
+// cause, or what has begun of its answer is cut.
+func (x *exchange) halt(cause error) { x.access.end(cause) }
+
 // gotConn notes where the request goes.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) {
 	address := info.Conn.RemoteAddr().String()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.wrote && x.address != address && x.admission.Injection.Kind != authz.InjectNone {
+		x.giveUp(errMoved)
+		_ = info.Conn.Close() // or it would be written before anybody hears of that
+		return
+	}
 	x.address = address
 	if x.attempts++; x.attempts > maxAttempts && x.speak() != speakHTTP1 {
 		x.giveUp(errRepeated)
 	}
+}
+
+// wroteHeaders notes that the upstream may have the request.
+func (x *exchange) wroteHeaders() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.wrote = true
 }
 
 // informational passes an informational answer on (RFC 9110, section 15.2).
@@ -273,11 +408,12 @@ func (x *exchange) fail(err error) {
 	}
 	var e *dialError
 	switch {
+	case errors.As(err, &e):
 	case errors.Is(err, errBody):
 		e = &dialError{reason: authz.MalformedRequest, detail: errBody.Error()}
-	case errors.Is(err, errRepeated):
+	case errors.Is(err, errRepeated), errors.Is(err, errMoved):
 		e = &dialError{reason: authz.UpstreamUnreachable, detail: err.Error()}
-	case !errors.As(err, &e):
+	default:
 		e = unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
 	}
 	x.refuseAs(e)
@@ -285,7 +421,11 @@ func (x *exchange) fail(err error) {
 
 // cutShort answers, before any other answer has begun, that the access ended.
 func (x *exchange) cutShort(cause error) {
+	var e *dialError
 	switch {
+	case errors.As(cause, &e):
+		x.r.Close = true // the rest of its body is nobody's
+		x.refuseAs(e)
 	case errors.Is(cause, errTimeout):
 		x.refuse(authz.UpstreamTimeout, "the upstream did not answer within the rule's timeout")
 	case errors.Is(cause, errStopping):
@@ -309,6 +449,11 @@ func (x *exchange) refuseAs(e *dialError) {
 
 // respond passes the upstream's answer to the plugin.
 func (x *exchange) respond(response *http.Response) {
+	body, err := x.scrubBody(response)
+	if err != nil {
+		x.refuse(authz.UpstreamUnreachable, err.Error())
+		return
+	}
 	streaming := isStreaming(response)
 	h := x.w.Header()
 	announced := x.header(h, response)
@@ -325,7 +470,7 @@ func (x *exchange) respond(response *http.Response) {
 	if streaming || announced > 0 {
 		_ = x.control.Flush() // the plugin may wait for the head before it sends more
 	}
-	err := x.copyBody(response, streaming)
+	err = x.copyBody(body, streaming)
 	if err == nil {
 		x.trailer(h, response, announced)
 		if x.r.ProtoMajor == 1 && response.ContentLength >= 0 {
@@ -363,7 +508,10 @@ const resetPatience = 250 * time.Millisecond
 func (x *exchange) incomplete(err error) {
 	cause := x.access.cutBy()
 	var broken *writeError
+	var e *dialError
 	switch {
+	case errors.As(cause, &e):
+		x.outcome.Detail = "cut: " + x.proxy.refused(e.refuse(x.admission), nil).Detail
 	case errors.Is(cause, errTimeout):
 		x.admission.Refuse(authz.UpstreamTimeout, "")
 		x.outcome.Detail = cause.Error()
@@ -443,10 +591,9 @@ func (b *bufferPool) get() *[]byte {
 func (b *bufferPool) put(buf *[]byte) { b.pool.Put(buf) }
 
 // copyBody copies the answer's body, and flushes each part where parts matter.
-func (x *exchange) copyBody(response *http.Response, flush bool) error {
+func (x *exchange) copyBody(body io.Reader, flush bool) error {
 	buf := x.proxy.buffers.get()
 	defer x.proxy.buffers.put(buf)
-	body := x.scrubBody(response)
 	for {
 		n, err := body.Read(*buf)
 		if n > 0 {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/sigv4"
 )
 
 // spelled returns the one spelling of a canonical header name: servers that
@@ -51,7 +52,7 @@ func stripRequest(h http.Header, slot authz.Injection) {
 	}
 	for name := range h {
 		s := spelled(name)
-		if hopByHop(s) || misleading(s) || s == slotName || listed[s] {
+		if hopByHop(s) || misleading(s) || s == slotName || listed[s] || slot.Kind == authz.InjectSigV4 && sigv4.Replaces(s) {
 			delete(h, name)
 		}
 	}
@@ -92,43 +93,67 @@ func connectionOptions(h http.Header) map[string]bool {
 	return listed
 }
 
-// inject puts the credential into its slot and returns the request's target.
-func inject(h http.Header, d authz.Destination, slot authz.Injection) (target string) {
+// emptySlot removes what the plugin put into the slot of the credential, where
+// that is not a header of its own, and returns the query that is left.
+func emptySlot(h http.Header, d authz.Destination, slot authz.Injection) (query string) {
+	switch slot.Kind {
+	case authz.InjectCookie:
+		if kept := withoutCookie(h["Cookie"], slot.Name); kept != "" {
+			h["Cookie"] = []string{kept}
+		} else {
+			delete(h, "Cookie")
+		}
+	case authz.InjectQuery:
+		return withoutParameter(d.Query(), slot.Name)
+	case authz.InjectSigV4:
+		return sigv4.StripQuery(d.Query())
+	case authz.InjectNone, authz.InjectHeader, authz.InjectCertificate:
+	}
+	return d.Query()
+}
+
+// inject puts the credential into its slot, which is empty, and returns the
+// request's target. A certificate is the connection's, and a signature is made
+// last.
+func inject(h http.Header, d authz.Destination, query string, slot authz.Injection) (target string) {
 	switch slot.Kind {
 	case authz.InjectHeader:
 		h[http.CanonicalHeaderKey(slot.Name)] = []string{slot.Value.Reveal()}
 	case authz.InjectCookie:
-		h["Cookie"] = []string{injectCookie(h["Cookie"], slot)}
+		cookie := slot.Name + "=" + slot.Value.Reveal()
+		if sent := h["Cookie"]; len(sent) > 0 {
+			cookie = sent[0] + "; " + cookie
+		}
+		h["Cookie"] = []string{cookie}
 	case authz.InjectQuery:
-		query := withoutParameter(d.Query(), slot.Name)
 		if query != "" {
 			query += "&"
 		}
 		return d.Path() + "?" + query + url.QueryEscape(slot.Name) + "=" + url.QueryEscape(slot.Value.Reveal())
-	case authz.InjectNone:
+	case authz.InjectSigV4:
+		if query == "" {
+			return d.Path()
+		}
+		return d.Path() + "?" + query
+	case authz.InjectNone, authz.InjectCertificate:
 	}
 	return d.Target()
 }
 
-// injectCookie returns the Cookie header with the credential's cookie and what
-// the plugin sent besides (RFC 6265, section 4.2.1).
-func injectCookie(sent []string, slot authz.Injection) string {
-	var out strings.Builder
+// withoutCookie returns the Cookie header without one cookie
+// (RFC 6265, section 4.2.1).
+func withoutCookie(sent []string, without string) string {
+	var kept []string
 	for _, line := range sent {
 		for pair := range strings.SplitSeq(line, ";") {
 			pair = strings.TrimSpace(pair)
 			name, _, _ := strings.Cut(pair, "=")
-			if pair == "" || strings.EqualFold(strings.TrimSpace(name), slot.Name) {
-				continue
+			if pair != "" && !strings.EqualFold(strings.TrimSpace(name), without) {
+				kept = append(kept, pair)
 			}
-			out.WriteString(pair)
-			out.WriteString("; ")
 		}
 	}
-	out.WriteString(slot.Name)
-	out.WriteByte('=')
-	out.WriteString(slot.Value.Reveal())
-	return out.String()
+	return strings.Join(kept, "; ")
 }
 
 // withoutParameter removes a parameter from a query, however its name is

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
 // protocol is what is spoken to the upstream.
@@ -52,7 +53,7 @@ type pools struct {
 // an answer.
 type pool struct {
 	transport *http.Transport
-	needles   *needles // nil without a credential
+	needles   *scrub.Needles // nil without a credential that could be found
 }
 
 func newPools(d *dialer) *pools {
@@ -69,11 +70,11 @@ func (p *pools) get(a *authz.Admission, speak protocol, slowed bool) (*pool, err
 	if found != nil {
 		return found, nil
 	}
-	transport, err := p.transport(a.Decision, speak, slowed)
+	transport, err := p.transport(a, speak, slowed)
 	if err != nil {
 		return nil, err
 	}
-	made := &pool{transport, newNeedles(a.Injection)}
+	made := &pool{transport, needlesOf(a.Injection)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if found := p.byKey[key]; found != nil {
@@ -122,14 +123,14 @@ func (p *pools) dropLocked(drop func(poolKey) bool) {
 // transport makes a pool. Its dialer checks addresses against the decision,
 // which is that of every access with the same key. What a limit slows down needs
 // no large windows.
-func (p *pools) transport(decision authz.Decision, speak protocol, slowed bool) (*http.Transport, error) {
-	config, err := clientTLS(decision.Terms())
+func (p *pools) transport(a *authz.Admission, speak protocol, slowed bool) (*http.Transport, error) {
+	config, err := clientTLS(a.Decision.Terms(), a.Injection)
 	if err != nil {
 		return nil, err
 	}
 	t := &http.Transport{
 		Proxy:                  nil, // the sidecar's own environment has no say
-		DialContext:            p.dialFor(decision),
+		DialContext:            p.dialFor(a.Decision),
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    handshakeTimeout,
 		DisableCompression:     true,
@@ -172,9 +173,11 @@ func (p *pools) dialFor(decision authz.Decision) func(context.Context, string, s
 	}
 }
 
-// clientTLS returns the TLS settings of a rule's terms. The name that is sent
-// and verified is the transport's: the destination's host.
-func clientTLS(terms authz.Terms) (*tls.Config, error) {
+// clientTLS returns the TLS settings of a rule's terms, with the certificate
+// that is injected. The name that is sent and verified is the transport's: the
+// destination's host. Sessions are resumed within one transport only, so that a
+// certificate which was replaced is not shown by a ticket.
+func clientTLS(terms authz.Terms, slot authz.Injection) (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}
 	if terms.TLSMin == "1.3" {
 		config.MinVersion = tls.VersionTLS13
@@ -184,6 +187,15 @@ func clientTLS(terms authz.Terms) (*tls.Config, error) {
 		if !config.RootCAs.AppendCertsFromPEM([]byte(terms.CA)) {
 			return nil, errors.New("read certificate authority of rule: no certificate in it")
 		}
+	}
+	if slot.Kind == authz.InjectCertificate {
+		pair, err := tls.X509KeyPair([]byte(slot.Certificate.Reveal()), []byte(slot.PrivateKey.Reveal()))
+		if err != nil {
+			return nil, errors.New("read client certificate: it and its key cannot be used") // err may quote them
+		}
+		// Whatever authorities the server names: without it the request would go
+		// out as nobody's.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	return config, nil
 }

@@ -9,8 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -55,6 +57,21 @@ type Config struct {
 	// Forbidden reports the addresses that are never dialled, whatever is
 	// granted: the sidecar's own listeners, its admin socket, its Vault. Nil: none.
 	Forbidden func(netip.AddrPort) bool
+
+	// Placeholders are the stand-ins for credentials in the plugin's environment,
+	// now. It is asked for every access and answers from memory, with the same
+	// values while they are the same. Nil: there are none.
+	Placeholders func() []Placeholder
+
+	// UpstreamProxy is an HTTP proxy that upstreams are reached through, by CONNECT
+	// to the address that was resolved and checked here: http or https, with a
+	// host, a port, and a user where it wants one. Its own address is not held
+	// against any rule. Nil: upstreams are reached directly.
+	UpstreamProxy *url.URL
+	// NoProxy are the hosts that are reached directly all the same: a name (itself
+	// and all below it), a name with a leading dot (all below it), an address or
+	// a prefix of addresses, for hosts that are addresses.
+	NoProxy []string
 
 	// Attribute is called with the rule that the bytes on a plugin's socket are
 	// for, from now on: as a tunnel or a request on it begins, before anything of
@@ -114,6 +131,7 @@ type Proxy struct {
 	buffers   bufferPool
 	upSize    pieceSize // of what the plugin sends
 	downSize  pieceSize // of what it receives
+	lookedFor atomic.Pointer[standIns]
 
 	mu    sync.Mutex
 	conns map[*conn]struct{} // every open connection of the plugin; nil once closed

@@ -68,15 +68,22 @@ type credentials struct {
 	value      string
 	generation uint64
 	err        error
+	more       map[string]string // fields besides api_key, username and password
+	pem        map[string]string
 }
 
 func (c *credentials) Credential(context.Context, authz.CredentialRef) (authz.Credential, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return authz.Credential{
-		Fields:     map[string]authz.Secret{"api_key": authz.NewSecret(c.value), "username": authz.NewSecret("ada"), "password": authz.NewSecret(c.value)},
-		Generation: c.generation,
-	}, c.err
+	fields := map[string]authz.Secret{"api_key": authz.NewSecret(c.value), "username": authz.NewSecret("ada"), "password": authz.NewSecret(c.value)}
+	for name, value := range c.more {
+		fields[name] = authz.NewSecret(value)
+	}
+	documents := make(map[string]authz.Secret)
+	for name, value := range c.pem {
+		documents[name] = authz.NewSecret(value)
+	}
+	return authz.Credential{Fields: fields, PEM: documents, Generation: c.generation}, c.err
 }
 
 func (c *credentials) set(value string) {

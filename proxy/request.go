@@ -278,8 +278,8 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 	body := refusal.Body()
 	h["Content-Type"] = []string{authz.RefusalContentType}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	if refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
-		h["Connection"] = []string{"close"} // no request on it will ever be anybody's
+	if r.Close && r.ProtoMajor == 1 || refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
+		h["Connection"] = []string{"close"} // in the second case no request on it will ever be anybody's
 	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) //nolint:gosec // it is JSON and says so; an error means that the plugin has gone

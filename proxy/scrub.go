@@ -1,120 +1,57 @@
 package proxy
 
 import (
-	"bytes"
 	"encoding/base64"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
-	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
-// minNeedle is the shortest text that is searched for: anything shorter occurs
-// by chance.
-const minNeedle = 6
-
-// maxNeedle is how much of a very long credential is searched for: a needle in
-// base64 must fit a buffer with room to spare.
-const maxNeedle = bufferSize / 4
-
-// needles are what an injected credential looks like in an answer: as it was
-// sent, and in base64. They are blanked out byte for byte, so that lengths stay
-// true. What an upstream transforms in any other way is not found.
-type needles struct {
-	all     [][]byte
-	longest int
+// needlesOf returns what an injected credential looks like in an answer, nil
+// for nothing that could be found: all that is secret about it, and what is
+// inside a header's value behind its scheme.
+func needlesOf(slot authz.Injection) *scrub.Needles {
+	var texts []string
+	for _, secret := range slot.Secrets() {
+		texts = append(texts, secret.Reveal())
+	}
+	if slot.Kind != authz.InjectSigV4 {
+		texts = append(texts, insideOf(slot.Value.Reveal())...)
+	}
+	return scrub.New(texts...)
 }
 
-// newNeedles returns what to search for, nil for nothing.
-func newNeedles(slot authz.Injection) *needles {
-	if slot.Kind == authz.InjectNone {
-		return nil
+// insideOf returns a value, what follows its scheme (Bearer and the like), and
+// for Basic the pair and the password in it.
+func insideOf(value string) []string {
+	texts := []string{value}
+	scheme, rest, ok := strings.Cut(value, " ")
+	if !ok {
+		return texts
 	}
-	s := &needles{}
-	value := slot.Value.Reveal()
-	s.add(value)
-	if scheme, rest, ok := strings.Cut(value, " "); ok { // Bearer and the like
-		s.add(rest)
-		if strings.EqualFold(scheme, "Basic") {
-			if pair, err := base64.StdEncoding.DecodeString(rest); err == nil {
-				_, password, _ := strings.Cut(string(pair), ":")
-				s.add(string(pair))
-				s.add(password)
-			}
+	texts = append(texts, rest)
+	if strings.EqualFold(scheme, "Basic") {
+		if pair, err := base64.StdEncoding.DecodeString(rest); err == nil {
+			_, password, _ := strings.Cut(string(pair), ":")
+			texts = append(texts, string(pair), password)
 		}
 	}
-	return s
-}
-
-// add searches for a text and its base64, without the padding and without the
-// last character, which depends on what follows.
-func (s *needles) add(text string) {
-	if len(text) < minNeedle {
-		return
-	}
-	text = text[:min(len(text), maxNeedle)]
-	encoded := base64.RawStdEncoding.EncodeToString([]byte(text))
-	if len(text)%3 != 0 {
-		encoded = encoded[:len(encoded)-1]
-	}
-	inURL := strings.NewReplacer("+", "-", "/", "_").Replace(encoded)
-	for _, needle := range []string{text, encoded, inURL} {
-		if !s.has(needle) {
-			s.all = append(s.all, []byte(needle))
-			s.longest = max(s.longest, len(needle))
-		}
-	}
-}
-
-func (s *needles) has(needle string) bool {
-	return slices.ContainsFunc(s.all, func(n []byte) bool { return string(n) == needle })
-}
-
-// in reports whether a text holds a needle.
-func (s *needles) in(text string) bool {
-	return slices.ContainsFunc(s.all, func(n []byte) bool { return strings.Contains(text, string(n)) })
-}
-
-// blank overwrites every needle in b and reports whether there was one.
-func (s *needles) blank(b []byte) (found bool) {
-	for _, needle := range s.all {
-		for rest := b; ; {
-			i := bytes.Index(rest, needle)
-			if i < 0 {
-				break
-			}
-			found = true
-			for j := range needle {
-				rest[i+j] = '*'
-			}
-			rest = rest[i+len(needle):]
-		}
-	}
-	return found
-}
-
-// tail returns how many bytes at the end of b may be the beginning of a needle.
-func (s *needles) tail(b []byte) int {
-	for n := min(s.longest-1, len(b)); n > 0; n-- {
-		end := b[len(b)-n:]
-		for _, needle := range s.all {
-			if n < len(needle) && bytes.HasPrefix(needle, end) {
-				return n
-			}
-		}
-	}
-	return 0
+	return texts
 }
 
 // scrubber searches one answer.
 type scrubber struct {
-	*needles
-	mu    sync.Mutex
-	where string // where a needle was found first, "" for nowhere
+	needles *scrub.Needles
+	window  *scrub.Window // the part that the plugin asked for, when it is a part
+	mu      sync.Mutex
+	where   string // where a needle was found first, "" for nowhere
 }
 
 // found notes where a needle was.
@@ -126,6 +63,29 @@ func (s *scrubber) found(where string) {
 	}
 }
 
+// search is for the credential, to blank it out.
+func (s *scrubber) search(where string) scrub.Search {
+	return scrub.Search{Needles: s.needles, Found: func([]byte) error { s.found(where); return nil }}
+}
+
+// ask changes a request so that its answer can be searched: it is not to be
+// compressed, nor to be a part that begins or ends inside a credential.
+func (s *scrubber) ask(method string, h http.Header) {
+	wanted := h["Range"]
+	for name := range h {
+		switch spelled(name) {
+		case "Accept-Encoding", "Grpc-Accept-Encoding", "Range", "A-Im":
+			delete(h, name)
+		}
+	}
+	h["Accept-Encoding"] = []string{"identity"}
+	if method == http.MethodGet && len(wanted) == 1 { // no other method has ranges (RFC 9110, section 14.2)
+		if s.window = scrub.NewWindow(wanted[0], s.needles.Longest()-1); s.window != nil {
+			h["Range"] = []string{s.window.Header()}
+		}
+	}
+}
+
 // scrubHeader blanks the credential out of a header or trailer.
 func (x *exchange) scrubHeader(h http.Header) {
 	if x.scrub == nil {
@@ -133,9 +93,9 @@ func (x *exchange) scrubHeader(h http.Header) {
 	}
 	for name, values := range h {
 		for i, value := range values {
-			if x.scrub.in(value) {
+			if x.scrub.needles.In(value) {
 				b := []byte(value)
-				x.scrub.blank(b)
+				x.scrub.needles.Blank(b)
 				values[i] = string(b)
 				x.scrub.found("header " + strings.ToLower(name))
 			}
@@ -143,64 +103,113 @@ func (x *exchange) scrubHeader(h http.Header) {
 	}
 }
 
-// scrubBody returns the answer's body with the credential blanked out, where
-// it is text as it is on the wire. Anything else passes untouched and unslowed.
-func (x *exchange) scrubBody(response *http.Response) io.Reader {
-	if x.scrub == nil || !scannable(response.Header) {
-		return response.Body
+// Answers that cannot be searched.
+var (
+	errUnasked = errors.New("the upstream answered with a part of the content that was not asked for")
+	errCoded   = errors.New("the upstream answered in a coding that cannot be searched for the credential, though none was asked for")
+)
+
+// scrubBody returns the answer's body with the credential blanked out, and
+// changes the answer's head where the body is not as it came any more. What is
+// neither text nor near it passes untouched and unslowed.
+func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
+	if x.scrub == nil {
+		return response.Body, nil
 	}
-	return &scrubReader{from: response.Body, scrubber: x.scrub}
+	h := response.Header
+	encoding := strings.Join(h["Content-Encoding"], ",")
+	partial := response.StatusCode == http.StatusPartialContent
+	if partial && (x.scrub.window == nil || len(h["Content-Range"]) != 1 || scrub.Encoded(encoding)) {
+		return nil, errUnasked
+	}
+	body := io.Reader(response.Body)
+	if kind := contentOf(h); kind != binaryContent {
+		decoded, err := scrub.Decode(encoding, body)
+		if err != nil {
+			return nil, errCoded
+		}
+		if scrub.Encoded(encoding) {
+			recoded(response)
+		}
+		if kind == grpcContent {
+			if body, err = scrub.NewGRPC(decoded, x.scrub.search("body"), h.Get("Grpc-Encoding")); err != nil {
+				return nil, errCoded
+			}
+		} else {
+			body = scrub.NewReader(decoded, x.scrub.search("body"))
+		}
+	}
+	if partial {
+		return x.scrub.cut(response, body)
+	}
+	return body, nil
 }
 
-// scannable reports whether a body is text that is not compressed.
-func scannable(h http.Header) bool {
-	if encoding := h.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
-		return false
+// cut cuts the wider part that was asked for to the one that the plugin wants.
+func (s *scrubber) cut(response *http.Response, body io.Reader) (io.Reader, error) {
+	part, err := s.window.Part(response.Header.Get("Content-Range"))
+	if err != nil {
+		return nil, errUnasked
 	}
+	response.ContentLength = part.Length
+	response.Header["Content-Range"] = []string{part.ContentRange}
+	response.Header["Content-Length"] = []string{strconv.FormatInt(part.Length, 10)}
+	if part.Length == 0 {
+		response.StatusCode = http.StatusRequestedRangeNotSatisfiable
+		return http.NoBody, nil
+	}
+	return part.Cut(body), nil
+}
+
+// recoded changes the head of an answer whose content coding was taken off:
+// what was said of the bytes is not true any more (RFC 9110, section 7.7).
+func recoded(response *http.Response) {
+	h := response.Header
+	for _, name := range []string{
+		"Content-Encoding", "Content-Length", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest", "Accept-Ranges",
+	} {
+		delete(h, name)
+	}
+	if tag := h.Get("Etag"); tag != "" && !strings.HasPrefix(tag, "W/") {
+		h["Etag"] = []string{"W/" + tag}
+	}
+	response.ContentLength = -1
+}
+
+// content says how a body is searched.
+type content uint8
+
+const (
+	textContent   content = iota // and everything that is not known
+	binaryContent                // it is not
+	grpcContent                  // message by message
+)
+
+// contentOf returns how a body is searched. Text and what holds text as it is
+// are searched; sound, pictures and archives are not.
+func contentOf(h http.Header) content {
 	kind, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil || len(h["Content-Type"]) > 1 { // it may be anything, also text
+		return textContent
+	}
+	family, sub, _ := strings.Cut(kind, "/")
 	switch {
-	case err != nil: // none: it may be anything, also text
-		return true
-	case strings.HasPrefix(kind, "text/"), strings.HasSuffix(kind, "+json"), strings.HasSuffix(kind, "+xml"):
-		return true
+	case strings.HasSuffix(sub, "+xml"), strings.HasSuffix(sub, "+json"):
+		return textContent
+	case family == "image", family == "audio", family == "video", family == "font":
+		return binaryContent
+	case family != "application":
+		return textContent
+	case strings.HasPrefix(sub, "grpc-web-text"): // messages in base64, all the way
+		return textContent
+	case sub == "grpc", strings.HasPrefix(sub, "grpc+"), sub == "grpc-web", strings.HasPrefix(sub, "grpc-web+"):
+		return grpcContent
 	}
-	switch kind {
-	case "application/json", "application/xml", "application/javascript", "application/x-www-form-urlencoded",
-		"application/x-ndjson", "application/yaml", "application/graphql", "multipart/form-data":
-		return true
+	switch sub {
+	case "octet-stream", "zip", "gzip", "x-gzip", "zstd", "x-tar", "x-bzip2", "x-xz", "x-7z-compressed", "pdf", "wasm", "java-archive":
+		return binaryContent
 	}
-	return false
-}
-
-// scrubReader blanks needles out of a stream. It holds back what may be the
-// beginning of one, and nothing else, so that events pass as they come.
-type scrubReader struct {
-	from     io.Reader
-	scrubber *scrubber
-	held     []byte // may be the beginning of a needle
-	err      error  // of from, once everything before it was returned
-}
-
-// Read implements io.Reader. b must be longer than every needle.
-func (r *scrubReader) Read(b []byte) (int, error) {
-	for r.err == nil {
-		n := copy(b, r.held)
-		got, err := r.from.Read(b[n:])
-		n += got
-		r.err = err
-		if r.scrubber.blank(b[:n]) {
-			r.scrubber.found("body")
-		}
-		keep := 0
-		if err == nil {
-			keep = r.scrubber.tail(b[:n])
-		}
-		r.held = append(r.held[:0], b[n-keep:n]...)
-		if n > keep {
-			return n - keep, nil
-		}
-	}
-	return 0, r.err
+	return textContent
 }
 
 // echoed tells of a credential that came back.

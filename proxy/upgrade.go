@@ -2,12 +2,14 @@ package proxy
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
 // upgrade passes a change of protocols on and then copies both ways until
@@ -17,6 +19,10 @@ func (x *exchange) upgrade(response *http.Response) {
 	asked, got := x.admission.Request.Action.Upgrade, strings.Join(response.Header["Upgrade"], ",")
 	if !ok || asked == "" || !strings.EqualFold(got, asked) {
 		x.refuse(authz.UpstreamUnreachable, "the upstream changed to a protocol that was not asked for")
+		return
+	}
+	if x.unarmed && len(response.Header["Sec-Websocket-Extensions"]) > 0 {
+		x.refuse(authz.UpstreamUnreachable, "the upstream answered with an extension of WebSocket that was not asked for")
 		return
 	}
 	stripAnswer(response.Header)
@@ -50,10 +56,17 @@ func (x *exchange) upgrade(response *http.Response) {
 	go func() {
 		defer close(done)
 		defer end()
-		from := io.MultiReader(bytes.NewReader(ahead), plugin)
+		var from io.Reader = io.MultiReader(bytes.NewReader(ahead), plugin)
+		if x.standIns != nil {
+			from = searched(from, asked, x.standIns.search("what follows the upgrade", x.halt))
+		}
 		x.sent.Add(x.pump(upstream, from, &x.up))
 	}()
-	x.outcome.Bytes = x.pump(plugin, upstream, &x.down)
+	var from io.Reader = upstream
+	if x.scrub != nil {
+		from = searched(from, asked, x.scrub.search("messages"))
+	}
+	x.outcome.Bytes = x.pump(plugin, from, &x.down)
 	end()
 	<-done
 	if x.access.cutBy() != nil {
@@ -61,11 +74,28 @@ func (x *exchange) upgrade(response *http.Response) {
 	}
 }
 
+// shortBeginning is how many bytes of what may be the beginning of a needle
+// pass where an end may wait for them: fewer than what is searched for at all.
+const shortBeginning = 5
+
+// searched searches one direction of an upgraded connection: a WebSocket frame
+// by frame, any other protocol as it is.
+func searched(from io.Reader, protocol string, s scrub.Search) io.Reader {
+	if strings.EqualFold(strings.TrimSpace(protocol), "websocket") {
+		return scrub.NewWebSocket(from, s)
+	}
+	s.Short = shortBeginning
+	return scrub.NewReader(from, s)
+}
+
 // pump copies one way.
 func (x *exchange) pump(to io.Writer, from io.Reader, pace *pacer) int64 {
 	buf := x.proxy.buffers.get()
 	defer x.proxy.buffers.put(buf)
-	n, _ := pace.copy(to, from, *buf) // either end may leave at any time
+	n, err := pace.copy(to, from, *buf) // either end may leave at any time
+	if errors.Is(err, scrub.ErrFrame) {
+		x.halt(&dialError{reason: authz.MalformedRequest, detail: err.Error()})
+	}
 	return n
 }
 

@@ -151,10 +151,22 @@ func isDigest(s string) bool {
 	return err == nil && len(b) == sha256.Size
 }
 
+// Replaces reports whether a header, by its canonical name, is of the plugin's
+// own signature, which [Sign] removes.
+func Replaces(name string) bool {
+	switch name {
+	case "Authorization", "X-Amz-Date", "Date", "X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-Region-Set":
+		return true
+	}
+	return false
+}
+
 // strip removes the plugin's own signature.
 func strip(h http.Header) {
-	for _, name := range []string{"Authorization", "X-Amz-Date", "Date", "X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-Region-Set"} {
-		h.Del(name)
+	for name := range h {
+		if Replaces(name) {
+			delete(h, name)
+		}
 	}
 }
 

@@ -1,0 +1,308 @@
+package proxy_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/andybalholm/brotli"
+	"github.com/coder/websocket"
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+	"google.golang.org/grpc"
+	grpcgzip "google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// compressed returns a text in a content coding.
+func compressed(t testing.TB, coding, text string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	var w io.WriteCloser
+	switch coding {
+	case "gzip":
+		w = gzip.NewWriter(&b)
+	case "deflate":
+		w = zlib.NewWriter(&b)
+	case "br":
+		w = brotli.NewWriter(&b)
+	case "zstd":
+		encoder, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1))
+		testenv.Must(t, err)
+		w = encoder
+	default:
+		return []byte(text)
+	}
+	_, err := io.WriteString(w, text)
+	testenv.Must(t, err)
+	testenv.Must(t, w.Close())
+	return b.Bytes()
+}
+
+// echoer answers with the credential that it was sent, in every way it is asked for.
+func echoer(t testing.TB) *httptest.Server {
+	t.Helper()
+	text := fmt.Sprintf("before %s after", apiKey)
+	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Type", "application/json")
+		h.Set("X-Asked-Encoding", strings.Join(r.Header["Accept-Encoding"], ","))
+		h.Set("X-Asked-Range", strings.Join(r.Header["Range"], "|"))
+		kind, what, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+		switch kind {
+		case "coded":
+			h.Set("Content-Encoding", what)
+			h.Set("Etag", `"strong"`)
+			h.Set("Content-Digest", "sha-256=:x:")
+			_, _ = w.Write(compressed(t, what, text))
+		case "bomb":
+			h.Set("Content-Encoding", "zstd")
+			_, _ = w.Write(compressed(t, "zstd", strings.Repeat("\x00", 32<<20)))
+		case "file":
+			http.ServeContent(w, r, "x.json", time.Time{}, strings.NewReader(text))
+		case "part":
+			h.Set("Content-Range", "bytes 7-20/100")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = io.WriteString(w, apiKey)
+		case "as": // of this type
+			h.Set("Content-Type", r.URL.Query().Get("type"))
+			_, _ = io.WriteString(w, text)
+		case "spelled":
+			_, _ = io.WriteString(w, "x"+map[string]string{
+				"hex": hex.EncodeToString([]byte(text)), "base64": base64.StdEncoding.EncodeToString([]byte(text)),
+				"json": escapedWhole(apiKey), "utf16": "w\x00k\x00_\x00" + strings.Join(strings.Split(apiKey[3:], ""), "\x00") + "\x00",
+			}[what])
+		}
+	}))
+	api.EnableHTTP2 = true
+	api.StartTLS()
+	t.Cleanup(api.Close)
+	return api
+}
+
+// escapedWhole is text in JSON with every character escaped.
+func escapedWhole(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		fmt.Fprintf(&b, `\u%04x`, r)
+	}
+	return b.String()
+}
+
+// wantNoKey checks that what a plugin received holds no piece of the
+// credential, but for pieces as short as chance makes them.
+func wantNoKey(t testing.TB, response *http.Response, body string) {
+	t.Helper()
+	all := fmt.Sprint(response.Header, body, response.Trailer)
+	for _, text := range []string{apiKey, apiKey[:8], apiKey[6:], hex.EncodeToString([]byte(apiKey))} {
+		if strings.Contains(all, text) {
+			t.Errorf("the plugin sees the credential: %s", all)
+		}
+	}
+}
+
+// TestCodedAnswers has an upstream compress what it was asked not to.
+func TestCodedAnswers(t *testing.T) {
+	api := echoer(t)
+	w := newWorld(t, setup{input: granted(ruleFor(api))})
+	for name, change := range map[string]func(*http.Transport){"HTTP/1.1": nil, "HTTP/2": withHTTP2} {
+		client := w.client(func(t *http.Transport) {
+			t.DisableCompression = true
+			if change != nil {
+				change(t)
+			}
+		})
+		for _, coding := range []string{"gzip", "deflate", "br", "zstd", "identity"} {
+			t.Run(name+" "+coding, func(t *testing.T) {
+				r := request(t, "GET", urlOf(api, "/coded/"+coding), "")
+				r.Header["Accept-Encoding"] = []string{"gzip, br"}
+				response, body := send(t, client, r)
+				wantNoKey(t, response, body)
+				if body != "before "+strings.Repeat("*", len(apiKey))+" after" || response.Header.Get("X-Asked-Encoding") != "identity" {
+					t.Errorf("answer is %q, %v", body, response.Header)
+				}
+				want := `W/"strong"`
+				if coding == "identity" {
+					want = `"strong"`
+				} else if response.Header["Content-Encoding"] != nil || response.Header["Content-Digest"] != nil {
+					t.Errorf("header is %v", response.Header)
+				}
+				if response.Header.Get("Etag") != want {
+					t.Errorf("Etag is %s", response.Header.Get("Etag"))
+				}
+			})
+		}
+		t.Run(name+" unknown", func(t *testing.T) {
+			response, body := send(t, client, request(t, "GET", urlOf(api, "/coded/compress"), ""))
+			wantNoKey(t, response, body)
+			wantRefusal(t, response, body, authz.UpstreamUnreachable)
+		})
+		t.Run(name+" HEAD", func(t *testing.T) {
+			if response, _ := send(t, client, request(t, "HEAD", urlOf(api, "/coded/gzip"), "")); response.StatusCode != 200 {
+				t.Errorf("answer is %s", response.Status)
+			}
+		})
+		t.Run(name+" bomb", func(t *testing.T) {
+			response, err := client.Do(request(t, "GET", urlOf(api, "/bomb"), ""))
+			testenv.Must(t, err)
+			defer response.Body.Close()
+			if n, err := io.Copy(io.Discard, response.Body); err == nil || n > 8<<20 {
+				t.Errorf("%d bytes came out of the bomb, %v", n, err)
+			}
+		})
+	}
+}
+
+// TestParts asks for every part of a content with the credential in it.
+func TestParts(t *testing.T) {
+	api := echoer(t)
+	w := newWorld(t, setup{input: granted(ruleFor(api))})
+	client := w.client(nil)
+	clean := "before " + strings.Repeat("*", len(apiKey)) + " after"
+	ask := func(method, path, header string) (*http.Response, string) {
+		r := request(t, method, urlOf(api, path), "")
+		r.Header["Range"] = []string{header}
+		return send(t, client, r)
+	}
+	for first := range len(clean) {
+		for _, last := range []int{first, first + 4, len(clean) - 1} {
+			last = min(last, len(clean)-1)
+			response, body := ask("GET", "/file", fmt.Sprintf("bytes=%d-%d", first, last))
+			if response.StatusCode != 206 || body != clean[first:last+1] || response.ContentLength != int64(len(body)) ||
+				response.Header.Get("Content-Range") != fmt.Sprintf("bytes %d-%d/%d", first, last, len(clean)) {
+				t.Fatalf("%d-%d: %s %q, %v", first, last, response.Status, body, response.Header)
+			}
+		}
+		if _, body := ask("GET", "/file", fmt.Sprintf("bytes=-%d", first+1)); body != clean[len(clean)-first-1:] {
+			t.Fatalf("the last %d are %q", first+1, body)
+		}
+	}
+	for name, test := range map[string]struct {
+		method, path, header string
+		status               int
+		body                 string
+	}{
+		"beyond the end":         {"GET", "/file", "bytes=" + strconv.Itoa(len(clean)) + "-", 416, ""},
+		"several":                {"GET", "/file", "bytes=0-8,9-12", 200, clean},
+		"of another unit":        {"GET", "/file", "items=0-8", 200, clean},
+		"not of a GET":           {"POST", "/file", "bytes=9-12", 200, clean},
+		"nothing known of it":    {"GET", "/as/x?type=text/plain", "bytes=9-12", 200, clean},
+		"a part that is another": {"GET", "/part", "bytes=0-3", 502, ""},
+		"a part unasked":         {"POST", "/part", "", 502, ""},
+	} {
+		response, body := ask(test.method, test.path, test.header)
+		if wantNoKey(t, response, body); response.StatusCode != test.status || test.body != "" && body != test.body {
+			t.Errorf("%s: %s %q", name, response.Status, body)
+		}
+	}
+}
+
+// TestSpellingsAndTypes has the credential come back in other words, and as
+// content of every type.
+func TestSpellingsAndTypes(t *testing.T) {
+	api := echoer(t)
+	w := newWorld(t, setup{input: granted(ruleFor(api))})
+	client := w.client(withHTTP2)
+	for _, kind := range []string{
+		"text/csv", "text/html; charset=utf-8", "application/xml", "application/vnd.x+json", "image/svg+xml", "application/x-unheard-of",
+		"application/javascript", "multipart/mixed; boundary=x", "not a type", "application/grpc-web-text",
+	} {
+		response, body := send(t, client, request(t, "GET", urlOf(api, "/as/x?type="+url.QueryEscape(kind)), ""))
+		if wantNoKey(t, response, body); !strings.Contains(body, "****") {
+			t.Errorf("%s: %q", kind, body)
+		}
+	}
+	for _, kind := range []string{"image/png", "application/octet-stream", "video/mp4"} { // not searched, and said so
+		if _, body := send(t, client, request(t, "GET", urlOf(api, "/as/x?type="+url.QueryEscape(kind)), "")); !strings.Contains(body, apiKey) {
+			t.Errorf("%s was searched", kind)
+		}
+	}
+	for _, spelling := range []string{"hex", "base64", "json", "utf16"} {
+		if _, body := send(t, client, request(t, "GET", urlOf(api, "/spelled/"+spelling), "")); !strings.Contains(body, "********") {
+			t.Errorf("%s: %q", spelling, body)
+		}
+	}
+	w.settled()
+	for _, record := range w.echoed() {
+		if record.Kind != authz.KindEcho || strings.Contains(fmt.Sprintf("%+v", record), apiKey) {
+			t.Errorf("record is %+v", record)
+		}
+	}
+	if len(w.echoed()) != 14 {
+		t.Errorf("%d echoes were recorded", len(w.echoed()))
+	}
+}
+
+// TestEchoInMessages has the credential come back over gRPC, compressed as the
+// plugin's own messages are, and over WebSocket.
+func TestEchoInMessages(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	w := newWorld(t, setup{input: granted(rule(api, "read"))})
+	clean := "the key " + strings.Repeat("*", len(apiKey))
+	client := w.dialGRPC(fmt.Sprintf("api.weather.example:%d", api.Addr.Port()))
+	for name, options := range map[string][]grpc.CallOption{"plain": nil, "gzip": {grpc.UseCompressor(grpcgzip.Name)}} {
+		got := new(wrapperspb.StringValue)
+		err := client.Invoke(t.Context(), testenv.EchoUnary, wrapperspb.String("the key "+apiKey), got, options...)
+		if err != nil || got.GetValue() != clean {
+			t.Errorf("%s: %q, %v", name, got.GetValue(), err)
+		}
+	}
+	for _, mode := range []websocket.CompressionMode{websocket.CompressionDisabled, websocket.CompressionContextTakeover} {
+		conn, response, err := websocket.Dial(t.Context(), api.URL("api.weather.example", "/ws"),
+			&websocket.DialOptions{HTTPClient: w.client(nil), CompressionMode: mode})
+		testenv.Must(t, err)
+		if response.Header["Sec-Websocket-Extensions"] != nil {
+			t.Errorf("extensions were agreed on: %v", response.Header)
+		}
+		for _, kind := range []websocket.MessageType{websocket.MessageText, websocket.MessageBinary} {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			testenv.Must(t, conn.Write(ctx, kind, []byte("the key "+apiKey)))
+			if _, got, err := conn.Read(ctx); err != nil || string(got) != clean {
+				t.Errorf("message is %q, %v", got, err)
+			}
+			cancel()
+		}
+		_ = conn.CloseNow()
+	}
+	w.settled()
+	if n := len(w.echoed()); n != 4 {
+		t.Errorf("%d echoes were recorded", n)
+	}
+}
+
+// TestExtensionUnasked refuses a WebSocket that was agreed on to be compressed.
+func TestExtensionUnasked(t *testing.T) {
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+		_, _ = io.Copy(io.Discard, conn)
+	}))
+	defer api.Close()
+	r := ruleFor(api)
+	r.Upgrades = []string{"websocket"}
+	w := newWorld(t, setup{input: granted(r)})
+	_, response, err := websocket.Dial(t.Context(), urlOf(api, "/"), &websocket.DialOptions{HTTPClient: w.client(nil)})
+	if err == nil || response == nil || response.StatusCode != http.StatusBadGateway {
+		t.Errorf("answer is %+v, %v", response, errors.Unwrap(err))
+	}
+}

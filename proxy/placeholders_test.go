@@ -1,0 +1,335 @@
+package proxy_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"google.golang.org/grpc"
+	grpcgzip "google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+const standIn = "zq-Test7Kp2Lm9Rv4Xw8"
+
+func withStandIn(c *proxy.Config) {
+	placeholders := []proxy.Placeholder{
+		{Grant: "weather", Credential: "other", Value: authz.NewSecret("another-stand-in-1234")},
+		{Grant: "weather", Credential: "key", Value: authz.NewSecret(standIn)},
+	}
+	c.Placeholders = func() []proxy.Placeholder { return placeholders }
+}
+
+// witness is an upstream that keeps everything that it was sent, as far as it
+// came.
+type witness struct {
+	*httptest.Server
+	mu   sync.Mutex
+	seen strings.Builder
+}
+
+func newWitness(t testing.TB) *witness {
+	t.Helper()
+	w := &witness{}
+	w.Server = httptest.NewUnstartedServer(http.HandlerFunc(w.serve))
+	w.EnableHTTP2 = true
+	w.StartTLS()
+	t.Cleanup(w.Close)
+	return w
+}
+
+func (w *witness) serve(out http.ResponseWriter, r *http.Request) {
+	w.note(fmt.Sprint(r.Method, r.Host, r.RequestURI, r.Header))
+	b := make([]byte, 4096)
+	for {
+		n, err := r.Body.Read(b)
+		w.note(string(b[:n]))
+		if err != nil {
+			break
+		}
+	}
+	w.note(fmt.Sprint(r.Trailer))
+	_, _ = io.WriteString(out, "ok")
+}
+
+func (w *witness) note(text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seen.WriteString(text)
+}
+
+// take returns what was seen since it was last asked.
+func (w *witness) take() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	defer w.seen.Reset()
+	return w.seen.String()
+}
+
+// slowly is a body in small pieces.
+func slowly(text string) io.ReadCloser {
+	in, out := io.Pipe()
+	go func() {
+		for i := 0; i < len(text); i += 7 {
+			if _, err := io.WriteString(out, text[i:min(i+7, len(text))]); err != nil {
+				return
+			}
+		}
+		_ = out.Close()
+	}()
+	return in
+}
+
+// wantMisplaced checks that a request was refused and recorded because of a
+// stand-in, and that nobody was told it.
+func wantMisplaced(t *testing.T, w *world, seen, where string) {
+	t.Helper()
+	w.settled()
+	ends := w.records.of(authz.KindEnd)
+	end := ends[len(ends)-1]
+	if end.Reason != "credential_misplaced" || !strings.Contains(end.Detail, "credential key of grant weather") || !strings.Contains(end.Detail, where) {
+		t.Errorf("end record is %s %q", end.Reason, end.Detail)
+	}
+	refusals := w.refused()
+	told := refusals[len(refusals)-1]
+	if told.Reason != authz.CredentialMisplaced || told.Remedy == "" {
+		t.Errorf("told of %+v", told)
+	}
+	for name, text := range map[string]string{"upstream": seen, "record": end.Detail, "refusal": told.Detail + told.URL + told.Remedy} {
+		if strings.Contains(text, standIn[:4]) {
+			t.Errorf("the stand-in is in the %s: %q", name, text)
+		}
+	}
+}
+
+// TestMisplaced puts a stand-in everywhere but where it belongs, on its way to
+// the host that its credential is for and to one that has none.
+func TestMisplaced(t *testing.T) {
+	api := newWitness(t)
+	plain := ruleFor(api.Server)
+	plain.ID, plain.To.Hosts, plain.Credential = "plain", []string{"*.example.com"}, ""
+	w := newWorld(t, setup{input: granted(ruleFor(api.Server), plain), config: func(c *proxy.Config) {
+		withStandIn(c)
+		c.DNSHosts["other.example.com"] = c.DNSHosts["example.com"]
+		c.DNSHosts[strings.ToLower(standIn)+".example.com"] = c.DNSHosts["example.com"]
+	}})
+	var form bytes.Buffer
+	parts := multipart.NewWriter(&form)
+	part, err := parts.CreateFormFile("file", "x")
+	testenv.Must(t, err)
+	_, _ = io.WriteString(part, strings.Repeat("line\n", 10_000)+standIn)
+	testenv.Must(t, parts.Close())
+	filler := strings.Repeat("filler ", 1000)
+	body := func(text string) func(*http.Request) {
+		return func(r *http.Request) { r.Body, r.ContentLength = slowly(text), -1 }
+	}
+	coded := func(coding string) func(*http.Request) {
+		return func(r *http.Request) {
+			body(string(compressed(t, coding, filler+standIn)))(r)
+			r.Header.Set("Content-Encoding", coding)
+		}
+	}
+	cases := []struct {
+		name, where string
+		change      func(*http.Request)
+	}{
+		{"path", "the path", func(r *http.Request) { r.URL.Path = "/v1/" + standIn }},
+		{"path, escaped", "the path", func(r *http.Request) { r.URL.Path, r.URL.RawPath = "/v1/"+standIn, "/v1/%7A%71"+standIn[2:] }},
+		{"query", "the query", func(r *http.Request) { r.URL.RawQuery = "key=" + standIn }},
+		{"query, escaped", "the query", func(r *http.Request) { r.URL.RawQuery = "key=" + strings.ToUpper(percentWhole(standIn)) }},
+		{"header", "header x-api-key", func(r *http.Request) { r.Header.Set("X-Api-Key", standIn) }},
+		{"cookie", "header cookie", func(r *http.Request) { r.Header.Set("Cookie", "a=1; sid="+standIn) }},
+		{"base64 in a header", "header x-basic", func(r *http.Request) {
+			r.Header.Set("X-Basic", base64.StdEncoding.EncodeToString([]byte("ada:"+standIn)))
+		}},
+		{"name of a header", "name of a header", func(r *http.Request) { r.Header["X-"+strings.ToUpper(standIn)] = []string{"1"} }},
+		{"body", "the body", body(filler + standIn + filler)},
+		{"end of a body", "the body", body(filler + standIn)},
+		{"base64 in a body", "the body", body(filler + base64.StdEncoding.EncodeToString([]byte(filler+standIn)))},
+		{"hexadecimal in a body", "the body", body(filler + hex.EncodeToString([]byte(standIn)))},
+		{"form", "the body", body("a=1&key=" + url.QueryEscape(standIn))},
+		{"multipart", "the body", body(form.String())},
+		{"gzip", "the body", coded("gzip")},
+		{"br", "the body", coded("br")},
+		{"zstd", "the body", coded("zstd")},
+		{"deflate", "the body", coded("deflate")},
+		{"trailer", "trailer x-digest", func(r *http.Request) {
+			body("text")(r)
+			r.Trailer = http.Header{"X-Digest": {standIn}}
+		}},
+	}
+	for protocol, change := range map[string]func(*http.Transport){"HTTP/1.1": nil, "HTTP/2": withHTTP2} {
+		client := w.client(change)
+		for _, host := range []string{"example.com", "other.example.com"} {
+			for _, test := range cases {
+				t.Run(protocol+" "+host+" "+test.name, func(t *testing.T) {
+					api.take()
+					r := request(t, "POST", strings.Replace(urlOf(api.Server, "/v1/x"), "example.com", host, 1), "")
+					test.change(r)
+					if response, err := client.Do(r); err == nil {
+						text, _ := io.ReadAll(response.Body)
+						_ = response.Body.Close()
+						wantRefusal(t, response, string(text), authz.CredentialMisplaced)
+					}
+					wantMisplaced(t, w, api.take(), test.where)
+				})
+			}
+		}
+		t.Run(protocol+" host", func(t *testing.T) {
+			api.take()
+			response, body := send(t, client, request(t, "GET", strings.Replace(urlOf(api.Server, "/"), "example.com", standIn+".example.com", 1), ""))
+			wantRefusal(t, response, body, authz.CredentialMisplaced)
+			w.settled()
+			if ends := w.records.of(authz.KindEnd); !strings.Contains(ends[len(ends)-1].Detail, "the host's name") {
+				t.Errorf("end record is %+v", ends[len(ends)-1])
+			}
+		})
+	}
+	if requests := api.take(); strings.Contains(requests, standIn[:4]) {
+		t.Errorf("the upstream saw %q", requests)
+	}
+}
+
+func percentWhole(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		fmt.Fprintf(&b, "%%%02x", s[i])
+	}
+	return b.String()
+}
+
+// TestPlaced replaces a stand-in where it belongs, and leaves all else alone.
+func TestPlaced(t *testing.T) {
+	api := newWitness(t)
+	w := newWorld(t, setup{input: granted(ruleFor(api.Server)), config: withStandIn})
+	client := w.client(nil)
+	text := strings.Repeat(standIn[:len(standIn)-1]+" ", 500)
+	for _, coding := range []string{"", "gzip", "br", "zstd", "aws-chunked", "aws-chunked,gzip"} {
+		sent := compressed(t, strings.TrimPrefix(coding, "aws-chunked,"), text)
+		r := request(t, "POST", urlOf(api.Server, "/"), string(sent))
+		r.Header.Set("Authorization", "Bearer "+standIn)
+		r.Header.Set("Content-Encoding", coding)
+		response, body := send(t, client, r)
+		if response.StatusCode != 200 {
+			t.Fatalf("%s: %s %s", coding, response.Status, body)
+		}
+		if seen := api.take(); strings.Contains(seen, standIn) || !strings.Contains(seen, "Bearer "+apiKey) || !strings.Contains(seen, string(sent)) {
+			t.Errorf("%s: the upstream saw %.300q", coding, seen)
+		}
+	}
+	for name, change := range map[string]func(*http.Request){
+		"unknown coding": func(r *http.Request) { r.Header.Set("Content-Encoding", "compress") },
+		"not in it":      func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") },
+		"too long": func(r *http.Request) {
+			r.Header.Set("Content-Encoding", "gzip")
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(strings.Repeat("x", 5<<20))), 5<<20
+		},
+	} {
+		r := request(t, "POST", urlOf(api.Server, "/"), text)
+		change(r)
+		response, err := client.Do(r)
+		if err != nil { // it was still sending
+			continue
+		}
+		body, _ := io.ReadAll(response.Body)
+		_ = response.Body.Close()
+		if wantRefusal(t, response, string(body), authz.NotEnforceableHere); strings.Contains(api.take(), standIn[:4]) {
+			t.Errorf("%s: it was sent", name)
+		}
+	}
+}
+
+// TestMisplacedInMessages sends a stand-in over gRPC and WebSocket.
+func TestMisplacedInMessages(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	w := newWorld(t, setup{input: granted(rule(api, "read")), config: withStandIn})
+	client := w.dialGRPC(fmt.Sprintf("api.weather.example:%d", api.Addr.Port()))
+	chat(t, client, "1") // nothing is held back that somebody waits for
+	for name, options := range map[string][]grpc.CallOption{"plain": nil, "gzip": {grpc.UseCompressor(grpcgzip.Name)}} {
+		got := new(wrapperspb.StringValue)
+		if err := client.Invoke(t.Context(), testenv.EchoUnary, wrapperspb.String("fine"), got, options...); err != nil || got.GetValue() != "fine" {
+			t.Errorf("%s: %q, %v", name, got.GetValue(), err)
+		}
+		err := client.Invoke(t.Context(), testenv.EchoUnary, wrapperspb.String("x "+standIn), got, options...)
+		if err == nil {
+			t.Errorf("%s: it was sent", name)
+		}
+		wantMisplaced(t, w, "", "the body")
+	}
+	conn, _, err := websocket.Dial(t.Context(), api.URL("api.weather.example", "/ws"), &websocket.DialOptions{HTTPClient: w.client(nil)})
+	testenv.Must(t, err)
+	defer conn.CloseNow()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	testenv.Must(t, conn.Write(ctx, websocket.MessageText, []byte("ends as it begins "+standIn[:6])))
+	if _, got, err := conn.Read(ctx); err != nil || !strings.HasSuffix(string(got), standIn[:6]) {
+		t.Errorf("echo is %q, %v", got, err)
+	}
+	_ = conn.Write(ctx, websocket.MessageText, []byte(standIn))
+	if _, got, err := conn.Read(ctx); err == nil {
+		t.Errorf("echo is %q", got)
+	}
+	wantMisplaced(t, w, "", "what follows the upgrade")
+}
+
+// TestMisplacedInATunnel sends a stand-in through tunnels, byte by byte.
+func TestMisplacedInATunnel(t *testing.T) {
+	var mu sync.Mutex
+	var seen strings.Builder
+	server := tcpServer(t, func(c net.Conn) {
+		b := make([]byte, 1)
+		for {
+			if _, err := c.Read(b); err != nil {
+				return
+			}
+			mu.Lock()
+			seen.Write(b)
+			mu.Unlock()
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	})
+	w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "api.weather.example")), config: withStandIn})
+	c := w.tunnel(fmt.Sprintf("api.weather.example:%d", server.Port()))
+	for _, b := range "hello z zq" { // an end that waits for the echo of each has it
+		c.write(string(b))
+		if got, err := c.in.ReadByte(); err != nil || rune(got) != b {
+			t.Fatalf("echo is %q, %v", got, err)
+		}
+	}
+	for i := range len(standIn) {
+		if _, err := io.WriteString(c.Conn, standIn[i:i+1]); err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	_, _ = io.Copy(io.Discard, c.in)
+	w.settled()
+	ends := w.records.of(authz.KindEnd)
+	if end := ends[0]; end.Reason != "credential_misplaced" || !strings.Contains(end.Detail, "the tunnel") {
+		t.Errorf("end record is %+v", end)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if got := seen.String(); strings.Contains(got, standIn[:6]) {
+		t.Errorf("the upstream saw %q", got)
+	}
+}

@@ -249,11 +249,7 @@ func (a *Admission) carries(d *Decision) bool {
 // credential fetches the winner's credential and renders it, or refuses.
 func (g *Gate) credential(ctx context.Context, a *Admission) error {
 	spec := a.Decision.rule.credential
-	err := errors.New("no credential source")
-	var credential Credential
-	if g.cfg.Credentials != nil {
-		credential, err = g.cfg.Credentials.Credential(ctx, spec.ref)
-	}
+	credential, err := g.lease(ctx, spec.ref)
 	if err == nil && !credential.NotAfter.IsZero() && !g.cfg.Now().Before(credential.NotAfter) {
 		err = errors.New("credential is past its end")
 	}
@@ -270,6 +266,13 @@ func (g *Gate) credential(ctx context.Context, a *Admission) error {
 		a.Decision.RetryAfter = retry.RetryAfter()
 	}
 	return fmt.Errorf("fetch credential %s of grant %s: %w", spec.ref.Name, spec.ref.Grant, err)
+}
+
+func (g *Gate) lease(ctx context.Context, ref CredentialRef) (Credential, error) {
+	if g.cfg.Credentials == nil {
+		return Credential{}, errors.New("no credential source")
+	}
+	return g.cfg.Credentials.Credential(ctx, ref)
 }
 
 // write writes a record of what began at started, the zero Time for what took

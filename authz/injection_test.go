@@ -320,16 +320,29 @@ func TestRefuseMisplaced(t *testing.T) {
 	}
 }
 
-// TestWarmCredentialIsFree: rendering it again allocates nothing.
+// TestWarmCredentialIsFree: a credential that was rendered before adds no
+// allocation to Admit.
 func TestWarmCredentialIsFree(t *testing.T) {
-	for _, warm := range warmCredentials(t) {
-		spec := compile(t, input(warm.grant)).subjects["weather"].credentials[0]
-		if n := testing.AllocsPerRun(100, func() {
-			if _, err := spec.render(warm.credential); err != nil {
+	allocations := func(warm warmCredential) float64 {
+		engine := &Engine{}
+		engine.Install(compile(t, input(warm.grant)))
+		gate, err := NewGate(GateConfig{
+			Engine: engine, Ledger: NewLedger(), Recorder: nowhere{}, Now: time.Now, Credentials: &source{credential: warm.credential},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := get(t, forecastURL)
+		return testing.AllocsPerRun(100, func() {
+			if a, err := gate.Admit(t.Context(), req, Source{Door: DoorProxy}); err != nil || !a.Decision.Allowed() {
 				t.Fatal(err)
 			}
-		}); n != 0 {
-			t.Errorf("%s: %v allocations", warm.name, n)
+		})
+	}
+	without := allocations(warmCredential{grant: forecast()})
+	for _, warm := range warmCredentials(t) {
+		if n := allocations(warm); n > without {
+			t.Errorf("%s: %v allocations, %v without a credential", warm.name, n, without)
 		}
 	}
 }

@@ -416,6 +416,37 @@ func TestEnforces(t *testing.T) {
 	}
 }
 
+// TestUncarriable refuses what is injected by who makes the connection, also
+// where the caller is said to enforce everything.
+func TestUncarriable(t *testing.T) {
+	grant := authz.Grant{
+		Name: "weather", Plugin: "weather", NotAfter: testTime.Add(time.Hour),
+		Credentials: []authz.CredentialSpec{
+			{Name: "mtls", Vault: authz.VaultPath{Path: "pki/issue/weather"}, Inject: authz.Inject{MTLS: &authz.MTLS{}}},
+			{Name: "sigv4", Vault: authz.VaultPath{Path: "aws/sts/weather"}, Inject: authz.Inject{SigV4: &authz.SigV4{Service: "s3", Region: "eu-west-1"}}},
+		},
+	}
+	for _, c := range grant.Credentials {
+		grant.Rules = append(grant.Rules, authz.Rule{
+			ID: c.Name, Reason: "test", To: authz.To{Hosts: []string{"api.weather.example"}},
+			Methods: []string{"GET"}, Paths: []string{"/" + c.Name}, Credential: c.Name,
+		})
+	}
+	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{grant}}, testTime)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	h := newHouse(t)
+	h.engine.Install(policy)
+	s := h.server(t, Config{Enforces: ^authz.Conditions(0)})
+	defer s.Close()
+	for _, name := range []string{"mtls", "sigv4"} {
+		if got := reasonOf(ask(t, s, envoyCheck("GET", "https", "api.weather.example", "/"+name))); got != "not_enforceable_here" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
 // TestAddresses asks for destinations that are addresses: they are judged here
 // as at the dial, which is the caller's.
 func TestAddresses(t *testing.T) {

@@ -97,6 +97,8 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	case authz.InjectCookie:
 		headers = append(headers, set("cookie", injectCookie(a.cookie, slot)))
 	case authz.InjectNone, authz.InjectQuery:
+	case authz.InjectCertificate, authz.InjectSigV4:
+		return nil, "the rule's credential is not one that an answer can carry"
 	}
 	for _, header := range headers {
 		// A string field must be UTF-8, and Envoy 1.40 takes no raw_value here:

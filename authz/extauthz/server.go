@@ -360,9 +360,10 @@ func (s *Server) identify(attributes *authv3.AttributeContext) (authz.Principal,
 // unenforceable returns the conditions that nobody enforces on the other side
 // of this call.
 func (s *Server) unenforceable(ctx context.Context) authz.Conditions {
-	conditions := authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout |
-		authz.ConditionCertificate | authz.ConditionSignature
+	conditions := authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout
 	conditions &^= s.cfg.Enforces
+	// No answer carries these, whatever the caller could do with them.
+	conditions |= authz.ConditionCertificate | authz.ConditionSignature
 	if p, ok := peer.FromContext(ctx); !ok || !trusted(p.AuthInfo) {
 		conditions |= authz.ConditionCredential
 	}

@@ -197,6 +197,7 @@ func isTimeout(err error) bool {
 func causeOf(err error) string {
 	var errno syscall.Errno
 	var alert tls.AlertError
+	var remote *net.OpError
 	var record tls.RecordHeaderError
 	var verification *tls.CertificateVerificationError
 	var hostname x509.HostnameError
@@ -219,6 +220,8 @@ func causeOf(err error) string {
 		return "its answer holds what cannot be looked into"
 	case errors.As(err, &alert):
 		return alert.Error()
+	case errors.As(err, &remote) && remote.Op == "remote error": // an alert, of which crypto/tls exports nothing else
+		return remote.Err.Error()
 	case errors.As(err, &record):
 		return "it does not speak TLS"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

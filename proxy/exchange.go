@@ -36,6 +36,7 @@ type exchange struct {
 	up, down pacer // from the plugin, and to it
 	outcome  authz.Outcome
 	sent     atomic.Int64 // body bytes towards the upstream
+	unread   atomic.Bool  // there is a body, and its end has not been read
 
 	mu       sync.Mutex // guards the answer against informational ones that come late
 	settled  bool       // the final answer has come, or none will
@@ -270,6 +271,7 @@ func (x *exchange) body(out *http.Request) {
 		// first byte of the answer, while the transport reads it too.
 		_ = x.control.EnableFullDuplex() // HTTP/2 has it anyway
 	}
+	x.unread.Store(true)
 	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
 	body.from = x.r.Body
 	if x.standIns != nil {
@@ -319,6 +321,7 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 	case !errors.Is(err, io.EOF):
 		return n, errors.Join(errBody, err)
 	default:
+		b.exchange.unread.Store(false)
 		if e := b.exchange.trailerHolds(); e != nil {
 			return n, e
 		}
@@ -424,7 +427,6 @@ func (x *exchange) cutShort(cause error) {
 	var e *dialError
 	switch {
 	case errors.As(cause, &e):
-		x.r.Close = true // the rest of its body is nobody's
 		x.refuseAs(e)
 	case errors.Is(cause, errTimeout):
 		x.refuse(authz.UpstreamTimeout, "the upstream did not answer within the rule's timeout")
@@ -442,6 +444,9 @@ func (x *exchange) refuse(reason authz.Reason, detail string) {
 
 func (x *exchange) refuseAs(e *dialError) {
 	x.settle()
+	// net/http, which would read the rest of a body, must not while the
+	// transport may (EnableFullDuplex): the connection ends with the answer.
+	x.r.Close = x.r.Close || x.unread.Load()
 	refusal := x.proxy.refused(e.refuse(x.admission), nil)
 	x.outcome.Detail = refusal.Detail
 	x.proxy.answer(x.w, x.r, refusal)

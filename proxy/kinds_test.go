@@ -67,9 +67,6 @@ func TestCertificate(t *testing.T) {
 		w.credentials.issue(t, strangers, "stranger")
 		response, body := send(t, client, request(t, "GET", api.URL("api.weather.example", "/x"), ""))
 		wantRefusal(t, response, body, authz.UpstreamUnreachable)
-		if !strings.Contains(body, "tls: ") {
-			t.Errorf("a stranger is told %s", body)
-		}
 		w.credentials.pem["private_key"] = "nonsense"
 		response, body = send(t, client, request(t, "GET", api.URL("api.weather.example", "/x"), ""))
 		wantRefusal(t, response, body, authz.CredentialUnavailable)
@@ -243,7 +240,7 @@ func TestNotSentAgainElsewhere(t *testing.T) {
 	}
 	response, body := send(t, client, request(t, "GET", url, ""))
 	wantRefusal(t, response, body, authz.UpstreamUnreachable)
-	if elsewhere.Load() > 0 || !strings.Contains(body, "not sent again to another address") {
+	if elsewhere.Load() > 0 {
 		t.Errorf("it was sent elsewhere %d times: %s", elsewhere.Load(), body)
 	}
 }

@@ -60,6 +60,7 @@ func (w *throttled) line(ctx context.Context, t *testing.T, n int) []string {
 		synctest.Wait() // it has been answered, or waits
 	}
 	time.Sleep(2 * longestWait)
+	synctest.Wait() // what was written is there to be read
 	return answers
 }
 

@@ -15,6 +15,9 @@ import (
 // to all the others that were woken: a thousand tunnels have time for neither.
 // So it is two raw system calls, which never block.
 func sever(conn net.Conn) {
+	if through, ok := conn.(*proxied); ok {
+		conn = through.Conn
+	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		_ = conn.Close() // it is gone either way

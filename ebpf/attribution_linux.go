@@ -31,13 +31,13 @@ type attributions struct {
 }
 
 func openAttributions(w *wall) (*attributions, error) {
-	m := w.base.Maps["attributions"]
+	m := w.kept["attributions"]
 	size := int(m.ValueSize()) * int(m.MaxEntries())
 	memory, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map attributions: %w", err)
 	}
-	a := &attributions{memory: memory, traffic: w.base.Maps["by_rule"], turn: w.ledger.turn}
+	a := &attributions{memory: memory, traffic: w.kept["by_rule"], turn: w.ledger.turn}
 	a.entries = unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), m.MaxEntries()) //nolint:gosec // the map's values, page aligned
 	door, err := w.ledger.readDoor()
 	if err != nil {

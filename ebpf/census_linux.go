@@ -66,18 +66,12 @@ type census struct {
 }
 
 func (w *wall) loadCensus(group *cgroup, own bool) error {
-	spec, err := loadCensus()
+	spec, err := w.read("census", loadCensus, group, own)
 	if err != nil {
-		return fmt.Errorf("read census programs: %w", err)
+		return err
 	}
-	if err := aim(spec, group, own); err != nil {
-		return fmt.Errorf("set up census programs: %w", err)
-	}
-	w.census, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: w.shared(spec)})
-	if err != nil {
-		return fmt.Errorf("load census programs: %w%s", err, loadHint(err))
-	}
-	return nil
+	w.census, err = w.loadObject(spec)
+	return explain("load census programs", err)
 }
 
 func newCensus(c *Cage) (*census, error) {

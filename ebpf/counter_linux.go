@@ -82,26 +82,22 @@ func (w *wall) putCounter(dir string, limited bool) error {
 
 // loadCalls loads the system call counter.
 func (w *wall) loadCalls(dir string, group *cgroup, own bool) error {
-	spec, err := loadCalls()
+	spec, err := w.read("system call", loadCalls, group, own)
 	if err != nil {
-		return fmt.Errorf("read system call counter: %w", err)
+		return err
+	}
+	if err := w.keepMaps(dir, spec); err != nil {
+		return err
 	}
 	door, err := w.ledger.readDoor()
 	if err != nil {
 		return fmt.Errorf("set up system call counter: %w", err)
 	}
 	w.turn = door.Counter + 1
-	err = errors.Join(
-		aim(spec, group, own),
-		spec.Variables["class_of"].Set(classTable()),
-		spec.Variables["turn"].Set(w.turn),
-	)
+	err = errors.Join(spec.Variables["class_of"].Set(classTable()), spec.Variables["turn"].Set(w.turn))
 	if err != nil {
 		return fmt.Errorf("set up system call counter: %w", err)
 	}
-	w.calls, err = w.loadKept(dir, spec)
-	if err != nil {
-		return fmt.Errorf("load system call counter: %w%s", err, loadHint(err))
-	}
-	return nil
+	w.calls, err = w.loadObject(spec)
+	return explain("load system call counter", err)
 }

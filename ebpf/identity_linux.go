@@ -36,7 +36,7 @@ func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
 		return Peer{}, false
 	}
 	var entry wallPeer
-	if err := c.wall.base.Maps["peers"].LookupAndDelete(key, &entry); err != nil {
+	if err := c.wall.kept["peers"].LookupAndDelete(key, &entry); err != nil {
 		return Peer{}, false
 	}
 	atomic.AddUint64(&c.wall.told.tally.Identified, 1)

@@ -19,22 +19,6 @@ import (
 // (bpf/kin.bpf.c).
 const stillAlive = 1
 
-// loadKin loads what follows the plugin's processes.
-func (w *wall) loadKin(dir string, group *cgroup, own bool) error {
-	spec, err := loadKin()
-	if err != nil {
-		return fmt.Errorf("read process programs: %w", err)
-	}
-	if err := aim(spec, group, own); err != nil {
-		return fmt.Errorf("set up process programs: %w", err)
-	}
-	w.kin, err = w.loadKept(dir, spec)
-	if err != nil {
-		return fmt.Errorf("load process programs: %w%s", err, loadHint(err))
-	}
-	return nil
-}
-
 // kinFindings says what a kernel's age takes away from following processes and
 // ending sockets. The programs load without: they look for each function by its
 // name in the kernel's own types, as is done here.
@@ -64,6 +48,9 @@ func kinFindings() []Finding {
 // aim tells programs that follow tasks which cgroup is the plugin's. In one of
 // our own there are no cgroups below it.
 func aim(spec *ebpf.CollectionSpec, group *cgroup, own bool) error {
+	if _, ok := spec.Variables["cgroup_id"]; !ok {
+		return nil // they follow none
+	}
 	descendants := uint32(1)
 	if own {
 		descendants = 0

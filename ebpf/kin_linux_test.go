@@ -98,7 +98,7 @@ func weaken(t *testing.T, r *rig) {
 		t.Fatal(err)
 	}
 	strong := r.wall.kin
-	if r.wall.kin, err = r.wall.loadKept(r.pins, spec); err != nil {
+	if r.wall.kin, err = r.wall.loadObject(spec); err != nil {
 		t.Fatal(err)
 	}
 	for _, l := range r.wall.traces {

@@ -235,9 +235,9 @@ type placed struct {
 
 // openLedger takes over what the maps hold.
 func openLedger(w *wall) (*ledger, error) {
-	l := &ledger{limits: w.base.Maps["limits"], door: w.base.Maps["door"]}
+	l := &ledger{limits: w.kept["limits"], door: w.kept["door"]}
 	for i, name := range []string{"standings", "held"} {
-		m := w.base.Maps[name]
+		m := w.kept[name]
 		size := int(m.ValueSize()) * int(m.MaxEntries())
 		memory, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		if err != nil {

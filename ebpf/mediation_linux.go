@@ -24,7 +24,7 @@ type waiting struct {
 // waiting lists those connections. What comes or goes meanwhile may be missed.
 func (w *wall) waiting() ([]waiting, error) {
 	const atOnce = 512
-	peers := w.base.Maps["peers"]
+	peers := w.kept["peers"]
 	var all []waiting
 	var cursor ebpf.MapBatchCursor
 	keys, entries := make([]wallPeerKey, atOnce), make([]wallPeer, atOnce)
@@ -50,7 +50,7 @@ func (w *wall) forgetPeers() error {
 		return err
 	}
 	for _, one := range left {
-		err := w.base.Maps["peers"].Delete(one.key)
+		err := w.kept["peers"].Delete(one.key)
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			continue
 		}

@@ -31,7 +31,7 @@ func (c *Cage) Usage() (Usage, error) {
 
 func (c *Cage) usage() (Usage, error) {
 	u := Usage{Time: time.Now()}
-	tallies, err := cpus[wallTally](c.wall.base.Maps["counters"])
+	tallies, err := cpus[wallTally](c.wall.kept["counters"])
 	if err != nil {
 		return Usage{}, err
 	}
@@ -82,7 +82,7 @@ func (c *Cage) usage() (Usage, error) {
 // the totals cannot be read: what the plugin does is not known from then on, and
 // the caller is to end it.
 func (c *Cage) Run(ctx context.Context) error {
-	reader, err := ringbuf.NewReader(c.wall.base.Maps["events"])
+	reader, err := ringbuf.NewReader(c.wall.kept["events"])
 	if err != nil {
 		return fmt.Errorf("read refusals: %w", err)
 	}

@@ -412,7 +412,7 @@ func (r *rig) entries() int {
 	n := 0
 	var key wallPeerKey
 	var value wallPeer
-	for entries := r.wall.base.Maps["peers"].Iterate(); entries.Next(&key, &value); {
+	for entries := r.wall.kept["peers"].Iterate(); entries.Next(&key, &value); {
 		n++
 	}
 	return n

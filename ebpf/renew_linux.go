@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -15,41 +14,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loadKept loads an object whose maps outlast this process. Each map is the one
-// that an earlier sidecar pinned, if it has the shape that the programs want,
-// or else a fresh one, which [wall.settle] pins once the programs are attached:
-// until then the old programs and their maps stand as they are.
-func (w *wall) loadKept(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	found := w.shared(spec)
-	var opened []*ebpf.Map
-	defer func() {
-		for _, m := range opened {
-			_ = m.Close() // the collection has its own handle
-		}
-	}()
+// keepMaps finds or makes the maps of an object, which outlast this process.
+// Each is the one that an earlier sidecar pinned, if it has the shape that the
+// programs want, or else a fresh one, which [wall.settle] pins once the programs
+// are attached: until then the old programs and their maps stand as they are.
+func (w *wall) keepMaps(dir string, spec *ebpf.CollectionSpec) error {
 	for name, want := range spec.Maps {
-		if _, ok := found[name]; ok || strings.HasPrefix(name, ".") { // the compiler's own
+		if w.kept[name] != nil || strings.HasPrefix(name, ".") { // the compiler's own
 			continue
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			w.fresh[name] = nil
-		case err != nil:
-			return nil, fmt.Errorf("load pinned map %s: %w", name, err)
-		case want.Compatible(m) != nil:
-			w.fresh[name] = m
-		default:
-			found[name] = m
-			opened = append(opened, m)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("load pinned map %s: %w", name, err)
+		}
+		if err != nil || want.Compatible(m) != nil {
+			w.fresh[name] = m // nil: nothing
+			if m, err = ebpf.NewMap(want); err != nil {
+				return fmt.Errorf("make map %s: %w%s", name, err, loadHint(err))
+			}
+		}
+		w.kept[name] = m
+	}
+	return nil
+}
+
+// loadObject loads an object with the maps that are kept. Objects may be loaded
+// side by side.
+func (w *wall) loadObject(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	kept := make(map[string]*ebpf.Map)
+	for name := range spec.Maps {
+		if m := w.kept[name]; m != nil {
+			kept[name] = m
 		}
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: found})
-	if err != nil {
-		return nil, err
-	}
-	maps.Copy(w.kept, collection.Maps)
-	return collection, nil
+	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept, Cache: w.types})
 }
 
 // settle makes the fresh maps the ones that the next sidecar finds. It is

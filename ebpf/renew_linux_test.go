@@ -102,7 +102,7 @@ func TestUpgrade(t *testing.T) {
 		if err := errors.Join(c.Shut(shut), c.Attach(Endpoints{Proxy4: tcpPort(proxy)})); err != nil {
 			t.Fatal(err)
 		}
-		if got := c.wall.base.Maps["peers"].MaxEntries(); got != connections {
+		if got := c.wall.kept["peers"].MaxEntries(); got != connections {
 			t.Errorf("runs with room for %d connections, not %d", got, connections)
 		}
 		return func() {

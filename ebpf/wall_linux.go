@@ -10,10 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,6 +31,7 @@ type wall struct {
 
 	census *ebpf.Collection
 
+	types *btf.Cache           // the kernel's, while programs are loaded: they are large
 	kept  map[string]*ebpf.Map // the maps that outlast this process, by name
 	fresh map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
 	told  *told
@@ -66,56 +68,94 @@ func loadWalls(dir string, group *cgroup, own, syscalls bool) (*wall, error) {
 }
 
 func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
-	spec, err := loadWall()
+	w.types = btf.NewCache()
+	defer func() { w.types = nil }()
+	base, err := w.read("wall", loadWall, group, own)
 	if err != nil {
-		return fmt.Errorf("read wall programs: %w", err)
+		return err
+	}
+	kin, err := w.read("process", loadKin, group, own)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(w.keepMaps(dir, base), w.keepMaps(dir, kin)); err != nil {
+		return err
+	}
+	if err := w.openShared(); err != nil {
+		return err
+	}
+	if w.always = syscalls; syscalls || w.ledger.has(LimitSyscalls) {
+		if err := w.loadCalls(dir, group, own); err != nil {
+			return err
+		}
+	}
+	// The verifier takes most of the time, and does not keep others waiting.
+	var loading errgroup.Group
+	loading.Go(func() (err error) {
+		w.base, err = w.loadSignalling(base)
+		return explain("load wall programs", err)
+	})
+	loading.Go(func() (err error) {
+		w.kin, err = w.loadObject(kin)
+		return explain("load process programs", err)
+	})
+	loading.Go(w.loadUnix)
+	loading.Go(func() error { return w.loadCensus(group, own) })
+	return loading.Wait()
+}
+
+// read reads the object of some programs, and tells it which cgroup is the
+// plugin's.
+func (w *wall) read(what string, load func() (*ebpf.CollectionSpec, error), group *cgroup, own bool) (*ebpf.CollectionSpec, error) {
+	spec, err := load()
+	if err != nil {
+		return nil, fmt.Errorf("read %s programs: %w", what, err)
+	}
+	if w.reshape != nil {
+		w.reshape(spec)
 	}
 	if err := aim(spec, group, own); err != nil {
-		return fmt.Errorf("set up wall programs: %w", err)
+		return nil, fmt.Errorf("set up %s programs: %w", what, err)
 	}
-	w.base, err = w.loadSignalling(dir, spec)
-	if err != nil {
-		return fmt.Errorf("load wall programs: %w%s", err, loadHint(err))
-	}
+	return spec, nil
+}
+
+// openShared maps into memory what this process and the programs both write.
+func (w *wall) openShared() error {
+	var err error
 	if w.ledger, err = openLedger(w); err != nil {
 		return err
 	}
 	if w.attributed, err = openAttributions(w); err != nil {
 		return err
 	}
-	if w.told, err = openTold(w.base.Maps["tallied"]); err != nil {
-		return err
-	}
-	if err := w.loadUnix(); err != nil {
-		return err
-	}
-	if err := w.loadKin(dir, group, own); err != nil {
-		return err
-	}
-	if err := w.loadCensus(group, own); err != nil {
-		return err
-	}
-	if w.always = syscalls; syscalls || w.ledger.has(LimitSyscalls) {
-		return w.loadCalls(dir, group, own)
-	}
-	return nil
+	w.told, err = openTold(w.kept["tallied"])
+	return err
 }
 
 // loadSignalling loads the wall with programs that can stop and kill the plugin
 // at a limit, or, before Linux 6.9, without: then user space does it alone, a
 // few milliseconds later.
-func (w *wall) loadSignalling(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+func (w *wall) loadSignalling(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	if err := spec.Variables["may_signal"].Set(uint32(1)); err != nil {
 		return nil, err
 	}
-	collection, err := w.loadKept(dir, spec)
+	collection, err := w.loadObject(spec)
 	if _, refused := errors.AsType[*ebpf.VerifierError](err); !refused {
 		return collection, err
 	}
 	if err := spec.Variables["may_signal"].Set(uint32(0)); err != nil {
 		return nil, err
 	}
-	return w.loadKept(dir, spec)
+	return w.loadObject(spec)
+}
+
+// explain says what could not be done, and what an operator can mend.
+func explain(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w%s", what, err, loadHint(err))
 }
 
 // loadHint explains the failure that an operator can mend.
@@ -130,31 +170,16 @@ func loadHint(err error) string {
 // a program for them is refused, so it is tried: what a kernel cannot attach it
 // does not load either.
 func (w *wall) loadUnix() error {
-	spec, err := loadUnix()
+	spec, err := w.read("unix", loadUnix, nil, false)
 	if err != nil {
-		return fmt.Errorf("read unix programs: %w", err)
+		return err
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: w.shared(spec)})
-	if err == nil {
+	if collection, err := w.loadObject(spec); err == nil {
 		w.unix = collection
 	}
 	// Without it the launcher's seccomp filter forbids Unix sockets outright,
 	// which is stricter, so no failure here opens anything.
 	return nil
-}
-
-// shared gives a further object the maps of the first.
-func (w *wall) shared(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
-	if w.reshape != nil {
-		w.reshape(spec)
-	}
-	maps := make(map[string]*ebpf.Map)
-	for name, m := range w.kept {
-		if _, ok := spec.Maps[name]; ok && !strings.HasPrefix(name, ".") {
-			maps[name] = m
-		}
-	}
-	return maps
 }
 
 // configure tells the programs where the sidecar listens.
@@ -167,10 +192,10 @@ func (w *wall) configure(n *network, own bool, ends Endpoints, serve []uint16) e
 	setting.Proxy6.W, setting.Proxy6Port = kernelAddress(ends.Proxy6)
 	setting.Resolver4.W, setting.Resolver4Port = kernelAddress(ends.Resolver4)
 	setting.Resolver6.W, setting.Resolver6Port = kernelAddress(ends.Resolver6)
-	if err := w.base.Maps["settings"].Put(zero, setting); err != nil {
+	if err := w.kept["settings"].Put(zero, setting); err != nil {
 		return fmt.Errorf("configure wall: %w", err)
 	}
-	served := w.base.Maps["served"]
+	served := w.kept["served"]
 	var key [2]byte
 	var value uint8
 	for entries := served.Iterate(); entries.Next(&key, &value); {
@@ -368,6 +393,9 @@ func (w *wall) close() error {
 		if collection != nil {
 			collection.Close()
 		}
+	}
+	for _, m := range w.kept {
+		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -303,7 +303,7 @@ func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 // copyAll copies everything, and searches what the plugin sends where it has
 // stand-ins: that is then not copied by the kernel.
 func (t *spliced) copyAll(pace *pacer, to, from net.Conn, kind authz.LimitKind) (int64, error) {
-	standIns := t.proxy.standIns()
+	standIns := t.proxy.lookout.now()
 	if kind != authz.LimitSentBytes || standIns == nil {
 		return pace.copyConn(to, from)
 	}

@@ -157,7 +157,7 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	}
 	stripRequest(h, slot)
 	query := emptySlot(h, destination, slot)
-	if x.standIns = x.proxy.standIns(); x.standIns != nil {
+	if x.standIns = x.proxy.lookout.now(); x.standIns != nil {
 		if e := x.standIns.inRequest(x.admission.Request, query, h); e != nil {
 			return nil, e
 		}

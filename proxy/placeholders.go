@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
@@ -28,16 +29,39 @@ type standIns struct {
 	lowered []string // as they would be in a host's name, which has no case
 }
 
-// standIns returns what to look for now.
-func (p *Proxy) standIns() *standIns {
-	if p.cfg.Placeholders == nil {
+// lookout knows what to look for, and makes it ready when it changes.
+type lookout struct {
+	placeholders func() []Placeholder // nil: none
+	known        atomic.Pointer[standIns]
+}
+
+// FindPlaceholder returns what finds a stand-in in a text, in any spelling. It
+// is for doors that see more of a request than they carry.
+func FindPlaceholder(placeholders func() []Placeholder) func(text string) (grant, credential string, found bool) {
+	l := &lookout{placeholders: placeholders}
+	return func(text string) (grant, credential string, found bool) {
+		s := l.now()
+		if s == nil {
+			return "", "", false
+		}
+		e := s.in(text, "")
+		if e == nil || e.standIn == nil {
+			return "", "", false
+		}
+		return e.standIn.Grant, e.standIn.Credential, true
+	}
+}
+
+// now returns what to look for, nil for nothing.
+func (l *lookout) now() *standIns {
+	if l.placeholders == nil {
 		return nil
 	}
-	from := p.cfg.Placeholders()
+	from := l.placeholders()
 	if len(from) == 0 {
 		return nil
 	}
-	if known := p.lookedFor.Load(); known != nil && slices.Equal(known.from, from) {
+	if known := l.known.Load(); known != nil && slices.Equal(known.from, from) {
 		return known
 	}
 	s := &standIns{from: slices.Clone(from)}
@@ -50,7 +74,7 @@ func (p *Proxy) standIns() *standIns {
 	if s.all = scrub.New(values...); s.all == nil {
 		return nil
 	}
-	p.lookedFor.Store(s)
+	l.known.Store(s)
 	return s
 }
 

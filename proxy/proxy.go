@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -131,7 +130,7 @@ type Proxy struct {
 	buffers   bufferPool
 	upSize    pieceSize // of what the plugin sends
 	downSize  pieceSize // of what it receives
-	lookedFor atomic.Pointer[standIns]
+	lookout   lookout
 
 	mu    sync.Mutex
 	conns map[*conn]struct{} // every open connection of the plugin; nil once closed
@@ -154,6 +153,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Log = zap.NewNop()
 	}
 	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff()}
+	p.lookout.placeholders = cfg.Placeholders
 	p.upSize.bytes.Store(firstPiece)
 	p.downSize.bytes.Store(firstPiece)
 	var err error

@@ -126,22 +126,30 @@ func forwardedProto(scheme authz.Scheme) string {
 // those as they are, refuses them with a % in them under validate_mutations and
 // sorts the query; agentgateway escapes them.
 func injectQuery(to authz.Destination, slot authz.Injection) string {
+	query := withoutParameter(to.Query(), slot.Name)
+	if query != "" {
+		query += "&"
+	}
+	return to.Path() + "?" + query + url.QueryEscape(slot.Name) + "=" + url.QueryEscape(slot.Value.Reveal())
+}
+
+// withoutParameter returns a query without what the plugin put into the slot.
+func withoutParameter(query, without string) string {
 	var kept []string
-	for pair := range strings.SplitSeq(to.Query(), "&") {
+	for pair := range strings.SplitSeq(query, "&") {
 		// Some servers split at semicolons as well.
 		parts := slices.DeleteFunc(strings.Split(pair, ";"), func(part string) bool {
 			name, _, _ := strings.Cut(part, "=")
 			if plain, err := url.QueryUnescape(name); err == nil {
 				name = plain
 			}
-			return strings.EqualFold(strings.TrimSpace(name), slot.Name)
+			return strings.EqualFold(strings.TrimSpace(name), without)
 		})
 		if pair = strings.Join(parts, ";"); pair != "" {
 			kept = append(kept, pair)
 		}
 	}
-	kept = append(kept, url.QueryEscape(slot.Name)+"="+url.QueryEscape(slot.Value.Reveal()))
-	return to.Path() + "?" + strings.Join(kept, "&")
+	return strings.Join(kept, "&")
 }
 
 // removals returns the headers to be removed: those that never pass, those that

@@ -62,6 +62,11 @@ type Config struct {
 	// an address can be held against it here; names are resolved by the caller.
 	// Nil: none.
 	Forbidden func(netip.AddrPort) bool
+	// StandIn finds the stand-in for a credential in a text, in any spelling, and
+	// says which one's it is. It is asked for the path, the query and the headers of
+	// what is admitted, without the credential's place; bodies are not seen here.
+	// Nil: there are none.
+	StandIn func(text string) (grant, credential string, found bool)
 	// Enforces are the conditions of rules that the caller is known to
 	// enforce, because this sidecar configured it. Zero: it enforces none, and
 	// a rule that states its addresses, TLS terms or a timeout is refused as
@@ -249,6 +254,9 @@ func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
 	}
 	if admission.Refusal != nil {
 		return s.answer(*admission.Refusal, admission.Decision, a.grpc)
+	}
+	if out := s.misplaced(a, admission); out != nil {
+		return out
 	}
 	reason, detail := s.checkAddress(admission)
 	var out *authv3.CheckResponse

@@ -1,0 +1,61 @@
+package extauthz
+
+import (
+	"slices"
+	"strings"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// misplaced answers an admitted access that holds the stand-in for a
+// credential elsewhere than in the credential's place, nil where none does.
+func (s *Server) misplaced(a *access, admission *authz.Admission) *authv3.CheckResponse {
+	if s.cfg.StandIn == nil {
+		return nil
+	}
+	var grant, credential, where string
+	a.remains(admission, func(text, in string) bool {
+		var found bool
+		if grant, credential, found = s.cfg.StandIn(text); found {
+			where = in
+		}
+		return !found
+	})
+	if where == "" {
+		return nil
+	}
+	refusal := admission.RefuseMisplaced(grant, credential)
+	refusal.Detail += ": in " + where
+	to := admission.Request.Destination
+	refusal.URL = string(to.Scheme()) + "://" + to.HostPort() // the path may be where it is
+	if err := admission.End(authz.Outcome{Detail: refusal.Detail}); err != nil {
+		s.log.Warn("end of access is not recorded", zap.String("decision", admission.ID), zap.Error(err))
+	}
+	return s.answer(refusal, admission.Decision, a.grpc)
+}
+
+// remains calls visit with what the upstream would receive of what the plugin
+// sent, but for the body, and where that is, until visit returns false.
+func (a *access) remains(admission *authz.Admission, visit func(text, in string) bool) {
+	to, slot := admission.Request.Destination, admission.Injection
+	query := to.Query()
+	if slot.Kind == authz.InjectQuery {
+		query = withoutParameter(query, slot.Name)
+	}
+	if !visit(to.Path(), "the path") || !visit(query, "the query") {
+		return
+	}
+	removed := a.removals(nil, slot)
+	a.headers.each(func(name, value string) bool {
+		switch {
+		case strings.HasPrefix(name, ":"), slices.Contains(removed, name):
+			return true
+		case name == "cookie" && slot.Kind == authz.InjectCookie:
+			value = injectCookie([]string{value}, authz.Injection{Name: slot.Name})
+		}
+		return visit(value, "header "+name)
+	})
+}

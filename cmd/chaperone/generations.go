@@ -50,7 +50,7 @@ func (s *sidecar) retainLeases(ctx context.Context) {
 	defer s.leasing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
-	s.broker.Retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
+	s.retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
 }
 
 // enforceLevel brings the kernel, and what comes in, in line with what is
@@ -165,9 +165,10 @@ func (s *sidecar) giveBackLeases(ctx context.Context, r authz.Revocation) vault.
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
 	if r.Rule == "" {
+		s.tokens.Retain(nil)
 		return s.broker.Revoke(ctx)
 	}
-	return s.broker.Retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
+	return s.retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
 }
 
 // vaultPatience is how long the answer to a revocation waits for Vault's word.

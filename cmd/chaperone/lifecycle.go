@@ -222,6 +222,7 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { s.watchFiles(ctx); return nil })
 	if s.broker != nil {
 		g.Go(func() error { return s.broker.Run(ctx) })
+		g.Go(func() error { return s.closeTokens(ctx) })
 		g.Go(func() error { s.follow(ctx, func(*authz.Snapshot) { s.retainLeases(ctx) }); return nil })
 	}
 	if s.cage != nil {
@@ -426,6 +427,9 @@ func serverTLS(l *configs.ListenTLS) (*tls.Config, error) {
 // install puts the policy of the configuration in force.
 func (s *sidecar) install(cfg *configs.Config) uint64 {
 	s.config.Store(cfg)
+	if err := s.standIns.follow(string(s.plugin), cfg.Grants); err != nil {
+		s.opts.log.Error("a placeholder is missing", zap.Error(err))
+	}
 	generation := s.engine.Install(cfg.Policy)
 	s.metrics.reloadOK.Set(1)
 	if stop := s.stopWatch.Load(); stop != nil {

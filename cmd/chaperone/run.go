@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"strings"
@@ -25,6 +26,7 @@ const startPatience = 15 * time.Second
 
 func (c *cli) runCommand() *cobra.Command {
 	var logLevel string
+	var lock bool
 	cmd := c.withConfig(&cobra.Command{
 		Use:   "run --config FILE -- CMD [ARG...]",
 		Short: "Start a plugin inside its confinement",
@@ -41,11 +43,12 @@ func (c *cli) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.run(cmd.Context(), log, args)
+			return c.run(cmd.Context(), log, args, lock)
 		},
 	})
 	cmd.Flags().SetInterspersed(false) // what follows CMD is CMD's
 	cmd.Flags().StringVar(&logLevel, "log-level", "warn", "`LEVEL` of the operator's log: debug, info, warn or error")
+	lockMemoryFlag(cmd, &lock)
 	return cmd
 }
 
@@ -61,7 +64,7 @@ func newLogger(w io.Writer, level string) (*zap.Logger, error) {
 }
 
 // run starts the sidecar, then CMD, and ends both together.
-func (c *cli) run(ctx context.Context, log *zap.Logger, args []string) error {
+func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool) error {
 	failed := func(err error) error { return exitError{exitSidecar, err} }
 	cfg, err := loadConfig(c.config)
 	if err != nil {
@@ -77,6 +80,9 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string) error {
 	s, err := newSidecar(cfg, opts)
 	if err != nil {
 		return failed(err)
+	}
+	if err := hideMemory(lock); err != nil {
+		return failed(errors.Join(err, s.close()))
 	}
 	s.printLacks(c.stderr)
 	status, err := c.runPlugin(ctx, s, args)
@@ -165,7 +171,9 @@ type plugin interface {
 // startPlugin starts CMD with the plugin's environment.
 func (s *sidecar) startPlugin(args []string) (plugin, error) {
 	spec := &s.config.Load().Sidecar
-	env := pluginEnvironment(os.Environ(), spec.Process.Env, s.addresses.proxy, s.proxyToken(), s.trust)
+	extra := s.standIns.environment()
+	maps.Copy(extra, spec.Process.Env)
+	env := pluginEnvironment(os.Environ(), extra, s.addresses.proxy, s.proxyToken(), s.trust)
 	p, err := s.startIn(spec, args, env)
 	result := "ok"
 	if err != nil {

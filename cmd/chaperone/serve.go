@@ -17,6 +17,7 @@ import (
 func (c *cli) serveCommand() *cobra.Command {
 	var opts options
 	var tokenFile, logLevel string
+	var lock bool
 	cmd := c.withConfig(&cobra.Command{
 		Use:   "serve --config FILE [--cgroup PATH]",
 		Short: "Serve beside Envoy, or beside a plugin that runs already",
@@ -30,22 +31,23 @@ func (c *cli) serveCommand() *cobra.Command {
 			if opts.log, err = newLogger(c.stderr, logLevel); err != nil {
 				return err
 			}
-			return c.serve(cmd.Context(), opts, tokenFile)
+			return c.serve(cmd.Context(), opts, tokenFile, lock)
 		},
 	})
 	cmd.Flags().StringVar(&opts.cgroup, "cgroup", "", "confine the processes of the cgroup v2 folder at `PATH`")
 	cmd.Flags().StringVar(&tokenFile, "proxy-token-file", "", "`FILE` with the token (16 bytes or more) that proves the plugin to the proxy while the kernel is off")
+	lockMemoryFlag(cmd, &lock)
 	cmd.Flags().StringVar(&logLevel, "log-level", "info", "`LEVEL` of the operator's log: debug, info, warn or error")
 	return cmd
 }
 
-func (c *cli) serve(ctx context.Context, opts options, tokenFile string) error {
+func (c *cli) serve(ctx context.Context, opts options, tokenFile string, lock bool) error {
 	cfg, err := loadConfig(c.config)
 	if err != nil {
 		return err
 	}
 	spec := &cfg.Sidecar
-	opts.confine = opts.cgroup != ""
+	opts.confine, opts.beside = opts.cgroup != "", true
 	switch {
 	case spec.Kernel == configs.KernelRequired && !opts.confine:
 		return errors.New("kernel is required, and serve confines nothing without --cgroup; name the plugin's cgroup, or say kernel: off")
@@ -65,7 +67,9 @@ func (c *cli) serve(ctx context.Context, opts options, tokenFile string) error {
 	if err != nil {
 		return err
 	}
-	err = c.serveUntilSignalled(ctx, s)
+	if err = hideMemory(lock); err == nil {
+		err = c.serveUntilSignalled(ctx, s)
+	}
 	return errors.Join(err, s.close())
 }
 

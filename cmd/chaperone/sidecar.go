@@ -25,6 +25,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/vault"
+	"github.com/chaperone-proxy/chaperone/vault/tokens"
 )
 
 // options are what a command says beside the Sidecar's file.
@@ -32,6 +33,7 @@ type options struct {
 	cgroup  string              // serve --cgroup
 	token   authz.Secret        // proves the plugin while the kernel is off
 	confine bool                // the kernel half is wanted: run, or serve --cgroup
+	beside  bool                // somebody else starts the plugin: serve
 	refused func(authz.Refusal) // prints refusals; nil for nobody
 	log     *zap.Logger
 }
@@ -54,6 +56,8 @@ type sidecar struct {
 	engine   *authz.Engine
 	ledger   *authz.Ledger
 	broker   *vault.Broker
+	tokens   *tokens.Source // over the broker
+	standIns *standIns
 	gate     *authz.Gate
 	cage     *ebpf.Cage
 	fence    *ebpf.Fence // instead of the cage, where that is not to be had
@@ -101,7 +105,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.makeBroker, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeAdmin, s.makeWeb,
+		s.openState, s.openAudit, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -176,11 +180,11 @@ func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config
 // makeGate makes the one door that all others lead through.
 func (s *sidecar) makeGate(*configs.Sidecar) (err error) {
 	cfg := authz.GateConfig{
-		Engine: s.engine, Ledger: s.ledger, Recorder: s.recorder, Now: time.Now,
+		Engine: s.engine, Ledger: s.ledger, Recorder: withoutStandIns{s.recorder, s.standIns.current}, Now: time.Now,
 		Crossed: func(c authz.Crossing) { s.crossed(c) },
 	}
 	if s.broker != nil {
-		cfg.Credentials = s.broker
+		cfg.Credentials = s.tokens
 	}
 	s.gate, err = authz.NewGate(cfg)
 	return err
@@ -195,7 +199,10 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.token,
 		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
 		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
-		Echo: func(r *authz.Record) { s.record(r) },
+		Echo: func(r *authz.Record) { s.record(r) }, Placeholders: s.standIns.current,
+	}
+	if cfg.UpstreamProxy, cfg.NoProxy, err = upstreamProxy(spec); err != nil {
+		return err
 	}
 	if s.cage != nil {
 		cfg.Identify, cfg.Attribute = s.identify, s.attribute

@@ -78,12 +78,16 @@ func (s *Source) client(authorities string) (*http.Client, error) {
 			return nil, errors.New("caFile holds no certificate")
 		}
 	}
+	transport := &http.Transport{
+		DialContext: s.cfg.Dial, TLSClientConfig: trust, DisableKeepAlives: true, DisableCompression: true,
+		MaxResponseHeaderBytes: maxAnswer,
+	}
+	if s.cfg.Proxy != nil {
+		transport.Proxy = func(r *http.Request) (*url.URL, error) { return s.cfg.Proxy(r.URL) }
+	}
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: capped{&http.Transport{
-			DialContext: s.cfg.Dial, TLSClientConfig: trust, DisableKeepAlives: true, DisableCompression: true,
-			MaxResponseHeaderBytes: maxAnswer,
-		}},
+		Transport:     capped{transport},
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"sync"
 	"time"
 
@@ -40,6 +41,9 @@ type Config struct {
 	// Dial connects to token endpoints. Required: it is what keeps the sidecar's
 	// own listeners and its Vault out of reach.
 	Dial Dialer
+	// Proxy returns the proxy that a token endpoint is reached through. nil is
+	// none, whatever the environment says.
+	Proxy func(endpoint *url.URL) (*url.URL, error)
 	// Timeout bounds one exchange. 0 is 10 s.
 	Timeout time.Duration
 	// Recorder gets a record of kind credential for each token. nil records

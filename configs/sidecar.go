@@ -262,7 +262,7 @@ const serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token
 type UpstreamProxy struct {
 	// URL is the proxy, as in http://proxy.corp.example:3128.
 	URL string `json:"url"`
-	// NoProxy are reached without it: names (also those below them), .NAME (only those below), addresses and ranges of addresses.
+	// NoProxy are reached without it: names (also those below them), .NAME (only those below) and, for hosts that are addresses, addresses and ranges of them.
 	NoProxy []string `json:"noProxy,omitempty"`
 }
 

@@ -31,8 +31,13 @@ type doomed struct {
 	PID  int // the plugin's
 }
 
-// sidecar runs a plugin that tries to get out for ever, until it is killed.
-func sidecar(stateDir, out string) error {
+// doomedLimit is how many connections a doomed sidecar's plugin may open in an
+// hour, if it is limited.
+const doomedLimit = 20
+
+// sidecar runs a plugin that tries to get out for ever, until it is killed. The
+// action is what happens at its limit; without one there is none.
+func sidecar(stateDir, out string, action ...string) error {
 	c, err := New(Config{StateDir: stateDir})
 	if err != nil {
 		return err
@@ -53,6 +58,16 @@ func sidecar(stateDir, out string) error {
 			_ = conn.Close()
 		}
 	}()
+	if len(action) > 0 {
+		l := Limit{Name: "doomed", Kind: LimitConnections, Count: doomedLimit, Period: time.Hour}
+		if action[0] == ActionStop.String() {
+			l.Action = ActionStop
+		}
+		if err := c.Limit([]Limit{l}); err != nil {
+			return err
+		}
+		go func() { _ = c.Run(context.Background()) }()
+	}
 	file, err := os.Create(out)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if os.Args[0] == sidecarName {
-		if err := sidecar(os.Args[1], os.Args[2]); err != nil {
+		if err := sidecar(os.Args[1], os.Args[2], os.Args[3:]...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -48,9 +48,49 @@ func BenchmarkRequest(b *testing.B) {
 	} {
 		for _, connections := range []int{1, 16, 64} {
 			b.Run(row.name+"/connections="+strconv.Itoa(connections), func(b *testing.B) {
-				measure(b, connections, row.url, row.client)
+				measure(b, connections, row.url, len(body), row.client)
 			})
 		}
+	}
+}
+
+// BenchmarkScrub measures what it costs to search answers of JSON for the
+// credential: direct, through the floor, through this proxy without a credential
+// and with one. The last row is of a type that is not searched.
+func BenchmarkScrub(b *testing.B) {
+	const line = `{"id":12345,"name":"a plain name","url":"https://api.example.com/v1/items/12345?x=1","hash":"dGhpcyBpcyBiYXNlNjQgdGV4dA=="},`
+	for name, size := range map[string]int{"2KiB": 2 << 10, "1MiB": 1 << 20} {
+		body := []byte(strings.Repeat(line, size/len(line)+1)[:size])
+		api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Content-Type"] = []string{"application/json"}
+			if r.URL.Path == "/octets" {
+				w.Header()["Content-Type"] = []string{"application/octet-stream"}
+			}
+			w.Header()["Content-Length"] = []string{strconv.Itoa(size)}
+			_, _ = w.Write(body)
+		}))
+		bare := ruleFor(api)
+		bare.Credential = ""
+		without, with := newWorld(b, setup{input: granted(bare)}), newWorld(b, setup{input: granted(ruleFor(api))})
+		floor := newFloor(b, api)
+		trusting := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		plain := func() *http.Client { return &http.Client{Transport: trusting.Clone()} }
+		for _, row := range []struct {
+			name   string
+			url    string
+			client func() *http.Client
+		}{
+			{"direct", api.URL, plain}, {"floor", floor.URL, plain},
+			{"without", urlOf(api, "/"), func() *http.Client { return without.client(nil) }},
+			{"with", urlOf(api, "/"), func() *http.Client { return with.client(nil) }},
+			{"unscannable", urlOf(api, "/octets"), func() *http.Client { return with.client(nil) }},
+		} {
+			b.Run(name+"/"+row.name, func(b *testing.B) {
+				b.SetBytes(int64(size))
+				measure(b, 1, row.url, size, row.client)
+			})
+		}
+		api.Close()
 	}
 }
 
@@ -76,12 +116,12 @@ func newFloor(b *testing.B, api *httptest.Server) *httptest.Server {
 }
 
 // measure sends b.N requests over a number of connections.
-func measure(b *testing.B, connections int, url string, client func() *http.Client) {
+func measure(b *testing.B, connections int, url string, size int, client func() *http.Client) {
 	b.Helper()
 	clients := make([]*http.Client, connections)
 	for i := range clients {
 		clients[i] = client()
-		get(b, clients[i], url) // connects
+		get(b, clients[i], url, size) // connects
 	}
 	latencies := make([][]time.Duration, connections)
 	work := make(chan struct{}, b.N)
@@ -96,7 +136,7 @@ func measure(b *testing.B, connections int, url string, client func() *http.Clie
 		running.Go(func() {
 			for range work {
 				start := time.Now()
-				get(b, c, url)
+				get(b, c, url, size)
 				latencies[i] = append(latencies[i], time.Since(start))
 			}
 		})
@@ -113,7 +153,7 @@ func measure(b *testing.B, connections int, url string, client func() *http.Clie
 	}
 }
 
-func get(b *testing.B, c *http.Client, url string) {
+func get(b *testing.B, c *http.Client, url string, size int) {
 	r, err := http.NewRequestWithContext(b.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
 		b.Fatal(err)
@@ -124,7 +164,7 @@ func get(b *testing.B, c *http.Client, url string) {
 		return
 	}
 	defer response.Body.Close()
-	if n, err := io.Copy(io.Discard, response.Body); err != nil || response.StatusCode != 200 || n != 1024 {
+	if n, err := io.Copy(io.Discard, response.Body); err != nil || response.StatusCode != 200 || n != int64(size) {
 		b.Errorf("answer is %s with %d bytes, %v", response.Status, n, err)
 	}
 }

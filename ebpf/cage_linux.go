@@ -35,6 +35,7 @@ type Cage struct {
 
 	starting sync.Mutex   // held while a program starts; taken before mu
 	closing  sync.RWMutex // read-held while a connection is identified; taken before mu
+	limiting sync.Mutex   // held while limits are replaced; taken before mu
 	mu       sync.Mutex
 	attached bool
 	shut     bool

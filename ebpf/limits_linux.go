@@ -53,6 +53,14 @@ func (c *Cage) Limit(limits []Limit) error {
 	if err := checkLimits(limits); err != nil {
 		return fmt.Errorf("set limits: %w", err)
 	}
+	c.limiting.Lock()
+	defer c.limiting.Unlock()
+	// Programs that still run with the limits of the time before have to end
+	// before their entry and slots are written again: a few milliseconds, for
+	// which nobody who shuts or kills is to wait.
+	if err := awaitPrograms(); err != nil {
+		return fmt.Errorf("set limits: %w", err)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -302,17 +310,14 @@ func (l *ledger) turn(change func(*wallDoor)) error {
 	return nil
 }
 
-// replace puts other limits in force. The programs read one of two entries and
-// write standings only, so that they see either all old limits or all new ones.
+// replace puts other limits in force. No program may run any more with those
+// that were in force before the present ones. The programs read one of two
+// entries and write standings only, so that they see either all old limits or
+// all new ones.
 func (l *ledger) replace(limits []Limit) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("count processors: %w", err)
-	}
-	// Programs that still run with the entry and the slots of the time before
-	// have to end first.
-	if err := awaitPrograms(); err != nil {
-		return err
 	}
 	next, moves, err := l.place(limits, uint64(cpus))
 	if err != nil {

@@ -237,7 +237,7 @@ func (s *sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 	cfg := extauthz.Config{
 		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.ready() == nil }, Forbidden: s.forbidden.dial,
 		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.refused,
-		Log: s.opts.log.Named("ext_authz"),
+		Log: s.opts.log.Named("ext_authz"), StandIn: proxy.FindPlaceholder(s.standIns.current),
 	}
 	if len(spec.SPIFFEIDs) > 0 {
 		cfg.SPIFFEIDs = map[string]authz.Principal{}

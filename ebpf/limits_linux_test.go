@@ -399,20 +399,23 @@ func TestTotal(t *testing.T) {
 		t.Errorf("%v, want 30 connects", got)
 	}
 	s.limit(total)
-	if got := s.flood("connect", "240.0.0.9:80", "20ms", "1"); got.done != 0 {
+	if got := s.flood("connect", "240.0.0.9:80", "60ms", "1"); got.done != 0 {
 		t.Errorf("%v after it was set again", got)
 	}
 	total.Count = 60
 	s.limit(total)
-	if got := s.flood("connect", "240.0.0.9:80", "20ms", "1"); got.done != 10 {
+	becomes(t, "recovery", func() bool { return len(s.crossed()) == 2 })
+	if got := s.flood("connect", "240.0.0.9:80", "60ms", "1"); got.done != 10 {
 		t.Errorf("%v after it was raised by 10", got)
 	}
+	becomes(t, "the second crossing", func() bool { return len(s.crossed()) == 3 })
 	s.limit(total, Limit{Name: "bytes", Kind: LimitSentBytes, Count: 10_000})
 	received := s.receive()
-	s.flood("udp", "10.8.8.8:53", "20ms", "2")
+	s.flood("udp", "10.8.8.8:53", "60ms", "2")
 	if got := received(); got != 10_000 {
 		t.Errorf("%.0f bytes of 10,000", got)
 	}
+	becomes(t, "the last crossing", func() bool { return len(s.crossed()) == 4 })
 	if want := []string{"total over", "total free", "total over", "bytes over"}; !slices.Equal(s.crossed(), want) {
 		t.Errorf("crossings are %v", s.crossed())
 	}

@@ -140,14 +140,46 @@ func (w *wall) loadSignalling(spec *ebpf.CollectionSpec) (*ebpf.Collection, erro
 	if err := spec.Variables["may_signal"].Set(uint32(1)); err != nil {
 		return nil, err
 	}
-	collection, err := w.loadObject(spec)
+	collection, err := w.loadHalves(spec)
 	if _, refused := errors.AsType[*ebpf.VerifierError](err); !refused {
 		return collection, err
 	}
 	if err := spec.Variables["may_signal"].Set(uint32(0)); err != nil {
 		return nil, err
 	}
-	return w.loadObject(spec)
+	return w.loadHalves(spec)
+}
+
+// loadHalves loads an object like loadObject, every other program of it beside
+// the rest.
+func (w *wall) loadHalves(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	var halves [2]*ebpf.Collection
+	var loading errgroup.Group
+	for i := range halves {
+		half := spec.Copy()
+		for place, name := range sorted(spec.Programs) {
+			if place%2 != i {
+				delete(half.Programs, name)
+			}
+		}
+		loading.Go(func() (err error) {
+			halves[i], err = w.loadObject(half)
+			return err
+		})
+	}
+	if err := loading.Wait(); err != nil {
+		for _, half := range halves {
+			if half != nil {
+				half.Close()
+			}
+		}
+		return nil, err
+	}
+	whole, rest := halves[0], halves[1]
+	maps.Copy(whole.Programs, rest.Programs)
+	clear(rest.Programs) // they are the whole's now
+	rest.Close()
+	return whole, nil
 }
 
 // explain says what could not be done, and what an operator can mend.

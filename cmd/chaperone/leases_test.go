@@ -1,0 +1,85 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// leased starts a world whose credential is of an example of the documentation.
+func leased(t *testing.T, title string) *world {
+	t.Helper()
+	all := examples(t)
+	e := all[title]
+	w := newWorld(t, "off", "")
+	if strings.Contains(title, "database") {
+		withDatabase(t, w, &e)
+	}
+	if title == "A client certificate" {
+		withClientCertificates(t, w, &e)
+	}
+	all["AppRole"].setUp(t, w)
+	testenv.Must(t, w.vault.Policy(t.Context(), "weather", e.policy))
+	e.setUp(t, w)
+	e.use(t, w)
+	return w
+}
+
+// TestManyAtOnceLeaseOnce has two hundred requests come before there is a
+// credential. Then Vault dies, and they go on.
+func TestManyAtOnceLeaseOnce(t *testing.T) {
+	w := leased(t, "A database user's password")
+	var urls []string
+	for i := range 200 {
+		urls = append(urls, fmt.Sprintf("-o /dev/null '%s?n=%d'", w.url("/open"), i))
+	}
+	curl := "curl -sS -Z --parallel-max 200 -w '%{http_code}\\n' " + strings.Join(urls, " ") + " | sort | uniq -c"
+	b := w.start("sh", "-c", "echo cold $("+curl+"); sleep 4; echo dead $("+curl+"); echo done; sleep 60")
+	eventually(t, "cold requests are through", func() (bool, bool) { return true, strings.Contains(b.output.String(), "\ncold ") })
+	if leases := testenv.MustGet(w.vault.Leases(t.Context(), "database/creds/weather"))(t); len(leases) != 1 {
+		t.Errorf("%d leases", len(leases))
+	}
+	testenv.Must(t, w.vault.Kill())
+	eventually(t, "requests after Vault's end are through", func() (bool, bool) { return true, strings.Contains(b.output.String(), "\ndone") })
+	contains(t, b.output.String(), "cold 200 200\n", "dead 200 200\n")
+	users := map[string]bool{}
+	for _, r := range w.api.Requests() {
+		users[basicOf(r)] = true
+	}
+	if len(users) != 1 || len(w.api.Requests()) != 400 {
+		t.Errorf("%d requests came with %d logins", len(w.api.Requests()), len(users))
+	}
+}
+
+// TestLeasesSurviveAKill kills the sidecar, which has leased, and starts it
+// again: what the first one left is revoked.
+func TestLeasesSurviveAKill(t *testing.T) {
+	for title, left := range map[string]func(w *world, file string) bool{
+		"A database user's password": func(w *world, _ string) bool {
+			return len(testenv.MustGet(w.vault.Leases(w.t.Context(), "database/creds/weather"))(w.t)) > 0
+		},
+		"A client certificate": func(w *world, file string) bool {
+			serial := regexp.MustCompile(`pki/cert/([0-9a-f:]+)`).FindStringSubmatch(file)
+			answer := testenv.MustGet(w.vault.Read(w.t.Context(), "pki/cert/"+serial[1]))(w.t)
+			return fmt.Sprint(answer["revocation_time"]) == "0"
+		},
+	} {
+		t.Run(title, func(t *testing.T) {
+			w := leased(t, title)
+			b := w.start("sh", "-c", "curl -sS -o /dev/null "+w.url("/open")+"; echo through; sleep 60")
+			eventually(t, "the credential is used", func() (bool, bool) { return true, strings.Contains(b.output.String(), "through") })
+			testenv.Must(t, b.cmd.Process.Kill())
+			<-b.ended
+			file := w.read("state/leases.json")
+			if !left(w, file) {
+				t.Fatal("nothing is left that could be revoked")
+			}
+			w.start("sleep", "60")
+			w.ready()
+			eventually(t, "what was left is revoked", func() (bool, bool) { return true, !left(w, file) })
+		})
+	}
+}

@@ -34,6 +34,9 @@ func (s *sidecar) makeFence(spec *configs.Sidecar) error {
 	case err == nil:
 		s.fence = fence
 		s.kernel.lacks = fence.Limits()
+		if w := selfGranting(s.config.Load(), os.Getuid(), os.Getgid()); w != "" {
+			s.kernel.lacks = append(s.kernel.lacks, w+" (they are hidden by name: who may rename or replace them, or the folders above, undoes that)")
+		}
 		return nil
 	case errors.Is(err, ebpf.ErrNoFence), errors.Is(err, ebpf.ErrUnsupported):
 		s.kernel.lacks = plainLimits(err)
@@ -56,6 +59,7 @@ func plainLimits(why error) []string {
 // what it is granted. A folder of grants is hidden whole, so that none is added
 // to it, unless the plugin is started in it or the Sidecar's file lies there.
 func hiddenFiles(cfg *configs.Config) []string {
+	cfg = absolute(cfg)
 	out := append(privateFiles(&cfg.Sidecar), cfg.Sidecar.StateDir)
 	here, err := os.Getwd()
 	if err != nil {
@@ -73,6 +77,24 @@ func hiddenFiles(cfg *configs.Config) []string {
 		}
 	}
 	return out
+}
+
+// absolute returns a configuration with the names of its files as they are from
+// anywhere.
+func absolute(cfg *configs.Config) *configs.Config {
+	out := *cfg
+	out.Path, out.Sidecar.StateDir = fromAnywhere(cfg.Path), fromAnywhere(cfg.Sidecar.StateDir)
+	out.Files = slices.Clone(cfg.Files)
+	for i := range out.Files {
+		out.Files[i].Path = fromAnywhere(out.Files[i].Path)
+	}
+	out.Sidecar.Grants, out.Sidecar.Guardrails = slices.Clone(cfg.Sidecar.Grants), slices.Clone(cfg.Sidecar.Guardrails)
+	for _, paths := range [][]string{out.Sidecar.Grants, out.Sidecar.Guardrails} {
+		for i := range paths {
+			paths[i] = fromAnywhere(paths[i])
+		}
+	}
+	return &out
 }
 
 // within reports whether a path is a folder or lies in it.

@@ -29,6 +29,20 @@ cat %s; ls %s`, w.url("/v1/forecast"), past, w.file("secret-id"), w.file("state"
 	contains(t, w.audit(), "confined without the kernel half")
 }
 
+// TestRunFenceRelative hides the sidecar's own files however they are named.
+func TestRunFenceRelative(t *testing.T) {
+	w := newWorld(t, "off", "")
+	cmd := w.command("run", "--config", "sidecar.yaml", "--", "sh", "-c", "cat secret-id; ls state; echo end")
+	cmd.Dir = w.dir
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "end") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if strings.Contains(string(out), w.read("secret-id")) || strings.Contains(string(out), "audit.jsonl") {
+		t.Errorf("the sidecar's own files can be seen:\n%s", out)
+	}
+}
+
 // TestRunFenceHalt ends a plugin behind the fence, and one that nothing holds.
 func TestRunFenceHalt(t *testing.T) {
 	for _, network := range []string{"own", "host"} {

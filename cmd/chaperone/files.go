@@ -29,7 +29,20 @@ func privateFiles(spec *configs.Sidecar) []string {
 	if spec.Vault != nil {
 		out = append(out, loginFiles(spec.Vault.Auth)...)
 	}
-	return slices.DeleteFunc(out, func(path string) bool { return path == "" })
+	out = slices.DeleteFunc(out, func(path string) bool { return path == "" })
+	for i := range out {
+		out[i] = fromAnywhere(out[i])
+	}
+	return out
+}
+
+// fromAnywhere is a path as it is from any directory: what hides and judges
+// files stands elsewhere than who named them.
+func fromAnywhere(path string) string {
+	if full, err := filepath.Abs(path); err == nil {
+		return full
+	}
+	return path
 }
 
 // loginFiles are the files of a login, whatever its method: all that its
@@ -54,6 +67,11 @@ func (s *sidecar) pluginFiles(spec *configs.Sidecar) *ebpf.Files {
 		return nil
 	}
 	out := &ebpf.Files{Read: slices.Clone(stated.Read), Write: slices.Clone(stated.Write)}
+	for _, paths := range [][]string{out.Read, out.Write} {
+		for i := range paths {
+			paths[i] = fromAnywhere(paths[i])
+		}
+	}
 	if s.trust == nil {
 		return out
 	}
@@ -70,6 +88,7 @@ func (s *sidecar) pluginFiles(spec *configs.Sidecar) *ebpf.Files {
 // selfGranting returns a warning when the plugin may change a file that says
 // what it is granted: it would be read again, and put in force.
 func selfGranting(cfg *configs.Config, uid, gid int) string {
+	cfg = absolute(cfg)
 	for _, f := range cfg.Files {
 		for _, path := range []string{f.Path, filepath.Dir(f.Path)} {
 			if writable(path, uid, gid) && reachable(path, cfg.Sidecar.Process.Files) {
@@ -102,5 +121,5 @@ func writable(path string, uid, gid int) bool {
 // reachable reports whether the files that a plugin may write hold a path; nil
 // are all.
 func reachable(path string, files *configs.Files) bool {
-	return files == nil || slices.ContainsFunc(files.Write, func(root string) bool { return within(root, path) })
+	return files == nil || slices.ContainsFunc(files.Write, func(root string) bool { return within(fromAnywhere(root), path) })
 }

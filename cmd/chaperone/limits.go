@@ -162,10 +162,11 @@ func (l *limits) stopped() (name string, until time.Time, ok bool) {
 	return name, until, ok
 }
 
-// resumes returns when a limit that is crossed will let through again: once a
-// tenth of a rate is free. Zero is never: a total stays used up.
+// resumes returns when a limit that has stopped the plugin will let it go on:
+// once a tenth of a rate is free. Zero is never, as for a total that is used up,
+// or not known, as for a plugin that goes on trying.
 func resumes(c ebpf.Crossing) time.Time {
-	if c.Limit.Period == 0 {
+	if c.Limit.Period == 0 || c.Limit.Action != ebpf.ActionStop {
 		return time.Time{}
 	}
 	return c.Time.Add(c.Limit.Period / 10)

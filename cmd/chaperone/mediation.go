@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -17,9 +18,22 @@ import (
 // sidecar handled. It is what makes "every access is checked" a figure.
 type mediation struct {
 	mu     sync.Mutex
-	strays map[ebpf.Stray]struct{} // that stand now, each recorded once
-	ever   uint64                  // the most that were ever unmediated: a counter does not fall
+	strays map[strayKey]struct{} // that stand now, each recorded once
+	ever   uint64                // the most that were ever unmediated: a counter does not fall
 }
+
+// strayKey tells strays apart. When one was let through is no part of it: a
+// clock of the kernel's is read by ours, and never twice the same.
+type strayKey struct {
+	pid      uint32
+	comm     string
+	original netip.AddrPort
+	why      string
+}
+
+// maxStrays is how many strays are recorded one by one in a second; how many
+// there are is the plugin's to choose.
+const maxStrays = 16
 
 // unmediated is what is left of the connections that the kernel let through.
 func unmediated(u ebpf.Usage) uint64 {
@@ -38,8 +52,15 @@ func (s *sidecar) watchStrays(ctx context.Context) {
 			s.opts.log.Error("connections that nobody handles cannot be listed", zap.Error(err))
 			return
 		}
-		for _, one := range s.mediation.fresh(strays) {
+		fresh := s.mediation.fresh(strays)
+		for _, one := range fresh[:min(len(fresh), maxStrays)] {
 			s.recordStray(one)
+		}
+		if more := len(fresh) - maxStrays; more > 0 {
+			s.record(&authz.Record{
+				Kind: authz.KindStray, Door: authz.DoorKernel, UID: s.pluginUID(), Count: more,
+				Detail: "more connections that nobody handled",
+			})
 		}
 	})
 }
@@ -50,12 +71,14 @@ func (m *mediation) fresh(now []ebpf.Stray) []ebpf.Stray {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []ebpf.Stray
-	standing := make(map[ebpf.Stray]struct{}, len(now))
+	standing := make(map[strayKey]struct{}, len(now))
 	for _, one := range now {
-		if _, known := m.strays[one]; !known {
+		key := strayKey{one.PID, one.Comm, one.Original, one.Why}
+		_, known := m.strays[key]
+		if _, twice := standing[key]; !known && !twice {
 			out = append(out, one)
 		}
-		standing[one] = struct{}{}
+		standing[key] = struct{}{}
 	}
 	m.strays = standing
 	return out

@@ -16,6 +16,10 @@ type refusalPrinter struct {
 	w     io.Writer
 	now   func() time.Time
 	shown map[refusalKey]*shown
+
+	second  time.Time // since when printed counts
+	printed int
+	unshown int // refusals beyond what is printed in a second
 }
 
 type refusalKey struct {
@@ -31,10 +35,27 @@ type shown struct {
 const (
 	refusalQuiet = 10 * time.Second // between two printings of one refusal
 	refusalKinds = 1000             // different refusals remembered; then all is forgotten
+	refusalRate  = 20               // different refusals printed in a second: what is tried is the plugin's to choose
 )
 
 func newRefusalPrinter(w io.Writer) *refusalPrinter {
 	return &refusalPrinter{w: w, now: time.Now, shown: map[refusalKey]*shown{}}
+}
+
+// mayPrint counts what is printed in a second, and says how much was not.
+func (p *refusalPrinter) mayPrint(now time.Time) bool {
+	if now.Sub(p.second) >= time.Second {
+		if p.unshown > 0 {
+			fmt.Fprintf(p.w, "chaperone: %d more were refused; chaperone audit query shows them\n", p.unshown)
+		}
+		p.second, p.printed, p.unshown = now, 0, 0
+	}
+	if p.printed >= refusalRate {
+		p.unshown++
+		return false
+	}
+	p.printed++
+	return true
 }
 
 // print shows a refusal and its remedy.
@@ -52,6 +73,9 @@ func (p *refusalPrinter) print(r authz.Refusal) {
 		if s.hidden > 0 {
 			again = fmt.Sprintf(" (%d more since)", s.hidden)
 		}
+	}
+	if !p.mayPrint(now) {
+		return
 	}
 	if len(p.shown) >= refusalKinds {
 		clear(p.shown)

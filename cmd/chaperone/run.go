@@ -115,7 +115,9 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 	if r, halted := s.halted(); halted {
 		return 0, fmt.Errorf("%s is halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, c.config)
 	}
-	serving, stop := context.WithCancel(ctx)
+	// A signal is the plugin's to act on, and it may need the sidecar for that:
+	// the sidecar ends when the plugin has.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ready := make(chan struct{})
 	served := make(chan error, 1)
 	go func() { served <- s.run(serving, func() { close(ready) }) }()
@@ -144,7 +146,7 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 		s.opts.log.Error("a revocation is not enforced by the kernel", zap.Error(err))
 	}
 	notifyReady()
-	return s.waitPlugin(ctx, p, signals, served)
+	return s.waitPlugin(serving, p, signals, served)
 }
 
 // halted returns the revocation that keeps the plugin from starting.

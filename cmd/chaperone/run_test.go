@@ -103,6 +103,21 @@ func TestRunSignal(t *testing.T) {
 	})
 }
 
+// A plugin that is told to end may use the network on its way.
+func TestRunSignalLate(t *testing.T) {
+	w := newWorld(t, "required", "")
+	b := w.start("sh", "-c", fmt.Sprintf(`trap 'sleep 0.5; curl -sS -o /dev/null -w "last %%{http_code}\n" %s; exit 7' TERM; echo up; while :; do sleep 0.05; done`, w.url("/v1/forecast")))
+	w.ready()
+	eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(b.output.String(), "up") })
+	if err := b.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.wait(); got != 7 {
+		t.Errorf("status %d, not 7\n%s", got, b.output.String())
+	}
+	contains(t, b.output.String(), "last 200")
+}
+
 // audit returns the log so far.
 func (w *world) audit() string {
 	data, err := os.ReadFile(w.file("state/audit.jsonl"))

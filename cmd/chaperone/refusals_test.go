@@ -1,0 +1,31 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// What a plugin tries is its own choice, and so is how much of it there is: a
+// terminal shows some of it, and how much it did not show.
+func TestRefusalsPrintedInASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		p := newRefusalPrinter(&out)
+		for i := range 100 {
+			p.print(authz.Refusal{Reason: authz.NoGrant, URL: fmt.Sprintf("tcp://192.0.2.1:%d", i)})
+		}
+		if n := strings.Count(out.String(), "refused tcp://"); n != refusalRate {
+			t.Errorf("printed %d", n)
+		}
+		time.Sleep(time.Second)
+		p.print(authz.Refusal{Reason: authz.NoGrant, URL: "tcp://192.0.2.2:1"})
+		if !strings.Contains(out.String(), "80 more were refused") || !strings.Contains(out.String(), "192.0.2.2:1") {
+			t.Errorf("printed\n%s", out.String())
+		}
+	})
+}

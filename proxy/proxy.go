@@ -282,6 +282,9 @@ func (p *Proxy) accept(ctx context.Context, l net.Listener) error {
 		}
 		c := newConn(raw, p.forget, p.abandonedSince(p.cfg.Engine.Current().Generation()))
 		if !p.remember(c) {
+			if p.cfg.Identify != nil {
+				_, _ = p.cfg.Identify(c.Conn) // what is kept of who connected goes with it
+			}
 			p.refuseFull()
 			_ = c.Close() // nothing was read from it
 			continue

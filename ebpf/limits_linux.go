@@ -478,11 +478,14 @@ func (l *ledger) start(old, p *placed) (move, bool) {
 		return move{}, false
 	}
 	m := move{from: old.rule, to: p.rule, since: clock()}
-	m.level = atomic.LoadUint64(&l.standings[old.rule.Slot].Level)
+	before := &l.standings[old.rule.Slot]
+	m.level = atomic.LoadUint64(&before.Level)
 	if m.level > m.since {
 		atomic.StoreUint64(&s.Level, m.since+scale(m.level-m.since, p.rule.Period, old.rule.Period))
 	}
-	atomic.StoreUint32(&s.Over, atomic.LoadUint32(&l.standings[old.rule.Slot].Over))
+	atomic.StoreUint64(&s.Refused, atomic.LoadUint64(&before.Refused))
+	atomic.StoreUint64(&s.Asked, scale(atomic.LoadUint64(&before.Asked), p.rule.Period, old.rule.Period))
+	atomic.StoreUint32(&s.Over, atomic.LoadUint32(&before.Over))
 	p.reported = old.reported
 	return m, true
 }

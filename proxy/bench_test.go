@@ -80,7 +80,8 @@ func BenchmarkScrub(b *testing.B) {
 			url    string
 			client func() *http.Client
 		}{
-			{"direct", api.URL, plain}, {"floor", floor.URL, plain},
+			{"direct", api.URL, plain},
+			{"floor", floor.URL, plain},
 			{"without", urlOf(api, "/"), func() *http.Client { return without.client(nil) }},
 			{"with", urlOf(api, "/"), func() *http.Client { return with.client(nil) }},
 			{"unscannable", urlOf(api, "/octets"), func() *http.Client { return with.client(nil) }},

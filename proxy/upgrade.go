@@ -56,7 +56,7 @@ func (x *exchange) upgrade(response *http.Response) {
 	go func() {
 		defer close(done)
 		defer end()
-		var from io.Reader = io.MultiReader(bytes.NewReader(ahead), plugin)
+		from := io.MultiReader(bytes.NewReader(ahead), plugin)
 		if x.standIns != nil {
 			from = searched(from, asked, x.standIns.search("what follows the upgrade", x.halt))
 		}

@@ -111,12 +111,12 @@ func TestUpstreamProxy(t *testing.T) {
 			greet := tcpServer(t, greeter)
 			open := rule(plain, "open", "open.example")
 			open.To.Scheme, open.To.TLS, open.Credential = authz.SchemeHTTP, authz.TLS{}, ""
-			clear := rule(plain, "clear", "api.weather.example", "below.corp.example")
-			clear.To.Scheme, clear.To.TLS, clear.Insecure = authz.SchemeHTTP, authz.TLS{}, true
+			inClear := rule(plain, "clear", "api.weather.example", "below.corp.example")
+			inClear.To.Scheme, inClear.To.TLS, inClear.Insecure = authz.SchemeHTTP, authz.TLS{}, true
 			guarded := rule(api, "guarded", "other.weather.example")
 			guarded.To.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 			w := newWorld(t, setup{
-				input: granted(rule(api, "read", "api.weather.example", "127.0.0.1"), open, clear, guarded, tcpRule(greet, authz.SchemeTCP, "api.weather.example")),
+				input: granted(rule(api, "read", "api.weather.example", "127.0.0.1"), open, inClear, guarded, tcpRule(greet, authz.SchemeTCP, "api.weather.example")),
 				config: func(c *proxy.Config) {
 					c.UpstreamProxy, c.NoProxy = through.url, []string{".corp.example"}
 					c.DNSHosts["open.example"], c.DNSHosts["below.corp.example"] = []netip.Addr{loopback}, []netip.Addr{loopback}
@@ -184,11 +184,18 @@ func TestNoProxy(t *testing.T) {
 		entry, host string
 		direct      bool
 	}{
-		{".weather.example", "api.weather.example", true}, {".api.weather.example", "api.weather.example", false},
-		{"weather.example", "api.weather.example", true}, {"api.weather.example.", "api.weather.example", true},
-		{"API.Weather.Example", "api.weather.example", true}, {"er.example", "api.weather.example", false},
-		{"127.0.0.1", "127.0.0.1", true}, {"127.0.0.0/8", "127.0.0.1", true}, {"10.0.0.0/8", "127.0.0.1", false},
-		{"127.0.0.0/8", "api.weather.example", false}, {"", "api.weather.example", false}, {".", "api.weather.example", false},
+		{".weather.example", "api.weather.example", true},
+		{".api.weather.example", "api.weather.example", false},
+		{"weather.example", "api.weather.example", true},
+		{"api.weather.example.", "api.weather.example", true},
+		{"API.Weather.Example", "api.weather.example", true},
+		{"er.example", "api.weather.example", false},
+		{"127.0.0.1", "127.0.0.1", true},
+		{"127.0.0.0/8", "127.0.0.1", true},
+		{"10.0.0.0/8", "127.0.0.1", false},
+		{"127.0.0.0/8", "api.weather.example", false},
+		{"", "api.weather.example", false},
+		{".", "api.weather.example", false},
 	} {
 		w := newWorld(t, setup{input: granted(rule(api, "read", test.host)), config: func(c *proxy.Config) {
 			c.UpstreamProxy, c.NoProxy = through.url, []string{test.entry}

@@ -149,7 +149,7 @@ func NewWebSocket(r io.Reader, s Search) *Frames {
 				length = binary.BigEndian.Uint64(b[2:])
 			}
 		}
-		f := frame{length: int64(length)} //nolint:gosec // its sign is looked at
+		f := frame{length: int64(length)} // its sign is looked at
 		if b[1]&masked != 0 {
 			if size += 4; len(b) >= size {
 				copy(f.mask[:], b[size-4:])
@@ -272,7 +272,7 @@ func (m *messages) next() (io.Reader, error) {
 		}
 		return bytes.NewReader(whole), nil
 	}
-	rewritten := binary.BigEndian.AppendUint32([]byte{whole[0] &^ grpcCompressed}, uint32(len(plain))) //nolint:gosec // at most MaxMessage
+	rewritten := binary.BigEndian.AppendUint32([]byte{whole[0] &^ grpcCompressed}, uint32(len(plain))) // at most MaxMessage
 	return bytes.NewReader(append(rewritten, plain...)), nil
 }
 

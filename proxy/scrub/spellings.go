@@ -105,7 +105,7 @@ func entities(s string) []string {
 		strings.NewReplacer("&#34;", `"`, "&#39;", "'").Replace(usual),
 		strings.ReplaceAll(usual, "+", "&#43;"),                                                                // html/template
 		strings.NewReplacer("&#34;", "&quot;", "&#39;", "&#x27;", "`", "&#x60;", "=", "&#x3D;").Replace(usual), // Handlebars
-		strings.NewReplacer("&#34;", "&quot;", "/", "&#x2F;", "`", "&#x60;", "=", "&#x3D;").Replace(usual),     // Mustache
+		strings.NewReplacer("&#34;", "&quot;", "/", "&#x2F;", "`", "&#x60;", "=", "&#x3D;").Replace(usual),     // templates in {{ }}
 		each(s, "&#%d;"), each(s, "&#x%x;"), each(s, "&#x%X;"),
 	}
 }

@@ -69,7 +69,9 @@ func run(ctx context.Context, binary string, length time.Duration, only string) 
 	}{
 		{"decide", decideScene},
 		{"admit", admitScene},
+		{"credential", credentialScene},
 		{"proxy", proxyScene},
+		{"scrub", scrubScene},
 		{"revoke", revokeScene},
 		{"start", startScene},
 		{"kernel-calls", callsScene},

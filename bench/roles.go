@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -57,13 +58,29 @@ func playRole(role string, args []string) error {
 	return server.ServeTLS(l, "", "")
 }
 
-// originHandler answers every request with 1 KiB of JSON.
+// originHandler answers every request with 1 KiB of JSON; those whose path ends
+// in json-N with so many KiB, and in image-N with what is said to be one.
 func originHandler() http.Handler {
 	body := []byte(`{"forecast":"` + strings.Repeat("rain ", 200) + `"}`)
+	var long strings.Builder
+	for i := 0; long.Len() < 1<<20; i++ {
+		fmt.Fprintf(&long, `{"id":%d,"place":"Oslo-%x","at":"2026-11-22T%02d:%02d:00Z","temperature":%.2f,"url":"https://weather.example/v1/%x?units=metric"},`+"\n",
+			i, i*2654435761, i%24, i%60, float64(i%400)/10, i*40503)
+	}
+	all := []byte(long.String())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(body)
+		answer := body
+		kind, size, _ := strings.Cut(r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:], "-")
+		if n, err := strconv.Atoi(size); err == nil && n <= 1024 {
+			answer = all[:n<<10]
+		}
+		if kind == "image" {
+			w.Header().Set("Content-Type", "image/png")
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
+		_, _ = w.Write(answer)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -245,6 +246,7 @@ func TestHostilePlugin(t *testing.T) {
 			_, password, _ := r.BasicAuth()
 			return password
 		}},
+		"oauth2": {`{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, canary, bearer},
 	} {
 		t.Run(name, func(t *testing.T) { attack(t, c.inject, c.secret, c.arrived) })
 	}
@@ -254,7 +256,15 @@ func attack(t *testing.T, inject, secret string, arrived func(*http.Request) str
 	w := newWorld(t, "off", "")
 	good := newAccomplice(t, w, apiHost, arrived)
 	evil := newAccomplice(t, w, "evil.example", arrived)
-	testenv.Must(t, w.vault.PutSecret(t.Context(), "weather", map[string]any{"api_key": secret}))
+	testenv.Must(t, w.vault.PutSecret(t.Context(), "weather", map[string]any{"api_key": secret, "client_id": "weather", "client_secret": "Client" + secret}))
+	tokens := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(rw).Encode(map[string]any{"access_token": secret, "expires_in": 3600})
+	}))
+	tokens.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(w.api.CA.Issue("127.0.0.1"))(t)}}
+	tokens.StartTLS()
+	t.Cleanup(tokens.Close)
+	inject = strings.ReplaceAll(inject, "TOKENS", tokens.URL)
 	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 	metrics := free.Addr().String()
 	testenv.Must(t, free.Close())

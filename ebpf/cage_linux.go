@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -276,9 +277,9 @@ func (c *Cage) Info() Info {
 
 // Close ends every process of a cgroup that is the cage's own, and takes away
 // what [New] made, the programs last. If a process cannot be ended, the walls
-// stay. On a cgroup that was given, the programs stay as long as anything runs
-// in it: a sidecar that is restarted takes them over. [Cage.Run] has to have
-// returned.
+// stay. On a cgroup that was given, the programs stay as long as its directory
+// does, whether anything runs in it or not: a sidecar that is restarted takes
+// them over, and [Detach] takes them off. [Cage.Run] has to have returned.
 func (c *Cage) Close() error {
 	c.starting.Lock()
 	defer c.starting.Unlock()
@@ -321,7 +322,9 @@ func (c *Cage) demolish() error {
 	return errors.Join(errs...)
 }
 
-// emptyGroup reports whether the walls have to stay because something lives.
+// emptyGroup ends what lives in a cgroup of our own, and reports whether the
+// walls have to stay: because something lives on, or because they stand on a
+// cgroup that was given and is still there.
 func (c *Cage) emptyGroup() (keep bool, errs []error) {
 	if c.group.own {
 		if err := c.group.kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -329,12 +332,18 @@ func (c *Cage) emptyGroup() (keep bool, errs []error) {
 		}
 		return false, nil
 	}
-	populated, err := c.group.populated()
-	if errors.Is(err, fs.ErrNotExist) {
+	// Empty is no reason to go: whoever comes next would be unconfined.
+	if c.pins == "" || !c.group.current() {
 		return false, nil
 	}
+	names, err := pinned(c.pins)
 	if err != nil {
 		return true, []error{err}
 	}
-	return populated, nil
+	for _, name := range names {
+		if pinnedTo(filepath.Join(c.pins, name)) == c.group.id {
+			return true, nil
+		}
+	}
+	return false, nil
 }

@@ -231,7 +231,7 @@ func given(t *testing.T) (*cgroup, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(group.kill(), group.remove(), group.close()); err != nil {
+		if err := errors.Join(group.kill(), unpinFrom(group), group.remove(), group.close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -241,6 +241,26 @@ func given(t *testing.T) (*cgroup, string) {
 	}
 	t.Cleanup(func() { _ = n.close() })
 	return group, fdPath(n)
+}
+
+// unpinFrom takes every cage's programs off a cgroup, where they would stay as
+// long as it does.
+func unpinFrom(group *cgroup) error {
+	root, err := bpfRoot()
+	if err != nil {
+		return err
+	}
+	cages, err := pinned(root)
+	if err != nil {
+		return err
+	}
+	for _, cage := range cages {
+		dir := filepath.Join(root, cage)
+		if pinnedTo(filepath.Join(dir, linkPrefix+"egress")) == group.id {
+			err = errors.Join(err, unpin(dir))
+		}
+	}
+	return err
 }
 
 // resident is a privileged process in a given cgroup: no seccomp filter, every
@@ -638,7 +658,6 @@ func TestTakeOver(t *testing.T) {
 		_ = c.Close()
 	}
 	second, l := open()
-	defer l.Close()
 	if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
 		t.Fatal(got)
 	}
@@ -656,13 +675,42 @@ func TestTakeOver(t *testing.T) {
 	if err := second.Check(); err != nil {
 		t.Error(err)
 	}
-	// The end of the plugin is the end of the walls.
+	// The cgroup is empty for a moment: whoever enters it next is confined, too.
 	plugin.end()
-	if err := second.Close(); err != nil {
+	if err := errors.Join(l.Close(), second.Close()); err != nil {
+		t.Fatal(err)
+	}
+	next := settle(t, group, path, python(t), "-c", talker)
+	if got := next.ask(`tcp("240.0.0.9", 80)`); got != "ECONNREFUSED" {
+		t.Errorf("who entered the empty cgroup connected with %s", got)
+	}
+	next.end()
+	if err := Detach(state, false); err != nil {
 		t.Fatal(err)
 	}
 	if names, err := pinned(pins); err != nil || len(names) != 0 {
 		t.Errorf("pins are left: %v, %v", names, err)
+	}
+}
+
+// With the cgroup goes what stood on it.
+func TestGoneCgroup(t *testing.T) {
+	group, path := given(t)
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r.stop()
+	<-r.stopped
+	r.stop = nil
+	if err := group.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := pinned(r.pins); err != nil || len(names) != 0 {
+		t.Errorf("pins are left: %v, %v", names, err)
+	}
+	if err := os.Mkdir(group.path, 0o700); err != nil { // for who tidies up
+		t.Fatal(err)
 	}
 }
 

@@ -23,8 +23,9 @@ const linkPrefix = "link_"
 // it is [ErrPopulated], unless force is set: then they are ended first. A
 // sidecar that still runs is [ErrBusy]. If there is nothing, that is no error.
 //
-// On a cgroup that was given ([Config.CgroupPath]) the programs are removed only
-// with force while anything runs in it, and nothing there is ended.
+// On a cgroup that was given ([Config.CgroupPath]) the programs stay until they
+// are removed here: only with force while anything runs in it, and nothing there
+// is ended.
 func Detach(stateDir string, force bool) (err error) {
 	id, err := cageID(stateDir)
 	if err != nil {
@@ -114,8 +115,8 @@ func existingPins(id string) (string, error) {
 
 // leftGroups finds what an earlier sidecar may have left without a walk through
 // the whole hierarchy: a cgroup beside the one to be made, and those that pinned
-// links are on. Programs on a cgroup that was given stay as long as anything
-// runs in it.
+// links are on. Whoever is told of another cgroup takes the programs off one
+// that was given, unless anything runs in it.
 func (h hierarchy) leftGroups(name, pins string) ([]string, error) {
 	parent, err := h.ownGroup()
 	if err != nil {

@@ -12,7 +12,9 @@
 //
 // When the sidecar is killed, all three stay: connections lead to a port where
 // nobody listens. [Cage.Close] ends everything in the cgroup before it takes
-// the programs off; [Detach] does it for a sidecar that is gone.
+// the programs off; [Detach] does it for a sidecar that is gone. On a cgroup
+// that was given the programs outlive the sidecar however it ends, until
+// Detach or the end of the cgroup.
 //
 // # What the hooks do
 //

@@ -103,7 +103,7 @@ func (r *rig) close() {
 	if err := r.Close(); err != nil {
 		r.t.Errorf("close: %v", err)
 	}
-	if r.config.CgroupPath != "" { // the walls stay while anything runs in it
+	if r.config.CgroupPath != "" { // the walls stay as long as it does
 		if err := Detach(r.config.StateDir, true); err != nil {
 			r.t.Errorf("detach: %v", err)
 		}

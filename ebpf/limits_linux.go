@@ -41,7 +41,7 @@ const maxPeriod = 36_500 * 24 * time.Hour
 
 // Limit replaces the limits that the kernel enforces, in one step, any time
 // after [New]. One that stays, by its Name and Kind, keeps its standing; when
-// its Period is another, as much of it is used as was before. It is an error,
+// its Period is another, at least as much of it is used as was before. It is an error,
 // and nothing changes, when a limit has no kind, a negative or overlong period
 // or the name of another one of its kind, or when there are more than
 // [MaxLimits] of a kind.
@@ -389,9 +389,23 @@ func (m move) finish(l *ledger) {
 	level := atomic.LoadUint64(&l.standings[m.from.Slot].Level)
 	base := max(m.level, m.since)
 	if level > base {
-		atomic.AddUint64(&l.standings[m.to.Slot].Level, scale(level-base, m.to.Period, m.from.Period))
+		atomic.AddUint64(&l.standings[m.to.Slot].Level, max(m.share(level-base), m.number(level-base)))
 	}
 }
+
+// used is how much of the new bucket is in use: it is at least as full as the
+// old one was, and has room for no more than that had.
+func (m move) used() uint64 {
+	used := max(m.level, m.since) - m.since
+	room := m.number(m.from.Depth - min(used, m.from.Depth))
+	return max(m.share(used), m.to.Depth-min(room, m.to.Depth))
+}
+
+// share is what takes the same share of the new bucket as n of the old one.
+func (m move) share(n uint64) uint64 { return scale(n, m.to.Period, m.from.Period) }
+
+// number is what pays for as many in the new bucket as n in the old one.
+func (m move) number(n uint64) uint64 { return scale(m.share(n), m.from.Count, m.to.Count) }
 
 // scale is n*num/den, or forever.
 func scale(n, num, den uint64) uint64 {
@@ -480,9 +494,7 @@ func (l *ledger) start(old, p *placed) (move, bool) {
 	m := move{from: old.rule, to: p.rule, since: clock()}
 	before := &l.standings[old.rule.Slot]
 	m.level = atomic.LoadUint64(&before.Level)
-	if m.level > m.since {
-		atomic.StoreUint64(&s.Level, m.since+scale(m.level-m.since, p.rule.Period, old.rule.Period))
-	}
+	atomic.StoreUint64(&s.Level, m.since+m.used())
 	atomic.StoreUint64(&s.Refused, atomic.LoadUint64(&before.Refused))
 	atomic.StoreUint64(&s.Asked, scale(atomic.LoadUint64(&before.Asked), p.rule.Period, old.rule.Period))
 	atomic.StoreUint32(&s.Over, atomic.LoadUint32(&before.Over))

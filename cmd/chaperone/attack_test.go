@@ -229,31 +229,33 @@ time.sleep(60)
 func TestHostilePlugin(t *testing.T) {
 	bearer := func(r *http.Request) string { return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") }
 	for name, c := range map[string]struct {
+		kernel  string
 		inject  string
 		secret  string
 		arrived func(*http.Request) string
 	}{
-		"header": {`{header: Authorization, value: "Bearer {api_key}"}`, canary, bearer},
-		"query":  {`{query: key, value: "{api_key}"}`, canary, func(r *http.Request) string { return r.URL.Query().Get("key") }},
-		"cookie": {`{cookie: sid, value: "{api_key}"}`, canary, func(r *http.Request) string {
+		"header":            {"off", `{header: Authorization, value: "Bearer {api_key}"}`, canary, bearer},
+		"header, kernel on": {"required", `{header: Authorization, value: "Bearer {api_key}"}`, canary, bearer},
+		"query":             {"off", `{query: key, value: "{api_key}"}`, canary, func(r *http.Request) string { return r.URL.Query().Get("key") }},
+		"cookie": {"off", `{cookie: sid, value: "{api_key}"}`, canary, func(r *http.Request) string {
 			c, err := r.Cookie("sid")
 			if err != nil {
 				return ""
 			}
 			return c.Value
 		}},
-		"basic": {`{basic: {username: weather, password: "{api_key}"}}`, canary, func(r *http.Request) string {
+		"basic": {"off", `{basic: {username: weather, password: "{api_key}"}}`, canary, func(r *http.Request) string {
 			_, password, _ := r.BasicAuth()
 			return password
 		}},
-		"oauth2": {`{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, canary, bearer},
+		"oauth2": {"off", `{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, canary, bearer},
 	} {
-		t.Run(name, func(t *testing.T) { attack(t, c.inject, c.secret, c.arrived) })
+		t.Run(name, func(t *testing.T) { attack(t, c.kernel, c.inject, c.secret, c.arrived) })
 	}
 }
 
-func attack(t *testing.T, inject, secret string, arrived func(*http.Request) string) {
-	w := newWorld(t, "off", "")
+func attack(t *testing.T, kernel, inject, secret string, arrived func(*http.Request) string) {
+	w := newWorld(t, kernel, "")
 	good := newAccomplice(t, w, apiHost, arrived)
 	evil := newAccomplice(t, w, "evil.example", arrived)
 	testenv.Must(t, w.vault.PutSecret(t.Context(), "weather", map[string]any{"api_key": secret, "client_id": "weather", "client_secret": "Client" + secret}))

@@ -83,3 +83,22 @@ func TestLeasesSurviveAKill(t *testing.T) {
 		})
 	}
 }
+
+// TestRevokeGoesOnAskingVault revokes while Vault is sealed: access is gone at
+// once, the answer says what Vault did not confirm, and the lease goes when
+// Vault is back.
+func TestRevokeGoesOnAskingVault(t *testing.T) {
+	w := leased(t, "A database user's password")
+	b := w.start("sh", "-c", "curl -sS -o /dev/null "+w.url("/open")+"; echo through; sleep 60")
+	eventually(t, "the credential is used", func() (bool, bool) { return true, strings.Contains(b.output.String(), "through") })
+	testenv.Must(t, w.vault.Seal(t.Context()))
+	r := w.revoke()
+	if r.Vault.Unconfirmed != 1 || r.MS > 1000 {
+		t.Errorf("%+v", r)
+	}
+	testenv.Must(t, w.vault.Unseal(t.Context()))
+	eventually(t, "the lease is revoked", func() (bool, bool) {
+		leases, err := w.vault.Leases(t.Context(), "database/creds/weather")
+		return true, err == nil && len(leases) == 0
+	})
+}

@@ -90,10 +90,11 @@ curl -s "%[1]s?key=$WEATHER_API_KEY"; echo`, w.url("/echo"))
 }
 
 // TestMemoryIsHidden looks at a sidecar of an ordinary user, whose files in
-// /proc are root's when nobody of its user may look into it.
+// /proc are root's when nobody of its user may look into it. It serves beside a
+// plugin that somebody else starts, with the stand-in from its file.
 func TestMemoryIsHidden(t *testing.T) {
 	testenv.Require(t, testenv.Superuser())
-	w := newWorld(t, "off", "")
+	w := newWorld(t, "off", "    placeholder: {env: WEATHER_API_KEY, like: \"wk_{32}\"}\n")
 	const nobody = 65534
 	testenv.Must(t, os.Chown(w.dir, nobody, nobody))
 	for _, e := range testenv.MustGet(os.ReadDir(w.dir))(t) {
@@ -109,6 +110,9 @@ func TestMemoryIsHidden(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	w.background(cmd)
 	w.ready()
+	if !regexp.MustCompile(`^WEATHER_API_KEY=wk_[A-Za-z0-9]{32}\n$`).MatchString(w.read("state/" + standInsFile)) {
+		t.Error("whoever starts the plugin finds no stand-in")
+	}
 	pid := cmd.Process.Pid
 	if owner := testenv.MustGet(os.Stat(fmt.Sprintf("/proc/%d/mem", pid)))(t).Sys().(*syscall.Stat_t).Uid; owner != 0 {
 		t.Errorf("/proc/%d/mem is of user %d", pid, owner)

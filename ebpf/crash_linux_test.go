@@ -698,7 +698,9 @@ func TestGoneCgroup(t *testing.T) {
 	group, path := given(t)
 	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
 	r.stop()
-	<-r.stopped
+	if err := <-r.stopped; err != nil {
+		t.Error(err)
+	}
 	r.stop = nil
 	if err := group.remove(); err != nil {
 		t.Fatal(err)

@@ -24,21 +24,36 @@ func (s *sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 	if s.broker == nil {
 		return nil
 	}
+	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.forbidden.dial, never: s.never}
 	cfg := tokens.Config{
 		Source: s.broker, Recorder: s.recorder, Logger: s.opts.log.Named("tokens"),
 		Sign: func(ctx context.Context, ref authz.CredentialRef, algorithm, keyID string, claims map[string]any) (authz.Secret, error) {
 			return s.broker.SignJWT(ctx, ref, vault.Algorithm(algorithm), keyID, claims)
 		},
-		Dial: tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.forbidden.dial}.dial,
+		Dial: dialer.dial,
 	}
 	if p := spec.UpstreamProxy; p != nil {
-		through := httpproxy.Config{HTTPSProxy: p.URL, NoProxy: strings.Join(p.NoProxy, ",")}
-		cfg.Proxy = through.ProxyFunc()
+		if u, err := url.Parse(p.URL); err == nil {
+			dialer.proxy = u.Host
+		}
+		through := (&httpproxy.Config{HTTPSProxy: p.URL, NoProxy: strings.Join(p.NoProxy, ",")}).ProxyFunc()
+		cfg.Proxy = func(endpoint *url.URL) (*url.URL, error) {
+			if s.never(endpoint.Hostname(), netip.Addr{}) {
+				return nil, errNever // the proxy would look the name up, and not we
+			}
+			return through(endpoint)
+		}
 	}
 	if s.tokens, err = tokens.New(cfg); err != nil {
 		return fmt.Errorf("make token source: %w", err)
 	}
 	return nil
+}
+
+// never reports whether the policy in force forbids to go to a host or an
+// address on the plugin's behalf.
+func (s *sidecar) never(host string, addr netip.Addr) bool {
+	return s.engine.Current().Forbids(s.plugin, host, addr)
 }
 
 // retain lets go of every token and then of every lease but those of refs. A
@@ -68,20 +83,33 @@ func upstreamProxy(spec *configs.Sidecar) (*url.URL, []string, error) {
 }
 
 // tokenDialer connects to token endpoints: by the names that the sidecar's
-// configuration knows, and never to the sidecar itself or its Vault.
+// configuration knows, and never to the sidecar itself, its Vault, or what a
+// guardrail forbids: a grant's author chose the endpoint.
 type tokenDialer struct {
 	hosts     map[string][]netip.Addr
 	servers   []netip.AddrPort
 	forbidden func(netip.AddrPort) bool
+	never     func(host string, addr netip.Addr) bool
+	proxy     string // host and port; the operator's own choice, which no guardrail is about
 }
 
-var errOwnAddress = errors.New("the address is the sidecar's own, its Vault's, or nobody's")
+var (
+	errOwnAddress = errors.New("the address is the sidecar's own, or its Vault's")
+	errNever      = errors.New("a guardrail forbids the host or its address, or it is nobody's")
+)
 
-func (d tokenDialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (d *tokenDialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: 5 * time.Second, Resolver: d.resolver(), ControlContext: d.control}
+	if address == d.proxy {
+		dialer.ControlContext = nil
+		return dialer.DialContext(ctx, network, address)
+	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
+	}
+	if d.never(host, netip.Addr{}) {
+		return nil, errNever
 	}
 	known := d.hosts[strings.ToLower(strings.TrimSuffix(host, "."))]
 	if len(known) == 0 {
@@ -98,7 +126,7 @@ func (d tokenDialer) dial(ctx context.Context, network, address string) (net.Con
 	return nil, last
 }
 
-func (d tokenDialer) resolver() *net.Resolver {
+func (d *tokenDialer) resolver() *net.Resolver {
 	if len(d.servers) == 0 {
 		return net.DefaultResolver
 	}
@@ -114,14 +142,16 @@ func (d tokenDialer) resolver() *net.Resolver {
 
 // control looks at the address that is about to be dialled, whatever name led
 // to it.
-func (d tokenDialer) control(_ context.Context, _, address string, _ syscall.RawConn) error {
+func (d *tokenDialer) control(_ context.Context, _, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return err
 	}
-	at := to.Addr().Unmap()
-	if d.forbidden(to) || at.IsUnspecified() || at.IsMulticast() || at.IsLinkLocalUnicast() {
+	if d.forbidden(to) {
 		return errOwnAddress
+	}
+	if d.never("", to.Addr()) {
+		return errNever
 	}
 	return nil
 }

@@ -559,7 +559,9 @@ func passesBackAsTrailer(name string) bool {
 	return !hopByHop(s) && s != "Alt-Svc"
 }
 
-// trailer passes the answer's trailers on, announced or not.
+// trailer passes the answer's trailers on, announced or not. One that was
+// announced and did not come is left out: a nil value in the server's header
+// has net/http's HTTP/2 wait for it for ever.
 func (x *exchange) trailer(h http.Header, response *http.Response, announced int) {
 	if len(response.Trailer) == 0 {
 		return
@@ -570,7 +572,7 @@ func (x *exchange) trailer(h http.Header, response *http.Response, announced int
 		prefix = "" // exactly those that were announced
 	}
 	for name, values := range response.Trailer {
-		if passesBackAsTrailer(name) {
+		if len(values) > 0 && passesBackAsTrailer(name) {
 			h[prefix+name] = values
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf/rlimit"
 	"go.uber.org/zap"
@@ -46,6 +47,8 @@ type Cage struct {
 	killed   bool    // killed for a limit
 	found    []Stray // by the last census
 
+	epoch time.Time // when CLOCK_BOOTTIME was zero, as it seemed at the start
+
 	counting sync.Mutex // held while a census is taken; taken before mu
 	census   *census
 }
@@ -66,6 +69,7 @@ func New(config Config) (*Cage, error) {
 		config: config,
 		own:    !config.HostNetwork && config.CgroupPath == "",
 		heard:  make(chan Denial, heardSize),
+		epoch:  wallClock(0),
 	}
 	if err := c.build(id); err != nil {
 		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.demolish())
@@ -227,9 +231,29 @@ func (e Endpoints) check() error {
 	return nil
 }
 
-// Shut shuts the door, or opens it: with it shut nothing connects, and what is
-// connected sends nothing more. It holds while the sidecar is away, too.
+// Shut shuts the door, or opens it: with it shut nothing connects, what is
+// connected sends nothing more, and nothing more comes in by a served port. It
+// holds while the sidecar is away, too. What others have connected to ports that
+// the plugin serves in a network that is not its own is ended (Linux 6.5).
 func (c *Cage) Shut(shut bool) error {
+	if err := c.turnDoor(shut); err != nil || !shut {
+		return err
+	}
+	c.counting.Lock()
+	defer c.counting.Unlock()
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if closed || c.own || len(c.config.Serve) == 0 {
+		return nil
+	}
+	if err := c.census.endServed(); err != nil {
+		return fmt.Errorf("turn the door: %w", err)
+	}
+	return nil
+}
+
+func (c *Cage) turnDoor(shut bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

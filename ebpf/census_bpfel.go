@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type censusConnected struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Length uint32
+	Name   [108]uint8
+}
+
 type censusDoor struct {
 	_       structs.HostLayout
 	Open    uint32
@@ -161,22 +168,26 @@ type censusTally struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	censusMapCounters     = "counters"
-	censusMapDoomed       = "doomed"
-	censusMapDoor         = "door"
-	censusMapEvents       = "events"
-	censusMapFlows        = "flows"
-	censusMapPeers        = "peers"
-	censusMapServed       = "served"
-	censusMapSettings     = "settings"
-	censusMapTallied      = "tallied"
-	censusProgEndTcp      = "end_tcp"
-	censusProgEndUdp      = "end_udp"
-	censusProgLook        = "look"
-	censusVarCgroupId     = "cgroup_id"
-	censusVarDescendants  = "descendants"
-	censusVarSightingType = "sighting_type"
-	censusVarSignals      = "signals"
+	censusMapCounters      = "counters"
+	censusMapDoomed        = "doomed"
+	censusMapDoor          = "door"
+	censusMapEvents        = "events"
+	censusMapFlows         = "flows"
+	censusMapPeers         = "peers"
+	censusMapServed        = "served"
+	censusMapSettings      = "settings"
+	censusMapTallied       = "tallied"
+	censusProgEndServed    = "end_served"
+	censusProgEndTcp       = "end_tcp"
+	censusProgEndUdp       = "end_udp"
+	censusProgListUnix     = "list_unix"
+	censusProgLook         = "look"
+	censusProgSeekTcp      = "seek_tcp"
+	censusVarCgroupId      = "cgroup_id"
+	censusVarConnectedType = "connected_type"
+	censusVarDescendants   = "descendants"
+	censusVarSightingType  = "sighting_type"
+	censusVarSignals       = "signals"
 )
 
 // loadCensus returns the embedded CollectionSpec for census.
@@ -221,9 +232,12 @@ type censusSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type censusProgramSpecs struct {
-	EndTcp *ebpf.ProgramSpec `ebpf:"end_tcp"`
-	EndUdp *ebpf.ProgramSpec `ebpf:"end_udp"`
-	Look   *ebpf.ProgramSpec `ebpf:"look"`
+	EndServed *ebpf.ProgramSpec `ebpf:"end_served"`
+	EndTcp    *ebpf.ProgramSpec `ebpf:"end_tcp"`
+	EndUdp    *ebpf.ProgramSpec `ebpf:"end_udp"`
+	ListUnix  *ebpf.ProgramSpec `ebpf:"list_unix"`
+	Look      *ebpf.ProgramSpec `ebpf:"look"`
+	SeekTcp   *ebpf.ProgramSpec `ebpf:"seek_tcp"`
 }
 
 // censusMapSpecs contains maps before they are loaded into the kernel.
@@ -245,10 +259,11 @@ type censusMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type censusVariableSpecs struct {
-	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
-	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
-	SightingType *ebpf.VariableSpec `ebpf:"sighting_type"`
-	Signals      *ebpf.VariableSpec `ebpf:"signals"`
+	CgroupId      *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	ConnectedType *ebpf.VariableSpec `ebpf:"connected_type"`
+	Descendants   *ebpf.VariableSpec `ebpf:"descendants"`
+	SightingType  *ebpf.VariableSpec `ebpf:"sighting_type"`
+	Signals       *ebpf.VariableSpec `ebpf:"signals"`
 }
 
 // censusObjects contains all objects after they have been loaded into the kernel.
@@ -300,26 +315,33 @@ func (m *censusMaps) Close() error {
 //
 // It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
 type censusVariables struct {
-	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
-	Descendants  *ebpf.Variable `ebpf:"descendants"`
-	SightingType *ebpf.Variable `ebpf:"sighting_type"`
-	Signals      *ebpf.Variable `ebpf:"signals"`
+	CgroupId      *ebpf.Variable `ebpf:"cgroup_id"`
+	ConnectedType *ebpf.Variable `ebpf:"connected_type"`
+	Descendants   *ebpf.Variable `ebpf:"descendants"`
+	SightingType  *ebpf.Variable `ebpf:"sighting_type"`
+	Signals       *ebpf.Variable `ebpf:"signals"`
 }
 
 // censusPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
 type censusPrograms struct {
-	EndTcp *ebpf.Program `ebpf:"end_tcp"`
-	EndUdp *ebpf.Program `ebpf:"end_udp"`
-	Look   *ebpf.Program `ebpf:"look"`
+	EndServed *ebpf.Program `ebpf:"end_served"`
+	EndTcp    *ebpf.Program `ebpf:"end_tcp"`
+	EndUdp    *ebpf.Program `ebpf:"end_udp"`
+	ListUnix  *ebpf.Program `ebpf:"list_unix"`
+	Look      *ebpf.Program `ebpf:"look"`
+	SeekTcp   *ebpf.Program `ebpf:"seek_tcp"`
 }
 
 func (p *censusPrograms) Close() error {
 	return _CensusClose(
+		p.EndServed,
 		p.EndTcp,
 		p.EndUdp,
+		p.ListUnix,
 		p.Look,
+		p.SeekTcp,
 	)
 }
 

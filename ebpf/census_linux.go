@@ -25,11 +25,14 @@ import (
 // censusInterval is how often [Cage.Run] looks for sockets that the walls do
 // not govern.
 //
-// What a process receives and gives away again between two looks is not seen,
-// nor is a descriptor that lies in a message not yet read or in an io_uring's
-// own table; a connection that was handed in works until the next look. Under
-// the launcher all of that takes a helper outside, since the plugin can neither
-// take descriptors from others nor make an io_uring.
+// A socket is found if it stands in a process's table of descriptors at the
+// moment of a look, and not otherwise: what a process receives and gives away
+// again between two looks is not seen, nor is a descriptor that lies in a message
+// not yet read or in an io_uring's own table; a connection that was handed in
+// works until the next look. Under the launcher all of that takes a helper
+// outside, since the plugin can neither take descriptors from others nor make an
+// io_uring. Such a helper may be whoever holds the other end of a Unix socket
+// that the plugin was given as standard input, output or error.
 const censusInterval = time.Second
 
 // Why a socket is no business of the plugin's, and what is done about it
@@ -41,6 +44,7 @@ const (
 
 	doomSocket = uint32(1)
 	doomHolder = uint32(2)
+	sought     = uint32(3)
 )
 
 // manyProcesses is from how many processes on one walk through everybody's
@@ -62,7 +66,7 @@ type census struct {
 	network  *network
 	home     uint64 // cookie of the sidecar's own network namespace
 	told     *told
-	seen     map[uint64]bool // cookies of the last look, ended or not
+	seen     map[uint64]time.Time // cookies of the last look, ended or not, and when they were first seen
 }
 
 func (w *wall) loadCensus(group *cgroup, own bool) error {
@@ -81,7 +85,7 @@ func newCensus(c *Cage) (*census, error) {
 	}
 	return &census{
 		programs: c.wall.census, group: c.group, network: c.network, home: home.cookie,
-		told: c.wall.told, seen: make(map[uint64]bool),
+		told: c.wall.told, seen: make(map[uint64]time.Time),
 	}, home.close()
 }
 
@@ -106,13 +110,14 @@ func (c *Cage) takeCensus() error {
 	c.counting.Lock()
 	defer c.counting.Unlock()
 	found, err := c.census.take()
+	err = errors.Join(err, c.census.dropGone(c.wall))
 	if err != nil {
 		return fmt.Errorf("take census of sockets: %w", err)
 	}
 	var strays []Stray
 	for _, s := range found {
 		d := s.denial()
-		strays = append(strays, Stray{PID: d.PID, Comm: d.Comm, Original: d.Address, Since: d.Time, Why: s.why()})
+		strays = append(strays, Stray{PID: d.PID, Comm: d.Comm, Original: d.Address, Since: s.since, Why: s.why()})
 		if s.again {
 			continue
 		}
@@ -131,7 +136,8 @@ func (c *Cage) takeCensus() error {
 // found is one socket that the census found.
 type found struct {
 	censusSighting
-	again bool // it was reported before
+	again bool      // it was reported before
+	since time.Time // when it was first seen
 }
 
 // take looks once, and ends what it finds.
@@ -146,7 +152,8 @@ func (c *census) take() ([]found, error) {
 	if err != nil {
 		return nil, err
 	}
-	seen := make(map[uint64]bool, len(sightings))
+	seen := make(map[uint64]time.Time, len(sightings))
+	now := time.Now()
 	all := make([]found, 0, len(sightings))
 	var holders []censusSighting
 	var ours map[uint64]bool
@@ -162,12 +169,15 @@ func (c *census) take() ([]found, error) {
 			continue // by another descriptor
 		}
 		holds[one] = true
-		again := c.seen[s.Cookie]
-		if !again && !seen[s.Cookie] {
+		since, again := c.seen[s.Cookie]
+		if _, twice := seen[s.Cookie]; !again && !twice {
 			atomic.AddUint64(&c.told.tally.Ended, 1)
 		}
-		seen[s.Cookie] = true
-		all = append(all, found{s, again})
+		if !again {
+			since = now
+		}
+		seen[s.Cookie] = since
+		all = append(all, found{s, again, since})
 		if ours == nil {
 			ours = ownCookies()
 		}
@@ -239,6 +249,15 @@ func (c *census) endSockets() error {
 	}
 	if err := errors.Join(end(), c.network.do(end)); err != nil {
 		return fmt.Errorf("end sockets: %w", err)
+	}
+	return nil
+}
+
+// endServed ends what others have connected to the plugin's served ports.
+func (c *census) endServed() error {
+	end := func() error { return iterate(c.programs.Programs["end_served"]) }
+	if err := c.network.do(end); err != nil {
+		return fmt.Errorf("end served connections: %w", err)
 	}
 	return nil
 }

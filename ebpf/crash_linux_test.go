@@ -551,10 +551,43 @@ func TestGivenCgroupServes(t *testing.T) {
 	if _, err := io.ReadFull(conn, buffer); err != nil {
 		t.Error(err)
 	}
-	_ = conn.Close()
 	u, err := r.Usage()
 	if err != nil || u.SentBytes < 6 || u.Connections != 0 {
 		t.Errorf("usage %+v, %v", u, err)
+	}
+	// The shut door ends it, and lets nothing in by another.
+	if err := r.Shut(true); err != nil {
+		t.Fatal(err)
+	}
+	if got := plugin.ask(`held[1].recv(1)`); got != "ECONNABORTED" {
+		t.Errorf("with the door shut the served connection ended with %s", got)
+	}
+	if _, err := conn.Read(buffer); err == nil {
+		t.Error("the visitor's connection stands")
+	}
+	_ = conn.Close()
+	if err := r.Shut(false); err != nil {
+		t.Fatal(err)
+	}
+	visitor, err := r.DialContext(t.Context(), "tcp", "127.0.0.1:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer visitor.Close()
+	if got := plugin.ask(`held.append(held[0].accept()[0]) or held[-1].settimeout(0.5)`); got != "ok" {
+		t.Fatal(got)
+	}
+	if err := r.wall.openDoor(false); err != nil { // without an end
+		t.Fatal(err)
+	}
+	if _, err := visitor.Write([]byte("in")); err != nil {
+		t.Fatal(err)
+	}
+	if got := plugin.ask(`held[-1].recv(1)`); got == "ok" {
+		t.Error("what was sent to a shut door came in")
+	}
+	if err := r.Shut(false); err != nil {
+		t.Fatal(err)
 	}
 	// listen without bind picks a port that was not given.
 	port := plugin.ask(`silent()`)

@@ -353,6 +353,9 @@ func TestProcessLimit(t *testing.T) {
 	if got := s.ok(s.command(Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "7" {
 		t.Errorf("%s of 20 processes ran, 7 may", got)
 	}
+	if u := s.used(); u.Processes != 7 { // what was not let run was not started
+		t.Errorf("%d processes are counted", u.Processes)
+	}
 	becomes(t, "crossing", func() bool { return slices.Equal(s.crossed(), []string{"few over"}) })
 	s.mu.Lock()
 	who := s.crossings[0]

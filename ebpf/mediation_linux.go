@@ -88,10 +88,73 @@ func bootTime() uint64 {
 	return uint64(now.Nano())
 }
 
+// goneAfter is how old an entry has to be for its socket to be looked for: a
+// connect is written down a moment before its socket can be found.
+const goneAfter = 5 * time.Second
+
+// atOneLook is for how many sockets one census looks; the others come next.
+const atOneLook = 2048
+
+// dropGone drops the entries of connections that nobody can accept any more: the
+// sidecar ended them without asking, or the plugin did before it was accepted,
+// and the plugin's socket is gone.
+func (c *census) dropGone(w *wall) error {
+	all, err := w.waiting()
+	if err != nil {
+		return err
+	}
+	var old []waiting
+	now := bootTime()
+	doomed := c.programs.Maps["doomed"]
+	for _, one := range all {
+		if since := one.entry.Since; since < now && now-since > uint64(goneAfter) && len(old) < atOneLook {
+			if err := doomed.Put(one.entry.Cookie, sought); err != nil {
+				return fmt.Errorf("look for connections: %w", err)
+			}
+			old = append(old, one)
+		}
+	}
+	if len(old) == 0 {
+		return nil
+	}
+	walk := func() error { return iterate(c.programs.Programs["seek_tcp"]) }
+	err = c.network.do(walk)
+	for _, one := range old {
+		var state uint32
+		lost := doomed.LookupAndDelete(one.entry.Cookie, &state)
+		if err == nil && lost == nil && state == sought {
+			err = w.dropPeer(one)
+		}
+		err = errors.Join(err, lost)
+	}
+	if err != nil {
+		return fmt.Errorf("look for connections: %w", err)
+	}
+	return nil
+}
+
+// dropPeer drops an entry, unless it is another's by now.
+func (w *wall) dropPeer(one waiting) error {
+	var entry wallPeer
+	peers := w.kept["peers"]
+	err := peers.Lookup(one.key, &entry)
+	if err == nil && entry.Cookie == one.entry.Cookie {
+		err = peers.Delete(one.key)
+		if err == nil {
+			atomic.AddUint64(&w.told.tally.Abandoned, 1)
+		}
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
 // Strays names the connections of the plugin that the kernel let through to the
 // sidecar more than a second ago and that the sidecar did not take: it does not
-// accept, it does not ask [Cage.Identify], or its queue is full. It also names
-// the sockets that the last census found and that still stand.
+// accept, it does not ask [Cage.Identify], or its queue is full. One whose socket
+// is gone counts as abandoned some seconds later. It also names the sockets that
+// the last census found and that still stand.
 func (c *Cage) Strays() ([]Stray, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -109,7 +172,7 @@ func (c *Cage) Strays() ([]Stray, error) {
 			continue
 		}
 		strays = append(strays, Stray{
-			PID: one.entry.Pid, Comm: text(one.entry.Comm[:]), Since: wallClock(one.entry.Since),
+			PID: one.entry.Pid, Comm: text(one.entry.Comm[:]), Since: c.epoch.Add(time.Duration(one.entry.Since)),
 			Original: userAddress(one.entry.Original.W, one.entry.OriginalPort),
 			Why:      "the sidecar did not take it",
 		})

@@ -139,6 +139,67 @@ func TestStrays(t *testing.T) {
 	}
 }
 
+// What the sidecar ends without asking does not fill the table for ever, and
+// what it still holds stays a stray of one and the same time.
+func TestGoneAreForgotten(t *testing.T) {
+	const room = 16
+	group, path := given(t)
+	plugin := settle(t, group, path, python(t), "-c", talker)
+	c := version(t, Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}, room)
+	defer func() { _ = c.Close() }()
+	proxy, err := c.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	if err := c.Attach(Endpoints{Proxy4: tcpPort(proxy)}); err != nil {
+		t.Fatal(err)
+	}
+	connect := func() net.Conn {
+		t.Helper()
+		if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
+			t.Fatal(got)
+		}
+		conn, err := proxy.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	kept := connect()
+	defer kept.Close()
+	for range room - 1 {
+		_ = connect().Close()
+		plugin.ask(`held.pop().close()`) // after the sidecar: by way of LAST_ACK
+	}
+	full := connect()
+	if _, ok := c.Identify(full); ok {
+		t.Fatal("the table is not full")
+	}
+	_ = full.Close()
+	time.Sleep(goneAfter)
+	for range 2 {
+		if err := c.takeCensus(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := c.Strays()
+	if err != nil || len(first) != 1 {
+		t.Fatalf("strays %v, %v", first, err)
+	}
+	if again, err := c.Strays(); err != nil || again[0] != first[0] {
+		t.Errorf("the same stray is now %v, %v; was %v", again, err, first)
+	}
+	if u, err := c.Usage(); err != nil || u.Abandoned != room-1 {
+		t.Errorf("usage %+v, %v", u, err)
+	}
+	last := connect()
+	defer last.Close()
+	if _, ok := c.Identify(last); !ok {
+		t.Error("not identified although there is room")
+	}
+}
+
 // A queue that is full loses no connection from the books.
 func TestFullQueue(t *testing.T) {
 	r := newRig(t, nil)

@@ -94,7 +94,7 @@ func (c *Cage) Run(ctx context.Context) error {
 	)
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
 	m := &meter{
-		cage: c, folds: make(map[Denial]*fold), crossers: make(map[uint32]crosser), lost: c.lostBefore,
+		cage: c, folds: make(map[Denial]*fold), uses: make(map[Denial]*fold), crossers: make(map[uint32]crosser), lost: c.lostBefore,
 		watched: make(chan error, 1),
 	}
 	watching, stopWatching := context.WithCancel(ctx)
@@ -142,6 +142,7 @@ const maxFolds = 256
 type meter struct {
 	cage  *Cage
 	folds map[Denial]*fold
+	uses  map[Denial]*fold // of allowed Unix sockets: no flood of refusals hides one
 	lost  uint64
 
 	crossers map[uint32]crosser // by slot, since the limits were last looked at
@@ -253,16 +254,20 @@ func (m *meter) denied(d Denial) {
 	if d.Hook != HookEscape && d.Hook != HookDescriptor { // those are about one process
 		key.PID, key.Comm = 0, ""
 	}
-	if f, ok := m.folds[key]; ok {
+	folds, most := m.folds, maxFolds
+	if d.Cause == CauseAllowed {
+		folds, most = m.uses, 2*MaxSockets // by connect and by sendmsg
+	}
+	if f, ok := folds[key]; ok {
 		f.last = d
 		f.again++
 		return
 	}
-	if len(m.folds) >= maxFolds {
+	if len(folds) >= most {
 		m.cage.unheard.Add(1)
 		return
 	}
-	m.folds[key] = &fold{}
+	folds[key] = &fold{}
 	m.cage.config.Denied(d)
 }
 
@@ -276,15 +281,8 @@ func (m *meter) sample() error {
 		return err
 	}
 	if m.cage.config.Denied != nil {
-		for key, f := range m.folds {
-			if f.again == 0 {
-				delete(m.folds, key)
-				continue
-			}
-			f.last.Count = f.again
-			f.again = 0
-			m.cage.config.Denied(f.last)
-		}
+		m.again(m.folds)
+		m.again(m.uses)
 		if u.Lost > m.lost {
 			m.cage.config.Denied(Denial{Time: u.Time, Lost: u.Lost - m.lost})
 			m.lost = u.Lost
@@ -294,6 +292,19 @@ func (m *meter) sample() error {
 		m.cage.config.Sample(u)
 	}
 	return nil
+}
+
+// again reports what came again, and forgets what did not.
+func (m *meter) again(folds map[Denial]*fold) {
+	for key, f := range folds {
+		if f.again == 0 {
+			delete(folds, key)
+			continue
+		}
+		f.last.Count = f.again
+		f.again = 0
+		m.cage.config.Denied(f.last)
+	}
 }
 
 // decode turns the programs' event into the exported form.

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -30,6 +29,8 @@ const MaxSockets = 256
 type allowance struct {
 	wanted []string
 	doubts map[string]error // those of them that are not let through, and why
+	gone   []string         // those that were taken away, for what is still connected to them
+	astray int              // looks in a row at which such a connection was in no process's table
 }
 
 // AllowSockets lets the plugin use the Unix sockets named, and no others; none
@@ -90,88 +91,35 @@ func (c *Cage) allow(paths []string) error {
 	if c.wall.unix == nil {
 		return nil
 	}
-	var gone []string
 	for _, path := range c.sockets.wanted {
 		if !slices.Contains(paths, path) {
 			if err := c.setSocket(path, false); err != nil {
 				return err
 			}
-			gone = append(gone, path)
+			c.sockets.gone = append(c.sockets.gone, path)
 		}
 	}
+	c.sockets.gone = slices.DeleteFunc(c.sockets.gone, func(name string) bool { return slices.Contains(paths, name) })
+	c.sockets.astray = 0
 	c.sockets.wanted = slices.Clone(paths)
 	doubts, err := c.judgeSockets()
 	c.sockets.doubts = doubts
-	err = errors.Join(err, c.cutSockets(gone))
+	_, cut := c.cutSockets()
+	err = errors.Join(err, cut)
 	for _, path := range paths {
 		err = errors.Join(err, doubts[path])
 	}
 	return err
 }
 
-// cutSockets ends what the plugin has connected to names that were taken away.
-// A connection is known by the name that its server bound.
-func (c *Cage) cutSockets(names []string) error {
-	if len(names) == 0 {
-		return nil
-	}
-	text, err := os.ReadFile(filepath.Join(c.group.path, "cgroup.procs"))
-	if err != nil {
-		return fmt.Errorf("cut connections to %s: %w", names, err)
-	}
-	for field := range strings.FieldsSeq(string(text)) {
-		pid, err := strconv.Atoi(field)
-		if err == nil {
-			err = cutSocketsOf(pid, names)
-		}
-		// A process or a descriptor that is gone holds no connection.
-		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("cut connections to %s: %w", names, err)
-		}
-	}
-	return nil
-}
-
-func cutSocketsOf(pid int, names []string) error {
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
-	}
-	defer func() { _ = unix.Close(process) }()
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("list descriptors: %w", err)
-	}
-	for _, entry := range entries {
-		number, err := strconv.Atoi(entry.Name())
-		if link, gone := os.Readlink(filepath.Join(dir, entry.Name())); err != nil || gone != nil || !strings.HasPrefix(link, "socket:") {
-			continue
-		}
-		fd, err := unix.PidfdGetfd(process, number, 0)
-		if errors.Is(err, unix.EBADF) {
-			continue // closed meanwhile
-		}
-		if err != nil {
-			return fmt.Errorf("look at a socket of process %d: %w", pid, err)
-		}
-		if peer, err := unix.Getpeername(fd); err == nil {
-			if name, ok := peer.(*unix.SockaddrUnix); ok && slices.Contains(names, name.Name) {
-				_ = unix.Shutdown(fd, unix.SHUT_RDWR) // an error: it has ended already
-			}
-		}
-		_ = unix.Close(fd)
-	}
-	return nil
-}
-
 // lookAtSockets judges the names again.
 func (c *Cage) lookAtSockets() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || len(c.sockets.wanted) == 0 {
+	if c.closed || c.wall.unix == nil {
 		return
 	}
+	c.cutAgain()
 	before := c.sockets.doubts
 	doubts, err := c.judgeSockets()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -295,6 +296,101 @@ func TestTakenSocketsAreCut(t *testing.T) {
 	}
 	if got := ask("held"); got != "EPIPE" {
 		t.Errorf("when its name went: %s", got)
+	}
+	end()
+}
+
+// smuggler keeps a connection in a message that it sends to itself.
+const smuggler = `
+import socket, sys, array, errno
+near, far = socket.socketpair()
+def put(path):
+    s = socket.socket(socket.AF_UNIX); s.connect(path)
+    near.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [s.fileno()]))]); s.close()
+def take():
+    global s
+    s = socket.socket(fileno=array.array("i", far.recvmsg(1, socket.CMSG_SPACE(4))[1][0][2])[0])
+def say(): s.send(b"x")
+for line in sys.stdin:
+    try: eval(line); answer = "ok"
+    except OSError as e: answer = errno.errorcode.get(e.errno, str(e))
+    print(answer, flush=True)
+`
+
+// A connection that lies in a message when its name is taken away ends when it
+// is taken out, and the plugin ends that never does.
+func TestCutInFlight(t *testing.T) {
+	for name, taken := range map[string]bool{"taken out": true, "kept": false} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, nil)
+			path := filepath.Join(steadyDir(t), "s")
+			listener, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			if err := errors.Join(os.Chmod(path, 0o777), r.AllowSockets([]string{path})); err != nil {
+				t.Fatal(err)
+			}
+			ask, end := r.dialogue("python3", "python3", "-c", smuggler)
+			defer end()
+			if got := ask(`put("` + path + `")`); got != "ok" {
+				t.Fatal(got)
+			}
+			if err := r.AllowSockets(nil); err != nil {
+				t.Fatal(err)
+			}
+			if taken {
+				if got := ask("take()"); got != "ok" {
+					t.Fatal(got)
+				}
+				time.Sleep(checkInterval + checkInterval/5)
+				if got := ask("say()"); got != "EPIPE" {
+					t.Errorf("a second later: %s", got)
+				}
+				time.Sleep(2 * checkInterval)
+				if got := ask("1"); got != "ok" {
+					t.Error("the plugin ended all the same")
+				}
+				return
+			}
+			if err := r.group.awaitEmpty(4 * checkInterval); err != nil {
+				t.Error(err)
+			}
+			found := slices.ContainsFunc(r.seen(), func(d Denial) bool { return d.Hook == HookDescriptor && d.Path == path })
+			if !found {
+				t.Error("the end was not reported")
+			}
+		})
+	}
+}
+
+// A use that cannot be recorded is refused, and one that can be is reported
+// whatever else is.
+func TestEveryUseIsRecorded(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Interval = time.Minute })
+	path := filepath.Join(steadyDir(t), "s")
+	serveUnix(t, "unix", path)
+	if err := r.AllowSockets([]string{path}); err != nil {
+		t.Fatal(err)
+	}
+	ask, end := converse(t, func(c Command) (waiter, error) { return r.Start(c) })
+	for i := range maxFolds + 10 {
+		ask(fmt.Sprintf("unix /refused/%d", i))
+	}
+	if got := ask("unix " + path); got != "ok" {
+		t.Fatal(got)
+	}
+	reported := slices.ContainsFunc(r.seen(), func(d Denial) bool { return d.Cause == CauseAllowed && d.Path == path })
+	if !reported {
+		t.Error("a use behind many refusals was not reported")
+	}
+	got := "ok" // nobody reads any more
+	for i := 0; i < 5000 && got == "ok"; i++ {
+		got = ask("unix " + path)
+	}
+	if got != "EPERM" {
+		t.Errorf("unrecorded: %s", got)
 	}
 	end()
 }

@@ -43,9 +43,9 @@ struct sighting {
 
 const struct sighting *sighting_type __attribute__((unused));
 
-enum doom { DOOM_SOCKET = 1, DOOM_HOLDER = 2 };
+enum doom { DOOM_SOCKET = 1, DOOM_HOLDER = 2, SOUGHT = 3, STANDS = 4 };
 
-/* What is to be ended, by the socket's cookie. */
+/* What is to be ended, or looked for, by the socket's cookie. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
@@ -85,12 +85,31 @@ struct sock_cgroup_data {
 
 struct sock {
 	struct sock_common __sk_common;
+	__u8 sk_shutdown;
 	__u16 sk_type;
 	__u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 } __attribute__((preserve_access_index));
 
 struct udp_sock;
+
+struct tcp_sock;
+
+struct sockaddr_un {
+	__u16 sun_family;
+	char sun_path[PATH_SIZE];
+} __attribute__((preserve_access_index));
+
+struct unix_address {
+	int len;
+	struct sockaddr_un name[];
+} __attribute__((preserve_access_index));
+
+struct unix_sock {
+	struct sock sk;
+	struct unix_address *addr;
+	struct sock *peer;
+} __attribute__((preserve_access_index));
 
 struct socket {
 	struct sock *sk;
@@ -117,6 +136,11 @@ struct bpf_iter__tcp {
 struct bpf_iter__udp {
 	struct bpf_iter_meta *meta;
 	struct udp_sock *udp_sk;
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__unix {
+	struct bpf_iter_meta *meta;
+	struct unix_sock *unix_sk;
 } __attribute__((preserve_access_index));
 
 /* Since Linux 6.5. */
@@ -249,5 +273,84 @@ int end_udp(struct bpf_iter__udp *ctx)
 
 	if (sk && bpf_sock_destroy && is_doomed(bpf_get_socket_cookie(sk)))
 		bpf_sock_destroy((struct sock_common *)sk);
+	return 0;
+}
+
+/* Finds the sockets that are looked for. What waits for the end of its time is none that anybody holds. */
+SEC("iter/tcp")
+int seek_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *sk = ctx->sk_common;
+	__u64 cookie;
+	__u32 *doom;
+
+	if (!sk || sk->skc_state == TCP_TIME_WAIT || sk->skc_state == TCP_NEW_SYN_RECV)
+		return 0;
+	cookie = bpf_get_socket_cookie(sk);
+	doom = bpf_map_lookup_elem(&doomed, &cookie);
+	if (doom && *doom == SOUGHT)
+		*doom = STANDS;
+	return 0;
+}
+
+/* Ends what others have connected to the ports that the plugin serves in a network that is not its own. */
+SEC("iter/tcp")
+int end_served(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *sk = ctx->sk_common;
+	const struct setting *setting = current_settings();
+	struct tcp_sock *tcp;
+	__u16 port;
+
+	if (!sk || !setting || setting->own_network || !bpf_sock_destroy)
+		return 0;
+	if (sk->skc_state == TCP_TIME_WAIT || sk->skc_state == TCP_NEW_SYN_RECV || sk->skc_state == TCP_LISTEN)
+		return 0;
+	port = bpf_htons(sk->skc_num);
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (tcp && inside(((struct sock *)tcp)->sk_cgrp_data.cgroup) && bpf_map_lookup_elem(&served, &port))
+		bpf_sock_destroy(sk);
+	return 0;
+}
+
+#define UNIX_PATH_OFFSET 2 /* offsetof(struct sockaddr_un, sun_path) */
+#define BOTH_WAYS 3	   /* SHUTDOWN_MASK of include/net/sock.h */
+
+/* connected is a Unix socket of the plugin's and the name that the other end was bound to. */
+struct connected {
+	__u64 cookie;
+	__u32 length;
+	__u8 name[PATH_SIZE];
+};
+
+const struct connected *connected_type __attribute__((unused));
+
+/* Lists the Unix sockets of the plugin's that are connected to a name, whoever holds them and wherever they are: a descriptor
+ * that lies in a message is in no table. */
+SEC("iter/unix")
+int list_unix(struct bpf_iter__unix *ctx)
+{
+	struct unix_sock *sk = ctx->unix_sk;
+	struct unix_address *address;
+	struct connected c = {};
+	struct sock *peer;
+	int length;
+
+	if (!sk || sk->sk.sk_shutdown == BOTH_WAYS || !inside(sk->sk.sk_cgrp_data.cgroup))
+		return 0;
+	peer = sk->peer;
+	if (!peer)
+		return 0;
+	address = BPF_CORE_READ((struct unix_sock *)peer, addr);
+	if (!address)
+		return 0;
+	length = BPF_CORE_READ(address, len) - UNIX_PATH_OFFSET;
+	if (length <= 0 || length > PATH_SIZE)
+		return 0;
+	c.length = length;
+	c.cookie = bpf_get_socket_cookie(&sk->sk);
+	if (bpf_probe_read_kernel(c.name, c.length, (char *)address + bpf_core_field_offset(struct unix_address, name) + UNIX_PATH_OFFSET))
+		return 0;
+	bpf_seq_write(ctx->meta->seq, &c, sizeof(c));
 	return 0;
 }

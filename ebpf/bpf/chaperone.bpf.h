@@ -75,8 +75,8 @@ enum hook {
 	HOOK_INGRESS = 6,
 	HOOK_CONNECT_UNIX = 7,
 	HOOK_SENDMSG_UNIX = 8,
-	HOOK_LIMIT = 11, /* no refusal: a limit was crossed */
 	HOOK_ESCAPE = 9, /* no socket: a process left the cgroup */
+	HOOK_LIMIT = 11, /* no refusal: a limit was crossed; 10 is free */
 };
 
 enum why {
@@ -170,7 +170,9 @@ struct {
 	__type(value, struct setting);
 } settings SEC(".maps");
 
-/* door is what user space turns while the programs run, in one write. The zero value is shut. */
+/* door is what user space turns while the programs run. The zero value is shut. The write is a copy without a lock: a
+ * program may see some words of before and some of after, each of them whole. Those that have to agree are therefore one
+ * word, in_force, and what it names stands before it is written. */
 struct door {
 	__u32 open;	/* 1: it is */
 	__u32 in_force; /* which limits are, and what of: see IN_FORCE */

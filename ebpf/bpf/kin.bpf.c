@@ -60,9 +60,10 @@ static __always_inline void end_escaped(struct task_struct *task, bool by_plugin
 	bpf_ringbuf_submit(e, 0);
 }
 
-/* Holds the plugin to its limits on processes. The newborn was made and counts; what is beyond a limit does not get to run.
- * A kernel that cannot end it (before Linux 6.13) ends the process that started it. */
-static __always_inline void limit_processes(struct task_struct *child)
+/* Counts a newborn and holds the plugin to its limits on processes. What is beyond a limit does not get to run and was not
+ * started: neither here nor by the limit is it counted. A kernel that cannot end it (before Linux 6.13) ends the process that
+ * started it. */
+static __always_inline void count_process(struct task_struct *child)
 {
 	const struct door *d = current_door();
 	__u32 outcome = 0;
@@ -73,7 +74,9 @@ static __always_inline void limit_processes(struct task_struct *child)
 		outcome = spend(d->in_force, LIMIT_PROCESSES, 1, 0);
 		report_crossing(outcome);
 	}
-	if (outcome & REFUSED && !kill_process(child))
+	if (!(outcome & REFUSED))
+		COUNT(processes, 1);
+	else if (!kill_process(child))
 		bpf_send_signal(SIGKILL);
 	serve_sentence(d->in_force);
 }
@@ -94,8 +97,7 @@ int BPF_PROG(born, struct task_struct *parent, struct task_struct *child)
 	}
 	if (!mark(child) || child->pid != child->tgid || !by_plugin)
 		return 0;
-	COUNT(processes, 1);
-	limit_processes(child);
+	count_process(child);
 	return 0;
 }
 

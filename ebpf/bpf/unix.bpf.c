@@ -79,11 +79,11 @@ static __always_inline int decide_unix(struct bpf_sock_addr *ctx, __u8 hook)
 		return ALLOW;
 	until = bpf_map_lookup_elem(&sockets, &name);
 	allowed = open && until && bpf_ktime_get_boot_ns() < *until && (!abstract || confined);
-	if (!allowed)
-		COUNT(refused, 1);
 	e = new_event();
+	if (!allowed || !e)
+		COUNT(refused, 1);
 	if (!e)
-		return allowed ? ALLOW : DENY;
+		return DENY; /* what cannot be recorded is not let through */
 	name_sender(e);
 	e->hook = hook;
 	e->family = AF_UNIX;

@@ -74,6 +74,7 @@ struct {
 } by_rule SEC(".maps");
 
 #define TCP_SYN 0x02
+#define TCP_RST 0x04
 #define TCP_ACK 0x10
 
 enum verdict { REFUSE, PASS, TO_PROXY, TO_RESOLVER, NOWHERE };
@@ -891,25 +892,27 @@ int egress(struct __sk_buff *skb)
 
 	if (!s || !d)
 		return DENY;
-	if (d->open != 1) {
+	if (parse(skb, &p) && skb->ifindex == LOOPBACK_IFINDEX)
+		passage = way_out(s, &p);
+	/* A reset carries nothing, and lets the other end of what is ended know. */
+	if (d->open != 1 && (passage == STOPPED || p.payload || !(p.tcp_flags & TCP_RST))) {
 		COUNT(refused, 1);
 		return DENY; /* retransmissions of what the revocation already reported */
 	}
-	if (parse(skb, &p) && skb->ifindex == LOOPBACK_IFINDEX)
-		passage = way_out(s, &p);
 	if (passage == STOPPED)
 		return refuse_packet(skb, &p, HOOK_EGRESS);
 	return passage == FREE ? ALLOW : sent(skb, &p, d->in_force);
 }
 
-static __always_inline enum passage way_in(const struct setting *s, const struct packet *p)
+/* What others send to a served port ends at a shut door, too; without payload it passes, or an end would hang. */
+static __always_inline enum passage way_in(const struct setting *s, const struct packet *p, bool open)
 {
 	if (is_proxy(s, &p->source, p->source_port) || is_resolver(s, &p->source, p->source_port))
 		return METERED;
 	if (s->own_network)
 		return FREE;
 	if (p->protocol == IPPROTO_TCP && loopback(&p->source) && bpf_map_lookup_elem(&served, &p->target_port))
-		return METERED;
+		return open || !p->payload ? METERED : STOPPED;
 	return STOPPED;
 }
 
@@ -927,7 +930,7 @@ int ingress(struct __sk_buff *skb)
 		return DENY;
 	plain = parse(skb, &p) && skb->ifindex == LOOPBACK_IFINDEX;
 	if (plain)
-		passage = way_in(s, &p);
+		passage = way_in(s, &p, d->open == 1);
 	if (passage != STOPPED)
 		return passage == FREE ? ALLOW : received(skb, &p, d->in_force);
 	if (plain && p.protocol == IPPROTO_TCP && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)

@@ -1,0 +1,194 @@
+package ebpf
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// freezeTimeout bounds how long the plugin may take to stand still. One that
+// waits for a disk is looked at as it moves.
+const freezeTimeout = time.Second
+
+// maxAstray is at how many looks in a row, a second apart, a connection to a
+// name that was taken away may be in nobody's hands.
+const maxAstray = 2
+
+// cutSockets ends what the plugin has connected to names that were taken away,
+// and returns those names to which something is connected all the same. The
+// plugin stands still meanwhile, so that nothing passes from a process not yet
+// looked at to one that was. The caller holds c.mu.
+func (c *Cage) cutSockets() (left []string, err error) {
+	if left, err = c.connected(); err != nil || len(left) == 0 {
+		return nil, err
+	}
+	err = c.group.freeze(true)
+	if err == nil {
+		err = errors.Join(c.group.awaitFrozen(freezeTimeout), c.cutEach())
+		held := c.held || atomic.LoadUint32(&c.wall.ledger.custody.Frozen) != 0
+		err = errors.Join(err, c.group.freeze(held))
+	}
+	if err == nil {
+		left, err = c.connected()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cut connections to %s: %w", c.sockets.gone, err)
+	}
+	return left, nil
+}
+
+// cutAgain looks again for connections to names that were taken away. The caller
+// holds c.mu.
+func (c *Cage) cutAgain() {
+	left, err := c.cutSockets()
+	if err != nil {
+		c.config.Logger.Error("the plugin's connections to Unix sockets could not be cut", zap.Error(err))
+		return
+	}
+	if len(left) == 0 {
+		c.sockets.astray = 0
+		return
+	}
+	if c.sockets.astray++; c.sockets.astray < maxAstray {
+		return
+	}
+	if err := c.group.write("cgroup.kill", "1"); err != nil {
+		c.config.Logger.Error("a connection to a Unix socket that was taken away is kept, and the plugin could not be ended", zap.Error(err))
+	}
+	atomic.AddUint64(&c.wall.told.tally.Ended, 1)
+	select {
+	case c.heard <- Denial{Time: time.Now(), Hook: HookDescriptor, Cause: CausePolicy, Family: "unix", Path: left[0], Count: 1}:
+	default:
+		c.unheard.Add(1)
+	}
+}
+
+// connected are the names taken away to which a socket of the plugin's is
+// connected, wherever it is.
+func (c *Cage) connected() (names []string, err error) {
+	if len(c.sockets.gone) == 0 {
+		return nil, nil
+	}
+	list := func() error {
+		l, err := link.AttachIter(link.IterOptions{Program: c.wall.census.Programs["list_unix"]})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = l.Close() }()
+		walk, err := l.Open()
+		if err != nil {
+			return err
+		}
+		defer func() { _ = walk.Close() }()
+		for lines := bufio.NewReader(walk); ; {
+			var one censusConnected
+			err := binary.Read(lines, binary.NativeEndian, &one)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			name := unixPath(one.Name[:min(int(one.Length), len(one.Name))])
+			if slices.Contains(c.sockets.gone, name) && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	if err := c.network.do(list); err != nil {
+		return nil, fmt.Errorf("list connections to Unix sockets: %w", err)
+	}
+	return names, nil
+}
+
+// cutEach looks at every thread: one can have a table of its own, or outlive the
+// first of its process.
+func (c *Cage) cutEach() error {
+	pids, err := appendPIDs(nil, filepath.Join(c.group.path, "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		if err != nil && !vanished(err) {
+			return err
+		}
+		for _, thread := range threads {
+			tid, err := strconv.Atoi(thread.Name())
+			if err == nil {
+				err = cutSocketsOf(pid, tid, c.sockets.gone)
+			}
+			if err != nil && !vanished(err) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// vanished reports whether an error says that a process or a descriptor is, and thus
+// holds no connection.
+func vanished(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) }
+
+func cutSocketsOf(pid, tid int, names []string) error {
+	handle, err := unix.PidfdOpen(tid, unix.O_EXCL) // PIDFD_THREAD, since Linux 6.9
+	if errors.Is(err, unix.EINVAL) && tid == pid {
+		handle, err = unix.PidfdOpen(pid, 0)
+	}
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(handle) }()
+	dir := fmt.Sprintf("/proc/%d/task/%d/fd", pid, tid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list descriptors: %w", err)
+	}
+	for _, entry := range entries {
+		number, err := strconv.Atoi(entry.Name())
+		if to, gone := os.Readlink(filepath.Join(dir, entry.Name())); err != nil || gone != nil || !strings.HasPrefix(to, "socket:") {
+			continue
+		}
+		fd, err := unix.PidfdGetfd(handle, number, 0)
+		if errors.Is(err, unix.EBADF) {
+			continue // closed meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("look at a socket of process %d: %w", pid, err)
+		}
+		if peer, err := unix.Getpeername(fd); err == nil {
+			if name, ok := peer.(*unix.SockaddrUnix); ok && slices.Contains(names, name.Name) {
+				_ = unix.Shutdown(fd, unix.SHUT_RDWR) // an error: it has ended already
+			}
+		}
+		_ = unix.Close(fd)
+	}
+	return nil
+}
+
+// awaitFrozen waits until every process of the cgroup stands still, or for no
+// longer than the time given.
+func (g *cgroup) awaitFrozen(timeout time.Duration) error {
+	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if frozen, err := g.event("frozen"); err != nil || frozen {
+			return err
+		}
+	}
+	return nil
+}

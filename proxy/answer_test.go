@@ -2,9 +2,13 @@ package proxy_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,5 +47,80 @@ func TestTrailerThatNeverComes(t *testing.T) {
 				t.Errorf("answer is %q, %v", body, err)
 			}
 		})
+	}
+}
+
+// TestEchoInNames has the credential come back as the name of a header, of a
+// trailer, and in the heads of a 103 and a 101, where it has lost its case.
+func TestEchoInNames(t *testing.T) {
+	const mixed = "Wk_Live-CANARY-8f2C"
+	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) {
+		key := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+		h := w.Header()
+		switch r.URL.Path {
+		case "/trailer":
+			h.Set("Trailer", key)
+			_, _ = io.WriteString(w, "x")
+			h[key] = []string{"late"}
+			h[http.TrailerPrefix+"X-"+key] = []string{"later"}
+		case "/hints":
+			h[key] = []string{"early"}
+			w.WriteHeader(http.StatusEarlyHints)
+			clear(h)
+		case "/upgrade":
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return
+			}
+			_, _ = fmt.Fprintf(conn, "HTTP/1.1 101 %s\r\nConnection: Upgrade\r\nUpgrade: chat\r\n%s: 1\r\n\r\n", key, key)
+			_ = conn.Close()
+		default:
+			h[key], h["X-"+key], h["X-Kept"] = []string{"unknown parameter"}, []string{key}, []string{"kept"}
+		}
+	})
+	rule := ruleFor(api)
+	rule.Upgrades = []string{"chat"}
+	w := newWorld(t, setup{input: granted(rule)})
+	w.credentials.set(mixed)
+	for name, change := range bothVersions {
+		for _, path := range []string{"/", "/trailer", "/hints", "/upgrade"} {
+			if path == "/upgrade" && change != nil {
+				continue // HTTP/1.1 has it alone
+			}
+			t.Run(name+path, func(t *testing.T) { wantNoName(t, w, w.client(change), urlOf(api, path), mixed) })
+		}
+	}
+}
+
+// wantNoName checks that neither the answer nor what is recorded of it holds a
+// secret as a name.
+func wantNoName(t *testing.T, w *world, client *http.Client, url, secret string) {
+	t.Helper()
+	before, seen := len(w.echoed()), ""
+	r := request(t, "GET", url, "")
+	if strings.HasSuffix(url, "/upgrade") {
+		r.Header.Set("Connection", "Upgrade")
+		r.Header.Set("Upgrade", "chat")
+	}
+	response, err := client.Do(r.WithContext(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		Got1xxResponse: func(_ int, h textproto.MIMEHeader) error { seen += fmt.Sprint(h); return nil },
+	})))
+	testenv.Must(t, err)
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		_, err = io.Copy(io.Discard, response.Body)
+		testenv.Must(t, err)
+	}
+	_ = response.Body.Close()
+	if seen += fmt.Sprint(response.Status, response.Header, response.Trailer); strings.Contains(strings.ToLower(seen), strings.ToLower(secret)) {
+		t.Errorf("the plugin sees the credential: %s", seen)
+	}
+	if strings.HasSuffix(url, "/") && response.Header.Get("X-Kept") == "" {
+		t.Errorf("what holds nothing was dropped: %s", seen)
+	}
+	w.settled()
+	echoes := w.echoed()[before:]
+	if len(echoes) != 1 || !strings.Contains(echoes[0].Detail, "in a header's name") ||
+		strings.Contains(strings.ToLower(fmt.Sprintf("%+v", echoes)), strings.ToLower(secret)) {
+		t.Errorf("echo records are %+v", echoes)
 	}
 }

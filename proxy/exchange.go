@@ -107,7 +107,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		return
 	}
 	if pool.needles != nil {
-		x.scrub = &scrubber{needles: pool.needles}
+		x.scrub = &scrubber{needles: pool.needles, names: pool.names}
 	}
 	out, err := x.outbound(ctx)
 	if err != nil {
@@ -546,7 +546,7 @@ func (x *exchange) header(h http.Header, response *http.Response) (announced int
 		h["Content-Type"] = nil // net/http would guess one
 	}
 	for name := range response.Trailer {
-		if passesBackAsTrailer(name) {
+		if passesBackAsTrailer(name) && !x.quotedIn(name) {
 			h["Trailer"] = append(h["Trailer"], name)
 			announced++
 		}

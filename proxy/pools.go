@@ -54,6 +54,7 @@ type pools struct {
 type pool struct {
 	transport *http.Transport
 	needles   *scrub.Needles // nil without a credential that could be found
+	names     *scrub.Needles // the same as it would be in a header's name
 }
 
 func newPools(d *dialer) *pools {
@@ -74,7 +75,8 @@ func (p *pools) get(a *authz.Admission, speak protocol, slowed bool) (*pool, err
 	if err != nil {
 		return nil, err
 	}
-	made := &pool{transport, needlesOf(a.Injection)}
+	made := &pool{transport: transport}
+	made.needles, made.names = needlesOf(a.Injection)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if found := p.byKey[key]; found != nil {

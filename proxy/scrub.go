@@ -14,10 +14,21 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
-// needlesOf returns what an injected credential looks like in an answer, nil
-// for nothing that could be found: all that is secret about it, and what is
+// needlesOf returns what an injected credential looks like in an answer, and in
+// the names of its headers, which have no case; nil for nothing that could be
+// found.
+func needlesOf(slot authz.Injection) (values, names *scrub.Needles) {
+	texts := textsOf(slot)
+	lowered := make([]string, len(texts))
+	for i, text := range texts {
+		lowered[i] = strings.ToLower(text)
+	}
+	return scrub.New(texts...), scrub.New(lowered...)
+}
+
+// textsOf returns all that is secret about an injected credential, and what is
 // inside a header's value behind its scheme.
-func needlesOf(slot authz.Injection) *scrub.Needles {
+func textsOf(slot authz.Injection) []string {
 	var texts []string
 	for _, secret := range slot.Secrets() {
 		texts = append(texts, secret.Reveal())
@@ -25,7 +36,7 @@ func needlesOf(slot authz.Injection) *scrub.Needles {
 	if slot.Kind != authz.InjectSigV4 {
 		texts = append(texts, insideOf(slot.Value.Reveal())...)
 	}
-	return scrub.New(texts...)
+	return texts
 }
 
 // insideOf returns a value, what follows its scheme (Bearer and the like), and
@@ -49,7 +60,8 @@ func insideOf(value string) []string {
 // scrubber searches one answer.
 type scrubber struct {
 	needles *scrub.Needles
-	window  *scrub.Window // the part that the plugin asked for, when it is a part
+	names   *scrub.Needles // the same in lower case
+	window  *scrub.Window  // the part that the plugin asked for, when it is a part
 	mu      sync.Mutex
 	where   string // where a needle was found first, "" for nowhere
 }
@@ -86,21 +98,42 @@ func (s *scrubber) ask(method string, h http.Header) {
 	}
 }
 
-// scrubHeader blanks the credential out of a header or trailer.
+// scrubHeader blanks the credential out of the values of a header or trailer. A
+// header with the credential in its name goes altogether: a name of asterisks
+// would mean nothing to anybody.
 func (x *exchange) scrubHeader(h http.Header) {
 	if x.scrub == nil {
 		return
 	}
 	for name, values := range h {
+		if x.quotedIn(name) {
+			delete(h, name)
+			continue
+		}
 		for i, value := range values {
 			if x.scrub.needles.In(value) {
 				b := []byte(value)
 				x.scrub.needles.Blank(b)
 				values[i] = string(b)
-				x.scrub.found("header " + strings.ToLower(name))
+				x.scrub.found("its header " + strings.ToLower(name))
 			}
 		}
 	}
+}
+
+// quotedIn reports whether the name of an answer's header holds the credential,
+// and notes it without the name. Case is lost on the way: net/http has its own,
+// and HTTP/2 none.
+func (x *exchange) quotedIn(name string) bool {
+	if x.scrub == nil {
+		return false
+	}
+	lowered := strings.ToLower(name)
+	if !x.scrub.names.In(lowered) && !x.scrub.needles.In(name) && !x.scrub.needles.In(lowered) {
+		return false
+	}
+	x.scrub.found("a header's name")
+	return true
 }
 
 // Answers that cannot be searched.
@@ -132,11 +165,11 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 			recoded(response)
 		}
 		if kind == grpcContent {
-			if body, err = scrub.NewGRPC(decoded, x.scrub.search("body"), h.Get("Grpc-Encoding")); err != nil {
+			if body, err = scrub.NewGRPC(decoded, x.scrub.search("its body"), h.Get("Grpc-Encoding")); err != nil {
 				return nil, errCoded
 			}
 		} else {
-			body = scrub.NewReader(decoded, x.scrub.search("body"))
+			body = scrub.NewReader(decoded, x.scrub.search("its body"))
 		}
 	}
 	if partial {
@@ -223,6 +256,6 @@ func (x *exchange) echoed() {
 		Decision: a.ID, Grant: a.Decision.Grant, Rule: a.Decision.Rule, Generation: a.Decision.Generation,
 		Credential: a.Decision.Credential, Method: a.Request.Action.Method, Scheme: string(d.Scheme()),
 		Host: d.Host(), Port: d.Port(), PID: a.Source.PID, UID: a.Source.UID, Exe: a.Source.Exe,
-		Detail: "the upstream answered with the credential in its " + x.scrub.where + "; it was blanked out",
+		Detail: "the upstream answered with the credential in " + x.scrub.where + "; it was blanked out",
 	})
 }

@@ -64,7 +64,7 @@ func (x *exchange) upgrade(response *http.Response) {
 	}()
 	var from io.Reader = upstream
 	if x.scrub != nil {
-		from = searched(from, asked, x.scrub.search("messages"))
+		from = searched(from, asked, x.scrub.search("its messages"))
 	}
 	x.outcome.Bytes = x.pump(plugin, from, &x.down)
 	end()

@@ -9,6 +9,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -122,5 +123,36 @@ func wantNoName(t *testing.T, w *world, client *http.Client, url, secret string)
 	if len(echoes) != 1 || !strings.Contains(echoes[0].Detail, "in a header's name") ||
 		strings.Contains(strings.ToLower(fmt.Sprintf("%+v", echoes)), strings.ToLower(secret)) {
 		t.Errorf("echo records are %+v", echoes)
+	}
+}
+
+// TestEchoOfWhatWasRotated asks an upstream that quotes the requests before:
+// what was rotated is blanked out too, whichever rule and protocol sent it.
+func TestEchoOfWhatWasRotated(t *testing.T) {
+	var mu sync.Mutex
+	var sent []string
+	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		_, _ = fmt.Fprintf(w, "your last requests had %q", sent)
+		sent = append(sent, r.Header.Get("Authorization"))
+	})
+	read, write := ruleFor(api), ruleFor(api)
+	read.ID, read.Methods = "read", []string{"GET"}
+	write.ID, write.Methods = "write", []string{"POST"}
+	w := newWorld(t, setup{input: granted(read, write)})
+	send(t, w.client(nil), request(t, "GET", urlOf(api, "/"), ""))
+	values := []string{apiKey, "second_canary_12", "third_canary_123"}
+	for _, value := range values[1:] {
+		w.credentials.set(value)
+		w.install(granted(read, write)) // a change of the policy forgets nothing
+		for method, change := range map[string]func(*http.Transport){"GET": withHTTP2, "POST": nil} {
+			_, body := send(t, w.client(change), request(t, method, urlOf(api, "/"), ""))
+			for _, secret := range values {
+				if strings.Contains(body, secret) {
+					t.Errorf("%s after the rotation to %s: %s", method, value, body)
+				}
+			}
+		}
 	}
 }

@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,10 +49,19 @@ type pools struct {
 	mu         sync.RWMutex
 	generation uint64
 	byKey      map[poolKey]*pool
+	injected   map[injected][]authz.Injection // the latest values, in the order of their first use
 }
 
+// injected names a credential that several rules of a grant may inject.
+type injected struct{ grant, credential string }
+
+// maxEarlier is how many values before the present one are searched for: an
+// upstream may quote the last request, and what was rotated often still works.
+const maxEarlier = 2
+
 // pool is the connections for one key, and what its credential looks like in
-// an answer.
+// an answer: its present value and those before. Answers under a rule without a
+// credential are not searched, also where other rules of the grant inject one.
 type pool struct {
 	transport *http.Transport
 	needles   *scrub.Needles // nil without a credential that could be found
@@ -58,7 +69,7 @@ type pool struct {
 }
 
 func newPools(d *dialer) *pools {
-	return &pools{dialer: d, byKey: make(map[poolKey]*pool)}
+	return &pools{dialer: d, byKey: make(map[poolKey]*pool), injected: make(map[injected][]authz.Injection)}
 }
 
 // get returns the pool for an admitted access. slowed says whether a limit on the
@@ -76,7 +87,7 @@ func (p *pools) get(a *authz.Admission, speak protocol, slowed bool) (*pool, err
 		return nil, err
 	}
 	made := &pool{transport: transport}
-	made.needles, made.names = needlesOf(a.Injection)
+	made.needles, made.names = needlesOf(p.remember(a))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if found := p.byKey[key]; found != nil {
@@ -89,6 +100,30 @@ func (p *pools) get(a *authz.Admission, speak protocol, slowed bool) (*pool, err
 	return made, nil
 }
 
+// remember returns the values of an access's credential that are searched for.
+// One that comes late, after its successor, is made known to the pools of that
+// too: they are made anew.
+func (p *pools) remember(a *authz.Admission) []authz.Injection {
+	if len(a.Injection.Secrets()) == 0 {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	name := injected{a.Decision.Grant, a.Decision.Credential}
+	known := p.injected[name]
+	if slices.ContainsFunc(known, func(slot authz.Injection) bool { return sameSecrets(slot, a.Injection) }) {
+		return known
+	}
+	known = append(slices.Clone(known[max(0, len(known)-maxEarlier):]), a.Injection)
+	p.injected[name] = known
+	p.dropLocked(func(k poolKey) bool { return k.grant == name.grant && k.credential > a.Injection.Generation })
+	return known
+}
+
+func sameSecrets(a, b authz.Injection) bool {
+	return slices.EqualFunc(a.Secrets(), b.Secrets(), authz.Secret.Equal)
+}
+
 // precedes reports whether k is for an earlier value of the same credential.
 func (k poolKey) precedes(next poolKey) bool {
 	earlier := k.credential < next.credential
@@ -96,10 +131,16 @@ func (k poolKey) precedes(next poolKey) bool {
 	return earlier && k == next
 }
 
-// advance empties the pools of earlier generations.
-func (p *pools) advance(generation uint64) {
+// advance empties the pools of earlier generations, and forgets the values of
+// credentials that no rule needs any more.
+func (p *pools) advance(generation uint64, needed []authz.CredentialRef) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	maps.DeleteFunc(p.injected, func(name injected, _ []authz.Injection) bool {
+		return !slices.ContainsFunc(needed, func(ref authz.CredentialRef) bool {
+			return name == injected{ref.Grant, ref.Name}
+		})
+	})
 	p.generation = max(p.generation, generation)
 	p.dropLocked(func(k poolKey) bool { return k.generation < p.generation })
 }

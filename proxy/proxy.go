@@ -238,7 +238,7 @@ func (p *Proxy) watch(ctx context.Context) {
 		snapshot := p.cfg.Engine.Current()
 		p.Reconsider()
 		p.authority.follow(snapshot)
-		p.pools.advance(snapshot.Generation())
+		p.pools.advance(snapshot.Generation(), snapshot.CredentialRefs(p.cfg.Plugin, p.cfg.Now()))
 		select {
 		case <-ctx.Done():
 			return

@@ -14,14 +14,15 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
-// needlesOf returns what an injected credential looks like in an answer, and in
-// the names of its headers, which have no case; nil for nothing that could be
-// found.
-func needlesOf(slot authz.Injection) (values, names *scrub.Needles) {
-	texts := textsOf(slot)
-	lowered := make([]string, len(texts))
-	for i, text := range texts {
-		lowered[i] = strings.ToLower(text)
+// needlesOf returns what the values of an injected credential look like in an
+// answer, and in the names of its headers, which have no case; nil for nothing
+// that could be found.
+func needlesOf(slots []authz.Injection) (values, names *scrub.Needles) {
+	var texts, lowered []string
+	for _, slot := range slots {
+		for _, text := range textsOf(slot) {
+			texts, lowered = append(texts, text), append(lowered, strings.ToLower(text))
+		}
 	}
 	return scrub.New(texts...), scrub.New(lowered...)
 }

@@ -14,7 +14,8 @@ type FenceConfig struct {
 	User string
 	// Private lists files, directories and sockets of the sidecar's, by absolute
 	// path. They are hidden from the plugin, which runs as the user they belong
-	// to: an empty directory or file stands in their place. A file that is
+	// to: an empty directory or file stands in their place. A path that is not
+	// absolute is an error. A file that is
 	// replaced by another later shows again: name its directory.
 	Private []string
 	// Denied is told of each system call that the filter refused, by a goroutine

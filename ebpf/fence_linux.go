@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,6 +62,11 @@ func NewFence(config FenceConfig) (*Fence, error) {
 		}
 		if host, _, err := net.SplitHostPort(address); err != nil || !net.ParseIP(host).IsLoopback() {
 			return nil, fmt.Errorf("make fence: %s is not on the loopback", address)
+		}
+	}
+	for _, path := range config.Private {
+		if !filepath.IsAbs(path) { // it would hide something else, or nothing
+			return nil, fmt.Errorf("make fence: private path %q is not absolute", path)
 		}
 	}
 	if config.Logger == nil {

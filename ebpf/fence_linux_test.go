@@ -429,6 +429,15 @@ func TestNoFence(t *testing.T) {
 			_ = f.Close()
 		}
 	}
+	for _, path := range []string{"", "state", "./state"} {
+		f, err := NewFence(FenceConfig{Private: []string{path}})
+		if err == nil {
+			_ = f.Close()
+		}
+		if !strings.Contains(fmt.Sprint(err), "not absolute") {
+			t.Errorf("hides %q: %v", path, err)
+		}
+	}
 }
 
 // A filter without a listener refuses the same, and tells nobody.

@@ -242,6 +242,11 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 		return unsignable(err, "have the SDK send the body unsigned or whole; over https most do")
 	case errors.Is(err, sigv4.ErrBody):
 		return unsignable(err, "send the body in parts of at most 16 MiB")
+	case errors.Is(err, sigv4.ErrBeyond):
+		return &dialError{
+			reason: authz.NotEnforceableHere, detail: err.Error(),
+			remedy: "leave it out: read and write an object instead of copying it, and have the bucket's owner say who may read it",
+		}
 	case errors.Is(err, sigv4.ErrQuery):
 		return unsignable(err, "escape + and ; in the query")
 	case err != nil:

@@ -244,3 +244,27 @@ func TestNotSentAgainElsewhere(t *testing.T) {
 		t.Errorf("it was sent elsewhere %d times: %s", elsewhere.Load(), body)
 	}
 }
+
+// TestSignatureIsNotLent has a plugin that may write below one path ask for what
+// the path does not show.
+func TestSignatureIsNotLent(t *testing.T) {
+	api := newAWS(t, "s3")
+	rule := ruleFor(api.Server)
+	rule.Methods, rule.Paths = []string{"PUT"}, []string{"/mine/**"}
+	inject := authz.Inject{SigV4: &authz.SigV4{Service: "s3", Region: "eu-west-1"}}
+	w := newWorld(t, setup{input: authz.Input{Grants: []authz.Grant{grant(inject, rule)}}})
+	w.credentials.more = map[string]string{"access_key": "AKIDCANARY", "secret_key": awsSecret, "security_token": awsSession}
+	for _, test := range []struct{ query, header, value string }{
+		{"", "X-Amz-Copy-Source", "/payroll/2026.csv"},
+		{"", "X-Amz-Acl", "public-read"},
+		{"?acl", "X-Other", "1"},
+	} {
+		r := request(t, "PUT", urlOf(api.Server, "/mine/x"+test.query), "")
+		r.Header.Set(test.header, test.value)
+		response, body := send(t, w.client(nil), r)
+		wantRefusal(t, response, body, authz.NotEnforceableHere)
+		if api.last != nil || !strings.Contains(body, "beyond the path") || !strings.Contains(body, "leave it out") {
+			t.Errorf("%+v: %s", test, body)
+		}
+	}
+}

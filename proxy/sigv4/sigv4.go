@@ -42,6 +42,8 @@ var (
 	ErrBody = errors.New("the body is too long to be signed")
 	// ErrQuery says that the query could be read in two ways.
 	ErrQuery = errors.New("the query holds a plus or a semicolon, which AWS and others read differently; escape it")
+	// ErrBeyond says that the request does more than its path shows.
+	ErrBeyond = errors.New("reaches beyond the path, which is all that a rule bounds")
 )
 
 // Key is what signs. Session is empty for a key that lasts.
@@ -72,6 +74,9 @@ type Request struct {
 // which is the request's unless it had to be read. The error is one of the
 // package's, or of reading the body.
 func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) (io.Reader, error) {
+	if what := beyond(r, scope); what != "" {
+		return nil, fmt.Errorf("%s %w", what, ErrBeyond)
+	}
 	if strings.ContainsAny(r.Query, "+;") {
 		return nil, ErrQuery
 	}

@@ -193,3 +193,44 @@ func TestQueriesReadInTwoWays(t *testing.T) {
 		}
 	}
 }
+
+// TestBeyond signs nothing that does more than its path shows.
+func TestBeyond(t *testing.T) {
+	for _, test := range []struct {
+		service, method, header, query string
+		want                           string // in the error, "" for none
+	}{
+		{"s3", "PUT", "X-Amz-Copy-Source", "", "the header x-amz-copy-source reaches"},
+		{"s3", "PUT", "X-Amz-Copy-Source-Range", "", "x-amz-copy-source"},
+		{"s3", "PUT", "X-Amz-Acl", "", "x-amz-acl"},
+		{"s3", "PUT", "X-Amz-Grant-Full-Control", "", "x-amz-grant"},
+		{"s3express", "PUT", "X-Amz-Copy-Source", "", "x-amz-copy-source"},
+		{"s3", "PUT", "", "a=1&X-Amz-Acl=public-read", "the query parameter x-amz-acl"},
+		{"s3", "PUT", "", "acl", "the query parameter acl"},
+		{"s3", "PUT", "", "x=1&%61cl=", "acl"},
+		{"s3", "DELETE", "", "publicAccessBlock", "publicaccessblock"},
+		{"s3", "POST", "", "policy=", "policy"},
+		{"s3", "GET", "", "acl", ""},
+		{"s3", "PUT", "X-Amz-Meta-Acl", "partNumber=1&uploadId=x", ""},
+		{"s3", "PUT", "X-Amz-Server-Side-Encryption", "tagging", ""},
+		{"sqs", "POST", "X-Amz-Acl", "acl", ""},
+	} {
+		r := &Request{
+			Method: test.method, Scheme: "https", Host: "bucket.s3.amazonaws.com", Path: "/x", Query: test.query, Header: http.Header{},
+		}
+		if test.header != "" {
+			r.Header.Set(test.header, "x")
+		}
+		_, err := Sign(t.Context(), r, Scope{Service: test.service, Region: "eu-west-1"},
+			Key{ID: "AKID", Secret: authz.NewSecret("secret")}, time.Now())
+		if test.want == "" {
+			if err != nil {
+				t.Errorf("%+v: %v", test, err)
+			}
+			continue
+		}
+		if !errors.Is(err, ErrBeyond) || !strings.Contains(err.Error(), test.want) || len(r.Header["Authorization"]) > 0 {
+			t.Errorf("%+v: %v, signed %v", test, err, r.Header["Authorization"])
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package sigv4
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// beyond returns what of a request to S3 lets it do more than its method and
+// path show, "" for nothing. A rule bounds those; a signature made for whatever
+// else the plugin asks would lend it all that the key may do: to copy an object
+// that it may not read to where it may, or to open one to everybody.
+func beyond(r *Request, scope Scope) string {
+	if !strings.HasPrefix(scope.Service, serviceS3) {
+		return ""
+	}
+	for name := range r.Header {
+		if what := reach(name); what != "" {
+			return "the header " + what
+		}
+	}
+	for pair := range strings.SplitSeq(r.Query, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if plain, err := url.QueryUnescape(name); err == nil {
+			name = plain
+		}
+		what := reach(name) // S3 takes those of a presigned URL for headers
+		if what == "" && r.Method != http.MethodGet && r.Method != http.MethodHead && opens(name) {
+			what = strings.ToLower(name)
+		}
+		if what != "" {
+			return "the query parameter " + what
+		}
+	}
+	return ""
+}
+
+// reach returns which header that names other objects, or other readers, a
+// header is, "" for none.
+func reach(name string) string {
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	for _, prefix := range []string{"x-amz-copy-source", "x-amz-grant-"} {
+		if strings.HasPrefix(name, prefix) {
+			return strings.TrimSuffix(prefix, "-")
+		}
+	}
+	if name == "x-amz-acl" {
+		return name
+	}
+	return ""
+}
+
+// opens reports whether writing a subresource changes who may read the object or
+// the bucket, or where what is in it goes.
+func opens(name string) bool {
+	switch strings.ToLower(name) {
+	case "acl", "policy", "publicaccessblock", "ownershipcontrols", "website", "cors",
+		"replication", "notification", "logging", "inventory", "analytics":
+		return true
+	}
+	return false
+}

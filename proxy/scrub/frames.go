@@ -14,16 +14,21 @@ import (
 // or that they cannot be looked into.
 var ErrFrame = errors.New("a frame cannot be looked into")
 
+// maxFrame is how long a frame may say that it is: far more than comes, and
+// little enough for sums.
+const maxFrame = 1 << 62
+
 // frame is what the head of a frame says.
 type frame struct {
-	length int64
+	length int64   // of what follows the head, which is added where it is searched too
 	mask   [4]byte // that the payload is combined with; zeros for none
 }
 
 // Frames searches the payloads of a stream of frames and leaves all else as it
-// is. Each payload is searched by itself: what is at its end is not held back
+// is. Each frame is searched by itself: what is at its end is not held back
 // for the next, which may be a long time coming. A secret that is split between
-// two frames is not found.
+// two frames is not found. Of a frame that is not whole the end is held back,
+// whatever it is: nobody can use it, and nobody learns from it what is looked for.
 type Frames struct {
 	from   io.Reader
 	search Search
@@ -54,7 +59,7 @@ func (f *Frames) Read(p []byte) (int, error) {
 		n, err := f.from.Read(f.buf[f.filled:])
 		f.filled += n
 		f.err = err
-		if err := f.scan(err != nil); err != nil {
+		if err := f.scan(err == io.EOF); err != nil {
 			f.err, f.done = err, 0
 		}
 	}
@@ -64,7 +69,8 @@ func (f *Frames) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// scan searches what has come and has not been searched.
+// scan searches what has come and has not been searched. At the end of the
+// stream all of it passes; what is held back when it fails does not.
 func (f *Frames) scan(last bool) error {
 	for f.done < f.filled {
 		if f.current.length == 0 {
@@ -75,7 +81,12 @@ func (f *Frames) scan(last bool) error {
 			if n == 0 { // incomplete
 				break
 			}
-			f.current, f.done = next, f.done+n
+			if next.mask == [4]byte{} { // what is no frame, but is called one, may hold the secret from the head on
+				next.length += int64(n)
+			} else {
+				f.done += n
+			}
+			f.current = next
 			continue
 		}
 		n, err := f.payload(f.buf[f.done:f.filled], last)
@@ -100,7 +111,9 @@ func (f *Frames) payload(b []byte, last bool) (int, error) {
 	err := f.search.look(b)
 	keep := 0
 	if int64(len(b)) < f.current.length && !last {
-		keep = f.search.Needles.tail(b)
+		keep = min(len(b), f.search.Needles.longest-1)
+	} else if err == nil {
+		err = f.search.lookAtEnd(b)
 	}
 	f.current.apply(b)
 	n := len(b) - keep
@@ -158,7 +171,7 @@ func NewWebSocket(r io.Reader, s Search) *Frames {
 		if len(b) < size {
 			return 0, frame{}, nil
 		}
-		if f.length < 0 {
+		if f.length < 0 || f.length > maxFrame {
 			return 0, frame{}, fmt.Errorf("read WebSocket: %w: its length is none", ErrFrame)
 		}
 		return size, f, nil

@@ -1,6 +1,7 @@
 package scrub
 
 import (
+	"bytes"
 	"slices"
 )
 
@@ -24,8 +25,6 @@ type Needles struct {
 	longest int                  // bytes of the longest needle
 	skip    [1 << skipBits]uint8 // by block: how far the window may be moved on; 0: look closer
 	ending  map[uint32][]int     // by block: the needles whose window ends with it, longest first
-	first   [256][]int           // by first byte
-	pairs   [1 << 10]uint64      // a bit for each two bytes that a needle begins with
 }
 
 // New returns the needles of some secrets, or nil when none is long enough to
@@ -60,9 +59,6 @@ func (n *Needles) index() {
 		n.skip[i] = uint8(n.window - block + 1)
 	}
 	for i, needle := range n.all {
-		n.first[needle[0]] = append(n.first[needle[0]], i)
-		pair := uint16(needle[0])<<8 | uint16(needle[1])
-		n.pairs[pair>>6] |= 1 << (pair & 63)
 		for end := block - 1; end < n.window; end++ {
 			h := hash(needle[end-2], needle[end-1], needle[end])
 			n.skip[h] = min(n.skip[h], uint8(n.window-1-end))
@@ -142,19 +138,26 @@ func (n *Needles) Longest() int {
 	return n.longest
 }
 
-// tail returns how many bytes at the end of b may be the beginning of a needle.
-func (n *Needles) tail(b []byte) int {
-	for from := max(0, len(b)-n.longest+1); from < len(b); from++ {
-		if from+1 < len(b) {
-			if pair := uint16(b[from])<<8 | uint16(b[from+1]); n.pairs[pair>>6]&(1<<(pair&63)) == 0 {
-				continue
-			}
+// A text that ends in the middle of a secret shows the rest of it. How much of
+// a secret has to be there for that to be seen is a balance: who is told whether
+// a text is the beginning of a secret finds the secret out piece by piece, so
+// that nearly all of it has to be known before.
+const (
+	minClipped = 16 // bytes of a needle that may be looked for without its end
+	maxMissing = 8  // bytes of it that may be missing, and an eighth at most
+)
+
+// clipped appends where b ends in a needle that lacks its end.
+func (n *Needles) clipped(b []byte, spans []span) []span {
+	for _, needle := range n.all {
+		if len(needle) < minClipped {
+			continue
 		}
-		for _, i := range n.first[b[from]] {
-			if end := b[from:]; len(end) < len(n.all[i]) && n.all[i][:len(end)] == string(end) {
-				return len(end)
+		for missing := 1; missing <= min(maxMissing, len(needle)/8); missing++ {
+			if bytes.HasSuffix(b, []byte(needle[:len(needle)-missing])) {
+				return append(spans, span{len(b) - len(needle) + missing, len(b)})
 			}
 		}
 	}
-	return 0
+	return spans
 }

@@ -1,6 +1,10 @@
 package scrub
 
-import "io"
+import (
+	"bytes"
+	"io"
+	"time"
+)
 
 // Search is what a stream is searched for, and what becomes of it.
 type Search struct {
@@ -9,9 +13,8 @@ type Search struct {
 	// returns nil the secret is blanked out and the stream goes on; any other error
 	// ends the stream with it, and nothing of that secret has passed.
 	Found func(text []byte) error
-	// Short is how many bytes pass at once although they may be the beginning of a
-	// secret. They are remembered: the rest of the secret does not pass. 0 holds
-	// back every beginning, which is for streams whose parts nobody waits for.
+	// Short is for streams that an end may wait for at any byte: so many bytes
+	// of a line pass at once, and the others after 2 ms instead of 20.
 	Short int
 }
 
@@ -27,19 +30,58 @@ func (s Search) look(b []byte) error {
 	return nil
 }
 
-// Reader searches a stream. It holds back what may be the beginning of a
-// secret, and nothing else, so that events pass as they come.
+// lookAtEnd searches the end of a text, after which nothing comes, for a secret
+// that lacks its own.
+func (s Search) lookAtEnd(b []byte) error {
+	spans := s.Needles.clipped(b, nil)
+	if len(spans) == 0 {
+		return nil
+	}
+	if err := s.Found(b); err != nil {
+		return err
+	}
+	for i := spans[0].from; i < spans[0].to; i++ {
+		b[i] = '*'
+	}
+	return nil
+}
+
+const (
+	// patience is how long the end of a line is waited for. It is the same for
+	// every text: who sees that a text is held back learns nothing from it.
+	patience = 20 * time.Millisecond
+	// shortPatience is that of a stream that is a conversation.
+	shortPatience = 2 * time.Millisecond
+	// readSize is how many bytes are asked for at a time.
+	readSize = 16 << 10
+)
+
+// Reader searches a stream. It holds back the end of a line that is not whole,
+// for a while: whole lines pass as they come, and so do events. What is held
+// back does not depend on the secret, or else it would tell the secret to
+// whoever has a part in the stream, character by character.
 type Reader struct {
 	from   io.Reader
 	search Search
 
-	held  []byte // may be the beginning of a needle
-	sent  int    // bytes of held that have passed
-	ready []byte // searched, and more than the caller had room for
+	text  []byte // what passed last, what may pass, and what is held back, as it came
+	sent  int    // bytes of text that have passed
+	ready int    // bytes of text that may pass
+	spans []span // of text that are secret
 	err   error  // of from, once everything before it was returned
+
+	under bool         // a read is under way, into what is behind text
+	came  chan arrival // what it got
 }
 
-// NewReader returns what reads from r and searches it.
+// arrival is what a read got.
+type arrival struct {
+	n   int
+	err error
+}
+
+// NewReader returns what reads from r and searches it. A read of r may be under
+// way after Read has returned, until r is closed.
 func NewReader(r io.Reader, s Search) *Reader { return &Reader{from: r, search: s} }
 
 // Read implements [io.Reader].
@@ -47,48 +89,117 @@ func (r *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if len(r.ready) > 0 {
-		n := copy(p, r.ready)
-		r.ready = r.ready[n:]
-		return n, nil
+	for r.sent == r.ready {
+		if r.err != nil {
+			return 0, r.err
+		}
+		r.next()
 	}
-	if len(p) >= 2*r.search.Needles.longest {
-		return r.fill(p)
+	n := copy(p, r.text[r.sent:r.ready])
+	for _, s := range r.spans {
+		for i := max(s.from, r.sent); i < min(s.to, r.sent+n); i++ {
+			p[i-r.sent] = '*'
+		}
 	}
-	room := make([]byte, 2*r.search.Needles.longest)
-	n, err := r.fill(room)
-	took := copy(p, room[:n])
-	r.ready = room[took:n]
-	if len(r.ready) > 0 {
-		return took, nil // the error comes again
-	}
-	return took, err
+	r.sent += n
+	return n, nil
 }
 
-// fill reads into b, which is longer than what is held.
-func (r *Reader) fill(b []byte) (int, error) {
-	for r.err == nil {
-		n := copy(b, r.held)
-		got, err := r.from.Read(b[n:])
-		n += got
+// next waits for more, and sees what of it may pass.
+func (r *Reader) next() {
+	if !r.under {
+		r.forget()
+	}
+	got, came := r.await()
+	if !came { // for too long
+		r.spans = find(r.search.Needles, r.text, r.spans[:0])
+		r.ready = len(r.text)
+		return
+	}
+	r.err = got.err
+	r.text = r.text[:len(r.text)+got.n]
+	if err := r.look(); err != nil {
 		r.err = err
-		if found := r.search.look(b[:n]); found != nil {
-			r.err = found
-			break
+		return
+	}
+	r.ready = len(r.text)
+	if r.err != io.EOF { // what is cut short in the middle of a line loses the line
+		r.ready = max(r.sent, r.ready-r.hold())
+	}
+}
+
+// forget makes room: what passed is remembered as far as a secret may have
+// begun in it.
+func (r *Reader) forget() {
+	longest := r.search.Needles.longest
+	if r.text == nil {
+		r.text = make([]byte, 0, 2*longest+readSize)
+		r.came = make(chan arrival, 1) // so that nobody has to wait for it
+	}
+	from := max(0, r.sent-longest+1)
+	r.text = r.text[:copy(r.text, r.text[from:])]
+	r.sent -= from
+	r.ready = r.sent
+}
+
+// await returns what comes next, and false when something is held back that has
+// waited long enough.
+func (r *Reader) await() (arrival, bool) {
+	room, waits := r.text[len(r.text):cap(r.text)], r.sent < len(r.text)
+	if !r.under {
+		if !waits {
+			n, err := r.from.Read(room)
+			return arrival{n, err}, true
 		}
-		keep := 0
-		if err == nil {
-			keep = r.search.Needles.tail(b[:n])
-		}
-		passed := max(n-keep, r.sent)
-		if keep <= r.search.Short {
-			passed = n
-		}
-		r.held = append(r.held[:0], b[n-keep:n]...)
-		out := copy(b, b[r.sent:passed])
-		if r.sent = passed - (n - keep); out > 0 {
-			return out, nil
+		r.under = true
+		go func() {
+			n, err := r.from.Read(room)
+			r.came <- arrival{n, err}
+		}()
+	}
+	var late <-chan time.Time // never
+	if waits {
+		timer := time.NewTimer(r.patience())
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case got := <-r.came:
+		r.under = false
+		return got, true
+	case <-late:
+		return arrival{}, false
+	}
+}
+
+func (r *Reader) patience() time.Duration {
+	if r.search.Short > 0 {
+		return shortPatience
+	}
+	return patience
+}
+
+// look searches the text and reports what has not passed of a secret.
+func (r *Reader) look() error {
+	r.spans = find(r.search.Needles, r.text, r.spans[:0])
+	if r.err == io.EOF {
+		r.spans = r.search.Needles.clipped(r.text, r.spans)
+	}
+	for _, s := range r.spans {
+		if s.to > r.sent {
+			return r.search.Found(r.text)
 		}
 	}
-	return 0, r.err
+	return nil
+}
+
+// hold returns how many bytes at the end of the text are held back: those of a
+// line that is not whole, as far as a secret could have begun in it.
+func (r *Reader) hold() int {
+	end := r.text[max(0, len(r.text)-r.search.Needles.longest+1):]
+	keep := len(end) - 1 - bytes.LastIndexByte(end, '\n')
+	if keep <= r.search.Short {
+		return 0
+	}
+	return keep
 }

@@ -183,7 +183,17 @@ func NewWebSocket(r io.Reader, s Search) *Frames {
 const (
 	grpcHead       = 5
 	grpcCompressed = 1
+	grpcTrailer    = 0x80 // of gRPC-Web
 )
+
+// grpcFlags refuses what is called gRPC and is none: it could hold the secret
+// where no message is.
+func grpcFlags(flags byte) error {
+	if flags&^(grpcCompressed|grpcTrailer) != 0 {
+		return fmt.Errorf("read gRPC message: %w: it is none", ErrFrame)
+	}
+	return nil
+}
 
 // MaxMessage is how long a compressed gRPC message may be, before and after, in
 // bytes: as long as gRPC's libraries take by themselves.
@@ -211,8 +221,8 @@ func newGRPC(r io.Reader, s Search, encoding string, rewrite bool) (io.Reader, e
 	}
 	return newFrames(&messages{from: bufio.NewReader(r), search: s, encoding: encoding, rewrite: rewrite}, s,
 		func(b []byte) (int, frame, error) {
-			if len(b) < grpcHead {
-				return 0, frame{}, nil
+			if err := grpcFlags(b[0]); err != nil || len(b) < grpcHead {
+				return 0, frame{}, err
 			}
 			return grpcHead, frame{length: int64(binary.BigEndian.Uint32(b[1:]))}, nil
 		}), nil
@@ -258,6 +268,11 @@ func ignoreEOF(err error) error {
 // next returns the next message, or io.EOF.
 func (m *messages) next() (io.Reader, error) {
 	head, err := m.from.Peek(grpcHead)
+	if len(head) > 0 {
+		if bad := grpcFlags(head[0]); bad != nil {
+			return nil, bad
+		}
+	}
 	if err != nil {
 		if len(head) > 0 { // what is cut short goes on as it is
 			return m.from, nil
@@ -271,8 +286,8 @@ func (m *messages) next() (io.Reader, error) {
 	if !Encoded(m.encoding) || length > MaxMessage {
 		return nil, fmt.Errorf("read gRPC message: %w: it is compressed, and too long or in no encoding", ErrFrame)
 	}
-	whole := make([]byte, grpcHead+length)
-	if _, err := io.ReadFull(m.from, whole); err != nil {
+	whole, err := readAll(m.from, grpcHead+length)
+	if err != nil {
 		return nil, fmt.Errorf("read gRPC message: %w", err)
 	}
 	plain, err := m.decode(whole[grpcHead:])
@@ -287,6 +302,17 @@ func (m *messages) next() (io.Reader, error) {
 	}
 	rewritten := binary.BigEndian.AppendUint32([]byte{whole[0] &^ grpcCompressed}, uint32(len(plain))) // at most MaxMessage
 	return bytes.NewReader(append(rewritten, plain...)), nil
+}
+
+// readAll reads so many bytes. Room is made as they come: whoever announces them
+// may not send them.
+func readAll(r io.Reader, size int64) ([]byte, error) {
+	var b bytes.Buffer
+	_, err := io.CopyN(&b, r, size)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return b.Bytes(), err
 }
 
 func (m *messages) decode(b []byte) ([]byte, error) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -146,6 +147,48 @@ func TestGRPCMessages(t *testing.T) {
 		if _, err := io.ReadAll(r); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestFalseFrames searches what is called gRPC or a WebSocket and is none.
+func TestFalseFrames(t *testing.T) {
+	const token = "hvs_canary_5f3a9c77"
+	s := Search{Needles: New(token), Found: blankOut}
+	grpc := func(r io.Reader) io.Reader { g, _ := NewGRPC(r, s, "gzip"); return g }
+	socket := func(r io.Reader) io.Reader { return NewWebSocket(r, s) }
+	for _, test := range []struct {
+		open func(io.Reader) io.Reader
+		text string
+		want error
+	}{
+		{grpc, token, ErrFrame}, {grpc, token[:3], ErrFrame}, {grpc, string(message(0, nil)) + token, ErrFrame},
+		{grpc, "\x00" + token, nil}, {grpc, "\x80\x00" + token, nil}, {grpc, "\x00\x00\x00" + token, nil},
+		{grpc, "\x01" + token, ErrFrame},
+		{socket, "\x81\x7f\x00" + token, nil}, {socket, "\x81\x7e" + token, nil},
+	} {
+		for name, pieces := range map[string]func(io.Reader) io.Reader{
+			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader,
+		} {
+			got, err := io.ReadAll(test.open(pieces(strings.NewReader(test.text))))
+			if !errors.Is(err, test.want) || strings.Contains(string(got), token[4:8]) {
+				t.Errorf("%q, %s: passed %q, %v", test.text, name, got, err)
+			}
+		}
+	}
+}
+
+// TestAnnouncedLengths makes no room for what does not come.
+func TestAnnouncedLengths(t *testing.T) {
+	s := Search{Needles: New(secret), Found: blankOut}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r, _ := NewGRPC(strings.NewReader("\x01\x00\x3f\xff\xff"), s, "gzip")
+	if _, err := io.ReadAll(r); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Error(err)
+	}
+	runtime.ReadMemStats(&after)
+	if size := after.TotalAlloc - before.TotalAlloc; size > 1<<20 {
+		t.Errorf("5 bytes make room for %d", size)
 	}
 }
 

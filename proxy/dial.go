@@ -33,6 +33,8 @@ type dialError struct {
 	// is then where.
 	standIn *Placeholder
 	remedy  string // "" for the reason's own
+	// retryAfter is when asking again may help, 0 for never.
+	retryAfter time.Duration
 }
 
 func (e *dialError) Error() string { return e.reason.String() + ": " + e.detail }
@@ -53,6 +55,7 @@ func (e *dialError) refuse(a *authz.Admission) authz.Refusal {
 	if e.remedy != "" {
 		refusal.Remedy = e.remedy
 	}
+	refusal.RetryAfter = max(refusal.RetryAfter, e.retryAfter)
 	return refusal
 }
 

@@ -32,6 +32,7 @@ type exchange struct {
 	scrub     *scrubber // nil when nothing was injected that could come back
 	standIns  *standIns // nil when there is nothing to look for
 	unarmed   bool      // the plugin's extensions of WebSocket were not passed on
+	held      holding   // of the plugin's body
 
 	up, down pacer // from the plugin, and to it
 	outcome  authz.Outcome
@@ -63,6 +64,8 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	x.giveUp = cancel
+	x.held.budget = &p.held
+	defer x.held.end()
 	x.up, x.down = p.pacer(authz.LimitSentBytes, ctx.Done()), p.pacer(authz.LimitReceivedBytes, ctx.Done())
 	x.access.admission = a
 	x.access.cut = func(cause error) {
@@ -233,7 +236,7 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 		Header: out.Header, Length: out.ContentLength,
 	}
 	if out.Body != nil {
-		r.Body = out.Body
+		r.Body = &heldReader{out.Body, &x.held} // whose bytes count only if Sign reads them
 	}
 	body, err := sigv4.Sign(ctx, r, sigv4.Scope{Service: slot.Service, Region: slot.Region},
 		sigv4.Key{ID: slot.KeyID, Secret: slot.Value, Session: slot.Session}, x.proxy.cfg.Now())
@@ -280,7 +283,7 @@ func (x *exchange) body(out *http.Request) {
 	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
 	body.from = x.r.Body
 	if x.standIns != nil {
-		body.from = x.standIns.inBody(x.r, x.r.Body, x.halt)
+		body.from = x.standIns.inBody(x.r, x.r.Body, &x.held, x.halt)
 	}
 	if x.r.Trailer != nil {
 		out.Trailer = make(http.Header, len(x.r.Trailer))

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -155,19 +156,33 @@ func (s *standIns) search(where string, halt func(error)) scrub.Search {
 const maxCompressed = scrub.MaxMessage
 
 // inBody returns a request's body that ends at a stand-in, with an error.
-// Nothing of the stand-in passes.
-func (s *standIns) inBody(r *http.Request, body io.Reader, halt func(error)) io.Reader {
+// Nothing of the stand-in passes. What is held of it meanwhile is counted.
+func (s *standIns) inBody(r *http.Request, body io.Reader, held *holding, halt func(error)) io.Reader {
 	search := s.search("the body", halt)
 	codings := codingsOf(r.Header)
 	return &later{halt: halt, open: func() (io.Reader, error) {
 		if scrub.Encoded(codings) {
-			return searchWhole(body, codings, search)
+			return searchWhole(&heldReader{body, held}, codings, search)
 		}
 		if contentOf(r.Header) == grpcContent {
-			return scrub.NewGRPCGuard(body, search, r.Header.Get("Grpc-Encoding"))
+			return guardGRPC(r, body, held, search)
 		}
 		return scrub.NewReader(body, search), nil
 	}}
+}
+
+// guardGRPC searches message by message. Compressed ones are held until they are
+// whole.
+func guardGRPC(r *http.Request, body io.Reader, held *holding, search scrub.Search) (io.Reader, error) {
+	encoding := r.Header.Get("Grpc-Encoding")
+	if !scrub.Encoded(encoding) {
+		return scrub.NewGRPCGuard(body, search, encoding)
+	}
+	guarded, err := scrub.NewGRPCGuard(&heldReader{body, held}, search, encoding)
+	if err != nil {
+		return nil, err
+	}
+	return &passedReader{guarded, held}, nil
 }
 
 // codingsOf returns the content codings of a request, without AWS's, which
@@ -188,7 +203,7 @@ func searchWhole(body io.Reader, codings string, search scrub.Search) (io.Reader
 	if len(text) > maxCompressed {
 		return nil, errUnsearchable("is compressed and longer than 4 MiB")
 	}
-	plain, err := scrub.Decode(codings, strings.NewReader(string(text)))
+	plain, err := scrub.Decode(codings, bytes.NewReader(text))
 	if err == nil {
 		_, err = io.Copy(io.Discard, scrub.NewReader(plain, search))
 	}
@@ -199,7 +214,7 @@ func searchWhole(body io.Reader, codings string, search scrub.Search) (io.Reader
 	case err != nil:
 		return nil, errUnsearchable("is compressed and cannot be decompressed")
 	}
-	return strings.NewReader(string(text)), nil
+	return bytes.NewReader(text), nil
 }
 
 // errUnsearchable refuses a body that may hold anything.

@@ -131,6 +131,7 @@ type Proxy struct {
 	upSize    pieceSize // of what the plugin sends
 	downSize  pieceSize // of what it receives
 	lookout   lookout
+	held      budget // of bodies that are read before they are sent
 
 	mu    sync.Mutex
 	conns map[*conn]struct{} // every open connection of the plugin; nil once closed

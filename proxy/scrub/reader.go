@@ -111,19 +111,17 @@ func (r *Reader) next() {
 		r.forget()
 	}
 	got, came := r.await()
-	if !came { // for too long
-		r.spans = find(r.search.Needles, r.text, r.spans[:0])
-		r.ready = len(r.text)
-		return
-	}
-	r.err = got.err
+	end := !came || got.err == io.EOF // of the stream, or of waiting
 	r.text = r.text[:len(r.text)+got.n]
-	if err := r.look(); err != nil {
+	if err := r.look(end); err != nil {
 		r.err = err
 		return
 	}
+	if came {
+		r.err = got.err
+	}
 	r.ready = len(r.text)
-	if r.err != io.EOF { // what is cut short in the middle of a line loses the line
+	if !end { // what is cut short in the middle of a line loses the line
 		r.ready = max(r.sent, r.ready-r.hold())
 	}
 }
@@ -179,10 +177,11 @@ func (r *Reader) patience() time.Duration {
 	return patience
 }
 
-// look searches the text and reports what has not passed of a secret.
-func (r *Reader) look() error {
+// look searches the text and reports what has not passed of a secret. At an end
+// the secret may lack its own.
+func (r *Reader) look(end bool) error {
 	r.spans = find(r.search.Needles, r.text, r.spans[:0])
-	if r.err == io.EOF {
+	if end {
 		r.spans = r.search.Needles.clipped(r.text, r.spans)
 	}
 	for _, s := range r.spans {

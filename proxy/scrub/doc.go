@@ -4,10 +4,27 @@
 // All spellings of all secrets are searched for at once, by the algorithm of
 // Wu and Manber (A Fast Algorithm for Multi-Pattern Searching, University of
 // Arizona TR 94-17): most of a body is skipped, so that looking for forty
-// needles costs little more than looking for one.
+// needles costs little more than looking for one. Runs of 12 letters and digits
+// of a secret, and of 16 of its base64, are searched for by themselves, because
+// no encoder of text changes them; words and names, and the header of a JSON Web
+// Token, are not.
 //
 // What is found is overwritten byte for byte, so that lengths, frames and
-// offsets stay true. What is not found, and cannot be: a secret that was
-// encrypted, hashed, compressed inside a format, reversed, split between two
-// fields, or given out one character an answer.
+// offsets stay true.
+//
+// What a stream holds back, and for how long, does not depend on the secret: the
+// end of a line that is not whole waits for 20 ms, as far as a secret could have
+// begun in it, and the end of a frame that is not whole waits for the rest. This
+// delays every text alike. It tells how long the longest spelling of the secret
+// is, and nothing else. Whether a text was blanked out tells whether it held the
+// secret, or all of it but an eighth.
+//
+// What is not found, and cannot be: a secret that was encrypted, hashed,
+// compressed inside a format, reversed, or given out one character an answer.
+// What is not found either: one that is split between two fields, frames,
+// messages, events or pauses of more than 20 ms (the part after the pause is
+// found where nothing is between), that ends in the middle and lacks more than an
+// eighth, that is in an escape that is not known and has no such run, and base64
+// in lines that break every such run of it. A caller that searches some types of
+// content only leaves the choice to whoever can ask for a type, as with Accept.
 package scrub

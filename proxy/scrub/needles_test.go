@@ -220,3 +220,32 @@ func BenchmarkNew(b *testing.B) {
 		New("ghp_0123456789abcdefghijABCDEFGHIJ012345")
 	}
 }
+
+// TestRuns finds what no encoder of text changes, and leaves what is not secret.
+func TestRuns(t *testing.T) {
+	const aws = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY=="
+	const token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJ3ZWF0aGVyIn0.c2lnbmF0dXJlLWNhbmFyeS0xMjM0NTY"
+	for _, test := range []struct {
+		secret, text string
+		want         bool
+	}{
+		{aws, `wJalrXUtnFEMI/K7MDENG\u002BbPxRfiCYEXAMPLEKEY==`, true},
+		{aws, `wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY\u003d\u003d`, true},
+		{aws, "wJalrXUtnFEMI/K7MDENG%2BbPxRfiCYEXAMPLEKEY%3D%3D", true},
+		{aws, "wJalrXUtnFEMI%252FK7MDENG%252BbPxRfiCYEXAMPLEKEY%253D%253D", true},
+		{aws, "<unknown>wJalrXUtnFEMI<slash>", true},
+		{aws, strings.ToUpper(aws), true},
+		{"pa/ss!wo=rd", "pa/ss%21wo%3Drd", true},
+		{"pa/ss!wo=rd", "pa%2Fss!wo%3Drd", true},
+		{"pa/ss!wo=rd", "pa/ss!wo=3Drd", true},
+		{"pa+ss'wo=rd", `pa\u002Bss\u0027wo=rd`, true},
+		{"pa+ss'wo=rd", `pa+ss\u0027wo\u003drd`, true},
+		{token, "the signature is c2lnbmF0dXJlLWNhbmFyeS0xMjM0NTY", true},
+		{token, "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJvdGhlciJ9.b3RoZXI", false}, // the same header
+		{"administrator:pa/ss/wo", "the administrator", false},
+	} {
+		if got := New(test.secret).In(test.text); got != test.want {
+			t.Errorf("%q in %q: %v", test.secret, test.text, got)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"html"
 	"iter"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode/utf16"
 )
@@ -16,7 +17,7 @@ import (
 // same; some are too short to be looked for.
 func spellings(secret string) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for _, family := range []func(string) []string{percent, escaped, entities, digits, wide} {
+		for _, family := range []func(string) []string{percent, escaped, entities, digits, wide, cased, plainRuns} {
 			for _, spelling := range family(secret) {
 				if !yield(spelling) {
 					return
@@ -24,7 +25,7 @@ func spellings(secret string) iter.Seq[string] {
 			}
 		}
 		for alignment := range 3 {
-			for _, spelling := range base64At(secret, alignment) {
+			for _, spelling := range slices.Concat(base64At(secret, alignment), base64Runs(secret, alignment)) {
 				if !yield(spelling) {
 					return
 				}
@@ -41,7 +42,24 @@ func percent(s string) []string {
 	return []string{
 		s, form, path, component, lowerEscapes(form), lowerEscapes(path), lowerEscapes(component),
 		each(s, "%%%02X"), each(s, "%%%02x"),
+		strings.ReplaceAll(component, "%2F", "/"),                                                          // Python
+		strings.NewReplacer("%21", "!", "%27", "'", "%28", "(", "%29", ")", "%2A", "*").Replace(component), // JavaScript
+		url.QueryEscape(form), url.QueryEscape(component), // twice
+		quotedPrintable(s),
 	}
+}
+
+// quotedPrintable is how mail spells text, but for the ends of its lines.
+func quotedPrintable(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c >= ' ' && c <= '~' && c != '=' {
+			b.WriteByte(c)
+			continue
+		}
+		fmt.Fprintf(&b, "=%02X", s[i])
+	}
+	return b.String()
 }
 
 // lowerEscapes spells percent escapes with lower-case digits.
@@ -78,6 +96,8 @@ func escaped(s string) []string {
 		quoted, strings.ReplaceAll(quoted, "/", `\/`), safeText, strings.ReplaceAll(safeText, "/", `\/`),
 		ascii, strings.ReplaceAll(ascii, "/", `\/`),
 		units(s, `\u%04x`), units(s, `\u%04X`), each(s, `\x%02x`), each(s, `\x%02X`),
+		unitsOf(quoted, `+"&'<>`+"`", `\u%04X`), // .NET
+		unitsOf(quoted, `=<>&'`, `\u%04x`),      // Gson
 	}
 }
 
@@ -151,11 +171,75 @@ func base64At(s string, alignment int) []string {
 	}
 }
 
+// Runs of letters and digits are searched for by themselves from these lengths
+// on: no encoder of text changes them, whatever it does to what is between them.
+const (
+	minRun       = 12
+	minBase64Run = 16
+	minWord      = 20 // of a run that may be a word, or a name
+	minCased     = 20 // of a secret whose case programs may change
+)
+
+// plainRuns is what of a secret every encoder of text leaves as it is.
+func plainRuns(s string) []string {
+	if header, rest, ok := strings.Cut(s, "."); ok && strings.Contains(header, "eyJ") {
+		s = rest // the header of a JSON Web Token is that of any other
+	}
+	return runs(s, minRun)
+}
+
+// base64Runs is what of a longer text's base64 every encoder leaves as it is.
+func base64Runs(s string, alignment int) []string {
+	spellings := base64At(s, alignment)
+	if len(spellings) == 0 {
+		return nil
+	}
+	return runs(spellings[0], minBase64Run)
+}
+
+// runs returns the longest runs of letters and digits, without words.
+func runs(s string, shortest int) []string {
+	return slices.DeleteFunc(strings.FieldsFunc(s, func(r rune) bool { return !alphanumeric(r) }), func(run string) bool {
+		return len(run) < shortest || len(run) < minWord && isWord(run)
+	})
+}
+
+func alphanumeric(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
+}
+
+// isWord reports whether a run is letters of one case, but for the first.
+func isWord(run string) bool {
+	rest := run[1:]
+	return !strings.ContainsAny(run, "0123456789") && (rest == strings.ToLower(rest) || rest == strings.ToUpper(rest))
+}
+
+// cased is a secret in a field that has no case.
+func cased(s string) []string {
+	if len(s) < minCased {
+		return nil
+	}
+	return []string{strings.ToUpper(s), strings.ToLower(s)}
+}
+
 // each formats every byte.
 func each(s, format string) string {
 	var b strings.Builder
 	for i := range len(s) {
 		fmt.Fprintf(&b, format, s[i])
+	}
+	return b.String()
+}
+
+// unitsOf formats the characters that are in a set.
+func unitsOf(s, set, format string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if strings.ContainsRune(set, r) {
+			fmt.Fprintf(&b, format, r)
+			continue
+		}
+		b.WriteRune(r)
 	}
 	return b.String()
 }

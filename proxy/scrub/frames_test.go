@@ -161,10 +161,15 @@ func TestFalseFrames(t *testing.T) {
 		text string
 		want error
 	}{
-		{grpc, token, ErrFrame}, {grpc, token[:3], ErrFrame}, {grpc, string(message(0, nil)) + token, ErrFrame},
-		{grpc, "\x00" + token, nil}, {grpc, "\x80\x00" + token, nil}, {grpc, "\x00\x00\x00" + token, nil},
+		{grpc, token, ErrFrame},
+		{grpc, token[:3], ErrFrame},
+		{grpc, string(message(0, nil)) + token, ErrFrame},
+		{grpc, "\x00" + token, nil},
+		{grpc, "\x80\x00" + token, nil},
+		{grpc, "\x00\x00\x00" + token, nil},
 		{grpc, "\x01" + token, ErrFrame},
-		{socket, "\x81\x7f\x00" + token, nil}, {socket, "\x81\x7e" + token, nil},
+		{socket, "\x81\x7f\x00" + token, nil},
+		{socket, "\x81\x7e" + token, nil},
 	} {
 		for name, pieces := range map[string]func(io.Reader) io.Reader{
 			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader,

@@ -2,6 +2,7 @@ package scrub
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"time"
 )
@@ -111,7 +112,7 @@ func (r *Reader) next() {
 		r.forget()
 	}
 	got, came := r.await()
-	end := !came || got.err == io.EOF // of the stream, or of waiting
+	end := !came || errors.Is(got.err, io.EOF) // of the stream, or of waiting
 	r.text = r.text[:len(r.text)+got.n]
 	if err := r.look(end); err != nil {
 		r.err = err

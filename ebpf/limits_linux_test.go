@@ -480,7 +480,8 @@ func TestReloadUnderFlood(t *testing.T) {
 			n := <-reloads
 			most := other.permits(got.any)
 			t.Logf("%d reloads; %.0f of %.0f", n, got.done, most)
-			if got.done > most || got.done < l.permits(got.all)*0.9 || n < 5 {
+			// The senders may stand still on a busy machine; what they may never do is get more.
+			if got.done > most || got.done < l.permits(got.all)*0.5 || n < 5 {
 				t.Errorf("%d reloads; %.0f of %.0f", n, got.done, most)
 			}
 			if got := s.crossed(); len(got) != 1 {

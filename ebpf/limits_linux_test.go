@@ -455,41 +455,55 @@ func TestReloadUnderFlood(t *testing.T) {
 		{Count: 800, Period: 400 * time.Millisecond}, // the same rate with twice the burst
 	} {
 		t.Run(other.Period.String(), func(t *testing.T) {
-			s := newStoppable(t, nil)
-			go accepts(s.proxy4)
-			l := Limit{Name: "reload", Kind: LimitConnections, Count: 400, Period: 200 * time.Millisecond}
-			other.Name, other.Kind = l.Name, l.Kind
-			s.limit(l)
-			ended := make(chan struct{})
-			reloads := make(chan int)
-			go func() {
-				for n := 0; ; n++ {
-					select {
-					case <-ended:
-						reloads <- n
-						return
-					default:
-						if err := s.Limit([][]Limit{{l}, {other}}[n%2]); err != nil {
-							t.Error(err)
-						}
-					}
+			// On a busy machine the senders stand still; they may never get more.
+			for try := 1; !reloadUnderFlood(t, other); try++ {
+				if try == 4 {
+					t.Error("too little came through, each time")
+					break
 				}
-			}()
-			got := s.flood("connect", "240.0.0.9:80", "600ms", "2")
-			close(ended)
-			n := <-reloads
-			most := other.permits(got.any)
-			t.Logf("%d reloads; %.0f of %.0f", n, got.done, most)
-			// The senders may stand still on a busy machine; what they may never do is get more.
-			if got.done > most || got.done < l.permits(got.all)*0.5 || n < 5 {
-				t.Errorf("%d reloads; %.0f of %.0f", n, got.done, most)
 			}
-			if got := s.crossed(); len(got) != 1 {
-				t.Errorf("one flood, crossings %v", got)
-			}
-			becomes(t, "recovery", func() bool { return len(s.crossed()) == 2 })
 		})
 	}
+}
+
+// reloadUnderFlood alternates two limits while a plugin floods, and reports
+// whether nearly all came through that the smaller one permits. More than the
+// larger one permits fails the test.
+func reloadUnderFlood(t *testing.T, other Limit) bool {
+	t.Helper()
+	s := newStoppable(t, nil)
+	go accepts(s.proxy4)
+	l := Limit{Name: "reload", Kind: LimitConnections, Count: 400, Period: 200 * time.Millisecond}
+	other.Name, other.Kind = l.Name, l.Kind
+	s.limit(l)
+	ended := make(chan struct{})
+	reloads := make(chan int)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-ended:
+				reloads <- n
+				return
+			default:
+				if err := s.Limit([][]Limit{{l}, {other}}[n%2]); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}()
+	got := s.flood("connect", "240.0.0.9:80", "600ms", "2")
+	close(ended)
+	n := <-reloads
+	most := other.permits(got.any)
+	t.Logf("%d reloads; %.0f of %.0f", n, got.done, most)
+	if got.done > most || n < 5 {
+		t.Errorf("%d reloads; %.0f of %.0f", n, got.done, most)
+	}
+	if got := s.crossed(); len(got) != 1 {
+		t.Errorf("one flood, crossings %v", got)
+	}
+	becomes(t, "recovery", func() bool { return len(s.crossed()) == 2 })
+	return got.done >= l.permits(got.all)*0.9
 }
 
 // Two processes that continue each other do not outrun a limit for long, not

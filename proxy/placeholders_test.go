@@ -289,8 +289,18 @@ func TestMisplacedInMessages(t *testing.T) {
 	wantMisplaced(t, w, "", "what follows the upgrade")
 }
 
-// TestMisplacedInATunnel sends a stand-in through tunnels, byte by byte.
+// TestMisplacedInATunnel sends a stand-in through tunnels: at once, when nothing
+// of it passes that could be told, and byte by byte with pauses, when a beginning
+// passes after a fixed delay and the whole never does.
 func TestMisplacedInATunnel(t *testing.T) {
+	t.Run("at once", func(t *testing.T) { misplacedInATunnel(t, len(standIn), standIn[:6]) })
+	t.Run("byte by byte", func(t *testing.T) { misplacedInATunnel(t, 1, standIn) })
+}
+
+// misplacedInATunnel sends a stand-in in pieces and fails the test if the
+// upstream saw so much of it.
+func misplacedInATunnel(t *testing.T, piece int, most string) {
+	t.Helper()
 	var mu sync.Mutex
 	var seen strings.Builder
 	server := tcpServer(t, func(c net.Conn) {
@@ -315,8 +325,8 @@ func TestMisplacedInATunnel(t *testing.T) {
 			t.Fatalf("echo is %q, %v", got, err)
 		}
 	}
-	for i := range len(standIn) {
-		if _, err := io.WriteString(c.Conn, standIn[i:i+1]); err != nil {
+	for i := 0; i < len(standIn); i += piece {
+		if _, err := io.WriteString(c.Conn, standIn[i:i+piece]); err != nil {
 			break
 		}
 		time.Sleep(time.Millisecond)
@@ -329,8 +339,7 @@ func TestMisplacedInATunnel(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	// A beginning that comes in pieces passes after a fixed delay, the whole never.
-	if got := seen.String(); strings.Contains(got, standIn) {
+	if got := seen.String(); strings.Contains(got, most) {
 		t.Errorf("the upstream saw %q", got)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.Lingering()) }
 
 func TestVaultSecretsLoginAndSeal(t *testing.T) {
 	for _, withTLS := range []bool{false, true} {

@@ -23,7 +23,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.Lingering()) }
 
 const (
 	clientID     = "weather-plugin"

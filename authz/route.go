@@ -1,0 +1,103 @@
+package authz
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// Route is a place that one rule lets a plugin reach: what a data plane, which
+// has to be configured before anything is asked, is told of. It says where, and
+// not what may be done there, which is decided for each access.
+type Route struct {
+	Grant  string
+	Rule   string
+	Scheme Scheme
+	// Host is canonical: a name, *.NAME, **.NAME or an address.
+	Host      string
+	Port      uint16
+	Originate bool   // plain http from the plugin is taken for it (of https only)
+	Upgrades  string // the protocols a request may upgrade to, sorted and joined by a comma
+	Terms     Terms
+}
+
+// Exact reports whether the route is to one host.
+func (r Route) Exact() bool { return !strings.HasPrefix(r.Host, "*") }
+
+// Matches reports whether host, in canonical form, is one that the route leads to.
+func (r Route) Matches(host string) bool {
+	pattern, err := parseHostPattern(r.Host)
+	return err == nil && pattern.matches(host)
+}
+
+// Routes returns where the plugin may go: one Route for each rule in force, host
+// and port, in the order of grant names and rule ids. What is revoked, by more
+// than a pause, has expired or is on a never-list is not among them; an address
+// that a name resolves to is for [Snapshot.DecideRoute].
+func (s *Snapshot) Routes(p Principal, now time.Time) []Route {
+	sub := s.subject(p)
+	if sub == nil || s.shut(p, nil, now) {
+		return nil
+	}
+	var out []Route
+	for _, r := range sub.rules {
+		if !now.Before(r.notAfter) || s.shut(p, r, now) {
+			continue
+		}
+		upgrades := slices.Sorted(slices.Values(r.spec.Upgrades))
+		for _, host := range r.spec.To.Hosts {
+			if pattern, err := parseHostPattern(host); err != nil || sub.refuses(&Destination{host: host, addr: pattern.addr}) != nil {
+				continue
+			}
+			for _, port := range r.ports {
+				out = append(out, Route{
+					Grant: r.grant.Name, Rule: r.id, Scheme: r.scheme, Host: host, Port: port,
+					Originate: r.spec.To.TLS.Originate, Upgrades: strings.Join(upgrades, ","), Terms: r.terms,
+				})
+			}
+		}
+	}
+	return out
+}
+
+// DecideRoute decides whether a connection to a destination of a route may be
+// made or go on: one that carries accesses which were admitted one by one as the
+// route's rule says. [Decision.CheckAddress] then judges where it leads, and
+// [Decision.Cuts] whether one that stands must end. Limits are not looked at:
+// they were spent by the accesses.
+func (s *Snapshot) DecideRoute(p Principal, grant, id string, to Destination, now time.Time) Decision {
+	d := Decision{Generation: s.generation, Grant: grant, Rule: id}
+	if s.policy == nil {
+		return d
+	}
+	d.subject = s.subject(p)
+	switch {
+	case d.revoke(s.revoked(p, nil, now)):
+	case d.subject == nil:
+		d.Reason = NoGrant
+	case d.subject.refuses(&to) != nil:
+		d.Reason = GuardrailDenied
+	default:
+		s.decideRoute(&d, &to, now)
+	}
+	return d
+}
+
+func (s *Snapshot) decideRoute(d *Decision, to *Destination, now time.Time) {
+	for e := range d.subject.candidates(to.host) {
+		r := e.rule
+		if r.id != d.Rule || r.grant.Name != d.Grant || r.scheme != to.scheme || !r.hasPort(to.port) {
+			continue
+		}
+		d.rule, d.literal = r, to.addr
+		switch {
+		case d.revoke(s.revoked(d.subject.name, r, now)):
+		case !now.Before(r.notAfter):
+			d.Reason = GrantExpired
+		default:
+			d.Reason = Granted
+		}
+		return
+	}
+	d.Reason = DestinationNotGranted
+}

@@ -1,0 +1,117 @@
+package authz
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+)
+
+// travels is a grant with a rule of every kind of place.
+func travels() Grant {
+	g := forecast()
+	g.Rules[0].To.Hosts = []string{"api.weather.example", "*.tiles.weather.example"}
+	g.Rules[0].Upgrades = []string{"websocket", "mqtt"}
+	g.Rules[0].To.TLS.Originate = true
+	g.Rules = append(g.Rules,
+		Rule{ID: "db", Reason: "r", To: To{Scheme: SchemeTCP, Hosts: []string{"192.0.2.7"}, Ports: []uint16{5432, 5433}}},
+		Rule{ID: "mail", Reason: "r", To: To{Scheme: SchemeTLS, Hosts: []string{"mail.example"}}, NotAfter: noon.Add(time.Hour)},
+	)
+	return g
+}
+
+// TestRoutes: a data plane is told of the places of the rules in force, and of
+// nothing else.
+func TestRoutes(t *testing.T) {
+	all := []string{
+		"weather/db tcp 192.0.2.7:5432", "weather/db tcp 192.0.2.7:5433", "weather/mail tls mail.example:443",
+		"weather/read-forecast https api.weather.example:443", "weather/read-forecast https *.tiles.weather.example:443",
+	}
+	never := Guardrail{Name: "company", Plugins: []string{"**"}, Never: []Never{{
+		ID: "inside", Hosts: []string{"mail.example"}, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+	}}}
+	for _, c := range []struct {
+		name       string
+		now        time.Time
+		revoked    []Revocation
+		guardrails []Guardrail
+		want       []string
+	}{
+		{name: "everything", now: noon, want: all},
+		{name: "a rule has expired", now: noon.Add(time.Hour), want: slices.Delete(slices.Clone(all), 2, 3)},
+		{name: "the grant has expired", now: noon.AddDate(0, 2, 0)},
+		{name: "a rule is revoked", now: noon, revoked: []Revocation{{Plugin: "weather", Rule: "db", Level: LevelQuarantine}}, want: all[2:]},
+		{name: "a rule is paused", now: noon, revoked: []Revocation{{Plugin: "weather", Rule: "db", Level: LevelPause}}, want: all},
+		{name: "the plugin is revoked", now: noon, revoked: []Revocation{{Plugin: "weather", Level: LevelHalt}}},
+		{name: "a never-list", now: noon, guardrails: []Guardrail{never}, want: all[3:]},
+	} {
+		in := input(travels())
+		in.Guardrails = c.guardrails
+		var got []string
+		for _, r := range snapshot(t, in, c.revoked...).Routes("weather", c.now) {
+			got = append(got, fmt.Sprintf("%s/%s %s %s:%d", r.Grant, r.Rule, r.Scheme, r.Host, r.Port))
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, not %q", c.name, got, c.want)
+		}
+	}
+	routes := snapshot(t, input(travels())).Routes("weather", noon)
+	exact, wild := routes[3], routes[4]
+	if !exact.Exact() || wild.Exact() || exact.Upgrades != "mqtt,websocket" || !exact.Originate || exact.Terms.TLSMin != "1.2" {
+		t.Errorf("%+v and %+v", exact, wild)
+	}
+	for host, want := range map[string]bool{"a.tiles.weather.example": true, "a.b.tiles.weather.example": false, "eviltiles.weather.example": false} {
+		if wild.Matches(host) != want {
+			t.Errorf("%s leads to %s: %t", wild.Host, host, !want)
+		}
+	}
+	if (Route{}).Matches("") || (&Snapshot{}).Routes("weather", noon) != nil || snapshot(t, input(travels())).Routes("other", noon) != nil {
+		t.Error("nothing leads somewhere")
+	}
+}
+
+// TestDecideRoute: what carries accesses stands as long as its rule does, and
+// leads only where that one may.
+func TestDecideRoute(t *testing.T) {
+	revoke := func(level Level, rule string) []Revocation {
+		return []Revocation{{Plugin: "weather", Rule: rule, Level: level}}
+	}
+	for _, c := range []struct {
+		name, rule, to string
+		now            time.Time
+		revoked        []Revocation
+		reason         Reason
+		cuts           bool
+	}{
+		{"granted", "read-forecast", "https://api.weather.example/", noon, nil, Granted, false},
+		{"a wildcard", "read-forecast", "https://a.tiles.weather.example/", noon, nil, Granted, false},
+		{"an address", "db", "tcp://192.0.2.7:5433", noon, nil, Granted, false},
+		{"another host", "read-forecast", "https://evil.example/", noon, nil, DestinationNotGranted, true},
+		{"another rule's host", "db", "https://api.weather.example/", noon, nil, DestinationNotGranted, true},
+		{"another port", "read-forecast", "https://api.weather.example:8443/", noon, nil, DestinationNotGranted, true},
+		{"another scheme", "read-forecast", "http://api.weather.example:443/", noon, nil, DestinationNotGranted, true},
+		{"no rule", "gone", "https://api.weather.example/", noon, nil, DestinationNotGranted, true},
+		{"expired", "mail", "tls://mail.example:443", noon.Add(time.Hour), nil, GrantExpired, true},
+		{"the rule is revoked", "db", "tcp://192.0.2.7:5432", noon, revoke(LevelQuarantine, "db"), Revoked, true},
+		{"another rule is revoked", "db", "tcp://192.0.2.7:5432", noon, revoke(LevelQuarantine, "mail"), Granted, false},
+		{"paused", "db", "tcp://192.0.2.7:5432", noon, revoke(LevelPause, ""), Revoked, false},
+		{"halted", "db", "tcp://192.0.2.7:5432", noon, revoke(LevelHalt, ""), Revoked, true},
+	} {
+		s := snapshot(t, input(travels()), c.revoked...)
+		d := s.DecideRoute("weather", "weather", c.rule, get(t, c.to).Destination, c.now)
+		if d.Reason != c.reason || d.Cuts() != c.cuts {
+			t.Errorf("%s: %s, cuts %t", c.name, d.Reason, d.Cuts())
+		}
+	}
+	s := snapshot(t, input(travels()))
+	d := s.DecideRoute("weather", "weather", "read-forecast", get(t, forecastURL).Destination, noon)
+	if d.CheckAddress(netip.MustParseAddr("8.8.8.8")) != Granted || d.CheckAddress(netip.MustParseAddr("127.0.0.1")) != AddressNotAllowed {
+		t.Error("a name leads to public addresses, and to no other")
+	}
+	to := get(t, forecastURL).Destination
+	if (&Snapshot{}).DecideRoute("weather", "weather", "read-forecast", to, noon).Reason != NotReady ||
+		s.DecideRoute("other", "weather", "read-forecast", to, noon).Reason != NoGrant {
+		t.Error("nobody's route is granted")
+	}
+}

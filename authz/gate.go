@@ -100,6 +100,12 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 	return a, cause
 }
 
+// Schemes is [Snapshot.Schemes] of the policy in force, for a door that has to
+// know how a host may be reached before it can say what is asked.
+func (g *Gate) Schemes(p Principal, to Destination) []Scheme {
+	return g.cfg.Engine.Current().Schemes(p, to.host, to.port, g.cfg.Now())
+}
+
 // decide decides and spends. Who loses the last of a limit to a concurrent
 // request is decided anew, with what that one has used. Usage only grows while
 // it is looked at, so that this ends: with the winner's own limit, then the

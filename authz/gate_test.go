@@ -532,6 +532,19 @@ func TestGateRefuse(t *testing.T) {
 }
 
 // TestIDs: ids are UUIDs of version 7 in the order of time, and none is twice.
+// TestGateSchemes: the gate says of the policy in force how a host may be reached.
+func TestGateSchemes(t *testing.T) {
+	w := newWorld(t, input(forecast()))
+	to := get(t, forecastURL).Destination
+	if got := w.gate.Schemes("weather", to); !slices.Equal(got, []Scheme{SchemeHTTPS}) {
+		t.Errorf("reached by %v", got)
+	}
+	w.engine.Install(compile(t, input()))
+	if got := w.gate.Schemes("weather", to); got != nil {
+		t.Errorf("after it was taken away: %v", got)
+	}
+}
+
 func TestIDs(t *testing.T) {
 	var ids idSource
 	form := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)

@@ -81,6 +81,8 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add(seed[0], seed[1], seed[2], seed[3], seed[4])
 	}
+	s := newHouse(f).server(f, Config{})
+	f.Cleanup(s.Close)
 	f.Fuzz(func(t *testing.T, method, scheme, host, path, upgrade string) {
 		if strings.ContainsAny(method+scheme+host+path+upgrade, "\x00\r\n") || method == "" {
 			return
@@ -99,7 +101,7 @@ func FuzzRequest(f *testing.F) {
 		grpcHTTP := grpc.Attributes.Request.Http
 		grpcHTTP.HeaderMap.Headers = grpcHTTP.HeaderMap.Headers[4:]
 		for name, in := range map[string]*authv3.CheckRequest{"folded": folded, "raw": raw, "bare": bare, "grpc": grpc} {
-			a, fault := read(in, "weather")
+			a, fault := s.read(in, "weather")
 			if (fault == nil) != ok {
 				t.Fatalf("%s: %+v, want an access: %t", name, fault, ok)
 			}

@@ -38,6 +38,9 @@ func checkAnswer(t testing.TB, out *authv3.CheckResponse) {
 		return
 	}
 	denied := out.GetDeniedResponse()
+	if failed := out.GetErrorResponse(); failed != nil {
+		denied = failed
+	}
 	if denied == nil {
 		t.Fatalf("neither allows nor denies: %v", out)
 	}

@@ -42,7 +42,7 @@ type fault struct {
 // envoy/service/auth/v3/attribute_context.proto, Envoy's
 // source/extensions/filters/common/ext_authz/check_request_utils.cc,
 // agentgateway's crates/agentgateway/src/http/ext_authz.rs and gRFC A92.
-func read(in *authv3.CheckRequest, principal authz.Principal) (*access, *fault) {
+func (s *Server) read(in *authv3.CheckRequest, principal authz.Principal) (*access, *fault) {
 	attributes := in.GetAttributes()
 	a := &access{source: authz.Source{Door: authz.DoorExtAuthz, UID: -1}}
 	a.request.Principal = principal
@@ -51,9 +51,9 @@ func read(in *authv3.CheckRequest, principal authz.Principal) (*access, *fault) 
 	case attributes == nil:
 		f = line{}.malformed("the check has no attributes")
 	case http == nil:
-		f = a.readConnection(attributes)
+		f = s.readConnection(a, attributes)
 	default:
-		f = a.readHTTP(attributes, http)
+		f = s.readHTTP(a, attributes, http)
 	}
 	if f != nil {
 		f.attempt.Principal = principal
@@ -64,8 +64,9 @@ func read(in *authv3.CheckRequest, principal authz.Principal) (*access, *fault) 
 
 // readConnection reads the network filter's variant, which has no request.
 // Envoy states the server name in destination.service there, and with
-// include_tls_session in tls_session as well.
-func (a *access) readConnection(attributes *authv3.AttributeContext) *fault {
+// include_tls_session in tls_session as well. Where the plugin dialled a virtual
+// address, that names the host already.
+func (s *Server) readConnection(a *access, attributes *authv3.AttributeContext) *fault {
 	a.connection = true
 	to := attributes.GetDestination()
 	socket := to.GetAddress().GetSocketAddress()
@@ -77,7 +78,11 @@ func (a *access) readConnection(attributes *authv3.AttributeContext) *fault {
 		return l.malformed("the connection's destination is not a TCP address with a port")
 	case service != "" && sni != "" && !strings.EqualFold(service, sni):
 		return l.mismatch("the connection is for " + quote(sni) + " and for " + quote(service))
-	case service == "" && sni == "":
+	}
+	if name, ok := s.nameOf(socket.GetAddress()); ok {
+		return s.readNamed(a, name+":"+port, l, first(sni, service))
+	}
+	if service == "" && sni == "" {
 		addr, err := netip.ParseAddr(socket.GetAddress())
 		if err != nil {
 			return l.malformed("the connection has no server name, and its destination " + quote(socket.GetAddress()) + " is not an address")
@@ -87,37 +92,70 @@ func (a *access) readConnection(attributes *authv3.AttributeContext) *fault {
 	return a.readDestination(l)
 }
 
+// readNamed reads a connection to a virtual address, whose name the server name
+// must be, where there is one. Where the host is granted to be reached by
+// whatever protocol, it is, as through the sidecar's own proxy; else a
+// connection with a server name is TLS.
+func (s *Server) readNamed(a *access, authority string, l line, sni string) *fault {
+	named := line{scheme: string(authz.SchemeTCP), authority: authority}
+	if f := a.readDestination(named); f != nil {
+		return f
+	}
+	to := a.request.Destination
+	switch {
+	case sni == "":
+		return nil
+	case !to.AgreesName(sni):
+		return l.mismatch("the server name is " + quote(sni) + ", the connection is for " + to.HostPort())
+	case slices.Contains(s.cfg.Gate.Schemes(a.request.Principal, to), authz.SchemeTCP):
+		return nil
+	}
+	return a.readDestination(l)
+}
+
+// nameOf returns the name that an address stands for, if it is a virtual one.
+func (s *Server) nameOf(address string) (string, bool) {
+	if s.cfg.Name == nil {
+		return "", false
+	}
+	addr, err := netip.ParseAddr(address)
+	if err != nil {
+		return "", false
+	}
+	return s.cfg.Name(addr.Unmap())
+}
+
 // readHTTP reads a request. Callers that leave an attribute empty have it in
 // a pseudo header, or the other way round; where both are there they agree.
-func (a *access) readHTTP(attributes *authv3.AttributeContext, http *authv3.AttributeContext_HttpRequest) *fault {
+func (s *Server) readHTTP(a *access, attributes *authv3.AttributeContext, http *authv3.AttributeContext_HttpRequest) *fault {
 	a.headers = headers{raw: http.GetHeaderMap().GetHeaders(), folded: http.GetHeaders()}
 	// gRPC takes no change of a pseudo header or the query from an answer; it
 	// is known by what it alone leaves out and sets (gRFC A92).
 	a.rewritable = http.GetSize() != -1 || http.GetScheme() != "" || http.GetId() != ""
 	a.sanitised = a.headers.raw == nil
-	s, detail := a.scan()
+	h, detail := a.scan()
 	l := line{
-		method:    first(http.GetMethod(), s.method),
-		scheme:    lower(first(http.GetScheme(), s.scheme, string(authz.SchemeHTTPS))),
-		authority: first(http.GetHost(), s.authority, s.host),
-		target:    first(http.GetPath(), s.path),
+		method:    first(http.GetMethod(), h.method),
+		scheme:    lower(first(http.GetScheme(), h.scheme, string(authz.SchemeHTTPS))),
+		authority: first(http.GetHost(), h.authority, h.host),
+		target:    first(http.GetPath(), h.path),
 	}
 	if detail == "" {
-		detail = l.complete(http, &s)
+		detail = l.complete(http, &h)
 	}
 	if detail != "" {
 		return l.malformed(detail)
 	}
-	a.grpc = isGRPC(s.contentType) || !a.rewritable
-	a.source.TraceID = traceID(s.traceparent)
+	a.grpc = isGRPC(h.contentType) || !a.rewritable
+	a.source.TraceID = traceID(h.traceparent)
 	sni := attributes.GetTlsSession().GetSni()
 	var f *fault
 	switch {
 	case l.method != "CONNECT":
-		f = a.readAction(l, s.upgrade)
-	case s.protocol != "":
+		f = a.readAction(l, h.upgrade)
+	case h.protocol != "":
 		l.method = "GET" // an upgrade by another name (RFC 8441, section 5)
-		f = a.readAction(l, s.protocol)
+		f = a.readAction(l, h.protocol)
 	case l.target != "" && l.target != "/":
 		f = l.malformed("CONNECT has a path")
 	default: // its target is an authority with a port (RFC 9110, section 9.3.6)
@@ -125,10 +163,36 @@ func (a *access) readHTTP(attributes *authv3.AttributeContext, http *authv3.Attr
 		sni = "" // names the proxy that CONNECT was sent to
 		f = a.readDestination(l)
 	}
+	if f == nil {
+		f = s.rename(a, l, attributes.GetDestination().GetAddress().GetSocketAddress())
+	}
 	if f != nil {
 		return f
 	}
-	return a.agrees(l, sni, s.authority, s.host)
+	return a.agrees(l, sni, h.authority, h.host)
+}
+
+// rename puts names in the place of virtual addresses: the request is for the
+// name that its host stands for, and agrees with what the plugin dialled, which
+// for a CONNECT is the proxy that it was sent to.
+func (s *Server) rename(a *access, l line, dialled *corev3.SocketAddress) *fault {
+	if s.cfg.Name == nil {
+		return nil
+	}
+	to := a.request.Destination
+	if name, ok := s.nameOf(to.Host()); ok {
+		sent := a.authority
+		named := l
+		named.authority = name + ":" + strconv.Itoa(int(to.Port()))
+		if f := a.readDestination(named); f != nil {
+			return f
+		}
+		a.authority, to = sent, a.request.Destination
+	}
+	if name, ok := s.nameOf(dialled.GetAddress()); ok && to.Scheme().HTTP() && (!to.AgreesName(name) || uint32(to.Port()) != dialled.GetPortValue()) {
+		return l.mismatch("the request is for " + to.HostPort() + " on a connection to " + quote(name) + ", port " + strconv.FormatUint(uint64(dialled.GetPortValue()), 10))
+	}
+	return nil
 }
 
 // line is a request's first line, as it was sent.

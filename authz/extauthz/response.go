@@ -46,12 +46,18 @@ func neverPassing() []string {
 // allow returns the answer that lets an admitted access through, or why it
 // cannot be let through as it was decided. A CheckResponse without a status is
 // an allowing one, so that this is the only place that makes such a thing.
-func allow(a *access, admission *authz.Admission) (*authv3.CheckResponse, string) {
+func (s *Server) allow(a *access, admission *authz.Admission) (*authv3.CheckResponse, string) {
+	if s.cfg.RouteHeader && admission.Decision.Rule == "" {
+		return nil, "the sidecar observes, and the caller has routes for rules alone"
+	}
 	ok := &authv3.OkHttpResponse{}
 	if !a.connection {
 		headers, detail := a.changes(admission.Request.Destination, admission.Injection)
 		if detail != "" {
 			return nil, detail
+		}
+		if s.cfg.RouteHeader {
+			headers = append(headers, set(HeaderRoute, admission.Decision.Grant+"/"+admission.Decision.Rule))
 		}
 		ok.Headers = headers
 		ok.HeadersToRemove = a.removals(headers, admission.Injection)
@@ -195,7 +201,7 @@ func injectCookie(sent []string, slot authz.Injection) string {
 
 // deny returns the answer that refuses. Its status is never 0, which would
 // allow. decision is the zero Decision when none was taken.
-func deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv3.CheckResponse {
+func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv3.CheckResponse {
 	code := grpcCode(refusal.Reason)
 	denied := &authv3.DeniedHttpResponse{
 		Status: &typev3.HttpStatus{Code: typev3.StatusCode(refusal.Status())},
@@ -220,13 +226,28 @@ func deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv
 	} else {
 		denied.Body = strings.ToValidUTF8(string(refusal.Body()), "\uFFFD")
 	}
-	return &authv3.CheckResponse{
+	out := &authv3.CheckResponse{
 		Status:       &statuspb.Status{Code: int32(code), Message: strings.ToValidUTF8(refusal.Line(), "\uFFFD")},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: denied},
 		DynamicMetadata: dynamicMetadata(map[string]string{
 			"decision": refusal.Decision, "plugin": refusal.Plugin, "reason": refusal.Reason.String(),
 			"grant": decision.Grant, "rule": decision.Rule,
 		}, decision.Generation),
+	}
+	if s.cfg.ErrorResponse && failed(refusal.Reason) {
+		out.HttpResponse = &authv3.CheckResponse_ErrorResponse{ErrorResponse: denied}
+	}
+	return out
+}
+
+// failed reports whether a refusal is for what went wrong inside the sidecar,
+// and not for what the policy says.
+func failed(reason authz.Reason) bool {
+	switch reason {
+	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -28,6 +28,10 @@ import (
 // which grpc.health.v1 reports on it, besides "".
 const ServiceName = "envoy.service.auth.v3.Authorization"
 
+// HeaderRoute is the header that names the rule which allowed a request, as
+// GRANT/RULE. What the plugin sends by this name is never believed.
+const HeaderRoute = "x-chaperone-route"
+
 // What a caller may take. A caller that goes beyond gets a gRPC error, which
 // is not a policy outcome; Envoy refuses the request then, unless it is
 // configured to fail open.
@@ -67,6 +71,20 @@ type Config struct {
 	// what is admitted, without the credential's place; bodies are not seen here.
 	// Nil: there are none.
 	StandIn func(text string) (grant, credential string, found bool)
+	// Name returns the name that a virtual address was given out for, as the
+	// sidecar's own resolver does. Such an address, where the plugin dialled it or
+	// put it into Host, stands for its name. Nil: there are none.
+	Name func(addr netip.Addr) (host string, ok bool)
+	// RouteHeader has an allowed request say in the header [HeaderRoute] which rule
+	// allowed it, for the caller to choose the rule's route by. An access that no
+	// rule allowed, since the whole sidecar observes, has no route and is refused
+	// as not_enforceable_here.
+	RouteHeader bool
+	// ErrorResponse answers what failed inside the sidecar, as opposed to what the
+	// policy refuses, with error_response: the caller counts it as an error, and
+	// passes the request where it is configured to fail open. A caller that does
+	// not know error_response denies it. False: all is denied.
+	ErrorResponse bool
 	// Enforces are the conditions of rules that the caller is known to
 	// enforce, because this sidecar configured it. Zero: it enforces none, and
 	// a rule that states its addresses, TLS terms or a timeout is refused as
@@ -235,7 +253,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv
 	principal, f := s.identify(in.GetAttributes())
 	a := new(access)
 	if f == nil {
-		a, f = read(in, principal)
+		a, f = s.read(in, principal)
 	}
 	if f != nil {
 		return s.refuse(f, wantsGRPC(in)), nil
@@ -262,7 +280,7 @@ func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
 	var out *authv3.CheckResponse
 	if detail == "" {
 		reason = authz.NotEnforceableHere
-		out, detail = allow(a, admission)
+		out, detail = s.allow(a, admission)
 	}
 	outcome := authz.Outcome{}
 	if detail != "" {
@@ -327,15 +345,15 @@ func (s *Server) undecodable() (out *authv3.CheckResponse) {
 }
 
 // refuseUnrecorded answers when even refusing went wrong.
-func (*Server) refuseUnrecorded() *authv3.CheckResponse {
-	return deny(authz.Refusal{Reason: authz.NotReady, Detail: "the check failed inside the sidecar"}, authz.Decision{}, false)
+func (s *Server) refuseUnrecorded() *authv3.CheckResponse {
+	return s.deny(authz.Refusal{Reason: authz.NotReady, Detail: "the check failed inside the sidecar"}, authz.Decision{}, false)
 }
 
 func (s *Server) answer(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv3.CheckResponse {
 	if s.cfg.Refused != nil {
 		s.cfg.Refused(refusal)
 	}
-	return deny(refusal, decision, wantsGRPC)
+	return s.deny(refusal, decision, wantsGRPC)
 }
 
 // contextPlugin is the key of the context extensions, which are part of the

@@ -33,9 +33,52 @@ type hierarchy struct {
 
 // findHierarchy looks in the mount table, since the place differs: with the
 // hybrid layout it is /sys/fs/cgroup/unified. Where there are several, as in a
-// container that mounted its own, it is the one that shows this process's
-// cgroup.
+// container that mounted its own, it is one that shows this process's cgroup.
+// Containers are commonly given none that they may write to, and then it is one
+// of our own, where that may be mounted.
 func findHierarchy() (hierarchy, error) {
+	h, err := mountedHierarchy()
+	if err == nil && h.writable() {
+		return h, nil
+	}
+	if own, failed := mountHierarchy(); failed == nil {
+		return own, nil
+	}
+	return h, err // for a cgroup that is given by its path, or to say what is missing
+}
+
+// writable reports whether cgroups can be made below this process's own.
+func (h hierarchy) writable() bool {
+	var system unix.Statfs_t
+	own, err := h.ownGroup()
+	return err == nil && unix.Statfs(own, &system) == nil && system.Type == unix.CGROUP2_SUPER_MAGIC && unix.Access(own, unix.W_OK) == nil
+}
+
+// mountHierarchy mounts the hierarchy, as far as this cgroup namespace sees it,
+// where nobody else looks.
+func mountHierarchy() (hierarchy, error) {
+	mounting, err := take("mount.lock", true)
+	if err != nil {
+		return hierarchy{}, err
+	}
+	defer func() { _ = mounting.release() }()
+	h := hierarchy{mount: filepath.Join(runDir, "cgroup"), root: "/"}
+	if err := ensurePrivate(h.mount); err != nil {
+		return hierarchy{}, err
+	}
+	if h.writable() { // mounted by another sidecar
+		return h, nil
+	}
+	if err := unix.Mount("cgroup2", h.mount, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return hierarchy{}, fmt.Errorf("mount cgroup v2 at %s: %w", h.mount, err)
+	}
+	if !h.writable() {
+		return hierarchy{}, errors.Join(fmt.Errorf("mount cgroup v2 at %s: no cgroup can be made in it", h.mount), unix.Unmount(h.mount, unix.MNT_DETACH))
+	}
+	return h, nil
+}
+
+func mountedHierarchy() (hierarchy, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return hierarchy{}, fmt.Errorf("read mount table: %w", err)

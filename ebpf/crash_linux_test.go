@@ -824,8 +824,9 @@ func TestRemadeCgroup(t *testing.T) {
 	plugin.end()
 }
 
-// Inside a cgroup namespace with a hierarchy that was mounted anew, as in a
-// container, everything works; without that mount it is said what to mount.
+// Inside a cgroup namespace, as in a container, everything works: with a
+// hierarchy that was mounted anew, and with none or one that may not be written
+// to, since then one is mounted. Where that is not allowed it is said what to mount.
 func TestInsideCgroupNamespace(t *testing.T) {
 	needKernel(t)
 	h, err := findHierarchy()
@@ -847,7 +848,9 @@ func TestInsideCgroupNamespace(t *testing.T) {
 	mount := t.TempDir()
 	for script, want := range map[string]string{
 		`mount -t cgroup2 none "$1" && exec "$0" probe`: "",
-		`exec "$0" probe`: "mount this cgroup namespace's own part",
+		`mount -t cgroup2 none "$1" && mount -o remount,bind,ro "$1" && exec "$0" probe`: "",
+		`exec "$0" probe`: "",
+		`exec setpriv --bounding-set=-sys_admin bash -c 'exec "$0" probe' "$0"`: "mount this cgroup namespace's own part",
 	} {
 		binary, err := os.Executable()
 		if err != nil {

@@ -246,6 +246,35 @@ func (a *authority) leaf(host string) (*tls.Certificate, error) {
 	return made, nil
 }
 
+// Leaf returns a certificate and its key, both in PEM, by which the plugin knows
+// a TLS server as host: for an Envoy that ends the plugin's TLS in the proxy's
+// place. host is canonical: a name, *.NAME, which is for one label below NAME
+// (RFC 9525, section 6.3), or an address. It is valid for 30 days and made anew
+// within the last ten, by whoever asks then. What the authority may not vouch
+// for, since it is not granted, is an error.
+func (p *Proxy) Leaf(host string) (certPEM, keyPEM []byte, err error) {
+	name, _ := strings.CutPrefix(host, "*.")
+	known, err := authz.NewDestination(authz.SchemeTLS, joinPort(name, 443), "")
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("issue certificate for %s: %w", clean(host), err)
+	case known.Host() != name || name != host && known.Address().IsValid():
+		return nil, nil, fmt.Errorf("issue certificate for %s: not a host in canonical form", clean(host))
+	case !p.authority.covers(host):
+		return nil, nil, fmt.Errorf("issue certificate for %s: it is not granted", host)
+	}
+	leaf, err := p.authority.leaf(host)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(leaf.PrivateKey)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), nil
+}
+
 func (a *authority) issue(host string, parent *x509.Certificate, now time.Time) (*tls.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {

@@ -291,13 +291,18 @@ func (t *spliced) splice() {
 func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 	pace := t.proxy.pacer(kind, t.ended)
 	n, err := t.copyAll(&pace, to, from, kind)
-	half, ok := to.(interface{ CloseWrite() error })
-	if err != nil || !ok || half.CloseWrite() != nil {
+	if err != nil || !closeWrite(to) {
 		t.cancel(nil) // the other way may wait for its turn
 		_ = t.upstream.Close()
 		_ = t.plugin.cut()
 	}
 	return n
+}
+
+// closeWrite passes the end of file on, and reports whether it could.
+func closeWrite(to net.Conn) bool {
+	half, ok := to.(interface{ CloseWrite() error })
+	return ok && half.CloseWrite() == nil
 }
 
 // copyAll copies everything, and searches what the plugin sends where it has

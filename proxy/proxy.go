@@ -124,6 +124,7 @@ type Proxy struct {
 	dialer    *dialer
 	pools     *pools
 	live      *registry
+	exits     *exits
 	server    *http.Server
 	inner     *handoff // connections on their way to server
 	serverTLS *tls.Config
@@ -164,6 +165,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.dialer = newDialer(cfg)
 	p.pools = newPools(p.dialer)
 	p.live = newRegistry(cfg.Engine)
+	p.exits = newExits(p)
 	p.serverTLS = p.interceptConfig()
 	p.server = &http.Server{
 		Handler:           p,
@@ -213,7 +215,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var accepting sync.WaitGroup
 	for _, l := range listeners {
 		accepting.Go(func() {
-			if err := p.accept(ctx, l); err != nil {
+			if err := p.accept(ctx, l, func(raw net.Conn) { p.take(context.WithoutCancel(ctx), raw) }); err != nil {
 				failed <- err
 			}
 		})
@@ -254,6 +256,7 @@ func (p *Proxy) drain(ctx context.Context) {
 	defer cancel()
 	_ = p.server.Shutdown(ctx) // what it leaves is closed below
 	p.live.idle(ctx)
+	p.exits.close()
 	p.live.cutAll(errStopping)
 	_ = p.inner.Close() // it has no error
 	_ = p.server.Close()
@@ -262,12 +265,13 @@ func (p *Proxy) drain(ctx context.Context) {
 	p.pools.close()
 }
 
-// accept takes connections until the listener is closed.
-func (p *Proxy) accept(ctx context.Context, l net.Listener) error {
+// accept takes connections until the listener is closed. take must not block.
+func (p *Proxy) accept(ctx context.Context, l net.Listener, take func(net.Conn)) error {
 	for {
 		raw, err := l.Accept()
 		switch {
 		case err == nil:
+			take(raw)
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return nil //nolint:nilerr // closing the listener is how accepting ends
 		case isTemporary(err):
@@ -277,25 +281,28 @@ func (p *Proxy) accept(ctx context.Context, l net.Listener) error {
 			case <-ctx.Done():
 			case <-time.After(50 * time.Millisecond):
 			}
-			continue
 		default:
 			return err
 		}
-		c := newConn(raw, p.forget, p.abandonedSince(p.cfg.Engine.Current().Generation()))
-		if !p.remember(c) {
-			if p.cfg.Identify != nil {
-				_, _ = p.cfg.Identify(c.Conn) // what is kept of who connected goes with it
-			}
-			p.refuseFull()
-			_ = c.Close() // nothing was read from it
-			continue
-		}
-		p.work.enter()
-		go func() {
-			defer p.work.leave()
-			p.handle(context.WithoutCancel(ctx), c)
-		}()
 	}
+}
+
+// take begins with one connection of the plugin's.
+func (p *Proxy) take(ctx context.Context, raw net.Conn) {
+	c := newConn(raw, p.forget, p.abandonedSince(p.cfg.Engine.Current().Generation()))
+	if !p.remember(c) {
+		if p.cfg.Identify != nil {
+			_, _ = p.cfg.Identify(c.Conn) // what is kept of who connected goes with it
+		}
+		p.refuseFull()
+		_ = c.Close() // nothing was read from it
+		return
+	}
+	p.work.enter()
+	go func() {
+		defer p.work.leave()
+		p.handle(ctx, c)
+	}()
 }
 
 // remember adds a connection, unless there are too many.

@@ -103,6 +103,7 @@ type world struct {
 	proxy       *proxy.Proxy
 	resolver    *proxy.Resolver
 	dns, dnsTCP string // where the resolver listens, once it does
+	dir         string // of the exits, once there are any
 	addr        netip.AddrPort
 	stop        func()
 

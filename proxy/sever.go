@@ -18,12 +18,13 @@ func sever(conn net.Conn) {
 	if through, ok := conn.(*proxied); ok {
 		conn = through.Conn
 	}
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
+	switch conn.(type) {
+	case *net.TCPConn, *net.UnixConn: // which has no resets: its other end reads an end of file
+	default:
 		_ = conn.Close() // it is gone either way
 		return
 	}
-	raw, err := tcp.SyscallConn()
+	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return // closed already
 	}

@@ -17,9 +17,14 @@ var (
 	errTimeout  = errors.New("the rule's timeout is over")
 )
 
-// access is one live access: an exchange, an upgraded connection or a tunnel.
+// access is one live access: an exchange, an upgraded connection or a tunnel; or
+// a connection that carries accesses of an Envoy.
 type access struct {
+	// admission is what allowed it, nil for what was not admitted by itself.
 	admission *authz.Admission
+	// still decides anew, in place of the admission, what carries accesses that
+	// were admitted one by one.
+	still func() bool
 	// decided is the generation that last allowed it.
 	decided uint64
 
@@ -27,6 +32,14 @@ type access struct {
 	ended bool
 	cause error       // why it was cut
 	cut   func(error) // ends it now, on both sides; called once, with mu held
+}
+
+// stillAllowed decides the access anew.
+func (a *access) stillAllowed() bool {
+	if a.still != nil {
+		return a.still()
+	}
+	return a.admission.StillAllowed()
 }
 
 // end cuts the access unless it has ended, and reports whether it did.
@@ -92,9 +105,11 @@ func newRegistry(engine *authz.Engine) *registry {
 func (r *registry) add(a *access) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a.decided = a.admission.Decision.Generation
+	if a.admission != nil {
+		a.decided = a.admission.Decision.Generation
+	}
 	if current := r.engine.Current().Generation(); current != a.decided {
-		if !a.admission.StillAllowed() {
+		if !a.stillAllowed() {
 			return false
 		}
 		a.decided = current
@@ -151,7 +166,7 @@ func (r *registry) reconsider() (cut int) {
 		r.generation, r.cuts = generation, 0
 	}
 	r.cuts += inParallel(r.list(r.generation), func(a *access) bool {
-		return !a.admission.StillAllowed() && a.end(errRevoked)
+		return !a.stillAllowed() && a.end(errRevoked)
 	})
 	return r.cuts
 }

@@ -1,0 +1,232 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+)
+
+// passage is one connection through an exit.
+type passage struct {
+	exit     *exit
+	envoy    *conn
+	upstream net.Conn
+	to       authz.Destination
+	access   access
+	cancel   context.CancelCauseFunc // of everything that waits
+}
+
+// pass takes one connection to where its route leads.
+func (e *exit) pass(c *conn) {
+	ctx, cancel := context.WithCancelCause(e.set.ctx)
+	defer cancel(nil)
+	defer c.cut() //nolint:errcheck // it is gone either way
+	stop := context.AfterFunc(ctx, func() { _ = c.cut() })
+	defer stop()
+	s := &passage{exit: e, envoy: c, cancel: cancel}
+	to, f := e.destination(ctx, c)
+	if f != nil {
+		e.refuse(s.host(), f.reason, f.detail)
+		return
+	}
+	s.to = to
+	p := e.set.proxy
+	decision := s.decide()
+	if !decision.Allowed() {
+		e.refuse(s.host(), decision.Reason, "it is not granted any more")
+		return
+	}
+	s.access = access{still: s.stillAllowed, decided: decision.Generation, cut: cancel}
+	if !p.live.add(&s.access) {
+		e.refuse(s.host(), s.decide().Reason, "access was taken away while it was being decided")
+		return
+	}
+	defer p.live.remove(&s.access)
+	if !s.dial(ctx, decision) {
+		return
+	}
+	defer s.upstream.Close()
+	s.splice()
+}
+
+func (s *passage) host() string { return s.to.Host() }
+
+func (s *passage) decide() authz.Decision {
+	p, route := s.exit.set.proxy, s.exit.route
+	return p.cfg.Engine.Current().DecideRoute(p.cfg.Plugin, route.Grant, route.Rule, s.to, p.cfg.Now())
+}
+
+func (s *passage) stillAllowed() bool {
+	d := s.decide()
+	return !d.Cuts()
+}
+
+// dial connects to the upstream.
+func (s *passage) dial(ctx context.Context, decision authz.Decision) bool {
+	upstream, err := s.exit.set.proxy.dialer.dial(ctx, decision, s.to)
+	if err == nil {
+		s.upstream = upstream
+		return true
+	}
+	var e *dialError
+	if !errors.As(err, &e) {
+		e = unreachable(err, "connect to "+s.to.HostPort())
+	}
+	if s.access.cutBy() == nil && s.exit.set.ctx.Err() == nil {
+		s.exit.refuse(s.host(), e.reason, e.detail)
+	}
+	return false
+}
+
+// splice copies both ways until either end is done or the passage is cut.
+func (s *passage) splice() {
+	if !s.access.onCut(func(cause error) {
+		s.cancel(cause)
+		s.envoy.sever()
+		sever(s.upstream)
+	}) {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.end(s.upstream, s.up())
+	}()
+	_, err := io.Copy(s.envoy.Conn, s.upstream) // the kernel moves it (splice(2)) where it can
+	s.end(s.envoy.Conn, err)
+	<-done
+	var e *dialError
+	if errors.As(s.access.cutBy(), &e) {
+		s.exit.refuse(s.host(), e.reason, e.detail)
+	}
+}
+
+// up copies what the Envoy sends. Where the plugin has stand-ins, and this is not
+// inside TLS of the Envoy's own, it is searched for them: what is left of them
+// here is in no credential's place.
+func (s *passage) up() error {
+	ahead := s.envoy.prefix
+	s.envoy.prefix = nil
+	standIns := s.exit.set.proxy.lookout.now()
+	if standIns != nil && s.to.Scheme() != authz.SchemeHTTPS {
+		search := standIns.search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.end(cause) })
+		search.Short = shortBeginning
+		_, err := io.Copy(s.upstream, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.envoy.Conn), search))
+		return err
+	}
+	if _, err := s.upstream.Write(ahead); err != nil {
+		return err
+	}
+	_, err := io.Copy(s.upstream, s.envoy.Conn)
+	return err
+}
+
+// end passes the end of one way on; where that cannot be, or copying failed, both
+// ways end.
+func (s *passage) end(to net.Conn, err error) {
+	if err != nil || !closeWrite(to) {
+		_ = s.upstream.Close()
+		_ = s.envoy.cut()
+	}
+}
+
+// destination returns where a connection goes. Where the route is to one host it
+// is that one; else the bytes that the Envoy sends first name it.
+func (e *exit) destination(ctx context.Context, c *conn) (authz.Destination, *fault) {
+	authority := joinPort(e.route.Host, e.route.Port)
+	switch {
+	case e.route.Scheme == authz.SchemeTLS, e.route.Scheme == authz.SchemeHTTPS && !e.route.Exact():
+		name, ok := readHello(ctx, c)
+		switch {
+		case !ok:
+			return authz.Destination{}, malformed("the TLS handshake could not be read")
+		case name == "" && !e.route.Exact():
+			return authz.Destination{}, malformed("the TLS handshake names no server")
+		case !e.route.Exact():
+			authority = joinPort(name, e.route.Port)
+		case name != "":
+			return e.agreed(authority, name)
+		}
+	case e.route.Scheme == authz.SchemeHTTP && !e.route.Exact():
+		host, f := peekHost(c)
+		if f != nil {
+			return authz.Destination{}, f
+		}
+		authority = withPort(host, e.route.Port)
+	}
+	return e.named(authority)
+}
+
+// agreed returns the destination of an exact host that the server name must be.
+func (e *exit) agreed(authority, name string) (authz.Destination, *fault) {
+	to, f := e.named(authority)
+	if f == nil && !to.AgreesName(name) {
+		return authz.Destination{}, mismatch("the server name is " + clean(name) + ", the exit is for " + authority)
+	}
+	return to, f
+}
+
+// named returns the destination that an authority names, if the route leads there.
+func (e *exit) named(authority string) (authz.Destination, *fault) {
+	target := ""
+	if e.route.Scheme.HTTP() {
+		target = "/"
+	}
+	to, err := authz.NewDestination(e.route.Scheme, authority, target)
+	if err != nil {
+		return authz.Destination{}, malformed(err.Error())
+	}
+	if to.Port() != e.route.Port || !e.route.Matches(to.Host()) {
+		return authz.Destination{}, mismatch("it is for " + to.HostPort() + ", the exit for " + joinPort(e.route.Host, e.route.Port))
+	}
+	return to, nil
+}
+
+// peekHost returns the Host of the HTTP/1.1 request that a connection begins
+// with, and leaves it to be read again. The Envoy makes a connection for each
+// request there: what follows the first is not looked at.
+func peekHost(c *conn) (string, *fault) {
+	_ = c.Conn.SetReadDeadline(time.Now().Add(headerTimeout)) // a broken one fails below
+	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
+	for n := 1; ; n = len(c.prefix) + 1 {
+		if n > maxHeaderBytes {
+			return "", malformed("the head of the request is too long")
+		}
+		ahead, err := c.peek(n)
+		if head, _, whole := bytes.Cut(ahead, []byte("\r\n\r\n")); whole {
+			return hostOf(string(head))
+		}
+		if err != nil {
+			return "", malformed("the head of the request could not be read")
+		}
+	}
+}
+
+// hostOf returns the one Host of a head of HTTP/1.1 (RFC 9112, section 3.2).
+func hostOf(head string) (host string, f *fault) {
+	first, fields, _ := strings.Cut(head, "\r\n")
+	if !strings.HasSuffix(first, " HTTP/1.1") {
+		return "", malformed("it does not begin with a request of HTTP/1.1")
+	}
+	count := 0
+	for line := range strings.SplitSeq(fields, "\r\n") {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(line, "\r\n\x00") {
+			return "", malformed("a header field of the request is not one")
+		}
+		if strings.EqualFold(name, "Host") {
+			host, count = strings.Trim(value, " \t"), count+1
+		}
+	}
+	if count != 1 || host == "" {
+		return "", malformed("a request names its host once")
+	}
+	return host, nil
+}

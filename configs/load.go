@@ -106,6 +106,7 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 	}
 	spec.complete(dir)
 	spec.Listen.validateComplete(report)
+	spec.validateEnvoyComplete(report)
 	spec.validateApart(filepath.Join(dir, filepath.Base(s.file)), report)
 
 	c := &Config{Name: s.sidecar.Metadata.Name, Sidecar: *spec}
@@ -128,6 +129,7 @@ func (l *loader) collect(c *Config, s *source, documents []*source) {
 		case d.kind == KindGrant && d.grant.Spec.Plugin == c.Sidecar.Plugin:
 			c.Grants = append(c.Grants, d.grant.Spec)
 			c.Sidecar.validateGrant(d.grant.Spec, s.file, d.reporter(&l.errs))
+			c.Sidecar.warnGrantEnvoy(d.grant.Spec, d.reporter(&l.warnings))
 		case d.kind == KindGrant && d.grant.Spec.Plugin != "":
 			d.reporter(&l.warnings)("spec.plugin", "is %s, which this sidecar does not serve (it serves %s); the grant is not used", d.grant.Spec.Plugin, c.Sidecar.Plugin)
 		}
@@ -150,6 +152,7 @@ func (l *loader) warn(s *source) {
 	if m := spec.Listen.Metrics; !m.IsZero() && !m.loopback() {
 		warn("spec.listen.metrics", "can be read from other hosts, and in a shared network by the plugin")
 	}
+	spec.warnEnvoy(warn)
 	if v := spec.Vault; v != nil && strings.HasPrefix(v.Address, "http://") && !loopbackURL(v.Address) {
 		warn("spec.vault.address", "sends tokens and credentials over the network in the clear; use https")
 	}

@@ -94,6 +94,9 @@ func (s *Sidecar) owns(file, path string) string {
 			add(a.address.Addr, "spec.listen."+a.name)
 		}
 	}
+	if s.Envoy != nil {
+		add(s.Envoy.Dir, "spec.envoy.dir")
+	}
 	if t := s.Listen.ExtAuthzTLS; t != nil {
 		add(t.KeyFile, "spec.listen.extAuthzTLS.keyFile")
 	}

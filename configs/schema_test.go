@@ -124,6 +124,8 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 		return text(":[0-9]+$", "10.0.0.2:53")
 	case reflect.TypeFor[Address]():
 		return text(`^unix:.|:[0-9]+$`, "127.0.0.1:15001", "unix:/run/chaperone/weather/admin.sock")
+	case reflect.TypeFor[AccessLog]():
+		return text(`^(stdout|off|/.*)$`, "stdout", "off", "/var/log/envoy/weather.log")
 	case reflect.TypeFor[User]():
 		return orNumber(text("", "dynamic"))
 	}

@@ -70,6 +70,8 @@ type Sidecar struct {
 	Process Process `json:"process,omitzero"`
 	// Listen is where the sidecar listens. An address left out is closed, the admin socket excepted.
 	Listen Listen `json:"listen,omitzero"`
+	// Envoy is an Envoy that the sidecar configures, and which does HTTP between the plugin and what is granted; none by default.
+	Envoy *Envoy `json:"envoy,omitempty"`
 	// DNS is how granted names are resolved.
 	DNS DNS `json:"dns,omitzero"`
 	// Vault is where credentials come from; required when a grant has any.

@@ -30,6 +30,7 @@ func (s *Sidecar) validate(now time.Time, report reporter) {
 	s.validateMode(now, report)
 	s.validateProcess(report)
 	s.Listen.validate(report)
+	s.validateEnvoy(report)
 	for i, id := range s.SPIFFEIDs {
 		if message := checkSPIFFEID(id); message != "" {
 			report(at("spec.spiffeIDs", i), "%q %s", clip(id), message)
@@ -384,6 +385,7 @@ func (s *Sidecar) complete(dir string) {
 			within(dir, &a.Addr)
 		}
 	}
+	s.completeEnvoy(dir)
 	if t := s.Listen.ExtAuthzTLS; t != nil {
 		within(dir, &t.CertFile)
 		within(dir, &t.KeyFile)

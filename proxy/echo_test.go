@@ -79,6 +79,13 @@ func echoer(t testing.TB) *httptest.Server {
 			h.Set("Content-Range", "bytes 7-20/100")
 			w.WriteHeader(http.StatusPartialContent)
 			_, _ = io.WriteString(w, apiKey)
+		case "slow": // in two pieces, with a pause between that is longer than any that is waited for
+			h.Set("Content-Length", strconv.Itoa(len(text)))
+			cut, _ := strconv.Atoi(what)
+			_, _ = io.WriteString(w, text[:cut])
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(30 * time.Millisecond)
+			_, _ = io.WriteString(w, text[cut:])
 		case "as": // of this type
 			h.Set("Content-Type", r.URL.Query().Get("type"))
 			_, _ = io.WriteString(w, text)
@@ -165,6 +172,23 @@ func TestCodedAnswers(t *testing.T) {
 				t.Errorf("%d bytes came out of the bomb, %v", n, err)
 			}
 		})
+	}
+}
+
+// TestSlowEcho has the credential come in two pieces of an answer that has said
+// how long it is.
+func TestSlowEcho(t *testing.T) {
+	api := echoer(t)
+	w := newWorld(t, setup{input: granted(ruleFor(api))})
+	clean := "before " + strings.Repeat("*", len(apiKey)) + " after"
+	for name, change := range map[string]func(*http.Transport){"HTTP/1.1": nil, "HTTP/2": withHTTP2} {
+		client := w.client(change)
+		for cut := range len(clean) {
+			response, body := send(t, client, request(t, "GET", urlOf(api, "/slow/"+strconv.Itoa(cut)), ""))
+			if body != clean || response.ContentLength != int64(len(clean)) {
+				t.Errorf("%s, cut at %d: %q, %v", name, cut, body, response.Header)
+			}
+		}
 	}
 }
 

@@ -156,6 +156,7 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 	if partial && (x.scrub.window == nil || len(h["Content-Range"]) != 1 || scrub.Encoded(encoding)) {
 		return nil, errUnasked
 	}
+	known := response.ContentLength >= 0
 	body := io.Reader(response.Body)
 	if kind := contentOf(h); kind != binaryContent {
 		decoded, err := scrub.Decode(encoding, body)
@@ -170,7 +171,9 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 				return nil, errCoded
 			}
 		} else {
-			body = scrub.NewReader(decoded, x.scrub.search("its body"))
+			search := x.scrub.search("its body")
+			search.Known = known
+			body = scrub.NewReader(decoded, search)
 		}
 	}
 	if partial {

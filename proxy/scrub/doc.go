@@ -13,16 +13,17 @@
 // offsets stay true.
 //
 // What a stream holds back, and for how long, does not depend on the secret: the
-// end of a line that is not whole waits for 20 ms, as far as a secret could have
-// begun in it, and the end of a frame that is not whole waits for the rest. This
-// delays every text alike. It tells how long the longest spelling of the secret
-// is, and nothing else. Whether a text was blanked out tells whether it held the
-// secret, or all of it but an eighth.
+// end of a line that is not whole waits, as far as a secret could have begun in
+// it, for the rest where the length of the stream is known, and else for 20 ms;
+// the end of a frame that is not whole waits for the rest. This delays every text
+// alike. It tells how long the longest spelling of the secret is, and nothing
+// else. Whether a text was blanked out tells whether it held the secret, or all of
+// it but an eighth.
 //
 // What is not found, and cannot be: a secret that was encrypted, hashed,
 // compressed inside a format, reversed, or given out one character an answer.
 // What is not found either: one that is split between two fields, frames,
-// messages, events or pauses of more than 20 ms (the part after the pause is
+// messages, events or, in a stream of unknown length, pauses of more than 20 ms (the part after the pause is
 // found where nothing is between), that ends in the middle and lacks more than an
 // eighth, that is in an escape that is not known and has no such run, and base64
 // in lines that break every such run of it. A caller that searches some types of

@@ -3,6 +3,7 @@ package scrub
 import (
 	"bytes"
 	"slices"
+	"sync"
 )
 
 const (
@@ -25,6 +26,23 @@ type Needles struct {
 	longest int                  // bytes of the longest needle
 	skip    [1 << skipBits]uint8 // by block: how far the window may be moved on; 0: look closer
 	ending  map[uint32][]int     // by block: the needles whose window ends with it, longest first
+	rooms   sync.Pool            // of *[]byte, in which readers search
+}
+
+// room returns an empty buffer for a reader: for what it remembers, what it holds
+// back, and what it asks for.
+func (n *Needles) room() []byte {
+	if room, ok := n.rooms.Get().(*[]byte); ok {
+		return *room
+	}
+	return make([]byte, 0, 2*n.longest+readSize)
+}
+
+// giveBack takes a room that is not used any more, or nil.
+func (n *Needles) giveBack(room []byte) {
+	if room = room[:0]; cap(room) > 0 {
+		n.rooms.Put(&room)
+	}
 }
 
 // New returns the needles of some secrets, or nil when none is long enough to

@@ -215,6 +215,28 @@ func BenchmarkBlank(b *testing.B) {
 	}
 }
 
+// BenchmarkReader is what an answer of a known length costs.
+func BenchmarkReader(b *testing.B) {
+	n := New("ghp_0123456789abcdefghijABCDEFGHIJ012345")
+	line := `{"id":12345,"name":"a plain name","url":"https://api.example.com/v1/items/12345?x=1","hash":"dGhpcyBpcyBiYXNlNjQgdGV4dA=="},`
+	into := make([]byte, 32<<10)
+	for name, size := range map[string]int{"2KiB": 2 << 10, "1MiB": 1 << 20} {
+		text := strings.Repeat(line, size/len(line)+1)[:size]
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				r := NewReader(strings.NewReader(text), Search{Needles: n, Found: blankOut, Known: true})
+				for {
+					if _, err := r.Read(into); err != nil {
+						break
+					}
+				}
+			}
+		})
+	}
+}
+
 func BenchmarkNew(b *testing.B) {
 	for b.Loop() {
 		New("ghp_0123456789abcdefghijABCDEFGHIJ012345")

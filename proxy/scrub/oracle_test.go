@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -72,6 +73,9 @@ func TestBeginningsAreNotTold(t *testing.T) {
 		"talk":  {plainReader(n, 5), func(s string) []string { return []string{s, "\r\n"} }},
 		"split": {plainReader(n, 0), func(s string) []string { return []string{s[:len(s)/2], s[len(s)/2:], "."} }},
 		"end":   {plainReader(n, 0), func(s string) []string { return []string{s} }},
+		"known": {knownReader(n), func(s string) []string {
+			return []string{"\n" + s, " mo", "re\nand " + s[:len(s)/2], s[len(s)/2:], "."}
+		}},
 		"frames": {
 			func(r io.Reader) io.Reader { return NewWebSocket(r, Search{Needles: n, Found: blankOut}) },
 			func(s string) []string {
@@ -93,6 +97,41 @@ func TestBeginningsAreNotTold(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// knownReader searches a stream that is known to be as long as it is.
+func knownReader(n *Needles) func(io.Reader) io.Reader {
+	return func(r io.Reader) io.Reader { return NewReader(r, Search{Needles: n, Found: blankOut, Known: true}) }
+}
+
+// TestKnownLength waits for what is still to come, however long: a line passes
+// when it is whole, and a secret that comes in pieces with pauses never does.
+func TestKnownLength(t *testing.T) {
+	const token = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
+	n := New("Bearer "+token, token)
+	for size := 1; size < len(token); size++ {
+		synctest.Test(t, func(t *testing.T) {
+			got := deliveries(knownReader(n), "a\nb "+token[:size], token[size:], " c\nd", " e")
+			want := []delivery{
+				{"a\n", time.Second}, {"b " + strings.Repeat("*", len(token)) + " c\n", 3 * time.Second}, {"d e", 5 * time.Second},
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("cut at %d: %v", size, got)
+			}
+		})
+	}
+}
+
+// TestRoomsAreUsedAgain has readers of one credential take turns.
+func TestRoomsAreUsedAgain(t *testing.T) {
+	n := New("needle-in-hay")
+	for i := range 10 {
+		text := strings.Repeat("a needle-in-hay ", i*1000)
+		got, err := io.ReadAll(knownReader(n)(strings.NewReader(text)))
+		if want := strings.ReplaceAll(text, "needle-in-hay", "*************"); err != nil || string(got) != want {
+			t.Fatalf("got %d bytes of %d, %v", len(got), len(want), err)
+		}
 	}
 }
 

@@ -17,6 +17,9 @@ type Search struct {
 	// Short is for streams that an end may wait for at any byte: so many bytes
 	// of a line pass at once, and the others after 2 ms instead of 20.
 	Short int
+	// Known says that whoever sends the stream has said how long it is, so that it
+	// ends: what is held back waits for the rest and not for a while, see [Reader].
+	Known bool
 }
 
 // look searches a part of the stream.
@@ -61,6 +64,15 @@ const (
 // for a while: whole lines pass as they come, and so do events. What is held
 // back does not depend on the secret, or else it would tell the secret to
 // whoever has a part in the stream, character by character.
+//
+// Of a stream of a known length the end of a line waits for what follows it,
+// however long that takes: it will come, or the stream breaks off and nobody can
+// use the part. Who sends it slowly, or asks for what is sent slowly, sees
+// everything pass at the moment when the next byte from the other side comes, or
+// the end: that is the sender's time, and the secret has no part in it. So no
+// clock is needed, nor a reader beside the caller's. A stream of an unknown length
+// may be one side of a conversation, in which the next byte comes only once the
+// last one was answered: there, and only there, waiting has to end by the clock.
 type Reader struct {
 	from   io.Reader
 	search Search
@@ -92,6 +104,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 	for r.sent == r.ready {
 		if r.err != nil {
+			r.leave()
 			return 0, r.err
 		}
 		r.next()
@@ -132,8 +145,7 @@ func (r *Reader) next() {
 func (r *Reader) forget() {
 	longest := r.search.Needles.longest
 	if r.text == nil {
-		r.text = make([]byte, 0, 2*longest+readSize)
-		r.came = make(chan arrival, 1) // so that nobody has to wait for it
+		r.text = r.search.Needles.room()
 	}
 	from := max(0, r.sent-longest+1)
 	r.text = r.text[:copy(r.text, r.text[from:])]
@@ -141,14 +153,25 @@ func (r *Reader) forget() {
 	r.ready = r.sent
 }
 
+// leave gives the room back, unless a read may still write to it.
+func (r *Reader) leave() {
+	if !r.under {
+		r.search.Needles.giveBack(r.text)
+		r.text, r.sent, r.ready, r.spans = nil, 0, 0, nil
+	}
+}
+
 // await returns what comes next, and false when something is held back that has
 // waited long enough.
 func (r *Reader) await() (arrival, bool) {
 	room, waits := r.text[len(r.text):cap(r.text)], r.sent < len(r.text)
 	if !r.under {
-		if !waits {
+		if !waits || r.search.Known {
 			n, err := r.from.Read(room)
 			return arrival{n, err}, true
+		}
+		if r.came == nil {
+			r.came = make(chan arrival, 1) // so that nobody has to wait for it
 		}
 		r.under = true
 		go func() {

@@ -146,8 +146,11 @@ type entry struct {
 	dropped   bool // no longer in force
 	failures  int
 	retryAt   instant
-	rereadAt  instant // by Refused, not before
 	err       error
+	// doubted is set until Vault was asked about a value that an upstream has
+	// refused, which is not done before askAgainAt.
+	doubted    bool
+	askAgainAt instant
 }
 
 // flight is one fetch in progress, which all that need it wait for.
@@ -263,30 +266,23 @@ func (b *Broker) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 	}
 }
 
-// Refused says that an upstream did not accept the value of a generation, and
-// returns what is in force then. A value without a lease may have been replaced
-// since it was read, as a static role's password is: it is read again, at most
-// every five seconds. What is leased is served as it is.
-func (b *Broker) Refused(ctx context.Context, ref authz.CredentialRef, generation uint64) (authz.Credential, error) {
+// Refused says that an upstream did not accept the value of a generation, which
+// may have been taken back behind our back. Run then asks Vault, at most every
+// five seconds about one credential however often the plugin is refused: a
+// value without a lease is read again, and a lease that Vault no longer has is
+// lost, so that the next request has a new one made. A lease that Vault has
+// stays, whatever the upstream thinks: being refused mints nothing. A
+// certificate stays too, since Vault is not who ends it. It does not block.
+func (b *Broker) Refused(grant, credential string, generation uint64) {
 	b.mu.Lock()
+	defer b.unlock()
 	now := b.now()
-	var f *flight
-	if e := b.entries[ref]; e != nil && e.lease != nil && e.lease.id == "" && e.lease.generation == generation && !b.closed {
-		if e.flight == nil && !now.before(e.rereadAt) {
-			e.rereadAt = now.add(rereadEvery)
-			b.start(ctx, e)
-		}
-		f = e.flight
+	e := b.named[name{grant, credential}]
+	if e == nil || e.lease == nil || e.lease.generation != generation || e.lease.mount != "" || now.before(e.askAgainAt) {
+		return
 	}
-	b.unlock()
-	if f != nil {
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return authz.Credential{}, fmt.Errorf("wait for Vault: %w", ctx.Err())
-		}
-	}
-	return b.Credential(ctx, ref)
+	e.doubted, e.askAgainAt = true, now.add(askAgainEvery)
+	b.wake()
 }
 
 func (b *Broker) warm(ref authz.CredentialRef) (authz.Credential, bool) {
@@ -558,7 +554,7 @@ func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error
 	e.flight = nil
 	delete(b.air, f)
 	if gone && e.lease != nil && e.lease == old {
-		b.lose(e, "Vault no longer knows the lease")
+		b.lose(e, leaseGone)
 	}
 	if err == nil && got.mount == "" && got.session.dead {
 		err = errors.New("the token was revoked meanwhile")
@@ -624,7 +620,7 @@ func (b *Broker) waitAfter(failures int, err error) time.Duration {
 // back after a while. The caller holds mu.
 func (b *Broker) install(e *entry, got *lease) {
 	old := e.lease
-	e.failures, e.err, e.retryAt = 0, nil, instant{}
+	e.failures, e.err, e.retryAt, e.doubted = 0, nil, instant{}, false
 	what := "leased"
 	switch {
 	case old == nil:

@@ -32,8 +32,8 @@ const (
 	// of it is how often. Vault may be up to five seconds late
 	// (builtin/logical/database/rotation.go: defaultQueueTickSeconds).
 	rotationPoll = time.Second
-	// rereadEvery bounds how often Refused reads one value again.
-	rereadEvery = 5 * time.Second
+	// askAgainEvery bounds how often Refused asks about one credential.
+	askAgainEvery = 5 * time.Second
 )
 
 // leaseOf returns the lease that an answer to a request sent at issued is. Its

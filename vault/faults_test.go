@@ -330,6 +330,54 @@ func TestLeaseIsRevokedUnderUs(t *testing.T) {
 	}
 }
 
+// What an upstream refuses is asked about, and replaced only if Vault has taken
+// it back: who is refused all the time costs Vault a question now and then.
+func TestUpstreamRefuses(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {TTL: time.Hour}})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast + readDatabase + revokeLeases, TokenTTL: 4 * time.Hour})
+	f := newFaults(t, v)
+	var log journal
+	var ahead atomic.Int64
+	b, _ := run(t, Config{
+		Address: f.address, Auth: auth, Recorder: &log, Refresh: time.Hour, Stale: 2 * time.Hour,
+		Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
+	})
+	db1, key := ref("db", "database/creds/reader"), ref("key", "secret/data/weather")
+	b.Retain(t.Context(), []authz.CredentialRef{db1, key})
+	first := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+	value := testenv.MustGet(b.Credential(t.Context(), key))(t)
+	refused := func() {
+		for range 200 {
+			b.Refused(db1.Grant, db1.Name, first.Generation)
+			b.Refused(key.Grant, key.Name, value.Generation)
+			b.Refused(db1.Grant, db1.Name, first.Generation+100)
+			b.Refused("other", "db", first.Generation)
+			time.Sleep(time.Millisecond) // Run asks, in its own time
+		}
+	}
+	refused()
+	until(t, "Vault was asked", func() bool { return f.count("sys/leases/lookup") >= 1 && f.count("secret/data/weather") >= 2 })
+	refused()
+	if lookups, reads, mints := f.count("sys/leases/lookup"), f.count("secret/data/weather"), f.count("database/creds/reader"); lookups != 1 || reads != 2 || mints != 1 {
+		t.Errorf("400 refusals: %d lookups, %d reads, %d mints", lookups, reads, mints)
+	}
+	if again := testenv.MustGet(b.Credential(t.Context(), db1))(t); again.Lease != first.Lease || log.count("lost") != 0 {
+		t.Errorf("a lease that Vault has was given up: %s", &log)
+	}
+
+	testenv.Must(t, v.RevokeLeases(t.Context(), "database/creds/reader"))
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_2"}))
+	ahead.Store(int64(askAgainEvery + time.Second))
+	refused()
+	until(t, "the lease is lost and the value replaced", func() bool { return log.count("lost") == 1 && log.count("replaced") == 1 })
+	second := testenv.MustGet(b.Credential(t.Context(), db1))(t)
+	if second.Lease == first.Lease || second.Generation == first.Generation || !logsIn(t, db, second) {
+		t.Errorf("second %+v, records %s", second, &log)
+	}
+}
+
 func TestAnswersOfVault(t *testing.T) {
 	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{})

@@ -289,7 +289,10 @@ func (b *Broker) lookupSelf(ctx context.Context, token authz.Secret) (*api.Secre
 	return b.client.do(ctx, call{op: "look up token", method: http.MethodGet, path: "auth/token/lookup-self", token: token})
 }
 
-const tokenGone = "Vault no longer knows the token"
+const (
+	tokenGone = "Vault no longer knows the token"
+	leaseGone = "Vault no longer knows the lease"
+)
 
 // outlived reports whether a refusal means that Vault no longer knows the
 // token, and then gives the session up. A policy that does not allow what was

@@ -92,6 +92,9 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 		b.lose(e, "it ended and could not be renewed")
 		return never()
 	}
+	if e.doubted && e.flight == nil {
+		b.askAgain(ctx, e, now)
+	}
 	due := latest(e.refreshAt, e.retryAt)
 	if e.flight != nil || now.before(due) {
 		return earliestOf(end, due, e.flight == nil)
@@ -106,6 +109,29 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 	}
 	b.start(ctx, e)
 	return end
+}
+
+// askAgain asks Vault about a credential that an upstream has refused. The
+// caller holds mu, and the entry has no flight.
+func (b *Broker) askAgain(ctx context.Context, e *entry, now instant) {
+	e.doubted = false
+	l := e.lease
+	if l.id == "" {
+		e.refreshAt = now
+		return
+	}
+	b.background(ctx, func(ctx context.Context) {
+		gone, err := b.isGone(ctx, l.session, l.id)
+		if !gone {
+			b.outlived(ctx, l.session, err)
+			return
+		}
+		b.mu.Lock()
+		defer b.unlock()
+		if e.lease != nil && e.lease.id == l.id { // it may have been renewed meanwhile
+			b.lose(e, leaseGone)
+		}
+	})
 }
 
 func earliestOf(end, due instant, both bool) instant {

@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,6 +29,8 @@ const (
 	unsaid       = 5 * time.Minute  // that a token is kept whose endpoint does not say how long it lives
 	margin       = 10 * time.Second // before its end, or a tenth of its life if that is less, a token is not served any more
 	maxWait      = time.Minute      // after failures in a row
+
+	askAgainEvery = time.Minute // at most, what an upstream has refused is replaced
 )
 
 // Config is what a Source is made of.
@@ -65,7 +68,9 @@ type Source struct {
 	closed     bool
 	entries    map[name][]*entry
 	size       int
-	generation uint64 // of the token replaced last, over all
+	generation uint64                       // of the token replaced last, over all
+	inForce    map[authz.CredentialRef]bool // as the last Retain said
+	retained   atomic.Uint64                // how often Retain was called; written under mu
 }
 
 // name is what a credential is called. A reload can leave two that are called
@@ -80,7 +85,8 @@ type entry struct {
 	dropped  bool // no longer in force
 	failures int
 	retryAt  time.Time
-	client   uint64 // the generation of the client's credentials that failed
+	askAgain time.Time // Refused makes no earlier token due before
+	client   uint64    // the generation of the client's credentials that failed
 	err      error
 }
 
@@ -140,6 +146,7 @@ func New(cfg Config) (*Source, error) {
 // error holds no secret and nothing that an endpoint wrote, and has a method
 // RetryAfter if trying again may help.
 func (s *Source) Credential(ctx context.Context, ref authz.CredentialRef) (authz.Credential, error) {
+	retained := s.retained.Load()
 	var client authz.Credential
 	if ref.Token.Kind != authz.TokenJWT { // which Vault signs with a key that it keeps
 		var err error
@@ -152,7 +159,7 @@ func (s *Source) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 		return c, nil
 	}
 	for {
-		f, err := s.board(ctx, ref, client)
+		f, err := s.board(ctx, ref, client, retained)
 		if err != nil {
 			return authz.Credential{}, err
 		}
@@ -180,6 +187,28 @@ func (s *Source) warm(ref *authz.CredentialRef, client *authz.Credential) (authz
 		return authz.Credential{}, false
 	}
 	return e.token.credential(client), true
+}
+
+// Refused says that an upstream did not accept the value of a generation, which
+// the authorization server may have taken back, and reports whether it is a
+// token of this source. The next request then has a new one got, at most one a
+// minute however often the plugin is refused; the old one is served until then,
+// since a refusal proves nothing. It does not block.
+func (s *Source) Refused(grant, credential string, generation uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.entries[name{grant, credential}]
+	for _, e := range all {
+		now := s.cfg.Now()
+		if e.token == nil || e.token.generation != generation || !past(now, e.askAgain) {
+			continue
+		}
+		e.askAgain = now.Add(askAgainEvery)
+		doubted := *e.token
+		doubted.refreshAt = now
+		e.token = &doubted
+	}
+	return len(all) > 0
 }
 
 // find returns the entry of a credential. The caller holds mu, for reading at
@@ -222,13 +251,17 @@ func (e *entry) due(now time.Time) bool {
 
 // board returns the flight that gets the token, starting it if there is none,
 // or the failure that answers for it for now. One that has landed stands for a
-// token that is there.
-func (s *Source) board(ctx context.Context, ref authz.CredentialRef, client authz.Credential) (*flight, error) {
+// token that is there. retained is what it was when the client's credentials
+// were asked for: what was taken away since is not got with them.
+func (s *Source) board(ctx context.Context, ref authz.CredentialRef, client authz.Credential, retained uint64) (*flight, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
 	if s.closed {
 		return nil, errStopping
+	}
+	if s.retained.Load() != retained && !s.inForce[ref] {
+		return nil, errNotInForce
 	}
 	e := s.find(&ref)
 	if e == nil {
@@ -384,6 +417,8 @@ func (s *Source) Retain(refs []authz.CredentialRef) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.inForce = keep
+	s.retained.Add(1)
 	for key, all := range s.entries {
 		var kept []*entry
 		for _, e := range all {

@@ -97,6 +97,7 @@ type leaser struct {
 	credential authz.Credential
 	err        error
 	asked      atomic.Int64
+	answering  func() // is called with a credential at hand; nil is not
 }
 
 func newLeaser() *leaser {
@@ -108,8 +109,12 @@ func newLeaser() *leaser {
 func (l *leaser) Credential(context.Context, authz.CredentialRef) (authz.Credential, error) {
 	l.asked.Add(1)
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.credential, l.err
+	credential, err, answering := l.credential, l.err, l.answering
+	l.mu.Unlock()
+	if answering != nil {
+		answering()
+	}
+	return credential, err
 }
 
 func (l *leaser) change(f func(*authz.Credential)) {
@@ -282,6 +287,58 @@ func TestTokenEndsWithWhatItWasGotWith(t *testing.T) {
 	r.leases.mu.Unlock()
 	if err := r.refused(t, ref); !strings.Contains(err.Error(), "the lease is gone") {
 		t.Error(err)
+	}
+}
+
+// What an upstream refuses is got anew, and only now and then.
+func TestUpstreamRefuses(t *testing.T) {
+	r := newRoom(t, nil)
+	ref := r.ref()
+	first := testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
+	refused := func(generation uint64) {
+		for range 100 {
+			if !r.source.Refused(ref.Grant, ref.Name, generation) {
+				t.Fatal("it is not known as a token")
+			}
+			testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
+			time.Sleep(time.Millisecond) // an exchange takes a while
+		}
+	}
+	refused(first.Generation + 1)
+	if r.count() != 1 {
+		t.Errorf("%d exchanges for a token that is none of ours", r.count())
+	}
+	refused(first.Generation)
+	var second authz.Credential
+	wait(t, "the next token", func() bool {
+		second = testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
+		return second.Generation > first.Generation
+	})
+	refused(second.Generation)
+	if r.count() != 2 {
+		t.Errorf("%d exchanges for 200 refusals within a minute", r.count())
+	}
+	r.clock.advance(askAgainEvery + time.Second)
+	refused(second.Generation)
+	wait(t, "the third token", func() bool { return r.token(t, ref) == "at-3" })
+	if r.source.Refused("weather", "key", 1) {
+		t.Error("what is leased is taken for a token")
+	}
+}
+
+// What is taken away while the client's credentials are on their way is not
+// exchanged for a token.
+func TestTakenAwayBeforeTheExchange(t *testing.T) {
+	r := newRoom(t, nil)
+	ref := r.ref()
+	r.source.Retain([]authz.CredentialRef{ref})
+	r.leases.answering = func() { r.source.Retain(nil) }
+	if err := r.refused(t, ref); !errors.Is(err, errNotInForce) || r.count() != 0 {
+		t.Errorf("after %d exchanges: %v", r.count(), err)
+	}
+	r.leases.answering = func() { r.source.Retain([]authz.CredentialRef{ref}) }
+	if got := r.token(t, ref); got != "at-1" {
+		t.Errorf("token %q of what stays in force", got)
 	}
 }
 

@@ -85,6 +85,14 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 // Host returns the name that a virtual address was given out for.
 func (r *Resolver) Host(addr netip.Addr) (name string, ok bool) { return r.names.host(addr) }
 
+// Address returns the virtual address that stands for an exact name, and gives it
+// one if it has none: for who must know it before the plugin asks. False: no
+// address can be given.
+func (r *Resolver) Address(name string) (addr netip.Addr, ok bool) {
+	addr, err := r.names.give(name, name)
+	return addr, err == nil
+}
+
 // Serve answers on both sockets, which it closes, until ctx ends, and returns
 // nil then. It may be called for several pairs of sockets, which end together:
 // once the first has ended no new name is given an address.

@@ -43,6 +43,16 @@ func (p *Proxy) Exits(dir, group string, routes []authz.Route) ([]string, error)
 	return paths, nil
 }
 
+// ExitPaths returns the paths that Exits gives the sockets of routes in dir, and
+// makes none.
+func ExitPaths(dir string, routes []authz.Route) []string {
+	paths := make([]string, len(routes))
+	for i, route := range routes {
+		paths[i] = filepath.Join(dir, keyOf(route).file())
+	}
+	return paths
+}
+
 // exitKey is what makes two routes one exit.
 type exitKey struct {
 	grant, rule string

@@ -847,7 +847,7 @@ func TestInsideCgroupNamespace(t *testing.T) {
 	})
 	mount := t.TempDir()
 	for script, want := range map[string]string{
-		`mount -t cgroup2 none "$1" && exec "$0" probe`: "",
+		`mount -t cgroup2 none "$1" && exec "$0" probe`:                                  "",
 		`mount -t cgroup2 none "$1" && mount -o remount,bind,ro "$1" && exec "$0" probe`: "",
 		`exec "$0" probe`: "",
 		`exec setpriv --bounding-set=-sys_admin bash -c 'exec "$0" probe' "$0"`: "mount this cgroup namespace's own part",
@@ -881,10 +881,12 @@ func TestPrivateDirectories(t *testing.T) {
 	needKernel(t)
 	dir := t.TempDir()
 	for name, prepare := range map[string]func(string) error{
-		"open to others": func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, 0o755)) },
-		"a link":         func(path string) error { return os.Symlink(dir, path) },
-		"a file":         func(path string) error { return os.WriteFile(path, nil, 0o600) },
-		"another's":      func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 4242, 4242)) },
+		"open to others": func(path string) error {
+			return errors.Join(os.MkdirAll(filepath.Join(path, "planted"), 0o700), os.Chmod(path, 0o755))
+		},
+		"a link":    func(path string) error { return os.Symlink(dir, path) },
+		"a file":    func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"another's": func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 4242, 4242)) },
 	} {
 		path := filepath.Join(dir, name)
 		if err := prepare(path); err != nil {
@@ -894,10 +896,16 @@ func TestPrivateDirectories(t *testing.T) {
 			t.Errorf("took one that is %s", name)
 		}
 	}
-	path := filepath.Join(dir, "new")
-	for range 2 {
+	path, volume := filepath.Join(dir, "new"), filepath.Join(dir, "volume")
+	if err := errors.Join(os.Mkdir(volume, 0o700), os.Chmod(volume, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{path, path, volume} {
 		if err := ensurePrivate(path); err != nil {
 			t.Error(err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s is %v, %v", path, info.Mode(), err)
 		}
 	}
 }

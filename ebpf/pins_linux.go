@@ -43,7 +43,8 @@ func cageID(stateDir string) (string, error) {
 }
 
 // ensurePrivate makes a directory for us alone, and refuses one that somebody
-// else could have prepared.
+// else could have prepared. An empty one of ours that is open to others, as a
+// volume is that was just mounted, is closed to them first.
 func ensurePrivate(path string) error {
 	if err := os.Mkdir(path, privateAccess); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make private directory: %w (run as root, or let systemd make %s: RuntimeDirectory=chaperone, RuntimeDirectoryMode=0700)", err, runDir)
@@ -51,6 +52,9 @@ func ensurePrivate(path string) error {
 	var stat unix.Stat_t
 	if err := unix.Lstat(path, &stat); err != nil {
 		return fmt.Errorf("inspect private directory: %w", err)
+	}
+	if stat.Mode&unix.S_IFMT == unix.S_IFDIR && stat.Mode&0o077 != 0 && int(stat.Uid) == os.Geteuid() {
+		closeEmpty(path, &stat)
 	}
 	switch {
 	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
@@ -61,6 +65,19 @@ func ensurePrivate(path string) error {
 		return fmt.Errorf("use private directory: %s is open to others (mode %04o); make it 0700", path, stat.Mode&0o7777)
 	}
 	return nil
+}
+
+// closeEmpty closes a directory of ours to others and sees that it is empty then,
+// when nobody else can put anything into it any more.
+func closeEmpty(path string, stat *unix.Stat_t) {
+	if err := os.Chmod(path, privateAccess); err != nil {
+		return
+	}
+	if entries, err := os.ReadDir(path); err != nil || len(entries) > 0 {
+		_ = os.Chmod(path, fs.FileMode(stat.Mode&0o777)) // as it was: it is refused
+		return
+	}
+	stat.Mode &^= 0o077
 }
 
 // lock holds a name under the run directory until it is released or the process

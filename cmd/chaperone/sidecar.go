@@ -120,6 +120,11 @@ func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
 	if s.state, err = openState(spec.StateDir); err != nil {
 		return err
 	}
+	if !s.opts.beside {
+		if err := s.state.checkPlace(); err != nil {
+			return err
+		}
+	}
 	if err := s.state.revocationsInto(s.engine); err != nil {
 		return err
 	}

@@ -31,7 +31,8 @@ type state struct {
 }
 
 // openState creates the folder if it is missing, checks that nobody else can
-// look into it, and locks it.
+// look into it, and locks it. An empty folder of ours that is open to others, as a
+// volume is that was just mounted, is closed to them first.
 func openState(dir string) (*state, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create stateDir: %w", err)
@@ -39,6 +40,11 @@ func openState(dir string) (*state, error) {
 	info, err := os.Lstat(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read stateDir: %w", err)
+	}
+	if info.IsDir() && info.Mode().Perm()&0o077 != 0 {
+		if info, err = closeEmpty(dir, info); err != nil {
+			return nil, err
+		}
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
 	switch {
@@ -58,6 +64,40 @@ func openState(dir string) (*state, error) {
 		return nil, fmt.Errorf("lock stateDir %s: %w", dir, errLocked)
 	}
 	return &state{dir, lock}, nil
+}
+
+// closeEmpty closes a folder to others and sees that it is empty then, when nobody
+// else can put anything into it any more. One that is not empty, or not ours,
+// stays as it was.
+func closeEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return was, nil //nolint:nilerr // it is somebody else's, which is refused in its own words
+	}
+	entries, err := os.ReadDir(dir)
+	if err == nil && len(entries) > 0 {
+		return was, os.Chmod(dir, was.Mode().Perm())
+	}
+	if err != nil {
+		return was, fmt.Errorf("read stateDir: %w", err)
+	}
+	return os.Lstat(dir)
+}
+
+// checkPlace reports a folder above the stateDir in which anybody could put
+// another stateDir in its place, one without the revocations: a plugin that is
+// started beside it sees the same files.
+func (s *state) checkPlace() error {
+	for dir := filepath.Dir(s.dir); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		switch {
+		case err != nil:
+			return fmt.Errorf("look at the folders above stateDir: %w", err)
+		case info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0:
+			return fmt.Errorf("stateDir %s can be replaced: everybody may write to %s; run chmod o-w on it, or use another stateDir (on a volume of its own, the volume itself)", s.dir, dir)
+		case dir == filepath.Dir(dir):
+			return nil
+		}
+	}
 }
 
 // Close gives the lock back.

@@ -184,9 +184,13 @@ func (p *Proxy) admitTunnel(
 	ctx context.Context, cancel context.CancelCauseFunc, c *conn, named authz.Destination, scheme authz.Scheme,
 ) (*spliced, *authz.Refusal) {
 	destination, err := authz.NewDestination(scheme, named.HostPort(), "")
+	f := c.fault
 	if err != nil {
-		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
-			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: err.Error(),
+		f = malformed(err.Error())
+	}
+	if f != nil {
+		refusal := p.refused(p.cfg.Gate.Refuse(f.reason, authz.Attempt{
+			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: f.detail,
 		}, c.source))
 		cancel(nil)
 		return nil, &refusal
@@ -319,8 +323,8 @@ func (t *spliced) copyAll(pace *pacer, to, from net.Conn, kind authz.LimitKind) 
 	return pace.copy(to, scrub.NewReader(from, search), *buf)
 }
 
-// copyConn copies from one connection to another. Between two TCP sockets the
-// kernel does it (splice(2)) while no limit is in force.
+// copyConn copies from one connection to another. To a TCP socket the kernel
+// does it (splice(2)) while no limit is in force.
 func (p *pacer) copyConn(to, from net.Conn) (moved int64, err error) {
 	if c, ok := from.(*conn); ok {
 		if len(c.prefix) > 0 {
@@ -336,14 +340,14 @@ func (p *pacer) copyConn(to, from net.Conn) (moved int64, err error) {
 	}
 	tcp, both := to.(*net.TCPConn)
 	if both {
-		_, both = from.(*net.TCPConn)
+		both = ofKernel(from)
 	}
 	for {
 		var n int64
 		if both && !p.limited() {
 			n, err = splice(tcp, from)
 		} else {
-			n, err = p.move(to, from, p.buffer())
+			n, err = p.stream(to, from)
 		}
 		moved += n
 		if errors.Is(err, io.EOF) {
@@ -353,6 +357,15 @@ func (p *pacer) copyConn(to, from net.Conn) (moved int64, err error) {
 			return moved, err
 		}
 	}
+}
+
+// ofKernel reports whether a connection is a socket itself.
+func ofKernel(c net.Conn) bool {
+	switch c.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return true
+	}
+	return false
 }
 
 // splice has the kernel move up to spliceSize bytes. Its error is io.EOF at the end.

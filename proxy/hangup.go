@@ -27,10 +27,12 @@ func (p *Proxy) Hangup() (cut int) {
 func (p *Proxy) abandonedSince(generation uint64) func() bool {
 	return func() bool {
 		s := p.cfg.Engine.Current()
-		if s.Generation() == generation {
-			return false
-		}
-		level := s.RevokedLevel(p.cfg.Plugin, p.cfg.Now())
-		return level == authz.LevelQuarantine || level == authz.LevelHalt
+		return s.Generation() != generation && p.abandoned(s)
 	}
+}
+
+// abandoned reports whether everything is taken from the plugin.
+func (p *Proxy) abandoned(s *authz.Snapshot) bool {
+	level := s.RevokedLevel(p.cfg.Plugin, p.cfg.Now())
+	return level == authz.LevelQuarantine || level == authz.LevelHalt
 }

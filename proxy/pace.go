@@ -66,6 +66,7 @@ type pacer struct {
 
 	timer *time.Timer
 	own   []byte
+	busy  bool // the last piece was a whole one
 }
 
 func (p *Proxy) pacer(kind authz.LimitKind, ended <-chan struct{}) pacer {
@@ -152,6 +153,20 @@ func (p *pacer) move(to io.Writer, from io.Reader, buf []byte) (int64, error) {
 		err = broken
 	}
 	return int64(written), err
+}
+
+// stream is move with a buffer that is large while there is much to move, and
+// small while nothing comes: many connections are idle.
+func (p *pacer) stream(to io.Writer, from io.Reader) (int64, error) {
+	buf := p.buffer()
+	if p.busy && !p.limited() {
+		lent := p.proxy.buffers.get()
+		defer p.proxy.buffers.put(lent)
+		buf = *lent
+	}
+	n, err := p.move(to, from, buf)
+	p.busy = n >= int64(p.piece())
+	return n, err
 }
 
 // copy moves everything and returns how much that was.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"strings"
 	"time"
 
@@ -15,12 +14,9 @@ import (
 
 // passage is one connection through an exit.
 type passage struct {
-	exit     *exit
-	envoy    *conn
-	upstream net.Conn
-	to       authz.Destination
-	access   access
-	cancel   context.CancelCauseFunc // of everything that waits
+	pair
+	exit *exit
+	to   authz.Destination
 }
 
 // pass takes one connection to where its route leads.
@@ -30,33 +26,37 @@ func (e *exit) pass(c *conn) {
 	defer c.cut() //nolint:errcheck // it is gone either way
 	stop := context.AfterFunc(ctx, func() { _ = c.cut() })
 	defer stop()
-	s := &passage{exit: e, envoy: c, cancel: cancel}
 	to, f := e.destination(ctx, c)
 	if f != nil {
-		e.refuse(s.host(), f.reason, f.detail)
+		e.refuse("", f.reason, f.detail)
 		return
 	}
-	s.to = to
-	p := e.set.proxy
+	s := &passage{pair: pair{near: c, cancel: cancel}, exit: e, to: to}
 	decision := s.decide()
 	if !decision.Allowed() {
-		e.refuse(s.host(), decision.Reason, "it is not granted any more")
+		s.refuse(decision.Reason, "it is not granted now")
 		return
 	}
 	s.access = access{still: s.stillAllowed, decided: decision.Generation, cut: cancel}
-	if !p.live.add(&s.access) {
-		e.refuse(s.host(), s.decide().Reason, "access was taken away while it was being decided")
+	if !e.set.proxy.live.add(&s.access) {
+		s.refuse(s.decide().Reason, "access was taken away while it was being decided")
 		return
 	}
-	defer p.live.remove(&s.access)
+	defer e.set.proxy.live.remove(&s.access)
 	if !s.dial(ctx, decision) {
 		return
 	}
-	defer s.upstream.Close()
-	s.splice()
+	defer s.far.Close()
+	s.splice(s.up, s.down)
+	var misplaced *dialError
+	if errors.As(s.access.cutBy(), &misplaced) {
+		s.refuse(misplaced.reason, misplaced.detail)
+	}
 }
 
-func (s *passage) host() string { return s.to.Host() }
+func (s *passage) refuse(reason authz.Reason, detail string) {
+	s.exit.refuse(s.to.Host(), reason, detail)
+}
 
 func (s *passage) decide() authz.Decision {
 	p, route := s.exit.set.proxy, s.exit.route
@@ -72,69 +72,44 @@ func (s *passage) stillAllowed() bool {
 func (s *passage) dial(ctx context.Context, decision authz.Decision) bool {
 	upstream, err := s.exit.set.proxy.dialer.dial(ctx, decision, s.to)
 	if err == nil {
-		s.upstream = upstream
+		s.far = upstream
 		return true
 	}
 	var e *dialError
 	if !errors.As(err, &e) {
 		e = unreachable(err, "connect to "+s.to.HostPort())
 	}
-	if s.access.cutBy() == nil && s.exit.set.ctx.Err() == nil {
-		s.exit.refuse(s.host(), e.reason, e.detail)
+	if ctx.Err() == nil { // else it was cut, which is no fault of the upstream's
+		s.refuse(e.reason, e.detail)
 	}
 	return false
 }
 
-// splice copies both ways until either end is done or the passage is cut.
-func (s *passage) splice() {
-	if !s.access.onCut(func(cause error) {
-		s.cancel(cause)
-		s.envoy.sever()
-		sever(s.upstream)
-	}) {
-		return
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.end(s.upstream, s.up())
-	}()
-	_, err := io.Copy(s.envoy.Conn, s.upstream) // the kernel moves it (splice(2)) where it can
-	s.end(s.envoy.Conn, err)
-	<-done
-	var e *dialError
-	if errors.As(s.access.cutBy(), &e) {
-		s.exit.refuse(s.host(), e.reason, e.detail)
-	}
+// down copies what the upstream sends. The kernel moves it (splice(2)); nothing
+// is slowed down, since the plugin's side of it is.
+func (s *passage) down() error {
+	_, err := io.Copy(s.near.Conn, s.far)
+	return err
 }
 
 // up copies what the Envoy sends. Where the plugin has stand-ins, and this is not
 // inside TLS of the Envoy's own, it is searched for them: what is left of them
 // here is in no credential's place.
 func (s *passage) up() error {
-	ahead := s.envoy.prefix
-	s.envoy.prefix = nil
+	ahead := s.near.prefix
+	s.near.prefix = nil
 	standIns := s.exit.set.proxy.lookout.now()
 	if standIns != nil && s.to.Scheme() != authz.SchemeHTTPS {
 		search := standIns.search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.end(cause) })
 		search.Short = shortBeginning
-		_, err := io.Copy(s.upstream, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.envoy.Conn), search))
+		_, err := io.Copy(s.far, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.near.Conn), search))
 		return err
 	}
-	if _, err := s.upstream.Write(ahead); err != nil {
+	if _, err := s.far.Write(ahead); err != nil {
 		return err
 	}
-	_, err := io.Copy(s.upstream, s.envoy.Conn)
+	_, err := io.Copy(s.far, s.near.Conn)
 	return err
-}
-
-// end passes the end of one way on; where that cannot be, or copying failed, both
-// ways end.
-func (s *passage) end(to net.Conn, err error) {
-	if err != nil || !closeWrite(to) {
-		_ = s.upstream.Close()
-		_ = s.envoy.cut()
-	}
 }
 
 // destination returns where a connection goes. Where the route is to one host it

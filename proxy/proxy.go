@@ -57,6 +57,17 @@ type Config struct {
 	// granted: the sidecar's own listeners, its admin socket, its Vault. Nil: none.
 	Forbidden func(netip.AddrPort) bool
 
+	// Relay is the unix socket of an Envoy that is given every connection whose
+	// peer is proved, in place of the proxy's own handling: first a header of
+	// version 2 of the PROXY protocol, with the plugin's socket as the source and,
+	// as the destination, where the plugin connected to (the proxy's own address
+	// for explicit use, a virtual one for what the Resolver knows by name), then
+	// the plugin's bytes, unread. It needs Identify. An Envoy that does not take a
+	// connection within five seconds has it refused as not_ready. Rules are not
+	// attributed (see Attribute) and requests not admitted here then: the Envoy
+	// asks for each, and reaches upstreams by [Proxy.Exits]. Empty: none.
+	Relay string
+
 	// Placeholders are the stand-ins for credentials in the plugin's environment,
 	// now. It is asked for every access and answers from memory, with the same
 	// values while they are the same. Nil: there are none.
@@ -87,6 +98,12 @@ type Config struct {
 	// Echo is called with a record of kind echo when an upstream answered with
 	// the credential that it was sent. Nil: nobody is told; it is redacted anyway.
 	Echo func(*authz.Record)
+	// Unauthorized is called when an upstream answered with 401 or 403 to a
+	// request that a credential was put into, with its name and the generation of
+	// its value: it may have been taken back where it was made. What the plugin
+	// may not do at the upstream is answered so too, so that it can have this
+	// called as often as it likes. It must not block. Nil: nobody is told.
+	Unauthorized func(grant, credential string, generation uint64)
 	// CAChanged is called with the certificate authority, in PEM, each time its
 	// certificate is made anew because the granted hosts changed. It must not
 	// call the Proxy. Nil: nobody is told.
@@ -134,16 +151,20 @@ type Proxy struct {
 	lookout   lookout
 	held      budget // of bodies that are read before they are sent
 
-	mu    sync.Mutex
-	conns map[*conn]struct{} // every open connection of the plugin; nil once closed
-	full  refusalPace        // of connections refused because there are too many
-	work  tracker            // everything that may still write a record
+	mu        sync.Mutex
+	conns     map[*conn]struct{} // every open connection of the plugin; nil once closed
+	full      refusalPace        // of connections refused because there are too many
+	relayPace refusalPace        // of an Envoy that takes no connection
+	work      tracker            // everything that may still write a record
 }
 
 // New returns a proxy. It starts nothing.
 func New(cfg Config) (*Proxy, error) {
 	if cfg.Plugin == "" || cfg.Gate == nil || cfg.Engine == nil {
 		return nil, errors.New("make proxy: plugin, gate and engine are required")
+	}
+	if cfg.Relay != "" && cfg.Identify == nil {
+		return nil, errors.New("make proxy: a relay needs every connection's peer proved; a token is in its first request")
 	}
 	if cfg.MaxConnections <= 0 {
 		cfg.MaxConnections = defaultMaxConnections
@@ -370,6 +391,9 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 			c.source.PID, c.source.UID, c.source.Exe = peer.PID, peer.UID, peer.Exe
 			c.original, c.rule = peer.Original, p.attributionOf(peer)
 		}
+	}
+	if c.proved && p.cfg.Relay != "" && p.relay(ctx, c) {
+		return
 	}
 	if c.redirected() {
 		p.transparent(ctx, c)

@@ -69,14 +69,16 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 	panic(http.ErrAbortHandler) // whatever was written of an answer stays incomplete
 }
 
-// admissible refuses connections whose caller is not proved or whose names
-// disagree.
+// admissible refuses connections whose caller is not proved, that the Envoy does
+// not take, or whose names disagree.
 func (p *Proxy) admissible(r *http.Request, c *conn) *fault {
 	switch {
 	case p.cfg.Identify != nil && !c.proved:
 		return &fault{authz.IdentityUnknown, "the kernel knows of no plugin at the other end"}
 	case p.cfg.Identify == nil && c.way == explicit && !p.authentic(r.Header):
 		return &fault{authz.IdentityUnknown, "the proxy token is missing or wrong"}
+	case c.fault != nil:
+		return c.fault
 	case c.mismatch != "":
 		return mismatch(c.mismatch)
 	}

@@ -8,7 +8,8 @@ import (
 )
 
 // sever ends a connection at once, in both directions, and makes the close to
-// come a reset. Whoever reads from it finds it ended, and closes it.
+// come a reset, which a unix socket has none of: its other end reads an end of
+// file. Whoever reads from it finds it ended, and closes it.
 //
 // Closing it here would wait until that reader has been scheduled and has let
 // go of the descriptor, and an ordinary system call may give the processor away
@@ -18,9 +19,7 @@ func sever(conn net.Conn) {
 	if through, ok := conn.(*proxied); ok {
 		conn = through.Conn
 	}
-	switch conn.(type) {
-	case *net.TCPConn, *net.UnixConn: // which has no resets: its other end reads an end of file
-	default:
+	if !ofKernel(conn) {
 		_ = conn.Close() // it is gone either way
 		return
 	}

@@ -45,6 +45,8 @@ type conn struct {
 	port     uint16
 	mismatch string // set when the names on it disagree: every request on it is refused
 
+	fault *fault // set when nothing on it is served: what it is refused with
+
 	heads   *headReader // of explicit connections: sees the Host beside an absolute URI
 	wire    string      // that Host, of the request being served
 	unclear bool        // what was seen is not the request being served
@@ -73,7 +75,7 @@ func newConn(raw net.Conn, forget func(*conn), abandoned func() bool) *conn {
 func (c *conn) over(inner *tls.Conn) *conn {
 	return &conn{
 		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source, rule: c.rule,
-		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch,
+		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch, fault: c.fault,
 		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned,
 	}
 }

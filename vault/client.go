@@ -188,13 +188,29 @@ func authorities(cfg *Config) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// checkRedirect follows one redirect, as a standby answers with the address of
-// the active node, and none that changes the scheme or the method.
+// checkRedirect follows one redirect, as a standby that does not forward answers
+// with the address of the active node (Vault documentation, "High
+// availability"), to another port of the same host: whatever is sent holds the
+// token, a proof of who we are or a lease's id. One that changes anything else,
+// or has a user in it, which would become an Authorization header, is not
+// followed.
 func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) > 1 || req.URL.Scheme != via[0].URL.Scheme || req.Method != via[0].Method {
+	to, asked := req.URL, via[0].URL
+	if len(via) > 1 || to.Scheme != asked.Scheme || !strings.EqualFold(to.Hostname(), asked.Hostname()) || to.User != nil ||
+		to.Path != asked.Path || to.RawQuery != "" || req.Method != via[0].Method {
 		return http.ErrUseLastResponse
 	}
 	return nil
+}
+
+// unfollowed says that a redirect is not followed, and what to do about it.
+func unfollowed(resp *http.Response) string {
+	to, err := resp.Location()
+	if err != nil || to.Host == "" {
+		return "a redirect to nowhere"
+	}
+	return fmt.Sprintf("a redirect to %.100q that is not followed: spec.vault.address must lead to the active node, or to a standby that forwards to it",
+		to.Scheme+"://"+to.Host)
 }
 
 // call is one request to Vault.
@@ -367,7 +383,7 @@ func statusError(resp *http.Response) *Error {
 	resp.Body = io.NopCloser(bytes.NewReader(text))
 	switch {
 	case resp.StatusCode < http.StatusBadRequest:
-		e.Reasons = []string{"a redirect that is not followed"}
+		e.Reasons = []string{unfollowed(resp)}
 	case resp.StatusCode == http.StatusNotFound && absence(text) != "":
 		authored, e.Reasons = true, []string{absence(text)}
 	case errors.As((&api.Response{Response: resp}).Error(), &vaults) && !vaults.RawError:

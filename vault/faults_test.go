@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -71,6 +72,15 @@ func (f *faults) count(path string) int64 {
 		return 0
 	}
 	return n.(*atomic.Int64).Load()
+}
+
+// total is how many requests have come.
+func (f *faults) total() (n int64) {
+	f.seen.Range(func(_, count any) bool {
+		n += count.(*atomic.Int64).Load()
+		return true
+	})
+	return n
 }
 
 func (f *faults) breaks(prefix string, handle func(w http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder)) {
@@ -470,36 +480,60 @@ func TestFailuresAreRemembered(t *testing.T) {
 	}
 }
 
+// A standby's redirect is followed to the same host, once, and to nobody else:
+// who is asked gets the token.
 func TestRedirects(t *testing.T) {
 	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{})
 	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
 	active := newFaults(t, v)
 	standby := newFaults(t, v)
-	to := func(base string) {
+	to := func(status int, location func(path string) string) {
 		standby.breaks("", func(w http.ResponseWriter, r *http.Request, _ func() *httptest.ResponseRecorder) {
-			w.Header().Set("Location", base+r.URL.Path)
-			w.WriteHeader(http.StatusTemporaryRedirect)
+			w.Header().Set("Location", location(r.URL.Path))
+			w.WriteHeader(status)
 		})
 	}
 	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
+	to(http.StatusTemporaryRedirect, func(path string) string { return active.address + path })
 	b := broker(t, Config{Address: standby.address, Auth: auth})
-	to(active.address)
 	testenv.MustGet(b.Credential(t.Context(), ref("key", "secret/data/weather")))(t)
 	if active.count("auth/approle/login") != 1 || active.count("secret/data/weather") != 1 {
-		t.Error("a standby's redirect was not followed")
+		t.Error("a standby's redirect, or the body of one, was not followed")
 	}
 
-	to(strings.Replace(active.address, "http://", "https://", 1))
-	err := broker(t, Config{Address: standby.address, Auth: auth}).Login(t.Context())
-	if statusOf(err) != http.StatusTemporaryRedirect || !strings.Contains(err.Error(), "not followed") {
-		t.Errorf("redirect to another scheme: %v", err)
-	}
-	to(standby.address)
-	before := standby.count("auth/approle/login")
-	err = broker(t, Config{Address: standby.address, Auth: auth}).Login(t.Context())
-	if statusOf(err) != http.StatusTemporaryRedirect || standby.count("auth/approle/login")-before != 2 {
-		t.Errorf("redirect in a circle: %v after %d requests", err, standby.count("auth/approle/login")-before)
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(active.address, "http://"))
+	testenv.Must(t, err)
+	for name, test := range map[string]struct {
+		status   int
+		location func(path string) string
+		says     string
+	}{
+		"another host":      {307, func(path string) string { return "http://127.0.0.2:" + port + path }, "127.0.0.2"},
+		"another name":      {308, func(path string) string { return "http://localhost:" + port + path }, "localhost"},
+		"another scheme":    {307, func(path string) string { return "https://127.0.0.1:" + port + path }, "https://127.0.0.1"},
+		"another method":    {302, func(path string) string { return active.address + path }, "not followed"},
+		"another path":      {307, func(string) string { return active.address + "/v1/sys/health" }, "not followed"},
+		"a query":           {307, func(path string) string { return active.address + path + "?list=true" }, "not followed"},
+		"a user":            {307, func(path string) string { return "http://a:b@127.0.0.1:" + port + path }, "not followed"},
+		"nowhere":           {307, func(string) string { return "" }, "nowhere"},
+		"in a circle":       {307, func(path string) string { return standby.address + path }, "not followed"},
+		"a name as a shell": {307, func(path string) string { return "http://127.0.0.1.evil.example:" + port + path }, "evil.example"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			to(test.status, test.location)
+			before, asked := active.total(), standby.total()
+			err := broker(t, Config{Address: standby.address, Auth: auth}).Login(t.Context())
+			if statusOf(err) != test.status || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("login says %v", err)
+			}
+			if got := active.total() - before; got != 0 {
+				t.Errorf("%d requests were sent where they were not to go", got)
+			}
+			if got := standby.total() - asked; got > 2 {
+				t.Errorf("asked %d times", got)
+			}
+		})
 	}
 }
 

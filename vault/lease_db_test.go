@@ -183,34 +183,52 @@ func TestMintsOnceForManyCallers(t *testing.T) {
 }
 
 // A credential that is taken out of force while it is fetched is given back,
-// and not handed out.
+// and not handed out. Vault is not cut short, which could leave a user behind.
 func TestTakenAwayWhileFetched(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
-	f := newFaults(t, v)
-	auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
-	b, _ := run(t, Config{Address: f.address, Auth: auth})
-	db1 := ref("db", "database/creds/reader")
-	b.Retain(t.Context(), []authz.CredentialRef{db1})
-	minting, release := f.hold("database/")
-	got := make(chan error, 1)
-	go func() {
-		_, err := b.Credential(context.WithoutCancel(t.Context()), db1)
-		got <- err
-	}()
-	<-minting
-	reported := make(chan Report, 1)
-	go func() { reported <- b.Retain(context.WithoutCancel(t.Context()), nil) }()
-	until(t, "it is out of force", func() bool { return len(b.Status().Leases) == 0 })
-	release()
-	if err := <-got; !errors.Is(err, errNotInForce) {
-		t.Errorf("the request was answered %v", err)
-	}
-	if report := <-reported; report.Leases != 1 || report.Confirmed != 1 || report.Err != nil {
-		t.Errorf("report: %+v", report)
-	}
-	if got := users(t, db); len(got) != 0 {
-		t.Errorf("users left in the database: %q", got)
+	for name, take := range map[string]func(context.Context, *Broker, func() error) Report{
+		"no longer granted": func(ctx context.Context, b *Broker, _ func() error) Report { return b.Retain(ctx, nil) },
+		"revoked":           func(ctx context.Context, b *Broker, _ func() error) Report { return b.Revoke(ctx) },
+		"shut down": func(_ context.Context, _ *Broker, stop func() error) Report {
+			return Report{Leases: 1, Confirmed: 1, Err: stop()}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFaults(t, v)
+			auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour})
+			var log journal
+			b, stop := run(t, Config{Address: f.address, Auth: auth, Recorder: &log})
+			db1 := ref("db", "database/creds/reader")
+			b.Retain(t.Context(), []authz.CredentialRef{db1})
+			minting, release := f.hold("database/")
+			got := make(chan error, 1)
+			go func() {
+				_, err := b.Credential(context.WithoutCancel(t.Context()), db1)
+				got <- err
+			}()
+			<-minting
+			reported := make(chan Report, 1)
+			go func() { reported <- take(context.WithoutCancel(t.Context()), b, stop) }()
+			until(t, "it is out of force", func() bool {
+				b.mu.RLock()
+				defer b.mu.RUnlock()
+				return len(b.entries) == 0 || b.closed
+			})
+			release()
+			if err := <-got; !errors.Is(err, errNotInForce) {
+				t.Errorf("the request was answered %v", err)
+			}
+			if report := <-reported; report.Leases != 1 || report.Confirmed != 1 || report.Err != nil {
+				t.Errorf("report: %+v", report)
+			}
+			if text := log.String(); !strings.Contains(text, "revoked db database/creds/reader/") {
+				t.Errorf("the lease was cut short and not revoked by its id: %s", text)
+			}
+			if got := users(t, db); len(got) != 0 {
+				t.Errorf("users left in the database: %q", got)
+			}
+		})
 	}
 }
 

@@ -24,6 +24,7 @@ const (
 	revokingAtOnce = 8                      // revocations sent to Vault at a time
 	confirmWithin  = 2 * time.Second        // for leases whose token was revoked instead
 	confirmEvery   = 100 * time.Millisecond // between looks at whether they are gone
+	landWithin     = 2 * time.Second        // before what is being fetched is given up
 	afterTheEnd    = time.Minute            // after a lease's own end it is taken to be gone
 )
 
@@ -111,10 +112,8 @@ func (b *Broker) revokeAll(ctx context.Context) Report {
 		leases = append(leases, r)
 	}
 	b.unlock()
-	for _, f := range flights {
-		f.cancel()
-	}
 	report := b.revokeNow(ctx, leases)
+	giveUp(ctx, flights)
 	if orphans := wait(ctx, flights); len(orphans) > 0 {
 		leases = append(leases, orphans...)
 		report = report.plus(b.revokeNow(ctx, orphans))
@@ -147,6 +146,28 @@ func (b *Broker) drop(entries []*entry) (leases []*revocation, flights []*flight
 		}
 	}
 	return leases, flights
+}
+
+// giveUp cancels the flights that do not land soon. What Vault is in the midst
+// of is better waited for: given up while PostgreSQL commits, it leaves a user
+// behind that no lease names, which nothing takes away again.
+func giveUp(ctx context.Context, flights []*flight) {
+	soon := time.NewTimer(landWithin)
+	defer soon.Stop()
+	defer func() {
+		for _, f := range flights {
+			f.cancel()
+		}
+	}()
+	for _, f := range flights {
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return
+		case <-soon.C:
+			return
+		}
+	}
 }
 
 // wait waits for flights and returns the leases that they got too late.

@@ -40,12 +40,9 @@ func (b *Broker) shutDown(ctx context.Context) error {
 	defer cancel()
 	b.mu.Lock()
 	b.closed = true
-	// What is in the air is given up. A lease that it may have got goes with
-	// the token.
-	for f := range b.air {
-		f.cancel()
-	}
+	flights := slices.Collect(maps.Keys(b.air))
 	b.unlock()
+	giveUp(ctx, flights) // a lease that one may have got all the same goes with the token
 	b.flights.Wait()
 	report := b.revokeAll(ctx)
 	// To look whether everything is gone, it may have logged in again.

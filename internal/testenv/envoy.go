@@ -245,3 +245,26 @@ func (e *Envoy) Log() string { return e.process.log.String() }
 
 // Kill ends the Envoy at once, as a crash would.
 func (e *Envoy) Kill() error { return e.process.kill() }
+
+// ValidateEnvoy has Envoy read a configuration (YAML) as it would at its start,
+// and returns what it says when it would not start with it.
+func ValidateEnvoy(ctx context.Context, config []byte) error {
+	program, err := FetchEnvoy(ctx, nil)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "chaperone-envoy-")
+	if err != nil {
+		return fmt.Errorf("make folder: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "envoy.yaml")
+	if err := os.WriteFile(file, config, 0o600); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	out, err := exec.CommandContext(ctx, program, "--mode", "validate", "--config-path", file, "--log-level", "warning").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("validate configuration: %w\n%s", err, out)
+	}
+	return nil
+}

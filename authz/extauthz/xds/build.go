@@ -1,0 +1,197 @@
+package xds
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Names of resources that are always there.
+const (
+	checkCluster   = "chaperone" // the sidecar's ext_authz socket
+	nowhereCluster = "nowhere"   // has no endpoint
+	routeTable     = "egress"
+	rootsSecret    = "roots"
+	insideListener = "inside" // takes what arrives in a CONNECT
+)
+
+// resources are a whole configuration of Envoy's.
+type resources struct {
+	clusters  []*clusterv3.Cluster
+	listeners []*listenerv3.Listener
+	routes    []*routev3.RouteConfiguration
+	secrets   []*tlsv3.Secret
+}
+
+// place is a route with what leads there.
+type place struct {
+	authz.Route
+
+	exit    string // the path of a unix socket
+	cluster string // also the name of its filter chain, of tls and tcp
+}
+
+// authority returns the place's host as a canonical :authority states it, where
+// the default port is left out; of a wildcard the pattern.
+func (p *place) authority() string {
+	if p.Port == p.Scheme.DefaultPort() {
+		return bracketed(p.Host)
+	}
+	return p.hostPort()
+}
+
+func (p *place) hostPort() string { return net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))) }
+
+// literal returns the address that the place's host is, if it is one.
+func (p *place) literal() (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(p.Host)
+	return addr, err == nil
+}
+
+func bracketed(host string) string {
+	if strings.Contains(host, ":") {
+		return "[" + host + "]"
+	}
+	return host
+}
+
+// builder makes one generation of a configuration.
+type builder struct {
+	cfg    *Config
+	static bool // without xDS: secrets and routes are found in the file itself
+	places []place
+	hcm    [2]*anypb.Any // the connection manager of listeners, and of what is inside a CONNECT
+	err    error
+}
+
+// build makes the configuration that lets through what the routes name.
+func build(cfg *Config, routes []authz.Route, static bool) (*resources, error) {
+	b := &builder{cfg: cfg, static: static}
+	routes = slices.DeleteFunc(slices.Clone(routes), func(r authz.Route) bool { return !routable(r) })
+	exits, err := cfg.Exits(routes)
+	if err != nil {
+		return nil, fmt.Errorf("make exits: %w", err)
+	}
+	if len(exits) != len(routes) {
+		return nil, fmt.Errorf("make exits: %d for %d routes", len(exits), len(routes))
+	}
+	for i, r := range routes {
+		p := place{Route: r, exit: exits[i]}
+		p.cluster = RouteID(r) + "/" + p.hostPort()
+		b.places = append(b.places, p)
+	}
+	// The winner among rules for the same place is the first, as in a decision.
+	slices.SortStableFunc(b.places, func(x, y place) int {
+		return cmp.Or(strings.Compare(x.Grant, y.Grant), strings.Compare(x.Rule, y.Rule))
+	})
+	out := &resources{secrets: b.secrets(), clusters: b.clusters()}
+	out.routes = []*routev3.RouteConfiguration{b.table()}
+	out.listeners = b.listeners(out.routes[0])
+	return out, b.err
+}
+
+// routable reports whether a route can be configured ahead: a wildcard has no
+// address by which the connections of a tcp rule would be known.
+func routable(r authz.Route) bool { return r.Scheme != authz.SchemeTCP || r.Exact() }
+
+// RouteID names the rule of a route, as the header x-chaperone-route of an
+// allowing answer does.
+func RouteID(r authz.Route) string { return r.Grant + "/" + r.Rule }
+
+// packed returns m as Envoy's typed_config. Equal messages are equal bytes.
+func (b *builder) packed(m proto.Message) *anypb.Any {
+	out := new(anypb.Any)
+	if err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true}); err != nil && b.err == nil {
+		b.err = fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
+	}
+	return out
+}
+
+// extension returns a configured extension.
+func (b *builder) extension(name string, m proto.Message) *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.packed(m)}
+}
+
+// ads returns the config source of what is served on the stream that served
+// its referrer.
+func ads() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
+}
+
+func pipe(path string) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
+}
+
+func seconds(n int64) *durationpb.Duration { return &durationpb.Duration{Seconds: n} }
+
+// longest returns how long a stream or connection of a place may last.
+func (b *builder) longest(p *place) *durationpb.Duration {
+	longest := b.cfg.MaxStreamDuration
+	if p.Terms.Timeout > 0 {
+		longest = min(longest, p.Terms.Timeout)
+	}
+	return durationpb.New(longest)
+}
+
+// secretOf returns the name of the secret that holds the authorities which a
+// place's certificate is verified against.
+func secretOf(ca string) string {
+	if ca == "" {
+		return rootsSecret
+	}
+	sum := sha256.Sum256([]byte(ca))
+	return "ca/" + hex.EncodeToString(sum[:12])
+}
+
+// secrets returns the authorities of upstreams, each set once: there may be
+// hundreds of kilobytes of them.
+func (b *builder) secrets() []*tlsv3.Secret {
+	var out []*tlsv3.Secret
+	seen := map[string]bool{}
+	for i := range b.places {
+		p := &b.places[i]
+		name := secretOf(p.Terms.CA)
+		if p.Scheme != authz.SchemeHTTPS || seen[name] {
+			continue
+		}
+		seen[name] = true
+		text := p.Terms.CA
+		if text == "" {
+			text = b.cfg.Roots
+		}
+		out = append(out, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
+			ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(text)},
+		}})
+	}
+	return out
+}
+
+func inline(text string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: []byte(text)}}
+}
+
+const (
+	connectTimeout = 10 * time.Second // to an upstream, with the sidecar's part in it and TLS
+	checkTimeout   = 10 * time.Second // a credential may have to be fetched
+)

@@ -1,0 +1,2 @@
+// Package xds configures the Envoy beside the sidecar.
+package xds

@@ -1,0 +1,289 @@
+package xds
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
+	matcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	dstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
+	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	netauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/ext_authz/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	inputsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// typedExtension is what a matcher is told of an input or action.
+type typedExtension = xdscorev3.TypedExtensionConfig
+
+// Names of Envoy's filters, under which they are configured for a route and
+// write their metadata.
+const (
+	filterHTTPAuthz = "envoy.filters.http.ext_authz"
+	filterNetAuthz  = "envoy.filters.network.ext_authz"
+)
+
+// bufferLimit bounds what Envoy holds for a connection, in bytes.
+const bufferLimit = 1 << 20
+
+// Names of filter chains.
+const (
+	httpChain    = "http"    // what is not TLS
+	refusedChain = "refused" // TLS to names that nothing was granted for
+)
+
+// listeners returns where Envoy takes connections of the plugin's. What the
+// connection is to is known from a PROXY header, from the kernel, or from a
+// CONNECT; the rest is the same for all.
+func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Listener {
+	var inlined *routev3.RouteConfiguration
+	if b.static {
+		inlined = table
+	}
+	inspector := b.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{})
+	destination := b.listenerFilter(originalDst, &dstv3.OriginalDst{})
+	outside := b.manager("egress", true, inlined)
+	var out []*listenerv3.Listener
+	if b.cfg.Listener != "" {
+		header := b.listenerFilter("envoy.filters.listener.proxy_protocol", &proxyv3.ProxyProtocol{
+			DisallowedVersions: []corev3.ProxyProtocolConfig_Version{corev3.ProxyProtocolConfig_V1},
+		})
+		l := b.listener("plugin", outside, header, inspector)
+		l.Address = pipe(b.cfg.Listener)
+		l.Address.GetPipe().Mode = b.mode()
+		out = append(out, l)
+	}
+	if b.cfg.Explicit.IsValid() {
+		l := b.listener("explicit", outside, inspector)
+		l.Address = socket(b.cfg.Explicit)
+		out = append(out, l)
+	}
+	if b.cfg.Transparent.IsValid() {
+		l := b.listener("transparent", outside, destination, inspector)
+		l.Address = socket(b.cfg.Transparent)
+		out = append(out, l)
+	}
+	if len(b.insides()) > 0 {
+		l := b.listener(insideListener, b.manager(insideListener, false, nil), destination, inspector)
+		l.ListenerSpecifier = &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
+		out = append(out, l)
+	}
+	return out
+}
+
+// mode returns the mode of sockets that Envoy makes.
+func (b *builder) mode() uint32 {
+	if b.cfg.Group != "" {
+		return 0o660
+	}
+	return 0o600
+}
+
+func socket(a netip.AddrPort) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address: a.Addr().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(a.Port())},
+	}}}
+}
+
+func (b *builder) listenerFilter(name string, m proto.Message) *listenerv3.ListenerFilter {
+	return &listenerv3.ListenerFilter{Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.packed(m)}}
+}
+
+func (b *builder) filter(name string, m proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.packed(m)}}
+}
+
+// listener returns a listener without an address. manager is the filter of
+// everything that is HTTP.
+func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*listenerv3.ListenerFilter) *listenerv3.Listener {
+	l := &listenerv3.Listener{
+		Name: name, StatPrefix: name, TrafficDirection: corev3.TrafficDirection_OUTBOUND,
+		ListenerFilters:               filters,
+		ListenerFiltersTimeout:        seconds(10),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
+		FilterChains: []*listenerv3.FilterChain{
+			{Name: httpChain, Filters: []*listenerv3.Filter{manager}},
+			b.tunnel(refusedChain, nowhereCluster, durationpb.New(b.cfg.MaxStreamDuration)),
+		},
+	}
+	names := map[string]bool{}
+	for i := range b.places {
+		p := &b.places[i]
+		switch p.Scheme {
+		case authz.SchemeHTTPS:
+			if b.cfg.Leaf != nil && !names[p.Host] {
+				names[p.Host] = true
+				l.FilterChains = append(l.FilterChains, b.terminated(p.Host, manager))
+			}
+		case authz.SchemeTLS, authz.SchemeTCP:
+			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.longest(p)))
+		case authz.SchemeHTTP:
+		}
+	}
+	l.FilterChainMatcher = b.choose()
+	return l
+}
+
+// tunnel is the chain of connections that are asked about as a whole.
+func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{
+		b.filter(filterNetAuthz, &netauthzv3.ExtAuthz{
+			StatPrefix: "connection", TransportApiVersion: corev3.ApiVersion_V3, GrpcService: checkService(),
+			IncludeTlsSession: true, SendTlsAlertOnDenial: true,
+		}),
+		b.filter("envoy.filters.network.tcp_proxy", &tcpv3.TcpProxy{
+			StatPrefix:                      "connection",
+			ClusterSpecifier:                &tcpv3.TcpProxy_Cluster{Cluster: cluster},
+			MaxDownstreamConnectionDuration: longest,
+			AccessLog:                       b.accessLog(connectionLog()),
+		}),
+	}}
+}
+
+// terminated is the chain of TLS to a host whose requests are looked into.
+func (b *builder) terminated(host string, manager *listenerv3.Filter) *listenerv3.FilterChain {
+	certificate, key, err := b.cfg.Leaf(strings.Replace(host, "**.", "*.", 1))
+	if err != nil && b.err == nil {
+		b.err = err
+	}
+	context := &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+		TlsParams:       &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
+		TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: inline(string(certificate)), PrivateKey: inline(string(key))}},
+		AlpnProtocols:   []string{"h2", "http/1.1"},
+	}}
+	return &listenerv3.FilterChain{
+		Name: terminatedChain(host), Filters: []*listenerv3.Filter{manager},
+		TransportSocket: &corev3.TransportSocket{
+			Name:       "envoy.transport_sockets.tls",
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.packed(context)},
+		},
+	}
+}
+
+func terminatedChain(host string) string { return "https/" + host }
+
+// choose finds the chain of a connection: by the address it is to, where that
+// was granted to any tcp; then by the name that TLS is for, or the address where
+// it names none; and what is no TLS is HTTP.
+func (b *builder) choose() *matcherv3.Matcher {
+	http := chain(b, httpChain)
+	refused := chain(b, refusedChain)
+	tls := b.byAddress(refused, b.named(func(p *place) bool { _, ok := p.literal(); return ok }))
+	tls = b.byName(tls, b.named(func(p *place) bool { _, ok := p.literal(); return !ok }))
+	rest := nest(&matcherv3.Matcher{
+		MatcherType: b.exact(&inputsv3.TransportProtocolInput{}, map[string]*matcherv3.Matcher_OnMatch{"tls": tls}),
+		OnNoMatch:   http,
+	})
+	if m := b.byAddress(rest, b.tcp()).GetMatcher(); m != nil {
+		return m
+	}
+	return rest.GetMatcher()
+}
+
+func chain(b *builder, name string) *matcherv3.Matcher_OnMatch {
+	return b.then(name, wrapperspb.String(name))
+}
+
+// named returns the places that TLS leads to and that are as wanted: requests
+// are looked into where anything grants that.
+func (b *builder) named(wanted func(*place) bool) []*place {
+	var out []*place
+	if b.cfg.Leaf != nil {
+		out = b.of(authz.SchemeHTTPS)
+	}
+	out = append(out, b.of(authz.SchemeTLS)...)
+	return slices.DeleteFunc(out, func(p *place) bool { return !wanted(p) })
+}
+
+// chainOf returns the name of the filter chain of a place.
+func chainOf(p *place) string {
+	if p.Scheme == authz.SchemeHTTPS {
+		return terminatedChain(p.Host)
+	}
+	return p.cluster
+}
+
+// byAddress finds the chain by the address and port that a connection is to.
+func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*place) *matcherv3.Matcher_OnMatch {
+	byAddr := map[string]map[string]*matcherv3.Matcher_OnMatch{}
+	for _, p := range places {
+		addr, ok := b.address(p)
+		if !ok {
+			continue
+		}
+		ports := byAddr[addr.String()]
+		if ports == nil {
+			ports = map[string]*matcherv3.Matcher_OnMatch{}
+			byAddr[addr.String()] = ports
+		}
+		if ports[portText(p.Port)] == nil {
+			ports[portText(p.Port)] = chain(b, chainOf(p))
+		}
+	}
+	if len(byAddr) == 0 {
+		return otherwise
+	}
+	tree := map[string]*matcherv3.Matcher_OnMatch{}
+	for addr, ports := range byAddr {
+		tree[addr] = b.byPort(otherwise, ports)
+	}
+	return nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.DestinationIPInput{}, tree), OnNoMatch: otherwise})
+}
+
+// address returns the address by which connections to a place are known.
+func (b *builder) address(p *place) (netip.Addr, bool) {
+	if addr, ok := p.literal(); ok || b.cfg.Address == nil {
+		return addr, ok
+	}
+	return b.cfg.Address(p.Host)
+}
+
+// byName finds the chain by the server name, exact before wildcard, and then by
+// the port.
+func (b *builder) byName(otherwise *matcherv3.Matcher_OnMatch, places []*place) *matcherv3.Matcher_OnMatch {
+	exact := map[string]map[string]*matcherv3.Matcher_OnMatch{}
+	wild := map[string]map[string]*matcherv3.Matcher_OnMatch{}
+	for _, p := range places {
+		names := exact
+		if !p.Exact() {
+			names = wild
+		}
+		if names[p.Host] == nil {
+			names[p.Host] = map[string]*matcherv3.Matcher_OnMatch{}
+		}
+		if ports := names[p.Host]; ports[portText(p.Port)] == nil {
+			ports[portText(p.Port)] = chain(b, chainOf(p))
+		}
+	}
+	if len(wild) > 0 {
+		list := &matcherv3.Matcher_MatcherList{}
+		for _, host := range closestFirst(slices.Collect(maps.Keys(wild))) {
+			list.Matchers = append(list.Matchers, b.when(&inputsv3.ServerNameInput{}, pattern(host), b.byPort(otherwise, wild[host])))
+		}
+		otherwise = nest(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
+	}
+	if len(exact) == 0 {
+		return otherwise
+	}
+	tree := map[string]*matcherv3.Matcher_OnMatch{}
+	for host, ports := range exact {
+		tree[host] = b.byPort(otherwise, ports)
+	}
+	return nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.ServerNameInput{}, tree), OnNoMatch: otherwise})
+}
+
+func (b *builder) byPort(otherwise *matcherv3.Matcher_OnMatch, ports map[string]*matcherv3.Matcher_OnMatch) *matcherv3.Matcher_OnMatch {
+	return nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.DestinationPortInput{}, ports), OnNoMatch: otherwise})
+}

@@ -1,0 +1,199 @@
+package xds
+
+import (
+	"slices"
+	"strings"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	streamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+func checkService() *corev3.GrpcService {
+	return &corev3.GrpcService{
+		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: checkCluster}},
+		Timeout:         durationpb.New(checkTimeout),
+	}
+}
+
+// manager returns the filter of what is HTTP. table is nil where the routes
+// come over xDS.
+func (b *builder) manager(name string, outside bool, table *routev3.RouteConfiguration) *listenerv3.Filter {
+	m := &hcmv3.HttpConnectionManager{
+		StatPrefix: name,
+		CodecType:  hcmv3.HttpConnectionManager_AUTO,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			RouteConfigName: routeTable, ConfigSource: ads(),
+		}},
+		// What the plugin says about itself is not believed, and Envoy adds nothing.
+		UseRemoteAddress:           wrapperspb.Bool(true),
+		SkipXffAppend:              true,
+		GenerateRequestId:          wrapperspb.Bool(false),
+		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
+		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{
+			b.extension("envoy.http.early_header_mutation.header_mutation", believeNothing()),
+		},
+		// Paths arrive as they were sent: the sidecar refuses what is ambiguous
+		// and answers the canonical bytes, which are what is forwarded.
+		NormalizePath:                wrapperspb.Bool(false),
+		MergeSlashes:                 false,
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
+			IdleTimeout:                  seconds(300),
+			MaxStreamDuration:            durationpb.New(b.cfg.MaxStreamDuration),
+		},
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+			AllowConnect:                true,
+			MaxConcurrentStreams:        wrapperspb.UInt32(100),
+			InitialStreamWindowSize:     wrapperspb.UInt32(256 << 10),
+			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
+		},
+		RequestHeadersTimeout: seconds(10),
+		StreamIdleTimeout:     seconds(300),
+		UpgradeConfigs:        b.upgrades(outside),
+		AccessLog:             b.accessLog(requestLog()),
+		HttpFilters:           []*hcmv3.HttpFilter{b.ask(), b.router()},
+	}
+	if table != nil {
+		m.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: table}
+	}
+	return b.filter("envoy.filters.network.http_connection_manager", m)
+}
+
+// believeNothing removes what of the plugin's headers would steer Envoy:
+// retries and timeouts (x-envoy-*) and the choice of the route.
+func believeNothing() *earlyv3.HeaderMutation {
+	out := &earlyv3.HeaderMutation{}
+	for _, prefix := range []string{"x-chaperone-", "x-envoy-"} {
+		out.Mutations = append(out.Mutations, &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
+			RemoveOnMatch: &mutationv3.HeaderMutation_RemoveOnMatch{KeyMatcher: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}, IgnoreCase: true,
+			}},
+		}})
+	}
+	return out
+}
+
+// upgrades returns the protocols that requests may upgrade to under any rule.
+// Whether this one may is asked; one that is not here Envoy refuses by itself.
+// What is inside a CONNECT cannot open another one.
+func (b *builder) upgrades(connect bool) []*hcmv3.HttpConnectionManager_UpgradeConfig {
+	var names []string
+	for i := range b.places {
+		for name := range strings.SplitSeq(b.places[i].Upgrades, ",") {
+			if name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	names = append(names, "websocket")
+	if connect {
+		names = append(names, "CONNECT")
+	}
+	slices.Sort(names)
+	var out []*hcmv3.HttpConnectionManager_UpgradeConfig
+	for _, name := range slices.Compact(names) {
+		out = append(out, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: name})
+	}
+	return out
+}
+
+// ask is the filter that asks the sidecar. No answer is a refusal.
+func (b *builder) ask() *hcmv3.HttpFilter {
+	return b.httpFilter(filterHTTPAuthz, &authzv3.ExtAuthz{
+		TransportApiVersion: corev3.ApiVersion_V3,
+		Services:            &authzv3.ExtAuthz_GrpcService{GrpcService: checkService()},
+		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
+		EncodeRawHeaders:    true, // repeated ones apart, bytes untouched
+		ValidateMutations:   true,
+		ClearRouteCache:     true, // the route is that of the answer
+		IncludeTlsSession:   true,
+	})
+}
+
+func (b *builder) router() *hcmv3.HttpFilter {
+	return b.httpFilter("envoy.filters.http.router", &routerv3.Router{SuppressEnvoyHeaders: true})
+}
+
+func (b *builder) httpFilter(name string, m proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.packed(m)}}
+}
+
+// requestLog returns what is logged of a request. There is no path: a
+// credential in the query is a part of it. The decision leads to the audit
+// record, which has the path.
+func requestLog() map[string]string {
+	return map[string]string{
+		"time":        "%START_TIME%",
+		"listener":    "%FILTER_CHAIN_NAME%",
+		"decision":    "%DYNAMIC_METADATA(" + filterHTTPAuthz + ":decision)%",
+		"reason":      "%DYNAMIC_METADATA(" + filterHTTPAuthz + ":reason)%",
+		"grant":       "%DYNAMIC_METADATA(" + filterHTTPAuthz + ":grant)%",
+		"rule":        "%DYNAMIC_METADATA(" + filterHTTPAuthz + ":rule)%",
+		"method":      "%REQ(:METHOD)%",
+		"authority":   "%REQ(:AUTHORITY)%",
+		"status":      "%RESPONSE_CODE%",
+		"details":     "%RESPONSE_CODE_DETAILS%",
+		"flags":       "%RESPONSE_FLAGS%",
+		"sent":        "%BYTES_RECEIVED%",
+		"received":    "%BYTES_SENT%",
+		"duration_ms": "%DURATION%",
+	}
+}
+
+// connectionLog returns what is logged of a connection that was asked about as
+// a whole.
+func connectionLog() map[string]string {
+	return map[string]string{
+		"time":        "%START_TIME%",
+		"listener":    "%FILTER_CHAIN_NAME%",
+		"decision":    "%DYNAMIC_METADATA(" + filterNetAuthz + ":decision)%",
+		"reason":      "%DYNAMIC_METADATA(" + filterNetAuthz + ":reason)%",
+		"grant":       "%DYNAMIC_METADATA(" + filterNetAuthz + ":grant)%",
+		"rule":        "%DYNAMIC_METADATA(" + filterNetAuthz + ":rule)%",
+		"authority":   "%REQUESTED_SERVER_NAME%",
+		"destination": "%DOWNSTREAM_LOCAL_ADDRESS%",
+		"details":     "%CONNECTION_TERMINATION_DETAILS%",
+		"flags":       "%RESPONSE_FLAGS%",
+		"sent":        "%BYTES_RECEIVED%",
+		"received":    "%BYTES_SENT%",
+		"duration_ms": "%DURATION%",
+	}
+}
+
+// accessLog returns the loggers that write fields.
+func (b *builder) accessLog(fields map[string]string) []*accesslogv3.AccessLog {
+	values := make(map[string]*structpb.Value, len(fields))
+	for name, format := range fields {
+		values[name] = structpb.NewStringValue(format)
+	}
+	format := &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: &structpb.Struct{Fields: values}}}
+	name, m := "envoy.access_loggers.stdout", proto.Message(&streamv3.StdoutAccessLog{
+		AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: format},
+	})
+	switch b.cfg.AccessLog {
+	case "off":
+		return nil
+	case "", "stdout":
+	default:
+		name, m = "envoy.access_loggers.file", &filev3.FileAccessLog{
+			Path: b.cfg.AccessLog, AccessLogFormat: &filev3.FileAccessLog_LogFormat{LogFormat: format},
+		}
+	}
+	return []*accesslogv3.AccessLog{{Name: name, ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.packed(m)}}}
+}

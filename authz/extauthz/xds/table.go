@@ -1,0 +1,286 @@
+package xds
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	matcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	envoymatcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// headerRoute is the request header by which an allowing answer names the rule
+// that let the request through. What the plugin sends under that name is
+// removed before anything looks at it.
+const headerRoute = "x-chaperone-route"
+
+// table returns the routes. Before the sidecar has answered, every request is
+// on a route that leads nowhere, so that every request is asked about; the
+// answer then names its rule, and only that leads on, and only to the rule's own
+// hosts.
+func (b *builder) table() *routev3.RouteConfiguration {
+	out := &routev3.RouteConfiguration{Name: routeTable}
+	for _, way := range b.insides() {
+		out.VirtualHosts = append(out.VirtualHosts, b.intoInside(way))
+	}
+	everywhere := b.virtualHost("everywhere", []string{"*"}, b.places)
+	everywhere.Matcher = b.byRule(b.places, b.refuse())
+	out.VirtualHosts = append(out.VirtualHosts, everywhere)
+	return out
+}
+
+func (*builder) virtualHost(name string, domains []string, _ []place) *routev3.VirtualHost {
+	return &routev3.VirtualHost{
+		Name: name, Domains: domains,
+		ResponseHeadersToRemove: []string{"x-chaperone-decision", "x-chaperone-reason", "alt-svc"},
+	}
+}
+
+// insides returns the addresses that connections in a CONNECT are taken as
+// going to: of the unspecified network with the port for names, so that no rule
+// for an address can mean them, and the address itself for literals.
+func (b *builder) insides() []netip.AddrPort {
+	var out []netip.AddrPort
+	for i := range b.places {
+		if p := &b.places[i]; b.entersInside(p) {
+			out = append(out, insideAddress(p))
+		}
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out)
+}
+
+func insideAddress(p *place) netip.AddrPort {
+	addr, ok := p.literal()
+	if !ok {
+		addr = netip.AddrFrom4([4]byte{0, 0, 0, 1})
+	}
+	return netip.AddrPortFrom(addr, p.Port)
+}
+
+// entersInside reports whether what is sent in a CONNECT to the place is looked
+// into: TLS that is terminated, or whose server name decides. What may be any
+// tcp is not, and is asked about as such.
+func (b *builder) entersInside(p *place) bool {
+	switch p.Scheme {
+	case authz.SchemeHTTPS:
+		if b.cfg.Leaf == nil {
+			return false
+		}
+	case authz.SchemeTLS:
+	case authz.SchemeHTTP, authz.SchemeTCP:
+		return false
+	}
+	return !slices.ContainsFunc(b.tcp(), func(other *place) bool { return other.Host == p.Host && other.Port == p.Port })
+}
+
+func (b *builder) tcp() []*place { return b.of(authz.SchemeTCP) }
+
+func (b *builder) of(scheme authz.Scheme) []*place {
+	var out []*place
+	for i := range b.places {
+		if b.places[i].Scheme == scheme {
+			out = append(out, &b.places[i])
+		}
+	}
+	return out
+}
+
+// intoInside is the virtual host of CONNECT to hosts of which it is asked what
+// is inside.
+func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
+	var domains []string
+	for i := range b.places {
+		p := &b.places[i]
+		if b.entersInside(p) && insideAddress(p) == way {
+			domains = append(domains, strings.Replace(p.hostPort(), "**.", "*.", 1))
+		}
+	}
+	slices.Sort(domains)
+	domains = slices.Compact(domains)
+	into := &routev3.Route{
+		Name:  insideListener,
+		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
+		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: insideName(way)},
+			Timeout:          seconds(0),
+			UpgradeConfigs:   []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "CONNECT", ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{}}},
+		}},
+		TypedPerFilterConfig: map[string]*anypb.Any{
+			filterHTTPAuthz: b.packed(&authzv3.ExtAuthzPerRoute{Override: &authzv3.ExtAuthzPerRoute_Disabled{Disabled: true}}),
+		},
+	}
+	host := b.virtualHost(insideName(way), domains, nil)
+	// Requests whose host has this port as well come here; of a default port only
+	// before they are asked about.
+	var here []place
+	for _, p := range b.places {
+		if p.Port == way.Port() && p.Port != p.Scheme.DefaultPort() {
+			here = append(here, p)
+		}
+	}
+	host.Matcher = b.byRule(here, append([]*routev3.Route{into}, b.refuse()...))
+	return host
+}
+
+// refuse returns the routes of what no answer let through.
+func (*builder) refuse() []*routev3.Route {
+	refusal := &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+		Status: 403,
+		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: "no rule leads there\n"}},
+	}}
+	return []*routev3.Route{
+		{Name: "refused", Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}}, Action: refusal},
+		{Name: "refused", Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}}, Action: refusal},
+	}
+}
+
+// byRule finds the route by the rule that the answer named, and then by the
+// host. The cost does not grow with the number of rules.
+func (b *builder) byRule(places []place, otherwise []*routev3.Route) *matcherv3.Matcher {
+	rules := map[string][]*place{}
+	for i := range places {
+		id := RouteID(places[i].Route)
+		rules[id] = append(rules[id], &places[i])
+	}
+	onNoMatch := b.then("routes", &routev3.RouteList{Routes: otherwise})
+	if len(rules) == 0 {
+		// A matcher needs something to look for. No answer names this.
+		rules["/"] = nil
+	}
+	tree := map[string]*matcherv3.Matcher_OnMatch{}
+	for id, of := range rules {
+		tree[id] = b.byHost(of, onNoMatch)
+	}
+	return &matcherv3.Matcher{MatcherType: b.exact(header(headerRoute), tree), OnNoMatch: onNoMatch}
+}
+
+// byHost finds the route of one rule: of the exact host, else of a wildcard.
+func (b *builder) byHost(places []*place, onNoMatch *matcherv3.Matcher_OnMatch) *matcherv3.Matcher_OnMatch {
+	exact := map[string]*matcherv3.Matcher_OnMatch{}
+	var wild []*place
+	for _, p := range places {
+		if p.Exact() {
+			exact[p.authority()] = b.then("route", b.route(p))
+		} else {
+			wild = append(wild, p)
+		}
+	}
+	if len(wild) > 0 {
+		onNoMatch = nest(&matcherv3.Matcher{MatcherType: b.wildcards(wild), OnNoMatch: onNoMatch})
+	}
+	if len(exact) == 0 {
+		return onNoMatch
+	}
+	return nest(&matcherv3.Matcher{MatcherType: b.exact(header(":authority"), exact), OnNoMatch: onNoMatch})
+}
+
+// wildcards finds the pattern that matches the host most closely.
+func (b *builder) wildcards(places []*place) *matcherv3.Matcher_MatcherList_ {
+	by := map[string]*place{}
+	for _, p := range places {
+		by[p.authority()] = p
+	}
+	list := &matcherv3.Matcher_MatcherList{}
+	for _, authority := range closestFirst(slices.Collect(maps.Keys(by))) {
+		list.Matchers = append(list.Matchers, b.when(header(":authority"), pattern(authority), b.then("route", b.route(by[authority]))))
+	}
+	return &matcherv3.Matcher_MatcherList_{MatcherList: list}
+}
+
+// closestFirst sorts wildcards so that the first one that matches is the
+// closest: of the longest name, and of one label before any number.
+func closestFirst(patterns []string) []string {
+	slices.SortFunc(patterns, func(x, y string) int {
+		return cmp.Or(
+			cmp.Compare(len(strings.TrimLeft(y, "*")), len(strings.TrimLeft(x, "*"))),
+			cmp.Compare(len(x), len(y)), strings.Compare(x, y),
+		)
+	})
+	return patterns
+}
+
+// pattern returns a regular expression for what a wildcard matches: one label,
+// or one and more.
+func pattern(wildcard string) string {
+	label, name := `[^.:]+`, strings.TrimPrefix(wildcard, "*")
+	if strings.HasPrefix(name, "*") {
+		label, name = `[^:]+`, name[1:]
+	}
+	return label + regexp.QuoteMeta(name)
+}
+
+// route leads to a place.
+func (b *builder) route(p *place) *routev3.Route {
+	action := &routev3.RouteAction{
+		ClusterSpecifier:  &routev3.RouteAction_Cluster{Cluster: p.cluster},
+		Timeout:           seconds(0), // it would not count while the request is still being sent
+		MaxStreamDuration: &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: b.longest(p)},
+	}
+	match := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}}
+	if p.Scheme == authz.SchemeTCP || p.Scheme == authz.SchemeTLS {
+		match.PathSpecifier = &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}
+		action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{
+			UpgradeType: "CONNECT", ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{},
+		}}
+	}
+	return &routev3.Route{
+		Name: p.cluster, Match: match, Action: &routev3.Route_Route{Route: action},
+		RequestHeadersToRemove: []string{headerRoute, "x-forwarded-proto", "x-forwarded-for", "x-request-id", "x-envoy-internal", "x-envoy-external-address"},
+	}
+}
+
+// The rest says in Envoy's words: find, then.
+
+func header(name string) *envoymatcherv3.HttpRequestHeaderMatchInput {
+	return &envoymatcherv3.HttpRequestHeaderMatchInput{HeaderName: name}
+}
+
+func (b *builder) input(m proto.Message) *typedExtension {
+	return &typedExtension{Name: string(m.ProtoReflect().Descriptor().Name()), TypedConfig: b.packed(m)}
+}
+
+func (b *builder) exact(input proto.Message, to map[string]*matcherv3.Matcher_OnMatch) *matcherv3.Matcher_MatcherTree_ {
+	return &matcherv3.Matcher_MatcherTree_{MatcherTree: &matcherv3.Matcher_MatcherTree{
+		Input:    b.input(input),
+		TreeType: &matcherv3.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &matcherv3.Matcher_MatcherTree_MatchMap{Map: to}},
+	}}
+}
+
+func (b *builder) when(input proto.Message, regex string, then *matcherv3.Matcher_OnMatch) *matcherv3.Matcher_MatcherList_FieldMatcher {
+	return &matcherv3.Matcher_MatcherList_FieldMatcher{
+		Predicate: &matcherv3.Matcher_MatcherList_Predicate{MatchType: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
+			SinglePredicate: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
+				Input: b.input(input),
+				Matcher: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcherv3.StringMatcher{
+					MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{
+						EngineType: &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}},
+						Regex:      regex,
+					}},
+				}},
+			},
+		}},
+		OnMatch: then,
+	}
+}
+
+func (b *builder) then(name string, m proto.Message) *matcherv3.Matcher_OnMatch {
+	return &matcherv3.Matcher_OnMatch{OnMatch: &matcherv3.Matcher_OnMatch_Action{Action: &typedExtension{Name: name, TypedConfig: b.packed(m)}}}
+}
+
+func nest(m *matcherv3.Matcher) *matcherv3.Matcher_OnMatch {
+	return &matcherv3.Matcher_OnMatch{OnMatch: &matcherv3.Matcher_OnMatch_Matcher{Matcher: m}}
+}
+
+func portText(port uint16) string { return strconv.Itoa(int(port)) }

@@ -43,25 +43,27 @@ func main() {
 	}
 	binary := flag.String("chaperone", "bin/chaperone", "the `PROGRAM` to measure")
 	seconds := flag.Duration("time", 3*time.Second, "how long each load row runs")
-	only := flag.String("only", "", "run only the scenes whose name contains `TEXT`")
+	only := flag.String("only", "", "run only the scenes whose name contains one of these `TEXTS`, with commas between them")
+	checks := flag.Int("checks", 0, "ask so many `CHECKS` of ext_authz, 10000000 say, and see how the sidecar's memory grows")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	if err := run(ctx, *binary, *seconds, *only); err != nil {
+	if err := run(ctx, *binary, *seconds, *only, *checks); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, binary string, length time.Duration, only string) (err error) {
+func run(ctx context.Context, binary string, length time.Duration, only string, checks int) (err error) {
 	fmt.Printf("%s, %d CPUs, %s/%s, %s, %s\n\n", cpuModel(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(),
 		time.Now().UTC().Format(time.DateOnly))
 	w, err := newWorld(ctx, binary, length)
 	if err != nil {
 		return err
 	}
+	w.checks = checks
 	defer func() { err = errors.Join(err, w.Close()) }()
 	for _, scene := range []struct {
 		name string
@@ -72,6 +74,10 @@ func run(ctx context.Context, binary string, length time.Duration, only string) 
 		{"credential", credentialScene},
 		{"proxy", proxyScene},
 		{"scrub", scrubScene},
+		{"engines", enginesScene},
+		{"extauthz", extauthzScene},
+		{"growth", growthScene},
+		{"envoy", envoyScene},
 		{"revoke", revokeScene},
 		{"start", startScene},
 		{"kernel-calls", callsScene},
@@ -80,7 +86,7 @@ func run(ctx context.Context, binary string, length time.Duration, only string) 
 		{"kernel-halt", haltScene},
 		{"kernel-mediation", mediationScene},
 	} {
-		if !strings.Contains(scene.name, only) {
+		if !wanted(scene.name, only) || scene.name == "growth" && checks == 0 {
 			continue
 		}
 		if strings.HasPrefix(scene.name, "kernel") && os.Geteuid() != 0 {
@@ -94,6 +100,16 @@ func run(ctx context.Context, binary string, length time.Duration, only string) 
 		t.print(os.Stdout)
 	}
 	return nil
+}
+
+// wanted reports whether a scene is one of those that were asked for.
+func wanted(name, only string) bool {
+	for text := range strings.SplitSeq(only, ",") {
+		if strings.Contains(name, text) {
+			return true
+		}
+	}
+	return false
 }
 
 // cpuModel returns what /proc/cpuinfo calls the processor.

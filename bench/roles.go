@@ -23,8 +23,13 @@ import (
 // playRole is another process of this program: what is measured runs in a
 // process of its own, so that its CPU time is its own.
 func playRole(role string, args []string) error {
-	if role == "worker" {
+	switch role {
+	case "worker":
 		return workerMain()
+	case "loader":
+		return loaderMain()
+	case "plain-origin", "check-floor":
+		return serveOn(role, args)
 	}
 	if len(args) != 3 {
 		return fmt.Errorf("role %s takes CERT KEY ADDRESS", role)
@@ -56,6 +61,21 @@ func playRole(role string, args []string) error {
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	return server.ServeTLS(l, "", "")
+}
+
+// serveOn is a role without TLS: NETWORK:ADDRESS, and of the floor of checks
+// before it the file of the site.
+func serveOn(role string, args []string) error {
+	network, address, _ := strings.Cut(args[len(args)-1], ":")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), network, address)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s:%s\n", network, l.Addr())
+	if role == "plain-origin" {
+		return plainOrigin(l)
+	}
+	return checkFloor(l, args[0])
 }
 
 // originHandler answers every request with 1 KiB of JSON; those whose path ends
@@ -128,23 +148,27 @@ type process struct {
 
 // startRole starts a role in a process of its own.
 func startRole(role, cert, key, target string) (*process, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(self, "role="+role, cert, key, target) //nolint:noctx // this program; ended by Close
+	return startProgram(anyCPU, "/proc/self/exe", "role="+role, cert, key, target)
+}
+
+// anyCPU leaves it to the kernel where a process runs.
+const anyCPU = -1
+
+// startProgram starts a program that prints where it listens, on one CPU or any.
+func startProgram(cpu int, program string, args ...string) (*process, error) {
+	cmd := exec.Command(program, args...) //nolint:noctx // this program or a rival; ended by Close
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startOn(cpu, cmd); err != nil {
 		return nil, err
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w", role, err), cmd.Process.Kill(), cmd.Wait())
+		return nil, errors.Join(fmt.Errorf("start %s: %w", strings.Join(args, " "), err), cmd.Process.Kill(), cmd.Wait())
 	}
 	return &process{cmd, strings.TrimSpace(line)}, nil
 }
@@ -163,14 +187,16 @@ func (p *process) Close() {
 }
 
 // cpu returns the CPU time of every thread of the process so far.
-func (p *process) cpu() time.Duration {
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.cmd.Process.Pid))
+func (p *process) cpu() time.Duration { return cpuOf(p.cmd.Process.Pid) }
+
+func cpuOf(pid int) time.Duration {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
 		return 0
 	}
 	var total time.Duration
 	for _, task := range tasks {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", p.cmd.Process.Pid, task.Name()))
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", pid, task.Name()))
 		var ns int64
 		if err == nil {
 			if _, err = fmt.Sscan(string(data), &ns); err == nil {

@@ -27,6 +27,7 @@ const (
 type world struct {
 	binary string
 	length time.Duration
+	checks int // of growthScene
 	dir    string
 	ca     *testenv.CA
 	vault  *testenv.Vault
@@ -177,19 +178,25 @@ type sidecar struct {
 
 // startSidecar starts chaperone serve and returns when it is ready.
 func (w *world) startSidecar(ctx context.Context) (*sidecar, error) {
+	return w.serve(ctx, anyCPU, w.file("sidecar.yaml"), w.file("state"))
+}
+
+// serve starts chaperone serve on a CPU, with a file and the state folder that
+// the file names, and returns when it is ready.
+func (w *world) serve(ctx context.Context, cpu int, file, state string) (*sidecar, error) {
 	s := &sidecar{}
-	s.cmd = exec.Command(w.binary, "serve", "--config", w.file("sidecar.yaml"), "--proxy-token-file", w.file("proxy-token"), "--log-level", "warn") //nolint:noctx // the program under measurement; ended by Close
+	s.cmd = exec.Command(w.binary, "serve", "--config", file, "--proxy-token-file", w.file("proxy-token"), "--log-level", "warn") //nolint:noctx // the program under measurement; ended by Close
 	s.cmd.Stderr = &s.stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := time.Now()
-	if err := s.cmd.Start(); err != nil {
+	if err := startOn(cpu, s.cmd); err != nil {
 		return nil, err
 	}
 	for time.Since(started) < 20*time.Second && ctx.Err() == nil {
-		status, err := w.status()
+		status, err := statusOf(state)
 		if err == nil && status.Ready {
 			s.ready = time.Since(started)
-			s.address = status.proxy()
+			s.address = status.door("proxy")
 			return s, nil
 		}
 		time.Sleep(2 * time.Millisecond)
@@ -211,18 +218,22 @@ type sidecarStatus struct {
 	} `json:"process"` // of a plugin that was started
 }
 
-func (s sidecarStatus) proxy() string {
+// door returns where a door listens, "" when it is closed.
+func (s sidecarStatus) door(name string) string {
 	for _, d := range s.Doors {
-		if d.Name == "proxy" {
+		if d.Name == name {
 			return d.Address
 		}
 	}
 	return ""
 }
 
-// status asks the admin socket.
-func (w *world) status() (out sidecarStatus, err error) {
-	conn, err := net.DialTimeout("unix", w.file("state/admin.sock"), time.Second) //nolint:noctx // a socket of this machine
+// status asks the admin socket of the sidecar that most scenes run.
+func (w *world) status() (sidecarStatus, error) { return statusOf(w.file("state")) }
+
+// statusOf asks the admin socket in a state folder.
+func statusOf(state string) (out sidecarStatus, err error) {
+	conn, err := net.DialTimeout("unix", filepath.Join(state, "admin.sock"), time.Second) //nolint:noctx // a socket of this machine
 	if err != nil {
 		return out, err
 	}

@@ -33,7 +33,9 @@ func readManifest(t *testing.T, file string) (m manifest) {
 	}
 	for text := range strings.SplitSeq(string(data), "\n---\n") {
 		var head struct{ APIVersion, Kind string }
-		err := yaml.Unmarshal([]byte(text), &head)
+		if err = yaml.Unmarshal([]byte(text), &head); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
 		switch head.APIVersion + " " + head.Kind {
 		case "v1 ServiceAccount":
 			err = decodeInto(&m.accounts, text)

@@ -12,8 +12,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// mostExposed is the exposure, from 0 to 10, that systemd-analyze may find: what
-// is left is what confining a plugin takes, its capabilities above all.
+// mostExposed is the exposure, from 0 to 10, that systemd may find in the unit:
+// what is left is what confining a plugin takes, its capabilities above all.
 const mostExposed = 5.5
 
 // TestSystemd has systemd read the unit, and judge how much of the machine is

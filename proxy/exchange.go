@@ -128,6 +128,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		return
 	}
 	defer response.Body.Close()
+	x.unauthorized(response.StatusCode)
 	switch {
 	case response.StatusCode == http.StatusSwitchingProtocols:
 		x.upgrade(response)
@@ -136,6 +137,15 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	default:
 		x.respond(response)
 	}
+}
+
+// unauthorized tells of a credential that the upstream did not accept.
+func (x *exchange) unauthorized(status int) {
+	a, told := x.admission, x.proxy.cfg.Unauthorized
+	if told == nil || a.Injection.Kind == authz.InjectNone || (status != http.StatusUnauthorized && status != http.StatusForbidden) {
+		return
+	}
+	told(a.Decision.Grant, a.Decision.Credential, a.Injection.Generation)
 }
 
 // speak returns what is spoken to the upstream: what the plugin speaks, so

@@ -212,8 +212,17 @@ func (c *chaos) leavesNothing(t *testing.T) {
 	if err := c.stop(); err != nil {
 		t.Errorf("shutdown: %v", err)
 	}
+	var left []string
+	defer func() {
+		if t.Failed() {
+			t.Logf("leases left: %q; what happened: %s", left, &c.log)
+		}
+	}()
 	for _, role := range []string{"-long", "-brief"} {
-		until(t, "no lease is left", func() bool { return len(testenv.MustGet(c.v.Leases(t.Context(), c.roles+role))(t)) == 0 })
+		until(t, "no lease is left", func() bool {
+			left = testenv.MustGet(c.v.Leases(t.Context(), c.roles+role))(t)
+			return len(left) == 0
+		})
 	}
 	if got := stateOf(t, c.state); len(got) != 0 {
 		t.Errorf("the state file holds %q", got)

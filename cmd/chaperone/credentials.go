@@ -56,6 +56,13 @@ func (s *sidecar) never(host string, addr netip.Addr) bool {
 	return s.engine.Current().Forbids(s.plugin, host, addr)
 }
 
+// unauthorized has what an upstream did not accept looked into, by who made it.
+func (s *sidecar) unauthorized(grant, credential string, generation uint64) {
+	if s.broker != nil && !s.tokens.Refused(grant, credential, generation) {
+		s.broker.Refused(grant, credential, generation)
+	}
+}
+
 // retain lets go of every token and then of every lease but those of refs. A
 // token is not ours to revoke; without it nothing is left that may be sent.
 func (s *sidecar) retain(ctx context.Context, refs []authz.CredentialRef) vault.Report {

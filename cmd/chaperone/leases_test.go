@@ -102,3 +102,23 @@ func TestRevokeGoesOnAskingVault(t *testing.T) {
 		return true, err == nil && len(leases) == 0
 	})
 }
+
+// TestUpstreamRefusesWhatWasRevoked has an operator revoke a lease at Vault: the
+// upstream's 401 is how the sidecar learns of it, and no request after that
+// goes out with what was revoked.
+func TestUpstreamRefusesWhatWasRevoked(t *testing.T) {
+	w := leased(t, "A database user's password")
+	b := w.start("sh", "-c", "curl -sS -o /dev/null "+w.url("/open")+"; echo through; while ! test -e "+w.file("go")+
+		"; do sleep 0.1; done; for i in $(seq 100); do curl -sS -o /dev/null "+w.url("/echo")+"; sleep 0.1; done; sleep 60")
+	eventually(t, "the credential is used", func() (bool, bool) { return true, strings.Contains(b.output.String(), "through") })
+	first := basicOf(w.api.Requests()[0])
+	testenv.Must(t, w.vault.RevokeLeases(t.Context(), "database/creds/weather"))
+	w.write("go", "")
+	eventually(t, "another login is used", func() (bool, bool) {
+		all := w.api.Requests()
+		return true, basicOf(all[len(all)-1]) != first
+	})
+	if leases := testenv.MustGet(w.vault.Leases(t.Context(), "database/creds/weather"))(t); len(leases) != 1 {
+		t.Errorf("%d leases: what is refused again and again was leased again and again", len(leases))
+	}
+}

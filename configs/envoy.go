@@ -12,7 +12,7 @@ import (
 // Envoy is the Envoy beside the sidecar, which the sidecar configures
 // completely, over xDS, from what is granted.
 type Envoy struct {
-	// Dir is the folder of the sockets between the two: xds.sock, check.sock and those in exit/ are the sidecar's, plugin.sock and admin.sock are Envoy's. By default envoy in stateDir, which is for an Envoy of the sidecar's own user. Relative to this file.
+	// Dir is the folder of bootstrap.yaml, which the sidecar writes for Envoy to be started with, and of the sockets between the two: xds.sock, check.sock and those in exit/ are the sidecar's, plugin.sock and admin.sock are Envoy's. By default envoy in stateDir, which is for an Envoy of the sidecar's own user. Relative to this file.
 	Dir string `json:"dir,omitempty"`
 	// Group is the group, by name or number, of an Envoy that runs as another user than the sidecar; it needs a Dir outside stateDir. By default the sidecar's own user alone may use the sockets.
 	Group string `json:"group,omitempty"`
@@ -52,6 +52,8 @@ const (
 	envoyPlugin = "plugin.sock"
 	envoyAdmin  = "admin.sock"
 	envoyExits  = "exit"
+
+	envoyBootstrap = "bootstrap.yaml" // beside them
 )
 
 // XDS is the socket on which Envoy is configured, the sidecar's.
@@ -186,3 +188,6 @@ func (s *Sidecar) warnGrantEnvoy(g authz.Grant, warn reporter) {
 		}
 	}
 }
+
+// Bootstrap is the file that Envoy is started with, which the sidecar writes.
+func (e *Envoy) Bootstrap() string { return filepath.Join(e.Dir, envoyBootstrap) }

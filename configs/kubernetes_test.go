@@ -257,7 +257,7 @@ func TestKubernetesBesideEnvoy(t *testing.T) {
 		}
 	}
 	c := m.load(t)
-	if c.Sidecar.Envoy == nil || !slices.Contains(envoy.Args, filepath.Join(c.Sidecar.Envoy.Dir, "bootstrap.yaml")) {
+	if c.Sidecar.Envoy == nil || !slices.Contains(envoy.Args, c.Sidecar.Envoy.Bootstrap()) {
 		t.Errorf("Envoy is started with %q, and not with what the sidecar writes for it", envoy.Args)
 	}
 	if mountOf(chaperone, "run") == "" || mountOf(chaperone, "run") != mountOf(envoy, "run") || !strings.HasPrefix(c.Sidecar.Envoy.Dir, mountOf(envoy, "run")+"/") {

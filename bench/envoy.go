@@ -1,5 +1,323 @@
 package main
 
-import "context"
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
 
-func envoyScene(context.Context, *world) (*table, error) { return &table{}, nil }
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// envoyHosts is how many of the granted hosts the GETs go to, spread over all.
+const envoyHosts = 10
+
+// newHosts returns n rules for a host each, and requests to some of them.
+func newHosts(n int) *site {
+	s := newSite(n)
+	s.Requests = nil
+	for i := range 64 * envoyHosts {
+		rule := (2*(i%envoyHosts) + 1) * n / (2 * envoyHosts)
+		s.Requests = append(s.Requests, siteRequest{
+			Principal: pluginID, Method: "GET", Host: exactHost(rule), Path: pathPrefix(rule) + fmt.Sprintf("items/%06d/details", i), Allowed: true,
+		})
+	}
+	return s
+}
+
+func exactHost(rule int) string { return "api." + below(rule) }
+
+// hostGrant grants the hosts of newHosts. to says the rest of each destination.
+func (s *site) hostGrant(to authz.To) authz.Grant {
+	grant := s.grant()
+	for i := range grant.Rules {
+		grant.Rules[i].To = to
+		grant.Rules[i].To.Hosts = []string{exactHost(i)}
+	}
+	return grant
+}
+
+// plane is what the scene of Envoy has running.
+type plane struct {
+	cpu, loaderCPU int
+	loader         *loader
+	origin         *process
+	port           uint16 // the origin's
+	envoys         []*testenv.Envoy
+	sidecars       []*sidecar
+	site           *site
+	file           string
+	parties        []*party
+}
+
+// Close ends everything.
+func (p *plane) Close() error {
+	var errs []error
+	for _, e := range p.envoys {
+		errs = append(errs, e.Close())
+	}
+	for _, s := range p.sidecars {
+		s.Close()
+	}
+	if p.origin != nil {
+		p.origin.Close()
+	}
+	if p.loader != nil {
+		p.loader.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// envoyScene measures requests through a real Envoy that asks Chaperone, beside
+// what else could stand there.
+func envoyScene(ctx context.Context, w *world) (_ *table, err error) {
+	t := &table{heads: []string{"path", "connections", "requests/s", "p50", "p99", "CPU/request, Envoy and Chaperone", "CPU of load and origin's CPU", "added to Envoy alone", "RSS"}}
+	if missing := testenv.Missing(testenv.EnvoyServer()); missing != nil {
+		t.title = "A real Envoy"
+		t.add("not measured: " + oneLine(missing))
+		return t, optional(missing)
+	}
+	p := &plane{}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	if err := p.start(ctx, w); err != nil {
+		return nil, err
+	}
+	t.title = fmt.Sprintf("GETs of 1 KiB through a real Envoy with one worker; %d rules; Envoy and Chaperone on CPU %d, load and origin on CPU %d, %d rounds in turn",
+		siteRules, p.cpu, p.loaderCPU, turns)
+	for _, connections := range []int{8, 64} {
+		if err := press(ctx, p.loader, p.parties, connections, w.length); err != nil {
+			return nil, errors.Join(err, p.logs())
+		}
+		alone := p.parties[1].typical()
+		for i, party := range p.parties {
+			cells := party.cells(connections)
+			if i == 0 {
+				t.add(append(cells[:5], "", cells[6], "", "")...)
+				continue
+			}
+			added := ""
+			if i > 1 {
+				added = fmt.Sprintf("%.1f µs of CPU", float64(party.typical().CPU-alone.CPU)/1000)
+			}
+			t.add(append(cells, added, mib(party.rss))...)
+		}
+	}
+	return t, nil
+}
+
+// logs is what the sidecars said, for an error.
+func (p *plane) logs() error {
+	var texts []error
+	for _, s := range p.sidecars {
+		if s.stderr.Len() > 0 {
+			texts = append(texts, errors.New(strings.TrimSpace(s.stderr.String())))
+		}
+	}
+	for _, e := range p.envoys {
+		if log := e.Log(); log != "" {
+			texts = append(texts, errors.New(strings.TrimSpace(log)))
+		}
+	}
+	return errors.Join(texts...)
+}
+
+// start starts the origin, the load, and every way between them.
+func (p *plane) start(ctx context.Context, w *world) (err error) {
+	if p.cpu, p.loaderCPU, err = cores(); err != nil {
+		return err
+	}
+	if p.loader, err = startLoader(p.loaderCPU); err != nil {
+		return err
+	}
+	if p.origin, err = startProgram(p.loaderCPU, "/proc/self/exe", "role=plain-origin", "tcp:127.0.0.1:0"); err != nil {
+		return err
+	}
+	origin, err := netip.ParseAddrPort(strings.TrimPrefix(p.origin.address, "tcp:"))
+	if err != nil {
+		return err
+	}
+	p.port = origin.Port()
+	p.site, p.file = newHosts(siteRules), w.file("hosts.json")
+	if err := p.site.write(p.file); err != nil {
+		return err
+	}
+	p.add("no proxy", p.origin.address)
+	return errors.Join(p.foreign(ctx, w), p.alone(ctx, w), p.configured(ctx, w))
+}
+
+// add adds a way to the origin that those processes are on.
+func (p *plane) add(name, address string, pids ...int) *party {
+	added := &party{name: name, order: order{Get: address, Site: p.file}, pids: pids}
+	p.parties = append(p.parties, added)
+	return added
+}
+
+// foreign starts an Envoy with a configuration of somebody else's: a listener
+// that only routes, one with Envoy's own RBAC, and two that ask a sidecar.
+func (p *plane) foreign(ctx context.Context, w *world) error {
+	socket := w.file("envoy-check.sock")
+	var addresses []string
+	for i, listen := range []string{"127.0.0.1:0", "unix:" + socket} {
+		sidecar, address, err := w.door(ctx, p.cpu, fmt.Sprintf("envoy-door%d", i), listen, p.site.hostGrant(authz.To{}), nil)
+		if err != nil {
+			return err
+		}
+		p.sidecars = append(p.sidecars, sidecar)
+		addresses = append(addresses, address)
+	}
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(addresses[0], "tcp:"))
+	if err != nil {
+		return err
+	}
+	e, err := p.envoy(ctx, p.bootstrap(port, socket))
+	if err != nil {
+		return err
+	}
+	tcp, unix := p.sidecars[0].cmd.Process.Pid, p.sidecars[1].cmd.Process.Pid
+	for _, way := range []struct {
+		name, listener string
+		pids           []int
+	}{
+		{"Envoy alone", "alone", nil},
+		{"Envoy with its RBAC filter, the same rules", "rbac", nil},
+		{"Envoy and chaperone, TCP", "tcp", []int{tcp}},
+		{"Envoy and chaperone, unix socket", "unix", []int{unix}},
+	} {
+		address, err := e.Listener(ctx, way.listener)
+		if err != nil {
+			return err
+		}
+		p.add(way.name, "tcp:"+address.String(), append(way.pids, e.PID())...)
+	}
+	return nil
+}
+
+func (p *plane) envoy(ctx context.Context, bootstrap string) (*testenv.Envoy, error) {
+	e, err := testenv.StartEnvoy(ctx, testenv.EnvoyConfig{Bootstrap: bootstrap})
+	if err != nil {
+		return nil, err
+	}
+	p.envoys = append(p.envoys, e)
+	return e, pin(e.PID(), p.cpu)
+}
+
+// alone starts a sidecar whose own proxy does it all.
+func (p *plane) alone(ctx context.Context, w *world) error {
+	loopback := netip.MustParseAddr("127.0.0.1")
+	hosts := map[string][]netip.Addr{}
+	for _, r := range p.site.Requests {
+		hosts[r.Host] = []netip.Addr{loopback}
+	}
+	grant := p.site.hostGrant(authz.To{Scheme: authz.SchemeHTTP, Ports: []uint16{p.port}, Addresses: []netip.Prefix{netip.PrefixFrom(loopback, 32)}})
+	err := w.sidecarFile("envoy-none", grant, map[string]any{"listen": map[string]any{"proxy": "127.0.0.1:0"}, "dns": map[string]any{"hosts": hosts}})
+	if err != nil {
+		return err
+	}
+	sidecar, err := w.serve(ctx, p.cpu, w.file("envoy-none.json"), w.file("envoy-none"))
+	if err != nil {
+		return err
+	}
+	p.sidecars = append(p.sidecars, sidecar)
+	way := p.add("chaperone's own proxy, no Envoy", "tcp:"+sidecar.address, sidecar.cmd.Process.Pid)
+	way.order.Port = ":" + strconv.Itoa(int(p.port))
+	way.order.Header = "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("chaperone:"+proxyToken)) + "\r\n"
+	return nil
+}
+
+// configured starts an Envoy that a sidecar configures.
+func (p *plane) configured(context.Context, *world) error { return nil }
+
+// bootstrap is the configuration of the foreign Envoy: what configs/envoy has,
+// less the access log, TLS and the look-up of names, so that what is measured
+// beside Envoy is as much of the whole as it can be.
+func (p *plane) bootstrap(checkPort, checkSocket string) string {
+	var text strings.Builder
+	text.WriteString("static_resources:\n  listeners:\n")
+	for _, listener := range [][2]string{
+		{"alone", ""}, {"rbac", p.rbac()}, {"tcp", extAuthz("check-tcp")}, {"unix", extAuthz("check-unix")},
+	} {
+		fmt.Fprintf(&text, `  - name: %s
+    address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: plugin
+          scheme_header_transformation: {scheme_to_overwrite: https}
+          use_remote_address: true
+          skip_xff_append: true
+          common_http_protocol_options: {headers_with_underscores_action: REJECT_REQUEST}
+          route_config:
+            virtual_hosts:
+            - {name: everywhere, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: upstream, timeout: 0s}}]}
+          http_filters:
+%s          - name: envoy.filters.http.router
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+              suppress_envoy_headers: true
+`, listener[0], listener[1])
+	}
+	fmt.Fprintf(&text, `  clusters:
+  - name: upstream
+    connect_timeout: 5s
+    load_assignment: {cluster_name: upstream, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: %d}}}}]}]}
+`, p.port)
+	for name, address := range map[string]string{
+		"check-tcp": "socket_address: {address: 127.0.0.1, port_value: " + checkPort + "}", "check-unix": "pipe: {path: " + checkSocket + "}",
+	} {
+		fmt.Fprintf(&text, `  - name: %[1]s
+    connect_timeout: 1s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {http2_protocol_options: {}}
+    load_assignment: {cluster_name: %[1]s, endpoints: [{lb_endpoints: [{endpoint: {address: {%[2]s}}}]}]}
+`, name, address)
+	}
+	return text.String()
+}
+
+// extAuthz is the filter as configs/envoy has it.
+func extAuthz(cluster string) string {
+	return fmt.Sprintf(`          - name: envoy.filters.http.ext_authz
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
+              transport_api_version: V3
+              grpc_service: {envoy_grpc: {cluster_name: %s}, timeout: 10s}
+              failure_mode_allow: false
+              status_on_error: {code: ServiceUnavailable}
+              encode_raw_headers: true
+              validate_mutations: true
+              clear_route_cache: true
+`, cluster)
+}
+
+// rbac is Envoy's own filter with the same rules: who asks, by address since
+// nothing else proves it here, for which host, method and path.
+func (p *plane) rbac() string {
+	var text strings.Builder
+	text.WriteString(`          - name: envoy.filters.http.rbac
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+              rules:
+                action: ALLOW
+                policies:
+`)
+	for i, r := range p.site.Rules {
+		var methods []string
+		for _, method := range r.Methods {
+			methods = append(methods, fmt.Sprintf("{header: {name: ':method', string_match: {exact: %s}}}", method))
+		}
+		fmt.Fprintf(&text, `                  r%04d:
+                    principals: [{direct_remote_ip: {address_prefix: 127.0.0.1, prefix_len: 32}}]
+                    permissions: [{and_rules: {rules: [{header: {name: ':authority', string_match: {exact: %s}}}, {or_rules: {rules: [%s]}}, {url_path: {path: {prefix: %s}}}]}}]
+`, i, exactHost(i), strings.Join(methods, ", "), r.Prefix)
+	}
+	return text.String()
+}

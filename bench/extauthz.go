@@ -32,11 +32,11 @@ const turns = 9
 
 // party is who answers, or passes on, in a scene.
 type party struct {
-	name    string
-	order   order // but for its callers and length
-	weighed []*process
-	rounds  []yield
-	rss     int // KiB, the most that was seen
+	name   string
+	order  order // but for its callers and length
+	pids   []int // of what is measured
+	rounds []yield
+	rss    int // KiB, the most that was seen
 }
 
 // press has every party take turns under the load of so many callers, and
@@ -51,18 +51,15 @@ func press(ctx context.Context, l *loader, parties []*party, callers int, length
 				return err
 			}
 			o := p.order
-			o.Callers, o.Length, o.PIDs = callers, length/turns, nil
-			for _, process := range p.weighed {
-				o.PIDs = append(o.PIDs, process.cmd.Process.Pid)
-			}
+			o.Callers, o.Length, o.PIDs = callers, length/turns, p.pids
 			y, err := l.order(o)
 			if err != nil {
 				return fmt.Errorf("%s at %d: %w", p.name, callers, err)
 			}
 			p.rounds = append(p.rounds, y)
 			rss := 0
-			for _, process := range p.weighed {
-				rss += process.rss()
+			for _, pid := range p.pids {
+				rss += rssOf(pid)
 			}
 			p.rss = max(p.rss, rss)
 		}
@@ -202,16 +199,16 @@ func (w *world) newDoorsteps(ctx context.Context, rivals bool) (d *doorsteps, er
 	s, file := newSite(siteRules), w.file("site.json")
 	for i, address := range []string{"unix:" + w.file("check.sock"), "127.0.0.1:0"} {
 		name := fmt.Sprintf("door%d", i)
-		sidecar, address, err := w.door(ctx, d.cpu, name, address, s.grant())
+		sidecar, address, err := w.door(ctx, d.cpu, name, address, s.grant(), []string{pluginID})
 		if err != nil {
 			return d, err
 		}
 		d.sidecars = append(d.sidecars, sidecar)
 		if i == 0 {
-			d.ours = &party{name: "chaperone, unix socket", order: order{Check: address, Site: file}, weighed: []*process{&sidecar.process}}
+			d.ours = &party{name: "chaperone, unix socket", order: order{Check: address, Site: file}, pids: []int{sidecar.cmd.Process.Pid}}
 			err = s.hear(ctx, address)
 		} else {
-			d.ours2 = &party{name: "chaperone, TCP", order: order{Check: address, Site: file}, weighed: []*process{&sidecar.process}}
+			d.ours2 = &party{name: "chaperone, TCP", order: order{Check: address, Site: file}, pids: []int{sidecar.cmd.Process.Pid}}
 		}
 		if err != nil {
 			return d, err
@@ -226,7 +223,7 @@ func (w *world) newDoorsteps(ctx context.Context, rivals bool) (d *doorsteps, er
 			return nil, err
 		}
 		d.processes = append(d.processes, p)
-		return &party{name: name, order: order{Check: p.address, Site: file, Blind: blind}, weighed: []*process{p}}, nil
+		return &party{name: name, order: order{Check: p.address, Site: file, Blind: blind}, pids: []int{p.cmd.Process.Pid}}, nil
 	}
 	if d.floor, err = start("grpc-go, empty handler, unix socket (floor)", "/proc/self/exe", "unix:"+w.file("floor.sock"), true, "role=check-floor"); err != nil {
 		return d, err
@@ -263,7 +260,7 @@ func optional(err error) error {
 type rivalName struct{ name, label string }
 
 func rivalNames() []rivalName {
-	return []rivalName{{"opa", "OPA, prepared and indexed"}, {"cedar-go", "cedar-go"}, {"cel-go", "cel-go, a program for each rule"}}
+	return []rivalName{{"opa", "OPA, prepared and indexed"}, {"cedar-go", "cedar-go, a policy for each rule and method"}, {"cel-go", "cel-go, a program for each rule"}}
 }
 
 // buildRivals builds the program with the other engines, which has a module of
@@ -287,8 +284,12 @@ func (w *world) buildRivals(ctx context.Context) (string, error) {
 }
 
 // door starts a sidecar that serves ext_authz, and returns where.
-func (w *world) door(ctx context.Context, cpu int, name, address string, grant authz.Grant) (*sidecar, string, error) {
-	err := w.sidecarFile(name, grant, map[string]any{"listen": map[string]any{"extAuthz": address}, "spiffeIDs": []string{pluginID}})
+func (w *world) door(ctx context.Context, cpu int, name, address string, grant authz.Grant, spiffeIDs []string) (*sidecar, string, error) {
+	more := map[string]any{"listen": map[string]any{"extAuthz": address}}
+	if spiffeIDs != nil {
+		more["spiffeIDs"] = spiffeIDs
+	}
+	err := w.sidecarFile(name, grant, more)
 	if err != nil {
 		return nil, "", err
 	}

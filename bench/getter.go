@@ -27,11 +27,11 @@ func newGetter(o order, s *site) (*getter, error) {
 		if !r.Allowed {
 			continue
 		}
-		target := r.Path
-		if o.Proxied {
-			target = "http://" + r.Host + r.Path
+		host, target := r.Host+o.Port, r.Path
+		if o.Port != "" {
+			target = "http://" + host + r.Path
 		}
-		g.requests = append(g.requests, []byte("GET "+target+" HTTP/1.1\r\nHost: "+r.Host+"\r\nUser-Agent: weather-cards/2.11.0\r\nAccept: application/json\r\n"+o.Header+"\r\n"))
+		g.requests = append(g.requests, []byte("GET "+target+" HTTP/1.1\r\nHost: "+host+"\r\nUser-Agent: weather-cards/2.11.0\r\nAccept: application/json\r\n"+o.Header+"\r\n"))
 	}
 	network, address, _ := strings.Cut(o.Get, ":")
 	for range o.Callers {

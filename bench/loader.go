@@ -23,10 +23,11 @@ type order struct {
 	// Check is where to ask ext_authz checks, unix:PATH or tcp:HOST:PORT; Get is
 	// where to send GETs. One of them is there.
 	Check, Get string
-	// Site is the file of the requests. Those of a GET that is not Proxied have
-	// only their path in their first line.
-	Site    string
-	Proxied bool
+	// Site is the file of the requests.
+	Site string
+	// Port makes GETs those to a proxy, for a whole URL with this port; "" leaves
+	// only the path in their first line.
+	Port string
 	// Header is added to every GET, with its line end.
 	Header string
 	// Callers is how many requests are on their way at any time: on one

@@ -208,8 +208,10 @@ func cpuOf(pid int) time.Duration {
 }
 
 // rss returns the resident memory of the process in KiB.
-func (p *process) rss() int {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+func (p *process) rss() int { return rssOf(p.cmd.Process.Pid) }
+
+func rssOf(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}

@@ -240,6 +240,9 @@ func (e *Envoy) Counter(ctx context.Context, name string) (int, error) {
 	return strconv.Atoi(value)
 }
 
+// PID returns the process id of the Envoy.
+func (e *Envoy) PID() int { return e.process.cmd.Process.Pid }
+
 // Log returns the last of what Envoy printed.
 func (e *Envoy) Log() string { return e.process.log.String() }
 

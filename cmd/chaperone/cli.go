@@ -91,7 +91,7 @@ func (c *cli) root() *cobra.Command {
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.statusCommand(), c.usageCommand(),
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
-		c.detachCommand(), c.schemaCommand(), c.versionCommand(),
+		c.detachCommand(), c.envoyCommand(), c.schemaCommand(), c.versionCommand(),
 	)
 	return root
 }

@@ -46,13 +46,17 @@ func newTrustBundle() (*trustBundle, error) {
 	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // the plugin's user enters it
 		return nil, errors.Join(fmt.Errorf("make trust folder: %w", err), os.RemoveAll(dir))
 	}
-	b := &trustBundle{dir: dir}
+	return &trustBundle{dir: dir, system: systemCertificates()}, nil // without system roots the bundle holds ours alone
+}
+
+// systemCertificates returns the system's roots, PEM; nil where there are none.
+func systemCertificates() []byte {
 	for _, file := range systemRoots {
-		if b.system, err = os.ReadFile(file); err == nil {
-			break
+		if data, err := os.ReadFile(file); err == nil {
+			return data
 		}
 	}
-	return b, nil // without system roots the bundle holds ours alone
+	return nil
 }
 
 func (b *trustBundle) pemFile() string { return filepath.Join(b.dir, "ca-bundle.pem") }

@@ -63,13 +63,18 @@ func loadConfig(path string) (*configs.Config, error) {
 // offline returns the snapshot that a sidecar would decide with: the files'
 // policy and the revocations of the stateDir.
 func offline(cfg *configs.Config) (*authz.Snapshot, error) {
-	engine := &authz.Engine{}
-	engine.Install(cfg.Policy)
-	kept := &state{dir: cfg.Sidecar.StateDir}
-	if err := kept.revocationsInto(engine); err != nil {
+	engine, err := offlineEngine(cfg)
+	if err != nil {
 		return nil, err
 	}
 	return engine.Current(), nil
+}
+
+func offlineEngine(cfg *configs.Config) (*authz.Engine, error) {
+	engine := &authz.Engine{}
+	engine.Install(cfg.Policy)
+	kept := &state{dir: cfg.Sidecar.StateDir}
+	return engine, kept.revocationsInto(engine)
 }
 
 // explained is the answer of explain.

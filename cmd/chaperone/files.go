@@ -23,6 +23,9 @@ func privateFiles(spec *configs.Sidecar) []string {
 			out = append(out, a.Addr)
 		}
 	}
+	if spec.Envoy != nil {
+		out = append(out, spec.Envoy.Dir) // who enters it has the keys of the certificates that Envoy shows
+	}
 	if spec.Listen.ExtAuthzTLS != nil {
 		out = append(out, spec.Listen.ExtAuthzTLS.KeyFile)
 	}

@@ -28,7 +28,7 @@ import (
 func (s *sidecar) listen(ctx context.Context) error {
 	spec := &s.config.Load().Sidecar
 	s.forbidden.resolve(ctx)
-	if s.proxy != nil {
+	if !spec.Listen.Proxy.IsZero() {
 		if err := s.listenProxy(ctx, spec); err != nil {
 			return err
 		}
@@ -48,6 +48,14 @@ func (s *sidecar) listen(ctx context.Context) error {
 		}
 		s.addresses.extAuthz = addressText(addr)
 		s.forbid(addr)
+	}
+	if s.own != nil {
+		if err := s.own.listen(ctx); err != nil {
+			return err
+		}
+		for _, at := range []netip.AddrPort{tcpAddress(s.own.spec.Explicit), tcpAddress(s.own.spec.Transparent)} {
+			s.forbid(net.TCPAddrFromAddrPort(at))
+		}
 	}
 	if err := s.admin.Listen(); err != nil {
 		return fmt.Errorf("listen for admin: %w", err)
@@ -254,6 +262,9 @@ func (s *sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 	}
 	if s.envoy != nil {
 		g.Go(func() error { return s.envoy.Run(ctx) })
+	}
+	if s.own != nil {
+		s.own.run(ctx, g)
 	}
 	if s.web != nil {
 		g.Go(func() error { return s.web.run(ctx) })

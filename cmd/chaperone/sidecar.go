@@ -66,7 +66,8 @@ type sidecar struct {
 	trust    *trustBundle
 	resolver *proxy.Resolver
 	proxy    *proxy.Proxy
-	envoy    *extauthz.Server
+	envoy    *extauthz.Server // that others configure
+	own      *ownEnvoy        // the one that this sidecar configures
 	admin    *admin.Server
 	web      *web
 
@@ -105,7 +106,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeAdmin, s.makeWeb,
+		s.openState, s.openAudit, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeOwnEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -195,9 +196,10 @@ func (s *sidecar) makeGate(*configs.Sidecar) (err error) {
 	return err
 }
 
-// makeProxy makes the plugin's way out, when it has one here.
+// makeProxy makes the plugin's way out, when it has one here, and the end of the
+// way of an Envoy that the sidecar configures.
 func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
-	if spec.Listen.Proxy.IsZero() {
+	if spec.Listen.Proxy.IsZero() && spec.Envoy == nil {
 		return nil
 	}
 	cfg := proxy.Config{
@@ -205,6 +207,9 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
 		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
 		Echo: func(r *authz.Record) { s.record(r) }, Placeholders: s.standIns.current, Unauthorized: s.unauthorized,
+	}
+	if spec.Envoy != nil {
+		cfg.Relay = spec.Envoy.Plugin()
 	}
 	if cfg.UpstreamProxy, cfg.NoProxy, err = upstreamProxy(spec); err != nil {
 		return err

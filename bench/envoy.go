@@ -208,14 +208,9 @@ func (p *plane) envoy(ctx context.Context, bootstrap string) (*testenv.Envoy, er
 
 // alone starts a sidecar whose own proxy does it all.
 func (p *plane) alone(ctx context.Context, w *world) error {
-	loopback := netip.MustParseAddr("127.0.0.1")
-	hosts := map[string][]netip.Addr{}
-	for _, r := range p.site.Requests {
-		hosts[r.Host] = []netip.Addr{loopback}
-	}
-	grant := p.site.hostGrant(authz.To{Scheme: authz.SchemeHTTP, Ports: []uint16{p.port}, Addresses: []netip.Prefix{netip.PrefixFrom(loopback, 32)}})
-	err := w.sidecarFile("envoy-none", grant, map[string]any{"listen": map[string]any{"proxy": "127.0.0.1:0"}, "dns": map[string]any{"hosts": hosts}})
-	if err != nil {
+	grant, more := p.toOrigin()
+	more["listen"] = map[string]any{"proxy": "127.0.0.1:0"}
+	if err := w.sidecarFile("envoy-none", grant, more); err != nil {
 		return err
 	}
 	sidecar, err := w.serve(ctx, p.cpu, w.file("envoy-none.json"), w.file("envoy-none"))
@@ -229,8 +224,51 @@ func (p *plane) alone(ctx context.Context, w *world) error {
 	return nil
 }
 
-// configured starts an Envoy that a sidecar configures.
-func (p *plane) configured(context.Context, *world) error { return nil }
+// configured starts an Envoy that a sidecar configures: it asks for every
+// request, and reaches the origin only through the sidecar's exits.
+func (p *plane) configured(ctx context.Context, w *world) error {
+	free, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	explicit := free.Addr().String()
+	if err := free.Close(); err != nil {
+		return err
+	}
+	grant, more := p.toOrigin()
+	more["envoy"] = map[string]any{"explicit": explicit, "accessLog": "off"}
+	if err := w.sidecarFile("envoy-xds", grant, more); err != nil {
+		return err
+	}
+	sidecar, err := w.serve(ctx, p.cpu, w.file("envoy-xds.json"), w.file("envoy-xds"))
+	if err != nil {
+		return err
+	}
+	p.sidecars = append(p.sidecars, sidecar)
+	bootstrap, err := w.command(ctx, "envoy", "bootstrap", "--config", w.file("envoy-xds.json"))
+	if err != nil {
+		return err
+	}
+	e, err := p.envoy(ctx, string(bootstrap))
+	if err != nil {
+		return err
+	}
+	way := p.add("Envoy configured by chaperone: checks, exits, plain HTTP", "tcp:"+explicit, e.PID(), sidecar.cmd.Process.Pid)
+	way.order.Port = ":" + strconv.Itoa(int(p.port))
+	return nil
+}
+
+// toOrigin is a grant of the hosts at the origin's port, and what a sidecar that
+// dials them itself has to be told besides.
+func (p *plane) toOrigin() (authz.Grant, map[string]any) {
+	loopback := netip.MustParseAddr("127.0.0.1")
+	hosts := map[string][]netip.Addr{}
+	for _, r := range p.site.Requests {
+		hosts[r.Host] = []netip.Addr{loopback}
+	}
+	return p.site.hostGrant(authz.To{Scheme: authz.SchemeHTTP, Ports: []uint16{p.port}, Addresses: []netip.Prefix{netip.PrefixFrom(loopback, 32)}}),
+		map[string]any{"dns": map[string]any{"hosts": hosts}}
+}
 
 // bootstrap is the configuration of the foreign Envoy: what configs/envoy has,
 // less the access log, TLS and the look-up of names, so that what is measured

@@ -208,7 +208,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
 		Echo: func(r *authz.Record) { s.record(r) }, Placeholders: s.standIns.current, Unauthorized: s.unauthorized,
 	}
-	if spec.Envoy != nil {
+	if spec.Envoy != nil && !spec.Listen.Proxy.IsZero() {
 		cfg.Relay = spec.Envoy.Plugin()
 	}
 	if cfg.UpstreamProxy, cfg.NoProxy, err = upstreamProxy(spec); err != nil {

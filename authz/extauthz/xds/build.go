@@ -66,6 +66,13 @@ func (p *place) literal() (netip.Addr, bool) {
 	return addr, err == nil
 }
 
+// upgradeSuffix ends the name of a place's cluster for requests that upgrade.
+const upgradeSuffix = "/upgrade"
+
+// upgrades reports whether requests to the place may upgrade and would be sent
+// over HTTP/2.
+func (p *place) upgrades() bool { return p.Upgrades != "" && p.Scheme == authz.SchemeHTTPS }
+
 func bracketed(host string) string {
 	if strings.Contains(host, ":") {
 		return "[" + host + "]"

@@ -36,7 +36,11 @@ func (b *builder) clusters() []*clusterv3.Cluster {
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 	}}
 	for i := range b.places {
-		out = append(out, b.upstream(&b.places[i]))
+		p := &b.places[i]
+		out = append(out, b.upstream(p, p.cluster))
+		if p.upgrades() {
+			out = append(out, b.upstream(p, p.cluster+upgradeSuffix))
+		}
 	}
 	for _, way := range b.insides() {
 		out = append(out, b.inside(way))
@@ -76,6 +80,16 @@ func overHTTP2() *httpv3.HttpProtocolOptions {
 	}}
 }
 
+func overHTTP1() *httpv3.HttpProtocolOptions {
+	return &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+		ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
+				HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
+			},
+		},
+	}}
+}
+
 // check is the cluster of the ext_authz socket. A sidecar that is not ready or
 // that drains gives no answers, and without the threshold of 0 Envoy would go
 // on asking an endpoint that is known to be unhealthy.
@@ -95,8 +109,8 @@ func (b *builder) check() *clusterv3.Cluster {
 }
 
 // upstream is the cluster of one place: the sidecar's exit to it.
-func (b *builder) upstream(p *place) *clusterv3.Cluster {
-	c := static(p.cluster, pipe(p.exit))
+func (b *builder) upstream(p *place, name string) *clusterv3.Cluster {
+	c := static(name, pipe(p.exit))
 	c.PerConnectionBufferLimitBytes = wrapperspb.UInt32(bufferLimit)
 	switch p.Scheme {
 	case authz.SchemeHTTPS:
@@ -124,6 +138,9 @@ func (b *builder) secure(c *clusterv3.Cluster, p *place) {
 			HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
 		},
 	}}
+	if c.GetName() != p.cluster {
+		o = overHTTP1()
+	}
 	valid := &tlsv3.CertificateValidationContext{}
 	tls := &tlsv3.UpstreamTlsContext{}
 	addr, isAddr := p.literal()

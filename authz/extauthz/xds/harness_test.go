@@ -2,6 +2,7 @@ package xds_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -162,9 +163,13 @@ type plane struct {
 	stopServer    func()
 	stopCheck     func()
 	envoy         *testenv.Envoy
+	sotw          bool // the Envoy is told the state of the world
 }
 
 var testTime = time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC)
+
+// virtual is the address by which connections to db.weather.example are known.
+var virtual = netip.MustParseAddr("240.0.0.9") //nolint:gochecknoglobals // a constant
 
 func now() time.Time { return testTime }
 
@@ -260,7 +265,8 @@ func (p *plane) startCheck(t *testing.T) {
 	s := testenv.MustGet(extauthz.New(extauthz.Config{
 		Plugin: plugin, Gate: gate, RouteHeader: true, Drain: time.Second,
 		Ready:    func() bool { return p.engine.Current().Ready() },
-		Enforces: authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout,
+		Enforces: authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout | authz.ConditionOriginate,
+		Name:     func(addr netip.Addr) (string, bool) { return "db.weather.example", addr == virtual },
 	}))(t)
 	testenv.MustGet(s.Listen(t.Context(), "unix:"+p.config.Check))(t)
 	p.stopCheck = run(t, s.Run)
@@ -280,6 +286,9 @@ func (p *plane) params() xds.Params {
 func (p *plane) startEnvoy(t *testing.T) {
 	t.Helper()
 	bootstrap := testenv.MustGet(xds.Bootstrap(p.params()))(t)
+	if p.sotw {
+		bootstrap = bytes.Replace(bootstrap, []byte("DELTA_GRPC"), []byte("GRPC"), 1)
+	}
 	envoy, err := testenv.StartEnvoy(t.Context(), testenv.EnvoyConfig{Bootstrap: string(bootstrap)})
 	if err != nil {
 		t.Fatal(err)

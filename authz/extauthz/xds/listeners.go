@@ -54,7 +54,7 @@ func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Lis
 	}
 	inspector := b.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{})
 	destination := b.listenerFilter(originalDst, &dstv3.OriginalDst{})
-	outside := b.manager("egress", true, inlined)
+	outside := b.manager("egress", inlined, believeNothing())
 	var out []*listenerv3.Listener
 	if b.cfg.Listener != "" {
 		header := b.listenerFilter("envoy.filters.listener.proxy_protocol", &proxyv3.ProxyProtocol{
@@ -75,12 +75,12 @@ func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Lis
 		l.Address = socket(b.cfg.Transparent)
 		out = append(out, l)
 	}
-	if len(b.insides()) > 0 {
-		l := b.listener(insideListener, b.manager(insideListener, false, nil), destination, inspector)
-		l.ListenerSpecifier = &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
-		out = append(out, l)
-	}
-	return out
+	// It is there whatever is granted: Envoy drains one that goes away for minutes,
+	// with all its chains.
+	within := b.manager(insideListener, nil, append(believeNothing(), marked()))
+	l := b.listener(insideListener, within, destination, inspector)
+	l.ListenerSpecifier = &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
+	return append(out, l)
 }
 
 // mode returns the mode of sockets that Envoy makes.
@@ -141,7 +141,7 @@ func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration) *li
 	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{
 		b.filter(filterNetAuthz, &netauthzv3.ExtAuthz{
 			StatPrefix: "connection", TransportApiVersion: corev3.ApiVersion_V3, GrpcService: checkService(),
-			IncludeTlsSession: true, SendTlsAlertOnDenial: true,
+			IncludeTlsSession: true,
 		}),
 		b.filter("envoy.filters.network.tcp_proxy", &tcpv3.TcpProxy{
 			StatPrefix:                      "connection",

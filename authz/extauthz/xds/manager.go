@@ -32,7 +32,7 @@ func checkService() *corev3.GrpcService {
 
 // manager returns the filter of what is HTTP. table is nil where the routes
 // come over xDS.
-func (b *builder) manager(name string, outside bool, table *routev3.RouteConfiguration) *listenerv3.Filter {
+func (b *builder) manager(name string, table *routev3.RouteConfiguration, early []*mutationv3.HeaderMutation) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
@@ -45,7 +45,7 @@ func (b *builder) manager(name string, outside bool, table *routev3.RouteConfigu
 		GenerateRequestId:          wrapperspb.Bool(false),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{
-			b.extension("envoy.http.early_header_mutation.header_mutation", believeNothing()),
+			b.extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{Mutations: early}),
 		},
 		// Paths arrive as they were sent: the sidecar refuses what is ambiguous
 		// and answers the canonical bytes, which are what is forwarded.
@@ -65,7 +65,7 @@ func (b *builder) manager(name string, outside bool, table *routev3.RouteConfigu
 		},
 		RequestHeadersTimeout: seconds(10),
 		StreamIdleTimeout:     seconds(300),
-		UpgradeConfigs:        b.upgrades(outside),
+		UpgradeConfigs:        b.upgrades(),
 		AccessLog:             b.accessLog(requestLog()),
 		HttpFilters:           []*hcmv3.HttpFilter{b.ask(), b.router()},
 	}
@@ -77,10 +77,10 @@ func (b *builder) manager(name string, outside bool, table *routev3.RouteConfigu
 
 // believeNothing removes what of the plugin's headers would steer Envoy:
 // retries and timeouts (x-envoy-*) and the choice of the route.
-func believeNothing() *earlyv3.HeaderMutation {
-	out := &earlyv3.HeaderMutation{}
+func believeNothing() []*mutationv3.HeaderMutation {
+	var out []*mutationv3.HeaderMutation
 	for _, prefix := range []string{"x-chaperone-", "x-envoy-"} {
-		out.Mutations = append(out.Mutations, &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
+		out = append(out, &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
 			RemoveOnMatch: &mutationv3.HeaderMutation_RemoveOnMatch{KeyMatcher: &matcherv3.StringMatcher{
 				MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}, IgnoreCase: true,
 			}},
@@ -89,10 +89,16 @@ func believeNothing() *earlyv3.HeaderMutation {
 	return out
 }
 
+// marked adds the mark of what came in a CONNECT.
+func marked() *mutationv3.HeaderMutation {
+	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+		Header: &corev3.HeaderValue{Key: headerInside, Value: "1"},
+	}}}
+}
+
 // upgrades returns the protocols that requests may upgrade to under any rule.
 // Whether this one may is asked; one that is not here Envoy refuses by itself.
-// What is inside a CONNECT cannot open another one.
-func (b *builder) upgrades(connect bool) []*hcmv3.HttpConnectionManager_UpgradeConfig {
+func (b *builder) upgrades() []*hcmv3.HttpConnectionManager_UpgradeConfig {
 	var names []string
 	for i := range b.places {
 		for name := range strings.SplitSeq(b.places[i].Upgrades, ",") {
@@ -101,10 +107,7 @@ func (b *builder) upgrades(connect bool) []*hcmv3.HttpConnectionManager_UpgradeC
 			}
 		}
 	}
-	names = append(names, "websocket")
-	if connect {
-		names = append(names, "CONNECT")
-	}
+	names = append(names, "CONNECT", "websocket")
 	slices.Sort(names)
 	var out []*hcmv3.HttpConnectionManager_UpgradeConfig
 	for _, name := range slices.Compact(names) {

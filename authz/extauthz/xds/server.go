@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -83,6 +84,9 @@ func (c *Config) check() error {
 	if c.Plugin == "" || c.Exits == nil || !filepath.IsAbs(c.Check) {
 		return errors.New("plugin, exits and the absolute path of the check socket are required")
 	}
+	if c.Listener == "" && !c.Explicit.IsValid() && !c.Transparent.IsValid() {
+		return errors.New("Envoy would listen nowhere")
+	}
 	if c.MaxStreamDuration < 0 {
 		return errors.New("streams must last for some time")
 	}
@@ -107,8 +111,8 @@ type Server struct {
 
 	// Of the loop alone.
 	routes  []authz.Route
-	current *cache.Snapshot
-	built   time.Time
+	current *cache.Snapshot // what is served
+	due     bool            // it must be made anew, whatever the routes are
 }
 
 // New returns a server. It starts nothing.
@@ -120,7 +124,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("make xDS server: %w", err)
 	}
 	s := &Server{
-		cfg: cfg, health: grpchealth.NewServer(), followed: newFollowed(cfg.Plugin, cfg.Log),
+		cfg: cfg, health: grpchealth.NewServer(), followed: newFollowed(&cfg),
 		instance: strconv.FormatInt(cfg.Now().UnixNano(), 36),
 	}
 	// There is one configuration, whoever asks; Server.followed sees to that only
@@ -200,50 +204,63 @@ func (s *Server) follow(ctx context.Context) {
 			return
 		case <-changed:
 		case <-timer.C:
-			s.current = nil // certificates may be due
+			s.due = true // certificates may have to be renewed
 		}
 	}
 }
 
-// update puts the configuration of the generation in force. When it cannot be
-// made, one without any route is: nothing stays open by mistake.
+// update puts the configuration of the generation in force and reports whether
+// it could be made. Where it could not, one without any route is: nothing stays
+// open by mistake.
 func (s *Server) update(ctx context.Context) bool {
 	snapshot := s.cfg.Engine.Current()
 	routes := snapshot.Routes(s.cfg.Plugin, s.cfg.Now())
-	if s.current != nil && slices.Equal(routes, s.routes) {
-		s.followed.generation(snapshot.Generation(), nil)
+	if s.current != nil && !s.due && slices.Equal(routes, s.routes) {
+		s.followed.serves(snapshot.Generation(), nil, "")
 		return true
 	}
-	r, err := build(&s.cfg, routes, false)
-	failed := err
-	if err != nil {
-		s.cfg.Log.Error("Envoy is left without routes", zap.Uint64("generation", snapshot.Generation()), zap.Error(err))
-		if r, err = build(&s.cfg, nil, false); err != nil {
-			s.cfg.Log.Error("Envoy keeps its routes, and the sidecar refuses them", zap.Error(err))
-			return false
-		}
+	s.routes, s.due = routes, false
+	err := s.serve(ctx, routes, snapshot.Generation(), "")
+	if err == nil {
+		return true
 	}
-	next, err := s.snapshot(r, snapshot.Generation())
-	if err != nil {
-		s.cfg.Log.Error("Envoy's configuration cannot be encoded", zap.Error(err))
-		return false
+	s.due = true
+	s.cfg.Log.Error("Envoy is left without routes", zap.Uint64("generation", snapshot.Generation()), zap.Error(err))
+	if bare := s.serve(ctx, nil, snapshot.Generation(), err.Error()); bare != nil {
+		// Its exits are closed and the sidecar refuses what it asks for.
+		s.followed.serves(snapshot.Generation(), nil, err.Error())
+		s.cfg.Log.Error("Envoy keeps what it had", zap.Error(bare))
 	}
-	s.followed.generation(snapshot.Generation(), next)
-	if err := s.cache.SetSnapshot(ctx, one{}.ID(nil), next); err != nil && ctx.Err() == nil {
-		s.cfg.Log.Error("Envoy was not told of its configuration", zap.Error(err))
-	}
-	s.routes, s.current = routes, next
-	if failed != nil {
-		s.current = nil
-	}
-	return failed == nil
+	return false
 }
 
-// snapshot makes a snapshot of the cache. A type of resources keeps its version
-// when nothing of it changed.
+// serve makes a configuration of routes and has it told to every Envoy.
+func (s *Server) serve(ctx context.Context, routes []authz.Route, generation uint64, problem string) error {
+	r, err := build(&s.cfg, routes, false)
+	if err != nil {
+		return err
+	}
+	next, err := s.snapshot(r, generation)
+	if err != nil {
+		return fmt.Errorf("encode configuration: %w", err)
+	}
+	versions := map[string]string{}
+	for url := range next.VersionMap {
+		versions[url] = next.GetVersion(url)
+	}
+	s.followed.serves(generation, versions, problem)
+	s.current = next
+	if err := s.cache.SetSnapshot(ctx, one{}.ID(nil), next); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("tell of configuration: %w", err)
+	}
+	return nil
+}
+
+// snapshot makes a snapshot of the cache. A type of resources of which nothing
+// changed keeps its version.
 func (s *Server) snapshot(r *resources, generation uint64) (*cache.Snapshot, error) {
 	out := &cache.Snapshot{}
-	version := s.instance + "." + strconv.FormatUint(generation, 10)
+	version := versionOf(s.instance, generation)
 	out.Resources[types.Cluster] = cache.NewResources(version, resourcesOf(r.clusters))
 	out.Resources[types.Listener] = cache.NewResources(version, resourcesOf(r.listeners))
 	out.Resources[types.Route] = cache.NewResources(version, resourcesOf(r.routes))
@@ -251,7 +268,19 @@ func (s *Server) snapshot(r *resources, generation uint64) (*cache.Snapshot, err
 	if err := out.Consistent(); err != nil {
 		return nil, err
 	}
-	return out, out.ConstructVersionMap()
+	if err := out.ConstructVersionMap(); err != nil {
+		return nil, err
+	}
+	for i := range out.Resources {
+		url, err := cache.GetResponseTypeURL(types.ResponseType(i))
+		if err != nil {
+			return nil, err
+		}
+		if s.current != nil && maps.Equal(out.VersionMap[url], s.current.VersionMap[url]) {
+			out.Resources[i].Version = s.current.Resources[i].Version
+		}
+	}
+	return out, nil
 }
 
 func resourcesOf[T types.Resource](list []T) []types.Resource {

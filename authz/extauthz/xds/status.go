@@ -1,69 +1,237 @@
 package xds
 
 import (
+	"context"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	xdsserver "github.com/envoyproxy/go-control-plane/pkg/server/v3"
 	"go.uber.org/zap"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Status says how Envoys stand to what is served.
+// Status says what is served and how every Envoy stands to it.
 type Status struct {
-	Generation uint64 // the policy's that is served
-	Envoys     []EnvoyStatus
+	Generation uint64 // the policy's that is served; 0 before Run
+	Problem    string // why nothing of it is routed; "" when it is
+	Envoys     []Envoy
 }
 
-// EnvoyStatus is how one connected Envoy stands.
-type EnvoyStatus struct {
-	Version   string // of Envoy, as it says
-	Connected time.Time
+// Envoy is how one connected Envoy stands to what is served.
+type Envoy struct {
+	Version   string    // as it names itself, as in 1.40.0
+	Delta     bool      // it is told of changes, and not of the state of the world
+	Connected time.Time // since when
+	// Acknowledged is the generation of each type of resource that it has put in
+	// force: Cluster, Listener, RouteConfiguration and Secret, as far as it asked
+	// for them.
+	Acknowledged map[string]uint64
+	// Refused is what it said of resources that it did not put in force, by their
+	// type. It goes on with what it had.
+	Refused map[string]string
 }
 
+// Current reports whether the Envoy has put in force what is served.
+func (s Status) Current(e Envoy) bool {
+	if len(e.Refused) > 0 || len(e.Acknowledged) < 3 {
+		return false // without listeners, routes and clusters
+	}
+	for _, generation := range e.Acknowledged {
+		if generation != s.Generation {
+			return false
+		}
+	}
+	return true
+}
+
+// Status returns what is served and how Envoys stand to it.
+func (s *Server) Status() Status { return s.followed.status() }
+
+// followed keeps account of who is told what. Its callbacks are called for each
+// message of a stream, in order.
 type followed struct {
 	xdsserver.CallbackFuncs
 
 	plugin authz.Principal
+	now    func() time.Time
 	log    *zap.Logger
-	mu     sync.Mutex
-	gen    uint64
+
+	mu         sync.Mutex
+	generation uint64
+	problem    string
+	versions   map[string]string // what is served, by type
+	streams    map[stream]*told
 }
 
-func newFollowed(p authz.Principal, log *zap.Logger) *followed { return &followed{plugin: p, log: log} }
+// stream names a stream: the two protocols count theirs separately.
+type stream struct {
+	delta bool
+	id    int64
+}
 
-func (f *followed) generation(g uint64, _ *cache.Snapshot) {
+// told is what one Envoy was told and has answered.
+type told struct {
+	version   string
+	connected time.Time
+	types     map[string]*toldOf
+}
+
+type toldOf struct {
+	nonce, sent string // of the last response
+	accepted    string // the last version that was put in force
+	refused     string
+}
+
+func newFollowed(cfg *Config) *followed {
+	return &followed{plugin: cfg.Plugin, now: cfg.Now, log: cfg.Log, streams: map[stream]*told{}}
+}
+
+// serves notes what is served from now on; nil versions are those of before.
+func (f *followed) serves(generation uint64, versions map[string]string, problem string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.gen = g
+	f.generation, f.problem = generation, problem
+	if versions != nil {
+		f.versions = versions
+	}
 }
 
-func (f *followed) node(n *corev3.Node) error {
-	if n != nil && n.GetId() != string(f.plugin) {
-		return status.Error(codes.PermissionDenied, fmt.Sprintf("this sidecar configures the Envoy of %q", f.plugin))
+func (f *followed) status() Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := Status{Generation: f.generation, Problem: f.problem}
+	for name, t := range f.streams {
+		e := Envoy{Version: t.version, Delta: name.delta, Connected: t.connected, Acknowledged: map[string]uint64{}, Refused: map[string]string{}}
+		for url, of := range t.types {
+			kind := url[strings.LastIndexByte(url, '.')+1:]
+			switch {
+			case of.refused != "":
+				e.Refused[kind] = of.refused
+			case of.accepted == "":
+			case of.accepted == f.versions[url]:
+				e.Acknowledged[kind] = f.generation
+			default:
+				e.Acknowledged[kind] = generationOf(of.accepted)
+			}
+		}
+		out.Envoys = append(out.Envoys, e)
 	}
+	slices.SortFunc(out.Envoys, func(x, y Envoy) int { return x.Connected.Compare(y.Connected) })
+	return out
+}
+
+// versionOf names what is served of a generation. The instance tells it from
+// that of another run of the sidecar.
+func versionOf(instance string, generation uint64) string {
+	return instance + "." + strconv.FormatUint(generation, 10)
+}
+
+func generationOf(version string) uint64 {
+	_, text, _ := strings.Cut(version, ".")
+	generation, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0 // of another program
+	}
+	return generation
+}
+
+func (f *followed) open(s stream) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.streams[s] = &told{connected: f.now(), types: map[string]*toldOf{}}
 	return nil
 }
 
-// OnStreamRequest sees a request (state of the world).
-func (f *followed) OnStreamRequest(_ int64, in *discoveryv3.DiscoveryRequest) error {
-	if e := in.GetErrorDetail(); e != nil {
-		f.log.Warn("Envoy refused its configuration", zap.String("type", in.GetTypeUrl()), zap.String("error", e.GetMessage()))
-	}
-	return f.node(in.GetNode())
+func (f *followed) closed(s stream) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.streams, s)
+	f.log.Info("an Envoy has left")
 }
 
-// OnStreamDeltaRequest sees a request (delta).
-func (f *followed) OnStreamDeltaRequest(_ int64, in *discoveryv3.DeltaDiscoveryRequest) error {
-	if e := in.GetErrorDetail(); e != nil {
-		f.log.Warn("Envoy refused its configuration", zap.String("type", in.GetTypeUrl()), zap.String("error", e.GetMessage()))
+func (f *followed) requested(s stream, node *corev3.Node, url, nonce string, detail *statuspb.Status) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.streams[s]
+	if node != nil {
+		if node.GetId() != string(f.plugin) {
+			f.log.Warn("an Envoy of another plugin asks for a configuration", zap.String("node", node.GetId()))
+			return status.Error(codes.PermissionDenied, fmt.Sprintf("this is the configuration of %q, not of %q", f.plugin, node.GetId()))
+		}
+		if t.version == "" {
+			v := node.GetUserAgentBuildVersion().GetVersion()
+			t.version = fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
+			f.log.Info("an Envoy has come", zap.String("version", t.version))
+		}
 	}
-	return f.node(in.GetNode())
+	of := t.types[url]
+	if of == nil {
+		of = &toldOf{}
+		t.types[url] = of
+	}
+	if nonce == "" || nonce != of.nonce {
+		return nil
+	}
+	if of.refused = detail.GetMessage(); detail != nil {
+		f.log.Error("Envoy refused a configuration", zap.String("type", url), zap.String("error", of.refused))
+		return nil
+	}
+	of.accepted = of.sent
+	return nil
+}
+
+func (f *followed) sent(s stream, url, nonce, version string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t := f.streams[s]; t != nil && t.types[url] != nil {
+		t.types[url].nonce, t.types[url].sent = nonce, version
+	}
+}
+
+// The rest are the callbacks of the two protocols.
+
+// OnStreamOpen sees an Envoy come.
+func (f *followed) OnStreamOpen(_ context.Context, id int64, _ string) error {
+	return f.open(stream{false, id})
+}
+
+// OnStreamClosed sees an Envoy leave.
+func (f *followed) OnStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{false, id}) }
+
+// OnStreamRequest sees a request.
+func (f *followed) OnStreamRequest(id int64, in *discoveryv3.DiscoveryRequest) error {
+	return f.requested(stream{false, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
+}
+
+// OnStreamResponse sees a response.
+func (f *followed) OnStreamResponse(_ context.Context, id int64, _ *discoveryv3.DiscoveryRequest, out *discoveryv3.DiscoveryResponse) {
+	f.sent(stream{false, id}, out.GetTypeUrl(), out.GetNonce(), out.GetVersionInfo())
+}
+
+// OnDeltaStreamOpen sees an Envoy come.
+func (f *followed) OnDeltaStreamOpen(_ context.Context, id int64, _ string) error {
+	return f.open(stream{true, id})
+}
+
+// OnDeltaStreamClosed sees an Envoy leave.
+func (f *followed) OnDeltaStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{true, id}) }
+
+// OnStreamDeltaRequest sees a request.
+func (f *followed) OnStreamDeltaRequest(id int64, in *discoveryv3.DeltaDiscoveryRequest) error {
+	return f.requested(stream{true, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
+}
+
+// OnStreamDeltaResponse sees a response.
+func (f *followed) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, out *discoveryv3.DeltaDiscoveryResponse) {
+	f.sent(stream{true, id}, out.GetTypeUrl(), out.GetNonce(), out.GetSystemVersionInfo())
 }

@@ -25,6 +25,11 @@ import (
 // removed before anything looks at it.
 const headerRoute = "x-chaperone-route"
 
+// headerInside is the request header that Envoy marks requests with that came
+// in a CONNECT. They cannot open another one: streams in streams in streams
+// would be counted by nobody.
+const headerInside = "x-chaperone-inside"
+
 // table returns the routes. Before the sidecar has answered, every request is
 // on a route that leads nowhere, so that every request is asked about; the
 // answer then names its rule, and only that leads on, and only to the rule's own
@@ -34,13 +39,13 @@ func (b *builder) table() *routev3.RouteConfiguration {
 	for _, way := range b.insides() {
 		out.VirtualHosts = append(out.VirtualHosts, b.intoInside(way))
 	}
-	everywhere := b.virtualHost("everywhere", []string{"*"}, b.places)
+	everywhere := virtualHost("everywhere", "*")
 	everywhere.Matcher = b.byRule(b.places, b.refuse())
 	out.VirtualHosts = append(out.VirtualHosts, everywhere)
 	return out
 }
 
-func (*builder) virtualHost(name string, domains []string, _ []place) *routev3.VirtualHost {
+func virtualHost(name string, domains ...string) *routev3.VirtualHost {
 	return &routev3.VirtualHost{
 		Name: name, Domains: domains,
 		ResponseHeadersToRemove: []string{"x-chaperone-decision", "x-chaperone-reason", "alt-svc"},
@@ -108,10 +113,14 @@ func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
 		}
 	}
 	slices.Sort(domains)
-	domains = slices.Compact(domains)
 	into := &routev3.Route{
-		Name:  insideListener,
-		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
+		Name: insideListener,
+		Match: &routev3.RouteMatch{
+			PathSpecifier: connectMatch(),
+			Headers: []*routev3.HeaderMatcher{{
+				Name: headerInside, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: false},
+			}},
+		},
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: insideName(way)},
 			Timeout:          seconds(0),
@@ -121,7 +130,7 @@ func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
 			filterHTTPAuthz: b.packed(&authzv3.ExtAuthzPerRoute{Override: &authzv3.ExtAuthzPerRoute_Disabled{Disabled: true}}),
 		},
 	}
-	host := b.virtualHost(insideName(way), domains, nil)
+	host := virtualHost(insideName(way), slices.Compact(domains)...)
 	// Requests whose host has this port as well come here; of a default port only
 	// before they are asked about.
 	var here []place
@@ -141,7 +150,7 @@ func (*builder) refuse() []*routev3.Route {
 		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: "no rule leads there\n"}},
 	}}
 	return []*routev3.Route{
-		{Name: "refused", Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}}, Action: refusal},
+		{Name: "refused", Match: &routev3.RouteMatch{PathSpecifier: connectMatch()}, Action: refusal},
 		{Name: "refused", Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}}, Action: refusal},
 	}
 }
@@ -151,6 +160,9 @@ func (*builder) refuse() []*routev3.Route {
 func (b *builder) byRule(places []place, otherwise []*routev3.Route) *matcherv3.Matcher {
 	rules := map[string][]*place{}
 	for i := range places {
+		if places[i].Scheme == authz.SchemeTLS {
+			continue // known by its server name
+		}
 		id := RouteID(places[i].Route)
 		rules[id] = append(rules[id], &places[i])
 	}
@@ -172,7 +184,7 @@ func (b *builder) byHost(places []*place, onNoMatch *matcherv3.Matcher_OnMatch) 
 	var wild []*place
 	for _, p := range places {
 		if p.Exact() {
-			exact[p.authority()] = b.then("route", b.route(p))
+			exact[p.authority()] = b.to(p)
 		} else {
 			wild = append(wild, p)
 		}
@@ -194,7 +206,7 @@ func (b *builder) wildcards(places []*place) *matcherv3.Matcher_MatcherList_ {
 	}
 	list := &matcherv3.Matcher_MatcherList{}
 	for _, authority := range closestFirst(slices.Collect(maps.Keys(by))) {
-		list.Matchers = append(list.Matchers, b.when(header(":authority"), pattern(authority), b.then("route", b.route(by[authority]))))
+		list.Matchers = append(list.Matchers, b.when(header(":authority"), pattern(authority), b.to(by[authority])))
 	}
 	return &matcherv3.Matcher_MatcherList_{MatcherList: list}
 }
@@ -221,6 +233,21 @@ func pattern(wildcard string) string {
 	return label + regexp.QuoteMeta(name)
 }
 
+// to leads to a place: by way of a cluster of its own for what upgrades, since
+// hardly any server takes upgrades of HTTP/2 (RFC 8441).
+func (b *builder) to(p *place) *matcherv3.Matcher_OnMatch {
+	if !p.upgrades() {
+		return b.then("route", b.route(p))
+	}
+	upgrade := b.route(p)
+	upgrade.Name = p.cluster + upgradeSuffix
+	upgrade.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: upgrade.Name}
+	upgrade.Match.Headers = []*routev3.HeaderMatcher{{
+		Name: "upgrade", HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
+	}}
+	return b.then("routes", &routev3.RouteList{Routes: []*routev3.Route{upgrade, b.route(p)}})
+}
+
 // route leads to a place.
 func (b *builder) route(p *place) *routev3.Route {
 	action := &routev3.RouteAction{
@@ -229,15 +256,15 @@ func (b *builder) route(p *place) *routev3.Route {
 		MaxStreamDuration: &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: b.longest(p)},
 	}
 	match := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}}
-	if p.Scheme == authz.SchemeTCP || p.Scheme == authz.SchemeTLS {
-		match.PathSpecifier = &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}
+	if p.Scheme == authz.SchemeTCP {
+		match.PathSpecifier = connectMatch()
 		action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{
 			UpgradeType: "CONNECT", ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{},
 		}}
 	}
 	return &routev3.Route{
 		Name: p.cluster, Match: match, Action: &routev3.Route_Route{Route: action},
-		RequestHeadersToRemove: []string{headerRoute, "x-forwarded-proto", "x-forwarded-for", "x-request-id", "x-envoy-internal", "x-envoy-external-address"},
+		RequestHeadersToRemove: []string{headerRoute, headerInside, "x-forwarded-proto", "x-forwarded-for", "x-request-id", "x-envoy-internal", "x-envoy-external-address"},
 	}
 }
 
@@ -281,6 +308,10 @@ func (b *builder) then(name string, m proto.Message) *matcherv3.Matcher_OnMatch 
 
 func nest(m *matcherv3.Matcher) *matcherv3.Matcher_OnMatch {
 	return &matcherv3.Matcher_OnMatch{OnMatch: &matcherv3.Matcher_OnMatch_Matcher{Matcher: m}}
+}
+
+func connectMatch() *routev3.RouteMatch_ConnectMatcher_ {
+	return &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}
 }
 
 func portText(port uint16) string { return strconv.Itoa(int(port)) }

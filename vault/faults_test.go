@@ -322,6 +322,24 @@ func TestTokenIsRevokedUnderUs(t *testing.T) {
 	until(t, "the first lease is confirmed to be gone", func() bool { return log.count("revoked") >= 1 })
 }
 
+// A token that Vault does not revoke at once when the sidecar ends is revoked a
+// moment later, and that is no failure.
+func TestTokenIsRevokedAtLast(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	f := newFaults(t, v)
+	b, stop := run(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
+	testenv.Must(t, b.Login(t.Context()))
+	b.mu.RLock()
+	accessor := b.session.accessor
+	b.mu.RUnlock()
+	f.breaksOnce("auth/token/revoke-self", answer(http.StatusServiceUnavailable, `{"errors":["Vault is sealed"]}`))
+	testenv.Must(t, stop())
+	if _, err := v.Write(t.Context(), "auth/token/lookup-accessor", map[string]any{"accessor": accessor}); err == nil {
+		t.Error("the token is left")
+	}
+}
+
 // A lease that an operator revoked is replaced when renewing it shows that.
 func TestLeaseIsRevokedUnderUs(t *testing.T) {
 	t.Parallel()

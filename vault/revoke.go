@@ -92,14 +92,16 @@ func (b *Broker) Revoke(ctx context.Context) Report {
 	b.mu.Lock()
 	b.inForce = map[authz.CredentialRef]bool{} // until the next Retain nothing is kept
 	b.unlock()
-	report := b.revokeAll(ctx)
+	report, err := b.revokeAll(ctx)
+	report.Err = errors.Join(report.Err, err)
 	b.wake()
 	return report
 }
 
 // revokeAll revokes every lease and then the tokens, which takes what could
-// not be revoked by itself and what was lost track of.
-func (b *Broker) revokeAll(ctx context.Context) Report {
+// not be revoked by itself and what was lost track of. The error is of tokens:
+// those that it names are queued to be revoked again.
+func (b *Broker) revokeAll(ctx context.Context) (Report, error) {
 	b.mu.Lock()
 	all := make([]*entry, 0, len(b.entries))
 	for _, e := range b.entries {
@@ -122,8 +124,7 @@ func (b *Broker) revokeAll(ctx context.Context) Report {
 	if revoked > 0 && report.Confirmed < report.Leases {
 		report = b.confirm(ctx, leases)
 	}
-	report.Err = errors.Join(report.Err, err)
-	return report
+	return report, err
 }
 
 // drop takes entries out of use. It returns their leases, queued to be

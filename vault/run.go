@@ -44,11 +44,11 @@ func (b *Broker) shutDown(ctx context.Context) error {
 	b.unlock()
 	giveUp(ctx, flights) // a lease that one may have got all the same goes with the token
 	b.flights.Wait()
-	report := b.revokeAll(ctx)
-	// To look whether everything is gone, it may have logged in again.
-	if _, err := b.revokeTokens(ctx); err != nil {
-		report.Err = errors.Join(report.Err, err)
-	}
+	report, _ := b.revokeAll(ctx)
+	// To look whether everything is gone, it may have logged in again. Tokens
+	// that were not revoked are among these once more.
+	_, err := b.revokeTokens(ctx)
+	report.Err = errors.Join(report.Err, err)
 	b.log.Info("gave back what was leased", zap.Int("leases", report.Leases), zap.Int("confirmed", report.Confirmed))
 	if report.Err != nil {
 		return fmt.Errorf("give back what was leased: %d of %d leases confirmed: %w", report.Confirmed, report.Leases, report.Err)

@@ -13,50 +13,48 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// FuzzAnswer sends any bytes as a check, over any transport: the answer is
-// never empty, never a gRPC error and keeps every other rule of checkAnswer.
-func FuzzAnswer(f *testing.F) {
+// seeds are the checks of the golden files.
+func seeds(f *testing.F) []*authv3.CheckRequest {
+	f.Helper()
 	files, err := filepath.Glob("testdata/checks/*.txtar")
 	if err != nil {
 		f.Fatal(err)
 	}
+	var all []*authv3.CheckRequest
 	for _, file := range files {
-		archive, err := txtar.ParseFile(file)
-		if err != nil {
-			f.Fatal(err)
-		}
 		in := new(authv3.CheckRequest)
-		if err := protojson.Unmarshal(archive.Files[0].Data, in); err != nil {
-			f.Fatal(err)
-		}
-		wire, err := proto.Marshal(in)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(wire, true)
+		testenv.Must(f, protojson.Unmarshal(testenv.MustGet(txtar.ParseFile(file))(f).Files[0].Data, in))
+		all = append(all, in)
+	}
+	return all
+}
+
+// FuzzAnswer sends any bytes as a check, over any transport: the answer is
+// never empty, never a gRPC error and keeps every other rule of checkAnswer.
+func FuzzAnswer(f *testing.F) {
+	for _, in := range seeds(f) {
+		f.Add(testenv.MustGet(proto.Marshal(in))(f), true)
 	}
 	f.Add([]byte{0x0a, 0xff}, false)
 	h := newHouse(f)
 	h.quietly(f)
 	s := h.server(f, Config{})
 	f.Cleanup(s.Close)
-	codec := newCodec()
 	f.Fuzz(func(t *testing.T, wire []byte, trust bool) {
 		ctx := t.Context()
 		if trust {
 			ctx = trustedContext(ctx)
 		}
-		decode := func(v any) error { return codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(wire)}, v) }
+		decode := func(v any) error { return newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(wire)}, v) }
 		out, err := handleCheck(s, ctx, decode, nil)
 		if err != nil {
 			t.Fatalf("a gRPC error: %v", err)
 		}
-		answer, ok := out.(*authv3.CheckResponse)
-		if !ok {
-			t.Fatalf("answers %T", out)
-		}
+		answer := new(authv3.CheckResponse)
+		testenv.Must(t, proto.Unmarshal(testenv.MustGet(newCodec().Marshal(out))(t).Materialize(), answer))
 		checkAnswer(t, answer)
 		if !trust && strings.Contains(answer.String(), canary) {
 			t.Errorf("an untrusted caller is handed the credential: %v", answer)
@@ -101,7 +99,7 @@ func FuzzRequest(f *testing.F) {
 		grpcHTTP := grpc.Attributes.Request.Http
 		grpcHTTP.HeaderMap.Headers = grpcHTTP.HeaderMap.Headers[4:]
 		for name, in := range map[string]*authv3.CheckRequest{"folded": folded, "raw": raw, "bare": bare, "grpc": grpc} {
-			a, fault := s.read(in, "weather")
+			a, fault := s.read(reference(in), "weather")
 			if (fault == nil) != ok {
 				t.Fatalf("%s: %+v, want an access: %t", name, fault, ok)
 			}

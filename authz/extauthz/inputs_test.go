@@ -44,8 +44,8 @@ func rawCheck(method, scheme, host, path string, headers ...string) *authv3.Chec
 	return in
 }
 
-// header returns the value that an answer sets a header to, "" when it does not.
-func header(out *authv3.CheckResponse, name string) string {
+// valueOf returns the value that an answer sets a header to, "" when it does not.
+func valueOf(out *authv3.CheckResponse, name string) string {
 	for _, h := range out.GetOkResponse().GetHeaders() {
 		if h.GetHeader().GetKey() == name {
 			return h.GetHeader().GetValue()
@@ -265,7 +265,7 @@ func TestHeaders(t *testing.T) {
 					t.Errorf("%s, %s: %s is not removed", dialect, c.name, name)
 				}
 			}
-			if c.host == "keys.weather.example" && header(out, "x-api-key") != canary {
+			if c.host == "keys.weather.example" && valueOf(out, "x-api-key") != canary {
 				t.Errorf("%s, %s: the credential is not there", dialect, c.name)
 			}
 		}
@@ -488,7 +488,7 @@ func TestQueryInAnotherCase(t *testing.T) {
 	s := newHouse(t).server(t, Config{})
 	defer s.Close()
 	out := ask(t, s, envoyCheck("GET", "https", "maps.weather.example", "/a?KEY=1&%4bey=2&key%20=3&monkey=4;Key=5"))
-	if got, want := header(out, ":path"), "/a?monkey=4&key="+canary+"%26a%3Db+%2B%25"; got != want {
+	if got, want := valueOf(out, ":path"), "/a?monkey=4&key="+canary+"%26a%3Db+%2B%25"; got != want {
 		t.Errorf("the path is %q, want %q", got, want)
 	}
 }

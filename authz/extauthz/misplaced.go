@@ -4,17 +4,16 @@ import (
 	"slices"
 	"strings"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // misplaced answers an admitted access that holds the stand-in for a
-// credential elsewhere than in the credential's place, nil where none does.
-func (s *Server) misplaced(a *access, admission *authz.Admission) *authv3.CheckResponse {
+// credential elsewhere than in the credential's place, and reports whether one does.
+func (s *Server) misplaced(a *access, admission *authz.Admission) (answer, bool) {
 	if s.cfg.StandIn == nil {
-		return nil
+		return answer{}, false
 	}
 	var grant, credential, where string
 	a.remains(admission, func(text, in string) bool {
@@ -25,7 +24,7 @@ func (s *Server) misplaced(a *access, admission *authz.Admission) *authv3.CheckR
 		return !found
 	})
 	if where == "" {
-		return nil
+		return answer{}, false
 	}
 	refusal := admission.RefuseMisplaced(grant, credential)
 	refusal.Detail += ": in " + where
@@ -34,7 +33,7 @@ func (s *Server) misplaced(a *access, admission *authz.Admission) *authv3.CheckR
 	if err := admission.End(authz.Outcome{Detail: refusal.Detail}); err != nil {
 		s.log.Warn("end of access is not recorded", zap.String("decision", admission.ID), zap.Error(err))
 	}
-	return s.answer(refusal, admission.Decision, a.grpc)
+	return s.answer(refusal, admission.Decision, a.grpc), true
 }
 
 // remains calls visit with what the upstream would receive of what the plugin
@@ -49,13 +48,16 @@ func (a *access) remains(admission *authz.Admission, visit func(text, in string)
 		return
 	}
 	removed := a.removals(nil, slot)
-	a.headers.each(func(name, value string) bool {
+	for _, h := range a.headers {
+		value := h.value
 		switch {
-		case strings.HasPrefix(name, ":"), slices.Contains(removed, name):
-			return true
-		case name == "cookie" && slot.Kind == authz.InjectCookie:
+		case strings.HasPrefix(h.name, ":"), slices.Contains(removed, h.name):
+			continue
+		case h.name == "cookie" && slot.Kind == authz.InjectCookie:
 			value = injectCookie([]string{value}, authz.Injection{Name: slot.Name})
 		}
-		return visit(value, "header "+name)
-	})
+		if !visit(value, "header "+h.name) {
+			return
+		}
+	}
 }

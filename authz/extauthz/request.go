@@ -7,9 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
@@ -17,7 +14,7 @@ import (
 type access struct {
 	request authz.Request
 	source  authz.Source
-	headers headers
+	headers []header // names in lower case
 
 	connection bool   // of the network filter: there are no headers
 	grpc       bool   // the plugin speaks gRPC and wants a gRPC status
@@ -42,18 +39,17 @@ type fault struct {
 // envoy/service/auth/v3/attribute_context.proto, Envoy's
 // source/extensions/filters/common/ext_authz/check_request_utils.cc,
 // agentgateway's crates/agentgateway/src/http/ext_authz.rs and gRFC A92.
-func (s *Server) read(in *authv3.CheckRequest, principal authz.Principal) (*access, *fault) {
-	attributes := in.GetAttributes()
+func (s *Server) read(c *check, principal authz.Principal) (*access, *fault) {
 	a := &access{source: authz.Source{Door: authz.DoorExtAuthz, UID: -1}}
 	a.request.Principal = principal
 	var f *fault
-	switch http := attributes.GetRequest().GetHttp(); {
-	case attributes == nil:
+	switch {
+	case !c.attributes:
 		f = line{}.malformed("the check has no attributes")
-	case http == nil:
-		f = s.readConnection(a, attributes)
+	case !c.http:
+		f = s.readConnection(a, c)
 	default:
-		f = s.readHTTP(a, attributes, http)
+		f = s.readHTTP(a, c)
 	}
 	if f != nil {
 		f.attempt.Principal = principal
@@ -66,26 +62,24 @@ func (s *Server) read(in *authv3.CheckRequest, principal authz.Principal) (*acce
 // Envoy states the server name in destination.service there, and with
 // include_tls_session in tls_session as well. Where the plugin dialled a virtual
 // address, that names the host already.
-func (s *Server) readConnection(a *access, attributes *authv3.AttributeContext) *fault {
+func (s *Server) readConnection(a *access, c *check) *fault {
 	a.connection = true
-	to := attributes.GetDestination()
-	socket := to.GetAddress().GetSocketAddress()
-	service, sni := to.GetService(), attributes.GetTlsSession().GetSni()
-	port := strconv.FormatUint(uint64(socket.GetPortValue()), 10)
-	l := line{scheme: string(authz.SchemeTLS), authority: first(sni, service) + ":" + port}
+	to, sni := c.dialled, first(c.sni, c.service)
+	port := strconv.FormatUint(uint64(to.port), 10)
+	l := line{scheme: string(authz.SchemeTLS), authority: sni + ":" + port}
 	switch {
-	case socket.GetPortValue() == 0 || socket.GetProtocol() != corev3.SocketAddress_TCP:
+	case to.port == 0 || to.udp:
 		return l.malformed("the connection's destination is not a TCP address with a port")
-	case service != "" && sni != "" && !strings.EqualFold(service, sni):
-		return l.mismatch("the connection is for " + quote(sni) + " and for " + quote(service))
+	case !strings.EqualFold(sni, first(c.service, c.sni)):
+		return l.mismatch("the connection is for " + quote(c.sni) + " and for " + quote(c.service))
 	}
-	if name, ok := s.nameOf(socket.GetAddress()); ok {
-		return s.readNamed(a, name+":"+port, l, first(sni, service))
+	if name, ok := s.nameOf(to.address); ok {
+		return s.readNamed(a, name+":"+port, l, sni)
 	}
-	if service == "" && sni == "" {
-		addr, err := netip.ParseAddr(socket.GetAddress())
+	if sni == "" {
+		addr, err := netip.ParseAddr(to.address)
 		if err != nil {
-			return l.malformed("the connection has no server name, and its destination " + quote(socket.GetAddress()) + " is not an address")
+			return l.malformed("the connection has no server name, and its destination " + quote(to.address) + " is not an address")
 		}
 		l.scheme, l.authority = string(authz.SchemeTCP), net.JoinHostPort(addr.String(), port)
 	}
@@ -127,28 +121,28 @@ func (s *Server) nameOf(address string) (string, bool) {
 
 // readHTTP reads a request. Callers that leave an attribute empty have it in
 // a pseudo header, or the other way round; where both are there they agree.
-func (s *Server) readHTTP(a *access, attributes *authv3.AttributeContext, http *authv3.AttributeContext_HttpRequest) *fault {
-	a.headers = headers{raw: http.GetHeaderMap().GetHeaders(), folded: http.GetHeaders()}
+func (s *Server) readHTTP(a *access, c *check) *fault {
+	a.headers = c.headers()
 	// gRPC takes no change of a pseudo header or the query from an answer; it
 	// is known by what it alone leaves out and sets (gRFC A92).
-	a.rewritable = http.GetSize() != -1 || http.GetScheme() != "" || http.GetId() != ""
-	a.sanitised = a.headers.raw == nil
+	a.rewritable = c.size != -1 || c.scheme != "" || c.id != ""
+	a.sanitised = c.raw == nil
 	h, detail := a.scan()
 	l := line{
-		method:    first(http.GetMethod(), h.method),
-		scheme:    lower(first(http.GetScheme(), h.scheme, string(authz.SchemeHTTPS))),
-		authority: first(http.GetHost(), h.authority, h.host),
-		target:    first(http.GetPath(), h.path),
+		method:    first(c.method, h.method),
+		scheme:    lower(first(c.scheme, h.scheme, string(authz.SchemeHTTPS))),
+		authority: first(c.authority, h.authority, h.host),
+		target:    first(c.path, h.path),
 	}
 	if detail == "" {
-		detail = l.complete(http, &h)
+		detail = l.complete(c, &h)
 	}
 	if detail != "" {
 		return l.malformed(detail)
 	}
 	a.grpc = isGRPC(h.contentType) || !a.rewritable
 	a.source.TraceID = traceID(h.traceparent)
-	sni := attributes.GetTlsSession().GetSni()
+	sni := c.sni
 	var f *fault
 	switch {
 	case l.method != "CONNECT":
@@ -164,7 +158,7 @@ func (s *Server) readHTTP(a *access, attributes *authv3.AttributeContext, http *
 		f = a.readDestination(l)
 	}
 	if f == nil {
-		f = s.rename(a, l, attributes.GetDestination().GetAddress().GetSocketAddress())
+		f = s.rename(a, l, c.dialled)
 	}
 	if f != nil {
 		return f
@@ -175,7 +169,7 @@ func (s *Server) readHTTP(a *access, attributes *authv3.AttributeContext, http *
 // rename puts names in the place of virtual addresses: the request is for the
 // name that its host stands for, and agrees with what the plugin dialled, which
 // for a CONNECT is the proxy that it was sent to.
-func (s *Server) rename(a *access, l line, dialled *corev3.SocketAddress) *fault {
+func (s *Server) rename(a *access, l line, dialled socket) *fault {
 	if s.cfg.Name == nil {
 		return nil
 	}
@@ -189,8 +183,8 @@ func (s *Server) rename(a *access, l line, dialled *corev3.SocketAddress) *fault
 		}
 		a.authority, to = sent, a.request.Destination
 	}
-	if name, ok := s.nameOf(dialled.GetAddress()); ok && to.Scheme().HTTP() && (!to.AgreesName(name) || uint32(to.Port()) != dialled.GetPortValue()) {
-		return l.mismatch("the request is for " + to.HostPort() + " on a connection to " + quote(name) + ", port " + strconv.FormatUint(uint64(dialled.GetPortValue()), 10))
+	if name, ok := s.nameOf(dialled.address); ok && to.Scheme().HTTP() && (!to.AgreesName(name) || uint32(to.Port()) != dialled.port) {
+		return l.mismatch("the request is for " + to.HostPort() + " on a connection to " + name + ":" + strconv.FormatUint(uint64(dialled.port), 10))
 	}
 	return nil
 }
@@ -212,23 +206,22 @@ func (l line) malformed(detail string) *fault {
 
 // complete adds the query where the caller states it apart, which Envoy never
 // does, and returns what is wrong with attributes that say different things.
-func (l *line) complete(http *authv3.AttributeContext_HttpRequest, s *seen) string {
+func (l *line) complete(c *check, s *seen) string {
 	differ := func(attribute, header string) bool {
 		return attribute != "" && header != "" && attribute != header
 	}
 	switch {
-	case differ(http.GetMethod(), s.method):
+	case differ(c.method, s.method):
 		return "the attribute method and the header :method differ"
-	case differ(http.GetPath(), s.path):
+	case differ(c.path, s.path):
 		return "the attribute path and the header :path differ"
-	case differ(lower(http.GetScheme()), lower(s.scheme)):
+	case differ(lower(c.scheme), lower(s.scheme)):
 		return "the attribute scheme and the header :scheme differ"
 	}
-	query := http.GetQuery()
-	if _, in, has := strings.Cut(l.target, "?"); has && query != "" && in != query {
+	if _, in, has := strings.Cut(l.target, "?"); has && c.query != "" && in != c.query {
 		return "the attributes path and query differ"
-	} else if !has && query != "" {
-		l.target += "?" + query
+	} else if !has && c.query != "" {
+		l.target += "?" + c.query
 	}
 	return ""
 }
@@ -286,16 +279,17 @@ type seen struct {
 // scan reads the headers in one pass: it picks what is read, notes what must
 // not go on, and returns what no request may hold, "" for nothing.
 func (a *access) scan() (s seen, detail string) {
-	a.headers.each(func(name, value string) bool {
-		detail = checkHeader(name, value)
-		if detail == "" && !s.take(name, value) {
-			a.note(name, value)
+	for _, h := range a.headers {
+		if detail = checkHeader(h.name, h.value); detail != "" {
+			break
+		}
+		if !s.take(h.name, h.value) {
+			a.note(h.name, h.value)
 		}
 		if s.twice != "" {
-			detail = "the header " + quote(s.twice) + " is there twice"
+			return s, "the header " + quote(s.twice) + " is there twice"
 		}
-		return detail == ""
-	})
+	}
 	return s, detail
 }
 
@@ -375,33 +369,17 @@ func ownToCaller(name string) bool {
 	return false
 }
 
-// headers are a request's headers in the one of two forms that the caller
-// chose: as a list of raw values, or as a map whose duplicates are joined.
-type headers struct {
-	raw    []*corev3.HeaderValue
-	folded map[string]string
-}
-
-// each calls visit with every lower-cased name and its value until visit
-// returns false.
-func (h headers) each(visit func(name, value string) bool) {
-	for _, header := range h.raw {
-		value := header.GetValue()
-		if len(header.GetRawValue()) > 0 {
-			value = string(header.GetRawValue())
-		}
-		if !visit(lower(header.GetKey()), value) {
-			return
-		}
+// headers returns the request's headers, in the one of two forms that the
+// caller chose, with their names in lower case.
+func (c *check) headers() []header {
+	list := c.raw
+	if list == nil {
+		list = c.folded
 	}
-	if h.raw != nil {
-		return
+	for i := range list {
+		list[i].name = lower(list[i].name)
 	}
-	for name, value := range h.folded {
-		if !visit(lower(name), value) {
-			return
-		}
-	}
+	return list
 }
 
 // checkHeader returns what is wrong with a header, "" for nothing. Bytes

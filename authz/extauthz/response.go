@@ -7,13 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/structpb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -44,47 +38,47 @@ func neverPassing() []string {
 }
 
 // allow returns the answer that lets an admitted access through, or why it
-// cannot be let through as it was decided. A CheckResponse without a status is
-// an allowing one, so that this is the only place that makes such a thing.
-func (s *Server) allow(a *access, admission *authz.Admission) (*authv3.CheckResponse, string) {
+// cannot be let through as it was decided. It is the only place that makes such
+// an answer.
+func (s *Server) allow(a *access, admission *authz.Admission) (answer, string) {
 	if s.cfg.RouteHeader && admission.Decision.Rule == "" {
-		return nil, "the sidecar observes, and the caller has routes for rules alone"
+		return answer{}, "the sidecar observes, and the caller has routes for rules alone"
 	}
-	ok := &authv3.OkHttpResponse{}
-	if !a.connection {
-		headers, detail := a.changes(admission.Request.Destination, admission.Injection)
-		if detail != "" {
-			return nil, detail
-		}
-		if s.cfg.RouteHeader {
-			headers = append(headers, set(HeaderRoute, admission.Decision.Grant+"/"+admission.Decision.Rule))
-		}
-		ok.Headers = headers
-		ok.HeadersToRemove = a.removals(headers, admission.Injection)
+	out := answer{verdict: allowed, facts: factsOf(a, admission)}
+	if a.connection {
+		return out, ""
 	}
-	return &authv3.CheckResponse{
-		Status:          &statuspb.Status{Code: int32(codes.OK)},
-		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
-		DynamicMetadata: metadataOf(a, admission),
-	}, ""
+	var detail string
+	if out.headers, detail = a.changes(admission.Request.Destination, admission.Injection); detail != "" {
+		return answer{}, detail
+	}
+	if s.cfg.RouteHeader {
+		out.headers = append(out.headers, header{HeaderRoute, admission.Decision.Grant + "/" + admission.Decision.Rule})
+	}
+	out.remove = a.removals(out.headers, admission.Injection)
+	return out, ""
 }
+
+// mostChanges is how many headers an answer sets at most.
+const mostChanges = 6
 
 // changes returns the headers to be set: the canonical bytes where others were
 // sent, and the credential. It returns why that cannot be done.
-func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []*corev3.HeaderValueOption, detail string) {
+func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []header, detail string) {
+	headers = make([]header, 0, mostChanges)
 	target := to.Target()
 	if slot.Kind == authz.InjectQuery {
 		target = injectQuery(to, slot)
 	}
 	if target != a.target || a.sanitised && strings.Contains(target, "!") {
-		headers = append(headers, set(":path", target))
+		headers = append(headers, header{":path", target})
 	}
 	// gRPC's own authority states the port even where it is the default.
 	if a.authority != to.Authority() && (a.rewritable || a.authority != to.HostPort()) {
-		headers = append(headers, set(":authority", to.Authority()))
+		headers = append(headers, header{":authority", to.Authority()})
 	}
 	if to.Scheme() != a.request.Destination.Scheme() {
-		headers = append(headers, set(":scheme", string(to.Scheme())))
+		headers = append(headers, header{":scheme", string(to.Scheme())})
 	}
 	if len(headers) > 0 && !a.rewritable {
 		if slot.Kind == authz.InjectQuery {
@@ -95,22 +89,22 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	if a.rewritable {
 		// It is not removed, as its family is: Envoy finds no route without it
 		// once the route cache is cleared (VirtualHostImpl::getRouteFromEntries).
-		headers = append(headers, set("x-forwarded-proto", forwardedProto(to.Scheme())))
+		headers = append(headers, header{"x-forwarded-proto", forwardedProto(to.Scheme())})
 	}
 	switch slot.Kind {
 	case authz.InjectHeader:
-		headers = append(headers, set(slot.Name, slot.Value.Reveal()))
+		headers = append(headers, header{slot.Name, slot.Value.Reveal()})
 	case authz.InjectCookie:
-		headers = append(headers, set("cookie", injectCookie(a.cookie, slot)))
+		headers = append(headers, header{"cookie", injectCookie(a.cookie, slot)})
 	case authz.InjectNone, authz.InjectQuery:
 	case authz.InjectCertificate, authz.InjectSigV4:
 		return nil, "the rule's credential is not one that an answer can carry"
 	}
-	for _, header := range headers {
+	for _, h := range headers {
 		// A string field must be UTF-8, and Envoy 1.40 takes no raw_value here:
 		// it would send an empty header.
-		if !utf8.ValidString(header.GetHeader().GetValue()) {
-			return nil, "the header " + header.GetHeader().GetKey() + " would hold bytes that are not UTF-8, which the answer cannot carry"
+		if !utf8.ValidString(h.value) {
+			return nil, "the header " + h.name + " would hold bytes that are not UTF-8, which the answer cannot carry"
 		}
 	}
 	return headers, ""
@@ -162,19 +156,18 @@ func withoutParameter(query, without string) string {
 // depend on the request, and other spellings of the credential's header, which
 // a server that makes variables of header names cannot tell from it. One that
 // is set is never among them: older Envoys remove after setting.
-func (a *access) removals(changed []*corev3.HeaderValueOption, slot authz.Injection) []string {
+func (a *access) removals(changed []header, slot authz.Injection) []string {
 	names := append(neverPassing(), a.remove...)
 	if slot.Kind == authz.InjectHeader {
 		want := strings.ReplaceAll(slot.Name, "_", "-")
-		a.headers.each(func(sent, _ string) bool {
-			if strings.ReplaceAll(sent, "_", "-") == want {
-				names = append(names, sent)
+		for _, sent := range a.headers {
+			if strings.ReplaceAll(sent.name, "_", "-") == want {
+				names = append(names, sent.name)
 			}
-			return true
-		})
+		}
 	}
 	names = slices.DeleteFunc(names, func(name string) bool {
-		return slices.ContainsFunc(changed, func(h *corev3.HeaderValueOption) bool { return h.GetHeader().GetKey() == name })
+		return slices.ContainsFunc(changed, func(h header) bool { return h.name == name })
 	})
 	slices.Sort(names)
 	return slices.Compact(names)
@@ -199,50 +192,45 @@ func injectCookie(sent []string, slot authz.Injection) string {
 	return strings.Join(append(kept, slot.Name+"="+slot.Value.Reveal()), "; ")
 }
 
-// deny returns the answer that refuses. Its status is never 0, which would
-// allow. decision is the zero Decision when none was taken.
-func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv3.CheckResponse {
-	code := grpcCode(refusal.Reason)
-	denied := &authv3.DeniedHttpResponse{
-		Status: &typev3.HttpStatus{Code: typev3.StatusCode(refusal.Status())},
-		Headers: []*corev3.HeaderValueOption{
-			set("content-type", authz.RefusalContentType),
-			set(authz.HeaderReason, refusal.Reason.String()),
+// deny returns the answer that refuses. decision is the zero Decision when none
+// was taken.
+func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) answer {
+	out := answer{
+		code: grpcCode(refusal.Reason), message: refusal.Line(), status: refusal.Status(),
+		headers: []header{
+			{"content-type", authz.RefusalContentType},
+			{authz.HeaderReason, refusal.Reason.String()},
+		},
+		facts: facts{
+			decision: refusal.Decision, plugin: refusal.Plugin, reason: refusal.Reason.String(),
+			grant: decision.Grant, rule: decision.Rule, generation: decision.Generation,
 		},
 	}
 	if refusal.Decision != "" {
-		denied.Headers = append(denied.Headers, set(authz.HeaderDecision, refusal.Decision))
+		out.headers = append(out.headers, header{authz.HeaderDecision, refusal.Decision})
 	}
 	if retry := refusal.RetrySeconds(); retry != "" {
-		denied.Headers = append(denied.Headers, set("retry-after", retry))
+		out.headers = append(out.headers, header{"retry-after", retry})
 	}
 	if wantsGRPC {
 		// Envoy turns this into a response of headers only, with status 200,
 		// and keeps a grpc-status that it finds; a caller that does not, passes
 		// on what clients of gRPC read.
-		denied.Headers[0] = set("content-type", "application/grpc")
-		denied.Headers = append(denied.Headers,
-			set("grpc-status", strconv.Itoa(int(code))), set("grpc-message", escapeMessage(refusal.Line())))
+		out.headers[0].value = "application/grpc"
+		out.headers = append(out.headers,
+			header{"grpc-status", strconv.Itoa(int(out.code))}, header{"grpc-message", escapeMessage(refusal.Line())})
 	} else {
-		denied.Body = strings.ToValidUTF8(string(refusal.Body()), "\uFFFD")
+		out.body = string(refusal.Body())
 	}
-	out := &authv3.CheckResponse{
-		Status:       &statuspb.Status{Code: int32(code), Message: strings.ToValidUTF8(refusal.Line(), "\uFFFD")},
-		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: denied},
-		DynamicMetadata: dynamicMetadata(map[string]string{
-			"decision": refusal.Decision, "plugin": refusal.Plugin, "reason": refusal.Reason.String(),
-			"grant": decision.Grant, "rule": decision.Rule,
-		}, decision.Generation),
-	}
-	if s.cfg.ErrorResponse && failed(refusal.Reason) {
-		out.HttpResponse = &authv3.CheckResponse_ErrorResponse{ErrorResponse: denied}
+	if s.cfg.ErrorResponse && ownFailure(refusal.Reason) {
+		out.verdict = failed
 	}
 	return out
 }
 
-// failed reports whether a refusal is for what went wrong inside the sidecar,
-// and not for what the policy says.
-func failed(reason authz.Reason) bool {
+// ownFailure reports whether a refusal is for what went wrong inside the
+// sidecar, and not for what the policy says.
+func ownFailure(reason authz.Reason) bool {
 	switch reason {
 	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable:
 		return true
@@ -282,41 +270,14 @@ func escapeMessage(s string) string {
 	return string(out)
 }
 
-// set returns a header that takes the place of any that is there. Both ways of
-// saying so are there: an older Envoy reads append alone, and a newer one that
-// finds append unset reads append_action, whose zero value appends, and would
-// put a second header beside the plugin's own.
-func set(name, value string) *corev3.HeaderValueOption {
-	return &corev3.HeaderValueOption{
-		Header:       &corev3.HeaderValue{Key: name, Value: value},
-		Append:       wrapperspb.Bool(false), //nolint:staticcheck // deprecated, and what older Envoys read
-		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-	}
-}
-
-func metadataOf(a *access, admission *authz.Admission) *structpb.Struct {
+func factsOf(a *access, admission *authz.Admission) facts {
 	d := admission.Decision
-	fields := map[string]string{
-		"decision": admission.ID, "plugin": string(admission.Request.Principal), "reason": d.Reason.String(),
-		"grant": d.Grant, "rule": d.Rule,
+	f := facts{
+		decision: admission.ID, plugin: string(admission.Request.Principal), reason: d.Reason.String(),
+		grant: d.Grant, rule: d.Rule, generation: d.Generation,
 	}
 	if to := admission.Request.Destination.Scheme(); to != a.request.Destination.Scheme() {
-		fields["scheme"] = string(to)
+		f.scheme = string(to)
 	}
-	return dynamicMetadata(fields, d.Generation)
-}
-
-// dynamicMetadata returns what goes under envoy.filters.http.ext_authz, for access
-// logs and route matching. Empty fields are left out.
-func dynamicMetadata(fields map[string]string, generation uint64) *structpb.Struct {
-	values := make(map[string]*structpb.Value, len(fields)+1)
-	for name, value := range fields {
-		if value != "" {
-			values[name] = structpb.NewStringValue(strings.ToValidUTF8(value, "\uFFFD"))
-		}
-	}
-	if generation != 0 {
-		values["generation"] = structpb.NewNumberValue(float64(generation))
-	}
-	return &structpb.Struct{Fields: values}
+	return f
 }

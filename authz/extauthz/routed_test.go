@@ -36,7 +36,7 @@ func TestRouteHeader(t *testing.T) {
 	} {
 		out := ask(t, s, c.in)
 		checkAnswer(t, out)
-		if got := header(out, HeaderRoute); got != c.want {
+		if got := valueOf(out, HeaderRoute); got != c.want {
 			t.Errorf("%s: route %q, want %q", name, got, c.want)
 		}
 		removed := out.GetOkResponse().GetHeadersToRemove()
@@ -46,7 +46,7 @@ func TestRouteHeader(t *testing.T) {
 	}
 	plain := h.server(t, Config{})
 	defer plain.Close()
-	if got := header(ask(t, plain, withCredential()), HeaderRoute); got != "" {
+	if got := valueOf(ask(t, plain, withCredential()), HeaderRoute); got != "" {
 		t.Errorf("nobody asked for the route %q", got)
 	}
 }
@@ -60,7 +60,11 @@ func TestNoRoute(t *testing.T) {
 		t.Fatal(problems)
 	}
 	h.engine.Install(policy)
-	for routed, want := range map[bool]string{false: "observed", true: "not_enforceable_here"} {
+	for _, routed := range []bool{false, true} {
+		want := "observed"
+		if routed {
+			want = "not_enforceable_here"
+		}
 		s := h.server(t, Config{RouteHeader: routed})
 		for _, in := range []*authv3.CheckRequest{withoutCredential(), connection("secure.weather.example", "198.51.100.1", 443)} {
 			out := ask(t, s, in)
@@ -113,11 +117,11 @@ func TestErrorResponse(t *testing.T) {
 // connection is a check as the network filter sends it.
 func connection(sni, address string, port uint32) *authv3.CheckRequest {
 	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
-		Destination: &authv3.AttributeContext_Peer{Service: sni, Address: socketAddress(address, port)},
+		Destination: &authv3.AttributeContext_Peer{Service: sni, Address: socketAt(address, port)},
 	}}
 }
 
-func socketAddress(address string, port uint32) *corev3.Address {
+func socketAt(address string, port uint32) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 		Address: address, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
 	}}}
@@ -201,19 +205,19 @@ func TestVirtualHosts(t *testing.T) {
 	} {
 		in := envoyCheck("GET", "https", c.host, path)
 		if c.dialled != "" {
-			in.Attributes.Destination = &authv3.AttributeContext_Peer{Address: socketAddress(c.dialled, c.port)}
+			in.Attributes.Destination = &authv3.AttributeContext_Peer{Address: socketAt(c.dialled, c.port)}
 		}
 		out := ask(t, s, in)
 		checkAnswer(t, out)
 		if got := reasonOf(out); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
-		if c.want == "granted" && c.host != "api.weather.example" && header(out, ":authority") != "api.weather.example" {
-			t.Errorf("%s: goes on to %q", name, header(out, ":authority"))
+		if c.want == "granted" && c.host != "api.weather.example" && valueOf(out, ":authority") != "api.weather.example" {
+			t.Errorf("%s: goes on to %q", name, valueOf(out, ":authority"))
 		}
 	}
 	in := envoyCheck("CONNECT", "http", "git.weather.example:22", "")
-	in.Attributes.Destination = &authv3.AttributeContext_Peer{Address: socketAddress("240.0.0.3", 443)}
+	in.Attributes.Destination = &authv3.AttributeContext_Peer{Address: socketAt("240.0.0.3", 443)}
 	if got := reasonOf(ask(t, s, in)); got != "granted" {
 		t.Errorf("CONNECT, which names another place than the proxy it was sent to: %s", got)
 	}

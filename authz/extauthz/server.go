@@ -8,9 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"time"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -189,12 +189,12 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// serviceDesc describes the service as its generated code does, but for the
-// message that a check is decoded into; see codec.
+// serviceDesc describes the service as its generated code does, but that a check
+// is read off the wire, and its answer put there, by codec.
 func serviceDesc() *grpc.ServiceDesc {
 	return &grpc.ServiceDesc{
 		ServiceName: ServiceName,
-		HandlerType: (*authv3.AuthorizationServer)(nil),
+		HandlerType: (*any)(nil),
 		Methods:     []grpc.MethodDesc{{MethodName: "Check", Handler: handleCheck}},
 		Metadata:    "envoy/service/auth/v3/external_auth.proto",
 	}
@@ -210,22 +210,21 @@ func handleCheck(server any, ctx context.Context, decode func(any) error, _ grpc
 	if err := decode(in); err != nil {
 		return nil, err
 	}
-	if in.undecodable {
-		return s.undecodable(), nil
-	}
-	return s.Check(ctx, &in.request)
+	out := s.respond(ctx, in)
+	return &out, nil
 }
 
 // incoming is a check on its way in.
 type incoming struct {
-	request     authv3.CheckRequest
-	undecodable bool
+	check      check
+	unreadable bool
 }
 
-// codec is grpc's own, but that a check which cannot be decoded or is too large
-// is handed on as such, to be refused as every malformed request is. grpc would answer it
-// with an error, and Envoy passes a request on an error where it is configured
-// to fail open; CVE-2024-23324 and CVE-2023-27488 came in by that way.
+// codec is grpc's own, but for checks and their answers. A check that cannot be
+// read or is too large is handed on as such, to be refused as every malformed
+// request is: grpc would answer it with an error, and Envoy passes a request on
+// an error where it is configured to fail open; CVE-2024-23324 and CVE-2023-27488
+// came in by that way.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
@@ -236,34 +235,44 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	in.undecodable = data.Len() > maxMessage || c.CodecV2.Unmarshal(data, &in.request) != nil
+	in.unreadable = data.Len() > maxMessage || !in.check.read(data)
 	return nil
 }
 
-// Check answers whether an access may be made. Its error is always nil, and
-// its answer always has a status and a response: whatever goes wrong here is a
+// Marshal encodes v (encoding.CodecV2).
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if out, ok := v.(*answer); ok {
+		return mem.BufferSlice{mem.SliceBuffer(out.encode())}, nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+// respond answers whether an access may be made. Whatever goes wrong here is a
 // refusal.
-func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv3.CheckResponse, _ error) {
+func (s *Server) respond(ctx context.Context, in *incoming) (out answer) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("check panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
 			out = s.refuseUnrecorded()
 		}
 	}()
-	principal, f := s.identify(in.GetAttributes())
-	a := new(access)
+	if in.unreadable {
+		return s.refuse(line{}.malformed("the check is not a CheckRequest of at most 4 MiB in valid encoding"), false)
+	}
+	principal, f := s.identify(&in.check)
+	var a *access
 	if f == nil {
-		a, f = s.read(in, principal)
+		a, f = s.read(&in.check, principal)
 	}
 	if f != nil {
-		return s.refuse(f, wantsGRPC(in)), nil
+		return s.refuse(f, in.check.wantsGRPC())
 	}
 	a.request.Unenforceable = s.unenforceable(ctx)
-	return s.admit(ctx, a), nil
+	return s.admit(ctx, a)
 }
 
 // admit asks the gate and answers what it said.
-func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
+func (s *Server) admit(ctx context.Context, a *access) answer {
 	early, cancel := beforeDeadline(ctx)
 	defer cancel()
 	admission, err := s.cfg.Gate.Admit(early, a.request, a.source)
@@ -273,11 +282,11 @@ func (s *Server) admit(ctx context.Context, a *access) *authv3.CheckResponse {
 	if admission.Refusal != nil {
 		return s.answer(*admission.Refusal, admission.Decision, a.grpc)
 	}
-	if out := s.misplaced(a, admission); out != nil {
+	if out, found := s.misplaced(a, admission); found {
 		return out
 	}
 	reason, detail := s.checkAddress(admission)
-	var out *authv3.CheckResponse
+	var out answer
 	if detail == "" {
 		reason = authz.NotEnforceableHere
 		out, detail = s.allow(a, admission)
@@ -326,7 +335,7 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // refuse answers what is no access.
-func (s *Server) refuse(f *fault, wantsGRPC bool) *authv3.CheckResponse {
+func (s *Server) refuse(f *fault, wantsGRPC bool) answer {
 	refusal, err := s.cfg.Gate.Refuse(f.reason, f.attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
 	if err != nil {
 		s.log.Warn("refusal is not recorded", zap.String("decision", refusal.Decision), zap.Error(err))
@@ -334,22 +343,12 @@ func (s *Server) refuse(f *fault, wantsGRPC bool) *authv3.CheckResponse {
 	return s.answer(refusal, authz.Decision{}, wantsGRPC)
 }
 
-func (s *Server) undecodable() (out *authv3.CheckResponse) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.log.Error("refusal panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
-			out = s.refuseUnrecorded()
-		}
-	}()
-	return s.refuse(line{}.malformed("the check is not a CheckRequest of at most 4 MiB in valid encoding"), false)
-}
-
 // refuseUnrecorded answers when even refusing went wrong.
-func (s *Server) refuseUnrecorded() *authv3.CheckResponse {
+func (s *Server) refuseUnrecorded() answer {
 	return s.deny(authz.Refusal{Reason: authz.NotReady, Detail: "the check failed inside the sidecar"}, authz.Decision{}, false)
 }
 
-func (s *Server) answer(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) *authv3.CheckResponse {
+func (s *Server) answer(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) answer {
 	if s.cfg.Refused != nil {
 		s.cfg.Refused(refusal)
 	}
@@ -363,22 +362,21 @@ const contextPlugin = "plugin"
 // identify returns the plugin that the check is for: the operator's word for
 // the route, else the verified identity in the plugin's certificate, else the
 // one plugin of the sidecar.
-func (s *Server) identify(attributes *authv3.AttributeContext) (authz.Principal, *fault) {
+func (s *Server) identify(c *check) (authz.Principal, *fault) {
 	unknown := func(detail string) (authz.Principal, *fault) {
 		return "", &fault{authz.IdentityUnknown, authz.Attempt{Detail: detail}}
 	}
-	if name, there := attributes.GetContextExtensions()[contextPlugin]; there {
-		if authz.Principal(name) != s.cfg.Plugin {
-			return unknown("the context extension names the plugin " + quote(name) + ", which this sidecar does not serve")
+	if c.named {
+		if authz.Principal(c.plugin) != s.cfg.Plugin {
+			return unknown("the context extension names the plugin " + quote(c.plugin) + ", which this sidecar does not serve")
 		}
 		return s.cfg.Plugin, nil
 	}
 	if s.cfg.SPIFFEIDs == nil {
 		return s.cfg.Plugin, nil
 	}
-	principal := attributes.GetSource().GetPrincipal()
-	if plugin := s.cfg.SPIFFEIDs[principal]; principal == "" || plugin != s.cfg.Plugin {
-		return unknown("the principal " + quote(principal) + " is no plugin that this sidecar serves")
+	if plugin := s.cfg.SPIFFEIDs[c.principal]; c.principal == "" || plugin != s.cfg.Plugin {
+		return unknown("the principal " + quote(c.principal) + " is no plugin that this sidecar serves")
 	}
 	return s.cfg.Plugin, nil
 }
@@ -397,12 +395,6 @@ func (s *Server) unenforceable(ctx context.Context) authz.Conditions {
 }
 
 // wantsGRPC reports whether a check that is no access came from a gRPC plugin.
-func wantsGRPC(in *authv3.CheckRequest) bool {
-	http := in.GetAttributes().GetRequest().GetHttp()
-	found := false
-	headers{raw: http.GetHeaderMap().GetHeaders(), folded: http.GetHeaders()}.each(func(name, value string) bool {
-		found = name == "content-type" && isGRPC(value)
-		return !found
-	})
-	return found
+func (c *check) wantsGRPC() bool {
+	return slices.ContainsFunc(c.headers(), func(h header) bool { return h.name == "content-type" && isGRPC(h.value) })
 }

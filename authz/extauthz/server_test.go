@@ -131,7 +131,7 @@ func TestTransports(t *testing.T) {
 			if got := reasonOf(out); got != c.want {
 				t.Errorf("a rule with a credential: %s, want %s", got, c.want)
 			}
-			if got := header(out, "authorization"); (got == "Bearer "+canary) != (c.want == "granted") {
+			if got := valueOf(out, "authorization"); (got == "Bearer "+canary) != (c.want == "granted") {
 				t.Errorf("authorization %q", got)
 			}
 			if got := reasonOf(call(t, conn, withoutCredential())); got != "granted" {

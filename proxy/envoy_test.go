@@ -1,0 +1,256 @@
+package proxy_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+// bootstrap is an Envoy between relay and exits: /who answers where the listener
+// was told that the connection was for, all else goes to the exit.
+const bootstrap = `
+static_resources:
+  listeners:
+  - name: plugin
+    address: {pipe: {path: %q}}
+    listener_filters:
+    - name: envoy.filters.listener.proxy_protocol
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
+        disallowed_versions: [V1]
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: plugin
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - match: {path: /who}
+                direct_response: {status: 200}
+                response_headers_to_add:
+                - {header: {key: x-to, value: "%%DOWNSTREAM_LOCAL_ADDRESS%%"}}
+                - {header: {key: x-from, value: "%%DOWNSTREAM_REMOTE_ADDRESS%%"}}
+              - match: {prefix: /}
+                route: {cluster: exit, timeout: 0s}
+  clusters:
+  - name: exit
+    connect_timeout: 5s
+    load_assignment:
+      cluster_name: exit
+      endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: %q}}}}]}]
+    transport_socket:
+      name: envoy.transport_sockets.tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        sni: api.weather.example
+        common_tls_context:
+          validation_context:
+            trusted_ca: {inline_string: %q}
+            match_typed_subject_alt_names: [{san_type: DNS, matcher: {exact: api.weather.example}}]
+`
+
+// enveloped is a world with an Envoy between its relay and its exit for the API.
+func enveloped(t *testing.T, api *testenv.Upstream, original func() netip.AddrPort) (*world, *testenv.Envoy) {
+	t.Helper()
+	testenv.Require(t, testenv.EnvoyServer())
+	dir, err := os.MkdirTemp("", "envoy")
+	testenv.Must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "plugin.sock")
+	w := newWorld(t, setup{
+		input:  granted(rule(api, "read")),
+		config: relayed(socket, func() (netip.AddrPort, bool) { return original(), true }),
+	})
+	exit := w.exits()["read api.weather.example"]
+	return w, testenv.MustEnvoy(t, testenv.EnvoyConfig{Bootstrap: fmt.Sprintf(bootstrap, socket, exit, api.CA.PEM())})
+}
+
+func TestThroughEnvoy(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }})
+	var original atomicAddr
+	original.store(netip.AddrPort{})
+	w, envoy := enveloped(t, api, original.load)
+	var conns []net.Conn
+	ask := func(t *testing.T, path string) *http.Response {
+		t.Helper()
+		c := w.raw()
+		conns = append(conns, c)
+		c.write("GET " + path + " HTTP/1.1\r\nHost: api.weather.example\r\n\r\n")
+		response, err := http.ReadResponse(c.in, nil)
+		testenv.Must(t, err)
+		return response
+	}
+	for _, to := range []string{w.addr.String(), "240.0.0.7:443", "[2001:db8::7]:443"} {
+		original.store(netip.MustParseAddrPort(to))
+		if got := ask(t, "/who").Header; got.Get("x-to") != to || !strings.Contains(got.Get("x-from"), "127.0.0.1") {
+			t.Errorf("for %s the Envoy sees %s from %s", to, got.Get("x-to"), got.Get("x-from"))
+		}
+	}
+	original.store(netip.MustParseAddrPort("240.0.0.7:443"))
+
+	t.Run("a header of the plugin's own", func(t *testing.T) {
+		forged := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\x7f\x00\x00\x01\xc0\x00\x02\x63\x00\x50\x00\x50"
+		for _, first := range []string{forged, "PROXY TCP4 127.0.0.1 192.0.2.99 80 80\r\n", forged + forged, forged[:14]} {
+			c := w.raw()
+			c.write(first + "GET /who HTTP/1.1\r\nHost: x\r\n\r\n")
+			_ = c.Conn.(*net.TCPConn).CloseWrite()
+			all, _ := io.ReadAll(c.in)
+			if strings.Contains(string(all), "192.0.2.99") || strings.HasPrefix(string(all), "HTTP/1.1 200") {
+				t.Errorf("%q is answered with %q", first, all)
+			}
+		}
+	})
+	if got := ask(t, "/x"); got.StatusCode != http.StatusOK || api.Total() != 1 {
+		t.Fatalf("through the Envoy: %s, and %d requests arrived", got.Status, api.Total())
+	}
+
+	t.Run("a stream is cut and the relay is not", func(t *testing.T) {
+		stream, other := ask(t, "/stream"), w.raw()
+		conns = append(conns, other)
+		testenv.Must(t, api.WaitStreams(t.Context(), 1))
+		other.write("GET /who HTTP/1.1\r\nHost: x\r\n\r\n")
+		response, err := http.ReadResponse(other.in, nil)
+		testenv.Must(t, err)
+		testenv.Must(t, response.Body.Close())
+		w.engine.Revoke(authz.Revocation{ID: "r", Plugin: plugin, Rule: "read", Level: authz.LevelQuarantine})
+		if cut := w.proxy.Reconsider(); cut < 1 { // Envoy may have kept more for the next request
+			t.Errorf("%d were cut", cut)
+		}
+		if _, err := io.Copy(io.Discard, stream.Body); err == nil {
+			t.Error("the stream looks complete")
+		}
+		testenv.Must(t, api.WaitStreams(t.Context(), 0))
+		other.write("GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+		if response, err = http.ReadResponse(other.in, nil); err != nil || response.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("after it: %v, %v", response, err)
+		}
+		if api.Total() != 2 {
+			t.Errorf("%d requests arrived", api.Total())
+		}
+	})
+
+	t.Run("an Envoy that has died", func(t *testing.T) {
+		testenv.Must(t, envoy.Kill())
+		original.store(netip.AddrPort{})
+		for _, c := range conns {
+			if _, err := io.Copy(io.Discard, c); err != nil {
+				t.Errorf("a connection ended with %v", err)
+			}
+			_ = c.Close()
+		}
+		w.settled()
+		c := w.raw()
+		c.write("GET http://api.weather.example/ HTTP/1.1\r\nHost: api.weather.example\r\n\r\n")
+		response, body := c.read()
+		wantRefusal(t, response, body, authz.NotReady)
+	})
+	w.settled()
+}
+
+// TestExitFindsStandIns: what leaves an Envoy in the clear is searched as a
+// tunnel is.
+func TestExitFindsStandIns(t *testing.T) {
+	server := tcpServer(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	plain := upstream(t, testenv.UpstreamConfig{Plain: true, Authorize: func(*http.Request) bool { return true }})
+	plainRule := rule(plain, "plain", "*.weather.example")
+	plainRule.To.Scheme, plainRule.To.TLS, plainRule.Insecure, plainRule.WildcardCredential = authz.SchemeHTTP, authz.TLS{}, true, true
+	w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"), plainRule), config: withStandIn})
+	exits := w.exits()
+	c := w.leave(exits["tcp 127.0.0.1"])
+	c.write("harmless\r\n")
+	if line, err := c.in.ReadString('\n'); err != nil || line != "harmless\r\n" {
+		t.Fatalf("read %q, %v", line, err)
+	}
+	c.write("password " + standIn + "\r\n")
+	if all, _ := io.ReadAll(c.in); strings.Contains(string(all), standIn) {
+		t.Errorf("the stand-in passed: %q", all)
+	}
+	c = w.leave(exits["plain *.weather.example"])
+	if body, err := c.ask("other.weather.example", "/?key="+standIn); err == nil {
+		t.Errorf("the stand-in passed: %q", body)
+	}
+	w.settled()
+	refusals := w.refused()
+	if len(refusals) != 2 || refusals[0].Reason != authz.CredentialMisplaced || refusals[1].Reason != authz.CredentialMisplaced ||
+		strings.Contains(fmt.Sprint(refusals), standIn) {
+		t.Errorf("refused as %+v", refusals)
+	}
+}
+
+// TestExitsDrain stops a sidecar while connections leave, some of which have not
+// said where to.
+func TestExitsDrain(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	server := tcpServer(t, greeter)
+	wild := rule(api, "wild", "*.weather.example")
+	wild.WildcardCredential = true
+	w := newWorld(t, setup{
+		input:  granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"), wild),
+		config: func(c *proxy.Config) { c.Drain = time.Hour },
+	})
+	exits := w.exits()
+	silent, talking := w.leave(exits["wild *.weather.example"]), w.leave(exits["tcp 127.0.0.1"])
+	if _, err := talking.in.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		time.Sleep(100 * time.Millisecond) // what is live may end by itself
+		_ = talking.Close()
+	}()
+	w.stop()
+	if !silent.gone() {
+		t.Error("the connection stands after the end")
+	}
+	if left := listing(t, w.exitDir()); len(left) > 0 {
+		t.Errorf("left are %q", left)
+	}
+}
+
+// TestExitsAreBounded opens more connections than there may be.
+func TestExitsAreBounded(t *testing.T) {
+	server := tcpServer(t, greeter)
+	w := newWorld(t, setup{
+		input:  granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1")),
+		config: func(c *proxy.Config) { c.MaxConnections = 4 },
+	})
+	path := w.exits()["tcp 127.0.0.1"]
+	var conns []*rawConn
+	for i := range 8 {
+		c := w.leave(path)
+		if _, err := c.in.ReadString('\n'); (err == nil) != (i < 4) {
+			t.Errorf("connection %d: %v", i, err)
+		}
+		conns = append(conns, c)
+	}
+	if refusals := w.refused(); len(refusals) != 1 || refusals[0].Reason != authz.NotReady {
+		t.Errorf("refused as %+v", refusals)
+	}
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	w.settled()
+	for late := testDeadline(); !late(); {
+		if _, err := w.leave(path).in.ReadString('\n'); err == nil {
+			return
+		}
+	}
+	t.Error("places do not become free")
+}

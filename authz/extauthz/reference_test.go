@@ -163,7 +163,7 @@ func narrowField(number, kind string) *descriptorpb.FieldDescriptorProto {
 		kind, f.Label = rest, descriptorpb.FieldDescriptorProto_LABEL_REPEATED.Enum()
 	}
 	if rest, ok := strings.CutPrefix(kind, "|"); ok {
-		kind, f.OneofIndex = rest, new(0)
+		kind, f.OneofIndex = rest, new(int32(0))
 	}
 	if scalar, ok := descriptorpb.FieldDescriptorProto_Type_value["TYPE_"+strings.ToUpper(kind)]; ok {
 		f.Type = descriptorpb.FieldDescriptorProto_Type(scalar).Enum()

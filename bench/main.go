@@ -22,8 +22,11 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
-// limit bounds the whole run.
-const limit = 15 * time.Minute
+// limit bounds the whole run, and grows by perCheck for each of -checks.
+const (
+	limit    = 20 * time.Minute
+	perCheck = 200 * time.Microsecond
+)
 
 func main() {
 	ebpf.Launch() // does not return in the process that becomes a plugin
@@ -48,7 +51,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, limit+time.Duration(*checks)*perCheck)
 	defer cancel()
 	if err := run(ctx, *binary, *seconds, *only, *checks); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -65,9 +65,12 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 		},
 		RequestHeadersTimeout: seconds(10),
 		StreamIdleTimeout:     seconds(300),
-		UpgradeConfigs:        b.upgrades(),
-		AccessLog:             b.accessLog(requestLog()),
-		HttpFilters:           []*hcmv3.HttpFilter{b.ask(), b.router()},
+		// How long the plugin may take to close an HTTP/1 connection whose upgrade
+		// was cut, before Envoy does: by default a second.
+		DelayedCloseTimeout: &durationpb.Duration{Nanos: 100e6},
+		UpgradeConfigs:      b.upgrades(),
+		AccessLog:           b.accessLog(requestLog()),
+		HttpFilters:         []*hcmv3.HttpFilter{b.ask(), b.router()},
 	}
 	if table != nil {
 		m.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: table}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,7 +38,17 @@ func textsOf(slot authz.Injection) []string {
 	if slot.Kind != authz.InjectSigV4 {
 		texts = append(texts, insideOf(slot.Value.Reveal())...)
 	}
-	return texts
+	// Who finds the token finds it behind its scheme too.
+	return slices.DeleteFunc(texts, func(text string) bool {
+		scheme, rest, _ := strings.Cut(text, " ")
+		return isScheme(scheme) && len(rest) > len(scheme) && slices.Contains(texts, rest)
+	})
+}
+
+// isScheme reports whether a word is known to say how a credential is used: it is
+// no part of one.
+func isScheme(word string) bool {
+	return slices.ContainsFunc([]string{"Basic", "Bearer", "Token", "Bot"}, func(scheme string) bool { return strings.EqualFold(word, scheme) })
 }
 
 // insideOf returns a value, what follows its scheme (Bearer and the like), and

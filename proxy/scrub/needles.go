@@ -1,32 +1,123 @@
 package scrub
 
 import (
-	"bytes"
 	"slices"
+	"strings"
 	"sync"
 )
 
 const (
-	// minNeedle is the shortest text that is searched for, in bytes: anything
+	// minNeedle is the shortest secret that is searched for, in bytes: anything
 	// shorter occurs by chance.
 	minNeedle = 6
-	// maxNeedle is the longest, in bytes. Of a longer spelling nothing is
-	// searched for.
+	// maxNeedle is the longest, in bytes. Of a longer secret nothing is searched
+	// for but its runs, nor are longer spellings of a shorter one found for sure.
 	maxNeedle = 16 << 10
 
-	block    = 3  // bytes that are looked at together
-	skipBits = 15 // of the skip table, which stays in the first-level cache
+	block    = 3        // bytes that are looked at together
+	caseless = 0x202020 // makes letters of a block small, and other bytes alike that are not
+	skipBits = 15       // of the skip table, which stays in the first-level cache
 )
 
 // Needles are secrets in all their spellings. They are immutable and safe for
 // concurrent use. Nil Needles find nothing.
 type Needles struct {
-	all     []string
+	all     []needle
 	window  int                  // the part of each needle that the search slides along: the shortest needle
-	longest int                  // bytes of the longest needle
+	longest int                  // bytes of the longest spelling that is found wherever a stream is cut
 	skip    [1 << skipBits]uint8 // by block: how far the window may be moved on; 0: look closer
 	ending  map[uint32][]int     // by block: the needles whose window ends with it, longest first
+	escaped [256][]place         // by byte: where spellings have it, which may be escaped
+	escapes string               // the bytes that escapes of these begin with
 	rooms   sync.Pool            // of *[]byte, in which readers search
+}
+
+// needle is a text that is searched for: a secret in one spelling, or a piece of
+// one that shows where the rest may be.
+type needle struct {
+	text   string
+	folded bool      // text is small letters, which stand for capitals too
+	whole  *spelling // what the text is a piece of, and has to be there
+	at     int       // where in it, in bytes of its text
+	alone  bool      // the text is secret by itself, also where the rest is not there
+}
+
+// place is a place in a spelling.
+type place struct {
+	of *spelling
+	at int
+}
+
+// New returns the needles of some secrets, or nil when none is long enough to
+// be searched for (6 bytes).
+func New(secrets ...string) *Needles {
+	n := &Needles{ending: make(map[uint32][]int)}
+	seen := make(map[string]bool)
+	for _, secret := range secrets {
+		if len(secret) < minNeedle || seen[secret] {
+			continue
+		}
+		seen[secret] = true
+		n.add(secret)
+	}
+	if len(n.all) == 0 {
+		return nil
+	}
+	n.index()
+	return n
+}
+
+// add adds the needles of a secret.
+func (n *Needles) add(secret string) {
+	for _, text := range exact(secret) {
+		n.all = append(n.all, text)
+		n.longest = max(n.longest, len(text.text))
+	}
+	if len(secret) > maxNeedle {
+		return
+	}
+	n.longest = max(n.longest, longestSpelling(len(secret)))
+	for _, s := range spellings(secret) {
+		n.all = append(n.all, s.pieces()...)
+		for at := range len(s.text) {
+			if c := s.text[at]; s.mayEscape(c) {
+				n.escaped[c] = append(n.escaped[c], place{s, at})
+				if c == ' ' { // a form may have been escaped again
+					n.escaped['+'] = append(n.escaped['+'], place{s, at})
+				}
+			}
+		}
+	}
+	if n.escapes == "" {
+		n.escapes = `\%&`
+	}
+	if len(n.escapes) == 3 && strings.ContainsFunc(secret, func(r rune) bool { return r < ' ' || r > '~' || r == '=' }) {
+		n.escapes = `\%&=` // quoted-printable escapes nothing else
+	}
+}
+
+// index prepares the search.
+func (n *Needles) index() {
+	n.all = slices.DeleteFunc(n.all, func(one needle) bool { return len(one.text) < minPiece || len(one.text) > maxNeedle })
+	slices.SortStableFunc(n.all, func(a, b needle) int { return len(b.text) - len(a.text) })
+	n.window = min(len(n.all[len(n.all)-1].text), 255)
+	for i := range n.skip {
+		n.skip[i] = uint8(n.window - block + 1)
+	}
+	for i, needle := range n.all {
+		for end := block - 1; end < n.window; end++ {
+			h := hash(needle.text[end-2], needle.text[end-1], needle.text[end])
+			n.skip[h] = min(n.skip[h], uint8(n.window-1-end))
+			if end == n.window-1 {
+				n.ending[h] = append(n.ending[h], i)
+			}
+		}
+	}
+}
+
+// hash places a block in the skip table, without regard to case.
+func hash(a, b, c byte) uint32 {
+	return ((uint32(a) | uint32(b)<<8 | uint32(c)<<16) | caseless) * 0x9E3779B1 >> (32 - skipBits)
 }
 
 // room returns an empty buffer for a reader: for what it remembers, what it holds
@@ -45,59 +136,17 @@ func (n *Needles) giveBack(room []byte) {
 	}
 }
 
-// New returns the needles of some secrets, or nil when none is long enough to
-// be searched for (6 bytes).
-func New(secrets ...string) *Needles {
-	n := &Needles{ending: make(map[uint32][]int)}
-	seen := make(map[string]bool)
-	for _, secret := range secrets {
-		if len(secret) < minNeedle {
-			continue
-		}
-		for needle := range spellings(secret) {
-			if len(needle) >= minNeedle && len(needle) <= maxNeedle && !seen[needle] {
-				seen[needle] = true
-				n.all = append(n.all, needle)
-			}
-		}
-	}
-	if len(n.all) == 0 {
-		return nil
-	}
-	n.index()
-	return n
-}
-
-// index prepares the search.
-func (n *Needles) index() {
-	slices.SortFunc(n.all, func(a, b string) int { return len(b) - len(a) })
-	n.longest = len(n.all[0])
-	n.window = min(len(n.all[len(n.all)-1]), 255)
-	for i := range n.skip {
-		n.skip[i] = uint8(n.window - block + 1)
-	}
-	for i, needle := range n.all {
-		for end := block - 1; end < n.window; end++ {
-			h := hash(needle[end-2], needle[end-1], needle[end])
-			n.skip[h] = min(n.skip[h], uint8(n.window-1-end))
-			if end == n.window-1 {
-				n.ending[h] = append(n.ending[h], i)
-			}
-		}
-	}
-}
-
-// hash places a block in the skip table.
-func hash(a, b, c byte) uint32 {
-	return (uint32(a) | uint32(b)<<8 | uint32(c)<<16) * 0x9E3779B1 >> (32 - skipBits)
-}
-
 // span is a part of a text.
 type span struct{ from, to int }
 
-// find appends where needles are, in the order of their beginnings. They may
-// overlap.
-func find[T string | []byte](n *Needles, b T, spans []span) []span {
+// find appends where secrets are. They may overlap.
+func (n *Needles) find(b []byte, spans []span) []span {
+	return n.findEscaped(b, false, n.findPlain(b, false, spans))
+}
+
+// findPlain appends where needles are and what they are pieces of. With clipped
+// set that may lack its end where the text ends.
+func (n *Needles) findPlain(b []byte, clipped bool, spans []span) []span {
 	for i := n.window - 1; i < len(b); {
 		h := hash(b[i-2], b[i-1], b[i])
 		if skip := int(n.skip[h]); skip > 0 {
@@ -106,9 +155,12 @@ func find[T string | []byte](n *Needles, b T, spans []span) []span {
 		}
 		from := i - n.window + 1
 		for _, candidate := range n.ending[h] {
-			if needle := n.all[candidate]; len(needle) <= len(b)-from && string(b[from:from+len(needle)]) == needle {
-				spans = append(spans, span{from, from + len(needle)})
-				break // the others are shorter
+			needle := &n.all[candidate]
+			if !needle.in(b[from:]) {
+				continue
+			}
+			if whole, ok := needle.around(b, from, clipped); ok {
+				spans = append(spans, whole)
 			}
 		}
 		i++
@@ -116,12 +168,46 @@ func find[T string | []byte](n *Needles, b T, spans []span) []span {
 	return spans
 }
 
-// In reports whether a text holds a secret.
-func (n *Needles) In(text string) bool {
-	if n == nil {
+// in reports whether a text begins with the needle.
+func (n *needle) in(b []byte) bool {
+	if len(b) < len(n.text) {
 		return false
 	}
-	return len(find(n, text, nil)) > 0
+	if !n.folded {
+		return string(b[:len(n.text)]) == n.text
+	}
+	for i := range len(n.text) {
+		if small(b[i]) != n.text[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func small(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+// around returns what is secret where a needle is found.
+func (n *needle) around(b []byte, from int, clipped bool) (span, bool) {
+	if n.whole != nil {
+		if whole, ok := n.whole.around(b, from, n.at, clipped); ok {
+			return whole, true
+		}
+		if !n.alone {
+			return span{}, false
+		}
+	}
+	return span{from, from + len(n.text)}, true
+}
+
+// In reports whether a text holds a secret.
+func (n *Needles) In(text string) bool {
+	var short [256]byte // most are header values
+	return n.InBytes(append(short[:0], text...))
 }
 
 // InBytes is [Needles.In] of bytes.
@@ -129,7 +215,7 @@ func (n *Needles) InBytes(text []byte) bool {
 	if n == nil {
 		return false
 	}
-	return len(find(n, text, nil)) > 0
+	return len(n.find(text, nil)) > 0
 }
 
 // Blank overwrites every secret in b with asterisks and reports whether there
@@ -138,7 +224,7 @@ func (n *Needles) Blank(b []byte) bool {
 	if n == nil {
 		return false
 	}
-	spans := find(n, b, nil)
+	spans := n.find(b, nil)
 	for _, s := range spans {
 		for i := s.from; i < s.to; i++ {
 			b[i] = '*'
@@ -147,7 +233,7 @@ func (n *Needles) Blank(b []byte) bool {
 	return len(spans) > 0
 }
 
-// Longest returns how many bytes the longest needle has: so much of what
+// Longest returns how many bytes the longest spelling has: so much of what
 // surrounds a part of a text decides whether the part holds a piece of a secret.
 func (n *Needles) Longest() int {
 	if n == nil {
@@ -165,17 +251,39 @@ const (
 	maxMissing = 8  // bytes of it that may be missing, and an eighth at most
 )
 
-// clipped appends where b ends in a needle that lacks its end.
+// mayMiss returns how many bytes at the end of so many may be missing.
+func mayMiss(of int) int {
+	if of < minClipped {
+		return 0
+	}
+	return min(maxMissing, of/8)
+}
+
+// clipped appends where b ends in a secret that lacks its end.
 func (n *Needles) clipped(b []byte, spans []span) []span {
-	for _, needle := range n.all {
-		if len(needle) < minClipped {
+	from := max(0, len(b)-n.longest)
+	first := len(spans)
+	spans = n.findEscaped(b[from:], true, n.findPlain(b[from:], true, spans))
+	for i := first; i < len(spans); i++ {
+		spans[i].from += from
+		spans[i].to += from
+	}
+	for i := range n.all {
+		needle := &n.all[i]
+		if needle.whole != nil && !needle.alone {
 			continue
 		}
-		for missing := 1; missing <= min(maxMissing, len(needle)/8); missing++ {
-			if bytes.HasSuffix(b, []byte(needle[:len(needle)-missing])) {
-				return append(spans, span{len(b) - len(needle) + missing, len(b)})
+		for missing := 1; missing <= mayMiss(len(needle.text)); missing++ {
+			short := needle.text[:len(needle.text)-missing]
+			if len(b) >= len(short) && small(b[len(b)-1]) == small(short[len(short)-1]) &&
+				needle.clip(len(short)).in(b[len(b)-len(short):]) {
+				spans = append(spans, span{len(b) - len(short), len(b)})
+				break
 			}
 		}
 	}
 	return spans
 }
+
+// clip returns the needle without its end.
+func (n *needle) clip(to int) *needle { return &needle{text: n.text[:to], folded: n.folded} }

@@ -87,7 +87,7 @@ func TestBeginningsAreNotTold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, secret := range []string{"Bearer " + token, token} {
 				for size := 1; size < len(secret)-5; size++ { // nearly all of it has to be known: see clipped
-					guess, other := secret[:size], strings.Repeat("~", size)
+					guess, other := secret[:size], alike(secret[:size])
 					var right, wrong []delivery
 					synctest.Test(t, func(*testing.T) { right = deliveries(test.open, test.wrap(guess)...) })
 					synctest.Test(t, func(*testing.T) { wrong = deliveries(test.open, test.wrap(other)...) })
@@ -133,6 +133,17 @@ func TestRoomsAreUsedAgain(t *testing.T) {
 			t.Fatalf("got %d bytes of %d, %v", len(got), len(want), err)
 		}
 	}
+}
+
+// alike is another text of the same kinds of characters: what is held back may
+// depend on what kind of text it is.
+func alike(text string) string {
+	return strings.Map(func(r rune) rune {
+		if alphanumeric(r) {
+			return 'Z'
+		}
+		return r
+	}, text)
 }
 
 func plainReader(n *Needles, short int) func(io.Reader) io.Reader {

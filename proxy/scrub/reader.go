@@ -44,8 +44,10 @@ func (s Search) lookAtEnd(b []byte) error {
 	if err := s.Found(b); err != nil {
 		return err
 	}
-	for i := spans[0].from; i < spans[0].to; i++ {
-		b[i] = '*'
+	for _, s := range spans {
+		for i := s.from; i < s.to; i++ {
+			b[i] = '*'
+		}
 	}
 	return nil
 }
@@ -204,7 +206,7 @@ func (r *Reader) patience() time.Duration {
 // look searches the text and reports what has not passed of a secret. At an end
 // the secret may lack its own.
 func (r *Reader) look(end bool) error {
-	r.spans = find(r.search.Needles, r.text, r.spans[:0])
+	r.spans = r.search.Needles.find(r.text, r.spans[:0])
 	if end {
 		r.spans = r.search.Needles.clipped(r.text, r.spans)
 	}
@@ -217,12 +219,48 @@ func (r *Reader) look(end bool) error {
 }
 
 // hold returns how many bytes at the end of the text are held back: those of a
-// line that is not whole, as far as a secret could have begun in it.
+// line that is not whole, as far as a secret could have begun in it. What is cut
+// into lines because it is long is one line.
 func (r *Reader) hold() int {
 	end := r.text[max(0, len(r.text)-r.search.Needles.longest+1):]
-	keep := len(end) - 1 - bytes.LastIndexByte(end, '\n')
+	keep := len(end)
+	for line := end; ; {
+		i := bytes.LastIndexByte(line, '\n')
+		if i < 0 {
+			break
+		}
+		if line = line[:i]; !goesOn(line) {
+			keep = len(end) - 1 - i
+			break
+		}
+	}
 	if keep <= r.search.Short {
 		return 0
 	}
 	return keep
+}
+
+// goesOn reports whether a line was cut because what is in it is long: it ends in
+// base64, in an equals sign as mail has it or a backslash, or between two numbers.
+func goesOn(line []byte) bool {
+	const sure = 16 // characters of base64, which few words have
+	line = bytes.TrimRight(line, " \r")
+	if len(line) < 2 {
+		return false
+	}
+	switch last := line[len(line)-1]; last {
+	case '=', '\\':
+		return true
+	case ',', ':':
+		return digit(line[len(line)-2]) >= 0
+	}
+	for i := range sure {
+		if i == len(line) {
+			return false
+		}
+		if c := line[len(line)-1-i]; !alphanumeric(c) && c != '+' && c != '/' && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
 }

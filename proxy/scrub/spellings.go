@@ -3,153 +3,59 @@ package scrub
 import (
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
-	"fmt"
-	"html"
-	"iter"
-	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf16"
 )
 
-// spellings yields every text that a secret is looked for as. Some are the
-// same; some are too short to be looked for.
-func spellings(secret string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for _, family := range []func(string) []string{percent, escaped, entities, digits, wide, cased, plainRuns} {
-			for _, spelling := range family(secret) {
-				if !yield(spelling) {
-					return
-				}
+// A secret is searched for in two ways. What is the same wherever it is written
+// is a needle by itself: the secret, its two bytes a character, and its long runs
+// of letters and digits. What may be written in more ways than can be listed is a
+// spelling, of which pieces are searched for that show where it may be, and which
+// is then read character by character, with escapes undone and breaks left out.
+
+// exact returns the texts of a secret that are searched for as they are.
+func exact(secret string) []needle {
+	texts := []needle{{text: secret}}
+	if form := strings.ReplaceAll(secret, " ", "+"); form != secret {
+		texts = append(texts, needle{text: form})
+	}
+	if len(secret) >= minCased { // a field that has no case
+		texts = append(texts, needle{text: strings.Map(func(r rune) rune {
+			if 'A' <= r && r <= 'Z' {
+				return r + 'a' - 'A'
 			}
-		}
-		for alignment := range 3 {
-			for _, spelling := range slices.Concat(base64At(secret, alignment), base64Runs(secret, alignment)) {
-				if !yield(spelling) {
-					return
-				}
-			}
-		}
+			return r
+		}, secret), folded: true})
 	}
-}
-
-// percent is how URLs and forms spell text: not at all, where they must (with
-// either case of digits, and a plus or %20 for a space), and everywhere.
-func percent(s string) []string {
-	form, path := url.QueryEscape(s), url.PathEscape(s)
-	component := strings.ReplaceAll(form, "+", "%20")
-	return []string{
-		s, form, path, component, lowerEscapes(form), lowerEscapes(path), lowerEscapes(component),
-		each(s, "%%%02X"), each(s, "%%%02x"),
-		strings.ReplaceAll(component, "%2F", "/"),                                                          // Python
-		strings.NewReplacer("%21", "!", "%27", "'", "%28", "(", "%29", ")", "%2A", "*").Replace(component), // JavaScript
-		url.QueryEscape(form), url.QueryEscape(component), // twice
-		quotedPrintable(s),
+	little, big := wide(secret)
+	texts = append(texts, needle{text: little}, needle{text: big})
+	for _, run := range plainRuns(secret) {
+		texts = append(texts, needle{text: run, alone: true})
 	}
-}
-
-// quotedPrintable is how mail spells text, but for the ends of its lines.
-func quotedPrintable(s string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		if c := s[i]; c >= ' ' && c <= '~' && c != '=' {
-			b.WriteByte(c)
-			continue
-		}
-		fmt.Fprintf(&b, "=%02X", s[i])
-	}
-	return b.String()
-}
-
-// lowerEscapes spells percent escapes with lower-case digits.
-func lowerEscapes(s string) string {
-	b := []byte(s)
-	for i := 0; i+2 < len(b); i++ {
-		if b[i] == '%' {
-			copy(b[i:i+3], strings.ToLower(s[i:i+3]))
-			i += 2
+	for alignment := range 3 {
+		for _, run := range runs(base64At(secret, alignment), minBase64Run) {
+			texts = append(texts, needle{text: run, alone: true})
 		}
 	}
-	return string(b)
+	return texts
 }
 
-// escaped is how JSON and JavaScript spell text: where they must, with the
-// slash escaped as PHP does, with <, > and & escaped as Go does, in ASCII only
-// as Python does, and everywhere.
-func escaped(s string) []string {
-	var plain strings.Builder
-	encoder := json.NewEncoder(&plain)
-	encoder.SetEscapeHTML(false)
-	if encoder.Encode(s) != nil {
-		return nil
-	}
-	quoted := strings.TrimSpace(plain.String())
-	quoted = quoted[1 : len(quoted)-1]
-	safe, err := json.Marshal(s)
-	if err != nil {
-		return nil
-	}
-	safeText := string(safe[1 : len(safe)-1])
-	ascii := asciiOnly(quoted)
-	return []string{
-		quoted, strings.ReplaceAll(quoted, "/", `\/`), safeText, strings.ReplaceAll(safeText, "/", `\/`),
-		ascii, strings.ReplaceAll(ascii, "/", `\/`),
-		units(s, `\u%04x`), units(s, `\u%04X`), each(s, `\x%02x`), each(s, `\x%02X`),
-		unitsOf(quoted, `+"&'<>`+"`", `\u%04X`), // .NET
-		unitsOf(quoted, `=<>&'`, `\u%04x`),      // Gson
-	}
-}
-
-// asciiOnly spells what is beyond ASCII as \uXXXX.
-func asciiOnly(s string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if r < 0x80 {
-			b.WriteRune(r)
-			continue
-		}
-		b.WriteString(units(string(r), `\u%04x`))
-	}
-	return b.String()
-}
-
-// entities is how HTML and XML spell text, by what their writers escape.
-func entities(s string) []string {
-	usual := html.EscapeString(s) // &#34; and &#39;
-	return []string{
-		usual,
-		strings.NewReplacer("&#34;", "&quot;").Replace(usual),
-		strings.NewReplacer("&#34;", "&quot;", "&#39;", "&apos;").Replace(usual),
-		strings.NewReplacer("&#34;", "&quot;", "&#39;", "&#x27;").Replace(usual),
-		strings.NewReplacer("&#34;", `"`, "&#39;", "'").Replace(usual),
-		strings.ReplaceAll(usual, "+", "&#43;"),                                                                // html/template
-		strings.NewReplacer("&#34;", "&quot;", "&#39;", "&#x27;", "`", "&#x60;", "=", "&#x3D;").Replace(usual), // Handlebars
-		strings.NewReplacer("&#34;", "&quot;", "/", "&#x2F;", "`", "&#x60;", "=", "&#x3D;").Replace(usual),     // templates in {{ }}
-		each(s, "&#%d;"), each(s, "&#x%x;"), each(s, "&#x%X;"),
-	}
-}
-
-// digits is hexadecimal.
-func digits(s string) []string {
-	lower := hex.EncodeToString([]byte(s))
-	return []string{lower, strings.ToUpper(lower)}
-}
-
-// wide is UTF-16.
-func wide(s string) []string {
-	var little, big []byte
+// wide is UTF-16, in both orders of bytes.
+func wide(s string) (little, big string) {
+	var l, b []byte
 	for _, unit := range utf16.Encode([]rune(s)) {
-		little = append(little, byte(unit), byte(unit>>8))
-		big = append(big, byte(unit>>8), byte(unit))
+		l = append(l, byte(unit), byte(unit>>8))
+		b = append(b, byte(unit>>8), byte(unit))
 	}
-	return []string{string(little), string(big)}
+	return string(l), string(b)
 }
 
 // base64At is base64 of a longer text in which the secret begins so many bytes
 // after a group of three, without the characters that its neighbours have a
-// part in: in both alphabets, and as URLs, forms and JSON spell these.
-func base64At(s string, alignment int) []string {
+// part in; "" for nothing.
+func base64At(s string, alignment int) string {
 	standard := base64.RawStdEncoding.EncodeToString([]byte("\x00\x00"[:alignment] + s))
 	head := []int{0, 2, 3}[alignment]
 	tail := 0
@@ -157,18 +63,9 @@ func base64At(s string, alignment int) []string {
 		tail = 1
 	}
 	if len(standard) <= head+tail {
-		return nil
+		return ""
 	}
-	standard = standard[head : len(standard)-tail]
-	escapedText := strings.NewReplacer("+", "%2B", "/", "%2F").Replace(standard)
-	return []string{
-		standard,
-		strings.NewReplacer("+", "-", "/", "_").Replace(standard),
-		escapedText, lowerEscapes(escapedText),
-		strings.ReplaceAll(standard, "/", `\/`),
-		strings.ReplaceAll(standard, "+", `\u002b`),
-		strings.NewReplacer("+", `\u002b`, "/", `\/`).Replace(standard),
-	}
+	return standard[head : len(standard)-tail]
 }
 
 // Runs of letters and digits are searched for by themselves from these lengths
@@ -188,15 +85,6 @@ func plainRuns(s string) []string {
 	return runs(s, minRun)
 }
 
-// base64Runs is what of a longer text's base64 every encoder leaves as it is.
-func base64Runs(s string, alignment int) []string {
-	spellings := base64At(s, alignment)
-	if len(spellings) == 0 {
-		return nil
-	}
-	return runs(spellings[0], minBase64Run)
-}
-
 // runs returns the longest runs of letters and digits, without words.
 func runs(s string, shortest int) []string {
 	return slices.DeleteFunc(strings.FieldsFunc(s, func(r rune) bool { return !alphanumeric(r) }), func(run string) bool {
@@ -204,7 +92,7 @@ func runs(s string, shortest int) []string {
 	})
 }
 
-func alphanumeric(r rune) bool {
+func alphanumeric[C rune | byte](r C) bool {
 	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
 }
 
@@ -214,41 +102,115 @@ func isWord(run string) bool {
 	return !strings.ContainsAny(run, "0123456789") && (rest == strings.ToLower(rest) || rest == strings.ToUpper(rest))
 }
 
-// cased is a secret in a field that has no case.
-func cased(s string) []string {
-	if len(s) < minCased {
-		return nil
-	}
-	return []string{strings.ToUpper(s), strings.ToLower(s)}
+// alphabet says how the characters of a spelling are written.
+type alphabet uint8
+
+const (
+	asText     alphabet = iota // any of them escaped
+	asBase64                   // in either alphabet, any of them escaped, and in lines
+	asHex                      // two digits a byte, with or without something between
+	asDecimals                 // a number a byte, with something between
+)
+
+// spelling is a secret in an alphabet.
+type spelling struct {
+	text string // for hexadecimal and decimals the secret itself
+	in   alphabet
 }
 
-// each formats every byte.
-func each(s, format string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		fmt.Fprintf(&b, format, s[i])
-	}
-	return b.String()
-}
-
-// unitsOf formats the characters that are in a set.
-func unitsOf(s, set, format string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if strings.ContainsRune(set, r) {
-			fmt.Fprintf(&b, format, r)
-			continue
+// spellings returns those of a secret.
+func spellings(secret string) []*spelling {
+	all := []*spelling{{secret, asText}, {secret, asHex}, {secret, asDecimals}}
+	for alignment := range 3 {
+		if text := base64At(secret, alignment); len(text) >= minNeedle {
+			all = append(all, &spelling{text, asBase64})
 		}
-		b.WriteRune(r)
 	}
-	return b.String()
+	return all
 }
 
-// units formats every unit of UTF-16.
-func units(s, format string) string {
-	var b strings.Builder
-	for _, unit := range utf16.Encode([]rune(s)) {
-		fmt.Fprintf(&b, format, unit)
+// longestSpelling is how many bytes a secret of so many may take. Most take six
+// bytes for one at most, as \u0073 does; numbers in an indented list, and what was
+// escaped twice, take up to thirteen, and of a secret that is very long those are
+// found only where a stream is not cut in the middle of them.
+func longestSpelling(secret int) int {
+	const most, usual, enough = 13, 6, 4 << 10
+	return min(max(usual*secret, min(most*secret, enough)), maxNeedle)
+}
+
+// Pieces of spellings are so long, but for short secrets.
+const (
+	pieceSize = 24
+	minPiece  = 5
+)
+
+// pieces returns the needles that show where a spelling may be.
+func (s *spelling) pieces() []needle {
+	switch s.in {
+	case asHex:
+		return s.joined(pieceSize, func(c byte) string { return hex.EncodeToString([]byte{c}) },
+			"", ":", "-", " ", ",", ", ", "0x", " 0x", ",0x", ", 0x")
+	case asDecimals:
+		return s.joined(pieceSize, func(c byte) string { return strconv.Itoa(int(c)) },
+			" ", ",", ", ", ",\n", ",\n  ", ",\n    ", ",\n      ", ",\n        ", ",\n\t", ",\n\t\t", ",\r\n  ", ",\r\n    ", `,\n  `, `,\n    `)
+	case asText, asBase64:
 	}
-	return b.String()
+	// The first two: lines are longer than both together, so that a break is in
+	// one of them at most.
+	size := min(pieceSize, len(s.text)/2)
+	if size < minPiece {
+		size = len(s.text)
+	}
+	first := s.unescaped(0, size, len(s.text)-size)
+	all := s.piece(first, size)
+	if rest := len(s.text) - first - size; rest >= size {
+		all = append(all, s.piece(s.unescaped(first+size, size, len(s.text)), size)...)
+	}
+	return all
+}
+
+// unescaped returns where a piece of letters and digits begins, at from or soon
+// after it, and before to; else from.
+func (s *spelling) unescaped(from, size, to int) int {
+	const soon = 16
+	run := 0
+	for i := from; i < min(to, from+size+soon); i++ {
+		if run++; !alphanumeric(s.text[i]) {
+			run = 0
+		}
+		if run == size {
+			return i + 1 - size
+		}
+	}
+	return from
+}
+
+// piece returns a piece of a spelling, in both alphabets of base64.
+func (s *spelling) piece(at, size int) []needle {
+	text := s.text[at : at+size]
+	all := []needle{{text: text, whole: s, at: at}}
+	if s.in == asBase64 {
+		if other := strings.NewReplacer("+", "-", "/", "_").Replace(text); other != text {
+			all = append(all, needle{text: other, whole: s, at: at})
+		}
+	}
+	return all
+}
+
+// joined returns the first bytes of a spelling that has something between them.
+func (s *spelling) joined(size int, format func(byte) string, between ...string) []needle {
+	var all []needle
+	for _, separator := range between {
+		text := format(s.text[0])
+		for i := 1; i < len(s.text) && len(text) < size; i++ {
+			text += separator + format(s.text[i])
+		}
+		all = append(all, needle{text: text, folded: s.in == asHex, whole: s})
+	}
+	return all
+}
+
+// mayEscape reports whether a character is looked for as an escape.
+func (s *spelling) mayEscape(c byte) bool {
+	return s.in == asText || s.in == asBase64 && !alphanumeric(c)
 }

@@ -1,0 +1,562 @@
+package scrub
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// starts reports whether escapes begin with a byte: in JSON and programs, in URLs,
+// in HTML and XML, and in mail.
+func starts(c byte) bool { return c == '\\' || c == '%' || c == '&' || c == '=' }
+
+// maxNested is how often a text may have been escaped: JSON in JSON in a URL.
+const maxNested = 3
+
+// findEscaped appends where secrets are of which any character is escaped, each
+// in any way. Before the first that is, all are as they are, so that from every
+// escape of a character that a secret has the rest of it is read.
+func (n *Needles) findEscaped(b []byte, clipped bool, spans []span) []span {
+	for _, begin := range []byte(n.escapes) {
+		for at := 0; at < len(b); at++ {
+			next := bytes.IndexByte(b[at:], begin)
+			if next < 0 {
+				break
+			}
+			at += next
+			if n.mayStand(b[at:]) {
+				spans = n.escapedAt(b, at, clipped, spans)
+			}
+		}
+	}
+	return spans
+}
+
+// mayStand reports, at a glance, whether an escape may stand for a character of a
+// secret: most do not.
+func (n *Needles) mayStand(b []byte) bool {
+	if len(b) < 2 {
+		return false
+	}
+	next := b[1]
+	switch b[0] {
+	case '\\':
+		return alphanumeric(next) || next == '\n' || n.needs(next)
+	case '%', '=':
+		if len(b) > 2 && digit(next) >= 0 && digit(b[2]) >= 0 {
+			return n.needs(byte(digit(next)<<4 | digit(b[2])))
+		}
+		return next == '\r' || next == '\n' || next == 'u' || n.starts(next)
+	}
+	end := n.entityEnd(b[1:]) + 1
+	if end == 0 || b[end] != ';' {
+		return end > 0
+	}
+	c, _, ok := view{b, 0}.entity(1)
+	return ok && n.needs(c.bytes[0]) && (c.bytes[0] != '&' || len(n.escaped['&']) > 0 || n.entityEnd(b[end+1:]) >= 0)
+}
+
+// entityEnd returns where a name or number ends that is behind an ampersand: at a
+// semicolon, or where an escape is; -1 for nowhere.
+func (n *Needles) entityEnd(b []byte) int {
+	const most = 10
+	for i, c := range b[:min(len(b), most)] {
+		switch {
+		case c == ';', n.starts(c):
+			return i
+		case !alphanumeric(c) && c != '#':
+			return -1
+		}
+	}
+	return -1
+}
+
+// needs reports whether a character is one of a secret, or may begin an escape of
+// one in what was escaped twice.
+func (n *Needles) needs(c byte) bool { return len(n.escaped[c]) > 0 || n.starts(c) }
+
+// starts reports whether escapes that are looked for begin with a byte.
+func (n *Needles) starts(c byte) bool { return starts(c) && (c != '=' || len(n.escapes) > 3) }
+
+// escapedAt appends where secrets are whose first escape is at a place.
+func (n *Needles) escapedAt(b []byte, at int, clipped bool, spans []span) []span {
+	var last char
+	for nested := 1; nested <= maxNested; nested++ {
+		c, to, ok := view{b, nested}.at(at)
+		if !ok || nested > 1 && c == last {
+			return spans
+		}
+		last = c
+		if c.size == 0 { // what is behind it is where it is
+			if to == len(b) {
+				return spans
+			}
+			c = byteChar(int(b[to]))
+		}
+		for _, p := range n.escaped[c.bytes[0]] {
+			from := at - p.at
+			if from < 0 || !p.of.same(b[from:at], p.of.text[:p.at]) {
+				continue
+			}
+			if to, ok := p.of.read(b, at, p.at, clipped); ok {
+				spans = append(spans, span{from, to})
+			}
+		}
+		if !n.starts(c.bytes[0]) {
+			return spans
+		}
+	}
+	return spans
+}
+
+// same reports whether a text is a part of the spelling without any escape.
+func (s *spelling) same(b []byte, part string) bool {
+	for i, c := range slices.Backward(b) { // what is near differs first
+		if s.plain(c) != part[i] && !s.alias(c, part[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// plain returns a character of either alphabet of base64 as that of the first.
+func (s *spelling) plain(c byte) byte {
+	if s.in == asBase64 {
+		switch c {
+		case '-':
+			return '+'
+		case '_':
+			return '/'
+		}
+	}
+	return c
+}
+
+// alias reports whether c stands for another character: forms write a plus for a
+// space.
+func (s *spelling) alias(c, other byte) bool { return s.in == asText && c == '+' && other == ' ' }
+
+// around returns where the spelling is, a piece of which was found. Before the
+// piece there may be escapes and breaks: the spelling is read from where it would
+// begin without, and then from before that.
+func (s *spelling) around(b []byte, piece, at int, clipped bool) (span, bool) {
+	const spare, each = 32, 6
+	back := 0
+	if at > 0 {
+		back = spare + each*at
+	}
+	for from := piece - at; from >= max(0, piece-at-back); from-- {
+		if to, ok := s.read(b, from, 0, clipped); ok && to > piece {
+			return span{from, to}, true
+		}
+	}
+	return span{}, false
+}
+
+// read reads the spelling from its character at on and returns where it ends.
+// With clipped set it may lack its end where the text does.
+func (s *spelling) read(b []byte, i, at int, clipped bool) (int, bool) {
+	switch s.in {
+	case asHex:
+		return s.readHex(b, i, clipped)
+	case asDecimals:
+		return s.readDecimals(b, i, clipped)
+	case asText, asBase64:
+	}
+	broken := 0
+	for at < len(s.text) {
+		if i >= len(b) || clipped && cutEscape(b[i:]) {
+			return len(b), clipped && len(s.text)-at <= mayMiss(len(s.text))
+		}
+		to, size := s.character(b, i, at)
+		if to == 0 {
+			return 0, false
+		}
+		if size > 0 {
+			broken = 0
+		} else if broken += to - i; at == 0 || broken > maxBreak {
+			return 0, false
+		}
+		i, at = to, at+size
+	}
+	return i, true
+}
+
+// maxBreak is how many bytes the end of a line and the indent of the next may have.
+const maxBreak = 64
+
+// character reads the next character of a spelling, or what is to be left out,
+// and returns where it ends, 0 for neither, and how many bytes of the spelling it
+// is. Escapes are undone before characters are taken as they are: a backslash may
+// stand for one.
+func (s *spelling) character(b []byte, i, at int) (to, size int) {
+	raw := b[i]
+	if starts(raw) {
+		for nested := maxNested; nested > 0; nested-- {
+			c, to, ok := view{b, nested}.at(i)
+			if !ok {
+				continue
+			}
+			if c.size == 0 || s.in == asBase64 && c.size == 1 && isBreak(c.bytes[0]) {
+				return to, 0
+			}
+			if c.size == 1 {
+				c.bytes[0] = s.plain(c.bytes[0])
+			}
+			if c.size == 1 && s.alias(c.bytes[0], s.text[at]) {
+				return to, 1
+			}
+			if at+c.size <= len(s.text) && string(c.bytes[:c.size]) == s.text[at:at+c.size] {
+				return to, c.size
+			}
+		}
+	}
+	switch {
+	case s.plain(raw) == s.text[at], s.alias(raw, s.text[at]):
+		return i + 1, 1
+	case s.in == asBase64 && isBreak(raw):
+		return i + 1, 0
+	}
+	return 0, 0
+}
+
+func isBreak(c byte) bool { return c == '\n' || c == '\r' || c == ' ' || c == '\t' }
+
+// cutEscape reports whether a text ends in the middle of an escape.
+func cutEscape(b []byte) bool {
+	if len(b) > 2*len(`\\u0000`) || !starts(b[0]) {
+		return false
+	}
+	_, _, whole := view{b, 1}.at(0)
+	return !whole && bytes.IndexByte(b[1:], ' ') < 0
+}
+
+// readHex reads two digits a byte, with little between two bytes.
+func (s *spelling) readHex(b []byte, i int, clipped bool) (int, bool) {
+	for at := range len(s.text) {
+		if at > 0 {
+			i = skipBetween(b, i, " \t\r\n:,;-'xX\\")
+		}
+		if i+1 < len(b) && at > 0 && b[i] == '0' && small(b[i+1]) == 'x' && !(i+2 < len(b) && digit(b[i+2]) < 0) {
+			i += 2
+		}
+		if i+1 >= len(b) {
+			return len(b), clipped && len(s.text)-at <= mayMiss(len(s.text))
+		}
+		if digit(b[i]) != int(s.text[at]>>4) || digit(b[i+1]) != int(s.text[at]&15) {
+			return 0, false
+		}
+		i += 2
+	}
+	return i, true
+}
+
+// readDecimals reads a number a byte.
+func (s *spelling) readDecimals(b []byte, i int, clipped bool) (int, bool) {
+	for at := range len(s.text) {
+		if at > 0 {
+			from := i
+			if i = skipBetween(b, i, " \t\r\n,;\\nr"); i == from && i < len(b) {
+				return 0, false
+			}
+		}
+		number, from := 0, i
+		for i < len(b) && i < from+3 && '0' <= b[i] && b[i] <= '9' {
+			number = 10*number + int(b[i]-'0')
+			i++
+		}
+		if i >= len(b) && (i == from || number != int(s.text[at])) {
+			return len(b), clipped && len(s.text)-at <= mayMiss(len(s.text))
+		}
+		if i == from || number != int(s.text[at]) {
+			return 0, false
+		}
+	}
+	return i, true
+}
+
+// skipBetween returns where what is between two bytes ends.
+func skipBetween(b []byte, i int, set string) int {
+	for end := i + maxBreak; i < len(b) && i < end && strings.IndexByte(set, b[i]) >= 0; {
+		i++
+	}
+	return i
+}
+
+// char is a character in UTF-8, or a byte; of size 0 one that stands for nothing.
+type char struct {
+	bytes [utf8.UTFMax]byte
+	size  int
+}
+
+func byteChar(c int) char { return char{bytes: [utf8.UTFMax]byte{byte(c)}, size: 1} }
+
+func runeChar(r rune) (c char) {
+	c.size = utf8.EncodeRune(c.bytes[:], r)
+	return c
+}
+
+// view is a text with its escapes undone, so many times over.
+type view struct {
+	text   []byte
+	nested int
+}
+
+// at returns the character at i and where the next begins. The last is false
+// at the end of the text and, with nested above 0, where no escape begins.
+func (v view) at(i int) (char, int, bool) {
+	if v.nested == 0 {
+		if i >= len(v.text) {
+			return char{}, 0, false
+		}
+		return byteChar(int(v.text[i])), i + 1, true
+	}
+	inner := view{v.text, v.nested - 1}
+	c, to := inner.one(i)
+	switch c {
+	case '\\':
+		return inner.backslash(to)
+	case '%':
+		return inner.percent(to)
+	case '&':
+		return inner.entity(to)
+	case '=':
+		return inner.quoted(to)
+	}
+	return char{}, 0, false
+}
+
+// one returns the byte at i, -1 for none, escaped or not.
+func (v view) one(i int) (c, to int) {
+	if i < len(v.text) && !starts(v.text[i]) {
+		return int(v.text[i]), i + 1
+	}
+	for nested := v.nested; nested >= 0; nested-- {
+		if c, to, ok := (view{v.text, nested}).at(i); ok && c.size == 1 {
+			return int(c.bytes[0]), to
+		}
+	}
+	return -1, i
+}
+
+// number reads hexadecimal digits: exactly so many.
+func (v view) number(i, digits int) (n, to int, ok bool) {
+	for range digits {
+		c, next := v.one(i)
+		if c < 0 || digit(byte(c)) < 0 {
+			return 0, 0, false
+		}
+		n, i = n<<4|digit(byte(c)), next
+	}
+	return n, i, true
+}
+
+func digit(c byte) int {
+	switch {
+	case '0' <= c && c <= '9':
+		return int(c - '0')
+	case 'a' <= c && c <= 'f':
+		return int(c-'a') + 10
+	case 'A' <= c && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}
+
+// backslash reads what JSON, JavaScript, C, Go and Python put behind one.
+func (v view) backslash(i int) (char, int, bool) {
+	c, to := v.one(i)
+	switch {
+	case c < 0:
+		return char{}, 0, false
+	case c == 'u':
+		return v.unit(to)
+	case c == 'x':
+		n, to, ok := v.number(to, 2)
+		return byteChar(n), to, ok
+	case c == 'U':
+		n, to, ok := v.number(to, 8)
+		return runeChar(rune(n)), to, ok
+	case c == '\n':
+		return char{}, to, true // a line that goes on
+	case '0' <= c && c <= '3':
+		return v.octal(i)
+	case alphanumeric(byte(c)):
+		const letters, stand = "abtnvfre", "\a\b\t\n\v\f\r\x1b"
+		if at := strings.IndexByte(letters, byte(c)); at >= 0 {
+			return byteChar(int(stand[at])), to, true
+		}
+		return char{}, 0, false
+	}
+	return byteChar(c), to, true
+}
+
+// octal reads three digits.
+func (v view) octal(i int) (char, int, bool) {
+	n := 0
+	for range 3 {
+		c, to := v.one(i)
+		if c < '0' || c > '7' {
+			return char{}, 0, false
+		}
+		n, i = n<<3|(c-'0'), to
+	}
+	return byteChar(n), i, true
+}
+
+// unit reads what is behind \u: a unit of UTF-16, two where one does not do, or
+// a number in braces.
+func (v view) unit(i int) (char, int, bool) {
+	if c, to := v.one(i); c == '{' {
+		return v.code(to, 16, '}')
+	}
+	n, to, ok := v.number(i, 4)
+	if !ok || !utf16.IsSurrogate(rune(n)) {
+		return runeChar(rune(n)), to, ok
+	}
+	if c, next := v.one(to); c == '\\' {
+		if c, next = v.one(next); c == 'u' {
+			if low, next, ok := v.number(next, 4); ok {
+				return runeChar(utf16.DecodeRune(rune(n), rune(low))), next, true
+			}
+		}
+	}
+	return char{}, 0, false
+}
+
+// code reads the number of a character up to its end.
+func (v view) code(i, base, end int) (char, int, bool) {
+	n := 0
+	for digits := 0; digits <= 8; digits++ {
+		c, to := v.one(i)
+		if c == end && digits > 0 {
+			return runeChar(rune(n)), to, true
+		}
+		if c < 0 || digit(byte(c)) < 0 || digit(byte(c)) >= base {
+			break
+		}
+		n, i = min(n*base+digit(byte(c)), utf8.MaxRune+1), to
+	}
+	return char{}, 0, false
+}
+
+// percent reads what URLs and forms put behind one.
+func (v view) percent(i int) (char, int, bool) {
+	if c, to := v.one(i); c == 'u' { // as ASP and JavaScript's escape write it
+		n, to, ok := v.number(to, 4)
+		return runeChar(rune(n)), to, ok
+	}
+	n, to, ok := v.number(i, 2)
+	return byteChar(n), to, ok
+}
+
+// quoted reads what mail puts behind an equals sign: a byte, or the end of a line
+// that is none (RFC 2045, section 6.7).
+func (v view) quoted(i int) (char, int, bool) {
+	if n, to, ok := v.number(i, 2); ok {
+		return byteChar(n), to, true
+	}
+	c, to := v.one(i)
+	if c == '\r' {
+		c, to = v.one(to)
+	}
+	return char{}, to, c == '\n'
+}
+
+// entity reads what HTML and XML put behind an ampersand.
+func (v view) entity(i int) (char, int, bool) {
+	c, to := v.one(i)
+	if c == '#' {
+		if c, next := v.one(to); c == 'x' || c == 'X' {
+			return v.code(next, 16, ';')
+		}
+		return v.code(to, 10, ';')
+	}
+	var name [8]byte
+	for size := range name {
+		c, to = v.one(i)
+		if c == ';' {
+			return named(string(name[:size]), to)
+		}
+		if c < 0 || !alphanumeric(byte(c)) {
+			break
+		}
+		name[size], i = byte(c), to
+	}
+	return char{}, 0, false
+}
+
+// named returns the character of a name, of those that encoders use
+// (https://html.spec.whatwg.org/multipage/named-characters.html).
+func named(name string, to int) (char, int, bool) {
+	c := -1
+	switch name {
+	case "amp":
+		c = '&'
+	case "lt":
+		c = '<'
+	case "gt":
+		c = '>'
+	case "quot":
+		c = '"'
+	case "apos":
+		c = '\''
+	case "sol":
+		c = '/'
+	case "plus":
+		c = '+'
+	case "equals":
+		c = '='
+	case "colon":
+		c = ':'
+	case "num":
+		c = '#'
+	case "excl":
+		c = '!'
+	case "dollar":
+		c = '$'
+	case "percnt":
+		c = '%'
+	case "lpar":
+		c = '('
+	case "rpar":
+		c = ')'
+	case "ast":
+		c = '*'
+	case "comma":
+		c = ','
+	case "period":
+		c = '.'
+	case "semi":
+		c = ';'
+	case "quest":
+		c = '?'
+	case "commat":
+		c = '@'
+	case "lsqb", "lbrack":
+		c = '['
+	case "bsol":
+		c = '\\'
+	case "rsqb", "rbrack":
+		c = ']'
+	case "Hat":
+		c = '^'
+	case "lowbar":
+		c = '_'
+	case "grave":
+		c = '`'
+	case "lcub", "lbrace":
+		c = '{'
+	case "verbar", "vert":
+		c = '|'
+	case "rcub", "rbrace":
+		c = '}'
+	case "Tab":
+		c = '\t'
+	case "NewLine":
+		c = '\n'
+	}
+	return byteChar(max(c, 0)), to, c >= 0
+}

@@ -254,6 +254,9 @@ func credentialProblems() []problemTest {
 		{"a path up", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/../sys/x" }), []string{`spec.credentials[0].vault.path: "secret/../sys/x" is not a path as vault read takes it, as in secret/data/weather`}},
 		{"a path with a query", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path as vault read takes it, as in secret/data/weather`}},
 		{"a path with all there is", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "kv-v2/data/a.b_c~d@e+f=g" }), nil},
+		{"parameters of a key-value secret", changeCredential(func(c *CredentialSpec) {
+			c.Vault.Path, c.Vault.Params = "secret/data/weather", map[string]string{"ttl": "1h"}
+		}), []string{`spec.credentials[0].vault.params: would be stored in the place of the secret "secret/data/weather"; leave them out, so that it is read`}},
 		{"Vault's own system", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path as vault read takes it, as in secret/data/weather`}},
 		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: says not how; write one of header, query, cookie, basic, mtls, sigv4, oauth2 or jwt`}},
 		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: says header and query; write exactly one of them`}},

@@ -49,6 +49,9 @@ func (k grantCheck) vaultPath(path string, spec *CredentialSpec) {
 	if jwt := spec.Inject.JWT; jwt != nil {
 		k.signPath(path, spec.Vault, jwt.Algorithm)
 	}
+	if segments := strings.Split(spec.Vault.Path, "/"); len(spec.Vault.Params) > 0 && len(segments) > 2 && segments[1] == "data" {
+		k.report(path+".params", "would be stored in the place of the secret %q; leave them out, so that it is read", clip(spec.Vault.Path))
+	}
 	if spec.Vault.Params[""] != "" {
 		k.report(path+".params", "has a parameter without a name")
 	}

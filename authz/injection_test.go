@@ -288,12 +288,12 @@ func TestRendersAnew(t *testing.T) {
 func TestTokens(t *testing.T) {
 	g := with(Inject{OAuth2: &OAuth2{
 		TokenURL: "https://id.example/token?tenant=1", Scopes: []string{"read", "write"}, Audience: "api", Style: "body", CAFile: "ca.pem", CA: "PEM", ClientID: "weather",
-	}}, "secret/data/idp")
+	}}, "idp/creds/weather")
 	g.Credentials[0].Vault.Params = map[string]string{"b": "2", "a": "1"}
 	g.Credentials[0].Vault.TrimNewline = true
 	got := snapshot(t, input(g)).CredentialRefs("weather", noon)[0]
 	want := CredentialRef{
-		Plugin: "weather", Grant: "weather", Name: "key", Path: "secret/data/idp", Parameters: `{"a":"1","b":"2"}`, TrimNewline: true,
+		Plugin: "weather", Grant: "weather", Name: "key", Path: "idp/creds/weather", Parameters: `{"a":"1","b":"2"}`, TrimNewline: true,
 		Token: TokenSpec{
 			Kind: TokenOAuth2, TokenURL: "https://id.example/token?tenant=1", Scopes: "read write", Audience: "api", Style: StyleBody, CA: "PEM",
 			ClientID: "weather", ClientSecret: "{client_secret}",

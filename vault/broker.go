@@ -34,7 +34,7 @@ const (
 	longestMove   = 5 * time.Second  // within which credentials move to a new token
 	longestSleep  = 30 * time.Second // of the schedule, so that a stepped or suspended clock is noticed
 	sealedWait    = 5 * time.Second  // at most, until a sealed Vault is asked again
-	callsInFlight = 3                // requests that one fetch makes at most, each with its own timeout
+	callsInFlight = 4                // requests that one fetch makes at most, each with its own timeout
 )
 
 // Config is what a Broker is made of.
@@ -114,6 +114,7 @@ type Broker struct {
 	spent      string                       // the hash of the wrapping token that was used up last; it is there too
 	breakers   map[string]*breaker          // by path: those that failed on Vault's side
 	leasing    map[string]bool              // by path: those that Vault is known to make leases for
+	writes     map[string]bool              // by path: those whose engine answers to parameters
 	mints      allowance
 	stepped    func(instant) instant // moves the clocks, for tests; nil does not
 
@@ -204,6 +205,7 @@ func New(cfg Config) (*Broker, error) {
 		held:     make(map[string]heldLease),
 		breakers: make(map[string]*breaker),
 		leasing:  make(map[string]bool),
+		writes:   make(map[string]bool),
 		mints:    allowance{every: time.Minute / time.Duration(cfg.MintsPerMinute), burst: time.Minute},
 		stats:    stats{errors: make(map[string]uint64)},
 	}
@@ -490,6 +492,9 @@ func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef) 
 	if err := b.room(s, ref.Path); err != nil {
 		return nil, err
 	}
+	if err := b.mayWrite(ctx, s, ref); err != nil {
+		return nil, err
+	}
 	issued := b.now()
 	c := call{op: "read " + ref.Path, method: http.MethodGet, path: ref.Path, token: s.token}
 	if ref.Parameters != "" {
@@ -516,6 +521,40 @@ func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef) 
 		return nil, b.unusable(c.op, err)
 	}
 	return l, nil
+}
+
+// mayWrite refuses to send parameters to an engine that would store them in the
+// place of the secret. Of what kind an engine is, Vault tells whoever may use
+// the path; what it does not tell is not written to. It is asked once for each
+// path (Vault's CLI does the same before "vault kv"; sys/internal/ui/mounts).
+func (b *Broker) mayWrite(ctx context.Context, s *session, ref authz.CredentialRef) error {
+	b.mu.RLock()
+	known := b.writes[ref.Path]
+	b.mu.RUnlock()
+	if ref.Parameters == "" || known {
+		return nil
+	}
+	op := "look up the engine at " + ref.Path
+	answer, err := b.client.do(ctx, call{op: op, method: http.MethodGet, path: "sys/internal/ui/mounts/" + ref.Path, token: s.token})
+	if err != nil {
+		return err
+	}
+	var kind string
+	if answer != nil {
+		kind, _ = answer.Data["type"].(string)
+	}
+	switch kind {
+	case "":
+		return b.unusable(op, errors.New("Vault does not say what engine is there"))
+	case "kv", "generic", "cubbyhole":
+		return b.unusable(op, errors.New("it is a key-value engine, which would store the parameters in the place of the secret; leave vault.params out"))
+	}
+	b.mu.Lock()
+	defer b.unlock()
+	if len(b.writes) < maxEntries {
+		b.writes[ref.Path] = true
+	}
+	return nil
 }
 
 // errBatch says why nothing is leased with a batch token: it cannot be revoked

@@ -203,6 +203,43 @@ func TestCertificatesOtherwise(t *testing.T) {
 	}
 }
 
+// Parameters that are sent to a key-value engine would be its new secret.
+func TestParametersOverwriteNothing(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
+	testenv.Must(t, v.EnableEngine(t.Context(), "old", "kv", nil))
+	testenv.MustGet(v.Write(t.Context(), "old/issue/weather", map[string]any{"api_key": "wk_1"}))(t)
+	b := broker(t, Config{Address: v.Address, Auth: approle(t, v, "weather", testenv.AppRole{
+		Policy: `path "secret/*" { capabilities = ["create", "read", "update"] } path "old/*" { capabilities = ["create", "read", "update"] } path "pki/*" { capabilities = ["create", "read", "update"] }`,
+	})})
+	for _, path := range []string{"secret/data/weather", "old/issue/weather"} {
+		overwriting := ref(path, path)
+		overwriting.Parameters = `{"data":"x","ttl":"1h"}`
+		_, err := b.Credential(t.Context(), overwriting)
+		if err == nil || !strings.Contains(err.Error(), "key-value engine") {
+			t.Errorf("%s: %v", path, err)
+		}
+		c := testenv.MustGet(b.Credential(t.Context(), ref("read "+path, path)))(t)
+		if got := c.Fields["api_key"].Reveal(); got != "wk_1" {
+			t.Errorf("%s: api_key is %q now", path, got)
+		}
+	}
+	certificate := ref("certificate", "pki/issue/client")
+	certificate.Parameters = `{"common_name":"weather.example"}`
+	pki(t, v, time.Hour, nil)
+	testenv.MustGet(v.Write(t.Context(), "auth/approle/role/weather", map[string]any{"token_no_default_policy": true}))(t)
+	b.Revoke(t.Context())
+	if c, err := b.Credential(t.Context(), certificate); err != nil || c.PEM["certificate"].Empty() {
+		t.Errorf("where parameters are answered, by a token without the default policy: %v", err)
+	}
+	forbidden := ref("forbidden", "other/issue/x")
+	forbidden.Parameters = `{"ttl":"1h"}`
+	if _, err := b.Credential(t.Context(), forbidden); statusOf(err) != http.StatusForbidden {
+		t.Errorf("a path that the policy does not allow: %v", err)
+	}
+}
+
 func TestSigns(t *testing.T) {
 	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{})

@@ -127,7 +127,7 @@ func (s *sidecar) status() admin.Status {
 	out := admin.Status{
 		Plugin: string(s.plugin), PID: os.Getpid(), Version: version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
-		Kernel: s.kernelStatus(), Doors: s.doors(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
+		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
 		Credentials: s.credentialStatus(), Files: files(cfg), Warnings: s.warnings(now),
 	}
 	if snapshot.Observing(s.plugin, now) {
@@ -222,10 +222,21 @@ func (s *sidecar) kernelStatus() admin.Kernel {
 func (s *sidecar) doors() []admin.Door {
 	all := []string{"hosts", "ports", "methods", "paths", "upgrades", "requests", "credentials"}
 	var out []admin.Door
-	if s.proxy != nil {
+	switch {
+	case s.addresses.proxy == "":
+	case s.own != nil:
+		out = append(out, admin.Door{Name: string(authz.DoorProxy), Address: s.addresses.proxy, Enforces: []string{"identity", "live revocation"}})
+	default:
 		out = append(out, admin.Door{
 			Name: string(authz.DoorProxy), Address: s.addresses.proxy,
 			Enforces: append(slices.Clone(all), "addresses", "tls", "timeout", "scrubbing", "live revocation"),
+		})
+	}
+	if s.own != nil {
+		out = append(out, admin.Door{
+			Name: string(authz.DoorExtAuthz), Address: "unix:" + s.own.spec.Check(),
+			Enforces:    append(slices.Clone(all), "addresses", "tls", "timeout", "live revocation"),
+			NotEnforced: []string{"scrubbing", "mtls", "sigv4", "mode: observe of the whole sidecar"},
 		})
 	}
 	if s.envoy != nil {

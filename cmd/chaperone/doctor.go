@@ -95,6 +95,9 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 	}
 	out = append(out, checkStateDir(cfg.Sidecar.StateDir), checkSameUser(&cfg.Sidecar))
 	out = append(out, checkNames(ctx, cfg)...)
+	if cfg.Sidecar.Envoy != nil {
+		out = append(out, checkEnvoy(ctx, cfg.Sidecar.Envoy)...)
+	}
 	if cfg.Sidecar.Vault != nil {
 		out = append(out, c.checkVault(ctx, cfg))
 	}

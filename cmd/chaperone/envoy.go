@@ -10,6 +10,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,7 +29,8 @@ type ownEnvoy struct {
 	spec      configs.Envoy
 	check     *extauthz.Server
 	xds       *xds.Server
-	bootstrap []byte // what an Envoy is to be started with
+	bootstrap []byte       // what an Envoy is to be started with
+	exits     atomic.Int64 // how many there are
 }
 
 // enforcedByEnvoy are the conditions of rules that the Envoy which the sidecar
@@ -60,7 +62,11 @@ func (s *sidecar) makeOwnEnvoy(spec *configs.Sidecar) (err error) {
 	cfg := envoyConfig(spec, s.plugin)
 	cfg.Engine, cfg.Leaf, cfg.Log = s.engine, s.proxy.Leaf, s.opts.log.Named("envoy.xds")
 	cfg.Exits = func(routes []authz.Route) ([]string, error) {
-		return s.proxy.Exits(own.spec.Exits(), own.spec.Group, routes)
+		paths, err := s.proxy.Exits(own.spec.Exits(), own.spec.Group, routes)
+		if err == nil {
+			own.exits.Store(int64(len(paths)))
+		}
+		return paths, err
 	}
 	if s.resolver != nil {
 		cfg.Address = s.resolver.Address

@@ -40,6 +40,9 @@ func (s *sidecar) registerMetrics() {
 	if s.cage != nil {
 		s.registerKernelMetrics()
 	}
+	if s.own != nil {
+		s.registerEnvoyMetrics()
+	}
 }
 
 func limitName(u authz.UsageOf) string {

@@ -64,6 +64,9 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 			row(w, "", "does not enforce "+list(d.NotEnforced))
 		}
 	}
+	if s.Envoy != nil {
+		envoyRows(w, s.Envoy, now)
+	}
 	for _, g := range s.Grants {
 		state := "until " + g.NotAfter.Format(time.RFC3339)
 		if g.Expired {

@@ -44,6 +44,7 @@ func (s *sidecar) serveReady(w http.ResponseWriter, r *http.Request) {
 		}
 		body += mark + "\n"
 	}
+	body += s.remarkOnEnvoy()
 	w.WriteHeader(status)
 	switch {
 	case r.URL.Query().Has("verbose"):

@@ -27,6 +27,7 @@ type Status struct {
 	Process      *Process           `json:"process,omitempty"`   // nil: no process was started or found
 	Mediation    *Mediation         `json:"mediation,omitempty"` // nil: the kernel does not say
 	Doors        []Door             `json:"doors"`
+	Envoy        *Envoy             `json:"envoy,omitempty"` // nil: the sidecar configures none
 	Grants       []Grant            `json:"grants"`
 	Revocations  []authz.Revocation `json:"revocations"`
 	Credentials  []Credential       `json:"credentials"`
@@ -97,6 +98,24 @@ type Door struct {
 	Address     string   `json:"address,omitempty"`     // where it listens
 	Enforces    []string `json:"enforces"`              // in contract terms: hosts, methods, paths, addresses, ...
 	NotEnforced []string `json:"notEnforced,omitempty"` // what a rule may state and this door cannot enforce
+}
+
+// Envoy says how the Envoys stand that the sidecar configures.
+type Envoy struct {
+	Dir        string           `json:"dir"`               // of the sockets between them
+	Generation uint64           `json:"generation"`        // of the policy that they are told
+	Problem    string           `json:"problem,omitempty"` // why nothing is routed
+	Exits      int              `json:"exits"`             // places they may reach, each by a socket of its own
+	Connected  []ConnectedEnvoy `json:"connected"`
+}
+
+// ConnectedEnvoy is one Envoy that asks for its configuration.
+type ConnectedEnvoy struct {
+	Version    string            `json:"version"`
+	Since      time.Time         `json:"since"`
+	Current    bool              `json:"current"`           // it has put in force all that it is told
+	Generation uint64            `json:"generation"`        // the oldest of which it has something in force; 0 before it has anything
+	Refused    map[string]string `json:"refused,omitempty"` // what it did not put in force, by type of resource, and why
 }
 
 // Grant is one grant in force.

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"crypto/sha1"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -15,11 +17,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/andybalholm/brotli"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
@@ -104,51 +110,120 @@ func (a *accomplice) serve(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.received = append(a.received, fmt.Sprint(r.Method, " ", r.Host, " ", r.RequestURI, " ", r.Header, " ", string(body)))
 	a.mu.Unlock()
-	secret := a.secret(r)
-	way := strings.TrimPrefix(r.URL.Path, "/v1/")
-	w.Header().Set("Content-Type", "application/json")
+	betray(w, r, strings.TrimPrefix(r.URL.Path, "/v1/"), a.secret(r))
+}
+
+// betray answers with a secret, in the way that was asked for.
+func betray(w http.ResponseWriter, r *http.Request, way, secret string) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
 	if spelling, ok := spellings(secret)[way]; ok {
 		_, _ = io.WriteString(w, `{"you sent":"`+spelling+`"}`)
 		return
 	}
-	flush := func() { _ = http.NewResponseController(w).Flush() }
+	if compress := compressors[way]; compress != nil {
+		h.Set("Content-Encoding", way)
+		z := compress(w)
+		_, _ = io.WriteString(z, secret)
+		_ = z.Close()
+		return
+	}
 	switch way {
 	case "headers":
-		w.Header().Set("X-Echo", secret)
-		w.Header().Set("Www-Authenticate", `Bearer realm="`+secret+`"`)
-		w.Header().Set("Location", "https://evil.example/?"+url.QueryEscape(secret))
+		h.Set("X-Echo", secret)
+		h.Set("Www-Authenticate", `Bearer realm="`+secret+`"`)
+		h.Set("Server-Timing", `db;desc="`+secret+`"`)
+		h.Set("X-"+url.PathEscape(strings.NewReplacer("/", "", "=", "", "+", "").Replace(secret)), "1") // its name
+		h.Set("Location", "https://evil.example/?"+url.QueryEscape(secret))
 		http.SetCookie(w, &http.Cookie{Name: "echo", Value: base64.StdEncoding.EncodeToString([]byte(secret))})
 		w.WriteHeader(http.StatusFound)
 	case "early":
-		w.Header().Set("Link", "<"+secret+">")
+		h.Set("Link", "<"+secret+">")
 		w.WriteHeader(http.StatusEarlyHints)
+		h.Del("Link")
 		w.WriteHeader(http.StatusOK)
 	case "trailer":
-		w.Header().Set("Trailer", "X-Echo")
+		h.Set("Trailer", "X-Echo")
 		_, _ = io.WriteString(w, "{}")
-		w.Header().Set("X-Echo", secret)
+		h.Set("X-Echo", secret)
 	case "error":
 		http.Error(w, "bad token "+secret, http.StatusInternalServerError)
 	case "pieces":
+		h.Set("Content-Type", "text/event-stream")
 		for _, b := range []byte("data: " + secret + "\n\n") {
 			_, _ = w.Write([]byte{b})
-			flush()
+			_ = http.NewResponseController(w).Flush() // the plugin may have gone
 		}
-	case "gzip":
-		w.Header().Set("Content-Encoding", "gzip")
-		z := gzip.NewWriter(w)
-		_, _ = io.WriteString(z, secret)
-		_ = z.Close()
-	case "deflate":
-		w.Header().Set("Content-Encoding", "deflate")
-		z := zlib.NewWriter(w)
-		_, _ = io.WriteString(z, secret)
-		_ = z.Close()
 	case "range":
 		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(secret))
+	case "grpc":
+		h.Set("Content-Type", "application/grpc")
+		h.Set("Trailer", "Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin")
+		message := "\x0a" + string(rune(len(secret))) + secret
+		_, _ = w.Write(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))))
+		_, _ = io.WriteString(w, message)
+		h.Set("Grpc-Status", "7")
+		h.Set("Grpc-Message", url.PathEscape(secret))
+		h.Set("Grpc-Status-Details-Bin", base64.RawStdEncoding.EncodeToString([]byte("\x08\x07\x12"+secret)))
+	case "quiet":
+		_, _ = io.WriteString(w, "{}")
+	case "away":
+		h.Set("Location", "https://evil.example/")
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	case "redirect":
+		w.Header().Set("Location", "https://evil.example/?"+url.QueryEscape(secret))
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	case "ws":
+		betrayByWebSocket(w, r, secret)
+	case "stream":
+		for r.Context().Err() == nil {
+			if _, err := io.WriteString(w, strings.Repeat("data, and ", 100)); err != nil {
+				return
+			}
+			_ = http.NewResponseController(w).Flush() // the plugin may have gone
+			time.Sleep(time.Millisecond)
+		}
 	default:
-		_, _ = fmt.Fprintf(w, "{%q: %q}", r.RequestURI, fmt.Sprint(r.Header))
+		_, _ = fmt.Fprintf(w, "{%q: %q}", r.RequestURI, fmt.Sprint(r.Header, r.Trailer))
 	}
+}
+
+// compressors are the content codings that are known.
+var compressors = map[string]func(io.Writer) io.WriteCloser{
+	"gzip":    func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) },
+	"deflate": func(w io.Writer) io.WriteCloser { return zlib.NewWriter(w) },
+	"br":      func(w io.Writer) io.WriteCloser { return brotli.NewWriter(w) },
+	"zstd": func(w io.Writer) io.WriteCloser {
+		z, err := zstd.NewWriter(w)
+		if err != nil {
+			panic(err) // its options are none
+		}
+		return z
+	},
+}
+
+// betrayByWebSocket accepts a WebSocket whatever it asks for, and sends the
+// secret in its head, in a message, and in one of two parts.
+func betrayByWebSocket(w http.ResponseWriter, r *http.Request, secret string) {
+	if r.Header.Get("Upgrade") == "" {
+		http.Error(w, "no WebSocket", http.StatusBadRequest)
+		return
+	}
+	key := sha1.Sum([]byte(r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	conn, in, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return // over HTTP/2 there is none
+	}
+	defer conn.Close()
+	_, _ = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-Websocket-Accept: %s\r\nX-Echo: %s\r\n\r\n",
+		base64.StdEncoding.EncodeToString(key[:]), secret)
+	frame := append([]byte{0x81, byte(len(secret))}, secret...)
+	_, _ = conn.Write(frame)
+	for _, b := range frame {
+		_, _ = conn.Write([]byte{b})
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond)) // what the plugin says is kept
+	_, _ = io.Copy(io.Discard, in)
 }
 
 // hostile is the plugin: it prints what it got of each attempt, in base64.
@@ -295,7 +370,7 @@ spec:
 	for way := range spellings(secret) {
 		args = append(args, way)
 	}
-	args = append(args, "headers", "early", "trailer", "error", "pieces", "gzip", "deflate", "range", "all")
+	args = append(args, "headers", "early", "trailer", "error", "pieces", "gzip", "deflate", "br", "zstd", "range", "grpc", "all")
 	b := w.start(args...)
 	eventually(t, "the plugin has tried everything", func() (bool, bool) { return true, strings.Contains(b.output.String(), "\ndone") })
 	tried := 0
@@ -355,22 +430,26 @@ spec:
 
 // unpacked returns an answer and, where its body is compressed, that too.
 func unpacked(answer []byte) []byte {
-	out := answer
-	for _, magic := range []string{"\x1f\x8b", "\x78\x9c"} {
-		at := bytes.Index(answer, []byte(magic))
-		if at < 0 {
-			continue
-		}
-		var r io.ReadCloser
-		var err error
-		if magic[0] == 0x1f {
-			r, err = gzip.NewReader(bytes.NewReader(answer[at:]))
-		} else {
-			r, err = zlib.NewReader(bytes.NewReader(answer[at:]))
-		}
+	out := slices.Clone(answer)
+	decode := func(open func(io.Reader) (io.Reader, error), from []byte) {
+		r, err := open(bytes.NewReader(from))
 		if err == nil {
-			plain, _ := io.ReadAll(r)
+			plain, _ := io.ReadAll(r) // as much as there is
 			out = append(out, plain...)
+		}
+	}
+	for magic, open := range map[string]func(io.Reader) (io.Reader, error){
+		"\x1f\x8b":         func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) },
+		"\x78\x9c":         func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) },
+		"\x28\xb5\x2f\xfd": func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r, zstd.WithDecoderConcurrency(1)) },
+	} {
+		if at := bytes.Index(answer, []byte(magic)); at >= 0 {
+			decode(open, answer[at:])
+		}
+	}
+	if bytes.Contains(bytes.ToLower(answer), []byte("content-encoding: br")) { // it has no magic, and begins anywhere
+		for at := range answer {
+			decode(func(r io.Reader) (io.Reader, error) { return brotli.NewReader(r), nil }, answer[at:])
 		}
 	}
 	return out

@@ -15,7 +15,8 @@ import (
 func TestMain(m *testing.M) {
 	ebpf.Launch()
 	testscript.Main(m, map[string]func(){
-		streamer: runStreamer,
+		streamer:  runStreamer,
+		"hostile": hostilePlugin,
 		"chaperone": func() {
 			os.Exit(execute(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},

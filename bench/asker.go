@@ -59,8 +59,10 @@ func newAsker(o order, s *site) (*asker, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &asker{conn: conn, in: bufio.NewReaderSize(conn, 256<<10), out: bufio.NewWriterSize(conn, 256<<10),
-		requests: s.Requests, blind: o.Blind, next: 1, sendWindow: 65535, asked: map[uint32]*asked{}}
+	a := &asker{
+		conn: conn, in: bufio.NewReaderSize(conn, 256<<10), out: bufio.NewWriterSize(conn, 256<<10),
+		requests: s.Requests, blind: o.Blind, next: 1, sendWindow: 65535, asked: map[uint32]*asked{},
+	}
 	checks, err := s.checks()
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
@@ -267,6 +269,7 @@ func readAnswer(body []byte) (allowed bool, err error) {
 			denied = true
 		case 3:
 			ok = true
+		default: // dynamic_metadata, 4
 		}
 		body = body[n+size:]
 	}

@@ -5,8 +5,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 
@@ -49,6 +52,9 @@ type plane struct {
 	origin         *process
 	port           uint16 // the origin's
 	envoys         []*testenv.Envoy
+	group          *testenv.Cgroup // of the load that is a plugin
+	plugin         *loader         // the load in it
+	detach         func() error    // what keeps it shut in
 	sidecars       []*sidecar
 	site           *site
 	file           string
@@ -67,8 +73,16 @@ func (p *plane) Close() error {
 	if p.origin != nil {
 		p.origin.Close()
 	}
-	if p.loader != nil {
-		p.loader.Close()
+	for _, l := range []*loader{p.loader, p.plugin} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if p.detach != nil {
+		errs = append(errs, p.detach())
+	}
+	if p.group != nil {
+		errs = append(errs, p.group.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -107,7 +121,34 @@ func envoyScene(ctx context.Context, w *world) (_ *table, err error) {
 			t.add(append(cells, added, mib(party.rss))...)
 		}
 	}
-	return t, nil
+	return t, p.asked(ctx)
+}
+
+// asked proves that whoever was to be asked for every request was.
+func (p *plane) asked(ctx context.Context) error {
+	done := map[*testenv.Envoy]int{}
+	for _, party := range p.parties {
+		if party.asks != nil {
+			done[party.asks] += party.done
+		}
+	}
+	for e, requests := range done {
+		text, err := e.Admin(ctx, http.MethodGet, "/stats?filter=ext_authz[.]ok")
+		if err != nil {
+			return err
+		}
+		allowed := 0
+		for line := range strings.Lines(text) {
+			_, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			if n, err := strconv.Atoi(value); err == nil {
+				allowed += n
+			}
+		}
+		if allowed < requests {
+			return fmt.Errorf("of %d requests through an Envoy only %d were asked about", requests, allowed)
+		}
+	}
+	return nil
 }
 
 // logs is what the sidecars said, for an error.
@@ -131,7 +172,7 @@ func (p *plane) start(ctx context.Context, w *world) (err error) {
 	if p.cpu, p.loaderCPU, err = cores(); err != nil {
 		return err
 	}
-	if p.loader, err = startLoader(p.loaderCPU); err != nil {
+	if p.loader, err = startLoader(p.loaderCPU, nil); err != nil {
 		return err
 	}
 	if p.origin, err = startProgram(p.loaderCPU, "/proc/self/exe", "role=plain-origin", "tcp:127.0.0.1:0"); err != nil {
@@ -147,7 +188,12 @@ func (p *plane) start(ctx context.Context, w *world) (err error) {
 		return err
 	}
 	p.add("no proxy", p.origin.address)
-	return errors.Join(p.foreign(ctx, w), p.alone(ctx, w), p.configured(ctx, w))
+	for _, start := range []func(context.Context, *world) error{p.foreign, p.alone, p.configured, p.confined} {
+		if err := start(ctx, w); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // add adds a way to the origin that those processes are on.
@@ -181,18 +227,21 @@ func (p *plane) foreign(ctx context.Context, w *world) error {
 	tcp, unix := p.sidecars[0].cmd.Process.Pid, p.sidecars[1].cmd.Process.Pid
 	for _, way := range []struct {
 		name, listener string
-		pids           []int
+		asked          int // the sidecar that is
 	}{
-		{"Envoy alone", "alone", nil},
-		{"Envoy with its RBAC filter, the same rules", "rbac", nil},
-		{"Envoy and chaperone, TCP", "tcp", []int{tcp}},
-		{"Envoy and chaperone, unix socket", "unix", []int{unix}},
+		{"Envoy alone", "alone", 0},
+		{"Envoy with its RBAC filter, the same rules", "rbac", 0},
+		{"Envoy and chaperone, TCP", "tcp", tcp},
+		{"Envoy and chaperone, unix socket", "unix", unix},
 	} {
 		address, err := e.Listener(ctx, way.listener)
 		if err != nil {
 			return err
 		}
-		p.add(way.name, "tcp:"+address.String(), append(way.pids, e.PID())...)
+		added := p.add(way.name, "tcp:"+address.String(), e.PID())
+		if way.asked != 0 {
+			added.pids, added.asks = append(added.pids, way.asked), e
+		}
 	}
 	return nil
 }
@@ -235,27 +284,60 @@ func (p *plane) configured(ctx context.Context, w *world) error {
 	if err := free.Close(); err != nil {
 		return err
 	}
-	grant, more := p.toOrigin()
-	more["envoy"] = map[string]any{"explicit": explicit, "accessLog": "off"}
-	if err := w.sidecarFile("envoy-xds", grant, more); err != nil {
-		return err
-	}
-	sidecar, err := w.serve(ctx, p.cpu, w.file("envoy-xds.json"), w.file("envoy-xds"))
+	sidecar, e, err := p.own(ctx, w, "envoy-xds", map[string]any{"envoy": map[string]any{"explicit": explicit, "accessLog": "off"}})
 	if err != nil {
 		return err
+	}
+	way := p.add("Envoy configured by chaperone: checks and exits", "tcp:"+explicit, e.PID(), sidecar.cmd.Process.Pid)
+	way.order.Port, way.asks = ":"+strconv.Itoa(int(p.port)), e
+	return nil
+}
+
+// confined does the same with the kernel half: the load is the plugin, whose
+// only way is the sidecar, which knows it from the kernel and leads it to Envoy.
+func (p *plane) confined(ctx context.Context, w *world) (err error) {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if p.group, err = testenv.NewCgroup(ctx); err != nil {
+		return err
+	}
+	p.detach = func() error {
+		_, err := w.command(context.WithoutCancel(ctx), "detach", "--config", w.file("envoy-kernel.json"), "--kill")
+		return err
+	}
+	sidecar, e, err := p.own(ctx, w, "envoy-kernel", map[string]any{
+		"kernel": "required", "listen": map[string]any{"proxy": "127.0.0.1:0"}, "envoy": map[string]any{"accessLog": "off"},
+	}, "--cgroup", p.group.Path)
+	if err != nil {
+		return err
+	}
+	if p.plugin, err = startLoader(p.loaderCPU, p.group); err != nil {
+		return err
+	}
+	way := p.add("the same behind the kernel half: relay, checks and exits", "tcp:"+sidecar.address, e.PID(), sidecar.cmd.Process.Pid)
+	way.order.Port, way.asks, way.loader = ":"+strconv.Itoa(int(p.port)), e, p.plugin
+	return nil
+}
+
+// own starts a sidecar and the Envoy that it configures.
+func (p *plane) own(ctx context.Context, w *world, name string, spec map[string]any, args ...string) (*sidecar, *testenv.Envoy, error) {
+	grant, more := p.toOrigin()
+	maps.Copy(more, spec)
+	if err := w.sidecarFile(name, grant, more); err != nil {
+		return nil, nil, err
+	}
+	sidecar, err := w.serve(ctx, p.cpu, w.file(name+".json"), w.file(name), args...)
+	if err != nil {
+		return nil, nil, err
 	}
 	p.sidecars = append(p.sidecars, sidecar)
-	bootstrap, err := w.command(ctx, "envoy", "bootstrap", "--config", w.file("envoy-xds.json"))
+	bootstrap, err := w.command(ctx, "envoy", "bootstrap", "--config", w.file(name+".json"))
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	e, err := p.envoy(ctx, string(bootstrap))
-	if err != nil {
-		return err
-	}
-	way := p.add("Envoy configured by chaperone: checks, exits, plain HTTP", "tcp:"+explicit, e.PID(), sidecar.cmd.Process.Pid)
-	way.order.Port = ":" + strconv.Itoa(int(p.port))
-	return nil
+	return sidecar, e, err
 }
 
 // toOrigin is a grant of the hosts at the origin's port, and what a sidecar that

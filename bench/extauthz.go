@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -34,9 +35,12 @@ const turns = 9
 // party is who answers, or passes on, in a scene.
 type party struct {
 	name   string
-	order  order // but for its callers and length
-	pids   []int // of what is measured
+	order  order          // but for its callers and length
+	loader *loader        // nil: the scene's
+	pids   []int          // of what is measured
+	asks   *testenv.Envoy // which asks for every request; nil: none does, or there is none
 	rounds []yield
+	done   int // requests so far, but for those that warmed up
 	rss    int // KiB, the most that was seen
 }
 
@@ -53,11 +57,16 @@ func press(ctx context.Context, l *loader, parties []*party, callers int, length
 			}
 			o := p.order
 			o.Callers, o.Length, o.PIDs = callers, length/turns, p.pids
-			y, err := l.order(o)
+			from := l
+			if p.loader != nil {
+				from = p.loader
+			}
+			y, err := from.order(o)
 			if err != nil {
 				return fmt.Errorf("%s at %d: %w", p.name, callers, err)
 			}
 			p.rounds = append(p.rounds, y)
+			p.done += y.Done
 			rss := 0
 			for _, pid := range p.pids {
 				rss += rssOf(pid)
@@ -194,7 +203,7 @@ func (w *world) newDoorsteps(ctx context.Context, rivals bool) (d *doorsteps, er
 	if d.cpu, d.loaderCPU, err = cores(); err != nil {
 		return d, err
 	}
-	if d.loader, err = startLoader(d.loaderCPU); err != nil {
+	if d.loader, err = startLoader(d.loaderCPU, nil); err != nil {
 		return d, err
 	}
 	s, file := newSite(siteRules), w.file("site.json")
@@ -310,9 +319,7 @@ func (w *world) door(ctx context.Context, cpu int, name, address string, grant a
 // what else its spec has to say. Its state folder is NAME.
 func (w *world) sidecarFile(name string, grant authz.Grant, more map[string]any) error {
 	spec := map[string]any{"plugin": "weather", "grants": []string{name + "-grant.json"}, "stateDir": name, "kernel": "off"}
-	for key, value := range more {
-		spec[key] = value
-	}
+	maps.Copy(spec, more)
 	return errors.Join(w.document(name+".json", "Sidecar", spec), w.document(name+"-grant.json", "PluginGrant", grant))
 }
 

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // The loader is the load of the scenes around Envoy's door: a process of its own
@@ -157,11 +159,16 @@ type loader struct {
 	stdin   io.Closer
 }
 
-func startLoader(cpu int) (*loader, error) {
+// startLoader starts one on a CPU, in a cgroup if there is one.
+func startLoader(cpu int, group *testenv.Cgroup) (*loader, error) {
 	l := &loader{}
 	l.cmd = exec.Command("/proc/self/exe", "role=loader") //nolint:noctx // this program; ended by Close
 	l.cmd.Stderr = os.Stderr
-	l.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	l.cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if group != nil {
+		l.cmd.SysProcAttr = group.SysProcAttr()
+	}
+	l.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	in, err := l.cmd.StdinPipe()
 	if err != nil {
 		return nil, err

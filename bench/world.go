@@ -183,9 +183,10 @@ func (w *world) startSidecar(ctx context.Context) (*sidecar, error) {
 
 // serve starts chaperone serve on a CPU, with a file and the state folder that
 // the file names, and returns when it is ready.
-func (w *world) serve(ctx context.Context, cpu int, file, state string) (*sidecar, error) {
+func (w *world) serve(ctx context.Context, cpu int, file, state string, more ...string) (*sidecar, error) {
 	s := &sidecar{}
-	s.cmd = exec.Command(w.binary, "serve", "--config", file, "--proxy-token-file", w.file("proxy-token"), "--log-level", "warn") //nolint:noctx // the program under measurement; ended by Close
+	args := append([]string{"serve", "--config", file, "--proxy-token-file", w.file("proxy-token"), "--log-level", "warn"}, more...)
+	s.cmd = exec.Command(w.binary, args...) //nolint:noctx // the program under measurement; ended by Close
 	s.cmd.Stderr = &s.stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := time.Now()

@@ -49,7 +49,7 @@ type Request struct {
 }
 
 func main() {
-	err := errors.New("usage: rivals serve ENGINE SCENE NETWORK:ADDRESS, or rivals decide SCENE...")
+	err := errors.New("say serve ENGINE SCENE NETWORK:ADDRESS, or decide SCENE")
 	switch args := os.Args[1:]; {
 	case len(args) == 4 && args[0] == "serve":
 		err = serve(args[1], args[2], args[3])
@@ -122,7 +122,7 @@ func serve(name, file, address string) error {
 		return err
 	}
 	network, address, _ := strings.Cut(address, ":")
-	l, err := net.Listen(network, address)
+	l, err := new(net.ListenConfig).Listen(context.Background(), network, address)
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ static_resources:
 func enveloped(t *testing.T, api *testenv.Upstream, original func() netip.AddrPort) (*world, *testenv.Envoy) {
 	t.Helper()
 	testenv.Require(t, testenv.EnvoyServer())
-	dir, err := os.MkdirTemp("", "envoy")
+	dir, err := os.MkdirTemp("", "envoy") //nolint:usetesting // a socket needs a short path
 	testenv.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "plugin.sock")

@@ -74,10 +74,9 @@ func (k exitKey) file() string {
 // exits is the set of all exits.
 type exits struct {
 	proxy *Proxy
-	ctx   context.Context // ends with the proxy
+	ctx   context.Context //nolint:containedctx // of all connections; ends with the proxy
 	stop  context.CancelFunc
-	open  atomic.Int64 // connections
-	full  refusalPace  // of connections refused because there are too many
+	conns atomic.Int64 // open ones
 
 	mu      sync.Mutex // held while the set is replaced
 	folder  folder
@@ -89,13 +88,14 @@ type exits struct {
 type exit struct {
 	set      *exits
 	route    authz.Route
+	path     string
 	listener net.Listener
 	paces    refusalPaces
 }
 
 func newExits(p *Proxy) *exits {
 	s := &exits{proxy: p, byRoute: make(map[exitKey]*exit)}
-	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.ctx, s.stop = context.WithCancel(context.Background()) //nolint:forbidigo // exits may be there before Serve
 	return s
 }
 
@@ -111,22 +111,17 @@ func (s *exits) replace(dir, group string, routes []authz.Route) (paths []string
 	next, made := make(map[exitKey]*exit, len(routes)), []*exit(nil)
 	for _, route := range routes {
 		key := keyOf(route)
-		path := filepath.Join(s.folder.path, key.file())
-		paths = append(paths, path)
-		if next[key] != nil {
-			continue
-		}
-		if next[key] = s.byRoute[key]; next[key] != nil {
-			continue
-		}
-		e := &exit{set: s, route: route}
-		if e.listener, err = s.folder.listen(s.ctx, path); err != nil {
-			for _, e := range made {
-				_ = e.listener.Close() // nobody was served
+		e := cmp.Or(next[key], s.byRoute[key])
+		if e == nil {
+			if e, err = s.open(route); err != nil {
+				for _, e := range made {
+					_ = e.listener.Close() // nobody was served
+				}
+				return nil, fmt.Errorf("%s/%s to %s: %w", route.Grant, route.Rule, joinPort(route.Host, route.Port), err)
 			}
-			return nil, fmt.Errorf("%s/%s to %s: %w", route.Grant, route.Rule, joinPort(route.Host, route.Port), err)
+			made = append(made, e)
 		}
-		next[key], made = e, append(made, e)
+		next[key], paths = e, append(paths, e.path)
 	}
 	for key, e := range s.byRoute {
 		if next[key] == nil {
@@ -139,6 +134,16 @@ func (s *exits) replace(dir, group string, routes []authz.Route) (paths []string
 	}
 	s.byRoute = next
 	return paths, nil
+}
+
+// open binds the exit of a route.
+func (s *exits) open(route authz.Route) (*exit, error) {
+	path := filepath.Join(s.folder.path, keyOf(route).file())
+	listener, err := s.folder.listen(s.ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return &exit{set: s, route: route, path: path, listener: listener}, nil
 }
 
 // settle takes the folder over at the first call.
@@ -185,13 +190,13 @@ func (e *exit) take(raw net.Conn) {
 		_ = raw.Close() // nothing was read from it
 		return
 	}
-	if n := e.set.open.Add(1); n > int64(p.cfg.MaxConnections) {
-		e.set.open.Add(-1)
+	if n := e.set.conns.Add(1); n > int64(p.cfg.MaxConnections) {
+		e.set.conns.Add(-1)
 		_ = raw.Close() // nothing was read from it
 		e.refuse("", authz.NotReady, tooManyConnections(p.cfg.MaxConnections, 1))
 		return
 	}
-	c := newConn(raw, func(*conn) { e.set.open.Add(-1) }, func() bool { return false })
+	c := newConn(raw, func(*conn) { e.set.conns.Add(-1) }, func() bool { return false })
 	p.work.enter()
 	go func() {
 		defer p.work.leave()

@@ -48,8 +48,7 @@ func (e *exit) pass(c *conn) {
 	}
 	defer s.far.Close()
 	s.splice(s.up, s.down)
-	var misplaced *dialError
-	if errors.As(s.access.cutBy(), &misplaced) {
+	if misplaced, ok := errors.AsType[*dialError](s.access.cutBy()); ok {
 		s.refuse(misplaced.reason, misplaced.detail)
 	}
 }
@@ -187,8 +186,9 @@ func peekHost(c *conn) (string, *fault) {
 // hostOf returns the one Host of a head of HTTP/1.1 (RFC 9112, section 3.2).
 func hostOf(head string) (host string, f *fault) {
 	first, fields, _ := strings.Cut(head, "\r\n")
-	if !strings.HasSuffix(first, " HTTP/1.1") {
-		return "", malformed("it does not begin with a request of HTTP/1.1")
+	parts := strings.Split(first, " ")
+	if len(parts) != 3 || parts[2] != "HTTP/1.1" || parts[1] != "*" && !strings.HasPrefix(parts[1], "/") {
+		return "", malformed("it does not begin with a request of HTTP/1.1 whose Host is all that names one")
 	}
 	count := 0
 	for line := range strings.SplitSeq(fields, "\r\n") {

@@ -51,7 +51,7 @@ func readPreamble(r io.Reader) (preamble, error) {
 // relayTo starts what stands in an Envoy's place where only the bytes matter.
 func relayTo(t testing.TB, serve func(preamble, net.Conn)) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "relay")
+	dir, err := os.MkdirTemp("", "relay") //nolint:usetesting // a socket needs a short path
 	testenv.Must(t, err)
 	path := filepath.Join(dir, "plugin.sock")
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", path)

@@ -61,12 +61,17 @@ func BenchmarkScrub(b *testing.B) {
 	const line = `{"id":12345,"name":"a plain name","url":"https://api.example.com/v1/items/12345?x=1","hash":"dGhpcyBpcyBiYXNlNjQgdGV4dA=="},`
 	for name, size := range map[string]int{"2KiB": 2 << 10, "1MiB": 1 << 20} {
 		body := []byte(strings.Repeat(line, size/len(line)+1)[:size])
+		octets := append([]byte{0}, body[1:]...)
 		api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header()["Content-Type"] = []string{"application/json"}
 			if r.URL.Path == "/octets" {
 				w.Header()["Content-Type"] = []string{"application/octet-stream"}
 			}
 			w.Header()["Content-Length"] = []string{strconv.Itoa(size)}
+			if r.URL.Path == "/octets" {
+				_, _ = w.Write(octets)
+				return
+			}
 			_, _ = w.Write(body)
 		}))
 		bare := ruleFor(api)

@@ -87,8 +87,11 @@ func echoer(t testing.TB) *httptest.Server {
 			time.Sleep(30 * time.Millisecond)
 			_, _ = io.WriteString(w, text[cut:])
 		case "as": // of this type
-			h.Set("Content-Type", r.URL.Query().Get("type"))
-			_, _ = io.WriteString(w, text)
+			h["Content-Type"] = r.URL.Query()["type"]
+			if coding := r.URL.Query().Get("coding"); coding != "" {
+				h.Set("Content-Encoding", coding)
+			}
+			_, _ = w.Write(compressed(t, what, r.URL.Query().Get("begin")+text))
 		case "spelled":
 			_, _ = io.WriteString(w, "x"+map[string]string{
 				"hex": hex.EncodeToString([]byte(text)), "base64": base64.StdEncoding.EncodeToString([]byte(text)),
@@ -242,18 +245,16 @@ func TestSpellingsAndTypes(t *testing.T) {
 	api := echoer(t)
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
 	client := w.client(withHTTP2)
-	for _, kind := range []string{
+	kinds := []string{
 		"text/csv", "text/html; charset=utf-8", "application/xml", "application/vnd.x+json", "image/svg+xml", "application/x-unheard-of",
-		"application/javascript", "multipart/mixed; boundary=x", "not a type", "application/grpc-web-text",
-	} {
+		"application/javascript", "multipart/mixed; boundary=x", "not a type", "application/grpc-web-text", "", "text/yaml",
+		"application/x-www-form-urlencoded", "application/yaml", "application/problem+json", "application/x-ndjson", "application/json-seq",
+		"application/octet-stream", "image/png", "video/mp4", "application/pdf", "application/zip",
+	}
+	for _, kind := range kinds {
 		response, body := send(t, client, request(t, "GET", urlOf(api, "/as/x?type="+url.QueryEscape(kind)), ""))
 		if wantNoKey(t, response, body); !strings.Contains(body, "****") {
 			t.Errorf("%s: %q", kind, body)
-		}
-	}
-	for _, kind := range []string{"image/png", "application/octet-stream", "video/mp4"} { // not searched, and said so
-		if _, body := send(t, client, request(t, "GET", urlOf(api, "/as/x?type="+url.QueryEscape(kind)), "")); !strings.Contains(body, apiKey) {
-			t.Errorf("%s was searched", kind)
 		}
 	}
 	for _, spelling := range []string{"hex", "base64", "json", "utf16"} {
@@ -267,8 +268,53 @@ func TestSpellingsAndTypes(t *testing.T) {
 			t.Errorf("record is %+v", record)
 		}
 	}
-	if len(w.echoed()) != 14 {
+	if len(w.echoed()) != len(kinds)+4 {
 		t.Errorf("%d echoes were recorded", len(w.echoed()))
+	}
+}
+
+// TestTypesThatAreNotText searches what is said not to be text if it is, and
+// leaves it as it is if it is not.
+func TestTypesThatAreNotText(t *testing.T) {
+	api := echoer(t)
+	w := newWorld(t, setup{input: granted(ruleFor(api))})
+	picture := "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+	for name, change := range map[string]func(*http.Transport){"HTTP/1.1": nil, "HTTP/2": withHTTP2} {
+		client := w.client(func(t *http.Transport) {
+			t.DisableCompression = true
+			if change != nil {
+				change(t)
+			}
+		})
+		for _, test := range []struct {
+			kind, coding, said, begin string
+			found                     bool
+			left                      string // of Content-Encoding
+		}{
+			{kind: "application/octet-stream", found: true},
+			{kind: "image/png", said: "gzip", found: true, left: "gzip"},
+			{kind: "image/png", said: "compress", found: true, left: "compress"},
+			{kind: "image/png", coding: "gzip", said: "gzip", found: true},
+			{kind: "application/zip", coding: "br", said: "br", found: true},
+			{kind: "image/png", begin: picture},
+			{kind: "application/octet-stream", begin: "\x00"},
+			{kind: "image/png", coding: "gzip", said: "gzip", begin: picture, left: "gzip"},
+		} {
+			query := url.Values{"type": {test.kind}, "coding": {test.said}, "begin": {test.begin}}.Encode()
+			response, body := send(t, client, request(t, "GET", urlOf(api, "/as/"+test.coding+"?"+query), ""))
+			if got := response.Header.Get("Content-Encoding"); got != test.left {
+				t.Errorf("%s %+v: coded %q", name, test, got)
+			}
+			if test.found {
+				if wantNoKey(t, response, body); !strings.Contains(body, "****") {
+					t.Errorf("%s %+v: %q", name, test, body)
+				}
+				continue
+			}
+			if want := compressed(t, test.coding, test.begin+"before "+apiKey+" after"); body != string(want) {
+				t.Errorf("%s %+v: %q", name, test, body)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -167,30 +168,55 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 	if partial && (x.scrub.window == nil || len(h["Content-Range"]) != 1 || scrub.Encoded(encoding)) {
 		return nil, errUnasked
 	}
-	known := response.ContentLength >= 0
-	body := io.Reader(response.Body)
-	if kind := contentOf(h); kind != binaryContent {
-		decoded, err := scrub.Decode(encoding, body)
-		if err != nil {
-			return nil, errCoded
-		}
-		if scrub.Encoded(encoding) {
-			recoded(response)
-		}
-		if kind == grpcContent {
-			if body, err = scrub.NewGRPC(decoded, x.scrub.search("its body"), h.Get("Grpc-Encoding")); err != nil {
-				return nil, errCoded
-			}
-		} else {
-			search := x.scrub.search("its body")
-			search.Known = known
-			body = scrub.NewReader(decoded, search)
-		}
+	body, err := x.scrub.body(response, encoding)
+	if err != nil {
+		return nil, err
 	}
 	if partial {
 		return x.scrub.cut(response, body)
 	}
 	return body, nil
+}
+
+// body returns the body of an answer, searched as its type asks for.
+func (s *scrubber) body(response *http.Response, encoding string) (io.Reader, error) {
+	search := s.search("its body")
+	search.Known = response.ContentLength >= 0
+	body, kind := io.Reader(response.Body), contentOf(response.Header)
+	if kind == binaryContent {
+		if !scrub.Encoded(encoding) {
+			return scrub.NewUnsure(body, search), nil
+		}
+		var begin bytes.Buffer
+		decoded, err := scrub.Decode(encoding, io.TeeReader(body, &begin))
+		text := err == nil && beginsAsText(decoded)
+		if body = io.MultiReader(&begin, body); !text {
+			return scrub.NewUnsure(body, search), nil // it may be no coding either
+		}
+	}
+	decoded, err := scrub.Decode(encoding, body)
+	if err != nil {
+		return nil, errCoded
+	}
+	if scrub.Encoded(encoding) {
+		recoded(response)
+	}
+	if kind == grpcContent {
+		if body, err = scrub.NewGRPC(decoded, search, response.Header.Get("Grpc-Encoding")); err != nil {
+			return nil, errCoded
+		}
+		return body, nil
+	}
+	return scrub.NewReader(decoded, search), nil
+}
+
+// beginsAsText reports whether a compressed body that is said not to be text is
+// it. Compressing it is against what was asked for, so that this is rare. A body
+// that cannot be decompressed is none.
+func beginsAsText(decoded io.Reader) bool {
+	var begin [512]byte
+	n, _ := io.ReadAtLeast(decoded, begin[:], 1)
+	return n > 0 && scrub.IsText(begin[:n])
 }
 
 // cut cuts the wider part that was asked for to the one that the plugin wants.
@@ -229,12 +255,14 @@ type content uint8
 
 const (
 	textContent   content = iota // and everything that is not known
-	binaryContent                // it is not
+	binaryContent                // it is not, unless it begins as text
 	grpcContent                  // message by message
 )
 
 // contentOf returns how a body is searched. Text and what holds text as it is
-// are searched; sound, pictures and archives are not.
+// are searched; sound, pictures and archives are not. What cannot be told from its
+// type, as octets cannot, is told from its beginning; so is what is said to be a
+// picture: an upstream may let the plugin choose what it says.
 func contentOf(h http.Header) content {
 	kind, _, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err != nil || len(h["Content-Type"]) > 1 { // it may be anything, also text

@@ -39,5 +39,5 @@
 // nothing is between), that ends in the middle and lacks more than an eighth, or
 // that is in an escape that is not known and has no such run. A caller that
 // searches some types of content only leaves the choice to whoever can ask for a
-// type, as with Accept.
+// type, as with Accept: [Unsure] is for the others.
 package scrub

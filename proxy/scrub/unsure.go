@@ -1,0 +1,66 @@
+package scrub
+
+import (
+	"bytes"
+	"io"
+)
+
+// sniffed is how many bytes tell text from anything else.
+const sniffed = 512
+
+// IsText reports whether a content begins as text: without any byte that text has
+// not (https://mimesniff.spec.whatwg.org/#binary-data-byte), or with the mark of
+// UTF-16. No format of pictures, sound or archives does.
+func IsText(begin []byte) bool {
+	if bytes.HasPrefix(begin, []byte("\xfe\xff")) || bytes.HasPrefix(begin, []byte("\xff\xfe")) {
+		return true
+	}
+	for _, c := range begin[:min(len(begin), sniffed)] {
+		if c <= 0x08 || c == 0x0b || 0x0e <= c && c <= 0x1a || 0x1c <= c && c <= 0x1f {
+			return false
+		}
+	}
+	return true
+}
+
+// Unsure is a stream that is said not to be text, and may be: it is searched if
+// what comes first is text. It does not wait for more than comes at once, so that
+// it delays nothing, and a stream that is not text passes as if it were not here.
+type Unsure struct {
+	from   io.Reader
+	search Search
+	sure   io.Reader // once its beginning has come
+}
+
+// NewUnsure returns what reads from r and searches it if it is text.
+func NewUnsure(r io.Reader, s Search) *Unsure { return &Unsure{from: r, search: s} }
+
+// Read implements [io.Reader].
+func (u *Unsure) Read(p []byte) (int, error) {
+	for u.sure == nil {
+		n, err := u.from.Read(p)
+		switch {
+		case n == 0:
+			return 0, err
+		case !IsText(p[:n]):
+			u.sure = u.from
+			return n, err
+		}
+		begin := bytes.NewReader(bytes.Clone(p[:n]))
+		u.sure = NewReader(io.MultiReader(begin, &rest{u.from, err}), u.search)
+	}
+	return u.sure.Read(p)
+}
+
+// rest is what follows a read.
+type rest struct {
+	from io.Reader
+	err  error // of that read
+}
+
+func (r *rest) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	return r.from.Read(p)
+}

@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
@@ -320,6 +323,36 @@ func TestTokenIsRevokedUnderUs(t *testing.T) {
 		t.Errorf("the lease that died with the token is still served")
 	}
 	until(t, "the first lease is confirmed to be gone", func() bool { return log.count("revoked") >= 1 })
+}
+
+// What Vault may have made for a token that somebody else has ended is said.
+func TestStrandedLease(t *testing.T) {
+	t.Parallel()
+	v, _ := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	f := newFaults(t, v)
+	core, warned := observer.New(zap.WarnLevel)
+	b, _ := run(t, Config{
+		Address: f.address, Logger: zap.New(core),
+		Auth: approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases, TokenTTL: time.Hour}),
+	})
+	db1 := ref("db", "database/creds/reader")
+	b.Retain(t.Context(), []authz.CredentialRef{db1})
+	testenv.Must(t, b.Login(t.Context()))
+	b.mu.RLock()
+	accessor := b.session.accessor
+	b.mu.RUnlock()
+	f.breaksOnce("database/", func(w http.ResponseWriter, _ *http.Request, _ func() *httptest.ResponseRecorder) {
+		_, err := v.Write(context.WithoutCancel(t.Context()), "auth/token/revoke-accessor", map[string]any{"accessor": accessor})
+		if err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(http.StatusBadGateway)
+	})
+	if _, err := b.Credential(t.Context(), db1); err == nil {
+		t.Error("served from a lost answer")
+	}
+	until(t, "it is said", func() bool { return warned.FilterMessageSnippet("somebody else has revoked the token").Len() == 1 })
+	until(t, "it works again", func() bool { _, err := b.Credential(t.Context(), db1); return err == nil })
 }
 
 // A token that Vault does not revoke at once when the sidecar ends is revoked a

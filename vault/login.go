@@ -339,6 +339,7 @@ func (b *Broker) bury(s *session, why string) {
 		return
 	}
 	s.dead = true
+	b.strand(s)
 	if b.session == s {
 		b.session = nil
 	}
@@ -364,11 +365,25 @@ func (b *Broker) suspect(s *session, path string) {
 		return
 	}
 	s.lost = true
-	if !s.ours {
+	switch {
+	case s.dead:
+		b.strand(s)
+	case !s.ours:
 		b.warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
 			zap.String("path", path))
 	}
 	b.wake()
+}
+
+// strand warns of what the end of a token may not take away, since it was not
+// we who ended it: Vault keeps a lease that it was about to make for a token
+// while somebody revoked that, and nothing of ours names it. The caller holds
+// mu.
+func (b *Broker) strand(s *session) {
+	if s.lost {
+		b.warn("a lease may have been made whose id never arrived; it ends by itself, since somebody else has revoked the token that it was made with",
+			zap.String("accessor", mask(s.accessor)))
+	}
 }
 
 // readSecret reads a file that holds one word.

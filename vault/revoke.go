@@ -449,11 +449,15 @@ func (b *Broker) revokeToken(ctx context.Context, s *session) error {
 	_, err := b.client.do(ctx, call{
 		op: "revoke token " + mask(s.accessor), method: http.MethodPost, path: "auth/token/revoke-self", token: s.token,
 	})
-	if isUnknownToken(err) {
-		err = nil // it is gone already
+	gone := isUnknownToken(err)
+	if gone {
+		err = nil
 	}
 	if err == nil {
 		b.mu.Lock()
+		if gone {
+			b.strand(s)
+		}
 		b.record("revoked", authz.CredentialRef{}, "", "login token "+mask(s.accessor))
 		b.unlock()
 	}

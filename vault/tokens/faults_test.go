@@ -1,13 +1,18 @@
 package tokens
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
 	"log"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +24,7 @@ func discard() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func tlsOf(t testing.TB, ca *testenv.CA) *tls.Config {
 	t.Helper()
-	return &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(ca.Issue("127.0.0.1"))(t)}, MinVersion: tls.VersionTLS10}
+	return &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(ca.Issue("127.0.0.1", "localhost"))(t)}, MinVersion: tls.VersionTLS10}
 }
 
 // TestEndpointsThatFail tries what an endpoint can do wrong. No error and no
@@ -224,5 +229,67 @@ func TestWhatIsTakenAwayIsForgotten(t *testing.T) {
 	_ = r.source.Close()
 	if err := r.refused(t, kept); !errors.Is(err, errStopping) {
 		t.Error(err)
+	}
+}
+
+// Through a company's proxy, the endpoint is asked for by name, the client's
+// secret passes inside TLS, and what the proxy refuses is said.
+func TestEndpointThroughAProxy(t *testing.T) {
+	var mu sync.Mutex
+	var asked []string
+	var passed bytes.Buffer
+	var refuse atomic.Bool
+	var r *room
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		mu.Lock()
+		asked = append(asked, req.Method+" "+req.RequestURI)
+		mu.Unlock()
+		if refuse.Load() {
+			http.Error(w, "canary of the proxy", http.StatusForbidden)
+			return
+		}
+		upstream, err := net.Dial("tcp", r.server.Listener.Addr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer upstream.Close()
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() { _, _ = io.Copy(conn, upstream) }()
+		mu.Lock()
+		defer mu.Unlock()
+		_, _ = io.Copy(io.MultiWriter(upstream, &passed), buffered)
+	}))
+	t.Cleanup(proxy.Close)
+	through := testenv.MustGet(url.Parse(proxy.URL))(t)
+	r = newRoom(t, func(cfg *Config) { cfg.Proxy = func(*url.URL) (*url.URL, error) { return through, nil } })
+	ref := r.ref(func(ref *authz.CredentialRef) {
+		ref.Token.TokenURL = strings.Replace(ref.Token.TokenURL, "127.0.0.1", "localhost", 1)
+	})
+	if got := r.token(t, ref); got != "at-1" {
+		t.Errorf("token %q", got)
+	}
+	mu.Lock() // the connection is closed then
+	if want := "CONNECT localhost:" + r.server.URL[strings.LastIndex(r.server.URL, ":")+1:]; len(asked) != 1 || asked[0] != want {
+		t.Errorf("the proxy was asked %q, not %q", asked, want)
+	}
+	if text := passed.String(); text == "" || strings.Contains(text, "ecret") || strings.Contains(text, "Authorization") {
+		t.Errorf("what passed through the proxy: %q", text)
+	}
+	mu.Unlock()
+
+	refuse.Store(true)
+	err := r.refused(t, r.ref(func(other *authz.CredentialRef) { other.Name = "other" }))
+	if !strings.Contains(err.Error(), "token endpoint") || strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), clientSecret) {
+		t.Errorf("refused by the proxy: %v", err)
+	}
+	if r.count() != 1 {
+		t.Errorf("%d exchanges: one went past the proxy", r.count())
 	}
 }

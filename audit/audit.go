@@ -107,7 +107,7 @@ var ErrClosed = errors.New("audit log is closed")
 // checkEvery is how often Record looks whether the file is still in its place.
 const checkEvery = time.Second
 
-// Log is an open audit log, and an authz.Recorder. It is safe for concurrent use.
+// Log is an open audit log, and an authz.BatchRecorder. It is safe for concurrent use.
 type Log struct {
 	cfg  Config
 	key  Key
@@ -147,34 +147,69 @@ type tail struct {
 // it, were handed to the operating system. After an error nothing may be
 // allowed on the strength of the record.
 func (l *Log) Record(r *authz.Record) error {
-	line, ok := l.pool.Get().(*line)
-	if !ok {
-		line = l.key.newLine()
-	}
+	line := l.line()
 	defer l.pool.Put(line)
 	line.encode(r, l.cfg.FullPaths)
-	if err := l.append(line, r.Time); err != nil {
+	if err := l.append(r.Time, line); err != nil {
 		return fmt.Errorf("record %s: %w", r.Kind, err)
 	}
-	if l.cfg.Observe != nil {
-		l.cfg.Observe(r)
+	l.observe(r)
+	return nil
+}
+
+// RecordAll writes several records, one behind the other and with one system
+// call, as Record does one. After an error the first of them may have been
+// written.
+func (l *Log) RecordAll(records []*authz.Record) error {
+	if len(records) == 0 {
+		return nil
+	}
+	lines := make([]*line, len(records))
+	for i, r := range records {
+		lines[i] = l.line()
+		defer l.pool.Put(lines[i])
+		lines[i].encode(r, l.cfg.FullPaths)
+	}
+	if err := l.append(records[0].Time, lines...); err != nil {
+		return fmt.Errorf("record %s: %w", records[0].Kind, err)
+	}
+	for _, r := range records {
+		l.observe(r)
 	}
 	return nil
 }
 
-// append puts an encoded line at the end of the chain.
-func (l *Log) append(line *line, now time.Time) error {
+func (l *Log) line() *line {
+	if line, ok := l.pool.Get().(*line); ok {
+		return line
+	}
+	return l.key.newLine()
+}
+
+func (l *Log) observe(r *authz.Record) {
+	if l.cfg.Observe != nil {
+		l.cfg.Observe(r)
+	}
+}
+
+// append puts encoded lines at the end of the chain.
+func (l *Log) append(now time.Time, lines ...*line) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return ErrClosed
 	}
-	err := l.prepare(now, line.size())
+	size := 0
+	for _, line := range lines {
+		size += line.size()
+	}
+	written := 0
+	err := l.prepare(now, size)
 	if err == nil {
-		err = l.commit(line)
+		written, err = l.commit(lines...)
 	}
 	if err != nil {
-		l.failed++
+		l.failed += uint64(len(lines) - written)
 	}
 	l.err = err
 	return err
@@ -205,41 +240,57 @@ func (l *Log) prepare(now time.Time, size int) error {
 	return nil
 }
 
-// commit chains the line, writes it and then the head. A line that reached the
-// file only in part is left there: the chain goes on after it, and a record of
-// kind lost explains it.
-func (l *Log) commit(line *line) error {
-	next := l.seal(line)
-	data := line.sealed()
+// commit chains the lines, writes them with one system call and then the head.
+// It returns how many of them are recorded, which without an error is all. A
+// line that reached the file only in part is left there: the chain goes on
+// after it, and a record of kind lost explains it.
+func (l *Log) commit(lines ...*line) (recorded int, err error) {
+	end, newline := l.tail, l.newline
+	for _, line := range lines {
+		end = l.seal(line, end, newline)
+		newline = false
+	}
+	data := join(lines)
 	n, err := l.file.Write(data)
 	l.size += int64(n)
-	if n < len(data)-1 {
-		l.keepTorn(data[:n])
+	begin := 0
+	for _, line := range lines {
+		// Without its newline, which the next write supplies, a record is whole.
+		if n < line.end-1 {
+			break
+		}
+		recorded, begin = recorded+1, min(n, line.end)
+		l.newline = n < line.end
+		l.tail, l.torn = line.place, nil
+		l.written++
+		if l.first == 0 {
+			l.first = line.place.seq
+		}
+	}
+	if recorded < len(lines) {
+		l.keepTorn(data[begin:n])
 		if err == nil {
 			err = fmt.Errorf("wrote %d of %d bytes", n, len(data))
 		}
-		return err
+		if recorded == 0 {
+			return 0, err
+		}
+	} else {
+		err = nil
 	}
-	// Without its newline, which the next write supplies, the record is whole.
-	l.newline = n < len(data)
-	l.tail, l.torn = next, nil
-	l.written++
-	if l.first == 0 {
-		l.first = next.seq
+	if failure := l.head.write(position{tail: l.tail, first: l.first, size: l.size - int64(n-begin), kept: l.kept}); failure != nil {
+		return 0, errors.Join(err, fmt.Errorf("write %s: %w", headName, failure))
 	}
-	if err := l.head.write(position{tail: next, first: l.first, size: l.size, kept: l.kept}); err != nil {
-		return fmt.Errorf("write %s: %w", headName, err)
-	}
-	return nil
+	return recorded, err
 }
 
-// seal gives the line its place in the chain and returns the new tail.
-func (l *Log) seal(line *line) tail {
-	next := tail{seq: l.tail.seq + 1}
+// seal gives the line its place in the chain, behind the tail.
+func (l *Log) seal(line *line, behind tail, newline bool) tail {
+	line.place.seq = behind.seq + 1
 	l.mac.Reset()
-	l.mac.Write(line.link(next.seq, l.tail.hash, l.newline))
-	next.hash = line.finish(l.mac)
-	return next
+	l.mac.Write(line.link(line.place.seq, behind.hash, newline))
+	line.place.hash = line.finish(l.mac)
+	return line.place
 }
 
 // keepTorn notes the bytes that a failed write left at the end of the file.
@@ -281,7 +332,7 @@ func (l *Log) flushNotes() error {
 	if l.unproved {
 		l.own.unproved()
 	}
-	if err := l.commit(l.own); err != nil {
+	if _, err := l.commit(l.own); err != nil {
 		return err
 	}
 	l.notes, l.unproved, l.failed = nil, false, 0

@@ -367,6 +367,39 @@ func TestObserve(t *testing.T) {
 	}
 }
 
+// Records that are written together are written in their order, and each is
+// observed.
+func TestRecordAll(t *testing.T) {
+	f := newFolder(t)
+	cfg := f.config()
+	seen := ""
+	cfg.Observe = func(r *authz.Record) { seen += r.Plugin + " " }
+	log := f.open(cfg)
+	var records []*authz.Record
+	for _, plugin := range []string{"a", "b", "c"} {
+		r := sample()
+		r.Plugin = plugin
+		records = append(records, r)
+	}
+	for _, some := range [][]*authz.Record{nil, records, records[:1], records[1:]} {
+		if err := log.RecordAll(some); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := ""
+	for _, entry := range f.entries(audit.Query{}) {
+		got += entry.Plugin + " "
+	}
+	if want := "a b c a b c "; got != want || seen != want {
+		t.Errorf("wrote %q and observed %q, want %q", got, seen, want)
+	}
+	f.proved(1, 6)
+	log.Close()
+	if err := log.RecordAll(records); err == nil {
+		t.Error("a closed log takes records")
+	}
+}
+
 // Many doors write while the log is rotated, read and verified.
 func TestConcurrent(t *testing.T) {
 	f := newFolder(t)
@@ -375,7 +408,14 @@ func TestConcurrent(t *testing.T) {
 	log := f.open(cfg)
 	var writers, readers sync.WaitGroup
 	for range 4 {
-		writers.Go(func() { record(t, log, 100) })
+		writers.Go(func() {
+			record(t, log, 50)
+			for range 25 {
+				if err := log.RecordAll(samples(2)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 	for range 2 {
 		readers.Go(func() {

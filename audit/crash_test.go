@@ -7,12 +7,14 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // A writer that is killed at any instant leaves a log that is proved, with
@@ -334,52 +336,69 @@ func TestShortWrites(t *testing.T) {
 		}
 		return
 	}
-	length := int64(len(func() []byte { f := newFolder(t); f.write(f.config(), 1); return f.read() }()))
-	for _, restart := range []bool{false, true} {
-		for room := int64(0); room <= length+2; room++ {
-			if room > 3 && room < length-3 && room%29 != 0 {
-				continue
-			}
-			f := newFolder(t)
-			log := f.open(f.config())
-			record(t, log, 1)
-			refused := uint64(0)
-			limit := length
-			for _, more := range []int64{room, 1, 0, 5, 1} {
-				limit += more
-				lift := limitFiles(t, limit)
-				err := log.Record(sample())
-				lift()
-				if err != nil {
-					refused++
+	for _, together := range []int{1, 3} {
+		f := newFolder(t)
+		log := f.open(f.config())
+		if err := log.RecordAll(samples(together)); err != nil {
+			t.Fatal(err)
+		}
+		length := int64(len(f.read()))
+		for _, restart := range []bool{false, true} {
+			for room := int64(0); room <= length+2; room++ {
+				if near := room % (length / int64(together)); near > 3 && near < length/int64(together)-3 && room%29 != 0 {
+					continue
 				}
-				if report := f.verify(); report.Problem != nil {
-					t.Fatalf("room for %d and more: %v", room, report.Problem)
-				}
-				if restart {
-					// Not closed: its locks are all that ends with it.
-					abandon(t, f, log)
-					log = f.open(f.config())
-				}
-			}
-			record(t, log, 1)
-			if err := log.Close(); err != nil {
-				t.Fatal(err)
-			}
-			report := f.verify()
-			if report.Problem != nil {
-				t.Fatalf("room for %d: %v", room, report.Problem)
-			}
-			told, written := uint64(0), uint64(0)
-			for _, entry := range f.entries(audit.Query{}) {
-				if told += entry.Lost; entry.Kind == "decision" {
-					written++
-				}
-			}
-			if written != 7-refused || !restart && told != refused {
-				t.Errorf("room for %d: %d written, %d refused, %d told of", room, written, refused, told)
+				shortWrites(t, together, room, restart)
 			}
 		}
+	}
+}
+
+// samples returns n records to be written together.
+func samples(n int) []*authz.Record {
+	return slices.Repeat([]*authz.Record{sample()}, n)
+}
+
+// shortWrites writes records into a file that may grow by so many bytes, and
+// then by some more, a few times.
+func shortWrites(t *testing.T, together int, room int64, restart bool) {
+	t.Helper()
+	f := newFolder(t)
+	log := f.open(f.config())
+	record(t, log, 1)
+	limit, acknowledged := int64(len(f.read())), 2
+	for _, more := range []int64{room, 1, 0, 5, 1} {
+		limit += more
+		lift := limitFiles(t, limit)
+		err := log.RecordAll(samples(together))
+		lift()
+		if err == nil {
+			acknowledged += together
+		}
+		if report := f.verify(); report.Problem != nil {
+			t.Fatalf("room for %d and more: %v", room, report.Problem)
+		}
+		if restart {
+			// Not closed: its locks are all that ends with it.
+			abandon(t, f, log)
+			log = f.open(f.config())
+		}
+	}
+	record(t, log, 1)
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if report := f.verify(); report.Problem != nil {
+		t.Fatalf("room for %d: %v", room, report.Problem)
+	}
+	told, written := 0, 0
+	for _, entry := range f.entries(audit.Query{}) {
+		if told += int(entry.Lost); entry.Kind == "decision" {
+			written++
+		}
+	}
+	if total := 2 + 5*together; written < acknowledged || together == 1 && written != acknowledged || !restart && written+told != total {
+		t.Errorf("%d together, room for %d: %d of %d written, %d acknowledged, %d told of", together, room, written, total, acknowledged, told)
 	}
 }
 

@@ -46,6 +46,8 @@ const (
 type line struct {
 	buf   []byte // linkRoom bytes, then the body
 	start int    // where the line begins in buf, once it is linked
+	place tail   // of the line in the chain, once it is sealed
+	end   int    // where it ends in what it is written with
 	masks masker
 }
 
@@ -175,8 +177,17 @@ func (e *line) finish(mac hash.Hash) [hashLen]byte {
 	return text
 }
 
-// sealed returns the finished line with its newline.
-func (e *line) sealed() []byte { return e.buf[e.start:] }
+// join returns finished lines with their newlines, to be written at once.
+func join(lines []*line) []byte {
+	first := lines[0]
+	for i, e := range lines {
+		if i > 0 {
+			first.buf = append(first.buf, e.buf[e.start:]...)
+		}
+		e.end = len(first.buf) - first.start
+	}
+	return first.buf[first.start:]
+}
 
 func (e *line) time(t time.Time) {
 	e.buf = append(e.buf, `,"time":"`...)

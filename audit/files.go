@@ -239,7 +239,7 @@ func (l *Log) noteRotation() error {
 	record := authz.Record{Time: l.cfg.Now(), Kind: KindRotation, UID: -1}
 	l.own.encode(&record, true)
 	l.own.uint(`,"first":`, l.kept)
-	if err := l.commit(l.own); err != nil {
+	if _, err := l.commit(l.own); err != nil {
 		return err
 	}
 	l.rotated = false

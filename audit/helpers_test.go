@@ -44,15 +44,16 @@ func hmacOf(t *testing.T, key []byte, body string) string {
 // folder that it names, until it is killed.
 const envWriter = "AUDIT_TEST_WRITER"
 
-// writeUntilKilled prints the number of each record once Record has returned.
+// writeUntilKilled prints the number of each record, and of the last of several
+// that are written together, once they have been.
 func writeUntilKilled(dir string) int {
 	log, err := audit.Open(audit.Config{StateDir: dir, MaxSize: 64 << 10, Keep: 3})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	for {
-		if err := log.Record(sample()); err != nil {
+	for n := 1; ; n++ {
+		if err := log.RecordAll(samples(1 + n%3)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

@@ -224,4 +224,4 @@ func (l *Log) scan(f logFile, offset int64) error {
 	}
 }
 
-var _ authz.Recorder = (*Log)(nil)
+var _ authz.BatchRecorder = (*Log)(nil)

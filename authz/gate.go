@@ -36,6 +36,7 @@ type GateConfig struct {
 type Gate struct {
 	cfg GateConfig
 	ids idSource
+	all BatchRecorder // the recorder, when it writes several records at once; else nil
 }
 
 // NewGate returns a gate. It starts nothing.
@@ -43,7 +44,9 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	if cfg.Engine == nil || cfg.Ledger == nil || cfg.Recorder == nil || cfg.Now == nil {
 		return nil, errors.New("make gate: engine, ledger, recorder and clock are required")
 	}
-	return &Gate{cfg: cfg}, nil
+	g := &Gate{cfg: cfg}
+	g.all, _ = cfg.Recorder.(BatchRecorder)
+	return g, nil
 }
 
 // Admission is the outcome of Admit. The zero Admission is refused. Its fields
@@ -74,6 +77,40 @@ type Admission struct {
 // has a cause outside the policy (Vault, the audit file), for the operator's
 // log; doors act on the Admission alone.
 func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, error) {
+	a, snapshot, cause := g.admit(ctx, req, src)
+	if err := g.write(a.started, a.decided()); err != nil {
+		cause = errors.Join(cause, err)
+		a.unrecorded(snapshot)
+	}
+	return a, cause
+}
+
+// AdmitAndEnd is Admit for a door that has no part in the access beyond its
+// answer, and so sees it end there. finish is called for what is allowed, makes
+// the answer, may still refuse, and returns what became of the access. Decision
+// and end are then written together, and nothing may have had an effect before:
+// when they cannot be written, Refusal is set and the answer is void.
+func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish func(*Admission) Outcome) (*Admission, error) {
+	a, snapshot, cause := g.admit(ctx, req, src)
+	records := []*Record{a.decided()}
+	if a.Refusal == nil {
+		decision := a.record // before what is refused late changes it
+		a.ended = true
+		outcome := finish(a)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		records = []*Record{&decision, a.ending(outcome)}
+	}
+	if err := g.write(a.started, records...); err != nil {
+		cause = errors.Join(cause, err)
+		a.unrecorded(snapshot)
+	}
+	return a, cause
+}
+
+// admit decides, spends and fetches the credential. It returns the snapshot that
+// decided, and what a refusal has for a cause outside the policy.
+func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, *Snapshot, error) {
 	now := g.cfg.Now()
 	snapshot := g.cfg.Engine.Current()
 	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, asked: req, started: now}
@@ -92,12 +129,7 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 	if !a.Decision.Allowed() {
 		a.Refusal = snapshot.refusal(req, a.Decision, a.ID, now)
 	}
-	a.fillRecord()
-	if err := g.write(&a.record, KindDecision, now); err != nil {
-		cause = errors.Join(cause, err)
-		a.unrecorded(snapshot)
-	}
-	return a, cause
+	return a, snapshot, cause
 }
 
 // Schemes is [Snapshot.Schemes] of the policy in force, for a door that has to
@@ -281,14 +313,25 @@ func (g *Gate) lease(ctx context.Context, ref CredentialRef) (Credential, error)
 	return g.cfg.Credentials.Credential(ctx, ref)
 }
 
-// write writes a record of what began at started, the zero Time for what took
-// no time.
-func (g *Gate) write(r *Record, kind Kind, started time.Time) error {
-	r.Kind, r.Time = kind, g.cfg.Now()
-	if !started.IsZero() {
-		r.Latency = r.Time.Sub(started)
+// write writes records of what began at started, the zero Time for what took no
+// time.
+func (g *Gate) write(started time.Time, records ...*Record) (err error) {
+	now := g.cfg.Now()
+	for _, r := range records {
+		if r.Time = now; !started.IsZero() {
+			r.Latency = now.Sub(started)
+		}
 	}
-	if err := g.cfg.Recorder.Record(r); err != nil {
+	if g.all != nil && len(records) > 1 {
+		err = g.all.RecordAll(records)
+	} else {
+		for _, r := range records {
+			if err = g.cfg.Recorder.Record(r); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("write audit record: %w", err)
 	}
 	return nil
@@ -303,10 +346,10 @@ func (a *Admission) unrecorded(snapshot *Snapshot) {
 	a.Refusal = snapshot.refusal(a.asked, a.Decision, a.ID, a.started)
 }
 
-// fillRecord fills the record with what was decided.
-func (a *Admission) fillRecord() {
+// decided returns the record of what was decided.
+func (a *Admission) decided() *Record {
 	d, dest, r := &a.Decision, &a.Request.Destination, &a.record
-	r.Plugin, r.Door, r.Decision = string(a.Request.Principal), a.Source.Door, a.ID
+	r.Kind, r.Plugin, r.Door, r.Decision = KindDecision, string(a.Request.Principal), a.Source.Door, a.ID
 	r.Allowed, r.Reason, r.Generation = d.Allowed(), d.Reason.String(), d.Generation
 	r.Grant, r.Rule, r.Credential = d.Grant, d.Rule, d.Credential
 	r.Method, r.Scheme, r.Host, r.Port = a.Request.Action.Method, string(dest.scheme), dest.host, dest.port
@@ -318,6 +361,7 @@ func (a *Admission) fillRecord() {
 	case a.Refusal != nil:
 		r.Pattern = a.Refusal.pattern
 	}
+	return r
 }
 
 // Outcome is what became of an admitted access.
@@ -391,9 +435,14 @@ func (a *Admission) End(o Outcome) error {
 		return nil
 	}
 	a.ended = true
+	return a.gate.write(a.started, a.ending(o))
+}
+
+// ending returns the record of the access's end.
+func (a *Admission) ending(o Outcome) *Record {
 	r := &a.record
-	r.Address, r.SentBytes, r.Bytes, r.Detail = o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
-	return a.gate.write(r, KindEnd, a.started)
+	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
+	return r
 }
 
 // StillAllowed decides the admitted access anew, as a request in flight. Doors
@@ -440,11 +489,11 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 		Reason: reason, Detail: attempt.Detail, Plugin: string(attempt.Principal), Decision: id,
 		Method: clip(attempt.Method), URL: clip(presentable(attempt.URL)), Remedy: remedyFor(reason),
 	}
-	return refusal, g.write(&Record{
-		Plugin: refusal.Plugin, Door: src.Door, Decision: id,
+	return refusal, g.write(time.Time{}, &Record{
+		Kind: KindDecision, Plugin: refusal.Plugin, Door: src.Door, Decision: id,
 		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation, Method: refusal.Method, Host: clip(attempt.Host),
 		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, Detail: attempt.Detail,
-	}, KindDecision, time.Time{})
+	})
 }
 
 // presentable returns a URL without the parts in which secrets travel: user

@@ -63,3 +63,12 @@ type Record struct {
 type Recorder interface {
 	Record(r *Record) error
 }
+
+// BatchRecorder is a Recorder that writes several records at less than the cost
+// of writing each. RecordAll MUST write them in their order and keep to what is
+// said of Record; when it returns an error, the first of them may have been
+// written.
+type BatchRecorder interface {
+	Recorder
+	RecordAll(records []*Record) error
+}

@@ -4,16 +4,14 @@ import (
 	"slices"
 	"strings"
 
-	"go.uber.org/zap"
-
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// misplaced answers an admitted access that holds the stand-in for a
-// credential elsewhere than in the credential's place, and reports whether one does.
-func (s *Server) misplaced(a *access, admission *authz.Admission) (answer, bool) {
+// misplaced refuses an admitted access that holds the stand-in for a credential
+// elsewhere than in the credential's place, and reports whether it does.
+func (s *Server) misplaced(a *access, admission *authz.Admission) (authz.Refusal, bool) {
 	if s.cfg.StandIn == nil {
-		return answer{}, false
+		return authz.Refusal{}, false
 	}
 	var grant, credential, where string
 	a.remains(admission, func(text, in string) bool {
@@ -24,16 +22,13 @@ func (s *Server) misplaced(a *access, admission *authz.Admission) (answer, bool)
 		return !found
 	})
 	if where == "" {
-		return answer{}, false
+		return authz.Refusal{}, false
 	}
 	refusal := admission.RefuseMisplaced(grant, credential)
 	refusal.Detail += ": in " + where
 	to := admission.Request.Destination
 	refusal.URL = string(to.Scheme()) + "://" + to.HostPort() // the path may be where it is
-	if err := admission.End(authz.Outcome{Detail: refusal.Detail}); err != nil {
-		s.log.Warn("end of access is not recorded", zap.String("decision", admission.ID), zap.Error(err))
-	}
-	return s.answer(refusal, admission.Decision, a.grpc), true
+	return refusal, true
 }
 
 // remains calls visit with what the upstream would receive of what the plugin

@@ -271,19 +271,32 @@ func (s *Server) respond(ctx context.Context, in *incoming) (out answer) {
 	return s.admit(ctx, a)
 }
 
-// admit asks the gate and answers what it said.
+// admit asks the gate and answers what it said. The access itself is the
+// caller's to make, so it ends with the answer.
 func (s *Server) admit(ctx context.Context, a *access) answer {
 	early, cancel := beforeDeadline(ctx)
 	defer cancel()
-	admission, err := s.cfg.Gate.Admit(early, a.request, a.source)
+	var out answer
+	admission, err := s.cfg.Gate.AdmitAndEnd(early, a.request, a.source, func(admission *authz.Admission) authz.Outcome {
+		var outcome authz.Outcome
+		if out, outcome.Detail = s.finish(a, admission); outcome.Detail == "" && ctx.Err() != nil {
+			outcome.Detail = "the caller gave up before the answer"
+		}
+		return outcome
+	})
 	if err != nil {
 		s.log.Warn("access has a cause outside the policy", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
 		return s.answer(*admission.Refusal, admission.Decision, a.grpc)
 	}
-	if out, found := s.misplaced(a, admission); found {
-		return out
+	return out
+}
+
+// finish answers an admitted access, and says why when it is refused after all.
+func (s *Server) finish(a *access, admission *authz.Admission) (answer, string) {
+	if refusal, found := s.misplaced(a, admission); found {
+		return s.answer(refusal, admission.Decision, a.grpc), refusal.Detail
 	}
 	reason, detail := s.checkAddress(admission)
 	var out answer
@@ -291,18 +304,10 @@ func (s *Server) admit(ctx context.Context, a *access) answer {
 		reason = authz.NotEnforceableHere
 		out, detail = s.allow(a, admission)
 	}
-	outcome := authz.Outcome{}
 	if detail != "" {
-		refusal := admission.Refuse(reason, detail)
-		out, outcome.Detail = s.answer(refusal, admission.Decision, a.grpc), detail
-	} else if ctx.Err() != nil {
-		outcome.Detail = "the caller gave up before the answer"
+		out = s.answer(admission.Refuse(reason, detail), admission.Decision, a.grpc)
 	}
-	// The access itself is the caller's to make: the end follows at once.
-	if err := admission.End(outcome); err != nil {
-		s.log.Warn("end of access is not recorded", zap.String("decision", admission.ID), zap.Error(err))
-	}
-	return out
+	return out, detail
 }
 
 // checkAddress judges a destination that is an address, the only one that this

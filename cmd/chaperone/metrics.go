@@ -72,12 +72,26 @@ func newMetrics() *metrics {
 // counting is an authz.Recorder that counts what it passes on. A record that
 // could not be written is counted by the reason the plugin gets for it.
 type counting struct {
-	next    authz.Recorder
+	next    authz.BatchRecorder
 	metrics *metrics
 }
 
 func (c counting) Record(r *authz.Record) error {
 	err := c.next.Record(r)
+	c.count(r, err)
+	return err
+}
+
+// RecordAll is Record for several (authz.BatchRecorder).
+func (c counting) RecordAll(records []*authz.Record) error {
+	err := c.next.RecordAll(records)
+	for _, r := range records {
+		c.count(r, err)
+	}
+	return err
+}
+
+func (c counting) count(r *authz.Record, err error) {
 	switch r.Kind {
 	case authz.KindDecision:
 		reason := r.Reason
@@ -92,7 +106,6 @@ func (c counting) Record(r *authz.Record) error {
 		}
 	default:
 	}
-	return err
 }
 
 // collect registers figures that others keep: they are read when asked for.

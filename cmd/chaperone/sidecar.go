@@ -52,7 +52,7 @@ type sidecar struct {
 	metrics  *metrics
 	state    *state
 	audit    *audit.Log
-	recorder authz.Recorder
+	recorder authz.BatchRecorder
 	engine   *authz.Engine
 	ledger   *authz.Ledger
 	broker   *vault.Broker
@@ -208,7 +208,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
 		Echo: func(r *authz.Record) { s.record(r) }, Placeholders: s.standIns.current, Unauthorized: s.unauthorized,
 	}
-	if spec.Envoy != nil && !spec.Listen.Proxy.IsZero() {
+	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()
 	}
 	if cfg.UpstreamProxy, cfg.NoProxy, err = upstreamProxy(spec); err != nil {

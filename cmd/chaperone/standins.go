@@ -181,12 +181,24 @@ func (p *standIns) current() []proxy.Placeholder {
 // withoutStandIns is an authz.Recorder that leaves stand-ins out of paths and
 // queries.
 type withoutStandIns struct {
-	next authz.Recorder
+	next authz.BatchRecorder
 	all  func() []proxy.Placeholder
 }
 
 // Record passes a record on, or one that says [placeholder] instead.
 func (r withoutStandIns) Record(record *authz.Record) error {
+	return r.next.Record(r.redact(record))
+}
+
+// RecordAll is Record for several (authz.BatchRecorder).
+func (r withoutStandIns) RecordAll(records []*authz.Record) error {
+	for i, record := range records {
+		records[i] = r.redact(record)
+	}
+	return r.next.RecordAll(records)
+}
+
+func (r withoutStandIns) redact(record *authz.Record) *authz.Record {
 	for _, p := range r.all() {
 		value := p.Value.Reveal()
 		if !strings.Contains(record.Path, value) && !strings.Contains(record.Query, value) {
@@ -197,5 +209,5 @@ func (r withoutStandIns) Record(record *authz.Record) error {
 		redacted.Query = strings.ReplaceAll(record.Query, value, "[placeholder]")
 		record = &redacted
 	}
-	return r.next.Record(record)
+	return record
 }

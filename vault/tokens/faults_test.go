@@ -24,7 +24,7 @@ func discard() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func tlsOf(t testing.TB, ca *testenv.CA) *tls.Config {
 	t.Helper()
-	return &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(ca.Issue("127.0.0.1", "localhost"))(t)}, MinVersion: tls.VersionTLS10}
+	return &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(ca.Issue("127.0.0.1", "id.example"))(t)}, MinVersion: tls.VersionTLS10}
 }
 
 // TestEndpointsThatFail tries what an endpoint can do wrong. No error and no
@@ -113,7 +113,7 @@ func TestSecretGoesToNobodyUntrusted(t *testing.T) {
 		"another authority": r.ref(func(ref *authz.CredentialRef) { ref.Token.CA = string(other.PEM()) }),
 		"the system's":      r.ref(func(ref *authz.CredentialRef) { ref.Token.CA = "" }),
 		"another name": r.ref(func(ref *authz.CredentialRef) {
-			ref.Token.TokenURL = strings.Replace(r.server.URL, "127.0.0.1", "localhost", 1)
+			ref.Token.TokenURL = strings.Replace(r.server.URL, "127.0.0.1", "id.example", 1)
 		}),
 		"plain http":           r.ref(func(ref *authz.CredentialRef) { ref.Token.TokenURL = strings.Replace(r.server.URL, "https", "http", 1) }),
 		"no authority in file": r.ref(func(ref *authz.CredentialRef) { ref.Token.CA = "nothing" }),
@@ -270,13 +270,13 @@ func TestEndpointThroughAProxy(t *testing.T) {
 	through := testenv.MustGet(url.Parse(proxy.URL))(t)
 	r = newRoom(t, func(cfg *Config) { cfg.Proxy = func(*url.URL) (*url.URL, error) { return through, nil } })
 	ref := r.ref(func(ref *authz.CredentialRef) {
-		ref.Token.TokenURL = strings.Replace(ref.Token.TokenURL, "127.0.0.1", "localhost", 1)
+		ref.Token.TokenURL = strings.Replace(ref.Token.TokenURL, "127.0.0.1", "id.example", 1)
 	})
 	if got := r.token(t, ref); got != "at-1" {
 		t.Errorf("token %q", got)
 	}
 	mu.Lock() // the connection is closed then
-	if want := "CONNECT localhost:" + r.server.URL[strings.LastIndex(r.server.URL, ":")+1:]; len(asked) != 1 || asked[0] != want {
+	if want := "CONNECT id.example:" + r.server.URL[strings.LastIndex(r.server.URL, ":")+1:]; len(asked) != 1 || asked[0] != want {
 		t.Errorf("the proxy was asked %q, not %q", asked, want)
 	}
 	if text := passed.String(); text == "" || strings.Contains(text, "ecret") || strings.Contains(text, "Authorization") {

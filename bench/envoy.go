@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -139,13 +141,13 @@ func (p *plane) asked(ctx context.Context) error {
 		}
 		allowed := 0
 		for line := range strings.Lines(text) {
-			_, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-			if n, err := strconv.Atoi(value); err == nil {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			if n, err := strconv.Atoi(value); err == nil && strings.HasPrefix(name, "http.") {
 				allowed += n
 			}
 		}
-		if allowed < requests {
-			return fmt.Errorf("of %d requests through an Envoy only %d were asked about", requests, allowed)
+		if allowed != requests {
+			return fmt.Errorf("of %d requests through an Envoy %d were asked about", requests, allowed)
 		}
 	}
 	return nil
@@ -290,7 +292,7 @@ func (p *plane) configured(ctx context.Context, w *world) error {
 	}
 	way := p.add("Envoy configured by chaperone: checks and exits", "tcp:"+explicit, e.PID(), sidecar.cmd.Process.Pid)
 	way.order.Port, way.asks = ":"+strconv.Itoa(int(p.port)), e
-	return nil
+	return p.passes(ctx, way)
 }
 
 // confined does the same with the kernel half: the load is the plugin, whose
@@ -317,7 +319,25 @@ func (p *plane) confined(ctx context.Context, w *world) (err error) {
 	}
 	way := p.add("the same behind the kernel half: relay, checks and exits", "tcp:"+sidecar.address, e.PID(), sidecar.cmd.Process.Pid)
 	way.order.Port, way.asks, way.loader = ":"+strconv.Itoa(int(p.port)), e, p.plugin
-	return nil
+	return p.passes(ctx, way)
+}
+
+// passes waits until a request passes: Envoy first has to find that the sidecar
+// answers checks, and refuses until then. Those requests are not counted.
+func (p *plane) passes(ctx context.Context, way *party) error {
+	o := way.order
+	o.Callers, o.Length = 1, time.Millisecond
+	from := cmp.Or(way.loader, p.loader)
+	for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		y, err := from.order(o)
+		if err == nil {
+			way.done += y.Warm + y.Done
+			return nil
+		}
+		if ctx.Err() != nil || time.Since(begun) > 15*time.Second {
+			return fmt.Errorf("%s: %w", way.name, err)
+		}
+	}
 }
 
 // own starts a sidecar and the Envoy that it configures.

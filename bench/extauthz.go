@@ -40,7 +40,7 @@ type party struct {
 	pids   []int          // of what is measured
 	asks   *testenv.Envoy // which asks for every request; nil: none does, or there is none
 	rounds []yield
-	done   int // requests so far, but for those that warmed up
+	done   int // requests so far
 	rss    int // KiB, the most that was seen
 }
 
@@ -66,7 +66,7 @@ func press(ctx context.Context, l *loader, parties []*party, callers int, length
 				return fmt.Errorf("%s at %d: %w", p.name, callers, err)
 			}
 			p.rounds = append(p.rounds, y)
-			p.done += y.Done
+			p.done += y.Warm + y.Done
 			rss := 0
 			for _, pid := range p.pids {
 				rss += rssOf(pid)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +48,7 @@ type order struct {
 // yield is what a load has seen.
 type yield struct {
 	Done, Wrong int
+	Warm        int    // done before, to warm up
 	First       string // of what was wrong
 	Elapsed     time.Duration
 	P50, P99    time.Duration
@@ -114,7 +116,8 @@ func (o order) carryOut(sites map[string]*site) (yield, error) {
 	defer load.close()
 	warm := o
 	warm.Length, warm.Count = min(o.Length/4, time.Second/4), 0
-	if _, err := load.run(warm); err != nil {
+	warmed, err := load.run(warm)
+	if err != nil {
 		return yield{}, err
 	}
 	measured := func() (total time.Duration) {
@@ -130,7 +133,7 @@ func (o order) carryOut(sites map[string]*site) (yield, error) {
 		return yield{}, errors.Join(err, fmt.Errorf("%d requests were done", t.done))
 	}
 	y := yield{
-		Done: t.done, Wrong: t.wrong, First: t.first, Elapsed: elapsed,
+		Done: t.done, Warm: warmed.done, Wrong: t.wrong + warmed.wrong, First: cmp.Or(t.first, warmed.first), Elapsed: elapsed,
 		CPU: (measured() - cpu) / time.Duration(t.done), Own: float64(cpuOf(os.Getpid())-own) / float64(elapsed),
 	}
 	slices.Sort(t.took)

@@ -77,6 +77,12 @@ func (e *Envoy) Exits() string { return filepath.Join(e.Dir, envoyExits) }
 // .sock.
 const maxExit = len("/"+envoyExits+"/") + 32 + len(".sock")
 
+// Relays reports whether what arrives at listen.proxy is led to Envoy, where the
+// kernel half is there to say whose it is.
+func (s *Sidecar) Relays() bool {
+	return s.Envoy != nil && !s.Listen.Proxy.IsZero() && s.Kernel != KernelOff
+}
+
 // named returns the TCP listeners of Envoy by their fields.
 func (e *Envoy) named() []namedAddress {
 	return []namedAddress{{"explicit", e.Explicit}, {"transparent", e.Transparent}}
@@ -96,7 +102,11 @@ func (s *Sidecar) validateEnvoy(report reporter) {
 			report(path, "%q has no port; nobody could be told which one Envoy took", one.address)
 		}
 	}
-	if s.Listen.Proxy.IsZero() && e.Explicit.IsZero() && e.Transparent.IsZero() {
+	switch listens := !e.Explicit.IsZero() || !e.Transparent.IsZero(); {
+	case listens:
+	case s.Kernel == KernelOff:
+		report("spec.envoy", "has no way in for the plugin; without the kernel nobody knows whose a connection is before Envoy takes it, write explicit or transparent here")
+	case s.Listen.Proxy.IsZero():
 		report("spec.envoy", "has no way in for the plugin; write spec.listen.proxy, whose connections are led to Envoy, or explicit or transparent here")
 	}
 	if s.Mode == authz.ModeObserve {

@@ -224,7 +224,7 @@ func (s *sidecar) doors() []admin.Door {
 	var out []admin.Door
 	switch {
 	case s.addresses.proxy == "":
-	case s.own != nil:
+	case s.own != nil && s.own.relays:
 		out = append(out, admin.Door{Name: string(authz.DoorProxy), Address: s.addresses.proxy, Enforces: []string{"identity", "live revocation"}})
 	default:
 		out = append(out, admin.Door{

@@ -31,7 +31,13 @@ type ownEnvoy struct {
 	xds       *xds.Server
 	bootstrap []byte       // what an Envoy is to be started with
 	exits     atomic.Int64 // how many there are
+	relays    bool         // what arrives at the proxy is led to Envoy
 }
+
+// relays reports whether the proxy leads to Envoy what the kernel says is the
+// plugin's. Where the kernel half is preferred and not to be had, it does
+// everything itself.
+func (s *sidecar) relays(spec *configs.Sidecar) bool { return spec.Relays() && s.cage != nil }
 
 // enforcedByEnvoy are the conditions of rules that the Envoy which the sidecar
 // configures keeps, together with the exits. A client certificate and a signature
@@ -44,7 +50,7 @@ func (s *sidecar) makeOwnEnvoy(spec *configs.Sidecar) (err error) {
 	if spec.Envoy == nil {
 		return nil
 	}
-	own := &ownEnvoy{spec: *spec.Envoy}
+	own := &ownEnvoy{spec: *spec.Envoy, relays: s.relays(spec)}
 	if own.bootstrap, err = xds.Bootstrap(envoyParams(spec)); err != nil {
 		return fmt.Errorf("make Envoy's bootstrap: %w", err)
 	}
@@ -87,7 +93,7 @@ func envoyConfig(spec *configs.Sidecar, plugin authz.Principal) xds.Config {
 		Roots: string(upstreamRoots()), MaxStreamDuration: time.Duration(e.MaxStreamDuration), AccessLog: string(e.AccessLog),
 		Group: e.Group,
 	}
-	if !spec.Listen.Proxy.IsZero() {
+	if spec.Relays() {
 		cfg.Listener = e.Plugin()
 	}
 	return cfg

@@ -52,7 +52,7 @@ type sidecar struct {
 	metrics  *metrics
 	state    *state
 	audit    *audit.Log
-	recorder authz.BatchRecorder
+	recorder authz.Recorder
 	engine   *authz.Engine
 	ledger   *authz.Ledger
 	broker   *vault.Broker

@@ -164,7 +164,7 @@ func ownCredentials() []string {
 // probes is the list.
 func probes() []probe {
 	all := []probe{{name: "nothing but a request", want: "good"}}
-	for i, group := range [][]probe{confusions(), spelledHosts(), resolutions(), headersOfTheirOwn(), smuggled(), paths(), misplacements(), echoes(), upgrades(), signatures(), tokenEndpoints(), itself()} {
+	for i, group := range [][]probe{confusions(), spelledHosts(), resolutions(), headersOfTheirOwn(), smuggled(), paths(), misplacements(), echoes(), upgrades(), signatures(), tokenEndpoints(), itself(), floods()} {
 		for _, p := range group {
 			p.any = i == 1 || i == 2 || i == 4 || i == 5 // names, addresses, framing and paths
 			all = append(all, p)
@@ -254,11 +254,11 @@ func resolutions() []probe {
 func headersOfTheirOwn() []probe {
 	slots := "Authorization, Cookie, X-Api-Key, X-Db-Password, X-Amz-Security-Token, X-Amz-Date"
 	out := []probe{
-		{item: 7, name: "a redirect", path: "/v1/{REDIRECT}/{ID}", want: "good"},
-		{item: 7, name: "a redirect with a body", method: "POST", path: "/v1/{REDIRECT}/{ID}", body: "the body", want: "good"},
-		{item: 8, name: "Connection that lists the credential's places", heads: []string{"Connection: " + slots, "Keep-Alive: " + slots, "Proxy-Connection: " + slots}, not: inHTTP1, want: "good"},
-		{item: 8, name: "Connection in HTTP/2", heads: []string{"connection: " + slots}, not: inHTTP2, want: "good|refused|nobody"},
-		{item: 8, name: "h2c", heads: []string{"Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"}, not: inHTTP1, want: "good", envoy: "nobody|refused|good"},
+		{item: 7, name: "a redirect", path: "/v1/{REDIRECT}/{ID}", share: 2, want: "good"},
+		{item: 7, name: "a redirect with a body", method: "POST", path: "/v1/{REDIRECT}/{ID}", body: "the body", share: 2, want: "good"},
+		{item: 8, name: "Connection that lists the credential's places", heads: []string{"Connection: " + slots, "Keep-Alive: " + slots, "Proxy-Connection: " + slots}, not: inHTTP1, share: 2, want: "good"},
+		{item: 8, name: "Connection in HTTP/2", heads: []string{"connection: " + slots}, not: inHTTP2, share: 2, want: "good|refused|nobody"},
+		{item: 8, name: "h2c", heads: []string{"Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"}, not: inHTTP1, share: 2, want: "good", envoy: "nobody|refused|good"},
 		{item: 9, name: "credentials of its own", path: "/v1/{ECHO}/{ID}?key=" + mine + "&k%65y=" + mine + "&KEY=" + mine, heads: ownCredentials(), want: "good"},
 		{item: 9, name: "credentials with underscores", heads: []string{"x_api_key: " + mine, "X_DB_PASSWORD: " + mine, "x_amz_security_token: " + mine}, want: "good", envoy: "nobody"},
 		{item: 9, name: "a space before a colon", text: "GET {T} HTTP/1.1\r\nHost: {H}\r\nAuthorization : Bearer " + mine + "\r\nConnection: close\r\n\r\n", not: inHTTP1, want: "refused|nobody"},
@@ -272,8 +272,8 @@ func headersOfTheirOwn() []probe {
 			tail: []string{"Authorization: Bearer " + mine, "X-Api-Key: " + mine, "X-Db-Password: " + mine, "X-Amz-Security-Token: " + mine, "Cookie: sid=" + mine}, want: "good|nobody"},
 		{item: 16, name: "trailers that are other credentials' places", method: "POST", heads: []string{"Trailer: X-Api-Key, X-Db-Password, X-Amz-Security-Token, Cookie"}, body: "x",
 			tail: []string{"X-Api-Key: " + mine, "X-Db-Password: " + mine, "X-Amz-Security-Token: " + mine, "Cookie: sid=" + mine}, want: "good"},
-		{item: 16, name: "trailers that were not announced", method: "POST", body: "x", tail: []string{"Authorization: Bearer " + mine, "X-Api-Key: " + mine}, want: "good"},
-		{item: 16, name: "a trailer of the answer", path: "/v1/trailer/{ID}", heads: []string{"TE: trailers"}, not: scrubbed, want: "good"},
+		{item: 16, name: "trailers that were not announced", method: "POST", body: "x", tail: []string{"Authorization: Bearer " + mine, "X-Api-Key: " + mine}, share: 2, want: "good"},
+		{item: 16, name: "a trailer of the answer", path: "/v1/trailer/{ID}", heads: []string{"TE: trailers"}, not: scrubbed, share: 2, want: "good"},
 	}
 	return out
 }
@@ -369,7 +369,7 @@ func echoes() []probe {
 		out = append(out, probe{item: 14, name: "an echo, " + name, path: "/v1/" + name + "/{ID}", heads: []string{accept}, share: 3, not: scrubbed, want: "good"})
 	}
 	for _, name := range []string{"headers", "early", "error", "pieces", "gzip", "deflate", "br", "zstd", "grpc", "all"} {
-		out = append(out, probe{item: 14, name: "an echo by " + name, path: "/v1/" + name + "/{ID}", heads: []string{accept, "TE: trailers", "A-IM: gzip"}, not: scrubbed, want: "good"})
+		out = append(out, probe{item: 14, name: "an echo by " + name, path: "/v1/" + name + "/{ID}", heads: []string{accept, "TE: trailers", "A-IM: gzip"}, share: 2, not: scrubbed, want: "good"})
 	}
 	for i := range len(headerCanary) {
 		out = append(out, probe{item: 14, name: fmt.Sprintf("an echo, byte %02d", i), kinds: "header", path: "/v1/range/{ID}", heads: []string{fmt.Sprintf("Range: bytes=%d-%[1]d", i)}, not: scrubbed, want: "good"})
@@ -388,7 +388,7 @@ func echoes() []probe {
 // upgrades is item 15.
 func upgrades() []probe {
 	return []probe{
-		{item: 15, name: "a WebSocket that echoes", path: "/v1/ws/{ID}", heads: websocketHeads(), after: []string{"\x81\x84\x00\x00\x00\x00ping"}, not: firstOf(inHTTP1, scrubbed), want: "good"},
+		{item: 15, name: "a WebSocket that echoes", path: "/v1/ws/{ID}", heads: websocketHeads(), after: []string{"\x81\x84\x00\x00\x00\x00ping"}, not: firstOf(inHTTP1, scrubbed), share: 2, want: "good"},
 		{item: 15, name: "a WebSocket where none is granted", to: "{E}", path: "/other/{ID}", heads: websocketHeads(), not: inHTTP1, want: "refused"},
 		{item: 15, name: "another upgrade", heads: []string{"Connection: Upgrade", "Upgrade: tls/1.3, websocket"}, not: inHTTP1, want: "refused|nobody"},
 		{item: 15, name: "a WebSocket over HTTP/2", method: "CONNECT", heads: []string{":protocol: websocket"}, not: inHTTP2, want: "refused|nobody|good"},
@@ -416,6 +416,9 @@ func signatures() []probe {
 func tokenEndpoints() []probe {
 	var out []probe
 	for _, s := range (*house)(nil).spares() {
+		if strings.HasSuffix(s.host, ".lease.example") {
+			continue // see room.lapses
+		}
 		p := probe{item: 20, name: "a token from " + s.host, to: s.host + ":{P}", kinds: "oauth2", want: "good"}
 		switch name, _, _ := strings.Cut(s.host, "."); {
 		case strings.HasSuffix(s.host, ".bad.example"):
@@ -440,6 +443,14 @@ func itself() []probe {
 		out = append(out, probe{item: 24, name: to, to: to, kinds: "header", not: named, want: "refused|nobody"})
 	}
 	return out
+}
+
+// floods is item 25, beside the connections that never become a request.
+func floods() []probe {
+	return []probe{
+		{item: 25, name: "trailers without end", path: "/v1/endless/{ID}", not: firstOf(inHTTP1, scrubbed), share: 2, want: "good"},
+		{item: 25, name: "hints without end", path: "/v1/hints/{ID}", not: firstOf(inHTTP1, scrubbed), share: 2, want: "good"},
+	}
 }
 
 // standInTexts are what else stands for the stand-in.

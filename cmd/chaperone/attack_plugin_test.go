@@ -36,6 +36,7 @@ type attempt struct {
 	Tail   [][2]string // trailers
 	Hold   bool        // the answer has no end: it tells of its beginning, and of its end, if it comes
 	Waits  bool        // the answer is long in coming, and takes no other's turn
+	Flood  int         // so many connections that send this and no more, and stay
 }
 
 // gotten is what the plugin got of an attempt.
@@ -83,6 +84,10 @@ func hostilePlugin() {
 			return
 		}
 		go func() {
+			if a.Flood > 0 {
+				say(gotten{ID: a.ID, Event: "done", Err: fmt.Sprint(a.flood(via.Host))})
+				return
+			}
 			if !a.Hold && !a.Waits {
 				turns <- struct{}{}
 				defer func() { <-turns }()
@@ -95,6 +100,21 @@ func hostilePlugin() {
 			say(r)
 		}()
 	}
+}
+
+// flood opens the connections, which nobody closes.
+func (a *attempt) flood(proxy string) error {
+	for range a.Flood {
+		conn, err := net.DialTimeout("tcp", cmp.Or(a.Dial, proxy), patience)
+		if err != nil {
+			return err
+		}
+		if _, err := conn.Write(a.Text); err != nil {
+			return err
+		}
+		go func() { _, _ = io.Copy(io.Discard, conn) }() // which keeps it
+	}
+	return nil
 }
 
 const patience = 20 * time.Second // with what comes at all
@@ -193,8 +213,12 @@ func (a *attempt) speakHTTP1(conn net.Conn, say func(string)) ([]byte, error) {
 			}
 			return all.got.Bytes(), err
 		}
-		if a.Hold && answer.StatusCode == http.StatusOK {
+		switch {
+		case !a.Hold:
+		case answer.StatusCode == http.StatusOK:
 			return nil, hold(answer.Body, say)
+		case answer.StatusCode == http.StatusSwitchingProtocols:
+			return nil, hold(in, say)
 		}
 		if answer.StatusCode == http.StatusSwitchingProtocols {
 			for _, piece := range a.After {
@@ -220,7 +244,7 @@ func (a *attempt) speakHTTP1(conn net.Conn, say func(string)) ([]byte, error) {
 
 // hold reads an answer without end.
 func hold(body io.Reader, say func(string)) error {
-	buf := make([]byte, 256<<10)
+	buf := make([]byte, 4<<10)
 	for pieces := 0; ; pieces++ {
 		n, err := body.Read(buf)
 		switch {
@@ -228,10 +252,9 @@ func hold(body io.Reader, say func(string)) error {
 			return err
 		case pieces == 0 && n > 0:
 			say("begun")
-		case pieces%64 == 0:
+		case pieces%8 == 0:
 			say("flows")
 		}
-		time.Sleep(2 * time.Millisecond) // it need not be fast
 	}
 }
 
@@ -290,9 +313,8 @@ func (a *attempt) readHTTP2(framer *http2.Framer, say func(string)) ([]byte, err
 				got.Write(f.Data())
 			case pieces == 1:
 				say("begun")
-			case pieces%64 == 0:
+			case pieces%8 == 0:
 				say("flows")
-				time.Sleep(2 * time.Millisecond)
 			}
 		case *http2.SettingsFrame:
 			if !f.IsAck() {

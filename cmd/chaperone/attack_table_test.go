@@ -7,7 +7,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
@@ -246,7 +248,11 @@ func TestAttackList(t *testing.T) {
 				testenv.Require(t, testenv.EnvoyServer())
 			}
 			r := h.open(t, door)
+			r.flood(door)
 			leaked := r.attackAll(door)
+			r.lapses(door)
+			r.mints()
+			r.revoked(door)
 			r.search(door, leaked)
 		})
 	}
@@ -294,6 +300,120 @@ func (r *room) attackAll(door string) (leaked string) {
 	}
 	r.t.Logf("%d attempts", len(attempts))
 	return leaked
+}
+
+// flood is item 25: connections that send the beginning of a request, or of a
+// tunnel's, and no more. Everything else is tried while they are there.
+func (r *room) flood(door string) {
+	for i, text := range []string{"GET http://header.good.example/v1/ HT", "CONNECT header.good.example:" + r.names["{P}"] + " HTTP/1.1\r\nHost: header.good.example:" + r.names["{P}"] + "\r\n" + r.login + "\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n"} {
+		f := tried{attempt: attempt{ID: fmt.Sprintf("%s-flood-%d", door, i), Dial: r.door, Flood: 200, Text: []byte(text)}}
+		if g := r.do([]tried{f})[f.ID]; g.Err != "<nil>" {
+			r.t.Errorf("%s: %s", f.ID, g.Err)
+		}
+	}
+}
+
+// lapses is item 22, as far as it needs no clock of its own (the room vault has
+// one for its tests): a login lives for seconds only, and each that arrives is
+// one that the database takes.
+func (r *room) lapses(door string) {
+	if door != "off" {
+		return // the broker is the same
+	}
+	w := lanes(door)[4]
+	for i, until := 0, time.Now().Add(2*shortLease); time.Now().Before(until); i++ {
+		a := r.render(probe{to: "short.lease.example:{P}"}, w, r.kinds[0], fmt.Sprintf("off-900-%d-lease-x", i))
+		if g := r.do([]tried{a})[a.ID]; !bytes.Contains(g.Got, []byte("200 OK")) {
+			r.t.Errorf("with a lease that is short: %s%s", g.Got, g.Err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	r.house.mu.Lock()
+	defer r.house.mu.Unlock()
+	if len(r.logins) < 2 {
+		r.t.Errorf("%d logins within two lives of one", len(r.logins))
+	}
+	for user, err := range r.logins {
+		if err != nil {
+			r.t.Errorf("%s arrived when it was none any more: %v", user, err)
+		}
+	}
+}
+
+// mints is the rest of item 25: however much is asked for, a sidecar leases one
+// user of the database and gets one token.
+func (r *room) mints() {
+	doors := 3
+	if leases := testenv.MustGet(r.world.vault.Leases(r.t.Context(), "database/creds/weather"))(r.t); len(leases) > doors {
+		r.t.Errorf("%d users of the database", len(leases))
+	}
+	asked := map[string]int{}
+	for _, c := range r.tokens.Connections() {
+		for _, q := range c.Requests {
+			asked[q.Target]++
+		}
+	}
+	if asked["/token"] > doors || asked["/audience"] > 2*doors {
+		r.t.Errorf("the identity provider was asked %v", asked)
+	}
+}
+
+// revoked is item 21: while answers flow, and a token is being got, access is
+// taken away. What the sidecar carries ends at once; what Envoy carries does not.
+func (r *room) revoked(door string) {
+	var held []tried
+	for i, w := range lanes(door) {
+		for j, p := range []probe{{path: "/v1/stream/{ID}"}, {path: "/v1/ws/stream-{ID}", heads: websocketHeads()}} {
+			if (w.h2 || w.envoy) && j == 1 { // Envoy speaks HTTP/2 to this host, where an upgrade is another thing
+				continue
+			}
+			k := r.kinds[(i+3*j)%len(r.kinds)]
+			if w.envoy {
+				k = r.kinds[j]
+			}
+			a := r.render(p, w, k, fmt.Sprintf("%s-99%d-%d-%s-x", door, j, i, k.name))
+			a.Hold = true
+			held = append(held, a)
+		}
+	}
+	begun, done := map[string]<-chan gotten{}, map[string]<-chan gotten{}
+	for _, a := range held {
+		begun[a.ID], done[a.ID] = r.expect(a.ID, "begun"), r.expect(a.ID, "done")
+		testenv.Must(r.t, r.stdin.Encode(a.attempt))
+	}
+	for _, a := range held {
+		r.await(begun[a.ID], a.String()+" begins")
+	}
+	minting := r.render(probe{to: "slow.tokens.example:{P}"}, lanes(door)[0], r.kinds[0], door+"-998-0-mint-x")
+	minted := r.expect(minting.ID, "done")
+	testenv.Must(r.t, r.stdin.Encode(minting.attempt))
+	out := r.world.revoke()
+	for _, a := range held {
+		if !a.way.envoy {
+			r.await(done[a.ID], a.String()+" is cut")
+			continue
+		}
+		flows := r.expect(a.ID, "flows")
+		r.await(flows, a.String()+" goes on, as is said of Envoy's own streams") // one may have been on its way
+		r.await(flows, a.String()+" goes on")
+	}
+	if door != "envoy" && out.Cut < len(held) {
+		r.t.Errorf("%d streams, and %+v", len(held), out)
+	}
+	r.await(minted, "what waited for a token is told")
+	var after []tried
+	for i, w := range lanes(door) {
+		for _, k := range r.kinds {
+			after = append(after, r.render(probe{}, w, k, fmt.Sprintf("%s-997-%d-%s-x", door, i, k.name)))
+		}
+	}
+	r.do(after)
+	good := seen(r.good)
+	for _, a := range append(after, minting) {
+		if len(good[a.ID]) > 0 {
+			r.t.Errorf("%s: arrived after the revocation", a)
+		}
+	}
 }
 
 // do has the plugin make the attempts.
@@ -360,11 +480,14 @@ func (r *room) clean(a tried, at arrived) {
 func (r *room) search(door, leaked string) {
 	places := map[string][]byte{
 		"the plugin's environment": []byte(strings.Join(r.hello.Env, "\n")), "files that the plugin read": []byte(fmt.Sprint(r.hello.Files)),
-		"the standard error": []byte(r.stderr.String()), "the log": []byte(r.world.read("state/audit.jsonl")), "the status": []byte(fmt.Sprint(r.world.ready())),
+		"the standard error": []byte(r.stderr.String()), "the log": []byte(r.world.read("state/audit.jsonl")), "the status": []byte(r.world.chaperone("status", "--config", r.world.file("sidecar.yaml"), "--output", "json").stdout),
 		"the usage":   []byte(r.world.chaperone("usage", "--config", r.world.file("sidecar.yaml"), "--output", "json").stdout),
 		"the metrics": []byte(metricsOf(r.t, r.metrics)),
 	}
-	if r.sidecar != nil {
+	if r.sidecar != nil { // which dies, with every stack in its last words
+		testenv.Must(r.t, r.sidecar.cmd.Process.Signal(syscall.SIGABRT))
+		r.sidecar.wait()
+		contains(r.t, r.sidecar.output.String(), "goroutine 1 ")
 		places["the sidecar's output"] = []byte(r.sidecar.output.String())
 	}
 	if r.envoy != nil {
@@ -385,6 +508,9 @@ func (r *room) search(door, leaked string) {
 			text.Write(c.Text())
 			if len(c.Certificates) > 0 {
 				r.t.Errorf("an evil host was shown a certificate: %.200q", c.Plain)
+			}
+			if strings.Contains(c.SNI, "good.example") || strings.Contains(c.SNI, ".tokens.") {
+				r.t.Errorf("an evil host was taken for %s", c.SNI)
 			}
 			if c.Early {
 				r.t.Errorf("an evil host was sent early data: %.200q", c.Plain)

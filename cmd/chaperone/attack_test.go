@@ -177,15 +177,31 @@ func betray(w http.ResponseWriter, r *http.Request, way, secret string) {
 		betrayByWebSocket(w, r, secret)
 	case "stream":
 		for r.Context().Err() == nil {
-			if _, err := io.WriteString(w, strings.Repeat("data, and ", 100)); err != nil {
-				return
-			}
+			_, _ = io.WriteString(w, "data, and more of it\n")
 			_ = http.NewResponseController(w).Flush() // the plugin may have gone
-			time.Sleep(time.Millisecond)
+			time.Sleep(20 * time.Millisecond)
 		}
+	case "endless", "hints":
+		withoutEnd(w, way, secret)
 	default:
 		_, _ = fmt.Fprintf(w, "{%q: %q}", r.RequestURI, fmt.Sprint(r.Header, r.Trailer))
 	}
+}
+
+// withoutEnd answers with ten thousand trailers, or informational answers, and
+// with nothing behind them.
+func withoutEnd(w http.ResponseWriter, way, secret string) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return // over HTTP/2 there is none
+	}
+	defer conn.Close()
+	head, line := "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Echo\r\n\r\n0\r\n", "X-Echo: "+secret+"\r\n"
+	if way == "hints" {
+		head, line = "", "HTTP/1.1 103 Early Hints\r\nLink: "+secret+"\r\n\r\n"
+	}
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // it may be that nobody reads on
+	_, _ = io.WriteString(conn, head+strings.Repeat(line, 10_000))
 }
 
 // compressors are the content codings that are known.
@@ -217,8 +233,19 @@ func betrayByWebSocket(w http.ResponseWriter, r *http.Request, secret string) {
 	defer conn.Close()
 	_, _ = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-Websocket-Accept: %s\r\nX-Echo: %s\r\n\r\n",
 		base64.StdEncoding.EncodeToString(key[:]), secret)
-	frame := append([]byte{0x81, byte(len(secret))}, secret...)
+	frame := []byte{0x81, byte(len(secret))}
+	if len(secret) > 125 { // RFC 6455, section 5.2
+		frame = binary.BigEndian.AppendUint16([]byte{0x81, 126}, uint16(len(secret)))
+	}
+	frame = append(frame, secret...)
 	_, _ = conn.Write(frame)
+	if strings.Contains(r.URL.Path, "/ws/stream") {
+		for err == nil {
+			time.Sleep(20 * time.Millisecond)
+			_, err = conn.Write([]byte("\x81\x04data"))
+		}
+		return
+	}
 	for _, b := range frame {
 		_, _ = conn.Write([]byte{b})
 	}

@@ -117,6 +117,7 @@ type house struct {
 	ca    *testenv.CA
 	dns   *testenv.DNS
 
+	db     *testenv.Postgres
 	good   *testenv.Witness   // 127.0.0.1, port P
 	evil   []*testenv.Witness // 127.0.0.2, port P, and more
 	tokens *testenv.Witness   // the identity provider
@@ -124,12 +125,13 @@ type house struct {
 
 	mu      sync.Mutex
 	secrets map[string]map[string]bool // by whose they are
+	logins  map[string]error           // with leases that are short, by what the database says of them
 }
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
 	testenv.Require(t, testenv.PostgreSQL())
-	h := &house{t: t, kinds: kinds(), secrets: map[string]map[string]bool{}}
+	h := &house{t: t, kinds: kinds(), secrets: map[string]map[string]bool{}, logins: map[string]error{}}
 	h.world = newWorld(t, "off", "")
 	h.ca = testenv.MustGet(testenv.NewCA("an authority of the tests"))(t)
 	h.hosts()
@@ -140,7 +142,7 @@ func newHouse(t *testing.T) *house {
 // hosts starts them. Those that are evil have certificates for the good names
 // too, so that it is not a certificate that keeps the credential from them.
 func (h *house) hosts() {
-	names := []string{"evil.example", "127.0.0.1", "127.0.0.2", "*.good.example", "*.bad.example", "*.tokens.example"}
+	names := []string{"evil.example", "127.0.0.1", "127.0.0.2", "*.good.example", "*.bad.example", "*.tokens.example", "*.lease.example"}
 	for _, r := range rebound() {
 		names = append(names, "*."+r.name+".example")
 	}
@@ -230,8 +232,9 @@ func (h *house) fillVault() {
 	}
 	h.keep("oauth2", tokenCanary)
 	h.keep("mtls", string(der))
-	db := testenv.MustPostgres(t)
-	testenv.Must(t, v.EnableDatabase(ctx, "database", db))
+	h.db = testenv.MustPostgres(t)
+	testenv.Must(t, v.EnableDatabase(ctx, "database", h.db))
+	testenv.Must(t, v.DatabaseRole(ctx, "database", "short", testenv.DatabaseRole{TTL: shortLease, MaxTTL: shortLease}))
 	testenv.Must(t, v.DatabaseRole(ctx, "database", "weather", testenv.DatabaseRole{}))
 	testenv.Must(t, v.EnableEngine(ctx, "transit", "transit", nil))
 	testenv.MustGet(v.Write(ctx, "transit/keys/weather", map[string]any{"type": "ecdsa-p256", "exportable": true}))(t)
@@ -287,6 +290,15 @@ func (h *house) betray(w http.ResponseWriter, r *http.Request) {
 		if all := k.carried(seen, testenv.Witnessed{Certificates: testenv.PeerCertificates(r)}); len(all) > 0 && k.name != "mtls" {
 			secret = all[0]
 		}
+	}
+	if user, password, ok := r.BasicAuth(); ok && strings.HasPrefix(r.Host, "short.lease.") {
+		_, err := h.db.QueryAs(r.Context(), user, password, "SELECT 1")
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if was := h.logins[user]; was == nil {
+			h.logins[user] = err
+		}
+		return
 	}
 	way, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v1/"), "/")
 	betray(w, r, way, secret)
@@ -375,7 +387,9 @@ func (h *house) open(t *testing.T, door string) *room {
 		args = append(args, file)
 	}
 	if door == "envoy" {
-		r.sidecar = r.world.startCommand("serve", "--config", r.world.file("sidecar.yaml"))
+		serve := r.world.command("serve", "--config", r.world.file("sidecar.yaml"))
+		serve.Env = append(serve.Env, "GOTRACEBACK=all") // see the end of room.search
+		r.sidecar = r.world.background(serve)
 		r.world.ready()
 		r.startEnvoy()
 		r.cmd = exec.Command(program, args[1:]...)
@@ -442,8 +456,9 @@ func (r *room) take(g gotten) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.results[g.ID+" "+g.Event] = g
-	if c := r.waiting[g.ID+" "+g.Event]; c != nil {
-		c <- g
+	select {
+	case r.waiting[g.ID+" "+g.Event] <- g:
+	default: // nobody waits, or for no more of them
 	}
 }
 
@@ -495,6 +510,9 @@ func (r *room) startEnvoy() {
 	r.door = testenv.MustGet(r.envoy.Listener(r.t.Context(), "plugin"))(r.t).String()
 }
 
+// shortLease is how long some logins to the database live.
+const shortLease = 6 * time.Second
+
 // spare are further credentials, each at a host of its own: ones that must
 // never be sent, and those of strange token endpoints.
 type spare struct{ host, path, inject string }
@@ -507,6 +525,7 @@ func (h *house) spares() []spare {
 			out = append(out, spare{name + "-" + strings.Trim(way, " :") + ".bad.example", "secret/data/bad-" + name, inject})
 		}
 	}
+	out = append(out, spare{"short.lease.example", "database/creds/short", `{basic: {username: "{username}", password: "{password}"}}`})
 	for _, way := range []string{"redirect", "slow", "error", "unsaid", "zero", "negative", "huge", "text", "endless"} {
 		out = append(out, spare{way + ".tokens.example", "secret/data/oauth2", fmt.Sprintf(`{oauth2: {tokenURL: "TOKENS/%s", caFile: api-ca.pem}}`, way)})
 	}

@@ -382,6 +382,7 @@ func growthScene(ctx context.Context, w *world) (*table, error) {
 		}
 		done, wrong = done+y.Done, wrong+y.Wrong
 		rss := d.sidecars[0].rss()
+		fmt.Fprintf(os.Stderr, "%d checks, %s\n", done, mib(rss)) // it takes minutes
 		switch {
 		case first == 0:
 			first = rss

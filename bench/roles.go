@@ -79,7 +79,7 @@ func serveOn(role string, args []string) error {
 }
 
 // originHandler answers every request with 1 KiB of JSON; those whose path ends
-// in json-N with so many KiB, and in image-N with what is said to be one.
+// in json-N with so many KiB, and in image-N with what begins as one.
 func originHandler() http.Handler {
 	body := []byte(`{"forecast":"` + strings.Repeat("rain ", 200) + `"}`)
 	var long strings.Builder
@@ -88,6 +88,8 @@ func originHandler() http.Handler {
 			i, i*2654435761, i%24, i%60, float64(i%400)/10, i*40503)
 	}
 	all := []byte(long.String())
+	const begin = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+	image := append([]byte(begin), all[len(begin):]...)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
@@ -98,6 +100,7 @@ func originHandler() http.Handler {
 		}
 		if kind == "image" {
 			w.Header().Set("Content-Type", "image/png")
+			answer = image[:len(answer)]
 		}
 		w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
 		_, _ = w.Write(answer)

@@ -1,6 +1,7 @@
 package scrub
 
 import (
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ func TestUnsure(t *testing.T) {
 		}
 	}
 	broken := NewUnsure(iotest.ErrReader(io.ErrUnexpectedEOF), Search{Needles: n, Found: blankOut})
-	if _, err := io.ReadAll(broken); err != io.ErrUnexpectedEOF {
+	if _, err := io.ReadAll(broken); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
 	}
 }

@@ -526,7 +526,7 @@ func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef) 
 // mayWrite refuses to send parameters to an engine that would store them in the
 // place of the secret. Of what kind an engine is, Vault tells whoever may use
 // the path; what it does not tell is not written to. It is asked once for each
-// path (Vault's CLI does the same before "vault kv"; sys/internal/ui/mounts).
+// path.
 func (b *Broker) mayWrite(ctx context.Context, s *session, ref authz.CredentialRef) error {
 	b.mu.RLock()
 	known := b.writes[ref.Path]
@@ -535,7 +535,7 @@ func (b *Broker) mayWrite(ctx context.Context, s *session, ref authz.CredentialR
 		return nil
 	}
 	op := "look up the engine at " + ref.Path
-	answer, err := b.client.do(ctx, call{op: op, method: http.MethodGet, path: "sys/internal/ui/mounts/" + ref.Path, token: s.token})
+	answer, err := b.engineAt(ctx, s, ref.Path)
 	if err != nil {
 		return err
 	}
@@ -545,7 +545,7 @@ func (b *Broker) mayWrite(ctx context.Context, s *session, ref authz.CredentialR
 	}
 	switch kind {
 	case "":
-		return b.unusable(op, errors.New("Vault does not say what engine is there"))
+		return b.unusable(op, errors.New("the answer does not say what engine is there"))
 	case "kv", "generic", "cubbyhole":
 		return b.unusable(op, errors.New("it is a key-value engine, which would store the parameters in the place of the secret; leave vault.params out"))
 	}

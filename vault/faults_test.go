@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -323,6 +324,47 @@ func TestTokenIsRevokedUnderUs(t *testing.T) {
 		t.Errorf("the lease that died with the token is still served")
 	}
 	until(t, "the first lease is confirmed to be gone", func() bool { return log.count("revoked") >= 1 })
+}
+
+// What Vault has given up revoking is said, where the policy allows to ask.
+func TestIrrevocableLeases(t *testing.T) {
+	t.Parallel()
+	v, _ := database(t, map[string]testenv.DatabaseRole{"reader": {}})
+	accessor := fmt.Sprint(testenv.MustGet(v.Read(t.Context(), "sys/internal/ui/mounts/database/creds/reader"))(t)["accessor"])
+	given := fmt.Sprintf(`{"data":{"lease_count":8,"counts":{%q:3,"kv_1":5}}}`, accessor)
+	const count = `path "sys/leases/count" { capabilities = ["read"] }`
+	for name, test := range map[string]struct {
+		policy string
+		answer string // instead of Vault's
+		says   int64
+		asks   int64
+	}{
+		"none":        {policy: count, asks: 1},
+		"not allowed": {asks: 1},
+		"some":        {policy: count, answer: given, asks: 1, says: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFaults(t, v)
+			if test.answer != "" {
+				f.breaks("sys/leases/count", answer(http.StatusOK, test.answer))
+			}
+			core, warned := observer.New(zap.WarnLevel)
+			auth := approle(t, v, "weather", testenv.AppRole{Policy: readDatabase + revokeLeases + test.policy, TokenTTL: time.Hour})
+			b, stop := run(t, Config{Address: f.address, Auth: auth, Logger: zap.New(core)})
+			testenv.MustGet(b.Credential(t.Context(), ref("db", "database/creds/reader")))(t)
+			testenv.Must(t, stop())
+			said := warned.FilterMessageSnippet("given up revoking").All()
+			if got := f.count("sys/leases/count"); got != test.asks || (len(said) == 1) != (test.says > 0) {
+				t.Fatalf("asked %d times, said %v", got, said)
+			}
+			if test.says > 0 && said[0].ContextMap()["leases"] != test.says {
+				t.Errorf("said %v", said[0].ContextMap())
+			}
+			if s := b.Status(); s.LastErr != "" || len(s.Errors) != 0 {
+				t.Errorf("errors are %v, the last one %q", s.Errors, s.LastErr)
+			}
+		})
+	}
 }
 
 // What Vault may have made for a token that somebody else has ended is said.

@@ -120,6 +120,9 @@ func (b *Broker) revokeAll(ctx context.Context) (Report, error) {
 		leases = append(leases, orphans...)
 		report = report.plus(b.revokeNow(ctx, orphans))
 	}
+	if report.Err == nil {
+		b.lookForIrrevocable(ctx)
+	}
 	revoked, err := b.revokeTokens(ctx)
 	if revoked > 0 && report.Confirmed < report.Leases {
 		report = b.confirm(ctx, leases)

@@ -1,0 +1,71 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// lookForIrrevocable tells operators of leases that Vault has given up revoking
+// in the engines that ours are of: those that ended with a token, and whose
+// database then refused for some minutes, are nobody's any more (Vault API,
+// "/sys/leases/count"). Whose they are Vault tells only to who may list leases.
+// A policy that does not allow the question leaves it unanswered.
+func (b *Broker) lookForIrrevocable(ctx context.Context) {
+	b.mu.RLock()
+	s, paths := b.session, slices.Sorted(maps.Keys(b.leasing))
+	usable := s.usable(b.now())
+	b.mu.RUnlock()
+	if !usable || len(paths) == 0 {
+		return
+	}
+	answer, err := b.client.do(ctx, call{
+		op: "count irrevocable leases", method: http.MethodGet, path: "sys/leases/count", query: "type=irrevocable", token: s.token, asks: true,
+	})
+	if err != nil || answer == nil {
+		return
+	}
+	counts, _ := answer.Data["counts"].(map[string]any)
+	if len(counts) == 0 {
+		return
+	}
+	var left int64
+	for _, accessor := range b.accessorsOf(ctx, s, paths) {
+		number, _ := counts[accessor].(json.Number)
+		n, _ := number.Int64()
+		left += n
+	}
+	if left > 0 {
+		b.log.Warn("Vault has given up revoking leases of the engines that this plugin's are of: see vault list sys/leases type=irrevocable there",
+			zap.Int64("leases", left), zap.Strings("paths", paths))
+	}
+}
+
+// accessorsOf returns the accessors of the engines at paths, each once.
+func (b *Broker) accessorsOf(ctx context.Context, s *session, paths []string) []string {
+	var accessors []string
+	for _, path := range paths {
+		answer, err := b.engineAt(ctx, s, path)
+		if err != nil || answer == nil {
+			continue
+		}
+		if accessor, _ := answer.Data["accessor"].(string); accessor != "" && !slices.Contains(accessors, accessor) {
+			accessors = append(accessors, accessor)
+		}
+	}
+	return accessors
+}
+
+// engineAt asks what engine is mounted where path leads, which Vault tells
+// whoever may use the path (its command "vault kv" begins with it).
+func (b *Broker) engineAt(ctx context.Context, s *session, path string) (*api.Secret, error) {
+	return b.client.do(ctx, call{
+		op: "look up the engine at " + path, method: http.MethodGet, path: "sys/internal/ui/mounts/" + path, token: s.token,
+	})
+}

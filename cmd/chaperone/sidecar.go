@@ -52,7 +52,7 @@ type sidecar struct {
 	metrics  *metrics
 	state    *state
 	audit    *audit.Log
-	recorder authz.Recorder
+	recorder authz.BatchRecorder
 	engine   *authz.Engine
 	ledger   *authz.Ledger
 	broker   *vault.Broker

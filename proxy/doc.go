@@ -14,4 +14,9 @@
 //	tunnel       what a CONNECT carries: TLS that is intercepted or spliced, http, or tcp
 //	transparent  what the kernel redirected: the same as a tunnel, whose name is
 //	             that of the virtual address the plugin dialled
+//
+// An Envoy can stand in the middle of all three. The proxy then keeps both ends:
+// the relay gives it what arrives and is proved, the exits, a unix socket for each
+// route, take what it sends to where that rule leads. What it is asked for in
+// between is decided through its own door.
 package proxy

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -44,7 +46,7 @@ func takeFolder(ctx context.Context, path, group string) (folder, error) {
 			return folder{}, err
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil { //nolint:gosec // the group looks the folder up in it
+	if err := prepareParent(filepath.Dir(f.path)); err != nil {
 		return folder{}, err
 	}
 	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -54,6 +56,23 @@ func takeFolder(ctx context.Context, path, group string) (folder, error) {
 		return folder{}, err
 	}
 	return f, f.sweep(ctx)
+}
+
+// prepareParent makes the folder above, and refuses one in which others could put
+// a folder of theirs in the place of ours.
+func prepareParent(path string) error {
+	const writable fs.FileMode = 0o022               // by anyone but the owner
+	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // the group looks the folder up in it
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Mode()&writable != 0 && info.Mode()&fs.ModeSticky == 0 {
+		return fmt.Errorf("others may write to the folder %s and replace the one in it", path)
+	}
+	return nil
 }
 
 // own sees that the folder is the sidecar's and opens it to the group.
@@ -122,11 +141,11 @@ func (f folder) listen(ctx context.Context, path string) (net.Listener, error) {
 // sidecar's own user or of the group. The modes say so already; this holds also
 // when somebody has changed them.
 func (f folder) admits(conn net.Conn) error {
-	unix, ok := conn.(*net.UnixConn)
+	socket, ok := conn.(*net.UnixConn)
 	if !ok {
 		return errors.New("not a unix socket")
 	}
-	raw, err := unix.SyscallConn()
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -152,11 +171,10 @@ func (f folder) admits(conn net.Conn) error {
 // peerGroups returns the supplementary groups of the process at the other end of
 // a unix socket, as they were when it connected (SO_PEERGROUPS, Linux 4.13).
 func peerGroups(fd uintptr) ([]uint32, error) {
-	const soPeerGroups = 59 // include/uapi/asm-generic/socket.h
 	buf := make([]byte, 64*4)
 	for {
 		size := uint32(len(buf))
-		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.SOL_SOCKET, soPeerGroups,
+		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.SOL_SOCKET, unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // as getsockopt(2) takes them
 		switch {
 		case errno == syscall.ERANGE && int(size) > len(buf):

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime/debug"
 	"strings"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
@@ -21,6 +24,11 @@ type passage struct {
 
 // pass takes one connection to where its route leads.
 func (e *exit) pass(c *conn) {
+	defer func() {
+		if cause := recover(); cause != nil { // what nobody foresaw is refused
+			e.set.proxy.cfg.Log.Error("pass connection of exit: panic", zap.ByteString("stack", debug.Stack()))
+		}
+	}()
 	ctx, cancel := context.WithCancelCause(e.set.ctx)
 	defer cancel(nil)
 	defer c.cut() //nolint:errcheck // it is gone either way
@@ -104,8 +112,10 @@ func (s *passage) up() error {
 		_, err := io.Copy(s.far, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.near.Conn), search))
 		return err
 	}
-	if _, err := s.far.Write(ahead); err != nil {
-		return err
+	if len(ahead) > 0 {
+		if _, err := s.far.Write(ahead); err != nil {
+			return err
+		}
 	}
 	_, err := io.Copy(s.far, s.near.Conn)
 	return err

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -264,6 +267,83 @@ func TestRelayRefuses(t *testing.T) {
 	if api.Total()+plain.Total() > 0 || len(w.records.of(authz.KindEnd)) > 0 {
 		t.Error("the proxy carried something out itself")
 	}
+}
+
+// TestRelayComesBack: a client that keeps its connections is served by the Envoy
+// once there is one.
+func TestRelayComesBack(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{})
+	path := relayTo(t, func(_ preamble, c net.Conn) {
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+			fmt.Fprint(c, "HTTP/1.1 204 Served\r\nConnection: close\r\n\r\n")
+		}
+	})
+	away := path + ".away"
+	testenv.Must(t, os.Rename(path, away))
+	defer os.Rename(away, path) //nolint:errcheck // it is there already
+	w := newWorld(t, setup{input: granted(rule(api, "read")), config: relayed(path, func() (netip.AddrPort, bool) { return netip.AddrPort{}, true })})
+	client := w.client(nil)
+	url := "http://api.weather.example/x"
+	response, body := send(t, client, request(t, "GET", url, ""))
+	wantRefusal(t, response, body, authz.NotReady)
+	testenv.Must(t, os.Rename(away, path))
+	if response, body := send(t, client, request(t, "GET", url, "")); response.StatusCode != http.StatusNoContent {
+		t.Errorf("afterwards: %s %s", response.Status, body)
+	}
+	w.settled()
+}
+
+// TestRelayIsSlowedDown: what is relayed waits for the plugin's limits on bytes,
+// both ways, and a cut does not wait.
+func TestRelayIsSlowedDown(t *testing.T) {
+	const enough, most = 64 << 10, 8 << 20 // unlimited, it would be hundreds of megabytes
+	var sunk atomic.Int64
+	flood := func(to io.Writer) {
+		for _, err := to.Write(make([]byte, 4096)); err == nil; {
+			_, err = to.Write(make([]byte, 4096))
+		}
+	}
+	path := relayTo(t, func(_ preamble, c net.Conn) {
+		go flood(c)
+		buf := make([]byte, 4096)
+		for {
+			n, err := c.Read(buf)
+			if sunk.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	})
+	api := upstream(t, testenv.UpstreamConfig{})
+	w := newWorld(t, setup{
+		input:  throttled(authz.Limit{Count: enough, Period: time.Second}, rule(api, "read")),
+		config: relayed(path, func() (netip.AddrPort, bool) { return netip.AddrPort{}, true }),
+	}).sampled()
+	c := w.raw()
+	var arrived atomic.Int64
+	var running sync.WaitGroup
+	running.Go(func() { flood(c) })
+	running.Go(func() {
+		for buf := make([]byte, 4096); ; {
+			n, err := c.Read(buf)
+			if arrived.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	})
+	for late := testDeadline(); (arrived.Load() < enough || sunk.Load() < enough) && !late(); {
+	}
+	time.Sleep(300 * time.Millisecond)
+	for way, n := range map[string]int64{"received": arrived.Load(), "sent": sunk.Load()} {
+		if n < enough || n > most {
+			t.Errorf("%d bytes were %s under a limit of %d a second", n, way, enough)
+		}
+	}
+	w.engine.Revoke(quarantine)
+	if cut := w.proxy.Reconsider(); cut != 1 {
+		t.Errorf("%d were cut", cut)
+	}
+	running.Wait()
+	w.settled()
 }
 
 // TestRelayToNobodyReady: a queue that is full for a moment refuses nothing.

@@ -238,6 +238,7 @@ func upgradeOf(r *http.Request) string {
 // refuse refuses what is not a request.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *fault) {
 	c.rule.refused()
+	r.Close = r.Close || f == c.fault // the next connection may be served
 	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, f.detail), c.source)))
 }
 
@@ -280,7 +281,7 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 	body := refusal.Body()
 	h["Content-Type"] = []string{authz.RefusalContentType}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	if r.Close && r.ProtoMajor == 1 || refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
+	if r.Close || refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
 		h["Connection"] = []string{"close"} // in the second case no request on it will ever be anybody's
 	}
 	w.WriteHeader(status)

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestEnvoyOnlyWayOut tries the ways around: with the kernel half on, Envoy is
+// the only way out, and nothing that was not granted leaves it.
+func TestEnvoyOnlyWayOut(t *testing.T) {
+	w := newEnvoyWorld(t, "required")
+	g := w.group()
+	g.protect()
+	proxy := door(w.ready(), "proxy")
+	w.envoy()
+	granted, port := w.url("/v1/forecast"), fmt.Sprint(w.api.Addr.Port())
+	if got := g.curl(granted); !strings.HasSuffix(got, "\n200") {
+		t.Fatalf("granted: %s", got)
+	}
+	virtual := g.curl("-4", "-o", "/dev/null", "-w", "%{remote_ip}", granted)
+	if !strings.HasPrefix(virtual, "240.") {
+		t.Fatalf("the plugin was led to %q", virtual)
+	}
+	before := w.api.Total()
+	for name, c := range map[string]struct {
+		args []string
+		want string // in what comes back; "" for nothing at all
+	}{
+		"its address":                 {[]string{w.api.URL("127.0.0.1", "/open")}, ""},
+		"its address, by the proxy":   {[]string{"--noproxy", "", "-x", "http://" + proxy, w.api.URL("127.0.0.1", "/open")}, "403"},
+		"another name":                {[]string{"https://evil.example:" + port + "/open"}, "000"},
+		"another name, by the proxy":  {[]string{"--noproxy", "", "-x", "http://" + proxy, "https://evil.example:" + port + "/open"}, "403"},
+		"another name, in plain text": {[]string{"--noproxy", "", "-x", "http://" + proxy, "http://evil.example:" + port + "/open"}, "destination_not_granted"},
+		"another name at its address": {[]string{"--resolve", "evil.example:" + port + ":" + virtual, "https://evil.example:" + port + "/open"}, ""},
+		"another Host":                {[]string{"-H", "Host: evil.example", granted}, "destination_mismatch"},
+		"no name at all":              {[]string{"-H", "Host:", granted}, ""},
+		"plain text":                  {[]string{w.api.URL(apiHost, "")[len("https"):]}, ""},
+		"another path":                {[]string{w.url("/open")}, "path_not_granted"},
+		"another method":              {[]string{"-X", "DELETE", granted}, "method_not_granted"},
+		"a path that turns back":      {[]string{"--path-as-is", w.url("/v1/../open")}, "malformed_request"},
+		"the route's header":          {[]string{"-H", "x-chaperone-route: weather/other", w.url("/open")}, "path_not_granted"},
+	} {
+		if strings.HasPrefix(c.args[0], "://") {
+			c.args[0] = "http" + c.args[0] + "/v1/forecast"
+		}
+		if got := g.curl(c.args...); !strings.Contains(got, c.want) || strings.HasSuffix(got, "\n200") {
+			t.Errorf("%s: %q is missing in %s", name, c.want, got)
+		}
+	}
+	for _, socket := range []string{"xds.sock", "check.sock", "plugin.sock"} {
+		out, err := g.command("python3", "-c", "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])", w.folder+"/"+socket).CombinedOutput()
+		if err == nil {
+			t.Errorf("the plugin reached %s: %s", socket, out)
+		}
+	}
+	if got := w.api.Total(); got != before {
+		t.Errorf("the API received %d requests that were not granted: %+v", got-before, w.api.Requests()[before:])
+	}
+	contains(t, w.read("state/audit.jsonl"), `"door":"ext_authz"`, `"reason":"destination_not_granted"`)
+}
+
+// TestEnvoySidecarKilled kills the sidecar under load: Envoy has no way out any
+// more, and gets one again from the next sidecar.
+func TestEnvoySidecarKilled(t *testing.T) {
+	w := newEnvoyWorld(t, "required")
+	g := w.group()
+	b := g.protect()
+	w.ready()
+	w.envoy()
+	stream := g.hold(w.streamerProgram(), "http", w.url("/stream"))
+	out := new(lockedBuffer)
+	for range 3 {
+		loop := g.command("sh", "-c", fmt.Sprintf(
+			`while :; do curl -sS -k -m 5 --noproxy '*' -o /dev/null -w '<%%{http_code}>\n' %s 2>/dev/null; done`, w.url("/v1/forecast")))
+		loop.Stdout = out
+		testenv.Must(t, loop.Start())
+		t.Cleanup(func() { _ = loop.Process.Kill(); _ = loop.Wait() })
+	}
+	passed := func() int { return strings.Count(out.String(), "<200>") }
+	eventually(t, "requests pass", func() (int, bool) { return 0, passed() > 5 })
+
+	testenv.Must(t, b.cmd.Process.Kill())
+	b.wait()
+	eventually(t, "the stream has ended", func() (int, bool) { return 0, stream.ended() })
+	w.streaming(0)
+	reached, tried := w.api.Total(), len(out.String())
+	eventually(t, "it is tried again and again", func() (int, bool) { return 0, len(out.String()) > tried+60 })
+	if got := w.api.Total(); got != reached {
+		t.Errorf("%d requests reached the API while no sidecar lived", got-reached)
+	}
+	if late := out.String()[tried+20:]; strings.Contains(late, "<200>") {
+		t.Errorf("passed while no sidecar lived: %s", late)
+	}
+	if admitted := strings.Count(w.read("state/audit.jsonl"), `"kind":"decision","plugin":"weather","door":"ext_authz"`); admitted < reached {
+		t.Errorf("%d requests reached the API, and %d were decided", reached, admitted)
+	}
+
+	g.protect()
+	w.ready()
+	before := passed()
+	eventually(t, "requests pass again", func() (int, bool) { return 0, passed() > before+3 })
+}
+
+// TestEnvoyListens has Envoy listen by itself, with the kernel half off and in a
+// network of the plugin's where iptables leads to it, as in a pod: what comes
+// there is the plugin's, and leaves by the exits all the same.
+func TestEnvoyListens(t *testing.T) {
+	testenv.Require(t, testenv.Superuser(), testenv.Program("iptables"), testenv.Program("ip"))
+	w := newEnvoyWorld(t, "off")
+	const explicit, transparent = "127.0.0.1:15080", "127.0.0.1:15006"
+	w.write("sidecar.yaml", strings.NewReplacer(
+		`proxy: "127.0.0.1:0", `, "", "envoy: {", fmt.Sprintf("envoy: {explicit: %q, transparent: %q, ", explicit, transparent),
+	).Replace(w.read("sidecar.yaml")))
+	w.startCommand("serve", "--config", w.file("sidecar.yaml"))
+	w.ready()
+
+	pod := exec.Command("sleep", "1000")
+	pod.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	testenv.Must(t, pod.Start())
+	t.Cleanup(func() { _ = pod.Process.Kill(); _ = pod.Wait() })
+	inPod := func(program ...string) string {
+		out, err := exec.Command("nsenter", append([]string{"-t", fmt.Sprint(pod.Process.Pid), "-n"}, program...)...).CombinedOutput()
+		if err != nil && program[0] != "curl" {
+			t.Fatalf("%v: %v\n%s", program, err, out)
+		}
+		return string(out)
+	}
+	// The address of a public documentation range is the pod's own, so that there
+	// is a way to it; Envoy, of another user, is left alone.
+	inPod("ip", "link", "set", "lo", "up")
+	inPod("ip", "address", "add", "198.51.100.7/32", "dev", "lo")
+	inPod("iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", "198.51.100.7", "-j", "REDIRECT", "--to-ports", "15006")
+	w.write("envoy-in-pod", fmt.Sprintf("#!/bin/sh\nexec nsenter -t %d -n %s \"$@\"\n", pod.Process.Pid, testenv.MustGet(testenv.FetchEnvoy(t.Context(), nil))(t)))
+	testenv.Must(t, os.Chmod(w.file("envoy-in-pod"), 0o755)) //nolint:gosec // a program
+	t.Setenv("CHAPERONE_ENVOY", w.file("envoy-in-pod"))
+	w.envoy()
+
+	granted, port := w.url("/v1/forecast"), fmt.Sprint(w.api.Addr.Port())
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"explicit":                           {[]string{"-x", "http://" + explicit, granted}, "\n200"},
+		"explicit, another name":             {[]string{"-x", "http://" + explicit, "https://evil.example/"}, "403"},
+		"explicit, another path":             {[]string{"-x", "http://" + explicit, w.url("/open")}, "path_not_granted"},
+		"transparent":                        {[]string{granted}, "\n200"},
+		"transparent, another name":          {[]string{"http://evil.example:" + port + "/"}, "destination_not_granted"},
+		"transparent, another name in TLS":   {[]string{"https://evil.example:" + port + "/"}, "\n000"},
+		"transparent, another path":          {[]string{w.url("/open")}, "path_not_granted"},
+		"transparent, another port":          {[]string{"https://" + apiHost + "/v1/forecast"}, "\n000"},
+		"transparent, the API in plain text": {[]string{"http://" + strings.TrimPrefix(granted, "https://")}, "not_granted"},
+	} {
+		args := []string{"curl", "-sS", "-k", "-m", "20", "-w", "\n%{http_code}"}
+		for _, host := range []string{apiHost, "evil.example"} {
+			for _, p := range []string{port, "443"} {
+				args = append(args, "--resolve", host+":"+p+":198.51.100.7")
+			}
+		}
+		if got := inPod(append(args, c.args...)...); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q is missing in %s", name, c.want, got)
+		}
+	}
+	if got := w.api.Total(); got != 2 {
+		t.Errorf("the API received %d requests, not 2: %+v", got, w.api.Requests())
+	}
+}
+
+// TestEnvoyStatus reads how Envoy stands from each place that says it.
+func TestEnvoyStatus(t *testing.T) {
+	w := newEnvoyWorld(t, "off")
+	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), "envoy: {", fmt.Sprintf(`envoy: {explicit: "127.0.0.1:%d", `, freePort(t)), 1))
+	b, _ := w.serve()
+	verbose := func() string {
+		_, after, _ := strings.Cut(b.output.String(), `"metrics":"`)
+		address, _, _ := strings.Cut(after, `"`)
+		return curlOutput(t, "http://"+address+"/readyz?verbose") + curlOutput(t, "http://"+address+"/metrics")
+	}
+	eventually(t, "the log says where metrics are", func() (int, bool) { return 0, strings.Contains(b.output.String(), `"metrics":"`) })
+	contains(t, verbose(), "[?]envoy none is connected", "chaperone_envoy_connected 0", "chaperone_envoy_generation 0")
+	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout, "NONE IS CONNECTED", "2 exits")
+
+	w.envoy()
+	status := eventually(t, "Envoy has put all in force", func() (admin.Status, bool) {
+		s, err := admin.Dial(w.file("state/admin.sock")).Status(t.Context())
+		return s, err == nil && len(s.Envoy.Connected) == 1 && s.Envoy.Connected[0].Current
+	})
+	if one := status.Envoy.Connected[0]; one.Version != "1.40.0" || one.Generation != status.Generation || len(one.Refused) > 0 || status.Envoy.Exits != 2 {
+		t.Errorf("%+v", status.Envoy)
+	}
+	contains(t, verbose(), "[+]envoy connected", "chaperone_envoy_connected 1", "chaperone_envoy_current 1", "chaperone_envoy_refusing 0",
+		"chaperone_envoy_exits 2", fmt.Sprintf("chaperone_envoy_generation %d", status.Generation))
+	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout,
+		"1.40.0, connected for", "does not enforce scrubbing", "door ext_authz", "unix:"+w.folder+"/check.sock enforces hosts")
+
+	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), "envoy: {", "envoy: {maxStreamDuration: 10m, ", 1))
+	contains(t, w.chaperone("reload", "--config", w.file("sidecar.yaml")).stdout, "the Sidecar itself changed, which takes effect at a restart")
+}
+
+func curlOutput(t *testing.T, target string) string {
+	t.Helper()
+	return string(testenv.MustGet(exec.Command("curl", "-sS", target).Output())(t))
+}
+
+// TestEnvoyDoctor finds sockets that others may use.
+func TestEnvoyDoctor(t *testing.T) {
+	w := newEnvoyWorld(t, "off")
+	testenv.Must(t, os.Chmod(w.folder, 0o700)) //nolint:gosec // a folder
+	r := w.chaperone("doctor", "--config", w.file("sidecar.yaml"))
+	contains(t, r.stdout, "pass  spec.envoy.dir "+w.folder, "envoy in PATH")
+	testenv.Must(t, os.Chmod(w.folder, 0o777)) //nolint:gosec // what is to be found
+	r = w.chaperone("doctor", "--config", w.file("sidecar.yaml"))
+	if contains(t, r.stdout, "FAIL  spec.envoy.dir "+w.folder, "has mode -rwxrwxrwx, not -rwx------"); r.status != exitFailure {
+		t.Errorf("status %d", r.status)
+	}
+}
+
+// TestEnvoyFolder is the sidecar's own, and a group's where one is named.
+func TestEnvoyFolder(t *testing.T) {
+	testenv.Require(t, testenv.Superuser())
+	dir := t.TempDir() + "/a/b"
+	testenv.Must(t, takeEnvoyFolder(dir, ""))
+	if mode := testenv.MustGet(os.Stat(dir))(t).Mode(); mode != os.ModeDir|envoyFolderAlone {
+		t.Errorf("%v for nobody else", mode)
+	}
+	testenv.Must(t, takeEnvoyFolder(dir, "61998"))
+	if mode := testenv.MustGet(os.Stat(dir))(t).Mode(); mode != os.ModeDir|envoyFolderGroup {
+		t.Errorf("%v for a group", mode)
+	}
+	testenv.Must(t, os.Chown(dir, 61999, -1))
+	if err := takeEnvoyFolder(dir, ""); err == nil {
+		t.Error("another user's folder was taken")
+	}
+	if err := takeEnvoyFolder(t.TempDir(), "no-such-group"); err == nil {
+		t.Error("a group that is not there was taken")
+	}
+}

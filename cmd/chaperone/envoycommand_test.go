@@ -1,0 +1,33 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestEnvoyCommands has a real Envoy read what the commands print, also for the
+// example, with each way to reach Envoy.
+func TestEnvoyCommands(t *testing.T) {
+	testenv.Require(t, testenv.EnvoyServer())
+	example := string(testenv.MustGet(os.ReadFile("../../configs/example.yaml"))(t))
+	for name, envoy := range map[string]string{
+		"by the proxy": "  envoy: {}\n", "listening": "  envoy: {dir: run, explicit: \"127.0.0.1:15080\", transparent: \"0.0.0.0:15006\", accessLog: /dev/null}\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &world{t: t, dir: t.TempDir()}
+			w.write("sidecar.yaml", strings.NewReplacer("\n  dns:\n", "\n"+envoy+"  dns:\n", "/var/lib/chaperone/weather", "state").Replace(example))
+			for _, command := range []string{"bootstrap", "config"} {
+				r := w.chaperone("envoy", command, "--config", w.file("sidecar.yaml"))
+				if r.status != 0 {
+					t.Fatalf("%s: %s", command, r.stderr)
+				}
+				if err := testenv.ValidateEnvoy(t.Context(), []byte(r.stdout)); err != nil {
+					t.Errorf("%s: %v", command, err)
+				}
+			}
+		})
+	}
+}

@@ -165,7 +165,7 @@ func (r *room) all(door string) (attempts []tried, skipped map[string]int) {
 			}
 			for n, k := range r.kinds {
 				share := len(r.kinds)
-				if !p.any && door != "off" {
+				if own := p.item == 8 || p.item == 9 || p.item == 16; !p.any && (door != "off" || own) {
 					share = p.share
 				}
 				if p.kinds != "" && p.kinds != k.name || p.kinds == "" && (i+j+n)%max(share, 1) != 0 {

@@ -6,10 +6,12 @@ import (
 	"compress/zlib"
 	"crypto/sha1"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
@@ -17,6 +19,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,7 +93,7 @@ func newAccomplice(t *testing.T, w *world, name string, secret func(*http.Reques
 	t.Helper()
 	a := &accomplice{secret: secret}
 	a.server = httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
-	a.server.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(w.api.CA.Issue(name))(t)}}
+	a.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, Certificates: []tls.Certificate{testenv.MustGet(w.api.CA.Issue(name))(t)}}
 	a.server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	a.server.StartTLS()
 	t.Cleanup(a.server.Close)
@@ -107,8 +110,12 @@ func (a *accomplice) all() string {
 
 func (a *accomplice) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body) // what is cut short is looked at all the same
+	client := ""
+	if len(r.TLS.PeerCertificates) > 0 {
+		client = "client of " + strings.Join(r.TLS.PeerCertificates[0].DNSNames, " ")
+	}
 	a.mu.Lock()
-	a.received = append(a.received, fmt.Sprint(r.Method, " ", r.Host, " ", r.RequestURI, " ", r.Header, " ", string(body)))
+	a.received = append(a.received, fmt.Sprint(r.Method, " ", r.Host, " ", r.RequestURI, " ", r.Header, " ", client, " ", string(body)))
 	a.mu.Unlock()
 	betray(w, r, strings.TrimPrefix(r.URL.Path, "/v1/"), a.secret(r))
 }
@@ -325,42 +332,98 @@ print("done", flush=True)
 time.sleep(60)
 `
 
+// theft is a credential, and how the API has it.
+type theft struct {
+	kernel  string // "": off
+	inject  string
+	path    string         // in Vault; "": secret/data/weather
+	fields  map[string]any // there; nil: api_key
+	secret  string
+	more    []string // that are secret too
+	shows   string   // what is in a request that carries it, if it is not the secret
+	arrived func(*http.Request) string
+}
+
 // TestHostilePlugin has a plugin and an API work together to get the credential
 // out, for each way to inject one, and looks at what the plugin, another host,
-// the log, the metrics and the status got.
+// the log, the metrics and the status got. The plugin is a program that knows of
+// nothing but its environment.
 func TestHostilePlugin(t *testing.T) {
 	bearer := func(r *http.Request) string { return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") }
-	for name, c := range map[string]struct {
-		kernel  string
-		inject  string
-		secret  string
-		arrived func(*http.Request) string
-	}{
-		"header":            {"off", `{header: Authorization, value: "Bearer {api_key}"}`, canary, bearer},
-		"header, kernel on": {"required", `{header: Authorization, value: "Bearer {api_key}"}`, canary, bearer},
-		"query":             {"off", `{query: key, value: "{api_key}"}`, canary, func(r *http.Request) string { return r.URL.Query().Get("key") }},
-		"cookie": {"off", `{cookie: sid, value: "{api_key}"}`, canary, func(r *http.Request) string {
+	pair := testenv.MustGet(testenv.MustGet(testenv.NewCA("clients"))(t).Issue("weather.example"))(t)
+	key := testenv.MustGet(x509.MarshalPKCS8PrivateKey(pair.PrivateKey))(t)
+	for name, c := range map[string]theft{
+		"header":            {inject: `{header: Authorization, value: "Bearer {api_key}"}`, secret: canary, arrived: bearer},
+		"header, kernel on": {kernel: "required", inject: `{header: Authorization, value: "Bearer {api_key}"}`, secret: canary, arrived: bearer},
+		"query":             {inject: `{query: key, value: "{api_key}"}`, secret: canary, arrived: func(r *http.Request) string { return r.URL.Query().Get("key") }},
+		"cookie": {inject: `{cookie: sid, value: "{api_key}"}`, secret: canary, arrived: func(r *http.Request) string {
 			c, err := r.Cookie("sid")
 			if err != nil {
 				return ""
 			}
 			return c.Value
 		}},
-		"basic": {"off", `{basic: {username: weather, password: "{api_key}"}}`, canary, func(r *http.Request) string {
+		"basic": {inject: `{basic: {username: weather, password: "{api_key}"}}`, secret: canary, arrived: func(r *http.Request) string {
 			_, password, _ := r.BasicAuth()
 			return password
 		}},
-		"oauth2": {"off", `{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, canary, bearer},
+		"oauth2": {inject: `{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, secret: canary, more: []string{clientCanary},
+			fields: map[string]any{"client_id": "weather", "client_secret": clientCanary}, arrived: bearer},
+		"mtls": {inject: `{mtls: {}}`, secret: string(key), shows: "client of weather.example", fields: map[string]any{
+			"certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]})),
+			"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
+		}, arrived: func(*http.Request) string { return "nothing" }},
+		"sigv4": {inject: `{sigv4: {service: execute-api, region: eu-west-1}}`, secret: sessionCanary, more: []string{awsCanary},
+			fields:  map[string]any{"access_key": keyIDCanary, "secret_key": awsCanary, "security_token": sessionCanary},
+			arrived: func(r *http.Request) string { return r.Header.Get("X-Amz-Security-Token") }},
+		"jwt": {inject: `{jwt: {algorithm: ES256, keyID: weather-1, issuer: weather}}`, path: "transit/sign/weather", shows: "Bearer eyJ", arrived: bearer},
 	} {
-		t.Run(name, func(t *testing.T) { attack(t, c.kernel, c.inject, c.secret, c.arrived) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			attack(t, c)
+		})
 	}
 }
 
-func attack(t *testing.T, kernel, inject, secret string, arrived func(*http.Request) string) {
-	w := newWorld(t, kernel, "")
-	good := newAccomplice(t, w, apiHost, arrived)
-	evil := newAccomplice(t, w, "evil.example", arrived)
-	testenv.Must(t, w.vault.PutSecret(t.Context(), "weather", map[string]any{"api_key": secret, "client_id": "weather", "client_secret": "Client" + secret}))
+// prepare puts the credential into Vault.
+func (c *theft) prepare(t *testing.T, w *world) {
+	t.Helper()
+	ctx := t.Context()
+	if c.fields == nil {
+		c.fields = map[string]any{"api_key": c.secret}
+	}
+	if c.path == "" {
+		c.path = "secret/data/weather"
+		testenv.Must(t, w.vault.PutSecret(ctx, "weather", c.fields))
+		return
+	}
+	testenv.Must(t, w.vault.EnableEngine(ctx, "transit", "transit", nil))
+	testenv.MustGet(w.vault.Write(ctx, "transit/keys/weather", map[string]any{"type": "ecdsa-p256", "exportable": true}))(t)
+	exported := testenv.MustGet(w.vault.Read(ctx, "transit/export/signing-key/weather"))(t)
+	keys, _ := exported["keys"].(map[string]any)
+	c.secret = fmt.Sprint(keys["1"])
+	testenv.Must(t, w.vault.Policy(ctx, "weather", `path "transit/sign/weather/*" { capabilities = ["update"] }`))
+}
+
+// isIn returns in which spelling a text holds any of it, "" for none.
+func (c *theft) isIn(text []byte) string {
+	for _, secret := range append([]string{c.secret}, c.more...) {
+		if how := holds(text, secret); how != "" {
+			return how
+		}
+	}
+	return ""
+}
+
+func attack(t *testing.T, c theft) {
+	if c.kernel == "" {
+		c.kernel = "off"
+	}
+	w := newWorld(t, c.kernel, "")
+	good := newAccomplice(t, w, apiHost, c.arrived)
+	evil := newAccomplice(t, w, "evil.example", c.arrived)
+	c.prepare(t, w)
+	secret, inject := c.secret, c.inject
 	tokens := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(rw).Encode(map[string]any{"access_token": secret, "expires_in": 3600})
@@ -378,6 +441,10 @@ func attack(t *testing.T, kernel, inject, secret string, arrived func(*http.Requ
 	to := func(name string, a *accomplice) string {
 		return fmt.Sprintf("to: {hosts: [%s], ports: [%s], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}, methods: [GET, POST], paths: [\"/v1/*\"]", name, a.port())
 	}
+	placeholder := "    placeholder: {env: STAND_IN, like: \"wk_{24}\"}\n"
+	if strings.Contains(inject, "mtls") {
+		placeholder = "" // it has no place in a request
+	}
 	w.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant
 metadata: {name: weather}
@@ -389,17 +456,22 @@ spec:
   - {id: evil, reason: Tests, %s}
   credentials:
   - name: key
-    vault: {path: secret/data/weather}
+    vault: {path: %s}
     inject: %s
-    placeholder: {env: STAND_IN, like: "wk_{24}"}
-`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), to(apiHost, good), to("evil.example", evil), inject))
-	args := []string{"python3", "-c", hostile, apiHost + ":" + good.port(), "evil.example:" + evil.port(), fmt.Sprint(len(secret))}
+%s`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), to(apiHost, good), to("evil.example", evil), c.path, inject, placeholder))
+	args := []string{"python3", "-c", hostile, apiHost + ":" + good.port(), "evil.example:" + evil.port(), fmt.Sprint(min(len(secret), 40))}
 	for way := range spellings(secret) {
 		args = append(args, way)
 	}
 	args = append(args, "headers", "early", "trailer", "error", "pieces", "gzip", "deflate", "br", "zstd", "range", "grpc", "all")
 	b := w.start(args...)
 	eventually(t, "the plugin has tried everything", func() (bool, bool) { return true, strings.Contains(b.output.String(), "\ndone") })
+	received := good.all()
+	if c.path != "secret/data/weather" { // Vault made it
+		for _, token := range regexp.MustCompile(`Bearer (eyJ[^ \]]+)`).FindAllStringSubmatch(received, -1) {
+			c.more = append(c.more, token[1])
+		}
+	}
 	tried := 0
 	for line := range strings.Lines(b.output.String()) {
 		rest, ok := strings.CutPrefix(line, "got ")
@@ -410,7 +482,7 @@ spec:
 		at := strings.LastIndex(strings.TrimSpace(rest), " ")
 		attempt := rest[:max(at, 0)]
 		got := testenv.MustGet(base64.StdEncoding.DecodeString(strings.TrimSpace(rest[at+1:])))(t)
-		if how := holds(unpacked(got), secret); how != "" {
+		if how := c.isIn(unpacked(got)); how != "" {
 			t.Errorf("%s: the plugin got the credential, spelled %s:\n%s", attempt, how, got)
 		}
 		if strings.HasPrefix(attempt, "stand-in in ") && !bytes.Contains(got, []byte("credential_misplaced")) {
@@ -431,11 +503,10 @@ spec:
 	}
 	looked["metrics"] = metricsOf(t, metrics)
 	for where, text := range looked {
-		if how := holds([]byte(text), secret); how != "" {
+		if how := c.isIn([]byte(text)); how != "" {
 			t.Errorf("%s has the credential, spelled %s", where, how)
 		}
 	}
-	received := good.all()
 	for _, want := range []string{"?hop", "?own"} {
 		at := strings.Index(received, want)
 		if at < 0 {
@@ -443,12 +514,19 @@ spec:
 			continue
 		}
 		line, _, _ := strings.Cut(received[at:], "\n")
-		if holds([]byte(line), secret) == "" && !strings.Contains(line, base64.StdEncoding.EncodeToString([]byte("weather:"+secret))) {
+		if c.shows != "" {
+			if !strings.Contains(line, c.shows) {
+				t.Errorf("%s arrived without the credential: %s", want, line)
+			}
+		} else if holds([]byte(line), secret) == "" && !strings.Contains(line, base64.StdEncoding.EncodeToString([]byte("weather:"+secret))) {
 			t.Errorf("%s arrived without the credential: %s", want, line)
 		}
 		if strings.Contains(inject, "header") && strings.Contains(line, "mine") && !strings.Contains(line, "sid=mine") {
 			t.Errorf("the plugin's own arrived: %s", line)
 		}
+	}
+	if strings.Contains(evil.all(), "client of") {
+		t.Error("the other host was shown a certificate")
 	}
 	if strings.Contains(received+evil.all(), "wk_") {
 		t.Errorf("a stand-in arrived: %s", received)

@@ -95,7 +95,7 @@ func check(i int, r siteRequest) *authv3.CheckRequest {
 		{":path", r.Path},
 		{":method", r.Method},
 		{":scheme", "https"},
-		{"user-agent", "weather-cards/2.11.0"},
+		{"user-agent", "weather-cards/2.11.0 (linux; amd64) node/22.11.0 undici/6.21.0"},
 		{"accept", "application/json"},
 		{"accept-encoding", "gzip, deflate, br"},
 		{"content-type", "application/json"},

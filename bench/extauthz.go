@@ -189,7 +189,12 @@ func (p *party) row(t *table, callers int, floor *party, ours bool) {
 	t.add(append(cells, mib(p.rss), wrong, goal)...)
 }
 
-func oneLine(err error) string { return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", " ") }
+// oneLine is an error for a cell of the table.
+func oneLine(err error) string {
+	const most = 200
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	return text[:min(most, len(text))]
+}
 
 // newDoorsteps starts the floor and the sidecar on each kind of socket, the
 // load, and the rivals if they are wanted.

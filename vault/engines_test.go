@@ -379,6 +379,9 @@ func TestAWS(t *testing.T) {
 		case strings.HasPrefix(r.URL.Path, "/v1/aws/"):
 			inner(w, r, forward)
 			return
+		case r.URL.Path == "/v1/sys/internal/ui/mounts/aws/sts/deploy":
+			_, _ = io.WriteString(w, `{"data":{"type":"aws","accessor":"aws_1"}}`)
+			return
 		case r.URL.Path == "/v1/sys/leases/renew":
 			t.Error("what is not renewable was renewed")
 		case r.URL.Path == "/v1/sys/leases/revoke":

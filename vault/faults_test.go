@@ -789,9 +789,9 @@ func TestRefusalIsNotContagious(t *testing.T) {
 // left behind and nothing is served that ended.
 func TestEverythingAtOnce(t *testing.T) {
 	t.Parallel()
-	v, db := database(t, map[string]testenv.DatabaseRole{"brief": {TTL: 3 * time.Second}})
+	v, db := database(t, map[string]testenv.DatabaseRole{"brief": {TTL: 6 * time.Second}})
 	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_1"}))
-	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast + readDatabase + revokeLeases, TokenTTL: 4 * time.Second})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast + readDatabase + revokeLeases, TokenTTL: 8 * time.Second})
 	f := newFaults(t, v)
 	b, stop := run(t, Config{
 		Address: f.address, Auth: auth, Recorder: &journal{}, Refresh: 10 * time.Millisecond, Changed: func() {},

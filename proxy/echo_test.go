@@ -19,6 +19,7 @@ import (
 
 	"github.com/andybalholm/brotli"
 	"github.com/coder/websocket"
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/grpc"
@@ -29,16 +30,28 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// compressed returns a text in a content coding.
+// compressed returns a text in a content coding, or several, or in two members of
+// one.
 func compressed(t testing.TB, coding, text string) []byte {
 	t.Helper()
+	if first, rest, ok := strings.Cut(coding, ","); ok {
+		return compressed(t, rest, string(compressed(t, first, text)))
+	}
+	if one, ok := strings.CutSuffix(coding, " twice"); ok {
+		half := len(text) / 2
+		return append(compressed(t, one, text[:half]), compressed(t, one, text[half:])...)
+	}
 	var b bytes.Buffer
 	var w io.WriteCloser
 	switch coding {
-	case "gzip":
+	case "gzip", "x-gzip":
 		w = gzip.NewWriter(&b)
 	case "deflate":
 		w = zlib.NewWriter(&b)
+	case "raw":
+		raw, err := flate.NewWriter(&b, flate.DefaultCompression)
+		testenv.Must(t, err)
+		w = raw
 	case "br":
 		w = brotli.NewWriter(&b)
 	case "zstd":
@@ -58,6 +71,10 @@ func compressed(t testing.TB, coding, text string) []byte {
 func echoer(t testing.TB) *httptest.Server {
 	t.Helper()
 	text := fmt.Sprintf("before %s after", apiKey)
+	bombs := map[string][]byte{}
+	for _, coding := range []string{"gzip", "deflate", "br", "zstd"} {
+		bombs[coding] = compressed(t, coding, strings.Repeat("\x00", 32<<20))
+	}
 	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Type", "application/json")
@@ -66,15 +83,20 @@ func echoer(t testing.TB) *httptest.Server {
 		kind, what, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 		switch kind {
 		case "coded":
-			h.Set("Content-Encoding", what)
+			said := strings.TrimSuffix(what, " twice")
+			h.Set("Content-Encoding", strings.Replace(said, "raw", "deflate", 1))
 			h.Set("Etag", `"strong"`)
 			h.Set("Content-Digest", "sha-256=:x:")
 			_, _ = w.Write(compressed(t, what, text))
 		case "bomb":
-			h.Set("Content-Encoding", "zstd")
-			_, _ = w.Write(compressed(t, "zstd", strings.Repeat("\x00", 32<<20)))
+			h.Set("Content-Encoding", what)
+			_, _ = w.Write(bombs[what])
 		case "file":
 			http.ServeContent(w, r, "x.json", time.Time{}, strings.NewReader(text))
+		case "lines": // of base64, as octets, with a byte that text does not have
+			h.Set("Content-Type", "application/octet-stream")
+			encoded := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", 40) + text))
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(strings.Repeat("text ", 200)+"\x00"+encoded[:76]+"\r\n"+encoded[76:]))
 		case "part":
 			h.Set("Content-Range", "bytes 7-20/100")
 			w.WriteHeader(http.StatusPartialContent)
@@ -137,7 +159,9 @@ func TestCodedAnswers(t *testing.T) {
 				change(t)
 			}
 		})
-		for _, coding := range []string{"gzip", "deflate", "br", "zstd", "identity"} {
+		for _, coding := range []string{
+			"gzip", "x-gzip", "deflate", "raw", "br", "zstd", "identity", "gzip twice", "zstd twice", "gzip,br", "zstd,identity,gzip,raw",
+		} {
 			t.Run(name+" "+coding, func(t *testing.T) {
 				r := request(t, "GET", urlOf(api, "/coded/"+coding), "")
 				r.Header["Accept-Encoding"] = []string{"gzip, br"}
@@ -167,14 +191,16 @@ func TestCodedAnswers(t *testing.T) {
 				t.Errorf("answer is %s", response.Status)
 			}
 		})
-		t.Run(name+" bomb", func(t *testing.T) {
-			response, err := client.Do(request(t, "GET", urlOf(api, "/bomb"), ""))
-			testenv.Must(t, err)
-			defer response.Body.Close()
-			if n, err := io.Copy(io.Discard, response.Body); err == nil || n > 8<<20 {
-				t.Errorf("%d bytes came out of the bomb, %v", n, err)
-			}
-		})
+		for _, coding := range []string{"gzip", "deflate", "br", "zstd"} {
+			t.Run(name+" bomb of "+coding, func(t *testing.T) {
+				response, err := client.Do(request(t, "GET", urlOf(api, "/bomb/"+coding), ""))
+				testenv.Must(t, err)
+				defer response.Body.Close()
+				if n, err := io.Copy(io.Discard, response.Body); err == nil || n > 8<<20 {
+					t.Errorf("%d bytes came out of the bomb, %v", n, err)
+				}
+			})
+		}
 	}
 }
 
@@ -235,6 +261,28 @@ func TestParts(t *testing.T) {
 		response, body := ask(test.method, test.path, test.header)
 		if wantNoKey(t, response, body); response.StatusCode != test.status || test.body != "" && body != test.body {
 			t.Errorf("%s: %s %q", name, response.Status, body)
+		}
+	}
+}
+
+// TestPartsInLines puts together what every part shows of a content with the
+// credential cut in two by the end of a line.
+func TestPartsInLines(t *testing.T) {
+	api := echoer(t)
+	w := newWorld(t, setup{input: granted(ruleFor(api))})
+	client := w.client(nil)
+	_, whole := send(t, client, request(t, "GET", urlOf(api, "/lines"), ""))
+	if !strings.Contains(whole, strings.Repeat("*", 23)+"IGFmdGVy") { // the end of the line too
+		t.Fatalf("content is %q", whole)
+	}
+	for first := 950; first < len(whole); first++ {
+		for _, size := range []int{1, 7, len(whole)} {
+			r := request(t, "GET", urlOf(api, "/lines"), "")
+			r.Header["Range"] = []string{fmt.Sprintf("bytes=%d-%d", first, first+size-1)}
+			response, body := send(t, client, r)
+			if want := whole[first:min(len(whole), first+size)]; response.StatusCode != http.StatusPartialContent || body != want {
+				t.Fatalf("%d bytes from %d: %s %q instead of %q", size, first, response.Status, body, want)
+			}
 		}
 	}
 }

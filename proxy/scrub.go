@@ -183,6 +183,12 @@ func (s *scrubber) body(response *http.Response, encoding string) (io.Reader, er
 	search := s.search("its body")
 	search.Known = response.ContentLength >= 0
 	body, kind := io.Reader(response.Body), contentOf(response.Header)
+	if kind == octetContent { // of the middle of a content the first bytes tell nothing
+		kind = binaryContent
+		if response.StatusCode == http.StatusPartialContent {
+			kind = textContent
+		}
+	}
 	if kind == binaryContent {
 		if !scrub.Encoded(encoding) {
 			return scrub.NewUnsure(body, search), nil
@@ -256,6 +262,7 @@ type content uint8
 const (
 	textContent   content = iota // and everything that is not known
 	binaryContent                // it is not, unless it begins as text
+	octetContent                 // so, but where it is a part
 	grpcContent                  // message by message
 )
 
@@ -282,7 +289,9 @@ func contentOf(h http.Header) content {
 		return grpcContent
 	}
 	switch sub {
-	case "octet-stream", "zip", "gzip", "x-gzip", "zstd", "x-tar", "x-bzip2", "x-xz", "x-7z-compressed", "pdf", "wasm", "java-archive":
+	case "octet-stream":
+		return octetContent
+	case "zip", "gzip", "x-gzip", "zstd", "x-tar", "x-bzip2", "x-xz", "x-7z-compressed", "pdf", "wasm", "java-archive":
 		return binaryContent
 	}
 	return textContent

@@ -10,15 +10,20 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(V
 BUILD_HERE = echo "building chaperone (about a minute the first time)" >&2 && $(GO_BUILD) -o bin/chaperone ./cmd/chaperone
 FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench generate build image fuzz
+.PHONY: help demo demo-envoy test lint bench generate build image fuzz
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## the story in a minute: a plugin, a real Vault, a real API, and five ways around that are shut
 	@tools/setup demo
 	@$(BUILD_HERE)
 	@go run ./tools/demo
+
+demo-envoy: ## the same behind an Envoy that Chaperone configures: streams cut within a second
+	@tools/setup demo-envoy
+	@$(BUILD_HERE)
+	@go run ./tools/demo-envoy
 
 test: ## every test with the race detector, against real parts; says what it skips and why
 	@tools/setup test

@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -34,11 +36,18 @@ type Params struct {
 // how to reach the Server, which tells it everything else.
 func Bootstrap(p Params) ([]byte, error) {
 	b := &builder{cfg: &Config{Group: p.Group}}
-	return b.yaml(b.bootstrap(p))
+	text, err := b.json(b.bootstrap(p))
+	if err != nil {
+		return nil, err
+	}
+	if text, err = yaml.JSONToYAML(text); err != nil {
+		return nil, fmt.Errorf("encode bootstrap: %w", err)
+	}
+	return text, nil
 }
 
 // Static returns the configuration that a Server with cfg serves now as one
-// file in YAML, for people to read and for envoy --mode validate. The routes
+// file in JSON, for people to read and for envoy --mode validate. The routes
 // are written out once, in the first listener that has them.
 func Static(cfg Config, p Params) ([]byte, error) {
 	if cfg.Engine == nil || cfg.Now == nil {
@@ -61,10 +70,11 @@ func inOneFile(cfg *Config, p Params, r *resources) ([]byte, error) {
 	m.StaticResources.Listeners = r.listeners
 	m.StaticResources.Secrets = r.secrets
 	m.DynamicResources.CdsConfig, m.DynamicResources.LdsConfig = nil, nil
-	return b.yaml(m)
+	return b.json(m)
 }
 
-func (b *builder) yaml(m *bootstrapv3.Bootstrap) ([]byte, error) {
+// json returns m as indented JSON, the same for the same m.
+func (b *builder) json(m *bootstrapv3.Bootstrap) ([]byte, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
@@ -72,11 +82,12 @@ func (b *builder) yaml(m *bootstrapv3.Bootstrap) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode bootstrap: %w", err)
 	}
-	out, err := yaml.JSONToYAML(text)
-	if err != nil {
+	var out bytes.Buffer
+	if err := json.Indent(&out, text, "", " "); err != nil {
 		return nil, fmt.Errorf("encode bootstrap: %w", err)
 	}
-	return out, nil
+	out.WriteByte('\n')
+	return out.Bytes(), nil
 }
 
 func (b *builder) bootstrap(p Params) *bootstrapv3.Bootstrap {

@@ -148,10 +148,10 @@ func (b *builder) secure(c *clusterv3.Cluster, p *place) {
 	case !p.Exact():
 		o.UpstreamHttpProtocolOptions = &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true}
 	case isAddr:
-		valid.MatchTypedSubjectAltNames = exactly(tlsv3.SubjectAltNameMatcher_IP_ADDRESS, addr.String())
+		valid.MatchTypedSubjectAltNames = named(tlsv3.SubjectAltNameMatcher_IP_ADDRESS, addr.String())
 	default:
 		tls.Sni = p.Host
-		valid.MatchTypedSubjectAltNames = exactly(tlsv3.SubjectAltNameMatcher_DNS, p.Host)
+		valid.MatchTypedSubjectAltNames = named(tlsv3.SubjectAltNameMatcher_DNS, p.Host)
 	}
 	secret := &tlsv3.SdsSecretConfig{Name: secretOf(p.Terms.CA)}
 	if !b.static {
@@ -179,7 +179,7 @@ func tlsMin(version string) tlsv3.TlsParameters_TlsProtocol {
 	return tlsv3.TlsParameters_TLSv1_2
 }
 
-func exactly(kind tlsv3.SubjectAltNameMatcher_SanType, name string) []*tlsv3.SubjectAltNameMatcher {
+func named(kind tlsv3.SubjectAltNameMatcher_SanType, name string) []*tlsv3.SubjectAltNameMatcher {
 	return []*tlsv3.SubjectAltNameMatcher{{
 		SanType: kind,
 		Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}},

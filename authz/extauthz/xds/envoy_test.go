@@ -229,13 +229,25 @@ func TestEnvoyTerminatesTLS(t *testing.T) {
 		}
 	})
 	t.Run("TLS to what is not granted", func(t *testing.T) {
+		p.book.forget()
 		for _, to := range []string{"240.0.0.1:443", "240.0.0.1:8443"} {
-			for _, name := range []string{"evil.example", "maps.weather.example.evil.example"} {
+			for _, name := range []string{"evil.example", "maps.weather.example.evil.example", "api.weather.example", "maps.weather.example", "a.tiles.weather.example"} {
+				if granted := name == "maps.weather.example"; granted == (to == "240.0.0.1:8443") && strings.HasSuffix(name, "weather.example") {
+					continue
+				}
 				c := tls.Client(p.redirected(t, to), &tls.Config{ServerName: name, RootCAs: p.ca.Pool()})
 				if err := c.HandshakeContext(t.Context()); err == nil {
 					t.Errorf("%s: connected", name)
 				}
 			}
+		}
+		for _, got := range p.book.decided() {
+			if !strings.HasPrefix(got, "tls ") || !strings.HasSuffix(got, " destination_not_granted") {
+				t.Error(got)
+			}
+		}
+		if got := len(p.book.decided()); got != 7 {
+			t.Errorf("%d were asked about, want all", got)
 		}
 	})
 	t.Run("nested CONNECT", func(t *testing.T) {
@@ -291,6 +303,20 @@ func TestEnvoyTunnels(t *testing.T) {
 		resp, body := p.send(t, "CONNECT DB.weather.example.:5432 HTTP/1.1\r\nhost: DB.weather.example.:5432\r\n\r\n"+get("http://any/echo"))
 		if resp.StatusCode != http.StatusOK || !strings.Contains(body, `"host":"any"`) {
 			t.Errorf("%s %s", resp.Status, body)
+		}
+	})
+	t.Run("TLS to another port of the address", func(t *testing.T) {
+		c := tls.Client(p.redirected(t, "198.51.100.7:8443"), &tls.Config{ServerName: "secure.weather.example", RootCAs: p.secure.Pool()})
+		if err := c.HandshakeContext(t.Context()); err == nil {
+			t.Error("connected")
+		}
+		p.book.forget()
+		c = tls.Client(p.redirected(t, "198.51.100.7:8443"), &tls.Config{ServerName: "api.weather.example", RootCAs: p.ca.Pool()})
+		if err := c.HandshakeContext(t.Context()); err == nil {
+			t.Error("connected")
+		}
+		if got := p.book.decided(); !slices.Equal(got, []string{"tls api.weather.example destination_not_granted"}) {
+			t.Errorf("%v", got)
 		}
 	})
 	t.Run("another port of the address", func(t *testing.T) {

@@ -38,6 +38,10 @@ const (
 // bufferLimit bounds what Envoy holds for a connection, in bytes.
 const bufferLimit = 1 << 20
 
+// maxHello is how much of the plugin's first bytes is held while a tunnel is
+// being opened, beyond which it is read no further.
+const maxHello = 64 << 10
+
 // Names of filter chains.
 const (
 	httpChain    = "http"    // what is not TLS
@@ -48,13 +52,9 @@ const (
 // connection is to is known from a PROXY header, from the kernel, or from a
 // CONNECT; the rest is the same for all.
 func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Listener {
-	var inlined *routev3.RouteConfiguration
-	if b.static {
-		inlined = table
-	}
 	inspector := b.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{})
 	destination := b.listenerFilter(originalDst, &dstv3.OriginalDst{})
-	outside := b.manager("egress", inlined, believeNothing())
+	outside := b.manager("egress", nil, believeNothing())
 	var out []*listenerv3.Listener
 	if b.cfg.Listener != "" {
 		header := b.listenerFilter("envoy.filters.listener.proxy_protocol", &proxyv3.ProxyProtocol{
@@ -80,7 +80,11 @@ func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Lis
 	within := b.manager(insideListener, nil, append(believeNothing(), marked()))
 	l := b.listener(insideListener, within, destination, inspector)
 	l.ListenerSpecifier = &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
-	return append(out, l)
+	out = append(out, l)
+	if b.static { // the routes once, where they can be read
+		out[0].FilterChains[0].Filters = []*listenerv3.Filter{b.manager("egress", table, believeNothing())}
+	}
+	return out
 }
 
 // mode returns the mode of sockets that Envoy makes.
@@ -115,7 +119,7 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		FilterChains: []*listenerv3.FilterChain{
 			{Name: httpChain, Filters: []*listenerv3.Filter{manager}},
-			b.tunnel(refusedChain, nowhereCluster, durationpb.New(b.cfg.MaxStreamDuration)),
+			b.tunnel(refusedChain, nowhereCluster, durationpb.New(b.cfg.MaxStreamDuration), true),
 		},
 	}
 	names := map[string]bool{}
@@ -128,7 +132,7 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 				l.FilterChains = append(l.FilterChains, b.terminated(p.Host, manager))
 			}
 		case authz.SchemeTLS, authz.SchemeTCP:
-			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.longest(p)))
+			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.longest(p), p.Scheme == authz.SchemeTLS))
 		case authz.SchemeHTTP:
 		}
 	}
@@ -136,19 +140,26 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 	return l
 }
 
-// tunnel is the chain of connections that are asked about as a whole.
-func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration) *listenerv3.FilterChain {
+// tunnel is the chain of connections that are asked about as a whole, which is
+// done when the plugin's first bytes have come. Where it must speak first, as in
+// TLS, nothing else is done before.
+func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration, clientFirst bool) *listenerv3.FilterChain {
+	proxy := &tcpv3.TcpProxy{
+		StatPrefix:                      "connection",
+		ClusterSpecifier:                &tcpv3.TcpProxy_Cluster{Cluster: cluster},
+		MaxDownstreamConnectionDuration: longest,
+		AccessLog:                       b.accessLog(connectionLog()),
+	}
+	if clientFirst {
+		proxy.UpstreamConnectMode = tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA
+		proxy.MaxEarlyDataBytes = wrapperspb.UInt32(maxHello)
+	}
 	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{
 		b.filter(filterNetAuthz, &netauthzv3.ExtAuthz{
 			StatPrefix: "connection", TransportApiVersion: corev3.ApiVersion_V3, GrpcService: checkService(),
 			IncludeTlsSession: true,
 		}),
-		b.filter("envoy.filters.network.tcp_proxy", &tcpv3.TcpProxy{
-			StatPrefix:                      "connection",
-			ClusterSpecifier:                &tcpv3.TcpProxy_Cluster{Cluster: cluster},
-			MaxDownstreamConnectionDuration: longest,
-			AccessLog:                       b.accessLog(connectionLog()),
-		}),
+		b.filter("envoy.filters.network.tcp_proxy", proxy),
 	}}
 }
 
@@ -217,29 +228,29 @@ func chainOf(p *place) string {
 
 // byAddress finds the chain by the address and port that a connection is to.
 func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*place) *matcherv3.Matcher_OnMatch {
-	byAddr := map[string]map[string]*matcherv3.Matcher_OnMatch{}
+	list := &matcherv3.Matcher_MatcherList{}
+	seen := map[netip.AddrPort]bool{}
 	for _, p := range places {
 		addr, ok := b.address(p)
-		if !ok {
+		to := netip.AddrPortFrom(addr, p.Port)
+		if !ok || seen[to] {
 			continue
 		}
-		ports := byAddr[addr.String()]
-		if ports == nil {
-			ports = map[string]*matcherv3.Matcher_OnMatch{}
-			byAddr[addr.String()] = ports
-		}
-		if ports[portText(p.Port)] == nil {
-			ports[portText(p.Port)] = chain(b, chainOf(p))
-		}
+		seen[to] = true
+		list.Matchers = append(list.Matchers, &matcherv3.Matcher_MatcherList_FieldMatcher{
+			Predicate: &predicate{MatchType: &matcherv3.Matcher_MatcherList_Predicate_AndMatcher{
+				AndMatcher: &matcherv3.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*predicate{
+					b.is(&inputsv3.DestinationPortInput{}, exactly(portText(to.Port()))),
+					b.is(&inputsv3.DestinationIPInput{}, exactly(to.Addr().String())),
+				}},
+			}},
+			OnMatch: chain(b, chainOf(p)),
+		})
 	}
-	if len(byAddr) == 0 {
+	if len(seen) == 0 {
 		return otherwise
 	}
-	tree := map[string]*matcherv3.Matcher_OnMatch{}
-	for addr, ports := range byAddr {
-		tree[addr] = b.byPort(otherwise, ports)
-	}
-	return nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.DestinationIPInput{}, tree), OnNoMatch: otherwise})
+	return nest(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
 }
 
 // address returns the address by which connections to a place are known.
@@ -251,39 +262,68 @@ func (b *builder) address(p *place) (netip.Addr, bool) {
 }
 
 // byName finds the chain by the server name, exact before wildcard, and then by
-// the port.
+// the port. A nested matcher that finds nothing ends the search, so that each
+// name has the ports of every pattern that covers it.
 func (b *builder) byName(otherwise *matcherv3.Matcher_OnMatch, places []*place) *matcherv3.Matcher_OnMatch {
-	exact := map[string]map[string]*matcherv3.Matcher_OnMatch{}
-	wild := map[string]map[string]*matcherv3.Matcher_OnMatch{}
+	slices.SortStableFunc(places, func(x, y *place) int { return closer(x.Host, y.Host) })
+	var wild []*place
+	names := map[string]bool{}
 	for _, p := range places {
-		names := exact
+		names[p.Host] = true
 		if !p.Exact() {
-			names = wild
-		}
-		if names[p.Host] == nil {
-			names[p.Host] = map[string]*matcherv3.Matcher_OnMatch{}
-		}
-		if ports := names[p.Host]; ports[portText(p.Port)] == nil {
-			ports[portText(p.Port)] = chain(b, chainOf(p))
+			wild = append(wild, p)
 		}
 	}
-	if len(wild) > 0 {
-		list := &matcherv3.Matcher_MatcherList{}
-		for _, host := range closestFirst(slices.Collect(maps.Keys(wild))) {
-			list.Matchers = append(list.Matchers, b.when(&inputsv3.ServerNameInput{}, pattern(host), b.byPort(otherwise, wild[host])))
+	ports := map[string]map[string]*matcherv3.Matcher_OnMatch{}
+	for _, p := range places {
+		if ports[p.Host] == nil {
+			ports[p.Host] = map[string]*matcherv3.Matcher_OnMatch{}
 		}
-		otherwise = nest(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
+		setFirst(ports[p.Host], portText(p.Port), chain(b, chainOf(p)))
 	}
-	if len(exact) == 0 {
-		return otherwise
+	for name := range names {
+		for _, p := range wild {
+			if covers(p.Host, name) {
+				setFirst(ports[name], portText(p.Port), chain(b, chainOf(p)))
+			}
+		}
 	}
 	tree := map[string]*matcherv3.Matcher_OnMatch{}
-	for host, ports := range exact {
-		tree[host] = b.byPort(otherwise, ports)
+	list := &matcherv3.Matcher_MatcherList{}
+	for _, host := range slices.SortedFunc(maps.Keys(names), closer) {
+		then := nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.DestinationPortInput{}, ports[host]), OnNoMatch: otherwise})
+		if strings.HasPrefix(host, "*") {
+			list.Matchers = append(list.Matchers, &matcherv3.Matcher_MatcherList_FieldMatcher{
+				Predicate: b.is(&inputsv3.ServerNameInput{}, matching(pattern(host))), OnMatch: then,
+			})
+		} else {
+			tree[host] = then
+		}
+	}
+	if len(list.GetMatchers()) > 0 {
+		otherwise = nest(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
+	}
+	if len(tree) == 0 {
+		return otherwise
 	}
 	return nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.ServerNameInput{}, tree), OnNoMatch: otherwise})
 }
 
-func (b *builder) byPort(otherwise *matcherv3.Matcher_OnMatch, ports map[string]*matcherv3.Matcher_OnMatch) *matcherv3.Matcher_OnMatch {
-	return nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.DestinationPortInput{}, ports), OnNoMatch: otherwise})
+func setFirst(to map[string]*matcherv3.Matcher_OnMatch, key string, value *matcherv3.Matcher_OnMatch) {
+	if to[key] == nil {
+		to[key] = value
+	}
+}
+
+// covers reports whether a wildcard matches all that another host of a rule
+// does.
+func covers(wildcard, host string) bool {
+	if !strings.HasPrefix(host, "*") {
+		return authz.Route{Host: wildcard}.Matches(host)
+	}
+	base, deep := strings.CutPrefix(wildcard, "**")
+	if !deep {
+		return host == wildcard
+	}
+	return strings.HasSuffix(host, base)
 }

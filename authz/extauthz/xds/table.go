@@ -20,6 +20,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
+// predicate is a condition of a matcher's.
+type predicate = matcherv3.Matcher_MatcherList_Predicate
+
 // headerRoute is the request header by which an allowing answer names the rule
 // that let the request through. What the plugin sends under that name is
 // removed before anything looks at it.
@@ -167,19 +170,17 @@ func (b *builder) byRule(places []place, otherwise []*routev3.Route) *matcherv3.
 		rules[id] = append(rules[id], &places[i])
 	}
 	onNoMatch := b.then("routes", &routev3.RouteList{Routes: otherwise})
-	if len(rules) == 0 {
-		// A matcher needs something to look for. No answer names this.
-		rules["/"] = nil
-	}
-	tree := map[string]*matcherv3.Matcher_OnMatch{}
+	// A matcher needs something to look for. No answer names this.
+	tree := map[string]*matcherv3.Matcher_OnMatch{"/": onNoMatch}
 	for id, of := range rules {
-		tree[id] = b.byHost(of, onNoMatch)
+		tree[id] = b.byHost(of)
 	}
 	return &matcherv3.Matcher{MatcherType: b.exact(header(headerRoute), tree), OnNoMatch: onNoMatch}
 }
 
 // byHost finds the route of one rule: of the exact host, else of a wildcard.
-func (b *builder) byHost(places []*place, onNoMatch *matcherv3.Matcher_OnMatch) *matcherv3.Matcher_OnMatch {
+// Where there is none nothing leads on.
+func (b *builder) byHost(places []*place) *matcherv3.Matcher_OnMatch {
 	exact := map[string]*matcherv3.Matcher_OnMatch{}
 	var wild []*place
 	for _, p := range places {
@@ -189,13 +190,14 @@ func (b *builder) byHost(places []*place, onNoMatch *matcherv3.Matcher_OnMatch) 
 			wild = append(wild, p)
 		}
 	}
-	if len(wild) > 0 {
-		onNoMatch = nest(&matcherv3.Matcher{MatcherType: b.wildcards(wild), OnNoMatch: onNoMatch})
+	if len(wild) == 0 {
+		return nest(&matcherv3.Matcher{MatcherType: b.exact(header(":authority"), exact)})
 	}
+	otherwise := nest(&matcherv3.Matcher{MatcherType: b.wildcards(wild)})
 	if len(exact) == 0 {
-		return onNoMatch
+		return otherwise
 	}
-	return nest(&matcherv3.Matcher{MatcherType: b.exact(header(":authority"), exact), OnNoMatch: onNoMatch})
+	return nest(&matcherv3.Matcher{MatcherType: b.exact(header(":authority"), exact), OnNoMatch: otherwise})
 }
 
 // wildcards finds the pattern that matches the host most closely.
@@ -205,22 +207,21 @@ func (b *builder) wildcards(places []*place) *matcherv3.Matcher_MatcherList_ {
 		by[p.authority()] = p
 	}
 	list := &matcherv3.Matcher_MatcherList{}
-	for _, authority := range closestFirst(slices.Collect(maps.Keys(by))) {
-		list.Matchers = append(list.Matchers, b.when(header(":authority"), pattern(authority), b.to(by[authority])))
+	for _, authority := range slices.SortedFunc(maps.Keys(by), closer) {
+		list.Matchers = append(list.Matchers, &matcherv3.Matcher_MatcherList_FieldMatcher{
+			Predicate: b.is(header(":authority"), matching(pattern(authority))), OnMatch: b.to(by[authority]),
+		})
 	}
 	return &matcherv3.Matcher_MatcherList_{MatcherList: list}
 }
 
-// closestFirst sorts wildcards so that the first one that matches is the
-// closest: of the longest name, and of one label before any number.
-func closestFirst(patterns []string) []string {
-	slices.SortFunc(patterns, func(x, y string) int {
-		return cmp.Or(
-			cmp.Compare(len(strings.TrimLeft(y, "*")), len(strings.TrimLeft(x, "*"))),
-			cmp.Compare(len(x), len(y)), strings.Compare(x, y),
-		)
-	})
-	return patterns
+// closer orders wildcards so that the first one that matches is the closest: of
+// the longest name, and of one label before any number.
+func closer(x, y string) int {
+	return cmp.Or(
+		cmp.Compare(len(strings.TrimLeft(y, "*")), len(strings.TrimLeft(x, "*"))),
+		cmp.Compare(len(x), len(y)), strings.Compare(x, y),
+	)
 }
 
 // pattern returns a regular expression for what a wildcard matches: one label,
@@ -285,21 +286,23 @@ func (b *builder) exact(input proto.Message, to map[string]*matcherv3.Matcher_On
 	}}
 }
 
-func (b *builder) when(input proto.Message, regex string, then *matcherv3.Matcher_OnMatch) *matcherv3.Matcher_MatcherList_FieldMatcher {
-	return &matcherv3.Matcher_MatcherList_FieldMatcher{
-		Predicate: &matcherv3.Matcher_MatcherList_Predicate{MatchType: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
-			SinglePredicate: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
-				Input: b.input(input),
-				Matcher: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcherv3.StringMatcher{
-					MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{
-						EngineType: &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}},
-						Regex:      regex,
-					}},
-				}},
-			},
-		}},
-		OnMatch: then,
-	}
+func (b *builder) is(input proto.Message, what *matcherv3.StringMatcher) *predicate {
+	return &predicate{MatchType: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
+		SinglePredicate: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
+			Input:   b.input(input),
+			Matcher: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: what},
+		},
+	}}
+}
+
+func exactly(text string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: text}}
+}
+
+func matching(regex string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{
+		EngineType: &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}}, Regex: regex,
+	}}}
 }
 
 func (b *builder) then(name string, m proto.Message) *matcherv3.Matcher_OnMatch {

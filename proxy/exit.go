@@ -30,8 +30,7 @@ import (
 // dir is the exits' own: it is made if it is missing, for the sidecar's own user
 // and, to look up sockets in, for group, which is a name or a number and may use
 // the sockets too; "" for nobody else. Both stay what they are at the first call.
-// dir must be short enough for a socket's path, which has at most 107 bytes
-// (unix(7)): 74.
+// dir has at most 75 bytes, since a socket's path has at most 107 (unix(7)).
 //
 // It may be called before Serve, which closes the exits when it ends, and at any
 // time after; without Serve, Exits of no routes closes them.

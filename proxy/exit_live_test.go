@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -85,6 +86,62 @@ func TestExitEndsWithItsRule(t *testing.T) {
 	if !slices.Equal(reasons, []string{"ext_authz revoked", "ext_authz revoked"}) {
 		t.Errorf("recorded are %q", reasons)
 	}
+}
+
+// TestExitsInAStorm takes a rule away, again and again, while as many connections
+// as can be are being made through its exit: when Reconsider has returned, what
+// they say arrives nowhere.
+func TestExitsInAStorm(t *testing.T) {
+	var arrived atomic.Int64
+	server := tcpServer(t, func(c net.Conn) {
+		for buf := make([]byte, 64); ; {
+			n, err := c.Read(buf)
+			arrived.Add(int64(n))
+			if _, broken := c.Write(buf[:n]); err != nil || broken != nil {
+				return
+			}
+		}
+	})
+	w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"))})
+	path := w.exits()["tcp 127.0.0.1"]
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for range 16 {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				c, err := net.Dial("unix", path)
+				if err != nil {
+					continue
+				}
+				for range 20 {
+					if _, err := c.Write([]byte("x")); err != nil {
+						break
+					}
+					if _, err := c.Read(make([]byte, 1)); err != nil {
+						break
+					}
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	for range 10 {
+		before := arrived.Load()
+		for late := testDeadline(); arrived.Load() < before+100 && !late(); {
+		}
+		w.engine.Revoke(authz.Revocation{ID: "r", Plugin: plugin, Rule: "tcp", Level: authz.LevelQuarantine})
+		w.proxy.Reconsider()
+		time.Sleep(50 * time.Millisecond) // what was sent arrives
+		after := arrived.Load()
+		time.Sleep(50 * time.Millisecond)
+		if later := arrived.Load(); later != after || after == before {
+			t.Errorf("%d bytes arrived after the revocation, %d before it", later-after, after-before)
+		}
+		w.engine.Restore("r")
+	}
+	cancel()
+	running.Wait()
+	w.settled()
 }
 
 // TestExitEndsWithItsGrant: by its time, and by being left out of the next policy.

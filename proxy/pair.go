@@ -59,7 +59,7 @@ func hungUp(c net.Conn) bool {
 	}
 	polled := []unix.PollFd{{}}
 	err = raw.Control(func(fd uintptr) {
-		polled[0].Fd = int32(fd)    //nolint:gosec // descriptors are small
+		polled[0].Fd = int32(fd)
 		_, _ = unix.Poll(polled, 0) // it does not wait; an error leaves nothing reported
 	})
 	return err != nil || polled[0].Revents&unix.POLLHUP != 0

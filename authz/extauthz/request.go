@@ -388,7 +388,7 @@ func checkHeader(name, value string) string {
 	if !isToken(strings.TrimPrefix(name, ":")) {
 		return "the header name " + quote(name) + " is not a token"
 	}
-	if strings.ContainsAny(value, "\x00\r\n") {
+	if strings.IndexByte(value, 0) >= 0 || strings.IndexByte(value, '\r') >= 0 || strings.IndexByte(value, '\n') >= 0 {
 		return "the header " + quote(name) + " holds NUL, CR or LF"
 	}
 	return ""
@@ -435,7 +435,7 @@ func isToken(s string) bool {
 	for i := range len(s) {
 		c := s[i]
 		alphanumeric := '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
-		if !alphanumeric && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+		if !alphanumeric && c != '-' && strings.IndexByte("!#$%&'*+.^_`|~", c) < 0 {
 			return false
 		}
 	}

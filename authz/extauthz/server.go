@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -47,6 +49,12 @@ const (
 	minClientPing  = 10 * time.Second
 	healthInterval = time.Second // how soon Watch hears of a change
 	defaultDrain   = 10 * time.Second
+	stackOfCheck   = 7 << 10 // with what grpc uses, a stack of 16 KiB
+
+	// Windows of flow control. That they are fixed saves grpc its probes for
+	// larger ones, which a socket on the same host does not need.
+	streamWindow     = 256 << 10
+	connectionWindow = 4 << 20
 )
 
 // Config is what a Server is made of.
@@ -139,6 +147,8 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxRecvMsgSize(maxReceived),
 		grpc.MaxHeaderListSize(maxMetadata),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ConnectionTimeout(handshakeLimit),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idlePing, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
@@ -206,12 +216,23 @@ func handleCheck(server any, ctx context.Context, decode func(any) error, _ grpc
 	if !ok {
 		return nil, errors.New("handle check: not this server")
 	}
+	growStack()
 	in := new(incoming)
 	if err := decode(in); err != nil {
 		return nil, err
 	}
 	out := s.respond(ctx, in)
 	return &out, nil
+}
+
+// growStack makes the stack of a goroutine large enough for a check at once.
+// grpc starts one for each call, on 2 KiB; left alone it doubles three times, and
+// each time all of it is walked and copied, which takes longer than to decide.
+//
+//go:noinline
+func growStack() {
+	var room [stackOfCheck]byte
+	runtime.KeepAlive(&room)
 }
 
 // incoming is a check on its way in.
@@ -327,17 +348,46 @@ func (s *Server) checkAddress(admission *authz.Admission) (authz.Reason, string)
 	return authz.Granted, ""
 }
 
-// beforeDeadline returns a context that ends a little before the caller's
-// deadline, so that what takes too long, a credential from a Vault that does not
-// answer, is a refusal: the deadline itself is an error to the caller, which
-// Envoy passes a request on where it is configured to fail open.
+// early is a context that ends a little before the caller's deadline, so that
+// what takes too long, a credential from a Vault that does not answer, is a
+// refusal: the deadline itself is an error to the caller, which Envoy passes a
+// request on where it is configured to fail open. Few checks wait for anything,
+// so the timer is made when somebody asks for it.
+type early struct {
+	context.Context //nolint:containedctx // it is one
+
+	deadline time.Time
+	once     sync.Once
+	inner    context.Context //nolint:containedctx // made late
+	cancel   context.CancelFunc
+}
+
+// beforeDeadline returns a context that ends early, and what releases it.
 func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return ctx, func() {}
 	}
-	return context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/10))
+	e := &early{Context: ctx, deadline: deadline.Add(-time.Until(deadline) / 10)}
+	return e, func() {
+		e.once.Do(func() { e.inner, e.cancel = e.Context, func() {} })
+		e.cancel() // of a timer that was never made, nothing
+	}
 }
+
+func (e *early) start() context.Context {
+	e.once.Do(func() { e.inner, e.cancel = context.WithDeadline(e.Context, e.deadline) })
+	return e.inner
+}
+
+// Deadline returns when it ends (context.Context).
+func (e *early) Deadline() (time.Time, bool) { return e.deadline, true }
+
+// Done returns what is closed when it ends (context.Context).
+func (e *early) Done() <-chan struct{} { return e.start().Done() }
+
+// Err returns why it ended (context.Context).
+func (e *early) Err() error { return e.start().Err() }
 
 // refuse answers what is no access.
 func (s *Server) refuse(f *fault, wantsGRPC bool) answer {

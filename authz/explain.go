@@ -17,15 +17,22 @@ type Explanation struct {
 	Remedy   string   // exactly what to ask for
 	YAML     string   // the rule that would allow it and nothing more, "" when none would
 
-	pattern string // of the nearest rule's path when it matched
+	pattern   string // of the nearest rule's path when it matched
+	grantable bool   // a rule would allow it
+	secure    bool   // where it takes plain http as https
 }
 
 // Explain decides the request and says why.
 func (s *Snapshot) Explain(req Request, usage Usage, now time.Time) Explanation {
-	return s.explain(req, s.Decide(req, usage, now), now)
+	e := s.explain(req, s.Decide(req, usage, now), now)
+	if e.grantable {
+		e.YAML = ruleYAML(req, e.secure)
+	}
+	return e
 }
 
-// explain finds the words for a decision.
+// explain finds the words for a decision, but for the rule that would allow it,
+// which no refusal holds.
 func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 	e := Explanation{Decision: d}
 	if d.Allowed() {
@@ -48,7 +55,9 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 		e.pattern = near.path.text
 	}
 	e.Detail = s.detail(req, d, near, now)
-	e.Remedy, e.YAML = remedy(req, d, near)
+	// Where https is granted, it is also what plain http should be taken as.
+	e.secure = near.sameHost && near.rule.couldOriginate(&req.Destination)
+	e.Remedy, e.grantable = remedy(req, d, near, e.secure)
 	return e
 }
 
@@ -478,30 +487,30 @@ func addressDetail(d Decision, dest Destination) string {
 }
 
 // remedy says exactly what to ask for, and the rule that would do.
-func remedy(req Request, d Decision, n near) (text, yaml string) {
+func remedy(req Request, d Decision, n near, secure bool) (text string, grantable bool) {
 	switch d.Reason {
 	case MalformedRequest, DestinationNotGranted, NoGrant, MethodNotGranted, PathNotGranted:
-		return ask(req, d, n)
+		return ask(req, d, n, secure)
 	case GrantExpired:
 		switch {
 		case n.rule == nil:
-			return "ask for a later notAfter", ""
+			return "ask for a later notAfter", false
 		case n.rule.notAfter.Before(n.rule.grant.NotAfter):
-			return "ask for a later notAfter on " + n.rule.name(), ""
+			return "ask for a later notAfter on " + n.rule.name(), false
 		}
-		return "ask for a later notAfter on grant " + n.rule.grant.Name, ""
+		return "ask for a later notAfter on grant " + n.rule.grant.Name, false
 	case QuotaExceeded:
 		if d.RetryAfter > 0 {
-			return fmt.Sprintf("wait %s, or ask for a higher limit", max(d.RetryAfter.Round(time.Millisecond), time.Millisecond)), ""
+			return fmt.Sprintf("wait %s, or ask for a higher limit", max(d.RetryAfter.Round(time.Millisecond), time.Millisecond)), false
 		}
-		return "the total is used up; ask for a higher limit", ""
+		return "the total is used up; ask for a higher limit", false
 	case AddressNotAllowed:
 		if d.rule != nil && d.address.IsValid() {
-			return fmt.Sprintf("ask for addresses: [%s] on %s", host(d.address), n.rule.name()), ""
+			return fmt.Sprintf("ask for addresses: [%s] on %s", host(d.address), n.rule.name()), false
 		}
 	default:
 	}
-	return remedyFor(d.Reason), ""
+	return remedyFor(d.Reason), false
 }
 
 func host(addr netip.Addr) netip.Prefix {
@@ -511,28 +520,25 @@ func host(addr netip.Addr) netip.Prefix {
 
 // ask says what to add to the nearest rule when one thing is missing there,
 // and otherwise which rule to add.
-func ask(req Request, d Decision, n near) (text, yaml string) {
+func ask(req Request, d Decision, n near, secure bool) (text string, grantable bool) {
 	dest := req.Destination
 	switch {
 	case dest.host == "", dest.scheme.HTTP() && req.Action.Method == "":
-		return remedyFor(MalformedRequest), ""
+		return remedyFor(MalformedRequest), false
 	case req.Action.Method == "TRACE":
-		return "use another method: TRACE sends the request back, and nothing grants it", ""
+		return "use another method: TRACE sends the request back, and nothing grants it", false
 	case miscased(req.Action.Method):
-		return "send " + strings.ToUpper(req.Action.Method) + ": methods are case-sensitive", ""
+		return "send " + strings.ToUpper(req.Action.Method) + ": methods are case-sensitive", false
 	case req.Action.Upgrade != "" && !upgradable(req.Action.Upgrade):
-		return "nothing grants an upgrade to " + req.Action.Upgrade, ""
+		return "nothing grants an upgrade to " + req.Action.Upgrade, false
 	}
-	// Where https is granted, it is also what plain http should be taken as.
-	secure := n.sameHost && n.rule.couldOriginate(&dest)
-	yaml = ruleYAML(req, secure)
 	differs := n.differs(req, d)
 	field := ""
 	if len(differs) == 1 {
 		switch differs[0] {
 		case "scheme":
 			if secure {
-				return "use https, or ask for tls: {originate: true} on " + n.rule.name(), yaml
+				return "use https, or ask for tls: {originate: true} on " + n.rule.name(), true
 			}
 		case "method":
 			field = "methods: [" + req.Action.Method + "]"
@@ -548,11 +554,11 @@ func ask(req Request, d Decision, n near) (text, yaml string) {
 	}
 	switch {
 	case field != "":
-		return fmt.Sprintf("ask for %s on %s", field, n.rule.name()), yaml
+		return fmt.Sprintf("ask for %s on %s", field, n.rule.name()), true
 	case d.Reason == NoGrant:
-		return "ask for a grant with a rule with " + shortYAML(req, secure), yaml
+		return "ask for a grant with a rule with " + shortYAML(req, secure), true
 	}
-	return "ask for a rule with " + shortYAML(req, secure), yaml
+	return "ask for a rule with " + shortYAML(req, secure), true
 }
 
 // remedyFor returns what to do about a reason that no rule can change.

@@ -291,7 +291,8 @@ func TestStrangeLeases(t *testing.T) {
 						t.Fatalf("error %v", err)
 					case test.err == "" && err == nil && (c.NotAfter.Before(asked) || c.NotAfter.Sub(asked) > test.longest):
 						t.Fatalf("served for %s", c.NotAfter.Sub(asked))
-					case test.err == "" && err != nil && test.longest > time.Second:
+					case test.err == "" && err != nil && test.longest > time.Second && !strings.Contains(err.Error(), "too short to be used"):
+						// Too short is what an answer leaves that took long, on a busy machine.
 						t.Fatalf("not served: %v", err)
 					}
 				}

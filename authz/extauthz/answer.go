@@ -70,10 +70,13 @@ const (
 	valueString  = 3<<3 | text
 )
 
+// usualAnswer is as long as most answers, but for their bodies.
+const usualAnswer = 640
+
 // encode returns the answer on the wire. A CheckResponse without a status is one
 // that allows, so there is always one, and only that of an allowing answer is 0.
 func (a *answer) encode() []byte {
-	w := writer(make([]byte, 0, 768+len(a.body)))
+	w := writer(make([]byte, 0, usualAnswer+len(a.body)))
 	status := w.open(responseStatus)
 	if a.verdict != allowed {
 		code := a.code

@@ -7,6 +7,8 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -52,17 +54,34 @@ func benchHouse(b *testing.B) *house {
 	return h
 }
 
-// BenchmarkAnswer is a check without its transport.
-func BenchmarkAnswer(b *testing.B) {
+// BenchmarkParts is a check without its transport, part by part.
+func BenchmarkParts(b *testing.B) {
 	s := benchHouse(b).server(b, Config{})
 	defer s.Close()
-	ctx, in := trustedContext(b.Context()), benchCheck()
-	b.ReportAllocs()
-	for b.Loop() {
-		if out, _ := s.Check(ctx, in); out.GetOkResponse() == nil {
-			b.Fatal(out)
+	ctx := trustedContext(b.Context())
+	wire := mem.BufferSlice{mem.SliceBuffer(testenv.MustGet(proto.Marshal(benchCheck()))(b))}
+	in, out := new(incoming), answer{}
+	b.Run("read", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			in = new(incoming)
+			testenv.Must(b, newCodec().Unmarshal(wire, in))
 		}
-	}
+	})
+	b.Run("respond", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if out = s.respond(ctx, in); out.verdict != allowed {
+				b.Fatal(out)
+			}
+		}
+	})
+	b.Run("encode", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			out.encode()
+		}
+	})
 }
 
 // BenchmarkCheck asks over a unix socket; BenchmarkFloor asks an empty handler

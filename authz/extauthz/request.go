@@ -355,7 +355,12 @@ func isRemovedFamily(name string) bool {
 		hyphenated = strings.ReplaceAll(name, "_", "-")
 	}
 	return strings.HasPrefix(hyphenated, "x-forwarded-") || strings.HasPrefix(hyphenated, "x-chaperone-") ||
-		hyphenated != name && slices.Contains(neverPassing(), hyphenated)
+		hyphenated != name && isNeverPassing(hyphenated)
+}
+
+func isNeverPassing(name string) bool {
+	names := neverPassing()
+	return slices.Contains(names[:], name)
 }
 
 // ownToCaller reports the headers that belong to the caller's own handling of
@@ -413,11 +418,15 @@ func isGRPC(contentType string) bool {
 // traceID returns the trace id of a traceparent (W3C Trace Context, section
 // 3.2.2), "" when it is not one.
 func traceID(traceparent string) string {
-	parts := strings.Split(traceparent, "-")
-	if len(parts) < 4 || len(parts[1]) != 32 || strings.Trim(parts[1], "0123456789abcdef") != "" {
+	const version, id = len("00-"), 32
+	if len(traceparent) <= version+id || traceparent[version-1] != '-' || traceparent[version+id] != '-' {
 		return ""
 	}
-	return parts[1]
+	trace := traceparent[version : version+id]
+	if strings.Trim(trace, "0123456789abcdef") != "" || !strings.Contains(traceparent[version+id+1:], "-") {
+		return ""
+	}
+	return trace
 }
 
 // lower returns name in lower case, without a copy when it is already.

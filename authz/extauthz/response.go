@@ -16,8 +16,8 @@ import (
 // are named in every answer and not only when seen, since the caller may be
 // configured to show only some headers (allowed_headers). What else belongs to
 // the families x-forwarded-* and x-chaperone-* is added when it is seen.
-func neverPassing() []string {
-	return []string{
+func neverPassing() [16]string {
+	return [...]string{
 		"forwarded",
 		"keep-alive",
 		"proxy-authorization",
@@ -157,18 +157,27 @@ func withoutParameter(query, without string) string {
 // a server that makes variables of header names cannot tell from it. One that
 // is set is never among them: older Envoys remove after setting.
 func (a *access) removals(changed []header, slot authz.Injection) []string {
-	names := append(neverPassing(), a.remove...)
+	fixed := neverPassing()
+	names := make([]string, 0, len(fixed)+len(a.remove)+1)
+	add := func(name string) {
+		if !slices.ContainsFunc(changed, func(h header) bool { return h.name == name }) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range fixed {
+		add(name)
+	}
+	for _, name := range a.remove {
+		add(name)
+	}
 	if slot.Kind == authz.InjectHeader {
 		want := strings.ReplaceAll(slot.Name, "_", "-")
 		for _, sent := range a.headers {
 			if strings.ReplaceAll(sent.name, "_", "-") == want {
-				names = append(names, sent.name)
+				add(sent.name)
 			}
 		}
 	}
-	names = slices.DeleteFunc(names, func(name string) bool {
-		return slices.ContainsFunc(changed, func(h header) bool { return h.name == name })
-	})
 	slices.Sort(names)
 	return slices.Compact(names)
 }

@@ -138,7 +138,7 @@ func TestEnvoyListens(t *testing.T) {
 	inPod("ip", "address", "add", "198.51.100.7/32", "dev", "lo")
 	inPod("iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", "198.51.100.7", "-j", "REDIRECT", "--to-ports", "15006")
 	w.write("envoy-in-pod", fmt.Sprintf("#!/bin/sh\nexec nsenter -t %d -n %s \"$@\"\n", pod.Process.Pid, testenv.MustGet(testenv.FetchEnvoy(t.Context(), nil))(t)))
-	testenv.Must(t, os.Chmod(w.file("envoy-in-pod"), 0o755)) //nolint:gosec // a program
+	testenv.Must(t, os.Chmod(w.file("envoy-in-pod"), 0o755))
 	t.Setenv("CHAPERONE_ENVOY", w.file("envoy-in-pod"))
 	w.envoy()
 
@@ -211,10 +211,10 @@ func curlOutput(t *testing.T, target string) string {
 // TestEnvoyDoctor finds sockets that others may use.
 func TestEnvoyDoctor(t *testing.T) {
 	w := newEnvoyWorld(t, "off")
-	testenv.Must(t, os.Chmod(w.folder, 0o700)) //nolint:gosec // a folder
+	testenv.Must(t, os.Chmod(w.folder, 0o700))
 	r := w.chaperone("doctor", "--config", w.file("sidecar.yaml"))
 	contains(t, r.stdout, "pass  spec.envoy.dir "+w.folder, "envoy in PATH")
-	testenv.Must(t, os.Chmod(w.folder, 0o777)) //nolint:gosec // what is to be found
+	testenv.Must(t, os.Chmod(w.folder, 0o777))
 	r = w.chaperone("doctor", "--config", w.file("sidecar.yaml"))
 	if contains(t, r.stdout, "FAIL  spec.envoy.dir "+w.folder, "has mode -rwxrwxrwx, not -rwx------"); r.status != exitFailure {
 		t.Errorf("status %d", r.status)

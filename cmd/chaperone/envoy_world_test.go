@@ -29,7 +29,7 @@ func newEnvoyWorld(t *testing.T, kernel string) *envoyWorld {
 	t.Helper()
 	testenv.Require(t, testenv.EnvoyServer())
 	w := &envoyWorld{world: newWorld(t, kernel, "")}
-	w.folder = testenv.MustGet(os.MkdirTemp("", "chaperone-envoy-"))(t) // short, for the paths of sockets
+	w.folder = testenv.MustGet(os.MkdirTemp("", "chaperone-envoy-"))(t) //nolint:usetesting // its name is short, for the paths of sockets
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(w.folder)) })
 	w.write("sidecar.yaml", w.read("sidecar.yaml")+fmt.Sprintf("  envoy: {dir: %s}\n", w.folder))
 	w.rules(time.Now().Add(time.Hour), envoyRules)

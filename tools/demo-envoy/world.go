@@ -86,7 +86,7 @@ func (w *world) Close() error {
 		w.sidecar.end()
 	}
 	if w.cgroup != nil {
-		cmd := exec.Command(w.binary, "detach", "--config", w.config(), "--kill")
+		cmd := exec.CommandContext(context.Background(), w.binary, "detach", "--config", w.config(), "--kill")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			errs = append(errs, fmt.Errorf("detach: %w: %s", err, out))
 		}
@@ -185,7 +185,7 @@ func (w *world) startSidecar(ctx context.Context) error {
 		args = append(args, "--cgroup", w.cgroup.Name())
 	}
 	w.tell(args)
-	p, err := start(exec.Command(w.binary, args...))
+	p, err := start(exec.CommandContext(ctx, w.binary, args...))
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,35 @@ import (
 	"strings"
 )
 
+// The list of attacks. Each has a number, which attempts and failures name.
+//
+//	 1  the good host's name inside a connection to the evil one
+//	 2  an absolute URI that disagrees with its connection or with Host
+//	 3  server names, hosts and authorities that disagree, or are spelled in odd ways
+//	 4  a redirected connection to an address that is not the host's
+//	 5  another port or scheme of the good host
+//	 6  names that resolve to where they should not, at once or later
+//	 7  redirects, also of the endpoint that gives out tokens
+//	 8  hop-by-hop headers that list the credential's place
+//	 9  credentials of the plugin's own, however spelled
+//	10  values that would end a header
+//	11  request smuggling
+//	12  paths that are others
+//	13  stand-ins where they do not belong
+//	14  echoes in every spelling, place and coding
+//	15  upgrades
+//	16  trailers
+//	17  connections that are shared: see room.search
+//	19  signatures and headers of AWS's
+//	20  token endpoints that are slow, wrong or evil
+//	21  revocation while it happens: see room.revoked
+//	22  leases that end: see room.lapses
+//	23  what is written: see room.search
+//	24  the sidecar's own places
+//	25  floods: see room.flood and room.mints
+//
+// There is no 18: it is about databases that are spoken to in their own protocol.
+
 // lane is how a plugin's request reaches a door.
 type lane struct {
 	name                               string
@@ -20,9 +49,12 @@ func lanes(door string) []lane {
 		return []lane{{name: "Envoy", envoy: true}, {name: "Envoy, HTTP/2", envoy: true, h2: true}}
 	}
 	out := []lane{
-		{name: "absolute form"}, {name: "HTTP/2 in clear", h2: true},
-		{name: "CONNECT", tunnel: true}, {name: "CONNECT, HTTP/2 in clear", tunnel: true, h2: true},
-		{name: "CONNECT, TLS", tunnel: true, tls: true}, {name: "CONNECT, TLS, HTTP/2", tunnel: true, tls: true, h2: true},
+		{name: "absolute form"},
+		{name: "HTTP/2 in clear", h2: true},
+		{name: "CONNECT", tunnel: true},
+		{name: "CONNECT, HTTP/2 in clear", tunnel: true, h2: true},
+		{name: "CONNECT, TLS", tunnel: true, tls: true},
+		{name: "CONNECT, TLS, HTTP/2", tunnel: true, tls: true, h2: true},
 	}
 	if door == "required" {
 		out = append(out,
@@ -42,7 +74,7 @@ func (w lane) explicit() bool { return !w.envoy && !w.redirected && !w.tunnel }
 // the attempt's own name, {T} the target as this way has it, {ECHO} and {REDIRECT}
 // paths whose answer holds all that was sent, where that is searched.
 type probe struct {
-	item   int // of the list in the package's documentation
+	item   int // of the list above
 	name   string
 	to     string // where the plugin connects, or says so; "": {G}
 	sni    string // "": the name in to; -: none
@@ -201,10 +233,25 @@ func confusions() []probe {
 func spelledHosts() []probe {
 	var out []probe
 	for _, c := range []struct{ host, want, envoy string }{
-		{"{U}:{P}", "good", ""}, {"{g}.:{P}", "good", ""}, {"{g}:0{P}", "refused|nobody|good", ""}, {"{g}:", "refused|nobody", ""},
-		{"{g}:443:80", "refused|nobody", ""}, {"{g}@{E}", "refused|nobody", "evil|nobody"}, {"{E}@{G}", "refused|nobody", "good|nobody"}, {"{g}%2eevil.example:{P}", "refused|nobody", ""}, {"{g}%00.evil.example:{P}", "refused|nobody", ""},
-		{"\uff4bind.good.example:{P}", "refused|nobody", ""}, {"xn--{g}:{P}", "refused|nobody", ""}, {"[::ffff:127.0.0.1]:{P}", "refused|nobody", ""}, {"127.1:{P}", "refused|nobody", ""},
-		{"2130706433:{P}", "refused|nobody", ""}, {"{g},{E}", "refused|nobody", ""}, {"{g}/.evil.example:{P}", "refused|nobody", "refused|nobody"}, {"{g}\\.evil.example:{P}", "refused|nobody", ""}, {"{g}#@{E}", "refused|nobody", ""}, {"*.good.example:{P}", "refused|nobody", ""},
+		{"{U}:{P}", "good", ""},
+		{"{g}.:{P}", "good", ""},
+		{"{g}:0{P}", "refused|nobody|good", ""},
+		{"{g}:", "refused|nobody", ""},
+		{"{g}:443:80", "refused|nobody", ""},
+		{"{g}@{E}", "refused|nobody", "evil|nobody"},
+		{"{E}@{G}", "refused|nobody", "good|nobody"},
+		{"{g}%2eevil.example:{P}", "refused|nobody", ""},
+		{"{g}%00.evil.example:{P}", "refused|nobody", ""},
+		{"\uff4bind.good.example:{P}", "refused|nobody", ""},
+		{"xn--{g}:{P}", "refused|nobody", ""},
+		{"[::ffff:127.0.0.1]:{P}", "refused|nobody", ""},
+		{"127.1:{P}", "refused|nobody", ""},
+		{"2130706433:{P}", "refused|nobody", ""},
+		{"{g},{E}", "refused|nobody", ""},
+		{"{g}/.evil.example:{P}", "refused|nobody", "refused|nobody"},
+		{"{g}\\.evil.example:{P}", "refused|nobody", ""},
+		{"{g}#@{E}", "refused|nobody", ""},
+		{"*.good.example:{P}", "refused|nobody", ""},
 	} {
 		out = append(out,
 			probe{item: 3, name: "to " + c.host, to: c.host, not: firstOf(named, func(w lane) string {
@@ -268,10 +315,14 @@ func headersOfTheirOwn() []probe {
 			}
 			return ""
 		}, want: "good"},
-		{item: 16, name: "trailers", method: "POST", heads: []string{"Trailer: Authorization, X-Api-Key, X-Db-Password, X-Amz-Security-Token, Cookie", "TE: trailers"}, body: "x",
-			tail: []string{"Authorization: Bearer " + mine, "X-Api-Key: " + mine, "X-Db-Password: " + mine, "X-Amz-Security-Token: " + mine, "Cookie: sid=" + mine}, want: "good|nobody"},
-		{item: 16, name: "trailers that are other credentials' places", method: "POST", heads: []string{"Trailer: X-Api-Key, X-Db-Password, X-Amz-Security-Token, Cookie"}, body: "x",
-			tail: []string{"X-Api-Key: " + mine, "X-Db-Password: " + mine, "X-Amz-Security-Token: " + mine, "Cookie: sid=" + mine}, want: "good"},
+		{
+			item: 16, name: "trailers", method: "POST", heads: []string{"Trailer: Authorization, X-Api-Key, X-Db-Password, X-Amz-Security-Token, Cookie", "TE: trailers"}, body: "x",
+			tail: []string{"Authorization: Bearer " + mine, "X-Api-Key: " + mine, "X-Db-Password: " + mine, "X-Amz-Security-Token: " + mine, "Cookie: sid=" + mine}, want: "good|nobody",
+		},
+		{
+			item: 16, name: "trailers that are other credentials' places", method: "POST", heads: []string{"Trailer: X-Api-Key, X-Db-Password, X-Amz-Security-Token, Cookie"}, body: "x",
+			tail: []string{"X-Api-Key: " + mine, "X-Db-Password: " + mine, "X-Amz-Security-Token: " + mine, "Cookie: sid=" + mine}, want: "good",
+		},
 		{item: 16, name: "trailers that were not announced", method: "POST", body: "x", tail: []string{"Authorization: Bearer " + mine, "X-Api-Key: " + mine}, share: 2, want: "good"},
 		{item: 16, name: "a trailer of the answer", path: "/v1/trailer/{ID}", heads: []string{"TE: trailers"}, not: scrubbed, share: 2, want: "good"},
 	}
@@ -317,10 +368,21 @@ func smuggled() []probe {
 func paths() []probe {
 	var out []probe
 	for _, c := range []struct{ path, want string }{
-		{"/v1/../admin/{ID}", "refused|nobody"}, {"/v1/%2e%2e/admin/{ID}", "refused|nobody"}, {"/v1/..%2fadmin/{ID}", "refused|nobody"},
-		{"//admin/{ID}", "refused|nobody"}, {"/v1;x/../admin/{ID}", "refused|nobody"}, {"/v1/%00/{ID}", "refused|nobody"}, {"/v1/\\..\\admin/{ID}", "refused|nobody"},
-		{"/v1/%5c..%5cadmin/{ID}", "refused|nobody"}, {"/v1/%252e%252e/{ID}", "refused|nobody"}, {"/admin/{ID}", "refused path_not_granted"}, {"/V1/echo/{ID}", "refused path_not_granted"},
-		{"/v1/{ECHO}/%c0%ae%c0%ae/{ID}", "good|refused|nobody"}, {"/%76%31/{ECHO}/{ID}", "good"}, {"/v1/{ECHO}/{ID}?a=b&a=c", "good"}, {"/v1/{ECHO}/{ID}?key=" + mine + "%26key=" + mine, "good"},
+		{"/v1/../admin/{ID}", "refused|nobody"},
+		{"/v1/%2e%2e/admin/{ID}", "refused|nobody"},
+		{"/v1/..%2fadmin/{ID}", "refused|nobody"},
+		{"//admin/{ID}", "refused|nobody"},
+		{"/v1;x/../admin/{ID}", "refused|nobody"},
+		{"/v1/%00/{ID}", "refused|nobody"},
+		{"/v1/\\..\\admin/{ID}", "refused|nobody"},
+		{"/v1/%5c..%5cadmin/{ID}", "refused|nobody"},
+		{"/v1/%252e%252e/{ID}", "refused|nobody"},
+		{"/admin/{ID}", "refused path_not_granted"},
+		{"/V1/echo/{ID}", "refused path_not_granted"},
+		{"/v1/{ECHO}/%c0%ae%c0%ae/{ID}", "good|refused|nobody"},
+		{"/%76%31/{ECHO}/{ID}", "good"},
+		{"/v1/{ECHO}/{ID}?a=b&a=c", "good"},
+		{"/v1/{ECHO}/{ID}?key=" + mine + "%26key=" + mine, "good"},
 	} {
 		out = append(out, probe{item: 12, name: c.path, path: c.path, want: c.want})
 	}

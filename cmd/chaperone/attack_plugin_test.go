@@ -322,6 +322,9 @@ func (a *attempt) readHTTP2(framer *http2.Framer, say func(string)) ([]byte, err
 			}
 		case *http2.GoAwayFrame:
 			got.Write(f.DebugData())
+			if f.ErrCode == http2.ErrCodeNo && f.LastStreamID > 0 { // the answer is still to come (RFC 9113, section 6.8)
+				break
+			}
 			return got.Bytes(), fmt.Errorf("GOAWAY %v", f.ErrCode)
 		case *http2.RSTStreamFrame:
 			return got.Bytes(), fmt.Errorf("RST_STREAM %v", f.ErrCode)

@@ -494,12 +494,13 @@ func (r *room) search(door, leaked string) {
 		places["Envoy's output"] = []byte(r.envoy.Log())
 	}
 	var answers bytes.Buffer
-	for _, id := range slices.Sorted(maps.Keys(r.results)) {
-		if answer := r.results[id]; leaked != "" && answer.ID == leaked {
-			continue
+	r.mu.Lock()
+	results := maps.Clone(r.results)
+	r.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(results)) {
+		if answer := results[id]; answer.ID != leaked {
+			fmt.Fprintf(&answers, "\n[%s]\n%s\n%s", id, unpacked(answer.Got), answer.Err)
 		}
-		answer := r.results[id]
-		fmt.Fprintf(&answers, "\n[%s]\n%s\n%s", id, unpacked(answer.Got), answer.Err)
 	}
 	places["what the plugin got"] = answers.Bytes()
 	for i, evil := range r.evil {

@@ -492,21 +492,31 @@ spec:
 	if tried < 40 {
 		t.Errorf("only %d attempts", tried)
 	}
-	looked := map[string]string{
-		"the other host": evil.all(), "the log": w.read("state/audit.jsonl"), "status": fmt.Sprint(w.ready()),
-		"usage": w.chaperone("usage", "--config", w.file("sidecar.yaml"), "--output", "json").stdout,
-	}
+	c.mustNotBe(t, w, b, map[string]string{"the other host": evil.all(), "the metrics": metricsOf(t, metrics)})
+	c.mustArrive(t, received, evil.all())
+}
+
+// mustNotBe looks for it in what the plugin, and whoever reads what the sidecar
+// says, can see.
+func (c *theft) mustNotBe(t *testing.T, w *world, b *background, looked map[string]string) {
+	t.Helper()
+	looked["the log"], looked["status"] = w.read("state/audit.jsonl"), fmt.Sprint(w.ready())
+	looked["usage"] = w.chaperone("usage", "--config", w.file("sidecar.yaml"), "--output", "json").stdout
 	for line := range strings.Lines(b.output.String()) {
 		if !strings.HasPrefix(line, "got ") {
 			looked["stderr"] += line
 		}
 	}
-	looked["metrics"] = metricsOf(t, metrics)
 	for where, text := range looked {
 		if how := c.isIn([]byte(text)); how != "" {
 			t.Errorf("%s has the credential, spelled %s", where, how)
 		}
 	}
+}
+
+// mustArrive checks that the API got it, and nothing of the plugin's in its place.
+func (c *theft) mustArrive(t *testing.T, received, elsewhere string) {
+	t.Helper()
 	for _, want := range []string{"?hop", "?own"} {
 		at := strings.Index(received, want)
 		if at < 0 {
@@ -518,17 +528,17 @@ spec:
 			if !strings.Contains(line, c.shows) {
 				t.Errorf("%s arrived without the credential: %s", want, line)
 			}
-		} else if holds([]byte(line), secret) == "" && !strings.Contains(line, base64.StdEncoding.EncodeToString([]byte("weather:"+secret))) {
+		} else if holds([]byte(line), c.secret) == "" && !strings.Contains(line, base64.StdEncoding.EncodeToString([]byte("weather:"+c.secret))) {
 			t.Errorf("%s arrived without the credential: %s", want, line)
 		}
-		if strings.Contains(inject, "header") && strings.Contains(line, "mine") && !strings.Contains(line, "sid=mine") {
+		if strings.Contains(c.inject, "header") && strings.Contains(line, "mine") && !strings.Contains(line, "sid=mine") {
 			t.Errorf("the plugin's own arrived: %s", line)
 		}
 	}
-	if strings.Contains(evil.all(), "client of") {
+	if strings.Contains(elsewhere, "client of") {
 		t.Error("the other host was shown a certificate")
 	}
-	if strings.Contains(received+evil.all(), "wk_") {
+	if strings.Contains(received+elsewhere, "wk_") {
 		t.Errorf("a stand-in arrived: %s", received)
 	}
 }

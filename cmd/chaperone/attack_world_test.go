@@ -154,13 +154,13 @@ func (h *house) hosts() {
 	}
 	h.good = tls("", http.HandlerFunc(h.betray))
 	port := fmt.Sprint(h.good.Addr.Port())
-	evil, elsewhere, clear := tls("127.0.0.2:"+port, nil), tls("", nil), plain("")
-	clearEvil := plain(fmt.Sprintf("127.0.0.2:%d", clear.Addr.Port()))
-	h.evil = []*testenv.Witness{evil, elsewhere, clear, clearEvil}
+	evil, elsewhere, inClear := tls("127.0.0.2:"+port, nil), tls("", nil), plain("")
+	clearEvil := plain(fmt.Sprintf("127.0.0.2:%d", inClear.Addr.Port()))
+	h.evil = []*testenv.Witness{evil, elsewhere, inClear, clearEvil}
 	h.tokens = tls("", http.HandlerFunc(h.issue))
 	h.names = map[string]string{
 		"{P}": port, "{E}": "evil.example:" + port, "{e}": "evil.example",
-		"{OTHER}": fmt.Sprint(elsewhere.Addr.Port()), "{CLEAR}": fmt.Sprint(clear.Addr.Port()),
+		"{OTHER}": fmt.Sprint(elsewhere.Addr.Port()), "{CLEAR}": fmt.Sprint(inClear.Addr.Port()),
 	}
 	h.dns = testenv.MustDNS(h.t)
 	for _, k := range h.kinds {
@@ -428,8 +428,8 @@ func (r *room) startPlugin() {
 	r.stdin = json.NewEncoder(stdin)
 	r.t.Cleanup(func() {
 		_ = stdin.Close() // at which the plugin ends, and its sidecar with it
-		ended := make(chan error, 1)
-		go func() { ended <- r.cmd.Wait() }()
+		ended := make(chan struct{})
+		go func() { _ = r.cmd.Wait(); close(ended) }() // how is looked at nowhere
 		select {
 		case <-ended:
 		case <-time.After(20 * time.Second):
@@ -498,7 +498,9 @@ func (r *room) startEnvoy() {
 	root := testenv.MustGet(testenv.Root())(r.t)
 	text := string(testenv.MustGet(os.ReadFile(root + "/configs/envoy/bootstrap.yaml"))(r.t))
 	for _, change := range [][2]string{
-		{"/run/chaperone/weather", r.world.dir}, {"port_value: 15080", "port_value: 0"}, {"/etc/ssl/certs/ca-certificates.crt", r.world.file("api-ca.pem")},
+		{"/run/chaperone/weather", r.world.dir},
+		{"port_value: 15080", "port_value: 0"},
+		{"/etc/ssl/certs/ca-certificates.crt", r.world.file("api-ca.pem")},
 		{"dns_lookup_family: V4_PREFERRED", fmt.Sprintf(`dns_lookup_family: V4_ONLY, typed_dns_resolver_config: {name: envoy.network.dns_resolver.cares, typed_config: {"@type": type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig, resolvers: [{socket_address: {address: 127.0.0.1, port_value: %d}}]}}`, r.dns.Addr.Port())},
 	} {
 		if !strings.Contains(text, change[0]) {

@@ -4,14 +4,14 @@
 // All secrets are searched for at once, by the algorithm of Wu and Manber (A Fast
 // Algorithm for Multi-Pattern Searching, University of Arizona TR 94-17): most of
 // a body is skipped, so that looking for forty needles costs little more than
-// looking for one. Needles are the secret itself, its UTF-16, its first bytes in
-// hexadecimal and decimal numbers with what programs put between them, and two
-// pieces of the secret and of its base64 in each alignment. From a piece the whole
-// is read character by character, with escapes undone and the ends of lines left
-// out that base64 and mail have. What has an escape in it is read from there:
+// looking for one. Needles are the secret itself, its UTF-16, its base64 in each
+// alignment, and its first bytes in hexadecimal and decimal numbers with what
+// programs put between them. What has an escape in it, or the end of a line that
+// base64 and mail have, is found from there: before the first of them everything
+// is as it is, and behind it the rest is read character by character. Escapes are
 // backslashes of JSON and programs, percent signs, HTML's and XML's ampersands, and
 // mail's equals signs, each up to three times over one another. A text without any
-// costs three searches for a byte.
+// costs some searches for a byte.
 //
 // Runs of 12 letters and digits of a secret, and of 16 of its base64, are searched
 // for by themselves, because no encoder of text changes them; words and names, and
@@ -32,8 +32,8 @@
 // What is not found, and cannot be: a secret that was encrypted, hashed,
 // compressed inside a format, reversed, or given out one character an answer.
 // What is not found either: base32 and other bases, numbers of more than a byte
-// or with signs, dumps with offsets or text beside the bytes, base64 of a secret of
-// fewer than 8 bytes in lines, base64 of base64, and doubled quotes. And: one that
+// or with signs, dumps with offsets or text beside the bytes, base64 of base64, and doubled
+// quotes. And: one that
 // is split between two fields, frames, messages, events or, in a stream of unknown
 // length, pauses of more than 20 ms (the part after the pause is found where
 // nothing is between), that ends in the middle and lacks more than an eighth, or

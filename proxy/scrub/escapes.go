@@ -16,19 +16,75 @@ func starts(c byte) bool { return c == '\\' || c == '%' || c == '&' || c == '=' 
 const maxNested = 3
 
 // findEscaped appends where secrets are of which any character is escaped, each
-// in any way. Before the first that is, all are as they are, so that from every
-// escape of a character that a secret has the rest of it is read.
+// in any way, or that are cut into lines. Before the first escape or end of a line
+// all is as it is, so that from each of them the rest of a secret is read.
 func (n *Needles) findEscaped(b []byte, clipped bool, spans []span) []span {
 	for _, begin := range []byte(n.escapes) {
-		for at := 0; at < len(b); at++ {
-			next := bytes.IndexByte(b[at:], begin)
-			if next < 0 {
-				break
-			}
-			at += next
+		for at := next(b, 0, begin); at < len(b); at = next(b, at+1, begin) {
 			if n.mayStand(b[at:]) {
 				spans = n.escapedAt(b, at, clipped, spans)
 			}
+		}
+	}
+	for at := next(b, 0, '\n'); at < len(b); at = next(b, at+1, '\n') {
+		from := at
+		if from > 0 && b[from-1] == '\r' {
+			from--
+		}
+		switch {
+		case from == 0:
+		case b[from-1] == '=': // of mail
+			spans = n.escapedAt(b, from-1, clipped, spans)
+		case inBase64(b[from-1]):
+			spans = n.brokenAt(b, from, at+1, clipped, spans)
+		}
+	}
+	return spans
+}
+
+// next returns where a byte is next, the end for nowhere.
+func next(b []byte, from int, c byte) int {
+	if i := bytes.IndexByte(b[from:], c); i >= 0 {
+		return from + i
+	}
+	return len(b)
+}
+
+func inBase64(c byte) bool {
+	return alphanumeric(c) || c == '+' || c == '/' || c == '-' || c == '_'
+}
+
+// brokenAt appends where secrets are whose first line ends at a place, to being
+// the end of what ends it.
+func (n *Needles) brokenAt(b []byte, at, to int, clipped bool, spans []span) []span {
+	for end := to + maxBreak; to < len(b) && to < end; {
+		if !isBreak(b[to]) {
+			c, after, ok := view{b, 1}.at(to)
+			if !ok || c.size != 1 || !isBreak(c.bytes[0]) {
+				break
+			}
+			to = after
+			continue
+		}
+		to++
+	}
+	if to >= len(b) {
+		return spans
+	}
+	c, _ := view{b, maxNested}.one(to)
+	return n.readAt(b, at, byte(max(c, 0)), clipped, spans)
+}
+
+// readAt appends where secrets are that have a character c at a place, or behind
+// what is to be left out there.
+func (n *Needles) readAt(b []byte, at int, c byte, clipped bool, spans []span) []span {
+	for _, p := range n.escaped[c] {
+		from := at - p.at
+		if from < 0 || !p.of.same(b[from:at], p.of.text[:p.at]) {
+			continue
+		}
+		if to, ok := p.of.read(b, at, p.at, clipped); ok {
+			spans = append(spans, span{from, to})
 		}
 	}
 	return spans
@@ -75,34 +131,23 @@ func (n *Needles) entityEnd(b []byte) int {
 
 // needs reports whether a character is one of a secret, or may begin an escape of
 // one in what was escaped twice.
-func (n *Needles) needs(c byte) bool { return len(n.escaped[c]) > 0 || n.starts(c) }
+func (n *Needles) needs(c byte) bool { return len(n.escaped[c]) > 0 || n.starts(c) || isBreak(c) }
 
 // starts reports whether escapes that are looked for begin with a byte.
 func (n *Needles) starts(c byte) bool { return starts(c) && (c != '=' || len(n.escapes) > 3) }
 
 // escapedAt appends where secrets are whose first escape is at a place.
 func (n *Needles) escapedAt(b []byte, at int, clipped bool, spans []span) []span {
-	var last char
 	for nested := 1; nested <= maxNested; nested++ {
 		c, to, ok := view{b, nested}.at(at)
-		if !ok || nested > 1 && c == last {
+		if !ok {
 			return spans
 		}
-		last = c
-		if c.size == 0 { // what is behind it is where it is
-			if to == len(b) {
-				return spans
-			}
-			c = byteChar(int(b[to]))
+		if c.size == 0 || c.size == 1 && isBreak(c.bytes[0]) { // what is behind it is where it is
+			spans = n.brokenAt(b, at, to, clipped, spans)
 		}
-		for _, p := range n.escaped[c.bytes[0]] {
-			from := at - p.at
-			if from < 0 || !p.of.same(b[from:at], p.of.text[:p.at]) {
-				continue
-			}
-			if to, ok := p.of.read(b, at, p.at, clipped); ok {
-				spans = append(spans, span{from, to})
-			}
+		if c.size > 0 {
+			spans = n.readAt(b, at, c.bytes[0], clipped, spans)
 		}
 		if !n.starts(c.bytes[0]) {
 			return spans
@@ -137,23 +182,6 @@ func (s *spelling) plain(c byte) byte {
 // alias reports whether c stands for another character: forms write a plus for a
 // space.
 func (s *spelling) alias(c, other byte) bool { return s.in == asText && c == '+' && other == ' ' }
-
-// around returns where the spelling is, a piece of which was found. Before the
-// piece there may be escapes and breaks: the spelling is read from where it would
-// begin without, and then from before that.
-func (s *spelling) around(b []byte, piece, at int, clipped bool) (span, bool) {
-	const spare, each = 32, 6
-	back := 0
-	if at > 0 {
-		back = spare + each*at
-	}
-	for from := piece - at; from >= max(0, piece-at-back); from-- {
-		if to, ok := s.read(b, from, 0, clipped); ok && to > piece {
-			return span{from, to}, true
-		}
-	}
-	return span{}, false
-}
 
 // read reads the spelling from its character at on and returns where it ends.
 // With clipped set it may lack its end where the text does.

@@ -32,14 +32,12 @@ type Needles struct {
 	rooms   sync.Pool            // of *[]byte, in which readers search
 }
 
-// needle is a text that is searched for: a secret in one spelling, or a piece of
-// one that shows where the rest may be.
+// needle is a text that is searched for: a secret in one spelling, or what begins
+// it.
 type needle struct {
 	text   string
 	folded bool      // text is small letters, which stand for capitals too
-	whole  *spelling // what the text is a piece of, and has to be there
-	at     int       // where in it, in bytes of its text
-	alone  bool      // the text is secret by itself, also where the rest is not there
+	whole  *spelling // what the text begins, and has to be there; nil for the text alone
 }
 
 // place is a place in a spelling.
@@ -79,12 +77,14 @@ func (n *Needles) add(secret string) {
 	n.longest = max(n.longest, longestSpelling(len(secret)))
 	for _, s := range spellings(secret) {
 		n.all = append(n.all, s.pieces()...)
+		if s.in != asText && s.in != asBase64 {
+			continue
+		}
 		for at := range len(s.text) {
-			if c := s.text[at]; s.mayEscape(c) {
-				n.escaped[c] = append(n.escaped[c], place{s, at})
-				if c == ' ' { // a form may have been escaped again
-					n.escaped['+'] = append(n.escaped['+'], place{s, at})
-				}
+			c := s.text[at]
+			n.escaped[c] = append(n.escaped[c], place{s, at})
+			if c == ' ' { // a form may have been escaped again
+				n.escaped['+'] = append(n.escaped['+'], place{s, at})
 			}
 		}
 	}
@@ -98,7 +98,7 @@ func (n *Needles) add(secret string) {
 
 // index prepares the search.
 func (n *Needles) index() {
-	n.all = slices.DeleteFunc(n.all, func(one needle) bool { return len(one.text) < minPiece || len(one.text) > maxNeedle })
+	n.all = slices.DeleteFunc(n.all, func(one needle) bool { return len(one.text) < minNeedle || len(one.text) > maxNeedle })
 	slices.SortStableFunc(n.all, func(a, b needle) int { return len(b.text) - len(a.text) })
 	n.window = min(len(n.all[len(n.all)-1].text), 255)
 	for i := range n.skip {
@@ -144,7 +144,7 @@ func (n *Needles) find(b []byte, spans []span) []span {
 	return n.findEscaped(b, false, n.findPlain(b, false, spans))
 }
 
-// findPlain appends where needles are and what they are pieces of. With clipped
+// findPlain appends where needles are and what they begin. With clipped
 // set that may lack its end where the text ends.
 func (n *Needles) findPlain(b []byte, clipped bool, spans []span) []span {
 	for i := n.window - 1; i < len(b); {
@@ -194,12 +194,8 @@ func small(c byte) byte {
 // around returns what is secret where a needle is found.
 func (n *needle) around(b []byte, from int, clipped bool) (span, bool) {
 	if n.whole != nil {
-		if whole, ok := n.whole.around(b, from, n.at, clipped); ok {
-			return whole, true
-		}
-		if !n.alone {
-			return span{}, false
-		}
+		to, ok := n.whole.read(b, from, 0, clipped)
+		return span{from, to}, ok
 	}
 	return span{from, from + len(n.text)}, true
 }
@@ -270,7 +266,7 @@ func (n *Needles) clipped(b []byte, spans []span) []span {
 	}
 	for i := range n.all {
 		needle := &n.all[i]
-		if needle.whole != nil && !needle.alone {
+		if needle.whole != nil {
 			continue
 		}
 		for missing := 1; missing <= mayMiss(len(needle.text)); missing++ {

@@ -10,10 +10,10 @@ import (
 )
 
 // A secret is searched for in two ways. What is the same wherever it is written
-// is a needle by itself: the secret, its two bytes a character, and its long runs
-// of letters and digits. What may be written in more ways than can be listed is a
-// spelling, of which pieces are searched for that show where it may be, and which
-// is then read character by character, with escapes undone and breaks left out.
+// is a needle by itself: its two bytes a character, and its long runs of letters
+// and digits. What may be written in more ways than can be listed is a spelling,
+// which is found where its plain form is, or an escape or the end of a line in it,
+// and is then read character by character.
 
 // exact returns the texts of a secret that are searched for as they are.
 func exact(secret string) []needle {
@@ -32,11 +32,11 @@ func exact(secret string) []needle {
 	little, big := wide(secret)
 	texts = append(texts, needle{text: little}, needle{text: big})
 	for _, run := range plainRuns(secret) {
-		texts = append(texts, needle{text: run, alone: true})
+		texts = append(texts, needle{text: run})
 	}
 	for alignment := range 3 {
 		for _, run := range runs(base64At(secret, alignment), minBase64Run) {
-			texts = append(texts, needle{text: run, alone: true})
+			texts = append(texts, needle{text: run})
 		}
 	}
 	return texts
@@ -138,13 +138,11 @@ func longestSpelling(secret int) int {
 	return min(max(usual*secret, min(most*secret, enough)), maxNeedle)
 }
 
-// Pieces of spellings are so long, but for short secrets.
-const (
-	pieceSize = 24
-	minPiece  = 5
-)
+// pieceSize is how many bytes of digits and numbers are searched for, of which
+// short secrets have fewer.
+const pieceSize = 24
 
-// pieces returns the needles that show where a spelling may be.
+// pieces returns the needles that a spelling begins with.
 func (s *spelling) pieces() []needle {
 	switch s.in {
 	case asHex:
@@ -155,44 +153,9 @@ func (s *spelling) pieces() []needle {
 			" ", ",", ", ", ",\n", ",\n  ", ",\n    ", ",\n      ", ",\n        ", ",\n\t", ",\n\t\t", ",\r\n  ", ",\r\n    ", `,\n  `, `,\n    `)
 	case asText, asBase64:
 	}
-	// The first two: lines are longer than both together, so that a break is in
-	// one of them at most.
-	size := min(pieceSize, len(s.text)/2)
-	if size < minPiece {
-		size = len(s.text)
-	}
-	first := s.unescaped(0, size, len(s.text)-size)
-	all := s.piece(first, size)
-	if rest := len(s.text) - first - size; rest >= size {
-		all = append(all, s.piece(s.unescaped(first+size, size, len(s.text)), size)...)
-	}
-	return all
-}
-
-// unescaped returns where a piece of letters and digits begins, at from or soon
-// after it, and before to; else from.
-func (s *spelling) unescaped(from, size, to int) int {
-	const soon = 16
-	run := 0
-	for i := from; i < min(to, from+size+soon); i++ {
-		if run++; !alphanumeric(s.text[i]) {
-			run = 0
-		}
-		if run == size {
-			return i + 1 - size
-		}
-	}
-	return from
-}
-
-// piece returns a piece of a spelling, in both alphabets of base64.
-func (s *spelling) piece(at, size int) []needle {
-	text := s.text[at : at+size]
-	all := []needle{{text: text, whole: s, at: at}}
-	if s.in == asBase64 {
-		if other := strings.NewReplacer("+", "-", "/", "_").Replace(text); other != text {
-			all = append(all, needle{text: other, whole: s, at: at})
-		}
+	all := []needle{{text: s.text, whole: s}}
+	if other := strings.NewReplacer("+", "-", "/", "_").Replace(s.text); s.in == asBase64 && other != s.text {
+		all = append(all, needle{text: other, whole: s})
 	}
 	return all
 }
@@ -208,9 +171,4 @@ func (s *spelling) joined(size int, format func(byte) string, between ...string)
 		all = append(all, needle{text: text, folded: s.in == asHex, whole: s})
 	}
 	return all
-}
-
-// mayEscape reports whether a character is looked for as an escape.
-func (s *spelling) mayEscape(c byte) bool {
-	return s.in == asText || s.in == asBase64 && !alphanumeric(c)
 }

@@ -1,9 +1,12 @@
 package xds
 
 import (
+	"fmt"
+	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
@@ -122,19 +125,21 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 			b.tunnel(refusedChain, nowhereCluster, durationpb.New(b.cfg.MaxStreamDuration), true),
 		},
 	}
-	names := map[string]bool{}
+	hosts := map[string][]string{}
 	for i := range b.places {
 		p := &b.places[i]
 		switch p.Scheme {
 		case authz.SchemeHTTPS:
-			if b.cfg.Leaf != nil && !names[p.Host] {
-				names[p.Host] = true
-				l.FilterChains = append(l.FilterChains, b.terminated(p.Host, manager))
+			if name := chainOf(p); b.cfg.Leaf != nil && !slices.Contains(hosts[name], p.Host) {
+				hosts[name] = append(hosts[name], p.Host)
 			}
 		case authz.SchemeTLS, authz.SchemeTCP:
 			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.longest(p), p.Scheme == authz.SchemeTLS))
 		case authz.SchemeHTTP:
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(hosts)) {
+		l.FilterChains = append(l.FilterChains, b.terminated(name, hosts[name], manager))
 	}
 	l.FilterChainMatcher = b.choose()
 	return l
@@ -163,27 +168,37 @@ func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration, cli
 	}}
 }
 
-// terminated is the chain of TLS to a host whose requests are looked into.
-func (b *builder) terminated(host string, manager *listenerv3.Filter) *listenerv3.FilterChain {
-	certificate, key, err := b.cfg.Leaf(strings.Replace(host, "**.", "*.", 1))
-	if err != nil && b.err == nil {
-		b.err = err
+// terminated is the chain of TLS to hosts whose requests are looked into. Envoy
+// finds the certificate by the server name.
+func (b *builder) terminated(name string, hosts []string, manager *listenerv3.Filter) *listenerv3.FilterChain {
+	tls := &tlsv3.CommonTlsContext{
+		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
+		AlpnProtocols: []string{"h2", "http/1.1"},
 	}
-	context := &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
-		TlsParams:       &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
-		TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: inline(string(certificate)), PrivateKey: inline(string(key))}},
-		AlpnProtocols:   []string{"h2", "http/1.1"},
-	}}
+	slices.Sort(hosts)
+	for _, host := range hosts {
+		certificate, key, err := b.cfg.Leaf(strings.Replace(host, "**.", "*.", 1))
+		if err != nil && b.err == nil {
+			b.err = fmt.Errorf("make certificate of %s: %w", host, err)
+		}
+		tls.TlsCertificates = append(tls.TlsCertificates, &tlsv3.TlsCertificate{
+			CertificateChain: inline(string(certificate)), PrivateKey: inline(string(key)),
+		})
+	}
 	return &listenerv3.FilterChain{
-		Name: terminatedChain(host), Filters: []*listenerv3.Filter{manager},
+		Name: name, Filters: []*listenerv3.Filter{manager},
 		TransportSocket: &corev3.TransportSocket{
 			Name:       "envoy.transport_sockets.tls",
-			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.packed(context)},
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.packed(&tlsv3.DownstreamTlsContext{CommonTlsContext: tls})},
 		},
 	}
 }
 
-func terminatedChain(host string) string { return "https/" + host }
+// terminatedChains is how many chains the hosts share whose TLS is terminated.
+// One each would cost Envoy some 10 ms and a copy of the whole manager for every
+// host and listener. One for all would be replaced, and its connections drained,
+// whenever a host comes or goes; so a host's chain depends on its name alone.
+const terminatedChains = 64
 
 // choose finds the chain of a connection: by the address it is to, where that
 // was granted to any tcp; then by the name that TLS is for, or the address where
@@ -220,10 +235,15 @@ func (b *builder) named(wanted func(*place) bool) []*place {
 
 // chainOf returns the name of the filter chain of a place.
 func chainOf(p *place) string {
-	if p.Scheme == authz.SchemeHTTPS {
-		return terminatedChain(p.Host)
+	if p.Scheme != authz.SchemeHTTPS {
+		return p.cluster
 	}
-	return p.cluster
+	if _, ok := p.literal(); ok {
+		return "https/" + p.Host // no server name tells it from another
+	}
+	sum := fnv.New32a()
+	sum.Write([]byte(p.Host))
+	return "https/" + strconv.Itoa(int(sum.Sum32()%terminatedChains))
 }
 
 // byAddress finds the chain by the address and port that a connection is to.

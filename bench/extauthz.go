@@ -149,7 +149,7 @@ func extauthzScene(ctx context.Context, w *world) (_ *table, err error) {
 	all := append([]*party{d.floor, d.ours, d.floor2, d.ours2}, d.rivals...)
 	for _, callers := range []int{1, 8, 64} {
 		if err := press(ctx, d.loader, all, callers, w.length); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w\n%s%s", err, d.sidecars[0].stderr.String(), d.sidecars[1].stderr.String())
 		}
 		for _, p := range all {
 			base := d.floor

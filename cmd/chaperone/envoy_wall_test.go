@@ -114,10 +114,12 @@ func TestEnvoySidecarKilled(t *testing.T) {
 func TestEnvoyListens(t *testing.T) {
 	testenv.Require(t, testenv.Superuser(), testenv.Program("iptables"), testenv.Program("ip"))
 	w := newEnvoyWorld(t, "off")
-	const explicit, transparent = "127.0.0.1:15080", "127.0.0.1:15006"
+	const transparent = "127.0.0.1:15006"
 	w.write("sidecar.yaml", strings.NewReplacer(
-		`proxy: "127.0.0.1:0", `, "", "envoy: {", fmt.Sprintf("envoy: {explicit: %q, transparent: %q, ", explicit, transparent),
+		`proxy: "127.0.0.1:0", `, "", "envoy: {", fmt.Sprintf("envoy: {transparent: %q, ", transparent),
 	).Replace(w.read("sidecar.yaml")))
+	_, after, _ := strings.Cut(w.read("sidecar.yaml"), `explicit: "`)
+	explicit, _, _ := strings.Cut(after, `"`)
 	w.startCommand("serve", "--config", w.file("sidecar.yaml"))
 	w.ready()
 
@@ -175,7 +177,6 @@ func TestEnvoyListens(t *testing.T) {
 // TestEnvoyStatus reads how Envoy stands from each place that says it.
 func TestEnvoyStatus(t *testing.T) {
 	w := newEnvoyWorld(t, "off")
-	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), "envoy: {", fmt.Sprintf(`envoy: {explicit: "127.0.0.1:%d", `, freePort(t)), 1))
 	b, _ := w.serve()
 	verbose := func() string {
 		_, after, _ := strings.Cut(b.output.String(), `"metrics":"`)

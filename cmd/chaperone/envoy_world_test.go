@@ -31,7 +31,11 @@ func newEnvoyWorld(t *testing.T, kernel string) *envoyWorld {
 	w := &envoyWorld{world: newWorld(t, kernel, "")}
 	w.folder = testenv.MustGet(os.MkdirTemp("", "chaperone-envoy-"))(t) //nolint:usetesting // its name is short, for the paths of sockets
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(w.folder)) })
-	w.write("sidecar.yaml", w.read("sidecar.yaml")+fmt.Sprintf("  envoy: {dir: %s}\n", w.folder))
+	listen := "" // what the kernel proves is led to Envoy by the proxy
+	if kernel == "off" {
+		listen = fmt.Sprintf(`explicit: "127.0.0.1:%d", `, freePort(t))
+	}
+	w.write("sidecar.yaml", w.read("sidecar.yaml")+fmt.Sprintf("  envoy: {%sdir: %s}\n", listen, w.folder))
 	w.rules(time.Now().Add(time.Hour), envoyRules)
 	return w
 }

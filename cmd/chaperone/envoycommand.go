@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,10 +31,11 @@ func (c *cli) envoyCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("bootstrap", envoyBootstrap) },
 	}), c.withConfig(&cobra.Command{
 		Use:   "config --config FILE",
-		Short: "Print the whole configuration that grants make, to review or to validate (YAML)",
-		Long: "Print what the sidecar would configure Envoy with now, whole and static: the grants of the files less\n" +
-			"the revocations of the stateDir. It is for people to read and for envoy --mode validate; the\n" +
-			"certificates in it are made for the occasion, and no plugin trusts them.",
+		Short: "Print the whole configuration that grants make, to review or to validate (JSON)",
+		Long: "Print what the sidecar would configure Envoy with now, whole and static, as JSON: the grants of the\n" +
+			"files less the revocations of the stateDir. It is for people to read and for envoy --mode validate,\n" +
+			"and not to be run: nothing would change in it when access is taken away. No plugin trusts its\n" +
+			"certificates, and its addresses of 240.0.0.0/4 are examples of what the resolver gives to names.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("config", envoyStatic) },
 	}))
@@ -98,14 +98,8 @@ func envoyStatic(cfg *configs.Config) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make Envoy's configuration: %w", err)
 	}
-	return slices.Concat([]byte(staticNote), text), nil
+	return text, nil
 }
-
-const staticNote = `# What the sidecar would configure Envoy with now, in one file, to read and to
-# validate. Do not run it: nothing would change in it when access is taken away. No
-# plugin trusts its certificates, and the addresses of 240.0.0.0/4 are examples of
-# those that the sidecar's resolver gives to names.
-`
 
 // virtualAddresses returns a giver of addresses as the resolver's are, to each
 // name its own.

@@ -85,7 +85,6 @@ type builder struct {
 	cfg    *Config
 	static bool // without xDS: secrets and routes are found in the file itself
 	places []place
-	hcm    [2]*anypb.Any // the connection manager of listeners, and of what is inside a CONNECT
 	err    error
 }
 

@@ -81,9 +81,9 @@ func TestEnvoyPlainRequests(t *testing.T) {
 	plain.To.Scheme = authz.SchemeHTTP
 	p := newPlane(t, nil, grant(originated(https("old", "/echo", "old.weather.example")), plain,
 		originated(https("tiles", "/**", "*.tiles.weather.example"))))
-	p.exits.to["old.weather.example:443"] = p.secure.Addr
-	p.exits.to["*.tiles.weather.example:443"] = p.secure.Addr
-	p.exits.to["plain.weather.example:80"] = p.plain.Addr
+	p.leads("old.weather.example:443", p.secure.Addr)
+	p.leads("*.tiles.weather.example:443", p.secure.Addr)
+	p.leads("plain.weather.example:80", p.plain.Addr)
 	for _, c := range []struct {
 		url, reason string
 		up          *testenv.Upstream
@@ -136,8 +136,8 @@ func TestEnvoyPlainRequests(t *testing.T) {
 // of them by itself.
 func TestEnvoyRoutesByAnswer(t *testing.T) {
 	p := newPlane(t, nil, grant(originated(https("one", "/one", "api.weather.example")), originated(https("two", "/two", "*.weather.example"))))
-	p.exits.to["api.weather.example:443"] = p.secure.Addr
-	p.exits.to["*.weather.example:443"] = p.secure.Addr
+	p.leads("api.weather.example:443", p.secure.Addr)
+	p.leads("*.weather.example:443", p.secure.Addr)
 	clusters := func(rule, host string) int {
 		return testenv.MustGet(p.envoy.Counter(t.Context(), "cluster.weather/"+rule+"/"+host+"_443.upstream_rq_total"))(t)
 	}
@@ -164,14 +164,14 @@ func TestEnvoyRoutesByAnswer(t *testing.T) {
 	}
 }
 
-// TestEnvoyLooksInsideCONNECT speaks TLS in a CONNECT, and as redirected.
+// TestEnvoyTerminatesTLS speaks TLS in a CONNECT, and as redirected.
 func TestEnvoyTerminatesTLS(t *testing.T) {
 	other := https("port", "/echo", "maps.weather.example")
 	other.To.Ports = []uint16{8443}
 	p := newPlane(t, nil, grant(https("api", "/echo", "api.weather.example"), https("tiles", "/echo", "*.tiles.weather.example"), other))
-	p.exits.to["api.weather.example:443"] = p.secure.Addr
-	p.exits.to["*.tiles.weather.example:443"] = p.secure.Addr
-	p.exits.to["maps.weather.example:8443"] = p.secure.Addr
+	p.leads("api.weather.example:443", p.secure.Addr)
+	p.leads("*.tiles.weather.example:443", p.secure.Addr)
+	p.leads("maps.weather.example:8443", p.secure.Addr)
 	connect := func(to string) net.Conn {
 		conn := p.dial(t)
 		testenv.MustGet(io.WriteString(conn, "CONNECT "+to+" HTTP/1.1\r\nhost: "+to+"\r\n\r\n"))(t)
@@ -270,10 +270,10 @@ func TestEnvoyTunnels(t *testing.T) {
 		https("api", "/echo", "api.weather.example"),
 	))
 	for _, to := range []string{"secure.weather.example:443", "*.pass.weather.example:443"} {
-		p.exits.to[to] = p.secure.Addr
+		p.leads(to, p.secure.Addr)
 	}
 	for _, to := range []string{"db.weather.example:5432", "198.51.100.7:22", "198.51.100.7:443"} {
-		p.exits.to[to] = p.plain.Addr
+		p.leads(to, p.plain.Addr)
 	}
 	t.Run("TLS by server name", func(t *testing.T) {
 		c := tls.Client(p.redirected(t, "240.0.0.1:443"), &tls.Config{ServerName: "secure.weather.example", RootCAs: p.secure.Pool()})
@@ -333,9 +333,9 @@ func TestEnvoyStreams(t *testing.T) {
 	slow := originated(https("slow", "/**", "maps.weather.example"))
 	slow.Timeout = authz.Duration(time.Second)
 	p := newPlane(t, nil, grant(rule, plain, slow))
-	p.exits.to["api.weather.example:443"] = p.secure.Addr
-	p.exits.to["maps.weather.example:443"] = p.secure.Addr
-	p.exits.to["plain.weather.example:80"] = p.plain.Addr
+	p.leads("api.weather.example:443", p.secure.Addr)
+	p.leads("maps.weather.example:443", p.secure.Addr)
+	p.leads("plain.weather.example:80", p.plain.Addr)
 	for name, host := range map[string]string{"TLS": "api.weather.example", "plain text": "plain.weather.example"} {
 		t.Run("gRPC to "+name, func(t *testing.T) {
 			conn := testenv.MustGet(grpc.NewClient("passthrough:///"+p.config.Explicit.String(),
@@ -396,8 +396,8 @@ func TestEnvoyLeavesPathsAlone(t *testing.T) {
 	slash := originated(https("slash", "/items/*", "maps.weather.example"))
 	slash.EncodedSlash = "allow"
 	p := newPlane(t, nil, grant(originated(https("api", "/v1/**", "api.weather.example")), slash))
-	p.exits.to["api.weather.example:443"] = p.secure.Addr
-	p.exits.to["maps.weather.example:443"] = p.secure.Addr
+	p.leads("api.weather.example:443", p.secure.Addr)
+	p.leads("maps.weather.example:443", p.secure.Addr)
 	for _, c := range []struct {
 		url, target, reason string
 	}{
@@ -465,15 +465,15 @@ func TestEnvoyFollowsGenerations(t *testing.T) {
 		originated(https("old", "/**", "old.weather.example")), originated(https("api", "/**", "api.weather.example")),
 		authz.Rule{ID: "pass", To: authz.To{Scheme: authz.SchemeTLS, Hosts: []string{"secure.weather.example"}}},
 	))
-	p.exits.to["old.weather.example:443"] = p.secure.Addr
-	p.exits.to["api.weather.example:443"] = p.secure.Addr
+	p.leads("old.weather.example:443", p.secure.Addr)
+	p.leads("api.weather.example:443", p.secure.Addr)
 	p.acknowledged(t)
 	kept := p.dial(t) // of a rule that stays
 	ask := func() {
 		t.Helper()
 		testenv.MustGet(io.WriteString(kept, "GET http://api.weather.example/echo HTTP/1.1\r\nhost: api.weather.example\r\n\r\n"))(t)
 		resp := testenv.MustGet(http.ReadResponse(bufio.NewReader(kept), nil))(t)
-		io.Copy(io.Discard, resp.Body)
+		testenv.MustGet(io.Copy(io.Discard, resp.Body))(t)
 		resp.Body.Close()
 		if resp.StatusCode != http.StatusOK || resp.Close {
 			t.Fatalf("a connection of another rule: %s %v", resp.Status, resp.Header)
@@ -521,7 +521,7 @@ func TestEnvoyRefuses(t *testing.T) {
 	p := newPlane(t, func(p *plane) {
 		p.config.Transparent = netip.MustParseAddrPort(taken.Addr().String())
 	}, grant(originated(https("old", "/**", "old.weather.example"))))
-	p.exits.to["old.weather.example:443"] = p.secure.Addr
+	p.leads("old.weather.example:443", p.secure.Addr)
 	until(t, "Envoy says what it refuses", func() bool {
 		s := p.server.Status()
 		return len(s.Envoys) == 1 && strings.Contains(s.Envoys[0].Refused["Listener"], "transparent") && !s.Current(s.Envoys[0])
@@ -536,7 +536,7 @@ func TestEnvoyRefuses(t *testing.T) {
 // again under the same Envoy.
 func TestEnvoyWithoutServer(t *testing.T) {
 	p := newPlane(t, nil, grant(originated(https("old", "/**", "old.weather.example"))))
-	p.exits.to["old.weather.example:443"] = p.secure.Addr
+	p.leads("old.weather.example:443", p.secure.Addr)
 	granted := get("http://old.weather.example/echo")
 	if resp, body := p.send(t, granted); resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s %s", resp.Status, body)
@@ -556,7 +556,7 @@ func TestEnvoyWithoutServer(t *testing.T) {
 	}
 	// What was taken away meanwhile goes as soon as they see each other again.
 	p.engine.Install(compile(t, grant(originated(https("api", "/**", "api.weather.example")))))
-	p.exits.to["api.weather.example:443"] = p.secure.Addr
+	p.leads("api.weather.example:443", p.secure.Addr)
 	p.startCheck(t)
 	p.startServer(t)
 	p.acknowledged(t)
@@ -579,7 +579,7 @@ func TestEnvoyWithoutServer(t *testing.T) {
 // TestEnvoyStateOfTheWorld has an Envoy that is not told of changes.
 func TestEnvoyStateOfTheWorld(t *testing.T) {
 	p := newPlane(t, func(p *plane) { p.sotw = true }, grant(originated(https("old", "/**", "old.weather.example")), https("api", "/**", "api.weather.example")))
-	p.exits.to["old.weather.example:443"] = p.secure.Addr
+	p.leads("old.weather.example:443", p.secure.Addr)
 	p.acknowledged(t)
 	if resp, body := p.send(t, get("http://old.weather.example/echo")); resp.StatusCode != http.StatusOK || p.server.Status().Envoys[0].Delta {
 		t.Fatalf("%s %s", resp.Status, body)
@@ -608,7 +608,7 @@ func TestEnvoyOfAnother(t *testing.T) {
 
 func TestEnvoyAccessLog(t *testing.T) {
 	p := newPlane(t, nil, grant(originated(https("old", "/**", "old.weather.example"))))
-	p.exits.to["old.weather.example:443"] = p.secure.Addr
+	p.leads("old.weather.example:443", p.secure.Addr)
 	p.send(t, get("http://old.weather.example/echo?key=secret"))
 	p.send(t, get("http://evil.example/"))
 	var lines []string

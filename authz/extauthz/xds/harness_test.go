@@ -109,7 +109,7 @@ func (x *exits) replace(routes []authz.Route) ([]string, error) {
 }
 
 func (x *exits) close() {
-	x.replace(nil)
+	_, _ = x.replace(nil)
 	x.wg.Wait()
 }
 
@@ -143,8 +143,8 @@ func (x *exits) serve(e *exit, r authz.Route) {
 		e.mu.Lock()
 		e.conns[in], e.conns[out] = true, true
 		e.mu.Unlock()
-		x.wg.Go(func() { io.Copy(out, in); out.(*net.TCPConn).CloseWrite() })
-		x.wg.Go(func() { io.Copy(in, out); in.Close(); out.Close() })
+		x.wg.Go(func() { _, _ = io.Copy(out, in); out.Close() })
+		x.wg.Go(func() { _, _ = io.Copy(in, out); in.Close(); out.Close() })
 	}
 }
 
@@ -169,7 +169,7 @@ type plane struct {
 var testTime = time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC)
 
 // virtual is the address by which connections to db.weather.example are known.
-var virtual = netip.MustParseAddr("240.0.0.9") //nolint:gochecknoglobals // a constant
+var virtual = netip.MustParseAddr("240.0.0.9")
 
 func now() time.Time { return testTime }
 
@@ -194,7 +194,7 @@ func compile(t testing.TB, grants ...authz.Grant) *authz.Policy {
 func newPlane(t *testing.T, change func(*plane), grants ...authz.Grant) *plane {
 	t.Helper()
 	testenv.Require(t, testenv.EnvoyServer())
-	dir := testenv.MustGet(os.MkdirTemp("", "xds-"))(t) // t.TempDir is too long for sockets
+	dir := testenv.MustGet(os.MkdirTemp("", "xds-"))(t) //nolint:usetesting // t.TempDir is too long for sockets
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	anyone := func(*http.Request) bool { return true }
 	p := &plane{dir: dir, engine: new(authz.Engine), book: new(book)}
@@ -334,4 +334,11 @@ func exchange(t *testing.T, conn net.Conn, request string) (*http.Response, stri
 func get(url string, headers ...string) string {
 	return "GET " + url + " HTTP/1.1\r\nhost: " + strings.Split(url, "/")[2] + "\r\nconnection: close\r\n" +
 		strings.Join(append(headers, ""), "\r\n") + "\r\n"
+}
+
+// leads has the exit to a host and port lead to an upstream.
+func (p *plane) leads(hostPort string, to netip.AddrPort) {
+	p.exits.mu.Lock()
+	defer p.exits.mu.Unlock()
+	p.exits.to[hostPort] = to
 }

@@ -38,6 +38,31 @@
 // name where it has one, and else a tcp tunnel to the address that the plugin
 // dialled.
 //
+// Where the sidecar's resolver gives out virtual addresses ([Config.Name]), one
+// stands for its name: as the host of a request, and as what the plugin dialled,
+// which a request and a server name then have to agree with. A connection to a
+// name that is granted by tcp is a tcp tunnel to it, whatever it carries, as it
+// is through the sidecar's own proxy.
+//
+// # Bodies
+//
+// No rule looks at bodies, and neither does this door: a filter need not send
+// them (with_request_body), and a body that is cut short
+// (x-envoy-auth-partial-body), too, is passed over. A stand-in for a credential
+// in a body is therefore not found here. A check of over 4 MiB is refused as
+// malformed_request, body included.
+//
+// # The answer
+//
+// Headers are set and removed by headers and headers_to_remove, the query by
+// :path, which callers take as it is, and not by query_parameters_to_set, which
+// each escapes and sorts in a way of its own. Nothing is added to the upstream's answer
+// (response_headers_to_add). Every answer has dynamic metadata: decision, plugin,
+// reason, grant, rule, generation, and scheme where it was changed. A refusal is
+// a denied_response whatever its reason, unless [Config.ErrorResponse] has
+// failures of the sidecar's own answered with error_response, and never a gRPC
+// error: on those Envoy passes a request where it is configured to fail open.
+//
 // # What this door cannot do
 //
 // It sees the request and not the response, so it cannot scrub what the

@@ -272,6 +272,50 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
+// TestBodies sends bodies, whole, cut short and of any bytes: no rule looks at
+// them.
+func TestBodies(t *testing.T) {
+	s := newHouse(t).server(t, Config{})
+	defer s.Close()
+	for name, c := range map[string]struct {
+		body, raw string
+		want      string
+	}{
+		"a body":             {"{}", "", "granted"},
+		"bytes":              {"", "\xff\x00", "granted"},
+		"a long one":         {"", strings.Repeat("a", 3<<20), "granted"},
+		"one that is beyond": {"", strings.Repeat("a", 5<<20), "malformed_request"},
+	} {
+		in := envoyCheck("GET", "https", "a.tiles.weather.example", "/", "x-envoy-auth-partial-body", "true")
+		in.Attributes.Request.Http.Body, in.Attributes.Request.Http.RawBody, in.Attributes.Request.Http.Size = c.body, []byte(c.raw), 1<<40
+		out := ask(t, s, in)
+		checkAnswer(t, out)
+		if got := reasonOf(out); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+// TestManyHeaders sends more headers than any request holds: each is looked at,
+// and what it costs does not grow with their square.
+func TestManyHeaders(t *testing.T) {
+	s := newHouse(t).server(t, Config{})
+	defer s.Close()
+	var list []string
+	for range 20_000 {
+		list = append(list, "x_forwarded_for", "a", "connection", "b,c,d,e,f,g,h,i,j,k", "x-forwarded-"+strings.Repeat("a", len(list)%50), "1")
+	}
+	out := ask(t, s, rawCheck("GET", "https", "a.tiles.weather.example", "/", list...))
+	checkAnswer(t, out)
+	if removed := out.GetOkResponse().GetHeadersToRemove(); len(removed) > 100 || !slices.Contains(removed, "k") {
+		t.Errorf("%s removes %d", reasonOf(out), len(removed))
+	}
+	out = ask(t, s, rawCheck("GET", "https", "a.tiles.weather.example", "/", append(list, "x-last", "a\nb")...))
+	if got := reasonOf(out); got != "malformed_request" {
+		t.Errorf("the last of many is not looked at: %s", got)
+	}
+}
+
 // TestIdentity sends what may pass for an identity (CVE-2026-47778 and others).
 func TestIdentity(t *testing.T) {
 	ids := map[string]authz.Principal{"spiffe://cluster/ns/a/sa/weather": "weather", "spiffe://cluster/ns/a/sa/mail": "mail"}

@@ -152,10 +152,10 @@ func withoutParameter(query, without string) string {
 	return strings.Join(kept, "&")
 }
 
-// removals returns the headers to be removed: those that never pass, those that
-// depend on the request, and other spellings of the credential's header, which
-// a server that makes variables of header names cannot tell from it. One that
-// is set is never among them: older Envoys remove after setting.
+// removals returns the headers to be removed, sorted: those that never pass,
+// those that depend on the request, and other spellings of the credential's
+// header, which a server that makes variables of header names cannot tell from
+// it. One that is set is never among them: older Envoys remove after setting.
 func (a *access) removals(changed []header, slot authz.Injection) []string {
 	fixed := neverPassing()
 	names := make([]string, 0, len(fixed)+len(a.remove)+1)

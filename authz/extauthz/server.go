@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -405,7 +406,9 @@ func (s *Server) refuseUnrecorded() answer {
 
 func (s *Server) answer(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) answer {
 	if s.cfg.Refused != nil {
-		s.cfg.Refused(refusal)
+		told := refusal
+		told.Method = strings.Clone(told.Method) // who keeps it does not keep the whole check
+		s.cfg.Refused(told)
 	}
 	return s.deny(refusal, decision, wantsGRPC)
 }

@@ -123,3 +123,27 @@ func TestEnvoyRevoke(t *testing.T) {
 	eventually(t, "the other rule's stream has ended too", func() (int, bool) { return 0, other.ended() })
 	w.streaming(0)
 }
+
+// TestEnvoyRun runs a plugin in its own network, by the proxy of its environment
+// and by what the kernel redirects: the certificates that Envoy shows are those
+// that the plugin was told to trust.
+func TestEnvoyRun(t *testing.T) {
+	w := newEnvoyWorld(t, "required")
+	b := w.start("sh", "-c", `
+until curl -sS -f -o /dev/null "$0" 2>/dev/null; do sleep 0.1; done
+curl -sS -o /dev/null -w 'explicit %{http_code} %{ssl_verify_result}\n' "$0"
+curl -sS --noproxy '*' -o /dev/null -w 'redirected %{http_code} %{ssl_verify_result}\n' "$0"
+curl -sS --noproxy '*' -X DELETE "$0"`, w.url("/v1/forecast"))
+	w.ready()
+	w.envoy()
+	b.wait()
+	contains(t, b.output.String(), "explicit 200 0", "redirected 200 0", `"title":"Method not granted"`)
+	log := w.read("state/audit.jsonl")
+	contains(t, log, `"door":"ext_authz"`)
+	for line := range strings.Lines(log) {
+		// While there was no Envoy, the proxy refused.
+		if strings.Contains(line, `"door":"proxy"`) && !strings.Contains(line, `"reason":"not_ready"`) {
+			t.Errorf("not decided for Envoy: %s", line)
+		}
+	}
+}

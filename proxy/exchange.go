@@ -128,7 +128,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		return
 	}
 	defer response.Body.Close()
-	x.unauthorized(response.StatusCode)
+	x.credentialRefused(response.StatusCode)
 	switch {
 	case response.StatusCode == http.StatusSwitchingProtocols:
 		x.upgrade(response)
@@ -139,9 +139,9 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	}
 }
 
-// unauthorized tells of a credential that the upstream did not accept.
-func (x *exchange) unauthorized(status int) {
-	a, told := x.admission, x.proxy.cfg.Unauthorized
+// credentialRefused tells of a credential that the upstream did not accept.
+func (x *exchange) credentialRefused(status int) {
+	a, told := x.admission, x.proxy.cfg.CredentialRefused
 	if told == nil || a.Injection.Kind == authz.InjectNone || (status != http.StatusUnauthorized && status != http.StatusForbidden) {
 		return
 	}

@@ -98,12 +98,12 @@ type Config struct {
 	// Echo is called with a record of kind echo when an upstream answered with
 	// the credential that it was sent. Nil: nobody is told; it is redacted anyway.
 	Echo func(*authz.Record)
-	// Unauthorized is called when an upstream answered with 401 or 403 to a
+	// CredentialRefused is called when an upstream answered with 401 or 403 to a
 	// request that a credential was put into, with its name and the generation of
 	// its value: it may have been taken back where it was made. What the plugin
 	// may not do at the upstream is answered so too, so that it can have this
 	// called as often as it likes. It must not block. Nil: nobody is told.
-	Unauthorized func(grant, credential string, generation uint64)
+	CredentialRefused func(grant, credential string, generation uint64)
 	// CAChanged is called with the certificate authority, in PEM, each time its
 	// certificate is made anew because the granted hosts changed. It must not
 	// call the Proxy. Nil: nobody is told.

@@ -56,8 +56,8 @@ func (s *sidecar) never(host string, addr netip.Addr) bool {
 	return s.engine.Current().Forbids(s.plugin, host, addr)
 }
 
-// unauthorized has what an upstream did not accept looked into, by who made it.
-func (s *sidecar) unauthorized(grant, credential string, generation uint64) {
+// credentialRefused has what an upstream did not accept looked into, by who made it.
+func (s *sidecar) credentialRefused(grant, credential string, generation uint64) {
 	if s.broker != nil && !s.tokens.Refused(grant, credential, generation) {
 		s.broker.Refused(grant, credential, generation)
 	}

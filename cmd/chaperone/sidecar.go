@@ -206,7 +206,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.token,
 		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
 		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
-		Echo: func(r *authz.Record) { s.record(r) }, Placeholders: s.standIns.current, Unauthorized: s.unauthorized,
+		Echo: func(r *authz.Record) { s.record(r) }, Placeholders: s.standIns.current, CredentialRefused: s.credentialRefused,
 	}
 	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()

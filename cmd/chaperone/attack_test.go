@@ -367,15 +367,19 @@ func TestHostilePlugin(t *testing.T) {
 			_, password, _ := r.BasicAuth()
 			return password
 		}},
-		"oauth2": {inject: `{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, secret: canary, more: []string{clientCanary},
-			fields: map[string]any{"client_id": "weather", "client_secret": clientCanary}, arrived: bearer},
+		"oauth2": {
+			inject: `{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, secret: canary, more: []string{clientCanary},
+			fields: map[string]any{"client_id": "weather", "client_secret": clientCanary}, arrived: bearer,
+		},
 		"mtls": {inject: `{mtls: {}}`, secret: string(key), shows: "client of weather.example", fields: map[string]any{
 			"certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]})),
 			"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
 		}, arrived: func(*http.Request) string { return "nothing" }},
-		"sigv4": {inject: `{sigv4: {service: execute-api, region: eu-west-1}}`, secret: sessionCanary, more: []string{awsCanary},
+		"sigv4": {
+			inject: `{sigv4: {service: execute-api, region: eu-west-1}}`, secret: sessionCanary, more: []string{awsCanary},
 			fields:  map[string]any{"access_key": keyIDCanary, "secret_key": awsCanary, "security_token": sessionCanary},
-			arrived: func(r *http.Request) string { return r.Header.Get("X-Amz-Security-Token") }},
+			arrived: func(r *http.Request) string { return r.Header.Get("X-Amz-Security-Token") },
+		},
 		"jwt": {inject: `{jwt: {algorithm: ES256, keyID: weather-1, issuer: weather}}`, path: "transit/sign/weather", shows: "Bearer eyJ", arrived: bearer},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -70,7 +70,7 @@ func openState(dir string) (*state, error) {
 // else can put anything into it any more. One that is not empty, or not ours,
 // stays as it was.
 func closeEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
-	if err := os.Chmod(dir, 0o700); err != nil {
+	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a folder is entered
 		return was, nil //nolint:nilerr // it is somebody else's, which is refused in its own words
 	}
 	entries, err := os.ReadDir(dir)

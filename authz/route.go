@@ -101,3 +101,33 @@ func (s *Snapshot) decideRoute(d *Decision, to *Destination, now time.Time) {
 	}
 	d.Reason = DestinationNotGranted
 }
+
+// Covers reports whether the rule that d found still lets through all that the
+// rule of an earlier decision about the same route did, so far as rules are
+// compared as they are written: what was admitted under the earlier one may go on.
+// What was widened, or changed in its limits or its end, covers what it was.
+func (d Decision) Covers(earlier Decision) bool {
+	now, then := d.rule, earlier.rule
+	switch {
+	case now == nil || then == nil:
+		return false
+	case now == then:
+		return true
+	}
+	return containsAll(now.spec.Paths, then.spec.Paths) && containsAll(now.spec.Upgrades, then.spec.Upgrades) &&
+		(now.anyMethod || !then.anyMethod && containsAll(now.spec.Methods, then.spec.Methods)) &&
+		(now.encodedSlash || !then.encodedSlash) && sameCredential(now, then) && now.terms == then.terms &&
+		(len(now.addresses) == 0 && len(then.addresses) == 0 || len(then.addresses) > 0 && containsAll(now.addresses, then.addresses))
+}
+
+func sameCredential(a, b *rule) bool {
+	if a.credential == nil || b.credential == nil {
+		return a.credential == b.credential
+	}
+	return a.credential.ref == b.credential.ref
+}
+
+// containsAll reports whether every element of part is one of all.
+func containsAll[T comparable](all, part []T) bool {
+	return !slices.ContainsFunc(part, func(v T) bool { return !slices.Contains(all, v) })
+}

@@ -115,3 +115,51 @@ func TestDecideRoute(t *testing.T) {
 		t.Error("nobody's route is granted")
 	}
 }
+
+// TestCovers: a connection outlives a reload of its rule if that took nothing away.
+func TestCovers(t *testing.T) {
+	decide := func(change func(*Grant)) Decision {
+		g := withKey(forecast())
+		r := &g.Rules[0]
+		r.Methods, r.Paths, r.Upgrades = []string{"GET", "HEAD"}, []string{"/v1/*", "/v2/**"}, []string{"websocket"}
+		r.EncodedSlash, r.To.Addresses = "allow", []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+		change(&g)
+		to := get(t, forecastURL).Destination
+		return snapshot(t, input(g)).DecideRoute("weather", "weather", "read-forecast", to, noon)
+	}
+	was := decide(func(*Grant) {})
+	for _, c := range []struct {
+		name   string
+		change func(*Grant)
+		covers bool
+	}{
+		{"nothing", func(*Grant) {}, true},
+		{"a path more", func(g *Grant) { g.Rules[0].Paths = append(g.Rules[0].Paths, "/v3") }, true},
+		{"any method", func(g *Grant) { g.Rules[0].Methods = []string{"*"} }, true},
+		{"an address more", func(g *Grant) {
+			g.Rules[0].To.Addresses = append(g.Rules[0].To.Addresses, netip.MustParsePrefix("198.51.100.0/24"))
+		}, true},
+		{"a limit", func(g *Grant) { g.Rules[0].Limits.Requests = Limit{Count: 1, Period: time.Minute} }, true},
+		{"an earlier end", func(g *Grant) { g.Rules[0].NotAfter = noon.Add(time.Hour) }, true},
+		{"a path less", func(g *Grant) { g.Rules[0].Paths = g.Rules[0].Paths[1:] }, false},
+		{"a method less", func(g *Grant) { g.Rules[0].Methods = g.Rules[0].Methods[1:] }, false},
+		{"no upgrades", func(g *Grant) { g.Rules[0].Upgrades = nil }, false},
+		{"no encoded slash", func(g *Grant) { g.Rules[0].EncodedSlash = "" }, false},
+		{"no credential", func(g *Grant) { g.Rules[0].Credential, g.Credentials = "", nil }, false},
+		{"another credential", func(g *Grant) { g.Credentials[0].Vault.Path = "secret/data/other" }, false},
+		{"another TLS floor", func(g *Grant) { g.Rules[0].To.TLS.Min = "1.3" }, false},
+		{"other addresses", func(g *Grant) { g.Rules[0].To.Addresses[0] = netip.MustParsePrefix("198.51.100.0/24") }, false},
+		{"public addresses", func(g *Grant) { g.Rules[0].To.Addresses = nil }, false},
+	} {
+		d := decide(c.change)
+		if !d.Allowed() {
+			t.Fatalf("%s: %s", c.name, d.Reason)
+		}
+		if d.Covers(was) != c.covers {
+			t.Errorf("%s: what went on before goes on: %t", c.name, !c.covers)
+		}
+	}
+	if all := decide(func(g *Grant) { g.Rules[0].Methods = []string{"*"} }); was.Covers(all) || was.Covers(Decision{}) || (Decision{}).Covers(was) {
+		t.Error("fewer methods, or nothing, cover what was allowed")
+	}
+}

@@ -175,6 +175,34 @@ func TestExitEndsWithItsGrant(t *testing.T) {
 	running.Wait()
 }
 
+// TestExitEndsWithAPartOfItsRule: what its requests were may be what a reload took
+// away, and only the Envoy knows. What a reload gives ends nothing.
+func TestExitEndsWithAPartOfItsRule(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }})
+	policy := func(paths ...string) authz.Input {
+		r := rule(api, "read")
+		r.Paths = paths
+		return granted(r)
+	}
+	w := newWorld(t, setup{input: policy("/stream")})
+	stream := w.stream(t, api, w.exits()["read api.weather.example"], "api.weather.example")
+	w.install(policy("/stream", "/more"))
+	if cut := w.proxy.Reconsider(); cut != 0 || w.proxy.Open() != 1 {
+		t.Errorf("a path more cut %d, and %d are open", cut, w.proxy.Open())
+	}
+	// It may carry a request for the other path since.
+	w.install(policy("/stream"))
+	if w.proxy.Reconsider(); w.proxy.Open() != 0 {
+		late := testDeadline()
+		for w.proxy.Open() != 0 && !late() {
+		}
+	}
+	if _, err := io.Copy(io.Discard, stream); err == nil || w.proxy.Open() != 0 {
+		t.Errorf("a path less leaves %d open, %v", w.proxy.Open(), err)
+	}
+	w.settled()
+}
+
 // TestExitsAreReplaced: what stays keeps its path and its connections.
 func TestExitsAreReplaced(t *testing.T) {
 	server := tcpServer(t, greeter)

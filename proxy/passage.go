@@ -20,6 +20,8 @@ type passage struct {
 	pair
 	exit *exit
 	to   authz.Destination
+
+	granted authz.Decision // that what it carries was last allowed by
 }
 
 // pass takes one connection to where its route leads.
@@ -45,6 +47,7 @@ func (e *exit) pass(c *conn) {
 		s.refuse(decision.Reason, "it is not granted now")
 		return
 	}
+	s.granted = decision
 	s.access = access{still: s.stillAllowed, decided: decision.Generation, cut: cancel}
 	if !e.set.proxy.live.add(&s.access) {
 		s.refuse(s.decide().Reason, "access was taken away while it was being decided")
@@ -70,9 +73,18 @@ func (s *passage) decide() authz.Decision {
 	return p.cfg.Engine.Current().DecideRoute(p.cfg.Plugin, route.Grant, route.Rule, s.to, p.cfg.Now())
 }
 
+// stillAllowed reports whether the rule stands and takes nothing back of what it
+// allowed: which of it is used by the requests inside, only the Envoy could say.
 func (s *passage) stillAllowed() bool {
 	d := s.decide()
-	return !d.Cuts()
+	if !d.Allowed() {
+		return !d.Cuts()
+	}
+	if !d.Covers(s.granted) {
+		return false
+	}
+	s.granted = d
+	return true
 }
 
 // dial connects to the upstream.

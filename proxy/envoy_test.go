@@ -254,6 +254,46 @@ func TestExitsDrain(t *testing.T) {
 	}
 }
 
+// TestStopWaitsForWhatMoves stops a sidecar while an Envoy keeps connections for
+// requests to come, and streams on one.
+func TestStopWaitsForWhatMoves(t *testing.T) {
+	api := upstream(t, testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }})
+	server := tcpServer(t, greeter)
+	w := newWorld(t, setup{
+		input:  granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"), rule(api, "read")),
+		config: func(c *proxy.Config) { c.Drain = time.Hour },
+	})
+	exits := w.exits()
+	kept := w.leave(exits["tcp 127.0.0.1"])
+	if _, err := kept.in.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := w.leave(exits["read api.weather.example"]).over(t, api.Pool(), "api.weather.example")
+	testenv.Must(t, err)
+	stream.write("GET /stream HTTP/1.1\r\nHost: api.weather.example\r\n\r\n")
+	go func() {
+		defer stream.Close()
+		defer kept.Close()
+		left := make(chan bool, 1)
+		go func() { left <- kept.gone() }()
+		for {
+			if _, err := stream.in.Discard(1 << 10); err != nil {
+				t.Errorf("the stream ended: %v", err)
+				return
+			}
+			select {
+			case gone := <-left:
+				if !gone {
+					t.Error("a connection on which nothing moves is waited for")
+				}
+				return
+			default:
+			}
+		}
+	}()
+	w.stop()
+}
+
 // TestExitsAreBounded opens more connections than there may be.
 func TestExitsAreBounded(t *testing.T) {
 	server := tcpServer(t, greeter)

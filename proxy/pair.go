@@ -3,8 +3,18 @@ package proxy
 import (
 	"context"
 	"net"
+	"time"
 
 	"golang.org/x/sys/unix"
+)
+
+const (
+	// quietFor is how long nothing has moved on a pair that a proxy which ends does
+	// not wait for: an Envoy keeps connections for requests to come, for an hour,
+	// and does not say which.
+	quietFor = 2 * time.Second
+	// lookForQuiet is how often that is looked for.
+	lookForQuiet = 100 * time.Millisecond
 )
 
 // pair is two connections of which each is sent what the other says. What they
@@ -26,6 +36,7 @@ func (s *pair) splice(up, down func() error) {
 	}) {
 		return
 	}
+	s.access.onStop(s.quiet)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -43,6 +54,32 @@ func (s *pair) end(to, from net.Conn, err error) {
 		_ = s.far.Close()
 		_ = s.near.cut()
 	}
+}
+
+// quiet reports whether nothing has moved for a while on the end of the pair that
+// is TCP, by the kernel's account (tcp(7), TCP_INFO), and nothing is on its way.
+func (s *pair) quiet() bool {
+	end := s.far
+	if through, ok := end.(*proxied); ok {
+		end = through.Conn
+	}
+	tcp, ok := end.(*net.TCPConn)
+	if !ok {
+		if tcp, ok = s.near.raw.(*net.TCPConn); !ok {
+			return false
+		}
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return false // it is ending
+	}
+	var info *unix.TCPInfo
+	err = raw.Control(func(fd uintptr) { info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if err != nil || info == nil {
+		return false
+	}
+	since := time.Duration(min(info.Last_data_sent, info.Last_data_recv)) * time.Millisecond
+	return since >= quietFor && info.Unacked == 0 && info.Notsent_bytes == 0
 }
 
 // hungUp reports whether the other end of a unix socket has closed it, and not

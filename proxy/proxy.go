@@ -226,7 +226,9 @@ func (p *Proxy) Reconsider() (cut int) { return p.live.reconsider() }
 
 // Serve accepts the plugin's connections on the listeners, which it closes,
 // until ctx ends. Then it lets what is in flight go on for Config.Drain, cuts
-// the rest and returns nil. It is to be called once.
+// the rest and returns nil. What carries accesses of an Envoy, which keeps
+// connections for requests to come, is in flight until nothing has moved on it
+// for two seconds. It is to be called once.
 func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var running sync.WaitGroup
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -32,6 +33,7 @@ type access struct {
 	ended bool
 	cause error       // why it was cut
 	cut   func(error) // ends it now, on both sides; called once, with mu held
+	quiet func() bool // reports that nothing moves on it; nil for what is in flight as long as it is there
 }
 
 // stillAllowed decides the access anew.
@@ -64,6 +66,24 @@ func (a *access) onCut(cut func(error)) bool {
 	}
 	a.cut = cut
 	return true
+}
+
+// onStop says how to see that nothing moves on the access, so that a proxy that
+// ends need not wait for it.
+func (a *access) onStop(quiet func() bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.quiet = quiet
+}
+
+// letGo ends the access if nothing moves on it.
+func (a *access) letGo() {
+	a.mu.Lock()
+	quiet := a.quiet
+	a.mu.Unlock()
+	if quiet != nil && quiet() {
+		a.end(errStopping)
+	}
 }
 
 // live reports whether the access has not ended yet.
@@ -208,7 +228,8 @@ func (r *registry) cutAll(cause error) {
 	inParallel(r.list(^uint64(0)), func(a *access) bool { return a.end(cause) })
 }
 
-// idle returns when nothing is live or ctx ends.
+// idle returns when nothing is live or ctx ends, and lets go of that on which
+// nothing moves.
 func (r *registry) idle(ctx context.Context) {
 	r.mu.Lock()
 	if len(r.live) == 0 {
@@ -220,8 +241,18 @@ func (r *registry) idle(ctx context.Context) {
 	}
 	none := r.none
 	r.mu.Unlock()
-	select {
-	case <-none:
-	case <-ctx.Done():
+	look := time.NewTicker(lookForQuiet)
+	defer look.Stop()
+	for {
+		for _, a := range r.list(^uint64(0)) {
+			a.letGo()
+		}
+		select {
+		case <-none:
+			return
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
 	}
 }

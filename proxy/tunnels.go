@@ -173,7 +173,7 @@ func (r *registry) list(generation uint64) []*access {
 
 // reconsider decides anew what an earlier generation allowed, cuts what is
 // denied, and returns how many accesses were cut in this generation, also by
-// an earlier pass. Deciding and cutting happen outside the lock that requests
+// an earlier pass, and by one that was under way when the generation came. Deciding and cutting happen outside the lock that requests
 // need: nothing that is slow to end holds them up.
 func (r *registry) reconsider() (cut int) {
 	r.passing.Lock()
@@ -185,9 +185,14 @@ func (r *registry) reconsider() (cut int) {
 	if generation := r.engine.Current().Generation(); generation != r.generation {
 		r.generation, r.cuts = generation, 0
 	}
-	r.cuts += inParallel(r.list(r.generation), func(a *access) bool {
+	cut = inParallel(r.list(r.generation), func(a *access) bool {
 		return !a.stillAllowed() && a.end(errRevoked)
 	})
+	// What came meanwhile has been decided by, and whoever brought it asks next.
+	if generation := r.engine.Current().Generation(); generation != r.generation {
+		r.generation, r.cuts = generation, 0
+	}
+	r.cuts += cut
 	return r.cuts
 }
 

@@ -128,7 +128,7 @@ func (s *scanner) fields(m message) iter.Seq[field] {
 	return func(yield func(field) bool) {
 		for len(m.bytes) > 0 && !s.broken {
 			id, kind, n := protowire.ConsumeTag(m.bytes)
-			if n < 0 {
+			if n < 0 || id > protowire.MaxValidNumber { // which ConsumeTag lets pass
 				s.broken = true
 				return
 			}

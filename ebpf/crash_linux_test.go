@@ -896,6 +896,17 @@ func TestPrivateDirectories(t *testing.T) {
 			t.Errorf("took one that is %s", name)
 		}
 	}
+	shared := filepath.Join(dir, "shared")
+	const mode = os.ModeDir | os.ModeSticky | 0o777
+	if err := errors.Join(os.MkdirAll(filepath.Join(shared, "planted"), 0o700), os.Chmod(shared, mode)); err != nil {
+		t.Fatal(err)
+	}
+	if err := ensurePrivate(shared); err == nil {
+		t.Error("took one that is everybody's")
+	}
+	if info, err := os.Stat(shared); err != nil || info.Mode() != mode {
+		t.Errorf("what is everybody's is %v, %v", info.Mode(), err)
+	}
 	path, volume := filepath.Join(dir, "new"), filepath.Join(dir, "volume")
 	if err := errors.Join(os.Mkdir(volume, 0o700), os.Chmod(volume, 0o777)); err != nil {
 		t.Fatal(err)

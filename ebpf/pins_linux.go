@@ -67,14 +67,18 @@ func ensurePrivate(path string) error {
 	return nil
 }
 
-// closeEmpty closes a directory of ours to others and sees that it is empty then,
-// when nobody else can put anything into it any more.
+// closeEmpty closes an empty directory of ours to others and sees that it is empty
+// still, when nobody else can put anything into it any more.
 func closeEmpty(path string, stat *unix.Stat_t) {
-	if err := os.Chmod(path, privateAccess); err != nil {
+	empty := func() bool {
+		entries, err := os.ReadDir(path)
+		return err == nil && len(entries) == 0
+	}
+	if !empty() || os.Chmod(path, privateAccess) != nil {
 		return
 	}
-	if entries, err := os.ReadDir(path); err != nil || len(entries) > 0 {
-		_ = os.Chmod(path, fs.FileMode(stat.Mode&0o777)) // as it was: it is refused
+	if !empty() {
+		_ = unix.Chmod(path, stat.Mode&0o7777) // as it was: it is refused
 		return
 	}
 	stat.Mode &^= 0o077

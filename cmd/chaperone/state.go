@@ -66,19 +66,18 @@ func openState(dir string) (*state, error) {
 	return &state{dir, lock}, nil
 }
 
-// closeEmpty closes a folder to others and sees that it is empty then, when nobody
-// else can put anything into it any more. One that is not empty, or not ours,
-// stays as it was.
+// closeEmpty closes an empty folder to others and sees that it is empty still, when
+// nobody else can put anything into it any more. One that is not empty, or not
+// ours, stays as it was.
 func closeEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		return was, nil //nolint:nilerr // it is refused for its mode or its owner
+	}
 	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a folder is entered
 		return was, nil //nolint:nilerr // it is somebody else's, which is refused in its own words
 	}
-	entries, err := os.ReadDir(dir)
-	if err == nil && len(entries) > 0 {
-		return was, os.Chmod(dir, was.Mode().Perm())
-	}
-	if err != nil {
-		return was, fmt.Errorf("read stateDir: %w", err)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		return was, errors.Join(err, os.Chmod(dir, was.Mode()))
 	}
 	return os.Lstat(dir)
 }

@@ -48,6 +48,24 @@ func TestStateDir(t *testing.T) {
 	}
 }
 
+// TestStateDirOfOthersStays names a folder by mistake that everybody uses, as root.
+func TestStateDirOfOthersStays(t *testing.T) {
+	shared := t.TempDir()
+	if err := os.WriteFile(filepath.Join(shared, "somebody's"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const mode = os.ModeDir | os.ModeSticky | os.ModeSetgid | 0o777
+	if err := os.Chmod(shared, mode); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openState(shared); err == nil {
+		t.Error("it is taken")
+	}
+	if info, err := os.Stat(shared); err != nil || info.Mode() != mode {
+		t.Errorf("it has the mode %v, %v", info.Mode(), err)
+	}
+}
+
 // TestStateDirCannotBeReplaced: nobody can put another stateDir, one without the
 // revocations, in the place of the one that a plugin is started beside.
 func TestStateDirCannotBeReplaced(t *testing.T) {

@@ -364,7 +364,7 @@ func (r *room) revoked(door string) {
 	var held []tried
 	for i, w := range lanes(door) {
 		for j, p := range []probe{{path: "/v1/stream/{ID}"}, {path: "/v1/ws/stream-{ID}", heads: websocketHeads()}} {
-			if (w.h2 || w.envoy) && j == 1 { // Envoy speaks HTTP/2 to this host, where an upgrade is another thing
+			if w.h2 && j == 1 { // an upgrade is another thing there
 				continue
 			}
 			k := r.kinds[(i+3*j)%len(r.kinds)]

@@ -149,7 +149,7 @@ func TestRunSecrets(t *testing.T) {
 				t.Errorf("%s can be seen", name)
 			}
 		}
-		if !strings.Contains(r.stdout, `"Authorization":["***`) {
+		if !strings.Contains(r.stdout, `"Authorization":["Bearer ***`) {
 			t.Errorf("the echoed credential was not redacted:\n%s", r.stdout)
 		}
 		contains(t, w.read("state/audit.jsonl"), `"kind":"echo"`)

@@ -27,7 +27,7 @@ demo-envoy: ## the same behind an Envoy that Chaperone configures: streams cut w
 
 test: ## every test with the race detector, against real parts; says what it skips and why
 	@tools/setup test
-	go test $$(tools/setup race) -shuffle=on -timeout 20m ./...
+	go test $$(tools/setup race) -shuffle=on -timeout 30m ./...
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -73,9 +74,9 @@ func (e *Envoy) Admin() string { return filepath.Join(e.Dir, envoyAdmin) }
 // granted, the sidecar's.
 func (e *Envoy) Exits() string { return filepath.Join(e.Dir, envoyExits) }
 
-// maxExit is the longest path below Envoy.Dir: exit/, 32 hexadecimal digits and
-// .sock.
-const maxExit = len("/"+envoyExits+"/") + 32 + len(".sock")
+// maxExit is the longest path below Envoy.Dir: exit/, 26 letters and digits
+// and .sock.
+const maxExit = len("/"+envoyExits+"/") + 26 + len(".sock")
 
 // Relays reports whether what arrives at listen.proxy is led to Envoy, where the
 // kernel half is there to say whose it is.
@@ -187,8 +188,12 @@ func (s *Sidecar) warnGrantEnvoy(g authz.Grant, warn reporter) {
 	}
 	for i, r := range g.Rules {
 		for j, host := range r.To.Hosts {
-			if r.To.Scheme == authz.SchemeTCP && strings.HasPrefix(host, "*") {
-				warn(at(at("spec.rules", i)+".to.hosts", j), "%q cannot be reached through spec.envoy: tcp says no name, so Envoy is configured with exact hosts only", clip(host))
+			path := at(at("spec.rules", i)+".to.hosts", j)
+			switch scheme := cmp.Or(r.To.Scheme, authz.SchemeHTTPS); {
+			case scheme == authz.SchemeTCP && strings.HasPrefix(host, "*"):
+				warn(path, "%q cannot be reached through spec.envoy: tcp says no name, so Envoy is configured with exact hosts only", clip(host))
+			case scheme == authz.SchemeHTTPS && strings.HasPrefix(host, "**."):
+				warn(path, "%q can be reached one label deep only through spec.envoy: Envoy shows a certificate of %q, and no client takes that for a deeper name", clip(host), clip(host[1:]))
 			}
 		}
 	}

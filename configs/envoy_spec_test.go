@@ -53,7 +53,7 @@ func TestEnvoyStated(t *testing.T) {
 			t.Errorf("%s is not warned of in %v", field, c.Warnings)
 		}
 	}
-	if longest := want.Exits() + "/" + strings.Repeat("f", 32) + ".sock"; len(longest)-len(want.Dir) != maxExit {
+	if longest := want.Exits() + "/" + strings.Repeat("f", 26) + ".sock"; len(longest)-len(want.Dir) != maxExit {
 		t.Errorf("a path of an exit is %d bytes longer than the folder, not %d", len(longest)-len(want.Dir), maxExit)
 	}
 }
@@ -65,6 +65,7 @@ func TestEnvoyGrants(t *testing.T) {
 	write(t, path, strings.Replace(minimalSidecar, "[grants]", `[grants], listen: {proxy: "127.0.0.1:0"}, envoy: {}, vault: {address: "https://vault.example:8200", auth: {method: token, tokenFile: token}}`, 1))
 	write(t, filepath.Join(dir, "grants", "weather.yaml"), strings.Replace(minimalGrant, "rules: [", `credentials: [{name: c, vault: {path: pki/issue/weather}, inject: {mtls: {}}}]
   rules: [{id: any, reason: Tests, to: {scheme: tcp, hosts: ["a.example", "*.b.example"], ports: [9]}},
+    {id: deep, reason: Tests, to: {hosts: ["*.d.example", "**.e.example"]}, methods: [GET], paths: [/]},
     {id: shown, reason: Tests, to: {hosts: [c.example]}, methods: [GET], paths: [/], credential: c}, `, 1))
 	c, err := Load(path, now)
 	if err != nil {
@@ -77,7 +78,7 @@ func TestEnvoyGrants(t *testing.T) {
 		}
 	}
 	slices.Sort(fields)
-	if diff := cmp.Diff([]string{"spec.credentials[0].inject", "spec.rules[0].to.hosts[1]"}, fields); diff != "" {
+	if diff := cmp.Diff([]string{"spec.credentials[0].inject", "spec.rules[0].to.hosts[1]", "spec.rules[1].to.hosts[1]"}, fields); diff != "" {
 		t.Errorf("want (-), got (+):\n%s", diff)
 	}
 }

@@ -5,8 +5,21 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy"
 )
+
+// TestExitsFit puts exits into the longest folder that check lets through: the
+// room that it keeps for them is what they take.
+func TestExitsFit(t *testing.T) {
+	const longest = 107 // of a socket's path (unix(7))
+	spec := configs.Envoy{Dir: "/" + strings.Repeat("x", 69)}
+	if path := proxy.ExitPaths(spec.Exits(), []authz.Route{{}})[0]; len(path) != longest {
+		t.Errorf("%s is %d bytes long", path, len(path))
+	}
+}
 
 // TestEnvoyCommands has a real Envoy read what the commands print, also for the
 // example, with each way to reach Envoy.

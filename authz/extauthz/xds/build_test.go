@@ -68,7 +68,7 @@ func shapes(t *testing.T) map[string][]authz.Rule {
 		"https address":  {of(authz.SchemeHTTPS, "198.51.100.7"), with(of(authz.SchemeHTTPS, "2001:db8::7", 8443), func(r *authz.Rule) { r.ID = "b" })},
 		"ports":          {with(base, func(r *authz.Rule) { r.To.Ports = []uint16{443, 8443, 9443} })},
 		"timeout":        {with(base, func(r *authz.Rule) { r.Timeout = authz.Duration(3 * time.Second) })},
-		"upgrades":       {with(base, func(r *authz.Rule) { r.Upgrades = []string{"websocket"} })},
+		"upgrades":       {with(base, func(r *authz.Rule) { r.Upgrades = []string{"connect", "websocket"} })},
 		"authorities":    {with(base, func(r *authz.Rule) { r.To.TLS.CA = authority; r.To.TLS.CAFile = "ca.pem" })},
 		"TLS 1.3":        {with(base, func(r *authz.Rule) { r.To.TLS.Min = "1.3" })},
 		"a thousand":     thousand,

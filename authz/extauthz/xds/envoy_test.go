@@ -267,6 +267,10 @@ func TestEnvoyTunnels(t *testing.T) {
 			Scheme: authz.SchemeTCP, Hosts: []string{"198.51.100.7"}, Ports: []uint16{22, 443},
 			Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
 		}},
+		authz.Rule{ID: "once", Limits: authz.Limits{Requests: authz.Limit{Count: 1}}, To: authz.To{
+			Scheme: authz.SchemeTCP, Hosts: []string{"198.51.100.8"}, Ports: []uint16{25},
+			Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
+		}},
 		https("api", "/echo", "api.weather.example"),
 	))
 	for _, to := range []string{"secure.weather.example:443", "*.pass.weather.example:443"} {
@@ -317,6 +321,17 @@ func TestEnvoyTunnels(t *testing.T) {
 		}
 		if got := p.book.decided(); !slices.Equal(got, []string{"tls api.weather.example destination_not_granted"}) {
 			t.Errorf("%v", got)
+		}
+	})
+	t.Run("beyond its limit", func(t *testing.T) {
+		before := p.exits.taken()
+		for range 3 {
+			conn := p.redirected(t, "198.51.100.8:25")
+			testenv.MustGet(io.WriteString(conn, "hello there"))(t)
+			_, _ = io.Copy(io.Discard, conn) // it is closed either way
+		}
+		if got := p.exits.taken() - before; got != 1 {
+			t.Errorf("%d connections were dialled, and one is granted", got)
 		}
 	})
 	t.Run("another port of the address", func(t *testing.T) {
@@ -560,6 +575,9 @@ func TestEnvoyWithoutServer(t *testing.T) {
 	p.startCheck(t)
 	p.startServer(t)
 	p.acknowledged(t)
+	p.stopServer()
+	p.startServer(t)
+	p.acknowledged(t) // of a server that had nothing new to tell
 	if dump := p.dump(t); strings.Contains(dump, "old.weather.example") || !strings.Contains(dump, "weather/api") {
 		t.Error("the Envoy has not followed")
 	}

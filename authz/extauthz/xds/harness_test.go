@@ -77,6 +77,19 @@ type exit struct {
 	listener net.Listener
 	mu       sync.Mutex
 	conns    map[net.Conn]bool
+	taken    int // how many there have been
+}
+
+// taken returns how many connections all exits have taken.
+func (x *exits) taken() (n int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, e := range x.all {
+		e.mu.Lock()
+		n += e.taken
+		e.mu.Unlock()
+	}
+	return n
 }
 
 func (x *exits) replace(routes []authz.Route) ([]string, error) {
@@ -128,6 +141,9 @@ func (x *exits) serve(e *exit, r authz.Route) {
 		if err != nil {
 			return
 		}
+		e.mu.Lock()
+		e.taken++
+		e.mu.Unlock()
 		x.mu.Lock()
 		to, ok := x.to[fmt.Sprintf("%s:%d", r.Host, r.Port)]
 		x.mu.Unlock()

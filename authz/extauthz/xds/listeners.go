@@ -122,7 +122,7 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		FilterChains: []*listenerv3.FilterChain{
 			{Name: httpChain, Filters: []*listenerv3.Filter{manager}},
-			b.tunnel(refusedChain, nowhereCluster, durationpb.New(b.cfg.MaxStreamDuration), true),
+			b.tunnel(refusedChain, nowhereCluster, durationpb.New(b.cfg.MaxStreamDuration)),
 		},
 	}
 	hosts := map[string][]string{}
@@ -134,7 +134,7 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 				hosts[name] = append(hosts[name], p.Host)
 			}
 		case authz.SchemeTLS, authz.SchemeTCP:
-			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.longest(p), p.Scheme == authz.SchemeTLS))
+			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.longest(p)))
 		case authz.SchemeHTTP:
 		}
 	}
@@ -146,18 +146,16 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 }
 
 // tunnel is the chain of connections that are asked about as a whole, which is
-// done when the plugin's first bytes have come. Where it must speak first, as in
-// TLS, nothing else is done before.
-func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration, clientFirst bool) *listenerv3.FilterChain {
+// done when the plugin's first bytes have come. Nothing is dialled before: what
+// the upstream says unasked would be let through undecided.
+func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration) *listenerv3.FilterChain {
 	proxy := &tcpv3.TcpProxy{
 		StatPrefix:                      "connection",
 		ClusterSpecifier:                &tcpv3.TcpProxy_Cluster{Cluster: cluster},
 		MaxDownstreamConnectionDuration: longest,
 		AccessLog:                       b.accessLog(connectionLog()),
-	}
-	if clientFirst {
-		proxy.UpstreamConnectMode = tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA
-		proxy.MaxEarlyDataBytes = wrapperspb.UInt32(maxHello)
+		UpstreamConnectMode:             tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA,
+		MaxEarlyDataBytes:               wrapperspb.UInt32(maxHello),
 	}
 	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{
 		b.filter(filterNetAuthz, &netauthzv3.ExtAuthz{

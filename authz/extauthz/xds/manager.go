@@ -105,7 +105,8 @@ func (b *builder) upgrades() []*hcmv3.HttpConnectionManager_UpgradeConfig {
 	var names []string
 	for i := range b.places {
 		for name := range strings.SplitSeq(b.places[i].Upgrades, ",") {
-			if name != "" {
+			// Envoy takes no name twice, whatever the case of its letters.
+			if name != "" && name != "connect" {
 				names = append(names, name)
 			}
 		}

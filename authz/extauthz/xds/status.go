@@ -90,6 +90,7 @@ type toldOf struct {
 	nonce, sent string // of the last response
 	accepted    string // the last version that was put in force
 	refused     string
+	brought     bool // it said what it had already; what is the same is not sent
 }
 
 func newFollowed(cfg *Config) *followed {
@@ -117,6 +118,8 @@ func (f *followed) status() Status {
 			switch {
 			case of.refused != "":
 				e.Refused[kind] = of.refused
+			case of.brought && of.sent == "":
+				e.Acknowledged[kind] = f.generation
 			case of.accepted == "":
 			case of.accepted == f.versions[url]:
 				e.Acknowledged[kind] = f.generation
@@ -190,6 +193,14 @@ func (f *followed) requested(s stream, node *corev3.Node, url, nonce string, det
 	return nil
 }
 
+// brings notes that an Envoy which was told by an earlier server has resources of
+// a type. It is answered at once where they differ from what is served.
+func (f *followed) brings(s stream, url string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.streams[s].types[url].brought = true
+}
+
 func (f *followed) sent(s stream, url, nonce, version string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -228,7 +239,11 @@ func (f *followed) OnDeltaStreamClosed(id int64, _ *corev3.Node) { f.closed(stre
 
 // OnStreamDeltaRequest sees a request.
 func (f *followed) OnStreamDeltaRequest(id int64, in *discoveryv3.DeltaDiscoveryRequest) error {
-	return f.requested(stream{true, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
+	err := f.requested(stream{true, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
+	if err == nil && len(in.GetInitialResourceVersions()) > 0 {
+		f.brings(stream{true, id}, in.GetTypeUrl())
+	}
+	return err
 }
 
 // OnStreamDeltaResponse sees a response.

@@ -283,6 +283,7 @@ func (s *sidecar) awaitReady(ctx context.Context, ready func()) {
 		}
 		if s.ready() == nil {
 			ready()
+			forgetStart()
 			return
 		}
 		select {

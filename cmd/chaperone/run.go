@@ -77,6 +77,7 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool
 	if cfg.Sidecar.Kernel != configs.KernelRequired {
 		opts.token = newToken()
 	}
+	allowGarbage()
 	s, err := newSidecar(cfg, opts)
 	if err != nil {
 		return failed(err)

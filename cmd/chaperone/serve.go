@@ -63,6 +63,7 @@ func (c *cli) serve(ctx context.Context, opts options, tokenFile string, lock bo
 			return err
 		}
 	}
+	allowGarbage()
 	s, err := newSidecar(cfg, opts)
 	if err != nil {
 		return err

@@ -27,6 +27,8 @@ const (
 	// maxStreams is what Envoy lets be in flight in one cluster; its own default
 	// of 1024 is no limit of any grant's.
 	maxStreams = 4096
+	// unhealthyInterval is how often a sidecar that is not ready is asked again.
+	unhealthyInterval = 100 * time.Millisecond
 )
 
 // clusters returns where Envoy may go: to the sidecar, and nowhere else.
@@ -98,7 +100,9 @@ func (b *builder) check() *clusterv3.Cluster {
 	c.ConnectTimeout = seconds(1)
 	c.TypedExtensionProtocolOptions = b.httpOptions(overHTTP2())
 	c.HealthChecks = []*corev3.HealthCheck{{
-		Timeout: seconds(1), Interval: seconds(5), NoTrafficInterval: seconds(1), UnhealthyInterval: seconds(1),
+		// A sidecar that has just become ready is not to be waited for.
+		Timeout: seconds(1), Interval: seconds(5), UnhealthyInterval: durationpb.New(unhealthyInterval),
+		NoTrafficInterval: durationpb.New(unhealthyInterval), NoTrafficHealthyInterval: seconds(1),
 		UnhealthyThreshold: wrapperspb.UInt32(2), HealthyThreshold: wrapperspb.UInt32(1),
 		HealthChecker: &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{
 			ServiceName: "envoy.service.auth.v3.Authorization",

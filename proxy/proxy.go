@@ -109,8 +109,8 @@ type Config struct {
 	// call the Proxy. Nil: nobody is told.
 	CAChanged func(pem []byte)
 
-	// MaxConnections bounds the plugin's connections at one time; more are
-	// refused. 0: 4096.
+	// MaxConnections bounds the plugin's connections at one time, and those of the
+	// exits; more are refused. 0: 4096, or as many as the process may open files for.
 	MaxConnections int
 	// Drain is how long Serve lets what is in flight go on after its context
 	// has ended. 0: it is cut at once.
@@ -167,7 +167,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, errors.New("make proxy: a relay needs every connection's peer proved; a token is in its first request")
 	}
 	if cfg.MaxConnections <= 0 {
-		cfg.MaxConnections = defaultMaxConnections
+		cfg.MaxConnections = min(defaultMaxConnections, affordable(cfg.Relay != ""))
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -125,14 +125,21 @@ func (b *builder) upstream(p *place, name string) *clusterv3.Cluster {
 				HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
 			},
 		}}
+		o.CommonHttpProtocolOptions = kept()
 		if !p.Exact() {
 			// The exit learns the host from the first request of a connection.
-			o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{MaxRequestsPerConnection: wrapperspb.UInt32(1)}
+			o.CommonHttpProtocolOptions.MaxRequestsPerConnection = wrapperspb.UInt32(1)
 		}
 		c.TypedExtensionProtocolOptions = b.httpOptions(o)
 	case authz.SchemeTLS, authz.SchemeTCP:
 	}
 	return c
+}
+
+// kept is how long a connection is kept for requests to come: each holds
+// descriptors of the sidecar's at the exit, which Envoy would for an hour.
+func kept() *corev3.HttpProtocolOptions {
+	return &corev3.HttpProtocolOptions{IdleTimeout: seconds(60)}
 }
 
 // secure has a cluster speak TLS on the rule's terms, to the granted host only.
@@ -145,6 +152,7 @@ func (b *builder) secure(c *clusterv3.Cluster, p *place) {
 	if c.GetName() != p.cluster {
 		o = overHTTP1()
 	}
+	o.CommonHttpProtocolOptions = kept()
 	valid := &tlsv3.CertificateValidationContext{}
 	tls := &tlsv3.UpstreamTlsContext{}
 	addr, isAddr := p.literal()

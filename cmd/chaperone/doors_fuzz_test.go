@@ -137,7 +137,7 @@ func FuzzDoors(f *testing.F) {
 		target := "/" + path
 		if !utf8.ValidString(method+host+target) || method == "" || host == "" || method == http.MethodConnect ||
 			strings.ContainsAny(method+host+target, "\x00\r\n\t ") || strings.ContainsAny(host, "/?#") || len(target) > 4<<10 {
-			t.Skip() // it is not one access at both
+			return // it is not one access at both
 		}
 		proxied, asked := d.byProxy(t, method, host, target), d.byEnvoy(t, method, host, target)
 		if asked == nil {

@@ -177,7 +177,7 @@ func (p *Postgres) Close() error {
 func (p *Postgres) Kill() error { return p.process.kill() }
 
 // Pause stops the server without closing its sockets, until Resume.
-func (p *Postgres) Pause() error { return p.process.signal(syscall.SIGSTOP) }
+func (p *Postgres) Pause() error { return p.process.pause() }
 
 // Resume lets a paused server go on.
 func (p *Postgres) Resume() error { return p.process.signal(syscall.SIGCONT) }

@@ -1,11 +1,14 @@
 package testenv
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -63,6 +66,46 @@ func (p *process) signal(sig syscall.Signal) error {
 		return fmt.Errorf("signal %s: %w", p.name, err)
 	}
 	return nil
+}
+
+// pause stops the child and returns when every thread of it has stopped: the
+// signal is sent at once, and acted on by each thread in its own time.
+func (p *process) pause() error {
+	if err := p.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(startLimit); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		stopped, err := p.stopped()
+		if err != nil {
+			return fmt.Errorf("pause %s: %w", p.name, err)
+		}
+		if stopped {
+			return nil
+		}
+	}
+	return fmt.Errorf("pause %s: it goes on", p.name)
+}
+
+// stopped reports whether every thread is in state T (proc(5), /proc/PID/stat).
+func (p *process) stopped() (bool, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+	if err != nil || len(threads) == 0 {
+		return false, errors.Join(err, errors.New("it is gone"))
+	}
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // the thread has ended
+		}
+		if err != nil {
+			return false, err
+		}
+		after := stat[bytes.LastIndexByte(stat, ')')+1:] // a name may hold anything
+		if !bytes.HasPrefix(after, []byte(" T")) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // kill ends the child at once, as a crash would, and waits for it.

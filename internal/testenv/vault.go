@@ -154,7 +154,7 @@ func (v *Vault) Kill() error { return v.process.kill() }
 
 // Pause stops the Vault without closing its sockets: it accepts connections
 // and answers nothing, until Resume.
-func (v *Vault) Pause() error { return v.process.signal(syscall.SIGSTOP) }
+func (v *Vault) Pause() error { return v.process.pause() }
 
 // Resume lets a paused Vault go on.
 func (v *Vault) Resume() error { return v.process.signal(syscall.SIGCONT) }

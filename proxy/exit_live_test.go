@@ -331,9 +331,7 @@ func TestExitLeadsNowhereElse(t *testing.T) {
 
 // TestExitIsForFew connects as other users do.
 func TestExitIsForFew(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can become another user")
-	}
+	testenv.Require(t, testenv.Superuser()) // to become another user
 	server := tcpServer(t, greeter)
 	const nobody, group = 65534, 4711
 	for _, test := range []struct {
@@ -444,9 +442,7 @@ func TestExitsFolder(t *testing.T) {
 			return dir, ""
 		},
 		"another user's": func(t *testing.T, dir string) (string, string) {
-			if os.Geteuid() != 0 {
-				t.Skip("only root can give a folder away")
-			}
+			testenv.Require(t, testenv.Superuser()) // to give a folder away
 			testenv.Must(t, os.Mkdir(dir, 0o700))
 			testenv.Must(t, os.Chown(dir, 65534, 65534))
 			return dir, ""

@@ -98,7 +98,7 @@ func BenchmarkFloor(b *testing.B) {
 		b.Fatal(answer, err)
 	}
 	path := socketIn(b)
-	listener := testenv.MustGet(listenUnix(b.Context(), path, ""))(b)
+	listener := testenv.MustGet(ListenUnix(b.Context(), path, ""))(b)
 	server := grpc.NewServer()
 	authv3.RegisterAuthorizationServer(server, fixed{answer: answer})
 	done := make(chan error, 1)

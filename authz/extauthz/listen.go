@@ -24,18 +24,13 @@ const (
 )
 
 // Listen binds address, which is unix:PATH or host:port, and returns where it
-// listens. It may be called several times, before Run.
-//
-// A unix socket is for the sidecar's own user alone from the moment it exists,
-// and for Config.Group as well once bound. Missing folders are created; a
-// folder that others may write to is refused, because they could put a socket
-// of their own in its place and answer the caller themselves. A socket that a
-// dead sidecar left is replaced; one that somebody still serves is not.
+// listens. It may be called several times, before Run. A unix socket is bound as
+// [ListenUnix] does, for Config.Group.
 func (s *Server) Listen(ctx context.Context, address string) (net.Addr, error) {
 	var listener net.Listener
 	var err error
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		listener, err = listenUnix(ctx, path, s.cfg.Group)
+		listener, err = ListenUnix(ctx, path, s.cfg.Group)
 	} else if _, _, err = net.SplitHostPort(address); err == nil {
 		listener, err = new(net.ListenConfig).Listen(ctx, "tcp", address)
 	}
@@ -46,11 +41,18 @@ func (s *Server) Listen(ctx context.Context, address string) (net.Addr, error) {
 	return listener.Addr(), nil
 }
 
-func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
+// ListenUnix binds the unix socket at path, which must be absolute, for callers
+// that are told secrets. It is for the sidecar's own user alone from the moment it
+// exists, and for group, a name or a number, as well once bound; "" is nobody
+// else. Missing folders are created; a folder that others may write to is
+// refused, because they could put a socket of their own in its place and answer
+// the caller themselves. A socket that a dead sidecar left is replaced; one that
+// somebody still serves is not.
+func ListenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
 		return nil, errors.New("the path of a unix socket must be absolute")
 	}
-	gid, err := groupID(group)
+	gid, err := GroupID(group)
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +93,9 @@ func ownSocket(_, _ string, conn syscall.RawConn) error {
 	return errors.Join(err, failed)
 }
 
-// groupID returns the number of a group given by name or number.
-func groupID(group string) (int, error) {
+// GroupID returns the number of a group given by name or number, and -1, which
+// chown(2) takes for no change, for "".
+func GroupID(group string) (int, error) {
 	if group == "" {
 		return -1, nil
 	}

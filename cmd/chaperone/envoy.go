@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,6 +28,7 @@ type ownEnvoy struct {
 	spec      configs.Envoy
 	check     *extauthz.Server
 	xds       *xds.Server
+	listener  net.Listener // of xds
 	bootstrap []byte       // what an Envoy is to be started with
 	exits     atomic.Int64 // how many there are
 	relays    bool         // what arrives at the proxy is led to Envoy
@@ -127,8 +127,9 @@ func (o *ownEnvoy) listen(ctx context.Context) error {
 	if _, err := o.check.Listen(ctx, "unix:"+o.spec.Check()); err != nil {
 		return fmt.Errorf("listen for Envoy: %w", err)
 	}
-	if err := o.xds.Listen(ctx, "unix:"+o.spec.XDS()); err != nil {
-		return fmt.Errorf("listen for Envoy: %w", err)
+	var err error
+	if o.listener, err = extauthz.ListenUnix(ctx, o.spec.XDS(), o.spec.Group); err != nil {
+		return fmt.Errorf("listen for xDS on %s: %w", o.spec.XDS(), err)
 	}
 	return o.writeBootstrap()
 }
@@ -153,7 +154,7 @@ func (o *ownEnvoy) writeBootstrap() error {
 // run serves Envoy until ctx ends.
 func (o *ownEnvoy) run(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return o.check.Run(ctx) })
-	g.Go(func() error { return o.xds.Run(ctx) })
+	g.Go(func() error { return o.xds.Serve(ctx, o.listener) })
 }
 
 // Modes of the folder of Envoy's sockets. A group that Envoy runs in makes its
@@ -181,21 +182,9 @@ func takeEnvoyFolder(dir, group string) error {
 	if group == "" {
 		return os.Chmod(dir, envoyFolderAlone)
 	}
-	gid, err := groupNumber(group)
+	gid, err := extauthz.GroupID(group)
 	if err != nil {
 		return err
 	}
 	return errors.Join(os.Chown(dir, -1, gid), os.Chmod(dir, envoyFolderGroup))
-}
-
-// groupNumber returns the number of a group given by name or number.
-func groupNumber(group string) (int, error) {
-	if gid, err := strconv.ParseUint(group, 10, 31); err == nil {
-		return int(gid), nil
-	}
-	found, err := user.LookupGroup(group)
-	if err != nil {
-		return 0, err
-	}
-	return strconv.Atoi(found.Gid)
 }

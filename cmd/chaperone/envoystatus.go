@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/authz/extauthz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
@@ -136,12 +137,9 @@ func checkEnvoyFolder(spec *configs.Envoy) finding {
 // envoyFolder returns what is wrong with the folder and the sidecar's sockets in
 // it. One that is not there is made at the start.
 func envoyFolder(spec *configs.Envoy) error {
-	gid := -1
-	if spec.Group != "" {
-		var err error
-		if gid, err = groupNumber(spec.Group); err != nil {
-			return err
-		}
+	gid, err := extauthz.GroupID(spec.Group)
+	if err != nil {
+		return err
 	}
 	for _, one := range []struct {
 		path         string

@@ -291,8 +291,8 @@ func (p *plane) startCheck(t *testing.T) {
 func (p *plane) startServer(t *testing.T) {
 	t.Helper()
 	p.server = testenv.MustGet(xds.New(p.config))(t)
-	testenv.Must(t, p.server.Listen(t.Context(), "unix:"+p.path("xds.sock")))
-	p.stopServer = run(t, p.server.Run)
+	listener := testenv.MustGet(extauthz.ListenUnix(t.Context(), p.path("xds.sock"), ""))(t)
+	p.stopServer = run(t, func(ctx context.Context) error { return p.server.Serve(ctx, listener) })
 }
 
 func (p *plane) params() xds.Params {

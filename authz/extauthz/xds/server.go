@@ -105,7 +105,6 @@ type Server struct {
 	cache    cache.SnapshotCache
 	grpc     *grpc.Server
 	health   *grpchealth.Server
-	listener net.Listener
 	followed *followed
 	instance string // tells the versions of this process from another's
 
@@ -155,18 +154,17 @@ func (discard) Infof(string, ...any)  {}
 func (discard) Warnf(string, ...any)  {}
 func (discard) Errorf(string, ...any) {}
 
-// Run serves what Listen bound until ctx ends, and returns nil then. An Envoy
-// that is connected keeps what it has.
-func (s *Server) Run(ctx context.Context) error {
-	if s.listener == nil {
-		return errors.New("run xDS server: it listens nowhere")
-	}
+// Serve serves on listener, which it closes, until ctx ends, and returns nil then.
+// An Envoy that is connected keeps what it has. Whoever can connect has the keys of
+// the certificates that the plugin trusts: it is to be a unix socket for Envoy
+// alone. It is to be called once.
+func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, xdsserver.NewServer(ctx, s.cache, s.followed))
 	s.update(ctx)
 	s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
 	group.Go(func() error {
-		if err := s.grpc.Serve(s.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		if err := s.grpc.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			return fmt.Errorf("serve xDS: %w", err)
 		}
 		return nil
@@ -178,14 +176,6 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	return group.Wait()
-}
-
-// Close gives up a server that Run was never called for.
-func (s *Server) Close() {
-	s.grpc.Stop()
-	if s.listener != nil {
-		s.listener.Close()
-	}
 }
 
 // follow makes a configuration of every generation.

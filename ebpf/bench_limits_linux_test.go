@@ -147,7 +147,7 @@ func calls(threads, n int) time.Duration {
 // is its proxy, is outside, as a sidecar's is.
 func bench(b *testing.B) (c *Cage, outside, inside worker) {
 	b.Helper()
-	h, err := findHierarchy()
+	h, err := hostPlaces.findHierarchy()
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -23,6 +23,7 @@ const heardSize = 256
 type Cage struct {
 	config  Config
 	own     bool // the network namespace is the plugin's own
+	places  places
 	lock    *lock
 	pins    string
 	group   *cgroup
@@ -61,17 +62,13 @@ func New(config Config) (*Cage, error) {
 	if err := config.complete(); err != nil {
 		return nil, err
 	}
-	id, err := cageID(config.StateDir)
-	if err != nil {
-		return nil, err
-	}
 	c := &Cage{
 		config: config,
 		own:    !config.HostNetwork && config.CgroupPath == "",
 		heard:  make(chan Denial, heardSize),
 		epoch:  wallClock(0),
 	}
-	if err := c.build(id); err != nil {
+	if err := c.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.demolish())
 	}
 	return c, nil
@@ -93,23 +90,26 @@ func (c *Config) complete() error {
 	return nil
 }
 
-func (c *Cage) build(id string) error {
+func (c *Cage) build() error {
 	var err error
-	if c.lock, err = lockCage(id); err != nil {
+	if c.places, err = findPlaces(c.config.StateDir); err != nil {
+		return err
+	}
+	if c.lock, err = c.places.lockCage(); err != nil {
 		return err
 	}
 	// Kernels before 5.11 charge maps to a limit instead of the cgroup.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return fmt.Errorf("lift memory limit: %w", err)
 	}
-	if err := c.openGroup(id); err != nil {
+	if err := c.openGroup(); err != nil {
 		return err
 	}
-	if c.pins, err = pinDir(id); err != nil {
+	if c.pins, err = c.places.pinDir(); err != nil {
 		return err
 	}
 	if c.group.own {
-		if c.account, err = chooseAccount(c.config.User, id, c.config.UnsafeSameUser); err != nil {
+		if c.account, err = c.places.chooseAccount(c.config.User, c.config.UnsafeSameUser); err != nil {
 			return err
 		}
 	}
@@ -140,12 +140,12 @@ func (c *Cage) chooseNetwork() (*network, error) {
 }
 
 // openGroup makes the cage's cgroup, or opens the one given.
-func (c *Cage) openGroup(id string) error {
-	h, err := findHierarchy()
+func (c *Cage) openGroup() error {
+	h, err := c.places.findHierarchy()
 	if err != nil {
 		return err
 	}
-	pins, err := existingPins(id)
+	pins, err := c.places.existingPins()
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (c *Cage) openGroup(id string) error {
 		}
 		return h.leaveOthers(pins, c.group.id)
 	}
-	name := cgroupPrefix + id
+	name := cgroupPrefix + c.places.id
 	left, err := h.leftGroups(name, pins)
 	if err != nil {
 		return err

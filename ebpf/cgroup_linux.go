@@ -36,12 +36,12 @@ type hierarchy struct {
 // container that mounted its own, it is one that shows this process's cgroup.
 // Containers are commonly given none that they may write to, and then it is one
 // of our own, where that may be mounted.
-func findHierarchy() (hierarchy, error) {
+func (p places) findHierarchy() (hierarchy, error) {
 	h, err := mountedHierarchy()
 	if err == nil && h.writable() {
 		return h, nil
 	}
-	if own, failed := mountHierarchy(); failed == nil {
+	if own, failed := p.mountHierarchy(); failed == nil {
 		return own, nil
 	}
 	return h, err // for a cgroup that is given by its path, or to say what is missing
@@ -56,15 +56,18 @@ func (h hierarchy) writable() bool {
 
 // mountHierarchy mounts the hierarchy, as far as this cgroup namespace sees it,
 // where nobody else looks.
-func mountHierarchy() (hierarchy, error) {
-	mounting, err := take("mount.lock", true)
+func (p places) mountHierarchy() (hierarchy, error) {
+	mounting, err := p.take("mount.lock", true)
 	if err != nil {
 		return hierarchy{}, err
 	}
 	defer func() { _ = mounting.release() }()
-	h := hierarchy{mount: filepath.Join(runDir, "cgroup"), root: "/"}
-	if err := ensurePrivate(h.mount); err != nil {
-		return hierarchy{}, err
+	// The root of the mounted tree is open to all: what is above it is not.
+	h := hierarchy{mount: filepath.Join(p.dir, "mounts", "cgroup"), root: "/"}
+	for _, dir := range []string{filepath.Dir(h.mount), h.mount} {
+		if err := ensurePrivate(dir); err != nil {
+			return hierarchy{}, err
+		}
 	}
 	if h.writable() { // mounted by another sidecar
 		return h, nil

@@ -199,7 +199,7 @@ func TestLeftoversAreSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As if killed: handles close, and nothing else is done.
-	if err := errors.Join(first.wall.close(), first.group.close(), first.network.close(), first.account.close(), first.lock.file.Close()); err != nil {
+	if err := errors.Join(first.wall.close(), first.group.close(), first.network.close(), first.account.close(), first.lock.file.Close(), first.lock.state.Close()); err != nil {
 		t.Fatal(err)
 	}
 	second, err := New(Config{StateDir: state})
@@ -219,7 +219,7 @@ func TestLeftoversAreSwept(t *testing.T) {
 func given(t *testing.T) (*cgroup, string) {
 	t.Helper()
 	needKernel(t)
-	h, err := findHierarchy()
+	h, err := hostPlaces.findHierarchy()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func given(t *testing.T) (*cgroup, string) {
 // unpinFrom takes every cage's programs off a cgroup, where they would stay as
 // long as it does.
 func unpinFrom(group *cgroup) error {
-	root, err := bpfRoot()
+	root, err := hostPlaces.bpfRoot()
 	if err != nil {
 		return err
 	}
@@ -829,7 +829,7 @@ func TestRemadeCgroup(t *testing.T) {
 // to, since then one is mounted. Where that is not allowed it is said what to mount.
 func TestInsideCgroupNamespace(t *testing.T) {
 	needKernel(t)
-	h, err := findHierarchy()
+	h, err := hostPlaces.findHierarchy()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // linkPrefix tells pinned links from pinned maps.
@@ -27,24 +29,24 @@ const linkPrefix = "link_"
 // are removed here: only with force while anything runs in it, and nothing there
 // is ended.
 func Detach(stateDir string, force bool) (err error) {
-	id, err := cageID(stateDir)
+	p, err := findPlaces(stateDir)
 	if err != nil {
-		return err
+		return fmt.Errorf("detach: %w", err)
 	}
-	held, err := lockCage(id)
+	held, err := p.lockCage()
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
 	defer func() { err = errors.Join(err, held.release()) }()
-	h, err := findHierarchy()
+	h, err := p.findHierarchy()
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	groups, err := h.findGroups(cgroupPrefix + id)
+	groups, err := h.findGroups(cgroupPrefix + p.id)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	pins, err := existingPins(id)
+	pins, err := p.existingPins()
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
@@ -53,7 +55,7 @@ func Detach(stateDir string, force bool) (err error) {
 		return fmt.Errorf("detach: %w", err)
 	}
 	for _, path := range linked {
-		if filepath.Base(path) == cgroupPrefix+id || force {
+		if filepath.Base(path) == cgroupPrefix+p.id || force {
 			continue
 		}
 		if err := leave(path); err != nil {
@@ -99,9 +101,13 @@ func sweep(path string, force bool) error {
 
 // existingPins is where a cage's pins are, if there are any, without mounting
 // anything.
-func existingPins(id string) (string, error) {
-	for _, root := range []string{filepath.Join(systemBPF, "chaperone"), filepath.Join(runDir, "bpf")} {
-		dir := filepath.Join(root, id)
+func (p places) existingPins() (string, error) {
+	roots := []string{filepath.Join(systemBPF, "chaperone")}
+	for _, dir := range runtimedir.All(p.state) {
+		roots = append(roots, filepath.Join(dir, "bpf"))
+	}
+	for _, root := range roots {
+		dir := filepath.Join(root, p.id)
 		names, err := pinned(dir)
 		if err != nil {
 			return "", err
@@ -110,7 +116,7 @@ func existingPins(id string) (string, error) {
 			return dir, ensurePrivate(root)
 		}
 	}
-	return filepath.Join(runDir, "bpf", id), nil
+	return filepath.Join(p.dir, "bpf", p.id), nil
 }
 
 // leftGroups finds what an earlier sidecar may have left without a walk through

@@ -12,6 +12,9 @@ type FenceConfig struct {
 	// User is as [Config.User], and counts only if the sidecar is root: an
 	// ordinary user's plugin runs as that user.
 	User string
+	// StateDir is the sidecar's state directory: it names the places on the host
+	// that are reserved for a sidecar which is root.
+	StateDir string
 	// Private lists files, directories and sockets of the sidecar's, by absolute
 	// path. They are hidden from the plugin, which runs as the user they belong
 	// to: an empty directory or file stands in their place. A path that is not

@@ -18,6 +18,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // Fence confines a plugin without any privilege: for a machine or a user that
@@ -85,7 +87,12 @@ func NewFence(config FenceConfig) (*Fence, error) {
 func (f *Fence) build() error {
 	var err error
 	if f.account.uid == 0 {
-		if f.account, err = chooseAccount(f.config.User, "fence of "+f.config.Plugin, false); err != nil {
+		dir, err := runtimedir.Find(f.config.StateDir)
+		if err != nil {
+			return err
+		}
+		at := places{dir: dir.Path, id: "fence of " + f.config.Plugin}
+		if f.account, err = at.chooseAccount(f.config.User, false); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // fileAttempts are what a plugin may try with files.
@@ -246,7 +248,7 @@ func TestFilesAreRefused(t *testing.T) {
 		"by a link":               {Write: []string{link}},
 		"the state":               {Read: []string{r.config.StateDir}},
 		"in the state":            {Write: []string{mkdir(t, r.config.StateDir, "sub")}},
-		"the sidecars' directory": {Read: []string{runDir}},
+		"the sidecars' directory": {Read: []string{runtimedir.Default}},
 		"relative":                {Read: []string{"usr"}},
 		"nothing there":           {Read: []string{"/no/such/file"}},
 	} {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // rig is a cage with its sidecar: listeners, a resolver that answers one
@@ -208,3 +210,6 @@ func (r *rig) ok(got result) string {
 	}
 	return strings.TrimSpace(got.stdout)
 }
+
+// hostPlaces are where cages are kept on this host, of no cage in particular.
+var hostPlaces = places{dir: runtimedir.Default}

@@ -141,10 +141,7 @@ func filterCalls(o *order) error {
 // confine takes away what the plugin is not to have. The order matters: what
 // needs a capability comes before the capabilities go.
 func confine(o *order) error {
-	// One byte, not none: a core_pattern that starts a handler, which runs as
-	// root and outside the walls, ignores every limit but this (core(5)).
-	core := unix.Rlimit{Cur: 1, Max: 1}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &core); err != nil {
+	if err := forbidCores(); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
 	if err := leaveShelter(); err != nil {
@@ -178,6 +175,33 @@ func confine(o *order) error {
 		return err
 	}
 	return closeOnExec()
+}
+
+// forbidCores sets the limit on core dumps to one byte, not to none: a
+// core_pattern that starts a handler, which runs as root and outside the walls,
+// ignores every limit but this (core(5)). A hard limit of 0 can be raised to 1
+// with CAP_SYS_RESOURCE only; it is as good where the kernel starts no handler.
+func forbidCores() error {
+	core := unix.Rlimit{Cur: 1, Max: 1}
+	err := unix.Setrlimit(unix.RLIMIT_CORE, &core)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
+	if err != nil {
+		return err
+	}
+	if startsHandler(string(pattern)) {
+		return fmt.Errorf("the hard limit is 0, and kernel.core_pattern is %q, which starts a handler in spite of it; set the hard limit to 1 (LimitCORE=1, --ulimit core=1), or grant CAP_SYS_RESOURCE", strings.TrimSpace(string(pattern)))
+	}
+	core = unix.Rlimit{}
+	return unix.Setrlimit(unix.RLIMIT_CORE, &core)
+}
+
+// startsHandler reports whether a core_pattern passes dumps to a program (|) or,
+// from Linux 6.16 on, to a socket (@).
+func startsHandler(pattern string) bool {
+	return strings.HasPrefix(pattern, "|") || strings.HasPrefix(pattern, "@")
 }
 
 // enterRules puts the thread under the Landlock rules that the sidecar made,

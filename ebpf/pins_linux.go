@@ -2,8 +2,6 @@ package ebpf
 
 import (
 	"bufio"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,49 +10,34 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
-// Places on the host. Both directories are ours alone.
+// Places on the host, which are ours alone.
 const (
-	runDir        = "/run/chaperone"
 	systemBPF     = "/sys/fs/bpf"
 	bpfMagic      = unix.BPF_FS_MAGIC
-	idLength      = 16
 	cgroupPrefix  = "chaperone-"
 	privateAccess = 0o700
 )
-
-// cageID names a cage after its state directory.
-func cageID(stateDir string) (string, error) {
-	if stateDir == "" {
-		return "", errors.New("name the cage: no state directory given")
-	}
-	path, err := filepath.Abs(stateDir)
-	if err != nil {
-		return "", fmt.Errorf("name the cage: %w", err)
-	}
-	// A state directory that is a link names the same cage as its target. One
-	// that does not exist (detach after a clean-up) is named by its path.
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		path = target
-	}
-	sum := sha256.Sum256([]byte(path))
-	return hex.EncodeToString(sum[:])[:idLength], nil
-}
 
 // ensurePrivate makes a directory for us alone, and refuses one that somebody
 // else could have prepared. An empty one of ours that is open to others, as a
 // volume is that was just mounted, is closed to them first.
 func ensurePrivate(path string) error {
 	if err := os.Mkdir(path, privateAccess); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make private directory: %w (run as root, or let systemd make %s: RuntimeDirectory=chaperone, RuntimeDirectoryMode=0700)", err, runDir)
+		return fmt.Errorf("make private directory: %w; run as root", err)
 	}
 	var stat unix.Stat_t
 	if err := unix.Lstat(path, &stat); err != nil {
 		return fmt.Errorf("inspect private directory: %w", err)
 	}
 	if stat.Mode&unix.S_IFMT == unix.S_IFDIR && stat.Mode&0o077 != 0 && int(stat.Uid) == os.Geteuid() {
-		closeEmpty(path, &stat)
+		runtimedir.CloseEmpty(path)
+		if err := unix.Lstat(path, &stat); err != nil {
+			return fmt.Errorf("inspect private directory: %w", err)
+		}
 	}
 	switch {
 	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
@@ -67,35 +50,37 @@ func ensurePrivate(path string) error {
 	return nil
 }
 
-// closeEmpty closes an empty directory of ours to others and sees that it is empty
-// still, when nobody else can put anything into it any more.
-func closeEmpty(path string, stat *unix.Stat_t) {
-	empty := func() bool {
-		entries, err := os.ReadDir(path)
-		return err == nil && len(entries) == 0
-	}
-	if !empty() || os.Chmod(path, privateAccess) != nil {
-		return
-	}
-	if !empty() {
-		_ = unix.Chmod(path, stat.Mode&0o7777) // as it was: it is refused
-		return
-	}
-	stat.Mode &^= 0o077
+// places are the runtime directory of a sidecar, and its state directory, which
+// names its cage.
+type places struct {
+	dir   string
+	state string
+	id    string
 }
 
-// lock holds a name under the run directory until it is released or the process
+// findPlaces finds the runtime directory, and makes it if it is missing.
+func findPlaces(stateDir string) (places, error) {
+	id, err := runtimedir.ID(stateDir)
+	if err != nil {
+		return places{}, err
+	}
+	dir, err := runtimedir.Find(stateDir)
+	return places{dir: dir.Path, state: stateDir, id: id}, err
+}
+
+// lock holds a name under the runtime directory until it is released or the process
 // ends, however that happens: it is the kernel's lock on the open file.
 type lock struct {
-	file *os.File
-	path string
+	file  *os.File
+	path  string
+	state *os.File // the state directory, of a cage's lock
 }
 
 // take takes a name. The error is EWOULDBLOCK when somebody else has it, unless
 // it is to wait.
-func take(name string, wait bool) (*lock, error) {
-	path := filepath.Join(runDir, name)
-	for _, dir := range []string{runDir, filepath.Dir(path)} {
+func (p places) take(name string, wait bool) (*lock, error) {
+	path := filepath.Join(p.dir, name)
+	if dir := filepath.Dir(path); dir != p.dir {
 		if err := ensurePrivate(dir); err != nil {
 			return nil, err
 		}
@@ -115,7 +100,7 @@ func take(name string, wait bool) (*lock, error) {
 		// Whoever had it may have removed the file after we opened it.
 		var ours, there unix.Stat_t
 		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Stat(path, &there) == nil && ours.Ino == there.Ino {
-			return &lock{f, path}, nil
+			return &lock{file: f, path: path}, nil
 		}
 		if err := f.Close(); err != nil {
 			return nil, fmt.Errorf("open lock: %w", err)
@@ -132,36 +117,58 @@ func (l *lock) release() error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	if err := errors.Join(err, l.file.Close()); err != nil {
+	err = errors.Join(err, l.file.Close())
+	if l.state != nil {
+		err = errors.Join(err, l.state.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("release lock: %w", err)
 	}
 	return nil
 }
 
-// lockCage makes this process the only one that handles the cage.
-func lockCage(id string) (*lock, error) {
-	l, err := take("cages/"+id, false)
+// lockCage makes this process the only one that handles the cage. The state
+// directory is locked as well, if it exists: a process that may write to another
+// part of /run than this one has another runtime directory.
+func (p places) lockCage() (*lock, error) {
+	l, err := p.take("cages/"+p.id, false)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, ErrBusy
 	}
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	l.state, err = os.Open(p.state)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, nil
+	}
+	if err == nil {
+		err = unix.Flock(int(l.state.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err == nil {
+		return l, nil
+	}
+	if released := l.release(); released != nil || !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errors.Join(fmt.Errorf("lock state directory: %w", err), released)
+	}
+	return nil, ErrBusy
 }
 
 // bpfRoot is the directory on a BPF file system below which cages pin: the
 // system's if it is mounted, else one of our own.
-func bpfRoot() (string, error) {
+func (p places) bpfRoot() (string, error) {
 	if isBPF(systemBPF) {
 		path := filepath.Join(systemBPF, "chaperone")
 		return path, ensurePrivate(path)
 	}
 	// Two sidecars that mount at once would hide the pins of one below the mount
 	// of the other.
-	mounting, err := take("mount.lock", true)
+	mounting, err := p.take("mount.lock", true)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = mounting.release() }()
-	path := filepath.Join(runDir, "bpf")
+	path := filepath.Join(p.dir, "bpf")
 	if err := ensurePrivate(path); err != nil {
 		return "", err
 	}
@@ -196,12 +203,12 @@ func isBPF(path string) bool {
 }
 
 // pinDir makes the directory in which one cage pins its links and maps.
-func pinDir(id string) (string, error) {
-	root, err := bpfRoot()
+func (p places) pinDir() (string, error) {
+	root, err := p.bpfRoot()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(root, id)
+	path := filepath.Join(root, p.id)
 	return path, ensurePrivate(path)
 }
 

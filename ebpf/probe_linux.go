@@ -13,7 +13,7 @@ import (
 
 // prober collects findings.
 type prober struct {
-	id       string
+	at       places
 	group    *cgroup
 	pins     string
 	findings []Finding
@@ -32,10 +32,10 @@ func Probe() []Finding {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	p := &prober{}
-	if p.id, err = cageID(filepath.Join(dir, "programs")); err != nil {
-		return []Finding{{Name: "temporary directory", Err: err, Required: true, Lost: "the probe itself", Remedy: "make the temporary directory writable"}}
+	if p.at, err = findPlaces(filepath.Join(dir, "programs")); err != nil {
+		return []Finding{{Name: "runtime directory", Err: err, Required: true, Lost: "the probe itself", Remedy: "run as root, or make /run or the temporary directory writable"}}
 	}
-	p.places()
+	p.anchors()
 	if p.group != nil && p.pins != "" {
 		p.programs()
 	}
@@ -44,7 +44,7 @@ func Probe() []Finding {
 	}
 	p.namespace()
 	p.scope()
-	p.fence()
+	p.fence(dir)
 	p.selfTest(filepath.Join(dir, "self-test"))
 	return p.findings
 }
@@ -54,11 +54,11 @@ func (p *prober) found(f Finding, err error) {
 	p.findings = append(p.findings, f)
 }
 
-// places checks what the programs hang on.
-func (p *prober) places() {
-	h, err := findHierarchy()
+// anchors checks what the programs hang on.
+func (p *prober) anchors() {
+	h, err := p.at.findHierarchy()
 	if err == nil {
-		p.group, err = makeGroup(h, cgroupPrefix+p.id)
+		p.group, err = makeGroup(h, cgroupPrefix+p.at.id)
 	}
 	if err == nil {
 		_, err = os.Stat(filepath.Join(p.group.path, "cgroup.kill"))
@@ -67,7 +67,7 @@ func (p *prober) places() {
 		Name: "cgroup v2", Required: true, Lost: "confinement and metering",
 		Remedy: "mount cgroup v2 writable; in a systemd unit set Delegate=yes; in a container use the host's cgroup namespace",
 	}, err)
-	p.pins, err = pinDir(p.id)
+	p.pins, err = p.at.pinDir()
 	p.found(Finding{
 		Name: "BPF file system", Required: true, Lost: "walls that outlast a killed sidecar",
 		Remedy: "mount -t bpf bpf /sys/fs/bpf, or grant CAP_SYS_ADMIN so that Chaperone mounts its own",
@@ -183,8 +183,8 @@ func (p *prober) scope() {
 }
 
 // fence finds out whether an ordinary user's plugin could have a [Fence].
-func (p *prober) fence() {
-	f, err := NewFence(FenceConfig{Plugin: "self-test"})
+func (p *prober) fence(dir string) {
+	f, err := NewFence(FenceConfig{Plugin: "self-test", StateDir: dir})
 	if err == nil {
 		err = f.Close()
 	}

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // launchTimeout bounds the launcher's work, which takes some 20 ms.
@@ -121,15 +124,30 @@ func passable(file *os.File) error {
 var errUnborn = errors.New("the launcher ended before it had confined itself")
 
 // launch starts the launcher and hears what became of it. Normally it is born
-// into the cgroup. Linux (seen on 6.18) kills what is born into a cgroup that
-// was killed before, because it compares the count of kills with that of the
-// parent's cgroup; then the launcher walks in, before it reads what to start.
+// into the cgroup (clone3, CLONE_INTO_CGROUP). Where it cannot be, it walks in,
+// before it reads what to start:
+//   - Linux (seen on 6.18) kills what is born into a cgroup that was killed
+//     before, because it compares the count of kills with that of the parent's
+//     cgroup.
+//   - A seccomp filter cannot see the flags of clone3. systemd's answers ENOSYS
+//     under RestrictNamespaces=, as do container runtimes to a process without
+//     CAP_SYS_ADMIN; older ones answer EPERM.
 func (p *Process) launch(command Command, test *selfTest) error {
 	err := p.attempt(command, test, false)
-	if errors.Is(err, errUnborn) {
+	if errors.Is(err, errUnborn) || noClone3(err) {
 		err = p.attempt(command, test, true)
 	}
 	return err
+}
+
+// noClone3 reports whether the launcher was not started in a way that a seccomp
+// filter, or a kernel without CLONE_INTO_CGROUP, has clone3 refused.
+func noClone3(err error) bool {
+	refused, ok := errors.AsType[*os.PathError](err)
+	if !ok || refused.Op != "fork/exec" {
+		return false
+	}
+	return slices.ContainsFunc([]error{unix.ENOSYS, unix.EPERM, unix.EINVAL, unix.E2BIG}, func(errno error) bool { return errors.Is(refused.Err, errno) })
 }
 
 func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
@@ -208,7 +226,7 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.
 
 // private are the paths that are the sidecar's alone, without links.
 func (c *Cage) private() []string {
-	return resolved(append([]string{c.config.StateDir, runDir}, c.config.Private...))
+	return resolved(append([]string{c.config.StateDir, runtimedir.Default, c.places.dir}, c.config.Private...))
 }
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a

@@ -273,19 +273,19 @@ func TestUserIsRefused(t *testing.T) {
 
 func TestDynamicUsersDiffer(t *testing.T) {
 	needKernel(t)
-	dir := t.TempDir()
-	a, err := dynamicAccount("same")
+	same := places{dir: t.TempDir(), id: "same"}
+	a, err := same.dynamicAccount()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = a.close() }()
-	b, err := dynamicAccount("same")
+	b, err := same.dynamicAccount()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = b.close() }()
 	if a.uid == b.uid {
-		t.Errorf("both are %d (%s)", a.uid, dir)
+		t.Errorf("both are %d", a.uid)
 	}
 }
 

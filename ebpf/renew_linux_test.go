@@ -155,7 +155,7 @@ func TestUpgrade(t *testing.T) {
 	if before < tried || before > tried+1 {
 		t.Errorf("counted %d connections, made %v", before, results)
 	}
-	if names, err := pinned(filepath.Join(bpfRootOf(t), idOf(t, config.StateDir))); err != nil || len(names) == 0 {
+	if names, err := pinned(pinsOf(t, config.StateDir)); err != nil || len(names) == 0 {
 		t.Errorf("pins %v, %v", names, err)
 	} else {
 		for _, name := range names {
@@ -166,32 +166,25 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-func idOf(t *testing.T, state string) string {
+// pinsOf is where the cage of a state directory pins.
+func pinsOf(t *testing.T, state string) string {
 	t.Helper()
-	id, err := cageID(state)
+	p, err := findPlaces(state)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return id
-}
-
-func bpfRootOf(t *testing.T) string {
-	t.Helper()
-	root, err := bpfRoot()
+	dir, err := p.pinDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return root
+	return dir
 }
 
 // What counters of an older shape held is carried over, once.
 func TestCountersOfAnotherShape(t *testing.T) {
 	group, path := given(t)
 	config := Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}
-	dir, err := pinDir(idOf(t, config.StateDir))
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := pinsOf(t, config.StateDir)
 	old, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 24, MaxEntries: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -220,7 +213,7 @@ func TestCountersOfAnotherShape(t *testing.T) {
 			t.Errorf("usage %+v, %v", u, err)
 		}
 		// As if killed: what is pinned stays.
-		if err := errors.Join(c.wall.close(), c.group.close(), c.network.close(), c.lock.file.Close()); err != nil {
+		if err := errors.Join(c.wall.close(), c.group.close(), c.network.close(), c.lock.file.Close(), c.lock.state.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}

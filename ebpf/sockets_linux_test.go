@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // steadyDir is a directory that only root can change, on the way as well.
@@ -210,7 +212,7 @@ func TestUntrustedSockets(t *testing.T) {
 		made("service", 0o755, 12345):        "belongs to uid",
 		private:                              "the sidecar's own",
 		dir + "/hard":                        "the sidecar's own",
-		runDir + "/admin":                    "the sidecar's own",
+		runtimedir.Default + "/admin":        "the sidecar's own",
 		r.config.StateDir + "/admin.sock":    "can be changed", // it lies below /tmp
 		"@host":                              "not in the plugin's own network",
 	} {

@@ -29,8 +29,8 @@ type account struct {
 }
 
 // chooseAccount finds the user that the configuration asks for.
-func chooseAccount(name, id string, unsafe bool) (account, error) {
-	a, err := findAccount(name, id)
+func (p places) chooseAccount(name string, unsafe bool) (account, error) {
+	a, err := p.findAccount(name)
 	if err != nil {
 		return account{}, err
 	}
@@ -48,12 +48,12 @@ func (a *account) close() error {
 	return a.lock.release()
 }
 
-func findAccount(name, id string) (account, error) {
+func (p places) findAccount(name string) (account, error) {
 	if name == "" || name == DynamicUser {
 		if a, ok := sudoAccount(); ok {
 			return a, nil
 		}
-		return dynamicAccount(id)
+		return p.dynamicAccount()
 	}
 	if n, err := strconv.Atoi(name); err == nil {
 		// The largest two are "no change" to the kernel in some calls.
@@ -101,21 +101,21 @@ func sudoAccount() (account, bool) {
 
 // dynamicAccount picks a user that nobody has. The search starts at a number
 // made from the cage's name, so that a plugin usually gets the same one again.
-func dynamicAccount(id string) (account, error) {
+func (p places) dynamicAccount() (account, error) {
 	used, err := usedIDs()
 	if err != nil {
 		return account{}, err
 	}
 	const size = lastDynamic - firstDynamic + 1
 	sum := fnv.New32a()
-	_, _ = sum.Write([]byte(id)) // never fails
+	_, _ = sum.Write([]byte(p.id)) // never fails
 	start := int(sum.Sum32() % size)
 	for step := range size {
 		uid := firstDynamic + (start+step)%size
 		if used[uid] {
 			continue
 		}
-		lock, err := take("users/"+strconv.Itoa(uid), false)
+		lock, err := p.take("users/"+strconv.Itoa(uid), false)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
 		}

@@ -113,7 +113,7 @@ func checkFence(spec *configs.Sidecar) finding {
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
 		return out
 	}
-	fence, err := ebpf.NewFence(ebpf.FenceConfig{Plugin: spec.Plugin, Proxy: []string{"127.0.0.1:0"}, User: string(spec.Process.User)})
+	fence, err := ebpf.NewFence(ebpf.FenceConfig{Plugin: spec.Plugin, StateDir: fromAnywhere(spec.StateDir), Proxy: []string{"127.0.0.1:0"}, User: string(spec.Process.User)})
 	if err != nil {
 		out.Problem = "the plugin is not confined: " + err.Error()
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"

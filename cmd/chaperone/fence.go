@@ -27,7 +27,7 @@ func (s *sidecar) makeFence(spec *configs.Sidecar) error {
 		return nil
 	}
 	fence, err := ebpf.NewFence(ebpf.FenceConfig{
-		Plugin: spec.Plugin, Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
+		Plugin: spec.Plugin, StateDir: fromAnywhere(spec.StateDir), Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
 		Private: hiddenFiles(s.config.Load()), Denied: s.denied, Logger: s.opts.log.Named("fence"),
 	})
 	switch {

@@ -14,13 +14,25 @@ import (
 // the launcher of plugins.
 func TestMain(m *testing.M) {
 	ebpf.Launch()
-	testscript.Main(m, map[string]func(){
-		streamer:  runStreamer,
-		"hostile": hostilePlugin,
+	testscript.Main(cleaning{m}, map[string]func(){
+		streamer:      runStreamer,
+		"hostile":     hostilePlugin,
+		refusesClone3: runWithoutClone3,
 		"chaperone": func() {
 			os.Exit(execute(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},
 	})
+}
+
+// cleaning removes what tests share after they have run.
+type cleaning struct{ tests *testing.M }
+
+func (c cleaning) Run() int {
+	status := c.tests.Run()
+	if shippedDir != "" {
+		_ = os.RemoveAll(shippedDir)
+	}
+	return status
 }
 
 // TestScript runs the command scripts, which need neither root nor a network.

@@ -14,10 +14,12 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // DefaultRegistry is where every sidecar of a host lists its admin socket.
-const DefaultRegistry = "/run/chaperone"
+const DefaultRegistry = runtimedir.Default
 
 // entrySuffix ends the name of a registry entry.
 const entrySuffix = ".sidecar"
@@ -40,13 +42,15 @@ type Sidecar struct {
 // listens: an entry that nobody answers for is taken to be a dead one's. The
 // function it returns takes the sidecar off the list again.
 func Register(dir string, s Sidecar) (unregister func() error, err error) {
-	if dir == "" {
-		dir = DefaultRegistry
-	}
 	if s.Socket, err = socketPath(s.Socket); err != nil {
 		return nil, fmt.Errorf("register sidecar: %w", err)
 	}
-	if err := makePrivateDir(dir); err != nil {
+	if dir == "" {
+		dir, err = DefaultRegistry, runtimedir.Shared()
+	} else {
+		err = makePrivateDir(dir)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("register sidecar: %w", err)
 	}
 	body, err := json.Marshal(s)

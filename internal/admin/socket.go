@@ -17,6 +17,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // Peer is the process at the other end, as the kernel recorded it when it
@@ -157,31 +159,7 @@ func makePrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	actual, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err
-	}
-	for at := actual; ; at = filepath.Dir(at) {
-		info, err := os.Lstat(at)
-		if err != nil {
-			return err
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return fmt.Errorf("owner of folder %s is unknown", at)
-		}
-		if stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
-			return fmt.Errorf("folder %s belongs to uid %d, neither root nor the sidecar", at, stat.Uid)
-		}
-		// In a sticky folder others can add files, not replace ours.
-		sticky := at != actual && info.Mode()&fs.ModeSticky != 0
-		if info.Mode().Perm()&0o022 != 0 && !sticky {
-			return fmt.Errorf("folder %s may be written by others (mode %v); make it 0700", at, info.Mode().Perm())
-		}
-		if at == filepath.Dir(at) {
-			return nil
-		}
-	}
+	return runtimedir.Check(dir)
 }
 
 // Accept returns the next connection of an admitted peer. Others are closed

@@ -65,7 +65,7 @@ func TestDefaults(t *testing.T) {
 	want := Sidecar{
 		Plugin: "weather", Grants: []string{dir + "/grants"}, StateDir: dir + "/state",
 		Kernel: KernelRequired, Mode: authz.ModeEnforce, OnBadReload: OnBadReloadKeep, Drain: authz.Duration(10 * time.Second),
-		Process: Process{User: UserDynamic, Network: NetworkOwn},
+		Process: Process{User: UserDynamic, Network: NetworkOwn, View: ViewOwn},
 		Listen:  Listen{Admin: Address{"unix", dir + "/state/admin.sock"}},
 		Audit:   Audit{File: dir + "/state/audit.jsonl", MaxSize: 256 << 20, Keep: 20, Paths: AuditPathsMasked},
 	}

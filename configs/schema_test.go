@@ -150,6 +150,8 @@ func wordsOf(t reflect.Type) []any {
 		return []any{KernelRequired, KernelPreferred, KernelOff}
 	case reflect.TypeFor[Network]():
 		return []any{NetworkOwn, NetworkHost}
+	case reflect.TypeFor[View]():
+		return []any{ViewOwn, ViewHost}
 	case reflect.TypeFor[OnBadReload]():
 		return []any{OnBadReloadKeep, OnBadReloadQuarantine}
 	case reflect.TypeFor[VaultMethod]():

@@ -97,6 +97,18 @@ const (
 	KernelOff       Kernel = "off"
 )
 
+// View says what of the host's files and processes the plugin sees.
+type View string
+
+// The views of a plugin.
+const (
+	// ViewOwn is a process table, IPC objects and directories for temporary and
+	// runtime files of the plugin's own, and the rest of the host's file tree.
+	ViewOwn View = "own"
+	// ViewHost is what the plugin's user sees on the host.
+	ViewHost View = "host"
+)
+
 // Network says which network the plugin is started in.
 type Network string
 
@@ -123,6 +135,8 @@ type Process struct {
 	User User `json:"user,omitempty"`
 	// Network is own (the default) or host.
 	Network Network `json:"network,omitempty"`
+	// View is own (the default) or host: whether the plugin has /tmp, /run, /dev/shm, a process table and IPC objects of its own. It counts while the kernel confines the plugin.
+	View View `json:"view,omitempty"`
 	// Listen are the TCP ports the plugin may serve; they are reachable on the host's loopback. None by default.
 	Listen []uint16 `json:"listen,omitempty"`
 	// Files are the files and folders the plugin may use; without it, all that its user may.

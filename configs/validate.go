@@ -86,6 +86,7 @@ func (s *Sidecar) validateMode(now time.Time, report reporter) {
 func (s *Sidecar) validateProcess(report reporter) {
 	p := s.Process
 	oneOf(report, "spec.process.network", p.Network, NetworkOwn, NetworkHost)
+	oneOf(report, "spec.process.view", p.View, ViewOwn, ViewHost)
 	if p.User.root() && !p.UnsafeSameUser && (s.Kernel == "" || s.Kernel == KernelRequired) {
 		report("spec.process.user", "%s can end its own confinement; leave user out, name another, or say unsafeSameUser: true", p.User)
 	}
@@ -372,6 +373,7 @@ func (s *Sidecar) complete(dir string) {
 	setDefault(&s.Mode, authz.ModeEnforce)
 	setDefault(&s.Process.User, UserDynamic)
 	setDefault(&s.Process.Network, NetworkOwn)
+	setDefault(&s.Process.View, ViewOwn)
 	setDefault(&s.OnBadReload, OnBadReloadKeep)
 	setDefault(&s.Drain, authz.Duration(10*time.Second))
 	setDefault(&s.Audit.File, "audit.jsonl")

@@ -295,7 +295,7 @@ func (c *Cage) Info() Info {
 	return Info{
 		Cgroup: c.group.path, Pins: c.pins, OwnNetwork: c.own,
 		UID: c.account.uid, GID: c.account.gid, SameUser: c.account.same,
-		UnixHooks: c.wall.unix != nil, Scope: scoped(), Syscalls: c.wall.counter != nil, Programs: c.wall.names(),
+		UnixHooks: c.wall.unix != nil, View: c.hasView(), Scope: scoped(), Syscalls: c.wall.counter != nil, Programs: c.wall.names(),
 	}
 }
 

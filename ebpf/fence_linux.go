@@ -334,7 +334,7 @@ func (p *FenceProcess) launch(command Command) error {
 		return errors.Join(fmt.Errorf("start %s: the keeper could not: %s", command.Path, strings.TrimLeft(string(text), string(newsFailed))), err)
 	}
 	p.pidfd = fds[0]
-	p.ears, err = hear(ours, command.Path, func(listener int) (*ears, error) {
+	p.ears, _, err = hear(ours, command.Path, func(listener int) (*ears, error) {
 		return newEars(listener, f.account.uid, f.config.Denied)
 	})
 	f.deaf = err == nil && p.ears == nil

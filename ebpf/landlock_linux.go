@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // Landlock ABI versions (Documentation/userspace-api/landlock.rst).
@@ -155,6 +157,29 @@ func basePaths() []string {
 		return paths // never: the pattern is well formed
 	}
 	return append(paths, java...)
+}
+
+// viewPaths are what a program may read of its view beside the base paths: all
+// of it is its own.
+func viewPaths() []string {
+	return existing("/proc", "/run", "/etc/gitconfig", "/etc/gai.conf")
+}
+
+// viewWritable are the directories and terminals that are the program's own.
+func viewWritable(env []string) []string {
+	paths := existing("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/dev/pts", "/dev/ptmx")
+	for _, entry := range env {
+		name, value, _ := strings.Cut(entry, "=")
+		home := name == "HOME" && strings.HasPrefix(value, sandbox.HomeRoot+"/")
+		if home || name == "XDG_RUNTIME_DIR" && strings.HasPrefix(value, sandbox.RuntimeRoot+"/") {
+			paths = append(paths, existing(value)...)
+		}
+	}
+	return paths
+}
+
+func existing(paths ...string) []string {
+	return slices.DeleteFunc(paths, func(path string) bool { return !exists(path) })
 }
 
 // baseDevices may be read and written. /dev/tty is the terminal that the plugin

@@ -10,12 +10,19 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// launcherName as argv[0] makes this binary the launcher.
-const launcherName = "chaperone-launcher"
+// launcherName as argv[0] makes this binary the launcher. With a view of the
+// plugin's own the launcher then executes this binary as initName.
+const (
+	launcherName = "chaperone-launcher"
+	initName     = "chaperone-init"
+)
 
 // Descriptors that the launcher is given.
 const (
@@ -31,6 +38,7 @@ type order struct {
 	Args, Env   []string
 	Dir         string
 	UID, GID    int
+	Groups      []int
 	UnixSockets bool
 	Walk        bool     // into the cgroup, instead of having been born there
 	Handled     uint64   // the rights that the Landlock rules handle; 0: there are none
@@ -39,6 +47,10 @@ type order struct {
 	Unreadable  []string // what the plugin's user must not be able to use
 	SelfTest    *selfTest
 	Fence       *fenceOrder // in a fence, where there is little left to take away
+
+	View      *sandbox.View // what the plugin is to see; nil: the host's view
+	ViewFiles *Files        // the rules of a view are made in it
+	Abstract  bool          // abstract sockets are kept inside the Landlock domain
 }
 
 // Replies of the launcher. None means that the program runs.
@@ -47,6 +59,8 @@ const (
 	replyDeaf     = 'D' // in a fence: the filter refuses without telling anybody
 	replyFailure  = 'F' // confinement failed; text follows
 	replyExec     = 'X' // the program cannot be run; status byte and errno follow
+	replyStarted  = 'P' // the program runs below the first process of its view; with its pidfd
+	replyEnded    = 'E' // the wait status of that program follows
 )
 
 // Launch is the launcher: main calls it first, as does TestMain of every package
@@ -61,7 +75,7 @@ func Launch() {
 		return
 	}
 	switch os.Args[0] {
-	case launcherName:
+	case launcherName, initName:
 	case fenceName, keeperName:
 		fence(os.Args[0])
 	default:
@@ -97,10 +111,16 @@ func launch() error {
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
 	}
+	if os.Args[0] == initName {
+		return runInView(&o)
+	}
 	if o.Walk {
 		if _, err := unix.Write(gateFD, []byte("0")); err != nil {
 			return fmt.Errorf("enter cgroup: %w", err)
 		}
+	}
+	if o.View != nil {
+		return enterView(&o, file)
 	}
 	if err := confine(&o); err != nil {
 		return err
@@ -138,9 +158,8 @@ func filterCalls(o *order) error {
 	return nil
 }
 
-// confine takes away what the plugin is not to have. The order matters: what
-// needs a capability comes before the capabilities go.
-func confine(o *order) error {
+// giveUp gives up what the sidecar was given and no plugin is to have.
+func giveUp() error {
 	if err := forbidCores(); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
@@ -150,11 +169,20 @@ func confine(o *order) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)
 	}
+	return nil
+}
+
+// confine takes away what the plugin is not to have. The order matters: what
+// needs a capability comes before the capabilities go.
+func confine(o *order) error {
+	if err := giveUp(); err != nil {
+		return err
+	}
 	if o.Fence == nil {
 		if err := emptyBounds(); err != nil {
 			return err
 		}
-		if err := become(o.UID, o.GID); err != nil {
+		if err := become(o.UID, o.GID, o.Groups); err != nil {
 			return err
 		}
 	}
@@ -272,11 +300,15 @@ func emptyBounds() error {
 	return nil
 }
 
-// become changes the thread's user and group. The calls are made directly: the
+// become changes the thread's user and groups. The calls are made directly: the
 // library's would change every thread of a process that is about to end anyway.
-func become(uid, gid int) error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
-		return fmt.Errorf("leave groups: %w", errno)
+func become(uid, gid int, groups []int) error {
+	list := make([]uint32, len(groups)+1) // never empty, for its address
+	for i, group := range groups {
+		list[i] = uint32(group)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&list[0])), 0); errno != 0 { //nolint:gosec // gid_t list
+		return fmt.Errorf("set groups: %w", errno)
 	}
 	u, g := uintptr(uid), uintptr(gid)
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, g, g, g); errno != 0 {
@@ -327,12 +359,20 @@ func closeOnExec() error {
 	return nil
 }
 
-// execute replaces the process by the program, as execvp(3) looks for it.
+// execute replaces the process by the program.
 func execute(o *order) error {
+	return searchProgram(o, func(path string) error { return syscall.Exec(path, o.Args, o.Env) })
+}
+
+// searchProgram looks for the program as execvp(3) does, and runs the first that
+// can be run.
+func searchProgram(o *order, run func(path string) error) error {
 	last := &ExecError{Path: o.Path, Status: 127, Err: unix.ENOENT}
 	for _, path := range candidates(o.Path, o.Env) {
-		err := syscall.Exec(path, o.Args, o.Env)
+		err := run(path)
 		switch {
+		case err == nil:
+			return nil
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			continue
 		case errors.Is(err, unix.EACCES):

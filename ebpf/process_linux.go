@@ -23,8 +23,13 @@ const launchTimeout = 30 * time.Second
 // Process is a program that runs in a [Cage].
 type Process struct {
 	cage *Cage
-	proc *os.Process
+	proc *os.Process // the program, or the first process of its view
 	ears *ears
+
+	// In a view the program is a child of its first process.
+	pid   int      // the program's
+	pidfd int      // the program's; -1 without a view
+	news  *os.File // where its end is reported; nil without a view
 
 	once   sync.Once
 	status int
@@ -59,7 +64,7 @@ func (c *Cage) start(command Command, test *selfTest) (*Process, error) {
 	if populated, err := c.group.populated(); err != nil || populated {
 		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
 	}
-	p := &Process{cage: c}
+	p := &Process{cage: c, pidfd: -1}
 	if err := p.launch(command, test); err != nil {
 		return nil, errors.Join(err, c.group.kill())
 	}
@@ -155,26 +160,48 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = ours.Close() }()
+	defer func() {
+		if p.news != ours {
+			_ = ours.Close()
+		}
+	}()
 	r, file, err := p.cage.prepare(command, test, walk)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
-	err = p.spawn(command, theirs, file, r, walk)
+	err = p.spawn(command, theirs, file, r, walk, p.cage.hasView() && test == nil)
 	// Our copy of its end has to go, or the end of the launcher is never seen.
 	err = errors.Join(err, theirs.Close(), file.Close(), r.close())
 	if err != nil {
 		return err
 	}
-	p.ears, err = hear(ours, command.Path, func(listener int) (*ears, error) {
+	p.pid = p.proc.Pid
+	p.ears, p.pidfd, err = hear(ours, command.Path, func(listener int) (*ears, error) {
 		return newEars(listener, p.cage.account.uid, p.cage.hears)
 	})
+	switch {
+	case err == nil && p.pidfd >= 0:
+		p.news = ours
+		p.pid, err = pidOf(p.pidfd)
+	case err == nil && p.cage.hasView() && test == nil:
+		err = fmt.Errorf("start %s: the first process of the view ended", command.Path)
+	}
 	if err != nil {
 		_ = p.proc.Kill()
 		_, _ = p.proc.Wait()
-		return errors.Join(err, p.ears.close())
+		return errors.Join(err, p.ears.close(), p.forget())
 	}
 	return nil
+}
+
+// forget closes what a view's program was known by.
+func (p *Process) forget() error {
+	if p.pidfd < 0 {
+		return nil
+	}
+	err := unix.Close(p.pidfd)
+	p.pidfd = -1
+	return errors.Join(err, p.news.Close())
 }
 
 // socketPair makes a pair of sequenced sockets: one call is one message, and the
@@ -201,21 +228,28 @@ func statusPair() (ours, theirs *os.File, err error) {
 
 // prepare makes the Landlock rules, if there are any, and the order.
 func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.File, error) {
-	private := c.private()
-	r, err := newRules(command.Files, !c.own && c.wall.unix != nil, private)
-	if err != nil {
-		return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
-	}
 	o := order{
 		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
-		UID: c.account.uid, GID: c.account.gid, UnixSockets: c.wall.unix != nil, SelfTest: test, Walk: walk,
-		Files: command.Files != nil, Private: private,
-	}
-	if r != nil {
-		o.Handled = r.handled
+		UID: c.account.uid, GID: c.account.gid, Groups: c.account.groups,
+		UnixSockets: c.wall.unix != nil, SelfTest: test, Walk: walk,
+		Files: command.Files != nil, Private: c.private(), Abstract: !c.own && c.wall.unix != nil,
 	}
 	if !c.config.UnsafeSameUser {
 		o.Unreadable = c.config.Private
+	}
+	var r *rules
+	var err error
+	if c.hasView() && test == nil {
+		o.ViewFiles = command.Files
+		o.View, err = c.view(command)
+	} else {
+		r, err = newRules(command.Files, o.Abstract, o.Private)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
+	}
+	if r != nil {
+		o.Handled = r.handled
 	}
 	file, err := writeGob(o)
 	if err != nil {
@@ -231,7 +265,7 @@ func (c *Cage) private() []string {
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
 // session of its own: there is no moment at which it is elsewhere.
-func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk bool) error {
+func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk, view bool) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("start launcher: %w", err)
@@ -259,6 +293,9 @@ func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk 
 			Setsid: true, UseCgroupFD: !walk, CgroupFD: int(p.cage.group.dir.Fd()),
 		},
 	}
+	if view {
+		attributes.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
+	}
 	return p.cage.network.do(func() error {
 		proc, err := os.StartProcess("/proc/self/exe", []string{launcherName}, attributes)
 		if err != nil {
@@ -270,9 +307,10 @@ func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk 
 }
 
 // hear reads the launcher's replies until it has become the program, which
-// closes the socket. The ears are nil if the launcher could get no listener,
-// which only a fence puts up with, and may be there beside an error.
-func hear(status *os.File, path string, listen func(fd int) (*ears, error)) (e *ears, err error) {
+// closes the socket, or has started it in a view, and then returns its pidfd, else
+// -1. The ears are nil if the launcher could get no listener, which only a fence
+// puts up with, and may be there beside an error.
+func hear(status *os.File, path string, listen func(fd int) (*ears, error)) (e *ears, pidfd int, err error) {
 	text := make([]byte, 4096)
 	rights := make([]byte, unix.CmsgSpace(4))
 	for confined := false; ; {
@@ -281,29 +319,35 @@ func hear(status *os.File, path string, listen func(fd int) (*ears, error)) (e *
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return e, fmt.Errorf("start %s: hear launcher: %w", path, err)
+			return e, -1, fmt.Errorf("start %s: hear launcher: %w", path, err)
 		case n == 0 && !confined:
-			return e, fmt.Errorf("start %s: %w", path, errUnborn)
+			return e, -1, fmt.Errorf("start %s: %w", path, errUnborn)
 		case n == 0:
-			return e, nil
+			return e, -1, nil
 		}
 		switch {
 		case text[0] == replyListener && !confined:
 			listener, err := oneRight(rights[:m])
 			if err != nil {
-				return e, fmt.Errorf("start %s: %w", path, err)
+				return e, -1, fmt.Errorf("start %s: %w", path, err)
 			}
 			if e, err = listen(listener); err != nil {
-				return nil, err
+				return nil, -1, err
 			}
 			confined = true
 		case text[0] == replyDeaf && !confined:
 			confined = true
+		case text[0] == replyStarted && confined:
+			pidfd, err := oneRight(rights[:m])
+			if err != nil {
+				return e, -1, fmt.Errorf("start %s: %w", path, err)
+			}
+			return e, pidfd, nil
 		case text[0] == replyExec && n == 6:
 			errno := unix.Errno(binary.NativeEndian.Uint32(text[2:6]))
-			return e, &ExecError{Path: path, Status: int(text[1]), Err: errno}
+			return e, -1, &ExecError{Path: path, Status: int(text[1]), Err: errno}
 		default:
-			return e, fmt.Errorf("start %s: %s", path, text[1:n])
+			return e, -1, fmt.Errorf("start %s: %s", path, text[1:n])
 		}
 	}
 }
@@ -321,7 +365,7 @@ func oneRight(rights []byte) (int, error) {
 }
 
 // PID is the program's process id.
-func (p *Process) PID() int { return p.proc.Pid }
+func (p *Process) PID() int { return p.pid }
 
 // Signal passes a signal on. What a terminal sends to everything in the
 // foreground goes to the program's process group; any other signal goes to the
@@ -340,15 +384,33 @@ func (p *Process) Signal(signal os.Signal) error {
 	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGCONT, unix.SIGWINCH:
 		// The program leads its session, so it leads its group under its own
 		// number for as long as it has not been waited for.
-		if err := unix.Kill(-p.proc.Pid, number); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := p.signalGroup(number); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("signal the plugin: %w", err)
 		}
 	default:
-		if err := p.proc.Signal(number); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := p.signalProgram(number); err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("signal the plugin: %w", err)
 		}
 	}
 	return nil
+}
+
+func (p *Process) signalGroup(number syscall.Signal) error {
+	if p.pidfd >= 0 {
+		// Its first process collects the program, and the number could be another's
+		// by now. The group's keeps it for as long as the program lives.
+		if err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0); err != nil {
+			return err
+		}
+	}
+	return unix.Kill(-p.pid, number)
+}
+
+func (p *Process) signalProgram(number syscall.Signal) error {
+	if p.pidfd >= 0 {
+		return unix.PidfdSendSignal(p.pidfd, number, nil, 0)
+	}
+	return p.proc.Signal(number)
 }
 
 // Wait waits until the program ends, then ends everything else in the cgroup:
@@ -379,14 +441,29 @@ func (p *Process) wait() (int, error) {
 	killed := p.cage.group.kill()
 	heard := p.ears.close()
 	if err != nil {
-		return 125, errors.Join(fmt.Errorf("wait for the plugin: %w", err), killed, heard)
+		return 125, errors.Join(fmt.Errorf("wait for the plugin: %w", err), killed, heard, p.forget())
 	}
 	status, ok := state.Sys().(syscall.WaitStatus)
+	if p.news != nil && ok {
+		status = p.reported(status)
+	}
+	forgotten := p.forget()
 	switch {
 	case !ok:
-		return 125, errors.Join(errors.New("wait for the plugin: unknown status"), killed, heard)
+		return 125, errors.Join(errors.New("wait for the plugin: unknown status"), killed, heard, forgotten)
 	case status.Signaled():
-		return 128 + int(status.Signal()), errors.Join(killed, heard)
+		return 128 + int(status.Signal()), errors.Join(killed, heard, forgotten)
 	}
-	return status.ExitStatus(), errors.Join(killed, heard)
+	return status.ExitStatus(), errors.Join(killed, heard, forgotten)
+}
+
+// reported is the status of the program as the first process of its view
+// reported it, or that of the first process itself, if it was killed before.
+func (p *Process) reported(first syscall.WaitStatus) syscall.WaitStatus {
+	var text [8]byte
+	n, _, err := unix.Recvfrom(int(p.news.Fd()), text[:], unix.MSG_DONTWAIT)
+	if err != nil || n != 5 || text[0] != replyEnded {
+		return first
+	}
+	return syscall.WaitStatus(binary.NativeEndian.Uint32(text[1:5]))
 }

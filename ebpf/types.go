@@ -76,6 +76,10 @@ type Config struct {
 	// user that called it.
 	User string
 
+	// View gives the plugin a file tree, process table and IPC objects of its own:
+	// see package sandbox. It counts for a cgroup of our own only.
+	View bool
+
 	// UnsafeSameUser permits root or the sidecar's own user as User. Such a
 	// plugin may signal the sidecar and read what belongs to it.
 	UnsafeSameUser bool
@@ -141,6 +145,27 @@ type Command struct {
 	Stdin, Stdout, Stderr *os.File
 	// Files says which files it may use. Nil: those that its user may.
 	Files *Files
+	// Kept lists what has to stay visible of the host's temporary and runtime
+	// directories, which [Config.View] covers, by absolute path. With Files, their
+	// paths are kept instead.
+	Kept []string
+	// TrustBundle is the file with the certificates that take the place of the
+	// system's in a view. Empty: the system's stay.
+	TrustBundle string
+}
+
+// Account is the user that a plugin runs as, as its environment describes it.
+type Account struct {
+	UID int
+	// Name is the login name: that of the user database, or one made from the
+	// plugin's name.
+	Name string
+	// Home exists and can be written by the plugin, unless it is "/".
+	Home string
+	// Shell is the login shell.
+	Shell string
+	// RuntimeDir is the directory for XDG_RUNTIME_DIR. Empty: there is none.
+	RuntimeDir string
 }
 
 // Files are the files that a program may use, everything below a directory
@@ -328,6 +353,7 @@ type Info struct {
 	UID, GID   int
 	SameUser   bool // the plugin runs as root or as the sidecar's user
 	UnixHooks  bool // false: Unix sockets other than pairs are refused by seccomp
+	View       bool // the plugin has a file tree and process table of its own
 	Scope      bool // other processes of the plugin's user are out of its reach (Landlock)
 	Syscalls   bool // system calls are counted
 	Programs   []string

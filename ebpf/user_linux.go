@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,14 +23,29 @@ const (
 	lastDynamic  = 65519
 )
 
+// uidRegistry remembers, across restarts of the host, which state directory a
+// dynamic user belongs to: a file for each uid, with the directory's path. Where
+// it cannot be written, state directories in one folder still find each other.
+const uidRegistry = "/var/lib/chaperone/uids"
+
+// uidFile is the file of a state directory that holds its dynamic user. Files
+// that the plugin made stay its own from one run to the next, and no other
+// plugin's, for as long as it is there.
+const uidFile = "uid"
+
 // account is the user that a plugin runs as.
 type account struct {
 	uid, gid int
-	same     bool  // root or the sidecar's own
-	lock     *lock // keeps a dynamic user from being taken twice; nil otherwise
+	groups   []int  // supplementary groups, never root's
+	name     string // of the user database; empty: it is not there
+	home     string // of the user database; empty: it is not there
+	shell    string // of the user database; empty: it is not there
+	same     bool   // root or the sidecar's own
+	lock     *lock  // keeps a dynamic user from being taken twice; nil otherwise
 }
 
-// chooseAccount finds the user that the configuration asks for.
+// chooseAccount finds the user that the configuration asks for. The state
+// directory holds what is remembered of a dynamic user.
 func (p places) chooseAccount(name string, unsafe bool) (account, error) {
 	a, err := p.findAccount(name)
 	if err != nil {
@@ -60,27 +77,39 @@ func (p places) findAccount(name string) (account, error) {
 		if n < 0 || n > 1<<31-2 {
 			return account{}, fmt.Errorf("find user: %d is not a user id", n)
 		}
-		a := account{uid: n, gid: n}
 		if u, err := user.LookupId(name); err == nil {
-			if gid, err := strconv.Atoi(u.Gid); err == nil {
-				a.gid = gid
-			}
+			return knownAccount(u)
 		}
-		return a, nil
+		return account{uid: n, gid: n}, nil
 	}
 	u, err := user.Lookup(name)
 	if err != nil {
 		return account{}, fmt.Errorf("find user: %w", err)
 	}
-	uid, err := strconv.Atoi(u.Uid)
-	if err != nil {
-		return account{}, fmt.Errorf("find user %s: %w", name, err)
+	return knownAccount(u)
+}
+
+// knownAccount is a user of the system's, with the groups that a login would
+// give it (initgroups(3)), except root's.
+func knownAccount(u *user.User) (account, error) {
+	a := account{name: u.Username, home: u.HomeDir, shell: loginShell(u.Uid)}
+	var err error
+	if a.uid, err = strconv.Atoi(u.Uid); err != nil {
+		return account{}, fmt.Errorf("find user %s: %w", u.Username, err)
 	}
-	gid, err := strconv.Atoi(u.Gid)
-	if err != nil {
-		return account{}, fmt.Errorf("find user %s: %w", name, err)
+	if a.gid, err = strconv.Atoi(u.Gid); err != nil {
+		return account{}, fmt.Errorf("find user %s: %w", u.Username, err)
 	}
-	return account{uid: uid, gid: gid}, nil
+	groups, err := u.GroupIds()
+	if err != nil {
+		return account{}, fmt.Errorf("find groups of user %s: %w", u.Username, err)
+	}
+	for _, group := range groups {
+		if gid, err := strconv.Atoi(group); err == nil && gid != 0 && gid != a.gid {
+			a.groups = append(a.groups, gid)
+		}
+	}
+	return a, nil
 }
 
 // sudoAccount is the user that called sudo, if that is how we became root.
@@ -96,15 +125,36 @@ func sudoAccount() (account, bool) {
 	if err != nil || gid <= 0 {
 		return account{}, false
 	}
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		if a, err := knownAccount(u); err == nil {
+			a.gid = gid
+			return a, true
+		}
+	}
 	return account{uid: uid, gid: gid}, true
 }
 
-// dynamicAccount picks a user that nobody has. The search starts at a number
-// made from the cage's name, so that a plugin usually gets the same one again.
+// dynamicAccount returns the user that the state directory remembers, or picks
+// one that nobody has and has it remembered. The search starts at a number made
+// from the cage's name, so that a directory that cannot remember usually gets
+// the same one again.
 func (p places) dynamicAccount() (account, error) {
+	if uid, ok := rememberedUID(p.state); ok {
+		lock, err := p.take("users/"+strconv.Itoa(uid), false)
+		if err == nil {
+			return account{uid: uid, gid: uid, lock: lock}, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return account{}, fmt.Errorf("reserve user: %w", err)
+		}
+		// The state directory is a copy of another one, whose plugin runs.
+	}
 	used, err := usedIDs()
 	if err != nil {
 		return account{}, err
+	}
+	for _, uid := range append(neighbours(p.state), registeredUIDs()...) {
+		used[uid] = true
 	}
 	const size = lastDynamic - firstDynamic + 1
 	sum := fnv.New32a()
@@ -122,9 +172,139 @@ func (p places) dynamicAccount() (account, error) {
 		if err != nil {
 			return account{}, fmt.Errorf("reserve user: %w", err)
 		}
-		return account{uid: uid, gid: uid, lock: lock}, nil
+		return account{uid: uid, gid: uid, lock: lock}, rememberUID(p.state, uid)
 	}
 	return account{}, fmt.Errorf("pick a user: all of %d to %d are in use", firstDynamic, lastDynamic)
+}
+
+// rememberedUID reads the dynamic user of a state directory. A number that a
+// person or a system user got since then is not its own any more.
+func rememberedUID(stateDir string) (int, bool) {
+	if stateDir == "" {
+		return 0, false
+	}
+	uid, ok := readUID(filepath.Join(stateDir, uidFile))
+	if !ok {
+		return 0, false
+	}
+	_, taken := user.LookupId(strconv.Itoa(uid))
+	return uid, taken != nil
+}
+
+func readUID(file string) (int, bool) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, false
+	}
+	uid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	return uid, err == nil && uid >= firstDynamic && uid <= lastDynamic
+}
+
+// rememberUID writes the dynamic user of a state directory down, so that a crash
+// leaves the whole number or none.
+func rememberUID(stateDir string, uid int) error {
+	if stateDir == "" {
+		return nil
+	}
+	file := filepath.Join(stateDir, uidFile)
+	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("remember user: %w", err)
+	}
+	_, err = fmt.Fprintln(f, uid)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("remember user: %w", err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		return fmt.Errorf("remember user: %w", err)
+	}
+	registerUID(stateDir, uid)
+	return nil
+}
+
+// registerUID enters a dynamic user in the registry, where that is possible.
+func registerUID(stateDir string, uid int) {
+	if os.MkdirAll(uidRegistry, privateAccess) != nil {
+		return
+	}
+	_ = os.WriteFile(filepath.Join(uidRegistry, strconv.Itoa(uid)), []byte(stateDir), 0o600) // see uidRegistry
+}
+
+// registeredUIDs are the dynamic users in the registry whose state directories
+// still exist and still have them. The entries of others are removed.
+func registeredUIDs() []int {
+	entries, err := os.ReadDir(uidRegistry)
+	if err != nil {
+		return nil
+	}
+	var uids []int
+	for _, entry := range entries {
+		file := filepath.Join(uidRegistry, entry.Name())
+		uid, err := strconv.Atoi(entry.Name())
+		stateDir, unreadable := os.ReadFile(file)
+		if err != nil || unreadable != nil {
+			continue
+		}
+		if has, ok := readUID(filepath.Join(string(stateDir), uidFile)); ok && has == uid {
+			uids = append(uids, uid)
+			continue
+		}
+		_ = os.Remove(file) // it frees the number, and nothing depends on when
+	}
+	return uids
+}
+
+// neighbours are the dynamic users of the state directories beside one: the
+// plugins of a host usually keep theirs in one folder, and a plugin that does
+// not run has to keep its number, too.
+func neighbours(stateDir string) []int {
+	if stateDir == "" {
+		return nil
+	}
+	files, err := filepath.Glob(filepath.Join(globLiteral(filepath.Dir(stateDir)), "*", uidFile))
+	if err != nil {
+		return nil // never: the pattern is well formed
+	}
+	var uids []int
+	for _, file := range files {
+		if uid, ok := readUID(file); ok {
+			uids = append(uids, uid)
+		}
+	}
+	return uids
+}
+
+// globLiteral escapes what filepath.Match reads as a pattern.
+func globLiteral(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// databaseFields returns the entries of /etc/passwd or /etc/group.
+func databaseFields(file string) ([][]string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	var entries [][]string
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Split(strings.TrimRight(line, "\n"), ":"); len(fields) > 2 {
+			entries = append(entries, fields)
+		}
+	}
+	return entries, nil
+}
+
+// loginShell is a user's shell, by its uid. Package user does not return it.
+func loginShell(uid string) string {
+	entries, err := databaseFields("/etc/passwd")
+	if err != nil {
+		return ""
+	}
+	i := slices.IndexFunc(entries, func(fields []string) bool { return len(fields) == 7 && fields[2] == uid })
+	if i < 0 {
+		return ""
+	}
+	return cmp.Or(entries[i][6], "/bin/sh")
 }
 
 // usedIDs are the ids in the user and group files, and those that processes
@@ -132,15 +312,13 @@ func (p places) dynamicAccount() (account, error) {
 func usedIDs() (map[int]bool, error) {
 	used := make(map[int]bool)
 	for _, file := range []string{"/etc/passwd", "/etc/group"} {
-		text, err := os.ReadFile(file)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		entries, err := databaseFields(file)
+		if err != nil {
 			return nil, fmt.Errorf("list users: %w", err)
 		}
-		for line := range strings.Lines(string(text)) {
-			if fields := strings.Split(line, ":"); len(fields) > 2 {
-				if n, err := strconv.Atoi(strings.TrimSpace(fields[2])); err == nil {
-					used[n] = true
-				}
+		for _, fields := range entries {
+			if n, err := strconv.Atoi(strings.TrimSpace(fields[2])); err == nil {
+				used[n] = true
 			}
 		}
 	}

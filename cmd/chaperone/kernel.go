@@ -52,6 +52,7 @@ func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
 	s.cage, err = ebpf.New(ebpf.Config{
 		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.cgroup,
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
+		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
 		Logger: s.opts.log.Named("kernel"),

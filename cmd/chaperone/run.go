@@ -176,7 +176,7 @@ func (s *sidecar) startPlugin(args []string) (plugin, error) {
 	spec := &s.config.Load().Sidecar
 	extra := s.standIns.environment()
 	maps.Copy(extra, spec.Process.Env)
-	env := pluginEnvironment(os.Environ(), extra, s.addresses.proxy, s.proxyToken(), s.trust)
+	env := pluginEnvironment(s.accountEnvironment(os.Environ()), extra, s.addresses.proxy, s.proxyToken(), s.trust)
 	p, err := s.startIn(spec, args, env)
 	result := "ok"
 	if err != nil {
@@ -192,7 +192,11 @@ func (s *sidecar) startPlugin(args []string) (plugin, error) {
 
 // startIn starts CMD in whatever confines it.
 func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (plugin, error) {
-	command := ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec)}
+	command := ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec),
+		Kept: keptPaths(s.config.Load(), args)}
+	if s.trust != nil {
+		command.TrustBundle = s.trust.pemFile()
+	}
 	switch {
 	case s.cage != nil:
 		return s.cage.Start(command)

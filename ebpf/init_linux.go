@@ -1,0 +1,167 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// enterView is the launcher's work where the plugin gets a view of its own: it is
+// the first process of the plugin's PID namespace, still with root's privileges.
+// It makes the view, gives the privileges up, and executes this binary again,
+// since only that takes credentials from every thread of a process.
+func enterView(o *order, file *os.File) error {
+	if err := giveUp(); err != nil {
+		return err
+	}
+	if err := o.View.Build(); err != nil {
+		return err
+	}
+	if err := descend(o); err != nil {
+		return err
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("read order again: %w", err)
+	}
+	return fmt.Errorf("start first process: %w", syscall.Exec("/proc/self/exe", []string{initName}, []string{}))
+}
+
+// descend changes to the plugin's user, and keeps one capability until the next
+// exec, which takes it: to execute this binary, which the plugin's user may not
+// be permitted to.
+func descend(o *order) error {
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	if err := become(o.UID, o.GID, o.Groups); err != nil {
+		return err
+	}
+	if err := setCapabilities(keepOverride | 1<<unix.CAP_SETPCAP); err != nil {
+		return err
+	}
+	if err := emptyBounds(); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	return setCapabilities(keepOverride)
+}
+
+// setCapabilities drops every capability but those of a set, and puts into
+// effect those of the set that the thread has.
+func setCapabilities(set uint32) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had, sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &had[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	sets[0].Permitted = had[0].Permitted & set
+	sets[0].Effective = sets[0].Permitted
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	return nil
+}
+
+// runInView is the first process of a view once it has no privileges left: the
+// plugin's user, without capabilities. It puts itself under the rules that the
+// program inherits, starts it, and collects what ends until the program has
+// ended. With it ends everything in the view.
+func runInView(o *order) error {
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
+	if !o.Files {
+		if err := proveUnreadable(o.Unreadable); err != nil {
+			return err
+		}
+	}
+	if err := limitView(o); err != nil {
+		return err
+	}
+	if err := filterCalls(o); err != nil {
+		return err
+	}
+	if err := closeOnExec(); err != nil {
+		return err
+	}
+	program, pidfd, err := startProgram(o)
+	if err != nil {
+		return err
+	}
+	// The plugin's own processes may send any signal here. None of them is to end
+	// this process and with it the view, or to be ignored by what is started later.
+	signal.Notify(make(chan os.Signal, 1))
+	reply([]byte{replyStarted}, pidfd)
+	if err := unix.Close(pidfd); err != nil {
+		return fmt.Errorf("close pidfd: %w", err)
+	}
+	status := reap(program)
+	reply(binary.NativeEndian.AppendUint32([]byte{replyEnded}, uint32(status)), -1)
+	os.Exit(0) //nolint:forbidigo // the kernel ends everything in the namespace with its first process
+	return nil
+}
+
+// limitView puts the thread under Landlock rules, made here since they are for
+// the files that the view shows.
+func limitView(o *order) error {
+	files := o.ViewFiles
+	if files != nil {
+		files = &Files{Read: append(viewPaths(), files.Read...), Write: append(viewWritable(o.Env), files.Write...)}
+	}
+	r, err := newRules(files, o.Abstract, o.Private)
+	if err != nil || r == nil {
+		return err
+	}
+	if files != nil {
+		for _, path := range candidates(o.Path, o.Env) {
+			if err := r.allowProgram(path, o.Private, 1); err != nil {
+				return err
+			}
+		}
+	}
+	return r.enter()
+}
+
+// startProgram starts the program as a child that leads a session of its own.
+func startProgram(o *order) (pid, pidfd int, err error) {
+	// The plugin has the same user: it is not to look into this process.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return 0, -1, fmt.Errorf("hide memory: %w", err)
+	}
+	err = searchProgram(o, func(path string) error {
+		var err error
+		pid, err = syscall.ForkExec(path, o.Args, &syscall.ProcAttr{
+			Dir: o.Dir, Env: o.Env, Files: []uintptr{0, 1, 2},
+			Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+		})
+		return err
+	})
+	if err != nil {
+		return 0, -1, err
+	}
+	return pid, pidfd, nil
+}
+
+// reap collects processes that ended until the program has, and returns how it
+// ended.
+func reap(program int) syscall.WaitStatus {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0 // never: the program has not been collected
+		case pid == program:
+			return status
+		}
+	}
+}

@@ -208,6 +208,9 @@ func rememberUID(stateDir string, uid int) error {
 	}
 	file := filepath.Join(stateDir, uidFile)
 	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a state directory that was never made remembers nothing
+	}
 	if err != nil {
 		return fmt.Errorf("remember user: %w", err)
 	}

@@ -241,7 +241,9 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.
 	var err error
 	if c.hasView() && test == nil {
 		o.ViewFiles = command.Files
-		o.View, err = c.view(command)
+		if o.View, err = c.view(command); err == nil {
+			o.Private = slices.DeleteFunc(o.Private, func(path string) bool { return !o.View.Shows(path) })
+		}
 	} else {
 		r, err = newRules(command.Files, o.Abstract, o.Private)
 	}

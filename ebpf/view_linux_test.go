@@ -1,10 +1,15 @@
 package ebpf
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // shell runs a shell script in a cage with a view.
@@ -55,5 +60,198 @@ func TestView(t *testing.T) {
 	}
 	if again := r.Info().UID; again != id {
 		t.Errorf("uid %d became %d", id, again)
+	}
+}
+
+// TestViewKeeps shows that named paths below covered directories stay visible,
+// with what is written to them, and that a link that an earlier run left in a
+// directory that outlives it leads root nowhere.
+func TestViewKeeps(t *testing.T) {
+	r := newRig(t, withView)
+	open := func(name string) string {
+		dir := filepath.Join(t.TempDir(), name)
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, 0o777)); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	kept, hidden := open("kept"), open("hidden")
+	link := filepath.Join(filepath.Dir(kept), "link")
+	if err := os.Symlink(kept, link); err != nil {
+		t.Fatal(err)
+	}
+	keep := func(paths ...string) func(*Command) {
+		return func(c *Command) { c.Kept = paths }
+	}
+	t.Run("a folder", func(t *testing.T) {
+		r.ok(r.shell("echo x >"+kept+"/f && ! ls "+hidden, keep(kept)))
+		if text, err := os.ReadFile(filepath.Join(kept, "f")); err != nil || string(text) != "x\n" {
+			t.Errorf("the host has %q, %v", text, err)
+		}
+	})
+	t.Run("a link and what it leads to", func(t *testing.T) {
+		r.ok(r.shell("cat "+link+"/f && cat "+kept+"/f", keep(link)))
+	})
+	t.Run("the working directory", func(t *testing.T) {
+		got := r.ok(r.shell("pwd; ls", func(c *Command) { c.Dir = kept }))
+		if got != kept+"\nf" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("a path that is gone is left out", func(t *testing.T) {
+		r.ok(r.shell("! ls "+kept+"/none", keep(kept+"/none")))
+	})
+	t.Run("a link that was left in /var/tmp", func(t *testing.T) {
+		host, err := os.MkdirTemp("/var/tmp", "chaperone-test-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(host) })
+		if err := os.MkdirAll(filepath.Join(host, "made"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r.ok(r.shell("ln -s " + kept + " " + host))
+		command := Command{Args: []string{"true"}, Env: pluginEnv(), Kept: []string{filepath.Join(host, "made")}}
+		if p, err := r.Start(command); err == nil {
+			t.Error("the launcher took the plugin's link for a folder")
+			_, _ = p.Wait()
+		}
+		if _, err := os.Lstat(filepath.Join(kept, "made")); err == nil {
+			t.Error("the launcher followed the plugin's link")
+		}
+	})
+}
+
+// TestViewWithFiles shows which files a view leaves when they are limited.
+func TestViewWithFiles(t *testing.T) {
+	r := newRig(t, withView)
+	read, write, other := filepath.Join(t.TempDir(), "r"), t.TempDir(), filepath.Join(t.TempDir(), "o")
+	for _, file := range []string{read, other} {
+		if err := os.WriteFile(file, []byte("content\n"), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(write, 0o777), os.Chmod(read, 0o666), os.Chmod(other, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	limited := func(c *Command) {
+		c.Files = &Files{Read: []string{read}, Write: []string{write}}
+		c.Kept = []string{other}
+	}
+	for _, test := range []struct {
+		name, script string
+		works        bool
+	}{
+		{"a named file", "cat " + read, true},
+		{"a named file is not written", "echo x >>" + read, false},
+		{"a named folder", "echo x >" + write + "/f", true},
+		{"another file of the same folder", "cat " + other, false},
+		{"another folder", "ls /root /var/log", false},
+		{"/tmp", "mktemp", true},
+		{"shared memory", "echo x >/dev/shm/x", true},
+		{"the home", "echo x >$HOME/x", true},
+		{"a child's own status", "sh -c 'cat /proc/self/status /proc/$$/maps' >/dev/null", true},
+		{"the process table", "ls /proc >/dev/null && cat /proc/1/comm", true},
+		{"a terminal", "python3 -c 'import pty; pty.openpty()'", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := r.shell(test.script, limited); (got.status == 0) != test.works {
+				t.Errorf("status %d, works: %v\n%s%s", got.status, test.works, got.stdout, got.stderr)
+			}
+		})
+	}
+}
+
+// TestViewTrust shows that programs which ask the system find the bundle, and see
+// it replaced.
+func TestViewTrust(t *testing.T) {
+	dir := t.TempDir()
+	bundle := filepath.Join(dir, "bundle.pem")
+	replace := func(text string) {
+		if err := errors.Join(os.WriteFile(bundle+".new", []byte(text), 0o644), os.Rename(bundle+".new", bundle), os.Chmod(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace("first\n")
+	r := newRig(t, withView)
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = read.Close(), write.Close() }()
+	found := ""
+	for _, path := range sandbox.SystemBundles() {
+		if _, err := os.Stat(path); err == nil {
+			found = path
+		}
+	}
+	if found == "" {
+		t.Fatal("this system has no trust store")
+	}
+	others, err := os.ReadDir(filepath.Dir(found))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := r.start(&Command{
+		Args: []string{"sh", "-c", "cat " + found + "; ls " + filepath.Dir(found) + " | wc -l; read go; cat " + found},
+		Env:  pluginEnv(), Stdin: read, TrustBundle: bundle,
+	})
+	time.Sleep(100 * time.Millisecond)
+	replace("second\n")
+	if _, err := write.WriteString("go\n"); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("first\n%d\nsecond", len(others))
+	if got := r.ok(done()); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestDynamicUserIsRemembered shows that a state directory keeps its user, that no
+// other gets it, and that a copy of a directory gets another one.
+func TestDynamicUserIsRemembered(t *testing.T) {
+	needKernel(t)
+	root := t.TempDir()
+	at := func(name, id string) places {
+		dir := filepath.Join(root, name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return places{dir: t.TempDir(), state: dir, id: id}
+	}
+	choose := func(p places) (int, func()) {
+		t.Helper()
+		a, err := p.dynamicAccount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.uid, func() { _ = a.close() }
+	}
+	first, end := choose(at("one", "same"))
+	end()
+	second, end := choose(at("two", "same"))
+	end()
+	elsewhere := at("elsewhere", "same")
+	elsewhere.state = t.TempDir()
+	third, end := choose(elsewhere)
+	end()
+	if first == second || first == third || second == third {
+		t.Errorf("uids are shared: %d, %d, %d", first, second, third)
+	}
+	again, end := choose(at("one", "another"))
+	if again != first {
+		t.Errorf("uid %d became %d", first, again)
+	}
+	end()
+}
+
+func TestAccountName(t *testing.T) {
+	for plugin, want := range map[string]string{
+		"weather": "weather", "Team/Weather.v2": "team-weather-v2", "42": "plugin-42", "": "plugin", "überall": "plugin--berall",
+		strings.Repeat("a", 40): strings.Repeat("a", 32),
+	} {
+		if got := accountName(plugin); got != want {
+			t.Errorf("%q: %q, want %q", plugin, got, want)
+		}
 	}
 }

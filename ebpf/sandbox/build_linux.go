@@ -41,6 +41,13 @@ func (v *View) Build() error {
 	return nil
 }
 
+// Shows reports whether a path of the host's is visible in the view: no tree
+// covers it, or it is kept.
+func (v *View) Shows(path string) bool {
+	_, covered := v.covering(path)
+	return !covered || slices.ContainsFunc(v.Kept, func(kept Kept) bool { return within(path, filepath.Clean(kept.Path)) })
+}
+
 // covering returns the tree that covers a path, if any.
 func (v *View) covering(path string) (Tree, bool) {
 	var found Tree

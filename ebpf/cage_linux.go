@@ -182,6 +182,9 @@ func (c *Cage) Attach(ends Endpoints) error {
 	if err := ends.check(); err != nil {
 		return err
 	}
+	if err := c.census.visible(); err != nil { // before anything is attached that would stay
+		return fmt.Errorf("attach: %w", err)
+	}
 	if err := c.attach(ends); err != nil {
 		return err
 	}

@@ -178,25 +178,26 @@ type callsTally struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	callsMapCalls       = "calls"
-	callsMapCounters    = "counters"
-	callsMapDoor        = "door"
-	callsMapEvents      = "events"
-	callsMapFlows       = "flows"
-	callsMapHeld        = "held"
-	callsMapLimits      = "limits"
-	callsMapPeers       = "peers"
-	callsMapServed      = "served"
-	callsMapSettings    = "settings"
-	callsMapStandings   = "standings"
-	callsMapTallied     = "tallied"
-	callsProgCountCall  = "count_call"
-	callsVarCgroupId    = "cgroup_id"
-	callsVarClassOf     = "class_of"
-	callsVarDescendants = "descendants"
-	callsVarMaySignal   = "may_signal"
-	callsVarSignals     = "signals"
-	callsVarTurn        = "turn"
+	callsMapCalls        = "calls"
+	callsMapCounters     = "counters"
+	callsMapDoor         = "door"
+	callsMapEvents       = "events"
+	callsMapFlows        = "flows"
+	callsMapHeld         = "held"
+	callsMapLimits       = "limits"
+	callsMapPeers        = "peers"
+	callsMapServed       = "served"
+	callsMapSettings     = "settings"
+	callsMapStandings    = "standings"
+	callsMapTallied      = "tallied"
+	callsProgCountCall   = "count_call"
+	callsVarCgroupId     = "cgroup_id"
+	callsVarClassOf      = "class_of"
+	callsVarDescendants  = "descendants"
+	callsVarMaySignal    = "may_signal"
+	callsVarPidNamespace = "pid_namespace"
+	callsVarSignals      = "signals"
+	callsVarTurn         = "turn"
 )
 
 // loadCalls returns the embedded CollectionSpec for calls.
@@ -266,12 +267,13 @@ type callsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type callsVariableSpecs struct {
-	CgroupId    *ebpf.VariableSpec `ebpf:"cgroup_id"`
-	ClassOf     *ebpf.VariableSpec `ebpf:"class_of"`
-	Descendants *ebpf.VariableSpec `ebpf:"descendants"`
-	MaySignal   *ebpf.VariableSpec `ebpf:"may_signal"`
-	Signals     *ebpf.VariableSpec `ebpf:"signals"`
-	Turn        *ebpf.VariableSpec `ebpf:"turn"`
+	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	ClassOf      *ebpf.VariableSpec `ebpf:"class_of"`
+	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
+	MaySignal    *ebpf.VariableSpec `ebpf:"may_signal"`
+	PidNamespace *ebpf.VariableSpec `ebpf:"pid_namespace"`
+	Signals      *ebpf.VariableSpec `ebpf:"signals"`
+	Turn         *ebpf.VariableSpec `ebpf:"turn"`
 }
 
 // callsObjects contains all objects after they have been loaded into the kernel.
@@ -329,12 +331,13 @@ func (m *callsMaps) Close() error {
 //
 // It can be passed to loadCallsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type callsVariables struct {
-	CgroupId    *ebpf.Variable `ebpf:"cgroup_id"`
-	ClassOf     *ebpf.Variable `ebpf:"class_of"`
-	Descendants *ebpf.Variable `ebpf:"descendants"`
-	MaySignal   *ebpf.Variable `ebpf:"may_signal"`
-	Signals     *ebpf.Variable `ebpf:"signals"`
-	Turn        *ebpf.Variable `ebpf:"turn"`
+	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
+	ClassOf      *ebpf.Variable `ebpf:"class_of"`
+	Descendants  *ebpf.Variable `ebpf:"descendants"`
+	MaySignal    *ebpf.Variable `ebpf:"may_signal"`
+	PidNamespace *ebpf.Variable `ebpf:"pid_namespace"`
+	Signals      *ebpf.Variable `ebpf:"signals"`
+	Turn         *ebpf.Variable `ebpf:"turn"`
 }
 
 // callsPrograms contains all programs after they have been loaded into the kernel.

@@ -186,6 +186,7 @@ const (
 	censusVarCgroupId      = "cgroup_id"
 	censusVarConnectedType = "connected_type"
 	censusVarDescendants   = "descendants"
+	censusVarPidNamespace  = "pid_namespace"
 	censusVarSightingType  = "sighting_type"
 	censusVarSignals       = "signals"
 )
@@ -262,6 +263,7 @@ type censusVariableSpecs struct {
 	CgroupId      *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	ConnectedType *ebpf.VariableSpec `ebpf:"connected_type"`
 	Descendants   *ebpf.VariableSpec `ebpf:"descendants"`
+	PidNamespace  *ebpf.VariableSpec `ebpf:"pid_namespace"`
 	SightingType  *ebpf.VariableSpec `ebpf:"sighting_type"`
 	Signals       *ebpf.VariableSpec `ebpf:"signals"`
 }
@@ -318,6 +320,7 @@ type censusVariables struct {
 	CgroupId      *ebpf.Variable `ebpf:"cgroup_id"`
 	ConnectedType *ebpf.Variable `ebpf:"connected_type"`
 	Descendants   *ebpf.Variable `ebpf:"descendants"`
+	PidNamespace  *ebpf.Variable `ebpf:"pid_namespace"`
 	SightingType  *ebpf.Variable `ebpf:"sighting_type"`
 	Signals       *ebpf.Variable `ebpf:"signals"`
 }

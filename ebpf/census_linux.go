@@ -148,6 +148,9 @@ type found struct {
 // socket that cannot be ended, because it is not connected or of a family that
 // no wall sees, or because the sidecar itself holds it, too.
 func (c *census) take() ([]found, error) {
+	if err := c.visible(); err != nil {
+		return nil, err
+	}
 	sightings, err := c.look(c.pids)
 	if err != nil {
 		return nil, err
@@ -288,8 +291,12 @@ func (c *census) endHolders(holders []censusSighting) error {
 }
 
 // kill kills a process of the cgroup. That its number has not passed to another
-// shows when the cgroup still lists it after the process is held.
+// shows when the cgroup still lists it after the process is held. A process that
+// has no number in the sidecar's PID namespace ends with the whole cgroup.
 func (c *census) kill(pid int) error {
+	if pid == 0 {
+		return c.group.kill()
+	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -306,6 +313,22 @@ func (c *census) kill(pid int) error {
 		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
 	return nil
+}
+
+// visible reports whether every process of the cgroup has an id in the sidecar's
+// PID namespace: the iterators see no other, so what others hold is not found.
+// The kernel also lists a process that is just being reaped with id 0, hence the
+// second looks.
+func (c *census) visible() error {
+	const looks = 5
+	for range looks {
+		pids, err := c.pids()
+		if err != nil || !slices.Contains(pids, 0) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("look at processes of %s: some are not visible in the sidecar's PID namespace; run the sidecar in the host's (hostPID: true, docker run --pid=host)", c.group.path)
 }
 
 // pids are the processes of the cgroup and of those below it. A cgroup that

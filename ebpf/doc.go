@@ -31,6 +31,16 @@
 // other processes, tracing, namespaces, mounts, BPF, keyrings, and system calls
 // of another architecture.
 //
+// # Process ids
+//
+// A process has an id in each PID namespace from the initial one down to its own
+// (pid_namespaces(7)). Every id that the programs report is the one in the
+// sidecar's namespace, and 0 for a process that is not visible there; so is every
+// id that user space looks up in /proc or opens. No decision depends on one. A
+// cgroup that was given and holds a process that is not visible is not attached
+// to: the iterators that look for foreign sockets do not see it either. /proc has
+// to show the sidecar's own namespace.
+//
 // # What stays possible, and what does not
 //
 // In its own namespace the plugin's loopback is its own: it may bind, listen

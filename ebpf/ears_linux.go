@@ -77,16 +77,17 @@ func (e *ears) run() {
 }
 
 func (e *ears) hear() {
-	var n notice
+	var n notice                                                                         // the kernel writes the thread's id as this process sees it
 	if err := e.control(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil { //nolint:gosec // struct seccomp_notif
 		return // the caller was killed meanwhile
 	}
-	e.report(&n)
+	process := processOf(n.PID)
+	e.report(&n, process)
 	if n.Data.Arch != nativeArch || uint32(n.Data.Number)&foreignNumber != 0 {
 		// A program of another architecture would only go on failing, its exit
 		// included. The number cannot have passed to another process while this
 		// one stands still, which is what the check before the signal proves.
-		if fd, err := unix.PidfdOpen(int(n.PID), 0); err == nil {
+		if fd, err := unix.PidfdOpen(int(process), 0); err == nil {
 			if e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) == nil { //nolint:gosec // its id
 				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 			}
@@ -110,10 +111,10 @@ func (e *ears) control(request uint, value unsafe.Pointer) error {
 }
 
 // report describes a refusal.
-func (e *ears) report(n *notice) {
+func (e *ears) report(n *notice, process uint32) {
 	d := Denial{
 		Time: time.Now(), Hook: HookSeccomp, Cause: CausePolicy, Count: 1,
-		PID: n.PID, UID: uint32(e.uid), Syscall: e.name(n),
+		PID: process, Exe: exeOf(process), UID: uint32(e.uid), Syscall: e.name(n),
 	}
 	if comm, err := os.ReadFile("/proc/" + strconv.Itoa(int(n.PID)) + "/comm"); err == nil {
 		d.Comm = string(bytes.TrimRight(comm, "\n"))

@@ -4,17 +4,11 @@ import (
 	"bytes"
 	"net"
 	"net/netip"
-	"os"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// initialPIDNamespace is the inode of the namespace in which the kernel's
-// process numbers are the ones of /proc (include/linux/proc_ns.h).
-const initialPIDNamespace = 0xEFFFFFFC
 
 // Identify says who opened a connection that the sidecar accepted, from what the
 // programs wrote down before its first packet left. The entry is taken: asked
@@ -107,17 +101,4 @@ func text(b []byte) string {
 		b = b[:end]
 	}
 	return string(b)
-}
-
-// exeOf names a process's program, if our numbers are the kernel's.
-func exeOf(pid uint32) string {
-	var stat unix.Stat_t
-	if unix.Stat("/proc/self/ns/pid", &stat) != nil || stat.Ino != initialPIDNamespace {
-		return ""
-	}
-	path, err := os.Readlink("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/exe")
-	if err != nil {
-		return ""
-	}
-	return path
 }

@@ -190,6 +190,7 @@ const (
 	kinVarCgroupId     = "cgroup_id"
 	kinVarDescendants  = "descendants"
 	kinVarMaySignal    = "may_signal"
+	kinVarPidNamespace = "pid_namespace"
 	kinVarSignals      = "signals"
 )
 
@@ -262,10 +263,11 @@ type kinMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kinVariableSpecs struct {
-	CgroupId    *ebpf.VariableSpec `ebpf:"cgroup_id"`
-	Descendants *ebpf.VariableSpec `ebpf:"descendants"`
-	MaySignal   *ebpf.VariableSpec `ebpf:"may_signal"`
-	Signals     *ebpf.VariableSpec `ebpf:"signals"`
+	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
+	MaySignal    *ebpf.VariableSpec `ebpf:"may_signal"`
+	PidNamespace *ebpf.VariableSpec `ebpf:"pid_namespace"`
+	Signals      *ebpf.VariableSpec `ebpf:"signals"`
 }
 
 // kinObjects contains all objects after they have been loaded into the kernel.
@@ -323,10 +325,11 @@ func (m *kinMaps) Close() error {
 //
 // It can be passed to loadKinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kinVariables struct {
-	CgroupId    *ebpf.Variable `ebpf:"cgroup_id"`
-	Descendants *ebpf.Variable `ebpf:"descendants"`
-	MaySignal   *ebpf.Variable `ebpf:"may_signal"`
-	Signals     *ebpf.Variable `ebpf:"signals"`
+	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
+	Descendants  *ebpf.Variable `ebpf:"descendants"`
+	MaySignal    *ebpf.Variable `ebpf:"may_signal"`
+	PidNamespace *ebpf.Variable `ebpf:"pid_namespace"`
+	Signals      *ebpf.Variable `ebpf:"signals"`
 }
 
 // kinPrograms contains all programs after they have been loaded into the kernel.

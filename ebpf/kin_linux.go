@@ -101,10 +101,13 @@ func iterate(program *ebpf.Program) error {
 }
 
 // endEscaped ends a process that left the cgroup where the kernel could not do
-// it itself (before Linux 6.13). The number may have passed to another process
-// since: one that is in the plugin's cgroup again did not escape, and one that
-// is younger than the report is not the one.
+// it itself (before Linux 6.13). The id is one of the sidecar's PID namespace; it
+// may have passed to another process since: one that is younger than the report
+// is not the one.
 func endEscaped(pid uint32, reported uint64) error {
+	if pid == 0 {
+		return errors.New("end escaped process: it is not visible in the sidecar's PID namespace; run the sidecar in the host's")
+	}
 	fd, err := unix.PidfdOpen(int(pid), 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil

@@ -94,7 +94,7 @@ func weaken(t *testing.T, r *rig) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(aim(spec, r.group, false), spec.Variables["signals"].Set(uint32(0))); err != nil {
+	if err := errors.Join(aim(spec, r.group, false), spec.Variables["pid_namespace"].Set(r.wall.pidNamespace), spec.Variables["signals"].Set(uint32(0))); err != nil {
 		t.Fatal(err)
 	}
 	strong := r.wall.kin

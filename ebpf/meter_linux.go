@@ -250,7 +250,7 @@ func (m *meter) denied(d Denial) {
 		return
 	}
 	key := d
-	key.Time, key.Count = time.Time{}, 0
+	key.Time, key.Count, key.Exe = time.Time{}, 0, ""
 	if d.Hook != HookEscape && d.Hook != HookDescriptor { // those are about one process
 		key.PID, key.Comm = 0, ""
 	}
@@ -268,7 +268,7 @@ func (m *meter) denied(d Denial) {
 		return
 	}
 	folds[key] = &fold{}
-	m.cage.config.Denied(d)
+	m.report(d)
 }
 
 // sample reports the totals and the refusals that came again.
@@ -303,8 +303,17 @@ func (m *meter) again(folds map[Denial]*fold) {
 		}
 		f.last.Count = f.again
 		f.again = 0
-		m.cage.config.Denied(f.last)
+		m.report(f.last)
 	}
+}
+
+// report reports a refusal with the program that its process runs, which is read
+// only for what is reported.
+func (m *meter) report(d Denial) {
+	if d.Exe == "" {
+		d.Exe = exeOf(d.PID)
+	}
+	m.cage.config.Denied(d)
 }
 
 // decode turns the programs' event into the exported form.

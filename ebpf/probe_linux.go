@@ -35,6 +35,11 @@ func Probe() []Finding {
 	if p.at, err = findPlaces(filepath.Join(dir, "programs")); err != nil {
 		return []Finding{{Name: "runtime directory", Err: err, Required: true, Lost: "the probe itself", Remedy: "run as root, or make /run or the temporary directory writable"}}
 	}
+	_, err = pidNamespace()
+	p.found(Finding{
+		Name: "process ids", Required: true, Lost: "confinement: what is reported and ended by its id would be another process",
+		Remedy: "mount -t proc proc /proc in the sidecar's PID namespace",
+	}, err)
 	p.anchors()
 	if p.group != nil && p.pins != "" {
 		p.programs()
@@ -213,6 +218,13 @@ func (p *prober) selfTest(dir string) {
 		return
 	}
 	p.found(walls, s.walls())
+	p.found(Finding{
+		Name: "processes identified", Required: true, Lost: "the id of the process in each record, and an end to processes by their id", Remedy: report,
+	}, s.id())
+	p.found(Finding{
+		Name: "programs identified", Lost: "the program (exe) of the process in each record",
+		Remedy: "grant CAP_SYS_PTRACE, and mount /proc without hidepid",
+	}, s.exe())
 	p.found(Finding{Name: "system calls and processes counted", Lost: "metering of both, and limits on them", Remedy: report}, s.calls())
 	p.found(Finding{
 		Name: "foreign sockets ended", Required: true, Lost: "an end to connections that the plugin was handed from outside", Remedy: report,
@@ -225,6 +237,9 @@ func (p *prober) selfTest(dir string) {
 		p.found(Finding{Name: name, Required: true, Lost: "a " + name + ", which the kernel does not enforce", Remedy: report}, s.limit(kind))
 	}
 	p.found(Finding{Name: "escapes ended", Required: true, Lost: "an end to processes that leave the plugin's cgroup", Remedy: report}, s.escape())
+	p.found(Finding{
+		Name: "holders of foreign sockets ended", Required: true, Lost: "an end to processes that were handed a socket from outside", Remedy: report,
+	}, s.holder())
 	if err := filesMissing(); err == nil {
 		p.found(filesFinding(report), s.files())
 	} else {

@@ -21,6 +21,7 @@ func TestProbe(t *testing.T) {
 		"cgroup v2", "BPF file system", "Unix socket hooks", "kernel programs", "network namespace", "process scope", "fence",
 		"self-test", "system calls and processes counted", "foreign sockets ended", "Unix sockets allowed by name", "limit on connections",
 		"limit on sentBytes", "limit on receivedBytes", "limit on syscalls", "limit on processes", "escapes ended", "file rules",
+		"process ids", "processes identified", "programs identified", "holders of foreign sockets ended",
 	} {
 		if !slices.ContainsFunc(findings, func(f Finding) bool { return f.Name == name }) {
 			t.Errorf("nothing was found out about %s", name)

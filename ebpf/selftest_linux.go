@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -184,6 +185,7 @@ type subject struct {
 	answers  *os.File
 	lines    *bufio.Scanner
 	served   chan error
+	peer     atomic.Pointer[Peer] // who connected last
 }
 
 // newSubject makes a cage with all walls up, and starts nothing in it.
@@ -223,6 +225,7 @@ func (s *subject) serve() error {
 			return fmt.Errorf("self-test: %w", err)
 		}
 		if peer, ok := s.cage.Identify(conn); ok && peer.Original == selfTestTCP() {
+			s.peer.Store(&peer)
 			_, _ = conn.Write([]byte{1}) // a limit may have it dropped
 		}
 		if err := conn.Close(); err != nil {
@@ -234,6 +237,16 @@ func (s *subject) serve() error {
 // start starts the process, with a socket that was made outside in place of its
 // standard error.
 func (s *subject) start(files *Files) error {
+	foreign, err := s.estrange()
+	if err != nil {
+		return err
+	}
+	return s.startWith(files, foreign)
+}
+
+// startWith starts the process with a socket in place of its standard error.
+func (s *subject) startWith(files *Files, foreign *os.File) error {
+	defer func() { _ = foreign.Close() }()
 	stdin, asks, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("self-test: %w", err)
@@ -245,11 +258,6 @@ func (s *subject) start(files *Files) error {
 	}
 	defer func() { _ = stdout.Close() }()
 	s.asks, s.answers, s.lines = asks, answers, bufio.NewScanner(answers)
-	foreign, err := s.estrange()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = foreign.Close() }()
 	s.process, err = s.cage.start(Command{Path: "self-test", Files: files, Stdin: stdin, Stdout: stdout, Stderr: foreign}, &selfTest{Timeout: 10})
 	return err
 }
@@ -320,6 +328,33 @@ func (s *subject) walls() error {
 	return nil
 }
 
+// id compares the id under which the kernel reported a connection with that of
+// the process that made it.
+func (s *subject) id() error {
+	peer := s.peer.Load()
+	switch {
+	case peer == nil:
+		return errors.New("self-test: nothing has connected")
+	case int(peer.PID) != s.process.PID():
+		return fmt.Errorf("self-test: process %d is reported as %d", s.process.PID(), peer.PID)
+	}
+	return nil
+}
+
+// exe looks for the program of the process that connected, which is the
+// sidecar's own.
+func (s *subject) exe() error {
+	want, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("self-test: %w", err)
+	}
+	if peer := s.peer.Load(); peer == nil || peer.Exe != want {
+		_, err := os.Readlink("/proc/" + strconv.Itoa(s.process.PID()) + "/exe")
+		return errors.Join(fmt.Errorf("self-test: the program of process %d is not %s", s.process.PID(), want), err)
+	}
+	return nil
+}
+
 // calls has system calls counted, and a process.
 func (s *subject) calls() error {
 	const n = 1000
@@ -380,6 +415,30 @@ func (s *subject) foreign() error {
 	return nil
 }
 
+// holder starts the process with a socket that was made outside and is not
+// connected, and waits for its end.
+func (s *subject) holder() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("self-test: %w", err)
+	}
+	if err := s.startWith(nil, os.NewFile(uintptr(fd), "foreign")); err != nil {
+		return err
+	}
+	err = s.cage.takeCensus()
+	if err == nil {
+		s.lines.Scan() // until its end
+	}
+	status, waited := s.finish()
+	if err := errors.Join(err, waited); err != nil {
+		return err
+	}
+	if status != 128+int(unix.SIGKILL) {
+		return fmt.Errorf("self-test: a process that holds a socket made outside the cgroup ended with %d", status)
+	}
+	return nil
+}
+
 // escape moves the process out of its cgroup, and waits for its end.
 func (s *subject) escape() error {
 	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // ends below
@@ -418,7 +477,12 @@ func (s *subject) finish() (int, error) {
 	_ = s.asks.Close() // it ends at the end of its standard input
 	status, err := s.process.Wait()
 	s.process = nil
-	return status, errors.Join(err, s.answers.Close(), s.strange.Close())
+	err = errors.Join(err, s.answers.Close())
+	if s.strange != nil {
+		err = errors.Join(err, s.strange.Close())
+		s.strange = nil
+	}
+	return status, err
 }
 
 func (s *subject) close() error {

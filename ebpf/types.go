@@ -203,8 +203,9 @@ func (e *ExecError) Unwrap() error { return e.Err }
 
 // Peer is who opened a connection to the sidecar, as the kernel saw it.
 type Peer struct {
-	// PID and UID are the caller's at the time of the connect, in the initial
-	// namespaces.
+	// PID and UID are the caller's at the time of the connect: its id in the
+	// sidecar's PID namespace, 0 when it is not visible there, and its user in the
+	// initial user namespace.
 	PID, UID uint32
 	// Comm is the caller's thread name, at most 15 bytes, chosen by the plugin.
 	Comm string
@@ -335,9 +336,13 @@ type Denial struct {
 	// Limit is the [Limit.Name] of the limit that refused, with [CauseLimit].
 	Limit string
 	// PID, UID and Comm are the caller's; zero when it is not known, as for a
-	// packet that the kernel sent later.
+	// packet that the kernel sent later. PID is in the sidecar's PID namespace,
+	// and 0 for a process that is not visible there.
 	PID, UID uint32
 	Comm     string
+	// Exe is the caller's program, read afterwards and thus empty for a process
+	// that is gone already. It is for the record and proves nothing.
+	Exe string
 	// Count is how many equal refusals this is; at least 1.
 	Count uint64
 	// Lost, when not zero, is the only field set besides Time: so many refusals

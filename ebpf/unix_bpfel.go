@@ -152,6 +152,7 @@ const (
 	unixMapTallied      = "tallied"
 	unixProgConnectUnix = "connect_unix"
 	unixProgSendmsgUnix = "sendmsg_unix"
+	unixVarPidNamespace = "pid_namespace"
 )
 
 // loadUnix returns the embedded CollectionSpec for unix.
@@ -219,6 +220,7 @@ type unixMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixVariableSpecs struct {
+	PidNamespace *ebpf.VariableSpec `ebpf:"pid_namespace"`
 }
 
 // unixObjects contains all objects after they have been loaded into the kernel.
@@ -270,6 +272,7 @@ func (m *unixMaps) Close() error {
 //
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixVariables struct {
+	PidNamespace *ebpf.Variable `ebpf:"pid_namespace"`
 }
 
 // unixPrograms contains all programs after they have been loaded into the kernel.

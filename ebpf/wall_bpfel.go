@@ -234,6 +234,7 @@ const (
 	wallVarDescendants   = "descendants"
 	wallVarEventType     = "event_type"
 	wallVarMaySignal     = "may_signal"
+	wallVarPidNamespace  = "pid_namespace"
 	wallVarSignals       = "signals"
 )
 
@@ -318,11 +319,12 @@ type wallMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type wallVariableSpecs struct {
-	CgroupId    *ebpf.VariableSpec `ebpf:"cgroup_id"`
-	Descendants *ebpf.VariableSpec `ebpf:"descendants"`
-	EventType   *ebpf.VariableSpec `ebpf:"event_type"`
-	MaySignal   *ebpf.VariableSpec `ebpf:"may_signal"`
-	Signals     *ebpf.VariableSpec `ebpf:"signals"`
+	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
+	EventType    *ebpf.VariableSpec `ebpf:"event_type"`
+	MaySignal    *ebpf.VariableSpec `ebpf:"may_signal"`
+	PidNamespace *ebpf.VariableSpec `ebpf:"pid_namespace"`
+	Signals      *ebpf.VariableSpec `ebpf:"signals"`
 }
 
 // wallObjects contains all objects after they have been loaded into the kernel.
@@ -382,11 +384,12 @@ func (m *wallMaps) Close() error {
 //
 // It can be passed to loadWallObjects or ebpf.CollectionSpec.LoadAndAssign.
 type wallVariables struct {
-	CgroupId    *ebpf.Variable `ebpf:"cgroup_id"`
-	Descendants *ebpf.Variable `ebpf:"descendants"`
-	EventType   *ebpf.Variable `ebpf:"event_type"`
-	MaySignal   *ebpf.Variable `ebpf:"may_signal"`
-	Signals     *ebpf.Variable `ebpf:"signals"`
+	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
+	Descendants  *ebpf.Variable `ebpf:"descendants"`
+	EventType    *ebpf.Variable `ebpf:"event_type"`
+	MaySignal    *ebpf.Variable `ebpf:"may_signal"`
+	PidNamespace *ebpf.Variable `ebpf:"pid_namespace"`
+	Signals      *ebpf.Variable `ebpf:"signals"`
 }
 
 // wallPrograms contains all programs after they have been loaded into the kernel.

@@ -47,6 +47,8 @@ type wall struct {
 	pinned  bool      // the counter is
 	turn    uint32    // the counter's: see bpf/chaperone.bpf.h
 
+	pidNamespace uint32 // the inode of the sidecar's: see bpf/pid.bpf.h
+
 	reshape func(*ebpf.CollectionSpec) // for tests: what another version's maps are like
 }
 
@@ -70,6 +72,10 @@ func loadWalls(dir string, group *cgroup, own, syscalls bool) (*wall, error) {
 func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 	w.types = btf.NewCache()
 	defer func() { w.types = nil }()
+	var err error
+	if w.pidNamespace, err = pidNamespace(); err != nil {
+		return err
+	}
 	base, err := w.read("wall", loadWall, group, own)
 	if err != nil {
 		return err
@@ -104,8 +110,8 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 	return loading.Wait()
 }
 
-// read reads the object of some programs, and tells it which cgroup is the
-// plugin's.
+// read reads the object of some programs, and sets in it which cgroup is the
+// plugin's and which PID namespace the sidecar's.
 func (w *wall) read(what string, load func() (*ebpf.CollectionSpec, error), group *cgroup, own bool) (*ebpf.CollectionSpec, error) {
 	spec, err := load()
 	if err != nil {
@@ -114,7 +120,7 @@ func (w *wall) read(what string, load func() (*ebpf.CollectionSpec, error), grou
 	if w.reshape != nil {
 		w.reshape(spec)
 	}
-	if err := aim(spec, group, own); err != nil {
+	if err := errors.Join(aim(spec, group, own), spec.Variables["pid_namespace"].Set(w.pidNamespace)); err != nil {
 		return nil, fmt.Errorf("set up %s programs: %w", what, err)
 	}
 	return spec, nil

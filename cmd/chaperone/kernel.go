@@ -158,7 +158,7 @@ func (s *sidecar) denied(d ebpf.Denial) {
 	r := &authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
 		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
-		Exe: d.Comm, Detail: detail, Count: int(min(d.Count, 1<<31)),
+		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
 	}
 	if d.Address.IsValid() {
 		r.Host, r.Port = d.Address.Addr().Unmap().String(), d.Address.Port()
@@ -167,6 +167,15 @@ func (s *sidecar) denied(d ebpf.Denial) {
 	if s.opts.refused != nil && d.Path != nscdSocket {
 		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: target(d), Remedy: remedy})
 	}
+}
+
+// exeOf names the program of a refused call: by its path, or for a process that
+// is gone by its thread's name.
+func exeOf(d ebpf.Denial) string {
+	if d.Exe != "" {
+		return d.Exe
+	}
+	return d.Comm
 }
 
 // nscdSocket is asked by glibc before any lookup (nscd(8)), whether anybody

@@ -237,7 +237,7 @@ int look(struct bpf_iter__task_file *ctx)
 	if (!s.found)
 		return 0;
 	s.cookie = bpf_get_socket_cookie(sk);
-	s.pid = task->tgid;
+	s.pid = pid_of((struct task_struct___pid *)task);
 	s.uid = task->cred->uid.val;
 	bpf_core_read(s.comm, sizeof(s.comm), &task->comm);
 	doom = bpf_map_lookup_elem(&doomed, &s.cookie);

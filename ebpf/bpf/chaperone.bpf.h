@@ -14,6 +14,8 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
+#include "pid.bpf.h"
+
 #define ALLOW 1
 #define DENY 0
 
@@ -273,7 +275,7 @@ static __always_inline bool door_open(void)
 static __always_inline void name_sender(struct event *e)
 {
 	e->time = bpf_ktime_get_boot_ns();
-	e->pid = bpf_get_current_pid_tgid() >> 32;
+	e->pid = current_pid();
 	e->uid = (__u32)bpf_get_current_uid_gid();
 	bpf_get_current_comm(e->comm, sizeof(e->comm));
 }

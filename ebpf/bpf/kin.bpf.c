@@ -51,7 +51,7 @@ static __always_inline void end_escaped(struct task_struct *task, bool by_plugin
 	if (!e)
 		return;
 	e->time = bpf_ktime_get_boot_ns();
-	e->pid = task->tgid;
+	e->pid = pid_of((struct task_struct___pid *)task);
 	e->uid = task->cred->uid.val;
 	bpf_core_read(e->comm, sizeof(e->comm), &task->comm);
 	e->hook = HOOK_ESCAPE;

@@ -48,9 +48,6 @@ struct task_struct {
 	struct css_set *cgroups;
 } __attribute__((preserve_access_index));
 
-/* include/linux/pid_types.h */
-enum pid_type { PIDTYPE_PID, PIDTYPE_TGID };
-
 #define SIGKILL 9
 
 /* Since Linux 6.13. */

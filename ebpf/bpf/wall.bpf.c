@@ -222,7 +222,7 @@ static __always_inline void sign(struct bpf_sock_addr *ctx, struct flow *f)
 {
 	f->cookie = bpf_get_socket_cookie(ctx);
 	f->cgroup = bpf_get_current_cgroup_id();
-	f->pid = bpf_get_current_pid_tgid() >> 32;
+	f->pid = current_pid();
 	f->uid = (__u32)bpf_get_current_uid_gid();
 	bpf_get_current_comm(f->comm, sizeof(f->comm));
 }

@@ -40,3 +40,29 @@ func BenchmarkUsage(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkStartProgram is the start and the end of a program in a cage that
+// stands, seen by the host's view and with one of its own.
+func BenchmarkStartProgram(b *testing.B) {
+	for _, view := range []bool{false, true} {
+		b.Run(map[bool]string{false: "host", true: "own"}[view], func(b *testing.B) {
+			c, err := New(Config{Plugin: "bench", StateDir: b.TempDir(), View: view})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = c.Close() }()
+			if err := c.Attach(Endpoints{}); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				p, err := c.Start(Command{Path: "/bin/true"})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := p.Wait(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -116,7 +116,7 @@ func (c *Cage) build() error {
 	if c.network, err = c.chooseNetwork(); err != nil {
 		return err
 	}
-	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.config.CountSyscalls); err != nil {
+	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.hasView(), c.config.CountSyscalls); err != nil {
 		return err
 	}
 	if c.census, err = newCensus(c); err != nil {

@@ -189,6 +189,7 @@ const (
 	kinProgMoved       = "moved"
 	kinVarCgroupId     = "cgroup_id"
 	kinVarDescendants  = "descendants"
+	kinVarFirstIsInit  = "first_is_init"
 	kinVarMaySignal    = "may_signal"
 	kinVarPidNamespace = "pid_namespace"
 	kinVarSignals      = "signals"
@@ -265,6 +266,7 @@ type kinMapSpecs struct {
 type kinVariableSpecs struct {
 	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
+	FirstIsInit  *ebpf.VariableSpec `ebpf:"first_is_init"`
 	MaySignal    *ebpf.VariableSpec `ebpf:"may_signal"`
 	PidNamespace *ebpf.VariableSpec `ebpf:"pid_namespace"`
 	Signals      *ebpf.VariableSpec `ebpf:"signals"`
@@ -327,6 +329,7 @@ func (m *kinMaps) Close() error {
 type kinVariables struct {
 	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
 	Descendants  *ebpf.Variable `ebpf:"descendants"`
+	FirstIsInit  *ebpf.Variable `ebpf:"first_is_init"`
 	MaySignal    *ebpf.Variable `ebpf:"may_signal"`
 	PidNamespace *ebpf.Variable `ebpf:"pid_namespace"`
 	Signals      *ebpf.Variable `ebpf:"signals"`

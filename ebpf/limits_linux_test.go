@@ -347,7 +347,13 @@ func TestStopAndResume(t *testing.T) {
 
 // What is started beyond a limit on processes does not get to run.
 func TestProcessLimit(t *testing.T) {
-	s := newStoppable(t, nil)
+	t.Run("host view", func(t *testing.T) { testProcessLimit(t, nil) })
+	// The process that starts the program there, and the program, do not count.
+	t.Run("own view", func(t *testing.T) { testProcessLimit(t, withView) })
+}
+
+func testProcessLimit(t *testing.T, change func(*Config)) {
+	s := newStoppable(t, change)
 	s.limit(Limit{Name: "few", Kind: LimitProcesses, Count: 7})
 	const twenty = `n=0; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do /bin/true && n=$((n+1)); done 2>/dev/null; echo $n`
 	if got := s.ok(s.command(Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "7" {

@@ -82,7 +82,7 @@ func (p *prober) anchors() {
 // programs loads and attaches all of them, and if that fails each by itself, to
 // name the ones that are missing.
 func (p *prober) programs() {
-	w, err := loadWalls(p.pins, p.group, true, true)
+	w, err := loadWalls(p.pins, p.group, true, false, true)
 	if err == nil {
 		err = errors.Join(w.attach(p.pins, p.group), w.close())
 		hooks := error(nil)

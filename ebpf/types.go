@@ -166,6 +166,8 @@ type Account struct {
 	Shell string
 	// RuntimeDir is the directory for XDG_RUNTIME_DIR. Empty: there is none.
 	RuntimeDir string
+	// SameUser says that it is root or the sidecar's own user.
+	SameUser bool
 }
 
 // Files are the files that a program may use, everything below a directory

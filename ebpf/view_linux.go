@@ -29,26 +29,30 @@ func (c *Cage) hasView() bool { return c.config.View && c.group.own }
 
 // Account describes the user of the plugin, for its environment.
 func (c *Cage) Account() Account {
-	a := c.account
-	out := Account{
-		UID: a.uid, Name: cmp.Or(a.name, accountName(c.config.Plugin)), Home: a.home, Shell: cmp.Or(a.shell, "/bin/sh"),
+	out := c.account.describe(c.config.Plugin)
+	if !c.hasView() {
+		return out
 	}
-	if c.hasView() {
-		out.RuntimeDir = filepath.Join(sandbox.RuntimeRoot, strconv.Itoa(a.uid))
-	}
-	if !c.homeExists() {
-		out.Home = "/"
-		if c.hasView() {
-			out.Home = filepath.Join(sandbox.HomeRoot, out.Name)
-		}
+	out.RuntimeDir = filepath.Join(sandbox.RuntimeRoot, strconv.Itoa(out.UID))
+	if out.Home == noHome {
+		out.Home = filepath.Join(sandbox.HomeRoot, out.Name)
 	}
 	return out
 }
 
-// homeExists reports whether the user database names a home that is there.
-func (c *Cage) homeExists() bool {
-	info, err := os.Stat(c.account.home)
-	return c.account.home != "" && err == nil && info.IsDir()
+// Account describes the user of the plugin, for its environment.
+func (f *Fence) Account() Account { return f.account.describe(f.config.Plugin) }
+
+// noHome is the home of a user that has none.
+const noHome = "/"
+
+// describe fills in what the user database lacks.
+func (a *account) describe(plugin string) Account {
+	out := Account{UID: a.uid, Name: cmp.Or(a.name, accountName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.same}
+	if info, err := os.Stat(a.home); a.home != "" && err == nil && info.IsDir() {
+		out.Home = a.home
+	}
+	return out
 }
 
 // accountName makes a login name of a plugin's name, within the limits of

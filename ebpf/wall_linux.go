@@ -31,6 +31,7 @@ type wall struct {
 
 	census *ebpf.Collection
 
+	view  bool                 // the first process in the cgroup is the sidecar's own
 	types *btf.Cache           // the kernel's, while programs are loaded: they are large
 	kept  map[string]*ebpf.Map // the maps that outlast this process, by name
 	fresh map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
@@ -61,8 +62,9 @@ func newWall() *wall {
 
 // loadWalls loads every program that the cage needs and the kernel has. Maps are
 // pinned in dir, or taken from there if an earlier sidecar left them.
-func loadWalls(dir string, group *cgroup, own, syscalls bool) (*wall, error) {
+func loadWalls(dir string, group *cgroup, own, view, syscalls bool) (*wall, error) {
 	w := newWall()
+	w.view = view
 	if err := w.load(dir, group, own, syscalls); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
@@ -83,6 +85,11 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 	kin, err := w.read("process", loadKin, group, own)
 	if err != nil {
 		return err
+	}
+	if w.view {
+		if err := kin.Variables["first_is_init"].Set(uint32(1)); err != nil {
+			return fmt.Errorf("set up process programs: %w", err)
+		}
 	}
 	if err := errors.Join(w.keepMaps(dir, base), w.keepMaps(dir, kin)); err != nil {
 		return err

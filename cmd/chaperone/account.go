@@ -14,14 +14,26 @@ import (
 // the sidecar's own account replaced by what describes the plugin's. A plugin
 // that runs as the sidecar's own user keeps all of it.
 func (s *sidecar) accountEnvironment(env []string) []string {
-	if s.cage == nil || s.cage.Info().SameUser {
+	account, ok := s.account()
+	if !ok || account.SameUser {
 		return env
 	}
 	out := slices.DeleteFunc(slices.Clone(env), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
 		return describesAccount(name)
 	})
-	return append(out, accountVariables(s.cage.Account())...)
+	return append(out, accountVariables(account)...)
+}
+
+// account returns the user that the plugin runs as, where something confines it.
+func (s *sidecar) account() (ebpf.Account, bool) {
+	switch {
+	case s.cage != nil:
+		return s.cage.Account(), true
+	case s.fence != nil:
+		return s.fence.Account(), true
+	}
+	return ebpf.Account{}, false
 }
 
 // describesAccount reports whether a variable belongs to a user's account or

@@ -15,6 +15,14 @@ struct bpf_iter__task {
 	struct task_struct *task;
 } __attribute__((preserve_access_index));
 
+/* 1: the first process in the cgroup is the sidecar's own (chaperone-init), which starts the program and nothing else. Set by
+ * user space before the program is loaded. */
+const volatile __u32 first_is_init = 0;
+
+/* Values of a mark. */
+#define MARK_PLUGIN 1
+#define MARK_INIT 2
+
 /* Marks the plugin's tasks: what was in its cgroup once does not leave it. The mark goes with the task. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -25,16 +33,29 @@ struct {
 
 /* Marks a task; false when it was marked before. While one version of these programs takes the place of another, both run:
  * the one that marks a newborn counts it. Without memory for a mark it is rather counted twice than not at all. */
-static __always_inline bool mark(struct task_struct *task)
+static __always_inline bool mark(struct task_struct *task, __u32 as)
 {
 	__u32 *m = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
-	return !m || __sync_val_compare_and_swap(m, 0, 1) == 0;
+	return !m || __sync_val_compare_and_swap(m, 0, as) == 0;
+}
+
+static __always_inline __u32 mark_of(struct task_struct *task)
+{
+	__u32 *m = bpf_task_storage_get(&marks, task, 0, 0);
+
+	return m ? *m : 0;
 }
 
 static __always_inline bool marked(struct task_struct *task)
 {
-	return bpf_task_storage_get(&marks, task, 0, 0) != 0;
+	return mark_of(task) != 0;
+}
+
+/* The mark of a task that comes into the cgroup from outside. */
+static __always_inline __u32 first_mark(void)
+{
+	return first_is_init ? MARK_INIT : MARK_PLUGIN;
 }
 
 /* Ends a process that is outside, and says so. Where the kernel cannot send a signal to another process, it ends the one
@@ -89,13 +110,18 @@ int BPF_PROG(born, struct task_struct *parent, struct task_struct *child)
 	struct cgroup *from = parent->cgroups->dfl_cgrp, *to = child->cgroups->dfl_cgrp;
 	bool in = inside(to);
 	bool by_plugin = marked(parent) || (from->kn->id == to->kn->id ? in : inside(from));
+	bool thread = child->pid != child->tgid, by_init = mark_of(parent) == MARK_INIT;
 
 	if (!in) {
 		if (by_plugin)
 			end_escaped(child, true);
 		return 0;
 	}
-	if (!mark(child) || child->pid != child->tgid || !by_plugin)
+	if (!by_plugin) {
+		mark(child, first_mark());
+		return 0;
+	}
+	if (!mark(child, thread && by_init ? MARK_INIT : MARK_PLUGIN) || thread || by_init)
 		return 0;
 	count_process(child);
 	return 0;
@@ -107,7 +133,7 @@ SEC("tp_btf/cgroup_attach_task")
 int BPF_PROG(moved, struct cgroup *to, const char *path, struct task_struct *task, bool threadgroup)
 {
 	if (inside(task->cgroups->dfl_cgrp))
-		mark(task);
+		mark(task, first_mark());
 	else if (marked(task))
 		end_escaped(task, marked((struct task_struct *)bpf_get_current_task_btf()));
 	return 0;
@@ -120,6 +146,6 @@ int mark_present(struct bpf_iter__task *ctx)
 	struct task_struct *task = ctx->task;
 
 	if (task && inside(task->cgroups->dfl_cgrp))
-		mark(task);
+		mark(task, MARK_PLUGIN);
 	return 0;
 }

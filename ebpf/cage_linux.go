@@ -57,7 +57,7 @@ type Cage struct {
 // New makes the cgroup, the network namespace and the programs, and reserves the
 // user; nothing is attached and nothing runs yet. What it made is taken away
 // again by [Cage.Close]. What an earlier sidecar left is taken over if it is
-// empty; otherwise the error is [ErrPopulated].
+// empty or [Config.EndLeft] is set; otherwise the error is [ErrPopulated].
 func New(config Config) (*Cage, error) {
 	if err := config.complete(); err != nil {
 		return nil, err
@@ -93,20 +93,20 @@ func (c *Config) complete() error {
 func (c *Cage) build() error {
 	var err error
 	if c.places, err = findPlaces(c.config.StateDir); err != nil {
-		return err
+		return lacks(err)
 	}
 	if c.lock, err = c.places.lockCage(); err != nil {
 		return err
 	}
 	// Kernels before 5.11 charge maps to a limit instead of the cgroup.
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("lift memory limit: %w", err)
+		return lacks(fmt.Errorf("lift memory limit: %w", err))
 	}
 	if err := c.openGroup(); err != nil {
 		return err
 	}
 	if c.pins, err = c.places.pinDir(); err != nil {
-		return err
+		return lacks(err)
 	}
 	if c.group.own {
 		if c.account, err = c.places.chooseAccount(c.config.User, c.config.UnsafeSameUser); err != nil {
@@ -117,10 +117,10 @@ func (c *Cage) build() error {
 		return err
 	}
 	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.hasView(), c.config.CountSyscalls); err != nil {
-		return err
+		return lacks(err)
 	}
 	if c.census, err = newCensus(c); err != nil {
-		return err
+		return lacks(err)
 	}
 	before, err := c.usage()
 	c.lostBefore = before.Lost
@@ -132,7 +132,8 @@ func (c *Cage) chooseNetwork() (*network, error) {
 	case c.own && c.config.NetworkPath != "":
 		return nil, errors.New("choose network: a path is given, and the plugin is to have a network of its own")
 	case c.own:
-		return newNetwork()
+		own, err := newNetwork()
+		return own, lacks(err)
 	case c.config.NetworkPath != "":
 		return openNetwork(c.config.NetworkPath)
 	}
@@ -143,7 +144,7 @@ func (c *Cage) chooseNetwork() (*network, error) {
 func (c *Cage) openGroup() error {
 	h, err := c.places.findHierarchy()
 	if err != nil {
-		return err
+		return lacks(err)
 	}
 	pins, err := c.places.existingPins()
 	if err != nil {
@@ -161,17 +162,21 @@ func (c *Cage) openGroup() error {
 		return err
 	}
 	for _, path := range left {
-		if err := sweep(path, false); err != nil {
+		ended, err := sweep(path, c.config.EndLeft != nil)
+		if err != nil {
 			return err
 		}
-		c.config.Logger.Info("removed the empty cgroup of an earlier sidecar", zap.String("cgroup", path))
+		c.config.Logger.Info("cgroup of an earlier sidecar removed", zap.String("cgroup", path), zap.Int("ended", ended))
+		if ended > 0 {
+			c.config.EndLeft(ended)
+		}
 	}
 	// Only now that nothing lives in its cgroup may what holds it go.
 	if err := unpin(pins); err != nil {
 		return err
 	}
 	c.group, err = makeGroup(h, name)
-	return err
+	return lacks(err)
 }
 
 // Attach tells the programs where the sidecar listens, puts them on the cgroup,

@@ -272,6 +272,16 @@ func (g *cgroup) event(key string) (bool, error) {
 // populated reports whether any process lives in the cgroup or below it.
 func (g *cgroup) populated() (bool, error) { return g.event("populated") }
 
+// processes is how many processes the cgroup lists, those included that this
+// process namespace does not show. What cannot be read counts as none.
+func (g *cgroup) processes() int {
+	text, err := os.ReadFile(filepath.Join(g.path, "cgroup.procs"))
+	if err != nil {
+		return 0
+	}
+	return strings.Count(string(text), "\n")
+}
+
 // kill ends every process in the cgroup and waits until there is none.
 func (g *cgroup) kill() error {
 	if populated, err := g.populated(); err != nil || !populated {

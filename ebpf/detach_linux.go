@@ -63,7 +63,7 @@ func Detach(stateDir string, force bool) (err error) {
 		}
 	}
 	for _, path := range groups {
-		if err := sweep(path, force); err != nil {
+		if _, err := sweep(path, force); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}
 	}
@@ -73,30 +73,31 @@ func Detach(stateDir string, force bool) (err error) {
 	return nil
 }
 
-// sweep removes a cgroup that was left behind, after ending what is in it if
-// forced.
-func sweep(path string, force bool) error {
+// sweep removes a cgroup that was left behind, after ending the processes in it
+// if forced, and returns how many there were.
+func sweep(path string, force bool) (ended int, err error) {
 	g, err := openGroup(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { _ = g.close() }()
 	populated, err := g.populated()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if populated && !force {
-		return fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
+		return 0, fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
 	}
 	if populated {
+		ended = max(g.processes(), 1) // one that ends just now may not be listed
 		if err := g.kill(); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return g.remove()
+	return ended, g.remove()
 }
 
 // existingPins is where a cage's pins are, if there are any, without mounting

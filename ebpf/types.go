@@ -40,6 +40,27 @@ var (
 	ErrNoFence = errors.New("no network namespace for an ordinary user is to be had")
 )
 
+// machineError is an error whose cause is the machine.
+type machineError struct{ error }
+
+func (e machineError) Unwrap() error { return e.error }
+
+// lacks marks an error as one whose cause is the machine. A nil error stays nil.
+func lacks(err error) error {
+	if err == nil {
+		return nil
+	}
+	return machineError{err}
+}
+
+// OfMachine reports whether an error of [New] has its cause in the machine, so
+// that [Probe] finds it too: not in the configuration, and not in what an
+// earlier sidecar left.
+func OfMachine(err error) bool {
+	_, is := errors.AsType[machineError](err)
+	return is
+}
+
 // Config says what to confine and how. Only StateDir has no default.
 type Config struct {
 	// Plugin is the plugin's name, for messages.
@@ -83,6 +104,13 @@ type Config struct {
 	// UnsafeSameUser permits root or the sidecar's own user as User. Such a
 	// plugin may signal the sidecar and read what belongs to it.
 	UnsafeSameUser bool
+
+	// EndLeft, unless nil, has [New] end the processes that an earlier sidecar of
+	// the same state directory left shut in, instead of returning
+	// [ErrPopulated], and is called with their number once they have ended. The
+	// caller holds the state directory, so that no sidecar runs on it. Processes
+	// of a cgroup that was given are never ended.
+	EndLeft func(processes int)
 
 	// Private lists files, directories and sockets of the sidecar's, by absolute
 	// path: its state, its configuration's secrets, the audit log. Nothing starts

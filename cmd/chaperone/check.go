@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -48,6 +49,9 @@ func (c *cli) checkFiles(paths []string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.checkStateDirs(checked.Documents); err != nil {
+		return err
+	}
 	for _, w := range checked.Warnings {
 		fmt.Fprintf(c.stderr, "warning: %v\n", w)
 	}
@@ -55,12 +59,44 @@ func (c *cli) checkFiles(paths []string) error {
 	return nil
 }
 
-// count returns a number and its noun.
-func count(n int, noun string) string {
-	if n != 1 {
-		noun += "s"
+// checkStateDirs reports stateDirs that run would refuse for their place. To root
+// that is an error. Another user may check files that are used elsewhere.
+func (c *cli) checkStateDirs(documents []configs.Document) error {
+	wrong := false
+	for _, d := range documents {
+		if d.Kind != configs.KindSidecar {
+			continue
+		}
+		spec, err := configs.LoadSidecar(d.File)
+		if err != nil {
+			return fmt.Errorf("load %s:\n%w", d.File, err)
+		}
+		err = checkPlace(spec.StateDir, spec.Plugin, sidecarUser(spec.Kernel))
+		switch problem := (configs.Error{File: d.File, Field: "spec.stateDir"}); {
+		case err == nil:
+		case os.Geteuid() == 0:
+			problem.Message, wrong = err.Error(), true
+			fmt.Fprintln(c.stderr, problem)
+		default:
+			problem.Message = "on this machine, run refuses it: " + err.Error()
+			fmt.Fprintf(c.stderr, "warning: %v\n", problem)
+		}
 	}
-	return fmt.Sprintf("%d %s", n, noun)
+	if wrong {
+		return exitError{exitFailure, nil}
+	}
+	return nil
+}
+
+// count returns a number and its noun.
+func count(n int, noun string) string { return counted(n, noun, noun+"s") }
+
+// counted returns a number and its noun, which has a plural of its own.
+func counted(n int, one, many string) string {
+	if n != 1 {
+		one = many
+	}
+	return fmt.Sprintf("%d %s", n, one)
 }
 
 func (c *cli) checkKernel() error {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -93,7 +95,7 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 	if cfg == nil {
 		return out, nil
 	}
-	out = append(out, checkStateDir(cfg.Sidecar.StateDir), checkSameUser(&cfg.Sidecar))
+	out = append(out, checkStateDir(&cfg.Sidecar), checkSameUser(&cfg.Sidecar))
 	out = append(out, checkNames(ctx, cfg)...)
 	if cfg.Sidecar.Envoy != nil {
 		out = append(out, checkEnvoy(ctx, cfg.Sidecar.Envoy)...)
@@ -147,8 +149,19 @@ func checkClock(now time.Time) finding {
 	return out
 }
 
-func checkStateDir(dir string) finding {
+// checkStateDir opens the stateDir as a sidecar would. One that is missing is not
+// made: where it would be is looked at.
+func checkStateDir(spec *configs.Sidecar) finding {
+	dir := spec.StateDir
 	out := finding{Name: "stateDir " + dir, OK: true, Required: true}
+	if err := checkPlace(dir, spec.Plugin, sidecarUser(spec.Kernel)); err != nil {
+		out.OK, out.Problem = false, err.Error()
+		out.Lost, out.Remedy = "run does not start", "write stateDir: /var/lib/chaperone/"+spec.Plugin
+		return out
+	}
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return out
+	}
 	kept, err := openState(dir)
 	switch {
 	case errors.Is(err, errLocked):

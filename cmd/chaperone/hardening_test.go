@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -80,11 +81,7 @@ func TestRunHardened(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			testenv.Must(t, os.WriteFile(filepath.Join(dir, "sidecar.yaml"), []byte(`apiVersion: chaperone.dev/v1alpha1
-kind: Sidecar
-metadata: {name: weather}
-spec: {plugin: weather, grants: [grants], stateDir: state, kernel: required, listen: {proxy: "127.0.0.1:0"}}
-`), 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(dir, "sidecar.yaml"), sleeper("state"), 0o600))
 			testenv.Must(t, os.Mkdir(filepath.Join(dir, "grants"), 0o700))
 			prefix := test.prefix
 			if program, rest, ok := strings.Cut(prefix, refusesClone3); ok {
@@ -131,4 +128,107 @@ var shippedOnce = sync.OnceValues(func() (string, error) {
 func shipped(t *testing.T) string {
 	t.Helper()
 	return testenv.MustGet(shippedOnce())(t)
+}
+
+// sleeper is the Sidecar of a plugin that is granted nothing.
+func sleeper(stateDir string) []byte {
+	return []byte(`apiVersion: chaperone.dev/v1alpha1
+kind: Sidecar
+metadata: {name: weather}
+spec: {plugin: weather, grants: [grants], stateDir: ` + stateDir + `, kernel: required, listen: {proxy: "127.0.0.1:0"}}
+`)
+}
+
+// TestStateDirOfTheCaller checks that a stateDir in a folder of another user's,
+// whom the plugin runs as under sudo, is refused in words that help, and found by
+// check and doctor beforehand.
+func TestStateDirOfTheCaller(t *testing.T) {
+	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF(), testenv.Program("setpriv"))
+	const uid = 54321
+	dir := filepath.Join(t.TempDir(), "clone")
+	file := filepath.Join(dir, "sidecar.yaml")
+	testenv.Must(t, errors.Join(os.MkdirAll(filepath.Join(dir, "grants"), 0o755), os.WriteFile(file, sleeper("state"), 0o644)))
+	testenv.Must(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(filepath.Dir(filepath.Dir(dir)), 0o755)))
+	for _, path := range []string{dir, file, filepath.Join(dir, "grants")} {
+		testenv.Must(t, os.Chown(path, uid, uid))
+	}
+	chaperone := shipped(t)
+	asUser := []string{"setpriv", "--reuid", fmt.Sprint(uid), "--regid", fmt.Sprint(uid), "--clear-groups"}
+	for _, test := range []struct {
+		name    string
+		command []string
+		status  int
+	}{
+		{"run", []string{chaperone, "run", "--config", file, "--", "true"}, 125},
+		{"check", []string{chaperone, "check", file}, 1},
+		{"check as the user", append(asUser, chaperone, "check", file), 0},
+		{"doctor", []string{chaperone, "doctor", "--config", file}, 1},
+	} {
+		cmd := exec.Command(test.command[0], test.command[1:]...)
+		cmd.Env = append(os.Environ(), fmt.Sprintf("SUDO_UID=%d", uid), fmt.Sprintf("SUDO_GID=%d", uid))
+		out, err := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != test.status {
+			t.Errorf("%s: status %d, %v: %s", test.name, got, err, out)
+		}
+		for _, want := range []string{"folder " + dir + " belongs to uid 54321", "write stateDir: /var/lib/chaperone/weather"} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: it does not print %q:\n%s", test.name, want, out)
+			}
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "state")); err == nil {
+		t.Error("the stateDir was made")
+	}
+}
+
+// TestRunAfterKill checks that a sidecar ends what one that was killed left shut
+// in, says so, and starts.
+func TestRunAfterKill(t *testing.T) {
+	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF())
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sidecar.yaml")
+	testenv.Must(t, errors.Join(os.Mkdir(filepath.Join(dir, "grants"), 0o700), os.WriteFile(file, sleeper("state"), 0o600)))
+	w := &world{t: t, dir: dir}
+	for range 3 {
+		b := w.start("sh", "-c", "sleep 300 & sleep 300 & echo two; wait")
+		eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(b.output.String(), "two") })
+		testenv.Must(t, b.cmd.Process.Kill())
+		b.wait()
+	}
+	r := w.run("echo", "started")
+	if r.status != 0 || r.stdout != "started\n" {
+		t.Fatalf("status %d: %s%s", r.status, r.stdout, r.stderr)
+	}
+	if got := strings.Count(r.stderr, "\n"); got != 1 || !strings.Contains(r.stderr, "that an earlier sidecar of weather had left shut in (by hand: chaperone detach --config "+file+" --kill)") {
+		t.Errorf("it printed %q", r.stderr)
+	}
+	contains(t, w.chaperone("audit", "query", "--config", file).stdout, "an earlier sidecar of weather had left")
+	if d := w.chaperone("detach", "--config", file); d.status != 0 {
+		t.Errorf("detach: %s", d.stderr)
+	}
+}
+
+// TestDoctorIsNamedWhereItHelps checks that an error which doctor does not find
+// the cause of does not send anybody to it.
+func TestDoctorIsNamedWhereItHelps(t *testing.T) {
+	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF(), testenv.Program("setpriv"))
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sidecar.yaml")
+	config := strings.Replace(string(sleeper("state")), "kernel:", "process: {user: nobody-of-that-name}, kernel:", 1)
+	testenv.Must(t, errors.Join(os.Mkdir(filepath.Join(dir, "grants"), 0o700), os.WriteFile(file, []byte(config), 0o600)))
+	w := &world{t: t, dir: dir}
+	if r := w.run("true"); r.status != exitSidecar || strings.Contains(r.stderr, "doctor") {
+		t.Errorf("an unknown user: status %d: %s", r.status, r.stderr)
+	}
+	testenv.Must(t, os.WriteFile(file, sleeper("state"), 0o600))
+	cmd := exec.Command("setpriv", "--bounding-set", "-sys_admin,-bpf,-net_admin", "--inh-caps", "-sys_admin,-bpf,-net_admin", shipped(t), "run", "--config", file, "--", "true")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "chaperone doctor finds what is missing") {
+		t.Errorf("missing capabilities: %v: %s", err, out)
+	}
+	testenv.Must(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755), os.Chmod(file, 0o644), os.Chmod(dir+"/grants", 0o755), os.RemoveAll(dir+"/state")))
+	testenv.Must(t, os.Chown(dir, 54321, 54321))
+	cmd = exec.Command("setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", shipped(t), "run", "--config", file, "--", "true")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "kernel: required needs root") || strings.Contains(string(out), "doctor") {
+		t.Errorf("an ordinary user: %v: %s", err, out)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -39,13 +40,35 @@ func (s *sidecar) makeCage(spec *configs.Sidecar) error {
 		return nil
 	}
 	if spec.Kernel == configs.KernelRequired {
-		return fmt.Errorf("confine the plugin: %w; chaperone doctor says what is missing", err)
+		return s.unconfinable(err)
 	}
 	s.recordPreferred(err)
 	if s.opts.cgroup != "" {
 		return nil // its processes are where they are
 	}
 	return s.makeFence(spec)
+}
+
+// unconfinable says why the kernel half, which is required, is not there, and
+// what to do about it where that is known.
+func (s *sidecar) unconfinable(err error) error {
+	switch {
+	case errors.Is(err, ebpf.ErrPopulated):
+		return fmt.Errorf("confine the plugin: %w; to end them: chaperone detach --config %s --kill", err, s.config.Load().Path)
+	case ebpf.OfMachine(err) && os.Geteuid() != 0:
+		return fmt.Errorf("confine the plugin: kernel: required needs root (or the capabilities in docs/operations.md), and this is uid %d: run it with sudo, or write kernel: off: %w", os.Geteuid(), err)
+	case ebpf.OfMachine(err):
+		return fmt.Errorf("confine the plugin: %w; chaperone doctor finds what is missing", err)
+	}
+	return fmt.Errorf("confine the plugin: %w", err)
+}
+
+// endedLeft reports the end of what a sidecar left that was killed.
+func (s *sidecar) endedLeft(processes int) {
+	text := fmt.Sprintf("ended %s that an earlier sidecar of %s had left shut in (by hand: chaperone detach --config %s --kill)",
+		counted(processes, "process", "processes"), s.plugin, s.config.Load().Path)
+	s.record(&authz.Record{Kind: authz.KindProcess, Detail: text})
+	s.opts.notice(text)
 }
 
 func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
@@ -55,7 +78,8 @@ func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
-		Logger: s.opts.log.Named("kernel"),
+		EndLeft: s.endedLeft,
+		Logger:  s.opts.log.Named("kernel"),
 	})
 	return err
 }

@@ -73,7 +73,7 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool
 	if cfg.Sidecar.Listen.Proxy.IsZero() {
 		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
 	}
-	opts := options{confine: true, refused: newRefusalPrinter(c.stderr).print, log: log}
+	opts := options{confine: true, refused: newRefusalPrinter(c.stderr).print, notice: c.notice, log: log}
 	if cfg.Sidecar.Kernel != configs.KernelRequired {
 		opts.token = newToken()
 	}
@@ -100,6 +100,9 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool
 	}
 	return nil
 }
+
+// notice says something once to who started the command.
+func (c *cli) notice(text string) { fmt.Fprintf(c.stderr, "chaperone: %s\n", text) }
 
 // runPlugin serves while CMD runs. Its error with status 0 is the sidecar's.
 func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status int, err error) {

@@ -47,7 +47,7 @@ func (c *cli) serve(ctx context.Context, opts options, tokenFile string, lock bo
 		return err
 	}
 	spec := &cfg.Sidecar
-	opts.confine, opts.beside = opts.cgroup != "", true
+	opts.confine, opts.beside, opts.notice = opts.cgroup != "", true, c.notice
 	switch {
 	case spec.Kernel == configs.KernelRequired && !opts.confine:
 		return errors.New("kernel is required, and serve confines nothing without --cgroup; name the plugin's cgroup, or say kernel: off")

@@ -35,6 +35,7 @@ type options struct {
 	confine bool                // the kernel half is wanted: run, or serve --cgroup
 	beside  bool                // somebody else starts the plugin: serve
 	refused func(authz.Refusal) // prints refusals; nil for nobody
+	notice  func(text string)   // says something once to who started the command
 	log     *zap.Logger
 }
 
@@ -118,13 +119,13 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 
 // openState locks the stateDir and puts back what earlier runs left in it.
 func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
-	if s.state, err = openState(spec.StateDir); err != nil {
-		return err
-	}
 	if !s.opts.beside {
-		if err := s.state.checkPlace(); err != nil {
+		if err := checkPlace(spec.StateDir, spec.Plugin, os.Geteuid()); err != nil {
 			return err
 		}
+	}
+	if s.state, err = openState(spec.StateDir); err != nil {
+		return err
 	}
 	if err := s.state.revocationsInto(s.engine); err != nil {
 		return err

@@ -6,10 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // Files of a stateDir that belong to no room.
@@ -51,7 +55,7 @@ func openState(dir string) (*state, error) {
 	case !info.IsDir():
 		return nil, fmt.Errorf("stateDir %s is not a folder", dir)
 	case !ok || int(owner.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("stateDir %s belongs to another user", dir)
+		return nil, fmt.Errorf("stateDir %s belongs to %s, and the sidecar is %s; name another, or run the command as that user", dir, userName(int(owner.Uid)), userName(os.Geteuid()))
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("stateDir %s can be read by others; run chmod 700 on it", dir)
 	}
@@ -82,21 +86,42 @@ func closeEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
 	return os.Lstat(dir)
 }
 
-// checkPlace reports a folder above the stateDir in which anybody could put
-// another stateDir in its place, one without the revocations: a plugin that is
-// started beside it sees the same files.
-func (s *state) checkPlace() error {
-	for dir := filepath.Dir(s.dir); ; dir = filepath.Dir(dir) {
-		info, err := os.Stat(dir)
-		switch {
-		case err != nil:
-			return fmt.Errorf("look at the folders above stateDir: %w", err)
-		case info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0:
-			return fmt.Errorf("stateDir %s can be replaced: everybody may write to %s; run chmod o-w on it, or use another stateDir (on a volume of its own, the volume itself)", s.dir, dir)
-		case dir == filepath.Dir(dir):
-			return nil
-		}
+// checkPlace reports a folder above a stateDir in which anybody but root and uid,
+// the sidecar's user, could put another stateDir in its place, one without the
+// revocations: a plugin that is started beside it sees the same files, and under
+// sudo it is the user whose folder that is.
+func checkPlace(dir, plugin string, uid int) error {
+	err := runtimedir.CheckAbove(dir, uid)
+	replaceable, is := errors.AsType[*runtimedir.ReplaceableError](err)
+	switch {
+	case err == nil:
+		return nil
+	case !is:
+		return fmt.Errorf("check who may replace stateDir: %w", err)
+	case replaceable.Owner >= 0:
+		return fmt.Errorf("stateDir %s can be replaced, and its revocations with it: folder %s belongs to %s, and under sudo the plugin runs as the user who called; write stateDir: /var/lib/chaperone/%s, which the sidecar makes, or any folder in which all above it is root's",
+			dir, replaceable.Folder, userName(replaceable.Owner), plugin)
 	}
+	return fmt.Errorf("stateDir %s can be replaced, and its revocations with it: folder %s may be written by others (mode %04o); run chmod go-w on it, or write stateDir: /var/lib/chaperone/%s, which the sidecar makes (on a volume of its own, the volume itself)",
+		dir, replaceable.Folder, replaceable.Mode.Perm(), plugin)
+}
+
+// sidecarUser returns the user that a sidecar will run as: root where the kernel
+// half is required, as far as can be foreseen, otherwise the caller.
+func sidecarUser(kernel configs.Kernel) int {
+	if kernel == configs.KernelRequired {
+		return 0
+	}
+	return os.Geteuid()
+}
+
+// userName returns a user's number, with its name if it has one.
+func userName(uid int) string {
+	number := strconv.Itoa(uid)
+	if u, err := user.LookupId(number); err == nil {
+		return fmt.Sprintf("uid %s (%s)", number, u.Username)
+	}
+	return "uid " + number
 }
 
 // Close gives the lock back.

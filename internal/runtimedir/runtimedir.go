@@ -170,17 +170,20 @@ func (e *ReplaceableError) Error() string {
 // folder and symbolic link on the way has to belong to one of the two, and no
 // folder may be written by others, unless it is sticky and not path itself. What
 // does not exist yet is not looked at.
-func Check(path string) error { return CheckFor(path, os.Geteuid()) }
+func Check(path string) error { return check(path, os.Geteuid(), true) }
 
-// CheckFor is [Check] for a sidecar that will run as uid.
-func CheckFor(path string, uid int) error {
+// CheckAbove is [Check] for a sidecar that will run as uid, of a directory which
+// its caller closes to others: the mode of path itself may be any.
+func CheckAbove(path string, uid int) error { return check(path, uid, false) }
+
+func check(path string, uid int, itself bool) error {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
 		return fmt.Errorf("check %s: %w", path, err)
 	}
 	at, links := "/", 0
 	rest := strings.FieldsFunc(absolute, func(r rune) bool { return r == '/' })
-	if err := checkFolder(absolute, at, uid, len(rest) == 0); err != nil {
+	if err := checkFolder(absolute, at, uid, len(rest) == 0, itself); err != nil {
 		return err
 	}
 	for len(rest) > 0 {
@@ -196,7 +199,7 @@ func CheckFor(path string, uid int) error {
 		target, err := os.Readlink(next)
 		if err != nil { // no link
 			at = next
-			err := checkFolder(absolute, at, uid, len(rest) == 0)
+			err := checkFolder(absolute, at, uid, len(rest) == 0, itself)
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
@@ -230,7 +233,7 @@ func checkOwner(path, at string, uid int) error {
 	return nil
 }
 
-func checkFolder(path, at string, uid int, last bool) error {
+func checkFolder(path, at string, uid int, last, itself bool) error {
 	if err := checkOwner(path, at, uid); err != nil {
 		return err
 	}
@@ -240,6 +243,9 @@ func checkFolder(path, at string, uid int, last bool) error {
 	}
 	if stat.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return fmt.Errorf("check %s: %s is not a directory", path, at)
+	}
+	if last && !itself {
+		return nil
 	}
 	if sticky := stat.Mode&unix.S_ISVTX != 0 && !last; stat.Mode&0o022 != 0 && !sticky {
 		return &ReplaceableError{Path: path, Folder: at, Owner: -1, Mode: fs.FileMode(stat.Mode & 0o7777)}

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestCheckFor checks who is found to be able to replace a path.
-func TestCheckFor(t *testing.T) {
+// TestCheck checks who is found to be able to replace a path.
+func TestCheck(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("folders of other users are made by root")
 	}
@@ -36,7 +36,7 @@ func TestCheckFor(t *testing.T) {
 			if err := test.prepare(dir); err != nil {
 				t.Fatal(err)
 			}
-			err := CheckFor(filepath.Join(dir, "state"), sidecar)
+			err := check(filepath.Join(dir, "state"), sidecar, true)
 			found, is := errors.AsType[*ReplaceableError](err)
 			switch {
 			case test.folder == "" && err != nil:
@@ -72,6 +72,22 @@ func linkBelow(uid int) func(string) error {
 	return func(dir string) error {
 		return errors.Join(os.Mkdir(dir+"/target", 0o700), owned(dir, "alice", uid, 0o755),
 			os.Symlink("../target", dir+"/alice/link"), os.Symlink("alice/link", dir+"/state"))
+	}
+}
+
+// TestCheckAbove checks that the mode of the folder itself may be any, and what is
+// above it may not.
+func TestCheckAbove(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "volume")
+	if err := errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckAbove(path, os.Geteuid()); err != nil {
+		t.Error(err)
+	}
+	if err := CheckAbove(filepath.Join(path, "state"), os.Geteuid()); err == nil {
+		t.Error("no error below it")
 	}
 }
 

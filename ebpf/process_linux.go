@@ -165,11 +165,15 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 			_ = ours.Close()
 		}
 	}()
-	r, file, err := p.cage.prepare(command, test, walk)
+	o, r, err := p.cage.prepare(command, test, walk)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
-	err = p.spawn(command, theirs, file, r, walk, p.cage.hasView() && test == nil)
+	file, err := writeGob(o)
+	if err != nil {
+		return errors.Join(err, r.close(), theirs.Close())
+	}
+	err = p.spawn(command, theirs, file, r, walk, o.View != nil)
 	// Our copy of its end has to go, or the end of the launcher is never seen.
 	err = errors.Join(err, theirs.Close(), file.Close(), r.close())
 	if err != nil {
@@ -182,8 +186,10 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	switch {
 	case err == nil && p.pidfd >= 0:
 		p.news = ours
-		p.pid, err = pidOf(p.pidfd)
-	case err == nil && p.cage.hasView() && test == nil:
+		if p.pid, err = pidOf(p.pidfd); err == nil {
+			err = p.cage.observeView(o.View, p.proc.Pid)
+		}
+	case err == nil && o.View != nil:
 		err = fmt.Errorf("start %s: the first process of the view ended", command.Path)
 	}
 	if err != nil {
@@ -201,7 +207,9 @@ func (p *Process) forget() error {
 	}
 	err := unix.Close(p.pidfd)
 	p.pidfd = -1
-	return errors.Join(err, p.news.Close())
+	p.cage.mu.Lock()
+	defer p.cage.mu.Unlock()
+	return errors.Join(err, p.news.Close(), p.cage.forgetView())
 }
 
 // socketPair makes a pair of sequenced sockets: one call is one message, and the
@@ -226,9 +234,10 @@ func statusPair() (ours, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
-// prepare makes the Landlock rules, if there are any, and the order.
-func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.File, error) {
-	o := order{
+// prepare makes the order, and the Landlock rules, if there are any and they are
+// not to be made in a view.
+func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*order, *rules, error) {
+	o := &order{
 		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
 		UID: c.account.uid, GID: c.account.gid, Groups: c.account.groups,
 		UnixSockets: c.wall.unix != nil, SelfTest: test, Walk: walk,
@@ -237,27 +246,23 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*rules, *os.
 	if !c.config.UnsafeSameUser {
 		o.Unreadable = c.config.Private
 	}
-	var r *rules
-	var err error
 	if c.hasView() && test == nil {
-		o.ViewFiles = command.Files
-		if o.View, err = c.view(command); err == nil {
-			o.Private = slices.DeleteFunc(o.Private, func(path string) bool { return !o.View.Shows(path) })
+		var err error
+		if o.View, err = c.view(command); err != nil {
+			return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 		}
-	} else {
-		r, err = newRules(command.Files, o.Abstract, o.Private)
+		o.ViewFiles = command.Files
+		o.Private = slices.DeleteFunc(o.Private, func(path string) bool { return !o.View.Shows(path) })
+		return o, nil, nil
 	}
+	r, err := newRules(command.Files, o.Abstract, o.Private)
 	if err != nil {
 		return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
 	if r != nil {
 		o.Handled = r.handled
 	}
-	file, err := writeGob(o)
-	if err != nil {
-		return nil, nil, errors.Join(err, r.close())
-	}
-	return r, file, nil
+	return o, r, nil
 }
 
 // private are the paths that are the sidecar's alone, without links.

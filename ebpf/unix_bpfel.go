@@ -86,6 +86,19 @@ type unixPeerKey struct {
 	Pad        uint32
 }
 
+type unixRewriting struct {
+	_       structs.HostLayout
+	Key     unixTreeKey
+	Length  uint32
+	Part    uint32
+	Dots    uint32
+	Refused uint32
+	Start   uint32
+	End     uint32
+	Text    [512]uint8
+	Result  [216]uint8
+}
+
 type unixSetting struct {
 	_      structs.HostLayout
 	Netns  uint64
@@ -137,6 +150,19 @@ type unixTally struct {
 	Questions       uint64
 }
 
+type unixTree struct {
+	_       structs.HostLayout
+	Visible uint32
+	Length  uint32
+	Twin    [32]uint8
+}
+
+type unixTreeKey struct {
+	_    structs.HostLayout
+	Bits uint32
+	Path [256]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -146,13 +172,16 @@ const (
 	unixMapEvents       = "events"
 	unixMapFlows        = "flows"
 	unixMapPeers        = "peers"
+	unixMapRewritings   = "rewritings"
 	unixMapServed       = "served"
 	unixMapSettings     = "settings"
 	unixMapSockets      = "sockets"
 	unixMapTallied      = "tallied"
+	unixMapTrees        = "trees"
 	unixProgConnectUnix = "connect_unix"
 	unixProgSendmsgUnix = "sendmsg_unix"
 	unixVarPidNamespace = "pid_namespace"
+	unixVarRewrites     = "rewrites"
 )
 
 // loadUnix returns the embedded CollectionSpec for unix.
@@ -205,15 +234,17 @@ type unixProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixMapSpecs struct {
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Door     *ebpf.MapSpec `ebpf:"door"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Flows    *ebpf.MapSpec `ebpf:"flows"`
-	Peers    *ebpf.MapSpec `ebpf:"peers"`
-	Served   *ebpf.MapSpec `ebpf:"served"`
-	Settings *ebpf.MapSpec `ebpf:"settings"`
-	Sockets  *ebpf.MapSpec `ebpf:"sockets"`
-	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
+	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	Door       *ebpf.MapSpec `ebpf:"door"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Flows      *ebpf.MapSpec `ebpf:"flows"`
+	Peers      *ebpf.MapSpec `ebpf:"peers"`
+	Rewritings *ebpf.MapSpec `ebpf:"rewritings"`
+	Served     *ebpf.MapSpec `ebpf:"served"`
+	Settings   *ebpf.MapSpec `ebpf:"settings"`
+	Sockets    *ebpf.MapSpec `ebpf:"sockets"`
+	Tallied    *ebpf.MapSpec `ebpf:"tallied"`
+	Trees      *ebpf.MapSpec `ebpf:"trees"`
 }
 
 // unixVariableSpecs contains global variables before they are loaded into the kernel.
@@ -221,6 +252,7 @@ type unixMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixVariableSpecs struct {
 	PidNamespace *ebpf.VariableSpec `ebpf:"pid_namespace"`
+	Rewrites     *ebpf.VariableSpec `ebpf:"rewrites"`
 }
 
 // unixObjects contains all objects after they have been loaded into the kernel.
@@ -243,15 +275,17 @@ func (o *unixObjects) Close() error {
 //
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixMaps struct {
-	Counters *ebpf.Map `ebpf:"counters"`
-	Door     *ebpf.Map `ebpf:"door"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Flows    *ebpf.Map `ebpf:"flows"`
-	Peers    *ebpf.Map `ebpf:"peers"`
-	Served   *ebpf.Map `ebpf:"served"`
-	Settings *ebpf.Map `ebpf:"settings"`
-	Sockets  *ebpf.Map `ebpf:"sockets"`
-	Tallied  *ebpf.Map `ebpf:"tallied"`
+	Counters   *ebpf.Map `ebpf:"counters"`
+	Door       *ebpf.Map `ebpf:"door"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Flows      *ebpf.Map `ebpf:"flows"`
+	Peers      *ebpf.Map `ebpf:"peers"`
+	Rewritings *ebpf.Map `ebpf:"rewritings"`
+	Served     *ebpf.Map `ebpf:"served"`
+	Settings   *ebpf.Map `ebpf:"settings"`
+	Sockets    *ebpf.Map `ebpf:"sockets"`
+	Tallied    *ebpf.Map `ebpf:"tallied"`
+	Trees      *ebpf.Map `ebpf:"trees"`
 }
 
 func (m *unixMaps) Close() error {
@@ -261,10 +295,12 @@ func (m *unixMaps) Close() error {
 		m.Events,
 		m.Flows,
 		m.Peers,
+		m.Rewritings,
 		m.Served,
 		m.Settings,
 		m.Sockets,
 		m.Tallied,
+		m.Trees,
 	)
 }
 
@@ -273,6 +309,7 @@ func (m *unixMaps) Close() error {
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixVariables struct {
 	PidNamespace *ebpf.Variable `ebpf:"pid_namespace"`
+	Rewrites     *ebpf.Variable `ebpf:"rewrites"`
 }
 
 // unixPrograms contains all programs after they have been loaded into the kernel.

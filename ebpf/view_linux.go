@@ -91,6 +91,9 @@ func (c *Cage) view(command Command) (*sandbox.View, error) {
 	if v.Trees, err = c.trees(account); err != nil {
 		return nil, err
 	}
+	if err := c.shareTrees(v); err != nil {
+		return nil, err
+	}
 	v.Files, err = c.viewFiles(account)
 	return v, err
 }

@@ -219,8 +219,15 @@ func (w *wall) loadUnix() error {
 	if err != nil {
 		return err
 	}
-	if collection, err := w.loadObject(spec); err == nil {
-		w.unix = collection
+	w.unix, err = w.loadObject(spec)
+	if err != nil { // rather without the plugin's own sockets than without any
+		if err := spec.Variables["rewrites"].Set(uint32(0)); err != nil {
+			return err
+		}
+		w.unix, err = w.loadObject(spec)
+	}
+	if err != nil {
+		w.unix = nil
 	}
 	// Without it the launcher's seccomp filter forbids Unix sockets outright,
 	// which is stricter, so no failure here opens anything.

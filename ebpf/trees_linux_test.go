@@ -1,0 +1,313 @@
+package ebpf
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+)
+
+// viewRig is a cage whose plugin has a view, and a conversation with the plugin.
+func viewRig(t *testing.T, change func(*Command)) (r *rig, ask func(string) string, end func() int) {
+	t.Helper()
+	r = newRig(t, withView)
+	if r.wall.unix == nil {
+		t.Skip("the kernel has no hooks for Unix sockets")
+	}
+	ask, end = converse(t, func(c Command) (waiter, error) {
+		c.Dir = "/"
+		if change != nil {
+			change(&c)
+		}
+		return r.Start(c)
+	})
+	return r, ask, end
+}
+
+// TestOwnSockets shows that the plugin reaches by path what it bound in its
+// private directories, and nothing else.
+func TestOwnSockets(t *testing.T) {
+	host := t.TempDir() // below the host's /tmp; it stays visible in the view
+	hosts := filepath.Join(host, "s")
+	serveUnix(t, "unix", hosts)
+	serveUnix(t, "unixgram", filepath.Join(host, "d"))
+	for dir := host; dir != "/tmp"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same := filepath.Join(os.TempDir(), fmt.Sprintf("chaperone-test-%d", os.Getpid()))
+	serveUnix(t, "unix", same) // the plugin's /tmp has another socket of that name, later
+	r, ask, end := viewRig(t, func(c *Command) { c.Kept = []string{host} })
+	defer end()
+	account := r.Account()
+	long := "/tmp/" + strings.Repeat("x", 95)
+	deep := "/tmp/" + strings.Repeat("deep/", 17) // 90 bytes
+	for _, step := range []struct{ attempt, want string }{
+		{"own-serve stream /tmp/s", "ok"},
+		{"own-reach stream /tmp/s", "ok"},
+		{"own-reach seqpacket /tmp/s", "EPROTOTYPE"},
+		{"own-serve seqpacket /tmp/q", "ok"},
+		{"own-reach seqpacket /tmp/q", "ok"},
+		{"own-serve dgram /dev/shm/d", "ok"},
+		{"own-reach dgram /dev/shm/d", "ok"},
+		{"own-reach sendto /dev/shm/d", "ok"},
+		{"own-reach stream /tmp/none", "ENOENT"},
+		{"own-serve stream /var/tmp/s", "ok"},
+		{"own-reach stream /var/tmp/s", "ok"},
+		{"own-serve stream " + account.RuntimeDir + "/s", "ok"},
+		{"own-reach stream " + account.RuntimeDir + "/s", "ok"},
+		{"own-reach stream /var" + account.RuntimeDir + "/s", "ok"},
+		{"own-serve stream " + account.Home + "/s", "ok"},
+		{"own-reach stream " + account.Home + "/s", "ok"},
+		{"own-serve stream " + long, "ok"},
+		{"own-reach stream " + long, "ok"},
+
+		// How a name may be written.
+		{"own-reach stream //tmp///s", "ok"},
+		{"own-reach stream /./tmp/././s", "ok"},
+		{"own-reach stream /tmp/s/", "ENOTDIR"},
+		{"own-reach stream /tmp/s/.", "ENOTDIR"},
+		{`own-raw 7 "/tmp/s"`, "ok"}, // bytes of path, the given text and zeros
+		{`own-raw 6 "/tmp/s"`, "ok"},
+		{`own-raw 108 "/tmp/s"`, "ok"},
+		{`own-raw 108 "/tmp/s\x00/../../x"`, "ok"},
+		{`own-raw 5 "/tmp/s"`, "ECONNREFUSED"}, // the directory,
+		{`own-raw 4 "/tmp/s"`, "EPERM"},
+		{`own-raw 0 "/tmp/s"`, "EINVAL"},
+		{`own-raw -1 "/tmp/s"`, "EINVAL"},
+		{`own-raw 109 "/tmp/s"`, "EINVAL"},
+		{`own-raw 108 "/tmp/` + strings.Repeat("y", 103) + `"`, "EPERM"}, // its twin's path is too long
+		{"own-reach stream /tmp/../tmp/s", "EPERM"},
+		{"own-reach stream /tmp/a/../s", "EPERM"},
+		{"own-reach stream /tmp/..", "EPERM"},
+		{"own-reach stream /tmp", "EPERM"},
+		{"own-reach stream /tmpx/s", "EPERM"},
+		{"own-reach stream /proc/self/root/tmp/s", "EPERM"},
+		{"own-reach stream /proc/self/cwd/tmp/s", "EPERM"},
+
+		// Relative to the working directory, which may be long, moved or gone.
+		{"own-reach stream tmp/s", "ok"},
+		{"own-reach stream ./tmp//s", "ok"},
+		{"own-reach stream s", "EPERM"},
+		{"own-mkdir " + deep, "ok"},
+		{"own-chdir " + deep, "ok"},
+		{"own-serve stream r", "ok"},
+		{"own-reach stream r", "ok"},
+		{"own-reach stream ./r", "ok"},
+		{"own-reach stream ../deep/r", "EPERM"},
+		{"own-reach stream " + strings.Repeat("r", 20), "EPERM"},
+		{"own-rename /tmp/deep /tmp/renamed", "ok"},
+		{"own-reach stream r", "ok"},
+		{"own-chdir /tmp", "ok"},
+		{"own-reach stream s", "ok"},
+		{"own-chdir " + host, "ok"},
+		{"own-reach stream s", "EPERM"},
+		{"own-reach sendto d", "EPERM"},
+		{"own-chdir /", "ok"},
+
+		// Sockets of the host's: by path, by link, renamed, linked.
+		{"own-reach stream " + hosts, "EPERM"},
+		{"own-reach sendto " + host + "/d", "EPERM"},
+		{"own-reach stream " + same, "ENOENT"},
+		{"own-serve stream " + same, "ok"},
+		{"own-reach stream " + same, "ok"},
+		{"own-symlink " + hosts + " /tmp/link", "ok"},
+		{"own-reach stream /tmp/link", "ELOOP"},
+		{"own-symlink " + host + " /tmp/dir", "ok"},
+		{"own-reach stream /tmp/dir/s", "ELOOP"},
+		{"own-symlink / /tmp/root", "ok"},
+		{"own-reach stream /tmp/root/tmp/s", "ELOOP"},
+		{"own-symlink /proc/self/root /tmp/magic", "ok"},
+		{"own-reach stream /tmp/magic/tmp/s", "ELOOP"},
+		{"own-link " + hosts + " /tmp/hard", "EXDEV"},
+		{"own-link " + hosts + " /var/tmp/hard", "EXDEV"},
+		{"own-rename " + hosts + " /var/tmp/moved", "EXDEV"},
+		{"own-rename /tmp/s /tmp/old", "ok"},
+		{"own-symlink " + hosts + " /tmp/s", "ok"},
+		{"own-reach stream /tmp/s", "ELOOP"},
+		{"own-reach stream /tmp/old", "ok"},
+		{"own-chdir /tmp/dir", "ok"}, // follows the link to the host's folder
+		{"own-reach stream s", "EPERM"},
+		{"own-chdir /", "ok"},
+		{"own-reach stream /run/systemd/notify", "ENOENT"},
+		{"own-reach stream /run/.own/1/old", "ENOENT"},
+		{"unix-own", "ok"}, // pairs and abstract names, as ever
+	} {
+		if got := ask(step.attempt); got != step.want {
+			t.Errorf("%s ended with %s, want %s", step.attempt, got, step.want)
+		}
+	}
+}
+
+// TestOwnSocketsWhileShut shows that the plugin's own sockets stay reachable
+// while the door is shut, are no refusals, and are not reported.
+func TestOwnSocketsWhileShut(t *testing.T) {
+	r, ask, end := viewRig(t, nil)
+	if got := ask("own-serve stream /tmp/old"); got != "ok" {
+		t.Fatal(got)
+	}
+	if err := r.Shut(true); err != nil {
+		t.Fatal(err)
+	}
+	before, err := r.Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ask("own-reach stream /tmp/old"); got != "ok" {
+		t.Errorf("with the door shut: %s", got)
+	}
+	if got := ask("unix-own"); got != "ok" {
+		t.Errorf("abstract, with the door shut: %s", got)
+	}
+	if got := ask("own-reach stream /usr/none"); got != "EPERM" {
+		t.Errorf("elsewhere with the door shut: %s", got)
+	}
+	after, err := r.Usage()
+	if err != nil || after.Refused != before.Refused+1 {
+		t.Errorf("refused %d, then %d, want one more; %v", before.Refused, after.Refused, err)
+	}
+	end()
+	for _, d := range r.seen() {
+		if d.Family == "unix" && d.Path != "/usr/none" {
+			t.Errorf("reported %+v", d)
+		}
+	}
+}
+
+// twinOf is what the hooks are to do, in other words: the path that they write
+// over a name, or false where they refuse it.
+func twinOf(trees map[string]string, directory, name string) (string, bool) {
+	name, _, _ = strings.Cut(name, "\x00")
+	if name == "" {
+		return "", false
+	}
+	if name[0] != '/' {
+		name = directory + "/" + name
+	}
+	var parts []string
+	given := strings.Split(name, "/")
+	for i, part := range given {
+		switch {
+		case part == "..":
+			return "", false
+		case (part == "" || part == ".") && i < len(given)-1:
+		default:
+			parts = append(parts, part)
+		}
+	}
+	clean, best := "/"+strings.Join(parts, "/"), ""
+	for tree := range trees {
+		if strings.HasPrefix(clean, tree+"/") && len(tree) > len(best) {
+			best = tree
+		}
+	}
+	if best == "" {
+		return "", false
+	}
+	out := trees[best] + clean[len(best):]
+	return out, len(clean) < 256 && len(out) < 108
+}
+
+// TestOwnSocketNames tries names that nobody would write.
+func TestOwnSocketNames(t *testing.T) {
+	r, ask, end := viewRig(t, nil)
+	defer end()
+	trees, err := r.trees(r.Account())
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := twins(trees)
+	bound := map[string]bool{}
+	for _, name := range []string{"/tmp/s", "/tmp/a/s", "/tmp/a/b/s", "/var/tmp/s", "/dev/shm/a/s"} {
+		if got := ask("own-mkdir " + filepath.Dir(name)); got != "ok" {
+			t.Fatal(got)
+		}
+		if got := ask("own-serve stream " + name); got != "ok" {
+			t.Fatal(got)
+		}
+		twin, _ := twinOf(shared, "/", name)
+		bound[twin] = true
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	parts := []string{"tmp", "a", "b", "s", "s", ".", "", "", "..", "var", "run", "dev", "shm", "tmpx", "...", ".s", "\x00", strings.Repeat("x", 90)}
+	directory, reached := "/", 0
+	for range 3000 {
+		var given []string
+		for range 1 + random.IntN(7) {
+			given = append(given, parts[random.IntN(len(parts))])
+		}
+		name := strings.Join(given, "/")
+		if random.IntN(2) == 0 {
+			name = []string{"/tmp/", "/var/tmp/", "/dev/shm/", "//tmp/./"}[random.IntN(4)] + name
+		}
+		if name == "" || name[0] == 0 || len(name) > 108 {
+			continue // unnamed, abstract, or refused by every kernel
+		}
+		if random.IntN(20) == 0 {
+			directory = []string{"/", "/tmp", "/tmp/a", "/tmp/a/b", "/dev/shm/a", "/usr", "/var"}[random.IntN(7)]
+			if got := ask("own-chdir " + directory); got != "ok" {
+				t.Fatal(got)
+			}
+		}
+		twin, ok := twinOf(shared, strings.TrimSuffix(directory, "/"), name)
+		got := ask("own-raw " + strconv.Itoa(len(name)) + " " + strconv.Quote(name))
+		switch {
+		case !ok && got != "EPERM":
+			t.Errorf("%q in %s ended with %s, want EPERM", name, directory, got)
+		case ok && got == "EPERM":
+			t.Errorf("%q in %s was refused, want %s", name, directory, twin)
+		case ok && bound[twin] != (got == "ok"):
+			t.Errorf("%q in %s ended with %s, and %s is bound: %t", name, directory, got, twin, bound[twin])
+		}
+		if got == "ok" {
+			reached++
+		}
+	}
+	if reached < 20 {
+		t.Errorf("%d names reached a socket", reached)
+	}
+}
+
+func TestTreeEntry(t *testing.T) {
+	for _, test := range []struct{ directory, twin, want string }{
+		{"/tmp", "/run/.own/1", ""},
+		{"tmp", "/run/.own/1", "no clean"},
+		{"/", "/run/.own/1", "no clean"},
+		{"/tmp/", "/run/.own/1", "no clean"},
+		{"/a/../tmp", "/run/.own/1", "no clean"},
+		{"/" + strings.Repeat("x", 255), "/run/.own/1", "no clean"},
+		{"/tmp", "run", "its twin"},
+		{"/tmp", "/" + strings.Repeat("x", 32), "its twin"},
+	} {
+		_, _, err := treeEntry(test.directory, test.twin)
+		if got := fmt.Sprint(err); (err == nil) != (test.want == "") || !strings.Contains(got, test.want) {
+			t.Errorf("%s at %s: %v, want %q", test.directory, test.twin, err, test.want)
+		}
+	}
+}
+
+// TestUnixWithoutRewriting loads what a kernel gets that does not accept the
+// rewriting of paths.
+func TestUnixWithoutRewriting(t *testing.T) {
+	needKernel(t)
+	spec, err := loadUnix()
+	if err == nil {
+		err = spec.Variables["rewrites"].Set(uint32(0))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	collection.Close()
+}

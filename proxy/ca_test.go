@@ -62,7 +62,45 @@ func TestConstraints(t *testing.T) {
 	}
 }
 
+// TestRenewAuthority has a proxy that was made before any policy catch up, as
+// the command does before it starts a plugin.
+func TestRenewAuthority(t *testing.T) {
+	engine := new(authz.Engine)
+	var announced []byte
+	p, err := New(Config{
+		Plugin: "weather", Engine: engine, Gate: &authz.Gate{}, Now: time.Now, Token: authz.NewSecret("t"),
+		CAChanged: func(pem []byte) { announced = pem },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine.Install(policyFor(t, []string{"api.weather.example"}, false))
+	if err := p.RenewAuthority(); err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(announced)
+	leaf, err := p.authority.leaf("api.weather.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := leaf.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "api.weather.example"}); err != nil {
+		t.Errorf("the authority that was announced last does not cover what is granted: %v", err)
+	}
+}
+
 func authorityFor(t *testing.T, hosts []string, observe bool) *authority {
+	t.Helper()
+	engine := new(authz.Engine)
+	engine.Install(policyFor(t, hosts, observe))
+	a, err := newAuthority(Config{Plugin: "weather", Engine: engine, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func policyFor(t *testing.T, hosts []string, observe bool) *authz.Policy {
 	t.Helper()
 	input := authz.Input{Plugin: "weather", Observe: observe}
 	if observe {
@@ -77,11 +115,5 @@ func authorityFor(t *testing.T, hosts []string, observe bool) *authority {
 	if len(problems) > 0 {
 		t.Fatalf("compile: %+v", problems)
 	}
-	engine := new(authz.Engine)
-	engine.Install(policy)
-	a, err := newAuthority(Config{Plugin: "weather", Engine: engine, Now: time.Now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
+	return policy
 }

@@ -215,6 +215,12 @@ func New(cfg Config) (*Proxy, error) {
 // never leaves memory and ends with the process.
 func (p *Proxy) CAPool() []byte { return p.authority.pem() }
 
+// RenewAuthority makes the certificate of the plugin's authority cover the hosts
+// of the policy in force, and returns when [Config.CAChanged] has returned for
+// it. Serve does so after each change of the policy, but a program that starts
+// just then could read the certificate before.
+func (p *Proxy) RenewAuthority() error { return p.authority.renew(p.cfg.Engine.Current()) }
+
 // Open returns how many accesses are live: exchanges, upgraded connections and
 // tunnels.
 func (p *Proxy) Open() int { return p.live.open() }

@@ -177,6 +177,9 @@ type plugin interface {
 // startPlugin starts CMD with the plugin's environment.
 func (s *sidecar) startPlugin(args []string) (plugin, error) {
 	spec := &s.config.Load().Sidecar
+	if err := s.renewAuthority(); err != nil {
+		return nil, err
+	}
 	extra := s.standIns.environment()
 	maps.Copy(extra, spec.Process.Env)
 	env := pluginEnvironment(s.accountEnvironment(os.Environ()), extra, s.addresses.proxy, s.proxyToken(), s.trust)
@@ -191,6 +194,16 @@ func (s *sidecar) startPlugin(args []string) (plugin, error) {
 	}
 	s.record(&authz.Record{Kind: authz.KindProcess, Allowed: err == nil, Exe: args[0], UID: s.pluginUID(), Detail: s.startDetail(err)})
 	return p, err
+}
+
+// renewAuthority puts an authority that covers the granted hosts into the
+// trust bundle before the plugin can read it: the proxy is made before a policy
+// is installed.
+func (s *sidecar) renewAuthority() error {
+	if s.proxy == nil {
+		return nil
+	}
+	return s.proxy.RenewAuthority()
 }
 
 // startIn starts CMD in whatever confines it.

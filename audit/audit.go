@@ -68,9 +68,10 @@ type Config struct {
 	// Keep is how many rotated files are kept beside the current one; 0 is
 	// DefaultKeep, a negative number keeps all.
 	Keep int
-	// FullPaths writes paths and queries as they are. False masks in paths what
-	// the rule's wildcards matched, and all of a query. Lease ids are always masked.
-	FullPaths bool
+	// FullPaths is asked for each record; true writes paths and queries as they are,
+	// false masks in paths what the rule's wildcards matched, and all of a query.
+	// Lease ids are always masked. It must not block. nil always masks.
+	FullPaths func() bool
 	// Now is the wall clock, for records that the log writes of itself; nil is time.Now.
 	Now func() time.Time
 	// Observe is called with every record that was written, after it was and
@@ -97,6 +98,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.FullPaths == nil {
+		c.FullPaths = func() bool { return false }
 	}
 	return c, nil
 }
@@ -149,7 +153,7 @@ type tail struct {
 func (l *Log) Record(r *authz.Record) error {
 	line := l.line()
 	defer l.pool.Put(line)
-	line.encode(r, l.cfg.FullPaths)
+	line.encode(r, l.cfg.FullPaths())
 	if err := l.append(r.Time, line); err != nil {
 		return fmt.Errorf("record %s: %w", r.Kind, err)
 	}
@@ -164,11 +168,12 @@ func (l *Log) RecordAll(records []*authz.Record) error {
 	if len(records) == 0 {
 		return nil
 	}
+	full := l.cfg.FullPaths()
 	lines := make([]*line, len(records))
 	for i, r := range records {
 		lines[i] = l.line()
 		defer l.pool.Put(lines[i])
-		lines[i].encode(r, l.cfg.FullPaths)
+		lines[i].encode(r, full)
 	}
 	if err := l.append(records[0].Time, lines...); err != nil {
 		return fmt.Errorf("record %s: %w", records[0].Kind, err)

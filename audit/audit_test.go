@@ -164,7 +164,7 @@ func (f folder) names() []string {
 func TestRecordIsReadBack(t *testing.T) {
 	f := newFolder(t)
 	cfg := f.config()
-	cfg.FullPaths = true
+	cfg.FullPaths = func() bool { return true }
 	log := f.open(cfg)
 	end := sample()
 	end.Kind, end.Allowed, end.Reason = authz.KindEnd, false, "upstream_timeout"

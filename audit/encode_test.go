@@ -17,7 +17,7 @@ func written(t testing.TB, full bool, r *authz.Record) string {
 	t.Helper()
 	f := newFolder(t)
 	cfg := f.config()
-	cfg.FullPaths = full
+	cfg.FullPaths = func() bool { return full }
 	log := f.open(cfg)
 	if err := log.Record(r); err != nil {
 		t.Fatal(err)

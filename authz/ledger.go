@@ -349,8 +349,11 @@ type UsageOf struct {
 	Kind                LimitKind
 	Limit               Limit
 	Action              OnExceeded
-	Used                uint64 // of a rate: now, with what waits for it; of a total: ever
-	Known               bool   // false when the kernel's counters are stale
+	Used                uint64        // of a rate: now, with what waits for it; of a total: ever
+	Recent              uint64        // of a rate: in the period before now, whether it counts still or not; of a total: ever
+	Known               bool          // false when the kernel's counters are stale
+	Exceeded            bool          // the next one would be refused, or wait
+	Retry               time.Duration // until it would not; 0 when it is not exceeded, and for a total
 }
 
 // Report returns what is used of each limit of a plugin, in a stable order.
@@ -366,6 +369,12 @@ func (l *Ledger) Report(s *Snapshot, plugin Principal, now time.Time) []UsageOf 
 		}
 		if b := l.buckets[lim.key]; b != nil {
 			u.Used = b.usedOf(lim.spec, now)
+			if u.Recent = u.Used; lim.spec.Period > 0 {
+				u.Recent = b.recent.read(now, lim.spec.Period)
+			}
+			trial := *b
+			within, retry := trial.spend(lim.spec, 1, now, false)
+			u.Exceeded, u.Retry = !within, retry
 		}
 		out = append(out, u)
 	}

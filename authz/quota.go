@@ -159,6 +159,7 @@ type bucket struct {
 	period time.Duration // that tat was reckoned with
 	used   uint64        // of a total
 	over   bool          // the limit was crossed and has not recovered
+	recent window        // of a rate, for Report
 }
 
 // maxPeriod is the longest period of a rate, and never a charge that no period
@@ -184,6 +185,7 @@ func (b *bucket) spend(l Limit, cost uint64, now time.Time, force bool) (ok bool
 	ok, retry = l.admits(tat, rest, now)
 	if ok || force {
 		b.tat, b.rest, b.period = tat, rest, l.Period
+		b.recent.add(cost, now, l.Period)
 	}
 	return ok, retry
 }
@@ -247,6 +249,7 @@ func (b *bucket) refund(l Limit, now time.Time) {
 	}
 	b.rest -= rest
 	b.tat = b.tat.Add(-nanos)
+	b.recent.now -= min(b.recent.now, 1)
 }
 
 // exceeded reports whether more has been used than there is, or all of a total.

@@ -14,6 +14,7 @@ const (
 	KindReload     Kind = "reload"     // a policy loaded or refused
 	KindLimit      Kind = "limit"      // a limit crossed
 	KindProcess    Kind = "process"    // a plugin started or ended
+	KindProbe      Kind = "probe"      // look-ups of a library's own that were refused; see [Probe]
 	KindLost       Kind = "lost"       // kernel events that could not be kept
 	KindEcho       Kind = "echo"       // an upstream answered with the credential
 	KindStray      Kind = "stray"      // a connection of the plugin that the kernel let through and nobody handled

@@ -13,6 +13,7 @@ type Checked struct {
 	Documents []Document // in the order of reading
 	Files     []File
 	Warnings  Errors
+	Expired   Errors // grants that have ended: nothing that they state is allowed
 }
 
 // Document is one document of a file.
@@ -47,7 +48,7 @@ func Check(now time.Time, paths ...string) (Checked, error) {
 	if err := l.failure(); err != nil {
 		return Checked{}, err
 	}
-	out := Checked{Files: l.files, Warnings: l.warnings.sorted(l.names())}
+	out := Checked{Files: l.files, Warnings: l.warnings.sorted(l.names()), Expired: l.expired.sorted(l.names())}
 	for _, d := range l.order {
 		if one := d.summary(); !slices.Contains(out.Documents, one) {
 			out.Documents = append(out.Documents, one)
@@ -68,6 +69,7 @@ func (l *loader) checkSidecars(documents []*source) {
 		inner.load(d.file)
 		l.errs = append(l.errs, inner.errs...)
 		l.warnings = append(l.warnings, inner.warnings...)
+		l.expired = append(l.expired, inner.expired...)
 		l.order = append(l.order, inner.order...)
 		for _, f := range inner.files {
 			if !slices.Contains(l.files, f) {

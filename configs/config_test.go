@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 		Kernel: KernelRequired, Mode: authz.ModeEnforce, OnBadReload: OnBadReloadKeep, Drain: authz.Duration(10 * time.Second),
 		Process: Process{User: UserDynamic, Network: NetworkOwn, View: ViewOwn},
 		Listen:  Listen{Admin: Address{"unix", dir + "/state/admin.sock"}},
-		Audit:   Audit{File: dir + "/state/audit.jsonl", MaxSize: 256 << 20, Keep: 20, Paths: AuditPathsMasked},
+		Audit:   Audit{File: dir + "/state/audit.jsonl", MaxSize: 256 << 20, Keep: 20},
 	}
 	if diff := cmp.Diff(want, c.Sidecar); diff != "" {
 		t.Errorf("want (-), got (+):\n%s", diff)

@@ -26,10 +26,29 @@ type Config struct {
 	Policy *authz.Policy
 	// Files are all files that were read, for the record of a reload.
 	Files []File
-	// Warnings are what is allowed and hardly meant.
+	// Warnings are what is allowed and hardly meant, and what ends soon.
 	Warnings Errors
+	// Expired are the grants that had ended when they were read.
+	Expired Errors
 
 	looked map[string]string // by absolute path: the state of each file and folder that was looked at
+}
+
+// ObservesUntil returns when the Sidecar and the last of its rules stop to observe;
+// the zero time when none of them does.
+func (c *Config) ObservesUntil() time.Time {
+	var last time.Time
+	if c.Sidecar.Mode == authz.ModeObserve {
+		last = c.Sidecar.ObserveUntil
+	}
+	for _, g := range c.Grants {
+		for _, r := range g.Rules {
+			if r.Mode == authz.ModeObserve && r.ObserveUntil.After(last) {
+				last = r.ObserveUntil
+			}
+		}
+	}
+	return last
 }
 
 // File is a file that was read.
@@ -48,6 +67,7 @@ func Load(path string, now time.Time) (*Config, error) {
 		return nil, err
 	}
 	c.Path, c.Files, c.Warnings, c.looked = path, l.files, l.warnings.sorted(l.names()), l.looked
+	c.Expired = l.expired.sorted(l.names())
 	return c, nil
 }
 

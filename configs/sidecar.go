@@ -290,7 +290,7 @@ type Audit struct {
 	MaxSize authz.Size `json:"maxSize,omitempty"`
 	// Keep is how many rotated files are kept; by default 20.
 	Keep int `json:"keep,omitempty"`
-	// Paths is masked (the default: what wildcards matched, and queries, are written as keyed hashes) or full.
+	// Paths is masked (what wildcards matched, and queries, are written as keyed hashes) or full. The default is masked, and full while the Sidecar or a rule observes, since what is observed is to be read.
 	Paths AuditPaths `json:"paths,omitempty"`
 }
 

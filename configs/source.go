@@ -36,6 +36,7 @@ type loader struct {
 	looked   map[string]string // see Config
 	errs     Errors
 	warnings Errors
+	expired  Errors // grants that have ended
 }
 
 func newLoader(now time.Time) *loader {
@@ -336,6 +337,7 @@ func (l *loader) finish(s *source, errs *Errors) {
 	switch {
 	case s.grant != nil:
 		notYetGrant(s.grant.Spec, report)
+		l.expiry(s)
 		l.grantFiles(s, report)
 		for i := range s.grant.Spec.Rules {
 			asciiHosts(s.grant.Spec.Rules[i].To.Hosts, at("spec.rules", i)+".to.hosts", report)

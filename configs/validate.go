@@ -379,7 +379,6 @@ func (s *Sidecar) complete(dir string) {
 	setDefault(&s.Audit.File, "audit.jsonl")
 	setDefault(&s.Audit.MaxSize, 256<<20)
 	setDefault(&s.Audit.Keep, 20)
-	setDefault(&s.Audit.Paths, AuditPathsMasked)
 	within(s.StateDir, &s.Audit.File)
 	setDefault(&s.Listen.Admin, Address{"unix", filepath.Join(s.StateDir, "admin.sock")})
 	for _, a := range []*Address{&s.Listen.Admin, &s.Listen.ExtAuthz} {

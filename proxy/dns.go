@@ -40,6 +40,10 @@ type ResolverConfig struct {
 	// Refused is called with every refusal that is recorded; equal names are
 	// recorded once a minute. It must not block. Nil: nobody is told.
 	Refused func(authz.Refusal)
+	// Probe is called with every question that a resolver library made up and the
+	// name it is about. Such a question is answered NXDOMAIN, and Refused is not
+	// called. It must not block. Nil: such a question is taken like any other.
+	Probe func(probe authz.Probe, name string)
 	// Now is the wall clock. Nil: time.Now.
 	Now func() time.Time
 	// Log is the operator's log. Nil: none.
@@ -55,9 +59,10 @@ type ResolverConfig struct {
 // AAAA is answered with the same address in its IPv4-mapped form
 // (::ffff:240.0.0.1), which a socket of either family connects to.
 type Resolver struct {
-	cfg   ResolverConfig
-	names *names
-	stats struct{ udp, tcp questions }
+	cfg    ResolverConfig
+	names  *names
+	stats  struct{ udp, tcp questions }
+	search searchList
 
 	mu     sync.Mutex
 	folded map[string]time.Time // refused names, and until when they are folded
@@ -79,7 +84,7 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make resolver: %w", err)
 	}
-	return &Resolver{cfg: cfg, names: names, folded: make(map[string]time.Time)}, nil
+	return &Resolver{cfg: cfg, names: names, folded: make(map[string]time.Time), search: searchList{file: "/etc/resolv.conf"}}, nil
 }
 
 // Host returns the name that a virtual address was given out for.
@@ -212,11 +217,17 @@ func (r *Resolver) reply(question *dns.Msg) *dns.Msg {
 func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
 	name, err := authz.NewDestination(authz.SchemeTCP, spelling+":1", "")
 	if err != nil || name.Address().IsValid() {
+		if r.probed(reply, spelling) {
+			return
+		}
 		r.refuse(spelling, "this is not the name of a host")
 		reply.Rcode = dns.RcodeNameError
 		return
 	}
 	pattern, ok := r.cfg.Engine.Current().Name(r.cfg.Plugin, name.Host(), r.cfg.Now())
+	if pattern == "" && r.probed(reply, name.Host()) {
+		return // also while the sidecar observes: the first name that is answered is the one that is used
+	}
 	if !ok {
 		r.refuse(name.Host(), "")
 		reply.Rcode = dns.RcodeNameError
@@ -236,6 +247,18 @@ func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
 	default:
 		reply.Answer = addressRecords(q, addr, netip.AddrFrom16(addr.As16()))
 	}
+}
+
+// probed answers NXDOMAIN to a question that no program means, and reports whether
+// it was one.
+func (r *Resolver) probed(reply *dns.Msg, name string) bool {
+	probe := r.probe(strings.ToLower(name))
+	if probe == "" {
+		return false
+	}
+	reply.Rcode = dns.RcodeNameError
+	r.cfg.Probe(probe, name)
+	return true
 }
 
 func patternText(pattern string) string {

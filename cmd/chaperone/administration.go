@@ -125,10 +125,11 @@ func (s *sidecar) status() admin.Status {
 	cfg, now := s.config.Load(), time.Now()
 	snapshot := s.engine.Current()
 	out := admin.Status{
-		Plugin: string(s.plugin), PID: os.Getpid(), Version: version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
+		Plugin: string(s.plugin), PID: os.Getpid(), Version: buildVersion(), Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
 		Credentials: s.credentialStatus(), Files: files(cfg), Warnings: s.warnings(now),
+		RestartPending: s.restartPending(),
 	}
 	if snapshot.Observing(s.plugin, now) {
 		out.Mode, out.ObserveUntil = string(authz.ModeObserve), cfg.Sidecar.ObserveUntil
@@ -295,6 +296,7 @@ func (s *sidecar) warnings(now time.Time) []string {
 	for _, w := range s.config.Load().Warnings {
 		out = append(out, w.Error())
 	}
+	out = append(out, s.notices(now)...)
 	if s.cage != nil && s.cage.Info().SameUser {
 		out = append(out, "unsafeSameUser: the plugin runs as root or as the sidecar's user, and can end its own confinement")
 	}
@@ -308,8 +310,36 @@ func (s *sidecar) warnings(now time.Time) []string {
 	if s.kernel.missing != "" {
 		out = append(out, "the kernel half is preferred and not to be had: "+s.kernel.missing)
 	}
+	return out
+}
+
+// notices returns what an operator should know at the start: what has ended, and
+// what observing changes.
+func (s *sidecar) notices(now time.Time) []string {
+	var out []string
+	cfg := s.config.Load()
+	for _, g := range cfg.Grants {
+		if !now.Before(g.NotAfter) {
+			out = append(out, fmt.Sprintf("grant %s ended at %s: nothing that it states is allowed; write a later notAfter", g.Name, g.NotAfter.UTC().Format(time.RFC3339)))
+		}
+	}
 	if s.engine.Current().Observing(s.plugin, now) {
 		out = append(out, "observing: what is not granted passes without a credential, and the plugin's certificate authority covers all names")
+	}
+	if s.running.Audit.Paths == "" && s.fullPaths() {
+		out = append(out, fmt.Sprintf("audit.paths is full until %s, because a Sidecar or a rule observes; write audit.paths: masked to mask them",
+			cfg.ObservesUntil().UTC().Format(time.RFC3339)))
+	}
+	return out
+}
+
+// startNotices returns notices, and the grants and rules that end soon.
+func (s *sidecar) startNotices(now time.Time) []string {
+	out := s.notices(now)
+	for _, g := range s.config.Load().Grants {
+		if left := g.NotAfter.Sub(now); left > 0 && left <= configs.ExpiryNotice {
+			out = append(out, fmt.Sprintf("grant %s ends at %s, in %s", g.Name, g.NotAfter.UTC().Format(time.RFC3339), configs.Until(now, g.NotAfter)))
+		}
 	}
 	return out
 }
@@ -320,10 +350,11 @@ func (s *sidecar) usage() admin.Usage {
 	out := admin.Usage{At: now, Limits: []admin.Limit{}}
 	for _, u := range s.ledger.Report(s.engine.Current(), s.plugin, now) {
 		l := admin.Limit{
-			Grant: u.Grant, Rule: u.Rule, Kind: u.Kind.String(), Limit: limitText(u), Used: u.Used,
+			Grant: u.Grant, Rule: u.Rule, Kind: u.Kind.String(), Limit: limitText(u), Used: u.Recent,
 			Ratio: float64(u.Used) / float64(u.Limit.Count), OnExceeded: string(u.Action),
 		}
-		l.State, l.Until = s.limits.state(u.Grant + " " + l.Kind)
+		l.State, l.Until = s.limitState(u, now)
+		l.RetryAfter = u.Retry.Seconds()
 		if u.Used < u.Limit.Count {
 			l.Remaining = u.Limit.Count - u.Used
 		}
@@ -335,14 +366,35 @@ func (s *sidecar) usage() admin.Usage {
 	}
 	if u, err := s.cage.Usage(); err == nil {
 		c := u.Syscalls
+		refused, probes := s.probes.split(u.Refused)
 		out.Counters = &admin.Counters{
-			SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Connections: u.Connections, RefusedConnections: u.Refused,
+			SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Connections: u.Connections, RefusedConnections: refused, Probes: probes,
 			LimitedConnections: u.Limited, SentPackets: u.SentPackets, ReceivedPackets: u.ReceivedPackets, DNSQueries: u.DNSQueries,
 			Processes: u.Processes, Syscalls: c.Total, Lost: u.Lost,
 			SyscallClasses: map[string]uint64{"file": c.File, "network": c.Network, "process": c.Process, "memory": c.Memory, "ipc": c.IPC, "other": c.Other},
 		}
 	}
 	return out
+}
+
+// limitState says what a limit that is used up does, and until when: as the kernel
+// says where it enforces the limit, and otherwise as a door does.
+func (s *sidecar) limitState(u authz.UsageOf, now time.Time) (state string, until time.Time) {
+	state, until = s.limits.state(u.Grant + " " + u.Kind.String())
+	if state != "" || !u.Exceeded || s.engine.Current().Observing(s.plugin, now) {
+		return state, until
+	}
+	if u.Retry > 0 {
+		until = now.Add(u.Retry)
+	}
+	switch u.Action {
+	case authz.OnExceededThrottle:
+		return "throttled", until
+	case authz.OnExceededKill:
+		return "killed", until
+	case authz.OnExceededDeny, authz.OnExceededStop:
+	}
+	return "refusing", until
 }
 
 func limitText(u authz.UsageOf) string {

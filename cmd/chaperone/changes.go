@@ -4,19 +4,19 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 )
 
-// describeChanges says in words what a reload changes, rule by rule.
-func describeChanges(old, next *configs.Config) []string {
+// describeChanges says in words what a reload changes, rule by rule, and which
+// fields of the Sidecar wait for a restart, whichever reload read them first.
+func describeChanges(running configs.Sidecar, old, next *configs.Config) []string {
 	out := diff("rule", rules(old.Grants), rules(next.Grants))
 	out = append(out, diff("grant", grants(old.Grants), grants(next.Grants))...)
 	out = append(out, diff("guardrail", guardrails(old.Guardrails), guardrails(next.Guardrails))...)
-	if !reflect.DeepEqual(withoutPolicy(old.Sidecar), withoutPolicy(next.Sidecar)) {
-		out = append(out, "the Sidecar itself changed, which takes effect at a restart")
+	if pending := pendingText(restartFields(running, next.Sidecar)); pending != "" {
+		out = append(out, pending)
 	}
 	if len(out) == 0 {
 		return []string{"nothing changed"}
@@ -71,10 +71,4 @@ func guardrails(all []authz.Guardrail) map[string]any {
 		out[g.Name] = g
 	}
 	return out
-}
-
-// withoutPolicy leaves out what a reload does put into effect.
-func withoutPolicy(s configs.Sidecar) configs.Sidecar {
-	s.Grants, s.Guardrails, s.Mode, s.ObserveUntil, s.OnBadReload = nil, nil, "", time.Time{}, ""
-	return s
 }

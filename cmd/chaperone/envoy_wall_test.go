@@ -201,7 +201,7 @@ func TestEnvoyStatus(t *testing.T) {
 		"1.40.0, connected for", "does not enforce scrubbing", "door ext_authz", "unix:"+w.folder+"/check.sock enforces hosts")
 
 	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), "envoy: {", "envoy: {maxStreamDuration: 10m, ", 1))
-	contains(t, w.chaperone("reload", "--config", w.file("sidecar.yaml")).stdout, "the Sidecar itself changed, which takes effect at a restart")
+	contains(t, w.chaperone("reload", "--config", w.file("sidecar.yaml")).stdout, "restart pending: envoy.maxStreamDuration (takes effect at a restart)")
 }
 
 func curlOutput(t *testing.T, target string) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,6 +35,14 @@ func (s *sidecar) registerMetrics() {
 				emit(float64(u.Used)/float64(u.Limit.Count), limitName(u))
 			}
 		})
+	m.collect("chaperone_grant_expiry_timestamp_seconds", "When a grant ends, in Unix time.", prometheus.GaugeValue, []string{"grant"},
+		func(emit func(float64, ...string)) {
+			for _, g := range s.config.Load().Grants {
+				emit(float64(g.NotAfter.Unix()), g.Name)
+			}
+		})
+	s.registerStateMetrics()
+	s.metrics.begin(string(s.plugin), s.countedDoors(), s.inboundPorts())
 	if s.broker != nil {
 		s.registerVaultMetrics()
 	}
@@ -44,6 +53,72 @@ func (s *sidecar) registerMetrics() {
 		s.registerEnvoyMetrics()
 	}
 }
+
+// registerStateMetrics registers what the sidecar is and the state that it is in.
+func (s *sidecar) registerStateMetrics() {
+	m := s.metrics
+	m.collect("chaperone_build_info", "1; the version of the sidecar and of Go.", prometheus.GaugeValue, []string{"version", "goversion"},
+		func(emit func(float64, ...string)) { emit(1, buildVersion(), runtime.Version()) })
+	m.gauge("chaperone_ready", "1 while the sidecar is ready, as /readyz answers.", func() float64 { return truth(s.ready() == nil) })
+	m.gauge("chaperone_observing", "1 while the sidecar observes: what is not granted passes.",
+		func() float64 { return truth(s.engine.Current().Observing(s.plugin, time.Now())) })
+	m.gauge("chaperone_restart_pending", "Fields of the loaded Sidecar that take effect at a restart.",
+		func() float64 { return float64(len(s.restartPending())) })
+	m.collect("chaperone_revoked", "1 while the whole plugin is revoked at a level.", prometheus.GaugeValue, []string{"level"},
+		func(emit func(float64, ...string)) {
+			at := s.engine.Current().RevokedLevel(s.plugin, time.Now())
+			for _, level := range []authz.Level{authz.LevelPause, authz.LevelQuarantine, authz.LevelHalt} {
+				emit(truth(level == at), string(level))
+			}
+		})
+	m.gauge("chaperone_rules_revoked", "Rules that are revoked by themselves.", func() (n float64) {
+		now := time.Now()
+		for _, r := range s.engine.Current().Revocations() {
+			if r.Rule != "" && (r.Until.IsZero() || now.Before(r.Until)) {
+				n++
+			}
+		}
+		return n
+	})
+	m.collect("chaperone_kernel_attached", "1 while the kernel programs are on the plugin's cgroup, by spec.kernel.", prometheus.GaugeValue, []string{"mode"},
+		func(emit func(float64, ...string)) {
+			emit(truth(s.cage != nil && s.cage.Check() == nil), string(s.running.Kernel))
+		})
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// countedDoors returns the doors that decisions are counted for.
+func (s *sidecar) countedDoors() []authz.Door {
+	var out []authz.Door
+	if s.proxy != nil {
+		out = append(out, authz.DoorProxy)
+	}
+	if s.envoy != nil || s.own != nil {
+		out = append(out, authz.DoorExtAuthz)
+	}
+	if s.cage != nil {
+		out = append(out, authz.DoorKernel)
+	}
+	return out
+}
+
+// inboundPorts returns the ports of the host that connections are counted for.
+func (s *sidecar) inboundPorts() []uint16 {
+	if s.inbound == nil {
+		return nil
+	}
+	return s.running.Process.Listen
+}
+
+// vaultCodes are the codes of failed requests to Vault that are counted from the
+// start; others appear with their first failure.
+var vaultCodes = [...]string{"400", "403", "404", "429", "500", "503", "network", "timeout"} //nolint:gochecknoglobals // an array of constants
 
 func limitName(u authz.UsageOf) string {
 	name := u.Grant
@@ -62,7 +137,12 @@ func (s *sidecar) registerVaultMetrics() {
 		})
 	s.metrics.collect("chaperone_vault_errors_total", "Failed requests to Vault by status code.", prometheus.CounterValue, []string{"code"},
 		func(emit func(float64, ...string)) {
-			for code, n := range s.broker.Status().Errors {
+			failed := s.broker.Status().Errors
+			for _, code := range vaultCodes {
+				emit(float64(failed[code]), code)
+				delete(failed, code)
+			}
+			for code, n := range failed {
 				emit(float64(n), code)
 			}
 		})
@@ -101,7 +181,9 @@ func (s *sidecar) registerKernelMetrics() {
 	usage("chaperone_plugin_connections_total", "The plugin's attempts to connect, by what the kernel did.", []string{"verdict"},
 		func(u ebpf.Usage, emit func(float64, ...string)) {
 			emit(float64(u.Connections), "redirected")
-			emit(float64(u.Refused), "refused")
+			refused, probes := s.probes.split(u.Refused)
+			emit(float64(refused), "refused")
+			emit(float64(probes), "probe")
 			emit(float64(u.Limited), "limited")
 		})
 	m.collect("chaperone_plugin_dns_queries_total", "Questions of the plugin to the sidecar's resolver.", prometheus.CounterValue, []string{"transport"},

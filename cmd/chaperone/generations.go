@@ -299,7 +299,7 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 		}
 		return nil, err
 	}
-	changes = describeChanges(old, next)
+	changes = describeChanges(s.running, old, next)
 	files := map[string]string{}
 	for _, f := range next.Files {
 		files[f.Path] = f.SHA256

@@ -153,6 +153,7 @@ func (s *sidecar) beginMetering() error {
 func (s *sidecar) sampled(u ebpf.Usage) {
 	now := time.Now()
 	s.recordUntold(now, false)
+	s.recordProbes(now, false)
 	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sampleOf(u), now)
 	for _, c := range crossings {
 		s.crossed(c)
@@ -178,6 +179,9 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		return
 	default:
 	}
+	if s.probedSocket(d) {
+		return
+	}
 	reason, detail, remedy := s.explainDenial(d)
 	r := &authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
@@ -188,7 +192,7 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		r.Host, r.Port = d.Address.Addr().Unmap().String(), d.Address.Port()
 	}
 	s.record(r)
-	if s.opts.refused != nil && d.Path != nscdSocket {
+	if s.opts.refused != nil {
 		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: target(d), Remedy: remedy})
 	}
 }
@@ -201,11 +205,6 @@ func exeOf(d ebpf.Denial) string {
 	}
 	return d.Comm
 }
-
-// nscdSocket is asked by glibc before any lookup (nscd(8)), whether anybody
-// listens or not. The refusal is recorded; telling it to a plugin's author, who
-// has not asked for anything, would bury what matters.
-const nscdSocket = "/var/run/nscd/socket"
 
 // target names what a refused call was for.
 func target(d ebpf.Denial) string {

@@ -235,7 +235,7 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	}
 	if s.cage != nil {
 		g.Go(func() error {
-			defer func() { s.recordUntold(time.Now(), true) }()
+			defer func() { s.recordUntold(time.Now(), true); s.recordProbes(time.Now(), true) }()
 			return s.cage.Run(ctx)
 		})
 		g.Go(func() error { s.watchStrays(ctx); return nil })
@@ -444,6 +444,7 @@ func (s *sidecar) install(cfg *configs.Config) uint64 {
 	}
 	generation := s.engine.Install(cfg.Policy)
 	s.metrics.reloadOK.Set(1)
+	s.metrics.follow(cfg.Grants, s.ledger.Report(s.engine.Current(), s.plugin, time.Now()))
 	if stop := s.stopWatch.Load(); stop != nil {
 		(*stop)() // the new configuration may name other files
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,8 @@ type metrics struct {
 	crossings   *prometheus.CounterVec
 	fetches     prometheus.Histogram
 	reloadOK    prometheus.Gauge
+
+	probes *prometheus.CounterVec
 
 	inbound, inboundBytes *prometheus.CounterVec
 }
@@ -56,6 +59,9 @@ func newMetrics() *metrics {
 		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chaperone_config_last_reload_successful", Help: "1 when the files were loaded the last time they were read.",
 		}),
+		probes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_probes_total", Help: "Look-ups that libraries of the plugin made by themselves, and that were refused.",
+		}, []string{"probe"}),
 		inbound: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chaperone_inbound_connections_total", Help: "Connections from the host for the plugin: accepted, refused, or unreachable.",
 		}, []string{"port", "result"}),
@@ -63,7 +69,7 @@ func newMetrics() *metrics {
 			Name: "chaperone_inbound_bytes_total", Help: "Bytes of those connections that the plugin received and sent.",
 		}, []string{"port", "direction"}),
 	}
-	m.registry.MustRegister(m.decisions, m.deciding, m.requests, m.revocations, m.starts, m.crossings, m.fetches, m.reloadOK,
+	m.registry.MustRegister(m.decisions, m.deciding, m.requests, m.revocations, m.starts, m.crossings, m.fetches, m.reloadOK, m.probes,
 		m.inbound, m.inboundBytes,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -131,6 +137,43 @@ func (r *reader) Collect(out chan<- prometheus.Metric) {
 // gauge registers one figure without labels.
 func (m *metrics) gauge(name, help string, read func() float64) {
 	m.collect(name, help, prometheus.GaugeValue, nil, func(emit func(float64, ...string)) { emit(read()) })
+}
+
+// begin creates the series whose labels are known from the start, at 0: the first
+// event of a series that did not exist is no increase for Prometheus.
+func (m *metrics) begin(plugin string, doors []authz.Door, ports []uint16) {
+	for _, door := range doors {
+		for _, reason := range authz.Reasons() {
+			m.decisions.WithLabelValues(plugin, string(door), reason.String())
+		}
+	}
+	for _, probe := range authz.Probes() {
+		m.probes.WithLabelValues(string(probe))
+	}
+	for _, result := range []string{"ok", "error"} {
+		m.starts.WithLabelValues(result)
+	}
+	for _, port := range ports {
+		for _, result := range []string{"accepted", "refused", "unreachable"} {
+			m.inbound.WithLabelValues(strconv.Itoa(int(port)), result)
+		}
+		for _, direction := range []string{"received", "sent"} {
+			m.inboundBytes.WithLabelValues(strconv.Itoa(int(port)), direction)
+		}
+	}
+}
+
+// follow creates the series of the limits and rules of a policy, at 0. Those of
+// limits and rules that are gone keep their values.
+func (m *metrics) follow(grants []authz.Grant, limits []authz.UsageOf) {
+	for _, u := range limits {
+		m.crossings.WithLabelValues(limitName(u))
+	}
+	for _, g := range grants {
+		for _, r := range g.Rules {
+			m.requests.WithLabelValues(ruleName(g.Name, r.ID))
+		}
+	}
 }
 
 // ended observes a revocation.

@@ -113,6 +113,9 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 		return 0, err
 	}
 	s.install(s.config.Load())
+	for _, notice := range s.startNotices(time.Now()) {
+		fmt.Fprintf(c.stderr, "chaperone: %s\n", notice)
+	}
 	if err := s.beginMetering(); err != nil {
 		return 0, err
 	}

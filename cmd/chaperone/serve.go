@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -97,6 +98,9 @@ func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
 			}
 		}
 	}()
+	for _, notice := range s.startNotices(time.Now()) {
+		s.opts.log.Warn("start notice", zap.String("notice", notice))
+	}
 	err := s.run(ctx, func() {
 		s.opts.log.Info("ready", zap.String("plugin", string(s.plugin)), zap.String("proxy", s.addresses.proxy),
 			zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics))

@@ -46,6 +46,7 @@ type sidecar struct {
 	plugin  authz.Principal
 	started time.Time
 
+	running   configs.Sidecar                    // as it was when the sidecar started
 	config    atomic.Pointer[configs.Config]     // replaced by a reload
 	reloading sync.Mutex                         // reloads take turns
 	stopWatch atomic.Pointer[context.CancelFunc] // of the files that config names
@@ -81,6 +82,7 @@ type sidecar struct {
 	process     atomic.Pointer[unconfined] // the plugin that nothing confines, while it runs
 	limits      limits                     // that the kernel enforces
 	sockets     sockets                    // that the plugin may reach
+	probes      libraryProbes              // of the plugin's libraries
 	mediation   mediation                  // of connections
 	attribution attribution                // of bytes to rules
 	enforcing   sync.Mutex                 // so does bringing the kernel in line with the policy
@@ -99,6 +101,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
 		metrics: newMetrics(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
+	s.running = cfg.Sidecar
 	s.config.Store(cfg)
 	s.forbidden = newForbidden(&cfg.Sidecar)
 	defer func() {
@@ -138,7 +141,9 @@ func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
 }
 
 func (s *sidecar) openAudit(spec *configs.Sidecar) (err error) {
-	s.audit, err = audit.Open(auditConfig(spec))
+	cfg := auditConfig(spec)
+	cfg.FullPaths = s.fullPaths
+	s.audit, err = audit.Open(cfg)
 	if err != nil {
 		return fmt.Errorf("open audit log: %w", err)
 	}
@@ -150,8 +155,20 @@ func (s *sidecar) openAudit(spec *configs.Sidecar) (err error) {
 func auditConfig(spec *configs.Sidecar) audit.Config {
 	return audit.Config{
 		File: spec.Audit.File, StateDir: spec.StateDir, MaxSize: int64(spec.Audit.MaxSize), Keep: spec.Audit.Keep,
-		FullPaths: spec.Audit.Paths == configs.AuditPathsFull,
+		FullPaths: func() bool { return spec.Audit.Paths == configs.AuditPathsFull },
 	}
+}
+
+// fullPaths reports whether paths are recorded as they are: where the Sidecar says
+// so and, unless it says otherwise, while it or a rule observes.
+func (s *sidecar) fullPaths() bool {
+	switch s.running.Audit.Paths {
+	case configs.AuditPathsFull:
+		return true
+	case configs.AuditPathsMasked:
+		return false
+	}
+	return time.Now().Before(s.config.Load().ObservesUntil())
 }
 
 // makeBroker makes the leasing of credentials, when there is a Vault.
@@ -219,7 +236,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		cfg.Identify, cfg.Attribute = s.identify, s.attribute
 		s.resolver, err = proxy.NewResolver(proxy.ResolverConfig{
 			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.refused,
-			Log: s.opts.log.Named("resolver"),
+			Probe: s.probedName, Log: s.opts.log.Named("resolver"),
 		})
 		if err != nil {
 			return fmt.Errorf("make resolver: %w", err)

@@ -4,13 +4,18 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
@@ -92,6 +97,9 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 		row(w, "credential", fmt.Sprintf("%s/%s %s %s", cr.Grant, cr.Name, cr.State, cr.Detail))
 	}
 	row(w, "audit", fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail))
+	if len(s.RestartPending) > 0 {
+		row(w, "restart pending", list(s.RestartPending)+" (takes effect at a restart)")
+	}
 	for _, warning := range s.Warnings {
 		row(w, "warning", warning)
 	}
@@ -155,11 +163,7 @@ func usageTable(w io.Writer, u admin.Usage) {
 		if l.Rule != "" {
 			name += "/" + l.Rule
 		}
-		state := l.State
-		if state != "" {
-			state += " " + untilText(l.Until)
-		}
-		row(w, name+" "+l.Kind, l.Limit, l.Used, l.Remaining, fmt.Sprintf("%.0f %%", 100*l.Ratio), state)
+		row(w, name+" "+l.Kind, l.Limit, amount(l.Kind, l.Used), amount(l.Kind, l.Remaining), fmt.Sprintf("%.0f %%", 100*l.Ratio), limitStateText(l))
 	}
 	if u.Stale {
 		row(w, "the kernel's counters are stale: accesses under byte and syscall limits are refused")
@@ -171,16 +175,52 @@ func usageTable(w io.Writer, u admin.Usage) {
 	}
 	row(w)
 	row(w, "COUNTED", "")
-	row(w, "bytes sent", k.SentBytes)
-	row(w, "bytes received", k.ReceivedBytes)
+	row(w, "bytes sent", humanSize(k.SentBytes))
+	row(w, "bytes received", humanSize(k.ReceivedBytes))
 	row(w, "connections", k.Connections)
 	row(w, "refused by the kernel", k.RefusedConnections)
+	row(w, "probes of libraries, refused", k.Probes)
 	row(w, "turned away by a limit", k.LimitedConnections)
 	row(w, "questions to the resolver", k.DNSQueries)
 	row(w, "processes", k.Processes)
 	if k.Syscalls > 0 {
 		row(w, "syscalls", k.Syscalls)
 	}
+}
+
+// limitStateText says what a limit that is used up does. The end of a rate that
+// refuses is seldom known; a total has none.
+func limitStateText(l admin.Limit) string {
+	switch {
+	case l.State == "":
+		return ""
+	case !l.Until.IsZero() || !strings.Contains(l.Limit, "/"):
+		return l.State + " " + untilText(l.Until)
+	}
+	return l.State
+}
+
+// amount returns how much of a limit is used or left, bytes in units.
+func amount(kind string, n uint64) string {
+	if kind == authz.LimitSentBytes.String() || kind == authz.LimitReceivedBytes.String() {
+		return humanSize(n)
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// humanSize returns bytes with the largest unit of which there is one whole, and
+// one decimal where it is not whole, as in 1.8MiB.
+func humanSize(n uint64) string {
+	const unit = 1 << 10
+	if n < unit {
+		return strconv.FormatUint(n, 10) + "B"
+	}
+	value, suffix := float64(n)/unit, 0
+	for value >= unit && suffix < len("KMGTPE")-1 {
+		value, suffix = value/unit, suffix+1
+	}
+	text := strings.TrimSuffix(strconv.FormatFloat(math.Floor(value*10)/10, 'f', 1, 64), ".0")
+	return text + "KMGTPE"[suffix:suffix+1] + "iB"
 }
 
 func (c *cli) topCommand() *cobra.Command {
@@ -201,17 +241,23 @@ func (c *cli) topCommand() *cobra.Command {
 	return cmd
 }
 
-// top prints usage again and again until it is interrupted.
+// top prints usage again and again until it is interrupted: in place on a terminal,
+// and one reading below the other anywhere else.
 func (c *cli) top(ctx context.Context, client *admin.Client, interval time.Duration) error {
-	const home, clearBelow = "\033[H", "\033[J"
-	fmt.Fprint(c.stdout, "\033[2J")
-	for {
+	var clear, home, below string
+	if isTerminal(c.stdout) {
+		clear, home, below = "\033[2J", "\033[H", "\033[J"
+	}
+	for first := true; ; first = false {
 		u, err := client.Usage(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				err = nil // interrupted, which is how it ends
 			}
 			return err
+		}
+		if first {
+			fmt.Fprint(c.stdout, clear)
 		}
 		fmt.Fprint(c.stdout, home)
 		c.output = "table"
@@ -221,11 +267,24 @@ func (c *cli) top(ctx context.Context, client *admin.Client, interval time.Durat
 		}); err != nil {
 			return err
 		}
-		fmt.Fprint(c.stdout, clearBelow)
+		if home == "" {
+			fmt.Fprintln(c.stdout)
+		}
+		fmt.Fprint(c.stdout, below)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(interval):
 		}
 	}
+}
+
+// isTerminal reports whether what is written to w is shown on a terminal.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }

@@ -34,6 +34,8 @@ type Status struct {
 	Files        []File             `json:"files"` // as last loaded
 	Audit        Audit              `json:"audit"`
 	Warnings     []string           `json:"warnings,omitempty"` // what weakens the sidecar and was chosen
+
+	RestartPending []string `json:"restartPending,omitempty"` // fields of the loaded Sidecar that take effect at a restart
 }
 
 // Check is one condition of being ready.
@@ -172,12 +174,12 @@ type Usage struct {
 // Limit is one limit and what is used of it.
 type Limit struct {
 	Grant      string  `json:"grant"`
-	Rule       string  `json:"rule,omitempty"` // "" for a limit of the whole plugin
-	Kind       string  `json:"kind"`           // requests, connections, sentBytes, receivedBytes, syscalls
-	Limit      string  `json:"limit"`          // as written: 100/1m
-	Used       uint64  `json:"used"`
-	Remaining  uint64  `json:"remaining"`
-	Ratio      float64 `json:"ratio"`                // used of the limit; 1 is all of it
+	Rule       string  `json:"rule,omitempty"`       // "" for a limit of the whole plugin
+	Kind       string  `json:"kind"`                 // requests, connections, sentBytes, receivedBytes, syscalls
+	Limit      string  `json:"limit"`                // as written: 100/1m
+	Used       uint64  `json:"used"`                 // of a rate: in the last period; of a total: ever
+	Remaining  uint64  `json:"remaining"`            // that may be used at once
+	Ratio      float64 `json:"ratio"`                // of the limit that may not be used at once; 1 is all of it
 	RetryAfter float64 `json:"retryAfter,omitempty"` // seconds until one more is allowed
 	OnExceeded string  `json:"onExceeded,omitempty"`
 
@@ -191,6 +193,7 @@ type Counters struct {
 	ReceivedBytes      uint64            `json:"receivedBytes"`
 	Connections        uint64            `json:"connections"`
 	RefusedConnections uint64            `json:"refusedConnections"`
+	Probes             uint64            `json:"probes"`             // refused look-ups of libraries; none of RefusedConnections
 	LimitedConnections uint64            `json:"limitedConnections"` // turned away by a limit
 	SentPackets        uint64            `json:"sentPackets"`
 	ReceivedPackets    uint64            `json:"receivedPackets"`

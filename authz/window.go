@@ -1,0 +1,44 @@
+package authz
+
+import (
+	"math/bits"
+	"time"
+)
+
+// window counts what was used within the last period, for people: the bucket
+// beside it decides. It keeps the count of the present period and of the one
+// before, and takes an even flow for granted within the latter.
+type window struct {
+	start       time.Time // of the present period
+	period      time.Duration
+	now, before uint64
+}
+
+// add counts cost at a time.
+func (w *window) add(cost uint64, at time.Time, period time.Duration) {
+	w.roll(at, period)
+	w.now += min(cost, ^uint64(0)-w.now)
+}
+
+// roll begins a new period where the present one has ended.
+func (w *window) roll(at time.Time, period time.Duration) {
+	elapsed := at.Sub(w.start)
+	switch {
+	case w.period != period || elapsed >= 2*period:
+		*w = window{start: at, period: period}
+	case elapsed >= period:
+		w.start, w.before, w.now = w.start.Add(period), w.now, 0
+	}
+}
+
+// read returns what was used in the period before a time.
+func (w window) read(at time.Time, period time.Duration) uint64 {
+	w.roll(at, period)
+	left := period - max(at.Sub(w.start), 0)
+	if left <= 0 || w.before == 0 {
+		return w.now
+	}
+	high, low := bits.Mul64(w.before, uint64(left))
+	share, _ := bits.Div64(high, low, uint64(period)) // high < period, as left <= period
+	return w.now + min(share, ^uint64(0)-w.now)
+}

@@ -330,7 +330,7 @@ func TestObserve(t *testing.T) {
 	report := w.ledger.Report(s, "weather", noon.Add(11*time.Second))
 	want := []UsageOf{
 		{Plugin: "weather", Grant: "weather", Kind: LimitSentBytes, Limit: Limit{100, time.Second}, Known: true, Action: OnExceededKill},
-		{Plugin: "weather", Grant: "weather", Kind: LimitReceivedBytes, Limit: Limit{1000, 0}, Used: 1400, Known: true, Action: OnExceededKill},
+		{Plugin: "weather", Grant: "weather", Kind: LimitReceivedBytes, Limit: Limit{1000, 0}, Used: 1400, Recent: 1400, Known: true, Exceeded: true, Action: OnExceededKill},
 		{Plugin: "weather", Grant: "weather", Kind: LimitSyscalls, Limit: Limit{10, time.Second}, Known: true, Action: OnExceededKill},
 	}
 	if diff := cmp.Diff(want, report); diff != "" {

@@ -232,3 +232,47 @@ func TestObservingResolves(t *testing.T) {
 		t.Errorf("answer is %s", got)
 	}
 }
+
+// TestResolverProbes answers NXDOMAIN to what resolver libraries make up, and does
+// not take it for a refusal.
+func TestResolverProbes(t *testing.T) {
+	t.Setenv("LOCALDOMAIN", "svc.cluster.example corp.example")
+	w := newWorld(t, setup{input: names("api.weather.example", "*.tiles.weather.example")})
+	probes := make(chan authz.Probe, 8)
+	w.resolver = testenv.MustGet(proxy.NewResolver(proxy.ResolverConfig{
+		Plugin: plugin, Gate: w.gate, Engine: w.engine, Probe: func(p authz.Probe, _ string) { probes <- p },
+	}))(t)
+	for _, test := range []struct {
+		name string
+		want authz.Probe
+	}{
+		{"api.weather.example.svc.cluster.example", authz.ProbeSearch},
+		{"API.weather.example.CORP.example", authz.ProbeSearch},
+		{"a.tiles.weather.example.corp.example", authz.ProbeSearch},
+		{"_grpc_config.api.weather.example", authz.ProbeService},
+		{"_https._tcp.api.weather.example", authz.ProbeService},
+		{"_grpc_config.api.weather.example.corp.example", authz.ProbeService},
+		{"api.weather.example.other.example", ""}, // no search domain
+		{"evil.corp.example", ""},
+		{"evilapi.weather.example.corp.example", ""},
+		{"_grpc_config.evil.example", ""},
+		{"corp.example", ""},
+		{"evil.example", ""},
+		{"evil.example.corp.example", authz.ProbeSearch}, // evil.example itself was reported
+		{"_grpc_config.evil.example", authz.ProbeService},
+		{"c2VjcmV0.api.weather.example.corp.example", ""},
+		{"_", ""},
+	} {
+		if answer := w.ask(test.name, dns.TypeA); answer.Rcode != dns.RcodeNameError || len(answer.Answer) > 0 {
+			t.Errorf("%s: %s", test.name, dns.RcodeToString[answer.Rcode])
+		}
+		var got authz.Probe
+		select {
+		case got = <-probes: // it is reported before the answer
+		default:
+		}
+		if got != test.want {
+			t.Errorf("%s is probe %q, want %q", test.name, got, test.want)
+		}
+	}
+}

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,9 +96,9 @@ func runInView(o *order) error {
 	if err != nil {
 		return err
 	}
-	// The plugin's own processes may send any signal here. None of them is to end
-	// this process and with it the view, or to be ignored by what is started later.
-	signal.Notify(make(chan os.Signal, 1))
+	if err := defaultSignals(); err != nil {
+		return err
+	}
 	reply([]byte{replyStarted}, pidfd)
 	if err := unix.Close(pidfd); err != nil {
 		return fmt.Errorf("close pidfd: %w", err)
@@ -106,6 +106,30 @@ func runInView(o *order) error {
 	status := reap(program)
 	reply(binary.NativeEndian.AppendUint32([]byte{replyEnded}, uint32(status)), -1)
 	os.Exit(0) //nolint:forbidigo // the kernel ends everything in the namespace with its first process
+	return nil
+}
+
+// defaultSignals removes the signal handlers that the Go runtime installed. The
+// kernel then keeps from the first process of a PID namespace every signal that
+// would end or stop it and comes from inside (pid_namespaces(7)), so that a
+// program which signals every process does not end its own view. It comes after
+// the program was started: while a thread forks, its signals are blocked, and the
+// kernel does not keep a blocked one off.
+func defaultSignals() error {
+	var byDefault [4]uint64 // struct sigaction of the kernel: all zero is SIG_DFL
+	for number := unix.Signal(1); number <= 64; number++ {
+		switch number {
+		case unix.SIGKILL, unix.SIGSTOP: // they cannot be handled
+			continue
+		case unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE: // the runtime's own faults
+			continue
+		}
+		const maskSize = 8
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(number), uintptr(unsafe.Pointer(&byDefault)), 0, maskSize, 0, 0) //nolint:gosec // struct sigaction
+		if errno != 0 {
+			return fmt.Errorf("reset handler of signal %d: %w", number, errno)
+		}
+	}
 	return nil
 }
 

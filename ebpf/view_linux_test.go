@@ -47,6 +47,8 @@ func TestView(t *testing.T) {
 		{"terminals", "ls /dev/pts", "ptmx"},
 		{"resolver", "cat /etc/resolv.conf", "nameserver 127.0.0.1\noptions ndots:1"},
 		{"orphans are collected", "for i in 1 2 3; do (sh -c 'sleep 0.1 & exit 0'); done; sleep 0.5; grep -l 'State:.Z' /proc/[0-9]*/status | wc -l", "0"},
+		{"signals do not end the first process", "sleep 0.3; for s in 1 2 3 6 10 12 13 14 15 20 23 34; do kill -$s 1; done; sleep 0.1; echo alive", "alive"},
+		{"signals have their defaults", "sh -c 'kill -TERM $$'; echo $?; sh -c 'kill -USR1 $$'; echo $?", "143\n138"},
 		{"status", "exit 37", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/nearword"
 )
 
 // maxErrors bounds what is collected of one document.
@@ -212,42 +214,14 @@ func fieldsOf(t reflect.Type) []structField {
 
 // suggest says what the writer of an unknown field may have meant.
 func suggest(name string, known []structField) string {
-	best, distance := "", 3
 	names := make([]string, len(known))
 	for i, k := range known {
 		names[i] = k.name
-		if n := editDistance(strings.ToLower(name), strings.ToLower(k.name)); n < distance && n < len(k.name) {
-			best, distance = k.name, n
-		}
 	}
-	if best != "" {
+	if best := nearword.Suggest(name, names); best != "" {
 		return "did you mean " + best + "?"
 	}
 	return "known are " + strings.Join(names, ", ")
-}
-
-// editDistance is Levenshtein's, and 100 for names too long to be a slip.
-func editDistance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 100
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // wanted says what a value of type t looks like in a file.

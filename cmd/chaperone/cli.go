@@ -54,7 +54,10 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := c.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := unknownCommand(root, args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	var exit exitError
 	switch {
 	case err == nil:
@@ -86,7 +89,7 @@ func (c *cli) root() *cobra.Command {
 	root.SetOut(c.stdout)
 	root.SetErr(c.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError("%w; see chaperone %s --help", err, cmd.Name())
+		return flagError(cmd, err)
 	})
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.statusCommand(), c.usageCommand(),
@@ -98,16 +101,20 @@ func (c *cli) root() *cobra.Command {
 
 // noArgs is cobra.NoArgs with the exit status of a usage error.
 func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError("unknown argument %q for %q; see chaperone --help", args[0], cmd.CommandPath())
+	if len(args) == 0 {
+		return nil
 	}
-	return nil
+	hint := ""
+	if cmd.Flags().Lookup("plugin") != nil {
+		hint = fmt.Sprintf("; for the sidecar of one plugin say --plugin %s", shellWord(args[0]))
+	}
+	return usageError("unknown argument %q of %s, which takes none%s; see %[2]s --help", args[0], cmd.CommandPath(), hint)
 }
 
 func atLeast(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < n {
-			return usageError("%s: %s is missing; see chaperone %s --help", cmd.Name(), what, cmd.Name())
+			return usageError("%s: %s is missing; see %s --help", cmd.Name(), what, cmd.CommandPath())
 		}
 		return nil
 	}
@@ -116,7 +123,7 @@ func atLeast(n int, what string) cobra.PositionalArgs {
 func exactly(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError("%s: takes %s; see chaperone %s --help", cmd.Name(), what, cmd.Name())
+			return usageError("%s: takes %s; see %s --help", cmd.Name(), what, cmd.CommandPath())
 		}
 		return nil
 	}
@@ -135,7 +142,7 @@ func flagsFromEnvironment(cmd *cobra.Command) error {
 		if f.Name == "admin" {
 			name = environmentName("admin")
 		}
-		if value, ok := os.LookupEnv(name); ok {
+		if value := os.Getenv(name); value != "" {
 			if serr := cmd.Flags().Set(f.Name, value); serr != nil {
 				err = usageError("%s: %w", name, serr)
 			}
@@ -162,6 +169,7 @@ func (c *cli) withAdmin(cmd *cobra.Command) *cobra.Command {
 
 // withOutput adds --output.
 func (c *cli) withOutput(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringVar(&c.output, "output", "table", "`FORMAT`: table, json or yaml")
+	c.output = "table"
+	cmd.Flags().Var(oneOf(&c.output, "table", "json", "yaml"), "output", "`FORMAT`: table, json or yaml")
 	return cmd
 }

@@ -77,7 +77,7 @@ func (c *cli) revokeCommand() *cobra.Command {
 				req.Until = at
 			}
 			if err := req.Validate(time.Now()); err != nil {
-				return usageError("revoke: %w", err)
+				return usageError("revoke: --%w", err)
 			}
 			if req.All {
 				return c.revokeAll(cmd.Context(), req)
@@ -87,7 +87,8 @@ func (c *cli) revokeCommand() *cobra.Command {
 	}))
 	f := cmd.Flags()
 	f.StringVar(&req.Rule, "rule", "", "only this rule, `GRANT/ID`")
-	f.StringVar(&level, "level", string(authz.LevelQuarantine), "`LEVEL`: pause, quarantine or halt")
+	level = string(authz.LevelQuarantine)
+	f.Var(oneOf(&level, string(authz.LevelPause), level, string(authz.LevelHalt)), "level", "`LEVEL`: pause, quarantine or halt")
 	f.StringVar(&req.Reason, "reason", "", "why, for the audit log and for whoever restores it; required")
 	f.StringVar(&until, "until", "", "end by itself at this `TIME`: RFC 3339, or a duration from now as in 2h")
 	f.BoolVar(&req.All, "all", false, "every sidecar of this host")
@@ -259,8 +260,8 @@ func (c *cli) restoreCommand() *cobra.Command {
 	cmd := c.withOutput(c.withAdmin(&cobra.Command{
 		Use: "restore ID --reason TEXT", Short: "Lift a revocation", Args: exactly(1, "the id of a revocation"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if strings.TrimSpace(reason) == "" {
-				return usageError("restore: --reason is missing; say why, for the audit log")
+			if err := admin.ValidateReason(reason); err != nil {
+				return usageError("restore: --%w", err)
 			}
 			return c.restore(cmd.Context(), args[0], reason)
 		},

@@ -264,10 +264,12 @@ func (r *RevokeRequest) Validate(now time.Time) error {
 	if !r.Until.IsZero() && !r.Until.After(now) {
 		return fmt.Errorf("until: %s is past", r.Until.Format(time.RFC3339))
 	}
-	return validateReason(r.Reason)
+	return ValidateReason(r.Reason)
 }
 
-func validateReason(reason string) error {
+// ValidateReason returns what is wrong with the reason of a revocation or a
+// restoration: it is required, one line, and at most 1,000 bytes.
+func ValidateReason(reason string) error {
 	switch {
 	case strings.TrimSpace(reason) == "":
 		return errors.New("reason: it is required; say why, for the audit log")

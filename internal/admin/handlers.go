@@ -129,7 +129,7 @@ func (s *Server) restore(r *http.Request, actor string) (any, error) {
 		return nil, err
 	}
 	reason := r.URL.Query().Get("reason")
-	if err := validateReason(reason); err != nil {
+	if err := ValidateReason(reason); err != nil {
 		return nil, NewError(CodeBadRequest, err.Error())
 	}
 	id := r.PathValue("id")

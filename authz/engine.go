@@ -24,15 +24,16 @@ const (
 
 // Revocation takes access away from a plugin, or from one of its rules.
 type Revocation struct {
-	ID     string    `json:"id"`
-	Plugin string    `json:"plugin"`
-	Grant  string    `json:"grant,omitempty"` // with Rule: only that rule; "" for the whole plugin
-	Rule   string    `json:"rule,omitempty"`
-	Level  Level     `json:"level"`
-	Reason string    `json:"reason"`
-	Actor  string    `json:"actor"`
-	At     time.Time `json:"at"`
-	Until  time.Time `json:"until,omitzero"` // zero: until restored
+	ID       string    `json:"id"`
+	Plugin   string    `json:"plugin"`
+	Grant    string    `json:"grant,omitempty"` // with Rule: only that rule; "" for the whole plugin
+	Rule     string    `json:"rule,omitempty"`
+	Level    Level     `json:"level"`
+	Reason   string    `json:"reason"`
+	Incident string    `json:"incident,omitempty"` // the case that it belongs to
+	Actor    string    `json:"actor"`
+	At       time.Time `json:"at"`
+	Until    time.Time `json:"until,omitzero"` // zero: until restored
 }
 
 // inForce reports whether the revocation holds at now.

@@ -65,6 +65,9 @@ func Launch() {}
 // Detach returns [ErrUnsupported].
 func Detach(string, bool) error { return ErrUnsupported }
 
+// ShutLeft returns [ErrUnsupported].
+func ShutLeft(string, bool) (Left, error) { return Left{}, ErrUnsupported }
+
 // Probe says that confinement is missing.
 func Probe() []Finding {
 	return []Finding{{

@@ -407,3 +407,11 @@ type Finding struct {
 	// Remedy says what to do about it.
 	Remedy string
 }
+
+// Left is what [ShutLeft] found of a sidecar.
+type Left struct {
+	Shut      bool     // its programs are pinned, and their door is shut now
+	Cgroups   []string // that the programs are on
+	Populated bool     // processes are in one of them
+	Killed    bool     // those that were in the sidecar's own cgroup were killed
+}

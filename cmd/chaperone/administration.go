@@ -71,7 +71,9 @@ func (s *sidecar) decisions(ctx context.Context, q admin.DecisionQuery, emit fun
 }
 
 func (s *sidecar) adminRevoke(ctx context.Context, r admin.RevokeRequest, actor string) (admin.RevokeResult, error) {
-	out, err := s.revoke(ctx, revocationRequest{rule: r.Rule, level: r.Level, reason: r.Reason, until: r.Until, actor: actor})
+	out, err := s.revoke(ctx, revocationRequest{
+		id: r.ID, rule: r.Rule, level: r.Level, reason: r.Reason, incident: r.Incident, until: r.Until, actor: actor,
+	})
 	if err != nil {
 		return admin.RevokeResult{}, admin.NewError(admin.CodeBadRequest, err.Error())
 	}
@@ -128,7 +130,7 @@ func (s *sidecar) status() admin.Status {
 		Plugin: string(s.plugin), PID: os.Getpid(), Version: buildVersion(), Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
-		Credentials: s.credentialStatus(), Files: files(cfg), Warnings: s.warnings(now),
+		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.hostStatus(), Warnings: s.warnings(now),
 		RestartPending: s.restartPending(),
 	}
 	if snapshot.Observing(s.plugin, now) {
@@ -307,6 +309,9 @@ func (s *sidecar) warnings(now time.Time) []string {
 		out = append(out, w)
 	}
 	out = append(out, s.kernel.lacks...)
+	if w := s.twinWarning(); w != "" {
+		out = append(out, w)
+	}
 	if s.kernel.missing != "" {
 		out = append(out, "the kernel half is preferred and not to be had: "+s.kernel.missing)
 	}

@@ -46,6 +46,7 @@ type cli struct {
 	stdout, stderr io.Writer
 	admin          string // --admin
 	config         string // --config
+	plugin         string // --plugin, of commands that talk to a sidecar
 	output         string // --output
 }
 
@@ -92,7 +93,7 @@ func (c *cli) root() *cobra.Command {
 		return flagError(cmd, err)
 	})
 	root.AddCommand(
-		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.statusCommand(), c.usageCommand(),
+		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.sidecarsCommand(), c.statusCommand(), c.usageCommand(),
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
 		c.detachCommand(), c.envoyCommand(), c.schemaCommand(), c.versionCommand(),
 	)
@@ -140,6 +141,9 @@ func flagsFromEnvironment(cmd *cobra.Command) error {
 		}
 		name := environmentName(append(path[1:], f.Name)...)
 		if f.Name == "admin" {
+			if cmd.Flags().Changed("config") || cmd.Flags().Changed("plugin") {
+				return // the command line names another sidecar
+			}
 			name = environmentName("admin")
 		}
 		if value := os.Getenv(name); value != "" {
@@ -164,6 +168,7 @@ func (c *cli) withConfig(cmd *cobra.Command) *cobra.Command {
 // withAdmin adds the flags of commands that talk to a running sidecar.
 func (c *cli) withAdmin(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&c.admin, "admin", "", "the admin socket of a running sidecar, `unix:PATH`")
+	cmd.Flags().StringVar(&c.plugin, "plugin", "", "the sidecar of this `PLUGIN` on this host")
 	return c.withConfig(cmd)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
 func (c *cli) detachCommand() *cobra.Command {
@@ -35,6 +36,9 @@ func (c *cli) detachCommand() *cobra.Command {
 				err = fmt.Errorf("%w; end them, or say --kill", err)
 			}
 			if err := errors.Join(err, lock.Close()); err != nil {
+				return err
+			}
+			if err := admin.Forget(registry(), spec.Listen.Admin.Addr); err != nil {
 				return err
 			}
 			fmt.Fprintln(c.stdout, "nothing of it is left")

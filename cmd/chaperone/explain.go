@@ -74,7 +74,9 @@ func offlineEngine(cfg *configs.Config) (*authz.Engine, error) {
 	engine := &authz.Engine{}
 	engine.Install(cfg.Policy)
 	kept := &state{dir: cfg.Sidecar.StateDir}
-	return engine, kept.revocationsInto(engine)
+	err := kept.revocationsInto(engine)
+	hostRevocationsInto(engine, cfg.Sidecar.Plugin)
+	return engine, err
 }
 
 // explained is the answer of explain.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,11 +84,13 @@ func (s *sidecar) bringInLine() (level authz.Level, err error) {
 
 // revocationRequest is what an operator asks to be taken away.
 type revocationRequest struct {
-	rule   string // GRANT/ID; "" for the whole plugin
-	level  authz.Level
-	reason string
-	until  time.Time
-	actor  string
+	id       string // "" has one made
+	rule     string // GRANT/ID; "" for the whole plugin
+	level    authz.Level
+	reason   string
+	incident string
+	until    time.Time
+	actor    string
 }
 
 // revocationResult is what became of it.
@@ -125,6 +128,12 @@ func (s *sidecar) revoke(ctx context.Context, req revocationRequest) (revocation
 func (s *sidecar) cut(revocation authz.Revocation) revocationResult {
 	s.cutting.Lock()
 	defer s.cutting.Unlock()
+	if known, ok := findRevocation(s.engine.Current().Revocations(), revocation.ID); ok {
+		// It was read from the files of the host before it came by the admin socket.
+		out := s.answers[revocation.ID]
+		out.revocation = known
+		return out
+	}
 	started := time.Now()
 	out := revocationResult{revocation: revocation}
 	out.cut = s.putInForce(revocation)
@@ -143,6 +152,10 @@ func (s *sidecar) cut(revocation authz.Revocation) revocationResult {
 	out.took = time.Since(started)
 	s.metrics.revoked(out.took)
 	out.failed = append(out.failed, s.keepRevocation(revocation, fmt.Sprintf("%s: %s", revocation.Level, revocation.Reason))...)
+	if len(s.answers) >= maxAnswers || s.answers == nil {
+		s.answers = map[string]revocationResult{}
+	}
+	s.answers[revocation.ID] = out
 	return out
 }
 
@@ -178,7 +191,8 @@ const vaultPatience = 5 * time.Second
 // newRevocation checks what is asked against the grants that are loaded.
 func newRevocation(plugin string, grants []authz.Grant, req revocationRequest) (authz.Revocation, error) {
 	r := authz.Revocation{
-		Plugin: plugin, Level: req.level, Reason: strings.TrimSpace(req.reason), Actor: req.actor, At: time.Now().UTC(), Until: req.until,
+		ID: req.id, Plugin: plugin, Level: req.level, Reason: strings.TrimSpace(req.reason), Incident: req.incident,
+		Actor: req.actor, At: time.Now().UTC(), Until: req.until,
 	}
 	if r.Reason == "" {
 		return r, errors.New("a revocation has a reason")
@@ -203,12 +217,22 @@ func newRevocation(plugin string, grants []authz.Grant, req revocationRequest) (
 		}
 		r.Grant, r.Rule = grant, rule
 	}
+	if r.ID == "" {
+		id, err := newRevocationID()
+		if err != nil {
+			return r, err
+		}
+		r.ID = id
+	}
+	return r, nil
+}
+
+func newRevocationID() (string, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
-		return r, fmt.Errorf("make revocation id: %w", err)
+		return "", fmt.Errorf("make revocation id: %w", err)
 	}
-	r.ID = id.String()
-	return r, nil
+	return id.String(), nil
 }
 
 // findRule checks that GRANT/ID names a rule that is loaded: a name with a
@@ -230,7 +254,7 @@ func findRule(grants []authz.Grant, name string) (grant, rule string, err error)
 // keepRevocation persists the revocations in force and records the change.
 // What fails is returned in words: the effect has been had already.
 func (s *sidecar) keepRevocation(r authz.Revocation, detail string) (failed []string) {
-	if err := s.state.save(revocationsFile, s.engine.Current().Revocations()); err != nil {
+	if err := s.state.save(revocationsFile, s.ownRevocations()); err != nil {
 		failed = append(failed, "state: "+err.Error()+"; a restart would forget this")
 	}
 	if err := s.recorder.Record(revocationRecord(r, detail, s.engine.Current().Generation())); err != nil {
@@ -246,23 +270,44 @@ func revocationRecord(r authz.Revocation, detail string, generation uint64) *aut
 	}
 }
 
+// ownRevocations returns the revocations that outlive the sidecar.
+func (s *sidecar) ownRevocations() []authz.Revocation {
+	return slices.DeleteFunc(s.engine.Current().Revocations(), func(r authz.Revocation) bool { return r.ID == unreadableID })
+}
+
 // restore lifts a revocation.
 func (s *sidecar) restore(id, reason, actor string) (failed []string, err error) {
 	if strings.TrimSpace(reason) == "" {
 		return nil, errors.New("a restoration has a reason")
 	}
-	s.cutting.Lock()
-	defer s.cutting.Unlock()
-	found, ok := findRevocation(s.engine.Current().Revocations(), id)
-	if !ok {
+	if id == unreadableID {
+		return nil, errors.New("it is lifted when the files of the host can be read again: repair or remove them as root; status names them")
+	}
+	if err := s.liftHostWide(id, reason, actor); err != nil {
+		return nil, err
+	}
+	failed, found := s.lift(id, reason, actor)
+	if !found {
 		return nil, fmt.Errorf("no revocation has the id %q", id)
 	}
-	s.engine.Restore(found.ID)
+	return failed, nil
+}
+
+// lift lifts a revocation here, and reports whether there is one with the id.
+func (s *sidecar) lift(id, reason, actor string) (failed []string, found bool) {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	r, found := findRevocation(s.engine.Current().Revocations(), id)
+	if !found {
+		return nil, false
+	}
+	s.engine.Restore(r.ID)
+	delete(s.answers, r.ID)
 	if err := s.enforceLevel(); err != nil {
 		failed = append(failed, "kernel: "+err.Error())
 	}
-	found.Actor = actor
-	return append(failed, s.keepRevocation(found, "restored: "+reason)...), nil
+	r.Actor = actor
+	return append(failed, s.keepRevocation(r, "restored: "+reason)...), true
 }
 
 func findRevocation(all []authz.Revocation, id string) (authz.Revocation, bool) {

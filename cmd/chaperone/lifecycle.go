@@ -206,7 +206,14 @@ func registry() string { return os.Getenv("CHAPERONE_REGISTRY") }
 // register lists the sidecar for revoke --all, and returns what takes it off
 // the list. A sidecar that cannot be listed serves all the same, and says so.
 func (s *sidecar) register() (unregister func()) {
-	off, err := admin.Register(registry(), admin.Sidecar{Plugin: string(s.plugin), Socket: s.admin.Socket(), PID: os.Getpid()})
+	cfg := s.config.Load()
+	off, err := admin.Register(registry(), admin.Sidecar{
+		Plugin: string(s.plugin), Socket: s.admin.Socket(), PID: os.Getpid(),
+		StateDir: fromAnywhere(cfg.Sidecar.StateDir), Config: fromAnywhere(cfg.Path), Audit: fromAnywhere(s.audit.Status().File),
+	})
+	if w := s.twinWarning(); w != "" {
+		s.opts.log.Warn("second sidecar of the plugin", zap.String("detail", w))
+	}
 	if err != nil {
 		level := zap.WarnLevel
 		if os.Geteuid() != 0 {
@@ -228,6 +235,7 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
 	g.Go(func() error { s.keepTotals(ctx); return nil })
 	g.Go(func() error { s.watchFiles(ctx); return nil })
+	g.Go(func() error { s.watchHost(ctx); return nil })
 	if s.broker != nil {
 		g.Go(func() error { return s.broker.Run(ctx) })
 		g.Go(func() error { return s.closeTokens(ctx) })

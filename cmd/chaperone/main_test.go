@@ -41,6 +41,7 @@ func TestScript(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("NO_COLOR", "1")
+			env.Setenv("CHAPERONE_REGISTRY", env.WorkDir+"/registry") // not the host's
 			return nil
 		},
 	})

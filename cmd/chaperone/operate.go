@@ -5,310 +5,168 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/chaperone-proxy/chaperone/audit"
-	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/nearword"
 )
 
 // client returns a client of the running sidecar that --admin, its environment
-// variable or --config names.
+// variable, --plugin or --config names.
 func (c *cli) client() (*admin.Client, error) {
+	s, err := c.selected()
+	if err != nil {
+		return nil, err
+	}
+	return admin.Dial(s.Socket), nil
+}
+
+// selected returns the sidecar that a command is about, as far as it is known
+// without asking it.
+func (c *cli) selected() (admin.Sidecar, error) {
 	switch {
+	case c.plugin != "" && (c.admin != "" || c.config != ""):
+		return admin.Sidecar{}, usageError("--plugin contradicts --admin and --config; say one of them")
 	case c.admin != "":
-		if !strings.HasPrefix(c.admin, "unix:") {
-			return nil, usageError("--admin %q is not unix:PATH", c.admin)
+		path, ok := strings.CutPrefix(c.admin, "unix:")
+		if !ok {
+			return admin.Sidecar{}, usageError("--admin %q is not unix:PATH", c.admin)
 		}
-		return admin.Dial(c.admin), nil
+		path = fromAnywhere(path)
+		return listedOr(admin.Sidecar{Socket: path}, func(s admin.Sidecar) bool { return s.Socket == path }), nil
 	case c.config != "":
-		spec, err := configs.LoadSidecar(c.config)
-		if err != nil {
-			return nil, fmt.Errorf("load %s:\n%w", c.config, err)
-		}
-		return admin.Dial(spec.Listen.Admin.String()), nil
+		return c.ofConfig()
+	case c.plugin != "":
+		return c.ofPlugin()
 	}
 	return c.onlySidecar()
 }
 
-// onlySidecar finds the sidecar when exactly one runs on the host.
-func (c *cli) onlySidecar() (*admin.Client, error) {
-	all, err := admin.List(registry())
+// listedOr returns the listed sidecar that fits, or s.
+func listedOr(s admin.Sidecar, fits func(admin.Sidecar) bool) admin.Sidecar {
+	all, _ := admin.List(registry()) // what cannot be listed is known by its socket
+	if i := slices.IndexFunc(all, fits); i >= 0 {
+		return all[i]
+	}
+	return s
+}
+
+// ofConfig returns the sidecar of --config. A file that is broken is known by the
+// sidecar that was started with it.
+func (c *cli) ofConfig() (admin.Sidecar, error) {
+	file := fromAnywhere(c.config)
+	spec, err := c.sidecarFile()
 	if err != nil {
-		return nil, err
+		s := listedOr(admin.Sidecar{}, func(s admin.Sidecar) bool { return s.Config == file })
+		if s.Socket == "" {
+			return s, err
+		}
+		return s, nil
 	}
-	if len(all) == 1 {
-		return admin.Dial(all[0].Socket), nil
+	socket := fromAnywhere(spec.Listen.Admin.Addr)
+	named := admin.Sidecar{Plugin: spec.Plugin, Socket: socket, StateDir: fromAnywhere(spec.StateDir), Config: file, Audit: spec.Audit.File}
+	return listedOr(named, func(s admin.Sidecar) bool { return s.Socket == socket }), nil
+}
+
+// sidecarFile reads the file of --config, and of one that cannot be parsed what
+// revoking needs.
+func (c *cli) sidecarFile() (*configs.Sidecar, error) {
+	spec, err := configs.LoadSidecar(c.config)
+	if err == nil {
+		return spec, nil
 	}
+	if found, rerr := configs.RecoverSidecar(c.config); rerr == nil {
+		fmt.Fprintf(c.stderr, "chaperone: %s is broken (%s); its plugin is read as %s, its stateDir as %s\n",
+			c.config, firstLine(err.Error()), shellWord(found.Plugin), shellWord(found.StateDir))
+		return found, nil
+	}
+	return nil, fmt.Errorf("load %s:\n%w\n  without the file, name the sidecar: --plugin NAME or --admin unix:PATH", c.config, err)
+}
+
+// ofPlugin returns the one sidecar of --plugin that runs.
+func (c *cli) ofPlugin() (admin.Sidecar, error) {
+	all, err := listSidecars()
+	if err != nil {
+		return admin.Sidecar{}, err
+	}
+	running := slices.DeleteFunc(slices.Clone(all), func(s admin.Sidecar) bool { return s.Gone || s.Plugin != c.plugin })
+	switch len(running) {
+	case 1:
+		return running[0], nil
+	case 0:
+		return admin.Sidecar{}, noSidecarOf(c.plugin, all)
+	}
+	return admin.Sidecar{}, usageError("%q has %d sidecars; say --admin: %s", c.plugin, len(running), list(commandLines(running)))
+}
+
+// noSidecarOf returns the error of a plugin without a sidecar that runs.
+func noSidecarOf(plugin string, all []admin.Sidecar) error {
+	running := slices.DeleteFunc(slices.Clone(all), func(s admin.Sidecar) bool { return s.Gone })
+	hint := ""
+	if near := nearword.Suggest(plugin, plugins(running)); near != "" && near != plugin {
+		hint = "; did you mean " + shellWord(near) + "?"
+	}
+	return fmt.Errorf("no sidecar of the plugin %q runs on this host; running here: %s%s", plugin, list(commandLines(running)), hint)
+}
+
+// plugins returns the names of the plugins of sidecars.
+func plugins(all []admin.Sidecar) []string {
 	var names []string
 	for _, s := range all {
-		names = append(names, fmt.Sprintf("%s (--admin unix:%s)", s.Plugin, s.Socket))
+		names = append(names, s.Plugin)
 	}
-	return nil, usageError("which sidecar? Say --config or --admin; running here: %s", list(names))
+	return slices.Compact(names) // they are sorted
+}
+
+// commandLines returns how each sidecar is named on a command line.
+func commandLines(all []admin.Sidecar) []string {
+	var names []string
+	for _, s := range all {
+		names = append(names, fmt.Sprintf("%s (--admin unix:%s)", shellWord(s.Plugin), shellWord(s.Socket)))
+	}
+	return names
+}
+
+// listSidecars returns the sidecars of the host. Its error names the cause that a
+// user can do something about.
+func listSidecars() ([]admin.Sidecar, error) {
+	all, err := admin.List(registry())
+	if errors.Is(err, fs.ErrPermission) && len(all) == 0 {
+		dir := registry()
+		if dir == "" {
+			dir = admin.DefaultRegistry
+		}
+		return nil, fmt.Errorf("permission denied: the list of this host's sidecars in %s is root's; run this as root, or name your own sidecar by --config or --admin", dir)
+	}
+	return all, err
+}
+
+// onlySidecar finds the sidecar when exactly one runs on the host.
+func (c *cli) onlySidecar() (admin.Sidecar, error) {
+	all, err := listSidecars()
+	if err != nil {
+		return admin.Sidecar{}, err
+	}
+	all = slices.DeleteFunc(all, func(s admin.Sidecar) bool { return s.Gone })
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	return admin.Sidecar{}, usageError("which sidecar? Say --plugin, --config or --admin; running here: %s", list(commandLines(all)))
 }
 
 // notRunning reports whether nobody answers on the admin socket.
 func notRunning(err error) bool { return errors.Is(err, admin.ErrNoSidecar) }
 
-func (c *cli) revokeCommand() *cobra.Command {
-	var req admin.RevokeRequest
-	var level, until string
-	cmd := c.withOutput(c.withAdmin(&cobra.Command{
-		Use:   "revoke --reason TEXT",
-		Short: "Take access away now",
-		Long: "Take access away now, from the whole plugin or with --rule from one rule, and say what was cut,\n" +
-			"what Vault confirmed and how long it took. It persists until it is restored.\n\n" +
-			"  pause       denies what is new and lets what is in flight end\n" +
-			"  quarantine  also cuts live connections, revokes leases and shuts the kernel's door (default)\n" +
-			"  halt        also kills the plugin, which is not started again until it is restored",
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			req.Level = authz.Level(level)
-			if until != "" {
-				at, err := parseUntil(until, time.Now())
-				if err != nil {
-					return usageError("--until: %w", err)
-				}
-				req.Until = at
-			}
-			if err := req.Validate(time.Now()); err != nil {
-				return usageError("revoke: --%w", err)
-			}
-			if req.All {
-				return c.revokeAll(cmd.Context(), req)
-			}
-			return c.revokeOne(cmd.Context(), req)
-		},
-	}))
-	f := cmd.Flags()
-	f.StringVar(&req.Rule, "rule", "", "only this rule, `GRANT/ID`")
-	level = string(authz.LevelQuarantine)
-	f.Var(oneOf(&level, string(authz.LevelPause), level, string(authz.LevelHalt)), "level", "`LEVEL`: pause, quarantine or halt")
-	f.StringVar(&req.Reason, "reason", "", "why, for the audit log and for whoever restores it; required")
-	f.StringVar(&until, "until", "", "end by itself at this `TIME`: RFC 3339, or a duration from now as in 2h")
-	f.BoolVar(&req.All, "all", false, "every sidecar of this host")
-	return cmd
-}
-
-// parseUntil reads a time, or a duration from now.
-func parseUntil(s string, now time.Time) (time.Time, error) {
-	if at, err := time.Parse(time.RFC3339, s); err == nil {
-		return at, nil
-	}
-	var ahead authz.Duration
-	if err := ahead.UnmarshalText([]byte(s)); err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a time nor a duration", s)
-	}
-	return now.Add(time.Duration(ahead)), nil
-}
-
-func (c *cli) revokeOne(ctx context.Context, req admin.RevokeRequest) error {
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	result, err := client.Revoke(ctx, req)
-	if err != nil && notRunning(err) && c.config != "" {
-		return c.revokeOffline(req)
-	}
-	if err != nil {
-		return err
-	}
-	return c.printRevoked(result)
-}
-
-func (c *cli) printRevoked(r admin.RevokeResult) error {
-	err := c.print(r, func(w io.Writer) { revokedTable(w, r) })
-	if err == nil && len(r.Failed) > 0 {
-		return exitError{exitFailure, nil}
-	}
-	return err
-}
-
-func revokedTable(w io.Writer, r admin.RevokeResult) {
-	what := r.Plugin
-	if r.Rule != "" {
-		what = r.Rule + " of " + r.Plugin
-	}
-	fmt.Fprintf(w, "%s: %s in force after %.1f ms; %d live cut\n", what, r.Level, r.MS, r.Cut)
-	if r.Vault.Leases > 0 {
-		fmt.Fprintf(w, "Vault: %d of %d leases confirmed revoked\n", r.Vault.Confirmed, r.Vault.Leases)
-	}
-	if r.Vault.Unconfirmed > 0 {
-		fmt.Fprintf(w, "Vault: %d leases unconfirmed; the sidecar keeps trying, and nothing uses them\n", r.Vault.Unconfirmed)
-	}
-	for _, f := range r.Failed {
-		fmt.Fprintf(w, "FAILED: %s\n", f)
-	}
-	fmt.Fprintf(w, "to give it back: chaperone restore %s --reason TEXT\n", r.ID)
-}
-
-// revokeAll reaches every sidecar of the host at the same time: one that hangs
-// does not hold up the others.
-func (c *cli) revokeAll(ctx context.Context, req admin.RevokeRequest) error {
-	all, unlisted := admin.List(registry())
-	if len(all) == 0 {
-		return errors.Join(errors.New("no sidecar runs on this host"), unlisted)
-	}
-	type answer struct {
-		result admin.RevokeResult
-		err    error
-	}
-	answers := make([]chan answer, len(all))
-	for i, s := range all {
-		answers[i] = make(chan answer, 1)
-		go func() {
-			bounded, cancel := context.WithTimeout(ctx, 30*time.Second)
-			defer cancel()
-			result, err := admin.Dial(s.Socket).Revoke(bounded, req)
-			answers[i] <- answer{result, err}
-		}()
-	}
-	results, failed := []admin.RevokeResult{}, false
-	for i, s := range all {
-		a := <-answers[i]
-		if a.err != nil {
-			a.result = admin.RevokeResult{Plugin: s.Plugin, Level: req.Level, Failed: []string{"NOT REVOKED: " + a.err.Error()}}
-		}
-		failed = failed || len(a.result.Failed) > 0
-		results = append(results, a.result)
-	}
-	err := c.print(results, func(w io.Writer) {
-		for _, r := range results {
-			if r.ID == "" {
-				fmt.Fprintf(w, "%s: %s\n", r.Plugin, r.Failed[0])
-				continue
-			}
-			revokedTable(w, r)
-		}
-	})
-	if unlisted != nil { // one bad entry keeps nobody from the others
-		return errors.Join(err, unlisted)
-	}
-	if err == nil && failed {
-		return exitError{exitFailure, nil}
-	}
-	return err
-}
-
-// revokeOffline writes the revocation into the stateDir of a sidecar that does
-// not run, which finds it when it starts.
-func (c *cli) revokeOffline(req admin.RevokeRequest) error {
-	started := time.Now()
-	cfg, err := loadConfig(c.config)
-	if err != nil {
-		return err
-	}
-	revocation, err := newRevocation(cfg.Sidecar.Plugin, cfg.Grants, revocationRequest{
-		rule: req.Rule, level: req.Level, reason: req.Reason, until: req.Until, actor: actor(),
-	})
-	if err != nil {
-		return err
-	}
-	failed, err := c.changeOffline(&cfg.Sidecar, func(all []authz.Revocation) ([]authz.Revocation, *authz.Record, error) {
-		detail := fmt.Sprintf("%s: %s (no sidecar was running)", revocation.Level, revocation.Reason)
-		return append(all, revocation), revocationRecord(revocation, detail, 0), nil
-	})
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(c.stderr, "chaperone: no sidecar is running; the next one starts with this revocation")
-	return c.printRevoked(admin.RevokeResult{
-		ID: revocation.ID, Plugin: revocation.Plugin, Rule: ruleName(revocation.Grant, revocation.Rule), Level: revocation.Level,
-		MS: float64(time.Since(started).Microseconds()) / 1000, Failed: nonNil(failed),
-	})
-}
-
-// changeOffline changes the revocations of a stateDir that no sidecar holds.
-func (c *cli) changeOffline(spec *configs.Sidecar, change func([]authz.Revocation) ([]authz.Revocation, *authz.Record, error)) (failed []string, err error) {
-	kept, err := openState(spec.StateDir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, kept.Close()) }()
-	all, err := kept.revocations()
-	if err != nil {
-		return nil, err
-	}
-	all, record, err := change(all)
-	if err != nil {
-		return nil, err
-	}
-	if err := kept.save(revocationsFile, all); err != nil {
-		return nil, err
-	}
-	log, err := audit.Open(auditConfig(spec))
-	if err == nil {
-		err = errors.Join(log.Record(record), log.Close())
-	}
-	if err != nil {
-		failed = append(failed, "audit: "+err.Error())
-	}
-	return failed, nil
-}
-
 // actor names the user who runs the command, for the audit log.
 func actor() string { return admin.Peer{UID: os.Getuid()}.Actor() }
-
-func (c *cli) restoreCommand() *cobra.Command {
-	var reason string
-	cmd := c.withOutput(c.withAdmin(&cobra.Command{
-		Use: "restore ID --reason TEXT", Short: "Lift a revocation", Args: exactly(1, "the id of a revocation"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := admin.ValidateReason(reason); err != nil {
-				return usageError("restore: --%w", err)
-			}
-			return c.restore(cmd.Context(), args[0], reason)
-		},
-	}))
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log; required")
-	return cmd
-}
-
-func (c *cli) restore(ctx context.Context, id, reason string) error {
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	result, err := client.Restore(ctx, id, reason)
-	if err != nil && notRunning(err) && c.config != "" {
-		result, err = c.restoreOffline(id, reason)
-	}
-	if err != nil {
-		return err
-	}
-	return c.print(result, func(w io.Writer) { fmt.Fprintf(w, "%s: restored\n", result.Plugin) })
-}
-
-func (c *cli) restoreOffline(id, reason string) (admin.RestoreResult, error) {
-	spec, err := configs.LoadSidecar(c.config)
-	if err != nil {
-		return admin.RestoreResult{}, fmt.Errorf("load %s:\n%w", c.config, err)
-	}
-	failed, err := c.changeOffline(spec, func(all []authz.Revocation) ([]authz.Revocation, *authz.Record, error) {
-		found, ok := findRevocation(all, id)
-		if !ok {
-			return nil, nil, fmt.Errorf("no revocation has the id %q", id)
-		}
-		var left []authz.Revocation
-		for _, r := range all {
-			if r.ID != id {
-				left = append(left, r)
-			}
-		}
-		found.Actor = actor()
-		return left, revocationRecord(found, "restored: "+reason+" (no sidecar was running)", 0), nil
-	})
-	if err == nil && len(failed) > 0 {
-		err = fmt.Errorf("access is given back, and this failed: %s", strings.Join(failed, "; "))
-	}
-	return admin.RestoreResult{ID: id, Plugin: spec.Plugin}, err
-}
 
 func (c *cli) reloadCommand() *cobra.Command {
 	return c.withOutput(c.withAdmin(&cobra.Command{
@@ -333,4 +191,25 @@ func (c *cli) reloadCommand() *cobra.Command {
 			})
 		},
 	}))
+}
+
+// knownHere reports whether a plugin has or had a sidecar on this host: one is
+// listed, or a stateDir of its name is where states usually are.
+func knownHere(plugin string, all []admin.Sidecar) bool {
+	if slices.ContainsFunc(all, func(s admin.Sidecar) bool { return s.Plugin == plugin }) {
+		return true
+	}
+	if plugin == "" || strings.ContainsAny(plugin, "/\x00") || plugin == "." || plugin == ".." {
+		return false
+	}
+	info, err := os.Stat(filepath.Join(stateRoot, plugin))
+	return err == nil && info.IsDir()
+}
+
+// answersWithin reports whether a sidecar answers a question about its state.
+func answersWithin(ctx context.Context, client *admin.Client, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err := client.Revocations(ctx)
+	return err == nil
 }

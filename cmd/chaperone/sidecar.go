@@ -77,17 +77,19 @@ type sidecar struct {
 	listeners   []net.Listener // the proxy's
 	resolvers   []resolverEnds
 	addresses   addresses
-	used        authz.State                // as it was last written down
-	pid         atomic.Int64               // of the plugin; 0 before it is started
-	process     atomic.Pointer[unconfined] // the plugin that nothing confines, while it runs
-	limits      limits                     // that the kernel enforces
-	sockets     sockets                    // that the plugin may reach
-	probes      libraryProbes              // of the plugin's libraries
-	mediation   mediation                  // of connections
-	attribution attribution                // of bytes to rules
-	enforcing   sync.Mutex                 // so does bringing the kernel in line with the policy
-	cutting     sync.Mutex                 // revocations take turns
-	leasing     sync.Mutex                 // so do changes of what is leased
+	used        authz.State                 // as it was last written down
+	pid         atomic.Int64                // of the plugin; 0 before it is started
+	process     atomic.Pointer[unconfined]  // the plugin that nothing confines, while it runs
+	limits      limits                      // that the kernel enforces
+	host        hostWide                    // what is revoked on the whole host
+	answers     map[string]revocationResult // of revocations by id, under cutting
+	sockets     sockets                     // that the plugin may reach
+	probes      libraryProbes               // of the plugin's libraries
+	mediation   mediation                   // of connections
+	attribution attribution                 // of bytes to rules
+	enforcing   sync.Mutex                  // so does bringing the kernel in line with the policy
+	cutting     sync.Mutex                  // revocations take turns
+	leasing     sync.Mutex                  // so do changes of what is leased
 }
 
 // addresses are where the doors are, once they are bound.
@@ -110,7 +112,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeOwnEnvoy, s.makeAdmin, s.makeWeb,
+		s.openState, s.openAudit, s.takeHostRevocations, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeOwnEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err

@@ -91,7 +91,14 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 		if r.Rule != "" {
 			what = ruleName(r.Grant, r.Rule)
 		}
-		row(w, "revoked", fmt.Sprintf("%s, %s by %s: %s (restore %s)", what, r.Level, r.Actor, r.Reason, r.ID))
+		incident := ""
+		if r.Incident != "" {
+			incident = fmt.Sprintf(", incident %q", r.Incident)
+		}
+		row(w, "revoked", fmt.Sprintf("%s, %s by %s%s: %s (restore %s)", what, r.Level, r.Actor, incident, r.Reason, r.ID))
+	}
+	if s.Host != nil && s.Host.Detail != "" {
+		row(w, "host", s.Host.Detail)
 	}
 	for _, cr := range s.Credentials {
 		row(w, "credential", fmt.Sprintf("%s/%s %s %s", cr.Grant, cr.Name, cr.State, cr.Detail))

@@ -340,7 +340,7 @@ func TestBadRequests(t *testing.T) {
 		{"long reason", post, "/v1/revocations", js, `{"reason":"` + strings.Repeat("x", 1001) + `"}`, 400, "bad_request", "longer than 1000"},
 		{"two lines", post, "/v1/revocations", js, `{"reason":"a\nb"}`, 400, "bad_request", "printable"},
 		{"escape", post, "/v1/revocations", js, `{"reason":"a\u001b[2Jb"}`, 400, "bad_request", "printable"},
-		{"unknown field", post, "/v1/revocations", js, `{"reason":"x","plugin":"y"}`, 400, "bad_request", "unknown field; known are all, level, reason, rule, until"},
+		{"unknown field", post, "/v1/revocations", js, `{"reason":"x","plugin":"y"}`, 400, "bad_request", "unknown field; known are all, id, incident, level, reason, rule, until"},
 		{"field's case", post, "/v1/revocations", js, `{"Reason":"x"}`, 400, "bad_request", "unknown field"},
 		{"twice", post, "/v1/revocations", js, `{"level":"pause","reason":"x","level":"halt"}`, 400, "bad_request", "given twice"},
 		{"null", post, "/v1/revocations", js, `{"reason":null}`, 400, "bad_request", "null"},
@@ -568,6 +568,9 @@ func TestRegistry(t *testing.T) {
 	}
 	s := &sidecar{}
 	alive, dead := socketIn(t), socketIn(t)
+	if err := os.MkdirAll(filepath.Dir(dead), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	start(t, s.config(alive))
 	var unregister func() error
 	for _, entry := range []admin.Sidecar{{Plugin: "weather", Socket: alive, PID: 1}, {Plugin: "dead", Socket: dead, PID: 2}} {
@@ -580,18 +583,31 @@ func TestRegistry(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode = %v, %v, want 0700", info.Mode(), err)
 	}
-	want := []admin.Sidecar{{Plugin: "weather", Socket: alive, PID: 1}}
+	want := []admin.Sidecar{{Plugin: "dead", Socket: dead, PID: 2, Gone: true}, {Plugin: "weather", Socket: alive, PID: 1}}
 	for range 2 {
 		list, err := admin.List(dir)
 		if diff := cmp.Diff(want, list); diff != "" || err != nil {
 			t.Errorf("List: %v (-want +got)\n%s", err, diff)
 		}
 	}
-	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
-		t.Errorf("entries = %v, %v, want the stale one removed", files, err)
+	for _, socket := range []string{dead, dead, alive} {
+		if err := admin.Forget(dir, socket); err != nil {
+			t.Errorf("Forget: %v", err)
+		}
+	}
+	want = want[1:]
+	if list, err := admin.List(dir); err != nil || !cmp.Equal(want, list) {
+		t.Errorf("List after Forget = %v, %v", list, err)
 	}
 	if err := unregister(); err != nil {
-		t.Errorf("unregister what was cleaned: %v", err)
+		t.Errorf("unregister what was forgotten: %v", err)
+	}
+	// A socket whose folder is gone comes back no more.
+	if _, err := admin.Register(dir, admin.Sidecar{Plugin: "removed", Socket: filepath.Join(dir, "no-folder", "s"), PID: 3}); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := admin.List(dir); err != nil || !cmp.Equal(want, list) {
+		t.Errorf("List = %v, %v, want the entry without a folder removed", list, err)
 	}
 	// One bad entry hides no other.
 	if err := os.WriteFile(filepath.Join(dir, "bad.sidecar"), []byte("{"), 0o600); err != nil {

@@ -33,9 +33,16 @@ type Status struct {
 	Credentials  []Credential       `json:"credentials"`
 	Files        []File             `json:"files"` // as last loaded
 	Audit        Audit              `json:"audit"`
+	Host         *HostRevocations   `json:"host,omitempty"`     // nil: not read
 	Warnings     []string           `json:"warnings,omitempty"` // what weakens the sidecar and was chosen
 
 	RestartPending []string `json:"restartPending,omitempty"` // fields of the loaded Sidecar that take effect at a restart
+}
+
+// HostRevocations is where the sidecar reads the revocations of the whole host.
+type HostRevocations struct {
+	Files  []string `json:"files"`            // whether they exist or not
+	Detail string   `json:"detail,omitempty"` // why they are not in force, or whose they are
 }
 
 // Check is one condition of being ready.
@@ -226,16 +233,19 @@ type Revocations struct {
 
 // RevokeRequest is the body of POST /v1/revocations.
 type RevokeRequest struct {
-	Rule   string      `json:"rule,omitempty"`  // GRANT/ID; "" is the whole plugin
-	Level  authz.Level `json:"level,omitempty"` // "" is quarantine
-	Reason string      `json:"reason"`          // required, for people
-	Until  time.Time   `json:"until,omitzero"`  // zero: until it is restored
-	All    bool        `json:"all,omitempty"`   // it is sent to every sidecar of the host
+	ID       string      `json:"id,omitempty"`       // "" has the sidecar make one; one that is in force already is not made again
+	Rule     string      `json:"rule,omitempty"`     // GRANT/ID; "" is the whole plugin
+	Level    authz.Level `json:"level,omitempty"`    // "" is quarantine
+	Reason   string      `json:"reason"`             // required, for people
+	Incident string      `json:"incident,omitempty"` // the case that it belongs to, by which it can be restored with others
+	Until    time.Time   `json:"until,omitzero"`     // zero: until it is restored
+	All      bool        `json:"all,omitempty"`      // it is sent to every sidecar of the host
 }
 
 const (
-	maxReason = 1000
-	maxRule   = 300
+	maxReason   = 1000
+	maxIncident = 200
+	maxRule     = 300
 )
 
 // Validate completes the request's defaults and says what is wrong with it.
@@ -264,6 +274,12 @@ func (r *RevokeRequest) Validate(now time.Time) error {
 	if !r.Until.IsZero() && !r.Until.After(now) {
 		return fmt.Errorf("until: %s is past", r.Until.Format(time.RFC3339))
 	}
+	if len(r.Incident) > maxIncident || !printable(r.Incident) {
+		return fmt.Errorf("incident: %.80q is not one line of printable text of at most %d bytes", r.Incident, maxIncident)
+	}
+	if len(r.ID) > maxRule || !printable(r.ID) {
+		return fmt.Errorf("id: %.80q is not an id", r.ID)
+	}
 	return ValidateReason(r.Reason)
 }
 
@@ -281,11 +297,22 @@ func ValidateReason(reason string) error {
 	return nil
 }
 
-// RevokeResult says what a revocation did. Access is taken away whenever there
-// is a result: what is in Failed came after it and is to be seen to.
+// The states of a sidecar that has not answered, in a RevokeResult of the command.
+const (
+	StateNotRunning  = "not_running" // it reads the revocation when it starts
+	StateNoAnswer    = "no_answer"   // it hangs, and reads the revocation when it goes on
+	StateKilled      = "killed"      // it did not answer and was killed
+	StateUnreachable = "unreachable" // it refused, or the caller may not talk to it
+)
+
+// RevokeResult says what a revocation did. Without a State, access is revoked: what
+// is in Failed came after it and is to be seen to.
 type RevokeResult struct {
 	ID     string      `json:"id"`
 	Plugin string      `json:"plugin"`
+	State  string      `json:"state,omitempty"`  // of the sidecar, when it has not answered
+	PID    int         `json:"pid,omitempty"`    // of the sidecar, likewise
+	Kernel string      `json:"kernel,omitempty"` // how the kernel holds the plugin without it
 	Rule   string      `json:"rule,omitempty"`
 	Level  authz.Level `json:"level"`
 	Cut    int         `json:"cut"` // live connections and exchanges that were ended

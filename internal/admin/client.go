@@ -47,6 +47,27 @@ func Dial(socket string) *Client {
 // Socket returns the absolute path of the socket.
 func (c *Client) Socket() string { return c.path }
 
+// PeerPID returns the process that listens on the socket, as the kernel recorded it
+// when it called listen (SO_PEERCRED, unix(7)): also of one that does not answer. It
+// is 0 for a process of a PID namespace that cannot be seen from here.
+func (c *Client) PeerPID(ctx context.Context) (int, error) {
+	if c.err != nil {
+		return 0, fmt.Errorf("find sidecar: %w", c.err)
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", c.path)
+	if err != nil {
+		return 0, fmt.Errorf("find sidecar: %w", err)
+	}
+	defer conn.Close()
+	socket, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, errors.New("find sidecar: not a unix connection")
+	}
+	peer, err := peerOf(socket)
+	return peer.PID, err
+}
+
 // Status returns what is in force.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	return get[Status](ctx, c, "/v1/status")

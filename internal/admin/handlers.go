@@ -110,8 +110,8 @@ func list[T any](elements []T) []T {
 func (s *Server) revoke(r *http.Request, actor string) (any, error) {
 	var request RevokeRequest
 	err := decodeBody(r, map[string]any{
-		"rule": &request.Rule, "level": &request.Level, "reason": &request.Reason,
-		"until": &request.Until, "all": &request.All,
+		"id": &request.ID, "rule": &request.Rule, "level": &request.Level, "reason": &request.Reason,
+		"incident": &request.Incident, "until": &request.Until, "all": &request.All,
 	})
 	if err != nil {
 		return nil, err

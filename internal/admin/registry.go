@@ -32,9 +32,14 @@ const (
 
 // Sidecar is an entry of the registry.
 type Sidecar struct {
-	Plugin string `json:"plugin"`
-	Socket string `json:"socket"` // path of the admin socket
-	PID    int    `json:"pid"`
+	Plugin   string `json:"plugin"`
+	Socket   string `json:"socket"` // path of the admin socket
+	PID      int    `json:"pid"`
+	StateDir string `json:"stateDir,omitempty"`
+	Config   string `json:"config,omitempty"` // the Sidecar's file
+	Audit    string `json:"audit,omitempty"`  // the audit log
+
+	Gone bool `json:"-"` // nothing listens on its socket
 }
 
 // Register lists a sidecar in the folder dir, "" being DefaultRegistry, so that
@@ -85,11 +90,12 @@ func entryPath(dir, socket string) string {
 	return filepath.Join(dir, hex.EncodeToString(sum[:8])+entrySuffix)
 }
 
-// List returns the sidecars listed in dir, "" being DefaultRegistry, that are
-// there, by plugin and socket. Entries of those that are gone are removed. A
-// sidecar that cannot be reached and may be there is listed: its caller sees
-// the error and not an omission. A folder that is missing lists none. With an
-// error about some entries the others are returned.
+// List returns the sidecars listed in dir, "" being DefaultRegistry, by plugin and
+// socket. One that was killed is among them, marked as Gone, until it is started
+// again, [Forget] is called or the folder of its socket is removed. A sidecar that
+// cannot be reached and may be there is not Gone: its caller sees the error and not
+// an omission. A folder that is missing lists none. With an error about some
+// entries the others are returned.
 func List(dir string) ([]Sidecar, error) {
 	if dir == "" {
 		dir = DefaultRegistry
@@ -113,24 +119,49 @@ func List(dir string) ([]Sidecar, error) {
 		path := filepath.Join(dir, entry.Name())
 		s, err := readEntry(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it ended meanwhile
+			continue // it has ended since
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("list sidecars: %w", err))
 			continue
 		}
-		if !gone(s.Socket) {
-			found = append(found, s)
+		s.Gone = gone(s.Socket)
+		if s.Gone && missing(filepath.Dir(s.Socket)) {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("remove stale sidecar: %w", err))
+			}
 			continue
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove stale sidecar: %w", err))
-		}
+		found = append(found, s)
 	}
 	slices.SortFunc(found, func(a, b Sidecar) int {
 		return cmp.Or(strings.Compare(a.Plugin, b.Plugin), strings.Compare(a.Socket, b.Socket))
 	})
 	return found, errors.Join(errs...)
+}
+
+func missing(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// Forget takes a sidecar that is gone off the list in dir, "" being DefaultRegistry.
+// A sidecar that still listens stays, and one that is not listed is no error.
+func Forget(dir, socket string) error {
+	if dir == "" {
+		dir = DefaultRegistry
+	}
+	socket, err := socketPath(socket)
+	if err != nil {
+		return fmt.Errorf("forget sidecar: %w", err)
+	}
+	if !gone(socket) {
+		return nil
+	}
+	if err := os.Remove(entryPath(dir, socket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget sidecar: %w", err)
+	}
+	return nil
 }
 
 func readEntry(path string) (Sidecar, error) {

@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
 // FileName is the name of the file in its folder.
@@ -57,8 +58,8 @@ type Restoration struct {
 
 // State is what the files hold.
 type State struct {
-	Revocations []authz.Revocation `json:"revocations"`
-	Restored    []Restoration      `json:"restored"`
+	Revocations []authz.Revocation `json:"revocations,omitempty"`
+	Restored    []Restoration      `json:"restored,omitempty"`
 }
 
 // file is a State as it is written.
@@ -315,27 +316,7 @@ func prepare(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // stateDirs of other users may be below it
 		return err
 	}
-	actual, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err
-	}
-	for at := actual; ; at = filepath.Dir(at) {
-		info, err := os.Lstat(at)
-		if err != nil {
-			return err
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		if !ok || stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
-			return fmt.Errorf("folder %s belongs to neither root nor this user", at)
-		}
-		sticky := at != actual && info.Mode()&fs.ModeSticky != 0
-		if info.Mode().Perm()&0o022 != 0 && !sticky {
-			return fmt.Errorf("folder %s may be written by others (mode %04o); run chmod go-w on it", at, info.Mode().Perm())
-		}
-		if at == filepath.Dir(at) {
-			return nil
-		}
-	}
+	return runtimedir.Check(dir)
 }
 
 // lock takes the lock of a file. A process that holds it and hangs is not waited

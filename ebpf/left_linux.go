@@ -1,0 +1,79 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// ShutLeft shuts the door of what a sidecar has pinned for a state directory,
+// whether the sidecar runs, hangs or is gone: the pinned programs then refuse every
+// connect and drop every packet with payload that the plugin sends. A sidecar that
+// goes on opens the door only when nothing is revoked any more. If kill is set, the
+// processes of the cgroup that the sidecar made are killed too. If nothing is pinned,
+// [Left.Shut] is not set and there is no error. It needs CAP_BPF and, for the
+// cgroups, CAP_DAC_READ_SEARCH.
+func ShutLeft(stateDir string, kill bool) (Left, error) {
+	fail := func(err error) (Left, error) { return Left{}, fmt.Errorf("shut the door: %w", err) }
+	p, err := findPlaces(stateDir)
+	if err != nil {
+		return fail(err)
+	}
+	pins, err := p.existingPins()
+	if err != nil {
+		return fail(err)
+	}
+	door, err := ebpf.LoadPinnedMap(filepath.Join(pins, "door"), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Left{}, nil
+	}
+	if err != nil {
+		return fail(err)
+	}
+	ledger := ledger{door: door}
+	err = ledger.turn(func(d *wallDoor) { d.Open = 0 })
+	if err = errors.Join(err, door.Close()); err != nil {
+		return fail(err)
+	}
+	left := Left{Shut: true}
+	h, err := p.findHierarchy()
+	if err != nil {
+		return left, fmt.Errorf("find the cgroup: %w", err)
+	}
+	if left.Cgroups, err = h.heldGroups(pins); err != nil {
+		return left, fmt.Errorf("find the cgroup: %w", err)
+	}
+	for _, path := range left.Cgroups {
+		ours := filepath.Base(path) == cgroupPrefix+p.id
+		populated, err := killIn(path, kill && ours)
+		if err != nil {
+			return left, fmt.Errorf("kill the plugin: %w", err)
+		}
+		left.Populated = left.Populated || populated
+		left.Killed = left.Killed || kill && ours
+	}
+	return left, nil
+}
+
+// killIn reports whether processes are in a cgroup, and kills them if it is to.
+func killIn(path string, kill bool) (populated bool, err error) {
+	g, err := openGroup(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, g.close()) }()
+	populated, err = g.populated()
+	if err != nil || !populated || !kill {
+		return populated, err
+	}
+	if err := g.kill(); err != nil {
+		return true, err
+	}
+	return false, nil
+}

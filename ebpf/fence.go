@@ -1,6 +1,10 @@
 package ebpf
 
-import "go.uber.org/zap"
+import (
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/internal/reaper"
+)
 
 // FenceConfig says what to fence in.
 type FenceConfig struct {
@@ -24,6 +28,8 @@ type FenceConfig struct {
 	// Denied is told of each system call that the filter refused, by a goroutine
 	// of the fence's. It may not block for long. Nil: they are refused silently.
 	Denied func(Denial)
+	// Reaper is as [Config.Reaper].
+	Reaper *reaper.Reaper
 	// Logger is for the operator. Nil: silence.
 	Logger *zap.Logger
 }

@@ -158,9 +158,11 @@ func (f *Fence) spawn(control, order, dial *os.File) error {
 		attributes.GidMappingsEnableSetgroups = true
 		attributes.Credential = &syscall.Credential{Uid: uint32(f.account.uid), Gid: uint32(f.account.gid)}
 	}
-	f.keeper, err = os.StartProcess("/proc/self/exe", []string{fenceName}, &os.ProcAttr{
-		Env: []string{}, Dir: "/", Sys: attributes,
-		Files: []*os.File{null, null, null, control, order, dial},
+	f.keeper, err = f.config.Reaper.Start(func() (*os.Process, error) {
+		return os.StartProcess("/proc/self/exe", []string{fenceName}, &os.ProcAttr{
+			Env: []string{}, Dir: "/", Sys: attributes,
+			Files: []*os.File{null, null, null, control, order, dial},
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("start keeper: %w", err)
@@ -508,6 +510,7 @@ func (f *Fence) Close() error {
 	errs := []error{killed}
 	if f.keeper != nil {
 		_, err := f.keeper.Wait() // when it has ended, nothing of the fence lives
+		f.config.Reaper.Done(f.keeper.Pid)
 		errs = append(errs, err)
 	}
 	if f.control != nil && !f.running { // else Wait reads from it, and closes it

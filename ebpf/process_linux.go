@@ -195,6 +195,7 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	if err != nil {
 		_ = p.proc.Kill()
 		_, _ = p.proc.Wait()
+		p.cage.config.Reaper.Done(p.proc.Pid)
 		return errors.Join(err, p.ears.close(), p.forget())
 	}
 	return nil
@@ -304,7 +305,9 @@ func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk,
 		attributes.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
 	}
 	return p.cage.network.do(func() error {
-		proc, err := os.StartProcess("/proc/self/exe", []string{launcherName}, attributes)
+		proc, err := p.cage.config.Reaper.Start(func() (*os.Process, error) {
+			return os.StartProcess("/proc/self/exe", []string{launcherName}, attributes)
+		})
 		if err != nil {
 			return fmt.Errorf("start launcher: %w", err)
 		}
@@ -445,6 +448,7 @@ func (p *Process) wait() (int, error) {
 	p.ended = true
 	p.mu.Unlock()
 	state, err := p.proc.Wait()
+	p.cage.config.Reaper.Done(p.proc.Pid)
 	killed := p.cage.group.kill()
 	heard := p.ears.close()
 	if err != nil {

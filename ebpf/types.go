@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
 
 // DynamicUser as [Config.User] asks for a user of the plugin's own.
@@ -140,6 +142,10 @@ type Config struct {
 	// Interval is the time between samples, and for how long equal refusals are
 	// folded into one. Zero: [DefaultInterval].
 	Interval time.Duration
+
+	// Reaper is given the processes that the cage starts and waits for. Nil:
+	// nobody else in this program waits for processes.
+	Reaper *reaper.Reaper
 
 	// Logger is for the operator. Nil: silence.
 	Logger *zap.Logger

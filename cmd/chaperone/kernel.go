@@ -79,7 +79,7 @@ func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
 		EndLeft: s.endedLeft,
-		Logger:  s.opts.log.Named("kernel"),
+		Reaper:  s.reaper, Logger: s.opts.log.Named("kernel"),
 	})
 	return err
 }

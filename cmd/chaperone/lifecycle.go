@@ -234,6 +234,12 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.engine.Run(ctx, time.Now) })
 	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
 	g.Go(func() error { s.keepTotals(ctx); return nil })
+	g.Go(func() error {
+		if err := s.reaper.Run(ctx); err != nil {
+			s.opts.log.Warn("orphaned processes are not collected", zap.Error(err))
+		}
+		return nil
+	})
 	g.Go(func() error { s.watchFiles(ctx); return nil })
 	g.Go(func() error { s.watchHost(ctx); return nil })
 	if s.broker != nil {

@@ -224,7 +224,7 @@ func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (plugin, er
 	case command.Files != nil:
 		return nil, errors.New("start the plugin: process.files is stated, and nothing here can keep it")
 	}
-	p, err := startUnconfined(args, env)
+	p, err := startUnconfined(args, env, s.reaper)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/reaper"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/vault"
 	"github.com/chaperone-proxy/chaperone/vault/tokens"
@@ -62,6 +63,7 @@ type sidecar struct {
 	standIns *standIns
 	gate     *authz.Gate
 	cage     *ebpf.Cage
+	reaper   *reaper.Reaper
 	fence    *ebpf.Fence // instead of the cage, where that is not to be had
 	kernel   kernelState
 	inbound  *inbound
@@ -101,7 +103,7 @@ type addresses struct {
 func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 	s = &sidecar{
 		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
-		metrics: newMetrics(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
+		metrics: newMetrics(), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
 	s.running = cfg.Sidecar
 	s.config.Store(cfg)

@@ -10,27 +10,33 @@ import (
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
 
 // unconfined is the plugin while the kernel is off: an ordinary process in a
 // session of its own, which its environment leads to the proxy and nothing
 // holds there.
 type unconfined struct {
-	cmd *exec.Cmd
+	cmd    *exec.Cmd
+	reaper *reaper.Reaper
 }
 
-func startUnconfined(args, env []string) (*unconfined, error) {
+func startUnconfined(args, env []string, children *reaper.Reaper) (*unconfined, error) {
 	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // the program to run is what the user says, and outlives no context
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	_, err := children.Start(func() (*os.Process, error) {
+		err := cmd.Start()
+		return cmd.Process, err
+	})
+	if err != nil {
 		status := 126
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 			status = 127
 		}
 		return nil, &ebpf.ExecError{Path: args[0], Status: status, Err: fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "exec: "))}
 	}
-	return &unconfined{cmd}, nil
+	return &unconfined{cmd, children}, nil
 }
 
 // PID returns the plugin's process id.
@@ -48,6 +54,7 @@ func (u *unconfined) Signal(sig os.Signal) error {
 // Wait waits for the plugin's end and ends what it left in its group.
 func (u *unconfined) Wait() (int, error) {
 	err := u.cmd.Wait()
+	u.reaper.Done(u.cmd.Process.Pid)
 	_ = syscall.Kill(-u.cmd.Process.Pid, syscall.SIGKILL) // nothing may be left
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

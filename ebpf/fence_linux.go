@@ -254,6 +254,7 @@ func (f *Fence) Limits() []string {
 		"Unix sockets other than pairs are refused, and none can be granted",
 		"a caller is known by the proxy token, which everything inside the fence can read",
 		"the plugin can be ended at any time, and not be frozen",
+		"/tmp, /run and /dev/shm are the host's: a view of the plugin's own (process.view) needs the kernel half",
 	}
 	if f.account.same {
 		limits = append(limits, "the plugin runs as the sidecar's own user and may use that user's files and groups; only the sidecar's own files are hidden from it, unless its files are limited (process.files)")

@@ -45,9 +45,9 @@ type Cage struct {
 	closed   bool
 	sockets  allowance
 	running  *runningView // of the program that runs; nil: it has none
-	held     bool    // frozen for a limit
-	killed   bool    // killed for a limit
-	found    []Stray // by the last census
+	held     bool         // frozen for a limit
+	killed   bool         // killed for a limit
+	found    []Stray      // by the last census
 
 	epoch time.Time // when CLOCK_BOOTTIME was zero, as it seemed at the start
 

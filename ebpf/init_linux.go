@@ -118,10 +118,9 @@ func runInView(o *order) error {
 func defaultSignals() error {
 	var byDefault [4]uint64 // struct sigaction of the kernel: all zero is SIG_DFL
 	for number := unix.Signal(1); number <= 64; number++ {
-		switch number {
-		case unix.SIGKILL, unix.SIGSTOP: // they cannot be handled
-			continue
-		case unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE: // the runtime's own faults
+		unhandled := number == unix.SIGKILL || number == unix.SIGSTOP
+		fault := number == unix.SIGSEGV || number == unix.SIGBUS || number == unix.SIGFPE // the runtime's own
+		if unhandled || fault {
 			continue
 		}
 		const maskSize = 8

@@ -105,7 +105,7 @@ func TestViewKeeps(t *testing.T) {
 		r.ok(r.shell("! ls "+kept+"/none", keep(kept+"/none")))
 	})
 	t.Run("a link that was left in /var/tmp", func(t *testing.T) {
-		host, err := os.MkdirTemp("/var/tmp", "chaperone-test-")
+		host, err := os.MkdirTemp("/var/tmp", "chaperone-test-") //nolint:usetesting // the place is what is tested
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -238,7 +238,7 @@ func TestViewShowsSockets(t *testing.T) {
 		return path
 	}
 	folder := func() string {
-		dir, err := os.MkdirTemp("/run", "chaperone-test-")
+		dir, err := os.MkdirTemp("/run", "chaperone-test-") //nolint:usetesting // the place is what is tested
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -211,8 +211,10 @@ func (s *sidecar) renewAuthority() error {
 
 // startIn starts CMD in whatever confines it.
 func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (plugin, error) {
-	command := ebpf.Command{Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec),
-		Kept: keptPaths(s.config.Load(), args)}
+	command := ebpf.Command{
+		Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec),
+		Kept: keptPaths(s.config.Load(), args),
+	}
 	if s.trust != nil {
 		command.TrustBundle = s.trust.pemFile()
 	}

@@ -53,6 +53,8 @@ type Cage struct {
 
 	counting sync.Mutex // held while a census is taken; taken before mu
 	census   *census
+
+	watchPorts *portWatch // nil: it is not known who listens
 }
 
 // New makes the cgroup, the network namespace and the programs, and reserves the
@@ -117,6 +119,9 @@ func (c *Cage) build() error {
 	if c.network, err = c.chooseNetwork(); err != nil {
 		return err
 	}
+	if err := c.openPortWatch(); err != nil {
+		c.config.Logger.Warn("listening ports of the plugin are unknown", zap.Error(err))
+	}
 	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.hasView(), c.config.CountSyscalls); err != nil {
 		return lacks(err)
 	}
@@ -128,13 +133,30 @@ func (c *Cage) build() error {
 	return err
 }
 
+// openPortWatch opens what [Cage.Listening] asks, if there are ports to ask for.
+func (c *Cage) openPortWatch() error {
+	if !c.own || len(c.config.Serve) == 0 {
+		return nil
+	}
+	return c.network.do(func() error {
+		socket, err := openDiag()
+		if err == nil {
+			c.watchPorts = newPortWatch(socket)
+		}
+		return err
+	})
+}
+
 func (c *Cage) chooseNetwork() (*network, error) {
 	switch {
 	case c.own && c.config.NetworkPath != "":
 		return nil, errors.New("choose network: a path is given, and the plugin is to have a network of its own")
 	case c.own:
-		own, err := newNetwork()
-		return own, lacks(err)
+		n, err := newNetwork()
+		if err == nil && n.ports != nil && hasLowPort(c.config.Serve) {
+			return nil, errors.Join(n.ports, n.close())
+		}
+		return n, lacks(err)
 	case c.config.NetworkPath != "":
 		return openNetwork(c.config.NetworkPath)
 	}
@@ -350,6 +372,7 @@ func (c *Cage) demolish() error {
 	if c.network != nil {
 		errs = append(errs, c.network.close())
 	}
+	errs = append(errs, c.watchPorts.close())
 	errs = append(errs, c.account.close())
 	errs = append(errs, c.lock.release())
 	return errors.Join(errs...)

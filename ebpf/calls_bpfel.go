@@ -27,6 +27,16 @@ type callsCustody struct {
 	Release  uint32
 }
 
+type callsDestination struct {
+	_       structs.HostLayout
+	Address struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Port uint16
+	Pad  uint16
+}
+
 type callsDoor struct {
 	_       structs.HostLayout
 	Open    uint32
@@ -180,6 +190,7 @@ type callsTally struct {
 const (
 	callsMapCalls        = "calls"
 	callsMapCounters     = "counters"
+	callsMapDestinations = "destinations"
 	callsMapDoor         = "door"
 	callsMapEvents       = "events"
 	callsMapFlows        = "flows"
@@ -249,18 +260,19 @@ type callsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type callsMapSpecs struct {
-	Calls     *ebpf.MapSpec `ebpf:"calls"`
-	Counters  *ebpf.MapSpec `ebpf:"counters"`
-	Door      *ebpf.MapSpec `ebpf:"door"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Flows     *ebpf.MapSpec `ebpf:"flows"`
-	Held      *ebpf.MapSpec `ebpf:"held"`
-	Limits    *ebpf.MapSpec `ebpf:"limits"`
-	Peers     *ebpf.MapSpec `ebpf:"peers"`
-	Served    *ebpf.MapSpec `ebpf:"served"`
-	Settings  *ebpf.MapSpec `ebpf:"settings"`
-	Standings *ebpf.MapSpec `ebpf:"standings"`
-	Tallied   *ebpf.MapSpec `ebpf:"tallied"`
+	Calls        *ebpf.MapSpec `ebpf:"calls"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Destinations *ebpf.MapSpec `ebpf:"destinations"`
+	Door         *ebpf.MapSpec `ebpf:"door"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Held         *ebpf.MapSpec `ebpf:"held"`
+	Limits       *ebpf.MapSpec `ebpf:"limits"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
+	Served       *ebpf.MapSpec `ebpf:"served"`
+	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Standings    *ebpf.MapSpec `ebpf:"standings"`
+	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // callsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -296,24 +308,26 @@ func (o *callsObjects) Close() error {
 //
 // It can be passed to loadCallsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type callsMaps struct {
-	Calls     *ebpf.Map `ebpf:"calls"`
-	Counters  *ebpf.Map `ebpf:"counters"`
-	Door      *ebpf.Map `ebpf:"door"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Flows     *ebpf.Map `ebpf:"flows"`
-	Held      *ebpf.Map `ebpf:"held"`
-	Limits    *ebpf.Map `ebpf:"limits"`
-	Peers     *ebpf.Map `ebpf:"peers"`
-	Served    *ebpf.Map `ebpf:"served"`
-	Settings  *ebpf.Map `ebpf:"settings"`
-	Standings *ebpf.Map `ebpf:"standings"`
-	Tallied   *ebpf.Map `ebpf:"tallied"`
+	Calls        *ebpf.Map `ebpf:"calls"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Destinations *ebpf.Map `ebpf:"destinations"`
+	Door         *ebpf.Map `ebpf:"door"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Held         *ebpf.Map `ebpf:"held"`
+	Limits       *ebpf.Map `ebpf:"limits"`
+	Peers        *ebpf.Map `ebpf:"peers"`
+	Served       *ebpf.Map `ebpf:"served"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Standings    *ebpf.Map `ebpf:"standings"`
+	Tallied      *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *callsMaps) Close() error {
 	return _CallsClose(
 		m.Calls,
 		m.Counters,
+		m.Destinations,
 		m.Door,
 		m.Events,
 		m.Flows,

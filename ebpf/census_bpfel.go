@@ -20,6 +20,16 @@ type censusConnected struct {
 	Name   [108]uint8
 }
 
+type censusDestination struct {
+	_       structs.HostLayout
+	Address struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Port uint16
+	Pad  uint16
+}
+
 type censusDoor struct {
 	_       structs.HostLayout
 	Open    uint32
@@ -169,6 +179,7 @@ type censusTally struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	censusMapCounters      = "counters"
+	censusMapDestinations  = "destinations"
 	censusMapDoomed        = "doomed"
 	censusMapDoor          = "door"
 	censusMapEvents        = "events"
@@ -245,15 +256,16 @@ type censusProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type censusMapSpecs struct {
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Doomed   *ebpf.MapSpec `ebpf:"doomed"`
-	Door     *ebpf.MapSpec `ebpf:"door"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Flows    *ebpf.MapSpec `ebpf:"flows"`
-	Peers    *ebpf.MapSpec `ebpf:"peers"`
-	Served   *ebpf.MapSpec `ebpf:"served"`
-	Settings *ebpf.MapSpec `ebpf:"settings"`
-	Tallied  *ebpf.MapSpec `ebpf:"tallied"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Destinations *ebpf.MapSpec `ebpf:"destinations"`
+	Doomed       *ebpf.MapSpec `ebpf:"doomed"`
+	Door         *ebpf.MapSpec `ebpf:"door"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
+	Served       *ebpf.MapSpec `ebpf:"served"`
+	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // censusVariableSpecs contains global variables before they are loaded into the kernel.
@@ -288,20 +300,22 @@ func (o *censusObjects) Close() error {
 //
 // It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
 type censusMaps struct {
-	Counters *ebpf.Map `ebpf:"counters"`
-	Doomed   *ebpf.Map `ebpf:"doomed"`
-	Door     *ebpf.Map `ebpf:"door"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Flows    *ebpf.Map `ebpf:"flows"`
-	Peers    *ebpf.Map `ebpf:"peers"`
-	Served   *ebpf.Map `ebpf:"served"`
-	Settings *ebpf.Map `ebpf:"settings"`
-	Tallied  *ebpf.Map `ebpf:"tallied"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Destinations *ebpf.Map `ebpf:"destinations"`
+	Doomed       *ebpf.Map `ebpf:"doomed"`
+	Door         *ebpf.Map `ebpf:"door"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Peers        *ebpf.Map `ebpf:"peers"`
+	Served       *ebpf.Map `ebpf:"served"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Tallied      *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *censusMaps) Close() error {
 	return _CensusClose(
 		m.Counters,
+		m.Destinations,
 		m.Doomed,
 		m.Door,
 		m.Events,

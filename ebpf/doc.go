@@ -19,7 +19,10 @@
 // # What the hooks do
 //
 // TCP connects lead to the sidecar's proxy, whatever the address, and the
-// original destination and the caller are written down for [Cage.Identify].
+// original destination and the caller are written down for [Cage.Identify]. One
+// to where no rule leads, as [Cage.AllowConnects] has it, is refused at once with
+// ECONNREFUSED (before Linux 6.1: EPERM), so that a program that probes for an
+// open port does not take the sidecar's for it.
 // Port 53 of any server, UDP and TCP, leads to the sidecar's resolver, and its
 // answers seem to come from the server that was asked. A UDP connect succeeds
 // and goes nowhere, because C libraries probe addresses so; data sent on it is
@@ -45,7 +48,8 @@
 //
 // In its own namespace the plugin's loopback is its own: it may bind, listen
 // and connect there, by TCP, UDP and abstract Unix sockets, and none of it
-// counts. Socket pairs work everywhere. Unix sockets with a path are refused,
+// counts. The loopback has the addresses of [PluginAddresses] beside 127.0.0.0/8
+// and ::1, and every port of it may be bound without a privilege. Socket pairs work everywhere. Unix sockets with a path are refused,
 // also the plugin's own, but for those of [Cage.AllowSockets]: the kernel's hook
 // sees the name that was given and not the socket that it leads to, and a link
 // would lead it to any socket of the host. A kernel before 6.7 has no such hook;

@@ -13,6 +13,9 @@ type FenceConfig struct {
 	// Proxy lists the addresses on which the sidecar is to be reached from
 	// inside, each an address of the loopback and a port; port 0 picks one.
 	Proxy []string
+	// Serve lists the ports that [Fence.DialContext] is to reach. Without one below
+	// 1024 it is no error that the plugin cannot bind such a port.
+	Serve []uint16
 	// User is as [Config.User], and counts only if the sidecar is root: an
 	// ordinary user's plugin runs as that user.
 	User string

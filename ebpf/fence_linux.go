@@ -46,11 +46,14 @@ type Fence struct {
 
 	dialing sync.Mutex
 	dial    *os.File
+
+	watchPorts *portWatch // nil: it is not known who listens
 }
 
 // fenceOrder is what the keeper is told, and in an order what the launcher is.
 type fenceOrder struct {
 	Addresses []string // to listen on
+	Serve     []uint16 // ports that the plugin serves
 	Private   []string // to hide
 	Files     *Files
 }
@@ -96,7 +99,7 @@ func (f *Fence) build() error {
 			return err
 		}
 	}
-	file, err := writeGob(fenceOrder{Addresses: f.config.Proxy, Private: resolved(f.config.Private)})
+	file, err := writeGob(fenceOrder{Addresses: f.config.Proxy, Serve: f.config.Serve, Private: resolved(f.config.Private)})
 	if err != nil {
 		return err
 	}
@@ -176,6 +179,9 @@ func (f *Fence) listen() ([]int, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case text[0] == newsListening && len(fds) == len(f.config.Proxy)+1:
+		f.watchPorts = newPortWatch(fds[len(fds)-1])
+		return fds[:len(fds)-1], nil
 	case text[0] == newsListening && len(fds) == len(f.config.Proxy):
 		return fds, nil
 	}
@@ -457,7 +463,7 @@ func (f *Fence) DialContext(ctx context.Context, network, address string) (net.C
 	if err := literal(address); err != nil {
 		return nil, err
 	}
-	if host, _, err := net.SplitHostPort(address); err != nil || !net.ParseIP(host).IsLoopback() {
+	if host, _, err := net.SplitHostPort(address); err != nil || !onLoopback(host) {
 		return nil, fmt.Errorf("dial the plugin: %s is not on its loopback", address)
 	}
 	f.dialing.Lock() // one at a time: on a loopback none takes long
@@ -520,6 +526,7 @@ func (f *Fence) Close() error {
 	if f.dial != nil {
 		errs = append(errs, f.dial.Close())
 	}
+	errs = append(errs, f.watchPorts.close())
 	errs = append(errs, f.account.close())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close fence: %w", err)

@@ -33,7 +33,7 @@ const (
 // What is said on the control and dial sockets.
 const (
 	orderStart    = 'S' // with stdin, stdout, stderr, the launcher's status socket and its order
-	newsListening = 'L' // with the listeners
+	newsListening = 'L' // with the listeners, and a socket of sock_diag(7) if it is asked for
 	newsStarted   = 'P' // with a descriptor of the process
 	newsEnded     = 'E' // the wait status follows
 	newsDialled   = 'C' // with the connection
@@ -75,13 +75,16 @@ func setUp() error {
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
 	}
-	if len(o.Addresses) > maxRights {
-		return fmt.Errorf("listen: %d addresses, at most %d are possible", len(o.Addresses), maxRights)
+	if len(o.Addresses) >= maxRights {
+		return fmt.Errorf("listen: %d addresses, at most %d are possible", len(o.Addresses), maxRights-1)
 	}
 	if err := hide(o.Private); err != nil {
 		return err
 	}
-	if err := raiseLoopback(); err != nil {
+	if err := prepareLoopback(); err != nil {
+		return err
+	}
+	if err := openLowPorts(); err != nil && hasLowPort(o.Serve) {
 		return err
 	}
 	var fds []int
@@ -91,6 +94,9 @@ func setUp() error {
 			return err
 		}
 		fds = append(fds, fd)
+	}
+	if diag, err := openDiag(); err == nil && len(o.Serve) > 0 {
+		fds = append(fds, diag)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)

@@ -21,6 +21,16 @@ type kinCustody struct {
 	Release  uint32
 }
 
+type kinDestination struct {
+	_       structs.HostLayout
+	Address struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Port uint16
+	Pad  uint16
+}
+
 type kinDoor struct {
 	_       structs.HostLayout
 	Open    uint32
@@ -173,6 +183,7 @@ type kinTally struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	kinMapCounters     = "counters"
+	kinMapDestinations = "destinations"
 	kinMapDoor         = "door"
 	kinMapEvents       = "events"
 	kinMapFlows        = "flows"
@@ -246,18 +257,19 @@ type kinProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kinMapSpecs struct {
-	Counters  *ebpf.MapSpec `ebpf:"counters"`
-	Door      *ebpf.MapSpec `ebpf:"door"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Flows     *ebpf.MapSpec `ebpf:"flows"`
-	Held      *ebpf.MapSpec `ebpf:"held"`
-	Limits    *ebpf.MapSpec `ebpf:"limits"`
-	Marks     *ebpf.MapSpec `ebpf:"marks"`
-	Peers     *ebpf.MapSpec `ebpf:"peers"`
-	Served    *ebpf.MapSpec `ebpf:"served"`
-	Settings  *ebpf.MapSpec `ebpf:"settings"`
-	Standings *ebpf.MapSpec `ebpf:"standings"`
-	Tallied   *ebpf.MapSpec `ebpf:"tallied"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Destinations *ebpf.MapSpec `ebpf:"destinations"`
+	Door         *ebpf.MapSpec `ebpf:"door"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Held         *ebpf.MapSpec `ebpf:"held"`
+	Limits       *ebpf.MapSpec `ebpf:"limits"`
+	Marks        *ebpf.MapSpec `ebpf:"marks"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
+	Served       *ebpf.MapSpec `ebpf:"served"`
+	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Standings    *ebpf.MapSpec `ebpf:"standings"`
+	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
 }
 
 // kinVariableSpecs contains global variables before they are loaded into the kernel.
@@ -292,23 +304,25 @@ func (o *kinObjects) Close() error {
 //
 // It can be passed to loadKinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kinMaps struct {
-	Counters  *ebpf.Map `ebpf:"counters"`
-	Door      *ebpf.Map `ebpf:"door"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Flows     *ebpf.Map `ebpf:"flows"`
-	Held      *ebpf.Map `ebpf:"held"`
-	Limits    *ebpf.Map `ebpf:"limits"`
-	Marks     *ebpf.Map `ebpf:"marks"`
-	Peers     *ebpf.Map `ebpf:"peers"`
-	Served    *ebpf.Map `ebpf:"served"`
-	Settings  *ebpf.Map `ebpf:"settings"`
-	Standings *ebpf.Map `ebpf:"standings"`
-	Tallied   *ebpf.Map `ebpf:"tallied"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Destinations *ebpf.Map `ebpf:"destinations"`
+	Door         *ebpf.Map `ebpf:"door"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Held         *ebpf.Map `ebpf:"held"`
+	Limits       *ebpf.Map `ebpf:"limits"`
+	Marks        *ebpf.Map `ebpf:"marks"`
+	Peers        *ebpf.Map `ebpf:"peers"`
+	Served       *ebpf.Map `ebpf:"served"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Standings    *ebpf.Map `ebpf:"standings"`
+	Tallied      *ebpf.Map `ebpf:"tallied"`
 }
 
 func (m *kinMaps) Close() error {
 	return _KinClose(
 		m.Counters,
+		m.Destinations,
 		m.Door,
 		m.Events,
 		m.Flows,

@@ -222,12 +222,21 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
 	return m.sample()
 }
 
-// hookLimit is the number of an event that reports a limit's crossing.
-const hookLimit = 11
+// Numbers of the events that report no refusal.
+const (
+	hookServe = 10 // a served port is being bound
+	hookLimit = 11 // a limit was crossed
+)
 
 // happened takes in what the kernel reports.
 func (m *meter) happened(e *wallEvent) {
-	if e.Hook == hookLimit {
+	switch e.Hook {
+	case hookServe:
+		if m.cage.config.Serving != nil {
+			m.cage.config.Serving(swap16(e.Port))
+		}
+		return
+	case hookLimit:
 		m.crossers[e.Limit] = crosser{wallClock(e.Time), e.Pid, text(e.Comm[:])}
 		m.look.Reset(0)
 		return
@@ -366,7 +375,7 @@ func hookName(h uint8) Hook {
 }
 
 func causeName(why uint8) Cause {
-	names := []Cause{"", CausePolicy, CauseDoor, CauseNamespace, CauseEndpoint, CauseMemory, CauseLimit, CauseAllowed}
+	names := []Cause{"", CausePolicy, CauseDoor, CauseNamespace, CauseEndpoint, CauseMemory, CauseLimit, CauseAllowed, CauseUngranted}
 	if int(why) < len(names) {
 		return names[why]
 	}

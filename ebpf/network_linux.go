@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +17,7 @@ import (
 type network struct {
 	file   *os.File
 	cookie uint64 // the kernel's number for it, never used twice
+	ports  error  // why ports below 1024 cannot be bound in it; nil: they can
 }
 
 const threadNetwork = "/proc/thread-self/ns/net"
@@ -71,9 +74,10 @@ func newNetwork() (*network, error) {
 
 // prepareNetwork sets up the namespace that the thread is in.
 func prepareNetwork() (*network, error) {
-	if err := raiseLoopback(); err != nil {
+	if err := prepareLoopback(); err != nil {
 		return nil, err
 	}
+	ports := openLowPorts()
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
@@ -83,7 +87,12 @@ func prepareNetwork() (*network, error) {
 			return nil, fmt.Errorf("use network namespace: interface %s is up in it", i.Name)
 		}
 	}
-	return currentNetwork()
+	n, err := currentNetwork()
+	if err != nil {
+		return nil, err
+	}
+	n.ports = ports
+	return n, nil
 }
 
 func raiseLoopback() error {
@@ -184,6 +193,13 @@ func literal(address string) error {
 	return nil
 }
 
+// onLoopback reports whether an address is one of the loopback of a plugin's own
+// network.
+func onLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return err == nil && (addr.Unmap().IsLoopback() || slices.Contains(PluginAddresses(), addr.Unmap()))
+}
+
 // Listen opens a TCP listener in the plugin's network namespace. The address is
 // an IP address and a port; port 0 picks one.
 func (c *Cage) Listen(network, address string) (net.Listener, error) {
@@ -229,7 +245,7 @@ func (c *Cage) DialContext(ctx context.Context, network, address string) (net.Co
 	if err := literal(address); err != nil {
 		return nil, err
 	}
-	if host, _, err := net.SplitHostPort(address); err != nil || !net.ParseIP(host).IsLoopback() {
+	if host, _, err := net.SplitHostPort(address); err != nil || !onLoopback(host) {
 		return nil, fmt.Errorf("dial the plugin: %s is not on its loopback", address)
 	}
 	var conn net.Conn

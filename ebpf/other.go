@@ -147,3 +147,12 @@ func (*Process) Signal(os.Signal) error { return ErrUnsupported }
 
 // PID is 0.
 func (*Process) PID() int { return 0 }
+
+// AllowConnects returns [ErrUnsupported].
+func (*Cage) AllowConnects(Destinations) error { return ErrUnsupported }
+
+// Listening returns [ErrUnsupported].
+func (*Cage) Listening() (map[uint16]bool, error) { return nil, ErrUnsupported }
+
+// Listening returns [ErrUnsupported].
+func (*Fence) Listening() (map[uint16]bool, error) { return nil, ErrUnsupported }

@@ -135,6 +135,11 @@ type Config struct {
 	// by the same goroutine. Nil: limits are enforced in silence.
 	Crossed func(Crossing)
 
+	// Serving is told when the plugin is about to listen on a port of Serve in a
+	// network of its own, by the same goroutine. It must not block. Nil: nothing
+	// is told.
+	Serving func(port uint16)
+
 	// Sample is given the totals at each Interval, by the same goroutine. Nil:
 	// no samples are taken.
 	Sample func(Usage)
@@ -160,6 +165,27 @@ type Endpoints struct {
 	Proxy6    netip.AddrPort // TCP
 	Resolver4 netip.AddrPort // TCP and UDP
 	Resolver6 netip.AddrPort // TCP and UDP
+}
+
+// MaxDestinations is how many entries [Destinations] may have.
+const MaxDestinations = 16000
+
+// Destinations are those that some rule may grant. A TCP connect to any other is
+// refused at once and reported with [CauseUngranted]: the sidecar would refuse
+// it whatever it carried, and a program that probes for an open port would take
+// the sidecar's for it. They decide nothing else: the sidecar decides about each
+// connection that comes to it.
+type Destinations struct {
+	// Any permits every destination, whatever else is set.
+	Any bool
+	// Exact are addresses with a port: of a name that a resolver gave the address
+	// out for, in 240.0.0.0/4, or of a rule for the address itself.
+	Exact []netip.AddrPort
+	// Ports are permitted at every address outside 240.0.0.0/4, since the name
+	// that a rule is for may stand in what the connection carries.
+	Ports []uint16
+	// NamePorts are permitted at every address of 240.0.0.0/4.
+	NamePorts []uint16
 }
 
 // Command is a program to start in a [Cage].
@@ -349,6 +375,9 @@ const (
 	// socket can no longer be trusted and is refused from now on.
 	CauseUntrusted Cause = "untrusted"
 	CauseLimit     Cause = "limit" // a limit is used up; see [Denial.Limit]
+	// CauseUngranted: a TCP connect to where [Cage.AllowConnects] allows none. It
+	// fails with ECONNREFUSED, before Linux 6.1 with EPERM.
+	CauseUngranted Cause = "ungranted"
 )
 
 // Denial is one refusal, or several equal ones.

@@ -13,6 +13,16 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type unixDestination struct {
+	_       structs.HostLayout
+	Address struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Port uint16
+	Pad  uint16
+}
+
 type unixDoor struct {
 	_       structs.HostLayout
 	Open    uint32
@@ -168,6 +178,7 @@ type unixTreeKey struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	unixMapCounters     = "counters"
+	unixMapDestinations = "destinations"
 	unixMapDoor         = "door"
 	unixMapEvents       = "events"
 	unixMapFlows        = "flows"
@@ -234,17 +245,18 @@ type unixProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixMapSpecs struct {
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Door       *ebpf.MapSpec `ebpf:"door"`
-	Events     *ebpf.MapSpec `ebpf:"events"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	Peers      *ebpf.MapSpec `ebpf:"peers"`
-	Rewritings *ebpf.MapSpec `ebpf:"rewritings"`
-	Served     *ebpf.MapSpec `ebpf:"served"`
-	Settings   *ebpf.MapSpec `ebpf:"settings"`
-	Sockets    *ebpf.MapSpec `ebpf:"sockets"`
-	Tallied    *ebpf.MapSpec `ebpf:"tallied"`
-	Trees      *ebpf.MapSpec `ebpf:"trees"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Destinations *ebpf.MapSpec `ebpf:"destinations"`
+	Door         *ebpf.MapSpec `ebpf:"door"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
+	Rewritings   *ebpf.MapSpec `ebpf:"rewritings"`
+	Served       *ebpf.MapSpec `ebpf:"served"`
+	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
+	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
+	Trees        *ebpf.MapSpec `ebpf:"trees"`
 }
 
 // unixVariableSpecs contains global variables before they are loaded into the kernel.
@@ -275,22 +287,24 @@ func (o *unixObjects) Close() error {
 //
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixMaps struct {
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Door       *ebpf.Map `ebpf:"door"`
-	Events     *ebpf.Map `ebpf:"events"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	Peers      *ebpf.Map `ebpf:"peers"`
-	Rewritings *ebpf.Map `ebpf:"rewritings"`
-	Served     *ebpf.Map `ebpf:"served"`
-	Settings   *ebpf.Map `ebpf:"settings"`
-	Sockets    *ebpf.Map `ebpf:"sockets"`
-	Tallied    *ebpf.Map `ebpf:"tallied"`
-	Trees      *ebpf.Map `ebpf:"trees"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Destinations *ebpf.Map `ebpf:"destinations"`
+	Door         *ebpf.Map `ebpf:"door"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Peers        *ebpf.Map `ebpf:"peers"`
+	Rewritings   *ebpf.Map `ebpf:"rewritings"`
+	Served       *ebpf.Map `ebpf:"served"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Sockets      *ebpf.Map `ebpf:"sockets"`
+	Tallied      *ebpf.Map `ebpf:"tallied"`
+	Trees        *ebpf.Map `ebpf:"trees"`
 }
 
 func (m *unixMaps) Close() error {
 	return _UnixClose(
 		m.Counters,
+		m.Destinations,
 		m.Door,
 		m.Events,
 		m.Flows,

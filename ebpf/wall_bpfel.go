@@ -21,6 +21,16 @@ type wallCustody struct {
 	Release  uint32
 }
 
+type wallDestination struct {
+	_       structs.HostLayout
+	Address struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Port uint16
+	Pad  uint16
+}
+
 type wallDoor struct {
 	_       structs.HostLayout
 	Open    uint32
@@ -206,6 +216,7 @@ const (
 	wallMapAttributions  = "attributions"
 	wallMapByRule        = "by_rule"
 	wallMapCounters      = "counters"
+	wallMapDestinations  = "destinations"
 	wallMapDoor          = "door"
 	wallMapEvents        = "events"
 	wallMapFlows         = "flows"
@@ -233,6 +244,7 @@ const (
 	wallVarCgroupId      = "cgroup_id"
 	wallVarDescendants   = "descendants"
 	wallVarEventType     = "event_type"
+	wallVarMayAnswer     = "may_answer"
 	wallVarMaySignal     = "may_signal"
 	wallVarPidNamespace  = "pid_namespace"
 	wallVarSignals       = "signals"
@@ -303,6 +315,7 @@ type wallMapSpecs struct {
 	Attributions *ebpf.MapSpec `ebpf:"attributions"`
 	ByRule       *ebpf.MapSpec `ebpf:"by_rule"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Destinations *ebpf.MapSpec `ebpf:"destinations"`
 	Door         *ebpf.MapSpec `ebpf:"door"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -322,6 +335,7 @@ type wallVariableSpecs struct {
 	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
 	EventType    *ebpf.VariableSpec `ebpf:"event_type"`
+	MayAnswer    *ebpf.VariableSpec `ebpf:"may_answer"`
 	MaySignal    *ebpf.VariableSpec `ebpf:"may_signal"`
 	PidNamespace *ebpf.VariableSpec `ebpf:"pid_namespace"`
 	Signals      *ebpf.VariableSpec `ebpf:"signals"`
@@ -350,6 +364,7 @@ type wallMaps struct {
 	Attributions *ebpf.Map `ebpf:"attributions"`
 	ByRule       *ebpf.Map `ebpf:"by_rule"`
 	Counters     *ebpf.Map `ebpf:"counters"`
+	Destinations *ebpf.Map `ebpf:"destinations"`
 	Door         *ebpf.Map `ebpf:"door"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -367,6 +382,7 @@ func (m *wallMaps) Close() error {
 		m.Attributions,
 		m.ByRule,
 		m.Counters,
+		m.Destinations,
 		m.Door,
 		m.Events,
 		m.Flows,
@@ -387,6 +403,7 @@ type wallVariables struct {
 	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
 	Descendants  *ebpf.Variable `ebpf:"descendants"`
 	EventType    *ebpf.Variable `ebpf:"event_type"`
+	MayAnswer    *ebpf.Variable `ebpf:"may_answer"`
 	MaySignal    *ebpf.Variable `ebpf:"may_signal"`
 	PidNamespace *ebpf.Variable `ebpf:"pid_namespace"`
 	Signals      *ebpf.Variable `ebpf:"signals"`

@@ -146,21 +146,24 @@ func (w *wall) openShared() error {
 	return err
 }
 
-// loadSignalling loads the wall with programs that can stop and kill the plugin
-// at a limit, or, before Linux 6.9, without: then user space does it alone, a
-// few milliseconds later.
-func (w *wall) loadSignalling(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	if err := spec.Variables["may_signal"].Set(uint32(1)); err != nil {
-		return nil, err
+// loadSignalling loads the wall with programs that choose the error of a connect,
+// and that can stop and kill the plugin at a limit, as far as the kernel permits
+// it: before Linux 6.1 a connect is refused with EPERM, and before 6.9 user space
+// alone stops and kills, a few milliseconds later.
+func (w *wall) loadSignalling(spec *ebpf.CollectionSpec) (collection *ebpf.Collection, err error) {
+	for _, can := range []struct{ signal, answer uint32 }{{1, 1}, {0, 1}, {0, 0}} {
+		if err := spec.Variables["may_signal"].Set(can.signal); err != nil {
+			return nil, err
+		}
+		if err := spec.Variables["may_answer"].Set(can.answer); err != nil {
+			return nil, err
+		}
+		collection, err = w.loadHalves(spec)
+		if _, refused := errors.AsType[*ebpf.VerifierError](err); !refused {
+			return collection, err
+		}
 	}
-	collection, err := w.loadHalves(spec)
-	if _, refused := errors.AsType[*ebpf.VerifierError](err); !refused {
-		return collection, err
-	}
-	if err := spec.Variables["may_signal"].Set(uint32(0)); err != nil {
-		return nil, err
-	}
-	return w.loadHalves(spec)
+	return collection, err
 }
 
 // loadHalves loads an object like loadObject, every other program of it beside
@@ -246,6 +249,9 @@ func (w *wall) configure(n *network, own bool, ends Endpoints, serve []uint16) e
 	setting.Resolver6.W, setting.Resolver6Port = kernelAddress(ends.Resolver6)
 	if err := w.kept["settings"].Put(zero, setting); err != nil {
 		return fmt.Errorf("configure wall: %w", err)
+	}
+	if err := w.allowConnects(Destinations{Any: true}); err != nil {
+		return err
 	}
 	served := w.kept["served"]
 	var key [2]byte

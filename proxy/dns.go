@@ -56,8 +56,8 @@ type ResolverConfig struct {
 // itself. A plugin thus learns no address that it could dial past the proxy,
 // nothing can be rebound, and no question of its leaves the machine.
 //
-// AAAA is answered with the same address in its IPv4-mapped form
-// (::ffff:240.0.0.1), which a socket of either family connects to.
+// AAAA is answered with an address of 2001:20::/96 that stands for the same name:
+// the IPv4 address is its last 32 bits (2001:20::f000:1 for 240.0.0.1).
 type Resolver struct {
 	cfg    ResolverConfig
 	names  *names
@@ -87,10 +87,10 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	return &Resolver{cfg: cfg, names: names, folded: make(map[string]time.Time), search: searchList{file: "/etc/resolv.conf"}}, nil
 }
 
-// Host returns the name that a virtual address was given out for.
+// Host returns the name that a virtual address of either family was given out for.
 func (r *Resolver) Host(addr netip.Addr) (name string, ok bool) { return r.names.host(addr) }
 
-// Address returns the virtual address that stands for an exact name, and gives it
+// Address returns the virtual IPv4 address that stands for an exact name, and gives it
 // one if it has none: for who must know it before the plugin asks. False: no
 // address can be given.
 func (r *Resolver) Address(name string) (addr netip.Addr, ok bool) {
@@ -245,7 +245,7 @@ func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
 		r.cfg.Log.Error("give name an address", zap.Error(err))
 		reply.Rcode = dns.RcodeServerFailure
 	default:
-		reply.Answer = addressRecords(q, addr, netip.AddrFrom16(addr.As16()))
+		reply.Answer = addressRecords(q, addr, embed(addr))
 	}
 }
 

@@ -33,9 +33,9 @@ func TestResolver(t *testing.T) {
 	}{
 		{"api.weather.example", dns.TypeA, dns.RcodeSuccess, "240.0.0.1"},
 		{"API.Weather.EXAMPLE", dns.TypeA, dns.RcodeSuccess, "240.0.0.1"},
-		{"api.weather.example", dns.TypeAAAA, dns.RcodeSuccess, "::ffff:240.0.0.1"},
+		{"api.weather.example", dns.TypeAAAA, dns.RcodeSuccess, "2001:20::f000:1"},
 		{"a.tiles.weather.example", dns.TypeA, dns.RcodeSuccess, "240.0.0.2"},
-		{"a.tiles.weather.example", dns.TypeAAAA, dns.RcodeSuccess, "::ffff:240.0.0.2"},
+		{"a.tiles.weather.example", dns.TypeAAAA, dns.RcodeSuccess, "2001:20::f000:2"},
 		{"api.weather.example", dns.TypeHTTPS, dns.RcodeSuccess, ""},
 		{"api.weather.example", dns.TypeSVCB, dns.RcodeSuccess, ""},
 		{"api.weather.example", dns.TypeMX, dns.RcodeSuccess, ""},
@@ -71,8 +71,13 @@ func TestResolver(t *testing.T) {
 			t.Errorf("%s %s: %s %q, want %q", test.name, dns.TypeToString[test.kind], dns.RcodeToString[answer.Rcode], got, test.want)
 		}
 	}
-	if host, ok := w.resolver.Host(netip.MustParseAddr("::ffff:240.0.0.2")); !ok || host != "a.tiles.weather.example" {
-		t.Errorf("240.0.0.2 is %q, %v", host, ok)
+	for address, want := range map[string]string{
+		"240.0.0.2": "a.tiles.weather.example", "::ffff:240.0.0.2": "a.tiles.weather.example", "2001:20::f000:2": "a.tiles.weather.example",
+		"2001:20::f000:9": "", "2001:20::7f00:1": "", "2001:20:0:0:0:1:f000:2": "", "fd00::f000:2": "",
+	} {
+		if host, _ := w.resolver.Host(netip.MustParseAddr(address)); host != want {
+			t.Errorf("%s is %q, want %q", address, host, want)
+		}
 	}
 	// Equal names are recorded once, localhost and names of addresses never.
 	var urls []string

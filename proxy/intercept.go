@@ -21,7 +21,7 @@ const tlsHandshake = 22
 // is resolved anew: the address that was dialled is never used.
 func (p *Proxy) transparent(ctx context.Context, c *conn) {
 	c.way, c.port = transparent, c.original.Port()
-	address := c.original.Addr().Unmap()
+	address := c.original.Addr()
 	host := address.String()
 	if isVirtual(address) {
 		name, ok := "", false

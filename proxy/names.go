@@ -20,20 +20,57 @@ const maxNamesPerPattern = 4096
 // maxNamesFile bounds what is read at the start: some 500,000 names.
 const maxNamesFile = 64 << 20
 
-// Virtual addresses are those of 240.0.0.0/4, which nobody else has (RFC 1112,
-// section 4), from 240.0.0.1 on.
+// Virtual addresses are those of 240.0.0.0/4, from 240.0.0.1 on, and for each
+// its form in virtualPrefix6.
 const (
 	firstVirtual = 0xf0000001
 	lastVirtual  = 0xfffffffe
 )
 
-// isVirtual reports whether an address is one that the resolver gives out.
-func isVirtual(addr netip.Addr) bool {
+// virtualPrefix6 is 2001:20::/96, and the IPv4 address of a name is its last 32
+// bits.
+//
+// Both blocks hold addresses that no host has and no plugin can mean: 240.0.0.0/4
+// is reserved (RFC 1112, section 4); 2001:20::/28 holds identifiers that stand
+// for something else where a program expects an address (ORCHIDv2, RFC 7343), and
+// those of 2001:20::/32 are of a kind that is reserved (RFC 7401, section 5.2.10).
+// A block that filters of "private" and "special" addresses all pass would have
+// to be one that somebody's hosts are in. Unlike unique local addresses these are
+// not private to Go's net/netip and to Java, and they are globally reachable to
+// the registry that the IANA keeps.
+var virtualPrefix6 = [12]byte{0x20, 0x01, 0x00, 0x20} //nolint:gochecknoglobals // an array of constants
+
+// unembed returns the IPv4 address of a virtual address in any form, and any
+// other address as it is, an IPv4-mapped one as IPv4.
+func unembed(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap()
+	if !addr.Is6() || addr.Zone() != "" {
+		return addr
+	}
+	b := addr.As16()
+	if [12]byte(b[:12]) != virtualPrefix6 {
+		return addr
+	}
+	if v4 := netip.AddrFrom4([4]byte(b[12:])); isVirtual(v4) {
+		return v4
+	}
+	return addr
+}
+
+// embed returns the IPv6 form of a virtual address.
+func embed(v4 netip.Addr) netip.Addr {
+	var b [16]byte
+	copy(b[:], virtualPrefix6[:])
+	copy(b[12:], v4.AsSlice())
+	return netip.AddrFrom16(b)
+}
+
+// isVirtual reports whether an IPv4 address is one that the resolver gives out.
+func isVirtual(addr netip.Addr) bool {
 	return addr.Is4() && addr.As4()[0] >= 0xf0
 }
 
-// names pairs names with virtual addresses, for good: an address that was
+// names pairs names with virtual addresses, for ever: an address that was
 // given out is never another name's, also after a restart, or a plugin that
 // kept it would reach another host.
 type names struct {
@@ -119,7 +156,7 @@ func (n *names) load(line string) error {
 	}
 	addr, err := netip.ParseAddr(fields[0])
 	name := fields[1]
-	if err != nil || !isVirtual(addr) || !addr.Is4() {
+	if err != nil || !isVirtual(addr) {
 		return fmt.Errorf("%q is not an address in 240.0.0.0/4", fields[0])
 	}
 	if n.byAddr[addr] != "" || n.byName[name].IsValid() {
@@ -173,7 +210,7 @@ func (n *names) give(name, pattern string) (netip.Addr, error) {
 func (n *names) host(addr netip.Addr) (string, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	name, ok := n.byAddr[addr.Unmap()]
+	name, ok := n.byAddr[unembed(addr)]
 	return name, ok
 }
 

@@ -397,7 +397,7 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 		c.proved = ok
 		if ok {
 			c.source.PID, c.source.UID, c.source.Exe = peer.PID, peer.UID, peer.Exe
-			c.original, c.rule = peer.Original, p.attributionOf(peer)
+			c.original, c.rule = netip.AddrPortFrom(unembed(peer.Original.Addr()), peer.Original.Port()), p.attributionOf(peer)
 		}
 	}
 	if c.proved && p.cfg.Relay != "" && p.relay(ctx, c) {

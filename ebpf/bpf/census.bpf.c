@@ -194,7 +194,7 @@ static __always_inline bool early(struct sock *sk, const struct sighting *s)
 	if (!setting)
 		return true;
 	if (setting->own_network)
-		return s->netns != setting->netns || !loopback(&s->remote);
+		return s->netns != setting->netns || !at_home(&s->remote);
 	return s->protocol != IPPROTO_TCP || !bpf_map_lookup_elem(&served, &s->local_port);
 }
 

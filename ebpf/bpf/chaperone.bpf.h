@@ -78,7 +78,8 @@ enum hook {
 	HOOK_CONNECT_UNIX = 7,
 	HOOK_SENDMSG_UNIX = 8,
 	HOOK_ESCAPE = 9, /* no socket: a process left the cgroup */
-	HOOK_LIMIT = 11, /* no refusal: a limit was crossed; 10 is free */
+	HOOK_SERVE = 10, /* no refusal: a port that is served from the host is being bound */
+	HOOK_LIMIT = 11, /* no refusal: a limit was crossed */
 };
 
 enum why {
@@ -89,6 +90,7 @@ enum why {
 	WHY_MEMORY = 5,	   /* nothing to remember the connection with */
 	WHY_LIMIT = 6,	   /* a limit is used up */
 	WHY_ALLOWED = 7,   /* not refused: a Unix socket that a grant allows */
+	WHY_UNGRANTED = 8, /* no rule can grant the destination */
 };
 
 #define PATH_SIZE 108
@@ -218,13 +220,33 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } events SEC(".maps");
 
-/* Ports the plugin may serve while it shares a network namespace with others; network byte order. */
+/* Ports the plugin may serve while it shares a network namespace with others, or that are served from the host while it has
+ * one of its own; network byte order. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
 	__type(key, __u16);
 	__type(value, __u8);
 } served SEC(".maps");
+
+/* A destination that some rule may grant: see the map below. */
+struct destination {
+	struct address address;
+	__u16 port; /* network byte order */
+	__u16 pad;
+};
+
+/* The destinations that a connect is not refused for: an address with a port; the address ::, for every address that stands
+ * for no name, with a port; 240.0.0.0, for every address that stands for a name, with a port; and :: with port 0 for every
+ * destination. The sidecar decides about each connection in any case: this only spares those that it would refuse whatever
+ * they carry. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct destination);
+	__type(value, __u8);
+} destinations SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -320,6 +342,31 @@ static __always_inline bool loopback(const struct address *a)
 	if (mapped(a))
 		return (bpf_ntohl(a->w[3]) >> 24) == 127;
 	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == 0 && a->w[3] == bpf_htonl(1);
+}
+
+/* The addresses that the loopback of the plugin's own network has beside those: address.go names the same two. */
+static __always_inline bool own_address(const struct address *a)
+{
+	if (mapped(a))
+		return a->w[3] == bpf_htonl(0xc0000001);
+	return a->w[0] == bpf_htonl(0xfd636861) && a->w[1] == bpf_htonl(0x70650000) && a->w[2] == 0 && a->w[3] == bpf_htonl(1);
+}
+
+/* Whether an address of the plugin's own network stays in it. */
+static __always_inline bool at_home(const struct address *a)
+{
+	return loopback(a) || own_address(a);
+}
+
+#define FIRST_VIRTUAL 0xf0000000 /* 240.0.0.0/4: package proxy gives these out for names */
+
+/* Whether an address stands for a name. One of 2001:20::/96 stands for the same name as the IPv4 address in it, and becomes
+ * that one. */
+static __always_inline bool virtual(struct address *a)
+{
+	if (a->w[0] == bpf_htonl(0x20010020) && a->w[1] == 0 && a->w[2] == 0 && bpf_ntohl(a->w[3]) >= FIRST_VIRTUAL)
+		map4(a, a->w[3]);
+	return mapped(a) && bpf_ntohl(a->w[3]) >= FIRST_VIRTUAL;
 }
 
 #endif

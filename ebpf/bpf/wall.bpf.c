@@ -73,6 +73,11 @@ struct {
 	__type(value, struct traffic);
 } by_rule SEC(".maps");
 
+/* Whether this kernel lets a connect hook choose its error (Linux 6.1). */
+const volatile __u32 may_answer;
+
+#define ECONNREFUSED 111
+
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
@@ -182,7 +187,7 @@ static __always_inline enum verdict judge_tcp(const struct setting *s, const str
 		return TO_PROXY;
 	if (port == bpf_htons(DNS_PORT) || is_resolver(s, a, port))
 		return TO_RESOLVER;
-	if (s->own_network && loopback(a))
+	if (s->own_network && at_home(a))
 		return PASS;
 	return TO_PROXY;
 }
@@ -193,7 +198,7 @@ static __always_inline enum verdict judge_udp(const struct setting *s, const str
 		return TO_RESOLVER;
 	if (is_proxy(s, a, port))
 		return NOWHERE;
-	if (s->own_network && loopback(a))
+	if (s->own_network && at_home(a))
 		return PASS;
 	return NOWHERE;
 }
@@ -208,6 +213,39 @@ static __always_inline __u16 endpoint(const struct setting *s, bool v4, bool res
 	}
 	*to = v4 ? s->proxy4 : s->proxy6;
 	return v4 ? s->proxy4_port : s->proxy6_port;
+}
+
+static __always_inline bool listed(const struct address *a, __u16 port)
+{
+	struct destination d;
+
+	__builtin_memset(&d, 0, sizeof(d));
+	d.address = *a;
+	d.port = port;
+	return bpf_map_lookup_elem(&destinations, &d);
+}
+
+/* Whether some rule may grant a destination. When in doubt it may: the sidecar decides. */
+static __always_inline bool grantable(const struct address *wanted, __u16 port)
+{
+	struct address a = *wanted, every;
+
+	if (virtual(&a))
+		map4(&every, bpf_htonl(FIRST_VIRTUAL));
+	else
+		__builtin_memset(&every, 0, sizeof(every));
+	if (listed(&a, port) || listed(&every, port))
+		return true;
+	__builtin_memset(&every, 0, sizeof(every));
+	return listed(&every, 0);
+}
+
+/* Refuses a connect as a host would that has nobody on the port. */
+static __always_inline int refuse_ungranted(struct bpf_sock_addr *ctx, const struct address *a, __u16 port)
+{
+	if (may_answer)
+		bpf_set_retval(-ECONNREFUSED);
+	return refuse(ctx, a, port, HOOK_CONNECT, WHY_UNGRANTED);
 }
 
 static __always_inline void forget(struct bpf_sock_addr *ctx)
@@ -261,6 +299,8 @@ static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct addr
 	to_port = endpoint(s, mapped(a), verdict == TO_RESOLVER, &to);
 	if (!to_port)
 		return refuse(ctx, a, *port, HOOK_CONNECT, WHY_ENDPOINT);
+	if (verdict == TO_PROXY && !is_proxy(s, a, *port) && !grantable(a, *port))
+		return refuse_ungranted(ctx, a, *port);
 	if (verdict != NOWHERE) {
 		outcome = shut(in_force);
 		if (outcome && obey(ctx, a, *port, HOOK_CONNECT, in_force, outcome) != ALLOW)
@@ -531,6 +571,19 @@ int sock_create(struct bpf_sock *ctx)
 	return DENY;
 }
 
+/* Reports that a port is about to be listened on, so that the host's side of it opens by then. */
+static __always_inline void report_serving(__u16 port)
+{
+	struct event *e = new_event();
+
+	if (!e)
+		return;
+	name_sender(e);
+	e->hook = HOOK_SERVE;
+	e->port = port;
+	bpf_ringbuf_submit(e, 0);
+}
+
 /* A port of the sidecar is never the plugin's, not even when the sidecar is gone: its peers would take the plugin for it.
  * In a namespace shared with others the plugin serves only what it was given; port 0 of UDP is how musl's resolver binds. */
 static __always_inline int decide_bind(struct bpf_sock_addr *ctx, struct address *a)
@@ -542,8 +595,11 @@ static __always_inline int decide_bind(struct bpf_sock_addr *ctx, struct address
 		return DENY;
 	if (is_sidecar_port(s, port))
 		return refuse(ctx, a, port, HOOK_BIND, WHY_POLICY);
-	if (s->own_network)
+	if (s->own_network) {
+		if (port && ctx->type == SOCK_STREAM && bpf_map_lookup_elem(&served, &port))
+			report_serving(port);
 		return ALLOW;
+	}
 	if (port == 0 && ctx->type == SOCK_DGRAM)
 		return ALLOW;
 	if (ctx->type == SOCK_STREAM && bpf_map_lookup_elem(&served, &port))
@@ -873,7 +929,7 @@ static __always_inline enum passage way_out(const struct setting *s, const struc
 	if (is_proxy(s, &p->target, p->target_port))
 		return p->protocol == IPPROTO_TCP ? METERED : STOPPED;
 	if (s->own_network)
-		return loopback(&p->target) ? FREE : STOPPED;
+		return at_home(&p->target) ? FREE : STOPPED;
 	if (p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && loopback(&p->target) &&
 	    bpf_map_lookup_elem(&served, &p->source_port))
 		return METERED;

@@ -196,7 +196,7 @@ func (s *sidecar) ports() []admin.Port {
 				p.Addresses = append(p.Addresses, d.Addr().String())
 			}
 		}
-		p.Open = s.inbound.open(port)
+		p.Open = s.inbound.opened(port)
 		out = append(out, p)
 	}
 	return out

@@ -42,6 +42,7 @@ func (s *sidecar) followKernel(*authz.Snapshot) {
 		s.opts.log.Error("the limits in force are not the kernel's", zap.Error(err))
 	}
 	s.followSockets()
+	s.allowConnects() // the sidecar may have ended observing
 }
 
 // retainLeases has the leases revoked that nothing in force needs. What Vault

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -16,12 +15,16 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 const (
-	maxInbound      = 4096            // connections at once, over all ports; what is more is refused
-	maxInboundDials = 32              // on their way to the plugin at once: each takes a thread
-	inboundPatience = 5 * time.Second // for the plugin to take a connection
+	maxInbound      = 4096                   // connections at once, over all ports; what is more is refused
+	maxInboundDials = 32                     // on their way to the plugin at once: each takes a thread
+	inboundPatience = 5 * time.Second        // for the plugin to take a connection
+	inboundExpected = 2 * time.Second        // for a plugin that has bound a port to listen on it
+	inboundInterval = 200 * time.Millisecond // between looks at what the plugin listens on
+	inboundAgain    = 10 * time.Millisecond  // between attempts to reach one that is about to listen
 )
 
 // loopbacks are where the host is listened on and where the plugin is looked
@@ -46,7 +49,13 @@ type inbound struct {
 	log     *zap.Logger
 	drain   time.Duration
 
-	doors   []inboundDoor
+	// listening returns the ports that the plugin listens on. An error means that
+	// it is not known: the host is listened on then, as for one that does.
+	listening func() (map[uint16]bool, error)
+	bound     chan uint16 // ports that the plugin is about to listen on
+	interval  time.Duration
+
+	doors   []*inboundDoor
 	dialing chan struct{} // bounds how many dial at once
 
 	mu     sync.Mutex
@@ -54,16 +63,13 @@ type inbound struct {
 	live   map[*passage]struct{}
 }
 
-// inboundDoor is one listener on the host.
-type inboundDoor struct {
-	net.Listener
-
-	port uint16
-}
-
 // newInbound makes a way in that dials the plugin with dial.
 func newInbound(dial func(context.Context, string, string) (net.Conn, error)) *inbound {
-	return &inbound{dial: dial, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{}}
+	return &inbound{
+		dial: dial, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
+		bound: make(chan uint16, ebpf.MaxServed), interval: inboundInterval,
+		listening: func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported },
+	}
 }
 
 // makeInbound makes the way in for a plugin with a network of its own. Beside
@@ -75,63 +81,47 @@ func (s *sidecar) makeInbound(spec *configs.Sidecar) error {
 	}
 	if s.cage != nil {
 		s.inbound = newInbound(s.cage.DialContext)
+
 	} else {
 		s.inbound = newInbound(s.fence.DialContext)
+
+		s.inbound.interval = inboundInterval / 4 // nothing reports what is bound behind a fence
 	}
 	s.inbound.plugin, s.inbound.record, s.inbound.metrics = s.plugin, s.recorder.Record, s.metrics
 	s.inbound.log, s.inbound.drain = s.opts.log.Named("inbound"), time.Duration(spec.Drain)
 	return nil
 }
 
-// listen binds the ports on the host's loopback. taken are the ports that the
-// sidecar itself has in the plugin's namespace: one of those would lead to the
-// sidecar's proxy and not to the plugin.
-func (in *inbound) listen(ctx context.Context, ports, taken []uint16) error {
+// listen binds the ports on the host's loopback; run listens on them while the
+// plugin does. taken are the ports that the sidecar itself has in the plugin's
+// namespace: one of those would lead to the sidecar's proxy and not to the plugin.
+func (in *inbound) listen(ports, taken []uint16) error {
 	for _, port := range ports {
 		if slices.Contains(taken, port) {
 			return fmt.Errorf("listen for the plugin: process.listen: %d is the sidecar's own port in the plugin's network; name another", port)
 		}
 		for _, host := range loopbacks {
-			l, err := listenLoopback(ctx, host, port)
+			d, err := bindDoor(host, port)
 			if err != nil {
 				in.close()
 				return err
 			}
-			if l != nil {
-				in.doors = append(in.doors, inboundDoor{l, port})
+			if d != nil {
+				in.doors = append(in.doors, d)
 			}
 		}
 	}
 	return nil
 }
 
-// listenLoopback binds one port. A host without IPv6 has no ::1 to listen on,
-// which is no error and no listener.
-func listenLoopback(ctx context.Context, host string, port uint16) (net.Listener, error) {
-	var config net.ListenConfig
-	config.SetMultipathTCP(false)
-	l, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
-	switch {
-	case err == nil:
-		return l, nil
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("listen for the plugin: process.listen: port %[2]d of %[1]s is taken; end what has it (ss -ltnp 'sport = :%[2]d'), or name another", host, port)
-	case host != loopbacks[0] && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)):
-		return nil, nil //nolint:nilnil // as documented
-	}
-	return nil, fmt.Errorf("listen for the plugin: process.listen: port %d: %w", port, err)
-}
-
-// run lets connections in until ctx ends; then it waits for those that are open
+// run admits connections until ctx ends; then it waits for those that are open
 // for as long as the drain is, and cuts the rest.
 func (in *inbound) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, in.close)
 	defer stop()
 	var passing sync.WaitGroup
 	g := &errgroup.Group{}
-	for _, d := range in.doors {
-		g.Go(func() error { return in.accept(ctx, d, &passing) })
-	}
+	g.Go(func() error { in.followPlugin(ctx, g, &passing); return nil })
 	err := g.Wait()
 	late := time.AfterFunc(in.drain, func() { in.bar(errInboundStopping, true) })
 	defer late.Stop()
@@ -139,27 +129,79 @@ func (in *inbound) run(ctx context.Context) error {
 	return err
 }
 
-// close stops listening.
+// close closes the ports.
 func (in *inbound) close() {
 	for _, d := range in.doors {
-		_ = d.Close() // it may be closed already
+		d.close()
 	}
 }
 
-func (in *inbound) accept(ctx context.Context, d inboundDoor, passing *sync.WaitGroup) error {
+// serving is called when the plugin is about to listen on a port. It does not
+// block: what does not fit is seen at the next look.
+func (in *inbound) serving(port uint16) {
+	select {
+	case in.bound <- port:
+	default:
+	}
+}
+
+// followPlugin listens on the host while the plugin listens, so that a connection
+// is refused as long as nobody would take it. A port that is about to be listened
+// on counts as listened on for a moment.
+func (in *inbound) followPlugin(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
+	look := time.NewTicker(in.interval)
+	defer look.Stop()
+	expected := map[uint16]time.Time{}
 	for {
-		conn, err := d.Accept()
+		ports, err := in.listening()
+		now := time.Now()
+		for _, d := range in.doors {
+			if err != nil || ports[d.port] || now.Before(expected[d.port]) {
+				in.openDoor(ctx, d, g, passing)
+			} else {
+				d.shut()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case port := <-in.bound:
+			expected[port] = time.Now().Add(inboundExpected)
+		case <-look.C:
+		}
+	}
+}
+
+// openDoor listens on a port, unless that is so already.
+func (in *inbound) openDoor(ctx context.Context, d *inboundDoor, g *errgroup.Group, passing *sync.WaitGroup) {
+	listener, err := d.open()
+	switch {
+	case err != nil:
+		if !d.failing { // once, until it succeeds
+			in.log.Warn("listening for the plugin failed", zap.String("host", d.host), zap.Uint16("port", d.port), zap.Error(err))
+		}
+		d.failing = true
+	case listener != nil:
+		d.failing = false
+		g.Go(func() error { return in.accept(ctx, d.port, listener, passing) })
+	}
+}
+
+func (in *inbound) accept(ctx context.Context, port uint16, l net.Listener, passing *sync.WaitGroup) error {
+	defer func() { _ = l.Close() }()
+	for {
+		conn, err := l.Accept()
 		switch {
 		case err == nil:
-			passing.Go(func() { in.admit(context.WithoutCancel(ctx), d.port, conn) })
-		case errors.Is(err, net.ErrClosed):
+			passing.Go(func() { in.admit(context.WithoutCancel(ctx), port, conn) })
+		case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.EINVAL): // no longer listened on
 			return nil
 		case errors.Is(err, syscall.ECONNABORTED):
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
-			in.log.Warn("a connection for the plugin has to wait", zap.Uint16("port", d.port), zap.Error(err))
+			in.log.Warn("a connection for the plugin has to wait", zap.Uint16("port", port), zap.Error(err))
 			time.Sleep(50 * time.Millisecond)
 		default:
-			return fmt.Errorf("accept for the plugin on port %d: %w", d.port, err)
+			return fmt.Errorf("accept for the plugin on port %d: %w", port, err)
 		}
 	}
 }
@@ -220,8 +262,8 @@ func (in *inbound) leave(p *passage) {
 	delete(in.live, p)
 }
 
-// open returns how many connections of a port are open.
-func (in *inbound) open(port uint16) (n int) {
+// opened returns how many connections of a port are open.
+func (in *inbound) opened(port uint16) (n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for p := range in.live {
@@ -230,4 +272,9 @@ func (in *inbound) open(port uint16) (n int) {
 		}
 	}
 	return n
+}
+
+// isOpen reports whether the host is listened on for a port.
+func (in *inbound) isOpen(port uint16) bool {
+	return slices.ContainsFunc(in.doors, func(d *inboundDoor) bool { return d.port == port && d.isOpen() })
 }

@@ -50,7 +50,7 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 	})
 	w.plugin, w.metrics, w.log, w.drain = "weather", newMetrics(), zap.NewNop(), 100*time.Millisecond
 	w.record = w.keep
-	testenv.Must(t, w.listen(t.Context(), []uint16{w.port}, nil))
+	testenv.Must(t, w.listen([]uint16{w.port}, nil))
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.run(ctx) }()
@@ -58,6 +58,7 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 		stop()
 		testenv.Must(t, <-ended)
 	})
+	eventually(t, "it listens", func() (int, bool) { return 0, w.isOpen(w.port) })
 	return w
 }
 
@@ -197,10 +198,10 @@ func TestInboundRefused(t *testing.T) {
 	defer taken.Close()
 	port := addrPort(taken.Addr()).Port()
 	in := newInbound(nil)
-	if err := in.listen(t.Context(), []uint16{port}, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d of 127.0.0.1 is taken", port)) {
+	if err := in.listen([]uint16{port}, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d of 127.0.0.1 is taken", port)) {
 		t.Errorf("a port that is taken: %v", err)
 	}
-	if err := in.listen(t.Context(), []uint16{15001}, []uint16{53, 15001}); err == nil || !strings.Contains(err.Error(), "15001 is the sidecar's own") {
+	if err := in.listen([]uint16{15001}, []uint16{53, 15001}); err == nil || !strings.Contains(err.Error(), "15001 is the sidecar's own") {
 		t.Errorf("a port of the sidecar's: %v", err)
 	}
 }
@@ -221,14 +222,14 @@ func TestInboundMany(t *testing.T) {
 		conns[i] = w.connect("127.0.0.1")
 		testenv.MustGet(conns[i].Write([]byte("hello")))(t)
 	}
-	eventually(t, "all are open", func() (int, bool) { n := w.open(w.port); return n, n == many })
+	eventually(t, "all are open", func() (int, bool) { n := w.opened(w.port); return n, n == many })
 	for _, conn := range conns {
 		testenv.Must(t, conn.CloseWrite())
 		if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
 			t.Errorf("%q, %v", got, err)
 		}
 	}
-	eventually(t, "all have left", func() (int, bool) { n := w.open(w.port); return n, n == 0 })
+	eventually(t, "all have left", func() (int, bool) { n := w.opened(w.port); return n, n == 0 })
 	if n := len(w.recorded()); n != 2*many {
 		t.Errorf("%d records, not %d", n, 2*many)
 	}

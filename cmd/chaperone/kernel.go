@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -79,7 +80,12 @@ func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
 		EndLeft: s.endedLeft,
-		Reaper:  s.reaper, Logger: s.opts.log.Named("kernel"),
+		Serving: func(port uint16) {
+			if s.inbound != nil {
+				s.inbound.serving(port)
+			}
+		},
+		Reaper: s.reaper, Logger: s.opts.log.Named("kernel"),
 	})
 	return err
 }
@@ -189,11 +195,11 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
 	}
 	if d.Address.IsValid() {
-		r.Host, r.Port = d.Address.Addr().Unmap().String(), d.Address.Port()
+		r.Host, r.Port = s.hostOf(d.Address.Addr()), d.Address.Port()
 	}
 	s.record(r)
 	if s.opts.refused != nil {
-		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: target(d), Remedy: remedy})
+		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
 	}
 }
 
@@ -207,10 +213,10 @@ func exeOf(d ebpf.Denial) string {
 }
 
 // target names what a refused call was for.
-func target(d ebpf.Denial) string {
+func (s *sidecar) target(d ebpf.Denial) string {
 	switch {
 	case d.Address.IsValid():
-		return d.Protocol + "://" + netip.AddrPortFrom(d.Address.Addr().Unmap(), d.Address.Port()).String()
+		return d.Protocol + "://" + net.JoinHostPort(s.hostOf(d.Address.Addr()), strconv.Itoa(int(d.Address.Port())))
 	case d.Path != "":
 		return "unix:" + d.Path
 	case d.Syscall != "":
@@ -229,6 +235,8 @@ func (s *sidecar) explainDenial(d ebpf.Denial) (reason authz.Reason, detail, rem
 		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
 	case ebpf.CauseNamespace:
 		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""
+	case ebpf.CauseUngranted:
+		return s.explainUngranted(d.Address)
 	case ebpf.CauseMemory:
 		return authz.NotReady, "the kernel had no room to remember the connection", "try again later"
 	case ebpf.CausePolicy, ebpf.CauseEndpoint, ebpf.CauseAllowed, ebpf.CauseUntrusted:

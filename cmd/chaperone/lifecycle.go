@@ -34,7 +34,7 @@ func (s *sidecar) listen(ctx context.Context) error {
 		}
 	}
 	if s.inbound != nil {
-		if err := s.inbound.listen(ctx, spec.Process.Listen, s.ownPorts()); err != nil {
+		if err := s.inbound.listen(spec.Process.Listen, s.ownPorts()); err != nil {
 			return err
 		}
 		for _, d := range s.inbound.doors {
@@ -456,6 +456,7 @@ func (s *sidecar) install(cfg *configs.Config) uint64 {
 	if err := s.standIns.follow(string(s.plugin), cfg.Grants); err != nil {
 		s.opts.log.Error("a placeholder is missing", zap.Error(err))
 	}
+	s.allowConnects()
 	generation := s.engine.Install(cfg.Policy)
 	s.metrics.reloadOK.Set(1)
 	s.metrics.follow(cfg.Grants, s.ledger.Report(s.engine.Current(), s.plugin, time.Now()))

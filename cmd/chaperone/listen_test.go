@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -60,7 +61,7 @@ func TestRunListen(t *testing.T) {
 	}
 	t.Run("a port that is taken", func(t *testing.T) {
 		w := newWorld(t, "required", "")
-		l := testenv.MustGet(listenLoopback(t.Context(), "127.0.0.1", freePort(t)))(t)
+		l := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 		defer l.Close()
 		port := addrPort(l.Addr()).Port()
 		w.spec(fmt.Sprintf("  process: {listen: [%d]}\n", port))

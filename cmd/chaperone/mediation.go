@@ -100,7 +100,7 @@ func (s *sidecar) recordStray(one ebpf.Stray) {
 		Detail: fmt.Sprintf("since %s: %s", one.Since.UTC().Format(time.RFC3339Nano), one.Why),
 	}
 	if one.Original.IsValid() {
-		r.Host, r.Port = one.Original.Addr().Unmap().String(), one.Original.Port()
+		r.Host, r.Port = s.hostOf(one.Original.Addr()), one.Original.Port()
 	}
 	s.record(r)
 	s.opts.log.Warn("a connection of the plugin's was not handled", zap.Uint32("pid", one.PID), zap.String("comm", one.Comm),

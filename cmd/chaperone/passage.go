@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // passage is one connection from the host into the plugin.
@@ -99,18 +102,38 @@ func (in *inbound) count(port uint16, result string) {
 	in.metrics.inbound.WithLabelValues(strconv.Itoa(int(port)), result).Inc()
 }
 
-// reach dials the plugin, which may listen on either loopback address.
+// reach dials the plugin, which may listen on either loopback address or on
+// those that its network has beside them. One that does not listen may be about
+// to: then it is tried again, for as long as the port is open on the host.
 func (in *inbound) reach(ctx context.Context, p *passage) error {
 	ctx, cancel := context.WithTimeout(ctx, inboundPatience)
 	defer cancel()
+	for {
+		err := in.tryReach(ctx, p)
+		if !errors.Is(err, syscall.ECONNREFUSED) || !in.isOpen(p.port) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(inboundAgain):
+		}
+	}
+}
+
+func (in *inbound) tryReach(ctx context.Context, p *passage) error {
 	select {
 	case in.dialing <- struct{}{}:
 		defer func() { <-in.dialing }()
 	case <-ctx.Done():
 		return errors.New("the plugin takes no more connections")
 	}
+	hosts := slices.Clone(loopbacks[:])
+	for _, addr := range ebpf.PluginAddresses() {
+		hosts = append(hosts, addr.String())
+	}
 	var errs []error
-	for _, host := range loopbacks {
+	for _, host := range hosts {
 		conn, err := in.dial(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(p.port))))
 		if err == nil {
 			return p.join(conn)

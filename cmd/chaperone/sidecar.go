@@ -86,6 +86,7 @@ type sidecar struct {
 	host        hostWide                    // what is revoked on the whole host
 	answers     map[string]revocationResult // of revocations by id, under cutting
 	sockets     sockets                     // that the plugin may reach
+	connects    connects                    // that the kernel lets pass
 	probes      libraryProbes               // of the plugin's libraries
 	mediation   mediation                   // of connections
 	attribution attribution                 // of bytes to rules

@@ -227,6 +227,33 @@ func pinnedTo(pin string) uint64 {
 	return linkedTo(l)
 }
 
+// walkTo finds the directory of a cgroup without CAP_DAC_READ_SEARCH, which would
+// also have every file of the host read: a cgroup's id is its inode.
+func (h hierarchy) walkTo(id uint64) (string, error) {
+	found := ""
+	err := filepath.WalkDir(h.mount, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		var stat unix.Stat_t
+		if unix.Lstat(path, &stat) == nil && stat.Ino == id {
+			found = path
+			return filepath.SkipAll
+		}
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
+	}
+	if found == "" {
+		return "", fmt.Errorf("find cgroup %d: it is not below %s; run this in the namespaces in which the sidecar ran", id, h.mount)
+	}
+	return found, nil
+}
+
 // kernfsHandle is the type of file handle that holds a cgroup's id
 // (FILEID_KERNFS, enum fid_type of the kernel).
 const kernfsHandle = 0xfe
@@ -240,6 +267,9 @@ func (h hierarchy) groupByID(id uint64) (string, error) {
 	defer func() { _ = unix.Close(mount) }()
 	handle := unix.NewFileHandle(kernfsHandle, binary.NativeEndian.AppendUint64(nil, id))
 	fd, err := unix.OpenByHandleAt(mount, handle, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if errors.Is(err, unix.EPERM) {
+		return h.walkTo(id)
+	}
 	if err != nil {
 		return "", fmt.Errorf("find cgroup %d: %w", id, err)
 	}

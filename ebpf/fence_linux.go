@@ -315,14 +315,15 @@ type FenceProcess struct {
 
 func (p *FenceProcess) launch(command Command) error {
 	f := p.fence
-	if command.Dir == "" {
+	here := command.Dir == ""
+	if here {
 		var err error
 		if command.Dir, err = os.Getwd(); err != nil {
 			return fmt.Errorf("start %s: %w", command.Path, err)
 		}
 	}
 	file, err := writeGob(order{
-		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
+		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, Here: here,
 		Files: command.Files != nil, Private: resolved(f.config.Private), Fence: &fenceOrder{Files: command.Files},
 	})
 	if err != nil {

@@ -37,6 +37,7 @@ type order struct {
 	Path        string
 	Args, Env   []string
 	Dir         string
+	Here        bool // Dir was not asked for: it is the sidecar's working directory
 	UID, GID    int
 	Groups      []int
 	UnixSockets bool
@@ -195,7 +196,9 @@ func confine(o *order) error {
 		}
 	}
 	if o.Dir != "" {
-		if err := os.Chdir(o.Dir); err != nil {
+		// A home of root's that is closed to the plugin's user is no reason not to
+		// start: the plugin is then in the root directory.
+		if err := os.Chdir(o.Dir); err != nil && !(o.Here && errors.Is(err, unix.EACCES)) {
 			return fmt.Errorf("enter directory: %w", err)
 		}
 	}

@@ -205,7 +205,7 @@ func TestPrivilegedSockets(t *testing.T) {
 		return os.WriteFile("/proc/thread-self/../../sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	})
 	if err != nil {
-		err = n.do(func() error { return exec.Command("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647").Run() })
+		err = n.do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0) })
 	}
 	if err != nil {
 		t.Fatal(err)

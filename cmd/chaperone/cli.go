@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
 )
 
 // Exit statuses, as in docs/operations.md.
@@ -48,11 +50,15 @@ type cli struct {
 	config         string // --config
 	plugin         string // --plugin, of commands that talk to a sidecar
 	output         string // --output
+
+	screen screen              // standard error of run and serve
+	queue  *asyncwriter.Writer // before screen; nil for other commands
 }
 
 // execute runs one command and returns the exit status.
 func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
+	defer c.flush()
 	root := c.root()
 	root.SetArgs(args)
 	err := unknownCommand(root, args)
@@ -65,11 +71,11 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		return 0
 	case errors.As(err, &exit):
 		if exit.err != nil {
-			fmt.Fprintf(stderr, "chaperone: %v\n", exit.err)
+			fmt.Fprintf(c.stderr, "chaperone: %v\n", exit.err)
 		}
 		return exit.status
 	}
-	fmt.Fprintf(stderr, "chaperone: %v\n", err)
+	fmt.Fprintf(c.stderr, "chaperone: %v\n", err)
 	return exitFailure
 }
 

@@ -194,9 +194,7 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
 		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
 	}
-	if d.Address.IsValid() {
-		r.Host, r.Port = s.hostOf(d.Address.Addr()), d.Address.Port()
-	}
+	r.Host, r.Port = s.destination(d)
 	s.record(r)
 	if s.opts.refused != nil {
 		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
@@ -214,15 +212,33 @@ func exeOf(d ebpf.Denial) string {
 
 // target names what a refused call was for.
 func (s *sidecar) target(d ebpf.Denial) string {
+	host, port := s.destination(d)
 	switch {
+	case host != "":
+		return d.Protocol + "://" + net.JoinHostPort(host, strconv.Itoa(int(port)))
 	case d.Address.IsValid():
-		return d.Protocol + "://" + net.JoinHostPort(s.hostOf(d.Address.Addr()), strconv.Itoa(int(d.Address.Port())))
+		return "a connection to the proxy, for which no destination was named yet"
 	case d.Path != "":
 		return "unix:" + d.Path
 	case d.Syscall != "":
 		return d.Syscall
 	}
 	return d.Family + " " + d.Protocol
+}
+
+// destination is where a refused call was to lead: a name, if the address stands
+// for one. It is empty for a connection to the proxy itself, which names its
+// destination only when it is established.
+func (s *sidecar) destination(d ebpf.Denial) (host string, port uint16) {
+	if !d.Address.IsValid() {
+		return "", 0
+	}
+	addr := d.Address.Addr().Unmap()
+	if _, proxyPort, err := net.SplitHostPort(s.addresses.proxy); err == nil && strings.HasSuffix(d.Protocol, "tcp") &&
+		addr.IsLoopback() && proxyPort == strconv.Itoa(int(d.Address.Port())) {
+		return "", 0
+	}
+	return s.hostOf(addr), d.Address.Port()
 }
 
 // explainDenial says in the words of a refusal why a wall refused.

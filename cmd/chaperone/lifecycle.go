@@ -487,6 +487,8 @@ func (s *sidecar) crossed(c authz.Crossing) {
 	}
 	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, UID: -1, Detail: detail})
 	if c.Action == authz.OnExceededKill {
+		s.act(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
+			fmt.Sprintf("ask for a higher limits.%s in grant %s", c.Kind, c.Grant))
 		if err := s.killPlugin(); err != nil {
 			s.opts.log.Error("the plugin over its limit could not be ended", zap.Error(err))
 		}

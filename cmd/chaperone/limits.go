@@ -19,6 +19,7 @@ type limits struct {
 	metered map[string]authz.MeteredLimit // by the name that the kernel knows them by
 	crossed map[string]ebpf.Crossing      // that have not recovered
 	told    map[string]*telling           // what of them was recorded lately
+	printed map[string]time.Time          // when one was printed last
 }
 
 // retell is how often the crossings of one limit are recorded: a plugin that is
@@ -103,6 +104,11 @@ func (l *limits) replace(metered map[string]authz.MeteredLimit) {
 	for name := range l.crossed {
 		if _, ok := metered[name]; !ok {
 			delete(l.crossed, name)
+		}
+	}
+	for name := range l.printed {
+		if _, ok := metered[name]; !ok {
+			delete(l.printed, name)
 		}
 	}
 }
@@ -233,6 +239,38 @@ func (s *sidecar) crossedInKernel(c ebpf.Crossing) {
 	if s.limits.tell(m, c) {
 		s.recordCrossing(m, c, 1)
 	}
+	if s.limits.print(c) {
+		s.act(fmt.Sprintf("limit %s of grant %s exceeded: %s; %s", m.Kind, m.Grant, meteredText(m), done(c.Limit)), limitRemedy(m))
+	}
+}
+
+// reprint is how often the crossings of one limit are printed, which come again
+// and again while the plugin runs at its limit.
+const reprint = time.Minute
+
+// print reports whether a crossing is to be printed now. A connect that is
+// refused is printed as such, with its destination.
+func (l *limits) print(c ebpf.Crossing) bool {
+	if c.Limit.Kind == ebpf.LimitConnections && refuses(c.Limit) {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, ok := l.printed[c.Limit.Name]; ok && c.Time.Sub(last) < reprint && c.Limit.Action != ebpf.ActionKill {
+		return false
+	}
+	if l.printed == nil {
+		l.printed = map[string]time.Time{}
+	}
+	l.printed[c.Limit.Name] = c.Time
+	return true
+}
+
+// refuses reports whether a limit refuses what goes beyond it. A connect and the
+// start of a process cannot be slowed down.
+func refuses(l ebpf.Limit) bool {
+	atOnce := l.Kind == ebpf.LimitConnections || l.Kind == ebpf.LimitProcesses
+	return l.Action == ebpf.ActionDeny || l.Action == ebpf.ActionThrottle && atOnce
 }
 
 // recordUntold records the crossings that came soon after others, as one.
@@ -262,29 +300,30 @@ func meteredText(m authz.MeteredLimit) string {
 	return limitText(authz.UsageOf{Kind: m.Kind, Limit: m.Limit})
 }
 
-// done says what the kernel did at a limit.
+// done describes what the kernel did at a limit.
 func done(l ebpf.Limit) string {
-	forGood := l.Period == 0
+	forever := l.Period == 0
+	if refuses(l) {
+		what := "what goes beyond it is refused"
+		if l.Kind == ebpf.LimitProcesses {
+			what = "what it starts beyond it is ended"
+		}
+		if forever {
+			what += " for good"
+		}
+		return what
+	}
 	switch l.Action {
-	case ebpf.ActionThrottle:
-		return "the plugin is slowed down to it"
 	case ebpf.ActionStop:
-		if forGood {
+		if forever {
 			return "the plugin is stopped for good"
 		}
 		return "the plugin is stopped until a tenth of it is free"
 	case ebpf.ActionKill:
 		return "the plugin is ended"
-	case ebpf.ActionDeny:
+	case ebpf.ActionThrottle, ebpf.ActionDeny:
 	}
-	what := "what goes beyond it is refused"
-	if l.Kind == ebpf.LimitProcesses {
-		what = "what it starts beyond it is ended"
-	}
-	if forGood {
-		what += " for good"
-	}
-	return what
+	return "the plugin is slowed down to it"
 }
 
 // explainLimit says in the words of a refusal that a limit refused.
@@ -294,9 +333,14 @@ func (s *sidecar) explainLimit(name string) (detail, remedy string) {
 		return "a limit is used up", ""
 	}
 	detail = fmt.Sprintf("%s may use %s: %s, and has", s.plugin, m.Kind, meteredText(m))
-	remedy = fmt.Sprintf("ask for a higher limits.%s in grant %s", m.Kind, m.Grant)
+	return detail, limitRemedy(m)
+}
+
+// limitRemedy is what to ask for when a limit has acted.
+func limitRemedy(m authz.MeteredLimit) string {
+	remedy := fmt.Sprintf("ask for a higher limits.%s in grant %s", m.Kind, m.Grant)
 	if m.Limit.Period > 0 {
 		remedy = "wait, or " + remedy
 	}
-	return detail, remedy
+	return remedy
 }

@@ -3,8 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -85,11 +89,46 @@ func (p *refusalPrinter) print(r authz.Refusal) {
 	if r.Method != "" {
 		what = r.Method + " " + what
 	}
-	fmt.Fprintf(p.w, "chaperone: refused %s: %s: %s%s\n", what, r.Reason, r.Detail, again)
-	switch {
-	case r.Remedy != "" && r.Decision != "":
-		fmt.Fprintf(p.w, "chaperone:   %s (decision %s)\n", r.Remedy, r.Decision)
-	case r.Remedy != "":
-		fmt.Fprintf(p.w, "chaperone:   %s\n", r.Remedy)
+	remedy := r.Remedy
+	if remedy != "" && r.Decision != "" {
+		remedy += " (decision " + r.Decision + ")"
 	}
+	p.lines(fmt.Sprintf("refused %s: %s: %s%s", what, r.Reason, r.Detail, again), remedy)
+}
+
+// act shows what a limit did to the plugin, and its remedy.
+func (p *refusalPrinter) act(what, remedy string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lines(what, remedy)
+}
+
+// lines prints what happened and a remedy in one write, so that neither is
+// dropped alone. The names in them may be the plugin's choice: no character of
+// theirs controls a terminal.
+func (p *refusalPrinter) lines(what, remedy string) {
+	text := "chaperone: " + printable(what) + "\n"
+	if remedy != "" {
+		text += "chaperone:   " + printable(remedy) + "\n"
+	}
+	_, _ = io.WriteString(p.w, text) // there is nowhere to report it
+}
+
+// printable returns s with the characters escaped that have no glyph.
+func printable(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) < 0 {
+		return s
+	}
+	var out strings.Builder
+	for i, width := 0, 0; i < len(s); i += width {
+		var r rune
+		r, width = utf8.DecodeRuneInString(s[i:])
+		if unicode.IsPrint(r) && (r != utf8.RuneError || width > 1) {
+			out.WriteString(s[i : i+width])
+			continue
+		}
+		quoted := strconv.Quote(s[i : i+width])
+		out.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return out.String()
 }

@@ -39,6 +39,7 @@ func (c *cli) runCommand() *cobra.Command {
 			if c.config == "" {
 				return usageError("run: --config is missing")
 			}
+			c.outliveStderr()
 			log, err := newLogger(c.stderr, logLevel)
 			if err != nil {
 				return err
@@ -60,7 +61,7 @@ func newLogger(w io.Writer, level string) (*zap.Logger, error) {
 	}
 	encoder := zap.NewProductionEncoderConfig()
 	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(w)), parsed)), nil
+	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(w)), parsed), zap.ErrorOutput(zapcore.Lock(zapcore.AddSync(w)))), nil
 }
 
 // run starts the sidecar, then CMD, and ends both together.
@@ -73,7 +74,8 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool
 	if cfg.Sidecar.Listen.Proxy.IsZero() {
 		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
 	}
-	opts := options{confine: true, refused: newRefusalPrinter(c.stderr).print, notice: c.notice, log: log}
+	printer := newRefusalPrinter(c.stderr)
+	opts := options{confine: true, refused: printer.print, acted: printer.act, notice: c.notice, log: log}
 	if cfg.Sidecar.Kernel != configs.KernelRequired {
 		opts.token = newToken()
 	}
@@ -85,6 +87,7 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool
 	if err := hideMemory(lock); err != nil {
 		return failed(errors.Join(err, s.close()))
 	}
+	c.countDrops(s.metrics)
 	s.printLacks(c.stderr)
 	status, err := c.runPlugin(ctx, s, args)
 	if cerr := s.close(); cerr != nil {
@@ -262,43 +265,6 @@ func (s *sidecar) startDetail(err error) string {
 		words = append(words, "observing: what is not granted passes, and its CA covers all names")
 	}
 	return strings.Join(words, "; ")
-}
-
-// waitPlugin forwards signals until CMD has ended. A sidecar that ends first
-// ends CMD too: nothing that it does would work any more.
-func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Signal, served chan error) (int, error) {
-	type ending struct {
-		status int
-		err    error
-	}
-	ended := make(chan ending, 1)
-	go func() {
-		status, err := p.Wait()
-		ended <- ending{status, err}
-	}()
-	watched := served
-	for {
-		select {
-		case e := <-ended:
-			s.process.Store(nil)
-			s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
-			if r, halted := s.halted(); halted {
-				return exitSidecar, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
-			}
-			return e.status, e.err
-		case err := <-watched:
-			served <- err // for whoever waits for the sidecar's end
-			watched = nil
-			s.opts.log.Error("the sidecar has failed, and ends the plugin", zap.Error(err))
-			_ = p.Signal(syscall.SIGKILL) // it may have ended meanwhile
-		case sig := <-signals:
-			if sig == syscall.SIGHUP {
-				_, _ = s.reload(ctx, "SIGHUP") // a refusal is recorded and logged there
-				continue
-			}
-			_ = p.Signal(sig) // it may have ended meanwhile
-		}
-	}
 }
 
 // startStatus returns the exit status of a CMD that could not be started, as

@@ -29,6 +29,7 @@ func (c *cli) serveCommand() *cobra.Command {
 			if c.config == "" {
 				return usageError("serve: --config is missing")
 			}
+			c.outliveStderr()
 			if opts.log, err = newLogger(c.stderr, logLevel); err != nil {
 				return err
 			}
@@ -69,6 +70,7 @@ func (c *cli) serve(ctx context.Context, opts options, tokenFile string, lock bo
 	if err != nil {
 		return err
 	}
+	c.countDrops(s.metrics)
 	if err = hideMemory(lock); err == nil {
 		err = c.serveUntilSignalled(ctx, s)
 	}

@@ -31,12 +31,13 @@ import (
 
 // options are what a command says beside the Sidecar's file.
 type options struct {
-	cgroup  string              // serve --cgroup
-	token   authz.Secret        // proves the plugin while the kernel is off
-	confine bool                // the kernel half is wanted: run, or serve --cgroup
-	beside  bool                // somebody else starts the plugin: serve
-	refused func(authz.Refusal) // prints refusals; nil for nobody
-	notice  func(text string)   // says something once to who started the command
+	cgroup  string                    // serve --cgroup
+	token   authz.Secret              // proves the plugin while the kernel is off
+	confine bool                      // the kernel half is wanted: run, or serve --cgroup
+	beside  bool                      // somebody else starts the plugin: serve
+	refused func(authz.Refusal)       // prints refusals; nil for nobody
+	acted   func(what, remedy string) // prints what a limit did; nil: it is logged
+	notice  func(text string)         // says something once to who started the command
 	log     *zap.Logger
 }
 

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
+)
+
+// lastWords bounds how long the process waits at its end for standard error,
+// which may be read by nobody.
+const lastWords = time.Second
+
+// outliveStderr keeps a command that runs for long independent of whoever reads
+// its standard output and error: when the reader ends, no SIGPIPE ends the
+// command, and when it does not read, nothing waits for it.
+func (c *cli) outliveStderr() {
+	// Notified, and not ignored: a program started later would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	if c.queue != nil {
+		return
+	}
+	c.screen.w = c.stderr
+	c.queue = asyncwriter.New(&c.screen)
+	c.stderr = c.queue
+	log.SetOutput(c.queue)
+}
+
+// flush gives what was printed last a moment to be written.
+func (c *cli) flush() {
+	if c.queue != nil {
+		c.queue.Flush(lastWords)
+	}
+}
+
+// screen writes lines to a terminal that may be in raw mode, in which a line
+// feed does not return to the first column.
+type screen struct {
+	w   io.Writer
+	raw atomic.Bool
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	text := p
+	if s.raw.Load() {
+		text = bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))
+	}
+	if _, err := s.w.Write(text); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// countDrops has the metrics report what standard error lost.
+func (c *cli) countDrops(m *metrics) {
+	m.collect("chaperone_stderr_dropped_total", "Messages lost because standard error was not read, or closed.", prometheus.CounterValue, nil,
+		func(emit func(float64, ...string)) { emit(float64(c.queue.Dropped())) })
+}

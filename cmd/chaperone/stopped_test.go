@@ -1,0 +1,92 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/admin"
+)
+
+// stopped waits until a limit has stopped the plugin.
+func (w *world) stopped() admin.Process {
+	w.t.Helper()
+	client := admin.Dial(w.file("state/admin.sock"))
+	return eventually(w.t, "a limit stops the plugin", func() (admin.Process, bool) {
+		s, err := client.Status(w.t.Context())
+		if err != nil || s.Process == nil || s.Process.StoppedBy == "" {
+			return admin.Process{}, false
+		}
+		return *s.Process, true
+	})
+}
+
+// TestRunStoppedEnds checks that a plugin which a limit has stopped, and which
+// handles signals, can be ended.
+func TestRunStoppedEnds(t *testing.T) {
+	const busy = `trap 'exit 9' TERM INT QUIT; while :; do ls / >/dev/null; done`
+	for _, c := range []struct {
+		name, limit string
+		signals     []os.Signal
+		status      int
+	}{
+		{"a total, SIGTERM", "syscalls: 50000", []os.Signal{syscall.SIGTERM}, 137},
+		{"a total, SIGINT", "syscalls: 50000", []os.Signal{syscall.SIGINT}, 137},
+		{"a total, SIGQUIT", "syscalls: 50000", []os.Signal{syscall.SIGQUIT}, 137},
+		{"a rate that recovers later than the drain", "syscalls: 50000/10m", []os.Signal{syscall.SIGTERM}, 137},
+		{"a rate that recovers within the drain", "syscalls: 50000/15s", []os.Signal{syscall.SIGTERM}, 9},
+		{"asked twice", "syscalls: 50000/15s", []os.Signal{syscall.SIGTERM, syscall.SIGTERM}, 137},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, "required", "  limits: {"+c.limit+", onExceeded: stop}\n")
+			b := w.start("bash", "-c", busy)
+			w.stopped()
+			for _, sig := range c.signals {
+				if err := b.cmd.Process.Signal(sig); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(100 * time.Millisecond) // two of a kind would be one
+			}
+			began := time.Now()
+			if got := b.wait(); got != c.status {
+				t.Errorf("status %d, not %d", got, c.status)
+			}
+			if took := time.Since(began); took > 6*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			output := b.output.String()
+			contains(t, output, "chaperone: limit syscalls of grant weather exceeded: ", "ask for a higher limits.syscalls in grant weather")
+			if killed := strings.Contains(output, "is killed"); killed != (c.status == 137) {
+				t.Errorf("printed\n%s", output)
+			}
+		})
+	}
+}
+
+// TestRunLimitPrinted checks that each act of a limit is printed once, with its
+// name and what to ask for.
+func TestRunLimitPrinted(t *testing.T) {
+	const fetch = `curl -s -m 3 -o /dev/null URL`
+	for _, c := range []struct{ name, limits, script, says string }{
+		{"connections refused", "connections: 1/1h", `for i in 1 2 3; do ` + fetch + `; done`, "refused connect a connection to the proxy, for which no destination was named yet: quota_exceeded: weather may use connections: 1/1h"},
+		{"processes", "processes: 30/1h", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; what it starts beyond it is ended"},
+		{"processes throttled", "processes: 30/1h, onExceeded: throttle", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; what it starts beyond it is ended"},
+		{"processes killed", "processes: 30/1h, onExceeded: kill", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; the plugin is ended"},
+		{"bytes", "receivedBytes: 20KiB", `for i in $(seq 15); do curl -s -m 1 -o /dev/null URL; done`, "limit receivedBytes of grant weather exceeded: 20KiB; what goes beyond it is refused for good"},
+		{"bytes killed", "sentBytes: 20KiB, onExceeded: kill", `for i in $(seq 50); do ` + fetch + `; done`, "limit sentBytes of grant weather exceeded: 20KiB; the plugin is ended"},
+		{"system calls throttled", "syscalls: 20000/1s, onExceeded: throttle", `python3 -c "import os; [os.getppid() for _ in range(100000)]"`, "limit syscalls of grant weather exceeded: 20000/1s; the plugin is slowed down to it"},
+		{"system calls killed", "syscalls: 20000, onExceeded: kill", `while :; do ls / >/dev/null; done`, "limit syscalls of grant weather exceeded: 20000; the plugin is ended"},
+		{"requests killed", "requests: 1/1h, onExceeded: kill", `for i in 1 2 3; do ` + fetch + `; done; sleep 5`, "limit requests of grant weather exceeded: 1/1h; the plugin is ended"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, "required", "  limits: {"+c.limits+"}\n")
+			r := w.run("bash", "-c", strings.ReplaceAll(c.script, "URL", w.url("/v1/forecast")))
+			if n := strings.Count(r.stderr, "chaperone: "+c.says); n != 1 {
+				t.Errorf("printed %d times, not once: %q in\n%s", n, c.says, r.stderr)
+			}
+			contains(t, r.stderr, "ask for a higher limits.")
+		})
+	}
+}

@@ -17,7 +17,7 @@ func (c *cli) detachCommand() *cobra.Command {
 		Use:   "detach --config FILE",
 		Short: "Remove the kernel links that a sidecar left which is gone",
 		Long: "Remove the kernel programs, links and cgroup that a killed sidecar left, which keep its plugin\n" +
-			"shut in. While processes are left in the cgroup it is refused; --kill ends them first.",
+			"shut in, and its certificates. While processes are left in the cgroup it is refused; --kill ends them first.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if c.config == "" {
@@ -34,6 +34,9 @@ func (c *cli) detachCommand() *cobra.Command {
 			err = ebpf.Detach(spec.StateDir, force)
 			if errors.Is(err, ebpf.ErrPopulated) {
 				err = fmt.Errorf("%w; end them, or say --kill", err)
+			}
+			if err == nil {
+				err = removeTrust(lock)
 			}
 			if err := errors.Join(err, lock.Close()); err != nil {
 				return err

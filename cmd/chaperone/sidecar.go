@@ -249,7 +249,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		}
 		cfg.Resolver = s.resolver
 	}
-	if s.trust, err = newTrustBundle(); err != nil {
+	if s.trust, err = newTrustBundle(s.state, os.Environ()); err != nil {
 		return err
 	}
 	cfg.CAChanged = func(pem []byte) {

@@ -23,6 +23,7 @@ const (
 	totalsFile      = "totals.json"
 	namesFile       = "names"
 	leasesFile      = "leases.json"
+	trustFile       = "trust.json" // the path of a trust folder that lies among the temporary files
 )
 
 // errLocked means that a sidecar runs on the stateDir.

@@ -8,9 +8,10 @@ GOLANGCI_LINT := $(CHAPERONE_CACHE)/golangci-lint-v2.15.0/golangci-lint
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 BUILD_HERE = echo "building chaperone (about a minute the first time)" >&2 && $(GO_BUILD) -o bin/chaperone ./cmd/chaperone
+CYCLONEDX := v1.9.0
 FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-envoy test lint bench generate build image fuzz
+.PHONY: help demo demo-envoy test lint bench generate build release image fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,11 @@ build: ## bin/chaperone, static, for this machine, and beside it for linux/amd64
 	GOOS=linux GOARCH=amd64 $(GO_BUILD) -o bin/chaperone-linux-amd64 ./cmd/chaperone
 	GOOS=linux GOARCH=arm64 $(GO_BUILD) -o bin/chaperone-linux-arm64 ./cmd/chaperone
 	cp bin/chaperone-linux-$$(go env GOHOSTARCH) bin/chaperone
+
+release: build ## bin/ with man pages, a CycloneDX bill of materials and SHA-256 sums
+	rm -rf bin/man && bin/chaperone man bin/man
+	GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX) bin -json -version $(VERSION) -output bin/chaperone.cdx.json bin/chaperone
+	cd bin && sha256sum chaperone-linux-* chaperone.cdx.json >SHA256SUMS
 
 image: ## the container image chaperone:VERSION
 	docker build --build-arg VERSION=$(VERSION) -t chaperone:$(VERSION) .

@@ -101,7 +101,7 @@ func (c *cli) root() *cobra.Command {
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.sidecarsCommand(), c.statusCommand(), c.usageCommand(),
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
-		c.detachCommand(), c.envoyCommand(), c.schemaCommand(), c.versionCommand(),
+		c.detachCommand(), c.envoyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.manCommand(), c.versionCommand(),
 	)
 	return root
 }

@@ -127,7 +127,7 @@ func destinationProblems() []problemTest {
 		{"hosts that are none", changeRule(func(r *Rule) {
 			r.To.Hosts = []string{"", "a*.example", "*.*.example", "*.", "**.**.example", "a b", "café.example", "a..b", strings.Repeat("a", 64) + ".example", "fe80::1%eth0", "*.[::1]", "1.2.3"}
 		}), []string{
-			`spec.rules[0].to.hosts[0]: host "" is not 1 to 253 bytes long`,
+			`spec.rules[0].to.hosts[0]: is empty; name a host, as in api.weather.example`,
 			`spec.rules[0].to.hosts[1]: "a*.example" is not a host; a wildcard is *. (one label) or **. (one or more) before a name`,
 			`spec.rules[0].to.hosts[2]: "*.*.example" is not a host; a wildcard is *. (one label) or **. (one or more) before a name`,
 			`spec.rules[0].to.hosts[3]: host "" is not 1 to 253 bytes long`,
@@ -195,9 +195,9 @@ func requestProblems() []problemTest {
 		{"paths that are none", changeRule(func(r *Rule) {
 			r.Paths = []string{"", "a", "*", "/a*", "/**/a", "/a//b", "/../a", "/a/%7e/*", "/%2f", "/a;b", "/a%", "/a/%2525", "/é"}
 		}), []string{
-			`spec.rules[0].paths[0]: "" does not start with /`,
-			`spec.rules[0].paths[1]: "a" does not start with /`,
-			`spec.rules[0].paths[2]: "*" does not start with /`,
+			`spec.rules[0].paths[0]: "" does not start with /; write "/"`,
+			`spec.rules[0].paths[1]: "a" does not start with /; write "/a"`,
+			`spec.rules[0].paths[2]: "*" does not start with /; write "/*"`,
 			`spec.rules[0].paths[3]: "/a*" has a wildcard in a segment; * is a whole segment, and ** stands last`,
 			`spec.rules[0].paths[4]: "/**/a" has a wildcard in a segment; * is a whole segment, and ** stands last`,
 			`spec.rules[0].paths[5]: path has an empty segment`,

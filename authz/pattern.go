@@ -25,6 +25,9 @@ type hostPattern struct {
 // parseHostPattern reads a host of a rule or a never-list. Patterns are
 // written in canonical form, so that what a reviewer reads is what matches.
 func parseHostPattern(s string) (hostPattern, error) {
+	if err := hostAdvice(s); err != nil {
+		return hostPattern{}, err
+	}
 	p := hostPattern{}
 	name := s
 	if rest, ok := strings.CutPrefix(s, "**."); ok {
@@ -77,8 +80,8 @@ type pathPattern struct {
 // parsePathPattern reads a path of a rule. What is literal in it must be
 // canonical, or it could never match.
 func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
-	if !strings.HasPrefix(s, "/") {
-		return pathPattern{}, fmt.Errorf("%q does not start with /", clip(s))
+	if err := pathAdvice(s); err != nil {
+		return pathPattern{}, err
 	}
 	p := pathPattern{text: s, prefix: len(s)}
 	if i := strings.IndexByte(s, '*'); i >= 0 {

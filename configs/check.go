@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"io"
 	"maps"
 	"slices"
 	"time"
@@ -25,15 +26,28 @@ type Document struct {
 	Plugin string `json:"plugin,omitempty"` // empty for a guardrail
 }
 
-// Check reads files and folders of any kinds of documents and checks them as
-// of now, without keeping anything. A Sidecar is checked with all that it
+// CheckOptions say how [CheckWith] reads.
+type CheckOptions struct {
+	Now       time.Time
+	Stdin     io.Reader // read for the path "-"; relative paths in it are relative to the working directory
+	Recursive bool      // folders with those below them, hidden ones left out
+}
+
+// Check is CheckWith as of now, with neither.
+func Check(now time.Time, paths ...string) (Checked, error) {
+	return CheckWith(CheckOptions{Now: now}, paths...)
+}
+
+// CheckWith reads files and folders of any kinds of documents and checks them,
+// without keeping anything. A Sidecar is checked with all that it
 // names. Grants are also checked by themselves, plugin by plugin, under all
 // guardrails among the paths. Its error is [Errors] with everything that is
 // wrong.
-func Check(now time.Time, paths ...string) (Checked, error) {
-	l := newLoader(now)
+func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
+	l := newLoader(o.Now)
+	l.stdin = o.Stdin
 	for _, path := range paths {
-		files, err := l.folder(path)
+		files, err := l.folders(path, o.Recursive)
 		if err != nil {
 			l.errs = append(l.errs, Error{File: path, Message: err.Error()})
 		} else if len(files) == 0 {
@@ -66,7 +80,11 @@ func (l *loader) checkSidecars(documents []*source) {
 		}
 		done[d.file] = true
 		inner := newLoader(l.now)
+		inner.stdin, inner.stdinRead = l.stdin, l.stdinRead
 		inner.load(d.file)
+		if len(inner.errs) > 0 {
+			inner.checkGrants(inner.order) // what is wrong in a Sidecar hides nothing of its grants
+		}
 		l.errs = append(l.errs, inner.errs...)
 		l.warnings = append(l.warnings, inner.warnings...)
 		l.expired = append(l.expired, inner.expired...)

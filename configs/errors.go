@@ -9,11 +9,11 @@ import (
 
 // Error is one thing that is wrong in a file.
 type Error struct {
-	File    string // as it was named
-	Line    int    // 1-based; 0 when the problem has no place in the file
-	Column  int    // 1-based, in characters
-	Field   string // as in spec.rules[0].to.hosts[1]; "" for the file as a whole
-	Message string // what is wrong and what would be right
+	File    string `json:"file,omitempty"`   // as it was named
+	Line    int    `json:"line,omitempty"`   // 1-based; 0 when the problem has no place in the file
+	Column  int    `json:"column,omitempty"` // 1-based, in characters
+	Field   string `json:"field,omitempty"`  // as in spec.rules[0].to.hosts[1]; "" for the file as a whole
+	Message string `json:"message"`          // what is wrong and what would be right
 }
 
 // Error returns path:line:column: field: message, without the parts that are

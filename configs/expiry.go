@@ -3,6 +3,8 @@ package configs
 import (
 	"fmt"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // ExpiryNotice is how long before its end a grant or a rule is warned of.
@@ -32,6 +34,21 @@ func (l *loader) expiry(s *source) {
 			warn(path, "%s is %s ahead; write a later time if the rule is still needed", r.NotAfter.UTC().Format(time.RFC3339), Until(l.now, r.NotAfter))
 		}
 	}
+}
+
+// socketDoubt returns a warning for a socket that leads past what the sidecar
+// decides; "" for any other.
+func socketDoubt(socket string) string {
+	switch authz.SocketProbe(socket) {
+	case authz.ProbeResolve, authz.ProbeNSCD:
+		return "resolves names past the sidecar, on any network; libraries do without it, remove it"
+	case authz.ProbeNSS:
+		return "resolves names or logs in past the sidecar; libraries do without it, remove it unless it is what the plugin is for"
+	case authz.ProbeDBus:
+		return "is a message bus, by which programs are started and systems changed outside the plugin's confinement; remove it unless it is what the plugin is for"
+	case authz.ProbeUserDB, authz.ProbeSyslog, authz.ProbeSearch, authz.ProbeService:
+	}
+	return ""
 }
 
 // Until returns in words how long it is from one time to a later one, as in

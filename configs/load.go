@@ -63,6 +63,9 @@ type File struct {
 func Load(path string, now time.Time) (*Config, error) {
 	l := newLoader(now)
 	c := l.load(path)
+	if len(l.errs) > 0 {
+		l.checkGrants(l.order) // what is wrong in a Sidecar hides nothing of its grants
+	}
 	if err := l.failure(); err != nil {
 		return nil, err
 	}

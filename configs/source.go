@@ -37,6 +37,9 @@ type loader struct {
 	errs     Errors
 	warnings Errors
 	expired  Errors // grants that have ended
+
+	stdin     io.Reader // for the file "-"; nil: that is a file like any other
+	stdinRead []byte    // what was read of it
 }
 
 func newLoader(now time.Time) *loader {
@@ -169,6 +172,37 @@ func (l *loader) folder(path string) ([]string, error) {
 	return files, nil
 }
 
+// folders is folder, and with recursive also looks into the folders below.
+func (l *loader) folders(path string, recursive bool) ([]string, error) {
+	if l.stdin != nil && path == stdinName {
+		return []string{path}, nil
+	}
+	files, err := l.folder(path)
+	if err != nil || !recursive {
+		return files, err
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return files, nil //nolint:nilerr // it is a file
+	}
+	for _, e := range entries {
+		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") { // links to folders are not followed
+			continue
+		}
+		more, err := l.folders(filepath.Join(path, e.Name()), true)
+		if err != nil {
+			return nil, err
+		}
+		if files = append(files, more...); len(files) > maxFolder {
+			return nil, fmt.Errorf("holds more than %d files; check several folders", maxFolder)
+		}
+	}
+	return files, nil
+}
+
+// stdinName stands for standard input.
+const stdinName = "-"
+
 // holdsDocuments reports whether a file of a folder is one to read.
 func holdsDocuments(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name))
@@ -178,7 +212,7 @@ func holdsDocuments(name string) bool {
 // error says that the file cannot be read at all.
 func (l *loader) file(path string) ([]*source, error) {
 	l.look(path)
-	identity, err := realPath(path)
+	identity, err := l.identity(path)
 	if err != nil {
 		return nil, errors.New(plain(err))
 	}
@@ -191,7 +225,7 @@ func (l *loader) file(path string) ([]*source, error) {
 		return nil, err
 	}
 	parse := parseYAML
-	if filepath.Ext(path) == ".json" {
+	if filepath.Ext(path) == ".json" || path == stdinName && bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
 		parse = parseJSON
 	}
 	roots, errs := parse(path, data)
@@ -208,6 +242,14 @@ func (l *loader) file(path string) ([]*source, error) {
 	l.read[identity] = documents
 	l.order = append(l.order, documents...)
 	return documents, nil
+}
+
+// identity returns what a file is known by, however it is named.
+func (l *loader) identity(path string) (string, error) {
+	if l.stdin != nil && path == stdinName {
+		return path, nil
+	}
+	return realPath(path)
 }
 
 func realPath(path string) (string, error) {
@@ -233,7 +275,7 @@ func (l *loader) look(path string) {
 // bytes reads a file of bounded size. Its error reads well after the file's name.
 func (l *loader) bytes(path string, digest bool) ([]byte, error) {
 	l.look(path)
-	data, err := readFile(path)
+	data, err := l.content(path)
 	if err != nil {
 		return nil, err
 	}
@@ -242,6 +284,25 @@ func (l *loader) bytes(path string, digest bool) ([]byte, error) {
 		l.files = append(l.files, File{path, hex.EncodeToString(sum[:])})
 	}
 	return data, nil
+}
+
+// content reads a file, or standard input once.
+func (l *loader) content(path string) ([]byte, error) {
+	if l.stdin == nil || path != stdinName {
+		return readFile(path)
+	}
+	if l.stdinRead != nil {
+		return l.stdinRead, nil
+	}
+	data, err := io.ReadAll(io.LimitReader(l.stdin, maxFileSize+1))
+	if err != nil {
+		return nil, errors.New(plain(err))
+	}
+	if len(data) > maxFileSize {
+		return nil, errors.New("is larger than 1MiB; use several files")
+	}
+	l.stdinRead = append([]byte{}, data...)
+	return l.stdinRead, nil
 }
 
 func readFile(path string) ([]byte, error) {
@@ -324,6 +385,7 @@ func (l *loader) document(file string, root *node) *source {
 		d.report(kind.line, kind.column, "kind", "%q is not known; write Sidecar, PluginGrant or PluginGuardrail", clip(kind.text))
 		return nil
 	}
+	shellPaths(root, "", d)
 	l.finish(s, &d.errs)
 	for _, e := range d.errs {
 		s.bad = append(s.bad, e.Field)
@@ -338,9 +400,19 @@ func (l *loader) finish(s *source, errs *Errors) {
 	case s.grant != nil:
 		notYetGrant(s.grant.Spec, report)
 		l.expiry(s)
+		for i, socket := range s.grant.Spec.Sockets {
+			if doubt := socketDoubt(socket); doubt != "" {
+				s.reporter(&l.warnings)(at("spec.sockets", i), "%s", doubt)
+			}
+		}
 		l.grantFiles(s, report)
 		for i := range s.grant.Spec.Rules {
 			asciiHosts(s.grant.Spec.Rules[i].To.Hosts, at("spec.rules", i)+".to.hosts", report)
+			for j, path := range s.grant.Spec.Rules[i].Paths {
+				if doubt := authz.PathDoubt(path); doubt != "" {
+					s.reporter(&l.warnings)(at(at("spec.rules", i)+".paths", j), "%s", doubt)
+				}
+			}
 		}
 	case s.guardrail != nil:
 		l.uniqueGuardrail(s, report)

@@ -14,11 +14,13 @@ import (
 )
 
 func (c *cli) checkCommand() *cobra.Command {
-	var kernel bool
-	cmd := &cobra.Command{
+	var kernel, recursive bool
+	cmd := c.withOutput(&cobra.Command{
 		Use: "check PATH...", Short: "Validate files and folders of any kind",
-		Long: "Validate files and folders of any kind. Everything that is wrong is reported at once, as\n" +
-			"PATH:LINE:COLUMN: FIELD: what is wrong and what would be right.",
+		Long: "Validate files and folders of any kind; - is standard input. Everything that is wrong is reported at\n" +
+			"once, as PATH:LINE:COLUMN: FIELD: what is wrong and what would be right. What is allowed and hardly\n" +
+			"meant, and what ends within 14 days, is a warning. Exit status 1: something is wrong, or a grant has\n" +
+			"ended.",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if kernel {
 				return nil
@@ -26,66 +28,100 @@ func (c *cli) checkCommand() *cobra.Command {
 			return atLeast(1, "a path")(cmd, args)
 		},
 		RunE: func(_ *cobra.Command, args []string) error {
-			err := c.checkFiles(args)
+			err := c.checkFiles(args, recursive)
 			if kernel {
 				err = errors.Join(err, c.checkKernel())
 			}
 			return err
 		},
-	}
+	})
 	cmd.Flags().BoolVar(&kernel, "kernel", false, "also load and self-test the kernel programs")
+	cmd.Flags().BoolVarP(&recursive, "recursive", "R", false, "also the folders below folders")
 	return cmd
 }
 
-func (c *cli) checkFiles(paths []string) error {
+// checkAnswer is the answer of check in JSON and YAML.
+type checkAnswer struct {
+	OK        bool               `json:"ok"`
+	Errors    configs.Errors     `json:"errors"`
+	Expired   configs.Errors     `json:"expired"`
+	Warnings  configs.Errors     `json:"warnings"`
+	Documents []configs.Document `json:"documents"`
+}
+
+func (c *cli) checkFiles(paths []string, recursive bool) error {
 	if len(paths) == 0 {
 		return nil
 	}
-	checked, err := configs.Check(time.Now(), paths...)
-	if wrong, ok := errors.AsType[configs.Errors](err); ok {
-		fmt.Fprintln(c.stderr, wrong.Error())
-		return exitError{exitFailure, nil}
+	checked, err := configs.CheckWith(configs.CheckOptions{Now: time.Now(), Stdin: c.stdin, Recursive: recursive}, paths...)
+	wrong, ok := errors.AsType[configs.Errors](err)
+	if err != nil && !ok {
+		return err
 	}
+	misplaced, doubtful, err := checkStateDirs(checked.Documents) // none of files that are wrong
 	if err != nil {
 		return err
 	}
-	if err := c.checkStateDirs(checked.Documents); err != nil {
+	wrong = append(wrong, misplaced...)
+	checked.Warnings = append(doubtful, checked.Warnings...)
+	answer := checkAnswer{
+		OK: len(wrong)+len(checked.Expired) == 0, Errors: nonNil(wrong), Expired: nonNil(checked.Expired),
+		Warnings: nonNil(checked.Warnings), Documents: nonNil(checked.Documents),
+	}
+	if c.output == "table" {
+		c.printChecked(answer, len(checked.Files))
+	} else if err := c.print(answer, nil); err != nil {
 		return err
 	}
-	for _, w := range checked.Warnings {
+	if !answer.OK {
+		return exitError{exitFailure, nil}
+	}
+	return nil
+}
+
+// printChecked prints what is wrong to stderr, and otherwise how much was checked
+// to stdout.
+func (c *cli) printChecked(a checkAnswer, files int) {
+	if len(a.Errors) > 0 {
+		fmt.Fprintln(c.stderr, a.Errors.Error())
+		return
+	}
+	for _, e := range a.Expired {
+		fmt.Fprintf(c.stderr, "expired: %v\n", e)
+	}
+	for _, w := range a.Warnings {
 		fmt.Fprintf(c.stderr, "warning: %v\n", w)
 	}
-	fmt.Fprintf(c.stdout, "%s in %s: nothing is wrong\n", count(len(checked.Documents), "document"), count(len(checked.Files), "file"))
-	return nil
+	result := "nothing is wrong"
+	if len(a.Expired) > 0 {
+		result = count(len(a.Expired), "grant") + " expired"
+	}
+	fmt.Fprintf(c.stdout, "%s in %s: %s\n", count(len(a.Documents), "document"), count(files, "file"), result)
 }
 
 // checkStateDirs reports stateDirs that run would refuse for their place. To root
 // that is an error. Another user may check files that are used elsewhere.
-func (c *cli) checkStateDirs(documents []configs.Document) error {
-	wrong := false
+func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Errors, err error) {
 	for _, d := range documents {
-		if d.Kind != configs.KindSidecar {
+		if d.Kind != configs.KindSidecar || d.File == "-" {
 			continue
 		}
 		spec, err := configs.LoadSidecar(d.File)
 		if err != nil {
-			return fmt.Errorf("load %s:\n%w", d.File, err)
+			return nil, nil, fmt.Errorf("load %s:\n%w", d.File, err)
 		}
 		err = checkPlace(spec.StateDir, spec.Plugin, sidecarUser(spec.Kernel))
 		switch problem := (configs.Error{File: d.File, Field: "spec.stateDir"}); {
 		case err == nil:
 		case os.Geteuid() == 0:
-			problem.Message, wrong = err.Error(), true
-			fmt.Fprintln(c.stderr, problem)
+			problem.Message = err.Error()
+			wrong = append(wrong, problem)
 		default:
 			problem.Message = "on this machine, run refuses it: " + err.Error()
-			fmt.Fprintf(c.stderr, "warning: %v\n", problem)
+			doubtful = append(doubtful, problem)
 		}
 	}
-	if wrong {
-		return exitError{exitFailure, nil}
-	}
-	return nil
+	return wrong, doubtful, nil
 }
 
 // count returns a number and its noun.

@@ -61,6 +61,29 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 	return e
 }
 
+// ExplainHost is Explain for a host of which no more was seen than that it was to
+// be reached: neither method nor path is in what it says to ask for.
+func (s *Snapshot) ExplainHost(p Principal, dest Destination, now time.Time) Explanation {
+	req := Request{Principal: p, Action: Action{Method: "GET"}, Destination: dest}
+	e := s.explain(req, s.Decide(req, Usage{}, now), now)
+	if e.Nearest != nil {
+		unseen := func(field string) bool {
+			return field == "method" || field == "path" || field == "upgrade" || field == "encodedSlash"
+		}
+		if e.Nearest.Differs = slices.DeleteFunc(e.Nearest.Differs, unseen); len(e.Nearest.Differs) == 0 {
+			e.Nearest = nil
+		}
+	}
+	if e.grantable && strings.Contains(e.Remedy, shortYAML(req, e.secure)) {
+		what := "rule"
+		if e.Decision.Reason == NoGrant {
+			what = "grant with a rule"
+		}
+		e.Remedy = "ask for a " + what + " with " + toYAML(dest, e.secure) + "; its methods and paths were not seen"
+	}
+	return e
+}
+
 // refusal returns the refusal of a denied request.
 func (s *Snapshot) refusal(req Request, d Decision, id string, now time.Time) *Refusal {
 	e := s.explain(req, d, now)
@@ -576,7 +599,11 @@ func remedyFor(r Reason) string {
 		return "nothing grants this; use another destination"
 	case NotEnforceableHere:
 		return "use Chaperone's own proxy for this rule"
-	case UsageUnknown, CredentialUnavailable, AuditUnavailable, NotReady, UpstreamUnreachable, UpstreamTimeout:
+	case CredentialUnavailable:
+		return "ask the operator, to whom chaperone status says why Vault gives no credential"
+	case AuditUnavailable:
+		return "ask the operator, to whom chaperone status says why the audit log cannot be written"
+	case UsageUnknown, NotReady, UpstreamUnreachable, UpstreamTimeout:
 		return "try again later"
 	case CredentialMisplaced:
 		return "put the stand-in of a credential in the credential's own place only"

@@ -99,9 +99,7 @@ func refuseHost(gate *authz.Gate, s *authz.Snapshot, h hostRefusal) (authz.Refus
 	if err != nil {
 		return gate.Refuse(authz.MalformedRequest, attempt, h.source)
 	}
-	e := s.Explain(authz.Request{
-		Principal: h.plugin, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
-	}, authz.Usage{}, h.now)
+	e := s.ExplainHost(h.plugin, destination, h.now)
 	reason := e.Decision.Reason
 	if reason.Allowed() {
 		reason = authz.DestinationNotGranted // not when it was asked

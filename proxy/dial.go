@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -32,7 +33,7 @@ type dialError struct {
 	// standIn is what was found elsewhere than in its credential's place; detail
 	// is then where.
 	standIn *Placeholder
-	remedy  string // "" for the reason's own
+	remedy  string // "" for the reason's own; RULE in it stands for the rule's name
 	// retryAfter is when asking again may help, 0 for never.
 	retryAfter time.Duration
 }
@@ -53,10 +54,18 @@ func (e *dialError) refuse(a *authz.Admission) authz.Refusal {
 	}
 	refusal := a.Refuse(e.reason, e.detail)
 	if e.remedy != "" {
-		refusal.Remedy = e.remedy
+		refusal.Remedy = strings.ReplaceAll(e.remedy, "RULE", ruleName(a.Decision))
 	}
 	refusal.RetryAfter = max(refusal.RetryAfter, e.retryAfter)
 	return refusal
+}
+
+// ruleName names the rule of a decision, for a remedy.
+func ruleName(d authz.Decision) string {
+	if d.Rule == "" {
+		return "a rule for it"
+	}
+	return "rule " + d.Rule + " of grant " + d.Grant
 }
 
 // dialer connects to decided destinations, and to no address that the decision
@@ -128,7 +137,7 @@ func (d *dialer) dial(ctx context.Context, decision authz.Decision, destination 
 		return nil, refused
 	}
 	if e := (*proxyError)(nil); errors.As(failed, &e) {
-		return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "connect to " + destination.HostPort() + ": " + e.Error()}
+		return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "connect to " + destination.HostPort() + ": " + e.Error(), remedy: "ask the operator to check upstreamProxy"}
 	}
 	return nil, unreachable(failed, "connect to "+destination.HostPort())
 }
@@ -156,7 +165,7 @@ func (d *dialer) check(decision authz.Decision, to netip.AddrPort) error {
 		return &dialError{reason: reason, detail: "it leads to " + addr.String(), address: addr}
 	}
 	if d.forbidden != nil && d.forbidden(netip.AddrPortFrom(addr, to.Port())) {
-		return &dialError{reason: authz.AddressNotAllowed, detail: fmt.Sprintf("%s belongs to the sidecar", to)}
+		return &dialError{reason: authz.AddressNotAllowed, detail: fmt.Sprintf("%s belongs to the sidecar", to), remedy: "use another destination; nothing grants the sidecar's own addresses"}
 	}
 	return nil
 }
@@ -174,9 +183,14 @@ func (d *dialer) resolve(ctx context.Context, destination authz.Destination) ([]
 	if err != nil {
 		var missing *net.DNSError
 		if errors.As(err, &missing) && missing.IsNotFound {
-			return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "the name " + destination.Host() + " has no address"}
+			return nil, &dialError{
+				reason: authz.UpstreamUnreachable, detail: "the name " + destination.Host() + " has no address",
+				remedy: "check the name; if it is a local one, ask the operator for its addresses under dns.hosts, or for the servers that resolve it under dns.servers",
+			}
 		}
-		return nil, unreachable(err, "resolve "+destination.Host())
+		e := unreachable(err, "resolve "+destination.Host())
+		e.remedy = "ask the operator to check dns.servers, or the name servers of the host, which do not answer"
+		return nil, e
 	}
 	return addresses, nil
 }
@@ -187,7 +201,8 @@ func unreachable(err error, doing string) *dialError {
 	if isTimeout(err) {
 		return &dialError{reason: authz.UpstreamTimeout, detail: doing + ": no answer in time"}
 	}
-	return &dialError{reason: authz.UpstreamUnreachable, detail: doing + ": " + causeOf(err)}
+	cause, remedy := explainCause(err)
+	return &dialError{reason: authz.UpstreamUnreachable, detail: doing + ": " + cause, remedy: remedy}
 }
 
 func isTimeout(err error) bool {
@@ -198,37 +213,70 @@ func isTimeout(err error) bool {
 
 // causeOf says in words what went wrong.
 func causeOf(err error) string {
+	cause, _ := explainCause(err)
+	return cause
+}
+
+// explainCause is causeOf with what to do about it; remedy is "" for what may pass
+// by itself.
+func explainCause(err error) (cause, remedy string) {
+	if cause, remedy = certificateCause(err); cause != "" {
+		return cause, remedy
+	}
 	var errno syscall.Errno
 	var alert tls.AlertError
 	var remote *net.OpError
 	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &errno):
+		return errno.Error(), remedyForErrno(errno)
+	case errors.Is(err, scrub.ErrBomb):
+		return "its answer grows beyond all bounds when it is decompressed", "ask for it uncompressed (Accept-Encoding: identity)"
+	case errors.Is(err, scrub.ErrFrame):
+		return "its answer holds what cannot be looked into", "ask for it uncompressed (Accept-Encoding: identity)"
+	case errors.As(err, &alert):
+		return alert.Error(), handshakeRemedy
+	case errors.As(err, &remote) && remote.Op == "remote error": // an alert, of which crypto/tls exports nothing else
+		return remote.Err.Error(), handshakeRemedy
+	case errors.As(err, &record):
+		return "it does not speak TLS", "check the port; if the server speaks plain http there, ask for scheme: http on RULE"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "it closed the connection", ""
+	}
+	return "it did not answer as it should", ""
+}
+
+const handshakeRemedy = "ask the operator to check tls.min and the client certificate (mtls) of RULE against what the server asks for"
+
+// certificateCause is causeOf for a certificate that is not accepted; "" for
+// anything else.
+func certificateCause(err error) (cause, remedy string) {
 	var verification *tls.CertificateVerificationError
 	var hostname x509.HostnameError
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	switch {
-	case errors.As(err, &errno):
-		return errno.Error()
 	case errors.As(err, &hostname):
-		return "its certificate is for another name"
+		return "its certificate is for another name", "use the name that the certificate is for, or have the server show one for this name"
 	case errors.As(err, &unknown):
-		return "its certificate is signed by an authority that is not trusted"
+		return "its certificate is signed by an authority that is not trusted",
+			"if the authority is to be trusted there, ask for its certificate (PEM) under to.tls.caFile of RULE"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "its certificate has expired or is not valid yet", "have the server's certificate renewed, and check the clock of this host"
 	case errors.As(err, &invalid):
-		return "its certificate is not valid"
+		return "its certificate is not valid", "have the server show another certificate"
 	case errors.As(err, &verification):
-		return "its certificate could not be verified"
-	case errors.Is(err, scrub.ErrBomb):
-		return "its answer grows beyond all bounds when it is decompressed"
-	case errors.Is(err, scrub.ErrFrame):
-		return "its answer holds what cannot be looked into"
-	case errors.As(err, &alert):
-		return alert.Error()
-	case errors.As(err, &remote) && remote.Op == "remote error": // an alert, of which crypto/tls exports nothing else
-		return remote.Err.Error()
-	case errors.As(err, &record):
-		return "it does not speak TLS"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "it closed the connection"
+		return "its certificate could not be verified", "have the server show another certificate"
 	}
-	return "it did not answer as it should"
+	return "", ""
+}
+
+func remedyForErrno(errno syscall.Errno) string {
+	switch errno {
+	case syscall.ECONNREFUSED:
+		return "check host and port, and that the server runs"
+	case syscall.ENETUNREACH, syscall.EHOSTUNREACH:
+		return "check that this host has a route there"
+	}
+	return ""
 }

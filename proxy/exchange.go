@@ -106,7 +106,10 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	pool, err := x.proxy.pools.get(x.admission, x.speak(), x.down.limited())
 	if err != nil {
 		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
-		x.refuse(authz.UpstreamUnreachable, "the rule's TLS terms or its client certificate cannot be used")
+		x.refuseAs(&dialError{
+			reason: authz.UpstreamUnreachable, detail: "the rule's TLS terms or its client certificate cannot be used",
+			remedy: "ask the operator to check tls and the mtls credential of RULE",
+		})
 		return
 	}
 	if pool.needles != nil {

@@ -124,6 +124,7 @@ type Broker struct {
 	loginAt       instant // not before
 	loginErr      error
 	loginFailures int
+	loginLogged   loginLog
 	wrapped       wrapped // guarded by door
 	rotateAt      instant // not before
 

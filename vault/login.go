@@ -184,6 +184,7 @@ func (b *Broker) holdLogin(s *session, err error) (*session, error) {
 	wait := b.waitAfter(b.loginFailures, err)
 	b.loginAt, b.loginErr = now.add(wait), err
 	b.noteError(err)
+	b.logLogin(err, now)
 	if s.usable(now) {
 		return s, nil
 	}
@@ -196,6 +197,7 @@ func (b *Broker) adopt(fresh *session) *session {
 	defer b.unlock()
 	now, old := b.now(), b.session
 	b.loginFailures, b.loginErr, b.loginAt = 0, nil, instant{}
+	b.loginLogged = loginLog{}
 	if old != nil && old.token.Equal(fresh.token) {
 		// The same token file: only its times are new. It cannot be bettered
 		// by asking at once again.

@@ -173,16 +173,13 @@ func (b *Broker) tendSession(ctx context.Context, now instant) instant {
 	b.background(ctx, func(ctx context.Context) {
 		err := b.enter(ctx)
 		if err == nil {
-			_, err = b.upkeep(ctx, 0)
+			_, _ = b.upkeep(ctx, 0) // its failure is kept, and logged by holdLogin
 			b.leave()
 		}
 		b.mu.Lock()
 		b.upkeeping = false
 		b.wake()
 		b.unlock()
-		if err != nil {
-			b.log.Warn("keep the login to Vault", zap.Error(err))
-		}
 	})
 	return never()
 }

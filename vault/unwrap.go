@@ -54,6 +54,25 @@ func (b *Broker) unwrap(ctx context.Context) (authz.Secret, error) {
 	return secretID, err
 }
 
+// Wrapped reports whether the login unwraps a secret id, and so uses it up.
+func (b *Broker) Wrapped() bool { return b.cfg.Auth.SecretIDWrapped }
+
+// LookUpWrapped reports whether the wrapped secret id is there to be unwrapped by
+// a login, and does not unwrap it. A nil error does not mean that the login
+// succeeds.
+func (b *Broker) LookUpWrapped(ctx context.Context) error {
+	for _, file := range []string{b.cfg.Auth.RoleIDFile, b.cfg.Auth.SecretIDFile} {
+		if _, err := readSecret(file); err != nil {
+			return fmt.Errorf("log in by approle: %w", err)
+		}
+	}
+	token, err := readSecret(b.cfg.Auth.SecretIDFile)
+	if err != nil {
+		return fmt.Errorf("log in by approle: %w", err)
+	}
+	return b.lookUpWrapped(ctx, token)
+}
+
 // finalError says that a wrapping token is of no use any more.
 type finalError struct{ error }
 
@@ -64,27 +83,36 @@ func isFinal(err error) bool {
 	return errors.As(err, &final)
 }
 
-func (b *Broker) unwrapOnce(ctx context.Context, token authz.Secret, hash string) (authz.Secret, error) {
+// lookUpWrapped reports whether a wrapping token can be unwrapped and was made
+// where it should be, without using it up.
+func (b *Broker) lookUpWrapped(ctx context.Context, token authz.Secret) error {
 	answer, err := b.client.do(ctx, call{
 		op: "look up wrapped secret id", method: http.MethodPost, path: "sys/wrapping/lookup",
 		body: map[string]any{"token": token.Reveal()},
 	})
 	if err != nil && !isTransient(err) {
-		return authz.Secret{}, finalError{fmt.Errorf("%w: it has ended, or somebody else unwrapped it", err)}
+		return finalError{fmt.Errorf("%w: it has ended, or somebody else unwrapped it", err)}
 	}
 	if err != nil {
-		return authz.Secret{}, err
+		return err
 	}
 	var path any
 	if answer != nil {
 		path = answer.Data["creation_path"]
 	}
 	if path != b.cfg.Auth.WrapPath {
-		return authz.Secret{}, finalError{fmt.Errorf("look up wrapped secret id: it was wrapped by %.100q and not by %q: somebody else may have wrapped it",
+		return finalError{fmt.Errorf("look up wrapped secret id: it was wrapped by %.100q and not by %q: somebody else may have wrapped it",
 			path, b.cfg.Auth.WrapPath)}
 	}
+	return nil
+}
+
+func (b *Broker) unwrapOnce(ctx context.Context, token authz.Secret, hash string) (authz.Secret, error) {
+	if err := b.lookUpWrapped(ctx, token); err != nil {
+		return authz.Secret{}, err
+	}
 	b.spend(hash)
-	answer, err = b.client.do(ctx, call{op: "unwrap secret id", method: http.MethodPost, path: "sys/wrapping/unwrap", token: token})
+	answer, err := b.client.do(ctx, call{op: "unwrap secret id", method: http.MethodPost, path: "sys/wrapping/unwrap", token: token})
 	if e := (*Error)(nil); errors.As(err, &e) && isTransient(err) && !e.ambiguous {
 		b.spend("") // Vault has not done it
 		return authz.Secret{}, err

@@ -21,6 +21,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/vault"
 )
 
 // listen binds every door and then attaches the kernel programs, so that what
@@ -286,13 +287,16 @@ func (s *sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 }
 
 // awaitReady logs in to Vault when a credential needs it, and calls ready as
-// soon as nothing is missing.
+// soon as nothing is missing. The broker logs what fails.
 func (s *sidecar) awaitReady(ctx context.Context, ready func()) {
 	const pause = 250 * time.Millisecond
 	for ctx.Err() == nil {
 		if s.broker != nil && s.needsVault() {
-			if err := s.broker.Login(ctx); err != nil {
-				s.opts.log.Warn("Vault has not answered yet", zap.Error(err))
+			if err := s.broker.Login(ctx); vault.Permanent(err) {
+				select {
+				case s.hopeless <- err:
+				default: // serve waits on, since files may be replaced
+				}
 			}
 		}
 		if s.ready() == nil {
@@ -331,6 +335,9 @@ func (s *sidecar) checks() []check {
 			c.err = errors.New("a grant has a credential and no Vault is configured")
 		} else if !s.broker.Status().LoggedIn {
 			c.err = errors.New("not logged in")
+			if cause := s.broker.Status().LoginErr; cause != "" {
+				c.err = fmt.Errorf("not logged in: %s", cause)
+			}
 		}
 		out = append(out, c)
 	}

@@ -144,6 +144,8 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 		return 0, fmt.Errorf("start sidecar: %w", errors.Join(serr, ctx.Err()))
 	case sig := <-signals:
 		return 128 + int(sig.(syscall.Signal)), fmt.Errorf("interrupted before the plugin ran: %v", sig) //nolint:forcetypeassert // of package syscall on every Unix
+	case err := <-s.hopeless: // to wait for it would only hide it
+		return 0, fmt.Errorf("start sidecar: vault: not logged in: %w", err)
 	case <-time.After(startPatience):
 		return 0, fmt.Errorf("start sidecar: not ready after %s: %w", startPatience, s.ready())
 	}

@@ -61,6 +61,7 @@ type sidecar struct {
 	ledger   *authz.Ledger
 	broker   *vault.Broker
 	tokens   *tokens.Source // over the broker
+	hopeless chan error     // receives the failure of a login to Vault that stays until somebody acts
 	standIns *standIns
 	gate     *authz.Gate
 	cage     *ebpf.Cage
@@ -105,7 +106,7 @@ type addresses struct {
 func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 	s = &sidecar{
 		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
-		metrics: newMetrics(), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
+		metrics: newMetrics(), hopeless: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
 	s.running = cfg.Sidecar
 	s.config.Store(cfg)

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestStartWithoutVault has a start that cannot log in to Vault log one line with
+// the cause and end with it: at once where waiting changes nothing.
+func TestStartWithoutVault(t *testing.T) {
+	html := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "<html>not a Vault</html>") }))
+	t.Cleanup(html.Close)
+	l := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
+	closed := "http://" + l.Addr().String()
+	testenv.Must(t, l.Close())
+	for _, c := range []struct {
+		name      string
+		change    func(*world)
+		want      string
+		permanent bool
+	}{
+		{"a wrong secret id", func(w *world) { w.write("secret-id", "00000000-0000-0000-0000-000000000000") }, "invalid role or secret ID", true},
+		{"an empty file", func(w *world) { w.write("secret-id", "") }, "does not hold one word", true},
+		{"no Vault", func(w *world) {
+			w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), w.vault.Address, html.URL, 1))
+		}, "", true},
+		{"down", func(w *world) {
+			w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), w.vault.Address, closed, 1))
+		}, "connection refused", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, "off", "")
+			c.change(w)
+			started := time.Now()
+			r := w.run("true")
+			took := time.Since(started)
+			lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
+			last := lines[len(lines)-1]
+			if r.status != exitSidecar || !strings.Contains(last, "vault: not logged in: ") || !strings.Contains(last, c.want) {
+				t.Errorf("status %d, and the last line is %q, without %q", r.status, last, c.want)
+			}
+			if c.permanent && took > startPatience/2 {
+				t.Errorf("it waited %s for what does not pass by itself", took)
+			}
+			if n := strings.Count(r.stderr, `"msg":"vault login failed"`); n != 1 {
+				t.Errorf("%d lines of the log, not one:\n%s", n, r.stderr)
+			}
+			if n := strings.Count(r.stderr, `{"level"`); n > 2 {
+				t.Errorf("%d lines of the log:\n%s", n, r.stderr)
+			}
+		})
+	}
+}

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
@@ -22,6 +23,7 @@ import (
 // finding is one line of doctor.
 type finding struct {
 	Name     string `json:"name"`
+	Category string `json:"category"` // kernel, machine, state, grants, names, envoy or vault
 	OK       bool   `json:"ok"`
 	Required bool   `json:"required"`
 	Problem  string `json:"problem,omitempty"`
@@ -43,7 +45,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 			for _, f := range findings {
 				sick = sick || f.Required && !f.OK
 			}
-			if err := c.print(findings, func(w io.Writer) { findingsTable(w, findings) }); err != nil {
+			if err := c.print(findings, func(w io.Writer) { doctorTable(w, findings) }); err != nil {
 				return err
 			}
 			if sick {
@@ -52,6 +54,34 @@ func (c *cli) doctorCommand() *cobra.Command {
 			return nil
 		},
 	}))
+}
+
+// doctorTable prints what was examined, the findings by category, and how many
+// there are of each kind.
+func doctorTable(w io.Writer, findings []finding) {
+	var kernel unix.Utsname
+	release := "unknown"
+	if unix.Uname(&kernel) == nil {
+		release = unix.ByteSliceToString(kernel.Release[:])
+	}
+	fmt.Fprintf(w, "chaperone %s on Linux %s (%s), uid %d\n", buildVersion(), release, runtime.GOARCH, os.Geteuid())
+	category, passed, warned, failed := "", 0, 0, 0
+	for _, f := range findings {
+		if f.Category != category {
+			category = f.Category
+			fmt.Fprintf(w, "\n%s\n", category)
+		}
+		findingsTable(w, []finding{f})
+		switch {
+		case f.OK:
+			passed++
+		case f.Required:
+			failed++
+		default:
+			warned++
+		}
+	}
+	fmt.Fprintf(w, "\n%s: %d pass, %d warn, %d FAIL\n", count(len(findings), "check"), passed, warned, failed)
 }
 
 func findingsTable(w io.Writer, findings []finding) {
@@ -96,6 +126,7 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 		return out, nil
 	}
 	out = append(out, checkStateDir(&cfg.Sidecar), checkSameUser(&cfg.Sidecar))
+	out = append(out, checkExpiry(cfg, time.Now())...)
 	out = append(out, checkNames(ctx, cfg)...)
 	if cfg.Sidecar.Envoy != nil {
 		out = append(out, checkEnvoy(ctx, cfg.Sidecar.Envoy)...)
@@ -109,7 +140,7 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 // checkFence tries what run confines a plugin with while the kernel half is off,
 // and says what that lacks.
 func checkFence(spec *configs.Sidecar) finding {
-	out := finding{Name: "kernel: off", Remedy: "say kernel: required"}
+	out := finding{Name: "kernel: off", Category: "kernel", Remedy: "say kernel: required"}
 	if spec.Process.Network == configs.NetworkHost {
 		out.Problem = "the plugin is not confined: process.network is host"
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
@@ -132,16 +163,37 @@ func checkFence(spec *configs.Sidecar) finding {
 }
 
 func fromKernel(f ebpf.Finding, required bool) finding {
-	out := finding{Name: f.Name, OK: f.Err == nil, Required: f.Required && required, Lost: f.Lost, Remedy: f.Remedy}
+	out := finding{Name: plainName(f.Name), Category: "kernel", OK: f.Err == nil, Required: f.Required && required, Lost: f.Lost, Remedy: f.Remedy}
 	if f.Err != nil {
 		out.Problem = f.Err.Error()
 	}
 	return out
 }
 
+// plainName adds to the name of a check of the kernel what it is about.
+func plainName(name string) string {
+	switch name {
+	case "process ids":
+		return name + " (the sidecar and the kernel number processes alike)"
+	case "cgroup v2":
+		return name + " (where the plugin's processes are held and counted)"
+	case "BPF file system":
+		return name + " (keeps the plugin shut in after its sidecar was killed)"
+	case "process scope":
+		return name + " (the plugin cannot signal other processes of its user)"
+	case "fence":
+		return name + " (a network of the plugin's own while the kernel half is off)"
+	case "file rules":
+		return name + " (process.files)"
+	case "self-test":
+		return name + " (a process is confined, and what must be refused is)"
+	}
+	return name
+}
+
 // checkClock finds a clock that was never set: every notAfter depends on it.
 func checkClock(now time.Time) finding {
-	out := finding{Name: "clock", OK: true, Required: true}
+	out := finding{Name: "clock", Category: "machine", OK: true, Required: true}
 	if now.Year() < 2026 {
 		out.OK, out.Problem = false, fmt.Sprintf("says %s", now.Format(time.RFC3339))
 		out.Lost, out.Remedy = "grants would end at the wrong time", "set the clock"
@@ -153,7 +205,7 @@ func checkClock(now time.Time) finding {
 // made: where it would be is looked at.
 func checkStateDir(spec *configs.Sidecar) finding {
 	dir := spec.StateDir
-	out := finding{Name: "stateDir " + dir, OK: true, Required: true}
+	out := finding{Name: "stateDir " + dir, Category: "state", OK: true, Required: true}
 	if err := checkPlace(dir, spec.Plugin, sidecarUser(spec.Kernel)); err != nil {
 		out.OK, out.Problem = false, err.Error()
 		out.Lost, out.Remedy = "run does not start", "write stateDir: /var/lib/chaperone/"+spec.Plugin
@@ -175,7 +227,7 @@ func checkStateDir(spec *configs.Sidecar) finding {
 }
 
 func checkSameUser(spec *configs.Sidecar) finding {
-	out := finding{Name: "the plugin's user is its own", OK: !spec.Process.UnsafeSameUser}
+	out := finding{Name: "the plugin's user is its own", Category: "state", OK: !spec.Process.UnsafeSameUser}
 	if !out.OK {
 		out.Problem, out.Lost = "unsafeSameUser is set", "the plugin can end its own confinement"
 		out.Remedy = "leave user: dynamic and remove unsafeSameUser"
@@ -183,44 +235,22 @@ func checkSameUser(spec *configs.Sidecar) finding {
 	return out
 }
 
-// checkNames resolves the exact names that are granted.
-func checkNames(ctx context.Context, cfg *configs.Config) []finding {
-	resolver := &net.Resolver{}
-	if servers := cfg.Sidecar.DNS.Servers; len(servers) > 0 {
-		resolver.PreferGo = true
-		resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, servers[0].String())
-		}
-	}
-	var out []finding
-	for _, host := range configs.ExactHosts(cfg.Grants) {
-		f := finding{Name: "name " + host, OK: true}
-		if _, static := cfg.Sidecar.DNS.Hosts[host]; !static {
-			bounded, cancel := context.WithTimeout(ctx, 3*time.Second)
-			if _, err := resolver.LookupNetIP(bounded, "ip", host); err != nil {
-				f.OK, f.Problem = false, err.Error()
-				f.Lost, f.Remedy = "requests to it answer upstream_unreachable", "check the name, or spec.dns"
-			}
-			cancel()
-		}
-		out = append(out, f)
-	}
-	return out
-}
-
-// checkVault logs in as the sidecar would, and gives the token back.
+// checkVault logs in as the sidecar would, and gives the token back. A wrapped
+// secret id is only looked up: a login would use it up.
 func (c *cli) checkVault(ctx context.Context, cfg *configs.Config) finding {
 	spec := cfg.Sidecar.Vault
 	out := finding{
-		Name: "Vault " + spec.Address, OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
+		Name: "login to Vault " + spec.Address, Category: "vault", OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
 		Remedy: "check spec.vault: address, caFile, and the files of auth",
 	}
 	broker, err := vault.New(brokerConfig(cfg.Sidecar.Plugin, spec, zap.NewNop()))
 	if err == nil {
 		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		err = broker.Login(bounded)
-		if err == nil {
+		if broker.Wrapped() {
+			out.Name = "wrapped secret id at Vault " + spec.Address + " (looked up and left wrapped; a login would use it up, and was not tried)"
+			err = broker.LookUpWrapped(bounded)
+		} else if err = broker.Login(bounded); err == nil {
 			err = logout(bounded, broker)
 		}
 	}

@@ -66,7 +66,7 @@ func BenchmarkEncodingJSON(b *testing.B) {
 		Time: s.Time, Prev: strings.Repeat("A", 43), Kind: string(s.Kind), Plugin: s.Plugin, Door: string(s.Door),
 		Decision: s.Decision, Allowed: &yes, Reason: s.Reason, Grant: s.Grant, Rule: s.Rule, Generation: s.Generation,
 		Method: s.Method, Scheme: s.Scheme, Host: s.Host, Port: s.Port, Path: s.Path, Query: s.Query,
-		Credential: s.Credential, Lease: s.Lease, PID: s.PID, Exe: s.Exe, UID: &uid, TraceID: s.TraceID,
+		Credential: s.Credential, Lease: s.Lease, PID: s.PID, Exe: s.Exe, UID: &uid, TraceID: s.TraceID, SpanID: s.SpanID,
 	}
 	mac := hmac.New(sha256.New, make([]byte, 32))
 	b.ReportAllocs()

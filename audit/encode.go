@@ -105,6 +105,7 @@ func (e *line) encode(r *authz.Record, full bool) {
 	}
 	e.text(`,"actor":"`, r.Actor)
 	e.text(`,"trace_id":"`, r.TraceID)
+	e.text(`,"span_id":"`, r.SpanID)
 	e.text(`,"detail":"`, r.Detail)
 	if r.Count > 1 {
 		e.int(`,"count":`, int64(r.Count))

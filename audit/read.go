@@ -46,6 +46,7 @@ type Entry struct {
 	UID        *int              `json:"uid,omitempty"` // nil when unknown
 	Actor      string            `json:"actor,omitempty"`
 	TraceID    string            `json:"trace_id,omitempty"`
+	SpanID     string            `json:"span_id,omitempty"` // the caller's
 	Detail     string            `json:"detail,omitempty"`
 	Count      int               `json:"count,omitempty"`
 	Lost       uint64            `json:"lost,omitempty"`

@@ -18,7 +18,8 @@ type Source struct {
 	PID     int    // 0 when unknown
 	UID     int    // -1 when unknown
 	Exe     string // "" when unknown
-	TraceID string // of a W3C trace context, "" for none
+	TraceID string // of a W3C trace context, "" for none; see Trace
+	SpanID  string // of the span that made the request, "" for none
 }
 
 // GateConfig is what a Gate is made of. Every field but Credentials is required.
@@ -354,7 +355,8 @@ func (a *Admission) decided() *Record {
 	r.Grant, r.Rule, r.Credential = d.Grant, d.Rule, d.Credential
 	r.Method, r.Scheme, r.Host, r.Port = a.Request.Action.Method, string(dest.scheme), dest.host, dest.port
 	r.Path, r.Query = dest.path, dest.query
-	r.PID, r.UID, r.Exe, r.TraceID = a.Source.PID, a.Source.UID, a.Source.Exe, a.Source.TraceID
+	r.PID, r.UID, r.Exe = a.Source.PID, a.Source.UID, a.Source.Exe
+	r.TraceID, r.SpanID = a.Source.TraceID, a.Source.SpanID
 	switch {
 	case d.path != nil:
 		r.Pattern = d.path.text
@@ -492,7 +494,7 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	return refusal, g.write(time.Time{}, &Record{
 		Kind: KindDecision, Plugin: refusal.Plugin, Door: src.Door, Decision: id,
 		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation, Method: refusal.Method, Host: clip(attempt.Host),
-		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, Detail: attempt.Detail,
+		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, SpanID: src.SpanID, Detail: attempt.Detail,
 	})
 }
 

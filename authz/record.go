@@ -52,6 +52,7 @@ type Record struct {
 	UID        int // -1 when unknown
 	Actor      string
 	TraceID    string
+	SpanID     string
 	Detail     string            // one line in words
 	Count      int               // equal events folded into this one; 0 and 1 mean one
 	Lost       uint64            // events that could not be kept

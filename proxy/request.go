@@ -113,7 +113,9 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn) {
 		return
 	}
 	source := c.source
-	source.TraceID = traceID(r.Header)
+	if v := r.Header["Traceparent"]; len(v) == 1 {
+		source.Trace(v[0])
+	}
 	admission, err := p.cfg.Gate.Admit(r.Context(), req, source)
 	if err != nil {
 		p.cfg.Log.Warn("admit request", zap.String("decision", admission.ID), zap.Error(err))
@@ -335,20 +337,6 @@ func grpcMessage(s string) string {
 		}
 	}
 	return out.String()
-}
-
-// traceID returns the trace of a W3C trace context, "" when there is none
-// (Trace Context, section 3.2.2).
-func traceID(h http.Header) string {
-	v := h["Traceparent"]
-	if len(v) != 1 || len(v[0]) < 55 || v[0][2] != '-' || v[0][35] != '-' {
-		return ""
-	}
-	id := v[0][3:35]
-	if strings.Trim(id, "0123456789abcdef") != "" {
-		return ""
-	}
-	return id
 }
 
 // clean returns a name that the plugin sent, fit for a line.

@@ -141,7 +141,7 @@ func (s *Server) readHTTP(a *access, c *check) *fault {
 		return l.malformed(detail)
 	}
 	a.grpc = isGRPC(h.contentType) || !a.rewritable
-	a.source.TraceID = traceID(h.traceparent)
+	a.source.Trace(h.traceparent)
 	sni := c.sni
 	var f *fault
 	switch {
@@ -413,20 +413,6 @@ func first(candidates ...string) string {
 func isGRPC(contentType string) bool {
 	rest, ok := strings.CutPrefix(strings.ToLower(contentType), "application/grpc")
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
-}
-
-// traceID returns the trace id of a traceparent (W3C Trace Context, section
-// 3.2.2), "" when it is not one.
-func traceID(traceparent string) string {
-	const version, id = len("00-"), 32
-	if len(traceparent) <= version+id || traceparent[version-1] != '-' || traceparent[version+id] != '-' {
-		return ""
-	}
-	trace := traceparent[version : version+id]
-	if strings.Trim(trace, "0123456789abcdef") != "" || !strings.Contains(traceparent[version+id+1:], "-") {
-		return ""
-	}
-	return trace
 }
 
 // lower returns name in lower case, without a copy when it is already.

@@ -208,6 +208,9 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 	e := explained{
 		Decision: id, Allowed: entry.Allowed != nil && *entry.Allowed, Reason: entry.Reason, Grant: entry.Grant, Rule: entry.Rule, Secret: entry.Credential, Detail: entry.Detail,
 	}
+	if entry.Door == string(authz.DoorKernel) {
+		return c.printExplained(e) // the kernel's hooks decide by more than a policy
+	}
 	if req, err := parseAccess(authz.Principal(entry.Plugin), method(entry), entryURL(entry), ""); err == nil {
 		snapshot, err := offline(cfg)
 		if err != nil {

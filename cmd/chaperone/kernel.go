@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
@@ -195,10 +198,22 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
 	}
 	r.Host, r.Port = s.destination(d)
+	r.Decision = s.kernelDecision()
 	s.record(r)
 	if s.opts.refused != nil {
-		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
+		s.opts.refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Decision: r.Decision, Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
 	}
+}
+
+// kernelDecision returns an id for a record of the kernel's door, by which explain
+// finds it, or none.
+func (s *sidecar) kernelDecision() string {
+	id, err := uuid.NewV7()
+	if err != nil {
+		s.opts.log.Error("decision id missing", zap.Error(err))
+		return ""
+	}
+	return id.String()
 }
 
 // exeOf names the program of a refused call: by its path, or for a process that

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -44,6 +45,9 @@ func scrape(t *testing.T, url string) map[string]float64 {
 // recorded and counted, and no refusal of the plugin's.
 func TestRunProbes(t *testing.T) {
 	w := newWorld(t, "required", "")
+	// In a view of its own the sockets of the host's services are not there at all.
+	spec := string(testenv.MustGet(os.ReadFile(w.file("sidecar.yaml")))(t))
+	w.write("sidecar.yaml", strings.Replace(spec, "  drain:", "  process: {view: host}\n  drain:", 1))
 	metrics := w.serveMetrics()
 	b := w.start("python3", "-c", `
 import os, socket, sys, time
@@ -88,6 +92,11 @@ time.sleep(60)
 		t.Errorf("%.0f refusals are counted, not those of one socket", refused)
 	}
 	denied := w.chaperone("audit", "query", "--config", w.file("sidecar.yaml"), "--denied").stdout
+	if id := regexp.MustCompile(`"decision":"([0-9a-f-]{36})"[^\n]*docker.sock`).FindStringSubmatch(denied); id == nil {
+		t.Errorf("the refusal has no id:\n%s", denied)
+	} else {
+		contains(t, w.chaperone("explain", "--config", w.file("sidecar.yaml"), id[1]).stdout, "no grant names this Unix socket")
+	}
 	if strings.Contains(denied, "userdb") || strings.Contains(denied, "_grpc_config") {
 		t.Errorf("probes are among the refusals:\n%s", denied)
 	}

@@ -55,7 +55,7 @@ func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
 func (s *sidecar) usedSocket(d ebpf.Denial) {
 	s.record(&authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Allowed: true, Reason: authz.Granted.String(),
-		Grant: s.grantOfSocket(d.Path), Generation: s.engine.Current().Generation(), Scheme: "unix", Path: d.Path,
+		Decision: s.kernelDecision(), Grant: s.grantOfSocket(d.Path), Generation: s.engine.Current().Generation(), Scheme: "unix", Path: d.Path,
 		PID: int(d.PID), UID: int(d.UID), Exe: exeOf(d), Count: int(min(d.Count, 1<<31)),
 	})
 }

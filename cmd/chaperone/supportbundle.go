@@ -227,4 +227,3 @@ func (c *cli) bundledRecords(ctx context.Context) (any, error) {
 	}
 	return out, nil
 }
-

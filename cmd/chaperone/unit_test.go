@@ -167,14 +167,18 @@ grep -o ' /run/chaperone[^ ]*' /proc/self/mountinfo
 grep -l '/chaperone-[0-9a-f]\{16\}' /proc/[0-9]*/cgroup 2>/dev/null; true`)
 }
 
-// pluginCalls is a plugin that calls an API of its machine, and writes down what it
-// was answered.
-const pluginCalls = `import os, sys, time, urllib.request
+// pluginCalls is a plugin that calls an API of its machine, and prints what it was
+// answered.
+const pluginCalls = `import os, time, urllib.request
 while True:
     try:
-        print("answer", urllib.request.urlopen("http://api.weather.example:8080/v1/forecast", timeout=5).status, flush=True)
+        answer = urllib.request.urlopen("http://api.weather.example:8080/v1/forecast", timeout=5).status
     except Exception as e:
-        print("answer", getattr(e, "code", type(e).__name__), flush=True)
+        answer = getattr(e, "code", type(e).__name__)
+    try:
+        os.write(1, b"answer %s\n" % str(answer).encode())
+    except OSError:
+        pass  # nobody reads it while the journal is away
     time.sleep(0.2)
 `
 
@@ -182,7 +186,7 @@ while True:
 func TestUnit(t *testing.T) {
 	m := bootMachine(t, map[string]string{
 		"/opt/weather/plugin.py":                     pluginCalls,
-		"/etc/systemd/system/api.service":            "[Service]\nDynamicUser=yes\nWorkingDirectory=/var/www\nExecStart=/usr/bin/python3 -u -m http.server --bind 127.0.0.1 8080\n",
+		"/etc/systemd/system/api.service":            "[Service]\nDynamicUser=yes\nStandardOutput=null\nStandardError=null\nWorkingDirectory=/var/www\nExecStart=/usr/bin/python3 -u -m http.server --bind 127.0.0.1 8080\n",
 		"/etc/systemd/system/detach.service":         "[Service]\nType=oneshot\nExecStart=/usr/bin/chaperone detach --config /etc/chaperone/weather/sidecar.yaml\n",
 		"/var/www/v1/forecast":                       "rain\n",
 		"/etc/chaperone/weather/command":             "PLUGIN_COMMAND=/usr/bin/python3 /opt/weather/plugin.py\n",
@@ -231,6 +235,21 @@ func TestUnit(t *testing.T) {
 
 	t.Log("restart")
 	m.sh("systemctl restart chaperone@weather")
+	answers("200")
+
+	t.Log("a journal that is restarted, then what it prints")
+	before = m.unit("MainPID")
+	m.sh("systemctl stop systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket && systemctl start systemd-journald.service")
+	m.write("/etc/chaperone/weather/grants/weather.yaml", "not: a grant\n")
+	if out, err := m.try("systemctl reload chaperone@weather"); err == nil {
+		t.Errorf("a bad file is reloaded: %s", out)
+	}
+	m.write("/etc/chaperone/weather/grants/weather.yaml", forecastGrant("GET"))
+	m.sh("systemctl reload chaperone@weather")
+	if after := m.unit("MainPID"); after != before || m.unit("ActiveState") != "active" {
+		t.Errorf("the sidecar did not survive: %s, before %s\n%s", after, before, m.journal())
+	}
+	m.sh("systemctl restart chaperone@weather") // its output reaches the journal again
 	answers("200")
 
 	t.Log("halt")

@@ -11,7 +11,7 @@ BUILD_HERE = echo "building chaperone (about a minute the first time)" >&2 && $(
 CYCLONEDX := v1.9.0
 FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-envoy test lint bench generate build release image fuzz
+.PHONY: help demo demo-envoy test test-long lint bench generate build release image fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ demo-envoy: ## the same behind an Envoy that Chaperone configures: streams cut w
 test: ## every test with the race detector, against real parts; says what it skips and why
 	@tools/setup test
 	go test $$(tools/setup race) -shuffle=on -timeout 30m ./...
+
+test-long: ## what looks for leftovers, longer: 100 runs, 30 kills, 20 sidecars at once; root
+	@tools/setup test
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run Leftovers ./internal/e2e
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint

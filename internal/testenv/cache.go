@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -105,28 +104,8 @@ func cached(name string, build func(path string) error) (string, error) {
 // takes about 190 seconds of CPU time; progress, which may be nil, gets a line
 // when it begins.
 func BuildVault(ctx context.Context, progress io.Writer) (string, error) {
-	root, err := Root()
-	if err != nil {
-		return "", err
-	}
-	source := filepath.Join(root, "internal", "testenv", "vaultdev")
-	sum, err := hashSources(source)
-	if err != nil {
-		return "", fmt.Errorf("hash the sources of vaultdev: %w", err)
-	}
-	return cached("vaultdev-"+sum, func(path string) error {
-		if progress != nil {
-			fmt.Fprintln(progress, "building a real Vault for the tests and the demo (once: 1.2 GB of modules, a few minutes)")
-		}
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
-		cmd.Dir = source
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("build vaultdev: %w\n%s", err, out)
-		}
-		return nil
-	})
+	return buildModule(ctx, progress, "vaultdev", "building a real Vault for the tests and the demo (once: 1.2 GB of modules, a few minutes)",
+		"internal", "testenv", "vaultdev")
 }
 
 // hashSources returns a short hash of every file below dir that a build reads

@@ -44,7 +44,7 @@ func MustPostgres(t testing.TB) *Postgres {
 // root, so root runs it as the user postgres or else nobody. ctx bounds the
 // start only.
 func StartPostgres(ctx context.Context) (*Postgres, error) {
-	bin, err := postgresBin()
+	bin, err := PostgreSQLBin()
 	if err != nil {
 		return nil, err
 	}
@@ -59,8 +59,9 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	return p, nil
 }
 
-// postgresBin returns the folder of the newest installed PostgreSQL server.
-func postgresBin() (string, error) {
+// PostgreSQLBin returns the folder of the programs of the newest installed
+// PostgreSQL server.
+func PostgreSQLBin() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {
 			return filepath.Dir(path), nil // psql lies beside it, and rarely beside a link to it

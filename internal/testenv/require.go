@@ -86,10 +86,18 @@ func Program(name string) Need {
 	}}
 }
 
+// File needs a file or folder, such as one of a package without a program.
+func File(path string) Need {
+	return Need{path, func() error {
+		_, err := os.Stat(path)
+		return err
+	}}
+}
+
 // PostgreSQL needs the programs of a PostgreSQL server.
 func PostgreSQL() Need {
 	return Need{"PostgreSQL", func() error {
-		_, err := postgresBin()
+		_, err := PostgreSQLBin()
 		return err
 	}}
 }

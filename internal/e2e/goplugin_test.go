@@ -1,0 +1,30 @@
+package e2e
+
+import (
+	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestGoPluginInside runs a host of go-plugin and its plugins as one plugin:
+// what Terraform with its providers is. They talk over Unix sockets in TMPDIR.
+func TestGoPluginInside(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		flags []string
+		want  []string
+	}{
+		{"grpc", nil, []string{"plugin 0 sum 21"}},
+		{"grpc, AutoMTLS", []string{"-mtls"}, []string{"plugin 0 sum 21"}},
+		{"grpc, AutoMTLS, multiplexed broker", []string{"-mtls", "-multiplex"}, []string{"plugin 0 sum 21"}},
+		{"netrpc", []string{"-protocol", "netrpc"}, []string{"plugin 0 hello"}},
+		{"several plugins at once", []string{"-mtls", "-plugins", "4"}, []string{"plugin 0 sum 21", "plugin 3 sum 21"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, "{}")
+			bin := testenv.MustGet(goPlugin())(t)
+			program := append([]string{bin, "host"}, c.flags...)
+			w.prints(append(program, bin, "plugin"), c.want...)
+		})
+	}
+}

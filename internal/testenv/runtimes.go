@@ -1,0 +1,77 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// BuildGoPlugin builds the host and plugin of HashiCorp's go-plugin that the
+// end-to-end tests run, if the cache does not have it, and returns the path of
+// the program. Progress, which may be nil, gets a line when the build begins.
+func BuildGoPlugin(ctx context.Context, progress io.Writer) (string, error) {
+	return buildModule(ctx, progress, "goplugin", "building the go-plugin of the tests (once, about a minute)", "internal", "e2e", "testdata", "goplugin")
+}
+
+// buildModule builds the nested module in a folder of the repository into the
+// cache, under name and a hash of its sources.
+func buildModule(ctx context.Context, progress io.Writer, name, announcement string, folder ...string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	source := filepath.Join(append([]string{root}, folder...)...)
+	sum, err := hashSources(source)
+	if err != nil {
+		return "", fmt.Errorf("hash the sources of %s: %w", name, err)
+	}
+	return cached(name+"-"+sum, func(path string) error {
+		if progress != nil {
+			fmt.Fprintln(progress, announcement)
+		}
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
+		cmd.Dir = source
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+		return nil
+	})
+}
+
+// InstallNode installs the npm packages of the end-to-end tests, exactly those
+// of their package-lock.json and without running scripts of theirs, if the
+// cache does not have them. It returns the folder that holds node_modules.
+// Progress, which may be nil, gets a line when the installation begins.
+func InstallNode(ctx context.Context, progress io.Writer) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	source := filepath.Join(root, "internal", "e2e", "testdata", "npm")
+	sum, err := hashSources(source)
+	if err != nil {
+		return "", fmt.Errorf("hash the list of npm packages: %w", err)
+	}
+	return cached("npm-"+sum, func(path string) error {
+		if progress != nil {
+			fmt.Fprintln(progress, "installing the npm packages of the tests (once)")
+		}
+		// An installation that was killed may have left something.
+		if err := errors.Join(os.RemoveAll(path), os.CopyFS(path, os.DirFS(source))); err != nil {
+			return fmt.Errorf("copy the list of npm packages: %w", err)
+		}
+		cmd := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+		cmd.Dir = path
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("install npm packages: %w\n%s", err, out)
+		}
+		return nil
+	})
+}

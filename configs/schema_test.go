@@ -150,6 +150,8 @@ func wordsOf(t reflect.Type) []any {
 		return []any{KernelRequired, KernelPreferred, KernelOff}
 	case reflect.TypeFor[Network]():
 		return []any{NetworkOwn, NetworkHost}
+	case reflect.TypeFor[LogLevel]():
+		return []any{LogDebug, LogInfo, LogWarn, LogError}
 	case reflect.TypeFor[View]():
 		return []any{ViewOwn, ViewHost}
 	case reflect.TypeFor[OnBadReload]():

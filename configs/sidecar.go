@@ -82,9 +82,22 @@ type Sidecar struct {
 	Audit Audit `json:"audit,omitzero"`
 	// OnBadReload is keep (the default: the last good policy stays in force) or quarantine.
 	OnBadReload OnBadReload `json:"onBadReload,omitempty"`
+	// LogLevel is the level of the operator's log: debug, info, warn or error. A flag --log-level overrides it; by default serve logs at info and run at warn.
+	LogLevel LogLevel `json:"logLevel,omitempty"`
 	// Drain is how long exchanges in flight may take to end at shutdown; by default 10s.
 	Drain authz.Duration `json:"drain,omitempty"`
 }
+
+// LogLevel is a level of the operator's log.
+type LogLevel string
+
+// The levels of the operator's log.
+const (
+	LogDebug LogLevel = "debug"
+	LogInfo  LogLevel = "info"
+	LogWarn  LogLevel = "warn"
+	LogError LogLevel = "error"
+)
 
 // Kernel says whether the kernel must confine and meter the plugin.
 type Kernel string

@@ -331,6 +331,9 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 	if err == nil {
 		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), s.enforceable(next.Grants))
 	}
+	if err == nil && s.doorTLS != nil {
+		err = s.doorTLS.reload()
+	}
 	var generation uint64
 	if err == nil {
 		generation, err = s.replacePolicy(old, next)

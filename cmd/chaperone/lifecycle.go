@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -438,28 +436,12 @@ func addressText(addr net.Addr) string {
 
 func trimNewline(s string) string { return strings.TrimRight(s, "\r\n") }
 
-// serverTLS reads the files of a listener with mutual TLS.
-func serverTLS(l *configs.ListenTLS) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("read certificate of ext_authz: %w", err)
-	}
-	pem, err := os.ReadFile(l.ClientCAFile)
-	if err != nil {
-		return nil, fmt.Errorf("read client authorities of ext_authz: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("read client authorities of ext_authz: %s holds no certificate", l.ClientCAFile)
-	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
-	}, nil
-}
-
 // install puts the policy of the configuration in force.
 func (s *sidecar) install(cfg *configs.Config) uint64 {
 	s.config.Store(cfg)
+	if s.opts.level != nil {
+		s.opts.level(cfg.Sidecar.LogLevel)
+	}
 	if err := s.standIns.follow(string(s.plugin), cfg.Grants); err != nil {
 		s.opts.log.Error("a placeholder is missing", zap.Error(err))
 	}

@@ -22,7 +22,7 @@ func restartFields(running, loaded configs.Sidecar) []string {
 
 // withoutPolicy leaves out what a reload does put into effect.
 func withoutPolicy(s configs.Sidecar) configs.Sidecar {
-	s.Grants, s.Guardrails, s.Mode, s.ObserveUntil, s.OnBadReload = nil, nil, "", time.Time{}, ""
+	s.Grants, s.Guardrails, s.Mode, s.ObserveUntil, s.OnBadReload, s.LogLevel = nil, nil, "", time.Time{}, "", ""
 	return s
 }
 

@@ -40,7 +40,7 @@ func (c *cli) runCommand() *cobra.Command {
 				return usageError("run: --config is missing")
 			}
 			c.outliveStderr()
-			log, err := newLogger(c.stderr, logLevel)
+			log, err := newLogger(c.stderr, logLevel, cmd.Flags().Changed("log-level"))
 			if err != nil {
 				return err
 			}
@@ -53,19 +53,39 @@ func (c *cli) runCommand() *cobra.Command {
 	return cmd
 }
 
+// operatorLog is the operator's log, whose level a reload can change.
+type operatorLog struct {
+	*zap.Logger
+	level zap.AtomicLevel
+	flag  zapcore.Level // of the command line, or the command's default
+	fixed bool          // the command line states it
+}
+
+// follow takes the level that the Sidecar states, unless the command line does.
+func (l *operatorLog) follow(stated configs.LogLevel) {
+	level, err := zapcore.ParseLevel(string(stated))
+	if l.fixed || stated == "" || err != nil {
+		level = l.flag
+	}
+	l.level.SetLevel(level)
+}
+
 // newLogger returns the operator's log: one line of JSON for each event.
-func newLogger(w io.Writer, level string) (*zap.Logger, error) {
+func newLogger(w io.Writer, level string, fixed bool) (*operatorLog, error) {
 	parsed, err := zapcore.ParseLevel(level)
 	if err != nil {
 		return nil, usageError("--log-level: %w", err)
 	}
+	l := &operatorLog{level: zap.NewAtomicLevelAt(parsed), flag: parsed, fixed: fixed}
 	encoder := zap.NewProductionEncoderConfig()
 	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(w)), parsed), zap.ErrorOutput(zapcore.Lock(zapcore.AddSync(w)))), nil
+	sink := zapcore.Lock(zapcore.AddSync(w))
+	l.Logger = zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), sink, l.level), zap.ErrorOutput(sink))
+	return l, nil
 }
 
 // run starts the sidecar, then CMD, and ends both together.
-func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool) error {
+func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock bool) error {
 	failed := func(err error) error { return exitError{exitSidecar, err} }
 	cfg, err := loadConfig(c.config)
 	if err != nil {
@@ -75,7 +95,7 @@ func (c *cli) run(ctx context.Context, log *zap.Logger, args []string, lock bool
 		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
 	}
 	printer := newRefusalPrinter(c.stderr)
-	opts := options{confine: true, refused: printer.print, acted: printer.act, notice: c.notice, log: log}
+	opts := options{confine: true, refused: printer.print, acted: printer.act, notice: c.notice, log: log.Logger, level: log.follow}
 	if cfg.Sidecar.Kernel != configs.KernelRequired {
 		opts.token = newToken()
 	}

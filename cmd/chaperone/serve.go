@@ -30,9 +30,11 @@ func (c *cli) serveCommand() *cobra.Command {
 				return usageError("serve: --config is missing")
 			}
 			c.outliveStderr()
-			if opts.log, err = newLogger(c.stderr, logLevel); err != nil {
+			log, err := newLogger(c.stderr, logLevel, cmd.Flags().Changed("log-level"))
+			if err != nil {
 				return err
 			}
+			opts.log, opts.level = log.Logger, log.follow
 			return c.serve(cmd.Context(), opts, tokenFile, lock)
 		},
 	})

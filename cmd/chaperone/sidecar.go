@@ -39,6 +39,7 @@ type options struct {
 	acted   func(what, remedy string) // prints what a limit did; nil: it is logged
 	notice  func(text string)         // says something once to who started the command
 	log     *zap.Logger
+	level   func(configs.LogLevel) // sets the level of log; nil: it stays
 }
 
 // sidecar is everything there is, in the order in which it is made. Parts that
@@ -73,6 +74,7 @@ type sidecar struct {
 	resolver *proxy.Resolver
 	proxy    *proxy.Proxy
 	envoy    *extauthz.Server // that others configure
+	doorTLS  *doorTLS         // of envoy; nil without TLS
 	own      *ownEnvoy        // the one that this sidecar configures
 	admin    *admin.Server
 	web      *web
@@ -282,9 +284,10 @@ func (s *sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 	}
 	if t := spec.Listen.ExtAuthzTLS; t != nil {
 		cfg.Callers = t.Callers
-		if cfg.TLS, err = serverTLS(t); err != nil {
+		if s.doorTLS, err = newDoorTLS(t); err != nil {
 			return err
 		}
+		cfg.TLS = s.doorTLS.config()
 	}
 	if s.envoy, err = extauthz.New(cfg); err != nil {
 		return fmt.Errorf("make ext_authz server: %w", err)

@@ -29,6 +29,8 @@ type cgroup struct {
 type hierarchy struct {
 	mount string
 	root  string
+
+	failed error // why none could be mounted for this process, where this one is not writable
 }
 
 // findHierarchy looks in the mount table, since the place differs: with the
@@ -41,9 +43,11 @@ func (p places) findHierarchy() (hierarchy, error) {
 	if err == nil && h.writable() {
 		return h, nil
 	}
-	if own, failed := p.mountHierarchy(); failed == nil {
+	own, failed := p.mountHierarchy()
+	if failed == nil {
 		return own, nil
 	}
+	h.failed = failed
 	return h, err // for a cgroup that is given by its path, or to say what is missing
 }
 
@@ -64,13 +68,14 @@ func (p places) mountHierarchy() (hierarchy, error) {
 	defer func() { _ = mounting.release() }()
 	// The root of the mounted tree is open to all: what is above it is not.
 	h := hierarchy{mount: filepath.Join(p.dir, "mounts", "cgroup"), root: "/"}
-	for _, dir := range []string{filepath.Dir(h.mount), h.mount} {
-		if err := ensurePrivate(dir); err != nil {
-			return hierarchy{}, err
-		}
+	if err := ensurePrivate(filepath.Dir(h.mount)); err != nil {
+		return hierarchy{}, err
 	}
 	if h.writable() { // mounted by another sidecar
 		return h, nil
+	}
+	if err := ensurePrivate(h.mount); err != nil {
+		return hierarchy{}, err
 	}
 	if err := unix.Mount("cgroup2", h.mount, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return hierarchy{}, fmt.Errorf("mount cgroup v2 at %s: %w", h.mount, err)
@@ -199,7 +204,7 @@ func makeGroup(h hierarchy, name string) (*cgroup, error) {
 	}
 	path := filepath.Join(parent, name)
 	if err := os.Mkdir(path, 0o700); err != nil {
-		return nil, fmt.Errorf("make cgroup: %w%s", err, delegationHint(err))
+		return nil, errors.Join(fmt.Errorf("make cgroup: %w%s", err, delegationHint(err)), h.failed)
 	}
 	g, err := openGroup(path)
 	if err != nil {

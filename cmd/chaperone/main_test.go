@@ -17,6 +17,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(cleaning{m}, map[string]func(){
 		streamer:      runStreamer,
 		"hostile":     hostilePlugin,
+		podOrigin:     runPodOrigin,
 		refusesClone3: runWithoutClone3,
 		"chaperone": func() {
 			os.Exit(execute(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))

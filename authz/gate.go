@@ -474,8 +474,41 @@ type Attempt struct {
 	Principal Principal
 	Method    string
 	URL       string // as it was sent; clipped and cleaned before it is kept
-	Host      string // where it was to go, when that is known and nothing else of it
+	Scheme    Scheme // where the URL does not state it and it is known
+	Host      string // where it was to go, when the URL does not state it
+	HostOnly  bool   // only the host was asked about, as of a resolver: URL is what it stands for
+	Connect   bool   // a CONNECT, which is a method to the record and none of the refusal
 	Detail    string // what is wrong, in words
+}
+
+// destination returns what is known of where an attempt was to go, spelt as in the
+// records of other accesses where that is possible.
+func (a *Attempt) destination() (scheme Scheme, host string, port uint16) {
+	prefix, rest, ok := strings.Cut(presentable(a.URL), "://")
+	if scheme = Scheme(strings.ToLower(prefix)); !ok {
+		scheme, rest = a.Scheme, strings.TrimPrefix(prefix, "//")
+	}
+	if !scheme.HTTP() && scheme != SchemeTLS && scheme != SchemeTCP {
+		scheme = a.Scheme
+	}
+	authority := rest
+	if i := strings.IndexAny(rest, `/\`); i >= 0 {
+		authority = rest[:i]
+	}
+	switch {
+	case a.HostOnly:
+		return "", clip(a.Host), 0
+	case a.Host != "" && authority == "":
+		return scheme, clip(a.Host), 0
+	}
+	host, port, _, err := parseAuthority(authority)
+	if err != nil {
+		return scheme, clip(a.Host), 0
+	}
+	if port == 0 {
+		port = scheme.DefaultPort()
+	}
+	return scheme, host, port
 }
 
 // Refuse refuses an access before it is a Request: what is malformed, what
@@ -491,9 +524,15 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 		Reason: reason, Detail: attempt.Detail, Plugin: string(attempt.Principal), Decision: id,
 		Method: clip(attempt.Method), URL: clip(presentable(attempt.URL)), Remedy: remedyFor(reason),
 	}
+	scheme, host, port := attempt.destination()
+	method := refusal.Method
+	if attempt.Connect {
+		method = "CONNECT"
+	}
 	return refusal, g.write(time.Time{}, &Record{
 		Kind: KindDecision, Plugin: refusal.Plugin, Door: src.Door, Decision: id,
-		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation, Method: refusal.Method, Host: clip(attempt.Host),
+		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation,
+		Method: method, Scheme: string(scheme), Host: host, Port: port,
 		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, SpanID: src.SpanID, Detail: attempt.Detail,
 	})
 }

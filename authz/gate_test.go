@@ -495,6 +495,50 @@ func TestRefuseForEveryReason(t *testing.T) {
 	}
 }
 
+// TestAttemptDestination: what is known of where a refused attempt was to go is
+// recorded in fields, spelt as in the records of other accesses.
+func TestAttemptDestination(t *testing.T) {
+	type destination struct {
+		Scheme Scheme
+		Host   string
+		Port   uint16
+	}
+	for _, c := range []struct {
+		attempt Attempt
+		want    destination
+	}{
+		{Attempt{}, destination{}},
+		{Attempt{URL: "https://Evil.Example./x?y"}, destination{SchemeHTTPS, "evil.example", 443}},
+		{Attempt{URL: "HTTP://evil.example:8080"}, destination{SchemeHTTP, "evil.example", 8080}},
+		{Attempt{URL: "https://user:secret@evil.example/x"}, destination{SchemeHTTPS, "evil.example", 443}},
+		{Attempt{URL: "//evil.example/a//b", Scheme: SchemeHTTPS}, destination{SchemeHTTPS, "evil.example", 443}},
+		{Attempt{URL: "//evil.example/a"}, destination{"", "evil.example", 0}},
+		{Attempt{URL: "evil.example:443"}, destination{"", "evil.example", 443}},
+		{Attempt{URL: "tcp://192.0.2.1:25"}, destination{SchemeTCP, "192.0.2.1", 25}},
+		{Attempt{URL: "https://[2001:db8::1]:8443/"}, destination{SchemeHTTPS, "2001:db8::1", 8443}},
+		{Attempt{URL: "ftp://evil.example/x"}, destination{"", "evil.example", 0}},
+		{Attempt{URL: "/only/a/path", Host: "evil.example", Scheme: SchemeHTTPS}, destination{SchemeHTTPS, "evil.example", 0}},
+		{Attempt{URL: "https://evil.example", Host: "evil.example", HostOnly: true}, destination{"", "evil.example", 0}},
+		{Attempt{URL: "https://evil*.example:0/", Host: "bad\nhost"}, destination{SchemeHTTPS, "bad?host", 0}},
+		{Attempt{URL: "https://evil.example:99999/"}, destination{SchemeHTTPS, "", 0}},
+		{Attempt{URL: "https://\x1b[2J/"}, destination{SchemeHTTPS, "", 0}},
+		{Attempt{URL: strings.Repeat("a", 1<<20)}, destination{}},
+	} {
+		var got destination
+		got.Scheme, got.Host, got.Port = c.attempt.destination()
+		if got != c.want {
+			t.Errorf("%.100q is %+v, want %+v", c.attempt.URL, got, c.want)
+		}
+	}
+	w := newWorld(t, input(forecast()))
+	if r, err := w.gate.Refuse(DestinationNotGranted, Attempt{URL: "https://evil.example", Connect: true}, Source{}); r.Method != "" || err != nil {
+		t.Errorf("the refusal of a CONNECT has the method %q, %v", r.Method, err)
+	}
+	if got := w.recorder.all()[0].Method; got != "CONNECT" {
+		t.Errorf("its record has the method %q", got)
+	}
+}
+
 // TestGateRefuse: what never became a request is recorded as every other
 // refusal, without what travels in user information and query.
 func TestGateRefuse(t *testing.T) {
@@ -514,7 +558,7 @@ func TestGateRefuse(t *testing.T) {
 	}
 	record := Record{
 		Time: noon, Kind: KindDecision, Plugin: "weather", Door: DoorProxy, Decision: r.Decision, Reason: "malformed_request",
-		Generation: 1, Method: "GET??X: y", PID: 3, UID: -1, Detail: "path holds ';'",
+		Generation: 1, Method: "GET??X: y", Scheme: "https", Host: "api.example", Port: 443, PID: 3, UID: -1, Detail: "path holds ';'",
 	}
 	if diff := cmp.Diff([]Record{record}, w.recorder.all()); diff != "" {
 		t.Error(diff)

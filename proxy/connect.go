@@ -70,7 +70,7 @@ func onlyTunnels(schemes []authz.Scheme) bool {
 // refuseHost refuses a host that no rule names, in the decision's words.
 func (p *Proxy) refuseHost(c *conn, named authz.Destination) authz.Refusal {
 	return p.refused(refuseHost(p.cfg.Gate, p.cfg.Engine.Current(), hostRefusal{
-		plugin: p.cfg.Plugin, host: named.Host(), port: named.Port(), now: p.cfg.Now(), source: c.source,
+		plugin: p.cfg.Plugin, host: named.Host(), port: named.Port(), now: p.cfg.Now(), source: c.source, connect: true,
 		detail: string(p.cfg.Plugin) + " may not connect to " + named.HostPort(),
 	}))
 }
@@ -84,6 +84,9 @@ type hostRefusal struct {
 	now    time.Time
 	source authz.Source
 	detail string
+
+	connect bool // it was a CONNECT
+	name    bool // only the name was asked about, and the port is what a plugin would most likely ask for
 }
 
 // refuseHost records the refusal of a host. Its reason, the nearest rule and
@@ -94,7 +97,9 @@ func refuseHost(gate *authz.Gate, s *authz.Snapshot, h hostRefusal) (authz.Refus
 		scheme = authz.SchemeHTTP
 	}
 	authority := joinPort(h.host, h.port)
-	attempt := authz.Attempt{Principal: h.plugin, URL: string(scheme) + "://" + authority, Detail: h.detail}
+	attempt := authz.Attempt{
+		Principal: h.plugin, URL: string(scheme) + "://" + authority, Host: h.host, HostOnly: h.name, Connect: h.connect, Detail: h.detail,
+	}
 	destination, err := authz.NewDestination(scheme, authority, "/")
 	if err != nil {
 		return gate.Refuse(authz.MalformedRequest, attempt, h.source)

@@ -291,11 +291,11 @@ func (r *Resolver) refuse(name, detail string) {
 	var err error
 	if detail == "" {
 		refusal, err = refuseHost(r.cfg.Gate, r.cfg.Engine.Current(), hostRefusal{
-			plugin: r.cfg.Plugin, host: name, port: authz.SchemeHTTPS.DefaultPort(), now: r.cfg.Now(), source: source,
+			plugin: r.cfg.Plugin, host: name, port: authz.SchemeHTTPS.DefaultPort(), now: r.cfg.Now(), source: source, name: true,
 			detail: string(r.cfg.Plugin) + " may not resolve " + name,
 		})
 	} else {
-		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Host: name, Detail: detail}
+		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Host: name, HostOnly: true, Detail: detail}
 		refusal, err = r.cfg.Gate.Refuse(authz.DestinationNotGranted, attempt, source)
 	}
 	if err != nil {

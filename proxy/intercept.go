@@ -280,7 +280,7 @@ func (p *Proxy) unreadable(c *conn) func([]byte) []byte {
 			detail = "the request's header is too large"
 		}
 		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
-			Principal: p.cfg.Plugin, Detail: detail,
+			Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
 		}, c.source))
 		return rawRefusal(refusal)
 	}

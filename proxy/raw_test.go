@@ -277,6 +277,17 @@ func TestConnect(t *testing.T) {
 	if api.Total() > 0 {
 		t.Errorf("the upstream received %+v", api.Requests())
 	}
+	// A host that somebody tried is found by its name, and so is how it was tried.
+	found := false
+	for _, record := range w.records.of(authz.KindDecision) {
+		if record.Reason == authz.DestinationNotGranted.String() && (record.Host == "" || record.Port == 0 || record.Method != "CONNECT") {
+			t.Errorf("a refused CONNECT is recorded as %+v", record)
+		}
+		found = found || record.Host == "evil.example" && record.Port == 443
+	}
+	if !found {
+		t.Error("evil.example is in no record")
+	}
 }
 
 // TestAbsoluteForm sends plain requests to the forward proxy.

@@ -61,7 +61,7 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		// The value may hold anything; the stack holds no arguments' contents.
 		p.cfg.Log.Error("serve request: panic", zap.ByteString("stack", debug.Stack()))
-		p.refused(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, "internal error"), c.source))
+		p.refused(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, c, "internal error"), c.source))
 	}
 	if r.Method == http.MethodConnect {
 		_ = c.cut() // net/http may not own it any more
@@ -241,12 +241,12 @@ func upgradeOf(r *http.Request) string {
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *fault) {
 	c.rule.refused()
 	r.Close = r.Close || f == c.fault // the next connection may be served
-	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, f.detail), c.source)))
+	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, c, f.detail), c.source)))
 }
 
 // attempt describes a request that did not become one.
-func (p *Proxy) attempt(r *http.Request, detail string) authz.Attempt {
-	return authz.Attempt{Principal: p.cfg.Plugin, Method: r.Method, URL: describe(r), Detail: detail}
+func (p *Proxy) attempt(r *http.Request, c *conn, detail string) authz.Attempt {
+	return authz.Attempt{Principal: p.cfg.Plugin, Method: r.Method, URL: describe(r), Scheme: c.scheme, Host: c.host, Detail: detail}
 }
 
 // describe returns a request's URL without its query, which may hold anything.

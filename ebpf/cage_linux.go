@@ -44,6 +44,7 @@ type Cage struct {
 	shut     bool
 	closed   bool
 	sockets  allowance
+	askers   askers
 	running  *runningView // of the program that runs; nil: it has none
 	held     bool         // frozen for a limit
 	killed   bool         // killed for a limit

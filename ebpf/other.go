@@ -106,6 +106,9 @@ func (*Cage) Shut(bool) error { return ErrUnsupported }
 // AllowSockets returns [ErrUnsupported].
 func (*Cage) AllowSockets([]string) error { return ErrUnsupported }
 
+// Asker finds nobody.
+func (*Cage) Asker(net.Addr) (Peer, bool) { return Peer{}, false }
+
 // Freeze returns [ErrUnsupported].
 func (*Cage) Freeze(bool) error { return ErrUnsupported }
 

@@ -44,6 +44,9 @@ type ResolverConfig struct {
 	// name it is about. Such a question is answered NXDOMAIN, and Refused is not
 	// called. It must not block. Nil: such a question is taken like any other.
 	Probe func(probe authz.Probe, name string)
+	// Identify returns the process that a question came from, for the record of a
+	// refusal. Nil: it is not known.
+	Identify func(from net.Addr) (Peer, bool)
 	// Now is the wall clock. Nil: time.Now.
 	Now func() time.Time
 	// Log is the operator's log. Nil: none.
@@ -176,7 +179,7 @@ func (r *Resolver) count(w dns.ResponseWriter, reply *dns.Msg) {
 
 // handle answers one question.
 func (r *Resolver) handle(w dns.ResponseWriter, question *dns.Msg) {
-	reply := r.reply(question)
+	reply := r.reply(w.RemoteAddr(), question)
 	r.count(w, reply)
 	if opt := question.IsEdns0(); opt != nil {
 		reply.SetEdns0(dns.MinMsgSize, false)
@@ -184,7 +187,7 @@ func (r *Resolver) handle(w dns.ResponseWriter, question *dns.Msg) {
 	_ = w.WriteMsg(reply) // an error means that the plugin has gone
 }
 
-func (r *Resolver) reply(question *dns.Msg) *dns.Msg {
+func (r *Resolver) reply(from net.Addr, question *dns.Msg) *dns.Msg {
 	reply := new(dns.Msg)
 	reply.SetReply(question)
 	reply.RecursionAvailable = true
@@ -208,19 +211,19 @@ func (r *Resolver) reply(question *dns.Msg) *dns.Msg {
 	case strings.HasSuffix(lower, ".arpa"): // names of addresses are nowhere to go
 		reply.Rcode = dns.RcodeNameError
 	default:
-		r.answer(reply, q, spelling)
+		r.answer(from, reply, q, spelling)
 	}
 	return reply
 }
 
 // answer answers a name that is granted.
-func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
+func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spelling string) {
 	name, err := authz.NewDestination(authz.SchemeTCP, spelling+":1", "")
 	if err != nil || name.Address().IsValid() {
 		if r.probed(reply, spelling) {
 			return
 		}
-		r.refuse(spelling, "this is not the name of a host")
+		r.refuse(from, spelling, "this is not the name of a host")
 		reply.Rcode = dns.RcodeNameError
 		return
 	}
@@ -229,7 +232,7 @@ func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
 		return // also while the sidecar observes: the first name that is answered is the one that is used
 	}
 	if !ok {
-		r.refuse(name.Host(), "")
+		r.refuse(from, name.Host(), "")
 		reply.Rcode = dns.RcodeNameError
 		return
 	}
@@ -239,7 +242,7 @@ func (r *Resolver) answer(reply *dns.Msg, q dns.Question, spelling string) {
 	addr, err := r.names.give(name.Host(), pattern)
 	switch {
 	case errors.Is(err, errNoMoreNames):
-		r.refuse(name.Host(), fmt.Sprintf("%d names of %s have an address, and no more are given one", maxNamesPerPattern, patternText(pattern)))
+		r.refuse(from, name.Host(), fmt.Sprintf("%d names of %s have an address, and no more are given one", maxNamesPerPattern, patternText(pattern)))
 		reply.Rcode = dns.RcodeNameError
 	case err != nil:
 		r.cfg.Log.Error("give name an address", zap.Error(err))
@@ -282,11 +285,16 @@ func addressRecords(q dns.Question, v4, v6 netip.Addr) []dns.RR {
 
 // refuse records and tells of a refused name, equal ones once a minute.
 // Without detail the name is one that no rule grants.
-func (r *Resolver) refuse(name, detail string) {
+func (r *Resolver) refuse(from net.Addr, name, detail string) {
 	if !r.first(name) {
 		return
 	}
 	source := authz.Source{Door: authz.DoorProxy, UID: -1}
+	if r.cfg.Identify != nil {
+		if peer, ok := r.cfg.Identify(from); ok { // it waits for the answer, and so is there still
+			source.PID, source.UID, source.Exe = peer.PID, peer.UID, peer.Exe
+		}
+	}
 	var refusal authz.Refusal
 	var err error
 	if detail == "" {

@@ -124,6 +124,12 @@ func (s *sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
 	return peer, true
 }
 
+// asker returns the process that asked the resolver.
+func (s *sidecar) asker(from net.Addr) (proxy.Peer, bool) {
+	p, ok := s.cage.Asker(from)
+	return proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe}, ok
+}
+
 // sampleOf is a reading of the kernel's counters as the ledger takes it.
 func sampleOf(u ebpf.Usage) authz.Sample {
 	return authz.Sample{

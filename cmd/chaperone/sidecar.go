@@ -244,7 +244,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	if s.cage != nil {
 		cfg.Identify, cfg.Attribute = s.identify, s.attribute
 		s.resolver, err = proxy.NewResolver(proxy.ResolverConfig{
-			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.refused,
+			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.refused, Identify: s.asker,
 			Probe: s.probedName, Log: s.opts.log.Named("resolver"),
 		})
 		if err != nil {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // Entry is one record as it is read back. Its JSON names are those of the log.
@@ -70,16 +72,31 @@ func decode(line []byte) (Entry, error) {
 	return entry, nil
 }
 
+// Kinds returns every kind of record that a log may hold.
+func Kinds() []string {
+	var kinds []string
+	for _, k := range authz.Kinds() {
+		kinds = append(kinds, string(k))
+	}
+	return append(kinds, string(KindRotation))
+}
+
 // Filter chooses records. Every field that is not its zero value must fit; the
 // zero Filter chooses every line, also those that are no record.
 type Filter struct {
 	Decision string // the decision's id
 	Plugin   string
 	Kind     string
+	Door     string
 	Reason   string
 	Grant    string
 	Rule     string
+	Method   string
+	Scheme   string
 	Host     string
+	Exe      string
+	Port     uint16
+	PID      int
 	Since    time.Time // not before
 	Until    time.Time // before
 	Allowed  *bool
@@ -91,14 +108,21 @@ func (f Filter) Match(e Entry) bool {
 		{f.Decision, e.Decision},
 		{f.Plugin, e.Plugin},
 		{f.Kind, e.Kind},
+		{f.Door, e.Door},
 		{f.Reason, e.Reason},
 		{f.Grant, e.Grant},
 		{f.Rule, e.Rule},
+		{f.Method, e.Method},
+		{f.Scheme, e.Scheme},
 		{f.Host, e.Host},
+		{f.Exe, e.Exe},
 	} {
 		if field.want != "" && field.want != field.is {
 			return false
 		}
+	}
+	if f.Port != 0 && f.Port != e.Port || f.PID != 0 && f.PID != e.PID {
+		return false
 	}
 	if !f.Since.IsZero() && e.Time.Before(f.Since) || !f.Until.IsZero() && !e.Time.Before(f.Until) {
 		return false

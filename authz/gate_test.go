@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -492,6 +493,21 @@ func TestRefuseForEveryReason(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestKinds: no kind of record is missing where all are listed.
+func TestKinds(t *testing.T) {
+	source, err := os.ReadFile("record.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []Kind
+	for _, m := range regexp.MustCompile(`(?m)^\tKind\w+ +Kind = "(\w+)"`).FindAllSubmatch(source, -1) {
+		want = append(want, Kind(m[1]))
+	}
+	if diff := cmp.Diff(want, Kinds()); diff != "" || len(want) < 10 {
+		t.Error(diff)
 	}
 }
 

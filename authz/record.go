@@ -21,6 +21,14 @@ const (
 	KindInbound    Kind = "inbound"    // a connection from the host led to the plugin: its beginning and its end
 )
 
+// Kinds returns every kind of audit record that is made outside the log itself.
+func Kinds() []Kind {
+	return []Kind{
+		KindDecision, KindEnd, KindCredential, KindRevocation, KindReload, KindLimit, KindProcess, KindProbe, KindLost, KindEcho,
+		KindStray, KindInbound,
+	}
+}
+
 // Record is one line of the audit log. It never holds a secret or a body. The
 // recorder adds sequence, previous hash and hash, and masks what is to be masked.
 type Record struct {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
 func (c *cli) auditCommand() *cobra.Command {
@@ -27,13 +30,14 @@ func (c *cli) auditCommand() *cobra.Command {
 	return cmd
 }
 
-// auditLog returns the log that a command is about: FILE, or the one of
-// --config, and the stateDir with its key, "" when that is not known.
-func (c *cli) auditLog(args []string) (file, stateDir string, err error) {
+// auditLog returns the log that a command is about: FILE, the one of --config, the
+// one of the plugin's sidecar, or of the only sidecar of the host; and the stateDir
+// with its key, "" when that is not known.
+func (c *cli) auditLog(args []string, plugin string) (file, stateDir string, err error) {
 	if c.config != "" {
-		spec, err := configs.LoadSidecar(c.config)
+		spec, err := c.sidecarFile()
 		if err != nil {
-			return "", "", fmt.Errorf("load %s:\n%w", c.config, err)
+			return "", "", err
 		}
 		file, stateDir = spec.Audit.File, spec.StateDir
 	}
@@ -43,21 +47,36 @@ func (c *cli) auditLog(args []string) (file, stateDir string, err error) {
 			stateDir = audit.DefaultStateDir(file)
 		}
 	}
-	if file == "" {
-		return "", "", usageError("audit: takes FILE or --config")
+	if file != "" {
+		return file, stateDir, nil
 	}
-	return file, stateDir, nil
+	all, err := listSidecars()
+	if err != nil {
+		return "", "", err
+	}
+	known := slices.DeleteFunc(slices.Clone(all), func(s admin.Sidecar) bool { return s.Audit == "" || plugin != "" && s.Plugin != plugin })
+	switch {
+	case len(known) == 1:
+		return known[0].Audit, known[0].StateDir, nil
+	case plugin != "" && len(known) == 0:
+		return "", "", fmt.Errorf("%w; name the log: FILE or --config", noSidecarOf(plugin, all))
+	}
+	return "", "", usageError("which audit log? Say FILE, --config or --plugin; sidecars here: %s", list(plugins(known)))
 }
 
 func (c *cli) auditVerifyCommand() *cobra.Command {
-	return c.withOutput(c.withConfig(&cobra.Command{
+	var plugin string
+	cmd := c.withOutput(c.withConfig(&cobra.Command{
 		Use:   "verify [FILE]",
 		Short: "Prove that nothing in the log was edited, removed, reordered or cut off",
 		Long: "Prove that nothing in the log was edited, removed, reordered or cut off. With the key, which lies\n" +
 			"in the stateDir (--config, or beside FILE), everything is proved; without it only the links are.",
 		Args: atMostOneFile,
 		RunE: func(_ *cobra.Command, args []string) error {
-			file, stateDir, err := c.auditLog(args)
+			file, stateDir, err := c.auditLog(args, plugin)
+			if err == nil {
+				err = existingLog(file)
+			}
 			if err != nil {
 				return err
 			}
@@ -68,6 +87,8 @@ func (c *cli) auditVerifyCommand() *cobra.Command {
 			return c.printReport(report)
 		},
 	}))
+	cmd.Flags().StringVar(&plugin, "plugin", "", "the log of the sidecar of this `PLUGIN` on this host")
+	return cmd
 }
 
 func atMostOneFile(cmd *cobra.Command, args []string) error {
@@ -108,51 +129,24 @@ func (c *cli) printReport(r audit.Report) error {
 
 func (c *cli) auditTailCommand() *cobra.Command {
 	query := audit.Query{}
+	var plugin string
 	cmd := c.withConfig(&cobra.Command{
-		Use: "tail [FILE]", Short: "Print the last records, and with -f those to come", Args: atMostOneFile,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.printRecords(cmd, args, query) },
+		Use: "tail [FILE]", Short: "Print the last records; -f follows", Args: atMostOneFile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if query.Last < 1 {
+				return usageError("tail: --lines %d is not a number from 1", query.Last)
+			}
+			file, _, err := c.auditLog(args, plugin)
+			if err != nil {
+				return err
+			}
+			query.File = file
+			return c.eachRecord(cmd.Context(), query, c.printRaw)
+		},
 	})
 	cmd.Flags().IntVarP(&query.Last, "lines", "n", 20, "how many `RECORDS`")
 	cmd.Flags().BoolVarP(&query.Follow, "follow", "f", false, "go on with what is written")
-	return cmd
-}
-
-func (c *cli) auditQueryCommand() *cobra.Command {
-	query := audit.Query{}
-	var since string
-	var denied, allowed bool
-	cmd := c.withConfig(&cobra.Command{
-		Use: "query [FILE]", Short: "Print the records that fit", Args: atMostOneFile,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			f := &query.Filter
-			if denied && allowed {
-				return usageError("query: --denied and --allowed contradict each other")
-			}
-			if denied || allowed {
-				f.Allowed = &allowed
-			}
-			if since != "" {
-				at, err := parseSince(since, time.Now())
-				if err != nil {
-					return usageError("query: --since: %w", err)
-				}
-				f.Since = at
-			}
-			return c.printRecords(cmd, args, query)
-		},
-	})
-	f := cmd.Flags()
-	f.StringVar(&query.Filter.Decision, "decision", "", "with this decision or revocation `ID`")
-	f.StringVar(&query.Filter.Kind, "kind", "", "of this `KIND`: decision, end, credential, revocation, reload, limit, process, lost, echo")
-	f.StringVar(&query.Filter.Reason, "reason", "", "with this `REASON`")
-	f.StringVar(&query.Filter.Plugin, "plugin", "", "of this `PLUGIN`")
-	f.StringVar(&query.Filter.Grant, "grant", "", "by this `GRANT`")
-	f.StringVar(&query.Filter.Rule, "rule", "", "by this rule's `ID`")
-	f.StringVar(&query.Filter.Host, "host", "", "for this `HOST`")
-	f.StringVar(&since, "since", "", "not before this `TIME`: RFC 3339, or a duration ago as in 1h")
-	f.BoolVar(&denied, "denied", false, "accesses that were refused")
-	f.BoolVar(&allowed, "allowed", false, "accesses that were let through")
-	f.IntVar(&query.Last, "last", 0, "at most so many `RECORDS`, from the end")
+	cmd.Flags().StringVar(&plugin, "plugin", "", "the log of the sidecar of this `PLUGIN` on this host")
 	return cmd
 }
 
@@ -168,28 +162,41 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return now.Add(-time.Duration(ago)), nil
 }
 
-// printRecords prints records as they stand in the log.
-func (c *cli) printRecords(cmd *cobra.Command, args []string, query audit.Query) error {
-	file, _, err := c.auditLog(args)
-	if err != nil {
+// existingLog returns an error that names the cause when there is no log yet.
+func existingLog(file string) error {
+	_, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no audit log at %s: a sidecar makes it when it starts; is this the file of the right sidecar?", file)
+	}
+	return nil // whatever else is wrong is reported by reading it
+}
+
+// eachRecord calls each with the records of a query, until it is interrupted.
+func (c *cli) eachRecord(ctx context.Context, query audit.Query, each func(audit.Entry) error) error {
+	if err := existingLog(query.File); err != nil {
 		return err
 	}
-	query.File = file
-	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	for entry, err := range audit.Read(ctx, query) {
 		if err != nil {
 			return err
 		}
-		line := string(entry.Raw)
-		if entry.Kind == "" { // bytes that are no record may hold anything
-			line = strconv.Quote(line)
-		}
-		if _, err := fmt.Fprintln(c.stdout, line); err != nil {
+		if err := each(entry); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// printRaw prints a record as it stands in the log.
+func (c *cli) printRaw(entry audit.Entry) error {
+	line := string(entry.Raw)
+	if entry.Kind == "" { // bytes that are no record may hold anything
+		line = strconv.Quote(line)
+	}
+	_, err := fmt.Fprintln(c.stdout, line)
+	return err
 }
 
 // findDecision returns the record of a decision.

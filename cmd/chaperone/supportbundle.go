@@ -211,7 +211,7 @@ type bundledRecord struct {
 }
 
 func (c *cli) bundledRecords(ctx context.Context) (any, error) {
-	file, _, err := c.auditLog(nil)
+	file, _, err := c.auditLog(nil, "")
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,10 +20,17 @@ import (
 type choice struct {
 	value *string
 	words []string
+	flags map[string]string // words that are none of them, and the flag that was meant
 }
 
 // oneOf returns a flag that stores one of the words in value.
-func oneOf(value *string, words ...string) *choice { return &choice{value, words} }
+func oneOf(value *string, words ...string) *choice { return &choice{value: value, words: words} }
+
+// or adds a word that another flag is meant by.
+func (c *choice) or(flags map[string]string) *choice {
+	c.flags = flags
+	return c
+}
 
 // String returns the value in force (pflag.Value).
 func (c *choice) String() string { return *c.value }
@@ -32,11 +40,15 @@ func (c *choice) Type() string { return "string" }
 
 // Set stores a word, or returns an error with the words there are (pflag.Value).
 func (c *choice) Set(word string) error {
-	if !slices.Contains(c.words, word) {
-		return unknownWord(word, c.words)
+	if slices.Contains(c.words, word) {
+		*c.value = word
+		return nil
 	}
-	*c.value = word
-	return nil
+	near := nearword.Suggest(word, slices.Collect(maps.Keys(c.flags)))
+	if flag := c.flags[near]; flag != "" && nearword.Suggest(word, c.words) == "" {
+		return fmt.Errorf("%q is not %s; did you mean %s?", word, alternatives(c.words), flag)
+	}
+	return unknownWord(word, c.words)
 }
 
 // unknownWord returns the error of a word that is none of the known ones.
@@ -47,7 +59,6 @@ func unknownWord(word string, known []string) error {
 	}
 	return errors.New(text)
 }
-
 // alternatives joins words as in "pause, quarantine or halt".
 func alternatives(words []string) string {
 	if len(words) < 2 {

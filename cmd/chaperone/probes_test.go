@@ -49,9 +49,6 @@ func TestRunProbes(t *testing.T) {
 	spec := string(testenv.MustGet(os.ReadFile(w.file("sidecar.yaml")))(t))
 	w.write("sidecar.yaml", strings.Replace(spec, "  drain:", "  process: {view: host}\n  drain:", 1))
 	metrics := w.serveMetrics()
-	// In a view of its own the plugin finds none of these sockets, and the kernel
-	// has nothing to refuse.
-	w.write("sidecar.yaml", w.read("sidecar.yaml")+"  process: {view: host}\n")
 	b := w.start("python3", "-c", `
 import os, socket, sys, time
 for _ in range(3):

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
+
+	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
 // Exit statuses, as in docs/operations.md.
@@ -50,6 +52,7 @@ type cli struct {
 	config         string // --config
 	plugin         string // --plugin, of commands that talk to a sidecar
 	output         string // --output
+	curl           bool   // --print-curl
 
 	screen screen              // standard error of run and serve
 	queue  *asyncwriter.Writer // before screen; nil for other commands
@@ -67,7 +70,7 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	}
 	var exit exitError
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, admin.ErrPrinted):
 		return 0
 	case errors.As(err, &exit):
 		if exit.err != nil {
@@ -176,6 +179,12 @@ func (c *cli) withAdmin(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&c.admin, "admin", "", "the admin socket of a running sidecar, `unix:PATH`")
 	cmd.Flags().StringVar(&c.plugin, "plugin", "", "the sidecar of this `PLUGIN` on this host")
 	return c.withConfig(cmd)
+}
+
+// withCurl adds --print-curl, to commands that ask one sidecar one thing.
+func (c *cli) withCurl(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&c.curl, "print-curl", false, "print the request to the admin socket as a curl command, and do not send it")
+	return cmd
 }
 
 // withOutput adds --output.

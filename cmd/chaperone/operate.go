@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/spf13/cobra"
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
@@ -26,7 +23,11 @@ func (c *cli) client() (*admin.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return admin.Dial(s.Socket), nil
+	client := admin.Dial(s.Socket)
+	if c.curl {
+		client.PrintTo(c.stdout)
+	}
+	return client, nil
 }
 
 // selected returns the sidecar that a command is about, as far as it is known
@@ -167,31 +168,6 @@ func notRunning(err error) bool { return errors.Is(err, admin.ErrNoSidecar) }
 
 // actor names the user who runs the command, for the audit log.
 func actor() string { return admin.Peer{UID: os.Getuid()}.Actor() }
-
-func (c *cli) reloadCommand() *cobra.Command {
-	return c.withOutput(c.withAdmin(&cobra.Command{
-		Use: "reload", Short: "Read the files again, as SIGHUP does", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := c.client()
-			if err != nil {
-				return err
-			}
-			result, err := client.Reload(cmd.Context())
-			if refused, ok := errors.AsType[*admin.Error](err); ok {
-				return fmt.Errorf("%s:\n%s", refused.Message, strings.Join(refused.Details, "\n"))
-			}
-			if err != nil {
-				return err
-			}
-			return c.print(result, func(w io.Writer) {
-				fmt.Fprintf(w, "generation %d is in force\n", result.Generation)
-				for _, change := range result.Changed {
-					fmt.Fprintf(w, "  %s\n", change)
-				}
-			})
-		},
-	}))
-}
 
 // knownHere reports whether a plugin has or had a sidecar on this host: one is
 // listed, or a stateDir of its name is where states usually are.

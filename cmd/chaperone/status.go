@@ -6,10 +6,8 @@ import (
 	"io"
 	"math"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,20 +18,29 @@ import (
 )
 
 func (c *cli) statusCommand() *cobra.Command {
-	return c.withOutput(c.withAdmin(&cobra.Command{
+	var watch bool
+	cmd := c.withCurl(c.withOutput(c.withAdmin(&cobra.Command{
 		Use: "status", Short: "Say what is in force, and what each door enforces", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := c.client()
 			if err != nil {
 				return err
 			}
-			s, err := client.Status(cmd.Context())
-			if err != nil {
-				return err
+			show := func(ctx context.Context) error {
+				s, err := client.Status(ctx)
+				if err != nil {
+					return err
+				}
+				return c.print(s, func(w io.Writer) { statusTable(w, s, time.Now()) })
 			}
-			return c.print(s, func(w io.Writer) { statusTable(w, s, time.Now()) })
+			if watch {
+				return c.live(cmd.Context(), time.Second, show)
+			}
+			return show(cmd.Context())
 		},
-	}))
+	})))
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it each second until interrupted")
+	return cmd
 }
 
 func statusTable(w io.Writer, s admin.Status, now time.Time) {
@@ -147,7 +154,7 @@ func untilText(at time.Time) string {
 }
 
 func (c *cli) usageCommand() *cobra.Command {
-	return c.withOutput(c.withAdmin(&cobra.Command{
+	return c.withCurl(c.withOutput(c.withAdmin(&cobra.Command{
 		Use: "usage", Short: "Show usage against limits, and what the kernel counted", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := c.client()
@@ -160,7 +167,7 @@ func (c *cli) usageCommand() *cobra.Command {
 			}
 			return c.print(u, func(w io.Writer) { usageTable(w, u) })
 		},
-	}))
+	})))
 }
 
 func usageTable(w io.Writer, u admin.Usage) {
@@ -239,51 +246,21 @@ func (c *cli) topCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
-			defer stop()
-			return c.top(ctx, client, max(interval, 100*time.Millisecond))
+			c.output = "table"
+			return c.live(cmd.Context(), interval, func(ctx context.Context) error {
+				u, err := client.Usage(ctx)
+				if err != nil {
+					return err
+				}
+				return c.print(u, func(w io.Writer) {
+					fmt.Fprintf(w, "chaperone top, %s; interrupt to end\n\n", u.At.Format(time.TimeOnly))
+					usageTable(w, u)
+				})
+			})
 		},
 	})
 	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between readings")
 	return cmd
-}
-
-// top prints usage again and again until it is interrupted: in place on a terminal,
-// and one reading below the other anywhere else.
-func (c *cli) top(ctx context.Context, client *admin.Client, interval time.Duration) error {
-	var clear, home, below string
-	if isTerminal(c.stdout) {
-		clear, home, below = "\033[2J", "\033[H", "\033[J"
-	}
-	for first := true; ; first = false {
-		u, err := client.Usage(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				err = nil // interrupted, which is how it ends
-			}
-			return err
-		}
-		if first {
-			fmt.Fprint(c.stdout, clear)
-		}
-		fmt.Fprint(c.stdout, home)
-		c.output = "table"
-		if err := c.print(u, func(w io.Writer) {
-			fmt.Fprintf(w, "chaperone top, %s; interrupt to end\n\n", u.At.Format(time.TimeOnly))
-			usageTable(w, u)
-		}); err != nil {
-			return err
-		}
-		if home == "" {
-			fmt.Fprintln(c.stdout)
-		}
-		fmt.Fprint(c.stdout, below)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(interval):
-		}
-	}
 }
 
 // isTerminal reports whether what is written to w is shown on a terminal.

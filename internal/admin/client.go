@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -21,10 +22,14 @@ import (
 // Client talks to one sidecar. It keeps no connection open between calls and is
 // safe for concurrent use.
 type Client struct {
-	path string
-	http http.Client
-	err  error
+	path  string
+	http  http.Client
+	err   error
+	print io.Writer // requests go here instead; nil: they are sent
 }
+
+// ErrPrinted is the error of a call whose request was printed and not sent.
+var ErrPrinted = errors.New("the request was printed and not sent")
 
 // ErrNoSidecar is the error of a call when nothing listens on the socket.
 var ErrNoSidecar = errors.New("no sidecar answers")
@@ -42,6 +47,25 @@ func Dial(socket string) *Client {
 		},
 	}
 	return c
+}
+
+// PrintTo has every later call print its request to w, as a command for curl, and
+// return ErrPrinted.
+func (c *Client) PrintTo(w io.Writer) { c.print = w }
+
+// printCurl prints a request as a shell command. The path of the socket is quoted
+// for a POSIX shell; targets and bodies are made here and hold no quotes.
+func (c *Client) printCurl(method, target string, body []byte) error {
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+	command := []string{"curl", "--unix-socket", quote(c.path), "--request", method}
+	if body != nil {
+		command = append(command, "--header", "'Content-Type: application/json'", "--data", quote(string(body)))
+	}
+	command = append(command, quote("http://sidecar"+target))
+	if _, err := fmt.Fprintln(c.print, strings.Join(command, " ")); err != nil {
+		return err
+	}
+	return ErrPrinted
 }
 
 // Socket returns the absolute path of the socket.
@@ -167,6 +191,9 @@ func call[T any](ctx context.Context, c *Client, method, target string, body []b
 func (c *Client) do(ctx context.Context, method, target string, body []byte) (*http.Response, error) {
 	if c.err != nil {
 		return nil, fmt.Errorf("call sidecar: %w", c.err)
+	}
+	if c.print != nil {
+		return nil, c.printCurl(method, target, body)
 	}
 	request, err := http.NewRequestWithContext(ctx, method, "http://sidecar"+target, bytes.NewReader(body))
 	if err != nil {

@@ -207,6 +207,8 @@ type Listen struct {
 	Admin Address `json:"admin,omitzero"`
 	// Metrics serves /metrics, /healthz and /readyz: an address and port. What it shows names rules and limits, and no secret; on another address than loopback whoever reaches it can read that.
 	Metrics Address `json:"metrics,omitzero"`
+	// Health serves /healthz and /readyz alone, for a prober that may not see metrics, or whose answers no scrape is to delay: an address and port.
+	Health Address `json:"health,omitzero"`
 }
 
 // ListenTLS is mutual TLS on a listener. The files are PEM, relative to the

@@ -121,6 +121,9 @@ func (l Listen) validate(report reporter) {
 	if !l.Admin.IsZero() && !l.Admin.IsUnix() {
 		report("spec.listen.admin", "%q is not a socket; the admin API proves who calls by the socket, write unix:PATH", l.Admin)
 	}
+	if l.Health.IsUnix() {
+		report("spec.listen.health", "%q is a socket; write an address and port, as in 127.0.0.1:15021", l.Health)
+	}
 	if l.Metrics.IsUnix() {
 		report("spec.listen.metrics", "%q is a socket; write an address and port, as in 127.0.0.1:15090", l.Metrics)
 	}
@@ -139,7 +142,7 @@ type namedAddress struct {
 
 // named returns all listeners by their fields.
 func (l Listen) named() []namedAddress {
-	return []namedAddress{{"proxy", l.Proxy}, {"extAuthz", l.ExtAuthz}, {"admin", l.Admin}, {"metrics", l.Metrics}}
+	return []namedAddress{{"proxy", l.Proxy}, {"extAuthz", l.ExtAuthz}, {"admin", l.Admin}, {"metrics", l.Metrics}, {"health", l.Health}}
 }
 
 // validateComplete reports what can be seen only with every default filled in.

@@ -60,12 +60,14 @@ func (s *sidecar) listen(ctx context.Context) error {
 		return fmt.Errorf("listen for admin: %w", err)
 	}
 	s.addresses.admin = spec.Listen.Admin.String()
-	if s.web != nil {
-		if err := s.web.listen(ctx, spec.Listen.Metrics.Addr); err != nil {
-			return fmt.Errorf("listen for metrics: %w", err)
+	for _, w := range s.webs {
+		if err := w.listen(ctx); err != nil {
+			return err
 		}
-		s.addresses.metrics = s.web.listener.Addr().String()
-		s.forbid(s.web.listener.Addr())
+		s.forbid(w.listener.Addr())
+		if w.name == webMetrics {
+			s.addresses.metrics = w.listener.Addr().String()
+		}
 	}
 	return nil
 }
@@ -279,8 +281,8 @@ func (s *sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 	if s.own != nil {
 		s.own.run(ctx, g)
 	}
-	if s.web != nil {
-		g.Go(func() error { return s.web.run(ctx) })
+	for _, w := range s.webs {
+		g.Go(func() error { return w.run(ctx) })
 	}
 }
 

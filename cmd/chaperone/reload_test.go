@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -63,5 +65,23 @@ func TestStatusWatch(t *testing.T) {
 	<-b.ended
 	if status := b.cmd.ProcessState.ExitCode(); status != 0 {
 		t.Errorf("status %d after an interrupt", status)
+	}
+}
+
+// TestHealthListener serves health and no metrics on the listener of its own.
+func TestHealthListener(t *testing.T) {
+	h := newHost(t, "one")
+	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
+	address := free.Addr().String()
+	testenv.Must(t, free.Close())
+	spec := string(testenv.MustGet(os.ReadFile(h.config("one")))(t))
+	h.write("one/sidecar.yaml", strings.Replace(spec, "listen: {", "listen: {health: \""+address+"\", ", 1))
+	h.start("one")
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/readyz?verbose": 200, "/metrics": 404} {
+		answer := testenv.MustGet(http.Get("http://" + address + path))(t)
+		_ = answer.Body.Close()
+		if answer.StatusCode != want {
+			t.Errorf("%s: %d, want %d", path, answer.StatusCode, want)
+		}
 	}
 }

@@ -77,7 +77,7 @@ type sidecar struct {
 	doorTLS  *doorTLS         // of envoy; nil without TLS
 	own      *ownEnvoy        // the one that this sidecar configures
 	admin    *admin.Server
-	web      *web
+	webs     []*web
 
 	forbidden   *forbidden
 	listeners   []net.Listener // the proxy's

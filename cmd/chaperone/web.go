@@ -13,25 +13,42 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 )
 
-// web serves /metrics, /healthz and /readyz.
+// webMetrics is the name of the listener that serves metrics.
+const webMetrics = "metrics"
+
+// web is one HTTP listener for those who watch the sidecar.
 type web struct {
-	server   *http.Server
-	listener net.Listener
+	name, address string
+	server        *http.Server
+	listener      net.Listener
 }
 
+// makeWeb makes the listeners for metrics and for health. The first serves both:
+// a prober and a scraper may share it.
 func (s *sidecar) makeWeb(spec *configs.Sidecar) error {
-	if spec.Listen.Metrics.IsZero() {
-		return nil
+	if !spec.Listen.Metrics.IsZero() {
+		mux := s.healthMux()
+		mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
+		s.webs = append(s.webs, newWeb(webMetrics, spec.Listen.Metrics.Addr, mux))
 	}
+	if !spec.Listen.Health.IsZero() {
+		s.webs = append(s.webs, newWeb("health", spec.Listen.Health.Addr, s.healthMux()))
+	}
+	return nil
+}
+
+func (s *sidecar) healthMux() *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.serveReady)
-	s.web = &web{server: &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+	return mux
+}
+
+func newWeb(name, address string, handler http.Handler) *web {
+	return &web{name: name, address: address, server: &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 	}}
-	return nil
 }
 
 // serveReady answers 200 when the sidecar is ready; ?verbose names each check.
@@ -56,9 +73,11 @@ func (s *sidecar) serveReady(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (w *web) listen(ctx context.Context, address string) (err error) {
-	w.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-	return err
+func (w *web) listen(ctx context.Context) (err error) {
+	if w.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", w.address); err != nil {
+		return fmt.Errorf("listen for %s: %w", w.name, err)
+	}
+	return nil
 }
 
 func (w *web) run(ctx context.Context) error {
@@ -70,7 +89,7 @@ func (w *web) run(ctx context.Context) error {
 	})
 	defer stop()
 	if err := w.server.Serve(w.listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve metrics: %w", err)
+		return fmt.Errorf("serve %s: %w", w.name, err)
 	}
 	return nil
 }

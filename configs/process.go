@@ -1,13 +1,16 @@
 package configs
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
-// maxServed is how many ports a plugin may serve.
+// maxServed is how many ports and paths a plugin may serve.
 const maxServed = 64
 
 // validateServing reports ports of spec.process.listen that are none.
@@ -16,11 +19,84 @@ func (p Process) validateServing(report reporter) {
 	if len(p.Listen) > maxServed {
 		report(path, "names %d ports; a plugin may serve %d", len(p.Listen), maxServed)
 	}
-	for i, port := range p.Listen {
-		if port == 0 || slices.Contains(p.Listen[:i], port) {
-			report(at(path, i), "%d is not a port from 1 to 65535, once", port)
+	for i, service := range p.Listen {
+		switch {
+		case service == Service{}: // reported when it was read
+		case slices.Contains(p.Listen[:i], service):
+			report(at(path, i), "%s is given twice; remove one of the two", service)
+		case service.Socket != "" && len(service.Socket) > maxSocketPath:
+			report(at(path, i), "%s is %d bytes long; the kernel takes %d for a socket's path, choose a shorter one",
+				service.Socket, len(service.Socket), maxSocketPath)
 		}
 	}
+}
+
+// Service is where a plugin serves: a TCP port or Unix sockets.
+type Service struct {
+	Port uint16 // 0: Unix sockets
+	// Socket is an absolute path, whose last part may hold one * for any bytes
+	// but a slash.
+	Socket string
+}
+
+// UnmarshalText reads a service. Its error says which forms are right.
+func (s *Service) UnmarshalText(text []byte) error {
+	if path, ok := strings.CutPrefix(string(text), "unix:"); ok {
+		dir, name := filepath.Split(path)
+		switch {
+		case !filepath.IsAbs(path) || filepath.Clean(path) != path || dir == "/" || strings.ContainsRune(path, 0):
+			return fmt.Errorf("%q is not the path of a socket in a folder; write it as in unix:/tmp/plugin.sock", clip(string(text)))
+		case strings.Contains(dir, "*") || strings.Count(name, "*") > 1 || name == "*":
+			return fmt.Errorf("%q is too wide; write one * with text beside it, in the last part only, as in unix:/tmp/plugin*", clip(string(text)))
+		}
+		*s = Service{Socket: path}
+		return nil
+	}
+	port, err := strconv.ParseUint(string(text), 10, 16)
+	if err != nil || port == 0 || strconv.FormatUint(port, 10) != string(text) {
+		return fmt.Errorf("%q is not a port from 1 to 65535 or unix:PATH; write 8080 or unix:/tmp/plugin*", clip(string(text)))
+	}
+	*s = Service{Port: uint16(port)}
+	return nil
+}
+
+// String returns the service as UnmarshalText reads it.
+func (s Service) String() string {
+	if s.Port != 0 {
+		return strconv.Itoa(int(s.Port))
+	}
+	return "unix:" + s.Socket
+}
+
+// MarshalJSON returns a port as a number.
+func (s Service) MarshalJSON() ([]byte, error) {
+	if s.Port != 0 {
+		return json.Marshal(s.Port)
+	}
+	return json.Marshal(s.String())
+}
+
+// Ports returns the TCP ports of spec.process.listen.
+func (p Process) Ports() []uint16 {
+	var out []uint16
+	for _, service := range p.Listen {
+		if service.Port != 0 {
+			out = append(out, service.Port)
+		}
+	}
+	return out
+}
+
+// Sockets returns the paths of Unix sockets of spec.process.listen, each of which
+// may hold one * in its last part.
+func (p Process) Sockets() []string {
+	var out []string
+	for _, service := range p.Listen {
+		if service.Socket != "" {
+			out = append(out, service.Socket)
+		}
+	}
+	return out
 }
 
 // validateFiles reports paths of spec.process.files that are none, as they were
@@ -58,11 +134,14 @@ func (f *Files) lists() []fileList {
 // every default is filled in and every path absolute: its ports, and files that
 // are the sidecar's alone. file is the Sidecar's own.
 func (s *Sidecar) validateApart(file string, report reporter) {
-	for i, port := range s.Process.Listen {
+	for i, service := range s.Process.Listen {
 		for _, own := range s.Listen.named() {
-			if a, err := netip.ParseAddrPort(own.address.Addr); err == nil && a.Port() == port {
-				report(at("spec.process.listen", i), "%d is the port of spec.listen.%s", port, own.name)
+			if a, err := netip.ParseAddrPort(own.address.Addr); err == nil && service.Port != 0 && a.Port() == service.Port {
+				report(at("spec.process.listen", i), "%d is the port of spec.listen.%s", service.Port, own.name)
 			}
+		}
+		if own := s.owns(file, service.Socket); service.Socket != "" && own != "" {
+			report(at("spec.process.listen", i), "is in %s, which is the sidecar's alone; choose another folder", own)
 		}
 	}
 	if s.Process.Files == nil {

@@ -128,6 +128,8 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 		return text(`^(stdout|off|/.*)$`, "stdout", "off", "/var/log/envoy/weather.log")
 	case reflect.TypeFor[User]():
 		return orNumber(text("", "dynamic"))
+	case reflect.TypeFor[Service]():
+		return orNumber(text("^unix:/.*[^/]$", "unix:/tmp/plugin*"))
 	}
 	if words := wordsOf(t); words != nil {
 		return &jsonschema.Schema{Type: "string", Enum: words}

@@ -150,8 +150,8 @@ type Process struct {
 	Network Network `json:"network,omitempty"`
 	// View is own (the default) or host: whether the plugin has /tmp, /run, /dev/shm, a process table and IPC objects of its own. It counts while the kernel confines the plugin.
 	View View `json:"view,omitempty"`
-	// Listen are the TCP ports the plugin may serve; they are reachable on the host's loopback. None by default.
-	Listen []uint16 `json:"listen,omitempty"`
+	// Listen are the TCP ports the plugin may serve, which are reachable on the host's loopback, and the Unix sockets, which are reachable under the same path: unix:/PATH, whose last part may hold one *. None by default.
+	Listen []Service `json:"listen,omitempty"`
 	// Files are the files and folders the plugin may use; without it, all that its user may.
 	Files *Files `json:"files,omitempty"`
 	// Env is added to the plugin's environment.

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unsafe"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,6 +22,9 @@ type ears struct {
 	uid      int // the plugin's
 	tell     func(Denial)
 	done     chan struct{}
+
+	listening func(Listener) // nil: listen(2) is not reported
+	log       *zap.Logger
 }
 
 // notice is struct seccomp_notif (include/uapi/linux/seccomp.h).
@@ -45,12 +49,13 @@ type answer struct {
 }
 
 // newEars starts hearing, and tells what it hears. It takes over the descriptor.
-func newEars(listener, uid int, tell func(Denial)) (*ears, error) {
+// Without a function for it listen(2) is allowed unseen.
+func newEars(listener, uid int, tell func(Denial), listening func(Listener), log *zap.Logger) (*ears, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hear seccomp: %w", err), unix.Close(listener))
 	}
-	e := &ears{listener: listener, stop: stop, uid: uid, tell: tell, done: make(chan struct{})}
+	e := &ears{listener: listener, stop: stop, uid: uid, tell: tell, done: make(chan struct{}), listening: listening, log: log}
 	go e.run()
 	return e, nil
 }
@@ -82,6 +87,11 @@ func (e *ears) hear() {
 		return // the caller was killed meanwhile
 	}
 	process := processOf(n.PID)
+	if n.Data.Arch == nativeArch && n.Data.Number == unix.SYS_LISTEN {
+		e.listens(&n, process)
+		_ = e.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE})) //nolint:gosec // struct seccomp_notif_resp
+		return                                                                                                                        // an error means that the caller is gone
+	}
 	e.report(&n, process)
 	if n.Data.Arch != nativeArch || uint32(n.Data.Number)&foreignNumber != 0 {
 		// A program of another architecture would only go on failing, its exit

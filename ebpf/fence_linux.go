@@ -345,7 +345,7 @@ func (p *FenceProcess) launch(command Command) error {
 	}
 	p.pidfd = fds[0]
 	p.ears, _, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		return newEars(listener, f.account.uid, f.config.Denied)
+		return newEars(listener, f.account.uid, f.config.Denied, nil, nil)
 	})
 	f.deaf = err == nil && p.ears == nil
 	if err == nil {

@@ -41,6 +41,7 @@ type order struct {
 	UID, GID    int
 	Groups      []int
 	UnixSockets bool
+	Listens     bool     // listen(2) is reported
 	Walk        bool     // into the cgroup, instead of having been born there
 	Handled     uint64   // the rights that the Landlock rules handle; 0: there are none
 	Files       bool     // the rules limit files: what is to run has to be added
@@ -143,7 +144,7 @@ func launch() error {
 // fence there may be none to be had: a container that hears its own processes'
 // calls has it, and there is one for all.
 func filterCalls(o *order) error {
-	p := filter(o.UnixSockets)
+	p := filter(o.UnixSockets, o.Listens)
 	listener, err := installFilter(p)
 	if o.Fence != nil && errors.Is(err, unix.EBUSY) {
 		if err := installDeaf(p); err != nil {

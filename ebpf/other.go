@@ -109,6 +109,9 @@ func (*Cage) AllowSockets([]string) error { return ErrUnsupported }
 // Asker finds nobody.
 func (*Cage) Asker(net.Addr) (Peer, bool) { return Peer{}, false }
 
+// Bound returns [ErrUnsupported].
+func (*Cage) Bound([]uint64) (map[uint64]bool, error) { return nil, ErrUnsupported }
+
 // Freeze returns [ErrUnsupported].
 func (*Cage) Freeze(bool) error { return ErrUnsupported }
 

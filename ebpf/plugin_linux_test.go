@@ -774,7 +774,7 @@ func sidecarMemory(args []string) error {
 // deaf installs the filter of a fence that nobody can hear, over the one that is
 // there, and makes a socket that only the new one refuses.
 func deaf([]string) error {
-	if err := installDeaf(filter(false)); err != nil {
+	if err := installDeaf(filter(false, false)); err != nil {
 		return err
 	}
 	_, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)

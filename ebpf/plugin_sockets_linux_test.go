@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"errors"
+	"net"
 	"os"
 	"strconv"
 	"time"
@@ -27,7 +28,21 @@ func ownSockets() map[string]func([]string) error {
 		"own-rename":  func(args []string) error { return os.Rename(args[0], args[1]) },
 		"own-symlink": func(args []string) error { return os.Symlink(args[0], args[1]) },
 		"own-link":    func(args []string) error { return unix.Linkat(unix.AT_FDCWD, args[0], unix.AT_FDCWD, args[1], 0) },
-		"own-remove":  func(args []string) error { return os.Remove(args[0]) },
+		"own-listen": func(args []string) error {
+			l, err := net.Listen("tcp", args[0])
+			if err == nil {
+				err = l.Close()
+			}
+			return err
+		},
+		"own-listen-number": func(args []string) error {
+			number, err := strconv.Atoi(args[0])
+			if err != nil {
+				return err
+			}
+			return unix.Listen(number, 1)
+		},
+		"own-remove": func(args []string) error { return os.Remove(args[0]) },
 	}
 }
 

@@ -160,8 +160,10 @@ func (p *program) when(k uint32, body program) {
 }
 
 // filter is the plugin's system call filter. unixSockets says that the kernel
-// can judge Unix sockets by hooks; where it cannot, only pairs exist.
-func filter(unixSockets bool) []unix.SockFilter {
+// can judge Unix sockets by hooks; where it cannot, only pairs exist. listens has
+// listen(2) wait until the sidecar has seen it: without a sidecar it ends in
+// ENOSYS.
+func filter(unixSockets, listens bool) []unix.SockFilter {
 	var p program
 	p.load(offsetArch)
 	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: nativeArch})
@@ -175,6 +177,9 @@ func filter(unixSockets bool) []unix.SockFilter {
 		if !judged[number] {
 			p.equal(number, verdictNotify)
 		}
+	}
+	if listens {
+		p.equal(unix.SYS_LISTEN, verdictNotify)
 	}
 	p.when(unix.SYS_CLONE, flagsFilter(namespaceFlags|parentFlag))
 	p.when(unix.SYS_UNSHARE, flagsFilter(namespaceFlags|unix.CLONE_NEWTIME))

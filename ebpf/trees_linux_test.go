@@ -311,3 +311,51 @@ func TestUnixWithoutRewriting(t *testing.T) {
 	}
 	collection.Close()
 }
+
+// TestServingUnix shows which sockets are reported before the plugin listens on
+// them, and that listen(2) goes on.
+func TestServingUnix(t *testing.T) {
+	reported := make(chan Listener, 10)
+	r := newRig(t, func(c *Config) {
+		withView(c)
+		c.ServingUnix = func(l Listener) { reported <- l }
+	})
+	ask, end := converse(t, func(c Command) (waiter, error) {
+		c.Dir = "/"
+		return r.Start(c)
+	})
+	defer end()
+	for _, step := range []struct{ attempt, want, path string }{
+		{"own-serve stream /tmp/s", "ok", "/tmp/s"},
+		{"own-serve seqpacket tmp/../tmp/q", "ok", "/tmp/q"},
+		{"own-serve stream /var/tmp/s", "ok", "/var/tmp/s"},
+		{"own-serve dgram /tmp/d", "ok", ""}, // no listen(2)
+		{"own-symlink /tmp /tmp/link", "ok", ""},
+		{"own-serve stream /tmp/link/l", "ok", "/tmp/l"},
+		{"unix-own", "ok", ""}, // abstract
+		{"own-listen 127.0.0.1:0", "ok", ""},
+		{"own-listen-number 1000", "EBADF", ""},
+		{"own-listen-number -1", "EBADF", ""},
+		{"own-listen-number 0", "ENOTSOCK", ""},
+	} {
+		if got := ask(step.attempt); got != step.want {
+			t.Errorf("%s ended with %s, want %s", step.attempt, got, step.want)
+		}
+		got := ""
+		select {
+		case l := <-reported:
+			got = l.Path
+			bound, err := r.Bound([]uint64{l.Socket, 1})
+			if err != nil || !bound[l.Socket] || bound[1] {
+				t.Errorf("%s: bound %v, %v", step.attempt, bound, err)
+			}
+			if err := l.File.Close(); err != nil {
+				t.Error(err)
+			}
+		default:
+		}
+		if got != step.path {
+			t.Errorf("%s was reported as %q, want %q", step.attempt, got, step.path)
+		}
+	}
+}

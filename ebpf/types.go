@@ -63,6 +63,18 @@ func OfMachine(err error) bool {
 	return is
 }
 
+// Listener is a Unix socket with a path that a process of the plugin is about to
+// listen on.
+type Listener struct {
+	// Path is where the file lies, absolute and without links, in the plugin's view.
+	Path string
+	// File is the file that the socket is bound to, open with O_PATH. Who is given
+	// the Listener closes it.
+	File *os.File
+	// Socket is the inode number of the socket, which [Cage.Bound] takes.
+	Socket uint64
+}
+
 // Config says what to confine and how. Only StateDir has no default.
 type Config struct {
 	// Plugin is the plugin's name, for messages.
@@ -130,6 +142,11 @@ type Config struct {
 	// Denied is told of each refusal, by one goroutine of [Cage.Run] at a time.
 	// Nil: refusals are counted and not described.
 	Denied func(Denial)
+
+	// ServingUnix is called before a process that [Cage.Start] started listens on a
+	// Unix socket with a path. The process waits until the function returns. Nil:
+	// that is not reported.
+	ServingUnix func(Listener)
 
 	// Crossed is told when a limit begins to refuse, and when it has recovered,
 	// by the same goroutine. Nil: limits are enforced in silence.

@@ -156,7 +156,7 @@ func (s *sidecar) status() admin.Status {
 			network = string(configs.NetworkOwn)
 		}
 		out.Process = &admin.Process{
-			PID: int(s.pid.Load()), UID: info.UID, Cgroup: info.Cgroup, Network: network, State: s.processState(now), Listen: s.ports(),
+			PID: int(s.pid.Load()), UID: info.UID, Cgroup: info.Cgroup, Network: network, State: s.processState(now), Listen: s.services(),
 		}
 		if out.Process.State == "stopped" {
 			out.Process.StoppedBy, out.Process.StoppedUntil, _ = s.limits.stopped()
@@ -178,25 +178,21 @@ func (s *sidecar) processState(now time.Time) string {
 	return "running"
 }
 
-// ports says where the plugin may serve, and how the host reaches it there.
-func (s *sidecar) ports() []admin.Port {
+// services returns where the plugin may serve, and how the host reaches it there.
+func (s *sidecar) services() []admin.Port {
 	var out []admin.Port
-	for _, port := range s.config.Load().Sidecar.Process.Listen {
-		p := admin.Port{Port: port, Forwarded: s.inbound != nil}
-		if s.inbound == nil {
+	for _, service := range s.config.Load().Sidecar.Process.Listen {
+		p := admin.Port{Port: service.Port, Path: service.Socket}
+		p.Forwarded = s.inbound != nil && (service.Socket != "" && s.inbound.exist != nil || service.Port != 0 && !s.hostNetwork())
+		switch {
+		case p.Forwarded:
+			p.Addresses, p.Open = s.inbound.addresses(service), s.inbound.opened(service)
+		case service.Port != 0:
 			// It listens on the network that it shares, and on both if it likes.
 			for _, host := range loopbacks {
-				p.Addresses = append(p.Addresses, net.JoinHostPort(host, strconv.Itoa(int(port))))
-			}
-			out = append(out, p)
-			continue
-		}
-		for _, d := range s.inbound.doors {
-			if d.port == port {
-				p.Addresses = append(p.Addresses, d.Addr().String())
+				p.Addresses = append(p.Addresses, net.JoinHostPort(host, strconv.Itoa(int(service.Port))))
 			}
 		}
-		p.Open = s.inbound.opened(port)
 		out = append(out, p)
 	}
 	return out

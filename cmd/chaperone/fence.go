@@ -28,7 +28,7 @@ func (s *sidecar) makeFence(spec *configs.Sidecar) error {
 	}
 	fence, err := ebpf.NewFence(ebpf.FenceConfig{
 		Plugin: spec.Plugin, StateDir: fromAnywhere(spec.StateDir), Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
-		Serve: spec.Process.Listen, Private: hiddenFiles(s.config.Load()), Denied: s.denied, Reaper: s.reaper, Logger: s.opts.log.Named("fence"),
+		Serve: spec.Process.Ports(), Private: hiddenFiles(s.config.Load()), Denied: s.denied, Reaper: s.reaper, Logger: s.opts.log.Named("fence"),
 	})
 	switch {
 	case err == nil:

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
@@ -42,7 +43,7 @@ func (s *sidecar) registerMetrics() {
 			}
 		})
 	s.registerStateMetrics()
-	s.metrics.begin(string(s.plugin), s.countedDoors(), s.inboundPorts())
+	s.metrics.begin(string(s.plugin), s.countedDoors(), s.inboundServices())
 	if s.broker != nil {
 		s.registerVaultMetrics()
 	}
@@ -108,8 +109,9 @@ func (s *sidecar) countedDoors() []authz.Door {
 	return out
 }
 
-// inboundPorts returns the ports of the host that connections are counted for.
-func (s *sidecar) inboundPorts() []uint16 {
+// inboundServices returns the entries of process.listen that connections are
+// counted for.
+func (s *sidecar) inboundServices() []configs.Service {
 	if s.inbound == nil {
 		return nil
 	}

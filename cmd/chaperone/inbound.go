@@ -38,9 +38,10 @@ var (
 	errInboundFull     = fmt.Errorf("%d connections are open", maxInbound)
 )
 
-// inbound leads ports of the host's loopback into the plugin's own network
-// namespace (process.listen), so that a host that speaks to its plugin over
-// TCP reaches it. It is the one way in, as the proxy is the one way out.
+// inbound forwards ports of the host's loopback into the plugin's own network
+// namespace, and Unix sockets of the host into the plugin's own view
+// (process.listen), so that a host that speaks to its plugin over either reaches
+// it. It is the one way in, as the proxy is the one way out.
 type inbound struct {
 	plugin  authz.Principal
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
@@ -58,9 +59,17 @@ type inbound struct {
 	doors   []*inboundDoor
 	dialing chan struct{} // bounds how many dial at once
 
-	mu     sync.Mutex
-	barred error // why nobody is let in; nil while everybody is
-	live   map[*passage]struct{}
+	arrivals chan *unixDoor // Unix sockets of the plugin's that are to be forwarded
+	done     chan struct{}  // closed when none is taken any more
+	// exist returns which of the plugin's Unix sockets exist, by inode number. Nil:
+	// none is forwarded.
+	exist func([]uint64) (map[uint64]bool, error)
+
+	mu      sync.Mutex
+	sockets []*unixDoor
+	closed  bool  // no more Unix sockets are forwarded
+	barred  error // why nobody is let in; nil while everybody is
+	live    map[*passage]struct{}
 }
 
 // newInbound makes a way in that dials the plugin with dial.
@@ -68,24 +77,29 @@ func newInbound(dial func(context.Context, string, string) (net.Conn, error)) *i
 	return &inbound{
 		dial: dial, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
 		bound: make(chan uint16, ebpf.MaxServed), interval: inboundInterval,
+		arrivals: make(chan *unixDoor), done: make(chan struct{}),
 		listening: func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported },
 	}
 }
 
-// makeInbound makes the way in for a plugin with a network of its own. Beside
-// one that shares the sidecar's, the plugin listens on the host itself, and the
-// kernel lets it.
+// makeInbound makes the way in for a plugin with a network or a view of its own.
+// Beside one that shares the sidecar's, the plugin listens on the host itself, and
+// the kernel lets it.
 func (s *sidecar) makeInbound(spec *configs.Sidecar) error {
-	if len(spec.Process.Listen) == 0 || s.hostNetwork() {
+	ports := len(spec.Process.Ports()) > 0 && !s.hostNetwork()
+	if !ports && !s.forwardsSockets(spec) {
 		return nil
 	}
 	if s.cage != nil {
 		s.inbound = newInbound(s.cage.DialContext)
-
+		s.inbound.listening = s.cage.Listening
 	} else {
 		s.inbound = newInbound(s.fence.DialContext)
-
+		s.inbound.listening = s.fence.Listening
 		s.inbound.interval = inboundInterval / 4 // nothing reports what is bound behind a fence
+	}
+	if s.forwardsSockets(spec) {
+		s.inbound.exist = s.cage.Bound
 	}
 	s.inbound.plugin, s.inbound.record, s.inbound.metrics = s.plugin, s.recorder.Record, s.metrics
 	s.inbound.log, s.inbound.drain = s.opts.log.Named("inbound"), time.Duration(spec.Drain)
@@ -122,6 +136,9 @@ func (in *inbound) run(ctx context.Context) error {
 	var passing sync.WaitGroup
 	g := &errgroup.Group{}
 	g.Go(func() error { in.followPlugin(ctx, g, &passing); return nil })
+	if in.exist != nil {
+		g.Go(func() error { in.followSockets(ctx, g, &passing); return nil })
+	}
 	err := g.Wait()
 	late := time.AfterFunc(in.drain, func() { in.bar(errInboundStopping, true) })
 	defer late.Stop()
@@ -129,8 +146,14 @@ func (in *inbound) run(ctx context.Context) error {
 	return err
 }
 
-// close closes the ports.
+// close closes the ports and the Unix sockets.
 func (in *inbound) close() {
+	in.mu.Lock()
+	in.closed = true
+	in.mu.Unlock()
+	for _, d := range in.forwarded() {
+		in.shut(d)
+	}
 	for _, d := range in.doors {
 		d.close()
 	}
@@ -183,25 +206,27 @@ func (in *inbound) openDoor(ctx context.Context, d *inboundDoor, g *errgroup.Gro
 		d.failing = true
 	case listener != nil:
 		d.failing = false
-		g.Go(func() error { return in.accept(ctx, d.port, listener, passing) })
+		g.Go(func() error { return in.accept(ctx, configs.Service{Port: d.port}, nil, listener, passing) })
 	}
 }
 
-func (in *inbound) accept(ctx context.Context, port uint16, l net.Listener, passing *sync.WaitGroup) error {
+// accept admits the connections of a listener. The door is that of a Unix socket,
+// or nil.
+func (in *inbound) accept(ctx context.Context, service configs.Service, door *unixDoor, l net.Listener, passing *sync.WaitGroup) error {
 	defer func() { _ = l.Close() }()
 	for {
 		conn, err := l.Accept()
 		switch {
 		case err == nil:
-			passing.Go(func() { in.admit(context.WithoutCancel(ctx), port, conn) })
+			passing.Go(func() { in.admit(context.WithoutCancel(ctx), service, door, conn) })
 		case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.EINVAL): // no longer listened on
 			return nil
 		case errors.Is(err, syscall.ECONNABORTED):
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
-			in.log.Warn("a connection for the plugin has to wait", zap.Uint16("port", port), zap.Error(err))
+			in.log.Warn("a connection for the plugin has to wait", zap.Stringer("service", service), zap.Error(err))
 			time.Sleep(50 * time.Millisecond)
 		default:
-			return fmt.Errorf("accept for the plugin on port %d: %w", port, err)
+			return fmt.Errorf("accept for the plugin on %s: %w", service, err)
 		}
 	}
 }
@@ -262,12 +287,12 @@ func (in *inbound) leave(p *passage) {
 	delete(in.live, p)
 }
 
-// opened returns how many connections of a port are open.
-func (in *inbound) opened(port uint16) (n int) {
+// opened returns how many connections of a service are open.
+func (in *inbound) opened(service configs.Service) (n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for p := range in.live {
-		if p.port == port {
+		if p.service == service {
 			n++
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -222,14 +223,14 @@ func TestInboundMany(t *testing.T) {
 		conns[i] = w.connect("127.0.0.1")
 		testenv.MustGet(conns[i].Write([]byte("hello")))(t)
 	}
-	eventually(t, "all are open", func() (int, bool) { n := w.opened(w.port); return n, n == many })
+	eventually(t, "all are open", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == many })
 	for _, conn := range conns {
 		testenv.Must(t, conn.CloseWrite())
 		if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
 			t.Errorf("%q, %v", got, err)
 		}
 	}
-	eventually(t, "all have left", func() (int, bool) { n := w.opened(w.port); return n, n == 0 })
+	eventually(t, "all have left", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == 0 })
 	if n := len(w.recorded()); n != 2*many {
 		t.Errorf("%d records, not %d", n, 2*many)
 	}

@@ -81,8 +81,8 @@ func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.cgroup != "",
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		Serve: spec.Process.Listen, Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
-		EndLeft: s.endedLeft,
+		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
+		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec),
 		Serving: func(port uint16) {
 			if s.inbound != nil {
 				s.inbound.serving(port)

@@ -33,7 +33,7 @@ func (s *sidecar) listen(ctx context.Context) error {
 		}
 	}
 	if s.inbound != nil {
-		if err := s.inbound.listen(spec.Process.Listen, s.ownPorts()); err != nil {
+		if err := s.listenForPlugin(spec); err != nil {
 			return err
 		}
 		for _, d := range s.inbound.doors {

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
 )
 
 // metrics are the sidecar's figures. No label holds what a plugin sends.
@@ -141,7 +141,7 @@ func (m *metrics) gauge(name, help string, read func() float64) {
 
 // begin creates the series whose labels are known from the start, at 0: the first
 // event of a series that did not exist is no increase for Prometheus.
-func (m *metrics) begin(plugin string, doors []authz.Door, ports []uint16) {
+func (m *metrics) begin(plugin string, doors []authz.Door, services []configs.Service) {
 	for _, door := range doors {
 		for _, reason := range authz.Reasons() {
 			m.decisions.WithLabelValues(plugin, string(door), reason.String())
@@ -153,12 +153,12 @@ func (m *metrics) begin(plugin string, doors []authz.Door, ports []uint16) {
 	for _, result := range []string{"ok", "error"} {
 		m.starts.WithLabelValues(result)
 	}
-	for _, port := range ports {
+	for _, service := range services {
 		for _, result := range []string{"accepted", "refused", "unreachable"} {
-			m.inbound.WithLabelValues(strconv.Itoa(int(port)), result)
+			m.inbound.WithLabelValues(service.String(), result)
 		}
 		for _, direction := range []string{"received", "sent"} {
-			m.inboundBytes.WithLabelValues(strconv.Itoa(int(port)), direction)
+			m.inboundBytes.WithLabelValues(service.String(), direction)
 		}
 	}
 }

@@ -18,15 +18,18 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // passage is one connection from the host into the plugin.
 type passage struct {
-	id    string
-	port  uint16
-	began time.Time
-	host  net.Conn
+	id      string
+	service configs.Service // the entry of process.listen
+	door    *unixDoor       // of a Unix socket; nil: of a port
+	began   time.Time
+	host    net.Conn
+	peer    unixPeer // who connected, of a Unix socket
 
 	received, sent atomic.Uint64 // bytes, as the plugin sees them
 
@@ -37,8 +40,8 @@ type passage struct {
 
 // admit leads one connection to the plugin and back: entered, recorded,
 // dialled, copied, recorded again.
-func (in *inbound) admit(ctx context.Context, port uint16, host net.Conn) {
-	p := &passage{port: port, began: time.Now(), host: host}
+func (in *inbound) admit(ctx context.Context, service configs.Service, door *unixDoor, host net.Conn) {
+	p := &passage{service: service, door: door, began: time.Now(), host: host, peer: peerOf(host)}
 	result, err := "refused", in.enter(p)
 	if err == nil {
 		defer in.leave(p)
@@ -48,12 +51,12 @@ func (in *inbound) admit(ctx context.Context, port uint16, host net.Conn) {
 	}
 	if err != nil {
 		sever(host)
-		in.count(port, result)
-		in.log.Info("a connection for the plugin was not led to it", zap.Uint16("port", port), zap.Error(err))
+		in.count(service, result)
+		in.log.Info("a connection for the plugin was not led to it", zap.Stringer("service", service), zap.Error(err))
 		in.end(p, fmt.Sprintf("%s: %v", result, err))
 		return
 	}
-	in.count(port, "accepted")
+	in.count(service, "accepted")
 	in.copy(p)
 	detail := "ended"
 	if cause := p.cutBy(); cause != nil {
@@ -89,17 +92,23 @@ func (in *inbound) end(p *passage, detail string) {
 	}
 }
 
-// entry says of a connection what is known: TCP names an address of the host
-// and no process.
+// entry describes a connection: TCP names an address of the host and no process,
+// a Unix socket names the process and its user.
 func (in *inbound) entry(p *passage, detail string) *authz.Record {
-	return &authz.Record{
-		Time: p.began, Kind: authz.KindInbound, Plugin: string(in.plugin), Decision: p.id, Scheme: string(authz.SchemeTCP),
-		Port: p.port, Address: p.host.RemoteAddr().String(), UID: -1, Detail: detail,
+	r := &authz.Record{
+		Time: p.began, Kind: authz.KindInbound, Plugin: string(in.plugin), Decision: p.id, UID: -1, Detail: detail,
 	}
+	if p.door != nil {
+		r.Scheme, r.Path = "unix", p.door.path
+		r.PID, r.UID, r.Exe = p.peer.pid, p.peer.uid, p.peer.exe
+		return r
+	}
+	r.Scheme, r.Port, r.Address = string(authz.SchemeTCP), p.service.Port, p.host.RemoteAddr().String()
+	return r
 }
 
-func (in *inbound) count(port uint16, result string) {
-	in.metrics.inbound.WithLabelValues(strconv.Itoa(int(port)), result).Inc()
+func (in *inbound) count(service configs.Service, result string) {
+	in.metrics.inbound.WithLabelValues(service.String(), result).Inc()
 }
 
 // reach dials the plugin, which may listen on either loopback address or on
@@ -110,7 +119,7 @@ func (in *inbound) reach(ctx context.Context, p *passage) error {
 	defer cancel()
 	for {
 		err := in.tryReach(ctx, p)
-		if !errors.Is(err, syscall.ECONNREFUSED) || !in.isOpen(p.port) {
+		if !errors.Is(err, syscall.ECONNREFUSED) || !in.admits(p) {
 			return err
 		}
 		select {
@@ -128,19 +137,34 @@ func (in *inbound) tryReach(ctx context.Context, p *passage) error {
 	case <-ctx.Done():
 		return errors.New("the plugin takes no more connections")
 	}
+	if p.door != nil {
+		conn, err := p.door.dial(ctx)
+		if err != nil {
+			return err
+		}
+		return p.join(conn)
+	}
 	hosts := slices.Clone(loopbacks[:])
 	for _, addr := range ebpf.PluginAddresses() {
 		hosts = append(hosts, addr.String())
 	}
 	var errs []error
 	for _, host := range hosts {
-		conn, err := in.dial(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(p.port))))
+		conn, err := in.dial(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(p.service.Port))))
 		if err == nil {
 			return p.join(conn)
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// admits reports whether the host is still listened on for a connection.
+func (in *inbound) admits(p *passage) bool {
+	if p.door != nil {
+		return slices.Contains(in.forwarded(), p.door)
+	}
+	return in.isOpen(p.service.Port)
 }
 
 // join takes in the plugin's side, unless the passage was cut meanwhile.
@@ -188,7 +212,7 @@ func sever(conn net.Conn) {
 // copy carries bytes both ways until both sides have said their end.
 func (in *inbound) copy(p *passage) {
 	bytes := func(direction string) prometheus.Counter {
-		return in.metrics.inboundBytes.WithLabelValues(strconv.Itoa(int(p.port)), direction)
+		return in.metrics.inboundBytes.WithLabelValues(p.service.String(), direction)
 	}
 	var both sync.WaitGroup
 	both.Go(func() { p.carry(p.plugin, p.host, &p.received, bytes("received")) })

@@ -126,11 +126,15 @@ func processRows(w io.Writer, p *admin.Process) {
 	}
 	row(w, "process", fmt.Sprintf("%s, pid %d, uid %d, network %s, %s", state, p.PID, p.UID, p.Network, p.Cgroup))
 	for _, l := range p.Listen {
-		how := "led to it from the host"
+		how := "forwarded to it from the host"
 		if !l.Forwarded {
 			how = "which it may listen on itself"
 		}
-		row(w, "", fmt.Sprintf("serves on %s, %s; %d open", list(l.Addresses), how, l.Open))
+		at := list(l.Addresses)
+		if len(l.Addresses) == 0 {
+			at = "unix:" + l.Path
+		}
+		row(w, "", fmt.Sprintf("serves on %s, %s; %d open", at, how, l.Open))
 	}
 }
 

@@ -93,9 +93,10 @@ type Process struct {
 	StoppedUntil time.Time `json:"stoppedUntil,omitzero"` // when it is expected to go on; zero for never
 }
 
-// Port is a TCP port on which the plugin may serve.
+// Port is where the plugin may serve: a TCP port, or Unix sockets.
 type Port struct {
-	Port      uint16   `json:"port"`
+	Port      uint16   `json:"port"`                // 0: Unix sockets
+	Path      string   `json:"path,omitempty"`      // of Unix sockets, perhaps with a *
 	Addresses []string `json:"addresses,omitempty"` // of the host that lead to it
 	Forwarded bool     `json:"forwarded"`           // the sidecar listens there, and leads into the plugin's own network
 	Open      int      `json:"open"`                // connections that are led through

@@ -1,0 +1,116 @@
+package ebpf
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// siocUnixFile is the ioctl that opens the file that a Unix socket is bound to,
+// with O_PATH (SIOCUNIXFILE, include/uapi/linux/un.h). It needs CAP_NET_ADMIN.
+const siocUnixFile = 0x89e0
+
+// Bound returns which of some Unix sockets of the plugin's network still exist,
+// by inode number.
+func (c *Cage) Bound(sockets []uint64) (map[uint64]bool, error) {
+	bound := make(map[uint64]bool, len(sockets))
+	err := c.network.do(func() error {
+		file, err := os.Open("/proc/thread-self/net/unix")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = file.Close() }()
+		all := make(map[uint64]bool)
+		for lines := bufio.NewScanner(file); ; {
+			if !lines.Scan() {
+				for _, socket := range sockets {
+					bound[socket] = all[socket]
+				}
+				return lines.Err()
+			}
+			// Num RefCount Protocol Flags Type St Inode Path
+			if fields := strings.Fields(lines.Text()); len(fields) > 6 {
+				if inode, err := strconv.ParseUint(fields[6], 10, 64); err == nil {
+					all[inode] = true
+				}
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list Unix sockets: %w", err)
+	}
+	return bound, nil
+}
+
+// listens hands on what a process is about to listen on. The call goes on in any
+// case: no permission depends on it, so that the process may exchange the socket
+// under the number at the same time, to its own disadvantage.
+func (e *ears) listens(n *notice, process uint32) {
+	if e.listening == nil {
+		return
+	}
+	l, err := listenerOf(int(n.PID), int(process), int(int32(n.Data.Args[0])))
+	if l != nil && e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) != nil { //nolint:gosec // its id
+		_ = l.File.Close()
+		return // the process was killed, and its number may be another's
+	}
+	switch {
+	case err != nil:
+		e.log.Warn("listening socket not followed", zap.Uint32("pid", process), zap.Error(err))
+	case l != nil:
+		e.listening(*l)
+	}
+}
+
+// listenerOf describes a socket of a thread by its number; nil: it is no Unix
+// socket, or has no path.
+func listenerOf(thread, process, number int) (*Listener, error) {
+	handle, err := unix.PidfdOpen(thread, unix.O_EXCL) // PIDFD_THREAD, since Linux 6.9
+	if errors.Is(err, unix.EINVAL) {
+		handle, err = unix.PidfdOpen(process, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", process, err)
+	}
+	defer func() { _ = unix.Close(handle) }()
+	socket, err := unix.PidfdGetfd(handle, number, 0)
+	if errors.Is(err, unix.EBADF) {
+		return nil, nil //nolint:nilnil // listen(2) refuses it
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take descriptor %d of process %d: %w", number, process, err)
+	}
+	defer func() { _ = unix.Close(socket) }()
+	return boundTo(socket)
+}
+
+// boundTo describes a Unix socket with a path; nil: it is none.
+func boundTo(socket int) (*Listener, error) {
+	if domain, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_UNIX {
+		return nil, nil //nolint:nilnil,nilerr // no socket, or another family
+	}
+	fd, err := unix.IoctlRetInt(socket, siocUnixFile)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil //nolint:nilnil // it is not bound to a path
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open file of socket: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "listener")
+	var stat unix.Stat_t
+	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err == nil {
+		err = unix.Fstat(socket, &stat)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("find path of socket: %w", err), file.Close())
+	}
+	return &Listener{Path: path, File: file, Socket: stat.Ino}, nil
+}

@@ -304,7 +304,13 @@ func (s scenario) checkRemedy(t *testing.T, q question, before *Snapshot, usage 
 	stays := []Reason{Granted, NotEnforceableHere, QuotaExceeded, UsageUnknown, Revoked}
 	g := Grant{Name: "zz-asked-for", Plugin: string(q.req.Principal), NotAfter: q.at.Add(time.Hour), Rules: readRules(t, e.YAML)}
 	in := s.in
-	in.Grants = append(slices.Clone(in.Grants), g)
+	in.Grants = slices.Clone(in.Grants)
+	nearest := slices.IndexFunc(in.Grants, func(o Grant) bool { return e.Nearest != nil && o.Name == e.Nearest.Grant })
+	if nearest >= 0 && g.Rules[0].Credential != "" { // with the credential it belongs into that grant
+		in.Grants[nearest].Rules = append(slices.Clone(in.Grants[nearest].Rules), g.Rules...)
+	} else {
+		in.Grants = append(in.Grants, g)
+	}
 	after := newSnapshot(compile(t, in), s.revocations, 1)
 	if d := after.Decide(q.req, usage, q.at); !slices.Contains(stays, d.Reason) {
 		t.Errorf("%s: with the rule\n%sit is %s", q.text, e.YAML, d.Reason)

@@ -1,7 +1,9 @@
 package authz
 
 import (
+	"cmp"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -17,18 +19,34 @@ type Explanation struct {
 	Remedy   string   // exactly what to ask for
 	YAML     string   // the rule that would allow it and nothing more, "" when none would
 
-	pattern   string // of the nearest rule's path when it matched
-	grantable bool   // a rule would allow it
-	secure    bool   // where it takes plain http as https
+	pattern   string    // of the nearest rule's path when it matched
+	grantable bool      // a rule would allow it
+	secure    bool      // where it takes plain http as https
+	terms     RuleTerms // of the nearest rule for the same host
 }
 
 // Explain decides the request and says why.
 func (s *Snapshot) Explain(req Request, usage Usage, now time.Time) Explanation {
+	return s.ExplainWith(req, usage, now, RuleTerms{})
+}
+
+// ExplainWith is Explain where more is known of the upstream: the rule that would
+// allow it states these terms, and those of the nearest rule for the same host.
+func (s *Snapshot) ExplainWith(req Request, usage Usage, now time.Time, terms RuleTerms) Explanation {
 	e := s.explain(req, s.Decide(req, usage, now), now)
 	if e.grantable {
-		e.YAML = ruleYAML(req, e.secure)
+		e.YAML = ruleYAML(req, e.secure, terms.with(e.terms))
 	}
 	return e
+}
+
+// ProposeRule returns the rule that grants the request under terms, whatever is
+// granted now; "" when none can.
+func ProposeRule(req Request, terms RuleTerms) string {
+	if req.Destination.host == "" || req.Destination.scheme.HTTP() && req.Action.Method == "" {
+		return ""
+	}
+	return ruleYAML(req, false, terms)
 }
 
 // explain finds the words for a decision, but for the rule that would allow it,
@@ -57,6 +75,7 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 	e.Detail = s.detail(req, d, near, now)
 	// Where https is granted, it is also what plain http should be taken as.
 	e.secure = near.sameHost && near.rule.couldOriginate(&req.Destination)
+	e.terms = near.terms()
 	e.Remedy, e.grantable = remedy(req, d, near, e.secure)
 	return e
 }
@@ -528,8 +547,12 @@ func remedy(req Request, d Decision, n near, secure bool) (text string, grantabl
 		}
 		return "the total is used up; ask for a higher limit", false
 	case AddressNotAllowed:
-		if d.rule != nil && d.address.IsValid() {
+		switch {
+		case !d.address.IsValid():
+		case d.rule != nil:
 			return fmt.Sprintf("ask for addresses: [%s] on %s", host(d.address), n.rule.name()), false
+		default: // a sidecar observes, and no rule names the host
+			return "ask for a rule with " + termsYAML(req.Destination, secure, RuleTerms{Addresses: []netip.Prefix{host(d.address)}}), false
 		}
 	default:
 	}
@@ -650,10 +673,42 @@ func shortYAML(req Request, secure bool) string {
 	return out
 }
 
-// ruleYAML returns a whole rule that would allow the request and nothing more.
-func ruleYAML(req Request, secure bool) string {
+// RuleTerms are what a proposed rule states beside what it grants, "" and nil for
+// nothing: what became known of the upstream, or what a rule for the same host has.
+type RuleTerms struct {
+	Addresses  []netip.Prefix
+	CAFile     string
+	TLSMin     string
+	Credential string
+	Insecure   bool // the credential may cross the network in the clear
+}
+
+// terms returns those of the nearest rule, when it is for the same host.
+func (n near) terms() RuleTerms {
+	if n.rule == nil || !n.sameHost || !n.scheme {
+		return RuleTerms{}
+	}
+	to := n.rule.spec.To
+	return RuleTerms{Addresses: to.Addresses, CAFile: to.TLS.CAFile, TLSMin: to.TLS.Min, Credential: n.rule.spec.Credential, Insecure: n.rule.spec.Insecure}
+}
+
+// with returns the terms with those of more that they lack.
+func (t RuleTerms) with(more RuleTerms) RuleTerms {
+	if len(t.Addresses) == 0 {
+		t.Addresses = more.Addresses
+	}
+	t.CAFile, t.TLSMin = cmp.Or(t.CAFile, more.CAFile), cmp.Or(t.TLSMin, more.TLSMin)
+	if t.Credential == "" {
+		t.Credential, t.Insecure = more.Credential, more.Insecure
+	}
+	return t
+}
+
+// ruleYAML returns a whole rule that would allow the request and nothing more. Its
+// id tells it from those for other paths.
+func ruleYAML(req Request, secure bool, terms RuleTerms) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "- id: %s\n  reason: SAY WHY THE PLUGIN NEEDS IT\n  %s\n", slug(req), toYAML(req.Destination, secure))
+	fmt.Fprintf(&out, "- id: %s\n  reason: SAY WHY THE PLUGIN NEEDS IT\n  %s\n", slug(req), termsYAML(req.Destination, secure, terms))
 	if req.Action.Method != "" {
 		fmt.Fprintf(&out, "  methods: [%s]\n  paths: [%s]\n", yamlString(req.Action.Method), yamlString(patternFor(req.Destination.path)))
 	}
@@ -663,17 +718,63 @@ func ruleYAML(req Request, secure bool) string {
 	if req.Destination.encodedSlash {
 		out.WriteString("  encodedSlash: allow\n")
 	}
+	if terms.Credential != "" {
+		fmt.Fprintf(&out, "  credential: %s\n", yamlString(terms.Credential))
+		if terms.Insecure {
+			out.WriteString("  insecure: true\n")
+		}
+	}
 	return out.String()
 }
 
+// termsYAML is toYAML with addresses and terms of TLS.
+func termsYAML(d Destination, secure bool, terms RuleTerms) string {
+	out := strings.TrimSuffix(toYAML(d, secure), "}")
+	if len(terms.Addresses) > 0 {
+		words := make([]string, len(terms.Addresses))
+		for i, p := range terms.Addresses {
+			words[i] = yamlString(p.String())
+		}
+		out += ", addresses: [" + strings.Join(words, ", ") + "]"
+	}
+	var tls []string
+	if terms.TLSMin != "" {
+		tls = append(tls, "min: "+strconv.Quote(terms.TLSMin))
+	}
+	if terms.CAFile != "" {
+		tls = append(tls, "caFile: "+yamlString(terms.CAFile))
+	}
+	switch stated := strings.Join(tls, ", "); {
+	case stated == "":
+	case secure:
+		out = strings.TrimSuffix(out, "}") + ", " + stated + "}"
+	case d.scheme == SchemeHTTPS:
+		out += ", tls: {" + stated + "}"
+	}
+	return out + "}"
+}
+
+const maxSlug = 60
+
 // slug returns an id for a rule that allows the request, as in
-// post-api-weather-example.
+// post-api-weather-example-v1-alerts. One that is cut ends in a number that stands
+// for the whole.
 func slug(req Request) string {
-	words := strings.FieldsFunc(asciiLower(req.Action.Method+"-"+req.Destination.host), func(r rune) bool {
+	whole := req.Action.Method + "-" + req.Destination.host
+	if req.Destination.port != req.Destination.scheme.DefaultPort() {
+		whole += "-" + strconv.Itoa(int(req.Destination.port))
+	}
+	whole += "-" + req.Destination.path
+	words := strings.FieldsFunc(asciiLower(whole), func(r rune) bool {
 		return !('a' <= r && r <= 'z') && !('0' <= r && r <= '9')
 	})
 	id := strings.Join(words, "-")
-	return strings.TrimRight(id[:min(len(id), 60)], "-")
+	if len(id) <= maxSlug {
+		return id
+	}
+	sum := fnv.New32a()
+	_, _ = sum.Write([]byte(whole)) // which never fails
+	return strings.TrimRight(id[:maxSlug-9], "-") + fmt.Sprintf("-%08x", sum.Sum32())
 }
 
 // patternFor returns the pattern that matches the path and as little else as

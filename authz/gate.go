@@ -421,6 +421,9 @@ func (a *Admission) refuseLate(reason Reason, detail string, addr netip.Addr) Re
 	defer a.mu.Unlock()
 	a.late = reason
 	a.record.Allowed, a.record.Reason = false, reason.String()
+	if addr.IsValid() {
+		a.record.Address = addr.Unmap().String()
+	}
 	return *refusal
 }
 
@@ -443,7 +446,7 @@ func (a *Admission) End(o Outcome) error {
 // ending returns the record of the access's end.
 func (a *Admission) ending(o Outcome) *Record {
 	r := &a.record
-	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
+	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, cmp.Or(o.Address, r.Address), o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
 	return r
 }
 

@@ -49,7 +49,7 @@ type Record struct {
 	Path       string // canonical
 	Query      string // as it was sent, without "?"
 	Pattern    string // the rule's path pattern; the segments its wildcards matched are masked
-	Address    string // the address dialled
+	Address    string // the address dialled, or that the name leads to and that is not allowed
 	Credential string // its name
 	Lease      string // Vault's lease id, masked
 	SentBytes  int64  // body bytes towards the upstream

@@ -246,6 +246,10 @@ func explainCause(err error) (cause, remedy string) {
 	return "it did not answer as it should", ""
 }
 
+// UntrustedAuthority is in the detail of a refusal whose upstream showed the
+// certificate of an authority that the rule, or the system, does not trust.
+const UntrustedAuthority = "its certificate is signed by an authority that is not trusted"
+
 const handshakeRemedy = "ask the operator to check tls.min and the client certificate (mtls) of RULE against what the server asks for"
 
 // certificateCause is causeOf for a certificate that is not accepted; "" for
@@ -259,7 +263,7 @@ func certificateCause(err error) (cause, remedy string) {
 	case errors.As(err, &hostname):
 		return "its certificate is for another name", "use the name that the certificate is for, or have the server show one for this name"
 	case errors.As(err, &unknown):
-		return "its certificate is signed by an authority that is not trusted",
+		return UntrustedAuthority,
 			"if the authority is to be trusted there, ask for its certificate (PEM) under to.tls.caFile of RULE"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "its certificate has expired or is not valid yet", "have the server's certificate renewed, and check the clock of this host"

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
 func (c *cli) explainCommand() *cobra.Command {
@@ -103,22 +106,31 @@ func (c *cli) explainAccess(cfg *configs.Config, method, rawURL, upgrade string)
 		return err
 	}
 	e := snapshot.Explain(req, authz.Usage{}, time.Now())
+	if e.Decision.Reason == authz.Observed {
+		return c.explainObserved(cfg, req, e, explained{Grant: e.Decision.Grant, Rule: e.Decision.Rule, Detail: e.Detail}, authz.RuleTerms{})
+	}
 	out := explained{
 		Allowed: e.Decision.Allowed(), Reason: e.Decision.Reason.String(), Detail: e.Detail, Grant: e.Decision.Grant,
 		Rule: e.Decision.Rule, Secret: e.Decision.Credential, Nearest: e.Nearest, Remedy: e.Remedy, YAML: e.YAML,
 	}
-	if e.Decision.Reason == authz.Observed {
-		if e, err = enforced(cfg, req); err != nil {
-			return err
-		}
-		out.Nearest, out.Remedy, out.YAML = e.Nearest, e.Remedy, e.YAML
-		out.Detail += "; once nothing observes: " + e.Decision.Reason.String() + ", " + e.Detail
+	return c.printExplained(out)
+}
+
+// explainObserved explains an access that passes because something observes: with
+// the rule that grants it once nothing does, under the terms that became known.
+func (c *cli) explainObserved(cfg *configs.Config, req authz.Request, e authz.Explanation, out explained, terms authz.RuleTerms) error {
+	out.Allowed, out.Reason = e.Decision.Allowed(), e.Decision.Reason.String()
+	e, err := enforced(cfg, req, terms)
+	if err != nil {
+		return err
 	}
+	out.Nearest, out.Remedy, out.YAML = e.Nearest, e.Remedy, e.YAML
+	out.Detail = cmp.Or(out.Detail, fmt.Sprintf("%s passed while something observes", req.Principal)) + "; once nothing observes: " + e.Decision.Reason.String() + ", " + e.Detail
 	return c.printExplained(out)
 }
 
 // enforced explains the request as it will be decided once nothing observes.
-func enforced(cfg *configs.Config, req authz.Request) (authz.Explanation, error) {
+func enforced(cfg *configs.Config, req authz.Request, terms authz.RuleTerms) (authz.Explanation, error) {
 	in := authz.Input{Plugin: cfg.Sidecar.Plugin, Guardrails: cfg.Guardrails}
 	for _, g := range cfg.Grants {
 		g.Rules = slices.Clone(g.Rules)
@@ -133,7 +145,7 @@ func enforced(cfg *configs.Config, req authz.Request) (authz.Explanation, error)
 	}
 	engine := &authz.Engine{}
 	engine.Install(policy)
-	return engine.Current().Explain(req, authz.Usage{}, time.Now()), nil
+	return engine.Current().ExplainWith(req, authz.Usage{}, time.Now(), terms), nil
 }
 
 // parseAccess reads METHOD URL. For tls and tcp the method is CONNECT or -.
@@ -216,6 +228,13 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 		if err != nil {
 			return err
 		}
+		terms, late := lateRefusal(ctx, cfg, id)
+		if entry.Reason == authz.Observed.String() {
+			if late != nil {
+				e.Detail = "it passed, as something observes, and then: " + late.Reason + ", " + late.Detail
+			}
+			return c.explainObserved(cfg, req, authz.Explanation{Decision: authz.Decision{Reason: authz.Observed}}, e, terms)
+		}
 		if now := snapshot.Explain(req, authz.Usage{}, time.Now()); now.Decision.Reason.String() == entry.Reason {
 			e.Detail, e.Nearest, e.Remedy, e.YAML = now.Detail, now.Nearest, now.Remedy, now.YAML
 		} else if e.Detail == "" {
@@ -223,6 +242,27 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 		}
 	}
 	return c.printExplained(e)
+}
+
+// lateRefusal returns what became known of the upstream of an access that was
+// admitted and then refused, and the record of its end; nil when it was not.
+func lateRefusal(ctx context.Context, cfg *configs.Config, id string) (authz.RuleTerms, *audit.Entry) {
+	query := audit.Query{File: cfg.Sidecar.Audit.File, Filter: audit.Filter{Decision: id, Kind: string(authz.KindEnd)}, Last: 1}
+	for entry, err := range audit.Read(ctx, query) {
+		if err != nil || entry.Allowed == nil || *entry.Allowed {
+			return authz.RuleTerms{}, nil
+		}
+		var terms authz.RuleTerms
+		addr, err := netip.ParseAddr(entry.Address)
+		switch {
+		case entry.Reason == authz.AddressNotAllowed.String() && err == nil:
+			terms.Addresses = []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}
+		case entry.Reason == authz.UpstreamUnreachable.String() && strings.Contains(entry.Detail, proxy.UntrustedAuthority):
+			terms.CAFile = "CA-OF-" + entry.Host + ".pem"
+		}
+		return terms, &entry
+	}
+	return authz.RuleTerms{}, nil
 }
 
 func method(e audit.Entry) string {

@@ -59,6 +59,7 @@ func unknownWord(word string, known []string) error {
 	}
 	return errors.New(text)
 }
+
 // alternatives joins words as in "pause, quarantine or halt".
 func alternatives(words []string) string {
 	if len(words) < 2 {

@@ -11,7 +11,7 @@ BUILD_HERE = echo "building chaperone (about a minute the first time)" >&2 && $(
 CYCLONEDX := v1.9.0
 FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-envoy test test-long lint bench generate build release image fuzz
+.PHONY: help demo demo-envoy test test-long lint bench generate build release example image fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ release: build ## bin/ with man pages, a CycloneDX bill of materials and SHA-256
 	rm -rf bin/man && bin/chaperone man bin/man
 	GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX) bin -json -version $(VERSION) -output bin/chaperone.cdx.json bin/chaperone
 	cd bin && sha256sum chaperone-linux-* chaperone.cdx.json >SHA256SUMS
+
+example: ## bin/chaperone for this machine, and bin/weather-api, which the README's walk calls
+	@$(BUILD_HERE)
+	@CGO_ENABLED=0 go build -trimpath -o bin/weather-api ./examples/weather/api
 
 image: ## the container image chaperone:VERSION
 	docker build --build-arg VERSION=$(VERSION) -t chaperone:$(VERSION) .

@@ -37,18 +37,9 @@ func bootMachine(t *testing.T, files map[string]string) *machine {
 	t.Helper()
 	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF(),
 		testenv.Program("systemd-nspawn"), testenv.Program("nsenter"), testenv.Program("python3"))
-	m := &machine{t: t, root: t.TempDir(), bpf: t.TempDir()}
+	m := &machine{t: t, root: containerRoot(t), bpf: t.TempDir()}
 	testenv.Must(t, unix.Mount("bpf", m.bpf, "bpf", 0, "mode=0700"))
 	t.Cleanup(func() { testenv.Must(t, unix.Unmount(m.bpf, unix.MNT_DETACH)) })
-	for _, dir := range []string{"etc/systemd/system", "usr", "var", "run", "tmp", "proc", "sys", "dev", "root", "etc/alternatives"} {
-		testenv.Must(t, os.MkdirAll(filepath.Join(m.root, dir), 0o755))
-	}
-	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
-		if target, err := os.Readlink("/" + name); err == nil {
-			testenv.Must(t, os.Symlink(target, filepath.Join(m.root, name)))
-		}
-	}
-	testenv.Must(t, os.Chmod(m.root, 0o755))
 	unit := testenv.MustGet(os.ReadFile("../../configs/systemd/chaperone@.service"))(t)
 	m.write("/etc/systemd/system/chaperone@.service", string(unit))
 	m.write("/etc/systemd/system/default.target", "[Unit]\nRequires=basic.target\nAfter=basic.target\n")
@@ -63,14 +54,37 @@ func bootMachine(t *testing.T, files map[string]string) *machine {
 	return m
 }
 
+// containerRoot makes the file tree of a container that has this system's /usr.
+func containerRoot(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	for _, dir := range []string{"etc/systemd/system", "etc/alternatives", "usr", "var/lib", "run", "tmp", "proc", "sys", "dev", "root"} {
+		testenv.Must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
+		if target, err := os.Readlink("/" + name); err == nil {
+			testenv.Must(t, os.Symlink(target, filepath.Join(root, name)))
+		}
+	}
+	testenv.Must(t, os.Chmod(root, 0o755))
+	return root
+}
+
+// nspawnArguments are those of a container that may do what root of the host may,
+// in a network that is empty but for its loopback.
+func nspawnArguments(root string) []string {
+	return []string{
+		"--quiet", "--directory=" + root, "--register=no", "--keep-unit", "--private-network", "--capability=all",
+		"--system-call-filter=bpf perf_event_open open_by_handle_at", "--bind-ro=/usr", "--bind-ro=/etc/alternatives",
+	}
+}
+
 // boot starts systemd and waits until it answers.
 func (m *machine) boot() {
 	m.t.Helper()
 	group := testenv.MustCgroup(m.t) // systemd-nspawn makes others below its own
-	cmd := exec.Command("systemd-nspawn", "--quiet", "--directory="+m.root, "--register=no", "--keep-unit", "--private-network",
-		"--capability=all", "--system-call-filter=bpf perf_event_open open_by_handle_at", "--console=read-only",
-		"--bind-ro=/usr", "--bind-ro=/etc/alternatives", "--bind="+m.bpf+":/sys/fs/bpf",
-		"--overlay-ro=/usr/bin:"+filepath.Dir(shipped(m.t))+":/usr/bin", "--boot")
+	cmd := exec.Command("systemd-nspawn", append(nspawnArguments(m.root), "--console=read-only", "--bind="+m.bpf+":/sys/fs/bpf",
+		"--overlay-ro=/usr/bin:"+filepath.Dir(shipped(m.t))+":/usr/bin", "--boot")...)
 	cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1")
 	cmd.SysProcAttr = group.SysProcAttr()
 	cmd.Stdout, cmd.Stderr = &m.log, &m.log

@@ -138,7 +138,7 @@ func CloseEmpty(path string) {
 		return err == nil && len(entries) == 0
 	}
 	var stat unix.Stat_t
-	if unix.Lstat(path, &stat) != nil || !empty() || os.Chmod(path, ownMode) != nil { //nolint:gosec // a folder is entered
+	if unix.Lstat(path, &stat) != nil || !empty() || os.Chmod(path, ownMode) != nil {
 		return
 	}
 	if !empty() {

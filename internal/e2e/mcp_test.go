@@ -22,6 +22,16 @@ func TestMCPOverStdio(t *testing.T) {
 	}
 }
 
+// TestMCPByNpx starts the server as its documentation does.
+func TestMCPByNpx(t *testing.T) {
+	testenv.Require(t, testenv.Program("npx"))
+	w, dir := newNodeWorld(t, "{}")
+	r := w.exec(append([]string{"node", filepath.Join(dir, "mcp.mjs"), "stdio"}, w.runArgs("npx", "--no-install", "--prefix", dir, "mcp-server-everything", "stdio")...)...)
+	if r.status != 0 || !strings.Contains(r.stdout, "tools true") {
+		t.Error(r)
+	}
+}
+
 // TestMCPOverHTTP reaches a server by a port of process.listen.
 func TestMCPOverHTTP(t *testing.T) {
 	port := freePort(t)

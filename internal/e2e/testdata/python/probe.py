@@ -137,6 +137,24 @@ async def streams(kind):
         return got
 
 
+def server(address, kind=socket.SOCK_STREAM):
+    """Serves on an address of its own and asks itself."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, kind) as s:
+        s.bind((address, 0))
+        port = s.getsockname()[1]
+        target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+        with socket.socket(family, kind) as c:
+            c.settimeout(10)
+            if kind == socket.SOCK_DGRAM:
+                c.sendto(b"x", (target, port))
+                return s.recv(1)
+            s.listen()
+            c.connect((target, port))
+            c.send(b"x")
+            return s.accept()[0].recv(1)
+
+
 async def child():
     p = await asyncio.create_subprocess_exec("cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, _ = await p.communicate(b"through")
@@ -255,6 +273,13 @@ LOCAL = {
     "asyncio unix": lambda: asyncio.run(streams("unix")),
     "asyncio tcp": lambda: asyncio.run(streams("127.0.0.1")),
     "asyncio tcp6": lambda: asyncio.run(streams("::1")),
+    "server on 127.0.0.1": lambda: server("127.0.0.1"),
+    "server on 127.5.5.5": lambda: server("127.5.5.5"),
+    "server on ::1": lambda: server("::1"),
+    "server on 0.0.0.0": lambda: server("0.0.0.0"),
+    "server on ::": lambda: server("::"),
+    "UDP on 127.0.0.1": lambda: server("127.0.0.1", socket.SOCK_DGRAM),
+    "UDP on ::1": lambda: server("::1", socket.SOCK_DGRAM),
     "asyncio subprocess": lambda: asyncio.run(child()),
     "subprocess": pipeline,
     "terminate": killed,

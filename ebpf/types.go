@@ -234,6 +234,9 @@ type Command struct {
 // Account is the user that a plugin runs as, as its environment describes it.
 type Account struct {
 	UID int
+	// GID is the primary group. That of a dynamic user has its number, and no
+	// other member.
+	GID int
 	// Name is the login name: that of the user database, or one made from the
 	// plugin's name.
 	Name string

@@ -48,7 +48,7 @@ const noHome = "/"
 
 // describe fills in what the user database lacks.
 func (a *account) describe(plugin string) Account {
-	out := Account{UID: a.uid, Name: cmp.Or(a.name, accountName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.same}
+	out := Account{UID: a.uid, GID: a.gid, Name: cmp.Or(a.name, accountName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.same}
 	if info, err := os.Stat(a.home); a.home != "" && err == nil && info.IsDir() {
 		out.Home = a.home
 	}

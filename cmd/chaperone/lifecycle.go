@@ -378,6 +378,7 @@ func (s *sidecar) close() error {
 	if s.inbound != nil {
 		s.inbound.close() // likewise
 	}
+	errs = append(errs, s.lent.giveBack())
 	if s.trust != nil {
 		errs = append(errs, s.trust.Close())
 	}

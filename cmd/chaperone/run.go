@@ -245,6 +245,9 @@ func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (plugin, er
 	}
 	switch {
 	case s.cage != nil:
+		if err := s.lent.lend(s.cage.Account(), os.Stdin, os.Stdout, os.Stderr); err != nil {
+			s.opts.log.Debug("standard stream stays closed to opening by name", zap.Error(err))
+		}
 		return s.cage.Start(command)
 	case s.fence != nil:
 		return s.fence.Start(command)

@@ -71,6 +71,7 @@ type sidecar struct {
 	kernel   kernelState
 	inbound  *inbound
 	trust    *trustBundle
+	lent     lentStreams
 	resolver *proxy.Resolver
 	proxy    *proxy.Proxy
 	envoy    *extauthz.Server // that others configure

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/http/cgi"
 	"os"
 	"os/exec"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
@@ -96,6 +99,37 @@ func (w *world) serveGit() string {
 		Env:  []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=/dev/null"},
 	})
 	return w.origins.plain("/open/git/repo.git")
+}
+
+// TestNginx serves the host by a port of process.listen, over connections that
+// are kept, and logs to the standard streams.
+func TestNginx(t *testing.T) {
+	testenv.Require(t, testenv.Program("nginx"))
+	port := freePort(t)
+	w := newWorld(t, fmt.Sprintf("{listen: [%d]}", port))
+	b := w.start(script("nginx.sh", fmt.Sprint(port))...)
+	w.answers(port)
+	client := &http.Client{Timeout: 10 * time.Second}
+	for _, path := range []string{"/", "/", "/behind", "/missing"} {
+		answer := testenv.MustGet(client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path)))(t)
+		body := testenv.MustGet(io.ReadAll(answer.Body))(t)
+		answer.Body.Close()
+		if path == "/missing" {
+			if answer.StatusCode != http.StatusNotFound {
+				t.Errorf("%s: status %d", path, answer.StatusCode)
+			}
+			continue
+		}
+		if string(body) != "from nginx\n" {
+			t.Errorf("%s: %d %q", path, answer.StatusCode, body)
+		}
+	}
+	b.stop()
+	for _, part := range []string{`"GET /behind HTTP/1.1" 200`, "No such file"} { // the access log and the error log
+		if !strings.Contains(b.output.String(), part) {
+			t.Errorf("%q is missing:\n%s", part, tail(b.output.String()))
+		}
+	}
 }
 
 // TestSSH reaches a server on a granted host by the rule of a tcp destination.

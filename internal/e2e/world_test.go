@@ -71,7 +71,7 @@ spec:
     to: {scheme: http, hosts: [%[2]s], ports: [%[4]d], addresses: [127.0.0.1/32]}
     methods: [GET, POST]
     paths: ["/open/**"]
-`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), originHost, w.origins.securePort, w.origins.plainPort))
+`, time.Now().Add(90*24*time.Hour).UTC().Format(time.RFC3339), originHost, w.origins.securePort, w.origins.plainPort))
 	w.env = []string{
 		"CHAPERONE_REGISTRY=" + w.file("registry"), // not the host's
 		"HOME=/root", "USER=root", "LOGNAME=root", "TMPDIR=" + os.TempDir(), // a login's

@@ -244,6 +244,13 @@ def descriptors():
         return os.pread(fds[0], 6, 0)
 
 
+def standard_streams():
+    with open("/dev/stderr", "a") as f:
+        f.write("to the error stream\n")
+    with open("/dev/stdout", "a") as f:
+        f.write("")
+
+
 def venv():
     with tempfile.TemporaryDirectory() as d:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", d], check=True, capture_output=True)
@@ -292,6 +299,7 @@ LOCAL = {
     "mmap": mapped,
     "own proc": proc,
     "descriptors": descriptors,
+    "standard streams": standard_streams,
     "venv": venv,
     "localhost": names,
 }

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// lentStreams are standard streams that the plugin may open by name while it
+// runs: /dev/stdout, /dev/stderr and /proc/self/fd/N, to which servers write
+// their logs. To open a pipe or a file anew takes its permissions (proc(5)),
+// and those of the sidecar's streams are its caller's.
+//
+// The plugin's group gets what the descriptor gives already: to write to standard
+// output and error, to read standard input. The owner stays who it was, since an
+// owner could also read from the pipe what others write to it.
+type lentStreams []lentStream
+
+// lentStream is a stream as it was before.
+type lentStream struct {
+	file *os.File
+	gid  int
+	mode uint32
+	to   int // the group it was lent to
+}
+
+// lend opens the three standard streams to the plugin's group. Of regular files
+// only a group without other members gets them, since they have a path. What is
+// neither a pipe nor a file, or open to the plugin already, stays as it is.
+func (l *lentStreams) lend(account ebpf.Account, stdin, stdout, stderr *os.File) error {
+	if os.Geteuid() != 0 || account.UID == 0 {
+		return nil
+	}
+	var errs []error
+	for _, stream := range []struct {
+		file *os.File
+		bit  uint32
+	}{{stdin, unix.S_IRGRP}, {stdout, unix.S_IWGRP}, {stderr, unix.S_IWGRP}} {
+		if err := l.lendOne(account, stream.file, stream.bit); err != nil {
+			errs = append(errs, fmt.Errorf("open %s to the plugin: %w", stream.file.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (l *lentStreams) lendOne(account ebpf.Account, file *os.File, bit uint32) error {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return nil //nolint:nilerr // a stream that is closed needs nothing
+	}
+	kind := stat.Mode & unix.S_IFMT
+	alone := account.GID == account.UID
+	switch {
+	case kind != unix.S_IFIFO && (kind != unix.S_IFREG || !alone):
+		return nil
+	case int(stat.Uid) == account.UID, stat.Mode&(bit>>3) != 0, int(stat.Gid) == account.GID && stat.Mode&bit != 0:
+		return nil
+	}
+	mode := stat.Mode &^ (unix.S_IFMT | unix.S_IRWXG)
+	if int(stat.Gid) == account.GID {
+		mode = stat.Mode &^ unix.S_IFMT // lent already, as another stream
+	}
+	if err := unix.Fchown(int(file.Fd()), -1, account.GID); err != nil {
+		return err
+	}
+	*l = append(*l, lentStream{file, int(stat.Gid), stat.Mode &^ unix.S_IFMT, account.GID})
+	return unix.Fchmod(int(file.Fd()), mode|bit)
+}
+
+// giveBack restores group and mode of the streams that are still lent.
+func (l *lentStreams) giveBack() error {
+	var errs []error
+	for i := len(*l) - 1; i >= 0; i-- {
+		stream := (*l)[i]
+		fd := int(stream.file.Fd())
+		var stat unix.Stat_t
+		if err := unix.Fstat(fd, &stat); err != nil || int(stat.Gid) != stream.to {
+			continue // it is closed, or somebody has changed it since
+		}
+		if err := errors.Join(unix.Fchmod(fd, stream.mode), unix.Fchown(fd, -1, stream.gid)); err != nil {
+			errs = append(errs, fmt.Errorf("restore the permissions of %s: %w", stream.file.Name(), err))
+		}
+	}
+	*l = nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestLendStreams checks what the plugin's group gets of pipes and files, and
+// that they are as before afterwards.
+func TestLendStreams(t *testing.T) {
+	testenv.Require(t, testenv.Superuser())
+	in, out, err := os.Pipe()
+	testenv.Must(t, err)
+	defer in.Close()
+	defer out.Close()
+	log := testenv.MustGet(os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_WRONLY, 0o640))(t)
+	defer log.Close()
+	before := []unix.Stat_t{stat(t, in), stat(t, out), stat(t, log)}
+	for _, c := range []struct {
+		name                string
+		gid                 int
+		stdin, stdout, errs *os.File
+		modes               [3]uint32 // of in, out and log
+	}{
+		{"pipes and a file", 61999, in, out, log, [3]uint32{0o660, 0o660, 0o620}},
+		{"one pipe twice", 61999, log, out, out, [3]uint32{0o620, 0o620, 0o640}},
+		{"a group with others", 100, in, log, log, [3]uint32{0o640, 0o640, 0o640}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var lent lentStreams
+			testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: c.gid}, c.stdin, c.stdout, c.errs))
+			for i, file := range []*os.File{in, out, log} {
+				now := stat(t, file)
+				if now.Mode&0o777 != c.modes[i] || now.Uid != 0 {
+					t.Errorf("stream %d: mode %o, not %o, of uid %d", i, now.Mode&0o777, c.modes[i], now.Uid)
+				}
+			}
+			testenv.Must(t, lent.giveBack())
+			for i, file := range []*os.File{in, out, log} {
+				if now := stat(t, file); now.Mode != before[i].Mode || now.Gid != before[i].Gid {
+					t.Errorf("stream %d: mode %o of group %d afterwards", i, now.Mode, now.Gid)
+				}
+			}
+		})
+	}
+}
+
+func stat(t *testing.T, file *os.File) (s unix.Stat_t) {
+	t.Helper()
+	testenv.Must(t, unix.Fstat(int(file.Fd()), &s))
+	return s
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -74,8 +75,7 @@ func (l *lentStreams) lendOne(account ebpf.Account, file *os.File, bit uint32) e
 // giveBack restores group and mode of the streams that are still lent.
 func (l *lentStreams) giveBack() error {
 	var errs []error
-	for i := len(*l) - 1; i >= 0; i-- {
-		stream := (*l)[i]
+	for _, stream := range slices.Backward(*l) {
 		fd := int(stream.file.Fd())
 		var stat unix.Stat_t
 		if err := unix.Fstat(fd, &stat); err != nil || int(stat.Gid) != stream.to {

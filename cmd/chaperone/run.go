@@ -136,7 +136,7 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 		return 0, err
 	}
 	s.install(s.config.Load())
-	for _, notice := range s.startNotices(time.Now()) {
+	for _, notice := range append(s.startNotices(time.Now()), s.accessNotices(args)...) {
 		fmt.Fprintf(c.stderr, "chaperone: %s\n", notice)
 	}
 	if err := s.beginMetering(); err != nil {

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestAccess says what a user may not use, and where on the way.
+func TestAccess(t *testing.T) {
+	dir := t.TempDir()
+	for _, above := range []string{dir, filepath.Dir(dir)} {
+		testenv.Must(t, os.Chmod(above, 0o755))
+	}
+	closed := filepath.Join(dir, "closed")
+	testenv.Must(t, os.Mkdir(closed, 0o700))
+	for name, mode := range map[string]os.FileMode{"open": 0o755, "secret": 0o600, "closed/open": 0o755, "unreadable": 0o711} {
+		testenv.Must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+		testenv.Must(t, os.Chmod(filepath.Join(dir, name), mode))
+	}
+	testenv.Must(t, os.Symlink("closed/open", filepath.Join(dir, "link")))
+	other, self := fileUser{64_000, 64_000}, fileUser{os.Geteuid(), os.Getegid()}
+	for _, c := range []struct {
+		who  fileUser
+		name string
+		bits os.FileMode
+		want string
+	}{
+		{other, "open", 5, ""},
+		{other, "secret", 4, "it belongs to uid"},
+		{other, "unreadable", 4, "has mode 0711"},
+		{other, "unreadable", 1, ""},
+		{other, "closed/open", 4, "folder " + closed + " belongs to uid"},
+		{other, "link", 4, "folder " + closed + " belongs to uid"},
+		{other, "closed", 1, "it belongs to uid"},
+		{other, "missing", 4, ""}, // the program says so itself
+		{self, "secret", 4, ""},
+		{self, "closed/open", 4, ""},
+	} {
+		got := c.who.lacks(filepath.Join(dir, c.name), c.bits)
+		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("uid %d, %s: %q, want %q", c.who.uid, c.name, got, c.want)
+		}
+	}
+}
+
+// TestRunAccess prints one line for a script that the plugin's user cannot read.
+func TestRunAccess(t *testing.T) {
+	w := newWorld(t, "required", "")
+	testenv.Must(t, os.Chmod(w.dir, 0o755))
+	w.write("script.py", "print('hello')")
+	r := w.run("python3", w.file("script.py"), w.file("role-id"))
+	contains(t, r.stderr, "chaperone: the plugin runs as uid ", "which may not read "+w.file("script.py")+": it belongs to uid 0 and has mode 0600")
+	if n := strings.Count(r.stderr, "the plugin runs as uid"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, r.stderr)
+	}
+	testenv.Must(t, os.Chmod(w.file("script.py"), 0o644))
+	if r := w.run("python3", w.file("script.py")); r.status != 0 || strings.Contains(r.stderr, "the plugin runs as uid") {
+		t.Errorf("status %d\n%s", r.status, r.stderr)
+	}
+}

@@ -20,6 +20,7 @@ type manifest struct {
 	configMaps []corev1.ConfigMap
 	workloads  []appsv1.Deployment
 	policies   []networkingv1.NetworkPolicy
+	claims     []corev1.PersistentVolumeClaim
 }
 
 // readManifest decodes every document into Kubernetes' own type, strictly: a
@@ -41,6 +42,8 @@ func readManifest(t *testing.T, file string) (m manifest) {
 			err = decodeInto(&m.accounts, text)
 		case "v1 ConfigMap":
 			err = decodeInto(&m.configMaps, text)
+		case "v1 PersistentVolumeClaim":
+			err = decodeInto(&m.claims, text)
 		case "apps/v1 Deployment":
 			err = decodeInto(&m.workloads, text)
 		case "networking.k8s.io/v1 NetworkPolicy":
@@ -86,20 +89,37 @@ func TestKubernetes(t *testing.T) {
 			}
 			checkVaultLogin(t, &pod.Spec, c)
 			checkProbes(t, sidecarOf(t, &pod.Spec), c)
+			checkImages(t, &pod.Spec)
+			checkState(t, &pod.Spec, c)
 		})
 	}
 }
 
-// load loads the Sidecar from the files of the config maps.
+// load loads the Sidecar from the files of the config maps, each where the
+// sidecar's container mounts it.
 func (m *manifest) load(t *testing.T) *Config {
 	t.Helper()
-	dir := t.TempDir()
-	for _, configMap := range m.configMaps {
-		for name, content := range configMap.Data {
-			write(t, filepath.Join(dir, name), content)
+	root := t.TempDir()
+	pod := &m.workloads[0].Spec.Template.Spec
+	sidecar := sidecarOf(t, pod)
+	for _, volume := range pod.Volumes {
+		if volume.ConfigMap == nil {
+			continue
+		}
+		at := filepath.Join(root, mountOf(sidecar, volume.Name))
+		if err := os.MkdirAll(at, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, configMap := range m.configMaps {
+			if configMap.Name != volume.ConfigMap.Name {
+				continue
+			}
+			for name, content := range configMap.Data {
+				write(t, filepath.Join(at, name), strings.ReplaceAll(content, "[/etc/chaperone", "["+root+"/etc/chaperone"))
+			}
 		}
 	}
-	c, err := Load(filepath.Join(dir, "sidecar.yaml"), now)
+	c, err := Load(filepath.Join(root, sidecar.Args[slices.Index(sidecar.Args, "--config")+1]), now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,6 +175,9 @@ func checkVolumes(t *testing.T, m *manifest, pod *corev1.PodSpec) {
 		if source := volume.ConfigMap; source != nil && !slices.ContainsFunc(m.configMaps, func(c corev1.ConfigMap) bool { return c.Name == source.Name }) {
 			t.Errorf("the volume %s is of the config map %s, which is not there", volume.Name, source.Name)
 		}
+		if source := volume.PersistentVolumeClaim; source != nil && !slices.ContainsFunc(m.claims, func(c corev1.PersistentVolumeClaim) bool { return c.Name == source.ClaimName }) {
+			t.Errorf("the volume %s is of the claim %s, which is not there", volume.Name, source.ClaimName)
+		}
 	}
 	for name := range used {
 		t.Errorf("the volume %s is mounted and not there", name)
@@ -200,6 +223,42 @@ func mountOf(c corev1.Container, volume string) string {
 		}
 	}
 	return ""
+}
+
+// checkImages: an image is of one version, so that Pods that start later run what
+// was tested.
+func checkImages(t *testing.T, pod *corev1.PodSpec) {
+	t.Helper()
+	var images []string
+	for _, c := range containers(pod) {
+		images = append(images, c.Image)
+	}
+	for _, volume := range pod.Volumes {
+		if volume.Image != nil {
+			images = append(images, volume.Image.Reference)
+		}
+	}
+	for _, image := range images {
+		_, tag, ok := strings.Cut(image[strings.LastIndexByte(image, '/')+1:], ":")
+		if !ok || tag == "latest" {
+			t.Errorf("the image %s is of no version", image)
+		}
+	}
+}
+
+// checkState: what was revoked is on a volume that outlives the Pod.
+func checkState(t *testing.T, pod *corev1.PodSpec, c *Config) {
+	t.Helper()
+	sidecar := sidecarOf(t, pod)
+	for _, volume := range pod.Volumes {
+		if at := mountOf(sidecar, volume.Name); at != "" && strings.HasPrefix(c.Sidecar.StateDir+"/", at+"/") {
+			if volume.PersistentVolumeClaim == nil {
+				t.Errorf("the stateDir is on the volume %s, which ends with the Pod", volume.Name)
+			}
+			return
+		}
+	}
+	t.Errorf("the stateDir %s is on no volume", c.Sidecar.StateDir)
 }
 
 // checkProbes: the kubelet asks where the sidecar answers, and the sidecar's own

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -60,7 +61,8 @@ func servePodOrigin(ca string) error {
 // profile, volumes as the kubelet makes them, a read-only root and cgroup file
 // system, a PID namespace of its own, and a cluster's resolv.conf.
 func TestPod(t *testing.T) {
-	p := newPod(t, `
+	p := newPod(t, "confined.yaml", "plugin")
+	p.pluginImage(`
 echo granted "$(curl -sS https://api.weather.example/v1/forecast/today | head -c 1)"
 curl -sS -o /dev/null -w "refused %{http_code}\n" https://api.weather.example/v1/secret
 ping -c 1 10.0.0.9 2>/dev/null || echo no ping
@@ -68,7 +70,7 @@ for i in 1 2 3 4 5 6 7 8 9 10; do sh -c 'sleep 0.05 & exit 0'; done
 curl -sS https://api.weather.example/v1/forecast/slow &
 echo up; read -r line; exit 37`)
 	p.start()
-	p.printed("up")
+	p.printed("up\n")
 	for _, line := range []string{"granted {", "refused 403", "no ping"} {
 		contains(t, p.output.String(), line)
 	}
@@ -98,9 +100,10 @@ echo up; read -r line; exit 37`)
 // TestPodEscape moves a process of the Pod's plugin out of its cgroup, from the
 // host: it ends, and the record names it as the container does.
 func TestPodEscape(t *testing.T) {
-	p := newPod(t, "sleep 60 & echo up; wait")
+	p := newPod(t, "confined.yaml", "plugin")
+	p.pluginImage("sleep 60 & echo up; wait")
 	p.start()
-	p.printed("up")
+	p.printed("up\n")
 	host, inside := p.find("sleep")
 	group := strings.TrimPrefix(strings.TrimSpace(string(testenv.MustGet(os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.init())))(t))), "0::")
 	if _, after, ok := strings.Cut(group, "\n0::"); ok { // beside hierarchies of version 1
@@ -121,13 +124,37 @@ func TestPodEscape(t *testing.T) {
 // TestPodDoctor: doctor finds nothing missing in the Pod, and a look at each
 // limit and wall passes there.
 func TestPodDoctor(t *testing.T) {
-	p := newPod(t, "true")
+	p := newPod(t, "confined.yaml", "plugin")
+	p.pluginImage("true")
 	p.args = []string{"doctor"}
 	p.start()
 	if status := p.wait(); status != 0 {
 		t.Errorf("doctor ends with %d:\n%s", status, p.output.String())
 	}
 	contains(t, p.output.String(), " 0 FAIL", "process ids", "processes identified", "programs identified", "escapes ended")
+}
+
+// TestPodBesideEnvoy runs the sidecar's container of configs/kubernetes/envoy.yaml:
+// it is ready, takes a revocation, which stays with its state, and ends when it is
+// told to.
+func TestPodBesideEnvoy(t *testing.T) {
+	p := newPod(t, "envoy.yaml", "chaperone")
+	p.ownImage()
+	p.start()
+	p.printed(`"msg":"ready"`)
+	config := p.args[slices.Index(p.args, "--config")+1]
+	out, err := p.runtime("exec", p.name, "/usr/bin/chaperone", "revoke", "--config", config, "--reason", "a test").CombinedOutput()
+	if err != nil {
+		t.Errorf("revoke: %v\n%s", err, out)
+	}
+	saved := testenv.MustGet(os.ReadFile(p.stateFile("weather/revocations.json")))(t)
+	contains(t, string(saved), "a test")
+	if out, err := p.runtime("kill", p.name, "TERM").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if status := p.wait(); status != 0 {
+		t.Errorf("the container ends with %d\n%s", status, p.output.String())
+	}
 }
 
 // podRecord is what is looked at of an audit record.
@@ -141,7 +168,7 @@ type podRecord struct {
 func (p *pod) record(what string, is func(podRecord) bool) podRecord {
 	p.t.Helper()
 	return eventually(p.t, what+" is recorded", func() (podRecord, bool) {
-		log, err := os.ReadFile(filepath.Join(p.volume("state"), "audit.jsonl"))
+		log, err := os.ReadFile(p.stateFile("audit.jsonl"))
 		if err != nil {
 			return podRecord{}, false
 		}

@@ -45,6 +45,7 @@ type Cage struct {
 	closed   bool
 	sockets  allowance
 	askers   askers
+	aliases  aliases
 	running  *runningView // of the program that runs; nil: it has none
 	held     bool         // frozen for a limit
 	killed   bool         // killed for a limit

@@ -23,7 +23,7 @@ type ears struct {
 	tell     func(Denial)
 	done     chan struct{}
 
-	listening func(Listener) // nil: listen(2) is not reported
+	listening func(process uint32, l Listener) // nil: listen(2) is not reported
 	log       *zap.Logger
 }
 
@@ -50,7 +50,7 @@ type answer struct {
 
 // newEars starts hearing, and tells what it hears. It takes over the descriptor.
 // Without a function for it listen(2) is allowed unseen.
-func newEars(listener, uid int, tell func(Denial), listening func(Listener), log *zap.Logger) (*ears, error) {
+func newEars(listener, uid int, tell func(Denial), listening func(process uint32, l Listener), log *zap.Logger) (*ears, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hear seccomp: %w", err), unix.Close(listener))

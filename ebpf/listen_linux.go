@@ -65,7 +65,7 @@ func (e *ears) listens(n *notice, process uint32) {
 	case err != nil:
 		e.log.Warn("listening socket not followed", zap.Uint32("pid", process), zap.Error(err))
 	case l != nil:
-		e.listening(*l)
+		e.listening(process, *l)
 	}
 }
 
@@ -109,8 +109,14 @@ func boundTo(socket int) (*Listener, error) {
 	if err == nil {
 		err = unix.Fstat(socket, &stat)
 	}
+	name := ""
+	if bound, err := unix.Getsockname(socket); err == nil {
+		if bound, ok := bound.(*unix.SockaddrUnix); ok {
+			name = bound.Name
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("find path of socket: %w", err), file.Close())
 	}
-	return &Listener{Path: path, File: file, Socket: stat.Ino}, nil
+	return &Listener{Path: path, Name: name, File: file, Socket: stat.Ino}, nil
 }

@@ -42,6 +42,15 @@ func ownSockets() map[string]func([]string) error {
 			}
 			return unix.Listen(number, 1)
 		},
+		"own-close": func([]string) error {
+			for _, fd := range s.fds {
+				if err := unix.Close(fd); err != nil {
+					return err
+				}
+			}
+			s.fds = nil
+			return nil
+		},
 		"own-remove": func(args []string) error { return os.Remove(args[0]) },
 	}
 }

@@ -181,7 +181,7 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	}
 	p.pid = p.proc.Pid
 	p.ears, p.pidfd, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		return newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.config.ServingUnix, p.cage.config.Logger)
+		return newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.listenHandler(), p.cage.config.Logger)
 	})
 	switch {
 	case err == nil && p.pidfd >= 0:
@@ -241,7 +241,7 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*order, *rul
 	o := &order{
 		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
 		UID: c.account.uid, GID: c.account.gid, Groups: c.account.groups,
-		UnixSockets: c.wall.unix != nil, Listens: c.config.ServingUnix != nil, SelfTest: test, Walk: walk,
+		UnixSockets: c.wall.unix != nil, Listens: c.followsListen(), SelfTest: test, Walk: walk,
 		Files: command.Files != nil, Private: c.private(), Abstract: !c.own && c.wall.unix != nil,
 	}
 	if !c.config.UnsafeSameUser {

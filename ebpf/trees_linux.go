@@ -31,6 +31,9 @@ func (c *Cage) shareTrees(v *sandbox.View) error {
 	if c.wall.unix == nil {
 		return nil
 	}
+	c.aliases.mu.Lock()
+	defer c.aliases.mu.Unlock()
+	c.aliases.of = nil // they went with the view
 	m := c.wall.unix.Maps["trees"]
 	var key unixTreeKey
 	var value unixTree

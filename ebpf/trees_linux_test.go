@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -358,4 +359,90 @@ func TestServingUnix(t *testing.T) {
 			t.Errorf("%s was reported as %q, want %q", step.attempt, got, step.path)
 		}
 	}
+}
+
+// TestOwnSocketsElsewhere shows that the plugin reaches what it listens on in a
+// directory that it shares with the host, and that no rename or link there leads
+// it to the host's socket.
+func TestOwnSocketsElsewhere(t *testing.T) {
+	for name, dir := range map[string]string{"kept below /tmp": t.TempDir(), "not covered": sharedDir(t)} {
+		t.Run(name, func(t *testing.T) {
+			for at := dir; at != "/tmp" && at != "/srv"; at = filepath.Dir(at) {
+				if err := os.Chmod(at, 0o777); err != nil {
+					t.Fatal(err)
+				}
+			}
+			hosts := filepath.Join(dir, "hosts")
+			serveUnix(t, "unix", hosts)
+			_, ask, end := viewRig(t, func(c *Command) { c.Dir = dir })
+			defer end()
+			step := func(attempt, want string) {
+				t.Helper()
+				if got := ask(attempt); got != want {
+					t.Errorf("%s ended with %s, want %s", attempt, got, want)
+				}
+			}
+			step("own-serve stream "+dir+"/p", "ok")
+			step("own-reach stream "+dir+"/p", "ok")
+			step("own-reach stream "+dir+"//./p", "ok")
+			step("own-reach stream p", "ok")
+			step("own-reach stream "+dir+"/p2", "EPERM")
+			step("own-reach stream hosts", "EPERM")
+			step("own-reach stream "+hosts, "EPERM")
+			step("own-serve seqpacket q", "ok")
+			step("own-reach seqpacket "+dir+"/q", "ok")
+			step("own-serve stream "+dir+"/../"+filepath.Base(dir)+"/r", "ok")
+			step("own-reach stream r", "ok")
+			step("own-mkdir sub", "ok")
+			step("own-symlink sub link", "ok")
+			step("own-serve stream link/l", "ok")
+			step("own-reach stream sub/l", "ok")
+			step("own-reach stream link/l", "ok")
+
+			// What lies under the name later is not what is reached.
+			step("own-rename p moved", "ok")
+			step("own-symlink "+hosts+" p", "ok")
+			step("own-reach stream "+dir+"/p", "ok")
+			step("own-reach stream moved", "EPERM")
+			step("own-remove p", "ok")
+			step("own-rename hosts p", "ok")
+			step("own-reach stream p", "ok")
+			step("own-rename p hosts", "ok")
+			step("own-remove link", "ok")
+			step("own-symlink / link", "ok")
+			step("own-reach stream link/l", "ok")
+			step("own-serve dgram d", "ok") // nobody listens on it
+			step("own-reach sendto d", "EPERM")
+
+			// A closed socket is forgotten, and its path is the next one's at once.
+			step("own-close", "ok")
+			step("own-reach stream p", "ECONNREFUSED")
+			step("own-serve stream p", "ok")
+			step("own-reach stream p", "ok")
+			step("own-close", "ok")
+			for deadline := time.Now().Add(10 * time.Second); ask("own-reach stream p") != "EPERM"; time.Sleep(50 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("a closed socket is not forgotten")
+				}
+			}
+			for i := range maxAliases {
+				step(fmt.Sprintf("own-serve stream n%d", i), "ok")
+			}
+			step(fmt.Sprintf("own-reach stream n%d", maxAliases-1), "ok")
+			step("own-serve stream more", "ok")
+			step("own-reach stream more", "EPERM")
+		})
+	}
+}
+
+// sharedDir makes a directory that no private directory covers.
+func sharedDir(t *testing.T) string {
+	t.Helper()
+	needKernel(t)
+	dir, err := os.MkdirTemp("/srv", "chaperone-test-") //nolint:usetesting // not below /tmp
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }

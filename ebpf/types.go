@@ -68,6 +68,8 @@ func OfMachine(err error) bool {
 type Listener struct {
 	// Path is where the file lies, absolute and without links, in the plugin's view.
 	Path string
+	// Name is the path as the process gave it to bind(2).
+	Name string
 	// File is the file that the socket is bound to, open with O_PATH. Who is given
 	// the Listener closes it.
 	File *os.File

@@ -165,11 +165,11 @@ func TestVirtualConnections(t *testing.T) {
 		"a tls host":                     {connection("secure.weather.example", "240.0.0.2", 443), "granted", "tls"},
 		"a tls host without server name": {connection("", "240.0.0.2", 443), "destination_not_granted", "tcp"},
 		"a host of both":                 {connection("both.weather.example", "240.0.0.4", 443), "granted", "tcp"},
-		"another server name":            {connection("secure.weather.example", "240.0.0.1", 443), "destination_mismatch", ""},
-		"a server name that is none":     {connection("a b", "240.0.0.1", 443), "destination_mismatch", ""},
+		"another server name":            {connection("secure.weather.example", "240.0.0.1", 443), "destination_mismatch", "tls"},
+		"a server name that is none":     {connection("a b", "240.0.0.1", 443), "destination_mismatch", "tls"},
 		"an address for no name":         {connection("", "240.0.0.9", 22), "destination_not_granted", "tcp"},
 		"a server name on it":            {connection("secure.weather.example", "240.0.0.9", 443), "granted", "tls"},
-		"no port":                        {connection("", "240.0.0.1", 0), "malformed_request", ""},
+		"no port":                        {connection("", "240.0.0.1", 0), "malformed_request", "tls"},
 	} {
 		out := ask(t, s, c.in)
 		checkAnswer(t, out)

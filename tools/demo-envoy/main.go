@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/tools/internal/paint"
 )
 
 func main() {
@@ -48,7 +50,7 @@ func run(ctx context.Context, binary string) (err error) {
 		say("without root the kernel leads nothing: curl is told that Envoy is its proxy, and nothing keeps it there")
 	}
 	for i, step := range story(w) {
-		fmt.Printf("\n\033[1m%d. %s\033[0m\n", i+1, step.title)
+		fmt.Printf("\n%s\n", paint.Bold(fmt.Sprintf("%d. %s", i+1, step.title)))
 		if step.needs != "" {
 			say("not shown: %s", step.needs)
 			continue
@@ -79,5 +81,5 @@ func show(output string, most int) {
 }
 
 func proved(format string, args ...any) {
-	fmt.Printf("   \033[32mproved:\033[0m "+format+"\n", args...)
+	fmt.Printf("   "+paint.Green("proved:")+" "+format+"\n", args...)
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/tools/internal/paint"
 )
 
 func main() {
@@ -59,7 +61,7 @@ type step struct {
 	do    func(ctx context.Context, w *world) error
 }
 
-func heading(n int, title string) { fmt.Printf("\n\033[1m%d. %s\033[0m\n", n, title) }
+func heading(n int, title string) { fmt.Printf("\n%s\n", paint.Bold(fmt.Sprintf("%d. %s", n, title))) }
 
 func say(format string, args ...any) { fmt.Printf("   "+format+"\n", args...) }
 
@@ -79,5 +81,5 @@ func show(output string, most int) {
 }
 
 func proved(format string, args ...any) {
-	fmt.Printf("   \033[32mproved:\033[0m "+format+"\n", args...)
+	fmt.Printf("   "+paint.Green("proved:")+" "+format+"\n", args...)
 }

@@ -313,7 +313,7 @@ func (k grantCheck) secrecy(at func(string) string, spec *Rule, out *rule, crede
 	}
 	out.credential = credentials[spec.Credential]
 	if out.credential == nil {
-		k.report(at("credential"), "%q is not one of the grant's credentials", clip(spec.Credential))
+		k.report(at("credential"), "%q is not one of the grant's credentials; write it under spec.credentials", clip(spec.Credential))
 	}
 	switch {
 	case wildcard && !spec.WildcardCredential:

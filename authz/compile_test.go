@@ -231,7 +231,7 @@ func requestProblems() []problemTest {
 // credentialProblems are those of credentials.
 func credentialProblems() []problemTest {
 	return []problemTest{
-		{"a credential that is not there", changeRule(func(r *Rule) { r.Credential = "key" }), []string{`spec.rules[0].credential: "key" is not one of the grant's credentials`}},
+		{"a credential that is not there", changeRule(func(r *Rule) { r.Credential = "key" }), []string{`spec.rules[0].credential: "key" is not one of the grant's credentials; write it under spec.credentials`}},
 		{"a wildcard's credential by surprise", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.To.Hosts = []string{"*.weather.example"} })), []string{
 			`spec.rules[0].credential: would go to every host of a wildcard; name the hosts, or say wildcardCredential: true`,
 		}},

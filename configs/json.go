@@ -28,7 +28,7 @@ func parseJSON(file string, data []byte) ([]*node, Errors) {
 		}
 		if err != nil {
 			line, column := r.position(r.errorOffset(err))
-			return nil, Errors{{File: file, Line: line, Column: column, Field: "json", Message: strings.TrimPrefix(err.Error(), "json: ")}}
+			return nil, Errors{{File: file, Line: line, Column: column, Field: "json", Message: plainJSON(err)}}
 		}
 		documents = append(documents, root)
 	}
@@ -138,4 +138,31 @@ func (r *jsonReader) position(offset int) (line, column int) {
 	r.column += utf8.RuneCountInString(passed)
 	r.offset = offset
 	return r.line, r.column
+}
+
+// plainJSON says what is wrong with JSON, in other words than encoding/json's.
+func plainJSON(err error) string {
+	text := strings.TrimPrefix(err.Error(), "json: ")
+	if errors.Is(err, io.ErrUnexpectedEOF) || strings.HasPrefix(text, "unexpected end of JSON") {
+		return "the file ends within a value; close every quote, [ and { that is open"
+	}
+	rest, ok := strings.CutPrefix(text, "invalid character ")
+	if !ok {
+		return text
+	}
+	for _, known := range []struct{ goes, says string }{
+		{" looking for beginning of object key string", " stands where a name in double quotes should; remove the comma before it, or write the quotes"},
+		{" looking for beginning of value", " stands where a value should; remove the comma before it, or quote a text"},
+		{" after object key:value pair", " stands where a comma or } should; write one of the two before it"},
+		{" after array element", " stands where a comma or ] should; write one of the two before it"},
+		{" after object key", " stands where a colon should; write : before it"},
+		{" after top-level value", " stands after the end of the document; remove it, or write the documents in YAML with --- between them"},
+		{" in string literal", " is in a text; write it as an escape, as in \\n"},
+		{" in string escape code", " is no escape; write \\\\ for a backslash"},
+	} {
+		if character, ok := strings.CutSuffix(rest, known.goes); ok {
+			return character + known.says
+		}
+	}
+	return text
 }

@@ -122,7 +122,7 @@ func (l *loader) reference(s *source, field, path string, mayBeEmpty bool) []*so
 	full := s.beside(path)
 	files, err := l.folder(full)
 	if err != nil {
-		report(field, "%s %v", full, err)
+		report(field, "%s %v%s", full, err, advice(err))
 		return nil
 	}
 	if len(files) == 0 && !mayBeEmpty {
@@ -337,7 +337,7 @@ func plain(err error) string {
 	var path *fs.PathError
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "does not exist"
+		return notThere
 	case errors.Is(err, fs.ErrPermission):
 		return "may not be read by this user"
 	case errors.As(err, &path):
@@ -345,6 +345,16 @@ func plain(err error) string {
 	}
 	return "cannot be read: " + strings.TrimPrefix(err.Error(), "EvalSymlinks: ")
 }
+
+// advice says how to name a file that is missing.
+func advice(err error) string {
+	if err.Error() == notThere {
+		return "; write a path relative to this file, or a whole one"
+	}
+	return ""
+}
+
+const notThere = "does not exist"
 
 func exists(path string) bool {
 	_, err := os.Stat(path)
@@ -517,7 +527,7 @@ func (l *loader) certificates(s *source, field, path string, report reporter) st
 		err = checkCertificates(data)
 	}
 	if err != nil {
-		report(field, "%s %v", full, err)
+		report(field, "%s %v%s", full, err, advice(err))
 		return ""
 	}
 	return string(data)

@@ -201,6 +201,9 @@ func (c *cli) printRaw(entry audit.Entry) error {
 
 // findDecision returns the record of a decision.
 func findDecision(ctx context.Context, cfg *configs.Config, id string) (audit.Entry, error) {
+	if err := existingLog(cfg.Sidecar.Audit.File); err != nil {
+		return audit.Entry{}, err
+	}
 	query := audit.Query{File: cfg.Sidecar.Audit.File, Filter: audit.Filter{Decision: id, Kind: string(authz.KindDecision)}, Last: 1}
 	for entry, err := range audit.Read(ctx, query) {
 		if err != nil {

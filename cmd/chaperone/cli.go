@@ -157,7 +157,7 @@ func flagsFromEnvironment(cmd *cobra.Command) error {
 		}
 		if value := os.Getenv(name); value != "" {
 			if serr := cmd.Flags().Set(f.Name, value); serr != nil {
-				err = usageError("%s: %w", name, serr)
+				err = usageError("%s: %s", name, plainFlagProblem(serr))
 			}
 		}
 	})

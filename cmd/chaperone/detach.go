@@ -21,7 +21,7 @@ func (c *cli) detachCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if c.config == "" {
-				return usageError("detach: --config is missing")
+				return usageError("detach: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
 			}
 			spec, err := configs.LoadSidecar(c.config)
 			if err != nil {

@@ -45,7 +45,7 @@ func (c *cli) envoyCommand() *cobra.Command {
 // printEnvoy prints what of a configuration make.
 func (c *cli) printEnvoy(name string, of func(*configs.Config) ([]byte, error)) error {
 	if c.config == "" {
-		return usageError("envoy %s: --config is missing", name)
+		return usageError("envoy %s: --config is missing; name the Sidecar's file, as in --config sidecar.yaml", name)
 	}
 	cfg, err := loadConfig(c.config)
 	if err != nil {

@@ -33,7 +33,7 @@ func (c *cli) explainCommand() *cobra.Command {
 			"  chaperone explain --config sidecar.yaml --effective",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if c.config == "" {
-				return usageError("explain: --config is missing")
+				return usageError("explain: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
 			}
 			cfg, err := loadConfig(c.config)
 			switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -42,7 +43,17 @@ func (s *sidecar) makeFence(spec *configs.Sidecar) error {
 		s.kernel.lacks = plainLimits(err)
 		return nil
 	}
-	return fmt.Errorf("fence the plugin in: %w", err)
+	return unknownUser(spec, fmt.Errorf("fence the plugin in: %w", err))
+}
+
+// unknownUser says which field names a user that the host does not have.
+func unknownUser(spec *configs.Sidecar, err error) error {
+	var name user.UnknownUserError
+	var id user.UnknownUserIdError
+	if errors.As(err, &name) || errors.As(err, &id) {
+		return fmt.Errorf("spec.process.user: %q is not a user of this host; create it, write a uid, or leave user out for one of the plugin's own", spec.Process.User)
+	}
+	return err
 }
 
 // plainLimits says what a plugin that nothing confines is not kept from.

@@ -64,7 +64,7 @@ func (s *sidecar) unconfinable(err error) error {
 	case ebpf.OfMachine(err):
 		return fmt.Errorf("confine the plugin: %w; chaperone doctor finds what is missing", err)
 	}
-	return fmt.Errorf("confine the plugin: %w", err)
+	return unknownUser(&s.config.Load().Sidecar, fmt.Errorf("confine the plugin: %w", err))
 }
 
 // endedLeft reports the end of what a sidecar left that was killed.

@@ -39,7 +39,7 @@ func (c *cli) selected() (admin.Sidecar, error) {
 	case c.admin != "":
 		path, ok := strings.CutPrefix(c.admin, "unix:")
 		if !ok {
-			return admin.Sidecar{}, usageError("--admin %q is not unix:PATH", c.admin)
+			return admin.Sidecar{}, usageError("--admin %q is not a socket; write unix:PATH, as in unix:/run/chaperone/weather/admin.sock", c.admin)
 		}
 		path = fromAnywhere(path)
 		return listedOr(admin.Sidecar{Socket: path}, func(s admin.Sidecar) bool { return s.Socket == path }), nil

@@ -37,7 +37,7 @@ func (c *cli) runCommand() *cobra.Command {
 		Args: atLeast(1, "the program to run"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if c.config == "" {
-				return usageError("run: --config is missing")
+				return usageError("run: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
 			}
 			c.outliveStderr()
 			log, err := newLogger(c.stderr, logLevel, cmd.Flags().Changed("log-level"))
@@ -74,7 +74,7 @@ func (l *operatorLog) follow(stated configs.LogLevel) {
 func newLogger(w io.Writer, level string, fixed bool) (*operatorLog, error) {
 	parsed, err := zapcore.ParseLevel(level)
 	if err != nil {
-		return nil, usageError("--log-level: %w", err)
+		return nil, usageError("--log-level: %q is not debug, info, warn or error", level)
 	}
 	l := &operatorLog{level: zap.NewAtomicLevelAt(parsed), flag: parsed, fixed: fixed}
 	encoder := zap.NewProductionEncoderConfig()

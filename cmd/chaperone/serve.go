@@ -27,7 +27,7 @@ func (c *cli) serveCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if c.config == "" {
-				return usageError("serve: --config is missing")
+				return usageError("serve: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
 			}
 			c.outliveStderr()
 			log, err := newLogger(c.stderr, logLevel, cmd.Flags().Changed("log-level"))

@@ -42,7 +42,7 @@ func (c *cli) supportBundleCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if c.config == "" {
-				return usageError("support-bundle: --config is missing")
+				return usageError("support-bundle: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
 			}
 			if file == "" {
 				file = "chaperone-" + time.Now().UTC().Format("20060102T150405Z") + ".tar.gz"

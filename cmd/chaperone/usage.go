@@ -128,7 +128,25 @@ func flagError(cmd *cobra.Command, err error) error {
 			hint = fmt.Sprintf("; did you mean --%s?", near)
 		}
 	}
-	return usageError("%w; see %s --help%s", err, cmd.CommandPath(), hint)
+	return usageError("%s; see %s --help%s", plainFlagProblem(err), cmd.CommandPath(), hint)
+}
+
+// plainFlagProblem says what is wrong with a flag's value in other words than those
+// of package strconv and time.
+func plainFlagProblem(err error) string {
+	text := err.Error()
+	for _, known := range []struct{ goes, says string }{
+		{"strconv.ParseBool: ", "it is not true or false"},
+		{"strconv.ParseInt: ", "it is not a whole number"},
+		{"strconv.Atoi: ", "it is not a whole number"},
+		{"strconv.ParseUint: ", "it is not a whole number"},
+		{"time: ", "it is not a duration, as in 500ms, 10s or 5m"},
+	} {
+		if head, _, ok := strings.Cut(text, known.goes); ok {
+			return head + known.says
+		}
+	}
+	return text
 }
 
 // shellWord returns a word as a shell would read it back, and as a terminal

@@ -277,7 +277,8 @@ func (c *Cage) viewFiles(account Account) ([]sandbox.File, error) {
 	}
 	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 	if host != "localhost" && host != "" {
-		hosts += "127.0.1.1\t" + host + "\n"
+		// Both families, or the look-up of the other asks the resolver (nss-myhostname(8) answers both).
+		hosts += "127.0.1.1\t" + host + "\n::1\t" + host + "\n"
 	}
 	files := []sandbox.File{
 		// Any server's port 53 is the sidecar's resolver. With ndots:1 a name with a

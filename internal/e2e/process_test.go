@@ -36,6 +36,7 @@ func TestInherited(t *testing.T) {
 		{"much output", "RUN head -c 100000000 /dev/zero | wc -c", "100000000\n"},
 		{"streams by name, pipes", "echo in | RUN sh -c 'cat /dev/stdin; echo out >/dev/stdout; echo err | tee /dev/stderr >/dev/null' 2>&1 | sort", "err\nin\nout\n"},
 		{"streams by name, files", "f=$(mktemp); RUN sh -c 'echo one >>/proc/self/fd/1; echo two >>/dev/stderr' >>$f 2>>$f; grep -v chaperone $f; stat -c '%a %U %G' $f; rm $f", "one\ntwo\n600 root root\n"},
+		{"name of the host", "RUN sh -c 'getent hosts $(hostname) >/dev/null && getent ahostsv6 $(hostname) >/dev/null && echo found' 2>&1", "found\n"},
 		{"arguments", `RUN printf '%s|' '' 'a b' '$x' "it's"`, "|a b|$x|it's|"},
 		{"status", "RUN sh -c 'exit 41'; echo $?", "41\n"},
 		{"status of a signal", "RUN sh -c 'kill -KILL $$'; echo $?", "137\n"},

@@ -49,8 +49,8 @@ func TestTools(t *testing.T) {
 		},
 		{
 			"chromium.sh",
-			[]testenv.Need{testenv.Program("chromium")},
-			func(w *world) []string { return []string{w.origins.plain("/open/page")} },
+			[]testenv.Need{testenv.Program("chromium"), testenv.Program("certutil")},
+			func(w *world) []string { return []string{w.origins.secure("/open/page")} },
 			[]string{"rendered: hello GET"},
 		},
 		{

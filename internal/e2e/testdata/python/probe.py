@@ -261,6 +261,7 @@ def venv():
 def names():
     socket.getaddrinfo("localhost", 80)
     socket.getaddrinfo("127.0.0.1", 80, socket.AF_INET)
+    socket.getaddrinfo(socket.gethostname(), 80)
     return socket.gethostbyname("localhost")
 
 

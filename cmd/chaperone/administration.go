@@ -130,7 +130,7 @@ func (s *sidecar) status() admin.Status {
 		Plugin: string(s.plugin), PID: os.Getpid(), Version: buildVersion(), Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
-		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.hostStatus(), Warnings: s.warnings(now),
+		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.hostStatus(), Warnings: s.warnings(now), Certificates: s.certificates(),
 		RestartPending: s.restartPending(),
 	}
 	if snapshot.Observing(s.plugin, now) {
@@ -288,6 +288,14 @@ func (s *sidecar) credentialStatus() []admin.Credential {
 	return out
 }
 
+// certificates is the file that the plugin's programs are to trust.
+func (s *sidecar) certificates() string {
+	if s.trust == nil {
+		return ""
+	}
+	return s.trust.pemFile()
+}
+
 // warnings names what weakens the sidecar and was chosen.
 func (s *sidecar) warnings(now time.Time) []string {
 	var out []string
@@ -305,6 +313,9 @@ func (s *sidecar) warnings(now time.Time) []string {
 		out = append(out, w)
 	}
 	out = append(out, s.kernel.lacks...)
+	if s.trust != nil {
+		out = append(out, s.trust.warnings...)
+	}
 	if w := s.twinWarning(); w != "" {
 		out = append(out, w)
 	}

@@ -7,37 +7,32 @@ import (
 	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/ebpf"
 )
-
-// javaOptions is the variable that every Java virtual machine reads options from.
-const javaOptions = "JAVA_TOOL_OPTIONS"
 
 // pluginEnvironment returns the environment a plugin is started with: the
 // sidecar's own less what is the sidecar's business, the proxy's address for
 // programs that ask for one, and where to find the certificates to trust. What
-// the configuration states (extra) stays as it is stated; options of Java's,
-// which are a list, are added to.
+// the configuration states (extra) comes before the sidecar's own variables.
+// Authorities and options for Java of either are merged into what the plugin gets.
 func pluginEnvironment(base []string, extra map[string]string, proxy string, token authz.Secret, trust *trustBundle) []string {
 	env := map[string]string{}
 	for _, entry := range base {
 		name, value, _ := strings.Cut(entry, "=")
-		if !forSidecarOnly(name) {
+		if !forSidecarOnly(name) && !ofService(name) {
 			env[name] = value
 		}
 	}
 	maps.Copy(env, proxyVariables(proxy, token))
-	theirs := env[javaOptions]
-	maps.Copy(env, trust.variables())
-	ours := env[javaOptions]
-	env[javaOptions] = strings.TrimSpace(theirs + " " + ours) // the last of two that differ counts
 	for name, value := range extra {
-		if forSidecarOnly(name) {
-			continue
+		if !forSidecarOnly(name) {
+			env[name] = value
 		}
-		if name == javaOptions && !strings.Contains(value, "javax.net.ssl.trustStore=") {
-			value = strings.TrimSpace(value + " " + ours)
-		}
-		env[name] = value
+	}
+	theirs := env[javaVariables[0]]
+	maps.Copy(env, trust.variables())
+	if ours := env[javaVariables[0]]; theirs != "" && ours != theirs {
+		env[javaVariables[0]] = theirs + " " + ours // of an option that is given twice the last counts
 	}
 	out := make([]string, 0, len(env))
 	for _, name := range slices.Sorted(maps.Keys(env)) {
@@ -46,18 +41,25 @@ func pluginEnvironment(base []string, extra map[string]string, proxy string, tok
 	return out
 }
 
-// forSidecarOnly reports whether a variable must not reach the plugin: it
-// configures the sidecar, is a way to Vault, or is what a service manager set
-// for the sidecar as its service: its directories, its sockets, its watchdog
-// (systemd.exec(5), sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
+// forSidecarOnly reports whether a variable never reaches the plugin, whoever
+// sets it: it configures the sidecar, is a way to Vault, or speaks for the service.
 func forSidecarOnly(name string) bool {
+	return strings.HasPrefix(name, "CHAPERONE_") || strings.HasPrefix(name, "VAULT_") || name == "NOTIFY_SOCKET" || name == ""
+}
+
+// ofService reports whether a variable is what a service manager set for the
+// sidecar as its service, its directories, its sockets, its watchdog
+// (systemd.exec(5), sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)), or
+// reports who called sudo (sudo(8)).
+func ofService(name string) bool {
 	switch name {
-	case "", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "FDSTORE",
+	case "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES", "FDSTORE",
 		"STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CACHE_DIRECTORY", "LOGS_DIRECTORY", "CONFIGURATION_DIRECTORY", "CREDENTIALS_DIRECTORY",
-		"MAINPID", "MANAGERPID", "SYSTEMD_EXEC_PID", "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE":
+		"MAINPID", "MAINPIDFDID", "MANAGERPID", "MANAGERPIDFDID", "SYSTEMD_EXEC_PID", "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE",
+		"INVOCATION_ID", "JOURNAL_STREAM", "LOG_NAMESPACE", "DEBUG_INVOCATION", "PIDFILE":
 		return true
 	}
-	return strings.HasPrefix(name, "CHAPERONE_") || strings.HasPrefix(name, "VAULT_")
+	return strings.HasPrefix(name, "SUDO_")
 }
 
 func proxyVariables(proxy string, token authz.Secret) map[string]string {
@@ -72,7 +74,12 @@ func proxyVariables(proxy string, token authz.Secret) map[string]string {
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} {
 		out[name], out[strings.ToLower(name)] = address.String(), address.String()
 	}
-	const direct = "localhost,127.0.0.1,::1"
+	// The operator's own NO_PROXY is for the operator's proxy: the plugin has no
+	// way but this one.
+	direct := "localhost,127.0.0.1,::1"
+	for _, addr := range ebpf.PluginAddresses() {
+		direct += "," + addr.String()
+	}
 	out["NO_PROXY"], out["no_proxy"] = direct, direct
 	return out
 }

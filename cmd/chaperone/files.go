@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -62,7 +61,7 @@ func loginFiles(auth configs.VaultAuth) []string {
 }
 
 // pluginFiles are the files that the plugin may use: those of the configuration
-// and the certificates that its environment leads it to. Nil: those that its
+// and the trust bundle. Nil: those that its
 // user may.
 func (s *sidecar) pluginFiles(spec *configs.Sidecar) *ebpf.Files {
 	stated := spec.Process.Files
@@ -79,12 +78,6 @@ func (s *sidecar) pluginFiles(spec *configs.Sidecar) *ebpf.Files {
 		return out
 	}
 	out.Read = append(out.Read, s.trust.dir)
-	for _, name := range slices.Sorted(maps.Keys(s.trust.variables())) {
-		// One that the configuration sets leads to a file of its own.
-		if path := spec.Process.Env[name]; filepath.IsAbs(path) {
-			out.Read = append(out.Read, path)
-		}
-	}
 	return out
 }
 

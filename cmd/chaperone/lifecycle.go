@@ -242,6 +242,7 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 		return nil
 	})
 	g.Go(func() error { s.watchFiles(ctx); return nil })
+	g.Go(func() error { s.keepTrust(ctx); return nil })
 	g.Go(func() error { s.watchHost(ctx); return nil })
 	if s.broker != nil {
 		g.Go(func() error { return s.broker.Run(ctx) })

@@ -23,7 +23,8 @@ func (c *cli) serveCommand() *cobra.Command {
 		Use:   "serve --config FILE [--cgroup PATH]",
 		Short: "Serve beside Envoy, or beside a plugin that runs already",
 		Long: "Serve beside Envoy, or beside a plugin that runs already: with --cgroup the kernel confines what\n" +
-			"is in that cgroup. SIGHUP reloads the files, SIGTERM drains and ends.",
+			"is in that cgroup. SIGHUP reloads the files, SIGTERM drains and ends. Programs that run already trust the\n" +
+			"sidecar's certificates when SSL_CERT_FILE (and the like) is the file that status and the log at the start name.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if c.config == "" {
@@ -107,7 +108,8 @@ func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
 	}
 	err := s.run(ctx, func() {
 		s.opts.log.Info("ready", zap.String("plugin", string(s.plugin)), zap.String("proxy", s.addresses.proxy),
-			zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics))
+			zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics),
+			zap.String("certificates", s.certificates()))
 		notifyReady()
 	})
 	if err != nil {

@@ -261,7 +261,7 @@ func TestServeDeadVault(t *testing.T) {
 // TestTrustBundle checks that what the plugin is told to trust holds its own
 // authority, also for Java.
 func TestTrustBundle(t *testing.T) {
-	b := testenv.MustGet(newTrustBundle(testState(t), nil))(t)
+	b := testenv.MustGet(newTrustBundle(testState(t), nil, nil))(t)
 	defer b.Close()
 	ca := testenv.MustGet(testenv.NewCA("a plugin"))(t)
 	testenv.Must(t, b.write(ca.PEM()))

@@ -253,8 +253,11 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		}
 		cfg.Resolver = s.resolver
 	}
-	if s.trust, err = newTrustBundle(s.state, os.Environ()); err != nil {
+	if s.trust, err = newTrustBundle(s.state, os.Environ(), spec.Process.Env); err != nil {
 		return err
+	}
+	for _, w := range s.trust.warnings {
+		s.opts.log.Warn("authorities ignored", zap.String("detail", w))
 	}
 	cfg.CAChanged = func(pem []byte) {
 		if err := s.trust.write(pem); err != nil {
@@ -265,6 +268,24 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		return fmt.Errorf("make proxy: %w", err)
 	}
 	return nil
+}
+
+// keepTrust writes the plugin's certificates again when they are gone.
+func (s *sidecar) keepTrust(ctx context.Context) {
+	if s.trust == nil {
+		return
+	}
+	failing := false
+	every(ctx, trustInterval, func() {
+		mended, err := s.trust.mend()
+		switch {
+		case err != nil && !failing:
+			s.opts.log.Error("trust bundle missing", zap.String("folder", s.trust.dir), zap.Error(err))
+		case mended:
+			s.opts.log.Warn("trust bundle written again", zap.String("folder", s.trust.dir))
+		}
+		failing = err != nil
+	})
 }
 
 // makeEnvoy makes Envoy's door, when it is asked for.

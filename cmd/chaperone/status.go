@@ -114,6 +114,9 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	if len(s.RestartPending) > 0 {
 		row(w, "restart pending", list(s.RestartPending)+" (takes effect at a restart)")
 	}
+	if s.Certificates != "" {
+		row(w, "certificates", s.Certificates)
+	}
 	for _, warning := range s.Warnings {
 		row(w, "warning", warning)
 	}

@@ -2,17 +2,17 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	pkcs12 "software.sslmate.com/src/go-pkcs12"
@@ -27,13 +27,8 @@ const trustStorePassword = "changeit"
 // trustPrefix begins the name of a trust folder among the temporary files.
 const trustPrefix = "chaperone-trust-"
 
-// maxTrustFile bounds a file of certificates that a variable names.
-const maxTrustFile = 4 << 20
-
-// trustVariables name the file of certificates for one client library each.
-var trustVariables = [...]string{ //nolint:gochecknoglobals // an array of constants
-	"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE", "DENO_CERT",
-}
+// trustInterval is how often the files are looked at.
+const trustInterval = 2 * time.Second
 
 // Where systems keep their roots, most common first.
 var systemRoots = [...]string{ //nolint:gochecknoglobals // an array of constants
@@ -47,15 +42,20 @@ var systemRoots = [...]string{ //nolint:gochecknoglobals // an array of constant
 // own certificate authority beside the system's and those that the operator's
 // environment names. They lie in a folder that the plugin can read and not write.
 type trustBundle struct {
-	dir     string
-	lock    *os.File
-	trusted []byte // PEM, the plugin's own authority not included
+	dir         string
+	trusted     []*x509.Certificate // the plugin's own authority not included
+	foreignJava bool                // Java is given a trust store that is not merged and stays
+	warnings    []string            // about authorities of the operator's that are not trusted
+
+	mu    sync.Mutex
+	lock  *os.File
+	files map[string][]byte // what they are to hold, by path; nil: closed
 }
 
 // newTrustBundle makes the folder of a sidecar's plugin, after it has removed
 // the one that a killed sidecar left. It has no files until write. environ is
-// the operator's environment.
-func newTrustBundle(st *state, environ []string) (*trustBundle, error) {
+// the operator's environment, extra that of process.env.
+func newTrustBundle(st *state, environ []string, extra map[string]string) (*trustBundle, error) {
 	if err := removeTrust(st); err != nil {
 		return nil, err
 	}
@@ -63,15 +63,27 @@ func newTrustBundle(st *state, environ []string) (*trustBundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make trust folder: %w", err)
 	}
-	// systemd-tmpfiles leaves a folder alone that is locked (tmpfiles.d(5), Age).
+	lock, err := lockTrust(dir)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	b := &trustBundle{dir: dir, lock: lock, files: map[string][]byte{}}
+	roots, foreign, warnings := operatorRoots(environ, extra)
+	b.trusted, b.foreignJava, b.warnings = distinct(append(parseCertificates(systemCertificates()), roots...)), foreign, warnings
+	return b, nil
+}
+
+// lockTrust locks a folder: systemd-tmpfiles leaves one alone that is locked
+// (tmpfiles.d(5), Age).
+func lockTrust(dir string) (*os.File, error) {
 	lock, err := os.Open(dir)
 	if err == nil {
 		err = unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock trust folder: %w", err), os.RemoveAll(dir))
+		return nil, fmt.Errorf("lock trust folder: %w", err)
 	}
-	return &trustBundle{dir: dir, lock: lock, trusted: trustedCertificates(environ)}, nil
+	return lock, nil
 }
 
 // makeTrustFolder makes the folder below the runtime directory that all
@@ -135,100 +147,97 @@ func ownFolder(path string) bool {
 	return ok && int(owner.Uid) == os.Geteuid()
 }
 
-// trustedCertificates returns the system's roots and those of the files that
-// the operator's environment names, each once, in PEM: a company's authority,
-// say. A file that cannot be read, or is too large, adds none.
-func trustedCertificates(environ []string) []byte {
-	var out bytes.Buffer
-	seen := map[[sha256.Size]byte]bool{}
-	add := func(text []byte) {
-		for {
-			var block *pem.Block
-			if block, text = pem.Decode(text); block == nil {
-				return
-			}
-			// A file may hold a key too, which is not for the plugin.
-			sum := sha256.Sum256(block.Bytes)
-			if _, err := x509.ParseCertificate(block.Bytes); err != nil || block.Type != "CERTIFICATE" || seen[sum] {
-				continue
-			}
-			seen[sum] = true
-			out.Write(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes}))
-		}
-	}
-	add(systemCertificates())
-	for _, entry := range environ {
-		name, path, _ := strings.Cut(entry, "=")
-		for _, known := range trustVariables {
-			if name != known || path == "" {
-				continue
-			}
-			if data, err := readBounded(path); err == nil {
-				add(data)
-			}
-		}
-	}
-	return out.Bytes()
-}
-
 // systemCertificates returns the system's roots, PEM; nil where there are none.
 func systemCertificates() []byte {
 	for _, file := range systemRoots {
-		if data, err := readBounded(file); err == nil {
+		if data, err := readRegular(file); err == nil {
 			return data
 		}
 	}
 	return nil
 }
 
-// readBounded reads a regular file of at most maxTrustFile bytes.
-func readBounded(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxTrustFile {
-		return nil, fmt.Errorf("read %s: it is no regular file of at most %d bytes", path, maxTrustFile)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxTrustFile))
-}
-
 func (b *trustBundle) pemFile() string { return filepath.Join(b.dir, "ca-bundle.pem") }
 func (b *trustBundle) p12File() string { return filepath.Join(b.dir, "truststore.p12") }
 
 // Close removes the files.
-func (b *trustBundle) Close() error { return errors.Join(os.RemoveAll(b.dir), b.lock.Close()) }
+func (b *trustBundle) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.files = nil // nothing is written again
+	return errors.Join(os.RemoveAll(b.dir), b.lock.Close())
+}
 
 // write replaces the files by those with the plugin's authority, PEM. A program
 // that reads one at the same time sees the old one or the new one.
 func (b *trustBundle) write(ca []byte) error {
-	bundle := bytes.Join([][]byte{ca, b.trusted}, []byte("\n"))
-	if err := replaceFile(b.pemFile(), bundle); err != nil {
-		return fmt.Errorf("write trust bundle: %w", err)
-	}
-	var entries []pkcs12.TrustStoreEntry
-	for rest := bundle; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			entries = append(entries, pkcs12.TrustStoreEntry{Cert: cert, FriendlyName: fmt.Sprintf("chaperone-%d", len(entries))})
-		}
+	all := distinct(append(parseCertificates(ca), b.trusted...))
+	var bundle bytes.Buffer
+	entries := make([]pkcs12.TrustStoreEntry, 0, len(all))
+	for i, cert := range all {
+		bundle.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
+		entries = append(entries, pkcs12.TrustStoreEntry{Cert: cert, FriendlyName: fmt.Sprintf("chaperone-%d", i)})
 	}
 	store, err := pkcs12.Modern.EncodeTrustStoreEntries(entries, trustStorePassword)
-	if err == nil {
-		err = replaceFile(b.p12File(), store)
-	}
 	if err != nil {
-		return fmt.Errorf("write Java trust store: %w", err)
+		return fmt.Errorf("encode Java trust store: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.files == nil {
+		return nil
+	}
+	b.files[b.pemFile()], b.files[b.p12File()] = bundle.Bytes(), store
+	return b.writeAll()
+}
+
+func (b *trustBundle) writeAll() error {
+	for path, data := range b.files {
+		if err := replaceFile(path, data); err != nil {
+			return fmt.Errorf("write trust bundle: %w", err)
+		}
 	}
 	return nil
+}
+
+// mend writes the files again if somebody removed or changed one, and reports
+// whether that was so.
+func (b *trustBundle) mend() (mended bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for path, data := range b.files {
+		info, err := os.Lstat(path)
+		if err == nil && info.Mode() == 0o444 && info.Size() == int64(len(data)) {
+			continue
+		}
+		if !ownFolder(b.dir) {
+			if err := b.makeAgain(); err != nil {
+				return false, fmt.Errorf("make trust folder again: %w", err)
+			}
+		}
+		return true, b.writeAll()
+	}
+	return false, nil
+}
+
+// makeAgain makes a folder that is gone. Its name is the same: the plugin has it.
+func (b *trustBundle) makeAgain() error {
+	if err := os.Mkdir(filepath.Dir(b.dir), 0o711); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the plugin's user enters it
+		return err
+	}
+	if err := os.Mkdir(b.dir, 0o711); err != nil { //nolint:gosec // as above
+		return err
+	}
+	if err := os.Chmod(b.dir, 0o711); err != nil { //nolint:gosec // whatever the umask
+		return err
+	}
+	lock, err := lockTrust(b.dir)
+	if err != nil {
+		return err
+	}
+	old := b.lock
+	b.lock = lock
+	return old.Close()
 }
 
 // replaceFile writes a file that everybody may read, whatever the umask, whole
@@ -246,10 +255,11 @@ func replaceFile(path string, data []byte) error {
 // variables are those through which programs find the files.
 func (b *trustBundle) variables() map[string]string {
 	out := map[string]string{}
-	for _, name := range trustVariables {
+	for _, name := range rootVariables {
 		out[name] = b.pemFile()
 	}
-	out[javaOptions] = "-Djavax.net.ssl.trustStore=" + b.p12File() +
-		" -Djavax.net.ssl.trustStoreType=PKCS12 -Djavax.net.ssl.trustStorePassword=" + trustStorePassword
+	if !b.foreignJava {
+		out[javaVariables[0]] = javaStore + b.p12File() + " -Djavax.net.ssl.trustStoreType=PKCS12 " + javaPassword + trustStorePassword
+	}
 	return out
 }

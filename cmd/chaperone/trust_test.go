@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	pkcs12 "software.sslmate.com/src/go-pkcs12"
+
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
@@ -34,10 +36,10 @@ func TestTrustOfOperator(t *testing.T) {
 	testenv.Must(t, testenv.WritePair(pair, certFile, keyFile))
 	key := testenv.MustGet(os.ReadFile(keyFile))(t)
 	testenv.Must(t, os.WriteFile(filepath.Join(dir, "both.pem"), slices.Concat(key, company.PEM()), 0o600))
-	for _, name := range trustVariables {
+	for _, name := range rootVariables {
 		t.Run(name, func(t *testing.T) {
 			environ := []string{"X=" + certFile, name + "=" + filepath.Join(dir, "both.pem"), "SSL_CERT_FILE="}
-			b := testenv.MustGet(newTrustBundle(testState(t), environ))(t)
+			b := testenv.MustGet(newTrustBundle(testState(t), environ, nil))(t)
 			defer b.Close()
 			testenv.Must(t, b.write(testenv.MustGet(testenv.NewCA("a plugin"))(t).PEM()))
 			text := testenv.MustGet(os.ReadFile(b.pemFile()))(t)
@@ -52,10 +54,10 @@ func TestTrustOfOperator(t *testing.T) {
 			}
 		})
 	}
-	for _, path := range []string{dir, "/dev/zero", filepath.Join(dir, "missing"), keyFile} {
-		b := testenv.MustGet(newTrustBundle(testState(t), []string{"SSL_CERT_FILE=" + path}))(t)
-		if !bytes.Equal(b.trusted, trustedCertificates(nil)) {
-			t.Errorf("%s adds something", path)
+	for _, path := range []string{t.TempDir(), "/dev/zero", filepath.Join(dir, "missing"), keyFile} {
+		b := testenv.MustGet(newTrustBundle(testState(t), []string{"SSL_CERT_FILE=" + path}, nil))(t)
+		if len(b.trusted) != len(distinct(parseCertificates(systemCertificates()))) || len(b.warnings) != 1 {
+			t.Errorf("%s adds something, or is not reported: %q", path, b.warnings)
 		}
 		b.Close()
 	}
@@ -67,9 +69,9 @@ func TestTrustOfOperator(t *testing.T) {
 func TestTrustFolderLeft(t *testing.T) {
 	t.Run("next start", func(t *testing.T) {
 		st := testState(t)
-		killed := testenv.MustGet(newTrustBundle(st, nil))(t)
+		killed := testenv.MustGet(newTrustBundle(st, nil, nil))(t)
 		testenv.Must(t, os.WriteFile(filepath.Join(killed.dir, "left"), nil, 0o600))
-		next := testenv.MustGet(newTrustBundle(st, nil))(t)
+		next := testenv.MustGet(newTrustBundle(st, nil, nil))(t)
 		if _, err := os.Stat(filepath.Join(killed.dir, "left")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the folder of the killed one is there: %v", err)
 		}
@@ -77,7 +79,7 @@ func TestTrustFolderLeft(t *testing.T) {
 	})
 	t.Run("detach", func(t *testing.T) {
 		st := testState(t)
-		killed := testenv.MustGet(newTrustBundle(st, nil))(t)
+		killed := testenv.MustGet(newTrustBundle(st, nil, nil))(t)
 		testenv.Must(t, removeTrust(st))
 		if _, err := os.Stat(killed.dir); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the folder is there: %v", err)
@@ -103,10 +105,10 @@ func TestTrustFolderLeft(t *testing.T) {
 // plugin, and that options of Java's are added to.
 func TestPluginEnvironment(t *testing.T) {
 	b := &trustBundle{dir: "/trust"}
-	ours := b.variables()[javaOptions]
+	ours := b.variables()[javaVariables[0]]
 	base := []string{
 		"KEPT=1", "JAVA_TOOL_OPTIONS=-Xmx64m", "NOTIFY_SOCKET=1", "STATE_DIRECTORY=1", "RUNTIME_DIRECTORY=1", "CREDENTIALS_DIRECTORY=1",
-		"WATCHDOG_USEC=1", "LISTEN_FDS=1", "CHAPERONE_ADMIN=1", "VAULT_TOKEN=1", "SSL_CERT_FILE=/company.pem",
+		"WATCHDOG_USEC=1", "LISTEN_FDS=1", "SUDO_USER=1", "INVOCATION_ID=1", "CHAPERONE_ADMIN=1", "VAULT_TOKEN=1", "SSL_CERT_FILE=/company.pem",
 	}
 	for _, c := range []struct {
 		name  string
@@ -114,12 +116,13 @@ func TestPluginEnvironment(t *testing.T) {
 		java  string
 	}{
 		{"the operator's options", nil, "-Xmx64m " + ours},
-		{"the configuration's options", map[string]string{javaOptions: "-Xmx1g"}, "-Xmx1g " + ours},
-		{"the configuration's trust store", map[string]string{javaOptions: "-Djavax.net.ssl.trustStore=/a"}, "-Djavax.net.ssl.trustStore=/a"},
+		{"the configuration's options", map[string]string{javaVariables[0]: "-Xmx1g"}, "-Xmx1g " + ours},
+		{"the configuration's trust store", map[string]string{javaVariables[0]: "-Djavax.net.ssl.trustStore=/a"}, "-Djavax.net.ssl.trustStore=/a"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			b.foreignJava = strings.Contains(c.java, "/a")
 			env := pluginEnvironment(base, c.extra, "127.0.0.1:1", authz.Secret{}, b)
-			for _, want := range []string{"KEPT=1", javaOptions + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem"} {
+			for _, want := range []string{"KEPT=1", javaVariables[0] + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem"} {
 				if !slices.Contains(env, want) {
 					t.Errorf("%s is missing in %v", want, env)
 				}
@@ -132,5 +135,81 @@ func TestPluginEnvironment(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTrustMended sweeps the files, and the folder, and finds them again at the
+// same place.
+func TestTrustMended(t *testing.T) {
+	b := testenv.MustGet(newTrustBundle(testState(t), nil, nil))(t)
+	testenv.Must(t, b.write(testenv.MustGet(testenv.NewCA("a plugin"))(t).PEM()))
+	want := testenv.MustGet(os.ReadFile(b.pemFile()))(t)
+	if mended, err := b.mend(); mended || err != nil {
+		t.Errorf("what is whole is mended: %v, %v", mended, err)
+	}
+	for name, sweep := range map[string]func() error{
+		"a file":                   func() error { return os.Remove(b.p12File()) },
+		"the folder":               func() error { return os.RemoveAll(b.dir) },
+		"a file that was cut":      func() error { return os.Truncate(b.pemFile(), 3) },
+		"a mode that was narrowed": func() error { return os.Chmod(b.pemFile(), 0o400) },
+	} {
+		testenv.Must(t, sweep())
+		if mended, err := b.mend(); !mended || err != nil {
+			t.Errorf("%s: %v, %v", name, mended, err)
+		}
+		info, err := os.Stat(b.p12File())
+		if got := testenv.MustGet(os.ReadFile(b.pemFile()))(t); !bytes.Equal(got, want) || err != nil || info.Mode() != 0o444 {
+			t.Errorf("%s: the files are not as they were: %v", name, err)
+		}
+	}
+	testenv.Must(t, b.Close())
+	if mended, err := b.mend(); mended || err != nil {
+		t.Errorf("after its end: %v, %v", mended, err)
+	}
+	if _, err := os.Stat(b.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder is left: %v", err)
+	}
+}
+
+// TestTrustOfConfiguration merges what process.env names, folders of
+// certificates, and a trust store for Java.
+func TestTrustOfConfiguration(t *testing.T) {
+	company := testenv.MustGet(testenv.NewCA("a company"))(t)
+	certs := parseCertificates(company.PEM())
+	dir := t.TempDir()
+	testenv.Must(t, os.WriteFile(filepath.Join(dir, "0a1b2c3d.0"), company.PEM(), 0o600))
+	store := testenv.MustGet(pkcs12.Modern.EncodeTrustStore(certs, "secret"))(t)
+	testenv.Must(t, os.WriteFile(filepath.Join(dir, "store.p12"), store, 0o600))
+	testenv.Must(t, os.WriteFile(filepath.Join(dir, "store.jks"), []byte{0xfe, 0xed, 0xfe, 0xed, 0}, 0o600))
+	for _, c := range []struct {
+		name, value     string
+		merged, foreign bool
+	}{
+		{"SSL_CERT_FILE", filepath.Join(dir, "0a1b2c3d.0"), true, false},
+		{"REQUESTS_CA_BUNDLE", dir, true, false},
+		{"SSL_CERT_DIR", "/nowhere:" + dir, true, false},
+		{"JAVA_TOOL_OPTIONS", "-Xmx64m " + javaStore + filepath.Join(dir, "store.p12") + " " + javaPassword + "secret", true, false},
+		{"JAVA_TOOL_OPTIONS", javaStore + filepath.Join(dir, "store.p12") + " " + javaPassword + "wrong", false, true},
+		{"JAVA_TOOL_OPTIONS", javaStore + filepath.Join(dir, "store.jks"), false, true},
+		{"_JAVA_OPTIONS", javaStore + filepath.Join(dir, "store.jks"), false, false},
+	} {
+		for _, extra := range []map[string]string{nil, {c.name: c.value}} {
+			var environ []string
+			if extra == nil {
+				environ = []string{c.name + "=" + c.value}
+			}
+			b := testenv.MustGet(newTrustBundle(testState(t), environ, extra))(t)
+			if merged := slices.ContainsFunc(b.trusted, certs[0].Equal); merged != c.merged || b.foreignJava != c.foreign {
+				t.Errorf("%s=%s: merged %v, left alone %v: %q", c.name, c.value, merged, b.foreignJava, b.warnings)
+			}
+			if (len(b.warnings) > 0) == c.merged {
+				t.Errorf("%s=%s: warned of %q", c.name, c.value, b.warnings)
+			}
+			env := pluginEnvironment(environ, extra, "127.0.0.1:1", authz.Secret{}, b)
+			if !slices.Contains(env, "SSL_CERT_FILE="+b.pemFile()) {
+				t.Errorf("SSL_CERT_FILE is not the bundle: %v", env)
+			}
+			testenv.Must(t, b.Close())
+		}
 	}
 }

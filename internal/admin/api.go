@@ -33,8 +33,9 @@ type Status struct {
 	Credentials  []Credential       `json:"credentials"`
 	Files        []File             `json:"files"` // as last loaded
 	Audit        Audit              `json:"audit"`
-	Host         *HostRevocations   `json:"host,omitempty"`     // nil: not read
-	Warnings     []string           `json:"warnings,omitempty"` // what weakens the sidecar and was chosen
+	Host         *HostRevocations   `json:"host,omitempty"`         // nil: not read
+	Certificates string             `json:"certificates,omitempty"` // file with the authorities that the plugin's programs are to trust, PEM
+	Warnings     []string           `json:"warnings,omitempty"`     // what weakens the sidecar and was chosen
 
 	RestartPending []string `json:"restartPending,omitempty"` // fields of the loaded Sidecar that take effect at a restart
 }

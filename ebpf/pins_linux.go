@@ -27,7 +27,7 @@ const (
 // volume is that was just mounted, is closed to them first.
 func ensurePrivate(path string) error {
 	if err := os.Mkdir(path, privateAccess); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make private directory: %w; run as root", err)
+		return fmt.Errorf("make private directory: %w%s", err, directoryHint(path, err))
 	}
 	var stat unix.Stat_t
 	if err := unix.Lstat(path, &stat); err != nil {
@@ -48,6 +48,17 @@ func ensurePrivate(path string) error {
 		return fmt.Errorf("use private directory: %s is open to others (mode %04o); make it 0700", path, stat.Mode&0o7777)
 	}
 	return nil
+}
+
+// directoryHint says what to do where a directory cannot be made.
+func directoryHint(path string, err error) string {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return "; make " + filepath.Dir(path) + " writable (in a systemd unit: ReadWritePaths=" + filepath.Dir(path) + ")"
+	case errors.Is(err, fs.ErrPermission):
+		return "; run it as root"
+	}
+	return ""
 }
 
 // places are the runtime directory of a sidecar, and its state directory, which

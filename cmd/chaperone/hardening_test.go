@@ -68,11 +68,11 @@ func TestRunHardened(t *testing.T) {
 			prepare: "mkdir /run/chaperone; chown 4242 /run/chaperone", warns: "folder /run/chaperone belongs to uid 4242",
 		},
 		"nothing of /run that can be written": {
-			prepare: "mount -o remount,ro /run", warns: "revoke --all will not reach this sidecar",
+			prepare: "mount -o remount,ro /run", warns: "revoke --all reaches it by the host's revocations only",
 		},
 		"of /run only the instance's own": {
 			prepare: "mkdir -p -m 700 /run/chaperone/weather; mount --bind /run/chaperone/weather /run/chaperone/weather; mount -o remount,ro,bind /run",
-			prefix:  "env RUNTIME_DIRECTORY=/run/chaperone/weather", warns: "revoke --all will not reach this sidecar",
+			prefix:  "env RUNTIME_DIRECTORY=/run/chaperone/weather", warns: "revoke --all reaches it by the host's revocations only",
 		},
 		"all of it": {
 			prepare: "mkdir -p -m 700 /run/chaperone; mount -o remount,ro /run",
@@ -80,7 +80,7 @@ func TestRunHardened(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := openDir(t)
 			testenv.Must(t, os.WriteFile(filepath.Join(dir, "sidecar.yaml"), sleeper("state"), 0o600))
 			testenv.Must(t, os.Mkdir(filepath.Join(dir, "grants"), 0o700))
 			prefix := test.prefix
@@ -128,6 +128,14 @@ var shippedOnce = sync.OnceValues(func() (string, error) {
 func shipped(t *testing.T) string {
 	t.Helper()
 	return testenv.MustGet(shippedOnce())(t)
+}
+
+// openDir makes a directory that every user may enter.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	testenv.Must(t, errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)))
+	return dir
 }
 
 // sleeper is the Sidecar of a plugin that is granted nothing.
@@ -185,7 +193,7 @@ func TestStateDirOfTheCaller(t *testing.T) {
 // in, says so, and starts.
 func TestRunAfterKill(t *testing.T) {
 	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF())
-	dir := t.TempDir()
+	dir := openDir(t)
 	file := filepath.Join(dir, "sidecar.yaml")
 	testenv.Must(t, errors.Join(os.Mkdir(filepath.Join(dir, "grants"), 0o700), os.WriteFile(file, sleeper("state"), 0o600)))
 	w := &world{t: t, dir: dir}

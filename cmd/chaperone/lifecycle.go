@@ -220,7 +220,8 @@ func (s *sidecar) register() (unregister func()) {
 		if os.Geteuid() != 0 {
 			level = zap.InfoLevel // the default folder is root's
 		}
-		s.opts.log.Log(level, "revoke --all will not reach this sidecar", zap.Error(err))
+		s.opts.log.Log(level, "sidecar not listed", zap.Error(err),
+			zap.String("lost", "revoke --all reaches it by the host's revocations only, within a second and without an answer; other commands need --config"))
 		return func() {}
 	}
 	return func() {

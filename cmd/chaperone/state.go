@@ -40,6 +40,9 @@ type state struct {
 // volume is that was just mounted, is closed to them first.
 func openState(dir string) (*state, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+			return nil, fmt.Errorf("create stateDir: %w; run it as root, or write a stateDir that %s may make", err, userName(os.Geteuid()))
+		}
 		return nil, fmt.Errorf("create stateDir: %w", err)
 	}
 	info, err := os.Lstat(dir)

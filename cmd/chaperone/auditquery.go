@@ -247,8 +247,8 @@ func summaryValue(e audit.Entry, field string) string {
 	return ""
 }
 
-// summarized is one line of a summary.
-type summarized struct {
+// summaryRow is one line of a summary.
+type summaryRow struct {
 	Value     string    `json:"value"`
 	Records   int       `json:"records"`
 	Events    int       `json:"events"` // with those that were folded into one record
@@ -258,7 +258,7 @@ type summarized struct {
 	Last      time.Time `json:"last"`
 }
 
-func (s *summarized) add(e audit.Entry) {
+func (s *summaryRow) add(e audit.Entry) {
 	if s.Records == 0 {
 		s.First = e.Time
 	}
@@ -272,7 +272,7 @@ func (s *summarized) add(e audit.Entry) {
 }
 
 func (q *auditQuery) printSummary(ctx context.Context) error {
-	byValue := map[string]*summarized{}
+	byValue := map[string]*summaryRow{}
 	err := q.eachRecord(ctx, q.query, func(e audit.Entry) error {
 		value := summaryValue(e, q.summary)
 		s := byValue[value]
@@ -281,7 +281,7 @@ func (q *auditQuery) printSummary(ctx context.Context) error {
 			s = byValue[value]
 		}
 		if s == nil {
-			s = &summarized{Value: value}
+			s = &summaryRow{Value: value}
 			byValue[value] = s
 		}
 		s.add(e)
@@ -290,11 +290,11 @@ func (q *auditQuery) printSummary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows := make([]summarized, 0, len(byValue))
+	rows := make([]summaryRow, 0, len(byValue))
 	for _, s := range byValue {
 		rows = append(rows, *s)
 	}
-	slices.SortFunc(rows, func(a, b summarized) int {
+	slices.SortFunc(rows, func(a, b summaryRow) int {
 		return cmp.Or(cmp.Compare(b.Events, a.Events), strings.Compare(a.Value, b.Value))
 	})
 	if q.output = q.format; q.format == formatLines {

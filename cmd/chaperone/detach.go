@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -13,19 +14,17 @@ import (
 
 func (c *cli) detachCommand() *cobra.Command {
 	var force bool
+	var plugin string
 	cmd := c.withConfig(&cobra.Command{
-		Use:   "detach --config FILE",
+		Use:   "detach --config FILE | --plugin NAME",
 		Short: "Remove the kernel links that a sidecar left which is gone",
 		Long: "Remove the kernel programs, links and cgroup that a killed sidecar left, which keep its plugin\n" +
 			"shut in, and its certificates. While processes are left in the cgroup it is refused; --kill ends them first.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			if c.config == "" {
-				return usageError("detach: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
-			}
-			spec, err := configs.LoadSidecar(c.config)
+			spec, err := c.detachable(plugin)
 			if err != nil {
-				return fmt.Errorf("load %s:\n%w", c.config, err)
+				return err
 			}
 			lock, err := openState(spec.StateDir)
 			if err != nil {
@@ -49,5 +48,30 @@ func (c *cli) detachCommand() *cobra.Command {
 		},
 	})
 	cmd.Flags().BoolVar(&force, "kill", false, "end the processes that are left")
+	cmd.Flags().StringVar(&plugin, "plugin", "", "what the killed sidecar of this `PLUGIN` left, as chaperone sidecars lists it")
 	return cmd
+}
+
+// detachable returns the Sidecar of --config, or what is listed of a plugin's
+// sidecar that was killed.
+func (c *cli) detachable(plugin string) (*configs.Sidecar, error) {
+	switch {
+	case c.config == "" && plugin == "":
+		return nil, usageError("detach: --config is missing; name the Sidecar's file, as in --config sidecar.yaml, or say --plugin NAME")
+	case c.config != "" && plugin != "":
+		return nil, usageError("detach: --plugin contradicts --config; say one of them")
+	case c.config != "":
+		return c.sidecarFile()
+	}
+	all, err := listSidecars()
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(s admin.Sidecar) bool { return s.Plugin != plugin || !s.Gone || s.StateDir == "" })
+	if len(all) != 1 {
+		return nil, fmt.Errorf("%d sidecars of the plugin %q are listed as killed, not one; say --config", len(all), plugin)
+	}
+	spec := c.offlineSpec(all[0])
+	spec.Listen.Admin = configs.Address{Network: "unix", Addr: all[0].Socket}
+	return spec, nil
 }

@@ -41,6 +41,7 @@ type hostWide struct {
 	stamp    string     // of the files, when they were last taken in
 	failures int        // in a row, to read them
 	detail   string     // for status
+	inForce  []string   // ids of what the files revoke
 }
 
 const (
@@ -114,11 +115,14 @@ func (s *sidecar) denyUnread(err error) {
 	})
 }
 
-// followState puts in force and lifts what a reading of the files states.
+// followState puts in force and lifts what a reading of the files states. The caller
+// holds host.mu.
 func (s *sidecar) followState(state hostrevocations.State) {
 	plugin := string(s.plugin)
 	current := s.engine.Current().Revocations()
+	s.host.inForce = nil
 	for _, r := range state.InForce(plugin) {
+		s.host.inForce = append(s.host.inForce, r.ID)
 		if _, known := findRevocation(current, r.ID); known || expired(r) {
 			continue
 		}
@@ -170,9 +174,10 @@ func (s *sidecar) liftHostWide(id, reason, actor string) error {
 
 // hostStatus returns where the revocations of the host are read.
 func (s *sidecar) hostStatus() *admin.HostRevocations {
+	s.followHost()
 	s.host.mu.Lock()
 	defer s.host.mu.Unlock()
-	return &admin.HostRevocations{Files: s.host.store.Paths(), Detail: s.host.detail}
+	return &admin.HostRevocations{Files: s.host.store.Paths(), InForce: slices.Clone(s.host.inForce), Detail: s.host.detail}
 }
 
 // hostDetail returns whose revocations are read in a container.

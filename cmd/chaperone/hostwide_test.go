@@ -148,6 +148,7 @@ func TestRevokeAllPersists(t *testing.T) {
 			t.Errorf("%s: explain: %d %s", p, e.status, e.stdout)
 		}
 		contains(t, h.read(p+"/state/audit.jsonl"), `"kind":"revocation"`, "quarantine: a test")
+		contains(t, h.chaperone("status", "--plugin", p).stdout, "the whole plugin (host-wide), quarantine by ", `incident "4711"`)
 	}
 
 	t.Run("one plugin is restored and stays so", func(t *testing.T) {
@@ -178,6 +179,23 @@ func TestRevokeAllPersists(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestDetachByPlugin removes what a killed sidecar left by the plugin's name, and
+// the sidecar from the list.
+func TestDetachByPlugin(t *testing.T) {
+	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2())
+	h := newHost(t, "weather")
+	h.start("weather")
+	if r := h.chaperone("detach", "--plugin", "weather"); r.status == 0 {
+		t.Errorf("a sidecar that runs is detached: %s", r.stdout)
+	}
+	h.end("weather", syscall.SIGKILL)
+	contains(t, h.chaperone("sidecars").stdout, stateGone, "chaperone detach --plugin weather")
+	if r := h.chaperone("detach", "--plugin", "weather"); r.status != 0 {
+		t.Error(r.stderr)
+	}
+	contains(t, h.chaperone("sidecars").stdout, "no sidecar runs on this host")
 }
 
 // TestRevokeWithoutSidecars: nothing runs, and what starts is revoked.
@@ -264,6 +282,11 @@ func TestRevokeHung(t *testing.T) {
 	pid := fmt.Sprint(h.sidecars["hung"].cmd.Process.Pid)
 	contains(t, b.output.String(), "hung: NOT CONFIRMED: the sidecar (pid "+pid+") has not answered for 2s", "--force, or kill -9 "+pid)
 	contains(t, h.chaperone("sidecars").stdout, "hung    "+pid+"  "+stateNoAnswer)
+	for _, command := range []string{"status", "usage", "reload", "top"} {
+		if r := h.chaperone(command, "--plugin", "hung"); r.status != exitFailure || !strings.Contains(r.stderr, "the sidecar (pid "+pid+") has not answered for 2s") {
+			t.Errorf("%s: %d %s%s", command, r.status, r.stdout, r.stderr)
+		}
+	}
 
 	h.signal("hung", syscall.SIGCONT)
 	eventually(t, "it revokes when it goes on", func() (int, bool) { return 0, h.level("hung") == authz.LevelQuarantine })

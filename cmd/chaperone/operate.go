@@ -182,6 +182,63 @@ func knownHere(plugin string, all []admin.Sidecar) bool {
 	return err == nil && info.IsDir()
 }
 
+// A sidecar that neither answers within hangAfter less hangProbe nor says what is
+// revoked within hangProbe hangs. One that does is waited for, at most
+// answerPatience: it waits for Vault.
+const (
+	hangAfter      = 2 * time.Second
+	hangProbe      = 500 * time.Millisecond
+	answerPatience = 30 * time.Second
+)
+
+// hungError means that a sidecar does not answer.
+type hungError struct {
+	pid int // 0 when it cannot be seen from here
+}
+
+// Error names the process and what can be done.
+func (e *hungError) Error() string {
+	return fmt.Sprintf("the sidecar (pid %d) has not answered for %s; if it was stopped, kill -CONT %[1]d; "+
+		"chaperone revoke --force revokes and kills it, which leaves its plugin shut in", e.pid, hangAfter)
+}
+
+// ask asks a sidecar. One that hangs is a hungError, and is not waited for.
+func ask[T any](ctx context.Context, client *admin.Client, question func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	type answer struct {
+		value T
+		err   error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		value, err := question(ctx)
+		answered <- answer{value, err}
+	}()
+	select {
+	case a := <-answered:
+		return a.value, a.err
+	case <-time.After(hangAfter - hangProbe):
+	}
+	if answersWithin(ctx, client, hangProbe) {
+		a := <-answered
+		return a.value, a.err
+	}
+	select {
+	case a := <-answered: // just now
+		return a.value, a.err
+	default:
+	}
+	hung := &hungError{}
+	ctx, cancelled := context.WithTimeout(ctx, hangProbe)
+	defer cancelled()
+	if pid, err := client.PeerPID(ctx); err == nil {
+		hung.pid = pid
+	}
+	var none T
+	return none, hung
+}
+
 // answersWithin reports whether a sidecar answers a question about its state.
 func answersWithin(ctx context.Context, client *admin.Client, patience time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -29,7 +29,7 @@ func (c *cli) reloadCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			result, err := client.Reload(cmd.Context())
+			result, err := ask(cmd.Context(), client, client.Reload)
 			if err != nil {
 				return reloadError(err)
 			}

@@ -178,15 +178,13 @@ func (r *restoration) remember(host []lifted) {
 // restoreAt lifts the revocations of one sidecar.
 func (r *restoration) restoreAt(ctx context.Context, s admin.Sidecar, known *[]authz.Revocation) {
 	client := admin.Dial(s.Socket)
-	asking, cancel := context.WithTimeout(ctx, hangAfter)
-	defer cancel()
-	all, err := client.Revocations(asking)
+	all, err := ask(ctx, client, client.Revocations)
 	if err != nil && notRunning(err) {
 		r.restoreOffline(s, known)
 		return
 	}
 	if err != nil {
-		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, fmt.Errorf("the sidecar (pid %d) does not answer, and what is its own stays revoked: %w", s.PID, err))
+		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, fmt.Errorf("what is its own stays revoked: %w", err))
 		return
 	}
 	*known = append(*known, all...)
@@ -194,9 +192,7 @@ func (r *restoration) restoreAt(ctx context.Context, s admin.Sidecar, known *[]a
 		if !r.chooses(v) {
 			continue
 		}
-		bounded, cancel := context.WithTimeout(ctx, answerPatience)
-		result, err := client.Restore(bounded, v.ID, r.reason)
-		cancel()
+		result, err := ask(ctx, client, func(ctx context.Context) (admin.RestoreResult, error) { return client.Restore(ctx, v.ID, r.reason) })
 		if e, ok := errors.AsType[*admin.Error](err); ok && e.Code == admin.CodeNotFound && v.ID != unreadableID {
 			err = nil // the sidecar has read that it is lifted
 		}

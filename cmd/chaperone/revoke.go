@@ -21,15 +21,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
-// A sidecar that neither confirms a revocation within hangAfter less hangProbe nor
-// answers a question within hangProbe hangs. One that answers is waited for, at
-// most answerPatience: it waits for Vault.
-const (
-	hangAfter      = 2 * time.Second
-	hangProbe      = 500 * time.Millisecond
-	answerPatience = 30 * time.Second
-)
-
 func (c *cli) revokeCommand() *cobra.Command {
 	var req admin.RevokeRequest
 	var level, until string
@@ -214,42 +205,17 @@ func (r *revocationRun) at(ctx context.Context, s admin.Sidecar) (admin.RevokeRe
 		return admin.RevokeResult{}, fmt.Errorf("%w on %s", admin.ErrNoSidecar, s.Socket)
 	}
 	client := admin.Dial(s.Socket)
-	ctx, cancel := context.WithTimeout(ctx, answerPatience)
-	defer cancel()
-	type answer struct {
-		result admin.RevokeResult
-		err    error
+	result, err := ask(ctx, client, func(ctx context.Context) (admin.RevokeResult, error) { return client.Revoke(ctx, r.req) })
+	if hung, ok := errors.AsType[*hungError](err); ok {
+		s.PID = cmp.Or(hung.pid, s.PID)
+		return r.hung(s), nil
 	}
-	answered := make(chan answer, 1)
-	go func() {
-		result, err := client.Revoke(ctx, r.req)
-		answered <- answer{result, err}
-	}()
-	select {
-	case a := <-answered:
-		return a.result, a.err
-	case <-time.After(hangAfter - hangProbe):
-	}
-	if answersWithin(ctx, client, hangProbe) {
-		a := <-answered
-		return a.result, a.err
-	}
-	select {
-	case a := <-answered: // just now
-		return a.result, a.err
-	default:
-		return r.hung(ctx, s, client), nil
-	}
+	return result, err
 }
 
 // hung handles a sidecar that does not answer: the kernel shuts its plugin in, and
 // with --force the sidecar is killed.
-func (r *revocationRun) hung(ctx context.Context, s admin.Sidecar, client *admin.Client) admin.RevokeResult {
-	ctx, cancel := context.WithTimeout(ctx, hangProbe)
-	defer cancel()
-	if pid, err := client.PeerPID(ctx); err == nil {
-		s.PID = pid
-	}
+func (r *revocationRun) hung(s admin.Sidecar) admin.RevokeResult {
 	proof, problems := r.shutIn(s)
 	state, text := admin.StateNoAnswer, fmt.Sprintf(
 		"NOT CONFIRMED: the sidecar (pid %d) has not answered for %s; it revokes when it goes on or is started again", s.PID, hangAfter)

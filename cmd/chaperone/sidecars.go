@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -66,16 +68,16 @@ func (c *cli) sidecarsCommand() *cobra.Command {
 func describeSidecar(ctx context.Context, s admin.Sidecar) hostSidecar {
 	out := hostSidecar{Plugin: s.Plugin, PID: s.PID, Socket: s.Socket, Config: s.Config, State: stateGone}
 	if s.Gone {
-		out.Detail = "killed; start it again, or run chaperone detach"
+		out.Detail = "killed; start it again, or run chaperone detach --plugin " + shellWord(s.Plugin)
 		return out
 	}
-	bounded, cancel := context.WithTimeout(ctx, hangAfter)
-	defer cancel()
-	status, err := admin.Dial(s.Socket).Status(bounded)
+	client := admin.Dial(s.Socket)
+	status, err := ask(ctx, client, client.Status)
 	if err != nil {
 		out.State, out.Detail = stateRefused, oneLine(err.Error())
-		if bounded.Err() != nil {
-			out.State, out.Detail = stateNoAnswer, fmt.Sprintf("it hangs; chaperone revoke --force --plugin %s, or kill -9 %d", shellWord(s.Plugin), s.PID)
+		if hung, ok := errors.AsType[*hungError](err); ok {
+			out.State, out.PID = stateNoAnswer, cmp.Or(hung.pid, s.PID)
+			out.Detail = fmt.Sprintf("it hangs; chaperone revoke --force --plugin %s, or kill -9 %d", shellWord(s.Plugin), out.PID)
 		}
 		return out
 	}

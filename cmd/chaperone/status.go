@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ func (c *cli) statusCommand() *cobra.Command {
 				return err
 			}
 			show := func(ctx context.Context) error {
-				s, err := client.Status(ctx)
+				s, err := ask(ctx, client, client.Status)
 				if err != nil {
 					return err
 				}
@@ -102,6 +103,9 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 		if r.Incident != "" {
 			incident = fmt.Sprintf(", incident %q", r.Incident)
 		}
+		if s.Host != nil && slices.Contains(s.Host.InForce, r.ID) {
+			what += " (host-wide)"
+		}
 		row(w, "revoked", fmt.Sprintf("%s, %s by %s%s: %s (restore %s)", what, r.Level, r.Actor, incident, r.Reason, r.ID))
 	}
 	if s.Host != nil && s.Host.Detail != "" {
@@ -168,7 +172,7 @@ func (c *cli) usageCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			u, err := client.Usage(cmd.Context())
+			u, err := ask(cmd.Context(), client, client.Usage)
 			if err != nil {
 				return err
 			}
@@ -255,7 +259,7 @@ func (c *cli) topCommand() *cobra.Command {
 			}
 			c.output = "table"
 			return c.live(cmd.Context(), interval, func(ctx context.Context) error {
-				u, err := client.Usage(ctx)
+				u, err := ask(ctx, client, client.Usage)
 				if err != nil {
 					return err
 				}

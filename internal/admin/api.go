@@ -42,8 +42,9 @@ type Status struct {
 
 // HostRevocations is where the sidecar reads the revocations of the whole host.
 type HostRevocations struct {
-	Files  []string `json:"files"`            // whether they exist or not
-	Detail string   `json:"detail,omitempty"` // why they are not in force, or whose they are
+	Files   []string `json:"files"`             // whether they exist or not
+	InForce []string `json:"inForce,omitempty"` // ids of the revocations in force that are the host's
+	Detail  string   `json:"detail,omitempty"`  // why the files are not in force, or whose they are
 }
 
 // Check is one condition of being ready.

@@ -305,6 +305,8 @@ type FenceProcess struct {
 	pid   int
 	ears  *ears
 
+	terminal *os.File // the master of its pseudoterminal
+
 	once   sync.Once
 	status int
 	err    error
@@ -335,10 +337,18 @@ func (p *FenceProcess) launch(command Command) error {
 		return err
 	}
 	defer func() { _ = ours.Close() }()
-	err = f.order(command, file, theirs)
+	stream := streamOf(command.terminalStreams())
+	command, master, slave, err := command.withTerminal(f.account.uid)
+	if err == nil {
+		err = f.order(command, stream, file, theirs)
+	}
+	if slave != nil {
+		err = errors.Join(err, slave.Close())
+	}
 	if err := errors.Join(err, theirs.Close()); err != nil {
 		return fmt.Errorf("start %s: %w", command.Path, err)
 	}
+	p.terminal = master
 	text, fds, err := f.hear(launchTimeout)
 	if err != nil || text[0] != newsStarted || len(fds) != 1 {
 		return errors.Join(fmt.Errorf("start %s: the keeper could not: %s", command.Path, strings.TrimLeft(string(text), string(newsFailed))), err)
@@ -346,7 +356,7 @@ func (p *FenceProcess) launch(command Command) error {
 	p.pidfd = fds[0]
 	p.ears, _, err = hear(ours, command.Path, func(listener int) (*ears, error) {
 		return newEars(listener, f.account.uid, f.config.Denied, nil, nil)
-	})
+	}, func(int) {})
 	f.deaf = err == nil && p.ears == nil
 	if err == nil {
 		p.pid, err = pidOf(p.pidfd)
@@ -360,8 +370,9 @@ func (p *FenceProcess) launch(command Command) error {
 	return nil
 }
 
-// order hands the keeper a program to start.
-func (f *Fence) order(command Command, file, status *os.File) error {
+// order hands the keeper a program to start, with the number of a stream that is
+// to be its controlling terminal, or -1.
+func (f *Fence) order(command Command, stream int, file, status *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("give order: %w", err)
@@ -374,7 +385,7 @@ func (f *Fence) order(command Command, file, status *os.File) error {
 		}
 		fds = append(fds, int(file.Fd()))
 	}
-	if err := unix.Sendmsg(int(f.control.Fd()), []byte{orderStart}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
+	if err := unix.Sendmsg(int(f.control.Fd()), []byte{orderStart, byte(stream + 1)}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("give order: %w", err)
 	}
 	return nil
@@ -411,7 +422,7 @@ func (p *FenceProcess) Signal(signal os.Signal) error {
 	err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0)
 	if err == nil {
 		switch number {
-		case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGCONT, unix.SIGWINCH:
+		case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGSTOP, unix.SIGCONT, unix.SIGWINCH:
 			err = unix.Kill(-p.pid, number) // the program leads its group
 		default:
 			err = unix.PidfdSendSignal(p.pidfd, number, nil, 0)

@@ -23,6 +23,11 @@ func enterView(o *order, file *os.File) error {
 	if err := o.View.Build(); err != nil {
 		return err
 	}
+	if o.Terminal != 0 {
+		if err := openTerminal(o.Terminal, o.UID, o.Settings); err != nil {
+			return err
+		}
+	}
 	if err := descend(o); err != nil {
 		return err
 	}
@@ -103,7 +108,7 @@ func runInView(o *order) error {
 	if err := unix.Close(pidfd); err != nil {
 		return fmt.Errorf("close pidfd: %w", err)
 	}
-	status := reap(program)
+	status := reap(program, streamOf(o.Terminal))
 	reply(binary.NativeEndian.AppendUint32([]byte{replyEnded}, uint32(status)), -1)
 	os.Exit(0) //nolint:forbidigo // the kernel ends everything in the namespace with its first process
 	return nil
@@ -153,17 +158,25 @@ func limitView(o *order) error {
 	return r.enter()
 }
 
-// startProgram starts the program as a child that leads a session of its own.
+// startProgram starts the program as a child that leads a session of its own, or
+// a job of this process's session where it has a terminal.
 func startProgram(o *order) (pid, pidfd int, err error) {
 	// The plugin has the same user: it is not to look into this process.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return 0, -1, fmt.Errorf("hide memory: %w", err)
 	}
+	attributes := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
+	if stream := streamOf(o.Terminal); stream >= 0 {
+		if err := adoptTerminal(stream); err != nil {
+			return 0, -1, err
+		}
+		attributes = &syscall.SysProcAttr{Setpgid: true, Foreground: !o.Background, Ctty: stream, PidFD: &pidfd}
+	}
 	err = searchProgram(o, func(path string) error {
 		var err error
 		pid, err = syscall.ForkExec(path, o.Args, &syscall.ProcAttr{
 			Dir: o.Dir, Env: o.Env, Files: []uintptr{0, 1, 2},
-			Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+			Sys: attributes,
 		})
 		return err
 	})
@@ -174,15 +187,27 @@ func startProgram(o *order) (pid, pidfd int, err error) {
 }
 
 // reap collects processes that ended until the program has, and returns how it
-// ended.
-func reap(program int) syscall.WaitStatus {
+// ended. It reports that the program was stopped. One that was stopped for using
+// its terminal in the background is put in the foreground: there is no other job
+// that could be.
+func reap(program, stream int) syscall.WaitStatus {
+	options := 0
+	if stream >= 0 {
+		options = syscall.WUNTRACED
+	}
 	for {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		pid, err := syscall.Wait4(-1, &status, options, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return 0 // never: the program has not been collected
+		case pid == program && status.Stopped():
+			signal := status.StopSignal()
+			if signal == unix.SIGTTIN || signal == unix.SIGTTOU {
+				foregroundJob(stream, program)
+			}
+			reply(binary.NativeEndian.AppendUint32([]byte{replyStopped}, uint32(signal)), -1)
 		case pid == program:
 			return status
 		}

@@ -32,7 +32,7 @@ const (
 
 // What is said on the control and dial sockets.
 const (
-	orderStart    = 'S' // with stdin, stdout, stderr, the launcher's status socket and its order
+	orderStart    = 'S' // the stream that is a terminal follows; with stdin, stdout, stderr, the launcher's status socket and its order
 	newsListening = 'L' // with the listeners, and a socket of sock_diag(7) if it is asked for
 	newsStarted   = 'P' // with a descriptor of the process
 	newsEnded     = 'E' // the wait status follows
@@ -185,10 +185,10 @@ func keep() {
 	go dialInside()
 	for {
 		text, fds, err := receive(controlFD)
-		if err != nil || text[0] != orderStart || len(fds) != 5 {
+		if err != nil || text[0] != orderStart || len(text) != 2 || len(fds) != 5 {
 			return
 		}
-		startInside(fds)
+		startInside(fds, int(text[1])-1)
 		for _, fd := range fds {
 			_ = unix.Close(fd)
 		}
@@ -196,14 +196,16 @@ func keep() {
 }
 
 // startInside starts the launcher and sees to it that everything ends with it.
-func startInside(fds []int) {
+func startInside(fds []int, stream int) {
 	files := make([]uintptr, len(fds))
 	for i, fd := range fds {
 		files[i] = uintptr(fd)
 	}
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{launcherName}, &syscall.ProcAttr{
-		Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
-	})
+	attributes := &syscall.SysProcAttr{Setsid: true}
+	if stream >= 0 {
+		attributes.Setctty, attributes.Ctty = true, stream
+	}
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{launcherName}, &syscall.ProcAttr{Files: files, Sys: attributes})
 	if err != nil {
 		tell(controlFD, append([]byte{newsFailed}, err.Error()...))
 		return

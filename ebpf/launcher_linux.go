@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/internal/terminal"
 )
 
 // launcherName as argv[0] makes this binary the launcher. With a view of the
@@ -50,9 +51,12 @@ type order struct {
 	SelfTest    *selfTest
 	Fence       *fenceOrder // in a fence, where there is little left to take away
 
-	View      *sandbox.View // what the plugin is to see; nil: the host's view
-	ViewFiles *Files        // the rules of a view are made in it
-	Abstract  bool          // abstract sockets are kept inside the Landlock domain
+	View       *sandbox.View     // what the plugin is to see; nil: the host's view
+	ViewFiles  *Files            // the rules of a view are made in it
+	Terminal   uint8             // the streams that are a pseudoterminal of the view, as bits
+	Background bool              // the program starts in the background of that
+	Settings   terminal.Settings // of that terminal
+	Abstract   bool              // abstract sockets are kept inside the Landlock domain
 }
 
 // Replies of the launcher. None means that the program runs.
@@ -62,6 +66,8 @@ const (
 	replyFailure  = 'F' // confinement failed; text follows
 	replyExec     = 'X' // the program cannot be run; status byte and errno follow
 	replyStarted  = 'P' // the program runs below the first process of its view; with its pidfd
+	replyTerminal = 'T' // with the master of the program's pseudoterminal
+	replyStopped  = 'S' // the signal that stopped that program follows
 	replyEnded    = 'E' // the wait status of that program follows
 )
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 )
 
 // Cage confines a plugin. On this platform it cannot be made.
@@ -153,6 +154,15 @@ func (*Process) Signal(os.Signal) error { return ErrUnsupported }
 
 // PID is 0.
 func (*Process) PID() int { return 0 }
+
+// Terminal is nil.
+func (*Process) Terminal() *os.File { return nil }
+
+// Stops is nil.
+func (*Process) Stops() <-chan syscall.Signal { return nil }
+
+// Terminal is nil.
+func (*FenceProcess) Terminal() *os.File { return nil }
 
 // AllowConnects returns [ErrUnsupported].
 func (*Cage) AllowConnects(Destinations) error { return ErrUnsupported }

@@ -31,6 +31,10 @@ type Process struct {
 	pidfd int      // the program's; -1 without a view
 	news  *os.File // where its end is reported; nil without a view
 
+	terminal *os.File            // the master of its pseudoterminal
+	stops    chan syscall.Signal // see Stops; nil without a view
+	last     chan syscall.WaitStatus
+
 	once   sync.Once
 	status int
 	err    error
@@ -173,7 +177,7 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	if err != nil {
 		return errors.Join(err, r.close(), theirs.Close())
 	}
-	err = p.spawn(command, theirs, file, r, walk, o.View != nil)
+	err = p.spawn(command, theirs, file, r, walk, o)
 	// Our copy of its end has to go, or the end of the launcher is never seen.
 	err = errors.Join(err, theirs.Close(), file.Close(), r.close())
 	if err != nil {
@@ -182,7 +186,7 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	p.pid = p.proc.Pid
 	p.ears, p.pidfd, err = hear(ours, command.Path, func(listener int) (*ears, error) {
 		return newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.listenHandler(), p.cage.config.Logger)
-	})
+	}, func(master int) { p.terminal = newMaster(master) })
 	switch {
 	case err == nil && p.pidfd >= 0:
 		p.news = ours
@@ -196,9 +200,46 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 		_ = p.proc.Kill()
 		_, _ = p.proc.Wait()
 		p.cage.config.Reaper.Done(p.proc.Pid)
-		return errors.Join(err, p.ears.close(), p.forget())
+		return errors.Join(err, p.ears.close(), p.forget(), p.closeTerminal())
+	}
+	if p.news != nil {
+		p.stops, p.last = make(chan syscall.Signal, 1), make(chan syscall.WaitStatus, 1)
+		go p.follow()
 	}
 	return nil
+}
+
+// closeTerminal closes the master of a program that did not start.
+func (p *Process) closeTerminal() error {
+	if p.terminal == nil {
+		return nil
+	}
+	err := p.terminal.Close()
+	p.terminal = nil
+	return err
+}
+
+// follow takes in what the first process of the view reports until it ends: that
+// the program was stopped, and how it ended.
+func (p *Process) follow() {
+	defer close(p.last)
+	for {
+		var text [8]byte
+		n, _, err := unix.Recvfrom(int(p.news.Fd()), text[:], 0)
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN): // the timeout of the start
+		case err != nil || n != 5:
+			return
+		case text[0] == replyEnded:
+			p.last <- syscall.WaitStatus(binary.NativeEndian.Uint32(text[1:5]))
+			return
+		case text[0] == replyStopped:
+			select {
+			case p.stops <- syscall.Signal(binary.NativeEndian.Uint32(text[1:5])):
+			default: // one that nobody has taken in yet says the same
+			}
+		}
+	}
 }
 
 // forget closes what a view's program was known by.
@@ -252,7 +293,10 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*order, *rul
 		if o.View, err = c.view(command); err != nil {
 			return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 		}
-		o.ViewFiles = command.Files
+		o.ViewFiles, o.Terminal, o.Background = command.Files, command.terminalStreams(), command.Background
+		if o.Settings, err = command.terminalSettings(o.Terminal); err != nil {
+			return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
+		}
 		o.Private = slices.DeleteFunc(o.Private, func(path string) bool { return !o.View.Shows(path) })
 		return o, nil, nil
 	}
@@ -273,7 +317,16 @@ func (c *Cage) private() []string {
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
 // session of its own: there is no moment at which it is elsewhere.
-func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk, view bool) error {
+func (p *Process) spawn(command Command, status, file *os.File, r *rules, walk bool, o *order) (err error) {
+	set, slave := command.terminalStreams(), (*os.File)(nil)
+	if o.View != nil {
+		command = command.withoutStreams(set)
+	} else if command, p.terminal, slave, err = command.withTerminal(o.UID); err != nil {
+		return err
+	}
+	if slave != nil {
+		defer func() { _ = slave.Close() }()
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("start launcher: %w", err)
@@ -285,7 +338,7 @@ func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk,
 		return fmt.Errorf("start launcher: %w", err)
 	}
 	defer func() { _ = gate.Close() }()
-	files := []*os.File{command.Stdin, command.Stdout, command.Stderr, status, order, gate}
+	files := []*os.File{command.Stdin, command.Stdout, command.Stderr, status, file, gate}
 	if r != nil {
 		files = append(files, r.file)
 	}
@@ -301,7 +354,10 @@ func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk,
 			Setsid: true, UseCgroupFD: !walk, CgroupFD: int(p.cage.group.dir.Fd()),
 		},
 	}
-	if view {
+	if slave != nil {
+		attributes.Sys.Setctty, attributes.Sys.Ctty = true, streamOf(set)
+	}
+	if o.View != nil {
 		attributes.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
 	}
 	return p.cage.network.do(func() error {
@@ -320,7 +376,7 @@ func (p *Process) spawn(command Command, status, order *os.File, r *rules, walk,
 // closes the socket, or has started it in a view, and then returns its pidfd, else
 // -1. The ears are nil if the launcher could get no listener, which only a fence
 // puts up with, and may be there beside an error.
-func hear(status *os.File, path string, listen func(fd int) (*ears, error)) (e *ears, pidfd int, err error) {
+func hear(status *os.File, path string, listen func(fd int) (*ears, error), adopt func(master int)) (e *ears, pidfd int, err error) {
 	text := make([]byte, 4096)
 	rights := make([]byte, unix.CmsgSpace(4))
 	for confined := false; ; {
@@ -336,6 +392,12 @@ func hear(status *os.File, path string, listen func(fd int) (*ears, error)) (e *
 			return e, -1, nil
 		}
 		switch {
+		case text[0] == replyTerminal && !confined:
+			master, err := oneRight(rights[:m])
+			if err != nil {
+				return e, -1, fmt.Errorf("start %s: %w", path, err)
+			}
+			adopt(master)
 		case text[0] == replyListener && !confined:
 			listener, err := oneRight(rights[:m])
 			if err != nil {
@@ -391,7 +453,7 @@ func (p *Process) Signal(signal os.Signal) error {
 		return nil
 	}
 	switch number {
-	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGCONT, unix.SIGWINCH:
+	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGSTOP, unix.SIGCONT, unix.SIGWINCH:
 		// The program leads its session, so it leads its group under its own
 		// number for as long as it has not been waited for.
 		if err := p.signalGroup(number); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -471,10 +533,8 @@ func (p *Process) wait() (int, error) {
 // reported is the status of the program as the first process of its view
 // reported it, or that of the first process itself, if it was killed before.
 func (p *Process) reported(first syscall.WaitStatus) syscall.WaitStatus {
-	var text [8]byte
-	n, _, err := unix.Recvfrom(int(p.news.Fd()), text[:], unix.MSG_DONTWAIT)
-	if err != nil || n != 5 || text[0] != replyEnded {
-		return first
+	if last, ok := <-p.last; ok {
+		return last
 	}
-	return syscall.WaitStatus(binary.NativeEndian.Uint32(text[1:5]))
+	return first
 }

@@ -222,6 +222,15 @@ type Command struct {
 	// Stdin, Stdout and Stderr are passed as they are; nil is /dev/null. An
 	// Internet socket is refused: data on it would pass no wall.
 	Stdin, Stdout, Stderr *os.File
+	// Terminal gives the program a pseudoterminal of its own, as its controlling
+	// terminal, in the place of those streams that are terminals and the same one as
+	// the first of them. Without such a stream it means nothing. The master is
+	// [Process.Terminal].
+	Terminal bool
+	// Background starts the program in the background of its terminal, where a
+	// first process can see that it stops for its use: in a view. It is put in the
+	// foreground then, and [Process.Stops] reports it.
+	Background bool
 	// Files says which files it may use. Nil: those that its user may.
 	Files *Files
 	// Kept lists what has to stay visible of the host's temporary and runtime

@@ -129,8 +129,9 @@ func (c *cli) notice(text string) { fmt.Fprintf(c.stderr, "chaperone: %s\n", tex
 
 // runPlugin serves while CMD runs. Its error with status 0 is the sidecar's.
 func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status int, err error) {
+	terminals := openTerminals()
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer signal.Stop(signals)
 	if err := s.listen(ctx); err != nil {
 		return 0, err
@@ -169,7 +170,7 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 	case <-time.After(startPatience):
 		return 0, fmt.Errorf("start sidecar: not ready after %s: %w", startPatience, s.ready())
 	}
-	p, err := s.startPlugin(args)
+	p, background, err := s.startPlugin(args)
 	if err != nil {
 		return startStatus(err), err
 	}
@@ -178,7 +179,13 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 		s.opts.log.Error("a revocation is not enforced by the kernel", zap.Error(err))
 	}
 	notifyReady()
-	return s.waitPlugin(serving, p, signals, served)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGALRM, syscall.SIGWINCH, syscall.SIGTSTP)
+	if err := terminals.attach(p.Terminal(), background, c.screen.raw.Store); err != nil {
+		s.opts.log.Error("terminal not relayed", zap.Error(err))
+	}
+	defer func() { err = errors.Join(err, terminals.detach()) }()
+	w := &waiter{s: s, p: p, terminals: terminals, signals: signals, served: served}
+	return w.wait(serving)
 }
 
 // halted returns the revocation that keeps the plugin from starting.
@@ -200,18 +207,20 @@ type plugin interface {
 	Signal(sig os.Signal) error
 	Wait() (status int, err error)
 	PID() int
+	Terminal() *os.File // the master of its pseudoterminal; nil: it has none
 }
 
-// startPlugin starts CMD with the plugin's environment.
-func (s *sidecar) startPlugin(args []string) (plugin, error) {
+// startPlugin starts CMD with the plugin's environment, and reports whether it is
+// in the background of its terminal.
+func (s *sidecar) startPlugin(args []string) (p plugin, background bool, err error) {
 	spec := &s.config.Load().Sidecar
 	if err := s.renewAuthority(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	extra := s.standIns.environment()
 	maps.Copy(extra, spec.Process.Env)
 	env := pluginEnvironment(s.accountEnvironment(os.Environ()), extra, s.addresses.proxy, s.proxyToken(), s.trust)
-	p, err := s.startIn(spec, args, env)
+	p, background, err = s.startIn(spec, args, env)
 	result := "ok"
 	if err != nil {
 		result = "error"
@@ -221,7 +230,7 @@ func (s *sidecar) startPlugin(args []string) (plugin, error) {
 		s.pid.Store(int64(p.PID()))
 	}
 	s.record(&authz.Record{Kind: authz.KindProcess, Allowed: err == nil, Exe: args[0], UID: s.pluginUID(), Detail: s.startDetail(err)})
-	return p, err
+	return p, background, err
 }
 
 // renewAuthority puts an authority that covers the granted hosts into the
@@ -235,31 +244,42 @@ func (s *sidecar) renewAuthority() error {
 }
 
 // startIn starts CMD in whatever confines it.
-func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (plugin, error) {
-	command := ebpf.Command{
-		Args: args, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Files: s.pluginFiles(spec),
-		Kept: keptPaths(s.config.Load(), args),
-	}
+func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (p plugin, background bool, err error) {
+	command := ebpf.Command{Args: args, Env: env, Files: s.pluginFiles(spec), Kept: keptPaths(s.config.Load(), args)}
 	if s.trust != nil {
 		command.TrustBundle = s.trust.pemFile()
+	}
+	if err := streams(&command); err != nil {
+		return nil, false, err
 	}
 	switch {
 	case s.cage != nil:
 		if err := s.lent.lend(s.cage.Account(), os.Stdin, os.Stdout, os.Stderr); err != nil {
 			s.opts.log.Debug("standard stream stays closed to opening by name", zap.Error(err))
 		}
-		return s.cage.Start(command)
+		// Only a view has a first process, which sees that the program wants the
+		// foreground.
+		command.Background = command.Background && spec.Process.View == configs.ViewOwn
+		p, err := s.cage.Start(command)
+		if err != nil {
+			return nil, false, err
+		}
+		return p, command.Background, nil
 	case s.fence != nil:
-		return s.fence.Start(command)
+		p, err := s.fence.Start(command)
+		if err != nil {
+			return nil, false, err
+		}
+		return p, false, nil
 	case command.Files != nil:
-		return nil, errors.New("start the plugin: process.files is stated, and nothing here can keep it")
+		return nil, false, errors.New("start the plugin: process.files is stated, and nothing here can keep it")
 	}
-	p, err := startUnconfined(args, env, s.reaper)
+	u, err := startUnconfined(&command, s.reaper)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	s.process.Store(p)
-	return p, nil
+	s.process.Store(u)
+	return u, false, nil
 }
 
 // proxyToken returns the token a plugin proves itself with; none while the

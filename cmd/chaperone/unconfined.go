@@ -11,33 +11,71 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
+	"github.com/chaperone-proxy/chaperone/internal/terminal"
 )
 
 // unconfined is the plugin while the kernel is off: an ordinary process in a
 // session of its own, which its environment leads to the proxy and nothing
 // holds there.
 type unconfined struct {
-	cmd    *exec.Cmd
-	reaper *reaper.Reaper
+	cmd      *exec.Cmd
+	reaper   *reaper.Reaper
+	terminal *os.File
 }
 
-func startUnconfined(args, env []string, children *reaper.Reaper) (*unconfined, error) {
-	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // the program to run is what the user says, and outlives no context
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	_, err := children.Start(func() (*os.Process, error) {
-		err := cmd.Start()
-		return cmd.Process, err
-	})
-	if err != nil {
-		status := 126
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			status = 127
+func startUnconfined(command *ebpf.Command, children *reaper.Reaper) (*unconfined, error) {
+	u := &unconfined{reaper: children}
+	attributes := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if command.Terminal {
+		operator := operatorStream()
+		settings, err := terminal.SettingsOf(operator)
+		if err != nil {
+			return nil, err
 		}
-		return nil, &ebpf.ExecError{Path: args[0], Status: status, Err: fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "exec: "))}
+		master, slave, err := terminal.Open(terminal.Multiplexer, os.Getuid(), settings)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = slave.Close() }()
+		u.terminal = master
+		attributes.Setctty = true
+		for i, stream := range []**os.File{&command.Stderr, &command.Stdout, &command.Stdin} {
+			if terminal.Is(*stream) && terminal.Same(operator, *stream) {
+				*stream, attributes.Ctty = slave, 2-i
+			}
+		}
 	}
-	return &unconfined{cmd, children}, nil
+	args := command.Args
+	err := u.start(command, args, attributes)
+	if errors.Is(err, syscall.ENOEXEC) { // a script without #!, as execvp(3)
+		err = u.start(command, append([]string{"/bin/sh", u.cmd.Path}, args[1:]...), attributes)
+	}
+	if err == nil {
+		return u, nil
+	}
+	if u.terminal != nil {
+		err = errors.Join(err, u.terminal.Close())
+	}
+	status := 126
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		status = 127
+	}
+	return nil, &ebpf.ExecError{Path: args[0], Status: status, Err: fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "exec: "))}
 }
+
+func (u *unconfined) start(command *ebpf.Command, args []string, attributes *syscall.SysProcAttr) error {
+	u.cmd = exec.Command(args[0], args[1:]...) //nolint:noctx // the program to run is what the user says, and outlives no context
+	u.cmd.Env, u.cmd.Stdin, u.cmd.Stdout, u.cmd.Stderr = command.Env, command.Stdin, command.Stdout, command.Stderr
+	u.cmd.SysProcAttr = attributes
+	_, err := u.reaper.Start(func() (*os.Process, error) {
+		err := u.cmd.Start()
+		return u.cmd.Process, err
+	})
+	return err
+}
+
+// Terminal returns the master of the plugin's pseudoterminal; nil if it has none.
+func (u *unconfined) Terminal() *os.File { return u.terminal }
 
 // PID returns the plugin's process id.
 func (u *unconfined) PID() int { return u.cmd.Process.Pid }

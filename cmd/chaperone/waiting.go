@@ -15,11 +15,15 @@ import (
 
 // waiter passes signals to the plugin until it has ended.
 type waiter struct {
-	s      *sidecar
-	p      plugin
-	served chan error // how the sidecar ended
+	s         *sidecar
+	p         plugin
+	terminals *terminals
+	signals   chan os.Signal
+	served    chan error            // how the sidecar ended
+	stops     <-chan syscall.Signal // see [ebpf.Process.Stops]; nil: nobody sees that the plugin stops
 
 	asked    bool        // a signal has asked the plugin to end
+	hungUp   bool        // the terminal is gone
 	deadline *time.Timer // when a plugin that cannot act on it is killed
 }
 
@@ -29,28 +33,37 @@ type ending struct {
 	err    error
 }
 
-// waitPlugin forwards signals until CMD has ended. A sidecar that ends first
-// ends CMD too: nothing that it does would work any more.
-func (s *sidecar) waitPlugin(ctx context.Context, p plugin, signals <-chan os.Signal, served chan error) (int, error) {
-	w := &waiter{s: s, p: p, served: served, deadline: time.NewTimer(0)}
+// wait forwards signals until CMD has ended. A sidecar that ends first ends CMD
+// too: nothing that it does would work any more.
+func (w *waiter) wait(ctx context.Context) (int, error) {
+	w.deadline = time.NewTimer(0)
 	w.deadline.Stop()
+	if seen, ok := w.p.(interface{ Stops() <-chan syscall.Signal }); ok {
+		w.stops = seen.Stops()
+	}
 	ended := make(chan ending, 1)
 	go func() {
-		status, err := p.Wait()
+		status, err := w.p.Wait()
 		ended <- ending{status, err}
 	}()
-	watched := served
+	watched := w.served
 	for {
 		select {
 		case e := <-ended:
 			return w.ended(e)
 		case err := <-watched:
-			served <- err // for the caller, which waits for the sidecar's end
+			w.served <- err // for the caller, which waits for the sidecar's end
 			watched = nil
-			s.opts.log.Error("sidecar failed, plugin killed", zap.Error(err))
+			w.s.opts.log.Error("sidecar failed, plugin killed", zap.Error(err))
 			w.kill()
-		case sig := <-signals:
+		case sig := <-w.signals:
 			w.signal(ctx, sig)
+		case sig := <-w.stops:
+			w.stopped(sig)
+		case sig := <-w.terminals.typed:
+			w.typed(sig)
+		case <-w.terminals.gone:
+			w.hangUp()
 		case <-w.deadline.C:
 			w.overdue()
 		}
@@ -69,14 +82,107 @@ func (w *waiter) ended(e ending) (int, error) {
 }
 
 func (w *waiter) signal(ctx context.Context, sig os.Signal) {
+	_, _, limited := w.s.limits.stopped()
 	switch sig {
 	case syscall.SIGHUP:
+		if w.terminals.hungUp() {
+			w.hangUp()
+			return
+		}
 		_, _ = w.s.reload(ctx, "SIGHUP") // a refusal is recorded and logged there
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
 		w.end(sig)
+	case syscall.SIGTSTP:
+		if w.stops != nil && !limited {
+			_ = w.p.Signal(sig) // it may have ended; if it stops, that is reported
+			return
+		}
+		w.suspend()
+	case syscall.SIGCONT:
+		if w.terminals.relay != nil {
+			w.terminals.relay.Continued()
+		}
+		if !limited { // one that a limit stopped is continued by the limit
+			_ = w.p.Signal(sig) // it may have ended
+		}
+	case syscall.SIGWINCH:
+		// A new size is reported by the kernel.
+		if w.terminals.relay == nil || !w.terminals.relay.Resize() {
+			_ = w.p.Signal(sig) // it may have ended
+		}
 	default:
 		_ = w.p.Signal(sig) // it may have ended
 	}
+}
+
+// limitPatience is how long after a plugin was stopped it may be reported that a
+// limit has done it.
+const limitPatience = 300 * time.Millisecond
+
+// stopped follows a plugin that has stopped: this job of the person's shell stops
+// with it. One that a limit has stopped goes on by itself.
+func (w *waiter) stopped(sig syscall.Signal) {
+	switch sig {
+	case syscall.SIGTTIN, syscall.SIGTTOU: // it uses its terminal, and goes on
+		w.terminals.relay.Activate()
+		return
+	case syscall.SIGSTOP:
+		time.Sleep(limitPatience)
+		if _, _, limited := w.s.limits.stopped(); limited {
+			return
+		}
+	}
+	w.suspend()
+}
+
+// typed acts on a key that the plugin cannot act on: a limit has stopped it, or it
+// leads its session, so that the kernel does not stop it by SIGTSTP.
+func (w *waiter) typed(sig syscall.Signal) {
+	_, _, limited := w.s.limits.stopped()
+	switch {
+	case limited && sig != syscall.SIGTSTP:
+		w.end(sig)
+	case limited, sig == syscall.SIGTSTP && w.stops == nil && w.terminals.relay.ForegroundGroup() == w.p.PID():
+		w.suspend()
+	}
+}
+
+// suspend stops the plugin and this process until the person's shell continues
+// the job.
+func (w *waiter) suspend() {
+	_, _, limited := w.s.limits.stopped()
+	if !limited {
+		_ = w.p.Signal(syscall.SIGSTOP) // it may have ended
+	}
+	if err := w.terminals.suspend(); err != nil {
+		w.s.opts.log.Error("sidecar not stopped with the plugin", zap.Error(err))
+	}
+	if w.stops != nil {
+		select {
+		case <-w.stops: // by this function
+		default:
+		}
+	}
+	if !limited {
+		_ = w.p.Signal(syscall.SIGCONT) // it may have ended
+	}
+}
+
+// hangUp ends the plugin, whose terminal is gone, as the kernel ends the jobs of
+// a terminal that hangs up. One that is still there when spec.drain is over is
+// killed.
+func (w *waiter) hangUp() {
+	if w.hungUp {
+		return
+	}
+	w.hungUp, w.asked = true, true
+	_ = w.p.Signal(syscall.SIGHUP) // it may have ended
+	if _, _, limited := w.s.limits.stopped(); limited {
+		w.kill()
+		return
+	}
+	_ = w.p.Signal(syscall.SIGCONT) // it may be stopped
+	w.deadline.Reset(time.Duration(w.s.config.Load().Sidecar.Drain))
 }
 
 // end passes on a signal that asks the plugin to end. One that a limit has
@@ -100,6 +206,10 @@ func (w *waiter) end(sig os.Signal) {
 // overdue kills a plugin that was asked to end spec.drain ago and is stopped by
 // a limit now. One that runs ends when it wants to.
 func (w *waiter) overdue() {
+	if w.hungUp {
+		w.kill()
+		return
+	}
 	if name, _, stopped := w.s.limits.stopped(); stopped {
 		w.killStopped(name, nil)
 	}

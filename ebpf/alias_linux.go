@@ -37,7 +37,7 @@ type aliasedTo struct {
 
 // followsListen reports whether listen(2) is to be reported.
 func (c *Cage) followsListen() bool {
-	return c.config.ServingUnix != nil || c.hasView() && c.wall.unix != nil
+	return c.group.own
 }
 
 // listenHandler returns what is called before a process of the plugin listens on
@@ -51,6 +51,7 @@ func (c *Cage) listenHandler() func(process uint32, l Listener) {
 
 // servesUnix handles a socket that the plugin is about to listen on.
 func (c *Cage) servesUnix(process uint32, l Listener) {
+	c.followDirect(l)
 	if err := c.alias(process, l); err != nil {
 		c.config.Logger.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
 	}

@@ -46,6 +46,7 @@ type Cage struct {
 	sockets  allowance
 	askers   askers
 	aliases  aliases
+	direct   direct
 	running  *runningView // of the program that runs; nil: it has none
 	held     bool         // frozen for a limit
 	killed   bool         // killed for a limit

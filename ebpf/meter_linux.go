@@ -189,6 +189,7 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 		case <-check.C:
 			m.cage.lookAtSockets()
 			m.cage.dropAliases()
+			m.cage.checkDirect()
 			if err := m.cage.Check(); err != nil && !errors.Is(err, ErrNotAttached) {
 				return err
 			}

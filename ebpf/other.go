@@ -110,6 +110,9 @@ func (*Cage) AllowSockets([]string) error { return ErrUnsupported }
 // Asker finds nobody.
 func (*Cage) Asker(net.Addr) (Peer, bool) { return Peer{}, false }
 
+// CutDirect returns [ErrUnsupported].
+func (*Cage) CutDirect() (int, error) { return 0, ErrUnsupported }
+
 // Bound returns [ErrUnsupported].
 func (*Cage) Bound([]uint64) (map[uint64]bool, error) { return nil, ErrUnsupported }
 

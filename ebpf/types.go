@@ -77,6 +77,26 @@ type Listener struct {
 	Socket uint64
 }
 
+// DirectConn is a connection that a process outside the plugin's cgroup made to a
+// Unix socket that the plugin listens on.
+type DirectConn struct {
+	State DirectState
+	Path  string // of the socket, in the plugin's view
+	PID   int    // of the process that connected; 0: it is not visible from here
+	UID   int
+	Exe   string // "": the process has ended
+}
+
+// DirectState is what became of a connection.
+type DirectState string
+
+// The states of a [DirectConn].
+const (
+	DirectBegan DirectState = "began"
+	DirectEnded DirectState = "ended"
+	DirectCut   DirectState = "cut"
+)
+
 // Config says what to confine and how. Only StateDir has no default.
 type Config struct {
 	// Plugin is the plugin's name, for messages.
@@ -149,6 +169,12 @@ type Config struct {
 	// Unix socket with a path. The process waits until the function returns. Nil:
 	// that is not reported.
 	ServingUnix func(Listener)
+
+	// Direct is called for each connection of another process to a Unix socket that
+	// the plugin listens on, in the plugin's own or the sidecar's network namespace:
+	// when [Cage.Run] first sees it, within a second, and when it has ended or was
+	// cut. Nil: they are cut without a report.
+	Direct func(DirectConn)
 
 	// Crossed is told when a limit begins to refuse, and when it has recovered,
 	// by the same goroutine. Nil: limits are enforced in silence.

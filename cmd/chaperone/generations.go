@@ -80,6 +80,7 @@ func (s *sidecar) bringInLine() (level authz.Level, err error) {
 	if s.inbound != nil {
 		s.inbound.enforce(level)
 	}
+	s.cutDirect(level)
 	return level, err
 }
 
@@ -167,10 +168,11 @@ func (s *sidecar) putInForce(revocation authz.Revocation) (cut int) {
 	s.enforcing.Lock()
 	defer s.enforcing.Unlock()
 	s.engine.Revoke(revocation)
-	if s.inbound == nil {
-		return 0
+	level := s.engine.Current().RevokedLevel(s.plugin, time.Now())
+	if s.inbound != nil {
+		cut = s.inbound.enforce(level)
 	}
-	return s.inbound.enforce(s.engine.Current().RevokedLevel(s.plugin, time.Now()))
+	return cut + s.cutDirect(level)
 }
 
 // giveBackLeases tells Vault: everything that the plugin had, or what one rule

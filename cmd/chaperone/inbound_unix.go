@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
@@ -85,6 +86,35 @@ func (s *sidecar) servingUnix(spec *configs.Sidecar) func(ebpf.Listener) {
 		}
 		s.inbound.servingUnix(l, spec.Process.Listen)
 	}
+}
+
+// connectedDirectly records a connection that a process of the host made to a
+// socket of the plugin's in a folder that both see.
+func (s *sidecar) connectedDirectly(c ebpf.DirectConn) {
+	detail := string(c.State)
+	switch c.State {
+	case ebpf.DirectBegan:
+		s.metrics.inbound.WithLabelValues("unix", "accepted").Inc()
+	case ebpf.DirectCut:
+		detail += ": " + errInboundRevoked.Error()
+	case ebpf.DirectEnded:
+	}
+	s.record(&authz.Record{
+		Time: time.Now(), Kind: authz.KindInbound, Door: authz.DoorKernel, Scheme: "unix", Path: c.Path,
+		PID: c.PID, UID: c.UID, Exe: c.Exe, Detail: detail,
+	})
+}
+
+// cutDirect ends those connections, unless a level spares them.
+func (s *sidecar) cutDirect(level authz.Level) (cut int) {
+	if s.cage == nil || level != authz.LevelQuarantine && level != authz.LevelHalt {
+		return 0
+	}
+	cut, err := s.cage.CutDirect()
+	if err != nil {
+		s.opts.log.Error("connections to the plugin's sockets not cut", zap.Error(err))
+	}
+	return cut
 }
 
 // listenForPlugin binds the ports of the host's loopback that are forwarded.

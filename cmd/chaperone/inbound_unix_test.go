@@ -214,3 +214,33 @@ func TestRunListenUnixEnds(t *testing.T) {
 		return 0, errors.Is(err, os.ErrNotExist)
 	})
 }
+
+// TestRunDirectUnix shows that a connection of the host's to a socket in a folder
+// that the plugin shares is recorded, and cut with the rest.
+func TestRunDirectUnix(t *testing.T) {
+	w := newWorld(t, "required", "")
+	dir := w.file("shared")
+	testenv.Must(t, errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, 0o777)))
+	server := strings.Replace(socketServer, "tempfile.mktemp(prefix=prefix)", fmt.Sprintf("%q + prefix", dir+"/"), 1)
+	p := w.start("python3", "-c", server)
+	path := dir + "/plugin"
+	eventually(t, "the plugin listens", func() (int, bool) { return 0, strings.Contains(p.output.String(), path) })
+	dial := func() net.Conn {
+		conn := testenv.MustGet(net.Dial("unix", path))(t)
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	conn := dial()
+	testenv.MustGet(io.WriteString(conn, "hello"))(t)
+	testenv.MustGet(io.ReadFull(conn, make([]byte, 5)))(t)
+	began := fmt.Sprintf(`"scheme":"unix","path":%q,"pid":%d`, path, os.Getpid())
+	eventually(t, "it is recorded", func() (int, bool) {
+		return 0, strings.Contains(w.audit(), `"kind":"inbound"`) && strings.Contains(w.audit(), began)
+	})
+	if r := w.revoke(); r.Cut != 1 || len(r.Failed) > 0 {
+		t.Errorf("%+v", r)
+	}
+	cutOff(t, conn)
+	contains(t, w.audit(), `"detail":"cut: access was taken away"`)
+	cutOff(t, dial()) // accepted, and cut at the next look
+}

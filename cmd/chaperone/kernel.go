@@ -82,7 +82,7 @@ func (s *sidecar) cageIn(spec *configs.Sidecar) (err error) {
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
-		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec),
+		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
 		Serving: func(port uint16) {
 			if s.inbound != nil {
 				s.inbound.serving(port)

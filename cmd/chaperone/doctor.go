@@ -24,6 +24,7 @@ import (
 type finding struct {
 	Name     string `json:"name"`
 	Category string `json:"category"` // kernel, machine, state, grants, names, envoy or vault
+	Code     string `json:"code"`     // stable, for programs: the category and what was checked, as in vault.login
 	OK       bool   `json:"ok"`
 	Required bool   `json:"required"`
 	Problem  string `json:"problem,omitempty"`
@@ -95,7 +96,7 @@ func findingsTable(w io.Writer, findings []finding) {
 			mark = "FAIL"
 		}
 		fmt.Fprintf(w, "%s  %s: %s\n", mark, f.Name, f.Problem)
-		for _, line := range []struct{ name, text string }{{"lost", f.Lost}, {"remedy", f.Remedy}} {
+		for _, line := range []struct{ name, text string }{{"lost", f.Lost}, {"remedy", f.Remedy}, {"code", f.Code}} {
 			if line.text != "" {
 				fmt.Fprintf(w, "      %s: %s\n", line.name, line.text)
 			}
@@ -140,7 +141,7 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 // checkFence tries what run confines a plugin with while the kernel half is off,
 // and says what that lacks.
 func checkFence(spec *configs.Sidecar) finding {
-	out := finding{Name: "kernel: off", Category: "kernel", Remedy: "say kernel: required"}
+	out := finding{Name: "kernel: off", Category: "kernel", Code: "kernel.off", Remedy: "say kernel: required"}
 	if spec.Process.Network == configs.NetworkHost {
 		out.Problem = "the plugin is not confined: process.network is host"
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
@@ -163,11 +164,18 @@ func checkFence(spec *configs.Sidecar) finding {
 }
 
 func fromKernel(f ebpf.Finding, required bool) finding {
-	out := finding{Name: plainName(f.Name), Category: "kernel", OK: f.Err == nil, Required: f.Required && required, Lost: f.Lost, Remedy: f.Remedy}
+	out := finding{Name: plainName(f.Name), Category: "kernel", Code: "kernel." + codeOf(f.Name), OK: f.Err == nil, Required: f.Required && required, Lost: f.Lost, Remedy: f.Remedy}
 	if f.Err != nil {
 		out.Problem = f.Err.Error()
 	}
 	return out
+}
+
+// codeOf returns a name as a part of a code: in lower case, with underscores.
+func codeOf(name string) string {
+	return strings.Join(strings.FieldsFunc(strings.ToLower(name), func(r rune) bool {
+		return !('a' <= r && r <= 'z') && !('0' <= r && r <= '9')
+	}), "_")
 }
 
 // plainName adds to the name of a check of the kernel what it is about.
@@ -193,7 +201,7 @@ func plainName(name string) string {
 
 // checkClock finds a clock that was never set: every notAfter depends on it.
 func checkClock(now time.Time) finding {
-	out := finding{Name: "clock", Category: "machine", OK: true, Required: true}
+	out := finding{Name: "clock", Category: "machine", Code: "machine.clock", OK: true, Required: true}
 	if now.Year() < 2026 {
 		out.OK, out.Problem = false, fmt.Sprintf("says %s", now.Format(time.RFC3339))
 		out.Lost, out.Remedy = "grants would end at the wrong time", "set the clock"
@@ -205,7 +213,7 @@ func checkClock(now time.Time) finding {
 // made: where it would be is looked at.
 func checkStateDir(spec *configs.Sidecar) finding {
 	dir := spec.StateDir
-	out := finding{Name: "stateDir " + dir, Category: "state", OK: true, Required: true}
+	out := finding{Name: "stateDir " + dir, Category: "state", Code: "state.dir", OK: true, Required: true}
 	if err := checkPlace(dir, spec.Plugin, sidecarUser(spec.Kernel)); err != nil {
 		out.OK, out.Problem = false, err.Error()
 		out.Lost, out.Remedy = "run does not start", "write stateDir: /var/lib/chaperone/"+spec.Plugin
@@ -227,7 +235,7 @@ func checkStateDir(spec *configs.Sidecar) finding {
 }
 
 func checkSameUser(spec *configs.Sidecar) finding {
-	out := finding{Name: "the plugin's user is its own", Category: "state", OK: !spec.Process.UnsafeSameUser}
+	out := finding{Name: "the plugin's user is its own", Category: "state", Code: "state.user", OK: !spec.Process.UnsafeSameUser}
 	if !out.OK {
 		out.Problem, out.Lost = "unsafeSameUser is set", "the plugin can end its own confinement"
 		out.Remedy = "leave user: dynamic and remove unsafeSameUser"
@@ -240,7 +248,7 @@ func checkSameUser(spec *configs.Sidecar) finding {
 func (c *cli) checkVault(ctx context.Context, cfg *configs.Config) finding {
 	spec := cfg.Sidecar.Vault
 	out := finding{
-		Name: "login to Vault " + spec.Address, Category: "vault", OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
+		Name: "login to Vault " + spec.Address, Category: "vault", Code: "vault.login", OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
 		Remedy: "check spec.vault: address, caFile, and the files of auth",
 	}
 	broker, err := vault.New(brokerConfig(cfg.Sidecar.Plugin, spec, zap.NewNop()))
@@ -248,6 +256,7 @@ func (c *cli) checkVault(ctx context.Context, cfg *configs.Config) finding {
 		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		if broker.Wrapped() {
+			out.Code = "vault.wrapped_secret_id"
 			out.Name = "wrapped secret id at Vault " + spec.Address + " (looked up and left wrapped; a login would use it up, and was not tried)"
 			err = broker.LookUpWrapped(bounded)
 		} else if err = broker.Login(bounded); err == nil {

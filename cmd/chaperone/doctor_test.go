@@ -55,7 +55,7 @@ func TestDoctorNames(t *testing.T) {
 	server := testenv.MustDNS(t)
 	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), "dns: {hosts: {"+apiHost+": [127.0.0.1]}}", fmt.Sprintf("dns: {servers: [%q]}", server.Addr), 1))
 	r := w.chaperone("doctor", "--config", w.file("sidecar.yaml"))
-	contains(t, r.stdout, "warn  name "+apiHost+": "+server.Addr.String()+": no such name", "dns.hosts", "\nnames\n", "\nvault\n",
+	contains(t, r.stdout, "      code: names.resolve", "warn  name "+apiHost+": "+server.Addr.String()+": no such name", "dns.hosts", "\nnames\n", "\nvault\n",
 		"chaperone "+buildVersion()+" on Linux ", "warn  grant weather until ", "it ends in", " 0 FAIL\n")
 	server.Set(apiHost, netip.MustParseAddr("10.1.2.3"))
 	contains(t, w.chaperone("doctor", "--config", w.file("sidecar.yaml")).stdout,

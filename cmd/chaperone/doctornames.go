@@ -17,7 +17,7 @@ import (
 func checkExpiry(cfg *configs.Config, now time.Time) []finding {
 	var out []finding
 	for _, g := range cfg.Grants {
-		f := finding{Name: "grant " + g.Name + " until " + g.NotAfter.UTC().Format(time.RFC3339), Category: "grants", OK: true}
+		f := finding{Name: "grant " + g.Name + " until " + g.NotAfter.UTC().Format(time.RFC3339), Category: "grants", Code: "grants.expiry", OK: true}
 		switch left := g.NotAfter.Sub(now); {
 		case left <= 0:
 			f.OK, f.Problem, f.Lost = false, "it has ended", "nothing that it states is allowed"
@@ -37,7 +37,7 @@ func checkNames(ctx context.Context, cfg *configs.Config) []finding {
 	engine.Install(cfg.Policy)
 	var out []finding
 	for _, host := range configs.ExactHosts(cfg.Grants) {
-		f := finding{Name: "name " + host, Category: "names", OK: true}
+		f := finding{Name: "name " + host, Category: "names", Code: "names.resolve", OK: true}
 		addresses, static := cfg.Sidecar.DNS.Hosts[host]
 		if !static {
 			var err error
@@ -47,7 +47,7 @@ func checkNames(ctx context.Context, cfg *configs.Config) []finding {
 			}
 		}
 		if refused := refusedAddress(engine.Current(), cfg, host, addresses); f.OK && refused != "" {
-			f.OK, f.Problem = false, refused
+			f.OK, f.Problem, f.Code = false, refused, "names.address"
 			f.Lost, f.Remedy = "requests that resolve there answer address_not_allowed", "state to.addresses on the rule, if the name is meant to resolve there"
 		}
 		out = append(out, f)

@@ -125,7 +125,7 @@ func checkEnvoy(ctx context.Context, spec *configs.Envoy) []finding {
 }
 
 func checkEnvoyFolder(spec *configs.Envoy) finding {
-	out := finding{Name: "spec.envoy.dir " + spec.Dir, Category: "envoy", OK: true, Required: true}
+	out := finding{Name: "spec.envoy.dir " + spec.Dir, Category: "envoy", Code: "envoy.dir", OK: true, Required: true}
 	if err := envoyFolder(spec); err != nil {
 		out.OK, out.Problem = false, err.Error()
 		out.Lost = "Envoy cannot reach the sidecar, and everything is refused; or others can"
@@ -175,7 +175,7 @@ func envoyFolder(spec *configs.Envoy) error {
 
 // checkEnvoyProgram looks for an Envoy. It may as well run in another container.
 func checkEnvoyProgram(ctx context.Context) finding {
-	out := finding{Name: "envoy in PATH", Category: "envoy", OK: true}
+	out := finding{Name: "envoy in PATH", Category: "envoy", Code: "envoy.program", OK: true}
 	program, err := exec.LookPath("envoy")
 	if err != nil {
 		out.OK, out.Problem = false, "there is none here; in another container there may be"

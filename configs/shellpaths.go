@@ -7,7 +7,7 @@ import (
 )
 
 // shellVariable is what a shell would expand in a path.
-var shellVariable = regexp.MustCompile(`\$(\{[A-Za-z_][A-Za-z0-9_]*\}|[A-Za-z_][A-Za-z0-9_]*|\([^)]*\))`) //nolint:gochecknoglobals // compiled once
+var shellVariable = regexp.MustCompile(`\$(\{[A-Za-z_][A-Za-z0-9_]*\}|[A-Za-z_][A-Za-z0-9_]*|\([^)]*\))`)
 
 // pathFields are the fields that hold paths, under whatever they stand.
 var pathFields = [...]string{ //nolint:gochecknoglobals // an array of constants

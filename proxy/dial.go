@@ -276,10 +276,10 @@ func certificateCause(err error) (cause, remedy string) {
 }
 
 func remedyForErrno(errno syscall.Errno) string {
-	switch errno {
-	case syscall.ECONNREFUSED:
+	if errno == syscall.ECONNREFUSED {
 		return "check host and port, and that the server runs"
-	case syscall.ENETUNREACH, syscall.EHOSTUNREACH:
+	}
+	if errno == syscall.ENETUNREACH || errno == syscall.EHOSTUNREACH {
 		return "check that this host has a route there"
 	}
 	return ""

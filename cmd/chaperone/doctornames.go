@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,8 +84,7 @@ func lookUpError(err error, asked string) error {
 	if err == nil {
 		return nil
 	}
-	var failed *net.DNSError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*net.DNSError](err); ok {
 		switch {
 		case failed.IsNotFound:
 			return fmt.Errorf("%s: no such name", asked)
@@ -139,10 +139,5 @@ func sampleRequest(p authz.Principal, r authz.Rule, host string) (authz.Request,
 	}
 	var err error
 	req.Destination, err = authz.NewDestination(scheme, authority, path)
-	for _, h := range r.To.Hosts {
-		if h == host {
-			return req, err == nil
-		}
-	}
-	return req, false
+	return req, err == nil && slices.Contains(r.To.Hosts, host)
 }

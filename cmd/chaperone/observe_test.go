@@ -31,7 +31,7 @@ func TestObserveInternal(t *testing.T) {
 		t.Helper()
 		w.request(door(status, "proxy"), testToken, "GET", target)
 		id := eventually(t, "the access has ended as "+reason, func() (string, bool) {
-			for _, line := range strings.Split(w.chaperone("audit", "query", "--config", w.file("sidecar.yaml"), "--kind", "end", "--reason", reason).stdout, "\n") {
+			for line := range strings.SplitSeq(w.chaperone("audit", "query", "--config", w.file("sidecar.yaml"), "--kind", "end", "--reason", reason).stdout, "\n") {
 				if _, rest, ok := strings.Cut(line, `"decision":"`); ok {
 					id, _, _ := strings.Cut(rest, `"`)
 					return id, true

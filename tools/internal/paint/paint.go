@@ -1,4 +1,4 @@
-// Package paint emphasizes text of the demonstrations on a terminal.
+// Package paint makes text of the demonstrations stand out on a terminal.
 package paint
 
 import (
@@ -7,9 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bold returns text in bold, Green in green. Where standard output is no terminal,
-// or NO_COLOR is set (no-color.org), it is returned as it is.
-func Bold(text string) string  { return paint("\033[1m", text) }
+// Bold returns text in bold. Where standard output is no terminal, or the variable
+// of no-color.org is set, it is returned as it is.
+func Bold(text string) string { return paint("\033[1m", text) }
+
+// Green is Bold in green.
 func Green(text string) string { return paint("\033[32m", text) }
 
 func paint(escape, text string) string {

@@ -340,6 +340,12 @@ func TestPlugin(t *testing.T) {
 			t.Errorf("%q: status %d, want %d and %q:\n%s%s", c.args, r.status, c.status, c.want, r.stdout, r.stderr)
 		}
 	}
+	state := testenv.MustGet(hostrevocations.New(h.file("registry")).Read())(t)
+	for _, r := range state.Revocations {
+		if r.Rule == "raed" {
+			t.Errorf("a rule that is none is revoked on the host: %+v", r)
+		}
+	}
 	t.Run("everything is restored by one command", func(t *testing.T) {
 		r := h.chaperone("restore", "--all", "--reason", "cleared", "--output", "json")
 		var all []lifted

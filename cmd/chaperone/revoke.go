@@ -142,7 +142,9 @@ func (r *revocationRun) one(ctx context.Context, s admin.Sidecar) error {
 // for those that are down: none waits for another.
 func (r *revocationRun) several(ctx context.Context, chosen, all []admin.Sidecar) error {
 	written := make(chan func(), 1)
-	go func() { written <- r.hostWriter(r.plugin) }()
+	if r.req.Rule == "" {
+		go func() { written <- r.hostWriter(r.plugin) }()
+	}
 	answers := make(chan admin.RevokeResult)
 	for _, s := range chosen {
 		go func() {
@@ -157,10 +159,18 @@ func (r *revocationRun) several(ctx context.Context, chosen, all []admin.Sidecar
 			answers <- result
 		}()
 	}
+	refused := false
 	for range chosen {
-		r.show(<-answers)
+		result := <-answers
+		refused = refused || result.State == admin.StateUnreachable
+		r.show(result)
 	}
-	(<-written)()
+	switch {
+	case r.req.Rule == "":
+		(<-written)()
+	case !refused: // a rule that no grant has is written nowhere
+		r.writeHost(r.plugin)
+	}
 	switch {
 	case len(chosen) > 0:
 	case r.plugin != "" && !knownHere(r.plugin, all):

@@ -65,6 +65,8 @@ type inbound struct {
 	// none is forwarded.
 	exist func([]uint64) (map[uint64]bool, error)
 
+	host hostSockets // what a killed sidecar would leave
+
 	mu      sync.Mutex
 	sockets []*unixDoor
 	closed  bool  // no more Unix sockets are forwarded
@@ -86,6 +88,9 @@ func newInbound(dial func(context.Context, string, string) (net.Conn, error)) *i
 // Beside one that shares the sidecar's, the plugin listens on the host itself, and
 // the kernel lets it.
 func (s *sidecar) makeInbound(spec *configs.Sidecar) error {
+	if err := removeLeftSockets(s.state); err != nil {
+		s.opts.log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
+	}
 	ports := len(spec.Process.Ports()) > 0 && !s.hostNetwork()
 	if !ports && !s.forwardsSockets(spec) {
 		return nil
@@ -99,7 +104,7 @@ func (s *sidecar) makeInbound(spec *configs.Sidecar) error {
 		s.inbound.interval = inboundInterval / 4 // nothing reports what is bound behind a fence
 	}
 	if s.forwardsSockets(spec) {
-		s.inbound.exist = s.cage.Bound
+		s.inbound.exist, s.inbound.host.state = s.cage.Bound, s.state
 	}
 	s.inbound.plugin, s.inbound.record, s.inbound.metrics = s.plugin, s.recorder.Record, s.metrics
 	s.inbound.log, s.inbound.drain = s.opts.log.Named("inbound"), time.Duration(spec.Drain)

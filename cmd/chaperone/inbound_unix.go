@@ -179,14 +179,19 @@ func sharedWithHost(l ebpf.Listener) bool {
 // forward adds a socket on the host that is forwarded to a socket of the plugin's.
 // It takes the plugin's file over unless it fails.
 func (in *inbound) forward(l ebpf.Listener, service configs.Service) error {
+	if err := in.host.add(l.Path); err != nil {
+		return err
+	}
 	host, remove, err := listenOnHost(l.Path)
 	if err != nil {
+		in.host.remove(l.Path)
 		return err
 	}
 	d := &unixDoor{UnixListener: host, service: service, path: l.Path, plugin: l, remove: remove}
 	if err := in.add(d); err != nil {
 		_ = host.Close() // no connection was taken
 		remove()
+		in.host.remove(l.Path)
 		return err
 	}
 	select {
@@ -246,6 +251,7 @@ func (in *inbound) shut(d *unixDoor) {
 	}
 	_ = d.Close() // its accept ends in any case
 	d.remove()
+	in.host.remove(d.path)
 	_ = d.plugin.File.Close() // nothing was written to it
 }
 

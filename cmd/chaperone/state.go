@@ -22,6 +22,7 @@ const (
 	revocationsFile = "revocations.json"
 	totalsFile      = "totals.json"
 	namesFile       = "names"
+	socketsFile     = "sockets.json" // paths of the host's Unix sockets that are forwarded
 	leasesFile      = "leases.json"
 	trustFile       = "trust.json" // the path of a trust folder that lies among the temporary files
 )

@@ -102,9 +102,9 @@ func leaveByKills(t *testing.T, n int) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	w := newWorld(t, "{}")
+	w := newWorld(t, `{listen: ["unix:/tmp/e2eleft-*"]}`)
 	for i := range n {
-		b := w.start("/bin/sh", "-c", "mktemp >/dev/null; sleep 300 & sleep 300")
+		b := w.start("/bin/sh", "-c", "mktemp >/dev/null; sleep 300 & exec "+systemPython+" "+staged("python", "listen.py"))
 		time.Sleep(time.Duration(random.IntN(800)) * time.Millisecond) // any moment: that is the test
 		b.kill()
 		if i%2 == 0 {
@@ -159,6 +159,7 @@ func survey(t *testing.T, group string) []string {
 			return err
 		}))
 	}
+	found = append(found, testenv.MustGet(filepath.Glob("/tmp/e2eleft-*"))(t)...) // sockets of process.listen
 	entries := testenv.MustGet(os.ReadDir(os.TempDir()))(t)
 	for _, entry := range entries {
 		if !strings.HasPrefix(entry.Name(), "Test") && !strings.HasPrefix(entry.Name(), "e2e-") { // the tests' own

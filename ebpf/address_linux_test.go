@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -136,5 +137,42 @@ for address, port in ("240.0.0.1", 443), ("240.0.0.1", 80), ("240.0.0.2", 443), 
 	}
 	if u, err := r.Usage(); err != nil || u.Refused == 0 {
 		t.Errorf("counted %+v, %v", u, err)
+	}
+}
+
+// TestServing reports a served port while the plugin waits in listen(2), and
+// lists it as long as the plugin listens.
+func TestServing(t *testing.T) {
+	const wait = 200 * time.Millisecond
+	told := make(chan uint16, 16)
+	r := newRig(t, func(c *Config) {
+		c.Serve = []uint16{8081, 80}
+		c.Serving = func(port uint16) { told <- port; time.Sleep(wait) }
+	})
+	got := r.ok(r.command(Command{Args: []string{"python3", "-c", `
+import socket, time
+def listen(family, address):
+    s = socket.socket(family)
+    s.bind(address)
+    begun = time.monotonic()
+    s.listen()
+    return s, time.monotonic() - begun
+s, four = listen(socket.AF_INET, ("0.0.0.0", 8081))
+_, other = listen(socket.AF_INET, ("127.0.0.1", 8082))
+_, six = listen(socket.AF_INET6, ("::1", 80))
+print(four > 0.15, six > 0.15, other < 0.15)`}}))
+	if got != "True True True" {
+		t.Errorf("the plugin waited: %s", got)
+	}
+	ports := map[uint16]bool{}
+	for len(told) > 0 {
+		ports[<-told] = true
+	}
+	if !ports[8081] || !ports[80] || len(ports) != 2 {
+		t.Errorf("reported %v", ports)
+	}
+	listening, err := r.Listening()
+	if err != nil || listening[8081] || !listening[tcpPort(r.proxy4).Port()] {
+		t.Errorf("after its end %v is listened on: %v", listening, err)
 	}
 }

@@ -41,7 +41,7 @@ func (c *Cage) followsListen() bool {
 }
 
 // listenHandler returns what is called before a process of the plugin listens on
-// a Unix socket with a path; nil: listen(2) is not reported.
+// a Unix socket with a path; nil: that is not reported.
 func (c *Cage) listenHandler() func(process uint32, l Listener) {
 	if !c.followsListen() {
 		return nil

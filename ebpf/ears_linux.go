@@ -23,7 +23,8 @@ type ears struct {
 	tell     func(Denial)
 	done     chan struct{}
 
-	listening func(process uint32, l Listener) // nil: listen(2) is not reported
+	listening func(process uint32, l Listener) // of a Unix socket; nil: that is not reported
+	serving   func(port uint16)                // of a TCP socket; nil: that is not reported
 	log       *zap.Logger
 }
 
@@ -48,16 +49,22 @@ type answer struct {
 	Flags uint32
 }
 
-// newEars starts hearing, and tells what it hears. It takes over the descriptor.
+// newEars makes what hears, and tells what it hears. It takes over the descriptor.
 // Without a function for it listen(2) is allowed unseen.
 func newEars(listener, uid int, tell func(Denial), listening func(process uint32, l Listener), log *zap.Logger) (*ears, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hear seccomp: %w", err), unix.Close(listener))
 	}
-	e := &ears{listener: listener, stop: stop, uid: uid, tell: tell, done: make(chan struct{}), listening: listening, log: log}
-	go e.run()
+	e := &ears{listener: listener, stop: stop, uid: uid, tell: tell, done: make(chan struct{}), log: log}
+	e.listening = listening
 	return e, nil
+}
+
+// start begins to hear.
+func (e *ears) start() *ears {
+	go e.run()
+	return e
 }
 
 // run ends when the last process under the filter does, or by close.

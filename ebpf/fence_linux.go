@@ -46,8 +46,6 @@ type Fence struct {
 
 	dialing sync.Mutex
 	dial    *os.File
-
-	watchPorts *portWatch // nil: it is not known who listens
 }
 
 // fenceOrder is what the keeper is told, and in an order what the launcher is.
@@ -179,9 +177,6 @@ func (f *Fence) listen() ([]int, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case text[0] == newsListening && len(fds) == len(f.config.Proxy)+1:
-		f.watchPorts = newPortWatch(fds[len(fds)-1])
-		return fds[:len(fds)-1], nil
 	case text[0] == newsListening && len(fds) == len(f.config.Proxy):
 		return fds, nil
 	}
@@ -355,7 +350,11 @@ func (p *FenceProcess) launch(command Command) error {
 	}
 	p.pidfd = fds[0]
 	p.ears, _, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		return newEars(listener, f.account.uid, f.config.Denied, nil, nil)
+		e, err := newEars(listener, f.account.uid, f.config.Denied, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		return e.start(), nil
 	}, func(int) {})
 	f.deaf = err == nil && p.ears == nil
 	if err == nil {
@@ -538,7 +537,6 @@ func (f *Fence) Close() error {
 	if f.dial != nil {
 		errs = append(errs, f.dial.Close())
 	}
-	errs = append(errs, f.watchPorts.close())
 	errs = append(errs, f.account.close())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close fence: %w", err)

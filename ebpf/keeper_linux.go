@@ -33,7 +33,7 @@ const (
 // What is said on the control and dial sockets.
 const (
 	orderStart    = 'S' // the stream that is a terminal follows; with stdin, stdout, stderr, the launcher's status socket and its order
-	newsListening = 'L' // with the listeners, and a socket of sock_diag(7) if it is asked for
+	newsListening = 'L' // with the listeners
 	newsStarted   = 'P' // with a descriptor of the process
 	newsEnded     = 'E' // the wait status follows
 	newsDialled   = 'C' // with the connection
@@ -75,8 +75,8 @@ func setUp() error {
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
 	}
-	if len(o.Addresses) >= maxRights {
-		return fmt.Errorf("listen: %d addresses, at most %d are possible", len(o.Addresses), maxRights-1)
+	if len(o.Addresses) > maxRights {
+		return fmt.Errorf("listen: %d addresses, at most %d are possible", len(o.Addresses), maxRights)
 	}
 	if err := hide(o.Private); err != nil {
 		return err
@@ -94,9 +94,6 @@ func setUp() error {
 			return err
 		}
 		fds = append(fds, fd)
-	}
-	if diag, err := openDiag(); err == nil && len(o.Serve) > 0 {
-		fds = append(fds, diag)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -53,10 +54,10 @@ func (c *Cage) Bound(sockets []uint64) (map[uint64]bool, error) {
 // case: no permission depends on it, so that the process may exchange the socket
 // under the number at the same time, to its own disadvantage.
 func (e *ears) listens(n *notice, process uint32) {
-	if e.listening == nil {
+	if e.listening == nil && e.serving == nil {
 		return
 	}
-	l, err := listenerOf(int(n.PID), int(process), int(int32(n.Data.Args[0])))
+	l, port, err := listenerOf(int(n.PID), int(process), int(int32(n.Data.Args[0])))
 	if l != nil && e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) != nil { //nolint:gosec // its id
 		_ = l.File.Close()
 		return // the process was killed, and its number may be another's
@@ -64,31 +65,57 @@ func (e *ears) listens(n *notice, process uint32) {
 	switch {
 	case err != nil:
 		e.log.Warn("listening socket not followed", zap.Uint32("pid", process), zap.Error(err))
-	case l != nil:
+	case port != 0 && e.serving != nil:
+		e.serving(port)
+	case l != nil && e.listening != nil:
 		e.listening(process, *l)
+	case l != nil:
+		_ = l.File.Close()
 	}
 }
 
-// listenerOf describes a socket of a thread by its number; nil: it is no Unix
-// socket, or has no path.
-func listenerOf(thread, process, number int) (*Listener, error) {
+// servingHandler is told of TCP ports of [Config.Serve] that the plugin is about
+// to listen on, while the process waits; nil: nobody asks.
+func (c *Cage) servingHandler() func(port uint16) {
+	if !c.own || c.config.Serving == nil || len(c.config.Serve) == 0 {
+		return nil
+	}
+	return func(port uint16) {
+		if slices.Contains(c.config.Serve, port) {
+			c.config.Serving(port)
+		}
+	}
+}
+
+// listenerOf describes a socket of a thread by its number: a Unix socket with a
+// path, or the port of a TCP socket; neither: it is another.
+func listenerOf(thread, process, number int) (l *Listener, port uint16, err error) {
 	handle, err := unix.PidfdOpen(thread, unix.O_EXCL) // PIDFD_THREAD, since Linux 6.9
 	if errors.Is(err, unix.EINVAL) {
 		handle, err = unix.PidfdOpen(process, 0)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", process, err)
+		return nil, 0, fmt.Errorf("open process %d: %w", process, err)
 	}
 	defer func() { _ = unix.Close(handle) }()
 	socket, err := unix.PidfdGetfd(handle, number, 0)
 	if errors.Is(err, unix.EBADF) {
-		return nil, nil //nolint:nilnil // listen(2) refuses it
+		return nil, 0, nil // listen(2) refuses it
 	}
 	if err != nil {
-		return nil, fmt.Errorf("take descriptor %d of process %d: %w", number, process, err)
+		return nil, 0, fmt.Errorf("take descriptor %d of process %d: %w", number, process, err)
 	}
 	defer func() { _ = unix.Close(socket) }()
-	return boundTo(socket)
+	if address, err := unix.Getsockname(socket); err == nil {
+		switch address := address.(type) {
+		case *unix.SockaddrInet4:
+			return nil, uint16(address.Port), nil
+		case *unix.SockaddrInet6:
+			return nil, uint16(address.Port), nil
+		}
+	}
+	l, err = boundTo(socket)
+	return l, 0, err
 }
 
 // boundTo describes a Unix socket with a path; nil: it is none.

@@ -135,7 +135,3 @@ func (w *portWatch) close() error {
 // namespace, those of the sidecar included. An error means that it is not known:
 // the kernel has no socket diagnostics (CONFIG_INET_DIAG), or the cage is closed.
 func (c *Cage) Listening() (map[uint16]bool, error) { return c.watchPorts.ports() }
-
-// Listening returns the TCP ports that are listened on inside the fence, as
-// [Cage.Listening] does.
-func (f *Fence) Listening() (map[uint16]bool, error) { return f.watchPorts.ports() }

@@ -172,6 +172,3 @@ func (*Cage) AllowConnects(Destinations) error { return ErrUnsupported }
 
 // Listening returns [ErrUnsupported].
 func (*Cage) Listening() (map[uint16]bool, error) { return nil, ErrUnsupported }
-
-// Listening returns [ErrUnsupported].
-func (*Fence) Listening() (map[uint16]bool, error) { return nil, ErrUnsupported }

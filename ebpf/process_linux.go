@@ -185,7 +185,12 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	}
 	p.pid = p.proc.Pid
 	p.ears, p.pidfd, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		return newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.listenHandler(), p.cage.config.Logger)
+		e, err := newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.listenHandler(), p.cage.config.Logger)
+		if err != nil {
+			return nil, err
+		}
+		e.serving = p.cage.servingHandler()
+		return e.start(), nil
 	}, func(master int) { p.terminal = newMaster(master) })
 	switch {
 	case err == nil && p.pidfd >= 0:

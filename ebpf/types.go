@@ -181,7 +181,8 @@ type Config struct {
 	Crossed func(Crossing)
 
 	// Serving is told when the plugin is about to listen on a port of Serve in a
-	// network of its own, by the same goroutine. It must not block. Nil: nothing
+	// network of its own, at least once: the process waits in listen(2) until it
+	// returns. It is called by several goroutines and must not block. Nil: nothing
 	// is told.
 	Serving func(port uint16)
 

@@ -15,7 +15,6 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 const (
@@ -53,8 +52,11 @@ type inbound struct {
 	// listening returns the ports that the plugin listens on. An error means that
 	// it is not known: the host is listened on then, as for one that does.
 	listening func() (map[uint16]bool, error)
-	bound     chan uint16 // ports that the plugin is about to listen on
-	interval  time.Duration
+	interval  time.Duration // between looks at it
+
+	following sync.Mutex
+	expected  map[uint16]time.Time // ports that the plugin is about to listen on, until when
+	start     func(*inboundDoor)   // listens on a port; nil: not running
 
 	doors   []*inboundDoor
 	dialing chan struct{} // bounds how many dial at once
@@ -78,7 +80,7 @@ type inbound struct {
 func newInbound(dial func(context.Context, string, string) (net.Conn, error)) *inbound {
 	return &inbound{
 		dial: dial, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
-		bound: make(chan uint16, ebpf.MaxServed), interval: inboundInterval,
+		interval: inboundInterval, expected: map[uint16]time.Time{},
 		arrivals: make(chan *unixDoor), done: make(chan struct{}),
 		listening: func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported },
 	}
@@ -99,9 +101,7 @@ func (s *sidecar) makeInbound(spec *configs.Sidecar) error {
 		s.inbound = newInbound(s.cage.DialContext)
 		s.inbound.listening = s.cage.Listening
 	} else {
-		s.inbound = newInbound(s.fence.DialContext)
-		s.inbound.listening = s.fence.Listening
-		s.inbound.interval = inboundInterval / 4 // nothing reports what is bound behind a fence
+		s.inbound = newInbound(s.fence.DialContext) // nothing reports what is listened on behind a fence
 	}
 	if s.forwardsSockets(spec) {
 		s.inbound.exist, s.inbound.host.state = s.cage.Bound, s.state
@@ -164,12 +164,19 @@ func (in *inbound) close() {
 	}
 }
 
-// serving is called when the plugin is about to listen on a port. It does not
-// block: what does not fit is seen at the next look.
+// serving opens a port on the host when the plugin is about to listen on it, and
+// has listened there when it returns: the plugin may report at once that it serves.
 func (in *inbound) serving(port uint16) {
-	select {
-	case in.bound <- port:
-	default:
+	in.following.Lock()
+	defer in.following.Unlock()
+	in.expected[port] = time.Now().Add(inboundExpected)
+	if in.start == nil {
+		return
+	}
+	for _, d := range in.doors {
+		if d.port == port {
+			in.start(d)
+		}
 	}
 }
 
@@ -177,25 +184,37 @@ func (in *inbound) serving(port uint16) {
 // is refused as long as nobody would take it. A port that is about to be listened
 // on counts as listened on for a moment.
 func (in *inbound) followPlugin(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
+	in.following.Lock()
+	in.start = func(d *inboundDoor) { in.openDoor(ctx, d, g, passing) }
+	in.following.Unlock()
+	defer func() {
+		in.following.Lock()
+		defer in.following.Unlock()
+		in.start = nil
+	}()
 	look := time.NewTicker(in.interval)
 	defer look.Stop()
-	expected := map[uint16]time.Time{}
 	for {
-		ports, err := in.listening()
-		now := time.Now()
-		for _, d := range in.doors {
-			if err != nil || ports[d.port] || now.Before(expected[d.port]) {
-				in.openDoor(ctx, d, g, passing)
-			} else {
-				d.shut()
-			}
-		}
+		in.look()
 		select {
 		case <-ctx.Done():
 			return
-		case port := <-in.bound:
-			expected[port] = time.Now().Add(inboundExpected)
 		case <-look.C:
+		}
+	}
+}
+
+// look brings the ports of the host in line with what the plugin listens on.
+func (in *inbound) look() {
+	in.following.Lock()
+	defer in.following.Unlock()
+	ports, err := in.listening()
+	now := time.Now()
+	for _, d := range in.doors {
+		if err != nil || ports[d.port] || now.Before(in.expected[d.port]) {
+			in.start(d)
+		} else {
+			d.shut()
 		}
 	}
 }

@@ -172,9 +172,9 @@ func startProgram(o *order) (pid, pidfd int, err error) {
 		}
 		attributes = &syscall.SysProcAttr{Setpgid: true, Foreground: !o.Background, Ctty: stream, PidFD: &pidfd}
 	}
-	err = searchProgram(o, func(path string) error {
+	err = searchProgram(o, func(path string, args []string) error {
 		var err error
-		pid, err = syscall.ForkExec(path, o.Args, &syscall.ProcAttr{
+		pid, err = syscall.ForkExec(path, args, &syscall.ProcAttr{
 			Dir: o.Dir, Env: o.Env, Files: []uintptr{0, 1, 2},
 			Sys: attributes,
 		})

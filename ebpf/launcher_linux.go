@@ -371,15 +371,19 @@ func closeOnExec() error {
 
 // execute replaces the process by the program.
 func execute(o *order) error {
-	return searchProgram(o, func(path string) error { return syscall.Exec(path, o.Args, o.Env) })
+	return searchProgram(o, func(path string, args []string) error { return syscall.Exec(path, args, o.Env) })
 }
 
 // searchProgram looks for the program as execvp(3) does, and runs the first that
-// can be run.
-func searchProgram(o *order, run func(path string) error) error {
+// can be run. A file that is no program the kernel knows is a script for /bin/sh.
+func searchProgram(o *order, run func(path string, args []string) error) error {
+	const shell = "/bin/sh"
 	last := &ExecError{Path: o.Path, Status: 127, Err: unix.ENOENT}
 	for _, path := range candidates(o.Path, o.Env) {
-		err := run(path)
+		err := run(path, o.Args)
+		if errors.Is(err, unix.ENOEXEC) {
+			err = run(shell, append([]string{shell, path}, o.Args[1:]...))
+		}
 		switch {
 		case err == nil:
 			return nil

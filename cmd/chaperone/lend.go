@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -30,9 +31,10 @@ type lentStream struct {
 }
 
 // lend opens the three standard streams to the plugin's group. Of regular files
-// only a group without other members gets them, since they have a path. What is
-// neither a pipe nor a file, or open to the plugin already, stays as it is.
-func (l *lentStreams) lend(account ebpf.Account, stdin, stdout, stderr *os.File) error {
+// only a group without other members gets them, since they have a path, and none
+// of the private ones, which are the sidecar's. What is neither a pipe nor a file,
+// or open to the plugin already, stays as it is.
+func (l *lentStreams) lend(account ebpf.Account, private []string, stdin, stdout, stderr *os.File) error {
 	if os.Geteuid() != 0 || account.UID == 0 {
 		return nil
 	}
@@ -41,11 +43,25 @@ func (l *lentStreams) lend(account ebpf.Account, stdin, stdout, stderr *os.File)
 		file *os.File
 		bit  uint32
 	}{{stdin, unix.S_IRGRP}, {stdout, unix.S_IWGRP}, {stderr, unix.S_IWGRP}} {
+		if isPrivate(stream.file, private) {
+			continue
+		}
 		if err := l.lendOne(account, stream.file, stream.bit); err != nil {
 			errs = append(errs, fmt.Errorf("open %s to the plugin: %w", stream.file.Name(), err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// isPrivate reports whether a file is one of the private paths, or below one.
+func isPrivate(file *os.File, private []string) bool {
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+	return err == nil && slices.ContainsFunc(private, func(path string) bool {
+		if target, err := filepath.EvalSymlinks(path); err == nil {
+			path = target
+		}
+		return within(path, name)
+	})
 }
 
 func (l *lentStreams) lendOne(account ebpf.Account, file *os.File, bit uint32) error {

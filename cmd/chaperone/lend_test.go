@@ -34,7 +34,7 @@ func TestLendStreams(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var lent lentStreams
-			testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: c.gid}, c.stdin, c.stdout, c.errs))
+			testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: c.gid}, nil, c.stdin, c.stdout, c.errs))
 			for i, file := range []*os.File{in, out, log} {
 				now := stat(t, file)
 				if now.Mode&0o777 != c.modes[i] || now.Uid != 0 {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // both runs a test with the kernel half and without.
@@ -65,6 +66,8 @@ func TestRunRefused(t *testing.T) {
 func TestRunStatus(t *testing.T) {
 	both(t, func(t *testing.T, kernel string) {
 		w := newWorld(t, kernel, "")
+		script := w.file("script")
+		testenv.Must(t, os.WriteFile(script, []byte("exit $((10 + $1))\n"), 0o755))
 		for _, c := range []struct {
 			name    string
 			program []string
@@ -74,6 +77,7 @@ func TestRunStatus(t *testing.T) {
 			{"after a signal", []string{"sh", "-c", "kill -USR1 $$"}, 128 + int(syscall.SIGUSR1)},
 			{"no such program", []string{"no-such-program-here"}, 127},
 			{"not a program", []string{"/etc/passwd"}, 126},
+			{"a script without an interpreter", []string{script, "3"}, 13},
 		} {
 			if r := w.run(c.program...); r.status != c.status {
 				t.Errorf("%s: %d, not %d\n%s", c.name, r.status, c.status, r.stderr)

@@ -107,3 +107,17 @@ func TestRunPipeSignal(t *testing.T) {
 		}
 	})
 }
+
+// TestRunPrivateStream checks that a stream which is one of the sidecar's own
+// files stays closed to the plugin's user.
+func TestRunPrivateStream(t *testing.T) {
+	w := newWorld(t, "required", "")
+	file := testenv.MustGet(os.Open(w.file("role-id")))(t)
+	defer file.Close()
+	cmd := w.command("run", "--config", w.file("sidecar.yaml"), "--", "bash", "-c", "cat </dev/stdin; exit 7")
+	cmd.Stdin = file
+	output, _ := cmd.CombinedOutput() // its status is compared
+	if status := cmd.ProcessState.ExitCode(); status != 7 || !strings.Contains(string(output), "Permission denied") {
+		t.Errorf("status %d\n%s", status, output)
+	}
+}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -25,6 +26,29 @@ func TestGoPluginInside(t *testing.T) {
 			bin := testenv.MustGet(goPlugin())(t)
 			program := append([]string{bin, "host"}, c.flags...)
 			w.prints(append(program, bin, "plugin"), c.want...)
+		})
+	}
+}
+
+// TestGoPluginOutside has a host of go-plugin start its plugin through the
+// command, and reach the socket that the plugin serves on.
+func TestGoPluginOutside(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		flags []string
+		want  string
+	}{
+		{"grpc", []string{"-multiplex"}, "plugin 0 sum 21"},
+		{"grpc, AutoMTLS", []string{"-multiplex", "-mtls"}, "plugin 0 sum 21"},
+		{"netrpc, AutoMTLS", []string{"-protocol", "netrpc", "-mtls"}, "plugin 0 hello"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, `{listen: ["unix:/tmp/plugin*"]}`)
+			bin := testenv.MustGet(goPlugin())(t)
+			r := w.exec(append(append([]string{bin, "host"}, c.flags...), w.runArgs(bin, "plugin")...)...)
+			if r.status != 0 || !strings.Contains(r.stdout, c.want) {
+				t.Error(r)
+			}
 		})
 	}
 }

@@ -297,7 +297,7 @@ func TestDoor(t *testing.T) {
 		`dns()`:                  "EPERM",
 		`unix("/nowhere")`:       "EPERM",
 		`unix("\0own")`:          "ECONNREFUSED", // nobody listens; abstract names lead nowhere else
-		`held[0].send(b"more")`:  "ok", // it stays in the plugin's send buffer
+		`held[0].send(b"more")`:  "ok",           // it stays in the plugin's send buffer
 		`listen(8080)`:           "ok",
 		`tcp("127.0.0.1", 8080)`: "EPERM",
 	} {

@@ -192,7 +192,7 @@ func rememberedUID(stateDir string) (int, bool) {
 }
 
 func readUID(file string) (int, bool) {
-	text, err := os.ReadFile(file)
+	text, err := os.ReadFile(file) //nolint:gosec // a number is read from a file of ours, or none
 	if err != nil {
 		return 0, false
 	}
@@ -252,7 +252,7 @@ func registeredUIDs() []int {
 			uids = append(uids, uid)
 			continue
 		}
-		_ = os.Remove(file) //nolint:gosec // a name that ReadDir returned; it frees the number, and nothing depends on when
+		_ = os.Remove(file) // it frees the number, and nothing depends on when
 	}
 	return uids
 }

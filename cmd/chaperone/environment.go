@@ -76,10 +76,11 @@ func proxyVariables(proxy string, token authz.Secret) map[string]string {
 	}
 	// The operator's own NO_PROXY is for the operator's proxy: the plugin has no
 	// way but this one.
-	direct := "localhost,127.0.0.1,::1"
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
 	for _, addr := range ebpf.PluginAddresses() {
-		direct += "," + addr.String()
+		hosts = append(hosts, addr.String())
 	}
+	direct := strings.Join(hosts, ",")
 	out["NO_PROXY"], out["no_proxy"] = direct, direct
 	return out
 }

@@ -25,7 +25,7 @@ func (c *cli) live(ctx context.Context, interval time.Duration, show func(contex
 		fmt.Fprint(c.stdout, erase, home)
 		if err := show(ctx); err != nil {
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // interrupted, which is how it ends
+				return nil // interrupted, which is how it ends
 			}
 			return err
 		}

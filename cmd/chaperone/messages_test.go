@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,7 +51,7 @@ type message struct {
 // TestMessages keeps the messages whole: each says what is wrong, the value, and
 // what to write instead.
 func TestMessages(t *testing.T) {
-	for _, m := range append(fileMessages(), commandMessages()...) {
+	for _, m := range slices.Concat(fileMessages(), moreFileMessages(), commandMessages()) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Chdir(t.TempDir())
 			t.Setenv("CHAPERONE_REGISTRY", "none")
@@ -138,6 +139,12 @@ func fileMessages() []message {
 			name: "a port among hosts", grant: [2]string{"[api.weather.example]", "[\"api.weather.example:443\"]"}, status: 1,
 			want: `grant.yaml:10:18: spec.rules[0].to.hosts[0]: "api.weather.example:443" holds a port; write the host alone, api.weather.example, with ports: [443] beside it`,
 		},
+	}
+}
+
+// moreFileMessages are as fileMessages.
+func moreFileMessages() []message {
+	return []message{
 		{
 			name: "a URL among hosts", grant: [2]string{"[api.weather.example]", "[\"http://api.weather.example:8080/v1\"]"}, status: 1,
 			want: `grant.yaml:10:18: spec.rules[0].to.hosts[0]: "http://api.weather.example:8080/v1" is a URL; write the host alone, api.weather.example, with scheme: http beside it, with ports: [8080] beside it, and the path under paths`,

@@ -32,7 +32,7 @@ var javaVariables = [...]string{"JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_
 
 const (
 	javaStore    = "-Djavax.net.ssl.trustStore="
-	javaPassword = "-Djavax.net.ssl.trustStorePassword="
+	javaPassword = "-Djavax.net.ssl.trustStorePassword=" //nolint:gosec // the name of an option
 )
 
 // operatorRoots returns the authorities that the operator named for programs, in
@@ -171,7 +171,7 @@ func distinct(all []*x509.Certificate) []*x509.Certificate {
 // javaStoreOf returns the trust store that options for Java name, the last of
 // several.
 func javaStoreOf(options string) (path, password string, ok bool) {
-	for _, option := range strings.Fields(options) {
+	for option := range strings.FieldsSeq(options) {
 		if v, found := strings.CutPrefix(option, javaStore); found {
 			path, ok = v, true
 		}

@@ -120,15 +120,15 @@ func printable(s string) string {
 		return s
 	}
 	var out strings.Builder
-	for i, width := 0, 0; i < len(s); i += width {
-		var r rune
-		r, width = utf8.DecodeRuneInString(s[i:])
+	for len(s) > 0 {
+		r, width := utf8.DecodeRuneInString(s)
 		if unicode.IsPrint(r) && (r != utf8.RuneError || width > 1) {
-			out.WriteString(s[i : i+width])
-			continue
+			out.WriteString(s[:width])
+		} else {
+			quoted := strconv.Quote(s[:width])
+			out.WriteString(quoted[1 : len(quoted)-1])
 		}
-		quoted := strconv.Quote(s[i : i+width])
-		out.WriteString(quoted[1 : len(quoted)-1])
+		s = s[width:]
 	}
 	return out.String()
 }

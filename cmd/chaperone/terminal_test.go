@@ -104,8 +104,10 @@ func (p *person) sees(pattern string) string {
 // everywhere runs a test with each kind of confinement.
 func everywhere(t *testing.T, extra string, test func(t *testing.T, w *world)) {
 	for _, c := range []struct{ name, kernel, process string }{
-		{"view", "required", ""}, {"host's view", "required", "  process: {view: host}\n"},
-		{"fence", "off", ""}, {"unconfined", "off", "  process: {network: host}\n"},
+		{"view", "required", ""},
+		{"host's view", "required", "  process: {view: host}\n"},
+		{"fence", "off", ""},
+		{"unconfined", "off", "  process: {network: host}\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, c.kernel, extra)

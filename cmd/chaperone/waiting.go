@@ -122,11 +122,11 @@ const limitPatience = 300 * time.Millisecond
 // stopped follows a plugin that has stopped: this job of the person's shell stops
 // with it. One that a limit has stopped goes on by itself.
 func (w *waiter) stopped(sig syscall.Signal) {
-	switch sig {
-	case syscall.SIGTTIN, syscall.SIGTTOU: // it uses its terminal, and goes on
+	if sig == syscall.SIGTTIN || sig == syscall.SIGTTOU { // it uses its terminal, and goes on
 		w.terminals.relay.Activate()
 		return
-	case syscall.SIGSTOP:
+	}
+	if sig == syscall.SIGSTOP {
 		time.Sleep(limitPatience)
 		if _, _, limited := w.s.limits.stopped(); limited {
 			return

@@ -80,6 +80,9 @@ func setCapabilities(set uint32) error {
 // program inherits, starts it, and collects what ends until the program has
 // ended. With it ends everything in the view.
 func runInView(o *order) error {
+	if err := os.WriteFile("/proc/self/comm", []byte(initName), 0); err != nil { // ps(1) shows it
+		return fmt.Errorf("name first process: %w", err)
+	}
 	if err := dropCapabilities(); err != nil {
 		return err
 	}

@@ -36,6 +36,7 @@ func TestView(t *testing.T) {
 	for _, test := range []struct{ name, script, want string }{
 		{"process table", "test $(ls -d /proc/[0-9]* | wc -l) -le 6 && echo few", "few"}, // the first one, and the shell's
 		{"first process is ours", "tr '\\0' ' ' </proc/1/cmdline", "chaperone-init"},
+		{"and named", "cat /proc/1/comm", "chaperone-init"},
 		{"temporary directory is its own", "ls " + marker + " 2>/dev/null || echo hidden", "hidden"},
 		{"temporary directory is writable", "echo x >/tmp/x && cat /tmp/x", "x"},
 		{"shared memory is its own", "ls /dev/shm | wc -l; echo x >/dev/shm/x && echo ok", "0\nok"},

@@ -81,7 +81,10 @@ func (c *cli) auditVerifyCommand() *cobra.Command {
 				return err
 			}
 			report, err := audit.Verify(audit.VerifyConfig{File: file, StateDir: stateDir})
-			if err != nil {
+			switch {
+			case errors.Is(err, fs.ErrPermission):
+				return fmt.Errorf("verify %s: %w; run this as the sidecar's user, which is root unless kernel is off", file, err)
+			case err != nil:
 				return fmt.Errorf("verify %s: %w", file, err)
 			}
 			return c.printReport(report)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -100,7 +101,8 @@ func (c *cli) printChecked(a checkAnswer, files int) {
 }
 
 // checkStateDirs reports stateDirs that run would refuse for their place. To root
-// that is an error. Another user may check files that are used elsewhere.
+// that is an error. Another user may check files that are used elsewhere, and may
+// not look into every folder: run judges what is below one.
 func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Errors, err error) {
 	for _, d := range documents {
 		if d.Kind != configs.KindSidecar || d.File == "-" {
@@ -116,6 +118,9 @@ func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Error
 		case os.Geteuid() == 0:
 			problem.Message = err.Error()
 			wrong = append(wrong, problem)
+		case errors.Is(err, fs.ErrPermission):
+			problem.Message = fmt.Sprintf("%s was not checked: %s may not look there; run check as root", spec.StateDir, userName(os.Geteuid()))
+			doubtful = append(doubtful, problem)
 		default:
 			problem.Message = "on this machine, run refuses it: " + err.Error()
 			doubtful = append(doubtful, problem)

@@ -189,6 +189,31 @@ func TestStateDirOfTheCaller(t *testing.T) {
 	}
 }
 
+// TestStateDirOutOfSight checks what is printed to a user who may not look into the
+// folder of a stateDir: neither that run refuses it, nor an error without a remedy.
+func TestStateDirOutOfSight(t *testing.T) {
+	testenv.Require(t, testenv.Superuser(), testenv.Program("setpriv"))
+	dir := openDir(t)
+	file, state := filepath.Join(dir, "sidecar.yaml"), filepath.Join(dir, "closed", "weather")
+	testenv.Must(t, errors.Join(os.Mkdir(filepath.Join(dir, "grants"), 0o755), os.MkdirAll(state, 0o700), os.WriteFile(file, sleeper(state), 0o644)))
+	log := filepath.Join(dir, "audit.jsonl")
+	testenv.Must(t, os.WriteFile(log, nil, 0o600))
+	for _, test := range []struct {
+		name, want string
+		args       []string
+		status     int
+	}{
+		{"check", state + " was not checked: uid 54321 may not look there; run check as root", []string{"check", file}, 0},
+		{"audit verify", "run this as the sidecar's user, which is root unless kernel is off", []string{"audit", "verify", "--config", file, log}, 1},
+	} {
+		cmd := exec.Command("setpriv", append([]string{"--reuid=54321", "--regid=54321", "--clear-groups", shipped(t)}, test.args...)...)
+		out, err := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != test.status || !strings.Contains(string(out), test.want) || strings.Contains(string(out), "run refuses it") {
+			t.Errorf("%s: status %d, %v, without %q: %s", test.name, got, err, test.want, out)
+		}
+	}
+}
+
 // TestRunAfterKill checks that a sidecar ends what one that was killed left shut
 // in, says so, and starts.
 func TestRunAfterKill(t *testing.T) {

@@ -238,7 +238,7 @@ func (s *sidecar) target(d ebpf.Denial) string {
 	case host != "":
 		return d.Protocol + "://" + net.JoinHostPort(host, strconv.Itoa(int(port)))
 	case d.Address.IsValid():
-		return "a connection to the proxy, for which no destination was named yet"
+		return "to the proxy, for which no destination was named yet"
 	case d.Path != "":
 		return "unix:" + d.Path
 	case d.Syscall != "":

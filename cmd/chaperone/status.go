@@ -114,7 +114,7 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	for _, cr := range s.Credentials {
 		row(w, "credential", fmt.Sprintf("%s/%s %s %s", cr.Grant, cr.Name, cr.State, cr.Detail))
 	}
-	row(w, "audit", fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail))
+	row(w, "audit", strings.TrimSpace(fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail)))
 	if len(s.RestartPending) > 0 {
 		row(w, "restart pending", list(s.RestartPending)+" (takes effect at a restart)")
 	}

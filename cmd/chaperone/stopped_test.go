@@ -70,7 +70,7 @@ func TestRunStoppedEnds(t *testing.T) {
 func TestRunLimitPrinted(t *testing.T) {
 	const fetch = `curl -s -m 3 -o /dev/null URL`
 	for _, c := range []struct{ name, limits, script, says string }{
-		{"connections refused", "connections: 1/1h", `for i in 1 2 3; do ` + fetch + `; done`, "refused connect a connection to the proxy, for which no destination was named yet: quota_exceeded: weather may use connections: 1/1h"},
+		{"connections refused", "connections: 1/1h", `for i in 1 2 3; do ` + fetch + `; done`, "refused connect to the proxy, for which no destination was named yet: quota_exceeded: weather may use connections: 1/1h"},
 		{"processes", "processes: 30/1h", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; what it starts beyond it is ended"},
 		{"processes throttled", "processes: 30/1h, onExceeded: throttle", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; what it starts beyond it is ended"},
 		{"processes killed", "processes: 30/1h, onExceeded: kill", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; the plugin is ended"},

@@ -68,7 +68,7 @@ func writeWalk(t *testing.T, dir string, blocks []fenceBlock, edit func(string) 
 		t.Fatal("the walk shows nothing that is printed")
 	}
 	script.WriteString("enforced\ntype end.sh\n")
-	fmt.Fprintf(&files, "-- end.sh --\n%s", edit("kill %1\nsudo rm -r /var/lib/chaperone/weather /opt/weather\n"))
+	fmt.Fprintf(&files, "-- end.sh --\n%s", edit("kill %1\nsudo rm -r /var/lib/chaperone/weather /opt/weather /usr/local/bin/chaperone\n"))
 	testenv.Must(t, os.WriteFile(filepath.Join(dir, "walk.txtar"), []byte(script.String()+files.String()), 0o600))
 }
 

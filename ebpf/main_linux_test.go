@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // pluginName as argv[0] makes the test binary a plugin: see plugin_linux_test.go.
@@ -34,6 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	testenv.DefaultSignals()
 	goleak.VerifyTestMain(m)
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // TestMain runs the real commands inside the test's own binary, which is also
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 type cleaning struct{ tests *testing.M }
 
 func (c cleaning) Run() int {
+	testenv.DefaultSignals()
 	status := c.tests.Run()
 	if shippedDir != "" {
 		_ = os.RemoveAll(shippedDir)

@@ -154,11 +154,17 @@ func (c *Cage) ownDirectory(name string) (string, error) {
 // limited, it is what the limits name.
 func (c *Cage) kept(command Command, dir string) []sandbox.Kept {
 	var out []sandbox.Kept
-	add := func(path string, readOnly bool) {
-		out = append(out, sandbox.Kept{Path: path, ReadOnly: readOnly})
+	follow := func(path string, readOnly bool) {
 		if target, err := filepath.EvalSymlinks(path); err == nil && target != path {
 			out = append(out, sandbox.Kept{Path: target, ReadOnly: readOnly})
 		}
+	}
+	add := func(path string, readOnly bool) {
+		if crossesLinkOf(c.account.uid, path) {
+			return // an earlier run may have left the link, to choose what this one sees
+		}
+		out = append(out, sandbox.Kept{Path: path, ReadOnly: readOnly})
+		follow(path, readOnly)
 	}
 	if command.TrustBundle != "" {
 		add(filepath.Dir(command.TrustBundle), true)
@@ -167,7 +173,9 @@ func (c *Cage) kept(command Command, dir string) []sandbox.Kept {
 		add(socket, false)
 	}
 	if command.Files == nil {
-		for _, path := range append([]string{dir}, command.Kept...) {
+		out = append(out, sandbox.Kept{Path: dir}) // the caller stands there, by whatever links
+		follow(dir, false)
+		for _, path := range command.Kept {
 			add(path, false)
 		}
 		return out
@@ -184,6 +192,34 @@ func (c *Cage) kept(command Command, dir string) []sandbox.Kept {
 		}
 	}
 	return out
+}
+
+// crossesLinkOf reports whether a path crosses a symbolic link of a user's. One
+// that has too many links does.
+func crossesLinkOf(uid int, path string) bool {
+	const mostLinks = 40 // as many as the kernel follows (path_resolution(7))
+	at, names := "/", strings.Split(filepath.Clean(path), "/")
+	for links := 0; len(names) > 0; {
+		next := filepath.Join(at, names[0])
+		names = names[1:]
+		var stat unix.Stat_t
+		if err := unix.Lstat(next, &stat); err != nil {
+			return false // it leads to no file
+		}
+		if stat.Mode&unix.S_IFMT != unix.S_IFLNK {
+			at = next
+			continue
+		}
+		target, err := os.Readlink(next)
+		if links++; err != nil || links > mostLinks || int(stat.Uid) == uid {
+			return true
+		}
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		names = append(strings.Split(target, "/"), names...) // joining an empty name or . stays, .. goes up
+	}
+	return false
 }
 
 // grantedSockets are the paths to show for the sockets that grants name.

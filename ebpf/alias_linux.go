@@ -53,7 +53,7 @@ func (c *Cage) listenHandler() func(process uint32, l Listener) {
 func (c *Cage) servesUnix(process uint32, l Listener) {
 	c.followDirect(l)
 	if err := c.alias(process, l); err != nil {
-		c.config.Logger.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
+		c.sampled.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
 	}
 	if c.config.ServingUnix == nil {
 		_ = l.File.Close() // it was only open to be looked at

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf/rlimit"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // heardSize is how many seccomp refusals may wait for [Cage.Run].
@@ -46,6 +47,7 @@ type Cage struct {
 	sockets  allowance
 	askers   askers
 	aliases  aliases
+	sampled  *zap.Logger // for what the plugin causes
 	direct   direct
 	running  *runningView // of the program that runs; nil: it has none
 	held     bool         // frozen for a limit
@@ -69,10 +71,10 @@ func New(config Config) (*Cage, error) {
 		return nil, err
 	}
 	c := &Cage{
-		config: config,
-		own:    !config.HostNetwork && config.CgroupPath == "",
-		heard:  make(chan Denial, heardSize),
-		epoch:  wallClock(0),
+		config: config, sampled: sampled(config.Logger),
+		own:   !config.HostNetwork && config.CgroupPath == "",
+		heard: make(chan Denial, heardSize),
+		epoch: wallClock(0),
 	}
 	if err := c.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.demolish())
@@ -94,6 +96,14 @@ func (c *Config) complete() error {
 		c.Logger = zap.NewNop()
 	}
 	return nil
+}
+
+// sampled bounds what a plugin can write to a log: of one message the first ten
+// in a minute.
+func sampled(log *zap.Logger) *zap.Logger {
+	return log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
+	}))
 }
 
 func (c *Cage) build() error {

@@ -185,7 +185,7 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	}
 	p.pid = p.proc.Pid
 	p.ears, p.pidfd, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		e, err := newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.listenHandler(), p.cage.config.Logger)
+		e, err := newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.listenHandler(), p.cage.sampled)
 		if err != nil {
 			return nil, err
 		}

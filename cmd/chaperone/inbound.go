@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -107,8 +108,16 @@ func (s *sidecar) makeInbound(spec *configs.Sidecar) error {
 		s.inbound.exist, s.inbound.host.state = s.cage.Bound, s.state
 	}
 	s.inbound.plugin, s.inbound.record, s.inbound.metrics = s.plugin, s.recorder.Record, s.metrics
-	s.inbound.log, s.inbound.drain = s.opts.log.Named("inbound"), time.Duration(spec.Drain)
+	s.inbound.log, s.inbound.drain = sampled(s.opts.log.Named("inbound")), time.Duration(spec.Drain)
 	return nil
+}
+
+// sampled bounds what the plugin and its clients can write to a log: of one
+// message the first ten in a minute.
+func sampled(log *zap.Logger) *zap.Logger {
+	return log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
+	}))
 }
 
 // listen binds the ports on the host's loopback; run listens on them while the

@@ -155,7 +155,7 @@ func matchesName(pattern, name string) bool {
 // listen on, if process.listen names it. The plugin waits for this to return.
 func (in *inbound) servingUnix(l ebpf.Listener, services []configs.Service) {
 	service, ok := serviceOf(services, l.Path)
-	if !ok || sharedWithHost(l) {
+	if !ok || sharedWithHost(l) || in.forwards(l) {
 		_ = l.File.Close() // it was only open to be looked at
 		return
 	}
@@ -163,6 +163,12 @@ func (in *inbound) servingUnix(l ebpf.Listener, services []configs.Service) {
 		_ = l.File.Close() // likewise
 		in.log.Error("unix socket not forwarded to the plugin", zap.String("path", l.Path), zap.Error(err))
 	}
+}
+
+// forwards reports whether a socket is forwarded already: listen(2) a second time
+// changes the backlog.
+func (in *inbound) forwards(l ebpf.Listener) bool {
+	return slices.ContainsFunc(in.forwarded(), func(d *unixDoor) bool { return d.plugin.Socket == l.Socket })
 }
 
 // sharedWithHost reports whether the plugin's socket is the host's file of that

@@ -12,7 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -243,4 +247,34 @@ func TestRunDirectUnix(t *testing.T) {
 	cutOff(t, conn)
 	contains(t, w.audit(), `"detail":"cut: access was taken away"`)
 	cutOff(t, dial()) // accepted, and cut at the next look
+}
+
+// TestListenAgain forwards one socket once, however often the plugin calls
+// listen(2) on it.
+func TestListenAgain(t *testing.T) {
+	in := newInbound(nil)
+	l := ebpf.Listener{Path: "/tmp/plugin", Socket: 7}
+	if in.forwards(l) {
+		t.Error("a new socket counts as forwarded")
+	}
+	testenv.Must(t, in.add(&unixDoor{plugin: l}))
+	if !in.forwards(l) {
+		t.Error("a socket that is forwarded counts as new")
+	}
+	if in.forwards(ebpf.Listener{Path: l.Path, Socket: 8}) {
+		t.Error("another socket under the name counts as forwarded")
+	}
+}
+
+// TestInboundLogIsBounded writes a message again and again, as a plugin can have it
+// written.
+func TestInboundLogIsBounded(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	log := sampled(zap.New(core))
+	for range 100 {
+		log.Error("unix socket not forwarded to the plugin")
+	}
+	if logs.Len() != 10 {
+		t.Errorf("%d lines are written, want 10", logs.Len())
+	}
 }

@@ -35,7 +35,7 @@ func (c *cli) detachCommand() *cobra.Command {
 				err = fmt.Errorf("%w; end them, or say --kill", err)
 			}
 			if err == nil {
-				err = errors.Join(removeTrust(lock), removeLeftSockets(lock))
+				err = errors.Join(removeTrust(lock), removeLeftSockets(lock), returnLent(lock))
 			}
 			if err := errors.Join(err, lock.Close()); err != nil {
 				return err

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,13 +31,32 @@ type lentStream struct {
 	to   int // the group it was lent to
 }
 
+// lentFile is a regular file as it was before it was lent, as the stateDir keeps
+// it while it is lent: a sidecar that is killed cannot give it back.
+type lentFile struct {
+	Path   string `json:"path"`
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+	GID    int    `json:"gid"`
+	Mode   uint32 `json:"mode"`
+	To     int    `json:"to"`
+}
+
+// lentFilesName is the file of a stateDir with what is lent.
+const lentFilesName = "lent.json"
+
 // lend opens the three standard streams to the plugin's group. Of regular files
 // only a group without other members gets them, since they have a path, and none
 // of the private ones, which are the sidecar's. What is neither a pipe nor a file,
 // or open to the plugin already, stays as it is.
-func (l *lentStreams) lend(account ebpf.Account, private []string, stdin, stdout, stderr *os.File) error {
+//
+// keep writes down which files are lent, before they are.
+func (l *lentStreams) lend(account ebpf.Account, private []string, keep func([]lentFile) error, stdin, stdout, stderr *os.File) error {
 	if os.Geteuid() != 0 || account.UID == 0 {
 		return nil
+	}
+	if err := keep(describeFiles(account.GID, stdin, stdout, stderr)); err != nil {
+		return err
 	}
 	var errs []error
 	for _, stream := range []struct {
@@ -51,6 +71,77 @@ func (l *lentStreams) lend(account ebpf.Account, private []string, stdin, stdout
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// describeFiles returns the regular files among streams as they are now, each
+// once.
+func describeFiles(to int, streams ...*os.File) []lentFile {
+	var out []lentFile
+	for _, file := range streams {
+		var stat unix.Stat_t
+		if unix.Fstat(int(file.Fd()), &stat) != nil || stat.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+		known := slices.ContainsFunc(out, func(f lentFile) bool { return f.Device == stat.Dev && f.Inode == stat.Ino })
+		if err == nil && !known {
+			out = append(out, lentFile{path, stat.Dev, stat.Ino, int(stat.Gid), stat.Mode &^ unix.S_IFMT, to})
+		}
+	}
+	return out
+}
+
+// keepLent writes down what is about to be lent.
+func (s *sidecar) keepLent(files []lentFile) error {
+	if len(files) == 0 {
+		return nil
+	}
+	return s.state.save(lentFilesName, files)
+}
+
+// forgetLent removes the note of what was lent, once it is given back.
+func (s *sidecar) forgetLent() error {
+	if s.state == nil {
+		return nil
+	}
+	if err := os.Remove(s.state.path(lentFilesName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget lent files: %w", err)
+	}
+	return nil
+}
+
+// returnLent gives back the files that a killed sidecar had lent. A file that is
+// another one by now, or whose group somebody has changed, stays as it is.
+func returnLent(kept *state) error {
+	var files []lentFile
+	if err := kept.load(lentFilesName, &files); err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range files {
+		if err := f.giveBack(); err != nil {
+			errs = append(errs, fmt.Errorf("restore the permissions of %s: %w", f.Path, err))
+		}
+	}
+	if len(files) > 0 {
+		errs = append(errs, os.Remove(kept.path(lentFilesName)))
+	}
+	return errors.Join(errs...)
+}
+
+func (f lentFile) giveBack() error {
+	fd, err := unix.Open(f.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var stat unix.Stat_t
+	if err = unix.Fstat(fd, &stat); err == nil && stat.Dev == f.Device && stat.Ino == f.Inode && int(stat.Gid) == f.To {
+		err = errors.Join(unix.Fchmod(fd, f.Mode), unix.Fchown(fd, -1, f.GID))
+	}
+	return errors.Join(err, unix.Close(fd))
 }
 
 // isPrivate reports whether a file is one of the private paths, or below one.

@@ -34,7 +34,7 @@ func TestLendStreams(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var lent lentStreams
-			testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: c.gid}, nil, c.stdin, c.stdout, c.errs))
+			testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: c.gid}, nil, func([]lentFile) error { return nil }, c.stdin, c.stdout, c.errs))
 			for i, file := range []*os.File{in, out, log} {
 				now := stat(t, file)
 				if now.Mode&0o777 != c.modes[i] || now.Uid != 0 {
@@ -48,6 +48,43 @@ func TestLendStreams(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLentFilesReturn gives a file back that a killed sidecar had lent, and leaves
+// one alone that took its place.
+func TestLentFilesReturn(t *testing.T) {
+	testenv.Require(t, testenv.Superuser())
+	dir := t.TempDir()
+	testenv.Must(t, os.Chmod(dir, 0o700))
+	kept := testenv.MustGet(openState(filepath.Join(dir, "state")))(t)
+	defer kept.Close()
+	lend := func(name string) *os.File {
+		file := testenv.MustGet(os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_WRONLY, 0o640))(t)
+		var lent lentStreams // and no giveBack, as after SIGKILL
+		keep := func(files []lentFile) error { return kept.save(lentFilesName, files) }
+		testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: 61999}, nil, keep, file, file, file))
+		return file
+	}
+	file := lend("log")
+	defer file.Close()
+	if now := stat(t, file); now.Gid != 61999 {
+		t.Fatalf("group %d: it was not lent", now.Gid)
+	}
+	testenv.Must(t, returnLent(kept))
+	if now := stat(t, file); now.Gid != 0 || now.Mode&0o777 != 0o640 {
+		t.Errorf("mode %o of group %d afterwards", now.Mode&0o777, now.Gid)
+	}
+	testenv.Must(t, returnLent(kept)) // there is nothing left to return
+	old := lend("replaced")
+	defer old.Close()
+	testenv.Must(t, os.Remove(old.Name()))
+	other := testenv.MustGet(os.OpenFile(old.Name(), os.O_CREATE|os.O_WRONLY, 0o600))(t)
+	defer other.Close()
+	testenv.Must(t, other.Chown(-1, 61999))
+	testenv.Must(t, returnLent(kept))
+	if now := stat(t, other); now.Gid != 61999 || now.Mode&0o777 != 0o600 {
+		t.Errorf("another file was changed: mode %o of group %d", now.Mode&0o777, now.Gid)
 	}
 }
 

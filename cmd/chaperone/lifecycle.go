@@ -380,7 +380,7 @@ func (s *sidecar) close() error {
 	if s.inbound != nil {
 		s.inbound.close() // likewise
 	}
-	errs = append(errs, s.lent.giveBack())
+	errs = append(errs, s.lent.giveBack(), s.forgetLent())
 	if s.trust != nil {
 		errs = append(errs, s.trust.Close())
 	}

@@ -254,7 +254,7 @@ func (s *sidecar) startIn(spec *configs.Sidecar, args, env []string) (p plugin, 
 	}
 	switch {
 	case s.cage != nil:
-		if err := s.lent.lend(s.cage.Account(), hiddenFiles(s.config.Load()), os.Stdin, os.Stdout, os.Stderr); err != nil {
+		if err := s.lent.lend(s.cage.Account(), hiddenFiles(s.config.Load()), s.keepLent, os.Stdin, os.Stdout, os.Stderr); err != nil {
 			s.opts.log.Debug("standard stream stays closed to opening by name", zap.Error(err))
 		}
 		// Only a view has a first process, which sees that the program wants the

@@ -140,6 +140,9 @@ func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
 	if s.state, err = openState(spec.StateDir); err != nil {
 		return err
 	}
+	if err := returnLent(s.state); err != nil {
+		s.opts.log.Warn("lent files not restored", zap.Error(err))
+	}
 	if err := s.state.revocationsInto(s.engine); err != nil {
 		return err
 	}

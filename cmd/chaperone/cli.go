@@ -106,6 +106,7 @@ func (c *cli) root() *cobra.Command {
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
 		c.detachCommand(), c.envoyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.manCommand(), c.versionCommand(),
 	)
+	completeValues(root)
 	return root
 }
 

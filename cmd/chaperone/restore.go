@@ -20,7 +20,7 @@ func (c *cli) restoreCommand() *cobra.Command {
 	var r restoration
 	cmd := c.withOutput(c.withAdmin(&cobra.Command{
 		Use:   "restore [ID | --incident ID | --all] --reason TEXT",
-		Short: "Lift revocations",
+		Short: "Lift revocations", ValidArgsFunction: c.completeRevocations,
 		Long: "Lift one revocation by its id, those of an incident (revoke --incident, or the whole text of\n" +
 			"--reason), or all. Without --plugin, --config or --admin this is done on the whole host, also for\n" +
 			"sidecars that are down. Each revocation that is lifted is printed.",

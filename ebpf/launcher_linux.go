@@ -1,10 +1,12 @@
 package ebpf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -381,7 +383,7 @@ func searchProgram(o *order, run func(path string, args []string) error) error {
 	last := &ExecError{Path: o.Path, Status: 127, Err: unix.ENOENT}
 	for _, path := range candidates(o.Path, o.Env) {
 		err := run(path, o.Args)
-		if errors.Is(err, unix.ENOEXEC) {
+		if errors.Is(err, unix.ENOEXEC) && !isBinary(path) {
 			err = run(shell, append([]string{shell, path}, o.Args[1:]...))
 		}
 		switch {
@@ -399,6 +401,23 @@ func searchProgram(o *order, run func(path string, args []string) error) error {
 		}
 	}
 	return last
+}
+
+// isBinary reports whether a file is no script: its first line holds a zero byte.
+// What cannot be read is left to the shell.
+func isBinary(path string) bool {
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = file.Close() }()
+	head := make([]byte, 256)
+	n, err := io.ReadFull(file, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return false
+	}
+	line, _, _ := bytes.Cut(head[:n], []byte("\n"))
+	return bytes.IndexByte(line, 0) >= 0
 }
 
 func candidates(name string, env []string) []string {

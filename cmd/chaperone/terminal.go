@@ -49,12 +49,19 @@ func operatorStream() *os.File {
 	return nil
 }
 
+// typedSignal is a signal that a key has the plugin's terminal send, and the
+// process group of the terminal that it goes to.
+type typedSignal struct {
+	sig   syscall.Signal
+	group int
+}
+
 // terminals is what run has to do with the terminal that it was started on.
 type terminals struct {
 	relay       *terminal.Relay    // nil: the plugin has no terminal
 	controlling *terminal.Operator // of this process; nil: it has none
 	immune      bool               // SIGHUP was ignored at the start, as by nohup(1)
-	typed       chan syscall.Signal
+	typed       chan typedSignal
 	gone        chan struct{}
 }
 
@@ -62,7 +69,7 @@ type terminals struct {
 func openTerminals() *terminals {
 	return &terminals{
 		controlling: terminal.OpenControlling(), immune: signal.Ignored(syscall.SIGHUP),
-		typed: make(chan syscall.Signal, 1), gone: make(chan struct{}, 1),
+		typed: make(chan typedSignal, 1), gone: make(chan struct{}, 1),
 	}
 }
 
@@ -80,9 +87,9 @@ func (t *terminals) attach(master *os.File, background bool, raw func(bool)) err
 	ends := operator.Controlling() || stream == os.Stdin
 	t.relay, err = terminal.Start(terminal.Config{
 		Operator: operator, Master: master, Wait: background, Raw: raw,
-		Typed: func(sig syscall.Signal) {
+		Typed: func(sig syscall.Signal, group int) {
 			select {
-			case t.typed <- sig:
+			case t.typed <- typedSignal{sig, group}:
 			default: // one that is not acted on yet asks for the same
 			}
 		},

@@ -60,8 +60,8 @@ func (w *waiter) wait(ctx context.Context) (int, error) {
 			w.signal(ctx, sig)
 		case sig := <-w.stops:
 			w.stopped(sig)
-		case sig := <-w.terminals.typed:
-			w.typed(sig)
+		case key := <-w.terminals.typed:
+			w.typed(key)
 		case <-w.terminals.gone:
 			w.hangUp()
 		case <-w.deadline.C:
@@ -137,12 +137,12 @@ func (w *waiter) stopped(sig syscall.Signal) {
 
 // typed acts on a key that the plugin cannot act on: a limit has stopped it, or it
 // leads its session, so that the kernel does not stop it by SIGTSTP.
-func (w *waiter) typed(sig syscall.Signal) {
+func (w *waiter) typed(key typedSignal) {
 	_, _, limited := w.s.limits.stopped()
 	switch {
-	case limited && sig != syscall.SIGTSTP:
-		w.end(sig)
-	case limited, sig == syscall.SIGTSTP && w.stops == nil && w.terminals.relay.ForegroundGroup() == w.p.PID():
+	case limited && key.sig != syscall.SIGTSTP:
+		w.end(key.sig)
+	case limited, key.sig == syscall.SIGTSTP && w.stops == nil && key.group == w.p.PID():
 		w.suspend()
 	}
 }

@@ -37,8 +37,9 @@ type Config struct {
 	// Raw reports that the terminal has become raw, or is no longer.
 	Raw func(raw bool)
 	// Typed reports that a character was typed that has the pseudoterminal send
-	// SIGINT, SIGQUIT or SIGTSTP. It was passed on. It must not block.
-	Typed func(sig syscall.Signal)
+	// SIGINT, SIGQUIT or SIGTSTP, and the process group that was in its foreground
+	// then (0: none). It was passed on. It must not block.
+	Typed func(sig syscall.Signal, group int)
 	// Gone reports that the terminal was hung up. It must not block.
 	Gone func()
 }
@@ -129,9 +130,9 @@ func (r *Relay) Continued() {
 	r.poke()
 }
 
-// ForegroundGroup returns the process group that the pseudoterminal sends
+// foregroundGroup returns the process group that the pseudoterminal sends
 // signals to; 0 if there is none.
-func (r *Relay) ForegroundGroup() int {
+func (r *Relay) foregroundGroup() int {
 	group, err := control(r.config.Master, func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.TIOCGPGRP) })
 	if err != nil {
 		return 0
@@ -240,10 +241,14 @@ func (r *Relay) read() {
 		if n == 0 {
 			continue
 		}
+		// Before it is passed on: the group that it stops is then in the foreground.
+		signals, group := r.signals(buffer[:n]), r.foregroundGroup()
 		if _, err := r.config.Master.Write(buffer[:n]); err != nil {
 			return // the program has ended
 		}
-		r.report(buffer[:n])
+		for _, sig := range signals {
+			r.config.Typed(sig, group)
+		}
 	}
 }
 
@@ -307,27 +312,30 @@ func (r *Relay) take(buffer []byte) int {
 	return n
 }
 
-// report reports the characters that send signals, as the pseudoterminal is set.
-func (r *Relay) report(typed []byte) {
+// signals returns the signals that characters have the pseudoterminal send, as it
+// is set.
+func (r *Relay) signals(typed []byte) []syscall.Signal {
 	var modes *unix.Termios
 	_, err := control(r.config.Master, func(fd int) (_ int, err error) {
 		modes, err = unix.IoctlGetTermios(fd, unix.TCGETS)
 		return 0, err
 	})
 	if err != nil || modes.Lflag&unix.ISIG == 0 {
-		return
+		return nil
 	}
+	var out []syscall.Signal
 	for _, c := range typed {
 		switch c {
 		case 0: // a function that is switched off (_POSIX_VDISABLE)
 		case modes.Cc[unix.VINTR]:
-			r.config.Typed(unix.SIGINT)
+			out = append(out, unix.SIGINT)
 		case modes.Cc[unix.VQUIT]:
-			r.config.Typed(unix.SIGQUIT)
+			out = append(out, unix.SIGQUIT)
 		case modes.Cc[unix.VSUSP]:
-			r.config.Typed(unix.SIGTSTP)
+			out = append(out, unix.SIGTSTP)
 		}
 	}
+	return out
 }
 
 // jobSignals stop a process in the background that uses its terminal.

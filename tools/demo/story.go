@@ -107,11 +107,11 @@ func escapes(ctx context.Context, w *world) error {
 	}
 	show(r.stdout, 6)
 	for attempt, wanted := range map[string][]string{
-		"direct_ip":      {"403 Forbidden"},
+		"direct_ip":      {"ConnectionRefusedError"},
 		"host_loopback":  {"ConnectionRefusedError"},
 		"own_dns_server": {"NXDOMAIN"},
 		"udp":            {"PermissionError"},
-		"mapped_ipv6":    {"403 Forbidden"},
+		"mapped_ipv6":    {"ConnectionRefusedError"},
 	} {
 		line := firstLines(r.stdout, attempt+" ->")
 		if err := expect(containsAny(line, wanted), r, "%s is not shut: %q", attempt, line); err != nil {

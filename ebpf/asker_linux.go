@@ -94,7 +94,7 @@ func socketAt(pids []int, network string, local netip.AddrPort) (inode string, u
 	return "", 0, false
 }
 
-// What a table of sockets shows.
+// socketState is the result of looking for a socket in a table of /proc/net.
 type socketState int
 
 const (

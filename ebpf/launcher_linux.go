@@ -404,7 +404,7 @@ func searchProgram(o *order, run func(path string, args []string) error) error {
 }
 
 // isBinary reports whether a file is no script: its first line holds a zero byte.
-// What cannot be read is left to the shell.
+// A file that cannot be read is left to the shell.
 func isBinary(path string) bool {
 	file, err := os.Open(path)
 	if err != nil {

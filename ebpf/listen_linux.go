@@ -118,7 +118,7 @@ func listenerOf(thread, process, number int) (l *Listener, port uint16, err erro
 	return l, 0, err
 }
 
-// boundTo describes a Unix socket with a path; nil: it is none.
+// boundTo describes a Unix socket with a path; nil: the socket is of another kind.
 func boundTo(socket int) (*Listener, error) {
 	if domain, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_UNIX {
 		return nil, nil //nolint:nilnil,nilerr // no socket, or another family

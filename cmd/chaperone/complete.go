@@ -20,7 +20,7 @@ func completeValues(cmd *cobra.Command) {
 		default:
 			return
 		}
-		// It only fails for a flag that is none, or that has one already.
+		// It fails only for a flag that does not exist or has a completion already.
 		_ = cmd.RegisterFlagCompletionFunc(f.Name, complete)
 	})
 	for _, child := range cmd.Commands() {

@@ -51,7 +51,7 @@ func TestRunHardened(t *testing.T) {
 	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF(), testenv.Program("unshare"), testenv.Program("prlimit"), testenv.Program("setpriv"))
 	chaperone := shipped(t) // the C library of a test with the race detector does not start without clone3
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
-		t.Skip("the filter's words are little-endian")
+		t.Fatal("the filter's words are little-endian")
 	}
 	const noResource = "setpriv --bounding-set -sys_resource --inh-caps -sys_resource "
 	for name, test := range map[string]struct{ prepare, prefix, warns string }{

@@ -53,7 +53,7 @@ func bindPort(host string, port uint16) (*inboundDoor, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	// What is left of connections on the port does not keep it (socket(7)).
+	// Closed connections in TIME_WAIT do not keep the port (socket(7)).
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, to))
@@ -69,7 +69,7 @@ func bindPort(host string, port uint16) (*inboundDoor, error) {
 
 // stopListening has the kernel refuse connections, and keeps the port: shutdown(2)
 // on a socket that listens turns it back into one that is only bound. Without
-// SO_REUSEADDR nobody else can bind the port meanwhile.
+// SO_REUSEADDR no other process can bind the port in between.
 func stopListening(fd int) error {
 	return errors.Join(
 		os.NewSyscallError("shutdown", unix.Shutdown(fd, unix.SHUT_RDWR)),

@@ -15,7 +15,7 @@ import (
 
 // lentStreams are standard streams that the plugin may open by name while it
 // runs: /dev/stdout, /dev/stderr and /proc/self/fd/N, to which servers write
-// their logs. To open a pipe or a file anew takes its permissions (proc(5)),
+// their logs. Opening a pipe or a file by such a name takes its permissions (proc(5)),
 // and those of the sidecar's streams are its caller's.
 //
 // The plugin's group gets what the descriptor gives already: to write to standard

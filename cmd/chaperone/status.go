@@ -45,6 +45,40 @@ func (c *cli) statusCommand() *cobra.Command {
 }
 
 func statusTable(w io.Writer, s admin.Status, now time.Time) {
+	readinessRows(w, s, now)
+	if p := s.Process; p != nil {
+		processRows(w, p)
+	}
+	if s.Mediation != nil {
+		mediationRows(w, s.Mediation)
+	}
+	for _, d := range s.Doors {
+		row(w, "door "+d.Name, d.Address+" enforces "+list(d.Enforces))
+		if len(d.NotEnforced) > 0 {
+			row(w, "", "does not enforce "+list(d.NotEnforced))
+		}
+	}
+	if s.Envoy != nil {
+		envoyRows(w, s.Envoy, now)
+	}
+	policyRows(w, s)
+	for _, cr := range s.Credentials {
+		row(w, "credential", fmt.Sprintf("%s/%s %s %s", cr.Grant, cr.Name, cr.State, cr.Detail))
+	}
+	row(w, "audit", strings.TrimSpace(fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail)))
+	if len(s.RestartPending) > 0 {
+		row(w, "restart pending", list(s.RestartPending)+" (takes effect at a restart)")
+	}
+	if s.Certificates != "" {
+		row(w, "certificates", s.Certificates)
+	}
+	for _, warning := range s.Warnings {
+		row(w, "warning", warning)
+	}
+}
+
+// readinessRows shows whether the sidecar is ready, and the kernel half.
+func readinessRows(w io.Writer, s admin.Status, now time.Time) {
 	ready := "ready"
 	if !s.Ready {
 		ready = "NOT READY"
@@ -65,21 +99,10 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 		kernel += ": " + s.Kernel.Detail
 	}
 	row(w, "kernel", kernel)
-	if p := s.Process; p != nil {
-		processRows(w, p)
-	}
-	if s.Mediation != nil {
-		mediationRows(w, s.Mediation)
-	}
-	for _, d := range s.Doors {
-		row(w, "door "+d.Name, d.Address+" enforces "+list(d.Enforces))
-		if len(d.NotEnforced) > 0 {
-			row(w, "", "does not enforce "+list(d.NotEnforced))
-		}
-	}
-	if s.Envoy != nil {
-		envoyRows(w, s.Envoy, now)
-	}
+}
+
+// policyRows shows the grants, and the revocations in force.
+func policyRows(w io.Writer, s admin.Status) {
 	for _, g := range s.Grants {
 		state := "until " + g.NotAfter.Format(time.RFC3339)
 		if g.Expired {
@@ -110,19 +133,6 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	}
 	if s.Host != nil && s.Host.Detail != "" {
 		row(w, "host", s.Host.Detail)
-	}
-	for _, cr := range s.Credentials {
-		row(w, "credential", fmt.Sprintf("%s/%s %s %s", cr.Grant, cr.Name, cr.State, cr.Detail))
-	}
-	row(w, "audit", strings.TrimSpace(fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail)))
-	if len(s.RestartPending) > 0 {
-		row(w, "restart pending", list(s.RestartPending)+" (takes effect at a restart)")
-	}
-	if s.Certificates != "" {
-		row(w, "certificates", s.Certificates)
-	}
-	for _, warning := range s.Warnings {
-		row(w, "warning", warning)
 	}
 }
 

@@ -85,7 +85,7 @@ type bundlePartOf struct {
 	make func(context.Context) (any, error)
 }
 
-// bundleParts are the files of a support bundle. What cannot be collected is
+// bundleParts are the files of a support bundle. A part that cannot be collected is
 // replaced by the reason: a bundle is wanted most when something is broken.
 func (c *cli) bundleParts() []bundlePartOf {
 	return []bundlePartOf{

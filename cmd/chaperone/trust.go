@@ -147,7 +147,7 @@ func ownFolder(path string) bool {
 	return ok && int(owner.Uid) == os.Geteuid()
 }
 
-// systemCertificates returns the system's roots, PEM; nil where there are none.
+// systemCertificates returns the system's roots, PEM; nil where the system has no bundle.
 func systemCertificates() []byte {
 	for _, file := range systemRoots {
 		if data, err := readRegular(file); err == nil {

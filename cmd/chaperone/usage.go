@@ -20,7 +20,7 @@ import (
 type choice struct {
 	value *string
 	words []string
-	flags map[string]string // words that are none of them, and the flag that was meant
+	flags map[string]string // words of another flag, and that flag
 }
 
 // oneOf returns a flag that stores one of the words in value.
@@ -51,7 +51,7 @@ func (c *choice) Set(word string) error {
 	return unknownWord(word, c.words)
 }
 
-// unknownWord returns the error of a word that is none of the known ones.
+// unknownWord returns the error of a word that is not among the known ones.
 func unknownWord(word string, known []string) error {
 	text := fmt.Sprintf("%q is not %s", word, alternatives(known))
 	if near := nearword.Suggest(word, known); near != "" {

@@ -7,11 +7,22 @@ import (
 	"testing"
 )
 
+// needRoot skips where folders of other users cannot be made. With
+// CHAPERONE_REQUIRE=1 that is a failure.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CHAPERONE_REQUIRE") == "1" {
+		t.Fatal("needs root")
+	}
+	t.Skip("needs root")
+}
+
 // TestCheck checks who is found to be able to replace a path.
 func TestCheck(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("folders of other users are made by root")
-	}
+	needRoot(t)
 	const alice, sidecar = 4242, 4343
 	for name, test := range map[string]struct {
 		prepare func(dir string) error // makes dir/state, in whatever way
@@ -104,9 +115,7 @@ func TestCheckLoop(t *testing.T) {
 
 // TestUsable checks what becomes of directories that may be the runtime directory.
 func TestUsable(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("folders of other users are made by root")
-	}
+	needRoot(t)
 	for name, test := range map[string]struct {
 		prepare func(dir string) error
 		mode    os.FileMode // afterwards; 0: it is refused

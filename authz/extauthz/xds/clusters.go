@@ -63,7 +63,7 @@ func static(name string, to *corev3.Address) *clusterv3.Cluster {
 		},
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 			MaxConnections: wrapperspb.UInt32(maxStreams), MaxPendingRequests: wrapperspb.UInt32(maxStreams),
-			MaxRequests: wrapperspb.UInt32(maxStreams), MaxRetries: wrapperspb.UInt32(0),
+			MaxRequests: wrapperspb.UInt32(maxStreams), MaxRetries: wrapperspb.UInt32(maxStreams),
 		}}},
 	}
 }
@@ -86,10 +86,20 @@ func overHTTP1() *httpv3.HttpProtocolOptions {
 	return &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
-				HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
+				HttpProtocolOptions: toUpstream1(),
 			},
 		},
 	}}
+}
+
+// toUpstream1 and toUpstream2 are how Envoy speaks to upstreams. A header of an
+// answer may be as long as an HTTP/1.1 one may.
+func toUpstream1() *corev3.Http1ProtocolOptions {
+	return &corev3.Http1ProtocolOptions{EnableTrailers: true}
+}
+
+func toUpstream2() *corev3.Http2ProtocolOptions {
+	return &corev3.Http2ProtocolOptions{MaxHeaderFieldSizeKb: wrapperspb.UInt32(maxResponseHeadKiB)}
 }
 
 // check is the cluster of the ext_authz socket. A sidecar that is not ready or
@@ -122,7 +132,7 @@ func (b *builder) upstream(p *place, name string) *clusterv3.Cluster {
 	case authz.SchemeHTTP:
 		o := &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
-				HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+				HttpProtocolOptions: toUpstream1(), Http2ProtocolOptions: toUpstream2(),
 			},
 		}}
 		o.CommonHttpProtocolOptions = kept()
@@ -136,17 +146,29 @@ func (b *builder) upstream(p *place, name string) *clusterv3.Cluster {
 	return c
 }
 
-// kept is how long a connection is kept for requests to come: each holds
-// descriptors of the sidecar's at the exit, which Envoy would for an hour.
+// upstreamIdle is how long a connection to an upstream is kept for requests to
+// come. Many servers end an idle one after five seconds (Node, Apache, uvicorn),
+// and a request that is sent just then is lost; each also holds descriptors of the
+// sidecar's at the exit.
+const upstreamIdle = 4 * time.Second
+
+// What Envoy takes of an answer, as the sidecar's own proxy does.
+const maxResponseHeadKiB = 256
+
+// kept returns what holds for all connections to upstreams.
 func kept() *corev3.HttpProtocolOptions {
-	return &corev3.HttpProtocolOptions{IdleTimeout: seconds(60)}
+	return &corev3.HttpProtocolOptions{
+		IdleTimeout:          durationpb.New(upstreamIdle),
+		MaxHeadersCount:      wrapperspb.UInt32(maxHeaders),
+		MaxResponseHeadersKb: wrapperspb.UInt32(maxResponseHeadKiB),
+	}
 }
 
 // secure has a cluster speak TLS on the rule's terms, to the granted host only.
 func (b *builder) secure(c *clusterv3.Cluster, p *place) {
 	o := &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_AutoConfig{
 		AutoConfig: &httpv3.HttpProtocolOptions_AutoHttpConfig{
-			HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+			HttpProtocolOptions: toUpstream1(), Http2ProtocolOptions: toUpstream2(),
 		},
 	}}
 	if c.GetName() != p.cluster {

@@ -153,6 +153,7 @@ func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration) *li
 		StatPrefix:                      "connection",
 		ClusterSpecifier:                &tcpv3.TcpProxy_Cluster{Cluster: cluster},
 		MaxDownstreamConnectionDuration: longest,
+		IdleTimeout:                     seconds(0), // it may be quiet for as long as it may last
 		AccessLog:                       b.accessLog(connectionLog()),
 		UpstreamConnectMode:             tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA,
 		MaxEarlyDataBytes:               wrapperspb.UInt32(maxHello),

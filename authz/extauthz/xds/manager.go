@@ -23,6 +23,15 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
+// What Envoy takes of a request, as the sidecar's own proxy does.
+const (
+	maxRequestHeadKiB = 68
+	maxHeaders        = 10000
+	// noHost stands for the host of a request of HTTP/1.0 that names none. No grant
+	// can name it, and the sidecar refuses it as malformed.
+	noHost = "*"
+)
+
 func checkService() *corev3.GrpcService {
 	return &corev3.GrpcService{
 		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: checkCluster}},
@@ -53,9 +62,17 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 		MergeSlashes:                 false,
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
-			IdleTimeout:                  seconds(300),
+			// The sidecar removes those that a server could take for another header.
+			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_ALLOW,
+			MaxHeadersCount:              wrapperspb.UInt32(maxHeaders), // the answer's own count too
+			IdleTimeout:                  seconds(300),                  // between requests
 			MaxStreamDuration:            durationpb.New(b.cfg.MaxStreamDuration),
+		},
+		MaxRequestHeadersKb: wrapperspb.UInt32(maxRequestHeadKiB),
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
+			// Python's http.client says CONNECT in HTTP/1.0 up to 3.11, as do openssl and nc.
+			AcceptHttp_10: true, DefaultHostForHttp_10: noHost,
+			AllowCustomMethods: true, EnableTrailers: true,
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			AllowConnect:                true,
@@ -64,7 +81,10 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
 		},
 		RequestHeadersTimeout: seconds(10),
-		StreamIdleTimeout:     seconds(300),
+		// A stream may be quiet for as long as it may last: the sidecar holds both ends.
+		StreamIdleTimeout: seconds(0),
+		// The upstream is asked whether it wants the body, after the sidecar was.
+		Proxy_100Continue: true,
 		// How long the plugin may take to close an HTTP/1 connection whose upgrade
 		// was cut, before Envoy does: by default a second.
 		DelayedCloseTimeout: &durationpb.Duration{Nanos: 100e6},

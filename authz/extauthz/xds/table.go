@@ -16,6 +16,7 @@ import (
 	envoymatcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -235,19 +236,54 @@ func pattern(wildcard string) string {
 }
 
 // to leads to a place: by way of a cluster of its own for what upgrades, since
-// hardly any server takes upgrades of HTTP/2 (RFC 8441).
+// hardly any server takes upgrades of HTTP/2 (RFC 8441); and for what may be sent
+// twice by way of a route that does.
 func (b *builder) to(p *place) *matcherv3.Matcher_OnMatch {
-	if !p.upgrades() {
+	if !p.Scheme.HTTP() {
 		return b.then("route", b.route(p))
 	}
-	upgrade := b.route(p)
-	upgrade.Name = p.cluster + upgradeSuffix
-	upgrade.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: upgrade.Name}
-	upgrade.Match.Headers = []*routev3.HeaderMatcher{{
-		Name: "upgrade", HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
-	}}
-	return b.then("routes", &routev3.RouteList{Routes: []*routev3.Route{upgrade, b.route(p)}})
+	var routes []*routev3.Route
+	if p.upgrades() {
+		upgrade := b.route(p)
+		upgrade.Name = p.cluster + upgradeSuffix
+		upgrade.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: upgrade.Name}
+		upgrade.Match.Headers = []*routev3.HeaderMatcher{{
+			Name: "upgrade", HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
+		}}
+		routes = append(routes, upgrade)
+	}
+	return b.then("routes", &routev3.RouteList{Routes: append(routes, b.repeatable(p), b.route(p))})
 }
+
+// repeatable leads to a place what is sent once more when the upstream ended the
+// connection before it answered: requests of safe methods (RFC 9110, section
+// 9.2.1) without a body, which an upstream that closes an idle connection just
+// then has not looked at. Envoy sends what was decided: the filter that asks comes
+// before the router, so that nothing is decided, spent or recorded twice, and the
+// exit sees whether the rule still stands.
+func (b *builder) repeatable(p *place) *routev3.Route {
+	r := b.route(p)
+	r.Name = p.cluster + repeatSuffix
+	absent := func(name string) *routev3.HeaderMatcher {
+		return &routev3.HeaderMatcher{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: false}}
+	}
+	method := &envoymatcherv3.StringMatcher{MatchPattern: &envoymatcherv3.StringMatcher_SafeRegex{
+		SafeRegex: &envoymatcherv3.RegexMatcher{Regex: "GET|HEAD|OPTIONS"},
+	}}
+	r.Match.Headers = []*routev3.HeaderMatcher{
+		{Name: ":method", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: method}},
+		absent("upgrade"), absent("transfer-encoding"), absent("content-length"),
+	}
+	// A body of HTTP/2 that nothing announces is not kept, and so not sent again.
+	r.RequestBodyBufferLimit = wrapperspb.UInt64(0)
+	r.GetRoute().RetryPolicy = &routev3.RetryPolicy{
+		RetryOn: "reset", NumRetries: wrapperspb.UInt32(1), // which takes connect-failure and reset-before-request in
+	}
+	return r
+}
+
+// repeatSuffix ends the name of the route of what may be sent twice.
+const repeatSuffix = "/repeatable"
 
 // route leads to a place.
 func (b *builder) route(p *place) *routev3.Route {

@@ -114,9 +114,10 @@ func (e *line) encode(r *authz.Record, full bool) {
 	e.files(r.Files)
 }
 
-// target writes path and query, masked unless full.
+// target writes path and query, masked unless full. The path of a Unix socket is
+// the destination itself, as a host is, and stays readable.
 func (e *line) target(r *authz.Record, full bool) {
-	if full || r.Path == "" || r.Pattern == "" {
+	if full || r.Path == "" || r.Door == authz.DoorKernel {
 		e.text(`,"path":"`, r.Path)
 	} else {
 		e.buf = append(e.buf, `,"path":"`...)

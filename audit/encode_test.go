@@ -99,11 +99,16 @@ func TestMask(t *testing.T) {
 		{"/**", "/", "/"},
 		{"/**", "/a/b/", "/~/~/"},
 		{"/a/b", "/a/b", "/a/b"},
-		{"", "/a/secret", "/a/secret"},                    // nothing came near: shown as it is
-		{"/a/*", "/a/b/c", "/a/~/~"},                      // beyond the pattern
-		{"/a", "/a/token", "/a/~"},                        //
-		{"/v1/users/*", "/v2/users/alice", "/v2/users/~"}, // what differs is shown
+		{"", "/a/secret", "/~/~"},                        // no rule came near
+		{"", "/secret", "/~"},                            //
+		{"", long, strings.Repeat("/~", 16)},             //
+		{"/a/*", "/a/b/c", "/a/~/~"},                     // beyond the pattern
+		{"/a", "/a/token", "/a/~"},                       //
+		{"/v1/users/*", "/v2/users/alice", "/~/users/~"}, // what differs is the plugin's choice
 		{"/v1/users/*", "/v1", "/v1"},
+		{"/*", "/*", "/~"},
+		{"/a/**", "/a/**/b", "/a/~/~"},
+		{"/**", "/**", "/~"},
 		{"/a/*/b", "/a/~x/b", "/a/~/b"},
 		{"/a/*", "/a/\"\xff\x00", "/a/~"},
 		{"/**", long, strings.Repeat("/~", 16)},

@@ -54,37 +54,38 @@ func (m *masker) append(b []byte, domain byte, value string) []byte {
 	return base64.RawURLEncoding.AppendEncode(b, m.sum[:maskBytes])
 }
 
-// maskedPath writes path with what the pattern's wildcards matched masked. It
-// keeps only segments that the pattern spells out, and those of a refused path
-// that stand in the place of one: they say what differs. What lies beyond the
-// pattern is masked as well.
+// maskedPath writes path with every segment masked but those that the pattern
+// spells out and that are the same in the path. What stands in the place of one
+// of them, lies beyond the pattern, or has no pattern at all is the plugin's
+// choice, and may be a secret as much as what a wildcard matched.
 func (e *line) maskedPath(path, pattern string) {
 	begin, masks := len(e.buf), 0
 	path, pattern = strings.TrimPrefix(path, "/"), strings.TrimPrefix(pattern, "/")
-	for more, spelled, rest := true, true, false; more; {
+	for more, spelled := true, true; more; {
 		all := path
 		var segment, want string
 		segment, path, more = strings.Cut(path, "/")
-		if spelled && !rest {
+		if spelled {
 			want, pattern, spelled = strings.Cut(pattern, "/")
-			rest = want == "**"
+			spelled = spelled && want != "**"
 		} else {
-			want = "**"
+			want = ""
 		}
 		e.buf = append(e.buf, '/')
-		switch wild := want == "*" || want == "**"; {
+		switch {
 		case segment == "":
-		case wild && masks == maxMasked-1 && more:
+		case segment == want && want != "*" && want != "**":
+			if len(e.buf)-begin > maxText/2 {
+				e.buf = append(e.buf, ellipsis...)
+				return
+			}
+			e.buf = appendText(e.buf, segment, maxText/2)
+		case masks == maxMasked-1 && more:
 			e.buf = e.masks.append(e.buf, maskPath, all)
 			return
-		case wild:
+		default:
 			masks++
 			e.buf = e.masks.append(e.buf, maskPath, segment)
-		case len(e.buf)-begin > maxText/2:
-			e.buf = append(e.buf, ellipsis...)
-			return
-		default:
-			e.buf = appendText(e.buf, segment, maxText/2)
 		}
 	}
 }

@@ -116,12 +116,12 @@ func (c *cli) printReport(r audit.Report) error {
 	}{r.Files, r.Records, r.Keyed, r.Proves(), r.Notes, problem}
 	err := c.print(answer, func(w io.Writer) {
 		for _, note := range r.Notes {
-			fmt.Fprintf(w, "note: %s\n", note)
+			say(w, "note: %s", note)
 		}
 		if r.Problem == nil {
-			fmt.Fprintf(w, "verified: %d records in %s: %s\n", r.Records, count(len(r.Files), "file"), r.Proves())
+			say(w, "verified: %d records in %s: %s", r.Records, count(len(r.Files), "file"), r.Proves())
 		} else {
-			fmt.Fprintf(w, "NOT VERIFIED: %s\n", problem)
+			say(w, "NOT VERIFIED: %s", problem)
 		}
 	})
 	if err == nil && r.Problem != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
 // auditQuery is one run of audit query.
@@ -201,14 +202,7 @@ func events(e audit.Entry) int { return max(e.Count, 1) }
 // room for the others.
 func clipText(s string) string {
 	const longest = 120
-	cut := ""
-	if len(s) > longest {
-		s, cut = strings.ToValidUTF8(s[:longest], ""), "..."
-	}
-	if strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) >= 0 {
-		s = strconv.Quote(s)
-	}
-	return s + cut
+	return printable.Clip(s, longest)
 }
 
 // summaryFields returns the fields that a summary counts by.

@@ -88,16 +88,16 @@ func (c *cli) printChecked(a checkAnswer, files int) {
 		return
 	}
 	for _, e := range a.Expired {
-		fmt.Fprintf(c.stderr, "expired: %v\n", e)
+		say(c.stderr, "expired: %v", e)
 	}
 	for _, w := range a.Warnings {
-		fmt.Fprintf(c.stderr, "warning: %v\n", w)
+		say(c.stderr, "warning: %v", w)
 	}
 	result := "nothing is wrong"
 	if len(a.Expired) > 0 {
 		result = count(len(a.Expired), "grant") + " expired"
 	}
-	fmt.Fprintf(c.stdout, "%s in %s: %s\n", count(len(a.Documents), "document"), count(files, "file"), result)
+	say(c.stdout, "%s in %s: %s", count(len(a.Documents), "document"), count(files, "file"), result)
 }
 
 // checkStateDirs reports stateDirs that run would refuse for their place. To root
@@ -153,19 +153,19 @@ func printFindings(w io.Writer, findings []ebpf.Finding) bool {
 	good := true
 	for _, f := range findings {
 		if f.Err == nil {
-			fmt.Fprintf(w, "pass  %s\n", f.Name)
+			say(w, "pass  %s", f.Name)
 			continue
 		}
 		mark := "warn"
 		if f.Required {
 			mark, good = "FAIL", false
 		}
-		fmt.Fprintf(w, "%s  %s: %v\n", mark, f.Name, f.Err)
+		say(w, "%s  %s: %v", mark, f.Name, f.Err)
 		if f.Lost != "" {
-			fmt.Fprintf(w, "      lost: %s\n", f.Lost)
+			say(w, "      lost: %s", f.Lost)
 		}
 		if f.Remedy != "" {
-			fmt.Fprintf(w, "      remedy: %s\n", f.Remedy)
+			say(w, "      remedy: %s", f.Remedy)
 		}
 	}
 	return good

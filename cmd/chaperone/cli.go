@@ -11,9 +11,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
-
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
+	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
 // Exit statuses, as in docs/operations.md.
@@ -44,10 +44,12 @@ func usageError(format string, args ...any) error {
 	return exitError{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// cli is what every command has at hand.
+// cli is what every command has at hand. Whatever is printed goes through stdout
+// and stderr, which let no text control a terminal; a text that is not the
+// program's own is a field of a line, and never ends one.
 type cli struct {
 	stdin          io.Reader
-	stdout, stderr io.Writer
+	stdout, stderr *printable.Writer
 	admin          string // --admin
 	config         string // --config
 	plugin         string // --plugin, of commands that talk to a sidecar
@@ -60,7 +62,7 @@ type cli struct {
 
 // execute runs one command and returns the exit status.
 func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
+	c := &cli{stdin: stdin, stdout: printable.NewWriter(stdout), stderr: printable.NewWriter(stderr)}
 	defer c.flush()
 	root := c.root()
 	root.SetArgs(args)

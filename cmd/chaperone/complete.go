@@ -49,7 +49,7 @@ func (c *cli) completeRevocations(cmd *cobra.Command, args []string, _ string) (
 	}
 	var out []cobra.Completion
 	for _, r := range all {
-		out = append(out, cobra.CompletionWithDesc(r.ID, oneLine(printable(r.Reason))))
+		out = append(out, cobra.CompletionWithDesc(r.ID, oneLine(r.Reason)))
 	}
 	return out, cobra.ShellCompDirectiveNoFileComp
 }

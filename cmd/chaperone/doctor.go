@@ -65,7 +65,7 @@ func doctorTable(w io.Writer, findings []finding) {
 	if unix.Uname(&kernel) == nil {
 		release = unix.ByteSliceToString(kernel.Release[:])
 	}
-	fmt.Fprintf(w, "chaperone %s on Linux %s (%s), uid %d\n", buildVersion(), release, runtime.GOARCH, os.Geteuid())
+	say(w, "chaperone %s on Linux %s (%s), uid %d", buildVersion(), release, runtime.GOARCH, os.Geteuid())
 	category, passed, warned, failed := "", 0, 0, 0
 	for _, f := range findings {
 		if f.Category != category {
@@ -88,17 +88,17 @@ func doctorTable(w io.Writer, findings []finding) {
 func findingsTable(w io.Writer, findings []finding) {
 	for _, f := range findings {
 		if f.OK {
-			fmt.Fprintf(w, "pass  %s\n", f.Name)
+			say(w, "pass  %s", f.Name)
 			continue
 		}
 		mark := "warn"
 		if f.Required {
 			mark = "FAIL"
 		}
-		fmt.Fprintf(w, "%s  %s: %s\n", mark, f.Name, f.Problem)
+		say(w, "%s  %s: %s", mark, f.Name, f.Problem)
 		for _, line := range []struct{ name, text string }{{"lost", f.Lost}, {"remedy", f.Remedy}, {"code", f.Code}} {
 			if line.text != "" {
-				fmt.Fprintf(w, "      %s: %s\n", line.name, line.text)
+				say(w, "      %s: %s", line.name, line.text)
 			}
 		}
 	}

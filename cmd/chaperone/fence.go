@@ -118,7 +118,7 @@ func within(folder, path string) bool {
 // not kept from.
 func (s *sidecar) printLacks(w io.Writer) {
 	for _, lack := range s.kernel.lacks {
-		fmt.Fprintf(w, "chaperone: kernel %s: %s\n", s.kernel.setting, lack)
+		say(w, "chaperone: kernel %s: %s", s.kernel.setting, lack)
 	}
 }
 

@@ -18,11 +18,12 @@ func (c *cli) live(ctx context.Context, interval time.Duration, show func(contex
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var erase, home, below string // ECMA-48: ED 2, CUP and ED 0
-	if isTerminal(c.stdout) {
+	terminal := c.stdout.Destination()
+	if isTerminal(terminal) {
 		erase, home, below = "\033[2J", "\033[H", "\033[J"
 	}
 	for {
-		fmt.Fprint(c.stdout, erase, home)
+		fmt.Fprint(terminal, erase, home)
 		if err := show(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil // interrupted, which is how it ends
@@ -32,7 +33,7 @@ func (c *cli) live(ctx context.Context, interval time.Duration, show func(contex
 		if home == "" {
 			fmt.Fprintln(c.stdout)
 		}
-		fmt.Fprint(c.stdout, below)
+		fmt.Fprint(terminal, below)
 		erase = ""
 		select {
 		case <-ctx.Done():

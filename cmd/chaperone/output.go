@@ -8,6 +8,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/goccy/go-yaml"
+
+	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
 // print writes value as --output asks: as JSON or YAML, or by table.
@@ -38,16 +40,24 @@ func (c *cli) print(value any, table func(w io.Writer)) error {
 	return usageError("--output %q is not table, json or yaml", c.output)
 }
 
-// row writes one line of a table.
+// row writes one line of a table, in which no cell begins another cell or line.
 func row(w io.Writer, cells ...any) {
 	for i, cell := range cells {
 		if i > 0 {
 			fmt.Fprint(w, "\t")
 		}
-		fmt.Fprint(w, cell)
+		fmt.Fprint(w, printable.Text(fmt.Sprint(cell)))
 	}
 	fmt.Fprintln(w)
 }
+
+// say prints one line. What is put into it may be anything and begins no other.
+func say(w io.Writer, format string, args ...any) {
+	fmt.Fprintln(w, oneLine(fmt.Sprintf(format, args...)))
+}
+
+// oneLine makes one line of a text, as of joined errors, that is safe to print.
+func oneLine(s string) string { return printable.Text(strings.ReplaceAll(s, "\n", "; ")) }
 
 // list joins words, or says none.
 func list(words []string) string {

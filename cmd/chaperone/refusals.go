@@ -3,12 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -50,7 +46,7 @@ func newRefusalPrinter(w io.Writer) *refusalPrinter {
 func (p *refusalPrinter) mayPrint(now time.Time) bool {
 	if now.Sub(p.second) >= time.Second {
 		if p.unshown > 0 {
-			fmt.Fprintf(p.w, "chaperone: %d more were refused; chaperone audit query shows them\n", p.unshown)
+			say(p.w, "chaperone: %d more were refused; chaperone audit query shows them", p.unshown)
 		}
 		p.second, p.printed, p.unshown = now, 0, 0
 	}
@@ -107,28 +103,9 @@ func (p *refusalPrinter) act(what, remedy string) {
 // dropped alone. The names in them may be the plugin's choice: no character of
 // theirs controls a terminal.
 func (p *refusalPrinter) lines(what, remedy string) {
-	text := "chaperone: " + printable(what) + "\n"
+	text := "chaperone: " + oneLine(what) + "\n"
 	if remedy != "" {
-		text += "chaperone:   " + printable(remedy) + "\n"
+		text += "chaperone:   " + oneLine(remedy) + "\n"
 	}
 	_, _ = io.WriteString(p.w, text) // there is nowhere to report it
-}
-
-// printable returns s with the characters escaped that have no glyph.
-func printable(s string) string {
-	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) < 0 {
-		return s
-	}
-	var out strings.Builder
-	for len(s) > 0 {
-		r, width := utf8.DecodeRuneInString(s)
-		if unicode.IsPrint(r) && (r != utf8.RuneError || width > 1) {
-			out.WriteString(s[:width])
-		} else {
-			quoted := strconv.Quote(s[:width])
-			out.WriteString(quoted[1 : len(quoted)-1])
-		}
-		s = s[width:]
-	}
-	return out.String()
 }

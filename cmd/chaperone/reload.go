@@ -41,9 +41,9 @@ func (c *cli) reloadCommand() *cobra.Command {
 }
 
 func reloadTable(w io.Writer, result admin.ReloadResult) {
-	fmt.Fprintf(w, "generation %d is in force\n", result.Generation)
+	say(w, "generation %d is in force", result.Generation)
 	for _, change := range result.Changed {
-		fmt.Fprintf(w, "  %s\n", change)
+		say(w, "  %s", change)
 	}
 }
 
@@ -90,7 +90,7 @@ func (c *cli) reloadAll(ctx context.Context) error {
 		for _, r := range rows {
 			row(w, shellWord(r.Plugin), reloadedText(r))
 		}
-		fmt.Fprintf(w, "%d of %s: in force\n", inForce, count(len(rows), "sidecar"))
+		say(w, "%d of %s: in force", inForce, count(len(rows), "sidecar"))
 	})
 	if perr == nil && inForce < len(rows) {
 		return exitError{exitFailure, nil}

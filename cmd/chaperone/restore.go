@@ -231,7 +231,7 @@ func (r *restoration) restoreOffline(s admin.Sidecar, known *[]authz.Revocation)
 	}
 	if len(failed) > 0 {
 		r.failed = true
-		fmt.Fprintf(r.stderr, "chaperone: access is given back, and this failed: %s\n", strings.Join(failed, "; "))
+		say(r.stderr, "chaperone: access is given back, and this failed: %s", strings.Join(failed, "; "))
 	}
 }
 
@@ -243,7 +243,7 @@ func (r *restoration) show(l lifted, err error) {
 	}
 	if err != nil {
 		r.failed = true
-		fmt.Fprintf(r.stderr, "chaperone: %s: NOT RESTORED: %s\n", plugin, oneLine(err.Error()))
+		say(r.stderr, "chaperone: %s: NOT RESTORED: %s", plugin, oneLine(err.Error()))
 		return
 	}
 	r.lifted = append(r.lifted, l)
@@ -255,7 +255,7 @@ func (r *restoration) show(l lifted, err error) {
 		what = l.Rule + " of " + plugin
 	}
 	_ = r.print(l, func(w io.Writer) { // nobody reads it
-		fmt.Fprintf(w, "%s: restored (%s %s: %s)\n", what, l.Level, l.ID, l.Reason)
+		say(w, "%s: restored (%s %s: %s)", what, l.Level, l.ID, l.Reason)
 	})
 }
 

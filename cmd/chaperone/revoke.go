@@ -175,11 +175,11 @@ func (r *revocationRun) several(ctx context.Context, chosen, all []admin.Sidecar
 	case len(chosen) > 0:
 	case r.plugin != "" && !knownHere(r.plugin, all):
 		r.failed = true
-		fmt.Fprintf(r.stderr, "chaperone: NOTHING THAT RUNS WAS REVOKED: %v; the revocation holds for a sidecar of that name that starts here\n", noSidecarOf(r.plugin, all))
+		say(r.stderr, "chaperone: NOTHING THAT RUNS WAS REVOKED: %v; the revocation holds for a sidecar of that name that starts here", noSidecarOf(r.plugin, all))
 	case r.plugin != "":
-		fmt.Fprintf(r.stderr, "chaperone: no sidecar of %q runs on this host; the next one starts with this revocation\n", r.plugin)
+		say(r.stderr, "chaperone: no sidecar of %q runs on this host; the next one starts with this revocation", r.plugin)
 	default:
-		fmt.Fprintf(r.stderr, "chaperone: no sidecar runs on this host; those that start from now on start with this revocation\n")
+		say(r.stderr, "chaperone: no sidecar runs on this host; those that start from now on start with this revocation")
 	}
 	return r.finish()
 }
@@ -200,11 +200,11 @@ func (r *revocationRun) hostWriter(plugin string) (report func()) {
 		switch {
 		case path == "":
 			r.failed = true
-			fmt.Fprintf(r.stderr, "chaperone: NOT WRITTEN for sidecars that are down or start later: %s; run revoke again as root when this is repaired, or add --config for each\n", oneLine(err.Error()))
+			say(r.stderr, "chaperone: NOT WRITTEN for sidecars that are down or start later: %s; run revoke again as root when this is repaired, or add --config for each", oneLine(err.Error()))
 		case err != nil:
-			fmt.Fprintf(r.stderr, "chaperone: revocation %s is in %s, which may not survive a reboot: %s\n", r.req.ID, path, oneLine(err.Error()))
+			say(r.stderr, "chaperone: revocation %s is in %s, which may not survive a reboot: %s", r.req.ID, path, oneLine(err.Error()))
 		default:
-			fmt.Fprintf(r.stderr, "chaperone: revocation %s is in %s: sidecars that are down or start later start with it\n", r.req.ID, path)
+			say(r.stderr, "chaperone: revocation %s is in %s: sidecars that are down or start later start with it", r.req.ID, path)
 		}
 	}
 }
@@ -358,27 +358,27 @@ func revokedTable(w io.Writer, r admin.RevokeResult) {
 	}
 	switch r.State {
 	case "":
-		fmt.Fprintf(w, "%s: %s in force after %.1f ms; %d live cut\n", what, r.Level, r.MS, r.Cut)
+		say(w, "%s: %s in force after %.1f ms; %d live cut", what, r.Level, r.MS, r.Cut)
 	case admin.StateKilled:
-		fmt.Fprintf(w, "%s: the sidecar (pid %d) did not answer and was killed, and what it held open ended with it\n", what, r.PID)
+		say(w, "%s: the sidecar (pid %d) did not answer and was killed, and what it held open ended with it", what, r.PID)
 	}
 	if r.Kernel != "" {
-		fmt.Fprintf(w, "%s: %s\n", plugin, r.Kernel)
+		say(w, "%s: %s", plugin, r.Kernel)
 	}
 	if r.Vault.Leases > 0 {
-		fmt.Fprintf(w, "Vault: %d of %d leases confirmed revoked\n", r.Vault.Confirmed, r.Vault.Leases)
+		say(w, "Vault: %d of %d leases confirmed revoked", r.Vault.Confirmed, r.Vault.Leases)
 	}
 	if r.Vault.Unconfirmed > 0 {
-		fmt.Fprintf(w, "Vault: %d leases unconfirmed; the sidecar keeps trying, and nothing uses them\n", r.Vault.Unconfirmed)
+		say(w, "Vault: %d leases unconfirmed; the sidecar keeps trying, and nothing uses them", r.Vault.Unconfirmed)
 	}
 	for _, f := range r.Failed {
 		if r.State == "" {
 			f = "FAILED: " + f
 		}
-		fmt.Fprintf(w, "%s: %s\n", plugin, oneLine(f))
+		say(w, "%s: %s", plugin, oneLine(f))
 	}
 	if r.ID != "" && r.State != admin.StateUnreachable {
-		fmt.Fprintf(w, "to give it back: chaperone restore %s --reason TEXT\n", shellWord(r.ID))
+		say(w, "to give it back: chaperone restore %s --reason TEXT", shellWord(r.ID))
 	}
 }
 
@@ -430,7 +430,7 @@ func (r *revocationRun) grants() (grants []authz.Grant, checked bool) {
 	}
 	cfg, err := configs.Load(r.config, time.Now())
 	if err != nil {
-		fmt.Fprintf(r.stderr, "chaperone: the files are broken, so that %q is not checked to be a rule: %s\n", r.req.Rule, firstLine(err.Error()))
+		say(r.stderr, "chaperone: the files are broken, so that %q is not checked to be a rule: %s", r.req.Rule, firstLine(err.Error()))
 		return nil, false
 	}
 	return cfg.Grants, true

@@ -125,7 +125,7 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 }
 
 // notice says something once to who started the command.
-func (c *cli) notice(text string) { fmt.Fprintf(c.stderr, "chaperone: %s\n", text) }
+func (c *cli) notice(text string) { say(c.stderr, "chaperone: %s", text) }
 
 // runPlugin serves while CMD runs. Its error with status 0 is the sidecar's.
 func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status int, err error) {
@@ -138,7 +138,7 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 	}
 	s.install(s.config.Load())
 	for _, notice := range append(s.startNotices(time.Now()), s.accessNotices(args)...) {
-		fmt.Fprintf(c.stderr, "chaperone: %s\n", notice)
+		say(c.stderr, "chaperone: %s", notice)
 	}
 	if err := s.beginMetering(); err != nil {
 		return 0, err

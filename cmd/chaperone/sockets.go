@@ -2,7 +2,6 @@ package main
 
 import (
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -47,9 +46,6 @@ func (s *sidecar) followSockets() {
 	s.opts.log.Warn("a Unix socket that a grant names is refused", zap.String("why", doubt))
 	s.record(&authz.Record{Kind: authz.KindProcess, Door: authz.DoorKernel, Detail: "refused although granted: " + oneLine(doubt)})
 }
-
-// oneLine makes one line of the lines of joined errors.
-func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
 
 // usedSocket records the use of a Unix socket that is let through.
 func (s *sidecar) usedSocket(d ebpf.Denial) {

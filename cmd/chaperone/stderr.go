@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
+	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
 // lastWords bounds how long the process waits at its end for standard error,
@@ -28,10 +29,10 @@ func (c *cli) outliveStderr() {
 	if c.queue != nil {
 		return
 	}
-	c.screen.w = c.stderr
+	c.screen.w = c.stderr.Destination()
 	c.queue = asyncwriter.New(&c.screen)
-	c.stderr = c.queue
-	log.SetOutput(c.queue)
+	c.stderr = printable.NewWriter(c.queue)
+	log.SetOutput(c.stderr)
 }
 
 // flush gives what was printed last a moment to be written.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"runtime"
 	"runtime/debug"
@@ -50,7 +49,7 @@ func (c *cli) versionCommand() *cobra.Command {
 				Go       string `json:"go"`
 				Platform string `json:"platform"`
 			}{buildVersion(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			return c.print(v, func(w io.Writer) { fmt.Fprintf(w, "chaperone %s (%s, %s)\n", v.Version, v.Go, v.Platform) })
+			return c.print(v, func(w io.Writer) { say(w, "chaperone %s (%s, %s)", v.Version, v.Go, v.Platform) })
 		},
 	})
 }

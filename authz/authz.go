@@ -234,34 +234,6 @@ func (d Decision) Allowed() bool { return d.Reason.Allowed() }
 // and spare what is in flight.
 func (d Decision) Cuts() bool { return !d.Allowed() && !d.spares }
 
-// CheckAddress returns Granted when the access may be made to addr, which the
-// destination's name resolved to, and otherwise the reason for refusing: a
-// never-list, or neither in the rule's addresses nor, where it states none,
-// public. A host that is an address itself is granted with its rule.
-// IPv4-mapped IPv6 addresses are judged as IPv4.
-func (d Decision) CheckAddress(addr netip.Addr) Reason {
-	if !d.Allowed() || d.subject == nil {
-		return NotReady
-	}
-	addr = addr.Unmap()
-	if d.subject.refusesAddress(addr) != nil {
-		return GuardrailDenied
-	}
-	var allowed bool
-	switch {
-	case d.literal.IsValid():
-		allowed = addr == d.literal
-	case d.rule != nil && len(d.rule.addresses) > 0:
-		allowed = containsAddr(d.rule.addresses, addr)
-	default:
-		allowed = publicUnicast(addr)
-	}
-	if !allowed {
-		return AddressNotAllowed
-	}
-	return Granted
-}
-
 // Terms are what the winning rule asks of the exchange itself. It is
 // comparable, so that a connection pool can be keyed by it.
 type Terms struct {

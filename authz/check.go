@@ -186,6 +186,8 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%q is every host; name them, or *.NAME for the hosts under one name", h)
 		case err != nil:
 			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%v", err)
+		case p.addr.IsValid() && unusable(p.addr):
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is unspecified, multicast or broadcast, and no server's address; name the server", h)
 		case p.addr.IsValid() && out.scheme == SchemeTLS:
 			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is an address, and tls is told apart by name; use tcp", h)
 		}

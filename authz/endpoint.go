@@ -7,9 +7,9 @@ import (
 
 // Forbids reports whether the sidecar may not go to a host, or to an address
 // that a host was resolved to, on a plugin's behalf, as to a token endpoint that
-// a grant names: a never-list holds it, or nobody can mean it (link-local,
-// multicast and unspecified addresses, also behind a translation). host is ""
-// and addr is not valid where they are not known.
+// a grant names: a never-list holds it, or it names no server that could be meant
+// (link-local, multicast and unspecified addresses, also behind a translation).
+// host is "" and addr is not valid where they are not known.
 func (s *Snapshot) Forbids(p Principal, host string, addr netip.Addr) bool {
 	sub := s.subject(p)
 	if sub == nil {
@@ -17,21 +17,23 @@ func (s *Snapshot) Forbids(p Principal, host string, addr netip.Addr) bool {
 	}
 	if host != "" {
 		d, err := NewDestination(SchemeHTTPS, net.JoinHostPort(host, "443"), "")
-		if err != nil || sub.refuses(&d) != nil || nobodys(d.addr) {
+		if err != nil || sub.refuses(&d) != nil || neverMeant(d.addr) {
 			return true
 		}
 	}
-	return addr.IsValid() && (sub.refusesAddress(addr) != nil || nobodys(addr))
+	return addr.IsValid() && (sub.refusesAddress(addr) != nil || neverMeant(addr))
 }
 
-// nobodys reports whether an address names no server that can be meant.
-func nobodys(addr netip.Addr) bool {
+// neverMeant reports whether addr, or an IPv4 address that it leads to, is
+// unusable or link-local, where no token endpoint is.
+func neverMeant(addr netip.Addr) bool {
 	if !addr.IsValid() {
 		return false
 	}
-	addr = addr.Unmap().WithZone("")
-	if inner, ok := embeddedIPv4(addr); ok && !addr.IsLoopback() && !addr.IsUnspecified() {
-		addr = inner
+	for _, at := range LeadsTo(addr) {
+		if unusable(at) || at.IsLinkLocalUnicast() {
+			return true
+		}
 	}
-	return addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast()
+	return false
 }

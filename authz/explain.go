@@ -517,6 +517,8 @@ func (c *credentialSpec) place() string {
 func addressDetail(d Decision, dest Destination) string {
 	what := "not an address that is allowed for it"
 	switch {
+	case d.address.IsValid() && unusable(d.address.Unmap()):
+		what = "no server's address"
 	case d.rule == nil || len(d.rule.addresses) == 0:
 		what = "not public"
 	case d.rule != nil:
@@ -549,19 +551,36 @@ func remedy(req Request, d Decision, n near, secure bool) (text string, grantabl
 	case AddressNotAllowed:
 		switch {
 		case !d.address.IsValid():
+		case unusable(d.address.Unmap()):
+			return "have the name lead to its server's address; nothing grants this one", false
 		case d.rule != nil:
-			return fmt.Sprintf("ask for addresses: [%s] on %s", host(d.address), n.rule.name()), false
+			return fmt.Sprintf("ask for addresses: [%s] on %s", joinPrefixes(needed(d.address)), n.rule.name()), false
 		default: // a sidecar observes, and no rule names the host
-			return "ask for a rule with " + termsYAML(req.Destination, secure, RuleTerms{Addresses: []netip.Prefix{host(d.address)}}), false
+			return "ask for a rule with " + termsYAML(req.Destination, secure, RuleTerms{Addresses: needed(d.address)}), false
 		}
 	default:
 	}
 	return remedyFor(d.Reason), false
 }
 
-func host(addr netip.Addr) netip.Prefix {
-	addr = addr.Unmap().WithZone("")
-	return netip.PrefixFrom(addr, addr.BitLen())
+// needed returns the prefixes under which a rule's addresses would have to hold
+// addr: itself, and what is not public of the addresses that it leads to.
+func needed(addr netip.Addr) []netip.Prefix {
+	var out []netip.Prefix
+	for i, at := range LeadsTo(addr) {
+		if i == 0 || !publicUnicast(at) {
+			out = append(out, netip.PrefixFrom(at, at.BitLen()))
+		}
+	}
+	return out
+}
+
+func joinPrefixes(prefixes []netip.Prefix) string {
+	texts := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, ", ")
 }
 
 // ask says what to add to the nearest rule when one thing is missing there,

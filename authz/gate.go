@@ -64,11 +64,51 @@ type Admission struct {
 	asked   Request // as the door asked it
 	started time.Time
 
-	mu     sync.Mutex // guards what follows
-	late   Reason     // of Refuse; zero for none
-	detail string     // of RefuseMisplaced, for the record
-	ended  bool
-	record Record
+	mu         sync.Mutex // guards what follows
+	late       Reason     // of Refuse; zero for none
+	detail     string     // of RefuseMisplaced, for the record
+	ended      bool
+	record     Record
+	connection Connection // that carries it
+}
+
+// Connection is what carries an admitted access to its upstream.
+type Connection struct {
+	// Address is the upstream's, which [Decision.CheckAddress] granted; also
+	// where a proxy stands between. It is not valid while there is none.
+	Address netip.Addr
+	// Meets reports whether the TLS session of the connection satisfies terms; nil
+	// for a connection on which the sidecar does not speak TLS. It is called from
+	// any goroutine.
+	Meets func(terms Terms) bool
+}
+
+// judge returns Granted when a decision, which allows, lets the connection go on,
+// and otherwise the reason that a new one would be refused for.
+func (c Connection) judge(d *Decision) Reason {
+	if c.Address.IsValid() {
+		if reason := d.CheckAddress(c.Address); reason != Granted {
+			return reason
+		}
+	}
+	if c.Meets != nil && !c.Meets(d.Terms()) {
+		return UpstreamUnreachable
+	}
+	return Granted
+}
+
+// Connected sets the connection that carries the access, in place of an earlier
+// one, and reports whether it may be used: the policy may have changed since the
+// access was admitted or the connection was made. The door closes what it may not
+// use. From then on [Admission.StillAllowed] judges the connection too.
+func (a *Admission) Connected(c Connection) bool {
+	a.mu.Lock()
+	a.connection = c
+	a.mu.Unlock()
+	if a.gate != nil && a.gate.cfg.Engine.Current().generation == a.Decision.Generation {
+		return c.judge(&a.Decision) == Granted
+	}
+	return a.StillAllowed()
 }
 
 // Admit decides, spends, fetches the credential and writes the audit record,
@@ -450,10 +490,10 @@ func (a *Admission) ending(o Outcome) *Record {
 	return r
 }
 
-// StillAllowed decides the admitted access anew, as a request in flight. Doors
-// ask it when the generation has changed, and cut what it reports false for.
-// An access that carries a credential also ends when the rule that wins now
-// would not give it the same one.
+// StillAllowed decides the admitted access again, as a request in flight, and
+// the connection that carries it. Doors call it when the generation has changed,
+// and cut what it reports false for. An access that carries a credential also
+// ends when the rule that wins now would not give it the same one.
 func (a *Admission) StillAllowed() bool {
 	if a.gate == nil || !a.Decision.Allowed() || a.refusedLate() {
 		return false
@@ -463,7 +503,29 @@ func (a *Admission) StillAllowed() bool {
 	if !d.Allowed() {
 		return !d.Cuts()
 	}
-	return a.carries(&d)
+	return a.carries(&d) && a.connected().judge(&d) == Granted
+}
+
+// ReasonNow returns why the admitted access is no longer allowed, for the answer
+// to one that was cut. Where nothing else denies it, its usage does.
+func (a *Admission) ReasonNow() Reason {
+	if a.gate == nil {
+		return NotReady
+	}
+	d := a.gate.cfg.Engine.Current().Decide(a.Request, Usage{}, a.gate.cfg.Now())
+	if !d.Allowed() {
+		return d.Reason
+	}
+	if reason := a.connected().judge(&d); reason != Granted {
+		return reason
+	}
+	return QuotaExceeded
+}
+
+func (a *Admission) connected() Connection {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.connection
 }
 
 func (a *Admission) refusedLate() bool {

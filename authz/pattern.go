@@ -165,68 +165,6 @@ func matchesPlugin(patterns []string, plugin string) bool {
 	return slices.ContainsFunc(patterns, func(s string) bool { return s == plugin || s == "*" || s == "**" })
 }
 
-// publicUnicast reports whether addr is an ordinary address of the public
-// internet: not private, loopback, link-local, multicast or set aside for any
-// other use (IANA special-purpose address registries, RFC 6890), and none that
-// carries an IPv4 address to somewhere else.
-func publicUnicast(addr netip.Addr) bool {
-	if !addr.IsValid() || addr.Zone() != "" || !addr.IsGlobalUnicast() || addr.IsPrivate() {
-		return false
-	}
-	if addr.Is4() {
-		return !specialIPv4(addr.As4())
-	}
-	return !specialIPv6(addr.As16())
-}
-
-func specialIPv4(a [4]byte) bool {
-	switch {
-	case a[0] == 0, a[0] >= 224, // this network; multicast and reserved
-		a[0] == 100 && a[1]&0xc0 == 64,                       // 100.64.0.0/10, shared
-		a[0] == 192 && a[1] == 0 && (a[2] == 0 || a[2] == 2), // protocol assignments, TEST-NET-1
-		a[0] == 192 && a[1] == 88 && a[2] == 99,              // 6to4 relay anycast
-		a[0] == 198 && a[1]&0xfe == 18,                       // benchmarking
-		a[0] == 198 && a[1] == 51 && a[2] == 100,             // TEST-NET-2
-		a[0] == 203 && a[1] == 0 && a[2] == 113:              // TEST-NET-3
-		return true
-	}
-	return false
-}
-
-func specialIPv6(a [16]byte) bool {
-	word := uint16(a[0])<<8 | uint16(a[1])
-	next := uint16(a[2])<<8 | uint16(a[3])
-	switch {
-	case word&0xe000 != 0x2000, // outside 2000::/3, the only global unicast space: NAT64 64:ff9b::/96 too
-		word == 0x2001 && next < 0x0200,  // 2001::/23: Teredo, ORCHID, benchmarking
-		word == 0x2001 && next == 0x0db8, // documentation
-		word == 0x2002,                   // 6to4
-		word == 0x3fff && next < 0x1000:  // documentation
-		return true
-	}
-	return false
-}
-
-// embeddedIPv4 returns the IPv4 address that an IPv6 address is translated or
-// tunnelled to: NAT64 (RFC 6052), 6to4 (RFC 3056), IPv4-translated (RFC 7915)
-// and IPv4-compatible (RFC 4291). A never-list looks through it, or it could be
-// walked round.
-func embeddedIPv4(addr netip.Addr) (netip.Addr, bool) {
-	if !addr.Is6() {
-		return netip.Addr{}, false
-	}
-	a := addr.As16()
-	switch prefix := a[:12]; {
-	case string(prefix) == "\x00\x64\xff\x9b\x00\x00\x00\x00\x00\x00\x00\x00",
-		string(prefix) == "\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x00\x00",
-		string(prefix) == "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00":
-		return netip.AddrFrom4([4]byte(a[12:])), true
-	case a[0] == 0x20 && a[1] == 0x02:
-		return netip.AddrFrom4([4]byte(a[2:6])), true
-	}
-	return netip.Addr{}, false
-}
-
 // canonicalPrefix returns the spelling of a prefix that matches what it names:
 // without host bits, and as IPv4 where it maps IPv4, because addresses are
 // judged as IPv4 then. It reports false where there is none.
@@ -253,13 +191,4 @@ func checkPrefix(p netip.Prefix) error {
 		return fmt.Errorf("%s is not canonical; write %s", p, canonical)
 	}
 	return nil
-}
-
-func containsAddr(prefixes []netip.Prefix, addr netip.Addr) bool {
-	for _, p := range prefixes {
-		if p.Contains(addr) {
-			return true
-		}
-	}
-	return false
 }

@@ -450,18 +450,15 @@ func (sub *subject) refusesAddress(addr netip.Addr) *neverEntry {
 	return nil
 }
 
-// holds reports whether the entry names addr, or the IPv4 address that it leads
-// to. A zone does not hide an address.
+// holds reports whether the entry names addr, or an address that addr leads to.
 func (n *neverEntry) holds(addr netip.Addr) bool {
 	if !addr.IsValid() || len(n.addresses) == 0 {
 		return false
 	}
-	addr = addr.Unmap().WithZone("")
-	if containsAddr(n.addresses, addr) {
-		return true
+	if addr.Is4() && !addr.IsUnspecified() { // the common one, without allocating
+		return containsAddr(n.addresses, addr)
 	}
-	inner, ok := embeddedIPv4(addr)
-	return ok && containsAddr(n.addresses, inner)
+	return slices.ContainsFunc(LeadsTo(addr), func(at netip.Addr) bool { return containsAddr(n.addresses, at) })
 }
 
 // pluginLimits returns the limits of the whole plugin.

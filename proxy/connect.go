@@ -239,6 +239,11 @@ func (t *spliced) refuseAs(e *dialError) authz.Refusal {
 // dial connects to the upstream.
 func (t *spliced) dial(ctx context.Context) *authz.Refusal {
 	upstream, err := t.proxy.dialer.dial(ctx, t.admission.Decision, t.admission.Request.Destination)
+	if err == nil && !t.admission.Connected(authz.Connection{Address: upstreamAddress(upstream)}) {
+		_ = upstream.Close() // nothing was sent
+		t.access.end(errRevoked)
+		err = errRevoked
+	}
 	if err == nil {
 		t.upstream = upstream
 		t.outcome.Address = upstream.RemoteAddr().String()

@@ -157,6 +157,16 @@ func (d *dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 	return dialer.DialContext(ctx, "tcp", to.String())
 }
 
+// upstreamAddress returns the address of the upstream that a connection leads
+// to, also where a proxy stands between; the zero Addr where it is not known.
+func upstreamAddress(conn net.Conn) netip.Addr {
+	at, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap()
+}
+
 // check refuses an address that the decision, or the sidecar's own safety,
 // does not allow.
 func (d *dialer) check(decision authz.Decision, to netip.AddrPort) error {

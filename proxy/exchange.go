@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -94,11 +96,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 // everything else has been cut for it too.
 func (p *Proxy) reasonNow(a *authz.Admission) authz.Reason {
 	p.live.settle()
-	d := p.cfg.Engine.Current().Decide(a.Request, authz.Usage{}, p.cfg.Now())
-	if d.Allowed() { // what denies it is its usage
-		return authz.QuotaExceeded
-	}
-	return d.Reason
+	return a.ReasonNow()
 }
 
 // roundTrip sends the request and answers.
@@ -200,7 +198,7 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 			return nil, err
 		}
 	}
-	return out.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+	return out.WithContext(httptrace.WithClientTrace(dialsFor(ctx, x.admission), &httptrace.ClientTrace{
 		GotConn: x.gotConn, WroteHeaders: x.wroteHeaders, Got1xxResponse: x.informational,
 	})), nil
 }
@@ -372,8 +370,17 @@ func (x *exchange) trailerHolds() error {
 // cause, or what has begun of its answer is cut.
 func (x *exchange) halt(cause error) { x.access.end(cause) }
 
-// gotConn notes where the request goes.
+// gotConn notes where the request goes, and keeps it from a connection that the
+// policy no longer allows.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) {
+	c, shared := x.connection(info.Conn)
+	if !x.admission.Connected(c) {
+		x.access.end(errRevoked)
+		if !shared {
+			_ = info.Conn.Close() // or the request could be written before its context is seen to have ended
+		}
+		return
+	}
 	address := info.Conn.RemoteAddr().String()
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -386,6 +393,19 @@ func (x *exchange) gotConn(info httptrace.GotConnInfo) {
 	if x.attempts++; x.attempts > maxAttempts && x.speak() != speakHTTP1 {
 		x.giveUp(errRepeated)
 	}
+}
+
+// connection describes what carries the request, for the policies to come, and
+// whether it carries others too.
+func (x *exchange) connection(conn net.Conn) (c authz.Connection, shared bool) {
+	c.Address = upstreamAddress(conn)
+	secured, ok := conn.(*tls.Conn)
+	if !ok || x.admission.Request.Destination.Scheme() != authz.SchemeHTTPS {
+		return c, x.speak() == speakH2C
+	}
+	session := secured.ConnectionState()
+	c.Meets = meets(session, x.admission.Decision.Terms())
+	return c, session.NegotiatedProtocol == "h2"
 }
 
 // wroteHeaders notes that the upstream may have the request.

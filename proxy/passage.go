@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,7 +23,9 @@ type passage struct {
 	exit *exit
 	to   authz.Destination
 
+	mu      sync.Mutex
 	granted authz.Decision // that what it carries was last allowed by
+	dialled netip.Addr     // of the upstream; not valid before
 }
 
 // pass takes one connection to where its route leads.
@@ -80,7 +84,9 @@ func (s *passage) stillAllowed() bool {
 	if !d.Allowed() {
 		return !d.Cuts()
 	}
-	if !d.Covers(s.granted) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dialled.IsValid() && d.CheckAddress(s.dialled) != authz.Granted || !d.Covers(s.granted) {
 		return false
 	}
 	s.granted = d
@@ -92,7 +98,15 @@ func (s *passage) dial(ctx context.Context, decision authz.Decision) bool {
 	upstream, err := s.exit.set.proxy.dialer.dial(ctx, decision, s.to)
 	if err == nil {
 		s.far = upstream
-		return true
+		s.mu.Lock()
+		s.dialled = upstreamAddress(upstream)
+		s.mu.Unlock()
+		// A policy that came while it was dialled could not judge the address.
+		if s.exit.set.proxy.cfg.Engine.Current().Generation() == decision.Generation || s.stillAllowed() {
+			return true
+		}
+		_ = upstream.Close() // nothing was sent
+		err = &dialError{reason: authz.AddressNotAllowed, detail: "access was taken away while it was being dialled"}
 	}
 	var e *dialError
 	if !errors.As(err, &e) {

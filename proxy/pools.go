@@ -163,9 +163,8 @@ func (p *pools) dropLocked(drop func(poolKey) bool) {
 	}
 }
 
-// transport makes a pool. Its dialer checks addresses against the decision,
-// which is that of every access with the same key. What a limit slows down needs
-// no large windows.
+// transport makes a pool. Each connection is judged by the decision of the access
+// that it is dialled for. What a limit slows down needs no large windows.
 func (p *pools) transport(a *authz.Admission, speak protocol, slowed bool) (*http.Transport, error) {
 	config, err := clientTLS(a.Decision.Terms(), a.Injection)
 	if err != nil {
@@ -173,7 +172,7 @@ func (p *pools) transport(a *authz.Admission, speak protocol, slowed bool) (*htt
 	}
 	t := &http.Transport{
 		Proxy:                  nil, // the sidecar's own environment has no say
-		DialContext:            p.dialFor(a.Decision),
+		DialContext:            p.dial,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    handshakeTimeout,
 		DisableCompression:     true,
@@ -204,15 +203,53 @@ func (p *pools) transport(a *authz.Admission, speak protocol, slowed bool) (*htt
 	return t, nil
 }
 
-// dialFor returns a transport's DialContext. The transport's address is the
-// destination's HostPort, which the constructor reads back as it was.
-func (p *pools) dialFor(decision authz.Decision) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, _, address string) (net.Conn, error) {
-		destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
-		if err != nil {
-			return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "the destination is not known"}
+// decisionKey is the context key of the decision that a transport dials for.
+type decisionKey struct{}
+
+// dialsFor returns a context in which the transport of a pool dials for an
+// admitted access. Accesses of one pool are to several hosts, and a host that is
+// an address is granted by other terms than a name.
+func dialsFor(ctx context.Context, a *authz.Admission) context.Context {
+	return context.WithValue(ctx, decisionKey{}, a.Decision)
+}
+
+// dial is a transport's DialContext. The transport's address is the
+// destination's HostPort, which the constructor reads back as it was. A
+// connection that another access to the same host and port waits for may be used
+// by it: both were decided by one rule of one generation.
+func (p *pools) dial(ctx context.Context, _, address string) (net.Conn, error) {
+	decision, ok := ctx.Value(decisionKey{}).(authz.Decision)
+	if !ok {
+		return nil, &dialError{reason: authz.NotReady, detail: "nothing was decided about the connection"}
+	}
+	destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
+	if err != nil {
+		return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "the destination is not known"}
+	}
+	return p.dialer.dial(ctx, decision, destination)
+}
+
+// meets returns whether a TLS session satisfies terms. It was verified when it
+// began, against earlier terms of the same rule: another authority, or a later
+// version, may be required now.
+func meets(session tls.ConnectionState, earlier authz.Terms) func(authz.Terms) bool {
+	return func(now authz.Terms) bool {
+		if now.TLSMin == "1.3" && session.Version < tls.VersionTLS13 {
+			return false
 		}
-		return p.dialer.dial(ctx, decision, destination)
+		if now.CA == earlier.CA {
+			return true
+		}
+		config, err := clientTLS(now, authz.Injection{})
+		if err != nil || len(session.PeerCertificates) == 0 {
+			return false
+		}
+		chain := x509.VerifyOptions{Roots: config.RootCAs, DNSName: session.ServerName, Intermediates: x509.NewCertPool()}
+		for _, c := range session.PeerCertificates[1:] {
+			chain.Intermediates.AddCert(c)
+		}
+		_, err = session.PeerCertificates[0].Verify(chain)
+		return err == nil
 	}
 }
 

@@ -381,11 +381,16 @@ func (f *forbidden) resolve(ctx context.Context) {
 	f.vault.Store(&found)
 }
 
-// dial reports whether an address is forbidden.
+// dial reports whether an address is forbidden, or leads to one that is.
 func (f *forbidden) dial(to netip.AddrPort) bool {
-	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	return slices.ContainsFunc(authz.LeadsTo(to.Addr()), func(at netip.Addr) bool {
+		return f.holds(netip.AddrPortFrom(at, to.Port()))
+	})
+}
+
+func (f *forbidden) holds(to netip.AddrPort) bool {
 	for _, l := range f.listeners {
-		if l.Port() == to.Port() && (l.Addr() == to.Addr() || l.Addr().IsUnspecified()) {
+		if l.Port() == to.Port() && (l.Addr() == to.Addr() || l.Addr().IsUnspecified() && isLocal(to.Addr())) {
 			return true
 		}
 	}
@@ -396,7 +401,25 @@ func (f *forbidden) dial(to netip.AddrPort) bool {
 	if known == nil {
 		return true
 	}
-	return slices.Contains(*known, to)
+	// A Vault on this host may answer at each of its addresses.
+	here := func(at netip.AddrPort) bool { return isLocal(at.Addr()) }
+	return slices.Contains(*known, to) || isLocal(to.Addr()) && slices.ContainsFunc(*known, here)
+}
+
+// isLocal reports whether an address is one of this host's. One that cannot be
+// found out about is taken for it.
+func isLocal(addr netip.Addr) bool {
+	if addr.IsLoopback() || addr.IsUnspecified() {
+		return true
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(own, func(a net.Addr) bool {
+		prefix, err := netip.ParsePrefix(a.String())
+		return err == nil && prefix.Addr().Unmap() == addr
+	})
 }
 
 // newToken returns a random token that proves the plugin while the kernel is off.

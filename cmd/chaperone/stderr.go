@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
@@ -32,7 +33,19 @@ func (c *cli) outliveStderr() {
 	c.screen.w = c.stderr.Destination()
 	c.queue = asyncwriter.New(&c.screen)
 	c.stderr = printable.NewWriter(c.queue)
-	log.SetOutput(c.stderr)
+	muteLibraries()
+}
+
+// muteLibraries discards what libraries print by themselves. net/http prints
+// what an upstream sends behind its answer, which may hold the credential that
+// was injected, and there is no setting against it (golang/go,
+// net/http.persistConn.readLoopPeekFailLocked); gRPC prints to standard error what
+// its environment asks for. All of it is about bytes that the plugin or an
+// upstream chose. What matters of it is an error that the sidecar gets, and logs
+// in words of its own.
+func muteLibraries() {
+	log.SetOutput(io.Discard) // log/slog's default writes there too
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 }
 
 // flush gives what was printed last a moment to be written.

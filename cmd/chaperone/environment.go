@@ -31,6 +31,11 @@ func pluginEnvironment(base []string, extra map[string]string, proxy string, tok
 	}
 	theirs := env[javaVariables[0]]
 	maps.Copy(env, trust.variables())
+	for _, name := range toolRootVariables {
+		if env[name] != "" {
+			env[name] = trust.pemFile() // what it named is merged into it
+		}
+	}
 	if ours := env[javaVariables[0]]; theirs != "" && ours != theirs {
 		env[javaVariables[0]] = theirs + " " + ours // of an option that is given twice the last counts
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -21,9 +22,22 @@ const (
 )
 
 // Variables by which programs are given authorities. All of them are the trust
-// bundle for the plugin.
+// bundle for the plugin. gRPC's C core (Python, Ruby, PHP, C++) reads no other
+// than its own.
 var rootVariables = [...]string{ //nolint:gochecknoglobals // an array of constants
 	"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE", "DENO_CERT",
+	"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+}
+
+// Variables by which single tools are given authorities in place of those above.
+// Where the operator sets one it is the trust bundle for the plugin; elsewhere it
+// stays unset, because each of these tools reads one of the above, or the
+// system's bundle, without it.
+var toolRootVariables = [...]string{ //nolint:gochecknoglobals // an array of constants
+	"PIP_CERT", "CARGO_HTTP_CAINFO", "CARGO_HTTP_PROXY_CAINFO", "NPM_CONFIG_CAFILE", "npm_config_cafile", "YARN_HTTPS_CA_FILE_PATH",
+	"HTTPLIB2_CA_CERTS", "WEBSOCKET_CLIENT_CA_BUNDLE", "NIX_SSL_CERT_FILE", "NIX_GIT_SSL_CAINFO", "GIT_PROXY_SSL_CAINFO",
+	"CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", "BUNDLE_SSL_CA_CERT", "COMPOSER_CAFILE", "HEX_CACERTS_PATH", "JULIA_SSL_CA_ROOTS_PATH",
+	"PERL_LWP_SSL_CA_FILE", "HTTPS_CA_FILE", "SYSTEM_CERTIFICATE_PATH",
 }
 
 // Variables with options for every Java virtual machine. The first is the one
@@ -40,7 +54,7 @@ const (
 // foreignJava: JAVA_TOOL_OPTIONS names a trust store that could not be read.
 func operatorRoots(env []string, extra map[string]string) (roots []*x509.Certificate, foreignJava bool, warnings []string) {
 	value := lookupIn(env, extra)
-	for _, name := range append(rootVariables[:], "SSL_CERT_DIR") {
+	for _, name := range slices.Concat(rootVariables[:], toolRootVariables[:], []string{"SSL_CERT_DIR"}) {
 		if value(name) == "" {
 			continue
 		}

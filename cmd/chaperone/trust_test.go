@@ -36,7 +36,7 @@ func TestTrustOfOperator(t *testing.T) {
 	testenv.Must(t, testenv.WritePair(pair, certFile, keyFile))
 	key := testenv.MustGet(os.ReadFile(keyFile))(t)
 	testenv.Must(t, os.WriteFile(filepath.Join(dir, "both.pem"), slices.Concat(key, company.PEM()), 0o600))
-	for _, name := range rootVariables {
+	for _, name := range slices.Concat(rootVariables[:], toolRootVariables[:]) {
 		t.Run(name, func(t *testing.T) {
 			environ := []string{"X=" + certFile, name + "=" + filepath.Join(dir, "both.pem"), "SSL_CERT_FILE="}
 			b := testenv.MustGet(newTrustBundle(testState(t), environ, nil))(t)
@@ -109,20 +109,23 @@ func TestPluginEnvironment(t *testing.T) {
 	base := []string{
 		"KEPT=1", "JAVA_TOOL_OPTIONS=-Xmx64m", "NOTIFY_SOCKET=1", "STATE_DIRECTORY=1", "RUNTIME_DIRECTORY=1", "CREDENTIALS_DIRECTORY=1",
 		"WATCHDOG_USEC=1", "LISTEN_FDS=1", "SUDO_USER=1", "INVOCATION_ID=1", "CHAPERONE_ADMIN=1", "VAULT_TOKEN=1", "SSL_CERT_FILE=/company.pem",
+		"PIP_CERT=/company.pem", "npm_config_cafile=",
 	}
 	for _, c := range []struct {
 		name  string
 		extra map[string]string
 		java  string
 	}{
-		{"the operator's options", nil, "-Xmx64m " + ours},
-		{"the configuration's options", map[string]string{javaVariables[0]: "-Xmx1g"}, "-Xmx1g " + ours},
-		{"the configuration's trust store", map[string]string{javaVariables[0]: "-Djavax.net.ssl.trustStore=/a"}, "-Djavax.net.ssl.trustStore=/a"},
+		{"the operator's options", map[string]string{"CARGO_HTTP_CAINFO": "/stated.pem"}, "-Xmx64m " + ours},
+		{"the configuration's options", map[string]string{javaVariables[0]: "-Xmx1g", "CARGO_HTTP_CAINFO": "/stated.pem"}, "-Xmx1g " + ours},
+		{"the configuration's trust store", map[string]string{javaVariables[0]: "-Djavax.net.ssl.trustStore=/a", "CARGO_HTTP_CAINFO": "/stated.pem"}, "-Djavax.net.ssl.trustStore=/a"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.foreignJava = strings.Contains(c.java, "/a")
 			env := pluginEnvironment(base, c.extra, "127.0.0.1:1", authz.Secret{}, b)
-			for _, want := range []string{"KEPT=1", javaVariables[0] + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem"} {
+			for _, want := range []string{"KEPT=1", javaVariables[0] + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem",
+				"PIP_CERT=/trust/ca-bundle.pem", "npm_config_cafile=", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=/trust/ca-bundle.pem",
+				"CARGO_HTTP_CAINFO=/trust/ca-bundle.pem"} {
 				if !slices.Contains(env, want) {
 					t.Errorf("%s is missing in %v", want, env)
 				}

@@ -417,11 +417,12 @@ func (x *exchange) wroteHeaders() {
 
 // informational passes an informational answer on (RFC 9110, section 15.2).
 // 100 is not passed: net/http sends it by itself when the transport, which has
-// got it, begins to read the plugin's body.
+// got it, begins to read the plugin's body. 101 is none over HTTP/2 (RFC 9113,
+// section 8.6), and over HTTP/1.1 it is no informational answer to net/http.
 func (x *exchange) informational(code int, header textproto.MIMEHeader) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.settled || code == http.StatusContinue {
+	if x.settled || code == http.StatusContinue || code == http.StatusSwitchingProtocols {
 		return nil
 	}
 	h := x.w.Header()
@@ -486,8 +487,9 @@ func (x *exchange) refuse(reason authz.Reason, detail string) {
 func (x *exchange) refuseAs(e *dialError) {
 	x.settle()
 	// net/http, which would read the rest of a body, must not while the
-	// transport may (EnableFullDuplex): the connection ends with the answer.
-	x.r.Close = x.r.Close || x.unread.Load()
+	// transport may (EnableFullDuplex): the connection ends with the answer. Over
+	// HTTP/2 the stream alone ends, with RST_STREAM (RFC 9113, section 8.1).
+	x.r.Close = x.r.Close || x.unread.Load() && x.r.ProtoMajor == 1
 	refusal := x.proxy.refused(e.refuse(x.admission), nil)
 	x.outcome.Detail = refusal.Detail
 	x.proxy.answer(x.w, x.r, refusal)
@@ -585,6 +587,12 @@ func (x *exchange) header(h http.Header, response *http.Response) (announced int
 	maps.Copy(h, response.Header)
 	if _, sent := h["Content-Type"]; !sent {
 		h["Content-Type"] = nil // net/http would guess one
+	}
+	if code := response.StatusCode; code == http.StatusNoContent || code == http.StatusNotModified && x.r.ProtoMajor == 2 {
+		// A 204 has none (RFC 9110, section 8.6); servers send one, HTTP/1.1 clients
+		// tolerate it, and HTTP/2 clients end the stream because of it. A 304 may
+		// have one, and Go's HTTP/2 client then waits for what it states.
+		delete(h, "Content-Length")
 	}
 	for name := range response.Trailer {
 		if passesBackAsTrailer(name) && !x.quotedIn(name) {

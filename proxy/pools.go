@@ -183,7 +183,6 @@ func (p *pools) transport(a *authz.Admission, speak protocol, slowed bool) (*htt
 		MaxResponseHeaderBytes: 256 << 10,
 		Protocols:              new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
-			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
 			MaxReceiveBufferPerConnection: 16 << 20,
 			MaxReceiveBufferPerStream:     1 << 20, // of answers that the plugin does not take
 		},

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"encoding/json"
 	"errors"
 	"os"
@@ -265,6 +266,26 @@ func TestAddress(t *testing.T) {
 		var got Address
 		if err := got.UnmarshalText([]byte(text)); err == nil || !got.IsZero() {
 			t.Errorf("%q: got %+v, want an error", text, got)
+		}
+	}
+}
+
+// A mount is named as the method is enabled at, and not by the path that vault
+// auth list prints: the login would be sent to auth/auth/approle.
+func TestVaultMountIsNotItsPath(t *testing.T) {
+	for mount, says := range map[string]string{
+		"auth/approle": "write approle", "/auth/team/approle/": "write team/approle",
+		"approle": "", "team/approle": "", "authority": "",
+	} {
+		var got string
+		a := VaultAuth{Method: VaultAppRole, Mount: mount, RoleIDFile: "r", SecretIDFile: "s"}
+		a.validate(func(path, format string, args ...any) {
+			if path == "spec.vault.auth.mount" {
+				got = fmt.Sprintf(format, args...)
+			}
+		})
+		if (says == "") != (got == "") || !strings.Contains(got, says) {
+			t.Errorf("mount %q: %q, want %q", mount, got, says)
 		}
 	}
 }

@@ -249,7 +249,9 @@ func (a VaultAuth) validate(report reporter) {
 	if !slices.Contains(methods, a.Method) {
 		return
 	}
-	if strings.ContainsAny(a.Mount, " ?#%") || strings.HasPrefix(a.Mount, "/") || strings.Contains(a.Mount, "..") {
+	if rest, ok := strings.CutPrefix(strings.Trim(a.Mount, "/"), "auth/"); ok {
+		report("spec.vault.auth.mount", "%q is the path that vault auth list prints below auth/; write %s", clip(a.Mount), clip(rest))
+	} else if strings.ContainsAny(a.Mount, " ?#%") || strings.HasPrefix(a.Mount, "/") || strings.Contains(a.Mount, "..") {
 		report("spec.vault.auth.mount", "%q is not where an auth method is mounted; write it as in approle", clip(a.Mount))
 	}
 	if strings.ContainsAny(a.Role, " /?#%") || strings.Contains(a.Role, "..") {

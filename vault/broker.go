@@ -125,7 +125,9 @@ type Broker struct {
 	loginErr      error
 	loginFailures int
 	loginLogged   loginLog
-	wrapped       wrapped // guarded by door
+	refusal       *refusal // nil unless Vault has refused the last login
+	proofFiles    string   // the fingerprint of what the last login was made of
+	wrapped       wrapped  // guarded by door
 	rotateAt      instant // not before
 
 	events   []authz.Record

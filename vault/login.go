@@ -70,6 +70,7 @@ func (b *Broker) Login(ctx context.Context) error {
 	if closed {
 		return errStopping
 	}
+	b.lookNow()
 	_, err := b.authenticate(ctx, 0)
 	return err
 }
@@ -146,6 +147,10 @@ func (b *Broker) upkeep(ctx context.Context, need time.Duration) (*session, erro
 			return b.holdLogin(s, err)
 		}
 	}
+	files, _ := b.cfg.Auth.fingerprint() // before they are read to log in: what changes meanwhile has changed
+	b.mu.Lock()
+	b.proofFiles = files
+	b.unlock()
 	fresh, err := b.logIn(ctx)
 	if err != nil {
 		return b.holdLogin(s, err)
@@ -181,8 +186,14 @@ func (b *Broker) holdLogin(s *session, err error) (*session, error) {
 	defer b.unlock()
 	now := b.now()
 	b.loginFailures++
-	wait := b.waitAfter(b.loginFailures, err)
-	b.loginAt, b.loginErr = now.add(wait), err
+	var wait time.Duration
+	if isRefusal(err) {
+		wait, err = b.refused(err, now)
+	} else {
+		wait = b.waitAfter(b.loginFailures, err)
+		b.loginAt = now.add(wait)
+	}
+	b.loginErr = err
 	b.noteError(err)
 	b.logLogin(err, now)
 	if s.usable(now) {
@@ -196,7 +207,7 @@ func (b *Broker) adopt(fresh *session) *session {
 	b.mu.Lock()
 	defer b.unlock()
 	now, old := b.now(), b.session
-	b.loginFailures, b.loginErr, b.loginAt = 0, nil, instant{}
+	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, instant{}, nil
 	b.loginLogged = loginLog{}
 	if old != nil && old.token.Equal(fresh.token) {
 		// The same token file: only its times are new. It cannot be bettered
@@ -328,7 +339,7 @@ func (b *Broker) renewToken(ctx context.Context, s *session) error {
 	defer b.unlock()
 	s.schedule(issued, seconds(answer.Auth.LeaseDuration), b.cfg.Auth.Method)
 	s.renewable = answer.Auth.Renewable
-	b.loginFailures, b.loginErr, b.loginAt = 0, nil, instant{}
+	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, instant{}, nil
 	b.wake()
 	return nil
 }

@@ -416,7 +416,9 @@ func (b *Broker) revokeTokens(ctx context.Context) (revoked int, err error) {
 	if b.session != nil && b.session.ours {
 		tokens = append(tokens, b.session)
 		b.session = nil
-		b.loginAt, b.loginErr = instant{}, nil
+		if b.refusal == nil {
+			b.loginAt, b.loginErr = instant{}, nil
+		}
 	}
 	for _, s := range tokens {
 		s.dead = true

@@ -65,6 +65,7 @@ func (b *Broker) step(ctx context.Context) time.Duration {
 	for _, e := range b.entries {
 		next = earliest(next, b.tend(ctx, e, now))
 	}
+	next = earliest(next, b.tendRefusal(ctx, now))
 	next = earliest(next, b.tendSession(ctx, now))
 	next = earliest(next, b.tendRevocations(ctx, now))
 	next = earliest(next, b.tendRetired(ctx, now))

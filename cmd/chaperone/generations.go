@@ -322,6 +322,9 @@ func findRevocation(all []authz.Revocation, id string) (authz.Revocation, bool) 
 	return authz.Revocation{}, false
 }
 
+// fileChange is the actor of a reload that no operator asked for.
+const fileChange = "file change"
+
 // reload reads the files again and puts them in force when they are right.
 // Otherwise the last good policy stays, or the plugin is quarantined, as the
 // configuration says.
@@ -349,6 +352,9 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 			err = errors.Join(err, rerr)
 		}
 		return nil, err
+	}
+	if s.broker != nil && actor != fileChange {
+		s.broker.TryLogin()
 	}
 	changes = describeChanges(s.running, old, next)
 	files := map[string]string{}
@@ -422,7 +428,7 @@ func (s *sidecar) watchFiles(ctx context.Context) {
 		watch, stop := context.WithCancel(ctx)
 		s.stopWatch.Store(&stop)
 		err := configs.Watch(watch, s.config.Load(), func() {
-			_, _ = s.reload(ctx, "file change") // a refusal is recorded and logged there
+			_, _ = s.reload(ctx, fileChange) // a refusal is recorded and logged there
 		})
 		stop()
 		if err != nil {

@@ -1,0 +1,210 @@
+package vault
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+)
+
+const (
+	// refusedAgain is how long a login that Vault has refused is not tried again
+	// while the files it is made of stay as they are.
+	refusedAgain = 5 * time.Minute
+	// refusedRoleAgain is refusedAgain for AppRole. Vault locks a role for every
+	// host after five refused logins, and forgets them after 15 minutes without
+	// another (Vault documentation, "User lockout"): a try every five minutes
+	// would lock the role in the end.
+	refusedRoleAgain = 16 * time.Minute
+	// lookEvery is how often the files of a refused login are looked at.
+	lookEvery = time.Second
+)
+
+// refusal is a login that Vault has refused. Tried again with the same proof it
+// would be refused again, and count against the role. It is guarded by
+// Broker.mu, and does not change but for what looks at the files change.
+type refusal struct {
+	cause  error   // the first with these files
+	latest error   // the last one, when it is another than cause
+	before error   // with the files that these have replaced
+	count  int     // in a row
+	at     instant // of the last
+	again  instant // when it is tried with the same files
+
+	files   string // the fingerprint of what was refused
+	seen    string // at the last look
+	looks   bool   // a look is under way
+	lookAt  instant
+	changed bool // the files are others now, and complete
+}
+
+// refusedError is a login that Vault has refused, in words for the operator.
+type refusedError struct {
+	err  error // what Vault answered first
+	text string
+}
+
+func (e *refusedError) Error() string { return e.text }
+func (e *refusedError) Unwrap() error { return e.err }
+
+// isRefusal reports whether Vault has refused what the login was made of, or has
+// given what is not taken. What speaks of Vault's state, of the way to it or of
+// a file of ours is none.
+func isRefusal(err error) bool {
+	switch statusOf(err) {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+		return true
+	}
+	return isFinal(err) || errors.Is(err, errRoot)
+}
+
+// refused notes a refused login and returns how long it is not tried again, and
+// what it is refused for, in words. The caller holds mu.
+func (b *Broker) refused(err error, now instant) (time.Duration, error) {
+	wait := refusedAgain
+	if b.cfg.Auth.Method == MethodAppRole {
+		wait = refusedRoleAgain
+	}
+	r := &refusal{cause: err, count: 1, at: now, again: now.add(wait), files: b.proofFiles, lookAt: now.add(lookEvery)}
+	if last := b.refusal; last != nil {
+		r.count = last.count + 1
+		if last.files == r.files {
+			r.cause, r.before = last.cause, last.before
+			if err.Error() != last.cause.Error() {
+				r.latest = err
+			}
+		} else if err.Error() != last.cause.Error() {
+			r.before = last.cause
+		}
+	}
+	r.seen = r.files
+	b.refusal = r
+	b.loginAt = r.again
+	return wait, b.describe(r, wait)
+}
+
+// describe says what was refused, and what ends that.
+func (b *Broker) describe(r *refusal, wait time.Duration) error {
+	text := r.cause.Error()
+	if r.latest != nil {
+		text += "; then: " + r.latest.Error()
+	}
+	if r.before != nil {
+		text += "; with the files before: " + r.before.Error()
+	}
+	text += fmt.Sprintf("; tried again when the files of the login change, or after %s", wait)
+	if b.cfg.Auth.Method == MethodAppRole && !isFinal(r.cause) {
+		last := r.cause
+		if r.latest != nil {
+			last = r.latest
+		}
+		if statusOf(last) == http.StatusForbidden {
+			text += "; Vault may have locked the role, for every host and 15 minutes by default, after five refused logins"
+		} else {
+			text += "; five refused logins lock the role for every host"
+		}
+	}
+	return &refusedError{err: r.cause, text: text}
+}
+
+// changedWait is how soon after a refused login another one may be made of files
+// that have changed since: the first change is tried almost at once, and who
+// writes one wrong secret after the other does not lock the role within minutes.
+func (r *refusal) changedWait() time.Duration {
+	wait := 2 * time.Second
+	for range min(r.count, 5) - 1 {
+		wait *= 4
+	}
+	return min(wait, refusedAgain)
+}
+
+// tendRefusal looks at the files of a refused login, when that is due, and has
+// the login tried as soon as they have changed. The caller holds mu.
+func (b *Broker) tendRefusal(ctx context.Context, now instant) instant {
+	r := b.refusal
+	switch {
+	case r == nil || r.looks:
+		return never()
+	case r.changed: // until the login is tried
+		return r.at.add(r.changedWait())
+	case now.before(r.lookAt):
+		return r.lookAt
+	}
+	r.looks = true
+	b.background(ctx, func(context.Context) { b.look(r) })
+	return never()
+}
+
+// look looks at the files of a refused login. They have changed when two looks
+// in a row find the same other ones: who writes a file may be in the midst of it.
+func (b *Broker) look(r *refusal) {
+	files, complete := b.cfg.Auth.fingerprint()
+	b.mu.Lock()
+	defer b.unlock()
+	r.looks, r.lookAt = false, b.now().add(lookEvery)
+	if b.refusal == r && complete && files != r.files && files == r.seen {
+		r.changed = true
+		b.loginAt = r.at.add(r.changedWait())
+	}
+	if complete {
+		r.seen = files
+	}
+	b.wake()
+}
+
+// lookNow is look for who does not run the schedule: it waits for what is found.
+func (b *Broker) lookNow() {
+	now := b.now()
+	b.mu.Lock()
+	r := b.refusal
+	due := r != nil && !r.looks && !r.changed && !now.before(r.lookAt)
+	if due {
+		r.looks = true
+	}
+	b.unlock()
+	if due {
+		b.look(r)
+	}
+}
+
+// TryLogin has a login that Vault has refused tried once more at once, as an
+// operator asks for who has put right what was wrong with it in Vault.
+func (b *Broker) TryLogin() {
+	b.mu.Lock()
+	defer b.unlock()
+	if b.refusal != nil {
+		b.loginAt = b.refusal.at.add(b.refusal.changedWait())
+		b.wake()
+	}
+}
+
+// fingerprint returns a name for what the files of the login hold now, and
+// whether each is there and holds something.
+func (a *Auth) fingerprint() (name string, complete bool) {
+	hash, complete := sha256.New(), true
+	for _, path := range []string{a.TokenFile, a.RoleIDFile, a.SecretIDFile, a.JWTFile, a.CertFile, a.KeyFile} {
+		if path == "" {
+			continue
+		}
+		text, err := readSome(path)
+		complete = complete && err == nil && len(text) > 0
+		part := sha256.Sum256(text)
+		hash.Write(part[:])
+	}
+	return hex.EncodeToString(hash.Sum(nil)), complete
+}
+
+// readSome returns what a file holds, up to 64 KiB.
+func readSome(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, 64<<10))
+}

@@ -128,7 +128,7 @@ type Broker struct {
 	refusal       *refusal // nil unless Vault has refused the last login
 	proofFiles    string   // the fingerprint of what the last login was made of
 	wrapped       wrapped  // guarded by door
-	rotateAt      instant // not before
+	rotateAt      instant  // not before
 
 	events   []authz.Record
 	warnings []warning

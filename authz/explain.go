@@ -83,7 +83,10 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 // ExplainHost is Explain for a host of which no more was seen than that it was to
 // be reached: neither method nor path is in what it says to ask for.
 func (s *Snapshot) ExplainHost(p Principal, dest Destination, now time.Time) Explanation {
-	req := Request{Principal: p, Action: Action{Method: "GET"}, Destination: dest}
+	req := Request{Principal: p, Destination: dest}
+	if dest.scheme.HTTP() {
+		req.Action.Method = "GET"
+	}
 	e := s.explain(req, s.Decide(req, Usage{}, now), now)
 	if e.Nearest != nil {
 		unseen := func(field string) bool {
@@ -93,7 +96,7 @@ func (s *Snapshot) ExplainHost(p Principal, dest Destination, now time.Time) Exp
 			e.Nearest = nil
 		}
 	}
-	if e.grantable && strings.Contains(e.Remedy, shortYAML(req, e.secure)) {
+	if e.grantable && dest.scheme.HTTP() && strings.Contains(e.Remedy, shortYAML(req, e.secure)) {
 		what := "rule"
 		if e.Decision.Reason == NoGrant {
 			what = "grant with a rule"

@@ -82,3 +82,24 @@ func TestEnvoyGrants(t *testing.T) {
 		t.Errorf("want (-), got (+):\n%s", diff)
 	}
 }
+
+// TestTunnelsToWebPorts warns of tcp where requests could be granted.
+func TestTunnelsToWebPorts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "weather.yaml")
+	write(t, path, strings.Replace(minimalGrant, "rules: [", `rules: [{id: any, reason: Tests, to: {scheme: tcp, hosts: [a.example], ports: [22, 443, 80, 8443]}},
+    {id: web, reason: Tests, to: {hosts: [a.example], ports: [443]}, methods: [GET], paths: [/]}, `, 1))
+	checked, err := Check(now, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, w := range checked.Warnings {
+		if strings.Contains(w.Message, "scheme: tcp grants every request") {
+			got = append(got, w.Field+" "+strings.Fields(w.Message)[0])
+		}
+	}
+	want := []string{"spec.rules[0].to.ports[1] 443", "spec.rules[0].to.ports[2] 80"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("want (-), got (+):\n%s", diff)
+	}
+}

@@ -418,6 +418,7 @@ func (l *loader) finish(s *source, errs *Errors) {
 		l.grantFiles(s, report)
 		for i := range s.grant.Spec.Rules {
 			asciiHosts(s.grant.Spec.Rules[i].To.Hosts, at("spec.rules", i)+".to.hosts", report)
+			tunnelDoubt(s.grant.Spec.Rules[i].To, at("spec.rules", i)+".to.ports", s.reporter(&l.warnings))
 			for j, path := range s.grant.Spec.Rules[i].Paths {
 				if doubt := authz.PathDoubt(path); doubt != "" {
 					s.reporter(&l.warnings)(at(at("spec.rules", i)+".paths", j), "%s", doubt)
@@ -428,6 +429,21 @@ func (l *loader) finish(s *source, errs *Errors) {
 		l.uniqueGuardrail(s, report)
 		for i := range s.guardrail.Spec.Never {
 			asciiHosts(s.guardrail.Spec.Never[i].Hosts, at("spec.never", i)+".hosts", report)
+		}
+	}
+}
+
+// tunnelDoubt warns of a rule of any tcp to a port at which servers speak HTTP: it
+// grants every method and path there, and nothing looks into what it carries.
+func tunnelDoubt(to authz.To, path string, warn reporter) {
+	if to.Scheme != authz.SchemeTCP {
+		return
+	}
+	for i, port := range to.Ports {
+		for _, web := range []authz.Scheme{authz.SchemeHTTPS, authz.SchemeHTTP} {
+			if port == web.DefaultPort() {
+				warn(at(path, i), "%d is the port of %s, and scheme: tcp grants every request there without looking at it; write scheme: %s with methods and paths, unless something else is spoken there", port, web, web)
+			}
 		}
 	}
 }

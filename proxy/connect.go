@@ -89,32 +89,11 @@ type hostRefusal struct {
 	name    bool // only the name was asked about, and the port is what a plugin would most likely ask for
 }
 
-// refuseHost records the refusal of a host. Its reason, the nearest rule and
-// the remedy are those of the least that could be asked there.
+// refuseHost records the refusal of a host, in the words of [authz.Gate.RefuseHost].
 func refuseHost(gate *authz.Gate, s *authz.Snapshot, h hostRefusal) (authz.Refusal, error) {
-	scheme := authz.SchemeHTTPS
-	if h.port == authz.SchemeHTTP.DefaultPort() {
-		scheme = authz.SchemeHTTP
-	}
-	authority := joinPort(h.host, h.port)
-	attempt := authz.Attempt{
-		Principal: h.plugin, URL: string(scheme) + "://" + authority, Host: h.host, HostOnly: h.name, Connect: h.connect, Detail: h.detail,
-	}
-	destination, err := authz.NewDestination(scheme, authority, "/")
-	if err != nil {
-		return gate.Refuse(authz.MalformedRequest, attempt, h.source)
-	}
-	e := s.ExplainHost(h.plugin, destination, h.now)
-	reason := e.Decision.Reason
-	if reason.Allowed() {
-		reason = authz.DestinationNotGranted // not when it was asked
-	}
-	refusal, err := gate.Refuse(reason, attempt, h.source)
-	refusal.Nearest = e.Nearest
-	if e.Remedy != "" {
-		refusal.Remedy = e.Remedy
-	}
-	return refusal, err
+	return gate.RefuseHost(s, authz.HostAttempt{
+		Principal: h.plugin, Host: h.host, Port: h.port, Connect: h.connect, HostOnly: h.name, Detail: h.detail,
+	}, h.now, h.source)
 }
 
 // hijack takes the connection of a CONNECT over from net/http, with everything

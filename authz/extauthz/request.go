@@ -17,6 +17,7 @@ type access struct {
 	headers []header // names in lower case
 
 	connection bool   // of the network filter: there are no headers
+	connect    bool   // a CONNECT that opens a tunnel
 	grpc       bool   // the plugin speaks gRPC and wants a gRPC status
 	rewritable bool   // the caller takes new values for :path, :authority, :scheme and the query
 	sanitised  bool   // the caller may have put ! for bytes that are not UTF-8
@@ -154,6 +155,7 @@ func (s *Server) readHTTP(a *access, c *check) *fault {
 		f = l.malformed("CONNECT has a path")
 	default: // its target is an authority with a port (RFC 9110, section 9.3.6)
 		l.scheme, l.target = string(authz.SchemeTCP), ""
+		a.connect = true
 		sni = "" // names the proxy that CONNECT was sent to
 		f = a.readDestination(l)
 	}

@@ -290,6 +290,12 @@ func (s *Server) respond(ctx context.Context, in *incoming) (out answer) {
 		return s.refuse(f, in.check.wantsGRPC())
 	}
 	a.request.Unenforceable = s.unenforceable(ctx)
+	if a.connect {
+		if refusal, refused, err := s.cfg.Gate.RefuseConnect(principal, a.request.Destination, a.source); refused {
+			s.unrecorded(refusal, err)
+			return s.answer(refusal, authz.Decision{}, a.grpc)
+		}
+	}
 	return s.admit(ctx, a)
 }
 
@@ -393,10 +399,15 @@ func (e *early) Err() error { return e.start().Err() }
 // refuse answers what is no access.
 func (s *Server) refuse(f *fault, wantsGRPC bool) answer {
 	refusal, err := s.cfg.Gate.Refuse(f.reason, f.attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
+	s.unrecorded(refusal, err)
+	return s.answer(refusal, authz.Decision{}, wantsGRPC)
+}
+
+// unrecorded logs that a refusal could not be recorded, if it could not.
+func (s *Server) unrecorded(refusal authz.Refusal, err error) {
 	if err != nil {
 		s.log.Warn("refusal is not recorded", zap.String("decision", refusal.Decision), zap.Error(err))
 	}
-	return s.answer(refusal, authz.Decision{}, wantsGRPC)
 }
 
 // refuseUnrecorded answers when even refusing went wrong.

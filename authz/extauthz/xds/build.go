@@ -85,12 +85,14 @@ type builder struct {
 	cfg    *Config
 	static bool // without xDS: secrets and routes are found in the file itself
 	places []place
-	err    error
+	// tunnels are the hosts with their ports that are granted to any tcp.
+	tunnels map[string]bool
+	err     error
 }
 
 // build makes the configuration that lets through what the routes name.
 func build(cfg *Config, routes []authz.Route, static bool) (*resources, error) {
-	b := &builder{cfg: cfg, static: static}
+	b := &builder{cfg: cfg, static: static, tunnels: map[string]bool{}}
 	routes = slices.DeleteFunc(slices.Clone(routes), func(r authz.Route) bool { return !routable(r) })
 	exits, err := cfg.Exits(routes)
 	if err != nil {
@@ -103,6 +105,9 @@ func build(cfg *Config, routes []authz.Route, static bool) (*resources, error) {
 		p := place{Route: r, exit: exits[i]}
 		p.cluster = RouteID(r) + "/" + p.hostPort()
 		b.places = append(b.places, p)
+		if p.Scheme == authz.SchemeTCP {
+			b.tunnels[p.hostPort()] = true
+		}
 	}
 	// The winner among rules for the same place is the first, as in a decision.
 	slices.SortStableFunc(b.places, func(x, y place) int {

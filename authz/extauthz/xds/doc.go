@@ -28,8 +28,9 @@
 // removed before anything looks at it. The tables are maps of rules and hosts:
 // the cost of finding a route does not grow with their number.
 //
-// A CONNECT to a host of an https or tls rule is not asked about; what is inside
-// is, and cannot open another CONNECT. Any other is asked about, as any tcp.
+// A CONNECT to a host and port of an https, http or tls rule is not asked about;
+// what is inside is, and cannot open another CONNECT. Any other is asked about, as
+// any tcp.
 //
 // # Generations
 //

@@ -236,3 +236,56 @@ func TestEnvoyCutsNothingQuiet(t *testing.T) {
 		t.Errorf("%d managers and %d proxies of connections: %s", managers, proxies, text)
 	}
 }
+
+// TestEnvoyTakesPlainHTTPInTunnels sends plain http in a CONNECT, as Node's fetch,
+// npm and curl -p do, and names that are written in full.
+func TestEnvoyTakesPlainHTTPInTunnels(t *testing.T) {
+	other := plainHTTP("other", "maps.weather.example")
+	other.To.Ports = []uint16{8080}
+	tcp := authz.Rule{ID: "db", To: authz.To{Scheme: authz.SchemeTCP, Hosts: []string{"db.weather.example"}, Ports: []uint16{80}}}
+	p := newPlane(t, nil, grant(plainHTTP("plain", "plain.weather.example"), other, tcp, plainHTTP("db-web", "db.weather.example"),
+		plainHTTP("tiles", "*.tiles.weather.example"), originated(https("api", "/echo", "api.weather.example"))))
+	p.leads("plain.weather.example:80", p.plain.Addr)
+	p.leads("maps.weather.example:8080", p.plain.Addr)
+	p.leads("db.weather.example:80", p.plain.Addr)
+	p.leads("*.tiles.weather.example:80", p.plain.Addr)
+	p.leads("api.weather.example:443", p.secure.Addr)
+	for _, c := range []struct{ to, host, decided string }{
+		{"plain.weather.example:80", "plain.weather.example", "http plain.weather.example granted"},
+		{"PLAIN.weather.example.:80", "plain.weather.example", "http plain.weather.example granted"},
+		{"maps.weather.example:8080", "maps.weather.example:8080", "http maps.weather.example granted"},
+		{"a.tiles.weather.example:80", "a.tiles.weather.example", "http a.tiles.weather.example granted"},
+		{"a.tiles.weather.example.:80", "a.tiles.weather.example", "http a.tiles.weather.example granted"},
+		{"api.weather.example:80", "api.weather.example", "https api.weather.example granted"},
+		{"db.weather.example:80", "db.weather.example", "tcp db.weather.example granted"},
+	} {
+		t.Run(c.to, func(t *testing.T) {
+			p.book.forget()
+			conn := p.dial(t)
+			testenv.MustGet(io.WriteString(conn, "CONNECT "+c.to+" HTTP/1.1\r\nhost: "+c.to+"\r\n\r\n"))(t)
+			if resp := testenv.MustGet(http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect}))(t); resp.StatusCode != http.StatusOK {
+				t.Fatal(resp.Status)
+			}
+			resp, body := exchange(t, conn, "GET /echo HTTP/1.1\r\nhost: "+c.host+"\r\nconnection: close\r\n\r\n")
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("%s %v %s", resp.Status, resp.Header, body)
+			}
+			if got := p.book.decided(); !slices.Equal(got, []string{c.decided}) {
+				t.Errorf("%v, want %s", got, c.decided)
+			}
+		})
+	}
+	t.Run("another host inside", func(t *testing.T) {
+		conn := p.dial(t)
+		testenv.MustGet(io.WriteString(conn, "CONNECT plain.weather.example:80 HTTP/1.1\r\nhost: plain.weather.example:80\r\n\r\n"))(t)
+		testenv.MustGet(http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect}))(t)
+		resp, body := exchange(t, conn, get("http://evil.example/echo"))
+		refused(t, resp, body, "destination_not_granted")
+	})
+	t.Run("what to ask for", func(t *testing.T) {
+		_, body := p.send(t, "CONNECT new.weather.example:443 HTTP/1.1\r\nhost: new.weather.example:443\r\n\r\n")
+		if !strings.Contains(body, `"remedy":"ask for a rule with to: {hosts: [new.weather.example]}; its methods and paths were not seen"`) {
+			t.Error(body)
+		}
+	})
+}

@@ -72,7 +72,7 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			// Python's http.client says CONNECT in HTTP/1.0 up to 3.11, as do openssl and nc.
 			AcceptHttp_10: true, DefaultHostForHttp_10: noHost,
-			AllowCustomMethods: true, EnableTrailers: true,
+			EnableTrailers: true,
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			AllowConnect:                true,

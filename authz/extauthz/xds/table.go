@@ -3,6 +3,7 @@ package xds
 import (
 	"cmp"
 	"maps"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -62,36 +63,36 @@ func virtualHost(name string, domains ...string) *routev3.VirtualHost {
 func (b *builder) insides() []netip.AddrPort {
 	var out []netip.AddrPort
 	for i := range b.places {
-		if p := &b.places[i]; b.entersInside(p) {
-			out = append(out, insideAddress(p))
+		p := &b.places[i]
+		for _, port := range b.insidePorts(p) {
+			out = append(out, insideAddress(p, port))
 		}
 	}
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	return slices.Compact(out)
 }
 
-func insideAddress(p *place) netip.AddrPort {
+func insideAddress(p *place, port uint16) netip.AddrPort {
 	addr, ok := p.literal()
 	if !ok {
 		addr = netip.AddrFrom4([4]byte{0, 0, 0, 1})
 	}
-	return netip.AddrPortFrom(addr, p.Port)
+	return netip.AddrPortFrom(addr, port)
 }
 
-// entersInside reports whether what is sent in a CONNECT to the place is looked
-// into: TLS that is terminated, or whose server name decides. What may be any
-// tcp is not, and is asked about as such.
-func (b *builder) entersInside(p *place) bool {
-	switch p.Scheme {
-	case authz.SchemeHTTPS:
-		if b.cfg.Leaf == nil {
-			return false
-		}
-	case authz.SchemeTLS:
-	case authz.SchemeHTTP, authz.SchemeTCP:
-		return false
+// insidePorts returns the ports of the place's host for which what is sent in a
+// CONNECT is looked into: TLS that is terminated or whose server name decides, and
+// plain http, which Node's fetch, npm and curl -p send so. What may be any tcp is
+// not, and is asked about as such.
+func (b *builder) insidePorts(p *place) []uint16 {
+	ports := []uint16{p.Port}
+	switch {
+	case p.Scheme == authz.SchemeTCP, p.Scheme == authz.SchemeHTTPS && b.cfg.Leaf == nil:
+		return nil
+	case p.Originate && p.Port != authz.SchemeHTTP.DefaultPort():
+		ports = append(ports, authz.SchemeHTTP.DefaultPort())
 	}
-	return !slices.ContainsFunc(b.tcp(), func(other *place) bool { return other.Host == p.Host && other.Port == p.Port })
+	return slices.DeleteFunc(ports, func(port uint16) bool { return b.tunnels[net.JoinHostPort(p.Host, portText(port))] })
 }
 
 func (b *builder) tcp() []*place { return b.of(authz.SchemeTCP) }
@@ -112,8 +113,13 @@ func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
 	var domains []string
 	for i := range b.places {
 		p := &b.places[i]
-		if b.entersInside(p) && insideAddress(p) == way {
-			domains = append(domains, strings.Replace(p.hostPort(), "**.", "*.", 1))
+		if !slices.Contains(b.insidePorts(p), way.Port()) || insideAddress(p, way.Port()) != way {
+			continue
+		}
+		host, port := strings.Replace(p.Host, "**.", "*.", 1), portText(way.Port())
+		domains = append(domains, net.JoinHostPort(host, port))
+		if _, isAddr := p.literal(); !isAddr {
+			domains = append(domains, host+".:"+port) // a name that is written in full (RFC 1034, section 3.1)
 		}
 	}
 	slices.Sort(domains)

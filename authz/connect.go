@@ -1,0 +1,96 @@
+package authz
+
+import (
+	"net"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// HostAttempt is an access to a host that is refused before anything was asked
+// of it: a CONNECT, a TLS handshake, a look-up of its name.
+type HostAttempt struct {
+	Principal Principal
+	Host      string // canonical
+	Port      uint16
+	Connect   bool   // it was a CONNECT
+	HostOnly  bool   // only the name was asked about, and Port is what a plugin would most likely ask for
+	Detail    string // what is wrong, in words
+}
+
+// RefuseHost refuses an access to a host at the time now and records it. Its
+// reason, the nearest rule and the remedy are those of the least that could be
+// asked there: a request of http at its own port, of https at any other. So nobody
+// is advised to ask for a tunnel, into which nothing looks, to a host that speaks
+// HTTP. Only where rules for this very host grant tunnels and no requests is a
+// tunnel what the remedy asks for. The error is for the operator's log.
+func (g *Gate) RefuseHost(s *Snapshot, a HostAttempt, now time.Time, src Source) (Refusal, error) {
+	scheme := s.likelyScheme(a.Principal, a.Host, a.Port)
+	authority := net.JoinHostPort(a.Host, strconv.Itoa(int(a.Port)))
+	attempt := Attempt{
+		Principal: a.Principal, URL: string(scheme) + "://" + authority, Host: a.Host, HostOnly: a.HostOnly, Connect: a.Connect, Detail: a.Detail,
+	}
+	target := ""
+	if scheme.HTTP() {
+		target = "/"
+	}
+	destination, err := NewDestination(scheme, authority, target)
+	if err != nil {
+		return g.Refuse(MalformedRequest, attempt, src)
+	}
+	e := s.ExplainHost(a.Principal, destination, now)
+	reason := e.Decision.Reason
+	if reason.Allowed() {
+		reason = DestinationNotGranted // not when it was asked
+	}
+	refusal, err := g.Refuse(reason, attempt, src)
+	refusal.Nearest = e.Nearest
+	if e.Remedy != "" {
+		refusal.Remedy = e.Remedy
+	}
+	return refusal, err
+}
+
+// RefuseConnect refuses a CONNECT whose destination no rule grants a tunnel to, in
+// the words of [Gate.RefuseHost], and reports whether it did. Any other is for
+// [Gate.Admit]. The error is for the operator's log.
+func (g *Gate) RefuseConnect(p Principal, to Destination, src Source) (refusal Refusal, refused bool, err error) {
+	s, now := g.cfg.Engine.Current(), g.cfg.Now()
+	switch d := s.Decide(Request{Principal: p, Destination: to}, g.cfg.Ledger.Usage(), now); d.Reason {
+	case DestinationNotGranted, NoGrant:
+	default:
+		return Refusal{}, false, nil
+	}
+	detail := string(p) + " may not connect to " + to.HostPort()
+	if schemes := s.Schemes(p, to.host, to.port, now); slices.ContainsFunc(schemes, Scheme.HTTP) {
+		url := string(schemes[0]) + "://" + to.HostPort()
+		refusal, err = g.Refuse(DestinationNotGranted, Attempt{Principal: p, URL: url, Connect: true, Detail: detail + " by a tunnel"}, src)
+		refusal.Remedy = "send the request itself: nothing looks into a CONNECT here, and a rule grants requests"
+		return refusal, true, err
+	}
+	refusal, err = g.RefuseHost(s, HostAttempt{Principal: p, Host: to.host, Port: to.port, Connect: true, Detail: detail}, now, src)
+	return refusal, true, err
+}
+
+// likelyScheme returns what a plugin that connects to a host most likely speaks.
+func (s *Snapshot) likelyScheme(p Principal, host string, port uint16) Scheme {
+	switch port {
+	case SchemeHTTP.DefaultPort():
+		return SchemeHTTP
+	case SchemeHTTPS.DefaultPort():
+		return SchemeHTTPS
+	}
+	var named []Scheme
+	if sub := s.subject(p); sub != nil {
+		for e := range sub.candidates(host) {
+			named = append(named, e.rule.scheme)
+		}
+	}
+	switch {
+	case len(named) == 0, slices.ContainsFunc(named, Scheme.HTTP):
+		return SchemeHTTPS
+	case slices.Contains(named, SchemeTCP):
+		return SchemeTCP
+	}
+	return named[0]
+}

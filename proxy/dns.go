@@ -21,9 +21,10 @@ const (
 	// answerTTL is short, for those who look a name up again after a grant;
 	// the pair itself lasts for ever.
 	answerTTL = 10
-	// foldFor is how long equal refused names are told of once.
+	// foldFor is how long equal refused names are recorded once.
 	foldFor = time.Minute
-	// maxFolded bounds the names that are folded; others are told of each time.
+	// maxFolded bounds the names that are folded. Of further ones one is recorded a
+	// second, with how many it stands for: a flood of names is no flood of records.
 	maxFolded = 1024
 	// maxDNSConnections bounds the resolver's TCP connections.
 	maxDNSConnections = 64
@@ -67,8 +68,11 @@ type Resolver struct {
 	stats  struct{ udp, tcp questions }
 	search searchList
 
-	mu     sync.Mutex
-	folded map[string]time.Time // refused names, and until when they are folded
+	mu       sync.Mutex
+	folded   map[string]time.Time // refused names, and until when they are folded
+	overflow refusalPace          // of refused names that no room is left for in folded
+	swept    time.Time            // when folded was looked through for what is over
+	sockets  []net.PacketConn     // over which it serves
 }
 
 // NewResolver returns a resolver and opens its file of names, which Serve
@@ -106,31 +110,31 @@ func (r *Resolver) Address(name string) (addr netip.Addr, ok bool) {
 // once the first has ended no new name is given an address.
 func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener net.Listener) error {
 	handler := dns.HandlerFunc(r.handle)
-	servers := []*dns.Server{
-		{PacketConn: packets, Handler: handler},
-		{Listener: &limitedListener{Listener: listener, left: maxDNSConnections}, Handler: handler, ReadTimeout: headerTimeout},
+	server := &dns.Server{
+		Listener: &limitedListener{Listener: listener, left: maxDNSConnections}, Handler: handler, ReadTimeout: headerTimeout,
 	}
-	ended := make(chan error, len(servers))
+	r.mu.Lock()
+	r.sockets = append(r.sockets, packets)
+	r.mu.Unlock()
+	ended := make(chan error, 2)
 	var running sync.WaitGroup
-	for _, s := range servers {
-		started := make(chan struct{})
-		s.NotifyStartedFunc = func() { close(started) }
-		running.Go(func() { ended <- s.ActivateAndServe() })
-		select {
-		case <-started: // only then can it be shut down
-		case err := <-ended:
-			ended <- err
-		}
+	started := make(chan struct{})
+	server.NotifyStartedFunc = func() { close(started) }
+	running.Go(func() { ended <- server.ActivateAndServe() })
+	select {
+	case <-started: // only then can it be shut down
+	case err := <-ended:
+		ended <- err
 	}
+	running.Go(func() { ended <- (&packetServer{packets, handler}).serve(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-ended:
 		ended <- err
 	}
-	for _, s := range servers {
-		_ = s.Shutdown() // one that has ended says so
-	}
+	_ = server.Shutdown() // one that has ended says so
+	_ = packets.Close()
 	running.Wait()
 	if closeErr := r.names.close(); closeErr != nil {
 		err = errors.Join(err, fmt.Errorf("close names: %w", closeErr))
@@ -145,6 +149,9 @@ func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener n
 // was made, by the transport that they came over.
 type ResolverStats struct {
 	UDP, TCP Questions
+	// Dropped are the packets that the kernel dropped because they came faster
+	// than they were answered, while the resolver serves.
+	Dropped uint64
 }
 
 // Questions counts questions by verdict. Answered are those whose reply has no
@@ -156,7 +163,13 @@ type Questions struct {
 
 // Stats returns what was asked so far.
 func (r *Resolver) Stats() ResolverStats {
-	return ResolverStats{UDP: r.stats.udp.read(), TCP: r.stats.tcp.read()}
+	stats := ResolverStats{UDP: r.stats.udp.read(), TCP: r.stats.tcp.read()}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, packets := range r.sockets {
+		stats.Dropped += dropped(packets)
+	}
+	return stats
 }
 
 // questions counts as Questions does, while others read.
@@ -242,7 +255,7 @@ func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spellin
 	addr, err := r.names.give(name.Host(), pattern)
 	switch {
 	case errors.Is(err, errNoMoreNames):
-		r.refuse(from, name.Host(), fmt.Sprintf("%d names of %s have an address, and no more are given one", maxNamesPerPattern, patternText(pattern)))
+		r.refuse(from, name.Host(), fmt.Sprintf("as many names of %s have an address as may: %d of one pattern, %d of all", patternText(pattern), maxNamesPerPattern, maxWildcardNames))
 		reply.Rcode = dns.RcodeNameError
 	case err != nil:
 		r.cfg.Log.Error("give name an address", zap.Error(err))
@@ -283,10 +296,11 @@ func addressRecords(q dns.Question, v4, v6 netip.Addr) []dns.RR {
 	return nil
 }
 
-// refuse records and tells of a refused name, equal ones once a minute.
-// Without detail the name is one that no rule grants.
+// refuse records and reports a refused name, equal ones once a minute. Without
+// detail the name is one that no rule grants.
 func (r *Resolver) refuse(from net.Addr, name, detail string) {
-	if !r.first(name) {
+	others, first := r.first(name)
+	if !first {
 		return
 	}
 	source := authz.Source{Door: authz.DoorProxy, UID: -1}
@@ -295,15 +309,19 @@ func (r *Resolver) refuse(from net.Addr, name, detail string) {
 			source.PID, source.UID, source.Exe = peer.PID, peer.UID, peer.Exe
 		}
 	}
+	suffix := ""
+	if others > 0 {
+		suffix = fmt.Sprintf("; so were %d other names", others)
+	}
 	var refusal authz.Refusal
 	var err error
 	if detail == "" {
 		refusal, err = refuseHost(r.cfg.Gate, r.cfg.Engine.Current(), hostRefusal{
 			plugin: r.cfg.Plugin, host: name, port: authz.SchemeHTTPS.DefaultPort(), now: r.cfg.Now(), source: source, name: true,
-			detail: string(r.cfg.Plugin) + " may not resolve " + name,
+			detail: string(r.cfg.Plugin) + " may not resolve " + name + suffix,
 		})
 	} else {
-		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Host: name, HostOnly: true, Detail: detail}
+		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Host: name, HostOnly: true, Detail: detail + suffix}
 		refusal, err = r.cfg.Gate.Refuse(authz.DestinationNotGranted, attempt, source)
 	}
 	if err != nil {
@@ -314,15 +332,18 @@ func (r *Resolver) refuse(from net.Addr, name, detail string) {
 	}
 }
 
-// first reports whether a refused name was not told of in the last minute.
-func (r *Resolver) first(name string) bool {
+// first reports whether the refusal of a name is to be recorded: it was not in
+// the last minute, and there is room to remember it or none was recorded in the
+// last second. others is how many other names the record stands for besides.
+func (r *Resolver) first(name string) (others int, ok bool) {
 	now := r.cfg.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if until, ok := r.folded[name]; ok && now.Before(until) {
-		return false
+		return 0, false
 	}
-	if len(r.folded) >= maxFolded {
+	if len(r.folded) >= maxFolded && now.Sub(r.swept) >= time.Second {
+		r.swept = now
 		for old, until := range r.folded {
 			if !now.Before(until) {
 				delete(r.folded, old)
@@ -331,8 +352,10 @@ func (r *Resolver) first(name string) bool {
 	}
 	if len(r.folded) < maxFolded {
 		r.folded[name] = now.Add(foldFor)
+		return 0, true
 	}
-	return true
+	n := r.overflow.take(now)
+	return n - 1, n > 0
 }
 
 // limitedListener refuses connections beyond a number that are open at a time.

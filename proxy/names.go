@@ -17,6 +17,10 @@ import (
 // gives addresses to. Beyond it the answer is NXDOMAIN.
 const maxNamesPerPattern = 4096
 
+// maxWildcardNames bounds the names of all patterns together. They are kept in
+// memory for as long as the stateDir lives: some 400 bytes each, 7 MiB in all.
+const maxWildcardNames = 4 * maxNamesPerPattern
+
 // maxNamesFile bounds what is read at the start: some 500,000 names.
 const maxNamesFile = 64 << 20
 
@@ -79,6 +83,7 @@ type names struct {
 	byName  map[string]netip.Addr
 	byAddr  map[netip.Addr]string
 	counts  map[string]int // names by pattern
+	many    int            // names of patterns, in all
 	next    uint32
 	closed  bool // by one of the listeners that share it
 	failing bool // the file could not be written: nothing new is given out
@@ -173,6 +178,7 @@ func (n *names) pair(addr netip.Addr, name, pattern string) {
 	n.byName[name], n.byAddr[addr] = addr, name
 	if pattern != name {
 		n.counts[pattern]++
+		n.many++
 	}
 }
 
@@ -188,7 +194,7 @@ func (n *names) give(name, pattern string) (netip.Addr, error) {
 	switch {
 	case n.failing:
 		return netip.Addr{}, errors.New("write names: an earlier write failed")
-	case pattern != name && n.counts[pattern] >= maxNamesPerPattern, n.next > lastVirtual:
+	case pattern != name && (n.counts[pattern] >= maxNamesPerPattern || n.many >= maxWildcardNames), n.next > lastVirtual:
 		return netip.Addr{}, errNoMoreNames
 	}
 	var b [4]byte

@@ -196,6 +196,12 @@ func (s *sidecar) registerKernelMetrics() {
 				emit(float64(tcp.Answered+tcp.Refused), "tcp")
 			}
 		})
+	m.collect("chaperone_plugin_dns_dropped_total", "Questions that came faster than they were answered, and were dropped.", prometheus.CounterValue, nil,
+		func(emit func(float64, ...string)) {
+			if s.resolver != nil {
+				emit(float64(s.resolver.Stats().Dropped))
+			}
+		})
 	s.registerRuleMetrics()
 	usage("chaperone_plugin_processes_total", "Processes that the plugin started.", nil,
 		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Processes)) })

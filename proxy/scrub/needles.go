@@ -10,14 +10,19 @@ const (
 	// minNeedle is the shortest secret that is searched for, in bytes: anything
 	// shorter occurs by chance.
 	minNeedle = 6
-	// maxNeedle is the longest, in bytes. Of a longer secret nothing is searched
-	// for but its runs, nor are longer spellings of a shorter one found for sure.
-	maxNeedle = 16 << 10
+	// maxNeedle is the longest text that is searched for, in bytes. A longer secret
+	// is searched for piece by piece, and a spelling that is longer by its beginning.
+	maxNeedle = MaxSecret
 
 	block    = 3        // bytes that are looked at together
 	caseless = 0x202020 // makes letters of a block small, and other bytes alike that are not
 	skipBits = 15       // of the skip table, which stays in the first-level cache
 )
+
+// MaxSecret is how long a secret may be that is found in every spelling, in bytes.
+// Of a longer one the first so many are; what follows is found as it is, in UTF-16
+// and in base64, and where it has a long run of letters and digits.
+const MaxSecret = 16 << 10
 
 // Needles are secrets in all their spellings. They are immutable and safe for
 // concurrent use. Nil Needles find nothing.
@@ -58,6 +63,7 @@ func New(secrets ...string) *Needles {
 		seen[secret] = true
 		n.add(secret)
 	}
+	n.all = slices.DeleteFunc(n.all, func(one needle) bool { return len(one.text) < minNeedle || len(one.text) > maxNeedle })
 	if len(n.all) == 0 {
 		return nil
 	}
@@ -67,13 +73,13 @@ func New(secrets ...string) *Needles {
 
 // add adds the needles of a secret.
 func (n *Needles) add(secret string) {
-	for _, text := range exact(secret) {
-		n.all = append(n.all, text)
-		n.longest = max(n.longest, len(text.text))
+	for _, whole := range exact(secret) {
+		for _, text := range pieces(whole.text) {
+			n.all = append(n.all, needle{text: text, folded: whole.folded})
+			n.longest = max(n.longest, len(text))
+		}
 	}
-	if len(secret) > maxNeedle {
-		return
-	}
+	secret = secret[:min(len(secret), maxNeedle)]
 	n.longest = max(n.longest, longestSpelling(len(secret)))
 	for _, s := range spellings(secret) {
 		n.all = append(n.all, s.pieces()...)
@@ -96,9 +102,23 @@ func (n *Needles) add(secret string) {
 	}
 }
 
+// pieces cuts a text that is too long to be searched for into pieces that are not,
+// of which none is so short that it occurs by chance.
+func pieces(text string) []string {
+	var out []string
+	for at := 0; at < len(text); at += maxNeedle {
+		end := min(at+maxNeedle, len(text))
+		from := at
+		if at > 0 {
+			from = min(at, end-minRun)
+		}
+		out = append(out, text[from:end])
+	}
+	return out
+}
+
 // index prepares the search.
 func (n *Needles) index() {
-	n.all = slices.DeleteFunc(n.all, func(one needle) bool { return len(one.text) < minNeedle || len(one.text) > maxNeedle })
 	slices.SortStableFunc(n.all, func(a, b needle) int { return len(b.text) - len(a.text) })
 	n.window = min(len(n.all[len(n.all)-1].text), 255)
 	for i := range n.skip {

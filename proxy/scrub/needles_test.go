@@ -219,3 +219,56 @@ func TestRuns(t *testing.T) {
 		}
 	}
 }
+
+// A secret that is longer than what is searched for at a time is blanked out to
+// its last byte, and a search for it never panics.
+func TestLongSecrets(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	of := func(n int, alphabet string) string {
+		runes, b := []rune(alphabet), make([]rune, n)
+		for i := range b {
+			b[i] = runes[random.IntN(len(runes))]
+		}
+		return string(b)
+	}
+	letters := func(n int) string {
+		return of(n, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+	}
+	var words []string
+	for range 3000 {
+		words = append(words, letters(6))
+	}
+	for name, secret := range map[string]string{
+		"at the limit": letters(MaxSecret), "beyond it": letters(MaxSecret + 1), "a piece and a byte": letters(2*MaxSecret + 1),
+		"100 KiB": letters(100 << 10), "words": strings.Join(words, " "), "two bytes a character": of(MaxSecret, "äöüéèêçñß"),
+		"no letter": of(2*MaxSecret, `"{}[]():;,.?!`),
+	} {
+		n := New(secret, "another-one")
+		if n.Longest() > MaxSecret {
+			t.Errorf("%s: %d bytes are kept of a stream", name, n.Longest())
+		}
+		little, big := wide(secret)
+		for form, text := range map[string]string{"as it is": secret, "UTF-16": little, "UTF-16, big-endian": big} {
+			got, err := io.ReadAll(NewReader(strings.NewReader("before "+text+" after"), Search{Needles: n, Known: true, Found: blankOut}))
+			if want := "before " + strings.Repeat("*", len(text)) + " after"; err != nil || string(got) != want {
+				t.Errorf("%s, %s: %d bytes are left, %v", name, form, len(want)-strings.Count(string(got), "*"), err)
+			}
+		}
+		if n.In(secret[:minRun-1] + "|" + secret[len(secret)-minRun+1:]) {
+			t.Errorf("%s is found in a few bytes of it", name)
+		}
+	}
+}
+
+func FuzzNewNeverPanics(f *testing.F) {
+	f.Add("abcdef", 1, []byte("abcdef"))
+	f.Add(strings.Repeat("a", 100), 400, bytes.Repeat([]byte("a"), 99))
+	f.Fuzz(func(t *testing.T, secret string, times int, text []byte) {
+		if times < 0 || times > 1000 || len(secret)*times > 2*MaxSecret || len(text) > 1<<10 {
+			t.Skip()
+		}
+		n := New(strings.Repeat(secret, times), secret)
+		_ = n.InBytes(text)
+		_, _ = io.Copy(io.Discard, NewReader(bytes.NewReader(text), Search{Needles: n, Known: true, Found: blankOut}))
+	})
+}

@@ -1,0 +1,145 @@
+package proxy_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+// TestQuestionsInFlightAreBounded floods the resolver with names while nothing
+// that it records is taken: the questions that it holds are few, the others wait in
+// the socket or are dropped there and counted, and it answers again afterwards.
+func TestQuestionsInFlightAreBounded(t *testing.T) {
+	w := newWorld(t, setup{input: names("api.weather.example")})
+	release := make(chan struct{})
+	resolver, err := proxy.NewResolver(proxy.ResolverConfig{
+		Plugin: plugin, Gate: w.gate, Engine: w.engine, Refused: func(authz.Refusal) { <-release },
+	})
+	testenv.Must(t, err)
+	w.resolver = resolver
+	server := w.resolve()
+	w.ask("api.weather.example", dns.TypeA) // it serves
+	before := runtime.NumGoroutine()
+	flood, err := new(net.Dialer).DialContext(t.Context(), "udp", server)
+	testenv.Must(t, err)
+	defer flood.Close()
+	for i := range 20_000 {
+		question := new(dns.Msg)
+		question.SetQuestion(fmt.Sprintf("n%d.evil.example.", i), dns.TypeA)
+		packed, err := question.Pack()
+		testenv.Must(t, err)
+		_, _ = flood.Write(packed) // what has no room is dropped, here or there
+	}
+	for late := testDeadline(); resolver.Stats().Dropped == 0 && !late(); {
+		time.Sleep(time.Millisecond)
+	}
+	if now := runtime.NumGoroutine(); now > before+8 {
+		t.Errorf("%d goroutines run, %d before the flood", now, before)
+	}
+	if resolver.Stats().Dropped == 0 {
+		t.Error("no packet is counted as dropped")
+	}
+	close(release)
+	for late := testDeadline(); ; {
+		question := new(dns.Msg)
+		question.SetQuestion("api.weather.example.", dns.TypeA)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		answer, _, err := (&dns.Client{Net: "udp"}).ExchangeContext(ctx, question, server)
+		cancel()
+		if err == nil && len(answer.Answer) == 1 {
+			break
+		}
+		if late() {
+			t.Fatalf("after the flood: %v, %v", answer, err)
+		}
+	}
+}
+
+// TestRefusedNamesDoNotFloodTheLog asks for more names than are remembered: of
+// those beyond, one record a second stands for all.
+func TestRefusedNamesDoNotFloodTheLog(t *testing.T) {
+	const asked, remembered = 3000, 1024
+	w := newWorld(t, setup{input: names("api.weather.example")})
+	now := time.Now()
+	resolver, err := proxy.NewResolver(proxy.ResolverConfig{
+		Plugin: plugin, Gate: w.gate, Engine: w.engine, Now: func() time.Time { return now },
+	})
+	testenv.Must(t, err)
+	w.resolver = resolver
+	for i := range asked {
+		w.ask(fmt.Sprintf("n%d.evil.example", i), dns.TypeA)
+	}
+	records := w.records.of(authz.KindDecision)
+	if len(records) != remembered+1 {
+		t.Errorf("%d names are recorded by %d records", asked, len(records))
+	}
+	now = now.Add(2 * time.Second)
+	w.ask("last.evil.example", dns.TypeA)
+	records = w.records.of(authz.KindDecision)
+	want := fmt.Sprintf("so were %d other names", asked-remembered-1)
+	if last := records[len(records)-1]; !strings.Contains(last.Detail, want) {
+		t.Errorf("the record after a second says %q, want %q in it", last.Detail, want)
+	}
+	if got := resolver.Stats().UDP.Refused; got != asked+1 {
+		t.Errorf("%d are counted", got)
+	}
+}
+
+// TestPacketsThatAreNoQuestions sends what is no question: it is answered as the
+// DNS has it or not at all, and the resolver goes on.
+func TestPacketsThatAreNoQuestions(t *testing.T) {
+	w := newWorld(t, setup{input: names("api.weather.example")})
+	server := w.resolve()
+	c, err := new(net.Dialer).DialContext(t.Context(), "udp", server)
+	testenv.Must(t, err)
+	defer c.Close()
+	question := new(dns.Msg)
+	question.SetQuestion("api.weather.example.", dns.TypeA)
+	whole, err := question.Pack()
+	testenv.Must(t, err)
+	two := question.Copy()
+	two.Question = append(two.Question, two.Question[0])
+	twice, err := two.Pack()
+	testenv.Must(t, err)
+	update := question.Copy()
+	update.Opcode = dns.OpcodeUpdate
+	updating, err := update.Pack()
+	testenv.Must(t, err)
+	response := question.Copy()
+	response.Response = true
+	responding, err := response.Pack()
+	testenv.Must(t, err)
+	for _, silent := range [][]byte{nil, []byte("x"), whole[:11], responding} {
+		_, err := c.Write(silent)
+		testenv.Must(t, err)
+	}
+	for name, test := range map[string]struct {
+		packet []byte
+		code   int
+	}{
+		"cut short": {whole[:20], dns.RcodeFormatError}, "two questions": {twice, dns.RcodeFormatError},
+		"an update": {updating, dns.RcodeNotImplemented}, "a question": {whole, dns.RcodeSuccess},
+	} {
+		_, err := c.Write(test.packet)
+		testenv.Must(t, err)
+		testenv.Must(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+		buf := make([]byte, 512)
+		n, err := c.Read(buf)
+		testenv.Must(t, err)
+		answer := new(dns.Msg)
+		testenv.Must(t, answer.Unpack(buf[:n]))
+		if answer.Rcode != test.code || answer.Id != question.Id || !answer.Response {
+			t.Errorf("%s is answered %s", name, answer)
+		}
+	}
+}

@@ -2,7 +2,6 @@ package sigv4
 
 import (
 	"net/http"
-	"net/url"
 	"strings"
 )
 
@@ -11,7 +10,7 @@ import (
 // else the plugin asks would lend it all that the key may do: to copy an object
 // that it may not read to where it may, or to open one to everybody.
 func beyond(r *Request, scope Scope) string {
-	if !strings.HasPrefix(scope.Service, serviceS3) {
+	if !strings.HasPrefix(scope.Service, "s3") {
 		return ""
 	}
 	for name := range r.Header {
@@ -20,13 +19,11 @@ func beyond(r *Request, scope Scope) string {
 		}
 	}
 	for pair := range strings.SplitSeq(r.Query, "&") {
-		name, _, _ := strings.Cut(pair, "=")
-		if plain, err := url.QueryUnescape(name); err == nil {
-			name = plain
-		}
+		name := parameter(pair)
 		what := reach(name) // S3 takes those of a presigned URL for headers
-		if what == "" && r.Method != http.MethodGet && r.Method != http.MethodHead && opens(name) {
-			what = strings.ToLower(name)
+		reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+		if what == "" && (name == "session" || !reads && opens(name)) {
+			what = name // CreateSession answers with credentials
 		}
 		if what != "" {
 			return "the query parameter " + what
@@ -39,7 +36,7 @@ func beyond(r *Request, scope Scope) string {
 // header is, "" for none.
 func reach(name string) string {
 	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
-	for _, prefix := range []string{"x-amz-copy-source", "x-amz-grant-"} {
+	for _, prefix := range []string{"x-amz-copy-source", "x-amz-rename-source", "x-amz-grant-"} {
 		if strings.HasPrefix(name, prefix) {
 			return strings.TrimSuffix(prefix, "-")
 		}
@@ -50,10 +47,10 @@ func reach(name string) string {
 	return ""
 }
 
-// opens reports whether writing a subresource changes who may read the object or
+// opens reports whether writing a subresource, by its name in lower case, changes who may read the object or
 // the bucket, or where what is in it goes.
 func opens(name string) bool {
-	switch strings.ToLower(name) {
+	switch name {
 	case "acl", "policy", "publicaccessblock", "ownershipcontrols", "website", "cors",
 		"replication", "notification", "logging", "inventory", "analytics":
 		return true

@@ -30,7 +30,6 @@ const (
 	hashHeader     = "X-Amz-Content-Sha256"
 	unsigned       = "UNSIGNED-PAYLOAD"
 	unsignedChunks = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
-	serviceS3      = "s3"
 )
 
 // Errors that the plugin's author can mend.
@@ -69,8 +68,9 @@ type Request struct {
 	Length int64     // of Body; -1 when it is not known
 }
 
-// Sign signs a request: Header then holds Authorization, X-Amz-Date, for S3
-// X-Amz-Content-Sha256, and the session's token. It returns the body to send,
+// Sign signs a request: Header then holds Authorization, X-Amz-Date, the session's
+// token and, where the service wants it or the plugin sent a right one,
+// X-Amz-Content-Sha256. It returns the body to send,
 // which is the request's unless it had to be read. The error is one of the
 // package's, or of reading the body.
 func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) (io.Reader, error) {
@@ -80,21 +80,22 @@ func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) 
 	if strings.ContainsAny(r.Query, "+;") {
 		return nil, ErrQuery
 	}
-	digest, body, err := payload(r, scope)
+	as := serviceOf(scope.Service)
+	digest, body, err := payload(r, as)
 	if err != nil {
 		return nil, err
 	}
 	strip(r.Header)
-	if scope.Service == serviceS3 {
+	if as.hashed || r.Header.Get(hashHeader) == digest {
 		r.Header.Set(hashHeader, digest)
 	} else {
 		r.Header.Del(hashHeader)
 	}
-	signed, err := canonical(ctx, r, scope)
+	signed, err := canonical(ctx, r, as)
 	if err != nil {
 		return nil, err
 	}
-	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = scope.Service == serviceS3 })
+	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = as.escapesOnce })
 	credentials := aws.Credentials{AccessKeyID: key.ID, SecretAccessKey: key.Secret.Reveal(), SessionToken: key.Session.Reveal()}
 	if err := signer.SignHTTP(ctx, credentials, signed, digest, scope.Service, scope.Region, now.UTC()); err != nil {
 		return nil, fmt.Errorf("sign request: %w", err)
@@ -107,22 +108,42 @@ func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) 
 	return body, nil
 }
 
+// service is how a service of AWS wants its requests signed.
+type service struct {
+	escapesOnce bool // its paths are escaped once in what is signed, the others' twice
+	hashed      bool // it wants the header x-amz-content-sha256
+	streams     bool // it takes a body unsigned, or by the digest that the plugin gives
+	unsigned    bool // it takes no other body than an unsigned one
+}
+
+// serviceOf returns how a service, by its name in the scope of a signature, wants
+// its requests signed: as the endpoint rules of AWS's SDKs say for those of S3
+// (disableDoubleEncoding), and as the user guides of OpenSearch Serverless (aoss)
+// and VPC Lattice say for those.
+func serviceOf(name string) service {
+	switch name {
+	case "s3", "s3express", "s3-outposts", "s3-object-lambda":
+		return service{escapesOnce: true, hashed: true, streams: true}
+	case "aoss":
+		return service{hashed: true}
+	case "vpc-lattice-svcs":
+		return service{hashed: true, unsigned: true}
+	}
+	return service{}
+}
+
 // payload returns what stands for the body in the signature.
-func payload(r *Request, scope Scope) (digest string, body io.Reader, err error) {
-	sent := r.Header.Get(hashHeader)
-	if strings.HasPrefix(sent, "STREAMING-") && sent != unsignedChunks {
+func payload(r *Request, as service) (digest string, body io.Reader, err error) {
+	sent, secure := r.Header.Get(hashHeader), r.Scheme == "https"
+	switch {
+	case strings.HasPrefix(sent, "STREAMING-") && (sent != unsignedChunks || !as.streams):
 		return "", nil, ErrChunks
-	}
-	if scope.Service == serviceS3 {
-		switch {
-		case sent == unsignedChunks, isDigest(sent): // a wrong digest is AWS's to refuse
-			return sent, r.Body, nil
-		case r.Scheme == "https":
-			return unsigned, r.Body, nil
-		}
-	}
-	if sent == unsignedChunks {
-		return "", nil, ErrChunks
+	case as.unsigned:
+		return unsigned, r.Body, nil
+	case as.streams && (sent == unsignedChunks || isDigest(sent)): // a wrong digest is AWS's to refuse
+		return sent, r.Body, nil
+	case secure && (as.streams || sent == unsigned):
+		return unsigned, r.Body, nil
 	}
 	return read(r)
 }
@@ -160,7 +181,7 @@ func isDigest(s string) bool {
 // own signature, which [Sign] removes.
 func Replaces(name string) bool {
 	switch name {
-	case "Authorization", "X-Amz-Date", "Date", "X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-Region-Set":
+	case "Authorization", "X-Amz-Date", "Date", "X-Amz-Security-Token", "X-Amz-S3session-Token", "X-Amz-Signature", "X-Amz-Region-Set":
 		return true
 	}
 	return false
@@ -175,34 +196,46 @@ func strip(h http.Header) {
 	}
 }
 
-// StripQuery removes the signature of a presigned URL from a query.
+// StripQuery removes the signature of a presigned URL from a query, of version 4
+// or of version 2, whose Expires is a name that others use too.
 func StripQuery(query string) string {
+	signedByV2 := false
+	for pair := range strings.SplitSeq(query, "&") {
+		signedByV2 = signedByV2 || parameter(pair) == "awsaccesskeyid"
+	}
 	var kept []string
 	for pair := range strings.SplitSeq(query, "&") {
-		name, _, _ := strings.Cut(pair, "=")
-		if plain, err := url.QueryUnescape(name); err == nil {
-			name = plain
-		}
-		switch strings.ToLower(name) {
+		switch name := parameter(pair); name {
 		case "x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires", "x-amz-signedheaders", "x-amz-signature",
-			"x-amz-security-token", "x-amz-region-set", "awsaccesskeyid", "signature":
+			"x-amz-security-token", "x-amz-s3session-token", "x-amz-region-set", "awsaccesskeyid", "signature":
 		default:
-			kept = append(kept, pair)
+			if name != "expires" || !signedByV2 {
+				kept = append(kept, pair)
+			}
 		}
 	}
 	return strings.Join(kept, "&")
 }
 
+// parameter returns the name of a query parameter, in lower case.
+func parameter(pair string) string {
+	name, _, _ := strings.Cut(pair, "=")
+	if plain, err := url.QueryUnescape(name); err == nil {
+		name = plain
+	}
+	return strings.ToLower(name)
+}
+
 // canonical returns a request of what is signed, and nothing that may still
 // change on its way.
-func canonical(ctx context.Context, r *Request, scope Scope) (*http.Request, error) {
+func canonical(ctx context.Context, r *Request, as service) (*http.Request, error) {
 	u := &url.URL{Scheme: r.Scheme, Host: r.Host, Path: r.Path, RawPath: r.Path, RawQuery: r.Query}
 	plain, err := url.PathUnescape(r.Path)
 	if err != nil {
 		return nil, fmt.Errorf("sign request: read path: %w", err)
 	}
 	u.Path = plain
-	if scope.Service == serviceS3 {
+	if as.escapesOnce {
 		u.RawPath = escapeOnce(plain)
 	}
 	out, err := http.NewRequestWithContext(ctx, r.Method, u.String(), nil)

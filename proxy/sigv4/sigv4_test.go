@@ -112,6 +112,13 @@ func TestOwnSignatureGoes(t *testing.T) {
 	if got := StripQuery(presigned); got != "a=1&b=2" {
 		t.Errorf("left %q", got)
 	}
+	for query, want := range map[string]string{
+		"AWSAccessKeyId=A&Expires=1&Signature=x&versionId=2": "versionId=2", "expires=1&a=b": "expires=1&a=b", "X-Amz-S3session-Token=t": "",
+	} {
+		if got := StripQuery(query); got != want {
+			t.Errorf("%s: left %q", query, got)
+		}
+	}
 	if got := StripQuery(""); got != "" {
 		t.Errorf("made %q", got)
 	}
@@ -126,8 +133,10 @@ func TestPaths(t *testing.T) {
 		}
 		return r.Header.Get("Authorization")
 	}
-	if signature("s3", "/a(b)") != signature("s3", "/a%28b%29") {
-		t.Error("S3 reads both paths alike")
+	for _, service := range []string{"s3", "s3express", "s3-outposts", "s3-object-lambda"} {
+		if signature(service, "/a(b)") != signature(service, "/a%28b%29") {
+			t.Errorf("%s reads both paths alike", service)
+		}
 	}
 	if signature("lambda", "/a(b)") == signature("lambda", "/a%28b%29") {
 		t.Error("other services do not")
@@ -151,6 +160,18 @@ func TestBodies(t *testing.T) {
 		{name: "S3 in signed chunks with a trailer", service: "s3", scheme: "https", sent: "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER", body: body(), err: ErrChunks},
 		{name: "another with a body", service: "sqs", scheme: "https", body: body(), length: -1},
 		{name: "another in chunks", service: "sqs", scheme: "https", sent: unsignedChunks, body: body(), err: ErrChunks},
+		{name: "S3 Express over TLS", service: "s3express", scheme: "https", hash: unsigned, body: body(), length: -1},
+		{name: "S3 on Outposts in plain chunks", service: "s3-outposts", scheme: "https", sent: unsignedChunks, hash: unsignedChunks, body: body(), length: 4},
+		{name: "S3 Object Lambda without TLS", service: "s3-object-lambda", scheme: "http", hash: digest, body: body(), length: 4},
+		{name: "OpenSearch Serverless", service: "aoss", scheme: "https", hash: digest, body: body(), length: 4},
+		{name: "OpenSearch Serverless, unsigned", service: "aoss", scheme: "https", sent: unsigned, hash: unsigned, body: body(), length: 4},
+		{name: "VPC Lattice", service: "vpc-lattice-svcs", scheme: "https", hash: unsigned, body: body(), length: -1},
+		{name: "VPC Lattice with a digest", service: "vpc-lattice-svcs", scheme: "https", sent: digest, hash: unsigned, body: body(), length: 4},
+		{name: "another with the right digest", service: "es", scheme: "https", sent: digest, hash: digest, body: body(), length: 4},
+		{name: "another with a wrong digest", service: "es", scheme: "https", sent: digestOf(nil), body: body(), length: 4},
+		{name: "another unsigned", service: "es", scheme: "https", sent: unsigned, hash: unsigned, body: body(), length: 4},
+		{name: "another unsigned without TLS", service: "es", scheme: "http", sent: unsigned, body: body(), length: 4},
+		{name: "another in signed chunks", service: "es", scheme: "https", sent: "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", body: body(), err: ErrChunks},
 		{name: "too long, said", service: "sqs", scheme: "https", body: body(), length: MaxBody + 1, err: ErrBody},
 		{name: "too long, found", service: "sqs", scheme: "https", body: io.LimitReader(zeros{}, MaxBody+1), length: -1, err: ErrBody},
 		{name: "cut short", service: "sqs", scheme: "https", body: io.MultiReader(body(), broken{}), length: -1, err: io.ErrUnexpectedEOF},
@@ -210,6 +231,11 @@ func TestBeyond(t *testing.T) {
 		{"s3", "PUT", "", "x=1&%61cl=", "acl"},
 		{"s3", "DELETE", "", "publicAccessBlock", "publicaccessblock"},
 		{"s3", "POST", "", "policy=", "policy"},
+		{"s3", "PUT", "X-Amz-Rename-Source", "", "the header x-amz-rename-source"},
+		{"s3express", "PUT", "X-Amz-Rename-Source-If-Match", "", "x-amz-rename-source"},
+		{"s3express", "GET", "", "session", "the query parameter session"},
+		{"s3", "HEAD", "", "a&%53ession=", "session"},
+		{"s3", "POST", "", "sessionid=1&uploads", ""},
 		{"s3", "GET", "", "acl", ""},
 		{"s3", "PUT", "X-Amz-Meta-Acl", "partNumber=1&uploadId=x", ""},
 		{"s3", "PUT", "X-Amz-Server-Side-Encryption", "tagging", ""},

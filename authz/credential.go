@@ -54,18 +54,21 @@ type TokenSpec struct {
 	Scopes   string // separated by blanks; "" for none
 	Style    string // where the client's credentials go: StyleHeader or StyleBody
 	CA       string // PEM of the authorities that TokenURL is verified against; "" for the system's
+	Extra    string // further parameters of the request, encoded as a form and sorted; "" for none
 	// ClientID and ClientSecret are templates of what Path answers, as they
 	// were written; [TokenSpec.Client] renders them.
 	ClientID, ClientSecret string
 
 	// Of TokenJWT.
 
-	Algorithm string        // as JSON Web Signatures name it, as in RS256
-	KeyID     string        // the header kid; "" for none
-	Issuer    string        // the claim iss; "" for none
-	Subject   string        // the claim sub; "" for none
-	Lifetime  time.Duration // from iat to exp
-	Claims    string        // further claims: a JSON object as Parameters is, "" for none
+	Algorithm  string        // as JSON Web Signatures name it, as in RS256
+	KeyID      string        // the header kid, with {version} for the version of the key that signs; "" for none
+	KeyVersion int           // of the key that signs; 0 for the latest, or the one that KeyID was first used with
+	Backdate   time.Duration // how long before the present iat is
+	Issuer     string        // the claim iss; "" for none
+	Subject    string        // the claim sub; "" for none
+	Lifetime   time.Duration // from iat to exp
+	Claims     string        // further claims: a JSON object as Parameters is, "" for none
 }
 
 // The styles of TokenOAuth2 (RFC 6749, section 2.3.1).

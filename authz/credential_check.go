@@ -255,6 +255,7 @@ func (k grantCheck) oauth2(path string, in *OAuth2, out *credentialSpec) {
 		Kind: TokenOAuth2, TokenURL: in.TokenURL, Scopes: strings.Join(in.Scopes, " "), Audience: in.Audience,
 		Style: either(in.Style, StyleHeader), CA: in.CA,
 		ClientID: either(in.ClientID, "{client_id}"), ClientSecret: either(in.ClientSecret, "{client_secret}"),
+		Extra: k.tokenParameters(path+".parameters", in.Parameters),
 	}
 	if !isTokenURL(in.TokenURL) {
 		k.report(path+".tokenURL", "%q is not where tokens are got; write an https URL without a user or a fragment, as in https://id.example/oauth2/token", clip(presentable(in.TokenURL)))
@@ -280,6 +281,25 @@ func (k grantCheck) oauth2(path string, in *OAuth2, out *credentialSpec) {
 		k.report(path+".clientSecret", "%q takes nothing from Vault; name a field of its answer as in {client_secret}", clip(in.ClientSecret))
 	}
 	k.tokenSlot(path, slot{in.Header, in.Query, in.Cookie, in.Value}, "access_token", out)
+}
+
+// tokenParameters checks further parameters of a request for a token and returns
+// them encoded.
+func (k grantCheck) tokenParameters(path string, in map[string]string) string {
+	form := url.Values{}
+	for _, name := range slices.Sorted(maps.Keys(in)) {
+		switch name {
+		case "":
+			k.report(path, "has a parameter without a name")
+		case "grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type":
+			k.report(path+"."+name, "is Chaperone's to say; remove it")
+		case "scope", "audience":
+			k.report(path+"."+name, "has a field of its own; write it as scopes or audience")
+		}
+		k.claim(path+"."+name, in[name])
+		form.Set(name, in[name])
+	}
+	return form.Encode()
 }
 
 // isTokenURL reports whether s is an absolute https URL that says where to send
@@ -309,6 +329,8 @@ const (
 	shortestJWT = 30 * time.Second
 	longestJWT  = 24 * time.Hour
 	defaultJWT  = 5 * time.Minute
+
+	longestBackdate = 5 * time.Minute
 )
 
 // algorithms returns the ways to sign, as JSON Web Signatures name them (RFC
@@ -324,6 +346,16 @@ func (k grantCheck) jwt(path string, in *JWT, out *credentialSpec) {
 	out.ref.Token = TokenSpec{
 		Kind: TokenJWT, Algorithm: in.Algorithm, KeyID: in.KeyID, Issuer: in.Issuer, Subject: in.Subject, Audience: in.Audience,
 		Lifetime: k.jwtLifetime(path+".lifetime", time.Duration(in.Lifetime), out.ref.Lifetime), Claims: canonicalJSON(in.Claims),
+		KeyVersion: in.KeyVersion, Backdate: time.Duration(in.Backdate),
+	}
+	switch {
+	case in.KeyVersion < 0:
+		k.report(path+".keyVersion", "%d is no version of a key; they count from 1", in.KeyVersion)
+	case in.KeyVersion > 0 && strings.Contains(in.KeyID, "{version}"):
+		k.report(path+".keyVersion", "is fixed, and {version} in keyID follows the key; write one of them")
+	}
+	if d := time.Duration(in.Backdate); d < 0 || d > longestBackdate {
+		k.report(path+".backdate", "%s is not from 0s to %s", in.Backdate, Duration(longestBackdate))
 	}
 	if known := algorithms(); !slices.Contains(known, in.Algorithm) {
 		k.report(path+".algorithm", "%q is not a way to sign that is known; use one of %s", clip(in.Algorithm), strings.Join(known, ", "))

@@ -262,6 +262,8 @@ type OAuth2 struct {
 	Scopes []string `json:"scopes,omitempty"`
 	// Audience is asked for, where the authorization server knows the parameter.
 	Audience string `json:"audience,omitempty"`
+	// Parameters are further ones of the request for a token, as in resource: https://api.example (RFC 8707).
+	Parameters map[string]string `json:"parameters,omitempty"`
 	// ClientID is {client_id} by default.
 	ClientID string `json:"clientID,omitempty"`
 	// ClientSecret is {client_secret} by default.
@@ -288,8 +290,10 @@ type OAuth2 struct {
 type JWT struct {
 	// Algorithm is RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256, HS384 or HS512, as the key in Vault can.
 	Algorithm string `json:"algorithm"`
-	// KeyID is the header kid; none by default.
+	// KeyID is the header kid; none by default. {version} in it is the version of the key that signs, which a rotation of the key changes.
 	KeyID string `json:"keyID,omitempty"`
+	// KeyVersion is the version of the key that signs: the latest by default or, where keyID is without {version}, the one that signed first.
+	KeyVersion int `json:"keyVersion,omitempty"`
 	// Issuer is the claim iss; none by default.
 	Issuer string `json:"issuer,omitempty"`
 	// Subject is the claim sub; none by default.
@@ -298,6 +302,8 @@ type JWT struct {
 	Audience string `json:"audience,omitempty"`
 	// Lifetime is from 30s to 24h; 5m by default.
 	Lifetime Duration `json:"lifetime,omitempty"`
+	// Backdate is how long before the present iat is, up to 5m, for verifiers whose clock is behind; 0s by default.
+	Backdate Duration `json:"backdate,omitempty"`
 	// Claims are further claims, which are texts.
 	Claims map[string]string `json:"claims,omitempty"`
 	// Header is the header that carries the token, Authorization by default.

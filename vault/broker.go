@@ -116,6 +116,7 @@ type Broker struct {
 	leasing    map[string]bool              // by path: those that Vault is known to make leases for
 	writes     map[string]bool              // by path: those whose engine answers to parameters
 	mints      allowance
+	keys       keyVersions           // of the transit engine
 	stepped    func(instant) instant // moves the clocks, for tests; nil does not
 
 	session       *session

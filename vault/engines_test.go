@@ -276,12 +276,18 @@ path "transit/verify/*" { capabilities = ["update"] }`})
 			return err == nil && len(signature) == sha256.Size
 		}},
 	} {
-		signature := testenv.MustGet(b.Sign(t.Context(), ref("key", test.path), test.with, input))(t)
+		signature, version, err := b.Sign(t.Context(), ref("key", test.path), test.with, 0, input)
+		testenv.Must(t, err)
+		if version != 1 {
+			t.Errorf("%s by %s: version %d", test.with, test.path, version)
+		}
 		if !test.valid(publicKey(t, v, test.path), signature) {
 			t.Errorf("%s by %s: the signature is wrong", test.with, test.path)
 		}
 	}
-	token := testenv.MustGet(b.SignJWT(t.Context(), ref("key", "transit/sign/ec"), ES256, "k1", map[string]any{
+	signer := ref("key", "transit/sign/ec")
+	signer.Token = authz.TokenSpec{Kind: authz.TokenJWT, Algorithm: string(ES256), KeyID: "k1"}
+	token := testenv.MustGet(b.SignJWT(t.Context(), signer, map[string]any{
 		"sub": "weather", "exp": time.Now().Add(time.Minute).Unix(),
 	}))(t)
 	claims := testenv.MustGet(testenv.Claims(token.Reveal(), publicKey(t, v, "transit/sign/ec")))(t)
@@ -290,7 +296,8 @@ path "transit/verify/*" { capabilities = ["update"] }`})
 	}
 
 	forgets(t, v, b) // the next one logs in again
-	testenv.MustGet(b.Sign(t.Context(), ref("key", "transit/sign/ed"), EdDSA, input))(t)
+	_, _, err := b.Sign(t.Context(), ref("key", "transit/sign/ed"), EdDSA, 0, input)
+	testenv.Must(t, err)
 	for _, test := range []struct {
 		path string
 		with Algorithm
@@ -307,7 +314,7 @@ path "transit/verify/*" { capabilities = ["update"] }`})
 		{"transit/sign/ed", RS256, "400"},
 		{"other/sign/ed", EdDSA, "403"},
 	} {
-		_, err := b.Sign(t.Context(), ref("key", test.path), test.with, input)
+		_, _, err := b.Sign(t.Context(), ref("key", test.path), test.with, 0, input)
 		if err == nil || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), canary) ||
 			strings.Contains(err.Error(), base64.StdEncoding.EncodeToString(input)) {
 			t.Errorf("%s by %s: %v, want %q", test.with, test.path, err, test.says)
@@ -320,7 +327,7 @@ path "transit/verify/*" { capabilities = ["update"] }`})
 	})
 	asked := f.count("transit/sign/ed")
 	for range 50 {
-		_, err := b.Sign(t.Context(), ref("key", "transit/sign/ed"), EdDSA, input)
+		_, _, err := b.Sign(t.Context(), ref("key", "transit/sign/ed"), EdDSA, 0, input)
 		if err == nil || strings.Contains(err.Error(), base64.StdEncoding.EncodeToString(input)) {
 			t.Errorf("a failing engine: %v", err)
 		}
@@ -330,7 +337,7 @@ path "transit/verify/*" { capabilities = ["update"] }`})
 		t.Errorf("a failing engine was asked %d times", got)
 	}
 	b.Retain(t.Context(), nil)
-	if _, err := b.Sign(t.Context(), ref("key", "transit/sign/ed"), EdDSA, input); err == nil || !strings.Contains(err.Error(), errNotInForce.Error()) {
+	if _, _, err := b.Sign(t.Context(), ref("key", "transit/sign/ed"), EdDSA, 0, input); err == nil || !strings.Contains(err.Error(), errNotInForce.Error()) {
 		t.Errorf("what is not in force: %v", err)
 	}
 }

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/vault/api"
 
@@ -41,25 +43,32 @@ const (
 // Web Signatures want it: the bytes of an HMAC, of RSA or of Ed25519, and of
 // ECDSA r and s side by side. The key never leaves Vault. ref.Path is
 // MOUNT/sign/KEY, or MOUNT/hmac/KEY for HS256 and its like. Nothing is kept,
-// so each call asks Vault. Its error holds no secret and not the input, and has
-// a method RetryAfter if trying again may help.
-func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorithm, input []byte) ([]byte, error) {
+// so each call asks Vault. version is which of the key's versions signs, 0 for the
+// latest; the one that did is returned. Its error holds no secret and not the
+// input, and has a method RetryAfter if trying again may help.
+func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorithm, version int, input []byte) ([]byte, int, error) {
 	path, body, err := signRequest(ref.Path, with, input)
 	if err != nil {
-		return nil, fmt.Errorf("sign by %s: %w", ref.Path, err)
+		return nil, 0, fmt.Errorf("sign by %s: %w", ref.Path, err)
+	}
+	if version > 0 {
+		body["key_version"] = version
 	}
 	if err := b.maySign(ref); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	answer, err := b.sign(ctx, path, call{op: "sign by " + ref.Path, method: http.MethodPost, path: path, body: body})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	signature, err := signatureOf(answer, with)
+	signature, signedBy, err := signatureOf(answer, with)
+	if err == nil && version > 0 && signedBy != version {
+		err = fmt.Errorf("version %d of the key signed in place of %d", signedBy, version)
+	}
 	if err != nil {
-		return nil, b.unusable("sign by "+ref.Path, err)
+		return nil, 0, b.unusable("sign by "+ref.Path, err)
 	}
-	return signature, nil
+	return signature, signedBy, nil
 }
 
 // sign asks Vault, with a new token if it no longer knows the one in force.
@@ -149,9 +158,9 @@ func digestOf(hash string, input []byte) ([]byte, bool) {
 	return nil, false
 }
 
-// signatureOf returns the bytes of "vault:v1:BASE64". What is marshalled as
-// JWS wants it is in its base64 too.
-func signatureOf(answer *api.Secret, with Algorithm) ([]byte, error) {
+// signatureOf returns the bytes of "vault:v1:BASE64", and the version of the key.
+// What is marshalled as JWS wants it is in its base64 too.
+func signatureOf(answer *api.Secret, with Algorithm) ([]byte, int, error) {
 	var text string
 	if answer != nil {
 		text, _ = answer.Data["signature"].(string)
@@ -161,7 +170,11 @@ func signatureOf(answer *api.Secret, with Algorithm) ([]byte, error) {
 	}
 	parts := strings.Split(text, ":")
 	if len(parts) != 3 || parts[0] != "vault" {
-		return nil, errors.New("the answer has no signature")
+		return nil, 0, errors.New("the answer has no signature")
+	}
+	version, err := strconv.Atoi(strings.TrimPrefix(parts[1], "v"))
+	if err != nil || version < 1 {
+		return nil, 0, errors.New("the signature names no version of its key")
 	}
 	encoding := base64.StdEncoding
 	if strings.HasPrefix(string(with), "ES") {
@@ -169,31 +182,92 @@ func signatureOf(answer *api.Secret, with Algorithm) ([]byte, error) {
 	}
 	signature, err := encoding.DecodeString(parts[2])
 	if err != nil || len(signature) == 0 {
-		return nil, errors.New("the signature cannot be read")
+		return nil, 0, errors.New("the signature cannot be read")
 	}
-	return signature, nil
+	return signature, version, nil
 }
 
+// versionInKeyID stands in a key id for the version of the key that signs.
+const versionInKeyID = "{version}"
+
 // SignJWT returns a JSON Web Token (RFC 7519) of claims that Vault has signed.
-// keyID is its kid, "" for none.
-func (b *Broker) SignJWT(ctx context.Context, ref authz.CredentialRef, with Algorithm, keyID string, claims map[string]any) (authz.Secret, error) {
+//
+// ref.Token.KeyID is its kid, "" for none, in which {version} stands for the
+// version of the key that signs. ref.Token.KeyVersion is that version. Where it is
+// 0 the latest one signs if the kid can follow it, and else the one that signed
+// the first token with this kid: after a rotation of the key, a kid that names the
+// old version must not stand over a signature of the new one.
+func (b *Broker) SignJWT(ctx context.Context, ref authz.CredentialRef, claims map[string]any) (authz.Secret, error) {
+	follows := ref.Token.KeyVersion == 0 && (ref.Token.KeyID == "" || strings.Contains(ref.Token.KeyID, versionInKeyID))
+	use := keyUse{path: ref.Path, keyID: ref.Token.KeyID}
+	assumed := ref.Token.KeyVersion
+	if assumed == 0 {
+		assumed = b.keyVersion(use)
+	}
+	asked := assumed
+	if follows {
+		asked = 0
+	}
+	for range 3 { // the key may be rotated between two requests
+		token, signedBy, err := b.signJWT(ctx, ref, asked, max(assumed, 1), claims)
+		if err != nil {
+			return authz.Secret{}, err
+		}
+		b.setKeyVersion(use, signedBy)
+		if signedBy == max(assumed, 1) || !strings.Contains(ref.Token.KeyID, versionInKeyID) {
+			return token, nil
+		}
+		assumed, asked = signedBy, signedBy
+	}
+	return authz.Secret{}, b.unusable("sign by "+ref.Path, errors.New("the key's version does not stay the same"))
+}
+
+// signJWT asks for one signature by a version of the key, 0 for the latest, over
+// a header that names another.
+func (b *Broker) signJWT(ctx context.Context, ref authz.CredentialRef, version, named int, claims map[string]any) (authz.Secret, int, error) {
+	with := Algorithm(ref.Token.Algorithm)
 	header := map[string]string{"alg": string(with), "typ": "JWT"}
-	if keyID != "" {
-		header["kid"] = keyID
+	if id := ref.Token.KeyID; id != "" {
+		header["kid"] = strings.ReplaceAll(id, versionInKeyID, strconv.Itoa(named))
 	}
 	head, err := json.Marshal(header)
 	if err != nil {
-		return authz.Secret{}, fmt.Errorf("encode header: %w", err)
+		return authz.Secret{}, 0, fmt.Errorf("encode header: %w", err)
 	}
 	payload, err := json.Marshal(claims)
 	if err != nil {
-		return authz.Secret{}, errors.New("encode claims: they are not JSON") // the error may quote them
+		return authz.Secret{}, 0, errors.New("encode claims: they are not JSON") // the error may quote them
 	}
 	encode := base64.RawURLEncoding.EncodeToString
 	signed := encode(head) + "." + encode(payload)
-	signature, err := b.Sign(ctx, ref, with, []byte(signed))
+	signature, signedBy, err := b.Sign(ctx, ref, with, version, []byte(signed))
 	if err != nil {
-		return authz.Secret{}, err
+		return authz.Secret{}, 0, err
 	}
-	return authz.NewSecret(signed + "." + encode(signature)), nil
+	return authz.NewSecret(signed + "." + encode(signature)), signedBy, nil
+}
+
+// keyUse is a key of the transit engine under one kid.
+type keyUse struct{ path, keyID string }
+
+// keyVersions remembers which version of a key signed last under each kid.
+type keyVersions struct {
+	mu    sync.Mutex
+	byUse map[keyUse]int
+}
+
+// keyVersion returns the version that signed last, 0 where none did.
+func (b *Broker) keyVersion(use keyUse) int {
+	b.keys.mu.Lock()
+	defer b.keys.mu.Unlock()
+	return b.keys.byUse[use]
+}
+
+func (b *Broker) setKeyVersion(use keyUse, version int) {
+	b.keys.mu.Lock()
+	defer b.keys.mu.Unlock()
+	if b.keys.byUse == nil {
+		b.keys.byUse = make(map[keyUse]int)
+	}
+	b.keys.byUse[use] = version
 }

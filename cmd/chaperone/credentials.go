@@ -27,9 +27,7 @@ func (s *sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.forbidden.dial, never: s.never}
 	cfg := tokens.Config{
 		Source: s.broker, Recorder: s.recorder, Logger: s.opts.log.Named("tokens"),
-		Sign: func(ctx context.Context, ref authz.CredentialRef, algorithm, keyID string, claims map[string]any) (authz.Secret, error) {
-			return s.broker.SignJWT(ctx, ref, vault.Algorithm(algorithm), keyID, claims)
-		},
+		Sign: s.broker.SignJWT,
 		Dial: dialer.dial,
 	}
 	if p := spec.UpstreamProxy; p != nil {

@@ -23,7 +23,7 @@ func (s *Source) sign(ctx context.Context, ref authz.CredentialRef, now time.Tim
 	if err != nil {
 		return authz.Secret{}, err
 	}
-	return s.cfg.Sign(ctx, ref, ref.Token.Algorithm, ref.Token.KeyID, claims)
+	return s.cfg.Sign(ctx, ref, claims)
 }
 
 // claimsOf returns the claims of a token (RFC 7519, section 4.1). Each token has
@@ -37,7 +37,7 @@ func claimsOf(spec authz.TokenSpec, now time.Time, life time.Duration) (map[stri
 			return nil, errors.New("the further claims are not a JSON object")
 		}
 	}
-	claims["iat"], claims["exp"], claims["jti"] = now.Unix(), now.Unix()+int64(life.Seconds()), rand.Text()
+	claims["iat"], claims["exp"], claims["jti"] = now.Add(-spec.Backdate).Unix(), now.Unix()+int64(life.Seconds()), rand.Text()
 	for name, value := range map[string]string{"iss": spec.Issuer, "sub": spec.Subject, "aud": spec.Audience} {
 		if value != "" {
 			claims[name] = value

@@ -45,12 +45,6 @@ func brokerOf(t testing.TB, v *testenv.Vault, policy string) *vault.Broker {
 	return b
 }
 
-func signer(b *vault.Broker) func(context.Context, authz.CredentialRef, string, string, map[string]any) (authz.Secret, error) {
-	return func(ctx context.Context, ref authz.CredentialRef, algorithm, keyID string, claims map[string]any) (authz.Secret, error) {
-		return b.SignJWT(ctx, ref, vault.Algorithm(algorithm), keyID, claims)
-	}
-}
-
 func jwtRef(algorithm, key string) authz.CredentialRef {
 	return authz.CredentialRef{Plugin: "weather", Grant: "weather", Name: key, Path: "transit/sign/" + key, Token: authz.TokenSpec{
 		Kind: authz.TokenJWT, Algorithm: algorithm, KeyID: "k1", Issuer: "chaperone", Subject: "weather", Audience: "https://api.example",
@@ -67,7 +61,7 @@ func TestVaultSignsTokens(t *testing.T) {
 	testenv.Must(t, v.EnableEngine(ctx, "transit", "transit", nil))
 	b := brokerOf(t, v, `path "transit/sign/*" { capabilities = ["update"] }`)
 	clock := &clock{}
-	s := testenv.MustGet(New(Config{Source: b, Sign: signer(b), Dial: (&net.Dialer{}).DialContext, Now: clock.now}))(t)
+	s := testenv.MustGet(New(Config{Source: b, Sign: b.SignJWT, Dial: (&net.Dialer{}).DialContext, Now: clock.now}))(t)
 	t.Cleanup(func() { _ = s.Close() })
 	for algorithm, kind := range map[string]string{"RS256": "rsa-2048", "PS256": "rsa-2048", "ES256": "ecdsa-p256"} {
 		key := strings.ToLower(algorithm)
@@ -105,12 +99,22 @@ func errorOf(_ authz.Credential, err error) string {
 	return err.Error()
 }
 
-// verify checks a token with the public key that Vault shows.
+// verify checks a token of kid k1 with the first public key that Vault shows.
 func verify(t testing.TB, v *testenv.Vault, key, token string) map[string]any {
+	t.Helper()
+	kid, claims := verifyBy(t, v, key, "1", token)
+	if kid != "k1" {
+		t.Fatalf("kid %q", kid)
+	}
+	return claims
+}
+
+// verifyBy checks a token with a version of a key, and returns its kid.
+func verifyBy(t testing.TB, v *testenv.Vault, key, version, token string) (kid string, claims map[string]any) {
 	t.Helper()
 	answer := testenv.MustGet(v.Read(t.Context(), "transit/keys/"+key))(t)
 	versions := answer["keys"].(map[string]any)
-	text := versions["1"].(map[string]any)["public_key"].(string)
+	text := versions[version].(map[string]any)["public_key"].(string)
 	block, _ := pem.Decode([]byte(text))
 	public := testenv.MustGet(x509.ParsePKIXPublicKey(block.Bytes))(t)
 	parts := strings.Split(token, ".")
@@ -133,17 +137,60 @@ func verify(t testing.TB, v *testenv.Vault, key, token string) map[string]any {
 	case *ecdsa.PublicKey:
 		ok = len(signature) == 64 && ecdsa.Verify(k, digest[:], new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:]))
 	}
-	if !ok || header["kid"] != "k1" || header["typ"] != "JWT" {
-		t.Fatalf("the signature of %v is not the key's", header)
+	if !ok || header["typ"] != "JWT" {
+		t.Fatalf("the signature of %v is not that of version %s", header, version)
 	}
-	var claims map[string]any
 	testenv.Must(t, json.Unmarshal(testenv.MustGet(decode(parts[1]))(t), &claims))
-	return claims
+	return header["kid"], claims
+}
+
+// TestKeyRotation rotates the key of a token: the kid names the version that signs,
+// before and after.
+func TestKeyRotation(t *testing.T) {
+	testenv.Require(t, testenv.VaultServer())
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	testenv.Must(t, v.EnableEngine(t.Context(), "transit", "transit", nil))
+	testenv.MustGet(v.Write(t.Context(), "transit/keys/w", map[string]any{"type": "ecdsa-p256"}))(t)
+	b := brokerOf(t, v, `path "transit/sign/*" { capabilities = ["update"] }`)
+	type use struct {
+		keyID   string
+		version int
+		want    [4]string // version and kid: before and after a rotation
+	}
+	uses := []use{
+		{"w-1", 0, [4]string{"1", "w-1", "1", "w-1"}},
+		{"w-{version}", 0, [4]string{"1", "w-1", "2", "w-2"}},
+		{"", 0, [4]string{"1", "", "2", ""}},
+		{"fixed", 1, [4]string{"1", "fixed", "1", "fixed"}},
+	}
+	check := func(u use, version, kid string) {
+		t.Helper()
+		ref := jwtRef("ES256", "w")
+		ref.Token.KeyID, ref.Token.KeyVersion = u.keyID, u.version
+		token := testenv.MustGet(b.SignJWT(t.Context(), ref, map[string]any{"sub": "weather"}))(t)
+		if got, _ := verifyBy(t, v, "w", version, token.Reveal()); got != kid {
+			t.Errorf("keyID %q, version %s: kid %q", u.keyID, version, got)
+		}
+	}
+	for _, u := range uses {
+		check(u, u.want[0], u.want[1])
+	}
+	testenv.MustGet(v.Write(t.Context(), "transit/keys/w/rotate", nil))(t)
+	for _, u := range uses {
+		check(u, u.want[2], u.want[3])
+	}
+	check(use{keyID: "new"}, "2", "new") // first used now
+	testenv.MustGet(v.Write(t.Context(), "transit/keys/w/config", map[string]any{"min_encryption_version": 2}))(t)
+	ref := jwtRef("ES256", "w")
+	ref.Token.KeyID = "w-1"
+	if _, err := b.SignJWT(t.Context(), ref, nil); err == nil {
+		t.Error("a version that may no longer sign did")
+	}
 }
 
 func TestTokensThatAreNotSigned(t *testing.T) {
 	asked := 0
-	sign := func(context.Context, authz.CredentialRef, string, string, map[string]any) (authz.Secret, error) {
+	sign := func(context.Context, authz.CredentialRef, map[string]any) (authz.Secret, error) {
 		asked++
 		return authz.Secret{}, errors.New("sealed")
 	}
@@ -217,5 +264,14 @@ func BenchmarkCredential(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestBackdate: iat is before the present as stated, and the end stays.
+func TestBackdate(t *testing.T) {
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	claims := testenv.MustGet(claimsOf(authz.TokenSpec{Backdate: time.Minute}, now, 5*time.Minute))(t)
+	if claims["iat"] != now.Unix()-60 || claims["exp"] != now.Unix()+300 {
+		t.Errorf("claims %v", claims)
 	}
 }

@@ -6,17 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/oauth2"
-	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -42,28 +36,52 @@ func (s *Source) access(ctx context.Context, spec authz.TokenSpec, fields map[st
 	if err != nil {
 		return authz.Secret{}, 0, err
 	}
-	grant := clientcredentials.Config{
-		ClientID: id, ClientSecret: secret.Reveal(), TokenURL: spec.TokenURL,
-		Scopes: strings.Fields(spec.Scopes), AuthStyle: oauth2.AuthStyleInHeader,
+	request, err := tokenRequest(ctx, spec, id, secret)
+	if err != nil {
+		return authz.Secret{}, 0, errors.New("the token endpoint is not an https URL")
 	}
-	if spec.Style == authz.StyleBody {
-		grant.AuthStyle = oauth2.AuthStyleInParams
-	}
-	if spec.Audience != "" {
-		grant.EndpointParams = url.Values{"audience": {spec.Audience}}
-	}
-	token, err := grant.Token(context.WithValue(ctx, oauth2.HTTPClient, client))
+	answer, err := client.Do(request)
 	if err != nil {
 		return authz.Secret{}, 0, s.describe(endpoint.Host, err)
 	}
-	life, err := lifeOf(token.Extra("expires_in"))
-	if err == nil && !isToken(token.AccessToken) {
-		err = errors.New("answered with a token that is too long or holds other bytes than ASCII's printable ones")
+	defer answer.Body.Close()
+	token, err := readToken(answer)
+	if err != nil && ctx.Err() != nil {
+		return authz.Secret{}, 0, s.describe(endpoint.Host, ctx.Err())
 	}
 	if err != nil {
-		return authz.Secret{}, 0, &endpointError{endpoint.Host, err.Error(), 0}
+		return authz.Secret{}, 0, &endpointError{endpoint.Host, err.Error(), retryAfter(answer.Header, s.cfg.Now())}
 	}
-	return authz.NewSecret(token.AccessToken), life, nil
+	return authz.NewSecret(token.value), token.life, nil
+}
+
+// tokenRequest returns the request for a token by client credentials.
+func tokenRequest(ctx context.Context, spec authz.TokenSpec, id string, secret authz.Secret) (*http.Request, error) {
+	form, err := url.ParseQuery(spec.Extra)
+	if err != nil {
+		return nil, err
+	}
+	form.Set("grant_type", "client_credentials")
+	if spec.Scopes != "" {
+		form.Set("scope", spec.Scopes)
+	}
+	if spec.Audience != "" {
+		form.Set("audience", spec.Audience)
+	}
+	if spec.Style == authz.StyleBody {
+		form.Set("client_id", id)
+		form.Set("client_secret", secret.Reveal())
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, spec.TokenURL, strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	request.Header.Set("Accept", "application/json")
+	if spec.Style != authz.StyleBody { // both are encoded as in a form first (RFC 6749, section 2.3.1)
+		request.SetBasicAuth(url.QueryEscape(id), url.QueryEscape(secret.Reveal()))
+	}
+	return request, nil
 }
 
 // client returns what talks to a token endpoint: it follows no redirect, which
@@ -102,41 +120,6 @@ func (c capped) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, err
 }
 
-// isToken reports whether a text is what an access token may be (RFC 6749,
-// appendix A.12), and fits in a header.
-func isToken(text string) bool {
-	const longest = 16 << 10
-	return len(text) <= longest && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
-}
-
-// lifeOf returns how long a token lives whose endpoint says so by expires_in,
-// in seconds (RFC 6749, section 5.1): a number, or the text that some write.
-// None and 0 say nothing.
-func lifeOf(expiresIn any) (time.Duration, error) {
-	var seconds float64
-	var err error
-	switch v := expiresIn.(type) {
-	case nil:
-	case float64:
-		seconds = v
-	case int64:
-		seconds = float64(v)
-	case string:
-		seconds, err = strconv.ParseFloat(v, 64)
-	default:
-		err = errors.New("it is of another type")
-	}
-	switch {
-	case err != nil || math.IsNaN(seconds):
-		return 0, errors.New("answered with an expires_in that is no number")
-	case seconds < 0:
-		return 0, errors.New("answered with a token that has ended already")
-	case seconds == 0:
-		return unsaid, nil
-	}
-	return time.Duration(min(seconds, longestToken.Seconds()) * float64(time.Second)), nil
-}
-
 // endpointError says what a token endpoint did. It holds nothing of what it
 // wrote: an error page may quote the request, which has the client's secret.
 type endpointError struct {
@@ -151,18 +134,9 @@ func (e *endpointError) RetryAfter() time.Duration { return e.retry }
 // describe turns what went wrong into words of our own.
 func (s *Source) describe(host string, err error) error {
 	out := &endpointError{host: host, what: "answered with what is no token"}
-	var refused *oauth2.RetrieveError
 	var dialled *net.OpError
 	var untrusted *tls.CertificateVerificationError
 	switch {
-	case errors.As(err, &refused):
-		out.what = "answered with status " + strconv.Itoa(refused.Response.StatusCode)
-		if knownError(refused.ErrorCode) {
-			out.what += " and " + refused.ErrorCode
-		}
-		if seconds, err := strconv.Atoi(refused.Response.Header.Get("Retry-After")); err == nil && seconds > 0 {
-			out.retry = time.Duration(min(seconds, int(maxWait.Seconds()))) * time.Second
-		}
 	case errors.Is(err, context.DeadlineExceeded):
 		out.what = fmt.Sprintf("did not answer within %s", s.cfg.Timeout)
 	case errors.Is(err, context.Canceled):
@@ -173,13 +147,4 @@ func (s *Source) describe(host string, err error) error {
 		out.what = "was not reached: " + dialled.Error()
 	}
 	return out
-}
-
-// knownError reports whether a token endpoint may say so (RFC 6749, section
-// 5.2; RFC 8707, section 2). What else it says could be a quotation.
-func knownError(code string) bool {
-	return slices.Contains([]string{
-		"invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope",
-		"invalid_target", "access_denied", "server_error", "temporarily_unavailable",
-	}, code)
 }

@@ -39,8 +39,8 @@ type Config struct {
 	// Required.
 	Source authz.CredentialSource
 	// Sign returns a JSON Web Token of claims that the key at ref.Path has
-	// signed. nil refuses those that need it.
-	Sign func(ctx context.Context, ref authz.CredentialRef, algorithm, keyID string, claims map[string]any) (authz.Secret, error)
+	// signed as ref.Token says. nil refuses those that need it.
+	Sign func(ctx context.Context, ref authz.CredentialRef, claims map[string]any) (authz.Secret, error)
 	// Dial connects to token endpoints. Required: it is what keeps the sidecar's
 	// own listeners and its Vault out of reach.
 	Dial Dialer

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -249,7 +250,17 @@ func TestExpiresIn(t *testing.T) {
 		`{"access_token":"t","token_type":"bearer","expires_in":10}`:                     9 * time.Second,
 		`{"access_token":"t","token_type":"bearer","expires_in":null}`:                   unsaid - margin,
 		`{"access_token":"","token_type":"bearer","expires_in":3600}`:                    0,
-		`{"access_token":"t","token_type":"bearer","expires_in":99999999999999999999e9}`: 0,
+		`{"access_token":"t","token_type":"bearer","expires_in":99999999999999999999e9}`: longestToken - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":1e999}`:                  longestToken - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":3600.0}`:                 time.Hour - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":3599.48}`:                time.Hour - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":3.6e3}`:                  time.Hour - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":"3600.0"}`:               time.Hour - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":" 3600 "}`:               time.Hour - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":""}`:                     unsaid - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":"-1"}`:                   0,
+		`{"access_token":"t","token_type":"bearer","expires_in":"NaN"}`:                  0,
+		`{"access_token":"t","token_type":"bearer","expires_in":true}`:                   0,
 	} {
 		t.Run(body, func(t *testing.T) {
 			r := newRoom(t, nil)
@@ -265,6 +276,81 @@ func TestExpiresIn(t *testing.T) {
 				t.Errorf("served for %s, not %s (%v)", left, want, err)
 			}
 		})
+	}
+}
+
+// TestAnswers takes what token endpoints are known to answer with, and no token
+// that is more than a bearer's.
+func TestAnswers(t *testing.T) {
+	const plain = `{"access_token":"t","token_type":"Bearer","expires_in":3600}`
+	for name, c := range map[string]struct {
+		status     int
+		kind, body string
+		want       bool
+	}{
+		"JSON":                      {200, "application/json", plain, true},
+		"JSON as text":              {200, "text/plain; charset=utf-8", plain, true},
+		"JSON as HTML":              {200, "text/html", plain, true},
+		"JSON of no type":           {200, "", plain, true},
+		"byte order mark":           {200, "application/json", "\ufeff" + plain, true},
+		"blank before it":           {200, "application/json", "\r\n " + plain, true},
+		"created":                   {201, "application/json", plain, true},
+		"form":                      {200, "application/x-www-form-urlencoded", "access_token=t&token_type=bearer&expires_in=3600", true},
+		"no token_type":             {200, "application/json", `{"access_token":"t"}`, true},
+		"BearerToken":               {200, "application/json", `{"access_token":"t","token_type":"BearerToken"}`, true},
+		"mac":                       {200, "application/json", `{"access_token":"t","token_type":"mac"}`, false},
+		"DPoP":                      {200, "application/json", `{"access_token":"t","token_type":"DPoP"}`, false},
+		"a type that is no text":    {200, "application/json", `{"access_token":"t","token_type":1}`, false},
+		"a token that is no text":   {200, "application/json", `{"access_token":1,"token_type":"Bearer"}`, false},
+		"redirect with a token":     {302, "application/json", plain, false},
+		"error beside a token":      {200, "application/json", `{"access_token":"t","error":"invalid_client"}`, false},
+		"not found, with a token":   {404, "application/json", plain, false},
+		"JSON that is broken off":   {200, "application/json", plain[:len(plain)-1], false},
+		"a form without a token":    {200, "text/plain", "token=t", false},
+		"a form that is broken":     {200, "text/plain", "access_token=%zz", false},
+		"two objects, the first":    {200, "application/json", plain + "{}", true},
+		"a null":                    {200, "application/json", "null", false},
+		"an object in its place":    {200, "application/json", `{"access_token":{"value":"t"}}`, false},
+		"UTF-16, which JSON is not": {200, "application/json", "\xfe\xff\x00{", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t, nil)
+			r.says(c.status, c.kind, c.body)
+			if got, err := r.source.Credential(t.Context(), r.ref()); (err == nil) != c.want || c.want && got.Fields["access_token"].Reveal() != "t" {
+				t.Errorf("token %t: %v", err == nil, err)
+			}
+		})
+	}
+}
+
+// TestRetryAfter waits as long as an endpoint asks, in seconds or until a date.
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	for value, want := range map[string]time.Duration{
+		"": 0, "30": 30 * time.Second, "0": 0, "-5": 0, "99999999999": maxWait, "soon": 0,
+		"Sun, 29 Nov 2026 12:00:20 GMT": 20 * time.Second, "Sunday, 29-Nov-26 12:00:20 GMT": 20 * time.Second,
+		"Sun, 29 Nov 2026 11:00:00 GMT": 0, "Sun, 29 Nov 2099 12:00:00 GMT": maxWait,
+	} {
+		if got := retryAfter(http.Header{"Retry-After": {value}}, now); got != want {
+			t.Errorf("%q: %s, want %s", value, got, want)
+		}
+	}
+}
+
+// TestParameters sends further parameters, and none in the place of Chaperone's.
+func TestParameters(t *testing.T) {
+	r := newRoom(t, nil)
+	var form url.Values
+	r.answers(func(w http.ResponseWriter, req *http.Request) {
+		_ = req.ParseForm()
+		form = req.PostForm
+		say(http.StatusOK, "application/json", `{"access_token":"t"}`)(w, req)
+	})
+	testenv.MustGet(r.source.Credential(t.Context(), r.ref(func(ref *authz.CredentialRef) {
+		ref.Token.Extra = url.Values{"resource": {"https://api.example/a b"}, "grant_type": {"password"}}.Encode()
+	})))(t)
+	if form.Get("resource") != "https://api.example/a b" || len(form["grant_type"]) != 1 || form.Get("grant_type") != "client_credentials" {
+		t.Errorf("sent %v", form)
 	}
 }
 

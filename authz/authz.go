@@ -19,6 +19,7 @@ package authz
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -53,8 +54,8 @@ type Request struct {
 type Action struct {
 	// Method is the HTTP method, case-sensitive (RFC 9110, section 9.1).
 	Method string
-	// Upgrade is the protocol asked for by an Upgrade header, in lower case;
-	// "" when none is asked for.
+	// Upgrade is the protocol asked for by an Upgrade header, in lower case, with
+	// its version where it has one, as in spdy/3.1; "" when none is asked for.
 	Upgrade string
 }
 
@@ -74,10 +75,35 @@ func NewAction(method, upgrade string) (Action, error) {
 		return Action{Method: method}, nil
 	}
 	lower := asciiLower(upgrade)
-	if !isToken(lower) || len(lower) > maxMethod {
+	if !isProtocol(lower) {
 		return Action{}, fmt.Errorf("upgrade %q is not one protocol", clip(upgrade))
 	}
 	return Action{Method: method, Upgrade: lower}, nil
+}
+
+// isProtocol reports whether s is a protocol as in an Upgrade header: a name, with
+// a version or without one (RFC 9110, section 7.8).
+func isProtocol(s string) bool {
+	name, version, versioned := strings.Cut(s, "/")
+	return isToken(name) && (!versioned || isToken(version)) && len(s) <= maxMethod
+}
+
+// UpgradesAsked returns the protocols that a request asks to change to with the
+// values of its Upgrade header, in order. Another version of HTTP and TLS are
+// left out: a request which offers them can be served without (RFC 9110, section
+// 7.8), and nothing grants them, since what they carry would pass undecided.
+func UpgradesAsked(values []string) (asked []string) {
+	for _, value := range values {
+		for protocol := range strings.SplitSeq(value, ",") {
+			protocol = strings.Trim(protocol, " \t")
+			switch name, _, _ := strings.Cut(asciiLower(protocol), "/"); name {
+			case "", "h2", "h2c", "http", "tls":
+			default:
+				asked = append(asked, protocol)
+			}
+		}
+	}
+	return asked
 }
 
 // Conditions is a set of conditions that a rule may state and a door may be

@@ -282,15 +282,18 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 		out.path = out.paths[0]
 	}
 	for j, u := range spec.Upgrades {
-		if u != asciiLower(u) || !isToken(u) || !upgradable(u) {
-			k.report(fmt.Sprintf("%s[%d]", at("upgrades"), j), "%q is not a protocol that may be upgraded to; write it in lower case, as in websocket", clip(u))
+		if u != asciiLower(u) || !isProtocol(u) || !upgradable(u) {
+			k.report(fmt.Sprintf("%s[%d]", at("upgrades"), j), "%q is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1", clip(u))
 		}
 	}
 }
 
 // upgradable reports whether a protocol may be upgraded to. What these carry
 // would pass undecided: more requests, and datagrams to anywhere.
-func upgradable(protocol string) bool { return protocol != "h2c" && protocol != "connect-udp" }
+func upgradable(protocol string) bool {
+	name, _, _ := strings.Cut(protocol, "/")
+	return name != "connect-udp" && name != "connect-ip" && len(UpgradesAsked([]string{name})) > 0
+}
 
 // miscased reports whether a method would be a common one in upper case.
 func miscased(method string) bool {

@@ -87,7 +87,7 @@ type Rule struct {
 	Methods []string `json:"methods,omitempty"`
 	// Paths are patterns: * is one segment that is not empty, ** stands last and is the rest. Required for http(s) and refused for tls and tcp.
 	Paths []string `json:"paths,omitempty"`
-	// Upgrades are the protocols a request may upgrade to, as in websocket.
+	// Upgrades are the protocols a request may upgrade to, as in websocket or spdy/3.1.
 	Upgrades []string `json:"upgrades,omitempty"`
 	// EncodedSlash is refuse (the default) or allow, for APIs whose ids contain %2F.
 	EncodedSlash string `json:"encodedSlash,omitempty"`

@@ -84,6 +84,29 @@ func TestDocumented(t *testing.T) {
 	}
 }
 
+func TestUpgradesAsked(t *testing.T) {
+	for _, test := range []struct{ sent, want string }{
+		{"", ""},
+		{"websocket", "websocket"},
+		{"SPDY/3.1", "SPDY/3.1"},
+		{"TLS/1.2", ""},
+		{"TLS/1.0, HTTP/1.1", ""},
+		{"h2c", ""},
+		{"H2C", ""},
+		{"HTTP/2.0, SHTTP/1.3, IRC/6.9, RTA/x11", "SHTTP/1.3|IRC/6.9|RTA/x11"}, // RFC 9110, section 7.8
+		{"h2c, websocket", "websocket"},
+		{" ,, tcp ,", "tcp"},
+		{"h2cx", "h2cx"},
+	} {
+		if got := strings.Join(UpgradesAsked([]string{test.sent}), "|"); got != test.want {
+			t.Errorf("%q asks for %q, want %q", test.sent, got, test.want)
+		}
+	}
+	if got := UpgradesAsked([]string{"h2c", "tcp", "TLS/1.3"}); len(got) != 1 || got[0] != "tcp" {
+		t.Errorf("three values ask for %q", got)
+	}
+}
+
 func TestAction(t *testing.T) {
 	for _, test := range []struct{ method, upgrade, want string }{
 		{"GET", "", "GET"},
@@ -96,7 +119,9 @@ func TestAction(t *testing.T) {
 		{"CONNECT", "", "method CONNECT does not name an access"},
 		{"PRI", "", "method PRI does not name an access"},
 		{"GET", "websocket, h2c", `upgrade "websocket, h2c" is not one protocol`},
-		{"GET", "websocket/13", `upgrade "websocket/13" is not one protocol`},
+		{"GET", "SPDY/3.1", "GET+spdy/3.1"},
+		{"GET", "spdy/3/1", `upgrade "spdy/3/1" is not one protocol`},
+		{"GET", "/1", `upgrade "/1" is not one protocol`},
 		{"GET", strings.Repeat("x", 65), `upgrade "` + strings.Repeat("x", 65) + `" is not one protocol`},
 	} {
 		a, err := NewAction(test.method, test.upgrade)

@@ -291,7 +291,7 @@ func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 }
 
 // closeWrite passes the end of file on, and reports whether it could.
-func closeWrite(to net.Conn) bool {
+func closeWrite(to io.Writer) bool {
 	half, ok := to.(interface{ CloseWrite() error })
 	return ok && half.CloseWrite() == nil
 }

@@ -169,6 +169,7 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	if e := x.exposed(); e != nil {
 		return nil, e
 	}
+	upgrade := x.askedUpgrade(h)
 	stripRequest(h, slot)
 	query := emptySlot(h, destination, slot)
 	if x.standIns = x.proxy.lookout.now(); x.standIns != nil {
@@ -176,7 +177,7 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 			return nil, e
 		}
 	}
-	x.askUpgrade(h)
+	x.askUpgrade(h, upgrade)
 	if x.scrub != nil {
 		x.scrub.ask(x.r.Method, h)
 	}
@@ -220,10 +221,20 @@ func (x *exchange) exposed() *dialError {
 	return nil
 }
 
+// askedUpgrade returns the protocol to change to that was decided, in the
+// plugin's spelling, or "".
+func (x *exchange) askedUpgrade(h http.Header) string {
+	for _, protocol := range authz.UpgradesAsked(h["Upgrade"]) {
+		if strings.EqualFold(protocol, x.admission.Request.Action.Upgrade) {
+			return protocol
+		}
+	}
+	return ""
+}
+
 // askUpgrade asks for the change of protocols that was decided. What is to be
 // searched must not be compressed: a WebSocket then has no extensions.
-func (x *exchange) askUpgrade(h http.Header) {
-	upgrade := x.admission.Request.Action.Upgrade
+func (x *exchange) askUpgrade(h http.Header, upgrade string) {
 	if upgrade == "" {
 		return
 	}
@@ -646,14 +657,17 @@ func (b *bufferPool) get() *[]byte {
 
 func (b *bufferPool) put(buf *[]byte) { b.pool.Put(buf) }
 
-// copyBody copies the answer's body, and flushes each part where parts matter.
+// copyBody copies the answer's body, and flushes each part at once where parts
+// matter.
 func (x *exchange) copyBody(body io.Reader, flush bool) error {
 	buf := x.proxy.buffers.get()
 	defer x.proxy.buffers.put(buf)
+	to := newAnswerWriter(x.w, x.control)
+	defer to.close()
 	for {
 		n, err := body.Read(*buf)
 		if n > 0 {
-			if werr := x.write((*buf)[:n], flush); werr != nil {
+			if werr := x.write(to, (*buf)[:n], flush); werr != nil {
 				return &writeError{werr}
 			}
 		}
@@ -668,18 +682,15 @@ func (x *exchange) copyBody(body io.Reader, flush bool) error {
 
 // write writes a part of the answer's body, in pieces that have waited for
 // their turn.
-func (x *exchange) write(b []byte, flush bool) error {
+func (x *exchange) write(to *answerWriter, b []byte, flush bool) error {
 	for len(b) > 0 {
 		piece := b[:x.down.next(len(b))]
 		waited, err := x.down.pass(len(piece))
 		if err != nil {
 			return err
 		}
-		n, err := x.w.Write(piece)
+		n, err := to.write(piece, flush || waited)
 		x.outcome.Bytes += int64(n)
-		if err == nil && (flush || waited) {
-			err = x.control.Flush()
-		}
 		if err != nil {
 			return err
 		}

@@ -139,7 +139,7 @@ func (h *headReader) headLine() {
 	seen := wireHead{method: method, target: target}
 	length, chunked, certain := framing(rest, &seen)
 	switch {
-	case !certain || len(h.seen) == maxSeen || method == http.MethodConnect || method == "PRI":
+	case !certain || len(h.seen) == maxSeen || method == "PRI":
 		h.state = blind // after this one
 	case chunked:
 		h.state = inChunkSize
@@ -179,8 +179,6 @@ func framing(fields string, head *wireHead) (length int64, chunked, certain bool
 			last, length = "Content-Length", int64(n)
 			lengths++
 			certain = certain && err == nil
-		case strings.EqualFold(name, "Upgrade"):
-			certain = false // what follows may not be HTTP
 		}
 		certain = certain && ok
 	}

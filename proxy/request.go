@@ -142,11 +142,38 @@ func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *fault) {
 	if f := agree(r, c, destination); f != nil {
 		return authz.Request{}, f
 	}
-	action, err := authz.NewAction(r.Method, upgradeOf(r))
+	action, err := authz.NewAction(r.Method, "")
 	if err != nil {
 		return authz.Request{}, malformed(err.Error())
 	}
-	return authz.Request{Principal: p.cfg.Plugin, Action: action, Destination: destination}, nil
+	request := authz.Request{Principal: p.cfg.Plugin, Action: action, Destination: destination}
+	if err := p.chooseUpgrade(&request, upgradesOf(r)); err != nil {
+		return authz.Request{}, malformed(err.Error())
+	}
+	return request, nil
+}
+
+// chooseUpgrade makes one of the protocols that a request asks to change to part
+// of its action: the first that is granted. Where no protocol of a list is
+// granted the request is served without a change (RFC 9110, section 7.8), unless
+// WebSocket is in the list: its client could do nothing with an ordinary answer.
+func (p *Proxy) chooseUpgrade(request *authz.Request, asked []string) error {
+	for _, protocol := range asked {
+		action, err := authz.NewAction(request.Action.Method, protocol)
+		if err != nil {
+			return err
+		}
+		candidate := *request
+		candidate.Action = action
+		if len(asked) == 1 || p.cfg.Engine.Current().Decide(candidate, authz.Usage{}, p.cfg.Now()).Allowed() {
+			*request = candidate
+			return nil
+		}
+	}
+	if hasToken(asked, "websocket") {
+		request.Action.Upgrade = "websocket"
+	}
+	return nil
 }
 
 // destinationOf returns what a request says about where it goes.
@@ -223,18 +250,14 @@ func (c *conn) agreeWire(d authz.Destination) *fault {
 	return nil
 }
 
-// upgradeOf returns the protocol a request asks to change to. Asking for h2c
-// is ignored, as RFC 9110, section 7.8, allows: what follows would otherwise be
-// frames that nobody decided about.
-func upgradeOf(r *http.Request) string {
-	if r.ProtoMajor != 1 || !hasToken(r.Header["Connection"], "upgrade") {
-		return ""
+// upgradesOf returns the protocols that a request asks to change to. HTTP/1.0
+// does not know Upgrade, and without the option of Connection it was for another
+// hop (RFC 9110, section 7.8).
+func upgradesOf(r *http.Request) []string {
+	if r.ProtoMajor != 1 || r.ProtoMinor == 0 || !hasToken(r.Header["Connection"], "upgrade") {
+		return nil
 	}
-	upgrade := strings.Join(r.Header["Upgrade"], ",")
-	if strings.EqualFold(strings.TrimSpace(upgrade), "h2c") {
-		return ""
-	}
-	return upgrade
+	return authz.UpgradesAsked(r.Header["Upgrade"])
 }
 
 // refuse refuses what is not a request.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 
@@ -13,7 +14,7 @@ import (
 )
 
 // upgrade passes a change of protocols on and then copies both ways until
-// either end is done or the access is cut.
+// both directions have ended or the access is cut.
 func (x *exchange) upgrade(response *http.Response) {
 	upstream, ok := response.Body.(io.ReadWriteCloser)
 	asked, got := x.admission.Request.Action.Upgrade, strings.Join(response.Header["Upgrade"], ",")
@@ -46,32 +47,51 @@ func (x *exchange) upgrade(response *http.Response) {
 		x.outcome.Detail = "the plugin left before the answer"
 		return
 	}
+	x.conn.heads = nil                                           // what follows is not HTTP
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
-	end := func() {                                              // when one way is done, so are both
+	x.relay(plugin, upstream, io.MultiReader(bytes.NewReader(ahead), plugin), asked)
+	if x.access.cutBy() != nil {
+		x.incomplete(x.access.cutBy())
+	}
+}
+
+// relay copies both ways. The end of a WebSocket's input ends the connection: its
+// protocol has a close of its own. For any other protocol the end of one direction
+// is passed on, as for a tunnel, and the other direction goes on.
+func (x *exchange) relay(plugin net.Conn, upstream io.ReadWriteCloser, input io.Reader, protocol string) {
+	end := func() {
 		x.giveUp(nil)
 		_ = plugin.Close()
 		_ = upstream.Close()
 	}
+	defer end()
+	ended := func(to io.Writer, err error) {
+		if err != nil || isWebSocket(protocol) || !closeWrite(to) {
+			end()
+		}
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer end()
-		from := io.MultiReader(bytes.NewReader(ahead), plugin)
 		if x.standIns != nil {
-			from = searched(from, asked, x.standIns.search("what follows the upgrade", x.halt))
+			input = searched(input, protocol, x.standIns.search("what follows the upgrade", x.halt))
 		}
-		x.sent.Add(x.pump(upstream, from, &x.up))
+		n, err := x.pump(upstream, input, &x.up)
+		x.sent.Add(n)
+		ended(upstream, err)
 	}()
-	var from io.Reader = upstream
+	var output io.Reader = upstream
 	if x.scrub != nil {
-		from = searched(from, asked, x.scrub.search("its messages"))
+		output = searched(output, protocol, x.scrub.search("its messages"))
 	}
-	x.outcome.Bytes = x.pump(plugin, from, &x.down)
-	end()
+	n, err := x.pump(plugin, output, &x.down)
+	x.outcome.Bytes = n
+	ended(plugin, err)
 	<-done
-	if x.access.cutBy() != nil {
-		x.incomplete(x.access.cutBy())
-	}
+}
+
+func isWebSocket(protocol string) bool {
+	return strings.EqualFold(strings.TrimSpace(protocol), "websocket")
 }
 
 // shortBeginning is how many bytes of what may be the beginning of a needle
@@ -81,22 +101,22 @@ const shortBeginning = 5
 // searched searches one direction of an upgraded connection: a WebSocket frame
 // by frame, any other protocol as it is.
 func searched(from io.Reader, protocol string, s scrub.Search) io.Reader {
-	if strings.EqualFold(strings.TrimSpace(protocol), "websocket") {
+	if isWebSocket(protocol) {
 		return scrub.NewWebSocket(from, s)
 	}
 	s.Short = shortBeginning
 	return scrub.NewReader(from, s)
 }
 
-// pump copies one way.
-func (x *exchange) pump(to io.Writer, from io.Reader, pace *pacer) int64 {
+// pump copies one way; either end may leave at any time.
+func (x *exchange) pump(to io.Writer, from io.Reader, pace *pacer) (int64, error) {
 	buf := x.proxy.buffers.get()
 	defer x.proxy.buffers.put(buf)
-	n, err := pace.copy(to, from, *buf) // either end may leave at any time
+	n, err := pace.copy(to, from, *buf)
 	if errors.Is(err, scrub.ErrFrame) {
 		x.halt(&dialError{reason: authz.MalformedRequest, detail: err.Error()})
 	}
-	return n
+	return n, err
 }
 
 // upgradeHead is the head of a 101.

@@ -30,6 +30,10 @@ type GateConfig struct {
 	Credentials CredentialSource // nil: rules with a credential are refused
 	Now         func() time.Time // the wall clock
 	Crossed     func(Crossing)   // called once when a limit is crossed at a door; nil for nothing
+	// Keep writes the ledger's [Ledger.Reserve] down and reports it to [Ledger.Kept].
+	// It is called before an access is granted that uses more of a limit than was
+	// written down; where it fails, the access is refused. Nil keeps nothing.
+	Keep func() error
 }
 
 // Gate is the only door: every access of every plugin through every door is
@@ -161,7 +165,7 @@ func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, 
 	if a.Decision.Allowed() && a.Decision.rule != nil {
 		a.Request.Destination = a.Decision.rule.destination(req.Destination)
 	}
-	var cause error
+	cause := g.keep(a)
 	if a.Decision.Allowed() && a.Decision.Credential != "" {
 		if cause = g.credential(ctx, a); cause == nil {
 			snapshot, cause = a.overtaken(snapshot)
@@ -208,6 +212,26 @@ func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 	}
 	d.Reason = QuotaExceeded
 	return d
+}
+
+// keep has what an access has used of its limits written down, or refuses it: a
+// sidecar that is killed must not forget it.
+func (g *Gate) keep(a *Admission) error {
+	if g.cfg.Keep == nil || !a.Decision.Allowed() {
+		return nil
+	}
+	own, shared := a.Decision.spends()
+	now := g.cfg.Now()
+	if len(own)+len(shared) == 0 || g.cfg.Ledger.covered(own, shared, now) {
+		return nil
+	}
+	err := g.cfg.Keep()
+	if err == nil {
+		return nil
+	}
+	g.cfg.Ledger.leave(own, shared, now)
+	a.Decision.Reason = UsageUnknown
+	return fmt.Errorf("keep what is used of limits: %w", err)
 }
 
 // longestWait is how long Admit has an access wait at most.

@@ -240,7 +240,8 @@ type MeteredLimit struct {
 	Grant  string
 	Kind   LimitKind
 	Limit  Limit
-	Used   uint64 // of a total, so far; 0 of a rate
+	Used   uint64        // of a total, so far; 0 of a rate
+	Debt   time.Duration // of a rate: until nothing of it is in use; 0 of a total
 	Action OnExceeded
 }
 
@@ -260,6 +261,9 @@ func (l *Ledger) Metered(s *Snapshot, plugin Principal, now time.Time) []Metered
 		m := MeteredLimit{Grant: lim.key.Value().grant, Kind: lim.kind, Limit: lim.spec, Action: lim.action}
 		if b := l.buckets[lim.key]; b != nil && lim.spec.Period == 0 {
 			m.Used = b.used
+		} else if b != nil {
+			tat, _ := b.standing(lim.spec, now)
+			m.Debt = tat.Sub(now)
 		}
 		out = append(out, m)
 	}

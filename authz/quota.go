@@ -160,6 +160,13 @@ type bucket struct {
 	used   uint64        // of a total
 	over   bool          // the limit was crossed and has not recovered
 	recent window        // of a rate, for Report
+	kept   durable
+}
+
+// durable is what was written down of a bucket, and survives a crash.
+type durable struct {
+	tat  time.Time // of a rate, reckoned with the bucket's period
+	used uint64    // of a total
 }
 
 // maxPeriod is the longest period of a rate, and never a charge that no period
@@ -184,6 +191,9 @@ func (b *bucket) spend(l Limit, cost uint64, now time.Time, force bool) (ok bool
 	tat = tat.Add(nanos)
 	ok, retry = l.admits(tat, rest, now)
 	if ok || force {
+		if b.period != l.Period {
+			b.kept.tat = time.Time{}
+		}
 		b.tat, b.rest, b.period = tat, rest, l.Period
 		b.recent.add(cost, now, l.Period)
 	}
@@ -199,12 +209,20 @@ func (b *bucket) standing(l Limit, now time.Time) (tat time.Time, rest uint64) {
 	if b.period == l.Period {
 		return b.tat, min(b.rest, l.Count-1)
 	}
-	high, low := bits.Mul64(uint64(b.tat.Sub(now)), uint64(l.Period))
-	if high >= uint64(b.period) {
-		return now.Add(never), 0
+	return now.Add(rescale(b.tat.Sub(now), b.period, l.Period)), 0
+}
+
+// rescale returns what is as large a share of one period as debt is of another.
+func rescale(debt, of, to time.Duration) time.Duration {
+	if debt <= 0 || of <= 0 {
+		return 0
 	}
-	debt, _ := bits.Div64(high, low, uint64(b.period))
-	return now.Add(time.Duration(min(debt, never))), 0
+	high, low := bits.Mul64(uint64(debt), uint64(to))
+	if high >= uint64(of) {
+		return never
+	}
+	scaled, _ := bits.Div64(high, low, uint64(of))
+	return time.Duration(min(scaled, never))
 }
 
 // charge returns how long the rate takes to let cost through, and what the

@@ -378,7 +378,7 @@ func TestSpendTogether(t *testing.T) {
 				}
 				w.ledger.Observe(w.engine.Current(), "weather", Sample{}, noon)
 				w.ledger.Report(w.engine.Current(), "weather", noon)
-				w.ledger.State()
+				w.ledger.State(noon)
 			}
 		})
 	}
@@ -427,15 +427,18 @@ func TestMetered(t *testing.T) {
 	s := w.engine.Current()
 	w.ledger.Observe(s, "weather", Sample{1, 2, 3, 4, 5}, noon)
 	want := []MeteredLimit{
-		{"second", LimitProcesses, Limit{8, 0}, 5, OnExceededDeny},
-		{"weather", LimitConnections, Limit{2, time.Second}, 0, OnExceededStop},
-		{"weather", LimitSentBytes, Limit{3, 0}, 2, OnExceededStop},
-		{"weather", LimitReceivedBytes, Limit{4, time.Minute}, 0, OnExceededStop},
-		{"weather", LimitSyscalls, Limit{5, time.Second}, 0, OnExceededStop},
-		{"weather", LimitProcesses, Limit{6, time.Hour}, 0, OnExceededStop},
+		{"second", LimitProcesses, Limit{8, 0}, 5, 0, OnExceededDeny},
+		{"weather", LimitConnections, Limit{2, time.Second}, 0, 500 * time.Millisecond, OnExceededStop},
+		{"weather", LimitSentBytes, Limit{3, 0}, 2, 0, OnExceededStop},
+		{"weather", LimitReceivedBytes, Limit{4, time.Minute}, 0, 45 * time.Second, OnExceededStop},
+		{"weather", LimitSyscalls, Limit{5, time.Second}, 0, 800 * time.Millisecond, OnExceededStop},
+		{"weather", LimitProcesses, Limit{6, time.Hour}, 0, 50 * time.Minute, OnExceededStop},
 	}
 	if diff := cmp.Diff(want, w.ledger.Metered(s, "weather", noon)); diff != "" {
 		t.Error(diff)
+	}
+	for i := range want {
+		want[i].Debt = 0 // an hour later nothing is in use
 	}
 	if diff := cmp.Diff(want[1:], w.ledger.Metered(s, "weather", noon.Add(time.Hour))); diff != "" {
 		t.Errorf("an ended grant: %s", diff)

@@ -41,7 +41,7 @@ func TestTotals(t *testing.T) {
 		},
 		Samples: []Standing{{Plugin: "weather", At: noon, Sample: Sample{ReceivedBytes: 40}}},
 	}
-	state := w.ledger.State()
+	state := w.ledger.State(noon)
 	if diff := cmp.Diff(want, state); diff != "" {
 		t.Error(diff)
 	}
@@ -55,11 +55,11 @@ func TestTotals(t *testing.T) {
 	}
 	again := limitedWorld(t, total, Limits{Requests: Limit{2, 0}})
 	read.Totals = append(read.Totals, Total{Plugin: "weather", Kind: "cookies", Used: 7})
-	again.ledger.Restore(read)
-	again.ledger.Restore(State{Totals: []Total{{Plugin: "zz", Grant: "g", Kind: "processes", Used: 9}}})
+	again.ledger.Restore(read, noon)
+	again.ledger.Restore(State{Totals: []Total{{Plugin: "zz", Grant: "g", Kind: "processes", Used: 9}}}, noon)
 	want.Totals = append(want.Totals, Total{Plugin: "zz", Grant: "g", Kind: "processes", Used: 9})
-	again.ledger.Restore(State{Totals: []Total{{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 1}}}) // nothing is given back
-	if diff := cmp.Diff(want, again.ledger.State()); diff != "" {
+	again.ledger.Restore(State{Totals: []Total{{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 1}}}, noon) // nothing is given back
+	if diff := cmp.Diff(want, again.ledger.State(noon)); diff != "" {
 		t.Error(diff)
 	}
 	if r := again.admit(t, get(t, forecastURL)).Decision.Reason; r != QuotaExceeded {
@@ -107,7 +107,7 @@ func TestAway(t *testing.T) {
 	before.ledger.Observe(before.engine.Current(), "weather", Sample{Syscalls: 15, SentBytes: 10}, noon)
 
 	after := limitedWorld(t, limits, Limits{})
-	after.ledger.Restore(before.ledger.State())
+	after.ledger.Restore(before.ledger.State(noon), noon)
 	s, now := after.engine.Current(), noon.Add(10*time.Second)
 	if r := s.Decide(get(t, forecastURL), after.ledger.Usage(), noon).Reason; r != UsageUnknown {
 		t.Errorf("before the counters are read in the new run it is %s", r)

@@ -234,7 +234,7 @@ func TestThrottleWhileObserving(t *testing.T) {
 		if a, _ := w.gate.Admit(t.Context(), get(t, "POST "+forecastURL), Source{}); a.Decision.Reason != Observed {
 			t.Errorf("it is %s", a.Decision.Reason)
 		}
-		if totals := w.ledger.State().Totals; totals != nil {
+		if totals := w.ledger.State(noon).Totals; totals != nil {
 			t.Errorf("%+v are used", totals)
 		}
 	})

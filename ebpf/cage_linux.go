@@ -54,6 +54,8 @@ type Cage struct {
 	killed   bool         // killed for a limit
 	found    []Stray      // by the last census
 
+	left map[[2]uint64]Standing // by digest, see [Cage.Left]
+
 	epoch time.Time // when CLOCK_BOOTTIME was zero, as it seemed at the start
 
 	counting sync.Mutex // held while a census is taken; taken before mu
@@ -207,7 +209,10 @@ func (c *Cage) openGroup() error {
 			c.config.EndLeft(ended)
 		}
 	}
-	// Only now that nothing lives in its cgroup may what holds it go.
+	// Nothing lives in its cgroup any more, so that nothing more is used.
+	if c.left, err = readStandings(pins); err != nil {
+		c.config.Logger.Warn("usage counted without a sidecar unknown", zap.Error(err))
+	}
 	if err := unpin(pins); err != nil {
 		return err
 	}

@@ -83,8 +83,22 @@ type Limit struct {
 	// Used is how much of a total was used before. What the kernel itself has
 	// counted since is not forgotten: the higher of the two stands.
 	Used uint64
+	// Debt is how much of a rate is in use when the kernel begins to count it, as
+	// the time in which the rate lets that through. The standing of one that the
+	// kernel counts already is not changed by it.
+	Debt time.Duration
 	// Action is what happens at the limit.
 	Action Action
+}
+
+// Standing is what was used of a limit.
+type Standing struct {
+	// Period is the period of a rate that Debt was reckoned with; 0 of a total.
+	Period time.Duration
+	// Debt is until when nothing of a rate is in use, from now on.
+	Debt time.Duration
+	// Used is what was used of a total.
+	Used uint64
 }
 
 // Crossing says that a limit began to refuse, or that it has recovered.

@@ -489,6 +489,9 @@ func (l *ledger) start(old, p *placed) (move, bool) {
 	}
 	atomic.StoreUint64(&s.Level, 0)
 	if old == nil || old.rule.Period == 0 {
+		if p.Debt > 0 {
+			atomic.StoreUint64(&s.Level, clock()+min(uint64(p.Debt), forever))
+		}
 		return move{}, false
 	}
 	m := move{from: old.rule, to: p.rule, since: clock()}

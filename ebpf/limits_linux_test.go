@@ -787,7 +787,7 @@ func TestLimitsAreChecked(t *testing.T) {
 		"negative":   {{Name: "x", Kind: LimitSyscalls, Count: 1, Period: -1}},
 		"too long":   {{Name: "x", Kind: LimitSyscalls, Count: 1, Period: maxPeriod + 1}},
 		"same names": {fine, fine},
-		"too many":   {{"0", 1, 1, 0, 0, 0}, {"1", 1, 1, 0, 0, 0}, {"2", 1, 1, 0, 0, 0}, {"3", 1, 1, 0, 0, 0}, {"4", 1, 1, 0, 0, 0}, {"5", 1, 1, 0, 0, 0}, {"6", 1, 1, 0, 0, 0}, {"7", 1, 1, 0, 0, 0}, fine},
+		"too many":   append(manyLimits(MaxLimits), fine),
 	} {
 		if err := checkLimits(limits); err == nil {
 			t.Errorf("took limits with %s", name)
@@ -839,4 +839,12 @@ except PermissionError: pass
 	if sent = s.used().SentBytes - sent; sent > 100_000 || sent < 99_900 {
 		t.Errorf("%d bytes in segments and pieces of a total of 100,000", sent)
 	}
+}
+
+// manyLimits returns n limits of one kind.
+func manyLimits(n int) (limits []Limit) {
+	for i := range n {
+		limits = append(limits, Limit{Name: strconv.Itoa(i), Kind: LimitConnections, Count: 1})
+	}
+	return limits
 }

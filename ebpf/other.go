@@ -172,3 +172,6 @@ func (*Cage) AllowConnects(Destinations) error { return ErrUnsupported }
 
 // Listening returns [ErrUnsupported].
 func (*Cage) Listening() (map[uint16]bool, error) { return nil, ErrUnsupported }
+
+// Left knows nothing.
+func (*Cage) Left(Limit) (Standing, bool) { return Standing{}, false }

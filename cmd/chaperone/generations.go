@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -436,25 +435,4 @@ func (s *sidecar) watchFiles(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// saveUsed writes down what is used of totals and the reading up to which that
-// is so, when something of it has changed. Counters that end with the sidecar
-// need no reading.
-func (s *sidecar) saveUsed() error {
-	used := s.ledger.State()
-	if s.opts.cgroup == "" {
-		used.Samples = nil
-	}
-	for i := range used.Samples {
-		used.Samples[i].At = used.Samples[i].At.Truncate(time.Minute) // a reading that says nothing new is none
-	}
-	if reflect.DeepEqual(used, s.used) {
-		return nil
-	}
-	if err := s.state.save(totalsFile, used); err != nil {
-		return err
-	}
-	s.used = used
-	return nil
 }

@@ -160,6 +160,7 @@ func (s *sidecar) beginMetering() error {
 	}
 	s.attribution.begin(traffic)
 	s.sampled(first)
+	s.inherit()
 	s.followSockets()
 	return errors.Join(s.saveUsed(), s.enforceLimits())
 }

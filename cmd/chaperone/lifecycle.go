@@ -388,17 +388,18 @@ func (s *sidecar) close() error {
 		errs = append(errs, s.audit.Close())
 	}
 	if s.state != nil {
-		errs = append(errs, s.saveUsed(), s.state.Close())
+		errs = append(errs, s.saveUsedExactly(), s.state.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// keepTotals writes down what is used of totals, so that a restart forgets at
-// most what was used in the last moment.
+// keepTotals writes down what is used of limits before accesses have to wait for it,
+// and what the kernel counts, of which a loss of power forgets at most the last
+// moment.
 func (s *sidecar) keepTotals(ctx context.Context) {
 	every(ctx, time.Second, func() {
 		if err := s.saveUsed(); err != nil {
-			s.opts.log.Error("totals used could not be kept", zap.Error(err))
+			s.opts.log.Error("usage not written", zap.Error(err))
 		}
 	})
 }

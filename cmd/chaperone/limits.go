@@ -60,7 +60,7 @@ func (s *sidecar) enforceLimits() error {
 func kernelLimit(m authz.MeteredLimit) ebpf.Limit {
 	return ebpf.Limit{
 		Name: m.Grant + " " + m.Kind.String(), Kind: kernelKind(m.Kind), Count: m.Limit.Count, Period: m.Limit.Period,
-		Used: m.Used, Action: kernelAction(m.Action),
+		Used: m.Used, Debt: m.Debt, Action: kernelAction(m.Action),
 	}
 }
 

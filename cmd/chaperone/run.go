@@ -170,6 +170,9 @@ func (c *cli) runPlugin(ctx context.Context, s *sidecar, args []string) (status 
 	case <-time.After(startPatience):
 		return 0, fmt.Errorf("start sidecar: not ready after %s: %w", startPatience, s.ready())
 	}
+	if sig, err := s.awaitRoom(signals); err != nil || sig != 0 {
+		return sig, err
+	}
 	p, background, err := s.startPlugin(args)
 	if err != nil {
 		return startStatus(err), err

@@ -84,7 +84,9 @@ type sidecar struct {
 	listeners   []net.Listener // the proxy's
 	resolvers   []resolverEnds
 	addresses   addresses
+	saving      sync.Mutex                  // guards used
 	used        authz.State                 // as it was last written down
+	restored    bool                        // what earlier runs have used was read
 	pid         atomic.Int64                // of the plugin; 0 before it is started
 	process     atomic.Pointer[unconfined]  // the plugin that nothing confines, while it runs
 	limits      limits                      // that the kernel enforces
@@ -146,11 +148,7 @@ func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
 	if err := s.state.revocationsInto(s.engine); err != nil {
 		return err
 	}
-	if err := s.state.load(totalsFile, &s.used); err != nil {
-		return err
-	}
-	s.ledger.Restore(s.used)
-	return nil
+	return s.restoreUsed()
 }
 
 func (s *sidecar) openAudit(spec *configs.Sidecar) (err error) {
@@ -218,7 +216,7 @@ func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config
 func (s *sidecar) makeGate(*configs.Sidecar) (err error) {
 	cfg := authz.GateConfig{
 		Engine: s.engine, Ledger: s.ledger, Recorder: withoutStandIns{s.recorder, s.standIns.current}, Now: time.Now,
-		Crossed: func(c authz.Crossing) { s.crossed(c) },
+		Crossed: func(c authz.Crossing) { s.crossed(c) }, Keep: s.saveUsed,
 	}
 	if s.broker != nil {
 		cfg.Credentials = s.tokens

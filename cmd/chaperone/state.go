@@ -21,6 +21,7 @@ const (
 	lockFile        = "lock"
 	revocationsFile = "revocations.json"
 	totalsFile      = "totals.json"
+	ratesFile       = "rates.json"
 	namesFile       = "names"
 	socketsFile     = "sockets.json" // paths of the host's Unix sockets that are forwarded
 	leasesFile      = "leases.json"

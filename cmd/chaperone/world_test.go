@@ -64,6 +64,19 @@ spec:
 	return w
 }
 
+// another returns a world of another sidecar with the same Vault and the same API,
+// and other limits.
+func (w *world) another(t *testing.T, extra string) *world {
+	t.Helper()
+	o := &world{t: t, dir: t.TempDir(), vault: w.vault, api: w.api}
+	testenv.Must(t, os.Chmod(filepath.Dir(o.dir), 0o755)) // the plugin's user enters it
+	for _, name := range []string{"role-id", "secret-id", "api-ca.pem", "sidecar.yaml"} {
+		o.write(name, w.read(name))
+	}
+	o.grant(time.Now().Add(time.Hour), extra)
+	return o
+}
+
 // grant writes the grant.
 func (w *world) grant(notAfter time.Time, extra string) {
 	w.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1

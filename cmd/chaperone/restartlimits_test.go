@@ -1,0 +1,141 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestRestartUnderEveryLimit uses a limit up and starts the plugin again at once:
+// after its orderly end and after a kill of its sidecar, nothing is free again.
+func TestRestartUnderEveryLimit(t *testing.T) {
+	const fetch = `curl -s -m 2 -o /dev/null -w '%{http_code} ' URL; true`
+	first := newWorld(t, "required", "")
+	for _, c := range []struct {
+		name, limit string
+		use         string // uses the limit up, and prints something
+		again       string // what the second plugin tries
+		wants       string // what it prints
+		status      int    // and its status
+		says        string // on stderr
+	}{
+		{"requests", "requests: 2/1h", fetch + `; ` + fetch, fetch, "429", 0, "quota_exceeded"},
+		{"requests in all", "requests: 2", fetch + `; ` + fetch, fetch, "429", 0, "quota_exceeded"},
+		{"requests, kill", "requests: 2/1h, onExceeded: kill", fetch + `; ` + fetch, fetch + `; sleep 20`, "", 137, "requests exceeded: 2/1h"},
+		{"connections", "connections: 2/1h", fetch + `; ` + fetch, fetch, "000", 0, "connections: 2/1h, and has"},
+		{"connections in all", "connections: 2", fetch + `; ` + fetch, fetch, "000", 0, "connections: 2, and has"},
+		{"connections, kill", "connections: 2/1h, onExceeded: kill", fetch + `; ` + fetch, fetch + `; sleep 20`, "", 137, "limit connections of grant weather exceeded: 2/1h"},
+		{"bytes sent", "sentBytes: 20KiB/1h", `for i in $(seq 15); do ` + fetch + `; done`, fetch, "000", 0, "sentBytes: 20KiB/1h, and has"},
+		{"bytes received", "receivedBytes: 30KiB/1h", `for i in $(seq 15); do ` + fetch + `; done`, fetch, "000", 0, "receivedBytes exceeded: 30KiB/1h"},
+		{"system calls", "syscalls: 3000/1h", `for i in $(seq 60); do ls / > /dev/null; done; echo used`, fetch, "000", 0, "syscalls: 3000/1h, and has"},
+		{"system calls, kill", "syscalls: 9000/1h, onExceeded: kill", `echo used; for i in $(seq 400); do ls / > /dev/null; done`, "echo ran", "", 125, "limit syscalls of grant weather is used up: 9000/1h"},
+		{"processes", "processes: 5/1h", `for i in $(seq 9); do /bin/echo one; done`, "/bin/echo one; echo", "", 0, "limit processes of grant weather exceeded: 5/1h"},
+	} {
+		for _, killed := range []bool{false, true} {
+			name := c.name + " after an orderly end"
+			if killed {
+				name = c.name + " after a kill"
+			}
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				w := first.another(t, "  limits: {"+c.limit+"}\n")
+				script := func(s string) string { return strings.ReplaceAll(s, "URL", w.url("/v1/forecast")) }
+				if killed {
+					b := w.start("sh", "-c", script(c.use)+"; echo all; sleep 60")
+					eventually(t, "it is used up", func() (int, bool) {
+						ended := false
+						select {
+						case <-b.ended: // by the limit
+							ended = true
+						default:
+						}
+						return 0, ended || strings.Contains(b.output.String(), "all")
+					})
+					_ = b.cmd.Process.Kill() // it may have ended
+					<-b.ended
+				} else {
+					w.run("sh", "-c", script(c.use))
+				}
+				r := w.run("sh", "-c", script(c.again))
+				if got := strings.TrimSpace(r.stdout); got != c.wants || r.status != c.status {
+					t.Errorf("printed %q with status %d, not %q with %d\n%s", got, r.status, c.wants, c.status, r.stderr)
+				}
+				contains(t, r.stderr+w.audit(), c.says)
+			})
+		}
+	}
+}
+
+// TestRestartWithinARate lets a plugin use what an earlier run has left of a rate.
+func TestRestartWithinARate(t *testing.T) {
+	w := newWorld(t, "required", "  limits: {requests: 3/1h, connections: 3/1h}\n")
+	var got []string
+	for range 5 {
+		got = append(got, strings.TrimSpace(w.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast")).stdout))
+	}
+	if want := []string{"200", "200", "200", "000", "000"}; !cmp.Equal(got, want) {
+		t.Errorf("got %v, not %v", got, want)
+	}
+}
+
+// TestRatesWithoutRoom refuses requests under a limit while the stateDir cannot be
+// written to.
+func TestRatesWithoutRoom(t *testing.T) {
+	w := newWorld(t, "off", "  limits: {requests: 2/1h}\n")
+	testenv.Must(t, os.MkdirAll(w.file("state/rates.json.new"), 0o700)) // no file can be written there
+	r := w.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast"))
+	if r.stdout != "503" {
+		t.Errorf("got %q\n%s", r.stdout, r.stderr)
+	}
+	contains(t, r.stderr, "usage_unknown")
+}
+
+// TestWrittenRates reads rates back when time has passed, on each clock.
+func TestWrittenRates(t *testing.T) {
+	at := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	rate := authz.Rate{Plugin: "weather", Grant: "g", Rule: "r", Kind: "requests", Period: time.Hour, Empty: at.Add(time.Minute)}
+	written := writeRates([]authz.Rate{rate}, at)
+	written.Boot, written.SinceBoot = "one", 100*time.Second
+	data := testenv.MustGet(json.Marshal(written))(t)
+	for name, c := range map[string]struct {
+		now       time.Duration // since at, on the wall
+		boot      string
+		sinceBoot time.Duration
+		left      time.Duration
+	}{
+		"at once":                        {0, "one", 100 * time.Second, time.Minute},
+		"later":                          {20 * time.Second, "one", 120 * time.Second, 40 * time.Second},
+		"the wall clock was set forward": {24 * time.Hour, "one", 101 * time.Second, 59 * time.Second},
+		"the wall clock was set back":    {-24 * time.Hour, "one", 101 * time.Second, 59 * time.Second},
+		"emptied":                        {time.Hour, "one", 200 * time.Second, 0},
+		"another boot":                   {20 * time.Second, "two", 5 * time.Second, 40 * time.Second},
+		"another boot, set back":         {-time.Hour, "two", 5 * time.Second, time.Minute},
+		"a machine put back":             {0, "one", 50 * time.Second, time.Minute},
+		"no boot clock":                  {20 * time.Second, "", 0, 40 * time.Second},
+	} {
+		var read writtenRates
+		testenv.Must(t, json.Unmarshal(data, &read))
+		now := at.Add(c.now)
+		got, err := read.standing(now, c.boot, c.sinceBoot)
+		var want []authz.Rate
+		if c.left > 0 {
+			want = []authz.Rate{rate}
+			want[0].Empty = now.Add(c.left)
+		}
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v %s", name, err, diff)
+		}
+	}
+	for _, bad := range []writtenRate{{Period: 0, Debt: 1}, {Period: 1, Debt: -1}} {
+		if _, err := (&writtenRates{Rates: []writtenRate{bad}}).standing(at, "", 0); err == nil {
+			t.Errorf("%+v is taken", bad)
+		}
+	}
+}

@@ -273,7 +273,7 @@ func credentialProblems() []problemTest {
 		{"an open brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer {key" }), []string{`spec.credentials[0].inject.value: "{key" does not name a field of Vault's answer as {name}`}},
 		{"a closing brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer key}" }), []string{`spec.credentials[0].inject.value: "Bearer key}" has a } without a {`}},
 		{"an empty field", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{}" }), []string{`spec.credentials[0].inject.value: "{}" does not name a field of Vault's answer as {name}`}},
-		{"a field with a space", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{api key}" }), []string{`spec.credentials[0].inject.value: "{api key}" does not name a field of Vault's answer as {name}`}},
+		{"a field with a blank at its end", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{key }" }), []string{`spec.credentials[0].inject.value: "{key }" does not name a field of Vault's answer as {name}`}},
 		{"a line break", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer\r\nX: {key}" }), []string{`spec.credentials[0].inject.value: "Bearer??X: " holds a control byte`}},
 		{"basic and a value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "{p}"}, Value: "{p}"} }), []string{`spec.credentials[0].inject.value: does not go with basic`}},
 		{"basic of nothing", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "p"}} }), []string{`spec.credentials[0].inject.basic: "u:p" takes nothing from Vault; name a field of its answer as in {api_key}`}},

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // credential checks and compiles one credential of the grant. names are those
@@ -72,18 +74,18 @@ func (k grantCheck) signPath(path string, v VaultPath, algorithm string) {
 	}
 }
 
+// validVaultPath reports whether s is a path that Vault reads: whatever prints,
+// also blanks and letters beyond ASCII. What a URL, Vault or its clients would take
+// for something else is not, nor are Vault's own paths.
 func validVaultPath(s string) bool {
 	for segment := range strings.SplitSeq(s, "/") {
 		if segment == "" || segment == "." || segment == ".." {
 			return false
 		}
-		for i := range len(segment) {
-			if c := segment[i]; !isUnreserved(c) && c != '@' && c != '+' && c != '=' {
-				return false
-			}
-		}
 	}
-	return s != "" && !strings.HasPrefix(s, "sys/") && !strings.HasPrefix(s, "auth/") && !strings.HasPrefix(s, "cubbyhole/")
+	return utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool {
+		return !unicode.IsPrint(r) || r == '?' || r == '#' || r == '\\'
+	}) && !strings.HasPrefix(s, "sys/") && !strings.HasPrefix(s, "auth/") && !strings.HasPrefix(s, "cubbyhole/")
 }
 
 // inject checks how a credential reaches the upstream, and compiles it.

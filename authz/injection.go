@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"unicode"
+	"unicode/utf8"
 )
 
 // InjectionKind says where in a request a credential goes.
@@ -261,13 +262,13 @@ func parseTemplate(s string) (template, error) {
 	}
 }
 
+// isFieldName reports whether a field of Vault's answer can be named so in a
+// template: whatever prints, but for braces, quotes and backslashes, which are
+// those of a JSON document that somebody meant to write, and blanks at its ends.
 func isFieldName(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; !isAlpha(c) && !isDigit(c) && c != '_' && c != '-' && c != '.' {
-			return false
-		}
-	}
-	return s != ""
+	return s != "" && utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool {
+		return !unicode.IsPrint(r) || strings.ContainsRune("{}\"\\", r)
+	})
 }
 
 func (t template) render(fields map[string]Secret) (string, error) {

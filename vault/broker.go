@@ -479,7 +479,7 @@ func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) 
 		if err := b.mayMint(ref.Path, old != nil && old.id == ""); err != nil {
 			return nil, err
 		}
-		l, err := b.read(ctx, s, ref)
+		l, err := b.read(ctx, s, ref, old)
 		b.trip(ref.Path, err)
 		if !retried && b.outlived(ctx, s, err) {
 			continue
@@ -491,8 +491,8 @@ func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) 
 	}
 }
 
-// read asks the path once.
-func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef) (*lease, error) {
+// read asks the path once, for what replaces old, which may be nil.
+func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef, old *lease) (*lease, error) {
 	if err := b.room(s, ref.Path); err != nil {
 		return nil, err
 	}
@@ -508,7 +508,7 @@ func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef) 
 	if err != nil {
 		return nil, err
 	}
-	l, err := b.leaseOf(answer, s, ref, issued)
+	l, err := b.leaseOf(answer, s, ref, issued, old)
 	leased := answer != nil && answer.LeaseID != ""
 	if leased {
 		b.mu.Lock()

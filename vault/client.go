@@ -391,7 +391,7 @@ func statusError(resp *http.Response) *Error {
 	case resp.StatusCode == http.StatusNotFound && absence(text) != "":
 		authored, e.Reasons = true, []string{absence(text)}
 	case errors.As((&api.Response{Response: resp}).Error(), &vaults) && !vaults.RawError:
-		authored, e.Reasons = true, vaults.Errors
+		authored, e.Reasons = true, append(vaults.Errors, warningsOf(text)...)
 	default:
 		e.Reasons = []string{"the answer is not Vault's"}
 	}
@@ -400,6 +400,18 @@ func statusError(resp *http.Response) *Error {
 	gateway := resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout
 	e.ambiguous = resp.StatusCode >= http.StatusInternalServerError && (gateway || !authored)
 	return e
+}
+
+// warningsOf returns what Vault warns of in an answer that is an error, as of a
+// path of KV version 2 without data/.
+func warningsOf(answer []byte) []string {
+	var warned struct {
+		Warnings []string `json:"warnings"`
+	}
+	if json.Unmarshal(answer, &warned) != nil {
+		return nil
+	}
+	return warned.Warnings
 }
 
 // absence says why a version of a KV version 2 secret is not there, "" when the

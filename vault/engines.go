@@ -6,8 +6,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,7 +25,9 @@ import (
 //   - a certificate (pki) ends with itself and is revoked by its serial number;
 //   - a static role's password (database, ldap, ...) is replaced by Vault, which
 //     says in how many seconds;
-//   - a token that is made for each answer (identity) ends after so many seconds;
+//   - a token that is made for each answer (identity, gcp, ...) says when it ends,
+//     or after how long;
+//   - a one-time password (totp) is good for the moment;
 //   - anything else (kv) is a value, which may be another one whenever it is read.
 
 const (
@@ -32,13 +36,24 @@ const (
 	// of it is how often. Vault may be up to five seconds late
 	// (builtin/logical/database/rotation.go: defaultQueueTickSeconds).
 	rotationPoll = time.Second
+	// rotationLate is how long a password is asked for after the moment at which
+	// Vault was to replace it, while the answer has the old one. With a
+	// rotation_schedule its ttl begins again before the password is another.
+	rotationLate = 10 * time.Second
+	// rotationFirst is after what time the password of a schedule is read again
+	// that was read once only, since it may have been due at that very moment.
+	rotationFirst = 6 * time.Second
+	// otpLife is how long a one-time password is served. Vault does not say when it
+	// ends, and verifiers take one for a while after its period.
+	otpLife = 2 * time.Second
 	// askAgainEvery bounds how often Refused asks about one credential.
 	askAgainEvery = 5 * time.Second
 )
 
-// leaseOf returns the lease that an answer to a request sent at issued is. Its
-// error says why the answer is of no use.
-func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef, issued instant) (*lease, error) {
+// leaseOf returns the lease that an answer to a request sent at issued is, old
+// being the one that it replaces, or nil. Its error says why the answer is of no
+// use.
+func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef, issued instant, old *lease) (*lease, error) {
 	fields, err := fieldsOf(answer, ref.TrimNewline)
 	if err != nil {
 		return nil, err
@@ -52,7 +67,7 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 	if certificate != nil {
 		last = earliest(last, issued.add(certificate.NotAfter.Sub(issued.time())))
 	}
-	ttl, hasTTL := ttlOf(answer)
+	life, ends := lifeOf(answer, issued.time())
 	switch {
 	case l.id != "" && l.granted <= 0:
 		return nil, errors.New("the lease has no duration")
@@ -63,10 +78,13 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 		l.id, l.renewable = l.mount+"/cert/"+serial, false
 		l.granted = max(issued.until(last), 0)
 		l.window = newWindow(issued, l.granted, last, spread())
-	case hasTTL && answer.Data["last_vault_rotation"] != nil:
-		l.window = b.staticWindow(issued, ttl, last)
-	case hasTTL:
-		l.window = newWindow(issued, ttl, last, spread())
+	case ends && answer.Data["last_vault_rotation"] != nil:
+		b.rotate(l, answer, life, issued, last, old)
+	case ends:
+		l.window = newWindow(issued, life, last, spread())
+	case isOTP(answer, ref.Path):
+		l.brief = true
+		l.window = window{notAfter: earliest(issued.add(otpLife), last), refreshAt: never(), ends: never()}
 	default:
 		l.window = b.valueWindow(issued, l.granted, last)
 	}
@@ -85,37 +103,132 @@ func (b *Broker) valueWindow(issued instant, hint time.Duration, last instant) w
 	return w
 }
 
-// staticWindow returns the window of a password that Vault replaces in ttl. It
-// is read again right then, and every so often until it has been replaced.
-func (b *Broker) staticWindow(issued instant, ttl time.Duration, last instant) window {
-	w := b.valueWindow(issued, 0, last)
-	next := issued.add(max(ttl, rotationPoll/2))
-	w.refreshAt = earliest(w.refreshAt, next)
-	w.notAfter = earliest(w.notAfter, next.add(rotationPoll))
-	return w
+// rotate sets the window of a password that Vault replaces in ttl. It is read
+// again right then, and every so often until it has been replaced: Vault begins
+// the next period first and replaces the password up to five seconds later, so
+// that an answer in between has the old password and a ttl that began again.
+func (b *Broker) rotate(l *lease, answer *api.Secret, ttl time.Duration, issued, last instant, old *lease) {
+	l.rotated, l.rotateBy = fmt.Sprint(answer.Data["last_vault_rotation"]), issued.add(ttl)
+	next, until := issued.add(max(ttl, rotationPoll/2)), rotationPoll
+	if old != nil && old.rotated == l.rotated && old.fields.equal(l.fields) {
+		began := !l.rotateBy.before(old.rotateBy.add(2 * time.Second)) // Vault rounds to seconds
+		if due := !issued.before(old.rotateBy); due || began {
+			l.lateBy = old.lateBy
+			if l.lateBy == (instant{}) {
+				l.lateBy = issued.add(rotationLate)
+			}
+			if issued.before(l.lateBy) {
+				l.rotateBy = old.rotateBy
+				next, until = issued.add(rotationPoll/2), 2*rotationPoll
+			}
+		}
+	}
+	l.window = b.valueWindow(issued, 0, last)
+	l.refreshAt = earliest(l.refreshAt, next)
+	if old == nil && answer.Data["rotation_schedule"] != nil {
+		l.refreshAt = earliest(l.refreshAt, issued.add(rotationFirst))
+	}
+	l.notAfter = earliest(l.notAfter, next.add(until))
 }
 
-// ttlOf returns in how many seconds the credential of an answer without a lease
-// ends. A value of KV may have a field of that name and means nothing by it:
-// KV version 1 gives a duration too, and version 2 an envelope.
-func ttlOf(answer *api.Secret) (time.Duration, bool) {
-	number, ok := answer.Data["ttl"].(json.Number)
-	if !ok || answer.LeaseID != "" || answer.LeaseDuration != 0 || isEnvelope(answer.Data) {
+// isValue reports whether an answer is of a key-value engine, whose fields mean
+// what their author wants: KV version 1 gives a duration without a lease, and
+// version 2 an envelope. Since version 1.17 Vault names the engine.
+func isValue(answer *api.Secret) bool {
+	switch answer.MountType {
+	case "kv", "generic", "cubbyhole":
+		return true
+	}
+	return answer.LeaseID == "" && (answer.LeaseDuration != 0 || isEnvelope(answer))
+}
+
+// isOTP reports whether an answer is a one-time password of the TOTP engine's.
+func isOTP(answer *api.Secret, path string) bool {
+	if answer.MountType != "" {
+		return answer.MountType == "totp"
+	}
+	_, ok := answer.Data["code"].(string)
+	return ok && len(answer.Data) == 1 && strings.Contains(path, "/code/") && !isValue(answer)
+}
+
+// lifeOf returns how long what an answer without a lease holds lives: the
+// shortest of what it says, as seconds or as a moment (ttl of the identity engine
+// and of static roles, token_ttl and expires_at_seconds of GCP's, expires_at of
+// others). A moment that has passed is not taken from who states a duration too:
+// the clocks differ.
+func lifeOf(answer *api.Secret, now time.Time) (life time.Duration, ends bool) {
+	if answer.LeaseID != "" || isValue(answer) {
 		return 0, false
 	}
-	ttl, err := number.Float64()
-	if err != nil || math.IsNaN(ttl) {
-		return 0, false
+	rotates := answer.Data["last_vault_rotation"] != nil
+	for _, name := range []string{"ttl", "token_ttl", "expires_in"} {
+		d, ok := durationOf(answer.Data[name])
+		if ok && (d > 0 || rotates) && (!ends || d < life) {
+			life, ends = d, true
+		}
 	}
+	stated := ends
+	for _, name := range []string{"expires_at_seconds", "expires_at", "expire_time", "expiration", "expires", "expiry"} {
+		at, ok := momentOf(answer.Data[name])
+		if !ok || rotates {
+			continue
+		}
+		d := at.Sub(now)
+		if stated && d <= 0 || ends && d >= life {
+			continue
+		}
+		life, ends = max(d, 0), true
+	}
+	return life, ends
+}
+
+// durationOf reads a duration: seconds as a number or a text, or as Go writes
+// one, as in 1h.
+func durationOf(value any) (time.Duration, bool) {
 	const longest = 10 * 365 * 24 * 3600
-	return time.Duration(max(0, min(ttl, longest)) * float64(time.Second)), true
+	number, ok := numberOf(value)
+	if text, isText := value.(string); !ok && isText {
+		d, err := time.ParseDuration(text)
+		number, ok = d.Seconds(), err == nil
+	}
+	if !ok {
+		return 0, false
+	}
+	return time.Duration(max(0, min(number, longest)) * float64(time.Second)), true
+}
+
+// momentOf reads a moment: seconds since 1970 as a number or a text, milliseconds
+// where seconds would be thousands of years, or as RFC 3339 writes one.
+func momentOf(value any) (time.Time, bool) {
+	const farthest = 1e11
+	if number, ok := numberOf(value); ok {
+		if number > farthest {
+			number /= 1000
+		}
+		return time.Unix(int64(number), 0), number > 0 && number < farthest
+	}
+	text, _ := value.(string)
+	at, err := time.Parse(time.RFC3339, text)
+	return at, err == nil && at.Year() > 1
+}
+
+func numberOf(value any) (number float64, ok bool) {
+	switch v := value.(type) {
+	case json.Number:
+		parsed, err := v.Float64()
+		number, ok = parsed, err == nil
+	case string:
+		parsed, err := strconv.ParseFloat(v, 64)
+		number, ok = parsed, err == nil
+	}
+	return number, ok && !math.IsNaN(number) && !math.IsInf(number, 0)
 }
 
 // certificateOf returns the certificate of an answer of a PKI engine's, nil
 // when it is none, and the serial number that it is revoked by.
 func certificateOf(answer *api.Secret, fields fieldSet) (serial string, certificate *x509.Certificate) {
 	serial, _ = answer.Data["serial_number"].(string)
-	if serial == "" || isEnvelope(answer.Data) {
+	if serial == "" || isEnvelope(answer) {
 		return "", nil
 	}
 	block, _ := pem.Decode([]byte(fields.pem["certificate"].Reveal()))
@@ -146,36 +259,57 @@ func mountOf(path string) string {
 type fieldSet struct {
 	text     map[string]authz.Secret // of one line
 	pem      map[string]authz.Secret
-	withheld []string // names of those that cannot be used
+	withheld []string          // names of those that hold what cannot be sent
+	unusable map[string]string // by name: why a field is neither text nor PEM
+	counts   bool              // a field says how long is left, and differs in each answer
 }
 
 // equal reports whether two answers hold the same.
 func (f fieldSet) equal(o fieldSet) bool {
+	if f.counts && o.counts {
+		f.text, o.text = maps.Clone(f.text), maps.Clone(o.text)
+		for _, name := range []string{"ttl", "token_ttl", "expires_in"} {
+			delete(f.text, name)
+			delete(o.text, name)
+		}
+	}
 	return sameFields(f.text, o.text) && sameFields(f.pem, o.pem)
 }
+
+// Bounds of the fields inside of objects that are fields.
+const (
+	maxNested = 256 // of one answer
+	maxDepth  = 4
+)
 
 // fieldsOf returns the fields of an answer that can be injected, those that
 // are PEM documents, and the names of those that are neither: they hold a
 // control byte, which would end a header, or nothing. Numbers and booleans are
 // taken as they are written in JSON; of lists, those of PEM documents are one
-// document; other lists and objects are no fields. The fields of KV version 2
-// are those of the secret and not the envelope (Vault API, "KV secrets engine,
-// version 2").
+// document; a field of an object is called by both names with a dot between them,
+// unless a field is called so. The fields of KV version 2 are those of the secret
+// and not the envelope (Vault API, "KV secrets engine, version 2").
 func fieldsOf(answer *api.Secret, trim bool) (fieldSet, error) {
 	if answer == nil || answer.Data == nil {
 		return fieldSet{}, errors.New("the answer has no fields")
 	}
 	data := answer.Data
-	if isEnvelope(data) {
+	if isEnvelope(answer) {
 		inner, isObject := data["data"].(map[string]any)
 		if !isObject {
 			return fieldSet{}, errors.New("this version of the secret is deleted")
 		}
 		data = inner
 	}
-	f := fieldSet{text: make(map[string]authz.Secret, len(data))}
+	f := fieldSet{text: make(map[string]authz.Secret, len(data)), unusable: make(map[string]string), counts: !isValue(answer)}
 	for name, value := range data {
 		f.add(name, value, trim)
+	}
+	room := maxNested
+	for _, name := range slices.Sorted(maps.Keys(data)) {
+		if object, ok := data[name].(map[string]any); ok {
+			f.nest(name, object, trim, 1, &room)
+		}
 	}
 	slices.Sort(f.withheld)
 	switch {
@@ -187,14 +321,38 @@ func fieldsOf(answer *api.Secret, trim bool) (fieldSet, error) {
 	return fieldSet{}, errors.New("the answer has no fields that are text")
 }
 
-func isEnvelope(data map[string]any) bool {
-	metadata, ok := data["metadata"].(map[string]any)
-	return ok && metadata["version"] != nil
+// nest adds the fields of an object.
+func (f *fieldSet) nest(prefix string, object map[string]any, trim bool, depth int, room *int) {
+	for _, key := range slices.Sorted(maps.Keys(object)) {
+		name := prefix + "." + key
+		if *room--; *room < 0 {
+			return
+		}
+		_, isText := f.text[name]
+		_, isPEM := f.pem[name]
+		if isText || isPEM || f.unusable[name] != "" {
+			continue // a field of this very name comes first
+		}
+		f.add(name, object[key], trim)
+		if inner, ok := object[key].(map[string]any); ok && depth < maxDepth {
+			f.nest(name, inner, trim, depth+1, room)
+		}
+	}
+}
+
+// isEnvelope reports whether an answer is the envelope of KV version 2. A secret
+// of version 1 may have fields of these names, and comes with a duration.
+func isEnvelope(answer *api.Secret) bool {
+	metadata, ok := answer.Data["metadata"].(map[string]any)
+	_, hasData := answer.Data["data"]
+	return ok && hasData && metadata["version"] != nil && answer.LeaseDuration == 0 && answer.LeaseID == "" &&
+		(answer.MountType == "" || answer.MountType == "kv")
 }
 
 func (f *fieldSet) add(name string, value any, trim bool) {
 	text, ok := scalar(value)
 	if !ok {
+		f.unusable[name] = kindOf(value)
 		return
 	}
 	if isPEM(text) {
@@ -205,13 +363,44 @@ func (f *fieldSet) add(name string, value any, trim bool) {
 		return
 	}
 	if trim {
-		text = strings.TrimSuffix(text, "\n")
+		if cut, ok := strings.CutSuffix(text, "\n"); ok {
+			text = strings.TrimSuffix(cut, "\r")
+		}
 	}
-	if text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+	if why := unsendable(text); why != "" {
 		f.withheld = append(f.withheld, name)
+		f.unusable[name] = why
 		return
 	}
 	f.text[name] = authz.NewSecret(text)
+}
+
+// kindOf says what a value is that is no text.
+func kindOf(value any) string {
+	switch v := value.(type) {
+	case nil:
+		return "is null"
+	case map[string]any:
+		return "is an object; name one of its fields, with a dot between"
+	case []any:
+		return fmt.Sprintf("is a list of %d", len(v))
+	}
+	return "is no text"
+}
+
+// unsendable says why a text can be in no header, "" when it can.
+func unsendable(text string) string {
+	isControl := func(r rune) bool { return r < 0x20 || r == 0x7f }
+	trimmed := strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r")
+	switch {
+	case text == "":
+		return "is empty"
+	case !strings.ContainsFunc(text, isControl):
+		return ""
+	case trimmed != "" && trimmed != text && strings.HasSuffix(text, "\n") && !strings.ContainsFunc(trimmed, isControl):
+		return "ends with a line break; write trimNewline: true"
+	}
+	return "holds a control byte"
 }
 
 // isPEM reports whether text is PEM documents and nothing else (RFC 7468).

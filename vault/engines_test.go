@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -431,7 +432,8 @@ func TestOtherAnswers(t *testing.T) {
 		TokenTTL: time.Hour,
 		Policy: `path "identity/oidc/token/*" { capabilities = ["read"] }
 path "transit/random/*" { capabilities = ["update"] }
-path "old/*" { capabilities = ["read"] }`,
+path "old/*" { capabilities = ["read"] }
+path "secret/*" { capabilities = ["read"] }`,
 	})})
 	id, random, old := ref("id", "identity/oidc/token/weather"), ref("random", "transit/random/16"), ref("old", "old/weather")
 	random.Parameters = `{"format":"hex"}`
@@ -451,8 +453,40 @@ path "old/*" { capabilities = ["read"] }`,
 	if len(c.Fields["random_bytes"].Reveal()) != 32 {
 		t.Errorf("fields %v", c.Fields)
 	}
+	testenv.MustGet(v.Write(t.Context(), "old/like2", map[string]any{"data": map[string]any{"k": "v"}, "metadata": map[string]any{"version": 1}, "key": "wk_1"}))(t)
+	like2 := testenv.MustGet(b.Credential(t.Context(), ref("like2", "old/like2")))(t)
+	if like2.Fields["key"].Reveal() != "wk_1" || like2.Fields["data.k"].Reveal() != "v" {
+		t.Errorf("a secret of version 1 is taken for one of version 2: %v", like2.Fields)
+	}
+	if _, err := b.Credential(t.Context(), ref("no data", "secret/weather")); err == nil || !strings.Contains(err.Error(), "Invalid path for a versioned K/V secrets engine") {
+		t.Errorf("a path without data/: %v", err)
+	}
 	c = testenv.MustGet(b.Credential(t.Context(), old))(t)
 	if left := time.Until(c.NotAfter); c.Fields["ttl"].Reveal() != "7" || left < 10*time.Minute {
 		t.Errorf("a value with a field called ttl is served for %s", left)
+	}
+}
+
+// Paths are sent as they are named, whatever is in them that prints.
+func TestPathsThatVaultHas(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast, TokenTTL: time.Hour})
+	b := broker(t, Config{Address: v.Address, Auth: auth})
+	root := testenv.MustGet(New(Config{Plugin: plugin, Address: v.Address, Auth: auth}))(t)
+	for _, name := range []string{"My Secret", "db:5432", "schlüssel", "a,b", "a(b)", "me@example.com", "100%", "50%25", "日本", "a&b=c;d", "a'b~c", "a+b"} {
+		_, err := root.client.do(t.Context(), call{
+			op: "write", method: http.MethodPost, path: "secret/data/" + name, token: authz.NewSecret(v.Token),
+			body: map[string]any{"data": map[string]any{"API Key": "value of " + name}},
+		})
+		testenv.Must(t, err)
+		c, err := b.Credential(t.Context(), ref(name, "secret/data/"+name))
+		if err != nil || c.Fields["API Key"].Reveal() != "value of "+name {
+			t.Errorf("%q: %v, %q", name, err, c.Fields["API Key"].Reveal())
+		}
+	}
+	names := testenv.MustGet(v.Do(t.Context(), "LIST", "secret/metadata", v.Token, nil))(t)
+	if text := fmt.Sprint(names); !strings.Contains(text, "My Secret") || !strings.Contains(text, "50%25") || !strings.Contains(text, "schlüssel") {
+		t.Errorf("Vault has %s", text)
 	}
 }

@@ -102,18 +102,27 @@ type lease struct {
 	exhausted  bool // Vault granted less than was asked: the next one is a new one
 	minted     instant
 	granted    time.Duration // at first
+	brief      bool          // it is fetched again when it is asked for, and not before it ends
+
+	// Of a password that Vault replaces.
+
+	rotated  string  // when it was replaced last, as Vault writes it
+	rotateBy instant // when it is to be replaced
+	lateBy   instant // until when Vault is asked for one that is late; zero while it is not
 }
 
 // usableUntil is when the lease or the token that holds it ends. A certificate
-// ends by itself.
+// ends by itself, and a value without a lease does not end with the token that it
+// was read with: while Vault is away it is served for as long as it may be stale.
 func (l *lease) usableUntil() instant {
-	if l.mount != "" {
+	if l.mount != "" || l.id == "" {
 		return l.notAfter
 	}
 	return earliest(l.notAfter, l.session.notAfter)
 }
 
-// heldBy reports whether the lease ends with a token.
+// heldBy reports whether the lease ends with a token, or is lost with one that
+// Vault no longer knows.
 func (l *lease) heldBy(s *session) bool { return l.session == s && l.mount == "" }
 
 // usable reports whether the lease may be used at now.

@@ -214,6 +214,16 @@ func TestFields(t *testing.T) {
 			fields: map[string]string{"k": "v"}, withheld: []string{"del", "nul", "pem", "z"},
 		},
 		{name: "a line break, declared", trim: true, answer: `{"data":{"k":"v\n"}}`, fields: map[string]string{"k": "v"}},
+		{name: "a line break of Windows, declared", trim: true, answer: `{"data":{"k":"v\r\n"}}`, fields: map[string]string{"k": "v"}},
+		{name: "a carriage return alone", trim: true, answer: `{"data":{"k":"v\r"}}`, err: `field "k"`},
+		{
+			name: "nested", answer: `{"data":{"db":{"user":"u","tls":{"mode":"full"},"n":1},"db.n":"flat","x":["a"]}}`,
+			fields: map[string]string{"db.user": "u", "db.tls.mode": "full", "db.n": "flat"},
+		},
+		{
+			name: "version 1 like version 2", answer: `{"lease_duration":2764800,"data":{"data":{"k":"v"},"metadata":{"version":1}}}`,
+			fields: map[string]string{"data.k": "v", "metadata.version": "1"},
+		},
 		{name: "two line breaks, one declared", trim: true, answer: `{"data":{"k":"v\n\n"}}`, err: `field "k"`},
 		{name: "nothing but a line break", trim: true, answer: `{"data":{"k":"\n"}}`, err: `field "k"`},
 		{

@@ -88,6 +88,17 @@ func (b *Broker) refused(err error, now instant) (time.Duration, error) {
 	return wait, b.describe(r, wait)
 }
 
+// loseValues takes the values without a lease out of use that were read with a
+// token which has ended, when Vault refuses to give another: it is there, and no
+// longer has us read them. The caller holds mu.
+func (b *Broker) loseValues() {
+	for _, e := range b.entries {
+		if e.lease != nil && e.lease.id == "" {
+			b.lose(e, "Vault refuses the login")
+		}
+	}
+}
+
 // describe says what was refused, and what ends that.
 func (b *Broker) describe(r *refusal, wait time.Duration) error {
 	text := r.cause.Error()

@@ -86,6 +86,10 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 		return never() // fetched when it is asked for
 	}
 	end := e.lease.usableUntil()
+	if !now.before(end) && e.lease.brief {
+		e.lease = nil
+		return never()
+	}
 	if !now.before(end) {
 		b.lose(e, "it ended and could not be renewed")
 		return never()
@@ -160,6 +164,9 @@ func (b *Broker) tendSession(ctx context.Context, now instant) instant {
 		return never()
 	}
 	var due instant
+	if b.refusal != nil && !b.session.usable(now) {
+		b.loseValues()
+	}
 	if b.session.usable(now) {
 		due = b.session.renewAt
 		if b.session.lost && b.session.ours {

@@ -20,6 +20,17 @@
 // anything was allowed by, also when the process is killed at any instant: a
 // record that was written and is not in the head yet proves itself by its hash.
 //
+// # Refusals
+//
+// A plugin may have as much refused as it likes, so refusals neither fill the log
+// nor push anything else out of it. Equal ones are counted after the first of a
+// minute, and the counts are records of their own. Refusals take at most an eighth
+// of each file; beyond that they go to a second log, FILE.refused, whose files are
+// an eighth as large and rotate by themselves. Everything else rotates by its own
+// size alone. The second log has a chain of its own, with a key derived from
+// audit.key and a head in audit.refused.head; records of kind overflow in the first
+// log name its last record, so that it cannot be removed without a trace.
+//
 // # What is not proved
 //
 // Whoever can read audit.key can forge; whoever can put back an older copy of
@@ -55,7 +66,15 @@ const (
 	// first is the lowest sequence number that is still kept: files before it
 	// were removed by the limit on their number and are not missing.
 	KindRotation authz.Kind = "rotation"
+	// KindOverflow names the last record of the second log, which has the refusals
+	// beyond those that the first has room for. Its fields refused_seq and
+	// refused_hash are that record's.
+	KindOverflow authz.Kind = "overflow"
 )
+
+// A file of the log is never larger than MaxSize: an eighth of it is for refusals,
+// and an eighth for a file of the second log, which has as many.
+const refusedShare = 8
 
 // Config says where a log is and what it keeps.
 type Config struct {
@@ -63,7 +82,9 @@ type Config struct {
 	File string
 	// StateDir holds audit.key and audit.head. Required.
 	StateDir string
-	// MaxSize is the size in bytes after which a file is rotated; 0 is DefaultMaxSize.
+	// MaxSize bounds a file in bytes, 0 is DefaultMaxSize. It is rotated when what is
+	// not a refusal takes three quarters of it. All files together, those of the
+	// second log included, take at most MaxSize times Keep+1.
 	MaxSize int64
 	// Keep is how many rotated files are kept beside the current one; 0 is
 	// DefaultKeep, a negative number keeps all.
@@ -78,6 +99,8 @@ type Config struct {
 	// without a lock, possibly at the same time from several goroutines. It must
 	// not keep the record. nil is none.
 	Observe func(*authz.Record)
+
+	second bool // the log is the second one
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -117,28 +140,36 @@ type Log struct {
 	key  Key
 	pool sync.Pool // of *line
 
-	mu       sync.Mutex
-	tail     tail           // the last record
-	file     *os.File       // nil until the first record, and after a failed reopening
-	size     int64          // of file
-	first    uint64         // the first record in file; 0 when it is empty
-	kept     uint64         // the lowest record that was not removed by Keep
-	newline  bool           // file lacks the newline of its last record
-	torn     *torn          // bytes at the end that are no record; nil for none
-	notes    []string       // what the next record of kind lost has to say
-	unproved bool           // and that records may be missing before it
-	failed   uint64         // records refused since the last that was written
-	rotated  bool           // file is new and needs its rotation record
-	rotateAt int64          // size at which rotation is tried; grows when it fails
-	err      error          // of the last attempt to write; nil when it succeeded
-	warning  error          // of rotation: the log is written, but not as configured
-	head     *headFile      //
-	mac      hash.Hash      // HMAC-SHA256 with the chain's key
-	own      *line          // for records that the log writes of itself
-	written  uint64         // records written by this Log
-	checked  time.Time      // when the file was last seen in its place
-	closed   bool           //
-	syncing  sync.WaitGroup // fsyncs of rotated files
+	folds    *folder    // of refusals; unused in the second log
+	flushing sync.Mutex // of folds; taken before mu
+
+	mu        sync.Mutex
+	tail      tail           // the last record
+	file      *os.File       // nil until the first record, and after a failed reopening
+	size      int64          // of file
+	refused   int64          // bytes of it that are refusals
+	second    *Log           // has the refusals beyond them; nil until there is one
+	linked    uint64         // the last record of it that a record here names
+	linkedIn  uint64         // and in which of its files that was
+	first     uint64         // the first record in file; 0 when it is empty
+	kept      uint64         // the lowest record that was not removed by Keep
+	newline   bool           // file lacks the newline of its last record
+	torn      *torn          // bytes at the end that are no record; nil for none
+	notes     []string       // what the next record of kind lost has to say
+	unproved  bool           // and that records may be missing before it
+	failed    uint64         // records refused since the last that was written
+	rotated   bool           // file is new and needs its rotation record
+	rotateAt  int64          // size at which rotation is tried; grows when it fails
+	err       error          // of the last attempt to write; nil when it succeeded
+	warning   error          // of rotation: the log is written, but not as configured
+	head      *headFile      //
+	mac       hash.Hash      // HMAC-SHA256 with the chain's key
+	own       *line          // for records that the log writes of itself
+	written   uint64         // records written by this Log
+	rotations uint64         // files begun by this Log because one was full
+	checked   time.Time      // when the file was last seen in its place
+	closed    bool           //
+	syncing   sync.WaitGroup // fsyncs of rotated files
 }
 
 // tail is the end of the chain.
@@ -149,12 +180,25 @@ type tail struct {
 
 // Record writes r. A nil error means that the record, and the head that names
 // it, were handed to the operating system. After an error nothing may be
-// allowed on the strength of the record.
+// allowed on the strength of the record. A refusal may be counted instead, and is
+// written within minutes or by Close.
 func (l *Log) Record(r *authz.Record) error {
+	if !isRefusal(r) {
+		return l.writeOne(r, false)
+	}
+	err := l.Flush(r.Time, false)
+	if l.folds.take(r) {
+		return err
+	}
+	return errors.Join(err, l.writeOne(r, true))
+}
+
+// writeOne writes a record.
+func (l *Log) writeOne(r *authz.Record, refused bool) error {
 	line := l.line()
 	defer l.pool.Put(line)
 	line.encode(r, l.cfg.FullPaths())
-	if err := l.append(r.Time, line); err != nil {
+	if err := l.append(r.Time, refused, line); err != nil {
 		return fmt.Errorf("record %s: %w", r.Kind, err)
 	}
 	l.observe(r)
@@ -165,9 +209,22 @@ func (l *Log) Record(r *authz.Record) error {
 // call, as Record does one. After an error the first of them may have been
 // written.
 func (l *Log) RecordAll(records []*authz.Record) error {
-	if len(records) == 0 {
+	switch {
+	case len(records) == 0:
 		return nil
+	case !slices.ContainsFunc(records, isRefusal):
+		return l.write(records, false)
 	}
+	for _, r := range records {
+		if err := l.Record(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write writes records, which are refusals or none of them is.
+func (l *Log) write(records []*authz.Record, refused bool) error {
 	full := l.cfg.FullPaths()
 	lines := make([]*line, len(records))
 	for i, r := range records {
@@ -175,7 +232,7 @@ func (l *Log) RecordAll(records []*authz.Record) error {
 		defer l.pool.Put(lines[i])
 		lines[i].encode(r, full)
 	}
-	if err := l.append(records[0].Time, lines...); err != nil {
+	if err := l.append(records[0].Time, refused, lines...); err != nil {
 		return fmt.Errorf("record %s: %w", records[0].Kind, err)
 	}
 	for _, r := range records {
@@ -197,8 +254,8 @@ func (l *Log) observe(r *authz.Record) {
 	}
 }
 
-// append puts encoded lines at the end of the chain.
-func (l *Log) append(now time.Time, lines ...*line) error {
+// append puts encoded lines at the end of the chain, or of the second log's.
+func (l *Log) append(now time.Time, refused bool, lines ...*line) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -208,10 +265,21 @@ func (l *Log) append(now time.Time, lines ...*line) error {
 	for _, line := range lines {
 		size += line.size()
 	}
+	if refused && l.refused+int64(size) > l.cfg.MaxSize/refusedShare {
+		return l.appendSecond(now, lines...)
+	}
 	written := 0
-	err := l.prepare(now, size)
+	own := size
+	if refused {
+		own = 0 // it has its share, and rotates nothing
+	}
+	err := l.prepare(now, own)
 	if err == nil {
+		before := l.size
 		written, err = l.commit(lines...)
+		if refused {
+			l.refused += l.size - before
+		}
 	}
 	if err != nil {
 		l.failed += uint64(len(lines) - written)
@@ -236,7 +304,7 @@ func (l *Log) prepare(now time.Time, size int) error {
 	if err := l.flushNotes(); err != nil {
 		return err
 	}
-	if l.size > 0 && l.size+int64(size) > l.rotateAt {
+	if own := l.size - l.refused; own > 0 && size > 0 && own+int64(size) > l.rotateAt {
 		l.rotate()
 	}
 	if l.rotated {
@@ -283,8 +351,8 @@ func (l *Log) commit(lines ...*line) (recorded int, err error) {
 	} else {
 		err = nil
 	}
-	if failure := l.head.write(position{tail: l.tail, first: l.first, size: l.size - int64(n-begin), kept: l.kept}); failure != nil {
-		return 0, errors.Join(err, fmt.Errorf("write %s: %w", headName, failure))
+	if failure := l.head.write(position{tail: l.tail, first: l.first, size: l.size - int64(n-begin), kept: l.kept, refused: l.refused}); failure != nil {
+		return 0, errors.Join(err, fmt.Errorf("write %s: %w", l.head.name, failure))
 	}
 	return recorded, err
 }
@@ -345,10 +413,13 @@ func (l *Log) flushNotes() error {
 }
 
 // Records returns how many records this Log has written since it was opened,
-// those of its own included.
+// those of its own and of the second log included.
 func (l *Log) Records() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.second != nil {
+		return l.written + l.second.Records()
+	}
 	return l.written
 }
 
@@ -366,34 +437,48 @@ func (l *Log) Healthy() error {
 	if l.err != nil {
 		return fmt.Errorf("write audit log: %w", l.err)
 	}
+	if l.second != nil {
+		return l.second.Healthy()
+	}
 	return nil
 }
 
 // Status describes a log, for people.
 type Status struct {
-	File    string // its path
-	Size    int64  // of the current file, in bytes
-	Seq     uint64 // of the last record
-	Written uint64 // records written since the log was opened
-	Refused uint64 // records refused since the last one that was written
-	Error   error  // why the last record was refused; nil when it was not
-	Warning error  // of rotation: records are written, but not as configured
+	File      string // its path
+	Size      int64  // of the current file, in bytes
+	Seq       uint64 // of the last record
+	Written   uint64 // records written since the log was opened
+	Refused   uint64 // records that could not be written since the last one that was
+	Rotations uint64 // files that were full since the log was opened
+	Folded    uint64 // refusals counted instead of written each, since then
+	Error     error  // why the last record could not be written; nil when it was
+	Warning   error  // of rotation: records are written, but not as configured
+	// Second is the log of the refusals that this one has no room for; nil until
+	// there are such.
+	Second *Status
 }
 
 // Status returns the log's state.
 func (l *Log) Status() Status {
+	folded := l.folded()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Status{
-		File: l.cfg.File, Size: l.size, Seq: l.tail.seq, Written: l.written,
+	s := Status{
+		File: l.cfg.File, Size: l.size, Seq: l.tail.seq, Written: l.written, Rotations: l.rotations, Folded: folded,
 		Refused: l.failed, Error: l.err, Warning: l.warning,
 	}
+	if l.second != nil {
+		second := l.second.Status()
+		s.Second = &second
+	}
+	return s
 }
 
 // Close writes what is left to say, syncs the log to the disk and closes it.
 // Closing again does nothing.
 func (l *Log) Close() error {
-	err := l.close()
+	err := errors.Join(l.Flush(l.cfg.Now(), true), l.close())
 	l.syncing.Wait()
 	if err != nil {
 		return fmt.Errorf("close audit log: %w", err)
@@ -408,8 +493,9 @@ func (l *Log) close() error {
 		return nil
 	}
 	l.closed = true
+	second := l.closeSecond()
 	if l.file == nil {
-		return l.head.close()
+		return errors.Join(second, l.head.close())
 	}
-	return errors.Join(l.flushNotes(), l.file.Sync(), l.file.Close(), l.head.close())
+	return errors.Join(second, l.flushNotes(), l.file.Sync(), l.file.Close(), l.head.close())
 }

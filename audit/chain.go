@@ -24,8 +24,9 @@ import (
 
 // Files in the state directory.
 const (
-	keyName  = "audit.key"
-	headName = "audit.head"
+	keyName        = "audit.key"
+	headName       = "audit.head"
+	secondHeadName = "audit.refused.head"
 )
 
 const keyLen = 32
@@ -110,6 +111,20 @@ func newKey(raw [keyLen]byte) (Key, error) {
 	return k, nil
 }
 
+// second returns the key of the second log: its chain and head are its own, so that
+// neither log passes for the other, and equal values have equal masks in both.
+func (k Key) second() Key {
+	for _, derived := range []struct {
+		use string
+		to  *[keyLen]byte
+	}{{"chaperone audit refused", &k.chain}, {"chaperone audit refused head", &k.head}} {
+		mac := hmac.New(sha256.New, derived.to[:])
+		mac.Write([]byte(derived.use))
+		*derived.to = [keyLen]byte(mac.Sum(nil))
+	}
+	return k
+}
+
 func (k *Key) chainMAC() hash.Hash { return hmac.New(sha256.New, k.chain[:]) }
 func (k *Key) headMAC() hash.Hash  { return hmac.New(sha256.New, k.head[:]) }
 func (k *Key) masker() masker      { return masker{mac: hmac.New(sha256.New, k.mask[:])} }
@@ -141,19 +156,23 @@ type position struct {
 	first uint64 // the first record in the file that holds it
 	size  int64  // of that file, up to and with the record
 	kept  uint64 // the lowest record that was not removed by the limit on files
+	// refused is how many bytes of the file are refusals.
+	refused int64
 }
 
 // The head is two slots, written in turn: what is written to one can be torn
 // by a power cut, and then the other still holds.
 const (
-	headMagic = "chapaud1"
+	headMagic = "chapaud2"
+	oldMagic  = "chapaud1" // its slots lack refused
 	slotRoom  = 256
-	slotLen   = len(headMagic) + 4*8 + hashLen + sha256.Size
+	slotLen   = len(headMagic) + 5*8 + hashLen + sha256.Size
 	headLen   = 2 * slotRoom
 )
 
 // headFile is the open audit.head. Its lock is held while the log is open.
 type headFile struct {
+	name   string
 	file   *os.File
 	mac    hash.Hash
 	slot   []byte
@@ -162,15 +181,15 @@ type headFile struct {
 }
 
 // openHead opens or creates the head and locks it.
-func openHead(stateDir string, key *Key) (*headFile, error) {
-	file, err := os.OpenFile(filepath.Join(stateDir, headName), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+func openHead(stateDir, name string, key *Key) (*headFile, error) {
+	file, err := os.OpenFile(filepath.Join(stateDir, name), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open audit head: %w", err)
 	}
 	if err := lock(file); err != nil {
 		return nil, errors.Join(fmt.Errorf("open audit head: %w", err), file.Close())
 	}
-	return &headFile{file: file, mac: key.headMAC(), slot: make([]byte, 0, slotRoom)}, nil
+	return &headFile{name: name, file: file, mac: key.headMAC(), slot: make([]byte, 0, slotRoom)}, nil
 }
 
 // share maps the file into memory. What is stored there is in the kernel's
@@ -209,6 +228,7 @@ func (h *headFile) write(p position) error {
 	b = binary.BigEndian.AppendUint64(b, p.first)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.size))
 	b = binary.BigEndian.AppendUint64(b, p.kept)
+	b = binary.BigEndian.AppendUint64(b, uint64(p.refused))
 	b = append(b, p.hash[:]...)
 	h.mac.Reset()
 	h.mac.Write(b)
@@ -277,19 +297,9 @@ func readHead(r io.ReaderAt, key *Key) (position, error) {
 	found := false
 	mac := key.headMAC()
 	for at := 0; at < headLen; at += slotRoom {
-		slot := data[at : at+slotLen]
-		signed := slot[:slotLen-sha256.Size]
-		mac.Reset()
-		mac.Write(signed)
-		if string(slot[:len(headMagic)]) != headMagic || !hmac.Equal(mac.Sum(nil), slot[len(signed):]) {
+		p, ok := readSlot(data[at:at+slotRoom], mac)
+		if !ok {
 			continue
-		}
-		numbers := slot[len(headMagic):]
-		p := position{
-			tail:  tail{seq: binary.BigEndian.Uint64(numbers), hash: [hashLen]byte(numbers[32 : 32+hashLen])},
-			first: binary.BigEndian.Uint64(numbers[8:]),
-			size:  int64(binary.BigEndian.Uint64(numbers[16:])),
-			kept:  binary.BigEndian.Uint64(numbers[24:]),
 		}
 		if !found || p.seq > best.seq {
 			best, found = p, true
@@ -301,9 +311,39 @@ func readHead(r io.ReaderAt, key *Key) (position, error) {
 	return best, nil
 }
 
+// readSlot reads one of the head's slots, and reports false for what the key did
+// not make.
+func readSlot(slot []byte, mac hash.Hash) (position, bool) {
+	length := slotLen
+	switch string(slot[:len(headMagic)]) {
+	case headMagic:
+	case oldMagic:
+		length -= 8
+	default:
+		return position{}, false
+	}
+	signed := slot[:length-sha256.Size]
+	mac.Reset()
+	mac.Write(signed)
+	if !hmac.Equal(mac.Sum(nil), slot[len(signed):length]) {
+		return position{}, false
+	}
+	numbers, text := signed[len(headMagic):len(signed)-hashLen], signed[len(signed)-hashLen:]
+	p := position{
+		tail:  tail{seq: binary.BigEndian.Uint64(numbers), hash: [hashLen]byte(text)},
+		first: binary.BigEndian.Uint64(numbers[8:]),
+		size:  int64(binary.BigEndian.Uint64(numbers[16:])),
+		kept:  binary.BigEndian.Uint64(numbers[24:]),
+	}
+	if length == slotLen {
+		p.refused = int64(binary.BigEndian.Uint64(numbers[32:]))
+	}
+	return p, true
+}
+
 // loadHead reads the head of a state directory that may be in use.
-func loadHead(stateDir string, key *Key) (position, error) {
-	file, err := os.Open(filepath.Join(stateDir, headName))
+func loadHead(stateDir, name string, key *Key) (position, error) {
+	file, err := os.Open(filepath.Join(stateDir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return position{}, errNoHead
 	}

@@ -112,18 +112,30 @@ func (e *line) encode(r *authz.Record, full bool) {
 	}
 	e.uint(`,"lost":`, r.Lost)
 	e.files(r.Files)
+	e.fold(r, full)
+}
+
+// fold writes what is kept of counted refusals.
+func (e *line) fold(r *authz.Record, full bool) {
+	if r.Fold == nil {
+		return
+	}
+	for _, at := range []struct {
+		name string
+		time time.Time
+	}{{`,"first_time":"`, r.Fold.First}, {`,"last_time":"`, r.Fold.Last}} {
+		e.buf = append(e.buf, at.name...)
+		e.buf = at.time.UTC().AppendFormat(e.buf, time.RFC3339Nano)
+		e.buf = append(e.buf, '"')
+	}
+	e.uint(`,"paths":`, uint64(r.Fold.Paths))
+	e.path(`,"last_path":"`, r.Fold.LastPath, r.Fold.LastPattern, full || r.Door == authz.DoorKernel)
 }
 
 // target writes path and query, masked unless full. The path of a Unix socket is
 // the destination itself, as a host is, and stays readable.
 func (e *line) target(r *authz.Record, full bool) {
-	if full || r.Path == "" || r.Door == authz.DoorKernel {
-		e.text(`,"path":"`, r.Path)
-	} else {
-		e.buf = append(e.buf, `,"path":"`...)
-		e.maskedPath(r.Path, r.Pattern)
-		e.buf = append(e.buf, '"')
-	}
+	e.path(`,"path":"`, r.Path, r.Pattern, full || r.Door == authz.DoorKernel)
 	if full || r.Query == "" {
 		e.text(`,"query":"`, r.Query)
 	} else {
@@ -131,6 +143,17 @@ func (e *line) target(r *authz.Record, full bool) {
 		e.buf = e.masks.append(e.buf, maskQuery, r.Query)
 		e.buf = append(e.buf, '"')
 	}
+}
+
+// path writes a path, masked unless full.
+func (e *line) path(open, path, pattern string, full bool) {
+	if full || path == "" {
+		e.text(open, path)
+		return
+	}
+	e.buf = append(e.buf, open...)
+	e.maskedPath(path, pattern)
+	e.buf = append(e.buf, '"')
 }
 
 // torn adds the proof of the bytes before a record of kind lost.

@@ -111,6 +111,7 @@ func (l *Log) openFile() error {
 	if err != nil {
 		return err
 	}
+	l.refused = 0
 	if err := l.adopt(file); err != nil {
 		return errors.Join(fmt.Errorf("open audit log: %w", err), file.Close())
 	}
@@ -136,8 +137,16 @@ func (l *Log) adopt(file *os.File) error {
 	}
 	l.file, l.size, l.first, l.newline = file, info.Size(), first, newline || l.torn != nil && info.Size() > 0
 	l.rotated = info.Size() == 0 && l.tail.seq > 0
-	l.rotateAt = l.cfg.MaxSize
+	l.rotateAt, l.refused = l.mostOwn(), min(l.refused, info.Size())
 	return nil
+}
+
+// mostOwn is how many bytes of a file are for what is no refusal.
+func (l *Log) mostOwn() int64 {
+	if l.cfg.second {
+		return l.cfg.MaxSize
+	}
+	return l.cfg.MaxSize - 2*(l.cfg.MaxSize/refusedShare)
 }
 
 // firstRecord returns the number of the first record in a file, 0 when there
@@ -184,12 +193,13 @@ func (l *Log) rotate() {
 	next, err := l.startNext()
 	if err != nil {
 		l.warning = fmt.Errorf("rotate audit log: %w", err)
-		l.rotateAt = l.size + max(l.cfg.MaxSize/16, 1)
+		l.rotateAt = l.size - l.refused + max(l.cfg.MaxSize/16, 1)
 		return
 	}
 	l.retire(l.file)
-	l.file, l.size, l.first, l.newline = next, 0, 0, false
-	l.rotated, l.rotateAt, l.warning = true, l.cfg.MaxSize, nil
+	l.file, l.size, l.refused, l.first, l.newline = next, 0, 0, 0, false
+	l.rotated, l.rotateAt, l.warning = true, l.mostOwn(), nil
+	l.rotations++
 }
 
 // retire syncs and closes a file that is not written any more, while the next
@@ -233,12 +243,23 @@ func (l *Log) startNext() (*os.File, error) {
 
 // noteRotation writes the record that begins a file, and only then removes the
 // files that are too many: what is missing without such a record was removed
-// by somebody else.
+// by somebody else. The record names them, and the hash of the last record that
+// is removed, which the first that is kept repeats.
 func (l *Log) noteRotation() error {
-	surplus := l.surplus()
+	surplus, last := l.surplus()
 	record := authz.Record{Time: l.cfg.Now(), Kind: KindRotation, UID: -1}
+	if len(surplus) > 0 {
+		var names []string
+		for _, path := range surplus[:min(len(surplus), maxFiles)] {
+			names = append(names, filepath.Base(path))
+		}
+		record.Detail = fmt.Sprintf("%d files are kept beside the current one; removed: %s", l.cfg.Keep, strings.Join(names, ", "))
+	}
 	l.own.encode(&record, true)
 	l.own.uint(`,"first":`, l.kept)
+	if last.seq > 0 {
+		l.own.text(`,"removed_hash":"`, string(last.hash[:]))
+	}
 	if _, err := l.commit(l.own); err != nil {
 		return err
 	}
@@ -251,56 +272,56 @@ func (l *Log) noteRotation() error {
 	return nil
 }
 
-// surplus returns the rotated files that are too many, and raises kept above
-// their records and no further. A file whose end is no record stays: it is
-// evidence.
-func (l *Log) surplus() []string {
+// surplus returns the rotated files that are too many and the last record in
+// them, and raises kept above their records and no further. A file whose end is
+// no record stays: it is evidence.
+func (l *Log) surplus() (remove []string, end tail) {
 	if l.cfg.Keep < 0 {
-		return nil
+		return nil, tail{}
 	}
 	files, err := listFiles(l.cfg.File)
 	if err != nil {
 		l.warning = err
-		return nil
+		return nil, tail{}
 	}
 	files = slices.DeleteFunc(files, func(f logFile) bool { return f.first == 0 })
-	var remove []string
 	for _, file := range files[:max(0, len(files)-l.cfg.Keep)] {
 		last, err := lastRecord(file.path)
-		if err != nil || last == 0 {
+		if err != nil || last.seq == 0 {
 			l.warning = errors.Join(fmt.Errorf("remove surplus audit log: %s does not end in a record", file.path), err)
 			continue
 		}
-		l.kept = max(l.kept, last+1)
+		if last.seq+1 > l.kept {
+			l.kept, end = last.seq+1, last
+		}
 		remove = append(remove, file.path)
 	}
-	return remove
+	return remove, end
 }
 
-// lastRecord returns the number of the last record in a file, 0 when there is none.
-func lastRecord(path string) (uint64, error) {
+// lastRecord returns the last record in a file; seq is 0 when there is none.
+func lastRecord(path string) (last tail, err error) {
 	file, err := openRegular(path)
 	if err != nil {
-		return 0, err
+		return tail{}, err
 	}
 	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
-		return 0, err
+		return tail{}, err
 	}
 	from := max(0, info.Size()-2*maxLine)
 	lines := newLines(io.NewSectionReader(file, from, info.Size()-from))
-	last := uint64(0)
 	for {
 		line, err := lines.next()
 		if errors.Is(err, io.EOF) {
 			return last, nil
 		}
 		if err != nil {
-			return 0, err
+			return tail{}, err
 		}
 		if link, ok := parseLink(line.data); ok {
-			last = link.seq
+			last = link.tail()
 		}
 	}
 }

@@ -24,6 +24,22 @@ func Open(cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open audit log: %w", err)
 	}
+	l, err := open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	had, err := hasSecond(cfg)
+	if err == nil && had {
+		l.second, err = open(cfg.secondOf())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open audit log: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// open opens one of the two logs.
+func open(cfg Config) (*Log, error) {
 	files, err := listFiles(cfg.File)
 	if err != nil {
 		return nil, fmt.Errorf("open audit log: %w", err)
@@ -32,11 +48,16 @@ func Open(cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open audit log: %w", err)
 	}
-	head, err := openHead(cfg.StateDir, &key)
+	name := headName
+	if cfg.second {
+		// Whether there was one before, the first log says.
+		key, name, fresh = key.second(), secondHeadName, true
+	}
+	head, err := openHead(cfg.StateDir, name, &key)
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{cfg: cfg, key: key, head: head, mac: key.chainMAC(), own: key.newLine(), kept: 1}
+	l := &Log{cfg: cfg, key: key, head: head, mac: key.chainMAC(), own: key.newLine(), kept: 1, folds: newFolder()}
 	l.tail.hash = genesis()
 	if err := l.resume(files, fresh); err != nil {
 		if l.file != nil {
@@ -84,9 +105,12 @@ func (l *Log) resume(files []logFile, fresh bool) error {
 	if err := l.openFile(); err != nil {
 		return err
 	}
+	if l.first == at.first {
+		l.refused = min(at.refused, l.size)
+	}
 	if l.tail.seq == 0 {
 		if err := l.head.write(position{tail: l.tail, kept: l.kept}); err != nil {
-			return fmt.Errorf("write %s: %w", headName, err)
+			return fmt.Errorf("write %s: %w", l.head.name, err)
 		}
 		return syncDir(l.cfg.StateDir)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"math"
 	"os"
 	"slices"
 	"time"
@@ -58,6 +59,16 @@ type Entry struct {
 	TornSHA256 string            `json:"torn_sha256,omitempty"` // of those bytes, in hexadecimal
 	Unproved   bool              `json:"unproved,omitempty"`    // of kind lost: records may be missing before it
 
+	// Of refusals that were counted; see authz.Fold.
+	FirstTime time.Time `json:"first_time,omitzero"`
+	LastTime  time.Time `json:"last_time,omitzero"`
+	Paths     int       `json:"paths,omitempty"`
+	LastPath  string    `json:"last_path,omitempty"`
+
+	RemovedHash string `json:"removed_hash,omitempty"` // of a rotation: the hash of the last record that was removed
+	RefusedSeq  uint64 `json:"refused_seq,omitempty"`  // of an overflow: the number of a record of the second log
+	RefusedHash string `json:"refused_hash,omitempty"` // and its hash
+
 	// Raw is the line as it stands in the log, without its newline. Bytes that
 	// are no record have nothing but Raw.
 	Raw []byte `json:"-"`
@@ -78,7 +89,7 @@ func Kinds() []string {
 	for _, k := range authz.Kinds() {
 		kinds = append(kinds, string(k))
 	}
-	return append(kinds, string(KindRotation))
+	return append(kinds, string(KindRotation), string(KindOverflow))
 }
 
 // Filter chooses records. Every field that is not its zero value must fit; the
@@ -152,17 +163,202 @@ type Query struct {
 	Poll time.Duration
 }
 
-// Read returns the chosen records, oldest first. An error ends the sequence;
-// the end of the context does too, without one when following. The log may be
-// in use and may be rotated meanwhile; nothing is verified.
+// Read returns the chosen records of the log and of the second one, oldest first;
+// those that are written while it follows in the order in which it sees them. An
+// error ends the sequence; the end of the context does too, without one when
+// following. The log may be in use and may be rotated while it is read; nothing is
+// verified.
 func Read(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		r := reader{query: q, yield: yield, lines: newLines(nil)}
-		if r.query.Poll <= 0 {
-			r.query.Poll = DefaultPoll
+		second := q
+		second.File = SecondFile(q.File)
+		files, err := listFiles(second.File)
+		switch {
+		case err == nil && q.Follow:
+			followBoth(ctx, q, second, yield)
+		case err == nil && len(files) > 0:
+			mergeBoth(ctx, q, second, yield)
+		default: // what is wrong with the folder is found again
+			readOne(ctx, q)(yield)
 		}
+	}
+}
+
+// mergeBoth yields the records of two logs in the order of their times.
+func mergeBoth(ctx context.Context, first, second Query, yield func(Entry, error) bool) {
+	if first.Last > 0 {
+		mergeLast(ctx, first, second, yield)
+		return
+	}
+	a, stopA := iter.Pull2(readOne(ctx, first))
+	defer stopA()
+	b, stopB := iter.Pull2(readOne(ctx, second))
+	defer stopB()
+	one, errOne, okOne := a()
+	two, errTwo, okTwo := b()
+	for okOne || okTwo {
+		if !okTwo || okOne && (errOne != nil || !two.Time.Before(one.Time)) {
+			if !yield(one, errOne) || errOne != nil {
+				return
+			}
+			one, errOne, okOne = a()
+			continue
+		}
+		if !yield(two, errTwo) || errTwo != nil {
+			return
+		}
+		two, errTwo, okTwo = b()
+	}
+}
+
+// mergeLast yields the last records of two logs.
+func mergeLast(ctx context.Context, first, second Query, yield func(Entry, error) bool) {
+	var all []Entry
+	for _, q := range []Query{first, second} {
+		for entry, err := range readOne(ctx, q) {
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			all = append(all, entry)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Entry) int { return a.Time.Compare(b.Time) })
+	for _, entry := range all[max(0, len(all)-first.Last):] {
+		if !yield(entry, nil) {
+			return
+		}
+	}
+}
+
+// maxBatch is how many records are put in order at a time while two logs are followed.
+const maxBatch = 4096
+
+// followBoth yields what is written to two logs, of which the second may not be
+// there yet, until ctx ends. What it meets at one look is in the order of the times.
+func followBoth(ctx context.Context, first, second Query, yield func(Entry, error) bool) {
+	var batch []Entry
+	var readers []*reader
+	stopped, last := false, math.MaxInt
+	if first.Last > 0 {
+		last = first.Last // of both, at the first look
+	}
+	defer func() {
+		for _, r := range readers {
+			_ = r.close() // it was only read
+		}
+	}()
+	flush := func() {
+		slices.SortStableFunc(batch, func(a, b Entry) int { return a.Time.Compare(b.Time) })
+		for _, entry := range batch[max(0, len(batch)-last):] {
+			stopped = stopped || !yield(entry, nil)
+		}
+		batch = batch[:0]
+	}
+	for _, q := range []Query{first, second} {
+		r := newReader(q, nil)
+		r.yield = func(entry Entry, _ error) bool {
+			if batch = append(batch, entry); len(batch) >= maxBatch && last == math.MaxInt {
+				flush()
+			}
+			return !stopped
+		}
+		readers = append(readers, r)
+	}
+	for {
+		for i, r := range readers {
+			if err := r.look(ctx, i > 0); err != nil {
+				if !errors.Is(err, errStopped) {
+					yield(Entry{}, fmt.Errorf("read audit log: %w", err))
+				}
+				return
+			}
+		}
+		flush()
+		last = math.MaxInt
+		if stopped {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(readers[0].query.Poll):
+		}
+	}
+}
+
+// look reads what is new, from the beginning if it is the first time. A log that
+// is optional may be missing.
+func (r *reader) look(ctx context.Context, optional bool) error {
+	if r.file == nil {
+		if files, err := listFiles(r.query.File); optional && (err != nil || len(files) == 0) {
+			r.query.Last = 0 // all of it is new once it is there
+			return err
+		}
+		if err := r.begin(ctx); err != nil {
+			return err
+		}
+	}
+	for {
+		if err := r.drain(ctx); err != nil {
+			return err
+		}
+		if moved, err := r.advance(ctx); err != nil || !moved {
+			return err
+		}
+	}
+}
+
+func newReader(q Query, yield func(Entry, error) bool) *reader {
+	r := &reader{query: q, yield: yield, lines: newLines(nil)}
+	if r.query.Poll <= 0 {
+		r.query.Poll = DefaultPoll
+	}
+	return r
+}
+
+func (r *reader) close() error {
+	if r.file == nil {
+		return nil
+	}
+	return r.file.Close()
+}
+
+// readOne returns the chosen records of one log, oldest first.
+func readOne(ctx context.Context, q Query) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		r := newReader(q, yield)
 		if err := r.run(ctx); err != nil && !errors.Is(err, errStopped) {
 			yield(Entry{}, fmt.Errorf("read audit log: %w", err))
+		}
+	}
+}
+
+// Oldest returns the time of the oldest record in the files of a log, or the zero
+// Time when it has none. Nothing is verified.
+func Oldest(file string) (time.Time, error) {
+	files, err := listFiles(file)
+	if err != nil || len(files) == 0 {
+		return time.Time{}, err
+	}
+	oldest, err := openRegular(files[0].path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return time.Time{}, nil // rotated away since it was listed
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer oldest.Close()
+	for lines := newLines(oldest); ; {
+		line, err := lines.next()
+		if errors.Is(err, io.EOF) {
+			return time.Time{}, nil
+		}
+		if err != nil {
+			return time.Time{}, err
+		}
+		if entry, err := decode(line.data); err == nil {
+			return entry.Time, nil
 		}
 	}
 }
@@ -182,35 +378,13 @@ type reader struct {
 	lines  *lines // of the file from there on
 }
 
+// run reads what there is.
 func (r *reader) run(ctx context.Context) (err error) {
-	defer func() {
-		if r.file != nil {
-			err = errors.Join(err, r.file.Close())
-		}
-	}()
-	if err := r.begin(ctx); err != nil {
+	defer func() { err = errors.Join(err, r.close()) }()
+	if err := r.look(ctx, false); err != nil {
 		return err
 	}
-	for {
-		if err := r.drain(ctx); err != nil {
-			return err
-		}
-		moved, err := r.advance(ctx)
-		if err != nil {
-			return err
-		}
-		if moved {
-			continue
-		}
-		if !r.query.Follow {
-			return r.rest()
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(r.query.Poll):
-		}
-	}
+	return r.rest()
 }
 
 // begin opens the first file, or yields the last records and opens the last.
@@ -224,7 +398,15 @@ func (r *reader) begin(ctx context.Context) error {
 			return err
 		}
 		err = r.open(files[0])
-		if !errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil || files[0].first != 0 {
+			return err
+		}
+		// Was it rotated before it was opened? Then this is one too far.
+		again, err := r.list()
+		if err != nil || slices.Equal(files, again) {
 			return err
 		}
 	}

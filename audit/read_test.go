@@ -147,9 +147,14 @@ func TestFollow(t *testing.T) {
 			}
 		}
 		writeMany(t, log, 6, 60)
+		// Refusals may be in the second log, so that the order is that of the looks.
+		all := map[string]bool{}
+		for range 60 {
+			all[<-seen] = true
+		}
 		for i := 6; i <= 65; i++ {
-			if id := <-seen; id != fmt.Sprintf("d%03d", i) {
-				t.Fatalf("read %s, want d%03d", id, i)
+			if !all[fmt.Sprintf("d%03d", i)] {
+				t.Errorf("d%03d is not read", i)
 			}
 		}
 		cancel()

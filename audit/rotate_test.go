@@ -12,7 +12,7 @@ import (
 
 func rotating(f folder, keep int) audit.Config {
 	cfg := f.config()
-	cfg.MaxSize, cfg.Keep = 4<<10, keep
+	cfg.MaxSize, cfg.Keep = (4<<10)*4/3, keep
 	return cfg
 }
 

@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -34,6 +36,12 @@ type Report struct {
 	First   uint64   // number of the first record; 0 for none
 	Last    uint64   // number of the last record; 0 for none
 	Removed uint64   // records removed by the limit on rotated files, as the log itself says
+	// Since is the time of the first record. When there is no Problem, the log is
+	// whole from there on.
+	Since time.Time
+	// Refused is the report of the second log, which has the refusals that the first
+	// has no room for; nil where there is none.
+	Refused *Report
 	Keyed   bool     // hashes were checked with the key, and the end with audit.head
 	Notes   []string // what is unusual and explained
 	Problem *Problem // the first thing that is wrong; nil when the log is proved
@@ -59,6 +67,19 @@ func (p Problem) String() string {
 	return where + ": " + p.What
 }
 
+// WholeSince says in words from where on the log is whole, and what became of what
+// was before.
+func (r Report) WholeSince() string {
+	if r.Records == 0 {
+		return "it has no records"
+	}
+	text := fmt.Sprintf("whole since %s (record %d)", r.Since.UTC().Format(time.RFC3339), r.First)
+	if r.First == 1 {
+		return text + ", its beginning"
+	}
+	return fmt.Sprintf("%s: %d older ones were removed by audit.maxSize and audit.keep, as the log records", text, r.First-1)
+}
+
 // Proves says in words what the report proves.
 func (r Report) Proves() string {
 	if r.Problem != nil {
@@ -70,49 +91,96 @@ func (r Report) Proves() string {
 	return "no record was edited, removed, added or moved, and none is missing at the end"
 }
 
-// Verify walks a log from its oldest file to its end and reports the first
-// thing that is wrong. The log may be in use. An error means that it could not
-// be read, and says nothing about its contents.
+// Verify walks a log from its oldest file to its end, then the second log, and
+// reports the first thing that is wrong. The log may be in use. An error means
+// that it could not be read, and says nothing about its contents.
 func Verify(cfg VerifyConfig) (Report, error) {
-	v := verifier{file: cfg.File, done: map[uint64]bool{}, lines: newLines(nil), scratch: make([]byte, sha256.Size)}
-	v.tail.hash = genesis()
-	if cfg.StateDir != "" {
-		key, err := LoadKey(cfg.StateDir)
-		if err != nil {
-			return Report{}, fmt.Errorf("verify audit log: %w", err)
-		}
-		// Before the records: those written meanwhile prove themselves.
-		v.head, v.headErr = loadHead(cfg.StateDir, &key)
-		if v.headErr != nil && !errors.Is(v.headErr, errNoHead) && !errors.Is(v.headErr, errBadHead) {
-			return Report{}, fmt.Errorf("verify audit log: %w", v.headErr)
-		}
-		v.mac, v.report.Keyed = key.chainMAC(), true
+	first, err := newVerifier(cfg.File, cfg.StateDir, false)
+	if err == nil {
+		err = first.run()
 	}
-	if err := v.walk(); err != nil {
+	if err != nil {
 		return Report{}, fmt.Errorf("verify audit log: %w", err)
 	}
+	had, err := hasSecond(Config{File: cfg.File, StateDir: cfg.StateDir})
+	if err != nil {
+		return Report{}, fmt.Errorf("verify audit log: %w", err)
+	}
+	if !had && first.linked.seq == 0 {
+		return first.report, nil
+	}
+	second, err := newVerifier(SecondFile(cfg.File), cfg.StateDir, true)
+	if err == nil {
+		second.linked = first.linked
+		err = second.run()
+	}
+	if err != nil {
+		return Report{}, fmt.Errorf("verify audit log: %w", err)
+	}
+	first.report.Refused = &second.report
+	if first.report.Problem == nil {
+		first.report.Problem = second.report.Problem
+	}
+	return first.report, nil
+}
+
+// newVerifier returns a verifier of one of the two logs.
+func newVerifier(file, stateDir string, second bool) (*verifier, error) {
+	v := &verifier{
+		file: file, second: second, headName: headName, done: map[uint64]bool{}, lines: newLines(nil), scratch: make([]byte, sha256.Size),
+	}
+	v.tail.hash = genesis()
+	if stateDir == "" {
+		return v, nil
+	}
+	key, err := LoadKey(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	if second {
+		key, v.headName = key.second(), secondHeadName
+	}
+	// Before the records: those written from here on prove themselves.
+	v.head, v.headErr = loadHead(stateDir, v.headName, &key)
+	if v.headErr != nil && !errors.Is(v.headErr, errNoHead) && !errors.Is(v.headErr, errBadHead) {
+		return nil, v.headErr
+	}
+	v.mac, v.report.Keyed = key.chainMAC(), true
+	return v, nil
+}
+
+// run verifies the log.
+func (v *verifier) run() error {
+	if err := v.walk(); err != nil {
+		return err
+	}
 	v.conclude()
-	return v.report, nil
+	return nil
 }
 
 type verifier struct {
-	file    string
-	report  Report
-	mac     hash.Hash // nil without the key
-	scratch []byte    // for its sums
-	lines   *lines    // of the file
-	head    position
-	headErr error
+	file     string
+	second   bool
+	headName string
+	report   Report
+	mac      hash.Hash // nil without the key
+	scratch  []byte    // for its sums
+	lines    *lines    // of the file
+	head     position
+	headErr  error
 
-	path   string
-	line   int
-	done   map[uint64]bool // rotated files, by their first record
-	tail   tail
-	began  bool    // a record was seen
-	region *region // bytes since the last record that are none
-	gaps   []gap   // and other problems, in the order of the log
-	kept   uint64  // records below were removed by the log itself
-	ended  int64   // offset behind the head's record; 0 when it was not met
+	path    string
+	line    int
+	done    map[uint64]bool // rotated files, by their first record
+	tail    tail
+	began   bool    // a record was seen
+	region  *region // bytes since the last record that are none
+	gaps    []gap   // and other problems, in the order of the log
+	kept    uint64  // records below were removed by the log itself
+	ended   int64   // offset behind the head's record; 0 when it was not met
+	before  string  // the hash that the first record names as the one before it
+	removed string  // the hash of the last record that was removed, as the log says
+	linked  tail    // of the second log, as the first names it; seq 0 for none
 }
 
 // gap is a jump in the numbers, legitimate when it lies below what was kept.
@@ -144,7 +212,7 @@ func (v *verifier) walk() error {
 		}
 		files = slices.DeleteFunc(files, func(f logFile) bool { return v.done[f.first] })
 		if len(files) == 0 {
-			if len(v.done) == 0 && v.mac == nil {
+			if len(v.done) == 0 && v.mac == nil && !v.second {
 				return fmt.Errorf("open %s: %w", v.file, fs.ErrNotExist)
 			}
 			return nil
@@ -220,7 +288,21 @@ func (v *verifier) check(line piece) {
 	case err != nil:
 		v.problem(link.seq, "it cannot be read: "+err.Error())
 	case entry.Kind == string(KindRotation):
-		v.kept = max(v.kept, entry.First)
+		if entry.First > v.kept {
+			v.kept, v.removed = entry.First, entry.RemovedHash
+		}
+	case entry.Kind == string(KindOverflow) && entry.RefusedSeq < v.linked.seq:
+		v.problem(link.seq, fmt.Sprintf("it names record %d as the last of the second log, and an earlier one names record %d", entry.RefusedSeq, v.linked.seq))
+	case entry.Kind == string(KindOverflow) && len(entry.RefusedHash) == hashLen:
+		v.linked = tail{seq: entry.RefusedSeq, hash: [hashLen]byte([]byte(entry.RefusedHash))}
+	}
+	if !v.began {
+		v.begin(link, line.data)
+	}
+	if v.second && link.seq == v.linked.seq {
+		if string(link.hash) != string(v.linked.hash[:]) {
+			v.problem(link.seq, "it is not the record that "+strings.TrimSuffix(filepath.Base(v.file), secondSuffix)+" names")
+		}
 	}
 	v.follow(link)
 	if entry.Unproved {
@@ -236,16 +318,26 @@ func (v *verifier) check(line piece) {
 // special decodes the records that say something about the log itself. What a
 // plugin says cannot look like a kind: its quotes are escaped.
 func (v *verifier) special(data []byte) (Entry, error) {
-	if !bytes.Contains(data, []byte(`,"kind":"`+KindRotation)) && !bytes.Contains(data, []byte(`,"kind":"`+authz.KindLost)) {
-		return Entry{}, nil
+	for _, kind := range []authz.Kind{KindRotation, KindOverflow, authz.KindLost} {
+		if bytes.Contains(data, []byte(`,"kind":"`+kind+`"`)) {
+			return decode(data)
+		}
 	}
-	return decode(data)
+	return Entry{}, nil
+}
+
+// begin takes in the first record.
+func (v *verifier) begin(l link, data []byte) {
+	v.before = string(l.prev)
+	if entry, err := decode(data); err == nil {
+		v.report.Since = entry.Time
+	}
 }
 
 // meetHead compares the record that audit.head names with what it says.
 func (v *verifier) meetHead(l link, line piece) {
 	if string(l.hash) != string(v.head.hash[:]) {
-		v.problem(l.seq, "it is not the record that "+headName+" names")
+		v.problem(l.seq, "it is not the record that "+v.headName+" names")
 	}
 	v.ended = line.end
 	if line.ended && line.end == v.head.size+1 {
@@ -359,10 +451,14 @@ func (v *verifier) conclude() {
 		v.path = v.file
 		v.concludeHead()
 	}
+	v.concludeLink()
 	for _, g := range v.gaps {
 		if g.to != 0 && g.to < v.kept {
 			v.report.Removed += g.to - g.from + 1
-			continue
+			if g.from != 1 || g.to+1 != v.kept || v.removed == "" || v.removed == v.before {
+				continue
+			}
+			g.to, g.problem.What = 0, "it does not name the record before it that was removed last"
 		}
 		problem := g.problem
 		if g.to != 0 {
@@ -379,9 +475,18 @@ func (v *verifier) concludeHead() {
 	case v.headErr != nil:
 		v.problem(last, "the end of the log cannot be proved: "+v.headErr.Error())
 	case v.head.seq > last:
-		v.problem(last+1, fmt.Sprintf("%s at the end: %s names record %d as the last", missing(last+1, v.head.seq), headName, v.head.seq))
+		v.problem(last+1, fmt.Sprintf("%s at the end: %s names record %d as the last", missing(last+1, v.head.seq), v.headName, v.head.seq))
 	case v.head.seq > 0 && v.ended != v.head.size:
-		v.problem(v.head.seq, fmt.Sprintf("it does not end at byte %d of its file, as %s says", v.head.size, headName))
+		v.problem(v.head.seq, fmt.Sprintf("it does not end at byte %d of its file, as %s says", v.head.size, v.headName))
+	}
+}
+
+// concludeLink checks that the second log reaches as far as the first says, with
+// or without a head.
+func (v *verifier) concludeLink() {
+	if last := v.tail.seq; v.second && v.linked.seq > last {
+		v.problem(last+1, fmt.Sprintf("%s at the end: %s names record %d", missing(last+1, v.linked.seq),
+			strings.TrimSuffix(filepath.Base(v.file), secondSuffix), v.linked.seq))
 	}
 }
 

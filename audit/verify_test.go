@@ -158,11 +158,11 @@ func TestMutationsAreFound(t *testing.T) {
 	random := rand.New(rand.NewPCG(20261121, 1))
 	source, other := newFolder(t), newFolder(t)
 	cfg := source.config()
-	cfg.MaxSize, cfg.Keep = 6<<10, 3
+	cfg.MaxSize, cfg.Keep = 8<<10, 3
 	source.write(cfg, 70)
 	source.proved(40, source.verify().Last)
 	otherCfg := other.config()
-	otherCfg.MaxSize = 6 << 10
+	otherCfg.MaxSize = 8 << 10
 	other.write(otherCfg, 70)
 
 	originals, foreign := readAll(t, source), readAll(t, other)

@@ -65,11 +65,22 @@ type Record struct {
 	Count      int               // equal events folded into this one; 0 and 1 mean one
 	Lost       uint64            // events that could not be kept
 	Files      map[string]string // for KindReload: file and SHA-256 digest
+	Fold       *Fold             // of refusals that were counted instead of written each; else nil
+}
+
+// Fold is what is kept of refusals of which Record.Count are one record. Its fields
+// that they do not have in common are empty; Path is the first's, Decision the last's.
+type Fold struct {
+	First, Last time.Time // of the refusals
+	Paths       int       // different paths, counted up to 64
+	LastPath    string    // of the last refusal
+	LastPattern string    // as Record.Pattern, for LastPath
 }
 
 // Recorder writes audit records. Record MUST NOT return nil before the record
-// has been handed to the operating system: what cannot be recorded is refused.
-// It MUST be safe for concurrent use and MUST NOT keep the record.
+// has been handed to the operating system: what cannot be recorded is refused. A
+// refusal alone, which has no effect, MAY be counted with its equals and written
+// later. It MUST be safe for concurrent use and MUST NOT keep the record.
 type Recorder interface {
 	Record(r *Record) error
 }

@@ -101,27 +101,49 @@ func atMostOneFile(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// verifiedLog is what is said of one of the two logs.
+type verifiedLog struct {
+	Files   []string  `json:"files"`
+	Records uint64    `json:"records"`
+	First   uint64    `json:"first,omitempty"`
+	Last    uint64    `json:"last,omitempty"`
+	Since   time.Time `json:"since,omitzero"`    // of the first record
+	Removed uint64    `json:"removed,omitempty"` // records before it, by audit.maxSize and audit.keep
+	Notes   []string  `json:"notes,omitempty"`
+}
+
+func verified(r audit.Report) verifiedLog {
+	return verifiedLog{r.Files, r.Records, r.First, r.Last, r.Since.UTC(), r.Removed, r.Notes}
+}
+
 func (c *cli) printReport(r audit.Report) error {
-	problem := ""
-	if r.Problem != nil {
-		problem = r.Problem.String()
-	}
 	answer := struct {
-		Files   []string `json:"files"`
-		Records uint64   `json:"records"`
-		Keyed   bool     `json:"keyed"`
-		Proves  string   `json:"proves"`
-		Notes   []string `json:"notes,omitempty"`
-		Problem string   `json:"problem,omitempty"`
-	}{r.Files, r.Records, r.Keyed, r.Proves(), r.Notes, problem}
+		verifiedLog
+		Keyed   bool         `json:"keyed"`
+		Proves  string       `json:"proves"`
+		Refused *verifiedLog `json:"refused,omitempty"` // of refusals that the log has no room for
+		Problem string       `json:"problem,omitempty"`
+	}{verifiedLog: verified(r), Keyed: r.Keyed, Proves: r.Proves()}
+	notes := r.Notes
+	if r.Refused != nil {
+		second := verified(*r.Refused)
+		answer.Refused, notes = &second, append(slices.Clip(notes), second.Notes...)
+	}
+	if r.Problem != nil {
+		answer.Problem = r.Problem.String()
+	}
 	err := c.print(answer, func(w io.Writer) {
-		for _, note := range r.Notes {
+		for _, note := range notes {
 			say(w, "note: %s", note)
 		}
-		if r.Problem == nil {
-			say(w, "verified: %d records in %s: %s", r.Records, count(len(r.Files), "file"), r.Proves())
-		} else {
-			say(w, "NOT VERIFIED: %s", problem)
+		if r.Problem != nil {
+			say(w, "NOT VERIFIED: %s", answer.Problem)
+			return
+		}
+		say(w, "verified: %d records in %s: %s", r.Records, count(len(r.Files), "file"), r.Proves())
+		say(w, "the log is %s", r.WholeSince())
+		if r.Refused != nil {
+			say(w, "refusals that it has no room for: %d records in %s: %s", r.Refused.Records, count(len(r.Refused.Files), "file"), r.Refused.WholeSince())
 		}
 	})
 	if err == nil && r.Problem != nil {
@@ -214,5 +236,5 @@ func findDecision(ctx context.Context, cfg *configs.Config, id string) (audit.En
 		}
 		return entry, nil
 	}
-	return audit.Entry{}, errors.New("no decision with the id " + id + " is in the log")
+	return audit.Entry{}, errors.New("no decision with the id " + id + " is in the log; refusals equal to a hundred others of a minute are counted there without their ids: chaperone audit query --denied shows them")
 }

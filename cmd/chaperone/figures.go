@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
@@ -24,6 +25,7 @@ func (s *sidecar) registerMetrics() {
 	})
 	m.collect("chaperone_audit_records_total", "Audit records written.", prometheus.CounterValue, nil,
 		func(emit func(float64, ...string)) { emit(float64(s.audit.Records())) })
+	s.registerAuditMetrics()
 	m.collect("chaperone_grant_expiry_seconds", "Seconds until a grant ends; below 0 when it has ended.", prometheus.GaugeValue, []string{"grant"},
 		func(emit func(float64, ...string)) {
 			for _, g := range s.config.Load().Grants {
@@ -53,6 +55,32 @@ func (s *sidecar) registerMetrics() {
 	if s.own != nil {
 		s.registerEnvoyMetrics()
 	}
+}
+
+// registerAuditMetrics registers how far back the audit log reaches, by the log of
+// everything and the one of the refusals that it has no room for.
+func (s *sidecar) registerAuditMetrics() {
+	m := s.metrics
+	const all, refused = "all", "refused"
+	m.collect("chaperone_audit_refusals_folded_total", "Refusals counted in the audit log together with their equals.", prometheus.CounterValue, nil,
+		func(emit func(float64, ...string)) { emit(float64(s.audit.Status().Folded)) })
+	m.collect("chaperone_audit_rotations_total", "Files of the audit log that were full.", prometheus.CounterValue, []string{"log"},
+		func(emit func(float64, ...string)) {
+			status := s.audit.Status()
+			emit(float64(status.Rotations), all)
+			if status.Second != nil {
+				emit(float64(status.Second.Rotations), refused)
+			}
+		})
+	m.collect("chaperone_audit_oldest_record_timestamp_seconds", "When the oldest record was written that the audit log still has, in Unix time.",
+		prometheus.GaugeValue, []string{"log"}, func(emit func(float64, ...string)) {
+			file := s.audit.Status().File
+			for log, file := range map[string]string{all: file, refused: audit.SecondFile(file)} {
+				if oldest, err := audit.Oldest(file); err == nil && !oldest.IsZero() {
+					emit(float64(oldest.Unix()), log)
+				}
+			}
+		})
 }
 
 // registerStateMetrics registers what the sidecar is and the state that it is in.

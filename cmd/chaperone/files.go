@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
@@ -17,6 +18,9 @@ import (
 // Vault with, its keys, its log and its sockets. Nothing starts that may use one.
 func privateFiles(spec *configs.Sidecar) []string {
 	out := []string{spec.Audit.File}
+	if spec.Audit.File != "" {
+		out = append(out, audit.SecondFile(spec.Audit.File))
+	}
 	for _, a := range []configs.Address{spec.Listen.Admin, spec.Listen.ExtAuthz} {
 		if a.IsUnix() {
 			out = append(out, a.Addr)

@@ -236,6 +236,7 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.engine.Run(ctx, time.Now) })
 	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
 	g.Go(func() error { s.keepTotals(ctx); return nil })
+	g.Go(func() error { s.keepCounts(ctx); return nil })
 	g.Go(func() error {
 		if err := s.reaper.Run(ctx); err != nil {
 			s.opts.log.Warn("orphaned processes are not collected", zap.Error(err))
@@ -402,6 +403,18 @@ func (s *sidecar) keepTotals(ctx context.Context) {
 			s.opts.log.Error("usage not written", zap.Error(err))
 		}
 	})
+}
+
+// keepCounts writes the counts of equal refusals once their minute is over.
+func (s *sidecar) keepCounts(ctx context.Context) {
+	every(ctx, 5*time.Second, func() { s.flushCounts(false) })
+}
+
+// flushCounts writes the counts of equal refusals that are due, or all.
+func (s *sidecar) flushCounts(all bool) {
+	if err := s.audit.Flush(time.Now(), all); err != nil {
+		s.opts.log.Error("counts of refusals not recorded", zap.Error(err))
+	}
 }
 
 // every calls f at an interval until ctx ends.

@@ -24,7 +24,7 @@ import (
 func hostileTexts() []string {
 	return []string{
 		"x\nchaperone: FORGED: all is well", "\x1b[2J\x1b]0;owned\x07", "\u009b2J", "\u202eevil\u2066", "a\r\x00b\x7f\x85", "\xff\xc3\x28",
-		"\n<3>FORGED", "\u2028\u2029\ufeff", "\v\f\tcell", strings.Repeat("\n\x1b", 5000),
+		"\n<3>FORGED", "\u2028\u2029\ufeff", "\v\f\tcell", strings.Repeat("\n\x1b", 500),
 	}
 }
 
@@ -55,7 +55,7 @@ func prints(t *testing.T, what, text string, lines int) {
 // What a plugin, an upstream or a file says controls no terminal and forges no line,
 // whichever way it is printed.
 func TestPrintedTextIsQuoted(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(30) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		text := func() string { return hostileText(r) }
 		var out bytes.Buffer
@@ -104,9 +104,20 @@ func TestPrintedRecordsAreQuoted(t *testing.T) {
 	}
 	testenv.Must(t, f.Close())
 	for _, args := range [][]string{
-		{"audit", "tail"}, {"audit", "query"}, {"audit", "query", "--output", "table"}, {"audit", "query", "--output", "json"}, {"audit", "query", "--output", "yaml"},
-		{"audit", "query", "--summary", "host"}, {"audit", "query", "--summary", "exe"}, {"audit", "verify"}, {"audit", "verify", "--output", "json"},
-		{"audit", "query", "--plugin", texts[1], "--output", "table"}, {"explain", texts[0], texts[1]}, {"revoke", texts[1]}, {texts[1]}, {"audit", "tail", texts[1]},
+		{"audit", "tail"},
+		{"audit", "query"},
+		{"audit", "query", "--output", "table"},
+		{"audit", "query", "--output", "json"},
+		{"audit", "query", "--output", "yaml"},
+		{"audit", "query", "--summary", "host"},
+		{"audit", "query", "--summary", "exe"},
+		{"audit", "verify"},
+		{"audit", "verify", "--output", "json"},
+		{"audit", "query", "--plugin", texts[1], "--output", "table"},
+		{"explain", texts[0], texts[1]},
+		{"revoke", texts[1]},
+		{texts[1]},
+		{"audit", "tail", texts[1]},
 	} {
 		if args[0] == "audit" && len(args) > 1 && args[len(args)-1] != texts[1] {
 			args = append(args, file)

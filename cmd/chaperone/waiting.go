@@ -74,6 +74,7 @@ func (w *waiter) wait(ctx context.Context) (int, error) {
 func (w *waiter) ended(e ending) (int, error) {
 	s := w.s
 	s.process.Store(nil)
+	s.flushCounts(true)
 	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
 	if r, halted := s.halted(); halted {
 		return exitSidecar, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)

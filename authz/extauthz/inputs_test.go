@@ -392,7 +392,13 @@ func TestAttributesThatDiffer(t *testing.T) {
 		"only pseudo headers": {func(h *authv3.AttributeContext_HttpRequest, _ *authv3.AttributeContext) {
 			h.Method, h.Path, h.Host, h.Scheme = "", "", "", ""
 		}, "granted"},
-		"only attributes": {func(h *authv3.AttributeContext_HttpRequest, _ *authv3.AttributeContext) { h.Headers = nil }, "granted"},
+		"no headers": {func(h *authv3.AttributeContext_HttpRequest, _ *authv3.AttributeContext) { h.Headers = nil }, "not_enforceable_here"},
+		"some headers": {func(h *authv3.AttributeContext_HttpRequest, _ *authv3.AttributeContext) {
+			h.Headers = map[string]string{"x-a": "1", ":path": h.Path}
+		}, "not_enforceable_here"},
+		"gRPC's own filter": {func(h *authv3.AttributeContext_HttpRequest, _ *authv3.AttributeContext) {
+			h.Id, h.Scheme, h.Size, h.Headers = "", "", -1, nil
+		}, "granted"},
 	} {
 		in := envoyCheck("GET", "https", "api.weather.example", "/v1/forecast/berlin")
 		c.change(in.Attributes.Request.Http, in.Attributes)

@@ -31,6 +31,7 @@ type access struct {
 type fault struct {
 	reason  authz.Reason
 	attempt authz.Attempt
+	remedy  string // "" for the reason's own
 }
 
 // read turns a CheckRequest into an access of principal. A fault's attempt
@@ -141,6 +142,9 @@ func (s *Server) readHTTP(a *access, c *check) *fault {
 	if detail != "" {
 		return l.malformed(detail)
 	}
+	if a.rewritable && !h.shown {
+		return l.hidden()
+	}
 	a.grpc = isGRPC(h.contentType) || !a.rewritable
 	a.source.Trace(h.traceparent)
 	sni := c.sni
@@ -203,7 +207,19 @@ func (l line) url() string {
 }
 
 func (l line) malformed(detail string) *fault {
-	return &fault{authz.MalformedRequest, authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
+	return &fault{reason: authz.MalformedRequest, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
+}
+
+// hidden refuses a request of which only some headers are shown, so that neither
+// the plugin's cookies nor the stand-in for a credential would be seen in the
+// others, and nothing that must not pass could be removed. Envoy and agentgateway
+// show :method among the headers, as long as no allowed_headers leaves it out;
+// gRPC's own filter shows none.
+func (l line) hidden() *fault {
+	return &fault{
+		reason: authz.NotEnforceableHere, remedy: "ask the operator to show every header: the ext_authz filter is to have no allowed_headers",
+		attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: "the caller shows only some of the request's headers"},
+	}
 }
 
 // complete adds the query where the caller states it apart, which Envoy never
@@ -267,7 +283,7 @@ func (a *access) agrees(l line, sni string, authorities ...string) *fault {
 }
 
 func (l line) mismatch(detail string) *fault {
-	return &fault{authz.DestinationMismatch, authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
+	return &fault{reason: authz.DestinationMismatch, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
 }
 
 // seen are the headers that the door reads.
@@ -275,6 +291,7 @@ type seen struct {
 	method, authority, scheme, path, protocol string
 	host, upgrade, contentType, traceparent   string
 
+	shown bool   // the pseudo headers are among them
 	twice string // one that must be there once and is not
 }
 
@@ -301,7 +318,7 @@ func (s *seen) take(name, value string) bool {
 	var to *string
 	switch name {
 	case ":method":
-		to = &s.method
+		to, s.shown = &s.method, true
 	case ":authority":
 		to = &s.authority
 	case ":scheme":

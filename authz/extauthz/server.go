@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	logv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -128,14 +129,20 @@ type Server struct {
 	grpc      *grpc.Server
 	health    *health
 	listeners []net.Listener
+	methods   []string // that it has
+	misuse    pace
 }
+
+// filterHTTPAuthz is the name of Envoy's filter that asks, under which answers'
+// facts are kept.
+const filterHTTPAuthz = "envoy.filters.http.ext_authz"
 
 // New returns a server. It starts nothing.
 func New(cfg Config) (*Server, error) {
 	if cfg.Plugin == "" || cfg.Gate == nil || cfg.Ready == nil {
 		return nil, errors.New("make ext_authz server: plugin, gate and readiness are required")
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, health: newHealth(cfg.Ready)}
+	s := &Server{cfg: cfg, log: cfg.Log, health: newHealth(cfg.Ready), methods: callMethods()}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -151,11 +158,13 @@ func New(cfg Config) (*Server, error) {
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ConnectionTimeout(handshakeLimit),
+		grpc.InTapHandle(s.intercept),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idlePing, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 	)
 	s.grpc.RegisterService(serviceDesc(), s)
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	logv3.RegisterAccessLogServiceServer(s.grpc, accessLogs{server: s})
 	return s, nil
 }
 
@@ -400,6 +409,7 @@ func (e *early) Err() error { return e.start().Err() }
 func (s *Server) refuse(f *fault, wantsGRPC bool) answer {
 	refusal, err := s.cfg.Gate.Refuse(f.reason, f.attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
 	s.unrecorded(refusal, err)
+	refusal.Remedy = first(f.remedy, refusal.Remedy)
 	return s.answer(refusal, authz.Decision{}, wantsGRPC)
 }
 
@@ -433,7 +443,7 @@ const contextPlugin = "plugin"
 // one plugin of the sidecar.
 func (s *Server) identify(c *check) (authz.Principal, *fault) {
 	unknown := func(detail string) (authz.Principal, *fault) {
-		return "", &fault{authz.IdentityUnknown, authz.Attempt{Detail: detail}}
+		return "", &fault{reason: authz.IdentityUnknown, attempt: authz.Attempt{Detail: detail}}
 	}
 	if c.named {
 		if authz.Principal(c.plugin) != s.cfg.Plugin {

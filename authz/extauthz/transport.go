@@ -53,7 +53,7 @@ func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInf
 		if err != nil {
 			return nil, nil, err
 		}
-		return conn, caller{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, own}, nil
+		return &answering{Conn: conn}, caller{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, own}, nil
 	}
 	secured, info, err := t.TransportCredentials.ServerHandshake(conn)
 	if err != nil {
@@ -61,9 +61,9 @@ func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInf
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok {
-		return secured, caller{}, nil
+		return &answering{Conn: secured}, caller{}, nil
 	}
-	return secured, caller{tlsInfo.CommonAuthInfo, t.verified(tlsInfo)}, nil
+	return &answering{Conn: secured}, caller{tlsInfo.CommonAuthInfo, t.verified(tlsInfo)}, nil
 }
 
 // Clone returns a copy (credentials.TransportCredentials).

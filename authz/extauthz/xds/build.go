@@ -205,4 +205,6 @@ func inline(text string) *corev3.DataSource {
 const (
 	connectTimeout = 10 * time.Second // to an upstream, with the sidecar's part in it and TLS
 	checkTimeout   = 10 * time.Second // a credential may have to be fetched
+	// answersInterval is how long the sidecar may wait for an answer of Envoy's own.
+	answersInterval = 100 * time.Millisecond
 )

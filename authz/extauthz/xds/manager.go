@@ -89,7 +89,8 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 		// was cut, before Envoy does: by default a second.
 		DelayedCloseTimeout: &durationpb.Duration{Nanos: 100e6},
 		UpgradeConfigs:      b.upgrades(),
-		AccessLog:           b.accessLog(requestLog()),
+		AccessLog:           append(b.accessLog(requestLog()), b.toSidecar()),
+		LocalReplyConfig:    b.localReplies(),
 		HttpFilters:         []*hcmv3.HttpFilter{b.ask(), b.router()},
 	}
 	if table != nil {

@@ -153,10 +153,11 @@ func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
 	return host
 }
 
-// refuse returns the routes of what no answer let through.
+// refuse returns the routes of what no answer let through, and of what one did
+// whose rule is not configured yet.
 func (*builder) refuse() []*routev3.Route {
 	refusal := &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
-		Status: 403,
+		Status: 503,
 		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: "no rule leads there\n"}},
 	}}
 	return []*routev3.Route{

@@ -1,0 +1,29 @@
+package authz
+
+// RecordAnswer records what a data plane answered by itself: before it asked, with
+// decision "", as a refusal like those of [Gate.Refuse]; or after the decision that
+// allowed the access, as a further end of it, whose reason is that answer's. It
+// returns the refusal that it amounts to. The error is for the operator's log.
+func (g *Gate) RecordAnswer(decision string, reason Reason, attempt Attempt, src Source) (Refusal, error) {
+	if decision == "" {
+		return g.Refuse(reason, attempt, src)
+	}
+	if reason.Allowed() {
+		reason = NotReady
+	}
+	refusal := Refusal{
+		Reason: reason, Detail: attempt.Detail, Plugin: string(attempt.Principal), Decision: clip(decision),
+		Method: clip(attempt.Method), URL: clip(presentable(attempt.URL)), Remedy: remedyFor(reason),
+	}
+	scheme, host, port := attempt.destination()
+	method := refusal.Method
+	if attempt.Connect {
+		method = "CONNECT"
+	}
+	return refusal, g.write(g.cfg.Now(), &Record{
+		Kind: KindEnd, Plugin: refusal.Plugin, Door: src.Door, Decision: refusal.Decision,
+		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation,
+		Method: method, Scheme: string(scheme), Host: host, Port: port,
+		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, SpanID: src.SpanID, Detail: attempt.Detail,
+	})
+}

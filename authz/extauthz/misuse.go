@@ -1,0 +1,151 @@
+package extauthz
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// An ext_authz filter that is given this socket as its http_service sends the
+// plugin's own request here, with the plugin's path and headers, and takes every
+// HTTP status of 2xx for "allowed". gRPC answers with 200 whatever it says, its
+// errors included: unknown methods, a call without a message. So a plugin could
+// pass a request that nobody decided, by giving it the shape of a call.
+//
+// Two things prevent it. A call that is not gRPC's is refused before anything
+// looks at it: gRPC states no Content-Length (gRPC over HTTP/2, "Requests"), and
+// Envoy's http_service always does (RawHttpClientImpl::check). And no HTTP status
+// of success leaves without a message after it.
+
+// callMethods are the methods that this server has.
+func callMethods() []string {
+	return []string{
+		"/" + ServiceName + "/Check",
+		"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List",
+		methodAccessLogs,
+	}
+}
+
+// intercept refuses what is no call of a method that this server has
+// (tap.ServerInHandle).
+func (s *Server) intercept(ctx context.Context, call *tap.Info) (context.Context, error) {
+	known := slices.Contains(s.methods, call.FullMethodName)
+	if known && len(call.Header["content-length"]) == 0 {
+		return ctx, nil
+	}
+	s.misused(call)
+	if known {
+		return nil, status.Error(codes.InvalidArgument, "not a call of gRPC")
+	}
+	return nil, status.Error(codes.Unimplemented, "no such method")
+}
+
+// misused records that the socket was asked something else than what it answers,
+// once a second at most: a plugin may be the one that asks.
+func (s *Server) misused(call *tap.Info) {
+	n := s.misuse.take(time.Now())
+	if n == 0 {
+		return
+	}
+	detail := "the ext_authz socket was asked by what is not the gRPC filter: the filter's configuration names it as an http_service, or somebody else asks"
+	if n > 1 {
+		detail += fmt.Sprintf("; so did %d more before", n-1)
+	}
+	attempt := authz.Attempt{
+		Principal: s.cfg.Plugin, Method: "POST", Detail: detail,
+		URL: string(authz.SchemeHTTPS) + "://" + firstOf(call.Header, ":authority") + call.FullMethodName,
+	}
+	refusal, err := s.cfg.Gate.Refuse(authz.MalformedRequest, attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
+	s.unrecorded(refusal, err)
+	s.log.Error("ext_authz socket misused", zap.String("method", quote(call.FullMethodName)), zap.String("decision", refusal.Decision), zap.String("detail", detail))
+	if s.cfg.Refused != nil {
+		s.cfg.Refused(refusal)
+	}
+}
+
+func firstOf(md metadata.MD, name string) string {
+	if values := md.Get(name); len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+// pace lets an event be reported once a second, with how many there were.
+type pace struct {
+	mu    sync.Mutex
+	last  time.Time
+	count int
+}
+
+// take counts an event and returns how many are to be reported now, or 0.
+func (p *pace) take(now time.Time) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count++
+	if now.Sub(p.last) < time.Second {
+		return 0
+	}
+	n := p.count
+	p.last, p.count = now, 0
+	return n
+}
+
+// Parts of HTTP/2's framing (RFC 9113, section 4.1; RFC 7541, appendix A).
+const (
+	frameHead      = 9
+	frameTypeAt    = 3
+	frameFlagsAt   = 4
+	frameHeaders   = 0x1
+	flagEndStream  = 0x1
+	indexed200     = 0x88 // ":status: 200", an indexed field of HPACK's static table
+	indexed400     = 0x8c // ":status: 400"
+	bitsOfOneOctet = 8
+)
+
+// answering is a server's connection of gRPC on which no answer without a message
+// has the HTTP status 200: such an answer is one HEADERS frame that ends its
+// stream, begins with the status, and has the status 400 instead. Clients of gRPC
+// read grpc-status in it as before (gRPC over HTTP/2, "Responses": Trailers-Only).
+type answering struct {
+	net.Conn
+
+	head  [frameHead]byte
+	have  int  // of head
+	left  int  // of the frame's payload
+	first bool // the next byte of the payload is the first of such an answer
+}
+
+// Write writes frames, which need not be whole.
+func (c *answering) Write(frames []byte) (int, error) {
+	out := frames
+	for i := 0; i < len(frames); {
+		if c.left > 0 {
+			if c.first && frames[i] == indexed200 {
+				out = slices.Clone(out)
+				out[i] = indexed400
+			}
+			c.first = false
+			n := min(c.left, len(frames)-i)
+			c.left, i = c.left-n, i+n
+			continue
+		}
+		n := copy(c.head[c.have:], frames[i:])
+		if c.have, i = c.have+n, i+n; c.have == frameHead {
+			c.have = 0
+			c.left = int(c.head[0])<<(2*bitsOfOneOctet) | int(c.head[1])<<bitsOfOneOctet | int(c.head[2])
+			c.first = c.head[frameTypeAt] == frameHeaders && c.head[frameFlagsAt]&flagEndStream != 0
+		}
+	}
+	return c.Conn.Write(out)
+}

@@ -122,7 +122,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		x.fail(err)
 		return
 	}
-	response, err := pool.transport.RoundTrip(out)
+	response, err := x.send(pool.transport, out)
 	x.settle()
 	if err != nil {
 		x.fail(err)

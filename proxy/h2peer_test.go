@@ -2,11 +2,13 @@ package proxy_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"testing"
 
@@ -117,6 +119,7 @@ func newScripted(t testing.TB, plain bool, protocol string, serve func(net.Conn)
 			if err != nil {
 				return
 			}
+			context.AfterFunc(t.Context(), func() { _ = conn.Close() })
 			go func() {
 				defer conn.Close()
 				serve(conn)
@@ -133,7 +136,7 @@ func (u *h2Upstream) rule() authz.Rule {
 		To: authz.To{Hosts: []string{"api.weather.example"}, Ports: []uint16{u.addr.Port()}, Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 	}
 	if u.ca == nil {
-		r.To.Scheme, r.Insecure = authz.SchemeHTTP, true
+		r.To.Scheme = authz.SchemeHTTP
 	} else {
 		r.To.TLS = authz.TLS{CA: string(u.ca.PEM()), CAFile: "ca.pem"}
 	}
@@ -166,4 +169,18 @@ func (w *world) h2Client(authority string) *h2Peer {
 	p := newH2Peer(inner)
 	testenv.Must(w.t, p.WriteSettings())
 	return p
+}
+
+// priorKnowledge is a client that speaks HTTP/2 without TLS to the proxy (RFC
+// 9113, section 3.3).
+func (w *world) priorKnowledge() *http.Client {
+	transport := &http.Transport{
+		Protocols: new(http.Protocols),
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", w.addr.String())
+		},
+	}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	w.t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
 }

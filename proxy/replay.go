@@ -1,0 +1,181 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+)
+
+// maxReplayed bounds how much of a body is kept until the head of the answer has
+// come, in bytes, so that the request can be sent again when the upstream has
+// not processed it. It holds most unary calls of gRPC.
+const maxReplayed = 64 << 10
+
+// errReplaced is read by an attempt whose body another attempt, or none, reads on.
+var errReplaced = errors.New("the attempt has ended")
+
+// send sends the request, and again where an HTTP/2 upstream says that it has not
+// processed it: with a GOAWAY whose last stream is before the request's, or with
+// RST_STREAM and REFUSED_STREAM (RFC 9113, section 8.7). net/http repeats what has
+// no body by itself. With http.Request.GetBody it would repeat what has one, but
+// then after PROTOCOL_ERROR too, which promises nothing.
+//
+// The access stays registered all the time: a policy that takes it away cuts it
+// between two attempts as it does within one.
+func (x *exchange) send(transport http.RoundTripper, out *http.Request) (*http.Response, error) {
+	if out.Body == nil || x.speak() == speakHTTP1 {
+		return transport.RoundTrip(out)
+	}
+	kept := &keptBody{from: out.Body, holding: &x.held}
+	kept.changed.L = &kept.mu
+	defer kept.letGo() // nothing is sent again once there is an answer
+	for attempt := 1; ; attempt++ {
+		try := *out
+		try.Body = kept.attempt()
+		response, err := transport.RoundTrip(&try)
+		if err == nil || attempt == maxAttempts || !notProcessed(err) || !kept.whole() || x.access.cutBy() != nil || !x.access.live() {
+			return response, err
+		}
+	}
+}
+
+// notProcessed reports whether the upstream said that it has not processed the
+// request. net/http exports none of these errors, and quotes them in the one that
+// it returns for a request with a body that was read
+// (net/http.http2shouldRetryRequest). A text that is not known is one that
+// promises nothing.
+func notProcessed(err error) bool {
+	text := err.Error()
+	if !strings.HasPrefix(text, "http2: Transport: cannot retry err [") {
+		return false
+	}
+	return strings.Contains(text, "[http2: Transport received Server's graceful shutdown GOAWAY]") ||
+		strings.Contains(text, "; REFUSED_STREAM; received from peer]")
+}
+
+// keptBody is a body that several attempts may read from its beginning, one after
+// the other. It is read by a goroutine of its own while it may be needed again:
+// an attempt that ends must not wait for what the plugin has still to send, nor
+// take it away from the next.
+type keptBody struct {
+	from    io.ReadCloser
+	holding *holding
+
+	mu      sync.Mutex
+	changed sync.Cond
+	read    []byte // from the beginning
+	err     error  // behind it
+	filling bool   // a goroutine reads
+	gone    bool   // no attempt follows the present one, so that nothing need be kept
+	ended   bool   // so has the present attempt
+	closed  bool
+}
+
+// whole reports whether another attempt can begin.
+func (k *keptBody) whole() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.gone && (k.err == nil || errors.Is(k.err, io.EOF))
+}
+
+// attempt begins the next attempt.
+func (k *keptBody) attempt() io.ReadCloser {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended = false
+	return &attemptBody{kept: k}
+}
+
+// letGo ends the keeping.
+func (k *keptBody) letGo() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.gone = true
+	_ = k.close() // the answer, or its failure, says what matters
+	k.changed.Broadcast()
+}
+
+// close closes the body once no attempt reads it any more, and none will. The
+// caller holds k.mu.
+func (k *keptBody) close() error {
+	if !k.gone || !k.ended || k.closed {
+		return nil
+	}
+	k.closed = true
+	return k.from.Close()
+}
+
+// fill reads once. The caller holds k.mu, and gets it back.
+func (k *keptBody) fill() {
+	k.filling = true
+	go func() {
+		buf := make([]byte, min(maxReplayed, bufferSize))
+		n, err := k.from.Read(buf)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.read, k.err, k.filling = append(k.read, buf[:n]...), err, false
+		if len(k.read) > maxReplayed || k.holding.take(int64(n)) != nil {
+			k.gone = true
+		}
+		k.changed.Broadcast()
+	}()
+}
+
+// attemptBody is the body as one attempt reads it.
+type attemptBody struct {
+	kept  *keptBody
+	next  int // of what was read
+	ended bool
+}
+
+// Read implements io.Reader.
+func (b *attemptBody) Read(p []byte) (int, error) {
+	k := b.kept
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for {
+		switch {
+		case b.ended:
+			return 0, errReplaced
+		case b.next < len(k.read):
+			n := copy(p, k.read[b.next:])
+			b.next += n
+			return n, nil
+		case k.err != nil:
+			return 0, k.err
+		case k.filling:
+			k.changed.Wait()
+		case k.gone:
+			return b.readOn(p)
+		default:
+			k.fill()
+		}
+	}
+}
+
+// readOn reads what is not kept. The caller holds the lock of the body.
+func (b *attemptBody) readOn(p []byte) (int, error) {
+	k := b.kept
+	k.holding.give(int64(len(k.read)))
+	k.read, b.next = nil, 0
+	k.mu.Unlock()
+	n, err := k.from.Read(p)
+	k.mu.Lock()
+	if err != nil {
+		k.err = err
+	}
+	return n, err
+}
+
+// Close implements io.Closer. It ends the attempt; the body itself is closed
+// once no attempt can follow.
+func (b *attemptBody) Close() error {
+	k := b.kept
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	b.ended, k.ended = true, true
+	k.changed.Broadcast()
+	return k.close()
+}

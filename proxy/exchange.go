@@ -36,6 +36,7 @@ type exchange struct {
 	unarmed   bool      // the plugin's extensions of WebSocket were not passed on
 	held      holding   // of the plugin's body
 
+	began    time.Time
 	up, down pacer // from the plugin, and to it
 	outcome  authz.Outcome
 	sent     atomic.Int64 // body bytes towards the upstream
@@ -62,7 +63,7 @@ var (
 // exchange registers an admitted request, sends it, and answers with what
 // comes back.
 func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *authz.Admission) {
-	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, control: http.NewResponseController(w)}
+	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, control: http.NewResponseController(w), began: time.Now()}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	x.giveUp = cancel
@@ -462,6 +463,9 @@ func (x *exchange) fail(err error) {
 		x.outcome.Detail = "the plugin left before the answer"
 		panic(http.ErrAbortHandler)
 	}
+	if x.endStream(err) {
+		return
+	}
 	var e *dialError
 	switch {
 	case errors.As(err, &e):
@@ -538,6 +542,9 @@ func (x *exchange) respond(response *http.Response) {
 		return
 	}
 	x.incomplete(err)
+	if x.endMessages(h, response, err) {
+		return
+	}
 	panic(http.ErrAbortHandler) // the plugin must see that the answer is not whole
 }
 
@@ -583,6 +590,9 @@ func (x *exchange) incomplete(err error) {
 		x.outcome.Detail = "the plugin left before the end of the answer"
 	default:
 		x.outcome.Detail = "the upstream broke off: " + causeOf(err)
+		if code, ok := resetCode(err); ok {
+			x.outcome.Detail = "the upstream reset the stream: " + code.String()
+		}
 	}
 }
 

@@ -326,24 +326,17 @@ func isGRPC(h http.Header) bool {
 // grpcCode returns the status code of a refusal
 // (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md).
 func grpcCode(r authz.Reason) int {
-	const (
-		invalidArgument   = 3
-		deadlineExceeded  = 4
-		permissionDenied  = 7
-		resourceExhausted = 8
-		unavailable       = 14
-	)
 	switch r {
 	case authz.MalformedRequest, authz.DestinationMismatch:
-		return invalidArgument
+		return grpcInvalidArgument
 	case authz.QuotaExceeded:
-		return resourceExhausted
+		return grpcResourceExhausted
 	case authz.UpstreamTimeout:
-		return deadlineExceeded
+		return grpcDeadlineExceeded
 	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable, authz.UpstreamUnreachable:
-		return unavailable
+		return grpcUnavailable
 	default:
-		return permissionDenied
+		return grpcPermissionDenied
 	}
 }
 

@@ -107,6 +107,8 @@ type Credential struct {
 	Generation uint64
 	// Lease is Vault's lease id, "" when the credential has none.
 	Lease string
+	// Uses counts the accesses that carry the value. nil counts none.
+	Uses *Uses
 	// NotAfter is when the value stops being valid: the earlier of its lease's
 	// and its token's end. Zero when it does not end.
 	NotAfter time.Time

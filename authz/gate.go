@@ -74,6 +74,14 @@ type Admission struct {
 	ended      bool
 	record     Record
 	connection Connection // that carries it
+	uses       *Uses      // of the credential, until its end
+}
+
+// release no longer counts the access as one that carries a credential. The
+// caller holds mu, or is the only one to have the admission.
+func (a *Admission) release() {
+	a.uses.End()
+	a.uses = nil
 }
 
 // Connection is what carries an admitted access to its upstream.
@@ -127,6 +135,9 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 		cause = errors.Join(cause, err)
 		a.unrecorded(snapshot)
 	}
+	if a.Refusal != nil {
+		a.release()
+	}
 	return a, cause
 }
 
@@ -150,6 +161,10 @@ func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish 
 		cause = errors.Join(cause, err)
 		a.unrecorded(snapshot)
 	}
+	if a.Refusal == nil && a.late == NotReady {
+		a.uses.Hide() // the access goes on elsewhere
+	}
+	a.release()
 	return a, cause
 }
 
@@ -361,6 +376,8 @@ func (g *Gate) credential(ctx context.Context, a *Admission) error {
 		a.Injection, err = spec.render(credential)
 	}
 	if err == nil {
+		a.uses = credential.Uses
+		a.uses.Begin()
 		return nil
 	}
 	a.Decision.Reason, a.Injection = CredentialUnavailable, Injection{}
@@ -504,6 +521,7 @@ func (a *Admission) End(o Outcome) error {
 		return nil
 	}
 	a.ended = true
+	a.release()
 	return a.gate.write(a.started, a.ending(o))
 }
 

@@ -94,8 +94,8 @@ type Broker struct {
 	base   time.Time     // where the monotonic clock counts from
 	door   chan struct{} // holds one: who logs in or renews the token
 	kick   chan struct{} // holds one: the schedule has changed
-	// grace is how long a replaced lease stays for requests that still hold
-	// its value, and a fetched one for a generation that names it.
+	// grace is how long a replaced lease stays at least, for requests that have its
+	// value and are not yet counted, and a fetched one for a generation that names it.
 	grace time.Duration
 
 	flights sync.WaitGroup // Go under mu while not closed
@@ -314,7 +314,7 @@ func (e *entry) serve(now instant) (authz.Credential, bool) {
 	}
 	e.usedAt.set(now)
 	return authz.Credential{
-		Fields: l.fields.text, PEM: l.fields.pem, Generation: l.generation, Lease: l.id, NotAfter: l.usableUntil().time(),
+		Fields: l.fields.text, PEM: l.fields.pem, Generation: l.generation, Lease: l.id, NotAfter: l.usableUntil().time(), Uses: l.uses,
 	}, true
 }
 
@@ -615,7 +615,7 @@ func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error
 		f.orphan = b.enqueue(e.ref, got, now, true)
 	}
 	if f.lost && (err != nil || got.id != old.id) {
-		b.enqueue(e.ref, old, now, false)
+		b.keep(e.ref, old, now)
 	}
 	if err != nil {
 		b.failed(e, now, err)
@@ -692,7 +692,7 @@ func (b *Broker) install(e *entry, got *lease) {
 			zap.String("path", e.ref.Path), zap.Strings("fields", got.fields.withheld))
 	}
 	if old != nil && old.id != "" && old.id != got.id {
-		b.enqueue(e.ref, old, earliest(now.add(b.grace), old.usableUntil()), false)
+		b.keep(e.ref, old, earliest(now.add(b.grace), old.usableUntil()))
 	}
 }
 
@@ -708,8 +708,10 @@ func (b *Broker) lose(e *entry, why string) {
 	case l.id == "":
 	case e.flight != nil && e.flight.old == l:
 		e.flight.lost = true
+	case why == leaseGone || why == tokenGone:
+		b.enqueue(e.ref, l, b.now(), false) // there is nothing to keep
 	default:
-		b.enqueue(e.ref, l, b.now(), false)
+		b.keep(e.ref, l, b.now())
 	}
 }
 

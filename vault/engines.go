@@ -60,7 +60,7 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 	}
 	l := &lease{
 		id: answer.LeaseID, session: s, fields: fields, renewable: answer.Renewable,
-		minted: issued, granted: seconds(answer.LeaseDuration),
+		minted: issued, granted: seconds(answer.LeaseDuration), uses: new(authz.Uses),
 	}
 	last := ceiling(issued, ref.Lifetime)
 	serial, certificate := certificateOf(answer, fields)

@@ -102,6 +102,7 @@ type lease struct {
 	exhausted  bool // Vault granted less than was asked: the next one is a new one
 	minted     instant
 	granted    time.Duration // at first
+	uses       *authz.Uses   // the accesses that carry it
 	brief      bool          // it is fetched again when it is asked for, and not before it ends
 
 	// Of a password that Vault replaces.

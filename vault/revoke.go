@@ -26,6 +26,8 @@ const (
 	confirmEvery   = 100 * time.Millisecond // between looks at whether they are gone
 	landWithin     = 2 * time.Second        // before what is being fetched is given up
 	afterTheEnd    = time.Minute            // after a lease's own end it is taken to be gone
+	maxKept        = 4                      // replaced leases of one credential that accesses carry; the oldest goes for another
+	lookKept       = time.Second            // between looks at whether an access still carries one
 )
 
 // Report says what became of revoking leases.
@@ -56,6 +58,11 @@ type revocation struct {
 	done     bool // confirmed, or past its own end
 	denied   bool // the policy does not let us revoke leases
 	attempts int
+	// uses are the accesses that carry it. While there are any it is not revoked
+	// before keptUntil, when it ends by itself, unless it is urgent. nil once it is
+	// not waited for any more.
+	uses      *authz.Uses
+	keptUntil instant
 }
 
 // Retain says which credentials are in force. The leases of all others are
@@ -193,6 +200,36 @@ func wait(ctx context.Context, flights []*flight) []*revocation {
 // enqueue queues a lease to be revoked at due. The caller holds mu.
 func (b *Broker) enqueue(ref authz.CredentialRef, l *lease, due instant, urgent bool) *revocation {
 	return b.queue(&revocation{id: l.id, mount: l.mount, ref: ref, session: l.session, ends: l.ends, due: due, urgent: urgent})
+}
+
+// keep queues a lease to be revoked at due, or later: as soon as no access carries
+// it, or by its own end. The caller holds mu.
+func (b *Broker) keep(ref authz.CredentialRef, l *lease, due instant) {
+	until := l.ends
+	if l.mount == "" {
+		until = earliest(until, l.session.notAfter)
+	}
+	r := b.enqueue(ref, l, due, false)
+	r.uses, r.keptUntil = l.uses, until
+	var oldest *revocation
+	kept := 0
+	for _, other := range b.pending {
+		if other.ref != ref || other.uses == nil || other.urgent {
+			continue
+		}
+		if kept++; oldest == nil || other.keptUntil.before(oldest.keptUntil) {
+			oldest = other
+		}
+	}
+	if kept > maxKept {
+		oldest.uses = nil
+	}
+}
+
+// isKept reports whether a lease is not yet to be revoked, since an access carries
+// it, or may do so. The caller holds mu.
+func (r *revocation) isKept(now instant) bool {
+	return !r.urgent && r.uses != nil && now.before(r.keptUntil) && (r.uses.Open() || r.uses.Hidden())
 }
 
 func (b *Broker) queue(r *revocation) *revocation {

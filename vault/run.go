@@ -101,10 +101,10 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 	if e.flight != nil || now.before(due) {
 		return earliestOf(end, due, e.flight == nil)
 	}
-	if e.idle(now) {
+	if e.idle(now) && !e.lease.uses.Open() {
 		b.record("released", e.ref, e.lease.id, "not used")
 		if l := e.lease; l.id != "" {
-			b.enqueue(e.ref, l, now, false)
+			b.keep(e.ref, l, now)
 		}
 		e.lease = nil
 		return never()
@@ -215,6 +215,8 @@ func (b *Broker) tendRevocations(ctx context.Context, now instant) instant {
 		case r.running:
 		case now.before(r.due):
 			next = earliest(next, r.due)
+		case r.isKept(now):
+			next = earliest(next, earliest(now.add(lookKept), r.keptUntil))
 		case running < revokingAtOnce: // the end of one wakes the schedule for the next
 			running++
 			r.running = true
@@ -255,12 +257,19 @@ func (b *Broker) isHeld(s *session) bool {
 			return true
 		}
 	}
+	kept, urgent, now := false, false, b.now()
 	for _, r := range b.pending {
-		if r.session == s && !r.denied {
+		switch {
+		case r.session != s:
+		case r.denied: // the token's end takes it along
+			urgent = urgent || r.urgent
+		case r.isKept(now):
+			kept = true
+		default:
 			return true
 		}
 	}
-	return false
+	return kept && !urgent
 }
 
 func (b *Broker) endRetired(s *session, err error) {
@@ -303,6 +312,7 @@ const (
 	StateUnavailable = "unavailable" // cannot be had now
 	StateIdle        = "idle"        // not fetched, since nothing asks for it
 	StateRevoking    = "revoking"    // given back, not yet confirmed by Vault
+	StateReplaced    = "replaced"    // kept for the accesses that carry it
 )
 
 // LeaseStatus is the state of one credential.
@@ -337,13 +347,21 @@ func (b *Broker) Status() Status {
 	defer b.mu.RUnlock()
 	s := Status{
 		LoggedIn: b.session.usable(now), Method: b.cfg.Auth.Method,
-		States: map[string]int{StateActive: 0, StateFailing: 0, StateUnavailable: 0, StateIdle: 0, StateRevoking: len(b.pending)},
-		Errors: maps.Clone(b.stats.errors), Unconfirmed: len(b.pending),
+		States:  map[string]int{StateActive: 0, StateFailing: 0, StateUnavailable: 0, StateIdle: 0, StateRevoking: 0, StateReplaced: 0},
+		Errors:  maps.Clone(b.stats.errors),
 		LastErr: b.stats.lastErr, LastErrAt: b.stats.lastAt,
 	}
 	if s.LoggedIn {
 		s.TokenExpires = b.session.notAfter.time()
 	}
+	for _, r := range b.pending {
+		if r.isKept(now) {
+			s.States[StateReplaced]++
+		} else {
+			s.States[StateRevoking]++
+		}
+	}
+	s.Unconfirmed = s.States[StateRevoking]
 	s.LoginErr, s.StateErr = text(b.loginErr), text(b.stats.stateErr)
 	for _, e := range b.entries {
 		l := e.status(now)

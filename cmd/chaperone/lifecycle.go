@@ -237,6 +237,13 @@ func (s *sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
 	g.Go(func() error { s.keepTotals(ctx); return nil })
 	g.Go(func() error { s.keepCounts(ctx); return nil })
+	if s.opts.dropped != nil {
+		g.Go(func() error {
+			defer s.opts.dropped()
+			every(ctx, time.Minute, s.opts.dropped)
+			return nil
+		})
+	}
 	g.Go(func() error {
 		if err := s.reaper.Run(ctx); err != nil {
 			s.opts.log.Warn("orphaned processes are not collected", zap.Error(err))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/signal"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
@@ -53,37 +51,6 @@ func (c *cli) runCommand() *cobra.Command {
 	return cmd
 }
 
-// operatorLog is the operator's log, whose level a reload can change.
-type operatorLog struct {
-	*zap.Logger
-	level zap.AtomicLevel
-	flag  zapcore.Level // of the command line, or the command's default
-	fixed bool          // the command line states it
-}
-
-// follow takes the level that the Sidecar states, unless the command line does.
-func (l *operatorLog) follow(stated configs.LogLevel) {
-	level, err := zapcore.ParseLevel(string(stated))
-	if l.fixed || stated == "" || err != nil {
-		level = l.flag
-	}
-	l.level.SetLevel(level)
-}
-
-// newLogger returns the operator's log: one line of JSON for each event.
-func newLogger(w io.Writer, level string, fixed bool) (*operatorLog, error) {
-	parsed, err := zapcore.ParseLevel(level)
-	if err != nil {
-		return nil, usageError("--log-level: %q is not debug, info, warn or error", level)
-	}
-	l := &operatorLog{level: zap.NewAtomicLevelAt(parsed), flag: parsed, fixed: fixed}
-	encoder := zap.NewProductionEncoderConfig()
-	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	sink := zapcore.Lock(zapcore.AddSync(w))
-	l.Logger = zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), sink, l.level), zap.ErrorOutput(sink))
-	return l, nil
-}
-
 // run starts the sidecar, then CMD, and ends both together.
 func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock bool) error {
 	failed := func(err error) error { return exitError{exitSidecar, err} }
@@ -95,7 +62,7 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
 	}
 	printer := newRefusalPrinter(c.stderr)
-	opts := options{confine: true, refused: printer.print, acted: printer.act, notice: c.notice, log: log.Logger, level: log.follow}
+	opts := options{confine: true, refused: printer.print, acted: printer.act, notice: c.notice, log: log.Logger, level: log.follow, dropped: log.summarize}
 	if cfg.Sidecar.Kernel != configs.KernelRequired {
 		opts.token = newToken()
 	}

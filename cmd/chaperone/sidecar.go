@@ -40,6 +40,7 @@ type options struct {
 	notice  func(text string)         // says something once to who started the command
 	log     *zap.Logger
 	level   func(configs.LogLevel) // sets the level of log; nil: it stays
+	dropped func()                 // has log say what it dropped; nil: it drops nothing
 }
 
 // sidecar is everything there is, in the order in which it is made. Parts that

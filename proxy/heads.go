@@ -126,8 +126,14 @@ func (h *headReader) observeLine(b []byte) []byte {
 	return b
 }
 
-// headLine parses the head once its empty line is there.
+// headLine parses the head once its empty line is there. Empty lines before it are
+// none of its (RFC 9112, section 2.2: some clients send one after the body of a POST,
+// and net/http takes it there).
 func (h *headReader) headLine() {
+	if len(bytes.TrimRight(h.line, "\r\n")) == 0 {
+		h.line = h.line[:0]
+		return
+	}
 	if !bytes.HasSuffix(h.line, []byte("\n\r\n")) && !bytes.HasSuffix(h.line, []byte("\n\n")) {
 		return
 	}

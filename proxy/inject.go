@@ -40,6 +40,11 @@ func misleading(name string) bool {
 	return strings.HasPrefix(name, "X-Forwarded-")
 }
 
+// misframing reports whether a header is one that a server which takes an
+// underscore for a dash could read as the length of the body, which net/http
+// writes itself. spelt is name as such a server reads it.
+func misframing(name, spelt string) bool { return spelt == "Content-Length" && name != spelt }
+
 // stripRequest removes what never passes, and what the plugin put into the
 // slot of the credential. Both come before the injection: a header that the
 // plugin lists in Connection would else take the credential away again.
@@ -52,7 +57,7 @@ func stripRequest(h http.Header, slot authz.Injection) {
 	}
 	for name := range h {
 		s := spelled(name)
-		if hopByHop(s) || misleading(s) || s == slotName || listed[s] || slot.Kind == authz.InjectSigV4 && sigv4.Replaces(s) {
+		if hopByHop(s) || misleading(s) || misframing(name, s) || s == slotName || listed[s] || slot.Kind == authz.InjectSigV4 && sigv4.Replaces(s) {
 			delete(h, name)
 		}
 	}

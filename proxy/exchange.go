@@ -123,7 +123,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		x.fail(err)
 		return
 	}
-	response, err := x.send(pool.transport, out)
+	response, err := x.send(pool, out)
 	x.settle()
 	if err != nil {
 		x.fail(err)

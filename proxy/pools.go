@@ -45,6 +45,7 @@ const maxPools = 4096
 // found in it.
 type pools struct {
 	dialer *dialer
+	wide   wideConns
 
 	mu         sync.RWMutex
 	generation uint64
@@ -64,6 +65,7 @@ const maxEarlier = 2
 // credential are not searched, also where other rules of the grant inject one.
 type pool struct {
 	transport *http.Transport
+	narrow    *http.Transport // where the first fails with errNarrow; nil where it never does
 	needles   *scrub.Needles // nil without a credential that could be found
 	names     *scrub.Needles // the same as it would be in a header's name
 }
@@ -82,11 +84,10 @@ func (p *pools) get(a *authz.Admission, speak protocol, slowed bool) (*pool, err
 	if found != nil {
 		return found, nil
 	}
-	transport, err := p.transport(a, speak, slowed)
+	made, err := p.make(a, speak, slowed)
 	if err != nil {
 		return nil, err
 	}
-	made := &pool{transport: transport}
 	made.needles, made.names = needlesOf(p.remember(a))
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -159,13 +160,33 @@ func (p *pools) dropLocked(drop func(poolKey) bool) {
 		if drop(key) {
 			delete(p.byKey, key)
 			old.transport.CloseIdleConnections()
+			if old.narrow != nil {
+				old.narrow.CloseIdleConnections()
+			}
 		}
 	}
 }
 
-// transport makes a pool. Each connection is judged by the decision of the access
-// that it is dialled for. What a limit slows down needs no large windows.
-func (p *pools) transport(a *authz.Admission, speak protocol, slowed bool) (*http.Transport, error) {
+// make makes a pool. What a limit slows down needs no large windows.
+func (p *pools) make(a *authz.Admission, speak protocol, slowed bool) (made *pool, err error) {
+	made = new(pool)
+	switch {
+	case speak == speakHTTP1 || slowed:
+		made.transport, err = p.transport(a, speak, streamWindow, connectionWindow)
+		return made, err
+	default:
+		if made.transport, err = p.transport(a, speak, wideStream, wideConnection); err != nil {
+			return nil, err
+		}
+		made.transport.DialContext = p.wide.dial(p.dial)
+		made.narrow, err = p.transport(a, speak, narrowStream, narrowConnection)
+		return made, err
+	}
+}
+
+// transport makes a part of a pool, with these windows in bytes. Each connection
+// is judged by the decision of the access that it is dialled for.
+func (p *pools) transport(a *authz.Admission, speak protocol, stream, connection int) (*http.Transport, error) {
 	config, err := clientTLS(a.Decision.Terms(), a.Injection)
 	if err != nil {
 		return nil, err
@@ -183,12 +204,9 @@ func (p *pools) transport(a *authz.Admission, speak protocol, slowed bool) (*htt
 		MaxResponseHeaderBytes: 256 << 10,
 		Protocols:              new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
-			MaxReceiveBufferPerConnection: 16 << 20,
-			MaxReceiveBufferPerStream:     1 << 20, // of answers that the plugin does not take
+			MaxReceiveBufferPerConnection: connection,
+			MaxReceiveBufferPerStream:     stream, // of answers that the plugin does not take
 		},
-	}
-	if slowed {
-		t.HTTP2.MaxReceiveBufferPerConnection, t.HTTP2.MaxReceiveBufferPerStream = connectionWindow, streamWindow
 	}
 	switch speak {
 	case speakHTTP1:

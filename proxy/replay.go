@@ -24,17 +24,19 @@ var errReplaced = errors.New("the attempt has ended")
 //
 // The access stays registered all the time: a policy that takes it away cuts it
 // between two attempts as it does within one.
-func (x *exchange) send(transport http.RoundTripper, out *http.Request) (*http.Response, error) {
+func (x *exchange) send(through *pool, out *http.Request) (*http.Response, error) {
 	if out.Body == nil || x.speak() == speakHTTP1 {
-		return transport.RoundTrip(out)
+		return through.send(func() *http.Request { return out })
 	}
 	kept := &keptBody{from: out.Body, holding: &x.held}
 	kept.changed.L = &kept.mu
 	defer kept.letGo() // nothing is sent again once there is an answer
 	for attempt := 1; ; attempt++ {
-		try := *out
-		try.Body = kept.attempt()
-		response, err := transport.RoundTrip(&try)
+		response, err := through.send(func() *http.Request {
+			try := *out
+			try.Body = kept.attempt()
+			return &try
+		})
 		if err == nil || attempt == maxAttempts || !notProcessed(err) || !kept.whole() || x.access.cutBy() != nil || !x.access.live() {
 			return response, err
 		}

@@ -1,0 +1,74 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+// Windows of HTTP/2 towards upstreams, in bytes (RFC 9113, section 6.9). A window
+// is what may be on its way, and so the throughput of a long pipe: at 100 ms
+// 4 MiB are 40 MiB/s. It is memory only where the plugin does not take what comes,
+// and a connection's is the most that it can hold then; so is a connection's much
+// larger than a stream's, that a stream which nobody takes leaves the others room.
+const (
+	wideStream       = 4 << 20
+	wideConnection   = 16 << 20
+	narrowStream     = 512 << 10
+	narrowConnection = 1 << 20
+	// maxWide is how many connections may have wide windows at a time. An upstream
+	// that allows one stream at a time has a connection for each request.
+	maxWide = 3
+)
+
+// errNarrow is a connection that may not have wide windows, because as many have
+// them as may. The request has not been sent.
+var errNarrow = errors.New("as many connections have wide windows as may")
+
+// dialContext is the type of http.Transport.DialContext.
+type dialContext func(ctx context.Context, network, address string) (net.Conn, error)
+
+// wideConns counts the connections with wide windows.
+type wideConns struct{ open atomic.Int32 }
+
+// dial returns a DialContext for connections with wide windows, which fails with
+// errNarrow where there are enough of them.
+func (w *wideConns) dial(dial dialContext) dialContext {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if w.open.Add(1) > maxWide {
+			w.open.Add(-1)
+			return nil, errNarrow
+		}
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			w.open.Add(-1)
+			return nil, err
+		}
+		return &wideConn{Conn: conn, closed: sync.OnceFunc(func() { w.open.Add(-1) })}, nil
+	}
+}
+
+// wideConn is a connection that is counted until it is closed.
+type wideConn struct {
+	net.Conn
+	closed func()
+}
+
+// Close implements net.Conn.
+func (c *wideConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
+}
+
+// send sends the request that next returns, over a connection with wide windows
+// where there may be one.
+func (p *pool) send(next func() *http.Request) (*http.Response, error) {
+	response, err := p.transport.RoundTrip(next())
+	if p.narrow != nil && errors.Is(err, errNarrow) {
+		return p.narrow.RoundTrip(next())
+	}
+	return response, err
+}

@@ -224,6 +224,7 @@ type call struct {
 	params string // a body that is JSON already and holds nothing of ours
 	into   any    // where the answer is decoded to as well; nil for nowhere
 	asks   bool   // for what the policy need not allow: a refusal is no failure
+	root   bool   // it is of the root namespace's only
 }
 
 const (
@@ -346,7 +347,7 @@ func (c *client) request(ctx context.Context, r call) (*http.Request, error) {
 	if token := r.token.Reveal(); token != "" {
 		req.Header.Set(api.AuthHeaderName, token)
 	}
-	if c.namespace != "" {
+	if c.namespace != "" && !r.root {
 		req.Header.Set(api.NamespaceHeaderName, c.namespace)
 	}
 	if seen := c.seen.Load(); seen != nil {

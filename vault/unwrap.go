@@ -54,25 +54,6 @@ func (b *Broker) unwrap(ctx context.Context) (authz.Secret, error) {
 	return secretID, err
 }
 
-// Wrapped reports whether the login unwraps a secret id, and so uses it up.
-func (b *Broker) Wrapped() bool { return b.cfg.Auth.SecretIDWrapped }
-
-// LookUpWrapped reports whether the wrapped secret id is there to be unwrapped by
-// a login, and does not unwrap it. A nil error does not mean that the login
-// succeeds.
-func (b *Broker) LookUpWrapped(ctx context.Context) error {
-	for _, file := range []string{b.cfg.Auth.RoleIDFile, b.cfg.Auth.SecretIDFile} {
-		if _, err := readSecret(file); err != nil {
-			return fmt.Errorf("log in by approle: %w", err)
-		}
-	}
-	token, err := readSecret(b.cfg.Auth.SecretIDFile)
-	if err != nil {
-		return fmt.Errorf("log in by approle: %w", err)
-	}
-	return b.lookUpWrapped(ctx, token)
-}
-
 // finalError says that a wrapping token is of no use any more.
 type finalError struct{ error }
 

@@ -12,12 +12,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
-	"github.com/chaperone-proxy/chaperone/vault"
 )
 
 // finding is one line of doctor.
@@ -33,12 +31,13 @@ type finding struct {
 }
 
 func (c *cli) doctorCommand() *cobra.Command {
-	return c.withOutput(c.withConfig(&cobra.Command{
+	var logIn bool
+	cmd := c.withOutput(c.withConfig(&cobra.Command{
 		Use:   "doctor [--config FILE]",
 		Short: "Check the kernel, the cgroup, Vault, names and the clock, each with its remedy",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			findings, err := c.examine(cmd.Context())
+			findings, err := c.examine(cmd.Context(), logIn)
 			if err != nil {
 				return err
 			}
@@ -55,6 +54,8 @@ func (c *cli) doctorCommand() *cobra.Command {
 			return nil
 		},
 	}))
+	cmd.Flags().BoolVar(&logIn, "login", false, "also log in to Vault where that may use up a secret id or a use of a token")
+	return cmd
 }
 
 // doctorTable prints what was examined, the findings by category, and how many
@@ -104,8 +105,9 @@ func findingsTable(w io.Writer, findings []finding) {
 	}
 }
 
-// examine runs every check. Without --config only the machine is examined.
-func (c *cli) examine(ctx context.Context) ([]finding, error) {
+// examine runs every check. Without --config only the machine is examined. A login
+// to Vault that may use something up is made with logIn only.
+func (c *cli) examine(ctx context.Context, logIn bool) ([]finding, error) {
 	var cfg *configs.Config
 	if c.config != "" {
 		var err error
@@ -133,7 +135,7 @@ func (c *cli) examine(ctx context.Context) ([]finding, error) {
 		out = append(out, checkEnvoy(ctx, cfg.Sidecar.Envoy)...)
 	}
 	if cfg.Sidecar.Vault != nil {
-		out = append(out, c.checkVault(ctx, cfg))
+		out = append(out, c.checkVault(ctx, cfg, logIn)...)
 	}
 	return out, nil
 }
@@ -241,38 +243,4 @@ func checkSameUser(spec *configs.Sidecar) finding {
 		out.Remedy = "leave user: dynamic and remove unsafeSameUser"
 	}
 	return out
-}
-
-// checkVault logs in as the sidecar would, and gives the token back. A wrapped
-// secret id is only looked up: a login would use it up.
-func (c *cli) checkVault(ctx context.Context, cfg *configs.Config) finding {
-	spec := cfg.Sidecar.Vault
-	out := finding{
-		Name: "login to Vault " + spec.Address, Category: "vault", Code: "vault.login", OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
-		Remedy: "check spec.vault: address, caFile, and the files of auth",
-	}
-	broker, err := vault.New(brokerConfig(cfg.Sidecar.Plugin, spec, zap.NewNop()))
-	if err == nil {
-		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		if broker.Wrapped() {
-			out.Code = "vault.wrapped_secret_id"
-			out.Name = "wrapped secret id at Vault " + spec.Address + " (looked up and left wrapped; a login would use it up, and was not tried)"
-			err = broker.LookUpWrapped(bounded)
-		} else if err = broker.Login(bounded); err == nil {
-			err = logout(bounded, broker)
-		}
-	}
-	if err != nil {
-		out.OK, out.Problem = false, err.Error()
-	}
-	return out
-}
-
-// logout ends a broker that has logged in: its Run revokes what it holds when
-// its context ends.
-func logout(ctx context.Context, broker *vault.Broker) error {
-	ended, end := context.WithCancel(ctx)
-	end()
-	return broker.Run(ended)
 }

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/vault"
+)
+
+const examinePatience = 10 * time.Second // for what doctor asks Vault
+
+// checkVault reports whether the sidecar can log in to Vault. One that runs is
+// asked; otherwise Vault is asked what uses nothing up, or with logIn logged in to.
+func (c *cli) checkVault(ctx context.Context, cfg *configs.Config, logIn bool) []finding {
+	if running, ok := c.askRunning(ctx); ok {
+		return vaultOfRunning(running, cfg.Sidecar.Vault.Address)
+	}
+	spec := cfg.Sidecar.Vault
+	out := vaultFinding("login to Vault " + spec.Address)
+	broker, err := vault.New(brokerConfig(cfg.Sidecar.Plugin, spec, zap.NewNop()))
+	if err == nil {
+		bounded, cancel := context.WithTimeout(ctx, examinePatience)
+		defer cancel()
+		var made vault.Examination
+		switch made, err = broker.Examine(bounded, logIn); made {
+		case vault.ExaminedWrapped:
+			out.Code = "vault.wrapped_secret_id"
+			out.Name = "wrapped secret id at Vault " + spec.Address + " (looked up and left wrapped; a login would use it up, and was not tried)"
+		case vault.ExaminedVault:
+			out.Code = "vault.reached"
+			out.Name = "Vault " + spec.Address + " answers, and the files of the login hold what they should (a login may use something up, and was not tried; --login does)"
+		case vault.ExaminedLogin:
+			err = errors.Join(err, logout(bounded, broker))
+		}
+	}
+	if err != nil {
+		out.OK, out.Problem = false, err.Error()
+	}
+	return []finding{out}
+}
+
+func vaultFinding(name string) finding {
+	return finding{
+		Name: name, Category: "vault", Code: "vault.login", OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
+		Remedy: "check spec.vault: address, caFile, and the files of auth",
+	}
+}
+
+// askRunning returns the status of the sidecar that runs on the configuration, and
+// false when there is none that answers.
+func (c *cli) askRunning(ctx context.Context) (admin.Status, bool) {
+	s, err := c.ofConfig()
+	if err != nil || s.Socket == "" {
+		return admin.Status{}, false
+	}
+	if _, err := os.Stat(s.Socket); err != nil {
+		return admin.Status{}, false
+	}
+	client := admin.Dial(s.Socket)
+	status, err := ask(ctx, client, client.Status)
+	return status, err == nil
+}
+
+// vaultOfRunning says what a running sidecar has of Vault: its login, and the
+// credentials that it cannot give.
+func vaultOfRunning(status admin.Status, address string) []finding {
+	login := vaultFinding(fmt.Sprintf("login to Vault %s (of the sidecar that runs, pid %d)", address, status.PID))
+	for _, check := range status.Checks {
+		if check.Name == "vault" && !check.OK {
+			login.OK, login.Problem = false, check.Detail
+		}
+	}
+	out := []finding{login}
+	for _, credential := range status.Credentials {
+		if credential.State != vault.StateUnavailable && credential.State != vault.StateFailing {
+			continue
+		}
+		out = append(out, finding{
+			Name: "credential " + ruleName(credential.Grant, credential.Name), Category: "vault", Code: "vault.credential",
+			Required: credential.State == vault.StateUnavailable, Problem: credential.State + ": " + credential.Detail,
+			Lost:   "rules with it answer credential_unavailable",
+			Remedy: "put right what Vault has at its path, or the grant's inject",
+		})
+	}
+	return out
+}
+
+// logout ends a broker that has logged in: its Run revokes what it holds when
+// its context ends.
+func logout(ctx context.Context, broker *vault.Broker) error {
+	ended, end := context.WithCancel(ctx)
+	end()
+	return broker.Run(ended)
+}

@@ -1,0 +1,70 @@
+package vault
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+)
+
+// Examination says how far [Broker.Examine] has gone.
+type Examination string
+
+// The examinations, from the least that is known to the most.
+const (
+	ExaminedVault   Examination = "vault"   // Vault answers and the files hold what they should; a login was not made
+	ExaminedWrapped Examination = "wrapped" // also, the wrapped secret id is there to be unwrapped
+	ExaminedLogin   Examination = "login"   // it has logged in
+)
+
+// Examine reports whether the login can succeed, and makes none that may use
+// something up: an AppRole's secret id and a wrapping token may be good for one
+// use, and whatever is asked with a token given by somebody else spends one of its
+// uses (secret_id_num_uses, num_uses). With logIn it logs in all the same, but for
+// a wrapped secret id. A login that was made is given back by [Broker.Run], whose
+// context has ended.
+func (b *Broker) Examine(ctx context.Context, logIn bool) (Examination, error) {
+	auth := &b.cfg.Auth
+	wrapped := auth.Method == MethodAppRole && auth.SecretIDWrapped
+	limited := auth.Method == MethodToken || auth.Method == MethodAppRole && auth.SecretIDFile != ""
+	if !wrapped && (logIn || !limited) {
+		return ExaminedLogin, b.Login(ctx)
+	}
+	for _, file := range []string{auth.TokenFile, auth.RoleIDFile, auth.SecretIDFile} {
+		if file == "" {
+			continue
+		}
+		if _, err := readSecret(file); err != nil {
+			return ExaminedVault, fmt.Errorf("log in by %s: %w", auth.Method, err)
+		}
+	}
+	if !wrapped {
+		return ExaminedVault, b.reach(ctx)
+	}
+	token, err := readSecret(auth.SecretIDFile)
+	if err != nil {
+		return ExaminedVault, fmt.Errorf("log in by approle: %w", err)
+	}
+	return ExaminedWrapped, b.lookUpWrapped(ctx, token)
+}
+
+// reach reports whether Vault answers and is unsealed, without a token (Vault API,
+// "/sys/health").
+func (b *Broker) reach(ctx context.Context) error {
+	var health struct {
+		Initialized bool `json:"initialized"`
+		Sealed      bool `json:"sealed"`
+	}
+	_, err := b.client.do(ctx, call{
+		op: "look at Vault's health", method: http.MethodGet, path: "sys/health", root: true, into: &health,
+		query: "standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200",
+	})
+	switch {
+	case err != nil:
+		return err
+	case !health.Initialized:
+		return fmt.Errorf("look at Vault's health: it is not initialized")
+	case health.Sealed:
+		return fmt.Errorf("look at Vault's health: it is sealed")
+	}
+	return nil
+}

@@ -106,7 +106,7 @@ func (c *cli) root() *cobra.Command {
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.sidecarsCommand(), c.statusCommand(), c.usageCommand(),
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
-		c.detachCommand(), c.envoyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.manCommand(), c.versionCommand(),
+		c.detachCommand(), c.stateCommand(), c.envoyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.manCommand(), c.versionCommand(),
 	)
 	completeValues(root)
 	return root

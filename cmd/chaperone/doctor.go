@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 )
 
 // finding is one line of doctor.
@@ -222,7 +223,7 @@ func checkStateDir(spec *configs.Sidecar) finding {
 		return out
 	}
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-		return out
+		return checkHistory(spec, out)
 	}
 	kept, err := openState(dir)
 	switch {
@@ -231,7 +232,17 @@ func checkStateDir(spec *configs.Sidecar) finding {
 	case err != nil:
 		out.OK, out.Problem, out.Remedy = false, err.Error(), "make it a folder of the sidecar's user with mode 0700, on a disk with room"
 	default:
+		out = checkHistory(spec, out)
 		_ = kept.Close()
+	}
+	return out
+}
+
+// checkHistory adds that a stateDir has lost its history.
+func checkHistory(spec *configs.Sidecar, out finding) finding {
+	if _, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...); err != nil {
+		out.OK, out.Problem, out.Lost = false, err.Error(), "run does not start"
+		out.Remedy = "put it back, or begin with what is there: chaperone statedir accept"
 	}
 	return out
 }

@@ -259,6 +259,7 @@ func (s *sidecar) keepRevocation(r authz.Revocation, detail string) (failed []st
 	if err := s.state.save(revocationsFile, s.ownRevocations()); err != nil {
 		failed = append(failed, "state: "+err.Error()+"; a restart would forget this")
 	}
+	s.advanceHistory()
 	if err := s.recorder.Record(revocationRecord(r, detail, s.engine.Current().Generation())); err != nil {
 		failed = append(failed, "audit: "+err.Error())
 	}

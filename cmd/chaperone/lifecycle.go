@@ -396,7 +396,9 @@ func (s *sidecar) close() error {
 		errs = append(errs, s.audit.Close())
 	}
 	if s.state != nil {
-		errs = append(errs, s.saveUsedExactly(), s.state.Close())
+		errs = append(errs, s.saveUsedExactly())
+		s.advanceHistory() // a copy that was made while it ran is an older one from now on
+		errs = append(errs, s.state.Close())
 	}
 	return errors.Join(errs...)
 }

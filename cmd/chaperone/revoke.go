@@ -19,6 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 )
 
 func (c *cli) revokeCommand() *cobra.Command {
@@ -466,6 +467,12 @@ func changeOffline(spec *configs.Sidecar, change func([]authz.Revocation) ([]aut
 	}
 	if err := kept.save(revocationsFile, nonNil(all)); err != nil {
 		return nil, err
+	}
+	// One that has lost its history is refused at the next start all the same.
+	if h, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...); err == nil {
+		if err := h.Advance(len(all), historyFiles()...); err != nil {
+			failed = append(failed, err.Error())
+		}
 	}
 	log, err := audit.Open(auditConfig(spec))
 	if err == nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
+	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/vault"
 	"github.com/chaperone-proxy/chaperone/vault/tokens"
@@ -57,6 +58,7 @@ type sidecar struct {
 
 	metrics  *metrics
 	state    *state
+	history  *statehistory.History
 	audit    *audit.Log
 	recorder authz.BatchRecorder
 	engine   *authz.Engine
@@ -123,7 +125,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.takeHostRevocations, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeOwnEnvoy, s.makeAdmin, s.makeWeb,
+		s.openState, s.openAudit, s.beginHistory, s.takeHostRevocations, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeOwnEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -135,12 +137,10 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 
 // openState locks the stateDir and puts back what earlier runs left in it.
 func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
-	if !s.opts.beside {
-		if err := checkPlace(spec.StateDir, spec.Plugin, os.Geteuid()); err != nil {
-			return err
-		}
+	if err := s.checkPlaces(spec); err != nil {
+		return err
 	}
-	if s.state, err = openState(spec.StateDir); err != nil {
+	if s.state, s.history, err = openKnownState(spec, s.config.Load().Path); err != nil {
 		return err
 	}
 	if err := returnLent(s.state); err != nil {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"syscall"
 
+	"go.uber.org/zap"
+
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
@@ -112,6 +114,41 @@ func checkPlace(dir, plugin string, uid int) error {
 		dir, replaceable.Folder, replaceable.Mode.Perm(), plugin)
 }
 
+// checkPlaces reports where a plugin could put another stateDir, or another folder of
+// the audit log, in the place of the sidecar's. Where the plugin is in another
+// container or on another machine (serve without a cgroup), it cannot; who else may
+// is said and not refused.
+func (s *sidecar) checkPlaces(spec *configs.Sidecar) error {
+	err := checkPlace(spec.StateDir, spec.Plugin, os.Geteuid())
+	if err == nil {
+		err = checkLogPlace(spec)
+	}
+	if err != nil && s.opts.beside && s.opts.cgroup == "" {
+		s.opts.log.Info("state replaceable", zap.Error(err))
+		return nil
+	}
+	return err
+}
+
+// checkLogPlace is checkPlace for an audit log that is not in the stateDir. Others may
+// write into its folder, as a group that collects logs; the log says when it is cut.
+// What its folder stands in is nobody's to change.
+func checkLogPlace(spec *configs.Sidecar) error {
+	folder := filepath.Dir(fromAnywhere(spec.Audit.File))
+	if spec.Audit.File == "" || within(fromAnywhere(spec.StateDir), folder) {
+		return nil
+	}
+	err := runtimedir.CheckAbove(folder, os.Geteuid())
+	if replaceable, is := errors.AsType[*runtimedir.ReplaceableError](err); is {
+		return fmt.Errorf("audit.file %s can be replaced: folder %s may be changed by others (uid %d, mode %04o); write an audit.file in which all above it is root's, or leave it out: it is then in the stateDir",
+			spec.Audit.File, replaceable.Folder, max(replaceable.Owner, 0), replaceable.Mode.Perm())
+	}
+	if err != nil {
+		return fmt.Errorf("check who may replace audit.file: %w", err)
+	}
+	return nil
+}
+
 // sidecarUser returns the user that a sidecar will run as: root where the kernel
 // half is required, as far as can be foreseen, otherwise the caller.
 func sidecarUser(kernel configs.Kernel) int {
@@ -152,10 +189,22 @@ func (s *state) save(name string, value any) error {
 	if err == nil {
 		err = os.Rename(temporary, s.path(name))
 	}
+	if err == nil {
+		err = s.sync()
+	}
 	if err != nil {
 		return fmt.Errorf("save %s: %w", name, err)
 	}
 	return nil
+}
+
+// sync has the names in the stateDir survive a loss of power.
+func (s *state) sync() error {
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // load reads a file of the state into value, which stays as it is when there

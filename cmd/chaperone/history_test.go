@@ -1,0 +1,103 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// TestStateHistory starts a sidecar on a stateDir to which something has happened
+// since the last run: its history is not lost in silence.
+func TestStateHistory(t *testing.T) {
+	cp := func(t *testing.T, from, to string) {
+		t.Helper()
+		testenv.Must(t, exec.CommandContext(t.Context(), "cp", "-a", from, to).Run())
+	}
+	first := newWorld(t, "off", "")
+	for _, c := range []struct {
+		name    string
+		happens func(t *testing.T, w *world, state string) // after a revocation and a copy made before it
+		says    string
+		left    int // revocations
+	}{
+		{"moved away", func(*testing.T, *world, string) {}, "it is missing", 0},
+		{"emptied", func(t *testing.T, _ *world, state string) { testenv.Must(t, os.Mkdir(state, 0o700)) }, "it is empty", 0},
+		{"an older copy", func(t *testing.T, _ *world, state string) { cp(t, state+".before", state) }, "it is an older copy", 0},
+		{"its revocations removed", func(t *testing.T, _ *world, state string) {
+			cp(t, state+".gone", state)
+			testenv.Must(t, os.Remove(filepath.Join(state, revocationsFile)))
+		}, "revocations.json is missing", 0},
+		{"its key and log removed", func(t *testing.T, _ *world, state string) {
+			cp(t, state+".gone", state)
+			for _, name := range []string{auditKeyFile, "audit.head", "audit.jsonl"} {
+				testenv.Must(t, os.Remove(filepath.Join(state, name)))
+			}
+		}, "audit.key is missing", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := first.another(t, "")
+			state := w.file("state")
+			if r := w.run("true"); r.status != 0 {
+				t.Fatalf("status %d\n%s", r.status, r.stderr)
+			}
+			cp(t, state, state+".before")
+			w.revoke("--level", "halt")
+			testenv.Must(t, os.Rename(state, state+".gone"))
+			c.happens(t, w, state)
+
+			r := w.run("true")
+			if r.status != exitSidecar {
+				t.Errorf("status %d\n%s", r.status, r.stderr)
+			}
+			contains(t, r.stderr, "stateDir "+state+" has lost its history: "+c.says, "left 1 revocation in force", "chaperone statedir accept --config "+w.file("sidecar.yaml"))
+
+			// Put back, it is what it was.
+			aside := state + ".aside"
+			_ = os.Rename(state, aside) // one that is missing was not made
+			testenv.Must(t, os.Rename(state+".gone", state))
+			if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "weather is halted") {
+				t.Errorf("put back: status %d\n%s", r.status, r.stderr)
+			}
+
+			// Accepted as it is, it is started with.
+			testenv.Must(t, os.RemoveAll(state))
+			_ = os.Rename(aside, state)
+			if r := w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml")); r.status != exitUsage {
+				t.Errorf("without a reason: status %d\n%s", r.status, r.stderr)
+			}
+			r = w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml"), "--reason", "the disk died")
+			if r.status != 0 {
+				t.Errorf("status %d\n%s", r.status, r.stderr)
+			}
+			contains(t, r.stdout, "has lost its history: ", "accepted; "+counted(c.left, "revocation is", "revocations are")+" in force")
+			if r := w.run("true"); (r.status == 0) != (c.left == 0) {
+				t.Errorf("accepted: status %d\n%s", r.status, r.stderr)
+			}
+			contains(t, w.audit(), "accepted by chaperone statedir accept", "the disk died")
+			contains(t, w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml"), "--reason", "again").stdout, "nothing is changed")
+		})
+	}
+}
+
+// TestStateHistoryOffline revokes and restores while no sidecar runs, which is no
+// history that is lost.
+func TestStateHistoryOffline(t *testing.T) {
+	w := newWorld(t, "off", "")
+	for range 2 {
+		if r := w.run("true"); r.status != 0 {
+			t.Fatalf("status %d\n%s", r.status, r.stderr)
+		}
+		id := w.revoke("--level", "halt").ID
+		if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "weather is halted") {
+			t.Errorf("status %d\n%s", r.status, r.stderr)
+		}
+		if r := w.chaperone("restore", id, "--config", w.file("sidecar.yaml"), "--reason", "done"); r.status != 0 {
+			t.Errorf("restore: status %d\n%s", r.status, r.stderr)
+		}
+	}
+}

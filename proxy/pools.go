@@ -66,8 +66,8 @@ const maxEarlier = 2
 type pool struct {
 	transport *http.Transport
 	narrow    *http.Transport // where the first fails with errNarrow; nil where it never does
-	needles   *scrub.Needles // nil without a credential that could be found
-	names     *scrub.Needles // the same as it would be in a header's name
+	needles   *scrub.Needles  // nil without a credential that could be found
+	names     *scrub.Needles  // the same as it would be in a header's name
 }
 
 func newPools(d *dialer) *pools {

@@ -132,6 +132,9 @@ const (
 	// other streams where one is taken slowly. There is no latency to bridge here.
 	connectionWindow = 1 << 20
 	streamWindow     = 64 << 10
+	// maxFrame is the least that may be stated (RFC 9113, section 6.5.2): each
+	// connection keeps a buffer of the largest frame that has come.
+	maxFrame = 16 << 10
 )
 
 // Proxy enforces the policy on what one plugin sends.
@@ -201,6 +204,7 @@ func New(cfg Config) (*Proxy, error) {
 			MaxConcurrentStreams:          250,
 			MaxReceiveBufferPerConnection: connectionWindow,
 			MaxReceiveBufferPerStream:     streamWindow,
+			MaxReadFrameSize:              maxFrame,
 		},
 		// OPTIONS * is refused in our own words.
 		DisableGeneralOptionsHandler: true,

@@ -49,7 +49,8 @@ type Config struct {
 	// Namespace is Vault Enterprise's; "" for none.
 	Namespace string
 	// CAFile and CA are PEM authorities that Vault's certificate is checked
-	// against; both empty for the system's.
+	// against; both empty for the system's. CAFile is read for each connection; one
+	// that is gone or half-written leaves what it held before in force.
 	CAFile string
 	CA     []byte
 	// Auth says how to log in. Required.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -141,19 +139,19 @@ func newClient(cfg *Config, failed func(*Error)) (*client, error) {
 	if cfg.Auth.Method == MethodCert && base.Scheme != "https" {
 		return nil, errors.New("parse address of Vault: a login by certificate needs https")
 	}
-	roots, err := authorities(cfg)
+	trusted, err := newAuthorities(cfg)
 	if err != nil {
 		return nil, err
 	}
+	dialer := &net.Dialer{Timeout: cfg.Timeout}
 	transport := &http.Transport{
 		Proxy:       nil, // the token goes to Vault itself, whatever the environment says
-		DialContext: (&net.Dialer{Timeout: cfg.Timeout}).DialContext,
-		TLSClientConfig: &tls.Config{
-			RootCAs:              roots,
-			MinVersion:           tls.VersionTLS12,
-			GetClientCertificate: cfg.Auth.keyPair(),
+		DialContext: dialer.DialContext,
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return trusted.dial(ctx, dialer, network, address, &tls.Config{
+				MinVersion: tls.VersionTLS12, GetClientCertificate: cfg.Auth.keyPair(),
+			})
 		},
-		TLSHandshakeTimeout: cfg.Timeout,
 		// net/http sends a GET again when a reused connection breaks before
 		// the answer. A read of a leased path must not happen twice, so no
 		// connection is reused; requests to Vault are rare.
@@ -167,25 +165,6 @@ func newClient(cfg *Config, failed func(*Error)) (*client, error) {
 		timeout:   cfg.Timeout,
 		failed:    failed,
 	}, nil
-}
-
-func authorities(cfg *Config) (*x509.CertPool, error) {
-	pem := cfg.CA
-	if cfg.CAFile != "" {
-		text, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read authorities of Vault: %w", err)
-		}
-		pem = append(append([]byte(nil), pem...), text...)
-	}
-	if len(pem) == 0 {
-		return nil, nil // the system's
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, errors.New("read authorities of Vault: no PEM certificate in them")
-	}
-	return pool, nil
 }
 
 // checkRedirect follows one redirect, as a standby that does not forward answers

@@ -28,7 +28,8 @@ import (
 // networks and load balancers do.
 type faults struct {
 	address string
-	seen    sync.Map // path to *atomic.Int64
+	forward func(http.ResponseWriter, *http.Request) // to Vault, whatever is broken
+	seen    sync.Map                                 // path to *atomic.Int64
 	fault   atomic.Pointer[fault]
 }
 
@@ -50,7 +51,7 @@ func newFaults(t testing.TB, v *testenv.Vault) *faults {
 			w.WriteHeader(http.StatusBadGateway)
 		},
 	}
-	f := &faults{}
+	f := &faults{forward: proxy.ServeHTTP}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := strings.TrimPrefix(r.URL.Path, "/v1/")
 		count, _ := f.seen.LoadOrStore(path, new(atomic.Int64))

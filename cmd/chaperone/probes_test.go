@@ -185,7 +185,8 @@ func TestRestartFields(t *testing.T) {
 		{"listen", func(s *configs.Sidecar) { s.Listen.Proxy = configs.Address{Network: "tcp", Addr: "127.0.0.1:1"} }, "listen.proxy"},
 		{"two", func(s *configs.Sidecar) { s.Kernel, s.Drain = configs.KernelOff, 1 }, "kernel, drain"},
 		{"below a pointer", func(s *configs.Sidecar) { v := *s.Vault; v.Auth.Role = "r"; s.Vault = &v }, "vault.auth.role"},
-		{"the content of a file", func(s *configs.Sidecar) { v := *s.Vault; v.CA = "two"; s.Vault = &v }, "vault.caFile"},
+		{"another file", func(s *configs.Sidecar) { v := *s.Vault; v.CAFile = "two.pem"; s.Vault = &v }, "vault.caFile"},
+		{"the content of a file that each connection reads", func(s *configs.Sidecar) { v := *s.Vault; v.CA = "two"; s.Vault = &v }, ""},
 		{"a part that is removed", func(s *configs.Sidecar) { s.Vault = nil }, "vault"},
 		{"maps", func(s *configs.Sidecar) { s.Process.Env = map[string]string{"A": "b"} }, "process.env"},
 	} {

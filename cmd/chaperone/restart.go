@@ -22,6 +22,11 @@ func restartFields(running, loaded configs.Sidecar) []string {
 
 // withoutPolicy leaves out what a reload does put into effect.
 func withoutPolicy(s configs.Sidecar) configs.Sidecar {
+	if s.Vault != nil {
+		v := *s.Vault
+		v.CA = "" // its file is read for each connection
+		s.Vault = &v
+	}
 	s.Grants, s.Guardrails, s.Mode, s.ObserveUntil, s.OnBadReload, s.LogLevel = nil, nil, "", time.Time{}, "", ""
 	return s
 }

@@ -203,7 +203,7 @@ func (s *sidecar) makeBroker(spec *configs.Sidecar) (err error) {
 // brokerConfig returns how Vault is talked to.
 func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config {
 	return vault.Config{
-		Plugin: plugin, Address: v.Address, Namespace: v.Namespace, CA: []byte(v.CA),
+		Plugin: plugin, Address: v.Address, Namespace: v.Namespace, CAFile: v.CAFile,
 		Auth: vault.Auth{
 			Method: vault.Method(v.Auth.Method), Mount: v.Auth.Mount, TokenFile: v.Auth.TokenFile,
 			RoleIDFile: v.Auth.RoleIDFile, SecretIDFile: v.Auth.SecretIDFile, SecretIDWrapped: v.Auth.SecretIDWrapped,

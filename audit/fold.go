@@ -40,7 +40,7 @@ const (
 
 // isRefusal reports whether r is of what was refused and had no effect.
 func isRefusal(r *authz.Record) bool {
-	return r.Kind == authz.KindDecision && !r.Allowed || r.Kind == authz.KindProbe
+	return r.Kind == authz.KindDecision && !r.Allowed || r.Kind == authz.KindProbe || r.Kind == authz.KindHandshake
 }
 
 // foldKey is what equal refusals have in common.

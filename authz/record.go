@@ -17,6 +17,7 @@ const (
 	KindProbe      Kind = "probe"      // look-ups of a library's own that were refused; see [Probe]
 	KindLost       Kind = "lost"       // kernel events that could not be kept
 	KindEcho       Kind = "echo"       // an upstream answered with the credential
+	KindHandshake  Kind = "handshake"  // the plugin's program gave up a TLS handshake with the sidecar, mostly for want of trust
 	KindStray      Kind = "stray"      // a connection of the plugin that the kernel let through and nobody handled
 	KindInbound    Kind = "inbound"    // a connection from the host led to the plugin: its beginning and its end
 )
@@ -25,7 +26,7 @@ const (
 func Kinds() []Kind {
 	return []Kind{
 		KindDecision, KindEnd, KindCredential, KindRevocation, KindReload, KindLimit, KindProcess, KindProbe, KindLost, KindEcho,
-		KindStray, KindInbound,
+		KindHandshake, KindStray, KindInbound,
 	}
 }
 

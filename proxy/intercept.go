@@ -251,20 +251,27 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	inner := tls.Server(c, p.serverTLS)
 	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()
-	if err := inner.HandshakeContext(ctx); err != nil {
+	c.tail = new(lastBytes)
+	err := inner.HandshakeContext(ctx)
+	if err != nil {
 		if c.mismatch != "" { // the client saw it too; it is refused all the same
 			p.refused(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
 				Principal: p.cfg.Plugin, URL: joinPort(c.host, c.port), Detail: c.mismatch,
 			}, c.source))
+		} else {
+			p.refusedHandshake(c, err)
 		}
 		_ = c.Close()
 		return
 	}
+	c.tail = nil
 	if inner.ConnectionState().NegotiatedProtocol == "h2" {
+		p.greeted(c, inner)
 		p.serveHTTP(inner)
 		return
 	}
 	plain := c.over(inner)
+	p.greeted(plain, inner)
 	plain.refusal = p.unreadable(plain)
 	p.serveHTTP(plain)
 }

@@ -98,6 +98,10 @@ type Config struct {
 	// Echo is called with a record of kind echo when an upstream answered with
 	// the credential that it was sent. Nil: nobody is told; it is redacted anyway.
 	Echo func(*authz.Record)
+	// Handshake is called with a record of kind handshake when the plugin's side gives
+	// up a TLS connection that the proxy answers itself: in its handshake, or before
+	// it sends anything. It must not block. Nil: nothing is reported.
+	Handshake func(*authz.Record)
 	// CredentialRefused is called when an upstream answered with 401 or 403 to a
 	// request that a credential was put into, with its name and the generation of
 	// its value: it may have been taken back where it was made. What the plugin

@@ -55,6 +55,10 @@ type conn struct {
 	answering atomic.Bool              // a request was read and its answer is not complete
 	framed    atomic.Bool              // it turned out to be HTTP/2
 
+	tail   *lastBytes  // of what is read, during a handshake
+	unused func()      // called when it is closed and nothing was sent on it; nil for nothing
+	used   atomic.Bool // something was
+
 	bottom  *conn // what the registry of connections knows it by
 	once    *sync.Once
 	forget  func(*conn)
@@ -109,7 +113,11 @@ func (c *conn) read(b []byte) (int, error) {
 		}
 		return n, nil
 	}
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	if c.tail != nil {
+		c.tail.add(b[:n])
+	}
+	return n, err
 }
 
 // peek returns at least n bytes without consuming them.
@@ -200,7 +208,12 @@ func connOf(nc net.Conn) *conn {
 // connState is an http.Server's ConnState: between requests nothing is being
 // answered.
 func connState(nc net.Conn, state http.ConnState) {
-	if c := connOf(nc); c != nil && state == http.StateIdle {
+	c := connOf(nc)
+	if c == nil {
+		return
+	}
+	c.watchUse(state)
+	if state == http.StateIdle {
 		c.answering.Store(false)
 	}
 }

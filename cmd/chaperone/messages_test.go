@@ -241,7 +241,7 @@ func commandMessages() []message {
 		},
 		{
 			name: "a kind of record", args: "audit query --config sidecar.yaml --kind decisoin", status: 2,
-			want: `chaperone: invalid argument "decisoin" for "--kind" flag: "decisoin" is not decision, end, credential, revocation, reload, limit, process, probe, lost, echo, stray, inbound, rotation or overflow; did you mean decision?; see chaperone audit query --help`,
+			want: `chaperone: invalid argument "decisoin" for "--kind" flag: "decisoin" is not decision, end, credential, revocation, reload, limit, process, probe, lost, echo, handshake, stray, inbound, rotation or overflow; did you mean decision?; see chaperone audit query --help`,
 		},
 		{
 			name: "no Sidecar", args: "run -- true", status: 2,

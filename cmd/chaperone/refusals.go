@@ -15,7 +15,7 @@ type refusalPrinter struct {
 	mu    sync.Mutex
 	w     io.Writer
 	now   func() time.Time
-	shown map[refusalKey]*shown
+	shown map[any]*shown
 
 	second  time.Time // since when printed counts
 	printed int
@@ -39,7 +39,7 @@ const (
 )
 
 func newRefusalPrinter(w io.Writer) *refusalPrinter {
-	return &refusalPrinter{w: w, now: time.Now, shown: map[refusalKey]*shown{}}
+	return &refusalPrinter{w: w, now: time.Now, shown: map[any]*shown{}}
 }
 
 // mayPrint counts what is printed in a second, and says how much was not.
@@ -60,18 +60,32 @@ func (p *refusalPrinter) mayPrint(now time.Time) bool {
 
 // print shows a refusal and its remedy.
 func (p *refusalPrinter) print(r authz.Refusal) {
+	what := r.URL
+	if r.Method != "" {
+		what = r.Method + " " + what
+	}
+	remedy := r.Remedy
+	if remedy != "" && r.Decision != "" {
+		remedy += " (decision " + r.Decision + ")"
+	}
+	p.once(refusalKey{r.Reason, r.Method, r.URL, r.Plugin}, fmt.Sprintf("refused %s: %s: %s", what, r.Reason, r.Detail), remedy)
+}
+
+// event shows what went wrong with a connection and its remedy.
+func (p *refusalPrinter) event(what, remedy string) { p.once(what, what, remedy) }
+
+// once shows what has happened and its remedy, equal ones once in a while.
+func (p *refusalPrinter) once(key any, what, remedy string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	key := refusalKey{r.Reason, r.Method, r.URL, r.Plugin}
 	now := p.now()
-	again := ""
 	if s := p.shown[key]; s != nil {
 		if now.Sub(s.at) < refusalQuiet {
 			s.hidden++
 			return
 		}
 		if s.hidden > 0 {
-			again = fmt.Sprintf(" (%d more since)", s.hidden)
+			what += fmt.Sprintf(" (%d more since)", s.hidden)
 		}
 	}
 	if !p.mayPrint(now) {
@@ -81,15 +95,7 @@ func (p *refusalPrinter) print(r authz.Refusal) {
 		clear(p.shown)
 	}
 	p.shown[key] = &shown{at: now}
-	what := r.URL
-	if r.Method != "" {
-		what = r.Method + " " + what
-	}
-	remedy := r.Remedy
-	if remedy != "" && r.Decision != "" {
-		remedy += " (decision " + r.Decision + ")"
-	}
-	p.lines(fmt.Sprintf("refused %s: %s: %s%s", what, r.Reason, r.Detail, again), remedy)
+	p.lines(what, remedy)
 }
 
 // act shows what a limit did to the plugin, and its remedy.

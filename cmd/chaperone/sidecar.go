@@ -38,6 +38,7 @@ type options struct {
 	beside  bool                      // somebody else starts the plugin: serve
 	refused func(authz.Refusal)       // prints refusals; nil for nobody
 	acted   func(what, remedy string) // prints what a limit did; nil: it is logged
+	event   func(what, remedy string) // prints what went wrong with a connection; nil: it is logged
 	notice  func(text string)         // says something once to who started the command
 	log     *zap.Logger
 	level   func(configs.LogLevel) // sets the level of log; nil: it stays
@@ -236,7 +237,7 @@ func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.token,
 		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
 		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
-		Echo: func(r *authz.Record) { s.record(r) }, Placeholders: s.standIns.current, CredentialRefused: s.credentialRefused,
+		Echo: func(r *authz.Record) { s.record(r) }, Handshake: s.failedHandshake, Placeholders: s.standIns.current, CredentialRefused: s.credentialRefused,
 	}
 	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()

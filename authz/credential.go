@@ -103,6 +103,8 @@ type Credential struct {
 	// PEM are those fields that are PEM documents, as a certificate and its key
 	// are. They are of several lines, and no header holds them.
 	PEM map[string]Secret
+	// Unusable says of those fields that are neither why, as in "is empty".
+	Unusable map[string]string
 	// Generation grows each time the credential's value is replaced.
 	Generation uint64
 	// Lease is Vault's lease id, "" when the credential has none.

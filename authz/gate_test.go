@@ -150,8 +150,8 @@ func TestCredentialUnavailable(t *testing.T) {
 		{"vault knows when", fmt.Errorf("wrapped: %w", laterError{errBroken}), Credential{}, "2", "fetch credential key of grant weather: wrapped: it is broken"},
 		{"expired now", nil, Credential{Fields: apiKey("x").Fields, NotAfter: noon}, "", "credential is past its end"},
 		{"expired", nil, Credential{Fields: apiKey("x").Fields, NotAfter: noon.Add(-time.Hour)}, "", "credential is past its end"},
-		{"no field", nil, Credential{Fields: map[string]Secret{"other": NewSecret("canary")}}, "", "the answer has no field api_key"},
-		{"empty field", nil, apiKey(""), "", "the answer has no field api_key"},
+		{"no field", nil, Credential{Fields: map[string]Secret{"other": NewSecret("canary")}}, "", "Vault's answer has no field api_key; it has other"},
+		{"empty field", nil, apiKey(""), "", "Vault's answer has no field api_key"},
 		{"control byte", nil, apiKey("canary\n"), "", "value holds a control byte"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -209,7 +209,7 @@ func TestRender(t *testing.T) {
 		{"basic with a colon", Inject{Basic: &Basic{"{u}", "{p}"}}, fields("u", "a:b", "p", "c"), "render credential key: username holds a colon (RFC 7617, section 2)"},
 		{"basic with a control byte", Inject{Basic: &Basic{"{u}", "{p}"}}, fields("u", "a", "p", "c\n"), "render credential key: value holds a control byte"},
 		{"basic with a control byte in the user", Inject{Basic: &Basic{"{u}", "{p}"}}, fields("u", "a\x00", "p", "c"), "render credential key: value holds a control byte"},
-		{"basic without its field", Inject{Basic: &Basic{"{u}", "{p}"}}, fields("u", "a"), "render credential key: the answer has no field p"},
+		{"basic without its field", Inject{Basic: &Basic{"{u}", "{p}"}}, fields("u", "a"), "render credential key: Vault's answer has no field p; it has u"},
 		{"header with a line break", Inject{Header: "x", Value: "{k}"}, fields("k", "a\r\nb: c"), "render credential key: value holds a control byte"},
 		{"header with DEL", Inject{Header: "x", Value: "{k}"}, fields("k", "a\x7f"), "render credential key: value holds a control byte"},
 		{"header beyond ASCII", Inject{Header: "x", Value: "{k}"}, fields("k", "ä"), "1 x=ä"},

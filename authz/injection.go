@@ -5,6 +5,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"unicode"
@@ -101,7 +104,7 @@ func (c *credentialSpec) render(credential Credential) (Injection, error) {
 	if r == nil || !r.madeOf(fields, c.fields) {
 		injection, err := c.make(fields)
 		if err != nil {
-			return Injection{}, fmt.Errorf("render credential %s: %w", c.ref.Name, err)
+			return Injection{}, fmt.Errorf("render credential %s: %w", c.ref.Name, credential.explain(err))
 		}
 		r = &rendering{injection: injection}
 		for _, name := range c.fields {
@@ -271,6 +274,70 @@ func isFieldName(s string) bool {
 	})
 }
 
+// missingField says that a template names a field that is not there.
+type missingField struct{ name string }
+
+// Error says which field.
+func (e *missingField) Error() string { return "Vault's answer has no field " + e.name }
+
+// explain adds to the error of a field that is missing what there is instead.
+func (c Credential) explain(err error) error {
+	missing := (*missingField)(nil)
+	if !errors.As(err, &missing) {
+		return err
+	}
+	name := missing.name
+	_, isText := c.Fields[name]
+	_, isPEM := c.PEM[name]
+	switch why := c.Unusable[name]; {
+	case why != "":
+		return fmt.Errorf("field %s of Vault's answer %s", name, why)
+	case isPEM:
+		return fmt.Errorf("field %s of Vault's answer is a PEM document, which only mtls takes", name)
+	case isText && !c.Fields[name].Empty():
+		return fmt.Errorf("field %s of Vault's answer is no PEM document", name)
+	}
+	text := missing.Error() + "; it has " + c.fieldNames()
+	if _, ok := c.Fields["current_version"]; ok && c.Unusable["versions"] != "" {
+		text += ": it is the metadata of a secret; write MOUNT/data/NAME as the path"
+	}
+	return errors.New(text)
+}
+
+// fieldNames returns the names of the fields, those that cannot be used too.
+func (c Credential) fieldNames() string {
+	const most = 8
+	seen := map[string]bool{}
+	for name := range c.Fields {
+		seen[name] = true
+	}
+	for name := range c.PEM {
+		seen[name] = true
+	}
+	for name := range c.Unusable {
+		seen[name] = true
+	}
+	names := slices.Sorted(maps.Keys(seen))
+	more := len(names) - most
+	if more > 0 {
+		names = names[:most]
+	}
+	for i, name := range names {
+		if !isFieldName(name) {
+			name = strconv.Quote(name)
+		}
+		names[i] = clip(name)
+	}
+	switch text := strings.Join(names, ", "); {
+	case text == "":
+		return "none"
+	case more > 0:
+		return fmt.Sprintf("%s and %d more", text, more)
+	default:
+		return text
+	}
+}
+
 func (t template) render(fields map[string]Secret) (string, error) {
 	var out strings.Builder
 	for i, literal := range t.literals {
@@ -283,7 +350,7 @@ func (t template) render(fields map[string]Secret) (string, error) {
 			if t.optional {
 				return "", nil
 			}
-			return "", fmt.Errorf("the answer has no field %s", t.fields[i])
+			return "", &missingField{t.fields[i]}
 		}
 		out.WriteString(value.Reveal())
 	}

@@ -243,7 +243,7 @@ func TestCertificates(t *testing.T) {
 		{"a certificate for a key", MTLS{}, map[string]string{"certificate": certificate, "private_key": certificate}, "", "not known", nil},
 		{"half a certificate", MTLS{}, map[string]string{"certificate": certificate[:len(certificate)/2], "private_key": key}, "", "not whole PEM", nil},
 		{"not in ASN.1", MTLS{}, map[string]string{"certificate": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "private_key": key}, "", "cannot be read", nil},
-		{"fields that are not PEM", MTLS{}, nil, "", "no field certificate", map[string]string{"certificate": certificate, "private_key": key}},
+		{"fields that are not PEM", MTLS{}, nil, "", "field certificate of Vault's answer is no PEM document", map[string]string{"certificate": certificate, "private_key": key}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t, input(with(Inject{MTLS: &test.mtls}, "pki/issue/weather")))

@@ -571,6 +571,33 @@ func (s *Snapshot) CredentialRefs(p Principal, now time.Time) []CredentialRef {
 	return out
 }
 
+// Renders returns nil when the credential that ref names can be put into a request
+// as the rules in force say, and for one that no rule needs; otherwise an error
+// that says why not, and holds no secret.
+func (s *Snapshot) Renders(ref CredentialRef, credential Credential) error {
+	sub := s.subject(Principal(ref.Plugin))
+	if sub == nil {
+		return nil
+	}
+	for _, r := range sub.rules {
+		if r.credential == nil || r.credential.ref != ref {
+			continue
+		}
+		var err error
+		switch ref.Token.Kind {
+		case TokenOAuth2:
+			if _, _, err = ref.Token.Client(credential.Fields); err != nil {
+				err = credential.explain(err)
+			}
+		case TokenJWT: // of which Vault keeps the key
+		default:
+			_, err = r.credential.render(credential)
+		}
+		return err
+	}
+	return nil
+}
+
 // Placeholders returns the stand-ins of those credentials, in the order of
 // grants and of the credentials in them.
 func (s *Snapshot) Placeholders(p Principal, now time.Time) []Placeholder {

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"errors"
+	"strings"
 	"testing"
 )
 
@@ -63,5 +64,44 @@ func TestUsesThatAreNotSeenToEnd(t *testing.T) {
 	none.End()
 	if none.Open() || none.Hidden() {
 		t.Error("nothing is counted by none")
+	}
+}
+
+// What cannot be rendered is reported with what Vault's answer has instead.
+func TestRendersSaysWhyNot(t *testing.T) {
+	w := newWorld(t, input(withKey(forecast())))
+	ref := w.engine.Current().CredentialRefs("weather", noon)[0]
+	field := func(name string) map[string]Secret { return map[string]Secret{name: NewSecret("canary")} }
+	many := map[string]Secret{}
+	for _, name := range strings.Split("abcdefghijkl", "") {
+		many[name] = NewSecret("canary")
+	}
+	for _, test := range []struct {
+		name       string
+		credential Credential
+		says       string // "" for nothing
+	}{
+		{"right", Credential{Fields: field("api_key")}, ""},
+		{"another field", Credential{Fields: field("k")}, "Vault's answer has no field api_key; it has k"},
+		{"no field", Credential{}, "has no field api_key; it has none"},
+		{"many fields", Credential{Fields: many}, "it has a, b, c, d, e, f, g, h and 4 more"},
+		{"an odd name", Credential{Fields: field("a\x1b[2J\nb")}, `it has "a\x1b[2J\nb"`},
+		{"nested", Credential{Fields: field("db.api_key"), Unusable: map[string]string{"db": "is an object"}}, "it has db, db.api_key"},
+		{"a line break", Credential{Fields: field("k"), Unusable: map[string]string{"api_key": "ends with a line break; write trimNewline: true"}}, "field api_key of Vault's answer ends with a line break"},
+		{"PEM", Credential{PEM: field("api_key")}, "field api_key of Vault's answer is a PEM document"},
+		{"metadata", Credential{Fields: field("current_version"), Unusable: map[string]string{"versions": "is an object"}}, "write MOUNT/data/NAME"},
+		{"a control byte", Credential{Fields: map[string]Secret{"api_key": NewSecret("canary\n")}}, "control byte"},
+	} {
+		err := w.engine.Current().Renders(ref, test.credential)
+		if (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v, want %q", test.name, err, test.says)
+		}
+		if err != nil && strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: the secret is printed: %v", test.name, err)
+		}
+	}
+	ref.Name = "other"
+	if err := w.engine.Current().Renders(ref, Credential{}); err != nil {
+		t.Errorf("of one that no rule needs: %v", err)
 	}
 }

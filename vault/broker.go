@@ -77,6 +77,9 @@ type Config struct {
 	// Changed is called when a credential in use was lost, so that what is
 	// live is decided anew. It must not block. nil is not called.
 	Changed func()
+	// Renders returns why a credential that was fetched cannot be put into any
+	// request; Status reports it as unavailable. It must not block. nil is not called.
+	Renders func(authz.CredentialRef, authz.Credential) error
 	// Fetched is called with the duration of each fetch or renewal, and its
 	// error. nil is not called.
 	Fetched func(took time.Duration, err error)
@@ -314,9 +317,7 @@ func (e *entry) serve(now instant) (authz.Credential, bool) {
 		return authz.Credential{}, false
 	}
 	e.usedAt.set(now)
-	return authz.Credential{
-		Fields: l.fields.text, PEM: l.fields.pem, Generation: l.generation, Lease: l.id, NotAfter: l.usableUntil().time(), Uses: l.uses,
-	}, true
+	return l.credential(), true
 }
 
 // board returns the flight that fetches the credential, starting it if there

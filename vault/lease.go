@@ -131,6 +131,14 @@ func (l *lease) usable(now instant) bool {
 	return l != nil && (l.mount != "" || !l.session.dead) && now.before(l.usableUntil())
 }
 
+// credential returns what is served.
+func (l *lease) credential() authz.Credential {
+	return authz.Credential{
+		Fields: l.fields.text, PEM: l.fields.pem, Unusable: l.fields.unusable, Generation: l.generation, Lease: l.id,
+		NotAfter: l.usableUntil().time(), Uses: l.uses,
+	}
+}
+
 // renews reports whether renewing the lease is worth trying.
 func (l *lease) renews() bool { return l.id != "" && l.renewable && !l.exhausted && !l.capped }
 

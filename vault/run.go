@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // shutdownWithin bounds giving everything back when the broker ends.
@@ -323,6 +325,8 @@ type LeaseStatus struct {
 	Generation              uint64
 	NotAfter                time.Time // zero when it does not end, or is not held
 	Err                     string    // why it is failing or unavailable
+
+	served *servedNow // until it was rendered
 }
 
 // Status is the state of a broker. It holds no secret.
@@ -342,7 +346,28 @@ type Status struct {
 
 // Status returns the state of the broker.
 func (b *Broker) Status() Status {
-	now := b.now()
+	s := b.status(b.now())
+	for i := range s.Leases {
+		l := &s.Leases[i]
+		if l.served != nil && b.cfg.Renders != nil {
+			if err := b.cfg.Renders(l.served.ref, l.served.credential); err != nil {
+				l.State, l.Err = StateUnavailable, err.Error()
+			}
+		}
+		l.served = nil
+		s.States[l.State]++
+	}
+	return s
+}
+
+// servedNow is a credential that may be used.
+type servedNow struct {
+	ref        authz.CredentialRef
+	credential authz.Credential
+}
+
+// status returns the state of the broker, but for how many leases are in which.
+func (b *Broker) status(now instant) Status {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	s := Status{
@@ -364,9 +389,7 @@ func (b *Broker) Status() Status {
 	s.Unconfirmed = s.States[StateRevoking]
 	s.LoginErr, s.StateErr = text(b.loginErr), text(b.stats.stateErr)
 	for _, e := range b.entries {
-		l := e.status(now)
-		s.States[l.State]++
-		s.Leases = append(s.Leases, l)
+		s.Leases = append(s.Leases, e.status(now))
 	}
 	slices.SortFunc(s.Leases, func(x, y LeaseStatus) int {
 		return strings.Compare(x.Grant+"/"+x.Credential, y.Grant+"/"+y.Credential)
@@ -388,6 +411,7 @@ func (e *entry) status(now instant) LeaseStatus {
 		s.State = StateIdle
 	}
 	if usable {
+		s.served = &servedNow{e.ref, e.lease.credential()}
 		s.Generation, s.NotAfter = e.lease.generation, e.lease.usableUntil().time()
 		if e.lease.id != "" {
 			s.Lease = mask(e.lease.id)

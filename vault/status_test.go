@@ -2,6 +2,7 @@ package vault
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -306,5 +307,35 @@ func TestStrangeLeases(t *testing.T) {
 	all.Wait()
 	if got := users(t, db); len(got) != 0 {
 		t.Errorf("users left in the database: %q", got)
+	}
+}
+
+// A credential that can be put into no request is not active, whatever Vault thinks
+// of it.
+func TestStatusOfWhatCannotBeRendered(t *testing.T) {
+	t.Parallel()
+	v := weatherVault(t, testenv.VaultConfig{})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast, TokenTTL: time.Hour})
+	testenv.Must(t, v.PutSecret(t.Context(), "broken", map[string]any{"key": "v\n", "nested": map[string]any{"a": "b"}, "list": []string{"x"}, "none": nil}))
+	asked := 0
+	b := broker(t, Config{Address: v.Address, Auth: auth, Renders: func(r authz.CredentialRef, c authz.Credential) error {
+		asked++
+		if r.Name == "broken" {
+			if c.Unusable["key"] != "ends with a line break; write trimNewline: true" || c.Fields["nested.a"].Reveal() != "b" ||
+				!strings.Contains(c.Unusable["nested"], "object") || c.Unusable["list"] != "is a list of 1" || c.Unusable["none"] != "is null" {
+				t.Errorf("fields %v, unusable %v", c.Fields, c.Unusable)
+			}
+			return errors.New("it has no field")
+		}
+		return nil
+	}})
+	testenv.MustGet(b.Credential(t.Context(), ref("right", "secret/data/weather")))(t)
+	testenv.MustGet(b.Credential(t.Context(), ref("broken", "secret/data/broken")))(t)
+	s := b.Status()
+	if s.States[StateActive] != 1 || s.States[StateUnavailable] != 1 || asked != 2 {
+		t.Errorf("states %v, asked %d times", s.States, asked)
+	}
+	if l := s.Leases[0]; l.Credential != "broken" || l.State != StateUnavailable || l.Err != "it has no field" {
+		t.Errorf("%+v", l)
 	}
 }

@@ -193,6 +193,7 @@ func (s *sidecar) makeBroker(spec *configs.Sidecar) (err error) {
 	cfg.StateFile = s.state.path(leasesFile)
 	cfg.Recorder = s.recorder
 	cfg.Changed = func() { s.engine.Bump() }
+	cfg.Renders = func(ref authz.CredentialRef, c authz.Credential) error { return s.engine.Current().Renders(ref, c) }
 	cfg.Fetched = func(took time.Duration, _ error) { s.metrics.fetches.Observe(took.Seconds()) }
 	s.broker, err = vault.New(cfg)
 	if err != nil {

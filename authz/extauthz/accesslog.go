@@ -107,7 +107,9 @@ func answerReason(code uint32, details string, f *datav3.ResponseFlags) authz.Re
 	case f.GetUpstreamConnectionFailure(), f.GetUpstreamConnectionTermination(), f.GetUpstreamRemoteReset(), f.GetLocalReset(),
 		f.GetUpstreamProtocolError(), f.GetUpstreamRetryLimitExceeded(), code == 502:
 		return authz.UpstreamUnreachable
-	case code == 0, code >= 400 && code < 500 && code != 403 && code != 404:
+	case code == 403:
+		return authz.NotEnforceableHere
+	case code < 500, code == 501: // without an answer, too
 		return authz.MalformedRequest
 	}
 	return authz.NotReady // it was not asked, or there is no route of what was allowed yet

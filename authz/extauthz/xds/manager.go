@@ -73,12 +73,19 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 			// Python's http.client says CONNECT in HTTP/1.0 up to 3.11, as do openssl and nc.
 			AcceptHttp_10: true, DefaultHostForHttp_10: noHost,
 			EnableTrailers: true,
+			// Offers of another version of HTTP, or of TLS, can be served without them
+			// (RFC 9110, section 7.8); see [authz.UpgradesAsked].
+			IgnoreHttp_11Upgrade: []*matcherv3.StringMatcher{{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+				SafeRegex: &matcherv3.RegexMatcher{Regex: `(?i)(h2c?|http|tls)(/.*)?`},
+			}}},
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-			AllowConnect:                true,
-			MaxConcurrentStreams:        wrapperspb.UInt32(100),
-			InitialStreamWindowSize:     wrapperspb.UInt32(256 << 10),
-			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
+			AllowConnect: true,
+			// What is wrong with one request ends one stream.
+			OverrideStreamErrorOnInvalidHttpMessage: wrapperspb.Bool(true),
+			MaxConcurrentStreams:                    wrapperspb.UInt32(100),
+			InitialStreamWindowSize:                 wrapperspb.UInt32(256 << 10),
+			InitialConnectionWindowSize:             wrapperspb.UInt32(1 << 20),
 		},
 		RequestHeadersTimeout: seconds(10),
 		// A stream may be quiet for as long as it may last: the sidecar holds both ends.

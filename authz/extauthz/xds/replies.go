@@ -26,6 +26,7 @@ type reply struct {
 	flags  []string // of which one is set (%RESPONSE_FLAGS%)
 	from   uint32   // or the least status, 0 for none
 	to     uint32   // and the largest
+	with   string   // and a header of the request, "" for any
 	status uint32   // that it gets, 0 for the one that it has
 	reason authz.Reason
 	asked  bool // it has a decision
@@ -34,15 +35,19 @@ type reply struct {
 
 // replies returns the answers of Envoy's own, of which the first that fits counts.
 func replies() []reply {
-	const later = "try again later"
+	const later, canonical = "try again later", "send the request in its canonical form"
 	return []reply{
 		{flags: []string{"UT", "SI", "DT", "UMSDR"}, status: 504, reason: authz.UpstreamTimeout, asked: true, remedy: later},
 		{flags: []string{"UF", "UC", "UR", "LR", "UPE", "URX"}, status: 502, reason: authz.UpstreamUnreachable, asked: true, remedy: later},
 		{from: 504, to: 504, reason: authz.UpstreamTimeout, asked: true, remedy: later},
-		// Envoy refuses by itself what no rule at all may upgrade to.
-		{from: 403, to: 403, reason: authz.MethodNotGranted, remedy: "send the request without Upgrade, or ask for upgrades on a rule"},
-		{from: 404, to: 404, status: 503, reason: authz.NotReady, remedy: later},
-		{from: 400, to: 499, reason: authz.MalformedRequest, remedy: "send the request in its canonical form"},
+		// Envoy refuses by itself what no rule at all may upgrade to, and https in the
+		// target of a request that does not come over TLS.
+		{from: 403, to: 403, with: "upgrade", reason: authz.MethodNotGranted, remedy: "send the request without Upgrade, or ask for upgrades on a rule"},
+		{from: 403, to: 403, reason: authz.NotEnforceableHere, remedy: "send https in a CONNECT"},
+		// A target that begins with no slash, and a coding of the body, that it does not know.
+		{from: 404, to: 404, status: 400, reason: authz.MalformedRequest, remedy: canonical},
+		{from: 501, to: 501, status: 400, reason: authz.MalformedRequest, remedy: canonical},
+		{from: 400, to: 499, reason: authz.MalformedRequest, remedy: canonical},
 		{from: 500, to: 599, reason: authz.NotReady, remedy: later},
 	}
 }
@@ -55,6 +60,9 @@ func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
 		which := flagged(r.flags...)
 		if r.from > 0 {
 			which = all(coded(accesslogv3.ComparisonFilter_GE, r.from), coded(accesslogv3.ComparisonFilter_LE, r.to))
+		}
+		if r.with != "" {
+			which = all(which, carries(r.with))
 		}
 		out.Mappers = append(out.Mappers,
 			b.mapper(r, all(which, speaksGRPC()), &corev3.SubstitutionFormatString{
@@ -165,7 +173,13 @@ func decided() *accesslogv3.AccessLogFilter {
 
 func speaksGRPC() *accesslogv3.AccessLogFilter {
 	prefix := &envoymatcherv3.StringMatcher{MatchPattern: &envoymatcherv3.StringMatcher_Prefix{Prefix: "application/grpc"}, IgnoreCase: true}
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{HeaderFilter: &accesslogv3.HeaderFilter{
-		Header: &routev3.HeaderMatcher{Name: "content-type", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: prefix}},
-	}}}
+	return having(&routev3.HeaderMatcher{Name: "content-type", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: prefix}})
+}
+
+func carries(header string) *accesslogv3.AccessLogFilter {
+	return having(&routev3.HeaderMatcher{Name: header, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}})
+}
+
+func having(header *routev3.HeaderMatcher) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{HeaderFilter: &accesslogv3.HeaderFilter{Header: header}}}
 }

@@ -1,0 +1,381 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/authz/extauthz"
+	"github.com/chaperone-proxy/chaperone/authz/extauthz/xds"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+var updateParity = flag.Bool("update-parity", false, "rewrite the table of differences in docs/envoy.md")
+
+// recordBook keeps the audit records of one door.
+type recordBook struct {
+	mu      sync.Mutex
+	records []authz.Record
+}
+
+func (b *recordBook) Record(r *authz.Record) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.records = append(b.records, *r)
+	return nil
+}
+
+// outcome is what the records say: the reason of the last decision, or of an end
+// of its access that was refused after all, and the host.
+func (b *recordBook) outcome() (reason, host string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.records {
+		if r := &b.records[i]; r.Kind == authz.KindDecision || r.Kind == authz.KindEnd && !r.Allowed {
+			reason, host = r.Reason, r.Host
+		}
+	}
+	return reason, host
+}
+
+func (b *recordBook) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.records = nil
+}
+
+// twins are the sidecar's own proxy, and an Envoy that it configures, for the same
+// grants and upstreams.
+type twins struct {
+	doors         map[string]*twin
+	plain, secure *testenv.Upstream
+}
+
+// twin is one of the doors.
+type twin struct {
+	address string
+	book    *recordBook
+	roots   *x509.CertPool // that the plugin trusts there
+}
+
+// twinGrant is what the plugin is granted at both.
+func twinGrant(plain, secure *testenv.Upstream) authz.Grant {
+	local := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	to := func(scheme authz.Scheme, port uint16, hosts ...string) authz.To {
+		return authz.To{Scheme: scheme, Hosts: hosts, Ports: []uint16{port}, Addresses: local}
+	}
+	api := to(authz.SchemeHTTPS, secure.Addr.Port(), "api.weather.example", "*.tiles.weather.example")
+	api.TLS.CA, api.TLS.CAFile = string(secure.CA.PEM()), "api-ca.pem"
+	return authz.Grant{Name: "weather", Plugin: "weather", NotAfter: time.Now().Add(time.Hour), Rules: []authz.Rule{
+		{ID: "api", Reason: "a test", To: api, Methods: []string{"GET", "POST"}, Paths: []string{"/v1/**"}},
+		{ID: "plain", Reason: "a test", To: to(authz.SchemeHTTP, plain.Addr.Port(), "plain.weather.example", "*.maps.weather.example", "127.0.0.1"), Methods: []string{"*"}, Paths: []string{"/v1/**", "/"}},
+		{ID: "gone", Reason: "a test", To: to(authz.SchemeHTTP, 9, "gone.weather.example"), Methods: []string{"*"}, Paths: []string{"/**"}},
+		{ID: "ws", Reason: "a test", To: to(authz.SchemeHTTP, plain.Addr.Port(), "plain.weather.example"), Methods: []string{"GET"}, Paths: []string{"/ws"}, Upgrades: []string{"websocket"}},
+		{ID: "once", Reason: "a test", To: to(authz.SchemeHTTP, plain.Addr.Port(), "plain.weather.example"), Methods: []string{"GET"}, Paths: []string{"/none"}, Limits: authz.Limits{Requests: authz.Limit{Count: 1}}},
+	}}
+}
+
+func newTwins(t *testing.T) *twins {
+	t.Helper()
+	testenv.Require(t, testenv.EnvoyServer())
+	anyone := func(*http.Request) bool { return true }
+	w := &twins{doors: map[string]*twin{}}
+	w.plain = testenv.MustUpstream(t, testenv.UpstreamConfig{Plain: true, Authorize: anyone})
+	w.secure = testenv.MustUpstream(t, testenv.UpstreamConfig{Authorize: anyone, Names: []string{"api.weather.example", "a.tiles.weather.example"}})
+	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{twinGrant(w.plain, w.secure)}}, time.Now())
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for _, name := range []string{"proxy", "envoy"} {
+		w.doors[name] = w.newTwin(t, policy, name == "envoy")
+	}
+	return w
+}
+
+// newTwin starts one door, with a gate and a book of its own.
+func (w *twins) newTwin(t *testing.T, policy *authz.Policy, behind bool) *twin {
+	t.Helper()
+	d, engine := &twin{book: new(recordBook), roots: x509.NewCertPool()}, new(authz.Engine)
+	engine.Install(policy)
+	gate := testenv.MustGet(authz.NewGate(authz.GateConfig{Engine: engine, Ledger: authz.NewLedger(), Recorder: d.book, Now: time.Now}))(t)
+	hosts := map[string][]netip.Addr{}
+	for _, name := range []string{"api", "plain", "gone", "a.tiles", "a.maps", "b.a.maps"} {
+		hosts[name+".weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	}
+	p := testenv.MustGet(proxy.New(proxy.Config{
+		Plugin: "weather", Gate: gate, Engine: engine, DNSHosts: hosts, Identify: func(net.Conn) (proxy.Peer, bool) { return proxy.Peer{UID: -1}, true },
+	}))(t)
+	listener := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
+	inBackground(t, func(ctx context.Context) error { return p.Serve(ctx, listener) })
+	d.address = listener.Addr().String()
+	if behind {
+		d.address = w.behindEnvoy(t, p, gate, engine)
+	}
+	d.roots.AppendCertsFromPEM(p.CAPool())
+	return d
+}
+
+// inBackground runs something until the test ends.
+func inBackground(t *testing.T, run func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		testenv.Must(t, <-done)
+	})
+}
+
+// behindEnvoy starts an Envoy that is configured for p's exits, and returns where
+// it listens as a proxy.
+func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engine *authz.Engine) string {
+	t.Helper()
+	dir := testenv.MustGet(os.MkdirTemp("", "twin-"))(t) //nolint:usetesting // t.TempDir is too long for sockets
+	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(dir)) })
+	check := testenv.MustGet(extauthz.New(extauthz.Config{
+		Plugin: "weather", Gate: gate, RouteHeader: true, Drain: time.Second, Ready: func() bool { return true }, Enforces: enforcedByEnvoy,
+	}))(t)
+	testenv.MustGet(check.Listen(t.Context(), "unix:"+dir+"/check.sock"))(t)
+	inBackground(t, check.Run)
+	explicit := "127.0.0.1:" + strconv.Itoa(int(freePort(t)))
+	server := testenv.MustGet(xds.New(xds.Config{
+		Plugin: "weather", Engine: engine, Now: time.Now, Check: dir + "/check.sock", Explicit: netip.MustParseAddrPort(explicit),
+		Exits: func(routes []authz.Route) ([]string, error) { return p.Exits(dir+"/exit", "", routes) },
+		Leaf:  p.Leaf, Roots: string(w.secure.CA.PEM()), AccessLog: "off",
+	}))(t)
+	socket := testenv.MustGet(extauthz.ListenUnix(t.Context(), dir+"/xds.sock", ""))(t)
+	inBackground(t, func(ctx context.Context) error { return server.Serve(ctx, socket) })
+	bootstrap := testenv.MustGet(xds.Bootstrap(xds.Params{Plugin: "weather", Socket: dir + "/xds.sock", Admin: dir + "/admin.sock"}))(t)
+	testenv.MustEnvoy(t, testenv.EnvoyConfig{Bootstrap: string(bootstrap)})
+	return explicit
+}
+
+// doorOutcome is what came of a request.
+type doorOutcome struct {
+	status       string // with the reason; or that there was none
+	record, host string // "" for none
+}
+
+func (o doorOutcome) String() string {
+	if o.record == "" {
+		return o.status + ", unrecorded"
+	}
+	if _, reason, _ := strings.Cut(o.status, " "); reason == o.record || o.record == "granted" && (o.status == "200" || o.status == "101") {
+		return o.status
+	}
+	return o.status + ", recorded " + o.record
+}
+
+// agrees reports whether two outcomes are of one class of status, for one reason,
+// and recorded as one: where both know the host, it is the same.
+func (o doorOutcome) agrees(p doorOutcome) bool {
+	class := func(status string) string {
+		code, reason, _ := strings.Cut(status, " ")
+		if len(code) == 3 {
+			code = code[:1]
+		}
+		return code + reason
+	}
+	return class(o.status) == class(p.status) && o.record == p.record && (o.host == p.host || o.host == "" || p.host == "")
+}
+
+// ask sends what a case says to a door and returns what came of it.
+func (w *twins) ask(t *testing.T, d *twin, c *parityCase) doorOutcome {
+	t.Helper()
+	d.book.forget()
+	status := w.exchange(t, d, c)
+	refused := !strings.HasPrefix(status, "200") && !strings.HasPrefix(status, "101")
+	settled := func() bool {
+		reason, _ := d.book.outcome()
+		return reason != "" && !(refused && reason == "granted")
+	}
+	wait := 10 * time.Second
+	if c.unrecorded || c.envoy != "" {
+		wait = time.Second
+	}
+	for deadline := time.Now().Add(wait); !settled() && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	out := doorOutcome{status: status}
+	out.record, out.host = d.book.outcome()
+	return out
+}
+
+// fill puts the upstreams' ports into a text.
+func (w *twins) fill(text string) string {
+	return strings.NewReplacer("PLAIN", strconv.Itoa(int(w.plain.Addr.Port())), "SECURE", strconv.Itoa(int(w.secure.Addr.Port()))).Replace(text)
+}
+
+func (w *twins) exchange(t *testing.T, d *twin, c *parityCase) string {
+	t.Helper()
+	conn := testenv.MustGet(new(net.Dialer).DialContext(t.Context(), "tcp", d.address))(t)
+	defer conn.Close()
+	testenv.Must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	stream := io.ReadWriter(conn)
+	in := bufio.NewReader(conn)
+	if c.request != "" {
+		_, _ = io.WriteString(conn, w.fill(c.request)) // the door may answer and close before it is all there
+		status := readStatus(in, strings.HasPrefix(c.request, "HEAD"))
+		if c.inside == "" && c.fields == nil || !strings.HasPrefix(status, "200") {
+			return status
+		}
+		stream = struct {
+			io.Reader
+			io.Writer
+		}{in, conn}
+	}
+	if c.tls != "" {
+		config := &tls.Config{ServerName: c.tls, RootCAs: d.roots}
+		if c.fields != nil {
+			config.NextProtos = []string{"h2"}
+		}
+		secured := tls.Client(conn, config)
+		if err := secured.HandshakeContext(t.Context()); err != nil {
+			return "TLS refused"
+		}
+		stream, in = secured, bufio.NewReader(secured)
+	}
+	if c.fields != nil {
+		return exchangeHTTP2(t, stream, w, c)
+	}
+	_, _ = io.WriteString(stream, w.fill(c.inside))
+	return readStatus(in, strings.HasPrefix(c.inside, "HEAD"))
+}
+
+// readStatus returns the status of an answer with its reason, or that there was none.
+func readStatus(in *bufio.Reader, _ bool) string {
+	for {
+		resp, err := http.ReadResponse(in, &http.Request{Method: http.MethodHead})
+		if err != nil {
+			return "closed"
+		}
+		if resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return strings.TrimSpace(strconv.Itoa(resp.StatusCode) + " " + resp.Header.Get(authz.HeaderReason))
+		}
+	}
+}
+
+// exchangeHTTP2 sends one request of HTTP/2.
+func exchangeHTTP2(t *testing.T, conn io.ReadWriter, w *twins, c *parityCase) string {
+	t.Helper()
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(64<<10, nil)
+	_, _ = io.WriteString(conn, http2.ClientPreface)
+	_ = framer.WriteSettings()
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, f := range c.fields {
+		_ = encoder.WriteField(hpack.HeaderField{Name: f[0], Value: w.fill(f[1])})
+	}
+	_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})
+	for {
+		frame, err := framer.ReadFrame()
+		var streamError http2.StreamError
+		switch f := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			if status := f.PseudoValue("status"); status[0] != '1' {
+				reason := ""
+				for _, h := range f.RegularFields() {
+					if h.Name == authz.HeaderReason {
+						reason = " " + h.Value
+					}
+				}
+				return status + reason
+			}
+		case *http2.RSTStreamFrame:
+			return "reset " + f.ErrCode.String()
+		case *http2.GoAwayFrame:
+			return "connection ended " + f.ErrCode.String()
+		}
+		if err != nil && !errors.As(err, &streamError) {
+			return "closed"
+		}
+	}
+}
+
+// parityCase is one raw request.
+type parityCase struct {
+	name    string
+	request string      // what is sent first: a request, or the CONNECT for what is inside
+	tls     string      // the server name of TLS in the CONNECT, "" for none
+	inside  string      // what is sent in the CONNECT
+	fields  [][2]string // or a request of HTTP/2
+
+	// Of a difference: what Envoy's door does, and why.
+	envoy, why string
+	unrecorded bool // at one of the doors
+}
+
+// begins returns how docs/envoy.md marks the table.
+const (
+	parityBegin = "<!-- differences: from cmd/chaperone/parity_test.go -->\n"
+	parityEnd   = "<!-- end of differences -->\n"
+)
+
+// TestDoorsAgree sends every raw request to both doors: they do the same, but for
+// the differences that are listed with their reason, in docs/envoy.md too.
+func TestDoorsAgree(t *testing.T) {
+	w := newTwins(t)
+	cases := parityCases()
+	if len(cases) < 60 {
+		t.Errorf("%d requests", len(cases))
+	}
+	var table strings.Builder
+	fmt.Fprint(&table, "| request | the proxy | behind Envoy | why |\n|---|---|---|---|\n")
+	for i := range cases {
+		c := &cases[i]
+		t.Run(c.name, func(t *testing.T) {
+			byProxy, byEnvoy := w.ask(t, w.doors["proxy"], c), w.ask(t, w.doors["envoy"], c)
+			switch {
+			case byProxy.agrees(byEnvoy) && c.envoy != "":
+				t.Errorf("both %s: the difference is gone, and is to be taken off the list", byProxy)
+			case !byProxy.agrees(byEnvoy) && byEnvoy.String() != c.envoy:
+				t.Errorf("the proxy %s\nEnvoy     %s\nlisted    %s", byProxy, byEnvoy, c.envoy)
+			case c.envoy != "" && c.why == "":
+				t.Error("a difference without a reason")
+			}
+			if c.envoy != "" {
+				fmt.Fprintf(&table, "| %s | %s | %s | %s |\n", c.name, byProxy, c.envoy, c.why)
+			}
+		})
+	}
+	checkParityTable(t, table.String())
+}
+
+// checkParityTable compares the table with that of the document, or writes it there.
+func checkParityTable(t *testing.T, table string) {
+	t.Helper()
+	const file = "../../docs/envoy.md"
+	text := string(testenv.MustGet(os.ReadFile(file))(t))
+	before, rest, found := strings.Cut(text, parityBegin)
+	written, after, ended := strings.Cut(rest, parityEnd)
+	switch {
+	case !found || !ended:
+		t.Fatal("docs/envoy.md has no marks for the table of differences")
+	case *updateParity:
+		testenv.Must(t, os.WriteFile(file, []byte(before+parityBegin+table+parityEnd+after), 0o644))
+	case written != table:
+		t.Errorf("docs/envoy.md has another table of differences; run go test ./cmd/chaperone -run TestDoorsAgree -update-parity:\n%s", table)
+	}
+}

@@ -34,6 +34,9 @@ type Cage struct {
 
 	lostBefore   uint64 // refusals that went undescribed under an earlier sidecar
 	heard        chan Denial
+	flushing     chan chan struct{} // see [Cage.Flush]
+	passing      atomic.Bool        // the program that runs may be passed descriptors
+	fed          chan struct{}      // it has just become so
 	unheard      atomic.Uint64
 	refusedCalls atomic.Uint64
 
@@ -75,7 +78,7 @@ func New(config Config) (*Cage, error) {
 	c := &Cage{
 		config: config, sampled: sampled(config.Logger),
 		own:   !config.HostNetwork && config.CgroupPath == "",
-		heard: make(chan Denial, heardSize),
+		heard: make(chan Denial, heardSize), flushing: make(chan chan struct{}), fed: make(chan struct{}, 1),
 		epoch: wallClock(0),
 	}
 	if err := c.build(); err != nil {

@@ -35,6 +35,17 @@ import (
 // that the plugin was given as standard input, output or error.
 const censusInterval = time.Second
 
+const (
+	// passedInterval is the shortest time between two looks while the plugin has a
+	// Unix socket by which descriptors can be passed to it.
+	passedInterval = 50 * time.Millisecond
+	// looksShare is how much longer than a look the time to the next one is then: a
+	// plugin of many processes and descriptors does not take more of a processor.
+	looksShare = 50
+	// journalSocket is where systemd-journald listens. It passes no descriptors.
+	journalSocket = "/run/systemd/journal/stdout"
+)
+
 // Why a socket is no business of the plugin's, and what is done about it
 // (bpf/census.bpf.c).
 const (
@@ -91,16 +102,44 @@ func newCensus(c *Cage) (*census, error) {
 
 // watch takes the census again and again until the context ends.
 func (c *Cage) watch(ctx context.Context) error {
-	tick := time.NewTicker(censusInterval)
-	defer tick.Stop()
+	next := time.NewTimer(censusInterval)
+	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-c.fed: // by a Unix socket that it was just started with
+			next.Reset(passedInterval)
+		case <-next.C:
+			begun := time.Now()
 			if err := c.takeCensus(); err != nil {
 				return err
 			}
+			interval := censusInterval
+			if c.passing.Load() {
+				interval = min(max(passedInterval, looksShare*time.Since(begun)), censusInterval)
+			}
+			next.Reset(interval)
+		}
+	}
+}
+
+// notePassing has the census taken more often where a program gets a Unix socket as a
+// standard stream: whoever holds its other end can pass connections in.
+func (c *Cage) notePassing(files ...*os.File) {
+	passing := slices.ContainsFunc(files, func(file *os.File) bool {
+		if file == nil {
+			return false
+		}
+		peer, err := unix.Getpeername(int(file.Fd()))
+		unixPeer, is := peer.(*unix.SockaddrUnix)
+		return err == nil && is && unixPeer.Name != journalSocket
+	})
+	c.passing.Store(passing)
+	if passing {
+		select {
+		case c.fed <- struct{}{}:
+		default:
 		}
 	}
 }
@@ -109,11 +148,18 @@ func (c *Cage) watch(ctx context.Context) error {
 func (c *Cage) takeCensus() error {
 	c.counting.Lock()
 	defer c.counting.Unlock()
-	found, err := c.census.take()
+	// It is reported before it is ended: who held it may end at once, and what is
+	// recorded of it stands before the record of that.
+	err := c.census.take(c.reportFound)
 	err = errors.Join(err, c.census.dropGone(c.wall))
 	if err != nil {
 		return fmt.Errorf("take census of sockets: %w", err)
 	}
+	return nil
+}
+
+// reportFound reports what a census found.
+func (c *Cage) reportFound(found []found) {
 	var strays []Stray
 	for _, s := range found {
 		d := s.denial()
@@ -130,7 +176,6 @@ func (c *Cage) takeCensus() error {
 	c.mu.Lock()
 	c.found = strays
 	c.mu.Unlock()
-	return nil
 }
 
 // found is one socket that the census found.
@@ -140,27 +185,24 @@ type found struct {
 	since time.Time // when it was first seen
 }
 
-// take looks once, and ends what it finds.
+// take looks once, reports what it finds, and ends it.
 //
 // A connection is ended by its socket, so that who holds it hears of it. What
 // is left of a socket that was made outside can connect again past every hook:
 // who still holds it at the next look is killed, and so is at once who holds a
 // socket that cannot be ended, because it is not connected or of a family that
 // no wall sees, or because the sidecar itself holds it, too.
-func (c *census) take() ([]found, error) {
+func (c *census) take(report func([]found)) error {
 	if err := c.visible(); err != nil {
-		return nil, err
+		return err
 	}
 	sightings, err := c.look(c.pids)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	seen := make(map[uint64]time.Time, len(sightings))
 	now := time.Now()
 	all := make([]found, 0, len(sightings))
-	var holders []censusSighting
-	var ours map[uint64]bool
-	sockets := false
 	type hold struct {
 		cookie uint64
 		pid    uint32
@@ -181,29 +223,39 @@ func (c *census) take() ([]found, error) {
 		}
 		seen[s.Cookie] = since
 		all = append(all, found{s, again, since})
-		if ours == nil {
-			ours = ownCookies()
-		}
-		doom := s.doom(again || ours[s.Cookie] || s.Netns != c.home && s.Netns != c.network.cookie)
+	}
+	c.seen = seen
+	report(all)
+	return c.endFound(all)
+}
+
+// endFound ends what a look has found.
+func (c *census) endFound(all []found) (err error) {
+	if len(all) == 0 {
+		return nil
+	}
+	var holders []censusSighting
+	ours, sockets := ownCookies(), false
+	for _, s := range all {
+		doom := s.doom(s.again || ours[s.Cookie] || s.Netns != c.home && s.Netns != c.network.cookie)
 		if err := c.programs.Maps["doomed"].Put(s.Cookie, doom); err != nil || doom == doomHolder {
-			holders = append(holders, s) // also when there are too many to note down
+			holders = append(holders, s.censusSighting) // also when there are too many to note down
 		} else {
 			sockets = true
 		}
 	}
-	c.seen = seen
 	if sockets {
 		err = c.endSockets()
 	}
 	if len(holders) > 0 {
 		err = errors.Join(err, c.endHolders(holders))
 	}
-	for cookie := range seen {
-		if gone := c.programs.Maps["doomed"].Delete(cookie); gone != nil && !errors.Is(gone, ebpf.ErrKeyNotExist) {
+	for _, s := range all {
+		if gone := c.programs.Maps["doomed"].Delete(s.Cookie); gone != nil && !errors.Is(gone, ebpf.ErrKeyNotExist) {
 			err = errors.Join(err, fmt.Errorf("forget socket: %w", gone))
 		}
 	}
-	return all, err
+	return err
 }
 
 // doom says how to end a socket. One that was connected early passes every hook

@@ -95,12 +95,14 @@ func (c *Cage) Run(ctx context.Context) error {
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
 	m := &meter{
 		cage: c, folds: make(map[Denial]*fold), uses: make(map[Denial]*fold), crossers: make(map[uint32]crosser), lost: c.lostBefore,
-		watched: make(chan error, 1),
+		watched: make(chan error, 1), unread: reader.AvailableBytes,
 	}
+	var watchers sync.WaitGroup
 	watching, stopWatching := context.WithCancel(ctx)
-	pumping.Go(func() { m.watched <- c.watch(watching) })
+	watchers.Go(func() { m.watched <- c.watch(watching) })
 	err = m.loop(ctx, events)
 	stopWatching()
+	watchers.Wait() // what a census has just found is reported, too
 	if err == nil {
 		err = m.drain(reader, events)
 	}
@@ -148,6 +150,7 @@ type meter struct {
 	crossers map[uint32]crosser // by slot, since the limits were last looked at
 	look     *time.Timer        // when they are to be looked at again
 	watched  chan error         // how [Cage.watch] ended
+	unread   func() int         // bytes of events that the kernel holds
 }
 
 // fold is a refusal that was reported, and how often it came again since.
@@ -178,6 +181,12 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 			m.happened(&event)
 		case d := <-m.cage.heard:
 			m.denied(d)
+		case done := <-m.cage.flushing:
+			err := m.flush(events)
+			close(done)
+			if err != nil {
+				return err
+			}
 		case err := <-m.watched:
 			if err != nil {
 				return err
@@ -195,6 +204,46 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 			}
 		}
 	}
+}
+
+// Flush has [Cage.Run] report what was refused, found and crossed until now, and
+// returns when it has, or when ctx ends. What is left of a plugin that has ended is
+// then recorded before its end.
+func (c *Cage) Flush(ctx context.Context) {
+	c.counting.Lock() // a census that is being taken ends first
+	done := make(chan struct{})
+	c.counting.Unlock()
+	select {
+	case c.flushing <- done:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// flush reports what waits to be reported.
+func (m *meter) flush(events <-chan wallEvent) error {
+	for range drainLimit {
+		select {
+		case event, ok := <-events:
+			if !ok {
+				return errors.New("read refusals: the reader ended")
+			}
+			m.happened(&event)
+			continue
+		case d := <-m.cage.heard:
+			m.denied(d)
+			continue
+		case <-time.After(time.Millisecond): // one may be on its way from the reader
+		}
+		if m.unread() == 0 {
+			break
+		}
+	}
+	return m.sample()
 }
 
 // drainLimit bounds how many records are read at the end: no more can be there

@@ -173,5 +173,8 @@ func (*Cage) AllowConnects(Destinations) error { return ErrUnsupported }
 // Listening returns [ErrUnsupported].
 func (*Cage) Listening() (map[uint16]bool, error) { return nil, ErrUnsupported }
 
+// Flush does nothing.
+func (*Cage) Flush(context.Context) {}
+
 // Left knows nothing.
 func (*Cage) Left(Limit) (Standing, bool) { return Standing{}, false }

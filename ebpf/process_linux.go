@@ -68,6 +68,7 @@ func (c *Cage) start(command Command, test *selfTest) (*Process, error) {
 	if populated, err := c.group.populated(); err != nil || populated {
 		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
 	}
+	c.notePassing(command.Stdin, command.Stdout, command.Stderr)
 	p := &Process{cage: c, pidfd: -1}
 	if err := p.launch(command, test); err != nil {
 		return nil, errors.Join(err, c.group.kill())

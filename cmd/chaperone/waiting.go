@@ -74,12 +74,29 @@ func (w *waiter) wait(ctx context.Context) (int, error) {
 func (w *waiter) ended(e ending) (int, error) {
 	s := w.s
 	s.process.Store(nil)
+	s.flushKernel()
 	s.flushCounts(true)
 	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
 	if r, halted := s.halted(); halted {
 		return exitSidecar, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
 	}
 	return e.status, e.err
+}
+
+// flushPatience is how long the end of a plugin waits for what the kernel has still
+// to report of it.
+const flushPatience = time.Second
+
+// flushKernel records what the kernel half has to report of a plugin that has ended.
+func (s *sidecar) flushKernel() {
+	if s.cage == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), flushPatience)
+	defer cancel()
+	s.cage.Flush(ctx)
+	s.recordUntold(time.Now(), true)
+	s.recordProbes(time.Now(), true)
 }
 
 func (w *waiter) signal(ctx context.Context, sig os.Signal) {

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
@@ -25,7 +26,7 @@ const serverFirst = 300 * time.Millisecond
 // connect takes a CONNECT. Where only a tunnel is granted it is decided, and
 // the upstream dialled, before the answer; else what arrives in it says what
 // it is, and each request in it is decided.
-func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn) {
+func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *budget.Holding) {
 	if c.way != explicit || r.ProtoMajor != 1 {
 		p.refuse(w, r, c, malformed("CONNECT is taken over HTTP/1.1 and outside a tunnel only"))
 		return
@@ -45,6 +46,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn) {
 	}
 	switch schemes := p.schemes(named); {
 	case onlyTunnels(schemes):
+		held.End() // the tunnel has its own
 		p.openTunnel(w, r, c, named, schemes)
 	case len(schemes) == 0 && !p.authority.covers(named.Host()):
 		// No certificate for this host would be trusted: here the refusal can
@@ -107,6 +109,7 @@ func (p *Proxy) hijack(w http.ResponseWriter, c *conn) bool {
 	c.prefix = append(slices.Clone(ahead), c.prefix...)
 	c.heads, c.refusal = nil, nil
 	c.answering.Store(false)
+	c.metered.Store(false)
 	return true
 }
 
@@ -150,6 +153,7 @@ func tunnelScheme(schemes []authz.Scheme) authz.Scheme {
 // spliced is one live tunnel whose bytes are not looked into.
 type spliced struct {
 	proxy     *Proxy
+	held      *budget.Holding
 	plugin    *conn
 	upstream  net.Conn
 	admission *authz.Admission
@@ -177,6 +181,16 @@ func (p *Proxy) admitTunnel(
 		cancel(nil)
 		return nil, &refusal
 	}
+	held := p.budget.Hold()
+	if held.Take(budget.Request, tunnelCost) != nil {
+		e := errHeld()
+		refusal := p.refused(p.cfg.Gate.Refuse(e.reason, authz.Attempt{
+			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: e.detail,
+		}, c.source))
+		refusal.Remedy, refusal.RetryAfter = e.remedy, e.retryAfter
+		cancel(nil)
+		return nil, &refusal
+	}
 	request := authz.Request{Principal: p.cfg.Plugin, Destination: destination}
 	admission, err := p.cfg.Gate.Admit(ctx, request, c.source)
 	if err != nil {
@@ -184,14 +198,16 @@ func (p *Proxy) admitTunnel(
 	}
 	if admission.Refusal != nil {
 		refusal := p.refused(*admission.Refusal, nil)
+		held.End()
 		cancel(nil)
 		return nil, &refusal
 	}
-	t := &spliced{proxy: p, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
+	t := &spliced{proxy: p, held: held, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
 	t.access.admission, t.access.cut = admission, cancel
 	if !p.live.add(&t.access) {
 		refusal := t.refuse(p.reasonNow(admission), "access was taken away while it was being decided")
 		t.cancel(nil)
+		held.End()
 		p.endTunnel(admission, t.outcome)
 		return nil, &refusal
 	}
@@ -385,6 +401,7 @@ func (t *spliced) note() {
 
 // end closes the upstream's side and writes the end record.
 func (t *spliced) end() {
+	defer t.held.End()
 	if t.timer != nil {
 		t.timer.Stop()
 	}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/proxy/sigv4"
 )
 
@@ -34,7 +36,8 @@ type exchange struct {
 	scrub     *scrubber // nil when nothing was injected that could come back
 	standIns  *standIns // nil when there is nothing to look for
 	unarmed   bool      // the plugin's extensions of WebSocket were not passed on
-	held      holding   // of the plugin's body
+	held      *budget.Holding
+	upload    int64 // of it, for what comes of the request's body
 
 	began    time.Time
 	up, down pacer // from the plugin, and to it
@@ -62,13 +65,11 @@ var (
 
 // exchange registers an admitted request, sends it, and answers with what
 // comes back.
-func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *authz.Admission) {
-	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, control: http.NewResponseController(w), began: time.Now()}
+func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *authz.Admission, held *budget.Holding) {
+	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, held: held, control: http.NewResponseController(w), began: time.Now()}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	x.giveUp = cancel
-	x.held.budget = &p.held
-	defer x.held.end()
 	x.up, x.down = p.pacer(authz.LimitSentBytes, ctx.Done()), p.pacer(authz.LimitReceivedBytes, ctx.Done())
 	x.access.admission = a
 	x.access.cut = func(cause error) {
@@ -114,6 +115,10 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	if pool.needles != nil {
 		x.scrub = &scrubber{needles: pool.needles, names: pool.names}
 	}
+	if err := x.makeRoom(); err != nil {
+		x.fail(err)
+		return
+	}
 	out, err := x.outbound(ctx)
 	if err != nil {
 		x.fail(err)
@@ -131,6 +136,10 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	}
 	defer response.Body.Close()
 	x.credentialRefused(response.StatusCode)
+	if err := x.held.Take(budget.Request, headCost(response.Header)); err != nil {
+		x.fail(refusedFor(err))
+		return
+	}
 	switch {
 	case response.StatusCode == http.StatusSwitchingProtocols:
 		x.upgrade(response)
@@ -139,6 +148,23 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	default:
 		x.respond(response)
 	}
+}
+
+// makeRoom takes what the exchange may hold of the bodies of both sides, but for
+// the window of the answer, which its connection took.
+func (x *exchange) makeRoom() error {
+	x.upload = windowCost(x.r)
+	searched := 0
+	if x.scrub != nil {
+		searched = x.scrub.needles.Room()
+	}
+	if standIns := x.proxy.lookout.now(); standIns != nil && x.r.ContentLength != 0 {
+		searched += standIns.all.Room()
+	}
+	return refusedFor(cmp.Or(
+		x.held.Take(budget.Window, x.upload),
+		x.held.Take(budget.Body, copyCost+int64(searched)),
+	))
 }
 
 // credentialRefused tells of a credential that the upstream did not accept.
@@ -259,7 +285,7 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 		Header: out.Header, Length: out.ContentLength,
 	}
 	if out.Body != nil {
-		r.Body = &heldReader{out.Body, &x.held} // whose bytes count only if Sign reads them
+		r.Body = &heldReader{out.Body, x.held} // whose bytes count only if Sign reads them
 	}
 	body, err := sigv4.Sign(ctx, r, sigv4.Scope{Service: slot.Service, Region: slot.Region},
 		sigv4.Key{ID: slot.KeyID, Secret: slot.Value, Session: slot.Session}, x.proxy.cfg.Now())
@@ -306,7 +332,7 @@ func (x *exchange) body(out *http.Request) {
 	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
 	body.from = x.r.Body
 	if x.standIns != nil {
-		body.from = x.standIns.inBody(x.r, x.r.Body, &x.held, x.halt)
+		body.from = x.standIns.inBody(x.r, x.r.Body, x.held, x.halt)
 	}
 	if x.r.Trailer != nil {
 		out.Trailer = make(http.Header, len(x.r.Trailer))
@@ -353,6 +379,7 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 		return n, errors.Join(errBody, err)
 	default:
 		b.exchange.unread.Store(false)
+		b.exchange.held.Give(budget.Window, b.exchange.upload)
 		if e := b.exchange.trailerHolds(); e != nil {
 			return n, e
 		}
@@ -513,7 +540,12 @@ func (x *exchange) refuseAs(e *dialError) {
 // respond passes the upstream's answer to the plugin.
 func (x *exchange) respond(response *http.Response) {
 	body, err := x.scrubBody(response)
-	if err != nil {
+	var full *dialError
+	switch {
+	case errors.As(err, &full):
+		x.refuseAs(full)
+		return
+	case err != nil:
 		x.refuse(authz.UpstreamUnreachable, err.Error())
 		return
 	}
@@ -554,7 +586,7 @@ func (x *exchange) respond(response *http.Response) {
 func (x *exchange) abort(cause error) {
 	x.giveUp(cause)
 	if x.r.ProtoMajor != 2 {
-		_ = x.conn.cut()
+		x.conn.sever() // closing it would wait for whoever writes to it
 		return
 	}
 	_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // Exits makes the unix sockets by which an Envoy reaches upstreams, one for each
@@ -195,7 +196,14 @@ func (e *exit) take(raw net.Conn) {
 		e.refuse("", authz.NotReady, tooManyConnections(p.cfg.MaxConnections, 1))
 		return
 	}
-	c := newConn(raw, func(*conn) { e.set.conns.Add(-1) }, func() bool { return false })
+	memory := p.budget.Hold()
+	c := newConn(raw, func(*conn) { e.set.conns.Add(-1); memory.End() }, func() bool { return false })
+	c.memory, c.outOfMemory = memory, p.refuseFull
+	if memory.Take(budget.Request, connectionCost+tunnelCost) != nil {
+		_ = c.cut() // nothing was read from it
+		e.refuse("", authz.NotReady, errHeld().detail)
+		return
+	}
 	p.work.enter()
 	go func() {
 		defer p.work.leave()

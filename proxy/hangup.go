@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"maps"
+	"slices"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
@@ -16,9 +17,7 @@ func (p *Proxy) Hangup() (cut int) {
 	open := maps.Clone(p.conns) // before: what is cut queues for this lock
 	p.mu.Unlock()
 	cut = p.live.reconsider()
-	for c := range open {
-		c.sever()
-	}
+	inParallel(slices.Collect(maps.Keys(open)), func(c *conn) bool { c.sever(); return true })
 	return cut
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1).
@@ -248,6 +249,12 @@ func (p *Proxy) interceptConfig() *tls.Config {
 // intercept ends the plugin's TLS and serves the requests inside.
 func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	c.scheme = authz.SchemeHTTPS
+	c.readHead() // the hello
+	if c.memory.Take(budget.Connection, tlsCost) != nil {
+		p.refuseFull()
+		_ = c.cut()
+		return
+	}
 	inner := tls.Server(c, p.serverTLS)
 	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()

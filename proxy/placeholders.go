@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
@@ -157,32 +157,19 @@ const maxCompressed = scrub.MaxMessage
 
 // inBody returns a request's body that ends at a stand-in, with an error.
 // Nothing of the stand-in passes. What is held of it meanwhile is counted.
-func (s *standIns) inBody(r *http.Request, body io.Reader, held *holding, halt func(error)) io.Reader {
+func (s *standIns) inBody(r *http.Request, body io.Reader, held *budget.Holding, halt func(error)) io.Reader {
 	search := s.search("the body", halt)
+	search.Room = decoders{r.Context(), held}
 	codings := codingsOf(r.Header)
 	return &later{halt: halt, open: func() (io.Reader, error) {
 		if scrub.Encoded(codings) {
 			return searchWhole(&heldReader{body, held}, codings, search)
 		}
 		if contentOf(r.Header) == grpcContent {
-			return guardGRPC(r, body, held, search)
+			return scrub.NewGRPCGuard(body, search, r.Header.Get("Grpc-Encoding"))
 		}
 		return scrub.NewReader(body, search), nil
 	}}
-}
-
-// guardGRPC searches message by message. Compressed ones are held until they are
-// whole.
-func guardGRPC(r *http.Request, body io.Reader, held *holding, search scrub.Search) (io.Reader, error) {
-	encoding := r.Header.Get("Grpc-Encoding")
-	if !scrub.Encoded(encoding) {
-		return scrub.NewGRPCGuard(body, search, encoding)
-	}
-	guarded, err := scrub.NewGRPCGuard(&heldReader{body, held}, search, encoding)
-	if err != nil {
-		return nil, err
-	}
-	return &passedReader{guarded, held}, nil
 }
 
 // codingsOf returns the content codings of a request, without AWS's, which
@@ -196,14 +183,19 @@ func codingsOf(h http.Header) string {
 
 // searchWhole searches a compressed body and returns it as it was.
 func searchWhole(body io.Reader, codings string, search scrub.Search) (io.Reader, error) {
-	text, err := io.ReadAll(io.LimitReader(body, maxCompressed+1))
+	text, length, err := budget.ReadAll(body, maxCompressed)
 	if err != nil {
 		return nil, err
 	}
-	if len(text) > maxCompressed {
+	if length > maxCompressed {
 		return nil, errUnsearchable("is compressed and longer than 4 MiB")
 	}
-	plain, err := scrub.Decode(codings, bytes.NewReader(text))
+	if err := search.Room.Take(scrub.DecoderSize(codings)); err != nil {
+		return nil, err
+	}
+	defer search.Room.Give(scrub.DecoderSize(codings))
+	again := slices.Clone(text) // reading it takes it apart
+	plain, err := scrub.Decode(codings, &again)
 	if err == nil {
 		_, err = io.Copy(io.Discard, scrub.NewReader(plain, search))
 	}
@@ -214,7 +206,7 @@ func searchWhole(body io.Reader, codings string, search scrub.Search) (io.Reader
 	case err != nil:
 		return nil, errUnsearchable("is compressed and cannot be decompressed")
 	}
-	return bytes.NewReader(text), nil
+	return &text, nil
 }
 
 // errUnsearchable refuses a body that may hold anything.

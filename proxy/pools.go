@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
@@ -45,7 +46,7 @@ const maxPools = 4096
 // found in it.
 type pools struct {
 	dialer *dialer
-	wide   wideConns
+	budget *budget.Budget
 
 	mu         sync.RWMutex
 	generation uint64
@@ -70,8 +71,8 @@ type pool struct {
 	names     *scrub.Needles  // the same as it would be in a header's name
 }
 
-func newPools(d *dialer) *pools {
-	return &pools{dialer: d, byKey: make(map[poolKey]*pool), injected: make(map[injected][]authz.Injection)}
+func newPools(d *dialer, b *budget.Budget) *pools {
+	return &pools{dialer: d, budget: b, byKey: make(map[poolKey]*pool), injected: make(map[injected][]authz.Injection)}
 }
 
 // get returns the pool for an admitted access. slowed says whether a limit on the
@@ -178,7 +179,6 @@ func (p *pools) make(a *authz.Admission, speak protocol, slowed bool) (made *poo
 		if made.transport, err = p.transport(a, speak, wideStream, wideConnection); err != nil {
 			return nil, err
 		}
-		made.transport.DialContext = p.wide.dial(p.dial)
 		made.narrow, err = p.transport(a, speak, narrowStream, narrowConnection)
 		return made, err
 	}
@@ -193,7 +193,7 @@ func (p *pools) transport(a *authz.Admission, speak protocol, stream, connection
 	}
 	t := &http.Transport{
 		Proxy:                  nil, // the sidecar's own environment has no say
-		DialContext:            p.dial,
+		DialContext:            p.dialing(speak, int64(connection)),
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    handshakeTimeout,
 		DisableCompression:     true,
@@ -227,15 +227,46 @@ type decisionKey struct{}
 // admitted access. Accesses of one pool are to several hosts, and a host that is
 // an address is granted by other terms than a name.
 func dialsFor(ctx context.Context, a *authz.Admission) context.Context {
-	return context.WithValue(ctx, decisionKey{}, a.Decision)
+	return context.WithValue(ctx, decisionKey{}, decided{a.Decision, a.Request.Destination.Scheme() == authz.SchemeHTTPS})
 }
 
-// dial is a transport's DialContext. The transport's address is the
-// destination's HostPort, which the constructor reads back as it was. A
+// decided is what a transport dials for.
+type decided struct {
+	authz.Decision
+	tls bool // a handshake follows
+}
+
+// dialing returns a transport's DialContext, for connections with a window of so
+// many bytes over HTTP/2, which is taken with them. It fails with errNarrow where
+// there is no room for a wide one.
+func (p *pools) dialing(speak protocol, window int64) dialContext {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		holding := p.budget.Hold()
+		switch {
+		case speak == speakHTTP1:
+		case window == wideConnection:
+			if !holding.TakeShare(budget.Window, window, wideShare) {
+				return nil, errNarrow
+			}
+		default:
+			if err := p.makeRoom(ctx, holding, budget.Window, window); err != nil {
+				return nil, err
+			}
+		}
+		conn, err := p.dial(ctx, address, holding)
+		if err != nil {
+			holding.End()
+			return nil, err
+		}
+		return &heldConn{conn, holding}, nil
+	}
+}
+
+// dial dials for a transport. The transport's address is the destination's HostPort, which the constructor reads back as it was. A
 // connection that another access to the same host and port waits for may be used
 // by it: both were decided by one rule of one generation.
-func (p *pools) dial(ctx context.Context, _, address string) (net.Conn, error) {
-	decision, ok := ctx.Value(decisionKey{}).(authz.Decision)
+func (p *pools) dial(ctx context.Context, address string, holding *budget.Holding) (net.Conn, error) {
+	decided, ok := ctx.Value(decisionKey{}).(decided)
 	if !ok {
 		return nil, &dialError{reason: authz.NotReady, detail: "nothing was decided about the connection"}
 	}
@@ -243,7 +274,39 @@ func (p *pools) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "the destination is not known"}
 	}
-	return p.dialer.dial(ctx, decision, destination)
+	cost := int64(upstreamCost)
+	if decided.tls {
+		cost += tlsCost
+	}
+	if err := p.makeRoom(ctx, holding, budget.Connection, cost); err != nil {
+		return nil, err
+	}
+	return p.dialer.dial(ctx, decided.Decision, destination)
+}
+
+// makeRoom takes memory for a connection. Where there is none, those that are idle
+// are closed first.
+func (p *pools) makeRoom(ctx context.Context, holding *budget.Holding, kind budget.Kind, n int64) error {
+	if full := holding.Take(kind, n); full == nil {
+		return nil
+	}
+	p.closeIdle()
+	return refusedFor(holding.TakeWithin(ctx, idlePatience, kind, n))
+}
+
+// idlePatience is how long the closing of idle connections is waited for.
+const idlePatience = 250 * time.Millisecond
+
+// closeIdle closes all connections that are not in use.
+func (p *pools) closeIdle() {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, pool := range p.byKey {
+		pool.transport.CloseIdleConnections()
+		if pool.narrow != nil {
+			pool.narrow.CloseIdleConnections()
+		}
+	}
 }
 
 // meets returns whether a TLS session satisfies terms. It was verified when it

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // Peer is the proved other end of a connection.
@@ -113,6 +114,9 @@ type Config struct {
 	// call the Proxy. Nil: nobody is told.
 	CAChanged func(pem []byte)
 
+	// Budget is what everything is taken from that the plugin and its upstreams can
+	// make the proxy hold. Nil: one of its own, of [DefaultBudget].
+	Budget *budget.Budget
 	// MaxConnections bounds the plugin's connections at one time, and those of the
 	// exits; more are refused. 0: 4096, or as many as the process may open files for.
 	MaxConnections int
@@ -156,7 +160,7 @@ type Proxy struct {
 	upSize    pieceSize // of what the plugin sends
 	downSize  pieceSize // of what it receives
 	lookout   lookout
-	held      budget // of bodies that are read before they are sent
+	budget    *budget.Budget
 
 	mu        sync.Mutex
 	conns     map[*conn]struct{} // every open connection of the plugin; nil once closed
@@ -182,7 +186,10 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff()}
+	if cfg.Budget == nil {
+		cfg.Budget = budget.New(DefaultBudget)
+	}
+	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff(), budget: cfg.Budget}
 	p.lookout.placeholders = cfg.Placeholders
 	p.upSize.bytes.Store(firstPiece)
 	p.downSize.bytes.Store(firstPiece)
@@ -191,7 +198,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, err
 	}
 	p.dialer = newDialer(cfg)
-	p.pools = newPools(p.dialer)
+	p.pools = newPools(p.dialer, p.budget)
 	p.live = newRegistry(cfg.Engine)
 	p.exits = newExits(p)
 	p.serverTLS = p.interceptConfig()
@@ -327,7 +334,8 @@ func (p *Proxy) accept(ctx context.Context, l net.Listener, take func(net.Conn))
 // take begins with one connection of the plugin's.
 func (p *Proxy) take(ctx context.Context, raw net.Conn) {
 	c := newConn(raw, p.forget, p.abandonedSince(p.cfg.Engine.Current().Generation()))
-	if !p.remember(c) {
+	c.memory, c.outOfMemory = p.budget.Hold(), p.refuseFull
+	if c.memory.Take(budget.Connection, connectionCost) != nil || !p.remember(c) {
 		if p.cfg.Identify != nil {
 			_, _ = p.cfg.Identify(c.Conn) // what is kept of who connected goes with it
 		}
@@ -354,6 +362,7 @@ func (p *Proxy) remember(c *conn) bool {
 }
 
 func (p *Proxy) forget(c *conn) {
+	c.memory.End()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)
@@ -370,8 +379,9 @@ func (p *Proxy) closeConns() {
 	}
 }
 
-// refuseFull records a connection refused because there are too many, at most
-// one a second: a flood must not become a flood of records.
+// refuseFull records a connection refused because there are too many, or too
+// much is held in memory, at most one a second: a flood must not become a flood of
+// records.
 func (p *Proxy) refuseFull() {
 	if n := p.full.take(p.cfg.Now()); n > 0 {
 		p.refused(p.cfg.Gate.Refuse(authz.NotReady, authz.Attempt{
@@ -421,6 +431,10 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 
 // serveHTTP hands a connection to the HTTP server, which closes it.
 func (p *Proxy) serveHTTP(c net.Conn) {
+	if c, ok := c.(*conn); ok {
+		c.readHead() // what was read ahead is read again
+		c.metered.Store(true)
+	}
 	if !p.inner.give(c) {
 		_ = c.Close() // the proxy is stopping
 	}

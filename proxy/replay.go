@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // maxReplayed bounds how much of a body is kept until the head of the answer has
@@ -28,7 +30,7 @@ func (x *exchange) send(through *pool, out *http.Request) (*http.Response, error
 	if out.Body == nil || x.speak() == speakHTTP1 {
 		return through.send(func() *http.Request { return out })
 	}
-	kept := &keptBody{from: out.Body, holding: &x.held}
+	kept := &keptBody{from: out.Body, holding: x.held}
 	kept.changed.L = &kept.mu
 	defer kept.letGo() // nothing is sent again once there is an answer
 	for attempt := 1; ; attempt++ {
@@ -63,7 +65,7 @@ func notProcessed(err error) bool {
 // take it away from the next.
 type keptBody struct {
 	from    io.ReadCloser
-	holding *holding
+	holding *budget.Holding
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -118,7 +120,7 @@ func (k *keptBody) fill() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.read, k.err, k.filling = append(k.read, buf[:n]...), err, false
-		if len(k.read) > maxReplayed || k.holding.take(int64(n)) != nil {
+		if len(k.read) > maxReplayed || k.holding.Take(budget.Body, int64(n)) != nil {
 			k.gone = true
 		}
 		k.changed.Broadcast()
@@ -160,7 +162,7 @@ func (b *attemptBody) Read(p []byte) (int, error) {
 // readOn reads what is not kept. The caller holds the lock of the body.
 func (b *attemptBody) readOn(p []byte) (int, error) {
 	k := b.kept
-	k.holding.give(int64(len(k.read)))
+	k.holding.Give(budget.Body, int64(len(k.read)))
 	k.read, b.next = nil, 0
 	k.mu.Unlock()
 	n, err := k.from.Read(p)

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // fault is why what arrived is not a request: a refusal before the decision.
@@ -34,21 +35,43 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // not a connection of ours
 	}
 	c.answering.Store(true)
-	if r.ProtoMajor == 2 {
-		c.framed.Store(true)
-	}
+	first := r.ProtoMajor == 2 && !c.framed.Swap(true)
+	c.readHead()
+	held := p.budget.Hold()
+	defer held.End()
 	defer p.deny(r, c)
 	if c.heads != nil && r.ProtoMajor == 1 {
 		c.wire, c.unclear = c.heads.take(r) // of every request, whatever becomes of it
 	}
 	switch f := p.admissible(r, c); {
+	case !c.makeRoom(r, first, held):
+		p.refuseHeld(w, r, c)
 	case f != nil:
 		p.refuse(w, r, c, f)
 	case r.Method == http.MethodConnect:
-		p.connect(w, r, c)
+		p.connect(w, r, c, held)
 	default:
-		p.request(w, r, c)
+		p.request(w, r, c, held)
 	}
+}
+
+// makeRoom takes the memory of a request, and with the first one over HTTP/2 what
+// its connection takes more.
+func (c *conn) makeRoom(r *http.Request, first bool, held *budget.Holding) bool {
+	request, connection := requestSize(r, first)
+	if c.memory.Take(budget.Connection, connection) != nil {
+		c.framed.Store(false) // the next is the first
+		return false
+	}
+	return held.Take(budget.Request, request) == nil
+}
+
+// refuseHeld refuses a request that there is no memory for.
+func (p *Proxy) refuseHeld(w http.ResponseWriter, r *http.Request, c *conn) {
+	e := errHeld()
+	refusal := p.refused(p.cfg.Gate.Refuse(e.reason, p.attempt(r, c, e.detail), c.source))
+	refusal.Remedy, refusal.RetryAfter = e.remedy, e.retryAfter
+	p.answer(w, r, refusal)
 }
 
 // deny turns a panic into the end of the connection: what nobody foresaw is
@@ -106,7 +129,7 @@ func (p *Proxy) authentic(h http.Header) bool {
 }
 
 // request admits an HTTP request and carries it out.
-func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn) {
+func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *budget.Holding) {
 	req, f := p.convert(r, c)
 	if f != nil {
 		p.refuse(w, r, c, f)
@@ -125,7 +148,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn) {
 		p.answer(w, r, p.refused(*admission.Refusal, nil))
 		return
 	}
-	p.exchange(w, r, c, admission)
+	p.exchange(w, r, c, admission, held)
 }
 
 // convert makes the one canonical request of what arrived. Everything that

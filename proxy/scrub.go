@@ -168,7 +168,7 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 	if partial && (x.scrub.window == nil || len(h["Content-Range"]) != 1 || scrub.Encoded(encoding)) {
 		return nil, errUnasked
 	}
-	body, err := x.scrub.body(response, encoding)
+	body, err := x.scrub.body(response, encoding, decoders{x.r.Context(), x.held})
 	if err != nil {
 		return nil, err
 	}
@@ -179,8 +179,17 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 }
 
 // body returns the body of an answer, searched as its type asks for.
-func (s *scrubber) body(response *http.Response, encoding string) (io.Reader, error) {
+func (s *scrubber) body(response *http.Response, encoding string, room scrub.Room) (io.Reader, error) {
+	if scrub.Codings(encoding) > 1 { // none was asked for: one is a server that does not look, several are none
+		return nil, errCoded
+	}
+	if size := scrub.DecoderSize(encoding); size > 0 {
+		if err := room.Take(size); err != nil {
+			return nil, err
+		}
+	}
 	search := s.search("its body")
+	search.Room = room
 	search.Known = response.ContentLength >= 0
 	body, kind := io.Reader(response.Body), contentOf(response.Header)
 	if kind == octetContent { // of the middle of a content the first bytes tell nothing

@@ -208,7 +208,7 @@ func (r *registry) settle() {
 // inParallel calls f with every access, on every processor, and returns how
 // often it was true: closing a socket takes the kernel some ten microseconds,
 // and a thousand of them are to be gone at once.
-func inParallel(all []*access, f func(*access) bool) int {
+func inParallel[T any](all []T, f func(T) bool) int {
 	var count atomic.Int64
 	var running sync.WaitGroup
 	workers := min(runtime.GOMAXPROCS(0), 8, len(all)/32+1)
@@ -216,8 +216,8 @@ func inParallel(all []*access, f func(*access) bool) int {
 		part := all[len(all)*i/workers : len(all)*(i+1)/workers]
 		running.Go(func() {
 			urgently(func() {
-				for _, a := range part {
-					if f(a) {
+				for _, one := range part {
+					if f(one) {
 						count.Add(1)
 					}
 				}

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"sync"
-	"sync/atomic"
 )
 
 // Windows of HTTP/2 towards upstreams, in bytes (RFC 9113, section 6.9). A window
@@ -19,9 +17,10 @@ const (
 	wideConnection   = 16 << 20
 	narrowStream     = 512 << 10
 	narrowConnection = 1 << 20
-	// maxWide is how many connections may have wide windows at a time. An upstream
-	// that allows one stream at a time has a connection for each request.
-	maxWide = 3
+	// wideShare is what connections with wide windows may take of the budget, so
+	// that two have them at a time. An upstream that allows one stream at a time has
+	// a connection for each request.
+	wideShare = 2*wideConnection + 1<<20
 )
 
 // errNarrow is a connection that may not have wide windows, because as many have
@@ -30,38 +29,6 @@ var errNarrow = errors.New("as many connections have wide windows as may")
 
 // dialContext is the type of http.Transport.DialContext.
 type dialContext func(ctx context.Context, network, address string) (net.Conn, error)
-
-// wideConns counts the connections with wide windows.
-type wideConns struct{ open atomic.Int32 }
-
-// dial returns a DialContext for connections with wide windows, which fails with
-// errNarrow where there are enough of them.
-func (w *wideConns) dial(dial dialContext) dialContext {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		if w.open.Add(1) > maxWide {
-			w.open.Add(-1)
-			return nil, errNarrow
-		}
-		conn, err := dial(ctx, network, address)
-		if err != nil {
-			w.open.Add(-1)
-			return nil, err
-		}
-		return &wideConn{Conn: conn, closed: sync.OnceFunc(func() { w.open.Add(-1) })}, nil
-	}
-}
-
-// wideConn is a connection that is counted until it is closed.
-type wideConn struct {
-	net.Conn
-	closed func()
-}
-
-// Close implements net.Conn.
-func (c *wideConn) Close() error {
-	c.closed()
-	return c.Conn.Close()
-}
 
 // send sends the request that next returns, over a connection with wide windows
 // where there may be one.

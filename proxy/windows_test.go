@@ -74,7 +74,7 @@ func TestWindows(t *testing.T) {
 		}
 		held += int(min(conns[n], streams[n])) // one stream each
 	}
-	if len(streams) != requests || wide != 3 || held > 3*(4<<20)+(requests-3)*(1<<20) {
+	if len(streams) != requests || wide != 2 || held > 2*(4<<20)+(requests-2)*(1<<20) {
 		t.Errorf("%d of %d requests have wide windows, %d bytes may come for all: streams %v, connections %v", wide, len(streams), held, streams, conns)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // way is how a connection's destination is known.
@@ -59,10 +60,14 @@ type conn struct {
 	unused func()      // called when it is closed and nothing was sent on it; nil for nothing
 	used   atomic.Bool // something was
 
-	bottom  *conn // what the registry of connections knows it by
-	once    *sync.Once
-	forget  func(*conn)
-	severed atomic.Bool // of the bottom: it was ended at once
+	memory      *budget.Holding // of the bottom
+	outOfMemory func()          // records that something was refused for want of it
+	metered     atomic.Bool     // what is read is counted while a head is read
+	ahead       atomic.Int64    // bytes of the head being read, and what was taken for them
+	bottom      *conn           // what the registry of connections knows it by
+	once        *sync.Once
+	forget      func(*conn)
+	severed     atomic.Bool // of the bottom: it was ended at once
 	// abandoned reports whether everything was taken from the plugin since the
 	// connection was made. Nothing that the plugin acknowledges arrives then, and
 	// an ordinary close would wait for it.
@@ -80,7 +85,7 @@ func (c *conn) over(inner *tls.Conn) *conn {
 	return &conn{
 		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source, rule: c.rule,
 		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch, fault: c.fault,
-		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned,
+		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned, memory: c.memory, outOfMemory: c.outOfMemory,
 	}
 }
 
@@ -99,10 +104,40 @@ func (c *conn) redirected() bool {
 
 // Read reads what was read ahead, then the connection.
 func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.readAny(b)
+	if c.metered.Load() && !c.answering.Load() && !c.framed.Load() {
+		if full := c.readOfHead(int64(n)); full != nil {
+			return 0, full
+		}
+	}
+	return n, err
+}
+
+func (c *conn) readAny(b []byte) (int, error) {
 	if c.heads != nil {
 		return c.heads.Read(b)
 	}
 	return c.read(b)
+}
+
+// readOfHead takes memory for a head of a request that is being read, beyond
+// what is counted with the connection.
+func (c *conn) readOfHead(n int64) error {
+	before := c.ahead.Add(n) - n
+	cost := headFactor * (max(before+n, freeHead) - max(before, freeHead))
+	if cost == 0 {
+		return nil
+	}
+	if err := c.memory.Take(budget.Request, cost); err != nil {
+		c.outOfMemory()
+		return err
+	}
+	return nil
+}
+
+// readHead gives back what a head took that was read: the request has its own.
+func (c *conn) readHead() {
+	c.memory.Give(budget.Request, headFactor*max(0, c.ahead.Swap(0)-freeHead))
 }
 
 func (c *conn) read(b []byte) (int, error) {
@@ -125,6 +160,9 @@ func (c *conn) peek(n int) ([]byte, error) {
 	for len(c.prefix) < n {
 		buf := make([]byte, 4096)
 		got, err := c.Conn.Read(buf)
+		if full := c.readOfHead(int64(got)); full != nil {
+			return c.prefix, full
+		}
 		c.prefix = append(c.prefix, buf[:got]...)
 		if err != nil {
 			return c.prefix, err

@@ -10,6 +10,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // registerMetrics registers the figures that the parts keep.
@@ -17,6 +18,7 @@ func (s *sidecar) registerMetrics() {
 	m := s.metrics
 	m.gauge("chaperone_policy_generation", "Generation of the policy in force.",
 		func() float64 { return float64(s.engine.Current().Generation()) })
+	s.registerMemoryMetrics()
 	m.gauge("chaperone_tunnels_open", "Live exchanges, upgrades and tunnels.", func() float64 {
 		if s.proxy == nil {
 			return 0
@@ -254,4 +256,21 @@ func (s *sidecar) registerRuleMetrics() {
 		func(t ruleTraffic) (sent, received uint64) { return t.SentBytes, t.ReceivedBytes })
 	byRule("chaperone_rule_network_packets_total", "IP packets of the plugin's connections, by the rule they were last used for.",
 		func(t ruleTraffic) (sent, received uint64) { return t.SentPackets, t.ReceivedPackets })
+}
+
+// registerMemoryMetrics registers what is held of the memory budget.
+func (s *sidecar) registerMemoryMetrics() {
+	m := s.metrics
+	held := func(read func(bytes int64, refused uint64) float64) func(func(float64, ...string)) {
+		return func(emit func(float64, ...string)) {
+			for _, kind := range budget.Kinds() {
+				emit(read(s.budget.Held(kind)), kind.String())
+			}
+		}
+	}
+	m.collect("chaperone_memory_held_bytes", "Bytes of the memory budget that the plugin and its upstreams have held.", prometheus.GaugeValue,
+		[]string{"kind"}, held(func(bytes int64, _ uint64) float64 { return float64(bytes) }))
+	m.collect("chaperone_memory_refused_total", "What was refused because the memory budget was spent.", prometheus.CounterValue,
+		[]string{"kind"}, held(func(_ int64, refused uint64) float64 { return float64(refused) }))
+	m.gauge("chaperone_memory_budget_bytes", "Bytes that may be held in all.", func() float64 { return float64(s.budget.Limit()) })
 }

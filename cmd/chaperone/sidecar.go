@@ -23,6 +23,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 	"github.com/chaperone-proxy/chaperone/proxy"
@@ -77,6 +78,7 @@ type sidecar struct {
 	trust    *trustBundle
 	lent     lentStreams
 	resolver *proxy.Resolver
+	budget   *budget.Budget // of what the plugin and its upstreams have held in memory
 	proxy    *proxy.Proxy
 	envoy    *extauthz.Server // that others configure
 	doorTLS  *doorTLS         // of envoy; nil without TLS
@@ -231,11 +233,12 @@ func (s *sidecar) makeGate(*configs.Sidecar) (err error) {
 // makeProxy makes the plugin's way out, when it has one here, and the end of the
 // way of an Envoy that the sidecar configures.
 func (s *sidecar) makeProxy(spec *configs.Sidecar) (err error) {
+	s.budget = budget.New(proxy.DefaultBudget)
 	if spec.Listen.Proxy.IsZero() && spec.Envoy == nil {
 		return nil
 	}
 	cfg := proxy.Config{
-		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.token,
+		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.token, Budget: s.budget,
 		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
 		Refused: s.opts.refused, Drain: time.Duration(spec.Drain), Log: s.opts.log.Named("proxy"),
 		Echo: func(r *authz.Record) { s.record(r) }, Handshake: s.failedHandshake, Placeholders: s.standIns.current, CredentialRefused: s.credentialRefused,

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -41,6 +42,7 @@ func newOrigins(t *testing.T) *origins {
 	pair := testenv.MustGet(o.ca.Issue(originHost))(t)
 	secure.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	secure.EnableHTTP2 = true
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that hang up
 	secure.StartTLS()
 	t.Cleanup(secure.Close)
 	plain := httptest.NewServer(o.mux)

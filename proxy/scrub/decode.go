@@ -25,6 +25,31 @@ const (
 	maxCodings = 4       // on top of one another
 )
 
+// What the decoder of a coding holds, in bytes: its window, the tables of its codes
+// and what it has decoded and not passed on.
+const (
+	inflateSize = 64 << 10
+	brotliSize  = 16<<20 + 1<<20    // of the largest window (RFC 7932, section 9.1)
+	zstdSize    = maxWindow + 2<<20 // a block is decoded before it leaves the window
+)
+
+// DecoderSize returns how many bytes the decoders of a Content-Encoding hold at
+// most, 0 for none.
+func DecoderSize(header string) int64 {
+	var n int64
+	for _, coding := range codingsIn(header) {
+		switch coding {
+		case "br":
+			n += brotliSize
+		case "zstd":
+			n += zstdSize
+		default:
+			n += inflateSize
+		}
+	}
+	return n
+}
+
 // Errors of bodies that cannot be searched.
 var (
 	// ErrCoding says that a body is in a coding that is not known here.
@@ -37,15 +62,9 @@ var (
 // Content-Encoding as it was sent (RFC 9110, section 8.4): gzip, deflate, br
 // and zstd, also several. The error is [ErrCoding] for any other. Reading
 // yields [ErrBomb] when the body grows by more than a factor of 1,000 or to
-// more than 4 GiB.
+// more than 4 GiB. Until it is not used any more it holds [DecoderSize] bytes.
 func Decode(header string, body io.Reader) (io.Reader, error) {
-	var codings []string
-	for coding := range strings.SplitSeq(header, ",") {
-		coding = strings.ToLower(strings.TrimSpace(coding))
-		if coding != "" && coding != "identity" {
-			codings = append(codings, coding)
-		}
-	}
+	codings := codingsIn(header)
 	if len(codings) == 0 {
 		return body, nil
 	}
@@ -63,6 +82,21 @@ func Decode(header string, body io.Reader) (io.Reader, error) {
 	}
 	return &bounded{from: decoded, in: in}, nil
 }
+
+// codingsIn returns the content codings of a header, without identity.
+func codingsIn(header string) []string {
+	var codings []string
+	for coding := range strings.SplitSeq(header, ",") {
+		coding = strings.ToLower(strings.TrimSpace(coding))
+		if coding != "" && coding != "identity" {
+			codings = append(codings, coding)
+		}
+	}
+	return codings
+}
+
+// Codings returns how many content codings a header names, but for identity.
+func Codings(header string) int { return len(codingsIn(header)) }
 
 // Encoded reports whether a Content-Encoding names any coding but identity.
 func Encoded(header string) bool {

@@ -236,6 +236,7 @@ type messages struct {
 	rewrite  bool
 
 	ready io.Reader // of the message under way
+	taken int64     // of the room, for it
 	err   error
 }
 
@@ -248,6 +249,7 @@ func (m *messages) Read(p []byte) (int, error) {
 		}
 		n, err := m.ready.Read(p)
 		if err != nil {
+			_ = m.hold(0) // giving back cannot fail
 			m.ready, err = nil, ignoreEOF(err)
 		}
 		if n > 0 || err != nil {
@@ -256,6 +258,19 @@ func (m *messages) Read(p []byte) (int, error) {
 		}
 	}
 	return 0, m.err
+}
+
+// hold takes what the message under way takes, in place of what it took so far.
+func (m *messages) hold(bytes int64) error {
+	if bytes > m.taken {
+		if err := m.search.take(bytes - m.taken); err != nil {
+			return err
+		}
+	} else {
+		m.search.give(m.taken - bytes)
+	}
+	m.taken = bytes
+	return nil
 }
 
 func ignoreEOF(err error) error {
@@ -286,6 +301,10 @@ func (m *messages) next() (io.Reader, error) {
 	if !Encoded(m.encoding) || length > MaxMessage {
 		return nil, fmt.Errorf("read gRPC message: %w: it is compressed, and too long or in no encoding", ErrFrame)
 	}
+	// Growing buffers take about twice as much as is in them.
+	if err := m.hold(2*length + 2*min(maxRatio*length, MaxMessage) + DecoderSize(m.encoding)); err != nil {
+		return nil, err
+	}
 	whole, err := readAll(m.from, grpcHead+length)
 	if err != nil {
 		return nil, fmt.Errorf("read gRPC message: %w", err)
@@ -294,6 +313,7 @@ func (m *messages) next() (io.Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read gRPC message: %w", err)
 	}
+	_ = m.hold(min(m.taken, int64(2*max(cap(whole), cap(plain))))) // it takes no more
 	if !m.rewrite {
 		if err := m.search.look(plain); err != nil {
 			return nil, err

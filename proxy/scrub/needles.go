@@ -149,6 +149,14 @@ func (n *Needles) room() []byte {
 	return make([]byte, 0, 2*n.longest+readSize)
 }
 
+// Room returns how many bytes a reader that searches a stream takes to search in.
+func (n *Needles) Room() int {
+	if n == nil {
+		return 0
+	}
+	return 4*n.longest + readSize // frames take most
+}
+
 // giveBack takes a room that is not used any more, or nil.
 func (n *Needles) giveBack(room []byte) {
 	if room = room[:0]; cap(room) > 0 {

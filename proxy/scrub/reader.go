@@ -20,6 +20,31 @@ type Search struct {
 	// Known says that whoever sends the stream has said how long it is, so that it
 	// ends: what is held back waits for the rest and not for a while, see [Reader].
 	Known bool
+	// Room is what decoders and messages take memory from. Nil: from nobody.
+	Room Room
+}
+
+// Room is what memory is taken from before it is held. Its methods are called by
+// one goroutine at a time.
+type Room interface {
+	// Take takes so many bytes, or returns an error, which the stream ends with.
+	Take(bytes int64) error
+	// Give gives back what was taken.
+	Give(bytes int64)
+}
+
+// take takes from a room that may be none.
+func (s Search) take(bytes int64) error {
+	if s.Room == nil {
+		return nil
+	}
+	return s.Room.Take(bytes)
+}
+
+func (s Search) give(bytes int64) {
+	if s.Room != nil {
+		s.Room.Give(bytes)
+	}
 }
 
 // look searches a part of the stream.

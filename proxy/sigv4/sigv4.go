@@ -4,7 +4,6 @@
 package sigv4
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -20,6 +19,7 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // MaxBody is how long a body may be that has to be read before it is signed,
@@ -156,15 +156,16 @@ func read(r *Request) (string, io.Reader, error) {
 	if r.Length > MaxBody {
 		return "", nil, ErrBody
 	}
-	text, err := io.ReadAll(io.LimitReader(r.Body, MaxBody+1))
+	sum := sha256.New()
+	chunks, length, err := budget.ReadAll(io.TeeReader(r.Body, sum), MaxBody)
 	if err != nil {
 		return "", nil, fmt.Errorf("read body: %w", err)
 	}
-	if len(text) > MaxBody {
+	if length > MaxBody {
 		return "", nil, ErrBody
 	}
-	r.Length = int64(len(text))
-	return digestOf(text), bytes.NewReader(text), nil
+	r.Length = length
+	return hex.EncodeToString(sum.Sum(nil)), &chunks, nil
 }
 
 func digestOf(text []byte) string {

@@ -1,0 +1,158 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// What a flood may cost: memory over that of an idle sidecar, and the time that a
+// revocation takes meanwhile, of the sidecar's own.
+const (
+	mostOverIdle = 128 << 20
+	mostRevoke   = 100 * time.Millisecond
+)
+
+// TestFloods has a plugin make the sidecar hold as much as it can, in one way
+// after the other: resident memory stays below a ceiling at every moment, a
+// revocation takes effect as fast as ever, and the sidecar goes on.
+func TestFloods(t *testing.T) {
+	kinds := []string{
+		"connections", "half-heads", "hellos", "handshakes", "tunnels", "requests", "downloads", "answers-heads",
+		"uploads-h2", "heads-h2", "downloads-h2", "frames-h2", "resets-h2", "names",
+	}
+	if only := os.Getenv("E2E_FLOODS"); only != "" {
+		kinds = strings.Split(only, ",")
+	}
+	idle, _ := flood(t, "nothing")
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			least := time.Hour // other programs only slow down
+			for try := 0; try < 4 && least > mostRevoke; try++ {
+				peak, took := flood(t, kind)
+				if peak > idle+mostOverIdle {
+					t.Fatalf("%d MiB are resident at most, %d MiB over what is idle", peak>>20, (peak-idle)>>20)
+				}
+				least = min(least, took)
+			}
+			if least > mostRevoke {
+				t.Errorf("a revocation took %v", least)
+			}
+		})
+	}
+}
+
+// flood returns the most memory that was resident during a flood, without that of
+// the start, and how long a revocation took.
+func flood(t *testing.T, kind string) (peak int64, took time.Duration) {
+	w := newWorld(t, "{}")
+	w.floodable(t)
+	program := testenv.MustGet(goBuild(testenv.MustGet(testenv.Root())(t), "floods", "./internal/e2e/testdata/floods", "CGO_ENABLED=0"))(t)
+	w.env = append(w.env, fmt.Sprintf("E2E_PLAIN_PORT=%d", w.origins.plainPort), fmt.Sprintf("E2E_SECURE_PORT=%d", w.origins.securePort))
+	b := w.start(program, kind)
+	for began := time.Now(); !strings.Contains(b.output.String(), "full "); time.Sleep(10 * time.Millisecond) {
+		peak = max(peak, resident(t, b.cmd.Process.Pid))
+		if time.Since(began) > time.Minute {
+			t.Fatalf("the flood is not full: %s", tail(b.output.String()))
+		}
+	}
+	var rest int64
+	for began := time.Now(); time.Since(began) < time.Second; time.Sleep(10 * time.Millisecond) {
+		rest = resident(t, b.cmd.Process.Pid)
+		peak = max(peak, rest)
+	}
+	began := time.Now()
+	r := w.chaperone("revoke", "--config", w.file("sidecar.yaml"), "--reason", "a test", "--output", "json")
+	var revoked struct {
+		MS  float64 `json:"ms"`
+		Cut int     `json:"cut"`
+	}
+	testenv.Must(t, json.Unmarshal([]byte(r.stdout), &revoked))
+	_, said, _ := strings.Cut(b.output.String(), "full ")
+	said, _, _ = strings.Cut(said, "\n")
+	took = time.Duration(revoked.MS * float64(time.Millisecond))
+	t.Logf("%s: %s made, %d MiB at most, then %d; %d cut in %v, the command took %v", kind, said, peak>>20, rest>>20, revoked.Cut, took, time.Since(began))
+	if kind == "nothing" {
+		peak = rest
+	}
+	return peak, took
+}
+
+// floodable adds what floods ask for.
+func (w *world) floodable(t *testing.T) {
+	stop := make(chan struct{})
+	w.origins.mux.HandleFunc("/open/stall", func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-stop:
+		}
+	})
+	chunk := make([]byte, 32<<10)
+	var endless atomic.Int64
+	w.origins.mux.HandleFunc("/open/endless", func(rw http.ResponseWriter, _ *http.Request) {
+		endless.Add(1)
+		for {
+			if _, err := rw.Write(chunk); err != nil {
+				return
+			}
+		}
+	})
+	w.origins.mux.HandleFunc("/open/head", func(rw http.ResponseWriter, r *http.Request) {
+		for i := range 200 {
+			rw.Header().Set(fmt.Sprintf("X-%d", i), strings.Repeat("x", 1000))
+		}
+		rw.WriteHeader(http.StatusOK)
+		for {
+			if _, err := rw.Write(chunk); err != nil {
+				return
+			}
+		}
+	})
+	l := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { <-stop; _ = c.Close() }()
+		}
+	}()
+	t.Cleanup(func() { close(stop); _ = l.Close() })
+	port := l.Addr().(*net.TCPAddr).Port
+	w.env = append(w.env, fmt.Sprintf("E2E_TCP_PORT=%d", port))
+	w.rule(fmt.Sprintf(`  - id: tunnel
+    reason: Tests
+    to: {scheme: tcp, hosts: [%s], ports: [%d], addresses: [127.0.0.1/32]}
+  - id: wild
+    reason: Tests
+    to: {hosts: ["*.wild.test.example"]}
+    methods: [GET]
+    paths: ["/**"]
+`, originHost, port))
+}
+
+// resident returns what is resident of a process's memory, in bytes, and fails when
+// it has gone (proc_pid_status(5)).
+func resident(t *testing.T, pid int) int64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	testenv.Must(t, err)
+	_, rest, _ := strings.Cut(string(text), "\nVmRSS:")
+	fields := strings.Fields(rest)
+	if len(fields) == 0 {
+		t.Fatal("the sidecar has ended")
+	}
+	n, err := strconv.ParseInt(fields[0], 10, 64)
+	testenv.Must(t, err)
+	return n << 10
+}

@@ -133,6 +133,9 @@ func (k *Key) masker() masker      { return masker{mac: hmac.New(sha256.New, k.m
 // known value can be looked for.
 func (k *Key) MaskPath(segment string) string { return k.maskOf(maskPath, segment) }
 
+// MaskPath is [Key.MaskPath] with the log's key.
+func (l *Log) MaskPath(segment string) string { return l.key.MaskPath(segment) }
+
 // MaskQuery returns how a query stands in a masked log.
 func (k *Key) MaskQuery(query string) string { return k.maskOf(maskQuery, query) }
 

@@ -163,6 +163,9 @@ func (s *sidecar) openAudit(spec *configs.Sidecar) (err error) {
 		return fmt.Errorf("open audit log: %w", err)
 	}
 	s.recorder = counting{s.audit, s.metrics}
+	if show := s.opts.refused; show != nil && spec.Audit.Paths == configs.AuditPathsMasked {
+		s.opts.refused = func(r authz.Refusal) { show(maskRefusal(r, s.audit.MaskPath)) }
+	}
 	return nil
 }
 

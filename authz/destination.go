@@ -150,6 +150,9 @@ func parseAuthority(s string) (host string, port uint16, addr netip.Addr, err er
 	if s == "" {
 		return fail("host is missing")
 	}
+	if strings.Contains(s, "@") { // not quoted: a password is part of it
+		return fail("host holds user information, which is not taken (RFC 9110, section 4.2.4)")
+	}
 	name, portText, hasPort := strings.Cut(s, ":")
 	if strings.HasPrefix(s, "[") {
 		end := strings.IndexByte(s, ']')

@@ -222,3 +222,12 @@ func FuzzDestination(f *testing.F) {
 		}
 	})
 }
+
+// A password in a URL is in no word about it.
+func TestUserInformationIsNotQuoted(t *testing.T) {
+	for _, authority := range []string{"user:hunter2@api.weather.example", "hunter2@api.weather.example:443", "[hunter2@::1]", "a:hunter2@b:c@d", "@hunter2"} {
+		if _, err := NewDestination(SchemeHTTPS, authority, "/"); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", authority, err)
+		}
+	}
+}

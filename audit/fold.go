@@ -40,13 +40,14 @@ const (
 
 // isRefusal reports whether r is of what was refused and had no effect.
 func isRefusal(r *authz.Record) bool {
-	return r.Kind == authz.KindDecision && !r.Allowed || r.Kind == authz.KindProbe || r.Kind == authz.KindHandshake
+	return r.Kind == authz.KindDecision && !r.Allowed && !r.Incident || r.Kind == authz.KindProbe || r.Kind == authz.KindHandshake
 }
 
 // foldKey is what equal refusals have in common.
 type foldKey struct {
 	class
 	plugin, grant, rule, host, method string
+	what                              string // was refused by the kernel, where no host says it
 }
 
 // class is a reason at a door.
@@ -57,7 +58,13 @@ type class struct {
 }
 
 func keyOf(r *authz.Record) foldKey {
-	return foldKey{class{r.Kind, r.Door, r.Reason}, r.Plugin, r.Grant, r.Rule, r.Host, methodClass(r.Method)}
+	key := foldKey{
+		class: class{r.Kind, r.Door, r.Reason}, plugin: r.Plugin, grant: r.Grant, rule: r.Rule, host: r.Host, method: methodClass(r.Method),
+	}
+	if r.Door == authz.DoorKernel && r.Host == "" {
+		key.what = r.Detail
+	}
+	return key
 }
 
 // methodClass returns a method that RFC 9110 or RFC 5789 names, and "" for all

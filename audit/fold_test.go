@@ -103,6 +103,40 @@ func TestFoldKeepsWhatIsCommon(t *testing.T) {
 	}
 }
 
+// What was outside its confinement is never counted with others, nor moved to the
+// second log; refusals of the kernel are equal if they are for the same.
+func TestIncidentsAreNoRefusals(t *testing.T) {
+	f := newFolder(t)
+	cfg := f.config()
+	cfg.MaxSize = 64 << 10
+	log := f.open(cfg)
+	flood(t, log, 0, time.Minute)
+	kernel := func(detail string, incident bool) *authz.Record {
+		return &authz.Record{
+			Time: at.Add(time.Minute), Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: "destination_not_granted", UID: -1, Detail: detail, Incident: incident,
+		}
+	}
+	for range 300 {
+		put(t, log, kernel("it left the confinement", true), kernel("packet sockets are not made", false))
+	}
+	put(t, log, kernel("ptrace leads out", false))
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	left, other := 0, 0
+	for _, e := range f.entries(audit.Query{}) {
+		switch e.Detail {
+		case "it left the confinement":
+			left++
+		case "ptrace leads out":
+			other++
+		}
+	}
+	if second, err := os.ReadFile(audit.SecondFile(f.file())); err != nil || left != 300 || other != 1 || strings.Contains(string(second), "it left") {
+		t.Errorf("%d incidents and %d other refusals (%v)", left, other, err)
+	}
+}
+
 // However refusals come, each is in the log, alone or in a count; and one reason
 // does not hide another.
 func TestEachRefusalIsCounted(t *testing.T) {
@@ -382,5 +416,34 @@ func TestFollowSecondLog(t *testing.T) {
 	}
 	if len(seen) < 60 {
 		t.Errorf("%d of 60 are followed", len(seen))
+	}
+}
+
+// TestWorstFlood measures how long refusals of the longest kind last in the second
+// log by default, and that they are a bounded number whatever the plugin does.
+func TestWorstFlood(t *testing.T) {
+	f := newFolder(t)
+	cfg := f.config()
+	cfg.Keep = -1
+	cfg.FullPaths = func() bool { return true }
+	log := f.open(cfg)
+	reasons := []string{"destination_not_granted", "no_grant", "malformed_request", "guardrail", "path_not_granted", "method_not_granted", "quota_exceeded", "destination_mismatch", "identity_unknown", "credential_misplaced"}
+	long := strings.Repeat("n", 2000)
+	const minutes = 30
+	var settled int64
+	for i := range minutes * 60 * 100 {
+		now := time.Duration(i) * time.Second / 100
+		r := refusal(fmt.Sprintf("%d.%s.example", i, long[:200]), "/"+long, now)
+		r.Reason, r.Query, r.Exe, r.Method = reasons[i%len(reasons)], long, "/"+long[:200], "M"+fmt.Sprint(i)
+		put(t, log, r)
+		if i == minutes*60*100*2/3 {
+			settled = log.Status().Size
+		}
+	}
+	each := (log.Status().Size - settled) / (minutes / 3)
+	share := int64(audit.DefaultMaxSize / 8 * (audit.DefaultKeep + 1))
+	t.Logf("%d KiB a minute once it has settled: the second log lasts %.1f h by default, beside as much in the first", each>>10, float64(share)/float64(each)/60)
+	if each > 2<<20 {
+		t.Errorf("%d bytes a minute", each)
 	}
 }

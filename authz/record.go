@@ -66,6 +66,7 @@ type Record struct {
 	Count      int               // equal events folded into this one; 0 and 1 mean one
 	Lost       uint64            // events that could not be kept
 	Files      map[string]string // for KindReload: file and SHA-256 digest
+	Incident   bool              // of a refusal: the plugin was outside its confinement; it is never counted with others
 	Fold       *Fold             // of refusals that were counted instead of written each; else nil
 }
 

@@ -203,6 +203,7 @@ func (s *sidecar) denied(d ebpf.Denial) {
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
 		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
 		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
+		Incident: d.Hook == ebpf.HookEscape || d.Hook == ebpf.HookDescriptor,
 	}
 	r.Host, r.Port = s.destination(d)
 	r.Decision = s.kernelDecision()

@@ -173,7 +173,7 @@ func (x *exchange) credentialRefused(status int) {
 	if told == nil || a.Injection.Kind == authz.InjectNone || (status != http.StatusUnauthorized && status != http.StatusForbidden) {
 		return
 	}
-	told(a.Decision.Grant, a.Decision.Credential, a.Injection.Generation)
+	told(a.Decision.Grant, a.Decision.Credential, a.Injection.Generation, status)
 }
 
 // speak returns what is spoken to the upstream: what the plugin speaks, so

@@ -103,12 +103,12 @@ type Config struct {
 	// up a TLS connection that the proxy answers itself: in its handshake, or before
 	// it sends anything. It must not block. Nil: nothing is reported.
 	Handshake func(*authz.Record)
-	// CredentialRefused is called when an upstream answered with 401 or 403 to a
-	// request that a credential was put into, with its name and the generation of
+	// CredentialRefused is called when an upstream answered with status 401 or 403 to
+	// a request that a credential was put into, with its name and the generation of
 	// its value: it may have been taken back where it was made. What the plugin
 	// may not do at the upstream is answered so too, so that it can have this
 	// called as often as it likes. It must not block. Nil: nobody is told.
-	CredentialRefused func(grant, credential string, generation uint64)
+	CredentialRefused func(grant, credential string, generation uint64, status int)
 	// CAChanged is called with the certificate authority, in PEM, each time its
 	// certificate is made anew because the granted hosts changed. It must not
 	// call the Proxy. Nil: nobody is told.

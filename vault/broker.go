@@ -148,6 +148,8 @@ type name struct{ grant, credential string }
 type entry struct {
 	ref       authz.CredentialRef
 	lease     *lease // nil when there is none that may be used
+	next      *lease // replaces lease at settledAt, when what it is of knows it; nil for none
+	settledAt instant
 	refreshAt instant
 	usedAt    atomicInstant
 	madeAt    instant
@@ -160,6 +162,10 @@ type entry struct {
 	// refused, which is not done before askAgainAt.
 	doubted    bool
 	askAgainAt instant
+	// unauthorized is set when the upstream has not accepted who is asking, for
+	// which the lease is replaced although Vault has it, not before remintAt.
+	unauthorized bool
+	remintAt     instant
 }
 
 // flight is one fetch in progress, which all that need it wait for.
@@ -276,14 +282,15 @@ func (b *Broker) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 	}
 }
 
-// Refused says that an upstream did not accept the value of a generation, which
-// may have been taken back behind our back. Run then asks Vault, at most every
-// five seconds about one credential however often the plugin is refused: a
+// Refused says that an upstream answered the value of a generation with status 401
+// or 403: it may have been taken back behind our back. Run then asks Vault, at most
+// every five seconds about one credential however often the plugin is refused: a
 // value without a lease is read again, and a lease that Vault no longer has is
-// lost, so that the next request has a new one made. A lease that Vault has
-// stays, whatever the upstream thinks: being refused mints nothing. A
-// certificate stays too, since Vault is not who ends it. It does not block.
-func (b *Broker) Refused(grant, credential string, generation uint64) {
+// lost, so that the next request has a new one made. A lease that Vault has stays
+// after a 403. After a 401 it is replaced, at most every ten minutes, since its
+// user may have been removed where Vault does not see it. A certificate stays,
+// since Vault is not who ends it. It does not block.
+func (b *Broker) Refused(grant, credential string, generation uint64, status int) {
 	b.mu.Lock()
 	defer b.unlock()
 	now := b.now()
@@ -292,6 +299,7 @@ func (b *Broker) Refused(grant, credential string, generation uint64) {
 		return
 	}
 	e.doubted, e.askAgainAt = true, now.add(askAgainEvery)
+	e.unauthorized = status == http.StatusUnauthorized
 	b.wake()
 }
 
@@ -313,6 +321,9 @@ func (b *Broker) warm(ref authz.CredentialRef) (authz.Credential, bool) {
 // for reading at least.
 func (e *entry) serve(now instant) (authz.Credential, bool) {
 	l := e.lease
+	if !l.usable(now) {
+		l = e.next
+	}
 	if !l.usable(now) {
 		return authz.Credential{}, false
 	}
@@ -682,9 +693,15 @@ func (b *Broker) install(e *entry, got *lease) {
 		got.generation = b.generation
 	}
 	now := b.now()
-	e.lease, e.refreshAt = got, got.refreshAt
-	if got.session != b.session && got.mount == "" { // it was replaced meanwhile
-		e.refreshAt = earliest(e.refreshAt, now.add(moveWithin(now.until(got.usableUntil()))))
+	if e.next != nil {
+		b.keep(e.ref, e.next, now)
+		e.next = nil
+	}
+	if what == "replaced" && got.settles && !old.refused && old.usable(now) {
+		e.next, e.settledAt = got, earliest(now.add(settleFor), old.usableUntil())
+		e.refreshAt = e.settledAt
+	} else {
+		b.putIn(e, got)
 	}
 	if what != "" {
 		b.record(what, e.ref, got.id, "")
@@ -693,9 +710,27 @@ func (b *Broker) install(e *entry, got *lease) {
 		b.warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
 			zap.String("path", e.ref.Path), zap.Strings("fields", got.fields.withheld))
 	}
+}
+
+// putIn puts a lease in the place of the one that is served, which is kept for a
+// while. The caller holds mu.
+func (b *Broker) putIn(e *entry, got *lease) {
+	now, old := b.now(), e.lease
+	e.lease, e.refreshAt = got, got.refreshAt
+	if got.session != b.session && got.mount == "" { // it was replaced meanwhile
+		e.refreshAt = earliest(e.refreshAt, now.add(moveWithin(now.until(got.usableUntil()))))
+	}
 	if old != nil && old.id != "" && old.id != got.id {
 		b.keep(e.ref, old, earliest(now.add(b.grace), old.usableUntil()))
 	}
+}
+
+// settleIn puts the next lease in the place of the one that is served. The caller
+// holds mu.
+func (b *Broker) settleIn(e *entry) {
+	next := e.next
+	e.next = nil
+	b.putIn(e, next)
 }
 
 // lose takes a credential out of use that can no longer be. Its lease is
@@ -714,6 +749,9 @@ func (b *Broker) lose(e *entry, why string) {
 		b.enqueue(e.ref, l, b.now(), false) // there is nothing to keep
 	default:
 		b.keep(e.ref, l, b.now())
+	}
+	if e.next != nil {
+		b.settleIn(e)
 	}
 }
 

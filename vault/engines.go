@@ -46,6 +46,12 @@ const (
 	// otpLife is how long a one-time password is served. Vault does not say when it
 	// ends, and verifiers take one for a while after its period.
 	otpLife = 2 * time.Second
+	// settleFor is how long the former credential of an engine whose new ones are
+	// not known at once is served after it was replaced, while its lease allows.
+	settleFor = 15 * time.Second
+	// remintEvery bounds how often a lease is replaced that Vault has and an
+	// upstream does not accept: the plugin may be who provokes that.
+	remintEvery = 10 * time.Minute
 	// askAgainEvery bounds how often Refused asks about one credential.
 	askAgainEvery = 5 * time.Second
 )
@@ -72,6 +78,7 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 	case l.id != "" && l.granted <= 0:
 		return nil, errors.New("the lease has no duration")
 	case l.id != "":
+		l.settles = settles(answer, fields)
 		l.window = newWindow(issued, l.granted, last, spread())
 	case certificate != nil:
 		l.mount = mountOf(ref.Path)
@@ -133,13 +140,31 @@ func (b *Broker) rotate(l *lease, answer *api.Secret, ttl time.Duration, issued,
 
 // isValue reports whether an answer is of a key-value engine, whose fields mean
 // what their author wants: KV version 1 gives a duration without a lease, and
-// version 2 an envelope. Since version 1.17 Vault names the engine.
+// version 2 an envelope. A newer Vault names the engine (mount_type).
 func isValue(answer *api.Secret) bool {
 	switch answer.MountType {
 	case "kv", "generic", "cubbyhole":
 		return true
 	}
 	return answer.LeaseID == "" && (answer.LeaseDuration != 0 || isEnvelope(answer))
+}
+
+// settles reports whether what a lease is of becomes known to its service some
+// seconds after Vault has made it: users of AWS, Azure, MongoDB Atlas and
+// directories, and keys of Google's service accounts. A session of AWS is known at
+// once. An older Vault does not name the engine, and AWS's fields do.
+func settles(answer *api.Secret, fields fieldSet) bool {
+	_, key := fields.text["access_key"]
+	_, secret := fields.text["secret_key"]
+	_, token := fields.text["security_token"]
+	_, session := fields.text["session_token"]
+	switch answer.MountType {
+	case "azure", "mongodbatlas", "ldap", "openldap", "ad", "gcp":
+		return true
+	case "aws", "":
+		return key && secret && !token && !session
+	}
+	return false
 }
 
 // isOTP reports whether an answer is a one-time password of the TOTP engine's.

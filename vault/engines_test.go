@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -53,7 +54,7 @@ func TestStaticRole(t *testing.T) {
 			continue
 		}
 		stale++
-		b.Refused(app.Grant, app.Name, c.Generation)
+		b.Refused(app.Grant, app.Name, c.Generation, http.StatusForbidden)
 		until(t, "what was refused is replaced", func() bool {
 			again := testenv.MustGet(b.Credential(t.Context(), app))(t)
 			return again.Generation > c.Generation && logsIn(t, db, again)
@@ -69,7 +70,7 @@ func TestStaticRole(t *testing.T) {
 	// What is refused over and over is not read over and over.
 	for range 100 {
 		c := testenv.MustGet(b.Credential(t.Context(), app))(t)
-		b.Refused(app.Grant, app.Name, c.Generation)
+		b.Refused(app.Grant, app.Name, c.Generation, http.StatusForbidden)
 	}
 	if got := f.count("database/static-creds/app") - asked; got > 4 {
 		t.Errorf("100 refusals read it %d times", got)
@@ -488,5 +489,76 @@ func TestPathsThatVaultHas(t *testing.T) {
 	names := testenv.MustGet(v.Do(t.Context(), "LIST", "secret/metadata", v.Token, nil))(t)
 	if text := fmt.Sprint(names); !strings.Contains(text, "My Secret") || !strings.Contains(text, "50%25") || !strings.Contains(text, "schlüssel") {
 		t.Errorf("Vault has %s", text)
+	}
+}
+
+// Vault makes keys that AWS knows some seconds later. The former one is served
+// until then, as long as its lease allows; a session of AWS is known at once.
+func TestNewKeysAreGivenAMoment(t *testing.T) {
+	t.Parallel()
+	v := testenv.MustVault(t, testenv.VaultConfig{})
+	auth := approle(t, v, "weather", testenv.AppRole{Policy: `path "aws/*" { capabilities = ["read"] }` + "\n" + revokeLeases, TokenTTL: time.Hour})
+	for name, test := range map[string]struct {
+		kind    string
+		data    map[string]any
+		settles bool
+	}{
+		"a user of AWS":                  {"aws", map[string]any{"access_key": "AK", "secret_key": "SK", "security_token": nil}, true},
+		"a user of AWS, by an old Vault": {"", map[string]any{"access_key": "AK", "secret_key": "SK", "security_token": nil}, true},
+		"a session of AWS":               {"aws", map[string]any{"access_key": "AK", "secret_key": "SK", "security_token": "ST"}, false},
+		"an application of Azure":        {"azure", map[string]any{"client_id": "c", "client_secret": "s"}, true},
+		"a database user":                {"database", map[string]any{"username": "u", "password": "p"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFaults(t, v)
+			var mu sync.Mutex
+			made, revoked := map[string]time.Time{}, map[string]time.Time{}
+			f.breaks("", func(w http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder) {
+				mu.Lock()
+				defer mu.Unlock()
+				path := strings.TrimPrefix(r.URL.Path, "/v1/")
+				switch {
+				case path == "aws/creds/r":
+					id := fmt.Sprint("aws/creds/r/", len(made))
+					made[id] = time.Now()
+					data := maps.Clone(test.data)
+					data["number"] = fmt.Sprint(len(made))
+					_ = json.NewEncoder(w).Encode(map[string]any{"lease_id": id, "lease_duration": 24, "renewable": false, "mount_type": test.kind, "data": data})
+				case path == "sys/leases/revoke":
+					var asked struct {
+						ID string `json:"lease_id"`
+					}
+					_ = json.NewDecoder(r.Body).Decode(&asked)
+					revoked[asked.ID] = time.Now()
+					w.WriteHeader(http.StatusNoContent)
+				default:
+					replay(w, forward())
+				}
+			})
+			b, stop := run(t, Config{Address: f.address, Auth: auth})
+			key := ref("key", "aws/creds/r")
+			b.Retain(t.Context(), []authz.CredentialRef{key})
+			first := testenv.MustGet(b.Credential(t.Context(), key))(t)
+			var second authz.Credential
+			until(t, "the next one is served", func() bool {
+				second = testenv.MustGet(b.Credential(t.Context(), key))(t)
+				return second.Generation != first.Generation
+			})
+			mu.Lock()
+			age := time.Since(made[second.Lease])
+			at, gone := revoked[first.Lease]
+			early := gone && at.Sub(made[second.Lease]) < 4*time.Second
+			if early || test.settles != (age > 4*time.Second) || age > settleFor+2*time.Second {
+				t.Errorf("a key of %s is served, the former one was revoked early: %v", age, early)
+			}
+			mu.Unlock()
+			testenv.Must(t, stop())
+			mu.Lock()
+			defer mu.Unlock()
+			if len(revoked) != len(made) {
+				t.Errorf("%d were made and %d revoked", len(made), len(revoked))
+			}
+		})
 	}
 }

@@ -454,10 +454,10 @@ func TestUpstreamRefuses(t *testing.T) {
 	value := testenv.MustGet(b.Credential(t.Context(), key))(t)
 	refused := func() {
 		for range 200 {
-			b.Refused(db1.Grant, db1.Name, first.Generation)
-			b.Refused(key.Grant, key.Name, value.Generation)
-			b.Refused(db1.Grant, db1.Name, first.Generation+100)
-			b.Refused("other", "db", first.Generation)
+			b.Refused(db1.Grant, db1.Name, first.Generation, http.StatusForbidden)
+			b.Refused(key.Grant, key.Name, value.Generation, http.StatusForbidden)
+			b.Refused(db1.Grant, db1.Name, first.Generation+100, http.StatusForbidden)
+			b.Refused("other", "db", first.Generation, http.StatusForbidden)
 			time.Sleep(time.Millisecond) // Run asks, in its own time
 		}
 	}
@@ -479,6 +479,44 @@ func TestUpstreamRefuses(t *testing.T) {
 	second := testenv.MustGet(b.Credential(t.Context(), db1))(t)
 	if second.Lease == first.Lease || second.Generation == first.Generation || !logsIn(t, db, second) {
 		t.Errorf("second %+v, records %s", second, &log)
+	}
+}
+
+// A user that somebody has removed from the database is refused, and Vault does
+// not know. After a 401 another one is made, and not one for each refusal.
+func TestUserIsDropped(t *testing.T) {
+	t.Parallel()
+	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {TTL: time.Hour}})
+	for name, policy := range map[string]string{
+		"": readDatabase + revokeLeases, "lookups are forbidden": readDatabase + revokeLeases + `path "sys/leases/lookup" { capabilities = ["deny"] }`,
+	} {
+		auth := approle(t, v, "dropped"+strings.ReplaceAll(name, " ", "-"), testenv.AppRole{Policy: policy, TokenTTL: 4 * time.Hour})
+		f := newFaults(t, v)
+		var log journal
+		var clock ahead
+		b, stop := run(t, Config{Address: f.address, Auth: auth, Recorder: &log, Now: clock.now})
+		user := ref("user", "database/creds/reader")
+		b.Retain(t.Context(), []authz.CredentialRef{user})
+		first := testenv.MustGet(b.Credential(t.Context(), user))(t)
+		testenv.MustGet(db.Query(t.Context(), `DROP OWNED BY "`+first.Fields["username"].Reveal()+`"; DROP ROLE "`+first.Fields["username"].Reveal()+`"`))(t)
+		var second authz.Credential
+		until(t, "another user is served", func() bool {
+			second = testenv.MustGet(b.Credential(t.Context(), user))(t)
+			b.Refused(user.Grant, user.Name, second.Generation, http.StatusUnauthorized)
+			return second.Lease != first.Lease
+		})
+		if !logsIn(t, db, second) || log.count("lost") != 0 {
+			t.Errorf("%s: records %s", name, &log)
+		}
+		clock.move(2 * askAgainEvery)
+		for range 100 { // a plugin that asks for what it may not have
+			b.Refused(user.Grant, user.Name, second.Generation, http.StatusUnauthorized)
+			time.Sleep(5 * time.Millisecond)
+		}
+		if n := f.count("database/creds/reader"); n != 2 {
+			t.Errorf("%s: %d users were made", name, n)
+		}
+		testenv.Must(t, stop())
 	}
 }
 

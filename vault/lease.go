@@ -103,6 +103,8 @@ type lease struct {
 	minted     instant
 	granted    time.Duration // at first
 	uses       *authz.Uses   // the accesses that carry it
+	settles    bool          // what it is of needs a moment to know it
+	refused    bool          // the upstream did not accept it
 	brief      bool          // it is fetched again when it is asked for, and not before it ends
 
 	// Of a password that Vault replaces.
@@ -140,7 +142,9 @@ func (l *lease) credential() authz.Credential {
 }
 
 // renews reports whether renewing the lease is worth trying.
-func (l *lease) renews() bool { return l.id != "" && l.renewable && !l.exhausted && !l.capped }
+func (l *lease) renews() bool {
+	return l.id != "" && l.renewable && !l.exhausted && !l.capped && !l.refused
+}
 
 // increment is how much to ask for at now, in whole seconds.
 func (l *lease) increment(now instant, lifetime time.Duration) time.Duration {

@@ -361,6 +361,10 @@ func (b *Broker) bury(s *session, why string) {
 	}
 	b.retiring = slices.DeleteFunc(b.retiring, func(r *session) bool { return r == s })
 	for _, e := range b.entries {
+		if e.next != nil && e.next.heldBy(s) {
+			b.enqueue(e.ref, e.next, b.now(), false)
+			e.next = nil
+		}
 		if e.lease != nil && e.lease.heldBy(s) {
 			b.lose(e, why)
 		}

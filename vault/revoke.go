@@ -149,12 +149,12 @@ func (b *Broker) drop(entries []*entry) (leases []*revocation, flights []*flight
 		if e.flight != nil {
 			flights = append(flights, e.flight)
 		}
-		if l := e.lease; l != nil {
-			e.lease = nil
-			if l.id != "" {
+		for _, l := range []*lease{e.lease, e.next} {
+			if l != nil && l.id != "" {
 				leases = append(leases, b.enqueue(e.ref, l, b.now(), true))
 			}
 		}
+		e.lease, e.next = nil, nil
 	}
 	return leases, flights
 }

@@ -84,6 +84,9 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 		b.drop([]*entry{e})
 		return never()
 	}
+	if e.next != nil && (!now.before(e.settledAt) || !e.lease.usable(now)) {
+		b.settleIn(e)
+	}
 	if e.lease == nil {
 		return never() // fetched when it is asked for
 	}
@@ -98,6 +101,9 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 	}
 	if e.doubted && e.flight == nil {
 		b.askAgain(ctx, e, now)
+	}
+	if e.next != nil {
+		return earliest(end, e.settledAt)
 	}
 	due := latest(e.refreshAt, e.retryAt)
 	if e.flight != nil || now.before(due) {
@@ -124,16 +130,23 @@ func (b *Broker) askAgain(ctx context.Context, e *entry, now instant) {
 		e.refreshAt = now
 		return
 	}
+	remint := e.unauthorized && !now.before(e.remintAt)
 	b.background(ctx, func(ctx context.Context) {
 		gone, err := b.isGone(ctx, l.session, l.id)
-		if !gone {
-			b.outlived(ctx, l.session, err)
+		if !gone && (isTransient(err) || b.outlived(ctx, l.session, err) || !remint) {
 			return
 		}
 		b.mu.Lock()
 		defer b.unlock()
-		if e.lease != nil && e.lease.id == l.id { // it may have been renewed meanwhile
+		switch {
+		case e.lease == nil || e.lease.id != l.id: // it was replaced meanwhile
+		case gone:
 			b.lose(e, leaseGone)
+		case e.flight == nil:
+			doubted := *e.lease
+			doubted.refused = true
+			e.lease, e.refreshAt, e.remintAt = &doubted, b.now(), b.now().add(remintEvery)
+			b.wake()
 		}
 	})
 }
@@ -255,7 +268,7 @@ func (b *Broker) isHeld(s *session) bool {
 		}
 	}
 	for _, e := range b.entries {
-		if e.lease != nil && e.lease.heldBy(s) {
+		if e.lease != nil && e.lease.heldBy(s) || e.next != nil && e.next.heldBy(s) {
 			return true
 		}
 	}

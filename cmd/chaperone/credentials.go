@@ -55,9 +55,9 @@ func (s *sidecar) never(host string, addr netip.Addr) bool {
 }
 
 // credentialRefused has what an upstream did not accept looked into, by who made it.
-func (s *sidecar) credentialRefused(grant, credential string, generation uint64) {
+func (s *sidecar) credentialRefused(grant, credential string, generation uint64, status int) {
 	if s.broker != nil && !s.tokens.Refused(grant, credential, generation) {
-		s.broker.Refused(grant, credential, generation)
+		s.broker.Refused(grant, credential, generation, status)
 	}
 }
 

@@ -107,9 +107,7 @@ func (p *Proxy) hijack(w http.ResponseWriter, c *conn) bool {
 	}
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
 	c.prefix = append(slices.Clone(ahead), c.prefix...)
-	c.heads, c.refusal = nil, nil
-	c.answering.Store(false)
-	c.metered.Store(false)
+	c.passOver()
 	return true
 }
 

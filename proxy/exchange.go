@@ -39,7 +39,14 @@ type exchange struct {
 	held      *budget.Holding
 	upload    int64 // of it, for what comes of the request's body
 
-	began    time.Time
+	began       time.Time
+	upstream    *upstreamLink // that carries the request, over HTTP/1.1
+	answered    atomic.Bool   // something of an answer has come
+	silent      bool          // nothing was written to the upstream
+	broken      atomic.Bool   // the body could not be read
+	interrupted atomic.Bool   // the upstream's end has ended the reading of the body
+	streams     atomic.Bool   // an answer whose parts come one by one has begun
+
 	up, down pacer // from the plugin, and to it
 	outcome  authz.Outcome
 	sent     atomic.Int64 // body bytes towards the upstream
@@ -74,8 +81,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	x.access.admission = a
 	x.access.cut = func(cause error) {
 		cancel(cause)
-		// Whoever waits for the rest of the plugin's body waits no longer.
-		_ = x.control.SetReadDeadline(time.Unix(1, 0))
+		x.endReading() // whoever waits for the rest of the plugin's body waits no longer
 	}
 	if !p.live.add(&x.access) {
 		defer x.end()
@@ -87,6 +93,8 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	defer c.rule.end()
 	defer x.end()
 	defer x.complete()
+	defer x.settle()
+	defer x.allowHalfClose()()
 	if timeout := a.Decision.Terms().Timeout; timeout > 0 {
 		timer := time.AfterFunc(timeout, func() { x.access.end(errTimeout) })
 		defer timer.Stop()
@@ -101,9 +109,31 @@ func (p *Proxy) reasonNow(a *authz.Admission) authz.Reason {
 	return a.ReasonNow()
 }
 
+// pool returns the connections that the request may use. Over HTTP/2 nothing
+// authenticates a connection, and some upstreams have no HTTP/2.
+func (x *exchange) pool() (*pool, error) {
+	speak := x.speak()
+	pool, err := x.proxy.pools.get(x.admission, speak, x.down.limited())
+	if err != nil || speak != speakHTTP2 {
+		return pool, err
+	}
+	if _, only := pool.onlyHTTP1.Load(x.admission.Request.Destination.HostPort()); only || connectionAuth(x.r.Header["Authorization"]) {
+		return x.proxy.pools.get(x.admission, speakHTTP1, x.down.limited())
+	}
+	return pool, nil
+}
+
+// park keeps the connection to the upstream for another request.
+func (x *exchange) park() {
+	if l := x.upstream; l != nil {
+		x.upstream = nil
+		l.park()
+	}
+}
+
 // roundTrip sends the request and answers.
 func (x *exchange) roundTrip(ctx context.Context) {
-	pool, err := x.proxy.pools.get(x.admission, x.speak(), x.down.limited())
+	pool, err := x.pool()
 	if err != nil {
 		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
 		x.refuseAs(&dialError{
@@ -134,6 +164,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		x.fail(err)
 		return
 	}
+	defer x.park() // after the body is closed
 	defer response.Body.Close()
 	x.credentialRefused(response.StatusCode)
 	if err := x.held.Take(budget.Request, headCost(response.Header)); err != nil {
@@ -228,6 +259,7 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	}
 	return out.WithContext(httptrace.WithClientTrace(dialsFor(ctx, x.admission), &httptrace.ClientTrace{
 		GotConn: x.gotConn, WroteHeaders: x.wroteHeaders, Got1xxResponse: x.informational,
+		GotFirstResponseByte: func() { x.answered.Store(true) },
 	})), nil
 }
 
@@ -376,6 +408,7 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 	switch {
 	case err == nil:
 	case !errors.Is(err, io.EOF):
+		b.exchange.broken.Store(true)
 		return n, errors.Join(errBody, err)
 	default:
 		b.exchange.unread.Store(false)
@@ -390,6 +423,15 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// Close ends the body. Over HTTP/1.1 net/http's own Close would read on, for as
+// long as the plugin takes to send, and net/http's server calls it by itself.
+func (b *countedBody) Close() error {
+	if b.exchange.r.ProtoMajor == 1 {
+		return nil
+	}
+	return b.ReadCloser.Close()
 }
 
 // trailerHolds refuses the plugin's trailer with a stand-in in it. The result
@@ -409,29 +451,34 @@ func (x *exchange) trailerHolds() error {
 // cause, or what has begun of its answer is cut.
 func (x *exchange) halt(cause error) { x.access.end(cause) }
 
-// gotConn notes where the request goes, and keeps it from a connection that the
-// policy no longer allows.
-func (x *exchange) gotConn(info httptrace.GotConnInfo) {
-	c, shared := x.connection(info.Conn)
+// gotConn is told of the connection that net/http has chosen.
+func (x *exchange) gotConn(info httptrace.GotConnInfo) { x.onConnection(info.Conn) }
+
+// onConnection notes where the request goes, and keeps it from a connection that
+// the policy no longer allows. It reports whether the request may be sent there.
+func (x *exchange) onConnection(conn net.Conn) bool {
+	c, shared := x.connection(conn)
 	if !x.admission.Connected(c) {
 		x.access.end(errRevoked)
 		if !shared {
-			_ = info.Conn.Close() // or the request could be written before its context is seen to have ended
+			_ = conn.Close() // or the request could be written before its context is seen to have ended
 		}
-		return
+		return false
 	}
-	address := info.Conn.RemoteAddr().String()
+	address := conn.RemoteAddr().String()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.wrote && x.address != address && x.admission.Injection.Kind != authz.InjectNone {
 		x.giveUp(errMoved)
-		_ = info.Conn.Close() // or it would be written before anybody hears of that
-		return
+		_ = conn.Close() // or it would be written before anybody hears of that
+		return false
 	}
 	x.address = address
 	if x.attempts++; x.attempts > maxAttempts && x.speak() != speakHTTP1 {
 		x.giveUp(errRepeated)
+		return false
 	}
+	return true
 }
 
 // connection describes what carries the request, for the policies to come, and
@@ -486,13 +533,20 @@ func (x *exchange) fail(err error) {
 		x.cutShort(cause)
 		return
 	}
-	if x.r.Context().Err() != nil {
+	if x.r.Context().Err() != nil && !x.interrupted.Load() {
 		x.outcome.Detail = "the plugin left before the answer"
 		panic(http.ErrAbortHandler)
 	}
 	if x.endStream(err) {
 		return
 	}
+	if errors.Is(err, errStale) && x.r.ProtoMajor == 1 && x.conn.requests.Load() > 1 {
+		// Without a proxy the plugin would have met this on its own connection,
+		// where it has used that before, and knows what it may repeat.
+		x.outcome.Detail = errStale.Error() + ", and the plugin's was closed"
+		panic(http.ErrAbortHandler)
+	}
+	err = x.failure(err)
 	var e *dialError
 	switch {
 	case errors.As(err, &e):
@@ -528,10 +582,6 @@ func (x *exchange) refuse(reason authz.Reason, detail string) {
 
 func (x *exchange) refuseAs(e *dialError) {
 	x.settle()
-	// net/http, which would read the rest of a body, must not while the
-	// transport may (EnableFullDuplex): the connection ends with the answer. Over
-	// HTTP/2 the stream alone ends, with RST_STREAM (RFC 9113, section 8.1).
-	x.r.Close = x.r.Close || x.unread.Load() && x.r.ProtoMajor == 1
 	refusal := x.proxy.refused(e.refuse(x.admission), nil)
 	x.outcome.Detail = refusal.Detail
 	x.proxy.answer(x.w, x.r, refusal)
@@ -552,6 +602,9 @@ func (x *exchange) respond(response *http.Response) {
 	streaming := isStreaming(response)
 	h := x.w.Header()
 	announced := x.header(h, response)
+	if x.closesEarly(response) {
+		h["Connection"] = []string{"close"}
+	}
 	if _, err := x.down.pass(x.down.headSize("", h)); err != nil {
 		x.fail(err)
 		return
@@ -561,16 +614,20 @@ func (x *exchange) respond(response *http.Response) {
 		x.cutShort(x.access.cutBy())
 		return
 	}
+	x.streams.Store(streaming)
 	x.w.WriteHeader(response.StatusCode)
 	if streaming || announced > 0 {
 		_ = x.control.Flush() // the plugin may wait for the head before it sends more
 	}
 	err = x.copyBody(body, streaming)
 	if err == nil {
+		_ = response.Body.Close() // it is whole
+		x.park()                  // before the plugin sends the next request
 		x.trailer(h, response, announced)
 		if x.r.ProtoMajor == 1 && response.ContentLength >= 0 {
 			_ = x.control.Flush() // it is whole: the plugin need not wait for the end record
 		}
+		x.endBody(response)
 		return
 	}
 	x.incomplete(err)

@@ -67,6 +67,8 @@ const maxEarlier = 2
 type pool struct {
 	transport *http.Transport
 	narrow    *http.Transport // where the first fails with errNarrow; nil where it never does
+	idle      *idlePool       // in place of the transport's own for HTTP/1.1; nil for HTTP/2
+	onlyHTTP1 sync.Map        // the hosts, with port, that answered over HTTP/1.1 where HTTP/2 was offered
 	needles   *scrub.Needles  // nil without a credential that could be found
 	names     *scrub.Needles  // the same as it would be in a header's name
 }
@@ -160,10 +162,37 @@ func (p *pools) dropLocked(drop func(poolKey) bool) {
 	for key, old := range p.byKey {
 		if drop(key) {
 			delete(p.byKey, key)
-			old.transport.CloseIdleConnections()
-			if old.narrow != nil {
-				old.narrow.CloseIdleConnections()
-			}
+			old.close()
+		}
+	}
+}
+
+// close closes what is idle; what is in use is closed when it becomes so.
+func (p *pool) close() {
+	p.transport.CloseIdleConnections()
+	if p.narrow != nil {
+		p.narrow.CloseIdleConnections()
+	}
+	if p.idle != nil {
+		p.idle.close()
+	}
+}
+
+// note remembers that an upstream has no HTTP/2.
+func (p *pool) note(host string, response *http.Response) {
+	if response != nil && response.ProtoMajor == 1 {
+		p.onlyHTTP1.Store(host, true)
+	}
+}
+
+// disown closes the connections to upstreams that belong to a connection of the
+// plugin which is gone.
+func (p *pools) disown(owner *conn) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, pool := range p.byKey {
+		if pool.idle != nil {
+			pool.idle.disown(owner)
 		}
 	}
 }
@@ -173,7 +202,9 @@ func (p *pools) make(a *authz.Admission, speak protocol, slowed bool) (made *poo
 	made = new(pool)
 	switch {
 	case speak == speakHTTP1 || slowed:
-		made.transport, err = p.transport(a, speak, streamWindow, connectionWindow)
+		if made.transport, err = p.transport(a, speak, streamWindow, connectionWindow); err == nil && speak == speakHTTP1 {
+			made.idle = newIdlePool(made.transport)
+		}
 		return made, err
 	default:
 		if made.transport, err = p.transport(a, speak, wideStream, wideConnection); err != nil {

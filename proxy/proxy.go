@@ -161,6 +161,7 @@ type Proxy struct {
 	downSize  pieceSize // of what it receives
 	lookout   lookout
 	budget    *budget.Budget
+	lingerers lingerers
 
 	mu        sync.Mutex
 	conns     map[*conn]struct{} // every open connection of the plugin; nil once closed
@@ -334,6 +335,7 @@ func (p *Proxy) accept(ctx context.Context, l net.Listener, take func(net.Conn))
 // take begins with one connection of the plugin's.
 func (p *Proxy) take(ctx context.Context, raw net.Conn) {
 	c := newConn(raw, p.forget, p.abandonedSince(p.cfg.Engine.Current().Generation()))
+	c.lingerers = &p.lingerers
 	c.memory, c.outOfMemory = p.budget.Hold(), p.refuseFull
 	if c.memory.Take(budget.Connection, connectionCost) != nil || !p.remember(c) {
 		if p.cfg.Identify != nil {
@@ -363,6 +365,10 @@ func (p *Proxy) remember(c *conn) bool {
 
 func (p *Proxy) forget(c *conn) {
 	c.memory.End()
+	c.forgotten.Store(true)
+	if c.owns.Load() {
+		p.pools.disown(c)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)

@@ -26,7 +26,11 @@ var errReplaced = errors.New("the attempt has ended")
 //
 // The access stays registered all the time: a policy that takes it away cuts it
 // between two attempts as it does within one.
-func (x *exchange) send(through *pool, out *http.Request) (*http.Response, error) {
+func (x *exchange) send(through *pool, out *http.Request) (response *http.Response, err error) {
+	if through.idle != nil {
+		return x.overHTTP1(out, through.idle)
+	}
+	defer func() { through.note(out.URL.Host, response) }()
 	if out.Body == nil || x.speak() == speakHTTP1 {
 		return through.send(func() *http.Request { return out })
 	}

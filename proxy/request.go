@@ -34,11 +34,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		panic(http.ErrAbortHandler) // not a connection of ours
 	}
+	if c.ended.Load() {
+		panic(http.ErrAbortHandler) // what net/http has read ahead is no request
+	}
 	c.answering.Store(true)
 	first := r.ProtoMajor == 2 && !c.framed.Swap(true)
 	c.readHead()
 	held := p.budget.Hold()
 	defer held.End()
+	c.requests.Add(1)
 	defer p.deny(r, c)
 	if c.heads != nil && r.ProtoMajor == 1 {
 		c.wire, c.unclear = c.heads.take(r) // of every request, whatever becomes of it
@@ -304,8 +308,17 @@ func describe(r *http.Request) string {
 	return uri
 }
 
-// answer answers with a refusal; every door answers the same.
+// answer answers with a refusal; every door answers the same. It waits for no
+// body: a connection on which one is still coming ends with the answer.
 func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Refusal) {
+	if refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
+		r.Close = true // no request on it will ever be anybody's
+	}
+	if c, ok := r.Context().Value(connKey{}).(*conn); ok && r.ProtoMajor == 1 && (c.ended.Load() || !finishBody(r, maxFinished, bodyPatience)) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // net/http would read the body first
+		r.Close = true
+		defer c.endReading()
+	}
 	h := w.Header()
 	clear(h)
 	h[authz.HeaderReason] = []string{refusal.Reason.String()} // in lower case on the wire too
@@ -329,8 +342,8 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 	body := refusal.Body()
 	h["Content-Type"] = []string{authz.RefusalContentType}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	if r.Close || refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
-		h["Connection"] = []string{"close"} // in the second case no request on it will ever be anybody's
+	if r.Close && r.ProtoMajor == 1 {
+		h["Connection"] = []string{"close"}
 	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) //nolint:gosec // it is JSON and says so; an error means that the plugin has gone

@@ -47,7 +47,7 @@ func (x *exchange) upgrade(response *http.Response) {
 		x.outcome.Detail = "the plugin left before the answer"
 		return
 	}
-	x.conn.heads = nil                                           // what follows is not HTTP
+	x.conn.passOver()
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
 	x.relay(plugin, upstream, io.MultiReader(bytes.NewReader(ahead), plugin), asked)
 	if x.access.cutBy() != nil {

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -68,10 +69,18 @@ type conn struct {
 	once        *sync.Once
 	forget      func(*conn)
 	severed     atomic.Bool // of the bottom: it was ended at once
+	forgotten   atomic.Bool // of the bottom: it was closed
 	// abandoned reports whether everything was taken from the plugin since the
 	// connection was made. Nothing that the plugin acknowledges arrives then, and
 	// an ordinary close would wait for it.
 	abandoned func() bool
+
+	requests   atomic.Int64                // that net/http has read from it, or streams
+	ended      atomic.Bool                 // nothing more is read from it, see endReading
+	lingering  atomic.Bool                 // what still comes is being discarded
+	lingerers  *lingerers                  // nil: it does not linger
+	owns       atomic.Bool                 // of the bottom: connections to upstreams belong to it
+	halfClosed atomic.Pointer[func() bool] // asked whether the plugin may still wait, when it ends its direction
 }
 
 func newConn(raw net.Conn, forget func(*conn), abandoned func() bool) *conn {
@@ -85,7 +94,7 @@ func (c *conn) over(inner *tls.Conn) *conn {
 	return &conn{
 		Conn: inner, raw: c.raw, proved: c.proved, original: c.original, source: c.source, rule: c.rule,
 		way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch, fault: c.fault,
-		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned, memory: c.memory, outOfMemory: c.outOfMemory,
+		once: c.once, forget: c.forget, bottom: c.bottom, abandoned: c.abandoned, memory: c.memory, outOfMemory: c.outOfMemory, lingerers: c.lingerers,
 	}
 }
 
@@ -113,11 +122,22 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *conn) readAny(b []byte) (int, error) {
-	if c.heads != nil {
-		return c.heads.Read(b)
+// readAny reads for net/http. The end of the plugin's direction after a whole
+// request is not the end of the plugin: it may wait for the answer. net/http reads
+// a single byte while it answers.
+func (c *conn) readAny(b []byte) (n int, err error) {
+	if c.ended.Load() {
+		return 0, errReadingEnded
 	}
-	return c.read(b)
+	if c.heads != nil {
+		n, err = c.heads.Read(b)
+	} else {
+		n, err = c.read(b)
+	}
+	if n == 0 && errors.Is(err, io.EOF) && len(b) == 1 && c.answering.Load() && !c.framed.Load() {
+		err = c.awaitReset()
+	}
+	return n, err
 }
 
 // readOfHead takes memory for a head of a request that is being read, beyond
@@ -139,6 +159,18 @@ func (c *conn) readOfHead(n int64) error {
 func (c *conn) readHead() {
 	c.memory.Give(budget.Request, headFactor*max(0, c.ahead.Swap(0)-freeHead))
 }
+
+// passOver takes the connection from net/http, for what is not HTTP or is HTTP
+// from its beginning.
+func (c *conn) passOver() {
+	c.heads, c.refusal = nil, nil
+	c.requests.Store(0)
+	c.answering.Store(false)
+	c.metered.Store(false)
+}
+
+// gone reports whether the connection has been closed. Nil is none that could.
+func (c *conn) gone() bool { return c != nil && c.forgotten.Load() }
 
 func (c *conn) read(b []byte) (int, error) {
 	if len(c.prefix) > 0 {
@@ -175,6 +207,9 @@ func (c *conn) peek(n int) ([]byte, error) {
 // could not read, while no request is being answered, is recorded and said in
 // our words; net/http closes the connection after it.
 func (c *conn) Write(b []byte) (int, error) {
+	if c.ended.Load() && !c.answering.Load() {
+		return 0, net.ErrClosed // what net/http has read ahead is no request
+	}
 	if c.refusal == nil || c.answering.Load() || c.framed.Load() ||
 		!bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
 		return c.Conn.Write(b)
@@ -183,6 +218,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	if _, err := c.Conn.Write(c.refusal(text)); err != nil {
 		return 0, err
 	}
+	c.ended.Store(true) // the plugin may still be sending
 	return len(b), nil
 }
 
@@ -191,13 +227,28 @@ func (c *conn) Close() error {
 	if c.abandoned() {
 		return c.cut()
 	}
+	if c.lingers() {
+		return nil
+	}
+	return c.shut()
+}
+
+func (c *conn) shut() error {
 	err := c.Conn.Close()
 	c.once.Do(func() { c.forget(c.bottom) })
 	return err
 }
 
-// CloseWrite says that nothing more will be sent.
+// CloseWrite says that nothing more will be sent. net/http calls it some time
+// before Close where the plugin may still be sending.
 func (c *conn) CloseWrite() error {
+	if c.lingers() {
+		return nil
+	}
+	return c.closeWrite()
+}
+
+func (c *conn) closeWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}

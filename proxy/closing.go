@@ -1,0 +1,228 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/budget"
+)
+
+// Bounds of a connection that is closed while the plugin still sends (RFC 9112,
+// section 9.6). A client that sends a whole body before it reads the answer meets
+// an error, and may never see the answer, if nobody takes the rest: the kernel
+// answers what arrives on a closed connection with a reset. What still comes is
+// read and discarded, as nginx's lingering_close does.
+const (
+	maxLingering = 256 // connections; more are closed at once
+	lingerAtMost = 30 * time.Second
+	lingerQuiet  = 5 * time.Second // without a byte
+	lingerBytes  = 512 << 20
+	lingerBuffer = 16 << 10
+
+	// Of the rest of a body that is about to be there when its request is refused,
+	// and that an upstream has answered before it was there.
+	bodyPatience, maxFinished     = 20 * time.Millisecond, 256 << 10
+	answerPatience, maxUnanswered = time.Second, 16 << 20
+
+	// When it is found out, and how often, whether a plugin that ends its direction
+	// still waits for the answer.
+	leavePatience, leaveAgain = 100 * time.Millisecond, 15 * time.Second
+)
+
+// lingerers counts the connections that linger.
+type lingerers struct{ n atomic.Int64 }
+
+func (l *lingerers) enter() bool {
+	if l == nil || l.n.Add(1) <= maxLingering {
+		return l != nil
+	}
+	l.n.Add(-1)
+	return false
+}
+
+func (l *lingerers) leave() { l.n.Add(-1) }
+
+// errReadingEnded is what net/http reads of a connection after endReading.
+var errReadingEnded = errors.New("nothing more is read from the plugin")
+
+// endReading has net/http read nothing more from the connection, whoever reads
+// now; no further request is served on it. What still comes is discarded when it
+// is closed.
+func (c *conn) endReading() {
+	c.ended.Store(true)
+	_ = c.raw.SetReadDeadline(time.Unix(1, 0)) // what net/http reads then fails by itself
+}
+
+// lingers reports whether what still comes is to be discarded before the
+// connection is closed, and begins with it.
+func (c *conn) lingers() bool {
+	if !c.ended.Load() || c.abandoned() {
+		return false
+	}
+	if c.lingering.Load() {
+		return true
+	}
+	if !c.lingerers.enter() {
+		return false
+	}
+	if c.memory.Take(budget.Connection, lingerBuffer) != nil { // given back with the connection's
+		c.lingerers.leave()
+		return false
+	}
+	if c.lingering.Swap(true) {
+		c.lingerers.leave()
+		return true
+	}
+	go func() {
+		defer c.lingerers.leave()
+		_ = c.closeWrite() // over TLS the close_notify
+		_ = closeWrite(c.raw)
+		c.discard()
+		_ = c.shut()
+	}()
+	return true
+}
+
+// discard reads until the plugin is done, within bounds. It reads below TLS.
+func (c *conn) discard() {
+	buf, end := make([]byte, lingerBuffer), time.Now().Add(lingerAtMost)
+	for left := int64(lingerBytes); left > 0; {
+		quiet := time.Now().Add(lingerQuiet)
+		if quiet.After(end) {
+			quiet = end
+		}
+		if c.raw.SetReadDeadline(quiet) != nil {
+			return
+		}
+		n, err := c.raw.Read(buf)
+		if err != nil {
+			return
+		}
+		left -= int64(n)
+	}
+}
+
+// finishBody reads the rest of a body that the plugin has sent already or is
+// sending just now, and reports whether that was all: the connection can then go
+// on. It may still be reading when it has returned false.
+func finishBody(r *http.Request, atMost int64, within time.Duration) bool {
+	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
+		return true
+	}
+	if r.ContentLength > atMost || r.Header.Get("Expect") != "" {
+		return false // reading would ask for the body (RFC 9110, section 10.1.1)
+	}
+	done := make(chan bool, 1)
+	go func() {
+		_, err := io.CopyN(io.Discard, r.Body, atMost+1)
+		done <- errors.Is(err, io.EOF)
+	}()
+	patience := time.NewTimer(within)
+	defer patience.Stop()
+	select {
+	case all := <-done:
+		return all
+	case <-patience.C:
+		return false
+	}
+}
+
+// closesEarly reports whether the connection ends with an answer that has come
+// before the end of the plugin's body: where the upstream's does, so does it.
+func (x *exchange) closesEarly(response *http.Response) bool {
+	return x.r.ProtoMajor == 1 && (x.conn.ended.Load() || x.unread.Load() && response.Close)
+}
+
+// endBody is called after an answer. Where the upstream has not taken the whole
+// body, the rest is read for the connection to go on, or the connection ends.
+func (x *exchange) endBody(response *http.Response) {
+	if x.r.ProtoMajor != 1 || !x.unread.Load() || x.conn.ended.Load() {
+		return
+	}
+	if !response.Close && response.ContentLength >= 0 && finishBody(x.r, maxUnanswered, answerPatience) {
+		return
+	}
+	x.conn.endReading()
+}
+
+// allowHalfClose lets the plugin end its direction of the connection and wait for
+// the answer, until what is returned is called. Whether it waits cannot be seen
+// from here: it is sent a 100, which every client of HTTP/1.1 reads over (RFC 9110,
+// section 15.2), and which the kernel of one that has left answers with a reset.
+// Once an answer has begun its parts do that, unless they are far between.
+func (x *exchange) allowHalfClose() (done func()) {
+	if x.r.ProtoMajor != 1 {
+		return func() {}
+	}
+	var timer *time.Timer
+	ended := func() bool {
+		if x.streams.Load() {
+			return false
+		}
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if timer == nil && x.r.ProtoMinor > 0 {
+			timer = time.AfterFunc(leavePatience, func() {
+				if x.continues() {
+					timer.Reset(leaveAgain)
+				}
+			})
+		}
+		return true
+	}
+	x.conn.halfClosed.Store(&ended)
+	return func() {
+		x.conn.halfClosed.Store(nil)
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+}
+
+// continues sends a 100 unless the answer has come, and reports whether it did.
+func (x *exchange) continues() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.settled {
+		return false
+	}
+	x.w.WriteHeader(http.StatusContinue)
+	return true
+}
+
+// awaitReset waits, after the plugin has ended its direction of the connection,
+// until it is gone altogether. A client may end its direction once its request is
+// sent, and still wait for the answer (RFC 9112, section 9.6, calls it a half-close).
+func (c *conn) awaitReset() error {
+	if left := c.halfClosed.Load(); left != nil && !(*left)() {
+		return io.EOF
+	}
+	raw, ok := c.raw.(syscall.Conn)
+	if !ok {
+		return io.EOF
+	}
+	control, err := raw.SyscallConn()
+	if err != nil {
+		return io.EOF
+	}
+	// A reset is an event for the poller, and so is a deadline.
+	if err := control.Read(isClosed); err != nil {
+		return err
+	}
+	return syscall.ECONNRESET
+}
+
+// isClosed reports whether a TCP socket's connection is gone (tcp(7), TCP_INFO).
+func isClosed(fd uintptr) bool {
+	const tcpClose = 7 // TCP_CLOSE of linux/tcp_states.h
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err != nil || info.State == tcpClose
+}

@@ -1,0 +1,243 @@
+package proxy_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+)
+
+// half is how a test ends its direction of a connection.
+type half interface{ CloseWrite() error }
+
+// answer reads the final answer to a request.
+func (c *rawConn) answer(method string) (*http.Response, string, error) {
+	for {
+		response, err := http.ReadResponse(c.in, &http.Request{Method: method})
+		if err != nil {
+			return nil, "", err
+		}
+		if response.StatusCode < 200 {
+			continue
+		}
+		body, err := io.ReadAll(response.Body)
+		return response, string(body), err
+	}
+}
+
+// rude is an origin that does with a request's head what its path says.
+func rude(c *originConn) {
+	r := c.head()
+	if r == nil {
+		return
+	}
+	switch r.URL.Path {
+	case "/granted/resets":
+		c.reset()
+		return
+	case "/granted/ends":
+		return
+	case "/granted/garbage":
+		c.say("this is no answer\r\n\r\n")
+	case "/granted/hints-then-ends":
+		c.say("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+		return
+	case "/granted/413-and-resets":
+		c.say("HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large")
+		time.Sleep(20 * time.Millisecond) // what is sent is read first, and the reset met afterwards
+		c.reset()
+		return
+	case "/granted/413":
+		c.say("HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large")
+	case "/granted/413-open":
+		c.say("HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\ntoo large")
+	case "/granted/413-chunked":
+		c.say("HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ntoo large\r\n0\r\n\r\n")
+	case "/granted/413-hints":
+		c.say("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 413 Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large")
+	}
+	_, _ = io.Copy(io.Discard, c.in)
+}
+
+func grantedPaths(r *authz.Rule) { r.Paths = []string{"/granted/**"} }
+
+// outcomes are the answers to requests whose bodies have not come.
+var outcomes = []struct {
+	path   string
+	status int
+	reason authz.Reason // of a refusal
+}{
+	{"/refused", 403, authz.PathNotGranted},
+	{"/granted/resets", 502, authz.UpstreamUnreachable},
+	{"/granted/ends", 502, authz.UpstreamUnreachable},
+	{"/granted/garbage", 502, authz.UpstreamUnreachable},
+	{"/granted/hints-then-ends", 502, authz.UpstreamUnreachable},
+	{"/granted/413", 413, authz.Granted},
+	{"/granted/413-open", 413, authz.Granted},
+	{"/granted/413-chunked", 413, authz.Granted},
+	{"/granted/413-hints", 413, authz.Granted},
+}
+
+// TestAnswerWhileSending answers while the plugin's body is still coming: nothing
+// waits for the rest of it, and what the plugin sends afterwards is taken.
+func TestAnswerWhileSending(t *testing.T) {
+	o := newOrigin(t, rude)
+	byEachDoor(t, o, grantedPaths, func(t *testing.T, d door, w *world, dial func() *rawConn) {
+		for _, test := range outcomes {
+			for fields, first := range map[string]string{
+				"Transfer-Encoding: chunked\r\n":                         "3\r\nabc\r\n",
+				"Content-Length: 200000\r\n":                             "",
+				"Content-Length: 300000000\r\n":                          "abc",
+				"Content-Length: 200000\r\nExpect: 100-continue\r\n":     "",
+				"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n":       "",
+				"Content-Length: 5\r\nConnection: close\r\nA: b\r\n":     "abc",
+				"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n": "",
+				"Transfer-Encoding: chunked\r\nContent-Type: a/b\r\n":    "fffff\r\nabc",
+				"Content-Length: 200000\r\nContent-Type: text/plain\r\n": strings.Repeat("x", 100_000),
+			} {
+				c := dial()
+				o.send(c, d, "POST", test.path, fields, first)
+				response, body, err := c.answer("POST")
+				if err != nil || response.StatusCode != test.status {
+					t.Errorf("%s with %q: %+v, %v", test.path, fields, response, err)
+					continue
+				}
+				if test.reason != authz.Granted {
+					wantRefusal(t, response, body, test.reason)
+					if !response.Close {
+						t.Errorf("%s with %q: the connection is not announced to end", test.path, fields)
+					}
+				} else if body != "too large" {
+					t.Errorf("%s: body is %q", test.path, body)
+				}
+				_, _ = io.WriteString(c.Conn, strings.Repeat("x", 10_000)) // and goes on sending
+				_ = c.Close()
+			}
+		}
+		w.settled()
+	})
+}
+
+// TestAnswerToOneWhoSendsFirst answers a client that reads only once it has sent
+// everything, as most of Python's do.
+func TestAnswerToOneWhoSendsFirst(t *testing.T) {
+	const size = 12 << 20
+	o := newOrigin(t, rude)
+	byEachDoor(t, o, grantedPaths, func(t *testing.T, d door, w *world, dial func() *rawConn) {
+		paths := append(outcomes[:len(outcomes):len(outcomes)], outcomes[5])
+		paths[len(paths)-1].path = "/granted/413-and-resets"
+		for _, test := range paths {
+			c := dial()
+			o.send(c, d, "PUT", test.path, fmt.Sprintf("Content-Length: %d\r\n", size), "")
+			block := strings.Repeat("x", 64<<10)
+			for range size / len(block) {
+				if _, err := io.WriteString(c.Conn, block); err != nil {
+					t.Fatalf("%s: sending failed: %v", test.path, err)
+				}
+			}
+			if response, _, err := c.answer("PUT"); err != nil || response.StatusCode != test.status {
+				t.Errorf("%s: %+v, %v", test.path, response, err)
+			}
+			_ = c.Close()
+		}
+		w.settled()
+	})
+}
+
+// TestRefusalKeepsTheConnection refuses requests whose bodies are there, or come
+// with the next packet: the connection goes on.
+func TestRefusalKeepsTheConnection(t *testing.T) {
+	o := newOrigin(t, echoing)
+	byEachDoor(t, o, grantedPaths, func(t *testing.T, d door, _ *world, dial func() *rawConn) {
+		c := dial()
+		for _, test := range []struct{ fields, first, rest string }{
+			{"Content-Length: 3\r\n", "abc", ""},
+			{"Content-Length: 3\r\n", "", "abc"},
+			{"Transfer-Encoding: chunked\r\n", "3\r\nabc\r\n", "0\r\nX-Sum: 1\r\n\r\n"},
+			{"Content-Length: 60000\r\n", strings.Repeat("x", 30_000), strings.Repeat("x", 30_000)},
+		} {
+			o.send(c, d, "POST", "/refused", test.fields, test.first)
+			c.write(test.rest)
+			if response, _, err := c.answer("POST"); err != nil || response.StatusCode != 403 || response.Close {
+				t.Fatalf("%q: %+v, %v", test.fields, response, err)
+			}
+			o.send(c, d, "GET", "/granted/a", "", "")
+			if response, _, err := c.answer("GET"); err != nil || response.StatusCode != 200 {
+				t.Fatalf("after it: %+v, %v", response, err)
+			}
+		}
+	})
+}
+
+// TestNothingIsServedAfterAnUnreadBody has the rest of a body look like a request,
+// also where it was read with the head.
+func TestNothingIsServedAfterAnUnreadBody(t *testing.T) {
+	o := newOrigin(t, rude)
+	byEachDoor(t, o, grantedPaths, func(t *testing.T, d door, w *world, dial func() *rawConn) {
+		for _, path := range []string{"/refused", "/granted/resets", "/granted/413", "/granted/413-open", "/granted/413-chunked"} {
+			c, before := dial(), len(w.records.of(authz.KindDecision))+len(w.refused())
+			smuggled := "GET " + o.target(d, "/granted/smuggled") + " HTTP/1.1\r\nHost: " + o.authority(d.secure) + "\r\n\r\n"
+			o.send(c, d, "POST", path, "Content-Length: 100000000\r\n", strings.Repeat(smuggled, 3))
+			if _, _, err := c.answer("POST"); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+			_, _ = io.WriteString(c.Conn, strings.Repeat(smuggled, 100))
+			_ = c.Conn.(half).CloseWrite()
+			if rest, _ := io.ReadAll(c.in); len(rest) > 0 {
+				t.Errorf("%s: more was answered: %.100q", path, rest)
+			}
+			w.settled()
+			if n := len(w.records.of(authz.KindDecision)) + len(w.refused()) - before; n > 2 { // its own decision and refusal
+				t.Errorf("%s: %d decisions and refusals", path, n)
+			}
+		}
+	})
+}
+
+// TestHalfCloseAfterTheRequest answers a client that ends its direction once its
+// request is sent, as busybox wget does, and notices one that has left.
+func TestHalfCloseAfterTheRequest(t *testing.T) {
+	left := make(chan struct{})
+	o := newOrigin(t, func(c *originConn) {
+		r := c.head()
+		if r == nil {
+			return
+		}
+		if r.URL.Path == "/left" {
+			_, _ = io.Copy(io.Discard, c.in) // until the proxy gives the request up
+			left <- struct{}{}
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		time.Sleep(3 * 100 * time.Millisecond) // it takes longer than the proxy waits without asking
+		c.say("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nanswer")
+	})
+	byEachDoor(t, o, nil, func(t *testing.T, d door, w *world, dial func() *rawConn) {
+		for method, request := range map[string][2]string{"GET": {}, "POST": {"Content-Length: 3\r\n", "abc"}} {
+			c := dial()
+			o.send(c, d, method, "/", request[0], request[1])
+			testenv.Must(t, c.Conn.(half).CloseWrite())
+			if response, body, err := c.answer(method); err != nil || response.StatusCode != 200 || body != "answer" {
+				t.Errorf("%s and a half-close: %+v %q, %v", method, response, body, err)
+			}
+			if _, err := c.in.ReadByte(); !errors.Is(err, io.EOF) {
+				t.Errorf("after the answer: %v", err)
+			}
+		}
+		c := dial()
+		o.send(c, d, "GET", "/left", "", "")
+		_ = c.Close()
+		select {
+		case <-left:
+		case <-time.After(20 * time.Second):
+			t.Error("the request of a plugin that has left goes on")
+		}
+		w.settled()
+	})
+}

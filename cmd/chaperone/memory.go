@@ -21,7 +21,7 @@ const garbageAllowance = 200
 // however little there is, in bytes, where GOMEMLIMIT does not say. What the plugin
 // can have held is bounded by a budget of 72 MiB; without this limit three times as
 // much would be resident until the garbage is collected.
-const softLimit = 96 << 20
+const softLimit = 120 << 20
 
 func allowGarbage() {
 	if os.Getenv("GOGC") == "" {

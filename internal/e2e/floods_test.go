@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -36,19 +37,29 @@ func TestFloods(t *testing.T) {
 	idle, _ := flood(t, "nothing")
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
-			least := time.Hour // other programs only slow down
-			for try := 0; try < 4 && least > mostRevoke; try++ {
+			least := time.Hour // other programs only slow it down
+			for try := 0; try < 4 && least > mostRevoke*crowd(t); try++ {
 				peak, took := flood(t, kind)
 				if peak > idle+mostOverIdle {
 					t.Fatalf("%d MiB are resident at most, %d MiB over what is idle", peak>>20, (peak-idle)>>20)
 				}
 				least = min(least, took)
 			}
-			if least > mostRevoke {
-				t.Errorf("a revocation took %v", least)
+			if crowd := crowd(t); least > mostRevoke*crowd {
+				t.Errorf("a revocation took %v, with %d programs for each processor", least, crowd)
 			}
 		})
 	}
+}
+
+// crowd returns how many threads wait for each processor, at least 1
+// (proc_loadavg(5)): where ten share it all takes ten times as long.
+func crowd(t *testing.T) time.Duration {
+	t.Helper()
+	text := testenv.MustGet(os.ReadFile("/proc/loadavg"))(t)
+	first, _, _ := strings.Cut(string(text), " ")
+	load := testenv.MustGet(strconv.ParseFloat(first, 64))(t)
+	return time.Duration(max(1, load/float64(runtime.NumCPU())))
 }
 
 // flood returns the most memory that was resident during a flood, without that of
@@ -58,7 +69,8 @@ func flood(t *testing.T, kind string) (peak int64, took time.Duration) {
 	w.floodable(t)
 	program := testenv.MustGet(goBuild(testenv.MustGet(testenv.Root())(t), "floods", "./internal/e2e/testdata/floods", "CGO_ENABLED=0"))(t)
 	w.env = append(w.env, fmt.Sprintf("E2E_PLAIN_PORT=%d", w.origins.plainPort), fmt.Sprintf("E2E_SECURE_PORT=%d", w.origins.securePort))
-	b := w.start(program, kind)
+	// The sidecar's time is measured, and other tests run on the same processors.
+	b := w.startCommand(append([]string{"nice", "-n", "-15"}, w.runArgs("nice", "-n", "30", program, kind)...)...)
 	for began := time.Now(); !strings.Contains(b.output.String(), "full "); time.Sleep(10 * time.Millisecond) {
 		peak = max(peak, resident(t, b.cmd.Process.Pid))
 		if time.Since(began) > time.Minute {

@@ -257,7 +257,13 @@ func (b *lockedBuffer) String() string {
 // start runs a program as the plugin until it ends or the test does.
 func (w *world) start(program ...string) *background {
 	w.t.Helper()
-	b := &background{w: w, cmd: w.command(context.WithoutCancel(w.t.Context()), w.runArgs(program...)...), ended: make(chan struct{})}
+	return w.startCommand(w.runArgs(program...)...)
+}
+
+// startCommand starts a command of the host's until it ends or the test does.
+func (w *world) startCommand(args ...string) *background {
+	w.t.Helper()
+	b := &background{w: w, cmd: w.command(context.WithoutCancel(w.t.Context()), args...), ended: make(chan struct{})}
 	b.cmd.Stdout, b.cmd.Stderr = &b.output, &b.output
 	b.cmd.WaitDelay = time.Second // a plugin that outlives its sidecar keeps the pipe open
 	testenv.Must(w.t, b.cmd.Start())

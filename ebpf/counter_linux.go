@@ -33,12 +33,12 @@ func (c *Cage) count(limited bool) error {
 	return c.wall.putCounter(c.pins, limited)
 }
 
-// attachCounter puts the counter on sys_enter if what is in force needs it.
+// attachCounter puts the counter on sys_exit if what is in force needs it.
 func (w *wall) attachCounter(dir string) error {
 	return w.putCounter(dir, w.ledger.has(LimitSyscalls))
 }
 
-// putCounter puts the counter on sys_enter, or takes it off. With a limit it
+// putCounter puts the counter on sys_exit, or takes it off. With a limit it
 // is pinned, so that it outlasts this process; without one it is no wall. A
 // link on a tracepoint cannot be given another program: the new counter is
 // attached beside the old one, and a word that both look at hands over from

@@ -12,6 +12,9 @@ const (
 	classIPC
 )
 
+// classForks marks calls that return in what they made, too: that return is no call.
+const classForks = 0x80
+
 // tableSize is how many numbers the counting program can tell apart; the ones
 // beyond count as other.
 const tableSize = 512
@@ -35,6 +38,9 @@ func classTable() [tableSize]uint8 {
 				table[number] = class.class
 			}
 		}
+	}
+	for _, number := range append(forkCallsOfArch(), unix.SYS_CLONE, unix.SYS_CLONE3) {
+		table[number] |= classForks
 	}
 	return table
 }

@@ -35,3 +35,6 @@ func ipcCallsOfArch() []int {
 func refusedCallsOfArch() map[uint32]string {
 	return map[uint32]string{unix.SYS_MODIFY_LDT: "modify_ldt", unix.SYS_USELIB: "uselib"}
 }
+
+// forkCallsOfArch are the calls beside clone that return twice.
+func forkCallsOfArch() []int { return []int{unix.SYS_FORK, unix.SYS_VFORK} }

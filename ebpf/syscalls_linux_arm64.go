@@ -20,3 +20,5 @@ func processCallsOfArch() []int {
 func ipcCallsOfArch() []int { return nil }
 
 func refusedCallsOfArch() map[uint32]string { return map[uint32]string{} }
+
+func forkCallsOfArch() []int { return nil }

@@ -43,7 +43,7 @@ type wall struct {
 	links  map[string]link.Link // on the cgroup
 	traces map[string]link.Link // on tracepoints
 
-	counter link.Link // on sys_enter
+	counter link.Link // on sys_exit
 	always  bool      // count system calls without a limit, too
 	pinned  bool      // the counter is
 	turn    uint32    // the counter's: see bpf/chaperone.bpf.h

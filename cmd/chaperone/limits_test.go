@@ -1,10 +1,13 @@
 package main
 
 import (
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
@@ -135,5 +138,23 @@ func TestRunLimitFold(t *testing.T) {
 	}
 	if len(counts) != 2 || counts[0] != "" || counts[1] == "" {
 		t.Errorf("recorded with the counts %q", counts)
+	}
+}
+
+// TestRunLimitRefusedCalls ends a plugin that makes system calls which the filter
+// refuses, as for any others: answered by the kernel, reported to the sidecar,
+// unknown.
+func TestRunLimitRefusedCalls(t *testing.T) {
+	first := newWorld(t, "required", "")
+	for name, number := range map[string]int{"getppid": unix.SYS_GETPPID, "clone3": unix.SYS_CLONE3, "ptrace": unix.SYS_PTRACE, "unshare": unix.SYS_UNSHARE, "none": 9999} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := first.another(t, "  limits: {syscalls: 20000/1h, onExceeded: kill}\n")
+			r := w.run("python3", "-S", "-c", "import ctypes\nc = ctypes.CDLL(None).syscall\nfor _ in range(200000): c("+strconv.Itoa(number)+", 0, 0, 0, 0, 0, 0)\nprint('made')")
+			if r.status != 128+int(syscall.SIGKILL) || r.stdout != "" {
+				t.Errorf("status %d, %q\n%s", r.status, r.stdout, r.stderr)
+			}
+			contains(t, r.stderr, "limit syscalls of grant weather exceeded: 20000/1h; the plugin is ended")
+		})
 	}
 }

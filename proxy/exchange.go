@@ -680,6 +680,7 @@ func (x *exchange) incomplete(err error) {
 	default:
 		x.outcome.Detail = "the upstream broke off: " + causeOf(err)
 		if code, ok := resetCode(err); ok {
+			x.conn.frames.resetWith(x.r, code)
 			x.outcome.Detail = "the upstream reset the stream: " + code.String()
 		}
 	}

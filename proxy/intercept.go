@@ -112,6 +112,7 @@ func (p *Proxy) enter(ctx context.Context, c *conn, schemes []authz.Scheme, gree
 	}
 	c.scheme = authz.SchemeHTTP
 	c.refusal = p.unreadable(c)
+	p.frame(c, false)
 	p.serveHTTP(c)
 }
 
@@ -272,16 +273,32 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 		return
 	}
 	c.tail = nil
-	if inner.ConnectionState().NegotiatedProtocol == "h2" {
-		p.greeted(c, inner)
-		p.serveHTTP(inner)
-		return
-	}
 	plain := c.over(inner)
 	p.greeted(plain, inner)
+	if inner.ConnectionState().NegotiatedProtocol == "h2" {
+		p.frame(plain, true)
+		p.serveHTTP(plain)
+		return
+	}
 	plain.refusal = p.unreadable(plain)
 	p.serveHTTP(plain)
 }
+
+// frame has the HTTP/2 frames on c looked at, once it turns out to be HTTP/2, which
+// it must where prefaced is set.
+func (p *Proxy) frame(c *conn, prefaced bool) {
+	c.frames = newFrames(c, readerFunc(c.readHeads), prefaced, p.budget, func(detail string) {
+		p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
+			Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
+		}, c.source))
+	})
+}
+
+// readerFunc is a function as an io.Reader.
+type readerFunc func([]byte) (int, error)
+
+// Read implements io.Reader.
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
 // unreadable returns what net/http's own refusal of a request on c becomes: a
 // refusal like every other.

@@ -140,6 +140,7 @@ const (
 	// other streams where one is taken slowly. There is no latency to bridge here.
 	connectionWindow = 1 << 20
 	streamWindow     = 64 << 10
+	maxStreams       = 250 // of one HTTP/2 connection
 	// maxFrame is the least that may be stated (RFC 9113, section 6.5.2): each
 	// connection keeps a buffer of the largest frame that has come.
 	maxFrame = 16 << 10
@@ -213,7 +214,7 @@ func New(cfg Config) (*Proxy, error) {
 		ErrorLog:          log.New(io.Discard, "", 0), // what it says is about the plugin's bytes
 		Protocols:         new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          250,
+			MaxConcurrentStreams:          maxStreams,
 			MaxReceiveBufferPerConnection: connectionWindow,
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReadFrameSize:              maxFrame,
@@ -432,6 +433,7 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 		return
 	}
 	c.heads, c.refusal = &headReader{conn: c}, p.unreadable(c)
+	p.frame(c, false)
 	p.serveHTTP(c)
 }
 

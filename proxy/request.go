@@ -43,6 +43,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	held := p.budget.Hold()
 	defer held.End()
 	c.requests.Add(1)
+	var unread *fault
+	if c.frames != nil && r.ProtoMajor == 2 {
+		unread = c.frames.begin(r)
+		defer c.frames.end(r)
+	}
 	defer p.deny(r, c)
 	if c.heads != nil && r.ProtoMajor == 1 {
 		c.wire, c.unclear = c.heads.take(r) // of every request, whatever becomes of it
@@ -52,6 +57,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.refuseHeld(w, r, c)
 	case f != nil:
 		p.refuse(w, r, c, f)
+	case unread != nil:
+		p.refuse(w, r, c, unread)
 	case r.Method == http.MethodConnect:
 		p.connect(w, r, c, held)
 	default:

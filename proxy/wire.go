@@ -49,6 +49,7 @@ type conn struct {
 
 	fault *fault // set when nothing on it is served: what it is refused with
 
+	frames  *frames     // of what may be HTTP/2
 	heads   *headReader // of explicit connections: sees the Host beside an absolute URI
 	wire    string      // that Host, of the request being served
 	unclear bool        // what was seen is not the request being served
@@ -129,15 +130,23 @@ func (c *conn) readAny(b []byte) (n int, err error) {
 	if c.ended.Load() {
 		return 0, errReadingEnded
 	}
-	if c.heads != nil {
-		n, err = c.heads.Read(b)
+	if c.frames != nil {
+		n, err = c.frames.in.Read(b)
 	} else {
-		n, err = c.read(b)
+		n, err = c.readHeads(b)
 	}
 	if n == 0 && errors.Is(err, io.EOF) && len(b) == 1 && c.answering.Load() && !c.framed.Load() {
 		err = c.awaitReset()
 	}
 	return n, err
+}
+
+// readHeads reads past the frames of HTTP/2.
+func (c *conn) readHeads(b []byte) (int, error) {
+	if c.heads != nil {
+		return c.heads.Read(b)
+	}
+	return c.read(b)
 }
 
 // readOfHead takes memory for a head of a request that is being read, beyond
@@ -209,6 +218,13 @@ func (c *conn) peek(n int) ([]byte, error) {
 func (c *conn) Write(b []byte) (int, error) {
 	if c.ended.Load() && !c.answering.Load() {
 		return 0, net.ErrClosed // what net/http has read ahead is no request
+	}
+	switch {
+	case c.frames == nil:
+	case c.frames.out.on.Load():
+		return c.frames.out.write(b, c.Conn.Write)
+	case c.frames.in.prefaced:
+		return 0, errPreface // it is no answer in HTTP/1.1 that the plugin waits for
 	}
 	if c.refusal == nil || c.answering.Load() || c.framed.Load() ||
 		!bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {

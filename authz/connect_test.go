@@ -67,3 +67,21 @@ func (k *kept) Record(r *Record) error {
 	k.records = append(k.records, *r)
 	return nil
 }
+
+// TestShownURL has a scheme where it is known, and no user.
+func TestShownURL(t *testing.T) {
+	for _, c := range []struct {
+		attempt Attempt
+		want    string
+	}{
+		{Attempt{URL: "//bucket.lab.example/a//b?X-Amz-Signature=1", Scheme: SchemeHTTPS}, "https://bucket.lab.example/a//b"},
+		{Attempt{URL: "//user:secret@bucket.lab.example/a", Scheme: SchemeHTTP}, "http://bucket.lab.example/a"},
+		{Attempt{URL: "//user:secret@bucket.lab.example/a"}, "bucket.lab.example/a"},
+		{Attempt{URL: "https://user:secret@bucket.lab.example/a", Scheme: SchemeHTTP}, "https://bucket.lab.example/a"},
+		{Attempt{URL: "/a", Scheme: SchemeHTTP}, "/a"},
+	} {
+		if got := c.attempt.shownURL(); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.attempt, got, c.want)
+		}
+	}
+}

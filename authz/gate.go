@@ -629,7 +629,7 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	id := g.ids.next(g.cfg.Now())
 	refusal := Refusal{
 		Reason: reason, Detail: attempt.Detail, Plugin: string(attempt.Principal), Decision: id,
-		Method: clip(attempt.Method), URL: clip(presentable(attempt.URL)), Remedy: remedyFor(reason),
+		Method: clip(attempt.Method), URL: attempt.shownURL(), Remedy: remedyFor(reason),
 	}
 	scheme, host, port := attempt.destination()
 	method := refusal.Method
@@ -644,13 +644,23 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	})
 }
 
+// shownURL returns the URL as a refusal shows it: with its scheme, where that is
+// known, also of a request that states its host in Host.
+func (a *Attempt) shownURL() string {
+	url := a.URL
+	if a.Scheme != "" && strings.HasPrefix(url, "//") {
+		url = string(a.Scheme) + ":" + url
+	}
+	return clip(presentable(url))
+}
+
 // presentable returns a URL without the parts in which secrets travel: user
 // information and query.
 func presentable(url string) string {
 	url, _, _ = strings.Cut(url, "?")
 	scheme, rest, ok := strings.Cut(url, "://")
 	if !ok {
-		scheme, rest = "", url
+		scheme, rest = "", strings.TrimPrefix(url, "//")
 	}
 	end := strings.IndexAny(rest, `/\`)
 	if end < 0 {

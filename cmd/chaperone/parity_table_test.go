@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -38,7 +39,7 @@ func fields(pairs ...string) [][2]string {
 
 // parityCases returns every raw request.
 func parityCases() []parityCase {
-	all := slices.Concat(parityTargets(), parityHosts(), parityHeaders(), parityMethods(), parityFraming(), parityConnects(), parityInside(), parityHTTP2())
+	all := slices.Concat(parityTargets(), parityHosts(), parityHeaders(), parityMethods(), parityFraming(), parityConnects(), parityInside(), parityHTTP2(), parityOdd())
 	differ := differences()
 	for i := range all {
 		d := differ[all[i].name]
@@ -217,6 +218,47 @@ func parityInside() []parityCase {
 	}
 }
 
+// parityAnswer is an answer of an upstream.
+type parityAnswer struct{ name, answer string }
+
+func parityAnswers() []parityAnswer {
+	head := func(lines ...string) string { return "HTTP/1.1 200 OK\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n" }
+	return []parityAnswer{
+		{"with its length", head("Content-Length: 2") + "ok"},
+		{"that ends with the connection", head() + "ok"},
+		{"with length and chunks", head("Content-Length: 2", "Transfer-Encoding: chunked") + "2\r\nok\r\n0\r\n\r\n"},
+		{"with two lengths that differ", head("Content-Length: 2", "Content-Length: 3") + "ok!"},
+		{"with the same length twice", head("Content-Length: 2", "Content-Length: 2") + "ok"},
+		{"with a blank before a colon", head("Content-Length: 2", "X-A : b") + "ok"},
+		{"with a folded header", head("Content-Length: 2", "X-A: b", " c") + "ok"},
+		{"with a header without a colon", head("Content-Length: 2", "X-A") + "ok"},
+		{"with bytes beyond ASCII", head("Content-Length: 2", "X-A: caf\xe9") + "ok"},
+		{"with NUL in a header", head("Content-Length: 2", "X-A: a\x00b") + "ok"},
+		{"with 300 headers", head("Content-Length: 2", strings.TrimSuffix(strings.Repeat("X-A: b\r\n", 300), "\r\n")) + "ok"},
+		{"with a head of 200 KiB", head("Content-Length: 2", "X-A: "+strings.Repeat("b", 200<<10)) + "ok"},
+		{"with a head of 300 KiB", head("Content-Length: 2", "X-A: "+strings.Repeat("b", 300<<10)) + "ok"},
+		{"with trailers", head("Transfer-Encoding: chunked", "Trailer: X-T") + "2\r\nok\r\n0\r\nX-T: 1\r\n\r\n"},
+		{"with lines that end in LF", "HTTP/1.1 200 OK\nContent-Length: 2\n\nok"},
+		{"of HTTP/1.0", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"},
+		{"of no version", "ok\r\n\r\n"},
+		{"without a reason", "HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok"},
+		{"after a 103", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + head("Content-Length: 2") + "ok"},
+		{"of a status beyond 599", "HTTP/1.1 799 Odd\r\nContent-Length: 2\r\n\r\nok"},
+		{"of nothing", ""},
+		{"that names the sidecar", head("Content-Length: 2", "X-Chaperone-Reason: granted", "Alt-Svc: h3=\":443\"") + "ok"},
+		{"with an upgrade that was not asked for", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"},
+	}
+}
+
+// parityOdd asks for every answer.
+func parityOdd() []parityCase {
+	var out []parityCase
+	for i, a := range parityAnswers() {
+		out = append(out, parityCase{name: "an answer " + a.name, request: to("http://odd.weather.example:ODD/" + strconv.Itoa(i))})
+	}
+	return out
+}
+
 func parityHTTP2() []parityCase {
 	request := func(name string, pairs ...string) parityCase {
 		return parityCase{name: "HTTP/2: " + name, request: connect(secureAt), tls: "api.weather.example", fields: fields(pairs...)}
@@ -263,6 +305,7 @@ func differences() map[string]difference {
 		host    = "Envoy ignores Host where the target is absolute (RFC 9112, section 3.2.2), and forwards the target's"
 		methods = "Envoy takes the methods of the IANA registry alone, PURGE and its like; the option for others is not covered by its security policy"
 		inside  = "Envoy's filter is not told the host of the CONNECT: each request is decided by its own"
+		answers = "Envoy takes no such answer, which two readers could take for different ones"
 		http2   = "Envoy resets the stream, and it is recorded; the proxy's HTTP/2 answers it before the proxy sees it"
 	)
 	return map[string]difference{
@@ -313,5 +356,9 @@ func differences() map[string]difference {
 		"HTTP/2: LF":                                       {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
 		"HTTP/2: an unknown pseudo header":                 {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
 		"HTTP/2: a length without a body":                  {"reset PROTOCOL_ERROR, recorded malformed_request", "Envoy refuses what RFC 9113, section 8.1.1 calls malformed"},
+		"an answer with length and chunks":                 {"502 upstream_unreachable", answers},
+		"an answer with the same length twice":             {"502 upstream_unreachable", answers},
+		"an answer with a blank before a colon":            {"502 upstream_unreachable", answers},
+		"an answer with an upgrade that was not asked for": {"101", "Envoy passes the status on; what the plugin sends next is a request again"},
 	}
 }

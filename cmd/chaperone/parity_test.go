@@ -69,6 +69,7 @@ func (b *recordBook) forget() {
 type twins struct {
 	doors         map[string]*twin
 	plain, secure *testenv.Upstream
+	odd           netip.AddrPort // answers what the path names
 }
 
 // twin is one of the doors.
@@ -79,7 +80,7 @@ type twin struct {
 }
 
 // twinGrant is what the plugin is granted at both.
-func twinGrant(plain, secure *testenv.Upstream) authz.Grant {
+func twinGrant(plain, secure *testenv.Upstream, odd uint16) authz.Grant {
 	local := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	to := func(scheme authz.Scheme, port uint16, hosts ...string) authz.To {
 		return authz.To{Scheme: scheme, Hosts: hosts, Ports: []uint16{port}, Addresses: local}
@@ -90,6 +91,7 @@ func twinGrant(plain, secure *testenv.Upstream) authz.Grant {
 		{ID: "api", Reason: "a test", To: api, Methods: []string{"GET", "POST"}, Paths: []string{"/v1/**"}},
 		{ID: "plain", Reason: "a test", To: to(authz.SchemeHTTP, plain.Addr.Port(), "plain.weather.example", "*.maps.weather.example", "127.0.0.1"), Methods: []string{"*"}, Paths: []string{"/v1/**", "/"}},
 		{ID: "gone", Reason: "a test", To: to(authz.SchemeHTTP, 9, "gone.weather.example"), Methods: []string{"*"}, Paths: []string{"/**"}},
+		{ID: "odd", Reason: "a test", To: to(authz.SchemeHTTP, odd, "odd.weather.example"), Methods: []string{"GET", "HEAD"}, Paths: []string{"/*"}},
 		{ID: "ws", Reason: "a test", To: to(authz.SchemeHTTP, plain.Addr.Port(), "plain.weather.example"), Methods: []string{"GET"}, Paths: []string{"/ws"}, Upgrades: []string{"websocket"}},
 		{ID: "once", Reason: "a test", To: to(authz.SchemeHTTP, plain.Addr.Port(), "plain.weather.example"), Methods: []string{"GET"}, Paths: []string{"/none"}, Limits: authz.Limits{Requests: authz.Limit{Count: 1}}},
 	}}
@@ -102,7 +104,8 @@ func newTwins(t *testing.T) *twins {
 	w := &twins{doors: map[string]*twin{}}
 	w.plain = testenv.MustUpstream(t, testenv.UpstreamConfig{Plain: true, Authorize: anyone})
 	w.secure = testenv.MustUpstream(t, testenv.UpstreamConfig{Authorize: anyone, Names: []string{"api.weather.example", "a.tiles.weather.example"}})
-	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{twinGrant(w.plain, w.secure)}}, time.Now())
+	w.odd = oddUpstream(t)
+	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{twinGrant(w.plain, w.secure, w.odd.Port())}}, time.Now())
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -112,6 +115,32 @@ func newTwins(t *testing.T) *twins {
 	return w
 }
 
+// oddUpstream answers each request with the answer of [parityAnswers] that its path
+// numbers, and ends the connection.
+func oddUpstream(t *testing.T) netip.AddrPort {
+	t.Helper()
+	listener := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				defer conn.Close()
+				if r, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					n, _ := strconv.Atoi(r.URL.Path[1:])
+					_, _ = io.WriteString(conn, parityAnswers()[n].answer) // the door may not want all of it
+				}
+			})
+		}
+	})
+	t.Cleanup(running.Wait)
+	t.Cleanup(func() { _ = listener.Close() })
+	return netip.MustParseAddrPort(listener.Addr().String())
+}
+
 // newTwin starts one door, with a gate and a book of its own.
 func (w *twins) newTwin(t *testing.T, policy *authz.Policy, behind bool) *twin {
 	t.Helper()
@@ -119,7 +148,7 @@ func (w *twins) newTwin(t *testing.T, policy *authz.Policy, behind bool) *twin {
 	engine.Install(policy)
 	gate := testenv.MustGet(authz.NewGate(authz.GateConfig{Engine: engine, Ledger: authz.NewLedger(), Recorder: d.book, Now: time.Now}))(t)
 	hosts := map[string][]netip.Addr{}
-	for _, name := range []string{"api", "plain", "gone", "a.tiles", "a.maps", "b.a.maps"} {
+	for _, name := range []string{"api", "plain", "gone", "odd", "a.tiles", "a.maps", "b.a.maps"} {
 		hosts[name+".weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	}
 	p := testenv.MustGet(proxy.New(proxy.Config{
@@ -224,7 +253,7 @@ func (w *twins) ask(t *testing.T, d *twin, c *parityCase) doorOutcome {
 
 // fill puts the upstreams' ports into a text.
 func (w *twins) fill(text string) string {
-	return strings.NewReplacer("PLAIN", strconv.Itoa(int(w.plain.Addr.Port())), "SECURE", strconv.Itoa(int(w.secure.Addr.Port()))).Replace(text)
+	return strings.NewReplacer("PLAIN", strconv.Itoa(int(w.plain.Addr.Port())), "SECURE", strconv.Itoa(int(w.secure.Addr.Port())), "ODD", strconv.Itoa(int(w.odd.Port()))).Replace(text)
 }
 
 func (w *twins) exchange(t *testing.T, d *twin, c *parityCase) string {

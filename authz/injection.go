@@ -274,15 +274,15 @@ func isFieldName(s string) bool {
 	})
 }
 
-// missingField says that a template names a field that is not there.
-type missingField struct{ name string }
+// missingFieldError says that a template names a field that is not there.
+type missingFieldError struct{ name string }
 
 // Error says which field.
-func (e *missingField) Error() string { return "Vault's answer has no field " + e.name }
+func (e *missingFieldError) Error() string { return "Vault's answer has no field " + e.name }
 
 // explain adds to the error of a field that is missing what there is instead.
 func (c Credential) explain(err error) error {
-	missing := (*missingField)(nil)
+	missing := (*missingFieldError)(nil)
 	if !errors.As(err, &missing) {
 		return err
 	}
@@ -350,7 +350,7 @@ func (t template) render(fields map[string]Secret) (string, error) {
 			if t.optional {
 				return "", nil
 			}
-			return "", &missingField{t.fields[i]}
+			return "", &missingFieldError{t.fields[i]}
 		}
 		out.WriteString(value.Reveal())
 	}

@@ -73,7 +73,7 @@ func TestRendersSaysWhyNot(t *testing.T) {
 	ref := w.engine.Current().CredentialRefs("weather", noon)[0]
 	field := func(name string) map[string]Secret { return map[string]Secret{name: NewSecret("canary")} }
 	many := map[string]Secret{}
-	for _, name := range strings.Split("abcdefghijkl", "") {
+	for name := range strings.SplitSeq("abcdefghijkl", "") {
 		many[name] = NewSecret("canary")
 	}
 	for _, test := range []struct {

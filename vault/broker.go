@@ -162,10 +162,10 @@ type entry struct {
 	// refused, which is not done before askAgainAt.
 	doubted    bool
 	askAgainAt instant
-	// unauthorized is set when the upstream has not accepted who is asking, for
+	// notAccepted is set when the upstream has not accepted who is asking, for
 	// which the lease is replaced although Vault has it, not before remintAt.
-	unauthorized bool
-	remintAt     instant
+	notAccepted bool
+	remintAt    instant
 }
 
 // flight is one fetch in progress, which all that need it wait for.
@@ -299,7 +299,7 @@ func (b *Broker) Refused(grant, credential string, generation uint64, status int
 		return
 	}
 	e.doubted, e.askAgainAt = true, now.add(askAgainEvery)
-	e.unauthorized = status == http.StatusUnauthorized
+	e.notAccepted = status == http.StatusUnauthorized
 	b.wake()
 }
 

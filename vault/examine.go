@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 )
@@ -59,12 +60,14 @@ func (b *Broker) reach(ctx context.Context) error {
 		query: "standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200",
 	})
 	switch {
+	case statusOf(err) >= http.StatusBadRequest && !isTransient(err):
+		return nil // it answers, and something in between keeps its health to itself
 	case err != nil:
 		return err
 	case !health.Initialized:
-		return fmt.Errorf("look at Vault's health: it is not initialized")
+		return errors.New("look at Vault's health: it is not initialised")
 	case health.Sealed:
-		return fmt.Errorf("look at Vault's health: it is sealed")
+		return errors.New("look at Vault's health: it is sealed")
 	}
 	return nil
 }

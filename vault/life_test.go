@@ -3,6 +3,7 @@ package vault
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -77,9 +78,7 @@ func TestTokensWithoutALease(t *testing.T) {
 	f.breaks("gcp/", respond("gcp", func() map[string]any {
 		end, token := time.Now().Add(8*time.Second), fmt.Sprintf("ya29.%d", made.Add(1))
 		all := map[string]time.Time{token: end}
-		for k, x := range *ends.Load() {
-			all[k] = x
-		}
+		maps.Copy(all, *ends.Load())
 		ends.Store(&all)
 		return map[string]any{"token": token, "token_ttl": 8, "expires_at_seconds": end.Unix()}
 	}))

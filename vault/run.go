@@ -130,7 +130,7 @@ func (b *Broker) askAgain(ctx context.Context, e *entry, now instant) {
 		e.refreshAt = now
 		return
 	}
-	remint := e.unauthorized && !now.before(e.remintAt)
+	remint := e.notAccepted && !now.before(e.remintAt)
 	b.background(ctx, func(ctx context.Context) {
 		gone, err := b.isGone(ctx, l.session, l.id)
 		if !gone && (isTransient(err) || b.outlived(ctx, l.session, err) || !remint) {

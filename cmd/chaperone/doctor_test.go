@@ -108,7 +108,7 @@ func TestDoctorSpendsNoLogin(t *testing.T) {
 	t.Run("no Vault", func(t *testing.T) {
 		w := newWorld(t, "off", "")
 		testenv.Must(t, w.vault.Seal(t.Context()))
-		contains(t, w.chaperone("doctor", "--config", w.file("sidecar.yaml")).stdout, "FAIL  Vault", "it is sealed")
+		contains(t, w.chaperone("doctor", "--config", w.file("sidecar.yaml")).stdout, "FAIL  Vault "+w.vault.Address+": look at Vault's health: it is sealed")
 		w.write("secret-id", "")
 		contains(t, w.chaperone("doctor", "--config", w.file("sidecar.yaml")).stdout, "FAIL  Vault", "does not hold one word")
 	})

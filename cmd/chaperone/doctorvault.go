@@ -34,8 +34,10 @@ func (c *cli) checkVault(ctx context.Context, cfg *configs.Config, logIn bool) [
 			out.Code = "vault.wrapped_secret_id"
 			out.Name = "wrapped secret id at Vault " + spec.Address + " (looked up and left wrapped; a login would use it up, and was not tried)"
 		case vault.ExaminedVault:
-			out.Code = "vault.reached"
-			out.Name = "Vault " + spec.Address + " answers, and the files of the login hold what they should (a login may use something up, and was not tried; --login does)"
+			out.Code, out.Name = "vault.reached", "Vault "+spec.Address
+			if err == nil {
+				out.Name += " answers, and the files of the login hold what they should (a login may use something up, and was not tried; --login does)"
+			}
 		case vault.ExaminedLogin:
 			err = errors.Join(err, logout(bounded, broker))
 		}

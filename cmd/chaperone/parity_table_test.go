@@ -306,7 +306,7 @@ func differences() map[string]difference {
 		methods = "Envoy takes the methods of the IANA registry alone, PURGE and its like; the option for others is not covered by its security policy"
 		inside  = "Envoy's filter is not told the host of the CONNECT: each request is decided by its own"
 		answers = "Envoy takes no such answer, which two readers could take for different ones"
-		http2   = "Envoy resets the stream, and it is recorded; the proxy's HTTP/2 answers it before the proxy sees it"
+		http2   = "Envoy resets the stream and gives no answer; both record it"
 	)
 	return map[string]difference{
 		"origin form":                                      {"200", "Envoy's listener takes all forms: a request is decided by its host, whatever the form"},
@@ -343,7 +343,7 @@ func differences() map[string]difference {
 		"HTTP/2: another scheme":                           {"403 destination_not_granted", "Envoy passes the scheme on that was sent: it is a request for http"},
 		"HTTP/2: no path":                                  {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
 		"HTTP/2: an empty path":                            {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
-		"HTTP/2: no authority":                             {"reset PROTOCOL_ERROR, recorded malformed_request", "Envoy demands a host"},
+		"HTTP/2: no authority":                             {"reset PROTOCOL_ERROR, recorded malformed_request", "Envoy demands a host, and resets the stream"},
 		"HTTP/2: CONNECT":                                  {"403 destination_not_granted", "refused at both; Envoy asks about it"},
 		"HTTP/2: an extended CONNECT":                      {"403 method_not_granted", "Envoy offers it (RFC 8441), and asks about it as a WebSocket"},
 		"HTTP/2: another host":                             {"200", "Envoy drops host where :authority is there (RFC 9113, section 8.3.1)"},
@@ -355,7 +355,7 @@ func differences() map[string]difference {
 		"HTTP/2: NUL":                                      {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
 		"HTTP/2: LF":                                       {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
 		"HTTP/2: an unknown pseudo header":                 {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
-		"HTTP/2: a length without a body":                  {"reset PROTOCOL_ERROR, recorded malformed_request", "Envoy refuses what RFC 9113, section 8.1.1 calls malformed"},
+		"HTTP/2: a length without a body":                  {"reset PROTOCOL_ERROR, recorded malformed_request", http2},
 		"an answer with length and chunks":                 {"502 upstream_unreachable", answers},
 		"an answer with the same length twice":             {"502 upstream_unreachable", answers},
 		"an answer with a blank before a colon":            {"502 upstream_unreachable", answers},

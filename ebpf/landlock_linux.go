@@ -124,18 +124,59 @@ func (r *rules) allowAll(files *Files, private []string) error {
 			return fmt.Errorf("limit files: what every program needs: %w", err)
 		}
 	}
+	writable := resolved(files.Write)
 	for _, path := range files.Read {
-		if err := r.allow(path, rightsToRead, private); err != nil {
+		if err := errors.Join(planted(path, writable), r.allow(path, rightsToRead, private)); err != nil {
 			return fmt.Errorf("limit files: read: %w", err)
 		}
 	}
 	for _, path := range files.Write {
-		if err := r.allow(path, rightsToWrite|rightsToUse, private); err != nil {
+		if err := errors.Join(planted(path, writable), r.allow(path, rightsToWrite|rightsToUse, private)); err != nil {
 			return fmt.Errorf("limit files: write: %w", err)
 		}
 	}
 	return nil
 }
+
+// planted reports a path that leads through a symbolic link in a directory which the
+// plugin may write: an earlier run could have put it there, to be given what it leads
+// to.
+func planted(path string, writable []string) error {
+	at, links := "/", 0
+	split := func(path string) []string {
+		return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
+	}
+	for rest := split(filepath.Clean(path)); len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		if name == ".." {
+			at = filepath.Dir(at)
+			continue
+		}
+		next := filepath.Join(at, name)
+		target, err := os.Readlink(next)
+		if err != nil { // no link, or nothing: the caller opens it
+			at = next
+			continue
+		}
+		for _, dir := range writable {
+			if dir != "/" && beneath(at, dir) {
+				return fmt.Errorf("%s leads through the link %s, which the plugin may change; name what it leads to", path, next)
+			}
+		}
+		if links++; links > maxLinks {
+			return fmt.Errorf("%s: %w", path, unix.ELOOP)
+		}
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		rest = append(slices.DeleteFunc(split(target), func(name string) bool { return name == "." }), rest...)
+	}
+	return nil
+}
+
+// maxLinks bounds the symbolic links of one path, as the kernel does (path_resolution(7)).
+const maxLinks = 40
 
 // basePaths are what programs and their libraries read to start, to resolve
 // names and to check certificates. Those that a system lacks are left out.

@@ -63,25 +63,36 @@ func (w *portWatch) ports() (map[uint16]bool, error) {
 
 // list adds the ports of one family.
 func (w *portWatch) list(family byte, ports map[uint16]bool) error {
-	request := make([]byte, unix.SizeofNlMsghdr+diagRequest)
-	binary.NativeEndian.PutUint32(request[0:], uint32(len(request)))
+	query := make([]byte, diagRequest)
+	query[0], query[1] = family, unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(query[4:], listenState)
+	return dumpDiag(w.socket, w.answer, query, func(body []byte) {
+		if len(body) >= diagPortOffset+2 {
+			ports[binary.BigEndian.Uint16(body[diagPortOffset:])] = true
+		}
+	})
+}
+
+// dumpDiag asks for every socket that a query names, and calls each with what the
+// kernel answers of one. The answer is the buffer that datagrams are read into.
+func dumpDiag(socket int, answer, query []byte, each func(body []byte)) error {
+	request := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(query))
+	binary.NativeEndian.PutUint32(request[0:], uint32(unix.SizeofNlMsghdr+len(query)))
 	binary.NativeEndian.PutUint16(request[4:], diagByFamily)
 	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	body := request[unix.SizeofNlMsghdr:]
-	body[0], body[1] = family, unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(body[4:], listenState)
-	if err := unix.Sendto(w.socket, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	request = append(request, query...)
+	if err := unix.Sendto(socket, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
 	for {
-		n, _, err := unix.Recvfrom(w.socket, w.answer, 0)
+		n, _, err := unix.Recvfrom(socket, answer, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if done, err := readDiag(w.answer[:n], ports); done || err != nil {
+		if done, err := readDiag(answer[:n], each); done || err != nil {
 			return err
 		}
 	}
@@ -89,7 +100,7 @@ func (w *portWatch) list(family byte, ports map[uint16]bool) error {
 
 // readDiag reads the messages of one datagram, and reports whether they are the
 // last of the answer.
-func readDiag(messages []byte, ports map[uint16]bool) (done bool, err error) {
+func readDiag(messages []byte, each func(body []byte)) (done bool, err error) {
 	for len(messages) >= unix.SizeofNlMsghdr {
 		length := int(binary.NativeEndian.Uint32(messages))
 		if length < unix.SizeofNlMsghdr || length > len(messages) {
@@ -105,9 +116,7 @@ func readDiag(messages []byte, ports map[uint16]bool) (done bool, err error) {
 			}
 			return false, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
 		case diagByFamily:
-			if len(body) >= diagPortOffset+2 {
-				ports[binary.BigEndian.Uint16(body[diagPortOffset:])] = true
-			}
+			each(body)
 		}
 		messages = messages[min((length+3)&^3, len(messages)):]
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // viewRig is a cage whose plugin has a view, and a conversation with the plugin.
@@ -448,4 +449,30 @@ func sharedDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
+}
+
+// TestBoundReadsNoNames gives a socket a name that holds a line as /proc/net/unix has
+// them: no other socket exists for it.
+func TestBoundReadsNoNames(t *testing.T) {
+	r := newRig(t, nil)
+	const forged = 4_000_000_001
+	var fd int
+	err := r.network.do(func() (err error) {
+		if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Bind(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("@x\n0000000000000000: 00000002 00000000 00010000 0001 01 %d /x", forged)})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := r.Bound([]uint64{forged, stat.Ino})
+	if err != nil || bound[forged] || !bound[stat.Ino] {
+		t.Errorf("%v, %v", bound, err)
+	}
 }

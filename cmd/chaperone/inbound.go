@@ -168,6 +168,7 @@ func (in *inbound) close() {
 	for _, d := range in.forwarded() {
 		in.shut(d)
 	}
+	in.host.settle()
 	for _, d := range in.doors {
 		d.close()
 	}

@@ -19,32 +19,50 @@ type hostSockets struct {
 	mu    sync.Mutex
 	state *state
 	paths []string
+	saved []string // that are written down: these and some that have gone since
 }
 
-// add records a path before a socket is made there.
+// add records a path before a socket is made there. A plugin that makes the same
+// socket again and again has nothing written.
 func (h *hostSockets) add(path string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.paths = append(h.paths, path) // twice, while one socket takes the place of another
+	if slices.Contains(h.saved, path) {
+		return nil
+	}
 	return h.save()
 }
 
-// remove drops a path whose socket is gone. One that could not be dropped is
-// looked at once more by the next sidecar.
+// remove drops a path whose socket is gone. What is written down of it goes with
+// the next change, or by [hostSockets.settle].
 func (h *hostSockets) remove(path string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if at := slices.Index(h.paths, path); at >= 0 {
 		h.paths = slices.Delete(h.paths, at, at+1)
 	}
-	_ = h.save() // see above
+}
+
+// settle writes down what there is. A path that could not be dropped is looked at
+// once more by the next sidecar.
+func (h *hostSockets) settle() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !slices.Equal(h.paths, h.saved) {
+		_ = h.save() // see above
+	}
 }
 
 func (h *hostSockets) save() error {
 	if h.state == nil {
 		return nil
 	}
-	return h.state.save(socketsFile, h.paths)
+	if err := h.state.save(socketsFile, h.paths); err != nil {
+		return err
+	}
+	h.saved = slices.Clone(h.paths)
+	return nil
 }
 
 // removeLeftSockets removes the sockets of the host that an earlier sidecar of

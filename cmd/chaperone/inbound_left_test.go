@@ -36,3 +36,30 @@ func TestLeftSockets(t *testing.T) {
 	}
 	testenv.Must(t, removeLeftSockets(st)) // of a clean one
 }
+
+// TestLeftSocketsAreWrittenSeldom makes the same socket again and again, for which
+// nothing is written.
+func TestLeftSocketsAreWrittenSeldom(t *testing.T) {
+	st := testState(t)
+	host := hostSockets{state: st}
+	written := func() (paths []string, file os.FileInfo) {
+		testenv.Must(t, st.load(socketsFile, &paths))
+		return paths, testenv.MustGet(os.Stat(st.path(socketsFile)))(t)
+	}
+	testenv.Must(t, host.add("/one"))
+	_, first := written()
+	for range 10 {
+		host.remove("/one")
+		testenv.Must(t, host.add("/one"))
+	}
+	if _, now := written(); !os.SameFile(first, now) {
+		t.Error("it is written again")
+	}
+	host.remove("/one")
+	testenv.Must(t, host.add("/two"))
+	host.remove("/two")
+	host.settle()
+	if paths, _ := written(); len(paths) != 0 {
+		t.Errorf("%v is left", paths)
+	}
+}

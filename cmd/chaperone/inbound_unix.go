@@ -185,6 +185,9 @@ func sharedWithHost(l ebpf.Listener) bool {
 // forward adds a socket on the host that is forwarded to a socket of the plugin's.
 // It takes the plugin's file over unless it fails.
 func (in *inbound) forward(l ebpf.Listener, service configs.Service) error {
+	if err := errors.Join(in.room(), listenable(l.Path)); err != nil { // before anything is written for it
+		return err
+	}
 	if err := in.host.add(l.Path); err != nil {
 		return err
 	}
@@ -211,13 +214,27 @@ func (in *inbound) forward(l ebpf.Listener, service configs.Service) error {
 func (in *inbound) add(d *unixDoor) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if err := in.roomLocked(); err != nil {
+		return err
+	}
+	in.sockets = append(in.sockets, d)
+	return nil
+}
+
+// room reports why no socket more can be forwarded.
+func (in *inbound) room() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.roomLocked()
+}
+
+func (in *inbound) roomLocked() error {
 	switch {
 	case in.closed:
 		return errInboundStopping
 	case len(in.sockets) >= maxInboundSockets:
 		return fmt.Errorf("%d sockets are forwarded already", maxInboundSockets)
 	}
-	in.sockets = append(in.sockets, d)
 	return nil
 }
 
@@ -326,17 +343,28 @@ func (d *unixDoor) dial(ctx context.Context) (conn net.Conn, err error) {
 	return conn, err
 }
 
+// listenable reports why a socket cannot be made at a path of the host: its name, the
+// folder that it would lie in, or what lies there.
+func listenable(path string) error {
+	if err := printablePath(path); err != nil {
+		return err
+	}
+	uid, _ := caller()
+	if err := steadyFolder(filepath.Dir(path), uid); err != nil {
+		return err
+	}
+	_, err := staleSocket(path)
+	return err
+}
+
 // listenOnHost listens on a path of the host, with mode 0600 and the user that
 // started the sidecar as the owner. remove removes the file, if it is still the
 // same.
 func listenOnHost(path string) (l *net.UnixListener, remove func(), err error) {
-	if err := printablePath(path); err != nil {
+	if err := listenable(path); err != nil {
 		return nil, nil, err
 	}
 	uid, gid := caller()
-	if err := steadyFolder(filepath.Dir(path), uid); err != nil {
-		return nil, nil, err
-	}
 	if err := removeStale(path); err != nil {
 		return nil, nil, err
 	}
@@ -408,28 +436,38 @@ func removeSame(file *os.File, path string) {
 // removeStale removes a socket of the sidecar's or its caller's that nobody
 // listens on, as a sidecar that was killed leaves it.
 func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("listen on the host: %w", err)
-	}
-	uid, _ := caller()
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if info.Mode()&os.ModeSocket == 0 || !ok || int(stat.Uid) != uid && int(stat.Uid) != os.Geteuid() {
-		return fmt.Errorf("listen on the host: %s exists and is not a socket of this user; remove it", path)
-	}
-	if conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"}); err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
-		if conn != nil {
-			_ = conn.Close() // it was only to see whether anybody listens
-		}
-		return fmt.Errorf("listen on the host: %s is in use; end the process that listens on it (ss -xlp)", path)
+	stale, err := staleSocket(path)
+	if err != nil || !stale {
+		return err
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("listen on the host: %w", err)
 	}
 	return nil
+}
+
+// staleSocket reports whether a socket of this user lies at a path on which nobody
+// listens. What else is there is an error.
+func staleSocket(path string) (bool, error) {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("listen on the host: %w", err)
+	}
+	uid, _ := caller()
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if info.Mode()&os.ModeSocket == 0 || !ok || int(stat.Uid) != uid && int(stat.Uid) != os.Geteuid() {
+		return false, fmt.Errorf("listen on the host: %s exists and is not a socket of this user; remove it", path)
+	}
+	if conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"}); err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
+		if conn != nil {
+			_ = conn.Close() // it was only to see whether anybody listens
+		}
+		return false, fmt.Errorf("listen on the host: %s is in use; end the process that listens on it (ss -xlp)", path)
+	}
+	return true, nil
 }
 
 // printablePath reports a path that could not be printed as it is.

@@ -75,8 +75,8 @@ func (l *operatorLog) sampled(entry zapcore.Entry, decision zapcore.SamplingDeci
 	l.dropped[message]++
 }
 
-// summarize logs how many lines of each message were dropped since it did last.
-func (l *operatorLog) summarize() {
+// reportDropped logs how many lines of each message were dropped since it did last.
+func (l *operatorLog) reportDropped() {
 	l.mu.Lock()
 	dropped := l.dropped
 	l.dropped = map[string]int{}

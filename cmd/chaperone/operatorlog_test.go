@@ -29,8 +29,8 @@ func TestOperatorLogIsBounded(t *testing.T) {
 			log.Info("below the level")
 			time.Sleep(time.Minute)
 		}
-		log.summarize()
-		log.summarize() // has nothing more to say
+		log.reportDropped()
+		log.reportDropped() // has nothing more to say
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if want := 2*(sameLines+1) + 1; len(lines) != want {
 			t.Errorf("%d lines, not %d", len(lines), want)

@@ -62,7 +62,7 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
 	}
 	printer := newRefusalPrinter(c.stderr)
-	opts := options{confine: true, refused: printer.print, acted: printer.act, event: printer.event, notice: c.notice, log: log.Logger, level: log.follow, dropped: log.summarize}
+	opts := options{confine: true, refused: printer.print, acted: printer.act, event: printer.event, notice: c.notice, log: log.Logger, level: log.follow, dropped: log.reportDropped}
 	if cfg.Sidecar.Kernel != configs.KernelRequired {
 		opts.token = newToken()
 	}

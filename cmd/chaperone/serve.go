@@ -35,7 +35,7 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			opts.log, opts.level, opts.dropped = log.Logger, log.follow, log.summarize
+			opts.log, opts.level, opts.dropped = log.Logger, log.follow, log.reportDropped
 			return c.serve(cmd.Context(), opts, tokenFile, lock)
 		},
 	})

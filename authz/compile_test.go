@@ -211,7 +211,9 @@ func requestProblems() []problemTest {
 		}},
 		{"an encoded slash by surprise", changeRule(func(r *Rule) { r.Paths = []string{"/a%2Fb"} }), []string{`spec.rules[0].paths[0]: an encoded slash needs encodedSlash: allow on the rule`}},
 		{"an unknown encodedSlash", changeRule(func(r *Rule) { r.EncodedSlash = "yes" }), []string{`spec.rules[0].encodedSlash: "yes" is not refuse or allow`}},
-		{"upgrades that are none", changeRule(func(r *Rule) { r.Upgrades = []string{"websocket", "WebSocket", "h2c", "a,b", "spdy/3.1", "a/b/c", "a/", "http/2.0", "tls/1.2", "connect-udp/1"} }), []string{
+		{"upgrades that are none", changeRule(func(r *Rule) {
+			r.Upgrades = []string{"websocket", "WebSocket", "h2c", "a,b", "spdy/3.1", "a/b/c", "a/", "http/2.0", "tls/1.2", "connect-udp/1"}
+		}), []string{
 			`spec.rules[0].upgrades[1]: "WebSocket" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
 			`spec.rules[0].upgrades[2]: "h2c" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
 			`spec.rules[0].upgrades[3]: "a,b" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,

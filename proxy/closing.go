@@ -16,8 +16,8 @@ import (
 // Bounds of a connection that is closed while the plugin still sends (RFC 9112,
 // section 9.6). A client that sends a whole body before it reads the answer meets
 // an error, and may never see the answer, if nobody takes the rest: the kernel
-// answers what arrives on a closed connection with a reset. What still comes is
-// read and discarded, as nginx's lingering_close does.
+// answers data for a closed connection with a reset. The rest is therefore read
+// and discarded, as nginx's lingering_close does.
 const (
 	maxLingering = 256 // connections; more are closed at once
 	lingerAtMost = 30 * time.Second
@@ -51,16 +51,16 @@ func (l *lingerers) leave() { l.n.Add(-1) }
 // errReadingEnded is what net/http reads of a connection after endReading.
 var errReadingEnded = errors.New("nothing more is read from the plugin")
 
-// endReading has net/http read nothing more from the connection, whoever reads
-// now; no further request is served on it. What still comes is discarded when it
-// is closed.
+// endReading ends the reading of net/http from the connection, and a read that is
+// under way; no further request is served on it. Data that still comes is
+// discarded when it is closed.
 func (c *conn) endReading() {
 	c.ended.Store(true)
 	_ = c.raw.SetReadDeadline(time.Unix(1, 0)) // what net/http reads then fails by itself
 }
 
-// lingers reports whether what still comes is to be discarded before the
-// connection is closed, and begins with it.
+// lingers reports whether the connection is closed only once data that still comes
+// has been discarded, and begins with that.
 func (c *conn) lingers() bool {
 	if !c.ended.Load() || c.abandoned() {
 		return false

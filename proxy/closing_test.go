@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,7 +131,7 @@ func TestAnswerToOneWhoSendsFirst(t *testing.T) {
 	const size = 12 << 20
 	o := newOrigin(t, rude)
 	byEachDoor(t, o, grantedPaths, func(t *testing.T, d door, w *world, dial func() *rawConn) {
-		paths := append(outcomes[:len(outcomes):len(outcomes)], outcomes[5])
+		paths := append(slices.Clip(outcomes), outcomes[5])
 		paths[len(paths)-1].path = "/granted/413-and-resets"
 		for _, test := range paths {
 			c := dial()

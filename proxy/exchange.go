@@ -451,7 +451,7 @@ func (x *exchange) trailerHolds() error {
 // cause, or what has begun of its answer is cut.
 func (x *exchange) halt(cause error) { x.access.end(cause) }
 
-// gotConn is told of the connection that net/http has chosen.
+// gotConn is httptrace's GotConn, for connections that net/http keeps.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) { x.onConnection(info.Conn) }
 
 // onConnection notes where the request goes, and keeps it from a connection that

@@ -120,8 +120,10 @@ type door struct {
 }
 
 var doors = []door{
-	{"explicit http", false, false}, {"explicit https", false, true},
-	{"transparent http", true, false}, {"transparent https", true, true},
+	{"explicit http", false, false},
+	{"explicit https", false, true},
+	{"transparent http", true, false},
+	{"transparent https", true, true},
 }
 
 // through returns a world with the origin granted, and how to connect by a door.

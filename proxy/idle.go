@@ -427,9 +427,8 @@ func (x *exchange) link(out *http.Request, pool *idlePool) (*upstreamLink, error
 	return l, nil
 }
 
-// sendOn sends a request on a connection. What closes the connection before it is
-// answered ends the wait for the rest of the plugin's body too, which net/http
-// would otherwise wait for.
+// sendOn sends a request on a connection. If the connection ends before the answer,
+// the reading of the plugin's body ends too: net/http would wait for its rest.
 func (x *exchange) sendOn(l *upstreamLink, out *http.Request) (*http.Response, error) {
 	x.upstream = l
 	before := l.bottom.written.Load()

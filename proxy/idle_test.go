@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,7 +19,7 @@ import (
 var (
 	unrepeatable = [][2]string{{"POST", "abc"}, {"POST", ""}, {"PATCH", "abc"}}
 	repeatable   = [][2]string{{"GET", ""}, {"HEAD", ""}, {"OPTIONS", ""}, {"DELETE", ""}, {"PUT", ""}, {"PUT", "abc"}, {"DELETE", "abc"}}
-	all          = append(unrepeatable[:len(unrepeatable):len(unrepeatable)], repeatable...)
+	all          = append(slices.Clip(unrepeatable), repeatable...)
 )
 
 func lengthOf(body string) string {
@@ -85,7 +86,7 @@ func TestStaleOnAUsedConnection(t *testing.T) {
 		})
 		byEachDoor(t, o, nil, func(t *testing.T, d door, w *world, dial func() *rawConn) {
 			number := 0
-			twice := func(method, body string) (response *http.Response, err error, arrived int64) {
+			twice := func(method, body string) (response *http.Response, arrived int64, err error) {
 				c := dial()
 				defer c.Close()
 				for range 2 {
@@ -97,15 +98,15 @@ func TestStaleOnAUsedConnection(t *testing.T) {
 						arrived = n.(*atomic.Int64).Load()
 					}
 				}
-				return response, err, arrived
+				return response, arrived, err
 			}
 			for _, request := range repeatable {
-				if response, err, arrived := twice(request[0], request[1]); err != nil || response.StatusCode != 200 || arrived != 2 {
+				if response, arrived, err := twice(request[0], request[1]); err != nil || response.StatusCode != 200 || arrived != 2 {
 					t.Errorf("%s %s: %+v, %v, sent %d times", how, request[0], response, err, arrived)
 				}
 			}
 			for _, request := range unrepeatable {
-				if response, err, arrived := twice(request[0], request[1]); err == nil || arrived > 1 {
+				if response, arrived, err := twice(request[0], request[1]); err == nil || arrived > 1 {
 					t.Errorf("%s %s %q is answered: %+v, sent %d times", how, request[0], request[1], response, arrived)
 				}
 			}
@@ -185,11 +186,16 @@ func TestConnectionLogin(t *testing.T) {
 			c                           *rawConn
 			method, authorization, want string
 		}{
-			{a, "GET", "", "401"}, {b, "GET", "", "401"},
-			{a, "POST", "NTLM hello", "401"}, {b, "POST", "NTLM hello", "401"},
-			{a, "POST", "NTLM login-ada", "200ada"}, {b, "GET", "", "401"},
+			{a, "GET", "", "401"},
+			{b, "GET", "", "401"},
+			{a, "POST", "NTLM hello", "401"},
+			{b, "POST", "NTLM hello", "401"},
+			{a, "POST", "NTLM login-ada", "200ada"},
+			{b, "GET", "", "401"},
 			{b, "GET", "Negotiate login-bob", "200bob"},
-			{a, "GET", "", "200ada"}, {b, "POST", "", "200bob"}, {a, "POST", "", "200ada"},
+			{a, "GET", "", "200ada"},
+			{b, "POST", "", "200bob"},
+			{a, "POST", "", "200ada"},
 		} {
 			if got := ask(step.c, step.method, step.authorization); got != step.want {
 				t.Errorf("%s %q is answered with %q, want %q", step.method, step.authorization, got, step.want)

@@ -16,10 +16,10 @@ const (
 	// refusedAgain is how long a login that Vault has refused is not tried again
 	// while the files it is made of stay as they are.
 	refusedAgain = 5 * time.Minute
-	// refusedRoleAgain is refusedAgain for AppRole. Vault locks a role for every
-	// host after five refused logins, and forgets them after 15 minutes without
-	// another (Vault documentation, "User lockout"): a try every five minutes
-	// would lock the role in the end.
+	// refusedRoleAgain is refusedAgain for AppRole from the second refusal on. Vault
+	// locks a role for every host after five refused logins, and forgets them after
+	// 15 minutes without another (Vault documentation, "User lockout"): a try every
+	// five minutes would lock the role in the end.
 	refusedRoleAgain = 16 * time.Minute
 	// lookEvery is how often the files of a refused login are looked at.
 	lookEvery = time.Second
@@ -66,11 +66,7 @@ func isRefusal(err error) bool {
 // refused notes a refused login and returns how long it is not tried again, and
 // what it is refused for, in words. The caller holds mu.
 func (b *Broker) refused(err error, now instant) (time.Duration, error) {
-	wait := refusedAgain
-	if b.cfg.Auth.Method == MethodAppRole {
-		wait = refusedRoleAgain
-	}
-	r := &refusal{cause: err, count: 1, at: now, again: now.add(wait), files: b.proofFiles, lookAt: now.add(lookEvery)}
+	r := &refusal{cause: err, count: 1, at: now, files: b.proofFiles, lookAt: now.add(lookEvery)}
 	if last := b.refusal; last != nil {
 		r.count = last.count + 1
 		if last.files == r.files {
@@ -82,7 +78,11 @@ func (b *Broker) refused(err error, now instant) (time.Duration, error) {
 			r.before = last.cause
 		}
 	}
-	r.seen = r.files
+	wait := refusedAgain
+	if b.cfg.Auth.Method == MethodAppRole && r.count > 1 {
+		wait = refusedRoleAgain
+	}
+	r.again, r.seen = now.add(wait), r.files
 	b.refusal = r
 	b.loginAt = r.again
 	return wait, b.describe(r, wait)

@@ -196,7 +196,12 @@ func (b *Broker) tendSession(ctx context.Context, now instant) instant {
 	b.background(ctx, func(ctx context.Context) {
 		err := b.enter(ctx)
 		if err == nil {
-			_, _ = b.upkeep(ctx, 0) // its failure is kept, and logged by holdLogin
+			b.mu.RLock()
+			early := b.now().before(b.loginAt) // somebody else has tried while this waited
+			b.mu.RUnlock()
+			if !early {
+				_, _ = b.upkeep(ctx, 0) // its failure is kept, and logged by holdLogin
+			}
 			b.leave()
 		}
 		b.mu.Lock()

@@ -278,6 +278,11 @@ func credentialProblems() []problemTest {
 		{"a field with a blank at its end", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{key }" }), []string{`spec.credentials[0].inject.value: "{key }" does not name a field of Vault's answer as {name}`}},
 		{"a line break", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer\r\nX: {key}" }), []string{`spec.credentials[0].inject.value: "Bearer??X: " holds a control byte`}},
 		{"basic and a value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "{p}"}, Value: "{p}"} }), []string{`spec.credentials[0].inject.value: does not go with basic`}},
+		{"nothing secret", changeCredential(func(c *CredentialSpec) { c.Vault.NotSecret = []string{"api_key"} }), []string{`spec.credentials[0].vault.notSecret: leaves nothing that is secret; leave out what is`}},
+		{"not secret and not there", changeCredential(func(c *CredentialSpec) { c.Vault.NotSecret = []string{"region"} }), []string{`spec.credentials[0].vault.notSecret[0]: "region" is no field that inject takes; name one of api_key`}},
+		{"not secret of a signature", changeCredential(func(c *CredentialSpec) {
+			c.Inject, c.Vault.NotSecret = Inject{SigV4: &SigV4{Service: "s3", Region: "eu-west-1"}}, []string{"access_key"}
+		}), []string{`spec.credentials[0].vault.notSecret: goes with header, query, cookie and basic only`}},
 		{"basic of nothing", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "p"}} }), []string{`spec.credentials[0].inject.basic: "u:p" takes nothing from Vault; name a field of its answer as in {api_key}`}},
 		{"basic with broken templates", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"{u", "p}"}} }), []string{
 			`spec.credentials[0].inject.basic.username: "{u" does not name a field of Vault's answer as {name}`,

@@ -30,8 +30,30 @@ func (k grantCheck) credential(i int, names map[string]bool) *credentialSpec {
 		}
 	}
 	k.inject(path+".inject", spec.Inject, out)
+	k.notSecret(path+".vault.notSecret", spec, out)
 	k.placeholder(i, out)
 	return out
+}
+
+// notSecret checks the fields that are no secrets, which templates of a value may
+// have beside one that is.
+func (k grantCheck) notSecret(path string, spec *CredentialSpec, out *credentialSpec) {
+	out.notSecret = spec.Vault.NotSecret
+	if len(out.notSecret) == 0 {
+		return
+	}
+	if in := spec.Inject; in.Header+in.Query+in.Cookie == "" && in.Basic == nil {
+		k.report(path, "goes with header, query, cookie and basic only")
+		return
+	}
+	for i, field := range out.notSecret {
+		if !slices.Contains(out.fields, field) {
+			k.report(fmt.Sprintf("%s[%d]", path, i), "%q is no field that inject takes; name one of %s", clip(field), clip(strings.Join(out.fields, ", ")))
+		}
+	}
+	if !slices.ContainsFunc(out.fields, func(field string) bool { return !slices.Contains(out.notSecret, field) }) {
+		k.report(path, "leaves nothing that is secret; leave out what is")
+	}
 }
 
 // canonicalJSON returns a JSON object with sorted keys and without blanks, and

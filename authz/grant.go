@@ -157,6 +157,8 @@ type VaultPath struct {
 	Params map[string]string `json:"params,omitempty"`
 	// TrimNewline takes one line break off the end of each field; a field that ends with one is not used otherwise.
 	TrimNewline bool `json:"trimNewline,omitempty"`
+	// NotSecret are fields of a template that are no secrets, as an account's name and a region are: they are not searched for in answers by themselves.
+	NotSecret []string `json:"notSecret,omitempty"`
 }
 
 // PlaceholderSpec is a stand-in for a credential in the plugin's environment.

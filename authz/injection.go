@@ -47,6 +47,17 @@ type Injection struct {
 	Placeholder bool // the credential has a stand-in in the plugin's environment
 
 	secrets *[]Secret
+	public  *[]string
+}
+
+// NotSecret returns the parts of the value that are known not to be secret: the
+// text of its template, and the fields that its grant says are none. What is
+// returned is not to be changed.
+func (i Injection) NotSecret() []string {
+	if i.public == nil {
+		return nil
+	}
+	return *i.public
 }
 
 // Secrets returns all that goes to the upstream and must not come back in an
@@ -74,6 +85,8 @@ type credentialSpec struct {
 	service, region string
 	basic           bool
 	placeholder     *Placeholder
+
+	notSecret []string // of fields
 
 	parts  []template // in the order that make takes them
 	fields []string   // that the parts name, in their order
@@ -167,6 +180,8 @@ func (c *credentialSpec) make(fields map[string]Secret) (Injection, error) {
 		out.Value = NewSecret(value)
 		secrets = append(secrets, out.Value)
 		secrets = append(secrets, c.ingredients(texts, fields)...)
+		public := c.public(fields)
+		out.public = &public
 	}
 	out.secrets = &secrets
 	return out, nil
@@ -201,8 +216,34 @@ func (c *credentialSpec) ingredients(texts []string, fields map[string]Secret) [
 		}
 	}
 	for _, name := range part.fields {
+		if slices.Contains(c.notSecret, name) {
+			continue
+		}
 		if s := fields[name]; s.Reveal() != texts[0] || c.basic {
 			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// public returns the texts of the parts that are between what is secret. A username
+// is not secret beside a password.
+func (c *credentialSpec) public(fields map[string]Secret) []string {
+	var out []string
+	for at, part := range c.parts {
+		text := ""
+		username := c.basic && at == 0 && len(c.parts[1].fields) > 0
+		for i, literal := range part.literals {
+			text += literal
+			if i < len(part.fields) && (username || slices.Contains(c.notSecret, part.fields[i])) {
+				field := fields[part.fields[i]]
+				text += field.Reveal()
+				continue
+			}
+			if text != "" {
+				out = append(out, text)
+			}
+			text = ""
 		}
 	}
 	return out

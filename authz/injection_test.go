@@ -182,7 +182,7 @@ func TestInjections(t *testing.T) {
 			if all := revealed(got.Secrets()); !slices.Equal(all, test.secret) {
 				t.Errorf("must not come back: %q, want %q", all, test.secret)
 			}
-			got.Value, got.Session, got.Generation, got.secrets = Secret{}, Secret{}, 0, nil
+			got.Value, got.Session, got.Generation, got.secrets, got.public = Secret{}, Secret{}, 0, nil, nil
 			if got != test.want {
 				t.Errorf("%+v, want %+v", got, test.want)
 			}

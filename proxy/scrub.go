@@ -20,13 +20,16 @@ import (
 // answer, and in the names of its headers, which have no case; nil for nothing
 // that could be found.
 func needlesOf(slots []authz.Injection) (values, names *scrub.Needles) {
-	var texts, lowered []string
+	var texts, lowered, public, loweredPublic []string
 	for _, slot := range slots {
+		for _, text := range slot.NotSecret() {
+			public, loweredPublic = append(public, text), append(loweredPublic, strings.ToLower(text))
+		}
 		for _, text := range textsOf(slot) {
 			texts, lowered = append(texts, text), append(lowered, strings.ToLower(text))
 		}
 	}
-	return scrub.New(texts...), scrub.New(lowered...)
+	return scrub.NewBeside(public, texts...), scrub.NewBeside(loweredPublic, lowered...)
 }
 
 // textsOf returns all that is secret about an injected credential, and what is
@@ -37,7 +40,9 @@ func textsOf(slot authz.Injection) []string {
 		texts = append(texts, secret.Reveal())
 	}
 	if slot.Kind != authz.InjectSigV4 {
-		texts = append(texts, insideOf(slot.Value.Reveal())...)
+		texts = append(texts, slices.DeleteFunc(insideOf(slot.Value.Reveal()), func(text string) bool {
+			return slices.ContainsFunc(slot.NotSecret(), func(public string) bool { return strings.Contains(public, text) })
+		})...)
 	}
 	// Who finds the token finds it behind its scheme too.
 	return slices.DeleteFunc(texts, func(text string) bool {

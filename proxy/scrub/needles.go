@@ -53,7 +53,12 @@ type place struct {
 
 // New returns the needles of some secrets, or nil when none is long enough to
 // be searched for (6 bytes).
-func New(secrets ...string) *Needles {
+func New(secrets ...string) *Needles { return NewBeside(nil, secrets...) }
+
+// NewBeside is [New] for secrets with parts that are not secret: an account's name
+// beside a key. Pieces of a secret that lie in one of those are not searched for by
+// themselves.
+func NewBeside(public []string, secrets ...string) *Needles {
 	n := &Needles{ending: make(map[uint32][]int)}
 	seen := make(map[string]bool)
 	for _, secret := range secrets {
@@ -63,7 +68,11 @@ func New(secrets ...string) *Needles {
 		seen[secret] = true
 		n.add(secret)
 	}
-	n.all = slices.DeleteFunc(n.all, func(one needle) bool { return len(one.text) < minNeedle || len(one.text) > maxNeedle })
+	known := forms(public)
+	n.all = slices.DeleteFunc(n.all, func(one needle) bool {
+		return len(one.text) < minNeedle || len(one.text) > maxNeedle ||
+			one.whole == nil && !seen[one.text] && slices.ContainsFunc(known, func(form string) bool { return strings.Contains(form, one.text) })
+	})
 	if len(n.all) == 0 {
 		return nil
 	}
@@ -100,6 +109,19 @@ func (n *Needles) add(secret string) {
 	if len(n.escapes) == 3 && strings.ContainsFunc(secret, func(r rune) bool { return r < ' ' || r > '~' || r == '=' }) {
 		n.escapes = `\%&=` // quoted-printable escapes nothing else
 	}
+}
+
+// forms returns the texts in which pieces of public ones are found.
+func forms(public []string) []string {
+	var out []string
+	for _, text := range public {
+		little, big := wide(text)
+		out = append(out, text, strings.ToLower(text), little, big)
+		for alignment := range 3 {
+			out = append(out, base64At(text, alignment))
+		}
+	}
+	return out
 }
 
 // pieces cuts a text that is too long to be searched for into pieces that are not,

@@ -27,6 +27,8 @@ const (
 	maxClasses = 128
 	// maxFoldPaths is up to how many different paths of equal refusals are counted.
 	maxFoldPaths = 64
+	// foldsAtOnce is how many counts are written with one system call.
+	foldsAtOnce = 16
 	// maxFoldText is how many bytes of a text are kept in a count.
 	maxFoldText = 256
 
@@ -125,7 +127,7 @@ type fold struct {
 	paths       map[uint64]struct{} // hashes of different ones, up to maxFoldPaths
 	path        string              // of the last
 	pattern     string
-	mixed       bool // they have the reason in common and nothing else
+	mixed       bool // they have the reason in common and little else
 }
 
 // take counts a refusal and reports true, or reports false: it is to be written.
@@ -176,7 +178,7 @@ func (f *folder) other(r *authz.Record) *fold {
 	if f.others[c] == nil {
 		f.others[c] = &fold{
 			record: authz.Record{
-				Kind: c.kind, Door: c.door, Reason: c.reason, UID: -1,
+				Kind: c.kind, Door: c.door, Reason: c.reason, Plugin: keepText(r.Plugin), UID: -1,
 				Detail: "refusals too different to count each",
 			},
 			mixed: true, first: r.Time, paths: map[uint64]struct{}{},
@@ -214,6 +216,9 @@ func (n *fold) add(r *authz.Record, path uint64) {
 	}
 	n.path, n.pattern = keepText(r.Path), r.Pattern
 	if n.mixed {
+		if n.record.Plugin != r.Plugin {
+			n.record.Plugin = ""
+		}
 		return
 	}
 	for _, text := range [...]struct {
@@ -271,11 +276,13 @@ func (f *folder) due(now time.Time, all bool) []*authz.Record {
 	return f.pending
 }
 
-// done forgets the counts that were due: they are written.
-func (f *folder) done() {
+// done forgets the first n counts that were due, which are written, and returns
+// the others.
+func (f *folder) done(n int) []*authz.Record {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.pending = nil
+	f.pending = f.pending[n:]
+	return f.pending
 }
 
 // folded returns how many refusals were counted instead of written since the log
@@ -291,13 +298,13 @@ func (l *Log) folded() uint64 {
 func (l *Log) Flush(now time.Time, all bool) error {
 	l.flushing.Lock()
 	defer l.flushing.Unlock()
-	due := l.folds.due(now, all)
-	if len(due) == 0 {
-		return nil
+	// A few at a time, so that no file grows far beyond its size.
+	for due := l.folds.due(now, all); len(due) > 0; {
+		some := min(len(due), foldsAtOnce)
+		if err := l.write(due[:some], true); err != nil {
+			return err
+		}
+		due = l.folds.done(some)
 	}
-	if err := l.write(due, true); err != nil {
-		return err
-	}
-	l.folds.done()
 	return nil
 }

@@ -151,6 +151,77 @@ func TestAnswerToOneWhoSendsFirst(t *testing.T) {
 	})
 }
 
+// upload sends a body as http.client does, which reads only afterwards.
+const upload = `
+import http.client, ssl, sys, urllib.parse
+url, size, proxy = urllib.parse.urlsplit(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(":")
+if url.scheme == "https":
+    c = http.client.HTTPSConnection(proxy[0], int(proxy[1]), timeout=30, context=ssl.create_default_context())
+    c.set_tunnel(url.hostname, url.port)
+    target = url.path
+else:
+    c = http.client.HTTPConnection(proxy[0], int(proxy[1]), timeout=30)
+    target = sys.argv[1]
+body = (b"x" * 65536 for _ in range(size // 65536)) if sys.argv[4] == "chunked" else b"x" * size
+c.request("POST", target, body=body, headers={"Host": url.netloc}, encode_chunked=sys.argv[4] == "chunked")
+r = c.getresponse()
+print(r.status, r.read()[:9])
+`
+
+// TestRealUploads uploads with programs that send before they read, and with one
+// whose input never ends.
+func TestRealUploads(t *testing.T) {
+	o := newOrigin(t, rude)
+	w, _ := o.through(t, door{}, grantedPaths)
+	for _, secure := range []bool{false, true} {
+		base := map[bool]string{false: "http://", true: "https://"}[secure] + o.authority(secure)
+		for path, want := range map[string]string{"/refused": "403", "/granted/413": "413", "/granted/resets": "502"} {
+			t.Run("python "+base[:5]+path, func(t *testing.T) {
+				testenv.Require(t, testenv.Program("python3"))
+				for _, framing := range []string{"length", "chunked"} {
+					for _, size := range []int{5 << 20, 30 << 20} {
+						stdout, stderr, err := w.run(t, "python3", "-c", upload, base+path, fmt.Sprint(size), w.addr.String(), framing)
+						if err != nil || !strings.HasPrefix(stdout, want) {
+							t.Errorf("%d bytes, %s: %v %s %s", size, framing, err, stdout, stderr)
+						}
+					}
+				}
+			})
+			t.Run("curl "+base[:5]+path, func(t *testing.T) {
+				testenv.Require(t, testenv.Program("curl"))
+				script := `{ echo one; exec sleep 60; } | { curl -s --http1.1 -m 20 -T - -o /dev/null -w '%{http_code}' ` + base + path + `; kill 0; }`
+				stdout, stderr, _ := w.run(t, "setsid", "-w", "sh", "-c", script) // kill 0 ends the shell too
+				if stdout != want {
+					t.Errorf("answer is %q %s", stdout, stderr)
+				}
+			})
+		}
+	}
+}
+
+// TestBusyboxWget ends its direction once its request is sent. The upstream takes
+// its time.
+func TestBusyboxWget(t *testing.T) {
+	testenv.Require(t, testenv.Program("busybox"))
+	o := newOrigin(t, func(c *originConn) {
+		if c.head() != nil {
+			time.Sleep(3 * 100 * time.Millisecond)
+			c.say("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nanswer")
+		}
+	})
+	for _, d := range doors[2:] {
+		t.Run(d.name, func(t *testing.T) {
+			w, _ := o.through(t, d, nil)
+			scheme := map[bool]string{false: "http", true: "https"}[d.secure]
+			stdout, stderr, err := w.run(t, "env", "-u", "http_proxy", "-u", "https_proxy", "busybox", "wget", "-q", "-O", "-", "--no-check-certificate",
+				"--header", fmt.Sprintf("Host: 127.0.0.1:%d", o.address[d.secure].Port()), scheme+"://"+w.addr.String()+"/")
+			if err != nil || stdout != "answer" {
+				t.Errorf("%v %q %s", err, stdout, stderr)
+			}
+		})
+	}
+}
+
 // TestRefusalKeepsTheConnection refuses requests whose bodies are there, or come
 // with the next packet: the connection goes on.
 func TestRefusalKeepsTheConnection(t *testing.T) {

@@ -30,7 +30,7 @@ func newOrigin(t testing.TB, handle func(c *originConn)) *origin {
 	t.Helper()
 	ca, err := testenv.NewCA("upstream")
 	testenv.Must(t, err)
-	pair, err := ca.Issue("api.weather.example")
+	pair, err := ca.Issue("api.weather.example", "127.0.0.1")
 	testenv.Must(t, err)
 	o := &origin{t: t, ca: ca, address: make(map[bool]netip.AddrPort)}
 	for _, secure := range []bool{false, true} {
@@ -92,7 +92,7 @@ func (o *origin) rules(change func(*authz.Rule)) []authz.Rule {
 		r := authz.Rule{
 			ID: fmt.Sprintf("tls-%t", secure), Reason: "a test", Methods: []string{"*"}, Paths: []string{"/**"},
 			To: authz.To{
-				Hosts: []string{"api.weather.example"}, Ports: []uint16{address.Port()},
+				Hosts: []string{"api.weather.example", "127.0.0.1"}, Ports: []uint16{address.Port()},
 				Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 			},
 		}

@@ -53,6 +53,7 @@ type exchange struct {
 	unread   atomic.Bool  // there is a body, and its end has not been read
 
 	mu       sync.Mutex // guards the answer against informational ones that come late
+	kept     *keptBody  // the body, while it may be sent again; nil for none
 	settled  bool       // the final answer has come, or none will
 	address  string
 	attempts int  // connections that the request was given
@@ -473,6 +474,7 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 		_ = conn.Close() // or it would be written before anybody hears of that
 		return false
 	}
+	x.kept.restart()
 	x.address = address
 	if x.attempts++; x.attempts > maxAttempts && x.speak() != speakHTTP1 {
 		x.giveUp(errRepeated)

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -61,8 +62,7 @@ func (x *exchange) endMessages(h http.Header, response *http.Response, err error
 // resetCode returns the code with which a stream to the upstream was reset
 // (RFC 9113, section 6.4), by either side.
 func resetCode(err error) (http2.ErrCode, bool) {
-	var reset http2.StreamError // which net/http's own can be taken as
-	if errors.As(err, &reset) {
+	if reset, ok := errors.AsType[http2.StreamError](err); ok { // as which net/http's own can be taken
 		return reset.Code, true
 	}
 	// net/http quotes it only, where it could not repeat the request; see notProcessed.
@@ -110,5 +110,8 @@ func grpcTimeout(h http.Header) (time.Duration, bool) {
 	unit, ok := map[byte]time.Duration{
 		'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
 	}[text[len(text)-1]]
-	return min(time.Duration(n), time.Duration(1<<62)/max(unit, 1)) * unit, err == nil && ok
+	if err != nil || !ok {
+		return 0, false
+	}
+	return time.Duration(min(int64(n), math.MaxInt64/int64(unit)) * int64(unit)), true
 }

@@ -106,8 +106,8 @@ func TestGRPCEnds(t *testing.T) {
 	through := w.dialGRPC(up.authority())
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			want, _ := callEnd(t, direct, name, 0)
-			got, messages := callEnd(t, through, name, 0)
+			_, want := callEnd(t, direct, name, 0)
+			messages, got := callEnd(t, through, name, 0)
 			if strings.HasPrefix(name, http2.ErrCodeFlowControl.String()) {
 				want = status.Error(codes.Internal, "as gRPC and its C core have it; gRPC-Go makes it RESOURCE_EXHAUSTED")
 			}
@@ -138,14 +138,14 @@ func TestGRPCEnds(t *testing.T) {
 func TestGRPCDeadline(t *testing.T) {
 	up, _ := newGRPCEnder(t)
 	w := newWorld(t, setup{input: granted(up.rule())})
-	got, _ := callEnd(t, w.dialGRPC(up.authority()), "CANCEL before", 50*time.Millisecond)
+	_, got := callEnd(t, w.dialGRPC(up.authority()), "CANCEL before", 50*time.Millisecond)
 	if status.Code(got) != codes.DeadlineExceeded {
 		t.Errorf("the client sees %v", got)
 	}
 }
 
 // callEnd makes one call, and returns its end and how many messages came before.
-func callEnd(t *testing.T, client *grpc.ClientConn, name string, timeout time.Duration) (err error, messages int) { //nolint:revive // the error is the result
+func callEnd(t *testing.T, client *grpc.ClientConn, name string, timeout time.Duration) (messages int, end error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	if timeout > 0 {
@@ -155,12 +155,12 @@ func callEnd(t *testing.T, client *grpc.ClientConn, name string, timeout time.Du
 	stream, err := client.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/end/"+strings.ReplaceAll(name, " ", "-"), grpc.WaitForReady(true))
 	testenv.Must(t, err)
 	if err := stream.SendMsg(wrapperspb.String("x")); err != nil {
-		return err, 0
+		return 0, err
 	}
 	_ = stream.CloseSend()
 	for {
 		if err := stream.RecvMsg(new(wrapperspb.StringValue)); err != nil {
-			return err, messages
+			return messages, err
 		}
 		messages++
 	}

@@ -157,8 +157,10 @@ func TestHeadsArriveAsTheyAre(t *testing.T) {
 	w := newWorld(t, setup{input: granted(rule(api, "read"))})
 	authority := fmt.Sprintf("api.weather.example:%d", api.Addr.Port())
 	client := w.h2Client(authority)
-	fields := []string{":method", "POST", ":scheme", "https", ":authority", authority, ":path", "/echo?a=%41&b", "te", "trailers", "x-many", "1", "x-many", "2",
-		"cookie", "a=1", "cookie", "b=2", "x-latin", "caf\xe9", "x-empty", "", "x-large", strings.Repeat("l", 50_000)}
+	fields := []string{
+		":method", "POST", ":scheme", "https", ":authority", authority, ":path", "/echo?a=%41&b", "te", "trailers", "x-many", "1", "x-many", "2",
+		"cookie", "a=1", "cookie", "b=2", "x-latin", "caf\xe9", "x-empty", "", "x-large", strings.Repeat("l", 50_000),
+	}
 	for n := range uint32(4) { // from the second on they are in the encoder's table
 		stream := 2*n + 1
 		block := client.head(fields...)

@@ -36,6 +36,9 @@ func (x *exchange) send(through *pool, out *http.Request) (response *http.Respon
 	}
 	kept := &keptBody{from: out.Body, holding: x.held}
 	kept.changed.L = &kept.mu
+	x.mu.Lock()
+	x.kept = kept
+	x.mu.Unlock()
 	defer kept.letGo() // nothing is sent again once there is an answer
 	for attempt := 1; ; attempt++ {
 		response, err := through.send(func() *http.Request {
@@ -56,6 +59,9 @@ func (x *exchange) send(through *pool, out *http.Request) (response *http.Respon
 // promises nothing.
 func notProcessed(err error) bool {
 	text := err.Error()
+	if text == "net/http: cannot rewind body after connection loss" {
+		return true // net/http would have sent it again, since none of it was written
+	}
 	if !strings.HasPrefix(text, "http2: Transport: cannot retry err [") {
 		return false
 	}
@@ -73,6 +79,7 @@ type keptBody struct {
 
 	mu      sync.Mutex
 	changed sync.Cond
+	current *attemptBody
 	read    []byte // from the beginning
 	err     error  // behind it
 	filling bool   // a goroutine reads
@@ -93,7 +100,22 @@ func (k *keptBody) attempt() io.ReadCloser {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.ended = false
-	return &attemptBody{kept: k}
+	k.current = &attemptBody{kept: k}
+	return k.current
+}
+
+// restart takes back that the present attempt has ended, if it has read nothing:
+// net/http closes the body of a request that it has found no connection for, and
+// then sends it over another.
+func (k *keptBody) restart() {
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if b := k.current; b != nil && !b.begun && !k.closed {
+		b.ended, k.ended = false, false
+	}
 }
 
 // letGo ends the keeping.
@@ -135,6 +157,7 @@ func (k *keptBody) fill() {
 type attemptBody struct {
 	kept  *keptBody
 	next  int // of what was read
+	begun bool
 	ended bool
 }
 
@@ -147,6 +170,8 @@ func (b *attemptBody) Read(p []byte) (int, error) {
 		switch {
 		case b.ended:
 			return 0, errReplaced
+		case !b.begun:
+			b.begun = true
 		case b.next < len(k.read):
 			n := copy(p, k.read[b.next:])
 			b.next += n

@@ -52,7 +52,7 @@ func restarted(t *testing.T, d *disk, plugin, rule Limits, now time.Time) *world
 func TestRatesOutliveRestarts(t *testing.T) {
 	for _, rate := range []Limit{{1, time.Hour}, {3, time.Hour}, {10, time.Second}, {60, time.Minute}, {1000, time.Minute}, {7, 1500 * time.Millisecond}} {
 		for seed := range uint64(6) {
-			random := rand.New(rand.NewPCG(seed, rate.Count)) //nolint:gosec // a test that can be repeated
+			random := rand.New(rand.NewPCG(seed, rate.Count))
 			d, now := &disk{}, noon
 			limits := Limits{Requests: rate}
 			w := restarted(t, d, Limits{}, limits, now)

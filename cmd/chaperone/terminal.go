@@ -54,6 +54,7 @@ func operatorStream() *os.File {
 type typedSignal struct {
 	sig   syscall.Signal
 	group int
+	sent  bool // by the terminal; false: the plugin has had it not send it
 }
 
 // terminals is what run has to do with the terminal that it was started on.
@@ -87,9 +88,9 @@ func (t *terminals) attach(master *os.File, background bool, raw func(bool)) err
 	ends := operator.Controlling() || stream == os.Stdin
 	t.relay, err = terminal.Start(terminal.Config{
 		Operator: operator, Master: master, Wait: background, Raw: raw,
-		Typed: func(sig syscall.Signal, group int) {
+		Typed: func(sig syscall.Signal, group int, sent bool) {
 			select {
-			case t.typed <- typedSignal{sig, group}:
+			case t.typed <- typedSignal{sig, group, sent}:
 			default: // one that is not acted on yet asks for the same
 			}
 		},

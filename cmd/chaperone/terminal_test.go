@@ -300,3 +300,35 @@ func TestTerminalStopped(t *testing.T) {
 	p.sees("it cannot act on SIGINT")
 	p.sees(regexp.QuoteMeta(prompt))
 }
+
+// TestTerminalKeys types Ctrl-C for plugins that have had their terminal send no
+// signal for it: it ends one that reads lines, and is read by one that reads each
+// character.
+func TestTerminalKeys(t *testing.T) {
+	w := newWorld(t, "required", "")
+	w.write("plugin.py", `
+import sys, termios, time, tty
+modes = termios.tcgetattr(0)
+if sys.argv[1] == "no-signals": modes[3] &= ~termios.ISIG
+if sys.argv[1] == "other-key": modes[6][termios.VINTR] = b"\x18"
+termios.tcsetattr(0, termios.TCSANOW, modes)
+if sys.argv[1] == "raw": tty.setraw(0)
+print("up-%d" % (1 + 1), flush=True)
+if sys.argv[1] == "raw": print("read-%d" % sys.stdin.buffer.read(1)[0], flush=True)
+else: time.sleep(60)
+`)
+	testenv.Must(t, os.Chmod(w.file("plugin.py"), 0o644))
+	p := w.sit()
+	for _, how := range []string{"no-signals", "other-key"} {
+		p.runs("python3 plugin.py "+how, "")
+		p.sees("up-2\r\n")
+		p.types("\x03")
+		p.sees(regexp.QuoteMeta(prompt))
+		p.types("echo status-$?\n")
+		p.sees("status-130\r\n")
+	}
+	p.runs("python3 plugin.py raw", "")
+	p.sees("up-2")
+	p.types("\x03")
+	p.sees("read-3")
+}

@@ -50,7 +50,7 @@ func (w *waiter) wait(ctx context.Context) (int, error) {
 	for {
 		select {
 		case e := <-ended:
-			return w.ended(e)
+			return w.ended(ctx, e)
 		case err := <-watched:
 			w.served <- err // for the caller, which waits for the sidecar's end
 			watched = nil
@@ -71,10 +71,10 @@ func (w *waiter) wait(ctx context.Context) (int, error) {
 }
 
 // ended records the end of CMD and returns the status of run.
-func (w *waiter) ended(e ending) (int, error) {
+func (w *waiter) ended(ctx context.Context, e ending) (int, error) {
 	s := w.s
 	s.process.Store(nil)
-	s.flushKernel()
+	s.flushKernel(ctx)
 	s.flushCounts(true)
 	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
 	if r, halted := s.halted(); halted {
@@ -88,11 +88,11 @@ func (w *waiter) ended(e ending) (int, error) {
 const flushPatience = time.Second
 
 // flushKernel records what the kernel half has to report of a plugin that has ended.
-func (s *sidecar) flushKernel() {
+func (s *sidecar) flushKernel(ctx context.Context) {
 	if s.cage == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), flushPatience)
+	ctx, cancel := context.WithTimeout(ctx, flushPatience)
 	defer cancel()
 	s.cage.Flush(ctx)
 	s.recordUntold(time.Now(), true)
@@ -158,8 +158,10 @@ func (w *waiter) stopped(sig syscall.Signal) {
 func (w *waiter) typed(key typedSignal) {
 	_, _, limited := w.s.limits.stopped()
 	switch {
-	case limited && key.sig != syscall.SIGTSTP:
+	case (limited || !key.sent) && key.sig != syscall.SIGTSTP:
 		w.end(key.sig)
+	case !key.sent:
+		w.suspend()
 	case limited, key.sig == syscall.SIGTSTP && w.stops == nil && key.group == w.p.PID():
 		w.suspend()
 	}

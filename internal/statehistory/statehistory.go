@@ -241,7 +241,7 @@ func (h *History) advance(revocations int, files []string) error {
 // Accept takes a state directory for the one that is remembered, as it is: what it
 // has lost stays lost. It returns what was wrong with it, nil for nothing.
 func Accept(dir, plugin string, revocations int, roots ...string) (lost, err error) {
-	h, err := Open(dir, plugin, roots...)
+	_, err = Open(dir, plugin, roots...)
 	if err == nil {
 		return nil, nil
 	}
@@ -253,7 +253,7 @@ func Accept(dir, plugin string, revocations int, roots ...string) (lost, err err
 	if err != nil {
 		return nil, err
 	}
-	h = &History{dir: dir, plugin: plugin}
+	h := &History{dir: dir, plugin: plugin}
 	if h.path, err = choose(roots, id); err != nil {
 		return nil, fmt.Errorf("remember state: %w", err)
 	}

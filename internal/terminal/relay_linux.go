@@ -38,8 +38,11 @@ type Config struct {
 	Raw func(raw bool)
 	// Typed reports that a character was typed that has the pseudoterminal send
 	// SIGINT, SIGQUIT or SIGTSTP, and the process group that was in its foreground
-	// then (0: none). It was passed on. It must not block.
-	Typed func(sig syscall.Signal, group int)
+	// then (0: none). It was passed on. sent is false where the program has had the
+	// pseudoterminal not send it, although it reads whole lines: then the signal is
+	// for who is told to send. A program that reads each character (in raw mode, as
+	// editors and ssh) acts on it itself. It must not block.
+	Typed func(sig syscall.Signal, group int, sent bool)
 	// Gone reports that the terminal was hung up. It must not block.
 	Gone func()
 }
@@ -49,7 +52,8 @@ type Config struct {
 // the program has what is typed for it, and nothing that is typed for others.
 type Relay struct {
 	config Config
-	wake   [2]int // a pipe that ends a poll
+	wake   [2]int        // a pipe that ends a poll
+	keys   *unix.Termios // of the person's terminal before it was raw
 
 	mu        sync.Mutex
 	active    bool
@@ -69,6 +73,7 @@ func Start(config Config) (*Relay, error) {
 	if err := unix.Pipe2(r.wake[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("relay terminal: %w", err)
 	}
+	r.keys, _ = unix.IoctlGetTermios(config.Operator.fd, unix.TCGETS) // nil: it is gone
 	r.Resize()
 	_ = blockingJobSignals(func() error { r.prepare(); return nil }) // before anything is written
 	go r.write()
@@ -242,12 +247,12 @@ func (r *Relay) read() {
 			continue
 		}
 		// Before it is passed on: the group that it stops is then in the foreground.
-		signals, group := r.signals(buffer[:n]), r.foregroundGroup()
+		keys, group := r.signals(buffer[:n]), r.foregroundGroup()
 		if _, err := r.config.Master.Write(buffer[:n]); err != nil {
 			return // the program has ended
 		}
-		for _, sig := range signals {
-			r.config.Typed(sig, group)
+		for _, k := range keys {
+			r.config.Typed(k.sig, group, k.sent)
 		}
 	}
 }
@@ -312,30 +317,48 @@ func (r *Relay) take(buffer []byte) int {
 	return n
 }
 
-// signals returns the signals that characters have the pseudoterminal send, as it
-// is set.
-func (r *Relay) signals(typed []byte) []syscall.Signal {
+// key is a character that stands for a signal.
+type key struct {
+	sig  syscall.Signal
+	sent bool // the pseudoterminal sends it
+}
+
+// signals returns the signals that characters stand for: those that the
+// pseudoterminal sends as it is set, and while it collects lines those that the
+// person's terminal would have sent as it was.
+func (r *Relay) signals(typed []byte) []key {
 	var modes *unix.Termios
 	_, err := control(r.config.Master, func(fd int) (_ int, err error) {
 		modes, err = unix.IoctlGetTermios(fd, unix.TCGETS)
 		return 0, err
 	})
-	if err != nil || modes.Lflag&unix.ISIG == 0 {
+	if err != nil {
 		return nil
 	}
-	var out []syscall.Signal
+	var out []key
 	for _, c := range typed {
-		switch c {
-		case 0: // a function that is switched off (_POSIX_VDISABLE)
-		case modes.Cc[unix.VINTR]:
-			out = append(out, unix.SIGINT)
-		case modes.Cc[unix.VQUIT]:
-			out = append(out, unix.SIGQUIT)
-		case modes.Cc[unix.VSUSP]:
-			out = append(out, unix.SIGTSTP)
+		if sig := signalOf(modes, c); sig != 0 {
+			out = append(out, key{sig, true})
+		} else if sig := signalOf(r.keys, c); sig != 0 && modes.Lflag&unix.ICANON != 0 {
+			out = append(out, key{sig, false})
 		}
 	}
 	return out
+}
+
+// signalOf returns the signal that a terminal sends for a character; 0 for none.
+func signalOf(modes *unix.Termios, c byte) syscall.Signal {
+	switch {
+	case modes == nil || modes.Lflag&unix.ISIG == 0 || c == 0: // 0: a function that is switched off (_POSIX_VDISABLE)
+		return 0
+	case c == modes.Cc[unix.VINTR]:
+		return unix.SIGINT
+	case c == modes.Cc[unix.VQUIT]:
+		return unix.SIGQUIT
+	case c == modes.Cc[unix.VSUSP]:
+		return unix.SIGTSTP
+	}
+	return 0
 }
 
 // jobSignals stop a process in the background that uses its terminal.

@@ -30,9 +30,9 @@ test: ## every test with the race detector, against real parts; says what it ski
 	@tools/setup test
 	go test $$(tools/setup race) -shuffle=on -timeout 30m ./...
 
-test-long: ## what looks for leftovers, longer: 100 runs, 30 kills, 20 sidecars at once; root
+test-long: ## what looks for leftovers, longer: 100 runs, 30 kills, 20 sidecars at once; floods of every kind; root
 	@tools/setup test
-	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run Leftovers ./internal/e2e
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run 'Leftovers|Floods' ./internal/e2e
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint

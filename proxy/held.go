@@ -32,6 +32,9 @@ const (
 	// headFactor is how many times a head is there: as it was read, and as a map of
 	// its lines.
 	headFactor = 2
+	// garbageFactor is how many times a decoder is counted that is gone at once:
+	// the windows of those before it are there until they are collected.
+	garbageFactor = 2
 	// freeHead is the head that is counted with its connection.
 	freeHead = 4 << 10
 )

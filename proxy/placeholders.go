@@ -190,10 +190,14 @@ func searchWhole(body io.Reader, codings string, search scrub.Search) (io.Reader
 	if length > maxCompressed {
 		return nil, errUnsearchable("is compressed and longer than 4 MiB")
 	}
-	if err := search.Room.Take(scrub.DecoderSize(codings)); err != nil {
+	if scrub.Codings(codings) > 1 { // which no program does, and each takes a window
+		return nil, errUnsearchable("is compressed more than once")
+	}
+	size := garbageFactor * scrub.DecoderSize(codings)
+	if err := search.Room.Take(size); err != nil {
 		return nil, err
 	}
-	defer search.Room.Give(scrub.DecoderSize(codings))
+	defer search.Room.Give(size)
 	again := slices.Clone(text) // reading it takes it apart
 	plain, err := scrub.Decode(codings, &again)
 	if err == nil {

@@ -29,8 +29,8 @@ const (
 // and what it has decoded and not passed on.
 const (
 	inflateSize = 64 << 10
-	brotliSize  = 16<<20 + 1<<20    // of the largest window (RFC 7932, section 9.1)
-	zstdSize    = maxWindow + 2<<20 // a block is decoded before it leaves the window
+	brotliSize  = 16<<20 + 1<<20      // of the largest window (RFC 7932, section 9.1)
+	zstdSize    = 2*maxWindow + 2<<20 // the window slides in a buffer twice as large
 )
 
 // DecoderSize returns how many bytes the decoders of a Content-Encoding hold at

@@ -49,8 +49,17 @@
 // No rule looks at bodies, and neither does this door: a filter need not send
 // them (with_request_body), and a body that is cut short
 // (x-envoy-auth-partial-body), too, is passed over. A stand-in for a credential
-// in a body is therefore not found here. A check of over 4 MiB is refused as
+// in a body, or in trailers, is therefore not found here. A check of over 4 MiB is refused as
 // malformed_request, body included.
+//
+// # What is not a check
+//
+// A request of which only some headers are shown (allowed_headers) is refused:
+// nothing could be found or removed in the others. What is no call of gRPC, as of a
+// filter that has the socket for its http_service, gets no HTTP status of success,
+// which such a filter would take for an allowing answer. Envoy's access log service
+// is taken too, from callers that are trusted: what Envoy answers by itself is
+// recorded.
 //
 // # The answer
 //

@@ -131,7 +131,7 @@ func startShortLived(t *testing.T) *h2Upstream {
 		ServiceName: strings.Split(testenv.EchoUnary, "/")[1], HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{{
 			MethodName: strings.Split(testenv.EchoUnary, "/")[2],
-			Handler: func(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // as gRPC calls it
+			Handler: func(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 				in := new(wrapperspb.StringValue)
 				return in, decode(in)
 			},

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc/grpclog"
+	"google.golang.org/grpc/grpclog" //nolint:depguard // its logger is set for the process, and nothing is spoken here
 
 	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
 	"github.com/chaperone-proxy/chaperone/internal/printable"

@@ -123,9 +123,11 @@ func TestPluginEnvironment(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			b.foreignJava = strings.Contains(c.java, "/a")
 			env := pluginEnvironment(base, c.extra, "127.0.0.1:1", authz.Secret{}, b)
-			for _, want := range []string{"KEPT=1", javaVariables[0] + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem",
+			for _, want := range []string{
+				"KEPT=1", javaVariables[0] + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem",
 				"PIP_CERT=/trust/ca-bundle.pem", "npm_config_cafile=", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=/trust/ca-bundle.pem",
-				"CARGO_HTTP_CAINFO=/trust/ca-bundle.pem"} {
+				"CARGO_HTTP_CAINFO=/trust/ca-bundle.pem",
+			} {
 				if !slices.Contains(env, want) {
 					t.Errorf("%s is missing in %v", want, env)
 				}

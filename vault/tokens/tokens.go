@@ -236,7 +236,7 @@ func past(now, t time.Time) bool {
 
 // credential returns the token as a credential, which ends with the client's.
 func (t *token) credential(client *authz.Credential) authz.Credential {
-	c := authz.Credential{Fields: t.fields, Generation: t.generation, Lease: client.Lease, NotAfter: t.notAfter}
+	c := authz.Credential{Fields: t.fields, Generation: t.generation, Lease: client.Lease, NotAfter: t.notAfter, Uses: client.Uses}
 	if !client.NotAfter.IsZero() && client.NotAfter.Before(c.NotAfter) {
 		c.NotAfter = client.NotAfter
 	}

@@ -358,8 +358,12 @@ func TestTokenEndsWithWhatItWasGotWith(t *testing.T) {
 	r := newRoom(t, nil)
 	ref := r.ref()
 	end := r.clock.now().Add(time.Minute)
-	r.leases.change(func(c *authz.Credential) { c.NotAfter = end })
+	uses := new(authz.Uses)
+	r.leases.change(func(c *authz.Credential) { c.NotAfter, c.Uses = end, uses })
 	c := testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
+	if c.Uses != uses { // or its lease would be revoked under the requests with the token
+		t.Error("an access with the token is none with what it was got with")
+	}
 	if !c.NotAfter.Equal(end) || c.Lease != "l1" {
 		t.Errorf("served until %s with lease %s", c.NotAfter, c.Lease)
 	}

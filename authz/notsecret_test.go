@@ -15,19 +15,26 @@ func TestNotSecret(t *testing.T) {
 		secret, public []string
 	}{
 		"nothing said": {
-			Inject{Header: "Authorization", Value: "sso-key {account}:{token}"}, nil,
-			[]string{"sso-key acme-production:hunter2hunter2", "acme-production", "hunter2hunter2"}, []string{"sso-key ", ":"},
+			Inject{Header: "Authorization", Value: "sso-key {account}:{token}"},
+			nil,
+			[]string{"sso-key acme-production:hunter2hunter2", "acme-production", "hunter2hunter2"},
+			[]string{"sso-key ", ":"},
 		},
 		"an account": {
-			Inject{Header: "Authorization", Value: "sso-key {account}:{token}"}, []string{"account"},
-			[]string{"sso-key acme-production:hunter2hunter2", "hunter2hunter2"}, []string{"sso-key acme-production:"},
+			Inject{Header: "Authorization", Value: "sso-key {account}:{token}"},
+			[]string{"account"},
+			[]string{"sso-key acme-production:hunter2hunter2", "hunter2hunter2"},
+			[]string{"sso-key acme-production:"},
 		},
 		"several": {
-			Inject{Cookie: "sid", Value: "{account}/{token}/{region}."}, []string{"account", "region"},
-			[]string{"acme-production/hunter2hunter2/eu-west-1.", "hunter2hunter2"}, []string{"acme-production/", "/eu-west-1."},
+			Inject{Cookie: "sid", Value: "{account}/{token}/{region}."},
+			[]string{"account", "region"},
+			[]string{"acme-production/hunter2hunter2/eu-west-1.", "hunter2hunter2"},
+			[]string{"acme-production/", "/eu-west-1."},
 		},
 		"basic": {
-			Inject{Basic: &Basic{"{account}", "{region}{token}"}}, []string{"region", "account"},
+			Inject{Basic: &Basic{"{account}", "{region}{token}"}},
+			[]string{"region", "account"},
 			[]string{"Basic YWNtZS1wcm9kdWN0aW9uOmV1LXdlc3QtMWh1bnRlcjJodW50ZXIy", "acme-production:eu-west-1hunter2hunter2", "hunter2hunter2"},
 			[]string{"acme-production", "eu-west-1"},
 		},

@@ -224,7 +224,7 @@ func (p *pools) transport(a *authz.Admission, speak protocol, stream, connection
 	}
 	t := &http.Transport{
 		Proxy:                  nil, // the sidecar's own environment has no say
-		DialContext:            p.dialing(speak, int64(connection)),
+		DialContext:            p.dialerOf(speak, int64(connection)),
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    handshakeTimeout,
 		DisableCompression:     true,
@@ -267,10 +267,10 @@ type decided struct {
 	tls bool // a handshake follows
 }
 
-// dialing returns a transport's DialContext, for connections with a window of so
+// dialerOf returns a transport's DialContext, for connections with a window of so
 // many bytes over HTTP/2, which is taken with them. It fails with errNarrow where
 // there is no room for a wide one.
-func (p *pools) dialing(speak protocol, window int64) dialContext {
+func (p *pools) dialerOf(speak protocol, window int64) dialContext {
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		holding := p.budget.Hold()
 		switch {

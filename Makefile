@@ -30,9 +30,10 @@ test: ## every test with the race detector, against real parts; says what it ski
 	@tools/setup test
 	go test $$(tools/setup race) -shuffle=on -timeout 30m ./...
 
-test-long: ## what looks for leftovers, longer: 100 runs, 30 kills, 20 sidecars at once; floods of every kind; root
+test-long: ## what takes long: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server; root
 	@tools/setup test
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run 'Leftovers|Floods' ./internal/e2e
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run Differential ./internal/e2e/differential
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint

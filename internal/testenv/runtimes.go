@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // BuildGoPlugin builds the host and plugin of HashiCorp's go-plugin that the
@@ -49,12 +50,17 @@ func buildModule(ctx context.Context, progress io.Writer, name, announcement str
 // cache does not have them. It returns the folder that holds node_modules.
 // Progress, which may be nil, gets a line when the installation begins.
 func InstallNode(ctx context.Context, progress io.Writer) (string, error) {
-	root, err := Root()
-	if err != nil {
-		return "", err
-	}
-	source := filepath.Join(root, "internal", "e2e", "testdata", "npm")
-	sum, err := hashSources(source)
+	return installNode(ctx, progress, "internal", "e2e", "testdata", "npm")
+}
+
+// InstallNodeClients installs the npm packages of the differential tests, as
+// InstallNode does.
+func InstallNodeClients(ctx context.Context, progress io.Writer) (string, error) {
+	return installNode(ctx, progress, "internal", "e2e", "differential", "testdata", "npm")
+}
+
+func installNode(ctx context.Context, progress io.Writer, folder ...string) (string, error) {
+	source, sum, err := listOfPackages(folder)
 	if err != nil {
 		return "", fmt.Errorf("hash the list of npm packages: %w", err)
 	}
@@ -74,4 +80,53 @@ func InstallNode(ctx context.Context, progress io.Writer) (string, error) {
 		}
 		return nil
 	})
+}
+
+// SystemPython is the Python that the tests run as a plugin: the system's, since
+// one in somebody's home is no plugin's.
+const SystemPython = "/usr/bin/python3"
+
+// InstallPythonClients installs the Python packages of the differential tests for
+// SystemPython, exactly those of their requirements.txt, whose hashes pip compares,
+// if the cache does not have them. It returns the folder for PYTHONPATH.
+// Progress, which may be nil, gets a line when the installation begins.
+func InstallPythonClients(ctx context.Context, progress io.Writer) (string, error) {
+	source, sum, err := listOfPackages([]string{"internal", "e2e", "differential", "testdata", "pip"})
+	if err != nil {
+		return "", fmt.Errorf("hash the list of Python packages: %w", err)
+	}
+	version, err := exec.CommandContext(ctx, SystemPython, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask %s for its version: %w", SystemPython, err)
+	}
+	release := strings.TrimSpace(string(version))
+	return cached("python"+release+"-"+sum, func(path string) error {
+		if progress != nil {
+			fmt.Fprintln(progress, "installing the Python packages of the tests (once)")
+		}
+		command, err := pip()
+		if err != nil {
+			return err
+		}
+		if err := os.RemoveAll(path); err != nil { // an installation that was killed may have left something
+			return err
+		}
+		args := append(command[1:], "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
+			"--only-binary=:all:", "--python-version", release, "--target", path, "--requirement", filepath.Join(source, "requirements.txt"))
+		if out, err := exec.CommandContext(ctx, command[0], args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("install Python packages: %w\n%s", err, out)
+		}
+		return nil
+	})
+}
+
+// listOfPackages returns a folder of the repository and a hash of its files.
+func listOfPackages(folder []string) (source, sum string, err error) {
+	root, err := Root()
+	if err != nil {
+		return "", "", err
+	}
+	source = filepath.Join(append([]string{root}, folder...)...)
+	sum, err = hashSources(source)
+	return source, sum, err
 }

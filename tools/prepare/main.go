@@ -1,7 +1,7 @@
 // Command prepare builds and fetches, once, what the tests and the demo run
 // against, so that no test has to wait for it:
 //
-//	go run ./tools/prepare vault envoy goplugin npm
+//	go run ./tools/prepare vault envoy goplugin npm npm-clients python-clients
 //
 // It keeps them in .cache, or in the folder that CHAPERONE_CACHE names. What
 // cannot be had is said, and is an error only with CHAPERONE_REQUIRE=1.
@@ -59,8 +59,12 @@ func getter(part string) (func(context.Context, io.Writer) (string, error), erro
 		return testenv.BuildGoPlugin, nil
 	case "npm":
 		return testenv.InstallNode, nil
+	case "npm-clients":
+		return testenv.InstallNodeClients, nil
+	case "python-clients":
+		return testenv.InstallPythonClients, nil
 	default:
-		return nil, fmt.Errorf("unknown part %q: name vault, envoy, goplugin or npm", part)
+		return nil, fmt.Errorf("unknown part %q: name vault, envoy, goplugin, npm, npm-clients or python-clients", part)
 	}
 }
 

@@ -250,6 +250,7 @@ func TestDoctorIsNamedWhereItHelps(t *testing.T) {
 	config := strings.Replace(string(sleeper("state")), "kernel:", "process: {user: nobody-of-that-name}, kernel:", 1)
 	testenv.Must(t, errors.Join(os.Mkdir(filepath.Join(dir, "grants"), 0o700), os.WriteFile(file, []byte(config), 0o600)))
 	w := &world{t: t, dir: dir}
+	t.Setenv("CHAPERONE_REGISTRY", w.file("registry")) // not the host's
 	if r := w.run("true"); r.status != exitSidecar || strings.Contains(r.stderr, "doctor") {
 		t.Errorf("an unknown user: status %d: %s", r.status, r.stderr)
 	}

@@ -32,7 +32,7 @@ var explanations = []explained{
 	// What is not granted.
 	{"curl: OPTIONS ?, Go", everyWay, "answer", "OPTIONS * is of a whole server, and rules grant paths: 400"},
 	{"go: an upgrade that is not taken, SPDY 3.1", everyWay, "status|body", "A protocol that the rule does not list in upgrades is refused; offers that a request can do without (TLS, h2c) are dropped"},
-	{"go: a large head beside other streams", byEnvoy, "stream 3", "A head above 60 KiB is refused"},
+	{"go: a large head beside other streams", everyWay, "stream 3", "A head above 60 KiB is refused, and the other streams go on"},
 
 	// What Envoy does by itself.
 	{"curl: http*hints", byEnvoy, "interim", "Envoy passes 103 on, and no 102"},
@@ -45,9 +45,7 @@ var explanations = []explained{
 	// What waits for its correction.
 	{"go: h[12], nginx recycles, POST", byEnvoy, "of *", "fault: Envoy does not send again what a recycled connection refused or did not process"},
 	{"go: h2-goaway, POST|go: h2-refused, POST", byEnvoy, "answer", "fault: as above"},
-	{"go: h2, nginx recycles, POST", own, "of *|total seconds", "fault: some POSTs of a plugin that speaks HTTP/2 are answered 502 when nginx recycles connections"},
 	{"*: cut|*/cut-known|curl: http* cut-known|node undici: cut", own, "*", "fault: the head and first bytes of an answer that breaks off are held back when it does"},
-	{"go: a login of a connection", byEnvoy, "step 4", "fault: Envoy pools connections that a login (NTLM, Negotiate) has authenticated: do not grant such an upstream behind Envoy"},
-	{"go: a large head beside other streams", own, "*", "fault: a head above the limit ends the connection with its other streams"},
+	{"go: a login of a connection", byEnvoy, "step *", "fault: Envoy pools connections that a login (NTLM, Negotiate) has authenticated: do not grant such an upstream behind Envoy"},
 	{"httpx*", "envoy-transparent", "*", "fault: the handshake of httpx is closed by Envoy where it is transparent"},
 }

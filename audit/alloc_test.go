@@ -99,3 +99,14 @@ func BenchmarkVerify(b *testing.B) {
 func (f folder) benchmark() *audit.Log {
 	return f.open(audit.Config{StateDir: f.dir, MaxSize: 1 << 40})
 }
+
+func BenchmarkFoldedRefusal(b *testing.B) {
+	log := newFolder(b).benchmark()
+	r := refusal("hooks.other.example", "/services/"+strings.Repeat("n", 100), 0)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := log.Record(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

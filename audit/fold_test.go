@@ -447,14 +447,3 @@ func TestWorstFlood(t *testing.T) {
 		t.Errorf("%d bytes a minute", each)
 	}
 }
-
-func BenchmarkFoldedRefusal(b *testing.B) {
-	log := newFolder(b).benchmark()
-	r := refusal("hooks.other.example", "/services/"+strings.Repeat("n", 100), 0)
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := log.Record(r); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

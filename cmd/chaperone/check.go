@@ -115,6 +115,9 @@ func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Error
 		err = checkPlace(spec.StateDir, spec.Plugin, sidecarUser(spec.Kernel))
 		switch problem := (configs.Error{File: d.File, Field: "spec.stateDir"}); {
 		case err == nil:
+		case os.Geteuid() == 0 && replaceable(spec):
+			problem.Message = err.Error() + "; run starts on it, and on none that was put in its place"
+			doubtful = append(doubtful, problem)
 		case os.Geteuid() == 0:
 			problem.Message = err.Error()
 			wrong = append(wrong, problem)

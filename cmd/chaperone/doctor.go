@@ -220,6 +220,9 @@ func checkStateDir(spec *configs.Sidecar) finding {
 	if err := checkPlace(dir, spec.Plugin, sidecarUser(spec.Kernel)); err != nil {
 		out.OK, out.Problem = false, err.Error()
 		out.Lost, out.Remedy = "run does not start", "write stateDir: /var/lib/chaperone/"+spec.Plugin
+		if replaceable(spec) {
+			out.Required, out.Lost = false, "a plugin that replaces it stops the next start"
+		}
 		return out
 	}
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
@@ -240,7 +243,11 @@ func checkStateDir(spec *configs.Sidecar) finding {
 
 // checkHistory adds that a stateDir has lost its history.
 func checkHistory(spec *configs.Sidecar, out finding) finding {
-	if _, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...); err != nil {
+	_, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
+	if lost, is := errors.AsType[*statehistory.LostError](err); is && mayBegin(spec, lost) {
+		out.OK, out.Required, out.Problem, out.Lost = false, false, err.Error(), "run begins it again"
+		out.Remedy = "put it back if that is not meant"
+	} else if err != nil {
 		out.OK, out.Problem, out.Lost = false, err.Error(), "run does not start"
 		out.Remedy = "put it back, or begin with what is there: chaperone statedir accept"
 	}

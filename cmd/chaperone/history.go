@@ -34,32 +34,61 @@ func historyFiles() []string {
 	return []string{revocationsFile, totalsFile, ratesFile, auditKeyFile}
 }
 
-// openHistory compares a stateDir with what is remembered of it.
-func openHistory(spec *configs.Sidecar, config string) (*statehistory.History, error) {
-	h, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
-	if _, lost := errors.AsType[*statehistory.LostError](err); lost {
-		return nil, fmt.Errorf("%w; put it back, or begin with what is there: chaperone statedir accept --config %s --reason TEXT", err, shellWord(config))
+// openHistory compares a stateDir with what is remembered of it. One of which nothing
+// is there any more may be begun again, see mayBegin: lost then says what is missing.
+func openHistory(spec *configs.Sidecar, config string) (h *statehistory.History, lost *statehistory.LostError, err error) {
+	h, err = statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
+	if lost, is := errors.AsType[*statehistory.LostError](err); is {
+		if mayBegin(spec, lost) {
+			return nil, lost, nil
+		}
+		return nil, nil, fmt.Errorf("%w; put it back, or begin with what is there: chaperone statedir accept --config %s --reason TEXT", err, shellWord(config))
 	}
-	return h, err
+	return h, nil, err
+}
+
+// replaceable reports whether a sidecar may use a stateDir that its plugin could
+// replace: its history is remembered where only root and the sidecar's own user can
+// change it, so that one which was replaced stops the next start, and the admin
+// socket, which answers while it runs, lies elsewhere.
+func replaceable(spec *configs.Sidecar) bool {
+	h, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
+	return err == nil && h.Unkept == nil && !within(fromAnywhere(spec.StateDir), fromAnywhere(spec.Listen.Admin.Addr))
+}
+
+// mayBegin reports whether a stateDir that has lost its history is begun again: it
+// is missing, or made again and empty, in a place where nobody but root and the
+// sidecar's own user can have removed it, as to begin afresh. That is not assumed
+// of one that is missing while revocations were in force in it: its disk may not be
+// mounted.
+func mayBegin(spec *configs.Sidecar, lost *statehistory.LostError) bool {
+	return (lost.Empty || lost.Missing && lost.Revocations == 0) && checkPlace(spec.StateDir, spec.Plugin, os.Geteuid()) == nil
 }
 
 // openKnownState opens a stateDir for a sidecar, unless its history is lost. One that
-// is missing is not made then, so that it can be put back.
-func openKnownState(spec *configs.Sidecar, config string) (*state, *statehistory.History, error) {
+// is missing is not made then, so that it can be put back. lost is what a stateDir
+// that is begun again had before, nil for any other.
+func openKnownState(spec *configs.Sidecar, config string) (kept *state, h *statehistory.History, lost *statehistory.LostError, err error) {
 	if _, err := os.Lstat(spec.StateDir); errors.Is(err, fs.ErrNotExist) {
-		if _, err := openHistory(spec, config); err != nil {
-			return nil, nil, err
+		if _, lost, err = openHistory(spec, config); err != nil {
+			return nil, nil, nil, err
 		}
 	}
-	kept, err := openState(spec.StateDir)
-	if err != nil {
-		return nil, nil, err
+	if kept, err = openState(spec.StateDir); err != nil {
+		return nil, nil, nil, err
 	}
-	h, err := openHistory(spec, config)
-	if err != nil {
-		return nil, nil, errors.Join(err, kept.Close())
+	if lost == nil {
+		h, lost, err = openHistory(spec, config)
 	}
-	return kept, h, nil
+	if lost != nil {
+		if _, err = statehistory.Accept(spec.StateDir, spec.Plugin, 0, historyRoots()...); err == nil {
+			h, err = statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
+		}
+	}
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, kept.Close())
+	}
+	return kept, h, lost, nil
 }
 
 // advanceHistory counts a change of the stateDir: a start, an end, a revocation. What
@@ -76,6 +105,11 @@ func (s *sidecar) advanceHistory() {
 // beginHistory counts the start of a sidecar, which has made what is missing.
 func (s *sidecar) beginHistory(*configs.Sidecar) error {
 	s.advanceHistory()
+	if s.lost != nil {
+		text := s.lost.Error() + "; it was begun again"
+		s.opts.log.Warn("state begun again", zap.String("detail", text))
+		s.record(&authz.Record{Kind: authz.KindRevocation, Detail: oneLine(text)})
+	}
 	if err := s.history.Unkept; err != nil {
 		level := zap.WarnLevel
 		if os.Geteuid() != 0 {

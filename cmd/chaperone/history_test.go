@@ -25,7 +25,6 @@ func TestStateHistory(t *testing.T) {
 		left    int // revocations
 	}{
 		{"moved away", func(*testing.T, *world, string) {}, "it is missing", 0},
-		{"emptied", func(t *testing.T, _ *world, state string) { testenv.Must(t, os.Mkdir(state, 0o700)) }, "it is empty", 0},
 		{"an older copy", func(t *testing.T, _ *world, state string) { cp(t, state+".before", state) }, "it is an older copy", 0},
 		{"its revocations removed", func(t *testing.T, _ *world, state string) {
 			cp(t, state+".gone", state)
@@ -99,5 +98,71 @@ func TestStateHistoryOffline(t *testing.T) {
 		if r := w.chaperone("restore", id, "--config", w.file("sidecar.yaml"), "--reason", "done"); r.status != 0 {
 			t.Errorf("restore: status %d\n%s", r.status, r.stderr)
 		}
+	}
+}
+
+// TestStateBegunAgain: who may alone remove a stateDir may begin afresh, unless it is
+// missing with revocations in it, which a disk that is not mounted looks like.
+func TestStateBegunAgain(t *testing.T) {
+	first := newWorld(t, "off", "")
+	for _, c := range []struct {
+		name             string
+		revoked, emptied bool
+		says             string
+	}{
+		{"removed", false, false, "it is missing; the last change"},
+		{"emptied", false, true, "it is empty; the last change"},
+		{"emptied with a revocation in it", true, true, "left 1 revocation in force"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := first.another(t, "")
+			if r := w.run("true"); r.status != 0 {
+				t.Fatalf("status %d\n%s", r.status, r.stderr)
+			}
+			if c.revoked {
+				w.revoke("--level", "halt")
+			}
+			testenv.Must(t, os.RemoveAll(w.file("state")))
+			if c.emptied {
+				testenv.Must(t, os.Mkdir(w.file("state"), 0o700))
+			}
+			r := w.run("true")
+			if r.status != 0 {
+				t.Fatalf("status %d\n%s", r.status, r.stderr)
+			}
+			contains(t, r.stderr, c.says, "it was begun again")
+			contains(t, w.audit(), c.says)
+			if r := w.run("true"); r.status != 0 || strings.Contains(r.stderr, "begun again") {
+				t.Errorf("once more: status %d\n%s", r.status, r.stderr)
+			}
+		})
+	}
+}
+
+// TestReplaceableState: a stateDir in a folder of the plugin's user is started on,
+// and none that the plugin puts in its place, or puts back once a revocation was
+// lost by that.
+func TestReplaceableState(t *testing.T) {
+	testenv.Require(t, testenv.Superuser())
+	w := newWorld(t, "off", "")
+	testenv.Must(t, os.Mkdir(w.file("home"), 0o755))
+	testenv.Must(t, os.Chown(w.file("home"), 54321, 54321))
+	state := w.file("home/state")
+	w.write("sidecar.yaml", strings.NewReplacer(
+		"stateDir: state", "stateDir: home/state", `metrics: "127.0.0.1:0"}`, `metrics: "127.0.0.1:0", admin: "unix:admin.sock"}`,
+	).Replace(w.read("sidecar.yaml")))
+	r := w.run("true")
+	if r.status != 0 {
+		t.Fatalf("status %d\n%s", r.status, r.stderr)
+	}
+	contains(t, r.stderr, "state replaceable", "belongs to uid 54321", "stops the next start")
+	testenv.Must(t, os.Rename(state, state+".gone"))
+	if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "has lost its history: it is missing") {
+		t.Errorf("moved away: status %d\n%s", r.status, r.stderr)
+	}
+	testenv.Must(t, os.Mkdir(state, 0o700))
+	if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "has lost its history: it is empty") {
+		t.Errorf("replaced: status %d\n%s", r.status, r.stderr)
 	}
 }

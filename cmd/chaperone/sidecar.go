@@ -61,6 +61,7 @@ type sidecar struct {
 	metrics  *metrics
 	state    *state
 	history  *statehistory.History
+	lost     *statehistory.LostError // that the stateDir had, which was begun again; nil for none
 	audit    *audit.Log
 	recorder authz.BatchRecorder
 	engine   *authz.Engine
@@ -143,7 +144,7 @@ func (s *sidecar) openState(spec *configs.Sidecar) (err error) {
 	if err := s.checkPlaces(spec); err != nil {
 		return err
 	}
-	if s.state, s.history, err = openKnownState(spec, s.config.Load().Path); err != nil {
+	if s.state, s.history, s.lost, err = openKnownState(spec, s.config.Load().Path); err != nil {
 		return err
 	}
 	if err := returnLent(s.state); err != nil {

@@ -114,20 +114,29 @@ func checkPlace(dir, plugin string, uid int) error {
 		dir, replaceable.Folder, replaceable.Mode.Perm(), plugin)
 }
 
-// checkPlaces reports where a plugin could put another stateDir, or another folder of
-// the audit log, in the place of the sidecar's. Where the plugin is in another
-// container or on another machine (serve without a cgroup), it cannot; who else may
-// is said and not refused.
+// checkPlaces refuses a stateDir, or an audit log, that the plugin could put another
+// one in the place of; see replaceable for an exception. Where the plugin is in
+// another container or on another machine (serve without a cgroup), it cannot; who
+// else may is logged and not refused.
 func (s *sidecar) checkPlaces(spec *configs.Sidecar) error {
+	beside := s.opts.beside && s.opts.cgroup == ""
+	if err := checkLogPlace(spec); err != nil && !beside {
+		return err
+	}
 	err := checkPlace(spec.StateDir, spec.Plugin, os.Geteuid())
-	if err == nil {
-		err = checkLogPlace(spec)
-	}
-	if err != nil && s.opts.beside && s.opts.cgroup == "" {
+	switch {
+	case err == nil:
+	case beside:
 		s.opts.log.Info("state replaceable", zap.Error(err))
-		return nil
+	case replaceable(spec):
+		s.opts.log.Warn("state replaceable", zap.Error(err), zap.String("detail", "its history is remembered elsewhere: one that is replaced stops the next start"))
+	default:
+		if _, _, lost := openHistory(spec, s.config.Load().Path); lost != nil {
+			return lost
+		}
+		return err
 	}
-	return err
+	return nil
 }
 
 // checkLogPlace is checkPlace for an audit log that is not in the stateDir. Others may

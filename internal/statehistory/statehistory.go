@@ -7,7 +7,7 @@
 // changes there were: starts, orderly ends, revocations and their restorations. The
 // memory of it, a file for each state directory below a folder that is root's,
 // holds the same. The mark is written first: it may be ahead of the memory, after a
-// crash, and never behind it.
+// crash, and is behind it only where it could not be written.
 package statehistory
 
 import (
@@ -67,6 +67,8 @@ type LostError struct {
 	At          time.Time
 	Revocations int
 	Memory      string
+	// Missing and Empty say that nothing at all of it is there.
+	Missing, Empty bool
 }
 
 // Error states what is missing.
@@ -122,7 +124,10 @@ func Open(dir, plugin string, roots ...string) (*History, error) {
 		return nil, &LostError{StateDir: dir, Why: err.Error(), At: remembered.At, Revocations: remembered.Revocations, Memory: found}
 	}
 	if why := h.mark.differs(&remembered, dir); why != "" {
-		return nil, &LostError{StateDir: dir, Why: why, At: remembered.At, Revocations: remembered.Revocations, Memory: found}
+		return nil, &LostError{
+			StateDir: dir, Why: why, At: remembered.At, Revocations: remembered.Revocations, Memory: found,
+			Missing: why == isMissing, Empty: why == isEmptied,
+		}
 	}
 	if h.path, err = choose(roots, id); err != nil {
 		h.Unkept = err
@@ -143,6 +148,12 @@ func identify(dir string) (string, error) {
 	return runtimedir.ID(path)
 }
 
+// Why a state directory of which nothing is there is not the one that is remembered.
+const (
+	isMissing = "it is missing"
+	isEmptied = "it is empty"
+)
+
 // differs says why a mark does not fit what is remembered; "" if it does.
 func (m *mark) differs(r *memory, dir string) string {
 	for _, name := range m.Files {
@@ -155,9 +166,9 @@ func (m *mark) differs(r *memory, dir string) string {
 	case r.ID == "":
 		return ""
 	case errors.Is(err, fs.ErrNotExist):
-		return "it is missing"
+		return isMissing
 	case m.ID == "" && isEmpty(dir):
-		return "it is empty"
+		return isEmptied
 	case m.ID == "":
 		return MarkName + " is missing"
 	case m.ID != r.ID:
@@ -221,21 +232,24 @@ func (h *History) advance(revocations int, files []string) error {
 			next.Files = append(next.Files, name)
 		}
 	}
-	if err := write(filepath.Join(h.dir, MarkName), next); err != nil {
-		return fmt.Errorf("write state history: %w", err)
+	unmarked := write(filepath.Join(h.dir, MarkName), next)
+	if unmarked != nil {
+		unmarked = fmt.Errorf("write state history: %w", unmarked)
 	}
 	h.mark = next
 	if h.path == "" {
-		return nil
+		return unmarked
 	}
+	// Also where the mark could not be written: a directory that was moved away, and
+	// is moved back once a revocation could not be written into it, is then behind.
 	err := write(h.path, memory{
 		Version: fileVersion, StateDir: h.dir, Plugin: h.plugin, ID: next.ID, Changes: next.Changes,
 		Revocations: revocations, At: time.Now().UTC().Truncate(time.Second),
 	})
 	if err != nil {
-		return fmt.Errorf("remember state: %w", err)
+		err = fmt.Errorf("remember state: %w", err)
 	}
-	return nil
+	return errors.Join(unmarked, err)
 }
 
 // Accept takes a state directory for the one that is remembered, as it is: what it

@@ -365,7 +365,7 @@ func (x *exchange) body(out *http.Request) {
 	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
 	body.from = x.r.Body
 	if x.standIns != nil {
-		body.from = x.standIns.inBody(x.r, x.r.Body, x.held, x.halt)
+		body.from = x.standIns.inBody(x.r, x.r.Body, x.decoders(), x.halt)
 	}
 	if x.r.Trailer != nil {
 		out.Trailer = make(http.Header, len(x.r.Trailer))

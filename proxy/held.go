@@ -32,9 +32,10 @@ const (
 	// headFactor is how many times a head is there: as it was read, and as a map of
 	// its lines.
 	headFactor = 2
-	// garbageFactor is how many times a decoder is counted that is gone at once:
-	// the windows of those before it are there until they are collected.
-	garbageFactor = 2
+	// maxWholeSearches is how many compressed bodies are decompressed whole at a
+	// time. Each is counted once, and the windows of those before it are there until
+	// they are collected.
+	maxWholeSearches = 2
 	// freeHead is the head that is counted with its connection.
 	freeHead = 4 << 10
 )
@@ -116,15 +117,48 @@ func (r *heldReader) Read(p []byte) (int, error) {
 type decoders struct {
 	ctx     context.Context //nolint:containedctx // of the request
 	holding *budget.Holding
+	idle    func()        // closes idle connections, whose windows are held
+	turns   chan struct{} // holds one for each body that is decompressed whole
+}
+
+// decoders returns the room of what is decompressed for the exchange.
+func (x *exchange) decoders() decoders {
+	return decoders{x.r.Context(), x.held, x.proxy.pools.closeIdle, x.proxy.wholeSearches}
 }
 
 // Take implements scrub.Room.
 func (d decoders) Take(n int64) error {
+	if d.holding.Take(budget.Decoder, n) == nil {
+		return nil
+	}
+	d.idle()
 	return refusedFor(d.holding.TakeWithin(d.ctx, decodePatience, budget.Decoder, n))
 }
 
 // Give implements scrub.Room.
 func (d decoders) Give(n int64) { d.holding.Give(budget.Decoder, n) }
+
+// turn takes n bytes for a body that is decompressed whole, when it is its turn,
+// and returns what gives them back.
+func (d decoders) turn(n int64) (done func(), err error) {
+	late := time.NewTimer(decodePatience)
+	defer late.Stop()
+	select {
+	case d.turns <- struct{}{}:
+	case <-late.C:
+		return nil, errHeld()
+	case <-d.ctx.Done():
+		return nil, context.Cause(d.ctx)
+	}
+	if err := d.Take(n); err != nil {
+		<-d.turns
+		return nil, err
+	}
+	return func() {
+		d.Give(n)
+		<-d.turns
+	}, nil
+}
 
 // heldConn is a connection to an upstream, held until it is closed.
 type heldConn struct {

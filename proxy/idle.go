@@ -200,6 +200,13 @@ func (p *idlePool) close() {
 	p.closeLocked(func(idleKey) bool { return true })
 }
 
+// closeIdle closes what is idle now.
+func (p *idlePool) closeIdle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closeLocked(func(idleKey) bool { return true })
+}
+
 // disown closes what belongs to a connection of the plugin that is gone.
 func (p *idlePool) disown(owner *conn) {
 	p.mu.Lock()

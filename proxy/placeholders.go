@@ -36,8 +36,9 @@ type lookout struct {
 	known        atomic.Pointer[standIns]
 }
 
-// FindPlaceholder returns what finds a stand-in in a text, in any spelling. It
-// is for doors that see more of a request than they carry.
+// FindPlaceholder returns what finds a stand-in in a text, in any spelling and in
+// any case, which names lose. It is for doors that see more of a request than they
+// carry.
 func FindPlaceholder(placeholders func() []Placeholder) func(text string) (grant, credential string, found bool) {
 	l := &lookout{placeholders: placeholders}
 	return func(text string) (grant, credential string, found bool) {
@@ -46,6 +47,9 @@ func FindPlaceholder(placeholders func() []Placeholder) func(text string) (grant
 			return "", "", false
 		}
 		e := s.in(text, "")
+		if e == nil {
+			e = s.inName(text, "")
+		}
 		if e == nil || e.standIn == nil {
 			return "", "", false
 		}
@@ -157,13 +161,13 @@ const maxCompressed = scrub.MaxMessage
 
 // inBody returns a request's body that ends at a stand-in, with an error.
 // Nothing of the stand-in passes. What is held of it meanwhile is counted.
-func (s *standIns) inBody(r *http.Request, body io.Reader, held *budget.Holding, halt func(error)) io.Reader {
+func (s *standIns) inBody(r *http.Request, body io.Reader, room decoders, halt func(error)) io.Reader {
 	search := s.search("the body", halt)
-	search.Room = decoders{r.Context(), held}
+	search.Room = room
 	codings := codingsOf(r.Header)
 	return &later{halt: halt, open: func() (io.Reader, error) {
 		if scrub.Encoded(codings) {
-			return searchWhole(&heldReader{body, held}, codings, search)
+			return searchWhole(&heldReader{body, room.holding}, codings, search, room)
 		}
 		if contentOf(r.Header) == grpcContent {
 			return scrub.NewGRPCGuard(body, search, r.Header.Get("Grpc-Encoding"))
@@ -182,7 +186,7 @@ func codingsOf(h http.Header) string {
 }
 
 // searchWhole searches a compressed body and returns it as it was.
-func searchWhole(body io.Reader, codings string, search scrub.Search) (io.Reader, error) {
+func searchWhole(body io.Reader, codings string, search scrub.Search, room decoders) (io.Reader, error) {
 	text, length, err := budget.ReadAll(body, maxCompressed)
 	if err != nil {
 		return nil, err
@@ -193,11 +197,11 @@ func searchWhole(body io.Reader, codings string, search scrub.Search) (io.Reader
 	if scrub.Codings(codings) > 1 { // which no program does, and each takes a window
 		return nil, errUnsearchable("is compressed more than once")
 	}
-	size := garbageFactor * scrub.DecoderSize(codings)
-	if err := search.Room.Take(size); err != nil {
+	done, err := room.turn(scrub.DecoderSize(codings))
+	if err != nil {
 		return nil, err
 	}
-	defer search.Room.Give(size)
+	defer done()
 	again := slices.Clone(text) // reading it takes it apart
 	plain, err := scrub.Decode(codings, &again)
 	if err == nil {

@@ -337,6 +337,9 @@ func (p *pools) closeIdle() {
 		if pool.narrow != nil {
 			pool.narrow.CloseIdleConnections()
 		}
+		if pool.idle != nil {
+			pool.idle.closeIdle()
+		}
 	}
 }
 

@@ -162,7 +162,9 @@ type Proxy struct {
 	downSize  pieceSize // of what it receives
 	lookout   lookout
 	budget    *budget.Budget
-	lingerers lingerers
+	// wholeSearches holds one for each body that is decompressed as a whole.
+	wholeSearches chan struct{}
+	lingerers     lingerers
 
 	mu        sync.Mutex
 	conns     map[*conn]struct{} // every open connection of the plugin; nil once closed
@@ -191,7 +193,7 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Budget == nil {
 		cfg.Budget = budget.New(DefaultBudget)
 	}
-	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff(), budget: cfg.Budget}
+	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff(), budget: cfg.Budget, wholeSearches: make(chan struct{}, maxWholeSearches)}
 	p.lookout.placeholders = cfg.Placeholders
 	p.upSize.bytes.Store(firstPiece)
 	p.downSize.bytes.Store(firstPiece)

@@ -52,7 +52,7 @@ func (a *access) remains(admission *authz.Admission, visit func(text, in string)
 		case h.name == "cookie" && slot.Kind == authz.InjectCookie:
 			value = injectCookie([]string{value}, authz.Injection{Name: slot.Name})
 		}
-		if !visit(value, "header "+h.name) {
+		if !visit(h.name, "the name of a header") || !visit(value, "header "+h.name) {
 			return
 		}
 	}

@@ -13,7 +13,7 @@ func TestMisplaced(t *testing.T) {
 	const standIn = "zq-Test7Kp2Lm9Rv4Xw8"
 	h := newHouse(t)
 	s := h.server(t, Config{StandIn: func(text string) (grant, credential string, found bool) {
-		return "weather", "bearer", strings.Contains(text, standIn)
+		return "weather", "bearer", strings.Contains(strings.ToLower(text), strings.ToLower(standIn))
 	}})
 	for _, test := range []struct {
 		name, host, path, where string
@@ -26,6 +26,7 @@ func TestMisplaced(t *testing.T) {
 		{"the path", "api.weather.example", "/v1/forecast/" + standIn, "the path", nil},
 		{"the query", "maps.weather.example", "/?k=" + standIn, "the query", nil},
 		{"another header", "api.weather.example", "/v1/forecast/1", "header x-api-key", []string{"x-api-key", standIn}},
+		{"a header's name", "api.weather.example", "/v1/forecast/1", "the name of a header", []string{"x-" + strings.ToLower(standIn), "1"}},
 		{"another cookie", "shop.weather.example", "/", "header cookie", []string{"cookie", "b=" + standIn + "; sid=1"}},
 		{"a host without a credential", "a.tiles.weather.example", "/", "header authorization", []string{"authorization", "Bearer " + standIn}},
 	} {
@@ -42,7 +43,7 @@ func TestMisplaced(t *testing.T) {
 			if reasonOf(out) != "credential_misplaced" || out.GetStatus().GetCode() == 0 || end.Reason != "credential_misplaced" || !strings.Contains(end.Detail, test.where) {
 				t.Errorf("%s, %s: %s, recorded %s %s", test.name, dialect, reasonOf(out), end.Reason, end.Detail)
 			}
-			if strings.Contains(out.String()+end.Detail, standIn) {
+			if strings.Contains(strings.ToLower(out.String()+end.Detail), strings.ToLower(standIn)) {
 				t.Errorf("%s, %s: the stand-in is told", test.name, dialect)
 			}
 		}

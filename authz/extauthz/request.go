@@ -374,7 +374,7 @@ func isRemovedFamily(name string) bool {
 		hyphenated = strings.ReplaceAll(name, "_", "-")
 	}
 	return strings.HasPrefix(hyphenated, "x-forwarded-") || strings.HasPrefix(hyphenated, "x-chaperone-") ||
-		hyphenated != name && isNeverPassing(hyphenated)
+		hyphenated != name && (isNeverPassing(hyphenated) || ownToCaller(hyphenated))
 }
 
 func isNeverPassing(name string) bool {

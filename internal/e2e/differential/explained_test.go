@@ -40,7 +40,7 @@ var explanations = []explained{
 	{"go: grpc, h2-calm|go: grpc, h2-cancel|go: grpc, h2-internal|go: grpc, h2-one|go: grpc, h2-cancel-late|go: grpc, h2-lost-late", byEnvoy, "grpc-status|trailer x-chaperone-*", "Envoy answers UNAVAILABLE where a stream is reset before its head, and resets with INTERNAL_ERROR afterwards, whatever the code was"},
 	{"go: half-close, tcp|go: a server that greets, tcp|go: an upgrade to tcp*", byEnvoy, "body|first seconds", "Envoy ends both directions of a tunnel when one is done"},
 	{"busybox nc: half-close", byEnvoy, "body", "Envoy drops a request whose connection is half-closed behind it"},
-	{"*413*|*early*", byEnvoy, "*", "Envoy closes a connection on which it answered before the body was read, and reads no more of it: a client that first sends all of it may see the reset in place of the answer"},
+	{"*413*|*405*|*early*", byEnvoy, "*", "Envoy closes a connection on which it answered before the body was read, and reads no more of it: a client that first sends all of it may see the reset in place of the answer"},
 
 	// What waits for its correction.
 	{"go: h[12], nginx recycles, POST", byEnvoy, "of *", "fault: Envoy does not send again what a recycled connection refused or did not process"},

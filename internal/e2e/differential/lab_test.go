@@ -220,11 +220,12 @@ func (l *lab) program(address string, args ...string) {
 	cmd := command(l.t.Context(), args...)
 	var log lockedBuffer
 	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.WaitDelay = 5 * time.Second // a worker that outlives it keeps the pipe open
 	testenv.Must(l.t, cmd.Start())
 	l.t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()         // killed
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // with its workers; it may have ended
+		_ = cmd.Wait()                                      // killed
 		if l.t.Failed() {
 			l.t.Logf("%s: %s", args[0], tail(log.String(), 3000))
 		}

@@ -145,19 +145,22 @@ func body(args []string) io.Reader {
 		return whole
 	}
 	seconds, _ := strconv.ParseFloat(args[1], 64)
-	return &slow{whole, max(1, size/10), time.Duration(seconds * float64(time.Second) / 10)}
+	return slowly(whole, max(1, int64(size)/10), time.Duration(seconds*float64(time.Second)/10))
 }
 
-// slow gives pieces with a pause before each.
-type slow struct {
-	io.Reader
-	piece int
-	pause time.Duration
-}
-
-func (s *slow) Read(p []byte) (int, error) {
-	time.Sleep(s.pause)
-	return s.Reader.Read(p[:min(len(p), s.piece)])
+// slowly gives pieces with a pause before each, however much is read at once.
+func slowly(whole io.Reader, piece int64, pause time.Duration) io.Reader {
+	out, in := io.Pipe()
+	go func() {
+		for {
+			time.Sleep(pause)
+			if n, err := io.CopyN(in, whole, piece); err != nil || n == 0 {
+				in.Close() // the reader sees the end
+				return
+			}
+		}
+	}()
+	return out
 }
 
 // repeat: VERSION METHOD URL SIZE TIMES PAUSE [fresh|kept|at once]: the same request

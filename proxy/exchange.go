@@ -636,6 +636,9 @@ func (x *exchange) respond(response *http.Response) {
 	if x.endMessages(h, response, err) {
 		return
 	}
+	if x.access.cutBy() == nil {
+		_ = x.control.Flush() // what came before the upstream broke off came without a proxy too
+	}
 	panic(http.ErrAbortHandler) // the plugin must see that the answer is not whole
 }
 

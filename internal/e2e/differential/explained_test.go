@@ -45,7 +45,6 @@ var explanations = []explained{
 	// What waits for its correction.
 	{"go: h[12], nginx recycles, POST", byEnvoy, "of *", "fault: Envoy does not send again what a recycled connection refused or did not process"},
 	{"go: h2-goaway, POST|go: h2-refused, POST", byEnvoy, "answer", "fault: as above"},
-	{"*: cut|*/cut-known|curl: http* cut-known|node undici: cut", own, "*", "fault: the head and first bytes of an answer that breaks off are held back when it does"},
 	{"go: a login of a connection", byEnvoy, "step *", "fault: Envoy pools connections that a login (NTLM, Negotiate) has authenticated: do not grant such an upstream behind Envoy"},
 	{"httpx*", "envoy-transparent", "*", "fault: the handshake of httpx is closed by Envoy where it is transparent"},
 }

@@ -20,7 +20,7 @@ var explanations = []explained{
 	{"curl: h2-goaway", everyWay, "*", "What the upstream did not process is sent again; curl by itself gives up"},
 
 	// What a recipient must or may correct.
-	{"curl: h2-204", own, "error", "204 with a length is an error of HTTP/2 either way; the stream ends with another code"},
+	{"curl: h2-204", own, "*", "The length of a 204 is taken off (RFC 9110, 8.6); by itself curl takes it for an error of HTTP/2"},
 	{"curl: h2-204|curl: http*204-body", byEnvoy, "answer", "Envoy refuses a 204 with a Content-Length: 502"},
 	{"curl: http*204-body", own, "header content-length", "A 204 has no Content-Length (RFC 9110, 8.6): it is taken off"},
 	{"curl: http*same-twice", own, "header content-length", "Two equal lengths are one (RFC 9110, 8.6)"},
@@ -45,6 +45,7 @@ var explanations = []explained{
 	// What waits for its correction.
 	{"go: h[12], nginx recycles, POST", byEnvoy, "of *", "fault: Envoy does not send again what a recycled connection refused or did not process"},
 	{"go: h2-goaway, POST|go: h2-refused, POST", byEnvoy, "answer", "fault: as above"},
+	{"go: grpc, h2-goaway|go: grpc, h2-refused", byEnvoy, "*", "fault: as above"},
 	{"go: a login of a connection", byEnvoy, "step *", "fault: Envoy pools connections that a login (NTLM, Negotiate) has authenticated: do not grant such an upstream behind Envoy"},
 	{"httpx*", "envoy-transparent", "*", "fault: the handshake of httpx is closed by Envoy where it is transparent"},
 }

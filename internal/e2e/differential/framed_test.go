@@ -6,7 +6,6 @@ import (
 	"net"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -16,60 +15,78 @@ import (
 // addFramed serves HTTP/2 by hand: origins that end streams and connections in the
 // ways that real servers do.
 func addFramed(l *lab) {
-	for name, answer := range map[string]func(*framed, uint32, int){
-		"h2-cancel":   func(f *framed, id uint32, _ int) { f.reset(id, http2.ErrCodeCancel) },
-		"h2-internal": func(f *framed, id uint32, _ int) { f.reset(id, http2.ErrCodeInternal) },
-		"h2-calm":     func(f *framed, id uint32, _ int) { f.reset(id, http2.ErrCodeEnhanceYourCalm) },
-		"h2-one":      func(f *framed, id uint32, _ int) { f.reset(id, http2.ErrCodeHTTP11Required) },
-		"h2-cut": func(f *framed, id uint32, _ int) {
+	for name, answer := range map[string]func(*framed, uint32){
+		"h2-cancel":   func(f *framed, id uint32) { f.reset(id, http2.ErrCodeCancel) },
+		"h2-internal": func(f *framed, id uint32) { f.reset(id, http2.ErrCodeInternal) },
+		"h2-calm":     func(f *framed, id uint32) { f.reset(id, http2.ErrCodeEnhanceYourCalm) },
+		"h2-one":      func(f *framed, id uint32) { f.reset(id, http2.ErrCodeHTTP11Required) },
+		"h2-cut": func(f *framed, id uint32) {
 			f.begin(id, false)
 			f.data(id, "part", false)
 			f.reset(id, http2.ErrCodeInternal)
 		},
-		"h2-cancel-late": func(f *framed, id uint32, _ int) {
+		"h2-cancel-late": func(f *framed, id uint32) {
 			f.begin(id, true)
 			f.data(id, message, false)
 			f.reset(id, http2.ErrCodeCancel)
 		},
-		"h2-early": func(f *framed, id uint32, _ int) { // an answer before the body was read (RFC 9113, 8.1)
+		"h2-early": func(f *framed, id uint32) { // an answer before the body was read (RFC 9113, 8.1)
 			f.head(id, false, "413")
 			f.data(id, "too large", true)
 			f.reset(id, http2.ErrCodeNo)
 		},
-		"h2-204":   func(f *framed, id uint32, _ int) { f.head(id, true, "204", "content-length", "4") },
-		"h2-large": func(f *framed, id uint32, _ int) { f.head(id, true, "200", "x-large", string(pattern(60_000))) },
-		"h2-lost":  func(f *framed, id uint32, _ int) { f.begin(id, false); f.data(id, "part", false); f.lose() },
-		"h2-lost-late": func(f *framed, id uint32, _ int) {
+		"h2-204":   func(f *framed, id uint32) { f.head(id, true, "204", "content-length", "4") },
+		"h2-large": func(f *framed, id uint32) { f.head(id, true, "200", "x-large", string(pattern(60_000))) },
+		"h2-lost":  func(f *framed, id uint32) { f.begin(id, false); f.data(id, "part", false); f.lose() },
+		"h2-lost-late": func(f *framed, id uint32) {
 			f.begin(id, true)
 			f.data(id, message, false)
 			f.lose()
 		},
-		"h2-only-trailers": func(f *framed, id uint32, _ int) {
+		"h2-only-trailers": func(f *framed, id uint32) {
 			f.head(id, true, "200", "content-type", "application/grpc", "grpc-status", "5", "grpc-message", "no such")
 		},
-		"h2-refused": func(f *framed, id uint32, nth int) { // the first is not processed (RFC 9113, 8.7)
-			if nth%2 == 0 {
-				f.reset(id, http2.ErrCodeRefusedStream)
-				return
-			}
-			f.ok(id)
-		},
-		"h2-goaway": func(f *framed, id uint32, nth int) { // as above, with the connection
-			if nth%2 == 0 {
-				f.goAway(0)
-				return
-			}
-			f.ok(id)
-		},
-		"h2-goaway-after": func(f *framed, id uint32, _ int) { f.goAway(id); time.Sleep(time.Second); f.ok(id); f.lose() },
+		"h2-goaway-after": func(f *framed, id uint32) { f.goAway(id); time.Sleep(time.Second); f.ok(id); f.lose() },
 	} {
-		var count atomic.Int32
-		serve := func(conn net.Conn) {
-			f := &framed{conn: conn, framer: http2.NewFramer(conn, conn)}
-			f.serve(func(id uint32) { answer(f, id, int(count.Add(1))-1) })
-		}
-		l.script(l.address(name, "https", 443), serve, "h2")
+		l.framed(name, answer)
 	}
+	// Each pair has its own, since they remember.
+	for _, client := range []string{"", "-post", "-grpc"} {
+		l.framed("h2-refused"+client, notProcessed(func(f *framed, id uint32) { f.reset(id, http2.ErrCodeRefusedStream) }))
+		l.framed("h2-goaway"+client, notProcessed(func(f *framed, _ uint32) { f.goAway(0) }))
+	}
+}
+
+// notProcessed does not process a request (RFC 9113, 8.7), and answers the next one
+// if it follows soon: it is the same, sent again.
+func notProcessed(refuse func(*framed, uint32)) func(*framed, uint32) {
+	var (
+		mu      sync.Mutex
+		refused time.Time
+	)
+	return func(f *framed, id uint32) {
+		mu.Lock()
+		again := time.Since(refused) < 5*time.Second
+		refused = time.Now()
+		if again {
+			refused = time.Time{}
+		}
+		mu.Unlock()
+		if again {
+			f.ok(id)
+			return
+		}
+		refuse(f, id)
+	}
+}
+
+// framed serves an origin by a function that is called for each request.
+func (l *lab) framed(name string, answer func(*framed, uint32)) {
+	l.t.Helper()
+	l.script(l.address(name, "https", 443), func(conn net.Conn) {
+		f := &framed{conn: conn, framer: http2.NewFramer(conn, conn)}
+		f.serve(func(id uint32) { answer(f, id) })
+	}, "h2")
 }
 
 // message is a frame of gRPC with an empty message.

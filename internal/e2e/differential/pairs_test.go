@@ -278,7 +278,7 @@ func addGo(b *builder) {
 		}
 	}
 	for _, host := range []string{"h2-goaway", "h2-refused"} {
-		b.golang(host+", POST", "http", "2", "POST", "https://"+host+domain+"/", "1000", "again")
+		b.golang(host+", POST", "http", "2", "POST", "https://"+host+"-post"+domain+"/", "1000", "again")
 	}
 }
 
@@ -298,8 +298,11 @@ func addGoGRPC(b *builder) {
 	b.golang("grpc, deadline of a stream", "grpc", at("grpc"), "Wait", "x", "3s")
 	b.golang("grpc, connections that get old", "grpc", at("grpc-recycle"), "many", "x")
 	b.golang("grpc, no such method", "grpc", at("grpc"), "Missing", "x")
-	for _, host := range []string{"h2-cancel", "h2-internal", "h2-calm", "h2-one", "h2-cancel-late", "h2-lost-late", "h2-only-trailers", "h2-refused", "h2-goaway", "h2-early"} {
+	for _, host := range []string{"h2-cancel", "h2-internal", "h2-calm", "h2-one", "h2-cancel-late", "h2-lost-late", "h2-only-trailers", "h2-early"} {
 		b.golang("grpc, "+host, "grpc", at(host), "unary", "x")
+	}
+	for _, host := range []string{"h2-refused", "h2-goaway"} {
+		b.golang("grpc, "+host, "grpc", at(host+"-grpc"), "unary", "x")
 	}
 	b.golang("grpc, web server", "grpc", at("web"), "unary", "x")
 }

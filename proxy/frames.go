@@ -56,8 +56,6 @@ const (
 	// maxBlock bounds the bytes of a header block that is read to its end, which
 	// takes what it says into the connection's table, and refused.
 	maxBlock = 2 << 20
-	// freeBlock is how much of it is not counted among the held bytes.
-	freeBlock = 64 << 10
 	// maxContinuations bounds the frames of a header block: empty ones cost nothing
 	// to send.
 	maxContinuations = 512
@@ -150,6 +148,7 @@ type frameReader struct {
 	pending  []byte
 	rest     uint32 // of the payload of a frame that passes as it is
 	last     uint32 // the highest stream
+	wide     bool   // memory was taken for heads of more than a frame
 	err      error
 
 	decoder *hpack.Decoder
@@ -176,7 +175,9 @@ func (r *frameReader) Read(p []byte) (int, error) {
 	}
 	if len(r.pending) > 0 {
 		n := copy(p, r.pending)
-		r.pending = r.pending[n:]
+		if r.pending = r.pending[n:]; len(r.pending) == 0 {
+			r.pending = nil // it may have been a large head
+		}
 		return n, nil
 	}
 	n, err := r.frames.source.Read(p[:min(uint32(len(p)), r.rest)])
@@ -216,7 +217,7 @@ func (r *frameReader) next() error {
 		r.frames.take(h.StreamID) // nothing more is written on it
 	}
 	if h.Type != http2.FrameHeaders || h.Length > maxFrame || h.StreamID == 0 {
-		r.pending, r.rest = append(r.pending[:0], head[:]...), h.Length // net/http judges it
+		r.pending, r.rest = append([]byte(nil), head[:]...), h.Length // net/http judges it
 		return nil
 	}
 	return r.block(h)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"io"
 	"strconv"
 
@@ -24,30 +25,35 @@ func (r *frameReader) block(h http2.FrameHeader) error {
 	}
 	held := r.frames.memory.Hold()
 	defer held.End()
-	r.head.begin(r.decoder)
-	done := h.Flags.Has(http2.FlagHeadersEndHeaders)
-	for frames, size := 0, len(fragment); ; frames++ {
-		if _, err := r.decoder.Write(fragment); err != nil {
-			return r.undecodable(h)
-		}
-		if done {
-			break
-		}
+	whole, done := fragment, h.Flags.Has(http2.FlagHeadersEndHeaders)
+	for frames := 0; !done; frames++ {
 		next, more, err := r.continuation(h)
 		if err != nil || more == nil {
 			return err
 		}
-		if size += len(more); frames > maxContinuations || size > maxBlock || size > freeBlock && held.Take(budget.Request, int64(len(more))) != nil {
+		if frames > maxContinuations || len(whole)+len(more) > maxBlock || held.Take(budget.Request, headFactor*int64(len(more))) != nil {
 			r.frames.report("a header block is too large")
 			return io.EOF
 		}
-		fragment, done = more, next.Flags.Has(http2.FlagContinuationEndHeaders)
+		whole, done = append(whole, more...), next.Flags.Has(http2.FlagContinuationEndHeaders)
 	}
-	if r.decoder.Close() != nil {
+	if !r.decode(whole) {
 		return r.undecodable(h)
 	}
-	r.pass(h, priority)
-	return nil
+	return r.pass(h, priority)
+}
+
+// decode takes a whole block into the connection's table, and its fields into
+// r.head. In parts the decoder would keep a copy of them, as large as they were,
+// for as long as the connection is open.
+func (r *frameReader) decode(block []byte) bool {
+	r.head.begin(r.decoder)
+	if _, err := r.decoder.Write(block); err != nil || r.decoder.Close() != nil {
+		return false
+	}
+	r.decoder.SetEmitEnabled(false)
+	_, _ = r.decoder.Write([]byte{0x82}) // an entry of the static table, in place of the block that the decoder still refers to
+	return r.decoder.Close() == nil
 }
 
 // unpad takes the padding and the priority off the payload of a HEADERS frame
@@ -102,8 +108,7 @@ func (r *frameReader) undecodable(h http2.FrameHeader) error {
 
 // pass passes the block on that was read: a head as it is, or as one that is to be
 // refused, or trailers.
-func (r *frameReader) pass(h http2.FrameHeader, priority []byte) {
-	r.encoded.Reset()
+func (r *frameReader) pass(h http2.FrameHeader, priority []byte) error {
 	fields, own := r.head.fields, ""
 	if h.StreamID > r.last && h.StreamID%2 == 1 {
 		r.last, own = h.StreamID, strconv.FormatUint(uint64(h.StreamID), 10)
@@ -122,12 +127,21 @@ func (r *frameReader) pass(h http2.FrameHeader, priority []byte) {
 		r.encode(headerStream, own)
 	}
 	block := append(append([]byte(nil), priority...), r.encoded.Bytes()...)
+	r.encoded = bytes.Buffer{} // it may have been large
+	if len(block) > maxFrame && !r.wide {
+		// net/http's decoder keeps a copy of what comes in parts.
+		if err := r.frames.conn.memory.Take(budget.Connection, headFactor*maxHeaderBytes); err != nil {
+			r.frames.conn.outOfMemory()
+			return err
+		}
+		r.wide = true
+	}
 	first := block[:min(len(block), maxFrame)]
 	flags := h.Flags & (http2.FlagHeadersEndStream | http2.FlagHeadersPriority)
 	if len(first) == len(block) {
 		flags |= http2.FlagHeadersEndHeaders
 	}
-	r.pending = appendFrame(r.pending[:0], http2.FrameHeaders, flags, h.StreamID, first)
+	r.pending = appendFrame(make([]byte, 0, len(block)+frameHeader*(1+len(block)/maxFrame)), http2.FrameHeaders, flags, h.StreamID, first)
 	for block = block[len(first):]; len(block) > 0; {
 		n := min(len(block), maxFrame)
 		flags = 0
@@ -138,6 +152,7 @@ func (r *frameReader) pass(h http2.FrameHeader, priority []byte) {
 		block = block[n:]
 	}
 	r.head.fields = nil
+	return nil
 }
 
 // encode adds a field to the block that is passed on, and to no table.

@@ -194,7 +194,7 @@ func (x *exchange) continues() bool {
 	if x.settled {
 		return false
 	}
-	x.w.WriteHeader(http.StatusContinue)
+	x.inform(http.StatusContinue)
 	return true
 }
 

@@ -46,6 +46,7 @@ type exchange struct {
 	broken      atomic.Bool   // the body could not be read
 	interrupted atomic.Bool   // the upstream's end has ended the reading of the body
 	streams     atomic.Bool   // an answer whose parts come one by one has begun
+	informs     atomic.Bool   // an informational answer is being written
 
 	up, down pacer // from the plugin, and to it
 	outcome  authz.Outcome
@@ -83,6 +84,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	x.access.cut = func(cause error) {
 		cancel(cause)
 		x.endReading() // whoever waits for the rest of the plugin's body waits no longer
+		x.endInforming()
 	}
 	if !p.live.add(&x.access) {
 		defer x.end()
@@ -517,9 +519,27 @@ func (x *exchange) informational(code int, header textproto.MIMEHeader) error {
 	stripAnswer(http.Header(header))
 	x.scrubHeader(http.Header(header))
 	maps.Copy(h, header)
-	x.w.WriteHeader(code)
+	x.inform(code)
 	clear(h)
 	return nil
+}
+
+// inform writes the head of an informational answer. The caller holds x.mu.
+func (x *exchange) inform(code int) {
+	x.informs.Store(true)
+	defer x.informs.Store(false)
+	x.w.WriteHeader(code)
+}
+
+// endInforming ends, after an access was cut, the writing of an informational
+// answer to a plugin that does not read: the final one would wait behind it, and so
+// would the end of the access. Over HTTP/2 the other streams wait behind it as well.
+func (x *exchange) endInforming() {
+	time.AfterFunc(resetPatience, func() {
+		if x.informs.Load() {
+			x.conn.sever()
+		}
+	})
 }
 
 // settle ends the time of informational answers.

@@ -20,7 +20,7 @@ var explanations = []explained{
 	{"curl: h2-goaway", everyWay, "*", "What the upstream did not process is sent again; curl by itself gives up"},
 
 	// What a recipient must or may correct.
-	{"curl: h2-204", own, "*", "The length of a 204 is taken off (RFC 9110, 8.6); by itself curl takes it for an error of HTTP/2"},
+	{"curl: h2-204", own, "*", "A 204 with a length is an error of HTTP/2 either way: the head is passed on, and the stream ends with another code"},
 	{"curl: h2-204|curl: http*204-body", byEnvoy, "answer", "Envoy refuses a 204 with a Content-Length: 502"},
 	{"curl: http*204-body", own, "header content-length", "A 204 has no Content-Length (RFC 9110, 8.6): it is taken off"},
 	{"curl: http*same-twice", own, "header content-length", "Two equal lengths are one (RFC 9110, 8.6)"},

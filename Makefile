@@ -28,7 +28,7 @@ demo-envoy: ## the same behind an Envoy that Chaperone configures: streams cut w
 
 test: ## every test with the race detector, against real parts; says what it skips and why
 	@tools/setup test
-	go test $$(tools/setup race) -shuffle=on -timeout 30m ./...
+	go test $$(tools/setup race) -shuffle=on -timeout 50m ./...
 
 test-long: ## what takes long: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server; root
 	@tools/setup test

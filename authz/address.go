@@ -8,14 +8,14 @@ import (
 // CheckAddress returns Granted when the access may be made to addr, which the
 // destination's name resolved to, and otherwise the reason for refusing.
 //
-// Addresses are judged by where a connection to them leads, see [LeadsTo]. A
+// Addresses are judged by what a connection to them reaches, see [Reaches]. A
 // never-list comes first. Then an address that names no server (unspecified,
 // multicast, broadcast) is refused, whatever is granted. A host that is an
 // address itself is granted with its rule. Any other address has to be among the
 // rule's addresses or, where it states none, public. Prefixes of a rule that are
-// wider than a range for link-local addresses, or for IPv6 addresses which lead
-// to IPv4, do not include that range; and what such an IPv6 address leads to has
-// to be public or among the rule's addresses too.
+// wider than a range for link-local addresses, or for IPv6 addresses which carry
+// an IPv4 address, do not include that range; and the IPv4 address in such an IPv6
+// address has to be public or among the rule's addresses too.
 func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	if !d.Allowed() || d.subject == nil {
 		return NotReady
@@ -30,7 +30,7 @@ func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	return Granted
 }
 
-// grantsAddress reports whether the rule leads to addr, which no never-list
+// grantsAddress reports whether the rule allows addr, which no never-list
 // holds.
 func (d *Decision) grantsAddress(addr netip.Addr) bool {
 	switch {
@@ -49,13 +49,13 @@ func (d *Decision) grantsAddress(addr netip.Addr) bool {
 	return true
 }
 
-// LeadsTo returns where a connection to addr may end: addr as it is dialled,
+// Reaches returns the addresses that a connection to addr may reach: addr as it is dialled,
 // without a zone and as IPv4 where it maps IPv4 (RFC 4291, section 2.5.5.2), and
 // the IPv4 addresses that it is translated or tunnelled to. The unspecified
-// addresses lead to the loopback ones: Linux connects there (ip(7), and
+// addresses reach the loopback ones: Linux connects there (ip(7), and
 // ip6_datagram_connect and tcp_v6_connect for IPv6). The result is empty for an
 // address that is not valid.
-func LeadsTo(addr netip.Addr) []netip.Addr {
+func Reaches(addr netip.Addr) []netip.Addr {
 	if !addr.IsValid() {
 		return nil
 	}
@@ -78,8 +78,8 @@ func unusable(addr netip.Addr) bool {
 	return !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// transition is a way in which an IPv6 address leads to an IPv4 address that it
-// carries.
+// transition is a mechanism by which an IPv6 address carries an IPv4 address that a
+// connection to it reaches.
 type transition uint8
 
 const (

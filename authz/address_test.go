@@ -123,11 +123,11 @@ func TestNeverListSeesThrough(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		addr := anyAddress(t)
-		held := slices.ContainsFunc(LeadsTo(addr), func(at netip.Addr) bool { return containsAddr(never, at) })
+		held := slices.ContainsFunc(Reaches(addr), func(at netip.Addr) bool { return containsAddr(never, at) })
 		for _, d := range decisions {
 			got := d.CheckAddress(addr)
 			if held && got != GuardrailDenied {
-				t.Fatalf("%s: %s, and it leads to %s", addr, got, LeadsTo(addr))
+				t.Fatalf("%s: %s, and it leads to %s", addr, got, Reaches(addr))
 			}
 			if got == Granted && unusable(addr.Unmap()) {
 				t.Fatalf("%s is granted", addr)

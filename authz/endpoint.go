@@ -24,13 +24,13 @@ func (s *Snapshot) Forbids(p Principal, host string, addr netip.Addr) bool {
 	return addr.IsValid() && (sub.refusesAddress(addr) != nil || neverMeant(addr))
 }
 
-// neverMeant reports whether addr, or an IPv4 address that it leads to, is
+// neverMeant reports whether addr, or an IPv4 address that it reaches, is
 // unusable or link-local, where no token endpoint is.
 func neverMeant(addr netip.Addr) bool {
 	if !addr.IsValid() {
 		return false
 	}
-	for _, at := range LeadsTo(addr) {
+	for _, at := range Reaches(addr) {
 		if unusable(at) || at.IsLinkLocalUnicast() {
 			return true
 		}

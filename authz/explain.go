@@ -567,10 +567,10 @@ func remedy(req Request, d Decision, n near, secure bool) (text string, grantabl
 }
 
 // needed returns the prefixes under which a rule's addresses would have to hold
-// addr: itself, and what is not public of the addresses that it leads to.
+// addr: itself, and those of the addresses that it reaches which are not public.
 func needed(addr netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
-	for i, at := range LeadsTo(addr) {
+	for i, at := range Reaches(addr) {
 		if i == 0 || !publicUnicast(at) {
 			out = append(out, netip.PrefixFrom(at, at.BitLen()))
 		}

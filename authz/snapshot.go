@@ -450,7 +450,7 @@ func (sub *subject) refusesAddress(addr netip.Addr) *neverEntry {
 	return nil
 }
 
-// holds reports whether the entry names addr, or an address that addr leads to.
+// holds reports whether the entry names addr, or an address that addr reaches.
 func (n *neverEntry) holds(addr netip.Addr) bool {
 	if !addr.IsValid() || len(n.addresses) == 0 {
 		return false
@@ -458,7 +458,7 @@ func (n *neverEntry) holds(addr netip.Addr) bool {
 	if addr.Is4() && !addr.IsUnspecified() { // the common one, without allocating
 		return containsAddr(n.addresses, addr)
 	}
-	return slices.ContainsFunc(LeadsTo(addr), func(at netip.Addr) bool { return containsAddr(n.addresses, at) })
+	return slices.ContainsFunc(Reaches(addr), func(at netip.Addr) bool { return containsAddr(n.addresses, at) })
 }
 
 // pluginLimits returns the limits of the whole plugin.

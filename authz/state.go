@@ -113,7 +113,7 @@ func (l *Ledger) Kept(s State) {
 	}
 }
 
-// What is set aside of limits, see [Ledger.Reserve].
+// Shares of limits that are set aside, see [Ledger.Reserve].
 const (
 	rateShare  = 16
 	leastAhead = 2 * time.Second
@@ -207,7 +207,7 @@ func (l *Ledger) named(plugin, grant, rule, kind string) *bucket {
 
 // Restore takes in what an earlier run has written down, or what the kernel still
 // holds of it. Nothing used is given back by it. Where the plugin's counters are
-// made anew, [Ledger.Begin] follows.
+// replaced, [Ledger.Begin] follows.
 func (l *Ledger) Restore(s State, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -120,7 +120,7 @@ func (x *exchange) pool() (*pool, error) {
 	if err != nil || speak != speakHTTP2 {
 		return pool, err
 	}
-	if _, only := pool.onlyHTTP1.Load(x.admission.Request.Destination.HostPort()); only || connectionAuth(x.r.Header["Authorization"]) {
+	if pool.onlyHTTP1.has(x.admission.Request.Destination.HostPort()) || connectionAuth(x.r.Header["Authorization"]) {
 		return x.proxy.pools.get(x.admission, speakHTTP1, x.down.limited())
 	}
 	return pool, nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
 // unrepeatable and repeatable are methods with and without a body.
@@ -259,4 +260,11 @@ func TestNoContentWithContent(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestHostSet: the hosts that are remembered are bounded.
+func TestHostSet(t *testing.T) {
+	if n := proxy.FillHostSet(5000); n != 1024 {
+		t.Errorf("%d hosts are held", n)
+	}
 }

@@ -68,7 +68,7 @@ type pool struct {
 	transport *http.Transport
 	narrow    *http.Transport // where the first fails with errNarrow; nil where it never does
 	idle      *idlePool       // in place of the transport's own for HTTP/1.1; nil for HTTP/2
-	onlyHTTP1 sync.Map        // the hosts, with port, that answered over HTTP/1.1 where HTTP/2 was offered
+	onlyHTTP1 hostSet         // those that answered over HTTP/1.1 where HTTP/2 was offered
 	needles   *scrub.Needles  // nil without a credential that could be found
 	names     *scrub.Needles  // the same as it would be in a header's name
 }
@@ -178,10 +178,39 @@ func (p *pool) close() {
 	}
 }
 
+// maxHosts bounds a hostSet: a rule with a wildcard has as many hosts as the plugin
+// asks for.
+const maxHosts = 1024
+
+// hostSet is a set of hosts, with port, that is safe for concurrent use. Further
+// ones are not added to a full set.
+type hostSet struct {
+	mu    sync.RWMutex
+	hosts map[string]struct{}
+}
+
+func (s *hostSet) add(host string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hosts == nil {
+		s.hosts = make(map[string]struct{})
+	}
+	if len(s.hosts) < maxHosts {
+		s.hosts[host] = struct{}{}
+	}
+}
+
+func (s *hostSet) has(host string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, ok := s.hosts[host]
+	return ok
+}
+
 // note remembers that an upstream has no HTTP/2.
 func (p *pool) note(host string, response *http.Response) {
 	if response != nil && response.ProtoMajor == 1 {
-		p.onlyHTTP1.Store(host, true)
+		p.onlyHTTP1.add(host)
 	}
 }
 
@@ -293,9 +322,10 @@ func (p *pools) dialerOf(speak protocol, window int64) dialContext {
 	}
 }
 
-// dial dials for a transport. The transport's address is the destination's HostPort, which the constructor reads back as it was. A
-// connection that another access to the same host and port waits for may be used
-// by it: both were decided by one rule of one generation.
+// dial dials for a transport. The transport's address is the destination's
+// HostPort, which the constructor reads back as it was. A connection that another
+// access to the same host and port waits for may be used by it: both were decided
+// by one rule of one generation.
 func (p *pools) dial(ctx context.Context, address string, holding *budget.Holding) (net.Conn, error) {
 	decided, ok := ctx.Value(decisionKey{}).(decided)
 	if !ok {

@@ -468,7 +468,7 @@ func changeOffline(spec *configs.Sidecar, change func([]authz.Revocation) ([]aut
 	if err := kept.save(revocationsFile, nonNil(all)); err != nil {
 		return nil, err
 	}
-	// One that has lost its history is refused at the next start all the same.
+	// A stateDir that has lost its history is still refused at the next start.
 	if h, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...); err == nil {
 		if err := h.Advance(len(all), historyFiles()...); err != nil {
 			failed = append(failed, err.Error())

@@ -389,9 +389,9 @@ func (f *forbidden) resolve(ctx context.Context) {
 	f.vault.Store(&found)
 }
 
-// dial reports whether an address is forbidden, or leads to one that is.
+// dial reports whether an address is forbidden, or reaches one that is.
 func (f *forbidden) dial(to netip.AddrPort) bool {
-	return slices.ContainsFunc(authz.LeadsTo(to.Addr()), func(at netip.Addr) bool {
+	return slices.ContainsFunc(authz.Reaches(to.Addr()), func(at netip.Addr) bool {
 		return f.holds(netip.AddrPortFrom(at, to.Port()))
 	})
 }

@@ -17,7 +17,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
-	"github.com/chaperone-proxy/chaperone/authz/extauthz/xds"
+	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/proxy"
 )

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
-	"github.com/chaperone-proxy/chaperone/authz/extauthz/xds"
+	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 )

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -176,9 +177,9 @@ func (x *exchange) allowHalfClose() (done func()) {
 		}
 		return true
 	}
-	x.conn.halfClosed.Store(&ended)
+	x.conn.halfClosed.begin(ended)
 	return func() {
-		x.conn.halfClosed.Store(nil)
+		x.conn.halfClosed.begin(nil)
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		if timer != nil {
@@ -198,11 +199,42 @@ func (x *exchange) continues() bool {
 	return true
 }
 
+// halfClose joins the end of the plugin's direction of a connection to the exchange
+// that is on it, in whichever order they come: a plugin may end its direction, or
+// leave, before its request has been decided.
+type halfClose struct {
+	mu      sync.Mutex
+	seen    bool
+	waiting func() bool // reports whether the plugin may still wait; nil without an exchange
+}
+
+// begin sets the function that is asked when the plugin ends its direction, and asks
+// it now if that has happened. Nil ends that.
+func (h *halfClose) begin(waiting func() bool) {
+	h.mu.Lock()
+	h.waiting = waiting
+	seen := h.seen
+	h.mu.Unlock()
+	if seen && waiting != nil {
+		waiting()
+	}
+}
+
+// end records that the plugin has ended its direction, and reports whether it may
+// still wait for an answer.
+func (h *halfClose) end() bool {
+	h.mu.Lock()
+	h.seen = true
+	waiting := h.waiting
+	h.mu.Unlock()
+	return waiting == nil || waiting()
+}
+
 // awaitReset waits, after the plugin has ended its direction of the connection,
 // until it is gone altogether. A client may end its direction once its request is
 // sent, and still wait for the answer (RFC 9112, section 9.6, calls it a half-close).
 func (c *conn) awaitReset() error {
-	if left := c.halfClosed.Load(); left != nil && !(*left)() {
+	if !c.halfClosed.end() {
 		return io.EOF
 	}
 	raw, ok := c.raw.(syscall.Conn)

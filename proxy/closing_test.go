@@ -7,11 +7,13 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
 // half is how a test ends its direction of a connection.
@@ -307,9 +309,44 @@ func TestHalfCloseAfterTheRequest(t *testing.T) {
 		_ = c.Close()
 		select {
 		case <-left:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the request of a plugin that has left goes on")
 		}
 		w.settled()
 	})
+}
+
+// TestLeavesBeforeTheDecision closes the connection while its request is still
+// being decided: the upstream's wait ends as soon as it has begun.
+func TestLeavesBeforeTheDecision(t *testing.T) {
+	left := make(chan struct{})
+	o := newOrigin(t, func(c *originConn) {
+		if c.head() != nil {
+			_, _ = io.Copy(io.Discard, c.in) // until the proxy gives the request up
+			close(left)
+		}
+	})
+	asked, decide := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(asked) })
+	input := authz.Input{Grants: []authz.Grant{{Name: "weather", Plugin: plugin, NotAfter: time.Now().Add(time.Hour), Rules: o.rules(nil)}}}
+	w := newWorld(t, setup{input: input, config: func(c *proxy.Config) {
+		var err error
+		c.Gate, err = authz.NewGate(authz.GateConfig{Engine: c.Engine, Ledger: authz.NewLedger(), Recorder: new(recorder), Now: func() time.Time {
+			once()
+			<-decide
+			return time.Now()
+		}})
+		testenv.Must(t, err)
+	}})
+	c := w.raw()
+	o.send(c, doors[0], "GET", "/", "", "")
+	<-asked
+	_ = c.Close()
+	time.Sleep(200 * time.Millisecond) // the proxy reads the end of the connection
+	close(decide)
+	select {
+	case <-left:
+	case <-time.After(time.Minute):
+		t.Error("got a request that goes on after its plugin has left, want it given up")
+	}
 }

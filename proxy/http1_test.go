@@ -44,7 +44,7 @@ func newOrigin(t testing.TB, handle func(c *originConn)) *origin {
 				if err != nil {
 					return
 				}
-				_ = raw.SetDeadline(time.Now().Add(30 * time.Second))
+				_ = raw.SetDeadline(time.Now().Add(2 * time.Minute)) // longer than any test waits
 				c := &originConn{Conn: raw, raw: raw.(*net.TCPConn), number: number}
 				if secure {
 					c.Conn = tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}})

@@ -76,12 +76,12 @@ type conn struct {
 	// an ordinary close would wait for it.
 	abandoned func() bool
 
-	requests   atomic.Int64                // that net/http has read from it, or streams
-	ended      atomic.Bool                 // nothing more is read from it, see endReading
-	lingering  atomic.Bool                 // what still comes is being discarded
-	lingerers  *lingerers                  // nil: it does not linger
-	owns       atomic.Bool                 // of the bottom: connections to upstreams belong to it
-	halfClosed atomic.Pointer[func() bool] // asked whether the plugin may still wait, when it ends its direction
+	requests   atomic.Int64 // that net/http has read from it, or streams
+	ended      atomic.Bool  // nothing more is read from it, see endReading
+	lingering  atomic.Bool  // what still comes is being discarded
+	lingerers  *lingerers   // nil: it does not linger
+	owns       atomic.Bool  // of the bottom: connections to upstreams belong to it
+	halfClosed halfClose    // whether the plugin has ended its direction
 }
 
 func newConn(raw net.Conn, forget func(*conn), abandoned func() bool) *conn {
@@ -125,7 +125,8 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // readAny reads for net/http. The end of the plugin's direction after a whole
 // request is not the end of the plugin: it may wait for the answer. net/http reads
-// a single byte while it answers.
+// a single byte while it answers, and may begin to before ServeHTTP is called:
+// answering does not say yet that a request was read.
 func (c *conn) readAny(b []byte) (n int, err error) {
 	if c.ended.Load() {
 		return 0, errReadingEnded
@@ -135,7 +136,7 @@ func (c *conn) readAny(b []byte) (n int, err error) {
 	} else {
 		n, err = c.readHeads(b)
 	}
-	if n == 0 && errors.Is(err, io.EOF) && len(b) == 1 && c.answering.Load() && !c.framed.Load() {
+	if n == 0 && errors.Is(err, io.EOF) && len(b) == 1 && c.refusal != nil && !c.framed.Load() {
 		err = c.awaitReset()
 	}
 	return n, err

@@ -318,7 +318,7 @@ func (t *spliced) copyAll(pace *pacer, to, from net.Conn, kind authz.LimitKind) 
 		return pace.copyConn(to, from)
 	}
 	search := standIns.search("the tunnel", func(cause error) { t.access.end(cause) })
-	search.Short = shortBeginning
+	search.PassShort = shortBeginning
 	buf := t.proxy.buffers.get()
 	defer t.proxy.buffers.put(buf)
 	return pace.copy(to, scrub.NewReader(from, search), *buf)

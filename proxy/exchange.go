@@ -190,10 +190,10 @@ func (x *exchange) makeRoom() error {
 	x.upload = windowCost(x.r)
 	searched := 0
 	if x.scrub != nil {
-		searched = x.scrub.needles.Room()
+		searched = x.scrub.needles.ReaderSize()
 	}
 	if standIns := x.proxy.lookout.now(); standIns != nil && x.r.ContentLength != 0 {
-		searched += standIns.all.Room()
+		searched += standIns.all.ReaderSize()
 	}
 	return refusedFor(cmp.Or(
 		x.held.Take(budget.Window, x.upload),
@@ -329,7 +329,7 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 		return unsignable(err, "have the SDK send the body unsigned or whole; over https most do")
 	case errors.Is(err, sigv4.ErrBody):
 		return unsignable(err, "send the body in parts of at most 16 MiB")
-	case errors.Is(err, sigv4.ErrBeyond):
+	case errors.Is(err, sigv4.ErrExceedsRule):
 		return &dialError{
 			reason: authz.NotEnforceableHere, detail: err.Error(),
 			remedy: "leave it out: read and write an object instead of copying it, and have the bucket's owner say who may read it",

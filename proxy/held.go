@@ -126,7 +126,7 @@ func (x *exchange) decoders() decoders {
 	return decoders{x.r.Context(), x.held, x.proxy.pools.closeIdle, x.proxy.wholeSearches}
 }
 
-// Take implements scrub.Room.
+// Take implements scrub.MemoryBudget.
 func (d decoders) Take(n int64) error {
 	if d.holding.Take(budget.Decoder, n) == nil {
 		return nil
@@ -135,7 +135,7 @@ func (d decoders) Take(n int64) error {
 	return refusedFor(d.holding.TakeWithin(d.ctx, decodePatience, budget.Decoder, n))
 }
 
-// Give implements scrub.Room.
+// Give implements scrub.MemoryBudget.
 func (d decoders) Give(n int64) { d.holding.Give(budget.Decoder, n) }
 
 // turn takes n bytes for a body that is decompressed whole, when it is its turn,

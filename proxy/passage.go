@@ -134,7 +134,7 @@ func (s *passage) up() error {
 	standIns := s.exit.set.proxy.lookout.now()
 	if standIns != nil && s.to.Scheme() != authz.SchemeHTTPS {
 		search := standIns.search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.end(cause) })
-		search.Short = shortBeginning
+		search.PassShort = shortBeginning
 		_, err := io.Copy(s.far, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.near.Conn), search))
 		return err
 	}

@@ -25,8 +25,8 @@ type Placeholder struct {
 // standIns are what is looked for in what a plugin sends. Nil: nothing.
 type standIns struct {
 	from    []Placeholder
-	all     *scrub.Needles
-	each    []*scrub.Needles
+	all     *scrub.Patterns
+	each    []*scrub.Patterns
 	lowered []string // as they would be in a host's name, which has no case
 }
 
@@ -148,7 +148,7 @@ func (s *standIns) inRequest(r authz.Request, query string, h http.Header) *dial
 
 // search ends a stream at a stand-in; halt is told first.
 func (s *standIns) search(where string, halt func(error)) scrub.Search {
-	return scrub.Search{Needles: s.all, Found: func(text []byte) error {
+	return scrub.Search{Patterns: s.all, Found: func(text []byte) error {
 		e := s.errMisplaced(text, where)
 		halt(e)
 		return e
@@ -163,7 +163,7 @@ const maxCompressed = scrub.MaxMessage
 // Nothing of the stand-in passes. What is held of it meanwhile is counted.
 func (s *standIns) inBody(r *http.Request, body io.Reader, room decoders, halt func(error)) io.Reader {
 	search := s.search("the body", halt)
-	search.Room = room
+	search.Memory = room
 	codings := codingsOf(r.Header)
 	return &later{halt: halt, open: func() (io.Reader, error) {
 		if scrub.Encoded(codings) {

@@ -69,8 +69,8 @@ type pool struct {
 	narrow    *http.Transport // where the first fails with errNarrow; nil where it never does
 	idle      *idlePool       // in place of the transport's own for HTTP/1.1; nil for HTTP/2
 	onlyHTTP1 hostSet         // those that answered over HTTP/1.1 where HTTP/2 was offered
-	needles   *scrub.Needles  // nil without a credential that could be found
-	names     *scrub.Needles  // the same as it would be in a header's name
+	needles   *scrub.Patterns // nil without a credential that could be found
+	names     *scrub.Patterns // the same as it would be in a header's name
 }
 
 func newPools(d *dialer, b *budget.Budget) *pools {

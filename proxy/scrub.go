@@ -19,7 +19,7 @@ import (
 // needlesOf returns what the values of an injected credential look like in an
 // answer, and in the names of its headers, which have no case; nil for nothing
 // that could be found.
-func needlesOf(slots []authz.Injection) (values, names *scrub.Needles) {
+func needlesOf(slots []authz.Injection) (values, names *scrub.Patterns) {
 	var texts, lowered, public, loweredPublic []string
 	for _, slot := range slots {
 		for _, text := range slot.NotSecret() {
@@ -77,9 +77,9 @@ func insideOf(value string) []string {
 
 // scrubber searches one answer.
 type scrubber struct {
-	needles *scrub.Needles
-	names   *scrub.Needles // the same in lower case
-	window  *scrub.Window  // the part that the plugin asked for, when it is a part
+	needles *scrub.Patterns
+	names   *scrub.Patterns     // the same in lower case
+	window  *scrub.WidenedRange // the part that the plugin asked for, when it is a part
 	mu      sync.Mutex
 	where   string // where a needle was found first, "" for nowhere
 }
@@ -95,7 +95,7 @@ func (s *scrubber) found(where string) {
 
 // search is for the credential, to blank it out.
 func (s *scrubber) search(where string) scrub.Search {
-	return scrub.Search{Needles: s.needles, Found: func([]byte) error { s.found(where); return nil }}
+	return scrub.Search{Patterns: s.needles, Found: func([]byte) error { s.found(where); return nil }}
 }
 
 // ask changes a request so that its answer can be searched: it is not to be
@@ -110,7 +110,7 @@ func (s *scrubber) ask(method string, h http.Header) {
 	}
 	h["Accept-Encoding"] = []string{"identity"}
 	if method == http.MethodGet && len(wanted) == 1 { // no other method has ranges (RFC 9110, section 14.2)
-		if s.window = scrub.NewWindow(wanted[0], s.needles.Longest()-1); s.window != nil {
+		if s.window = scrub.NewWidenedRange(wanted[0], s.needles.Longest()-1); s.window != nil {
 			h["Range"] = []string{s.window.Header()}
 		}
 	}
@@ -184,7 +184,7 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 }
 
 // body returns the body of an answer, searched as its type asks for.
-func (s *scrubber) body(response *http.Response, encoding string, room scrub.Room) (io.Reader, error) {
+func (s *scrubber) body(response *http.Response, encoding string, room scrub.MemoryBudget) (io.Reader, error) {
 	if scrub.Codings(encoding) > 1 { // none was asked for: one is a server that does not look, several are none
 		return nil, errCoded
 	}
@@ -194,8 +194,8 @@ func (s *scrubber) body(response *http.Response, encoding string, room scrub.Roo
 		}
 	}
 	search := s.search("its body")
-	search.Room = room
-	search.Known = response.ContentLength >= 0
+	search.Memory = room
+	search.LengthKnown = response.ContentLength >= 0
 	body, kind := io.Reader(response.Body), contentOf(response.Header)
 	if kind == octetContent { // of the middle of a content the first bytes tell nothing
 		kind = binaryContent
@@ -205,13 +205,13 @@ func (s *scrubber) body(response *http.Response, encoding string, room scrub.Roo
 	}
 	if kind == binaryContent {
 		if !scrub.Encoded(encoding) {
-			return scrub.NewUnsure(body, search), nil
+			return scrub.NewSniffingReader(body, search), nil
 		}
 		var begin bytes.Buffer
 		decoded, err := scrub.Decode(encoding, io.TeeReader(body, &begin))
 		text := err == nil && beginsAsText(decoded)
 		if body = io.MultiReader(&begin, body); !text {
-			return scrub.NewUnsure(body, search), nil // it may be no coding either
+			return scrub.NewSniffingReader(body, search), nil // it may be no coding either
 		}
 	}
 	decoded, err := scrub.Decode(encoding, body)

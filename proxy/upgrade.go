@@ -104,7 +104,7 @@ func searched(from io.Reader, protocol string, s scrub.Search) io.Reader {
 	if isWebSocket(protocol) {
 		return scrub.NewWebSocket(from, s)
 	}
-	s.Short = shortBeginning
+	s.PassShort = shortBeginning
 	return scrub.NewReader(from, s)
 }
 

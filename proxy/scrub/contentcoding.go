@@ -18,11 +18,11 @@ import (
 // Bounds of what is decompressed: an answer of a few kilobytes can otherwise
 // stand for terabytes.
 const (
-	maxRatio   = 1000    // of decompressed to compressed bytes,
-	freeOfRate = 1 << 20 // beyond so many decompressed bytes
-	maxDecoded = 4 << 30 // bytes in all
-	maxWindow  = 8 << 20 // bytes that zstd may look back (RFC 9659 allows no more on the web)
-	maxCodings = 4       // on top of one another
+	maxRatio    = 1000    // of decompressed to compressed bytes,
+	ratioExempt = 1 << 20 // beyond so many decompressed bytes
+	maxDecoded  = 4 << 30 // bytes in all
+	maxWindow   = 8 << 20 // bytes that zstd may look back (RFC 9659 allows no more on the web)
+	maxCodings  = 4       // on top of one another
 )
 
 // What the decoder of a coding holds, in bytes: its window, the tables of its codes
@@ -71,16 +71,16 @@ func Decode(header string, body io.Reader) (io.Reader, error) {
 	if len(codings) > maxCodings {
 		return nil, fmt.Errorf("decode body: %w: %d on top of one another", ErrCoding, len(codings))
 	}
-	in := &meter{from: body}
+	in := &countingReader{from: body}
 	decoded := io.Reader(in)
 	for _, coding := range slices.Backward(codings) { // the last was applied last
-		open := decoder(coding)
+		open := openerOf(coding)
 		if open == nil {
-			return nil, fmt.Errorf("decode body: %w %q", ErrCoding, clip(coding))
+			return nil, fmt.Errorf("decode body: %w %q", ErrCoding, shorten(coding))
 		}
-		decoded = &lazy{from: bufio.NewReader(decoded), open: open}
+		decoded = &lazyDecoder{from: bufio.NewReader(decoded), open: open}
 	}
-	return &bounded{from: decoded, in: in}, nil
+	return &boundedReader{from: decoded, in: in}, nil
 }
 
 // codingsIn returns the content codings of a header, without identity.
@@ -108,11 +108,11 @@ func Encoded(header string) bool {
 	return false
 }
 
-func clip(s string) string { return s[:min(len(s), 32)] }
+func shorten(s string) string { return s[:min(len(s), 32)] }
 
-// decoder returns what opens a coding (IANA, HTTP Content Coding Registry), nil
+// openerOf returns what opens a coding (IANA, HTTP Content Coding Registry), nil
 // for one that is not known.
-func decoder(coding string) func(*bufio.Reader) (io.Reader, error) {
+func openerOf(coding string) func(*bufio.Reader) (io.Reader, error) {
 	switch coding {
 	case "gzip", "x-gzip":
 		return func(r *bufio.Reader) (io.Reader, error) { return gzip.NewReader(r) }
@@ -139,16 +139,16 @@ func inflate(r *bufio.Reader) (io.Reader, error) {
 	return flate.NewReader(r), nil
 }
 
-// lazy opens a decoder at the first byte: an answer to HEAD names a coding and
+// lazyDecoder opens a decoder at the first byte: an answer to HEAD names a coding and
 // has none.
-type lazy struct {
+type lazyDecoder struct {
 	from    *bufio.Reader
 	open    func(*bufio.Reader) (io.Reader, error)
 	decoder io.Reader
 	err     error
 }
 
-func (l *lazy) Read(p []byte) (int, error) {
+func (l *lazyDecoder) Read(p []byte) (int, error) {
 	if l.err == nil && l.decoder == nil {
 		if _, l.err = l.from.Peek(1); l.err == nil {
 			l.decoder, l.err = l.open(l.from)
@@ -160,29 +160,29 @@ func (l *lazy) Read(p []byte) (int, error) {
 	return l.decoder.Read(p)
 }
 
-// meter counts what is read.
-type meter struct {
+// countingReader counts what is read.
+type countingReader struct {
 	from io.Reader
 	n    int64
 }
 
-func (m *meter) Read(p []byte) (int, error) {
+func (m *countingReader) Read(p []byte) (int, error) {
 	n, err := m.from.Read(p)
 	m.n += int64(n)
 	return n, err
 }
 
-// bounded ends a body that grows beyond the bounds.
-type bounded struct {
+// boundedReader ends a body that grows beyond the bounds.
+type boundedReader struct {
 	from io.Reader
-	in   *meter
+	in   *countingReader
 	n    int64
 }
 
-func (b *bounded) Read(p []byte) (int, error) {
+func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.from.Read(p)
 	b.n += int64(n)
-	if b.n > maxDecoded || b.n > freeOfRate && b.n/maxRatio > b.in.n {
+	if b.n > maxDecoded || b.n > ratioExempt && b.n/maxRatio > b.in.n {
 		return 0, ErrBomb
 	}
 	return n, err

@@ -132,13 +132,13 @@ func TestWindow(t *testing.T) {
 		{asked: "bytes=5-9", wide: "bytes=2-12", got: "", err: true},
 		{asked: "bytes=5-9", wide: "bytes=2-12", got: "lines 2-12/20", err: true},
 	} {
-		w := NewWindow(test.asked, 3)
+		w := NewWidenedRange(test.asked, 3)
 		if w == nil || w.Header() != test.wide {
 			t.Errorf("%s: %v", test.asked, w)
 			continue
 		}
 		part, err := w.Part(test.got)
-		if (err != nil) != test.err || err != nil && !errors.Is(err, ErrWindow) || part.ContentRange != test.contentRange {
+		if (err != nil) != test.err || err != nil && !errors.Is(err, ErrRange) || part.ContentRange != test.contentRange {
 			t.Errorf("%s: %+v, %v", test.asked, part, err)
 			continue
 		}
@@ -156,7 +156,7 @@ func TestWindow(t *testing.T) {
 	for _, other := range []string{
 		"", "bytes", "bytes=", "bytes=-", "bytes=-0", "bytes=a-b", "bytes=5-4", "bytes=1-2,4-5", "lines=1-2", "bytes=+1-2", "bytes=1-9999999999999999999",
 	} {
-		if w := NewWindow(other, 3); w != nil {
+		if w := NewWidenedRange(other, 3); w != nil {
 			t.Errorf("%q: %+v", other, w)
 		}
 	}
@@ -164,7 +164,7 @@ func TestWindow(t *testing.T) {
 
 // A cut answer is not passed on as a whole one.
 func TestCutMissesTheEnd(t *testing.T) {
-	part, err := NewWindow("bytes=5-9", 3).Part("bytes 2-12/20")
+	part, err := NewWidenedRange("bytes=5-9", 3).Part("bytes 2-12/20")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,10 @@
 // Package scrub finds a credential in what an upstream answers, in the
-// spellings that programs give to text, and blanks it out.
+// encodings that programs give to text, and blanks it out.
 //
 // All secrets are searched for at once, by the algorithm of Wu and Manber (A Fast
 // Algorithm for Multi-Pattern Searching, University of Arizona TR 94-17): most of
-// a body is skipped, so that looking for forty needles costs little more than
-// looking for one. Needles are the secret itself, its UTF-16, its base64 in each
+// a body is skipped, so that looking for forty patterns costs little more than
+// looking for one. Patterns are the secret itself, its UTF-16, its base64 in each
 // alignment, and its first bytes in hexadecimal and decimal numbers with what
 // programs put between them. What has an escape in it, or the end of a line that
 // base64 and mail have, is found from there: before the first of them everything
@@ -25,7 +25,7 @@
 // it, for the rest where the length of the stream is known, and else for 20 ms; a
 // line that looks cut because it is long waits for the next. The end of a frame
 // that is not whole waits for the rest. This delays alike every text of the same
-// kinds of characters. It tells how long the longest spelling of the secret is,
+// kinds of characters. It tells how long the longest encoding of the secret is,
 // and nothing else. Whether a text was blanked out tells whether it held the
 // secret, or all of it but an eighth.
 //
@@ -39,5 +39,5 @@
 // nothing is between), that ends in the middle and lacks more than an eighth, or
 // that is in an escape that is not known and has no such run. A caller that
 // searches some types of content only leaves the choice to whoever can ask for a
-// type, as with Accept: [Unsure] is for the others.
+// type, as with Accept: [SniffingReader] is for the others.
 package scrub

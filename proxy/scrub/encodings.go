@@ -10,40 +10,40 @@ import (
 )
 
 // A secret is searched for in two ways. What is the same wherever it is written
-// is a needle by itself: its two bytes a character, and its long runs of letters
-// and digits. What may be written in more ways than can be listed is a spelling,
+// is a pattern by itself: its two bytes a character, and its long runs of letters
+// and digits. What may be written in more ways than can be listed is an encoding,
 // which is found where its plain form is, or an escape or the end of a line in it,
 // and is then read character by character.
 
-// exact returns the texts of a secret that are searched for as they are.
-func exact(secret string) []needle {
-	texts := []needle{{text: secret}}
+// exactPatterns returns the texts of a secret that are searched for as they are.
+func exactPatterns(secret string) []pattern {
+	texts := []pattern{{text: secret}}
 	if form := strings.ReplaceAll(secret, " ", "+"); form != secret {
-		texts = append(texts, needle{text: form})
+		texts = append(texts, pattern{text: form})
 	}
-	if len(secret) >= minCased { // a field that has no case
-		texts = append(texts, needle{text: strings.Map(func(r rune) rune {
+	if len(secret) >= minFolded { // a field that has no case
+		texts = append(texts, pattern{text: strings.Map(func(r rune) rune {
 			if 'A' <= r && r <= 'Z' {
 				return r + 'a' - 'A'
 			}
 			return r
 		}, secret), folded: true})
 	}
-	little, big := wide(secret)
-	texts = append(texts, needle{text: little}, needle{text: big})
+	little, big := utf16Of(secret)
+	texts = append(texts, pattern{text: little}, pattern{text: big})
 	for _, run := range plainRuns(secret) {
-		texts = append(texts, needle{text: run})
+		texts = append(texts, pattern{text: run})
 	}
 	for alignment := range 3 {
 		for _, run := range runs(base64At(secret, alignment), minBase64Run) {
-			texts = append(texts, needle{text: run})
+			texts = append(texts, pattern{text: run})
 		}
 	}
 	return texts
 }
 
-// wide is UTF-16, in both orders of bytes.
-func wide(s string) (little, big string) {
+// utf16Of is UTF-16, in both orders of bytes.
+func utf16Of(s string) (little, big string) {
 	var l, b []byte
 	for _, unit := range utf16.Encode([]rune(s)) {
 		l = append(l, byte(unit), byte(unit>>8))
@@ -74,7 +74,7 @@ const (
 	minRun       = 12
 	minBase64Run = 16
 	minWord      = 20 // of a run that may be a word, or a name
-	minCased     = 20 // of a secret whose case programs may change
+	minFolded    = 20 // of a secret whose case programs may change
 )
 
 // plainRuns is what of a secret every encoder of text leaves as it is.
@@ -102,7 +102,7 @@ func isWord(run string) bool {
 	return !strings.ContainsAny(run, "0123456789") && (rest == strings.ToLower(rest) || rest == strings.ToUpper(rest))
 }
 
-// alphabet says how the characters of a spelling are written.
+// alphabet says how the characters of an encoding are written.
 type alphabet uint8
 
 const (
@@ -112,63 +112,63 @@ const (
 	asDecimals                 // a number a byte, with something between
 )
 
-// spelling is a secret in an alphabet.
-type spelling struct {
+// encoding is a secret in an alphabet.
+type encoding struct {
 	text string // for hexadecimal and decimals the secret itself
 	in   alphabet
 }
 
-// spellings returns those of a secret.
-func spellings(secret string) []*spelling {
-	all := []*spelling{{secret, asText}, {secret, asHex}, {secret, asDecimals}}
+// encodingsOf returns those of a secret.
+func encodingsOf(secret string) []*encoding {
+	all := []*encoding{{secret, asText}, {secret, asHex}, {secret, asDecimals}}
 	for alignment := range 3 {
-		if text := base64At(secret, alignment); len(text) >= minNeedle {
-			all = append(all, &spelling{text, asBase64})
+		if text := base64At(secret, alignment); len(text) >= minPattern {
+			all = append(all, &encoding{text, asBase64})
 		}
 	}
 	return all
 }
 
-// longestSpelling is how many bytes a secret of so many may take. Most take six
+// longestEncoding is how many bytes a secret of so many may take. Most take six
 // bytes for one at most, as \u0073 does; numbers in an indented list, and what was
 // escaped twice, take up to thirteen, and of a secret that is very long those are
 // found only where a stream is not cut in the middle of them.
-func longestSpelling(secret int) int {
+func longestEncoding(secret int) int {
 	const most, usual, enough = 13, 6, 4 << 10
-	return min(max(usual*secret, min(most*secret, enough)), maxNeedle)
+	return min(max(usual*secret, min(most*secret, enough)), maxPattern)
 }
 
-// pieceSize is how many bytes of digits and numbers are searched for, of which
+// joinedLength is how many bytes of digits and numbers are searched for, of which
 // short secrets have fewer.
-const pieceSize = 24
+const joinedLength = 24
 
-// pieces returns the needles that a spelling begins with.
-func (s *spelling) pieces() []needle {
+// patterns returns the patterns that an encoding begins with.
+func (s *encoding) patterns() []pattern {
 	switch s.in {
 	case asHex:
-		return s.joined(pieceSize, func(c byte) string { return hex.EncodeToString([]byte{c}) },
+		return s.joinedPatterns(joinedLength, func(c byte) string { return hex.EncodeToString([]byte{c}) },
 			"", ":", "-", " ", ",", ", ", "0x", " 0x", ",0x", ", 0x")
 	case asDecimals:
-		return s.joined(pieceSize, func(c byte) string { return strconv.Itoa(int(c)) },
+		return s.joinedPatterns(joinedLength, func(c byte) string { return strconv.Itoa(int(c)) },
 			" ", ",", ", ", ",\n", ",\n  ", ",\n    ", ",\n      ", ",\n        ", ",\n\t", ",\n\t\t", ",\r\n  ", ",\r\n    ", `,\n  `, `,\n    `)
 	case asText, asBase64:
 	}
-	all := []needle{{text: s.text, whole: s}}
+	all := []pattern{{text: s.text, encoding: s}}
 	if other := strings.NewReplacer("+", "-", "/", "_").Replace(s.text); s.in == asBase64 && other != s.text {
-		all = append(all, needle{text: other, whole: s})
+		all = append(all, pattern{text: other, encoding: s})
 	}
 	return all
 }
 
-// joined returns the first bytes of a spelling that has something between them.
-func (s *spelling) joined(size int, format func(byte) string, between ...string) []needle {
-	var all []needle
+// joinedPatterns returns the first bytes of an encoding that has something between them.
+func (s *encoding) joinedPatterns(size int, format func(byte) string, between ...string) []pattern {
+	var all []pattern
 	for _, separator := range between {
 		text := format(s.text[0])
 		for i := 1; i < len(s.text) && len(text) < size; i++ {
 			text += separator + format(s.text[i])
 		}
-		all = append(all, needle{text: text, folded: s.in == asHex, whole: s})
+		all = append(all, pattern{text: text, folded: s.in == asHex, encoding: s})
 	}
 	return all
 }

@@ -171,9 +171,9 @@ var secrets = []string{
 	"Bearer sk_live_51H/8x+y", "ключ-от-всего-42", "p\U0001F511ss/w0rd",
 }
 
-// TestSpellings finds every secret in every spelling, alone and in the middle of
+// TestEncodings finds every secret in every encoding, alone and in the middle of
 // a text, and leaves nothing of it.
-func TestSpellings(t *testing.T) {
+func TestEncodings(t *testing.T) {
 	for name, program := range programs() {
 		for _, secret := range secrets {
 			t.Run(name+" "+strconv.QuoteToASCII(secret), func(t *testing.T) {
@@ -199,9 +199,9 @@ func TestSpellings(t *testing.T) {
 	}
 }
 
-// TestSpellingsInPieces cuts every spelling at every place: what is found does
+// TestEncodingsInPieces cuts every encoding at every place: what is found does
 // not depend on it.
-func TestSpellingsInPieces(t *testing.T) {
+func TestEncodingsInPieces(t *testing.T) {
 	for name, program := range programs() {
 		for _, secret := range secrets {
 			n := New(secret)

@@ -8,9 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// starts reports whether escapes begin with a byte: in JSON and programs, in URLs,
+// startsEscape reports whether escapes begin with a byte: in JSON and programs, in URLs,
 // in HTML and XML, and in mail.
-func starts(c byte) bool { return c == '\\' || c == '%' || c == '&' || c == '=' }
+func startsEscape(c byte) bool { return c == '\\' || c == '%' || c == '&' || c == '=' }
 
 // maxNested is how often a text may have been escaped: JSON in JSON in a URL.
 const maxNested = 3
@@ -18,15 +18,15 @@ const maxNested = 3
 // findEscaped appends where secrets are of which any character is escaped, each
 // in any way, or that are cut into lines. Before the first escape or end of a line
 // all is as it is, so that from each of them the rest of a secret is read.
-func (n *Needles) findEscaped(b []byte, clipped bool, spans []span) []span {
-	for _, begin := range []byte(n.escapes) {
-		for at := next(b, 0, begin); at < len(b); at = next(b, at+1, begin) {
-			if n.mayStand(b[at:]) {
-				spans = n.escapedAt(b, at, clipped, spans)
+func (n *Patterns) findEscaped(b []byte, clipped bool, spans []span) []span {
+	for _, begin := range []byte(n.escapeBytes) {
+		for at := indexFrom(b, 0, begin); at < len(b); at = indexFrom(b, at+1, begin) {
+			if n.plausibleEscape(b[at:]) {
+				spans = n.findFromEscape(b, at, clipped, spans)
 			}
 		}
 	}
-	for at := next(b, 0, '\n'); at < len(b); at = next(b, at+1, '\n') {
+	for at := indexFrom(b, 0, '\n'); at < len(b); at = indexFrom(b, at+1, '\n') {
 		from := at
 		if from > 0 && b[from-1] == '\r' {
 			from--
@@ -34,16 +34,16 @@ func (n *Needles) findEscaped(b []byte, clipped bool, spans []span) []span {
 		switch {
 		case from == 0:
 		case b[from-1] == '=': // of mail
-			spans = n.escapedAt(b, from-1, clipped, spans)
+			spans = n.findFromEscape(b, from-1, clipped, spans)
 		case inBase64(b[from-1]):
-			spans = n.brokenAt(b, from, at+1, clipped, spans)
+			spans = n.findAcrossLines(b, from, at+1, clipped, spans)
 		}
 	}
 	return spans
 }
 
-// next returns where a byte is next, the end for nowhere.
-func next(b []byte, from int, c byte) int {
+// indexFrom returns where a byte is next, the end for nowhere.
+func indexFrom(b []byte, from int, c byte) int {
 	if i := bytes.IndexByte(b[from:], c); i >= 0 {
 		return from + i
 	}
@@ -54,12 +54,12 @@ func inBase64(c byte) bool {
 	return alphanumeric(c) || c == '+' || c == '/' || c == '-' || c == '_'
 }
 
-// brokenAt appends where secrets are whose first line ends at a place, to being
+// findAcrossLines appends where secrets are whose first line ends at a place, to being
 // the end of what ends it.
-func (n *Needles) brokenAt(b []byte, at, to int, clipped bool, spans []span) []span {
+func (n *Patterns) findAcrossLines(b []byte, at, to int, clipped bool, spans []span) []span {
 	for end := to + maxBreak; to < len(b) && to < end; {
 		if !isBreak(b[to]) {
-			c, after, ok := view{b, 1}.at(to)
+			c, after, ok := unescaper{b, 1}.at(to)
 			if !ok || c.size != 1 || !isBreak(c.bytes[0]) {
 				break
 			}
@@ -71,14 +71,14 @@ func (n *Needles) brokenAt(b []byte, at, to int, clipped bool, spans []span) []s
 	if to >= len(b) {
 		return spans
 	}
-	c, _ := view{b, maxNested}.one(to)
-	return n.readAt(b, at, byte(max(c, 0)), clipped, spans)
+	c, _ := unescaper{b, maxNested}.byteAt(to)
+	return n.findFrom(b, at, byte(max(c, 0)), clipped, spans)
 }
 
-// readAt appends where secrets are that have a character c at a place, or behind
+// findFrom appends where secrets are that have a character c at a place, or behind
 // what is to be left out there.
-func (n *Needles) readAt(b []byte, at int, c byte, clipped bool, spans []span) []span {
-	for _, p := range n.escaped[c] {
+func (n *Patterns) findFrom(b []byte, at int, c byte, clipped bool, spans []span) []span {
+	for _, p := range n.occurrences[c] {
 		from := at - p.at
 		if from < 0 || !p.of.same(b[from:at], p.of.text[:p.at]) {
 			continue
@@ -90,37 +90,37 @@ func (n *Needles) readAt(b []byte, at int, c byte, clipped bool, spans []span) [
 	return spans
 }
 
-// mayStand reports, at a glance, whether an escape may stand for a character of a
+// plausibleEscape reports, at a glance, whether an escape may stand for a character of a
 // secret: most do not.
-func (n *Needles) mayStand(b []byte) bool {
+func (n *Patterns) plausibleEscape(b []byte) bool {
 	if len(b) < 2 {
 		return false
 	}
 	next := b[1]
 	switch b[0] {
 	case '\\':
-		return alphanumeric(next) || next == '\n' || n.needs(next)
+		return alphanumeric(next) || next == '\n' || n.relevant(next)
 	case '%', '=':
 		if len(b) > 2 && digit(next) >= 0 && digit(b[2]) >= 0 {
-			return n.needs(byte(digit(next)<<4 | digit(b[2])))
+			return n.relevant(byte(digit(next)<<4 | digit(b[2])))
 		}
-		return next == '\r' || next == '\n' || next == 'u' || n.starts(next)
+		return next == '\r' || next == '\n' || next == 'u' || n.startsEscape(next)
 	}
 	end := n.entityEnd(b[1:]) + 1
 	if end == 0 || b[end] != ';' {
 		return end > 0
 	}
-	c, _, ok := view{b, 0}.entity(1)
-	return ok && n.needs(c.bytes[0]) && (c.bytes[0] != '&' || len(n.escaped['&']) > 0 || n.entityEnd(b[end+1:]) >= 0)
+	c, _, ok := unescaper{b, 0}.entity(1)
+	return ok && n.relevant(c.bytes[0]) && (c.bytes[0] != '&' || len(n.occurrences['&']) > 0 || n.entityEnd(b[end+1:]) >= 0)
 }
 
 // entityEnd returns where a name or number ends that is behind an ampersand: at a
 // semicolon, or where an escape is; -1 for nowhere.
-func (n *Needles) entityEnd(b []byte) int {
+func (n *Patterns) entityEnd(b []byte) int {
 	const most = 10
 	for i, c := range b[:min(len(b), most)] {
 		switch {
-		case c == ';', n.starts(c):
+		case c == ';', n.startsEscape(c):
 			return i
 		case !alphanumeric(c) && c != '#':
 			return -1
@@ -129,35 +129,39 @@ func (n *Needles) entityEnd(b []byte) int {
 	return -1
 }
 
-// needs reports whether a character is one of a secret, or may begin an escape of
+// relevant reports whether a character is one of a secret, or may begin an escape of
 // one in what was escaped twice.
-func (n *Needles) needs(c byte) bool { return len(n.escaped[c]) > 0 || n.starts(c) || isBreak(c) }
+func (n *Patterns) relevant(c byte) bool {
+	return len(n.occurrences[c]) > 0 || n.startsEscape(c) || isBreak(c)
+}
 
-// starts reports whether escapes that are looked for begin with a byte.
-func (n *Needles) starts(c byte) bool { return starts(c) && (c != '=' || len(n.escapes) > 3) }
+// startsEscape reports whether escapes that are looked for begin with a byte.
+func (n *Patterns) startsEscape(c byte) bool {
+	return startsEscape(c) && (c != '=' || len(n.escapeBytes) > 3)
+}
 
-// escapedAt appends where secrets are whose first escape is at a place.
-func (n *Needles) escapedAt(b []byte, at int, clipped bool, spans []span) []span {
+// findFromEscape appends where secrets are whose first escape is at a place.
+func (n *Patterns) findFromEscape(b []byte, at int, clipped bool, spans []span) []span {
 	for nested := 1; nested <= maxNested; nested++ {
-		c, to, ok := view{b, nested}.at(at)
+		c, to, ok := unescaper{b, nested}.at(at)
 		if !ok {
 			return spans
 		}
 		if c.size == 0 || c.size == 1 && isBreak(c.bytes[0]) { // what is behind it is where it is
-			spans = n.brokenAt(b, at, to, clipped, spans)
+			spans = n.findAcrossLines(b, at, to, clipped, spans)
 		}
 		if c.size > 0 {
-			spans = n.readAt(b, at, c.bytes[0], clipped, spans)
+			spans = n.findFrom(b, at, c.bytes[0], clipped, spans)
 		}
-		if !n.starts(c.bytes[0]) {
+		if !n.startsEscape(c.bytes[0]) {
 			return spans
 		}
 	}
 	return spans
 }
 
-// same reports whether a text is a part of the spelling without any escape.
-func (s *spelling) same(b []byte, part string) bool {
+// same reports whether a text is a part of the encoding without any escape.
+func (s *encoding) same(b []byte, part string) bool {
 	for i, c := range slices.Backward(b) { // what is near differs first
 		if s.plain(c) != part[i] && !s.alias(c, part[i]) {
 			return false
@@ -167,7 +171,7 @@ func (s *spelling) same(b []byte, part string) bool {
 }
 
 // plain returns a character of either alphabet of base64 as that of the first.
-func (s *spelling) plain(c byte) byte {
+func (s *encoding) plain(c byte) byte {
 	if s.in == asBase64 {
 		switch c {
 		case '-':
@@ -181,11 +185,11 @@ func (s *spelling) plain(c byte) byte {
 
 // alias reports whether c stands for another character: forms write a plus for a
 // space.
-func (s *spelling) alias(c, other byte) bool { return s.in == asText && c == '+' && other == ' ' }
+func (s *encoding) alias(c, other byte) bool { return s.in == asText && c == '+' && other == ' ' }
 
-// read reads the spelling from its character at on and returns where it ends.
+// read reads the encoding from its character at on and returns where it ends.
 // With clipped set it may lack its end where the text does.
-func (s *spelling) read(b []byte, i, at int, clipped bool) (int, bool) {
+func (s *encoding) read(b []byte, i, at int, clipped bool) (int, bool) {
 	switch s.in {
 	case asHex:
 		return s.readHex(b, i, clipped)
@@ -196,7 +200,7 @@ func (s *spelling) read(b []byte, i, at int, clipped bool) (int, bool) {
 	broken := 0
 	for at < len(s.text) {
 		if i >= len(b) || clipped && cutEscape(b[i:]) {
-			return len(b), clipped && len(s.text)-at <= mayMiss(len(s.text))
+			return len(b), clipped && len(s.text)-at <= missingAllowed(len(s.text))
 		}
 		to, size := s.character(b, i, at)
 		if to == 0 {
@@ -215,15 +219,15 @@ func (s *spelling) read(b []byte, i, at int, clipped bool) (int, bool) {
 // maxBreak is how many bytes the end of a line and the indent of the next may have.
 const maxBreak = 64
 
-// character reads the next character of a spelling, or what is to be left out,
-// and returns where it ends, 0 for neither, and how many bytes of the spelling it
+// character reads the next character of an encoding, or what is to be left out,
+// and returns where it ends, 0 for neither, and how many bytes of the encoding it
 // is. Escapes are undone before characters are taken as they are: a backslash may
 // stand for one.
-func (s *spelling) character(b []byte, i, at int) (to, size int) {
+func (s *encoding) character(b []byte, i, at int) (to, size int) {
 	raw := b[i]
-	if starts(raw) {
+	if startsEscape(raw) {
 		for nested := maxNested; nested > 0; nested-- {
-			c, to, ok := view{b, nested}.at(i)
+			c, to, ok := unescaper{b, nested}.at(i)
 			if !ok {
 				continue
 			}
@@ -254,24 +258,24 @@ func isBreak(c byte) bool { return c == '\n' || c == '\r' || c == ' ' || c == '\
 
 // cutEscape reports whether a text ends in the middle of an escape.
 func cutEscape(b []byte) bool {
-	if len(b) > 2*len(`\\u0000`) || !starts(b[0]) {
+	if len(b) > 2*len(`\\u0000`) || !startsEscape(b[0]) {
 		return false
 	}
-	_, _, whole := view{b, 1}.at(0)
+	_, _, whole := unescaper{b, 1}.at(0)
 	return !whole && bytes.IndexByte(b[1:], ' ') < 0
 }
 
 // readHex reads two digits a byte, with little between two bytes.
-func (s *spelling) readHex(b []byte, i int, clipped bool) (int, bool) {
+func (s *encoding) readHex(b []byte, i int, clipped bool) (int, bool) {
 	for at := range len(s.text) {
 		if at > 0 {
 			i = skipBetween(b, i, " \t\r\n:,;-'xX\\")
 		}
-		if i+1 < len(b) && at > 0 && b[i] == '0' && small(b[i+1]) == 'x' && !(i+2 < len(b) && digit(b[i+2]) < 0) {
+		if i+1 < len(b) && at > 0 && b[i] == '0' && lower(b[i+1]) == 'x' && !(i+2 < len(b) && digit(b[i+2]) < 0) {
 			i += 2
 		}
 		if i+1 >= len(b) {
-			return len(b), clipped && len(s.text)-at <= mayMiss(len(s.text))
+			return len(b), clipped && len(s.text)-at <= missingAllowed(len(s.text))
 		}
 		if digit(b[i]) != int(s.text[at]>>4) || digit(b[i+1]) != int(s.text[at]&15) {
 			return 0, false
@@ -282,7 +286,7 @@ func (s *spelling) readHex(b []byte, i int, clipped bool) (int, bool) {
 }
 
 // readDecimals reads a number a byte.
-func (s *spelling) readDecimals(b []byte, i int, clipped bool) (int, bool) {
+func (s *encoding) readDecimals(b []byte, i int, clipped bool) (int, bool) {
 	for at := range len(s.text) {
 		if at > 0 {
 			from := i
@@ -296,7 +300,7 @@ func (s *spelling) readDecimals(b []byte, i int, clipped bool) (int, bool) {
 			i++
 		}
 		if i >= len(b) && (i == from || number != int(s.text[at])) {
-			return len(b), clipped && len(s.text)-at <= mayMiss(len(s.text))
+			return len(b), clipped && len(s.text)-at <= missingAllowed(len(s.text))
 		}
 		if i == from || number != int(s.text[at]) {
 			return 0, false
@@ -326,23 +330,23 @@ func runeChar(r rune) (c char) {
 	return c
 }
 
-// view is a text with its escapes undone, so many times over.
-type view struct {
+// unescaper is a text with its escapes undone, so many times over.
+type unescaper struct {
 	text   []byte
 	nested int
 }
 
 // at returns the character at i and where the next begins. The last is false
 // at the end of the text and, with nested above 0, where no escape begins.
-func (v view) at(i int) (char, int, bool) {
+func (v unescaper) at(i int) (char, int, bool) {
 	if v.nested == 0 {
 		if i >= len(v.text) {
 			return char{}, 0, false
 		}
 		return byteChar(int(v.text[i])), i + 1, true
 	}
-	inner := view{v.text, v.nested - 1}
-	c, to := inner.one(i)
+	inner := unescaper{v.text, v.nested - 1}
+	c, to := inner.byteAt(i)
 	switch c {
 	case '\\':
 		return inner.backslash(to)
@@ -351,28 +355,28 @@ func (v view) at(i int) (char, int, bool) {
 	case '&':
 		return inner.entity(to)
 	case '=':
-		return inner.quoted(to)
+		return inner.quotedPrintable(to)
 	}
 	return char{}, 0, false
 }
 
-// one returns the byte at i, -1 for none, escaped or not.
-func (v view) one(i int) (c, to int) {
-	if i < len(v.text) && !starts(v.text[i]) {
+// byteAt returns the byte at i, -1 for none, escaped or not.
+func (v unescaper) byteAt(i int) (c, to int) {
+	if i < len(v.text) && !startsEscape(v.text[i]) {
 		return int(v.text[i]), i + 1
 	}
 	for nested := v.nested; nested >= 0; nested-- {
-		if c, to, ok := (view{v.text, nested}).at(i); ok && c.size == 1 {
+		if c, to, ok := (unescaper{v.text, nested}).at(i); ok && c.size == 1 {
 			return int(c.bytes[0]), to
 		}
 	}
 	return -1, i
 }
 
-// number reads hexadecimal digits: exactly so many.
-func (v view) number(i, digits int) (n, to int, ok bool) {
+// hexNumber reads hexadecimal digits: exactly so many.
+func (v unescaper) hexNumber(i, digits int) (n, to int, ok bool) {
 	for range digits {
-		c, next := v.one(i)
+		c, next := v.byteAt(i)
 		if c < 0 || digit(byte(c)) < 0 {
 			return 0, 0, false
 		}
@@ -394,18 +398,18 @@ func digit(c byte) int {
 }
 
 // backslash reads what JSON, JavaScript, C, Go and Python put behind one.
-func (v view) backslash(i int) (char, int, bool) {
-	c, to := v.one(i)
+func (v unescaper) backslash(i int) (char, int, bool) {
+	c, to := v.byteAt(i)
 	switch {
 	case c < 0:
 		return char{}, 0, false
 	case c == 'u':
-		return v.unit(to)
+		return v.unicodeEscape(to)
 	case c == 'x':
-		n, to, ok := v.number(to, 2)
+		n, to, ok := v.hexNumber(to, 2)
 		return byteChar(n), to, ok
 	case c == 'U':
-		n, to, ok := v.number(to, 8)
+		n, to, ok := v.hexNumber(to, 8)
 		return runeChar(rune(n)), to, ok
 	case c == '\n':
 		return char{}, to, true // a line that goes on
@@ -422,10 +426,10 @@ func (v view) backslash(i int) (char, int, bool) {
 }
 
 // octal reads three digits.
-func (v view) octal(i int) (char, int, bool) {
+func (v unescaper) octal(i int) (char, int, bool) {
 	n := 0
 	for range 3 {
-		c, to := v.one(i)
+		c, to := v.byteAt(i)
 		if c < '0' || c > '7' {
 			return char{}, 0, false
 		}
@@ -434,19 +438,19 @@ func (v view) octal(i int) (char, int, bool) {
 	return byteChar(n), i, true
 }
 
-// unit reads what is behind \u: a unit of UTF-16, two where one does not do, or
+// unicodeEscape reads what is behind \u: a unit of UTF-16, two where one does not do, or
 // a number in braces.
-func (v view) unit(i int) (char, int, bool) {
-	if c, to := v.one(i); c == '{' {
-		return v.code(to, 16, '}')
+func (v unescaper) unicodeEscape(i int) (char, int, bool) {
+	if c, to := v.byteAt(i); c == '{' {
+		return v.codePoint(to, 16, '}')
 	}
-	n, to, ok := v.number(i, 4)
+	n, to, ok := v.hexNumber(i, 4)
 	if !ok || !utf16.IsSurrogate(rune(n)) {
 		return runeChar(rune(n)), to, ok
 	}
-	if c, next := v.one(to); c == '\\' {
-		if c, next = v.one(next); c == 'u' {
-			if low, next, ok := v.number(next, 4); ok {
+	if c, next := v.byteAt(to); c == '\\' {
+		if c, next = v.byteAt(next); c == 'u' {
+			if low, next, ok := v.hexNumber(next, 4); ok {
 				return runeChar(utf16.DecodeRune(rune(n), rune(low))), next, true
 			}
 		}
@@ -454,11 +458,11 @@ func (v view) unit(i int) (char, int, bool) {
 	return char{}, 0, false
 }
 
-// code reads the number of a character up to its end.
-func (v view) code(i, base, end int) (char, int, bool) {
+// codePoint reads the number of a character up to its end.
+func (v unescaper) codePoint(i, base, end int) (char, int, bool) {
 	n := 0
 	for digits := 0; digits <= 8; digits++ {
-		c, to := v.one(i)
+		c, to := v.byteAt(i)
 		if c == end && digits > 0 {
 			return runeChar(rune(n)), to, true
 		}
@@ -471,42 +475,42 @@ func (v view) code(i, base, end int) (char, int, bool) {
 }
 
 // percent reads what URLs and forms put behind one.
-func (v view) percent(i int) (char, int, bool) {
-	if c, to := v.one(i); c == 'u' { // as ASP and JavaScript's escape write it
-		n, to, ok := v.number(to, 4)
+func (v unescaper) percent(i int) (char, int, bool) {
+	if c, to := v.byteAt(i); c == 'u' { // as ASP and JavaScript's escape write it
+		n, to, ok := v.hexNumber(to, 4)
 		return runeChar(rune(n)), to, ok
 	}
-	n, to, ok := v.number(i, 2)
+	n, to, ok := v.hexNumber(i, 2)
 	return byteChar(n), to, ok
 }
 
-// quoted reads what mail puts behind an equals sign: a byte, or the end of a line
+// quotedPrintable reads what mail puts behind an equals sign: a byte, or the end of a line
 // that is none (RFC 2045, section 6.7).
-func (v view) quoted(i int) (char, int, bool) {
-	if n, to, ok := v.number(i, 2); ok {
+func (v unescaper) quotedPrintable(i int) (char, int, bool) {
+	if n, to, ok := v.hexNumber(i, 2); ok {
 		return byteChar(n), to, true
 	}
-	c, to := v.one(i)
+	c, to := v.byteAt(i)
 	if c == '\r' {
-		c, to = v.one(to)
+		c, to = v.byteAt(to)
 	}
 	return char{}, to, c == '\n'
 }
 
 // entity reads what HTML and XML put behind an ampersand.
-func (v view) entity(i int) (char, int, bool) {
-	c, to := v.one(i)
+func (v unescaper) entity(i int) (char, int, bool) {
+	c, to := v.byteAt(i)
 	if c == '#' {
-		if c, next := v.one(to); c == 'x' || c == 'X' {
-			return v.code(next, 16, ';')
+		if c, next := v.byteAt(to); c == 'x' || c == 'X' {
+			return v.codePoint(next, 16, ';')
 		}
-		return v.code(to, 10, ';')
+		return v.codePoint(to, 10, ';')
 	}
 	var name [8]byte
 	for size := range name {
-		c, to = v.one(i)
+		c, to = v.byteAt(i)
 		if c == ';' {
-			return named(string(name[:size]), to)
+			return namedEntity(string(name[:size]), to)
 		}
 		if c < 0 || !alphanumeric(byte(c)) {
 			break
@@ -516,9 +520,9 @@ func (v view) entity(i int) (char, int, bool) {
 	return char{}, 0, false
 }
 
-// named returns the character of a name, of those that encoders use
+// namedEntity returns the character of a name, of those that encoders use
 // (https://html.spec.whatwg.org/multipage/named-characters.html).
-func named(name string, to int) (char, int, bool) {
+func namedEntity(name string, to int) (char, int, bool) {
 	c := -1
 	switch name {
 	case "amp":

@@ -50,7 +50,7 @@ func newFrames(r io.Reader, s Search, head func([]byte) (int, frame, error)) *Fr
 // Read implements [io.Reader].
 func (f *Frames) Read(p []byte) (int, error) {
 	if f.buf == nil {
-		f.buf = make([]byte, max(8<<10, 4*f.search.Needles.longest))
+		f.buf = make([]byte, max(8<<10, 4*f.search.Patterns.longest))
 	}
 	for f.done == 0 {
 		if f.err != nil {
@@ -107,23 +107,23 @@ func (f *Frames) scan(last bool) error {
 // payload searches what has come of a payload and returns how much of it may pass.
 func (f *Frames) payload(b []byte, last bool) (int, error) {
 	b = b[:min(int64(len(b)), f.current.length)]
-	f.current.apply(b)
-	err := f.search.look(b)
+	f.current.unmask(b)
+	err := f.search.searchPart(b)
 	keep := 0
 	if int64(len(b)) < f.current.length && !last {
-		keep = min(len(b), f.search.Needles.longest-1)
+		keep = min(len(b), f.search.Patterns.longest-1)
 	} else if err == nil {
-		err = f.search.lookAtEnd(b)
+		err = f.search.searchEnd(b)
 	}
-	f.current.apply(b)
+	f.current.unmask(b)
 	n := len(b) - keep
 	f.current.length -= int64(n)
-	f.current.turn(n)
+	f.current.advanceMask(n)
 	return n, err
 }
 
-// apply combines a payload with the mask, which is its own reverse.
-func (f *frame) apply(b []byte) {
+// unmask combines a payload with the mask, which is its own reverse.
+func (f *frame) unmask(b []byte) {
 	if f.mask == [4]byte{} {
 		return
 	}
@@ -132,8 +132,8 @@ func (f *frame) apply(b []byte) {
 	}
 }
 
-// turn moves the mask on by n bytes.
-func (f *frame) turn(n int) {
+// advanceMask moves the mask on by n bytes.
+func (f *frame) advanceMask(n int) {
 	m := f.mask
 	for i := range f.mask {
 		f.mask[i] = m[(i+n)&3]
@@ -315,7 +315,7 @@ func (m *messages) next() (io.Reader, error) {
 	}
 	_ = m.hold(min(m.taken, int64(2*max(cap(whole), cap(plain))))) // it takes no more
 	if !m.rewrite {
-		if err := m.search.look(plain); err != nil {
+		if err := m.search.searchPart(plain); err != nil {
 			return nil, err
 		}
 		return bytes.NewReader(whole), nil

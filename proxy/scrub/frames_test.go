@@ -59,7 +59,7 @@ func TestWebSocketFrames(t *testing.T) {
 			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "in halves": iotest.HalfReader,
 		} {
 			for _, size := range []int{1, 1000, 1 << 16} {
-				got, err := readBy(NewWebSocket(pieces(bytes.NewReader(in.Bytes())), Search{Needles: New(secret), Found: blankOut}), size)
+				got, err := readBy(NewWebSocket(pieces(bytes.NewReader(in.Bytes())), Search{Patterns: New(secret), Found: blankOut}), size)
 				if err != nil || !bytes.Equal(got, want.Bytes()) {
 					t.Errorf("%s, by %d, masked %v: %d bytes, want %d, %v", name, size, m != nil, len(got), want.Len(), err)
 				}
@@ -69,7 +69,7 @@ func TestWebSocketFrames(t *testing.T) {
 	for name, in := range map[string][]byte{
 		"compressed": webSocket(0xc1, nil, "hello"), "length": {0x81, 127, 0xff, 0, 0, 0, 0, 0, 0, 0, 1},
 	} {
-		if _, err := io.ReadAll(NewWebSocket(bytes.NewReader(in), Search{Needles: New(secret), Found: blankOut})); !errors.Is(err, ErrFrame) {
+		if _, err := io.ReadAll(NewWebSocket(bytes.NewReader(in), Search{Patterns: New(secret), Found: blankOut})); !errors.Is(err, ErrFrame) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -78,7 +78,7 @@ func TestWebSocketFrames(t *testing.T) {
 // TestGuardsPassNothing ends streams at a secret.
 func TestGuardsPassNothing(t *testing.T) {
 	stop := errors.New("stop")
-	s := Search{Needles: New(secret), Found: func([]byte) error { return stop }}
+	s := Search{Patterns: New(secret), Found: func([]byte) error { return stop }}
 	var zipped bytes.Buffer
 	w := gzip.NewWriter(&zipped)
 	fmt.Fprint(w, secret)
@@ -119,7 +119,7 @@ func TestGRPCMessages(t *testing.T) {
 	in := slicesOf(message(0, []byte("a "+secret)), message(1, zip("b "+secret)), message(0, nil), message(0x80, []byte("grpc-status: 0")))
 	want := slicesOf(message(0, []byte("a "+stars)), message(0, []byte("b "+stars)), message(0, nil), message(0x80, []byte("grpc-status: 0")))
 	for _, size := range []int{1, 100, 1 << 15} {
-		r, err := NewGRPC(iotest.HalfReader(bytes.NewReader(in)), Search{Needles: New(secret), Found: blankOut}, "gzip")
+		r, err := NewGRPC(iotest.HalfReader(bytes.NewReader(in)), Search{Patterns: New(secret), Found: blankOut}, "gzip")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +140,7 @@ func TestGRPCMessages(t *testing.T) {
 		"bomb":        {message(1, zip(strings.Repeat("x", MaxMessage+1))), "gzip", ErrBomb},
 		"cut short":   {message(1, zip("x"))[:12], "gzip", io.ErrUnexpectedEOF},
 	} {
-		r, err := NewGRPC(bytes.NewReader(test.in), Search{Needles: New(secret), Found: blankOut}, test.encoding)
+		r, err := NewGRPC(bytes.NewReader(test.in), Search{Patterns: New(secret), Found: blankOut}, test.encoding)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,7 +153,7 @@ func TestGRPCMessages(t *testing.T) {
 // TestFalseFrames searches what is called gRPC or a WebSocket and is none.
 func TestFalseFrames(t *testing.T) {
 	const token = "hvs_canary_5f3a9c77"
-	s := Search{Needles: New(token), Found: blankOut}
+	s := Search{Patterns: New(token), Found: blankOut}
 	grpc := func(r io.Reader) io.Reader { g, _ := NewGRPC(r, s, "gzip"); return g }
 	socket := func(r io.Reader) io.Reader { return NewWebSocket(r, s) }
 	for _, test := range []struct {
@@ -184,7 +184,7 @@ func TestFalseFrames(t *testing.T) {
 
 // TestAnnouncedLengths makes no room for what does not come.
 func TestAnnouncedLengths(t *testing.T) {
-	s := Search{Needles: New(secret), Found: blankOut}
+	s := Search{Patterns: New(secret), Found: blankOut}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	r, _ := NewGRPC(strings.NewReader("\x01\x00\x3f\xff\xff"), s, "gzip")
@@ -206,9 +206,9 @@ func TestFramesPassAtTheirEnd(t *testing.T) {
 		open  func(io.Reader) io.Reader
 		frame []byte
 	}{
-		"WebSocket": {func(r io.Reader) io.Reader { return NewWebSocket(r, Search{Needles: New(secret), Found: blankOut}) }, webSocket(0x81, nil, text)},
+		"WebSocket": {func(r io.Reader) io.Reader { return NewWebSocket(r, Search{Patterns: New(secret), Found: blankOut}) }, webSocket(0x81, nil, text)},
 		"gRPC": {func(r io.Reader) io.Reader {
-			g, _ := NewGRPC(r, Search{Needles: New(secret), Found: blankOut}, "")
+			g, _ := NewGRPC(r, Search{Patterns: New(secret), Found: blankOut}, "")
 			return g
 		}, message(0, []byte(text))},
 	} {
@@ -231,7 +231,7 @@ func TestConversations(t *testing.T) {
 	for _, short := range []int{0, 5} {
 		in, out := io.Pipe()
 		defer in.Close()
-		r := NewReader(in, Search{Needles: New(secret), Found: func([]byte) error { return stop }, Short: short})
+		r := NewReader(in, Search{Patterns: New(secret), Found: func([]byte) error { return stop }, PassShort: short})
 		b := make([]byte, 1<<15)
 		for _, piece := range []string{"hello " + secret[:1], secret[1:3], secret[3:9]} {
 			go fmt.Fprint(out, piece)

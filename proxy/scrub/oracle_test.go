@@ -77,7 +77,7 @@ func TestBeginningsAreNotTold(t *testing.T) {
 			return []string{"\n" + s, " mo", "re\nand " + s[:len(s)/2], s[len(s)/2:], "."}
 		}},
 		"frames": {
-			func(r io.Reader) io.Reader { return NewWebSocket(r, Search{Needles: n, Found: blankOut}) },
+			func(r io.Reader) io.Reader { return NewWebSocket(r, Search{Patterns: n, Found: blankOut}) },
 			func(s string) []string {
 				frame := string(webSocket(0x81, nil, "a "+s+" b"))
 				return []string{frame[:len(frame)-2], frame[len(frame)-2:], string(webSocket(0x81, nil, s))}
@@ -101,8 +101,10 @@ func TestBeginningsAreNotTold(t *testing.T) {
 }
 
 // knownReader searches a stream that is known to be as long as it is.
-func knownReader(n *Needles) func(io.Reader) io.Reader {
-	return func(r io.Reader) io.Reader { return NewReader(r, Search{Needles: n, Found: blankOut, Known: true}) }
+func knownReader(n *Patterns) func(io.Reader) io.Reader {
+	return func(r io.Reader) io.Reader {
+		return NewReader(r, Search{Patterns: n, Found: blankOut, LengthKnown: true})
+	}
 }
 
 // TestKnownLength waits for what is still to come, however long: a line passes
@@ -146,8 +148,10 @@ func alike(text string) string {
 	}, text)
 }
 
-func plainReader(n *Needles, short int) func(io.Reader) io.Reader {
-	return func(r io.Reader) io.Reader { return NewReader(r, Search{Needles: n, Found: blankOut, Short: short}) }
+func plainReader(n *Patterns, short int) func(io.Reader) io.Reader {
+	return func(r io.Reader) io.Reader {
+		return NewReader(r, Search{Patterns: n, Found: blankOut, PassShort: short})
+	}
 }
 
 // TestCutAnswers shows neither the end of a line that broke off nor nearly all
@@ -167,7 +171,7 @@ func TestCutAnswers(t *testing.T) {
 		t.Errorf("got %q, %v", got, err)
 	}
 	whole := string(webSocket(0x81, nil, clipped))
-	s := Search{Needles: n, Found: blankOut}
+	s := Search{Patterns: n, Found: blankOut}
 	got, err = io.ReadAll(NewWebSocket(strings.NewReader(whole), s))
 	if err != nil || string(got) != whole[:2]+stars {
 		t.Errorf("got %q, %v", got, err)

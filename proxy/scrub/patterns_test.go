@@ -25,9 +25,9 @@ func TestInnocentTextPasses(t *testing.T) {
 
 func TestShortSecretsAreNotSearchedFor(t *testing.T) {
 	if New() != nil || New("", "12345") != nil {
-		t.Error("found needles")
+		t.Error("found patterns")
 	}
-	var none *Needles
+	var none *Patterns
 	if none.In("12345") || none.Blank([]byte("12345")) || none.Longest() != 0 {
 		t.Error("nothing was found")
 	}
@@ -57,7 +57,7 @@ func TestReader(t *testing.T) {
 	} {
 		for _, size := range []int{1, 7, 64, 1 << 15} {
 			found := 0
-			search := Search{Needles: n, Known: size%2 == 0, Found: func([]byte) error { found++; return nil }}
+			search := Search{Patterns: n, LengthKnown: size%2 == 0, Found: func([]byte) error { found++; return nil }}
 			var got []byte
 			var err error
 			synctest.Test(t, func(*testing.T) { // where nothing waits for a busy machine
@@ -94,7 +94,7 @@ func readBy(r io.Reader, size int) (all []byte, err error) {
 func TestReaderPassesLines(t *testing.T) {
 	in, out := io.Pipe()
 	defer in.Close()
-	r := NewReader(in, Search{Needles: New("needle-in-hay"), Found: blankOut})
+	r := NewReader(in, Search{Patterns: New("needle-in-hay"), Found: blankOut})
 	go fmt.Fprint(out, "data: 1\n\nnee")
 	b := make([]byte, 1<<15)
 	if n, err := r.Read(b); err != nil || string(b[:n]) != "data: 1\n\n" {
@@ -115,7 +115,7 @@ func FuzzReader(f *testing.F) {
 		n := New("s3cr3t-value", "other/value+")
 		want := bytes.Clone(text)
 		n.Blank(want)
-		for _, s := range n.clipped(text, nil) {
+		for _, s := range n.findTruncated(text, nil) {
 			copy(want[s.from:s.to], bytes.Repeat([]byte("*"), s.to-s.from))
 		}
 		if n.In(string(want)) {
@@ -127,7 +127,7 @@ func FuzzReader(f *testing.F) {
 			}
 		}
 		random := rand.New(rand.NewPCG(seed, 0))
-		got, err := readBy(NewReader(&chunks{text, random}, Search{Needles: n, Found: blankOut, Known: true}), int(size)%4096+1)
+		got, err := readBy(NewReader(&chunks{text, random}, Search{Patterns: n, Found: blankOut, LengthKnown: true}), int(size)%4096+1)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("got %q, want %q, %v", got, want, err)
 		}
@@ -174,7 +174,7 @@ func BenchmarkReader(b *testing.B) {
 			b.SetBytes(int64(size))
 			b.ReportAllocs()
 			for b.Loop() {
-				r := NewReader(strings.NewReader(text), Search{Needles: n, Found: blankOut, Known: true})
+				r := NewReader(strings.NewReader(text), Search{Patterns: n, Found: blankOut, LengthKnown: true})
 				for {
 					if _, err := r.Read(into); err != nil {
 						break
@@ -247,9 +247,9 @@ func TestLongSecrets(t *testing.T) {
 		if n.Longest() > MaxSecret {
 			t.Errorf("%s: %d bytes are kept of a stream", name, n.Longest())
 		}
-		little, big := wide(secret)
+		little, big := utf16Of(secret)
 		for form, text := range map[string]string{"as it is": secret, "UTF-16": little, "UTF-16, big-endian": big} {
-			got, err := io.ReadAll(NewReader(strings.NewReader("before "+text+" after"), Search{Needles: n, Known: true, Found: blankOut}))
+			got, err := io.ReadAll(NewReader(strings.NewReader("before "+text+" after"), Search{Patterns: n, LengthKnown: true, Found: blankOut}))
 			if want := "before " + strings.Repeat("*", len(text)) + " after"; err != nil || string(got) != want {
 				t.Errorf("%s, %s: %d bytes are left, %v", name, form, len(want)-strings.Count(string(got), "*"), err)
 			}
@@ -269,6 +269,6 @@ func FuzzNewNeverPanics(f *testing.F) {
 		}
 		n := New(strings.Repeat(secret, times), secret)
 		_ = n.InBytes(text)
-		_, _ = io.Copy(io.Discard, NewReader(bytes.NewReader(text), Search{Needles: n, Known: true, Found: blankOut}))
+		_, _ = io.Copy(io.Discard, NewReader(bytes.NewReader(text), Search{Patterns: n, LengthKnown: true, Found: blankOut}))
 	})
 }

@@ -9,24 +9,24 @@ import (
 
 // Search is what a stream is searched for, and what becomes of it.
 type Search struct {
-	Needles *Needles
+	Patterns *Patterns
 	// Found is called with a part of the stream in which a secret is. When it
 	// returns nil the secret is blanked out and the stream goes on; any other error
 	// ends the stream with it, and nothing of that secret has passed.
 	Found func(text []byte) error
-	// Short is for streams that an end may wait for at any byte: so many bytes
+	// PassShort is for streams that an end may wait for at any byte: so many bytes
 	// of a line pass at once, and the others after 2 ms instead of 20.
-	Short int
-	// Known says that whoever sends the stream has said how long it is, so that it
+	PassShort int
+	// LengthKnown says that whoever sends the stream has said how long it is, so that it
 	// ends: what is held back waits for the rest and not for a while, see [Reader].
-	Known bool
-	// Room is what decoders and messages take memory from. Nil: from nobody.
-	Room Room
+	LengthKnown bool
+	// Memory is what decoders and messages take memory from. Nil: from nobody.
+	Memory MemoryBudget
 }
 
-// Room is what memory is taken from before it is held. Its methods are called by
+// MemoryBudget is what memory is taken from before it is held. Its methods are called by
 // one goroutine at a time.
-type Room interface {
+type MemoryBudget interface {
 	// Take takes so many bytes, or returns an error, which the stream ends with.
 	Take(bytes int64) error
 	// Give gives back what was taken.
@@ -35,34 +35,34 @@ type Room interface {
 
 // take takes from a room that may be none.
 func (s Search) take(bytes int64) error {
-	if s.Room == nil {
+	if s.Memory == nil {
 		return nil
 	}
-	return s.Room.Take(bytes)
+	return s.Memory.Take(bytes)
 }
 
 func (s Search) give(bytes int64) {
-	if s.Room != nil {
-		s.Room.Give(bytes)
+	if s.Memory != nil {
+		s.Memory.Give(bytes)
 	}
 }
 
-// look searches a part of the stream.
-func (s Search) look(b []byte) error {
-	if !s.Needles.InBytes(b) {
+// searchPart searches a part of the stream.
+func (s Search) searchPart(b []byte) error {
+	if !s.Patterns.InBytes(b) {
 		return nil
 	}
 	if err := s.Found(b); err != nil {
 		return err
 	}
-	s.Needles.Blank(b)
+	s.Patterns.Blank(b)
 	return nil
 }
 
-// lookAtEnd searches the end of a text, after which nothing comes, for a secret
+// searchEnd searches the end of a text, after which nothing comes, for a secret
 // that lacks its own.
-func (s Search) lookAtEnd(b []byte) error {
-	spans := s.Needles.clipped(b, nil)
+func (s Search) searchEnd(b []byte) error {
+	spans := s.Patterns.findTruncated(b, nil)
 	if len(spans) == 0 {
 		return nil
 	}
@@ -78,11 +78,11 @@ func (s Search) lookAtEnd(b []byte) error {
 }
 
 const (
-	// patience is how long the end of a line is waited for. It is the same for
+	// holdTime is how long the end of a line is waited for. It is the same for
 	// every text: who sees that a text is held back learns nothing from it.
-	patience = 20 * time.Millisecond
-	// shortPatience is that of a stream that is a conversation.
-	shortPatience = 2 * time.Millisecond
+	holdTime = 20 * time.Millisecond
+	// shortHoldTime is that of a stream that is a conversation.
+	shortHoldTime = 2 * time.Millisecond
 	// readSize is how many bytes are asked for at a time.
 	readSize = 16 << 10
 )
@@ -110,8 +110,8 @@ type Reader struct {
 	spans []span // of text that are secret
 	err   error  // of from, once everything before it was returned
 
-	under bool         // a read is under way, into what is behind text
-	came  chan arrival // what it got
+	reading bool         // a read is under way, into what is behind text
+	arrived chan arrival // what it got
 }
 
 // arrival is what a read got.
@@ -131,7 +131,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 	for r.sent == r.ready {
 		if r.err != nil {
-			r.leave()
+			r.releaseBuffer()
 			return 0, r.err
 		}
 		r.next()
@@ -148,13 +148,13 @@ func (r *Reader) Read(p []byte) (int, error) {
 
 // next waits for more, and sees what of it may pass.
 func (r *Reader) next() {
-	if !r.under {
-		r.forget()
+	if !r.reading {
+		r.compact()
 	}
-	got, came := r.await()
+	got, came := r.receive()
 	end := !came || errors.Is(got.err, io.EOF) // of the stream, or of waiting
 	r.text = r.text[:len(r.text)+got.n]
-	if err := r.look(end); err != nil {
+	if err := r.searchText(end); err != nil {
 		r.err = err
 		return
 	}
@@ -163,16 +163,16 @@ func (r *Reader) next() {
 	}
 	r.ready = len(r.text)
 	if !end { // what is cut short in the middle of a line loses the line
-		r.ready = max(r.sent, r.ready-r.hold())
+		r.ready = max(r.sent, r.ready-r.holdBack())
 	}
 }
 
-// forget makes room: what passed is remembered as far as a secret may have
+// compact makes room: what passed is remembered as far as a secret may have
 // begun in it.
-func (r *Reader) forget() {
-	longest := r.search.Needles.longest
+func (r *Reader) compact() {
+	longest := r.search.Patterns.longest
 	if r.text == nil {
-		r.text = r.search.Needles.room()
+		r.text = r.search.Patterns.buffer()
 	}
 	from := max(0, r.sent-longest+1)
 	r.text = r.text[:copy(r.text, r.text[from:])]
@@ -180,60 +180,60 @@ func (r *Reader) forget() {
 	r.ready = r.sent
 }
 
-// leave gives the room back, unless a read may still write to it.
-func (r *Reader) leave() {
-	if !r.under {
-		r.search.Needles.giveBack(r.text)
+// releaseBuffer gives the room back, unless a read may still write to it.
+func (r *Reader) releaseBuffer() {
+	if !r.reading {
+		r.search.Patterns.putBuffer(r.text)
 		r.text, r.sent, r.ready, r.spans = nil, 0, 0, nil
 	}
 }
 
-// await returns what comes next, and false when something is held back that has
+// receive returns what comes next, and false when something is held back that has
 // waited long enough.
-func (r *Reader) await() (arrival, bool) {
+func (r *Reader) receive() (arrival, bool) {
 	room, waits := r.text[len(r.text):cap(r.text)], r.sent < len(r.text)
-	if !r.under {
-		if !waits || r.search.Known {
+	if !r.reading {
+		if !waits || r.search.LengthKnown {
 			n, err := r.from.Read(room)
 			return arrival{n, err}, true
 		}
-		if r.came == nil {
-			r.came = make(chan arrival, 1) // so that nobody has to wait for it
+		if r.arrived == nil {
+			r.arrived = make(chan arrival, 1) // so that nobody has to wait for it
 		}
-		r.under = true
+		r.reading = true
 		go func() {
 			n, err := r.from.Read(room)
-			r.came <- arrival{n, err}
+			r.arrived <- arrival{n, err}
 		}()
 	}
 	var late <-chan time.Time // never
 	if waits {
-		timer := time.NewTimer(r.patience())
+		timer := time.NewTimer(r.holdTime())
 		defer timer.Stop()
 		late = timer.C
 	}
 	select {
-	case got := <-r.came:
-		r.under = false
+	case got := <-r.arrived:
+		r.reading = false
 		return got, true
 	case <-late:
 		return arrival{}, false
 	}
 }
 
-func (r *Reader) patience() time.Duration {
-	if r.search.Short > 0 {
-		return shortPatience
+func (r *Reader) holdTime() time.Duration {
+	if r.search.PassShort > 0 {
+		return shortHoldTime
 	}
-	return patience
+	return holdTime
 }
 
-// look searches the text and reports what has not passed of a secret. At an end
+// searchText searches the text and reports what has not passed of a secret. At an end
 // the secret may lack its own.
-func (r *Reader) look(end bool) error {
-	r.spans = r.search.Needles.find(r.text, r.spans[:0])
+func (r *Reader) searchText(end bool) error {
+	r.spans = r.search.Patterns.find(r.text, r.spans[:0])
 	if end {
-		r.spans = r.search.Needles.clipped(r.text, r.spans)
+		r.spans = r.search.Patterns.findTruncated(r.text, r.spans)
 	}
 	for _, s := range r.spans {
 		if s.to > r.sent {
@@ -243,31 +243,31 @@ func (r *Reader) look(end bool) error {
 	return nil
 }
 
-// hold returns how many bytes at the end of the text are held back: those of a
+// holdBack returns how many bytes at the end of the text are held back: those of a
 // line that is not whole, as far as a secret could have begun in it. What is cut
 // into lines because it is long is one line.
-func (r *Reader) hold() int {
-	end := r.text[max(0, len(r.text)-r.search.Needles.longest+1):]
+func (r *Reader) holdBack() int {
+	end := r.text[max(0, len(r.text)-r.search.Patterns.longest+1):]
 	keep := len(end)
 	for line := end; ; {
 		i := bytes.LastIndexByte(line, '\n')
 		if i < 0 {
 			break
 		}
-		if line = line[:i]; !goesOn(line) {
+		if line = line[:i]; !continues(line) {
 			keep = len(end) - 1 - i
 			break
 		}
 	}
-	if keep <= r.search.Short {
+	if keep <= r.search.PassShort {
 		return 0
 	}
 	return keep
 }
 
-// goesOn reports whether a line was cut because what is in it is long: it ends in
+// continues reports whether a line was cut because what is in it is long: it ends in
 // base64, in an equals sign as mail has it or a backslash, or between two numbers.
-func goesOn(line []byte) bool {
+func continues(line []byte) bool {
 	const sure = 16 // characters of base64, which few words have
 	line = bytes.TrimRight(line, " \r")
 	if len(line) < 2 {

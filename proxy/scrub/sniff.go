@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// sniffed is how many bytes tell text from anything else.
-const sniffed = 512
+// sniffLength is how many bytes tell text from anything else.
+const sniffLength = 512
 
 // IsText reports whether a content begins as text: without any byte that text has
 // not (https://mimesniff.spec.whatwg.org/#binary-data-byte), or with the mark of
@@ -15,7 +15,7 @@ func IsText(begin []byte) bool {
 	if bytes.HasPrefix(begin, []byte("\xfe\xff")) || bytes.HasPrefix(begin, []byte("\xff\xfe")) {
 		return true
 	}
-	for _, c := range begin[:min(len(begin), sniffed)] {
+	for _, c := range begin[:min(len(begin), sniffLength)] {
 		if c <= 0x08 || c == 0x0b || 0x0e <= c && c <= 0x1a || 0x1c <= c && c <= 0x1f {
 			return false
 		}
@@ -23,42 +23,44 @@ func IsText(begin []byte) bool {
 	return true
 }
 
-// Unsure is a stream that is said not to be text, and may be: it is searched if
+// SniffingReader is a stream that is said not to be text, and may be: it is searched if
 // what comes first is text. It does not wait for more than comes at once, so that
 // it delays nothing, and a stream that is not text passes as if it were not here.
-type Unsure struct {
-	from   io.Reader
-	search Search
-	sure   io.Reader // once its beginning has come
+type SniffingReader struct {
+	from    io.Reader
+	search  Search
+	decided io.Reader // once its beginning has come
 }
 
-// NewUnsure returns what reads from r and searches it if it is text.
-func NewUnsure(r io.Reader, s Search) *Unsure { return &Unsure{from: r, search: s} }
+// NewSniffingReader returns what reads from r and searches it if it is text.
+func NewSniffingReader(r io.Reader, s Search) *SniffingReader {
+	return &SniffingReader{from: r, search: s}
+}
 
 // Read implements [io.Reader].
-func (u *Unsure) Read(p []byte) (int, error) {
-	for u.sure == nil {
+func (u *SniffingReader) Read(p []byte) (int, error) {
+	for u.decided == nil {
 		n, err := u.from.Read(p)
 		switch {
 		case n == 0:
 			return 0, err
 		case !IsText(p[:n]):
-			u.sure = u.from
+			u.decided = u.from
 			return n, err
 		}
 		begin := bytes.NewReader(bytes.Clone(p[:n]))
-		u.sure = NewReader(io.MultiReader(begin, &rest{u.from, err}), u.search)
+		u.decided = NewReader(io.MultiReader(begin, &remainder{u.from, err}), u.search)
 	}
-	return u.sure.Read(p)
+	return u.decided.Read(p)
 }
 
-// rest is what follows a read.
-type rest struct {
+// remainder is what follows a read.
+type remainder struct {
 	from io.Reader
 	err  error // of that read
 }
 
-func (r *rest) Read(p []byte) (int, error) {
+func (r *remainder) Read(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}

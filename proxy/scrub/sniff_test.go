@@ -20,13 +20,13 @@ func TestUnsure(t *testing.T) {
 		for name, pieces := range map[string]func(io.Reader) io.Reader{
 			"at once": func(r io.Reader) io.Reader { return r }, "with its error": iotest.DataErrReader, "in halves": iotest.HalfReader,
 		} {
-			r := NewUnsure(pieces(strings.NewReader(text)), Search{Needles: n, Found: blankOut, Known: true})
+			r := NewSniffingReader(pieces(strings.NewReader(text)), Search{Patterns: n, Found: blankOut, LengthKnown: true})
 			if got, err := readBy(r, 1<<10); err != nil || string(got) != want {
 				t.Errorf("%s: %q became %q, %v", name, text, got, err)
 			}
 		}
 	}
-	broken := NewUnsure(iotest.ErrReader(io.ErrUnexpectedEOF), Search{Needles: n, Found: blankOut})
+	broken := NewSniffingReader(iotest.ErrReader(io.ErrUnexpectedEOF), Search{Patterns: n, Found: blankOut})
 	if _, err := io.ReadAll(broken); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
 	}

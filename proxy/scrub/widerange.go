@@ -8,22 +8,22 @@ import (
 	"strings"
 )
 
-// Window is the one part of a representation that a Range header asks for
+// WidenedRange is the one part of a representation that a Range header asks for
 // (RFC 9110, section 14). A part may begin or end in the middle of a secret, so
 // that a wider one is asked for, searched, and cut to what was wanted.
-type Window struct {
+type WidenedRange struct {
 	first, last int64 // of bytes, from 0; last is -1 for the rest of them
 	suffix      int64 // instead: so many at the end
-	by          int64 // how much wider, on either side
+	margin      int64 // how much wider, on either side
 }
 
-// ErrWindow says that an answer is not the part that was asked for.
-var ErrWindow = errors.New("the answer is not the part that was asked for")
+// ErrRange says that an answer is not the part that was asked for.
+var ErrRange = errors.New("the answer is not the part that was asked for")
 
-// NewWindow reads a Range header that asks for one range of bytes, to be asked
+// NewWidenedRange reads a Range header that asks for one range of bytes, to be asked
 // for by bytes wider. It is nil for any other, which a server may ignore and a
 // proxy may thus leave out.
-func NewWindow(header string, by int) *Window {
+func NewWidenedRange(header string, by int) *WidenedRange {
 	set, ok := strings.CutPrefix(strings.TrimSpace(header), "bytes=")
 	if !ok {
 		return nil
@@ -32,7 +32,7 @@ func NewWindow(header string, by int) *Window {
 	if !ok {
 		return nil
 	}
-	w := &Window{last: -1, by: int64(by)}
+	w := &WidenedRange{last: -1, margin: int64(by)}
 	if from == "" {
 		w.suffix, ok = position(to)
 		ok = ok && w.suffix > 0
@@ -58,15 +58,15 @@ func position(s string) (int64, bool) {
 }
 
 // Header returns the Range header that asks for the wider part.
-func (w *Window) Header() string {
+func (w *WidenedRange) Header() string {
 	if w.suffix > 0 {
-		return fmt.Sprintf("bytes=-%d", w.suffix+w.by)
+		return fmt.Sprintf("bytes=-%d", w.suffix+w.margin)
 	}
-	first := max(0, w.first-w.by)
+	first := max(0, w.first-w.margin)
 	if w.last < 0 {
 		return fmt.Sprintf("bytes=%d-", first)
 	}
-	return fmt.Sprintf("bytes=%d-%d", first, w.last+w.by)
+	return fmt.Sprintf("bytes=%d-%d", first, w.last+w.margin)
 }
 
 // Part is what of an answer is passed on.
@@ -79,11 +79,11 @@ type Part struct {
 }
 
 // Part reads the Content-Range of the answer, which has to have come with
-// status 206. The error is [ErrWindow].
-func (w *Window) Part(contentRange string) (Part, error) {
+// status 206. The error is [ErrRange].
+func (w *WidenedRange) Part(contentRange string) (Part, error) {
 	first, last, total, ok := parseContentRange(contentRange)
 	if !ok || w.suffix > 0 && total < 0 {
-		return Part{}, fmt.Errorf("read Content-Range: %w", ErrWindow)
+		return Part{}, fmt.Errorf("read Content-Range: %w", ErrRange)
 	}
 	from, to := w.first, w.last
 	if w.suffix > 0 {
@@ -100,7 +100,7 @@ func (w *Window) Part(contentRange string) (Part, error) {
 	case from > last:
 		return Part{ContentRange: "bytes */" + size}, nil
 	case first > from: // something is missing at the beginning
-		return Part{}, fmt.Errorf("read Content-Range: %w", ErrWindow)
+		return Part{}, fmt.Errorf("read Content-Range: %w", ErrRange)
 	}
 	return Part{ContentRange: fmt.Sprintf("bytes %d-%d/%s", from, to, size), Length: to - from + 1, skip: from - first}, nil
 }
@@ -132,17 +132,17 @@ func parseContentRange(s string) (first, last, total int64, ok bool) {
 
 // Cut returns the part of the answer's body.
 func (p Part) Cut(body io.Reader) io.Reader {
-	return &cutter{from: body, skip: p.skip, left: p.Length}
+	return &rangeTrimmer{from: body, skip: p.skip, left: p.Length}
 }
 
-// cutter passes on the middle of a stream and reads it to its end, so that the
+// rangeTrimmer passes on the middle of a stream and reads it to its end, so that the
 // connection can be used again.
-type cutter struct {
+type rangeTrimmer struct {
 	from       io.Reader
 	skip, left int64
 }
 
-func (c *cutter) Read(p []byte) (int, error) {
+func (c *rangeTrimmer) Read(p []byte) (int, error) {
 	for {
 		n, err := c.from.Read(p)
 		from := min(c.skip, int64(n))

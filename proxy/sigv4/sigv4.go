@@ -41,8 +41,8 @@ var (
 	ErrBody = errors.New("the body is too long to be signed")
 	// ErrQuery says that the query could be read in two ways.
 	ErrQuery = errors.New("the query holds a plus or a semicolon, which AWS and others read differently; escape it")
-	// ErrBeyond says that the request does more than its path shows.
-	ErrBeyond = errors.New("reaches beyond the path, which is all that a rule bounds")
+	// ErrExceedsRule says that the request does more than its path shows.
+	ErrExceedsRule = errors.New("reaches beyond the path, which is all that a rule bounds")
 )
 
 // Key is what signs. Session is empty for a key that lasts.
@@ -74,8 +74,8 @@ type Request struct {
 // which is the request's unless it had to be read. The error is one of the
 // package's, or of reading the body.
 func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) (io.Reader, error) {
-	if what := beyond(r, scope); what != "" {
-		return nil, fmt.Errorf("%s %w", what, ErrBeyond)
+	if what := exceedsRule(r, scope); what != "" {
+		return nil, fmt.Errorf("%s %w", what, ErrExceedsRule)
 	}
 	if strings.ContainsAny(r.Query, "+;") {
 		return nil, ErrQuery
@@ -85,7 +85,7 @@ func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) 
 	if err != nil {
 		return nil, err
 	}
-	strip(r.Header)
+	stripSignature(r.Header)
 	if as.hashed || r.Header.Get(hashHeader) == digest {
 		r.Header.Set(hashHeader, digest)
 	} else {
@@ -110,10 +110,10 @@ func Sign(ctx context.Context, r *Request, scope Scope, key Key, now time.Time) 
 
 // service is how a service of AWS wants its requests signed.
 type service struct {
-	escapesOnce bool // its paths are escaped once in what is signed, the others' twice
-	hashed      bool // it wants the header x-amz-content-sha256
-	streams     bool // it takes a body unsigned, or by the digest that the plugin gives
-	unsigned    bool // it takes no other body than an unsigned one
+	escapesOnce  bool // its paths are escaped once in what is signed, the others' twice
+	hashed       bool // it wants the header x-amz-content-sha256
+	trustsDigest bool // it takes a body unsigned, or by the digest that the plugin gives
+	unsigned     bool // it takes no other body than an unsigned one
 }
 
 // serviceOf returns how a service, by its name in the scope of a signature, wants
@@ -123,7 +123,7 @@ type service struct {
 func serviceOf(name string) service {
 	switch name {
 	case "s3", "s3express", "s3-outposts", "s3-object-lambda":
-		return service{escapesOnce: true, hashed: true, streams: true}
+		return service{escapesOnce: true, hashed: true, trustsDigest: true}
 	case "aoss":
 		return service{hashed: true}
 	case "vpc-lattice-svcs":
@@ -136,20 +136,20 @@ func serviceOf(name string) service {
 func payload(r *Request, as service) (digest string, body io.Reader, err error) {
 	sent, secure := r.Header.Get(hashHeader), r.Scheme == "https"
 	switch {
-	case strings.HasPrefix(sent, "STREAMING-") && (sent != unsignedChunks || !as.streams):
+	case strings.HasPrefix(sent, "STREAMING-") && (sent != unsignedChunks || !as.trustsDigest):
 		return "", nil, ErrChunks
 	case as.unsigned:
 		return unsigned, r.Body, nil
-	case as.streams && (sent == unsignedChunks || isDigest(sent)): // a wrong digest is AWS's to refuse
+	case as.trustsDigest && (sent == unsignedChunks || isDigest(sent)): // a wrong digest is AWS's to refuse
 		return sent, r.Body, nil
-	case secure && (as.streams || sent == unsigned):
+	case secure && (as.trustsDigest || sent == unsigned):
 		return unsigned, r.Body, nil
 	}
-	return read(r)
+	return readForDigest(r)
 }
 
-// read reads the body for its digest.
-func read(r *Request) (string, io.Reader, error) {
+// readForDigest reads the body for its digest.
+func readForDigest(r *Request) (string, io.Reader, error) {
 	if r.Body == nil || r.Length == 0 {
 		return digestOf(nil), r.Body, nil
 	}
@@ -188,8 +188,8 @@ func Replaces(name string) bool {
 	return false
 }
 
-// strip removes the plugin's own signature.
-func strip(h http.Header) {
+// stripSignature removes the plugin's own signature.
+func stripSignature(h http.Header) {
 	for name := range h {
 		if Replaces(name) {
 			delete(h, name)

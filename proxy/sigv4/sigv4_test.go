@@ -255,7 +255,7 @@ func TestBeyond(t *testing.T) {
 			}
 			continue
 		}
-		if !errors.Is(err, ErrBeyond) || !strings.Contains(err.Error(), test.want) || len(r.Header["Authorization"]) > 0 {
+		if !errors.Is(err, ErrExceedsRule) || !strings.Contains(err.Error(), test.want) || len(r.Header["Authorization"]) > 0 {
 			t.Errorf("%+v: %v, signed %v", test, err, r.Header["Authorization"])
 		}
 	}

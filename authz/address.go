@@ -17,11 +17,11 @@ import (
 // an IPv4 address, do not include that range; and the IPv4 address in such an IPv6
 // address has to be public or among the rule's addresses too.
 func (d Decision) CheckAddress(addr netip.Addr) Reason {
-	if !d.Allowed() || d.subject == nil {
+	if !d.Allowed() || d.plugin == nil {
 		return NotReady
 	}
 	addr = addr.Unmap()
-	if d.subject.refusesAddress(addr) != nil {
+	if d.plugin.refusesAddress(addr) != nil {
 		return GuardrailDenied
 	}
 	if unusable(addr) || !d.grantsAddress(addr) {
@@ -128,7 +128,7 @@ func embeddedIPv4(addr netip.Addr) []netip.Addr {
 	last := netip.AddrFrom4([4]byte(a[12:]))
 	switch kind {
 	case nat64Local:
-		return translatedLocally(a)
+		return nat64LocalIPv4(a)
 	case sixToFour:
 		return []netip.Addr{netip.AddrFrom4([4]byte(a[2:6]))}
 	case teredo: // the server's address, and the client's, which is stored inverted
@@ -140,13 +140,13 @@ func embeddedIPv4(addr netip.Addr) []netip.Addr {
 
 // includes reports whether one of a rule's prefixes is meant to include addr.
 func includes(prefixes []netip.Prefix, addr netip.Addr) bool {
-	least := leastBits(addr)
+	least := minPrefixBits(addr)
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Bits() >= least && p.Contains(addr) })
 }
 
-// leastBits returns how long a prefix has to be for being meant to include addr:
+// minPrefixBits returns how long a prefix has to be for being meant to include addr:
 // as long as that of the range with a purpose of its own that addr is in.
-func leastBits(addr netip.Addr) int {
+func minPrefixBits(addr netip.Addr) int {
 	switch transitionOf(addr) {
 	case nat64, siit, compatible:
 		return 96
@@ -167,12 +167,12 @@ func leastBits(addr netip.Addr) int {
 	return 10 // fe80::/10, RFC 4291, section 2.5.6
 }
 
-// translatedLocally returns the IPv4 addresses that an address of a site's own
+// nat64LocalIPv4 returns the IPv4 addresses that an address of a site's own
 // NAT64 prefix may be translated to. The prefix's length is the site's own
 // choice and the translator ignores what follows the IPv4 address (RFC 6052,
 // section 2.2), so that each place is one that it may be in. Addresses of
 // 0.0.0.0/8 are left out: they are the zeros around it.
-func translatedLocally(a [16]byte) []netip.Addr {
+func nat64LocalIPv4(a [16]byte) []netip.Addr {
 	var out []netip.Addr
 	for _, place := range [...][4]byte{{a[6], a[7], a[9], a[10]}, {a[7], a[9], a[10], a[11]}, {a[9], a[10], a[11], a[12]}, [4]byte(a[12:])} {
 		if place[0] != 0 {

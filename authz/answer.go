@@ -13,7 +13,7 @@ func (g *Gate) RecordAnswer(decision string, reason Reason, attempt Attempt, src
 	}
 	refusal := Refusal{
 		Reason: reason, Detail: attempt.Detail, Plugin: string(attempt.Principal), Decision: clip(decision),
-		Method: clip(attempt.Method), URL: attempt.shownURL(), Remedy: remedyFor(reason),
+		Method: clip(attempt.Method), URL: attempt.displayURL(), Remedy: remedyFor(reason),
 	}
 	scheme, host, port := attempt.destination()
 	method := refusal.Method

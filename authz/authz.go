@@ -240,16 +240,16 @@ type Decision struct {
 	Generation uint64        // of the policy that decided
 	RetryAfter time.Duration // for QuotaExceeded: when asking again may help; 0 when never
 
-	rule    *rule        // the winner, or the rule that observes, or nil
-	path    *pathPattern // of the winner, which matched
-	subject *subject     // whose never-list the address is checked against
-	literal netip.Addr   // the host, where it is an address
-	address netip.Addr   // that was refused after the name was resolved
-	spares  bool         // a denial that lets what is in flight end: a pause, a rate
-	over    bool         // a limit of the winner's or the plugin's refuses it
-	waits   bool         // QuotaExceeded: limits let it through after RetryAfter, and have it wait
-	excused bool         // from the rule's own limits: the rule only observes it
-	free    bool         // the whole sidecar observes: nothing is spent
+	rule            *rule         // the winner, or the rule that observes, or nil
+	path            *pathPattern  // of the winner, which matched
+	plugin          *pluginPolicy // whose never-list the address is checked against
+	literal         netip.Addr    // the host, where it is an address
+	address         netip.Addr    // that was refused after the name was resolved
+	sparesInFlight  bool          // a denial that lets what is in flight end: a pause, a rate
+	limitExceeded   bool          // a limit of the winner's or the plugin's refuses it
+	throttled       bool          // QuotaExceeded: limits let it through after RetryAfter, and have it wait
+	ownLimitsExempt bool          // from the rule's own limits: the rule only observes it
+	unmetered       bool          // the whole sidecar observes: nothing is spent
 }
 
 // Allowed reports whether the access may proceed.
@@ -258,7 +258,7 @@ func (d Decision) Allowed() bool { return d.Reason.Allowed() }
 // Cuts reports whether an exchange in flight must end when it is decided anew
 // and this is the answer. A pause, a rate and a stale meter deny what is new
 // and spare what is in flight.
-func (d Decision) Cuts() bool { return !d.Allowed() && !d.spares }
+func (d Decision) Cuts() bool { return !d.Allowed() && !d.sparesInFlight }
 
 // Terms are what the winning rule asks of the exchange itself. It is
 // comparable, so that a connection pool can be keyed by it.

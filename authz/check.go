@@ -125,7 +125,7 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 	}
 	k.destination(at, spec, out)
 	k.http(at, spec, out)
-	k.secrecy(at, spec, out, credentials)
+	k.checkCredential(at, spec, out, credentials)
 	k.times(at, spec, out)
 	checkLimits(at("limits"), spec.Limits, k.report)
 	out.limits = compileLimits(k.g, spec.ID, spec.Limits)
@@ -171,7 +171,7 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 	}
 	out.scheme = out.scheme.shared()
 	switch {
-	case laterSchemes(out.scheme):
+	case isPlannedScheme(out.scheme):
 		k.report(at("to.scheme"), "%s is not supported yet; use https, http, tls or tcp", out.scheme)
 	case !out.scheme.HTTP() && out.scheme != SchemeTLS && out.scheme != SchemeTCP:
 		k.report(at("to.scheme"), "%q is not a scheme; use https, http, tls or tcp", clip(string(out.scheme)))
@@ -274,7 +274,7 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 			k.report(fmt.Sprintf("%s[%d]", at("paths"), j), "%v", err)
 			continue
 		}
-		p.text = k.c.text(p.text)
+		p.text = k.c.intern(p.text)
 		out.paths = append(out.paths, p)
 	}
 	slices.SortStableFunc(out.paths, func(a, b pathPattern) int { return cmp.Compare(b.literal, a.literal) })
@@ -304,8 +304,8 @@ func miscased(method string) bool {
 	return false
 }
 
-// secrecy checks the credential of a rule.
-func (k grantCheck) secrecy(at func(string) string, spec *Rule, out *rule, credentials map[string]*credentialSpec) {
+// checkCredential checks the credential of a rule.
+func (k grantCheck) checkCredential(at func(string) string, spec *Rule, out *rule, credentials map[string]*credentialSpec) {
 	wildcard := slices.ContainsFunc(spec.To.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
 	if spec.Credential == "" {
 		if spec.WildcardCredential {

@@ -34,14 +34,14 @@ type Problem struct {
 
 // Policy is a compiled set of grants and guardrails. It is immutable.
 type Policy struct {
-	subjects map[Principal]*subject
+	plugins  map[Principal]*pluginPolicy
 	expiries []time.Time // sorted: when any part of the policy ends
 	input    Input
 }
 
-// subject is all that concerns one plugin, indexed by host so that the cost of
+// pluginPolicy is all that concerns one plugin, indexed by host so that the cost of
 // a decision does not grow with the number of grants.
-type subject struct {
+type pluginPolicy struct {
 	name         Principal
 	grants       []*Grant           // also those that have expired
 	exact        map[string]entries // by host
@@ -142,9 +142,9 @@ type neverEntry struct {
 // every problem there is. The policy keeps the input, which must not be changed
 // any more. now is when grantLifetime is counted from.
 func Compile(in Input, now time.Time) (*Policy, []Problem) {
-	c := &compiler{in: in, now: now, policy: &Policy{subjects: map[Principal]*subject{}, input: in}, texts: map[string]string{}}
+	c := &compiler{in: in, now: now, policy: &Policy{plugins: map[Principal]*pluginPolicy{}, input: in}, texts: map[string]string{}}
 	if in.Plugin != "" {
-		c.subject(in.Plugin)
+		c.pluginPolicy(in.Plugin)
 	}
 	names := map[string]bool{}
 	for i := range in.Guardrails {
@@ -174,9 +174,9 @@ type compiler struct {
 	texts    map[string]string
 }
 
-// text returns the one copy of a text that many rules hold, which then stays
+// intern returns the one copy of a text that many rules hold, which then stays
 // in the cache.
-func (c *compiler) text(s string) string {
+func (c *compiler) intern(s string) string {
 	if known, ok := c.texts[s]; ok {
 		return known
 	}
@@ -188,20 +188,20 @@ func (c *compiler) report(origin Origin, kind, name, path, format string, args .
 	c.problems = append(c.problems, Problem{origin, kind, name, path, fmt.Sprintf(format, args...)})
 }
 
-// subject returns the subject of a plugin, making it at the first call.
-func (c *compiler) subject(plugin string) *subject {
-	s := c.policy.subjects[Principal(plugin)]
+// pluginPolicy returns the subject of a plugin, making it at the first call.
+func (c *compiler) pluginPolicy(plugin string) *pluginPolicy {
+	s := c.policy.plugins[Principal(plugin)]
 	if s != nil {
 		return s
 	}
-	s = &subject{
+	s = &pluginPolicy{
 		name: Principal(plugin), exact: map[string]entries{}, single: map[string]entries{}, deep: map[string]entries{},
 	}
 	if plugin == c.in.Plugin && c.in.Observe {
 		s.observeUntil = c.in.ObserveUntil
-		c.expires(s.observeUntil)
+		c.addExpiry(s.observeUntil)
 	}
-	c.policy.subjects[Principal(plugin)] = s
+	c.policy.plugins[Principal(plugin)] = s
 	for i := range c.in.Guardrails {
 		if g := &c.in.Guardrails[i]; matchesPlugin(g.Plugins, plugin) {
 			s.guardrails = append(s.guardrails, g)
@@ -211,7 +211,7 @@ func (c *compiler) subject(plugin string) *subject {
 	return s
 }
 
-func (c *compiler) expires(at time.Time) {
+func (c *compiler) addExpiry(at time.Time) {
 	if !at.IsZero() {
 		c.policy.expiries = append(c.policy.expiries, at)
 	}
@@ -219,11 +219,11 @@ func (c *compiler) expires(at time.Time) {
 
 // grant compiles one grant. names are those of the grants before it.
 func (c *compiler) grant(g *Grant, names map[string]bool) {
-	s := c.subject(g.Plugin)
+	s := c.pluginPolicy(g.Plugin)
 	s.grants = append(s.grants, g)
 	check := grantCheck{c, g, s.guardrails}
 	check.document(names)
-	c.expires(g.NotAfter)
+	c.addExpiry(g.NotAfter)
 	s.limits = append(s.limits, compileLimits(g, "", g.Limits)...)
 	credentials, before := map[string]*credentialSpec{}, map[string]bool{}
 	for i := range g.Credentials {
@@ -236,13 +236,13 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 		r := &rules[i]
 		check.rule(i, r, credentials)
 		s.rules = append(s.rules, r)
-		c.expires(r.notAfter)
-		c.expires(r.observeUntil)
+		c.addExpiry(r.notAfter)
+		c.addExpiry(r.observeUntil)
 	}
 }
 
 // index files the rule under each of its hosts.
-func (s *subject) index(r *rule) {
+func (s *pluginPolicy) index(r *rule) {
 	for i, host := range r.spec.To.Hosts {
 		p, _ := parseHostPattern(host) // which has been checked
 		by := s.exact
@@ -266,7 +266,7 @@ func (s *subject) index(r *rule) {
 // finish sorts what Choosing wants sorted, and indexes it in that order.
 func (c *compiler) finish() {
 	slices.SortFunc(c.policy.expiries, time.Time.Compare)
-	for _, s := range c.policy.subjects {
+	for _, s := range c.policy.plugins {
 		slices.SortFunc(s.rules, compareRules)
 		for _, r := range s.rules {
 			s.index(r)
@@ -329,7 +329,7 @@ func (c *compiler) guardrail(g *Guardrail, names map[string]bool) {
 func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
 	const path = "spec.ceilings."
 	for i, s := range l.Schemes {
-		if s.DefaultPort() == 0 && s != SchemeTCP && !laterSchemes(s) {
+		if s.DefaultPort() == 0 && s != SchemeTCP && !isPlannedScheme(s) {
 			report(fmt.Sprintf(path+"schemes[%d]", i), "%q is not a scheme; use https, http, tls or tcp", clip(string(s)))
 		}
 	}
@@ -350,9 +350,9 @@ func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
 	checkLimits(path+"limits", l.Limits, report)
 }
 
-// laterSchemes are named by the contract and not enforced yet. A ceiling may
+// isPlannedScheme are named by the contract and not enforced yet. A ceiling may
 // name them: it narrows and never widens.
-func laterSchemes(s Scheme) bool { return s == "postgres" || s == "redis" || s == "mysql" }
+func isPlannedScheme(s Scheme) bool { return s == "postgres" || s == "redis" || s == "mysql" }
 
 func validTLSMin(v string) bool { return v == "1.2" || v == "1.3" }
 

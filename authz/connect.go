@@ -81,8 +81,8 @@ func (s *Snapshot) likelyScheme(p Principal, host string, port uint16) Scheme {
 		return SchemeHTTPS
 	}
 	var named []Scheme
-	if sub := s.subject(p); sub != nil {
-		for e := range sub.candidates(host) {
+	if pol := s.pluginPolicy(p); pol != nil {
+		for e := range pol.candidates(host) {
 			named = append(named, e.rule.scheme)
 		}
 	}

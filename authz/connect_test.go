@@ -80,7 +80,7 @@ func TestShownURL(t *testing.T) {
 		{Attempt{URL: "https://user:secret@bucket.lab.example/a", Scheme: SchemeHTTP}, "https://bucket.lab.example/a"},
 		{Attempt{URL: "/a", Scheme: SchemeHTTP}, "/a"},
 	} {
-		if got := c.attempt.shownURL(); got != c.want {
+		if got := c.attempt.displayURL(); got != c.want {
 			t.Errorf("%+v: %q, want %q", c.attempt, got, c.want)
 		}
 	}

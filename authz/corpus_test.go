@@ -198,7 +198,7 @@ func (q question) answer(s *Snapshot, usage Usage) string {
 		line("at %s: %s", addr, d.CheckAddress(addr))
 	}
 	if grant, credential, ok := strings.Cut(q.standin, "/"); ok && d.Allowed() {
-		detail, remedy := s.misplaced(q.req.Principal, d, grant, credential)
+		detail, remedy := s.misplacedPlaceholder(q.req.Principal, d, grant, credential)
 		line("%s: %s", CredentialMisplaced, detail)
 		line("remedy: %s", remedy)
 	}

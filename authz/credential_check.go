@@ -177,7 +177,7 @@ func (k grantCheck) slot(path string, s slot, out *credentialSpec) {
 	}
 	if s.header != "" {
 		out.name = asciiLower(s.header)
-		if unsettable(out.name) {
+		if isReservedHeader(out.name) {
 			k.report(path+".header", "%s belongs to the connection or to Chaperone and carries no credential", clip(s.header))
 		}
 	}
@@ -185,7 +185,7 @@ func (k grantCheck) slot(path string, s slot, out *credentialSpec) {
 	if fixed && s.value != "" {
 		k.report(path+".value", takesNothing, clip(s.value))
 	}
-	out.take(value)
+	out.addPart(value)
 }
 
 // template parses what a credential is rendered with, and reports whether it
@@ -209,8 +209,8 @@ func (k grantCheck) basic(path string, in *Basic, out *credentialSpec) {
 	if fixedUser && fixedPassword {
 		k.report(path, takesNothing, clip(in.Username+":"+in.Password))
 	}
-	out.take(username)
-	out.take(password)
+	out.addPart(username)
+	out.addPart(password)
 }
 
 // mtls checks a client certificate.
@@ -230,7 +230,7 @@ func (k grantCheck) mtls(path string, in *MTLS, out *credentialSpec) {
 			k.report(path+"."+part.name, "%q is not one field of Vault's answer, as in %s", clip(text), part.byDefault)
 		}
 		parsed.optional = part.name == "chain" && part.text == ""
-		out.take(parsed)
+		out.addPart(parsed)
 	}
 }
 
@@ -242,20 +242,20 @@ func (k grantCheck) sigv4(path string, in *SigV4, out *credentialSpec) {
 			k.report(path+"."+f.name, "%q is not as AWS writes it; use lower-case letters, digits and dashes, as in %s", clip(f.text), f.example)
 		}
 	}
-	id, _ := k.template(path+".accessKeyID", either(in.AccessKeyID, "{access_key}"))
-	secret, fixed := k.template(path+".secretAccessKey", either(in.SecretAccessKey, "{secret_key}"))
+	id, _ := k.template(path+".accessKeyID", orDefault(in.AccessKeyID, "{access_key}"))
+	secret, fixed := k.template(path+".secretAccessKey", orDefault(in.SecretAccessKey, "{secret_key}"))
 	if fixed {
 		k.report(path+".secretAccessKey", "%q takes nothing from Vault; name a field of its answer as in {secret_key}", clip(in.SecretAccessKey))
 	}
-	out.take(id)
-	out.take(secret)
+	out.addPart(id)
+	out.addPart(secret)
 	if in.SessionToken != "" {
 		session, _ := k.template(path+".sessionToken", in.SessionToken)
-		out.take(session)
+		out.addPart(session)
 		return
 	}
 	for _, field := range []string{"security_token", "session_token"} {
-		out.take(template{literals: []string{"", ""}, fields: []string{field}, optional: true})
+		out.addPart(template{literals: []string{"", ""}, fields: []string{field}, optional: true})
 	}
 }
 
@@ -265,7 +265,7 @@ func isScopeName(s string) bool {
 	return s != "" && len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-func either(text, byDefault string) string {
+func orDefault(text, byDefault string) string {
 	if text == "" {
 		return byDefault
 	}
@@ -277,12 +277,12 @@ func (k grantCheck) oauth2(path string, in *OAuth2, out *credentialSpec) {
 	t := &out.ref.Token
 	*t = TokenSpec{
 		Kind: TokenOAuth2, TokenURL: in.TokenURL, Scopes: strings.Join(in.Scopes, " "), Audience: in.Audience,
-		Style: either(in.Style, StyleHeader), CA: in.CA,
-		ClientID: either(in.ClientID, "{client_id}"), ClientSecret: either(in.ClientSecret, "{client_secret}"),
+		Style: orDefault(in.Style, StyleHeader), CA: in.CA,
+		ClientID: orDefault(in.ClientID, "{client_id}"), ClientSecret: orDefault(in.ClientSecret, "{client_secret}"),
 		Extra: k.tokenParameters(path+".parameters", in.Parameters),
 	}
 	if !isTokenURL(in.TokenURL) {
-		k.report(path+".tokenURL", "%q is not where tokens are got; write an https URL without a user or a fragment, as in https://id.example/oauth2/token", clip(presentable(in.TokenURL)))
+		k.report(path+".tokenURL", "%q is not where tokens are got; write an https URL without a user or a fragment, as in https://id.example/oauth2/token", clip(redactURL(in.TokenURL)))
 	}
 	for i, scope := range in.Scopes {
 		at := fmt.Sprintf("%s.scopes[%d]", path, i)
@@ -459,9 +459,9 @@ func (k grantCheck) tokenSlot(path string, s slot, field string, out *credential
 	}
 }
 
-// unsettable reports whether a header steers the connection and so never
+// isReservedHeader reports whether a header steers the connection and so never
 // carries a credential.
-func unsettable(name string) bool {
+func isReservedHeader(name string) bool {
 	switch name {
 	case "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive",
 		"proxy-connection", "proxy-authorization", "proxy-authenticate", "expect", "content-type", "content-encoding", "date",
@@ -484,12 +484,12 @@ func (k grantCheck) placeholder(i int, out *credentialSpec) {
 		k.report(path+".like", "%q %v", clip(spec.Like), err)
 	}
 	switch {
-	case !isVariable(spec.Env):
+	case !isEnvName(spec.Env):
 		k.report(path+".env", "%q is not the name of an environment variable; use letters, digits and underscores", clip(spec.Env))
-	case reservedVariable(spec.Env):
+	case isReservedEnv(spec.Env):
 		k.report(path+".env", "%s decides how the plugin runs or reaches the network; use another variable", spec.Env)
 	}
-	for _, other := range k.c.subject(k.g.Plugin).credentials {
+	for _, other := range k.c.pluginPolicy(k.g.Plugin).credentials {
 		if other.placeholder != nil && other.placeholder.Env == spec.Env {
 			k.report(path+".env", "%s already holds the stand-in of credential %s of grant %s", spec.Env, other.ref.Name, other.ref.Grant)
 		}
@@ -500,7 +500,7 @@ func (k grantCheck) placeholder(i int, out *credentialSpec) {
 	out.placeholder = p
 }
 
-func isVariable(s string) bool {
+func isEnvName(s string) bool {
 	const longest = 128
 	for i := range len(s) {
 		if c := s[i]; !isAlpha(c) && c != '_' && (i == 0 || !isDigit(c)) {
@@ -510,10 +510,10 @@ func isVariable(s string) bool {
 	return s != "" && len(s) <= longest
 }
 
-// reservedVariable reports whether a variable is Chaperone's own, or would
+// isReservedEnv reports whether a variable is Chaperone's own, or would
 // change which programs and libraries run or where connections go. Names of
 // proxies and authorities are what Chaperone sets itself.
-func reservedVariable(name string) bool {
+func isReservedEnv(name string) bool {
 	upper := strings.ToUpper(name)
 	for _, prefix := range []string{"CHAPERONE_", "VAULT_", "LD_", "DYLD_", "GLIBC_", "MALLOC_", "BASH_FUNC_"} {
 		if strings.HasPrefix(upper, prefix) {

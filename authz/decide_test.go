@@ -395,7 +395,7 @@ func FuzzDecide(f *testing.F) {
 		req := d.request(t)
 		w := d.world()
 		before := w.decide(t, req)
-		got := verdict{before.Reason, before.Grant, before.Rule, before.Credential, before.waits}
+		got := verdict{before.Reason, before.Grant, before.Rule, before.Credential, before.throttled}
 		if !before.Allowed() {
 			got.cred = "" // it says whose credential was not had
 		}

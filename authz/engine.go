@@ -73,11 +73,11 @@ func (e *Engine) Current() *Snapshot {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.locked()
+	return e.currentLocked()
 }
 
-// locked returns the snapshot, making the first one. The caller holds e.mu.
-func (e *Engine) locked() *Snapshot {
+// currentLocked returns the snapshot, making the first one. The caller holds e.mu.
+func (e *Engine) currentLocked() *Snapshot {
 	s := e.current.Load()
 	if s == nil {
 		s = &Snapshot{changed: make(chan struct{})}
@@ -88,7 +88,7 @@ func (e *Engine) locked() *Snapshot {
 
 // replace installs the next generation and then signals the change.
 func (e *Engine) replace(policy *Policy, revocations []Revocation) uint64 {
-	old := e.locked()
+	old := e.currentLocked()
 	next := newSnapshot(policy, revocations, old.generation+1)
 	e.current.Store(next)
 	close(old.changed)
@@ -99,7 +99,7 @@ func (e *Engine) replace(policy *Policy, revocations []Revocation) uint64 {
 func (e *Engine) Install(policy *Policy) uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.replace(policy, e.locked().revocations)
+	return e.replace(policy, e.currentLocked().revocations)
 }
 
 // Revoke takes access away at once and returns the generation that does.
@@ -107,7 +107,7 @@ func (e *Engine) Install(policy *Policy) uint64 {
 func (e *Engine) Revoke(revocations ...Revocation) uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := e.locked()
+	s := e.currentLocked()
 	next := slices.DeleteFunc(slices.Clone(s.revocations), func(old Revocation) bool {
 		return slices.ContainsFunc(revocations, func(r Revocation) bool { return r.ID == old.ID })
 	})
@@ -118,7 +118,7 @@ func (e *Engine) Revoke(revocations ...Revocation) uint64 {
 func (e *Engine) Restore(id string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := e.locked()
+	s := e.currentLocked()
 	next := slices.DeleteFunc(slices.Clone(s.revocations), func(r Revocation) bool { return r.ID == id })
 	if len(next) == len(s.revocations) {
 		return false
@@ -132,7 +132,7 @@ func (e *Engine) Restore(id string) bool {
 func (e *Engine) Bump() uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := e.locked()
+	s := e.currentLocked()
 	return e.replace(s.policy, s.revocations)
 }
 

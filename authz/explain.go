@@ -58,7 +58,7 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 		switch {
 		case d.Reason == Granted:
 			e.Detail += ", by " + d.rule.name()
-		case d.free:
+		case d.unmetered:
 			e.Detail += " while the sidecar observes, without a credential"
 		default:
 			e.Detail += " while " + d.rule.name() + " observes, without a credential"
@@ -118,19 +118,19 @@ func (s *Snapshot) refusal(req Request, d Decision, id string, now time.Time) *R
 
 func (r *rule) name() string { return fmt.Sprintf("rule %s of grant %s", r.spec.ID, r.grant.Name) }
 
-// near is a rule and what it has in common with a request.
-type near struct {
+// candidate is a rule and what it has in common with a request.
+type candidate struct {
 	rule                                                 *rule
 	host                                                 string       // the rule's host that matches, or is like the request's
 	path                                                 *pathPattern // that matches, or nil
-	like                                                 *pathPattern // that matches, or has most in common
+	closestPath                                          *pathPattern // that matches, or has most in common
 	sameHost, scheme, port, method, upgrade, slash, live bool
 	prefix                                               int // bytes of path in common
 }
 
 // score orders near rules by how far each gets in the order of the reasons, so
 // that the nearest rule fails for the reason that the refusal gives.
-func (n near) score() int {
+func (n candidate) score() int {
 	score := 0
 	for _, ok := range [...]bool{
 		n.sameHost, n.scheme, n.port, n.method && n.upgrade, n.method, n.path != nil && n.slash, n.path != nil, n.live,
@@ -144,7 +144,7 @@ func (n near) score() int {
 }
 
 // differs names what would have to be different, in the words of a grant.
-func (n near) differs(req Request, d Decision) []string {
+func (n candidate) differs(req Request, d Decision) []string {
 	switch d.Reason {
 	case MalformedRequest:
 		if !req.Destination.encodedSlash {
@@ -152,7 +152,7 @@ func (n near) differs(req Request, d Decision) []string {
 		}
 	case DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired:
 	case QuotaExceeded, AddressNotAllowed, NotEnforceableHere:
-		return decided(req, d)
+		return differsInRule(req, d)
 	default:
 		return nil // no rule could have changed the answer
 	}
@@ -180,8 +180,8 @@ func (n near) differs(req Request, d Decision) []string {
 	return out
 }
 
-// decided names what would have to be different in the rule that decided.
-func decided(req Request, d Decision) []string {
+// differsInRule names what would have to be different in the rule that decided.
+func differsInRule(req Request, d Decision) []string {
 	switch {
 	case d.rule == nil:
 		return nil
@@ -190,11 +190,11 @@ func decided(req Request, d Decision) []string {
 	case d.Reason == AddressNotAllowed:
 		return []string{"addresses"}
 	}
-	return d.rule.states(&req).among(req.Unenforceable)
+	return d.rule.conditionsFor(&req).names(req.Unenforceable)
 }
 
-// among names the conditions that are also in other.
-func (c Conditions) among(other Conditions) []string {
+// names names the conditions that are also in other.
+func (c Conditions) names(other Conditions) []string {
 	var out []string
 	for _, f := range []struct {
 		condition Conditions
@@ -219,22 +219,22 @@ const maxNear = 256
 // nearest returns the rule that decided or, when none did, the one that has
 // most in common with the request. Rules for another host are looked at only
 // when none names this one, and count only when the names are alike.
-func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
+func (s *Snapshot) nearest(req Request, d Decision, now time.Time) candidate {
 	if d.rule != nil {
 		return compare(d.rule, &req, now)
 	}
-	sub := s.subject(req.Principal)
-	if sub == nil {
-		return near{}
+	pol := s.pluginPolicy(req.Principal)
+	if pol == nil {
+		return candidate{}
 	}
-	var best near
-	take := func(n near) {
+	var best candidate
+	take := func(n candidate) {
 		if best.rule == nil || n.score() > best.score() {
 			best = n
 		}
 	}
 	looked := 0
-	for e := range sub.candidates(req.Destination.host) {
+	for e := range pol.candidates(req.Destination.host) {
 		if s.revoked(req.Principal, e.rule, now) == nil { // nothing added to a revoked rule would help
 			n := compare(e.rule, &req, now)
 			n.host, n.sameHost = e.pattern(), true
@@ -247,9 +247,9 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
 	if best.rule != nil {
 		return best
 	}
-	for _, r := range sub.rules[:min(len(sub.rules), maxNear)] {
+	for _, r := range pol.rules[:min(len(pol.rules), maxNear)] {
 		hosts := r.spec.To.Hosts
-		i := slices.IndexFunc(hosts[:min(len(hosts), maxNear)], func(h string) bool { return alike(h, req.Destination.host) })
+		i := slices.IndexFunc(hosts[:min(len(hosts), maxNear)], func(h string) bool { return similarHost(h, req.Destination.host) })
 		if i >= 0 && s.revoked(req.Principal, r, now) == nil {
 			n := compare(r, &req, now)
 			n.host = hosts[i]
@@ -263,9 +263,9 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) near {
 }
 
 // compare compares a rule with a request, but for the host.
-func compare(r *rule, req *Request, now time.Time) near {
+func compare(r *rule, req *Request, now time.Time) candidate {
 	d, a := &req.Destination, &req.Action
-	n := near{
+	n := candidate{
 		rule: r, host: r.spec.To.Hosts[0], scheme: r.scheme == d.scheme || r.originates(d),
 		port: r.hasPort(d.port) || r.couldOriginate(d), live: now.Before(r.notAfter),
 		method: true, upgrade: true, slash: true,
@@ -274,22 +274,22 @@ func compare(r *rule, req *Request, now time.Time) near {
 		n.path = &pathPattern{}
 		return n
 	}
-	n.like = &r.paths[0]
-	n.prefix = commonPrefix(n.like.text, d.path)
+	n.closestPath = &r.paths[0]
+	n.prefix = commonPrefix(n.closestPath.text, d.path)
 	for i := range r.paths {
 		p := &r.paths[i]
 		if length := commonPrefix(p.text, d.path); length > n.prefix {
-			n.like, n.prefix = p, length
+			n.closestPath, n.prefix = p, length
 		}
 		if d.scheme.HTTP() && n.path == nil && p.matches(d.path) {
 			n.path = p
 		}
 	}
 	if n.path != nil {
-		n.like = n.path
+		n.closestPath = n.path
 	}
 	if !d.scheme.HTTP() {
-		n.path = n.like // a tunnel has no path to differ by
+		n.path = n.closestPath // a tunnel has no path to differ by
 	} else {
 		n.method = r.allowsAction(&Action{Method: a.Method})
 		n.upgrade = a.Upgrade == "" || slices.Contains(r.spec.Upgrades, a.Upgrade)
@@ -306,9 +306,9 @@ func commonPrefix(a, b string) int {
 	return n
 }
 
-// alike reports whether two host names are near enough for one to be meant by
+// similarHost reports whether two host names are near enough for one to be meant by
 // the other: a letter or two differ, or they share all but the first label.
-func alike(pattern, host string) bool {
+func similarHost(pattern, host string) bool {
 	name := strings.TrimLeft(pattern, "*.")
 	if _, parent, ok := strings.Cut(host, "."); ok && strings.Contains(parent, ".") {
 		if _, other, ok := strings.Cut(name, "."); parent == name || ok && parent == other {
@@ -317,13 +317,13 @@ func alike(pattern, host string) bool {
 	}
 	const short = 8 // in a name so short, two letters are too much of it
 	if len(host) < short {
-		return mistyped(name, host, 1)
+		return levenshteinAtMost(name, host, 1)
 	}
-	return mistyped(name, host, 2)
+	return levenshteinAtMost(name, host, 2)
 }
 
-// mistyped reports whether the Levenshtein distance of two names is at most most.
-func mistyped(a, b string, most int) bool {
+// levenshteinAtMost reports whether the Levenshtein distance of two names is at most most.
+func levenshteinAtMost(a, b string, most int) bool {
 	const longest = 64 // of what people type
 	if len(b) > longest || len(a)-len(b) > most || len(b)-len(a) > most {
 		return false
@@ -360,7 +360,7 @@ func access(req Request) string {
 }
 
 // grants says what a rule grants, as far as it concerns the request.
-func (n near) grants() string {
+func (n candidate) grants() string {
 	url := string(n.rule.scheme) + "://" + n.host
 	if strings.Contains(n.host, ":") {
 		url = string(n.rule.scheme) + "://[" + n.host + "]"
@@ -372,13 +372,13 @@ func (n near) grants() string {
 	case !n.rule.scheme.HTTP():
 		return "reach " + url
 	case n.rule.anyMethod:
-		return "use any method at " + url + n.like.text
+		return "use any method at " + url + n.closestPath.text
 	}
-	return strings.Join(n.rule.spec.Methods, " or ") + " " + url + n.like.text
+	return strings.Join(n.rule.spec.Methods, " or ") + " " + url + n.closestPath.text
 }
 
 // detail says what is granted and what was asked.
-func (s *Snapshot) detail(req Request, d Decision, n near, now time.Time) string {
+func (s *Snapshot) detail(req Request, d Decision, n candidate, now time.Time) string {
 	plugin, dest := string(req.Principal), req.Destination
 	switch d.Reason {
 	case NotReady:
@@ -422,7 +422,7 @@ func (s *Snapshot) detail(req Request, d Decision, n near, now time.Time) string
 }
 
 // detail says how the rule stands to what was asked.
-func (n near) detail(req Request, d Decision) string {
+func (n candidate) detail(req Request, d Decision) string {
 	switch d.Reason {
 	case GrantExpired:
 		return fmt.Sprintf("%s ended at %s", n.rule.name(), n.rule.notAfter.UTC().Format(time.RFC3339))
@@ -438,7 +438,7 @@ func (n near) detail(req Request, d Decision) string {
 }
 
 // contrast says what was asked beyond what the rule grants.
-func (n near) contrast(req Request, d Decision) string {
+func (n candidate) contrast(req Request, d Decision) string {
 	switch differs := n.differs(req, d); {
 	case len(differs) != 1:
 	case differs[0] == "method":
@@ -470,27 +470,27 @@ func (s *Snapshot) revokedDetail(plugin string, d Decision, now time.Time) strin
 
 // guardrailOf names the entry of a never-list that refuses the destination.
 func (s *Snapshot) guardrailOf(d Decision, dest Destination) string {
-	if d.subject != nil {
-		if n := d.subject.refuses(&dest); n != nil {
+	if d.plugin != nil {
+		if n := d.plugin.refuses(&dest); n != nil {
 			return n.name
 		}
-		if n := d.subject.refusesAddress(d.address); n != nil {
+		if n := d.plugin.refusesAddress(d.address); n != nil {
 			return n.name
 		}
 	}
 	return "of the operator"
 }
 
-// misplaced says where the stand-in of a credential may stand, and what to do.
-func (s *Snapshot) misplaced(p Principal, d Decision, grant, credential string) (detail, remedy string) {
+// misplacedPlaceholder says where the stand-in of a credential may stand, and what to do.
+func (s *Snapshot) misplacedPlaceholder(p Principal, d Decision, grant, credential string) (detail, remedy string) {
 	what := fmt.Sprintf("the stand-in of credential %s of grant %s", credential, grant)
 	if d.Allowed() && d.Grant == grant && d.Credential == credential {
 		place := d.rule.credential.place()
 		return what + " is elsewhere than in " + place, fmt.Sprintf("put the stand-in of credential %s in %s only", credential, place)
 	}
 	detail = what + " is in a request that does not carry this credential"
-	if sub := s.subject(p); sub != nil {
-		for _, r := range sub.rules {
+	if pol := s.pluginPolicy(p); pol != nil {
+		for _, r := range pol.rules {
 			if r.grant.Name == grant && r.credential != nil && r.credential.ref.Name == credential {
 				return detail, fmt.Sprintf("put the stand-in of credential %s in %s of what %s grants, and nowhere else",
 					credential, r.credential.place(), r.name())
@@ -534,7 +534,7 @@ func addressDetail(d Decision, dest Destination) string {
 }
 
 // remedy says exactly what to ask for, and the rule that would do.
-func remedy(req Request, d Decision, n near, secure bool) (text string, grantable bool) {
+func remedy(req Request, d Decision, n candidate, secure bool) (text string, grantable bool) {
 	switch d.Reason {
 	case MalformedRequest, DestinationNotGranted, NoGrant, MethodNotGranted, PathNotGranted:
 		return ask(req, d, n, secure)
@@ -557,18 +557,18 @@ func remedy(req Request, d Decision, n near, secure bool) (text string, grantabl
 		case unusable(d.address.Unmap()):
 			return "have the name lead to its server's address; nothing grants this one", false
 		case d.rule != nil:
-			return fmt.Sprintf("ask for addresses: [%s] on %s", joinPrefixes(needed(d.address)), n.rule.name()), false
+			return fmt.Sprintf("ask for addresses: [%s] on %s", joinPrefixes(neededPrefixes(d.address)), n.rule.name()), false
 		default: // a sidecar observes, and no rule names the host
-			return "ask for a rule with " + termsYAML(req.Destination, secure, RuleTerms{Addresses: needed(d.address)}), false
+			return "ask for a rule with " + termsYAML(req.Destination, secure, RuleTerms{Addresses: neededPrefixes(d.address)}), false
 		}
 	default:
 	}
 	return remedyFor(d.Reason), false
 }
 
-// needed returns the prefixes under which a rule's addresses would have to hold
+// neededPrefixes returns the prefixes under which a rule's addresses would have to hold
 // addr: itself, and those of the addresses that it reaches which are not public.
-func needed(addr netip.Addr) []netip.Prefix {
+func neededPrefixes(addr netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
 	for i, at := range Reaches(addr) {
 		if i == 0 || !publicUnicast(at) {
@@ -588,7 +588,7 @@ func joinPrefixes(prefixes []netip.Prefix) string {
 
 // ask says what to add to the nearest rule when one thing is missing there,
 // and otherwise which rule to add.
-func ask(req Request, d Decision, n near, secure bool) (text string, grantable bool) {
+func ask(req Request, d Decision, n candidate, secure bool) (text string, grantable bool) {
 	dest := req.Destination
 	switch {
 	case dest.host == "", dest.scheme.HTTP() && req.Action.Method == "":
@@ -706,7 +706,7 @@ type RuleTerms struct {
 }
 
 // terms returns those of the nearest rule, when it is for the same host.
-func (n near) terms() RuleTerms {
+func (n candidate) terms() RuleTerms {
 	if n.rule == nil || !n.sameHost || !n.scheme {
 		return RuleTerms{}
 	}

@@ -39,9 +39,9 @@ type GateConfig struct {
 // Gate is the only door: every access of every plugin through every door is
 // admitted or refused by Admit, so that the doors cannot drift apart.
 type Gate struct {
-	cfg GateConfig
-	ids idSource
-	all BatchRecorder // the recorder, when it writes several records at once; else nil
+	cfg   GateConfig
+	ids   idSource
+	batch BatchRecorder // the recorder, when it writes several records at once; else nil
 }
 
 // NewGate returns a gate. It starts nothing.
@@ -50,7 +50,7 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 		return nil, errors.New("make gate: engine, ledger, recorder and clock are required")
 	}
 	g := &Gate{cfg: cfg}
-	g.all, _ = cfg.Recorder.(BatchRecorder)
+	g.batch, _ = cfg.Recorder.(BatchRecorder)
 	return g, nil
 }
 
@@ -69,7 +69,7 @@ type Admission struct {
 	started time.Time
 
 	mu         sync.Mutex // guards what follows
-	late       Reason     // of Refuse; zero for none
+	lateReason Reason     // of Refuse; zero for none
 	detail     string     // of RefuseMisplaced, for the record
 	ended      bool
 	record     Record
@@ -77,9 +77,9 @@ type Admission struct {
 	uses       *Uses      // of the credential, until its end
 }
 
-// release no longer counts the access as one that carries a credential. The
+// releaseUses no longer counts the access as one that carries a credential. The
 // caller holds mu, or is the only one to have the admission.
-func (a *Admission) release() {
+func (a *Admission) releaseUses() {
 	a.uses.End()
 	a.uses = nil
 }
@@ -95,9 +95,9 @@ type Connection struct {
 	Meets func(terms Terms) bool
 }
 
-// judge returns Granted when a decision, which allows, lets the connection go on,
+// check returns Granted when a decision, which allows, lets the connection go on,
 // and otherwise the reason that a new one would be refused for.
-func (c Connection) judge(d *Decision) Reason {
+func (c Connection) check(d *Decision) Reason {
 	if c.Address.IsValid() {
 		if reason := d.CheckAddress(c.Address); reason != Granted {
 			return reason
@@ -118,7 +118,7 @@ func (a *Admission) Connected(c Connection) bool {
 	a.connection = c
 	a.mu.Unlock()
 	if a.gate != nil && a.gate.cfg.Engine.Current().generation == a.Decision.Generation {
-		return c.judge(&a.Decision) == Granted
+		return c.check(&a.Decision) == Granted
 	}
 	return a.StillAllowed()
 }
@@ -131,12 +131,12 @@ func (a *Admission) Connected(c Connection) bool {
 // log; doors act on the Admission alone.
 func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, error) {
 	a, snapshot, cause := g.admit(ctx, req, src)
-	if err := g.write(a.started, a.decided()); err != nil {
+	if err := g.write(a.started, a.decisionRecord()); err != nil {
 		cause = errors.Join(cause, err)
-		a.unrecorded(snapshot)
+		a.refuseUnrecorded(snapshot)
 	}
 	if a.Refusal != nil {
-		a.release()
+		a.releaseUses()
 	}
 	return a, cause
 }
@@ -148,23 +148,23 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 // when they cannot be written, Refusal is set and the answer is void.
 func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish func(*Admission) Outcome) (*Admission, error) {
 	a, snapshot, cause := g.admit(ctx, req, src)
-	records := []*Record{a.decided()}
+	records := []*Record{a.decisionRecord()}
 	if a.Refusal == nil {
 		decision := a.record // before what is refused late changes it
 		a.ended = true
 		outcome := finish(a)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		records = []*Record{&decision, a.ending(outcome)}
+		records = []*Record{&decision, a.endRecord(outcome)}
 	}
 	if err := g.write(a.started, records...); err != nil {
 		cause = errors.Join(cause, err)
-		a.unrecorded(snapshot)
+		a.refuseUnrecorded(snapshot)
 	}
-	if a.Refusal == nil && a.late == NotReady {
+	if a.Refusal == nil && a.lateReason == NotReady {
 		a.uses.Hide() // the access goes on elsewhere
 	}
-	a.release()
+	a.releaseUses()
 	return a, cause
 }
 
@@ -174,16 +174,16 @@ func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, 
 	now := g.cfg.Now()
 	snapshot := g.cfg.Engine.Current()
 	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, asked: req, started: now}
-	if a.Decision = g.decide(snapshot, req, now); a.Decision.waits {
+	if a.Decision = g.decide(snapshot, req, now); a.Decision.throttled {
 		snapshot = g.throttle(ctx, a)
 	}
 	if a.Decision.Allowed() && a.Decision.rule != nil {
 		a.Request.Destination = a.Decision.rule.destination(req.Destination)
 	}
-	cause := g.keep(a)
+	cause := g.persist(a)
 	if a.Decision.Allowed() && a.Decision.Credential != "" {
 		if cause = g.credential(ctx, a); cause == nil {
-			snapshot, cause = a.overtaken(snapshot)
+			snapshot, cause = a.revalidate(snapshot)
 		}
 	}
 	if !a.Decision.Allowed() {
@@ -207,8 +207,8 @@ func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 	var d Decision
 	for range 3 {
 		d = snapshot.Decide(req, usage, now)
-		if d.over {
-			g.crossed(d, now)
+		if d.limitExceeded {
+			g.reportCrossings(d, now)
 		}
 		if !d.Allowed() {
 			return d
@@ -229,22 +229,22 @@ func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 	return d
 }
 
-// keep has what an access has used of its limits written down, or refuses it: a
+// persist has what an access has used of its limits written down, or refuses it: a
 // sidecar that is killed must not forget it.
-func (g *Gate) keep(a *Admission) error {
+func (g *Gate) persist(a *Admission) error {
 	if g.cfg.Keep == nil || !a.Decision.Allowed() {
 		return nil
 	}
 	own, shared := a.Decision.spends()
 	now := g.cfg.Now()
-	if len(own)+len(shared) == 0 || g.cfg.Ledger.covered(own, shared, now) {
+	if len(own)+len(shared) == 0 || g.cfg.Ledger.persisted(own, shared, now) {
 		return nil
 	}
 	err := g.cfg.Keep()
 	if err == nil {
 		return nil
 	}
-	g.cfg.Ledger.leave(own, shared, now)
+	g.cfg.Ledger.refund(own, shared, now)
 	a.Decision.Reason = UsageUnknown
 	return fmt.Errorf("keep what is used of limits: %w", err)
 }
@@ -273,24 +273,24 @@ func (g *Gate) throttle(ctx context.Context, a *Admission) *Snapshot {
 		}
 		snapshot, d, ok := g.wait(ctx, a, wait)
 		if !ok {
-			g.cfg.Ledger.leave(own, shared, now)
+			g.cfg.Ledger.refund(own, shared, now)
 			return snapshot
 		}
-		if d.Allowed() && a.Decision.excused && d.rule == a.Decision.rule {
+		if d.Allowed() && a.Decision.ownLimitsExempt && d.rule == a.Decision.rule {
 			d.observe()
-			d.excused = true
+			d.ownLimitsExempt = true
 		}
 		a.Decision = d
 		ownNow, sharedNow := d.spends()
 		if d.Allowed() && sameLimits(own, ownNow) && sameLimits(shared, sharedNow) {
 			return snapshot
 		}
-		g.cfg.Ledger.leave(own, shared, now)
+		g.cfg.Ledger.refund(own, shared, now)
 		if !d.Allowed() {
 			return snapshot
 		}
 		// The policy has changed and grants it under other limits.
-		if a.Decision = g.decide(snapshot, a.asked, g.cfg.Now()); !a.Decision.waits {
+		if a.Decision = g.decide(snapshot, a.asked, g.cfg.Now()); !a.Decision.throttled {
 			return snapshot
 		}
 	}
@@ -323,10 +323,10 @@ func sameLimits(a, b []limit) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// crossed reports the limits on requests that have just refused. What a rule
+// reportCrossings reports the limits on requests that have just refused. What a rule
 // or the sidecar only observes is not killed for.
-func (g *Gate) crossed(d Decision, now time.Time) {
-	for _, c := range g.cfg.Ledger.crossed(d.rule.limits, d.subject.limits, LimitRequests, now) {
+func (g *Gate) reportCrossings(d Decision, now time.Time) {
+	for _, c := range g.cfg.Ledger.newlyExceeded(d.rule.limits, d.plugin.limits, LimitRequests, now) {
 		if d.Reason == Observed || c.Rule != "" && now.Before(d.rule.observeUntil) {
 			c.Action = ""
 		}
@@ -336,16 +336,16 @@ func (g *Gate) crossed(d Decision, now time.Time) {
 	}
 }
 
-// overtaken refuses what was taken away while its credential was fetched, which
+// revalidate refuses what was taken away while its credential was fetched, which
 // may take long, and returns the snapshot that says so. What is granted with
 // another credential now is for the plugin to ask again.
-func (a *Admission) overtaken(decided *Snapshot) (*Snapshot, error) {
+func (a *Admission) revalidate(decided *Snapshot) (*Snapshot, error) {
 	current := a.gate.cfg.Engine.Current()
 	if current == decided {
 		return current, nil
 	}
 	d := current.Decide(a.asked, a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now())
-	if d.Allowed() && a.carries(&d) {
+	if d.Allowed() && a.sameCredential(&d) {
 		return current, nil
 	}
 	a.Injection = Injection{}
@@ -357,9 +357,9 @@ func (a *Admission) overtaken(decided *Snapshot) (*Snapshot, error) {
 	return current, errors.New("fetch credential: the policy changed meanwhile")
 }
 
-// carries reports whether d gives the access the credential that it was
+// sameCredential reports whether d gives the access the credential that it was
 // admitted with, or it was admitted without.
-func (a *Admission) carries(d *Decision) bool {
+func (a *Admission) sameCredential(d *Decision) bool {
 	return a.Decision.Credential == "" || d.path != nil && d.rule.credential != nil &&
 		d.rule.credential.ref == a.Decision.rule.credential.ref
 }
@@ -404,8 +404,8 @@ func (g *Gate) write(started time.Time, records ...*Record) (err error) {
 			r.Latency = now.Sub(started)
 		}
 	}
-	if g.all != nil && len(records) > 1 {
-		err = g.all.RecordAll(records)
+	if g.batch != nil && len(records) > 1 {
+		err = g.batch.RecordAll(records)
 	} else {
 		for _, r := range records {
 			if err = g.cfg.Recorder.Record(r); err != nil {
@@ -419,8 +419,8 @@ func (g *Gate) write(started time.Time, records ...*Record) (err error) {
 	return nil
 }
 
-// unrecorded refuses what was allowed and could not be recorded.
-func (a *Admission) unrecorded(snapshot *Snapshot) {
+// refuseUnrecorded refuses what was allowed and could not be recorded.
+func (a *Admission) refuseUnrecorded(snapshot *Snapshot) {
 	if !a.Decision.Allowed() {
 		return
 	}
@@ -428,8 +428,8 @@ func (a *Admission) unrecorded(snapshot *Snapshot) {
 	a.Refusal = snapshot.refusal(a.asked, a.Decision, a.ID, a.started)
 }
 
-// decided returns the record of what was decided.
-func (a *Admission) decided() *Record {
+// decisionRecord returns the record of what was decided.
+func (a *Admission) decisionRecord() *Record {
 	d, dest, r := &a.Decision, &a.Request.Destination, &a.record
 	r.Kind, r.Plugin, r.Door, r.Decision = KindDecision, string(a.Request.Principal), a.Source.Door, a.ID
 	r.Allowed, r.Reason, r.Generation = d.Allowed(), d.Reason.String(), d.Generation
@@ -478,7 +478,7 @@ func (a *Admission) RefuseMisplaced(grant, credential string) Refusal {
 	if a.gate != nil {
 		snapshot = a.gate.cfg.Engine.Current()
 	}
-	refusal.Detail, refusal.Remedy = snapshot.misplaced(a.Request.Principal, a.Decision, grant, credential)
+	refusal.Detail, refusal.Remedy = snapshot.misplacedPlaceholder(a.Request.Principal, a.Decision, grant, credential)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.detail = refusal.Detail
@@ -500,7 +500,7 @@ func (a *Admission) refuseLate(reason Reason, detail string, addr netip.Addr) Re
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.late = reason
+	a.lateReason = reason
 	a.record.Allowed, a.record.Reason = false, reason.String()
 	if addr.IsValid() {
 		a.record.Address = addr.Unmap().String()
@@ -521,12 +521,12 @@ func (a *Admission) End(o Outcome) error {
 		return nil
 	}
 	a.ended = true
-	a.release()
-	return a.gate.write(a.started, a.ending(o))
+	a.releaseUses()
+	return a.gate.write(a.started, a.endRecord(o))
 }
 
-// ending returns the record of the access's end.
-func (a *Admission) ending(o Outcome) *Record {
+// endRecord returns the record of the access's end.
+func (a *Admission) endRecord(o Outcome) *Record {
 	r := &a.record
 	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, cmp.Or(o.Address, r.Address), o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
 	return r
@@ -545,7 +545,7 @@ func (a *Admission) StillAllowed() bool {
 	if !d.Allowed() {
 		return !d.Cuts()
 	}
-	return a.carries(&d) && a.connected().judge(&d) == Granted
+	return a.sameCredential(&d) && a.connected().check(&d) == Granted
 }
 
 // ReasonNow returns why the admitted access is no longer allowed, for the answer
@@ -558,7 +558,7 @@ func (a *Admission) ReasonNow() Reason {
 	if !d.Allowed() {
 		return d.Reason
 	}
-	if reason := a.connected().judge(&d); reason != Granted {
+	if reason := a.connected().check(&d); reason != Granted {
 		return reason
 	}
 	return QuotaExceeded
@@ -573,7 +573,7 @@ func (a *Admission) connected() Connection {
 func (a *Admission) refusedLate() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.late != NotReady
+	return a.lateReason != NotReady
 }
 
 // Attempt describes an access that never became a Request.
@@ -591,7 +591,7 @@ type Attempt struct {
 // destination returns what is known of where an attempt was to go, spelt as in the
 // records of other accesses where that is possible.
 func (a *Attempt) destination() (scheme Scheme, host string, port uint16) {
-	prefix, rest, ok := strings.Cut(presentable(a.URL), "://")
+	prefix, rest, ok := strings.Cut(redactURL(a.URL), "://")
 	if scheme = Scheme(strings.ToLower(prefix)); !ok {
 		scheme, rest = a.Scheme, strings.TrimPrefix(prefix, "//")
 	}
@@ -629,7 +629,7 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	id := g.ids.next(g.cfg.Now())
 	refusal := Refusal{
 		Reason: reason, Detail: attempt.Detail, Plugin: string(attempt.Principal), Decision: id,
-		Method: clip(attempt.Method), URL: attempt.shownURL(), Remedy: remedyFor(reason),
+		Method: clip(attempt.Method), URL: attempt.displayURL(), Remedy: remedyFor(reason),
 	}
 	scheme, host, port := attempt.destination()
 	method := refusal.Method
@@ -644,19 +644,19 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	})
 }
 
-// shownURL returns the URL as a refusal shows it: with its scheme, where that is
+// displayURL returns the URL as a refusal shows it: with its scheme, where that is
 // known, also of a request that states its host in Host.
-func (a *Attempt) shownURL() string {
+func (a *Attempt) displayURL() string {
 	url := a.URL
 	if a.Scheme != "" && strings.HasPrefix(url, "//") {
 		url = string(a.Scheme) + ":" + url
 	}
-	return clip(presentable(url))
+	return clip(redactURL(url))
 }
 
-// presentable returns a URL without the parts in which secrets travel: user
+// redactURL returns a URL without the parts in which secrets travel: user
 // information and query.
-func presentable(url string) string {
+func redactURL(url string) string {
 	url, _, _ = strings.Cut(url, "?")
 	scheme, rest, ok := strings.Cut(url, "://")
 	if !ok {

@@ -219,7 +219,7 @@ func TestRender(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			g := withKey(forecast())
 			g.Credentials[0].Inject = test.inject
-			spec := compile(t, input(g)).subjects["weather"].rules[0].credential
+			spec := compile(t, input(g)).plugins["weather"].rules[0].credential
 			for range 2 { // cold and warm
 				i, err := spec.render(test.credential)
 				got := fmt.Sprintf("%d %s=%s", i.Kind, i.Name, i.Value.Reveal())
@@ -250,7 +250,7 @@ func TestRenderAnew(t *testing.T) {
 	} {
 		g := withKey(forecast())
 		g.Credentials[0].Inject = test.inject
-		spec := compile(t, input(g)).subjects["weather"].rules[0].credential
+		spec := compile(t, input(g)).plugins["weather"].rules[0].credential
 		var last Secret
 		var lastValue Secret
 		for _, password := range []Secret{first, first, second, first, second, second} {
@@ -585,7 +585,7 @@ func TestGateRefuse(t *testing.T) {
 	for url, want := range map[string]string{
 		"": "", "/a?b": "/a", "user@host": "host", "a://u@h@i/x@y": "a://i/x@y", "a://h": "a://h", "u:p@h:443": "h:443", `a://u@h\x@y`: `a://h\x@y`, "a://?u@h": "a://",
 	} {
-		if got := presentable(url); got != want {
+		if got := redactURL(url); got != want {
 			t.Errorf("%q is presented as %q", url, got)
 		}
 	}

@@ -101,8 +101,8 @@ type rendering struct {
 	injection Injection
 }
 
-// take adds a part.
-func (c *credentialSpec) take(part template) {
+// addPart adds a part.
+func (c *credentialSpec) addPart(part template) {
 	c.parts = append(c.parts, part)
 	c.fields = append(c.fields, part.fields...)
 }
@@ -114,8 +114,8 @@ func (c *credentialSpec) render(credential Credential) (Injection, error) {
 		fields = credential.PEM
 	}
 	r := c.rendered.Load()
-	if r == nil || !r.madeOf(fields, c.fields) {
-		injection, err := c.make(fields)
+	if r == nil || !r.madeFrom(fields, c.fields) {
+		injection, err := c.renderParts(fields)
 		if err != nil {
 			return Injection{}, fmt.Errorf("render credential %s: %w", c.ref.Name, credential.explain(err))
 		}
@@ -130,10 +130,10 @@ func (c *credentialSpec) render(credential Credential) (Injection, error) {
 	return injection, nil
 }
 
-// madeOf reports whether the rendering was made of these very secrets. Their
+// madeFrom reports whether the rendering was made of these very secrets. Their
 // identity is compared and not a number that says so, because a value that was
 // replaced must never be sent again.
-func (r *rendering) madeOf(fields map[string]Secret, names []string) bool {
+func (r *rendering) madeFrom(fields map[string]Secret, names []string) bool {
 	for i, name := range names {
 		if fields[name] != r.from[i] {
 			return false
@@ -142,8 +142,8 @@ func (r *rendering) madeOf(fields map[string]Secret, names []string) bool {
 	return true
 }
 
-// make renders the parts and puts them together, but for the generation.
-func (c *credentialSpec) make(fields map[string]Secret) (Injection, error) {
+// renderParts renders the parts and puts them together, but for the generation.
+func (c *credentialSpec) renderParts(fields map[string]Secret) (Injection, error) {
 	texts := make([]string, len(c.parts))
 	for i, part := range c.parts {
 		var err error
@@ -179,8 +179,8 @@ func (c *credentialSpec) make(fields map[string]Secret) (Injection, error) {
 		}
 		out.Value = NewSecret(value)
 		secrets = append(secrets, out.Value)
-		secrets = append(secrets, c.ingredients(texts, fields)...)
-		public := c.public(fields)
+		secrets = append(secrets, c.componentSecrets(texts, fields)...)
+		public := c.publicParts(fields)
 		out.public = &public
 	}
 	out.secrets = &secrets
@@ -204,9 +204,9 @@ func (c *credentialSpec) value(texts []string) (string, error) {
 	return value, c.check(value)
 }
 
-// ingredients returns what is secret by itself of what a value was made of. A
+// componentSecrets returns what is secret by itself of what a value was made of. A
 // username is, where it alone is taken from Vault.
-func (c *credentialSpec) ingredients(texts []string, fields map[string]Secret) []Secret {
+func (c *credentialSpec) componentSecrets(texts []string, fields map[string]Secret) []Secret {
 	var out []Secret
 	part := c.parts[0]
 	if c.basic {
@@ -226,9 +226,9 @@ func (c *credentialSpec) ingredients(texts []string, fields map[string]Secret) [
 	return out
 }
 
-// public returns the texts of the parts that are between what is secret. A username
+// publicParts returns the texts of the parts that are between what is secret. A username
 // is not secret beside a password.
-func (c *credentialSpec) public(fields map[string]Secret) []string {
+func (c *credentialSpec) publicParts(fields map[string]Secret) []string {
 	var out []string
 	for at, part := range c.parts {
 		text := ""

@@ -20,7 +20,7 @@ type Sample struct {
 	Processes     uint64 `json:"processes"` // started
 }
 
-func (s Sample) of(k LimitKind) uint64 {
+func (s Sample) count(k LimitKind) uint64 {
 	switch k {
 	case LimitConnections:
 		return s.Connections
@@ -40,7 +40,7 @@ func (s Sample) of(k LimitKind) uint64 {
 // since returns what was used between two readings.
 func (s Sample) since(before Sample) Sample {
 	for _, k := range limitKinds() {
-		if s.of(k) < before.of(k) {
+		if s.count(k) < before.count(k) {
 			return s // the counters were made anew
 		}
 	}
@@ -53,22 +53,22 @@ func (s Sample) since(before Sample) Sample {
 // Ledger keeps usage against limits. Doors spend from it; the kernel's
 // counters are observed into it. It is safe for concurrent use.
 type Ledger struct {
-	mu      sync.Mutex
-	buckets map[bucketKey]*bucket
-	paces   map[bucketKey]*bucket // of what doors let through under throttle
-	samples map[Principal]reading
+	mu        sync.Mutex
+	buckets   map[bucketKey]*bucket
+	throttles map[bucketKey]*bucket // of what doors let through under throttle
+	samples   map[Principal]reading
 }
 
 // reading is a plugin's last sample.
 type reading struct {
-	sample Sample
-	at     time.Time // zero when that is not known
-	past   bool      // it was not read in this run: what is used now is not known by it
+	sample   Sample
+	at       time.Time // zero when that is not known
+	restored bool      // it was not read in this run: what is used now is not known by it
 }
 
 // NewLedger returns a ledger in which nothing is used.
 func NewLedger() *Ledger {
-	return &Ledger{buckets: map[bucketKey]*bucket{}, paces: map[bucketKey]*bucket{}, samples: map[Principal]reading{}}
+	return &Ledger{buckets: map[bucketKey]*bucket{}, throttles: map[bucketKey]*bucket{}, samples: map[Principal]reading{}}
 }
 
 // bucket returns the bucket of a key. The caller holds l.mu.
@@ -102,21 +102,21 @@ func (l limit) crossing() Crossing {
 func (l *Ledger) spend(own, shared []limit, kind LimitKind, now time.Time) (ok, exhausted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lim := range counting(own, shared, kind, now) {
+	for lim := range limitsOfKind(own, shared, kind, now) {
 		trial := *l.bucket(lim.key)
 		if ok, _ := trial.spend(lim.spec, 1, now, false); !ok {
 			return false, false
 		}
 	}
-	return true, l.take(own, shared, kind, now)
+	return true, l.spendAll(own, shared, kind, now)
 }
 
-// take takes one from every limit of the kind. The caller holds l.mu.
-func (l *Ledger) take(own, shared []limit, kind LimitKind, now time.Time) (exhausted bool) {
-	for lim := range counting(own, shared, kind, now) {
+// spendAll takes one from every limit of the kind. The caller holds l.mu.
+func (l *Ledger) spendAll(own, shared []limit, kind LimitKind, now time.Time) (exhausted bool) {
+	for lim := range limitsOfKind(own, shared, kind, now) {
 		b := l.bucket(lim.key)
-		if b.over && b.recovered(lim.spec, now) {
-			b.over = false
+		if b.crossed && b.recovered(lim.spec, now) {
+			b.crossed = false
 		}
 		b.spend(lim.spec, 1, now, true)
 		exhausted = exhausted || lim.spec.Period == 0 && b.used == lim.spec.Count
@@ -130,10 +130,10 @@ func (l *Ledger) take(own, shared []limit, kind LimitKind, now time.Time) (exhau
 func (l *Ledger) queue(own, shared []limit, now time.Time, most time.Duration) (wait time.Duration, ok, exhausted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lim := range counting(own, shared, LimitRequests, now) {
+	for lim := range limitsOfKind(own, shared, LimitRequests, now) {
 		trial := *l.bucket(lim.key)
 		within, retry := trial.spend(lim.spec, 1, now, false)
-		if !within && !lim.waits {
+		if !within && !lim.throttles {
 			return 0, false, false
 		}
 		wait = max(wait, retry)
@@ -141,35 +141,35 @@ func (l *Ledger) queue(own, shared []limit, now time.Time, most time.Duration) (
 	if wait > most {
 		return wait, false, false
 	}
-	return wait, true, l.take(own, shared, LimitRequests, now)
+	return wait, true, l.spendAll(own, shared, LimitRequests, now)
 }
 
-// leave gives back what queue took at now for a request that was not made.
-func (l *Ledger) leave(own, shared []limit, now time.Time) {
+// refund gives back what queue took at now for a request that was not made.
+func (l *Ledger) refund(own, shared []limit, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lim := range counting(own, shared, LimitRequests, now) {
+	for lim := range limitsOfKind(own, shared, LimitRequests, now) {
 		l.bucket(lim.key).refund(lim.spec, now)
 	}
 }
 
-// crossed returns the limits of the kind that refuse now and did not before.
-func (l *Ledger) crossed(own, shared []limit, kind LimitKind, now time.Time) (crossings []Crossing) {
+// newlyExceeded returns the limits of the kind that refuse now and did not before.
+func (l *Ledger) newlyExceeded(own, shared []limit, kind LimitKind, now time.Time) (crossings []Crossing) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lim := range counting(own, shared, kind, now) {
+	for lim := range limitsOfKind(own, shared, kind, now) {
 		b := l.bucket(lim.key)
 		trial := *b
-		if ok, _ := trial.spend(lim.spec, 1, now, false); !ok && !b.over {
-			b.over = true
+		if ok, _ := trial.spend(lim.spec, 1, now, false); !ok && !b.crossed {
+			b.crossed = true
 			crossings = append(crossings, lim.crossing())
 		}
 	}
 	return crossings
 }
 
-// counting yields the limits of a kind whose grant has not ended.
-func counting(own, shared []limit, kind LimitKind, now time.Time) iter.Seq[*limit] {
+// limitsOfKind yields the limits of a kind whose grant has not ended.
+func limitsOfKind(own, shared []limit, kind LimitKind, now time.Time) iter.Seq[*limit] {
 	return func(yield func(*limit) bool) {
 		for _, limits := range [...][]limit{own, shared} {
 			for i := range limits {
@@ -215,21 +215,21 @@ func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.
 		}
 		b := l.bucket(lim.key)
 		left := lim.spec.Period == 0 && b.used < lim.spec.Count
-		b.spend(lim.spec, used.of(lim.kind), since, true)
-		if lim.paced() {
-			l.hold(lim, now)
+		b.spend(lim.spec, used.count(lim.kind), since, true)
+		if lim.throttlesBytes() {
+			l.alignToKernel(lim, now)
 		}
 		exhausted = exhausted || left && lim.refuses && b.used >= lim.spec.Count
 		switch {
 		case b.exceeded(lim.spec, now):
-			if observing && !b.over {
+			if observing && !b.crossed {
 				crossing := lim.crossing()
 				crossing.Action = ""
 				crossings = append(crossings, crossing)
 			}
-			b.over = true
+			b.crossed = true
 		case b.recovered(lim.spec, now):
-			b.over = false
+			b.crossed = false
 		}
 	}
 	return crossings, exhausted
@@ -262,7 +262,7 @@ func (l *Ledger) Metered(s *Snapshot, plugin Principal, now time.Time) []Metered
 		if b := l.buckets[lim.key]; b != nil && lim.spec.Period == 0 {
 			m.Used = b.used
 		} else if b != nil {
-			tat, _ := b.standing(lim.spec, now)
+			tat, _ := b.tatAt(lim.spec, now)
 			m.Debt = tat.Sub(now)
 		}
 		out = append(out, m)
@@ -283,9 +283,9 @@ func (l *Ledger) Usage() Usage { return Usage{ledger: l} }
 // before: its own request has been spent.
 func (u Usage) InFlight() Usage { u.inFlight = true; return u }
 
-// standing is how an access stands against some limits. The zero value is
+// limitStatus is how an access stands against some limits. The zero value is
 // within all of them.
-type standing struct {
+type limitStatus struct {
 	over    bool          // one of them refuses it,
 	hard    bool          // and one does not have it wait,
 	total   bool          // and for good
@@ -294,7 +294,7 @@ type standing struct {
 }
 
 // and returns how an access stands against the limits of both.
-func (s standing) and(other standing) standing {
+func (s limitStatus) and(other limitStatus) limitStatus {
 	s.over = s.over || other.over
 	s.hard = s.hard || other.hard
 	s.total = s.total || other.total
@@ -307,17 +307,17 @@ func (s standing) and(other standing) standing {
 
 // check judges one more access against the winner's own limits and those of
 // the whole plugin.
-func (u Usage) check(p Principal, own, shared []limit, now time.Time) (ofRule, ofPlugin standing) {
+func (u Usage) check(p Principal, own, shared []limit, now time.Time) (ofRule, ofPlugin limitStatus) {
 	if u.ledger == nil || len(own)+len(shared) == 0 {
-		return standing{}, standing{}
+		return limitStatus{}, limitStatus{}
 	}
 	u.ledger.mu.Lock()
 	defer u.ledger.mu.Unlock()
-	return u.judge(p, own, now), u.judge(p, shared, now)
+	return u.status(p, own, now), u.status(p, shared, now)
 }
 
-// judge is check for one set of limits. The caller holds the ledger's lock.
-func (u Usage) judge(p Principal, limits []limit, now time.Time) (s standing) {
+// status is check for one set of limits. The caller holds the ledger's lock.
+func (u Usage) status(p Principal, limits []limit, now time.Time) (s limitStatus) {
 	for i := range limits {
 		lim := &limits[i]
 		switch {
@@ -332,7 +332,7 @@ func (u Usage) judge(p Principal, limits []limit, now time.Time) (s standing) {
 				trial = *b
 			}
 			if ok, wait := trial.spend(lim.spec, 1, now, false); !ok {
-				s = s.and(standing{over: true, hard: !lim.waits, total: lim.spec.Period == 0, retry: wait})
+				s = s.and(limitStatus{over: true, hard: !lim.throttles, total: lim.spec.Period == 0, retry: wait})
 			}
 		}
 	}
@@ -344,7 +344,7 @@ func (u Usage) judge(p Principal, limits []limit, now time.Time) (s standing) {
 func (l *Ledger) fresh(p Principal, now time.Time) bool {
 	last := l.samples[p]
 	age := now.Sub(last.at)
-	return !last.past && -staleAfter <= age && age <= staleAfter
+	return !last.restored && -staleAfter <= age && age <= staleAfter
 }
 
 // UsageOf is what is used of one limit.

@@ -109,17 +109,17 @@ func (l Limit) within(ceiling Limit) bool {
 
 // limit is one compiled limit.
 type limit struct {
-	key     bucketKey
-	kind    LimitKind
-	refuses bool // an access, once it is used up
-	waits   bool // has the access wait before it refuses
-	spec    Limit
-	until   time.Time // of its grant, which ends with it
-	action  OnExceeded
+	key       bucketKey
+	kind      LimitKind
+	refuses   bool // an access, once it is used up
+	throttles bool // has the access wait before it refuses
+	spec      Limit
+	until     time.Time // of its grant, which ends with it
+	action    OnExceeded
 }
 
-// paced reports whether bytes flow slower for it.
-func (l *limit) paced() bool { return l.kind.bytes() && !l.refuses }
+// throttlesBytes reports whether bytes flow slower for it.
+func (l *limit) throttlesBytes() bool { return l.kind.bytes() && !l.refuses }
 
 // limitName names a limit, and with it its bucket.
 type limitName struct {
@@ -143,8 +143,8 @@ func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 		out = append(out, limit{
 			key:  unique.Make(limitName{g.Plugin, g.Name, ruleID, s.kind}),
 			kind: s.kind, spec: s.spec, until: g.NotAfter, action: action,
-			refuses: !s.kind.prepaid() && !(s.kind.metered() && throttles),
-			waits:   !s.kind.metered() && throttles,
+			refuses:   !s.kind.prepaid() && !(s.kind.metered() && throttles),
+			throttles: !s.kind.metered() && throttles,
 		})
 	}
 	return out
@@ -154,13 +154,13 @@ func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 // algorithm (ITU-T I.371, annex A) with a burst of one whole period: tat is
 // when the bucket would be empty again.
 type bucket struct {
-	tat    time.Time
-	rest   uint64        // what the division of the last charge left over
-	period time.Duration // that tat was reckoned with
-	used   uint64        // of a total
-	over   bool          // the limit was crossed and has not recovered
-	recent window        // of a rate, for Report
-	kept   durable
+	tat       time.Time
+	rest      uint64        // what the division of the last charge left over
+	period    time.Duration // that tat was reckoned with
+	used      uint64        // of a total
+	crossed   bool          // the limit was crossed and has not recovered
+	recent    window        // of a rate, for Report
+	persisted durable
 }
 
 // durable is what was written down of a bucket, and survives a crash.
@@ -173,7 +173,7 @@ type durable struct {
 // ends: a hundred years and 146.
 const (
 	maxPeriod = 36_500 * 24 * time.Hour
-	never     = 1 << 62
+	maxCharge = 1 << 62
 )
 
 // spend adds cost and reports whether that was within the limit. With force,
@@ -186,13 +186,13 @@ func (b *bucket) spend(l Limit, cost uint64, now time.Time, force bool) (ok bool
 		}
 		return ok, 0
 	}
-	tat, rest := b.standing(l, now)
+	tat, rest := b.tatAt(l, now)
 	nanos, rest := l.charge(cost, rest)
 	tat = tat.Add(nanos)
 	ok, retry = l.admits(tat, rest, now)
 	if ok || force {
 		if b.period != l.Period {
-			b.kept.tat = time.Time{}
+			b.persisted.tat = time.Time{}
 		}
 		b.tat, b.rest, b.period = tat, rest, l.Period
 		b.recent.add(cost, now, l.Period)
@@ -200,9 +200,9 @@ func (b *bucket) spend(l Limit, cost uint64, now time.Time, force bool) (ok bool
 	return ok, retry
 }
 
-// standing returns where a rate stands at now. When a reload has changed its
+// tatAt returns where a rate stands at now. When a reload has changed its
 // period, as much of the bucket is full as was before.
-func (b *bucket) standing(l Limit, now time.Time) (tat time.Time, rest uint64) {
+func (b *bucket) tatAt(l Limit, now time.Time) (tat time.Time, rest uint64) {
 	if !b.tat.After(now) && (b.tat.Before(now) || b.rest == 0) {
 		return now, 0
 	}
@@ -219,10 +219,10 @@ func rescale(debt, of, to time.Duration) time.Duration {
 	}
 	high, low := bits.Mul64(uint64(debt), uint64(to))
 	if high >= uint64(of) {
-		return never
+		return maxCharge
 	}
 	scaled, _ := bits.Div64(high, low, uint64(of))
-	return time.Duration(min(scaled, never))
+	return time.Duration(min(scaled, maxCharge))
 }
 
 // charge returns how long the rate takes to let cost through, and what the
@@ -231,11 +231,11 @@ func (l Limit) charge(cost, rest uint64) (time.Duration, uint64) {
 	high, low := bits.Mul64(cost, uint64(l.Period))
 	low, carry := bits.Add64(low, rest, 0)
 	if high += carry; high >= l.Count {
-		return never, 0
+		return maxCharge, 0
 	}
 	nanos, rest := bits.Div64(high, low, l.Count)
-	if nanos > never {
-		return never, 0
+	if nanos > maxCharge {
+		return maxCharge, 0
 	}
 	return time.Duration(nanos), rest
 }
@@ -291,7 +291,7 @@ func (b *bucket) usedOf(l Limit, now time.Time) uint64 {
 	if l.Period == 0 {
 		return b.used
 	}
-	tat, rest := b.standing(l, now)
+	tat, rest := b.tatAt(l, now)
 	high, low := bits.Mul64(uint64(tat.Sub(now)), l.Count)
 	low, carry := bits.Add64(low, rest, 0)
 	if high += carry; high >= uint64(l.Period) {

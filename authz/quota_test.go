@@ -106,7 +106,7 @@ func FuzzRate(f *testing.F) {
 			}
 			now = now.Add(wait)
 			force := steps[i]&1 == 1
-			if charge, _ := l.charge(cost, 0); charge == never {
+			if charge, _ := l.charge(cost, 0); charge == maxCharge {
 				force = false // debts of centuries are cut off, which fractions are not
 			}
 			want := exact.spend(l, cost, now, force)
@@ -397,7 +397,7 @@ func TestLimitKindNames(t *testing.T) {
 			t.Errorf("kind %d is %s", kind, kind)
 		}
 	}
-	if (Sample{1, 2, 3, 4, 5}).of(LimitRequests) != 0 {
+	if (Sample{1, 2, 3, 4, 5}).count(LimitRequests) != 0 {
 		t.Error("the kernel counts requests")
 	}
 }

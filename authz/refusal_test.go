@@ -161,7 +161,7 @@ func TestMistyped(t *testing.T) {
 		{"www.com", "api.com", false},
 		{"x.y.z.example.com", "example.org", false},
 	} {
-		if got := alike(test.a, test.b); got != test.want {
+		if got := similarHost(test.a, test.b); got != test.want {
 			t.Errorf("%s is like %s: %t", test.a, test.b, got)
 		}
 	}

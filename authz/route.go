@@ -35,18 +35,18 @@ func (r Route) Matches(host string) bool {
 // than a pause, has expired or is on a never-list is not among them; an address
 // that a name resolves to is for [Snapshot.DecideRoute].
 func (s *Snapshot) Routes(p Principal, now time.Time) []Route {
-	sub := s.subject(p)
-	if sub == nil || s.shut(p, nil, now) {
+	pol := s.pluginPolicy(p)
+	if pol == nil || s.quarantined(p, nil, now) {
 		return nil
 	}
 	var out []Route
-	for _, r := range sub.rules {
-		if !now.Before(r.notAfter) || s.shut(p, r, now) {
+	for _, r := range pol.rules {
+		if !now.Before(r.notAfter) || s.quarantined(p, r, now) {
 			continue
 		}
 		upgrades := slices.Sorted(slices.Values(r.spec.Upgrades))
 		for _, host := range r.spec.To.Hosts {
-			if pattern, err := parseHostPattern(host); err != nil || sub.refuses(&Destination{host: host, addr: pattern.addr}) != nil {
+			if pattern, err := parseHostPattern(host); err != nil || pol.refuses(&Destination{host: host, addr: pattern.addr}) != nil {
 				continue
 			}
 			for _, port := range r.ports {
@@ -70,12 +70,12 @@ func (s *Snapshot) DecideRoute(p Principal, grant, id string, to Destination, no
 	if s.policy == nil {
 		return d
 	}
-	d.subject = s.subject(p)
+	d.plugin = s.pluginPolicy(p)
 	switch {
-	case d.revoke(s.revoked(p, nil, now)):
-	case d.subject == nil:
+	case d.applyRevocation(s.revoked(p, nil, now)):
+	case d.plugin == nil:
 		d.Reason = NoGrant
-	case d.subject.refuses(&to) != nil:
+	case d.plugin.refuses(&to) != nil:
 		d.Reason = GuardrailDenied
 	default:
 		s.decideRoute(&d, &to, now)
@@ -84,14 +84,14 @@ func (s *Snapshot) DecideRoute(p Principal, grant, id string, to Destination, no
 }
 
 func (s *Snapshot) decideRoute(d *Decision, to *Destination, now time.Time) {
-	for e := range d.subject.candidates(to.host) {
+	for e := range d.plugin.candidates(to.host) {
 		r := e.rule
 		if r.id != d.Rule || r.grant.Name != d.Grant || r.scheme != to.scheme || !r.hasPort(to.port) {
 			continue
 		}
 		d.rule, d.literal = r, to.addr
 		switch {
-		case d.revoke(s.revoked(d.subject.name, r, now)):
+		case d.applyRevocation(s.revoked(d.plugin.name, r, now)):
 		case !now.Before(r.notAfter):
 			d.Reason = GrantExpired
 		default:

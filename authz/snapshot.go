@@ -65,12 +65,12 @@ func (s *Snapshot) nextExpiry(seen time.Time) time.Time {
 	return next
 }
 
-// subject returns what is known of a plugin, or nil.
-func (s *Snapshot) subject(p Principal) *subject {
+// pluginPolicy returns what is known of a plugin, or nil.
+func (s *Snapshot) pluginPolicy(p Principal) *pluginPolicy {
 	if s.policy == nil {
 		return nil
 	}
-	return s.policy.subjects[p]
+	return s.policy.plugins[p]
 }
 
 // Decide answers a request. It is pure: the same arguments give the same
@@ -81,10 +81,10 @@ func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) (d Decision) 
 	if s.policy == nil {
 		return d
 	}
-	d.subject = s.subject(req.Principal)
+	d.plugin = s.pluginPolicy(req.Principal)
 	s.decide(&d, &req, usage, now)
-	if d.relaxable() && d.subject != nil && now.Before(d.subject.observeUntil) {
-		d.free = true
+	if d.passesWhileObserving() && d.plugin != nil && now.Before(d.plugin.observeUntil) {
+		d.unmetered = true
 		d.observe()
 	}
 	return d
@@ -95,39 +95,39 @@ func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) (d Decision) 
 func (s *Snapshot) decide(d *Decision, req *Request, usage Usage, now time.Time) {
 	to := &req.Destination
 	switch {
-	case to.host == "", to.scheme.HTTP() && req.Action.Method == "", to.encodedSlash && !d.subject.allowsEncodedSlash(to.host):
+	case to.host == "", to.scheme.HTTP() && req.Action.Method == "", to.encodedSlash && !d.plugin.allowsEncodedSlash(to.host):
 		d.Reason = MalformedRequest
 	case req.Principal == "":
 		d.Reason = IdentityUnknown
-	case d.revoke(s.revoked(req.Principal, nil, now)):
-	case d.subject == nil:
+	case d.applyRevocation(s.revoked(req.Principal, nil, now)):
+	case d.plugin == nil:
 		d.Reason = NoGrant
-	case d.subject.refuses(to) != nil:
+	case d.plugin.refuses(to) != nil:
 		d.Reason = GuardrailDenied
 	default:
 		if s.match(d, req, now); d.Allowed() {
-			d.limit(usage, now)
+			d.applyLimits(usage, now)
 		}
 	}
 }
 
-// revoke refuses, if there is a revocation, and reports whether there is.
-func (d *Decision) revoke(v *Revocation) bool {
+// applyRevocation refuses, if there is a revocation, and reports whether there is.
+func (d *Decision) applyRevocation(v *Revocation) bool {
 	if v == nil {
 		return false
 	}
-	d.Reason, d.Credential, d.spares = Revoked, "", v.Level == LevelPause
+	d.Reason, d.Credential, d.sparesInFlight = Revoked, "", v.Level == LevelPause
 	return true
 }
 
 // observe passes the access without a credential.
 func (d *Decision) observe() {
-	d.Reason, d.Credential, d.RetryAfter, d.spares, d.waits = Observed, "", 0, false, false
+	d.Reason, d.Credential, d.RetryAfter, d.sparesInFlight, d.throttled = Observed, "", 0, false, false
 }
 
-// relaxable reports whether a sidecar that observes passes the access all the
+// passesWhileObserving reports whether a sidecar that observes passes the access all the
 // same: not past a never-list, a revocation, or what nobody can judge.
-func (d *Decision) relaxable() bool {
+func (d *Decision) passesWhileObserving() bool {
 	switch d.Reason {
 	case NoGrant, DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired, QuotaExceeded:
 		return true
@@ -137,17 +137,17 @@ func (d *Decision) relaxable() bool {
 }
 
 // candidates yields every entry whose host matches.
-func (sub *subject) candidates(host string) iter.Seq[entry] {
+func (pol *pluginPolicy) candidates(host string) iter.Seq[entry] {
 	return func(yield func(entry) bool) {
-		if !each(sub.exact[host], yield) || len(sub.single)+len(sub.deep) == 0 {
+		if !yieldAll(pol.exact[host], yield) || len(pol.single)+len(pol.deep) == 0 {
 			return
 		}
 		_, parent, _ := strings.Cut(host, ".")
-		if !each(sub.single[parent], yield) || len(sub.deep) == 0 {
+		if !yieldAll(pol.single[parent], yield) || len(pol.deep) == 0 {
 			return
 		}
 		for parent != "" {
-			if !each(sub.deep[parent], yield) {
+			if !yieldAll(pol.deep[parent], yield) {
 				return
 			}
 			_, parent, _ = strings.Cut(parent, ".")
@@ -155,8 +155,8 @@ func (sub *subject) candidates(host string) iter.Seq[entry] {
 	}
 }
 
-// each yields the entries and reports whether more are wanted.
-func each(list entries, yield func(entry) bool) bool {
+// yieldAll yields the entries and reports whether more are wanted.
+func yieldAll(list entries, yield func(entry) bool) bool {
 	if list.first.rule != nil && !yield(list.first) {
 		return false
 	}
@@ -173,7 +173,7 @@ type search struct {
 	best     entry // the winner so far, revoked or not
 	path     *pathPattern
 	observer *rule // a rule that observes what its host matches
-	lost     *rule // a rule that matches and was revoked before it expired
+	revoked  *rule // a rule that matches and was revoked before it expired
 	host     bool  // scheme, host and port match
 	method   bool  // and the method
 	expired  bool  // and the path, of a rule that has expired
@@ -182,31 +182,31 @@ type search struct {
 // match finds the winner, or the reason why there is none.
 func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	var found search
-	for e := range d.subject.candidates(req.Destination.host) {
+	for e := range d.plugin.candidates(req.Destination.host) {
 		s.consider(&found, e, req, now)
 	}
 	winner := found.best.rule
 	if winner == nil {
-		winner = found.lost
+		winner = found.revoked
 	}
 	switch {
 	case winner != nil:
-		d.won(winner, found.path, req)
+		d.setWinner(winner, found.path, req)
 		// The winner may be revoked, and then no lesser rule stands in for it:
 		// a revocation only takes away.
 		switch {
-		case d.revoke(s.revoked(req.Principal, winner, now)):
-		case winner.states(req)&req.Unenforceable != 0:
+		case d.applyRevocation(s.revoked(req.Principal, winner, now)):
+		case winner.conditionsFor(req)&req.Unenforceable != 0:
 			d.Reason = NotEnforceableHere
 		default:
 			d.Reason = Granted
 		}
 	case found.observer != nil:
-		d.won(found.observer, nil, req)
-		if d.observe(); d.rule.states(req)&req.Unenforceable&^conditionsOfCredentials != 0 {
+		d.setWinner(found.observer, nil, req)
+		if d.observe(); d.rule.conditionsFor(req)&req.Unenforceable&^conditionsOfCredentials != 0 {
 			d.Reason = NotEnforceableHere
 		}
-	case len(d.subject.grants) == 0:
+	case len(d.plugin.grants) == 0:
 		d.Reason = NoGrant
 	case !found.host:
 		d.Reason = DestinationNotGranted
@@ -219,8 +219,8 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	}
 }
 
-// won names the rule that decides.
-func (d *Decision) won(r *rule, path *pathPattern, req *Request) {
+// setWinner names the rule that decides.
+func (d *Decision) setWinner(r *rule, path *pathPattern, req *Request) {
 	d.rule, d.path, d.literal = r, path, req.Destination.addr
 	d.Grant, d.Rule = r.grant.Name, r.id
 	if r.credential != nil {
@@ -231,7 +231,7 @@ func (d *Decision) won(r *rule, path *pathPattern, req *Request) {
 // consider takes one rule whose host matches into account.
 func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time) {
 	r := e.rule
-	if !r.takes(&req.Destination) {
+	if !r.matchesSchemePort(&req.Destination) {
 		return
 	}
 	found.host = true
@@ -249,17 +249,17 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 	case !ok:
 	case !live:
 		found.expired = true
-		if s.revoked(req.Principal, r, now) != nil && (found.lost == nil || compareRules(r, found.lost) < 0) {
-			found.lost = r
+		if s.revoked(req.Principal, r, now) != nil && (found.revoked == nil || compareRules(r, found.revoked) < 0) {
+			found.revoked = r
 		}
-	case found.best.rule == nil || wins(e, path, found.best, found.path):
+	case found.best.rule == nil || takesPrecedence(e, path, found.best, found.path):
 		found.best, found.path = e, path
 	}
 }
 
-// wins orders two matching rules: exact host over wildcard, longer literal
+// takesPrecedence orders two matching rules: exact host over wildcard, longer literal
 // path, then grant name, then rule id.
-func wins(a entry, aPath *pathPattern, b entry, bPath *pathPattern) bool {
+func takesPrecedence(a entry, aPath *pathPattern, b entry, bPath *pathPattern) bool {
 	if a.exact != b.exact {
 		return a.exact
 	}
@@ -269,8 +269,8 @@ func wins(a entry, aPath *pathPattern, b entry, bPath *pathPattern) bool {
 	return compareRules(a.rule, b.rule) < 0
 }
 
-// takes reports whether the rule is for the destination's scheme and port.
-func (r *rule) takes(d *Destination) bool {
+// matchesSchemePort reports whether the rule is for the destination's scheme and port.
+func (r *rule) matchesSchemePort(d *Destination) bool {
 	if r.scheme == d.scheme {
 		return r.hasPort(d.port)
 	}
@@ -304,9 +304,9 @@ func (r *rule) destination(d Destination) Destination {
 	return d
 }
 
-// states returns the conditions that the rule states, as far as they concern
+// conditionsFor returns the conditions that the rule states, as far as they concern
 // the request.
-func (r *rule) states(req *Request) Conditions {
+func (r *rule) conditionsFor(req *Request) Conditions {
 	if r.scheme == req.Destination.scheme {
 		return r.conditions &^ ConditionOriginate
 	}
@@ -372,36 +372,36 @@ func (s *Snapshot) RevokedLevel(p Principal, now time.Time) Level {
 	return ""
 }
 
-// shut reports whether a revocation leaves the plugin, or the rule when one is
+// quarantined reports whether a revocation leaves the plugin, or the rule when one is
 // given, nothing at all: a pause leaves it what is in flight.
-func (s *Snapshot) shut(p Principal, r *rule, now time.Time) bool {
+func (s *Snapshot) quarantined(p Principal, r *rule, now time.Time) bool {
 	v := s.revoked(p, r, now)
 	return v != nil && v.Level != LevelPause
 }
 
-// limit applies usage to an access that rules let through. The winner's own
+// applyLimits applies usage to an access that rules let through. The winner's own
 // limits bound what it grants; the plugin's bound what a rule observes too.
-func (d *Decision) limit(usage Usage, now time.Time) {
-	d.excused = d.Reason == Observed
-	own, shared := usage.check(d.subject.name, d.ownLimits(), d.subject.limits, now)
+func (d *Decision) applyLimits(usage Usage, now time.Time) {
+	d.ownLimitsExempt = d.Reason == Observed
+	own, shared := usage.check(d.plugin.name, d.ownLimits(), d.plugin.limits, now)
 	if own.over && now.Before(d.rule.observeUntil) {
 		d.observe()
-		d.over, d.excused, own = true, true, standing{}
+		d.limitExceeded, d.ownLimitsExempt, own = true, true, limitStatus{}
 	}
 	both := own.and(shared)
 	switch {
-	case both.unknown && (!both.over || now.Before(d.subject.observeUntil)):
+	case both.unknown && (!both.over || now.Before(d.plugin.observeUntil)):
 		// Observing passes what a limit refuses, and not what cannot be judged.
-		d.Reason, d.spares = UsageUnknown, true
+		d.Reason, d.sparesInFlight = UsageUnknown, true
 	case both.over:
-		d.Reason, d.over, d.spares, d.RetryAfter = QuotaExceeded, true, !both.total, both.retry
-		d.waits = !both.hard && !both.unknown
+		d.Reason, d.limitExceeded, d.sparesInFlight, d.RetryAfter = QuotaExceeded, true, !both.total, both.retry
+		d.throttled = !both.hard && !both.unknown
 	}
 }
 
 // ownLimits returns the winner's limits, and none for what it only observes.
 func (d *Decision) ownLimits() []limit {
-	if d.excused {
+	if d.ownLimitsExempt {
 		return nil
 	}
 	return d.rule.limits
@@ -410,18 +410,18 @@ func (d *Decision) ownLimits() []limit {
 // spends returns the limits that the access spends from, or will when it has
 // waited. What passes because the whole sidecar observes spends nothing.
 func (d *Decision) spends() (own, shared []limit) {
-	if d.free || !d.Allowed() && !d.waits {
+	if d.unmetered || !d.Allowed() && !d.throttled {
 		return nil, nil
 	}
-	return d.ownLimits(), d.subject.limits
+	return d.ownLimits(), d.plugin.limits
 }
 
 // allowsEncodedSlash reports whether any rule for the host takes %2F in paths.
-func (sub *subject) allowsEncodedSlash(host string) bool {
-	if sub == nil {
+func (pol *pluginPolicy) allowsEncodedSlash(host string) bool {
+	if pol == nil {
 		return false
 	}
-	for e := range sub.candidates(host) {
+	for e := range pol.candidates(host) {
 		if e.rule.encodedSlash {
 			return true
 		}
@@ -430,9 +430,9 @@ func (sub *subject) allowsEncodedSlash(host string) bool {
 }
 
 // refuses returns the entry of a never-list that names the destination, or nil.
-func (sub *subject) refuses(d *Destination) *neverEntry {
-	for i := range sub.never {
-		n := &sub.never[i]
+func (pol *pluginPolicy) refuses(d *Destination) *neverEntry {
+	for i := range pol.never {
+		n := &pol.never[i]
 		if slices.ContainsFunc(n.hosts, func(p hostPattern) bool { return p.matches(d.host) }) || n.holds(d.addr) {
 			return n
 		}
@@ -441,9 +441,9 @@ func (sub *subject) refuses(d *Destination) *neverEntry {
 }
 
 // refusesAddress returns the entry of a never-list that holds addr, or nil.
-func (sub *subject) refusesAddress(addr netip.Addr) *neverEntry {
-	for i := range sub.never {
-		if n := &sub.never[i]; n.holds(addr) {
+func (pol *pluginPolicy) refusesAddress(addr netip.Addr) *neverEntry {
+	for i := range pol.never {
+		if n := &pol.never[i]; n.holds(addr) {
 			return n
 		}
 	}
@@ -463,20 +463,20 @@ func (n *neverEntry) holds(addr netip.Addr) bool {
 
 // pluginLimits returns the limits of the whole plugin.
 func (s *Snapshot) pluginLimits(p Principal) []limit {
-	if sub := s.subject(p); sub != nil {
-		return sub.limits
+	if pol := s.pluginPolicy(p); pol != nil {
+		return pol.limits
 	}
 	return nil
 }
 
 // allLimits returns every limit of a plugin: its own, then its rules'.
 func (s *Snapshot) allLimits(p Principal) []limit {
-	sub := s.subject(p)
-	if sub == nil {
+	pol := s.pluginPolicy(p)
+	if pol == nil {
 		return nil
 	}
-	out := slices.Clone(sub.limits)
-	for _, r := range sub.rules {
+	out := slices.Clone(pol.limits)
+	for _, r := range pol.rules {
 		out = append(out, r.limits...)
 	}
 	return out
@@ -490,8 +490,8 @@ func (s *Snapshot) HasLimit(p Principal, kind LimitKind) bool {
 
 // Observing reports whether the sidecar observes: what is not granted passes.
 func (s *Snapshot) Observing(p Principal, now time.Time) bool {
-	sub := s.subject(p)
-	return sub != nil && now.Before(sub.observeUntil)
+	pol := s.pluginPolicy(p)
+	return pol != nil && now.Before(pol.observeUntil)
 }
 
 // Name reports whether the plugin's resolver may answer host, a name in
@@ -499,31 +499,31 @@ func (s *Snapshot) Observing(p Principal, now time.Time) bool {
 // What is quarantined, the plugin or the rule, resolves nothing; what is paused
 // still does.
 func (s *Snapshot) Name(p Principal, host string, now time.Time) (pattern string, ok bool) {
-	sub := s.subject(p)
-	if sub == nil || s.shut(p, nil, now) || sub.refuses(&Destination{host: host}) != nil {
+	pol := s.pluginPolicy(p)
+	if pol == nil || s.quarantined(p, nil, now) || pol.refuses(&Destination{host: host}) != nil {
 		return "", false
 	}
-	for e := range sub.candidates(host) {
-		if now.Before(e.rule.notAfter) && !s.shut(p, e.rule, now) {
+	for e := range pol.candidates(host) {
+		if now.Before(e.rule.notAfter) && !s.quarantined(p, e.rule, now) {
 			return e.pattern(), true
 		}
 	}
-	return "", now.Before(sub.observeUntil)
+	return "", now.Before(pol.observeUntil)
 }
 
 // Schemes returns the schemes that rules in force grant to the plugin at
 // host:port, in the order https, http, tls, tcp. Plain http counts where
 // tls.originate takes it.
 func (s *Snapshot) Schemes(p Principal, host string, port uint16, now time.Time) []Scheme {
-	sub := s.subject(p)
-	if sub == nil {
+	pol := s.pluginPolicy(p)
+	if pol == nil {
 		return nil
 	}
 	all := [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP}
 	var found [len(all)]bool
-	for e := range sub.candidates(host) {
+	for e := range pol.candidates(host) {
 		for i, scheme := range all {
-			if now.Before(e.rule.notAfter) && e.rule.takes(&Destination{scheme: scheme, port: port}) {
+			if now.Before(e.rule.notAfter) && e.rule.matchesSchemePort(&Destination{scheme: scheme, port: port}) {
 				found[i] = true
 			}
 		}
@@ -540,12 +540,12 @@ func (s *Snapshot) Schemes(p Principal, host string, port uint16, now time.Time)
 // HostPatterns returns the hosts that the plugin's grants name, sorted and
 // each once, for the constraints of its certificate authority.
 func (s *Snapshot) HostPatterns(p Principal) []string {
-	sub := s.subject(p)
-	if sub == nil {
+	pol := s.pluginPolicy(p)
+	if pol == nil {
 		return nil
 	}
 	var out []string
-	for _, r := range sub.rules {
+	for _, r := range pol.rules {
 		out = append(out, r.spec.To.Hosts...)
 	}
 	slices.Sort(out)
@@ -555,14 +555,14 @@ func (s *Snapshot) HostPatterns(p Principal) []string {
 // CredentialRefs returns the credentials that some rule in force needs. What
 // is not among them is to be revoked.
 func (s *Snapshot) CredentialRefs(p Principal, now time.Time) []CredentialRef {
-	sub := s.subject(p)
-	if sub == nil || s.shut(p, nil, now) {
+	pol := s.pluginPolicy(p)
+	if pol == nil || s.quarantined(p, nil, now) {
 		return nil
 	}
 	var out []CredentialRef
 	seen := map[CredentialRef]bool{}
-	for _, r := range sub.rules {
-		if r.credential == nil || !now.Before(r.notAfter) || seen[r.credential.ref] || s.shut(p, r, now) {
+	for _, r := range pol.rules {
+		if r.credential == nil || !now.Before(r.notAfter) || seen[r.credential.ref] || s.quarantined(p, r, now) {
 			continue
 		}
 		seen[r.credential.ref] = true
@@ -575,11 +575,11 @@ func (s *Snapshot) CredentialRefs(p Principal, now time.Time) []CredentialRef {
 // as the rules in force say, and for one that no rule needs; otherwise an error
 // that says why not, and holds no secret.
 func (s *Snapshot) Renders(ref CredentialRef, credential Credential) error {
-	sub := s.subject(Principal(ref.Plugin))
-	if sub == nil {
+	pol := s.pluginPolicy(Principal(ref.Plugin))
+	if pol == nil {
 		return nil
 	}
-	for _, r := range sub.rules {
+	for _, r := range pol.rules {
 		if r.credential == nil || r.credential.ref != ref {
 			continue
 		}
@@ -601,13 +601,13 @@ func (s *Snapshot) Renders(ref CredentialRef, credential Credential) error {
 // Placeholders returns the stand-ins of those credentials, in the order of
 // grants and of the credentials in them.
 func (s *Snapshot) Placeholders(p Principal, now time.Time) []Placeholder {
-	sub := s.subject(p)
-	if sub == nil {
+	pol := s.pluginPolicy(p)
+	if pol == nil {
 		return nil
 	}
 	refs := s.CredentialRefs(p, now)
 	var out []Placeholder
-	for _, c := range sub.credentials {
+	for _, c := range pol.credentials {
 		if c.placeholder != nil && slices.Contains(refs, c.ref) {
 			out = append(out, *c.placeholder)
 		}

@@ -32,24 +32,24 @@ func checkSocket(s string) error {
 // quarantined reaches none; what is paused keeps them. Links in paths are not
 // followed here.
 func (s *Snapshot) Sockets(p Principal, now time.Time) []string {
-	sub := s.subject(p)
-	if sub == nil || s.shut(p, nil, now) {
+	pol := s.pluginPolicy(p)
+	if pol == nil || s.quarantined(p, nil, now) {
 		return nil
 	}
 	var out []string
-	for _, g := range sub.grants {
+	for _, g := range pol.grants {
 		if now.Before(g.NotAfter) {
 			out = append(out, g.Sockets...)
 		}
 	}
-	out = slices.DeleteFunc(out, sub.refusesSocket)
+	out = slices.DeleteFunc(out, pol.refusesSocket)
 	slices.Sort(out)
 	return slices.Compact(out)
 }
 
 // refusesSocket reports whether a never-list names the socket.
-func (sub *subject) refusesSocket(socket string) bool {
-	return slices.ContainsFunc(sub.never, func(n neverEntry) bool {
+func (pol *pluginPolicy) refusesSocket(socket string) bool {
+	return slices.ContainsFunc(pol.never, func(n neverEntry) bool {
 		return slices.ContainsFunc(n.sockets, func(s string) bool {
 			prefix, all := strings.CutSuffix(s, "**")
 			return s == socket || all && strings.HasPrefix(socket, prefix)

@@ -85,7 +85,7 @@ func (l *Ledger) State(now time.Time) State {
 // that is killed counts that as used.
 func (l *Ledger) Reserve(now time.Time) (s State, due bool) {
 	return l.state(now, func(b *bucket) durable {
-		want := b.kept
+		want := b.persisted
 		if margin, empty := b.margin(), b.empty(); empty.After(now) && empty.Add(margin/2).After(want.tat) {
 			want.tat = latest(latest(want.tat, empty), earliest(empty.Add(margin), now.Add(b.period)))
 		}
@@ -103,12 +103,12 @@ func (l *Ledger) Kept(s State) {
 	defer l.mu.Unlock()
 	for _, t := range s.Totals {
 		if b := l.named(t.Plugin, t.Grant, t.Rule, t.Kind); b != nil {
-			b.kept.used = max(b.kept.used, t.Used)
+			b.persisted.used = max(b.persisted.used, t.Used)
 		}
 	}
 	for _, r := range s.Rates {
 		if b := l.named(r.Plugin, r.Grant, r.Rule, r.Kind); b != nil && b.period == r.Period {
-			b.kept.tat = latest(b.kept.tat, r.Empty)
+			b.persisted.tat = latest(b.persisted.tat, r.Empty)
 		}
 	}
 }
@@ -133,16 +133,16 @@ func (b *bucket) margin() time.Duration {
 	return min(max(b.period/rateShare, leastAhead), b.period)
 }
 
-// covered reports whether what is used of some limits on requests was written down.
-func (l *Ledger) covered(own, shared []limit, now time.Time) bool {
+// persisted reports whether what is used of some limits on requests was written down.
+func (l *Ledger) persisted(own, shared []limit, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lim := range counting(own, shared, LimitRequests, now) {
+	for lim := range limitsOfKind(own, shared, LimitRequests, now) {
 		b := l.bucket(lim.key)
 		switch {
-		case lim.spec.Period == 0 && b.used > b.kept.used:
+		case lim.spec.Period == 0 && b.used > b.persisted.used:
 			return false
-		case lim.spec.Period > 0 && b.tat.After(now) && b.empty().After(b.kept.tat):
+		case lim.spec.Period > 0 && b.tat.After(now) && b.empty().After(b.persisted.tat):
 			return false
 		}
 	}
@@ -158,11 +158,11 @@ func (l *Ledger) state(now time.Time, of func(*bucket) durable) (s State, due bo
 		name, want := key.Value(), of(b)
 		if want.used > 0 {
 			s.Totals = append(s.Totals, Total{name.plugin, name.grant, name.rule, name.kind.String(), want.used})
-			due = due || want.used > b.kept.used
+			due = due || want.used > b.persisted.used
 		}
 		if b.period > 0 && want.tat.After(now) {
 			s.Rates = append(s.Rates, Rate{name.plugin, name.grant, name.rule, name.kind.String(), b.period, want.tat})
-			due = due || want.tat.After(b.kept.tat)
+			due = due || want.tat.After(b.persisted.tat)
 		}
 	}
 	for plugin, last := range l.samples {
@@ -222,7 +222,7 @@ func (l *Ledger) Restore(s State, now time.Time) {
 		}
 	}
 	for _, last := range s.Samples {
-		l.samples[Principal(last.Plugin)] = reading{sample: last.Sample, at: last.At, past: true}
+		l.samples[Principal(last.Plugin)] = reading{sample: last.Sample, at: last.At, restored: true}
 	}
 }
 
@@ -230,7 +230,7 @@ func (l *Ledger) Restore(s State, now time.Time) {
 func (b *bucket) restore(r Rate, now time.Time) {
 	here := max(b.tat.Sub(now), 0)
 	if b.period != r.Period { // as large a share is used of one period as of the other
-		here, b.rest, b.kept.tat = rescale(here, b.period, r.Period), 0, time.Time{}
+		here, b.rest, b.persisted.tat = rescale(here, b.period, r.Period), 0, time.Time{}
 	}
 	b.period = r.Period
 	if b.tat = now.Add(here); r.Empty.After(b.tat) {

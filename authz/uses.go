@@ -6,8 +6,8 @@ import "sync/atomic"
 // lease is not ended under them. The zero Uses has none. It is safe for
 // concurrent use, and a nil one counts nothing.
 type Uses struct {
-	open   atomic.Int64
-	unseen atomic.Bool
+	open      atomic.Int64
+	untracked atomic.Bool
 }
 
 // Begin counts an access, until End is called for it.
@@ -27,7 +27,7 @@ func (u *Uses) End() {
 // Hide notes an access whose end nobody sees, as of one that an Envoy makes.
 func (u *Uses) Hide() {
 	if u != nil {
-		u.unseen.Store(true)
+		u.untracked.Store(true)
 	}
 }
 
@@ -35,4 +35,4 @@ func (u *Uses) Hide() {
 func (u *Uses) Open() bool { return u != nil && u.open.Load() > 0 }
 
 // Hidden reports whether an access may carry the value whose end nobody sees.
-func (u *Uses) Hidden() bool { return u != nil && u.unseen.Load() }
+func (u *Uses) Hidden() bool { return u != nil && u.untracked.Load() }

@@ -11,22 +11,22 @@ import (
 // (link-local, multicast and unspecified addresses, also behind a translation).
 // host is "" and addr is not valid where they are not known.
 func (s *Snapshot) Forbids(p Principal, host string, addr netip.Addr) bool {
-	sub := s.subject(p)
-	if sub == nil {
+	pol := s.pluginPolicy(p)
+	if pol == nil {
 		return true
 	}
 	if host != "" {
 		d, err := NewDestination(SchemeHTTPS, net.JoinHostPort(host, "443"), "")
-		if err != nil || sub.refuses(&d) != nil || neverMeant(d.addr) {
+		if err != nil || pol.refuses(&d) != nil || isNonRoutable(d.addr) {
 			return true
 		}
 	}
-	return addr.IsValid() && (sub.refusesAddress(addr) != nil || neverMeant(addr))
+	return addr.IsValid() && (pol.refusesAddress(addr) != nil || isNonRoutable(addr))
 }
 
-// neverMeant reports whether addr, or an IPv4 address that it reaches, is
+// isNonRoutable reports whether addr, or an IPv4 address that it reaches, is
 // unusable or link-local, where no token endpoint is.
-func neverMeant(addr netip.Addr) bool {
+func isNonRoutable(addr netip.Addr) bool {
 	if !addr.IsValid() {
 		return false
 	}

@@ -18,40 +18,40 @@ func (g *Gate) Pace(p Principal, kind LimitKind, n int) time.Duration {
 	snapshot := g.cfg.Engine.Current()
 	limits := snapshot.pluginLimits(p)
 	for i := range limits {
-		if lim := &limits[i]; lim.kind == kind && lim.paced() && n > 0 {
+		if lim := &limits[i]; lim.kind == kind && lim.throttlesBytes() && n > 0 {
 			now := g.cfg.Now()
 			if snapshot.Observing(p, now) {
 				return 0
 			}
-			return g.cfg.Ledger.pace(limits, kind, uint64(n), now)
+			return g.cfg.Ledger.throttleBytes(limits, kind, uint64(n), now)
 		}
 	}
 	return 0
 }
 
-// pace counts n bytes against every limit that throttles them.
-func (l *Ledger) pace(limits []limit, kind LimitKind, n uint64, now time.Time) (wait time.Duration) {
+// throttleBytes counts n bytes against every limit that throttles them.
+func (l *Ledger) throttleBytes(limits []limit, kind LimitKind, n uint64, now time.Time) (wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lim := range counting(nil, limits, kind, now) {
-		if lim.paced() {
-			b := bucketIn(l.paces, lim.key)
+	for lim := range limitsOfKind(nil, limits, kind, now) {
+		if lim.throttlesBytes() {
+			b := bucketIn(l.throttles, lim.key)
 			b.spend(lim.spec, n+(n+48)/49, now, true)
-			wait = max(wait, b.tat.Sub(now)-lim.paceBurst())
+			wait = max(wait, b.tat.Sub(now)-lim.throttleBurst())
 		}
 	}
 	return wait
 }
 
-// paceBurst is what doors let through at once, as the time in which the rate
+// throttleBurst is what doors let through at once, as the time in which the rate
 // lets it through.
-func (lim *limit) paceBurst() time.Duration { return min(lim.spec.Period, time.Second) / 2 }
+func (lim *limit) throttleBurst() time.Duration { return min(lim.spec.Period, time.Second) / 2 }
 
-// hold has doors let through no more than there is room for by the kernel's own
+// alignToKernel has doors let through no more than there is room for by the kernel's own
 // count, less what already waits to pass and half a burst for what has passed
 // since it was read. The caller holds l.mu.
-func (l *Ledger) hold(lim *limit, now time.Time) {
-	b, counted, burst := l.paces[lim.key], l.bucket(lim.key), lim.paceBurst()
+func (l *Ledger) alignToKernel(lim *limit, now time.Time) {
+	b, counted, burst := l.throttles[lim.key], l.bucket(lim.key), lim.throttleBurst()
 	if b == nil {
 		return
 	}

@@ -100,9 +100,9 @@ func pathAdvice(s string) error {
 	return errors.New(advice)
 }
 
-// PathDoubt returns a warning for a path that matches its own text only and that
+// PathWarning returns a warning for a path that matches its own text only and that
 // people write for a segment that varies, as in /v1/:id and /v1/$id; "" for none.
-func PathDoubt(s string) string {
+func PathWarning(s string) string {
 	segments := strings.Split(s, "/")
 	doubt := ""
 	for i, segment := range segments {

@@ -42,7 +42,7 @@ func TestAdvice(t *testing.T) {
 		"/v1/*":     "",
 		"/v1/a:b":   "",
 	} {
-		if got := PathDoubt(path); got != want {
+		if got := PathWarning(path); got != want {
 			t.Errorf("path %q: %q, want %q", path, got, want)
 		}
 	}

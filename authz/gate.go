@@ -30,10 +30,10 @@ type GateConfig struct {
 	Credentials CredentialSource // nil: rules with a credential are refused
 	Now         func() time.Time // the wall clock
 	Crossed     func(Crossing)   // called once when a limit is crossed at a door; nil for nothing
-	// Keep writes the ledger's [Ledger.Reserve] down and reports it to [Ledger.Kept].
+	// Persist writes the ledger's [Ledger.Reserve] down and reports it to [Ledger.Kept].
 	// It is called before an access is granted that uses more of a limit than was
 	// written down; where it fails, the access is refused. Nil keeps nothing.
-	Keep func() error
+	Persist func() error
 }
 
 // Gate is the only door: every access of every plugin through every door is
@@ -162,7 +162,7 @@ func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish 
 		a.refuseUnrecorded(snapshot)
 	}
 	if a.Refusal == nil && a.lateReason == NotReady {
-		a.uses.Hide() // the access goes on elsewhere
+		a.uses.MarkUntracked() // the access goes on elsewhere
 	}
 	a.releaseUses()
 	return a, cause
@@ -232,7 +232,7 @@ func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 // persist has what an access has used of its limits written down, or refuses it: a
 // sidecar that is killed must not forget it.
 func (g *Gate) persist(a *Admission) error {
-	if g.cfg.Keep == nil || !a.Decision.Allowed() {
+	if g.cfg.Persist == nil || !a.Decision.Allowed() {
 		return nil
 	}
 	own, shared := a.Decision.spends()
@@ -240,7 +240,7 @@ func (g *Gate) persist(a *Admission) error {
 	if len(own)+len(shared) == 0 || g.cfg.Ledger.persisted(own, shared, now) {
 		return nil
 	}
-	err := g.cfg.Keep()
+	err := g.cfg.Persist()
 	if err == nil {
 		return nil
 	}

@@ -193,9 +193,9 @@ type Inject struct {
 	JWT *JWT `json:"jwt,omitempty"`
 }
 
-// Way says on one line how the credential reaches the upstream, as in header
+// Describe says on one line how the credential reaches the upstream, as in header
 // Authorization or sigv4 for s3 in eu-west-1.
-func (i Inject) Way() string {
+func (i Inject) Describe() string {
 	switch {
 	case i.Basic != nil:
 		return "basic"
@@ -204,14 +204,14 @@ func (i Inject) Way() string {
 	case i.SigV4 != nil:
 		return "sigv4 for " + i.SigV4.Service + " in " + i.SigV4.Region
 	case i.OAuth2 != nil:
-		return "oauth2 token in " + way(i.OAuth2.Header, i.OAuth2.Query, i.OAuth2.Cookie)
+		return "oauth2 token in " + describeSlot(i.OAuth2.Header, i.OAuth2.Query, i.OAuth2.Cookie)
 	case i.JWT != nil:
-		return "jwt in " + way(i.JWT.Header, i.JWT.Query, i.JWT.Cookie)
+		return "jwt in " + describeSlot(i.JWT.Header, i.JWT.Query, i.JWT.Cookie)
 	}
-	return way(i.Header, i.Query, i.Cookie)
+	return describeSlot(i.Header, i.Query, i.Cookie)
 }
 
-func way(header, query, cookie string) string {
+func describeSlot(header, query, cookie string) string {
 	switch {
 	case query != "":
 		return "query parameter " + query

@@ -29,7 +29,7 @@ func (d *disk) keep(l *Ledger, now func() time.Time) func() error {
 		state, due := l.Reserve(now())
 		if due {
 			d.state, d.writes = state, d.writes+1
-			l.Kept(state)
+			l.MarkPersisted(state)
 		}
 		return nil
 	}
@@ -40,9 +40,9 @@ func restarted(t *testing.T, d *disk, plugin, rule Limits, now time.Time) *world
 	t.Helper()
 	w := limitedWorld(t, plugin, rule)
 	w.now = now
-	w.gate.cfg.Keep = d.keep(w.ledger, w.clock)
+	w.gate.cfg.Persist = d.keep(w.ledger, w.clock)
 	w.ledger.Restore(d.state, now)
-	w.ledger.Kept(d.state)
+	w.ledger.MarkPersisted(d.state)
 	return w
 }
 

@@ -18,9 +18,9 @@ import (
 // Rates are written down apart, first, and by whoever knows the clock: they are
 // moments, which a file can only state from the moment on at which it was written.
 type State struct {
-	Totals  []Total    `json:"totals,omitempty"`
-	Samples []Standing `json:"samples,omitempty"`
-	Rates   []Rate     `json:"-"`
+	Totals  []Total        `json:"totals,omitempty"`
+	Samples []PluginSample `json:"samples,omitempty"`
+	Rates   []Rate         `json:"-"`
 }
 
 // Rate is how one rate stands.
@@ -42,8 +42,8 @@ type Total struct {
 	Used   uint64 `json:"used"`
 }
 
-// Standing is where a plugin's counters stood when they were last read.
-type Standing struct {
+// PluginSample is where a plugin's counters stood when they were last read.
+type PluginSample struct {
 	Plugin string    `json:"plugin"`
 	At     time.Time `json:"at,omitzero"`
 	Sample
@@ -96,9 +96,9 @@ func (l *Ledger) Reserve(now time.Time) (s State, due bool) {
 	})
 }
 
-// Kept takes notice that a state of [Ledger.Reserve] was written down, and that it
+// MarkPersisted takes notice that a state of [Ledger.Reserve] was written down, and that it
 // survives a crash.
-func (l *Ledger) Kept(s State) {
+func (l *Ledger) MarkPersisted(s State) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range s.Totals {
@@ -166,7 +166,7 @@ func (l *Ledger) state(now time.Time, of func(*bucket) durable) (s State, due bo
 		}
 	}
 	for plugin, last := range l.samples {
-		s.Samples = append(s.Samples, Standing{string(plugin), last.at.Round(0), last.sample})
+		s.Samples = append(s.Samples, PluginSample{string(plugin), last.at.Round(0), last.sample})
 	}
 	slices.SortFunc(s.Totals, func(a, b Total) int {
 		return byName([...]string{a.Plugin, a.Grant, a.Rule, a.Kind}, [...]string{b.Plugin, b.Grant, b.Rule, b.Kind})
@@ -174,7 +174,7 @@ func (l *Ledger) state(now time.Time, of func(*bucket) durable) (s State, due bo
 	slices.SortFunc(s.Rates, func(a, b Rate) int {
 		return byName([...]string{a.Plugin, a.Grant, a.Rule, a.Kind}, [...]string{b.Plugin, b.Grant, b.Rule, b.Kind})
 	})
-	slices.SortFunc(s.Samples, func(a, b Standing) int { return strings.Compare(a.Plugin, b.Plugin) })
+	slices.SortFunc(s.Samples, func(a, b PluginSample) int { return strings.Compare(a.Plugin, b.Plugin) })
 	return s, due
 }
 

@@ -39,7 +39,7 @@ func TestTotals(t *testing.T) {
 			{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 2},
 			{Plugin: "weather", Grant: "weather", Rule: "read-forecast", Kind: "requests", Used: 2},
 		},
-		Samples: []Standing{{Plugin: "weather", At: noon, Sample: Sample{ReceivedBytes: 40}}},
+		Samples: []PluginSample{{Plugin: "weather", At: noon, Sample: Sample{ReceivedBytes: 40}}},
 	}
 	state := w.ledger.State(noon)
 	if diff := cmp.Diff(want, state); diff != "" {
@@ -78,7 +78,7 @@ func TestStateForms(t *testing.T) {
 		{` [{"plugin": "weather", "grant": "g", "kind": "requests", "used": 3}]`, State{Totals: []Total{{Plugin: "weather", Grant: "g", Kind: "requests", Used: 3}}}, ""},
 		{
 			`{"samples": [{"plugin": "weather", "at": "2026-11-21T12:00:00Z", "connections": 1, "sentBytes": 2, "receivedBytes": 3, "syscalls": 4, "processes": 5}]}`,
-			State{Samples: []Standing{{"weather", noon, Sample{1, 2, 3, 4, 5}}}},
+			State{Samples: []PluginSample{{"weather", noon, Sample{1, 2, 3, 4, 5}}}},
 			"",
 		},
 		{`{"totals": [], "later": 1}`, State{}, "later"},

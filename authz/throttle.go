@@ -2,7 +2,7 @@ package authz
 
 import "time"
 
-// Pace returns how long a door is to wait before it lets n more bytes of the
+// ThrottleBytes returns how long a door is to wait before it lets n more bytes of the
 // plugin pass, sent or received as kind says: 0 unless a limit of the plugin on
 // them throttles. Each call counts its bytes, and calls that wait are served in
 // the order in which they came; whether the access is still allowed is for the
@@ -14,7 +14,7 @@ import "time"
 // headers, and with half a second's worth of burst, or half the limit's where
 // that is less. Where headers weigh more, what the kernel has counted slows it
 // down further.
-func (g *Gate) Pace(p Principal, kind LimitKind, n int) time.Duration {
+func (g *Gate) ThrottleBytes(p Principal, kind LimitKind, n int) time.Duration {
 	snapshot := g.cfg.Engine.Current()
 	limits := snapshot.pluginLimits(p)
 	for i := range limits {

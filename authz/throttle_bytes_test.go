@@ -58,7 +58,7 @@ func (f *flow) run(t *testing.T, lasts time.Duration, chunk func() uint64) {
 			}
 		}
 		s.chunk = chunk()
-		wait := f.gate.Pace("weather", LimitSentBytes, int(s.chunk))
+		wait := f.gate.ThrottleBytes("weather", LimitSentBytes, int(s.chunk))
 		if wait < 0 {
 			t.Fatalf("wait %s", wait)
 		}
@@ -153,23 +153,23 @@ func TestPaceOnlyThrottles(t *testing.T) {
 		{"another plugin", full, "other", LimitSentBytes, 1 << 20, 0},
 	} {
 		w := limitedWorld(t, test.limits, Limits{})
-		if got := w.gate.Pace(test.plugin, test.kind, test.n); got != test.want {
+		if got := w.gate.ThrottleBytes(test.plugin, test.kind, test.n); got != test.want {
 			t.Errorf("%s: wait %s, not %s", test.name, got, test.want)
 		}
 	}
 	// A minute's limit lets half a second's worth through at once; an ended grant all.
 	w := limitedWorld(t, Limits{ReceivedBytes: ByteLimit{60_000, time.Minute}, OnExceeded: OnExceededThrottle}, Limits{})
-	if got := w.gate.Pace("weather", LimitReceivedBytes, 3*490); got != time.Second {
+	if got := w.gate.ThrottleBytes("weather", LimitReceivedBytes, 3*490); got != time.Second {
 		t.Errorf("wait %s", got)
 	}
 	w.advance(365 * 24 * time.Hour)
-	if got := w.gate.Pace("weather", LimitReceivedBytes, 1<<20); got != 0 {
+	if got := w.gate.ThrottleBytes("weather", LimitReceivedBytes, 1<<20); got != 0 {
 		t.Errorf("an ended grant has it wait %s", got)
 	}
 	in := input(forecast())
 	in.Grants[0].Limits = full
 	in.Observe, in.ObserveUntil = true, noon.Add(time.Hour)
-	if got := newWorld(t, in).gate.Pace("weather", LimitSentBytes, 1<<20); got != 0 {
+	if got := newWorld(t, in).gate.ThrottleBytes("weather", LimitSentBytes, 1<<20); got != 0 {
 		t.Errorf("an observing sidecar has it wait %s", got)
 	}
 	// Two grants, both throttling: the slower one holds. A third denies.
@@ -180,10 +180,10 @@ func TestPaceOnlyThrottles(t *testing.T) {
 	first := forecast()
 	first.Limits = full
 	w = newWorld(t, input(first, second, third))
-	if got := w.gate.Pace("weather", LimitSentBytes, 240); got != 0 {
+	if got := w.gate.ThrottleBytes("weather", LimitSentBytes, 240); got != 0 {
 		t.Errorf("within two limits it waits %s", got)
 	}
-	if got := w.gate.Pace("weather", LimitSentBytes, 490); got < time.Second || got > 1100*time.Millisecond {
+	if got := w.gate.ThrottleBytes("weather", LimitSentBytes, 490); got < time.Second || got > 1100*time.Millisecond {
 		t.Errorf("under two limits it waits %s", got)
 	}
 }

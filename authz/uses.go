@@ -24,8 +24,8 @@ func (u *Uses) End() {
 	}
 }
 
-// Hide notes an access whose end nobody sees, as of one that an Envoy makes.
-func (u *Uses) Hide() {
+// MarkUntracked notes an access whose end nobody sees, as of one that an Envoy makes.
+func (u *Uses) MarkUntracked() {
 	if u != nil {
 		u.untracked.Store(true)
 	}
@@ -34,5 +34,5 @@ func (u *Uses) Hide() {
 // Open reports whether an access carries the value now.
 func (u *Uses) Open() bool { return u != nil && u.open.Load() > 0 }
 
-// Hidden reports whether an access may carry the value whose end nobody sees.
-func (u *Uses) Hidden() bool { return u != nil && u.untracked.Load() }
+// Untracked reports whether an access may carry the value whose end nobody sees.
+func (u *Uses) Untracked() bool { return u != nil && u.untracked.Load() }

@@ -20,7 +20,7 @@ func TestUsesOfACredential(t *testing.T) {
 	if !uses.Open() {
 		t.Error("an access was ended twice")
 	}
-	if err := second.End(Outcome{}); err != nil || uses.Open() || uses.Hidden() {
+	if err := second.End(Outcome{}); err != nil || uses.Open() || uses.Untracked() {
 		t.Errorf("with both ended, open is %v, %v", uses.Open(), err)
 	}
 
@@ -54,15 +54,15 @@ func TestUsesThatAreNotSeenToEnd(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if uses.Open() || uses.Hidden() == refuse {
-			t.Errorf("refused %v: open %v, hidden %v", refuse, uses.Open(), uses.Hidden())
+		if uses.Open() || uses.Untracked() == refuse {
+			t.Errorf("refused %v: open %v, hidden %v", refuse, uses.Open(), uses.Untracked())
 		}
 	}
 	var none *Uses
 	none.Begin()
-	none.Hide()
+	none.MarkUntracked()
 	none.End()
-	if none.Open() || none.Hidden() {
+	if none.Open() || none.Untracked() {
 		t.Error("nothing is counted by none")
 	}
 }

@@ -420,7 +420,7 @@ func (l *loader) finish(s *source, errs *Errors) {
 			asciiHosts(s.grant.Spec.Rules[i].To.Hosts, at("spec.rules", i)+".to.hosts", report)
 			tunnelDoubt(s.grant.Spec.Rules[i].To, at("spec.rules", i)+".to.ports", s.reporter(&l.warnings))
 			for j, path := range s.grant.Spec.Rules[i].Paths {
-				if doubt := authz.PathDoubt(path); doubt != "" {
+				if doubt := authz.PathWarning(path); doubt != "" {
 					s.reporter(&l.warnings)(at(at("spec.rules", i)+".paths", j), "%s", doubt)
 				}
 			}

@@ -107,7 +107,7 @@ func (p *pacer) pass(n int) (waited bool, err error) {
 		return false, nil
 	}
 	policy := p.proxy.cfg.Engine.Current()
-	wait := p.proxy.cfg.Gate.Pace(p.proxy.cfg.Plugin, p.kind, n)
+	wait := p.proxy.cfg.Gate.ThrottleBytes(p.proxy.cfg.Plugin, p.kind, n)
 	if p.size.adapt(wait); wait <= 0 {
 		return false, nil
 	}
@@ -131,7 +131,7 @@ func (p *pacer) wait(n int, until time.Time, policy *authz.Snapshot) error {
 			return errUnpaced
 		case <-policy.Changed():
 			policy = p.proxy.cfg.Engine.Current()
-			anew := time.Now().Add(p.proxy.cfg.Gate.Pace(p.proxy.cfg.Plugin, p.kind, n))
+			anew := time.Now().Add(p.proxy.cfg.Gate.ThrottleBytes(p.proxy.cfg.Plugin, p.kind, n))
 			if anew.Before(until) {
 				until = anew
 			}

@@ -229,7 +229,7 @@ func (b *Broker) keep(ref authz.CredentialRef, l *lease, due instant) {
 // isKept reports whether a lease is not yet to be revoked, since an access carries
 // it, or may do so. The caller holds mu.
 func (r *revocation) isKept(now instant) bool {
-	return !r.urgent && r.uses != nil && now.before(r.keptUntil) && (r.uses.Open() || r.uses.Hidden())
+	return !r.urgent && r.uses != nil && now.before(r.keptUntil) && (r.uses.Open() || r.uses.Untracked())
 }
 
 func (b *Broker) queue(r *revocation) *revocation {

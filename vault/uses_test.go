@@ -45,7 +45,7 @@ func TestReplacedLeasesAreKeptForTheirAccesses(t *testing.T) {
 			until(t, "it is gone", func() bool { return !logsIn(t, db, c) })
 		},
 		"its accesses are not seen to end": func(t *testing.T, _ *Broker, c authz.Credential, end time.Time, replaced func()) {
-			c.Uses.Hide()
+			c.Uses.MarkUntracked()
 			replaced()
 			time.Sleep(1500 * time.Millisecond)
 			if time.Until(end) > time.Second && !logsIn(t, db, c) {

@@ -351,7 +351,7 @@ func effectiveRules(cfg *configs.Config, revocations []authz.Revocation, now tim
 			}
 			for _, cr := range g.Credentials {
 				if cr.Name == r.Credential {
-					e.Credential, e.Injected = cr.Vault.Path, cr.Inject.Way()
+					e.Credential, e.Injected = cr.Vault.Path, cr.Inject.Describe()
 					if cr.Placeholder != nil {
 						e.Env = cr.Placeholder.Env
 					}

@@ -89,7 +89,7 @@ func (s *sidecar) restoreUsed() error {
 	}
 	s.used.Rates, s.restored = rates, true
 	s.ledger.Restore(s.used, now)
-	s.ledger.Kept(s.used)
+	s.ledger.MarkPersisted(s.used)
 	return nil
 }
 
@@ -136,7 +136,7 @@ func (s *sidecar) writeUsed(used authz.State, rates bool, now time.Time) error {
 		}
 		s.used.Totals, s.used.Samples = used.Totals, used.Samples
 	}
-	s.ledger.Kept(authz.State{Totals: s.used.Totals, Rates: s.used.Rates})
+	s.ledger.MarkPersisted(authz.State{Totals: s.used.Totals, Rates: s.used.Rates})
 	return nil
 }
 

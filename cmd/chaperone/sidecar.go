@@ -225,7 +225,7 @@ func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config
 func (s *sidecar) makeGate(*configs.Sidecar) (err error) {
 	cfg := authz.GateConfig{
 		Engine: s.engine, Ledger: s.ledger, Recorder: withoutStandIns{s.recorder, s.standIns.current}, Now: time.Now,
-		Crossed: func(c authz.Crossing) { s.crossed(c) }, Keep: s.saveUsed,
+		Crossed: func(c authz.Crossing) { s.crossed(c) }, Persist: s.saveUsed,
 	}
 	if s.broker != nil {
 		cfg.Credentials = s.tokens

@@ -126,7 +126,7 @@ func (c *Cage) build() error {
 	if err := c.openGroup(); err != nil {
 		return err
 	}
-	if c.pins, err = c.places.pinDir(); err != nil {
+	if c.pins, err = pinDir(c.places); err != nil {
 		return lacks(err)
 	}
 	if c.group.own {
@@ -170,15 +170,12 @@ func (c *Cage) chooseNetwork() (*network, error) {
 	case c.own && c.config.NetworkPath != "":
 		return nil, errors.New("choose network: a path is given, and the plugin is to have a network of its own")
 	case c.own:
-		n, err := newNetwork()
-		if err == nil && n.ports != nil && hasLowPort(c.config.Serve) {
-			return nil, errors.Join(n.ports, n.close())
-		}
+		n, err := newNetwork(c.config.Serve)
 		return n, lacks(err)
 	case c.config.NetworkPath != "":
 		return openNetwork(c.config.NetworkPath)
 	}
-	return openNetwork(threadNetwork)
+	return currentNetwork()
 }
 
 // openGroup makes the cage's cgroup, or opens the one given.
@@ -187,7 +184,7 @@ func (c *Cage) openGroup() error {
 	if err != nil {
 		return lacks(err)
 	}
-	pins, err := c.places.existingPins()
+	pins, err := existingPins(c.places)
 	if err != nil {
 		return err
 	}
@@ -195,10 +192,10 @@ func (c *Cage) openGroup() error {
 		if c.group, err = openGroup(c.config.CgroupPath); err != nil {
 			return err
 		}
-		return h.leaveOthers(pins, c.group.id)
+		return leaveOthers(h, pins, c.group.id)
 	}
 	name := cgroupPrefix + c.places.id
-	left, err := h.leftGroups(name, pins)
+	left, err := leftGroups(h, name, pins)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -125,6 +126,22 @@ func parseHierarchy(table, own string) (hierarchy, error) {
 	return first, nil // for a cgroup that is given by its path
 }
 
+// mounted reports whether a file system of a type is mounted at a path.
+func mounted(path, kind string) bool {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(table)) {
+		left, right, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(left)
+		if ok && strings.HasPrefix(right, kind+" ") && len(fields) > 4 && unescapeMount(fields[4]) == path {
+			return true
+		}
+	}
+	return false
+}
+
 // unescapeMount undoes the octal escapes of mountinfo (space, tab, newline and
 // backslash).
 func unescapeMount(s string) string {
@@ -194,6 +211,63 @@ func (h hierarchy) findGroups(name string) ([]string, error) {
 		return nil, fmt.Errorf("search cgroups: %w", err)
 	}
 	return found, nil
+}
+
+// walkTo finds the directory of a cgroup without CAP_DAC_READ_SEARCH, which would
+// also have every file of the host read: a cgroup's id is its inode.
+func (h hierarchy) walkTo(id uint64) (string, error) {
+	found := ""
+	err := filepath.WalkDir(h.mount, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		var stat unix.Stat_t
+		if unix.Lstat(path, &stat) == nil && stat.Ino == id {
+			found = path
+			return filepath.SkipAll
+		}
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
+	}
+	if found == "" {
+		return "", fmt.Errorf("find cgroup %d: it is not below %s; run this in the namespaces in which the sidecar ran", id, h.mount)
+	}
+	return found, nil
+}
+
+// kernfsHandle is the type of file handle that holds a cgroup's id
+// (FILEID_KERNFS, enum fid_type of the kernel).
+const kernfsHandle = 0xfe
+
+// groupByID finds the directory of a cgroup.
+func (h hierarchy) groupByID(id uint64) (string, error) {
+	mount, err := unix.Open(h.mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
+	}
+	defer func() { _ = unix.Close(mount) }()
+	handle := unix.NewFileHandle(kernfsHandle, binary.NativeEndian.AppendUint64(nil, id))
+	fd, err := unix.OpenByHandleAt(mount, handle, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if errors.Is(err, unix.EPERM) {
+		return h.walkTo(id)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", fmt.Errorf("find cgroup %d: %w", id, err)
+	}
+	if path != h.mount && !strings.HasPrefix(path, h.mount+"/") {
+		return "", fmt.Errorf("find cgroup %d: %s is not below %s; run this in the namespaces in which the sidecar ran", id, path, h.mount)
+	}
+	return path, nil
 }
 
 // makeGroup makes the cgroup called name below the one this process is in.
@@ -292,7 +366,7 @@ func (g *cgroup) kill() error {
 	if populated, err := g.populated(); err != nil || !populated {
 		return err
 	}
-	err := g.write("cgroup.kill", "1")
+	err := g.beginKill()
 	if errors.Is(err, fs.ErrNotExist) { // before Linux 5.14
 		return g.killEach()
 	}
@@ -301,6 +375,10 @@ func (g *cgroup) kill() error {
 	}
 	return g.awaitEmpty(killTimeout)
 }
+
+// beginKill has the kernel end every process in the cgroup, and does not wait
+// (cgroup.kill, Linux 5.14).
+func (g *cgroup) beginKill() error { return g.write("cgroup.kill", "1") }
 
 // killEach is kill for kernels without cgroup.kill: frozen first, so that
 // nothing forks away while the list is read.
@@ -387,4 +465,51 @@ func (g *cgroup) remove() error {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// isFrozen reports whether every process of the cgroup stands still.
+func (g *cgroup) isFrozen() (bool, error) { return g.event("frozen") }
+
+// awaitFrozen waits until every process of the cgroup stands still, or for no
+// longer than the time given.
+func (g *cgroup) awaitFrozen(timeout time.Duration) error {
+	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if frozen, err := g.isFrozen(); err != nil || frozen {
+			return err
+		}
+	}
+	return nil
+}
+
+// signal sends a signal to every process in the cgroup and below it.
+func (g *cgroup) signal(signal unix.Signal) error {
+	err := filepath.WalkDir(g.path, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for field := range strings.FieldsSeq(string(text)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil || pid <= 0 {
+				continue // a process that is not of our namespace
+			}
+			if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("signal the plugin: %w", err)
+	}
+	return nil
 }

@@ -3,11 +3,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -201,39 +197,6 @@ func (c *Cage) Freeze(on bool) error {
 	atomic.StoreUint32(&c.wall.ledger.custody.Frozen, wanted)
 	if err := c.group.freeze(on || c.held); err != nil {
 		return fmt.Errorf("freeze the plugin: %w", err)
-	}
-	return nil
-}
-
-// signal sends a signal to every process in the cgroup and below it.
-func (g *cgroup) signal(signal unix.Signal) error {
-	err := filepath.WalkDir(g.path, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for field := range strings.FieldsSeq(string(text)) {
-			pid, err := strconv.Atoi(field)
-			if err != nil || pid <= 0 {
-				continue // a process that is not of our namespace
-			}
-			if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("signal the plugin: %w", err)
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func (c *Cage) cutAgain() {
 	if c.sockets.astray++; c.sockets.astray < maxAstray {
 		return
 	}
-	if err := c.group.write("cgroup.kill", "1"); err != nil {
+	if err := c.group.beginKill(); err != nil {
 		c.config.Logger.Error("a connection to a Unix socket that was taken away is kept, and the plugin could not be ended", zap.Error(err))
 	}
 	atomic.AddUint64(&c.wall.told.tally.Ended, 1)
@@ -178,17 +178,6 @@ func cutSocketsOf(pid, tid int, names []string) error {
 			}
 		}
 		_ = unix.Close(fd)
-	}
-	return nil
-}
-
-// awaitFrozen waits until every process of the cgroup stands still, or for no
-// longer than the time given.
-func (g *cgroup) awaitFrozen(timeout time.Duration) error {
-	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if frozen, err := g.event("frozen"); err != nil || frozen {
-			return err
-		}
 	}
 	return nil
 }

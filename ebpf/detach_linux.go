@@ -1,14 +1,11 @@
 package ebpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf/link"
@@ -46,11 +43,11 @@ func Detach(stateDir string, force bool) (err error) {
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	pins, err := p.existingPins()
+	pins, err := existingPins(p)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	linked, err := h.heldGroups(pins)
+	linked, err := heldGroups(h, pins)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
@@ -102,7 +99,7 @@ func sweep(path string, force bool) (ended int, err error) {
 
 // existingPins is where a cage's pins are, if there are any, without mounting
 // anything.
-func (p places) existingPins() (string, error) {
+func existingPins(p places) (string, error) {
 	roots := []string{filepath.Join(systemBPF, "chaperone")}
 	for _, dir := range runtimedir.All(p.state) {
 		roots = append(roots, filepath.Join(dir, "bpf"))
@@ -124,7 +121,7 @@ func (p places) existingPins() (string, error) {
 // the whole hierarchy: a cgroup beside the one to be made, and those that pinned
 // links are on. Whoever is told of another cgroup takes the programs off one
 // that was given, unless anything runs in it.
-func (h hierarchy) leftGroups(name, pins string) ([]string, error) {
+func leftGroups(h hierarchy, name, pins string) ([]string, error) {
 	parent, err := h.ownGroup()
 	if err != nil {
 		return nil, err
@@ -133,7 +130,7 @@ func (h hierarchy) leftGroups(name, pins string) ([]string, error) {
 	if path := filepath.Join(parent, name); exists(path) {
 		left = append(left, path)
 	}
-	held, err := h.heldGroups(pins)
+	held, err := heldGroups(h, pins)
 	if err != nil {
 		return nil, err
 	}
@@ -152,8 +149,8 @@ func (h hierarchy) leftGroups(name, pins string) ([]string, error) {
 
 // leaveOthers refuses to take programs off any cgroup but one while something
 // runs in it: the sidecar was told of another cgroup before.
-func (h hierarchy) leaveOthers(pins string, but uint64) error {
-	held, err := h.heldGroups(pins)
+func leaveOthers(h hierarchy, pins string, but uint64) error {
+	held, err := heldGroups(h, pins)
 	if err != nil {
 		return err
 	}
@@ -185,13 +182,8 @@ func leave(path string) error {
 	return nil
 }
 
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
 // heldGroups are the cgroups that pinned links are on.
-func (h hierarchy) heldGroups(pins string) ([]string, error) {
+func heldGroups(h hierarchy, pins string) ([]string, error) {
 	names, err := pinned(pins)
 	if err != nil {
 		return nil, err
@@ -225,61 +217,4 @@ func pinnedTo(pin string) uint64 {
 	}
 	defer func() { _ = l.Close() }()
 	return linkedTo(l)
-}
-
-// walkTo finds the directory of a cgroup without CAP_DAC_READ_SEARCH, which would
-// also have every file of the host read: a cgroup's id is its inode.
-func (h hierarchy) walkTo(id uint64) (string, error) {
-	found := ""
-	err := filepath.WalkDir(h.mount, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			return nil
-		}
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		var stat unix.Stat_t
-		if unix.Lstat(path, &stat) == nil && stat.Ino == id {
-			found = path
-			return filepath.SkipAll
-		}
-		return nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("find cgroup %d: %w", id, err)
-	}
-	if found == "" {
-		return "", fmt.Errorf("find cgroup %d: it is not below %s; run this in the namespaces in which the sidecar ran", id, h.mount)
-	}
-	return found, nil
-}
-
-// kernfsHandle is the type of file handle that holds a cgroup's id
-// (FILEID_KERNFS, enum fid_type of the kernel).
-const kernfsHandle = 0xfe
-
-// groupByID finds the directory of a cgroup.
-func (h hierarchy) groupByID(id uint64) (string, error) {
-	mount, err := unix.Open(h.mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", fmt.Errorf("find cgroup %d: %w", id, err)
-	}
-	defer func() { _ = unix.Close(mount) }()
-	handle := unix.NewFileHandle(kernfsHandle, binary.NativeEndian.AppendUint64(nil, id))
-	fd, err := unix.OpenByHandleAt(mount, handle, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
-	if errors.Is(err, unix.EPERM) {
-		return h.walkTo(id)
-	}
-	if err != nil {
-		return "", fmt.Errorf("find cgroup %d: %w", id, err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-	if err != nil {
-		return "", fmt.Errorf("find cgroup %d: %w", id, err)
-	}
-	if path != h.mount && !strings.HasPrefix(path, h.mount+"/") {
-		return "", fmt.Errorf("find cgroup %d: %s is not below %s; run this in the namespaces in which the sidecar ran", id, path, h.mount)
-	}
-	return path, nil
 }

@@ -145,16 +145,6 @@ func (e *ears) report(n *notice, process uint32) {
 	e.tell(d)
 }
 
-// hears counts a refusal that seccomp reported and hands it to [Cage.Run].
-func (c *Cage) hears(d Denial) {
-	c.refusedCalls.Add(1)
-	select {
-	case c.heard <- d:
-	default:
-		c.unheard.Add(1)
-	}
-}
-
 func (*ears) name(n *notice) string {
 	number := uint32(n.Data.Number)
 	switch {
@@ -185,4 +175,29 @@ func (e *ears) close() error {
 		return fmt.Errorf("stop hearing seccomp: %w", err)
 	}
 	return nil
+}
+
+// familyName names a socket family (include/linux/socket.h).
+func familyName(family uint32) string {
+	switch family {
+	case unix.AF_UNSPEC:
+		return ""
+	case unix.AF_UNIX:
+		return "unix"
+	case unix.AF_INET:
+		return "ipv4"
+	case unix.AF_INET6:
+		return "ipv6"
+	case unix.AF_NETLINK:
+		return "netlink"
+	case unix.AF_PACKET:
+		return "packet"
+	case unix.AF_ALG:
+		return "alg"
+	case unix.AF_VSOCK:
+		return "vsock"
+	case unix.AF_XDP:
+		return "xdp"
+	}
+	return strconv.FormatUint(uint64(family), 10)
 }

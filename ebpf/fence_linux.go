@@ -274,7 +274,7 @@ func (f *Fence) Limits() []string {
 // Start starts a program behind the fence, as [Cage.Start] does in a cage. One
 // runs at a time.
 func (f *Fence) Start(command Command) (*FenceProcess, error) {
-	if err := command.complete(); err != nil {
+	if err := command.Complete(); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -560,3 +560,6 @@ func writeGob(value any) (*os.File, error) {
 	}
 	return file, nil
 }
+
+// Account describes the user of the plugin, for its environment.
+func (f *Fence) Account() Account { return f.account.describe(f.config.Plugin, false) }

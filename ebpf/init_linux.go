@@ -216,3 +216,8 @@ func reap(program, stream int) syscall.WaitStatus {
 		}
 	}
 }
+
+// keepOverride is the capability that lets the plugin's user execute the
+// sidecar's own file, whatever its mode: the first process of the view is that
+// file, and has no capability from then on.
+const keepOverride = 1 << unix.CAP_DAC_OVERRIDE

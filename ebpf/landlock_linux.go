@@ -57,6 +57,14 @@ func landlockVersion() int {
 // directories, which programs need.
 func scoped() bool { return landlockVersion() >= landlockRefer }
 
+// filesSupported reports why [Command.Files] cannot be enforced here; nil: it can.
+func filesSupported() error {
+	if version := landlockVersion(); version < landlockTruncate {
+		return fmt.Errorf("the kernel has version %d of Landlock, and version %d is needed", version, landlockTruncate)
+	}
+	return nil
+}
+
 // rules is a Landlock ruleset in the making.
 type rules struct {
 	file    *os.File
@@ -221,6 +229,11 @@ func viewWritable(env []string) []string {
 
 func existing(paths ...string) []string {
 	return slices.DeleteFunc(paths, func(path string) bool { return !exists(path) })
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // baseDevices may be read and written. /dev/tty is the terminal that the plugin

@@ -44,13 +44,13 @@ type order struct {
 	UID, GID    int
 	Groups      []int
 	UnixSockets bool
-	Listens     bool     // listen(2) is reported
-	Walk        bool     // into the cgroup, instead of having been born there
-	Handled     uint64   // the rights that the Landlock rules handle; 0: there are none
-	Files       bool     // the rules limit files: what is to run has to be added
-	Private     []string // what such a rule may not be for
-	Unreadable  []string // what the plugin's user must not be able to use
-	SelfTest    *selfTest
+	Listens     bool        // listen(2) is reported
+	Walk        bool        // into the cgroup, instead of having been born there
+	Handled     uint64      // the rights that the Landlock rules handle; 0: there are none
+	Files       bool        // the rules limit files: what is to run has to be added
+	Private     []string    // what such a rule may not be for
+	Unreadable  []string    // what the plugin's user must not be able to use
+	SelfTest    uint        // seconds for the attempts of a self-test; 0: the program is started
 	Fence       *fenceOrder // in a fence, where there is little left to take away
 
 	View       *sandbox.View     // what the plugin is to see; nil: the host's view
@@ -138,12 +138,12 @@ func launch() error {
 	if err := filterCalls(&o); err != nil {
 		return err
 	}
-	if o.SelfTest != nil {
+	if o.SelfTest != 0 {
 		// What exec would do: the sidecar takes it for running.
 		if err := unix.Close(statusFD); err != nil {
 			return fmt.Errorf("close status socket: %w", err)
 		}
-		return o.SelfTest.run()
+		return runSelfTest(o.SelfTest)
 	}
 	return execute(&o)
 }

@@ -22,7 +22,7 @@ func ShutLeft(stateDir string, kill bool) (Left, error) {
 	if err != nil {
 		return fail(err)
 	}
-	pins, err := p.existingPins()
+	pins, err := existingPins(p)
 	if err != nil {
 		return fail(err)
 	}
@@ -43,7 +43,7 @@ func ShutLeft(stateDir string, kill bool) (Left, error) {
 	if err != nil {
 		return left, fmt.Errorf("find the cgroup: %w", err)
 	}
-	if left.Cgroups, err = h.heldGroups(pins); err != nil {
+	if left.Cgroups, err = heldGroups(h, pins); err != nil {
 		return left, fmt.Errorf("find the cgroup: %w", err)
 	}
 	for _, path := range left.Cgroups {

@@ -433,31 +433,6 @@ func causeName(why uint8) Cause {
 	return ""
 }
 
-// familyName names a socket family (include/linux/socket.h).
-func familyName(family uint32) string {
-	switch family {
-	case unix.AF_UNSPEC:
-		return ""
-	case unix.AF_UNIX:
-		return "unix"
-	case unix.AF_INET:
-		return "ipv4"
-	case unix.AF_INET6:
-		return "ipv6"
-	case unix.AF_NETLINK:
-		return "netlink"
-	case unix.AF_PACKET:
-		return "packet"
-	case unix.AF_ALG:
-		return "alg"
-	case unix.AF_VSOCK:
-		return "vsock"
-	case unix.AF_XDP:
-		return "xdp"
-	}
-	return strconv.FormatUint(uint64(family), 10)
-}
-
 // protocolName names an IP protocol (IANA, Assigned Internet Protocol Numbers;
 // 262 is Linux's own number for multipath TCP).
 func protocolName(family uint8, protocol uint16) string {

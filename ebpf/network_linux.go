@@ -17,7 +17,6 @@ import (
 type network struct {
 	file   *os.File
 	cookie uint64 // the kernel's number for it, never used twice
-	ports  error  // why ports below 1024 cannot be bound in it; nil: they can
 }
 
 const threadNetwork = "/proc/thread-self/ns/net"
@@ -45,8 +44,9 @@ func onThread(f func() (clean bool, err error)) error {
 	return <-result
 }
 
-// newNetwork makes a namespace with nothing in it but a loopback that is up.
-func newNetwork() (*network, error) {
+// newNetwork makes a namespace with nothing in it but a loopback that is up. If a
+// port to serve is below 1024, it is an error that such a port cannot be bound.
+func newNetwork(serve []uint16) (*network, error) {
 	var n *network
 	err := onThread(func() (bool, error) {
 		home, err := os.Open(threadNetwork)
@@ -57,7 +57,7 @@ func newNetwork() (*network, error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return true, fmt.Errorf("make network namespace: %w (needs CAP_SYS_ADMIN)", err)
 		}
-		n, err = prepareNetwork()
+		n, err = prepareNetwork(serve)
 		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
 			return false, errors.Join(err, fmt.Errorf("return to network namespace: %w", back))
 		}
@@ -73,11 +73,13 @@ func newNetwork() (*network, error) {
 }
 
 // prepareNetwork sets up the namespace that the thread is in.
-func prepareNetwork() (*network, error) {
+func prepareNetwork(serve []uint16) (*network, error) {
 	if err := prepareLoopback(); err != nil {
 		return nil, err
 	}
-	ports := openLowPorts()
+	if err := openLowPorts(); err != nil && hasLowPort(serve) {
+		return nil, err
+	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
@@ -87,12 +89,7 @@ func prepareNetwork() (*network, error) {
 			return nil, fmt.Errorf("use network namespace: interface %s is up in it", i.Name)
 		}
 	}
-	n, err := currentNetwork()
-	if err != nil {
-		return nil, err
-	}
-	n.ports = ports
-	return n, nil
+	return currentNetwork()
 }
 
 func raiseLoopback() error {
@@ -200,14 +197,14 @@ func onLoopback(host string) bool {
 	return err == nil && (addr.Unmap().IsLoopback() || slices.Contains(PluginAddresses(), addr.Unmap()))
 }
 
-// Listen opens a TCP listener in the plugin's network namespace. The address is
-// an IP address and a port; port 0 picks one.
-func (c *Cage) Listen(network, address string) (net.Listener, error) {
+// Listen opens a TCP listener in the namespace. The address is an IP address and a
+// port; port 0 picks one.
+func (n *network) Listen(network, address string) (net.Listener, error) {
 	if err := literal(address); err != nil {
 		return nil, err
 	}
 	var listener net.Listener
-	err := c.network.do(func() error {
+	err := n.do(func() error {
 		var config net.ListenConfig
 		config.SetMultipathTCP(false)
 		var err error
@@ -220,13 +217,13 @@ func (c *Cage) Listen(network, address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// ListenPacket opens a UDP socket in the plugin's network namespace.
-func (c *Cage) ListenPacket(network, address string) (net.PacketConn, error) {
+// ListenPacket opens a UDP socket in the namespace.
+func (n *network) ListenPacket(network, address string) (net.PacketConn, error) {
 	if err := literal(address); err != nil {
 		return nil, err
 	}
 	var conn net.PacketConn
-	err := c.network.do(func() error {
+	err := n.do(func() error {
 		var config net.ListenConfig
 		var err error
 		conn, err = config.ListenPacket(context.Background(), network, address) //nolint:forbidigo // as above
@@ -238,10 +235,9 @@ func (c *Cage) ListenPacket(network, address string) (net.PacketConn, error) {
 	return conn, nil
 }
 
-// DialContext connects to the plugin inside its network namespace: how a port
-// that it may serve is reached from outside. The address is an IP address and a
-// port, and must be on the loopback.
-func (c *Cage) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+// DialContext connects to an address of the loopback inside the namespace: an IP
+// address and a port.
+func (n *network) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if err := literal(address); err != nil {
 		return nil, err
 	}
@@ -249,7 +245,7 @@ func (c *Cage) DialContext(ctx context.Context, network, address string) (net.Co
 		return nil, fmt.Errorf("dial the plugin: %s is not on its loopback", address)
 	}
 	var conn net.Conn
-	err := c.network.do(func() error {
+	err := n.do(func() error {
 		var dialer net.Dialer
 		dialer.SetMultipathTCP(false)
 		var err error

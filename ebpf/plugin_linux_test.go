@@ -418,7 +418,6 @@ func attempts() map[string]func([]string) error {
 		"content":      content,
 		"unmount":      func(args []string) error { return unix.Unmount(args[0], unix.MNT_DETACH) },
 		"own-filter":   ownFilter,
-		"deaf":         deaf,
 		"clone3":       call(unix.SYS_CLONE3, 0, 0),
 		"tiocsti":      call(unix.SYS_IOCTL, 0, unix.TIOCSTI),
 		"tiocsti-high": call(unix.SYS_IOCTL, 0, 1<<32|unix.TIOCSTI),
@@ -771,16 +770,6 @@ func sidecarMemory(args []string) error {
 	return err
 }
 
-// deaf installs the filter of a fence that nobody can hear, over the one that is
-// there, and makes a socket that only the new one refuses.
-func deaf([]string) error {
-	if err := installDeaf(filter(false, false)); err != nil {
-		return err
-	}
-	_, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-	return err
-}
-
 // dial connects, and wants to be answered.
 func dial(args []string) error {
 	conn, err := net.DialTimeout("tcp", args[0], time.Second)
@@ -856,15 +845,18 @@ func execMemory([]string) error {
 // ownFilter puts a filter over the sidecar's that would hear and answer in its
 // place.
 func ownFilter([]string) error {
-	var p program
-	p.load(offsetNumber)
-	p.equal(unix.SYS_BPF, verdictNotify)
-	p.give(verdictAllow)
-	_, err := installFilter(p)
-	for errors.Unwrap(err) != nil {
-		err = errors.Unwrap(err)
+	p := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the number of the call
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: unix.SYS_BPF},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
 	}
-	return err
+	chain := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&chain)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // unshareNetConnect makes a network namespace, raises its loopback and connects.
@@ -872,7 +864,16 @@ func unshareNetConnect(args []string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return errors.New("unshare: " + err.Error())
 	}
-	if err := raiseLoopback(); err != nil {
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	control, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return errors.New("raise: " + err.Error())
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(control, unix.SIOCSIFFLAGS, lo); err != nil {
 		return errors.New("raise: " + err.Error())
 	}
 	to, family := netip.MustParseAddrPort(args[0]), unix.AF_INET

@@ -2,7 +2,6 @@ package ebpf
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,7 +71,7 @@ func (p *prober) anchors() {
 		Name: "cgroup v2", Required: true, Lost: "confinement and metering",
 		Remedy: "mount cgroup v2 writable; in a systemd unit set Delegate=yes; in a container use the host's cgroup namespace",
 	}, err)
-	p.pins, err = p.at.pinDir()
+	p.pins, err = pinDir(p.at)
 	p.found(Finding{
 		Name: "BPF file system", Required: true, Lost: "walls that outlast a killed sidecar",
 		Remedy: "mount -t bpf bpf /sys/fs/bpf, or grant CAP_SYS_ADMIN so that Chaperone mounts its own",
@@ -166,7 +165,7 @@ func (p *prober) clean() {
 }
 
 func (p *prober) namespace() {
-	n, err := newNetwork()
+	n, err := newNetwork(nil)
 	if err == nil {
 		err = n.close()
 	}
@@ -240,19 +239,11 @@ func (p *prober) selfTest(dir string) {
 	p.found(Finding{
 		Name: "holders of foreign sockets ended", Required: true, Lost: "an end to processes that were handed a socket from outside", Remedy: report,
 	}, s.holder())
-	if err := filesMissing(); err == nil {
+	if err := filesSupported(); err == nil {
 		p.found(filesFinding(report), s.files())
 	} else {
 		p.found(filesFinding("use Linux 6.2 or later with landlock among the active security modules (boot parameter lsm=)"), err)
 	}
-}
-
-// filesMissing says why files cannot be limited here; nil: they can.
-func filesMissing() error {
-	if version := landlockVersion(); version < landlockTruncate {
-		return fmt.Errorf("the kernel has version %d of Landlock, and version %d is needed", version, landlockTruncate)
-	}
-	return nil
 }
 
 func filesFinding(remedy string) Finding {

@@ -12,19 +12,69 @@ import (
 	"syscall"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
 
 // launchTimeout bounds the launcher's work, which takes some 20 ms.
 const launchTimeout = 30 * time.Second
 
-// Process is a program that runs in a [Cage].
+// ProcessConfig says in what a [Process] runs, and as whom.
+type ProcessConfig struct {
+	// Cgroup is the process's from its first instruction on. It is killed when the
+	// program has ended.
+	Cgroup *cgroup
+	// Network is its network namespace.
+	Network *network
+	// User is the user that it runs as.
+	User *account
+	// View is what it sees of the host. Nil: the host's own files and processes.
+	View *sandbox.View
+	// Private lists paths, without links, that no rule of [Command.Files] may
+	// open.
+	Private []string
+	// Unreadable lists paths that the user must not be able to use; nothing starts
+	// if it is.
+	Unreadable []string
+	// UnixSockets says that hooks decide about Unix sockets. False: seccomp allows
+	// pairs only.
+	UnixSockets bool
+	// Listens has listen(2) wait until ListenUnix or ListenTCP has returned.
+	Listens bool
+	// Abstract permits connects to abstract Unix sockets outside, as far as the
+	// hooks do.
+	Abstract bool
+	// SelfTest has the launcher make the attempts that its standard input names
+	// instead of starting a program, for so many seconds at most. Zero: it starts
+	// the program.
+	SelfTest uint
+	// Denied is called for each system call that was refused.
+	Denied func(Denial)
+	// ListenUnix is called before a Unix socket with a path is listened on. Nil:
+	// that is not reported.
+	ListenUnix func(process uint32, l Listener)
+	// ListenTCP is called before a TCP port is listened on. Nil: that is not
+	// reported.
+	ListenTCP func(port uint16)
+	// Viewed is called with the id of the view's first process before Start
+	// returns, and Left when the view has gone, both if View is set.
+	Viewed func(first int) error
+	Left   func() error
+	// Reaper is given the processes that are started and waited for. Nil: no other
+	// part of the program waits for processes.
+	Reaper *reaper.Reaper
+	// Logger is for the operator.
+	Logger *zap.Logger
+}
+
+// Process is a program that was started by [StartProcess].
 type Process struct {
-	cage *Cage
-	proc *os.Process // the program, or the first process of its view
-	ears *ears
+	config ProcessConfig
+	proc   *os.Process // the program, or the first process of its view
+	ears   *ears
 
 	// In a view the program is a child of its first process.
 	pid   int      // the program's
@@ -43,41 +93,8 @@ type Process struct {
 	ended bool // its number may belong to another process now
 }
 
-// Start starts a program inside the walls. It returns when the program runs, or
-// an [*ExecError] when there is no such program or it cannot be run, or another
-// error when it could not be confined, in which case nothing of it ran. One
-// program runs in a cage at a time; its children are its own affair.
-//
-// [Process.Wait] has to be called.
-func (c *Cage) Start(command Command) (*Process, error) {
-	if err := command.complete(); err != nil {
-		return nil, err
-	}
-	return c.start(command, nil)
-}
-
-func (c *Cage) start(command Command, test *selfTest) (*Process, error) {
-	c.starting.Lock()
-	defer c.starting.Unlock()
-	if !c.group.own {
-		return nil, fmt.Errorf("start %s: the cgroup belongs to somebody else", command.Path)
-	}
-	if err := c.Check(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", command.Path, err)
-	}
-	if populated, err := c.group.populated(); err != nil || populated {
-		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
-	}
-	c.notePassing(command.Stdin, command.Stdout, command.Stderr)
-	p := &Process{cage: c, pidfd: -1}
-	if err := p.launch(command, test); err != nil {
-		return nil, errors.Join(err, c.group.kill())
-	}
-	return p, nil
-}
-
-// complete fills in what may be left out, and refuses what may not be passed.
-func (c *Command) complete() error {
+// Complete fills in what may be left out, and refuses what may not be passed.
+func (c *Command) Complete() error {
 	if c.Path == "" && len(c.Args) > 0 {
 		c.Path = c.Args[0]
 	}
@@ -130,6 +147,18 @@ func passable(file *os.File) error {
 	return errors.New("it is a socket made outside the walls; use a pipe, a file or a terminal")
 }
 
+// StartProcess starts a program. It returns when the program runs, or an
+// [*ExecError] when there is no such program or it cannot be run, or another error
+// when it could not be confined, in which case nothing of it ran. The command has
+// been completed by [Command.Complete]. [Process.Wait] has to be called.
+func StartProcess(config ProcessConfig, command Command) (*Process, error) {
+	p := &Process{config: config, pidfd: -1}
+	if err := p.launch(command); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 // errUnborn says that the launcher was killed before it did anything.
 var errUnborn = errors.New("the launcher ended before it had confined itself")
 
@@ -142,10 +171,10 @@ var errUnborn = errors.New("the launcher ended before it had confined itself")
 //   - A seccomp filter cannot see the flags of clone3. systemd's answers ENOSYS
 //     under RestrictNamespaces=, as do container runtimes to a process without
 //     CAP_SYS_ADMIN; older ones answer EPERM.
-func (p *Process) launch(command Command, test *selfTest) error {
-	err := p.attempt(command, test, false)
+func (p *Process) launch(command Command) error {
+	err := p.attempt(command, false)
 	if errors.Is(err, errUnborn) || noClone3(err) {
-		err = p.attempt(command, test, true)
+		err = p.attempt(command, true)
 	}
 	return err
 }
@@ -160,7 +189,7 @@ func noClone3(err error) bool {
 	return slices.ContainsFunc([]error{unix.ENOSYS, unix.EPERM, unix.EINVAL, unix.E2BIG}, func(errno error) bool { return errors.Is(refused.Err, errno) })
 }
 
-func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
+func (p *Process) attempt(command Command, walk bool) error {
 	ours, theirs, err := statusPair()
 	if err != nil {
 		return err
@@ -170,7 +199,7 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 			_ = ours.Close()
 		}
 	}()
-	o, r, err := p.cage.prepare(command, test, walk)
+	o, r, err := p.config.prepare(command, walk)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
@@ -186,18 +215,18 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	}
 	p.pid = p.proc.Pid
 	p.ears, p.pidfd, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		e, err := newEars(listener, p.cage.account.uid, p.cage.hears, p.cage.listenHandler(), p.cage.sampled)
+		e, err := newEars(listener, p.config.User.uid, p.config.Denied, p.config.ListenUnix, p.config.Logger)
 		if err != nil {
 			return nil, err
 		}
-		e.serving = p.cage.servingHandler()
+		e.serving = p.config.ListenTCP
 		return e.start(), nil
 	}, func(master int) { p.terminal = newMaster(master) })
 	switch {
 	case err == nil && p.pidfd >= 0:
 		p.news = ours
 		if p.pid, err = pidOf(p.pidfd); err == nil {
-			err = p.cage.observeView(o.View, p.proc.Pid)
+			err = p.config.Viewed(p.proc.Pid)
 		}
 	case err == nil && o.View != nil:
 		err = fmt.Errorf("start %s: the first process of the view ended", command.Path)
@@ -205,7 +234,7 @@ func (p *Process) attempt(command Command, test *selfTest, walk bool) error {
 	if err != nil {
 		_ = p.proc.Kill()
 		_, _ = p.proc.Wait()
-		p.cage.config.Reaper.Done(p.proc.Pid)
+		p.config.Reaper.Done(p.proc.Pid)
 		return errors.Join(err, p.ears.close(), p.forget(), p.closeTerminal())
 	}
 	if p.news != nil {
@@ -255,9 +284,7 @@ func (p *Process) forget() error {
 	}
 	err := unix.Close(p.pidfd)
 	p.pidfd = -1
-	p.cage.mu.Lock()
-	defer p.cage.mu.Unlock()
-	return errors.Join(err, p.news.Close(), p.cage.forgetView())
+	return errors.Join(err, p.news.Close(), p.config.Left())
 }
 
 // socketPair makes a pair of sequenced sockets: one call is one message, and the
@@ -284,22 +311,16 @@ func statusPair() (ours, theirs *os.File, err error) {
 
 // prepare makes the order, and the Landlock rules, if there are any and they are
 // not to be made in a view.
-func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*order, *rules, error) {
+func (c *ProcessConfig) prepare(command Command, walk bool) (*order, *rules, error) {
 	o := &order{
 		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
-		UID: c.account.uid, GID: c.account.gid, Groups: c.account.groups,
-		UnixSockets: c.wall.unix != nil, Listens: c.followsListen(), SelfTest: test, Walk: walk,
-		Files: command.Files != nil, Private: c.private(), Abstract: !c.own && c.wall.unix != nil,
+		UID: c.User.uid, GID: c.User.gid, Groups: c.User.groups,
+		UnixSockets: c.UnixSockets, Listens: c.Listens, SelfTest: c.SelfTest, Walk: walk,
+		Files: command.Files != nil, Private: slices.Clone(c.Private), Unreadable: c.Unreadable, Abstract: c.Abstract,
 	}
-	if !c.config.UnsafeSameUser {
-		o.Unreadable = c.config.Private
-	}
-	if c.hasView() && test == nil {
+	if c.View != nil {
 		var err error
-		if o.View, err = c.view(command); err != nil {
-			return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
-		}
-		o.ViewFiles, o.Terminal, o.Background = command.Files, command.terminalStreams(), command.Background
+		o.View, o.ViewFiles, o.Terminal, o.Background = c.View, command.Files, command.terminalStreams(), command.Background
 		if o.Settings, err = command.terminalSettings(o.Terminal); err != nil {
 			return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 		}
@@ -314,11 +335,6 @@ func (c *Cage) prepare(command Command, test *selfTest, walk bool) (*order, *rul
 		o.Handled = r.handled
 	}
 	return o, r, nil
-}
-
-// private are the paths that are the sidecar's alone, without links.
-func (c *Cage) private() []string {
-	return resolved(append([]string{c.config.StateDir, runtimedir.Default, c.places.dir}, c.config.Private...))
 }
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
@@ -339,7 +355,7 @@ func (p *Process) spawn(command Command, status, file *os.File, r *rules, walk b
 	}
 	defer func() { _ = null.Close() }()
 	// The launcher gets the file that moves it in any case, and closes it.
-	gate, err := os.OpenFile(filepath.Join(p.cage.group.path, "cgroup.procs"), os.O_WRONLY, 0)
+	gate, err := os.OpenFile(filepath.Join(p.config.Cgroup.path, "cgroup.procs"), os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("start launcher: %w", err)
 	}
@@ -357,7 +373,7 @@ func (p *Process) spawn(command Command, status, file *os.File, r *rules, walk b
 		Env:   []string{},
 		Files: files,
 		Sys: &syscall.SysProcAttr{
-			Setsid: true, UseCgroupFD: !walk, CgroupFD: int(p.cage.group.dir.Fd()),
+			Setsid: true, UseCgroupFD: !walk, CgroupFD: int(p.config.Cgroup.dir.Fd()),
 		},
 	}
 	if slave != nil {
@@ -366,8 +382,8 @@ func (p *Process) spawn(command Command, status, file *os.File, r *rules, walk b
 	if o.View != nil {
 		attributes.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
 	}
-	return p.cage.network.do(func() error {
-		proc, err := p.cage.config.Reaper.Start(func() (*os.Process, error) {
+	return p.config.Network.do(func() error {
+		proc, err := p.config.Reaper.Start(func() (*os.Process, error) {
 			return os.StartProcess("/proc/self/exe", []string{launcherName}, attributes)
 		})
 		if err != nil {
@@ -516,8 +532,8 @@ func (p *Process) wait() (int, error) {
 	p.ended = true
 	p.mu.Unlock()
 	state, err := p.proc.Wait()
-	p.cage.config.Reaper.Done(p.proc.Pid)
-	killed := p.cage.group.kill()
+	p.config.Reaper.Done(p.proc.Pid)
+	killed := p.config.Cgroup.kill()
 	heard := p.ears.close()
 	if err != nil {
 		return 125, errors.Join(fmt.Errorf("wait for the plugin: %w", err), killed, heard, p.forget())

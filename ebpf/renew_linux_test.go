@@ -173,7 +173,7 @@ func pinsOf(t *testing.T, state string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := p.pinDir()
+	dir, err := pinDir(p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,16 +9,4 @@ const nativeArch = unix.AUDIT_ARCH_AARCH64
 // foreignNumber is a bit that no call of this architecture has.
 const foreignNumber = 0x40000000
 
-func fileCallsOfArch() []int {
-	return []int{unix.SYS_FSTATAT, unix.SYS_RENAMEAT}
-}
-
-func processCallsOfArch() []int {
-	return []int{unix.SYS_GETRLIMIT, unix.SYS_SETRLIMIT}
-}
-
-func ipcCallsOfArch() []int { return nil }
-
 func refusedCallsOfArch() map[uint32]string { return map[uint32]string{} }
-
-func forkCallsOfArch() []int { return nil }

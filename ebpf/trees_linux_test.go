@@ -223,11 +223,11 @@ func twinOf(trees map[string]string, directory, name string) (string, bool) {
 func TestOwnSocketNames(t *testing.T) {
 	r, ask, end := viewRig(t, nil)
 	defer end()
-	trees, err := r.trees(r.Account())
+	view, err := NewView(ViewConfig{User: &r.account, Account: r.Account(), StateDir: r.config.StateDir, Twins: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	shared := twins(trees)
+	shared := twins(view.Trees)
 	bound := map[string]bool{}
 	for _, name := range []string{"/tmp/s", "/tmp/a/s", "/tmp/a/b/s", "/var/tmp/s", "/dev/shm/a/s"} {
 		if got := ask("own-mkdir " + filepath.Dir(name)); got != "ok" {

@@ -2,18 +2,13 @@ package ebpf
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
-
-// DynamicUser as [Config.User] asks for a user of the plugin's own.
-const DynamicUser = "dynamic"
 
 // DefaultInterval is how often usage is sampled and folded denials are
 // reported when [Config.Interval] is zero.
@@ -24,22 +19,15 @@ const MaxServed = 64
 
 // Errors that callers tell apart.
 var (
-	// ErrUnsupported says that this platform cannot confine anything.
-	ErrUnsupported = errors.New("confinement needs Linux")
 	// ErrPopulated says that a sidecar that is gone left processes behind. They
 	// are shut in; [Detach] ends them.
 	ErrPopulated = errors.New("the cgroup of an earlier sidecar still holds processes")
-	// ErrBusy says that another sidecar holds the same state directory.
-	ErrBusy = errors.New("another sidecar holds this state directory")
 	// ErrNotAttached says that the programs are not on the cgroup yet.
 	ErrNotAttached = errors.New("the kernel programs are not attached")
 	// ErrSevered says that a program came off the cgroup, which happens when
 	// somebody removes the cgroup: one made again at the same path is not
 	// protected.
 	ErrSevered = errors.New("a kernel program is no longer on the cgroup")
-	// ErrNoFence says that a [Fence] cannot be made here: the system refuses
-	// user namespaces, or what belongs to them.
-	ErrNoFence = errors.New("no network namespace for an ordinary user is to be had")
 )
 
 // machineError is an error whose cause is the machine.
@@ -61,20 +49,6 @@ func lacks(err error) error {
 func OfMachine(err error) bool {
 	_, is := errors.AsType[machineError](err)
 	return is
-}
-
-// Listener is a Unix socket with a path that a process of the plugin is about to
-// listen on.
-type Listener struct {
-	// Path is where the file lies, absolute and without links, in the plugin's view.
-	Path string
-	// Name is the path as the process gave it to bind(2).
-	Name string
-	// File is the file that the socket is bound to, open with O_PATH. Who is given
-	// the Listener closes it.
-	File *os.File
-	// Socket is the inode number of the socket, which [Cage.Bound] takes.
-	Socket uint64
 }
 
 // DirectConn is a connection that a process outside the plugin's cgroup made to a
@@ -234,93 +208,6 @@ type Destinations struct {
 	NamePorts []uint16
 }
 
-// Command is a program to start in a [Cage].
-type Command struct {
-	// Path is the program; without a slash it is looked up in the PATH of Env,
-	// as a shell does. Empty: Args[0].
-	Path string
-	// Args are its arguments, its own name first. Empty: Path alone.
-	Args []string
-	// Env is its whole environment. Nothing of the sidecar's is added.
-	Env []string
-	// Dir is its working directory, entered as the plugin's user. Empty: the
-	// sidecar's.
-	Dir string
-	// Stdin, Stdout and Stderr are passed as they are; nil is /dev/null. An
-	// Internet socket is refused: data on it would pass no wall.
-	Stdin, Stdout, Stderr *os.File
-	// Terminal gives the program a pseudoterminal of its own, as its controlling
-	// terminal, in the place of those streams that are terminals and the same one as
-	// the first of them. Without such a stream it means nothing. The master is
-	// [Process.Terminal].
-	Terminal bool
-	// Background starts the program in the background of its terminal, where a
-	// first process can see that it stops for its use: in a view. It is put in the
-	// foreground then, and [Process.Stops] reports it.
-	Background bool
-	// Files says which files it may use. Nil: those that its user may.
-	Files *Files
-	// Kept lists what has to stay visible of the host's temporary and runtime
-	// directories, which [Config.View] covers, by absolute path. With Files, their
-	// paths are kept instead.
-	Kept []string
-	// TrustBundle is the file with the certificates that take the place of the
-	// system's in a view. Empty: the system's stay.
-	TrustBundle string
-}
-
-// Account is the user that a plugin runs as, as its environment describes it.
-type Account struct {
-	UID int
-	// GID is the primary group. That of a dynamic user has its number, and no
-	// other member.
-	GID int
-	// Name is the login name: that of the user database, or one made from the
-	// plugin's name.
-	Name string
-	// Home exists and can be written by the plugin, unless it is "/".
-	Home string
-	// Shell is the login shell.
-	Shell string
-	// RuntimeDir is the directory for XDG_RUNTIME_DIR. Empty: there is none.
-	RuntimeDir string
-	// SameUser says that it is root or the sidecar's own user.
-	SameUser bool
-}
-
-// Files are the files that a program may use, everything below a directory
-// included, by absolute path. Whatever is not named is closed to it, but for what
-// a program needs to run at all: see the package's documentation. The kernel
-// needs Landlock's third version (Linux 6.2); without it nothing starts.
-//
-// A path stands for the file that it leads to when the program starts, not for
-// one that is put in its place later: name the directory of a file that is
-// replaced. The user's permissions hold all the same.
-type Files struct {
-	// Read may be read and executed.
-	Read []string
-	// Write may be read, executed, written and truncated, and in directories
-	// everything but devices may be made, removed and renamed.
-	Write []string
-}
-
-// ExecError says that the program itself could not be started.
-type ExecError struct {
-	// Path is the program as it was named.
-	Path string
-	// Status is what a shell would exit with: 127 when there is no such
-	// program, 126 when it cannot be run.
-	Status int
-	// Err is the system's reason.
-	Err error
-}
-
-// Error implements error.
-func (e *ExecError) Error() string { return fmt.Sprintf("start %s: %v", e.Path, e.Err) }
-
-// Unwrap gives the system's reason.
-func (e *ExecError) Unwrap() error { return e.Err }
-
 // Peer is who opened a connection to the sidecar, as the kernel saw it.
 type Peer struct {
 	// PID and UID are the caller's at the time of the connect: its id in the
@@ -392,85 +279,6 @@ type Stray struct {
 // first that fits, in the order of the fields.
 type Syscalls struct {
 	Total, File, Network, Process, Memory, IPC, Other uint64
-}
-
-// Hook names the wall that refused something.
-type Hook string
-
-// The hooks.
-const (
-	HookConnect     Hook = "connect"
-	HookSendmsg     Hook = "sendmsg"
-	HookSocket      Hook = "socket"
-	HookBind        Hook = "bind"
-	HookEgress      Hook = "egress"
-	HookIngress     Hook = "ingress"
-	HookConnectUnix Hook = "connect_unix"
-	HookSendmsgUnix Hook = "sendmsg_unix"
-	HookSeccomp     Hook = "seccomp"
-	// HookEscape: a process left the plugin's cgroup, or was born outside it. It
-	// was killed.
-	HookEscape Hook = "escape"
-	// HookDescriptor: the plugin holds a socket that was made outside its
-	// cgroup, or connected before its walls stood. It was ended.
-	HookDescriptor Hook = "descriptor"
-)
-
-// Cause says why a hook refused.
-type Cause string
-
-// The causes.
-const (
-	CausePolicy    Cause = "policy"    // never let through
-	CauseDoor      Cause = "door"      // the door is shut
-	CauseNamespace Cause = "namespace" // from a network namespace that is not the confined one
-	CauseEndpoint  Cause = "endpoint"  // the sidecar has no listener of that address family
-	CauseMemory    Cause = "memory"    // the kernel had no room to remember the connection
-	// CauseAllowed is no refusal: a Unix socket was used that
-	// [Cage.AllowSockets] allows, which is reported so that it can be audited.
-	CauseAllowed Cause = "allowed"
-	// CauseUntrusted is no attempt of the plugin's: the name of an allowed Unix
-	// socket can no longer be trusted and is refused from now on.
-	CauseUntrusted Cause = "untrusted"
-	CauseLimit     Cause = "limit" // a limit is used up; see [Denial.Limit]
-	// CauseUngranted: a TCP connect to where [Cage.AllowConnects] allows none. It
-	// fails with ECONNREFUSED, before Linux 6.1 with EPERM.
-	CauseUngranted Cause = "ungranted"
-)
-
-// Denial is one refusal, or several equal ones.
-type Denial struct {
-	Time  time.Time
-	Hook  Hook
-	Cause Cause
-	// Family is the socket's: "ipv4", "ipv6", "unix", or a name such as
-	// "packet"; empty when it does not apply.
-	Family string
-	// Protocol is "tcp", "udp", "icmp" and so on, or a number.
-	Protocol string
-	// Address is where it was to go, or to be bound; for [HookIngress] where it
-	// came from. Not valid when it does not apply.
-	Address netip.AddrPort
-	// Path is the name of a Unix socket, an abstract one with a leading @.
-	// The plugin chose it, as it did Comm: quote both before printing.
-	Path string
-	// Syscall names the call that [HookSeccomp] refused.
-	Syscall string
-	// Limit is the [Limit.Name] of the limit that refused, with [CauseLimit].
-	Limit string
-	// PID, UID and Comm are the caller's; zero when it is not known, as for a
-	// packet that the kernel sent later. PID is in the sidecar's PID namespace,
-	// and 0 for a process that is not visible there.
-	PID, UID uint32
-	Comm     string
-	// Exe is the caller's program, read afterwards and thus empty for a process
-	// that is gone already. It is for the record and proves nothing.
-	Exe string
-	// Count is how many equal refusals this is; at least 1.
-	Count uint64
-	// Lost, when not zero, is the only field set besides Time: so many refusals
-	// were counted and could not be described.
-	Lost uint64
 }
 
 // Info describes a [Cage] for status and for the record of a start.

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // The range from which dynamic users are taken: the one that systemd uses for
@@ -347,4 +349,40 @@ func usedIDs() (map[int]bool, error) {
 		}
 	}
 	return used, nil
+}
+
+// noHome is the home of a user that has none.
+const noHome = "/"
+
+// describe fills in what the user database lacks, for the environment of a
+// plugin. In a view every user has a home and a runtime directory.
+func (a *account) describe(plugin string, view bool) Account {
+	out := Account{UID: a.uid, GID: a.gid, Name: cmp.Or(a.name, accountName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.same}
+	if info, err := os.Stat(a.home); a.home != "" && err == nil && info.IsDir() {
+		out.Home = a.home
+	}
+	if view {
+		out.RuntimeDir = filepath.Join(sandbox.RuntimeRoot, strconv.Itoa(out.UID))
+	}
+	if view && out.Home == noHome {
+		out.Home = filepath.Join(sandbox.HomeRoot, out.Name)
+	}
+	return out
+}
+
+// accountName makes a login name of a plugin's name, within the limits of
+// useradd(8): lower-case letters, digits, - and _, at most 32, a letter first.
+func accountName(plugin string) string {
+	clean := func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '-', r == '_':
+			return r
+		}
+		return '-'
+	}
+	name := strings.Map(clean, strings.ToLower(plugin))
+	if name == "" || name[0] < 'a' || name[0] > 'z' {
+		name = "plugin-" + name
+	}
+	return strings.TrimRight(name[:min(len(name), 32)], "-")
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -279,88 +278,5 @@ for line in sys.stdin:
 	got := strings.Fields(r.ok(done()))
 	if len(got) != 4 || got[0] != "hello" || got[1] == "hello" || got[2] != "hello" || got[3] != "hello" {
 		t.Errorf("got %q", got)
-	}
-}
-
-// TestDynamicUserIsRemembered shows that a state directory keeps its user, that no
-// other gets it, and that a copy of a directory gets another one.
-func TestDynamicUserIsRemembered(t *testing.T) {
-	needKernel(t)
-	root := t.TempDir()
-	at := func(name, id string) places {
-		dir := filepath.Join(root, name)
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		return places{dir: t.TempDir(), state: dir, id: id}
-	}
-	choose := func(p places) (int, func()) {
-		t.Helper()
-		a, err := p.dynamicAccount()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return a.uid, func() { _ = a.close() }
-	}
-	first, end := choose(at("one", "same"))
-	end()
-	second, end := choose(at("two", "same"))
-	end()
-	elsewhere := at("elsewhere", "same")
-	elsewhere.state = t.TempDir()
-	third, end := choose(elsewhere)
-	end()
-	if first == second || first == third || second == third {
-		t.Errorf("uids are shared: %d, %d, %d", first, second, third)
-	}
-	again, end := choose(at("one", "another"))
-	if again != first {
-		t.Errorf("uid %d became %d", first, again)
-	}
-	end()
-}
-
-func TestAccountName(t *testing.T) {
-	for plugin, want := range map[string]string{
-		"weather": "weather", "Team/Weather.v2": "team-weather-v2", "42": "plugin-42", "": "plugin", "überall": "plugin--berall",
-		strings.Repeat("a", 40): strings.Repeat("a", 32),
-	} {
-		if got := accountName(plugin); got != want {
-			t.Errorf("%q: %q, want %q", plugin, got, want)
-		}
-	}
-}
-
-// TestKeptLinks plants links as a plugin would, to see what a path of the host's
-// leads to that the view covers.
-func TestKeptLinks(t *testing.T) {
-	r := newRig(t, withView)
-	uid, dir := r.Info().UID, t.TempDir()
-	target := filepath.Join(dir, "target")
-	if err := os.Mkdir(target, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	link := func(name, to string, owner int) string {
-		path := filepath.Join(dir, name)
-		if err := os.Symlink(to, path); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Lchown(path, owner, owner); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	planted := link("planted", target, uid)
-	for path, want := range map[string]bool{
-		target:                            true,
-		link("administrator", target, 0):  true,
-		planted:                           false,
-		link("relative", "./target", uid): false,
-		link("through", "planted", 0):     false,
-		link("loop", "loop", 0):           false,
-	} {
-		if got := slices.ContainsFunc(r.kept(Command{Kept: []string{path}}, "/"), func(k sandbox.Kept) bool { return k.Path == target }); got != want {
-			t.Errorf("%s: the target is kept: %t, want %t", filepath.Base(path), got, want)
-		}
 	}
 }

@@ -397,7 +397,7 @@ for _ in range(100):
 // A plugin under the launcher that is handed a socket by its own standard input.
 func TestHandedOver(t *testing.T) {
 	r := newRig(t, nil)
-	n, err := newNetwork()
+	n, err := newNetwork(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

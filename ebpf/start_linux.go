@@ -1,0 +1,102 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+)
+
+// Start starts a program inside the walls. It returns when the program runs, or
+// an [*ExecError] when there is no such program or it cannot be run, or another
+// error when it could not be confined, in which case nothing of it ran. One
+// program runs in a cage at a time; its children are its own affair.
+//
+// [Process.Wait] has to be called.
+func (c *Cage) Start(command Command) (*Process, error) {
+	if err := command.Complete(); err != nil {
+		return nil, err
+	}
+	return c.start(command, 0)
+}
+
+func (c *Cage) start(command Command, selfTest uint) (*Process, error) {
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	if !c.group.own {
+		return nil, fmt.Errorf("start %s: the cgroup belongs to somebody else", command.Path)
+	}
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", command.Path, err)
+	}
+	if populated, err := c.group.populated(); err != nil || populated {
+		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
+	}
+	c.notePassing(command.Stdin, command.Stdout, command.Stderr)
+	config, err := c.processConfig(command, selfTest)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", command.Path, err)
+	}
+	p, err := StartProcess(config, command)
+	if err != nil {
+		return nil, errors.Join(err, c.group.kill())
+	}
+	return p, nil
+}
+
+// processConfig says in what a program runs. A self-test sees the host's files.
+func (c *Cage) processConfig(command Command, selfTest uint) (ProcessConfig, error) {
+	config := ProcessConfig{
+		Cgroup: c.group, Network: c.network, User: &c.account, Private: c.private(), SelfTest: selfTest,
+		UnixSockets: c.wall.unix != nil, Listens: c.followsListen(), Abstract: !c.own && c.wall.unix != nil,
+		Denied: c.hears, ListenUnix: c.listenHandler(), ListenTCP: c.servingHandler(),
+		Reaper: c.config.Reaper, Logger: c.sampled,
+	}
+	if !c.config.UnsafeSameUser {
+		config.Unreadable = c.config.Private
+	}
+	if !c.hasView() || selfTest != 0 {
+		return config, nil
+	}
+	view, err := c.view(command)
+	if err != nil {
+		return ProcessConfig{}, err
+	}
+	config.View = view
+	config.Viewed = func(first int) error { return c.observeView(view, first) }
+	config.Left = func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.forgetView()
+	}
+	return config, nil
+}
+
+// private are the paths that are the sidecar's alone, without links.
+func (c *Cage) private() []string {
+	return resolved(append([]string{c.config.StateDir, runtimedir.Default, c.places.dir}, c.config.Private...))
+}
+
+// servingHandler is told of TCP ports of [Config.Serve] that the plugin is about
+// to listen on, while the process waits; nil: nobody asks.
+func (c *Cage) servingHandler() func(port uint16) {
+	if !c.own || c.config.Serving == nil || len(c.config.Serve) == 0 {
+		return nil
+	}
+	return func(port uint16) {
+		if slices.Contains(c.config.Serve, port) {
+			c.config.Serving(port)
+		}
+	}
+}
+
+// hears counts a refusal that seccomp reported and hands it to [Cage.Run].
+func (c *Cage) hears(d Denial) {
+	c.refusedCalls.Add(1)
+	select {
+	case c.heard <- d:
+	default:
+		c.unheard.Add(1)
+	}
+}

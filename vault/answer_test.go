@@ -549,7 +549,7 @@ func TestNewKeysAreGivenAMoment(t *testing.T) {
 			age := time.Since(made[second.Lease])
 			at, gone := revoked[first.Lease]
 			early := gone && at.Sub(made[second.Lease]) < 4*time.Second
-			if early || test.settles != (age > 4*time.Second) || age > settleFor+2*time.Second {
+			if early || test.settles != (age > 4*time.Second) || age > propagationDelay+2*time.Second {
 				t.Errorf("a key of %s is served, the former one was revoked early: %v", age, early)
 			}
 			mu.Unlock()

@@ -88,20 +88,20 @@ func (a *Auth) required() error {
 	var lacks string
 	switch a.Method {
 	case MethodToken:
-		lacks = lacking("a token file", a.TokenFile)
+		lacks = missing("a token file", a.TokenFile)
 	case MethodAppRole:
-		lacks = lacking("a role id file", a.RoleIDFile)
+		lacks = missing("a role id file", a.RoleIDFile)
 		if lacks == "" && a.SecretIDWrapped {
-			lacks = lacking("a secret id file, since the secret id is wrapped", a.SecretIDFile) +
-				lacking("a role or the path that wraps its secret ids", a.Role+a.WrapPath)
+			lacks = missing("a secret id file, since the secret id is wrapped", a.SecretIDFile) +
+				missing("a role or the path that wraps its secret ids", a.Role+a.WrapPath)
 		}
 	case MethodKubernetes:
-		lacks = lacking("a role", a.Role)
+		lacks = missing("a role", a.Role)
 	case MethodJWT:
-		lacks = lacking("a token file (JWT)", a.JWTFile)
+		lacks = missing("a token file (JWT)", a.JWTFile)
 	case MethodCert:
-		if lacks = lacking("a certificate file", a.CertFile); lacks == "" {
-			lacks = lacking("a key file", a.KeyFile)
+		if lacks = missing("a certificate file", a.CertFile); lacks == "" {
+			lacks = missing("a key file", a.KeyFile)
 		}
 	default:
 		return fmt.Errorf("method %q is not token, approle, kubernetes, jwt or cert", a.Method)
@@ -112,7 +112,7 @@ func (a *Auth) required() error {
 	return nil
 }
 
-func lacking(what, value string) string {
+func missing(what, value string) string {
 	if value == "" {
 		return what
 	}
@@ -142,7 +142,7 @@ func (b *Broker) logIn(ctx context.Context) (*session, error) {
 	if b.cfg.Auth.Method == MethodToken {
 		return b.loginByToken(ctx)
 	}
-	body, err := b.proof(ctx)
+	body, err := b.loginBody(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (b *Broker) logIn(ctx context.Context) (*session, error) {
 	if slices.Contains(auth.Policies, rootPolicy) {
 		return nil, errors.Join(fmt.Errorf("%s: %w", op, errRoot), b.revokeToken(ctx, s))
 	}
-	b.warnOfToken(s, more.Auth.NumUses)
+	b.warnTokenKind(s, more.Auth.NumUses)
 	return s, nil
 }
 
@@ -184,8 +184,8 @@ const (
 
 var errRoot = errors.New("it is a root token; give the sidecar one that may read its credentials and nothing else")
 
-// warnOfToken tells operators of a kind of token that will surprise them.
-func (b *Broker) warnOfToken(s *session, uses int) {
+// warnTokenKind tells operators of a kind of token that will surprise them.
+func (b *Broker) warnTokenKind(s *session, uses int) {
 	if s.batch {
 		b.log.Warn("it is a batch token, which Vault cannot revoke: only values without a lease are read with it; set token_type=service")
 	}
@@ -194,13 +194,13 @@ func (b *Broker) warnOfToken(s *session, uses int) {
 	}
 }
 
-// proof returns what to log in with.
-func (b *Broker) proof(ctx context.Context) (map[string]any, error) {
+// loginBody returns what to log in with.
+func (b *Broker) loginBody(ctx context.Context) (map[string]any, error) {
 	auth := &b.cfg.Auth
 	body := map[string]any{}
 	switch auth.Method {
 	case MethodAppRole:
-		return b.proofOfAppRole(ctx)
+		return b.appRoleBody(ctx)
 	case MethodCert: // the connection proves it
 		if auth.Role != "" {
 			body["name"] = auth.Role
@@ -218,7 +218,7 @@ func (b *Broker) proof(ctx context.Context) (map[string]any, error) {
 	return body, nil
 }
 
-func (b *Broker) proofOfAppRole(ctx context.Context) (map[string]any, error) {
+func (b *Broker) appRoleBody(ctx context.Context) (map[string]any, error) {
 	auth := &b.cfg.Auth
 	roleID, err := readSecret(auth.RoleIDFile)
 	if err != nil {

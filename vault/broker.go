@@ -24,17 +24,17 @@ import (
 )
 
 const (
-	maxEntries    = 1024             // credentials at a time; more are refused
-	maxRetiring   = 16               // replaced tokens not yet revoked; while full none is replaced early
-	maxPending    = 4096             // unconfirmed revocations; while full nothing is minted
-	defaultGrace  = 10 * time.Second // see Broker.grace
-	idleAfter     = 5 * time.Minute  // unused for so long, a lease is given back and not renewed
-	rotateEvery   = time.Minute      // at most, for leases that may have been lost track of
-	rereadToken   = time.Minute      // of the token file
-	longestMove   = 5 * time.Second  // within which credentials move to a new token
-	longestSleep  = 30 * time.Second // of the schedule, so that a stepped or suspended clock is noticed
-	sealedWait    = 5 * time.Second  // at most, until a sealed Vault is asked again
-	callsInFlight = 4                // requests that one fetch makes at most, each with its own timeout
+	maxEntries          = 1024             // credentials at a time; more are refused
+	maxRetiring         = 16               // replaced tokens not yet revoked; while full none is replaced early
+	maxPending          = 4096             // unconfirmed revocations; while full nothing is minted
+	defaultGrace        = 10 * time.Second // see Broker.grace
+	idleTimeout         = 5 * time.Minute  // unused for so long, a lease is given back and not renewed
+	rotateInterval      = time.Minute      // at most, for leases that may have been lost track of
+	tokenRereadInterval = time.Minute      // of the token file
+	longestMigration    = 5 * time.Second  // within which credentials move to a new token
+	longestSleep        = 30 * time.Second // of the schedule, so that a stepped or suspended clock is noticed
+	sealedRetry         = 5 * time.Second  // at most, until a sealed Vault is asked again
+	callsInFlight       = 4                // requests that one fetch makes at most, each with its own timeout
 )
 
 // Config is what a Broker is made of.
@@ -92,48 +92,48 @@ type Config struct {
 // Broker leases credentials for one plugin. It implements
 // [authz.CredentialSource].
 type Broker struct {
-	cfg    Config
-	log    *zap.Logger
-	client *client
-	base   time.Time     // where the monotonic clock counts from
-	door   chan struct{} // holds one: who logs in or renews the token
-	kick   chan struct{} // holds one: the schedule has changed
+	cfg      Config
+	log      *zap.Logger
+	client   *client
+	base     time.Time     // where the monotonic clock counts from
+	loginSem chan struct{} // holds one: who logs in or renews the token
+	wakeup   chan struct{} // holds one: the schedule has changed
 	// grace is how long a replaced lease stays at least, for requests that have its
 	// value and are not yet counted, and a fetched one for a generation that names it.
 	grace time.Duration
 
-	flights sync.WaitGroup // Go under mu while not closed
-	saving  sync.Mutex     // serialises writes of the state file
-	telling sync.Mutex     // serialises what is told to Recorder
+	tasks      sync.WaitGroup // Go under mu while not closed
+	saving     sync.Mutex     // serialises writes of the state file
+	delivering sync.Mutex     // serialises what is told to Recorder
 
-	mu         sync.RWMutex
-	closed     bool
-	entries    map[authz.CredentialRef]*entry
-	named      map[name]*entry              // the same, one a name: hashing a whole ref takes a warm request longer than all the rest
-	air        map[*flight]bool             // those that have not landed
-	inForce    map[authz.CredentialRef]bool // nil until the first Retain
-	generation uint64                       // of the value replaced last, over all credentials
-	pending    map[string]*revocation       // by lease id
-	held       map[string]heldLease         // by lease id: what the state file holds
-	spent      string                       // the hash of the wrapping token that was used up last; it is there too
-	breakers   map[string]*breaker          // by path: those that failed on Vault's side
-	leasing    map[string]bool              // by path: those that Vault is known to make leases for
-	writes     map[string]bool              // by path: those whose engine answers to parameters
-	mints      allowance
-	keys       keyVersions           // of the transit engine
-	stepped    func(instant) instant // moves the clocks, for tests; nil does not
+	mu            sync.RWMutex
+	closed        bool
+	entries       map[authz.CredentialRef]*entry
+	named         map[credentialName]*entry    // the same, one a name: hashing a whole ref takes a warm request longer than all the rest
+	inFlight      map[*fetch]bool              // those that have not landed
+	inForce       map[authz.CredentialRef]bool // nil until the first Retain
+	generation    uint64                       // of the value replaced last, over all credentials
+	pending       map[string]*revocation       // by lease id
+	stored        map[string]storedLease       // by lease id: what the state file holds
+	usedWrap      string                       // the hash of the wrapping token that was used up last; it is there too
+	breakers      map[string]*breaker          // by path: those that failed on Vault's side
+	leasedPaths   map[string]bool              // by path: those that Vault is known to make leases for
+	writablePaths map[string]bool              // by path: those whose engine answers to parameters
+	mintLimit     limiter
+	keys          keyVersions             // of the transit engine
+	adjustClock   func(dualTime) dualTime // moves the clocks, for tests; nil does not
 
 	session       *session
 	retiring      []*session // replaced; revoked when nothing holds on to them
-	upkeeping     bool
-	loginAt       instant // not before
+	maintaining   bool
+	loginAt       dualTime // not before
 	loginErr      error
 	loginFailures int
-	loginLogged   loginLog
+	loginLog      loginLog
 	refusal       *refusal // nil unless Vault has refused the last login
-	proofFiles    string   // the fingerprint of what the last login was made of
+	loginFiles    string   // the fingerprint of what the last login was made of
 	wrapped       wrapped  // guarded by door
-	rotateAt      instant  // not before
+	rotateAt      dualTime // not before
 
 	events   []authz.Record
 	warnings []warning
@@ -141,54 +141,54 @@ type Broker struct {
 	stats    stats
 }
 
-// name is what a credential is called. In one generation no other is called so.
-type name struct{ grant, credential string }
+// credentialName is what a credential is called. In one generation no other is called so.
+type credentialName struct{ grant, credential string }
 
 // entry is one credential. Its fields are guarded by Broker.mu.
 type entry struct {
-	ref       authz.CredentialRef
-	lease     *lease // nil when there is none that may be used
-	next      *lease // replaces lease at settledAt, when what it is of knows it; nil for none
-	settledAt instant
-	refreshAt instant
-	usedAt    atomicInstant
-	madeAt    instant
-	flight    *flight
-	dropped   bool // no longer in force
-	failures  int
-	retryAt   instant
-	err       error
-	// doubted is set until Vault was asked about a value that an upstream has
+	ref          authz.CredentialRef
+	lease        *lease // nil when there is none that may be used
+	next         *lease // replaces lease at settledAt, when what it is of knows it; nil for none
+	nextActiveAt dualTime
+	refreshAt    dualTime
+	usedAt       atomicDualTime
+	madeAt       dualTime
+	fetch        *fetch
+	dropped      bool // no longer in force
+	failures     int
+	retryAt      dualTime
+	err          error
+	// needsRecheck is set until Vault was asked about a value that an upstream has
 	// refused, which is not done before askAgainAt.
-	doubted    bool
-	askAgainAt instant
-	// notAccepted is set when the upstream has not accepted who is asking, for
+	needsRecheck bool
+	recheckAt    dualTime
+	// unauthorized is set when the upstream has not accepted who is asking, for
 	// which the lease is replaced although Vault has it, not before remintAt.
-	notAccepted bool
-	remintAt    instant
+	unauthorized bool
+	remintAt     dualTime
 }
 
-// flight is one fetch in progress, which all that need it wait for.
-type flight struct {
+// fetch is one fetch in progress, which all that need it wait for.
+type fetch struct {
 	done       chan struct{}
-	began      instant
+	began      dualTime
 	cancel     context.CancelFunc
 	old        *lease // what it renews or replaces; guarded by Broker.mu
-	lost       bool   // old was lost meanwhile, and is not yet to be revoked
+	oldLost    bool   // old was lost meanwhile, and is not yet to be revoked
 	credential authz.Credential
 	err        error
-	orphan     *revocation // the lease that it got too late
+	lateLease  *revocation // the lease that it got too late
 }
 
-// heldError is an earlier failure that answers for now.
-type heldError struct {
+// cachedError is an earlier failure that answers for now.
+type cachedError struct {
 	err   error
 	retry time.Duration
 }
 
-func (e *heldError) Error() string             { return e.err.Error() }
-func (e *heldError) Unwrap() error             { return e.err }
-func (e *heldError) RetryAfter() time.Duration { return e.retry }
+func (e *cachedError) Error() string             { return e.err.Error() }
+func (e *cachedError) Unwrap() error             { return e.err }
+func (e *cachedError) RetryAfter() time.Duration { return e.retry }
 
 var (
 	errNotInForce = errors.New("the credential is no longer in force")
@@ -206,22 +206,22 @@ func New(cfg Config) (*Broker, error) {
 	}
 	defaults(&cfg)
 	b := &Broker{
-		cfg:      cfg,
-		log:      cfg.Logger,
-		base:     cfg.Now(),
-		grace:    defaultGrace,
-		door:     make(chan struct{}, 1),
-		kick:     make(chan struct{}, 1),
-		named:    make(map[name]*entry),
-		entries:  make(map[authz.CredentialRef]*entry),
-		air:      make(map[*flight]bool),
-		pending:  make(map[string]*revocation),
-		held:     make(map[string]heldLease),
-		breakers: make(map[string]*breaker),
-		leasing:  make(map[string]bool),
-		writes:   make(map[string]bool),
-		mints:    allowance{every: time.Minute / time.Duration(cfg.MintsPerMinute), burst: time.Minute},
-		stats:    stats{errors: make(map[string]uint64)},
+		cfg:           cfg,
+		log:           cfg.Logger,
+		base:          cfg.Now(),
+		grace:         defaultGrace,
+		loginSem:      make(chan struct{}, 1),
+		wakeup:        make(chan struct{}, 1),
+		named:         make(map[credentialName]*entry),
+		entries:       make(map[authz.CredentialRef]*entry),
+		inFlight:      make(map[*fetch]bool),
+		pending:       make(map[string]*revocation),
+		stored:        make(map[string]storedLease),
+		breakers:      make(map[string]*breaker),
+		leasedPaths:   make(map[string]bool),
+		writablePaths: make(map[string]bool),
+		mintLimit:     limiter{every: time.Minute / time.Duration(cfg.MintsPerMinute), burst: time.Minute},
+		stats:         stats{errors: make(map[string]uint64)},
 	}
 	var err error
 	if b.client, err = newClient(&b.cfg, b.countError); err != nil {
@@ -254,11 +254,11 @@ func defaults(cfg *Config) {
 	}
 }
 
-func (b *Broker) now() instant {
+func (b *Broker) now() dualTime {
 	t := b.cfg.Now()
-	now := instant{mono: int64(t.Sub(b.base)), wall: t.UnixNano()}
-	if b.stepped != nil {
-		return b.stepped(now)
+	now := dualTime{mono: int64(t.Sub(b.base)), wall: t.UnixNano()}
+	if b.adjustClock != nil {
+		return b.adjustClock(now)
 	}
 	return now
 }
@@ -267,10 +267,10 @@ func (b *Broker) now() instant {
 // none. Its error holds no secret and has a method RetryAfter if trying again
 // may help.
 func (b *Broker) Credential(ctx context.Context, ref authz.CredentialRef) (authz.Credential, error) {
-	if c, ok := b.warm(ref); ok {
+	if c, ok := b.cached(ref); ok {
 		return c, nil
 	}
-	f, err := b.board(ctx, ref)
+	f, err := b.joinFetch(ctx, ref)
 	if err != nil {
 		return authz.Credential{}, err
 	}
@@ -292,22 +292,22 @@ func (b *Broker) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 // since Vault is not who ends it. It does not block.
 func (b *Broker) Refused(grant, credential string, generation uint64, status int) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	now := b.now()
-	e := b.named[name{grant, credential}]
-	if e == nil || e.lease == nil || e.lease.generation != generation || e.lease.mount != "" || now.before(e.askAgainAt) {
+	e := b.named[credentialName{grant, credential}]
+	if e == nil || e.lease == nil || e.lease.generation != generation || e.lease.mount != "" || now.before(e.recheckAt) {
 		return
 	}
-	e.doubted, e.askAgainAt = true, now.add(askAgainEvery)
-	e.notAccepted = status == http.StatusUnauthorized
-	b.wake()
+	e.needsRecheck, e.recheckAt = true, now.add(recheckInterval)
+	e.unauthorized = status == http.StatusUnauthorized
+	b.wakeUp()
 }
 
-func (b *Broker) warm(ref authz.CredentialRef) (authz.Credential, bool) {
+func (b *Broker) cached(ref authz.CredentialRef) (authz.Credential, bool) {
 	now := b.now()
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	e := b.named[name{ref.Grant, ref.Name}]
+	e := b.named[credentialName{ref.Grant, ref.Name}]
 	if e == nil || e.ref != ref {
 		e = b.entries[ref]
 	}
@@ -319,7 +319,7 @@ func (b *Broker) warm(ref authz.CredentialRef) (authz.Credential, bool) {
 
 // serve returns the credential if it may be used at now. The caller holds mu,
 // for reading at least.
-func (e *entry) serve(now instant) (authz.Credential, bool) {
+func (e *entry) serve(now dualTime) (authz.Credential, bool) {
 	l := e.lease
 	if !l.usable(now) {
 		l = e.next
@@ -331,40 +331,40 @@ func (e *entry) serve(now instant) (authz.Credential, bool) {
 	return l.credential(), true
 }
 
-// board returns the flight that fetches the credential, starting it if there
+// joinFetch returns the flight that fetches the credential, starting it if there
 // is none, or the failure that answers for it for now.
-func (b *Broker) board(ctx context.Context, ref authz.CredentialRef) (*flight, error) {
+func (b *Broker) joinFetch(ctx context.Context, ref authz.CredentialRef) (*fetch, error) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	now := b.now()
 	if b.closed {
 		return nil, errStopping
 	}
 	e := b.entries[ref]
 	if e == nil {
-		if err := b.admit(ref); err != nil {
+		if err := b.checkRef(ref); err != nil {
 			return nil, err
 		}
 		e = &entry{ref: ref, madeAt: now}
-		b.entries[ref], b.named[name{ref.Grant, ref.Name}] = e, e
+		b.entries[ref], b.named[credentialName{ref.Grant, ref.Name}] = e, e
 	}
-	if e.flight != nil {
-		return e.flight, nil
+	if e.fetch != nil {
+		return e.fetch, nil
 	}
 	if c, ok := e.serve(now); ok {
-		f := &flight{done: make(chan struct{}), credential: c}
+		f := &fetch{done: make(chan struct{}), credential: c}
 		close(f.done)
 		return f, nil
 	}
 	if e.err != nil && now.before(e.retryAt) {
-		return nil, &heldError{err: e.err, retry: now.until(e.retryAt)}
+		return nil, &cachedError{err: e.err, retry: now.until(e.retryAt)}
 	}
 	e.usedAt.set(now)
-	return b.start(ctx, e), nil
+	return b.startFetch(ctx, e), nil
 }
 
-// admit refuses what must not be fetched. The caller holds mu.
-func (b *Broker) admit(ref authz.CredentialRef) error {
+// checkRef refuses what must not be fetched. The caller holds mu.
+func (b *Broker) checkRef(ref authz.CredentialRef) error {
 	if ref.Plugin != b.cfg.Plugin {
 		return fmt.Errorf("the broker of plugin %s has no credentials of plugin %s", b.cfg.Plugin, ref.Plugin)
 	}
@@ -410,36 +410,36 @@ func checkParameters(parameters string) error {
 	return nil
 }
 
-// start begins to fetch or renew. The caller holds mu, the entry has no
+// startFetch begins to fetch or renew. The caller holds mu, the entry has no
 // flight, and the broker is not closed. What is begun is finished although
 // the caller gives up: others wait for it, and a lease must not be lost.
-func (b *Broker) start(ctx context.Context, e *entry) *flight {
+func (b *Broker) startFetch(ctx context.Context, e *entry) *fetch {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callsInFlight*b.cfg.Timeout)
-	f := &flight{done: make(chan struct{}), began: b.now(), cancel: cancel}
-	e.flight = f
-	b.air[f] = true
-	b.flights.Go(func() {
+	f := &fetch{done: make(chan struct{}), began: b.now(), cancel: cancel}
+	e.fetch = f
+	b.inFlight[f] = true
+	b.tasks.Go(func() {
 		defer cancel()
-		b.fly(ctx, e, f)
+		b.runFetch(ctx, e, f)
 	})
 	return f
 }
 
-// fly fetches or renews the credential and hands it to all that wait.
-func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
+// runFetch fetches or renews the credential and hands it to all that wait.
+func (b *Broker) runFetch(ctx context.Context, e *entry, f *fetch) {
 	b.mu.Lock()
 	old, current := e.lease, b.session
 	f.old = old
-	b.unlock()
+	b.unlockAndNotify()
 	began := b.cfg.Now()
 	got, gone, err := b.obtain(ctx, e.ref, old, current)
 	if b.cfg.Fetched != nil {
 		b.cfg.Fetched(b.cfg.Now().Sub(began), err)
 	}
 	if err == nil && got.id != "" {
-		b.hold(got) // on disk before it is in use
+		b.storeLease(got) // on disk before it is in use
 	}
-	b.land(e, f, old, got, gone, err)
+	b.finishFetch(e, f, old, got, gone, err)
 }
 
 // obtain returns a lease newer than old, which may be nil. gone is set when
@@ -470,7 +470,7 @@ func (b *Broker) renew(ctx context.Context, ref authz.CredentialRef, old *lease)
 		return old.renewed(issued, asked, seconds(answer.LeaseDuration), ref.Lifetime, spread()), false, nil
 	case isTransient(err):
 		return nil, false, err
-	case b.outlived(ctx, old.session, err):
+	case b.tokenInvalid(ctx, old.session, err):
 		return nil, true, err
 	}
 	gone, _ = b.isGone(ctx, old.session, old.id)
@@ -489,16 +489,16 @@ func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) 
 		if err != nil {
 			return nil, err
 		}
-		if err := b.mayMint(ref.Path, old != nil && old.id == ""); err != nil {
+		if err := b.checkMint(ref.Path, old != nil && old.id == ""); err != nil {
 			return nil, err
 		}
 		l, err := b.read(ctx, s, ref, old)
-		b.trip(ref.Path, err)
-		if !retried && b.outlived(ctx, s, err) {
+		b.recordOutcome(ref.Path, err)
+		if !retried && b.tokenInvalid(ctx, s, err) {
 			continue
 		}
 		if e := (*Error)(nil); errors.As(err, &e) && e.ambiguous && (old == nil || old.id != "") {
-			b.suspect(s, ref.Path)
+			b.markUntracked(s, ref.Path)
 		}
 		return l, err
 	}
@@ -506,10 +506,10 @@ func (b *Broker) mint(ctx context.Context, ref authz.CredentialRef, old *lease) 
 
 // read asks the path once, for what replaces old, which may be nil.
 func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef, old *lease) (*lease, error) {
-	if err := b.room(s, ref.Path); err != nil {
+	if err := b.checkCapacity(s, ref.Path); err != nil {
 		return nil, err
 	}
-	if err := b.mayWrite(ctx, s, ref); err != nil {
+	if err := b.checkWritable(ctx, s, ref); err != nil {
 		return nil, err
 	}
 	issued := b.now()
@@ -525,14 +525,14 @@ func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef, 
 	leased := answer != nil && answer.LeaseID != ""
 	if leased {
 		b.mu.Lock()
-		b.leasing[ref.Path] = true
-		b.unlock()
+		b.leasedPaths[ref.Path] = true
+		b.unlockAndNotify()
 	}
 	if err == nil && leased && s.batch {
 		err = errBatch
 	}
 	if err != nil && leased {
-		b.giveBack(s, ref, answer.LeaseID)
+		b.revokeUnused(s, ref, answer.LeaseID)
 	}
 	if err != nil {
 		return nil, b.unusable(c.op, err)
@@ -540,13 +540,13 @@ func (b *Broker) read(ctx context.Context, s *session, ref authz.CredentialRef, 
 	return l, nil
 }
 
-// mayWrite refuses to send parameters to an engine that would store them in the
+// checkWritable refuses to send parameters to an engine that would store them in the
 // place of the secret. Of what kind an engine is, Vault tells whoever may use
 // the path; what it does not tell is not written to. It is asked once for each
 // path.
-func (b *Broker) mayWrite(ctx context.Context, s *session, ref authz.CredentialRef) error {
+func (b *Broker) checkWritable(ctx context.Context, s *session, ref authz.CredentialRef) error {
 	b.mu.RLock()
-	known := b.writes[ref.Path]
+	known := b.writablePaths[ref.Path]
 	b.mu.RUnlock()
 	if ref.Parameters == "" || known {
 		return nil
@@ -567,9 +567,9 @@ func (b *Broker) mayWrite(ctx context.Context, s *session, ref authz.CredentialR
 		return b.unusable(op, errors.New("it is a key-value engine, which would store the parameters in the place of the secret; leave vault.params out"))
 	}
 	b.mu.Lock()
-	defer b.unlock()
-	if len(b.writes) < maxEntries {
-		b.writes[ref.Path] = true
+	defer b.unlockAndNotify()
+	if len(b.writablePaths) < maxEntries {
+		b.writablePaths[ref.Path] = true
 	}
 	return nil
 }
@@ -587,28 +587,28 @@ func (b *Broker) unusable(op string, err error) error {
 	return e
 }
 
-// room refuses to mint while too much waits to be revoked, and what would have
+// checkCapacity refuses to mint while too much waits to be revoked, and what would have
 // to be given back at once.
-func (b *Broker) room(s *session, path string) error {
+func (b *Broker) checkCapacity(s *session, path string) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if len(b.pending) >= maxPending {
 		return fmt.Errorf("%d leases wait for Vault to confirm that they are revoked", len(b.pending))
 	}
-	if s.batch && b.leasing[path] {
+	if s.batch && b.leasedPaths[path] {
 		return fmt.Errorf("read %s: %w", path, errBatch)
 	}
 	return nil
 }
 
-// land ends a flight: it puts the new lease in force, or notes the failure.
-func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error) {
+// finishFetch ends a flight: it puts the new lease in force, or notes the failure.
+func (b *Broker) finishFetch(e *entry, f *fetch, old, got *lease, gone bool, err error) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	defer close(f.done)
 	now := b.now()
-	e.flight = nil
-	delete(b.air, f)
+	e.fetch = nil
+	delete(b.inFlight, f)
 	if gone && e.lease != nil && e.lease == old {
 		b.lose(e, leaseGone)
 	}
@@ -625,25 +625,25 @@ func (b *Broker) land(e *entry, f *flight, old, got *lease, gone bool, err error
 			err = errors.New("the lease is too short to be used")
 		}
 	} else if got != nil && got.id != "" {
-		f.orphan = b.enqueue(e.ref, got, now, true)
+		f.lateLease = b.enqueue(e.ref, got, now, true)
 	}
-	if f.lost && (err != nil || got.id != old.id) {
-		b.keep(e.ref, old, now)
+	if f.oldLost && (err != nil || got.id != old.id) {
+		b.revokeWhenUnused(e.ref, old, now)
 	}
 	if err != nil {
-		b.failed(e, now, err)
-		f.err = &heldError{err: err, retry: now.until(e.retryAt)}
+		b.recordFailure(e, now, err)
+		f.err = &cachedError{err: err, retry: now.until(e.retryAt)}
 	}
-	b.wake()
+	b.wakeUp()
 }
 
-// failed notes a failure. The caller holds mu.
-func (b *Broker) failed(e *entry, now instant, err error) {
+// recordFailure notes a failure. The caller holds mu.
+func (b *Broker) recordFailure(e *entry, now dualTime, err error) {
 	first := e.err == nil
-	if held := (*heldError)(nil); !errors.As(err, &held) || e.failures == 0 {
+	if held := (*cachedError)(nil); !errors.As(err, &held) || e.failures == 0 {
 		e.failures++ // an earlier failure that answers again is none
 	}
-	e.err, e.retryAt = err, now.add(b.waitAfter(e.failures, err))
+	e.err, e.retryAt = err, now.add(b.retryDelay(e.failures, err))
 	if first {
 		b.warn("fetch credential", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
 	}
@@ -659,11 +659,11 @@ func isUnusable(err error) bool {
 	return errors.As(err, &e) && e.Code == "answer" && !e.ambiguous
 }
 
-// waitAfter is how long to wait after a number of failures in a row.
-func (b *Broker) waitAfter(failures int, err error) time.Duration {
+// retryDelay is how long to wait after a number of failures in a row.
+func (b *Broker) retryDelay(failures int, err error) time.Duration {
 	wait := backoff(failures, random())
 	if statusOf(err) == http.StatusServiceUnavailable {
-		wait = min(wait, sealedWait)
+		wait = min(wait, sealedRetry)
 	}
 	var asked interface{ RetryAfter() time.Duration }
 	if errors.As(err, &asked) {
@@ -676,7 +676,7 @@ func (b *Broker) waitAfter(failures int, err error) time.Duration {
 // back after a while. The caller holds mu.
 func (b *Broker) install(e *entry, got *lease) {
 	old := e.lease
-	e.failures, e.err, e.retryAt, e.doubted = 0, nil, instant{}, false
+	e.failures, e.err, e.retryAt, e.needsRecheck = 0, nil, dualTime{}, false
 	what := "leased"
 	switch {
 	case old == nil:
@@ -694,43 +694,43 @@ func (b *Broker) install(e *entry, got *lease) {
 	}
 	now := b.now()
 	if e.next != nil {
-		b.keep(e.ref, e.next, now)
+		b.revokeWhenUnused(e.ref, e.next, now)
 		e.next = nil
 	}
-	if what == "replaced" && got.settles && !old.refused && old.usable(now) {
-		e.next, e.settledAt = got, earliest(now.add(settleFor), old.usableUntil())
-		e.refreshAt = e.settledAt
+	if what == "replaced" && got.propagatesLate && !old.rejected && old.usable(now) {
+		e.next, e.nextActiveAt = got, earliest(now.add(propagationDelay), old.usableUntil())
+		e.refreshAt = e.nextActiveAt
 	} else {
-		b.putIn(e, got)
+		b.activate(e, got)
 	}
 	if what != "" {
 		b.record(what, e.ref, got.id, "")
 	}
-	if (what == "leased" || what == "replaced") && len(got.fields.withheld) > 0 {
+	if (what == "leased" || what == "replaced") && len(got.fields.unsendableNames) > 0 {
 		b.warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
-			zap.String("path", e.ref.Path), zap.Strings("fields", got.fields.withheld))
+			zap.String("path", e.ref.Path), zap.Strings("fields", got.fields.unsendableNames))
 	}
 }
 
-// putIn puts a lease in the place of the one that is served, which is kept for a
+// activate puts a lease in the place of the one that is served, which is kept for a
 // while. The caller holds mu.
-func (b *Broker) putIn(e *entry, got *lease) {
+func (b *Broker) activate(e *entry, got *lease) {
 	now, old := b.now(), e.lease
 	e.lease, e.refreshAt = got, got.refreshAt
 	if got.session != b.session && got.mount == "" { // it was replaced meanwhile
-		e.refreshAt = earliest(e.refreshAt, now.add(moveWithin(now.until(got.usableUntil()))))
+		e.refreshAt = earliest(e.refreshAt, now.add(migrationDelay(now.until(got.usableUntil()))))
 	}
 	if old != nil && old.id != "" && old.id != got.id {
-		b.keep(e.ref, old, earliest(now.add(b.grace), old.usableUntil()))
+		b.revokeWhenUnused(e.ref, old, earliest(now.add(b.grace), old.usableUntil()))
 	}
 }
 
-// settleIn puts the next lease in the place of the one that is served. The caller
+// promoteNext puts the next lease in the place of the one that is served. The caller
 // holds mu.
-func (b *Broker) settleIn(e *entry) {
+func (b *Broker) promoteNext(e *entry) {
 	next := e.next
 	e.next = nil
-	b.putIn(e, next)
+	b.activate(e, next)
 }
 
 // lose takes a credential out of use that can no longer be. Its lease is
@@ -743,21 +743,21 @@ func (b *Broker) lose(e *entry, why string) {
 	b.changed = true
 	switch {
 	case l.id == "":
-	case e.flight != nil && e.flight.old == l:
-		e.flight.lost = true
+	case e.fetch != nil && e.fetch.old == l:
+		e.fetch.oldLost = true
 	case why == leaseGone || why == tokenGone:
 		b.enqueue(e.ref, l, b.now(), false) // there is nothing to keep
 	default:
-		b.keep(e.ref, l, b.now())
+		b.revokeWhenUnused(e.ref, l, b.now())
 	}
 	if e.next != nil {
-		b.settleIn(e)
+		b.promoteNext(e)
 	}
 }
 
-// moveWithin is when, in the time left, a credential moves to a new token.
-func moveWithin(left time.Duration) time.Duration {
-	return time.Duration(random() * float64(min(longestMove, left/3)))
+// migrationDelay is when, in the time left, a credential moves to a new token.
+func migrationDelay(left time.Duration) time.Duration {
+	return time.Duration(random() * float64(min(longestMigration, left/3)))
 }
 
 // record notes an event for the audit log, written when mu is released. The
@@ -783,9 +783,9 @@ func (b *Broker) warn(text string, fields ...zap.Field) {
 	b.warnings = append(b.warnings, warning{text, fields})
 }
 
-// unlock releases mu and tells what has happened meanwhile: while it is held,
+// unlockAndNotify releases mu and tells what has happened meanwhile: while it is held,
 // nothing waits for a disk or a terminal.
-func (b *Broker) unlock() {
+func (b *Broker) unlockAndNotify() {
 	changed, silent, warnings := b.changed, len(b.events) == 0, b.warnings
 	b.changed, b.warnings = false, nil
 	b.mu.Unlock()
@@ -798,8 +798,8 @@ func (b *Broker) unlock() {
 	if silent {
 		return
 	}
-	b.telling.Lock()
-	defer b.telling.Unlock()
+	b.delivering.Lock()
+	defer b.delivering.Unlock()
 	b.mu.Lock()
 	events := b.events
 	b.events = nil
@@ -811,10 +811,10 @@ func (b *Broker) unlock() {
 	}
 }
 
-// wake makes the schedule look again.
-func (b *Broker) wake() {
+// wakeUp makes the schedule look again.
+func (b *Broker) wakeUp() {
 	select {
-	case b.kick <- struct{}{}:
+	case b.wakeup <- struct{}{}:
 	default:
 	}
 }

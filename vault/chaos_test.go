@@ -51,7 +51,7 @@ func newChaos(t *testing.T, v *testenv.Vault, db *testenv.Postgres, name string)
 		Refresh: 500 * time.Millisecond, Logger: zap.New(core),
 	}))(t)
 	c.b.grace = time.Second
-	c.b.stepped = func(now instant) instant { return instant{now.mono + c.mono.Load(), now.wall + c.wall.Load()} }
+	c.b.adjustClock = func(now dualTime) dualTime { return dualTime{now.mono + c.mono.Load(), now.wall + c.wall.Load()} }
 	c.long, c.brief, c.value = ref("long", c.roles+"-long"), ref("brief", c.roles+"-brief"), ref("value", "secret/data/weather")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -72,7 +72,7 @@ func (c *chaos) now() time.Time { return c.b.now().time() }
 // was served goes on being served until its end, unless excused says why not.
 func (c *chaos) load(ctx context.Context, t *testing.T, r authz.CredentialRef, excused func() bool) {
 	var last authz.Credential
-	var end instant // of last, by both clocks: the wall clock may be set meanwhile
+	var end dualTime // of last, by both clocks: the wall clock may be set meanwhile
 	for i := 0; ctx.Err() == nil; i++ {
 		asked := c.b.now()
 		got, err := c.b.Credential(ctx, r)

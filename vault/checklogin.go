@@ -39,7 +39,7 @@ func (b *Broker) Examine(ctx context.Context, logIn bool) (Examination, error) {
 		}
 	}
 	if !wrapped {
-		return ExaminedVault, b.reach(ctx)
+		return ExaminedVault, b.checkHealth(ctx)
 	}
 	token, err := readSecret(auth.SecretIDFile)
 	if err != nil {
@@ -48,15 +48,15 @@ func (b *Broker) Examine(ctx context.Context, logIn bool) (Examination, error) {
 	return ExaminedWrapped, b.lookUpWrapped(ctx, token)
 }
 
-// reach reports whether Vault answers and is unsealed, without a token (Vault API,
+// checkHealth reports whether Vault answers and is unsealed, without a token (Vault API,
 // "/sys/health").
-func (b *Broker) reach(ctx context.Context) error {
+func (b *Broker) checkHealth(ctx context.Context) error {
 	var health struct {
 		Initialized bool `json:"initialized"`
 		Sealed      bool `json:"sealed"`
 	}
 	_, err := b.client.do(ctx, call{
-		op: "look at Vault's health", method: http.MethodGet, path: "sys/health", root: true, into: &health,
+		op: "look at Vault's health", method: http.MethodGet, path: "sys/health", rootNamespace: true, into: &health,
 		query: "standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200",
 	})
 	switch {

@@ -52,7 +52,7 @@ func (e *Error) Error() string {
 	if e.Status != 0 {
 		s.WriteString("Vault answered ")
 		s.WriteString(strconv.Itoa(e.Status))
-		if meaning := meaningOf(e.Status); meaning != "" {
+		if meaning := statusMeaning(e.Status); meaning != "" {
 			s.WriteString(" (" + meaning + ")")
 		}
 		if len(e.Reasons) > 0 {
@@ -66,9 +66,9 @@ func (e *Error) Error() string {
 // RetryAfter is how long Vault asked to be left alone, 0 if it did not.
 func (e *Error) RetryAfter() time.Duration { return e.retry }
 
-// meaningOf explains a status that Vault uses in its own way (Vault API
+// statusMeaning explains a status that Vault uses in its own way (Vault API
 // documentation, "HTTP status codes" and "/sys/health").
-func meaningOf(status int) string {
+func statusMeaning(status int) string {
 	switch status {
 	case http.StatusNotFound:
 		return "nothing is there, or it is deleted"
@@ -120,12 +120,12 @@ func isTransient(err error) bool {
 // api.NewClient reads the VAULT_* environment whatever Config it is given, and
 // fails when that names a file that is gone.
 type client struct {
-	http      *http.Client
-	base      *url.URL
-	namespace string
-	timeout   time.Duration
-	failed    func(*Error)             // told of each failure
-	seen      atomic.Pointer[[]string] // the states of Vault's storage that answers spoke of
+	http              *http.Client
+	base              *url.URL
+	namespace         string
+	timeout           time.Duration
+	failed            func(*Error)             // told of each failure
+	replicationStates atomic.Pointer[[]string] // the states of Vault's storage that answers spoke of
 }
 
 func newClient(cfg *Config, failed func(*Error)) (*client, error) {
@@ -182,8 +182,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// unfollowed says that a redirect is not followed, and what to do about it.
-func unfollowed(resp *http.Response) string {
+// redirectReason says that a redirect is not followed, and what to do about it.
+func redirectReason(resp *http.Response) string {
 	to, err := resp.Location()
 	if err != nil || to.Host == "" {
 		return "a redirect to nowhere"
@@ -194,16 +194,16 @@ func unfollowed(resp *http.Response) string {
 
 // call is one request to Vault.
 type call struct {
-	op     string // for errors
-	method string
-	path   string // without /v1/
-	query  string
-	token  authz.Secret
-	body   map[string]any
-	params string // a body that is JSON already and holds nothing of ours
-	into   any    // where the answer is decoded to as well; nil for nowhere
-	asks   bool   // for what the policy need not allow: a refusal is no failure
-	root   bool   // it is of the root namespace's only
+	op            string // for errors
+	method        string
+	path          string // without /v1/
+	query         string
+	token         authz.Secret
+	body          map[string]any
+	params        string // a body that is JSON already and holds nothing of ours
+	into          any    // where the answer is decoded to as well; nil for nowhere
+	optional      bool   // for what the policy need not allow: a refusal is no failure
+	rootNamespace bool   // it is of the root namespace's only
 }
 
 const (
@@ -227,9 +227,9 @@ func (c *client) do(ctx context.Context, r call) (*api.Secret, error) {
 	if err != nil {
 		err.Op = r.op
 		for i, reason := range err.Reasons {
-			err.Reasons[i] = r.clean(reason)
+			err.Reasons[i] = r.redact(reason)
 		}
-		if !r.asks || err.Status != http.StatusForbidden {
+		if !r.optional || err.Status != http.StatusForbidden {
 			c.failed(err)
 		}
 		return nil, err
@@ -258,7 +258,7 @@ func (c *client) send(ctx context.Context, r call) (*api.Secret, *Error) {
 	if resp.StatusCode >= http.StatusMultipleChoices {
 		return nil, statusError(resp)
 	}
-	c.remember(resp.Header.Values(api.HeaderIndex))
+	c.mergeState(resp.Header.Values(api.HeaderIndex))
 	secret, err := decode(resp.Body, r.into)
 	if err != nil {
 		// The error may quote the answer.
@@ -283,21 +283,21 @@ func decode(body io.Reader, into any) (*api.Secret, error) {
 	return secret, err
 }
 
-// remember notes what state of Vault's storage an answer speaks of, so that
+// mergeState notes what state of Vault's storage an answer speaks of, so that
 // the next node that is asked knows at least as much or says 412 (Vault
 // Enterprise, "Vault Enterprise eventual consistency", X-Vault-Index).
-func (c *client) remember(states []string) {
+func (c *client) mergeState(states []string) {
 	const longest = 4 << 10
 	for _, state := range states {
 		if len(state) > longest {
 			continue
 		}
 		var seen []string
-		if old := c.seen.Load(); old != nil {
+		if old := c.replicationStates.Load(); old != nil {
 			seen = *old
 		}
 		seen = api.MergeReplicationStates(seen, state)
-		c.seen.Store(&seen) // of two at once one is forgotten, as if it had not been heard
+		c.replicationStates.Store(&seen) // of two at once one is forgotten, as if it had not been heard
 	}
 }
 
@@ -326,10 +326,10 @@ func (c *client) request(ctx context.Context, r call) (*http.Request, error) {
 	if token := r.token.Reveal(); token != "" {
 		req.Header.Set(api.AuthHeaderName, token)
 	}
-	if c.namespace != "" && !r.root {
+	if c.namespace != "" && !r.rootNamespace {
 		req.Header.Set(api.NamespaceHeaderName, c.namespace)
 	}
-	if seen := c.seen.Load(); seen != nil {
+	if seen := c.replicationStates.Load(); seen != nil {
 		req.Header[api.HeaderIndex] = *seen
 	}
 	if body != nil {
@@ -367,9 +367,9 @@ func statusError(resp *http.Response) *Error {
 	resp.Body = io.NopCloser(bytes.NewReader(text))
 	switch {
 	case resp.StatusCode < http.StatusBadRequest:
-		e.Reasons = []string{unfollowed(resp)}
-	case resp.StatusCode == http.StatusNotFound && absence(text) != "":
-		authored, e.Reasons = true, []string{absence(text)}
+		e.Reasons = []string{redirectReason(resp)}
+	case resp.StatusCode == http.StatusNotFound && deletionReason(text) != "":
+		authored, e.Reasons = true, []string{deletionReason(text)}
 	case errors.As((&api.Response{Response: resp}).Error(), &vaults) && !vaults.RawError:
 		authored, e.Reasons = true, append(vaults.Errors, warningsOf(text)...)
 	default:
@@ -394,9 +394,9 @@ func warningsOf(answer []byte) []string {
 	return warned.Warnings
 }
 
-// absence says why a version of a KV version 2 secret is not there, "" when the
+// deletionReason says why a version of a KV version 2 secret is not there, "" when the
 // answer does not speak of one (Vault API, "KV secrets engine, version 2").
-func absence(answer []byte) string {
+func deletionReason(answer []byte) string {
 	var deleted struct {
 		Data struct {
 			Metadata struct {
@@ -433,15 +433,15 @@ func retryAfter(header string) time.Duration {
 	return 0
 }
 
-// clean makes one short printable line of words that came from outside, and
+// redact makes one short printable line of words that came from outside, and
 // takes out whatever of ours they may repeat.
-func (r call) clean(s string) string {
+func (r call) redact(s string) string {
 	const longest = 240
 	if token := r.token.Reveal(); token != "" {
 		s = strings.ReplaceAll(s, token, "[redacted]")
 	}
 	for key, value := range r.body {
-		if text, ok := value.(string); ok && text != "" && !isPublic(key) {
+		if text, ok := value.(string); ok && text != "" && !mayRepeat(key) {
 			s = strings.ReplaceAll(s, text, "[redacted]")
 		}
 	}
@@ -455,9 +455,9 @@ func (r call) clean(s string) string {
 	return s
 }
 
-// isPublic reports whether what we send under a key may be repeated: an error
+// mayRepeat reports whether what we send under a key may be repeated: an error
 // that does not name the role is of little use.
-func isPublic(key string) bool {
+func mayRepeat(key string) bool {
 	switch key {
 	case "role", "name", "serial_number", "signature_algorithm", "salt_length", "marshaling_algorithm":
 		return true

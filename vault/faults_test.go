@@ -473,7 +473,7 @@ func TestUpstreamRefuses(t *testing.T) {
 
 	testenv.Must(t, v.RevokeLeases(t.Context(), "database/creds/reader"))
 	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"api_key": "wk_2"}))
-	ahead.Store(int64(askAgainEvery + time.Second))
+	ahead.Store(int64(recheckInterval + time.Second))
 	refused()
 	until(t, "the lease is lost and the value replaced", func() bool { return log.count("lost") == 1 && log.count("replaced") == 1 })
 	second := testenv.MustGet(b.Credential(t.Context(), db1))(t)
@@ -508,7 +508,7 @@ func TestUserIsDropped(t *testing.T) {
 		if !logsIn(t, db, second) || log.count("lost") != 0 {
 			t.Errorf("%s: records %s", name, &log)
 		}
-		clock.move(2 * askAgainEvery)
+		clock.move(2 * recheckInterval)
 		for range 100 { // a plugin that asks for what it may not have
 			b.Refused(user.Grant, user.Name, second.Generation, http.StatusUnauthorized)
 			time.Sleep(5 * time.Millisecond)
@@ -743,8 +743,8 @@ func TestTokenFile(t *testing.T) {
 	until(t, "the new token is taken up", func() bool { return time.Until(b.Status().TokenExpires) > 50*time.Minute })
 	third := testenv.MustGet(v.NewToken(t.Context(), 10*time.Hour, "weather"))(t)
 	testenv.Must(t, os.WriteFile(path, []byte(third), 0o600))
-	jumped.Store(int64(rereadToken + time.Second)) // long before the second one is due
-	b.wake()
+	jumped.Store(int64(tokenRereadInterval + time.Second)) // long before the second one is due
+	b.wakeUp()
 	until(t, "the next token is taken up", func() bool { return time.Until(b.Status().TokenExpires) > 9*time.Hour })
 	testenv.Must(t, stop())
 	if _, err := v.Do(t.Context(), "GET", "auth/token/lookup-self", third, nil); err != nil {

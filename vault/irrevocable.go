@@ -12,21 +12,21 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// lookForIrrevocable tells operators of leases that Vault has given up revoking
+// warnIrrevocable tells operators of leases that Vault has given up revoking
 // in the engines that ours are of: those that ended with a token, and whose
 // database then refused for some minutes, are nobody's any more (Vault API,
 // "/sys/leases/count"). Whose they are Vault tells only to who may list leases.
 // A policy that does not allow the question leaves it unanswered.
-func (b *Broker) lookForIrrevocable(ctx context.Context) {
+func (b *Broker) warnIrrevocable(ctx context.Context) {
 	b.mu.RLock()
-	s, paths := b.session, slices.Sorted(maps.Keys(b.leasing))
+	s, paths := b.session, slices.Sorted(maps.Keys(b.leasedPaths))
 	usable := s.usable(b.now())
 	b.mu.RUnlock()
 	if !usable || len(paths) == 0 {
 		return
 	}
 	answer, err := b.client.do(ctx, call{
-		op: "count irrevocable leases", method: http.MethodGet, path: "sys/leases/count", query: "type=irrevocable", token: s.token, asks: true,
+		op: "count irrevocable leases", method: http.MethodGet, path: "sys/leases/count", query: "type=irrevocable", token: s.token, optional: true,
 	})
 	if err != nil || answer == nil {
 		return

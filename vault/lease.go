@@ -12,17 +12,17 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// instant is one reading of both clocks. A deadline has passed when either
+// dualTime is one reading of both clocks. A deadline has passed when either
 // says so: the monotonic clock cannot be stepped, but stands still while the
 // machine is suspended; the wall clock goes on, but can be stepped.
-type instant struct{ mono, wall int64 } // nanoseconds
+type dualTime struct{ mono, wall int64 } // nanoseconds
 
 // never is after every instant.
-func never() instant { return instant{math.MaxInt64, math.MaxInt64} }
+func never() dualTime { return dualTime{math.MaxInt64, math.MaxInt64} }
 
 // add returns the instant d later. What is never stays never.
-func (i instant) add(d time.Duration) instant {
-	return instant{addSaturated(i.mono, int64(d)), addSaturated(i.wall, int64(d))}
+func (i dualTime) add(d time.Duration) dualTime {
+	return dualTime{addSaturated(i.mono, int64(d)), addSaturated(i.wall, int64(d))}
 }
 
 func addSaturated(a, b int64) int64 {
@@ -33,10 +33,10 @@ func addSaturated(a, b int64) int64 {
 }
 
 // before reports whether i is before o on both clocks.
-func (i instant) before(o instant) bool { return i.mono < o.mono && i.wall < o.wall }
+func (i dualTime) before(o dualTime) bool { return i.mono < o.mono && i.wall < o.wall }
 
 // until returns the time left from i to o, by the clock that has less.
-func (i instant) until(o instant) time.Duration {
+func (i dualTime) until(o dualTime) time.Duration {
 	if o == never() {
 		return math.MaxInt64
 	}
@@ -44,7 +44,7 @@ func (i instant) until(o instant) time.Duration {
 }
 
 // time returns the wall time, the zero time for never.
-func (i instant) time() time.Time {
+func (i dualTime) time() time.Time {
 	if i.wall == math.MaxInt64 {
 		return time.Time{}
 	}
@@ -52,8 +52,8 @@ func (i instant) time() time.Time {
 }
 
 // earliest returns the earlier of the two on each clock.
-func earliest(a, b instant) instant {
-	return instant{min(a.mono, b.mono), min(a.wall, b.wall)}
+func earliest(a, b dualTime) dualTime {
+	return dualTime{min(a.mono, b.mono), min(a.wall, b.wall)}
 }
 
 // safety is what is left unused at the end of a lease of length d: our clock
@@ -64,16 +64,16 @@ func safety(d time.Duration) time.Duration {
 
 // window is how long an answer of Vault's may be used, and when to see to it.
 type window struct {
-	notAfter  instant
-	refreshAt instant
-	ends      instant // when Vault ends it, whatever we may use of it
-	capped    bool    // by the ceiling, so that renewing would not lengthen it
+	notAfter  dualTime
+	refreshAt dualTime
+	ends      dualTime // when Vault ends it, whatever we may use of it
+	capped    bool     // by the ceiling, so that renewing would not lengthen it
 }
 
 // newWindow returns the window of what was granted for ttl by an answer to a
 // request sent at issued, and may not be used past ceiling. spread is from
 // -1 to 1 and moves the refresh by up to a tenth, so that not all come at once.
-func newWindow(issued instant, ttl time.Duration, ceiling instant, spread float64) window {
+func newWindow(issued dualTime, ttl time.Duration, ceiling dualTime, spread float64) window {
 	ends := issued.add(ttl)
 	end := earliest(ends, ceiling)
 	length := max(issued.until(end), 0)
@@ -93,31 +93,31 @@ func newWindow(issued instant, ttl time.Duration, ceiling instant, spread float6
 // lease is one answer of Vault's that is in use. It does not change.
 type lease struct {
 	window
-	id         string // "" for a value without a lease; for a certificate MOUNT/cert/SERIAL
-	mount      string // of the engine that a certificate is revoked at; "" for what is none
-	session    *session
-	fields     fieldSet
-	generation uint64
-	renewable  bool
-	exhausted  bool // Vault granted less than was asked: the next one is a new one
-	minted     instant
-	granted    time.Duration // at first
-	uses       *authz.Uses   // the accesses that carry it
-	settles    bool          // what it is of needs a moment to know it
-	refused    bool          // the upstream did not accept it
-	brief      bool          // it is fetched again when it is asked for, and not before it ends
+	id             string // "" for a value without a lease; for a certificate MOUNT/cert/SERIAL
+	mount          string // of the engine that a certificate is revoked at; "" for what is none
+	session        *session
+	fields         fieldSet
+	generation     uint64
+	renewable      bool
+	exhausted      bool // Vault granted less than was asked: the next one is a new one
+	minted         dualTime
+	granted        time.Duration // at first
+	uses           *authz.Uses   // the accesses that carry it
+	propagatesLate bool          // what it is of needs a moment to know it
+	rejected       bool          // the upstream did not accept it
+	onDemand       bool          // it is fetched again when it is asked for, and not before it ends
 
 	// Of a password that Vault replaces.
 
-	rotated  string  // when it was replaced last, as Vault writes it
-	rotateBy instant // when it is to be replaced
-	lateBy   instant // until when Vault is asked for one that is late; zero while it is not
+	rotated  string   // when it was replaced last, as Vault writes it
+	rotateBy dualTime // when it is to be replaced
+	lateBy   dualTime // until when Vault is asked for one that is late; zero while it is not
 }
 
 // usableUntil is when the lease or the token that holds it ends. A certificate
 // ends by itself, and a value without a lease does not end with the token that it
 // was read with: while Vault is away it is served for as long as it may be stale.
-func (l *lease) usableUntil() instant {
+func (l *lease) usableUntil() dualTime {
 	if l.mount != "" || l.id == "" {
 		return l.notAfter
 	}
@@ -129,7 +129,7 @@ func (l *lease) usableUntil() instant {
 func (l *lease) heldBy(s *session) bool { return l.session == s && l.mount == "" }
 
 // usable reports whether the lease may be used at now.
-func (l *lease) usable(now instant) bool {
+func (l *lease) usable(now dualTime) bool {
 	return l != nil && (l.mount != "" || !l.session.dead) && now.before(l.usableUntil())
 }
 
@@ -143,11 +143,11 @@ func (l *lease) credential() authz.Credential {
 
 // renews reports whether renewing the lease is worth trying.
 func (l *lease) renews() bool {
-	return l.id != "" && l.renewable && !l.exhausted && !l.capped && !l.refused
+	return l.id != "" && l.renewable && !l.exhausted && !l.capped && !l.rejected
 }
 
 // increment is how much to ask for at now, in whole seconds.
-func (l *lease) increment(now instant, lifetime time.Duration) time.Duration {
+func (l *lease) increment(now dualTime, lifetime time.Duration) time.Duration {
 	ask := l.granted
 	if lifetime > 0 {
 		ask = min(ask, now.until(l.minted.add(lifetime)))
@@ -157,7 +157,7 @@ func (l *lease) increment(now instant, lifetime time.Duration) time.Duration {
 
 // renewed returns the lease as it is after a renewal that was asked for at
 // issued and granted ttl.
-func (l *lease) renewed(issued instant, asked, ttl, lifetime time.Duration, spread float64) *lease {
+func (l *lease) renewed(issued dualTime, asked, ttl, lifetime time.Duration, spread float64) *lease {
 	next := *l
 	next.window = newWindow(issued, ttl, ceiling(l.minted, lifetime), spread)
 	next.exhausted = ttl+time.Second < asked
@@ -165,7 +165,7 @@ func (l *lease) renewed(issued instant, asked, ttl, lifetime time.Duration, spre
 }
 
 // ceiling is when what was minted at minted must be given back at the latest.
-func ceiling(minted instant, lifetime time.Duration) instant {
+func ceiling(minted dualTime, lifetime time.Duration) dualTime {
 	if lifetime <= 0 {
 		return never()
 	}

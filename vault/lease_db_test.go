@@ -305,7 +305,7 @@ func TestClockJumps(t *testing.T) {
 	}
 
 	jumped.Store(int64(2*time.Hour + 50*time.Minute)) // it is due to be renewed
-	b.wake()
+	b.wakeUp()
 	until(t, "it is given back", func() bool { return len(users(t, db)) == 0 })
 	if log.count("released") != 1 {
 		t.Errorf("records %s", &log)
@@ -322,7 +322,7 @@ func TestEndsWhileRenewed(t *testing.T) {
 	var log journal
 	b := testenv.MustGet(New(Config{Plugin: plugin, Address: f.address, Auth: auth, Recorder: &log}))(t)
 	var wall atomic.Int64 // the wall clock alone: by the other one the lease is in use
-	b.stepped = func(now instant) instant { return instant{now.mono, now.wall + wall.Load()} }
+	b.adjustClock = func(now dualTime) dualTime { return dualTime{now.mono, now.wall + wall.Load()} }
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
@@ -336,10 +336,10 @@ func TestEndsWhileRenewed(t *testing.T) {
 		lost, renewed := log.count("lost"), test.renewed
 		renewing, release := f.hold("sys/leases/renew")
 		wall.Add(int64(test.due))
-		b.wake()
+		b.wakeUp()
 		<-renewing
 		wall.Add(int64(test.end))
-		b.wake()
+		b.wakeUp()
 		until(t, "it is lost", func() bool { return log.count("lost") > lost })
 		if !renewed {
 			testenv.Must(t, v.RevokeLeases(t.Context(), "database/creds/reader"))

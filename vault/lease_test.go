@@ -16,16 +16,16 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-func at(mono, wall time.Duration) instant { return instant{int64(mono), int64(wall)} }
+func at(mono, wall time.Duration) dualTime { return dualTime{int64(mono), int64(wall)} }
 
 // both returns an instant at which both clocks say the same.
-func both(d time.Duration) instant { return at(d, d) }
+func both(d time.Duration) dualTime { return at(d, d) }
 
 func TestInstant(t *testing.T) {
 	t.Parallel()
 	deadline := both(time.Hour)
 	for name, test := range map[string]struct {
-		now    instant
+		now    dualTime
 		before bool
 		left   time.Duration
 	}{
@@ -147,7 +147,7 @@ func TestScheduleOfADay(t *testing.T) {
 	}
 }
 
-func (l *lease) issuedFor(now instant) time.Duration { return now.until(l.ends) }
+func (l *lease) issuedFor(now dualTime) time.Duration { return now.until(l.ends) }
 
 func TestTokenIsFit(t *testing.T) {
 	t.Parallel()
@@ -164,14 +164,14 @@ func TestTokenIsFit(t *testing.T) {
 		{53 * time.Minute, 5 * time.Minute, false},
 		{57 * time.Minute, time.Second, false},
 	} {
-		if got := s.fit(both(test.now), test.need); got != test.fit {
+		if got := s.outlives(both(test.now), test.need); got != test.fit {
 			t.Errorf("after %s, for a lease of %s: fit = %v", test.now, test.need, got)
 		}
 	}
-	if !(&session{notAfter: never()}).fit(both(0), time.Hour) {
+	if !(&session{notAfter: never()}).outlives(both(0), time.Hour) {
 		t.Error("a token that does not end is not fit")
 	}
-	if (&session{notAfter: never(), dead: true}).fit(both(0), 0) || (*session)(nil).fit(both(0), 0) {
+	if (&session{notAfter: never(), dead: true}).outlives(both(0), 0) || (*session)(nil).outlives(both(0), 0) {
 		t.Error("a dead token is fit")
 	}
 }
@@ -257,7 +257,7 @@ func TestFields(t *testing.T) {
 			if diff := cmp.Diff(test.pem, slices.Sorted(maps.Keys(got.pem))); diff != "" {
 				t.Error(diff)
 			}
-			if diff := cmp.Diff(test.withheld, got.withheld); diff != "" {
+			if diff := cmp.Diff(test.withheld, got.unsendableNames); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -298,7 +298,7 @@ func FuzzFields(f *testing.F) {
 			t.Fatalf("fields %v, error %v", slices.Collect(maps.Keys(fields.text)), err)
 		}
 		for name, value := range fields.text {
-			if slices.Contains(fields.withheld, name) {
+			if slices.Contains(fields.unsendableNames, name) {
 				t.Errorf("field %q is both served and withheld", name)
 			}
 			if v := value.Reveal(); v == "" || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
@@ -322,11 +322,11 @@ func TestMask(t *testing.T) {
 func TestStateFileRoundTrip(t *testing.T) {
 	t.Parallel()
 	path := write(t, "leases.json", "")
-	want := state{Leases: []heldLease{{ID: "a/1", Ends: time.Unix(1, 0).UTC()}, {ID: "b/2"}}}
+	want := state{Leases: []storedLease{{ID: "a/1", Ends: time.Unix(1, 0).UTC()}, {ID: "b/2"}}}
 	if err := writeState(path, want); err != nil {
 		t.Fatal(err)
 	}
-	b := &Broker{cfg: Config{StateFile: path}, pending: map[string]*revocation{}, held: map[string]heldLease{}, kick: make(chan struct{}, 1)}
+	b := &Broker{cfg: Config{StateFile: path}, pending: map[string]*revocation{}, stored: map[string]storedLease{}, wakeup: make(chan struct{}, 1)}
 	defaults(&b.cfg)
 	b.base = b.cfg.Now()
 	if err := b.loadState(); err != nil {

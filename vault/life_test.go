@@ -116,16 +116,16 @@ func TestOneTimePasswords(t *testing.T) {
 		code := ref("code", "totp/code/weather")
 		b.Retain(t.Context(), []authz.CredentialRef{code})
 		first := testenv.MustGet(b.Credential(t.Context(), code))(t)
-		if left := time.Until(first.NotAfter); left > otpLife {
+		if left := time.Until(first.NotAfter); left > oneTimePasswordLife {
 			t.Errorf("kind %q: a code is served for %s", kind, left)
 		}
-		time.Sleep(otpLife + 2*time.Second)
+		time.Sleep(oneTimePasswordLife + 2*time.Second)
 		if n := made.Load(); n != 1 {
 			t.Errorf("kind %q: %d codes were made for one request", kind, n)
 		}
 		second := testenv.MustGet(b.Credential(t.Context(), code))(t)
 		if second.Fields["code"].Equal(first.Fields["code"]) || log.count("lost") != 0 {
-			t.Errorf("kind %q: the code of %s ago is served, records %s", kind, otpLife, &log)
+			t.Errorf("kind %q: the code of %s ago is served, records %s", kind, oneTimePasswordLife, &log)
 		}
 	}
 }

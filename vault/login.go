@@ -27,23 +27,23 @@ type session struct {
 	renewable bool
 	ttl       time.Duration // as first granted; 0 when it does not end
 
-	notAfter instant
-	renewDue instant
-	renewAt  instant // renewDue, or earlier to read the token file again
-	dead     bool    // revoked, or refused by Vault
-	// lost is set when Vault may have made a lease for us that we do not know
+	notAfter dualTime
+	renewDue dualTime
+	renewAt  dualTime // renewDue, or earlier to read the token file again
+	dead     bool     // revoked, or refused by Vault
+	// untracked is set when Vault may have made a lease for us that we do not know
 	// of. Only the token's end takes that away.
-	lost     bool
-	replaced instant // by another one
-	attempts int     // at revoking it
-	due      instant // when to try to revoke it again
-	revoking bool
+	untracked bool
+	replaced  dualTime // by another one
+	attempts  int      // at revoking it
+	due       dualTime // when to try to revoke it again
+	revoking  bool
 }
 
-// fit reports whether a lease of length need, 0 if that is not known yet, may
+// outlives reports whether a lease of length need, 0 if that is not known yet, may
 // be minted with the token: it must not die much before the lease does, since
 // the lease dies with it. A token is worth replacing below half of its life.
-func (s *session) fit(now instant, need time.Duration) bool {
+func (s *session) outlives(now dualTime, need time.Duration) bool {
 	if !s.usable(now) {
 		return false
 	}
@@ -57,7 +57,7 @@ func (s *session) fit(now instant, need time.Duration) bool {
 	return now.until(s.notAfter) >= half
 }
 
-func (s *session) usable(now instant) bool {
+func (s *session) usable(now dualTime) bool {
 	return s != nil && !s.dead && now.before(s.notAfter)
 }
 
@@ -70,7 +70,7 @@ func (b *Broker) Login(ctx context.Context) error {
 	if closed {
 		return errStopping
 	}
-	b.lookNow()
+	b.checkFilesNow()
 	_, err := b.authenticate(ctx, 0)
 	return err
 }
@@ -82,26 +82,26 @@ func (b *Broker) authenticate(ctx context.Context, need time.Duration) (*session
 	if s, err := b.readySession(need); s != nil || err != nil {
 		return s, err
 	}
-	if err := b.enter(ctx); err != nil {
+	if err := b.acquireLogin(ctx); err != nil {
 		return nil, err
 	}
-	defer b.leave()
+	defer b.releaseLogin()
 	if s, err := b.readySession(need); s != nil || err != nil {
 		return s, err
 	}
-	return b.upkeep(ctx, need)
+	return b.renewOrLogin(ctx, need)
 }
 
-func (b *Broker) enter(ctx context.Context) error {
+func (b *Broker) acquireLogin(ctx context.Context) error {
 	select {
-	case b.door <- struct{}{}:
+	case b.loginSem <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait for login to Vault: %w", ctx.Err())
 	}
 }
 
-func (b *Broker) leave() { <-b.door }
+func (b *Broker) releaseLogin() { <-b.loginSem }
 
 // readySession returns the session if it will do as it is, or the reason why
 // there is none and it is too early to try again.
@@ -111,63 +111,63 @@ func (b *Broker) readySession(need time.Duration) (*session, error) {
 	defer b.mu.RUnlock()
 	s, held := b.session, now.before(b.loginAt)
 	switch {
-	case s.usable(now) && (held || (s.fit(now, need) && !b.rotates(now))):
+	case s.usable(now) && (held || (s.outlives(now, need) && !b.mustRotate(now))):
 		return s, nil
 	case held:
-		return nil, &heldError{err: b.loginErr, retry: now.until(b.loginAt)}
+		return nil, &cachedError{err: b.loginErr, retry: now.until(b.loginAt)}
 	}
 	return nil, nil
 }
 
-// rotates reports whether the session is to be replaced because it may hold a
+// mustRotate reports whether the session is to be replaced because it may hold a
 // lease we do not know of. The caller holds b.mu.
-func (b *Broker) rotates(now instant) bool {
-	return b.session != nil && b.session.lost && b.session.ours && !now.before(b.rotateAt) && len(b.retiring) < maxRetiring
+func (b *Broker) mustRotate(now dualTime) bool {
+	return b.session != nil && b.session.untracked && b.session.ours && !now.before(b.rotateAt) && len(b.retiring) < maxRetiring
 }
 
-// upkeep renews the token or logs in. The caller has entered.
-func (b *Broker) upkeep(ctx context.Context, need time.Duration) (*session, error) {
+// renewOrLogin renews the token or logs in. The caller has entered.
+func (b *Broker) renewOrLogin(ctx context.Context, need time.Duration) (*session, error) {
 	now := b.now()
 	b.mu.RLock()
 	s := b.session
-	usable := s.usable(now) && !b.rotates(now)
+	usable := s.usable(now) && !b.mustRotate(now)
 	b.mu.RUnlock()
-	if usable && !s.ours && b.sameToken(s) && b.isFit(s, need) {
-		b.lookAgain(s) // it was only to see whether the file holds another token
+	if usable && !s.ours && b.sameToken(s) && b.sessionOutlives(s, need) {
+		b.scheduleReread(s) // it was only to see whether the file holds another token
 		return s, nil
 	}
 	if usable && b.sameToken(s) && s.renewable {
 		err := b.renewToken(ctx, s)
 		switch {
-		case err == nil && b.isFit(s, need):
+		case err == nil && b.sessionOutlives(s, need):
 			return s, nil
 		case isUnknownToken(err):
-			b.bury(s, tokenGone)
+			b.dropSession(s, tokenGone)
 		case isTransient(err) && statusOf(err) != http.StatusInternalServerError: // that one may be of the login method
-			return b.holdLogin(s, err)
+			return b.loginFailed(s, err)
 		}
 	}
 	files, _ := b.cfg.Auth.fingerprint() // before they are read to log in: what changes meanwhile has changed
 	b.mu.Lock()
-	b.proofFiles = files
-	b.unlock()
+	b.loginFiles = files
+	b.unlockAndNotify()
 	fresh, err := b.logIn(ctx)
 	if err != nil {
-		return b.holdLogin(s, err)
+		return b.loginFailed(s, err)
 	}
-	return b.adopt(fresh), nil
+	return b.useSession(fresh), nil
 }
 
-func (b *Broker) isFit(s *session, need time.Duration) bool {
+func (b *Broker) sessionOutlives(s *session, need time.Duration) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return s.fit(b.now(), need)
+	return s.outlives(b.now(), need)
 }
 
-func (b *Broker) lookAgain(s *session) {
+func (b *Broker) scheduleReread(s *session) {
 	b.mu.Lock()
-	defer b.unlock()
-	s.renewAt = earliest(s.renewDue, b.now().add(rereadToken))
+	defer b.unlockAndNotify()
+	s.renewAt = earliest(s.renewDue, b.now().add(tokenRereadInterval))
 }
 
 // sameToken reports whether the token file still holds the session's token.
@@ -179,18 +179,18 @@ func (b *Broker) sameToken(s *session) bool {
 	return err != nil || token.Equal(s.token)
 }
 
-// holdLogin notes a failed login or renewal and returns the session if it can
+// loginFailed notes a failed login or renewal and returns the session if it can
 // still be used.
-func (b *Broker) holdLogin(s *session, err error) (*session, error) {
+func (b *Broker) loginFailed(s *session, err error) (*session, error) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	now := b.now()
 	b.loginFailures++
 	var wait time.Duration
 	if isRefusal(err) {
-		wait, err = b.refused(err, now)
+		wait, err = b.recordRefusal(err, now)
 	} else {
-		wait = b.waitAfter(b.loginFailures, err)
+		wait = b.retryDelay(b.loginFailures, err)
 		b.loginAt = now.add(wait)
 	}
 	b.loginErr = err
@@ -199,35 +199,35 @@ func (b *Broker) holdLogin(s *session, err error) (*session, error) {
 	if s.usable(now) {
 		return s, nil
 	}
-	return nil, &heldError{err: err, retry: wait}
+	return nil, &cachedError{err: err, retry: wait}
 }
 
-// adopt puts a fresh session in force. What the former one holds moves over.
-func (b *Broker) adopt(fresh *session) *session {
+// useSession puts a fresh session in force. What the former one holds moves over.
+func (b *Broker) useSession(fresh *session) *session {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	now, old := b.now(), b.session
-	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, instant{}, nil
-	b.loginLogged = loginLog{}
+	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, dualTime{}, nil
+	b.loginLog = loginLog{}
 	if old != nil && old.token.Equal(fresh.token) {
 		// The same token file: only its times are new. It cannot be bettered
 		// by asking at once again.
 		old.notAfter, old.renewDue, old.renewAt, old.renewable = fresh.notAfter, fresh.renewDue, fresh.renewAt, fresh.renewable
-		b.loginAt = now.add(rereadToken / 2)
+		b.loginAt = now.add(tokenRereadInterval / 2)
 		return old
 	}
 	b.session = fresh
 	if old != nil {
-		b.rotateAt = now.add(rotateEvery)
+		b.rotateAt = now.add(rotateInterval)
 		old.replaced = now
 		b.retiring = append(b.retiring, old)
 		for _, e := range b.entries {
 			if e.lease != nil && e.lease.mount == "" {
-				e.refreshAt = earliest(e.refreshAt, now.add(moveWithin(now.until(e.lease.usableUntil()))))
+				e.refreshAt = earliest(e.refreshAt, now.add(migrationDelay(now.until(e.lease.usableUntil()))))
 			}
 		}
 	}
-	b.wake()
+	b.wakeUp()
 	return fresh
 }
 
@@ -250,11 +250,11 @@ func (b *Broker) loginByToken(ctx context.Context) (*session, error) {
 	}
 	s := b.newSession(issued, token, facts.Accessor, seconds(facts.TTL), facts.Renewable)
 	s.batch = facts.Type == typeBatch
-	b.warnOfToken(s, facts.NumUses)
+	b.warnTokenKind(s, facts.NumUses)
 	return s, nil
 }
 
-func (b *Broker) newSession(issued instant, token authz.Secret, accessor string, ttl time.Duration, renewable bool) *session {
+func (b *Broker) newSession(issued dualTime, token authz.Secret, accessor string, ttl time.Duration, renewable bool) *session {
 	s := &session{token: token, accessor: accessor, renewable: renewable, ttl: ttl}
 	s.schedule(issued, ttl, b.cfg.Auth.Method)
 	return s
@@ -262,14 +262,14 @@ func (b *Broker) newSession(issued instant, token authz.Secret, accessor string,
 
 // schedule sets when the token ends and when to see to it: a token from a file
 // at least every minute, since the file may hold another one.
-func (s *session) schedule(issued instant, ttl time.Duration, method Method) {
+func (s *session) schedule(issued dualTime, ttl time.Duration, method Method) {
 	w := window{notAfter: never(), refreshAt: never()}
 	if ttl > 0 {
 		w = newWindow(issued, ttl, never(), spread())
 	}
 	s.notAfter, s.renewDue, s.renewAt = w.notAfter, w.refreshAt, w.refreshAt
 	if method == MethodToken {
-		s.renewAt = earliest(w.refreshAt, issued.add(rereadToken))
+		s.renewAt = earliest(w.refreshAt, issued.add(tokenRereadInterval))
 	}
 }
 
@@ -307,10 +307,10 @@ const (
 	leaseGone = "Vault no longer knows the lease"
 )
 
-// outlived reports whether a refusal means that Vault no longer knows the
+// tokenInvalid reports whether a refusal means that Vault no longer knows the
 // token, and then gives the session up. A policy that does not allow what was
 // asked, or the lookup, is no such sign: giving up would lose every lease.
-func (b *Broker) outlived(ctx context.Context, s *session, refusal error) bool {
+func (b *Broker) tokenInvalid(ctx context.Context, s *session, refusal error) bool {
 	if statusOf(refusal) != http.StatusForbidden {
 		return false
 	}
@@ -319,7 +319,7 @@ func (b *Broker) outlived(ctx context.Context, s *session, refusal error) bool {
 			return false
 		}
 	}
-	b.bury(s, tokenGone)
+	b.dropSession(s, tokenGone)
 	return true
 }
 
@@ -336,28 +336,28 @@ func (b *Broker) renewToken(ctx context.Context, s *session) error {
 		return errors.New("renew token: the answer has no token")
 	}
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	s.schedule(issued, seconds(answer.Auth.LeaseDuration), b.cfg.Auth.Method)
 	s.renewable = answer.Auth.Renewable
-	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, instant{}, nil
-	b.wake()
+	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, dualTime{}, nil
+	b.wakeUp()
 	return nil
 }
 
-// bury gives up a session whose token Vault refuses: what it held is lost.
-func (b *Broker) bury(s *session, why string) {
+// dropSession gives up a session whose token Vault refuses: what it held is lost.
+func (b *Broker) dropSession(s *session, why string) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	if s.dead {
 		return
 	}
 	s.dead = true
-	b.strand(s)
+	b.warnUntracked(s)
 	if b.session == s {
 		b.session = nil
 	}
 	if b.loginErr == nil {
-		b.loginAt = instant{}
+		b.loginAt = dualTime{}
 	}
 	b.retiring = slices.DeleteFunc(b.retiring, func(r *session) bool { return r == s })
 	for _, e := range b.entries {
@@ -369,35 +369,35 @@ func (b *Broker) bury(s *session, why string) {
 			b.lose(e, why)
 		}
 	}
-	b.wake()
+	b.wakeUp()
 }
 
-// suspect notes that Vault may have made a lease of which no answer arrived.
+// markUntracked notes that Vault may have made a lease of which no answer arrived.
 // The session is replaced and its token revoked, at most once a minute, so
 // that a failing Vault is not made to mint everything anew over and over.
-func (b *Broker) suspect(s *session, path string) {
+func (b *Broker) markUntracked(s *session, path string) {
 	b.mu.Lock()
-	defer b.unlock()
-	if s.lost {
+	defer b.unlockAndNotify()
+	if s.untracked {
 		return
 	}
-	s.lost = true
+	s.untracked = true
 	switch {
 	case s.dead:
-		b.strand(s)
+		b.warnUntracked(s)
 	case !s.ours:
 		b.warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
 			zap.String("path", path))
 	}
-	b.wake()
+	b.wakeUp()
 }
 
-// strand warns of what the end of a token may not take away, since it was not
+// warnUntracked warns of what the end of a token may not take away, since it was not
 // we who ended it: Vault keeps a lease that it was about to make for a token
 // while somebody revoked that, and nothing of ours names it. The caller holds
 // mu.
-func (b *Broker) strand(s *session) {
-	if s.lost {
+func (b *Broker) warnUntracked(s *session) {
+	if s.untracked {
 		b.warn("a lease may have been made whose id never arrived; it ends by itself, since somebody else has revoked the token that it was made with",
 			zap.String("accessor", mask(s.accessor)))
 	}

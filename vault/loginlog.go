@@ -9,32 +9,32 @@ import (
 )
 
 const (
-	loginQuiet  = time.Minute     // between two lines about one cause
-	loginChange = 5 * time.Second // between two lines about different ones
+	loginLogInterval       = time.Minute     // between two lines about one cause
+	loginLogChangeInterval = 5 * time.Second // between two lines about different ones
 )
 
 // loginLog is what was logged of failed logins.
 type loginLog struct {
-	cause string
-	at    instant
-	again int // failures since, of which no line was written
+	cause      string
+	at         dualTime
+	suppressed int // failures since, of which no line was written
 }
 
 // logLogin logs a failed login or renewal: the first, another cause, and otherwise
 // one line a minute with how many there were. The caller holds mu.
-func (b *Broker) logLogin(err error, now instant) {
-	last := &b.loginLogged
-	quiet := loginQuiet
+func (b *Broker) logLogin(err error, now dualTime) {
+	last := &b.loginLog
+	quiet := loginLogInterval
 	if err.Error() != last.cause {
-		quiet = loginChange
+		quiet = loginLogChangeInterval
 	}
 	if last.cause != "" && now.before(last.at.add(quiet)) {
-		last.again++
+		last.suppressed++
 		return
 	}
 	fields := []zap.Field{zap.Error(err)}
-	if last.again > 0 {
-		fields = append(fields, zap.Int("failures_before", last.again))
+	if last.suppressed > 0 {
+		fields = append(fields, zap.Int("failures_before", last.suppressed))
 	}
 	b.warn("vault login failed", fields...)
 	*last = loginLog{cause: err.Error(), at: now}

@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// allowance is how often something may be done: once every so long, and burst
+// limiter is how often something may be done: once every so long, and burst
 // worth of it at once (GCRA).
-type allowance struct {
+type limiter struct {
 	every, burst time.Duration
 	next         int64 // on the monotonic clock: when all of it is to be had again
 }
 
 // take returns 0 and takes one, or how long it is until there is one.
-func (a *allowance) take(now instant) time.Duration {
+func (a *limiter) take(now dualTime) time.Duration {
 	next := max(a.next, now.mono) + int64(a.every)
 	if early := time.Duration(next-now.mono) - a.burst; early > 0 {
 		return early
@@ -28,38 +28,38 @@ func (a *allowance) take(now instant) time.Duration {
 // database behind it is down. One request at a time tries whether it is mended.
 type breaker struct {
 	failures int
-	until    instant
+	until    dualTime
 	err      error
 }
 
-// mayMint refuses what would flood Vault, and what it cannot answer now. value
+// checkMint refuses what would flood Vault, and what it cannot answer now. value
 // says that the answer is known to be no lease.
-func (b *Broker) mayMint(path string, value bool) error {
+func (b *Broker) checkMint(path string, value bool) error {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	now := b.now()
 	if br := b.breakers[path]; br != nil {
 		if now.before(br.until) {
-			return &heldError{err: br.err, retry: now.until(br.until)}
+			return &cachedError{err: br.err, retry: now.until(br.until)}
 		}
 		br.until = now.add(callsInFlight * b.cfg.Timeout)
 	}
 	if value {
 		return nil
 	}
-	if wait := b.mints.take(now); wait > 0 {
+	if wait := b.mintLimit.take(now); wait > 0 {
 		err := fmt.Errorf("read %s: Vault was asked for %d leases within a minute, and is asked for no more now", path, b.cfg.MintsPerMinute)
-		return &heldError{err: err, retry: wait}
+		return &cachedError{err: err, retry: wait}
 	}
 	return nil
 }
 
-// trip notes what came of a request to a path.
-func (b *Broker) trip(path string, err error) {
+// recordOutcome notes what came of a request to a path.
+func (b *Broker) recordOutcome(path string, err error) {
 	e := (*Error)(nil)
 	failed := errors.As(err, &e) && e.Status >= http.StatusInternalServerError
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	br := b.breakers[path]
 	if !failed {
 		delete(b.breakers, path)
@@ -72,6 +72,6 @@ func (b *Broker) trip(path string, err error) {
 		}
 	}
 	br.failures++
-	wait := b.waitAfter(br.failures, err)
+	wait := b.retryDelay(br.failures, err)
 	br.err, br.until = err, b.now().add(wait)
 }

@@ -13,34 +13,34 @@ import (
 )
 
 const (
-	// refusedAgain is how long a login that Vault has refused is not tried again
+	// refusedRetry is how long a login that Vault has refused is not tried again
 	// while the files it is made of stay as they are.
-	refusedAgain = 5 * time.Minute
-	// refusedRoleAgain is refusedAgain for AppRole from the second refusal on. Vault
+	refusedRetry = 5 * time.Minute
+	// refusedRoleRetry is refusedAgain for AppRole from the second refusal on. Vault
 	// locks a role for every host after five refused logins, and forgets them after
 	// 15 minutes without another (Vault documentation, "User lockout"): a try every
 	// five minutes would lock the role in the end.
-	refusedRoleAgain = 16 * time.Minute
-	// lookEvery is how often the files of a refused login are looked at.
-	lookEvery = time.Second
+	refusedRoleRetry = 16 * time.Minute
+	// fileCheckInterval is how often the files of a refused login are looked at.
+	fileCheckInterval = time.Second
 )
 
 // refusal is a login that Vault has refused. Tried again with the same proof it
 // would be refused again, and count against the role. It is guarded by
 // Broker.mu, and does not change but for what looks at the files change.
 type refusal struct {
-	cause  error   // the first with these files
-	latest error   // the last one, when it is another than cause
-	before error   // with the files that these have replaced
-	count  int     // in a row
-	at     instant // of the last
-	again  instant // when it is tried with the same files
+	cause  error    // the first with these files
+	latest error    // the last one, when it is another than cause
+	before error    // with the files that these have replaced
+	count  int      // in a row
+	at     dualTime // of the last
+	again  dualTime // when it is tried with the same files
 
-	files   string // the fingerprint of what was refused
-	seen    string // at the last look
-	looks   bool   // a look is under way
-	lookAt  instant
-	changed bool // the files are others now, and complete
+	files    string // the fingerprint of what was refused
+	lastSeen string // at the last look
+	checking bool   // a look is under way
+	checkAt  dualTime
+	changed  bool // the files are others now, and complete
 }
 
 // refusedError is a login that Vault has refused, in words for the operator.
@@ -63,10 +63,10 @@ func isRefusal(err error) bool {
 	return isFinal(err) || errors.Is(err, errRoot)
 }
 
-// refused notes a refused login and returns how long it is not tried again, and
+// recordRefusal notes a refused login and returns how long it is not tried again, and
 // what it is refused for, in words. The caller holds mu.
-func (b *Broker) refused(err error, now instant) (time.Duration, error) {
-	r := &refusal{cause: err, count: 1, at: now, files: b.proofFiles, lookAt: now.add(lookEvery)}
+func (b *Broker) recordRefusal(err error, now dualTime) (time.Duration, error) {
+	r := &refusal{cause: err, count: 1, at: now, files: b.loginFiles, checkAt: now.add(fileCheckInterval)}
 	if last := b.refusal; last != nil {
 		r.count = last.count + 1
 		if last.files == r.files {
@@ -78,11 +78,11 @@ func (b *Broker) refused(err error, now instant) (time.Duration, error) {
 			r.before = last.cause
 		}
 	}
-	wait := refusedAgain
+	wait := refusedRetry
 	if b.cfg.Auth.Method == MethodAppRole && r.count > 1 {
-		wait = refusedRoleAgain
+		wait = refusedRoleRetry
 	}
-	r.again, r.seen = now.add(wait), r.files
+	r.again, r.lastSeen = now.add(wait), r.files
 	b.refusal = r
 	b.loginAt = r.again
 	return wait, b.describe(r, wait)
@@ -131,55 +131,55 @@ func (r *refusal) changedWait() time.Duration {
 	for range min(r.count, 5) - 1 {
 		wait *= 4
 	}
-	return min(wait, refusedAgain)
+	return min(wait, refusedRetry)
 }
 
-// tendRefusal looks at the files of a refused login, when that is due, and has
+// maintainRefusal looks at the files of a refused login, when that is due, and has
 // the login tried as soon as they have changed. The caller holds mu.
-func (b *Broker) tendRefusal(ctx context.Context, now instant) instant {
+func (b *Broker) maintainRefusal(ctx context.Context, now dualTime) dualTime {
 	r := b.refusal
 	switch {
-	case r == nil || r.looks:
+	case r == nil || r.checking:
 		return never()
 	case r.changed: // until the login is tried
 		return r.at.add(r.changedWait())
-	case now.before(r.lookAt):
-		return r.lookAt
+	case now.before(r.checkAt):
+		return r.checkAt
 	}
-	r.looks = true
-	b.background(ctx, func(context.Context) { b.look(r) })
+	r.checking = true
+	b.background(ctx, func(context.Context) { b.checkFiles(r) })
 	return never()
 }
 
-// look looks at the files of a refused login. They have changed when two looks
+// checkFiles looks at the files of a refused login. They have changed when two looks
 // in a row find the same other ones: who writes a file may be in the midst of it.
-func (b *Broker) look(r *refusal) {
+func (b *Broker) checkFiles(r *refusal) {
 	files, complete := b.cfg.Auth.fingerprint()
 	b.mu.Lock()
-	defer b.unlock()
-	r.looks, r.lookAt = false, b.now().add(lookEvery)
-	if b.refusal == r && complete && files != r.files && files == r.seen {
+	defer b.unlockAndNotify()
+	r.checking, r.checkAt = false, b.now().add(fileCheckInterval)
+	if b.refusal == r && complete && files != r.files && files == r.lastSeen {
 		r.changed = true
 		b.loginAt = r.at.add(r.changedWait())
 	}
 	if complete {
-		r.seen = files
+		r.lastSeen = files
 	}
-	b.wake()
+	b.wakeUp()
 }
 
-// lookNow is look for who does not run the schedule: it waits for what is found.
-func (b *Broker) lookNow() {
+// checkFilesNow is look for who does not run the schedule: it waits for what is found.
+func (b *Broker) checkFilesNow() {
 	now := b.now()
 	b.mu.Lock()
 	r := b.refusal
-	due := r != nil && !r.looks && !r.changed && !now.before(r.lookAt)
+	due := r != nil && !r.checking && !r.changed && !now.before(r.checkAt)
 	if due {
-		r.looks = true
+		r.checking = true
 	}
-	b.unlock()
+	b.unlockAndNotify()
 	if due {
-		b.look(r)
+		b.checkFiles(r)
 	}
 }
 
@@ -187,10 +187,10 @@ func (b *Broker) lookNow() {
 // operator asks for who has put right what was wrong with it in Vault.
 func (b *Broker) TryLogin() {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	if b.refusal != nil {
 		b.loginAt = b.refusal.at.add(b.refusal.changedWait())
-		b.wake()
+		b.wakeUp()
 	}
 }
 

@@ -144,7 +144,7 @@ func TestChangedFilesAreTriedLessAndLess(t *testing.T) {
 	for _, w := range waits[:4] {
 		sum += w
 	}
-	if waits[0] > 5*time.Second || waits[5] != refusedAgain || sum < 2*time.Minute {
+	if waits[0] > 5*time.Second || waits[5] != refusedRetry || sum < 2*time.Minute {
 		t.Errorf("changed files are tried after %v", waits)
 	}
 

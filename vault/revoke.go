@@ -21,13 +21,13 @@ import (
 )
 
 const (
-	revokingAtOnce = 8                      // revocations sent to Vault at a time
-	confirmWithin  = 2 * time.Second        // for leases whose token was revoked instead
-	confirmEvery   = 100 * time.Millisecond // between looks at whether they are gone
-	landWithin     = 2 * time.Second        // before what is being fetched is given up
-	afterTheEnd    = time.Minute            // after a lease's own end it is taken to be gone
-	maxKept        = 4                      // replaced leases of one credential that accesses carry; the oldest goes for another
-	lookKept       = time.Second            // between looks at whether an access still carries one
+	maxRevoking   = 8                      // revocations sent to Vault at a time
+	confirmWithin = 2 * time.Second        // for leases whose token was revoked instead
+	confirmEvery  = 100 * time.Millisecond // between looks at whether they are gone
+	fetchGrace    = 2 * time.Second        // before what is being fetched is given up
+	confirmGrace  = time.Minute            // after a lease's own end it is taken to be gone
+	maxKept       = 4                      // replaced leases of one credential that accesses carry; the oldest goes for another
+	inUseInterval = time.Second            // between looks at whether an access still carries one
 )
 
 // Report says what became of revoking leases.
@@ -51,8 +51,8 @@ type revocation struct {
 	mount    string // of the engine that a certificate is revoked at; "" for a lease
 	ref      authz.CredentialRef
 	session  *session // whose token's end ends the lease too; nil for one of an earlier sidecar
-	ends     instant  // by itself
-	due      instant
+	ends     dualTime // by itself
+	due      dualTime
 	urgent   bool // nobody may use it any more
 	running  bool
 	done     bool // confirmed, or past its own end
@@ -62,7 +62,7 @@ type revocation struct {
 	// before keptUntil, when it ends by itself, unless it is urgent. nil once it is
 	// not waited for any more.
 	uses      *authz.Uses
-	keptUntil instant
+	keptUntil dualTime
 }
 
 // Retain says which credentials are in force. The leases of all others are
@@ -83,9 +83,9 @@ func (b *Broker) Retain(ctx context.Context, refs []authz.CredentialRef) Report 
 		}
 	}
 	leases, flights := b.drop(dropped)
-	b.unlock()
+	b.unlockAndNotify()
 	report := b.revokeNow(ctx, leases)
-	if orphans := wait(ctx, flights); len(orphans) > 0 {
+	if orphans := waitFetches(ctx, flights); len(orphans) > 0 {
 		report = report.plus(b.revokeNow(ctx, orphans))
 	}
 	return report
@@ -98,10 +98,10 @@ func (b *Broker) Retain(ctx context.Context, refs []authz.CredentialRef) Report 
 func (b *Broker) Revoke(ctx context.Context) Report {
 	b.mu.Lock()
 	b.inForce = map[authz.CredentialRef]bool{} // until the next Retain nothing is kept
-	b.unlock()
+	b.unlockAndNotify()
 	report, err := b.revokeAll(ctx)
 	report.Err = errors.Join(report.Err, err)
-	b.wake()
+	b.wakeUp()
 	return report
 }
 
@@ -120,15 +120,15 @@ func (b *Broker) revokeAll(ctx context.Context) (Report, error) {
 		r.urgent = true
 		leases = append(leases, r)
 	}
-	b.unlock()
+	b.unlockAndNotify()
 	report := b.revokeNow(ctx, leases)
-	giveUp(ctx, flights)
-	if orphans := wait(ctx, flights); len(orphans) > 0 {
+	cancelFetches(ctx, flights)
+	if orphans := waitFetches(ctx, flights); len(orphans) > 0 {
 		leases = append(leases, orphans...)
 		report = report.plus(b.revokeNow(ctx, orphans))
 	}
 	if report.Err == nil {
-		b.lookForIrrevocable(ctx)
+		b.warnIrrevocable(ctx)
 	}
 	revoked, err := b.revokeTokens(ctx)
 	if revoked > 0 && report.Confirmed < report.Leases {
@@ -139,15 +139,15 @@ func (b *Broker) revokeAll(ctx context.Context) (Report, error) {
 
 // drop takes entries out of use. It returns their leases, queued to be
 // revoked, and the flights that are still to land. The caller holds mu.
-func (b *Broker) drop(entries []*entry) (leases []*revocation, flights []*flight) {
+func (b *Broker) drop(entries []*entry) (leases []*revocation, flights []*fetch) {
 	for _, e := range entries {
 		delete(b.entries, e.ref)
-		if called := (name{e.ref.Grant, e.ref.Name}); b.named[called] == e {
+		if called := (credentialName{e.ref.Grant, e.ref.Name}); b.named[called] == e {
 			delete(b.named, called)
 		}
 		e.dropped = true
-		if e.flight != nil {
-			flights = append(flights, e.flight)
+		if e.fetch != nil {
+			flights = append(flights, e.fetch)
 		}
 		for _, l := range []*lease{e.lease, e.next} {
 			if l != nil && l.id != "" {
@@ -159,11 +159,11 @@ func (b *Broker) drop(entries []*entry) (leases []*revocation, flights []*flight
 	return leases, flights
 }
 
-// giveUp cancels the flights that do not land soon. What Vault is in the midst
+// cancelFetches cancels the flights that do not land soon. What Vault is in the midst
 // of is better waited for: given up while PostgreSQL commits, it leaves a user
 // behind that no lease names, which nothing takes away again.
-func giveUp(ctx context.Context, flights []*flight) {
-	soon := time.NewTimer(landWithin)
+func cancelFetches(ctx context.Context, flights []*fetch) {
+	soon := time.NewTimer(fetchGrace)
 	defer soon.Stop()
 	defer func() {
 		for _, f := range flights {
@@ -181,14 +181,14 @@ func giveUp(ctx context.Context, flights []*flight) {
 	}
 }
 
-// wait waits for flights and returns the leases that they got too late.
-func wait(ctx context.Context, flights []*flight) []*revocation {
+// waitFetches waits for flights and returns the leases that they got too late.
+func waitFetches(ctx context.Context, flights []*fetch) []*revocation {
 	var orphans []*revocation
 	for _, f := range flights {
 		select {
 		case <-f.done:
-			if f.orphan != nil {
-				orphans = append(orphans, f.orphan)
+			if f.lateLease != nil {
+				orphans = append(orphans, f.lateLease)
 			}
 		case <-ctx.Done():
 			return orphans
@@ -198,13 +198,13 @@ func wait(ctx context.Context, flights []*flight) []*revocation {
 }
 
 // enqueue queues a lease to be revoked at due. The caller holds mu.
-func (b *Broker) enqueue(ref authz.CredentialRef, l *lease, due instant, urgent bool) *revocation {
+func (b *Broker) enqueue(ref authz.CredentialRef, l *lease, due dualTime, urgent bool) *revocation {
 	return b.queue(&revocation{id: l.id, mount: l.mount, ref: ref, session: l.session, ends: l.ends, due: due, urgent: urgent})
 }
 
-// keep queues a lease to be revoked at due, or later: as soon as no access carries
+// revokeWhenUnused queues a lease to be revoked at due, or later: as soon as no access carries
 // it, or by its own end. The caller holds mu.
-func (b *Broker) keep(ref authz.CredentialRef, l *lease, due instant) {
+func (b *Broker) revokeWhenUnused(ref authz.CredentialRef, l *lease, due dualTime) {
 	until := l.ends
 	if l.mount == "" {
 		until = earliest(until, l.session.notAfter)
@@ -226,14 +226,14 @@ func (b *Broker) keep(ref authz.CredentialRef, l *lease, due instant) {
 	}
 }
 
-// isKept reports whether a lease is not yet to be revoked, since an access carries
+// inUse reports whether a lease is not yet to be revoked, since an access carries
 // it, or may do so. The caller holds mu.
-func (r *revocation) isKept(now instant) bool {
+func (r *revocation) inUse(now dualTime) bool {
 	return !r.urgent && r.uses != nil && now.before(r.keptUntil) && (r.uses.Open() || r.uses.Untracked())
 }
 
 func (b *Broker) queue(r *revocation) *revocation {
-	b.wake()
+	b.wakeUp()
 	if earlier := b.pending[r.id]; earlier != nil {
 		earlier.due = earliest(earlier.due, r.due)
 		earlier.urgent = earlier.urgent || r.urgent
@@ -243,22 +243,22 @@ func (b *Broker) queue(r *revocation) *revocation {
 	return r
 }
 
-// giveBack queues a lease that was never in use.
-func (b *Broker) giveBack(s *session, ref authz.CredentialRef, id string) {
+// revokeUnused queues a lease that was never in use.
+func (b *Broker) revokeUnused(s *session, ref authz.CredentialRef, id string) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	b.queue(&revocation{id: id, ref: ref, session: s, ends: never(), due: b.now(), urgent: true})
 }
 
 // revokeNow revokes leases and reports. One that Run is revoking just now may
 // be revoked twice, which does no harm.
 func (b *Broker) revokeNow(ctx context.Context, leases []*revocation) Report {
-	errs := b.forEach(leases, func(r *revocation) error {
+	errs := b.forEachRevocation(leases, func(r *revocation) error {
 		if b.isDone(r) {
 			return nil
 		}
 		err := b.revokeLease(ctx, r)
-		b.settle(r, err)
+		b.finishRevocation(r, err)
 		return err
 	})
 	return b.report(leases, errs)
@@ -270,10 +270,10 @@ func (b *Broker) isDone(r *revocation) bool {
 	return r.done
 }
 
-// forEach calls f for each lease, some at a time.
-func (b *Broker) forEach(leases []*revocation, f func(*revocation) error) []error {
+// forEachRevocation calls f for each lease, some at a time.
+func (b *Broker) forEachRevocation(leases []*revocation, f func(*revocation) error) []error {
 	errs := make([]error, len(leases))
-	slots := make(chan struct{}, revokingAtOnce)
+	slots := make(chan struct{}, maxRevoking)
 	var all sync.WaitGroup
 	for i, r := range leases {
 		slots <- struct{}{}
@@ -333,7 +333,7 @@ func (b *Broker) revokeLease(ctx context.Context, r *revocation) error {
 	if gone {
 		return nil
 	}
-	if b.outlived(ctx, s, lookupErr) {
+	if b.tokenInvalid(ctx, s, lookupErr) {
 		return fmt.Errorf("%s: %s", op, tokenGone)
 	}
 	return err
@@ -346,7 +346,7 @@ func (b *Broker) revokeCertificate(ctx context.Context, s *session, r *revocatio
 		op: "revoke certificate " + mask(r.id), method: http.MethodPost, path: r.mount + "/revoke", token: s.token,
 		body: map[string]any{"serial_number": strings.TrimPrefix(r.id, r.mount+"/cert/")},
 	})
-	b.outlived(ctx, s, err)
+	b.tokenInvalid(ctx, s, err)
 	return err
 }
 
@@ -372,8 +372,8 @@ func (b *Broker) sessionFor(ctx context.Context, r *revocation) (*session, error
 	return b.authenticate(ctx, 0)
 }
 
-// settle notes what came of a revocation.
-func (b *Broker) settle(r *revocation, err error) {
+// finishRevocation notes what came of a revocation.
+func (b *Broker) finishRevocation(r *revocation, err error) {
 	b.mu.Lock()
 	now := b.now()
 	r.running = false
@@ -381,45 +381,45 @@ func (b *Broker) settle(r *revocation, err error) {
 	switch {
 	case r.done:
 	case err == nil:
-		b.finish(r, "revoked", "")
+		b.removeRevocation(r, "revoked", "")
 	case r.mount != "" && statusOf(err) >= http.StatusBadRequest && !isTransient(err) && !isUnknownToken(err):
 		// The policy does not let us, or the engine cannot: the certificate
 		// ends by itself, and no token takes it along.
-		b.finish(r, "left", "it is not revoked and ends by itself: "+err.Error())
-	case !isTransient(err) && r.ends.add(afterTheEnd).before(now):
-		b.finish(r, "ended", "it was not revoked and ended by itself: "+err.Error())
+		b.removeRevocation(r, "left", "it is not revoked and ends by itself: "+err.Error())
+	case !isTransient(err) && r.ends.add(confirmGrace).before(now):
+		b.removeRevocation(r, "ended", "it was not revoked and ended by itself: "+err.Error())
 	default:
 		r.attempts++
-		r.due = now.add(b.waitAfter(r.attempts, err))
+		r.due = now.add(b.retryDelay(r.attempts, err))
 		if r.attempts == 1 && r.urgent {
 			b.record("revocation_unconfirmed", r.ref, r.id, err.Error())
 		}
 		if statusOf(err) == http.StatusForbidden {
-			b.deny(r)
+			b.markDenied(r)
 		}
 	}
 	changed := r.done != done
-	b.wake()
-	b.unlock()
+	b.wakeUp()
+	b.unlockAndNotify()
 	if changed {
 		b.saveState()
 	}
 }
 
-// finish notes that a lease is gone. The caller holds mu.
-func (b *Broker) finish(r *revocation, what, detail string) {
+// removeRevocation notes that a lease is gone. The caller holds mu.
+func (b *Broker) removeRevocation(r *revocation, what, detail string) {
 	r.done = true
 	delete(b.pending, r.id)
-	delete(b.held, r.id)
+	delete(b.stored, r.id)
 	b.record(what, r.ref, r.id, detail)
 }
 
-// deny notes that the policy does not let us revoke a lease. The token is then
+// markDenied notes that the policy does not let us revoke a lease. The token is then
 // replaced and revoked, which ends the lease too. The caller holds mu.
-func (b *Broker) deny(r *revocation) {
+func (b *Broker) markDenied(r *revocation) {
 	r.denied = true
 	if r.urgent && r.session != nil && r.session == b.session && r.session.ours {
-		r.session.lost, b.rotateAt = true, instant{}
+		r.session.untracked, b.rotateAt = true, dualTime{}
 	}
 }
 
@@ -428,11 +428,11 @@ func (b *Broker) deny(r *revocation) {
 func (b *Broker) confirm(ctx context.Context, leases []*revocation) Report {
 	ctx, cancel := context.WithTimeout(ctx, confirmWithin)
 	defer cancel()
-	errs := b.forEach(leases, func(r *revocation) error {
+	errs := b.forEachRevocation(leases, func(r *revocation) error {
 		for {
 			err := b.revokeLease(ctx, r)
 			if err == nil || isTransient(err) || ctx.Err() != nil {
-				b.settle(r, err)
+				b.finishRevocation(r, err)
 				return err
 			}
 			select {
@@ -454,18 +454,18 @@ func (b *Broker) revokeTokens(ctx context.Context) (revoked int, err error) {
 		tokens = append(tokens, b.session)
 		b.session = nil
 		if b.refusal == nil {
-			b.loginAt, b.loginErr = instant{}, nil
+			b.loginAt, b.loginErr = dualTime{}, nil
 		}
 	}
 	for _, s := range tokens {
 		s.dead = true
 	}
-	b.unlock()
+	b.unlockAndNotify()
 	for _, s := range tokens {
 		refused := b.revokeToken(ctx, s)
 		if refused != nil {
 			err = errors.Join(err, refused)
-			b.retire(s)
+			b.retryTokenRevocation(s)
 			continue
 		}
 		revoked++
@@ -473,14 +473,14 @@ func (b *Broker) revokeTokens(ctx context.Context) (revoked int, err error) {
 	return revoked, err
 }
 
-// retire queues a token to be revoked later.
-func (b *Broker) retire(s *session) {
+// retryTokenRevocation queues a token to be revoked later.
+func (b *Broker) retryTokenRevocation(s *session) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	s.attempts++
 	s.due = b.now().add(backoff(s.attempts, 1))
 	b.retiring = append(b.retiring, s)
-	b.wake()
+	b.wakeUp()
 }
 
 // revokeToken revokes a token of ours and so all that it holds.
@@ -498,10 +498,10 @@ func (b *Broker) revokeToken(ctx context.Context, s *session) error {
 	if err == nil {
 		b.mu.Lock()
 		if gone {
-			b.strand(s)
+			b.warnUntracked(s)
 		}
 		b.record("revoked", authz.CredentialRef{}, "", "login token "+mask(s.accessor))
-		b.unlock()
+		b.unlockAndNotify()
 	}
 	return err
 }
@@ -519,22 +519,22 @@ func mask(id string) string {
 
 // state is what the state file holds.
 type state struct {
-	Leases []heldLease `json:"leases"`
-	Spent  string      `json:"spent,omitempty"` // the hash of the wrapping token used up last
+	Leases []storedLease `json:"leases"`
+	Spent  string        `json:"spent,omitempty"` // the hash of the wrapping token used up last
 }
 
-type heldLease struct {
+type storedLease struct {
 	ID    string    `json:"id"`
 	Mount string    `json:"mount,omitempty"` // of the engine, for a certificate
 	Ends  time.Time `json:"ends"`            // by itself
 }
 
-// hold notes on disk that Vault holds a lease for us. A disk that cannot take
+// storeLease notes on disk that Vault holds a lease for us. A disk that cannot take
 // it is no reason to refuse the credential: the lease ends by itself.
-func (b *Broker) hold(l *lease) {
+func (b *Broker) storeLease(l *lease) {
 	b.mu.Lock()
-	b.held[l.id] = heldLease{ID: l.id, Mount: l.mount, Ends: l.ends.time()}
-	b.unlock()
+	b.stored[l.id] = storedLease{ID: l.id, Mount: l.mount, Ends: l.ends.time()}
+	b.unlockAndNotify()
 	b.saveState()
 }
 
@@ -546,14 +546,14 @@ func (b *Broker) saveState() {
 	b.saving.Lock()
 	defer b.saving.Unlock()
 	b.mu.RLock()
-	kept := state{Leases: make([]heldLease, 0, len(b.held)), Spent: b.spent}
-	for _, l := range b.held {
+	kept := state{Leases: make([]storedLease, 0, len(b.stored)), Spent: b.usedWrap}
+	for _, l := range b.stored {
 		kept.Leases = append(kept.Leases, l)
 	}
 	b.mu.RUnlock()
 	err := writeState(b.cfg.StateFile, kept)
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	if err != nil && b.stats.stateErr == nil {
 		b.warn("write state file: leases left by a killed sidecar will end by themselves only", zap.Error(err))
 	}
@@ -561,7 +561,7 @@ func (b *Broker) saveState() {
 }
 
 func writeState(path string, kept state) error {
-	slices.SortFunc(kept.Leases, func(x, y heldLease) int { return strings.Compare(x.ID, y.ID) })
+	slices.SortFunc(kept.Leases, func(x, y storedLease) int { return strings.Compare(x.ID, y.ID) })
 	text, err := json.Marshal(kept)
 	if err != nil {
 		return err
@@ -597,11 +597,11 @@ func (b *Broker) loadState() error {
 		return fmt.Errorf("read state file: %s is damaged; remove it to give up revoking the leases it names", b.cfg.StateFile)
 	}
 	b.mu.Lock()
-	defer b.unlock()
-	b.spent = kept.Spent
+	defer b.unlockAndNotify()
+	b.usedWrap = kept.Spent
 	now := b.now()
 	for _, l := range kept.Leases {
-		b.held[l.ID] = l
+		b.stored[l.ID] = l
 		end := never()
 		if !l.Ends.IsZero() {
 			end = now.add(time.Duration(l.Ends.UnixNano() - now.wall))

@@ -30,7 +30,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return b.shutDown(context.WithoutCancel(ctx))
-		case <-b.kick:
+		case <-b.wakeup:
 		case <-timer.C:
 		}
 		timer.Reset(b.step(ctx))
@@ -42,10 +42,10 @@ func (b *Broker) shutDown(ctx context.Context) error {
 	defer cancel()
 	b.mu.Lock()
 	b.closed = true
-	flights := slices.Collect(maps.Keys(b.air))
-	b.unlock()
-	giveUp(ctx, flights) // a lease that one may have got all the same goes with the token
-	b.flights.Wait()
+	flights := slices.Collect(maps.Keys(b.inFlight))
+	b.unlockAndNotify()
+	cancelFetches(ctx, flights) // a lease that one may have got all the same goes with the token
+	b.tasks.Wait()
 	report, _ := b.revokeAll(ctx)
 	// To look whether everything is gone, it may have logged in again. Tokens
 	// that were not revoked are among these once more.
@@ -61,22 +61,22 @@ func (b *Broker) shutDown(ctx context.Context) error {
 // step starts what is due and returns how long to sleep.
 func (b *Broker) step(ctx context.Context) time.Duration {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	now := b.now()
 	next := now.add(longestSleep)
 	for _, e := range b.entries {
-		next = earliest(next, b.tend(ctx, e, now))
+		next = earliest(next, b.maintainEntry(ctx, e, now))
 	}
-	next = earliest(next, b.tendRefusal(ctx, now))
-	next = earliest(next, b.tendSession(ctx, now))
-	next = earliest(next, b.tendRevocations(ctx, now))
-	next = earliest(next, b.tendRetired(ctx, now))
+	next = earliest(next, b.maintainRefusal(ctx, now))
+	next = earliest(next, b.maintainSession(ctx, now))
+	next = earliest(next, b.maintainRevocations(ctx, now))
+	next = earliest(next, b.maintainRetired(ctx, now))
 	return max(now.until(next), time.Millisecond)
 }
 
-// tend sees to one credential and returns when to look again. The caller
+// maintainEntry sees to one credential and returns when to look again. The caller
 // holds mu.
-func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
+func (b *Broker) maintainEntry(ctx context.Context, e *entry, now dualTime) dualTime {
 	if b.inForce != nil && !b.inForce[e.ref] {
 		if until := e.madeAt.add(b.grace); now.before(until) {
 			return until
@@ -84,14 +84,14 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 		b.drop([]*entry{e})
 		return never()
 	}
-	if e.next != nil && (!now.before(e.settledAt) || !e.lease.usable(now)) {
-		b.settleIn(e)
+	if e.next != nil && (!now.before(e.nextActiveAt) || !e.lease.usable(now)) {
+		b.promoteNext(e)
 	}
 	if e.lease == nil {
 		return never() // fetched when it is asked for
 	}
 	end := e.lease.usableUntil()
-	if !now.before(end) && e.lease.brief {
+	if !now.before(end) && e.lease.onDemand {
 		e.lease = nil
 		return never()
 	}
@@ -99,92 +99,92 @@ func (b *Broker) tend(ctx context.Context, e *entry, now instant) instant {
 		b.lose(e, "it ended and could not be renewed")
 		return never()
 	}
-	if e.doubted && e.flight == nil {
-		b.askAgain(ctx, e, now)
+	if e.needsRecheck && e.fetch == nil {
+		b.recheck(ctx, e, now)
 	}
 	if e.next != nil {
-		return earliest(end, e.settledAt)
+		return earliest(end, e.nextActiveAt)
 	}
 	due := latest(e.refreshAt, e.retryAt)
-	if e.flight != nil || now.before(due) {
-		return earliestOf(end, due, e.flight == nil)
+	if e.fetch != nil || now.before(due) {
+		return earliestIf(end, due, e.fetch == nil)
 	}
 	if e.idle(now) && !e.lease.uses.Open() {
 		b.record("released", e.ref, e.lease.id, "not used")
 		if l := e.lease; l.id != "" {
-			b.keep(e.ref, l, now)
+			b.revokeWhenUnused(e.ref, l, now)
 		}
 		e.lease = nil
 		return never()
 	}
-	b.start(ctx, e)
+	b.startFetch(ctx, e)
 	return end
 }
 
-// askAgain asks Vault about a credential that an upstream has refused. The
+// recheck asks Vault about a credential that an upstream has refused. The
 // caller holds mu, and the entry has no flight.
-func (b *Broker) askAgain(ctx context.Context, e *entry, now instant) {
-	e.doubted = false
+func (b *Broker) recheck(ctx context.Context, e *entry, now dualTime) {
+	e.needsRecheck = false
 	l := e.lease
 	if l.id == "" {
 		e.refreshAt = now
 		return
 	}
-	remint := e.notAccepted && !now.before(e.remintAt)
+	remint := e.unauthorized && !now.before(e.remintAt)
 	b.background(ctx, func(ctx context.Context) {
 		gone, err := b.isGone(ctx, l.session, l.id)
-		if !gone && (isTransient(err) || b.outlived(ctx, l.session, err) || !remint) {
+		if !gone && (isTransient(err) || b.tokenInvalid(ctx, l.session, err) || !remint) {
 			return
 		}
 		b.mu.Lock()
-		defer b.unlock()
+		defer b.unlockAndNotify()
 		switch {
 		case e.lease == nil || e.lease.id != l.id: // it was replaced meanwhile
 		case gone:
 			b.lose(e, leaseGone)
-		case e.flight == nil:
+		case e.fetch == nil:
 			doubted := *e.lease
-			doubted.refused = true
-			e.lease, e.refreshAt, e.remintAt = &doubted, b.now(), b.now().add(remintEvery)
-			b.wake()
+			doubted.rejected = true
+			e.lease, e.refreshAt, e.remintAt = &doubted, b.now(), b.now().add(remintInterval)
+			b.wakeUp()
 		}
 	})
 }
 
-func earliestOf(end, due instant, both bool) instant {
+func earliestIf(end, due dualTime, both bool) dualTime {
 	if both {
 		return earliest(end, due)
 	}
 	return end
 }
 
-func latest(a, b instant) instant { return instant{max(a.mono, b.mono), max(a.wall, b.wall)} }
+func latest(a, b dualTime) dualTime { return dualTime{max(a.mono, b.mono), max(a.wall, b.wall)} }
 
-func (e *entry) idle(now instant) bool {
-	return time.Duration(now.mono-e.usedAt.mono.Load()) > idleAfter
+func (e *entry) idle(now dualTime) bool {
+	return time.Duration(now.mono-e.usedAt.mono.Load()) > idleTimeout
 }
 
-// atomicInstant is a monotonic time, exact to a second, that many readers set.
-type atomicInstant struct{ mono atomic.Int64 }
+// atomicDualTime is a monotonic time, exact to a second, that many readers set.
+type atomicDualTime struct{ mono atomic.Int64 }
 
-func (a *atomicInstant) set(now instant) {
+func (a *atomicDualTime) set(now dualTime) {
 	if now.mono-a.mono.Load() > int64(time.Second) || a.mono.Load() == 0 {
 		a.mono.Store(max(now.mono, 1))
 	}
 }
 
-// tendSession logs in or renews the token if that is due. The caller holds mu.
-func (b *Broker) tendSession(ctx context.Context, now instant) instant {
-	if b.upkeeping {
+// maintainSession logs in or renews the token if that is due. The caller holds mu.
+func (b *Broker) maintainSession(ctx context.Context, now dualTime) dualTime {
+	if b.maintaining {
 		return never()
 	}
-	var due instant
+	var due dualTime
 	if b.refusal != nil && !b.session.usable(now) {
 		b.loseValues()
 	}
 	if b.session.usable(now) {
 		due = b.session.renewAt
-		if b.session.lost && b.session.ours {
+		if b.session.untracked && b.session.ours {
 			due = earliest(due, b.rotateAt)
 		}
 	}
@@ -192,22 +192,22 @@ func (b *Broker) tendSession(ctx context.Context, now instant) instant {
 	if now.before(due) {
 		return due
 	}
-	b.upkeeping = true
+	b.maintaining = true
 	b.background(ctx, func(ctx context.Context) {
-		err := b.enter(ctx)
+		err := b.acquireLogin(ctx)
 		if err == nil {
 			b.mu.RLock()
 			early := b.now().before(b.loginAt) // somebody else has tried while this waited
 			b.mu.RUnlock()
 			if !early {
-				_, _ = b.upkeep(ctx, 0) // its failure is kept, and logged by holdLogin
+				_, _ = b.renewOrLogin(ctx, 0) // its failure is kept, and logged by holdLogin
 			}
-			b.leave()
+			b.releaseLogin()
 		}
 		b.mu.Lock()
-		b.upkeeping = false
-		b.wake()
-		b.unlock()
+		b.maintaining = false
+		b.wakeUp()
+		b.unlockAndNotify()
 	})
 	return never()
 }
@@ -215,15 +215,15 @@ func (b *Broker) tendSession(ctx context.Context, now instant) instant {
 // background runs f, bounded in time and ended with Run's ctx. The caller holds
 // mu, and the broker is not closed, since only Run closes it.
 func (b *Broker) background(ctx context.Context, f func(ctx context.Context)) {
-	b.flights.Go(func() {
+	b.tasks.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, callsInFlight*b.cfg.Timeout)
 		defer cancel()
 		f(ctx)
 	})
 }
 
-// tendRevocations revokes what is due. The caller holds mu.
-func (b *Broker) tendRevocations(ctx context.Context, now instant) instant {
+// maintainRevocations revokes what is due. The caller holds mu.
+func (b *Broker) maintainRevocations(ctx context.Context, now dualTime) dualTime {
 	next, running := never(), 0
 	for _, r := range b.pending {
 		if r.running {
@@ -235,39 +235,39 @@ func (b *Broker) tendRevocations(ctx context.Context, now instant) instant {
 		case r.running:
 		case now.before(r.due):
 			next = earliest(next, r.due)
-		case r.isKept(now):
-			next = earliest(next, earliest(now.add(lookKept), r.keptUntil))
-		case running < revokingAtOnce: // the end of one wakes the schedule for the next
+		case r.inUse(now):
+			next = earliest(next, earliest(now.add(inUseInterval), r.keptUntil))
+		case running < maxRevoking: // the end of one wakes the schedule for the next
 			running++
 			r.running = true
-			b.background(ctx, func(ctx context.Context) { b.settle(r, b.revokeLease(ctx, r)) })
+			b.background(ctx, func(ctx context.Context) { b.finishRevocation(r, b.revokeLease(ctx, r)) })
 		}
 	}
 	return next
 }
 
-// tendRetired revokes the tokens that were replaced, once nothing holds on to
+// maintainRetired revokes the tokens that were replaced, once nothing holds on to
 // them. The caller holds mu.
-func (b *Broker) tendRetired(ctx context.Context, now instant) instant {
+func (b *Broker) maintainRetired(ctx context.Context, now dualTime) dualTime {
 	next := never()
 	b.retiring = slices.DeleteFunc(b.retiring, func(s *session) bool { return !s.ours || !now.before(s.notAfter) })
 	for _, s := range b.retiring {
 		switch {
-		case s.revoking || b.isHeld(s):
+		case s.revoking || b.isNeeded(s):
 		case now.before(s.due):
 			next = earliest(next, s.due)
 		default:
 			s.revoking, s.dead = true, true
-			b.background(ctx, func(ctx context.Context) { b.endRetired(s, b.revokeToken(ctx, s)) })
+			b.background(ctx, func(ctx context.Context) { b.finishTokenRevocation(s, b.revokeToken(ctx, s)) })
 		}
 	}
 	return next
 }
 
-// isHeld reports whether a credential in use or on its way, or a lease that is
+// isNeeded reports whether a credential in use or on its way, or a lease that is
 // to be revoked by itself, needs the token. The caller holds mu.
-func (b *Broker) isHeld(s *session) bool {
-	for f := range b.air {
+func (b *Broker) isNeeded(s *session) bool {
+	for f := range b.inFlight {
 		if !s.replaced.before(f.began) {
 			return true
 		}
@@ -283,7 +283,7 @@ func (b *Broker) isHeld(s *session) bool {
 		case r.session != s:
 		case r.denied: // the token's end takes it along
 			urgent = urgent || r.urgent
-		case r.isKept(now):
+		case r.inUse(now):
 			kept = true
 		default:
 			return true
@@ -292,17 +292,17 @@ func (b *Broker) isHeld(s *session) bool {
 	return kept && !urgent
 }
 
-func (b *Broker) endRetired(s *session, err error) {
+func (b *Broker) finishTokenRevocation(s *session, err error) {
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	s.revoking = false
 	if err == nil {
 		b.retiring = slices.DeleteFunc(b.retiring, func(r *session) bool { return r == s })
 	} else {
 		s.attempts++
-		s.due = b.now().add(b.waitAfter(s.attempts, err))
+		s.due = b.now().add(b.retryDelay(s.attempts, err))
 	}
-	b.wake()
+	b.wakeUp()
 }
 
 // stats are what is counted. They are guarded by Broker.mu.
@@ -316,7 +316,7 @@ type stats struct {
 func (b *Broker) countError(e *Error) {
 	text := e.Error()
 	b.mu.Lock()
-	defer b.unlock()
+	defer b.unlockAndNotify()
 	b.stats.errors[e.Code]++
 	b.stats.lastErr, b.stats.lastAt = text, b.cfg.Now()
 }
@@ -385,7 +385,7 @@ type servedNow struct {
 }
 
 // status returns the state of the broker, but for how many leases are in which.
-func (b *Broker) status(now instant) Status {
+func (b *Broker) status(now dualTime) Status {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	s := Status{
@@ -398,7 +398,7 @@ func (b *Broker) status(now instant) Status {
 		s.TokenExpires = b.session.notAfter.time()
 	}
 	for _, r := range b.pending {
-		if r.isKept(now) {
+		if r.inUse(now) {
 			s.States[StateReplaced]++
 		} else {
 			s.States[StateRevoking]++
@@ -415,7 +415,7 @@ func (b *Broker) status(now instant) Status {
 	return s
 }
 
-func (e *entry) status(now instant) LeaseStatus {
+func (e *entry) status(now dualTime) LeaseStatus {
 	s := LeaseStatus{Grant: e.ref.Grant, Credential: e.ref.Name, Path: e.ref.Path, Err: text(e.err)}
 	usable := e.lease.usable(now)
 	switch {

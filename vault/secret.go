@@ -43,23 +43,23 @@ const (
 	// rotationFirst is after what time the password of a schedule is read again
 	// that was read once only, since it may have been due at that very moment.
 	rotationFirst = 6 * time.Second
-	// otpLife is how long a one-time password is served. Vault does not say when it
+	// oneTimePasswordLife is how long a one-time password is served. Vault does not say when it
 	// ends, and verifiers take one for a while after its period.
-	otpLife = 2 * time.Second
-	// settleFor is how long the former credential of an engine whose new ones are
+	oneTimePasswordLife = 2 * time.Second
+	// propagationDelay is how long the former credential of an engine whose new ones are
 	// not known at once is served after it was replaced, while its lease allows.
-	settleFor = 15 * time.Second
-	// remintEvery bounds how often a lease is replaced that Vault has and an
+	propagationDelay = 15 * time.Second
+	// remintInterval bounds how often a lease is replaced that Vault has and an
 	// upstream does not accept: the plugin may be who provokes that.
-	remintEvery = 10 * time.Minute
-	// askAgainEvery bounds how often Refused asks about one credential.
-	askAgainEvery = 5 * time.Second
+	remintInterval = 10 * time.Minute
+	// recheckInterval bounds how often Refused asks about one credential.
+	recheckInterval = 5 * time.Second
 )
 
 // leaseOf returns the lease that an answer to a request sent at issued is, old
 // being the one that it replaces, or nil. Its error says why the answer is of no
 // use.
-func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef, issued instant, old *lease) (*lease, error) {
+func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef, issued dualTime, old *lease) (*lease, error) {
 	fields, err := fieldsOf(answer, ref.TrimNewline)
 	if err != nil {
 		return nil, err
@@ -78,7 +78,7 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 	case l.id != "" && l.granted <= 0:
 		return nil, errors.New("the lease has no duration")
 	case l.id != "":
-		l.settles = settles(answer, fields)
+		l.propagatesLate = propagatesLate(answer, fields)
 		l.window = newWindow(issued, l.granted, last, spread())
 	case certificate != nil:
 		l.mount = mountOf(ref.Path)
@@ -89,9 +89,9 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 		b.rotate(l, answer, life, issued, last, old)
 	case ends:
 		l.window = newWindow(issued, life, last, spread())
-	case isOTP(answer, ref.Path):
-		l.brief = true
-		l.window = window{notAfter: earliest(issued.add(otpLife), last), refreshAt: never(), ends: never()}
+	case isOneTimePassword(answer, ref.Path):
+		l.onDemand = true
+		l.window = window{notAfter: earliest(issued.add(oneTimePasswordLife), last), refreshAt: never(), ends: never()}
 	default:
 		l.window = b.valueWindow(issued, l.granted, last)
 	}
@@ -100,7 +100,7 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 
 // valueWindow returns the window of a value without a lease. A duration without
 // a lease (KV version 1) only says how soon the value may be another one.
-func (b *Broker) valueWindow(issued instant, hint time.Duration, last instant) window {
+func (b *Broker) valueWindow(issued dualTime, hint time.Duration, last dualTime) window {
 	w := newWindow(issued, b.cfg.Stale, last, 0)
 	again := b.cfg.Refresh
 	if hint > 0 {
@@ -114,14 +114,14 @@ func (b *Broker) valueWindow(issued instant, hint time.Duration, last instant) w
 // again right then, and every so often until it has been replaced: Vault begins
 // the next period first and replaces the password up to five seconds later, so
 // that an answer in between has the old password and a ttl that began again.
-func (b *Broker) rotate(l *lease, answer *api.Secret, ttl time.Duration, issued, last instant, old *lease) {
+func (b *Broker) rotate(l *lease, answer *api.Secret, ttl time.Duration, issued, last dualTime, old *lease) {
 	l.rotated, l.rotateBy = fmt.Sprint(answer.Data["last_vault_rotation"]), issued.add(ttl)
 	next, until := issued.add(max(ttl, rotationPoll/2)), rotationPoll
 	if old != nil && old.rotated == l.rotated && old.fields.equal(l.fields) {
 		began := !l.rotateBy.before(old.rotateBy.add(2 * time.Second)) // Vault rounds to seconds
 		if due := !issued.before(old.rotateBy); due || began {
 			l.lateBy = old.lateBy
-			if l.lateBy == (instant{}) {
+			if l.lateBy == (dualTime{}) {
 				l.lateBy = issued.add(rotationLate)
 			}
 			if issued.before(l.lateBy) {
@@ -149,11 +149,11 @@ func isValue(answer *api.Secret) bool {
 	return answer.LeaseID == "" && (answer.LeaseDuration != 0 || isEnvelope(answer))
 }
 
-// settles reports whether what a lease is of becomes known to its service some
+// propagatesLate reports whether what a lease is of becomes known to its service some
 // seconds after Vault has made it: users of AWS, Azure, MongoDB Atlas and
 // directories, and keys of Google's service accounts. A session of AWS is known at
 // once. An older Vault does not name the engine, and AWS's fields do.
-func settles(answer *api.Secret, fields fieldSet) bool {
+func propagatesLate(answer *api.Secret, fields fieldSet) bool {
 	_, key := fields.text["access_key"]
 	_, secret := fields.text["secret_key"]
 	_, token := fields.text["security_token"]
@@ -167,8 +167,8 @@ func settles(answer *api.Secret, fields fieldSet) bool {
 	return false
 }
 
-// isOTP reports whether an answer is a one-time password of the TOTP engine's.
-func isOTP(answer *api.Secret, path string) bool {
+// isOneTimePassword reports whether an answer is a one-time password of the TOTP engine's.
+func isOneTimePassword(answer *api.Secret, path string) bool {
 	if answer.MountType != "" {
 		return answer.MountType == "totp"
 	}
@@ -282,16 +282,16 @@ func mountOf(path string) string {
 
 // fieldSet is what can be used of an answer.
 type fieldSet struct {
-	text     map[string]authz.Secret // of one line
-	pem      map[string]authz.Secret
-	withheld []string          // names of those that hold what cannot be sent
-	unusable map[string]string // by name: why a field is neither text nor PEM
-	counts   bool              // a field says how long is left, and differs in each answer
+	text            map[string]authz.Secret // of one line
+	pem             map[string]authz.Secret
+	unsendableNames []string          // names of those that hold what cannot be sent
+	unusable        map[string]string // by name: why a field is neither text nor PEM
+	countsDown      bool              // a field says how long is left, and differs in each answer
 }
 
 // equal reports whether two answers hold the same.
 func (f fieldSet) equal(o fieldSet) bool {
-	if f.counts && o.counts {
+	if f.countsDown && o.countsDown {
 		f.text, o.text = maps.Clone(f.text), maps.Clone(o.text)
 		for _, name := range []string{"ttl", "token_ttl", "expires_in"} {
 			delete(f.text, name)
@@ -326,28 +326,28 @@ func fieldsOf(answer *api.Secret, trim bool) (fieldSet, error) {
 		}
 		data = inner
 	}
-	f := fieldSet{text: make(map[string]authz.Secret, len(data)), unusable: make(map[string]string), counts: !isValue(answer)}
+	f := fieldSet{text: make(map[string]authz.Secret, len(data)), unusable: make(map[string]string), countsDown: !isValue(answer)}
 	for name, value := range data {
 		f.add(name, value, trim)
 	}
 	room := maxNested
 	for _, name := range slices.Sorted(maps.Keys(data)) {
 		if object, ok := data[name].(map[string]any); ok {
-			f.nest(name, object, trim, 1, &room)
+			f.addNested(name, object, trim, 1, &room)
 		}
 	}
-	slices.Sort(f.withheld)
+	slices.Sort(f.unsendableNames)
 	switch {
 	case len(f.text)+len(f.pem) > 0:
 		return f, nil
-	case len(f.withheld) > 0:
-		return fieldSet{}, fmt.Errorf("field %q is empty or holds a control byte (a line break at its end?)", f.withheld[0])
+	case len(f.unsendableNames) > 0:
+		return fieldSet{}, fmt.Errorf("field %q is empty or holds a control byte (a line break at its end?)", f.unsendableNames[0])
 	}
 	return fieldSet{}, errors.New("the answer has no fields that are text")
 }
 
-// nest adds the fields of an object.
-func (f *fieldSet) nest(prefix string, object map[string]any, trim bool, depth int, room *int) {
+// addNested adds the fields of an object.
+func (f *fieldSet) addNested(prefix string, object map[string]any, trim bool, depth int, room *int) {
 	for _, key := range slices.Sorted(maps.Keys(object)) {
 		name := prefix + "." + key
 		if *room--; *room < 0 {
@@ -360,7 +360,7 @@ func (f *fieldSet) nest(prefix string, object map[string]any, trim bool, depth i
 		}
 		f.add(name, object[key], trim)
 		if inner, ok := object[key].(map[string]any); ok && depth < maxDepth {
-			f.nest(name, inner, trim, depth+1, room)
+			f.addNested(name, inner, trim, depth+1, room)
 		}
 	}
 }
@@ -393,7 +393,7 @@ func (f *fieldSet) add(name string, value any, trim bool) {
 		}
 	}
 	if why := unsendable(text); why != "" {
-		f.withheld = append(f.withheld, name)
+		f.unsendableNames = append(f.unsendableNames, name)
 		f.unusable[name] = why
 		return
 	}

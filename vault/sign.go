@@ -54,7 +54,7 @@ func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorit
 	if version > 0 {
 		body["key_version"] = version
 	}
-	if err := b.maySign(ref); err != nil {
+	if err := b.checkSign(ref); err != nil {
 		return nil, 0, err
 	}
 	answer, err := b.sign(ctx, path, call{op: "sign by " + ref.Path, method: http.MethodPost, path: path, body: body})
@@ -78,21 +78,21 @@ func (b *Broker) sign(ctx context.Context, path string, c call) (*api.Secret, er
 		if err != nil {
 			return nil, err
 		}
-		if err := b.mayMint(path, true); err != nil {
+		if err := b.checkMint(path, true); err != nil {
 			return nil, err
 		}
 		c.token = s.token
 		answer, err := b.client.do(ctx, c)
-		b.trip(path, err)
-		if !retried && b.outlived(ctx, s, err) {
+		b.recordOutcome(path, err)
+		if !retried && b.tokenInvalid(ctx, s, err) {
 			continue
 		}
 		return answer, err
 	}
 }
 
-// maySign refuses what must not be signed.
-func (b *Broker) maySign(ref authz.CredentialRef) error {
+// checkSign refuses what must not be signed.
+func (b *Broker) checkSign(ref authz.CredentialRef) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	switch {
@@ -101,7 +101,7 @@ func (b *Broker) maySign(ref authz.CredentialRef) error {
 	case b.inForce != nil && !b.inForce[ref]:
 		return errNotInForce
 	}
-	return b.admit(ref)
+	return b.checkRef(ref)
 }
 
 // signRequest returns what the transit engine is asked (Vault API, "Transit

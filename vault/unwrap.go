@@ -38,7 +38,7 @@ func (b *Broker) unwrap(ctx context.Context) (authz.Secret, error) {
 		return b.wrapped.secretID, b.wrapped.err
 	}
 	b.mu.RLock()
-	spent := b.spent == hash
+	spent := b.usedWrap == hash
 	b.mu.RUnlock()
 	if spent {
 		return authz.Secret{}, errors.New("unwrap secret id: an earlier run of this sidecar did, and keeps nothing; put a new wrapping token into the file")
@@ -49,7 +49,7 @@ func (b *Broker) unwrap(ctx context.Context) (authz.Secret, error) {
 	}
 	b.wrapped = wrapped{token: hash, secretID: secretID, err: err}
 	if err != nil {
-		b.incident(err)
+		b.recordIncident(err)
 	}
 	return secretID, err
 }
@@ -92,10 +92,10 @@ func (b *Broker) unwrapOnce(ctx context.Context, token authz.Secret, hash string
 	if err := b.lookUpWrapped(ctx, token); err != nil {
 		return authz.Secret{}, err
 	}
-	b.spend(hash)
+	b.storeUsedWrap(hash)
 	answer, err := b.client.do(ctx, call{op: "unwrap secret id", method: http.MethodPost, path: "sys/wrapping/unwrap", token: token})
 	if e := (*Error)(nil); errors.As(err, &e) && isTransient(err) && !e.ambiguous {
-		b.spend("") // Vault has not done it
+		b.storeUsedWrap("") // Vault has not done it
 		return authz.Secret{}, err
 	}
 	if err != nil {
@@ -111,20 +111,20 @@ func (b *Broker) unwrapOnce(ctx context.Context, token authz.Secret, hash string
 	return authz.NewSecret(text), nil
 }
 
-// spend notes on disk which wrapping token is used up, so that the next sidecar
+// storeUsedWrap notes on disk which wrapping token is used up, so that the next sidecar
 // does not take that for a theft.
-func (b *Broker) spend(hash string) {
+func (b *Broker) storeUsedWrap(hash string) {
 	b.mu.Lock()
-	b.spent = hash
-	b.unlock()
+	b.usedWrap = hash
+	b.unlockAndNotify()
 	b.saveState()
 }
 
-// incident tells the audit log and operators what somebody must look into.
-func (b *Broker) incident(err error) {
+// recordIncident tells the audit log and operators what somebody must look into.
+func (b *Broker) recordIncident(err error) {
 	b.mu.Lock()
 	b.record("incident", authz.CredentialRef{}, "", err.Error())
-	b.unlock()
+	b.unlockAndNotify()
 	b.log.Error("the wrapped secret id cannot be trusted: find out who had it, then put a new wrapping token into the file", zap.Error(err))
 }
 

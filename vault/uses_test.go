@@ -107,18 +107,18 @@ func TestFewReplacedLeasesAreKept(t *testing.T) {
 		one, other := ref("one", "database/creds/a"), ref("other", "database/creds/a")
 		now := b.now()
 		b.mu.Lock()
-		defer b.unlock()
+		defer b.unlockAndNotify()
 		for i := range 10 {
 			for _, r := range []authz.CredentialRef{one, other} {
 				l := &lease{id: fmt.Sprint(r.Name, i), session: &session{notAfter: never()}, uses: new(authz.Uses)}
 				l.ends = now.add(time.Duration(i+1) * time.Hour)
 				l.uses.Begin()
-				b.keep(r, l, now)
+				b.revokeWhenUnused(r, l, now)
 			}
 		}
 		kept := map[string]int{}
 		for id, r := range b.pending {
-			if r.isKept(now) {
+			if r.inUse(now) {
 				kept[r.ref.Name]++
 				if id < r.ref.Name+"6" {
 					t.Errorf("%s is kept, and newer ones are not", id)
@@ -129,10 +129,10 @@ func TestFewReplacedLeasesAreKept(t *testing.T) {
 			t.Errorf("kept %v of %d", kept, len(b.pending))
 		}
 		urgent := b.enqueue(one, &lease{id: "one9", session: &session{}}, now, true)
-		if urgent.isKept(now) {
+		if urgent.inUse(now) {
 			t.Error("what is urgent is kept")
 		}
-		if b.tendRevocations(context.Background(), now.add(-time.Second)) == never() {
+		if b.maintainRevocations(context.Background(), now.add(-time.Second)) == never() {
 			t.Error("nothing is due")
 		}
 	})

@@ -36,18 +36,18 @@ func TestEndpointsThatFail(t *testing.T) {
 		answer http.HandlerFunc
 		want   string
 	}{
-		"error page": {say(500, "text/plain", quote), "status 500"},
+		"error page": {respond(500, "text/plain", quote), "status 500"},
 		"error with the secret": {
-			say(401, "application/json", `{"error":"invalid_client","error_description":"`+quote+`","error_uri":"https://canary"}`),
+			respond(401, "application/json", `{"error":"invalid_client","error_description":"`+quote+`","error_uri":"https://canary"}`),
 			"status 401 and invalid_client",
 		},
-		"error that is a quotation": {say(400, "application/json", `{"error":"`+quote+`"}`), "status 400"},
-		"error with status 200":     {say(200, "application/json", `{"error":"`+quote+`"}`), "status 200"},
-		"HTML":                      {say(200, "text/html", "<html>"+quote+"</html>"), "no token"},
-		"HTML said to be JSON":      {say(200, "application/json", "<html>"+quote+"</html>"), "no token"},
-		"empty":                     {say(200, "application/json", ""), "no token"},
-		"array":                     {say(200, "application/json", `["`+quote+`"]`), "no token"},
-		"huge":                      {say(200, "application/json", `{"x":"`+strings.Repeat("canary", maxAnswer)+`","access_token":"t"}`), "no token"},
+		"error that is a quotation": {respond(400, "application/json", `{"error":"`+quote+`"}`), "status 400"},
+		"error with status 200":     {respond(200, "application/json", `{"error":"`+quote+`"}`), "status 200"},
+		"HTML":                      {respond(200, "text/html", "<html>"+quote+"</html>"), "no token"},
+		"HTML said to be JSON":      {respond(200, "application/json", "<html>"+quote+"</html>"), "no token"},
+		"empty":                     {respond(200, "application/json", ""), "no token"},
+		"array":                     {respond(200, "application/json", `["`+quote+`"]`), "no token"},
+		"huge":                      {respond(200, "application/json", `{"x":"`+strings.Repeat("canary", maxAnswer)+`","access_token":"t"}`), "no token"},
 		"endless head": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("X-Canary", strings.Repeat("canary", maxAnswer))
 		}, "no token"},
@@ -56,14 +56,14 @@ func TestEndpointsThatFail(t *testing.T) {
 			_, _ = io.WriteString(conn, quote+"\r\n\r\n")
 			_ = conn.Close()
 		}, "no token"},
-		"control byte in the token": {say(200, "application/json", `{"access_token":"t\u0000","expires_in":3600}`), "printable"},
-		"token that is too long":    {say(200, "application/json", `{"access_token":"`+strings.Repeat("t", 17<<10)+`"}`), "too long"},
-		"token of a megabyte":       {say(200, "application/json", `{"access_token":"`+strings.Repeat("t", 1<<20)+`"}`), "no token"},
+		"control byte in the token": {respond(200, "application/json", `{"access_token":"t\u0000","expires_in":3600}`), "printable"},
+		"token that is too long":    {respond(200, "application/json", `{"access_token":"`+strings.Repeat("t", 17<<10)+`"}`), "too long"},
+		"token of a megabyte":       {respond(200, "application/json", `{"access_token":"`+strings.Repeat("t", 1<<20)+`"}`), "no token"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoom(t, nil)
+			r := newEnv(t, nil)
 			r.answers(c.answer)
-			err := r.refused(t, r.ref())
+			err := r.mustFail(t, r.ref())
 			if !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "api of grant weather") {
 				t.Errorf("error %q does not say %q", err, c.want)
 			}
@@ -85,7 +85,7 @@ func TestEndpointsThatFail(t *testing.T) {
 	}
 }
 
-func say(status int, contentType, body string) http.HandlerFunc {
+func respond(status int, contentType, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", contentType)
 		w.WriteHeader(status)
@@ -97,9 +97,9 @@ func say(status int, contentType, body string) http.HandlerFunc {
 // the statuses that keep the method and the body too.
 func TestRedirectIsNotFollowed(t *testing.T) {
 	for _, status := range []int{301, 302, 303, 307, 308} {
-		r, evil := newRoom(t, nil), newEndpoint(t)
+		r, evil := newEnv(t, nil), newEndpoint(t)
 		r.answers(func(w http.ResponseWriter, req *http.Request) { http.Redirect(w, req, evil.server.URL, status) })
-		err := r.refused(t, r.ref(func(ref *authz.CredentialRef) { ref.Token.CA += string(evil.ca.PEM()) }))
+		err := r.mustFail(t, r.ref(func(ref *authz.CredentialRef) { ref.Token.CA += string(evil.ca.PEM()) }))
 		if evil.count() != 0 || !strings.Contains(err.Error(), "status 3") {
 			t.Errorf("%d: %d requests went elsewhere: %v", status, evil.count(), err)
 		}
@@ -107,7 +107,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 }
 
 func TestSecretGoesToNobodyUntrusted(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	other := testenv.MustGet(testenv.NewCA("another authority"))(t)
 	for name, ref := range map[string]authz.CredentialRef{
 		"another authority": r.ref(func(ref *authz.CredentialRef) { ref.Token.CA = string(other.PEM()) }),
@@ -118,14 +118,14 @@ func TestSecretGoesToNobodyUntrusted(t *testing.T) {
 		"plain http":           r.ref(func(ref *authz.CredentialRef) { ref.Token.TokenURL = strings.Replace(r.server.URL, "https", "http", 1) }),
 		"no authority in file": r.ref(func(ref *authz.CredentialRef) { ref.Token.CA = "nothing" }),
 	} {
-		if err := r.refused(t, ref); r.count() != 0 {
+		if err := r.mustFail(t, ref); r.count() != 0 {
 			t.Errorf("%s: asked all the same (%v)", name, err)
 		}
 	}
 	r.server.TLS.MaxVersion = tls.VersionTLS11
 	old := newEndpoint(t)
 	old.server.TLS.MaxVersion = tls.VersionTLS11
-	if err := r.refused(t, r.ref(func(ref *authz.CredentialRef) {
+	if err := r.mustFail(t, r.ref(func(ref *authz.CredentialRef) {
 		ref.Token.TokenURL, ref.Token.CA = old.server.URL, string(old.ca.PEM())
 	})); old.count() != 0 {
 		t.Errorf("TLS 1.1: asked all the same (%v)", err)
@@ -134,7 +134,7 @@ func TestSecretGoesToNobodyUntrusted(t *testing.T) {
 
 // TestSlowEndpointHoldsUpNobodyElse has one that takes 30 seconds.
 func TestSlowEndpointHoldsUpNobodyElse(t *testing.T) {
-	r := newRoom(t, func(cfg *Config) { cfg.Timeout = 300 * time.Millisecond })
+	r := newEnv(t, func(cfg *Config) { cfg.Timeout = 300 * time.Millisecond })
 	slow := newEndpoint(t)
 	slow.answers(func(_ http.ResponseWriter, req *http.Request) {
 		select {
@@ -163,14 +163,14 @@ func TestSlowEndpointHoldsUpNobodyElse(t *testing.T) {
 }
 
 func TestFailuresAreNotRepeatedAtOnce(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	r.answers(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "20")
 		w.WriteHeader(http.StatusServiceUnavailable)
 	})
 	ref := r.ref()
 	for range 5 {
-		err := r.refused(t, ref)
+		err := r.mustFail(t, ref)
 		var retry interface{ RetryAfter() time.Duration }
 		if !errors.As(err, &retry) || retry.RetryAfter() < 15*time.Second || retry.RetryAfter() > 20*time.Second {
 			t.Fatalf("retry after %v: %v", retry, err)
@@ -187,19 +187,19 @@ func TestFailuresAreNotRepeatedAtOnce(t *testing.T) {
 }
 
 func TestEndpointThatIsDown(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	ref := r.ref()
 	r.server.Close()
-	if err := r.refused(t, ref); !strings.Contains(err.Error(), "was not reached: dial tcp") {
+	if err := r.mustFail(t, ref); !strings.Contains(err.Error(), "was not reached: dial tcp") {
 		t.Error(err)
 	}
-	if err := r.refused(t, ref); !strings.Contains(err.Error(), "was not reached") {
+	if err := r.mustFail(t, ref); !strings.Contains(err.Error(), "was not reached") {
 		t.Error(err)
 	}
 }
 
 func TestWhatIsTakenAwayIsForgotten(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	kept, gone := r.ref(), r.ref(func(ref *authz.CredentialRef) { ref.Name = "gone" })
 	r.token(t, kept)
 	r.token(t, gone)
@@ -227,7 +227,7 @@ func TestWhatIsTakenAwayIsForgotten(t *testing.T) {
 	}
 	close(release)
 	_ = r.source.Close()
-	if err := r.refused(t, kept); !errors.Is(err, errStopping) {
+	if err := r.mustFail(t, kept); !errors.Is(err, errStopping) {
 		t.Error(err)
 	}
 }
@@ -239,7 +239,7 @@ func TestEndpointThroughAProxy(t *testing.T) {
 	var asked []string
 	var passed bytes.Buffer
 	var refuse atomic.Bool
-	var r *room
+	var r *env
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		mu.Lock()
 		asked = append(asked, req.Method+" "+req.RequestURI)
@@ -268,7 +268,7 @@ func TestEndpointThroughAProxy(t *testing.T) {
 	}))
 	t.Cleanup(proxy.Close)
 	through := testenv.MustGet(url.Parse(proxy.URL))(t)
-	r = newRoom(t, func(cfg *Config) { cfg.Proxy = func(*url.URL) (*url.URL, error) { return through, nil } })
+	r = newEnv(t, func(cfg *Config) { cfg.Proxy = func(*url.URL) (*url.URL, error) { return through, nil } })
 	ref := r.ref(func(ref *authz.CredentialRef) {
 		ref.Token.TokenURL = strings.Replace(ref.Token.TokenURL, "127.0.0.1", "id.example", 1)
 	})
@@ -285,7 +285,7 @@ func TestEndpointThroughAProxy(t *testing.T) {
 	mu.Unlock()
 
 	refuse.Store(true)
-	err := r.refused(t, r.ref(func(other *authz.CredentialRef) { other.Name = "other" }))
+	err := r.mustFail(t, r.ref(func(other *authz.CredentialRef) { other.Name = "other" }))
 	if !strings.Contains(err.Error(), "token endpoint") || strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), clientSecret) {
 		t.Errorf("refused by the proxy: %v", err)
 	}

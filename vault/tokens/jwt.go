@@ -11,8 +11,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// sign gets a JSON Web Token that lives so long from now.
-func (s *Source) sign(ctx context.Context, ref authz.CredentialRef, now time.Time, life time.Duration) (authz.Secret, error) {
+// signedToken gets a JSON Web Token that lives so long from now.
+func (s *Source) signedToken(ctx context.Context, ref authz.CredentialRef, now time.Time, life time.Duration) (authz.Secret, error) {
 	switch {
 	case s.cfg.Sign == nil:
 		return authz.Secret{}, errors.New("nothing signs here")

@@ -194,9 +194,9 @@ func TestTokensThatAreNotSigned(t *testing.T) {
 		asked++
 		return authz.Secret{}, errors.New("sealed")
 	}
-	r := newRoom(t, func(cfg *Config) { cfg.Sign = sign })
+	r := newEnv(t, func(cfg *Config) { cfg.Sign = sign })
 	for range 3 {
-		if err := r.refused(t, jwtRef("RS256", "k")); !strings.Contains(err.Error(), "sealed") {
+		if err := r.mustFail(t, jwtRef("RS256", "k")); !strings.Contains(err.Error(), "sealed") {
 			t.Error(err)
 		}
 	}
@@ -205,11 +205,11 @@ func TestTokensThatAreNotSigned(t *testing.T) {
 	}
 	short := jwtRef("RS256", "short")
 	short.Lifetime = 100 * time.Millisecond
-	_ = r.refused(t, short)
-	none := newRoom(t, nil)
-	_ = none.refused(t, jwtRef("RS256", "k"))
+	_ = r.mustFail(t, short)
+	none := newEnv(t, nil)
+	_ = none.mustFail(t, jwtRef("RS256", "k"))
 	odd := none.ref(func(ref *authz.CredentialRef) { ref.Token.Kind = "saml" })
-	if err := none.refused(t, odd); !strings.Contains(err.Error(), "saml") || asked != 1 {
+	if err := none.mustFail(t, odd); !strings.Contains(err.Error(), "saml") || asked != 1 {
 		t.Error(err)
 	}
 }
@@ -233,7 +233,7 @@ func warmSource(t testing.TB) (*Source, *vault.Broker, authz.CredentialRef) {
 	v := testenv.MustVault(t, testenv.VaultConfig{})
 	testenv.Must(t, v.PutSecret(t.Context(), "weather", map[string]any{"client_id": clientID, "client_secret": clientSecret}))
 	b := brokerOf(t, v, `path "secret/data/weather" { capabilities = ["read"] }`)
-	r := newRoom(t, func(cfg *Config) { cfg.Source, cfg.Now = b, time.Now })
+	r := newEnv(t, func(cfg *Config) { cfg.Source, cfg.Now = b, time.Now })
 	ref := r.ref()
 	r.token(t, ref)
 	return r.source, b, ref

@@ -21,9 +21,9 @@ const maxAnswer = 64 << 10
 // Dialer connects to a token endpoint, as [net.Dialer.DialContext] does.
 type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// access gets an access token by the client credentials grant (RFC 6749,
+// oauth2Token gets an access token by the client credentials grant (RFC 6749,
 // section 4.4), and says how long it lives.
-func (s *Source) access(ctx context.Context, spec authz.TokenSpec, fields map[string]authz.Secret) (authz.Secret, time.Duration, error) {
+func (s *Source) oauth2Token(ctx context.Context, spec authz.TokenSpec, fields map[string]authz.Secret) (authz.Secret, time.Duration, error) {
 	id, secret, err := spec.Client(fields)
 	if err != nil {
 		return authz.Secret{}, 0, err

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// answered is what a token endpoint answered with.
-type answered struct {
+// tokenResponse is what a token endpoint answered with.
+type tokenResponse struct {
 	value string
 	life  time.Duration
 }
@@ -30,7 +30,7 @@ var errNoToken = errors.New("answered with what is no token")
 // It takes what endpoints are known to send: a JSON object, or a form, under any
 // content type and after a byte order mark; an expires_in of any spelling; any
 // status of 200 to 299.
-func readToken(answer *http.Response) (answered, error) {
+func readToken(answer *http.Response) (tokenResponse, error) {
 	text, err := io.ReadAll(answer.Body)
 	fields := map[string]any{}
 	if err == nil {
@@ -40,25 +40,25 @@ func readToken(answer *http.Response) (answered, error) {
 	switch {
 	case answer.StatusCode < 200 || answer.StatusCode > 299, fields["error"] != nil:
 		what := "answered with status " + strconv.Itoa(answer.StatusCode)
-		if knownError(code) {
+		if isKnownErrorCode(code) {
 			what += " and " + code
 		}
-		return answered{}, errors.New(what)
+		return tokenResponse{}, errors.New(what)
 	case err != nil:
-		return answered{}, errNoToken
+		return tokenResponse{}, errNoToken
 	}
 	token, _ := fields["access_token"].(string)
 	if token == "" {
-		return answered{}, errNoToken
+		return tokenResponse{}, errNoToken
 	}
 	if !isToken(token) {
-		return answered{}, errors.New("answered with a token that is too long or holds other bytes than ASCII's printable ones")
+		return tokenResponse{}, errors.New("answered with a token that is too long or holds other bytes than ASCII's printable ones")
 	}
 	if kind := fields["token_type"]; !isBearer(kind) {
-		return answered{}, errors.New("answered with a token that is no bearer token")
+		return tokenResponse{}, errors.New("answered with a token that is no bearer token")
 	}
 	life, err := lifeOf(fields["expires_in"])
-	return answered{token, life}, err
+	return tokenResponse{token, life}, err
 }
 
 // fieldsOf reads a JSON object or a form.
@@ -106,7 +106,7 @@ func lifeOf(expiresIn any) (time.Duration, error) {
 	}
 	text = strings.TrimSpace(text)
 	if text == "" && (isText || expiresIn == nil) {
-		return unsaid, nil
+		return defaultLife, nil
 	}
 	seconds, err := strconv.ParseFloat(text, 64)
 	switch {
@@ -115,7 +115,7 @@ func lifeOf(expiresIn any) (time.Duration, error) {
 	case seconds < 0:
 		return 0, errors.New("answered with a token that has ended already")
 	case seconds == 0:
-		return unsaid, nil
+		return defaultLife, nil
 	}
 	return time.Duration(min(seconds, longestToken.Seconds()) * float64(time.Second)), nil
 }
@@ -133,9 +133,9 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(wait, 0), maxWait)
 }
 
-// knownError reports whether a token endpoint may say so (RFC 6749, section
+// isKnownErrorCode reports whether a token endpoint may say so (RFC 6749, section
 // 5.2; RFC 8707, section 2). What else it says could be a quotation.
-func knownError(code string) bool {
+func isKnownErrorCode(code string) bool {
 	return slices.Contains([]string{
 		"invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope",
 		"invalid_target", "access_denied", "server_error", "temporarily_unavailable",

@@ -26,11 +26,11 @@ import (
 const (
 	maxEntries   = 1024             // credentials at a time; more are refused
 	longestToken = 24 * time.Hour   // that a token is kept, whatever its endpoint says
-	unsaid       = 5 * time.Minute  // that a token is kept whose endpoint does not say how long it lives
-	margin       = 10 * time.Second // before its end, or a tenth of its life if that is less, a token is not served any more
+	defaultLife  = 5 * time.Minute  // that a token is kept whose endpoint does not say how long it lives
+	expiryMargin = 10 * time.Second // before its end, or a tenth of its life if that is less, a token is not served any more
 	maxWait      = time.Minute      // after failures in a row
 
-	askAgainEvery = time.Minute // at most, what an upstream has refused is replaced
+	replaceInterval = time.Minute // at most, what an upstream has refused is replaced
 )
 
 // Config is what a Source is made of.
@@ -66,28 +66,28 @@ type Source struct {
 
 	mu         sync.RWMutex
 	closed     bool
-	entries    map[name][]*entry
+	entries    map[credentialName][]*entry
 	size       int
 	generation uint64                       // of the token replaced last, over all
 	inForce    map[authz.CredentialRef]bool // as the last Retain said
 	retained   atomic.Uint64                // how often Retain was called; written under mu
 }
 
-// name is what a credential is called. A reload can leave two that are called
+// credentialName is what a credential is called. A reload can leave two that are called
 // the same, until the old one is let go.
-type name struct{ grant, credential string }
+type credentialName struct{ grant, credential string }
 
 // entry is one token. Its fields are guarded by Source.mu.
 type entry struct {
-	ref      authz.CredentialRef
-	token    *token // nil when there is none
-	flight   *flight
-	dropped  bool // no longer in force
-	failures int
-	retryAt  time.Time
-	askAgain time.Time // Refused makes no earlier token due before
-	client   uint64    // the generation of the client's credentials that failed
-	err      error
+	ref       authz.CredentialRef
+	token     *token // nil when there is none
+	flight    *flight
+	dropped   bool // no longer in force
+	failures  int
+	retryAt   time.Time
+	replaceAt time.Time // Refused makes no earlier token due before
+	client    uint64    // the generation of the client's credentials that failed
+	err       error
 }
 
 // token is one that is served. It does not change.
@@ -109,15 +109,15 @@ type flight struct {
 	err    error
 }
 
-// heldError is a failure that answers for now.
-type heldError struct {
+// cachedError is a failure that answers for now.
+type cachedError struct {
 	err   error
 	retry time.Duration
 }
 
-func (e *heldError) Error() string             { return e.err.Error() }
-func (e *heldError) Unwrap() error             { return e.err }
-func (e *heldError) RetryAfter() time.Duration { return e.retry }
+func (e *cachedError) Error() string             { return e.err.Error() }
+func (e *cachedError) Unwrap() error             { return e.err }
+func (e *cachedError) RetryAfter() time.Duration { return e.retry }
 
 var (
 	errNotInForce = errors.New("the credential is no longer in force")
@@ -138,7 +138,7 @@ func New(cfg Config) (*Source, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Source{cfg: cfg, entries: make(map[name][]*entry)}, nil
+	return &Source{cfg: cfg, entries: make(map[credentialName][]*entry)}, nil
 }
 
 // Credential returns a token that is valid now, getting it if there is none, as
@@ -155,7 +155,7 @@ func (s *Source) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 			return client, err
 		}
 	}
-	if c, ok := s.warm(&ref, &client); ok {
+	if c, ok := s.cached(&ref, &client); ok {
 		return c, nil
 	}
 	for {
@@ -178,7 +178,7 @@ func (s *Source) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 	}
 }
 
-func (s *Source) warm(ref *authz.CredentialRef, client *authz.Credential) (authz.Credential, bool) {
+func (s *Source) cached(ref *authz.CredentialRef, client *authz.Credential) (authz.Credential, bool) {
 	now := s.cfg.Now()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -197,13 +197,13 @@ func (s *Source) warm(ref *authz.CredentialRef, client *authz.Credential) (authz
 func (s *Source) Refused(grant, credential string, generation uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := s.entries[name{grant, credential}]
+	all := s.entries[credentialName{grant, credential}]
 	for _, e := range all {
 		now := s.cfg.Now()
-		if e.token == nil || e.token.generation != generation || !past(now, e.askAgain) {
+		if e.token == nil || e.token.generation != generation || !hasPassed(now, e.replaceAt) {
 			continue
 		}
-		e.askAgain = now.Add(askAgainEvery)
+		e.replaceAt = now.Add(replaceInterval)
 		doubted := *e.token
 		doubted.refreshAt = now
 		e.token = &doubted
@@ -214,7 +214,7 @@ func (s *Source) Refused(grant, credential string, generation uint64) bool {
 // find returns the entry of a credential. The caller holds mu, for reading at
 // least.
 func (s *Source) find(ref *authz.CredentialRef) *entry {
-	for _, e := range s.entries[name{ref.Grant, ref.Name}] {
+	for _, e := range s.entries[credentialName{ref.Grant, ref.Name}] {
 		if e.ref == *ref {
 			return e
 		}
@@ -225,12 +225,12 @@ func (s *Source) find(ref *authz.CredentialRef) *entry {
 // usable reports whether a token may be served to who has the client's
 // credentials.
 func (t *token) usable(now time.Time, client *authz.Credential) bool {
-	return t != nil && t.client >= client.Generation && !past(now, t.notAfter)
+	return t != nil && t.client >= client.Generation && !hasPassed(now, t.notAfter)
 }
 
-// past reports whether t has come, by the wall clock or by the monotonic one:
+// hasPassed reports whether t has come, by the wall clock or by the monotonic one:
 // the one stands still while the machine is suspended, the other is set.
-func past(now, t time.Time) bool {
+func hasPassed(now, t time.Time) bool {
 	return !now.Before(t) || now.UnixNano() >= t.UnixNano()
 }
 
@@ -246,7 +246,7 @@ func (t *token) credential(client *authz.Credential) authz.Credential {
 // due reports whether a new token is to be got ahead of the old one's end, by
 // whoever asks next.
 func (e *entry) due(now time.Time) bool {
-	return e.flight == nil && past(now, e.token.refreshAt) && past(now, e.retryAt)
+	return e.flight == nil && hasPassed(now, e.token.refreshAt) && hasPassed(now, e.retryAt)
 }
 
 // board returns the flight that gets the token, starting it if there is none,
@@ -269,7 +269,7 @@ func (s *Source) board(ctx context.Context, ref authz.CredentialRef, client auth
 			return nil, fmt.Errorf("more than %d tokens are in use", maxEntries)
 		}
 		e = &entry{ref: ref}
-		key := name{ref.Grant, ref.Name}
+		key := credentialName{ref.Grant, ref.Name}
 		s.entries[key] = append(s.entries[key], e)
 		s.size++
 	}
@@ -284,8 +284,8 @@ func (s *Source) board(ctx context.Context, ref authz.CredentialRef, client auth
 	if e.flight != nil {
 		return e.flight, nil
 	}
-	if e.err != nil && e.client >= client.Generation && !past(now, e.retryAt) {
-		return nil, &heldError{e.err, e.retryAt.Sub(now)}
+	if e.err != nil && e.client >= client.Generation && !hasPassed(now, e.retryAt) {
+		return nil, &cachedError{e.err, e.retryAt.Sub(now)}
 	}
 	return s.start(ctx, e, client), nil
 }
@@ -300,14 +300,14 @@ func (s *Source) start(ctx context.Context, e *entry, client authz.Credential) *
 	s.flights.Go(func() {
 		defer cancel()
 		issued := s.cfg.Now()
-		value, life, err := s.exchange(ctx, e.ref, client, issued)
+		value, life, err := s.fetchToken(ctx, e.ref, client, issued)
 		s.land(e, f, issued, value, life, err)
 	})
 	return f
 }
 
-// exchange gets a token and says how long it lives.
-func (s *Source) exchange(ctx context.Context, ref authz.CredentialRef, client authz.Credential, now time.Time) (authz.Secret, time.Duration, error) {
+// fetchToken gets a token and says how long it lives.
+func (s *Source) fetchToken(ctx context.Context, ref authz.CredentialRef, client authz.Credential, now time.Time) (authz.Secret, time.Duration, error) {
 	longest := longestToken
 	if ref.Lifetime > 0 {
 		longest = min(longest, ref.Lifetime)
@@ -317,10 +317,10 @@ func (s *Source) exchange(ctx context.Context, ref authz.CredentialRef, client a
 	var err error
 	switch ref.Token.Kind {
 	case authz.TokenOAuth2:
-		value, life, err = s.access(ctx, ref.Token, client.Fields)
+		value, life, err = s.oauth2Token(ctx, ref.Token, client.Fields)
 	case authz.TokenJWT:
 		life = min(ref.Token.Lifetime, longest)
-		value, err = s.sign(ctx, ref, now, life)
+		value, err = s.signedToken(ctx, ref, now, life)
 	default:
 		err = fmt.Errorf("kind %q is none of those that are known", ref.Token.Kind)
 	}
@@ -356,7 +356,7 @@ func (s *Source) land(e *entry, f *flight, issued time.Time, value authz.Secret,
 	e.err, e.client, e.retryAt = err, f.client.Generation, now.Add(wait)
 	first := e.failures == 1
 	s.mu.Unlock()
-	f.err = &heldError{err, wait}
+	f.err = &cachedError{err, wait}
 	if first {
 		s.cfg.Logger.Warn("get token", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
 	}
@@ -365,7 +365,7 @@ func (s *Source) land(e *entry, f *flight, issued time.Time, value authz.Secret,
 // install puts a token in force. An endpoint that answers with the one that is
 // there has replaced nothing. The caller holds mu.
 func (s *Source) install(e *entry, f *flight, issued time.Time, value authz.Secret, life time.Duration) *token {
-	served := life - min(margin, life/10)
+	served := life - min(expiryMargin, life/10)
 	t := &token{
 		value: value, client: f.client.Generation, notAfter: issued.Add(served),
 		refreshAt: issued.Add(served * 2 / 3).Add(-rand.N(served/10 + 1)), //nolint:gosec // spreads load
@@ -374,14 +374,14 @@ func (s *Source) install(e *entry, f *flight, issued time.Time, value authz.Secr
 		t.value, t.fields, t.generation = old.value, old.fields, old.generation
 	} else {
 		s.generation++
-		t.fields, t.generation = map[string]authz.Secret{field(e.ref.Token.Kind): value}, s.generation
+		t.fields, t.generation = map[string]authz.Secret{fieldName(e.ref.Token.Kind): value}, s.generation
 	}
 	e.token, e.failures, e.err, e.retryAt = t, 0, nil, time.Time{}
 	return t
 }
 
-// field is what a token is called in a template.
-func field(kind authz.TokenKind) string {
+// fieldName is what a token is called in a template.
+func fieldName(kind authz.TokenKind) string {
 	if kind == authz.TokenJWT {
 		return "jwt"
 	}

@@ -130,8 +130,8 @@ type clock struct{ ahead atomic.Int64 }
 func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
 func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
-// room is what a test needs.
-type room struct {
+// env is what a test needs.
+type env struct {
 	*endpoint
 	leases *leaser
 	clock  *clock
@@ -139,10 +139,10 @@ type room struct {
 	log    *observer.ObservedLogs
 }
 
-func newRoom(t testing.TB, change func(*Config)) *room {
+func newEnv(t testing.TB, change func(*Config)) *env {
 	t.Helper()
 	core, log := observer.New(zap.DebugLevel)
-	r := &room{endpoint: newEndpoint(t), leases: newLeaser(), clock: &clock{}, log: log}
+	r := &env{endpoint: newEndpoint(t), leases: newLeaser(), clock: &clock{}, log: log}
 	cfg := Config{Source: r.leases, Dial: (&net.Dialer{}).DialContext, Now: r.clock.now, Logger: zap.New(core)}
 	if change != nil {
 		change(&cfg)
@@ -153,7 +153,7 @@ func newRoom(t testing.TB, change func(*Config)) *room {
 }
 
 // ref is a credential that is exchanged at the endpoint.
-func (r *room) ref(change ...func(*authz.CredentialRef)) authz.CredentialRef {
+func (r *env) ref(change ...func(*authz.CredentialRef)) authz.CredentialRef {
 	ref := authz.CredentialRef{Plugin: "weather", Grant: "weather", Name: "api", Path: "secret/data/weather", Token: authz.TokenSpec{
 		Kind: authz.TokenOAuth2, TokenURL: r.server.URL + "/token", Style: authz.StyleHeader, CA: string(r.ca.PEM()),
 		ClientID: "{client_id}", ClientSecret: "{client_secret}",
@@ -165,12 +165,12 @@ func (r *room) ref(change ...func(*authz.CredentialRef)) authz.CredentialRef {
 }
 
 // token returns what is served.
-func (r *room) token(t testing.TB, ref authz.CredentialRef) string {
+func (r *env) token(t testing.TB, ref authz.CredentialRef) string {
 	t.Helper()
 	return testenv.MustGet(r.source.Credential(t.Context(), ref))(t).Fields["access_token"].Reveal()
 }
 
-func (r *room) refused(t testing.TB, ref authz.CredentialRef) error {
+func (r *env) mustFail(t testing.TB, ref authz.CredentialRef) error {
 	t.Helper()
 	c, err := r.source.Credential(t.Context(), ref)
 	if err == nil {
@@ -182,7 +182,7 @@ func (r *room) refused(t testing.TB, ref authz.CredentialRef) error {
 func TestClientCredentials(t *testing.T) {
 	for _, style := range []string{authz.StyleHeader, authz.StyleBody} {
 		t.Run(style, func(t *testing.T) {
-			r := newRoom(t, nil)
+			r := newEnv(t, nil)
 			ref := r.ref(func(ref *authz.CredentialRef) {
 				ref.Token.Style, ref.Token.Scopes, ref.Token.Audience = style, "read write", "https://api.example"
 			})
@@ -207,7 +207,7 @@ func TestClientCredentials(t *testing.T) {
 }
 
 func TestWhatIsNoTokenPassesThrough(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	c := testenv.MustGet(r.source.Credential(t.Context(), authz.CredentialRef{Plugin: "weather", Name: "key"}))(t)
 	if c.Fields["client_secret"].Reveal() != clientSecret || c.Lease != "l1" || r.count() != 0 {
 		t.Errorf("answered with generation %d, %d exchanges", c.Generation, r.count())
@@ -215,10 +215,10 @@ func TestWhatIsNoTokenPassesThrough(t *testing.T) {
 }
 
 func TestTokenIsKeptRefreshedEarlyAndEnds(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	ref := r.ref()
 	first := testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
-	if left := first.NotAfter.Sub(r.clock.now()); left < 58*time.Minute || left > time.Hour-margin {
+	if left := first.NotAfter.Sub(r.clock.now()); left < 58*time.Minute || left > time.Hour-expiryMargin {
 		t.Errorf("served for %s", left)
 	}
 	if got := r.token(t, ref); got != "at-1" || r.count() != 1 {
@@ -240,30 +240,30 @@ func TestTokenIsKeptRefreshedEarlyAndEnds(t *testing.T) {
 
 func TestExpiresIn(t *testing.T) {
 	for body, want := range map[string]time.Duration{
-		`{"access_token":"t","token_type":"bearer"}`:                                     unsaid - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":0}`:                      unsaid - margin,
+		`{"access_token":"t","token_type":"bearer"}`:                                     defaultLife - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":0}`:                      defaultLife - expiryMargin,
 		`{"access_token":"t","token_type":"bearer","expires_in":-1}`:                     0,
-		`{"access_token":"t","token_type":"bearer","expires_in":1152921504606846976}`:    longestToken - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":"3600"}`:                 time.Hour - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":1152921504606846976}`:    longestToken - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":"3600"}`:                 time.Hour - expiryMargin,
 		`{"access_token":"t","token_type":"bearer","expires_in":"soon"}`:                 0,
 		`{"access_token":"t","token_type":"bearer","expires_in":[1]}`:                    0,
 		`{"access_token":"t","token_type":"bearer","expires_in":10}`:                     9 * time.Second,
-		`{"access_token":"t","token_type":"bearer","expires_in":null}`:                   unsaid - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":null}`:                   defaultLife - expiryMargin,
 		`{"access_token":"","token_type":"bearer","expires_in":3600}`:                    0,
-		`{"access_token":"t","token_type":"bearer","expires_in":99999999999999999999e9}`: longestToken - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":1e999}`:                  longestToken - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":3600.0}`:                 time.Hour - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":3599.48}`:                time.Hour - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":3.6e3}`:                  time.Hour - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":"3600.0"}`:               time.Hour - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":" 3600 "}`:               time.Hour - margin,
-		`{"access_token":"t","token_type":"bearer","expires_in":""}`:                     unsaid - margin,
+		`{"access_token":"t","token_type":"bearer","expires_in":99999999999999999999e9}`: longestToken - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":1e999}`:                  longestToken - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":3600.0}`:                 time.Hour - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":3599.48}`:                time.Hour - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":3.6e3}`:                  time.Hour - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":"3600.0"}`:               time.Hour - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":" 3600 "}`:               time.Hour - expiryMargin,
+		`{"access_token":"t","token_type":"bearer","expires_in":""}`:                     defaultLife - expiryMargin,
 		`{"access_token":"t","token_type":"bearer","expires_in":"-1"}`:                   0,
 		`{"access_token":"t","token_type":"bearer","expires_in":"NaN"}`:                  0,
 		`{"access_token":"t","token_type":"bearer","expires_in":true}`:                   0,
 	} {
 		t.Run(body, func(t *testing.T) {
-			r := newRoom(t, nil)
+			r := newEnv(t, nil)
 			r.says(http.StatusOK, "application/json", body)
 			c, err := r.source.Credential(t.Context(), r.ref())
 			if want == 0 {
@@ -314,7 +314,7 @@ func TestAnswers(t *testing.T) {
 		"UTF-16, which JSON is not": {200, "application/json", "\xfe\xff\x00{", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoom(t, nil)
+			r := newEnv(t, nil)
 			r.says(c.status, c.kind, c.body)
 			if got, err := r.source.Credential(t.Context(), r.ref()); (err == nil) != c.want || c.want && got.Fields["access_token"].Reveal() != "t" {
 				t.Errorf("token %t: %v", err == nil, err)
@@ -339,12 +339,12 @@ func TestRetryAfter(t *testing.T) {
 
 // TestParameters sends further parameters, and none in the place of Chaperone's.
 func TestParameters(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	var form url.Values
 	r.answers(func(w http.ResponseWriter, req *http.Request) {
 		_ = req.ParseForm()
 		form = req.PostForm
-		say(http.StatusOK, "application/json", `{"access_token":"t"}`)(w, req)
+		respond(http.StatusOK, "application/json", `{"access_token":"t"}`)(w, req)
 	})
 	testenv.MustGet(r.source.Credential(t.Context(), r.ref(func(ref *authz.CredentialRef) {
 		ref.Token.Extra = url.Values{"resource": {"https://api.example/a b"}, "grant_type": {"password"}}.Encode()
@@ -355,7 +355,7 @@ func TestParameters(t *testing.T) {
 }
 
 func TestTokenEndsWithWhatItWasGotWith(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	ref := r.ref()
 	end := r.clock.now().Add(time.Minute)
 	uses := new(authz.Uses)
@@ -375,14 +375,14 @@ func TestTokenEndsWithWhatItWasGotWith(t *testing.T) {
 	r.leases.mu.Lock()
 	r.leases.err = errors.New("the lease is gone")
 	r.leases.mu.Unlock()
-	if err := r.refused(t, ref); !strings.Contains(err.Error(), "the lease is gone") {
+	if err := r.mustFail(t, ref); !strings.Contains(err.Error(), "the lease is gone") {
 		t.Error(err)
 	}
 }
 
 // What an upstream refuses is got anew, and only now and then.
 func TestUpstreamRefuses(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	ref := r.ref()
 	first := testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
 	refused := func(generation uint64) {
@@ -408,7 +408,7 @@ func TestUpstreamRefuses(t *testing.T) {
 	if r.count() != 2 {
 		t.Errorf("%d exchanges for 200 refusals within a minute", r.count())
 	}
-	r.clock.advance(askAgainEvery + time.Second)
+	r.clock.advance(replaceInterval + time.Second)
 	refused(second.Generation)
 	wait(t, "the third token", func() bool { return r.token(t, ref) == "at-3" })
 	if r.source.Refused("weather", "key", 1) {
@@ -419,11 +419,11 @@ func TestUpstreamRefuses(t *testing.T) {
 // What is taken away while the client's credentials are on their way is not
 // exchanged for a token.
 func TestTakenAwayBeforeTheExchange(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	ref := r.ref()
 	r.source.Retain([]authz.CredentialRef{ref})
 	r.leases.answering = func() { r.source.Retain(nil) }
-	if err := r.refused(t, ref); !errors.Is(err, errNotInForce) || r.count() != 0 {
+	if err := r.mustFail(t, ref); !errors.Is(err, errNotInForce) || r.count() != 0 {
 		t.Errorf("after %d exchanges: %v", r.count(), err)
 	}
 	r.leases.answering = func() { r.source.Retain([]authz.CredentialRef{ref}) }
@@ -433,7 +433,7 @@ func TestTakenAwayBeforeTheExchange(t *testing.T) {
 }
 
 func TestCeilingOnLifetimes(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	c := testenv.MustGet(r.source.Credential(t.Context(), r.ref(func(ref *authz.CredentialRef) { ref.Lifetime = time.Minute })))(t)
 	if left := c.NotAfter.Sub(r.clock.now()); left > time.Minute {
 		t.Errorf("served for %s", left)
@@ -441,7 +441,7 @@ func TestCeilingOnLifetimes(t *testing.T) {
 }
 
 func TestSameTokenIsTheSameGeneration(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	r.says(http.StatusOK, "application/json", `{"access_token":"t","expires_in":30}`)
 	ref := r.ref()
 	first := testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
@@ -453,7 +453,7 @@ func TestSameTokenIsTheSameGeneration(t *testing.T) {
 }
 
 func TestScopesAndAudiencesShareNoToken(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	seen := map[string]bool{}
 	for _, change := range []func(*authz.CredentialRef){
 		func(*authz.CredentialRef) {},
@@ -476,7 +476,7 @@ func TestScopesAndAudiencesShareNoToken(t *testing.T) {
 }
 
 func TestTwoHundredColdRequestsExchangeOnce(t *testing.T) {
-	r := newRoom(t, nil)
+	r := newEnv(t, nil)
 	r.answers(func(w http.ResponseWriter, _ *http.Request) {
 		time.Sleep(100 * time.Millisecond)
 		r.grant(w, 3600)

@@ -226,6 +226,7 @@ func (s *Server) update(ctx context.Context) bool {
 
 // serve makes a configuration of routes and has it told to every Envoy.
 func (s *Server) serve(ctx context.Context, routes []authz.Route, generation uint64, problem string) error {
+	s.followed.prepares()
 	r, err := build(&s.cfg, routes, false)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 // Status says what is served and how every Envoy stands to it.
 type Status struct {
 	Generation uint64 // the policy's that is served; 0 before Run
+	Pending    bool   // the configuration of another generation is being made
 	Problem    string // why nothing of it is routed; "" when it is
 	Envoys     []Envoy
 }
@@ -43,8 +44,8 @@ type Envoy struct {
 
 // Current reports whether the Envoy has put in force what is served.
 func (s Status) Current(e Envoy) bool {
-	if len(e.Refused) > 0 || len(e.Acknowledged) < 3 {
-		return false // without listeners, routes and clusters
+	if s.Pending || len(e.Refused) > 0 || len(e.Acknowledged) < 3 {
+		return false // three types at least: listeners, routes and clusters
 	}
 	for _, generation := range e.Acknowledged {
 		if generation != s.Generation {
@@ -68,6 +69,7 @@ type followed struct {
 
 	mu         sync.Mutex
 	generation uint64
+	pending    bool
 	problem    string
 	versions   map[string]string // what is served, by type
 	streams    map[stream]*told
@@ -97,11 +99,19 @@ func newFollowed(cfg *Config) *followed {
 	return &followed{plugin: cfg.Plugin, now: cfg.Now, log: cfg.Log, streams: map[stream]*told{}}
 }
 
+// prepares records that the configuration of another generation is being made: the
+// exits are already its own, and no Envoy has been sent it.
+func (f *followed) prepares() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending = true
+}
+
 // serves notes what is served from now on; nil versions are those of before.
 func (f *followed) serves(generation uint64, versions map[string]string, problem string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.generation, f.problem = generation, problem
+	f.generation, f.pending, f.problem = generation, false, problem
 	if versions != nil {
 		f.versions = versions
 	}
@@ -110,7 +120,7 @@ func (f *followed) serves(generation uint64, versions map[string]string, problem
 func (f *followed) status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := Status{Generation: f.generation, Problem: f.problem}
+	out := Status{Generation: f.generation, Pending: f.pending, Problem: f.problem}
 	for name, t := range f.streams {
 		e := Envoy{Version: t.version, Delta: name.delta, Connected: t.connected, Acknowledged: map[string]uint64{}, Refused: map[string]string{}}
 		for url, of := range t.types {

@@ -15,6 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // makeAdmin makes the operators' door.
@@ -81,7 +82,7 @@ func (s *sidecar) adminRevoke(ctx context.Context, r admin.RevokeRequest, actor 
 		out.failed = append(out.failed, "vault: "+out.vault.Err.Error())
 	}
 	return admin.RevokeResult{
-		ID: out.revocation.ID, Plugin: out.revocation.Plugin, Rule: ruleName(out.revocation.Grant, out.revocation.Rule),
+		ID: out.revocation.ID, Plugin: out.revocation.Plugin, Rule: phrase.Rule(out.revocation.Grant, out.revocation.Rule),
 		Level: out.revocation.Level, Cut: out.cut, MS: float64(out.took.Microseconds()) / 1000, Failed: nonNil(out.failed),
 		Vault: admin.VaultResult{Leases: out.vault.Leases, Confirmed: out.vault.Confirmed, Unconfirmed: len(out.vault.Unconfirmed)},
 	}, nil
@@ -256,7 +257,7 @@ func (s *sidecar) grantStatus(now time.Time) []admin.Grant {
 	out := []admin.Grant{}
 	revoked := map[string]bool{}
 	for _, r := range s.engine.Current().Revocations() {
-		revoked[ruleName(r.Grant, r.Rule)] = true
+		revoked[phrase.Rule(r.Grant, r.Rule)] = true
 	}
 	for _, g := range s.config.Load().Grants {
 		grant := admin.Grant{Name: g.Name, NotAfter: g.NotAfter, Expired: !now.Before(g.NotAfter)}
@@ -267,7 +268,7 @@ func (s *sidecar) grantStatus(now time.Time) []admin.Grant {
 			}
 			grant.Rules = append(grant.Rules, admin.Rule{
 				ID: r.ID, Reason: r.Reason, Mode: string(mode), NotAfter: r.NotAfter, Credential: r.Credential,
-				Revoked: revoked[ruleName(g.Name, r.ID)] || revoked[""],
+				Revoked: revoked[phrase.Rule(g.Name, r.ID)] || revoked[""],
 			})
 		}
 		out = append(out, grant)
@@ -307,7 +308,7 @@ func (s *sidecar) warnings(now time.Time) []string {
 		out = append(out, "unsafeSameUser: the plugin runs as root or as the sidecar's user, and can end its own confinement")
 	}
 	if err := s.allowSockets(); err != nil {
-		out = append(out, "refused although granted: "+oneLine(err.Error()))
+		out = append(out, "refused although granted: "+phrase.OneLine(err.Error()))
 	}
 	if w := s.selfGranting(); w != "" {
 		out = append(out, w)

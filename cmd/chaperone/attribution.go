@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // attribution numbers rules for the kernel, which counts what a connection
@@ -22,7 +23,7 @@ func (a *attribution) number(grant, rule string) uint32 {
 	if grant == "" {
 		return 0
 	}
-	name := ruleName(grant, rule)
+	name := phrase.Rule(grant, rule)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if n, ok := a.numbers[name]; ok {

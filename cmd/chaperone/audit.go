@@ -19,6 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 func (c *cli) auditCommand() *cobra.Command {
@@ -61,7 +62,7 @@ func (c *cli) auditLog(args []string, plugin string) (file, stateDir string, err
 	case plugin != "" && len(known) == 0:
 		return "", "", fmt.Errorf("%w; name the log: FILE or --config", noSidecarOf(plugin, all))
 	}
-	return "", "", usageError("which audit log? Say FILE, --config or --plugin; sidecars here: %s", list(plugins(known)))
+	return "", "", usageError("which audit log? Say FILE, --config or --plugin; sidecars here: %s", phrase.List(plugins(known)))
 }
 
 func (c *cli) auditVerifyCommand() *cobra.Command {
@@ -140,10 +141,10 @@ func (c *cli) printReport(r audit.Report) error {
 			say(w, "NOT VERIFIED: %s", answer.Problem)
 			return
 		}
-		say(w, "verified: %d records in %s: %s", r.Records, count(len(r.Files), "file"), r.Proves())
+		say(w, "verified: %d records in %s: %s", r.Records, phrase.Count(len(r.Files), "file"), r.Proves())
 		say(w, "the log is %s", r.WholeSince())
 		if r.Refused != nil {
-			say(w, "refusals that it has no room for: %d records in %s: %s", r.Refused.Records, count(len(r.Refused.Files), "file"), r.Refused.WholeSince())
+			say(w, "refusals that it has no room for: %d records in %s: %s", r.Refused.Records, phrase.Count(len(r.Refused.Files), "file"), r.Refused.WholeSince())
 		}
 	})
 	if err == nil && r.Problem != nil {

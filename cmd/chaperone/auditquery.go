@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
@@ -179,7 +180,7 @@ func recordsTable(w io.Writer, rows []audit.Entry) {
 			pid = strconv.Itoa(e.PID)
 		}
 		row(w, e.Time.UTC().Format("2006-01-02T15:04:05.000Z"), clipText(e.Kind), clipText(e.Plugin), clipText(e.Reason), clipText(e.Method),
-			clipText(targetText(e)), clipText(ruleName(e.Grant, e.Rule)), pid, clipText(e.Exe), events(e), clipText(e.Detail))
+			clipText(targetText(e)), clipText(phrase.Rule(e.Grant, e.Rule)), pid, clipText(e.Exe), events(e), clipText(e.Detail))
 	}
 }
 
@@ -224,7 +225,7 @@ func summaryValue(e audit.Entry, field string) string {
 	case "method":
 		return e.Method
 	case "rule":
-		return ruleName(e.Grant, e.Rule)
+		return phrase.Rule(e.Grant, e.Rule)
 	case "plugin":
 		return e.Plugin
 	case "exe":

@@ -9,6 +9,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -129,7 +130,7 @@ true`)
 	} {
 		r := h.chaperone("audit", "query", "--config", h.config("weather"), "--host", host, "--kind", "decision", "--denied")
 		var e audit.Entry
-		if err := json.Unmarshal([]byte(firstLine(r.stdout)), &e); err != nil {
+		if err := json.Unmarshal([]byte(phrase.FirstLine(r.stdout)), &e); err != nil {
 			t.Errorf("%s: %v\n%s%s", host, err, r.stdout, r.stderr)
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 func (c *cli) checkCommand() *cobra.Command {
@@ -95,9 +96,9 @@ func (c *cli) printChecked(a checkAnswer, files int) {
 	}
 	result := "nothing is wrong"
 	if len(a.Expired) > 0 {
-		result = count(len(a.Expired), "grant") + " expired"
+		result = phrase.Count(len(a.Expired), "grant") + " expired"
 	}
-	say(c.stdout, "%s in %s: %s", count(len(a.Documents), "document"), count(files, "file"), result)
+	say(c.stdout, "%s in %s: %s", phrase.Count(len(a.Documents), "document"), phrase.Count(files, "file"), result)
 }
 
 // checkStateDirs reports stateDirs that run would refuse for their place. To root
@@ -122,7 +123,7 @@ func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Error
 			problem.Message = err.Error()
 			wrong = append(wrong, problem)
 		case errors.Is(err, fs.ErrPermission):
-			problem.Message = fmt.Sprintf("%s was not checked: %s may not look there; run check as root", spec.StateDir, userName(os.Geteuid()))
+			problem.Message = fmt.Sprintf("%s was not checked: %s may not look there; run check as root", spec.StateDir, phrase.User(os.Geteuid()))
 			doubtful = append(doubtful, problem)
 		default:
 			problem.Message = "on this machine, run refuses it: " + err.Error()
@@ -130,17 +131,6 @@ func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Error
 		}
 	}
 	return wrong, doubtful, nil
-}
-
-// count returns a number and its noun.
-func count(n int, noun string) string { return counted(n, noun, noun+"s") }
-
-// counted returns a number and its noun, which has a plural of its own.
-func counted(n int, one, many string) string {
-	if n != 1 {
-		one = many
-	}
-	return fmt.Sprintf("%d %s", n, one)
 }
 
 func (c *cli) checkKernel() error {

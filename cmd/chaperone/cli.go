@@ -13,6 +13,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
@@ -119,7 +120,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	}
 	hint := ""
 	if cmd.Flags().Lookup("plugin") != nil {
-		hint = fmt.Sprintf("; for the sidecar of one plugin say --plugin %s", shellWord(args[0]))
+		hint = fmt.Sprintf("; for the sidecar of one plugin say --plugin %s", phrase.ShellWord(args[0]))
 	}
 	return usageError("unknown argument %q of %s, which takes none%s; see %[2]s --help", args[0], cmd.CommandPath(), hint)
 }

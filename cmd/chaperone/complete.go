@@ -3,6 +3,8 @@ package main
 import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // completeValues has the shell complete the values of flags below a command: the
@@ -49,7 +51,7 @@ func (c *cli) completeRevocations(cmd *cobra.Command, args []string, _ string) (
 	}
 	var out []cobra.Completion
 	for _, r := range all {
-		out = append(out, cobra.CompletionWithDesc(r.ID, oneLine(r.Reason)))
+		out = append(out, cobra.CompletionWithDesc(r.ID, phrase.OneLine(r.Reason)))
 	}
 	return out, cobra.ShellCompDirectiveNoFileComp
 }

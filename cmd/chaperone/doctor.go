@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 )
 
@@ -84,7 +85,7 @@ func doctorTable(w io.Writer, findings []finding) {
 			warned++
 		}
 	}
-	fmt.Fprintf(w, "\n%s: %d pass, %d warn, %d FAIL\n", count(len(findings), "check"), passed, warned, failed)
+	fmt.Fprintf(w, "\n%s: %d pass, %d warn, %d FAIL\n", phrase.Count(len(findings), "check"), passed, warned, failed)
 }
 
 func findingsTable(w io.Writer, findings []finding) {

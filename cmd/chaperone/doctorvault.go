@@ -11,6 +11,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/vault"
 )
 
@@ -85,7 +86,7 @@ func vaultOfRunning(status admin.Status, address string) []finding {
 			continue
 		}
 		out = append(out, finding{
-			Name: "credential " + ruleName(credential.Grant, credential.Name), Category: "vault", Code: "vault.credential",
+			Name: "credential " + phrase.Rule(credential.Grant, credential.Name), Category: "vault", Code: "vault.credential",
 			Required: credential.State == vault.StateUnavailable, Problem: credential.State + ": " + credential.Detail,
 			Lost:   "rules with it answer credential_unavailable",
 			Remedy: "put right what Vault has at its path, or the grant's inject",

@@ -19,6 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // envoyStatus says how the Envoys stand that the sidecar configures; nil when it
@@ -59,12 +60,12 @@ func envoyRows(w io.Writer, e *admin.Envoy, now time.Time) {
 		}
 		row(w, "envoy", text)
 		for _, kind := range slices.Sorted(maps.Keys(one.Refused)) {
-			row(w, "", "REFUSED "+kind+": "+oneLine(one.Refused[kind]))
+			row(w, "", "REFUSED "+kind+": "+phrase.OneLine(one.Refused[kind]))
 		}
 	}
 	row(w, "", fmt.Sprintf("%d exits in %s", e.Exits, e.Dir))
 	if e.Problem != "" {
-		row(w, "", "NOTHING IS ROUTED: "+oneLine(e.Problem))
+		row(w, "", "NOTHING IS ROUTED: "+phrase.OneLine(e.Problem))
 	}
 }
 
@@ -192,7 +193,7 @@ func checkEnvoyProgram(ctx context.Context) finding {
 	if version := regexp.MustCompile(`[0-9]+\.[0-9]+\.[0-9]+`).FindString(string(said)); version != "" {
 		out.Name = program + " " + version
 	} else {
-		out.Name = program + " " + strings.TrimSpace(firstLine(string(said)))
+		out.Name = program + " " + strings.TrimSpace(phrase.FirstLine(string(said)))
 	}
 	return out
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
@@ -182,7 +183,7 @@ func (c *cli) printExplained(e explained) error {
 		for _, line := range []struct{ name, value string }{
 			{"decision:", e.Decision},
 			{"why:", e.Detail},
-			{"rule:", ruleName(e.Grant, e.Rule)},
+			{"rule:", phrase.Rule(e.Grant, e.Rule)},
 			{"credential:", e.Secret},
 			{"remedy:", e.Remedy},
 		} {
@@ -191,7 +192,7 @@ func (c *cli) printExplained(e explained) error {
 			}
 		}
 		if e.Nearest != nil {
-			row(w, "nearest:", fmt.Sprintf("%s (differs in %s)", ruleName(e.Nearest.Grant, e.Nearest.Rule), strings.Join(e.Nearest.Differs, ", ")))
+			row(w, "nearest:", fmt.Sprintf("%s (differs in %s)", phrase.Rule(e.Nearest.Grant, e.Nearest.Rule), strings.Join(e.Nearest.Differs, ", ")))
 		}
 		if e.YAML != "" {
 			fmt.Fprintf(w, "this rule would allow it, and nothing more:\n%s", e.YAML)
@@ -201,13 +202,6 @@ func (c *cli) printExplained(e explained) error {
 		return exitError{exitDenied, nil}
 	}
 	return err
-}
-
-func ruleName(grant, rule string) string {
-	if grant == "" {
-		return ""
-	}
-	return grant + "/" + rule
 }
 
 // explainRecord finds a recorded decision and, where its path was recorded as
@@ -345,7 +339,7 @@ func effectiveRules(cfg *configs.Config, revocations []authz.Revocation, now tim
 	out := []effectiveRule{}
 	for _, g := range cfg.Grants {
 		for _, r := range g.Rules {
-			e := effectiveRule{Name: ruleName(g.Name, r.ID), Reason: r.Reason, State: "in force", Rule: r, NotAfter: g.NotAfter}
+			e := effectiveRule{Name: phrase.Rule(g.Name, r.ID), Reason: r.Reason, State: "in force", Rule: r, NotAfter: g.NotAfter}
 			if !r.NotAfter.IsZero() {
 				e.NotAfter = r.NotAfter
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // makeFence confines what run starts without the kernel half as far as an
@@ -157,5 +158,5 @@ func (s *sidecar) confinedBy() string {
 func (s *sidecar) recordPreferred(err error) {
 	s.kernel.missing = err.Error()
 	s.opts.log.Warn("the kernel half is preferred and not to be had", zap.Error(err))
-	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + firstLine(err.Error())})
+	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + phrase.FirstLine(err.Error())})
 }

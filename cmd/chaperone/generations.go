@@ -14,6 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/vault"
 )
 
@@ -250,7 +251,7 @@ func findRule(grants []authz.Grant, name string) (grant, rule string, err error)
 			known = append(known, full)
 		}
 	}
-	return "", "", fmt.Errorf("no rule is named %q; there are: %s", name, list(known))
+	return "", "", fmt.Errorf("no rule is named %q; there are: %s", name, phrase.List(known))
 }
 
 // keepRevocation persists the revocations in force and records the change.
@@ -345,7 +346,7 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 	}
 	if err != nil {
 		s.metrics.reloadOK.Set(0)
-		s.record(&authz.Record{Kind: authz.KindReload, Actor: actor, UID: -1, Detail: "refused: " + firstLine(err.Error())})
+		s.record(&authz.Record{Kind: authz.KindReload, Actor: actor, UID: -1, Detail: "refused: " + phrase.FirstLine(err.Error())})
 		s.opts.log.Error("changed files were refused", zap.Error(err))
 		if old.Sidecar.OnBadReload == configs.OnBadReloadQuarantine {
 			_, rerr := s.revoke(ctx, revocationRequest{level: authz.LevelQuarantine, reason: "files that were changed cannot be loaded", actor: "onBadReload"})
@@ -367,11 +368,6 @@ func (s *sidecar) reload(ctx context.Context, actor string) (changes []string, e
 	})
 	s.opts.log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
 	return changes, nil
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
 }
 
 // sameIdentity refuses a reload that changes what only a restart can.

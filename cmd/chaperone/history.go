@@ -14,6 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 )
 
@@ -42,7 +43,7 @@ func openHistory(spec *configs.Sidecar, config string) (h *statehistory.History,
 		if mayBegin(spec, lost) {
 			return nil, lost, nil
 		}
-		return nil, nil, fmt.Errorf("%w; put it back, or begin with what is there: chaperone statedir accept --config %s --reason TEXT", err, shellWord(config))
+		return nil, nil, fmt.Errorf("%w; put it back, or begin with what is there: chaperone statedir accept --config %s --reason TEXT", err, phrase.ShellWord(config))
 	}
 	return h, nil, err
 }
@@ -108,7 +109,7 @@ func (s *sidecar) beginHistory(*configs.Sidecar) error {
 	if s.lost != nil {
 		text := s.lost.Error() + "; it was begun again"
 		s.opts.log.Warn("state begun again", zap.String("detail", text))
-		s.record(&authz.Record{Kind: authz.KindRevocation, Detail: oneLine(text)})
+		s.record(&authz.Record{Kind: authz.KindRevocation, Detail: phrase.OneLine(text)})
 	}
 	if err := s.history.Unkept; err != nil {
 		level := zap.WarnLevel
@@ -165,12 +166,12 @@ func (c *cli) acceptState(spec *configs.Sidecar, reason string) (err error) {
 		fmt.Fprintf(c.stdout, "stateDir %s has its history; nothing is changed\n", spec.StateDir)
 		return nil
 	}
-	fmt.Fprintf(c.stdout, "%v\naccepted; %s in force\n", lost, counted(len(all), "revocation is", "revocations are"))
+	fmt.Fprintf(c.stdout, "%v\naccepted; %s in force\n", lost, phrase.Counted(len(all), "revocation is", "revocations are"))
 	log, err := audit.Open(auditConfig(spec))
 	if err == nil {
 		err = errors.Join(log.Record(&authz.Record{
 			Time: time.Now(), Kind: authz.KindRevocation, Plugin: spec.Plugin, Actor: actor(), UID: -1,
-			Detail: "accepted by chaperone statedir accept: " + oneLine(lost.Error()) + "; reason: " + oneLine(reason),
+			Detail: "accepted by chaperone statedir accept: " + phrase.OneLine(lost.Error()) + "; reason: " + phrase.OneLine(reason),
 		}), log.Close())
 	}
 	if err != nil {

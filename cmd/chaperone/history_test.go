@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -73,7 +74,7 @@ func TestStateHistory(t *testing.T) {
 			if r.status != 0 {
 				t.Errorf("status %d\n%s", r.status, r.stderr)
 			}
-			contains(t, r.stdout, "has lost its history: ", "accepted; "+counted(c.left, "revocation is", "revocations are")+" in force")
+			contains(t, r.stdout, "has lost its history: ", "accepted; "+phrase.Counted(c.left, "revocation is", "revocations are")+" in force")
 			if r := w.run("true"); (r.status == 0) != (c.left == 0) {
 				t.Errorf("accepted: status %d\n%s", r.status, r.stderr)
 			}

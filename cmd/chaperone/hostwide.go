@@ -17,6 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/hostrevocations"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // stateRoot is where the states of sidecars usually are. It survives a reboot,
@@ -111,7 +112,7 @@ func (s *sidecar) denyUnread(err error) {
 	s.opts.log.Error("host revocations unreadable, plugin quarantined", zap.Error(err))
 	s.cut(authz.Revocation{
 		ID: unreadableID, Plugin: string(s.plugin), Level: authz.LevelQuarantine, Actor: "chaperone", At: time.Now().UTC(),
-		Reason: "host-wide revocations cannot be read, so everything is denied: " + oneLine(err.Error()) + "; repair or remove the file as root",
+		Reason: "host-wide revocations cannot be read, so everything is denied: " + phrase.OneLine(err.Error()) + "; repair or remove the file as root",
 	})
 }
 
@@ -152,7 +153,7 @@ func hostRevocationsInto(engine *authz.Engine, plugin string) {
 	}
 	engine.Revoke(state.InForce(plugin)...)
 	if err != nil && (!errors.Is(err, fs.ErrPermission) || os.Geteuid() == 0) {
-		engine.Revoke(authz.Revocation{ID: unreadableID, Plugin: plugin, Level: authz.LevelQuarantine, Reason: oneLine(err.Error()), Actor: "chaperone"})
+		engine.Revoke(authz.Revocation{ID: unreadableID, Plugin: plugin, Level: authz.LevelQuarantine, Reason: phrase.OneLine(err.Error()), Actor: "chaperone"})
 	}
 }
 
@@ -204,7 +205,7 @@ func (s *sidecar) twins() []admin.Sidecar {
 func (s *sidecar) twinWarning() string {
 	var where []string
 	for _, o := range s.twins() {
-		where = append(where, fmt.Sprintf("pid %d, %s", o.PID, shellWord(o.Socket)))
+		where = append(where, fmt.Sprintf("pid %d, %s", o.PID, phrase.ShellWord(o.Socket)))
 	}
 	if where == nil {
 		return ""

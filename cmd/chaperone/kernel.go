@@ -16,6 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
@@ -70,7 +71,7 @@ func (s *sidecar) unconfinable(err error) error {
 // endedLeft reports the end of what a sidecar left that was killed.
 func (s *sidecar) endedLeft(processes int) {
 	text := fmt.Sprintf("ended %s that an earlier sidecar of %s had left shut in (by hand: chaperone detach --config %s --kill)",
-		counted(processes, "process", "processes"), s.plugin, s.config.Load().Path)
+		phrase.Counted(processes, "process", "processes"), s.plugin, s.config.Load().Path)
 	s.record(&authz.Record{Kind: authz.KindProcess, Detail: text})
 	s.opts.notice(text)
 }

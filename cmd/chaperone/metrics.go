@@ -8,6 +8,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // metrics are the sidecar's figures. No label holds what a plugin sends.
@@ -171,7 +172,7 @@ func (m *metrics) follow(grants []authz.Grant, limits []authz.UsageOf) {
 	}
 	for _, g := range grants {
 		for _, r := range g.Rules {
-			m.requests.WithLabelValues(ruleName(g.Name, r.ID))
+			m.requests.WithLabelValues(phrase.Rule(g.Name, r.ID))
 		}
 	}
 }

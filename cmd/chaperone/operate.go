@@ -14,6 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/nearword"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // client returns a client of the running sidecar that --admin, its environment
@@ -86,7 +87,7 @@ func (c *cli) sidecarFile() (*configs.Sidecar, error) {
 	}
 	if found, rerr := configs.RecoverSidecar(c.config); rerr == nil {
 		fmt.Fprintf(c.stderr, "chaperone: %s is broken (%s); its plugin is read as %s, its stateDir as %s\n",
-			c.config, firstLine(err.Error()), shellWord(found.Plugin), shellWord(found.StateDir))
+			c.config, phrase.FirstLine(err.Error()), phrase.ShellWord(found.Plugin), phrase.ShellWord(found.StateDir))
 		return found, nil
 	}
 	return nil, fmt.Errorf("load %s:\n%w\n  without the file, name the sidecar: --plugin NAME or --admin unix:PATH", c.config, err)
@@ -105,7 +106,7 @@ func (c *cli) ofPlugin() (admin.Sidecar, error) {
 	case 0:
 		return admin.Sidecar{}, noSidecarOf(c.plugin, all)
 	}
-	return admin.Sidecar{}, usageError("%q has %d sidecars; say --admin: %s", c.plugin, len(running), list(commandLines(running)))
+	return admin.Sidecar{}, usageError("%q has %d sidecars; say --admin: %s", c.plugin, len(running), phrase.List(commandLines(running)))
 }
 
 // noSidecarOf returns the error of a plugin without a sidecar that runs.
@@ -113,9 +114,9 @@ func noSidecarOf(plugin string, all []admin.Sidecar) error {
 	running := slices.DeleteFunc(slices.Clone(all), func(s admin.Sidecar) bool { return s.Gone })
 	hint := ""
 	if near := nearword.Suggest(plugin, plugins(running)); near != "" && near != plugin {
-		hint = "; did you mean " + shellWord(near) + "?"
+		hint = "; did you mean " + phrase.ShellWord(near) + "?"
 	}
-	return fmt.Errorf("no sidecar of the plugin %q runs on this host; running here: %s%s", plugin, list(commandLines(running)), hint)
+	return fmt.Errorf("no sidecar of the plugin %q runs on this host; running here: %s%s", plugin, phrase.List(commandLines(running)), hint)
 }
 
 // plugins returns the names of the plugins of sidecars.
@@ -131,7 +132,7 @@ func plugins(all []admin.Sidecar) []string {
 func commandLines(all []admin.Sidecar) []string {
 	var names []string
 	for _, s := range all {
-		names = append(names, fmt.Sprintf("%s (--admin unix:%s)", shellWord(s.Plugin), shellWord(s.Socket)))
+		names = append(names, fmt.Sprintf("%s (--admin unix:%s)", phrase.ShellWord(s.Plugin), phrase.ShellWord(s.Socket)))
 	}
 	return names
 }
@@ -160,7 +161,7 @@ func (c *cli) onlySidecar() (admin.Sidecar, error) {
 	if len(all) == 1 {
 		return all[0], nil
 	}
-	return admin.Sidecar{}, usageError("which sidecar? Say --plugin, --config or --admin; running here: %s", list(commandLines(all)))
+	return admin.Sidecar{}, usageError("which sidecar? Say --plugin, --config or --admin; running here: %s", phrase.List(commandLines(all)))
 }
 
 // notRunning reports whether nobody answers on the admin socket.

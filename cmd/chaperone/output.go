@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
@@ -53,16 +53,5 @@ func row(w io.Writer, cells ...any) {
 
 // say prints one line. What is put into it may be anything and begins no other.
 func say(w io.Writer, format string, args ...any) {
-	fmt.Fprintln(w, oneLine(fmt.Sprintf(format, args...)))
-}
-
-// oneLine makes one line of a text, as of joined errors, that is safe to print.
-func oneLine(s string) string { return printable.Text(strings.ReplaceAll(s, "\n", "; ")) }
-
-// list joins words, or says none.
-func list(words []string) string {
-	if len(words) == 0 {
-		return "none"
-	}
-	return strings.Join(words, ", ")
+	fmt.Fprintln(w, phrase.OneLine(fmt.Sprintf(format, args...)))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // refusalPrinter prints refusals for the plugin's author. Equal ones are
@@ -109,9 +110,9 @@ func (p *refusalPrinter) act(what, remedy string) {
 // dropped alone. The names in them may be the plugin's choice: no character of
 // theirs controls a terminal.
 func (p *refusalPrinter) lines(what, remedy string) {
-	text := "chaperone: " + oneLine(what) + "\n"
+	text := "chaperone: " + phrase.OneLine(what) + "\n"
 	if remedy != "" {
-		text += "chaperone:   " + oneLine(remedy) + "\n"
+		text += "chaperone:   " + phrase.OneLine(remedy) + "\n"
 	}
 	_, _ = io.WriteString(p.w, text) // there is nowhere to report it
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 func (c *cli) reloadCommand() *cobra.Command {
@@ -88,9 +89,9 @@ func (c *cli) reloadAll(ctx context.Context) error {
 	}
 	perr := c.print(rows, func(w io.Writer) {
 		for _, r := range rows {
-			row(w, shellWord(r.Plugin), reloadedText(r))
+			row(w, phrase.ShellWord(r.Plugin), reloadedText(r))
 		}
-		say(w, "%d of %s: in force", inForce, count(len(rows), "sidecar"))
+		say(w, "%d of %s: in force", inForce, phrase.Count(len(rows), "sidecar"))
 	})
 	if perr == nil && inForce < len(rows) {
 		return exitError{exitFailure, nil}
@@ -113,7 +114,7 @@ func reloadOne(ctx context.Context, s admin.Sidecar) reloaded {
 
 func reloadedText(r reloaded) string {
 	if r.Error != "" {
-		return "NOT IN FORCE: " + oneLine(r.Error)
+		return "NOT IN FORCE: " + phrase.OneLine(r.Error)
 	}
 	return fmt.Sprintf("generation %d: %s", r.Generation, strings.Join(r.Changed, "; "))
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/hostrevocations"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 func (c *cli) restoreCommand() *cobra.Command {
@@ -157,7 +158,7 @@ func (r *restoration) restoreHost(plugin string, known *[]authz.Revocation) ([]l
 			continue
 		}
 		all = append(all, hostrevocations.Restoration{ID: v.ID, Plugin: plugin, Reason: r.reason, Actor: actor(), At: time.Now().UTC()})
-		out = append(out, lifted{admin.RestoreResult{ID: v.ID, Plugin: v.Plugin}, v.Level, ruleName(v.Grant, v.Rule), v.Reason})
+		out = append(out, lifted{admin.RestoreResult{ID: v.ID, Plugin: v.Plugin}, v.Level, phrase.Rule(v.Grant, v.Rule), v.Reason})
 	}
 	if err := store.Restore(all...); err != nil {
 		return nil, fmt.Errorf("nothing was restored: %w", err)
@@ -197,7 +198,7 @@ func (r *restoration) restoreAt(ctx context.Context, s admin.Sidecar, known *[]a
 			err = nil // the sidecar has read that it is lifted
 		}
 		result.ID, result.Plugin = v.ID, v.Plugin
-		r.show(lifted{result, v.Level, ruleName(v.Grant, v.Rule), v.Reason}, err)
+		r.show(lifted{result, v.Level, phrase.Rule(v.Grant, v.Rule), v.Reason}, err)
 	}
 }
 
@@ -216,7 +217,7 @@ func (r *restoration) restoreOffline(s admin.Sidecar, known *[]authz.Revocation)
 				left = append(left, v)
 				continue
 			}
-			out = append(out, lifted{admin.RestoreResult{ID: v.ID, Plugin: v.Plugin}, v.Level, ruleName(v.Grant, v.Rule), v.Reason})
+			out = append(out, lifted{admin.RestoreResult{ID: v.ID, Plugin: v.Plugin}, v.Level, phrase.Rule(v.Grant, v.Rule), v.Reason})
 			v.Actor = actor()
 			records = append(records, revocationRecord(v, "restored: "+r.reason+" (no sidecar was running)", 0))
 		}
@@ -237,13 +238,13 @@ func (r *restoration) restoreOffline(s admin.Sidecar, known *[]authz.Revocation)
 
 // show prints what was lifted, or why it was not, at once if it is a table.
 func (r *restoration) show(l lifted, err error) {
-	plugin := shellWord(l.Plugin)
+	plugin := phrase.ShellWord(l.Plugin)
 	if l.Plugin == "" {
 		plugin = "every plugin of the host"
 	}
 	if err != nil {
 		r.failed = true
-		say(r.stderr, "chaperone: %s: NOT RESTORED: %s", plugin, oneLine(err.Error()))
+		say(r.stderr, "chaperone: %s: NOT RESTORED: %s", plugin, phrase.OneLine(err.Error()))
 		return
 	}
 	r.lifted = append(r.lifted, l)
@@ -283,7 +284,7 @@ func (r *restoration) nothing(known []authz.Revocation) error {
 	}
 	var there []string
 	for _, v := range known {
-		name := shellWord(v.ID)
+		name := phrase.ShellWord(v.ID)
 		if v.Incident != "" {
 			name += fmt.Sprintf(" (incident %q)", v.Incident)
 		}
@@ -292,7 +293,7 @@ func (r *restoration) nothing(known []authz.Revocation) error {
 		}
 	}
 	if r.incident != "" {
-		return fmt.Errorf("no revocation has the incident or the reason %q; there are: %s", r.incident, list(there))
+		return fmt.Errorf("no revocation has the incident or the reason %q; there are: %s", r.incident, phrase.List(there))
 	}
-	return fmt.Errorf("no revocation has the id %q; there are: %s", r.id, list(there))
+	return fmt.Errorf("no revocation has the id %q; there are: %s", r.id, phrase.List(there))
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 )
 
@@ -201,9 +202,9 @@ func (r *revocationRun) hostWriter(plugin string) (report func()) {
 		switch {
 		case path == "":
 			r.failed = true
-			say(r.stderr, "chaperone: NOT WRITTEN for sidecars that are down or start later: %s; run revoke again as root when this is repaired, or add --config for each", oneLine(err.Error()))
+			say(r.stderr, "chaperone: NOT WRITTEN for sidecars that are down or start later: %s; run revoke again as root when this is repaired, or add --config for each", phrase.OneLine(err.Error()))
 		case err != nil:
-			say(r.stderr, "chaperone: revocation %s is in %s, which may not survive a reboot: %s", r.req.ID, path, oneLine(err.Error()))
+			say(r.stderr, "chaperone: revocation %s is in %s, which may not survive a reboot: %s", r.req.ID, path, phrase.OneLine(err.Error()))
 		default:
 			say(r.stderr, "chaperone: revocation %s is in %s: sidecars that are down or start later start with it", r.req.ID, path)
 		}
@@ -252,7 +253,7 @@ func (r *revocationRun) notRunning(s admin.Sidecar) admin.RevokeResult {
 	proof, problems := r.shutIn(s)
 	failed := append([]string{fmt.Sprintf("NOT RUNNING: the sidecar (pid %d) is gone; it starts with this revocation", s.PID)}, problems...)
 	if s.Config != "" {
-		failed = append(failed, "if it is not to be started again: chaperone detach --kill --config "+shellWord(s.Config))
+		failed = append(failed, "if it is not to be started again: chaperone detach --kill --config "+phrase.ShellWord(s.Config))
 	}
 	out := r.unconfirmed(s, admin.StateNotRunning, failed...)
 	out.Kernel = proof
@@ -292,7 +293,7 @@ func (r *revocationRun) shutIn(s admin.Sidecar) (proof string, problems []string
 	case left.Populated:
 		what = "its processes live"
 	}
-	return fmt.Sprintf("the kernel refuses what the plugin sends (%s: %s)", list(left.Cgroups), what), problems
+	return fmt.Sprintf("the kernel refuses what the plugin sends (%s: %s)", phrase.List(left.Cgroups), what), problems
 }
 
 // killProcess kills a process and waits until it has ended.
@@ -352,7 +353,7 @@ func (r *revocationRun) finish() error {
 }
 
 func revokedTable(w io.Writer, r admin.RevokeResult) {
-	plugin := shellWord(r.Plugin)
+	plugin := phrase.ShellWord(r.Plugin)
 	what := plugin
 	if r.Rule != "" {
 		what = r.Rule + " of " + plugin
@@ -376,10 +377,10 @@ func revokedTable(w io.Writer, r admin.RevokeResult) {
 		if r.State == "" {
 			f = "FAILED: " + f
 		}
-		say(w, "%s: %s", plugin, oneLine(f))
+		say(w, "%s: %s", plugin, phrase.OneLine(f))
 	}
 	if r.ID != "" && r.State != admin.StateUnreachable {
-		say(w, "to give it back: chaperone restore %s --reason TEXT", shellWord(r.ID))
+		say(w, "to give it back: chaperone restore %s --reason TEXT", phrase.ShellWord(r.ID))
 	}
 }
 
@@ -414,7 +415,7 @@ func (r *revocationRun) offline(s admin.Sidecar) error {
 	}
 	fmt.Fprintln(r.stderr, "chaperone: no sidecar is running; the next one starts with this revocation")
 	result := admin.RevokeResult{
-		ID: revocation.ID, Plugin: revocation.Plugin, Rule: ruleName(revocation.Grant, revocation.Rule), Level: revocation.Level,
+		ID: revocation.ID, Plugin: revocation.Plugin, Rule: phrase.Rule(revocation.Grant, revocation.Rule), Level: revocation.Level,
 		MS: float64(time.Since(started).Microseconds()) / 1000, Failed: nonNil(failed),
 	}
 	proof, problems := r.shutIn(s)
@@ -431,7 +432,7 @@ func (r *revocationRun) grants() (grants []authz.Grant, checked bool) {
 	}
 	cfg, err := configs.Load(r.config, time.Now())
 	if err != nil {
-		say(r.stderr, "chaperone: the files are broken, so that %q is not checked to be a rule: %s", r.req.Rule, firstLine(err.Error()))
+		say(r.stderr, "chaperone: the files are broken, so that %q is not checked to be a rule: %s", r.req.Rule, phrase.FirstLine(err.Error()))
 		return nil, false
 	}
 	return cfg.Grants, true

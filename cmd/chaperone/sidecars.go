@@ -13,6 +13,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // The states of a sidecar of the host.
@@ -68,16 +69,16 @@ func (c *cli) sidecarsCommand() *cobra.Command {
 func describeSidecar(ctx context.Context, s admin.Sidecar) hostSidecar {
 	out := hostSidecar{Plugin: s.Plugin, PID: s.PID, Socket: s.Socket, Config: s.Config, State: stateGone}
 	if s.Gone {
-		out.Detail = "killed; start it again, or run chaperone detach --plugin " + shellWord(s.Plugin)
+		out.Detail = "killed; start it again, or run chaperone detach --plugin " + phrase.ShellWord(s.Plugin)
 		return out
 	}
 	client := admin.Dial(s.Socket)
 	status, err := ask(ctx, client, client.Status)
 	if err != nil {
-		out.State, out.Detail = stateRefused, oneLine(err.Error())
+		out.State, out.Detail = stateRefused, phrase.OneLine(err.Error())
 		if hung, ok := errors.AsType[*hungError](err); ok {
 			out.State, out.PID = stateNoAnswer, cmp.Or(hung.pid, s.PID)
-			out.Detail = fmt.Sprintf("it hangs; chaperone revoke --force --plugin %s, or kill -9 %d", shellWord(s.Plugin), out.PID)
+			out.Detail = fmt.Sprintf("it hangs; chaperone revoke --force --plugin %s, or kill -9 %d", phrase.ShellWord(s.Plugin), out.PID)
 		}
 		return out
 	}
@@ -119,9 +120,9 @@ func sidecarsTable(w io.Writer, rows []hostSidecar) {
 			revoked = "-"
 		}
 		if r.Partly > 0 {
-			revoked += " + " + count(r.Partly, "rule")
+			revoked += " + " + phrase.Count(r.Partly, "rule")
 		}
-		row(w, shellWord(r.Plugin), strconv.Itoa(r.PID), r.State, dash(r.Mode), revoked, dash(r.Kernel), dash(r.Process), shellWord(r.Socket))
+		row(w, phrase.ShellWord(r.Plugin), strconv.Itoa(r.PID), r.State, dash(r.Mode), revoked, dash(r.Kernel), dash(r.Process), phrase.ShellWord(r.Socket))
 		if r.Detail != "" {
 			row(w, "", "", r.Detail)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 // sockets are the Unix sockets that the grants let the plugin reach.
@@ -44,7 +45,7 @@ func (s *sidecar) followSockets() {
 		return
 	}
 	s.opts.log.Warn("a Unix socket that a grant names is refused", zap.String("why", doubt))
-	s.record(&authz.Record{Kind: authz.KindProcess, Door: authz.DoorKernel, Detail: "refused although granted: " + oneLine(doubt)})
+	s.record(&authz.Record{Kind: authz.KindProcess, Door: authz.DoorKernel, Detail: "refused although granted: " + phrase.OneLine(doubt)})
 }
 
 // usedSocket records the use of a Unix socket that is let through.

@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"syscall"
 
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
@@ -45,7 +44,7 @@ type state struct {
 func openState(dir string) (*state, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
-			return nil, fmt.Errorf("create stateDir: %w; run it as root, or write a stateDir that %s may make", err, userName(os.Geteuid()))
+			return nil, fmt.Errorf("create stateDir: %w; run it as root, or write a stateDir that %s may make", err, phrase.User(os.Geteuid()))
 		}
 		return nil, fmt.Errorf("create stateDir: %w", err)
 	}
@@ -63,7 +62,7 @@ func openState(dir string) (*state, error) {
 	case !info.IsDir():
 		return nil, fmt.Errorf("stateDir %s is not a folder", dir)
 	case !ok || int(owner.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("stateDir %s belongs to %s, and the sidecar is %s; name another, or run the command as that user", dir, userName(int(owner.Uid)), userName(os.Geteuid()))
+		return nil, fmt.Errorf("stateDir %s belongs to %s, and the sidecar is %s; name another, or run the command as that user", dir, phrase.User(int(owner.Uid)), phrase.User(os.Geteuid()))
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("stateDir %s can be read by others; run chmod 700 on it", dir)
 	}
@@ -108,7 +107,7 @@ func checkPlace(dir, plugin string, uid int) error {
 		return fmt.Errorf("check who may replace stateDir: %w", err)
 	case replaceable.Owner >= 0:
 		return fmt.Errorf("stateDir %s can be replaced, and its revocations with it: folder %s belongs to %s, and under sudo the plugin runs as the user who called; write stateDir: /var/lib/chaperone/%s, which the sidecar makes, or any folder in which all above it is root's",
-			dir, replaceable.Folder, userName(replaceable.Owner), plugin)
+			dir, replaceable.Folder, phrase.User(replaceable.Owner), plugin)
 	}
 	return fmt.Errorf("stateDir %s can be replaced, and its revocations with it: folder %s may be written by others (mode %04o); run chmod go-w on it, or write stateDir: /var/lib/chaperone/%s, which the sidecar makes (on a volume of its own, the volume itself)",
 		dir, replaceable.Folder, replaceable.Mode.Perm(), plugin)
@@ -165,15 +164,6 @@ func sidecarUser(kernel configs.Kernel) int {
 		return 0
 	}
 	return os.Geteuid()
-}
-
-// userName returns a user's number, with its name if it has one.
-func userName(uid int) string {
-	number := strconv.Itoa(uid)
-	if u, err := user.LookupId(number); err == nil {
-		return fmt.Sprintf("uid %s (%s)", number, u.Username)
-	}
-	return "uid " + number
 }
 
 // Close gives the lock back.

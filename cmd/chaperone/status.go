@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 func (c *cli) statusCommand() *cobra.Command {
@@ -53,9 +54,9 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 		mediationRows(w, s.Mediation)
 	}
 	for _, d := range s.Doors {
-		row(w, "door "+d.Name, d.Address+" enforces "+list(d.Enforces))
+		row(w, "door "+d.Name, d.Address+" enforces "+phrase.List(d.Enforces))
 		if len(d.NotEnforced) > 0 {
-			row(w, "", "does not enforce "+list(d.NotEnforced))
+			row(w, "", "does not enforce "+phrase.List(d.NotEnforced))
 		}
 	}
 	if s.Envoy != nil {
@@ -67,7 +68,7 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	}
 	row(w, "audit", strings.TrimSpace(fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail)))
 	if len(s.RestartPending) > 0 {
-		row(w, "restart pending", list(s.RestartPending)+" (takes effect at a restart)")
+		row(w, "restart pending", phrase.List(s.RestartPending)+" (takes effect at a restart)")
 	}
 	if s.Certificates != "" {
 		row(w, "certificates", s.Certificates)
@@ -120,7 +121,7 @@ func policyRows(w io.Writer, s admin.Status) {
 	for _, r := range s.Revocations {
 		what := "the whole plugin"
 		if r.Rule != "" {
-			what = ruleName(r.Grant, r.Rule)
+			what = phrase.Rule(r.Grant, r.Rule)
 		}
 		incident := ""
 		if r.Incident != "" {
@@ -147,7 +148,7 @@ func processRows(w io.Writer, p *admin.Process) {
 		if !l.Forwarded {
 			how = "which it may listen on itself"
 		}
-		at := list(l.Addresses)
+		at := phrase.List(l.Addresses)
 		if len(l.Addresses) == 0 {
 			at = "unix:" + l.Path
 		}
@@ -157,7 +158,7 @@ func processRows(w io.Writer, p *admin.Process) {
 
 func mediationRows(w io.Writer, m *admin.Mediation) {
 	row(w, "mediation", fmt.Sprintf("%s admitted, %d handled, %d abandoned, %d pending, %d UNMEDIATED",
-		count(int(m.Admitted), "connection"), m.Handled, m.Abandoned, m.Pending, m.Unmediated))
+		phrase.Count(int(m.Admitted), "connection"), m.Handled, m.Abandoned, m.Pending, m.Unmediated))
 	if m.Ended > 0 {
 		row(w, "", fmt.Sprintf("%d processes or sockets were ended for leaving the kernel's walls", m.Ended))
 	}

@@ -128,7 +128,7 @@ func (s *sidecar) status() admin.Status {
 	cfg, now := s.config.Load(), time.Now()
 	snapshot := s.engine.Current()
 	out := admin.Status{
-		Plugin: string(s.plugin), PID: os.Getpid(), Version: buildVersion(), Started: s.started, StateDir: cfg.Sidecar.StateDir,
+		Plugin: string(s.plugin), PID: os.Getpid(), Version: s.opts.version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
 		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.hostStatus(), Warnings: s.warnings(now), Certificates: s.certificates(),

@@ -113,10 +113,10 @@ func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Error
 		if err != nil {
 			return nil, nil, fmt.Errorf("load %s:\n%w", d.File, err)
 		}
-		err = checkPlace(spec.StateDir, spec.Plugin, sidecarUser(spec.Kernel))
+		watched, err := checkStatePlace(spec)
 		switch problem := (configs.Error{File: d.File, Field: "spec.stateDir"}); {
 		case err == nil:
-		case os.Geteuid() == 0 && replaceable(spec):
+		case os.Geteuid() == 0 && watched:
 			problem.Message = err.Error() + "; run starts on it, and on none that was put in its place"
 			doubtful = append(doubtful, problem)
 		case os.Geteuid() == 0:

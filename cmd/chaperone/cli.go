@@ -197,3 +197,7 @@ func (c *cli) withOutput(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().Var(oneOf(&c.output, "table", "json", "yaml"), "output", "`FORMAT`: table, json or yaml")
 	return cmd
 }
+
+func lockMemoryFlag(cmd *cobra.Command, lock *bool) {
+	cmd.Flags().BoolVar(lock, "mlock", false, "never swap the sidecar's memory out; takes CAP_IPC_LOCK")
+}

@@ -26,21 +26,11 @@ func (c *cli) detachCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			lock, err := openState(spec.StateDir)
-			if err != nil {
-				return err
-			}
-			err = ebpf.Detach(spec.StateDir, force)
+			err = detach(spec, force)
 			if errors.Is(err, ebpf.ErrPopulated) {
 				err = fmt.Errorf("%w; end them, or say --kill", err)
 			}
-			if err == nil {
-				err = errors.Join(removeTrust(lock), removeLeftSockets(lock), returnLent(lock))
-			}
-			if err := errors.Join(err, lock.Close()); err != nil {
-				return err
-			}
-			if err := admin.Forget(registry(), spec.Listen.Admin.Addr); err != nil {
+			if err != nil {
 				return err
 			}
 			fmt.Fprintln(c.stdout, "nothing of it is left")

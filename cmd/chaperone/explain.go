@@ -74,15 +74,6 @@ func offline(cfg *configs.Config) (*authz.Snapshot, error) {
 	return engine.Current(), nil
 }
 
-func offlineEngine(cfg *configs.Config) (*authz.Engine, error) {
-	engine := &authz.Engine{}
-	engine.Install(cfg.Policy)
-	kept := &state{dir: cfg.Sidecar.StateDir}
-	err := kept.revocationsInto(engine)
-	hostRevocationsInto(engine, cfg.Sidecar.Plugin)
-	return engine, err
-}
-
 // explained is the answer of explain.
 type explained struct {
 	Decision string         `json:"decision,omitempty"`

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -115,14 +114,6 @@ func within(folder, path string) bool {
 	return err == nil && inside != ".." && !strings.HasPrefix(inside, "../")
 }
 
-// printLacks says on the terminal, once and at the start, what the plugin is
-// not kept from.
-func (s *sidecar) printLacks(w io.Writer) {
-	for _, lack := range s.kernel.lacks {
-		say(w, "chaperone: kernel %s: %s", s.kernel.setting, lack)
-	}
-}
-
 // killPlugin ends the plugin, however it is confined.
 func (s *sidecar) killPlugin() error {
 	switch {
@@ -159,4 +150,13 @@ func (s *sidecar) recordPreferred(err error) {
 	s.kernel.missing = err.Error()
 	s.opts.log.Warn("the kernel half is preferred and not to be had", zap.Error(err))
 	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + phrase.FirstLine(err.Error())})
+}
+
+// limitations returns what the plugin is not kept from without the kernel half.
+func (s *sidecar) limitations() []string {
+	var out []string
+	for _, lack := range s.kernel.lacks {
+		out = append(out, fmt.Sprintf("kernel %s: %s", s.kernel.setting, lack))
+	}
+	return out
 }

@@ -15,6 +15,10 @@ import (
 
 // registerMetrics registers the figures that the parts keep.
 func (s *sidecar) registerMetrics() {
+	if dropped := s.opts.stderrDropped; dropped != nil {
+		s.metrics.collect("chaperone_stderr_dropped_total", "Messages lost because standard error was not read, or closed.", prometheus.CounterValue, nil,
+			func(emit func(float64, ...string)) { emit(float64(dropped())) })
+	}
 	m := s.metrics
 	m.gauge("chaperone_policy_generation", "Generation of the policy in force.",
 		func() float64 { return float64(s.engine.Current().Generation()) })
@@ -89,7 +93,7 @@ func (s *sidecar) registerAuditMetrics() {
 func (s *sidecar) registerStateMetrics() {
 	m := s.metrics
 	m.collect("chaperone_build_info", "1; the version of the sidecar and of Go.", prometheus.GaugeValue, []string{"version", "goversion"},
-		func(emit func(float64, ...string)) { emit(1, buildVersion(), runtime.Version()) })
+		func(emit func(float64, ...string)) { emit(1, s.opts.version, runtime.Version()) })
 	m.gauge("chaperone_ready", "1 while the sidecar is ready, as /readyz answers.", func() float64 { return truth(s.ready() == nil) })
 	m.gauge("chaperone_observing", "1 while the sidecar observes: what is not granted passes.",
 		func() float64 { return truth(s.engine.Current().Observing(s.plugin, time.Now())) })

@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/audit"
@@ -121,61 +120,40 @@ func (s *sidecar) beginHistory(*configs.Sidecar) error {
 	return nil
 }
 
-func (c *cli) stateCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "statedir", Short: "Accept a stateDir that has lost its history", Args: noArgs}
-	var reason string
-	accept := c.withConfig(&cobra.Command{
-		Use:   "accept --config FILE --reason TEXT",
-		Short: "Begin with a stateDir as it is, although its history is lost",
-		Long: "Begin with a stateDir as it is, although it is missing, emptied, replaced or an older copy of the one that\n" +
-			"sidecars had before. Revocations, the use of limits and audit records that it has lost stay lost:\n" +
-			"revoke anew what has to stay revoked, before the sidecar is started.",
-		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			spec, err := c.sidecarFile()
-			if err != nil {
-				return err
-			}
-			if reason == "" {
-				return usageError("statedir accept: --reason is missing; say why its history is lost")
-			}
-			return c.acceptState(spec, reason)
-		},
-	})
-	accept.Flags().StringVar(&reason, "reason", "", "`TEXT` for the audit log: why the history is lost")
-	cmd.AddCommand(accept)
-	return cmd
-}
-
-// acceptState takes a stateDir as it is, records that, and prints what is in force.
-func (c *cli) acceptState(spec *configs.Sidecar, reason string) (err error) {
+// acceptState takes a stateDir that has lost its history as it is, and records that.
+// It returns what was lost, nil for a stateDir that has its history, and how many
+// revocations are in force in it.
+func acceptState(spec *configs.Sidecar, reason, actor string) (lost error, revocations int, err error) {
 	kept, err := openState(spec.StateDir)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()
 	all, err := kept.revocations()
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
-	lost, err := statehistory.Accept(spec.StateDir, spec.Plugin, len(all), historyRoots()...)
-	if err != nil {
-		return err
+	found, err := statehistory.Accept(spec.StateDir, spec.Plugin, len(all), historyRoots()...)
+	if err != nil || found == nil {
+		return nil, 0, err
 	}
-	if lost == nil {
-		fmt.Fprintf(c.stdout, "stateDir %s has its history; nothing is changed\n", spec.StateDir)
-		return nil
-	}
-	fmt.Fprintf(c.stdout, "%v\naccepted; %s in force\n", lost, phrase.Counted(len(all), "revocation is", "revocations are"))
 	log, err := audit.Open(auditConfig(spec))
 	if err == nil {
 		err = errors.Join(log.Record(&authz.Record{
-			Time: time.Now(), Kind: authz.KindRevocation, Plugin: spec.Plugin, Actor: actor(), UID: -1,
-			Detail: "accepted by chaperone statedir accept: " + phrase.OneLine(lost.Error()) + "; reason: " + phrase.OneLine(reason),
+			Time: time.Now(), Kind: authz.KindRevocation, Plugin: spec.Plugin, Actor: actor, UID: -1,
+			Detail: "accepted by chaperone statedir accept: " + phrase.OneLine(found.Error()) + "; reason: " + phrase.OneLine(reason),
 		}), log.Close())
 	}
 	if err != nil {
-		return fmt.Errorf("audit: %w", err)
+		err = fmt.Errorf("audit: %w", err)
 	}
-	return nil
+	return found, len(all), err
+}
+
+// checkStatePlace returns why a sidecar would refuse the place of a stateDir, as far as
+// can be foreseen; watched: it starts on it all the same, since a stateDir that was
+// replaced stops the next start.
+func checkStatePlace(spec *configs.Sidecar) (watched bool, err error) {
+	err = checkPlace(spec.StateDir, spec.Plugin, sidecarUser(spec.Kernel))
+	return err != nil && replaceable(spec), err
 }

@@ -22,9 +22,32 @@ import (
 	"github.com/chaperone-proxy/chaperone/vault"
 )
 
-// listen binds every door and then attaches the kernel programs, so that what
-// they redirect has somewhere to go.
+// listen binds every door, attaches the kernel programs, puts the policy in force and
+// has the kernel meter and limit the plugin.
 func (s *sidecar) listen(ctx context.Context) error {
+	if err := s.bind(ctx); err != nil {
+		return err
+	}
+	s.install(s.config.Load())
+	s.announceStart()
+	return s.beginMetering()
+}
+
+// announceStart prints what an operator should know at the start, or logs it beside a
+// plugin that somebody else starts.
+func (s *sidecar) announceStart() {
+	for _, notice := range s.startNotices(time.Now()) {
+		if s.opts.beside {
+			s.opts.log.Warn("start notice", zap.String("notice", notice))
+		} else {
+			s.opts.notice(notice)
+		}
+	}
+}
+
+// bind binds every door and then attaches the kernel programs, so that what
+// they redirect has somewhere to go.
+func (s *sidecar) bind(ctx context.Context) error {
 	spec := &s.config.Load().Sidecar
 	s.forbidden.resolve(ctx)
 	if !spec.Listen.Proxy.IsZero() {
@@ -169,8 +192,8 @@ func (s *sidecar) bindResolver(host string) (net.Listener, net.PacketConn, error
 }
 
 // run serves until ctx ends. Doors drain first; then leases are revoked and
-// the audit is closed. ready is called once the sidecar is ready.
-func (s *sidecar) run(ctx context.Context, ready func()) error {
+// the audit is closed.
+func (s *sidecar) run(ctx context.Context) error {
 	// A file size limit is a full disk: the write fails and what it was for is
 	// refused. By default the signal would end the sidecar.
 	signal.Ignore(syscall.SIGXFSZ)
@@ -190,7 +213,7 @@ func (s *sidecar) run(ctx context.Context, ready func()) error {
 			return nil
 		}
 	})
-	doors.Go(func() error { s.awaitReady(doorsCtx, ready); return nil })
+	doors.Go(func() error { s.awaitReady(doorsCtx); return nil })
 
 	err := doors.Wait()
 	stopInner()
@@ -296,9 +319,9 @@ func (s *sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 	}
 }
 
-// awaitReady logs in to Vault when a credential needs it, and calls ready as
-// soon as nothing is missing. The broker logs what fails.
-func (s *sidecar) awaitReady(ctx context.Context, ready func()) {
+// awaitReady logs in to Vault when a credential needs it, and reports as soon as
+// nothing is missing. The broker logs what fails.
+func (s *sidecar) awaitReady(ctx context.Context) {
 	const pause = 250 * time.Millisecond
 	for ctx.Err() == nil {
 		if s.broker != nil && s.needsVault() {
@@ -310,7 +333,8 @@ func (s *sidecar) awaitReady(ctx context.Context, ready func()) {
 			}
 		}
 		if s.ready() == nil {
-			ready()
+			close(s.served)
+			s.announceReady()
 			forgetStart()
 			return
 		}
@@ -319,6 +343,18 @@ func (s *sidecar) awaitReady(ctx context.Context, ready func()) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// announceReady logs that the sidecar is ready and tells the service manager, unless
+// the plugin has to be started first.
+func (s *sidecar) announceReady() {
+	if !s.opts.beside {
+		return
+	}
+	s.opts.log.Info("ready", zap.String("plugin", string(s.plugin)), zap.String("proxy", s.addresses.proxy),
+		zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics),
+		zap.String("certificates", s.certificates()))
+	notifyReady()
 }
 
 // needsVault reports whether any rule in force has a credential.

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,10 +29,6 @@ func allowGarbage() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(softLimit)
 	}
-}
-
-func lockMemoryFlag(cmd *cobra.Command, lock *bool) {
-	cmd.Flags().BoolVar(lock, "mlock", false, "never swap the sidecar's memory out; takes CAP_IPC_LOCK")
 }
 
 // forgetStart gives back the pages of the program's file that only its start

@@ -207,28 +207,14 @@ func (r *restoration) restoreOffline(s admin.Sidecar, known *[]authz.Revocation)
 	if s.StateDir == "" {
 		return
 	}
-	var out []lifted
-	failed, err := changeOffline(r.offlineSpec(s), func(all []authz.Revocation) ([]authz.Revocation, []*authz.Record, error) {
-		*known = append(*known, all...)
-		var left []authz.Revocation
-		var records []*authz.Record
-		for _, v := range all {
-			if !r.chooses(v) {
-				left = append(left, v)
-				continue
-			}
-			out = append(out, lifted{admin.RestoreResult{ID: v.ID, Plugin: v.Plugin}, v.Level, phrase.Rule(v.Grant, v.Rule), v.Reason})
-			v.Actor = actor()
-			records = append(records, revocationRecord(v, "restored: "+r.reason+" (no sidecar was running)", 0))
-		}
-		return left, records, nil
-	})
+	all, out, failed, err := restoreOffline(r.offlineSpec(s), r.reason, actor(), r.chooses)
+	*known = append(*known, all...)
 	if err != nil {
 		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, err)
 		return
 	}
-	for _, l := range out {
-		r.show(l, nil)
+	for _, v := range out {
+		r.show(lifted{admin.RestoreResult{ID: v.ID, Plugin: v.Plugin}, v.Level, phrase.Rule(v.Grant, v.Rule), v.Reason}, nil)
 	}
 	if len(failed) > 0 {
 		r.failed = true

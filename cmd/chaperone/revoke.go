@@ -20,7 +20,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
-	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 )
 
 func (c *cli) revokeCommand() *cobra.Command {
@@ -384,46 +383,6 @@ func revokedTable(w io.Writer, r admin.RevokeResult) {
 	}
 }
 
-// offline writes the revocation into the stateDir of a sidecar that does not run,
-// which finds it when it starts.
-func (r *revocationRun) offline(s admin.Sidecar) error {
-	started := time.Now()
-	request := revocationRequest{
-		id: r.req.ID, rule: r.req.Rule, level: r.req.Level, reason: r.req.Reason, incident: r.req.Incident, until: r.req.Until, actor: actor(),
-	}
-	grants, checked := r.grants()
-	if !checked {
-		request.rule = ""
-	}
-	revocation, err := newRevocation(s.Plugin, grants, request)
-	if err != nil {
-		return err
-	}
-	if !checked {
-		revocation.Grant, revocation.Rule, _ = strings.Cut(r.req.Rule, "/")
-	}
-	failed, err := changeOffline(r.offlineSpec(s), func(all []authz.Revocation) ([]authz.Revocation, []*authz.Record, error) {
-		detail := fmt.Sprintf("%s: %s (no sidecar was running)", revocation.Level, revocation.Reason)
-		return append(all, revocation), []*authz.Record{revocationRecord(revocation, detail, 0)}, nil
-	})
-	if errors.Is(err, errLocked) { // it starts or ends right now
-		r.writeHost(s.Plugin)
-		return r.finish()
-	}
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(r.stderr, "chaperone: no sidecar is running; the next one starts with this revocation")
-	result := admin.RevokeResult{
-		ID: revocation.ID, Plugin: revocation.Plugin, Rule: phrase.Rule(revocation.Grant, revocation.Rule), Level: revocation.Level,
-		MS: float64(time.Since(started).Microseconds()) / 1000, Failed: nonNil(failed),
-	}
-	proof, problems := r.shutIn(s)
-	result.Kernel, result.Failed = proof, append(result.Failed, problems...)
-	r.show(result)
-	return r.finish()
-}
-
 // grants returns the grants of --config, and whether a rule can be checked against
 // them: grants that are broken do not keep anybody from revoking.
 func (r *revocationRun) grants() (grants []authz.Grant, checked bool) {
@@ -451,39 +410,28 @@ func (c *cli) offlineSpec(s admin.Sidecar) *configs.Sidecar {
 	}
 }
 
-// changeOffline changes the revocations of a stateDir that no sidecar holds.
-func changeOffline(spec *configs.Sidecar, change func([]authz.Revocation) ([]authz.Revocation, []*authz.Record, error)) (failed []string, err error) {
-	kept, err := openState(spec.StateDir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, kept.Close()) }()
-	all, err := kept.revocations()
-	if err != nil {
-		return nil, err
-	}
-	all, records, err := change(all)
-	if err != nil {
-		return nil, err
-	}
-	if err := kept.save(revocationsFile, nonNil(all)); err != nil {
-		return nil, err
-	}
-	// A stateDir that has lost its history is still refused at the next start.
-	if h, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...); err == nil {
-		if err := h.Advance(len(all), historyFiles()...); err != nil {
-			failed = append(failed, err.Error())
-		}
-	}
-	log, err := audit.Open(auditConfig(spec))
-	if err == nil {
-		for _, record := range records {
-			err = errors.Join(err, log.Record(record))
-		}
-		err = errors.Join(err, log.Close())
+// offline writes the revocation into the stateDir of a sidecar that does not run,
+// which finds it when it starts.
+func (r *revocationRun) offline(s admin.Sidecar) error {
+	started := time.Now()
+	grants, checked := r.grants()
+	revocation, failed, err := revokeOffline(r.offlineSpec(s), grants, checked, revocationRequest{
+		id: r.req.ID, rule: r.req.Rule, level: r.req.Level, reason: r.req.Reason, incident: r.req.Incident, until: r.req.Until, actor: actor(),
+	})
+	if errors.Is(err, errLocked) { // it starts or ends right now
+		r.writeHost(s.Plugin)
+		return r.finish()
 	}
 	if err != nil {
-		failed = append(failed, "audit: "+err.Error())
+		return err
 	}
-	return failed, nil
+	fmt.Fprintln(r.stderr, "chaperone: no sidecar is running; the next one starts with this revocation")
+	result := admin.RevokeResult{
+		ID: revocation.ID, Plugin: revocation.Plugin, Rule: phrase.Rule(revocation.Grant, revocation.Rule), Level: revocation.Level,
+		MS: float64(time.Since(started).Microseconds()) / 1000, Failed: nonNil(failed),
+	}
+	proof, problems := r.shutIn(s)
+	result.Kernel, result.Failed = proof, append(result.Failed, problems...)
+	r.show(result)
+	return r.finish()
 }

@@ -7,11 +7,10 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
+	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 )
 
@@ -68,12 +67,12 @@ func (c *cli) serve(ctx context.Context, opts options, tokenFile string, lock bo
 			return err
 		}
 	}
+	opts.config, opts.version, opts.stderrDropped = cfg, buildVersion(), c.stderrDropped
 	allowGarbage()
-	s, err := newSidecar(cfg, opts)
+	s, err := newSidecar(opts)
 	if err != nil {
 		return err
 	}
-	c.countDrops(s.metrics)
 	if err = hideMemory(lock); err == nil {
 		err = c.serveUntilSignalled(ctx, s)
 	}
@@ -84,10 +83,6 @@ func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := s.listen(ctx); err != nil {
-		return err
-	}
-	s.install(s.config.Load())
-	if err := s.beginMetering(); err != nil {
 		return err
 	}
 	hangups := make(chan os.Signal, 1)
@@ -103,17 +98,22 @@ func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
 			}
 		}
 	}()
-	for _, notice := range s.startNotices(time.Now()) {
-		s.opts.log.Warn("start notice", zap.String("notice", notice))
-	}
-	err := s.run(ctx, func() {
-		s.opts.log.Info("ready", zap.String("plugin", string(s.plugin)), zap.String("proxy", s.addresses.proxy),
-			zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics),
-			zap.String("certificates", s.certificates()))
-		notifyReady()
-	})
+	err := s.run(ctx)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// readToken reads a proxy token from a file of its own.
+func readToken(file string) (authz.Secret, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return authz.Secret{}, fmt.Errorf("read proxy token: %w", err)
+	}
+	token := trimNewline(string(data))
+	if len(token) < 16 {
+		return authz.Secret{}, fmt.Errorf("read proxy token: %s holds fewer than 16 bytes", file)
+	}
+	return authz.NewSecret(token), nil
 }

@@ -31,19 +31,24 @@ import (
 	"github.com/chaperone-proxy/chaperone/vault/tokens"
 )
 
-// options are what a command says beside the Sidecar's file.
+// options are what a sidecar is made from. Functions that are nil are not called.
 type options struct {
-	cgroup  string                    // serve --cgroup
-	token   authz.Secret              // proves the plugin while the kernel is off
-	confine bool                      // the kernel half is wanted: run, or serve --cgroup
-	beside  bool                      // somebody else starts the plugin: serve
-	refused func(authz.Refusal)       // prints refusals; nil for nobody
-	acted   func(what, remedy string) // prints what a limit did; nil: it is logged
-	event   func(what, remedy string) // prints what went wrong with a connection; nil: it is logged
-	notice  func(text string)         // says something once to who started the command
-	log     *zap.Logger
-	level   func(configs.LogLevel) // sets the level of log; nil: it stays
-	dropped func()                 // has log say what it dropped; nil: it drops nothing
+	config  *configs.Config // the files, as configs.Load returned them; required
+	version string          // of the program, for status and metrics
+	cgroup  string          // of a plugin that runs already: the folder in cgroup v2; "" for none
+	token   authz.Secret    // proves the plugin while the kernel is off; run makes one if it is empty
+	confine bool            // the plugin is confined: by run, or by serve with a cgroup
+	beside  bool            // somebody else starts the plugin: serve
+	log     *zap.Logger     // the operator's log; nil discards it
+
+	level         func(configs.LogLevel)    // sets the level of log
+	dropped       func()                    // reports what log dropped, once a minute and at the end
+	stderrDropped func() uint64             // messages that standard error lost, for metrics
+	refused       func(authz.Refusal)       // prints refusals
+	acted         func(what, remedy string) // prints what a limit did to the plugin; nil: it is logged
+	event         func(what, remedy string) // prints what went wrong with a connection; nil: it is logged
+	notice        func(text string)         // prints a text once to the user of the command
+	raw           func(bool)                // reports that the terminal of run is in raw mode, or no longer is
 }
 
 // sidecar is everything there is, in the order in which it is made. Parts that
@@ -68,6 +73,7 @@ type sidecar struct {
 	ledger   *authz.Ledger
 	broker   *vault.Broker
 	tokens   *tokens.Source // over the broker
+	served   chan struct{}  // closed once the sidecar is ready
 	hopeless chan error     // receives the failure of a login to Vault that stays until somebody acts
 	standIns *standIns
 	gate     *authz.Gate
@@ -115,10 +121,23 @@ type addresses struct {
 }
 
 // newSidecar makes the parts, inside out. Nothing runs and nothing listens yet.
-func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
+func newSidecar(opts options) (s *sidecar, err error) {
+	cfg := opts.config
+	if opts.log == nil {
+		opts.log = zap.NewNop()
+	}
+	if opts.notice == nil {
+		opts.notice = func(string) {}
+	}
+	if opts.raw == nil {
+		opts.raw = func(bool) {}
+	}
+	if opts.token.Empty() && opts.confine && !opts.beside && cfg.Sidecar.Kernel != configs.KernelRequired {
+		opts.token = newToken()
+	}
 	s = &sidecar{
 		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
-		metrics: newMetrics(), hopeless: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
+		served: make(chan struct{}), metrics: newMetrics(), hopeless: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
 	s.running = cfg.Sidecar
 	s.config.Store(cfg)
@@ -126,6 +145,7 @@ func newSidecar(cfg *configs.Config, opts options) (s *sidecar, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
+			s = nil
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
@@ -432,16 +452,3 @@ func isLocal(addr netip.Addr) bool {
 
 // newToken returns a random token that proves the plugin while the kernel is off.
 func newToken() authz.Secret { return authz.NewSecret(rand.Text()) }
-
-// readToken reads a proxy token from a file of its own.
-func readToken(file string) (authz.Secret, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return authz.Secret{}, fmt.Errorf("read proxy token: %w", err)
-	}
-	token := trimNewline(string(data))
-	if len(token) < 16 {
-		return authz.Secret{}, fmt.Errorf("read proxy token: %s holds fewer than 16 bytes", file)
-	}
-	return authz.NewSecret(token), nil
-}

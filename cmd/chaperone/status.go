@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -293,4 +294,24 @@ func isTerminal(w io.Writer) bool {
 	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
+}
+
+func envoyRows(w io.Writer, e *admin.Envoy, now time.Time) {
+	if len(e.Connected) == 0 {
+		row(w, "envoy", "NONE IS CONNECTED to "+e.Dir+": what is asked for is refused")
+	}
+	for _, one := range e.Connected {
+		text := fmt.Sprintf("%s, connected for %s, generation %d", one.Version, now.Sub(one.Since).Round(time.Second), one.Generation)
+		if !one.Current {
+			text += fmt.Sprintf(", NOT YET %d", e.Generation)
+		}
+		row(w, "envoy", text)
+		for _, kind := range slices.Sorted(maps.Keys(one.Refused)) {
+			row(w, "", "REFUSED "+kind+": "+phrase.OneLine(one.Refused[kind]))
+		}
+	}
+	row(w, "", fmt.Sprintf("%d exits in %s", e.Exits, e.Dir))
+	if e.Problem != "" {
+		row(w, "", "NOTHING IS ROUTED: "+phrase.OneLine(e.Problem))
+	}
 }

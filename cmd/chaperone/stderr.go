@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/grpclog" //nolint:depguard // its logger is set for the process, and nothing is spoken here
 
 	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
@@ -73,8 +72,5 @@ func (s *screen) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// countDrops has the metrics report what standard error lost.
-func (c *cli) countDrops(m *metrics) {
-	m.collect("chaperone_stderr_dropped_total", "Messages lost because standard error was not read, or closed.", prometheus.CounterValue, nil,
-		func(emit func(float64, ...string)) { emit(float64(c.queue.Dropped())) })
-}
+// stderrDropped returns how many messages standard error lost.
+func (c *cli) stderrDropped() uint64 { return c.queue.Dropped() }

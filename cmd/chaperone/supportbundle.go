@@ -93,7 +93,7 @@ func (c *cli) bundleParts() []bundlePartOf {
 			return map[string]string{"version": buildVersion(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}, nil
 		}},
 		{"kernel.json", func(context.Context) (any, error) { return kernelFacts() }},
-		{"doctor.json", func(ctx context.Context) (any, error) { return c.examine(ctx, false) }},
+		{"doctor.json", func(ctx context.Context) (any, error) { return c.examined(ctx, false) }},
 		{"configuration.json", func(context.Context) (any, error) { return bundledConfig(c.config) }},
 		{"status.json", func(ctx context.Context) (any, error) {
 			return askSidecar(c, func(client *admin.Client) (admin.Status, error) { return client.Status(ctx) })

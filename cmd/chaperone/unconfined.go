@@ -96,7 +96,7 @@ func (u *unconfined) Wait() (int, error) {
 	_ = syscall.Kill(-u.cmd.Process.Pid, syscall.SIGKILL) // nothing may be left
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		return exitFailure, fmt.Errorf("wait for the plugin: %w", err)
+		return 1, fmt.Errorf("wait for the plugin: %w", err)
 	}
 	status, ok := u.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if ok && status.Signaled() {

@@ -78,7 +78,7 @@ func (w *waiter) ended(ctx context.Context, e ending) (int, error) {
 	s.flushCounts(true)
 	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
 	if r, halted := s.halted(); halted {
-		return exitSidecar, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
+		return 0, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
 	}
 	return e.status, e.err
 }

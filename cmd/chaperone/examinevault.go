@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/vault"
@@ -19,8 +17,9 @@ const examinePatience = 10 * time.Second // for what doctor asks Vault
 
 // checkVault reports whether the sidecar can log in to Vault. One that runs is
 // asked; otherwise Vault is asked what uses nothing up, or with logIn logged in to.
-func (c *cli) checkVault(ctx context.Context, cfg *configs.Config, logIn bool) []finding {
-	if running, ok := c.askRunning(ctx); ok {
+func checkVault(ctx context.Context, e examination) []finding {
+	cfg := e.config
+	if running, ok := e.running(ctx); ok {
 		return vaultOfRunning(running, cfg.Sidecar.Vault.Address)
 	}
 	spec := cfg.Sidecar.Vault
@@ -30,7 +29,7 @@ func (c *cli) checkVault(ctx context.Context, cfg *configs.Config, logIn bool) [
 		bounded, cancel := context.WithTimeout(ctx, examinePatience)
 		defer cancel()
 		var made vault.Examination
-		switch made, err = broker.Examine(bounded, logIn); made {
+		switch made, err = broker.Examine(bounded, e.logIn); made {
 		case vault.ExaminedWrapped:
 			out.Code = "vault.wrapped_secret_id"
 			out.Name = "wrapped secret id at Vault " + spec.Address + " (looked up and left wrapped; a login would use it up, and was not tried)"
@@ -54,21 +53,6 @@ func vaultFinding(name string) finding {
 		Name: name, Category: "vault", Code: "vault.login", OK: true, Required: true, Lost: "rules with a credential answer credential_unavailable",
 		Remedy: "check spec.vault: address, caFile, and the files of auth",
 	}
-}
-
-// askRunning returns the status of the sidecar that runs on the configuration, and
-// false when there is none that answers.
-func (c *cli) askRunning(ctx context.Context) (admin.Status, bool) {
-	s, err := c.ofConfig()
-	if err != nil || s.Socket == "" {
-		return admin.Status{}, false
-	}
-	if _, err := os.Stat(s.Socket); err != nil {
-		return admin.Status{}, false
-	}
-	client := admin.Dial(s.Socket)
-	status, err := ask(ctx, client, client.Status)
-	return status, err == nil
 }
 
 // vaultOfRunning says what a running sidecar has of Vault: its login, and the

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
+)
+
+func (c *cli) stateCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "statedir", Short: "Accept a stateDir that has lost its history", Args: noArgs}
+	var reason string
+	accept := c.withConfig(&cobra.Command{
+		Use:   "accept --config FILE --reason TEXT",
+		Short: "Begin with a stateDir as it is, although its history is lost",
+		Long: "Begin with a stateDir as it is, although it is missing, emptied, replaced or an older copy of the one that\n" +
+			"sidecars had before. Revocations, the use of limits and audit records that it has lost stay lost:\n" +
+			"revoke anew what has to stay revoked, before the sidecar is started.",
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			spec, err := c.sidecarFile()
+			if err != nil {
+				return err
+			}
+			if reason == "" {
+				return usageError("statedir accept: --reason is missing; say why its history is lost")
+			}
+			return c.acceptState(spec, reason)
+		},
+	})
+	accept.Flags().StringVar(&reason, "reason", "", "`TEXT` for the audit log: why the history is lost")
+	cmd.AddCommand(accept)
+	return cmd
+}
+
+// acceptState takes a stateDir as it is and prints what it has lost and what is in force.
+func (c *cli) acceptState(spec *configs.Sidecar, reason string) error {
+	lost, revocations, err := acceptState(spec, reason, actor())
+	if lost == nil && err == nil {
+		fmt.Fprintf(c.stdout, "stateDir %s has its history; nothing is changed\n", spec.StateDir)
+	}
+	if lost != nil {
+		fmt.Fprintf(c.stdout, "%v\naccepted; %s in force\n", lost, phrase.Counted(revocations, "revocation is", "revocations are"))
+	}
+	return err
+}

@@ -83,17 +83,9 @@ func (s *sidecar) adminRevoke(ctx context.Context, r admin.RevokeRequest, actor 
 	}
 	return admin.RevokeResult{
 		ID: out.revocation.ID, Plugin: out.revocation.Plugin, Rule: phrase.Rule(out.revocation.Grant, out.revocation.Rule),
-		Level: out.revocation.Level, Cut: out.cut, MS: float64(out.took.Microseconds()) / 1000, Failed: nonNil(out.failed),
+		Level: out.revocation.Level, Cut: out.cut, MS: float64(out.took.Microseconds()) / 1000, Failed: admin.NonNil(out.failed),
 		Vault: admin.VaultResult{Leases: out.vault.Leases, Confirmed: out.vault.Confirmed, Unconfirmed: len(out.vault.Unconfirmed)},
 	}, nil
-}
-
-// nonNil makes an empty list of none, so that its JSON is [] and not null.
-func nonNil[T any](list []T) []T {
-	if list == nil {
-		return []T{}
-	}
-	return list
 }
 
 func (s *sidecar) adminRestore(_ context.Context, id, reason, actor string) (admin.RestoreResult, error) {
@@ -112,7 +104,7 @@ func (s *sidecar) adminReload(ctx context.Context, actor string) (admin.ReloadRe
 	if err != nil {
 		return admin.ReloadResult{}, admin.NewError(admin.CodeInvalid, "the files were refused, and what was in force stays", strings.Split(err.Error(), "\n")...)
 	}
-	return admin.ReloadResult{Generation: s.engine.Current().Generation(), Changed: nonNil(changes), Files: files(s.config.Load())}, nil
+	return admin.ReloadResult{Generation: s.engine.Current().Generation(), Changed: admin.NonNil(changes), Files: files(s.config.Load())}, nil
 }
 
 func files(cfg *configs.Config) []admin.File {
@@ -130,7 +122,7 @@ func (s *sidecar) status() admin.Status {
 	out := admin.Status{
 		Plugin: string(s.plugin), PID: os.Getpid(), Version: s.opts.version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
-		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: nonNil(snapshot.Revocations()),
+		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: admin.NonNil(snapshot.Revocations()),
 		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.hostStatus(), Warnings: s.warnings(now), Certificates: s.certificates(),
 		RestartPending: s.restartPending(),
 	}

@@ -393,7 +393,7 @@ func (h *house) open(t *testing.T, door string) *room {
 		r.world.ready()
 		r.startEnvoy()
 		r.cmd = exec.Command(program, args[1:]...)
-		r.cmd.Env = strings.Split(strings.TrimSpace(r.world.read("state/"+standInsFile)), "\n")
+		r.cmd.Env = strings.Split(strings.TrimSpace(r.world.read("state/"+"placeholders.env")), "\n")
 		r.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 61998, Gid: 61998}}
 	} else {
 		r.cmd = r.world.command(append([]string{"run", "--config", r.world.file("sidecar.yaml"), "--"}, args...)...)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
@@ -67,8 +68,8 @@ func (c *cli) checkFiles(paths []string, recursive bool) error {
 	wrong = append(wrong, misplaced...)
 	checked.Warnings = append(doubtful, checked.Warnings...)
 	answer := checkAnswer{
-		OK: len(wrong)+len(checked.Expired) == 0, Errors: nonNil(wrong), Expired: nonNil(checked.Expired),
-		Warnings: nonNil(checked.Warnings), Documents: nonNil(checked.Documents),
+		OK: len(wrong)+len(checked.Expired) == 0, Errors: admin.NonNil(wrong), Expired: admin.NonNil(checked.Expired),
+		Warnings: admin.NonNil(checked.Warnings), Documents: admin.NonNil(checked.Documents),
 	}
 	if c.output == "table" {
 		c.printChecked(answer, len(checked.Files))

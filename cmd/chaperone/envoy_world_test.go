@@ -33,7 +33,7 @@ func newEnvoyWorld(t *testing.T, kernel string) *envoyWorld {
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(w.folder)) })
 	listen := "" // what the kernel proves is led to Envoy by the proxy
 	if kernel == "off" {
-		listen = fmt.Sprintf(`explicit: "127.0.0.1:%d", `, freePort(t))
+		listen = fmt.Sprintf(`explicit: "127.0.0.1:%d", `, testenv.FreePort(t))
 	}
 	w.write("sidecar.yaml", w.read("sidecar.yaml")+fmt.Sprintf("  envoy: {%sdir: %s}\n", listen, w.folder))
 	w.rules(time.Now().Add(time.Hour), envoyRules)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // TestRunFence checks what holds a plugin while the kernel half is off: it
@@ -67,7 +68,7 @@ func TestRunFenceHalt(t *testing.T) {
 // TestRunFenceListen reaches a plugin behind the fence.
 func TestRunFenceListen(t *testing.T) {
 	w := newWorld(t, "off", "")
-	port := freePort(t)
+	port := testenv.FreePort(t)
 	w.spec(fmt.Sprintf("  process: {listen: [%d]}\n", port))
 	w.start("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/usr/share", fmt.Sprint(port))
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}

@@ -29,11 +29,11 @@ func TestStateHistory(t *testing.T) {
 		{"an older copy", func(t *testing.T, _ *world, state string) { cp(t, state+".before", state) }, "it is an older copy", 0},
 		{"its revocations removed", func(t *testing.T, _ *world, state string) {
 			cp(t, state+".gone", state)
-			testenv.Must(t, os.Remove(filepath.Join(state, revocationsFile)))
+			testenv.Must(t, os.Remove(filepath.Join(state, "revocations.json")))
 		}, "revocations.json is missing", 0},
 		{"its key and log removed", func(t *testing.T, _ *world, state string) {
 			cp(t, state+".gone", state)
-			for _, name := range []string{auditKeyFile, "audit.head", "audit.jsonl"} {
+			for _, name := range []string{"audit.key", "audit.head", "audit.jsonl"} {
 				testenv.Must(t, os.Remove(filepath.Join(state, name)))
 			}
 		}, "audit.key is missing", 1},

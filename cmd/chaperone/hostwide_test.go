@@ -238,7 +238,7 @@ func TestHostFileDamaged(t *testing.T) {
 		}
 		contains(t, h.chaperone("status", "--plugin", p).stdout, "cannot be read, so everything is denied", "damaged")
 	}
-	if r := h.chaperone("restore", unreadableID, "--plugin", "late", "--reason", "x"); r.status == 0 {
+	if r := h.chaperone("restore", "host-revocations-unreadable", "--plugin", "late", "--reason", "x"); r.status == 0 {
 		t.Error("it is restored although the file is damaged")
 	}
 	if r := h.chaperone("revoke", "--all", "--reason", "a test"); r.status != exitFailure || !strings.Contains(r.stderr, "damaged") {
@@ -252,9 +252,9 @@ func TestHostFileDamaged(t *testing.T) {
 	for _, p := range []string{"late", "early"} {
 		eventually(t, p+" follows the repaired file", func() (int, bool) {
 			s, err := h.status(p)
-			return 0, err == nil && len(s.Revocations) == 1 && s.Revocations[0].ID != unreadableID
+			return 0, err == nil && len(s.Revocations) == 1 && s.Revocations[0].ID != "host-revocations-unreadable"
 		})
-		if strings.Contains(h.read(p+"/state/"+revocationsFile), unreadableID) {
+		if strings.Contains(h.read(p+"/state/"+"revocations.json"), "host-revocations-unreadable") {
 			t.Error("the denial of a damaged file is kept")
 		}
 	}

@@ -45,7 +45,7 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 			go serve(conn)
 		}
 	}()
-	w := &way{t: t, port: freePort(t)}
+	w := &way{t: t, port: testenv.FreePort(t)}
 	w.inbound = newInbound(func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, plugin.Addr().String())
 	})
@@ -59,16 +59,8 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 		stop()
 		testenv.Must(t, <-ended)
 	})
-	eventually(t, "it listens", func() (int, bool) { return 0, w.isOpen(w.port) })
+	testenv.Eventually(t, "it listens", func() (int, bool) { return 0, w.isOpen(w.port) })
 	return w
-}
-
-// freePort returns a port that nobody listens on.
-func freePort(t *testing.T) uint16 {
-	t.Helper()
-	l := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
-	return addrPort(l.Addr()).Port()
 }
 
 func (w *way) keep(r *authz.Record) error {
@@ -102,17 +94,7 @@ func (w *way) refused(host string) {
 		return // the reset came before the connection was looked at
 	}
 	defer conn.Close()
-	cutOff(w.t, conn)
-}
-
-// cutOff waits for the reset of a connection.
-func cutOff(t *testing.T, conn net.Conn) {
-	t.Helper()
-	testenv.Must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
-	var timeout net.Error
-	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || errors.As(err, &timeout) && timeout.Timeout() {
-		t.Errorf("the connection lives: %d, %v", n, err)
-	}
+	testenv.CutOff(w.t, conn)
 }
 
 // echo answers with everything it was sent, once it has all of it.
@@ -138,7 +120,7 @@ func TestInboundHalfClose(t *testing.T) {
 			t.Errorf("over %s: %d bytes came back, not %d", host, len(got), len(sent))
 		}
 	}
-	r := eventually(t, "both are recorded", func() ([]authz.Record, bool) { r := w.recorded(); return r, len(r) == 4 })
+	r := testenv.Eventually(t, "both are recorded", func() ([]authz.Record, bool) { r := w.recorded(); return r, len(r) == 4 })
 	first := r[0]
 	last := r[1+slices.IndexFunc(r[1:], func(other authz.Record) bool { return other.Decision == first.Decision })]
 	if first.Detail != "began" || last.Detail != "ended" || first.Decision != last.Decision || first.Decision == "" {
@@ -169,7 +151,7 @@ func TestInboundRevoked(t *testing.T) {
 	if n := w.enforce(authz.LevelQuarantine); n != 1 {
 		t.Errorf("a quarantine cut %d, not 1", n)
 	}
-	cutOff(t, conn)
+	testenv.CutOff(t, conn)
 	w.refused("::1")
 	w.enforce("")
 	conn = w.connect("127.0.0.1")
@@ -223,14 +205,14 @@ func TestInboundMany(t *testing.T) {
 		conns[i] = w.connect("127.0.0.1")
 		testenv.MustGet(conns[i].Write([]byte("hello")))(t)
 	}
-	eventually(t, "all are open", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == many })
+	testenv.Eventually(t, "all are open", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == many })
 	for _, conn := range conns {
 		testenv.Must(t, conn.CloseWrite())
 		if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
 			t.Errorf("%q, %v", got, err)
 		}
 	}
-	eventually(t, "all have left", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == 0 })
+	testenv.Eventually(t, "all have left", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == 0 })
 	if n := len(w.recorded()); n != 2*many {
 		t.Errorf("%d records, not %d", n, 2*many)
 	}

@@ -21,7 +21,7 @@ import (
 // the port.
 func TestInboundDoor(t *testing.T) {
 	for _, host := range loopbacks {
-		port := freePort(t)
+		port := testenv.FreePort(t)
 		address := net.JoinHostPort(host, fmt.Sprint(port))
 		d := testenv.MustGet(bindDoor(host, port))(t)
 		defer d.close()
@@ -66,7 +66,7 @@ func TestInboundFollows(t *testing.T) {
 		defer mu.Unlock()
 		ports[port] = on
 	}
-	port, inside := freePort(t), freePort(t)
+	port, inside := testenv.FreePort(t), testenv.FreePort(t)
 	in := newInbound(func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", inside))
 	})
@@ -98,7 +98,7 @@ func TestInboundFollows(t *testing.T) {
 		t.Error("a port that the plugin does not listen on is open")
 	}
 	in.serving(port)
-	eventually(t, "the port opens when the plugin binds it", func() (int, bool) { return 0, in.isOpen(port) })
+	testenv.Eventually(t, "the port opens when the plugin binds it", func() (int, bool) { return 0, in.isOpen(port) })
 	conn := testenv.MustGet(net.Dial("tcp", address))(t)
 	defer conn.Close()
 	time.AfterFunc(50*time.Millisecond, func() {
@@ -115,5 +115,5 @@ func TestInboundFollows(t *testing.T) {
 	})
 	testenv.MustGet(io.ReadFull(conn, make([]byte, 1)))(t)
 	listens(port, false)
-	eventually(t, "the port is shut when the plugin listens no more", func() (int, bool) { return 0, refused() })
+	testenv.Eventually(t, "the port is shut when the plugin listens no more", func() (int, bool) { return 0, refused() })
 }

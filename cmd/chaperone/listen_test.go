@@ -20,7 +20,7 @@ func TestRunListen(t *testing.T) {
 	for _, network := range []string{"own", "host"} {
 		t.Run("network "+network, func(t *testing.T) {
 			w := newWorld(t, "required", "")
-			port := freePort(t)
+			port := testenv.FreePort(t)
 			w.spec(fmt.Sprintf("  process: {network: %s, listen: [%d]}\n", network, port))
 			w.start("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/usr/share", fmt.Sprint(port))
 			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
@@ -48,14 +48,18 @@ func TestRunListen(t *testing.T) {
 				return 0, strings.Contains(w.audit(), `"kind":"inbound"`) && strings.Contains(w.audit(), `"detail":"ended"`)
 			})
 			// A connection that is open when access is taken away is cut.
-			conn := (&way{t: t, port: port}).connect("127.0.0.1")
+			conn := testenv.MustGet(net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)))(t)
+			defer conn.Close()
 			testenv.MustGet(io.WriteString(conn, "GET / HTTP/1.0\r\n"))(t)
 			eventually(t, "it is open", func() (int, bool) { return 0, w.ready().Process.Listen[0].Open == 1 })
 			if r := w.revoke(); r.Cut != 1 || len(r.Failed) > 0 {
 				t.Errorf("%+v", r)
 			}
-			cutOff(t, conn)
-			(&way{t: t, port: port}).refused("127.0.0.1")
+			testenv.CutOff(t, conn)
+			if again, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil { // no error: the reset comes later
+				testenv.CutOff(t, again)
+				_ = again.Close()
+			}
 			contains(t, w.audit(), `"detail":"cut: access was taken away"`)
 		})
 	}
@@ -63,7 +67,7 @@ func TestRunListen(t *testing.T) {
 		w := newWorld(t, "required", "")
 		l := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 		defer l.Close()
-		port := addrPort(l.Addr()).Port()
+		port := l.Addr().(*net.TCPAddr).AddrPort().Port()
 		w.spec(fmt.Sprintf("  process: {listen: [%d]}\n", port))
 		r := w.run("true")
 		if r.status != exitSidecar {

@@ -28,7 +28,7 @@ func changeOffline(spec *configs.Sidecar, change func([]authz.Revocation) ([]aut
 	if err != nil {
 		return nil, err
 	}
-	if err := kept.save(revocationsFile, nonNil(all)); err != nil {
+	if err := kept.save(revocationsFile, admin.NonNil(all)); err != nil {
 		return nil, err
 	}
 	// A stateDir that has lost its history is still refused at the next start.

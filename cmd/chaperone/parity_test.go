@@ -187,7 +187,7 @@ func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engi
 	}))(t)
 	testenv.MustGet(check.Listen(t.Context(), "unix:"+dir+"/check.sock"))(t)
 	inBackground(t, check.Run)
-	explicit := "127.0.0.1:" + strconv.Itoa(int(freePort(t)))
+	explicit := "127.0.0.1:" + strconv.Itoa(int(testenv.FreePort(t)))
 	server := testenv.MustGet(xds.New(xds.Config{
 		Plugin: "weather", Engine: engine, Now: time.Now, Check: dir + "/check.sock", Explicit: netip.MustParseAddrPort(explicit),
 		Exits: func(routes []authz.Route) ([]string, error) { return p.Exits(dir+"/exit", "", routes) },

@@ -12,14 +12,13 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // serveMetrics has the sidecar serve its metrics and returns where.
 func (w *world) serveMetrics() (url string) {
 	w.t.Helper()
-	port := freePort(w.t)
+	port := testenv.FreePort(w.t)
 	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), `metrics: "127.0.0.1:0"`, fmt.Sprintf(`metrics: "127.0.0.1:%d"`, port), 1))
 	return fmt.Sprintf("http://127.0.0.1:%d/metrics", port)
 }
@@ -109,7 +108,7 @@ time.sleep(60)
 func TestFiguresAtZero(t *testing.T) {
 	w := newWorld(t, "required", "  limits: {connections: 60/1m, sentBytes: 50MiB/1m, requests: 5/1h}\n")
 	metrics := w.serveMetrics()
-	listen := freePort(t)
+	listen := testenv.FreePort(t)
 	w.write("sidecar.yaml", w.read("sidecar.yaml")+fmt.Sprintf("  process: {listen: [%d]}\n", listen))
 	w.start("sleep", "60")
 	series := eventually(t, "the sidecar is ready", func() (map[string]float64, bool) {
@@ -167,36 +166,6 @@ func TestFiguresAtZero(t *testing.T) {
 	w.revoke("--level", "pause")
 	if got := scrape(t, metrics)[`chaperone_revoked{level="pause"}`]; got != 1 {
 		t.Errorf("after a pause chaperone_revoked is %.0f", got)
-	}
-}
-
-// TestRestartFields names what a reload does not put in force.
-func TestRestartFields(t *testing.T) {
-	running := configs.Sidecar{Plugin: "weather", Kernel: configs.KernelRequired, Vault: &configs.Vault{Address: "https://vault.example:8200", CA: "one"}}
-	for _, c := range []struct {
-		name   string
-		change func(*configs.Sidecar)
-		want   string
-	}{
-		{"nothing", func(*configs.Sidecar) {}, ""},
-		{"what a reload puts in force", func(s *configs.Sidecar) {
-			s.Mode, s.Grants, s.Guardrails, s.OnBadReload = authz.ModeObserve, []string{"x"}, []string{"y"}, configs.OnBadReloadQuarantine
-		}, ""},
-		{"listen", func(s *configs.Sidecar) { s.Listen.Proxy = configs.Address{Network: "tcp", Addr: "127.0.0.1:1"} }, "listen.proxy"},
-		{"two", func(s *configs.Sidecar) { s.Kernel, s.Drain = configs.KernelOff, 1 }, "kernel, drain"},
-		{"below a pointer", func(s *configs.Sidecar) { v := *s.Vault; v.Auth.Role = "r"; s.Vault = &v }, "vault.auth.role"},
-		{"another file", func(s *configs.Sidecar) { v := *s.Vault; v.CAFile = "two.pem"; s.Vault = &v }, "vault.caFile"},
-		{"the content of a file that each connection reads", func(s *configs.Sidecar) { v := *s.Vault; v.CA = "two"; s.Vault = &v }, ""},
-		{"a part that is removed", func(s *configs.Sidecar) { s.Vault = nil }, "vault"},
-		{"maps", func(s *configs.Sidecar) { s.Process.Env = map[string]string{"A": "b"} }, "process.env"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			loaded := running
-			c.change(&loaded)
-			if got := strings.Join(restartFields(running, loaded), ", "); got != c.want {
-				t.Errorf("%q, want %q", got, c.want)
-			}
-		})
 	}
 }
 

@@ -254,7 +254,7 @@ func (r *restoration) finish() error {
 	case r.id != "" && len(r.lifted) == 1:
 		err = r.print(r.lifted[0], nil)
 	default:
-		err = r.print(nonNil(r.lifted), nil)
+		err = r.print(admin.NonNil(r.lifted), nil)
 	}
 	if err == nil && r.failed {
 		return exitError{exitFailure, nil}

@@ -262,7 +262,7 @@ func (r *revocationRun) notRunning(s admin.Sidecar) admin.RevokeResult {
 // unconfirmed is the result of a sidecar that has not answered.
 func (r *revocationRun) unconfirmed(s admin.Sidecar, state string, failed ...string) admin.RevokeResult {
 	return admin.RevokeResult{
-		ID: r.req.ID, Plugin: s.Plugin, State: state, PID: s.PID, Rule: r.req.Rule, Level: r.req.Level, Failed: nonNil(failed),
+		ID: r.req.ID, Plugin: s.Plugin, State: state, PID: s.PID, Rule: r.req.Rule, Level: r.req.Level, Failed: admin.NonNil(failed),
 	}
 }
 
@@ -340,7 +340,7 @@ func (r *revocationRun) finish() error {
 	if r.output != "table" {
 		slices.SortStableFunc(r.results, func(a, b admin.RevokeResult) int { return cmp.Compare(a.Plugin, b.Plugin) })
 		if r.many || len(r.results) != 1 {
-			err = r.print(nonNil(r.results), nil)
+			err = r.print(admin.NonNil(r.results), nil)
 		} else {
 			err = r.print(r.results[0], nil)
 		}
@@ -428,7 +428,7 @@ func (r *revocationRun) offline(s admin.Sidecar) error {
 	fmt.Fprintln(r.stderr, "chaperone: no sidecar is running; the next one starts with this revocation")
 	result := admin.RevokeResult{
 		ID: revocation.ID, Plugin: revocation.Plugin, Rule: phrase.Rule(revocation.Grant, revocation.Rule), Level: revocation.Level,
-		MS: float64(time.Since(started).Microseconds()) / 1000, Failed: nonNil(failed),
+		MS: float64(time.Since(started).Microseconds()) / 1000, Failed: admin.NonNil(failed),
 	}
 	proof, problems := r.shutIn(s)
 	result.Kernel, result.Failed = proof, append(result.Failed, problems...)

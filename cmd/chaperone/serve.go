@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -111,7 +112,7 @@ func readToken(file string) (authz.Secret, error) {
 	if err != nil {
 		return authz.Secret{}, fmt.Errorf("read proxy token: %w", err)
 	}
-	token := trimNewline(string(data))
+	token := strings.TrimRight(string(data), "\r\n")
 	if len(token) < 16 {
 		return authz.Secret{}, fmt.Errorf("read proxy token: %s holds fewer than 16 bytes", file)
 	}

@@ -66,11 +66,12 @@ func (w *world) sit(program ...string) *person {
 
 // held reports whether a sidecar has the state directory.
 func (w *world) held() bool {
-	s, err := openState(w.file("state"))
-	if err == nil {
-		err = s.Close()
+	lock, err := os.Open(w.file("state/lock"))
+	if err != nil {
+		return false
 	}
-	return err != nil
+	defer lock.Close()
+	return unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
 }
 
 func (p *person) types(text string) {

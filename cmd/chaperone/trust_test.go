@@ -218,3 +218,34 @@ func TestTrustOfConfiguration(t *testing.T) {
 		}
 	}
 }
+
+// TestTrustBundle checks that what the plugin is told to trust holds its own
+// authority, also for Java.
+func TestTrustBundle(t *testing.T) {
+	b := testenv.MustGet(newTrustBundle(testState(t), nil, nil))(t)
+	defer b.Close()
+	ca := testenv.MustGet(testenv.NewCA("a plugin"))(t)
+	testenv.Must(t, b.write(ca.PEM()))
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(testenv.MustGet(os.ReadFile(b.pemFile()))(t))
+	pair := testenv.MustGet(ca.Issue("api.weather.example"))(t)
+	leaf := testenv.MustGet(x509.ParseCertificate(pair.Certificate[0]))(t)
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, DNSName: "api.weather.example"}); err != nil {
+		t.Error(err)
+	}
+	if info := testenv.MustGet(os.Stat(b.p12File()))(t); info.Size() == 0 {
+		t.Error("the Java trust store is empty")
+	}
+	env := pluginEnvironment([]string{"PATH=/bin", "VAULT_TOKEN=x", "CHAPERONE_X=y", "http_proxy=other"}, map[string]string{"A": "b", "VAULT_ADDR": "z"}, "127.0.0.1:1", authz.Secret{}, b)
+	text := strings.Join(env, "\n")
+	for _, want := range []string{"PATH=/bin", "A=b", "http_proxy=http://127.0.0.1:1", "NODE_USE_ENV_PROXY=1", fmt.Sprintf("SSL_CERT_FILE=%s", b.pemFile())} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s is missing in %s", want, text)
+		}
+	}
+	for _, not := range []string{"VAULT_", "CHAPERONE_X"} {
+		if strings.Contains(text, not) {
+			t.Errorf("%s reached the plugin", not)
+		}
+	}
+}

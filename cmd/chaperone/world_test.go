@@ -243,20 +243,6 @@ func (w *world) revoke(args ...string) admin.RevokeResult {
 	return out
 }
 
-// eventually polls until f says so: what it waits for happens in another process.
-func eventually[T any](t *testing.T, what string, f func() (T, bool)) T {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		value, ok := f()
-		if ok {
-			return value
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
-		}
-	}
-}
-
 func contains(t *testing.T, text string, parts ...string) {
 	t.Helper()
 	for _, p := range parts {
@@ -264,4 +250,10 @@ func contains(t *testing.T, text string, parts ...string) {
 			t.Errorf("%q is missing in:\n%s", p, text)
 		}
 	}
+}
+
+// eventually polls until f reports that something holds: it happens in another process.
+func eventually[T any](t *testing.T, what string, f func() (T, bool)) T {
+	t.Helper()
+	return testenv.Eventually(t, what, f)
 }

@@ -136,17 +136,17 @@ spec:
 // TestEveryExampleLoads loads what is not run too.
 func TestEveryExampleLoads(t *testing.T) {
 	w := newWorld(t, "off", "")
-	sidecar, loaded := w.read("sidecar.yaml"), 0
+	spec, loaded := w.read("sidecar.yaml"), 0
 	for _, e := range examples(t) {
 		switch {
 		case e.yaml == "":
 			continue
 		case strings.HasPrefix(e.yaml, "auth:"):
-			w.write("sidecar.yaml", regexp.MustCompile(`auth: .*}}`).ReplaceAllLiteralString(sidecar, strings.TrimSpace(e.yaml)+"}"))
+			w.write("sidecar.yaml", regexp.MustCompile(`auth: .*}}`).ReplaceAllLiteralString(spec, strings.TrimSpace(e.yaml)+"}"))
 		case strings.HasPrefix(e.yaml, "upstreamProxy:"):
-			w.write("sidecar.yaml", sidecar+"  "+e.yaml)
+			w.write("spec.yaml", spec+"  "+e.yaml)
 		default:
-			w.write("sidecar.yaml", sidecar)
+			w.write("sidecar.yaml", spec)
 			e.use(t, w)
 		}
 		if _, err := configs.Load(w.file("sidecar.yaml"), time.Now()); err != nil {
@@ -269,6 +269,6 @@ func withTokenEndpoint(t *testing.T, w *world, e *example) {
 	testenv.Must(t, ca.WriteFile(w.file("id-ca.pem")))
 	_, port, _ := strings.Cut(strings.TrimPrefix(server.URL, "https://"), ":")
 	e.yaml = strings.ReplaceAll(e.yaml, `tokenURL: "https://id.weather.example/`, `caFile: id-ca.pem, tokenURL: "https://id.weather.example:`+port+"/")
-	sidecar := w.read("sidecar.yaml")
-	w.write("sidecar.yaml", strings.Replace(sidecar, "dns: {hosts: {", "dns: {hosts: {id.weather.example: [127.0.0.1], ", 1))
+	spec := w.read("sidecar.yaml")
+	w.write("sidecar.yaml", strings.Replace(spec, "dns: {hosts: {", "dns: {hosts: {id.weather.example: [127.0.0.1], ", 1))
 }

@@ -498,8 +498,6 @@ func addressText(addr net.Addr) string {
 	return addr.String()
 }
 
-func trimNewline(s string) string { return strings.TrimRight(s, "\r\n") }
-
 // install puts the policy of the configuration in force.
 func (s *sidecar) install(cfg *configs.Config) uint64 {
 	s.config.Store(cfg)

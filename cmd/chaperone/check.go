@@ -14,6 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) checkCommand() *cobra.Command {
@@ -114,7 +115,7 @@ func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Error
 		if err != nil {
 			return nil, nil, fmt.Errorf("load %s:\n%w", d.File, err)
 		}
-		watched, err := checkStatePlace(spec)
+		watched, err := sidecar.CheckStatePlace(spec)
 		switch problem := (configs.Error{File: d.File, Field: "spec.stateDir"}); {
 		case err == nil:
 		case os.Geteuid() == 0 && watched:

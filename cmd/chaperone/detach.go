@@ -10,6 +10,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) detachCommand() *cobra.Command {
@@ -26,7 +27,7 @@ func (c *cli) detachCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = detach(spec, force)
+			err = sidecar.Detach(spec, force)
 			if errors.Is(err, ebpf.ErrPopulated) {
 				err = fmt.Errorf("%w; end them, or say --kill", err)
 			}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) doctorCommand() *cobra.Command {
@@ -44,7 +45,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 
 // doctorTable prints what was examined, the findings by category, and how many
 // there are of each kind.
-func doctorTable(w io.Writer, findings []finding) {
+func doctorTable(w io.Writer, findings []sidecar.Finding) {
 	var kernel unix.Utsname
 	release := "unknown"
 	if unix.Uname(&kernel) == nil {
@@ -57,7 +58,7 @@ func doctorTable(w io.Writer, findings []finding) {
 			category = f.Category
 			fmt.Fprintf(w, "\n%s\n", category)
 		}
-		findingsTable(w, []finding{f})
+		findingsTable(w, []sidecar.Finding{f})
 		switch {
 		case f.OK:
 			passed++
@@ -70,7 +71,7 @@ func doctorTable(w io.Writer, findings []finding) {
 	fmt.Fprintf(w, "\n%s: %d pass, %d warn, %d FAIL\n", phrase.Count(len(findings), "check"), passed, warned, failed)
 }
 
-func findingsTable(w io.Writer, findings []finding) {
+func findingsTable(w io.Writer, findings []sidecar.Finding) {
 	for _, f := range findings {
 		if f.OK {
 			say(w, "pass  %s", f.Name)
@@ -91,15 +92,15 @@ func findingsTable(w io.Writer, findings []finding) {
 
 // examined runs every check. Without --config only the machine is examined. A login
 // to Vault that may use something up is made with logIn only.
-func (c *cli) examined(ctx context.Context, logIn bool) ([]finding, error) {
-	e := examination{logIn: logIn, running: c.askRunning}
+func (c *cli) examined(ctx context.Context, logIn bool) ([]sidecar.Finding, error) {
+	e := sidecar.Examination{LogIn: logIn, Running: c.askRunning}
 	if c.config != "" {
 		var err error
-		if e.config, err = loadConfig(c.config); err != nil {
+		if e.Config, err = loadConfig(c.config); err != nil {
 			return nil, err
 		}
 	}
-	return examine(ctx, e), nil
+	return sidecar.Examine(ctx, e), nil
 }
 
 // askRunning returns the status of the sidecar that runs on the configuration, and

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) envoyCommand() *cobra.Command {
@@ -22,7 +23,7 @@ func (c *cli) envoyCommand() *cobra.Command {
 			"  chaperone envoy bootstrap --config sidecar.yaml > envoy.yaml\n" +
 			"  envoy --config-path envoy.yaml",
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("bootstrap", envoyBootstrap) },
+		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("bootstrap", sidecar.EnvoyBootstrap) },
 	}), c.withConfig(&cobra.Command{
 		Use:   "config --config FILE",
 		Short: "Print the whole configuration that grants make, to review or to validate (JSON)",
@@ -31,7 +32,7 @@ func (c *cli) envoyCommand() *cobra.Command {
 			"and not to be run: nothing would change in it when access is taken away. No plugin trusts its\n" +
 			"certificates, and its addresses of 240.0.0.0/4 are examples of what the resolver gives to names.",
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("config", envoyStatic) },
+		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("config", sidecar.EnvoyStatic) },
 	}))
 	return cmd
 }

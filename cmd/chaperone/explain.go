@@ -19,6 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) explainCommand() *cobra.Command {
@@ -67,7 +68,7 @@ func loadConfig(path string) (*configs.Config, error) {
 // offline returns the snapshot that a sidecar would decide with: the files'
 // policy and the revocations of the stateDir.
 func offline(cfg *configs.Config) (*authz.Snapshot, error) {
-	engine, err := offlineEngine(cfg)
+	engine, err := sidecar.OfflineEngine(cfg)
 	if err != nil {
 		return nil, err
 	}

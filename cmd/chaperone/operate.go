@@ -15,6 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/nearword"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 // client returns a client of the running sidecar that --admin, its environment
@@ -42,7 +43,7 @@ func (c *cli) selected() (admin.Sidecar, error) {
 		if !ok {
 			return admin.Sidecar{}, usageError("--admin %q is not a socket; write unix:PATH, as in unix:/run/chaperone/weather/admin.sock", c.admin)
 		}
-		path = fromAnywhere(path)
+		path = sidecar.AbsPath(path)
 		return listedOr(admin.Sidecar{Socket: path}, func(s admin.Sidecar) bool { return s.Socket == path }), nil
 	case c.config != "":
 		return c.ofConfig()
@@ -54,7 +55,7 @@ func (c *cli) selected() (admin.Sidecar, error) {
 
 // listedOr returns the listed sidecar that fits, or s.
 func listedOr(s admin.Sidecar, fits func(admin.Sidecar) bool) admin.Sidecar {
-	all, _ := admin.List(registry()) // what cannot be listed is known by its socket
+	all, _ := admin.List(sidecar.Registry()) // what cannot be listed is known by its socket
 	if i := slices.IndexFunc(all, fits); i >= 0 {
 		return all[i]
 	}
@@ -64,7 +65,7 @@ func listedOr(s admin.Sidecar, fits func(admin.Sidecar) bool) admin.Sidecar {
 // ofConfig returns the sidecar of --config. A file that is broken is known by the
 // sidecar that was started with it.
 func (c *cli) ofConfig() (admin.Sidecar, error) {
-	file := fromAnywhere(c.config)
+	file := sidecar.AbsPath(c.config)
 	spec, err := c.sidecarFile()
 	if err != nil {
 		s := listedOr(admin.Sidecar{}, func(s admin.Sidecar) bool { return s.Config == file })
@@ -73,8 +74,8 @@ func (c *cli) ofConfig() (admin.Sidecar, error) {
 		}
 		return s, nil
 	}
-	socket := fromAnywhere(spec.Listen.Admin.Addr)
-	named := admin.Sidecar{Plugin: spec.Plugin, Socket: socket, StateDir: fromAnywhere(spec.StateDir), Config: file, Audit: spec.Audit.File}
+	socket := sidecar.AbsPath(spec.Listen.Admin.Addr)
+	named := admin.Sidecar{Plugin: spec.Plugin, Socket: socket, StateDir: sidecar.AbsPath(spec.StateDir), Config: file, Audit: spec.Audit.File}
 	return listedOr(named, func(s admin.Sidecar) bool { return s.Socket == socket }), nil
 }
 
@@ -140,9 +141,9 @@ func commandLines(all []admin.Sidecar) []string {
 // listSidecars returns the sidecars of the host. Its error names the cause that a
 // user can do something about.
 func listSidecars() ([]admin.Sidecar, error) {
-	all, err := admin.List(registry())
+	all, err := admin.List(sidecar.Registry())
 	if errors.Is(err, fs.ErrPermission) && len(all) == 0 {
-		dir := registry()
+		dir := sidecar.Registry()
 		if dir == "" {
 			dir = admin.DefaultRegistry
 		}
@@ -179,7 +180,7 @@ func knownHere(plugin string, all []admin.Sidecar) bool {
 	if plugin == "" || strings.ContainsAny(plugin, "/\x00") || plugin == "." || plugin == ".." {
 		return false
 	}
-	info, err := os.Stat(filepath.Join(stateRoot, plugin))
+	info, err := os.Stat(filepath.Join(sidecar.StateRoot, plugin))
 	return err == nil && info.IsDir()
 }
 

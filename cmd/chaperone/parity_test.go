@@ -28,6 +28,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 var updateParity = flag.Bool("update-parity", false, "rewrite the table of differences in docs/envoy.md")
@@ -183,7 +184,7 @@ func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engi
 	dir := testenv.MustGet(os.MkdirTemp("", "twin-"))(t) //nolint:usetesting // t.TempDir is too long for sockets
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(dir)) })
 	check := testenv.MustGet(extauthz.New(extauthz.Config{
-		Plugin: "weather", Gate: gate, RouteHeader: true, Drain: time.Second, Ready: func() bool { return true }, Enforces: enforcedByEnvoy,
+		Plugin: "weather", Gate: gate, RouteHeader: true, Drain: time.Second, Ready: func() bool { return true }, Enforces: sidecar.EnvoyEnforces,
 	}))(t)
 	testenv.MustGet(check.Listen(t.Context(), "unix:"+dir+"/check.sock"))(t)
 	inBackground(t, check.Run)

@@ -15,6 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/hostrevocations"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) restoreCommand() *cobra.Command {
@@ -78,7 +79,7 @@ type lifted struct {
 // chooses reports whether a revocation is to be lifted.
 func (r *restoration) chooses(v authz.Revocation) bool {
 	switch {
-	case v.ID == unreadableID:
+	case v.ID == sidecar.UnreadableID:
 		return v.ID == r.id // which refuses it, with what to do
 	case r.all:
 		return true
@@ -129,7 +130,7 @@ func (r *restoration) selectedAlsoDown() (admin.Sidecar, error) {
 	if i := slices.IndexFunc(all, func(s admin.Sidecar) bool { return s.Plugin == r.plugin }); i >= 0 && all[i].Gone {
 		return all[i], nil
 	}
-	if state, rerr := hostStore().Read(); rerr == nil && len(state.InForce(r.plugin)) > 0 {
+	if state, rerr := sidecar.HostStore().Read(); rerr == nil && len(state.InForce(r.plugin)) > 0 {
 		return admin.Sidecar{Plugin: r.plugin, Gone: true}, nil
 	}
 	return s, err
@@ -138,7 +139,7 @@ func (r *restoration) selectedAlsoDown() (admin.Sidecar, error) {
 // restoreHost lifts revocations of the host, for one plugin or for all. They are
 // lifted here first, so that no sidecar puts them in force again.
 func (r *restoration) restoreHost(plugin string, known *[]authz.Revocation) ([]lifted, error) {
-	store := hostStore()
+	store := sidecar.HostStore()
 	state, err := store.Read()
 	if err != nil && len(state.Revocations) == 0 && plugin != "" {
 		return nil, nil // the sidecar refuses what it cannot lift
@@ -194,7 +195,7 @@ func (r *restoration) restoreAt(ctx context.Context, s admin.Sidecar, known *[]a
 			continue
 		}
 		result, err := ask(ctx, client, func(ctx context.Context) (admin.RestoreResult, error) { return client.Restore(ctx, v.ID, r.reason) })
-		if e, ok := errors.AsType[*admin.Error](err); ok && e.Code == admin.CodeNotFound && v.ID != unreadableID {
+		if e, ok := errors.AsType[*admin.Error](err); ok && e.Code == admin.CodeNotFound && v.ID != sidecar.UnreadableID {
 			err = nil // the sidecar has read that it is lifted
 		}
 		result.ID, result.Plugin = v.ID, v.Plugin
@@ -207,7 +208,7 @@ func (r *restoration) restoreOffline(s admin.Sidecar, known *[]authz.Revocation)
 	if s.StateDir == "" {
 		return
 	}
-	all, out, failed, err := restoreOffline(r.offlineSpec(s), r.reason, actor(), r.chooses)
+	all, out, failed, err := sidecar.RestoreOffline(r.offlineSpec(s), r.reason, actor(), r.chooses)
 	*known = append(*known, all...)
 	if err != nil {
 		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, err)

@@ -20,6 +20,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) revokeCommand() *cobra.Command {
@@ -35,7 +36,7 @@ func (c *cli) revokeCommand() *cobra.Command {
 			"  quarantine  also cuts live connections, revokes leases and shuts the kernel's door (default)\n" +
 			"  halt        also kills the plugin, which is not started again until it is restored\n\n" +
 			"--plugin and --all also hold for sidecars that are down or start later: the revocation is written\n" +
-			"to " + stateRoot + ", where every sidecar reads it before anything runs. A sidecar that does not\n" +
+			"to " + sidecar.StateRoot + ", where every sidecar reads it before anything runs. A sidecar that does not\n" +
 			"answer is reported after " + hangAfter.String() + ", and the kernel refuses what its plugin sends; --force kills it.\n" +
 			"Exit status 1: something is not confirmed to be revoked.",
 		Args: noArgs,
@@ -105,7 +106,7 @@ func (c *cli) revoke(ctx context.Context, req admin.RevokeRequest, force bool) e
 	if c.plugin != "" && (c.admin != "" || c.config != "") {
 		return usageError("--plugin contradicts --admin and --config; say one of them")
 	}
-	id, err := newRevocationID()
+	id, err := sidecar.NewRevocationID()
 	if err != nil {
 		return err
 	}
@@ -122,7 +123,7 @@ func (c *cli) revoke(ctx context.Context, req admin.RevokeRequest, force bool) e
 // one revokes in one sidecar. What it refuses is the command's error.
 func (r *revocationRun) one(ctx context.Context, s admin.Sidecar) error {
 	var err error
-	if r.req.ID, err = newRevocationID(); err != nil {
+	if r.req.ID, err = sidecar.NewRevocationID(); err != nil {
 		return err
 	}
 	result, err := r.at(ctx, s)
@@ -196,7 +197,7 @@ func (r *revocationRun) hostWriter(plugin string) (report func()) {
 		ID: r.req.ID, Plugin: plugin, Grant: grant, Rule: rule, Level: r.req.Level, Reason: strings.TrimSpace(r.req.Reason),
 		Incident: r.req.Incident, Actor: actor(), At: time.Now().UTC(), Until: r.req.Until,
 	}
-	path, err := hostStore().Revoke(revocation)
+	path, err := sidecar.HostStore().Revoke(revocation)
 	return func() {
 		switch {
 		case path == "":
@@ -415,10 +416,10 @@ func (c *cli) offlineSpec(s admin.Sidecar) *configs.Sidecar {
 func (r *revocationRun) offline(s admin.Sidecar) error {
 	started := time.Now()
 	grants, checked := r.grants()
-	revocation, failed, err := revokeOffline(r.offlineSpec(s), grants, checked, revocationRequest{
-		id: r.req.ID, rule: r.req.Rule, level: r.req.Level, reason: r.req.Reason, incident: r.req.Incident, until: r.req.Until, actor: actor(),
+	revocation, failed, err := sidecar.RevokeOffline(r.offlineSpec(s), grants, checked, sidecar.RevocationRequest{
+		ID: r.req.ID, Rule: r.req.Rule, Level: r.req.Level, Reason: r.req.Reason, Incident: r.req.Incident, Until: r.req.Until, Actor: actor(),
 	})
-	if errors.Is(err, errLocked) { // it starts or ends right now
+	if errors.Is(err, sidecar.ErrLocked) { // it starts or ends right now
 		r.writeHost(s.Plugin)
 		return r.finish()
 	}

@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) runCommand() *cobra.Command {
@@ -48,22 +50,22 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
 	}
 	printer := newRefusalPrinter(c.stderr)
-	allowGarbage()
-	s, err := newSidecar(options{
-		config: cfg, version: buildVersion(), confine: true, log: log.Logger, level: log.follow, dropped: log.reportDropped, stderrDropped: c.stderrDropped,
-		refused: printer.print, acted: printer.act, event: printer.event, notice: c.notice, raw: c.screen.raw.Store,
+	sidecar.TuneGC()
+	s, err := sidecar.New(sidecar.Config{
+		Files: cfg, Version: buildVersion(), Confine: true, Log: log.Logger, SetLevel: log.follow, ReportDropped: log.reportDropped, StderrDropped: c.stderrDropped,
+		Refused: printer.print, Acted: printer.act, Event: printer.event, Notice: c.notice, RawMode: c.screen.raw.Store,
 	})
 	if err != nil {
 		return failed(err)
 	}
-	if err := hideMemory(lock); err != nil {
-		return failed(errors.Join(err, s.close()))
+	if err := sidecar.HideMemory(lock); err != nil {
+		return failed(errors.Join(err, s.Close()))
 	}
-	for _, limitation := range s.limitations() {
+	for _, limitation := range s.Limitations() {
 		c.notice(limitation)
 	}
-	status, err := s.runPlugin(ctx, args)
-	if cerr := s.close(); cerr != nil {
+	status, err := s.RunPlugin(ctx, args)
+	if cerr := s.Close(); cerr != nil {
 		log.Error("the sidecar did not end cleanly", zap.Error(cerr))
 	}
 	switch {

@@ -13,10 +13,11 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) serveCommand() *cobra.Command {
-	var opts options
+	var opts sidecar.Config
 	var tokenFile, logLevel string
 	var lock bool
 	cmd := c.withConfig(&cobra.Command{
@@ -35,55 +36,55 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			opts.log, opts.level, opts.dropped = log.Logger, log.follow, log.reportDropped
+			opts.Log, opts.SetLevel, opts.ReportDropped = log.Logger, log.follow, log.reportDropped
 			return c.serve(cmd.Context(), opts, tokenFile, lock)
 		},
 	})
-	cmd.Flags().StringVar(&opts.cgroup, "cgroup", "", "confine the processes of the cgroup v2 folder at `PATH`")
+	cmd.Flags().StringVar(&opts.Cgroup, "cgroup", "", "confine the processes of the cgroup v2 folder at `PATH`")
 	cmd.Flags().StringVar(&tokenFile, "proxy-token-file", "", "`FILE` with the token (16 bytes or more) that proves the plugin to the proxy while the kernel is off")
 	lockMemoryFlag(cmd, &lock)
 	cmd.Flags().StringVar(&logLevel, "log-level", "info", "`LEVEL` of the operator's log: debug, info, warn or error")
 	return cmd
 }
 
-func (c *cli) serve(ctx context.Context, opts options, tokenFile string, lock bool) error {
+func (c *cli) serve(ctx context.Context, opts sidecar.Config, tokenFile string, lock bool) error {
 	cfg, err := loadConfig(c.config)
 	if err != nil {
 		return err
 	}
 	spec := &cfg.Sidecar
-	opts.confine, opts.beside, opts.notice = opts.cgroup != "", true, c.notice
+	opts.Confine, opts.External, opts.Notice = opts.Cgroup != "", true, c.notice
 	switch {
-	case spec.Kernel == configs.KernelRequired && !opts.confine:
+	case spec.Kernel == configs.KernelRequired && !opts.Confine:
 		return errors.New("kernel is required, and serve confines nothing without --cgroup; name the plugin's cgroup, or say kernel: off")
-	case opts.confine && spec.Kernel == configs.KernelOff:
+	case opts.Confine && spec.Kernel == configs.KernelOff:
 		return errors.New("--cgroup contradicts kernel: off")
-	case opts.confine && spec.Listen.Proxy.IsZero():
+	case opts.Confine && spec.Listen.Proxy.IsZero():
 		return errors.New("--cgroup without spec.listen.proxy shuts the plugin in; write proxy: 127.0.0.1:15001")
-	case !spec.Listen.Proxy.IsZero() && !opts.confine && tokenFile == "":
+	case !spec.Listen.Proxy.IsZero() && !opts.Confine && tokenFile == "":
 		return errors.New("a proxy with the kernel off needs --proxy-token-file, which proves who the plugin is")
 	}
 	if tokenFile != "" {
-		if opts.token, err = readToken(tokenFile); err != nil {
+		if opts.Token, err = readToken(tokenFile); err != nil {
 			return err
 		}
 	}
-	opts.config, opts.version, opts.stderrDropped = cfg, buildVersion(), c.stderrDropped
-	allowGarbage()
-	s, err := newSidecar(opts)
+	opts.Files, opts.Version, opts.StderrDropped = cfg, buildVersion(), c.stderrDropped
+	sidecar.TuneGC()
+	s, err := sidecar.New(opts)
 	if err != nil {
 		return err
 	}
-	if err = hideMemory(lock); err == nil {
+	if err = sidecar.HideMemory(lock); err == nil {
 		err = c.serveUntilSignalled(ctx, s)
 	}
-	return errors.Join(err, s.close())
+	return errors.Join(err, s.Close())
 }
 
-func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
+func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar.Sidecar) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := s.listen(ctx); err != nil {
+	if err := s.Listen(ctx); err != nil {
 		return err
 	}
 	hangups := make(chan os.Signal, 1)
@@ -95,11 +96,11 @@ func (c *cli) serveUntilSignalled(ctx context.Context, s *sidecar) error {
 			case <-ctx.Done():
 				return
 			case <-hangups:
-				_, _ = s.reload(ctx, "SIGHUP") // a refusal is recorded and logged there
+				_, _ = s.Reload(ctx, "SIGHUP") // a refusal is recorded and logged there
 			}
 		}
 	}()
-	err := s.run(ctx)
+	err := s.Run(ctx)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 // The states of a sidecar of the host.
@@ -102,7 +103,7 @@ func hardest(all []authz.Revocation) (level authz.Level, rules int) {
 	rank := map[authz.Level]int{"": 0, authz.LevelPause: 1, authz.LevelQuarantine: 2, authz.LevelHalt: 3}
 	for _, r := range all {
 		switch {
-		case expired(r):
+		case sidecar.Expired(r):
 		case r.Rule != "":
 			rules++
 		case rank[r.Level] > rank[level]:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 func (c *cli) stateCommand() *cobra.Command {
@@ -37,7 +38,7 @@ func (c *cli) stateCommand() *cobra.Command {
 
 // acceptState takes a stateDir as it is and prints what it has lost and what is in force.
 func (c *cli) acceptState(spec *configs.Sidecar, reason string) error {
-	lost, revocations, err := acceptState(spec, reason, actor())
+	lost, revocations, err := sidecar.AcceptState(spec, reason, actor())
 	if lost == nil && err == nil {
 		fmt.Fprintf(c.stdout, "stateDir %s has its history; nothing is changed\n", spec.StateDir)
 	}

@@ -1,0 +1,139 @@
+package sidecar
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// connects is what the kernel was given last of where connects may go.
+type connects struct {
+	mu    sync.Mutex
+	given *ebpf.Destinations // nil: nothing yet
+}
+
+// allowConnects has the kernel refuse connects to where no rule of the
+// configuration leads, and no others. For a new configuration it is called
+// before its policy is in force, so that nothing is refused that it grants.
+func (s *Sidecar) allowConnects() {
+	if s.cage == nil {
+		return
+	}
+	s.connects.mu.Lock()
+	defer s.connects.mu.Unlock()
+	want := s.destinations(s.config.Load())
+	if s.connects.given != nil && reflect.DeepEqual(*s.connects.given, want) {
+		return
+	}
+	s.connects.given = &want
+	if err := s.cage.AllowConnects(want); err != nil {
+		s.opts.Log.Warn("connects to ungranted destinations are refused only after they were accepted", zap.Error(err))
+	}
+}
+
+// destinations are those that a rule may grant: any while the sidecar observes,
+// and where a name has no address.
+func (s *Sidecar) destinations(cfg *configs.Config) ebpf.Destinations {
+	if cfg.Sidecar.Mode == authz.ModeObserve && time.Now().Before(cfg.Sidecar.ObserveUntil) {
+		return ebpf.Destinations{Any: true}
+	}
+	var out ebpf.Destinations
+	for _, grant := range cfg.Grants {
+		if grant.Plugin != string(s.plugin) {
+			continue
+		}
+		for _, rule := range grant.Rules {
+			ports := rulePorts(&rule.To)
+			out.Ports = append(out.Ports, ports...)
+			for _, host := range rule.To.Hosts {
+				if !s.addDestination(&out, host, ports) {
+					return ebpf.Destinations{Any: true}
+				}
+			}
+		}
+	}
+	for _, ports := range []*[]uint16{&out.Ports, &out.NamePorts} {
+		slices.Sort(*ports)
+		*ports = slices.Compact(*ports)
+	}
+	return out
+}
+
+// addDestination adds a host of a rule. False: its name has no address.
+func (s *Sidecar) addDestination(out *ebpf.Destinations, host string, ports []uint16) bool {
+	if strings.Contains(host, "*") {
+		out.NamePorts = append(out.NamePorts, ports...)
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		var ok bool
+		if addr, ok = s.resolver.Address(host); !ok {
+			return false
+		}
+	}
+	for _, port := range ports {
+		out.Exact = append(out.Exact, netip.AddrPortFrom(addr, port))
+	}
+	return true
+}
+
+// rulePorts are the ports at which a rule takes connections.
+func rulePorts(to *authz.To) []uint16 {
+	ports := slices.Clone(to.Ports)
+	scheme := to.Scheme
+	if scheme == "" {
+		scheme = authz.SchemeHTTPS
+	}
+	if port := scheme.DefaultPort(); len(ports) == 0 && port != 0 {
+		ports = append(ports, port)
+	}
+	if to.TLS.Originate {
+		ports = append(ports, authz.SchemeHTTP.DefaultPort())
+	}
+	return ports
+}
+
+// hostOf is the name that an address was given out for, or the address.
+func (s *Sidecar) hostOf(addr netip.Addr) string {
+	if s.resolver != nil {
+		if name, ok := s.resolver.Host(addr); ok {
+			return name
+		}
+	}
+	return addr.Unmap().String()
+}
+
+// explainUngranted says why no rule grants a destination, and what to ask for,
+// in the words of the least that could be asked there.
+func (s *Sidecar) explainUngranted(to netip.AddrPort) (reason authz.Reason, detail, remedy string) {
+	scheme := authz.SchemeHTTPS
+	if to.Port() == authz.SchemeHTTP.DefaultPort() {
+		scheme = authz.SchemeHTTP
+	}
+	authority := net.JoinHostPort(s.hostOf(to.Addr()), strconv.Itoa(int(to.Port())))
+	reason, detail = authz.DestinationNotGranted, string(s.plugin)+" may not connect to "+authority
+	destination, err := authz.NewDestination(scheme, authority, "/")
+	if err != nil {
+		return reason, detail, ""
+	}
+	e := s.engine.Current().Explain(authz.Request{
+		Principal: s.plugin, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
+	}, authz.Usage{}, time.Now())
+	if !e.Decision.Reason.Allowed() {
+		reason = e.Decision.Reason
+	}
+	return reason, detail, e.Remedy
+}

@@ -1,0 +1,190 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/authz/extauthz"
+	"github.com/chaperone-proxy/chaperone/authz/xds"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+// ownEnvoy is what the sidecar does for the Envoy that it configures: it tells
+// it what is granted, answers for each access, and holds its exits.
+type ownEnvoy struct {
+	spec      configs.Envoy
+	check     *extauthz.Server
+	xds       *xds.Server
+	listener  net.Listener // of xds
+	bootstrap []byte       // what an Envoy is to be started with
+	exits     atomic.Int64 // how many there are
+	relays    bool         // what arrives at the proxy is led to Envoy
+}
+
+// relays reports whether the proxy leads to Envoy what the kernel says is the
+// plugin's. Where the kernel half is preferred and not to be had, it does
+// everything itself.
+func (s *Sidecar) relays(spec *configs.Sidecar) bool { return spec.Relays() && s.cage != nil }
+
+// EnvoyEnforces are the conditions of rules that the Envoy which the sidecar
+// configures keeps, together with the exits. A client certificate and a signature
+// are not among them: they need a key that Envoy is not given.
+const EnvoyEnforces = authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout | authz.ConditionOriginate
+
+// makeOwnEnvoy makes the two servers of the Envoy that the sidecar configures,
+// when it is asked for.
+func (s *Sidecar) makeOwnEnvoy(spec *configs.Sidecar) (err error) {
+	if spec.Envoy == nil {
+		return nil
+	}
+	own := &ownEnvoy{spec: *spec.Envoy, relays: s.relays(spec)}
+	if own.bootstrap, err = xds.Bootstrap(envoyParams(spec)); err != nil {
+		return fmt.Errorf("make Envoy's bootstrap: %w", err)
+	}
+	check := extauthz.Config{
+		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.ready() == nil }, Forbidden: s.forbidden.dial,
+		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
+		Log: s.opts.Log.Named("envoy.check"), StandIn: proxy.FindPlaceholder(s.standIns.current),
+	}
+	if s.resolver != nil {
+		check.Name = s.resolver.Host
+	}
+	if own.check, err = extauthz.New(check); err != nil {
+		return fmt.Errorf("make ext_authz server of Envoy: %w", err)
+	}
+	cfg := envoyConfig(spec, s.plugin)
+	cfg.Engine, cfg.Leaf, cfg.Log = s.engine, s.proxy.Leaf, s.opts.Log.Named("envoy.xds")
+	cfg.Exits = func(routes []authz.Route) ([]string, error) {
+		paths, err := s.proxy.Exits(own.spec.Exits(), own.spec.Group, routes)
+		if err == nil {
+			own.exits.Store(int64(len(paths)))
+		}
+		return paths, err
+	}
+	if s.resolver != nil {
+		cfg.Address = s.resolver.Address
+	}
+	if own.xds, err = xds.New(cfg); err != nil {
+		return fmt.Errorf("make xDS server of Envoy: %w", err)
+	}
+	s.own = own
+	return nil
+}
+
+// envoyConfig is what Envoy is configured with, less what only a sidecar that
+// runs has: where the exits are, whose certificates are shown, and what is in force.
+func envoyConfig(spec *configs.Sidecar, plugin authz.Principal) xds.Config {
+	e := spec.Envoy
+	cfg := xds.Config{
+		Plugin: plugin, Now: time.Now, Check: e.Check(), Explicit: tcpAddress(e.Explicit), Transparent: tcpAddress(e.Transparent),
+		Roots: string(upstreamRoots()), MaxStreamDuration: time.Duration(e.MaxStreamDuration), AccessLog: string(e.AccessLog),
+		Group: e.Group,
+	}
+	if spec.Relays() {
+		cfg.Listener = e.Plugin()
+	}
+	return cfg
+}
+
+// upstreamRoots returns the authorities of upstreams whose rule names none: those
+// that SSL_CERT_FILE names, as for the sidecar's own proxy, or the system's.
+func upstreamRoots() []byte {
+	if file := os.Getenv("SSL_CERT_FILE"); file != "" {
+		if data, err := os.ReadFile(file); err == nil { //nolint:gosec // the operator names it
+			return data
+		}
+	}
+	return systemCertificates()
+}
+
+func tcpAddress(a configs.Address) netip.AddrPort {
+	at, err := netip.ParseAddrPort(a.Addr)
+	if err != nil {
+		return netip.AddrPort{} // closed
+	}
+	return at
+}
+
+// listen binds both sockets in a folder of their own, and puts the bootstrap that
+// names them beside them, for whoever starts the Envoy.
+func (o *ownEnvoy) listen(ctx context.Context) error {
+	if err := takeEnvoyFolder(o.spec.Dir, o.spec.Group); err != nil {
+		return fmt.Errorf("prepare the folder of Envoy: %w", err)
+	}
+	if _, err := o.check.Listen(ctx, "unix:"+o.spec.Check()); err != nil {
+		return fmt.Errorf("listen for Envoy: %w", err)
+	}
+	var err error
+	if o.listener, err = extauthz.ListenUnix(ctx, o.spec.XDS(), o.spec.Group); err != nil {
+		return fmt.Errorf("listen for xDS on %s: %w", o.spec.XDS(), err)
+	}
+	return o.writeBootstrap()
+}
+
+// writeBootstrap replaces the file whole: an Envoy may be starting from it.
+func (o *ownEnvoy) writeBootstrap() error {
+	file, err := os.CreateTemp(o.spec.Dir, ".bootstrap-*")
+	if err != nil {
+		return fmt.Errorf("write Envoy's bootstrap: %w", err)
+	}
+	_, err = file.Write(o.bootstrap)
+	// There is no secret in it, and Envoy may be another user.
+	if err = errors.Join(err, file.Chmod(0o644), file.Close()); err == nil {
+		err = os.Rename(file.Name(), o.spec.Bootstrap())
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write Envoy's bootstrap: %w", err), os.Remove(file.Name()))
+	}
+	return nil
+}
+
+// run serves Envoy until ctx ends.
+func (o *ownEnvoy) run(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return o.check.Run(ctx) })
+	g.Go(func() error { return o.xds.Serve(ctx, o.listener) })
+}
+
+// Modes of the folder of Envoy's sockets. A group that Envoy runs in makes its
+// sockets there, of that group, and removes no others (inode(7): the sticky bit).
+const (
+	envoyFolderAlone = 0o700
+	envoyFolderGroup = 0o770 | fs.ModeSetgid | fs.ModeSticky
+)
+
+// takeEnvoyFolder makes the folder, or takes over the one of an earlier sidecar.
+func takeEnvoyFolder(dir, group string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // Envoy looks its folder up in it
+		return err
+	}
+	if err := os.Mkdir(dir, envoyFolderAlone); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || !ok || int64(owner.Uid) != int64(os.Geteuid()) {
+		return fmt.Errorf("%s is not a folder of the sidecar's own user", dir)
+	}
+	if group == "" {
+		return os.Chmod(dir, envoyFolderAlone)
+	}
+	gid, err := extauthz.GroupID(group)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Chown(dir, -1, gid), os.Chmod(dir, envoyFolderGroup))
+}

@@ -1,0 +1,125 @@
+package sidecar
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// privateFiles are the files that are the sidecar's alone: what it logs in to
+// Vault with, its keys, its log and its sockets. Nothing starts that may use one.
+func privateFiles(spec *configs.Sidecar) []string {
+	out := []string{spec.Audit.File}
+	if spec.Audit.File != "" {
+		out = append(out, audit.SecondFile(spec.Audit.File))
+	}
+	for _, a := range []configs.Address{spec.Listen.Admin, spec.Listen.ExtAuthz} {
+		if a.IsUnix() {
+			out = append(out, a.Addr)
+		}
+	}
+	if spec.Envoy != nil {
+		out = append(out, spec.Envoy.Dir) // who enters it has the keys of the certificates that Envoy shows
+	}
+	if spec.Listen.ExtAuthzTLS != nil {
+		out = append(out, spec.Listen.ExtAuthzTLS.KeyFile)
+	}
+	if spec.Vault != nil {
+		out = append(out, loginFiles(spec.Vault.Auth)...)
+	}
+	out = slices.DeleteFunc(out, func(path string) bool { return path == "" })
+	for i := range out {
+		out[i] = AbsPath(out[i])
+	}
+	return out
+}
+
+// AbsPath is a path as it is from any directory: what hides and judges
+// files stands elsewhere than who named them.
+func AbsPath(path string) string {
+	if full, err := filepath.Abs(path); err == nil {
+		return full
+	}
+	return path
+}
+
+// loginFiles are the files of a login, whatever its method: all that its
+// configuration calls a file but the certificate, which is no secret.
+func loginFiles(auth configs.VaultAuth) []string {
+	var out []string
+	value := reflect.ValueOf(auth)
+	for _, field := range reflect.VisibleFields(value.Type()) {
+		if path, ok := reflect.TypeAssert[string](value.FieldByIndex(field.Index)); ok && strings.HasSuffix(field.Name, "File") && field.Name != "CertFile" {
+			out = append(out, path)
+		}
+	}
+	return out
+}
+
+// pluginFiles are the files that the plugin may use: those of the configuration
+// and the trust bundle. Nil: those that its
+// user may.
+func (s *Sidecar) pluginFiles(spec *configs.Sidecar) *ebpf.Files {
+	stated := spec.Process.Files
+	if stated == nil {
+		return nil
+	}
+	out := &ebpf.Files{Read: slices.Clone(stated.Read), Write: slices.Clone(stated.Write)}
+	for _, paths := range [][]string{out.Read, out.Write} {
+		for i := range paths {
+			paths[i] = AbsPath(paths[i])
+		}
+	}
+	if s.trust == nil {
+		return out
+	}
+	out.Read = append(out.Read, s.trust.dir)
+	return out
+}
+
+// selfGranting returns a warning when the plugin may change a file that says
+// what it is granted: it would be read again, and put in force.
+func selfGranting(cfg *configs.Config, uid, gid int) string {
+	cfg = absolute(cfg)
+	for _, f := range cfg.Files {
+		for _, path := range []string{f.Path, filepath.Dir(f.Path)} {
+			if writable(path, uid, gid) && reachable(path, cfg.Sidecar.Process.Files) {
+				return fmt.Sprintf("the plugin may change %s, and so grant itself anything: give it to another user, or state process.files", path)
+			}
+		}
+	}
+	return ""
+}
+
+// writable reports whether the mode of a file lets a user write it.
+func writable(path string, uid, gid int) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	switch mode := info.Mode().Perm(); {
+	case !ok:
+		return false
+	case int(owner.Uid) == uid:
+		return true // who owns it gives himself what is missing
+	case int(owner.Gid) == gid:
+		return mode&0o020 != 0
+	default:
+		return mode&0o002 != 0 && info.Mode()&os.ModeSticky == 0
+	}
+}
+
+// reachable reports whether the files that a plugin may write hold a path; nil
+// are all.
+func reachable(path string, files *configs.Files) bool {
+	return files == nil || slices.ContainsFunc(files.Write, func(root string) bool { return within(AbsPath(root), path) })
+}

@@ -1,0 +1,27 @@
+package sidecar
+
+import (
+	"net"
+	"strconv"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// failedHandshake records that a program of the plugin's gave up a TLS handshake
+// with the sidecar, and prints it with the remedy: such a program reports an error
+// of the server's certificate, and nothing that leads here.
+func (s *Sidecar) failedHandshake(r *authz.Record) {
+	s.record(r)
+	if s.opts.Event == nil {
+		s.opts.Log.Warn("tls handshake failed", zap.String("host", r.Host), zap.Uint16("port", r.Port), zap.String("exe", r.Exe), zap.String("detail", r.Detail))
+		return
+	}
+	what := "TLS handshake for " + net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port))) + " failed"
+	if r.Exe != "" {
+		what += " (" + r.Exe + ")"
+	}
+	s.opts.Event(what+": "+r.Detail,
+		"have the program trust "+s.trust.pemFile()+", which SSL_CERT_FILE and other variables of its environment name (docs/operations.md, What the plugin sees)")
+}

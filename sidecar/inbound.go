@@ -1,0 +1,339 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+)
+
+const (
+	maxInbound      = 4096                   // connections at once, over all ports; what is more is refused
+	maxInboundDials = 32                     // on their way to the plugin at once: each takes a thread
+	inboundPatience = 5 * time.Second        // for the plugin to take a connection
+	inboundExpected = 2 * time.Second        // for a plugin that has bound a port to listen on it
+	inboundInterval = 200 * time.Millisecond // between looks at what the plugin listens on
+	inboundAgain    = 10 * time.Millisecond  // between attempts to reach one that is about to listen
+)
+
+// loopbacks are where the host is listened on and where the plugin is looked
+// for, in this order.
+var loopbacks = [...]string{"127.0.0.1", "::1"} //nolint:gochecknoglobals // an array of constants
+
+// Why an inbound connection is refused or cut.
+var (
+	errInboundRevoked  = errors.New("access was taken away")
+	errInboundStopping = errors.New("the sidecar is stopping")
+	errInboundFull     = fmt.Errorf("%d connections are open", maxInbound)
+)
+
+// inbound forwards ports of the host's loopback into the plugin's own network
+// namespace, and Unix sockets of the host into the plugin's own view
+// (process.listen), so that a host that speaks to its plugin over either reaches
+// it. It is the one way in, as the proxy is the one way out.
+type inbound struct {
+	plugin  authz.Principal
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	record  func(*authz.Record) error // one that fails refuses the connection
+	metrics *metrics
+	log     *zap.Logger
+	drain   time.Duration
+
+	// listening returns the ports that the plugin listens on. An error means that
+	// it is not known: the host is listened on then, as for one that does.
+	listening func() (map[uint16]bool, error)
+	interval  time.Duration // between looks at it
+
+	following sync.Mutex
+	expected  map[uint16]time.Time // ports that the plugin is about to listen on, until when
+	start     func(*inboundDoor)   // listens on a port; nil: not running
+
+	doors   []*inboundDoor
+	dialing chan struct{} // bounds how many dial at once
+
+	arrivals chan *unixDoor // Unix sockets of the plugin's that are to be forwarded
+	done     chan struct{}  // closed when none is taken any more
+	// exist returns which of the plugin's Unix sockets exist, by inode number. Nil:
+	// none is forwarded.
+	exist func([]uint64) (map[uint64]bool, error)
+
+	host hostSockets // what a killed sidecar would leave
+
+	mu      sync.Mutex
+	sockets []*unixDoor
+	closed  bool  // no more Unix sockets are forwarded
+	barred  error // why nobody is let in; nil while everybody is
+	live    map[*passage]struct{}
+}
+
+// newInbound makes a way in that dials the plugin with dial.
+func newInbound(dial func(context.Context, string, string) (net.Conn, error)) *inbound {
+	return &inbound{
+		dial: dial, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
+		interval: inboundInterval, expected: map[uint16]time.Time{},
+		arrivals: make(chan *unixDoor), done: make(chan struct{}),
+		listening: func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported },
+	}
+}
+
+// makeInbound makes the way in for a plugin with a network or a view of its own.
+// Beside one that shares the sidecar's, the plugin listens on the host itself, and
+// the kernel lets it.
+func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
+	if err := removeLeftSockets(s.state); err != nil {
+		s.opts.Log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
+	}
+	ports := len(spec.Process.Ports()) > 0 && !s.hostNetwork()
+	if !ports && !s.forwardsSockets(spec) {
+		return nil
+	}
+	if s.cage != nil {
+		s.inbound = newInbound(s.cage.DialContext)
+		s.inbound.listening = s.cage.Listening
+	} else {
+		s.inbound = newInbound(s.fence.DialContext) // nothing reports what is listened on behind a fence
+	}
+	if s.forwardsSockets(spec) {
+		s.inbound.exist, s.inbound.host.state = s.cage.Bound, s.state
+	}
+	s.inbound.plugin, s.inbound.record, s.inbound.metrics = s.plugin, s.recorder.Record, s.metrics
+	s.inbound.log, s.inbound.drain = sampled(s.opts.Log.Named("inbound")), time.Duration(spec.Drain)
+	return nil
+}
+
+// sampled bounds what the plugin and its clients can write to a log: of one
+// message the first ten in a minute.
+func sampled(log *zap.Logger) *zap.Logger {
+	return log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
+	}))
+}
+
+// listen binds the ports on the host's loopback; run listens on them while the
+// plugin does. taken are the ports that the sidecar itself has in the plugin's
+// namespace: one of those would lead to the sidecar's proxy and not to the plugin.
+func (in *inbound) listen(ports, taken []uint16) error {
+	for _, port := range ports {
+		if slices.Contains(taken, port) {
+			return fmt.Errorf("listen for the plugin: process.listen: %d is the sidecar's own port in the plugin's network; name another", port)
+		}
+		for _, host := range loopbacks {
+			d, err := bindDoor(host, port)
+			if err != nil {
+				in.close()
+				return err
+			}
+			if d != nil {
+				in.doors = append(in.doors, d)
+			}
+		}
+	}
+	return nil
+}
+
+// run admits connections until ctx ends; then it waits for those that are open
+// for as long as the drain is, and cuts the rest.
+func (in *inbound) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, in.close)
+	defer stop()
+	var passing sync.WaitGroup
+	g := &errgroup.Group{}
+	g.Go(func() error { in.followPlugin(ctx, g, &passing); return nil })
+	if in.exist != nil {
+		g.Go(func() error { in.followSockets(ctx, g, &passing); return nil })
+	}
+	err := g.Wait()
+	late := time.AfterFunc(in.drain, func() { in.bar(errInboundStopping, true) })
+	defer late.Stop()
+	passing.Wait()
+	return err
+}
+
+// close closes the ports and the Unix sockets.
+func (in *inbound) close() {
+	in.mu.Lock()
+	in.closed = true
+	in.mu.Unlock()
+	for _, d := range in.forwarded() {
+		in.shut(d)
+	}
+	in.host.settle()
+	for _, d := range in.doors {
+		d.close()
+	}
+}
+
+// serving opens a port on the host when the plugin is about to listen on it, and
+// has listened there when it returns: the plugin may report at once that it serves.
+func (in *inbound) serving(port uint16) {
+	in.following.Lock()
+	defer in.following.Unlock()
+	in.expected[port] = time.Now().Add(inboundExpected)
+	if in.start == nil {
+		return
+	}
+	for _, d := range in.doors {
+		if d.port == port {
+			in.start(d)
+		}
+	}
+}
+
+// followPlugin listens on the host while the plugin listens, so that a connection
+// is refused as long as nobody would take it. A port that is about to be listened
+// on counts as listened on for a moment.
+func (in *inbound) followPlugin(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
+	in.following.Lock()
+	in.start = func(d *inboundDoor) { in.openDoor(ctx, d, g, passing) }
+	in.following.Unlock()
+	defer func() {
+		in.following.Lock()
+		defer in.following.Unlock()
+		in.start = nil
+	}()
+	look := time.NewTicker(in.interval)
+	defer look.Stop()
+	for {
+		in.look()
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+	}
+}
+
+// look brings the ports of the host in line with what the plugin listens on.
+func (in *inbound) look() {
+	in.following.Lock()
+	defer in.following.Unlock()
+	ports, err := in.listening()
+	now := time.Now()
+	for _, d := range in.doors {
+		if err != nil || ports[d.port] || now.Before(in.expected[d.port]) {
+			in.start(d)
+		} else {
+			d.shut()
+		}
+	}
+}
+
+// openDoor listens on a port, unless that is so already.
+func (in *inbound) openDoor(ctx context.Context, d *inboundDoor, g *errgroup.Group, passing *sync.WaitGroup) {
+	listener, err := d.open()
+	switch {
+	case err != nil:
+		if !d.failing { // once, until it succeeds
+			in.log.Warn("listening for the plugin failed", zap.String("host", d.host), zap.Uint16("port", d.port), zap.Error(err))
+		}
+		d.failing = true
+	case listener != nil:
+		d.failing = false
+		g.Go(func() error { return in.accept(ctx, configs.Service{Port: d.port}, nil, listener, passing) })
+	}
+}
+
+// accept admits the connections of a listener. The door is that of a Unix socket,
+// or nil.
+func (in *inbound) accept(ctx context.Context, service configs.Service, door *unixDoor, l net.Listener, passing *sync.WaitGroup) error {
+	defer func() { _ = l.Close() }()
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			passing.Go(func() { in.admit(context.WithoutCancel(ctx), service, door, conn) })
+		case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.EINVAL): // no longer listened on
+			return nil
+		case errors.Is(err, syscall.ECONNABORTED):
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
+			in.log.Warn("a connection for the plugin has to wait", zap.Stringer("service", service), zap.Error(err))
+			time.Sleep(50 * time.Millisecond)
+		default:
+			return fmt.Errorf("accept for the plugin on %s: %w", service, err)
+		}
+	}
+}
+
+// enforce brings what comes in in line with what is revoked, and returns how
+// many connections it cut: a pause spares those that are open.
+func (in *inbound) enforce(level authz.Level) (cut int) {
+	switch level {
+	case authz.LevelPause:
+		return in.bar(errInboundRevoked, false)
+	case authz.LevelQuarantine, authz.LevelHalt:
+		return in.bar(errInboundRevoked, true)
+	}
+	return in.bar(nil, false)
+}
+
+// bar refuses what comes from now on for a cause, or nothing for nil, and cuts
+// what is open if that is asked for. Once the sidecar stops, it stays so.
+func (in *inbound) bar(cause error, cut bool) (n int) {
+	in.mu.Lock()
+	if !errors.Is(in.barred, errInboundStopping) {
+		in.barred = cause
+	}
+	var open []*passage
+	for p := range in.live {
+		open = append(open, p)
+	}
+	in.mu.Unlock()
+	if !cut {
+		return 0
+	}
+	for _, p := range open {
+		if p.cut(cause) {
+			n++
+		}
+	}
+	return n
+}
+
+// enter registers a connection, under the lock that bar lists them under: one
+// that comes with a revocation is refused, or is cut.
+func (in *inbound) enter(p *passage) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.barred != nil:
+		return in.barred
+	case len(in.live) >= maxInbound:
+		return errInboundFull
+	}
+	in.live[p] = struct{}{}
+	return nil
+}
+
+func (in *inbound) leave(p *passage) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.live, p)
+}
+
+// opened returns how many connections of a service are open.
+func (in *inbound) opened(service configs.Service) (n int) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for p := range in.live {
+		if p.service == service {
+			n++
+		}
+	}
+	return n
+}
+
+// isOpen reports whether the host is listened on for a port.
+func (in *inbound) isOpen(port uint16) bool {
+	return slices.ContainsFunc(in.doors, func(d *inboundDoor) bool { return d.port == port && d.isOpen() })
+}

@@ -1,0 +1,102 @@
+package sidecar
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+)
+
+// hostSockets are the Unix sockets of the host that are forwarded to the plugin,
+// as the state directory records them: a sidecar that is killed leaves their
+// files. Its zero value records nothing.
+type hostSockets struct {
+	mu    sync.Mutex
+	state *state
+	paths []string
+	saved []string // that are written down: these and some that have gone since
+}
+
+// add records a path before a socket is made there. A plugin that makes the same
+// socket again and again has nothing written.
+func (h *hostSockets) add(path string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.paths = append(h.paths, path) // twice, while one socket takes the place of another
+	if slices.Contains(h.saved, path) {
+		return nil
+	}
+	return h.save()
+}
+
+// remove drops a path whose socket is gone. What is written down of it goes with
+// the next change, or by [hostSockets.settle].
+func (h *hostSockets) remove(path string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if at := slices.Index(h.paths, path); at >= 0 {
+		h.paths = slices.Delete(h.paths, at, at+1)
+	}
+}
+
+// settle writes down what there is. A path that could not be dropped is looked at
+// once more by the next sidecar.
+func (h *hostSockets) settle() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !slices.Equal(h.paths, h.saved) {
+		_ = h.save() // see above
+	}
+}
+
+func (h *hostSockets) save() error {
+	if h.state == nil {
+		return nil
+	}
+	if err := h.state.save(socketsFile, h.paths); err != nil {
+		return err
+	}
+	h.saved = slices.Clone(h.paths)
+	return nil
+}
+
+// removeLeftSockets removes the sockets of the host that an earlier sidecar of
+// the state directory left, and that nobody listens on.
+func removeLeftSockets(st *state) error {
+	var paths []string
+	if err := st.load(socketsFile, &paths); err != nil || len(paths) == 0 {
+		return err
+	}
+	var errs []error
+	for _, path := range paths {
+		if err := removeDeadSocket(path); err != nil {
+			errs = append(errs, fmt.Errorf("remove a socket that a killed sidecar left: %w", err))
+		}
+	}
+	if len(errs) == 0 {
+		errs = append(errs, os.Remove(st.path(socketsFile)))
+	}
+	return errors.Join(errs...)
+}
+
+// removeDeadSocket removes a Unix socket that refuses connections, since its
+// process has ended. What else lies there stays.
+func removeDeadSocket(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSocket == 0 || !filepath.IsAbs(path) {
+		return nil //nolint:nilerr // it is gone, or something else
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if err == nil {
+		return conn.Close() // it was only to see whether anybody listens
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return nil
+	}
+	return os.Remove(path)
+}

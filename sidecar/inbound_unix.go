@@ -1,0 +1,515 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+const (
+	maxInboundSockets  = 256         // Unix sockets on the host at once
+	inboundSocketCheck = time.Second // between looks whether the plugin's still exist
+)
+
+// unixDoor is one Unix socket on the host that is forwarded to one of the
+// plugin's.
+type unixDoor struct {
+	*net.UnixListener
+
+	service configs.Service // the entry of process.listen
+	path    string          // the same on the host and in the plugin's view
+	plugin  ebpf.Listener   // the plugin's socket
+	remove  func()          // removes the host's file
+}
+
+// unixPeer is the process at the other end of a Unix socket.
+type unixPeer struct {
+	pid, uid int
+	exe      string
+}
+
+// peerOf returns who connected; uid -1: not over a Unix socket.
+func peerOf(conn net.Conn) unixPeer {
+	peer := unixPeer{uid: -1}
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return peer
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return peer
+	}
+	_ = raw.Control(func(fd uintptr) { // an error leaves the peer unknown
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			peer.pid, peer.uid = int(cred.Pid), int(cred.Uid)
+		}
+	})
+	if exe, err := os.Readlink("/proc/" + strconv.Itoa(peer.pid) + "/exe"); err == nil && peer.pid > 0 {
+		peer.exe = exe
+	}
+	return peer
+}
+
+// forwardsSockets reports whether Unix sockets of the host are forwarded into the
+// plugin's view: without a view the plugin's sockets are the host's.
+func (s *Sidecar) forwardsSockets(spec *configs.Sidecar) bool {
+	return len(spec.Process.Sockets()) > 0 && s.cage != nil && s.cage.Info().View
+}
+
+// servingUnix returns what is called before the plugin listens on a Unix socket;
+// nil: no socket is forwarded, and listen(2) is not to be reported.
+func (s *Sidecar) servingUnix(spec *configs.Sidecar) func(ebpf.Listener) {
+	if len(spec.Process.Sockets()) == 0 || spec.Process.View != configs.ViewOwn {
+		return nil
+	}
+	return func(l ebpf.Listener) {
+		if s.inbound == nil {
+			_ = l.File.Close() // it was only open to be looked at
+			return
+		}
+		s.inbound.servingUnix(l, spec.Process.Listen)
+	}
+}
+
+// connectedDirectly records a connection that a process of the host made to a
+// socket of the plugin's in a folder that both see.
+func (s *Sidecar) connectedDirectly(c ebpf.DirectConn) {
+	detail := string(c.State)
+	switch c.State {
+	case ebpf.DirectBegan:
+		s.metrics.inbound.WithLabelValues("unix", "accepted").Inc()
+	case ebpf.DirectCut:
+		detail += ": " + errInboundRevoked.Error()
+	case ebpf.DirectEnded:
+	}
+	s.record(&authz.Record{
+		Time: time.Now(), Kind: authz.KindInbound, Door: authz.DoorKernel, Scheme: "unix", Path: c.Path,
+		PID: c.PID, UID: c.UID, Exe: c.Exe, Detail: detail,
+	})
+}
+
+// cutDirect ends those connections, unless a level spares them.
+func (s *Sidecar) cutDirect(level authz.Level) (cut int) {
+	if s.cage == nil || level != authz.LevelQuarantine && level != authz.LevelHalt {
+		return 0
+	}
+	cut, err := s.cage.CutDirect()
+	if err != nil {
+		s.opts.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
+	}
+	return cut
+}
+
+// listenForPlugin binds the ports of the host's loopback that are forwarded.
+func (s *Sidecar) listenForPlugin(spec *configs.Sidecar) error {
+	if s.hostNetwork() {
+		return nil // the plugin listens there itself
+	}
+	return s.inbound.listen(spec.Process.Ports(), s.ownPorts())
+}
+
+// serviceOf returns the entry of process.listen that a path matches.
+func serviceOf(services []configs.Service, path string) (configs.Service, bool) {
+	for _, service := range services {
+		if service.Socket == "" {
+			continue
+		}
+		dir, name := filepath.Split(service.Socket)
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+			dir = resolved
+		}
+		if filepath.Dir(path) == filepath.Clean(dir) && matchesName(name, filepath.Base(path)) {
+			return service, true
+		}
+	}
+	return configs.Service{}, false
+}
+
+// matchesName reports whether a name matches one with at most one *.
+func matchesName(pattern, name string) bool {
+	before, after, wild := strings.Cut(pattern, "*")
+	if !wild {
+		return name == pattern
+	}
+	return len(name) >= len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after)
+}
+
+// servingUnix listens on the host under the path that the plugin is about to
+// listen on, if process.listen names it. The plugin waits for this to return.
+func (in *inbound) servingUnix(l ebpf.Listener, services []configs.Service) {
+	service, ok := serviceOf(services, l.Path)
+	if !ok || sharedWithHost(l) || in.forwards(l) {
+		_ = l.File.Close() // it was only open to be looked at
+		return
+	}
+	if err := in.forward(l, service); err != nil {
+		_ = l.File.Close() // likewise
+		in.log.Error("unix socket not forwarded to the plugin", zap.String("path", l.Path), zap.Error(err))
+	}
+}
+
+// forwards reports whether a socket is forwarded already: listen(2) a second time
+// changes the backlog.
+func (in *inbound) forwards(l ebpf.Listener) bool {
+	return slices.ContainsFunc(in.forwarded(), func(d *unixDoor) bool { return d.plugin.Socket == l.Socket })
+}
+
+// sharedWithHost reports whether the plugin's socket is the host's file of that
+// name, as in a folder that stays visible in the plugin's view.
+func sharedWithHost(l ebpf.Listener) bool {
+	own, err := l.File.Stat()
+	if err != nil {
+		return false
+	}
+	info, err := os.Lstat(l.Path)
+	return err == nil && os.SameFile(own, info)
+}
+
+// forward adds a socket on the host that is forwarded to a socket of the plugin's.
+// It takes the plugin's file over unless it fails.
+func (in *inbound) forward(l ebpf.Listener, service configs.Service) error {
+	if err := errors.Join(in.room(), listenable(l.Path)); err != nil { // before anything is written for it
+		return err
+	}
+	if err := in.host.add(l.Path); err != nil {
+		return err
+	}
+	host, remove, err := listenOnHost(l.Path)
+	if err != nil {
+		in.host.remove(l.Path)
+		return err
+	}
+	d := &unixDoor{UnixListener: host, service: service, path: l.Path, plugin: l, remove: remove}
+	if err := in.add(d); err != nil {
+		_ = host.Close() // no connection was taken
+		remove()
+		in.host.remove(l.Path)
+		return err
+	}
+	select {
+	case in.arrivals <- d:
+	case <-in.done:
+		in.shut(d)
+	}
+	return nil
+}
+
+func (in *inbound) add(d *unixDoor) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if err := in.roomLocked(); err != nil {
+		return err
+	}
+	in.sockets = append(in.sockets, d)
+	return nil
+}
+
+// room reports why no socket more can be forwarded.
+func (in *inbound) room() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.roomLocked()
+}
+
+func (in *inbound) roomLocked() error {
+	switch {
+	case in.closed:
+		return errInboundStopping
+	case len(in.sockets) >= maxInboundSockets:
+		return fmt.Errorf("%d sockets are forwarded already", maxInboundSockets)
+	}
+	return nil
+}
+
+// forwarded returns the Unix sockets on the host.
+func (in *inbound) forwarded() []*unixDoor {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return slices.Clone(in.sockets)
+}
+
+// addresses returns where the host reaches a service.
+func (in *inbound) addresses(service configs.Service) []string {
+	var out []string
+	for _, d := range in.doors {
+		if service.Port != 0 && d.port == service.Port {
+			out = append(out, d.Addr().String())
+		}
+	}
+	for _, d := range in.forwarded() {
+		if d.service == service {
+			out = append(out, addressText(d.Addr()))
+		}
+	}
+	return out
+}
+
+// shut removes one Unix socket from the host, once.
+func (in *inbound) shut(d *unixDoor) {
+	in.mu.Lock()
+	at := slices.Index(in.sockets, d)
+	if at >= 0 {
+		in.sockets = slices.Delete(in.sockets, at, at+1)
+	}
+	in.mu.Unlock()
+	if at < 0 {
+		return
+	}
+	_ = d.Close() // its accept ends in any case
+	d.remove()
+	in.host.remove(d.path)
+	_ = d.plugin.File.Close() // nothing was written to it
+}
+
+// followSockets takes connections for the plugin's sockets as they come, and
+// removes those that the plugin has closed.
+func (in *inbound) followSockets(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
+	defer close(in.done)
+	look := time.NewTicker(inboundSocketCheck)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case d := <-in.arrivals:
+			g.Go(func() error { return in.accept(ctx, d.service, d, d, passing) })
+		case <-look.C:
+			in.shutGone()
+		}
+	}
+}
+
+// shutGone removes the sockets that the plugin has closed, or removed itself.
+func (in *inbound) shutGone() {
+	doors := in.forwarded()
+	if len(doors) == 0 {
+		return
+	}
+	sockets := make([]uint64, len(doors))
+	for i, d := range doors {
+		sockets[i] = d.plugin.Socket
+	}
+	exist, err := in.exist(sockets)
+	if err != nil {
+		in.log.Error("forwarded sockets not checked", zap.Error(err))
+		return
+	}
+	for _, d := range doors {
+		if !exist[d.plugin.Socket] || removed(d.plugin.File) {
+			in.shut(d)
+		}
+	}
+}
+
+// removed reports whether a file has no name any more.
+func removed(file *os.File) bool {
+	info, err := file.Stat()
+	if err != nil {
+		return true
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stat.Nlink == 0
+}
+
+// dial connects to the plugin's socket by its file, so that no name is looked up.
+func (d *unixDoor) dial(ctx context.Context) (conn net.Conn, err error) {
+	raw, err := d.plugin.File.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("reach the plugin's socket: %w", err)
+	}
+	held := raw.Control(func(fd uintptr) { // the file stays open until this returns
+		conn, err = (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
+	})
+	if held != nil {
+		return nil, fmt.Errorf("reach the plugin's socket: %w", held)
+	}
+	return conn, err
+}
+
+// listenable reports why a socket cannot be made at a path of the host: its name, the
+// folder that it would lie in, or what lies there.
+func listenable(path string) error {
+	if err := printablePath(path); err != nil {
+		return err
+	}
+	uid, _ := caller()
+	if err := steadyFolder(filepath.Dir(path), uid); err != nil {
+		return err
+	}
+	_, err := staleSocket(path)
+	return err
+}
+
+// listenOnHost listens on a path of the host, with mode 0600 and the user that
+// started the sidecar as the owner. remove removes the file, if it is still the
+// same.
+func listenOnHost(path string) (l *net.UnixListener, remove func(), err error) {
+	if err := listenable(path); err != nil {
+		return nil, nil, err
+	}
+	uid, gid := caller()
+	if err := removeStale(path); err != nil {
+		return nil, nil, err
+	}
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		control := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }) // bind(2) gives the file this mode
+		return errors.Join(control, err)
+	}}
+	listener, err := config.Listen(context.Background(), "unix", path) //nolint:forbidigo // it does not block
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen on the host: %w", err)
+	}
+	l = listener.(*net.UnixListener) //nolint:forcetypeassert // of that network
+	l.SetUnlinkOnClose(false)
+	file, err := fileOf(l)
+	if err == nil {
+		err = own(file, path, uid, gid)
+	}
+	if err != nil {
+		_ = os.Remove(path) // it was made just now
+		return nil, nil, errors.Join(fmt.Errorf("listen on the host: %w", err), l.Close())
+	}
+	return l, func() { removeSame(file, path) }, nil
+}
+
+// fileOf opens the file that a socket of the sidecar's is bound to, with O_PATH.
+func fileOf(l *net.UnixListener) (file *os.File, err error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	control := raw.Control(func(fd uintptr) {
+		var opened int
+		if opened, err = unix.IoctlRetInt(int(fd), siocUnixFile); err == nil {
+			file = os.NewFile(uintptr(opened), "socket")
+		}
+	})
+	return file, errors.Join(control, err)
+}
+
+// siocUnixFile is SIOCUNIXFILE (include/uapi/linux/un.h).
+const siocUnixFile = 0x89e0
+
+// own gives the file of a socket to a user, once it is proved to lie where it was
+// to be made: a folder above may have been exchanged.
+func own(file *os.File, path string, uid, gid int) error {
+	at, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(file.Fd())))
+	if err == nil && at != path {
+		err = fmt.Errorf("%s was made as %s", path, strconv.Quote(at))
+	}
+	if err == nil {
+		err = unix.Fchownat(int(file.Fd()), "", uid, gid, unix.AT_EMPTY_PATH)
+	}
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	return nil
+}
+
+// removeSame removes a path if it is still the file given, and closes that.
+func removeSame(file *os.File, path string) {
+	own, err := file.Stat()
+	info, gone := os.Lstat(path)
+	if err == nil && gone == nil && os.SameFile(own, info) {
+		_ = os.Remove(path) // there is nothing more to do about it
+	}
+	_ = file.Close() // nothing was written to it
+}
+
+// removeStale removes a socket of the sidecar's or its caller's that nobody
+// listens on, as a sidecar that was killed leaves it.
+func removeStale(path string) error {
+	stale, err := staleSocket(path)
+	if err != nil || !stale {
+		return err
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("listen on the host: %w", err)
+	}
+	return nil
+}
+
+// staleSocket reports whether a socket of this user lies at a path on which nobody
+// listens. What else is there is an error.
+func staleSocket(path string) (bool, error) {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("listen on the host: %w", err)
+	}
+	uid, _ := caller()
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if info.Mode()&os.ModeSocket == 0 || !ok || int(stat.Uid) != uid && int(stat.Uid) != os.Geteuid() {
+		return false, fmt.Errorf("listen on the host: %s exists and is not a socket of this user; remove it", path)
+	}
+	if conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"}); err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
+		if conn != nil {
+			_ = conn.Close() // it was only to see whether anybody listens
+		}
+		return false, fmt.Errorf("listen on the host: %s is in use; end the process that listens on it (ss -xlp)", path)
+	}
+	return true, nil
+}
+
+// printablePath reports a path that could not be printed as it is.
+func printablePath(path string) error {
+	for _, r := range path {
+		if !strconv.IsPrint(r) {
+			return fmt.Errorf("%q holds characters that cannot be printed", path)
+		}
+	}
+	return nil
+}
+
+// caller returns the user that started the sidecar, also by sudo.
+func caller() (uid, gid int) {
+	if os.Geteuid() == 0 {
+		u, noUser := strconv.Atoi(os.Getenv("SUDO_UID"))
+		g, noGroup := strconv.Atoi(os.Getenv("SUDO_GID"))
+		if noUser == nil && noGroup == nil && u > 0 && g > 0 {
+			return u, g
+		}
+	}
+	return os.Geteuid(), os.Getegid()
+}
+
+// steadyFolder reports a folder in which a user other than root and the one given
+// could put another file in the place of a socket.
+func steadyFolder(dir string, uid int) error {
+	for at := dir; ; at = filepath.Dir(at) {
+		var stat unix.Stat_t
+		if err := unix.Lstat(at, &stat); err != nil {
+			return fmt.Errorf("inspect %s: %w", at, err)
+		}
+		switch owner := int(stat.Uid); {
+		case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
+			return fmt.Errorf("%s is not a folder of the host's", at)
+		case owner != 0 && owner != uid && owner != os.Geteuid():
+			return fmt.Errorf("%s belongs to uid %d; choose a folder of root's or of uid %d", at, owner, uid)
+		case stat.Mode&0o022 != 0 && stat.Mode&unix.S_ISVTX == 0:
+			return fmt.Errorf("%s can be changed by others (mode %04o); make it %04o", at, stat.Mode&0o7777, stat.Mode&0o7755)
+		}
+		if at == "/" {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,301 @@
+package sidecar
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+// kernelState says what became of the kernel half, for status.
+type kernelState struct {
+	setting configs.Kernel
+	missing string   // why it is not there although it is preferred
+	lacks   []string // what the plugin is not kept from without it
+}
+
+// makeCage makes the plugin's confinement. Required and not to be had is an
+// error; preferred and not to be had is said by status, the log and the audit.
+func (s *Sidecar) makeCage(spec *configs.Sidecar) error {
+	s.kernel.setting = spec.Kernel
+	switch {
+	case !s.opts.Confine:
+		return nil
+	case spec.Kernel == configs.KernelOff:
+		return s.makeFence(spec)
+	}
+	err := s.cageIn(spec)
+	if err == nil {
+		if w := s.selfGranting(); w != "" {
+			s.opts.Log.Warn(w)
+		}
+		return nil
+	}
+	if spec.Kernel == configs.KernelRequired {
+		return s.unconfinable(err)
+	}
+	s.recordPreferred(err)
+	if s.opts.Cgroup != "" {
+		return nil // its processes are where they are
+	}
+	return s.makeFence(spec)
+}
+
+// unconfinable says why the kernel half, which is required, is not there, and
+// what to do about it where that is known.
+func (s *Sidecar) unconfinable(err error) error {
+	switch {
+	case errors.Is(err, ebpf.ErrPopulated):
+		return fmt.Errorf("confine the plugin: %w; to end them: chaperone detach --config %s --kill", err, s.config.Load().Path)
+	case ebpf.OfMachine(err) && os.Geteuid() != 0:
+		return fmt.Errorf("confine the plugin: kernel: required needs root (or the capabilities in docs/operations.md), and this is uid %d: run it with sudo, or write kernel: off: %w", os.Geteuid(), err)
+	case ebpf.OfMachine(err):
+		return fmt.Errorf("confine the plugin: %w; chaperone doctor finds what is missing", err)
+	}
+	return unknownUser(&s.config.Load().Sidecar, fmt.Errorf("confine the plugin: %w", err))
+}
+
+// endedLeft reports the end of what a sidecar left that was killed.
+func (s *Sidecar) endedLeft(processes int) {
+	text := fmt.Sprintf("ended %s that an earlier sidecar of %s had left shut in (by hand: chaperone detach --config %s --kill)",
+		phrase.Counted(processes, "process", "processes"), s.plugin, s.config.Load().Path)
+	s.record(&authz.Record{Kind: authz.KindProcess, Detail: text})
+	s.opts.Notice(text)
+}
+
+func (s *Sidecar) cageIn(spec *configs.Sidecar) (err error) {
+	s.cage, err = ebpf.New(ebpf.Config{
+		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.Cgroup,
+		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.Cgroup != "",
+		View:        spec.Process.View == configs.ViewOwn,
+		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
+		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
+		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
+		Serving: func(port uint16) {
+			if s.inbound != nil {
+				s.inbound.serving(port)
+			}
+		},
+		Reaper: s.reaper, Logger: s.opts.Log.Named("kernel"),
+	})
+	return err
+}
+
+// selfGranting returns a warning when the plugin may change what it is granted.
+// Whose processes a cgroup holds that was given is not known.
+func (s *Sidecar) selfGranting() string {
+	if s.cage == nil || s.opts.Cgroup != "" {
+		return ""
+	}
+	info := s.cage.Info()
+	return selfGranting(s.config.Load(), info.UID, info.GID)
+}
+
+// hostNetwork reports whether the plugin shares the sidecar's network.
+func (s *Sidecar) hostNetwork() bool {
+	if s.cage != nil {
+		return !s.cage.Info().OwnNetwork
+	}
+	return s.fence == nil
+}
+
+// identify says who connected, as the kernel recorded it.
+func (s *Sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
+	p, ok := s.cage.Identify(conn)
+	if !ok {
+		return proxy.Peer{}, false
+	}
+	peer := proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original, Cookie: p.Cookie}
+	if p.Explicit {
+		peer.Original = netip.AddrPort{}
+	}
+	return peer, true
+}
+
+// asker returns the process that asked the resolver.
+func (s *Sidecar) asker(from net.Addr) (proxy.Peer, bool) {
+	p, ok := s.cage.Asker(from)
+	return proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe}, ok
+}
+
+// sampleOf is a reading of the kernel's counters as the ledger takes it.
+func sampleOf(u ebpf.Usage) authz.Sample {
+	return authz.Sample{
+		Connections: u.Connections, SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Syscalls: u.Syscalls.Total,
+		Processes: u.Processes,
+	}
+}
+
+// beginMetering takes the first reading of the counters, and has the kernel
+// enforce the limits. Counters of a cgroup that is ours are new. Those of one
+// that was given may be an earlier sidecar's: what it wrote down last says up to
+// where they were charged, and the reading charges what was used while nobody was
+// here. Where nothing is written down, nothing was charged.
+func (s *Sidecar) beginMetering() error {
+	if s.cage == nil {
+		return nil
+	}
+	first, err := s.cage.Usage()
+	if err != nil {
+		return fmt.Errorf("read kernel counters: %w", err)
+	}
+	if s.opts.Cgroup == "" || len(s.used.Samples) == 0 {
+		s.ledger.Begin(s.plugin, authz.Sample{})
+	}
+	traffic, err := s.cage.Traffic()
+	if err != nil {
+		return fmt.Errorf("read kernel counters: %w", err)
+	}
+	s.attribution.begin(traffic)
+	s.sampled(first)
+	s.inherit()
+	s.followSockets()
+	return errors.Join(s.saveUsed(), s.enforceLimits())
+}
+
+// sampled takes in what the kernel counted.
+func (s *Sidecar) sampled(u ebpf.Usage) {
+	now := time.Now()
+	s.recordUntold(now, false)
+	s.recordProbes(now, false)
+	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sampleOf(u), now)
+	for _, c := range crossings {
+		s.crossed(c)
+	}
+	if exhausted {
+		s.engine.Bump()
+	}
+}
+
+// denied records what a kernel wall refused, after the fact, and says so to
+// the plugin's author.
+func (s *Sidecar) denied(d ebpf.Denial) {
+	if d.Lost > 0 {
+		s.record(&authz.Record{Time: d.Time, Kind: authz.KindLost, Door: authz.DoorKernel, Lost: d.Lost, Detail: "kernel refusals that could not be described"})
+		return
+	}
+	switch d.Cause {
+	case ebpf.CauseAllowed:
+		s.usedSocket(d)
+		return
+	case ebpf.CauseUntrusted:
+		s.doubtedSocket(d)
+		return
+	default:
+	}
+	if s.probedSocket(d) {
+		return
+	}
+	reason, detail, remedy := s.explainDenial(d)
+	r := &authz.Record{
+		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
+		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
+		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
+		Incident: d.Hook == ebpf.HookEscape || d.Hook == ebpf.HookDescriptor,
+	}
+	r.Host, r.Port = s.destination(d)
+	r.Decision = s.kernelDecision()
+	s.record(r)
+	if s.opts.Refused != nil {
+		s.opts.Refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Decision: r.Decision, Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
+	}
+}
+
+// kernelDecision returns an id for a record of the kernel's door, by which explain
+// finds it, or none.
+func (s *Sidecar) kernelDecision() string {
+	id, err := uuid.NewV7()
+	if err != nil {
+		s.opts.Log.Error("decision id missing", zap.Error(err))
+		return ""
+	}
+	return id.String()
+}
+
+// exeOf names the program of a refused call: by its path, or for a process that
+// is gone by its thread's name.
+func exeOf(d ebpf.Denial) string {
+	if d.Exe != "" {
+		return d.Exe
+	}
+	return d.Comm
+}
+
+// target names what a refused call was for.
+func (s *Sidecar) target(d ebpf.Denial) string {
+	host, port := s.destination(d)
+	switch {
+	case host != "":
+		return d.Protocol + "://" + net.JoinHostPort(host, strconv.Itoa(int(port)))
+	case d.Address.IsValid():
+		return "to the proxy, for which no destination was named yet"
+	case d.Path != "":
+		return "unix:" + d.Path
+	case d.Syscall != "":
+		return d.Syscall
+	}
+	return d.Family + " " + d.Protocol
+}
+
+// destination is where a refused call was to lead: a name, if the address stands
+// for one. It is empty for a connection to the proxy itself, which names its
+// destination only when it is established.
+func (s *Sidecar) destination(d ebpf.Denial) (host string, port uint16) {
+	if !d.Address.IsValid() {
+		return "", 0
+	}
+	addr := d.Address.Addr().Unmap()
+	if _, proxyPort, err := net.SplitHostPort(s.addresses.proxy); err == nil && strings.HasSuffix(d.Protocol, "tcp") &&
+		addr.IsLoopback() && proxyPort == strconv.Itoa(int(d.Address.Port())) {
+		return "", 0
+	}
+	return s.hostOf(addr), d.Address.Port()
+}
+
+// explainDenial says in the words of a refusal why a wall refused.
+func (s *Sidecar) explainDenial(d ebpf.Denial) (reason authz.Reason, detail, remedy string) {
+	switch d.Cause {
+	case ebpf.CauseLimit:
+		detail, remedy = s.explainLimit(d.Limit)
+		return authz.QuotaExceeded, detail, remedy
+	case ebpf.CauseDoor:
+		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
+	case ebpf.CauseNamespace:
+		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""
+	case ebpf.CauseUngranted:
+		return s.explainUngranted(d.Address)
+	case ebpf.CauseMemory:
+		return authz.NotReady, "the kernel had no room to remember the connection", "try again later"
+	case ebpf.CausePolicy, ebpf.CauseEndpoint, ebpf.CauseAllowed, ebpf.CauseUntrusted:
+	}
+	switch d.Hook {
+	case ebpf.HookConnect, ebpf.HookSendmsg, ebpf.HookEgress:
+		return authz.DestinationNotGranted, "nothing leaves the plugin but TCP through the sidecar, and names to its resolver", "use TCP to a name that is granted"
+	case ebpf.HookSocket:
+		detail = fmt.Sprintf("%s %s sockets are not made: what leaves the plugin is TCP, or UDP to its resolver", d.Family, d.Protocol)
+	case ebpf.HookBind, ebpf.HookIngress:
+		detail = "the plugin serves nobody on this network"
+	case ebpf.HookConnectUnix, ebpf.HookSendmsgUnix:
+		return authz.DestinationNotGranted, "no grant names this Unix socket, which leads out of the plugin's confinement", "ask for it under sockets of a grant"
+	case ebpf.HookEscape:
+		detail = "a process left the plugin's confinement, or was started outside it, and was ended"
+	case ebpf.HookDescriptor:
+		detail = "the plugin held a socket that was made outside its confinement, which was ended"
+	case ebpf.HookSeccomp:
+		detail = d.Syscall + " " + d.Family + " leads out of the plugin's confinement"
+	}
+	return authz.DestinationNotGranted, strings.Join(strings.Fields(detail), " "), ""
+}

@@ -1,0 +1,27 @@
+package sidecar
+
+import (
+	"testing"
+
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// TestFreshStrays takes a stray for new once, as long as it stands.
+func TestFreshStrays(t *testing.T) {
+	var m mediation
+	one, two := ebpf.Stray{PID: 1}, ebpf.Stray{PID: 2}
+	for i, c := range []struct {
+		now   []ebpf.Stray
+		fresh int
+	}{{nil, 0}, {[]ebpf.Stray{one}, 1}, {[]ebpf.Stray{one, two}, 1}, {[]ebpf.Stray{one, two}, 0}, {nil, 0}, {[]ebpf.Stray{one}, 1}} {
+		if got := m.fresh(c.now); len(got) != c.fresh {
+			t.Errorf("look %d: %d are new, not %d", i, len(got), c.fresh)
+		}
+	}
+	if n := m.total(ebpf.Usage{Connections: 9, Identified: 4, Abandoned: 2, Pending: 1}); n != 2 {
+		t.Errorf("%d are unmediated, not 2", n)
+	}
+	if n := m.total(ebpf.Usage{Connections: 9, Identified: 9}); n != 2 {
+		t.Errorf("the counter fell to %d", n)
+	}
+}

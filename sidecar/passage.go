@@ -1,0 +1,249 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// passage is one connection from the host into the plugin.
+type passage struct {
+	id      string
+	service configs.Service // the entry of process.listen
+	door    *unixDoor       // of a Unix socket; nil: of a port
+	began   time.Time
+	host    net.Conn
+	peer    unixPeer // who connected, of a Unix socket
+
+	received, sent atomic.Uint64 // bytes, as the plugin sees them
+
+	mu     sync.Mutex
+	plugin net.Conn // nil until it is reached
+	cause  error    // why it was cut
+}
+
+// admit leads one connection to the plugin and back: entered, recorded,
+// dialled, copied, recorded again.
+func (in *inbound) admit(ctx context.Context, service configs.Service, door *unixDoor, host net.Conn) {
+	p := &passage{service: service, door: door, began: time.Now(), host: host, peer: peerOf(host)}
+	result, err := "refused", in.enter(p)
+	if err == nil {
+		defer in.leave(p)
+		if err = in.begin(p); err == nil {
+			result, err = "unreachable", in.reach(ctx, p)
+		}
+	}
+	if err != nil {
+		sever(host)
+		in.count(service, result)
+		in.log.Info("a connection for the plugin was not led to it", zap.Stringer("service", service), zap.Error(err))
+		in.end(p, fmt.Sprintf("%s: %v", result, err))
+		return
+	}
+	in.count(service, "accepted")
+	in.copy(p)
+	detail := "ended"
+	if cause := p.cutBy(); cause != nil {
+		detail = "cut: " + cause.Error()
+	}
+	in.end(p, detail)
+}
+
+// begin records the connection before anything of it reaches the plugin.
+func (in *inbound) begin(p *passage) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("name the connection: %w", err)
+	}
+	p.id = id.String()
+	if err := in.record(in.entry(p, "began")); err != nil {
+		return fmt.Errorf("record the connection: %w", err)
+	}
+	return nil
+}
+
+// end records what became of the connection. One that never began has nothing
+// to end: the log would be the host's to fill.
+func (in *inbound) end(p *passage, detail string) {
+	if p.id == "" {
+		return
+	}
+	r := in.entry(p, detail)
+	r.Time, r.Latency = time.Now(), time.Since(p.began)
+	r.SentBytes, r.Bytes = int64(p.sent.Load()), int64(p.received.Load())
+	if err := in.record(r); err != nil {
+		in.log.Error("the end of a connection to the plugin could not be recorded", zap.Error(err))
+	}
+}
+
+// entry describes a connection: TCP names an address of the host and no process,
+// a Unix socket names the process and its user.
+func (in *inbound) entry(p *passage, detail string) *authz.Record {
+	r := &authz.Record{
+		Time: p.began, Kind: authz.KindInbound, Plugin: string(in.plugin), Decision: p.id, UID: -1, Detail: detail,
+	}
+	if p.door != nil {
+		r.Scheme, r.Path = "unix", p.door.path
+		r.PID, r.UID, r.Exe = p.peer.pid, p.peer.uid, p.peer.exe
+		return r
+	}
+	r.Scheme, r.Port, r.Address = string(authz.SchemeTCP), p.service.Port, p.host.RemoteAddr().String()
+	return r
+}
+
+func (in *inbound) count(service configs.Service, result string) {
+	in.metrics.inbound.WithLabelValues(service.String(), result).Inc()
+}
+
+// reach dials the plugin, which may listen on either loopback address or on
+// those that its network has beside them. One that does not listen may be about
+// to: then it is tried again, for as long as the port is open on the host.
+func (in *inbound) reach(ctx context.Context, p *passage) error {
+	ctx, cancel := context.WithTimeout(ctx, inboundPatience)
+	defer cancel()
+	for {
+		err := in.tryReach(ctx, p)
+		if !errors.Is(err, syscall.ECONNREFUSED) || !in.admits(p) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(inboundAgain):
+		}
+	}
+}
+
+func (in *inbound) tryReach(ctx context.Context, p *passage) error {
+	select {
+	case in.dialing <- struct{}{}:
+		defer func() { <-in.dialing }()
+	case <-ctx.Done():
+		return errors.New("the plugin takes no more connections")
+	}
+	if p.door != nil {
+		conn, err := p.door.dial(ctx)
+		if err != nil {
+			return err
+		}
+		return p.join(conn)
+	}
+	hosts := slices.Clone(loopbacks[:])
+	for _, addr := range ebpf.PluginAddresses() {
+		hosts = append(hosts, addr.String())
+	}
+	var errs []error
+	for _, host := range hosts {
+		conn, err := in.dial(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(p.service.Port))))
+		if err == nil {
+			return p.join(conn)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// admits reports whether the host is still listened on for a connection.
+func (in *inbound) admits(p *passage) bool {
+	if p.door != nil {
+		return slices.Contains(in.forwarded(), p.door)
+	}
+	return in.isOpen(p.service.Port)
+}
+
+// join takes in the plugin's side, unless the passage was cut meanwhile.
+func (p *passage) join(plugin net.Conn) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cause != nil {
+		sever(plugin)
+		return p.cause
+	}
+	p.plugin = plugin
+	return nil
+}
+
+// cut ends both sides at once and reports whether it was the first to.
+func (p *passage) cut(cause error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cause != nil {
+		return false
+	}
+	p.cause = cause
+	sever(p.host)
+	if p.plugin != nil {
+		sever(p.plugin)
+	}
+	return true
+}
+
+func (p *passage) cutBy() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cause
+}
+
+// sever closes a connection by a reset: nothing that is on its way arrives, and
+// the other end learns that this was no orderly end.
+func sever(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // only fails where Close does
+	}
+	_ = conn.Close() // there is nothing more to do about it
+}
+
+// copy carries bytes both ways until both sides have said their end.
+func (in *inbound) copy(p *passage) {
+	bytes := func(direction string) prometheus.Counter {
+		return in.metrics.inboundBytes.WithLabelValues(p.service.String(), direction)
+	}
+	var both sync.WaitGroup
+	both.Go(func() { p.carry(p.plugin, p.host, &p.received, bytes("received")) })
+	both.Go(func() { p.carry(p.host, p.plugin, &p.sent, bytes("sent")) })
+	both.Wait()
+	_ = p.host.Close()   // both have ended
+	_ = p.plugin.Close() // likewise
+}
+
+// carry copies one direction and passes its end on, so that a side that has
+// said all still hears the answer. A reset of one side ends both.
+func (p *passage) carry(dst, src net.Conn, own *atomic.Uint64, all prometheus.Counter) {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(buffer)
+		if n > 0 {
+			if _, err := dst.Write(buffer[:n]); err != nil {
+				return // the other direction meets the end of dst, too
+			}
+			own.Add(uint64(n))
+			all.Add(float64(n))
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			if half, ok := dst.(interface{ CloseWrite() error }); ok {
+				_ = half.CloseWrite() // dst may have ended
+			}
+			return
+		case err != nil:
+			p.cut(err)
+			return
+		}
+	}
+}

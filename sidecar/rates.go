@@ -1,0 +1,159 @@
+package sidecar
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// writtenRates is how rates stand, as ratesFile holds it: for how long, from a
+// moment on, something of each is in use. The moment is stated by two clocks. The
+// one that counts since the machine was started is nobody's to set, and means
+// something until the machine is started again.
+type writtenRates struct {
+	At        time.Time     `json:"at"`
+	Boot      string        `json:"boot,omitempty"` // /proc/sys/kernel/random/boot_id
+	SinceBoot time.Duration `json:"sinceBoot,omitempty"`
+	Rates     []writtenRate `json:"rates,omitempty"`
+}
+
+type writtenRate struct {
+	Plugin string        `json:"plugin"`
+	Grant  string        `json:"grant"`
+	Rule   string        `json:"rule,omitempty"`
+	Kind   string        `json:"kind"`
+	Period time.Duration `json:"period"`
+	Debt   time.Duration `json:"debt"` // until nothing of it is in use
+}
+
+// writeRates returns what is to be written of rates at now.
+func writeRates(rates []authz.Rate, now time.Time) writtenRates {
+	w := writtenRates{At: now.UTC()}
+	w.Boot, w.SinceBoot = bootClock()
+	for _, r := range rates {
+		w.Rates = append(w.Rates, writtenRate{r.Plugin, r.Grant, r.Rule, r.Kind, r.Period, r.Empty.Sub(now)})
+	}
+	return w
+}
+
+// standing returns the rates as they stand at now, when the machine was started
+// boot with a clock of sinceBoot. A clock that was set back lets no time pass.
+func (w *writtenRates) standing(now time.Time, boot string, sinceBoot time.Duration) ([]authz.Rate, error) {
+	passed := now.Sub(w.At)
+	if boot != "" && boot == w.Boot {
+		passed = sinceBoot - w.SinceBoot
+	}
+	var rates []authz.Rate
+	for _, r := range w.Rates {
+		if r.Period <= 0 || r.Debt < 0 {
+			return nil, fmt.Errorf("rate %s of grant %s: period %d and debt %d are not possible", r.Kind, r.Grant, r.Period, r.Debt)
+		}
+		if left := r.Debt - max(passed, 0); left > 0 {
+			rates = append(rates, authz.Rate{Plugin: r.Plugin, Grant: r.Grant, Rule: r.Rule, Kind: r.Kind, Period: r.Period, Empty: now.Add(left)})
+		}
+	}
+	return rates, nil
+}
+
+// bootClock returns which start of the machine this is, and how long ago it was,
+// suspension included; "" where that is not known.
+func bootClock() (boot string, since time.Duration) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var spec unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &spec) != nil {
+		return "", 0
+	}
+	return strings.TrimSpace(string(id)), time.Duration(spec.Nano())
+}
+
+// restoreUsed puts back what earlier runs have used of limits.
+func (s *Sidecar) restoreUsed() error {
+	if err := s.state.load(totalsFile, &s.used); err != nil {
+		return err
+	}
+	var written writtenRates
+	if err := s.state.load(ratesFile, &written); err != nil {
+		return err
+	}
+	now := time.Now()
+	boot, since := bootClock()
+	rates, err := written.standing(now, boot, since)
+	if err != nil {
+		return fmt.Errorf("load %s: %w", s.state.path(ratesFile), err)
+	}
+	s.used.Rates, s.restored = rates, true
+	s.ledger.Restore(s.used, now)
+	s.ledger.MarkPersisted(s.used)
+	return nil
+}
+
+// saveUsed writes down what is used of limits, with what the ledger sets aside, and
+// the reading of the counters up to which that is so, unless it says nothing new.
+func (s *Sidecar) saveUsed() error {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	now := time.Now()
+	used, due := s.ledger.Reserve(now)
+	return s.writeUsed(used, due, now)
+}
+
+// saveUsedExactly is saveUsed at an orderly end: nothing is set aside.
+func (s *Sidecar) saveUsedExactly() error {
+	if !s.restored {
+		return nil // what is written is not known
+	}
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	now := time.Now()
+	used := s.ledger.State(now)
+	return s.writeUsed(used, !reflect.DeepEqual(used.Rates, s.used.Rates), now)
+}
+
+// writeUsed writes rates first: a reading that is older than they are charges
+// something twice, and never nothing.
+func (s *Sidecar) writeUsed(used authz.State, rates bool, now time.Time) error {
+	if s.opts.Cgroup == "" {
+		used.Samples = nil
+	}
+	for i := range used.Samples {
+		used.Samples[i].At = used.Samples[i].At.Truncate(time.Minute) // a reading that says nothing new is none
+	}
+	if rates {
+		if err := s.state.save(ratesFile, writeRates(used.Rates, now)); err != nil {
+			return err
+		}
+		s.used.Rates = used.Rates
+	}
+	if !reflect.DeepEqual(used.Totals, s.used.Totals) || !reflect.DeepEqual(used.Samples, s.used.Samples) {
+		if err := s.state.save(totalsFile, used); err != nil {
+			return err
+		}
+		s.used.Totals, s.used.Samples = used.Totals, used.Samples
+	}
+	s.ledger.MarkPersisted(authz.State{Totals: s.used.Totals, Rates: s.used.Rates})
+	return nil
+}
+
+// inherit charges what the kernel still holds of the limits that a killed sidecar
+// had it enforce: it knows to the last call and packet what was used.
+func (s *Sidecar) inherit() {
+	now := time.Now()
+	var left authz.State
+	for _, m := range s.ledger.Metered(s.engine.Current(), s.plugin, now) {
+		standing, ok := s.cage.Left(kernelLimit(m))
+		switch {
+		case !ok:
+		case standing.Period == 0:
+			left.Totals = append(left.Totals, authz.Total{Plugin: string(s.plugin), Grant: m.Grant, Kind: m.Kind.String(), Used: standing.Used})
+		default:
+			left.Rates = append(left.Rates, authz.Rate{Plugin: string(s.plugin), Grant: m.Grant, Kind: m.Kind.String(), Period: standing.Period, Empty: now.Add(standing.Debt)})
+		}
+	}
+	s.ledger.Restore(left, now)
+}

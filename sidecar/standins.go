@@ -1,0 +1,213 @@
+package sidecar
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/proxy"
+)
+
+// standInsFile is where the stand-ins are for whoever starts the plugin, when
+// the sidecar does not: NAME=VALUE lines, as a service manager reads them.
+const standInsFile = "placeholders.env"
+
+// standIns are the values of placeholders: random, made once for a sidecar's
+// life. They are worth nothing, and are all the same said nowhere: who knows one
+// can write to an upstream what is refused here.
+type standIns struct {
+	file string // "" keeps them in memory
+
+	mu   sync.Mutex
+	made map[authz.Placeholder]authz.Secret
+	now  []authz.Placeholder // those of the grants that are loaded
+	kept map[string]string   // by variable: what the file held before
+	all  atomic.Pointer[[]proxy.Placeholder]
+}
+
+// makeStandIns makes the values of placeholders: in a file, when somebody else
+// starts the plugin.
+func (s *Sidecar) makeStandIns(*configs.Sidecar) (err error) {
+	file := ""
+	if s.opts.External {
+		file = s.state.path(standInsFile)
+	}
+	s.standIns, err = newStandIns(file)
+	return err
+}
+
+// newStandIns returns the stand-ins that the file holds already, so that a
+// plugin which runs on knows them still.
+func newStandIns(file string) (*standIns, error) {
+	p := &standIns{file: file, made: map[authz.Placeholder]authz.Secret{}, kept: map[string]string{}}
+	if file == "" {
+		return p, nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read placeholders: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if env, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
+			p.kept[env] = value
+		}
+	}
+	return p, nil
+}
+
+// follow makes those that are missing of a plugin's grants, and writes the file
+// anew if there is one. None is forgotten: the plugin has it.
+func (p *standIns) follow(plugin string, grants []authz.Grant) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []proxy.Placeholder
+	if known := p.all.Load(); known != nil {
+		all = slices.Clone(*known)
+	}
+	before := len(all)
+	p.now = placeholdersOf(plugin, grants)
+	for _, wanted := range p.now {
+		if _, ok := p.made[wanted]; ok {
+			continue
+		}
+		value, err := p.value(wanted)
+		if err != nil {
+			return fmt.Errorf("make placeholder of %s/%s: %w", wanted.Grant, wanted.Credential, err)
+		}
+		p.made[wanted] = authz.NewSecret(value)
+		all = append(all, proxy.Placeholder{Grant: wanted.Grant, Credential: wanted.Credential, Value: p.made[wanted]})
+	}
+	if len(all) == before {
+		return nil
+	}
+	p.all.Store(&all)
+	return p.write()
+}
+
+// placeholdersOf returns those of a plugin's grants, in their order.
+func placeholdersOf(plugin string, grants []authz.Grant) []authz.Placeholder {
+	var out []authz.Placeholder
+	for _, g := range grants {
+		for _, c := range g.Credentials {
+			if c.Placeholder != nil && g.Plugin == plugin {
+				out = append(out, authz.Placeholder{Grant: g.Name, Credential: c.Name, Env: c.Placeholder.Env, Like: c.Placeholder.Like})
+			}
+		}
+	}
+	return out
+}
+
+// value returns what the file held, if that is one of these, or a new one.
+func (p *standIns) value(wanted authz.Placeholder) (string, error) {
+	before, random, after, err := wanted.Parts()
+	if err != nil {
+		return "", err
+	}
+	kept := p.kept[wanted.Env]
+	if len(kept) == len(before)+random+len(after) && strings.HasPrefix(kept, before) && strings.HasSuffix(kept, after) {
+		return kept, nil
+	}
+	return before + randomText(random) + after, nil
+}
+
+// randomText returns n random letters and digits.
+func randomText(n int) string {
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	out := make([]byte, 0, n)
+	for len(out) < n {
+		var raw [64]byte
+		_, _ = rand.Read(raw[:]) // never fails
+		for _, b := range raw {
+			if int(b) < 256/len(letters)*len(letters) && len(out) < n { // each as likely as the others
+				out = append(out, letters[int(b)%len(letters)])
+			}
+		}
+	}
+	return string(out)
+}
+
+// write replaces the file. The caller holds mu.
+func (p *standIns) write() error {
+	if p.file == "" {
+		return nil
+	}
+	var text strings.Builder
+	env := p.variables()
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		text.WriteString(name + "=" + env[name] + "\n")
+	}
+	err := os.WriteFile(p.file+".new", []byte(text.String()), 0o600)
+	if err == nil {
+		err = os.Rename(p.file+".new", p.file)
+	}
+	if err != nil {
+		return fmt.Errorf("write placeholders: %w", err)
+	}
+	return nil
+}
+
+func (p *standIns) variables() map[string]string {
+	out := map[string]string{}
+	for _, placeholder := range p.now {
+		out[placeholder.Env] = p.made[placeholder].Reveal()
+	}
+	return out
+}
+
+// environment returns the variables of a plugin that is started now.
+func (p *standIns) environment() map[string]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.variables()
+}
+
+// current returns all there are, without waiting for anything.
+func (p *standIns) current() []proxy.Placeholder {
+	if all := p.all.Load(); all != nil {
+		return *all
+	}
+	return nil
+}
+
+// withoutStandIns is an authz.Recorder that leaves stand-ins out of paths and
+// queries.
+type withoutStandIns struct {
+	next authz.BatchRecorder
+	all  func() []proxy.Placeholder
+}
+
+// Record passes a record on, or one that says [placeholder] instead.
+func (r withoutStandIns) Record(record *authz.Record) error {
+	return r.next.Record(r.redact(record))
+}
+
+// RecordAll is Record for several (authz.BatchRecorder).
+func (r withoutStandIns) RecordAll(records []*authz.Record) error {
+	for i, record := range records {
+		records[i] = r.redact(record)
+	}
+	return r.next.RecordAll(records)
+}
+
+func (r withoutStandIns) redact(record *authz.Record) *authz.Record {
+	for _, p := range r.all() {
+		value := p.Value.Reveal()
+		if !strings.Contains(record.Path, value) && !strings.Contains(record.Query, value) {
+			continue
+		}
+		redacted := *record
+		redacted.Path = strings.ReplaceAll(record.Path, value, "[placeholder]")
+		redacted.Query = strings.ReplaceAll(record.Query, value, "[placeholder]")
+		record = &redacted
+	}
+	return record
+}

@@ -1,0 +1,265 @@
+package sidecar
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	pkcs12 "software.sslmate.com/src/go-pkcs12"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+)
+
+// trustStorePassword protects nothing: a trust store holds certificates that
+// everybody may read, and Java wants a password to read it.
+const trustStorePassword = "changeit"
+
+// trustPrefix begins the name of a trust folder among the temporary files.
+const trustPrefix = "chaperone-trust-"
+
+// trustInterval is how often the files are looked at.
+const trustInterval = 2 * time.Second
+
+// Where systems keep their roots, most common first.
+var systemRoots = [...]string{ //nolint:gochecknoglobals // an array of constants
+	"/etc/ssl/certs/ca-certificates.crt", // Debian, Alpine
+	"/etc/pki/tls/certs/ca-bundle.crt",   // Fedora
+	"/etc/ssl/ca-bundle.pem",             // openSUSE
+	"/etc/ssl/cert.pem",                  // Alpine, BSD
+}
+
+// trustBundle is the files through which a plugin's programs come to trust its
+// own certificate authority beside the system's and those that the operator's
+// environment names. They lie in a folder that the plugin can read and not write.
+type trustBundle struct {
+	dir         string
+	trusted     []*x509.Certificate // the plugin's own authority not included
+	foreignJava bool                // Java is given a trust store that is not merged and stays
+	warnings    []string            // about authorities of the operator's that are not trusted
+
+	mu    sync.Mutex
+	lock  *os.File
+	files map[string][]byte // what they are to hold, by path; nil: closed
+}
+
+// newTrustBundle makes the folder of a sidecar's plugin, after it has removed
+// the one that a killed sidecar left. It has no files until write. environ is
+// the operator's environment, extra that of process.env.
+func newTrustBundle(st *state, environ []string, extra map[string]string) (*trustBundle, error) {
+	if err := removeTrust(st); err != nil {
+		return nil, err
+	}
+	dir, err := makeTrustFolder(st)
+	if err != nil {
+		return nil, fmt.Errorf("make trust folder: %w", err)
+	}
+	lock, err := lockTrust(dir)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	b := &trustBundle{dir: dir, lock: lock, files: map[string][]byte{}}
+	roots, foreign, warnings := operatorRoots(environ, extra)
+	b.trusted, b.foreignJava, b.warnings = distinct(append(parseCertificates(systemCertificates()), roots...)), foreign, warnings
+	return b, nil
+}
+
+// lockTrust locks a folder: systemd-tmpfiles leaves one alone that is locked
+// (tmpfiles.d(5), Age).
+func lockTrust(dir string) (*os.File, error) {
+	lock, err := os.Open(dir)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock trust folder: %w", err)
+	}
+	return lock, nil
+}
+
+// makeTrustFolder makes the folder below the runtime directory that all
+// sidecars share, by the name of the sidecar. Without one it lies among the
+// temporary files, by a name that the state directory records.
+func makeTrustFolder(st *state) (dir string, err error) {
+	if runtimedir.Shared() == nil {
+		if dir, err = sharedTrust(st.dir); err != nil {
+			return "", err
+		}
+		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // the plugin's user enters it
+			return "", err
+		}
+		return dir, errors.Join(os.Chmod(filepath.Dir(dir), 0o711), os.Chmod(dir, 0o711)) //nolint:gosec // whatever the umask
+	}
+	if dir, err = os.MkdirTemp("", trustPrefix); err != nil {
+		return "", err
+	}
+	if err := errors.Join(os.Chmod(dir, 0o711), st.save(trustFile, dir)); err != nil { //nolint:gosec // the plugin's user enters it
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, nil
+}
+
+// sharedTrust is the folder of a state directory's sidecar below the runtime
+// directory of all.
+func sharedTrust(stateDir string) (string, error) {
+	id, err := runtimedir.ID(stateDir)
+	return filepath.Join(runtimedir.Default, "trust", id), err
+}
+
+// removeTrust removes what an earlier sidecar of the state directory left of its
+// trust folder.
+func removeTrust(st *state) error {
+	dir, err := sharedTrust(st.dir)
+	if err == nil && runtimedir.Check(filepath.Dir(dir)) == nil {
+		err = os.RemoveAll(dir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EROFS) {
+		return fmt.Errorf("remove trust folder: %w", err)
+	}
+	var recorded string
+	if err := st.load(trustFile, &recorded); err != nil || recorded == "" {
+		return err
+	}
+	if filepath.IsAbs(recorded) && strings.HasPrefix(filepath.Base(recorded), trustPrefix) && ownFolder(recorded) {
+		if err := os.RemoveAll(recorded); err != nil {
+			return fmt.Errorf("remove trust folder: %w", err)
+		}
+	}
+	return os.Remove(st.path(trustFile))
+}
+
+// ownFolder reports whether path is a folder of this user's, and no link to one.
+func ownFolder(path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil || !info.IsDir() {
+		return false
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(owner.Uid) == os.Geteuid()
+}
+
+// systemCertificates returns the system's roots, PEM; nil where the system has no bundle.
+func systemCertificates() []byte {
+	for _, file := range systemRoots {
+		if data, err := readRegular(file); err == nil {
+			return data
+		}
+	}
+	return nil
+}
+
+func (b *trustBundle) pemFile() string { return filepath.Join(b.dir, "ca-bundle.pem") }
+func (b *trustBundle) p12File() string { return filepath.Join(b.dir, "truststore.p12") }
+
+// Close removes the files.
+func (b *trustBundle) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.files = nil // nothing is written again
+	return errors.Join(os.RemoveAll(b.dir), b.lock.Close())
+}
+
+// write replaces the files by those with the plugin's authority, PEM. A program
+// that reads one at the same time sees the old one or the new one.
+func (b *trustBundle) write(ca []byte) error {
+	all := distinct(append(parseCertificates(ca), b.trusted...))
+	var bundle bytes.Buffer
+	entries := make([]pkcs12.TrustStoreEntry, 0, len(all))
+	for i, cert := range all {
+		bundle.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
+		entries = append(entries, pkcs12.TrustStoreEntry{Cert: cert, FriendlyName: fmt.Sprintf("chaperone-%d", i)})
+	}
+	store, err := pkcs12.Modern.EncodeTrustStoreEntries(entries, trustStorePassword)
+	if err != nil {
+		return fmt.Errorf("encode Java trust store: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.files == nil {
+		return nil
+	}
+	b.files[b.pemFile()], b.files[b.p12File()] = bundle.Bytes(), store
+	return b.writeAll()
+}
+
+func (b *trustBundle) writeAll() error {
+	for path, data := range b.files {
+		if err := replaceFile(path, data); err != nil {
+			return fmt.Errorf("write trust bundle: %w", err)
+		}
+	}
+	return nil
+}
+
+// mend writes the files again if somebody removed or changed one, and reports
+// whether that was so.
+func (b *trustBundle) mend() (mended bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for path, data := range b.files {
+		info, err := os.Lstat(path)
+		if err == nil && info.Mode() == 0o444 && info.Size() == int64(len(data)) {
+			continue
+		}
+		if !ownFolder(b.dir) {
+			if err := b.makeAgain(); err != nil {
+				return false, fmt.Errorf("make trust folder again: %w", err)
+			}
+		}
+		return true, b.writeAll()
+	}
+	return false, nil
+}
+
+// makeAgain makes a folder that is gone. Its name is the same: the plugin has it.
+func (b *trustBundle) makeAgain() error {
+	if err := os.Mkdir(filepath.Dir(b.dir), 0o711); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the plugin's user enters it
+		return err
+	}
+	if err := os.Mkdir(b.dir, 0o711); err != nil { //nolint:gosec // as above
+		return err
+	}
+	if err := os.Chmod(b.dir, 0o711); err != nil { //nolint:gosec // whatever the umask
+		return err
+	}
+	lock, err := lockTrust(b.dir)
+	if err != nil {
+		return err
+	}
+	old := b.lock
+	b.lock = lock
+	return old.Close()
+}
+
+// replaceFile writes a file that everybody may read, whatever the umask, whole
+// or not at all.
+func replaceFile(path string, data []byte) error {
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	if err := os.Chmod(path+".new", 0o444); err != nil { //nolint:gosec // certificates, which the plugin reads
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// variables are those through which programs find the files.
+func (b *trustBundle) variables() map[string]string {
+	out := map[string]string{}
+	for _, name := range rootVariables {
+		out[name] = b.pemFile()
+	}
+	if !b.foreignJava {
+		out[javaVariables[0]] = javaStore + b.p12File() + " -Djavax.net.ssl.trustStoreType=PKCS12 " + javaPassword + trustStorePassword
+	}
+	return out
+}

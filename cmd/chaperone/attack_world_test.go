@@ -432,7 +432,7 @@ func (r *room) startPlugin() {
 		go func() { _ = r.cmd.Wait(); close(ended) }() // how is looked at nowhere
 		select {
 		case <-ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			_ = r.cmd.Process.Kill()
 			<-ended
 		}
@@ -477,8 +477,8 @@ func (r *room) await(c <-chan gotten, what string) gotten {
 	select {
 	case g := <-c:
 		return g
-	case <-time.After(40 * time.Second):
-		r.t.Fatalf("not within 40 s: %s", what)
+	case <-time.After(2 * time.Minute):
+		r.t.Fatalf("not within two minutes: %s", what)
 		return gotten{}
 	}
 }

@@ -99,7 +99,7 @@ func (h *host) end(plugin string, sig syscall.Signal) {
 	h.signal(plugin, sig)
 	select {
 	case <-h.sidecars[plugin].ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		h.t.Fatalf("%s does not end", plugin)
 	}
 }

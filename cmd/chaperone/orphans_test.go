@@ -93,7 +93,7 @@ func (f *first) printed(text string) {
 func (f *first) reaps() {
 	f.t.Helper()
 	sidecar := f.sidecar()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		n := zombiesOf(sidecar)
 		if n == 0 {
 			return

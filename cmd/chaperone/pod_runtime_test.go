@@ -405,14 +405,14 @@ func (p *pod) init() int {
 
 func (p *pod) printed(text string) {
 	p.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(p.output.String(), text); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(p.output.String(), text); time.Sleep(10 * time.Millisecond) {
 		select {
 		case <-p.ended:
 			p.t.Fatalf("the container ended:\n%s", p.output.String())
 		default:
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("%q is not printed within 30 s:\n%s", text, p.output.String())
+			p.t.Fatalf("%q is not printed within two minutes:\n%s", text, p.output.String())
 		}
 	}
 }
@@ -422,7 +422,7 @@ func (p *pod) wait() int {
 	p.t.Helper()
 	select {
 	case <-p.ended:
-	case <-time.After(60 * time.Second):
+	case <-time.After(2 * time.Minute):
 		p.t.Fatalf("the container goes on:\n%s", p.output.String())
 	}
 	return p.command.ProcessState.ExitCode()

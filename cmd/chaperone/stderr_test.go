@@ -41,7 +41,7 @@ func (w *world) startOn(stderr *os.File, program ...string) (wait func() int) {
 		select {
 		case <-ended:
 			return cmd.ProcessState.ExitCode()
-		case <-time.After(30 * time.Second):
+		case <-time.After(2 * time.Minute):
 			w.t.Fatal("run goes on")
 			return 0
 		}

@@ -52,7 +52,7 @@ func (w *world) sit(program ...string) *person {
 		_ = p.master.Close() // hangs up
 		select {
 		case <-p.ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			_ = cmd.Process.Kill()
 			<-p.ended
 		}
@@ -90,7 +90,7 @@ func (p *person) runs(script, around string) {
 func (p *person) sees(pattern string) string {
 	p.t.Helper()
 	re := regexp.MustCompile(pattern)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		text := p.shown.String()[p.from:]
 		if at := re.FindStringIndex(text); at != nil {
 			p.from += at[1]
@@ -267,7 +267,7 @@ func TestTerminalHangsUp(t *testing.T) {
 			testenv.Must(t, p.master.Close())
 			select {
 			case <-p.ended:
-			case <-time.After(10 * time.Second):
+			case <-time.After(2 * time.Minute):
 				t.Error("the sidecar goes on")
 			}
 		})

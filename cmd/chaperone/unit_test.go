@@ -95,7 +95,7 @@ func (m *machine) boot() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // asks systemd to power off
 		select {
 		case <-ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			m.t.Errorf("the machine does not power off:\n%s", m.log.String())
 			_ = cmd.Process.Kill() // the cgroup's end is that of the rest
 			<-ended

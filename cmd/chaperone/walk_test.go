@@ -113,7 +113,7 @@ func (s *session) typeIn(text string) error {
 // printed waits until the lines were printed by the last block, in their order for
 // each of the two streams that are one here; "..." in a line stands for anything.
 func (s *session) printed(want string) error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		out := s.output.String()[s.since:]
 		missing := ""
 		for line := range strings.Lines(want) {

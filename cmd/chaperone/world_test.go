@@ -194,7 +194,7 @@ func (w *world) background(cmd *exec.Cmd) *background {
 		_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		select {
 		case <-b.ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			_ = b.cmd.Process.Kill()
 			<-b.ended
 		}
@@ -208,7 +208,7 @@ func (b *background) wait() int {
 	select {
 	case <-b.ended:
 		return b.cmd.ProcessState.ExitCode()
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		b.w.t.Fatalf("the plugin goes on:\n%s", b.output.String())
 		return 0
 	}
@@ -227,7 +227,7 @@ func (w *world) ready() admin.Status {
 // streaming waits until the API serves n streams.
 func (w *world) streaming(n int) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Minute)
 	defer cancel()
 	testenv.Must(w.t, w.api.WaitStreams(ctx, n))
 }

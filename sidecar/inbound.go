@@ -43,12 +43,15 @@ var (
 // (process.listen), so that a host that speaks to its plugin over either reaches
 // it. It is the one way in, as the proxy is the one way out.
 type inbound struct {
-	plugin  authz.Principal
-	dial    func(ctx context.Context, network, address string) (net.Conn, error)
-	record  func(*authz.Record) error // one that fails refuses the connection
-	metrics *metrics
-	log     *zap.Logger
-	drain   time.Duration
+	plugin authz.Principal
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	record func(*authz.Record) error // one that fails refuses the connection
+	// connected counts a connection of a service by its result: accepted, refused or
+	// unreachable. passed counts bytes by direction: received by the plugin, or sent.
+	connected func(service configs.Service, result string)
+	passed    func(service configs.Service, direction string, bytes uint64)
+	log       *zap.Logger
+	drain     time.Duration
 
 	// listening returns the ports that the plugin listens on. An error means that
 	// it is not known: the host is listened on then, as for one that does.
@@ -84,32 +87,8 @@ func newInbound(dial func(context.Context, string, string) (net.Conn, error)) *i
 		interval: inboundInterval, expected: map[uint16]time.Time{},
 		arrivals: make(chan *unixDoor), done: make(chan struct{}),
 		listening: func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported },
+		connected: func(configs.Service, string) {}, passed: func(configs.Service, string, uint64) {},
 	}
-}
-
-// makeInbound makes the way in for a plugin with a network or a view of its own.
-// Beside one that shares the sidecar's, the plugin listens on the host itself, and
-// the kernel lets it.
-func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
-	if err := removeLeftSockets(s.state); err != nil {
-		s.opts.Log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
-	}
-	ports := len(spec.Process.Ports()) > 0 && !s.hostNetwork()
-	if !ports && !s.forwardsSockets(spec) {
-		return nil
-	}
-	if s.cage != nil {
-		s.inbound = newInbound(s.cage.DialContext)
-		s.inbound.listening = s.cage.Listening
-	} else {
-		s.inbound = newInbound(s.fence.DialContext) // nothing reports what is listened on behind a fence
-	}
-	if s.forwardsSockets(spec) {
-		s.inbound.exist, s.inbound.host.state = s.cage.Bound, s.state
-	}
-	s.inbound.plugin, s.inbound.record, s.inbound.metrics = s.plugin, s.recorder.Record, s.metrics
-	s.inbound.log, s.inbound.drain = sampled(s.opts.Log.Named("inbound")), time.Duration(spec.Drain)
-	return nil
 }
 
 // sampled bounds what the plugin and its clients can write to a log: of one

@@ -17,7 +17,7 @@ import (
 // files. Its zero value records nothing.
 type hostSockets struct {
 	mu    sync.Mutex
-	state *state
+	keep  func(paths []string) error // writes the paths down; nil: nothing is written
 	paths []string
 	saved []string // that are written down: these and some that have gone since
 }
@@ -55,31 +55,24 @@ func (h *hostSockets) settle() {
 }
 
 func (h *hostSockets) save() error {
-	if h.state == nil {
+	if h.keep == nil {
 		return nil
 	}
-	if err := h.state.save(socketsFile, h.paths); err != nil {
+	if err := h.keep(h.paths); err != nil {
 		return err
 	}
 	h.saved = slices.Clone(h.paths)
 	return nil
 }
 
-// removeLeftSockets removes the sockets of the host that an earlier sidecar of
-// the state directory left, and that nobody listens on.
-func removeLeftSockets(st *state) error {
-	var paths []string
-	if err := st.load(socketsFile, &paths); err != nil || len(paths) == 0 {
-		return err
-	}
+// removeDeadSockets removes the sockets of the host that an earlier sidecar left, and
+// that no process listens on.
+func removeDeadSockets(paths []string) error {
 	var errs []error
 	for _, path := range paths {
 		if err := removeDeadSocket(path); err != nil {
 			errs = append(errs, fmt.Errorf("remove a socket that a killed sidecar left: %w", err))
 		}
-	}
-	if len(errs) == 0 {
-		errs = append(errs, os.Remove(st.path(socketsFile)))
 	}
 	return errors.Join(errs...)
 }

@@ -49,7 +49,7 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 	w.inbound = newInbound(func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, plugin.Addr().String())
 	})
-	w.plugin, w.metrics, w.log, w.drain = "weather", newMetrics(), zap.NewNop(), 100*time.Millisecond
+	w.plugin, w.log, w.drain = "weather", zap.NewNop(), 100*time.Millisecond
 	w.record = w.keep
 	testenv.Must(t, w.listen([]uint16{w.port}, nil))
 	ctx, stop := context.WithCancel(t.Context())
@@ -179,7 +179,7 @@ func TestInboundUnrecorded(t *testing.T) {
 func TestInboundRefused(t *testing.T) {
 	taken := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer taken.Close()
-	port := addrPort(taken.Addr()).Port()
+	port := taken.Addr().(*net.TCPAddr).AddrPort().Port()
 	in := newInbound(nil)
 	if err := in.listen([]uint16{port}, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d of 127.0.0.1 is taken", port)) {
 		t.Errorf("a port that is taken: %v", err)

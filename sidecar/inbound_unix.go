@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
@@ -65,64 +64,6 @@ func peerOf(conn net.Conn) unixPeer {
 		peer.exe = exe
 	}
 	return peer
-}
-
-// forwardsSockets reports whether Unix sockets of the host are forwarded into the
-// plugin's view: without a view the plugin's sockets are the host's.
-func (s *Sidecar) forwardsSockets(spec *configs.Sidecar) bool {
-	return len(spec.Process.Sockets()) > 0 && s.cage != nil && s.cage.Info().View
-}
-
-// servingUnix returns what is called before the plugin listens on a Unix socket;
-// nil: no socket is forwarded, and listen(2) is not to be reported.
-func (s *Sidecar) servingUnix(spec *configs.Sidecar) func(ebpf.Listener) {
-	if len(spec.Process.Sockets()) == 0 || spec.Process.View != configs.ViewOwn {
-		return nil
-	}
-	return func(l ebpf.Listener) {
-		if s.inbound == nil {
-			_ = l.File.Close() // it was only open to be looked at
-			return
-		}
-		s.inbound.servingUnix(l, spec.Process.Listen)
-	}
-}
-
-// connectedDirectly records a connection that a process of the host made to a
-// socket of the plugin's in a folder that both see.
-func (s *Sidecar) connectedDirectly(c ebpf.DirectConn) {
-	detail := string(c.State)
-	switch c.State {
-	case ebpf.DirectBegan:
-		s.metrics.inbound.WithLabelValues("unix", "accepted").Inc()
-	case ebpf.DirectCut:
-		detail += ": " + errInboundRevoked.Error()
-	case ebpf.DirectEnded:
-	}
-	s.record(&authz.Record{
-		Time: time.Now(), Kind: authz.KindInbound, Door: authz.DoorKernel, Scheme: "unix", Path: c.Path,
-		PID: c.PID, UID: c.UID, Exe: c.Exe, Detail: detail,
-	})
-}
-
-// cutDirect ends those connections, unless a level spares them.
-func (s *Sidecar) cutDirect(level authz.Level) (cut int) {
-	if s.cage == nil || level != authz.LevelQuarantine && level != authz.LevelHalt {
-		return 0
-	}
-	cut, err := s.cage.CutDirect()
-	if err != nil {
-		s.opts.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
-	}
-	return cut
-}
-
-// listenForPlugin binds the ports of the host's loopback that are forwarded.
-func (s *Sidecar) listenForPlugin(spec *configs.Sidecar) error {
-	if s.hostNetwork() {
-		return nil // the plugin listens there itself
-	}
-	return s.inbound.listen(spec.Process.Ports(), s.ownPorts())
 }
 
 // serviceOf returns the entry of process.listen that a path matches.
@@ -255,7 +196,7 @@ func (in *inbound) addresses(service configs.Service) []string {
 	}
 	for _, d := range in.forwarded() {
 		if d.service == service {
-			out = append(out, addressText(d.Addr()))
+			out = append(out, "unix:"+d.Addr().String())
 		}
 	}
 	return out

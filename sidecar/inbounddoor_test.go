@@ -76,7 +76,7 @@ func TestInboundFollows(t *testing.T) {
 		return map[uint16]bool{port: ports[port]}, nil
 	}
 	w := &way{t: t, port: port, inbound: in}
-	in.plugin, in.metrics, in.log, in.record = "weather", newMetrics(), zap.NewNop(), w.keep
+	in.plugin, in.log, in.record = "weather", zap.NewNop(), w.keep
 	in.interval = 10 * time.Millisecond
 	testenv.Must(t, in.listen([]uint16{port}, nil))
 	ctx, stop := context.WithCancel(t.Context())

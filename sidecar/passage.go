@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -108,7 +107,7 @@ func (in *inbound) entry(p *passage, detail string) *authz.Record {
 }
 
 func (in *inbound) count(service configs.Service, result string) {
-	in.metrics.inbound.WithLabelValues(service.String(), result).Inc()
+	in.connected(service, result)
 }
 
 // reach dials the plugin, which may listen on either loopback address or on
@@ -211,12 +210,12 @@ func sever(conn net.Conn) {
 
 // copy carries bytes both ways until both sides have said their end.
 func (in *inbound) copy(p *passage) {
-	bytes := func(direction string) prometheus.Counter {
-		return in.metrics.inboundBytes.WithLabelValues(p.service.String(), direction)
+	passed := func(direction string) func(uint64) {
+		return func(bytes uint64) { in.passed(p.service, direction, bytes) }
 	}
 	var both sync.WaitGroup
-	both.Go(func() { p.carry(p.plugin, p.host, &p.received, bytes("received")) })
-	both.Go(func() { p.carry(p.host, p.plugin, &p.sent, bytes("sent")) })
+	both.Go(func() { p.carry(p.plugin, p.host, &p.received, passed("received")) })
+	both.Go(func() { p.carry(p.host, p.plugin, &p.sent, passed("sent")) })
 	both.Wait()
 	_ = p.host.Close()   // both have ended
 	_ = p.plugin.Close() // likewise
@@ -224,7 +223,7 @@ func (in *inbound) copy(p *passage) {
 
 // carry copies one direction and passes its end on, so that a side that has
 // said all still hears the answer. A reset of one side ends both.
-func (p *passage) carry(dst, src net.Conn, own *atomic.Uint64, all prometheus.Counter) {
+func (p *passage) carry(dst, src net.Conn, own *atomic.Uint64, passed func(bytes uint64)) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := src.Read(buffer)
@@ -233,7 +232,7 @@ func (p *passage) carry(dst, src net.Conn, own *atomic.Uint64, all prometheus.Co
 				return // the other direction meets the end of dst, too
 			}
 			own.Add(uint64(n))
-			all.Add(float64(n))
+			passed(uint64(n))
 		}
 		switch {
 		case errors.Is(err, io.EOF):

@@ -1,0 +1,115 @@
+package sidecar
+
+import (
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/ebpf"
+)
+
+// makeInbound makes the way in for a plugin with a network or a view of its own.
+// Beside one that shares the sidecar's, the plugin listens on the host itself, and
+// the kernel lets it.
+func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
+	if err := removeLeftSockets(s.state); err != nil {
+		s.opts.Log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
+	}
+	ports := len(spec.Process.Ports()) > 0 && !s.hostNetwork()
+	if !ports && !s.forwardsSockets(spec) {
+		return nil
+	}
+	if s.cage != nil {
+		s.inbound = newInbound(s.cage.DialContext)
+		s.inbound.listening = s.cage.Listening
+	} else {
+		s.inbound = newInbound(s.fence.DialContext) // nothing reports what is listened on behind a fence
+	}
+	if s.forwardsSockets(spec) {
+		s.inbound.exist = s.cage.Bound
+		s.inbound.host.keep = func(paths []string) error { return s.state.save(socketsFile, paths) }
+	}
+	s.inbound.plugin, s.inbound.record = s.plugin, s.recorder.Record
+	s.inbound.connected = func(service configs.Service, result string) {
+		s.metrics.inbound.WithLabelValues(service.String(), result).Inc()
+	}
+	s.inbound.passed = func(service configs.Service, direction string, bytes uint64) {
+		s.metrics.inboundBytes.WithLabelValues(service.String(), direction).Add(float64(bytes))
+	}
+	s.inbound.log, s.inbound.drain = sampled(s.opts.Log.Named("inbound")), time.Duration(spec.Drain)
+	return nil
+}
+
+// forwardsSockets reports whether Unix sockets of the host are forwarded into the
+// plugin's view: without a view the plugin's sockets are the host's.
+func (s *Sidecar) forwardsSockets(spec *configs.Sidecar) bool {
+	return len(spec.Process.Sockets()) > 0 && s.cage != nil && s.cage.Info().View
+}
+
+// servingUnix returns what is called before the plugin listens on a Unix socket;
+// nil: no socket is forwarded, and listen(2) is not to be reported.
+func (s *Sidecar) servingUnix(spec *configs.Sidecar) func(ebpf.Listener) {
+	if len(spec.Process.Sockets()) == 0 || spec.Process.View != configs.ViewOwn {
+		return nil
+	}
+	return func(l ebpf.Listener) {
+		if s.inbound == nil {
+			_ = l.File.Close() // it was only open to be looked at
+			return
+		}
+		s.inbound.servingUnix(l, spec.Process.Listen)
+	}
+}
+
+// connectedDirectly records a connection that a process of the host made to a
+// socket of the plugin's in a folder that both see.
+func (s *Sidecar) connectedDirectly(c ebpf.DirectConn) {
+	detail := string(c.State)
+	switch c.State {
+	case ebpf.DirectBegan:
+		s.metrics.inbound.WithLabelValues("unix", "accepted").Inc()
+	case ebpf.DirectCut:
+		detail += ": " + errInboundRevoked.Error()
+	case ebpf.DirectEnded:
+	}
+	s.record(&authz.Record{
+		Time: time.Now(), Kind: authz.KindInbound, Door: authz.DoorKernel, Scheme: "unix", Path: c.Path,
+		PID: c.PID, UID: c.UID, Exe: c.Exe, Detail: detail,
+	})
+}
+
+// cutDirect ends those connections, unless a level spares them.
+func (s *Sidecar) cutDirect(level authz.Level) (cut int) {
+	if s.cage == nil || level != authz.LevelQuarantine && level != authz.LevelHalt {
+		return 0
+	}
+	cut, err := s.cage.CutDirect()
+	if err != nil {
+		s.opts.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
+	}
+	return cut
+}
+
+// listenForPlugin binds the ports of the host's loopback that are forwarded.
+func (s *Sidecar) listenForPlugin(spec *configs.Sidecar) error {
+	if s.hostNetwork() {
+		return nil // the plugin listens there itself
+	}
+	return s.inbound.listen(spec.Process.Ports(), s.ownPorts())
+}
+
+// removeLeftSockets removes the sockets of the host that an earlier sidecar of the
+// state directory left.
+func removeLeftSockets(kept *state) error {
+	var paths []string
+	if err := kept.load(socketsFile, &paths); err != nil || len(paths) == 0 {
+		return err
+	}
+	if err := removeDeadSockets(paths); err != nil {
+		return err
+	}
+	return os.Remove(kept.path(socketsFile))
+}

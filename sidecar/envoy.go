@@ -55,7 +55,7 @@ func (s *Sidecar) makeOwnEnvoy(spec *configs.Sidecar) (err error) {
 		return fmt.Errorf("make Envoy's bootstrap: %w", err)
 	}
 	check := extauthz.Config{
-		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.ready() == nil }, Forbidden: s.forbidden.dial,
+		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.forbidden.dial,
 		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
 		Log: s.opts.Log.Named("envoy.check"), StandIn: proxy.FindPlaceholder(s.standIns.current),
 	}

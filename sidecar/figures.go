@@ -94,7 +94,7 @@ func (s *Sidecar) registerStateMetrics() {
 	m := s.metrics
 	m.collect("chaperone_build_info", "1; the version of the sidecar and of Go.", prometheus.GaugeValue, []string{"version", "goversion"},
 		func(emit func(float64, ...string)) { emit(1, s.opts.Version, runtime.Version()) })
-	m.gauge("chaperone_ready", "1 while the sidecar is ready, as /readyz answers.", func() float64 { return truth(s.ready() == nil) })
+	m.gauge("chaperone_ready", "1 while the sidecar is ready, as /readyz answers.", func() float64 { return truth(s.checkReady() == nil) })
 	m.gauge("chaperone_observing", "1 while the sidecar observes: what is not granted passes.",
 		func() float64 { return truth(s.engine.Current().Observing(s.plugin, time.Now())) })
 	m.gauge("chaperone_restart_pending", "Fields of the loaded Sidecar that take effect at a restart.",

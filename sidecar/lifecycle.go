@@ -332,8 +332,8 @@ func (s *Sidecar) awaitReady(ctx context.Context) {
 				}
 			}
 		}
-		if s.ready() == nil {
-			close(s.served)
+		if s.checkReady() == nil {
+			close(s.readied)
 			s.announceReady()
 			forgetStart()
 			return
@@ -399,8 +399,13 @@ func (s *Sidecar) checks() []check {
 	return out
 }
 
-// ready returns nil when the sidecar is ready, or the first thing that is not.
-func (s *Sidecar) ready() error {
+// Ready returns a channel that is closed once nothing is missing: the policy is in
+// force, the audit log can be written, and Vault and the kernel are there if they are
+// needed.
+func (s *Sidecar) Ready() <-chan struct{} { return s.readied }
+
+// checkReady returns nil when the sidecar is ready, or the first thing that is not.
+func (s *Sidecar) checkReady() error {
 	for _, c := range s.checks() {
 		if c.err != nil {
 			return fmt.Errorf("%s: %w", c.name, c.err)

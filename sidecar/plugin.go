@@ -50,7 +50,7 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 		}
 	}()
 	select {
-	case <-s.served:
+	case <-s.readied:
 	case serr := <-served:
 		served <- nil
 		return 0, fmt.Errorf("start sidecar: %w", errors.Join(serr, ctx.Err()))
@@ -59,7 +59,7 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 	case err := <-s.hopeless: // to wait for it would only hide it
 		return 0, fmt.Errorf("start sidecar: vault: not logged in: %w", err)
 	case <-time.After(startPatience):
-		return 0, fmt.Errorf("start sidecar: not ready after %s: %w", startPatience, s.ready())
+		return 0, fmt.Errorf("start sidecar: not ready after %s: %w", startPatience, s.checkReady())
 	}
 	if sig, err := s.awaitRoom(signals); err != nil || sig != 0 {
 		return sig, err

@@ -73,7 +73,7 @@ type Sidecar struct {
 	ledger   *authz.Ledger
 	broker   *vault.Broker
 	tokens   *tokens.Source // over the broker
-	served   chan struct{}  // closed once the sidecar is ready
+	readied  chan struct{}  // closed once the sidecar is ready
 	hopeless chan error     // receives the failure of a login to Vault that stays until somebody acts
 	standIns *standIns
 	gate     *authz.Gate
@@ -137,7 +137,7 @@ func New(opts Config) (s *Sidecar, err error) {
 	}
 	s = &Sidecar{
 		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
-		served: make(chan struct{}), metrics: newMetrics(), hopeless: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
+		readied: make(chan struct{}), metrics: newMetrics(), hopeless: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
 	s.running = cfg.Sidecar
 	s.config.Store(cfg)
@@ -325,7 +325,7 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 		return nil
 	}
 	cfg := extauthz.Config{
-		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.ready() == nil }, Forbidden: s.forbidden.dial,
+		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.forbidden.dial,
 		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused,
 		Log: s.opts.Log.Named("ext_authz"), StandIn: proxy.FindPlaceholder(s.standIns.current),
 	}

@@ -34,7 +34,7 @@ func TestAlertsAreDocumented(t *testing.T) {
 		}
 		return string(data)
 	}
-	rules, tests, runbooks := read("prometheus/chaperone.rules.yaml"), read("prometheus/chaperone.rules.test.yaml"), read("../docs/operations.md")
+	rules, tests, runbooks := read("prometheus/chaperone.rules.yaml"), read("prometheus/chaperone.rules.test.yaml"), read("../docs/alerts.md")
 	metrics := documentedMetrics(t)
 	for _, name := range regexp.MustCompile(`chaperone_[a-z_]+`).FindAllString(rules, -1) {
 		if _, ok := metrics[name]; !ok {
@@ -51,8 +51,8 @@ func TestAlertsAreDocumented(t *testing.T) {
 		if !strings.Contains(tests, "alertname: "+alert+"\n") {
 			t.Errorf("%s: no test", alert)
 		}
-		if !strings.Contains(runbooks, "### "+alert+"\n") || !strings.Contains(rules, "docs/operations.md#"+strings.ToLower(alert)+"\n") {
-			t.Errorf("%s: no runbook in docs/operations.md, or its annotation does not name it", alert)
+		if !strings.Contains(runbooks, "## "+alert+"\n") || !strings.Contains(rules, "docs/alerts.md#"+strings.ToLower(alert)+"\n") {
+			t.Errorf("%s: no runbook in docs/alerts.md, or its annotation does not name it", alert)
 		}
 	}
 	if len(alerts) < 15 {

@@ -23,5 +23,5 @@ func (s *Sidecar) failedHandshake(r *authz.Record) {
 		what += " (" + r.Exe + ")"
 	}
 	s.opts.Event(what+": "+r.Detail,
-		"have the program trust "+s.trust.pemFile()+", which SSL_CERT_FILE and other variables of its environment name (docs/operations.md, What the plugin sees)")
+		"have the program trust "+s.trust.pemFile()+", which SSL_CERT_FILE and other variables of its environment name (docs/plugin-environment.md#certificates)")
 }

@@ -61,7 +61,7 @@ func (s *Sidecar) unconfinable(err error) error {
 	case errors.Is(err, ebpf.ErrPopulated):
 		return fmt.Errorf("confine the plugin: %w; to end them: chaperone detach --config %s --kill", err, s.config.Load().Path)
 	case ebpf.OfMachine(err) && os.Geteuid() != 0:
-		return fmt.Errorf("confine the plugin: kernel: required needs root (or the capabilities in docs/operations.md), and this is uid %d: run it with sudo, or write kernel: off: %w", os.Geteuid(), err)
+		return fmt.Errorf("confine the plugin: kernel: required needs root (or the capabilities in docs/requirements.md), and this is uid %d: run it with sudo, or write kernel: off: %w", os.Geteuid(), err)
 	case ebpf.OfMachine(err):
 		return fmt.Errorf("confine the plugin: %w; chaperone doctor finds what is missing", err)
 	}

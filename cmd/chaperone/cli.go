@@ -17,7 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
-// Exit statuses, as in docs/operations.md.
+// Exit codes, as in docs/commands.md#exit-codes.
 const (
 	exitFailure = 1
 	exitUsage   = 2

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -17,14 +18,17 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// example is one section of docs/credentials.md.
+// example is one section of a page of docs/credentials.
 type example struct{ title, commands, policy, yaml string }
 
 // examples returns the sections by their titles.
 func examples(t *testing.T) map[string]example {
 	t.Helper()
 	root := testenv.MustGet(testenv.Root())(t)
-	text := string(testenv.MustGet(os.ReadFile(root + "/docs/credentials.md"))(t))
+	var text string
+	for _, page := range testenv.MustGet(filepath.Glob(root + "/docs/credentials/*.md"))(t) {
+		text += string(testenv.MustGet(os.ReadFile(page))(t))
+	}
 	out := map[string]example{}
 	for _, section := range regexp.MustCompile(`(?m)^##+ `).Split(text, -1)[1:] {
 		title, body, _ := strings.Cut(section, "\n")
@@ -155,7 +159,7 @@ func TestEveryExampleLoads(t *testing.T) {
 		loaded++
 	}
 	if loaded < 17 {
-		t.Errorf("only %d examples are in docs/credentials.md", loaded)
+		t.Errorf("only %d examples are in docs/credentials", loaded)
 	}
 }
 
@@ -185,7 +189,7 @@ func TestExamplesWork(t *testing.T) {
 			all := examples(t)
 			e, ok := all[title]
 			if !ok {
-				t.Fatal("is not in docs/credentials.md")
+				t.Fatal("is not in docs/credentials")
 			}
 			w := newWorld(t, "off", "")
 			all["A key in a header"].setUp(t, w)

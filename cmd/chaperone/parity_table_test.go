@@ -304,7 +304,7 @@ func differences() map[string]difference {
 	const (
 		host    = "Envoy ignores Host where the target is absolute (RFC 9112, section 3.2.2), and forwards the target's"
 		methods = "Envoy takes the methods of the IANA registry alone, PURGE and its like; the option for others is not covered by its security policy"
-		inside  = "Envoy's filter is not told the host of the CONNECT: each request is decided by its own"
+		inside  = "Envoy's filter does not receive the host of the CONNECT: each request is decided by its own"
 		answers = "Envoy takes no such answer, which two readers could take for different ones"
 		http2   = "Envoy resets the stream and gives no answer; both record it"
 	)
@@ -332,12 +332,12 @@ func differences() map[string]difference {
 		"two spaces in the line":                           {"200", "Envoy takes any blanks between the parts of the line (RFC 9112, section 3)"},
 		"CONNECT with another Host":                        {"403 destination_not_granted", "Envoy ignores Host where the target has the host"},
 		"CONNECT `127.0.0.1:443`":                          {"403 destination_not_granted", "the proxy refuses inside TLS, where the plugin can read it, what its authority covers; Envoy at the CONNECT"},
-		"a Host in TLS without its port":                   {"403 destination_not_granted", "Envoy's filter is not told the port of the CONNECT: it is a request for another port"},
+		"a Host in TLS without its port":                   {"403 destination_not_granted", "Envoy's filter does not receive the port of the CONNECT: it is a request for another port"},
 		"another server name":                              {"421 destination_mismatch", "Envoy shows the certificate of the server name, and the request in it is refused"},
 		"absolute form in TLS":                             {"200", "Envoy takes all forms"},
 		"absolute form with http in TLS":                   {"403 destination_not_granted", "Envoy takes all forms, and the scheme of the target: it is a request for http"},
 		"CONNECT in TLS":                                   {"403 destination_not_granted", "refused at both; Envoy asks about it"},
-		"HTTP/1.0 in TLS without Host":                     {"400 malformed_request", "Envoy's filter is not told the host of the CONNECT"},
+		"HTTP/1.0 in TLS without Host":                     {"400 malformed_request", "Envoy's filter does not receive the host of the CONNECT"},
 		"plain http in a CONNECT, of another host":         {"403 destination_not_granted", inside},
 		"plain http in a CONNECT, of another granted host": {"200", inside},
 		"HTTP/2: another scheme":                           {"403 destination_not_granted", "Envoy passes the scheme on that was sent: it is a request for http"},

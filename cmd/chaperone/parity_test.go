@@ -31,7 +31,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
-var updateParity = flag.Bool("update-parity", false, "rewrite the table of differences in docs/envoy.md")
+var updateParity = flag.Bool("update-parity", false, "rewrite the table of differences in docs/envoy-differences.md")
 
 // recordBook keeps the audit records of one door.
 type recordBook struct {
@@ -357,14 +357,14 @@ type parityCase struct {
 	unrecorded bool // at one of the doors
 }
 
-// begins returns how docs/envoy.md marks the table.
+// begins returns how docs/envoy-differences.md marks the table.
 const (
 	parityBegin = "<!-- differences: from cmd/chaperone/parity_test.go -->\n"
 	parityEnd   = "<!-- end of differences -->\n"
 )
 
 // TestDoorsAgree sends every raw request to both doors: they do the same, but for
-// the differences that are listed with their reason, in docs/envoy.md too.
+// the differences that are listed with their reason, in docs/envoy-differences.md too.
 func TestDoorsAgree(t *testing.T) {
 	w := newTwins(t)
 	cases := parityCases()
@@ -396,16 +396,16 @@ func TestDoorsAgree(t *testing.T) {
 // checkParityTable compares the table with that of the document, or writes it there.
 func checkParityTable(t *testing.T, table string) {
 	t.Helper()
-	const file = "../../docs/envoy.md"
+	const file = "../../docs/envoy-differences.md"
 	text := string(testenv.MustGet(os.ReadFile(file))(t))
 	before, rest, found := strings.Cut(text, parityBegin)
 	written, after, ended := strings.Cut(rest, parityEnd)
 	switch {
 	case !found || !ended:
-		t.Fatal("docs/envoy.md has no marks for the table of differences")
+		t.Fatal("docs/envoy-differences.md has no marks for the table of differences")
 	case *updateParity:
 		testenv.Must(t, os.WriteFile(file, []byte(before+parityBegin+table+parityEnd+after), 0o644))
 	case written != table:
-		t.Errorf("docs/envoy.md has another table of differences; run go test ./cmd/chaperone -run TestDoorsAgree -update-parity:\n%s", table)
+		t.Errorf("docs/envoy-differences.md has another table of differences; run go test ./cmd/chaperone -run TestDoorsAgree -update-parity:\n%s", table)
 	}
 }

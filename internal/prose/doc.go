@@ -19,4 +19,5 @@
 //   - texts_test.go collects sentences from Go, C, Markdown, YAML and shell files
 //   - rules_test.go holds the rules, and tests them
 //   - language_test.go applies the rules to the repository
+//   - links_test.go follows links between pages, and to pages from other files
 package prose

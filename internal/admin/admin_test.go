@@ -495,24 +495,24 @@ func TestListenRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "is not a socket"},
-		{"another sidecar", func(t *testing.T, socket string) { start(t, s.config(socket)) }, "in use by another sidecar"},
+		{"another sidecar", func(t *testing.T, socket string) { start(t, s.config(socket)) }, "in use: another process is starting on it or serves it"},
 		{"another program", func(t *testing.T, socket string) {
 			l, err := net.Listen("unix", socket)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { l.Close() })
-		}, "something answers"},
+		}, "in use: a process serves it"},
 		{"open folder", func(t *testing.T, socket string) {
 			if err := os.Chmod(filepath.Dir(socket), 0o777); err != nil {
 				t.Fatal(err)
 			}
-		}, "may be written by others"},
+		}, "can be replaced by other users"},
 		{"sticky folder", func(t *testing.T, socket string) {
 			if err := os.Chmod(filepath.Dir(socket), 0o777|os.ModeSticky); err != nil {
 				t.Fatal(err)
 			}
-		}, "may be written by others"},
+		}, "can be replaced by other users"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -701,7 +701,7 @@ func TestForeignFolder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := server.Listen(); err == nil || !strings.Contains(err.Error(), "belongs to uid 65533") {
+		if err := server.Listen(); err == nil || !strings.Contains(err.Error(), "can be replaced by uid 65533") {
 			t.Errorf("Listen in a foreign folder = %v", err)
 			server.Close()
 		}

@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // Client talks to one sidecar. It keeps no connection open between calls and is
@@ -88,7 +89,7 @@ func (c *Client) PeerPID(ctx context.Context) (int, error) {
 	if !ok {
 		return 0, errors.New("find sidecar: not a unix connection")
 	}
-	peer, err := peerOf(socket)
+	peer, err := unixsock.PeerOf(socket)
 	return peer.PID, err
 }
 

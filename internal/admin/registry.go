@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
@@ -62,18 +63,9 @@ func Register(dir string, s Sidecar) (unregister func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("register sidecar: %w", err)
 	}
-	temporary, err := os.CreateTemp(dir, ".new.*")
-	if err != nil {
-		return nil, fmt.Errorf("register sidecar: %w", err)
-	}
-	_, err = temporary.Write(append(body, '\n'))
-	err = errors.Join(err, temporary.Close())
 	path := entryPath(dir, s.Socket)
-	if err == nil {
-		err = os.Rename(temporary.Name(), path)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("register sidecar: %w", err), os.Remove(temporary.Name()))
+	if err := atomicfile.Write(path, append(body, '\n'), 0o600); err != nil {
+		return nil, fmt.Errorf("register sidecar: %w", err)
 	}
 	return func() error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -186,6 +178,6 @@ func readEntry(path string) (Sidecar, error) {
 
 // gone reports whether nothing can be behind a socket any more.
 func gone(socket string) bool {
-	err := knock(socket)
+	err := probeSocket(socket)
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }

@@ -20,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 )
 
 // Files in the state directory.
@@ -73,21 +75,8 @@ func createKey(stateDir string) (Key, error) {
 	if _, err := rand.Read(raw[:]); err != nil {
 		return Key{}, fmt.Errorf("make audit key: %w", err)
 	}
-	// The name appears with the whole key or not at all: link fails on a name
-	// that exists, as O_EXCL does, and a crash before it leaves no half key.
-	temporary, err := os.CreateTemp(stateDir, keyName+".*")
-	if err != nil {
-		return Key{}, fmt.Errorf("make audit key: %w", err)
-	}
-	_, err = temporary.WriteString(hex.EncodeToString(raw[:]) + "\n")
-	err = errors.Join(err, temporary.Sync(), temporary.Close())
-	if err == nil {
-		err = os.Link(temporary.Name(), filepath.Join(stateDir, keyName))
-	}
-	if err = errors.Join(err, os.Remove(temporary.Name())); err == nil {
-		err = syncDir(stateDir)
-	}
-	if err != nil {
+	text := hex.EncodeToString(raw[:]) + "\n"
+	if err := atomicfile.Create(filepath.Join(stateDir, keyName), []byte(text), 0o600); err != nil {
 		return Key{}, fmt.Errorf("make audit key: %w", err)
 	}
 	return newKey(raw)
@@ -420,11 +409,3 @@ func (l link) genuine(mac hash.Hash, scratch []byte) bool {
 }
 
 func (l link) tail() tail { return tail{seq: l.seq, hash: [hashLen]byte(l.hash)} }
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}

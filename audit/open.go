@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 )
 
 // Open opens a log and goes on where it ended, or begins a new one. It reads
@@ -112,7 +113,7 @@ func (l *Log) resume(files []logFile, fresh bool) error {
 		if err := l.head.write(position{tail: l.tail, kept: l.kept}); err != nil {
 			return fmt.Errorf("write %s: %w", l.head.name, err)
 		}
-		return syncDir(l.cfg.StateDir)
+		return atomicfile.SyncDir(l.cfg.StateDir)
 	}
 	// A full disk is no reason not to start: what cannot be written now is
 	// written before the next record, which is refused until then.

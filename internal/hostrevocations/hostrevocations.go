@@ -29,7 +29,8 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // FileName is the name of the file in its folder.
@@ -152,37 +153,16 @@ func (s *Store) Read() (State, error) {
 }
 
 func read(path string) (State, error) {
-	fail := func(err error) (State, error) {
-		return State{}, fmt.Errorf("read host revocations %s: %w", path, err)
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	data, err := atomicfile.Read(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return State{}, nil
 	}
 	if err != nil {
-		return fail(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return fail(err)
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !info.Mode().IsRegular():
-		return fail(errors.New("it is not a regular file"))
-	case !ok || stat.Uid != 0 && int(stat.Uid) != os.Geteuid():
-		return fail(errors.New("it belongs to neither root nor this user"))
-	case info.Mode().Perm()&0o022 != 0:
-		return fail(fmt.Errorf("others may write it (mode %04o); make it 0600", info.Mode().Perm()))
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return fail(err)
+		return State{}, fmt.Errorf("read host revocations: %w", err)
 	}
 	state, err := decode(data)
 	if err != nil {
-		return fail(fmt.Errorf("it is damaged: %w", err))
+		return State{}, fmt.Errorf("read host revocations: %s is damaged: %w", path, err)
 	}
 	return state, nil
 }
@@ -292,7 +272,7 @@ func change(dir string, create bool, edit func(*State) bool) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, held.Close()) }()
+	defer func() { err = errors.Join(err, held.Release()) }()
 	state, err := read(path)
 	if err != nil {
 		return err
@@ -316,51 +296,28 @@ func prepare(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // stateDirs of other users may be below it
 		return err
 	}
-	return runtimedir.Check(dir)
+	return unixsock.CheckDir(dir)
 }
 
-// lock takes the lock of a file. A process that holds it and hangs is not waited
-// for: revoking must not hang with it.
-func lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
+// lock takes the lock of a file. A process that holds it and hangs is waited for
+// only so long: revoking must not hang with it.
+func lock(path string) (*unixsock.FileLock, error) {
 	for deadline := time.Now().Add(lockPatience); ; time.Sleep(5 * time.Millisecond) {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		held, err := unixsock.Acquire(path)
+		if err == nil || !errors.Is(err, unixsock.ErrLocked) || time.Now().After(deadline) {
+			return held, err
 		}
 	}
 }
 
-// replace writes the file whole: after a crash the old one is there or the new one.
-func replace(path string, value any) (err error) {
+// replace writes the file; a power cut leaves the old one or the new one.
+func replace(path string, value any) error {
 	data, err := json.MarshalIndent(value, "", " ")
 	if err != nil {
 		return err
 	}
-	if len(data) > maxFile {
+	if len(data) >= maxFile {
 		return errNotTaken
 	}
-	temporary, err := os.CreateTemp(filepath.Dir(path), "."+FileName+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = temporary.Write(append(data, '\n'))
-	err = errors.Join(err, temporary.Sync(), temporary.Close())
-	if err == nil {
-		err = os.Rename(temporary.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temporary.Name()))
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return atomicfile.Write(path, append(data, '\n'), 0o600)
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // Default is the runtime directory that all sidecars of a host share.
@@ -112,10 +114,10 @@ func usable(path string, mode uint32) error {
 	}
 	ours := int(stat.Uid) == os.Geteuid() && stat.Mode&unix.S_IFMT == unix.S_IFDIR
 	if ours && stat.Mode&0o022 != 0 {
-		CloseEmpty(path)
+		unixsock.CloseEmpty(path)
 		stat.Mode &^= 0o777 // as far as that is known; Check looks at what it is
 	}
-	if err := Check(path); err != nil {
+	if err := unixsock.CheckDir(path); err != nil {
 		return fmt.Errorf("use runtime directory: %w", err)
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {

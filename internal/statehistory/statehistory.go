@@ -11,23 +11,22 @@
 package statehistory
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 const (
@@ -192,11 +191,11 @@ func choose(roots []string, id string) (path string, err error) {
 		dir := filepath.Join(root, folder)
 		one := os.MkdirAll(root, 0o755) //nolint:gosec // others of the host's files are below it
 		if one == nil {
-			one = runtimedir.Check(root)
+			one = unixsock.CheckDir(root)
 		}
 		if one == nil {
 			if one = os.Mkdir(dir, 0o700); errors.Is(one, fs.ErrExist) {
-				one = runtimedir.Check(dir)
+				one = unixsock.CheckDir(dir)
 			}
 		}
 		if one == nil {
@@ -312,60 +311,20 @@ func readMemory(path string) (m memory, err error) {
 	return m, err
 }
 
-// read reads a file of root's or of this process's user that nobody else may write.
+// read decodes a file of root's or of this process's user that nobody else may write.
 func read(path string, value any) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	data, err := atomicfile.Read(path, maxFile)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !info.Mode().IsRegular():
-		return errors.New("it is not a regular file")
-	case !ok || stat.Uid != 0 && int(stat.Uid) != os.Geteuid():
-		return errors.New("it belongs to neither root nor this user")
-	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("others may write it (mode %04o)", info.Mode().Perm())
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile))
-	if err != nil {
-		return err
-	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	return decoder.Decode(value)
+	return json.Unmarshal(data, value)
 }
 
-// write replaces a file whole: what a crash leaves is the old one or
-// the new one.
+// write replaces a file; a power cut leaves the old one or the new one.
 func write(path string, value any) error {
 	data, err := json.MarshalIndent(value, "", " ")
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(data, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err == nil {
-		err = syncFolder(filepath.Dir(path))
-	}
-	return err
-}
-
-func syncFolder(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return atomicfile.Write(path, append(data, '\n'), 0o600)
 }

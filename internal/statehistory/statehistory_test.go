@@ -71,7 +71,7 @@ func TestOpen(t *testing.T) {
 			return os.WriteFile(filepath.Join(dir, MarkName), []byte(`{"version":1}`), 0o600)
 		}, "identity.json is damaged"},
 		"a damaged memory":    {func(t *testing.T, _, root string) error { return os.WriteFile(remembered(t, root), []byte("{"), 0o600) }, "what is remembered of it cannot be read"},
-		"a memory for others": {func(t *testing.T, _, root string) error { return os.Chmod(remembered(t, root), 0o666) }, "others may write it"},
+		"a memory for others": {func(t *testing.T, _, root string) error { return os.Chmod(remembered(t, root), 0o666) }, "other users may write it"},
 		"a forgotten one":     {func(_ *testing.T, _, root string) error { return os.RemoveAll(root) }, ""}, // as on another host
 		"a crash between the two": {func(t *testing.T, dir, root string) error {
 			copied(t, root, root+".before")

@@ -2,23 +2,23 @@ package proxy
 
 import "sync"
 
-// attribution says which rule the bytes on a plugin's socket are for. A nil
-// attribution says nothing.
+// attribution reports which rule the bytes on a plugin's socket are for. A nil
+// attribution reports nothing.
 type attribution struct {
 	cookie uint64
-	say    func(cookie uint64, grant, rule string)
+	report func(cookie uint64, grant, rule string)
 
-	mu      sync.Mutex // held while saying, so that the last word is the latest
+	mu      sync.Mutex // held during a report, so that the last one is the latest
 	running int        // accesses that have begun and not ended
 }
 
-// attributionOf returns the attribution of a peer's socket, nil where nobody
-// is told or the socket is not known.
-func (p *Proxy) attributionOf(peer Peer) *attribution {
-	if p.cfg.Attribute == nil || peer.Cookie == 0 {
+// newAttribution returns the attribution of a peer's socket; nil where report is nil
+// or the socket is not known (cookie 0).
+func newAttribution(cookie uint64, report func(cookie uint64, grant, rule string)) *attribution {
+	if report == nil || cookie == 0 {
 		return nil
 	}
-	return &attribution{cookie: peer.Cookie, say: p.cfg.Attribute}
+	return &attribution{cookie: cookie, report: report}
 }
 
 // begin attributes the socket to the rule of an access that begins.
@@ -29,10 +29,10 @@ func (a *attribution) begin(grant, rule string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.running++
-	a.say(a.cookie, grant, rule)
+	a.report(a.cookie, grant, rule)
 }
 
-// end ends what began. The rule stays: what is still on its way belongs to it,
+// end ends an access. The rule stays: bytes that are still on their way belong to it,
 // and so, most likely, does the head of the next request.
 func (a *attribution) end() {
 	if a == nil {
@@ -43,7 +43,7 @@ func (a *attribution) end() {
 	a.running--
 }
 
-// refused attributes the socket to no rule, unless something else still runs.
+// refused attributes the socket to no rule, unless another access still runs.
 func (a *attribution) refused() {
 	if a == nil {
 		return
@@ -51,6 +51,6 @@ func (a *attribution) refused() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.running == 0 {
-		a.say(a.cookie, "", "")
+		a.report(a.cookie, "", "")
 	}
 }

@@ -57,13 +57,13 @@ var errReadingEnded = errors.New("nothing more is read from the plugin")
 // discarded when it is closed.
 func (c *conn) endReading() {
 	c.ended.Store(true)
-	_ = c.raw.SetReadDeadline(time.Unix(1, 0)) // what net/http reads then fails by itself
+	_ = c.Raw.SetReadDeadline(time.Unix(1, 0)) // what net/http reads then fails by itself
 }
 
 // lingers reports whether the connection is closed only once data that still comes
 // has been discarded, and begins with that.
 func (c *conn) lingers() bool {
-	if !c.ended.Load() || c.abandoned() {
+	if !c.ended.Load() || c.IsAbandoned() {
 		return false
 	}
 	if c.lingering.Load() {
@@ -72,7 +72,7 @@ func (c *conn) lingers() bool {
 	if !c.lingerers.enter() {
 		return false
 	}
-	if c.memory.Take(budget.Connection, lingerBuffer) != nil { // given back with the connection's
+	if c.Memory.Take(budget.Connection, lingerBuffer) != nil { // given back with the connection's
 		c.lingerers.leave()
 		return false
 	}
@@ -82,10 +82,10 @@ func (c *conn) lingers() bool {
 	}
 	go func() {
 		defer c.lingerers.leave()
-		_ = c.closeWrite() // over TLS the close_notify
-		_ = closeWrite(c.raw)
+		_ = c.Conn.CloseWrite() // over TLS the close_notify
+		_ = closeWrite(c.Raw)
 		c.discard()
-		_ = c.shut()
+		_ = c.Conn.Close()
 	}()
 	return true
 }
@@ -98,10 +98,10 @@ func (c *conn) discard() {
 		if quiet.After(end) {
 			quiet = end
 		}
-		if c.raw.SetReadDeadline(quiet) != nil {
+		if c.Raw.SetReadDeadline(quiet) != nil {
 			return
 		}
-		n, err := c.raw.Read(buf)
+		n, err := c.Raw.Read(buf)
 		if err != nil {
 			return
 		}
@@ -237,7 +237,7 @@ func (c *conn) awaitReset() error {
 	if !c.halfClosed.end() {
 		return io.EOF
 	}
-	raw, ok := c.raw.(syscall.Conn)
+	raw, ok := c.Raw.(syscall.Conn)
 	if !ok {
 		return io.EOF
 	}

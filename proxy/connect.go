@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -71,31 +70,10 @@ func onlyTunnels(schemes []authz.Scheme) bool {
 
 // refuseHost refuses a host that no rule names, in the decision's words.
 func (p *Proxy) refuseHost(c *conn, named authz.Destination) authz.Refusal {
-	return p.refused(refuseHost(p.cfg.Gate, p.cfg.Engine.Current(), hostRefusal{
-		plugin: p.cfg.Plugin, host: named.Host(), port: named.Port(), now: p.cfg.Now(), source: c.source, connect: true,
-		detail: string(p.cfg.Plugin) + " may not connect to " + named.HostPort(),
-	}))
-}
-
-// hostRefusal is what is known of an access to a host that is refused before
-// anything was asked of it.
-type hostRefusal struct {
-	plugin authz.Principal
-	host   string
-	port   uint16
-	now    time.Time
-	source authz.Source
-	detail string
-
-	connect bool // it was a CONNECT
-	name    bool // only the name was asked about, and the port is what a plugin would most likely ask for
-}
-
-// refuseHost records the refusal of a host, in the words of [authz.Gate.RefuseHost].
-func refuseHost(gate *authz.Gate, s *authz.Snapshot, h hostRefusal) (authz.Refusal, error) {
-	return gate.RefuseHost(s, authz.HostAttempt{
-		Principal: h.plugin, Host: h.host, Port: h.port, Connect: h.connect, HostOnly: h.name, Detail: h.detail,
-	}, h.now, h.source)
+	return p.refused(p.cfg.Gate.RefuseHost(p.cfg.Engine.Current(), authz.HostAttempt{
+		Principal: p.cfg.Plugin, Host: named.Host(), Port: named.Port(), Connect: true,
+		Detail: string(p.cfg.Plugin) + " may not connect to " + named.HostPort(),
+	}, p.cfg.Now(), c.Source))
 }
 
 // hijack takes the connection of a CONNECT over from net/http, with everything
@@ -106,7 +84,7 @@ func (p *Proxy) hijack(w http.ResponseWriter, c *conn) bool {
 		return false // the plugin has gone
 	}
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
-	c.prefix = append(slices.Clone(ahead), c.prefix...)
+	c.Unread(ahead)
 	c.passOver()
 	return true
 }
@@ -168,29 +146,29 @@ func (p *Proxy) admitTunnel(
 	ctx context.Context, cancel context.CancelCauseFunc, c *conn, named authz.Destination, scheme authz.Scheme,
 ) (*spliced, *authz.Refusal) {
 	destination, err := authz.NewDestination(scheme, named.HostPort(), "")
-	f := c.fault
+	f := c.refused
 	if err != nil {
 		f = malformed(err.Error())
 	}
 	if f != nil {
 		refusal := p.refused(p.cfg.Gate.Refuse(f.reason, authz.Attempt{
 			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: f.detail,
-		}, c.source))
+		}, c.Source))
 		cancel(nil)
 		return nil, &refusal
 	}
 	held := p.budget.Hold()
 	if held.Take(budget.Request, tunnelCost) != nil {
-		e := errHeld()
+		e := errOutOfMemory()
 		refusal := p.refused(p.cfg.Gate.Refuse(e.reason, authz.Attempt{
 			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: e.detail,
-		}, c.source))
+		}, c.Source))
 		refusal.Remedy, refusal.RetryAfter = e.remedy, e.retryAfter
 		cancel(nil)
 		return nil, &refusal
 	}
 	request := authz.Request{Principal: p.cfg.Plugin, Destination: destination}
-	admission, err := p.cfg.Gate.Admit(ctx, request, c.source)
+	admission, err := p.cfg.Gate.Admit(ctx, request, c.Source)
 	if err != nil {
 		p.cfg.Log.Warn("admit tunnel", zap.String("decision", admission.ID), zap.Error(err))
 	}
@@ -203,13 +181,13 @@ func (p *Proxy) admitTunnel(
 	t := &spliced{proxy: p, held: held, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
 	t.access.admission, t.access.cut = admission, cancel
 	if !p.live.add(&t.access) {
-		refusal := t.refuse(p.reasonNow(admission), "access was taken away while it was being decided")
+		refusal := t.refuse(p.live.reasonNow(admission), "access was taken away while it was being decided")
 		t.cancel(nil)
 		held.End()
 		p.endTunnel(admission, t.outcome)
 		return nil, &refusal
 	}
-	c.rule.begin(admission.Decision.Grant, admission.Decision.Rule)
+	c.Attribution.begin(admission.Decision.Grant, admission.Decision.Rule)
 	if timeout := admission.Decision.Terms().Timeout; timeout > 0 {
 		t.timer = time.AfterFunc(timeout, func() { t.access.end(errTimeout) })
 	}
@@ -220,10 +198,10 @@ func (t *spliced) scheme() authz.Scheme { return t.admission.Request.Destination
 
 // refuse turns the admitted tunnel into a refusal.
 func (t *spliced) refuse(reason authz.Reason, detail string) authz.Refusal {
-	return t.refuseAs(&dialError{reason: reason, detail: detail})
+	return t.refuseAs(&refusalError{reason: reason, detail: detail})
 }
 
-func (t *spliced) refuseAs(e *dialError) authz.Refusal {
+func (t *spliced) refuseAs(e *refusalError) authz.Refusal {
 	refusal := t.proxy.refused(e.refuse(t.admission), nil)
 	t.outcome.Detail = refusal.Detail
 	return refusal
@@ -242,12 +220,12 @@ func (t *spliced) dial(ctx context.Context) *authz.Refusal {
 		t.outcome.Address = upstream.RemoteAddr().String()
 		return nil
 	}
-	var e *dialError
+	var e *refusalError
 	if !errors.As(err, &e) {
 		e = unreachable(err, "connect to "+t.admission.Request.Destination.HostPort())
 	}
 	if cause := t.access.cutBy(); cause != nil {
-		e = &dialError{reason: t.proxy.reasonNow(t.admission), detail: cause.Error()}
+		e = &refusalError{reason: t.proxy.live.reasonNow(t.admission), detail: cause.Error()}
 	}
 	refusal := t.refuseAs(e)
 	return &refusal
@@ -256,7 +234,7 @@ func (t *spliced) dial(ctx context.Context) *authz.Refusal {
 // helloAgrees reads the plugin's ClientHello and refuses a server name that is
 // not the tunnel's.
 func (t *spliced) helloAgrees(ctx context.Context) bool {
-	name, ok := readHello(ctx, t.plugin)
+	name, ok := readHello(ctx, t.plugin.Conn)
 	destination := t.admission.Request.Destination
 	switch {
 	case !ok:
@@ -275,18 +253,18 @@ func (t *spliced) splice() {
 	plugin, upstream := t.plugin, t.upstream
 	if !t.access.onCut(func(cause error) {
 		t.cancel(cause)
-		plugin.sever()
-		sever(upstream)
+		plugin.Abort()
+		abortConn(upstream)
 	}) {
 		t.note()
 		return
 	}
 	done := make(chan int64, 1)
 	go func() {
-		n := t.copy(upstream, plugin, authz.LimitSentBytes)
+		n := t.copy(upstream, plugin.Conn, authz.LimitSentBytes)
 		done <- n
 	}()
-	t.outcome.Bytes = t.copy(plugin, upstream, authz.LimitReceivedBytes)
+	t.outcome.Bytes = t.copy(plugin.Conn, upstream, authz.LimitReceivedBytes)
 	t.outcome.SentBytes = <-done
 	t.note()
 }
@@ -294,20 +272,14 @@ func (t *spliced) splice() {
 // copy copies one way and passes the end of file on; where that cannot be, or
 // copying fails, both ways end.
 func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
-	pace := t.proxy.pacer(kind, t.ended)
+	pace := t.proxy.rates.pacer(kind, t.ended)
 	n, err := t.copyAll(&pace, to, from, kind)
 	if err != nil || !closeWrite(to) {
 		t.cancel(nil) // the other way may wait for its turn
 		_ = t.upstream.Close()
-		_ = t.plugin.cut()
+		_ = t.plugin.Cut()
 	}
 	return n
-}
-
-// closeWrite passes the end of file on, and reports whether it could.
-func closeWrite(to io.Writer) bool {
-	half, ok := to.(interface{ CloseWrite() error })
-	return ok && half.CloseWrite() == nil
 }
 
 // copyAll copies everything, and searches what the plugin sends where it has
@@ -324,64 +296,9 @@ func (t *spliced) copyAll(pace *pacer, to, from net.Conn, kind authz.LimitKind) 
 	return pace.copy(to, scrub.NewReader(from, search), *buf)
 }
 
-// copyConn copies from one connection to another. To a TCP socket the kernel
-// does it (splice(2)) while no limit is in force.
-func (p *pacer) copyConn(to, from net.Conn) (moved int64, err error) {
-	if c, ok := from.(*conn); ok {
-		if len(c.prefix) > 0 {
-			moved, err = p.copy(to, bytes.NewReader(c.prefix), p.buffer())
-			if c.prefix = nil; err != nil {
-				return moved, err
-			}
-		}
-		from = c.Conn
-	}
-	if c, ok := to.(*conn); ok {
-		to = c.Conn
-	}
-	tcp, both := to.(*net.TCPConn)
-	if both {
-		both = ofKernel(from)
-	}
-	for {
-		var n int64
-		if both && !p.limited() {
-			n, err = splice(tcp, from)
-		} else {
-			n, err = p.stream(to, from)
-		}
-		moved += n
-		if errors.Is(err, io.EOF) {
-			return moved, nil
-		}
-		if err != nil {
-			return moved, err
-		}
-	}
-}
-
-// ofKernel reports whether a connection is a socket itself.
-func ofKernel(c net.Conn) bool {
-	switch c.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		return true
-	}
-	return false
-}
-
-// splice has the kernel move up to spliceSize bytes. Its error is io.EOF at the end.
-func splice(to *net.TCPConn, from net.Conn) (int64, error) {
-	const spliceSize = 1 << 20 // after which limits are looked at again
-	n, err := to.ReadFrom(&io.LimitedReader{R: from, N: spliceSize})
-	if err == nil && n < spliceSize {
-		err = io.EOF
-	}
-	return n, err
-}
-
 // note says in the record why a tunnel was cut.
 func (t *spliced) note() {
-	var e *dialError
+	var e *refusalError
 	switch cause := t.access.cutBy(); {
 	case cause == nil:
 	case errors.As(cause, &e):
@@ -392,7 +309,7 @@ func (t *spliced) note() {
 	case errors.Is(cause, errStopping):
 		t.outcome.Detail = cause.Error()
 	default:
-		t.admission.Refuse(t.proxy.reasonNow(t.admission), "")
+		t.admission.Refuse(t.proxy.live.reasonNow(t.admission), "")
 		t.outcome.Detail = "cut: " + cause.Error()
 	}
 }
@@ -407,7 +324,7 @@ func (t *spliced) end() {
 	if t.upstream != nil {
 		_ = t.upstream.Close()
 	}
-	t.plugin.rule.end()
+	t.plugin.Attribution.end()
 	t.proxy.endTunnel(t.admission, t.outcome)
 	t.proxy.live.remove(&t.access)
 }

@@ -9,8 +9,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
@@ -25,49 +25,6 @@ const (
 	handshakeTimeout = 10 * time.Second
 )
 
-// dialError is a failure to reach an upstream, as the refusal that it becomes.
-type dialError struct {
-	reason  authz.Reason
-	detail  string
-	address netip.Addr // that the decision refused; the refusal says then what to ask for
-	// standIn is what was found elsewhere than in its credential's place; detail
-	// is then where.
-	standIn *Placeholder
-	remedy  string // "" for the reason's own; RULE in it stands for the rule's name
-	// retryAfter is when asking again may help, 0 for never.
-	retryAfter time.Duration
-}
-
-func (e *dialError) Error() string { return e.reason.String() + ": " + e.detail }
-
-// refuse turns the admitted access into the refusal.
-func (e *dialError) refuse(a *authz.Admission) authz.Refusal {
-	if e.address.IsValid() {
-		return a.RefuseAddress(e.address)
-	}
-	if e.standIn != nil {
-		refusal := a.RefuseMisplaced(e.standIn.Grant, e.standIn.Credential)
-		refusal.Detail += ": in " + e.detail
-		// The path may be where it is.
-		refusal.URL = string(a.Request.Destination.Scheme()) + "://" + a.Request.Destination.HostPort()
-		return refusal
-	}
-	refusal := a.Refuse(e.reason, e.detail)
-	if e.remedy != "" {
-		refusal.Remedy = strings.ReplaceAll(e.remedy, "RULE", ruleName(a.Decision))
-	}
-	refusal.RetryAfter = max(refusal.RetryAfter, e.retryAfter)
-	return refusal
-}
-
-// ruleName names the rule of a decision, for a remedy.
-func ruleName(d authz.Decision) string {
-	if d.Rule == "" {
-		return "a rule for it"
-	}
-	return "rule " + d.Rule + " of grant " + d.Grant
-}
-
 // dialer connects to decided destinations, and to no address that the decision
 // does not allow.
 type dialer struct {
@@ -77,13 +34,28 @@ type dialer struct {
 	via       *upstreamProxy // nil: straight on
 }
 
-func newDialer(cfg Config) *dialer {
+// dialerConfig is what a dialer is made of. Its zero value dials directly and asks the
+// host's name servers.
+type dialerConfig struct {
+	// servers are asked for addresses. Empty: the host's.
+	servers []netip.AddrPort
+	// hosts are looked up before any server, by canonical name.
+	hosts map[string][]netip.Addr
+	// forbidden reports the addresses that are never dialled, whatever is granted. Nil: none.
+	forbidden func(netip.AddrPort) bool
+	// proxy is an HTTP proxy that upstreams are reached through. Nil: none.
+	proxy *url.URL
+	// noProxy are the hosts that are reached directly although there is a proxy.
+	noProxy []string
+}
+
+func newDialer(cfg dialerConfig) *dialer {
 	d := &dialer{
-		resolver: &net.Resolver{PreferGo: true}, hosts: cfg.DNSHosts, forbidden: cfg.Forbidden,
-		via: newUpstreamProxy(cfg),
+		resolver: &net.Resolver{PreferGo: true}, hosts: cfg.hosts, forbidden: cfg.forbidden,
+		via: newUpstreamProxy(cfg.proxy, cfg.noProxy),
 	}
-	if len(cfg.DNSServers) > 0 {
-		d.resolver.Dial = dialServers(cfg.DNSServers)
+	if len(cfg.servers) > 0 {
+		d.resolver.Dial = dialServers(cfg.servers)
 	}
 	return d
 }
@@ -120,7 +92,7 @@ func (d *dialer) dial(ctx context.Context, decision authz.Decision, destination 
 		} else {
 			conn, err = d.connect(ctx, decision, to, last)
 		}
-		var e *dialError
+		var e *refusalError
 		switch {
 		case err == nil:
 			return conn, nil
@@ -137,7 +109,7 @@ func (d *dialer) dial(ctx context.Context, decision authz.Decision, destination 
 		return nil, refused
 	}
 	if e := (*proxyError)(nil); errors.As(failed, &e) {
-		return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "connect to " + destination.HostPort() + ": " + e.Error(), remedy: "ask the operator to check upstreamProxy"}
+		return nil, &refusalError{reason: authz.UpstreamUnreachable, detail: "connect to " + destination.HostPort() + ": " + e.Error(), remedy: "ask the operator to check upstreamProxy"}
 	}
 	return nil, unreachable(failed, "connect to "+destination.HostPort())
 }
@@ -147,7 +119,7 @@ func (d *dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 	dialer := net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 		actual, err := netip.ParseAddrPort(address)
 		if err != nil {
-			return &dialError{reason: authz.AddressNotAllowed, detail: "the address to connect to is not known"}
+			return &refusalError{reason: authz.AddressNotAllowed, detail: "the address to connect to is not known"}
 		}
 		return d.check(decision, actual)
 	}}
@@ -172,10 +144,10 @@ func upstreamAddress(conn net.Conn) netip.Addr {
 func (d *dialer) check(decision authz.Decision, to netip.AddrPort) error {
 	addr := to.Addr().Unmap()
 	if reason := decision.CheckAddress(addr); reason != authz.Granted {
-		return &dialError{reason: reason, detail: "it leads to " + addr.String(), address: addr}
+		return &refusalError{reason: reason, detail: "it leads to " + addr.String(), address: addr}
 	}
 	if d.forbidden != nil && d.forbidden(netip.AddrPortFrom(addr, to.Port())) {
-		return &dialError{reason: authz.AddressNotAllowed, detail: fmt.Sprintf("%s belongs to the sidecar", to), remedy: "use another destination; nothing grants the sidecar's own addresses"}
+		return &refusalError{reason: authz.AddressNotAllowed, detail: fmt.Sprintf("%s belongs to the sidecar", to), remedy: "use another destination; nothing grants the sidecar's own addresses"}
 	}
 	return nil
 }
@@ -193,7 +165,7 @@ func (d *dialer) resolve(ctx context.Context, destination authz.Destination) ([]
 	if err != nil {
 		var missing *net.DNSError
 		if errors.As(err, &missing) && missing.IsNotFound {
-			return nil, &dialError{
+			return nil, &refusalError{
 				reason: authz.UpstreamUnreachable, detail: "the name " + destination.Host() + " has no address",
 				remedy: "check the name; if it is a local one, ask the operator for its addresses under dns.hosts, or for the servers that resolve it under dns.servers",
 			}
@@ -207,12 +179,12 @@ func (d *dialer) resolve(ctx context.Context, destination authz.Destination) ([]
 
 // unreachable returns a failure as the refusal it becomes. Its words are ours
 // and the system's, never the upstream's: those could hold what it was sent.
-func unreachable(err error, doing string) *dialError {
+func unreachable(err error, doing string) *refusalError {
 	if isTimeout(err) {
-		return &dialError{reason: authz.UpstreamTimeout, detail: doing + ": no answer in time"}
+		return &refusalError{reason: authz.UpstreamTimeout, detail: doing + ": no answer in time"}
 	}
 	cause, remedy := explainCause(err)
-	return &dialError{reason: authz.UpstreamUnreachable, detail: doing + ": " + cause, remedy: remedy}
+	return &refusalError{reason: authz.UpstreamUnreachable, detail: doing + ": " + cause, remedy: remedy}
 }
 
 func isTimeout(err error) bool {

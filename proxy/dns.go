@@ -26,6 +26,8 @@ const (
 	// maxFolded bounds the names that are folded. Of further ones one is recorded a
 	// second, with how many it stands for: a flood of names is no flood of records.
 	maxFolded = 1024
+	// questionTimeout is how long a question over TCP may take to arrive.
+	questionTimeout = 10 * time.Second
 	// maxDNSConnections bounds the resolver's TCP connections.
 	maxDNSConnections = 64
 )
@@ -70,7 +72,7 @@ type Resolver struct {
 
 	mu       sync.Mutex
 	folded   map[string]time.Time // refused names, and until when they are folded
-	overflow refusalPace          // of refused names that no room is left for in folded
+	overflow logLimiter           // of refused names that no room is left for in folded
 	swept    time.Time            // when folded was looked through for what is over
 	sockets  []net.PacketConn     // over which it serves
 }
@@ -111,7 +113,7 @@ func (r *Resolver) Address(name string) (addr netip.Addr, ok bool) {
 func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener net.Listener) error {
 	handler := dns.HandlerFunc(r.handle)
 	server := &dns.Server{
-		Listener: &limitedListener{Listener: listener, left: maxDNSConnections}, Handler: handler, ReadTimeout: headerTimeout,
+		Listener: &limitedListener{Listener: listener, left: maxDNSConnections}, Handler: handler, ReadTimeout: questionTimeout,
 	}
 	r.mu.Lock()
 	r.sockets = append(r.sockets, packets)
@@ -316,10 +318,11 @@ func (r *Resolver) refuse(from net.Addr, name, detail string) {
 	var refusal authz.Refusal
 	var err error
 	if detail == "" {
-		refusal, err = refuseHost(r.cfg.Gate, r.cfg.Engine.Current(), hostRefusal{
-			plugin: r.cfg.Plugin, host: name, port: authz.SchemeHTTPS.DefaultPort(), now: r.cfg.Now(), source: source, name: true,
-			detail: string(r.cfg.Plugin) + " may not resolve " + name + suffix,
-		})
+		// The port is the one that a plugin would most likely ask for.
+		refusal, err = r.cfg.Gate.RefuseHost(r.cfg.Engine.Current(), authz.HostAttempt{
+			Principal: r.cfg.Plugin, Host: name, Port: authz.SchemeHTTPS.DefaultPort(), HostOnly: true,
+			Detail: string(r.cfg.Plugin) + " may not resolve " + name + suffix,
+		}, r.cfg.Now(), source)
 	} else {
 		attempt := authz.Attempt{Principal: r.cfg.Plugin, URL: name, Host: name, HostOnly: true, Detail: detail + suffix}
 		refusal, err = r.cfg.Gate.Refuse(authz.DestinationNotGranted, attempt, source)

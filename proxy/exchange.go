@@ -79,7 +79,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	x.giveUp = cancel
-	x.up, x.down = p.pacer(authz.LimitSentBytes, ctx.Done()), p.pacer(authz.LimitReceivedBytes, ctx.Done())
+	x.up, x.down = p.rates.pacer(authz.LimitSentBytes, ctx.Done()), p.rates.pacer(authz.LimitReceivedBytes, ctx.Done())
 	x.access.admission = a
 	x.access.cut = func(cause error) {
 		cancel(cause)
@@ -88,12 +88,12 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	}
 	if !p.live.add(&x.access) {
 		defer x.end()
-		x.refuse(p.reasonNow(a), "access was taken away while it was being decided")
+		x.refuse(p.live.reasonNow(a), "access was taken away while it was being decided")
 		return
 	}
 	defer p.live.remove(&x.access) // once its end is recorded
-	c.rule.begin(a.Decision.Grant, a.Decision.Rule)
-	defer c.rule.end()
+	c.Attribution.begin(a.Decision.Grant, a.Decision.Rule)
+	defer c.Attribution.end()
 	defer x.end()
 	defer x.complete()
 	defer x.settle()
@@ -103,13 +103,6 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 		defer timer.Stop()
 	}
 	x.roundTrip(ctx)
-}
-
-// reasonNow returns why an admitted access is no longer allowed, once
-// everything else has been cut for it too.
-func (p *Proxy) reasonNow(a *authz.Admission) authz.Reason {
-	p.live.settle()
-	return a.ReasonNow()
 }
 
 // pool returns the connections that the request may use. Over HTTP/2 nothing
@@ -139,7 +132,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	pool, err := x.pool()
 	if err != nil {
 		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
-		x.refuseAs(&dialError{
+		x.refuseAs(&refusalError{
 			reason: authz.UpstreamUnreachable, detail: "the rule's TLS terms or its client certificate cannot be used",
 			remedy: "ask the operator to check tls and the mtls credential of RULE",
 		})
@@ -171,7 +164,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	defer response.Body.Close()
 	x.credentialRefused(response.StatusCode)
 	if err := x.held.Take(budget.Request, headCost(response.Header)); err != nil {
-		x.fail(refusedFor(err))
+		x.fail(refusalOf(err))
 		return
 	}
 	switch {
@@ -193,9 +186,9 @@ func (x *exchange) makeRoom() error {
 		searched = x.scrub.needles.ReaderSize()
 	}
 	if standIns := x.proxy.lookout.now(); standIns != nil && x.r.ContentLength != 0 {
-		searched += standIns.all.ReaderSize()
+		searched += standIns.room()
 	}
-	return refusedFor(cmp.Or(
+	return refusalOf(cmp.Or(
 		x.held.Take(budget.Window, x.upload),
 		x.held.Take(budget.Body, copyCost+int64(searched)),
 	))
@@ -267,15 +260,15 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 }
 
 // exposed refuses to send a credential where a third party would read it.
-func (x *exchange) exposed() *dialError {
+func (x *exchange) exposed() *refusalError {
 	destination, slot := x.admission.Request.Destination, x.admission.Injection
 	switch plain := destination.Scheme() != authz.SchemeHTTPS; {
 	case slot.Kind == authz.InjectNone || !plain:
 		return nil
 	case slot.Kind == authz.InjectCertificate:
-		return &dialError{reason: authz.NotEnforceableHere, detail: "a client certificate is shown over https only"}
-	case x.proxy.dialer.via.takes(destination):
-		return &dialError{
+		return &refusalError{reason: authz.NotEnforceableHere, detail: "a client certificate is shown over https only"}
+	case x.proxy.dialer.viaProxy(destination):
+		return &refusalError{
 			reason: authz.NotEnforceableHere, detail: "the credential would pass the upstream proxy in clear",
 			remedy: "use https, or list " + destination.Host() + " in upstreamProxy.noProxy",
 		}
@@ -330,7 +323,7 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 	case errors.Is(err, sigv4.ErrBody):
 		return unsignable(err, "send the body in parts of at most 16 MiB")
 	case errors.Is(err, sigv4.ErrExceedsRule):
-		return &dialError{
+		return &refusalError{
 			reason: authz.NotEnforceableHere, detail: err.Error(),
 			remedy: "leave it out: read and write an object instead of copying it, and have the bucket's owner say who may read it",
 		}
@@ -352,8 +345,8 @@ type readBody struct {
 }
 
 // unsignable refuses a request that no signature can be made for.
-func unsignable(err error, remedy string) *dialError {
-	return &dialError{reason: authz.MalformedRequest, detail: "the request cannot be signed: " + err.Error(), remedy: remedy}
+func unsignable(err error, remedy string) *refusalError {
+	return &refusalError{reason: authz.MalformedRequest, detail: "the request cannot be signed: " + err.Error(), remedy: remedy}
 }
 
 // body attaches the plugin's body, which is counted, and its trailers.
@@ -367,7 +360,7 @@ func (x *exchange) body(out *http.Request) {
 	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
 	body.from = x.r.Body
 	if x.standIns != nil {
-		body.from = x.standIns.inBody(x.r, x.r.Body, x.decoders(), x.halt)
+		body.from = searchedBody(x.standIns, x.r, x.r.Body, x.decoders(), x.halt)
 	}
 	if x.r.Trailer != nil {
 		out.Trailer = make(http.Header, len(x.r.Trailer))
@@ -438,7 +431,7 @@ func (b *countedBody) Close() error {
 }
 
 // trailerHolds refuses the plugin's trailer with a stand-in in it. The result
-// is nil, and no *dialError, for none.
+// is nil, and no *refusalError, for none.
 func (x *exchange) trailerHolds() error {
 	if x.standIns == nil {
 		return nil
@@ -537,7 +530,7 @@ func (x *exchange) inform(code int) {
 func (x *exchange) endInforming() {
 	time.AfterFunc(resetPatience, func() {
 		if x.informs.Load() {
-			x.conn.sever()
+			x.conn.Abort()
 		}
 	})
 }
@@ -569,13 +562,13 @@ func (x *exchange) fail(err error) {
 		panic(http.ErrAbortHandler)
 	}
 	err = x.failure(err)
-	var e *dialError
+	var e *refusalError
 	switch {
 	case errors.As(err, &e):
 	case errors.Is(err, errBody):
-		e = &dialError{reason: authz.MalformedRequest, detail: errBody.Error()}
+		e = &refusalError{reason: authz.MalformedRequest, detail: errBody.Error()}
 	case errors.Is(err, errRepeated), errors.Is(err, errMoved):
-		e = &dialError{reason: authz.UpstreamUnreachable, detail: err.Error()}
+		e = &refusalError{reason: authz.UpstreamUnreachable, detail: err.Error()}
 	default:
 		e = unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
 	}
@@ -584,7 +577,7 @@ func (x *exchange) fail(err error) {
 
 // cutShort answers, before any other answer has begun, that the access ended.
 func (x *exchange) cutShort(cause error) {
-	var e *dialError
+	var e *refusalError
 	switch {
 	case errors.As(cause, &e):
 		x.refuseAs(e)
@@ -593,16 +586,16 @@ func (x *exchange) cutShort(cause error) {
 	case errors.Is(cause, errStopping):
 		x.refuse(authz.NotReady, cause.Error())
 	default:
-		x.refuse(x.proxy.reasonNow(x.admission), cause.Error())
+		x.refuse(x.proxy.live.reasonNow(x.admission), cause.Error())
 	}
 }
 
 // refuse turns the admitted request into a refusal and answers with it.
 func (x *exchange) refuse(reason authz.Reason, detail string) {
-	x.refuseAs(&dialError{reason: reason, detail: detail})
+	x.refuseAs(&refusalError{reason: reason, detail: detail})
 }
 
-func (x *exchange) refuseAs(e *dialError) {
+func (x *exchange) refuseAs(e *refusalError) {
 	x.settle()
 	refusal := x.proxy.refused(e.refuse(x.admission), nil)
 	x.outcome.Detail = refusal.Detail
@@ -612,7 +605,7 @@ func (x *exchange) refuseAs(e *dialError) {
 // respond passes the upstream's answer to the plugin.
 func (x *exchange) respond(response *http.Response) {
 	body, err := x.scrubBody(response)
-	var full *dialError
+	var full *refusalError
 	switch {
 	case errors.As(err, &full):
 		x.refuseAs(full)
@@ -668,14 +661,14 @@ func (x *exchange) respond(response *http.Response) {
 func (x *exchange) abort(cause error) {
 	x.giveUp(cause)
 	if x.r.ProtoMajor != 2 {
-		x.conn.sever() // closing it would wait for whoever writes to it
+		x.conn.Abort() // closing it would wait for whoever writes to it
 		return
 	}
 	_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone
 	_ = x.control.SetReadDeadline(time.Unix(1, 0))
 	time.AfterFunc(resetPatience, func() {
 		if x.access.live() {
-			_ = x.conn.cut()
+			_ = x.conn.Cut()
 		}
 	})
 }
@@ -688,7 +681,7 @@ const resetPatience = 250 * time.Millisecond
 func (x *exchange) incomplete(err error) {
 	cause := x.access.cutBy()
 	var broken *writeError
-	var e *dialError
+	var e *refusalError
 	switch {
 	case errors.As(cause, &e):
 		x.outcome.Detail = "cut: " + x.proxy.refused(e.refuse(x.admission), nil).Detail
@@ -698,7 +691,7 @@ func (x *exchange) incomplete(err error) {
 	case errors.Is(cause, errStopping):
 		x.outcome.Detail = cause.Error()
 	case cause != nil:
-		x.admission.Refuse(x.proxy.reasonNow(x.admission), "")
+		x.admission.Refuse(x.proxy.live.reasonNow(x.admission), "")
 		x.outcome.Detail = "cut: " + cause.Error()
 	case errors.As(err, &broken) || x.r.Context().Err() != nil:
 		x.outcome.Detail = "the plugin left before the end of the answer"
@@ -765,22 +758,6 @@ func (x *exchange) trailer(h http.Header, response *http.Response, announced int
 
 // writeError is a failure to write to the plugin.
 type writeError struct{ error }
-
-// bufferSize is the most that is held of a body at one time.
-const bufferSize = 32 << 10
-
-// bufferPool lends buffers for copying.
-type bufferPool struct{ pool sync.Pool }
-
-func (b *bufferPool) get() *[]byte {
-	if buf, ok := b.pool.Get().(*[]byte); ok {
-		return buf
-	}
-	buf := make([]byte, bufferSize)
-	return &buf
-}
-
-func (b *bufferPool) put(buf *[]byte) { b.pool.Put(buf) }
 
 // copyBody copies the answer's body, and flushes each part at once where parts
 // matter.

@@ -11,37 +11,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
-
-// Exits makes the unix sockets by which an Envoy reaches upstreams, one for each
-// route, and returns their paths in the order of the routes. Each call replaces
-// the set: an exit that stays keeps its path and its connections, one whose route
-// is not among them any more takes no more connections, and what it has is cut
-// by [Proxy.Reconsider] alone. After an error the set is what it was.
-//
-// What is accepted there was admitted, access by access, through another door.
-// The exit sees to the rest: that the rule still stands, where the name leads,
-// and that the connection ends when the rule does.
-//
-// dir is the exits' own: it is made if it is missing, for the sidecar's own user
-// and, to look up sockets in, for group, which is a name or a number and may use
-// the sockets too; "" for nobody else. Both stay what they are at the first call.
-// dir has at most 75 bytes, since a socket's path has at most 107 (unix(7)).
-//
-// It may be called before Serve, which closes the exits when it ends, and at any
-// time after; without Serve, Exits of no routes closes them.
-func (p *Proxy) Exits(dir, group string, routes []authz.Route) ([]string, error) {
-	paths, err := p.exits.replace(dir, group, routes)
-	if err != nil {
-		return nil, fmt.Errorf("make exits: %w", err)
-	}
-	return paths, nil
-}
 
 // ExitPaths returns the paths that Exits gives the sockets of routes in dir, and
 // makes none.
@@ -71,9 +47,30 @@ func (k exitKey) file() string {
 	return strings.ToLower(name) + socketSuffix
 }
 
+// egressConfig is what the exits of an Envoy are made of. All is required.
+type egressConfig struct {
+	plugin       authz.Principal
+	gate         *authz.Gate
+	engine       *authz.Engine
+	live         *registry
+	dialer       *dialer
+	budget       *budget.Budget
+	work         *inflight // counts goroutines until they have ended
+	placeholders *lookout
+	// maxConnections bounds the open connections of all exits together.
+	maxConnections int
+	// refused reports a refusal and returns it; err is why it could not be recorded.
+	refused func(r authz.Refusal, err error) authz.Refusal
+	// outOfMemory records that something was refused because the budget has no room.
+	outOfMemory func()
+	now         func() time.Time
+	log         *zap.Logger
+}
+
 // exits is the set of all exits.
 type exits struct {
-	proxy *Proxy
+	egressConfig
+
 	ctx   context.Context //nolint:containedctx // of all connections; ends with the proxy
 	stop  context.CancelFunc
 	conns atomic.Int64 // open ones
@@ -90,11 +87,11 @@ type exit struct {
 	route    authz.Route
 	path     string
 	listener net.Listener
-	paces    refusalPaces
+	paces    logLimiters
 }
 
-func newExits(p *Proxy) *exits {
-	s := &exits{proxy: p, byRoute: make(map[exitKey]*exit)}
+func newExits(cfg egressConfig) *exits {
+	s := &exits{egressConfig: cfg, byRoute: make(map[exitKey]*exit)}
 	s.ctx, s.stop = context.WithCancel(context.Background()) //nolint:forbidigo // exits may be there before Serve
 	return s
 }
@@ -129,7 +126,7 @@ func (s *exits) replace(dir, group string, routes []authz.Route) (paths []string
 		}
 	}
 	for _, e := range made {
-		s.proxy.work.enter()
+		s.work.enter()
 		go e.serve()
 	}
 	s.byRoute = next
@@ -175,38 +172,37 @@ func (s *exits) close() {
 
 // serve takes connections until the exit is closed.
 func (e *exit) serve() {
-	p := e.set.proxy
-	defer p.work.leave()
-	if err := p.accept(e.set.ctx, e.listener, e.take); err != nil {
-		p.cfg.Log.Error("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
+	s := e.set
+	defer s.work.leave()
+	if err := accept(s.ctx, e.listener, s.log, e.take); err != nil {
+		s.log.Error("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
 	}
 }
 
 // take begins with one connection.
 func (e *exit) take(raw net.Conn) {
-	p := e.set.proxy
-	if err := e.set.folder.admits(raw); err != nil {
-		p.cfg.Log.Warn("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
+	s := e.set
+	if err := s.folder.admits(raw); err != nil {
+		s.log.Warn("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
 		_ = raw.Close() // nothing was read from it
 		return
 	}
-	if n := e.set.conns.Add(1); n > int64(p.cfg.MaxConnections) {
-		e.set.conns.Add(-1)
+	if n := s.conns.Add(1); n > int64(s.maxConnections) {
+		s.conns.Add(-1)
 		_ = raw.Close() // nothing was read from it
-		e.refuse("", authz.NotReady, tooManyConnections(p.cfg.MaxConnections, 1))
+		e.refuse("", authz.NotReady, tooManyConnections(s.maxConnections, 1))
 		return
 	}
-	memory := p.budget.Hold()
-	c := newConn(raw, func(*conn) { e.set.conns.Add(-1); memory.End() }, func() bool { return false })
-	c.memory, c.outOfMemory = memory, p.refuseFull
+	memory := s.budget.Hold()
+	c := NewConn(&Socket{Raw: raw, Memory: memory, OutOfMemory: s.outOfMemory, Forget: func(*Socket) { s.conns.Add(-1); memory.End() }})
 	if memory.Take(budget.Request, connectionCost+tunnelCost) != nil {
-		_ = c.cut() // nothing was read from it
-		e.refuse("", authz.NotReady, errHeld().detail)
+		_ = c.Cut() // nothing was read from it
+		e.refuse("", authz.NotReady, errOutOfMemory().detail)
 		return
 	}
-	p.work.enter()
+	s.work.enter()
 	go func() {
-		defer p.work.leave()
+		defer s.work.leave()
 		e.pass(c)
 	}()
 }
@@ -216,8 +212,8 @@ func (e *exit) name() string { return e.route.Grant + "/" + e.route.Rule }
 // refuse records that a connection was refused, for each reason once a second:
 // an Envoy connects as often as it is asked to. host is "" where it is not known.
 func (e *exit) refuse(host string, reason authz.Reason, detail string) {
-	p := e.set.proxy
-	n := e.paces.of(reason).take(p.cfg.Now())
+	s := e.set
+	n := e.paces.of(reason).take(s.now())
 	if n == 0 {
 		return
 	}
@@ -226,27 +222,27 @@ func (e *exit) refuse(host string, reason authz.Reason, detail string) {
 		detail += fmt.Sprintf("; so were %d before it", n-1)
 	}
 	to := string(e.route.Scheme) + "://" + joinPort(cmp.Or(host, e.route.Host), e.route.Port)
-	p.refused(p.cfg.Gate.Refuse(reason, authz.Attempt{
-		Principal: p.cfg.Plugin, URL: to, Host: host, Detail: detail,
+	s.refused(s.gate.Refuse(reason, authz.Attempt{
+		Principal: s.plugin, URL: to, Host: host, Detail: detail,
 	}, authz.Source{Door: authz.DoorExtAuthz, UID: -1}))
-	p.cfg.Log.Warn("refuse connection of exit",
+	s.log.Warn("refuse connection of exit",
 		zap.String("to", to), zap.Stringer("reason", reason), zap.String("detail", detail))
 }
 
-// refusalPaces is a pace for each reason.
-type refusalPaces struct {
+// logLimiters is a pace for each reason.
+type logLimiters struct {
 	mu       sync.Mutex
-	byReason map[authz.Reason]*refusalPace
+	byReason map[authz.Reason]*logLimiter
 }
 
-func (r *refusalPaces) of(reason authz.Reason) *refusalPace {
+func (r *logLimiters) of(reason authz.Reason) *logLimiter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byReason == nil {
-		r.byReason = make(map[authz.Reason]*refusalPace)
+		r.byReason = make(map[authz.Reason]*logLimiter)
 	}
 	if r.byReason[reason] == nil {
-		r.byReason[reason] = new(refusalPace)
+		r.byReason[reason] = new(logLimiter)
 	}
 	return r.byReason[reason]
 }

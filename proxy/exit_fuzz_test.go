@@ -56,16 +56,15 @@ func FuzzExitDestination(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	p := &Proxy{}
-	set := &exits{proxy: p}
+	set := new(exits)
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		for _, scheme := range []authz.Scheme{authz.SchemeHTTP, authz.SchemeHTTPS, authz.SchemeTLS} {
 			for _, host := range []string{"*.weather.example", "a.weather.example"} {
 				e := &exit{set: set, route: authz.Route{Scheme: scheme, Host: host, Port: 80}}
-				c := &conn{Conn: bytesConn{Reader: iotest.OneByteReader(bytes.NewReader(sent))}}
+				c := NewConn(&Socket{Raw: bytesConn{Reader: iotest.OneByteReader(bytes.NewReader(sent))}})
 				to, fault := e.destination(t.Context(), c)
-				if !bytes.HasPrefix(sent, c.prefix) {
-					t.Fatalf("of %q %q is left", sent, c.prefix)
+				if !bytes.HasPrefix(sent, c.Ahead()) {
+					t.Fatalf("of %q %q is left", sent, c.Ahead())
 				}
 				if fault != nil {
 					continue

@@ -28,10 +28,7 @@ import (
 // as they are. A connection that does not begin with the preface of HTTP/2 is left
 // alone.
 type frames struct {
-	conn   *conn
-	source io.Reader
-	report func(detail string) // records what was refused without a request
-	memory *budget.Budget      // of which large header blocks take
+	framesConfig
 
 	in  frameReader
 	out frameWriter
@@ -51,6 +48,10 @@ type framed struct {
 // space, why its head is malformed. What a plugin sends by this name is dropped.
 const headerStream = "chaperone-stream"
 
+// maxFrame is the least limit that may be stated (RFC 9113, section 6.5.2): each
+// connection keeps a buffer of the largest frame that has come.
+const maxFrame = 16 << 10
+
 const (
 	frameHeader = 9 // bytes (RFC 9113, section 4.1)
 	// maxBlock bounds the bytes of a header block that is read to its end, which
@@ -59,47 +60,61 @@ const (
 	// maxContinuations bounds the frames of a header block: empty ones cost nothing
 	// to send.
 	maxContinuations = 512
-	// maxFramed bounds the streams that are remembered, above those that may be
-	// open at a time.
-	maxFramed = 4 * maxStreams
+	// rememberedShare is how many streams are remembered for each that may be open.
+	rememberedShare = 4
+	// blockFactor is how many times a header block is in memory: as it was read, and as fields.
+	blockFactor = 2
 )
 
 var errPreface = errors.New("the connection preface of HTTP/2 is not valid")
 
-// newFrames returns the frames of a connection, which reads from source. With
-// prefaced it must begin with the preface.
-func newFrames(c *conn, source io.Reader, prefaced bool, memory *budget.Budget, report func(string)) *frames {
+// framesConfig is what frames are made of. All is required but prefaced.
+type framesConfig struct {
+	source   io.Reader           // the connection
+	prefaced bool                // it must begin with the preface of HTTP/2
+	report   func(detail string) // records a refusal without a request
+	// takeBlock takes the memory of a header block that comes in parts, and connection
+	// that of the connection. An error of the latter ends the connection.
+	takeBlock      *budget.Budget
+	takeConnection func(bytes int64) error
+	// target is what a request is shown to be for whose head is malformed.
+	target func() (scheme, authority string)
+	// most is how many bytes a head may have, as RFC 9113, section 6.5.2, counts them.
+	most uint32
+	// maxStreams is how many streams may be open at a time.
+	maxStreams int
+}
+
+// newFrames returns the frames of a connection.
+func newFrames(cfg framesConfig) *frames {
 	f := &frames{
-		conn: c, source: source, report: report, memory: memory,
-		streams: make(map[uint32]*framed), serving: make(map[*http.Request]*framed),
+		framesConfig: cfg,
+		streams:      make(map[uint32]*framed), serving: make(map[*http.Request]*framed),
 	}
-	f.in = frameReader{frames: f, prefaced: prefaced}
+	f.in = frameReader{frames: f, head: headFields{most: cfg.most}}
 	f.out = frameWriter{frames: f}
 	return f
 }
 
 // begin takes what was put into the head of a request out of it, and returns why
-// it is to be refused, or nil.
-func (f *frames) begin(r *http.Request) *fault {
+// it is to be refused, or "".
+func (f *frames) begin(r *http.Request) (detail string) {
 	values := r.Header[http.CanonicalHeaderKey(headerStream)]
 	delete(r.Header, http.CanonicalHeaderKey(headerStream))
 	if len(values) != 1 {
-		return malformed("the head of the request was not read") // and nobody foresaw that
+		return "the head of the request was not read" // and nobody foresaw that
 	}
 	text, detail, _ := strings.Cut(values[0], " ")
 	number, err := strconv.ParseUint(text, 10, 31)
 	if err != nil {
-		return malformed("the head of the request was not read")
+		return "the head of the request was not read"
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if stream := f.streams[uint32(number)]; stream != nil {
 		f.serving[r] = stream
 	}
-	if detail == "" {
-		return nil
-	}
-	return malformed(detail)
+	return detail
 }
 
 // end forgets a request. What becomes of its stream is still to be written.
@@ -125,7 +140,7 @@ func (f *frames) resetWith(r *http.Request, code http2.ErrCode) {
 func (f *frames) add(number uint32, stream *framed) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.streams) < maxFramed {
+	if len(f.streams) < rememberedShare*f.maxStreams {
 		f.streams[number] = stream
 	}
 }
@@ -141,15 +156,14 @@ func (f *frames) take(number uint32) *framed {
 
 // frameReader reads the plugin's frames.
 type frameReader struct {
-	frames   *frames
-	prefaced bool // the preface has to come
-	begun    int  // bytes of the preface that have come
-	off      bool // it is not HTTP/2
-	pending  []byte
-	rest     uint32 // of the payload of a frame that passes as it is
-	last     uint32 // the highest stream
-	wide     bool   // memory was taken for heads of more than a frame
-	err      error
+	frames  *frames
+	begun   int  // bytes of the preface that have come
+	off     bool // it is not HTTP/2
+	pending []byte
+	rest    uint32 // of the payload of a frame that passes as it is
+	last    uint32 // the highest stream
+	wide    bool   // memory was taken for heads of more than a frame
+	err     error
 
 	decoder *hpack.Decoder
 	encoder *hpack.Encoder
@@ -189,7 +203,7 @@ func (r *frameReader) Read(p []byte) (int, error) {
 func (r *frameReader) preface(p []byte) (int, error) {
 	n, err := r.frames.source.Read(p[:min(len(p), len(http2.ClientPreface)-r.begun)])
 	if string(p[:n]) != http2.ClientPreface[r.begun:r.begun+n] {
-		if r.prefaced {
+		if r.frames.prefaced {
 			r.frames.report("the connection preface of HTTP/2 is not valid")
 			return 0, errPreface
 		}

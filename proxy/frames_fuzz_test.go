@@ -38,10 +38,16 @@ func FuzzFrames(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
+	const maxHeaderBytes = 64 << 10
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		memory := budget.New(1 << 20)
-		c := &conn{memory: memory.Hold(), outOfMemory: func() {}}
-		frames := newFrames(c, strings.NewReader(http2.ClientPreface+string(sent)), false, memory, func(string) {})
+		held := memory.Hold()
+		frames := newFrames(framesConfig{
+			source: strings.NewReader(http2.ClientPreface + string(sent)), report: func(string) {}, takeBlock: memory,
+			takeConnection: func(n int64) error { return held.Take(budget.Connection, n) },
+			target:         func() (scheme, authority string) { return "http", "unknown.invalid" },
+			most:           maxHeaderBytes, maxStreams: 250,
+		})
 		if _, err := io.ReadFull(&frames.in, make([]byte, len(http2.ClientPreface))); err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +85,7 @@ func FuzzFrames(f *testing.F) {
 				t.Fatalf("trailers of stream %d carry %q", meta.StreamID, numbers)
 			}
 		}
-		c.memory.End()
+		held.End()
 		for _, kind := range budget.Kinds() {
 			if n, _ := memory.Held(kind); n != 0 {
 				t.Fatalf("%d bytes are held of nothing", n)

@@ -15,7 +15,7 @@ import (
 func TestFramesAreWrittenAsTheyAre(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		reports := 0
-		f := newFrames(nil, nil, false, nil, func(string) { reports++ })
+		f := newFrames(framesConfig{report: func(string) { reports++ }, maxStreams: 250})
 		f.add(1, &framed{reset: http2.ErrCodeCancel})
 		f.add(3, &framed{malformed: true})
 		var in, want []byte

@@ -18,9 +18,9 @@ func TestEndOfInputBeforeServeHTTP(t *testing.T) {
 	defer l.Close()
 	client := testenv.MustGet(new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String()))(t).(*net.TCPConn)
 	defer client.Close()
-	c := newConn(testenv.MustGet(l.Accept())(t), func(*conn) {}, func() bool { return false })
+	c := &conn{Conn: NewConn(&Socket{Raw: testenv.MustGet(l.Accept())(t)})}
 	defer c.Close()
-	c.refusal = func(text []byte) []byte { return text } // as for every connection that net/http serves
+	c.refuse = func(text []byte) []byte { return text } // as for every connection that net/http serves
 	testenv.Must(t, client.CloseWrite())
 	read := make(chan error, 1)
 	go func() {

@@ -23,8 +23,8 @@ const soonAfter = 5 * time.Second
 // closed before anything was sent on it.
 func (p *Proxy) greeted(c *conn, inner *tls.Conn) {
 	done := p.cfg.Now()
-	c.used.Store(false) // by the CONNECT
-	c.unused = func() {
+	c.use.used.Store(false) // by the CONNECT
+	c.use.unused = func() {
 		if p.cfg.Now().Sub(done) > soonAfter {
 			return // it was opened in case it would be needed
 		}
@@ -40,7 +40,7 @@ func (p *Proxy) greeted(c *conn, inner *tls.Conn) {
 func (p *Proxy) refusedHandshake(c *conn, err error) {
 	alert, ok := remoteAlert(err)
 	if !ok {
-		alert = c.tail.alert()
+		alert = c.use.tail.alert()
 	}
 	p.failedHandshake(c, err, alert, "in the TLS handshake")
 }
@@ -84,9 +84,9 @@ func (p *Proxy) failedHandshake(c *conn, err error, alert uint8, when string) {
 		detail = "the program hung up " + when + "; mostly it does not trust the sidecar's certificate"
 	}
 	p.cfg.Handshake(&authz.Record{
-		Time: p.cfg.Now(), Kind: authz.KindHandshake, Plugin: string(p.cfg.Plugin), Door: c.source.Door,
+		Time: p.cfg.Now(), Kind: authz.KindHandshake, Plugin: string(p.cfg.Plugin), Door: c.Source.Door,
 		Scheme: string(authz.SchemeHTTPS), Host: c.hostOrAddress(), Port: c.port,
-		PID: c.source.PID, UID: c.source.UID, Exe: c.source.Exe, Detail: detail,
+		PID: c.Source.PID, UID: c.Source.UID, Exe: c.Source.Exe, Detail: detail,
 	})
 }
 
@@ -134,10 +134,10 @@ func alertName(alert uint8) string {
 func (c *conn) watchUse(state http.ConnState) {
 	switch state {
 	case http.StateActive:
-		c.used.Store(true)
+		c.use.used.Store(true)
 	case http.StateClosed:
-		if c.unused != nil && !c.used.Load() {
-			c.unused()
+		if c.use.unused != nil && !c.use.used.Load() {
+			c.use.unused()
 		}
 	case http.StateNew, http.StateIdle, http.StateHijacked:
 	}

@@ -17,7 +17,7 @@ func (p *Proxy) Hangup() (cut int) {
 	open := maps.Clone(p.conns) // before: what is cut queues for this lock
 	p.mu.Unlock()
 	cut = p.live.reconsider()
-	inParallel(slices.Collect(maps.Keys(open)), func(c *conn) bool { c.sever(); return true })
+	inParallel(slices.Collect(maps.Keys(open)), func(s *Socket) bool { s.Abort(); return true })
 	return cut
 }
 

@@ -23,7 +23,7 @@ func (r *frameReader) block(h http2.FrameHeader) error {
 		r.pending = appendFrame(r.pending[:0], h.Type, h.Flags, h.StreamID, payload)
 		return nil
 	}
-	held := r.frames.memory.Hold()
+	held := r.frames.takeBlock.Hold()
 	defer held.End()
 	whole, done := fragment, h.Flags.Has(http2.FlagHeadersEndHeaders)
 	for frames := 0; !done; frames++ {
@@ -31,7 +31,7 @@ func (r *frameReader) block(h http2.FrameHeader) error {
 		if err != nil || more == nil {
 			return err
 		}
-		if frames > maxContinuations || len(whole)+len(more) > maxBlock || held.Take(budget.Request, headFactor*int64(len(more))) != nil {
+		if frames > maxContinuations || len(whole)+len(more) > maxBlock || held.Take(budget.Request, blockFactor*int64(len(more))) != nil {
 			r.frames.report("a header block is too large")
 			return io.EOF
 		}
@@ -112,11 +112,11 @@ func (r *frameReader) pass(h http2.FrameHeader, priority []byte) error {
 	fields, own := r.head.fields, ""
 	if h.StreamID > r.last && h.StreamID%2 == 1 {
 		r.last, own = h.StreamID, strconv.FormatUint(uint64(h.StreamID), 10)
-		fault := r.head.malformed(h.Flags.Has(http2.FlagHeadersEndStream))
-		if fault != nil {
-			fields, own = r.head.refused(r.frames.conn), own+" "+fault.detail
+		detail := r.head.malformed(h.Flags.Has(http2.FlagHeadersEndStream))
+		if detail != "" {
+			fields, own = r.head.refused(r.frames.target()), own+" "+detail
 		}
-		r.frames.add(h.StreamID, &framed{malformed: fault != nil})
+		r.frames.add(h.StreamID, &framed{malformed: detail != ""})
 	}
 	for _, field := range fields {
 		if field.Name != headerStream {
@@ -130,8 +130,7 @@ func (r *frameReader) pass(h http2.FrameHeader, priority []byte) error {
 	r.encoded = bytes.Buffer{} // it may have been large
 	if len(block) > maxFrame && !r.wide {
 		// net/http's decoder keeps a copy of what comes in parts.
-		if err := r.frames.conn.memory.Take(budget.Connection, headFactor*maxHeaderBytes); err != nil {
-			r.frames.conn.outOfMemory()
+		if err := r.frames.takeConnection(blockFactor * int64(r.frames.most)); err != nil {
 			return err
 		}
 		r.wide = true

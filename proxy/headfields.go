@@ -8,13 +8,12 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2/hpack"
-
-	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // headFields are the fields of a header block, of which no more are kept than a
 // head may have.
 type headFields struct {
+	most   uint32 // bytes, as size
 	fields []hpack.HeaderField
 	size   uint32 // as RFC 9113, section 6.5.2, counts it
 	large  bool
@@ -22,10 +21,10 @@ type headFields struct {
 
 // begin has the decoder put the fields of the next block here.
 func (f *headFields) begin(decoder *hpack.Decoder) {
-	*f = headFields{}
+	*f = headFields{most: f.most}
 	decoder.SetEmitEnabled(true)
 	decoder.SetEmitFunc(func(field hpack.HeaderField) {
-		if f.size += field.Size(); f.size > maxHeaderBytes {
+		if f.size += field.Size(); f.size > f.most {
 			f.large = true
 			decoder.SetEmitEnabled(false)
 			return
@@ -35,10 +34,10 @@ func (f *headFields) begin(decoder *hpack.Decoder) {
 }
 
 // malformed returns why the fields are no head of a request (RFC 9113, sections
-// 8.1.1 to 8.3.1 and 8.5), or nil. ended: no body follows.
-func (f *headFields) malformed(ended bool) *fault {
+// 8.1.1 to 8.3.1 and 8.5), or "". ended: no body follows.
+func (f *headFields) malformed(ended bool) (detail string) {
 	if f.large {
-		return malformed("the request's header is too large")
+		return "the request's header is too large"
 	}
 	pseudo, regular := map[string]string{}, false
 	lengths := []string(nil)
@@ -46,25 +45,25 @@ func (f *headFields) malformed(ended bool) *fault {
 		name, value := field.Name, field.Value
 		switch {
 		case !httpguts.ValidHeaderFieldValue(value) || strings.Trim(value, " \t") != value && strings.HasPrefix(name, ":"):
-			return malformed("the value of a field is not valid")
+			return "the value of a field is not valid"
 		case strings.HasPrefix(name, ":"):
 			if _, twice := pseudo[name]; twice || regular {
-				return malformed("a pseudo-header field is there twice, or behind a field")
+				return "a pseudo-header field is there twice, or behind a field"
 			}
 			pseudo[name] = value
 			continue
 		case !httpguts.ValidHeaderFieldName(name) || strings.ToLower(name) != name:
-			return malformed("the name of a field is not valid, or not in lower case")
+			return "the name of a field is not valid, or not in lower case"
 		case name == "connection", name == "proxy-connection", name == "keep-alive", name == "transfer-encoding", name == "upgrade",
 			name == "te" && value != "trailers":
-			return malformed("the field " + name + " belongs to HTTP/1.1")
+			return "the field " + name + " belongs to HTTP/1.1"
 		case name == "content-length":
 			lengths = append(lengths, value)
 		}
 		regular = true
 	}
 	if reason := malformedTarget(pseudo); reason != "" {
-		return malformed(reason)
+		return reason
 	}
 	return malformedLength(lengths, ended)
 }
@@ -101,27 +100,23 @@ func malformedTarget(pseudo map[string]string) string {
 }
 
 // malformedLength returns why the fields named content-length state no length of
-// a body, or nil.
-func malformedLength(lengths []string, ended bool) *fault {
+// a body, or "".
+func malformedLength(lengths []string, ended bool) string {
 	for _, length := range lengths {
 		n, err := strconv.ParseUint(length, 10, 63)
 		if err != nil || length != lengths[0] || strings.TrimLeft(length, "0123456789") != "" {
-			return malformed("content-length is not a length")
+			return "content-length is not a length"
 		}
 		if ended && n != 0 {
-			return malformed("content-length states a body, and none follows")
+			return "content-length states a body, and none follows"
 		}
 	}
-	return nil
+	return ""
 }
 
 // refused returns a head that net/http makes a request of, in place of one that is
 // malformed: with what of it can be shown in a refusal.
-func (f *headFields) refused(c *conn) []hpack.HeaderField {
-	scheme, authority := c.scheme, joinPort(c.host, c.port)
-	if c.host == "" {
-		scheme, authority = authz.SchemeHTTP, "unknown.invalid"
-	}
+func (f *headFields) refused(scheme, authority string) []hpack.HeaderField {
 	method, path, kind := http.MethodGet, "/", ""
 	for _, field := range f.fields {
 		switch field.Name {
@@ -134,14 +129,14 @@ func (f *headFields) refused(c *conn) []hpack.HeaderField {
 				path = field.Value
 			}
 		case "content-type":
-			if isGRPC(http.Header{"Content-Type": {field.Value}}) {
-				kind = "application/grpc"
+			if strings.HasPrefix(strings.ToLower(field.Value), "application/grpc") && httpguts.ValidHeaderFieldValue(field.Value) {
+				kind = field.Value // the refusal is then a gRPC status
 			}
 		}
 	}
 	fields := []hpack.HeaderField{
 		{Name: ":method", Value: method},
-		{Name: ":scheme", Value: string(scheme)},
+		{Name: ":scheme", Value: scheme},
 		{Name: ":authority", Value: authority},
 		{Name: ":path", Value: path},
 	}

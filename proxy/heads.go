@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -13,7 +14,8 @@ import (
 // refused, so that Host must be seen. It changes no byte. Where framing is not
 // beyond doubt it goes blind, and what it has not seen is refused.
 type headReader struct {
-	conn *conn
+	source io.Reader
+	most   int // bytes of a head or a line of a chunk that are looked at
 
 	state headState
 	line  []byte     // of a head or a chunk, until it is complete
@@ -41,9 +43,14 @@ type wireHead struct {
 // maxSeen bounds how many pipelined requests are remembered.
 const maxSeen = 64
 
+// newHeadReader returns a reader of source for a server that takes heads of so many bytes.
+func newHeadReader(source io.Reader, maxHeaderBytes int) *headReader {
+	return &headReader{source: source, most: maxHeaderBytes + 4096} // as net/http counts
+}
+
 // Read implements io.Reader.
 func (h *headReader) Read(b []byte) (int, error) {
-	n, err := h.conn.read(b)
+	n, err := h.source.Read(b)
 	h.observe(b[:n])
 	return n, err
 }
@@ -97,7 +104,7 @@ func (h *headReader) observeLine(b []byte) []byte {
 	}
 	h.line = append(h.line, b[:end+1]...)
 	b = b[end+1:]
-	if len(h.line) > maxHeaderBytes+4096 { // net/http refuses it too
+	if len(h.line) > h.most { // net/http refuses it too
 		h.blind()
 		return nil
 	}

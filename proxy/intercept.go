@@ -5,8 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
-	"net"
 	"slices"
 	"time"
 
@@ -21,8 +19,8 @@ const tlsHandshake = 22
 // virtual address was given out for is its host; else SNI or Host decides, and
 // is resolved anew: the address that was dialled is never used.
 func (p *Proxy) transparent(ctx context.Context, c *conn) {
-	c.way, c.port = transparent, c.original.Port()
-	address := c.original.Addr()
+	c.way, c.port = transparent, c.Original.Port()
+	address := c.Original.Addr()
 	host := address.String()
 	if isVirtual(address) {
 		name, ok := "", false
@@ -51,9 +49,9 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 // drop refuses a connection of which nothing was understood.
 func (p *Proxy) drop(c *conn, reason authz.Reason, detail string) {
 	p.refused(p.cfg.Gate.Refuse(reason, authz.Attempt{
-		Principal: p.cfg.Plugin, URL: c.original.String(), Detail: detail,
-	}, c.source))
-	c.reset()
+		Principal: p.cfg.Plugin, URL: c.Original.String(), Detail: detail,
+	}, c.Source))
+	c.Reset()
 }
 
 // spliceTransparent decides about a tunnel that was redirected, and splices.
@@ -79,7 +77,7 @@ func (c *conn) hangUp(scheme authz.Scheme) {
 		c.alert()
 		return
 	}
-	c.reset()
+	c.Reset()
 }
 
 // alert ends a TLS connection that has not begun: a fatal access_denied
@@ -95,23 +93,23 @@ func (c *conn) alert() {
 func (p *Proxy) enter(ctx context.Context, c *conn, schemes []authz.Scheme, greeting []byte) {
 	if len(greeting) > 0 {
 		if _, err := c.Conn.Write(greeting); err != nil {
-			_ = c.cut()
+			_ = c.Cut()
 			return
 		}
 	}
 	if !p.awaitFirst(ctx, c, schemes) {
 		return
 	}
-	if c.prefix[0] == tlsHandshake {
+	if c.Ahead()[0] == tlsHandshake {
 		p.enterTLS(ctx, c)
 		return
 	}
-	if slices.Contains(schemes, authz.SchemeTCP) && !(slices.Contains(schemes, authz.SchemeHTTP) && looksLikeHTTP(c.prefix)) {
+	if slices.Contains(schemes, authz.SchemeTCP) && !(slices.Contains(schemes, authz.SchemeHTTP) && looksLikeHTTP(c.Ahead())) {
 		p.spliceNamed(ctx, c, authz.SchemeTCP)
 		return
 	}
 	c.scheme = authz.SchemeHTTP
-	c.refusal = p.unreadable(c)
+	c.refuse = p.unreadable(c)
 	p.frame(c, false)
 	p.serveHTTP(c)
 }
@@ -125,7 +123,7 @@ func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme)
 		wait = serverFirst
 	}
 	_ = c.Conn.SetReadDeadline(time.Now().Add(wait)) // a broken one fails in peek
-	_, err := c.peek(1)
+	_, err := c.Peek(1)
 	_ = c.Conn.SetReadDeadline(time.Time{})
 	switch {
 	case err == nil:
@@ -136,11 +134,11 @@ func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme)
 		if named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), ""); err == nil {
 			p.refuseHost(c, named)
 		}
-		c.reset()
+		c.Reset()
 	case isTimeout(err):
 		p.drop(c, authz.MalformedRequest, "nothing was sent")
 	default:
-		_ = c.cut() // it was opened and closed: a probe
+		_ = c.Cut() // it was opened and closed: a probe
 	}
 	return false
 }
@@ -159,7 +157,7 @@ func (c *conn) hostOrAddress() string {
 	if c.host != "" {
 		return c.host
 	}
-	return c.original.Addr().Unmap().String()
+	return c.Original.Addr().Unmap().String()
 }
 
 // looksLikeHTTP reports whether bytes begin like a request line.
@@ -172,7 +170,7 @@ func looksLikeHTTP(b []byte) bool {
 // passthrough is granted, intercepted where requests may be decided, and
 // refused with an alert where a refusal inside it could not be read.
 func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
-	name, ok := readHello(ctx, c)
+	name, ok := readHello(ctx, c.Conn)
 	if !ok {
 		p.drop(c, authz.MalformedRequest, "the TLS handshake could not be read")
 		return
@@ -187,8 +185,8 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 	case err != nil:
 		p.refuseTLS(c, malformed(err.Error()))
 		return
-	case p.cfg.Identify == nil && c.way != tunnel || p.cfg.Identify != nil && !c.proved:
-		p.refuseTLS(c, &fault{authz.IdentityUnknown, "the caller is not proved"})
+	case p.cfg.Identify == nil && c.way != tunnel || p.cfg.Identify != nil && !c.Proved:
+		p.refuseTLS(c, &refusalError{reason: authz.IdentityUnknown, detail: "the caller is not proved"})
 		return
 	}
 	schemes := slices.DeleteFunc(p.schemes(named), func(s authz.Scheme) bool { return s == authz.SchemeHTTP }) // that is not TLS
@@ -207,7 +205,7 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 // already they must agree: a mismatch is kept for the requests, which are all
 // refused with it. Clients send no server name for addresses, and some (Java)
 // none for names without a dot.
-func (p *Proxy) nameTLS(c *conn, name string) *fault {
+func (p *Proxy) nameTLS(c *conn, name string) *refusalError {
 	if name == "" {
 		return nil
 	}
@@ -225,10 +223,10 @@ func (p *Proxy) nameTLS(c *conn, name string) *fault {
 }
 
 // refuseTLS refuses a TLS connection before its handshake.
-func (p *Proxy) refuseTLS(c *conn, f *fault) {
+func (p *Proxy) refuseTLS(c *conn, f *refusalError) {
 	p.refused(p.cfg.Gate.Refuse(f.reason, authz.Attempt{
 		Principal: p.cfg.Plugin, URL: joinPort(c.hostOrAddress(), c.port), Detail: f.detail,
-	}, c.source))
+	}, c.Source))
 	c.alert()
 }
 
@@ -250,29 +248,29 @@ func (p *Proxy) interceptConfig() *tls.Config {
 // intercept ends the plugin's TLS and serves the requests inside.
 func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	c.scheme = authz.SchemeHTTPS
-	c.readHead() // the hello
-	if c.memory.Take(budget.Connection, tlsCost) != nil {
+	c.HeadRead() // the hello
+	if c.Memory.Take(budget.Connection, tlsCost) != nil {
 		p.refuseFull()
-		_ = c.cut()
+		_ = c.Cut()
 		return
 	}
 	inner := tls.Server(c, p.serverTLS)
 	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()
-	c.tail = new(lastBytes)
+	c.use.tail = new(lastBytes)
 	err := inner.HandshakeContext(ctx)
 	if err != nil {
 		if c.mismatch != "" { // the client saw it too; it is refused all the same
 			p.refused(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
 				Principal: p.cfg.Plugin, URL: joinPort(c.host, c.port), Detail: c.mismatch,
-			}, c.source))
+			}, c.Source))
 		} else {
 			p.refusedHandshake(c, err)
 		}
 		_ = c.Close()
 		return
 	}
-	c.tail = nil
+	c.use.tail = nil
 	plain := c.over(inner)
 	p.greeted(plain, inner)
 	if inner.ConnectionState().NegotiatedProtocol == "h2" {
@@ -280,17 +278,33 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 		p.serveHTTP(plain)
 		return
 	}
-	plain.refusal = p.unreadable(plain)
+	plain.refuse = p.unreadable(plain)
 	p.serveHTTP(plain)
 }
 
 // frame has the HTTP/2 frames on c looked at, once it turns out to be HTTP/2, which
 // it must where prefaced is set.
 func (p *Proxy) frame(c *conn, prefaced bool) {
-	c.frames = newFrames(c, readerFunc(c.readHeads), prefaced, p.budget, func(detail string) {
-		p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
-			Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
-		}, c.source))
+	c.frames = newFrames(framesConfig{
+		source: readerFunc(c.readHeads), prefaced: prefaced, most: maxHeaderBytes, maxStreams: maxStreams,
+		takeBlock: p.budget, takeConnection: func(n int64) error {
+			err := c.Memory.Take(budget.Connection, n)
+			if err != nil {
+				c.OutOfMemory()
+			}
+			return err
+		},
+		target: func() (scheme, authority string) {
+			if c.host == "" {
+				return string(authz.SchemeHTTP), "unknown.invalid"
+			}
+			return string(c.scheme), joinPort(c.host, c.port)
+		},
+		report: func(detail string) {
+			p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
+				Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
+			}, c.Source))
+		},
 	})
 }
 
@@ -312,58 +326,7 @@ func (p *Proxy) unreadable(c *conn) func([]byte) []byte {
 		}
 		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
 			Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
-		}, c.source))
+		}, c.Source))
 		return rawRefusal(refusal)
 	}
 }
-
-// errNotSent stops a handshake that is only read.
-var errNotSent = errors.New("nothing is sent")
-
-// readHello reads the ClientHello, leaves it to be read again, and returns its
-// server name.
-func readHello(ctx context.Context, c *conn) (name string, ok bool) {
-	_ = c.Conn.SetReadDeadline(time.Now().Add(headerTimeout)) // a broken one fails below
-	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
-	tap := &helloTap{Conn: c.Conn, c: c}
-	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
-	defer cancel()
-	_ = tls.Server(tap, &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			name, ok = hello.ServerName, true
-			return nil, errNotSent
-		},
-	}).HandshakeContext(ctx) // it always fails; ok says how far it came
-	return name, ok
-}
-
-// helloTap lets a handshake read a connection without consuming it, and
-// swallows what it would answer.
-type helloTap struct {
-	net.Conn
-	c   *conn
-	off int
-}
-
-// maxHello is more than any ClientHello: one record is at most 16 KiB.
-const maxHello = 64 << 10
-
-func (t *helloTap) Read(b []byte) (int, error) {
-	if t.off >= maxHello {
-		return 0, io.ErrUnexpectedEOF
-	}
-	ahead, err := t.c.peek(t.off + 1)
-	if err != nil {
-		return 0, err
-	}
-	n := copy(b, ahead[t.off:])
-	t.off += n
-	return n, nil
-}
-
-func (*helloTap) Write(b []byte) (int, error)      { return len(b), nil }
-func (*helloTap) Close() error                     { return nil }
-func (*helloTap) SetDeadline(time.Time) error      { return nil }
-func (*helloTap) SetReadDeadline(time.Time) error  { return nil }
-func (*helloTap) SetWriteDeadline(time.Time) error { return nil }

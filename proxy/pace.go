@@ -59,7 +59,7 @@ var errUnpaced = errors.New("the access ended before its turn")
 // What waits is not read, or not written: to the plugin and to the upstream it
 // looks like a slow network, through TCP or HTTP/2's windows.
 type pacer struct {
-	proxy *Proxy
+	rates *rateLimits
 	kind  authz.LimitKind
 	size  *pieceSize
 	ended <-chan struct{} // closed when the access ends, however that comes
@@ -69,17 +69,34 @@ type pacer struct {
 	busy  bool // the last piece was a whole one
 }
 
-func (p *Proxy) pacer(kind authz.LimitKind, ended <-chan struct{}) pacer {
-	size := &p.upSize
+// rateLimits are a plugin's limits on bytes as the accesses share them.
+type rateLimits struct {
+	plugin   authz.Principal
+	gate     *authz.Gate
+	engine   *authz.Engine
+	buffers  *bufferPool
+	up, down pieceSize // of what the plugin sends, and of what it receives
+}
+
+func newRateLimits(plugin authz.Principal, gate *authz.Gate, engine *authz.Engine, buffers *bufferPool) *rateLimits {
+	r := &rateLimits{plugin: plugin, gate: gate, engine: engine, buffers: buffers}
+	r.up.bytes.Store(firstPiece)
+	r.down.bytes.Store(firstPiece)
+	return r
+}
+
+// pacer returns what slows one direction of an access down until it has ended.
+func (r *rateLimits) pacer(kind authz.LimitKind, ended <-chan struct{}) pacer {
+	size := &r.up
 	if kind == authz.LimitReceivedBytes {
-		size = &p.downSize
+		size = &r.down
 	}
-	return pacer{proxy: p, kind: kind, size: size, ended: ended}
+	return pacer{rates: r, kind: kind, size: size, ended: ended}
 }
 
 // limited reports whether a limit on these bytes is in force.
 func (p *pacer) limited() bool {
-	return p.proxy.cfg.Engine.Current().HasLimit(p.proxy.cfg.Plugin, p.kind)
+	return p.rates.engine.Current().HasLimit(p.rates.plugin, p.kind)
 }
 
 func (p *pacer) piece() int { return int(p.size.bytes.Load()) }
@@ -106,8 +123,8 @@ func (p *pacer) pass(n int) (waited bool, err error) {
 	if n == 0 || !p.limited() {
 		return false, nil
 	}
-	policy := p.proxy.cfg.Engine.Current()
-	wait := p.proxy.cfg.Gate.ThrottleBytes(p.proxy.cfg.Plugin, p.kind, n)
+	policy := p.rates.engine.Current()
+	wait := p.rates.gate.ThrottleBytes(p.rates.plugin, p.kind, n)
 	if p.size.adapt(wait); wait <= 0 {
 		return false, nil
 	}
@@ -130,8 +147,8 @@ func (p *pacer) wait(n int, until time.Time, policy *authz.Snapshot) error {
 			p.timer.Stop()
 			return errUnpaced
 		case <-policy.Changed():
-			policy = p.proxy.cfg.Engine.Current()
-			anew := time.Now().Add(p.proxy.cfg.Gate.ThrottleBytes(p.proxy.cfg.Plugin, p.kind, n))
+			policy = p.rates.engine.Current()
+			anew := time.Now().Add(p.rates.gate.ThrottleBytes(p.rates.plugin, p.kind, n))
 			if anew.Before(until) {
 				until = anew
 			}
@@ -160,8 +177,8 @@ func (p *pacer) move(to io.Writer, from io.Reader, buf []byte) (int64, error) {
 func (p *pacer) stream(to io.Writer, from io.Reader) (int64, error) {
 	buf := p.buffer()
 	if p.busy && !p.limited() {
-		lent := p.proxy.buffers.get()
-		defer p.proxy.buffers.put(lent)
+		lent := p.rates.buffers.get()
+		defer p.rates.buffers.put(lent)
 		buf = *lent
 	}
 	n, err := p.move(to, from, buf)

@@ -15,22 +15,20 @@ type discarded struct{}
 
 func (discarded) Record(*authz.Record) error { return nil }
 
-// paced returns a proxy that only paces, by the clock of the test's bubble.
-func paced(t testing.TB, limit authz.Limit) *Proxy {
+// paced returns the rates of a plugin with a limit, by the clock of the test's bubble.
+func paced(t testing.TB, limit authz.Limit) *rateLimits {
 	t.Helper()
 	engine := new(authz.Engine)
 	gate, err := authz.NewGate(authz.GateConfig{Engine: engine, Ledger: authz.NewLedger(), Recorder: discarded{}, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{cfg: Config{Plugin: "weather", Gate: gate, Engine: engine}}
-	p.upSize.bytes.Store(firstPiece)
-	p.downSize.bytes.Store(firstPiece)
+	p := newRateLimits("weather", gate, engine, new(bufferPool))
 	p.limit(t, limit)
 	return p
 }
 
-func (p *Proxy) limit(t testing.TB, limit authz.Limit) {
+func (p *rateLimits) limit(t testing.TB, limit authz.Limit) {
 	t.Helper()
 	var limits authz.Limits
 	if !limit.IsZero() {
@@ -47,7 +45,7 @@ func (p *Proxy) limit(t testing.TB, limit authz.Limit) {
 	if len(problems) > 0 {
 		t.Fatalf("compile: %+v", problems)
 	}
-	p.cfg.Engine.Install(policy)
+	p.engine.Install(policy)
 }
 
 // TestPacersShareARate moves 4 MiB by one and by eight at 64 KiB a second. The
@@ -106,16 +104,16 @@ func (s *smooth) Write(b []byte) (int, error) {
 func TestWaitIsCutShort(t *testing.T) {
 	hourly := authz.Limit{Count: 4 << 10, Period: time.Hour}
 	for name, test := range map[string]struct {
-		end  func(p *Proxy, ended chan struct{})
+		end  func(p *rateLimits, ended chan struct{})
 		want error
 		took time.Duration
 	}{
-		"the end of the access": {func(_ *Proxy, ended chan struct{}) { close(ended) }, errUnpaced, 0},
-		"a limit that is gone":  {func(p *Proxy, _ chan struct{}) { p.limit(t, authz.Limit{}) }, nil, 0},
-		"a higher limit": {func(p *Proxy, _ chan struct{}) {
+		"the end of the access": {func(_ *rateLimits, ended chan struct{}) { close(ended) }, errUnpaced, 0},
+		"a limit that is gone":  {func(p *rateLimits, _ chan struct{}) { p.limit(t, authz.Limit{}) }, nil, 0},
+		"a higher limit": {func(p *rateLimits, _ chan struct{}) {
 			p.limit(t, authz.Limit{Count: 4 << 10, Period: 10 * time.Second})
 		}, nil, 20 * time.Second},
-		"a policy with the same limit": {func(p *Proxy, _ chan struct{}) { p.limit(t, hourly) }, nil, 62 * time.Minute},
+		"a policy with the same limit": {func(p *rateLimits, _ chan struct{}) { p.limit(t, hourly) }, nil, 62 * time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -8,20 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// quietFor is how long nothing has moved on a pair that a proxy which ends does
-	// not wait for: an Envoy keeps connections for requests to come, for an hour,
-	// and does not say which.
-	quietFor = 2 * time.Second
-	// lookForQuiet is how often that is looked for.
-	lookForQuiet = 100 * time.Millisecond
-)
+// quietFor is how long nothing has moved on a pair that a proxy which ends does
+// not wait for: an Envoy keeps connections for requests to come, for an hour,
+// and does not say which.
+const quietFor = 2 * time.Second
 
 // pair is two connections of which each is sent what the other says. What they
 // carry was, or will be, admitted access by access somewhere else; the pair
 // itself stands as long as its access does.
 type pair struct {
-	near   *conn    // the one that was accepted
+	near   *Conn    // the one that was accepted
 	far    net.Conn // the one that was dialled; nil until then
 	access access
 	cancel context.CancelCauseFunc // of everything that waits
@@ -31,8 +27,8 @@ type pair struct {
 func (s *pair) splice(up, down func() error) {
 	if !s.access.onCut(func(cause error) {
 		s.cancel(cause)
-		s.near.sever()
-		sever(s.far)
+		s.near.Abort()
+		abortConn(s.far)
 	}) {
 		return
 	}
@@ -52,20 +48,16 @@ func (s *pair) end(to, from net.Conn, err error) {
 	if err != nil || hungUp(from) || !closeWrite(to) {
 		s.cancel(nil) // the other way may wait for its turn
 		_ = s.far.Close()
-		_ = s.near.cut()
+		_ = s.near.Cut()
 	}
 }
 
 // quiet reports whether nothing has moved for a while on the end of the pair that
 // is TCP, by the kernel's account (tcp(7), TCP_INFO), and nothing is on its way.
 func (s *pair) quiet() bool {
-	end := s.far
-	if through, ok := end.(*proxied); ok {
-		end = through.Conn
-	}
-	tcp, ok := end.(*net.TCPConn)
+	tcp, ok := lowest(s.far).(*net.TCPConn)
 	if !ok {
-		if tcp, ok = s.near.raw.(*net.TCPConn); !ok {
+		if tcp, ok = s.near.Raw.(*net.TCPConn); !ok {
 			return false
 		}
 	}

@@ -29,16 +29,16 @@ type passage struct {
 }
 
 // pass takes one connection to where its route leads.
-func (e *exit) pass(c *conn) {
+func (e *exit) pass(c *Conn) {
 	defer func() {
 		if cause := recover(); cause != nil { // what nobody foresaw is refused
-			e.set.proxy.cfg.Log.Error("pass connection of exit: panic", zap.ByteString("stack", debug.Stack()))
+			e.set.log.Error("pass connection of exit: panic", zap.ByteString("stack", debug.Stack()))
 		}
 	}()
 	ctx, cancel := context.WithCancelCause(e.set.ctx)
 	defer cancel(nil)
-	defer c.cut() //nolint:errcheck // it is gone either way
-	stop := context.AfterFunc(ctx, func() { _ = c.cut() })
+	defer c.Cut() //nolint:errcheck // it is gone either way
+	stop := context.AfterFunc(ctx, func() { _ = c.Cut() })
 	defer stop()
 	to, f := e.destination(ctx, c)
 	if f != nil {
@@ -53,17 +53,17 @@ func (e *exit) pass(c *conn) {
 	}
 	s.granted = decision
 	s.access = access{still: s.stillAllowed, decided: decision.Generation, cut: cancel}
-	if !e.set.proxy.live.add(&s.access) {
+	if !e.set.live.add(&s.access) {
 		s.refuse(s.decide().Reason, "access was taken away while it was being decided")
 		return
 	}
-	defer e.set.proxy.live.remove(&s.access)
+	defer e.set.live.remove(&s.access)
 	if !s.dial(ctx, decision) {
 		return
 	}
 	defer s.far.Close()
 	s.splice(s.up, s.down)
-	if misplaced, ok := errors.AsType[*dialError](s.access.cutBy()); ok {
+	if misplaced, ok := errors.AsType[*refusalError](s.access.cutBy()); ok {
 		s.refuse(misplaced.reason, misplaced.detail)
 	}
 }
@@ -73,8 +73,8 @@ func (s *passage) refuse(reason authz.Reason, detail string) {
 }
 
 func (s *passage) decide() authz.Decision {
-	p, route := s.exit.set.proxy, s.exit.route
-	return p.cfg.Engine.Current().DecideRoute(p.cfg.Plugin, route.Grant, route.Rule, s.to, p.cfg.Now())
+	set, route := s.exit.set, s.exit.route
+	return set.engine.Current().DecideRoute(set.plugin, route.Grant, route.Rule, s.to, set.now())
 }
 
 // stillAllowed reports whether the rule stands and takes nothing back of what it
@@ -95,20 +95,20 @@ func (s *passage) stillAllowed() bool {
 
 // dial connects to the upstream.
 func (s *passage) dial(ctx context.Context, decision authz.Decision) bool {
-	upstream, err := s.exit.set.proxy.dialer.dial(ctx, decision, s.to)
+	upstream, err := s.exit.set.dialer.dial(ctx, decision, s.to)
 	if err == nil {
 		s.far = upstream
 		s.mu.Lock()
 		s.dialled = upstreamAddress(upstream)
 		s.mu.Unlock()
 		// A policy that came while it was dialled could not judge the address.
-		if s.exit.set.proxy.cfg.Engine.Current().Generation() == decision.Generation || s.stillAllowed() {
+		if s.exit.set.engine.Current().Generation() == decision.Generation || s.stillAllowed() {
 			return true
 		}
 		_ = upstream.Close() // nothing was sent
-		err = &dialError{reason: authz.AddressNotAllowed, detail: "access was taken away while it was being dialled"}
+		err = &refusalError{reason: authz.AddressNotAllowed, detail: "access was taken away while it was being dialled"}
 	}
-	var e *dialError
+	var e *refusalError
 	if !errors.As(err, &e) {
 		e = unreachable(err, "connect to "+s.to.HostPort())
 	}
@@ -129,9 +129,8 @@ func (s *passage) down() error {
 // inside TLS of the Envoy's own, it is searched for them: what is left of them
 // here is in no credential's place.
 func (s *passage) up() error {
-	ahead := s.near.prefix
-	s.near.prefix = nil
-	standIns := s.exit.set.proxy.lookout.now()
+	ahead := s.near.TakeAhead()
+	standIns := s.exit.set.placeholders.now()
 	if standIns != nil && s.to.Scheme() != authz.SchemeHTTPS {
 		search := standIns.search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.end(cause) })
 		search.PassShort = shortBeginning
@@ -149,7 +148,7 @@ func (s *passage) up() error {
 
 // destination returns where a connection goes. Where the route is to one host it
 // is that one; else the bytes that the Envoy sends first name it.
-func (e *exit) destination(ctx context.Context, c *conn) (authz.Destination, *fault) {
+func (e *exit) destination(ctx context.Context, c *Conn) (authz.Destination, *refusalError) {
 	authority := joinPort(e.route.Host, e.route.Port)
 	switch {
 	case e.route.Scheme == authz.SchemeTLS, e.route.Scheme == authz.SchemeHTTPS && !e.route.Exact():
@@ -175,7 +174,7 @@ func (e *exit) destination(ctx context.Context, c *conn) (authz.Destination, *fa
 }
 
 // agreed returns the destination of an exact host that the server name must be.
-func (e *exit) agreed(authority, name string) (authz.Destination, *fault) {
+func (e *exit) agreed(authority, name string) (authz.Destination, *refusalError) {
 	to, f := e.named(authority)
 	if f == nil && !to.AgreesName(name) {
 		return authz.Destination{}, mismatch("the server name is " + clean(name) + ", the exit is for " + authority)
@@ -184,7 +183,7 @@ func (e *exit) agreed(authority, name string) (authz.Destination, *fault) {
 }
 
 // named returns the destination that an authority names, if the route leads there.
-func (e *exit) named(authority string) (authz.Destination, *fault) {
+func (e *exit) named(authority string) (authz.Destination, *refusalError) {
 	target := ""
 	if e.route.Scheme.HTTP() {
 		target = "/"
@@ -199,17 +198,20 @@ func (e *exit) named(authority string) (authz.Destination, *fault) {
 	return to, nil
 }
 
+// maxHead bounds the head of the request that names the host, in bytes.
+const maxHead = 64 << 10
+
 // peekHost returns the Host of the HTTP/1.1 request that a connection begins
 // with, and leaves it to be read again. The Envoy makes a connection for each
 // request there: what follows the first is not looked at.
-func peekHost(c *conn) (string, *fault) {
-	_ = c.Conn.SetReadDeadline(time.Now().Add(headerTimeout)) // a broken one fails below
+func peekHost(c *Conn) (string, *refusalError) {
+	_ = c.Conn.SetReadDeadline(time.Now().Add(helloTimeout)) // a broken one fails below
 	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
-	for n := 1; ; n = len(c.prefix) + 1 {
-		if n > maxHeaderBytes {
+	for n := 1; ; n = len(c.Ahead()) + 1 {
+		if n > maxHead {
 			return "", malformed("the head of the request is too long")
 		}
-		ahead, err := c.peek(n)
+		ahead, err := c.Peek(n)
 		if head, _, whole := bytes.Cut(ahead, []byte("\r\n\r\n")); whole {
 			return hostOf(string(head))
 		}
@@ -220,7 +222,7 @@ func peekHost(c *conn) (string, *fault) {
 }
 
 // hostOf returns the one Host of a head of HTTP/1.1 (RFC 9112, section 3.2).
-func hostOf(head string) (host string, f *fault) {
+func hostOf(head string) (host string, f *refusalError) {
 	first, fields, _ := strings.Cut(head, "\r\n")
 	parts := strings.Split(first, " ")
 	if len(parts) != 3 || parts[2] != "HTTP/1.1" || parts[1] != "*" && !strings.HasPrefix(parts[1], "/") {

@@ -1,16 +1,12 @@
 package proxy
 
 import (
-	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
@@ -50,10 +46,10 @@ func FindPlaceholder(placeholders func() []Placeholder) func(text string) (grant
 		if e == nil {
 			e = s.inName(text, "")
 		}
-		if e == nil || e.standIn == nil {
+		if e == nil || e.misplaced == nil {
 			return "", "", false
 		}
-		return e.standIn.Grant, e.standIn.Credential, true
+		return e.misplaced.Grant, e.misplaced.Name, true
 	}
 }
 
@@ -84,19 +80,24 @@ func (l *lookout) now() *standIns {
 }
 
 // errMisplaced is a stand-in elsewhere than in its credential's place.
-func (s *standIns) errMisplaced(text []byte, where string) *dialError {
-	e := &dialError{reason: authz.CredentialMisplaced, detail: where}
+func (s *standIns) errMisplaced(text []byte, where string) *refusalError {
+	e := &refusalError{reason: authz.CredentialMisplaced, detail: where}
 	for i, needles := range s.each {
 		if needles.InBytes(text) {
-			e.standIn = &s.from[i]
+			e.misplaced = s.ref(i)
 			break
 		}
 	}
 	return e
 }
 
+// ref names the credential of a placeholder.
+func (s *standIns) ref(i int) *authz.CredentialRef {
+	return &authz.CredentialRef{Grant: s.from[i].Grant, Name: s.from[i].Credential}
+}
+
 // in refuses a text with a stand-in in it.
-func (s *standIns) in(text, where string) *dialError {
+func (s *standIns) in(text, where string) *refusalError {
 	if !s.all.In(text) {
 		return nil
 	}
@@ -104,18 +105,18 @@ func (s *standIns) in(text, where string) *dialError {
 }
 
 // inName refuses a name without case, of a host or a header, with a stand-in in it.
-func (s *standIns) inName(name, where string) *dialError {
+func (s *standIns) inName(name, where string) *refusalError {
 	name = strings.ToLower(name)
 	for i, lowered := range s.lowered {
 		if len(lowered) > 0 && strings.Contains(name, lowered) {
-			return &dialError{reason: authz.CredentialMisplaced, detail: where, standIn: &s.from[i]}
+			return &refusalError{reason: authz.CredentialMisplaced, detail: where, misplaced: s.ref(i)}
 		}
 	}
 	return nil
 }
 
 // inHeader refuses a header or trailer with a stand-in in it.
-func (s *standIns) inHeader(h http.Header, what string) *dialError {
+func (s *standIns) inHeader(h http.Header, what string) *refusalError {
 	for name, values := range h {
 		if e := s.inName(name, "the name of a "+what); e != nil {
 			return e
@@ -131,13 +132,13 @@ func (s *standIns) inHeader(h http.Header, what string) *dialError {
 
 // inRequest refuses what is about to be sent, once its slot has been emptied
 // and before the credential is in it.
-func (s *standIns) inRequest(r authz.Request, query string, h http.Header) *dialError {
-	for _, check := range []func() *dialError{
-		func() *dialError { return s.inName(r.Destination.Host(), "the host's name") },
-		func() *dialError { return s.in(r.Action.Method, "the method") },
-		func() *dialError { return s.in(r.Destination.Path(), "the path") },
-		func() *dialError { return s.in(query, "the query") },
-		func() *dialError { return s.inHeader(h, "header") },
+func (s *standIns) inRequest(r authz.Request, query string, h http.Header) *refusalError {
+	for _, check := range []func() *refusalError{
+		func() *refusalError { return s.inName(r.Destination.Host(), "the host's name") },
+		func() *refusalError { return s.in(r.Action.Method, "the method") },
+		func() *refusalError { return s.in(r.Destination.Path(), "the path") },
+		func() *refusalError { return s.in(query, "the query") },
+		func() *refusalError { return s.inHeader(h, "header") },
 	} {
 		if e := check(); e != nil {
 			return e
@@ -155,109 +156,9 @@ func (s *standIns) search(where string, halt func(error)) scrub.Search {
 	}}
 }
 
-// maxCompressed is how long a compressed body may be that is searched, in
-// bytes: it is decompressed as a whole, before any of it is sent.
-const maxCompressed = scrub.MaxMessage
+// room returns how many bytes a search holds back at most.
+func (s *standIns) room() int { return s.all.ReaderSize() }
 
-// inBody returns a request's body that ends at a stand-in, with an error.
-// Nothing of the stand-in passes. What is held of it meanwhile is counted.
-func (s *standIns) inBody(r *http.Request, body io.Reader, room decoders, halt func(error)) io.Reader {
-	search := s.search("the body", halt)
-	search.Memory = room
-	codings := codingsOf(r.Header)
-	return &later{halt: halt, open: func() (io.Reader, error) {
-		if scrub.Encoded(codings) {
-			return searchWhole(&heldReader{body, room.holding}, codings, search, room)
-		}
-		if contentOf(r.Header) == grpcContent {
-			return scrub.NewGRPCGuard(body, search, r.Header.Get("Grpc-Encoding"))
-		}
-		return scrub.NewReader(body, search), nil
-	}}
-}
-
-// codingsOf returns the content codings of a request, without AWS's, which
-// cuts into chunks and compresses nothing.
-func codingsOf(h http.Header) string {
-	codings := strings.Split(strings.Join(h["Content-Encoding"], ","), ",")
-	return strings.Join(slices.DeleteFunc(codings, func(coding string) bool {
-		return strings.EqualFold(strings.TrimSpace(coding), "aws-chunked")
-	}), ",")
-}
-
-// searchWhole searches a compressed body and returns it as it was.
-func searchWhole(body io.Reader, codings string, search scrub.Search, room decoders) (io.Reader, error) {
-	text, length, err := budget.ReadAll(body, maxCompressed)
-	if err != nil {
-		return nil, err
-	}
-	if length > maxCompressed {
-		return nil, errUnsearchable("is compressed and longer than 4 MiB")
-	}
-	if scrub.Codings(codings) > 1 { // which no program does, and each takes a window
-		return nil, errUnsearchable("is compressed more than once")
-	}
-	done, err := room.turn(scrub.DecoderSize(codings))
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	again := slices.Clone(text) // reading it takes it apart
-	plain, err := scrub.Decode(codings, &again)
-	if err == nil {
-		_, err = io.Copy(io.Discard, scrub.NewReader(plain, search))
-	}
-	var found *dialError
-	switch {
-	case errors.As(err, &found):
-		return nil, found
-	case err != nil:
-		return nil, errUnsearchable("is compressed and cannot be decompressed")
-	}
-	return &text, nil
-}
-
-// errUnsearchable refuses a body that may hold anything.
-func errUnsearchable(why string) *dialError {
-	return &dialError{
-		reason: authz.NotEnforceableHere,
-		detail: fmt.Sprintf("the body %s, so that it cannot be searched for stand-ins of credentials", why),
-		remedy: "send it uncompressed",
-	}
-}
-
-// later opens a reader when it is first read: reading a plugin's body sends it
-// 100-continue. Errors of what is searched end the access.
-type later struct {
-	open func() (io.Reader, error)
-	halt func(error)
-	from io.Reader
-	err  error
-}
-
-func (l *later) Read(p []byte) (int, error) {
-	if l.from == nil && l.err == nil {
-		l.from, l.err = l.open()
-		l.note()
-	}
-	if l.err != nil {
-		return 0, l.err
-	}
-	n, err := l.from.Read(p)
-	l.err = err
-	l.note()
-	return n, err
-}
-
-// note turns what a search cannot look into into a refusal.
-func (l *later) note() {
-	var known *dialError
-	switch {
-	case l.err == nil || errors.Is(l.err, io.EOF):
-	case errors.As(l.err, &known):
-		l.halt(known)
-	case errors.Is(l.err, scrub.ErrCoding), errors.Is(l.err, scrub.ErrFrame), errors.Is(l.err, scrub.ErrBomb):
-		l.err = errUnsearchable("holds messages that are compressed and cannot be decompressed")
-		l.halt(l.err)
-	}
-}
+// shortBeginning is how many bytes of what may be the beginning of a needle
+// pass where an end may wait for them: fewer than what is searched for at all.
+const shortBeginning = 5

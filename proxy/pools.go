@@ -216,7 +216,7 @@ func (p *pool) note(host string, response *http.Response) {
 
 // disown closes the connections to upstreams that belong to a connection of the
 // plugin which is gone.
-func (p *pools) disown(owner *conn) {
+func (p *pools) disown(owner *Socket) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	for _, pool := range p.byKey {
@@ -318,7 +318,7 @@ func (p *pools) dialerOf(speak protocol, window int64) dialContext {
 			holding.End()
 			return nil, err
 		}
-		return &heldConn{conn, holding}, nil
+		return &heldConn{Conn: conn, holding: holding}, nil
 	}
 }
 
@@ -329,11 +329,11 @@ func (p *pools) dialerOf(speak protocol, window int64) dialContext {
 func (p *pools) dial(ctx context.Context, address string, holding *budget.Holding) (net.Conn, error) {
 	decided, ok := ctx.Value(decisionKey{}).(decided)
 	if !ok {
-		return nil, &dialError{reason: authz.NotReady, detail: "nothing was decided about the connection"}
+		return nil, &refusalError{reason: authz.NotReady, detail: "nothing was decided about the connection"}
 	}
 	destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
 	if err != nil {
-		return nil, &dialError{reason: authz.UpstreamUnreachable, detail: "the destination is not known"}
+		return nil, &refusalError{reason: authz.UpstreamUnreachable, detail: "the destination is not known"}
 	}
 	cost := int64(upstreamCost)
 	if decided.tls {
@@ -352,7 +352,7 @@ func (p *pools) makeRoom(ctx context.Context, holding *budget.Holding, kind budg
 		return nil
 	}
 	p.closeIdle()
-	return refusedFor(holding.TakeWithin(ctx, idlePatience, kind, n))
+	return refusalOf(holding.TakeWithin(ctx, idlePatience, kind, n))
 }
 
 // idlePatience is how long the closing of idle connections is waited for.

@@ -20,19 +20,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
-// Peer is the proved other end of a connection.
-type Peer struct {
-	PID int
-	UID int
-	Exe string
-	// Cookie is the kernel's number of the plugin's socket (SO_COOKIE), which
-	// no other socket ever has. 0: not known.
-	Cookie uint64
-	// Original is where the plugin connected to. The proxy's own address, or
-	// none, is explicit use of the proxy; any other was redirected.
-	Original netip.AddrPort
-}
-
 // Config is what a Proxy is made of. Plugin, Gate and Engine are required.
 type Config struct {
 	// Plugin is the principal of every connection whose peer is proved.
@@ -135,15 +122,7 @@ const (
 	maxHeaderBytes        = 64 << 10
 	headerTimeout         = 10 * time.Second // also for a TLS handshake and the first bytes of a tunnel
 	idleTimeout           = 2 * time.Minute
-	// What is held of the bodies of one HTTP/2 connection, and of each of its
-	// streams. It bounds memory where nothing takes them, and leaves room for the
-	// other streams where one is taken slowly. There is no latency to bridge here.
-	connectionWindow = 1 << 20
-	streamWindow     = 64 << 10
-	maxStreams       = 250 // of one HTTP/2 connection
-	// maxFrame is the least that may be stated (RFC 9113, section 6.5.2): each
-	// connection keeps a buffer of the largest frame that has come.
-	maxFrame = 16 << 10
+	maxStreams            = 250 // of one HTTP/2 connection
 )
 
 // Proxy enforces the policy on what one plugin sends.
@@ -153,24 +132,23 @@ type Proxy struct {
 	dialer    *dialer
 	pools     *pools
 	live      *registry
+	relay     *relay // nil: none
 	exits     *exits
 	server    *http.Server
 	inner     *handoff // connections on their way to server
 	serverTLS *tls.Config
-	buffers   bufferPool
-	upSize    pieceSize // of what the plugin sends
-	downSize  pieceSize // of what it receives
+	buffers   *bufferPool
+	rates     *rateLimits
 	lookout   lookout
 	budget    *budget.Budget
 	// wholeSearches holds one for each body that is decompressed as a whole.
 	wholeSearches chan struct{}
 	lingerers     lingerers
 
-	mu        sync.Mutex
-	conns     map[*conn]struct{} // every open connection of the plugin; nil once closed
-	full      refusalPace        // of connections refused because there are too many
-	relayPace refusalPace        // of an Envoy that takes no connection
-	work      tracker            // everything that may still write a record
+	mu    sync.Mutex
+	conns map[*Socket]struct{} // every open connection of the plugin; nil once closed
+	full  logLimiter           // of connections refused because there are too many
+	work  *inflight            // everything that may still write a record
 }
 
 // New returns a proxy. It starts nothing.
@@ -193,18 +171,30 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Budget == nil {
 		cfg.Budget = budget.New(DefaultBudget)
 	}
-	p := &Proxy{cfg: cfg, conns: make(map[*conn]struct{}), inner: newHandoff(), budget: cfg.Budget, wholeSearches: make(chan struct{}, maxWholeSearches)}
+	p := &Proxy{cfg: cfg, conns: make(map[*Socket]struct{}), inner: newHandoff(), work: new(inflight), budget: cfg.Budget, wholeSearches: make(chan struct{}, maxWholeSearches)}
 	p.lookout.placeholders = cfg.Placeholders
-	p.upSize.bytes.Store(firstPiece)
-	p.downSize.bytes.Store(firstPiece)
+	p.buffers = new(bufferPool)
+	p.rates = newRateLimits(cfg.Plugin, cfg.Gate, cfg.Engine, p.buffers)
 	var err error
 	if p.authority, err = newAuthority(cfg); err != nil {
 		return nil, err
 	}
-	p.dialer = newDialer(cfg)
+	p.dialer = newDialer(dialerConfig{
+		servers: cfg.DNSServers, hosts: cfg.DNSHosts, forbidden: cfg.Forbidden, proxy: cfg.UpstreamProxy, noProxy: cfg.NoProxy,
+	})
 	p.pools = newPools(p.dialer, p.budget)
 	p.live = newRegistry(cfg.Engine)
-	p.exits = newExits(p)
+	if cfg.Relay != "" {
+		p.relay = &relay{
+			socket: cfg.Relay, live: p.live, rates: p.rates, now: cfg.Now, log: cfg.Log,
+			abandoned: func() bool { return p.abandoned(cfg.Engine.Current()) },
+		}
+	}
+	p.exits = newExits(egressConfig{
+		plugin: cfg.Plugin, gate: cfg.Gate, engine: cfg.Engine, live: p.live, dialer: p.dialer, work: p.work, budget: p.budget,
+		placeholders: &p.lookout, maxConnections: cfg.MaxConnections, refused: p.refused, outOfMemory: p.refuseFull,
+		now: cfg.Now, log: cfg.Log,
+	})
 	p.serverTLS = p.interceptConfig()
 	p.server = &http.Server{
 		Handler:           p,
@@ -263,7 +253,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var accepting sync.WaitGroup
 	for _, l := range listeners {
 		accepting.Go(func() {
-			if err := p.accept(ctx, l, func(raw net.Conn) { p.take(context.WithoutCancel(ctx), raw) }); err != nil {
+			if err := accept(ctx, l, p.cfg.Log, func(raw net.Conn) { p.take(context.WithoutCancel(ctx), raw) }); err != nil {
 				failed <- err
 			}
 		})
@@ -313,36 +303,16 @@ func (p *Proxy) drain(ctx context.Context) {
 	p.pools.close()
 }
 
-// accept takes connections until the listener is closed. take must not block.
-func (p *Proxy) accept(ctx context.Context, l net.Listener, take func(net.Conn)) error {
-	for {
-		raw, err := l.Accept()
-		switch {
-		case err == nil:
-			take(raw)
-		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
-			return nil //nolint:nilerr // closing the listener is how accepting ends
-		case isTemporary(err):
-			// Out of descriptors: what is open goes on, and accepting does too.
-			p.cfg.Log.Warn("accept connection", zap.Error(err))
-			select {
-			case <-ctx.Done():
-			case <-time.After(50 * time.Millisecond):
-			}
-		default:
-			return err
-		}
-	}
-}
-
 // take begins with one connection of the plugin's.
 func (p *Proxy) take(ctx context.Context, raw net.Conn) {
-	c := newConn(raw, p.forget, p.abandonedSince(p.cfg.Engine.Current().Generation()))
-	c.lingerers = &p.lingerers
-	c.memory, c.outOfMemory = p.budget.Hold(), p.refuseFull
-	if c.memory.Take(budget.Connection, connectionCost) != nil || !p.remember(c) {
+	s := &Socket{
+		Raw: raw, Memory: p.budget.Hold(), OutOfMemory: p.refuseFull, Forget: p.forget,
+		Abandoned: p.abandonedSince(p.cfg.Engine.Current().Generation()),
+	}
+	c := &conn{Conn: NewConn(s), lingerers: &p.lingerers}
+	if s.Memory.Take(budget.Connection, connectionCost) != nil || !p.remember(s) {
 		if p.cfg.Identify != nil {
-			_, _ = p.cfg.Identify(c.Conn) // what is kept of who connected goes with it
+			_, _ = p.cfg.Identify(s.Raw) // what is kept of who connected goes with it
 		}
 		p.refuseFull()
 		_ = c.Close() // nothing was read from it
@@ -356,25 +326,24 @@ func (p *Proxy) take(ctx context.Context, raw net.Conn) {
 }
 
 // remember adds a connection, unless there are too many.
-func (p *Proxy) remember(c *conn) bool {
+func (p *Proxy) remember(s *Socket) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.conns == nil || len(p.conns) >= p.cfg.MaxConnections {
 		return false
 	}
-	p.conns[c] = struct{}{}
+	p.conns[s] = struct{}{}
 	return true
 }
 
-func (p *Proxy) forget(c *conn) {
-	c.memory.End()
-	c.forgotten.Store(true)
-	if c.owns.Load() {
-		p.pools.disown(c)
+func (p *Proxy) forget(s *Socket) {
+	s.Memory.End()
+	if s.OwnsUpstream.Load() {
+		p.pools.disown(s)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.conns, c)
+	delete(p.conns, s)
 }
 
 // closeConns closes what is still open, for good.
@@ -383,8 +352,8 @@ func (p *Proxy) closeConns() {
 	open := p.conns
 	p.conns = nil
 	p.mu.Unlock()
-	for c := range open {
-		_ = c.cut() // it is gone either way
+	for s := range open {
+		_ = s.Cut() // it is gone either way
 	}
 }
 
@@ -415,36 +384,37 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 	defer func() {
 		if cause := recover(); cause != nil { // what nobody foresaw is refused
 			p.cfg.Log.Error("handle connection: panic", zap.ByteString("stack", debug.Stack()))
-			_ = c.cut()
+			_ = c.Cut()
 		}
 	}()
-	c.source = authz.Source{Door: authz.DoorProxy, UID: -1}
+	c.Source = authz.Source{Door: authz.DoorProxy, UID: -1}
 	if p.cfg.Identify != nil {
-		peer, ok := p.cfg.Identify(c.Conn)
-		c.proved = ok
+		peer, ok := p.cfg.Identify(c.Raw)
+		c.Proved = ok
 		if ok {
-			c.source.PID, c.source.UID, c.source.Exe = peer.PID, peer.UID, peer.Exe
-			c.original, c.rule = netip.AddrPortFrom(unembed(peer.Original.Addr()), peer.Original.Port()), p.attributionOf(peer)
+			c.Source.PID, c.Source.UID, c.Source.Exe = peer.PID, peer.UID, peer.Exe
+			c.Original = netip.AddrPortFrom(unembed(peer.Original.Addr()), peer.Original.Port())
+			c.Attribution = newAttribution(peer.Cookie, p.cfg.Attribute)
 		}
 	}
-	if c.proved && p.cfg.Relay != "" && p.relay(ctx, c) {
-		return
+	if c.Proved && p.relay != nil {
+		if c.refused = p.relay.take(ctx, c.Conn); c.refused == nil {
+			return
+		}
 	}
-	if c.redirected() {
+	if c.Redirected() {
 		p.transparent(ctx, c)
 		return
 	}
-	c.heads, c.refusal = &headReader{conn: c}, p.unreadable(c)
+	c.http1.scanner, c.refuse = newHeadReader(readerFunc(c.read), maxHeaderBytes), p.unreadable(c)
 	p.frame(c, false)
 	p.serveHTTP(c)
 }
 
 // serveHTTP hands a connection to the HTTP server, which closes it.
-func (p *Proxy) serveHTTP(c net.Conn) {
-	if c, ok := c.(*conn); ok {
-		c.readHead() // what was read ahead is read again
-		c.metered.Store(true)
-	}
+func (p *Proxy) serveHTTP(c *conn) {
+	c.HeadRead() // what was read ahead is read again
+	c.metered.Store(true)
 	if !p.inner.give(c) {
 		_ = c.Close() // the proxy is stopping
 	}

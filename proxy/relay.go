@@ -21,58 +21,68 @@ const (
 	relayAgain = 2 * time.Millisecond
 )
 
-// relay gives a connection to the Envoy, which is told where it was for by a
-// PROXY protocol header, and reports false when it may not or cannot: everything
-// on it is then refused, as c.fault says.
+// relay hands connections of the plugin to an Envoy.
+type relay struct {
+	socket    string // of the Envoy
+	live      *registry
+	rates     *rateLimits
+	abandoned func() bool // all access of the plugin is revoked
+	now       func() time.Time
+	log       *zap.Logger
+	warnings  logLimiter // of an Envoy that takes no connection
+}
+
+// take hands a connection to the Envoy, with a PROXY protocol header that states its
+// target, and carries it until it ends. It returns nil then. Where the Envoy takes no
+// connection, or may not, it returns the refusal for everything on the connection.
 //
-// What runs on it is decided there, request by request: a rule that is taken away
-// ends its exits and leaves the connection to the others. It ends itself when
-// everything is taken from the plugin.
-func (p *Proxy) relay(ctx context.Context, c *conn) bool {
+// Requests on it are decided through ext_authz one by one: a rule that is revoked ends
+// the egress connections of its rule and leaves this one to the other rules. This one
+// is cut when all access of the plugin is revoked.
+func (r *relay) take(ctx context.Context, c *Conn) *refusalError {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s := &pair{near: c, cancel: cancel}
-	s.access = access{cut: cancel, still: func() bool { return !p.abandoned(p.cfg.Engine.Current()) }}
-	if !p.live.add(&s.access) {
-		c.fault = &fault{authz.Revoked, errRevoked.Error()}
-		return false
+	s.access = access{cut: cancel, still: func() bool { return !r.abandoned() }}
+	if !r.live.add(&s.access) {
+		return &refusalError{reason: authz.Revoked, detail: errRevoked.Error()}
 	}
-	defer p.live.remove(&s.access)
+	defer r.live.remove(&s.access)
 	var err error
-	if s.far, err = p.openRelay(ctx, c); err != nil {
-		c.fault = &fault{authz.NotReady, "the Envoy that carries out requests does not answer"}
+	if s.far, err = r.open(ctx, c); err != nil {
 		if cause := s.access.cutBy(); cause != nil {
-			c.fault = &fault{authz.Revoked, cause.Error()}
-		} else if p.relayPace.take(p.cfg.Now()) > 0 {
-			p.cfg.Log.Warn("relay connection", zap.Error(err))
+			return &refusalError{reason: authz.Revoked, detail: cause.Error()}
 		}
-		return false
+		if r.warnings.take(r.now()) > 0 {
+			r.log.Warn("connection not relayed to envoy", zap.Error(err))
+		}
+		return &refusalError{reason: authz.NotReady, detail: "the Envoy that carries out requests does not answer"}
 	}
 	defer c.Close()
 	defer s.far.Close()
-	up, down := p.pacer(authz.LimitSentBytes, ctx.Done()), p.pacer(authz.LimitReceivedBytes, ctx.Done())
+	up, down := r.rates.pacer(authz.LimitSentBytes, ctx.Done()), r.rates.pacer(authz.LimitReceivedBytes, ctx.Done())
 	s.splice(
 		func() error { _, err := up.copyConn(s.far, c); return err },
 		func() error { _, err := down.copyConn(c, s.far); return err },
 	)
-	return true
+	return nil
 }
 
-// openRelay connects to the Envoy and says where the connection was for.
-func (p *Proxy) openRelay(ctx context.Context, c *conn) (net.Conn, error) {
+// open connects to the Envoy and states the target of the connection.
+func (r *relay) open(ctx context.Context, c *Conn) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	own, _ := c.raw.LocalAddr().(*net.TCPAddr)
-	plugin, _ := c.raw.RemoteAddr().(*net.TCPAddr)
+	own, _ := c.Raw.LocalAddr().(*net.TCPAddr)
+	plugin, _ := c.Raw.RemoteAddr().(*net.TCPAddr)
 	if own == nil || plugin == nil {
 		return nil, errors.New("the connection is not one of TCP")
 	}
 	to := own.AddrPort()
-	if c.redirected() {
-		to = c.original
+	if c.Redirected() {
+		to = c.Original
 	}
 	for {
-		envoy, err := new(net.Dialer).DialContext(ctx, "unix", p.cfg.Relay)
+		envoy, err := new(net.Dialer).DialContext(ctx, "unix", r.socket)
 		if err == nil {
 			_ = envoy.SetWriteDeadline(time.Now().Add(relayTimeout)) // a broken one fails below
 			if _, err = envoy.Write(proxyHeader(plugin.AddrPort(), to)); err == nil {

@@ -16,15 +16,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
-// fault is why what arrived is not a request: a refusal before the decision.
-type fault struct {
-	reason authz.Reason
-	detail string
-}
-
-func malformed(detail string) *fault { return &fault{authz.MalformedRequest, detail} }
-func mismatch(detail string) *fault  { return &fault{authz.DestinationMismatch, detail} }
-
 // ServeHTTP takes one request of the plugin: one on a kept-alive connection,
 // one HTTP/2 stream, or one CONNECT. Each is decided anew.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -38,27 +29,27 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // what net/http has read ahead is no request
 	}
 	c.answering.Store(true)
-	first := r.ProtoMajor == 2 && !c.framed.Swap(true)
-	c.readHead()
+	first := r.ProtoMajor == 2 && !c.isHTTP2.Swap(true)
+	c.HeadRead()
 	held := p.budget.Hold()
 	defer held.End()
 	c.requests.Add(1)
-	var unread *fault
+	unread := "" // why its head is malformed
 	if c.frames != nil && r.ProtoMajor == 2 {
 		unread = c.frames.begin(r)
 		defer c.frames.end(r)
 	}
 	defer p.deny(r, c)
-	if c.heads != nil && r.ProtoMajor == 1 {
-		c.wire, c.unclear = c.heads.take(r) // of every request, whatever becomes of it
+	if c.http1.scanner != nil && r.ProtoMajor == 1 {
+		c.http1.host, c.http1.unclear = c.http1.scanner.take(r) // of every request, whatever becomes of it
 	}
 	switch f := p.admissible(r, c); {
 	case !c.makeRoom(r, first, held):
 		p.refuseHeld(w, r, c)
 	case f != nil:
 		p.refuse(w, r, c, f)
-	case unread != nil:
-		p.refuse(w, r, c, unread)
+	case unread != "":
+		p.refuse(w, r, c, malformed(unread))
 	case r.Method == http.MethodConnect:
 		p.connect(w, r, c, held)
 	default:
@@ -70,8 +61,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // its connection takes more.
 func (c *conn) makeRoom(r *http.Request, first bool, held *budget.Holding) bool {
 	request, connection := requestSize(r, first)
-	if c.memory.Take(budget.Connection, connection) != nil {
-		c.framed.Store(false) // the next is the first
+	if c.Memory.Take(budget.Connection, connection) != nil {
+		c.isHTTP2.Store(false) // the next is the first
 		return false
 	}
 	return held.Take(budget.Request, request) == nil
@@ -79,8 +70,8 @@ func (c *conn) makeRoom(r *http.Request, first bool, held *budget.Holding) bool 
 
 // refuseHeld refuses a request that there is no memory for.
 func (p *Proxy) refuseHeld(w http.ResponseWriter, r *http.Request, c *conn) {
-	e := errHeld()
-	refusal := p.refused(p.cfg.Gate.Refuse(e.reason, p.attempt(r, c, e.detail), c.source))
+	e := errOutOfMemory()
+	refusal := p.refused(p.cfg.Gate.Refuse(e.reason, p.attempt(r, c, e.detail), c.Source))
 	refusal.Remedy, refusal.RetryAfter = e.remedy, e.retryAfter
 	p.answer(w, r, refusal)
 }
@@ -95,24 +86,24 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		// The value may hold anything; the stack holds no arguments' contents.
 		p.cfg.Log.Error("serve request: panic", zap.ByteString("stack", debug.Stack()))
-		p.refused(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, c, "internal error"), c.source))
+		p.refused(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, c, "internal error"), c.Source))
 	}
 	if r.Method == http.MethodConnect {
-		_ = c.cut() // net/http may not own it any more
+		_ = c.Cut() // net/http may not own it any more
 	}
 	panic(http.ErrAbortHandler) // whatever was written of an answer stays incomplete
 }
 
 // admissible refuses connections whose caller is not proved, that the Envoy does
 // not take, or whose names disagree.
-func (p *Proxy) admissible(r *http.Request, c *conn) *fault {
+func (p *Proxy) admissible(r *http.Request, c *conn) *refusalError {
 	switch {
-	case p.cfg.Identify != nil && !c.proved:
-		return &fault{authz.IdentityUnknown, "the kernel knows of no plugin at the other end"}
+	case p.cfg.Identify != nil && !c.Proved:
+		return &refusalError{reason: authz.IdentityUnknown, detail: "the kernel knows of no plugin at the other end"}
 	case p.cfg.Identify == nil && c.way == explicit && !p.authentic(r.Header):
-		return &fault{authz.IdentityUnknown, "the proxy token is missing or wrong"}
-	case c.fault != nil:
-		return c.fault
+		return &refusalError{reason: authz.IdentityUnknown, detail: "the proxy token is missing or wrong"}
+	case c.refused != nil:
+		return c.refused
 	case c.mismatch != "":
 		return mismatch(c.mismatch)
 	}
@@ -146,7 +137,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		p.refuse(w, r, c, f)
 		return
 	}
-	source := c.source
+	source := c.Source
 	if v := r.Header["Traceparent"]; len(v) == 1 {
 		source.Trace(v[0])
 	}
@@ -155,7 +146,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		p.cfg.Log.Warn("admit request", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
-		c.rule.refused()
+		c.Attribution.refused()
 		p.answer(w, r, p.refused(*admission.Refusal, nil))
 		return
 	}
@@ -164,7 +155,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 
 // convert makes the one canonical request of what arrived. Everything that
 // names the destination must name the same one.
-func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *fault) {
+func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *refusalError) {
 	scheme, authority, target, f := destinationOf(r, c)
 	if f != nil {
 		return authz.Request{}, f
@@ -211,7 +202,7 @@ func (p *Proxy) chooseUpgrade(request *authz.Request, asked []string) error {
 }
 
 // destinationOf returns what a request says about where it goes.
-func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, target string, f *fault) {
+func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, target string, f *refusalError) {
 	absolute, hasAbsolute := "", r.URL.Scheme != "" && r.URL.Opaque == ""
 	if hasAbsolute {
 		_, absolute, hasAbsolute = strings.Cut(r.RequestURI, "://")
@@ -239,7 +230,7 @@ func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, ta
 	case r.Host != "": // redirected by address, without SNI: Host decides
 		return c.scheme, withPort(r.Host, c.port), r.RequestURI, nil
 	}
-	return c.scheme, joinPort(c.original.Addr().Unmap().String(), c.port), r.RequestURI, nil
+	return c.scheme, joinPort(c.Original.Addr().Unmap().String(), c.port), r.RequestURI, nil
 }
 
 // splitAbsolute splits what follows scheme:// into authority and origin-form.
@@ -257,7 +248,7 @@ func splitAbsolute(scheme, rest string) (s authz.Scheme, authority, target strin
 
 // agree refuses a request whose names disagree: the absolute URI, Host and
 // :authority, and the connection's own name.
-func agree(r *http.Request, c *conn, d authz.Destination) *fault {
+func agree(r *http.Request, c *conn, d authz.Destination) *refusalError {
 	if r.Host != "" && !d.Agrees(r.Host) {
 		return mismatch("the request names " + clean(r.Host) + ", its connection is for " + d.HostPort())
 	}
@@ -266,7 +257,7 @@ func agree(r *http.Request, c *conn, d authz.Destination) *fault {
 			return mismatch("Host is " + clean(host) + ", the request is for " + d.HostPort())
 		}
 	}
-	if c.heads != nil && r.ProtoMajor == 1 {
+	if c.http1.scanner != nil && r.ProtoMajor == 1 {
 		return c.agreeWire(d)
 	}
 	return nil
@@ -274,12 +265,12 @@ func agree(r *http.Request, c *conn, d authz.Destination) *fault {
 
 // agreeWire refuses a request whose Host, as it was on the wire beside an
 // absolute URI or in a CONNECT, disagrees with its destination.
-func (c *conn) agreeWire(d authz.Destination) *fault {
+func (c *conn) agreeWire(d authz.Destination) *refusalError {
 	switch {
-	case c.unclear:
+	case c.http1.unclear:
 		return malformed("the request's framing is not clear")
-	case c.wire != "" && !d.Agrees(c.wire):
-		return mismatch("Host is " + clean(c.wire) + ", the request is for " + d.HostPort())
+	case c.http1.host != "" && !d.Agrees(c.http1.host):
+		return mismatch("Host is " + clean(c.http1.host) + ", the request is for " + d.HostPort())
 	}
 	return nil
 }
@@ -295,10 +286,10 @@ func upgradesOf(r *http.Request) []string {
 }
 
 // refuse refuses what is not a request.
-func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *fault) {
-	c.rule.refused()
-	r.Close = r.Close || f == c.fault // the next connection may be served
-	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, c, f.detail), c.source)))
+func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *refusalError) {
+	c.Attribution.refused()
+	r.Close = r.Close || f == c.refused // the next connection may be served
+	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, c, f.detail), c.Source)))
 }
 
 // attempt describes a request that did not become one.
@@ -396,30 +387,6 @@ func grpcMessage(s string) string {
 		}
 	}
 	return out.String()
-}
-
-// clean returns a name that the plugin sent, fit for a line.
-func clean(s string) string {
-	if len(s) > 64 {
-		s = s[:64] + "..."
-	}
-	return strconv.QuoteToASCII(s)
-}
-
-// joinPort returns host:port; host has no brackets.
-func joinPort(host string, port uint16) string {
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return host + ":" + strconv.Itoa(int(port))
-}
-
-// withPort adds the port to an authority that states none.
-func withPort(authority string, port uint16) string {
-	if strings.LastIndexByte(authority, ':') > strings.LastIndexByte(authority, ']') {
-		return authority
-	}
-	return authority + ":" + strconv.Itoa(int(port))
 }
 
 // hasToken reports whether a comma-separated header holds a token.

@@ -1,13 +1,14 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"net"
 	"runtime"
 	"syscall"
 	"unsafe"
 )
 
-// sever ends a connection at once, in both directions, and makes the close to
+// abortConn ends a connection at once, in both directions, and makes the close to
 // come a reset, which a unix socket has none of: its other end reads an end of
 // file. Whoever reads from it finds it ended, and closes it.
 //
@@ -15,10 +16,8 @@ import (
 // go of the descriptor, and an ordinary system call may give the processor away
 // to all the others that were woken: a thousand tunnels have time for neither.
 // So it is two raw system calls, which never block.
-func sever(conn net.Conn) {
-	if through, ok := conn.(*proxied); ok {
-		conn = through.Conn
-	}
+func abortConn(conn net.Conn) {
+	conn = lowest(conn)
 	if !ofKernel(conn) {
 		_ = conn.Close() // it is gone either way
 		return
@@ -35,17 +34,10 @@ func sever(conn net.Conn) {
 	})
 }
 
-// sever ends the connection at once, on the plugin's side, if nobody has before.
-func (c *conn) sever() {
-	if !c.bottom.severed.Swap(true) {
-		sever(c.raw)
-	}
-}
-
-// urgently runs f on a thread that goes before all others, where the sidecar
+// withHighPriority runs f on a thread that goes before all others, where the sidecar
 // may have one (root, CAP_SYS_NICE): every connection that is cut wakes the
 // processes at both its ends, and the last one must not take turns with them.
-func urgently(f func()) {
+func withHighPriority(f func()) {
 	const self, highest = 0, -20
 	runtime.LockOSThread() // for good, should the priority not come back: the thread then ends with the goroutine
 	before, err := syscall.Getpriority(syscall.PRIO_PROCESS, self)
@@ -61,4 +53,16 @@ func urgently(f func()) {
 	if syscall.Setpriority(syscall.PRIO_PROCESS, self, 20-before) == nil {
 		runtime.UnlockOSThread()
 	}
+}
+
+// lowest returns the connection that another one wraps and exposes as NetConn, as a
+// connection through an upstream proxy does, and any other as it is.
+func lowest(conn net.Conn) net.Conn {
+	if _, ok := conn.(*tls.Conn); ok {
+		return conn
+	}
+	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		return wrapped.NetConn()
+	}
+	return conn
 }

@@ -18,6 +18,9 @@ var (
 	errTimeout  = errors.New("the rule's timeout is over")
 )
 
+// lookForQuiet is how often a proxy that ends looks for accesses on which nothing moves.
+const lookForQuiet = 100 * time.Millisecond
+
 // access is one live access: an exchange, an upgraded connection or a tunnel; or
 // a connection that carries accesses of an Envoy.
 type access struct {
@@ -205,6 +208,13 @@ func (r *registry) settle() {
 	}
 }
 
+// reasonNow returns why an admitted access is no longer allowed, once everything else
+// has been cut for it too.
+func (r *registry) reasonNow(a *authz.Admission) authz.Reason {
+	r.settle()
+	return a.ReasonNow()
+}
+
 // inParallel calls f with every access, on every processor, and returns how
 // often it was true: closing a socket takes the kernel some ten microseconds,
 // and a thousand of them are to be gone at once.
@@ -215,7 +225,7 @@ func inParallel[T any](all []T, f func(T) bool) int {
 	for i := range workers {
 		part := all[len(all)*i/workers : len(all)*(i+1)/workers]
 		running.Go(func() {
-			urgently(func() {
+			withHighPriority(func() {
 				for _, one := range part {
 					if f(one) {
 						count.Add(1)

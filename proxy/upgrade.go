@@ -36,7 +36,7 @@ func (x *exchange) upgrade(response *http.Response) {
 	if !x.access.onCut(func(cause error) {
 		x.giveUp(cause)
 		_ = upstream.Close()
-		_ = x.conn.cut()
+		_ = x.conn.Cut()
 	}) {
 		_ = plugin.Close()
 		x.incomplete(x.access.cutBy())
@@ -94,10 +94,6 @@ func isWebSocket(protocol string) bool {
 	return strings.EqualFold(strings.TrimSpace(protocol), "websocket")
 }
 
-// shortBeginning is how many bytes of what may be the beginning of a needle
-// pass where an end may wait for them: fewer than what is searched for at all.
-const shortBeginning = 5
-
 // searched searches one direction of an upgraded connection: a WebSocket frame
 // by frame, any other protocol as it is.
 func searched(from io.Reader, protocol string, s scrub.Search) io.Reader {
@@ -114,7 +110,7 @@ func (x *exchange) pump(to io.Writer, from io.Reader, pace *pacer) (int64, error
 	defer x.proxy.buffers.put(buf)
 	n, err := pace.copy(to, from, *buf)
 	if errors.Is(err, scrub.ErrFrame) {
-		x.halt(&dialError{reason: authz.MalformedRequest, detail: err.Error()})
+		x.halt(&refusalError{reason: authz.MalformedRequest, detail: err.Error()})
 	}
 	return n, err
 }

@@ -32,11 +32,10 @@ type upstreamProxy struct {
 	prefixes []netip.Prefix
 }
 
-func newUpstreamProxy(cfg Config) *upstreamProxy {
-	if cfg.UpstreamProxy == nil {
+func newUpstreamProxy(u *url.URL, direct []string) *upstreamProxy {
+	if u == nil {
 		return nil
 	}
-	u := cfg.UpstreamProxy
 	p := &upstreamProxy{host: u.Hostname(), tls: u.Scheme == "https"}
 	if p.port = u.Port(); p.port == "" {
 		p.port = fmt.Sprint(authz.Scheme(u.Scheme).DefaultPort())
@@ -45,7 +44,7 @@ func newUpstreamProxy(cfg Config) *upstreamProxy {
 	if u.User != nil {
 		p.user = authz.NewSecret(basicOf(u.User))
 	}
-	for _, entry := range cfg.NoProxy {
+	for _, entry := range direct {
 		p.skip(strings.ToLower(strings.TrimSuffix(entry, ".")))
 	}
 	return p
@@ -72,6 +71,9 @@ func (p *upstreamProxy) skip(entry string) {
 		p.names, p.below = append(p.names, entry), append(p.below, "."+entry)
 	}
 }
+
+// viaProxy reports whether a destination is reached through an upstream proxy.
+func (d *dialer) viaProxy(to authz.Destination) bool { return d.via.takes(to) }
 
 // takes reports whether a destination is reached through the proxy.
 func (p *upstreamProxy) takes(d authz.Destination) bool {
@@ -164,7 +166,7 @@ func (p *upstreamProxy) connect(conn net.Conn, to netip.AddrPort) (net.Conn, err
 	if _, err := conn.Write([]byte(head + "\r\n")); err != nil {
 		return nil, err
 	}
-	in := bufio.NewReaderSize(&capped{Conn: conn, left: maxHeaderBytes}, 4096)
+	in := bufio.NewReaderSize(&capped{Conn: conn, left: maxProxyAnswer}, 4096)
 	response, err := http.ReadResponse(in, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // what follows is the tunnel
 	if err != nil {
 		if isTimeout(err) {
@@ -178,6 +180,9 @@ func (p *upstreamProxy) connect(conn net.Conn, to netip.AddrPort) (net.Conn, err
 	ahead, _ := in.Peek(in.Buffered()) // no more than there is
 	return &proxied{Conn: conn, ahead: ahead, to: net.TCPAddrFromAddrPort(to)}, nil
 }
+
+// maxProxyAnswer bounds the head of the proxy's answer, in bytes.
+const maxProxyAnswer = 64 << 10
 
 // capped bounds what is read of the proxy's answer.
 type capped struct {
@@ -210,14 +215,13 @@ func (c *proxied) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
+// NetConn returns the connection to the proxy itself.
+func (c *proxied) NetConn() net.Conn { return c.Conn }
+
 // RemoteAddr returns the upstream's address.
 func (c *proxied) RemoteAddr() net.Addr { return c.to }
 
 // CloseWrite says that nothing more will be sent.
 func (c *proxied) CloseWrite() error {
-	half, ok := c.Conn.(interface{ CloseWrite() error })
-	if !ok {
-		return http.ErrNotSupported
-	}
-	return half.CloseWrite()
+	return closeWriteErr(c.Conn)
 }

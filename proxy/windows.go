@@ -23,6 +23,15 @@ const (
 	wideShare = 2*wideConnection + 1<<20
 )
 
+// Windows of HTTP/2 where bodies have no latency to bridge, in bytes: of one connection
+// of the plugin, and of each of its streams; and towards upstreams whose answers a
+// limit slows down. They bound memory where nothing takes the bodies, and leave room
+// for the other streams where one is taken slowly.
+const (
+	connectionWindow = 1 << 20
+	streamWindow     = 64 << 10
+)
+
 // errNarrow is a connection that may not have wide windows, because as many have
 // them as may. The request has not been sent.
 var errNarrow = errors.New("as many connections have wide windows as may")

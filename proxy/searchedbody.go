@@ -1,0 +1,121 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+)
+
+// maxCompressed is how long a compressed body may be that is searched, in
+// bytes: it is decompressed as a whole, before any of it is sent.
+const maxCompressed = scrub.MaxMessage
+
+// searchedBody returns a request's body that ends at a stand-in, with an error.
+// Nothing of the stand-in passes. What is held of it meanwhile is counted.
+func searchedBody(s *standIns, r *http.Request, body io.Reader, room decoders, halt func(error)) io.Reader {
+	search := s.search("the body", halt)
+	search.Memory = room
+	codings := codingsOf(r.Header)
+	return &later{halt: halt, open: func() (io.Reader, error) {
+		if scrub.Encoded(codings) {
+			return searchWhole(&heldReader{body, room.holding}, codings, search, room)
+		}
+		if contentOf(r.Header) == grpcContent {
+			return scrub.NewGRPCGuard(body, search, r.Header.Get("Grpc-Encoding"))
+		}
+		return scrub.NewReader(body, search), nil
+	}}
+}
+
+// codingsOf returns the content codings of a request, without AWS's, which
+// cuts into chunks and compresses nothing.
+func codingsOf(h http.Header) string {
+	codings := strings.Split(strings.Join(h["Content-Encoding"], ","), ",")
+	return strings.Join(slices.DeleteFunc(codings, func(coding string) bool {
+		return strings.EqualFold(strings.TrimSpace(coding), "aws-chunked")
+	}), ",")
+}
+
+// searchWhole searches a compressed body and returns it as it was.
+func searchWhole(body io.Reader, codings string, search scrub.Search, room decoders) (io.Reader, error) {
+	text, length, err := budget.ReadAll(body, maxCompressed)
+	if err != nil {
+		return nil, err
+	}
+	if length > maxCompressed {
+		return nil, errUnsearchable("is compressed and longer than 4 MiB")
+	}
+	if scrub.Codings(codings) > 1 { // which no program does, and each takes a window
+		return nil, errUnsearchable("is compressed more than once")
+	}
+	done, err := room.turn(scrub.DecoderSize(codings))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	again := slices.Clone(text) // reading it takes it apart
+	plain, err := scrub.Decode(codings, &again)
+	if err == nil {
+		_, err = io.Copy(io.Discard, scrub.NewReader(plain, search))
+	}
+	var found *refusalError
+	switch {
+	case errors.As(err, &found):
+		return nil, found
+	case err != nil:
+		return nil, errUnsearchable("is compressed and cannot be decompressed")
+	}
+	return &text, nil
+}
+
+// errUnsearchable refuses a body that may hold anything.
+func errUnsearchable(why string) *refusalError {
+	return &refusalError{
+		reason: authz.NotEnforceableHere,
+		detail: fmt.Sprintf("the body %s, so that it cannot be searched for stand-ins of credentials", why),
+		remedy: "send it uncompressed",
+	}
+}
+
+// later opens a reader when it is first read: reading a plugin's body sends it
+// 100-continue. Errors of what is searched end the access.
+type later struct {
+	open func() (io.Reader, error)
+	halt func(error)
+	from io.Reader
+	err  error
+}
+
+func (l *later) Read(p []byte) (int, error) {
+	if l.from == nil && l.err == nil {
+		l.from, l.err = l.open()
+		l.note()
+	}
+	if l.err != nil {
+		return 0, l.err
+	}
+	n, err := l.from.Read(p)
+	l.err = err
+	l.note()
+	return n, err
+}
+
+// note turns what a search cannot look into into a refusal.
+func (l *later) note() {
+	var known *refusalError
+	switch {
+	case l.err == nil || errors.Is(l.err, io.EOF):
+	case errors.As(l.err, &known):
+		l.halt(known)
+	case errors.Is(l.err, scrub.ErrCoding), errors.Is(l.err, scrub.ErrFrame), errors.Is(l.err, scrub.ErrBomb):
+		l.err = errUnsearchable("holds messages that are compressed and cannot be decompressed")
+		l.halt(l.err)
+	}
+}

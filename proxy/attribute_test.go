@@ -10,6 +10,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // attributions keeps what a proxy attributes to each socket.
@@ -39,10 +40,10 @@ func attributed() (*attributions, func(*proxy.Config)) {
 	next <- 1
 	return a, func(cfg *proxy.Config) {
 		cfg.Attribute = a.take
-		cfg.Identify = func(net.Conn) (proxy.Peer, bool) {
+		cfg.Identify = func(net.Conn) (session.Peer, bool) {
 			cookie := <-next
 			next <- cookie + 1
-			return proxy.Peer{Cookie: cookie}, true
+			return session.Peer{Cookie: cookie}, true
 		}
 	}
 }

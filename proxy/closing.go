@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // Bounds of a connection that is closed while the plugin still sends (RFC 9112,
@@ -83,7 +84,7 @@ func (c *conn) lingers() bool {
 	go func() {
 		defer c.lingerers.leave()
 		_ = c.Conn.CloseWrite() // over TLS the close_notify
-		_ = closeWrite(c.Raw)
+		_ = session.CloseWrite(c.Raw)
 		c.discard()
 		_ = c.Conn.Close()
 	}()

@@ -13,7 +13,10 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 const established = "HTTP/1.1 200 Connection Established\r\n\r\n"
@@ -27,12 +30,12 @@ const serverFirst = 300 * time.Millisecond
 // it is, and each request in it is decided.
 func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *budget.Holding) {
 	if c.way != explicit || r.ProtoMajor != 1 {
-		p.refuse(w, r, c, malformed("CONNECT is taken over HTTP/1.1 and outside a tunnel only"))
+		p.refuse(w, r, c, session.Malformed("CONNECT is taken over HTTP/1.1 and outside a tunnel only"))
 		return
 	}
 	named, err := authz.NewDestination(authz.SchemeTCP, r.RequestURI, "")
 	if err != nil {
-		p.refuse(w, r, c, malformed(err.Error()))
+		p.refuse(w, r, c, session.Malformed(err.Error()))
 		return
 	}
 	if f := c.agreeWire(named); f != nil {
@@ -40,7 +43,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		return
 	}
 	if r.ContentLength > 0 || len(r.TransferEncoding) > 0 {
-		p.refuse(w, r, c, malformed("a CONNECT has no body (RFC 9110, section 9.3.6)"))
+		p.refuse(w, r, c, session.Malformed("a CONNECT has no body (RFC 9110, section 9.3.6)"))
 		return
 	}
 	switch schemes := p.schemes(named); {
@@ -133,7 +136,7 @@ type spliced struct {
 	plugin    *conn
 	upstream  net.Conn
 	admission *authz.Admission
-	access    access
+	access    session.Access
 	cancel    context.CancelCauseFunc // of what is still being dialled or waits for its turn
 	ended     <-chan struct{}         // closed by cancel
 	timer     *time.Timer
@@ -148,22 +151,22 @@ func (p *Proxy) admitTunnel(
 	destination, err := authz.NewDestination(scheme, named.HostPort(), "")
 	f := c.refused
 	if err != nil {
-		f = malformed(err.Error())
+		f = session.Malformed(err.Error())
 	}
 	if f != nil {
-		refusal := p.refused(p.cfg.Gate.Refuse(f.reason, authz.Attempt{
-			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: f.detail,
+		refusal := p.refused(p.cfg.Gate.Refuse(f.Reason, authz.Attempt{
+			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: f.Detail,
 		}, c.Source))
 		cancel(nil)
 		return nil, &refusal
 	}
 	held := p.budget.Hold()
-	if held.Take(budget.Request, tunnelCost) != nil {
-		e := errOutOfMemory()
-		refusal := p.refused(p.cfg.Gate.Refuse(e.reason, authz.Attempt{
-			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: e.detail,
+	if held.Take(budget.Request, session.TunnelCost) != nil {
+		e := session.ErrOutOfMemory()
+		refusal := p.refused(p.cfg.Gate.Refuse(e.Reason, authz.Attempt{
+			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: e.Detail,
 		}, c.Source))
-		refusal.Remedy, refusal.RetryAfter = e.remedy, e.retryAfter
+		refusal.Remedy, refusal.RetryAfter = e.Remedy, e.RetryAfter
 		cancel(nil)
 		return nil, &refusal
 	}
@@ -179,17 +182,17 @@ func (p *Proxy) admitTunnel(
 		return nil, &refusal
 	}
 	t := &spliced{proxy: p, held: held, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
-	t.access.admission, t.access.cut = admission, cancel
-	if !p.live.add(&t.access) {
-		refusal := t.refuse(p.live.reasonNow(admission), "access was taken away while it was being decided")
+	t.access.Admission, t.access.Cut = admission, cancel
+	if !p.live.Add(&t.access) {
+		refusal := t.refuse(p.live.ReasonNow(admission), "access was taken away while it was being decided")
 		t.cancel(nil)
 		held.End()
 		p.endTunnel(admission, t.outcome)
 		return nil, &refusal
 	}
-	c.Attribution.begin(admission.Decision.Grant, admission.Decision.Rule)
+	c.Attribution.Begin(admission.Decision.Grant, admission.Decision.Rule)
 	if timeout := admission.Decision.Terms().Timeout; timeout > 0 {
-		t.timer = time.AfterFunc(timeout, func() { t.access.end(errTimeout) })
+		t.timer = time.AfterFunc(timeout, func() { t.access.End(session.ErrTimeout) })
 	}
 	return t, nil
 }
@@ -198,34 +201,34 @@ func (t *spliced) scheme() authz.Scheme { return t.admission.Request.Destination
 
 // refuse turns the admitted tunnel into a refusal.
 func (t *spliced) refuse(reason authz.Reason, detail string) authz.Refusal {
-	return t.refuseAs(&refusalError{reason: reason, detail: detail})
+	return t.refuseAs(&session.RefusalError{Reason: reason, Detail: detail})
 }
 
-func (t *spliced) refuseAs(e *refusalError) authz.Refusal {
-	refusal := t.proxy.refused(e.refuse(t.admission), nil)
+func (t *spliced) refuseAs(e *session.RefusalError) authz.Refusal {
+	refusal := t.proxy.refused(e.Refuse(t.admission), nil)
 	t.outcome.Detail = refusal.Detail
 	return refusal
 }
 
 // dial connects to the upstream.
 func (t *spliced) dial(ctx context.Context) *authz.Refusal {
-	upstream, err := t.proxy.dialer.dial(ctx, t.admission.Decision, t.admission.Request.Destination)
-	if err == nil && !t.admission.Connected(authz.Connection{Address: upstreamAddress(upstream)}) {
-		_ = upstream.Close() // nothing was sent
-		t.access.end(errRevoked)
-		err = errRevoked
+	conn, err := t.proxy.dialer.Dial(ctx, t.admission.Decision, t.admission.Request.Destination)
+	if err == nil && !t.admission.Connected(authz.Connection{Address: upstream.UpstreamAddress(conn)}) {
+		_ = conn.Close() // nothing was sent
+		t.access.End(session.ErrRevoked)
+		err = session.ErrRevoked
 	}
 	if err == nil {
-		t.upstream = upstream
-		t.outcome.Address = upstream.RemoteAddr().String()
+		t.upstream = conn
+		t.outcome.Address = conn.RemoteAddr().String()
 		return nil
 	}
-	var e *refusalError
+	var e *session.RefusalError
 	if !errors.As(err, &e) {
-		e = unreachable(err, "connect to "+t.admission.Request.Destination.HostPort())
+		e = upstream.Unreachable(err, "connect to "+t.admission.Request.Destination.HostPort())
 	}
-	if cause := t.access.cutBy(); cause != nil {
-		e = &refusalError{reason: t.proxy.live.reasonNow(t.admission), detail: cause.Error()}
+	if cause := t.access.CutBy(); cause != nil {
+		e = &session.RefusalError{Reason: t.proxy.live.ReasonNow(t.admission), Detail: cause.Error()}
 	}
 	refusal := t.refuseAs(e)
 	return &refusal
@@ -234,13 +237,13 @@ func (t *spliced) dial(ctx context.Context) *authz.Refusal {
 // helloAgrees reads the plugin's ClientHello and refuses a server name that is
 // not the tunnel's.
 func (t *spliced) helloAgrees(ctx context.Context) bool {
-	name, ok := readHello(ctx, t.plugin.Conn)
+	name, ok := session.ReadHello(ctx, t.plugin.Conn)
 	destination := t.admission.Request.Destination
 	switch {
 	case !ok:
 		t.refuse(authz.MalformedRequest, "the tunnel is granted for TLS and something else was sent in it")
 	case name != "" && !destination.AgreesName(name):
-		t.refuse(authz.DestinationMismatch, "the server name is "+clean(name)+", the tunnel is for "+destination.HostPort())
+		t.refuse(authz.DestinationMismatch, "the server name is "+session.Clean(name)+", the tunnel is for "+destination.HostPort())
 	default:
 		return true
 	}
@@ -251,10 +254,10 @@ func (t *spliced) helloAgrees(ctx context.Context) bool {
 // splice copies both ways until either end is done or the tunnel is cut.
 func (t *spliced) splice() {
 	plugin, upstream := t.plugin, t.upstream
-	if !t.access.onCut(func(cause error) {
+	if !t.access.OnCut(func(cause error) {
 		t.cancel(cause)
 		plugin.Abort()
-		abortConn(upstream)
+		session.AbortConn(upstream)
 	}) {
 		t.note()
 		return
@@ -272,9 +275,9 @@ func (t *spliced) splice() {
 // copy copies one way and passes the end of file on; where that cannot be, or
 // copying fails, both ways end.
 func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
-	pace := t.proxy.rates.pacer(kind, t.ended)
+	pace := t.proxy.rates.Pacer(kind, t.ended)
 	n, err := t.copyAll(&pace, to, from, kind)
-	if err != nil || !closeWrite(to) {
+	if err != nil || !session.CloseWrite(to) {
 		t.cancel(nil) // the other way may wait for its turn
 		_ = t.upstream.Close()
 		_ = t.plugin.Cut()
@@ -284,32 +287,32 @@ func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 
 // copyAll copies everything, and searches what the plugin sends where it has
 // stand-ins: that is then not copied by the kernel.
-func (t *spliced) copyAll(pace *pacer, to, from net.Conn, kind authz.LimitKind) (int64, error) {
-	standIns := t.proxy.lookout.now()
+func (t *spliced) copyAll(pace *session.Pacer, to, from net.Conn, kind authz.LimitKind) (int64, error) {
+	standIns := t.proxy.lookout.Now()
 	if kind != authz.LimitSentBytes || standIns == nil {
-		return pace.copyConn(to, from)
+		return pace.CopyConn(to, from)
 	}
-	search := standIns.search("the tunnel", func(cause error) { t.access.end(cause) })
-	search.PassShort = shortBeginning
-	buf := t.proxy.buffers.get()
-	defer t.proxy.buffers.put(buf)
-	return pace.copy(to, scrub.NewReader(from, search), *buf)
+	search := standIns.Search("the tunnel", func(cause error) { t.access.End(cause) })
+	search.PassShort = placeholder.ShortBeginning
+	buf := t.proxy.buffers.Get()
+	defer t.proxy.buffers.Put(buf)
+	return pace.Copy(to, scrub.NewReader(from, search), *buf)
 }
 
 // note says in the record why a tunnel was cut.
 func (t *spliced) note() {
-	var e *refusalError
-	switch cause := t.access.cutBy(); {
+	var e *session.RefusalError
+	switch cause := t.access.CutBy(); {
 	case cause == nil:
 	case errors.As(cause, &e):
 		t.outcome.Detail = "cut: " + t.refuseAs(e).Detail
-	case errors.Is(cause, errTimeout):
+	case errors.Is(cause, session.ErrTimeout):
 		t.admission.Refuse(authz.UpstreamTimeout, "")
 		t.outcome.Detail = cause.Error()
-	case errors.Is(cause, errStopping):
+	case errors.Is(cause, session.ErrStopping):
 		t.outcome.Detail = cause.Error()
 	default:
-		t.admission.Refuse(t.proxy.live.reasonNow(t.admission), "")
+		t.admission.Refuse(t.proxy.live.ReasonNow(t.admission), "")
 		t.outcome.Detail = "cut: " + cause.Error()
 	}
 }
@@ -324,9 +327,9 @@ func (t *spliced) end() {
 	if t.upstream != nil {
 		_ = t.upstream.Close()
 	}
-	t.plugin.Attribution.end()
+	t.plugin.Attribution.End()
 	t.proxy.endTunnel(t.admission, t.outcome)
-	t.proxy.live.remove(&t.access)
+	t.proxy.live.Remove(&t.access)
 }
 
 func (p *Proxy) endTunnel(a *authz.Admission, o authz.Outcome) {

@@ -14,7 +14,8 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
-	"github.com/chaperone-proxy/chaperone/proxy"
+
+	proxydns "github.com/chaperone-proxy/chaperone/proxy/dns"
 )
 
 // TestQuestionsInFlightAreBounded floods the resolver with names while nothing
@@ -23,7 +24,7 @@ import (
 func TestQuestionsInFlightAreBounded(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	release := make(chan struct{})
-	resolver, err := proxy.NewResolver(proxy.ResolverConfig{
+	resolver, err := proxydns.NewResolver(proxydns.ResolverConfig{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Refused: func(authz.Refusal) { <-release },
 	})
 	testenv.Must(t, err)
@@ -73,7 +74,7 @@ func TestRefusedNamesDoNotFloodTheLog(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	began := time.Now()
 	var later atomic.Int64
-	resolver, err := proxy.NewResolver(proxy.ResolverConfig{
+	resolver, err := proxydns.NewResolver(proxydns.ResolverConfig{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Now: func() time.Time { return began.Add(time.Duration(later.Load())) },
 	})
 	testenv.Must(t, err)

@@ -24,7 +24,7 @@ import (
 // It may be called before Serve, which closes the exits when it ends, and at any
 // time after; without Serve, Exits of no routes closes them.
 func (p *Proxy) Exits(dir, group string, routes []authz.Route) ([]string, error) {
-	paths, err := p.exits.replace(dir, group, routes)
+	paths, err := p.exits.Replace(dir, group, routes)
 	if err != nil {
 		return nil, fmt.Errorf("make exits: %w", err)
 	}

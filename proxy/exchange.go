@@ -21,7 +21,10 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/proxy/sigv4"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // exchange carries one admitted request out.
@@ -31,24 +34,24 @@ type exchange struct {
 	r         *http.Request
 	conn      *conn
 	admission *authz.Admission
-	access    access
+	access    session.Access
 	control   *http.ResponseController
-	scrub     *scrubber // nil when nothing was injected that could come back
-	standIns  *standIns // nil when there is nothing to look for
-	unarmed   bool      // the plugin's extensions of WebSocket were not passed on
+	scrub     *scrubber             // nil when nothing was injected that could come back
+	standIns  *placeholder.StandIns // nil when there is nothing to look for
+	unarmed   bool                  // the plugin's extensions of WebSocket were not passed on
 	held      *budget.Holding
 	upload    int64 // of it, for what comes of the request's body
 
 	began       time.Time
-	upstream    *upstreamLink // that carries the request, over HTTP/1.1
-	answered    atomic.Bool   // something of an answer has come
-	silent      bool          // nothing was written to the upstream
-	broken      atomic.Bool   // the body could not be read
-	interrupted atomic.Bool   // the upstream's end has ended the reading of the body
-	streams     atomic.Bool   // an answer whose parts come one by one has begun
-	informs     atomic.Bool   // an informational answer is being written
+	upstream    *upstream.UpstreamLink // that carries the request, over HTTP/1.1
+	answered    atomic.Bool            // something of an answer has come
+	silent      bool                   // nothing was written to the upstream
+	broken      atomic.Bool            // the body could not be read
+	interrupted atomic.Bool            // the upstream's end has ended the reading of the body
+	streams     atomic.Bool            // an answer whose parts come one by one has begun
+	informs     atomic.Bool            // an informational answer is being written
 
-	up, down pacer // from the plugin, and to it
+	up, down session.Pacer // from the plugin, and to it
 	outcome  authz.Outcome
 	sent     atomic.Int64 // body bytes towards the upstream
 	unread   atomic.Bool  // there is a body, and its end has not been read
@@ -79,27 +82,27 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	x.giveUp = cancel
-	x.up, x.down = p.rates.pacer(authz.LimitSentBytes, ctx.Done()), p.rates.pacer(authz.LimitReceivedBytes, ctx.Done())
-	x.access.admission = a
-	x.access.cut = func(cause error) {
+	x.up, x.down = p.rates.Pacer(authz.LimitSentBytes, ctx.Done()), p.rates.Pacer(authz.LimitReceivedBytes, ctx.Done())
+	x.access.Admission = a
+	x.access.Cut = func(cause error) {
 		cancel(cause)
 		x.endReading() // whoever waits for the rest of the plugin's body waits no longer
 		x.endInforming()
 	}
-	if !p.live.add(&x.access) {
+	if !p.live.Add(&x.access) {
 		defer x.end()
-		x.refuse(p.live.reasonNow(a), "access was taken away while it was being decided")
+		x.refuse(p.live.ReasonNow(a), "access was taken away while it was being decided")
 		return
 	}
-	defer p.live.remove(&x.access) // once its end is recorded
-	c.Attribution.begin(a.Decision.Grant, a.Decision.Rule)
-	defer c.Attribution.end()
+	defer p.live.Remove(&x.access) // once its end is recorded
+	c.Attribution.Begin(a.Decision.Grant, a.Decision.Rule)
+	defer c.Attribution.End()
 	defer x.end()
 	defer x.complete()
 	defer x.settle()
 	defer x.allowHalfClose()()
 	if timeout := a.Decision.Terms().Timeout; timeout > 0 {
-		timer := time.AfterFunc(timeout, func() { x.access.end(errTimeout) })
+		timer := time.AfterFunc(timeout, func() { x.access.End(session.ErrTimeout) })
 		defer timer.Stop()
 	}
 	x.roundTrip(ctx)
@@ -107,14 +110,14 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 
 // pool returns the connections that the request may use. Over HTTP/2 nothing
 // authenticates a connection, and some upstreams have no HTTP/2.
-func (x *exchange) pool() (*pool, error) {
+func (x *exchange) pool() (*upstream.Pool, error) {
 	speak := x.speak()
-	pool, err := x.proxy.pools.get(x.admission, speak, x.down.limited())
-	if err != nil || speak != speakHTTP2 {
+	pool, err := x.proxy.pools.Get(x.admission, speak, x.down.Limited())
+	if err != nil || speak != upstream.SpeakHTTP2 {
 		return pool, err
 	}
-	if pool.onlyHTTP1.has(x.admission.Request.Destination.HostPort()) || connectionAuth(x.r.Header["Authorization"]) {
-		return x.proxy.pools.get(x.admission, speakHTTP1, x.down.limited())
+	if pool.OnlyHTTP1.Has(x.admission.Request.Destination.HostPort()) || upstream.ConnectionAuth(x.r.Header["Authorization"]) {
+		return x.proxy.pools.Get(x.admission, upstream.SpeakHTTP1, x.down.Limited())
 	}
 	return pool, nil
 }
@@ -123,7 +126,7 @@ func (x *exchange) pool() (*pool, error) {
 func (x *exchange) park() {
 	if l := x.upstream; l != nil {
 		x.upstream = nil
-		l.park()
+		l.Park()
 	}
 }
 
@@ -132,14 +135,14 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	pool, err := x.pool()
 	if err != nil {
 		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
-		x.refuseAs(&refusalError{
-			reason: authz.UpstreamUnreachable, detail: "the rule's TLS terms or its client certificate cannot be used",
-			remedy: "ask the operator to check tls and the mtls credential of RULE",
+		x.refuseAs(&session.RefusalError{
+			Reason: authz.UpstreamUnreachable, Detail: "the rule's TLS terms or its client certificate cannot be used",
+			Remedy: "ask the operator to check tls and the mtls credential of RULE",
 		})
 		return
 	}
-	if pool.needles != nil {
-		x.scrub = &scrubber{needles: pool.needles, names: pool.names}
+	if pool.Needles != nil {
+		x.scrub = &scrubber{needles: pool.Needles, names: pool.Names}
 	}
 	if err := x.makeRoom(); err != nil {
 		x.fail(err)
@@ -150,7 +153,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		x.fail(err)
 		return
 	}
-	if _, err := x.up.pass(x.up.headSize(x.r.RequestURI, out.Header)); err != nil {
+	if _, err := x.up.Pass(x.up.HeadSize(x.r.RequestURI, out.Header)); err != nil {
 		x.fail(err)
 		return
 	}
@@ -164,7 +167,7 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	defer response.Body.Close()
 	x.credentialRefused(response.StatusCode)
 	if err := x.held.Take(budget.Request, headCost(response.Header)); err != nil {
-		x.fail(refusalOf(err))
+		x.fail(session.RefusalOf(err))
 		return
 	}
 	switch {
@@ -185,12 +188,12 @@ func (x *exchange) makeRoom() error {
 	if x.scrub != nil {
 		searched = x.scrub.needles.ReaderSize()
 	}
-	if standIns := x.proxy.lookout.now(); standIns != nil && x.r.ContentLength != 0 {
-		searched += standIns.room()
+	if standIns := x.proxy.lookout.Now(); standIns != nil && x.r.ContentLength != 0 {
+		searched += standIns.Room()
 	}
-	return refusalOf(cmp.Or(
+	return session.RefusalOf(cmp.Or(
 		x.held.Take(budget.Window, x.upload),
-		x.held.Take(budget.Body, copyCost+int64(searched)),
+		x.held.Take(budget.Body, session.CopyCost+int64(searched)),
 	))
 }
 
@@ -205,14 +208,14 @@ func (x *exchange) credentialRefused(status int) {
 
 // speak returns what is spoken to the upstream: what the plugin speaks, so
 // that it meets the API that it would meet without a proxy.
-func (x *exchange) speak() protocol {
+func (x *exchange) speak() upstream.Protocol {
 	switch {
 	case x.r.ProtoMajor != 2:
-		return speakHTTP1
+		return upstream.SpeakHTTP1
 	case x.admission.Request.Destination.Scheme() == authz.SchemeHTTPS:
-		return speakHTTP2
+		return upstream.SpeakHTTP2
 	}
-	return speakH2C
+	return upstream.SpeakH2C
 }
 
 // outbound makes the request that is sent. The plugin's header map becomes the
@@ -226,8 +229,8 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	upgrade := x.askedUpgrade(h)
 	stripRequest(h, slot)
 	query := emptySlot(h, destination, slot)
-	if x.standIns = x.proxy.lookout.now(); x.standIns != nil {
-		if e := x.standIns.inRequest(x.admission.Request, query, h); e != nil {
+	if x.standIns = x.proxy.lookout.Now(); x.standIns != nil {
+		if e := x.standIns.InRequest(x.admission.Request, query, h); e != nil {
 			return nil, e
 		}
 	}
@@ -253,24 +256,24 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 			return nil, err
 		}
 	}
-	return out.WithContext(httptrace.WithClientTrace(dialsFor(ctx, x.admission), &httptrace.ClientTrace{
+	return out.WithContext(httptrace.WithClientTrace(upstream.DialsFor(ctx, x.admission), &httptrace.ClientTrace{
 		GotConn: x.gotConn, WroteHeaders: x.wroteHeaders, Got1xxResponse: x.informational,
 		GotFirstResponseByte: func() { x.answered.Store(true) },
 	})), nil
 }
 
 // exposed refuses to send a credential where a third party would read it.
-func (x *exchange) exposed() *refusalError {
+func (x *exchange) exposed() *session.RefusalError {
 	destination, slot := x.admission.Request.Destination, x.admission.Injection
 	switch plain := destination.Scheme() != authz.SchemeHTTPS; {
 	case slot.Kind == authz.InjectNone || !plain:
 		return nil
 	case slot.Kind == authz.InjectCertificate:
-		return &refusalError{reason: authz.NotEnforceableHere, detail: "a client certificate is shown over https only"}
-	case x.proxy.dialer.viaProxy(destination):
-		return &refusalError{
-			reason: authz.NotEnforceableHere, detail: "the credential would pass the upstream proxy in clear",
-			remedy: "use https, or list " + destination.Host() + " in upstreamProxy.noProxy",
+		return &session.RefusalError{Reason: authz.NotEnforceableHere, Detail: "a client certificate is shown over https only"}
+	case x.proxy.dialer.ViaProxy(destination):
+		return &session.RefusalError{
+			Reason: authz.NotEnforceableHere, Detail: "the credential would pass the upstream proxy in clear",
+			Remedy: "use https, or list " + destination.Host() + " in upstreamProxy.noProxy",
 		}
 	}
 	return nil
@@ -323,9 +326,9 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 	case errors.Is(err, sigv4.ErrBody):
 		return unsignable(err, "send the body in parts of at most 16 MiB")
 	case errors.Is(err, sigv4.ErrExceedsRule):
-		return &refusalError{
-			reason: authz.NotEnforceableHere, detail: err.Error(),
-			remedy: "leave it out: read and write an object instead of copying it, and have the bucket's owner say who may read it",
+		return &session.RefusalError{
+			Reason: authz.NotEnforceableHere, Detail: err.Error(),
+			Remedy: "leave it out: read and write an object instead of copying it, and have the bucket's owner say who may read it",
 		}
 	case errors.Is(err, sigv4.ErrQuery):
 		return unsignable(err, "escape + and ; in the query")
@@ -345,8 +348,8 @@ type readBody struct {
 }
 
 // unsignable refuses a request that no signature can be made for.
-func unsignable(err error, remedy string) *refusalError {
-	return &refusalError{reason: authz.MalformedRequest, detail: "the request cannot be signed: " + err.Error(), remedy: remedy}
+func unsignable(err error, remedy string) *session.RefusalError {
+	return &session.RefusalError{Reason: authz.MalformedRequest, Detail: "the request cannot be signed: " + err.Error(), Remedy: remedy}
 }
 
 // body attaches the plugin's body, which is counted, and its trailers.
@@ -396,8 +399,8 @@ var errBody = errors.New("the request's body could not be read")
 
 func (b *countedBody) Read(buf []byte) (int, error) {
 	up := &b.exchange.up
-	n, err := b.from.Read(buf[:up.next(len(buf))])
-	if _, cut := up.pass(n); cut != nil {
+	n, err := b.from.Read(buf[:up.Next(len(buf))])
+	if _, cut := up.Pass(n); cut != nil {
 		return 0, cut
 	}
 	b.exchange.sent.Add(int64(n))
@@ -436,7 +439,7 @@ func (x *exchange) trailerHolds() error {
 	if x.standIns == nil {
 		return nil
 	}
-	if e := x.standIns.inHeader(x.r.Trailer, "trailer"); e != nil {
+	if e := x.standIns.InHeader(x.r.Trailer, "trailer"); e != nil {
 		x.halt(e)
 		return e
 	}
@@ -445,7 +448,7 @@ func (x *exchange) trailerHolds() error {
 
 // halt ends the exchange because of what the plugin has sent: it is refused with
 // cause, or what has begun of its answer is cut.
-func (x *exchange) halt(cause error) { x.access.end(cause) }
+func (x *exchange) halt(cause error) { x.access.End(cause) }
 
 // gotConn is httptrace's GotConn, for connections that net/http keeps.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) { x.onConnection(info.Conn) }
@@ -455,7 +458,7 @@ func (x *exchange) gotConn(info httptrace.GotConnInfo) { x.onConnection(info.Con
 func (x *exchange) onConnection(conn net.Conn) bool {
 	c, shared := x.connection(conn)
 	if !x.admission.Connected(c) {
-		x.access.end(errRevoked)
+		x.access.End(session.ErrRevoked)
 		if !shared {
 			_ = conn.Close() // or the request could be written before its context is seen to have ended
 		}
@@ -471,7 +474,7 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 	}
 	x.kept.restart()
 	x.address = address
-	if x.attempts++; x.attempts > maxAttempts && x.speak() != speakHTTP1 {
+	if x.attempts++; x.attempts > maxAttempts && x.speak() != upstream.SpeakHTTP1 {
 		x.giveUp(errRepeated)
 		return false
 	}
@@ -481,13 +484,13 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 // connection describes what carries the request, for the policies to come, and
 // whether it carries others too.
 func (x *exchange) connection(conn net.Conn) (c authz.Connection, shared bool) {
-	c.Address = upstreamAddress(conn)
+	c.Address = upstream.UpstreamAddress(conn)
 	secured, ok := conn.(*tls.Conn)
 	if !ok || x.admission.Request.Destination.Scheme() != authz.SchemeHTTPS {
-		return c, x.speak() == speakH2C
+		return c, x.speak() == upstream.SpeakH2C
 	}
 	session := secured.ConnectionState()
-	c.Meets = meets(session, x.admission.Decision.Terms())
+	c.Meets = upstream.Meets(session, x.admission.Decision.Terms())
 	return c, session.NegotiatedProtocol == "h2"
 }
 
@@ -544,7 +547,7 @@ func (x *exchange) settle() {
 
 // fail answers for an upstream that did not.
 func (x *exchange) fail(err error) {
-	if cause := x.access.cutBy(); cause != nil {
+	if cause := x.access.CutBy(); cause != nil {
 		x.cutShort(cause)
 		return
 	}
@@ -562,42 +565,42 @@ func (x *exchange) fail(err error) {
 		panic(http.ErrAbortHandler)
 	}
 	err = x.failure(err)
-	var e *refusalError
+	var e *session.RefusalError
 	switch {
 	case errors.As(err, &e):
 	case errors.Is(err, errBody):
-		e = &refusalError{reason: authz.MalformedRequest, detail: errBody.Error()}
+		e = &session.RefusalError{Reason: authz.MalformedRequest, Detail: errBody.Error()}
 	case errors.Is(err, errRepeated), errors.Is(err, errMoved):
-		e = &refusalError{reason: authz.UpstreamUnreachable, detail: err.Error()}
+		e = &session.RefusalError{Reason: authz.UpstreamUnreachable, Detail: err.Error()}
 	default:
-		e = unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
+		e = upstream.Unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
 	}
 	x.refuseAs(e)
 }
 
 // cutShort answers, before any other answer has begun, that the access ended.
 func (x *exchange) cutShort(cause error) {
-	var e *refusalError
+	var e *session.RefusalError
 	switch {
 	case errors.As(cause, &e):
 		x.refuseAs(e)
-	case errors.Is(cause, errTimeout):
+	case errors.Is(cause, session.ErrTimeout):
 		x.refuse(authz.UpstreamTimeout, "the upstream did not answer within the rule's timeout")
-	case errors.Is(cause, errStopping):
+	case errors.Is(cause, session.ErrStopping):
 		x.refuse(authz.NotReady, cause.Error())
 	default:
-		x.refuse(x.proxy.live.reasonNow(x.admission), cause.Error())
+		x.refuse(x.proxy.live.ReasonNow(x.admission), cause.Error())
 	}
 }
 
 // refuse turns the admitted request into a refusal and answers with it.
 func (x *exchange) refuse(reason authz.Reason, detail string) {
-	x.refuseAs(&refusalError{reason: reason, detail: detail})
+	x.refuseAs(&session.RefusalError{Reason: reason, Detail: detail})
 }
 
-func (x *exchange) refuseAs(e *refusalError) {
+func (x *exchange) refuseAs(e *session.RefusalError) {
 	x.settle()
-	refusal := x.proxy.refused(e.refuse(x.admission), nil)
+	refusal := x.proxy.refused(e.Refuse(x.admission), nil)
 	x.outcome.Detail = refusal.Detail
 	x.proxy.answer(x.w, x.r, refusal)
 }
@@ -605,7 +608,7 @@ func (x *exchange) refuseAs(e *refusalError) {
 // respond passes the upstream's answer to the plugin.
 func (x *exchange) respond(response *http.Response) {
 	body, err := x.scrubBody(response)
-	var full *refusalError
+	var full *session.RefusalError
 	switch {
 	case errors.As(err, &full):
 		x.refuseAs(full)
@@ -620,13 +623,13 @@ func (x *exchange) respond(response *http.Response) {
 	if x.closesEarly(response) {
 		h["Connection"] = []string{"close"}
 	}
-	if _, err := x.down.pass(x.down.headSize("", h)); err != nil {
+	if _, err := x.down.Pass(x.down.HeadSize("", h)); err != nil {
 		x.fail(err)
 		return
 	}
-	if !x.access.onCut(x.abort) {
+	if !x.access.OnCut(x.abort) {
 		clear(h)
-		x.cutShort(x.access.cutBy())
+		x.cutShort(x.access.CutBy())
 		return
 	}
 	x.streams.Store(streaming)
@@ -649,7 +652,7 @@ func (x *exchange) respond(response *http.Response) {
 	if x.endMessages(h, response, err) {
 		return
 	}
-	if x.access.cutBy() == nil {
+	if x.access.CutBy() == nil {
 		_ = x.control.Flush() // what came before the upstream broke off came without a proxy too
 	}
 	panic(http.ErrAbortHandler) // the plugin must see that the answer is not whole
@@ -667,7 +670,7 @@ func (x *exchange) abort(cause error) {
 	_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone
 	_ = x.control.SetReadDeadline(time.Unix(1, 0))
 	time.AfterFunc(resetPatience, func() {
-		if x.access.live() {
+		if x.access.Live() {
 			_ = x.conn.Cut()
 		}
 	})
@@ -679,26 +682,26 @@ const resetPatience = 250 * time.Millisecond
 
 // incomplete notes why an answer ended early.
 func (x *exchange) incomplete(err error) {
-	cause := x.access.cutBy()
+	cause := x.access.CutBy()
 	var broken *writeError
-	var e *refusalError
+	var e *session.RefusalError
 	switch {
 	case errors.As(cause, &e):
-		x.outcome.Detail = "cut: " + x.proxy.refused(e.refuse(x.admission), nil).Detail
-	case errors.Is(cause, errTimeout):
+		x.outcome.Detail = "cut: " + x.proxy.refused(e.Refuse(x.admission), nil).Detail
+	case errors.Is(cause, session.ErrTimeout):
 		x.admission.Refuse(authz.UpstreamTimeout, "")
 		x.outcome.Detail = cause.Error()
-	case errors.Is(cause, errStopping):
+	case errors.Is(cause, session.ErrStopping):
 		x.outcome.Detail = cause.Error()
 	case cause != nil:
-		x.admission.Refuse(x.proxy.live.reasonNow(x.admission), "")
+		x.admission.Refuse(x.proxy.live.ReasonNow(x.admission), "")
 		x.outcome.Detail = "cut: " + cause.Error()
 	case errors.As(err, &broken) || x.r.Context().Err() != nil:
 		x.outcome.Detail = "the plugin left before the end of the answer"
 	default:
-		x.outcome.Detail = "the upstream broke off: " + causeOf(err)
+		x.outcome.Detail = "the upstream broke off: " + upstream.CauseOf(err)
 		if code, ok := resetCode(err); ok {
-			x.conn.frames.resetWith(x.r, code)
+			x.conn.frames.ResetWith(x.r, code)
 			x.outcome.Detail = "the upstream reset the stream: " + code.String()
 		}
 	}
@@ -762,8 +765,8 @@ type writeError struct{ error }
 // copyBody copies the answer's body, and flushes each part at once where parts
 // matter.
 func (x *exchange) copyBody(body io.Reader, flush bool) error {
-	buf := x.proxy.buffers.get()
-	defer x.proxy.buffers.put(buf)
+	buf := x.proxy.buffers.Get()
+	defer x.proxy.buffers.Put(buf)
 	to := newAnswerWriter(x.w, x.control)
 	defer to.close()
 	for {
@@ -786,8 +789,8 @@ func (x *exchange) copyBody(body io.Reader, flush bool) error {
 // their turn.
 func (x *exchange) write(to *answerWriter, b []byte, flush bool) error {
 	for len(b) > 0 {
-		piece := b[:x.down.next(len(b))]
-		waited, err := x.down.pass(len(piece))
+		piece := b[:x.down.Next(len(b))]
+		waited, err := x.down.Pass(len(piece))
 		if err != nil {
 			return err
 		}

@@ -3,20 +3,22 @@ package proxy
 import (
 	"crypto/x509"
 	"strconv"
+
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // TrustUpstreamProxy replaces the system's authorities for the upstream proxy.
-func (p *Proxy) TrustUpstreamProxy(roots *x509.CertPool) { p.dialer.via.roots = roots }
+func (p *Proxy) TrustUpstreamProxy(roots *x509.CertPool) { p.dialer.Via.Roots = roots }
 
 // FillHostSet adds n hosts to a set and returns how many it holds.
 func FillHostSet(n int) int {
-	var s hostSet
+	var s upstream.HostSet
 	for i := range n {
-		s.add(strconv.Itoa(i))
-		s.add("0")
+		s.Add(strconv.Itoa(i))
+		s.Add("0")
 	}
-	if !s.has("0") || s.has("none") {
+	if !s.Has("0") || s.Has("none") {
 		return -1
 	}
-	return len(s.hosts)
+	return len(s.Hosts)
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/http1head"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // FuzzConvert makes requests of anything: none may name another destination
@@ -26,22 +28,22 @@ func FuzzConvert(f *testing.F) {
 	p := &Proxy{cfg: Config{Plugin: "weather"}}
 	f.Fuzz(func(t *testing.T, head []byte) {
 		for _, c := range []*conn{
-			{Conn: NewConn(new(Socket)), way: explicit},
-			{Conn: NewConn(new(Socket)), way: tunnel, scheme: authz.SchemeHTTPS, host: "api.weather.example", port: 443},
+			{Conn: session.NewConn(new(session.Socket)), way: explicit},
+			{Conn: session.NewConn(new(session.Socket)), way: tunnel, scheme: authz.SchemeHTTPS, host: "api.weather.example", port: 443},
 		} {
-			heads := newHeadReader(bytes.NewReader(head), maxHeaderBytes)
+			heads := http1head.NewHeadReader(bytes.NewReader(head), maxHeaderBytes)
 			r, err := http.ReadRequest(bufio.NewReader(heads))
 			if err != nil {
 				return
 			}
-			host, unclear := heads.take(r)
+			host, unclear := heads.Take(r)
 			c.http1 = requestHeads{host: host, unclear: unclear}
 			if c.way == explicit {
 				c.http1.scanner = heads
 			}
 			req, fault := p.convert(r, c)
 			if fault != nil {
-				if fault.reason != authz.MalformedRequest && fault.reason != authz.DestinationMismatch || fault.detail == "" {
+				if fault.Reason != authz.MalformedRequest && fault.Reason != authz.DestinationMismatch || fault.Detail == "" {
 					t.Fatalf("%q: fault %+v", head, fault)
 				}
 				continue

@@ -15,6 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // h2Deviations are the cases of h2spec that the proxy's listener does not meet,
@@ -39,8 +40,8 @@ func TestH2Spec(t *testing.T) {
 				r.To.Scheme, r.To.TLS, r.Credential = authz.SchemeHTTP, authz.TLS{}, ""
 			}
 			w := newWorld(t, setup{input: granted(r), config: func(c *proxy.Config) {
-				c.Identify = func(net.Conn) (proxy.Peer, bool) {
-					return proxy.Peer{PID: 7, UID: 1000, Original: api.Addr}, true
+				c.Identify = func(net.Conn) (session.Peer, bool) {
+					return session.Peer{PID: 7, UID: 1000, Original: api.Addr}, true
 				}
 			}})
 			c := &config.Config{

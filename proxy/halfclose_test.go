@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // TestEndOfInputBeforeServeHTTP ends the plugin's direction before ServeHTTP is
@@ -18,7 +19,7 @@ func TestEndOfInputBeforeServeHTTP(t *testing.T) {
 	defer l.Close()
 	client := testenv.MustGet(new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String()))(t).(*net.TCPConn)
 	defer client.Close()
-	c := &conn{Conn: NewConn(&Socket{Raw: testenv.MustGet(l.Accept())(t)})}
+	c := &conn{Conn: session.NewConn(&session.Socket{Raw: testenv.MustGet(l.Accept())(t)})}
 	defer c.Close()
 	c.refuse = func(text []byte) []byte { return text } // as for every connection that net/http serves
 	testenv.Must(t, client.CloseWrite())

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // soonAfter is how soon after its handshake a connection is closed by a program
@@ -74,7 +75,7 @@ func (p *Proxy) failedHandshake(c *conn, err error, alert uint8, when string) {
 	if p.cfg.Handshake == nil || errors.Is(err, net.ErrClosed) {
 		return // nobody asked, or the sidecar ended it
 	}
-	detail := "the TLS handshake failed: " + clean(err.Error())
+	detail := "the TLS handshake failed: " + session.Clean(err.Error())
 	switch {
 	case distrusts(alert):
 		detail = "the program does not trust the sidecar's certificate: alert " + alertName(alert)

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // Hangup is Reconsider for a plugin from which everything was taken: it also
@@ -16,8 +17,8 @@ func (p *Proxy) Hangup() (cut int) {
 	p.mu.Lock()
 	open := maps.Clone(p.conns) // before: what is cut queues for this lock
 	p.mu.Unlock()
-	cut = p.live.reconsider()
-	inParallel(slices.Collect(maps.Keys(open)), func(s *Socket) bool { s.Abort(); return true })
+	cut = p.live.Reconsider()
+	session.InParallel(slices.Collect(maps.Keys(open)), func(s *session.Socket) bool { s.Abort(); return true })
 	return cut
 }
 

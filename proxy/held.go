@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // decodePatience is how long a body that is compressed waits for room: others
@@ -22,20 +24,20 @@ func headCost(h http.Header) int64 {
 			n += len(value) + 16
 		}
 	}
-	return int64(max(0, headFactor*n-freeHead))
+	return int64(max(0, session.HeadFactor*n-session.FreeHead))
 }
 
 // requestSize is what a request takes, with the first of a connection over HTTP/2
 // what that takes more.
 func requestSize(r *http.Request, first bool) (request, connection int64) {
-	request = requestCost + headCost(r.Header)
+	request = session.RequestCost + headCost(r.Header)
 	if r.ProtoMajor != 2 {
 		return request, 0
 	}
 	if first {
-		connection = http2Cost
+		connection = session.Http2Cost
 	}
-	return request + streamCost, connection
+	return request + session.StreamCost, connection
 }
 
 // windowCost is what may come of the request's body before anybody takes it.
@@ -44,9 +46,9 @@ func windowCost(r *http.Request) int64 {
 	case r.ProtoMajor != 2 || r.ContentLength == 0:
 		return 0
 	case r.ContentLength > 0:
-		return min(r.ContentLength, streamWindow)
+		return min(r.ContentLength, upstream.StreamWindow)
 	}
-	return streamWindow
+	return upstream.StreamWindow
 }
 
 // heldReader is a body whose bytes are held once they are read.
@@ -58,7 +60,7 @@ type heldReader struct {
 func (r *heldReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	if full := r.holding.Take(budget.Body, int64(n)); full != nil {
-		return 0, refusalOf(full)
+		return 0, session.RefusalOf(full)
 	}
 	return n, err
 }
@@ -73,7 +75,7 @@ type decoders struct {
 
 // decoders returns the room of what is decompressed for the exchange.
 func (x *exchange) decoders() decoders {
-	return decoders{x.r.Context(), x.held, x.proxy.pools.closeIdle, x.proxy.wholeSearches}
+	return decoders{x.r.Context(), x.held, x.proxy.pools.CloseIdle, x.proxy.wholeSearches}
 }
 
 // Take implements scrub.MemoryBudget.
@@ -82,7 +84,7 @@ func (d decoders) Take(n int64) error {
 		return nil
 	}
 	d.idle()
-	return refusalOf(d.holding.TakeWithin(d.ctx, decodePatience, budget.Decoder, n))
+	return session.RefusalOf(d.holding.TakeWithin(d.ctx, decodePatience, budget.Decoder, n))
 }
 
 // Give implements scrub.MemoryBudget.
@@ -96,7 +98,7 @@ func (d decoders) turn(n int64) (done func(), err error) {
 	select {
 	case d.turns <- struct{}{}:
 	case <-late.C:
-		return nil, errOutOfMemory()
+		return nil, session.ErrOutOfMemory()
 	case <-d.ctx.Done():
 		return nil, context.Cause(d.ctx)
 	}

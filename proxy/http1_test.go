@@ -15,6 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // origin is an upstream that answers byte for byte as a test wants, under
@@ -134,8 +135,8 @@ func (o *origin) through(t *testing.T, d door, change func(*authz.Rule)) (w *wor
 	}}}
 	w = newWorld(t, setup{input: input, config: func(c *proxy.Config) {
 		if d.transparent {
-			c.Identify = func(net.Conn) (proxy.Peer, bool) {
-				return proxy.Peer{PID: 7, UID: 1000, Exe: "/bin/plugin", Original: o.address[d.secure]}, true
+			c.Identify = func(net.Conn) (session.Peer, bool) {
+				return session.Peer{PID: 7, UID: 1000, Exe: "/bin/plugin", Original: o.address[d.secure]}, true
 			}
 		}
 	}})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 var errNoAnswer = errors.New("what came was no answer")
@@ -15,7 +17,7 @@ var errStale = errors.New("the upstream closed its connection before it answered
 
 // overHTTP1 sends a request over HTTP/1.1, on a connection that is idle or a new
 // one. It is repeated once, on a new one, where that cannot do harm.
-func (x *exchange) overHTTP1(out *http.Request, pool *idlePool) (*http.Response, error) {
+func (x *exchange) overHTTP1(out *http.Request, pool *upstream.IdlePool) (*http.Response, error) {
 	l, err := x.link(out, pool)
 	if err != nil {
 		return nil, err
@@ -25,7 +27,7 @@ func (x *exchange) overHTTP1(out *http.Request, pool *idlePool) (*http.Response,
 		defer kept.letGo() // nothing is sent again once there is an answer
 	}
 	response, err := x.sendOn(l, out)
-	if err == nil || !l.reused || x.answered.Load() || out.Context().Err() != nil && !x.interrupted.Load() {
+	if err == nil || !l.Reused || x.answered.Load() || out.Context().Err() != nil && !x.interrupted.Load() {
 		return response, err
 	}
 	if !x.mayRepeat(out) {
@@ -37,7 +39,7 @@ func (x *exchange) overHTTP1(out *http.Request, pool *idlePool) (*http.Response,
 		}
 		out.Body = kept.attempt()
 	}
-	if l, err = pool.dial(out.Context(), out.URL.Scheme, out.URL.Host); err != nil {
+	if l, err = pool.Dial(out.Context(), out.URL.Scheme, out.URL.Host); err != nil {
 		return nil, err
 	}
 	return x.sendOn(l, out)
@@ -45,8 +47,8 @@ func (x *exchange) overHTTP1(out *http.Request, pool *idlePool) (*http.Response,
 
 // keep has a short body be kept while it may have to be sent again. It returns nil
 // for none.
-func (x *exchange) keep(out *http.Request, l *upstreamLink) *keptBody {
-	if !l.reused || out.Body == nil || !replayable(out) {
+func (x *exchange) keep(out *http.Request, l *upstream.UpstreamLink) *keptBody {
+	if !l.Reused || out.Body == nil || !replayable(out) {
 		return nil
 	}
 	kept := &keptBody{from: out.Body, holding: x.held}
@@ -56,50 +58,50 @@ func (x *exchange) keep(out *http.Request, l *upstreamLink) *keptBody {
 }
 
 // link returns a connection for a request.
-func (x *exchange) link(out *http.Request, pool *idlePool) (*upstreamLink, error) {
-	most := idleAtMost
+func (x *exchange) link(out *http.Request, pool *upstream.IdlePool) (*upstream.UpstreamLink, error) {
+	most := upstream.IdleAtMost
 	switch {
 	case repeatable(out):
 	case x.conn.requests.Load() > 1:
-		most = idleUnrepeatable
+		most = upstream.IdleUnrepeatable
 	default:
 		most = 0
 	}
-	l := pool.take(out.URL.Host, x.conn.Socket, most)
+	l := pool.Take(out.URL.Host, x.conn.Socket, most)
 	if l == nil {
 		var err error
-		if l, err = pool.dial(out.Context(), out.URL.Scheme, out.URL.Host); err != nil {
+		if l, err = pool.Dial(out.Context(), out.URL.Scheme, out.URL.Host); err != nil {
 			return nil, err
 		}
 	}
-	if connectionAuth(out.Header["Authorization"]) {
-		l.belongTo(x.conn.Socket)
+	if upstream.ConnectionAuth(out.Header["Authorization"]) {
+		l.BelongTo(x.conn.Socket)
 	}
 	return l, nil
 }
 
 // sendOn sends a request on a connection. If the connection ends before the answer,
 // the reading of the plugin's body ends too: net/http would wait for its rest.
-func (x *exchange) sendOn(l *upstreamLink, out *http.Request) (*http.Response, error) {
+func (x *exchange) sendOn(l *upstream.UpstreamLink, out *http.Request) (*http.Response, error) {
 	x.upstream = l
-	before := l.bottom.written.Load()
-	if !x.onConnection(l.top) {
-		_ = l.client.Close()
+	before := l.Bottom.Written.Load()
+	if !x.onConnection(l.Top) {
+		_ = l.Client.Close()
 		return nil, context.Cause(out.Context())
 	}
 	stop := x.stopBody
 	if kept, ok := out.Body.(*attemptBody); ok {
 		stop = func() { _ = kept.Close() } // the next attempt reads on
 	}
-	l.bottom.watch(stop)
-	response, err := l.client.RoundTrip(out)
-	l.bottom.watch(nil)
-	x.silent = l.bottom.written.Load() == before
+	l.Bottom.Watch(stop)
+	response, err := l.Client.RoundTrip(out)
+	l.Bottom.Watch(nil)
+	x.silent = l.Bottom.Written.Load() == before
 	if err != nil {
-		_ = l.client.Close()
+		_ = l.Client.Close()
 		return nil, err
 	}
-	l.learn(response, x.conn.Socket)
+	l.Learn(response, x.conn.Socket)
 	return response, nil
 }
 
@@ -129,7 +131,7 @@ func (x *exchange) failure(err error) error {
 	if x.upstream == nil || !x.interrupted.Load() && !errors.Is(err, errReplaced) {
 		return err
 	}
-	if cause := x.upstream.bottom.why(); cause != nil {
+	if cause := x.upstream.Bottom.Why(); cause != nil {
 		return cause
 	}
 	return errNoAnswer

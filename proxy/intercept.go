@@ -10,6 +10,10 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/dns"
+	"github.com/chaperone-proxy/chaperone/proxy/http2frames"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1).
@@ -22,7 +26,7 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 	c.way, c.port = transparent, c.Original.Port()
 	address := c.Original.Addr()
 	host := address.String()
-	if isVirtual(address) {
+	if dns.IsVirtual(address) {
 		name, ok := "", false
 		if p.cfg.Resolver != nil {
 			name, ok = p.cfg.Resolver.Host(address)
@@ -33,7 +37,7 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 		}
 		c.host, host = name, name
 	}
-	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(host, c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(host, c.port), "")
 	if err != nil {
 		p.drop(c, authz.MalformedRequest, err.Error())
 		return
@@ -128,14 +132,14 @@ func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme)
 	switch {
 	case err == nil:
 		return true
-	case isTimeout(err) && mayBeTCP:
+	case upstream.IsTimeout(err) && mayBeTCP:
 		p.spliceNamed(ctx, c, authz.SchemeTCP)
-	case isTimeout(err) && len(schemes) == 0:
-		if named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), ""); err == nil {
+	case upstream.IsTimeout(err) && len(schemes) == 0:
+		if named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(c.hostOrAddress(), c.port), ""); err == nil {
 			p.refuseHost(c, named)
 		}
 		c.Reset()
-	case isTimeout(err):
+	case upstream.IsTimeout(err):
 		p.drop(c, authz.MalformedRequest, "nothing was sent")
 	default:
 		_ = c.Cut() // it was opened and closed: a probe
@@ -145,7 +149,7 @@ func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme)
 
 // spliceNamed splices a connection to the host that is known by now.
 func (p *Proxy) spliceNamed(ctx context.Context, c *conn, scheme authz.Scheme) {
-	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.host, c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(c.host, c.port), "")
 	if err != nil {
 		p.drop(c, authz.MalformedRequest, err.Error())
 		return
@@ -170,23 +174,23 @@ func looksLikeHTTP(b []byte) bool {
 // passthrough is granted, intercepted where requests may be decided, and
 // refused with an alert where a refusal inside it could not be read.
 func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
-	name, ok := readHello(ctx, c.Conn)
+	name, ok := session.ReadHello(ctx, c.Conn)
 	if !ok {
 		p.drop(c, authz.MalformedRequest, "the TLS handshake could not be read")
 		return
 	}
 	f := p.nameTLS(c, name)
 	c.host = c.hostOrAddress() // without a server name the certificate is for the address
-	named, err := authz.NewDestination(authz.SchemeTCP, joinPort(c.hostOrAddress(), c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(c.hostOrAddress(), c.port), "")
 	switch {
 	case f != nil:
 		p.refuseTLS(c, f)
 		return
 	case err != nil:
-		p.refuseTLS(c, malformed(err.Error()))
+		p.refuseTLS(c, session.Malformed(err.Error()))
 		return
 	case p.cfg.Identify == nil && c.way != tunnel || p.cfg.Identify != nil && !c.Proved:
-		p.refuseTLS(c, &refusalError{reason: authz.IdentityUnknown, detail: "the caller is not proved"})
+		p.refuseTLS(c, &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the caller is not proved"})
 		return
 	}
 	schemes := slices.DeleteFunc(p.schemes(named), func(s authz.Scheme) bool { return s == authz.SchemeHTTP }) // that is not TLS
@@ -205,27 +209,27 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 // already they must agree: a mismatch is kept for the requests, which are all
 // refused with it. Clients send no server name for addresses, and some (Java)
 // none for names without a dot.
-func (p *Proxy) nameTLS(c *conn, name string) *refusalError {
+func (p *Proxy) nameTLS(c *conn, name string) *session.RefusalError {
 	if name == "" {
 		return nil
 	}
-	named, err := authz.NewDestination(authz.SchemeTLS, joinPort(name, c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTLS, session.JoinPort(name, c.port), "")
 	if err != nil {
-		return malformed(err.Error())
+		return session.Malformed(err.Error())
 	}
 	switch {
 	case c.host == "":
 		c.host = named.Host()
 	case c.host != named.Host():
-		c.mismatch = "the server name is " + clean(name) + ", the connection is for " + joinPort(c.host, c.port)
+		c.mismatch = "the server name is " + session.Clean(name) + ", the connection is for " + session.JoinPort(c.host, c.port)
 	}
 	return nil
 }
 
 // refuseTLS refuses a TLS connection before its handshake.
-func (p *Proxy) refuseTLS(c *conn, f *refusalError) {
-	p.refused(p.cfg.Gate.Refuse(f.reason, authz.Attempt{
-		Principal: p.cfg.Plugin, URL: joinPort(c.hostOrAddress(), c.port), Detail: f.detail,
+func (p *Proxy) refuseTLS(c *conn, f *session.RefusalError) {
+	p.refused(p.cfg.Gate.Refuse(f.Reason, authz.Attempt{
+		Principal: p.cfg.Plugin, URL: session.JoinPort(c.hostOrAddress(), c.port), Detail: f.Detail,
 	}, c.Source))
 	c.alert()
 }
@@ -249,7 +253,7 @@ func (p *Proxy) interceptConfig() *tls.Config {
 func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	c.scheme = authz.SchemeHTTPS
 	c.HeadRead() // the hello
-	if c.Memory.Take(budget.Connection, tlsCost) != nil {
+	if c.Memory.Take(budget.Connection, session.TlsCost) != nil {
 		p.refuseFull()
 		_ = c.Cut()
 		return
@@ -262,7 +266,7 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	if err != nil {
 		if c.mismatch != "" { // the client saw it too; it is refused all the same
 			p.refused(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
-				Principal: p.cfg.Plugin, URL: joinPort(c.host, c.port), Detail: c.mismatch,
+				Principal: p.cfg.Plugin, URL: session.JoinPort(c.host, c.port), Detail: c.mismatch,
 			}, c.Source))
 		} else {
 			p.refusedHandshake(c, err)
@@ -285,22 +289,22 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 // frame has the HTTP/2 frames on c looked at, once it turns out to be HTTP/2, which
 // it must where prefaced is set.
 func (p *Proxy) frame(c *conn, prefaced bool) {
-	c.frames = newFrames(framesConfig{
-		source: readerFunc(c.readHeads), prefaced: prefaced, most: maxHeaderBytes, maxStreams: maxStreams,
-		takeBlock: p.budget, takeConnection: func(n int64) error {
+	c.frames = http2frames.NewFrames(http2frames.FramesConfig{
+		Source: readerFunc(c.readHeads), Prefaced: prefaced, Most: maxHeaderBytes, MaxStreams: maxStreams,
+		TakeBlock: p.budget, TakeConnection: func(n int64) error {
 			err := c.Memory.Take(budget.Connection, n)
 			if err != nil {
 				c.OutOfMemory()
 			}
 			return err
 		},
-		target: func() (scheme, authority string) {
+		Target: func() (scheme, authority string) {
 			if c.host == "" {
 				return string(authz.SchemeHTTP), "unknown.invalid"
 			}
-			return string(c.scheme), joinPort(c.host, c.port)
+			return string(c.scheme), session.JoinPort(c.host, c.port)
 		},
-		report: func(detail string) {
+		Report: func(detail string) {
 			p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
 				Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
 			}, c.Source))

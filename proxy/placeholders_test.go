@@ -25,16 +25,17 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
 const standIn = "zq-Test7Kp2Lm9Rv4Xw8"
 
 func withStandIn(c *proxy.Config) {
-	placeholders := []proxy.Placeholder{
+	placeholders := []placeholder.Placeholder{
 		{Grant: "weather", Credential: "other", Value: authz.NewSecret("another-stand-in-1234")},
 		{Grant: "weather", Credential: "key", Value: authz.NewSecret(standIn)},
 	}
-	c.Placeholders = func() []proxy.Placeholder { return placeholders }
+	c.Placeholders = func() []placeholder.Placeholder { return placeholders }
 }
 
 // witness is an upstream that keeps everything that it was sent, as far as it

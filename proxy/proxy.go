@@ -18,6 +18,13 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/dns"
+	"github.com/chaperone-proxy/chaperone/proxy/envoy"
+	"github.com/chaperone-proxy/chaperone/proxy/http1head"
+	"github.com/chaperone-proxy/chaperone/proxy/http2frames"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // Config is what a Proxy is made of. Plugin, Gate and Engine are required.
@@ -29,14 +36,14 @@ type Config struct {
 
 	// Identify says whose connection it is, and false when that cannot be
 	// proved. It is called once for each connection. Nil: Token proves it.
-	Identify func(net.Conn) (Peer, bool)
+	Identify func(net.Conn) (session.Peer, bool)
 	// Token proves the caller where Identify is nil: the password, for the
 	// user chaperone, of Proxy-Authorization. Empty: nobody is proved.
 	Token authz.Secret
 
 	// Resolver knows which name a virtual address was given out for. Nil:
 	// redirected connections are known by SNI, Host or address only.
-	Resolver *Resolver
+	Resolver *dns.Resolver
 	// DNSServers are asked for the addresses of upstreams. Empty: the host's.
 	DNSServers []netip.AddrPort
 	// DNSHosts are looked up before any server, by canonical name.
@@ -59,7 +66,7 @@ type Config struct {
 	// Placeholders are the stand-ins for credentials in the plugin's environment,
 	// now. It is asked for every access and answers from memory, with the same
 	// values while they are the same. Nil: there are none.
-	Placeholders func() []Placeholder
+	Placeholders func() []placeholder.Placeholder
 
 	// UpstreamProxy is an HTTP proxy that upstreams are reached through, by CONNECT
 	// to the address that was resolved and checked here: http or https, with a
@@ -129,26 +136,26 @@ const (
 type Proxy struct {
 	cfg       Config
 	authority *authority
-	dialer    *dialer
-	pools     *pools
-	live      *registry
-	relay     *relay // nil: none
-	exits     *exits
+	dialer    *upstream.Dialer
+	pools     *upstream.Pools
+	live      *session.Registry
+	relay     *envoy.Relay // nil: none
+	exits     *envoy.Exits
 	server    *http.Server
 	inner     *handoff // connections on their way to server
 	serverTLS *tls.Config
-	buffers   *bufferPool
-	rates     *rateLimits
-	lookout   lookout
+	buffers   *session.BufferPool
+	rates     *session.RateLimits
+	lookout   placeholder.Lookout
 	budget    *budget.Budget
 	// wholeSearches holds one for each body that is decompressed as a whole.
 	wholeSearches chan struct{}
 	lingerers     lingerers
 
 	mu    sync.Mutex
-	conns map[*Socket]struct{} // every open connection of the plugin; nil once closed
-	full  logLimiter           // of connections refused because there are too many
-	work  *inflight            // everything that may still write a record
+	conns map[*session.Socket]struct{} // every open connection of the plugin; nil once closed
+	full  session.LogLimiter           // of connections refused because there are too many
+	work  *session.Inflight            // everything that may still write a record
 }
 
 // New returns a proxy. It starts nothing.
@@ -160,7 +167,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, errors.New("make proxy: a relay needs every connection's peer proved; a token is in its first request")
 	}
 	if cfg.MaxConnections <= 0 {
-		cfg.MaxConnections = min(defaultMaxConnections, affordable(cfg.Relay != ""))
+		cfg.MaxConnections = min(defaultMaxConnections, session.Affordable(cfg.Relay != ""))
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -169,31 +176,31 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Log = zap.NewNop()
 	}
 	if cfg.Budget == nil {
-		cfg.Budget = budget.New(DefaultBudget)
+		cfg.Budget = budget.New(session.DefaultBudget)
 	}
-	p := &Proxy{cfg: cfg, conns: make(map[*Socket]struct{}), inner: newHandoff(), work: new(inflight), budget: cfg.Budget, wholeSearches: make(chan struct{}, maxWholeSearches)}
-	p.lookout.placeholders = cfg.Placeholders
-	p.buffers = new(bufferPool)
-	p.rates = newRateLimits(cfg.Plugin, cfg.Gate, cfg.Engine, p.buffers)
+	p := &Proxy{cfg: cfg, conns: make(map[*session.Socket]struct{}), inner: newHandoff(), work: new(session.Inflight), budget: cfg.Budget, wholeSearches: make(chan struct{}, session.MaxWholeSearches)}
+	p.lookout.Placeholders = cfg.Placeholders
+	p.buffers = new(session.BufferPool)
+	p.rates = session.NewRateLimits(cfg.Plugin, cfg.Gate, cfg.Engine, p.buffers)
 	var err error
 	if p.authority, err = newAuthority(cfg); err != nil {
 		return nil, err
 	}
-	p.dialer = newDialer(dialerConfig{
-		servers: cfg.DNSServers, hosts: cfg.DNSHosts, forbidden: cfg.Forbidden, proxy: cfg.UpstreamProxy, noProxy: cfg.NoProxy,
+	p.dialer = upstream.NewDialer(upstream.DialerConfig{
+		Servers: cfg.DNSServers, Hosts: cfg.DNSHosts, Forbidden: cfg.Forbidden, Proxy: cfg.UpstreamProxy, NoProxy: cfg.NoProxy,
 	})
-	p.pools = newPools(p.dialer, p.budget)
-	p.live = newRegistry(cfg.Engine)
+	p.pools = upstream.NewPools(p.dialer, p.budget)
+	p.live = session.NewRegistry(cfg.Engine)
 	if cfg.Relay != "" {
-		p.relay = &relay{
-			socket: cfg.Relay, live: p.live, rates: p.rates, now: cfg.Now, log: cfg.Log,
-			abandoned: func() bool { return p.abandoned(cfg.Engine.Current()) },
+		p.relay = &envoy.Relay{
+			Socket: cfg.Relay, Live: p.live, Rates: p.rates, Now: cfg.Now, Log: cfg.Log,
+			Abandoned: func() bool { return p.abandoned(cfg.Engine.Current()) },
 		}
 	}
-	p.exits = newExits(egressConfig{
-		plugin: cfg.Plugin, gate: cfg.Gate, engine: cfg.Engine, live: p.live, dialer: p.dialer, work: p.work, budget: p.budget,
-		placeholders: &p.lookout, maxConnections: cfg.MaxConnections, refused: p.refused, outOfMemory: p.refuseFull,
-		now: cfg.Now, log: cfg.Log,
+	p.exits = envoy.NewExits(envoy.EgressConfig{
+		Plugin: cfg.Plugin, Gate: cfg.Gate, Engine: cfg.Engine, Live: p.live, Dialer: p.dialer, Work: p.work, Budget: p.budget,
+		Placeholders: &p.lookout, MaxConnections: cfg.MaxConnections, Refused: p.refused, OutOfMemory: p.refuseFull,
+		Now: cfg.Now, Log: cfg.Log,
 	})
 	p.serverTLS = p.interceptConfig()
 	p.server = &http.Server{
@@ -207,9 +214,9 @@ func New(cfg Config) (*Proxy, error) {
 		Protocols:         new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
-			MaxReceiveBufferPerConnection: connectionWindow,
-			MaxReceiveBufferPerStream:     streamWindow,
-			MaxReadFrameSize:              maxFrame,
+			MaxReceiveBufferPerConnection: upstream.ConnectionWindow,
+			MaxReceiveBufferPerStream:     upstream.StreamWindow,
+			MaxReadFrameSize:              http2frames.MaxFrame,
 		},
 		// OPTIONS * is refused in our own words.
 		DisableGeneralOptionsHandler: true,
@@ -232,12 +239,12 @@ func (p *Proxy) RenewAuthority() error { return p.authority.renew(p.cfg.Engine.C
 
 // Open returns how many accesses are live: exchanges, upgraded connections and
 // tunnels.
-func (p *Proxy) Open() int { return p.live.open() }
+func (p *Proxy) Open() int { return p.live.Open() }
 
 // Reconsider decides everything live anew, cuts what is no longer allowed and
 // returns how many accesses that were. Serve does it after each change of the
 // policy; a revocation calls it to know when it has had its effect.
-func (p *Proxy) Reconsider() (cut int) { return p.live.reconsider() }
+func (p *Proxy) Reconsider() (cut int) { return p.live.Reconsider() }
 
 // Serve accepts the plugin's connections on the listeners, which it closes,
 // until ctx ends. Then it lets what is in flight go on for Config.Drain, cuts
@@ -253,7 +260,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var accepting sync.WaitGroup
 	for _, l := range listeners {
 		accepting.Go(func() {
-			if err := accept(ctx, l, p.cfg.Log, func(raw net.Conn) { p.take(context.WithoutCancel(ctx), raw) }); err != nil {
+			if err := session.Accept(ctx, l, p.cfg.Log, func(raw net.Conn) { p.take(context.WithoutCancel(ctx), raw) }); err != nil {
 				failed <- err
 			}
 		})
@@ -279,7 +286,7 @@ func (p *Proxy) watch(ctx context.Context) {
 		snapshot := p.cfg.Engine.Current()
 		p.Reconsider()
 		p.authority.follow(snapshot)
-		p.pools.advance(snapshot.Generation(), snapshot.CredentialRefs(p.cfg.Plugin, p.cfg.Now()))
+		p.pools.Advance(snapshot.Generation(), snapshot.CredentialRefs(p.cfg.Plugin, p.cfg.Now()))
 		select {
 		case <-ctx.Done():
 			return
@@ -293,24 +300,24 @@ func (p *Proxy) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Drain)
 	defer cancel()
 	_ = p.server.Shutdown(ctx) // what it leaves is closed below
-	p.live.idle(ctx)
-	p.exits.close()
-	p.live.cutAll(errStopping)
+	p.live.Idle(ctx)
+	p.exits.Close()
+	p.live.CutAll(session.ErrStopping)
 	_ = p.inner.Close() // it has no error
 	_ = p.server.Close()
 	p.closeConns()
-	p.work.wait()
-	p.pools.close()
+	p.work.Wait()
+	p.pools.Close()
 }
 
 // take begins with one connection of the plugin's.
 func (p *Proxy) take(ctx context.Context, raw net.Conn) {
-	s := &Socket{
+	s := &session.Socket{
 		Raw: raw, Memory: p.budget.Hold(), OutOfMemory: p.refuseFull, Forget: p.forget,
 		Abandoned: p.abandonedSince(p.cfg.Engine.Current().Generation()),
 	}
-	c := &conn{Conn: NewConn(s), lingerers: &p.lingerers}
-	if s.Memory.Take(budget.Connection, connectionCost) != nil || !p.remember(s) {
+	c := &conn{Conn: session.NewConn(s), lingerers: &p.lingerers}
+	if s.Memory.Take(budget.Connection, session.ConnectionCost) != nil || !p.remember(s) {
 		if p.cfg.Identify != nil {
 			_, _ = p.cfg.Identify(s.Raw) // what is kept of who connected goes with it
 		}
@@ -318,15 +325,15 @@ func (p *Proxy) take(ctx context.Context, raw net.Conn) {
 		_ = c.Close() // nothing was read from it
 		return
 	}
-	p.work.enter()
+	p.work.Enter()
 	go func() {
-		defer p.work.leave()
+		defer p.work.Leave()
 		p.handle(ctx, c)
 	}()
 }
 
 // remember adds a connection, unless there are too many.
-func (p *Proxy) remember(s *Socket) bool {
+func (p *Proxy) remember(s *session.Socket) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.conns == nil || len(p.conns) >= p.cfg.MaxConnections {
@@ -336,10 +343,10 @@ func (p *Proxy) remember(s *Socket) bool {
 	return true
 }
 
-func (p *Proxy) forget(s *Socket) {
+func (p *Proxy) forget(s *session.Socket) {
 	s.Memory.End()
 	if s.OwnsUpstream.Load() {
-		p.pools.disown(s)
+		p.pools.Disown(s)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -361,9 +368,9 @@ func (p *Proxy) closeConns() {
 // much is held in memory, at most one a second: a flood must not become a flood of
 // records.
 func (p *Proxy) refuseFull() {
-	if n := p.full.take(p.cfg.Now()); n > 0 {
+	if n := p.full.Take(p.cfg.Now()); n > 0 {
 		p.refused(p.cfg.Gate.Refuse(authz.NotReady, authz.Attempt{
-			Principal: p.cfg.Plugin, Detail: tooManyConnections(p.cfg.MaxConnections, n),
+			Principal: p.cfg.Plugin, Detail: session.TooManyConnections(p.cfg.MaxConnections, n),
 		}, authz.Source{Door: authz.DoorProxy, UID: -1}))
 	}
 }
@@ -393,12 +400,12 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 		c.Proved = ok
 		if ok {
 			c.Source.PID, c.Source.UID, c.Source.Exe = peer.PID, peer.UID, peer.Exe
-			c.Original = netip.AddrPortFrom(unembed(peer.Original.Addr()), peer.Original.Port())
-			c.Attribution = newAttribution(peer.Cookie, p.cfg.Attribute)
+			c.Original = netip.AddrPortFrom(dns.Unembed(peer.Original.Addr()), peer.Original.Port())
+			c.Attribution = session.NewAttribution(peer.Cookie, p.cfg.Attribute)
 		}
 	}
 	if c.Proved && p.relay != nil {
-		if c.refused = p.relay.take(ctx, c.Conn); c.refused == nil {
+		if c.refused = p.relay.Take(ctx, c.Conn); c.refused == nil {
 			return
 		}
 	}
@@ -406,7 +413,7 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 		p.transparent(ctx, c)
 		return
 	}
-	c.http1.scanner, c.refuse = newHeadReader(readerFunc(c.read), maxHeaderBytes), p.unreadable(c)
+	c.http1.scanner, c.refuse = http1head.NewHeadReader(readerFunc(c.read), maxHeaderBytes), p.unreadable(c)
 	p.frame(c, false)
 	p.serveHTTP(c)
 }

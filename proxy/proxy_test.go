@@ -21,6 +21,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/dns"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.Lingering()) }
@@ -101,7 +103,7 @@ type world struct {
 	records     *recorder
 	credentials *credentials
 	proxy       *proxy.Proxy
-	resolver    *proxy.Resolver
+	resolver    *dns.Resolver
 	dns, dnsTCP string // where the resolver listens, once it does
 	dir         string // of the exits, once there are any
 	addr        netip.AddrPort
@@ -128,11 +130,11 @@ func newWorld(t testing.TB, s setup) *world {
 		Engine: w.engine, Ledger: w.ledger, Recorder: w.records, Credentials: w.credentials, Now: time.Now,
 	})
 	testenv.Must(t, err)
-	w.resolver, err = proxy.NewResolver(proxy.ResolverConfig{Plugin: plugin, Gate: w.gate, Engine: w.engine})
+	w.resolver, err = dns.NewResolver(dns.ResolverConfig{Plugin: plugin, Gate: w.gate, Engine: w.engine})
 	testenv.Must(t, err)
 	config := proxy.Config{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Resolver: w.resolver,
-		Identify: func(net.Conn) (proxy.Peer, bool) { return proxy.Peer{PID: 7, UID: 1000, Exe: "/bin/plugin"}, true },
+		Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{PID: 7, UID: 1000, Exe: "/bin/plugin"}, true },
 		DNSHosts: map[string][]netip.Addr{
 			"api.weather.example": {loopback}, "other.weather.example": {loopback}, "evil.example": {loopback},
 			"example.com": {loopback}, "localname": {loopback},

@@ -24,6 +24,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // preamble is what a PROXY protocol header says.
@@ -88,9 +89,9 @@ func relayTo(t testing.TB, serve func(preamble, net.Conn)) string {
 func relayed(path string, original func() (netip.AddrPort, bool)) func(*proxy.Config) {
 	return func(c *proxy.Config) {
 		c.Relay = path
-		c.Identify = func(net.Conn) (proxy.Peer, bool) {
+		c.Identify = func(net.Conn) (session.Peer, bool) {
 			to, ok := original()
-			return proxy.Peer{PID: 7, UID: 1000, Original: to}, ok
+			return session.Peer{PID: 7, UID: 1000, Original: to}, ok
 		}
 	}
 }

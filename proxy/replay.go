@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // maxReplayed bounds how much of a body is kept until the head of the answer has
@@ -26,13 +28,13 @@ var errReplaced = errors.New("the attempt has ended")
 //
 // The access stays registered all the time: a policy that takes it away cuts it
 // between two attempts as it does within one.
-func (x *exchange) send(through *pool, out *http.Request) (response *http.Response, err error) {
-	if through.idle != nil {
-		return x.overHTTP1(out, through.idle)
+func (x *exchange) send(through *upstream.Pool, out *http.Request) (response *http.Response, err error) {
+	if through.Idle != nil {
+		return x.overHTTP1(out, through.Idle)
 	}
-	defer func() { through.note(out.URL.Host, response) }()
-	if out.Body == nil || x.speak() == speakHTTP1 {
-		return through.send(func() *http.Request { return out })
+	defer func() { through.Note(out.URL.Host, response) }()
+	if out.Body == nil || x.speak() == upstream.SpeakHTTP1 {
+		return through.Send(func() *http.Request { return out })
 	}
 	kept := &keptBody{from: out.Body, holding: x.held}
 	kept.changed.L = &kept.mu
@@ -41,12 +43,12 @@ func (x *exchange) send(through *pool, out *http.Request) (response *http.Respon
 	x.mu.Unlock()
 	defer kept.letGo() // nothing is sent again once there is an answer
 	for attempt := 1; ; attempt++ {
-		response, err := through.send(func() *http.Request {
+		response, err := through.Send(func() *http.Request {
 			try := *out
 			try.Body = kept.attempt()
 			return &try
 		})
-		if err == nil || attempt == maxAttempts || !notProcessed(err) || !kept.whole() || x.access.cutBy() != nil || !x.access.live() {
+		if err == nil || attempt == maxAttempts || !notProcessed(err) || !kept.whole() || x.access.CutBy() != nil || !x.access.Live() {
 			return response, err
 		}
 	}
@@ -141,7 +143,7 @@ func (k *keptBody) close() error {
 func (k *keptBody) fill() {
 	k.filling = true
 	go func() {
-		buf := make([]byte, min(maxReplayed, bufferSize))
+		buf := make([]byte, min(maxReplayed, session.BufferSize))
 		n, err := k.from.Read(buf)
 		k.mu.Lock()
 		defer k.mu.Unlock()

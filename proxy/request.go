@@ -14,13 +14,14 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // ServeHTTP takes one request of the plugin: one on a kept-alive connection,
 // one HTTP/2 stream, or one CONNECT. Each is decided anew.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	p.work.enter()
-	defer p.work.leave()
+	p.work.Enter()
+	defer p.work.Leave()
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
 		panic(http.ErrAbortHandler) // not a connection of ours
@@ -36,12 +37,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.requests.Add(1)
 	unread := "" // why its head is malformed
 	if c.frames != nil && r.ProtoMajor == 2 {
-		unread = c.frames.begin(r)
-		defer c.frames.end(r)
+		unread = c.frames.Begin(r)
+		defer c.frames.End(r)
 	}
 	defer p.deny(r, c)
 	if c.http1.scanner != nil && r.ProtoMajor == 1 {
-		c.http1.host, c.http1.unclear = c.http1.scanner.take(r) // of every request, whatever becomes of it
+		c.http1.host, c.http1.unclear = c.http1.scanner.Take(r) // of every request, whatever becomes of it
 	}
 	switch f := p.admissible(r, c); {
 	case !c.makeRoom(r, first, held):
@@ -49,7 +50,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case f != nil:
 		p.refuse(w, r, c, f)
 	case unread != "":
-		p.refuse(w, r, c, malformed(unread))
+		p.refuse(w, r, c, session.Malformed(unread))
 	case r.Method == http.MethodConnect:
 		p.connect(w, r, c, held)
 	default:
@@ -70,9 +71,9 @@ func (c *conn) makeRoom(r *http.Request, first bool, held *budget.Holding) bool 
 
 // refuseHeld refuses a request that there is no memory for.
 func (p *Proxy) refuseHeld(w http.ResponseWriter, r *http.Request, c *conn) {
-	e := errOutOfMemory()
-	refusal := p.refused(p.cfg.Gate.Refuse(e.reason, p.attempt(r, c, e.detail), c.Source))
-	refusal.Remedy, refusal.RetryAfter = e.remedy, e.retryAfter
+	e := session.ErrOutOfMemory()
+	refusal := p.refused(p.cfg.Gate.Refuse(e.Reason, p.attempt(r, c, e.Detail), c.Source))
+	refusal.Remedy, refusal.RetryAfter = e.Remedy, e.RetryAfter
 	p.answer(w, r, refusal)
 }
 
@@ -96,16 +97,16 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 
 // admissible refuses connections whose caller is not proved, that the Envoy does
 // not take, or whose names disagree.
-func (p *Proxy) admissible(r *http.Request, c *conn) *refusalError {
+func (p *Proxy) admissible(r *http.Request, c *conn) *session.RefusalError {
 	switch {
 	case p.cfg.Identify != nil && !c.Proved:
-		return &refusalError{reason: authz.IdentityUnknown, detail: "the kernel knows of no plugin at the other end"}
+		return &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the kernel knows of no plugin at the other end"}
 	case p.cfg.Identify == nil && c.way == explicit && !p.authentic(r.Header):
-		return &refusalError{reason: authz.IdentityUnknown, detail: "the proxy token is missing or wrong"}
+		return &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the proxy token is missing or wrong"}
 	case c.refused != nil:
 		return c.refused
 	case c.mismatch != "":
-		return mismatch(c.mismatch)
+		return session.Mismatch(c.mismatch)
 	}
 	return nil
 }
@@ -146,7 +147,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		p.cfg.Log.Warn("admit request", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
-		c.Attribution.refused()
+		c.Attribution.Refused()
 		p.answer(w, r, p.refused(*admission.Refusal, nil))
 		return
 	}
@@ -155,25 +156,25 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 
 // convert makes the one canonical request of what arrived. Everything that
 // names the destination must name the same one.
-func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *refusalError) {
+func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *session.RefusalError) {
 	scheme, authority, target, f := destinationOf(r, c)
 	if f != nil {
 		return authz.Request{}, f
 	}
 	destination, err := authz.NewDestination(scheme, authority, target)
 	if err != nil {
-		return authz.Request{}, malformed(err.Error())
+		return authz.Request{}, session.Malformed(err.Error())
 	}
 	if f := agree(r, c, destination); f != nil {
 		return authz.Request{}, f
 	}
 	action, err := authz.NewAction(r.Method, "")
 	if err != nil {
-		return authz.Request{}, malformed(err.Error())
+		return authz.Request{}, session.Malformed(err.Error())
 	}
 	request := authz.Request{Principal: p.cfg.Plugin, Action: action, Destination: destination}
 	if err := p.chooseUpgrade(&request, upgradesOf(r)); err != nil {
-		return authz.Request{}, malformed(err.Error())
+		return authz.Request{}, session.Malformed(err.Error())
 	}
 	return request, nil
 }
@@ -202,7 +203,7 @@ func (p *Proxy) chooseUpgrade(request *authz.Request, asked []string) error {
 }
 
 // destinationOf returns what a request says about where it goes.
-func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, target string, f *refusalError) {
+func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, target string, f *session.RefusalError) {
 	absolute, hasAbsolute := "", r.URL.Scheme != "" && r.URL.Opaque == ""
 	if hasAbsolute {
 		_, absolute, hasAbsolute = strings.Cut(r.RequestURI, "://")
@@ -211,26 +212,26 @@ func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, ta
 	case r.ProtoMajor == 2 && c.way == explicit:
 		return authz.SchemeHTTP, r.Host, r.RequestURI, nil // h2c with prior knowledge
 	case c.way == explicit && !hasAbsolute:
-		return "", "", "", malformed("a request to a proxy names its destination in full, as in GET http://host/path (RFC 9112, section 3.2.2)")
+		return "", "", "", session.Malformed("a request to a proxy names its destination in full, as in GET http://host/path (RFC 9112, section 3.2.2)")
 	case c.way == explicit:
 		scheme, authority, target = splitAbsolute(r.URL.Scheme, absolute)
 		if !scheme.HTTP() {
-			return "", "", "", malformed("a proxy request is for http or https")
+			return "", "", "", session.Malformed("a proxy request is for http or https")
 		}
 		return scheme, authority, target, nil
 	case hasAbsolute:
 		// It may name another destination than its connection, and net/http
 		// hides the Host beside it.
 		if _, authority, _ = splitAbsolute(r.URL.Scheme, absolute); c.host != "" && !strings.EqualFold(authority, c.host) {
-			return "", "", "", mismatch("the request names " + clean(authority) + ", its connection is for " + joinPort(c.host, c.port))
+			return "", "", "", session.Mismatch("the request names " + session.Clean(authority) + ", its connection is for " + session.JoinPort(c.host, c.port))
 		}
-		return "", "", "", malformed("a request that is not to a proxy names its destination in Host")
+		return "", "", "", session.Malformed("a request that is not to a proxy names its destination in Host")
 	case c.host != "":
-		return c.scheme, joinPort(c.host, c.port), r.RequestURI, nil
+		return c.scheme, session.JoinPort(c.host, c.port), r.RequestURI, nil
 	case r.Host != "": // redirected by address, without SNI: Host decides
-		return c.scheme, withPort(r.Host, c.port), r.RequestURI, nil
+		return c.scheme, session.WithPort(r.Host, c.port), r.RequestURI, nil
 	}
-	return c.scheme, joinPort(c.Original.Addr().Unmap().String(), c.port), r.RequestURI, nil
+	return c.scheme, session.JoinPort(c.Original.Addr().Unmap().String(), c.port), r.RequestURI, nil
 }
 
 // splitAbsolute splits what follows scheme:// into authority and origin-form.
@@ -248,13 +249,13 @@ func splitAbsolute(scheme, rest string) (s authz.Scheme, authority, target strin
 
 // agree refuses a request whose names disagree: the absolute URI, Host and
 // :authority, and the connection's own name.
-func agree(r *http.Request, c *conn, d authz.Destination) *refusalError {
+func agree(r *http.Request, c *conn, d authz.Destination) *session.RefusalError {
 	if r.Host != "" && !d.Agrees(r.Host) {
-		return mismatch("the request names " + clean(r.Host) + ", its connection is for " + d.HostPort())
+		return session.Mismatch("the request names " + session.Clean(r.Host) + ", its connection is for " + d.HostPort())
 	}
 	for _, host := range r.Header["Host"] { // HTTP/2: beside :authority
 		if !d.Agrees(host) {
-			return mismatch("Host is " + clean(host) + ", the request is for " + d.HostPort())
+			return session.Mismatch("Host is " + session.Clean(host) + ", the request is for " + d.HostPort())
 		}
 	}
 	if c.http1.scanner != nil && r.ProtoMajor == 1 {
@@ -265,12 +266,12 @@ func agree(r *http.Request, c *conn, d authz.Destination) *refusalError {
 
 // agreeWire refuses a request whose Host, as it was on the wire beside an
 // absolute URI or in a CONNECT, disagrees with its destination.
-func (c *conn) agreeWire(d authz.Destination) *refusalError {
+func (c *conn) agreeWire(d authz.Destination) *session.RefusalError {
 	switch {
 	case c.http1.unclear:
-		return malformed("the request's framing is not clear")
+		return session.Malformed("the request's framing is not clear")
 	case c.http1.host != "" && !d.Agrees(c.http1.host):
-		return mismatch("Host is " + clean(c.http1.host) + ", the request is for " + d.HostPort())
+		return session.Mismatch("Host is " + session.Clean(c.http1.host) + ", the request is for " + d.HostPort())
 	}
 	return nil
 }
@@ -286,10 +287,10 @@ func upgradesOf(r *http.Request) []string {
 }
 
 // refuse refuses what is not a request.
-func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *refusalError) {
-	c.Attribution.refused()
+func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *session.RefusalError) {
+	c.Attribution.Refused()
 	r.Close = r.Close || f == c.refused // the next connection may be served
-	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.reason, p.attempt(r, c, f.detail), c.Source)))
+	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.Reason, p.attempt(r, c, f.Detail), c.Source)))
 }
 
 // attempt describes a request that did not become one.

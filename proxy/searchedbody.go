@@ -10,7 +10,9 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // maxCompressed is how long a compressed body may be that is searched, in
@@ -19,8 +21,8 @@ const maxCompressed = scrub.MaxMessage
 
 // searchedBody returns a request's body that ends at a stand-in, with an error.
 // Nothing of the stand-in passes. What is held of it meanwhile is counted.
-func searchedBody(s *standIns, r *http.Request, body io.Reader, room decoders, halt func(error)) io.Reader {
-	search := s.search("the body", halt)
+func searchedBody(s *placeholder.StandIns, r *http.Request, body io.Reader, room decoders, halt func(error)) io.Reader {
+	search := s.Search("the body", halt)
 	search.Memory = room
 	codings := codingsOf(r.Header)
 	return &later{halt: halt, open: func() (io.Reader, error) {
@@ -65,7 +67,7 @@ func searchWhole(body io.Reader, codings string, search scrub.Search, room decod
 	if err == nil {
 		_, err = io.Copy(io.Discard, scrub.NewReader(plain, search))
 	}
-	var found *refusalError
+	var found *session.RefusalError
 	switch {
 	case errors.As(err, &found):
 		return nil, found
@@ -76,11 +78,11 @@ func searchWhole(body io.Reader, codings string, search scrub.Search, room decod
 }
 
 // errUnsearchable refuses a body that may hold anything.
-func errUnsearchable(why string) *refusalError {
-	return &refusalError{
-		reason: authz.NotEnforceableHere,
-		detail: fmt.Sprintf("the body %s, so that it cannot be searched for stand-ins of credentials", why),
-		remedy: "send it uncompressed",
+func errUnsearchable(why string) *session.RefusalError {
+	return &session.RefusalError{
+		Reason: authz.NotEnforceableHere,
+		Detail: fmt.Sprintf("the body %s, so that it cannot be searched for stand-ins of credentials", why),
+		Remedy: "send it uncompressed",
 	}
 }
 
@@ -109,7 +111,7 @@ func (l *later) Read(p []byte) (int, error) {
 
 // note turns what a search cannot look into into a refusal.
 func (l *later) note() {
-	var known *refusalError
+	var known *session.RefusalError
 	switch {
 	case l.err == nil || errors.Is(l.err, io.EOF):
 	case errors.As(l.err, &known):

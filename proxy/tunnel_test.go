@@ -23,6 +23,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // tcpServer serves each connection with serve until the test ends.
@@ -161,7 +162,9 @@ func TestPassthrough(t *testing.T) {
 // redirect makes every connection look as if the kernel had redirected it.
 func redirect(original func() netip.AddrPort) func(*proxy.Config) {
 	return func(c *proxy.Config) {
-		c.Identify = func(net.Conn) (proxy.Peer, bool) { return proxy.Peer{PID: 7, UID: 1000, Original: original()}, true }
+		c.Identify = func(net.Conn) (session.Peer, bool) {
+			return session.Peer{PID: 7, UID: 1000, Original: original()}, true
+		}
 	}
 }
 
@@ -303,7 +306,7 @@ func TestTransparent(t *testing.T) {
 func TestUnproved(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	w := newWorld(t, setup{input: granted(rule(api, "read")), config: func(c *proxy.Config) {
-		c.Identify = func(net.Conn) (proxy.Peer, bool) { return proxy.Peer{}, false }
+		c.Identify = func(net.Conn) (session.Peer, bool) { return session.Peer{}, false }
 		c.Token = authz.NewSecret("proxy-token") // does not help where the kernel proves
 	}})
 	for _, line := range []string{"GET http://api.weather.example/", "CONNECT api.weather.example:443"} {

@@ -10,7 +10,9 @@ import (
 	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // upgrade passes a change of protocols on and then copies both ways until
@@ -33,13 +35,13 @@ func (x *exchange) upgrade(response *http.Response) {
 		x.outcome.Detail = "the plugin left before the answer"
 		return
 	}
-	if !x.access.onCut(func(cause error) {
+	if !x.access.OnCut(func(cause error) {
 		x.giveUp(cause)
 		_ = upstream.Close()
 		_ = x.conn.Cut()
 	}) {
 		_ = plugin.Close()
-		x.incomplete(x.access.cutBy())
+		x.incomplete(x.access.CutBy())
 		return
 	}
 	if _, err := plugin.Write(upgradeHead(response.Header, got)); err != nil {
@@ -50,8 +52,8 @@ func (x *exchange) upgrade(response *http.Response) {
 	x.conn.passOver()
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
 	x.relay(plugin, upstream, io.MultiReader(bytes.NewReader(ahead), plugin), asked)
-	if x.access.cutBy() != nil {
-		x.incomplete(x.access.cutBy())
+	if x.access.CutBy() != nil {
+		x.incomplete(x.access.CutBy())
 	}
 }
 
@@ -66,7 +68,7 @@ func (x *exchange) relay(plugin net.Conn, upstream io.ReadWriteCloser, input io.
 	}
 	defer end()
 	ended := func(to io.Writer, err error) {
-		if err != nil || isWebSocket(protocol) || !closeWrite(to) {
+		if err != nil || isWebSocket(protocol) || !session.CloseWrite(to) {
 			end()
 		}
 	}
@@ -74,7 +76,7 @@ func (x *exchange) relay(plugin net.Conn, upstream io.ReadWriteCloser, input io.
 	go func() {
 		defer close(done)
 		if x.standIns != nil {
-			input = searched(input, protocol, x.standIns.search("what follows the upgrade", x.halt))
+			input = searched(input, protocol, x.standIns.Search("what follows the upgrade", x.halt))
 		}
 		n, err := x.pump(upstream, input, &x.up)
 		x.sent.Add(n)
@@ -100,17 +102,17 @@ func searched(from io.Reader, protocol string, s scrub.Search) io.Reader {
 	if isWebSocket(protocol) {
 		return scrub.NewWebSocket(from, s)
 	}
-	s.PassShort = shortBeginning
+	s.PassShort = placeholder.ShortBeginning
 	return scrub.NewReader(from, s)
 }
 
 // pump copies one way; either end may leave at any time.
-func (x *exchange) pump(to io.Writer, from io.Reader, pace *pacer) (int64, error) {
-	buf := x.proxy.buffers.get()
-	defer x.proxy.buffers.put(buf)
-	n, err := pace.copy(to, from, *buf)
+func (x *exchange) pump(to io.Writer, from io.Reader, pace *session.Pacer) (int64, error) {
+	buf := x.proxy.buffers.Get()
+	defer x.proxy.buffers.Put(buf)
+	n, err := pace.Copy(to, from, *buf)
 	if errors.Is(err, scrub.ErrFrame) {
-		x.halt(&refusalError{reason: authz.MalformedRequest, detail: err.Error()})
+		x.halt(&session.RefusalError{Reason: authz.MalformedRequest, Detail: err.Error()})
 	}
 	return n, err
 }

@@ -12,6 +12,9 @@ import (
 	"sync/atomic"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/http1head"
+	"github.com/chaperone-proxy/chaperone/proxy/http2frames"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // way is how a connection's destination is known.
@@ -27,7 +30,7 @@ const (
 // inside the TLS that is intercepted on it. Fields without a lock are set before the
 // goroutine that reads them next gets the connection.
 type conn struct {
-	*Conn
+	*session.Conn
 
 	// The target of a tunnel or of a redirected connection.
 	way      way
@@ -36,9 +39,9 @@ type conn struct {
 	port     uint16
 	mismatch string // set when the names on it disagree: every request on it is refused
 
-	refused *refusalError // every request is refused with it; nil for none
+	refused *session.RefusalError // every request is refused with it; nil for none
 
-	frames *frames             // of HTTP/2, if it turns out to be HTTP/2
+	frames *http2frames.Frames // of HTTP/2, if it turns out to be HTTP/2
 	http1  requestHeads        // of HTTP/1.1
 	use    handshakeUse        // whether anything came after the handshake
 	refuse func([]byte) []byte // replaces a refusal of net/http's own; nil leaves it
@@ -56,9 +59,9 @@ type conn struct {
 
 // requestHeads is the Host of HTTP/1.1 requests as it is on the wire.
 type requestHeads struct {
-	scanner *headReader // nil where Host need not be seen beside an absolute URI
-	host    string      // of the request being served
-	unclear bool        // the scanner has seen another request than the one being served
+	scanner *http1head.HeadReader // nil where Host need not be seen beside an absolute URI
+	host    string                // of the request being served
+	unclear bool                  // the scanner has seen another request than the one being served
 }
 
 // handshakeUse is what came on a connection during its handshake and after it.
@@ -96,7 +99,7 @@ func (c *conn) readAny(b []byte) (n int, err error) {
 		return 0, errReadingEnded
 	}
 	if c.frames != nil {
-		n, err = c.frames.in.Read(b)
+		n, err = c.frames.In.Read(b)
 	} else {
 		n, err = c.readHeads(b)
 	}
@@ -141,10 +144,10 @@ func (c *conn) Write(b []byte) (int, error) {
 	}
 	switch {
 	case c.frames == nil:
-	case c.frames.out.on.Load():
-		return c.frames.out.write(b, c.Conn.Write)
-	case c.frames.prefaced:
-		return 0, errPreface // it is no answer in HTTP/1.1 that the plugin waits for
+	case c.frames.Out.On.Load():
+		return c.frames.Out.Write(b, c.Conn.Write)
+	case c.frames.Prefaced:
+		return 0, http2frames.ErrPreface // it is no answer in HTTP/1.1 that the plugin waits for
 	}
 	if c.refuse == nil || c.answering.Load() || c.isHTTP2.Load() ||
 		!bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {

@@ -19,7 +19,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/proxy"
+
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
 // ownEnvoy is what the sidecar does for the Envoy that it configures: it tells
@@ -57,7 +58,7 @@ func (s *Sidecar) makeOwnEnvoy(spec *configs.Sidecar) (err error) {
 	check := extauthz.Config{
 		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.forbidden.dial,
 		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
-		Log: s.opts.Log.Named("envoy.check"), StandIn: proxy.FindPlaceholder(s.standIns.current),
+		Log: s.opts.Log.Named("envoy.check"), StandIn: placeholder.FindPlaceholder(s.standIns.current),
 	}
 	if s.resolver != nil {
 		check.Name = s.resolver.Host

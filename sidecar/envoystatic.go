@@ -10,6 +10,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/envoy"
 )
 
 func EnvoyBootstrap(cfg *configs.Config) ([]byte, error) {
@@ -40,7 +41,7 @@ func EnvoyStatic(cfg *configs.Config) ([]byte, error) {
 	}
 	whole := envoyConfig(spec, plugin)
 	whole.Engine, whole.Leaf = engine, authority.Leaf
-	whole.Exits = func(routes []authz.Route) ([]string, error) { return proxy.ExitPaths(spec.Envoy.Exits(), routes), nil }
+	whole.Exits = func(routes []authz.Route) ([]string, error) { return envoy.ExitPaths(spec.Envoy.Exits(), routes), nil }
 	if spec.Kernel != configs.KernelOff {
 		whole.Address = virtualAddresses()
 	}

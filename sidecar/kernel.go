@@ -17,7 +17,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
-	"github.com/chaperone-proxy/chaperone/proxy"
+
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // kernelState says what became of the kernel half, for status.
@@ -113,12 +114,12 @@ func (s *Sidecar) hostNetwork() bool {
 }
 
 // identify says who connected, as the kernel recorded it.
-func (s *Sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
+func (s *Sidecar) identify(conn net.Conn) (session.Peer, bool) {
 	p, ok := s.cage.Identify(conn)
 	if !ok {
-		return proxy.Peer{}, false
+		return session.Peer{}, false
 	}
-	peer := proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original, Cookie: p.Cookie}
+	peer := session.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original, Cookie: p.Cookie}
 	if p.Explicit {
 		peer.Original = netip.AddrPort{}
 	}
@@ -126,9 +127,9 @@ func (s *Sidecar) identify(conn net.Conn) (proxy.Peer, bool) {
 }
 
 // asker returns the process that asked the resolver.
-func (s *Sidecar) asker(from net.Addr) (proxy.Peer, bool) {
+func (s *Sidecar) asker(from net.Addr) (session.Peer, bool) {
 	p, ok := s.cage.Asker(from)
-	return proxy.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe}, ok
+	return session.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe}, ok
 }
 
 // sampleOf is a reading of the kernel's counters as the ledger takes it.

@@ -27,6 +27,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/dns"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/vault"
 	"github.com/chaperone-proxy/chaperone/vault/tokens"
 )
@@ -84,7 +87,7 @@ type Sidecar struct {
 	inbound  *inbound
 	trust    *trustBundle
 	lent     lentStreams
-	resolver *proxy.Resolver
+	resolver *dns.Resolver
 	budget   *budget.Budget // of what the plugin and its upstreams have held in memory
 	proxy    *proxy.Proxy
 	envoy    *extauthz.Server // that others configure
@@ -257,7 +260,7 @@ func (s *Sidecar) makeGate(*configs.Sidecar) (err error) {
 // makeProxy makes the plugin's way out, when it has one here, and the end of the
 // way of an Envoy that the sidecar configures.
 func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
-	s.budget = budget.New(proxy.DefaultBudget)
+	s.budget = budget.New(session.DefaultBudget)
 	if spec.Listen.Proxy.IsZero() && spec.Envoy == nil {
 		return nil
 	}
@@ -275,7 +278,7 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	}
 	if s.cage != nil {
 		cfg.Identify, cfg.Attribute = s.identify, s.attribute
-		s.resolver, err = proxy.NewResolver(proxy.ResolverConfig{
+		s.resolver, err = dns.NewResolver(dns.ResolverConfig{
 			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.Refused, Identify: s.asker,
 			Probe: s.probedName, Log: s.opts.Log.Named("resolver"),
 		})
@@ -327,7 +330,7 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 	cfg := extauthz.Config{
 		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.forbidden.dial,
 		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused,
-		Log: s.opts.Log.Named("ext_authz"), StandIn: proxy.FindPlaceholder(s.standIns.current),
+		Log: s.opts.Log.Named("ext_authz"), StandIn: placeholder.FindPlaceholder(s.standIns.current),
 	}
 	if len(spec.SPIFFEIDs) > 0 {
 		cfg.SPIFFEIDs = map[string]authz.Principal{}

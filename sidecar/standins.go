@@ -14,7 +14,8 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/proxy"
+
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
 // standInsFile is where the stand-ins are for whoever starts the plugin, when
@@ -31,7 +32,7 @@ type standIns struct {
 	made map[authz.Placeholder]authz.Secret
 	now  []authz.Placeholder // those of the grants that are loaded
 	kept map[string]string   // by variable: what the file held before
-	all  atomic.Pointer[[]proxy.Placeholder]
+	all  atomic.Pointer[[]placeholder.Placeholder]
 }
 
 // makeStandIns makes the values of placeholders: in a file, when somebody else
@@ -69,7 +70,7 @@ func newStandIns(file string) (*standIns, error) {
 func (p *standIns) follow(plugin string, grants []authz.Grant) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var all []proxy.Placeholder
+	var all []placeholder.Placeholder
 	if known := p.all.Load(); known != nil {
 		all = slices.Clone(*known)
 	}
@@ -84,7 +85,7 @@ func (p *standIns) follow(plugin string, grants []authz.Grant) error {
 			return fmt.Errorf("make placeholder of %s/%s: %w", wanted.Grant, wanted.Credential, err)
 		}
 		p.made[wanted] = authz.NewSecret(value)
-		all = append(all, proxy.Placeholder{Grant: wanted.Grant, Credential: wanted.Credential, Value: p.made[wanted]})
+		all = append(all, placeholder.Placeholder{Grant: wanted.Grant, Credential: wanted.Credential, Value: p.made[wanted]})
 	}
 	if len(all) == before {
 		return nil
@@ -171,7 +172,7 @@ func (p *standIns) environment() map[string]string {
 }
 
 // current returns all there are, without waiting for anything.
-func (p *standIns) current() []proxy.Placeholder {
+func (p *standIns) current() []placeholder.Placeholder {
 	if all := p.all.Load(); all != nil {
 		return *all
 	}
@@ -182,7 +183,7 @@ func (p *standIns) current() []proxy.Placeholder {
 // queries.
 type withoutStandIns struct {
 	next authz.BatchRecorder
-	all  func() []proxy.Placeholder
+	all  func() []placeholder.Placeholder
 }
 
 // Record passes a record on, or one that says [placeholder] instead.

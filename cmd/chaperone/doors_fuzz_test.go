@@ -22,6 +22,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
 // lastRecord keeps the last audit record.
@@ -65,7 +66,7 @@ func newDoors(f *testing.F) *doors {
 	engine.Install(policy)
 	gate := testenv.MustGet(authz.NewGate(authz.GateConfig{Engine: engine, Ledger: authz.NewLedger(), Recorder: &d.records, Now: time.Now}))(f)
 	p := testenv.MustGet(proxy.New(proxy.Config{
-		Plugin: "weather", Gate: gate, Engine: engine, Identify: func(net.Conn) (proxy.Peer, bool) { return proxy.Peer{UID: -1}, true },
+		Plugin: "weather", Gate: gate, Engine: engine, Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{UID: -1}, true },
 	}))(f)
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(f.Context(), "tcp", "127.0.0.1:0"))(f)
 	d.proxy = listener.Addr().String()

@@ -8,7 +8,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
-	"github.com/chaperone-proxy/chaperone/proxy"
+
+	"github.com/chaperone-proxy/chaperone/proxy/envoy"
 )
 
 // TestExitsFit puts exits into the longest folder that check lets through: the
@@ -16,7 +17,7 @@ import (
 func TestExitsFit(t *testing.T) {
 	const longest = 107 // of a socket's path (unix(7))
 	spec := configs.Envoy{Dir: "/" + strings.Repeat("x", 69)}
-	if path := proxy.ExitPaths(spec.Exits(), []authz.Route{{}})[0]; len(path) != longest {
+	if path := envoy.ExitPaths(spec.Exits(), []authz.Route{{}})[0]; len(path) != longest {
 		t.Errorf("%s is %d bytes long", path, len(path))
 	}
 }

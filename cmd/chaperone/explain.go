@@ -18,7 +18,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
-	"github.com/chaperone-proxy/chaperone/proxy"
+
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
@@ -243,7 +244,7 @@ func lateRefusal(ctx context.Context, cfg *configs.Config, id string) (authz.Rul
 		switch {
 		case entry.Reason == authz.AddressNotAllowed.String() && err == nil:
 			terms.Addresses = []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}
-		case entry.Reason == authz.UpstreamUnreachable.String() && strings.Contains(entry.Detail, proxy.UntrustedAuthority):
+		case entry.Reason == authz.UpstreamUnreachable.String() && strings.Contains(entry.Detail, upstream.UntrustedAuthority):
 			terms.CAFile = "CA-OF-" + entry.Host + ".pem"
 		}
 		return terms, &entry

@@ -28,6 +28,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
@@ -153,7 +154,7 @@ func (w *twins) newTwin(t *testing.T, policy *authz.Policy, behind bool) *twin {
 		hosts[name+".weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	}
 	p := testenv.MustGet(proxy.New(proxy.Config{
-		Plugin: "weather", Gate: gate, Engine: engine, DNSHosts: hosts, Identify: func(net.Conn) (proxy.Peer, bool) { return proxy.Peer{UID: -1}, true },
+		Plugin: "weather", Gate: gate, Engine: engine, DNSHosts: hosts, Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{UID: -1}, true },
 	}))(t)
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
 	inBackground(t, func(ctx context.Context) error { return p.Serve(ctx, listener) })

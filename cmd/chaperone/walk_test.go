@@ -72,8 +72,8 @@ func writeWalk(t *testing.T, dir string, blocks []fenceBlock, edit func(string) 
 	testenv.Must(t, os.WriteFile(filepath.Join(dir, "walk.txtar"), []byte(script.String()+files.String()), 0o600))
 }
 
-// session is a shell that somebody types into, in a container.
-type session struct {
+// shellSession is a shell that somebody types into, in a container.
+type shellSession struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	output lockedBuffer
@@ -84,7 +84,7 @@ type session struct {
 }
 
 // typeIn types a block, and waits until it has been executed.
-func (s *session) typeIn(text string) error {
+func (s *shellSession) typeIn(text string) error {
 	if s.typed == 0 {
 		s.begun = time.Now()
 	}
@@ -112,7 +112,7 @@ func (s *session) typeIn(text string) error {
 
 // printed waits until the lines were printed by the last block, in their order for
 // each of the two streams that are one here; "..." in a line stands for anything.
-func (s *session) printed(want string) error {
+func (s *shellSession) printed(want string) error {
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		out := s.output.String()[s.since:]
 		missing := ""
@@ -191,7 +191,7 @@ func TestREADME(t *testing.T) {
 }
 
 // enforced checks that the sidecar is the only way to what the walk leads to.
-func (s *session) enforced(edit func(string) string) error {
+func (s *shellSession) enforced(edit func(string) string) error {
 	err := s.typeIn(edit("sudo chaperone run --config sidecar.yaml -- python3 -c '") + `
 import socket
 try:
@@ -203,7 +203,7 @@ except OSError:
 }
 
 // startSession starts a shell in a container with a clone in the walker's home.
-func startSession(t *testing.T, who walker) *session {
+func startSession(t *testing.T, who walker) *shellSession {
 	t.Helper()
 	root := containerRoot(t)
 	write := func(name, content string, mode os.FileMode) {
@@ -234,7 +234,7 @@ func startSession(t *testing.T, who walker) *session {
 	return runSession(t, root, local, clone[len(root):], who)
 }
 
-func runSession(t *testing.T, root, local, dir string, who walker) *session {
+func runSession(t *testing.T, root, local, dir string, who walker) *shellSession {
 	t.Helper()
 	shell := strings.Fields(who.shell)
 	if who.uid != 0 {
@@ -242,7 +242,7 @@ func runSession(t *testing.T, root, local, dir string, who walker) *session {
 	}
 	// A person's shell goes on after what fails; this one does not, and says so.
 	shell = append(shell, "env", "-i", "HOME="+who.home, "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "bash", "-e")
-	s := &session{ended: make(chan struct{})}
+	s := &shellSession{ended: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	s.cmd = exec.CommandContext(ctx, "systemd-nspawn", append(nspawnArguments(root), append([]string{"--pipe", "--as-pid2", "--chdir=" + dir, "--bind=" + local + ":/usr/local", "--"}, shell...)...)...)
 	s.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1")

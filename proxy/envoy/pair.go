@@ -1,0 +1,97 @@
+package envoy
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+)
+
+// quietFor is how long nothing has moved on a pair that a proxy which ends does
+// not wait for: an Envoy keeps connections for requests to come, for an hour,
+// and does not say which.
+const quietFor = 2 * time.Second
+
+// pair is two connections of which each is sent what the other says. What they
+// carry was, or will be, admitted access by access somewhere else; the pair
+// itself stands as long as its access does.
+type pair struct {
+	near   *session.Conn // the one that was accepted
+	far    net.Conn      // the one that was dialled; nil until then
+	access session.Access
+	cancel context.CancelCauseFunc // of everything that waits
+}
+
+// splice copies both ways, until either end is done or the pair is cut.
+func (s *pair) splice(up, down func() error) {
+	if !s.access.OnCut(func(cause error) {
+		s.cancel(cause)
+		s.near.Abort()
+		session.AbortConn(s.far)
+	}) {
+		return
+	}
+	s.access.OnStop(s.quiet)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.end(s.far, s.near.Conn, up())
+	}()
+	s.end(s.near.Conn, s.far, down())
+	<-done
+}
+
+// end passes the end of one way on. Where that cannot be, copying has failed, or
+// nobody is left to take the other way's bytes, both ways end.
+func (s *pair) end(to, from net.Conn, err error) {
+	if err != nil || hungUp(from) || !session.CloseWrite(to) {
+		s.cancel(nil) // the other way may wait for its turn
+		_ = s.far.Close()
+		_ = s.near.Cut()
+	}
+}
+
+// quiet reports whether nothing has moved for a while on the end of the pair that
+// is TCP, by the kernel's account (tcp(7), TCP_INFO), and nothing is on its way.
+func (s *pair) quiet() bool {
+	tcp, ok := session.Lowest(s.far).(*net.TCPConn)
+	if !ok {
+		if tcp, ok = s.near.Raw.(*net.TCPConn); !ok {
+			return false
+		}
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return false // it is ending
+	}
+	var info *unix.TCPInfo
+	err = raw.Control(func(fd uintptr) { info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if err != nil || info == nil {
+		return false
+	}
+	since := time.Duration(min(info.Last_data_sent, info.Last_data_recv)) * time.Millisecond
+	return since >= quietFor && info.Unacked == 0 && info.Notsent_bytes == 0
+}
+
+// hungUp reports whether the other end of a unix socket has closed it, and not
+// just said all it had to say: an Envoy that is done with a connection leaves
+// nobody who would end it. Of TCP the kernel does not know.
+func hungUp(c net.Conn) bool {
+	socket, ok := c.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return true // closed on this side
+	}
+	polled := []unix.PollFd{{}}
+	err = raw.Control(func(fd uintptr) {
+		polled[0].Fd = int32(fd)
+		_, _ = unix.Poll(polled, 0) // it does not wait; an error leaves nothing reported
+	})
+	return err != nil || polled[0].Revents&unix.POLLHUP != 0
+}

@@ -1,0 +1,248 @@
+package envoy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
+)
+
+// passage is one connection through an exit.
+type passage struct {
+	pair
+	exit *exit
+	to   authz.Destination
+
+	mu      sync.Mutex
+	granted authz.Decision // that what it carries was last allowed by
+	dialled netip.Addr     // of the upstream; not valid before
+}
+
+// pass takes one connection to where its route leads.
+func (e *exit) pass(c *session.Conn) {
+	defer func() {
+		if cause := recover(); cause != nil { // what nobody foresaw is refused
+			e.set.Log.Error("pass connection of exit: panic", zap.ByteString("stack", debug.Stack()))
+		}
+	}()
+	ctx, cancel := context.WithCancelCause(e.set.ctx)
+	defer cancel(nil)
+	defer c.Cut() //nolint:errcheck // it is gone either way
+	stop := context.AfterFunc(ctx, func() { _ = c.Cut() })
+	defer stop()
+	to, f := e.destination(ctx, c)
+	if f != nil {
+		e.refuse("", f.Reason, f.Detail)
+		return
+	}
+	s := &passage{pair: pair{near: c, cancel: cancel}, exit: e, to: to}
+	decision := s.decide()
+	if !decision.Allowed() {
+		s.refuse(decision.Reason, "it is not granted now")
+		return
+	}
+	s.granted = decision
+	s.access = session.Access{Still: s.stillAllowed, Decided: decision.Generation, Cut: cancel}
+	if !e.set.Live.Add(&s.access) {
+		s.refuse(s.decide().Reason, "access was taken away while it was being decided")
+		return
+	}
+	defer e.set.Live.Remove(&s.access)
+	if !s.dial(ctx, decision) {
+		return
+	}
+	defer s.far.Close()
+	s.splice(s.up, s.down)
+	if misplaced, ok := errors.AsType[*session.RefusalError](s.access.CutBy()); ok {
+		s.refuse(misplaced.Reason, misplaced.Detail)
+	}
+}
+
+func (s *passage) refuse(reason authz.Reason, detail string) {
+	s.exit.refuse(s.to.Host(), reason, detail)
+}
+
+func (s *passage) decide() authz.Decision {
+	set, route := s.exit.set, s.exit.route
+	return set.Engine.Current().DecideRoute(set.Plugin, route.Grant, route.Rule, s.to, set.Now())
+}
+
+// stillAllowed reports whether the rule stands and takes nothing back of what it
+// allowed: which of it is used by the requests inside, only the Envoy could say.
+func (s *passage) stillAllowed() bool {
+	d := s.decide()
+	if !d.Allowed() {
+		return !d.Cuts()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dialled.IsValid() && d.CheckAddress(s.dialled) != authz.Granted || !d.Covers(s.granted) {
+		return false
+	}
+	s.granted = d
+	return true
+}
+
+// dial connects to the upstream.
+func (s *passage) dial(ctx context.Context, decision authz.Decision) bool {
+	far, err := s.exit.set.Dialer.Dial(ctx, decision, s.to)
+	if err == nil {
+		s.far = far
+		s.mu.Lock()
+		s.dialled = upstream.UpstreamAddress(far)
+		s.mu.Unlock()
+		// A policy that came while it was dialled could not judge the address.
+		if s.exit.set.Engine.Current().Generation() == decision.Generation || s.stillAllowed() {
+			return true
+		}
+		_ = far.Close() // nothing was sent
+		err = &session.RefusalError{Reason: authz.AddressNotAllowed, Detail: "access was taken away while it was being dialled"}
+	}
+	var e *session.RefusalError
+	if !errors.As(err, &e) {
+		e = upstream.Unreachable(err, "connect to "+s.to.HostPort())
+	}
+	if ctx.Err() == nil { // else it was cut, which is no fault of the upstream's
+		s.refuse(e.Reason, e.Detail)
+	}
+	return false
+}
+
+// down copies what the upstream sends. The kernel moves it (splice(2)); nothing
+// is slowed down, since the plugin's side of it is.
+func (s *passage) down() error {
+	_, err := io.Copy(s.near.Conn, s.far)
+	return err
+}
+
+// up copies what the Envoy sends. Where the plugin has stand-ins, and this is not
+// inside TLS of the Envoy's own, it is searched for them: what is left of them
+// here is in no credential's place.
+func (s *passage) up() error {
+	ahead := s.near.TakeAhead()
+	standIns := s.exit.set.Placeholders.Now()
+	if standIns != nil && s.to.Scheme() != authz.SchemeHTTPS {
+		search := standIns.Search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.End(cause) })
+		search.PassShort = placeholder.ShortBeginning
+		_, err := io.Copy(s.far, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.near.Conn), search))
+		return err
+	}
+	if len(ahead) > 0 {
+		if _, err := s.far.Write(ahead); err != nil {
+			return err
+		}
+	}
+	_, err := io.Copy(s.far, s.near.Conn)
+	return err
+}
+
+// destination returns where a connection goes. Where the route is to one host it
+// is that one; else the bytes that the Envoy sends first name it.
+func (e *exit) destination(ctx context.Context, c *session.Conn) (authz.Destination, *session.RefusalError) {
+	authority := session.JoinPort(e.route.Host, e.route.Port)
+	switch {
+	case e.route.Scheme == authz.SchemeTLS, e.route.Scheme == authz.SchemeHTTPS && !e.route.Exact():
+		name, ok := session.ReadHello(ctx, c)
+		switch {
+		case !ok:
+			return authz.Destination{}, session.Malformed("the TLS handshake could not be read")
+		case name == "" && !e.route.Exact():
+			return authz.Destination{}, session.Malformed("the TLS handshake names no server")
+		case !e.route.Exact():
+			authority = session.JoinPort(name, e.route.Port)
+		case name != "":
+			return e.agreed(authority, name)
+		}
+	case e.route.Scheme == authz.SchemeHTTP && !e.route.Exact():
+		host, f := peekHost(c)
+		if f != nil {
+			return authz.Destination{}, f
+		}
+		authority = session.WithPort(host, e.route.Port)
+	}
+	return e.named(authority)
+}
+
+// agreed returns the destination of an exact host that the server name must be.
+func (e *exit) agreed(authority, name string) (authz.Destination, *session.RefusalError) {
+	to, f := e.named(authority)
+	if f == nil && !to.AgreesName(name) {
+		return authz.Destination{}, session.Mismatch("the server name is " + session.Clean(name) + ", the exit is for " + authority)
+	}
+	return to, f
+}
+
+// named returns the destination that an authority names, if the route leads there.
+func (e *exit) named(authority string) (authz.Destination, *session.RefusalError) {
+	target := ""
+	if e.route.Scheme.HTTP() {
+		target = "/"
+	}
+	to, err := authz.NewDestination(e.route.Scheme, authority, target)
+	if err != nil {
+		return authz.Destination{}, session.Malformed(err.Error())
+	}
+	if to.Port() != e.route.Port || !e.route.Matches(to.Host()) {
+		return authz.Destination{}, session.Mismatch("it is for " + to.HostPort() + ", the exit for " + session.JoinPort(e.route.Host, e.route.Port))
+	}
+	return to, nil
+}
+
+// maxHead bounds the head of the request that names the host, in bytes.
+const maxHead = 64 << 10
+
+// peekHost returns the Host of the HTTP/1.1 request that a connection begins
+// with, and leaves it to be read again. The Envoy makes a connection for each
+// request there: what follows the first is not looked at.
+func peekHost(c *session.Conn) (string, *session.RefusalError) {
+	_ = c.Conn.SetReadDeadline(time.Now().Add(session.HelloTimeout)) // a broken one fails below
+	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
+	for n := 1; ; n = len(c.Ahead()) + 1 {
+		if n > maxHead {
+			return "", session.Malformed("the head of the request is too long")
+		}
+		ahead, err := c.Peek(n)
+		if head, _, whole := bytes.Cut(ahead, []byte("\r\n\r\n")); whole {
+			return hostOf(string(head))
+		}
+		if err != nil {
+			return "", session.Malformed("the head of the request could not be read")
+		}
+	}
+}
+
+// hostOf returns the one Host of a head of HTTP/1.1 (RFC 9112, section 3.2).
+func hostOf(head string) (host string, f *session.RefusalError) {
+	first, fields, _ := strings.Cut(head, "\r\n")
+	parts := strings.Split(first, " ")
+	if len(parts) != 3 || parts[2] != "HTTP/1.1" || parts[1] != "*" && !strings.HasPrefix(parts[1], "/") {
+		return "", session.Malformed("it does not begin with a request of HTTP/1.1 whose Host is all that names one")
+	}
+	count := 0
+	for line := range strings.SplitSeq(fields, "\r\n") {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(line, "\r\n\x00") {
+			return "", session.Malformed("a header field of the request is not one")
+		}
+		if strings.EqualFold(name, "Host") {
+			host, count = strings.Trim(value, " \t"), count+1
+		}
+	}
+	if count != 1 || host == "" {
+		return "", session.Malformed("a request names its host once")
+	}
+	return host, nil
+}

@@ -1,0 +1,165 @@
+package placeholder
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+)
+
+// Placeholder is the stand-in for a credential in the plugin's environment. In
+// the credential's place it is replaced; anywhere else it is on its way to where
+// the credential was never meant to be.
+type Placeholder struct {
+	Grant, Credential string
+	Value             authz.Secret
+}
+
+// StandIns are what is looked for in what a plugin sends. Nil: nothing.
+type StandIns struct {
+	from    []Placeholder
+	all     *scrub.Patterns
+	each    []*scrub.Patterns
+	lowered []string // as they would be in a host's name, which has no case
+}
+
+// Lookout knows what to look for, and makes it ready when it changes.
+type Lookout struct {
+	Placeholders func() []Placeholder // nil: none
+	known        atomic.Pointer[StandIns]
+}
+
+// FindPlaceholder returns what finds a stand-in in a text, in any spelling and in
+// any case, which names lose. It is for doors that see more of a request than they
+// carry.
+func FindPlaceholder(placeholders func() []Placeholder) func(text string) (grant, credential string, found bool) {
+	l := &Lookout{Placeholders: placeholders}
+	return func(text string) (grant, credential string, found bool) {
+		s := l.Now()
+		if s == nil {
+			return "", "", false
+		}
+		e := s.in(text, "")
+		if e == nil {
+			e = s.inName(text, "")
+		}
+		if e == nil || e.Misplaced == nil {
+			return "", "", false
+		}
+		return e.Misplaced.Grant, e.Misplaced.Name, true
+	}
+}
+
+// Now returns what to look for, nil for nothing.
+func (l *Lookout) Now() *StandIns {
+	if l.Placeholders == nil {
+		return nil
+	}
+	from := l.Placeholders()
+	if len(from) == 0 {
+		return nil
+	}
+	if known := l.known.Load(); known != nil && slices.Equal(known.from, from) {
+		return known
+	}
+	s := &StandIns{from: slices.Clone(from)}
+	values := make([]string, len(from))
+	for i, placeholder := range from {
+		values[i] = placeholder.Value.Reveal()
+		s.each = append(s.each, scrub.New(values[i]))
+		s.lowered = append(s.lowered, strings.ToLower(values[i]))
+	}
+	if s.all = scrub.New(values...); s.all == nil {
+		return nil
+	}
+	l.known.Store(s)
+	return s
+}
+
+// errMisplaced is a stand-in elsewhere than in its credential's place.
+func (s *StandIns) errMisplaced(text []byte, where string) *session.RefusalError {
+	e := &session.RefusalError{Reason: authz.CredentialMisplaced, Detail: where}
+	for i, needles := range s.each {
+		if needles.InBytes(text) {
+			e.Misplaced = s.ref(i)
+			break
+		}
+	}
+	return e
+}
+
+// ref names the credential of a placeholder.
+func (s *StandIns) ref(i int) *authz.CredentialRef {
+	return &authz.CredentialRef{Grant: s.from[i].Grant, Name: s.from[i].Credential}
+}
+
+// in refuses a text with a stand-in in it.
+func (s *StandIns) in(text, where string) *session.RefusalError {
+	if !s.all.In(text) {
+		return nil
+	}
+	return s.errMisplaced([]byte(text), where)
+}
+
+// inName refuses a name without case, of a host or a header, with a stand-in in it.
+func (s *StandIns) inName(name, where string) *session.RefusalError {
+	name = strings.ToLower(name)
+	for i, lowered := range s.lowered {
+		if len(lowered) > 0 && strings.Contains(name, lowered) {
+			return &session.RefusalError{Reason: authz.CredentialMisplaced, Detail: where, Misplaced: s.ref(i)}
+		}
+	}
+	return nil
+}
+
+// InHeader refuses a header or trailer with a stand-in in it.
+func (s *StandIns) InHeader(h http.Header, what string) *session.RefusalError {
+	for name, values := range h {
+		if e := s.inName(name, "the name of a "+what); e != nil {
+			return e
+		}
+		for _, value := range values {
+			if e := s.in(value, what+" "+strings.ToLower(name)); e != nil {
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+// InRequest refuses what is about to be sent, once its slot has been emptied
+// and before the credential is in it.
+func (s *StandIns) InRequest(r authz.Request, query string, h http.Header) *session.RefusalError {
+	for _, check := range []func() *session.RefusalError{
+		func() *session.RefusalError { return s.inName(r.Destination.Host(), "the host's name") },
+		func() *session.RefusalError { return s.in(r.Action.Method, "the method") },
+		func() *session.RefusalError { return s.in(r.Destination.Path(), "the path") },
+		func() *session.RefusalError { return s.in(query, "the query") },
+		func() *session.RefusalError { return s.InHeader(h, "header") },
+	} {
+		if e := check(); e != nil {
+			return e
+		}
+	}
+	return nil
+}
+
+// Search ends a stream at a stand-in; halt is told first.
+func (s *StandIns) Search(where string, halt func(error)) scrub.Search {
+	return scrub.Search{Patterns: s.all, Found: func(text []byte) error {
+		e := s.errMisplaced(text, where)
+		halt(e)
+		return e
+	}}
+}
+
+// Room returns how many bytes a search holds back at most.
+func (s *StandIns) Room() int { return s.all.ReaderSize() }
+
+// ShortBeginning is how many bytes of what may be the beginning of a needle
+// pass where an end may wait for them: fewer than what is searched for at all.
+const ShortBeginning = 5

@@ -1,0 +1,56 @@
+package session
+
+import "sync"
+
+// attribution reports which rule the bytes on a plugin's socket are for. A nil
+// attribution reports nothing.
+type attribution struct {
+	cookie uint64
+	report func(cookie uint64, grant, rule string)
+
+	mu      sync.Mutex // held during a report, so that the last one is the latest
+	running int        // accesses that have begun and not ended
+}
+
+// NewAttribution returns the attribution of a peer's socket; nil where report is nil
+// or the socket is not known (cookie 0).
+func NewAttribution(cookie uint64, report func(cookie uint64, grant, rule string)) *attribution {
+	if report == nil || cookie == 0 {
+		return nil
+	}
+	return &attribution{cookie: cookie, report: report}
+}
+
+// Begin attributes the socket to the rule of an access that begins.
+func (a *attribution) Begin(grant, rule string) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.running++
+	a.report(a.cookie, grant, rule)
+}
+
+// End ends an access. The rule stays: bytes that are still on their way belong to it,
+// and so, most likely, does the head of the next request.
+func (a *attribution) End() {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.running--
+}
+
+// Refused attributes the socket to no rule, unless another access still runs.
+func (a *attribution) Refused() {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.running == 0 {
+		a.report(a.cookie, "", "")
+	}
+}

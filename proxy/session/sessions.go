@@ -1,0 +1,273 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Why something live was ended.
+var (
+	ErrRevoked  = errors.New("access was taken away")
+	ErrStopping = errors.New("the sidecar is stopping")
+	ErrTimeout  = errors.New("the rule's timeout is over")
+)
+
+// lookForQuiet is how often a proxy that ends looks for accesses on which nothing moves.
+const lookForQuiet = 100 * time.Millisecond
+
+// Access is one live access: an exchange, an upgraded connection or a tunnel; or
+// a connection that carries accesses of an Envoy.
+type Access struct {
+	// Admission is what allowed it, nil for what was not admitted by itself.
+	Admission *authz.Admission
+	// Still decides anew, in place of the admission, what carries accesses that
+	// were admitted one by one.
+	Still func() bool
+	// Decided is the generation that last allowed it.
+	Decided uint64
+
+	mu    sync.Mutex
+	ended bool
+	cause error       // why it was cut
+	Cut   func(error) // ends it now, on both sides; called once, with mu held
+	quiet func() bool // reports that nothing moves on it; nil for what is in flight as long as it is there
+}
+
+// stillAllowed decides the access anew.
+func (a *Access) stillAllowed() bool {
+	if a.Still != nil {
+		return a.Still()
+	}
+	return a.Admission.StillAllowed()
+}
+
+// End cuts the access unless it has ended, and reports whether it did.
+func (a *Access) End(cause error) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ended || a.cause != nil {
+		return false
+	}
+	a.cause = cause
+	a.Cut(cause)
+	return true
+}
+
+// OnCut replaces what a cut does, as the access enters another stage. It
+// reports false when the access was cut already.
+func (a *Access) OnCut(cut func(error)) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cause != nil {
+		return false
+	}
+	a.Cut = cut
+	return true
+}
+
+// OnStop says how to see that nothing moves on the access, so that a proxy that
+// ends need not wait for it.
+func (a *Access) OnStop(quiet func() bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.quiet = quiet
+}
+
+// letGo ends the access if nothing moves on it.
+func (a *Access) letGo() {
+	a.mu.Lock()
+	quiet := a.quiet
+	a.mu.Unlock()
+	if quiet != nil && quiet() {
+		a.End(ErrStopping)
+	}
+}
+
+// Live reports whether the access has not ended yet.
+func (a *Access) Live() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.ended
+}
+
+// CutBy returns why the access was cut, or nil.
+func (a *Access) CutBy() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cause
+}
+
+// Registry holds everything live. An access is added under the lock that a
+// reconsideration lists them under, with its generation compared: a policy that
+// changes between decision and registration either sees the access in the
+// registry or is seen by the registration.
+type Registry struct {
+	engine *authz.Engine
+
+	mu   sync.Mutex
+	live map[*Access]struct{}
+	none chan struct{} // closed when live becomes empty; nil when nobody waits
+
+	passing    sync.Mutex                    // held during a pass of reconsider; never taken under mu
+	pass       atomic.Pointer[chan struct{}] // closed when the pass under way has ended; nil between passes
+	generation uint64                        // of the latest pass
+	cuts       int                           // of all passes in that generation
+}
+
+func NewRegistry(engine *authz.Engine) *Registry {
+	return &Registry{engine: engine, live: make(map[*Access]struct{})}
+}
+
+// Add registers an access, unless it is no longer allowed.
+func (r *Registry) Add(a *Access) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a.Admission != nil {
+		a.Decided = a.Admission.Decision.Generation
+	}
+	if current := r.engine.Current().Generation(); current != a.Decided {
+		if !a.stillAllowed() {
+			return false
+		}
+		a.Decided = current
+	}
+	r.live[a] = struct{}{}
+	return true
+}
+
+// Remove takes an access out once its end is recorded.
+func (r *Registry) Remove(a *Access) {
+	a.mu.Lock()
+	a.ended = true
+	a.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.live, a)
+	if len(r.live) == 0 && r.none != nil {
+		close(r.none)
+		r.none = nil
+	}
+}
+
+func (r *Registry) Open() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.live)
+}
+
+// list returns what is live and was last allowed before generation.
+func (r *Registry) list(generation uint64) []*Access {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := make([]*Access, 0, len(r.live))
+	for a := range r.live {
+		if a.Decided < generation {
+			old = append(old, a)
+		}
+	}
+	return old
+}
+
+// Reconsider decides anew what an earlier generation allowed, cuts what is
+// denied, and returns how many accesses were cut in this generation, also by
+// an earlier pass, and by one that was under way when the generation came. Deciding and cutting happen outside the lock that requests
+// need: nothing that is slow to end holds them up.
+func (r *Registry) Reconsider() (cut int) {
+	r.passing.Lock()
+	defer r.passing.Unlock()
+	done := make(chan struct{})
+	r.pass.Store(&done)
+	defer close(done)
+	defer r.pass.Store(nil)
+	if generation := r.engine.Current().Generation(); generation != r.generation {
+		r.generation, r.cuts = generation, 0
+	}
+	cut = InParallel(r.list(r.generation), func(a *Access) bool {
+		return !a.stillAllowed() && a.End(ErrRevoked)
+	})
+	// What came meanwhile has been decided by, and whoever brought it asks next.
+	if generation := r.engine.Current().Generation(); generation != r.generation {
+		r.generation, r.cuts = generation, 0
+	}
+	r.cuts += cut
+	return r.cuts
+}
+
+// settle returns when no pass is under way. What a pass has cut waits for its
+// end before it records that: writing a thousand records first would take the
+// CPU from cutting what is still live.
+func (r *Registry) settle() {
+	if done := r.pass.Load(); done != nil {
+		<-*done
+	}
+}
+
+// ReasonNow returns why an admitted access is no longer allowed, once everything else
+// has been cut for it too.
+func (r *Registry) ReasonNow(a *authz.Admission) authz.Reason {
+	r.settle()
+	return a.ReasonNow()
+}
+
+// InParallel calls f with every access, on every processor, and returns how
+// often it was true: closing a socket takes the kernel some ten microseconds,
+// and a thousand of them are to be gone at once.
+func InParallel[T any](all []T, f func(T) bool) int {
+	var count atomic.Int64
+	var running sync.WaitGroup
+	workers := min(runtime.GOMAXPROCS(0), 8, len(all)/32+1)
+	for i := range workers {
+		part := all[len(all)*i/workers : len(all)*(i+1)/workers]
+		running.Go(func() {
+			withHighPriority(func() {
+				for _, one := range part {
+					if f(one) {
+						count.Add(1)
+					}
+				}
+			})
+		})
+	}
+	running.Wait()
+	return int(count.Load())
+}
+
+// CutAll cuts everything.
+func (r *Registry) CutAll(cause error) {
+	InParallel(r.list(^uint64(0)), func(a *Access) bool { return a.End(cause) })
+}
+
+// Idle returns when nothing is live or ctx ends, and lets go of that on which
+// nothing moves.
+func (r *Registry) Idle(ctx context.Context) {
+	r.mu.Lock()
+	if len(r.live) == 0 {
+		r.mu.Unlock()
+		return
+	}
+	if r.none == nil {
+		r.none = make(chan struct{})
+	}
+	none := r.none
+	r.mu.Unlock()
+	look := time.NewTicker(lookForQuiet)
+	defer look.Stop()
+	for {
+		for _, a := range r.list(^uint64(0)) {
+			a.letGo()
+		}
+		select {
+		case <-none:
+			return
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+	}
+}

@@ -1,0 +1,426 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/proxy/scrub"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+)
+
+// Protocol is what is spoken to the upstream.
+type Protocol uint8
+
+const (
+	SpeakHTTP1 Protocol = iota // as the plugin does, and for upgrades
+	SpeakHTTP2                 // what ALPN gives; the plugin speaks HTTP/2
+	SpeakH2C                   // HTTP/2 without TLS
+)
+
+// poolKey separates connections that must never be used for one another. A
+// rule of one generation has one set of terms and addresses; a credential of
+// one generation has one value.
+type poolKey struct {
+	grant, rule string
+	generation  uint64 // of the policy
+	credential  uint64 // its generation
+	protocol    Protocol
+}
+
+// maxPools bounds the pools. They are caches: beyond it some are emptied, and
+// filled anew when they are needed.
+const maxPools = 4096
+
+// Pools holds the idle connections to upstreams. Each pool belongs to one rule
+// of one policy generation and one credential generation, so that a connection
+// which was dialled, verified or authenticated under other terms is never
+// found in it.
+type Pools struct {
+	dialer *Dialer
+	budget *budget.Budget
+
+	mu         sync.RWMutex
+	generation uint64
+	byKey      map[poolKey]*Pool
+	injected   map[injected][]authz.Injection // the latest values, in the order of their first use
+}
+
+// injected names a credential that several rules of a grant may inject.
+type injected struct{ grant, credential string }
+
+// maxEarlier is how many values before the present one are searched for: an
+// upstream may quote the last request, and what was rotated often still works.
+const maxEarlier = 2
+
+// Pool is the connections for one key, and what its credential looks like in
+// an answer: its present value and those before. Answers under a rule without a
+// credential are not searched, also where other rules of the grant inject one.
+type Pool struct {
+	transport *http.Transport
+	narrow    *http.Transport // where the first fails with errNarrow; nil where it never does
+	Idle      *IdlePool       // in place of the transport's own for HTTP/1.1; nil for HTTP/2
+	OnlyHTTP1 HostSet         // those that answered over HTTP/1.1 where HTTP/2 was offered
+	Needles   *scrub.Patterns // nil without a credential that could be found
+	Names     *scrub.Patterns // the same as it would be in a header's name
+}
+
+func NewPools(d *Dialer, b *budget.Budget) *Pools {
+	return &Pools{dialer: d, budget: b, byKey: make(map[poolKey]*Pool), injected: make(map[injected][]authz.Injection)}
+}
+
+// Get returns the pool for an admitted access. slowed says whether a limit on the
+// plugin slows down what it receives.
+func (p *Pools) Get(a *authz.Admission, speak Protocol, slowed bool) (*Pool, error) {
+	key := poolKey{a.Decision.Grant, a.Decision.Rule, a.Decision.Generation, a.Injection.Generation, speak}
+	p.mu.RLock()
+	found := p.byKey[key]
+	p.mu.RUnlock()
+	if found != nil {
+		return found, nil
+	}
+	made, err := p.make(a, speak, slowed)
+	if err != nil {
+		return nil, err
+	}
+	made.Needles, made.Names = needlesOf(p.remember(a))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if found := p.byKey[key]; found != nil {
+		return found, nil
+	}
+	p.dropLocked(func(old poolKey) bool {
+		return old.generation < p.generation || len(p.byKey) >= maxPools || old.precedes(key)
+	})
+	p.byKey[key] = made
+	return made, nil
+}
+
+// remember returns the values of an access's credential that are searched for.
+// One that comes late, after its successor, is made known to the pools of that
+// too: they are made anew.
+func (p *Pools) remember(a *authz.Admission) []authz.Injection {
+	if len(a.Injection.Secrets()) == 0 {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	name := injected{a.Decision.Grant, a.Decision.Credential}
+	known := p.injected[name]
+	if slices.ContainsFunc(known, func(slot authz.Injection) bool { return sameSecrets(slot, a.Injection) }) {
+		return known
+	}
+	known = append(slices.Clone(known[max(0, len(known)-maxEarlier):]), a.Injection)
+	p.injected[name] = known
+	p.dropLocked(func(k poolKey) bool { return k.grant == name.grant && k.credential > a.Injection.Generation })
+	return known
+}
+
+func sameSecrets(a, b authz.Injection) bool {
+	return slices.EqualFunc(a.Secrets(), b.Secrets(), authz.Secret.Equal)
+}
+
+// precedes reports whether k is for an earlier value of the same credential.
+func (k poolKey) precedes(next poolKey) bool {
+	earlier := k.credential < next.credential
+	k.credential = next.credential
+	return earlier && k == next
+}
+
+// Advance empties the pools of earlier generations, and forgets the values of
+// credentials that no rule needs any more.
+func (p *Pools) Advance(generation uint64, needed []authz.CredentialRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.injected, func(name injected, _ []authz.Injection) bool {
+		return !slices.ContainsFunc(needed, func(ref authz.CredentialRef) bool {
+			return name == injected{ref.Grant, ref.Name}
+		})
+	})
+	p.generation = max(p.generation, generation)
+	p.dropLocked(func(k poolKey) bool { return k.generation < p.generation })
+}
+
+// Close empties all.
+func (p *Pools) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dropLocked(func(poolKey) bool { return true })
+}
+
+// dropLocked forgets pools and closes their idle connections; those in use are
+// closed when they become idle. The caller holds p.mu.
+func (p *Pools) dropLocked(drop func(poolKey) bool) {
+	for key, old := range p.byKey {
+		if drop(key) {
+			delete(p.byKey, key)
+			old.close()
+		}
+	}
+}
+
+// close closes what is idle; what is in use is closed when it becomes so.
+func (p *Pool) close() {
+	p.transport.CloseIdleConnections()
+	if p.narrow != nil {
+		p.narrow.CloseIdleConnections()
+	}
+	if p.Idle != nil {
+		p.Idle.close()
+	}
+}
+
+// maxHosts bounds a hostSet: a rule with a wildcard has as many hosts as the plugin
+// asks for.
+const maxHosts = 1024
+
+// HostSet is a set of hosts, with port, that is safe for concurrent use. Further
+// ones are not added to a full set.
+type HostSet struct {
+	mu    sync.RWMutex
+	Hosts map[string]struct{}
+}
+
+func (s *HostSet) Add(host string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Hosts == nil {
+		s.Hosts = make(map[string]struct{})
+	}
+	if len(s.Hosts) < maxHosts {
+		s.Hosts[host] = struct{}{}
+	}
+}
+
+func (s *HostSet) Has(host string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, ok := s.Hosts[host]
+	return ok
+}
+
+// Note remembers that an upstream has no HTTP/2.
+func (p *Pool) Note(host string, response *http.Response) {
+	if response != nil && response.ProtoMajor == 1 {
+		p.OnlyHTTP1.Add(host)
+	}
+}
+
+// Disown closes the connections to upstreams that belong to a connection of the
+// plugin which is gone.
+func (p *Pools) Disown(owner *session.Socket) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, pool := range p.byKey {
+		if pool.Idle != nil {
+			pool.Idle.disown(owner)
+		}
+	}
+}
+
+// make makes a pool. What a limit slows down needs no large windows.
+func (p *Pools) make(a *authz.Admission, speak Protocol, slowed bool) (made *Pool, err error) {
+	made = new(Pool)
+	switch {
+	case speak == SpeakHTTP1 || slowed:
+		if made.transport, err = p.transport(a, speak, StreamWindow, ConnectionWindow); err == nil && speak == SpeakHTTP1 {
+			made.Idle = newIdlePool(made.transport)
+		}
+		return made, err
+	default:
+		if made.transport, err = p.transport(a, speak, wideStream, wideConnection); err != nil {
+			return nil, err
+		}
+		made.narrow, err = p.transport(a, speak, narrowStream, narrowConnection)
+		return made, err
+	}
+}
+
+// transport makes a part of a pool, with these windows in bytes. Each connection
+// is judged by the decision of the access that it is dialled for.
+func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection int) (*http.Transport, error) {
+	config, err := clientTLS(a.Decision.Terms(), a.Injection)
+	if err != nil {
+		return nil, err
+	}
+	t := &http.Transport{
+		Proxy:                  nil, // the sidecar's own environment has no say
+		DialContext:            p.dialerOf(speak, int64(connection)),
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    handshakeTimeout,
+		DisableCompression:     true,
+		MaxIdleConns:           512,
+		MaxIdleConnsPerHost:    128, // the default of 2 makes a handshake of most requests
+		IdleConnTimeout:        90 * time.Second,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+		Protocols:              new(http.Protocols),
+		HTTP2: &http.HTTP2Config{
+			MaxReceiveBufferPerConnection: connection,
+			MaxReceiveBufferPerStream:     stream, // of answers that the plugin does not take
+		},
+	}
+	switch speak {
+	case SpeakHTTP1:
+		t.Protocols.SetHTTP1(true)
+	case SpeakHTTP2:
+		t.Protocols.SetHTTP1(true)
+		t.Protocols.SetHTTP2(true)
+	case SpeakH2C:
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return t, nil
+}
+
+// decisionKey is the context key of the decision that a transport dials for.
+type decisionKey struct{}
+
+// DialsFor returns a context in which the transport of a pool dials for an
+// admitted access. Accesses of one pool are to several hosts, and a host that is
+// an address is granted by other terms than a name.
+func DialsFor(ctx context.Context, a *authz.Admission) context.Context {
+	return context.WithValue(ctx, decisionKey{}, decided{a.Decision, a.Request.Destination.Scheme() == authz.SchemeHTTPS})
+}
+
+// decided is what a transport dials for.
+type decided struct {
+	authz.Decision
+	tls bool // a handshake follows
+}
+
+// dialerOf returns a transport's DialContext, for connections with a window of so
+// many bytes over HTTP/2, which is taken with them. It fails with errNarrow where
+// there is no room for a wide one.
+func (p *Pools) dialerOf(speak Protocol, window int64) dialContext {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		holding := p.budget.Hold()
+		switch {
+		case speak == SpeakHTTP1:
+		case window == wideConnection:
+			if !holding.TakeShare(budget.Window, window, wideShare) {
+				return nil, errNarrow
+			}
+		default:
+			if err := p.makeRoom(ctx, holding, budget.Window, window); err != nil {
+				return nil, err
+			}
+		}
+		conn, err := p.dial(ctx, address, holding)
+		if err != nil {
+			holding.End()
+			return nil, err
+		}
+		return &session.HeldConn{Conn: conn, Holding: holding}, nil
+	}
+}
+
+// dial dials for a transport. The transport's address is the destination's
+// HostPort, which the constructor reads back as it was. A connection that another
+// access to the same host and port waits for may be used by it: both were decided
+// by one rule of one generation.
+func (p *Pools) dial(ctx context.Context, address string, holding *budget.Holding) (net.Conn, error) {
+	decided, ok := ctx.Value(decisionKey{}).(decided)
+	if !ok {
+		return nil, &session.RefusalError{Reason: authz.NotReady, Detail: "nothing was decided about the connection"}
+	}
+	destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
+	if err != nil {
+		return nil, &session.RefusalError{Reason: authz.UpstreamUnreachable, Detail: "the destination is not known"}
+	}
+	cost := int64(session.UpstreamCost)
+	if decided.tls {
+		cost += session.TlsCost
+	}
+	if err := p.makeRoom(ctx, holding, budget.Connection, cost); err != nil {
+		return nil, err
+	}
+	return p.dialer.Dial(ctx, decided.Decision, destination)
+}
+
+// makeRoom takes memory for a connection. Where there is none, those that are idle
+// are closed first.
+func (p *Pools) makeRoom(ctx context.Context, holding *budget.Holding, kind budget.Kind, n int64) error {
+	if full := holding.Take(kind, n); full == nil {
+		return nil
+	}
+	p.CloseIdle()
+	return session.RefusalOf(holding.TakeWithin(ctx, idlePatience, kind, n))
+}
+
+// idlePatience is how long the closing of idle connections is waited for.
+const idlePatience = 250 * time.Millisecond
+
+// CloseIdle closes all connections that are not in use.
+func (p *Pools) CloseIdle() {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, pool := range p.byKey {
+		pool.transport.CloseIdleConnections()
+		if pool.narrow != nil {
+			pool.narrow.CloseIdleConnections()
+		}
+		if pool.Idle != nil {
+			pool.Idle.closeIdle()
+		}
+	}
+}
+
+// Meets returns whether a TLS session satisfies terms. It was verified when it
+// began, against earlier terms of the same rule: another authority, or a later
+// version, may be required now.
+func Meets(session tls.ConnectionState, earlier authz.Terms) func(authz.Terms) bool {
+	return func(now authz.Terms) bool {
+		if now.TLSMin == "1.3" && session.Version < tls.VersionTLS13 {
+			return false
+		}
+		if now.CA == earlier.CA {
+			return true
+		}
+		config, err := clientTLS(now, authz.Injection{})
+		if err != nil || len(session.PeerCertificates) == 0 {
+			return false
+		}
+		chain := x509.VerifyOptions{Roots: config.RootCAs, DNSName: session.ServerName, Intermediates: x509.NewCertPool()}
+		for _, c := range session.PeerCertificates[1:] {
+			chain.Intermediates.AddCert(c)
+		}
+		_, err = session.PeerCertificates[0].Verify(chain)
+		return err == nil
+	}
+}
+
+// clientTLS returns the TLS settings of a rule's terms, with the certificate
+// that is injected. The name that is sent and verified is the transport's: the
+// destination's host. Sessions are resumed within one transport only, so that a
+// certificate which was replaced is not shown by a ticket.
+func clientTLS(terms authz.Terms, slot authz.Injection) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}
+	if terms.TLSMin == "1.3" {
+		config.MinVersion = tls.VersionTLS13
+	}
+	if terms.CA != "" {
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM([]byte(terms.CA)) {
+			return nil, errors.New("read certificate authority of rule: no certificate in it")
+		}
+	}
+	if slot.Kind == authz.InjectCertificate {
+		pair, err := tls.X509KeyPair([]byte(slot.Certificate.Reveal()), []byte(slot.PrivateKey.Reveal()))
+		if err != nil {
+			return nil, errors.New("read client certificate: it and its key cannot be used") // err may quote them
+		}
+		// Whatever authorities the server names: without it the request would go
+		// out as nobody's.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	}
+	return config, nil
+}

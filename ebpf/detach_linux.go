@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -180,6 +181,11 @@ func leave(path string) error {
 		return fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // heldGroups are the cgroups that pinned links are on.

@@ -127,8 +127,8 @@ func filesTree(t *testing.T, uid int) string {
 }
 
 func TestFiles(t *testing.T) {
-	if landlockVersion() < landlockTruncate {
-		t.Skipf("Landlock is at version %d", landlockVersion())
+	if err := filesSupported(); err != nil {
+		t.Skip(err)
 	}
 	r := newRig(t, nil)
 	dir := filesTree(t, r.account.uid)
@@ -197,8 +197,8 @@ func TestFiles(t *testing.T) {
 
 // Programs of every kind start when no file is granted.
 func TestFilesLeaveEnoughToStart(t *testing.T) {
-	if landlockVersion() < landlockTruncate {
-		t.Skipf("Landlock is at version %d", landlockVersion())
+	if err := filesSupported(); err != nil {
+		t.Skip(err)
 	}
 	r := newRig(t, nil)
 	script := filepath.Join(publicDir(t), "script")

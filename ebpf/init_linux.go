@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// enterView is the launcher's work where the plugin gets a view of its own: it is
+// buildView is the launcher's work where the plugin gets a view of its own: it is
 // the first process of the plugin's PID namespace, still with root's privileges.
 // It makes the view, gives the privileges up, and executes this binary again,
 // since only that takes credentials from every thread of a process.
-func enterView(o *order, file *os.File) error {
+func buildView(o *order, file *os.File) error {
 	if err := giveUp(); err != nil {
 		return err
 	}

@@ -231,11 +231,6 @@ func existing(paths ...string) []string {
 	return slices.DeleteFunc(paths, func(path string) bool { return !exists(path) })
 }
 
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
 // baseDevices may be read and written. /dev/tty is the terminal that the plugin
 // was started on, if any.
 func baseDevices() []string {

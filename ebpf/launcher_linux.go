@@ -130,7 +130,7 @@ func launch() error {
 		}
 	}
 	if o.View != nil {
-		return enterView(&o, file)
+		return buildView(&o, file)
 	}
 	if err := confine(&o); err != nil {
 		return err

@@ -17,9 +17,9 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 
-	"github.com/chaperone-proxy/chaperone/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // limit bounds the whole run, and grows by perCheck for each of -checks.
@@ -29,7 +29,7 @@ const (
 )
 
 func main() {
-	ebpf.Launch() // does not return in the process that becomes a plugin
+	sandbox.Launch() // does not return in the process that becomes a plugin
 	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "role=") {
 		if err := playRole(strings.TrimPrefix(os.Args[1], "role="), os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)

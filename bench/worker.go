@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf"
@@ -411,7 +413,7 @@ func outside() (*worker, error) {
 // inside starts a worker as the plugin of a cage.
 func inside(cage *ebpf.Cage) (*worker, error) {
 	return startWorker(func(input *os.File) (int, func() error, error) {
-		p, err := cage.Start(ebpf.Command{
+		p, err := cage.Start(sandbox.Command{
 			Path: "/proc/self/exe", Args: []string{"worker", "role=worker"}, Env: []string{"PATH=" + os.Getenv("PATH")},
 			Stdin: input, Stderr: os.Stderr,
 		})

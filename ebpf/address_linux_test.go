@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // TestPluginAddresses looks names up in each family as C libraries do, serves on
@@ -12,7 +14,7 @@ import (
 // takes a privilege elsewhere.
 func TestPluginAddresses(t *testing.T) {
 	r := newRig(t, nil)
-	got := r.ok(r.command(Command{Args: []string{"python3", "-c", `
+	got := r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket
 for family, text in (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (0, "localhost"):
     socket.getaddrinfo(text, 80, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
@@ -46,7 +48,7 @@ print("served")`}}))
 func TestAllowConnects(t *testing.T) {
 	r := newRig(t, nil)
 	try := func() string {
-		return r.ok(r.command(Command{Args: []string{"python3", "-c", `
+		return r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import errno, socket
 for address, port in ("240.0.0.1", 443), ("240.0.0.1", 80), ("240.0.0.2", 443), ("240.0.0.9", 8443), ("192.0.2.7", 443), \
         ("192.0.2.7", 22), ("192.0.2.9", 22), ("2001:20::f000:1", 443), ("2001:20::f000:1", 22), ("::ffff:240.0.0.1", 443), \
@@ -72,11 +74,11 @@ for address, port in ("240.0.0.1", 443), ("240.0.0.1", 80), ("240.0.0.2", 443), 
 	}
 	seen := r.seenNow()
 	for _, d := range seen {
-		if d.Cause != CauseUngranted || d.Hook != HookConnect || d.Protocol != "tcp" {
+		if d.Cause != sandbox.CauseUngranted || d.Hook != sandbox.HookConnect || d.Protocol != "tcp" {
 			t.Errorf("reported %+v", d)
 		}
 	}
-	if !slices.ContainsFunc(seen, func(d Denial) bool { return d.Address == netip.MustParseAddrPort("192.0.2.9:22") }) {
+	if !slices.ContainsFunc(seen, func(d sandbox.Denial) bool { return d.Address == netip.MustParseAddrPort("192.0.2.9:22") }) {
 		t.Errorf("the address that was refused is not reported: %+v", seen)
 	}
 	many := Destinations{Ports: make([]uint16, MaxDestinations+1)}
@@ -100,7 +102,7 @@ func TestServing(t *testing.T) {
 		c.Serve = []uint16{8081, 80}
 		c.Serving = func(port uint16) { told <- port; time.Sleep(wait) }
 	})
-	got := r.ok(r.command(Command{Args: []string{"python3", "-c", `
+	got := r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket, time
 def listen(family, address):
     s = socket.socket(family)

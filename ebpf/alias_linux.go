@@ -37,12 +37,12 @@ type aliasedTo struct {
 
 // followsListen reports whether listen(2) is to be reported.
 func (c *Cage) followsListen() bool {
-	return c.group.own
+	return c.group.Own
 }
 
 // listenHandler returns what is called before a process of the plugin listens on
 // a Unix socket with a path; nil: that is not reported.
-func (c *Cage) listenHandler() func(process uint32, l Listener) {
+func (c *Cage) listenHandler() func(process uint32, l sandbox.Listener) {
 	if !c.followsListen() {
 		return nil
 	}
@@ -50,7 +50,7 @@ func (c *Cage) listenHandler() func(process uint32, l Listener) {
 }
 
 // servesUnix handles a socket that the plugin is about to listen on.
-func (c *Cage) servesUnix(process uint32, l Listener) {
+func (c *Cage) servesUnix(process uint32, l sandbox.Listener) {
 	c.followDirect(l)
 	if err := c.alias(process, l); err != nil {
 		c.sampled.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
@@ -63,7 +63,7 @@ func (c *Cage) servesUnix(process uint32, l Listener) {
 }
 
 // alias makes a socket outside the private directories reachable for the plugin.
-func (c *Cage) alias(process uint32, l Listener) error {
+func (c *Cage) alias(process uint32, l sandbox.Listener) error {
 	if c.wall.unix == nil || !c.hasView() {
 		return nil
 	}
@@ -88,7 +88,7 @@ func (c *Cage) alias(process uint32, l Listener) error {
 	a.last++
 	one := &aliasedTo{number: a.last, names: names}
 	path := ""
-	err = onThread(func() (_ bool, err error) {
+	err = sandbox.OnThread(func() (_ bool, err error) {
 		path, err = sandbox.Alias(namespace, l.File, one.number)
 		return false, err
 	})
@@ -123,7 +123,7 @@ func aliasEntry(name, alias string) (unixTreeKey, unixTree, error) {
 
 // unshared returns the absolute paths of a socket, as it lies and as it was
 // bound, unless the hooks turn them to a private directory.
-func (c *Cage) unshared(process uint32, l Listener) []string {
+func (c *Cage) unshared(process uint32, l sandbox.Listener) []string {
 	bound := l.Name
 	if !filepath.IsAbs(bound) {
 		dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", process))
@@ -204,5 +204,5 @@ func (c *Cage) dropAlias(one *aliasedTo) error {
 	if c.running == nil {
 		return nil // it went with the view
 	}
-	return onThread(func() (bool, error) { return false, sandbox.RemoveAlias(c.running.namespace, one.number) })
+	return sandbox.OnThread(func() (bool, error) { return false, sandbox.RemoveAlias(c.running.namespace, one.number) })
 }

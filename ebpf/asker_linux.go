@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // Bounds of a search for the process behind a datagram: what a plugin opens and how
@@ -46,7 +48,7 @@ func (a *askers) take(now time.Time) bool {
 // nothing: the socket may have been passed on since. False: no process was found,
 // or too many were searched for in this second.
 func (c *Cage) Asker(from net.Addr) (Peer, bool) {
-	network, local := from.Network(), netip.AddrPort{}
+	Network, local := from.Network(), netip.AddrPort{}
 	switch a := from.(type) {
 	case *net.UDPAddr:
 		local = a.AddrPort()
@@ -61,7 +63,7 @@ func (c *Cage) Asker(from net.Addr) (Peer, bool) {
 		return Peer{}, false
 	}
 	pids = pids[:min(len(pids), maxAskers)]
-	inode, uid, ok := socketAt(pids, network, local)
+	inode, uid, ok := socketAt(pids, Network, local)
 	if !ok {
 		return Peer{}, false
 	}
@@ -69,15 +71,15 @@ func (c *Cage) Asker(from net.Addr) (Peer, bool) {
 	if !ok {
 		return Peer{}, false
 	}
-	return Peer{PID: pid, UID: uid, Exe: exeOf(pid)}, true
+	return Peer{PID: pid, UID: uid, Exe: sandbox.Executable(pid)}, true
 }
 
 // socketAt returns the inode and the user of the socket at a local address, as the
 // first of the processes that can be looked at sees its network (proc_pid_net(5)).
-func socketAt(pids []int, network string, local netip.AddrPort) (inode string, uid uint32, ok bool) {
+func socketAt(pids []int, Network string, local netip.AddrPort) (inode string, uid uint32, ok bool) {
 	for _, pid := range pids {
 		found := false
-		for _, table := range []string{network, network + "6"} {
+		for _, table := range []string{Network, Network + "6"} {
 			inode, uid, state := socketIn(fmt.Sprintf("/proc/%d/net/%s", pid, table), local)
 			switch state {
 			case socketFound:

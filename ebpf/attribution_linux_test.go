@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -43,7 +45,7 @@ func (s segments) traffic(rule uint32, since segments) Traffic {
 // none when another connection took its place.
 func TestTrafficByRule(t *testing.T) {
 	r := newRig(t, nil)
-	done := r.start(&Command{Args: []string{"python3", "-c", `
+	done := r.start(&sandbox.Command{Args: []string{"python3", "-c", `
 import socket
 s = socket.create_connection(("240.0.0.9", 80))
 while b := s.recv(1 << 16): s.sendall(b + b)

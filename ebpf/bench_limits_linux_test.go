@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -62,14 +64,14 @@ type worker struct {
 
 // employ starts a worker in a cgroup, or, without one, where this process is.
 // Its descriptor 3 is the listener.
-func employ(b *testing.B, group *cgroup, listener *os.File) worker {
+func employ(b *testing.B, group *sandbox.Cgroup, listener *os.File) worker {
 	b.Helper()
 	command := exec.Command("/proc/self/exe", "worker")
 	command.Args[0] = pluginName
 	command.Stderr = os.Stderr
 	command.ExtraFiles = []*os.File{listener}
 	if group != nil {
-		command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.dir.Fd())}
+		command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Dir.Fd())}
 	}
 	stdin, err := command.StdinPipe()
 	if err != nil {
@@ -147,16 +149,16 @@ func calls(threads, n int) time.Duration {
 // is its proxy, is outside, as a sidecar's is.
 func bench(b *testing.B) (c *Cage, outside, inside worker) {
 	b.Helper()
-	h, err := hostPlaces.findHierarchy()
+	h, err := hostPlaces.FindCgroupMount()
 	if err != nil {
 		b.Fatal(err)
 	}
-	group, err := makeGroup(h, "chaperone-bench-"+rand.Text())
+	group, err := sandbox.MakeCgroup(h, "chaperone-bench-"+rand.Text())
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = errors.Join(group.kill(), group.remove(), group.close()) })
-	if c, err = New(Config{StateDir: b.TempDir(), CgroupPath: group.path}); err != nil {
+	b.Cleanup(func() { _ = errors.Join(group.Kill(), group.Remove(), group.Close()) })
+	if c, err = New(Config{StateDir: b.TempDir(), CgroupPath: group.Path}); err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = errors.Join(c.Close(), Detach(c.config.StateDir, true)) })

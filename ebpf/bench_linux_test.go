@@ -2,6 +2,8 @@ package ebpf
 
 import (
 	"testing"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // BenchmarkStart is from nothing to a confined program's end and back.
@@ -14,7 +16,7 @@ func BenchmarkStart(b *testing.B) {
 		if err := c.Attach(Endpoints{}); err != nil {
 			b.Fatal(err)
 		}
-		p, err := c.Start(Command{Path: "/bin/true"})
+		p, err := c.Start(sandbox.Command{Path: "/bin/true"})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -55,7 +57,7 @@ func BenchmarkStartProgram(b *testing.B) {
 				b.Fatal(err)
 			}
 			for b.Loop() {
-				p, err := c.Start(Command{Path: "/bin/true"})
+				p, err := c.Start(sandbox.Command{Path: "/bin/true"})
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf/rlimit"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -24,16 +26,16 @@ const heardSize = 256
 type Cage struct {
 	config  Config
 	own     bool // the network namespace is the plugin's own
-	places  places
-	lock    *lock
+	places  sandbox.Paths
+	lock    *sandbox.Lock
 	pins    string
-	group   *cgroup
-	network *network
-	account account
+	group   *sandbox.Cgroup
+	network *sandbox.Network
+	account sandbox.User
 	wall    *wall
 
 	lostBefore   uint64 // refusals that went undescribed under an earlier sidecar
-	heard        chan Denial
+	heard        chan sandbox.Denial
 	flushing     chan chan struct{} // see [Cage.Flush]
 	passing      atomic.Bool        // the program that runs may be passed descriptors
 	fed          chan struct{}      // it has just become so
@@ -78,7 +80,7 @@ func New(config Config) (*Cage, error) {
 	c := &Cage{
 		config: config, sampled: sampled(config.Logger),
 		own:   !config.HostNetwork && config.CgroupPath == "",
-		heard: make(chan Denial, heardSize), flushing: make(chan chan struct{}), fed: make(chan struct{}, 1),
+		heard: make(chan sandbox.Denial, heardSize), flushing: make(chan chan struct{}), fed: make(chan struct{}, 1),
 		epoch: wallClock(0),
 	}
 	if err := c.build(); err != nil {
@@ -113,10 +115,10 @@ func sampled(log *zap.Logger) *zap.Logger {
 
 func (c *Cage) build() error {
 	var err error
-	if c.places, err = findPlaces(c.config.StateDir); err != nil {
+	if c.places, err = sandbox.FindPaths(c.config.StateDir); err != nil {
 		return lacks(err)
 	}
-	if c.lock, err = c.places.lockCage(); err != nil {
+	if c.lock, err = c.places.LockState(); err != nil {
 		return err
 	}
 	// Kernels before 5.11 charge maps to a limit instead of the cgroup.
@@ -129,8 +131,8 @@ func (c *Cage) build() error {
 	if c.pins, err = pinDir(c.places); err != nil {
 		return lacks(err)
 	}
-	if c.group.own {
-		if c.account, err = c.places.chooseAccount(c.config.User, c.config.UnsafeSameUser); err != nil {
+	if c.group.Own {
+		if c.account, err = c.places.ChooseUser(c.config.User, c.config.UnsafeSameUser); err != nil {
 			return err
 		}
 	}
@@ -140,7 +142,7 @@ func (c *Cage) build() error {
 	if err := c.openPortWatch(); err != nil {
 		c.config.Logger.Warn("listening ports of the plugin are unknown", zap.Error(err))
 	}
-	if c.wall, err = loadWalls(c.pins, c.group, c.group.own, c.hasView(), c.config.CountSyscalls); err != nil {
+	if c.wall, err = loadWalls(c.pins, c.group, c.group.Own, c.hasView(), c.config.CountSyscalls); err != nil {
 		return lacks(err)
 	}
 	if c.census, err = newCensus(c); err != nil {
@@ -156,7 +158,7 @@ func (c *Cage) openPortWatch() error {
 	if !c.own || len(c.config.Serve) == 0 {
 		return nil
 	}
-	return c.network.do(func() error {
+	return c.network.Do(func() error {
 		socket, err := openDiag()
 		if err == nil {
 			c.watchPorts = newPortWatch(socket)
@@ -165,22 +167,22 @@ func (c *Cage) openPortWatch() error {
 	})
 }
 
-func (c *Cage) chooseNetwork() (*network, error) {
+func (c *Cage) chooseNetwork() (*sandbox.Network, error) {
 	switch {
 	case c.own && c.config.NetworkPath != "":
 		return nil, errors.New("choose network: a path is given, and the plugin is to have a network of its own")
 	case c.own:
-		n, err := newNetwork(c.config.Serve)
+		n, err := sandbox.NewNetwork(c.config.Serve)
 		return n, lacks(err)
 	case c.config.NetworkPath != "":
-		return openNetwork(c.config.NetworkPath)
+		return sandbox.OpenNetwork(c.config.NetworkPath)
 	}
-	return currentNetwork()
+	return sandbox.CurrentNetwork()
 }
 
 // openGroup makes the cage's cgroup, or opens the one given.
 func (c *Cage) openGroup() error {
-	h, err := c.places.findHierarchy()
+	h, err := c.places.FindCgroupMount()
 	if err != nil {
 		return lacks(err)
 	}
@@ -189,12 +191,12 @@ func (c *Cage) openGroup() error {
 		return err
 	}
 	if c.config.CgroupPath != "" {
-		if c.group, err = openGroup(c.config.CgroupPath); err != nil {
+		if c.group, err = sandbox.OpenCgroup(c.config.CgroupPath); err != nil {
 			return err
 		}
-		return leaveOthers(h, pins, c.group.id)
+		return leaveOthers(h, pins, c.group.ID)
 	}
-	name := cgroupPrefix + c.places.id
+	name := cgroupPrefix + c.places.ID
 	left, err := leftGroups(h, name, pins)
 	if err != nil {
 		return err
@@ -216,7 +218,7 @@ func (c *Cage) openGroup() error {
 	if err := unpin(pins); err != nil {
 		return err
 	}
-	c.group, err = makeGroup(h, name)
+	c.group, err = sandbox.MakeCgroup(h, name)
 	return lacks(err)
 }
 
@@ -317,7 +319,7 @@ func (c *Cage) turnDoor(shut bool) error {
 
 // Kill ends every process of the plugin and waits until there is none.
 func (c *Cage) Kill() error {
-	if err := c.group.kill(); err != nil {
+	if err := c.group.Kill(); err != nil {
 		return fmt.Errorf("kill the plugin: %w", err)
 	}
 	return nil
@@ -342,9 +344,9 @@ func (c *Cage) Info() Info {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Info{
-		Cgroup: c.group.path, Pins: c.pins, OwnNetwork: c.own,
-		UID: c.account.uid, GID: c.account.gid, SameUser: c.account.same,
-		UnixHooks: c.wall.unix != nil, View: c.hasView(), Scope: scoped(), Syscalls: c.wall.counter != nil, Programs: c.wall.names(),
+		Cgroup: c.group.Path, Pins: c.pins, OwnNetwork: c.own,
+		UID: c.account.UID, GID: c.account.GID, SameUser: c.account.Same,
+		UnixHooks: c.wall.unix != nil, View: c.hasView(), Scope: sandbox.SupportsScope(), Syscalls: c.wall.counter != nil, Programs: c.wall.names(),
 	}
 }
 
@@ -380,19 +382,19 @@ func (c *Cage) demolish() error {
 		if c.pins != "" {
 			errs = append(errs, unpin(c.pins))
 		}
-		if c.group.own {
-			errs = append(errs, c.group.remove())
+		if c.group.Own {
+			errs = append(errs, c.group.Remove())
 		}
 	}
 	if c.group != nil {
-		errs = append(errs, c.group.close())
+		errs = append(errs, c.group.Close())
 	}
 	if c.network != nil {
-		errs = append(errs, c.network.close())
+		errs = append(errs, c.network.Close())
 	}
 	errs = append(errs, c.watchPorts.close())
-	errs = append(errs, c.account.close())
-	errs = append(errs, c.lock.release())
+	errs = append(errs, c.account.Release())
+	errs = append(errs, c.lock.Release())
 	return errors.Join(errs...)
 }
 
@@ -400,14 +402,14 @@ func (c *Cage) demolish() error {
 // walls have to stay: because something lives on, or because they stand on a
 // cgroup that was given and is still there.
 func (c *Cage) emptyGroup() (keep bool, errs []error) {
-	if c.group.own {
-		if err := c.group.kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if c.group.Own {
+		if err := c.group.Kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return true, []error{err}
 		}
 		return false, nil
 	}
 	// Empty is no reason to go: whoever comes next would be unconfined.
-	if c.pins == "" || !c.group.current() {
+	if c.pins == "" || !c.group.Current() {
 		return false, nil
 	}
 	names, err := pinned(c.pins)
@@ -415,7 +417,7 @@ func (c *Cage) emptyGroup() (keep bool, errs []error) {
 		return true, []error{err}
 	}
 	for _, name := range names {
-		if pinnedTo(filepath.Join(c.pins, name)) == c.group.id {
+		if pinnedTo(filepath.Join(c.pins, name)) == c.group.ID {
 			return true, nil
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -55,7 +57,7 @@ func TestRedirect(t *testing.T) {
 	proxy4, proxy6 := r.proxy4.Addr().String(), r.proxy6.Addr().String()
 	zero := strings.Replace(proxy4, "127.0.0.1", "0.0.0.0", 1)
 	for _, test := range []struct {
-		network, to, original, seen string
+		Network, to, original, seen string
 		listener                    net.Listener
 		explicit                    bool
 	}{
@@ -70,13 +72,13 @@ func TestRedirect(t *testing.T) {
 		{"tcp", proxy6, proxy6, proxy6, r.proxy6, true},
 		{"tcp", zero, proxy4, proxy4, r.proxy4, true},
 	} {
-		t.Run(test.network+" "+test.to, func(t *testing.T) {
+		t.Run(test.Network+" "+test.to, func(t *testing.T) {
 			before, err := r.Usage()
 			if err != nil {
 				t.Fatal(err)
 			}
 			peers := r.answer(test.listener)
-			out := r.ok(r.run("get", test.network, test.to))
+			out := r.ok(r.run("get", test.Network, test.to))
 			peer, ok := <-peers
 			if !ok {
 				t.Fatal("not identified")
@@ -84,7 +86,7 @@ func TestRedirect(t *testing.T) {
 			if want := netip.MustParseAddrPort(test.original); peer.Original != want || peer.Explicit != test.explicit {
 				t.Errorf("original is %v, explicit %v; want %v, %v", peer.Original, peer.Explicit, want, test.explicit)
 			}
-			if peer.UID != uint32(r.account.uid) || !strings.HasSuffix(peer.Exe, ".test") {
+			if peer.UID != uint32(r.account.UID) || !strings.HasSuffix(peer.Exe, ".test") {
 				t.Errorf("caller is %+v", peer)
 			}
 			if out != "got hello from "+test.seen {
@@ -186,7 +188,7 @@ func TestResolver(t *testing.T) {
 // is permitted.
 type want struct {
 	errno string
-	hook  Hook
+	hook  sandbox.Hook
 	about string // the address, path or call that is reported
 }
 
@@ -200,90 +202,90 @@ func bypasses(r *rig, docker, log string) []attempt {
 	_, proxyPort, _ := net.SplitHostPort(r.proxy4.Addr().String())
 	self := strconv.Itoa(os.Getpid())
 	return []attempt{
-		{[]string{"udp4", "240.0.0.9:9"}, want{"EPERM", HookSendmsg, "240.0.0.9:9"}},
-		{[]string{"udp4", "10.0.0.9:443"}, want{"EPERM", HookSendmsg, "10.0.0.9:443"}},
-		{[]string{"udp4", "255.255.255.255:67"}, want{"EPERM", HookSendmsg, "255.255.255.255:67"}},
-		{[]string{"udp4", "224.0.0.251:5353"}, want{"EPERM", HookSendmsg, "224.0.0.251:5353"}},
-		{[]string{"udp6", "[2001:db8::9]:9"}, want{"EPERM", HookSendmsg, "[2001:db8::9]:9"}},
-		{[]string{"udp6", "[::ffff:10.0.0.9]:9"}, want{"EPERM", HookSendmsg, "10.0.0.9:9"}},
-		{[]string{"udp6", "[ff02::1]:9"}, want{"EPERM", HookSendmsg, "[ff02::1]:9"}},
-		{[]string{"udp4", "127.0.0.1:" + proxyPort}, want{"EPERM", HookSendmsg, "127.0.0.1:" + proxyPort}},
-		{[]string{"udp-via-own", "10.0.0.10:9"}, want{"EPERM", HookSendmsg, "10.0.0.10:9"}},
-		{[]string{"udp-sendmmsg", "10.0.0.11:9"}, want{"EPERM", HookSendmsg, "10.0.0.11:9"}},
-		{[]string{"udp-write", "10.0.0.12:443"}, want{"EPERM", HookEgress, "10.0.0.12:443"}},
-		{[]string{"udp-write", "[2001:db8::12]:443"}, want{"EPERM", HookEgress, "[2001:db8::12]:443"}},
-		{[]string{"udp-write", "127.0.0.1:" + proxyPort}, want{"EPERM", HookEgress, "127.0.0.1:" + proxyPort}},
-		{[]string{"mapped-write", "10.0.0.15:443"}, want{"EPERM", HookSendmsg, "10.0.0.15:443"}},
+		{[]string{"udp4", "240.0.0.9:9"}, want{"EPERM", sandbox.HookSendmsg, "240.0.0.9:9"}},
+		{[]string{"udp4", "10.0.0.9:443"}, want{"EPERM", sandbox.HookSendmsg, "10.0.0.9:443"}},
+		{[]string{"udp4", "255.255.255.255:67"}, want{"EPERM", sandbox.HookSendmsg, "255.255.255.255:67"}},
+		{[]string{"udp4", "224.0.0.251:5353"}, want{"EPERM", sandbox.HookSendmsg, "224.0.0.251:5353"}},
+		{[]string{"udp6", "[2001:db8::9]:9"}, want{"EPERM", sandbox.HookSendmsg, "[2001:db8::9]:9"}},
+		{[]string{"udp6", "[::ffff:10.0.0.9]:9"}, want{"EPERM", sandbox.HookSendmsg, "10.0.0.9:9"}},
+		{[]string{"udp6", "[ff02::1]:9"}, want{"EPERM", sandbox.HookSendmsg, "[ff02::1]:9"}},
+		{[]string{"udp4", "127.0.0.1:" + proxyPort}, want{"EPERM", sandbox.HookSendmsg, "127.0.0.1:" + proxyPort}},
+		{[]string{"udp-via-own", "10.0.0.10:9"}, want{"EPERM", sandbox.HookSendmsg, "10.0.0.10:9"}},
+		{[]string{"udp-sendmmsg", "10.0.0.11:9"}, want{"EPERM", sandbox.HookSendmsg, "10.0.0.11:9"}},
+		{[]string{"udp-write", "10.0.0.12:443"}, want{"EPERM", sandbox.HookEgress, "10.0.0.12:443"}},
+		{[]string{"udp-write", "[2001:db8::12]:443"}, want{"EPERM", sandbox.HookEgress, "[2001:db8::12]:443"}},
+		{[]string{"udp-write", "127.0.0.1:" + proxyPort}, want{"EPERM", sandbox.HookEgress, "127.0.0.1:" + proxyPort}},
+		{[]string{"mapped-write", "10.0.0.15:443"}, want{"EPERM", sandbox.HookSendmsg, "10.0.0.15:443"}},
 		{[]string{"udp-connect", "10.0.0.13:443"}, want{"ok", "", ""}},
 		{[]string{"udp-connect", "[2001:db8::13]:443"}, want{"ok", "", ""}},
 		{[]string{"udp-connect", "[::ffff:10.0.0.13]:443"}, want{"ok", "", ""}},
-		{[]string{"udplite"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"udplite6"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"raw"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"raw6"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"ping"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"ping6"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"sctp"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"sctp6"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"udplite"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"udplite6"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"raw"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"raw6"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"ping"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"ping6"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"sctp"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"sctp6"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
 		{[]string{"mptcp"}, want{"EPROTONOSUPPORT", "", ""}},
 		{[]string{"mptcp6"}, want{"EPROTONOSUPPORT", "", ""}},
-		{[]string{"packet"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"packet-high"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"vsock"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"alg"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"xdp"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"kcm"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"netlink"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"netlink-diag"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"netlink-high"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"pair-inet"}, want{"EPERM", HookSeccomp, "socketpair"}},
+		{[]string{"packet"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"packet-high"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"vsock"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"alg"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"xdp"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"kcm"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"netlink"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"netlink-diag"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"netlink-high"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"pair-inet"}, want{"EPERM", sandbox.HookSeccomp, "socketpair"}},
 		{[]string{"routing"}, want{"ok", "", ""}},
-		{[]string{"unix", docker}, want{"EPERM", HookConnectUnix, docker}},
-		{[]string{"unix-seq", docker}, want{"EPERM", HookConnectUnix, docker}},
-		{[]string{"unix-dgram", log}, want{"EPERM", HookConnectUnix, log}},
-		{[]string{"unix-send", log}, want{"EPERM", HookSendmsgUnix, log}},
-		{[]string{"unix-pair", log}, want{"EPERM", HookSendmsgUnix, log}},
-		{[]string{"unix-link", docker}, want{"EPERM", HookConnectUnix, "x"}},
+		{[]string{"unix", docker}, want{"EPERM", sandbox.HookConnectUnix, docker}},
+		{[]string{"unix-seq", docker}, want{"EPERM", sandbox.HookConnectUnix, docker}},
+		{[]string{"unix-dgram", log}, want{"EPERM", sandbox.HookConnectUnix, log}},
+		{[]string{"unix-send", log}, want{"EPERM", sandbox.HookSendmsgUnix, log}},
+		{[]string{"unix-pair", log}, want{"EPERM", sandbox.HookSendmsgUnix, log}},
+		{[]string{"unix-link", docker}, want{"EPERM", sandbox.HookConnectUnix, "x"}},
 		{[]string{"unix", "@chaperone-test-host"}, want{"ECONNREFUSED", "", ""}},
 		{[]string{"unix-own"}, want{"ok", "", ""}},
-		{[]string{"bind", "tcp", "0.0.0.0:" + proxyPort}, want{"EPERM", HookBind, "0.0.0.0:" + proxyPort}},
-		{[]string{"bind", "tcp", "127.0.0.2:" + proxyPort}, want{"EPERM", HookBind, "127.0.0.2:" + proxyPort}},
-		{[]string{"bind", "udp", "[::]:" + proxyPort}, want{"EPERM", HookBind, "[::]:" + proxyPort}},
+		{[]string{"bind", "tcp", "0.0.0.0:" + proxyPort}, want{"EPERM", sandbox.HookBind, "0.0.0.0:" + proxyPort}},
+		{[]string{"bind", "tcp", "127.0.0.2:" + proxyPort}, want{"EPERM", sandbox.HookBind, "127.0.0.2:" + proxyPort}},
+		{[]string{"bind", "udp", "[::]:" + proxyPort}, want{"EPERM", sandbox.HookBind, "[::]:" + proxyPort}},
 		{[]string{"bind", "tcp", "127.0.0.1:8080"}, want{"ok", "", ""}},
 		{[]string{"bind", "udp", "0.0.0.0:0"}, want{"ok", "", ""}},
-		{[]string{"io_uring"}, want{"EPERM", HookSeccomp, "io_uring_setup"}},
-		{[]string{"pidfd_getfd"}, want{"EPERM", HookSeccomp, "pidfd_getfd"}},
-		{[]string{"ptrace"}, want{"EPERM", HookSeccomp, "ptrace"}},
-		{[]string{"vm_readv"}, want{"EPERM", HookSeccomp, "process_vm_readv"}},
-		{[]string{"bpf"}, want{"EPERM", HookSeccomp, "bpf"}},
-		{[]string{"perf"}, want{"EPERM", HookSeccomp, "perf_event_open"}},
-		{[]string{"userfaultfd"}, want{"EPERM", HookSeccomp, "userfaultfd"}},
-		{[]string{"keyctl"}, want{"EPERM", HookSeccomp, "keyctl"}},
-		{[]string{"setns"}, want{"EPERM", HookSeccomp, "setns"}},
-		{[]string{"mount"}, want{"EPERM", HookSeccomp, "mount"}},
-		{[]string{"unshare"}, want{"EPERM", HookSeccomp, "unshare"}},
-		{[]string{"unshare-time"}, want{"EPERM", HookSeccomp, "unshare"}},
-		{[]string{"clone-user"}, want{"EPERM", HookSeccomp, "clone"}},
-		{[]string{"clone-parent"}, want{"EPERM", HookSeccomp, "clone"}},
-		{[]string{"packet-old"}, want{"EPERM", HookSeccomp, "socket"}},
-		{[]string{"vhost"}, want{"EPERM", HookSeccomp, "ioctl"}},
-		{[]string{"syslog"}, want{"EPERM", HookSeccomp, "syslog"}},
-		{[]string{"handle"}, want{"EPERM", HookSeccomp, "open_by_handle_at"}},
+		{[]string{"io_uring"}, want{"EPERM", sandbox.HookSeccomp, "io_uring_setup"}},
+		{[]string{"pidfd_getfd"}, want{"EPERM", sandbox.HookSeccomp, "pidfd_getfd"}},
+		{[]string{"ptrace"}, want{"EPERM", sandbox.HookSeccomp, "ptrace"}},
+		{[]string{"vm_readv"}, want{"EPERM", sandbox.HookSeccomp, "process_vm_readv"}},
+		{[]string{"bpf"}, want{"EPERM", sandbox.HookSeccomp, "bpf"}},
+		{[]string{"perf"}, want{"EPERM", sandbox.HookSeccomp, "perf_event_open"}},
+		{[]string{"userfaultfd"}, want{"EPERM", sandbox.HookSeccomp, "userfaultfd"}},
+		{[]string{"keyctl"}, want{"EPERM", sandbox.HookSeccomp, "keyctl"}},
+		{[]string{"setns"}, want{"EPERM", sandbox.HookSeccomp, "setns"}},
+		{[]string{"mount"}, want{"EPERM", sandbox.HookSeccomp, "mount"}},
+		{[]string{"unshare"}, want{"EPERM", sandbox.HookSeccomp, "unshare"}},
+		{[]string{"unshare-time"}, want{"EPERM", sandbox.HookSeccomp, "unshare"}},
+		{[]string{"clone-user"}, want{"EPERM", sandbox.HookSeccomp, "clone"}},
+		{[]string{"clone-parent"}, want{"EPERM", sandbox.HookSeccomp, "clone"}},
+		{[]string{"packet-old"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
+		{[]string{"vhost"}, want{"EPERM", sandbox.HookSeccomp, "ioctl"}},
+		{[]string{"syslog"}, want{"EPERM", sandbox.HookSeccomp, "syslog"}},
+		{[]string{"handle"}, want{"EPERM", sandbox.HookSeccomp, "open_by_handle_at"}},
 		{[]string{"mm"}, want{"EPERM", "", ""}},
 		{[]string{"core"}, want{"EPERM", "", ""}},
-		{[]string{"memfd"}, want{"EPERM", HookSeccomp, "socket"}},
+		{[]string{"memfd"}, want{"EPERM", sandbox.HookSeccomp, "socket"}},
 		{[]string{"own-filter"}, want{"EBUSY", "", ""}},
 		{[]string{"clone3"}, want{"ENOSYS", "", ""}},
-		{[]string{"tiocsti"}, want{"EPERM", HookSeccomp, "ioctl"}},
-		{[]string{"tiocsti-high"}, want{"EPERM", HookSeccomp, "ioctl"}},
-		{[]string{"chroot"}, want{"EPERM", HookSeccomp, "chroot"}},
+		{[]string{"tiocsti"}, want{"EPERM", sandbox.HookSeccomp, "ioctl"}},
+		{[]string{"tiocsti-high"}, want{"EPERM", sandbox.HookSeccomp, "ioctl"}},
+		{[]string{"chroot"}, want{"EPERM", sandbox.HookSeccomp, "chroot"}},
 		{[]string{"source-route", "10.0.0.14", "127.0.0.1:9"}, want{"set options: operation not permitted", "", ""}},
 		{[]string{"repair"}, want{"EPERM", "", ""}},
 		{[]string{"transparent"}, want{"EPERM", "", ""}},
 		{[]string{"setuid"}, want{"EPERM", "", ""}},
 		{[]string{"kill", self}, want{"EPERM", "", ""}},
 		{[]string{"sidecar-mem", self}, want{"EACCES", "", ""}},
-		{[]string{"cgroup", filepath.Join(filepath.Dir(r.group.path), "cgroup.procs")}, want{"EACCES", "", ""}},
+		{[]string{"cgroup", filepath.Join(filepath.Dir(r.group.Path), "cgroup.procs")}, want{"EACCES", "", ""}},
 		{[]string{"unpin", filepath.Join(r.pins, "link_connect4")}, want{"EACCES", "", ""}},
 	}
 }
@@ -314,8 +316,8 @@ func TestBypasses(t *testing.T) {
 	}
 	log := filepath.Join(dir, "log")
 	attempts := bypasses(r, docker, log)
-	if nativeArch == unix.AUDIT_ARCH_X86_64 {
-		attempts = append(attempts, attempt{[]string{"ldt"}, want{"EPERM", HookSeccomp, "modify_ldt"}})
+	if sandbox.NativeArch == unix.AUDIT_ARCH_X86_64 {
+		attempts = append(attempts, attempt{[]string{"ldt"}, want{"EPERM", sandbox.HookSeccomp, "modify_ldt"}})
 	}
 	ask, end := r.dialogue("/proc/self/exe", pluginName, "tries")
 	for _, attempt := range attempts {
@@ -336,8 +338,8 @@ func TestBypasses(t *testing.T) {
 		} else if d.Path != "" {
 			about = d.Path
 		}
-		if d.PID == 0 || d.Comm == "" || d.UID != uint32(r.account.uid) {
-			if d.Hook != HookEgress {
+		if d.PID == 0 || d.Comm == "" || d.UID != uint32(r.account.UID) {
+			if d.Hook != sandbox.HookEgress {
 				t.Errorf("caller is missing: %+v", d)
 			}
 		}

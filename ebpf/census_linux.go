@@ -18,6 +18,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
@@ -73,14 +75,14 @@ const (
 // govern. It is used by one goroutine at a time.
 type census struct {
 	programs *ebpf.Collection
-	group    *cgroup
-	network  *network
+	group    *sandbox.Cgroup
+	network  *sandbox.Network
 	home     uint64 // cookie of the sidecar's own network namespace
 	told     *told
 	seen     map[uint64]time.Time // cookies of the last look, ended or not, and when they were first seen
 }
 
-func (w *wall) loadCensus(group *cgroup, own bool) error {
+func (w *wall) loadCensus(group *sandbox.Cgroup, own bool) error {
 	spec, err := w.read("census", loadCensus, group, own)
 	if err != nil {
 		return err
@@ -90,14 +92,14 @@ func (w *wall) loadCensus(group *cgroup, own bool) error {
 }
 
 func newCensus(c *Cage) (*census, error) {
-	home, err := currentNetwork()
+	home, err := sandbox.CurrentNetwork()
 	if err != nil {
 		return nil, err
 	}
 	return &census{
-		programs: c.wall.census, group: c.group, network: c.network, home: home.cookie,
+		programs: c.wall.census, group: c.group, network: c.network, home: home.Cookie,
 		told: c.wall.told, seen: make(map[uint64]time.Time),
-	}, home.close()
+	}, home.Close()
 }
 
 // watch takes the census again and again until the context ends.
@@ -237,7 +239,7 @@ func (c *census) endFound(all []found) (err error) {
 	var holders []censusSighting
 	ours, sockets := ownCookies(), false
 	for _, s := range all {
-		doom := s.doom(s.again || ours[s.Cookie] || s.Netns != c.home && s.Netns != c.network.cookie)
+		doom := s.doom(s.again || ours[s.Cookie] || s.Netns != c.home && s.Netns != c.network.Cookie)
 		if err := c.programs.Maps["doomed"].Put(s.Cookie, doom); err != nil || doom == doomHolder {
 			holders = append(holders, s.censusSighting) // also when there are too many to note down
 		} else {
@@ -280,9 +282,9 @@ func (s *censusSighting) why() string {
 	return "no wall sees sockets of this family"
 }
 
-func (s *censusSighting) denial() Denial {
-	d := Denial{
-		Time: time.Now(), Hook: HookDescriptor, Cause: CausePolicy, Family: familyName(uint32(s.Family)),
+func (s *censusSighting) denial() sandbox.Denial {
+	d := sandbox.Denial{
+		Time: time.Now(), Hook: sandbox.HookDescriptor, Cause: sandbox.CausePolicy, Family: sandbox.FamilyName(uint32(s.Family)),
 		PID: s.Pid, UID: s.Uid, Comm: text(s.Comm[:]), Count: 1,
 	}
 	if s.Family != unix.AF_INET && s.Family != unix.AF_INET6 {
@@ -302,7 +304,7 @@ func (c *census) endSockets() error {
 	end := func() error {
 		return errors.Join(iterate(c.programs.Programs["end_tcp"]), iterate(c.programs.Programs["end_udp"]))
 	}
-	if err := errors.Join(end(), c.network.do(end)); err != nil {
+	if err := errors.Join(end(), c.network.Do(end)); err != nil {
 		return fmt.Errorf("end sockets: %w", err)
 	}
 	return nil
@@ -311,7 +313,7 @@ func (c *census) endSockets() error {
 // endServed ends what others have connected to the plugin's served ports.
 func (c *census) endServed() error {
 	end := func() error { return iterate(c.programs.Programs["end_served"]) }
-	if err := c.network.do(end); err != nil {
+	if err := c.network.Do(end); err != nil {
 		return fmt.Errorf("end served connections: %w", err)
 	}
 	return nil
@@ -347,7 +349,7 @@ func (c *census) endHolders(holders []censusSighting) error {
 // has no number in the sidecar's PID namespace ends with the whole cgroup.
 func (c *census) kill(pid int) error {
 	if pid == 0 {
-		return c.group.kill()
+		return c.group.Kill()
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -380,14 +382,14 @@ func (c *census) visible() error {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return fmt.Errorf("look at processes of %s: some are not visible in the sidecar's PID namespace; run the sidecar in the host's (hostPID: true, docker run --pid=host)", c.group.path)
+	return fmt.Errorf("look at processes of %s: some are not visible in the sidecar's PID namespace; run the sidecar in the host's (hostPID: true, docker run --pid=host)", c.group.Path)
 }
 
 // pids are the processes of the cgroup and of those below it. A cgroup that
 // goes meanwhile had none.
 func (c *census) pids() ([]int, error) {
 	var pids []int
-	err := filepath.WalkDir(c.group.path, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(c.group.Path, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil

@@ -9,13 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
 // descriptors are the reported ones.
-func descriptors(denials []Denial) (found []Denial) {
+func descriptors(denials []sandbox.Denial) (found []sandbox.Denial) {
 	for _, d := range denials {
-		if d.Hook == HookDescriptor {
+		if d.Hook == sandbox.HookDescriptor {
 			found = append(found, d)
 		}
 	}
@@ -24,10 +26,10 @@ func descriptors(denials []Denial) (found []Denial) {
 
 // exchange is a listener on the loopback of a namespace that is not the
 // sidecar's own, which answers every connection with what it reads.
-func exchange(t *testing.T, n *network) string {
+func exchange(t *testing.T, n *sandbox.Network) string {
 	t.Helper()
 	var l net.Listener
-	if err := n.do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
+	if err := n.Do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
@@ -45,7 +47,7 @@ func exchange(t *testing.T, n *network) string {
 }
 
 // handed is a process of the cgroup that inherited a socket made outside it.
-func handed(t *testing.T, group *cgroup, n *network, socket *os.File) resident {
+func handed(t *testing.T, group *sandbox.Cgroup, n *sandbox.Network, socket *os.File) resident {
 	t.Helper()
 	r := settleWith(t, group, fdPath(n), []*os.File{socket}, python(t), "-c", talker)
 	_ = socket.Close()
@@ -59,15 +61,15 @@ func handed(t *testing.T, group *cgroup, n *network, socket *os.File) resident {
 // socket, so that the holder hears of it, what is not connected with the holder.
 func TestForeignSockets(t *testing.T) {
 	group, path := given(t)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	port := exchange(t, n)
 	number, _ := strconv.Atoi(port)
 	open := func(kind int, connect bool) (file *os.File, err error) {
-		err = n.do(func() error {
+		err = n.Do(func() error {
 			fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 			if err == nil && connect {
 				err = unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: number})
@@ -99,7 +101,7 @@ func TestForeignSockets(t *testing.T) {
 					t.Fatal(got)
 				}
 			}
-			r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+			r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 			if !test.dies {
 				if got := plugin.ask(`held[0].send(b"hello")`); got != "ECONNABORTED" {
 					t.Errorf("sent on what was handed in: %s", got)
@@ -130,13 +132,13 @@ func TestForeignSockets(t *testing.T) {
 // nor holds it up.
 func TestCensusUnderAttack(t *testing.T) {
 	group, path := given(t)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
-	hidden := filepath.Join(group.path, "a", "b", "c")
+	defer func() { _ = n.Close() }()
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	hidden := filepath.Join(group.Path, "a", "b", "c")
 	if err := os.MkdirAll(hidden, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +157,7 @@ s = take(); time.sleep(30)`,
 		"deep below": `open("` + hidden + `/cgroup.procs", "w").write("0"); s = take(); time.sleep(30)`,
 		"moving to and fro": `s = take()
 for _ in range(100000):
-    for place in ("` + hidden + `", "` + group.path + `"): open(place + "/cgroup.procs", "w").write("0")`,
+    for place in ("` + hidden + `", "` + group.Path + `"): open(place + "/cgroup.procs", "w").write("0")`,
 		"by many children": `s = take()
 for _ in range(300):
     if os.fork() == 0: time.sleep(30)
@@ -166,7 +168,7 @@ time.sleep(30)`,
 			if got := end(t, plugin); got != "signal: killed" {
 				t.Errorf("the holder ended with %s: %s", got, out)
 			}
-			if err := group.awaitEmpty(10 * time.Second); err != nil {
+			if err := group.AwaitEmpty(10 * time.Second); err != nil {
 				t.Error(err)
 			}
 		})
@@ -176,7 +178,7 @@ time.sleep(30)`,
 			t.Errorf("reported %+v", d)
 		}
 	}
-	for dir := hidden; dir != group.path; dir = filepath.Dir(dir) {
+	for dir := hidden; dir != group.Path; dir = filepath.Dir(dir) {
 		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf/link"
 )
 
@@ -18,7 +20,7 @@ const counterPin = linkPrefix + "count_call"
 // holds the cage's lock.
 func (c *Cage) count(limited bool) error {
 	if (limited || c.config.CountSyscalls) && c.wall.calls == nil {
-		if err := c.wall.loadCalls(c.pins, c.group, c.group.own); err != nil {
+		if err := c.wall.loadCalls(c.pins, c.group, c.group.Own); err != nil {
 			return err
 		}
 		if c.attached {
@@ -81,7 +83,7 @@ func (w *wall) putCounter(dir string, limited bool) error {
 }
 
 // loadCalls loads the system call counter.
-func (w *wall) loadCalls(dir string, group *cgroup, own bool) error {
+func (w *wall) loadCalls(dir string, group *sandbox.Cgroup, own bool) error {
 	spec, err := w.read("system call", loadCalls, group, own)
 	if err != nil {
 		return err

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -72,7 +74,7 @@ func sidecar(stateDir, out string, action ...string) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.Start(Command{Path: "/proc/self/exe", Args: []string{pluginName, "persist", "240.0.0.9:80"}, Stdout: file})
+	p, err := c.Start(sandbox.Command{Path: "/proc/self/exe", Args: []string{pluginName, "persist", "240.0.0.9:80"}, Stdout: file})
 	if err != nil {
 		return err
 	}
@@ -128,10 +130,10 @@ func TestKilledSidecar(t *testing.T) {
 	if before[9] != "ok" {
 		t.Fatalf("the plugin could not connect: %v", before)
 	}
-	if err := Detach(state, true); !errors.Is(err, ErrBusy) {
+	if err := Detach(state, true); !errors.Is(err, sandbox.ErrBusy) {
 		t.Errorf("detached a running sidecar: %v", err)
 	}
-	if _, err := New(Config{StateDir: state}); !errors.Is(err, ErrBusy) {
+	if _, err := New(Config{StateDir: state}); !errors.Is(err, sandbox.ErrBusy) {
 		t.Errorf("two sidecars: %v", err)
 	}
 	if err := command.Process.Kill(); err != nil {
@@ -199,14 +201,14 @@ func TestLeftoversAreSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As if killed: handles close, and nothing else is done.
-	if err := errors.Join(first.wall.close(), first.group.close(), first.network.close(), first.account.close(), first.lock.file.Close(), first.lock.state.Close()); err != nil {
+	if err := errors.Join(first.wall.close(), first.group.Close(), first.network.Close(), first.account.Release(), first.lock.File.Close(), first.lock.State.Close()); err != nil {
 		t.Fatal(err)
 	}
 	second, err := New(Config{StateDir: state})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second.group.id == first.group.id {
+	if second.group.ID == first.group.ID {
 		t.Error("the cgroup is the same")
 	}
 	if err := second.Close(); err != nil {
@@ -216,36 +218,36 @@ func TestLeftoversAreSwept(t *testing.T) {
 
 // given is a cgroup that a process is already in, and a network namespace that
 // stands for the host's: nothing in these tests touches the real one.
-func given(t *testing.T) (*cgroup, string) {
+func given(t *testing.T) (*sandbox.Cgroup, string) {
 	t.Helper()
 	needKernel(t)
-	h, err := hostPlaces.findHierarchy()
+	h, err := hostPlaces.FindCgroupMount()
 	if err != nil {
 		t.Fatal(err)
 	}
-	group, err := makeGroup(h, "chaperone-test-given-"+rand.Text())
+	group, err := sandbox.MakeCgroup(h, "chaperone-test-given-"+rand.Text())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := group.write("cgroup.max.descendants", "max"); err != nil {
+	if err := group.Set("cgroup.max.descendants", "max"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(group.kill(), unpinFrom(group), group.remove(), group.close()); err != nil {
+		if err := errors.Join(group.Kill(), unpinFrom(group), group.Remove(), group.Close()); err != nil {
 			t.Error(err)
 		}
 	})
-	n, err := newNetwork(nil)
+	n, err := sandbox.NewNetwork(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = n.close() })
+	t.Cleanup(func() { _ = n.Close() })
 	return group, fdPath(n)
 }
 
 // unpinFrom takes every cage's programs off a cgroup, where they would stay as
 // long as it does.
-func unpinFrom(group *cgroup) error {
+func unpinFrom(group *sandbox.Cgroup) error {
 	root, err := bpfRoot(hostPlaces)
 	if err != nil {
 		return err
@@ -256,7 +258,7 @@ func unpinFrom(group *cgroup) error {
 	}
 	for _, cage := range cages {
 		dir := filepath.Join(root, cage)
-		if pinnedTo(filepath.Join(dir, linkPrefix+"egress")) == group.id {
+		if pinnedTo(filepath.Join(dir, linkPrefix+"egress")) == group.ID {
 			err = errors.Join(err, unpin(dir))
 		}
 	}
@@ -272,24 +274,24 @@ type resident struct {
 	wait func() string // says how it ended by itself
 }
 
-func settle(t *testing.T, group *cgroup, path string, program ...string) resident {
+func settle(t *testing.T, group *sandbox.Cgroup, path string, program ...string) resident {
 	t.Helper()
 	return settleWith(t, group, path, nil, program...)
 }
 
 // settleWith is settle with open files, which the process has from number 3 on.
-func settleWith(t *testing.T, group *cgroup, path string, files []*os.File, program ...string) resident {
+func settleWith(t *testing.T, group *sandbox.Cgroup, path string, files []*os.File, program ...string) resident {
 	t.Helper()
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	command := exec.Command(program[0], program[1:]...)
 	if program[0] == "/proc/self/exe" {
 		command.Args[0] = pluginName
 	}
-	command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.dir.Fd())}
+	command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Dir.Fd())}
 	command.Stderr = os.Stderr
 	command.Env = pluginEnv()
 	command.ExtraFiles = files
@@ -301,7 +303,7 @@ func settleWith(t *testing.T, group *cgroup, path string, files []*os.File, prog
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.do(command.Start); err != nil {
+	if err := n.Do(command.Start); err != nil {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(stdout)
@@ -349,13 +351,13 @@ func python(t *testing.T) string {
 func TestGivenCgroup(t *testing.T) {
 	group, path := given(t)
 	old := settle(t, group, path, python(t), "-c", talker)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	var stranger net.Listener
-	if err := n.do(func() (err error) { stranger, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
+	if err := n.Do(func() (err error) { stranger, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer stranger.Close()
@@ -367,7 +369,7 @@ func TestGivenCgroup(t *testing.T) {
 	if got := old.ask(`held.append(socket.socket())`); got != "ok" {
 		t.Fatal(got)
 	}
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.path, path, []uint16{8080} })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.Path, path, []uint16{8080} })
 	if r.Info().OwnNetwork {
 		t.Error("takes the host's network for the plugin's own")
 	}
@@ -425,12 +427,12 @@ func TestGivenCgroup(t *testing.T) {
 	if got := attempts.ask("unshare-net-connect 240.0.0.9:80"); got != "EPERM" {
 		t.Errorf("from another namespace connect ended with %s", got)
 	}
-	seen := make(map[Hook]int)
+	seen := make(map[sandbox.Hook]int)
 	for _, d := range r.seen() {
 		seen[d.Hook]++
 	}
-	for _, hook := range []Hook{
-		HookConnect, HookSendmsg, HookSocket, HookBind, HookEgress, HookConnectUnix, HookSendmsgUnix, HookDescriptor,
+	for _, hook := range []sandbox.Hook{
+		sandbox.HookConnect, sandbox.HookSendmsg, sandbox.HookSocket, sandbox.HookBind, sandbox.HookEgress, sandbox.HookConnectUnix, sandbox.HookSendmsgUnix, sandbox.HookDescriptor,
 	} {
 		if seen[hook] == 0 {
 			t.Errorf("nothing was reported by %s", hook)
@@ -440,13 +442,13 @@ func TestGivenCgroup(t *testing.T) {
 
 // lead gives a network namespace a way out: an interface with a route, to
 // nowhere.
-func lead(t *testing.T, n *network) {
+func lead(t *testing.T, n *sandbox.Network) {
 	t.Helper()
 	for _, args := range []string{
 		"link add out0 type veth peer name out1", "address add 10.9.9.1/24 dev out0", "link set out0 up",
 		"link set out1 up", "route add default via 10.9.9.2",
 	} {
-		err := n.do(func() error {
+		err := n.Do(func() error {
 			out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
 			if err != nil {
 				return fmt.Errorf("ip %s: %w: %s", args, err, out)
@@ -460,7 +462,9 @@ func lead(t *testing.T, n *network) {
 }
 
 // fdPath names a namespace for [openNetwork].
-func fdPath(n *network) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
+func fdPath(n *sandbox.Network) string {
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.File.Fd())
+}
 
 // Should a way out ever appear in the plugin's own network, and a socket that
 // passed no hook, packets still end at the last wall.
@@ -504,20 +508,20 @@ func TestLastWall(t *testing.T) {
 // A socket that is bound to a device takes the proxy's address out of it.
 func TestBoundToDevice(t *testing.T) {
 	group, path := given(t)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	lead(t, n)
 	plugin := settle(t, group, path, python(t), "-c", talker)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	if got := plugin.ask(`bound("out0", "240.0.0.9", 80)`); got == "ok" {
 		t.Errorf("connected past the loopback")
 	}
 	egress := 0
 	for _, d := range r.seen() {
-		if d.Hook == HookEgress {
+		if d.Hook == sandbox.HookEgress {
 			egress++
 		}
 	}
@@ -533,7 +537,7 @@ func TestBoundToDevice(t *testing.T) {
 func TestGivenCgroupServes(t *testing.T) {
 	group, path := given(t)
 	plugin := settle(t, group, path, python(t), "-c", talker)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.path, path, []uint16{8080} })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.Path, path, []uint16{8080} })
 	if got := plugin.ask(`listen(8080)`); got != "ok" {
 		t.Fatal(got)
 	}
@@ -599,7 +603,7 @@ func TestGivenCgroupServes(t *testing.T) {
 	}
 	inbound := 0
 	for _, d := range r.seen() {
-		if d.Hook == HookIngress {
+		if d.Hook == sandbox.HookIngress {
 			inbound++
 		}
 	}
@@ -611,20 +615,20 @@ func TestGivenCgroupServes(t *testing.T) {
 // What runs in a cgroup below the one that was given is confined and counted.
 func TestDescendants(t *testing.T) {
 	group, path := given(t)
-	if err := os.Mkdir(filepath.Join(group.path, "below"), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(group.Path, "below"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	below, err := openGroup(filepath.Join(group.path, "below"))
+	below, err := sandbox.OpenCgroup(filepath.Join(group.Path, "below"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(below.kill(), below.remove(), below.close()); err != nil {
+		if err := errors.Join(below.Kill(), below.Remove(), below.Close()); err != nil {
 			t.Error(err)
 		}
 	})
 	plugin := settle(t, below, path, python(t), "-c", talker)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.CountSyscalls = group.path, path, true })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.CountSyscalls = group.Path, path, true })
 	if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
 		t.Error(got)
 	}
@@ -644,7 +648,7 @@ func TestTakeOver(t *testing.T) {
 	state := t.TempDir()
 	open := func() (*Cage, net.Listener) {
 		t.Helper()
-		c, err := New(Config{StateDir: state, CgroupPath: group.path, NetworkPath: path, CountSyscalls: true})
+		c, err := New(Config{StateDir: state, CgroupPath: group.Path, NetworkPath: path, CountSyscalls: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -686,7 +690,7 @@ func TestTakeOver(t *testing.T) {
 		_ = c.Close()
 	}
 	other, _ := given(t)
-	if c, err := New(Config{StateDir: state, CgroupPath: other.path, NetworkPath: path}); !errors.Is(err, ErrPopulated) {
+	if c, err := New(Config{StateDir: state, CgroupPath: other.Path, NetworkPath: path}); !errors.Is(err, ErrPopulated) {
 		t.Errorf("another cgroup took the walls of this: %v", err)
 		_ = c.Close()
 	}
@@ -729,13 +733,13 @@ func TestTakeOver(t *testing.T) {
 // With the cgroup goes what stood on it.
 func TestGoneCgroup(t *testing.T) {
 	group, path := given(t)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	r.stop()
 	if err := <-r.stopped; err != nil {
 		t.Error(err)
 	}
 	r.stop = nil
-	if err := group.remove(); err != nil {
+	if err := group.Remove(); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.Close(); err != nil {
@@ -744,7 +748,7 @@ func TestGoneCgroup(t *testing.T) {
 	if names, err := pinned(r.pins); err != nil || len(names) != 0 {
 		t.Errorf("pins are left: %v, %v", names, err)
 	}
-	if err := os.Mkdir(group.path, 0o700); err != nil { // for who tidies up
+	if err := os.Mkdir(group.Path, 0o700); err != nil { // for who tidies up
 		t.Fatal(err)
 	}
 }
@@ -766,16 +770,16 @@ func TestSevered(t *testing.T) {
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(c.group.path); err != nil {
+	if err := os.Remove(c.group.Path); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(c.group.path, 0o700); err != nil {
+	if err := os.Mkdir(c.group.Path, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Check(); !errors.Is(err, ErrSevered) {
 		t.Errorf("after: %v", err)
 	}
-	if _, err := c.Start(Command{Args: []string{"true"}}); !errors.Is(err, ErrSevered) {
+	if _, err := c.Start(sandbox.Command{Args: []string{"true"}}); !errors.Is(err, ErrSevered) {
 		t.Errorf("started without walls: %v", err)
 	}
 }
@@ -785,7 +789,7 @@ func TestSevered(t *testing.T) {
 // puts its walls on the new one.
 func TestRemadeCgroup(t *testing.T) {
 	group, path := given(t)
-	config := Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}
+	config := Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path}
 	first, err := New(config)
 	if err != nil {
 		t.Fatal(err)
@@ -795,7 +799,7 @@ func TestRemadeCgroup(t *testing.T) {
 	}
 	ran := make(chan error, 1)
 	go func() { ran <- first.Run(t.Context()) }()
-	if err := errors.Join(group.remove(), os.Mkdir(group.path, 0o700)); err != nil {
+	if err := errors.Join(group.Remove(), os.Mkdir(group.Path, 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	removed := time.Now()
@@ -808,11 +812,11 @@ func TestRemadeCgroup(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
-	remade, err := openGroup(group.path)
+	remade, err := sandbox.OpenCgroup(group.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = remade.close() }()
+	defer func() { _ = remade.Close() }()
 	plugin := settle(t, remade, path, "/proc/self/exe", "tries")
 	r := newRig(t, func(c *Config) { c.StateDir, c.CgroupPath, c.NetworkPath = config.StateDir, config.CgroupPath, path })
 	if got := plugin.ask("udp4 10.0.0.9:9"); got != "EPERM" {
@@ -829,19 +833,19 @@ func TestRemadeCgroup(t *testing.T) {
 // to, since then one is mounted. Where that is not allowed it is said what to mount.
 func TestInsideCgroupNamespace(t *testing.T) {
 	needKernel(t)
-	h, err := hostPlaces.findHierarchy()
+	h, err := hostPlaces.FindCgroupMount()
 	if err != nil {
 		t.Fatal(err)
 	}
-	group, err := makeGroup(h, "chaperone-test-container-"+rand.Text())
+	group, err := sandbox.MakeCgroup(h, "chaperone-test-container-"+rand.Text())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := group.write("cgroup.max.descendants", "max"); err != nil {
+	if err := group.Set("cgroup.max.descendants", "max"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(group.kill(), group.remove(), group.close()); err != nil {
+		if err := errors.Join(group.Kill(), group.Remove(), group.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -857,7 +861,7 @@ func TestInsideCgroupNamespace(t *testing.T) {
 			t.Fatal(err)
 		}
 		command := exec.Command("unshare", "-C", "-m", "bash", "-c", strings.Replace(script, `exec "$0"`, `exec -a `+pluginName+` "$0"`, 1), binary, mount)
-		command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.dir.Fd())}
+		command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Dir.Fd())}
 		out, err := command.CombinedOutput()
 		if (err == nil) != (want == "") || !strings.Contains(string(out), want) {
 			t.Errorf("%s: %v\n%s", script, err, out)

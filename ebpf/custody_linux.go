@@ -41,7 +41,7 @@ func (m *meter) oversee() error {
 	c.mu.Unlock()
 	clear(m.crossers)
 	if kill {
-		err = errors.Join(err, c.group.kill())
+		err = errors.Join(err, c.group.Kill())
 	}
 	if c.config.Crossed != nil {
 		for _, crossing := range crossings {
@@ -127,7 +127,7 @@ func (c *Cage) guard(now uint64) (kill bool, wait time.Duration, err error) {
 	}
 	if freeze && !c.held {
 		c.held = true
-		err = c.group.freeze(true)
+		err = c.group.Freeze(true)
 	}
 	return false, need, err
 }
@@ -169,11 +169,11 @@ func (c *Cage) release() error {
 	atomic.StoreUint32(&custody.Release, 1)
 	atomic.StoreUint32(&custody.Beyond, 0)
 	atomic.StoreUint32(&custody.Sentence, 0)
-	if err := c.group.signal(unix.SIGCONT); err != nil {
+	if err := c.group.Signal(unix.SIGCONT); err != nil {
 		return err
 	}
 	if atomic.LoadUint32(&custody.Frozen) == 0 {
-		if err := c.group.freeze(false); err != nil {
+		if err := c.group.Freeze(false); err != nil {
 			return err
 		}
 	}
@@ -195,7 +195,7 @@ func (c *Cage) Freeze(on bool) error {
 		wanted = 1
 	}
 	atomic.StoreUint32(&c.wall.ledger.custody.Frozen, wanted)
-	if err := c.group.freeze(on || c.held); err != nil {
+	if err := c.group.Freeze(on || c.held); err != nil {
 		return fmt.Errorf("freeze the plugin: %w", err)
 	}
 	return nil

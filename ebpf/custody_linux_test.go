@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -47,7 +49,7 @@ func TestStopAtProcesses(t *testing.T) {
 	s.limit(Limit{Name: "slowly", Kind: LimitProcesses, Count: 10, Period: time.Second, Action: ActionStop})
 	const twenty = `n=0; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do /bin/true && n=$((n+1)); done; echo $n`
 	start := time.Now()
-	if got := s.ok(s.command(Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "20" {
+	if got := s.ok(s.command(sandbox.Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "20" {
 		t.Errorf("%s of 20 processes ran", got)
 	}
 	if took := time.Since(start); took < 900*time.Millisecond { // 10 at once, and 10 a second
@@ -99,11 +101,11 @@ func crossedBy(t *testing.T, kind LimitKind) (named bool) {
 
 // Calls by the numbers of another architecture count, and count against a limit.
 func TestForeignCallsCount(t *testing.T) {
-	if nativeArch != unix.AUDIT_ARCH_X86_64 {
+	if sandbox.NativeArch != unix.AUDIT_ARCH_X86_64 {
 		t.Skip("there is only one on this machine")
 	}
 	group, path := given(t)
-	c, err := New(Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path})
+	c, err := New(Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path})
 	if err != nil {
 		t.Fatal(err)
 	}

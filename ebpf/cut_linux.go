@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf/link"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -35,11 +37,11 @@ func (c *Cage) cutSockets() (left []string, err error) {
 	if left, err = c.connected(); err != nil || len(left) == 0 {
 		return nil, err
 	}
-	err = c.group.freeze(true)
+	err = c.group.Freeze(true)
 	if err == nil {
-		err = errors.Join(c.group.awaitFrozen(freezeTimeout), c.cutEach())
+		err = errors.Join(c.group.AwaitFrozen(freezeTimeout), c.cutEach())
 		held := c.held || atomic.LoadUint32(&c.wall.ledger.custody.Frozen) != 0
-		err = errors.Join(err, c.group.freeze(held))
+		err = errors.Join(err, c.group.Freeze(held))
 	}
 	if err == nil {
 		left, err = c.connected()
@@ -65,12 +67,12 @@ func (c *Cage) cutAgain() {
 	if c.sockets.astray++; c.sockets.astray < maxAstray {
 		return
 	}
-	if err := c.group.beginKill(); err != nil {
+	if err := c.group.BeginKill(); err != nil {
 		c.config.Logger.Error("a connection to a Unix socket that was taken away is kept, and the plugin could not be ended", zap.Error(err))
 	}
 	atomic.AddUint64(&c.wall.told.tally.Ended, 1)
 	select {
-	case c.heard <- Denial{Time: time.Now(), Hook: HookDescriptor, Cause: CausePolicy, Family: "unix", Path: left[0], Count: 1}:
+	case c.heard <- sandbox.Denial{Time: time.Now(), Hook: sandbox.HookDescriptor, Cause: sandbox.CausePolicy, Family: "unix", Path: left[0], Count: 1}:
 	default:
 		c.unheard.Add(1)
 	}
@@ -108,7 +110,7 @@ func (c *Cage) connected() (names []string, err error) {
 			}
 		}
 	}
-	if err := c.network.do(list); err != nil {
+	if err := c.network.Do(list); err != nil {
 		return nil, fmt.Errorf("list connections to Unix sockets: %w", err)
 	}
 	return names, nil
@@ -117,7 +119,7 @@ func (c *Cage) connected() (names []string, err error) {
 // cutEach looks at every thread: one can have a table of its own, or outlive the
 // first of its process.
 func (c *Cage) cutEach() error {
-	pids, err := appendPIDs(nil, filepath.Join(c.group.path, "cgroup.procs"))
+	pids, err := appendPIDs(nil, filepath.Join(c.group.Path, "cgroup.procs"))
 	if err != nil {
 		return err
 	}

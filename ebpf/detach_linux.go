@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -27,20 +29,20 @@ const linkPrefix = "link_"
 // are removed here: only with force while anything runs in it, and nothing there
 // is ended.
 func Detach(stateDir string, force bool) (err error) {
-	p, err := findPlaces(stateDir)
+	p, err := sandbox.FindPaths(stateDir)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	held, err := p.lockCage()
+	held, err := p.LockState()
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	defer func() { err = errors.Join(err, held.release()) }()
-	h, err := p.findHierarchy()
+	defer func() { err = errors.Join(err, held.Release()) }()
+	h, err := p.FindCgroupMount()
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	groups, err := h.findGroups(cgroupPrefix + p.id)
+	groups, err := h.Find(cgroupPrefix + p.ID)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
@@ -53,7 +55,7 @@ func Detach(stateDir string, force bool) (err error) {
 		return fmt.Errorf("detach: %w", err)
 	}
 	for _, path := range linked {
-		if filepath.Base(path) == cgroupPrefix+p.id || force {
+		if filepath.Base(path) == cgroupPrefix+p.ID || force {
 			continue
 		}
 		if err := leave(path); err != nil {
@@ -74,15 +76,15 @@ func Detach(stateDir string, force bool) (err error) {
 // sweep removes a cgroup that was left behind, after ending the processes in it
 // if forced, and returns how many there were.
 func sweep(path string, force bool) (ended int, err error) {
-	g, err := openGroup(path)
+	g, err := sandbox.OpenCgroup(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = g.close() }()
-	populated, err := g.populated()
+	defer func() { _ = g.Close() }()
+	populated, err := g.Populated()
 	if err != nil {
 		return 0, err
 	}
@@ -90,40 +92,40 @@ func sweep(path string, force bool) (ended int, err error) {
 		return 0, fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
 	}
 	if populated {
-		ended = max(g.processes(), 1) // one that ends just now may not be listed
-		if err := g.kill(); err != nil {
+		ended = max(g.Processes(), 1) // one that ends just now may not be listed
+		if err := g.Kill(); err != nil {
 			return 0, err
 		}
 	}
-	return ended, g.remove()
+	return ended, g.Remove()
 }
 
 // existingPins is where a cage's pins are, if there are any, without mounting
 // anything.
-func existingPins(p places) (string, error) {
+func existingPins(p sandbox.Paths) (string, error) {
 	roots := []string{filepath.Join(systemBPF, "chaperone")}
-	for _, dir := range runtimedir.All(p.state) {
+	for _, dir := range runtimedir.All(p.State) {
 		roots = append(roots, filepath.Join(dir, "bpf"))
 	}
 	for _, root := range roots {
-		dir := filepath.Join(root, p.id)
+		dir := filepath.Join(root, p.ID)
 		names, err := pinned(dir)
 		if err != nil {
 			return "", err
 		}
 		if names != nil {
-			return dir, ensurePrivate(root)
+			return dir, sandbox.EnsurePrivate(root)
 		}
 	}
-	return filepath.Join(p.dir, "bpf", p.id), nil
+	return filepath.Join(p.Dir, "bpf", p.ID), nil
 }
 
 // leftGroups finds what an earlier sidecar may have left without a walk through
 // the whole hierarchy: a cgroup beside the one to be made, and those that pinned
 // links are on. Whoever is told of another cgroup takes the programs off one
 // that was given, unless anything runs in it.
-func leftGroups(h hierarchy, name, pins string) ([]string, error) {
-	parent, err := h.ownGroup()
+func leftGroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
+	parent, err := h.OwnGroup()
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +152,7 @@ func leftGroups(h hierarchy, name, pins string) ([]string, error) {
 
 // leaveOthers refuses to take programs off any cgroup but one while something
 // runs in it: the sidecar was told of another cgroup before.
-func leaveOthers(h hierarchy, pins string, but uint64) error {
+func leaveOthers(h sandbox.CgroupMount, pins string, but uint64) error {
 	held, err := heldGroups(h, pins)
 	if err != nil {
 		return err
@@ -169,12 +171,12 @@ func leaveOthers(h hierarchy, pins string, but uint64) error {
 
 // leave refuses to take programs off a cgroup while something runs in it.
 func leave(path string) error {
-	g, err := openGroup(path)
+	g, err := sandbox.OpenCgroup(path)
 	if err != nil {
 		return err
 	}
-	populated, err := g.populated()
-	if err = errors.Join(err, g.close()); err != nil {
+	populated, err := g.Populated()
+	if err = errors.Join(err, g.Close()); err != nil {
 		return err
 	}
 	if populated {
@@ -189,7 +191,7 @@ func exists(path string) bool {
 }
 
 // heldGroups are the cgroups that pinned links are on.
-func heldGroups(h hierarchy, pins string) ([]string, error) {
+func heldGroups(h sandbox.CgroupMount, pins string) ([]string, error) {
 	names, err := pinned(pins)
 	if err != nil {
 		return nil, err
@@ -202,7 +204,7 @@ func heldGroups(h hierarchy, pins string) ([]string, error) {
 	}
 	var held []string
 	for id := range ids {
-		path, err := h.groupByID(id)
+		path, err := h.ByID(id)
 		if err != nil {
 			return nil, err
 		}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
@@ -43,7 +45,7 @@ type direct struct {
 type unixFile struct{ inode, device uint32 }
 
 // followDirect has connections to a socket followed from now on.
-func (c *Cage) followDirect(l Listener) {
+func (c *Cage) followDirect(l sandbox.Listener) {
 	d := &c.direct
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -150,12 +152,12 @@ func (c *Cage) directConn(path string, fd int) (conn DirectConn, outside bool) {
 		return conn, false
 	}
 	conn = DirectConn{Path: path, PID: int(peer.Pid), UID: int(peer.Uid)}
-	pids, err := appendPIDs(nil, filepath.Join(c.group.path, "cgroup.procs"))
+	pids, err := appendPIDs(nil, filepath.Join(c.group.Path, "cgroup.procs"))
 	if err != nil || peer.Pid > 0 && slices.Contains(pids, int(peer.Pid)) {
 		return conn, false
 	}
 	gone := unix.Kill(int(peer.Pid), 0) != nil
-	if !c.own && gone && int(peer.Uid) == c.account.uid {
+	if !c.own && gone && int(peer.Uid) == c.account.UID {
 		return conn, false // a process of the plugin's that has ended
 	}
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", peer.Pid)); err == nil {
@@ -170,7 +172,7 @@ func (c *Cage) directConn(path string, fd int) (conn DirectConn, outside bool) {
 func (c *Cage) connectedTo() (map[uint64]string, error) {
 	paths := make(map[unixFile]string)
 	there := make(map[uint64]bool)
-	err := c.network.do(func() error {
+	err := c.network.Do(func() error {
 		return listUnixSockets(unixUnconnected, func(socket uint64, file unixFile) {
 			if path, ok := c.direct.listeners[socket]; ok {
 				paths[file], there[socket] = path, true
@@ -200,7 +202,7 @@ func (c *Cage) connectedTo() (map[uint64]string, error) {
 // eachSocket calls f with a copy of each of the sockets that a process of the
 // plugin's holds, once for each.
 func (c *Cage) eachSocket(sockets map[uint64]string, f func(socket uint64, fd int)) error {
-	pids, err := appendPIDs(nil, filepath.Join(c.group.path, "cgroup.procs"))
+	pids, err := appendPIDs(nil, filepath.Join(c.group.Path, "cgroup.procs"))
 	if err != nil {
 		return fmt.Errorf("list processes: %w", err)
 	}

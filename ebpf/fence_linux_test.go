@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -37,10 +39,10 @@ type fenced struct {
 // input and output; on standard error it says what it made.
 func fencer(private []string, args ...string) error {
 	say := json.NewEncoder(os.Stderr)
-	denials := make(chan Denial, 100)
-	f, err := NewFence(FenceConfig{
+	denials := make(chan sandbox.Denial, 100)
+	f, err := sandbox.NewFence(sandbox.FenceConfig{
 		Plugin: "test", Proxy: []string{"127.0.0.1:0", "[::1]:0"}, Private: private,
-		Denied: func(d Denial) { denials <- d },
+		Denied: func(d sandbox.Denial) { denials <- d },
 	})
 	if err != nil {
 		return say.Encode(fenced{Err: err.Error()})
@@ -60,7 +62,7 @@ func fencer(private []string, args ...string) error {
 			}
 		}()
 	}
-	p, err := f.Start(Command{
+	p, err := f.Start(sandbox.Command{
 		Path: "/proc/self/exe", Args: append([]string{pluginName}, args...), Env: pluginEnv(), Stdin: os.Stdin, Stdout: os.Stdout,
 	})
 	if err != nil {
@@ -277,10 +279,10 @@ func sleeping(marker string) int {
 }
 
 // newFence makes one as root, for a user that nobody has.
-func newFence(t *testing.T) *Fence {
+func newFence(t *testing.T) *sandbox.Fence {
 	t.Helper()
 	needKernel(t)
-	f, err := NewFence(FenceConfig{Plugin: "test", Proxy: []string{"127.0.0.1:0"}})
+	f, err := sandbox.NewFence(sandbox.FenceConfig{Plugin: "test", Proxy: []string{"127.0.0.1:0"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,21 +305,21 @@ func TestFenceStart(t *testing.T) {
 	}
 	defer read.Close()
 	for _, test := range []struct {
-		command Command
+		command sandbox.Command
 		want    int
 	}{
-		{Command{Args: []string{"sh", "-c", "id -u; pwd"}, Dir: "/usr", Stdout: write}, 0},
-		{Command{Args: []string{"sh", "-c", "exit 3"}}, 3},
-		{Command{Args: []string{"sh", "-c", "kill -TERM $$"}}, 143},
-		{Command{Args: []string{"no-such-program"}}, 127},
-		{Command{Args: []string{"cat", "/etc/hostname"}, Files: &Files{}}, 1},
-		{Command{Args: []string{"cat", "/etc/hostname"}, Files: &Files{Read: []string{"/etc/hostname"}}}, 0},
-		{Command{Args: []string{"cat", "/proc/self/status"}, Files: &Files{}}, 0},
+		{sandbox.Command{Args: []string{"sh", "-c", "id -u; pwd"}, Dir: "/usr", Stdout: write}, 0},
+		{sandbox.Command{Args: []string{"sh", "-c", "exit 3"}}, 3},
+		{sandbox.Command{Args: []string{"sh", "-c", "kill -TERM $$"}}, 143},
+		{sandbox.Command{Args: []string{"no-such-program"}}, 127},
+		{sandbox.Command{Args: []string{"cat", "/etc/hostname"}, Files: &sandbox.Files{}}, 1},
+		{sandbox.Command{Args: []string{"cat", "/etc/hostname"}, Files: &sandbox.Files{Read: []string{"/etc/hostname"}}}, 0},
+		{sandbox.Command{Args: []string{"cat", "/proc/self/status"}, Files: &sandbox.Files{}}, 0},
 	} {
 		test.command.Env = pluginEnv()
 		p, err := f.Start(test.command)
 		status := 0
-		if failed, ok := errors.AsType[*ExecError](err); ok {
+		if failed, ok := errors.AsType[*sandbox.ExecError](err); ok {
 			status = failed.Status
 		} else if err != nil {
 			t.Fatal(err)
@@ -332,10 +334,10 @@ func TestFenceStart(t *testing.T) {
 	if out, err := io.ReadAll(read); string(out) != strconv.Itoa(f.Account().UID)+"\n/usr\n" || f.Account().UID == 0 || err != nil {
 		t.Errorf("got %q, %v", out, err)
 	}
-	if _, err := f.Start(Command{}); err == nil {
+	if _, err := f.Start(sandbox.Command{}); err == nil {
 		t.Error("started nothing")
 	}
-	if _, err := f.Start(Command{Args: []string{"true"}, Dir: "/no/such/directory"}); err == nil {
+	if _, err := f.Start(sandbox.Command{Args: []string{"true"}, Dir: "/no/such/directory"}); err == nil {
 		t.Error("started nowhere")
 	}
 	if len(f.Limits()) < 6 {
@@ -345,11 +347,11 @@ func TestFenceStart(t *testing.T) {
 
 func TestFenceSignalsAndKill(t *testing.T) {
 	f := newFence(t)
-	p, err := f.Start(Command{Args: []string{"sleep", "1000"}, Env: pluginEnv()})
+	p, err := f.Start(sandbox.Command{Args: []string{"sleep", "1000"}, Env: pluginEnv()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Start(Command{Args: []string{"true"}}); err == nil {
+	if _, err := f.Start(sandbox.Command{Args: []string{"true"}}); err == nil {
 		t.Error("started two")
 	}
 	if err := p.Signal(unix.SIGINT); err != nil {
@@ -361,7 +363,7 @@ func TestFenceSignalsAndKill(t *testing.T) {
 	if err := p.Signal(unix.SIGTERM); err != nil {
 		t.Error(err)
 	}
-	if p, err = f.Start(Command{Args: []string{"sh", "-c", "trap '' TERM INT; (setsid sleep 1000 &) ; sleep 1000"}, Env: pluginEnv()}); err != nil {
+	if p, err = f.Start(sandbox.Command{Args: []string{"sh", "-c", "trap '' TERM INT; (setsid sleep 1000 &) ; sleep 1000"}, Env: pluginEnv()}); err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()
@@ -372,7 +374,7 @@ func TestFenceSignalsAndKill(t *testing.T) {
 		t.Errorf("status %d, %v", status, err)
 	}
 	t.Logf("everything was dead after %v", time.Since(begun))
-	if _, err := f.Start(Command{Args: []string{"true"}}); !errors.Is(err, os.ErrClosed) {
+	if _, err := f.Start(sandbox.Command{Args: []string{"true"}}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("started after the end: %v", err)
 	}
 }
@@ -388,7 +390,7 @@ func TestFenceDial(t *testing.T) {
 	if _, err := f.DialContext(t.Context(), "tcp", "127.0.0.1:8080"); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("nobody serves: %v", err)
 	}
-	p, err := f.Start(Command{Env: pluginEnv(), Stdout: write, Args: []string{"/usr/bin/python3", "-c", `
+	p, err := f.Start(sandbox.Command{Env: pluginEnv(), Stdout: write, Args: []string{"/usr/bin/python3", "-c", `
 import socket
 l = socket.create_server(("127.0.0.1", 8080)); print("ready", flush=True)
 c, _ = l.accept(); c.sendall(b"served"); c.close()`}})
@@ -424,13 +426,13 @@ func TestNoFence(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	for _, address := range []string{"192.0.2.1:80", "localhost:80", "[::]:0"} {
-		if f, err := NewFence(FenceConfig{Proxy: []string{address}}); err == nil {
+		if f, err := sandbox.NewFence(sandbox.FenceConfig{Proxy: []string{address}}); err == nil {
 			t.Errorf("listens on %s", address)
 			_ = f.Close()
 		}
 	}
 	for _, path := range []string{"", "state", "./state"} {
-		f, err := NewFence(FenceConfig{Private: []string{path}})
+		f, err := sandbox.NewFence(sandbox.FenceConfig{Private: []string{path}})
 		if err == nil {
 			_ = f.Close()
 		}

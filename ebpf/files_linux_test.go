@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
@@ -69,7 +71,7 @@ type waiter interface{ Wait() (int, error) }
 
 // converse starts the test binary as a plugin that makes the attempts it is
 // asked for, one at a time.
-func converse(t *testing.T, start func(Command) (waiter, error)) (ask func(attempt string) string, end func() int) {
+func converse(t *testing.T, start func(sandbox.Command) (waiter, error)) (ask func(attempt string) string, end func() int) {
 	t.Helper()
 	stdin, toPlugin, err := os.Pipe()
 	if err != nil {
@@ -79,7 +81,7 @@ func converse(t *testing.T, start func(Command) (waiter, error)) (ask func(attem
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := start(Command{
+	p, err := start(sandbox.Command{
 		Path: "/proc/self/exe", Args: []string{pluginName, "tries"}, Env: pluginEnv(),
 		Stdin: stdin, Stdout: stdout, Stderr: os.Stderr,
 	})
@@ -127,13 +129,13 @@ func filesTree(t *testing.T, uid int) string {
 }
 
 func TestFiles(t *testing.T) {
-	if err := filesSupported(); err != nil {
+	if err := sandbox.FilesSupported(); err != nil {
 		t.Skip(err)
 	}
 	r := newRig(t, nil)
-	dir := filesTree(t, r.account.uid)
-	files := &Files{Read: []string{dir + "/read"}, Write: []string{dir + "/write"}}
-	ask, end := converse(t, func(c Command) (waiter, error) {
+	dir := filesTree(t, r.account.UID)
+	files := &sandbox.Files{Read: []string{dir + "/read"}, Write: []string{dir + "/write"}}
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) {
 		c.Files = files
 		return r.Start(c)
 	})
@@ -197,7 +199,7 @@ func TestFiles(t *testing.T) {
 
 // Programs of every kind start when no file is granted.
 func TestFilesLeaveEnoughToStart(t *testing.T) {
-	if err := filesSupported(); err != nil {
+	if err := sandbox.FilesSupported(); err != nil {
 		t.Skip(err)
 	}
 	r := newRig(t, nil)
@@ -218,13 +220,13 @@ func TestFilesLeaveEnoughToStart(t *testing.T) {
 			if _, err := exec.LookPath(args[0]); err != nil {
 				t.Skip(err)
 			}
-			got := r.command(Command{Args: args, Files: &Files{}})
+			got := r.command(sandbox.Command{Args: args, Files: &sandbox.Files{}})
 			if got.status != 0 || !strings.Contains(got.stdout, "42") && !strings.Contains(got.stderr, "ersion") {
 				t.Errorf("%v ended with %d\n%s%s", args, got.status, got.stdout, got.stderr)
 			}
 		})
 	}
-	got := r.command(Command{Args: []string{filepath.Join(filepath.Dir(script), "none")}, Files: &Files{}})
+	got := r.command(sandbox.Command{Args: []string{filepath.Join(filepath.Dir(script), "none")}, Files: &sandbox.Files{}})
 	if got.status != 127 {
 		t.Errorf("a program that is not there: %d %s", got.status, got.stderr)
 	}
@@ -241,7 +243,7 @@ func TestFilesAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRig(t, func(c *Config) { c.Private = []string{secret} })
-	for name, files := range map[string]*Files{
+	for name, files := range map[string]*sandbox.Files{
 		"itself":                  {Read: []string{secret}},
 		"above it":                {Read: []string{private}},
 		"everything":              {Read: []string{"/"}},
@@ -252,7 +254,7 @@ func TestFilesAreRefused(t *testing.T) {
 		"relative":                {Read: []string{"usr"}},
 		"nothing there":           {Read: []string{"/no/such/file"}},
 	} {
-		if p, err := r.Start(Command{Args: []string{"true"}, Files: files}); err == nil {
+		if p, err := r.Start(sandbox.Command{Args: []string{"true"}, Files: files}); err == nil {
 			_, _ = p.Wait()
 			t.Errorf("%s: started", name)
 		} else {
@@ -264,7 +266,7 @@ func TestFilesAreRefused(t *testing.T) {
 	if err := errors.Join(os.WriteFile(script, []byte("#!"+secret+"\n"), 0o755), os.Chmod(secret, 0o755), os.Chmod(private, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	if p, err := r.Start(Command{Args: []string{script}, Files: &Files{}}); err == nil {
+	if p, err := r.Start(sandbox.Command{Args: []string{script}, Files: &sandbox.Files{}}); err == nil {
 		_, _ = p.Wait()
 		t.Error("started with an interpreter that is private")
 	}
@@ -311,10 +313,10 @@ func TestPrivateIsUnreadable(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := newRig(t, func(c *Config) { c.Private = []string{file, folder, "/no/such/file"} })
-			if err := test.apply(r.account.uid); err != nil {
+			if err := test.apply(r.account.UID); err != nil {
 				t.Fatal(err)
 			}
-			p, err := r.Start(Command{Args: []string{"true"}})
+			p, err := r.Start(sandbox.Command{Args: []string{"true"}})
 			if err == nil {
 				_, _ = p.Wait()
 			}
@@ -329,5 +331,5 @@ func TestPrivateIsUnreadable(t *testing.T) {
 	r := newRig(t, func(c *Config) {
 		c.Private, c.User, c.UnsafeSameUser = []string{file}, strconv.Itoa(os.Getuid()), true
 	})
-	r.ok(r.command(Command{Args: []string{"true"}}))
+	r.ok(r.command(sandbox.Command{Args: []string{"true"}}))
 }

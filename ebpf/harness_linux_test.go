@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
@@ -31,7 +33,7 @@ type rig struct {
 	stopped chan error
 
 	mu      sync.Mutex
-	denials []Denial
+	denials []sandbox.Denial
 }
 
 // newRig makes a cage with listeners on both families and attaches it.
@@ -41,7 +43,7 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	r := &rig{t: t}
 	config := Config{
 		Plugin: "test", StateDir: t.TempDir(), Interval: 20 * time.Millisecond,
-		Denied: func(d Denial) {
+		Denied: func(d sandbox.Denial) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.denials = append(r.denials, d)
@@ -113,7 +115,7 @@ func (r *rig) close() {
 }
 
 // seen ends the reporting and returns what was reported.
-func (r *rig) seen() []Denial {
+func (r *rig) seen() []sandbox.Denial {
 	r.t.Helper()
 	r.stop()
 	if err := <-r.stopped; err != nil {
@@ -126,7 +128,7 @@ func (r *rig) seen() []Denial {
 }
 
 // seenNow is what was reported so far; it waits for what is under way.
-func (r *rig) seenNow() []Denial {
+func (r *rig) seenNow() []sandbox.Denial {
 	time.Sleep(3 * r.config.Interval)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -142,10 +144,10 @@ type result struct {
 // run runs the test binary as the plugin, to its end.
 func (r *rig) run(args ...string) result {
 	r.t.Helper()
-	return r.command(Command{Path: "/proc/self/exe", Args: append([]string{pluginName}, args...)})
+	return r.command(sandbox.Command{Path: "/proc/self/exe", Args: append([]string{pluginName}, args...)})
 }
 
-func (r *rig) command(command Command) result {
+func (r *rig) command(command sandbox.Command) result {
 	r.t.Helper()
 	done := r.start(&command)
 	return done()
@@ -157,7 +159,7 @@ func pluginEnv() []string {
 }
 
 // start starts a program and returns what waits for it.
-func (r *rig) start(command *Command) func() result {
+func (r *rig) start(command *sandbox.Command) func() result {
 	r.t.Helper()
 	if command.Env == nil {
 		command.Env = pluginEnv()
@@ -168,7 +170,7 @@ func (r *rig) start(command *Command) func() result {
 	p, err := r.Start(*command)
 	_, _ = stdout.Close(), stderr.Close()
 	if err != nil {
-		var exec *ExecError
+		var exec *sandbox.ExecError
 		if !errors.As(err, &exec) {
 			r.t.Fatalf("start: %v", err)
 		}
@@ -212,4 +214,4 @@ func (r *rig) ok(got result) string {
 }
 
 // hostPlaces are where cages are kept on this host, of no cage in particular.
-var hostPlaces = places{dir: runtimedir.Default}
+var hostPlaces = sandbox.Paths{Dir: runtimedir.Default}

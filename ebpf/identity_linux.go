@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -37,7 +39,7 @@ func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
 	original := userAddress(entry.Original.W, entry.OriginalPort)
 	local := userAddress(key.Target.W, key.TargetPort)
 	return Peer{
-		PID: entry.Pid, UID: entry.Uid, Comm: text(entry.Comm[:]), Exe: exeOf(entry.Pid),
+		PID: entry.Pid, UID: entry.Uid, Comm: text(entry.Comm[:]), Exe: sandbox.Executable(entry.Pid),
 		Original: original, Explicit: original == local, Cookie: entry.Cookie,
 	}, true
 }
@@ -57,7 +59,7 @@ func (c *Cage) peerKey(conn net.Conn) (wallPeerKey, bool) {
 		return wallPeerKey{}, false
 	}
 	cookie, ok := networkOf(conn)
-	if !ok || cookie != c.network.cookie {
+	if !ok || cookie != c.network.Cookie {
 		return wallPeerKey{}, false
 	}
 	var key wallPeerKey

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
@@ -47,7 +49,7 @@ func kinFindings() []Finding {
 
 // aim tells programs that follow tasks which cgroup is the plugin's. In one of
 // our own there are no cgroups below it.
-func aim(spec *ebpf.CollectionSpec, group *cgroup, own bool) error {
+func aim(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error {
 	if _, ok := spec.Variables["cgroup_id"]; !ok {
 		return nil // they follow none
 	}
@@ -56,7 +58,7 @@ func aim(spec *ebpf.CollectionSpec, group *cgroup, own bool) error {
 		descendants = 0
 	}
 	errs := []error{
-		spec.Variables["cgroup_id"].Set(group.id),
+		spec.Variables["cgroup_id"].Set(group.ID),
 		spec.Variables["descendants"].Set(descendants),
 	}
 	if v, ok := spec.Variables["may_signal"]; ok { // what follows tasks always may

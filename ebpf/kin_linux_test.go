@@ -14,22 +14,24 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
 // below makes a cgroup below another, removed with everything in it.
-func below(t *testing.T, parent, name string) *cgroup {
+func below(t *testing.T, parent, name string) *sandbox.Cgroup {
 	t.Helper()
 	path := filepath.Join(parent, name)
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	g, err := openGroup(path)
+	g, err := sandbox.OpenCgroup(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(g.kill(), g.remove(), g.close()); err != nil {
+		if err := errors.Join(g.Kill(), g.Remove(), g.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -37,18 +39,18 @@ func below(t *testing.T, parent, name string) *cgroup {
 }
 
 // guest is a privileged process that a test starts in a cgroup.
-func guest(t *testing.T, group *cgroup, program string, args ...string) (*exec.Cmd, *bytes.Buffer) {
+func guest(t *testing.T, group *sandbox.Cgroup, program string, args ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
-	n, err := currentNetwork()
+	n, err := sandbox.CurrentNetwork()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	return guestIn(t, n, group, program, args...)
 }
 
 // guestIn is guest in another network namespace.
-func guestIn(t *testing.T, n *network, group *cgroup, program string, args ...string) (*exec.Cmd, *bytes.Buffer) {
+func guestIn(t *testing.T, n *sandbox.Network, group *sandbox.Cgroup, program string, args ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
 	command := exec.Command(program, args...)
 	if program == "/proc/self/exe" {
@@ -57,8 +59,8 @@ func guestIn(t *testing.T, n *network, group *cgroup, program string, args ...st
 	command.Env = pluginEnv()
 	out := new(bytes.Buffer)
 	command.Stdout = out
-	command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.dir.Fd())}
-	if err := n.do(command.Start); err != nil {
+	command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Dir.Fd())}
+	if err := n.Do(command.Start); err != nil {
 		t.Fatal(err)
 	}
 	return command, out
@@ -77,9 +79,9 @@ func end(t *testing.T, command *exec.Cmd) string {
 }
 
 // escapes are the reported ones.
-func escapes(denials []Denial) (pids []int) {
+func escapes(denials []sandbox.Denial) (pids []int) {
 	for _, d := range denials {
-		if d.Hook == HookEscape {
+		if d.Hook == sandbox.HookEscape {
 			pids = append(pids, int(d.PID))
 		}
 	}
@@ -116,10 +118,10 @@ func TestEscape(t *testing.T) {
 	for name, signals := range map[string]bool{"by the kernel": true, "by user space": false} {
 		t.Run(name, func(t *testing.T) {
 			group, path := given(t)
-			outside := below(t, filepath.Dir(group.path), "chaperone-test-outside-"+strconv.Itoa(os.Getpid()))
-			inner := below(t, group.path, "inner")
+			outside := below(t, filepath.Dir(group.Path), "chaperone-test-outside-"+strconv.Itoa(os.Getpid()))
+			inner := below(t, group.Path, "inner")
 			early, _ := guest(t, group, "sleep", "60")
-			r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+			r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 			if !signals {
 				weaken(t, r)
 			}
@@ -129,9 +131,9 @@ func TestEscape(t *testing.T) {
 			if err := joined.Start(); err != nil {
 				t.Fatal(err)
 			}
-			move := func(process *exec.Cmd, to *cgroup) {
+			move := func(process *exec.Cmd, to *sandbox.Cgroup) {
 				t.Helper()
-				if err := to.write("cgroup.procs", strconv.Itoa(process.Process.Pid)); err != nil {
+				if err := to.Set("cgroup.procs", strconv.Itoa(process.Process.Pid)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -140,7 +142,7 @@ func TestEscape(t *testing.T) {
 			move(late, inner)
 			move(late, group)
 			move(deep, group)
-			if populated, err := outside.populated(); populated || err != nil {
+			if populated, err := outside.Populated(); populated || err != nil {
 				t.Fatal(populated, err)
 			}
 			var pids []int
@@ -154,17 +156,17 @@ func TestEscape(t *testing.T) {
 				}
 				pids = append(pids, process.Process.Pid)
 			}
-			self, out := guest(t, group, "/proc/self/exe", "try", "cgroup", filepath.Join(outside.path, "cgroup.procs"))
+			self, out := guest(t, group, "/proc/self/exe", "try", "cgroup", filepath.Join(outside.Path, "cgroup.procs"))
 			if got := end(t, self); got != "signal: killed" || out.Len() > 0 {
 				t.Errorf("moved out by itself, it ended with %s after %q", got, out)
 			}
 			pids = append(pids, self.Process.Pid)
-			born, out := guest(t, group, "/proc/self/exe", "try", "born-outside", outside.path)
+			born, out := guest(t, group, "/proc/self/exe", "try", "born-outside", outside.Path)
 			got := end(t, born)
 			if signals && strings.TrimSpace(out.String()) != "signal: killed" {
 				t.Errorf("a child born outside: parent ended with %s after %q", got, out)
 			}
-			if err := outside.awaitEmpty(5 * time.Second); err != nil {
+			if err := outside.AwaitEmpty(5 * time.Second); err != nil {
 				t.Error(err)
 			}
 			seen := escapes(r.seen())
@@ -185,11 +187,11 @@ func TestEscape(t *testing.T) {
 func TestProcesses(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 200
-	r.ok(r.command(Command{Args: []string{"sh", "-c", "i=0; while [ $i -lt " + strconv.Itoa(n) + " ]; do /bin/true; i=$((i+1)); done"}}))
+	r.ok(r.command(sandbox.Command{Args: []string{"sh", "-c", "i=0; while [ $i -lt " + strconv.Itoa(n) + " ]; do /bin/true; i=$((i+1)); done"}}))
 	if u, err := r.Usage(); err != nil || u.Processes != n {
 		t.Errorf("counted %d processes, %v; want %d", u.Processes, err, n)
 	}
-	r.ok(r.command(Command{Args: []string{"python3", "-c", `
+	r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import threading
 threads = [threading.Thread(target=lambda: None) for _ in range(100)]
 for thread in threads: thread.start()
@@ -198,7 +200,7 @@ for thread in threads: thread.join()`}}))
 		t.Errorf("with threads counted %d processes, %v; want %d", u.Processes, err, n)
 	}
 	// Another version of the programs takes the place of these in mid-count.
-	done := r.start(&Command{Args: []string{"sh", "-c", "i=0; while [ $i -lt " + strconv.Itoa(n) + " ]; do /bin/true; i=$((i+1)); done"}})
+	done := r.start(&sandbox.Command{Args: []string{"sh", "-c", "i=0; while [ $i -lt " + strconv.Itoa(n) + " ]; do /bin/true; i=$((i+1)); done"}})
 	for range 20 {
 		old := maps.Clone(r.wall.traces)
 		if err := r.wall.attachKin(r.pins); err != nil {

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"path/filepath"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 )
 
@@ -18,7 +20,7 @@ import (
 // cgroups, CAP_DAC_READ_SEARCH.
 func ShutLeft(stateDir string, kill bool) (Left, error) {
 	fail := func(err error) (Left, error) { return Left{}, fmt.Errorf("shut the door: %w", err) }
-	p, err := findPlaces(stateDir)
+	p, err := sandbox.FindPaths(stateDir)
 	if err != nil {
 		return fail(err)
 	}
@@ -39,7 +41,7 @@ func ShutLeft(stateDir string, kill bool) (Left, error) {
 		return fail(err)
 	}
 	left := Left{Shut: true}
-	h, err := p.findHierarchy()
+	h, err := p.FindCgroupMount()
 	if err != nil {
 		return left, fmt.Errorf("find the cgroup: %w", err)
 	}
@@ -47,7 +49,7 @@ func ShutLeft(stateDir string, kill bool) (Left, error) {
 		return left, fmt.Errorf("find the cgroup: %w", err)
 	}
 	for _, path := range left.Cgroups {
-		ours := filepath.Base(path) == cgroupPrefix+p.id
+		ours := filepath.Base(path) == cgroupPrefix+p.ID
 		populated, err := killIn(path, kill && ours)
 		if err != nil {
 			return left, fmt.Errorf("kill the plugin: %w", err)
@@ -60,19 +62,19 @@ func ShutLeft(stateDir string, kill bool) (Left, error) {
 
 // killIn reports whether processes are in a cgroup, and kills them if it is to.
 func killIn(path string, kill bool) (populated bool, err error) {
-	g, err := openGroup(path)
+	g, err := sandbox.OpenCgroup(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, g.close()) }()
-	populated, err = g.populated()
+	defer func() { err = errors.Join(err, g.Close()) }()
+	populated, err = g.Populated()
 	if err != nil || !populated || !kill {
 		return populated, err
 	}
-	if err := g.kill(); err != nil {
+	if err := g.Kill(); err != nil {
 		return true, err
 	}
 	return false, nil

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -20,7 +22,7 @@ func TestShutLeft(t *testing.T) {
 	}
 	connect := func() int {
 		t.Helper()
-		p, err := r.Start(Command{Path: "/proc/self/exe", Args: []string{pluginName, "get", "tcp", "240.0.0.9:80"}})
+		p, err := r.Start(sandbox.Command{Path: "/proc/self/exe", Args: []string{pluginName, "get", "tcp", "240.0.0.9:80"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +44,7 @@ func TestShutLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := r.Start(Command{Path: sleep, Args: []string{"sleep", "60"}})
+	p, err := r.Start(sandbox.Command{Path: sleep, Args: []string{"sleep", "60"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -356,7 +358,7 @@ func testProcessLimit(t *testing.T, change func(*Config)) {
 	s := newStoppable(t, change)
 	s.limit(Limit{Name: "few", Kind: LimitProcesses, Count: 7})
 	const twenty = `n=0; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do /bin/true && n=$((n+1)); done 2>/dev/null; echo $n`
-	if got := s.ok(s.command(Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "7" {
+	if got := s.ok(s.command(sandbox.Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "7" {
 		t.Errorf("%s of 20 processes ran, 7 may", got)
 	}
 	if u := s.used(); u.Processes != 7 { // what was not let run was not started
@@ -382,12 +384,12 @@ func TestKillAtLimit(t *testing.T) {
 				LimitSyscalls: `cd /`, LimitProcesses: `/bin/true`,
 			}[kind]
 			s.limit(Limit{Name: "kill", Kind: kind, Count: 700, Period: time.Hour, Action: ActionKill})
-			got := s.command(Command{Path: "/bin/bash", Args: []string{"bash", "-c", "sleep 60 & while :; do " + what + "; done"}})
+			got := s.command(sandbox.Command{Path: "/bin/bash", Args: []string{"bash", "-c", "sleep 60 & while :; do " + what + "; done"}})
 			if got.status != 128+9 {
 				t.Errorf("ended with %d: %s", got.status, got.stderr)
 			}
 			becomes(t, "the end of the other process", func() bool {
-				populated, err := s.group.populated()
+				populated, err := s.group.Populated()
 				return !populated && err == nil
 			})
 			becomes(t, "crossing", func() bool { return len(s.crossed()) > 0 })
@@ -430,7 +432,7 @@ func TestTotal(t *testing.T) {
 	}
 	denied := 0
 	for _, d := range s.seen() {
-		if d.Cause == CauseLimit && d.Hook == HookConnect && d.Limit == "total" && d.Address.String() == "240.0.0.9:80" {
+		if d.Cause == sandbox.CauseLimit && d.Hook == sandbox.HookConnect && d.Limit == "total" && d.Address.String() == "240.0.0.9:80" {
 			denied++
 		}
 	}
@@ -524,7 +526,7 @@ func TestPingPong(t *testing.T) {
 	}
 	r.stop = nil
 	before := r.used()
-	done := r.start(&Command{Args: []string{"python3", "-c", `
+	done := r.start(&sandbox.Command{Args: []string{"python3", "-c", `
 import os, signal
 other = os.fork() or os.getppid()
 while True: os.kill(other, signal.SIGCONT)
@@ -552,9 +554,9 @@ while True: os.kill(other, signal.SIGCONT)
 }
 
 // stoppedIn counts the processes of a cgroup that a signal stopped.
-func stoppedIn(t *testing.T, group *cgroup) int {
+func stoppedIn(t *testing.T, group *sandbox.Cgroup) int {
 	t.Helper()
-	text, err := os.ReadFile(group.path + "/cgroup.procs")
+	text, err := os.ReadFile(group.Path + "/cgroup.procs")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -577,7 +579,7 @@ func TestStopOutlivesSidecar(t *testing.T) {
 	total := Limit{Name: "total", Kind: LimitConnections, Count: 5}
 	open := func() *Cage {
 		t.Helper()
-		c, err := New(Config{StateDir: state, CgroupPath: group.path, NetworkPath: path})
+		c, err := New(Config{StateDir: state, CgroupPath: group.Path, NetworkPath: path})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -728,7 +730,7 @@ while True:
 assert n == 3 << 20, n`
 			}
 			start := time.Now()
-			s.ok(s.command(Command{Args: []string{"python3", "-c", script}}))
+			s.ok(s.command(sandbox.Command{Args: []string{"python3", "-c", script}}))
 			u, elapsed := s.used(), time.Since(start)
 			if n := <-got; n != size {
 				t.Errorf("%d of %d bytes arrived", n, size)
@@ -821,7 +823,7 @@ func TestOddLimits(t *testing.T) {
 	sent := s.used().SentBytes
 	l.Name, l.Count, l.Period = "segments", 100_000, 0
 	s.limit(l)
-	s.ok(s.command(Command{Args: []string{"python3", "-c", `
+	s.ok(s.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket
 u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 u.setsockopt(17, 103, 100)  # SOL_UDP, UDP_SEGMENT

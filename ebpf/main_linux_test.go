@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/goleak"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -14,7 +16,7 @@ import (
 const pluginName = "chaperone-test-plugin"
 
 func TestMain(m *testing.M) {
-	Launch()
+	sandbox.Launch()
 	if os.Args[0] == pluginName {
 		if err := plugin(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -118,7 +118,7 @@ func (c *census) dropGone(w *wall) error {
 		return nil
 	}
 	walk := func() error { return iterate(c.programs.Programs["seek_tcp"]) }
-	err = c.network.do(walk)
+	err = c.network.Do(walk)
 	for _, one := range old {
 		var state uint32
 		lost := doomed.LookupAndDelete(one.entry.Cookie, &state)

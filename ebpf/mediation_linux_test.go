@@ -145,7 +145,7 @@ func TestGoneAreForgotten(t *testing.T) {
 	const room = 16
 	group, path := given(t)
 	plugin := settle(t, group, path, python(t), "-c", talker)
-	c := version(t, Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}, room)
+	c := version(t, Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path}, room)
 	defer func() { _ = c.Close() }()
 	proxy, err := c.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -204,7 +204,7 @@ func TestGoneAreForgotten(t *testing.T) {
 func TestFullQueue(t *testing.T) {
 	r := newRig(t, nil)
 	var small int
-	err := r.network.do(func() (err error) {
+	err := r.network.Do(func() (err error) {
 		if small, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf/ringbuf"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -94,7 +96,7 @@ func (c *Cage) Run(ctx context.Context) error {
 	)
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
 	m := &meter{
-		cage: c, folds: make(map[Denial]*fold), uses: make(map[Denial]*fold), crossers: make(map[uint32]crosser), lost: c.lostBefore,
+		cage: c, folds: make(map[sandbox.Denial]*fold), uses: make(map[sandbox.Denial]*fold), crossers: make(map[uint32]crosser), lost: c.lostBefore,
 		watched: make(chan error, 1), unread: reader.AvailableBytes,
 	}
 	var watchers sync.WaitGroup
@@ -143,8 +145,8 @@ const maxFolds = 256
 // meter is the state of one [Cage.Run], all of it in one goroutine.
 type meter struct {
 	cage  *Cage
-	folds map[Denial]*fold
-	uses  map[Denial]*fold // of allowed Unix sockets: no flood of refusals hides one
+	folds map[sandbox.Denial]*fold
+	uses  map[sandbox.Denial]*fold // of allowed Unix sockets: no flood of refusals hides one
 	lost  uint64
 
 	crossers map[uint32]crosser // by slot, since the limits were last looked at
@@ -155,7 +157,7 @@ type meter struct {
 
 // fold is a refusal that was reported, and how often it came again since.
 type fold struct {
-	last  Denial
+	last  sandbox.Denial
 	again uint64
 }
 
@@ -293,10 +295,10 @@ func (m *meter) happened(e *wallEvent) {
 		return
 	}
 	d := decode(e)
-	if d.Cause == CauseLimit {
+	if d.Cause == sandbox.CauseLimit {
 		d.Limit = m.cage.limitName(e.Limit)
 	}
-	if d.Hook == HookEscape && e.Type == stillAlive {
+	if d.Hook == sandbox.HookEscape && e.Type == stillAlive {
 		if err := endEscaped(e.Pid, e.Time); err != nil {
 			m.cage.config.Logger.Error("a process left the plugin's cgroup and lives", zap.Error(err))
 		}
@@ -305,17 +307,17 @@ func (m *meter) happened(e *wallEvent) {
 }
 
 // denied reports a refusal at once if it is new, and counts it if it is not.
-func (m *meter) denied(d Denial) {
+func (m *meter) denied(d sandbox.Denial) {
 	if m.cage.config.Denied == nil {
 		return
 	}
 	key := d
 	key.Time, key.Count, key.Exe = time.Time{}, 0, ""
-	if d.Hook != HookEscape && d.Hook != HookDescriptor { // those are about one process
+	if d.Hook != sandbox.HookEscape && d.Hook != sandbox.HookDescriptor { // those are about one process
 		key.PID, key.Comm = 0, ""
 	}
 	folds, most := m.folds, maxFolds
-	if d.Cause == CauseAllowed {
+	if d.Cause == sandbox.CauseAllowed {
 		folds, most = m.uses, 2*MaxSockets // by connect and by sendmsg
 	}
 	if f, ok := folds[key]; ok {
@@ -344,7 +346,7 @@ func (m *meter) sample() error {
 		m.again(m.folds)
 		m.again(m.uses)
 		if u.Lost > m.lost {
-			m.cage.config.Denied(Denial{Time: u.Time, Lost: u.Lost - m.lost})
+			m.cage.config.Denied(sandbox.Denial{Time: u.Time, Lost: u.Lost - m.lost})
 			m.lost = u.Lost
 		}
 	}
@@ -355,7 +357,7 @@ func (m *meter) sample() error {
 }
 
 // again reports what came again, and forgets what did not.
-func (m *meter) again(folds map[Denial]*fold) {
+func (m *meter) again(folds map[sandbox.Denial]*fold) {
 	for key, f := range folds {
 		if f.again == 0 {
 			delete(folds, key)
@@ -369,24 +371,24 @@ func (m *meter) again(folds map[Denial]*fold) {
 
 // report reports a refusal with the program that its process runs, which is read
 // only for what is reported.
-func (m *meter) report(d Denial) {
+func (m *meter) report(d sandbox.Denial) {
 	if d.Exe == "" {
-		d.Exe = exeOf(d.PID)
+		d.Exe = sandbox.Executable(d.PID)
 	}
 	m.cage.config.Denied(d)
 }
 
 // decode turns the programs' event into the exported form.
-func decode(e *wallEvent) Denial {
-	d := Denial{
-		Time: wallClock(e.Time), Hook: hookName(e.Hook), Cause: causeName(e.Why), Family: familyName(uint32(e.Family)),
+func decode(e *wallEvent) sandbox.Denial {
+	d := sandbox.Denial{
+		Time: wallClock(e.Time), Hook: hookName(e.Hook), Cause: causeName(e.Why), Family: sandbox.FamilyName(uint32(e.Family)),
 		Protocol: protocolName(e.Family, uint16(e.ProtocolLow)|uint16(e.ProtocolHigh)<<8),
 		PID:      e.Pid, UID: e.Uid, Comm: text(e.Comm[:]), Count: 1,
 	}
 	switch d.Hook {
-	case HookConnectUnix, HookSendmsgUnix:
+	case sandbox.HookConnectUnix, sandbox.HookSendmsgUnix:
 		d.Path = unixPath(e.Path[:min(int(e.PathLength), len(e.Path))])
-	case HookSocket, HookEscape:
+	case sandbox.HookSocket, sandbox.HookEscape:
 	default:
 		d.Address = userAddress(e.Address.W, e.Port)
 	}
@@ -414,10 +416,10 @@ func unixPath(name []byte) string {
 	return text(name)
 }
 
-func hookName(h uint8) Hook {
-	names := []Hook{
-		"", HookConnect, HookSendmsg, HookSocket, HookBind, HookEgress, HookIngress, HookConnectUnix, HookSendmsgUnix,
-		HookEscape,
+func hookName(h uint8) sandbox.Hook {
+	names := []sandbox.Hook{
+		"", sandbox.HookConnect, sandbox.HookSendmsg, sandbox.HookSocket, sandbox.HookBind, sandbox.HookEgress, sandbox.HookIngress, sandbox.HookConnectUnix, sandbox.HookSendmsgUnix,
+		sandbox.HookEscape,
 	}
 	if int(h) < len(names) {
 		return names[h]
@@ -425,8 +427,8 @@ func hookName(h uint8) Hook {
 	return ""
 }
 
-func causeName(why uint8) Cause {
-	names := []Cause{"", CausePolicy, CauseDoor, CauseNamespace, CauseEndpoint, CauseMemory, CauseLimit, CauseAllowed, CauseUngranted}
+func causeName(why uint8) sandbox.Cause {
+	names := []sandbox.Cause{"", sandbox.CausePolicy, sandbox.CauseDoor, sandbox.CauseNamespace, sandbox.CauseEndpoint, sandbox.CauseMemory, sandbox.CauseLimit, sandbox.CauseAllowed, sandbox.CauseUngranted}
 	if int(why) < len(names) {
 		return names[why]
 	}

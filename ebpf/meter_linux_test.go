@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +24,7 @@ import (
 func (r *rig) sniff(port uint16) (stop func() (sent, received uint64)) {
 	r.t.Helper()
 	fd := -1
-	err := r.network.do(func() error {
+	err := r.network.Do(func() error {
 		var err error
 		const all = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL<<8&0xff00
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, all)
@@ -135,7 +137,7 @@ func TestDatagramsAreExact(t *testing.T) {
 // What stays on the plugin's own loopback is nobody's business.
 func TestOwnLoopbackDoesNotCount(t *testing.T) {
 	r := newRig(t, nil)
-	r.ok(r.command(Command{Args: []string{"python3", "-c", `
+	r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket, threading
 for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET, "127.9.9.9")):
     l = socket.create_server((host, 0), family=family)
@@ -164,7 +166,7 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer read.Close()
-	p, err := r.Start(Command{Path: "/usr/bin/python3", Args: []string{"python3", "-c", `
+	p, err := r.Start(sandbox.Command{Path: "/usr/bin/python3", Args: []string{"python3", "-c", `
 import socket, os
 l = socket.create_server(("127.0.0.1", 0))
 os.write(1, b"%d\n" % l.getsockname()[1])
@@ -213,7 +215,7 @@ func (r *rig) dialogue(path string, args ...string) (ask func(line string) strin
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	p, err := r.Start(Command{Path: path, Args: args, Env: pluginEnv(), Stdin: stdin, Stdout: stdout, Stderr: os.Stderr})
+	p, err := r.Start(sandbox.Command{Path: path, Args: args, Env: pluginEnv(), Stdin: stdin, Stdout: stdout, Stderr: os.Stderr})
 	_, _ = stdin.Close(), stdout.Close()
 	if err != nil {
 		r.t.Fatal(err)
@@ -330,7 +332,7 @@ func TestDoor(t *testing.T) {
 	}
 	doors := 0
 	for _, d := range r.seen() {
-		if d.Cause == CauseDoor {
+		if d.Cause == sandbox.CauseDoor {
 			doors++
 		}
 	}
@@ -358,7 +360,7 @@ func TestDoorStaysShut(t *testing.T) {
 	if err := c.Attach(Endpoints{Proxy4: tcpPort(l)}); err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.Start(Command{Path: "/proc/self/exe", Args: []string{pluginName, "get", "tcp", "240.0.0.9:80"}})
+	p, err := c.Start(sandbox.Command{Path: "/proc/self/exe", Args: []string{pluginName, "get", "tcp", "240.0.0.9:80"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +385,7 @@ func TestMissingEndpoints(t *testing.T) {
 	}
 	endpoints := 0
 	for _, d := range r.seen() {
-		if d.Cause == CauseEndpoint {
+		if d.Cause == sandbox.CauseEndpoint {
 			endpoints++
 		}
 	}
@@ -426,7 +428,7 @@ func TestIdentityLifetime(t *testing.T) {
 	r.ok(r.run("close", "240.0.0.9:80"))
 	const finWait1 = " 04 " // include/net/tcp_states.h, as /proc/net/tcp shows it
 	for sockets := finWait1; strings.Contains(sockets, finWait1); {
-		err := r.network.do(func() error {
+		err := r.network.Do(func() error {
 			text, err := os.ReadFile("/proc/thread-self/net/tcp")
 			sockets = string(text)
 			return err
@@ -468,7 +470,7 @@ func TestIdentityLifetime(t *testing.T) {
 		t.Errorf("%d entries after a refused connect", n)
 	}
 	// Reset by the plugin, with the connection in the queue.
-	r.ok(r.command(Command{Args: []string{"python3", "-c", `
+	r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket, struct
 s = socket.socket(socket.AF_INET6); s.connect(("2001:db8::9", 80))
 s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); s.close()
@@ -482,7 +484,7 @@ s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); s.cl
 func TestFlood(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 20_000
-	r.ok(r.command(Command{Args: []string{"python3", "-c", fmt.Sprintf(`
+	r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", fmt.Sprintf(`
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for i in range(%d):
@@ -514,9 +516,9 @@ for i in range(%d):
 // Different refusals are bounded, too.
 func TestFoldIsBounded(t *testing.T) {
 	var told int
-	m := &meter{cage: &Cage{config: Config{Denied: func(Denial) { told++ }}}, folds: make(map[Denial]*fold)}
+	m := &meter{cage: &Cage{config: Config{Denied: func(sandbox.Denial) { told++ }}}, folds: make(map[sandbox.Denial]*fold)}
 	for i := range 10 * maxFolds {
-		m.denied(Denial{Hook: HookSendmsg, Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 1}), uint16(i)), Count: 1})
+		m.denied(sandbox.Denial{Hook: sandbox.HookSendmsg, Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 1}), uint16(i)), Count: 1})
 	}
 	if told != maxFolds || m.cage.unheard.Load() != 9*maxFolds {
 		t.Errorf("told of %d, %d unheard", told, m.cage.unheard.Load())

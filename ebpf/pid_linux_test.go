@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -43,7 +45,7 @@ func TestInPIDNamespace(t *testing.T) {
 
 // nested is a process of a PID namespace below the sidecar's, and its id in the
 // sidecar's.
-func nested(t *testing.T, group *cgroup, path string) (resident, uint32) {
+func nested(t *testing.T, group *sandbox.Cgroup, path string) (resident, uint32) {
 	t.Helper()
 	r := settle(t, group, path, "unshare", "--pid", "--fork", "--kill-child", python(t), "-c", talker)
 	var child int
@@ -66,7 +68,7 @@ func nested(t *testing.T, group *cgroup, path string) (resident, uint32) {
 func TestNestedPID(t *testing.T) {
 	testenv.Require(t, testenv.Program("unshare"))
 	group, path := given(t)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	plugin, pid := nested(t, group, path)
 	defer plugin.end()
 	peers := r.answer(r.proxy4)
@@ -81,17 +83,17 @@ func TestNestedPID(t *testing.T) {
 		t.Errorf("a datagram: %s", got)
 	}
 	weaken(t, r) // the escape is ended by its id
-	outside := below(t, filepath.Dir(group.path), "chaperone-test-outside-"+strconv.Itoa(os.Getpid()))
-	if err := outside.write("cgroup.procs", strconv.Itoa(int(pid))); err != nil {
+	outside := below(t, filepath.Dir(group.Path), "chaperone-test-outside-"+strconv.Itoa(os.Getpid()))
+	if err := outside.Set("cgroup.procs", strconv.Itoa(int(pid))); err != nil {
 		t.Fatal(err)
 	}
 	plugin.wait() // for the end of unshare, which follows
-	if err := outside.awaitEmpty(5 * time.Second); err != nil {
+	if err := outside.AwaitEmpty(5 * time.Second); err != nil {
 		t.Errorf("moved out, it lives: %v", err)
 	}
 	seen := r.seen()
-	for _, hook := range []Hook{HookSendmsg, HookEscape} {
-		if !slices.ContainsFunc(seen, func(d Denial) bool { return d.Hook == hook && d.PID == pid }) {
+	for _, hook := range []sandbox.Hook{sandbox.HookSendmsg, sandbox.HookEscape} {
+		if !slices.ContainsFunc(seen, func(d sandbox.Denial) bool { return d.Hook == hook && d.PID == pid }) {
 			t.Errorf("%s was not reported with id %d: %+v", hook, pid, seen)
 		}
 	}
@@ -101,7 +103,7 @@ func TestNestedPID(t *testing.T) {
 func TestThreadOfRefusedCall(t *testing.T) {
 	testenv.Require(t, testenv.Program("python3"))
 	r := newRig(t, nil)
-	pid := r.ok(r.command(Command{Args: []string{"python3", "-c", `
+	pid := r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import os, socket, threading
 def refused():
     try: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -120,7 +122,7 @@ thread.join()`}}))
 func TestInvisiblePID(t *testing.T) {
 	testenv.Require(t, testenv.Program("unshare"))
 	group, path := given(t)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	// The programs of a sidecar in another namespace than the processes'.
 	plugin, _ := nested(t, group, path)
 	defer plugin.end()
@@ -152,7 +154,9 @@ func TestInvisiblePID(t *testing.T) {
 		t.Errorf("a datagram: %s", got)
 	}
 	seen := r.seen()
-	if !slices.ContainsFunc(seen, func(d Denial) bool { return d.Hook == HookSendmsg && d.PID == 0 && d.Exe == "" && d.Comm != "" }) {
+	if !slices.ContainsFunc(seen, func(d sandbox.Denial) bool {
+		return d.Hook == sandbox.HookSendmsg && d.PID == 0 && d.Exe == "" && d.Comm != ""
+	}) {
 		t.Errorf("reported %+v", seen)
 	}
 	if err := endEscaped(0, bootTime()); err == nil {
@@ -213,7 +217,7 @@ func TestInvisibleProcesses(t *testing.T) {
 	sleeper, _ := guest(t, group, "sleep", "60")
 	command := exec.CommandContext(t.Context(), "unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
 		testenv.MustGet(os.Executable())(t), "-test.run", "^TestInvisibleProcesses$")
-	command.Env = append(os.Environ(), cgroupName+"="+group.path)
+	command.Env = append(os.Environ(), cgroupName+"="+group.Path)
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

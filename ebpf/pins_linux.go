@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -19,20 +21,20 @@ const (
 
 // bpfRoot is the directory on a BPF file system below which cages pin: the
 // system's if it is mounted, else one of our own.
-func bpfRoot(p places) (string, error) {
+func bpfRoot(p sandbox.Paths) (string, error) {
 	if isBPF(systemBPF) {
 		path := filepath.Join(systemBPF, "chaperone")
-		return path, ensurePrivate(path)
+		return path, sandbox.EnsurePrivate(path)
 	}
 	// Two sidecars that mount at once would hide the pins of one below the mount
 	// of the other.
-	mounting, err := p.take("mount.lock", true)
+	mounting, err := p.Take("mount.lock", true)
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = mounting.release() }()
-	path := filepath.Join(p.dir, "bpf")
-	if err := ensurePrivate(path); err != nil {
+	defer func() { _ = mounting.Release() }()
+	path := filepath.Join(p.Dir, "bpf")
+	if err := sandbox.EnsurePrivate(path); err != nil {
 		return "", err
 	}
 	if !isBPF(path) {
@@ -40,24 +42,24 @@ func bpfRoot(p places) (string, error) {
 			return "", fmt.Errorf("mount BPF file system at %s: %w (mount one at %s instead, or grant CAP_SYS_ADMIN)", path, err, systemBPF)
 		}
 	}
-	return path, ensurePrivate(path)
+	return path, sandbox.EnsurePrivate(path)
 }
 
 // isBPF asks the mount table as well: statfs of a place inside a BPF file
 // system would do, of a directory that hides one would not.
 func isBPF(path string) bool {
 	var stat unix.Statfs_t
-	return unix.Statfs(path, &stat) == nil && stat.Type == bpfMagic && mounted(path, "bpf")
+	return unix.Statfs(path, &stat) == nil && stat.Type == bpfMagic && sandbox.Mounted(path, "bpf")
 }
 
 // pinDir makes the directory in which one cage pins its links and maps.
-func pinDir(p places) (string, error) {
+func pinDir(p sandbox.Paths) (string, error) {
 	root, err := bpfRoot(p)
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(root, p.id)
-	return path, ensurePrivate(path)
+	path := filepath.Join(root, p.ID)
+	return path, sandbox.EnsurePrivate(path)
 }
 
 // renewal ends the name of a pin that is about to take the place of another.

@@ -16,6 +16,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -171,11 +173,11 @@ func status([]string) error {
 	fmt.Printf("Shelter:\t%s", adjustment)
 	session, _ := unix.Getsid(0)
 	fmt.Printf("Core:\t%d %d\nSession:\t%v\n", core.Cur, core.Max, session == os.Getpid())
-	cgroup, err := os.ReadFile("/proc/self/cgroup")
+	Cgroup, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s", cgroup)
+	fmt.Printf("%s", Cgroup)
 	links, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return err
@@ -807,11 +809,11 @@ func leaveDaemon(args []string) error {
 
 // tryFence tries to make a fence, and says how the error names itself.
 func tryFence([]string) error {
-	f, err := NewFence(FenceConfig{Proxy: []string{"127.0.0.1:0"}})
+	f, err := sandbox.NewFence(sandbox.FenceConfig{Proxy: []string{"127.0.0.1:0"}})
 	if err == nil {
 		return f.Close()
 	}
-	fmt.Println(errors.Is(err, ErrNoFence), err)
+	fmt.Println(errors.Is(err, sandbox.ErrNoFence), err)
 	return nil
 }
 

@@ -6,14 +6,16 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 )
 
 // prober collects findings.
 type prober struct {
-	at       places
-	group    *cgroup
+	at       sandbox.Paths
+	group    *sandbox.Cgroup
 	pins     string
 	findings []Finding
 }
@@ -31,7 +33,7 @@ func Probe() []Finding {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	p := &prober{}
-	if p.at, err = findPlaces(filepath.Join(dir, "programs")); err != nil {
+	if p.at, err = sandbox.FindPaths(filepath.Join(dir, "programs")); err != nil {
 		return []Finding{{Name: "runtime directory", Err: err, Required: true, Lost: "the probe itself", Remedy: "run as root, or make /run or the temporary directory writable"}}
 	}
 	_, err = pidNamespace()
@@ -60,12 +62,12 @@ func (p *prober) found(f Finding, err error) {
 
 // anchors checks what the programs hang on.
 func (p *prober) anchors() {
-	h, err := p.at.findHierarchy()
+	h, err := p.at.FindCgroupMount()
 	if err == nil {
-		p.group, err = makeGroup(h, cgroupPrefix+p.at.id)
+		p.group, err = sandbox.MakeCgroup(h, cgroupPrefix+p.at.ID)
 	}
 	if err == nil {
-		_, err = os.Stat(filepath.Join(p.group.path, "cgroup.kill"))
+		_, err = os.Stat(filepath.Join(p.group.Path, "cgroup.kill"))
 	}
 	p.found(Finding{
 		Name: "cgroup v2", Required: true, Lost: "confinement and metering",
@@ -137,7 +139,7 @@ func (p *prober) one(spec *ebpf.CollectionSpec, name string) {
 		case program.Type() == ebpf.Tracing:
 			l, err = link.AttachTracing(link.TracingOptions{Program: program})
 		default:
-			l, err = link.AttachCgroup(link.CgroupOptions{Path: p.group.path, Attach: attachType(name), Program: program})
+			l, err = link.AttachCgroup(link.CgroupOptions{Path: p.group.Path, Attach: attachType(name), Program: program})
 		}
 		if err == nil {
 			err = l.Close()
@@ -158,16 +160,16 @@ func (p *prober) clean() {
 	if p.pins != "" {
 		errs = append(errs, unpin(p.pins))
 	}
-	errs = append(errs, p.group.remove(), p.group.close())
+	errs = append(errs, p.group.Remove(), p.group.Close())
 	if err := errors.Join(errs...); err != nil {
-		p.found(Finding{Name: "clean-up", Lost: "nothing", Remedy: "remove " + p.group.path}, err)
+		p.found(Finding{Name: "clean-up", Lost: "nothing", Remedy: "remove " + p.group.Path}, err)
 	}
 }
 
 func (p *prober) namespace() {
-	n, err := newNetwork(nil)
+	n, err := sandbox.NewNetwork(nil)
 	if err == nil {
-		err = n.close()
+		err = n.Close()
 	}
 	p.found(Finding{
 		Name: "network namespace", Required: true, Lost: "a network of the plugin's own, without which the programs are its only wall",
@@ -177,7 +179,7 @@ func (p *prober) namespace() {
 
 func (p *prober) scope() {
 	var err error
-	if !scoped() {
+	if !sandbox.SupportsScope() {
 		err = errors.New("the kernel has no Landlock, or its first version")
 	}
 	p.found(Finding{
@@ -188,7 +190,7 @@ func (p *prober) scope() {
 
 // fence finds out whether an ordinary user's plugin could have a [Fence].
 func (p *prober) fence(dir string) {
-	f, err := NewFence(FenceConfig{Plugin: "self-test", StateDir: dir})
+	f, err := sandbox.NewFence(sandbox.FenceConfig{Plugin: "self-test", StateDir: dir})
 	if err == nil {
 		err = f.Close()
 	}
@@ -239,7 +241,7 @@ func (p *prober) selfTest(dir string) {
 	p.found(Finding{
 		Name: "holders of foreign sockets ended", Required: true, Lost: "an end to processes that were handed a socket from outside", Remedy: report,
 	}, s.holder())
-	if err := filesSupported(); err == nil {
+	if err := sandbox.FilesSupported(); err == nil {
 		p.found(filesFinding(report), s.files())
 	} else {
 		p.found(filesFinding("use Linux 6.2 or later with landlock among the active security modules (boot parameter lsm=)"), err)

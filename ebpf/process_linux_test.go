@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -61,7 +63,7 @@ func TestExitStatus(t *testing.T) {
 		{[]string{dir}, 126},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
-			if got := r.command(Command{Args: test.args}); got.status != test.want {
+			if got := r.command(sandbox.Command{Args: test.args}); got.status != test.want {
 				t.Errorf("status %d (%s), want %d", got.status, got.stderr, test.want)
 			}
 		})
@@ -85,7 +87,7 @@ func TestStartRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	for name, command := range map[string]Command{
+	for name, command := range map[string]sandbox.Command{
 		"no program":         {},
 		"NUL in argument":    {Args: []string{"true", "a\x00b"}},
 		"NUL in environment": {Args: []string{"true"}, Env: []string{"A=\x00"}},
@@ -101,7 +103,7 @@ func TestStartRefuses(t *testing.T) {
 			}
 		})
 	}
-	if populated, err := r.group.populated(); populated || err != nil {
+	if populated, err := r.group.Populated(); populated || err != nil {
 		t.Errorf("something was left behind: %v", err)
 	}
 }
@@ -118,17 +120,17 @@ func TestStartOrder(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if _, err := c.Start(Command{Args: []string{"true"}}); !errors.Is(err, ErrNotAttached) {
+	if _, err := c.Start(sandbox.Command{Args: []string{"true"}}); !errors.Is(err, ErrNotAttached) {
 		t.Errorf("started without walls: %v", err)
 	}
 	if err := c.Attach(Endpoints{}); err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.Start(Command{Args: []string{"sleep", "1000"}})
+	p, err := c.Start(sandbox.Command{Args: []string{"sleep", "1000"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Start(Command{Args: []string{"true"}}); err == nil {
+	if _, err := c.Start(sandbox.Command{Args: []string{"true"}}); err == nil {
 		t.Error("started two")
 	}
 	if err := c.Kill(); err != nil {
@@ -138,7 +140,7 @@ func TestStartOrder(t *testing.T) {
 		t.Errorf("status %d, %v", status, err)
 	}
 	// After a kill another program can run.
-	if p, err = c.Start(Command{Args: []string{"sh", "-c", "exit 4"}}); err != nil {
+	if p, err = c.Start(sandbox.Command{Args: []string{"sh", "-c", "exit 4"}}); err != nil {
 		t.Fatal(err)
 	}
 	if status, err := p.Wait(); status != 4 || err != nil {
@@ -185,7 +187,7 @@ func TestPrivileges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, change)
 			out := r.ok(r.run("status"))
-			uid, gid := strconv.Itoa(r.account.uid), strconv.Itoa(r.account.gid)
+			uid, gid := strconv.Itoa(r.account.UID), strconv.Itoa(r.account.GID)
 			for _, want := range []string{
 				"Uid:\t" + strings.Join([]string{uid, uid, uid, uid}, "\t"),
 				"Gid:\t" + strings.Join([]string{gid, gid, gid, gid}, "\t"),
@@ -193,7 +195,7 @@ func TestPrivileges(t *testing.T) {
 				"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000",
 				"CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000",
 				"NoNewPrivs:\t1", "Seccomp:\t2", "Core:\t1 1", "Shelter:\t0", "Session:\ttrue",
-				"0::" + strings.TrimPrefix(r.group.path, "/sys/fs/cgroup/unified"),
+				"0::" + strings.TrimPrefix(r.group.Path, "/sys/fs/cgroup/unified"),
 				"Interface:\tlo up|loopback|running",
 			} {
 				if !strings.Contains(out, want) {
@@ -208,7 +210,7 @@ func TestPrivileges(t *testing.T) {
 					t.Errorf("plugin has %s", line)
 				}
 			}
-			if info := r.Info(); info.SameUser != (name == "root") || info.UID != r.account.uid {
+			if info := r.Info(); info.SameUser != (name == "root") || info.UID != r.account.UID {
 				t.Errorf("info is %+v", info)
 			}
 		})
@@ -217,8 +219,8 @@ func TestPrivileges(t *testing.T) {
 
 // Other processes of the plugin's user are out of its reach, whoever that is.
 func TestScope(t *testing.T) {
-	if landlockVersion() < 6 {
-		t.Skipf("Landlock is at version %d", landlockVersion())
+	if sandbox.LandlockVersion() < 6 {
+		t.Skipf("Landlock is at version %d", sandbox.LandlockVersion())
 	}
 	for name, change := range map[string]func(*Config){
 		"12345": func(c *Config) { c.User = "12345" },
@@ -227,13 +229,13 @@ func TestScope(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, change)
 			other := exec.Command("/bin/sleep", "1000")
-			other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(r.account.uid), Gid: uint32(r.account.gid)}}
+			other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(r.account.UID), Gid: uint32(r.account.GID)}}
 			if err := other.Start(); err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _, _ = other.Process.Kill(), other.Wait() }()
 			dir := publicDir(t)
-			if err := os.Chown(dir, r.account.uid, r.account.gid); err != nil {
+			if err := os.Chown(dir, r.account.UID, r.account.GID); err != nil {
 				t.Fatal(err)
 			}
 			ask, end := r.dialogue("/proc/self/exe", pluginName, "tries")
@@ -266,8 +268,8 @@ func TestUserIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	if c.account.uid != 4242 || c.account.gid != 4243 {
-		t.Errorf("under sudo the user is %d:%d", c.account.uid, c.account.gid)
+	if c.account.UID != 4242 || c.account.GID != 4243 {
+		t.Errorf("under sudo the user is %d:%d", c.account.UID, c.account.GID)
 	}
 }
 
@@ -309,7 +311,7 @@ if pid == 0: os.write(1, b"ready\n")
 while True: time.sleep(0.01)
 `}
 			}
-			p, err := r.Start(Command{Args: shell, Env: pluginEnv(), Stdout: write})
+			p, err := r.Start(sandbox.Command{Args: shell, Env: pluginEnv(), Stdout: write})
 			_ = write.Close()
 			if err != nil {
 				t.Fatal(err)
@@ -337,7 +339,7 @@ while True: time.sleep(0.01)
 // What CMD leaves in the background ends with it.
 func TestNothingOutlives(t *testing.T) {
 	r := newRig(t, nil)
-	out := r.ok(r.command(Command{Args: []string{
+	out := r.ok(r.command(sandbox.Command{Args: []string{
 		"sh", "-c", "(setsid sleep 1000 >/dev/null 2>&1 & echo $!) ; (trap '' TERM HUP; setsid setsid sleep 1000 >/dev/null 2>&1 & echo $!)",
 	}}))
 	for field := range strings.FieldsSeq(out) {
@@ -350,7 +352,7 @@ func TestNothingOutlives(t *testing.T) {
 			t.Errorf("process %d lives", pid)
 		}
 	}
-	if populated, err := r.group.populated(); populated || err != nil {
+	if populated, err := r.group.Populated(); populated || err != nil {
 		t.Errorf("populated %v, %v", populated, err)
 	}
 }
@@ -364,10 +366,10 @@ func TestStdin(t *testing.T) {
 	fmt.Fprint(write, "to be passed on")
 	_ = write.Close()
 	defer read.Close()
-	if got := r.ok(r.command(Command{Args: []string{"cat"}, Stdin: read})); got != "to be passed on" {
+	if got := r.ok(r.command(sandbox.Command{Args: []string{"cat"}, Stdin: read})); got != "to be passed on" {
 		t.Errorf("got %q", got)
 	}
-	if got := r.ok(r.command(Command{Args: []string{"cat"}})); got != "" {
+	if got := r.ok(r.command(sandbox.Command{Args: []string{"cat"}})); got != "" {
 		t.Errorf("without stdin got %q", got)
 	}
 }
@@ -375,7 +377,7 @@ func TestStdin(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	t.Setenv("OF_THE_SIDECAR", "secret")
 	r := newRig(t, nil)
-	got := r.ok(r.command(Command{Path: "/usr/bin/env", Env: []string{"A=b", "C=\xff\xfe"}}))
+	got := r.ok(r.command(sandbox.Command{Path: "/usr/bin/env", Env: []string{"A=b", "C=\xff\xfe"}}))
 	if got != "A=b\nC=\xff\xfe" {
 		t.Errorf("got %q", got)
 	}
@@ -413,7 +415,7 @@ func assemble(t *testing.T, code []byte) string {
 
 // System calls under another architecture's numbers pass no filter rule.
 func TestForeignArchitecture(t *testing.T) {
-	if nativeArch != unix.AUDIT_ARCH_X86_64 {
+	if sandbox.NativeArch != unix.AUDIT_ARCH_X86_64 {
 		t.Skip("there is only one on this machine")
 	}
 	r := newRig(t, nil)
@@ -432,7 +434,7 @@ func TestForeignArchitecture(t *testing.T) {
 		0x0f, 0x05,
 	})
 	for _, path := range []string{i386, x32} {
-		if got := r.command(Command{Args: []string{path}}); got.status != 137 {
+		if got := r.command(sandbox.Command{Args: []string{path}}); got.status != 137 {
 			t.Errorf("ended with %d, want 137", got.status)
 		}
 	}
@@ -449,7 +451,7 @@ func TestForeignArchitecture(t *testing.T) {
 
 // The count of system calls is exact, class by class.
 func TestSyscallsAreExact(t *testing.T) {
-	if nativeArch != unix.AUDIT_ARCH_X86_64 {
+	if sandbox.NativeArch != unix.AUDIT_ARCH_X86_64 {
 		t.Skip("the test program is for x86-64")
 	}
 	const n = 200_000
@@ -475,7 +477,7 @@ func TestSyscallsAreExact(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer read.Close()
-	p, err := r.Start(Command{Args: []string{program}, Stdin: read})
+	p, err := r.Start(sandbox.Command{Args: []string{program}, Stdin: read})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -516,7 +518,7 @@ func TestSyscallsAreExact(t *testing.T) {
 
 func TestFreeze(t *testing.T) {
 	r := newRig(t, nil)
-	p, err := r.Start(Command{Args: []string{"sleep", "1000"}})
+	p, err := r.Start(sandbox.Command{Args: []string{"sleep", "1000"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -525,7 +527,7 @@ func TestFreeze(t *testing.T) {
 	}
 	deadline := time.Now().Add(10 * time.Second)
 	for frozen := false; !frozen; {
-		if frozen, err = r.group.isFrozen(); err != nil || time.Now().After(deadline) {
+		if frozen, err = r.group.Frozen(); err != nil || time.Now().After(deadline) {
 			t.Fatalf("not frozen: %v", err)
 		}
 	}

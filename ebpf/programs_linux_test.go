@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -74,12 +76,12 @@ func TestPrograms(t *testing.T) {
 		"shell":   {"bash", "-c", `exec 3<>/dev/tcp/api.weather.example/80; printf 'GET / HTTP/1.1\r\nHost: api.weather.example\r\n\r\n' >&3; tail -n1 <&3`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := r.ok(r.command(Command{Args: args})); got != want {
+			if got := r.ok(r.command(sandbox.Command{Args: args})); got != want {
 				t.Errorf("got %q, want %q", got, want)
 			}
 		})
 	}
-	got := r.command(Command{Args: []string{"curl", "-sS", "-m", "10", "http://not-granted.example/"}})
+	got := r.command(sandbox.Command{Args: []string{"curl", "-sS", "-m", "10", "http://not-granted.example/"}})
 	if got.status != 6 { // curl: could not resolve host
 		t.Errorf("a name that is not granted: %d %s", got.status, got.stderr)
 	}

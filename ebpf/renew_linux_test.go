@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 )
 
@@ -40,14 +42,14 @@ func version(t *testing.T, config Config, connections uint32) *Cage {
 func loadWallsOf(c *Cage, reshape func(*ebpf.CollectionSpec)) (*wall, error) {
 	w := newWall()
 	w.reshape = reshape
-	return w, w.load(c.pins, c.group, c.group.own, c.config.CountSyscalls)
+	return w, w.load(c.pins, c.group, c.group.Own, c.config.CountSyscalls)
 }
 
 // counting is a listener on the loopback of a namespace, and how many reached it.
-func counting(t *testing.T, n *network) (string, *atomic.Uint64) {
+func counting(t *testing.T, n *sandbox.Network) (string, *atomic.Uint64) {
 	t.Helper()
 	var l net.Listener
-	if err := n.do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
+	if err := n.Do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
@@ -70,13 +72,13 @@ func counting(t *testing.T, n *network) (string, *atomic.Uint64) {
 // sidecar, and no connection is lost from the count.
 func TestUpgrade(t *testing.T) {
 	group, path := given(t)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	stranger, reached := counting(t, n)
-	config := Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}
+	config := Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path}
 	defer func() {
 		if err := Detach(config.StateDir, true); err != nil {
 			t.Error(err)
@@ -125,13 +127,13 @@ func TestUpgrade(t *testing.T) {
 		down = serve([]uint32{4096, 16384}[i%2], i%3 == 2)
 		time.Sleep(50 * time.Millisecond)
 	}
-	if err := group.freeze(true); err != nil {
+	if err := group.Freeze(true); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(50 * time.Millisecond)
 	down()
 	_ = plugin.Process.Kill()
-	if err := group.freeze(false); err != nil {
+	if err := group.Freeze(false); err != nil {
 		t.Fatal(err)
 	}
 	_ = plugin.Wait()
@@ -169,7 +171,7 @@ func TestUpgrade(t *testing.T) {
 // pinsOf is where the cage of a state directory pins.
 func pinsOf(t *testing.T, state string) string {
 	t.Helper()
-	p, err := findPlaces(state)
+	p, err := sandbox.FindPaths(state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +185,7 @@ func pinsOf(t *testing.T, state string) string {
 // What counters of an older shape held is carried over, once.
 func TestCountersOfAnotherShape(t *testing.T) {
 	group, path := given(t)
-	config := Config{StateDir: t.TempDir(), CgroupPath: group.path, NetworkPath: path}
+	config := Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path}
 	dir := pinsOf(t, config.StateDir)
 	old, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 24, MaxEntries: 1})
 	if err != nil {
@@ -213,7 +215,7 @@ func TestCountersOfAnotherShape(t *testing.T) {
 			t.Errorf("usage %+v, %v", u, err)
 		}
 		// As if killed: what is pinned stays.
-		if err := errors.Join(c.wall.close(), c.group.close(), c.network.close(), c.lock.file.Close(), c.lock.state.Close()); err != nil {
+		if err := errors.Join(c.wall.close(), c.group.Close(), c.network.Close(), c.lock.File.Close(), c.lock.State.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +28,7 @@ type subject struct {
 	cage     *Cage
 	listener net.Listener
 	strange  net.Conn // the far end of a socket that it holds and did not make
-	process  *Process
+	process  *sandbox.Process
 	asks     *os.File
 	answers  *os.File
 	lines    *bufio.Scanner
@@ -70,7 +72,7 @@ func (s *subject) serve() error {
 		if err != nil {
 			return fmt.Errorf("self-test: %w", err)
 		}
-		if peer, ok := s.cage.Identify(conn); ok && peer.Original == selfTestTCP() {
+		if peer, ok := s.cage.Identify(conn); ok && peer.Original == sandbox.SelfTestDestination() {
 			s.peer.Store(&peer)
 			_, _ = conn.Write([]byte{1}) // a limit may have it dropped
 		}
@@ -82,7 +84,7 @@ func (s *subject) serve() error {
 
 // start starts the process, with a socket that was made outside in place of its
 // standard error.
-func (s *subject) start(files *Files) error {
+func (s *subject) start(files *sandbox.Files) error {
 	foreign, err := s.estrange()
 	if err != nil {
 		return err
@@ -91,7 +93,7 @@ func (s *subject) start(files *Files) error {
 }
 
 // startWith starts the process with a socket in place of its standard error.
-func (s *subject) startWith(files *Files, foreign *os.File) error {
+func (s *subject) startWith(files *sandbox.Files, foreign *os.File) error {
 	defer func() { _ = foreign.Close() }()
 	stdin, asks, err := os.Pipe()
 	if err != nil {
@@ -104,7 +106,7 @@ func (s *subject) startWith(files *Files, foreign *os.File) error {
 	}
 	defer func() { _ = stdout.Close() }()
 	s.asks, s.answers, s.lines = asks, answers, bufio.NewScanner(answers)
-	s.process, err = s.cage.start(Command{Path: "self-test", Files: files, Stdin: stdin, Stdout: stdout, Stderr: foreign}, selfTestSeconds)
+	s.process, err = s.cage.start(sandbox.Command{Path: "self-test", Files: files, Stdin: stdin, Stdout: stdout, Stderr: foreign}, selfTestSeconds)
 	return err
 }
 
@@ -294,7 +296,7 @@ func (s *subject) escape() error {
 	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // ends below
 	run := make(chan error, 1)
 	go func() { run <- s.cage.Run(ctx) }()
-	err := os.WriteFile(filepath.Join(filepath.Dir(s.cage.group.path), "cgroup.procs"), []byte(strconv.Itoa(s.process.PID())), 0)
+	err := os.WriteFile(filepath.Join(filepath.Dir(s.cage.group.Path), "cgroup.procs"), []byte(strconv.Itoa(s.process.PID())), 0)
 	if err == nil {
 		s.lines.Scan() // until its end
 	}
@@ -311,7 +313,7 @@ func (s *subject) escape() error {
 
 // files starts the process anew with no file granted.
 func (s *subject) files() error {
-	if err := s.start(&Files{}); err != nil {
+	if err := s.start(&sandbox.Files{}); err != nil {
 		return err
 	}
 	err := errors.Join(s.want("list /", "EACCES"), s.want("list /usr", "ok"))

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -78,9 +80,9 @@ func (c *Cage) mayAllow(paths []string) error {
 		return fmt.Errorf("%d names, at most %d are possible", len(paths), MaxSockets)
 	case c.wall.unix == nil:
 		return errors.New("the kernel has no hooks for Unix sockets (Linux 6.7), so that none can be told from another")
-	case !c.group.own:
+	case !c.group.Own:
 		return errors.New("the plugin was not started by Chaperone, and may see other files under the same names")
-	case c.account.same:
+	case c.account.Same:
 		return errors.New("the plugin runs as root or as the sidecar's user, and could turn any name elsewhere")
 	}
 	return nil
@@ -133,7 +135,7 @@ func (c *Cage) lookAtSockets() {
 		case doubt != nil && before[path] == nil:
 			c.config.Logger.Warn("a Unix socket of the plugin's is refused from now on", zap.Error(doubt))
 			select {
-			case c.heard <- Denial{Time: time.Now(), Hook: HookConnectUnix, Cause: CauseUntrusted, Family: "unix", Path: path, Count: 1}:
+			case c.heard <- sandbox.Denial{Time: time.Now(), Hook: sandbox.HookConnectUnix, Cause: sandbox.CauseUntrusted, Family: "unix", Path: path, Count: 1}:
 			default:
 				c.unheard.Add(1)
 			}
@@ -214,7 +216,7 @@ func (c *Cage) trust(path string, private []string) error {
 			return err
 		}
 	}
-	if secret, ok := touches(path, private); ok {
+	if secret, ok := sandbox.Overlaps(path, private); ok {
 		return fmt.Errorf("%s is the sidecar's own", secret)
 	}
 	return trustSocket(path, private)
@@ -256,7 +258,7 @@ func (c *Cage) steady(dir string) error {
 		return fmt.Errorf("%s is a link; name what it leads to: %s", dir, target(dir))
 	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s is not a directory", dir)
-	case uid != 0 && uid != os.Geteuid() || uid == c.account.uid:
+	case uid != 0 && uid != os.Geteuid() || uid == c.account.UID:
 		return fmt.Errorf("%s belongs to uid %d, which could put another socket in its place", dir, uid)
 	case stat.Mode&0o022 != 0:
 		return fmt.Errorf("%s can be changed by others than its owner (mode %04o)", dir, stat.Mode&0o7777)

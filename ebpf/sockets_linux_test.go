@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
@@ -31,16 +33,16 @@ func steadyDir(t *testing.T) string {
 }
 
 // serveUnix answers on a Unix socket that everybody may connect to.
-func serveUnix(t *testing.T, network, path string) {
+func serveUnix(t *testing.T, Network, path string) {
 	t.Helper()
-	if network == "unixgram" {
-		conn, err := net.ListenPacket(network, path)
+	if Network == "unixgram" {
+		conn, err := net.ListenPacket(Network, path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
 	} else {
-		listener, err := net.Listen(network, path)
+		listener, err := net.Listen(Network, path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +74,7 @@ func TestAllowedSockets(t *testing.T) {
 	if err := os.Symlink(stream, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	ask, end := converse(t, func(c Command) (waiter, error) {
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) {
 		c.Dir = dir
 		return r.Start(c)
 	})
@@ -131,10 +133,10 @@ func TestAllowedSockets(t *testing.T) {
 	end()
 	allowed := 0
 	for _, d := range r.seen() {
-		if d.Cause == CauseAllowed && d.Path != stream && d.Path != log {
+		if d.Cause == sandbox.CauseAllowed && d.Path != stream && d.Path != log {
 			t.Errorf("allowed %+v", d)
 		}
-		if d.Cause == CauseAllowed && d.PID != 0 && d.UID == uint32(r.account.uid) {
+		if d.Cause == sandbox.CauseAllowed && d.PID != 0 && d.UID == uint32(r.account.UID) {
 			allowed++
 		}
 	}
@@ -160,7 +162,7 @@ func TestSocketLeaseEnds(t *testing.T) {
 	if err := r.wall.unix.Maps["sockets"].Put(key, uint64(now.Nano())); err != nil {
 		t.Fatal(err)
 	}
-	ask, end := converse(t, func(c Command) (waiter, error) { return r.Start(c) })
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) { return r.Start(c) })
 	if got := ask("unix " + path); got != "EPERM" {
 		t.Errorf("after its time: %s", got)
 	}
@@ -208,7 +210,7 @@ func TestUntrustedSockets(t *testing.T) {
 		made("group", 0o775, 0):              "can be changed",
 		made("others", 0o757, 0):             "can be changed",
 		made("sticky", 0o1777, 0):            "can be changed",
-		made("plugin", 0o755, r.account.uid): "belongs to uid",
+		made("plugin", 0o755, r.account.UID): "belongs to uid",
 		made("service", 0o755, 12345):        "belongs to uid",
 		private:                              "the sidecar's own",
 		dir + "/hard":                        "the sidecar's own",
@@ -244,7 +246,7 @@ func TestSocketIsWatched(t *testing.T) {
 	if err := r.AllowSockets([]string{path}); err != nil {
 		t.Fatal(err)
 	}
-	ask, end := converse(t, func(c Command) (waiter, error) { return r.Start(c) })
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) { return r.Start(c) })
 	if got := ask("unix " + path); got != "ok" {
 		t.Fatal(got)
 	}
@@ -264,7 +266,7 @@ func TestSocketIsWatched(t *testing.T) {
 		t.Errorf("in a directory that is mended: %s", got)
 	}
 	end()
-	reported := slices.DeleteFunc(r.seen(), func(d Denial) bool { return d.Cause != CauseUntrusted })
+	reported := slices.DeleteFunc(r.seen(), func(d sandbox.Denial) bool { return d.Cause != sandbox.CauseUntrusted })
 	if len(reported) != 1 || reported[0].Path != path {
 		t.Errorf("reported %+v", reported)
 	}
@@ -283,7 +285,7 @@ func TestTakenSocketsAreCut(t *testing.T) {
 	if err := errors.Join(os.Chmod(path, 0o777), r.AllowSockets([]string{path, other})); err != nil {
 		t.Fatal(err)
 	}
-	ask, end := converse(t, func(c Command) (waiter, error) { return r.Start(c) })
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) { return r.Start(c) })
 	if got := ask("hold " + path); got != "ok" {
 		t.Fatal(got)
 	}
@@ -356,10 +358,10 @@ func TestCutInFlight(t *testing.T) {
 				}
 				return
 			}
-			if err := r.group.awaitEmpty(4 * checkInterval); err != nil {
+			if err := r.group.AwaitEmpty(4 * checkInterval); err != nil {
 				t.Error(err)
 			}
-			found := slices.ContainsFunc(r.seen(), func(d Denial) bool { return d.Hook == HookDescriptor && d.Path == path })
+			found := slices.ContainsFunc(r.seen(), func(d sandbox.Denial) bool { return d.Hook == sandbox.HookDescriptor && d.Path == path })
 			if !found {
 				t.Error("the end was not reported")
 			}
@@ -376,14 +378,14 @@ func TestEveryUseIsRecorded(t *testing.T) {
 	if err := r.AllowSockets([]string{path}); err != nil {
 		t.Fatal(err)
 	}
-	ask, end := converse(t, func(c Command) (waiter, error) { return r.Start(c) })
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) { return r.Start(c) })
 	for i := range maxFolds + 10 {
 		ask(fmt.Sprintf("unix /refused/%d", i))
 	}
 	if got := ask("unix " + path); got != "ok" {
 		t.Fatal(got)
 	}
-	reported := slices.ContainsFunc(r.seen(), func(d Denial) bool { return d.Cause == CauseAllowed && d.Path == path })
+	reported := slices.ContainsFunc(r.seen(), func(d sandbox.Denial) bool { return d.Cause == sandbox.CauseAllowed && d.Path == path })
 	if !reported {
 		t.Error("a use behind many refusals was not reported")
 	}
@@ -403,7 +405,7 @@ func TestAbstractSockets(t *testing.T) {
 	name := fmt.Sprintf("@chaperone-test-%d", os.Getpid())
 	serveUnix(t, "unix", name)
 	serveUnix(t, "unix", name+"-other")
-	ask, end := converse(t, func(c Command) (waiter, error) { return r.Start(c) })
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) { return r.Start(c) })
 	if got := ask("unix " + name); got != "EPERM" {
 		t.Errorf("before it was allowed: %s", got)
 	}
@@ -428,11 +430,11 @@ func TestSocketsOfOthersAreRefused(t *testing.T) {
 	if err := r.AllowSockets(nil); err != nil {
 		t.Error(err)
 	}
-	r.group.own = false
+	r.group.Own = false
 	if err := r.AllowSockets([]string{"/run/s"}); err == nil {
 		t.Error("allowed on a cgroup that was given")
 	}
-	r.group.own = true
+	r.group.Own = true
 	r.seen() // ends what Close would pull the ground from under
 	if err := r.Close(); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
@@ -14,23 +16,23 @@ import (
 // program runs in a cage at a time; its children are its own affair.
 //
 // [Process.Wait] has to be called.
-func (c *Cage) Start(command Command) (*Process, error) {
+func (c *Cage) Start(command sandbox.Command) (*sandbox.Process, error) {
 	if err := command.Complete(); err != nil {
 		return nil, err
 	}
 	return c.start(command, 0)
 }
 
-func (c *Cage) start(command Command, selfTest uint) (*Process, error) {
+func (c *Cage) start(command sandbox.Command, selfTest uint) (*sandbox.Process, error) {
 	c.starting.Lock()
 	defer c.starting.Unlock()
-	if !c.group.own {
+	if !c.group.Own {
 		return nil, fmt.Errorf("start %s: the cgroup belongs to somebody else", command.Path)
 	}
 	if err := c.Check(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
-	if populated, err := c.group.populated(); err != nil || populated {
+	if populated, err := c.group.Populated(); err != nil || populated {
 		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
 	}
 	c.notePassing(command.Stdin, command.Stdout, command.Stderr)
@@ -38,16 +40,16 @@ func (c *Cage) start(command Command, selfTest uint) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
-	p, err := StartProcess(config, command)
+	p, err := sandbox.StartProcess(config, command)
 	if err != nil {
-		return nil, errors.Join(err, c.group.kill())
+		return nil, errors.Join(err, c.group.Kill())
 	}
 	return p, nil
 }
 
 // processConfig says in what a program runs. A self-test sees the host's files.
-func (c *Cage) processConfig(command Command, selfTest uint) (ProcessConfig, error) {
-	config := ProcessConfig{
+func (c *Cage) processConfig(command sandbox.Command, selfTest uint) (sandbox.ProcessConfig, error) {
+	config := sandbox.ProcessConfig{
 		Cgroup: c.group, Network: c.network, User: &c.account, Private: c.private(), SelfTest: selfTest,
 		UnixSockets: c.wall.unix != nil, Listens: c.followsListen(), Abstract: !c.own && c.wall.unix != nil,
 		Denied: c.hears, ListenUnix: c.listenHandler(), ListenTCP: c.servingHandler(),
@@ -61,7 +63,7 @@ func (c *Cage) processConfig(command Command, selfTest uint) (ProcessConfig, err
 	}
 	view, err := c.view(command)
 	if err != nil {
-		return ProcessConfig{}, err
+		return sandbox.ProcessConfig{}, err
 	}
 	config.View = view
 	config.Viewed = func(first int) error { return c.observeView(view, first) }
@@ -75,7 +77,7 @@ func (c *Cage) processConfig(command Command, selfTest uint) (ProcessConfig, err
 
 // private are the paths that are the sidecar's alone, without links.
 func (c *Cage) private() []string {
-	return resolved(append([]string{c.config.StateDir, runtimedir.Default, c.places.dir}, c.config.Private...))
+	return sandbox.ResolveLinks(append([]string{c.config.StateDir, runtimedir.Default, c.places.Dir}, c.config.Private...))
 }
 
 // servingHandler is told of TCP ports of [Config.Serve] that the plugin is about
@@ -92,7 +94,7 @@ func (c *Cage) servingHandler() func(port uint16) {
 }
 
 // hears counts a refusal that seccomp reported and hands it to [Cage.Run].
-func (c *Cage) hears(d Denial) {
+func (c *Cage) hears(d sandbox.Denial) {
 	c.refusedCalls.Add(1)
 	select {
 	case c.heard <- d:

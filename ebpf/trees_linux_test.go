@@ -10,12 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
 // viewRig is a cage whose plugin has a view, and a conversation with the plugin.
-func viewRig(t *testing.T, change func(*Command)) (r *rig, ask func(string) string, end func() int) {
+func viewRig(t *testing.T, change func(*sandbox.Command)) (r *rig, ask func(string) string, end func() int) {
 	t.Helper()
 	r = newRig(t, withView)
 	if r.wall.unix == nil {
@@ -24,7 +26,7 @@ func viewRig(t *testing.T, change func(*Command)) (r *rig, ask func(string) stri
 		}
 		t.Skip("the kernel has no hooks for Unix sockets")
 	}
-	ask, end = converse(t, func(c Command) (waiter, error) {
+	ask, end = converse(t, func(c sandbox.Command) (waiter, error) {
 		c.Dir = "/"
 		if change != nil {
 			change(&c)
@@ -48,9 +50,9 @@ func TestOwnSockets(t *testing.T) {
 	}
 	same := filepath.Join(os.TempDir(), fmt.Sprintf("chaperone-test-%d", os.Getpid()))
 	serveUnix(t, "unix", same) // the plugin's /tmp has another socket of that name, later
-	r, ask, end := viewRig(t, func(c *Command) { c.Kept = []string{host} })
+	r, ask, end := viewRig(t, func(c *sandbox.Command) { c.Kept = []string{host} })
 	defer end()
-	account := r.Account()
+	User := r.Account()
 	long := "/tmp/" + strings.Repeat("x", 95)
 	deep := "/tmp/" + strings.Repeat("deep/", 17) // 90 bytes
 	for _, step := range []struct{ attempt, want string }{
@@ -65,11 +67,11 @@ func TestOwnSockets(t *testing.T) {
 		{"own-reach stream /tmp/none", "ENOENT"},
 		{"own-serve stream /var/tmp/s", "ok"},
 		{"own-reach stream /var/tmp/s", "ok"},
-		{"own-serve stream " + account.RuntimeDir + "/s", "ok"},
-		{"own-reach stream " + account.RuntimeDir + "/s", "ok"},
-		{"own-reach stream /var" + account.RuntimeDir + "/s", "ok"},
-		{"own-serve stream " + account.Home + "/s", "ok"},
-		{"own-reach stream " + account.Home + "/s", "ok"},
+		{"own-serve stream " + User.RuntimeDir + "/s", "ok"},
+		{"own-reach stream " + User.RuntimeDir + "/s", "ok"},
+		{"own-reach stream /var" + User.RuntimeDir + "/s", "ok"},
+		{"own-serve stream " + User.Home + "/s", "ok"},
+		{"own-reach stream " + User.Home + "/s", "ok"},
 		{"own-serve stream " + long, "ok"},
 		{"own-reach stream " + long, "ok"},
 
@@ -223,7 +225,7 @@ func twinOf(trees map[string]string, directory, name string) (string, bool) {
 func TestOwnSocketNames(t *testing.T) {
 	r, ask, end := viewRig(t, nil)
 	defer end()
-	view, err := NewView(ViewConfig{User: &r.account, Account: r.Account(), StateDir: r.config.StateDir, Twins: true})
+	view, err := sandbox.NewView(sandbox.ViewConfig{User: &r.account, Account: r.Account(), StateDir: r.config.StateDir, Twins: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,12 +322,12 @@ func TestUnixWithoutRewriting(t *testing.T) {
 // TestServingUnix shows which sockets are reported before the plugin listens on
 // them, and that listen(2) goes on.
 func TestServingUnix(t *testing.T) {
-	reported := make(chan Listener, 10)
+	reported := make(chan sandbox.Listener, 10)
 	r := newRig(t, func(c *Config) {
 		withView(c)
-		c.ServingUnix = func(l Listener) { reported <- l }
+		c.ServingUnix = func(l sandbox.Listener) { reported <- l }
 	})
-	ask, end := converse(t, func(c Command) (waiter, error) {
+	ask, end := converse(t, func(c sandbox.Command) (waiter, error) {
 		c.Dir = "/"
 		return r.Start(c)
 	})
@@ -378,7 +380,7 @@ func TestOwnSocketsElsewhere(t *testing.T) {
 			}
 			hosts := filepath.Join(dir, "hosts")
 			serveUnix(t, "unix", hosts)
-			_, ask, end := viewRig(t, func(c *Command) { c.Dir = dir })
+			_, ask, end := viewRig(t, func(c *sandbox.Command) { c.Dir = dir })
 			defer end()
 			step := func(attempt, want string) {
 				t.Helper()
@@ -457,7 +459,7 @@ func TestBoundReadsNoNames(t *testing.T) {
 	r := newRig(t, nil)
 	const forged = 4_000_000_001
 	var fd int
-	err := r.network.do(func() (err error) {
+	err := r.network.Do(func() (err error) {
 		if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
@@ -137,12 +139,12 @@ type Config struct {
 
 	// Denied is told of each refusal, by one goroutine of [Cage.Run] at a time.
 	// Nil: refusals are counted and not described.
-	Denied func(Denial)
+	Denied func(sandbox.Denial)
 
 	// ServingUnix is called before a process that [Cage.Start] started listens on a
 	// Unix socket with a path. The process waits until the function returns. Nil:
 	// that is not reported.
-	ServingUnix func(Listener)
+	ServingUnix func(sandbox.Listener)
 
 	// Direct is called for each connection of another process to a Unix socket that
 	// the plugin listens on, in the plugin's own or the sidecar's network namespace:

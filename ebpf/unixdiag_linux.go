@@ -19,7 +19,7 @@ const unixDiagInodeOffset = 4
 // by inode number.
 func (c *Cage) Bound(sockets []uint64) (map[uint64]bool, error) {
 	var all map[uint64]bool
-	err := c.network.do(func() (err error) {
+	err := c.network.Do(func() (err error) {
 		if all, err = unixSockets(); err != nil { // CONFIG_UNIX_DIAG is not set
 			all, err = unixSocketsByText()
 		}

@@ -10,14 +10,14 @@ import (
 )
 
 // hasView reports whether the plugin gets a view of its own.
-func (c *Cage) hasView() bool { return c.config.View && c.group.own }
+func (c *Cage) hasView() bool { return c.config.View && c.group.Own }
 
 // Account describes the user of the plugin, for its environment.
-func (c *Cage) Account() Account { return c.account.describe(c.config.Plugin, c.hasView()) }
+func (c *Cage) Account() sandbox.Account { return c.account.Account(c.config.Plugin, c.hasView()) }
 
 // view composes what the plugin is to see, and shares its private directories.
-func (c *Cage) view(command Command) (*sandbox.View, error) {
-	v, err := NewView(ViewConfig{
+func (c *Cage) view(command sandbox.Command) (*sandbox.View, error) {
+	v, err := sandbox.NewView(sandbox.ViewConfig{
 		User: &c.account, Account: c.Account(), StateDir: c.config.StateDir, Command: command,
 		Sockets: c.grantedSockets(), Twins: c.wall.unix != nil,
 	})
@@ -34,7 +34,7 @@ func (c *Cage) grantedSockets() []string {
 	var out []string
 	for _, path := range c.sockets.wanted {
 		if filepath.IsAbs(path) { // not an abstract name
-			out = append(out, shownFor(path))
+			out = append(out, sandbox.ShownPath(path))
 		}
 	}
 	return out
@@ -86,11 +86,11 @@ func (c *Cage) showSocket(socket string) error {
 	if c.running == nil || !filepath.IsAbs(socket) {
 		return nil
 	}
-	path := shownFor(socket)
+	path := sandbox.ShownPath(socket)
 	if c.running.shown[path] {
 		return nil
 	}
-	err := onThread(func() (bool, error) { return false, c.running.Show(c.running.namespace, path) })
+	err := sandbox.OnThread(func() (bool, error) { return false, c.running.Show(c.running.namespace, path) })
 	if err != nil {
 		return fmt.Errorf("show it in the plugin's view: %w", err)
 	}

@@ -14,10 +14,10 @@ import (
 )
 
 // shell runs a shell script in a cage with a view.
-func (r *rig) shell(script string, change ...func(*Command)) result {
+func (r *rig) shell(script string, change ...func(*sandbox.Command)) result {
 	r.t.Helper()
-	account := r.Account()
-	command := Command{Args: []string{"sh", "-c", script}, Env: append(pluginEnv(), "HOME="+account.Home, "USER="+account.Name)}
+	User := r.Account()
+	command := sandbox.Command{Args: []string{"sh", "-c", script}, Env: append(pluginEnv(), "HOME="+User.Home, "USER="+User.Name)}
 	for _, f := range change {
 		f(&command)
 	}
@@ -84,8 +84,8 @@ func TestViewKeeps(t *testing.T) {
 	if err := os.Symlink(kept, link); err != nil {
 		t.Fatal(err)
 	}
-	keep := func(paths ...string) func(*Command) {
-		return func(c *Command) { c.Kept = paths }
+	keep := func(paths ...string) func(*sandbox.Command) {
+		return func(c *sandbox.Command) { c.Kept = paths }
 	}
 	t.Run("a folder", func(t *testing.T) {
 		r.ok(r.shell("echo x >"+kept+"/f && ! ls "+hidden, keep(kept)))
@@ -97,7 +97,7 @@ func TestViewKeeps(t *testing.T) {
 		r.ok(r.shell("cat "+link+"/f && cat "+kept+"/f", keep(link)))
 	})
 	t.Run("the working directory", func(t *testing.T) {
-		got := r.ok(r.shell("pwd; ls", func(c *Command) { c.Dir = kept }))
+		got := r.ok(r.shell("pwd; ls", func(c *sandbox.Command) { c.Dir = kept }))
 		if got != kept+"\nf" {
 			t.Errorf("got %q", got)
 		}
@@ -115,7 +115,7 @@ func TestViewKeeps(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.ok(r.shell("ln -s " + kept + " " + host))
-		command := Command{Args: []string{"true"}, Env: pluginEnv(), Kept: []string{filepath.Join(host, "made")}}
+		command := sandbox.Command{Args: []string{"true"}, Env: pluginEnv(), Kept: []string{filepath.Join(host, "made")}}
 		if p, err := r.Start(command); err == nil {
 			t.Error("the launcher took the plugin's link for a folder")
 			_, _ = p.Wait()
@@ -138,8 +138,8 @@ func TestViewWithFiles(t *testing.T) {
 	if err := errors.Join(os.Chmod(write, 0o777), os.Chmod(read, 0o666), os.Chmod(other, 0o666)); err != nil {
 		t.Fatal(err)
 	}
-	limited := func(c *Command) {
-		c.Files = &Files{Read: []string{read}, Write: []string{write}}
+	limited := func(c *sandbox.Command) {
+		c.Files = &sandbox.Files{Read: []string{read}, Write: []string{write}}
 		c.Kept = []string{other}
 	}
 	for _, test := range []struct {
@@ -196,7 +196,7 @@ func TestViewTrust(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := r.start(&Command{
+	done := r.start(&sandbox.Command{
 		Args: []string{"sh", "-c", "cat " + found + "; ls " + filepath.Dir(found) + " | wc -l; read go; cat " + found},
 		Env:  pluginEnv(), Stdin: read, TrustBundle: bundle,
 	})
@@ -263,7 +263,7 @@ for line in sys.stdin:
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := r.start(&Command{Args: []string{"python3", "-c", client}, Stdin: stdin, Env: pluginEnv()})
+	done := r.start(&sandbox.Command{Args: []string{"python3", "-c", client}, Stdin: stdin, Env: pluginEnv()})
 	_ = stdin.Close()
 	fmt.Fprintln(ask, early)
 	fmt.Fprintln(ask, filepath.Join(late, "s"))

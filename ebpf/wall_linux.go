@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
@@ -62,7 +64,7 @@ func newWall() *wall {
 
 // loadWalls loads every program that the cage needs and the kernel has. Maps are
 // pinned in dir, or taken from there if an earlier sidecar left them.
-func loadWalls(dir string, group *cgroup, own, view, syscalls bool) (*wall, error) {
+func loadWalls(dir string, group *sandbox.Cgroup, own, view, syscalls bool) (*wall, error) {
 	w := newWall()
 	w.view = view
 	if err := w.load(dir, group, own, syscalls); err != nil {
@@ -71,7 +73,7 @@ func loadWalls(dir string, group *cgroup, own, view, syscalls bool) (*wall, erro
 	return w, nil
 }
 
-func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
+func (w *wall) load(dir string, group *sandbox.Cgroup, own, syscalls bool) error {
 	w.types = btf.NewCache()
 	defer func() { w.types = nil }()
 	var err error
@@ -119,7 +121,7 @@ func (w *wall) load(dir string, group *cgroup, own, syscalls bool) error {
 
 // read reads the object of some programs, and sets in it which cgroup is the
 // plugin's and which PID namespace the sidecar's.
-func (w *wall) read(what string, load func() (*ebpf.CollectionSpec, error), group *cgroup, own bool) (*ebpf.CollectionSpec, error) {
+func (w *wall) read(what string, load func() (*ebpf.CollectionSpec, error), group *sandbox.Cgroup, own bool) (*ebpf.CollectionSpec, error) {
 	spec, err := load()
 	if err != nil {
 		return nil, fmt.Errorf("read %s programs: %w", what, err)
@@ -238,8 +240,8 @@ func (w *wall) loadUnix() error {
 }
 
 // configure tells the programs where the sidecar listens.
-func (w *wall) configure(n *network, own bool, ends Endpoints, serve []uint16) error {
-	setting := wallSetting{Netns: n.cookie}
+func (w *wall) configure(n *sandbox.Network, own bool, ends Endpoints, serve []uint16) error {
+	setting := wallSetting{Netns: n.Cookie}
 	if own {
 		setting.OwnNetwork = 1
 	}
@@ -307,7 +309,7 @@ func swap16(n uint16) uint16 {
 // programs may stand beside each other for a moment, each with maps of its own
 // shape: each of them refuses by itself what is to be refused, so that nothing
 // passes that either would stop.
-func (w *wall) attach(dir string, group *cgroup) error {
+func (w *wall) attach(dir string, group *sandbox.Cgroup) error {
 	collections := []*ebpf.Collection{w.base, w.unix}
 	for _, collection := range collections {
 		if collection == nil {
@@ -331,11 +333,11 @@ func (w *wall) attach(dir string, group *cgroup) error {
 	return w.attachCounter(dir)
 }
 
-func attachOne(pin string, group *cgroup, where ebpf.AttachType, program *ebpf.Program) (link.Link, error) {
+func attachOne(pin string, group *sandbox.Cgroup, where ebpf.AttachType, program *ebpf.Program) (link.Link, error) {
 	old, err := link.LoadPinnedLink(pin, nil)
 	switch {
 	case err == nil:
-		if linkedTo(old) == group.id {
+		if linkedTo(old) == group.ID {
 			if err := old.Update(program); err != nil {
 				return nil, errors.Join(fmt.Errorf("replace program: %w", err), old.Close())
 			}
@@ -347,7 +349,7 @@ func attachOne(pin string, group *cgroup, where ebpf.AttachType, program *ebpf.P
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("load pinned link: %w", err)
 	}
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: group.path, Attach: where, Program: program})
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: group.Path, Attach: where, Program: program})
 	if err != nil {
 		return nil, err
 	}
@@ -401,14 +403,14 @@ func (w *wall) names() []string {
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // check finds links that are no longer on the cgroup.
-func (w *wall) check(group *cgroup) error {
+func (w *wall) check(group *sandbox.Cgroup) error {
 	for _, name := range sorted(w.links) {
-		if linkedTo(w.links[name]) != group.id {
+		if linkedTo(w.links[name]) != group.ID {
 			return fmt.Errorf("%w: %s", ErrSevered, name)
 		}
 	}
-	if !group.current() {
-		return fmt.Errorf("%w: %s was removed or made anew", ErrSevered, group.path)
+	if !group.Current() {
+		return fmt.Errorf("%w: %s was removed or made anew", ErrSevered, group.Path)
 	}
 	return nil
 }

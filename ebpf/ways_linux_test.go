@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -24,12 +26,12 @@ type outside struct {
 	reached atomic.Uint64
 }
 
-func newOutside(t *testing.T, n *network) *outside {
+func newOutside(t *testing.T, n *sandbox.Network) *outside {
 	t.Helper()
 	o := new(outside)
 	var tcp4, tcp6 net.Listener
 	var udp net.PacketConn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		if tcp4, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
 			return err
 		}
@@ -135,13 +137,13 @@ print(s.getpeername()[1])
 // capability and without a filter: all of them lead to the sidecar.
 func TestWaysToConnect(t *testing.T) {
 	group, path := given(t)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	o := newOutside(t, n)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	peers := make(chan Peer, 16)
 	for _, l := range []net.Listener{r.proxy4, r.proxy6} {
 		go func() {
@@ -196,21 +198,21 @@ func TestWaysToConnect(t *testing.T) {
 // permissions are open, and in a network namespace that the plugin made.
 func TestPrivilegedSockets(t *testing.T) {
 	group, path := given(t)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
-	err = n.do(func() error { // open to every group, as distributions have it
+	defer func() { _ = n.Close() }()
+	err = n.Do(func() error { // open to every group, as distributions have it
 		return os.WriteFile("/proc/thread-self/../../sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	})
 	if err != nil {
-		err = n.do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0) })
+		err = n.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0) })
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	attempts := settle(t, group, path, "/proc/self/exe", "tries")
 	for _, attempt := range []string{
 		"ping", "ping6", "raw", "raw6", "udplite", "udplite6", "mptcp", "mptcp6",
@@ -233,7 +235,7 @@ func TestPrivilegedSockets(t *testing.T) {
 	}
 	seen := 0
 	for _, d := range r.seen() {
-		if d.Cause == CauseNamespace {
+		if d.Cause == sandbox.CauseNamespace {
 			seen++
 		}
 	}
@@ -293,13 +295,13 @@ func tunnel(args []string) error {
 // theirs along: each ends with its holder, or with the socket, and is reported.
 func TestWaysToSockets(t *testing.T) {
 	group, path := given(t)
-	n, err := openNetwork(path)
+	n, err := sandbox.OpenNetwork(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	o := newOutside(t, n)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.path, path })
+	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	donor := exec.Command(python(t), "-c", `
 import socket, sys
 s = socket.socket(); s.connect(("127.0.0.1", int(sys.argv[1]))); u = socket.socket()
@@ -312,7 +314,7 @@ print(s.fileno(), u.fileno(), flush=True); sys.stdin.read()`, o.port)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.do(donor.Start); err != nil {
+	if err := n.Do(donor.Start); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = in.Close(); _ = donor.Wait() }()
@@ -375,13 +377,13 @@ for _ in range(100):
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := n.do(joiner.Start); err != nil {
+			if err := n.Do(joiner.Start); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := ready.Read(make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}
-			if err := group.write("cgroup.procs", strconv.Itoa(joiner.Process.Pid)); err != nil {
+			if err := group.Set("cgroup.procs", strconv.Itoa(joiner.Process.Pid)); err != nil {
 				t.Fatal(err)
 			}
 			if got := end(t, joiner); got != want {
@@ -397,11 +399,11 @@ for _ in range(100):
 // A plugin under the launcher that is handed a socket by its own standard input.
 func TestHandedOver(t *testing.T) {
 	r := newRig(t, nil)
-	n, err := newNetwork(nil)
+	n, err := sandbox.NewNetwork(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = n.close() }()
+	defer func() { _ = n.Close() }()
 	o := newOutside(t, n)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -409,13 +411,13 @@ func TestHandedOver(t *testing.T) {
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
 	defer ours.Close()
-	done := r.start(&Command{Stdin: theirs, Args: []string{"python3", "-c", `
+	done := r.start(&sandbox.Command{Stdin: theirs, Args: []string{"python3", "-c", `
 import socket, time
 stdin = socket.socket(fileno=0)
 _, fds, _, _ = socket.recv_fds(stdin, 1, 1)
 time.sleep(30)`}})
 	_ = theirs.Close()
-	err = n.do(func() error {
+	err = n.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err

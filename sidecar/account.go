@@ -6,8 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // accountEnvironment returns the environment of the sidecar with what describes
@@ -26,14 +27,14 @@ func (s *Sidecar) accountEnvironment(env []string) []string {
 }
 
 // account returns the user that the plugin runs as, where something confines it.
-func (s *Sidecar) account() (ebpf.Account, bool) {
+func (s *Sidecar) account() (sandbox.Account, bool) {
 	switch {
 	case s.cage != nil:
 		return s.cage.Account(), true
 	case s.fence != nil:
 		return s.fence.Account(), true
 	}
-	return ebpf.Account{}, false
+	return sandbox.Account{}, false
 }
 
 // describesAccount reports whether a variable belongs to a user's account or
@@ -47,7 +48,7 @@ func describesAccount(name string) bool {
 	return strings.HasPrefix(name, "XDG_") || strings.HasPrefix(name, "SUDO_")
 }
 
-func accountVariables(a ebpf.Account) []string {
+func accountVariables(a sandbox.Account) []string {
 	out := []string{"HOME=" + a.Home, "USER=" + a.Name, "LOGNAME=" + a.Name, "SHELL=" + a.Shell, "TMPDIR=/tmp"}
 	if a.RuntimeDir != "" {
 		out = append(out, "XDG_RUNTIME_DIR="+a.RuntimeDir)

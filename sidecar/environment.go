@@ -6,8 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // pluginEnvironment returns the environment a plugin is started with: the
@@ -82,7 +83,7 @@ func proxyVariables(proxy string, token authz.Secret) map[string]string {
 	// The operator's own NO_PROXY is for the operator's proxy: the plugin has no
 	// way but this one.
 	hosts := []string{"localhost", "127.0.0.1", "::1"}
-	for _, addr := range ebpf.PluginAddresses() {
+	for _, addr := range sandbox.PluginAddresses() {
 		hosts = append(hosts, addr.String())
 	}
 	direct := strings.Join(hosts, ",")

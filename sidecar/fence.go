@@ -10,11 +10,12 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
@@ -27,7 +28,7 @@ func (s *Sidecar) makeFence(spec *configs.Sidecar) error {
 		s.kernel.lacks = plainLimits(errors.New("process.network is host"))
 		return nil
 	}
-	fence, err := ebpf.NewFence(ebpf.FenceConfig{
+	fence, err := sandbox.NewFence(sandbox.FenceConfig{
 		Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
 		Serve: spec.Process.Ports(), Private: hiddenFiles(s.config.Load()), Denied: s.denied, Reaper: s.reaper, Logger: s.opts.Log.Named("fence"),
 	})
@@ -39,7 +40,7 @@ func (s *Sidecar) makeFence(spec *configs.Sidecar) error {
 			s.kernel.lacks = append(s.kernel.lacks, w+" (they are hidden by name: who may rename or replace them, or the folders above, undoes that)")
 		}
 		return nil
-	case errors.Is(err, ebpf.ErrNoFence), errors.Is(err, ebpf.ErrUnsupported):
+	case errors.Is(err, sandbox.ErrNoFence), errors.Is(err, sandbox.ErrUnsupported):
 		s.kernel.lacks = plainLimits(err)
 		return nil
 	}

@@ -9,9 +9,10 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // privateFiles are the files that are the sidecar's alone: what it logs in to
@@ -67,12 +68,12 @@ func loginFiles(auth configs.VaultAuth) []string {
 // pluginFiles are the files that the plugin may use: those of the configuration
 // and the trust bundle. Nil: those that its
 // user may.
-func (s *Sidecar) pluginFiles(spec *configs.Sidecar) *ebpf.Files {
+func (s *Sidecar) pluginFiles(spec *configs.Sidecar) *sandbox.Files {
 	stated := spec.Process.Files
 	if stated == nil {
 		return nil
 	}
-	out := &ebpf.Files{Read: slices.Clone(stated.Read), Write: slices.Clone(stated.Write)}
+	out := &sandbox.Files{Read: slices.Clone(stated.Read), Write: slices.Clone(stated.Write)}
 	for _, paths := range [][]string{out.Read, out.Write} {
 		for i := range paths {
 			paths[i] = AbsPath(paths[i])

@@ -14,12 +14,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 const (
@@ -32,10 +33,10 @@ const (
 type unixDoor struct {
 	*net.UnixListener
 
-	service configs.Service // the entry of process.listen
-	path    string          // the same on the host and in the plugin's view
-	plugin  ebpf.Listener   // the plugin's socket
-	remove  func()          // removes the host's file
+	service configs.Service  // the entry of process.listen
+	path    string           // the same on the host and in the plugin's view
+	plugin  sandbox.Listener // the plugin's socket
+	remove  func()           // removes the host's file
 }
 
 // unixPeer is the process at the other end of a Unix socket.
@@ -94,7 +95,7 @@ func matchesName(pattern, name string) bool {
 
 // servingUnix listens on the host under the path that the plugin is about to
 // listen on, if process.listen names it. The plugin waits for this to return.
-func (in *inbound) servingUnix(l ebpf.Listener, services []configs.Service) {
+func (in *inbound) servingUnix(l sandbox.Listener, services []configs.Service) {
 	service, ok := serviceOf(services, l.Path)
 	if !ok || sharedWithHost(l) || in.forwards(l) {
 		_ = l.File.Close() // it was only open to be looked at
@@ -108,13 +109,13 @@ func (in *inbound) servingUnix(l ebpf.Listener, services []configs.Service) {
 
 // forwards reports whether a socket is forwarded already: listen(2) a second time
 // changes the backlog.
-func (in *inbound) forwards(l ebpf.Listener) bool {
+func (in *inbound) forwards(l sandbox.Listener) bool {
 	return slices.ContainsFunc(in.forwarded(), func(d *unixDoor) bool { return d.plugin.Socket == l.Socket })
 }
 
 // sharedWithHost reports whether the plugin's socket is the host's file of that
 // name, as in a folder that stays visible in the plugin's view.
-func sharedWithHost(l ebpf.Listener) bool {
+func sharedWithHost(l sandbox.Listener) bool {
 	own, err := l.File.Stat()
 	if err != nil {
 		return false
@@ -125,7 +126,7 @@ func sharedWithHost(l ebpf.Listener) bool {
 
 // forward adds a socket on the host that is forwarded to a socket of the plugin's.
 // It takes the plugin's file over unless it fails.
-func (in *inbound) forward(l ebpf.Listener, service configs.Service) error {
+func (in *inbound) forward(l sandbox.Listener, service configs.Service) error {
 	if err := errors.Join(in.room(), listenable(l.Path)); err != nil { // before anything is written for it
 		return err
 	}

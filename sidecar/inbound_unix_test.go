@@ -9,11 +9,12 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -126,7 +127,7 @@ func TestListenOnHost(t *testing.T) {
 // listen(2) on it.
 func TestListenAgain(t *testing.T) {
 	in := newInbound(nil)
-	l := ebpf.Listener{Path: "/tmp/plugin", Socket: 7}
+	l := sandbox.Listener{Path: "/tmp/plugin", Socket: 7}
 	if in.forwards(l) {
 		t.Error("a new socket counts as forwarded")
 	}
@@ -134,7 +135,7 @@ func TestListenAgain(t *testing.T) {
 	if !in.forwards(l) {
 		t.Error("a socket that is forwarded counts as new")
 	}
-	if in.forwards(ebpf.Listener{Path: l.Path, Socket: 8}) {
+	if in.forwards(sandbox.Listener{Path: l.Path, Socket: 8}) {
 		t.Error("another socket under the name counts as forwarded")
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
@@ -183,16 +185,16 @@ func (s *Sidecar) sampled(u ebpf.Usage) {
 
 // denied records what a kernel wall refused, after the fact, and says so to
 // the plugin's author.
-func (s *Sidecar) denied(d ebpf.Denial) {
+func (s *Sidecar) denied(d sandbox.Denial) {
 	if d.Lost > 0 {
 		s.record(&authz.Record{Time: d.Time, Kind: authz.KindLost, Door: authz.DoorKernel, Lost: d.Lost, Detail: "kernel refusals that could not be described"})
 		return
 	}
 	switch d.Cause {
-	case ebpf.CauseAllowed:
+	case sandbox.CauseAllowed:
 		s.usedSocket(d)
 		return
-	case ebpf.CauseUntrusted:
+	case sandbox.CauseUntrusted:
 		s.doubtedSocket(d)
 		return
 	default:
@@ -205,7 +207,7 @@ func (s *Sidecar) denied(d ebpf.Denial) {
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
 		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
 		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
-		Incident: d.Hook == ebpf.HookEscape || d.Hook == ebpf.HookDescriptor,
+		Incident: d.Hook == sandbox.HookEscape || d.Hook == sandbox.HookDescriptor,
 	}
 	r.Host, r.Port = s.destination(d)
 	r.Decision = s.kernelDecision()
@@ -228,7 +230,7 @@ func (s *Sidecar) kernelDecision() string {
 
 // exeOf names the program of a refused call: by its path, or for a process that
 // is gone by its thread's name.
-func exeOf(d ebpf.Denial) string {
+func exeOf(d sandbox.Denial) string {
 	if d.Exe != "" {
 		return d.Exe
 	}
@@ -236,7 +238,7 @@ func exeOf(d ebpf.Denial) string {
 }
 
 // target names what a refused call was for.
-func (s *Sidecar) target(d ebpf.Denial) string {
+func (s *Sidecar) target(d sandbox.Denial) string {
 	host, port := s.destination(d)
 	switch {
 	case host != "":
@@ -254,7 +256,7 @@ func (s *Sidecar) target(d ebpf.Denial) string {
 // destination is where a refused call was to lead: a name, if the address stands
 // for one. It is empty for a connection to the proxy itself, which names its
 // destination only when it is established.
-func (s *Sidecar) destination(d ebpf.Denial) (host string, port uint16) {
+func (s *Sidecar) destination(d sandbox.Denial) (host string, port uint16) {
 	if !d.Address.IsValid() {
 		return "", 0
 	}
@@ -267,35 +269,35 @@ func (s *Sidecar) destination(d ebpf.Denial) (host string, port uint16) {
 }
 
 // explainDenial says in the words of a refusal why a wall refused.
-func (s *Sidecar) explainDenial(d ebpf.Denial) (reason authz.Reason, detail, remedy string) {
+func (s *Sidecar) explainDenial(d sandbox.Denial) (reason authz.Reason, detail, remedy string) {
 	switch d.Cause {
-	case ebpf.CauseLimit:
+	case sandbox.CauseLimit:
 		detail, remedy = s.explainLimit(d.Limit)
 		return authz.QuotaExceeded, detail, remedy
-	case ebpf.CauseDoor:
+	case sandbox.CauseDoor:
 		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
-	case ebpf.CauseNamespace:
+	case sandbox.CauseNamespace:
 		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""
-	case ebpf.CauseUngranted:
+	case sandbox.CauseUngranted:
 		return s.explainUngranted(d.Address)
-	case ebpf.CauseMemory:
+	case sandbox.CauseMemory:
 		return authz.NotReady, "the kernel had no room to remember the connection", "try again later"
-	case ebpf.CausePolicy, ebpf.CauseEndpoint, ebpf.CauseAllowed, ebpf.CauseUntrusted:
+	case sandbox.CausePolicy, sandbox.CauseEndpoint, sandbox.CauseAllowed, sandbox.CauseUntrusted:
 	}
 	switch d.Hook {
-	case ebpf.HookConnect, ebpf.HookSendmsg, ebpf.HookEgress:
+	case sandbox.HookConnect, sandbox.HookSendmsg, sandbox.HookEgress:
 		return authz.DestinationNotGranted, "nothing leaves the plugin but TCP through the sidecar, and names to its resolver", "use TCP to a name that is granted"
-	case ebpf.HookSocket:
+	case sandbox.HookSocket:
 		detail = fmt.Sprintf("%s %s sockets are not made: what leaves the plugin is TCP, or UDP to its resolver", d.Family, d.Protocol)
-	case ebpf.HookBind, ebpf.HookIngress:
+	case sandbox.HookBind, sandbox.HookIngress:
 		detail = "the plugin serves nobody on this network"
-	case ebpf.HookConnectUnix, ebpf.HookSendmsgUnix:
+	case sandbox.HookConnectUnix, sandbox.HookSendmsgUnix:
 		return authz.DestinationNotGranted, "no grant names this Unix socket, which leads out of the plugin's confinement", "ask for it under sockets of a grant"
-	case ebpf.HookEscape:
+	case sandbox.HookEscape:
 		detail = "a process left the plugin's confinement, or was started outside it, and was ended"
-	case ebpf.HookDescriptor:
+	case sandbox.HookDescriptor:
 		detail = "the plugin held a socket that was made outside its confinement, which was ended"
-	case ebpf.HookSeccomp:
+	case sandbox.HookSeccomp:
 		detail = d.Syscall + " " + d.Family + " leads out of the plugin's confinement"
 	}
 	return authz.DestinationNotGranted, strings.Join(strings.Fields(detail), " "), ""

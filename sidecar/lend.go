@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 
-	"golang.org/x/sys/unix"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 
-	"github.com/chaperone-proxy/chaperone/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // lentStreams are standard streams that the plugin may open by name while it
@@ -51,7 +51,7 @@ const lentFilesName = "lent.json"
 // or open to the plugin already, stays as it is.
 //
 // keep writes down which files are lent, before they are.
-func (l *lentStreams) lend(account ebpf.Account, private []string, keep func([]lentFile) error, stdin, stdout, stderr *os.File) error {
+func (l *lentStreams) lend(account sandbox.Account, private []string, keep func([]lentFile) error, stdin, stdout, stderr *os.File) error {
 	if os.Geteuid() != 0 || account.UID == 0 {
 		return nil
 	}
@@ -155,7 +155,7 @@ func isPrivate(file *os.File, private []string) bool {
 	})
 }
 
-func (l *lentStreams) lendOne(account ebpf.Account, file *os.File, bit uint32) error {
+func (l *lentStreams) lendOne(account sandbox.Account, file *os.File, bit uint32) error {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
 		return nil //nolint:nilerr // a stream that is closed needs nothing

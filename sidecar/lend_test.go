@@ -5,9 +5,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -34,7 +35,7 @@ func TestLendStreams(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var lent lentStreams
-			testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: c.gid}, nil, func([]lentFile) error { return nil }, c.stdin, c.stdout, c.errs))
+			testenv.Must(t, lent.lend(sandbox.Account{UID: 61999, GID: c.gid}, nil, func([]lentFile) error { return nil }, c.stdin, c.stdout, c.errs))
 			for i, file := range []*os.File{in, out, log} {
 				now := stat(t, file)
 				if now.Mode&0o777 != c.modes[i] || now.Uid != 0 {
@@ -63,7 +64,7 @@ func TestLentFilesReturn(t *testing.T) {
 		file := testenv.MustGet(os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_WRONLY, 0o640))(t)
 		var lent lentStreams // and no giveBack, as after SIGKILL
 		keep := func(files []lentFile) error { return kept.save(lentFilesName, files) }
-		testenv.Must(t, lent.lend(ebpf.Account{UID: 61999, GID: 61999}, nil, keep, file, file, file))
+		testenv.Must(t, lent.lend(sandbox.Account{UID: 61999, GID: 61999}, nil, keep, file, file, file))
 		return file
 	}
 	file := lend("log")

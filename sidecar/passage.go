@@ -13,12 +13,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // passage is one connection from the host into the plugin.
@@ -144,7 +145,7 @@ func (in *inbound) tryReach(ctx context.Context, p *passage) error {
 		return p.join(conn)
 	}
 	hosts := slices.Clone(loopbacks[:])
-	for _, addr := range ebpf.PluginAddresses() {
+	for _, addr := range sandbox.PluginAddresses() {
 		hosts = append(hosts, addr.String())
 	}
 	var errs []error

@@ -11,11 +11,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 // startPatience is how long run waits for Vault and the kernel before it gives up.
@@ -131,7 +132,7 @@ func (s *Sidecar) renewAuthority() error {
 
 // startIn starts CMD in whatever confines it.
 func (s *Sidecar) startIn(spec *configs.Sidecar, args, env []string) (p plugin, background bool, err error) {
-	command := ebpf.Command{Args: args, Env: env, Files: s.pluginFiles(spec), Kept: keptPaths(s.config.Load(), args)}
+	command := sandbox.Command{Args: args, Env: env, Files: s.pluginFiles(spec), Kept: keptPaths(s.config.Load(), args)}
 	if s.trust != nil {
 		command.TrustBundle = s.trust.pemFile()
 	}
@@ -201,7 +202,7 @@ func (s *Sidecar) startDetail(err error) string {
 // startStatus returns the exit status of a CMD that could not be started, as
 // a shell has it, and 0 when it is the sidecar's fault.
 func startStatus(err error) int {
-	if exec, ok := errors.AsType[*ebpf.ExecError](err); ok {
+	if exec, ok := errors.AsType[*sandbox.ExecError](err); ok {
 		return exec.Status
 	}
 	return 0

@@ -4,8 +4,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
 const (
@@ -108,8 +109,8 @@ func (s *Sidecar) probed(probe authz.Probe, r authz.Record) {
 }
 
 // probedSocket is probed for a Unix socket. It reports whether the denial is a probe.
-func (s *Sidecar) probedSocket(d ebpf.Denial) bool {
-	if d.Cause != ebpf.CausePolicy || d.Hook != ebpf.HookConnectUnix && d.Hook != ebpf.HookSendmsgUnix {
+func (s *Sidecar) probedSocket(d sandbox.Denial) bool {
+	if d.Cause != sandbox.CausePolicy || d.Hook != sandbox.HookConnectUnix && d.Hook != sandbox.HookSendmsgUnix {
 		return false
 	}
 	probe := authz.SocketProbe(d.Path)

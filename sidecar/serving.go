@@ -4,6 +4,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -51,11 +53,11 @@ func (s *Sidecar) forwardsSockets(spec *configs.Sidecar) bool {
 
 // servingUnix returns what is called before the plugin listens on a Unix socket;
 // nil: no socket is forwarded, and listen(2) is not to be reported.
-func (s *Sidecar) servingUnix(spec *configs.Sidecar) func(ebpf.Listener) {
+func (s *Sidecar) servingUnix(spec *configs.Sidecar) func(sandbox.Listener) {
 	if len(spec.Process.Sockets()) == 0 || spec.Process.View != configs.ViewOwn {
 		return nil
 	}
-	return func(l ebpf.Listener) {
+	return func(l sandbox.Listener) {
 		if s.inbound == nil {
 			_ = l.File.Close() // it was only open to be looked at
 			return

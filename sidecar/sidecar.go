@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/audit"
@@ -82,7 +84,7 @@ type Sidecar struct {
 	gate     *authz.Gate
 	cage     *ebpf.Cage
 	reaper   *reaper.Reaper
-	fence    *ebpf.Fence // instead of the cage, where that is not to be had
+	fence    *sandbox.Fence // instead of the cage, where that is not to be had
 	kernel   kernelState
 	inbound  *inbound
 	trust    *trustBundle

@@ -5,10 +5,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
@@ -49,7 +50,7 @@ func (s *Sidecar) followSockets() {
 }
 
 // usedSocket records the use of a Unix socket that is let through.
-func (s *Sidecar) usedSocket(d ebpf.Denial) {
+func (s *Sidecar) usedSocket(d sandbox.Denial) {
 	s.record(&authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Allowed: true, Reason: authz.Granted.String(),
 		Decision: s.kernelDecision(), Grant: s.grantOfSocket(d.Path), Generation: s.engine.Current().Generation(), Scheme: "unix", Path: d.Path,
@@ -58,7 +59,7 @@ func (s *Sidecar) usedSocket(d ebpf.Denial) {
 }
 
 // doubtedSocket records that a socket no longer leads where its grant says.
-func (s *Sidecar) doubtedSocket(d ebpf.Denial) {
+func (s *Sidecar) doubtedSocket(d sandbox.Denial) {
 	s.record(&authz.Record{
 		Time: d.Time, Kind: authz.KindProcess, Door: authz.DoorKernel, Grant: s.grantOfSocket(d.Path), Path: d.Path, UID: -1,
 		Detail: "refused from now on although granted: the path no longer leads where it says",

@@ -7,16 +7,17 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"golang.org/x/sys/unix"
 
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/terminal"
 )
 
 // streams puts the standard streams of run into a command. Those that are a
 // terminal become one of the plugin's own. Another terminal, which the relay does
 // not serve, can only be written to.
-func streams(command *ebpf.Command) error {
+func streams(command *sandbox.Command) error {
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
 	operator := operatorStream()
 	if operator == nil {

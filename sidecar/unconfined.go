@@ -9,7 +9,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 	"github.com/chaperone-proxy/chaperone/internal/terminal"
 )
@@ -23,7 +24,7 @@ type unconfined struct {
 	terminal *os.File
 }
 
-func startUnconfined(command *ebpf.Command, children *reaper.Reaper) (*unconfined, error) {
+func startUnconfined(command *sandbox.Command, children *reaper.Reaper) (*unconfined, error) {
 	u := &unconfined{reaper: children}
 	attributes := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if command.Terminal {
@@ -60,10 +61,10 @@ func startUnconfined(command *ebpf.Command, children *reaper.Reaper) (*unconfine
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 		status = 127
 	}
-	return nil, &ebpf.ExecError{Path: args[0], Status: status, Err: fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "exec: "))}
+	return nil, &sandbox.ExecError{Path: args[0], Status: status, Err: fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "exec: "))}
 }
 
-func (u *unconfined) start(command *ebpf.Command, args []string, attributes *syscall.SysProcAttr) error {
+func (u *unconfined) start(command *sandbox.Command, args []string, attributes *syscall.SysProcAttr) error {
 	u.cmd = exec.Command(args[0], args[1:]...) //nolint:noctx // the program to run is what the user says, and outlives no context
 	u.cmd.Env, u.cmd.Stdin, u.cmd.Stdout, u.cmd.Stderr = command.Env, command.Stdin, command.Stdout, command.Stderr
 	u.cmd.SysProcAttr = attributes

@@ -5,16 +5,17 @@ import (
 	"os"
 	"testing"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // TestMain runs the real commands inside the test's own binary, which is also
 // the launcher of plugins.
 func TestMain(m *testing.M) {
-	ebpf.Launch()
+	sandbox.Launch()
 	testscript.Main(cleaning{m}, map[string]func(){
 		streamer:      runStreamer,
 		"hostile":     hostilePlugin,

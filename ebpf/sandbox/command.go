@@ -1,0 +1,122 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// DynamicUser as [Config.User] asks for a user of the plugin's own.
+const DynamicUser = "dynamic"
+
+// Listener is a Unix socket with a path that a process of the plugin is about to
+// listen on.
+type Listener struct {
+	// Path is where the file lies, absolute and without links, in the plugin's view.
+	Path string
+	// Name is the path as the process gave it to bind(2).
+	Name string
+	// File is the file that the socket is bound to, open with O_PATH. Who is given
+	// the Listener closes it.
+	File *os.File
+	// Socket is the inode number of the socket, which [Cage.Bound] takes.
+	Socket uint64
+}
+
+// Command is a program to start in a [Cage].
+type Command struct {
+	// Path is the program; without a slash it is looked up in the PATH of Env,
+	// as a shell does. Empty: Args[0].
+	Path string
+	// Args are its arguments, its own name first. Empty: Path alone.
+	Args []string
+	// Env is its whole environment. Nothing of the sidecar's is added.
+	Env []string
+	// Dir is its working directory, entered as the plugin's user. Empty: the
+	// sidecar's.
+	Dir string
+	// Stdin, Stdout and Stderr are passed as they are; nil is /dev/null. An
+	// Internet socket is refused: data on it would pass no wall.
+	Stdin, Stdout, Stderr *os.File
+	// Terminal gives the program a pseudoterminal of its own, as its controlling
+	// terminal, in the place of those streams that are terminals and the same one as
+	// the first of them. Without such a stream it means nothing. The master is
+	// [Process.Terminal].
+	Terminal bool
+	// Background starts the program in the background of its terminal, where a
+	// first process can see that it stops for its use: in a view. It is put in the
+	// foreground then, and [Process.Stops] reports it.
+	Background bool
+	// Files says which files it may use. Nil: those that its user may.
+	Files *Files
+	// Kept lists what has to stay visible of the host's temporary and runtime
+	// directories, which [Config.View] covers, by absolute path. With Files, their
+	// paths are kept instead.
+	Kept []string
+	// TrustBundle is the file with the certificates that take the place of the
+	// system's in a view. Empty: the system's stay.
+	TrustBundle string
+}
+
+// Account is the user that a plugin runs as, as its environment describes it.
+type Account struct {
+	UID int
+	// GID is the primary group. That of a dynamic user has its number, and no
+	// other member.
+	GID int
+	// Name is the login name: that of the user database, or one made from the
+	// plugin's name.
+	Name string
+	// Home exists and can be written by the plugin, unless it is "/".
+	Home string
+	// Shell is the login shell.
+	Shell string
+	// RuntimeDir is the directory for XDG_RUNTIME_DIR. Empty: there is none.
+	RuntimeDir string
+	// SameUser says that it is root or the sidecar's own user.
+	SameUser bool
+}
+
+// Files are the files that a program may use, everything below a directory
+// included, by absolute path. Whatever is not named is closed to it, but for what
+// a program needs to run at all: see the package's documentation. The kernel
+// needs Landlock's third version (Linux 6.2); without it nothing starts.
+//
+// A path stands for the file that it leads to when the program starts, not for
+// one that is put in its place later: name the directory of a file that is
+// replaced. The user's permissions hold all the same.
+type Files struct {
+	// Read may be read and executed.
+	Read []string
+	// Write may be read, executed, written and truncated, and in directories
+	// everything but devices may be made, removed and renamed.
+	Write []string
+}
+
+// ExecError says that the program itself could not be started.
+type ExecError struct {
+	// Path is the program as it was named.
+	Path string
+	// Status is what a shell would exit with: 127 when there is no such
+	// program, 126 when it cannot be run.
+	Status int
+	// Err is the system's reason.
+	Err error
+}
+
+// Error implements error.
+func (e *ExecError) Error() string { return fmt.Sprintf("start %s: %v", e.Path, e.Err) }
+
+// Unwrap gives the system's reason.
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// Errors that callers tell apart.
+var (
+	// ErrUnsupported says that this platform cannot confine anything.
+	ErrUnsupported = errors.New("confinement needs Linux")
+	// ErrNoFence says that a [Fence] cannot be made here: the system refuses
+	// user namespaces, or what belongs to them.
+	ErrNoFence = errors.New("no network namespace for an ordinary user is to be had")
+	// ErrBusy says that another sidecar holds the same state directory.
+	ErrBusy = errors.New("another sidecar holds this state directory")
+)

@@ -1,0 +1,565 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+)
+
+// Fence confines a plugin without any privilege: for a machine or a user that
+// cannot have a [Cage]. It is a user namespace of the plugin's own and in it a
+// network without a way out, in which the sidecar listens; processes, mounts and
+// IPC of its own; and the system call filter of a cage. What it lacks,
+// [Fence.Limits] lists.
+//
+// A small process, the keeper, is the first in these namespaces. With it
+// everything in them ends, and it ends with the sidecar, however that ends: what
+// a plugin leaves in the background, too, whatever it did to leave it there.
+type Fence struct {
+	config    FenceConfig
+	account   User
+	listeners []net.Listener
+	keeper    *os.Process
+	control   *os.File // orders go, news come
+
+	mu      sync.Mutex // held while a program starts
+	running bool
+	deaf    bool // the last program's filter could not be heard
+	killed  bool
+	closed  bool
+
+	dialing sync.Mutex
+	dial    *os.File
+}
+
+// fenceOrder is what the keeper is told, and in an order what the launcher is.
+type fenceOrder struct {
+	Addresses []string // to listen on
+	Serve     []uint16 // ports that the plugin serves
+	Private   []string // to hide
+	Files     *Files
+}
+
+// NewFence makes the namespaces and the listeners; nothing of the plugin's runs
+// yet. [ErrNoFence] says that the system does not permit it, with the reason.
+func NewFence(config FenceConfig) (*Fence, error) {
+	for _, address := range config.Proxy {
+		if err := literal(address); err != nil {
+			return nil, fmt.Errorf("make fence: %w", err)
+		}
+		if host, _, err := net.SplitHostPort(address); err != nil || !net.ParseIP(host).IsLoopback() {
+			return nil, fmt.Errorf("make fence: %s is not on the loopback", address)
+		}
+	}
+	for _, path := range config.Private {
+		if !filepath.IsAbs(path) { // it would hide something else, or nothing
+			return nil, fmt.Errorf("make fence: private path %q is not absolute", path)
+		}
+	}
+	if config.Logger == nil {
+		config.Logger = zap.NewNop()
+	}
+	if config.Denied == nil {
+		config.Denied = func(Denial) {}
+	}
+	f := &Fence{config: config, account: User{UID: os.Geteuid(), GID: os.Getegid(), Same: true}}
+	if err := f.build(); err != nil {
+		return nil, errors.Join(fmt.Errorf("make fence: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+func (f *Fence) build() error {
+	var err error
+	if f.account.UID == 0 {
+		dir, err := runtimedir.Find(f.config.StateDir)
+		if err != nil {
+			return err
+		}
+		at := Paths{Dir: dir.Path, ID: "fence of " + f.config.Plugin}
+		if f.account, err = at.ChooseUser(f.config.User, false); err != nil {
+			return err
+		}
+	}
+	file, err := writeGob(fenceOrder{Addresses: f.config.Proxy, Serve: f.config.Serve, Private: ResolveLinks(f.config.Private)})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	var theirs, theirDial *os.File
+	if f.control, theirs, err = socketPair("fence"); err != nil {
+		return err
+	}
+	defer func() { _ = theirs.Close() }()
+	if f.dial, theirDial, err = socketPair("fence"); err != nil {
+		return err
+	}
+	defer func() { _ = theirDial.Close() }()
+	if err := f.spawn(theirs, file, theirDial); err != nil {
+		return fmt.Errorf("%w: %w%s", ErrNoFence, err, fenceHint(err))
+	}
+	// Our copy has to go, or the keeper's end is never seen.
+	if err := theirs.Close(); err != nil {
+		return fmt.Errorf("start keeper: %w", err)
+	}
+	fds, err := f.listen()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoFence, err)
+	}
+	for _, fd := range fds {
+		err = errors.Join(err, f.adopt(fd))
+	}
+	return err
+}
+
+// fenceHint says how a system that refuses user namespaces can be told to allow
+// them.
+func fenceHint(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return " (sysctl user.max_user_namespaces is used up or 0)"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return " (user namespaces are refused: see sysctl kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns; in a container, its seccomp profile)"
+	}
+	return ""
+}
+
+// spawn starts the keeper in namespaces of its own, with what it needs to set
+// them up. Inside, users have the numbers that they have outside.
+func (f *Fence) spawn(control, order, dial *os.File) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("start keeper: %w", err)
+	}
+	defer func() { _ = null.Close() }()
+	attributes := &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: f.account.UID, HostID: f.account.UID, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: f.account.GID, HostID: f.account.GID, Size: 1}},
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP},
+		Setsid:      true,
+	}
+	if !f.account.Same {
+		attributes.GidMappingsEnableSetgroups = true
+		attributes.Credential = &syscall.Credential{Uid: uint32(f.account.UID), Gid: uint32(f.account.GID)}
+	}
+	f.keeper, err = f.config.Reaper.Start(func() (*os.Process, error) {
+		return os.StartProcess("/proc/self/exe", []string{fenceName}, &os.ProcAttr{
+			Env: []string{}, Dir: "/", Sys: attributes,
+			Files: []*os.File{null, null, null, control, order, dial},
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("start keeper: %w", err)
+	}
+	return nil
+}
+
+// listen waits for the keeper's listeners.
+func (f *Fence) listen() ([]int, error) {
+	text, fds, err := f.hear(launchTimeout)
+	switch {
+	case err != nil:
+		return nil, err
+	case text[0] == newsListening && len(fds) == len(f.config.Proxy):
+		return fds, nil
+	}
+	return nil, errors.New(strings.TrimSpace(string(text[1:])))
+}
+
+// adopt takes a listener over.
+func (f *Fence) adopt(fd int) error {
+	file := os.NewFile(uintptr(fd), "listener")
+	listener, err := net.FileListener(file)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return fmt.Errorf("take listener over: %w", err)
+	}
+	f.listeners = append(f.listeners, listener)
+	return nil
+}
+
+// hear reads one piece of news. No timeout: it waits for ever.
+func (f *Fence) hear(timeout time.Duration) (text []byte, fds []int, err error) {
+	wait := -1
+	if timeout > 0 {
+		wait = int(timeout.Milliseconds())
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(f.control.Fd()), Events: unix.POLLIN}}, wait)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return nil, nil, errors.Join(errors.New("hear keeper: it does not answer"), err)
+		}
+		return receive(int(f.control.Fd()))
+	}
+}
+
+// receive reads one message and the descriptors that came with it. The end of
+// the other side is [io.EOF].
+func receive(socket int) (text []byte, fds []int, err error) {
+	text = make([]byte, 4096)
+	rights := make([]byte, unix.CmsgSpace(4*maxRights))
+	for {
+		n, m, _, _, err := unix.Recvmsg(socket, text, rights, unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, nil, fmt.Errorf("receive: %w", err)
+		case n == 0:
+			return nil, nil, io.EOF
+		}
+		messages, err := unix.ParseSocketControlMessage(rights[:m])
+		if err != nil {
+			return nil, nil, fmt.Errorf("receive: %w", err)
+		}
+		for i := range messages {
+			got, err := unix.ParseUnixRights(&messages[i])
+			if err != nil {
+				return nil, nil, fmt.Errorf("receive: %w", err)
+			}
+			fds = append(fds, got...)
+		}
+		return text[:n], fds, nil
+	}
+}
+
+// Listeners are the sidecar's, inside the fence, in the order of
+// [FenceConfig.Proxy]. They are the caller's to close.
+func (f *Fence) Listeners() []net.Listener { return f.listeners }
+
+// Limits says in words what a fence cannot do and a [Cage] can.
+func (f *Fence) Limits() []string {
+	limits := []string{
+		"nothing is metered: limits on connections, bytes, system calls and processes cannot be kept",
+		"only programs that use the proxy variables reach anything; the network refuses the others, and no record says so",
+		"names are resolved by the proxy alone: a program that asks a name server by itself finds none",
+		"Unix sockets other than pairs are refused, and none can be granted",
+		"a caller is known by the proxy token, which everything inside the fence can read",
+		"the plugin can be ended at any time, and not be frozen",
+		"/tmp, /run and /dev/shm are the host's: a view of the plugin's own (process.view) needs the kernel half",
+	}
+	if f.account.Same {
+		limits = append(limits, "the plugin runs as the sidecar's own user and may use that user's files and groups; only the sidecar's own files are hidden from it, unless its files are limited (process.files)")
+	}
+	if LandlockVersion() < landlockRefer {
+		limits = append(limits, "the kernel has no Landlock, or its first version: files cannot be limited")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.deaf {
+		limits = append(limits, "refused system calls are not recorded: something else hears this container's already")
+	}
+	return limits
+}
+
+// Start starts a program behind the fence, as [Cage.Start] does in a cage. One
+// runs at a time.
+func (f *Fence) Start(command Command) (*FenceProcess, error) {
+	if err := command.Complete(); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.closed || f.killed:
+		return nil, fmt.Errorf("start %s: %w", command.Path, os.ErrClosed)
+	case f.running:
+		return nil, fmt.Errorf("start %s: a program runs behind the fence already", command.Path)
+	}
+	p := &FenceProcess{fence: f}
+	if err := p.launch(command); err != nil {
+		return nil, err
+	}
+	f.running = true
+	return p, nil
+}
+
+// FenceProcess is a program that runs behind a [Fence].
+type FenceProcess struct {
+	fence *Fence
+	pidfd int
+	pid   int
+	ears  *ears
+
+	terminal *os.File // the master of its pseudoterminal
+
+	once   sync.Once
+	status int
+	err    error
+
+	mu    sync.Mutex
+	ended bool
+}
+
+func (p *FenceProcess) launch(command Command) error {
+	f := p.fence
+	here := command.Dir == ""
+	if here {
+		var err error
+		if command.Dir, err = os.Getwd(); err != nil {
+			return fmt.Errorf("start %s: %w", command.Path, err)
+		}
+	}
+	file, err := writeGob(order{
+		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, Here: here,
+		Files: command.Files != nil, Private: ResolveLinks(f.config.Private), Fence: &fenceOrder{Files: command.Files},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	ours, theirs, err := statusPair()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ours.Close() }()
+	stream := streamOf(command.terminalStreams())
+	command, master, slave, err := command.withTerminal(f.account.UID)
+	if err == nil {
+		err = f.order(command, stream, file, theirs)
+	}
+	if slave != nil {
+		err = errors.Join(err, slave.Close())
+	}
+	if err := errors.Join(err, theirs.Close()); err != nil {
+		return fmt.Errorf("start %s: %w", command.Path, err)
+	}
+	p.terminal = master
+	text, fds, err := f.hear(launchTimeout)
+	if err != nil || text[0] != newsStarted || len(fds) != 1 {
+		return errors.Join(fmt.Errorf("start %s: the keeper could not: %s", command.Path, strings.TrimLeft(string(text), string(newsFailed))), err)
+	}
+	p.pidfd = fds[0]
+	p.ears, _, err = hear(ours, command.Path, func(listener int) (*ears, error) {
+		e, err := newEars(listener, f.account.UID, f.config.Denied, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		return e.start(), nil
+	}, func(int) {})
+	f.deaf = err == nil && p.ears == nil
+	if err == nil {
+		p.pid, err = pidOf(p.pidfd)
+	}
+	if err != nil {
+		// Whatever it is by now, it ends, and the keeper says so.
+		_ = unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
+		_, _, _ = f.hear(launchTimeout)
+		return errors.Join(err, p.ears.close(), unix.Close(p.pidfd))
+	}
+	return nil
+}
+
+// order hands the keeper a program to start, with the number of a stream that is
+// to be its controlling terminal, or -1.
+func (f *Fence) order(command Command, stream int, file, status *os.File) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("give order: %w", err)
+	}
+	defer func() { _ = null.Close() }()
+	var fds []int
+	for _, file := range []*os.File{command.Stdin, command.Stdout, command.Stderr, status, file} {
+		if file == nil {
+			file = null
+		}
+		fds = append(fds, int(file.Fd()))
+	}
+	if err := unix.Sendmsg(int(f.control.Fd()), []byte{orderStart, byte(stream + 1)}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
+		return fmt.Errorf("give order: %w", err)
+	}
+	return nil
+}
+
+// pidOf is the number, out here, of the process that a descriptor stands for.
+func pidOf(pidfd int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd))
+	if err != nil {
+		return 0, fmt.Errorf("number the process: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "Pid:"); ok {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, errors.New("number the process: the kernel does not say")
+}
+
+// PID is the program's process id outside the fence.
+func (p *FenceProcess) PID() int { return p.pid }
+
+// Signal passes a signal on, as [Process.Signal] does.
+func (p *FenceProcess) Signal(signal os.Signal) error {
+	number, ok := signal.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("signal the plugin: %v is not a system signal", signal)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return nil
+	}
+	err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0)
+	if err == nil {
+		switch number {
+		case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGSTOP, unix.SIGCONT, unix.SIGWINCH:
+			err = unix.Kill(-p.pid, number) // the program leads its group
+		default:
+			err = unix.PidfdSendSignal(p.pidfd, number, nil, 0)
+		}
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal the plugin: %w", err)
+	}
+	return nil
+}
+
+// Wait waits until the program and everything that it left behind has ended. The
+// status is as [Process.Wait]'s. It may be called more than once.
+func (p *FenceProcess) Wait() (int, error) {
+	p.once.Do(func() { p.status, p.err = p.wait() })
+	return p.status, p.err
+}
+
+func (p *FenceProcess) wait() (int, error) {
+	text, _, err := p.fence.hear(0)
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
+	p.fence.mu.Lock()
+	p.fence.running = false
+	killed := p.fence.killed
+	closed := errors.Join(p.ears.close(), unix.Close(p.pidfd))
+	if p.fence.closed {
+		closed = errors.Join(closed, p.fence.control.Close())
+	}
+	p.fence.mu.Unlock()
+	switch {
+	case err != nil && killed:
+		return 128 + int(unix.SIGKILL), closed
+	case err != nil:
+		return 125, errors.Join(fmt.Errorf("wait for the plugin: the keeper ended: %w", err), closed)
+	case text[0] != newsEnded || len(text) != 5:
+		return 125, errors.Join(fmt.Errorf("wait for the plugin: the keeper says %q", text), closed)
+	}
+	status := syscall.WaitStatus(binary.NativeEndian.Uint32(text[1:]))
+	if status.Signaled() {
+		return 128 + int(status.Signal()), closed
+	}
+	return status.ExitStatus(), closed
+}
+
+// DialContext connects to the plugin inside the fence, as [Cage.DialContext]
+// does inside a cage. The keeper makes the connection and hands it out.
+func (f *Fence) DialContext(ctx context.Context, Network, address string) (net.Conn, error) {
+	if err := literal(address); err != nil {
+		return nil, err
+	}
+	if host, _, err := net.SplitHostPort(address); err != nil || !onLoopback(host) {
+		return nil, fmt.Errorf("dial the plugin: %s is not on its loopback", address)
+	}
+	f.dialing.Lock() // one at a time: on a loopback none takes long
+	defer f.dialing.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("dial the plugin: %w", err)
+	}
+	if err := unix.Sendmsg(int(f.dial.Fd()), []byte(Network+" "+address), nil, nil, unix.MSG_NOSIGNAL); err != nil {
+		return nil, fmt.Errorf("dial the plugin: %w", err)
+	}
+	text, fds, err := receive(int(f.dial.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("dial the plugin: %w", err)
+	}
+	if text[0] != newsDialled || len(fds) != 1 {
+		return nil, fmt.Errorf("dial the plugin: %s", text[1:])
+	}
+	file := os.NewFile(uintptr(fds[0]), "plugin")
+	conn, err := net.FileConn(file)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, fmt.Errorf("dial the plugin: %w", err)
+	}
+	return conn, nil
+}
+
+// Kill ends everything behind the fence, for good: nothing can be started there
+// again.
+func (f *Fence) Kill() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.killed = true
+	if f.keeper == nil || f.closed {
+		return nil
+	}
+	if err := f.keeper.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill the plugin: %w", err)
+	}
+	return nil
+}
+
+// Close ends everything behind the fence and takes it down. A program that was
+// started has to have been waited for, or to be waited for at the same time.
+func (f *Fence) Close() error {
+	killed := f.Kill()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil
+	}
+	f.closed = true
+	errs := []error{killed}
+	if f.keeper != nil {
+		_, err := f.keeper.Wait() // when it has ended, nothing of the fence lives
+		f.config.Reaper.Done(f.keeper.Pid)
+		errs = append(errs, err)
+	}
+	if f.control != nil && !f.running { // else Wait reads from it, and closes it
+		errs = append(errs, f.control.Close())
+	}
+	if f.dial != nil {
+		errs = append(errs, f.dial.Close())
+	}
+	errs = append(errs, f.account.Release())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close fence: %w", err)
+	}
+	return nil
+}
+
+// writeGob puts a value into a memory file: it may exceed what a pipe holds.
+func writeGob(value any) (*os.File, error) {
+	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("write order: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "order")
+	err = gob.NewEncoder(file).Encode(value)
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("write order: %w", err), file.Close())
+	}
+	return file, nil
+}
+
+// Account describes the user of the plugin, for its environment.
+func (f *Fence) Account() Account { return f.account.Account(f.config.Plugin, false) }

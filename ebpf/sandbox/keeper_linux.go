@@ -1,0 +1,274 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The keeper of a [Fence] is this binary under two other names: the first sets
+// the namespaces up, with capabilities that count only inside; it then becomes
+// the second, by exec, since only that takes them from every thread.
+const (
+	fenceName  = "chaperone-fence"
+	keeperName = "chaperone-keeper"
+)
+
+// Descriptors that the keeper is given, besides orderFD.
+const (
+	controlFD = statusFD
+	dialFD    = gateFD
+)
+
+// What is said on the control and dial sockets.
+const (
+	orderStart    = 'S' // the stream that is a terminal follows; with stdin, stdout, stderr, the launcher's status socket and its order
+	newsListening = 'L' // with the listeners
+	newsStarted   = 'P' // with a descriptor of the process
+	newsEnded     = 'E' // the wait status follows
+	newsDialled   = 'C' // with the connection
+	newsFailed    = 'F' // text follows
+)
+
+// maxRights is how many descriptors one message carries at most.
+const maxRights = 16
+
+// dialTimeout bounds a connection inside a fence.
+const dialTimeout = 5 * time.Second
+
+// fence is the keeper. It never returns.
+func fence(name string) {
+	runtime.LockOSThread()
+	if name == fenceName {
+		err := setUp()
+		tell(controlFD, append([]byte{newsFailed}, fmt.Sprint(err)...))
+		os.Exit(125) //nolint:forbidigo // the end of this process
+	}
+	keep()
+	// The kernel ends everything in a process namespace with its first process.
+	os.Exit(0) //nolint:forbidigo // as above
+}
+
+// tell sends one message. Nobody is left to be told of an error.
+func tell(socket int, text []byte, fds ...int) {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	_ = unix.Sendmsg(socket, text, rights, nil, unix.MSG_NOSIGNAL)
+}
+
+// setUp prepares the namespaces and gives up what that took.
+func setUp() error {
+	var o fenceOrder
+	file := os.NewFile(orderFD, "order")
+	if err := gob.NewDecoder(file).Decode(&o); err != nil {
+		return fmt.Errorf("read order: %w", err)
+	}
+	if len(o.Addresses) > maxRights {
+		return fmt.Errorf("listen: %d addresses, at most %d are possible", len(o.Addresses), maxRights)
+	}
+	if err := hide(o.Private); err != nil {
+		return err
+	}
+	if err := prepareLoopback(); err != nil {
+		return err
+	}
+	if err := openLowPorts(); err != nil && hasLowPort(o.Serve) {
+		return err
+	}
+	var fds []int
+	for _, address := range o.Addresses {
+		fd, err := listenInside(address)
+		if err != nil {
+			return err
+		}
+		fds = append(fds, fd)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	if err := emptyBounds(); err != nil {
+		return err
+	}
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
+	tell(controlFD, []byte{newsListening}, fds...)
+	unix.CloseOnExec(orderFD)
+	return fmt.Errorf("keep: %w", syscall.Exec("/proc/self/exe", []string{keeperName}, nil))
+}
+
+// hide gives the fence a /proc of its own, where that is permitted, and puts
+// nothing in the place of what is the sidecar's. What is out of reach anyway is
+// left as it is.
+func hide(private []string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	// Refused where parts of the container's own are masked; processes outside
+	// are seen then, and still cannot be touched.
+	_ = unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	for _, path := range private {
+		var stat unix.Stat_t
+		err := unix.Stat(path, &stat)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EACCES) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("hide %s: %w", path, err)
+		}
+		if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+			err = unix.Mount("none", path, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0,size=4k")
+		} else {
+			err = unix.Mount(os.DevNull, path, "", unix.MS_BIND, "")
+		}
+		if err != nil {
+			return fmt.Errorf("hide %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// listenInside opens a listener and returns its descriptor.
+func listenInside(address string) (int, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	listener, err := config.Listen(context.Background(), "tcp", address) //nolint:forbidigo // binding an IP address does not wait
+	if err != nil {
+		return -1, fmt.Errorf("listen beside the plugin: %w", err)
+	}
+	defer func() { _ = listener.Close() }()
+	fd, err := descriptor(listener)
+	if err != nil {
+		return -1, fmt.Errorf("listen beside the plugin: %w", err)
+	}
+	return fd, nil
+}
+
+// descriptor is a descriptor of a socket's, for the caller to close.
+func descriptor(socket any) (int, error) {
+	filed, ok := socket.(interface{ File() (*os.File, error) })
+	if !ok {
+		return -1, fmt.Errorf("%T is not a socket", socket)
+	}
+	file, err := filed.File()
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = file.Close() }()
+	return unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+}
+
+// keep starts what it is told to, collects what ends, and returns when the
+// sidecar is gone.
+func keep() {
+	// The plugin is the same user: it is not to look into this process.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return
+	}
+	unix.CloseOnExec(controlFD)
+	unix.CloseOnExec(dialFD)
+	go dialInside()
+	for {
+		text, fds, err := receive(controlFD)
+		if err != nil || text[0] != orderStart || len(text) != 2 || len(fds) != 5 {
+			return
+		}
+		startInside(fds, int(text[1])-1)
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// startInside starts the launcher and sees to it that everything ends with it.
+func startInside(fds []int, stream int) {
+	files := make([]uintptr, len(fds))
+	for i, fd := range fds {
+		files[i] = uintptr(fd)
+	}
+	attributes := &syscall.SysProcAttr{Setsid: true}
+	if stream >= 0 {
+		attributes.Setctty, attributes.Ctty = true, stream
+	}
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{launcherName}, &syscall.ProcAttr{Files: files, Sys: attributes})
+	if err != nil {
+		tell(controlFD, append([]byte{newsFailed}, err.Error()...))
+		return
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+		tell(controlFD, append([]byte{newsFailed}, err.Error()...))
+		return
+	}
+	tell(controlFD, []byte{newsStarted}, pidfd)
+	_ = unix.Close(pidfd)
+	go collect(pid)
+}
+
+// collect waits for the program, ends what it left behind, and says how it
+// ended. Meanwhile it buries what others left to the first process.
+func collect(program int) {
+	var last unix.WaitStatus
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			break // none is left
+		}
+		if pid == program {
+			last = status
+			// Everything inside but this process. What is just being born has the
+			// signal before it runs.
+			_ = unix.Kill(-1, unix.SIGKILL)
+		}
+	}
+	tell(controlFD, binary.NativeEndian.AppendUint32([]byte{newsEnded}, uint32(last)))
+}
+
+// dialInside makes the connections that [Fence.DialContext] asks for.
+func dialInside() {
+	for {
+		text, _, err := receive(dialFD)
+		if err != nil {
+			return
+		}
+		fd, err := connectInside(string(text))
+		if err != nil {
+			tell(dialFD, append([]byte{newsFailed}, err.Error()...))
+			continue
+		}
+		tell(dialFD, []byte{newsDialled}, fd)
+		_ = unix.Close(fd)
+	}
+}
+
+func connectInside(request string) (int, error) {
+	Network, address, _ := strings.Cut(request, " ")
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout) //nolint:forbidigo // bounded here
+	defer cancel()
+	var dialer net.Dialer
+	dialer.SetMultipathTCP(false)
+	conn, err := dialer.DialContext(ctx, Network, address)
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = conn.Close() }()
+	return descriptor(conn)
+}

@@ -1,0 +1,444 @@
+package sandbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/terminal"
+)
+
+// launcherName as argv[0] makes this binary the launcher. With a view of the
+// plugin's own the launcher then executes this binary as initName.
+const (
+	launcherName = "chaperone-launcher"
+	initName     = "chaperone-init"
+)
+
+// Descriptors that the launcher is given.
+const (
+	statusFD = 3 // one end of a socket pair to the sidecar
+	orderFD  = 4 // a memory file with the order
+	gateFD   = 5 // the plugin's cgroup.procs
+	rulesFD  = 6 // a Landlock ruleset, if the order has Handled
+)
+
+// order is what the launcher is to do.
+type order struct {
+	Path        string
+	Args, Env   []string
+	Dir         string
+	Here        bool // Dir was not asked for: it is the sidecar's working directory
+	UID, GID    int
+	Groups      []int
+	UnixSockets bool
+	Listens     bool        // listen(2) is reported
+	Walk        bool        // into the cgroup, instead of having been born there
+	Handled     uint64      // the rights that the Landlock rules handle; 0: there are none
+	Files       bool        // the rules limit files: what is to run has to be added
+	Private     []string    // what such a rule may not be for
+	Unreadable  []string    // what the plugin's user must not be able to use
+	SelfTest    uint        // seconds for the attempts of a self-test; 0: the program is started
+	Fence       *fenceOrder // in a fence, where there is little left to take away
+
+	View       *View             // what the plugin is to see; nil: the host's view
+	ViewFiles  *Files            // the rules of a view are made in it
+	Terminal   uint8             // the streams that are a pseudoterminal of the view, as bits
+	Background bool              // the program starts in the background of that
+	Settings   terminal.Settings // of that terminal
+	Abstract   bool              // abstract sockets are kept inside the Landlock domain
+}
+
+// Replies of the launcher. None means that the program runs.
+const (
+	replyListener = 'L' // with the seccomp listener's descriptor
+	replyDeaf     = 'D' // in a fence: the filter refuses without telling anybody
+	replyFailure  = 'F' // confinement failed; text follows
+	replyExec     = 'X' // the program cannot be run; status byte and errno follow
+	replyStarted  = 'P' // the program runs below the first process of its view; with its pidfd
+	replyTerminal = 'T' // with the master of the program's pseudoterminal
+	replyStopped  = 'S' // the signal that stopped that program follows
+	replyEnded    = 'E' // the wait status of that program follows
+)
+
+// Launch is the launcher: main calls it first, as does TestMain of every package
+// that starts cages. In any other process it returns at once.
+//
+// The sidecar starts its own binary under another name, directly in the
+// plugin's cgroup and network namespace. This function then takes away from the
+// process what the plugin is not to have and replaces it by the plugin. It has
+// to run before anything else does: until then the process is privileged.
+func Launch() {
+	if len(os.Args) == 0 {
+		return
+	}
+	switch os.Args[0] {
+	case launcherName, initName:
+	case fenceName, keeperName:
+		fence(os.Args[0])
+	default:
+		return
+	}
+	runtime.LockOSThread() // credentials and filters are a thread's; exec keeps this one's
+	err := launch()
+	if exec, ok := errors.AsType[*ExecError](err); ok {
+		var errno unix.Errno
+		errors.As(exec.Err, &errno)
+		reply(binary.NativeEndian.AppendUint32([]byte{replyExec, byte(exec.Status)}, uint32(errno)), -1)
+	} else if err != nil {
+		reply(append([]byte{replyFailure}, err.Error()...), -1)
+	} else {
+		os.Exit(0) //nolint:forbidigo // only a self-test comes back
+	}
+	os.Exit(125) //nolint:forbidigo // the end of this process, whatever main does
+}
+
+// reply is sent on a sequenced socket, so that one call is one message.
+func reply(text []byte, fd int) {
+	var rights []byte
+	if fd >= 0 {
+		rights = unix.UnixRights(fd)
+	}
+	// Nobody is left to be told of an error here; the sidecar sees the end.
+	_ = unix.Sendmsg(statusFD, text, rights, nil, unix.MSG_NOSIGNAL)
+}
+
+func launch() error {
+	file := os.NewFile(orderFD, "order")
+	var o order
+	if err := gob.NewDecoder(file).Decode(&o); err != nil {
+		return fmt.Errorf("read order: %w", err)
+	}
+	if os.Args[0] == initName {
+		return runInView(&o)
+	}
+	if o.Walk {
+		if _, err := unix.Write(gateFD, []byte("0")); err != nil {
+			return fmt.Errorf("enter cgroup: %w", err)
+		}
+	}
+	if o.View != nil {
+		return buildView(&o, file)
+	}
+	if err := confine(&o); err != nil {
+		return err
+	}
+	if err := filterCalls(&o); err != nil {
+		return err
+	}
+	if o.SelfTest != 0 {
+		// What exec would do: the sidecar takes it for running.
+		if err := unix.Close(statusFD); err != nil {
+			return fmt.Errorf("close status socket: %w", err)
+		}
+		return runSelfTest(o.SelfTest)
+	}
+	return execute(&o)
+}
+
+// filterCalls installs the filter and hands its listener to the sidecar. In a
+// fence there may be none to be had: a container that hears its own processes'
+// calls has it, and there is one for all.
+func filterCalls(o *order) error {
+	p := filter(o.UnixSockets, o.Listens)
+	listener, err := installFilter(p)
+	if o.Fence != nil && errors.Is(err, unix.EBUSY) {
+		if err := installDeaf(p); err != nil {
+			return err
+		}
+		reply([]byte{replyDeaf}, -1)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	reply([]byte{replyListener}, listener)
+	return nil
+}
+
+// giveUp gives up what the sidecar was given and no plugin is to have.
+func giveUp() error {
+	if err := forbidCores(); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	if err := leaveShelter(); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	return nil
+}
+
+// confine takes away what the plugin is not to have. The order matters: what
+// needs a capability comes before the capabilities go.
+func confine(o *order) error {
+	if err := giveUp(); err != nil {
+		return err
+	}
+	if o.Fence == nil {
+		if err := emptyBounds(); err != nil {
+			return err
+		}
+		if err := become(o.UID, o.GID, o.Groups); err != nil {
+			return err
+		}
+	}
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
+	if !o.Files {
+		if err := proveUnreadable(o.Unreadable); err != nil {
+			return err
+		}
+	}
+	if o.Dir != "" {
+		// A home of root's that is closed to the plugin's user is no reason not to
+		// start: the plugin is then in the root directory.
+		if err := os.Chdir(o.Dir); err != nil && !(o.Here && errors.Is(err, unix.EACCES)) {
+			return fmt.Errorf("enter directory: %w", err)
+		}
+	}
+	if err := enterRules(o); err != nil {
+		return err
+	}
+	return closeOnExec()
+}
+
+// forbidCores sets the limit on core dumps to one byte, not to none: a
+// core_pattern that starts a handler, which runs as root and outside the walls,
+// ignores every limit but this (core(5)). A hard limit of 0 can be raised to 1
+// with CAP_SYS_RESOURCE only; it is as good where the kernel starts no handler.
+func forbidCores() error {
+	core := unix.Rlimit{Cur: 1, Max: 1}
+	err := unix.Setrlimit(unix.RLIMIT_CORE, &core)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
+	if err != nil {
+		return err
+	}
+	if startsHandler(string(pattern)) {
+		return fmt.Errorf("the hard limit is 0, and kernel.core_pattern is %q, which starts a handler in spite of it; set the hard limit to 1 (LimitCORE=1, --ulimit core=1), or grant CAP_SYS_RESOURCE", strings.TrimSpace(string(pattern)))
+	}
+	core = unix.Rlimit{}
+	return unix.Setrlimit(unix.RLIMIT_CORE, &core)
+}
+
+// startsHandler reports whether a core_pattern passes dumps to a program (|) or,
+// from Linux 6.16 on, to a socket (@).
+func startsHandler(pattern string) bool {
+	return strings.HasPrefix(pattern, "|") || strings.HasPrefix(pattern, "@")
+}
+
+// enterRules puts the thread under the Landlock rules that the sidecar made,
+// after adding what only this process knows.
+func enterRules(o *order) error {
+	r := &rules{file: os.NewFile(rulesFD, "landlock rules"), handled: o.Handled}
+	if o.Fence != nil {
+		// Made here: /proc is another one than the sidecar's.
+		var err error
+		if r, err = newRules(o.Fence.Files, false, o.Private); err != nil {
+			return err
+		}
+	}
+	if r == nil || r.handled == 0 {
+		return nil
+	}
+	if o.Files {
+		// Its own part of /proc. That of a child is the child's, which no rule
+		// can name beforehand.
+		if err := r.allow("/proc/self", rightsToRead|rightsToUse, nil); err != nil {
+			return fmt.Errorf("limit files: %w", err)
+		}
+		for _, path := range candidates(o.Path, o.Env) {
+			if err := r.allowProgram(path, o.Private, 1); err != nil {
+				return err
+			}
+		}
+	}
+	return r.enter()
+}
+
+// leaveShelter gives up what a service manager gave the sidecar against the end
+// of memory (OOMScoreAdjust=): a plugin that inherited it could have everything
+// else on the host killed in its stead. What makes it an earlier victim stays.
+func leaveShelter() error {
+	const file = "/proc/self/oom_score_adj"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("leave shelter from memory pressure: %w", err)
+	}
+	if !strings.HasPrefix(string(text), "-") {
+		return nil
+	}
+	if err := os.WriteFile(file, []byte("0"), 0); err != nil {
+		return fmt.Errorf("leave shelter from memory pressure: %w", err)
+	}
+	return nil
+}
+
+// emptyBounds empties the bounding set, and sets the bits that keep root from
+// being special, locked: they matter when the plugin runs as root.
+func emptyBounds() error {
+	for capability := uintptr(0); capability <= unix.CAP_LAST_CAP+16; capability++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			break // beyond the last this kernel knows
+		}
+		if err != nil {
+			return fmt.Errorf("drop bounding capability %d: %w", capability, err)
+		}
+	}
+	// include/uapi/linux/securebits.h: NOROOT, NO_SETUID_FIXUP off, KEEP_CAPS
+	// off, NO_CAP_AMBIENT_RAISE, each with its lock.
+	const bits = 1<<0 | 1<<1 | 1<<3 | 1<<5 | 1<<6 | 1<<7
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, bits, 0, 0, 0); err != nil {
+		return fmt.Errorf("lock securebits: %w", err)
+	}
+	return nil
+}
+
+// become changes the thread's user and groups. The calls are made directly: the
+// library's would change every thread of a process that is about to end anyway.
+func become(uid, gid int, groups []int) error {
+	list := make([]uint32, len(groups)+1) // never empty, for its address
+	for i, group := range groups {
+		list[i] = uint32(group)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&list[0])), 0); errno != 0 { //nolint:gosec // gid_t list
+		return fmt.Errorf("set groups: %w", errno)
+	}
+	u, g := uintptr(uid), uintptr(gid)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, g, g, g); errno != 0 {
+		return fmt.Errorf("become group %d: %w", gid, errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, u, u, u); errno != 0 {
+		return fmt.Errorf("become user %d: %w", uid, errno)
+	}
+	return nil
+}
+
+// dropCapabilities drops the rest and proves it.
+func dropCapabilities() error {
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if sets != [2]unix.CapUserData{} {
+		return errors.New("drop capabilities: some are left")
+	}
+	return nil
+}
+
+// closeOnExec keeps every descriptor but the standard three from the plugin,
+// those included that the sidecar's own parent left open.
+func closeOnExec() error {
+	err := unix.CloseRange(3, ^uint(0)>>33, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	for fd := 3; fd < int(limit.Max); fd++ {
+		unix.CloseOnExec(fd)
+	}
+	return nil
+}
+
+// execute replaces the process by the program.
+func execute(o *order) error {
+	return searchProgram(o, func(path string, args []string) error { return syscall.Exec(path, args, o.Env) })
+}
+
+// searchProgram looks for the program as execvp(3) does, and runs the first that
+// can be run. A file that is no program the kernel knows is a script for /bin/sh.
+func searchProgram(o *order, run func(path string, args []string) error) error {
+	const shell = "/bin/sh"
+	last := &ExecError{Path: o.Path, Status: 127, Err: unix.ENOENT}
+	for _, path := range candidates(o.Path, o.Env) {
+		err := run(path, o.Args)
+		if errors.Is(err, unix.ENOEXEC) && !isBinary(path) {
+			err = run(shell, append([]string{shell, path}, o.Args[1:]...))
+		}
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+			continue
+		case errors.Is(err, unix.EACCES):
+			if _, hidden := os.Stat(path); hidden != nil && path != o.Path {
+				continue // a directory of the search path that the plugin cannot enter
+			}
+			last = &ExecError{Path: o.Path, Status: 126, Err: err}
+		default:
+			return &ExecError{Path: o.Path, Status: 126, Err: err}
+		}
+	}
+	return last
+}
+
+// isBinary reports whether a file is no script: its first line holds a zero byte.
+// A file that cannot be read is left to the shell.
+func isBinary(path string) bool {
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = file.Close() }()
+	head := make([]byte, 256)
+	n, err := io.ReadFull(file, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return false
+	}
+	line, _, _ := bytes.Cut(head[:n], []byte("\n"))
+	return bytes.IndexByte(line, 0) >= 0
+}
+
+func candidates(name string, env []string) []string {
+	if name == "" {
+		return nil
+	}
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	search := "/usr/local/bin:/usr/bin:/bin"
+	for _, entry := range env {
+		if value, ok := strings.CutPrefix(entry, "PATH="); ok {
+			search = value
+		}
+	}
+	var paths []string
+	for _, dir := range filepath.SplitList(search) {
+		if dir == "" {
+			dir = "."
+		}
+		// filepath.Join would drop the "./" that keeps exec from a look-up.
+		paths = append(paths, dir+"/"+name)
+	}
+	return paths
+}

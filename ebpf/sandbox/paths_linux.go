@@ -1,0 +1,158 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+)
+
+const privateAccess = 0o700
+
+// ensurePrivate makes a directory for us alone, and refuses one that somebody
+// else could have prepared. An empty one of ours that is open to others, as a
+// volume is that was just mounted, is closed to them first.
+func EnsurePrivate(path string) error {
+	if err := os.Mkdir(path, privateAccess); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make private directory: %w%s", err, directoryHint(path, err))
+	}
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		return fmt.Errorf("inspect private directory: %w", err)
+	}
+	if stat.Mode&unix.S_IFMT == unix.S_IFDIR && stat.Mode&0o077 != 0 && int(stat.Uid) == os.Geteuid() {
+		runtimedir.CloseEmpty(path)
+		if err := unix.Lstat(path, &stat); err != nil {
+			return fmt.Errorf("inspect private directory: %w", err)
+		}
+	}
+	switch {
+	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("use private directory: %s is not a directory", path)
+	case int(stat.Uid) != os.Geteuid():
+		return fmt.Errorf("use private directory: %s belongs to uid %d", path, stat.Uid)
+	case stat.Mode&0o077 != 0:
+		return fmt.Errorf("use private directory: %s is open to others (mode %04o); make it 0700", path, stat.Mode&0o7777)
+	}
+	return nil
+}
+
+// directoryHint says what to do where a directory cannot be made.
+func directoryHint(path string, err error) string {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return "; make " + filepath.Dir(path) + " writable (in a systemd unit: ReadWritePaths=" + filepath.Dir(path) + ")"
+	case errors.Is(err, fs.ErrPermission):
+		return "; run it as root"
+	}
+	return ""
+}
+
+// places are the runtime directory of a sidecar, and its state directory, which
+// names its cage.
+type Paths struct {
+	Dir   string
+	State string
+	ID    string
+}
+
+// findPlaces finds the runtime directory, and makes it if it is missing.
+func FindPaths(stateDir string) (Paths, error) {
+	id, err := runtimedir.ID(stateDir)
+	if err != nil {
+		return Paths{}, err
+	}
+	dir, err := runtimedir.Find(stateDir)
+	return Paths{Dir: dir.Path, State: stateDir, ID: id}, err
+}
+
+// lock holds a name under the runtime directory until it is released or the process
+// ends, however that happens: it is the kernel's lock on the open file.
+type Lock struct {
+	File  *os.File
+	path  string
+	State *os.File // the state directory, of a cage's lock
+}
+
+// take takes a name. The error is EWOULDBLOCK when somebody else has it, unless
+// it is to wait.
+func (p Paths) Take(name string, wait bool) (*Lock, error) {
+	path := filepath.Join(p.Dir, name)
+	if dir := filepath.Dir(path); dir != p.Dir {
+		if err := EnsurePrivate(dir); err != nil {
+			return nil, err
+		}
+	}
+	how := unix.LOCK_EX | unix.LOCK_NB
+	if wait {
+		how = unix.LOCK_EX
+	}
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open lock: %w", err)
+		}
+		if err := unix.Flock(int(f.Fd()), how); err != nil {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		}
+		// Whoever had it may have removed the file after we opened it.
+		var ours, there unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Stat(path, &there) == nil && ours.Ino == there.Ino {
+			return &Lock{File: f, path: path}, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, fmt.Errorf("open lock: %w", err)
+		}
+	}
+}
+
+// release gives the name back. A nil lock has none.
+func (l *Lock) Release() error {
+	if l == nil {
+		return nil
+	}
+	err := os.Remove(l.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	err = errors.Join(err, l.File.Close())
+	if l.State != nil {
+		err = errors.Join(err, l.State.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("release lock: %w", err)
+	}
+	return nil
+}
+
+// lockCage makes this process the only one that handles the cage. The state
+// directory is locked as well, if it exists: a process that may write to another
+// part of /run than this one has another runtime directory.
+func (p Paths) LockState() (*Lock, error) {
+	l, err := p.Take("cages/"+p.ID, false)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, ErrBusy
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.State, err = os.Open(p.State)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, nil
+	}
+	if err == nil {
+		err = unix.Flock(int(l.State.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err == nil {
+		return l, nil
+	}
+	if released := l.Release(); released != nil || !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errors.Join(fmt.Errorf("lock state directory: %w", err), released)
+	}
+	return nil, ErrBusy
+}

@@ -1,0 +1,307 @@
+package sandbox
+
+import (
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Offsets in struct seccomp_data (include/uapi/linux/seccomp.h), which a filter
+// reads 32 bits at a time. Of an argument the low half is read: the kernel takes
+// these arguments as ints and ignores the rest, so a filter that compared all 64
+// bits would be passed by one with a stray high bit.
+const (
+	offsetNumber = 0
+	offsetArch   = 4
+	offsetArgs   = 16
+)
+
+func argument(n int) uint32 { return uint32(offsetArgs + 8*n) }
+
+// Verdicts. Notify stops the caller, tells the sidecar, and returns EPERM; with
+// the sidecar gone the kernel answers ENOSYS itself.
+const (
+	verdictAllow  = unix.SECCOMP_RET_ALLOW
+	verdictNotify = unix.SECCOMP_RET_USER_NOTIF
+	verdictNoCall = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+
+	verdictNoProtocol = unix.SECCOMP_RET_ERRNO | uint32(unix.EPROTONOSUPPORT)
+)
+
+// parentFlag makes a child of the sidecar instead of the plugin: one that the
+// sidecar never waits for, so that its number stays taken when it has ended. A
+// plugin could use up the host's.
+const parentFlag = unix.CLONE_PARENT
+
+// namespaceFlags are the clone flags that make a namespace. (CLONE_NEWTIME
+// cannot be given to clone, where its bit is part of the exit signal.)
+const namespaceFlags = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
+	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+
+// Commands of ioctl that type into a terminal: one that the plugin shares with
+// the operator's shell would run what it types.
+const (
+	ioctlTIOCSTI   = 0x5412
+	ioctlTIOCLINUX = 0x541c
+)
+
+// The requests of the vhost drivers share their second byte
+// (include/uapi/linux/vhost.h). Their devices are everybody's on many systems,
+// and the one for vsock is a network that no socket call opens.
+const (
+	ioctlGroup = 0xff00
+	ioctlVhost = 0xaf00
+)
+
+// refusedCalls are never needed by a plugin and reach past its walls, or offer
+// attack surface that its work does not need.
+func refusedCalls() map[uint32]string {
+	calls := refusedCallsOfArch()
+	maps.Copy(calls, map[uint32]string{
+		unix.SYS_BPF:               "bpf",
+		unix.SYS_PERF_EVENT_OPEN:   "perf_event_open",
+		unix.SYS_USERFAULTFD:       "userfaultfd",
+		unix.SYS_IO_URING_SETUP:    "io_uring_setup",
+		unix.SYS_IO_URING_ENTER:    "io_uring_enter",
+		unix.SYS_IO_URING_REGISTER: "io_uring_register",
+		unix.SYS_PTRACE:            "ptrace",
+		unix.SYS_PROCESS_VM_READV:  "process_vm_readv",
+		unix.SYS_PROCESS_VM_WRITEV: "process_vm_writev",
+		unix.SYS_PIDFD_GETFD:       "pidfd_getfd",
+		unix.SYS_KCMP:              "kcmp",
+		unix.SYS_SETNS:             "setns",
+		unix.SYS_MOUNT:             "mount",
+		unix.SYS_UMOUNT2:           "umount2",
+		unix.SYS_PIVOT_ROOT:        "pivot_root",
+		unix.SYS_CHROOT:            "chroot",
+		unix.SYS_OPEN_TREE:         "open_tree",
+		unix.SYS_MOVE_MOUNT:        "move_mount",
+		unix.SYS_FSOPEN:            "fsopen",
+		unix.SYS_FSCONFIG:          "fsconfig",
+		unix.SYS_FSMOUNT:           "fsmount",
+		unix.SYS_FSPICK:            "fspick",
+		unix.SYS_MOUNT_SETATTR:     "mount_setattr",
+		unix.SYS_OPEN_BY_HANDLE_AT: "open_by_handle_at",
+		unix.SYS_KEXEC_LOAD:        "kexec_load",
+		unix.SYS_KEXEC_FILE_LOAD:   "kexec_file_load",
+		unix.SYS_INIT_MODULE:       "init_module",
+		unix.SYS_FINIT_MODULE:      "finit_module",
+		unix.SYS_DELETE_MODULE:     "delete_module",
+		unix.SYS_ADD_KEY:           "add_key",
+		unix.SYS_REQUEST_KEY:       "request_key",
+		unix.SYS_KEYCTL:            "keyctl",
+		unix.SYS_ACCT:              "acct",
+		unix.SYS_SWAPON:            "swapon",
+		unix.SYS_SWAPOFF:           "swapoff",
+		unix.SYS_REBOOT:            "reboot",
+		unix.SYS_QUOTACTL:          "quotactl",
+		unix.SYS_QUOTACTL_FD:       "quotactl_fd",
+		unix.SYS_FANOTIFY_INIT:     "fanotify_init",
+		unix.SYS_LOOKUP_DCOOKIE:    "lookup_dcookie",
+		unix.SYS_SYSLOG:            "syslog",
+		openTreeAttr:               "open_tree_attr",
+		// Judged by their arguments; listed for their names.
+		unix.SYS_CLONE:      "clone",
+		unix.SYS_UNSHARE:    "unshare",
+		unix.SYS_SOCKET:     "socket",
+		unix.SYS_SOCKETPAIR: "socketpair",
+		unix.SYS_IOCTL:      "ioctl",
+	})
+	return calls
+}
+
+// openTreeAttr is newer than the syscall list of the library; its number is the
+// same on every architecture (include/uapi/asm-generic/unistd.h, Linux 6.15).
+const openTreeAttr = 467
+
+// judgedCalls are refused for some arguments only.
+func judgedCalls() map[uint32]bool {
+	return map[uint32]bool{
+		unix.SYS_CLONE: true, unix.SYS_UNSHARE: true, unix.SYS_SOCKET: true,
+		unix.SYS_SOCKETPAIR: true, unix.SYS_IOCTL: true,
+	}
+}
+
+// program assembles a classic BPF filter.
+type program []unix.SockFilter
+
+func (p *program) load(offset uint32) {
+	*p = append(*p, unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset})
+}
+
+func (p *program) mask(bits uint32) {
+	*p = append(*p, unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: bits})
+}
+
+func (p *program) give(verdict uint32) {
+	*p = append(*p, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: verdict})
+}
+
+// equal gives the verdict when the loaded value is k, and goes on otherwise.
+func (p *program) equal(k, verdict uint32) {
+	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: k})
+	p.give(verdict)
+}
+
+// anyOf gives the verdict when the loaded value has one of the bits.
+func (p *program) anyOf(bits, verdict uint32) {
+	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jf: 1, K: bits})
+	p.give(verdict)
+}
+
+// when runs body, which ends in a verdict, if the loaded value is k.
+func (p *program) when(k uint32, body program) {
+	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(len(body)), K: k})
+	*p = append(*p, body...)
+}
+
+// filter is the plugin's system call filter. unixSockets says that the kernel
+// can judge Unix sockets by hooks; where it cannot, only pairs exist. listens has
+// listen(2) wait until the sidecar has seen it: without a sidecar it ends in
+// ENOSYS.
+func filter(unixSockets, listens bool) []unix.SockFilter {
+	var p program
+	p.load(offsetArch)
+	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: NativeArch})
+	p.give(verdictNotify)
+	p.load(offsetNumber)
+	p.anyOf(foreignNumber, verdictNotify)
+	// C libraries fall back to clone, whose flags a filter can read.
+	p.equal(unix.SYS_CLONE3, verdictNoCall)
+	judged := judgedCalls()
+	for _, number := range slices.Sorted(maps.Keys(refusedCalls())) {
+		if !judged[number] {
+			p.equal(number, verdictNotify)
+		}
+	}
+	if listens {
+		p.equal(unix.SYS_LISTEN, verdictNotify)
+	}
+	p.when(unix.SYS_CLONE, flagsFilter(namespaceFlags|parentFlag))
+	p.when(unix.SYS_UNSHARE, flagsFilter(namespaceFlags|unix.CLONE_NEWTIME))
+	p.when(unix.SYS_SOCKET, socketFilter(unixSockets))
+	p.when(unix.SYS_SOCKETPAIR, pairFilter(unixSockets))
+	p.when(unix.SYS_IOCTL, ioctlFilter())
+	p.give(verdictAllow)
+	return p
+}
+
+func flagsFilter(flags uint32) program {
+	var p program
+	p.load(argument(0))
+	p.anyOf(flags, verdictNotify)
+	p.give(verdictAllow)
+	return p
+}
+
+// socketFilter lets through what a hook judges, and the routing socket, by which
+// programs list interfaces and which can change nothing without a capability.
+// The socket hook refuses the same and more, but comes after the kernel's own
+// check for privileges, which would refuse a raw socket unreported.
+func socketFilter(unixSockets bool) program {
+	var p program
+	p.load(argument(0))
+	p.when(unix.AF_INET, internetFilter())
+	p.when(unix.AF_INET6, internetFilter())
+	if unixSockets {
+		p.equal(unix.AF_UNIX, verdictAllow)
+	}
+	var netlink program
+	netlink.load(argument(2))
+	netlink.equal(unix.NETLINK_ROUTE, verdictAllow)
+	netlink.give(verdictNotify)
+	p.when(unix.AF_NETLINK, netlink)
+	p.give(verdictNotify)
+	return p
+}
+
+// typeMask separates a socket's type from its flags (include/linux/net.h).
+const typeMask = 0xf
+
+// internetFilter allows TCP and UDP. Multipath TCP, which Go's listeners ask for
+// before they fall back, is answered as by a kernel without it.
+func internetFilter() program {
+	var stream, datagram program
+	stream.load(argument(2))
+	stream.equal(0, verdictAllow)
+	stream.equal(unix.IPPROTO_TCP, verdictAllow)
+	stream.equal(unix.IPPROTO_MPTCP, verdictNoProtocol)
+	stream.give(verdictNotify)
+	datagram.load(argument(2))
+	datagram.equal(0, verdictAllow)
+	datagram.equal(unix.IPPROTO_UDP, verdictAllow)
+	datagram.give(verdictNotify)
+	var p program
+	p.load(argument(1))
+	p.mask(typeMask)
+	p.when(unix.SOCK_STREAM, stream)
+	p.when(unix.SOCK_DGRAM, datagram)
+	p.give(verdictNotify)
+	return p
+}
+
+// pairFilter allows Unix pairs. A datagram pair can still send to any name, so
+// it is only for kernels whose hooks judge that.
+func pairFilter(unixSockets bool) program {
+	var pair program
+	if unixSockets {
+		pair.give(verdictAllow)
+	} else {
+		pair.load(argument(1))
+		pair.mask(typeMask)
+		pair.equal(unix.SOCK_STREAM, verdictAllow)
+		pair.equal(unix.SOCK_SEQPACKET, verdictAllow)
+		pair.give(verdictNotify)
+	}
+	var p program
+	p.load(argument(0))
+	p.when(unix.AF_UNIX, pair)
+	p.give(verdictNotify)
+	return p
+}
+
+func ioctlFilter() program {
+	var p program
+	p.load(argument(1))
+	p.equal(ioctlTIOCSTI, verdictNotify)
+	p.equal(ioctlTIOCLINUX, verdictNotify)
+	p.mask(ioctlGroup)
+	p.equal(ioctlVhost, verdictNotify)
+	p.give(verdictAllow)
+	return p
+}
+
+// installFilter puts the filter on the calling thread, for good, and returns the
+// descriptor on which refusals are heard.
+func installFilter(p []unix.SockFilter) (int, error) {
+	chain := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
+	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&chain))) //nolint:gosec // struct sock_fprog
+	runtime.KeepAlive(p)
+	if errno != 0 {
+		return -1, fmt.Errorf("install seccomp filter: %w", errno)
+	}
+	return int(fd), nil
+}
+
+// installDeaf installs the filter without a listener: what it would tell of is
+// refused with EPERM all the same.
+func installDeaf(p []unix.SockFilter) error {
+	deaf := slices.Clone(p)
+	for i := range deaf {
+		if deaf[i].Code == unix.BPF_RET|unix.BPF_K && deaf[i].K == verdictNotify {
+			deaf[i].K = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+		}
+	}
+	chain := unix.SockFprog{Len: uint16(len(deaf)), Filter: &deaf[0]}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&chain))) //nolint:gosec // struct sock_fprog
+	runtime.KeepAlive(deaf)
+	if errno != 0 {
+		return fmt.Errorf("install seccomp filter: %w", errno)
+	}
+	return nil
+}

@@ -168,7 +168,7 @@ time.sleep(30)`,
 			if got := end(t, plugin); got != "signal: killed" {
 				t.Errorf("the holder ended with %s: %s", got, out)
 			}
-			if err := group.AwaitEmpty(10 * time.Second); err != nil {
+			if err := group.AwaitEmpty(patience); err != nil {
 				t.Error(err)
 			}
 		})

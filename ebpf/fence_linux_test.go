@@ -256,7 +256,7 @@ func TestFenceEndsEverything(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = cmd.Wait()
-			for deadline := time.Now().Add(5 * time.Second); sleeping(marker) > 0 || unix.Kill(made.PID, 0) == nil; {
+			for deadline := time.Now().Add(patience); sleeping(marker) > 0 || unix.Kill(made.PID, 0) == nil; {
 				if time.Now().After(deadline) {
 					t.Fatal("something lives on")
 				}

@@ -166,7 +166,7 @@ func TestEscape(t *testing.T) {
 			if signals && strings.TrimSpace(out.String()) != "signal: killed" {
 				t.Errorf("a child born outside: parent ended with %s after %q", got, out)
 			}
-			if err := outside.AwaitEmpty(5 * time.Second); err != nil {
+			if err := outside.AwaitEmpty(patience); err != nil {
 				t.Error(err)
 			}
 			seen := escapes(r.seen())

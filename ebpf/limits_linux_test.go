@@ -167,8 +167,10 @@ func lands(t *testing.T, what string, got float64, l Limit, f flooded) bool {
 	return got >= least*0.995
 }
 
-// floodTries is how often a flood may miss its limit from below.
-const floodTries = 4
+// patience is for how long a test waits for a condition, and for how long a flood
+// is repeated that misses its limit from below: on a loaded machine its senders
+// stand still.
+const patience = 2 * time.Minute
 
 // A storm of connects lands on the limit, from one thread and from two.
 func TestConnectStorm(t *testing.T) {
@@ -176,7 +178,7 @@ func TestConnectStorm(t *testing.T) {
 	go accepts(r.proxy4)
 	for _, senders := range []string{"1", "2"} {
 		landed := false
-		for try := 0; try < floodTries && !landed; try++ {
+		for try, began := 0, time.Now(); !landed && time.Since(began) < patience; try++ {
 			l := Limit{Name: senders + strconv.Itoa(try), Kind: LimitConnections, Count: 400, Period: 200 * time.Millisecond}
 			r.limit(l)
 			before := r.used()
@@ -200,7 +202,7 @@ func TestDatagramFlood(t *testing.T) {
 	received := r.receive()
 	for _, flood := range []string{"udp 1", "udp 2", "connected 2"} {
 		landed := false
-		for try := 0; try < floodTries && !landed; try++ {
+		for try, began := 0, time.Now(); !landed && time.Since(began) < patience; try++ {
 			l := Limit{Name: flood + strconv.Itoa(try), Kind: LimitSentBytes, Count: 200_000, Period: 200 * time.Millisecond}
 			r.limit(l)
 			before, sum := r.used(), received()
@@ -299,9 +301,9 @@ func (s *stoppable) crossed() []string {
 // becomes waits until something is so.
 func becomes(t *testing.T, what string, so func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !so(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); !so(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited for: %s", what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }
@@ -463,10 +465,9 @@ func TestReloadUnderFlood(t *testing.T) {
 		{Count: 800, Period: 400 * time.Millisecond}, // the same rate with twice the burst
 	} {
 		t.Run(other.Period.String(), func(t *testing.T) {
-			// On a busy machine the senders stand still; they may never get more.
-			for try := 1; !reloadUnderFlood(t, other); try++ {
-				if try == 4 {
-					t.Error("too little came through, each time")
+			for began := time.Now(); !reloadUnderFlood(t, other); {
+				if time.Since(began) > patience {
+					t.Error("got too little, or more than one crossing, in each flood")
 					break
 				}
 			}
@@ -475,8 +476,9 @@ func TestReloadUnderFlood(t *testing.T) {
 }
 
 // reloadUnderFlood alternates two limits while a plugin floods, and reports
-// whether nearly all came through that the smaller one permits. More than the
-// larger one permits fails the test.
+// whether nearly all came through that the smaller one permits, with one crossing.
+// Where the senders or the reloads stood still for a while, it is less, or the
+// limit recovers in between. More than the larger one permits fails the test.
 func reloadUnderFlood(t *testing.T, other Limit) bool {
 	t.Helper()
 	s := newStoppable(t, nil)
@@ -504,14 +506,17 @@ func reloadUnderFlood(t *testing.T, other Limit) bool {
 	n := <-reloads
 	most := other.permits(got.any)
 	t.Logf("%d reloads; %.0f of %.0f", n, got.done, most)
-	if got.done > most || n < 5 {
-		t.Errorf("%d reloads; %.0f of %.0f", n, got.done, most)
+	if got.done > most {
+		t.Errorf("got %.0f connections with %d reloads, want at most %.0f", got.done, n, most)
 	}
-	if got := s.crossed(); len(got) != 1 {
-		t.Errorf("one flood, crossings %v", got)
+	becomes(t, "recovery", func() bool { return len(s.crossed()) > 0 && len(s.crossed())%2 == 0 })
+	crossed := s.crossed()
+	for i, got := range crossed {
+		if want := []string{"reload over", "reload free"}[i%2]; got != want {
+			t.Errorf("got crossings %v, want over and free by turns", crossed)
+		}
 	}
-	becomes(t, "recovery", func() bool { return len(s.crossed()) == 2 })
-	return got.done >= l.permits(got.all)*0.9
+	return n >= 5 && len(crossed) == 2 && got.done >= l.permits(got.all)*0.9
 }
 
 // Two processes that continue each other do not outrun a limit for long, not

@@ -76,7 +76,7 @@ func TestMediationIsComplete(t *testing.T) {
 	}()
 	r.ok(r.run("storm", strconv.Itoa(n)))
 	// What the plugin closed in good order may still wait to be accepted.
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if u, err := r.Usage(); err != nil || u.Pending == 0 {
 			break
 		}

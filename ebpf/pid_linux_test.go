@@ -88,7 +88,7 @@ func TestNestedPID(t *testing.T) {
 		t.Fatal(err)
 	}
 	plugin.wait() // for the end of unshare, which follows
-	if err := outside.AwaitEmpty(5 * time.Second); err != nil {
+	if err := outside.AwaitEmpty(patience); err != nil {
 		t.Errorf("moved out, it lives: %v", err)
 	}
 	seen := r.seen()

@@ -525,7 +525,7 @@ func TestFreeze(t *testing.T) {
 	if err := r.Freeze(true); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for frozen := false; !frozen; {
 		if frozen, err = r.group.Frozen(); err != nil || time.Now().After(deadline) {
 			t.Fatalf("not frozen: %v", err)

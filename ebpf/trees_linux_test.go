@@ -426,7 +426,7 @@ func TestOwnSocketsElsewhere(t *testing.T) {
 			step("own-serve stream p", "ok")
 			step("own-reach stream p", "ok")
 			step("own-close", "ok")
-			for deadline := time.Now().Add(10 * time.Second); ask("own-reach stream p") != "EPERM"; time.Sleep(50 * time.Millisecond) {
+			for deadline := time.Now().Add(patience); ask("own-reach stream p") != "EPERM"; time.Sleep(50 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("a closed socket is not forgotten")
 				}

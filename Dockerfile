@@ -1,11 +1,11 @@
 # The sidecar as a container image: one static binary and the public certificate
-# authorities, nothing else. There is no shell in it.
+# authorities. It has no shell.
 #
 #   make image
 #   docker run --rm chaperone:VERSION version
 #
 # It runs as user 65532, which suffices beside Envoy and as a proxy with
-# `kernel: off`. What watches a process needs root and the host's view of cgroups:
+# `kernel: off`. A sidecar of running processes needs root and the host's view of cgroups:
 #
 #   docker run --user 0 --cgroupns=host --pid=host --network=host \
 #     --cap-drop=ALL --cap-add=BPF --cap-add=NET_ADMIN --cap-add=PERFMON \

@@ -1,5 +1,5 @@
-# Chaperone. `make help` lists what can be made. Needs Go, make and git; what else
-# a target needs is installed or named by tools/setup.
+# Chaperone. `make help` lists the targets. Needs Go, make and git; everything else that
+# a target needs is installed or listed by tools/setup.
 
 SHELL := /bin/bash
 CHAPERONE_CACHE ?= $(CURDIR)/.cache
@@ -16,7 +16,7 @@ FUZZTIME ?= 30s
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## the story in a minute: a plugin, a real Vault, a real API, and five ways around that are shut
+demo: ## a scripted demo in a minute: a plugin, a real Vault, a real API, and five bypass attempts that fail
 	@tools/setup demo
 	@$(BUILD_HERE)
 	@go run ./tools/demo
@@ -26,11 +26,11 @@ demo-envoy: ## the same behind an Envoy that Chaperone configures: streams cut w
 	@$(BUILD_HERE)
 	@go run ./tools/demo-envoy
 
-test: ## every test with the race detector, against real parts; says what it skips and why
+test: ## every test with the race detector, against real components; prints skipped tests with their reasons
 	@tools/setup test
 	go test $$(tools/setup race) -shuffle=on -timeout 50m ./...
 
-test-long: ## what takes long: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server; root
+test-long: ## slow tests: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server; root
 	@tools/setup test
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run 'Leftovers|Floods' ./internal/e2e
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run Differential ./internal/e2e/differential

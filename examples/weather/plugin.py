@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The plugin of the README's walk, as a stranger may have written it: it fetches
-a forecast, and then reports home, which nobody asked it to do."""
+"""The plugin of the README's walk: it fetches a forecast, and then sends telemetry,
+which its users did not ask for."""
 
 import urllib.error
 import urllib.request

@@ -1,7 +1,6 @@
-// Command demo-envoy tells on a terminal what Chaperone does together with
-// Envoy, with real parts: an Envoy that the sidecar configures, a Vault, an
-// HTTPS API, and curl as the plugin. It exits with a failure if any step does
-// not behave.
+// Command demo-envoy shows Chaperone with Envoy on a terminal, with real
+// components: an Envoy that the sidecar configures, a Vault, an HTTPS API, and
+// curl as the plugin. It exits with a failure if any step fails.
 //
 //	go run ./tools/demo-envoy -chaperone bin/chaperone
 package main
@@ -31,35 +30,35 @@ func main() {
 	}
 }
 
-// run starts the parts and tells the story.
+// run starts the components and runs the steps.
 func run(ctx context.Context, binary string) (err error) {
 	started := time.Now()
-	say("starting a real Vault, an HTTPS API that wants a bearer token, a sidecar and an Envoy ...")
-	w, err := newWorld(ctx, binary)
-	if w != nil {
-		defer func() { err = errors.Join(err, w.Close()) }()
+	say("starting a real Vault, an HTTPS API that requires a bearer token, a sidecar and an Envoy ...")
+	e, err := newEnv(ctx, binary)
+	if e != nil {
+		defer func() { err = errors.Join(err, e.Close()) }()
 	}
 	if err != nil {
 		return err
 	}
-	say("ready after %.1f s; files are in %s while this runs", time.Since(started).Seconds(), w.dir)
-	if w.root {
-		say("the plugin's programs run in a cgroup of their own, where the kernel leads what they dial to the")
-		say("sidecar; the sidecar proves whose it is and passes it on to Envoy, which knows no other way out")
+	say("ready after %.1f s; files are in %s while this runs", time.Since(started).Seconds(), e.dir)
+	if e.root {
+		say("the plugin's programs run in a cgroup, whose kernel programs redirect their connections to the")
+		say("sidecar; the sidecar identifies the plugin and forwards to Envoy, which has no other way out")
 	} else {
-		say("without root the kernel leads nothing: curl is told that Envoy is its proxy, and nothing keeps it there")
+		say("without root the kernel redirects no connection: curl uses Envoy as its proxy, and is not forced to")
 	}
-	for i, step := range story(w) {
+	for i, step := range steps(e) {
 		fmt.Printf("\n%s\n", paint.Bold(fmt.Sprintf("%d. %s", i+1, step.title)))
 		if step.needs != "" {
 			say("not shown: %s", step.needs)
 			continue
 		}
-		if err := step.do(ctx, w); err != nil {
-			return fmt.Errorf("step %d (%s): %w\n--- the sidecar\n%s--- Envoy\n%s", i+1, step.title, err, w.sidecar.output.String(), w.envoy.Log())
+		if err := step.do(ctx, e); err != nil {
+			return fmt.Errorf("step %d (%s): %w\n--- the sidecar\n%s--- Envoy\n%s", i+1, step.title, err, e.sidecar.output.String(), e.envoy.Log())
 		}
 	}
-	fmt.Printf("\nEvery step that is shown behaved. It took %.0f s.\n", time.Since(started).Seconds())
+	fmt.Printf("\nEvery step passed, in %.0f s.\n", time.Since(started).Seconds())
 	return nil
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Five ways around a proxy, tried one after the other.
+"""Five attempts to bypass a proxy.
 
 It tries them only where they can reach nothing: in a network of its own that
 holds a loopback and nothing else. The addresses are set aside for examples.

@@ -1,6 +1,6 @@
-// Command demo tells on a terminal what Chaperone does, with real parts: a
-// Vault, a PostgreSQL where there is one, an HTTPS API, and curl and a Python
-// script as plugins. It exits with a failure if any step does not behave.
+// Command demo shows Chaperone on a terminal, with real components: a Vault, a
+// PostgreSQL if it is installed, an HTTPS API, and curl and a Python script as
+// plugins. It exits with a failure if any step fails.
 //
 //	go run ./tools/demo -chaperone bin/chaperone
 package main
@@ -30,35 +30,35 @@ func main() {
 	}
 }
 
-// run starts the parts and tells the story.
+// run starts the components and runs the steps.
 func run(ctx context.Context, binary string) (err error) {
 	started := time.Now()
-	say("starting a real Vault, an HTTPS API that wants a bearer token, and a PostgreSQL ...")
-	w, err := newWorld(ctx, binary)
+	say("starting a real Vault, an HTTPS API that requires a bearer token, and a PostgreSQL ...")
+	e, err := newEnv(ctx, binary)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	say("ready after %.1f s; files are in %s while this runs", time.Since(started).Seconds(), w.dir)
-	for i, step := range story(w) {
+	defer func() { err = errors.Join(err, e.Close()) }()
+	say("ready after %.1f s; files are in %s while this runs", time.Since(started).Seconds(), e.dir)
+	for i, step := range steps(e) {
 		heading(i+1, step.title)
 		if step.needs != "" {
 			say("not shown: %s", step.needs)
 			continue
 		}
-		if err := step.do(ctx, w); err != nil {
+		if err := step.do(ctx, e); err != nil {
 			return fmt.Errorf("step %d (%s): %w", i+1, step.title, err)
 		}
 	}
-	fmt.Printf("\nEvery step behaved. It took %.0f s.\n", time.Since(started).Seconds())
+	fmt.Printf("\nEvery step passed, in %.0f s.\n", time.Since(started).Seconds())
 	return nil
 }
 
-// step is one scene. needs says what is missing to show it.
+// step is one step of the demo. needs is the missing requirement, if any.
 type step struct {
 	title string
 	needs string
-	do    func(ctx context.Context, w *world) error
+	do    func(ctx context.Context, e *env) error
 }
 
 func heading(n int, title string) { fmt.Printf("\n%s\n", paint.Bold(fmt.Sprintf("%d. %s", n, title))) }

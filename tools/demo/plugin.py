@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An ordinary plugin: it fetches a forecast and knows nothing of Chaperone.
+"""An ordinary plugin: it fetches a forecast, without any knowledge of Chaperone.
 
 What it prints after that is for whoever watches: everything it has.
 """

@@ -1,10 +1,10 @@
-// Command prepare builds and fetches, once, what the tests and the demo run
-// against, so that no test has to wait for it:
+// Command prepare builds and fetches, once, the servers of the tests and the demo,
+// so that no test has to wait for them:
 //
 //	go run ./tools/prepare vault envoy goplugin npm npm-clients python-clients
 //
-// It keeps them in .cache, or in the folder that CHAPERONE_CACHE names. What
-// cannot be had is said, and is an error only with CHAPERONE_REQUIRE=1.
+// It keeps them in .cache, or in the folder that CHAPERONE_CACHE names. An
+// unavailable one is reported, and is an error only with CHAPERONE_REQUIRE=1.
 package main
 
 import (
@@ -43,7 +43,7 @@ func run(ctx context.Context, parts []string, out io.Writer) error {
 		case ctx.Err() != nil || os.Getenv("CHAPERONE_REQUIRE") == "1":
 			return err
 		default:
-			fmt.Fprintf(out, "prepare: no %s, so what needs it is left out: %v\n", part, err)
+			fmt.Fprintf(out, "prepare: %s is not available, and its tests are left out: %v\n", part, err)
 		}
 	}
 	return nil
@@ -68,7 +68,7 @@ func getter(part string) (func(context.Context, io.Writer) (string, error), erro
 	}
 }
 
-// withProgress runs work and says every ten seconds that it still runs.
+// withProgress runs work and prints every ten seconds that it still runs.
 func withProgress(out io.Writer, what string, work func() error) error {
 	begun := time.Now()
 	done := make(chan error, 1)

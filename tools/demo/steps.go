@@ -14,23 +14,23 @@ import (
 	"time"
 )
 
-// story returns the steps, each with what it needs and is not there.
-func story(w *world) []step {
+// steps returns the steps, each with a missing requirement.
+func steps(e *env) []step {
 	kernel := ""
-	if !w.root {
-		kernel = "it takes root to confine a program with the kernel; run make demo as root to see it"
+	if !e.root {
+		kernel = "confining a program with the kernel needs root; run make demo as root to see it"
 	}
 	return []step{
-		{"A plugin that knows nothing of Chaperone calls the API", "", granted},
+		{"A plugin without any knowledge of Chaperone calls the API", "", granted},
 		{"It tries a method that was not granted", "", refused},
-		{"It tries five ways around", kernel, escapes},
+		{"It tries to bypass the sidecar in five ways", kernel, escapes},
 		{"It reaches a limit", "", limited},
 		{"Its access is cut while it downloads without end", "", cut},
-		{"The audit log proves itself", "", audited},
+		{"The audit log is verified, and detects a change", "", audited},
 	}
 }
 
-// expect fails the demonstration when something is not as it should be.
+// expect returns an error with the result unless ok.
 func expect(ok bool, r result, format string, args ...any) error {
 	if ok {
 		return nil
@@ -38,8 +38,8 @@ func expect(ok bool, r result, format string, args ...any) error {
 	return fmt.Errorf(format+"\n--- stdout\n%s--- stderr\n%s", append(args, r.stdout, r.stderr)...)
 }
 
-func granted(ctx context.Context, w *world) error {
-	r, err := w.plugin(ctx, "python3", filepath.Join(w.dir, "plugin.py"), w.url("/v1/forecast/london"))
+func granted(ctx context.Context, e *env) error {
+	r, err := e.plugin(ctx, "python3", filepath.Join(e.dir, "plugin.py"), e.url("/v1/forecast/london"))
 	if err != nil {
 		return err
 	}
@@ -47,13 +47,13 @@ func granted(ctx context.Context, w *world) error {
 	if err := expect(r.status == 0 && strings.Contains(r.stdout, "status 200"), r, "the call did not work"); err != nil {
 		return err
 	}
-	requests := w.api.Requests()
+	requests := e.api.Requests()
 	last := requests[len(requests)-1]
-	if last.Header.Get("Authorization") != "Bearer "+w.api.Token() {
+	if last.Header.Get("Authorization") != "Bearer "+e.api.Token() {
 		return errors.New("the API did not receive its token")
 	}
-	for _, spelling := range spellings(w.api.Token()) {
-		if strings.Contains(r.stdout+r.stderr, spelling) {
+	for _, encoding := range encodings(e.api.Token()) {
+		if strings.Contains(r.stdout+r.stderr, encoding) {
 			return errors.New("the plugin has seen the token")
 		}
 	}
@@ -62,8 +62,8 @@ func granted(ctx context.Context, w *world) error {
 	return nil
 }
 
-// spellings returns the ways in which a secret could lie in an output.
-func spellings(secret string) []string {
+// encodings returns the forms in which a secret could be in an output.
+func encodings(secret string) []string {
 	return []string{secret, base64.StdEncoding.EncodeToString([]byte(secret)), fmt.Sprintf("%x", secret)}
 }
 
@@ -79,29 +79,29 @@ func firstLines(output string, prefixes ...string) string {
 	return strings.Join(out, "")
 }
 
-func refused(ctx context.Context, w *world) error {
-	before := w.api.Total()
-	r, err := w.plugin(ctx, "curl", "-sS", "-X", "POST", "-d", "rain", w.url("/v1/forecast/london"))
+func refused(ctx context.Context, e *env) error {
+	before := e.api.Total()
+	r, err := e.plugin(ctx, "curl", "-sS", "-X", "POST", "-d", "rain", e.url("/v1/forecast/london"))
 	if err != nil {
 		return err
 	}
 	show(r.stdout, 2)
 	show(r.stderr, 4)
 	ok := strings.Contains(r.stdout, "method_not_granted") && strings.Contains(r.stderr, "ask for methods: [POST] on rule read-forecast")
-	if err := expect(ok, r, "the refusal does not say what to ask for"); err != nil {
+	if err := expect(ok, r, "the refusal has no remedy"); err != nil {
 		return err
 	}
-	if w.api.Total() != before {
+	if e.api.Total() != before {
 		return errors.New("the API was reached")
 	}
-	proved("the API was not reached, and both the plugin and its terminal were told what to ask for")
+	proved("the API was not reached, and both the plugin and its terminal got the remedy")
 	return nil
 }
 
-func escapes(ctx context.Context, w *world) error {
-	before := w.api.Total()
-	port := fmt.Sprint(w.api.Addr.Port())
-	r, err := w.plugin(ctx, "python3", filepath.Join(w.dir, "escape.py"), port)
+func escapes(ctx context.Context, e *env) error {
+	before := e.api.Total()
+	port := fmt.Sprint(e.api.Addr.Port())
+	r, err := e.plugin(ctx, "python3", filepath.Join(e.dir, "escape.py"), port)
 	if err != nil {
 		return err
 	}
@@ -114,14 +114,14 @@ func escapes(ctx context.Context, w *world) error {
 		"mapped_ipv6":    {"ConnectionRefusedError"},
 	} {
 		line := firstLines(r.stdout, attempt+" ->")
-		if err := expect(containsAny(line, wanted), r, "%s is not shut: %q", attempt, line); err != nil {
+		if err := expect(containsAny(line, wanted), r, "%s is not refused: %q", attempt, line); err != nil {
 			return err
 		}
 	}
-	if w.api.Total() != before {
+	if e.api.Total() != before {
 		return errors.New("the API was reached")
 	}
-	proved("all five are shut, and each is in the audit log")
+	proved("all five are refused, and each is in the audit log")
 	return nil
 }
 
@@ -134,31 +134,31 @@ func containsAny(s string, parts []string) bool {
 	return false
 }
 
-func limited(ctx context.Context, w *world) error {
+func limited(ctx context.Context, e *env) error {
 	args := []string{"curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} %header{retry-after}\n"}
 	for range 4 {
-		args = append(args, w.url("/v1/alerts"))
+		args = append(args, e.url("/v1/alerts"))
 	}
 	// -o holds for one address only.
 	args = append(args, "-o", "/dev/null", "-o", "/dev/null", "-o", "/dev/null")
-	r, err := w.plugin(ctx, args...)
+	r, err := e.plugin(ctx, args...)
 	if err != nil {
 		return err
 	}
 	show(r.stdout, 6)
 	codes := strings.Fields(r.stdout)
 	ok := len(codes) == 5 && strings.Join(codes[:4], " ") == "200 200 200 429" && codes[4] == "20"
-	if err := expect(ok, r, "three requests a minute were not three"); err != nil {
+	if err := expect(ok, r, "want three requests a minute, then 429"); err != nil {
 		return err
 	}
-	proved("three of three a minute passed, the fourth is told to come back in %s s", codes[4])
+	proved("three of three a minute passed; the fourth got Retry-After: %s", codes[4])
 	return nil
 }
 
-func cut(ctx context.Context, w *world) error {
-	say("the plugin: curl %s, which never ends", w.url("/stream"))
-	download := exec.CommandContext(ctx, w.binary, "run", "--config", w.config(), "--",
-		"curl", "-sSN", "-o", "/dev/null", w.url("/stream"))
+func cut(ctx context.Context, e *env) error {
+	say("the plugin: curl %s, which never ends", e.url("/stream"))
+	download := exec.CommandContext(ctx, e.binary, "run", "--config", e.config(), "--",
+		"curl", "-sSN", "-o", "/dev/null", e.url("/stream"))
 	var output bytes.Buffer
 	download.Stdout, download.Stderr = &output, &output
 	if err := download.Start(); err != nil {
@@ -168,15 +168,15 @@ func cut(ctx context.Context, w *world) error {
 	go func() { _ = download.Wait(); close(ended) }() // its status is that of a curl that was cut
 	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	if err := w.api.WaitStreams(wait, 1); err != nil {
+	if err := e.api.WaitStreams(wait, 1); err != nil {
 		_ = download.Process.Kill()
 		<-ended
 		return fmt.Errorf("the download did not start: %w\n%s", err, output.String())
 	}
-	if err := w.sayLeases(ctx, "while it runs"); err != nil {
+	if err := e.sayLeases(ctx, "while it runs"); err != nil {
 		return err
 	}
-	r, err := w.chaperone(ctx, "revoke", "--config", w.config(), "--reason", "the demonstration", "--output", "json")
+	r, err := e.chaperone(ctx, "revoke", "--config", e.config(), "--reason", "the demonstration", "--output", "json")
 	if err != nil {
 		return err
 	}
@@ -194,45 +194,45 @@ func cut(ctx context.Context, w *world) error {
 	select {
 	case <-ended:
 	case <-wait.Done():
-		return errors.New("the download goes on")
+		return errors.New("the download continues")
 	}
 	proved("%d live exchange cut in %.1f ms; curl ended: %s", revoked.Cut, revoked.MS, strings.TrimSpace(firstLines(output.String(), "curl")))
-	if err := w.api.WaitStreams(wait, 0); err != nil {
+	if err := e.api.WaitStreams(wait, 0); err != nil {
 		return fmt.Errorf("the API still serves it: %w", err)
 	}
-	if err := w.provedLeasesGone(ctx); err != nil {
+	if err := e.provedLeasesGone(ctx); err != nil {
 		return err
 	}
-	r, err = w.chaperone(ctx, "restore", revoked.ID, "--config", w.config(), "--reason", "the demonstration goes on")
+	r, err = e.chaperone(ctx, "restore", revoked.ID, "--config", e.config(), "--reason", "the demonstration continues")
 	if err != nil {
 		return err
 	}
 	return expect(r.status == 0, r, "restore did not work")
 }
 
-func (w *world) sayLeases(ctx context.Context, when string) error {
-	if w.db == nil {
+func (e *env) sayLeases(ctx context.Context, when string) error {
+	if e.db == nil {
 		return nil
 	}
-	leases, err := w.vault.Leases(ctx, "database/creds/reader")
+	leases, err := e.vault.Leases(ctx, "database/creds/reader")
 	if err != nil {
 		return err
 	}
 	if len(leases) == 0 {
 		return errors.New("no lease at Vault for the download")
 	}
-	say("%s Vault holds %d lease: a database user made for this plugin", when, len(leases))
+	say("%s Vault has %d lease: a database user for this plugin", when, len(leases))
 	return nil
 }
 
-// provedLeasesGone waits for Vault's word, which the cut did not wait for.
-func (w *world) provedLeasesGone(ctx context.Context) error {
-	if w.db == nil {
+// provedLeasesGone waits until Vault has revoked the leases; the cut did not wait for it.
+func (e *env) provedLeasesGone(ctx context.Context) error {
+	if e.db == nil {
 		say("not shown: without PostgreSQL there is no lease to revoke")
 		return nil
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		leases, err := w.vault.Leases(ctx, "database/creds/reader")
+		leases, err := e.vault.Leases(ctx, "database/creds/reader")
 		if err != nil {
 			return err
 		}
@@ -243,7 +243,7 @@ func (w *world) provedLeasesGone(ctx context.Context) error {
 			return fmt.Errorf("still %d leases at Vault", len(leases))
 		}
 	}
-	users, err := w.db.Query(ctx, "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'")
+	users, err := e.db.Query(ctx, "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'")
 	if err != nil {
 		return err
 	}
@@ -254,8 +254,8 @@ func (w *world) provedLeasesGone(ctx context.Context) error {
 	return nil
 }
 
-func audited(ctx context.Context, w *world) error {
-	r, err := w.chaperone(ctx, "audit", "verify", "--config", w.config())
+func audited(ctx context.Context, e *env) error {
+	r, err := e.chaperone(ctx, "audit", "verify", "--config", e.config())
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func audited(ctx context.Context, w *world) error {
 	if err := expect(r.status == 0, r, "the log does not verify"); err != nil {
 		return err
 	}
-	file := filepath.Join(w.dir, "state", "audit.jsonl")
+	file := filepath.Join(e.dir, "state", "audit.jsonl")
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return err
@@ -276,8 +276,8 @@ func audited(ctx context.Context, w *world) error {
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return err
 	}
-	say("one bit of one byte is changed in the log")
-	r, err = w.chaperone(ctx, "audit", "verify", "--config", w.config())
+	say("changing one bit of one byte in the log")
+	r, err = e.chaperone(ctx, "audit", "verify", "--config", e.config())
 	if err != nil {
 		return err
 	}
@@ -285,6 +285,6 @@ func audited(ctx context.Context, w *world) error {
 	if err := expect(r.status == 1, r, "the change was not found"); err != nil {
 		return err
 	}
-	proved("the change is found, and where")
+	proved("the change is found, with its place")
 	return nil
 }

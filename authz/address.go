@@ -5,17 +5,17 @@ import (
 	"slices"
 )
 
-// CheckAddress returns Granted when the access may be made to addr, which the
-// destination's name resolved to, and otherwise the reason for refusing.
+// CheckAddress returns Granted if the access may be made to addr, to which the
+// destination's name resolved, and otherwise the reason for refusing it.
 //
-// Addresses are judged by what a connection to them reaches, see [Reaches]. A
-// never-list comes first. Then an address that names no server (unspecified,
-// multicast, broadcast) is refused, whatever is granted. A host that is an
-// address itself is granted with its rule. Any other address has to be among the
-// rule's addresses or, where it states none, public. Prefixes of a rule that are
-// wider than a range for link-local addresses, or for IPv6 addresses which carry
-// an IPv4 address, do not include that range; and the IPv4 address in such an IPv6
-// address has to be public or among the rule's addresses too.
+// An address is judged by all the addresses that a connection to it reaches, see
+// [Reaches]. A never-list comes first. An unspecified, multicast or broadcast
+// address is then refused even if it is granted. A host that is an IP literal is
+// granted by its rule. Any other address must be among the rule's addresses or, if
+// the rule states no addresses, public. A rule's prefix that is wider than a range for link-local
+// addresses, or for IPv6 addresses that embed an IPv4 address, does not include that
+// range; and an IPv4 address embedded in an IPv6 address must be public or among the
+// rule's addresses too.
 func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	if !d.Allowed() || d.plugin == nil {
 		return NotReady
@@ -30,8 +30,8 @@ func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	return Granted
 }
 
-// grantsAddress reports whether the rule allows addr, which no never-list
-// holds.
+// grantsAddress reports whether the rule allows addr, which is not on a
+// never-list.
 func (d *Decision) grantsAddress(addr netip.Addr) bool {
 	switch {
 	case d.literal.IsValid():
@@ -49,12 +49,12 @@ func (d *Decision) grantsAddress(addr netip.Addr) bool {
 	return true
 }
 
-// Reaches returns the addresses that a connection to addr may reach: addr as it is dialled,
-// without a zone and as IPv4 where it maps IPv4 (RFC 4291, section 2.5.5.2), and
+// Reaches returns the addresses that a connection to addr may reach: addr itself,
+// without a zone and as IPv4 if it maps IPv4 (RFC 4291, section 2.5.5.2), and
 // the IPv4 addresses that it is translated or tunnelled to. The unspecified
-// addresses reach the loopback ones: Linux connects there (ip(7), and
+// addresses also reach the loopback addresses: Linux connects there (ip(7), and
 // ip6_datagram_connect and tcp_v6_connect for IPv6). The result is empty for an
-// address that is not valid.
+// invalid address.
 func Reaches(addr netip.Addr) []netip.Addr {
 	if !addr.IsValid() {
 		return nil
@@ -72,20 +72,20 @@ func Reaches(addr netip.Addr) []netip.Addr {
 	return out
 }
 
-// unusable reports whether addr names no server that a connection could be meant
-// for.
+// unusable reports whether addr is invalid, unspecified, multicast or broadcast,
+// and so not the address of a server.
 func unusable(addr netip.Addr) bool {
 	return !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// transition is a mechanism by which an IPv6 address carries an IPv4 address that a
-// connection to it reaches.
+// transition is a mechanism by which an IPv6 address embeds an IPv4 address that a
+// connection reaches.
 type transition uint8
 
 const (
 	noTransition transition = iota
 	nat64                   // 64:ff9b::/96, RFC 6052
-	nat64Local              // 64:ff9b:1::/48, a site's own, RFC 8215
+	nat64Local              // 64:ff9b:1::/48, local use, RFC 8215
 	siit                    // ::ffff:0:0:0/96, IPv4-translated, RFC 2765
 	compatible              // ::/96, IPv4-compatible, RFC 4291, section 2.5.5.1
 	sixToFour               // 2002::/16, RFC 3056
@@ -138,14 +138,14 @@ func embeddedIPv4(addr netip.Addr) []netip.Addr {
 	return []netip.Addr{last}
 }
 
-// includes reports whether one of a rule's prefixes is meant to include addr.
+// includes reports whether one of a rule's prefixes includes addr on purpose.
 func includes(prefixes []netip.Prefix, addr netip.Addr) bool {
 	least := minPrefixBits(addr)
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Bits() >= least && p.Contains(addr) })
 }
 
-// minPrefixBits returns how long a prefix has to be for being meant to include addr:
-// as long as that of the range with a purpose of its own that addr is in.
+// minPrefixBits returns the shortest prefix that includes addr on purpose: the
+// length of the special-purpose range that contains addr.
 func minPrefixBits(addr netip.Addr) int {
 	switch transitionOf(addr) {
 	case nat64, siit, compatible:
@@ -167,11 +167,11 @@ func minPrefixBits(addr netip.Addr) int {
 	return 10 // fe80::/10, RFC 4291, section 2.5.6
 }
 
-// nat64LocalIPv4 returns the IPv4 addresses that an address of a site's own
-// NAT64 prefix may be translated to. The prefix's length is the site's own
-// choice and the translator ignores what follows the IPv4 address (RFC 6052,
-// section 2.2), so that each place is one that it may be in. Addresses of
-// 0.0.0.0/8 are left out: they are the zeros around it.
+// nat64LocalIPv4 returns the IPv4 addresses that an address of a local NAT64
+// prefix may be translated to. The site chooses the prefix's length, and the
+// translator ignores the bytes after the IPv4 address (RFC 6052, section 2.2), so
+// every possible position counts. Addresses of 0.0.0.0/8 are left out: they are
+// the zeros around the address.
 func nat64LocalIPv4(a [16]byte) []netip.Addr {
 	var out []netip.Addr
 	for _, place := range [...][4]byte{{a[6], a[7], a[9], a[10]}, {a[7], a[9], a[10], a[11]}, {a[9], a[10], a[11], a[12]}, [4]byte(a[12:])} {
@@ -183,9 +183,9 @@ func nat64LocalIPv4(a [16]byte) []netip.Addr {
 }
 
 // publicUnicast reports whether addr is an ordinary address of the public
-// internet: not private, loopback, link-local, multicast or set aside for any
-// other use (IANA special-purpose address registries, RFC 6890), and none that
-// carries an IPv4 address to somewhere else.
+// internet: not private, loopback, link-local, multicast or reserved for another
+// use (IANA special-purpose address registries, RFC 6890), and without an
+// embedded IPv4 address.
 func publicUnicast(addr netip.Addr) bool {
 	if !addr.IsValid() || addr.Zone() != "" || !addr.IsGlobalUnicast() || addr.IsPrivate() {
 		return false
@@ -214,7 +214,7 @@ func specialIPv6(a [16]byte) bool {
 	word := uint16(a[0])<<8 | uint16(a[1])
 	next := uint16(a[2])<<8 | uint16(a[3])
 	switch {
-	case word&0xe000 != 0x2000, // outside 2000::/3, the only global unicast space: NAT64 64:ff9b::/96 too
+	case word&0xe000 != 0x2000, // outside 2000::/3, the only global unicast space, and so NAT64 64:ff9b::/96
 		word == 0x2001 && next < 0x0200,  // 2001::/23: Teredo, ORCHID, benchmarking
 		word == 0x2001 && next == 0x0db8, // documentation
 		word == 0x2002,                   // 6to4

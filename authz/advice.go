@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// hostAdvice returns an error for what people write where a host belongs: a URL, a
-// host with its port, path or user, a range of addresses. Nil for anything else.
+// hostAdvice returns an error for common mistakes in a host: a URL, a host with a
+// port, path or user, a range of addresses. It returns nil for anything else.
 func hostAdvice(s string) error {
 	if s == "" {
 		return errors.New("is empty; name a host, as in api.weather.example")
@@ -17,7 +17,7 @@ func hostAdvice(s string) error {
 	scheme, rest, isURL := strings.Cut(s, "://")
 	if isURL {
 		authority, path, _ := strings.Cut(rest, "/")
-		if i := strings.LastIndexByte(authority, '@'); i >= 0 { // a password is in no message
+		if i := strings.LastIndexByte(authority, '@'); i >= 0 { // no message may contain a password
 			authority = authority[i+1:]
 			s = scheme + "://...@" + authority
 		}
@@ -49,12 +49,12 @@ func hostAdvice(s string) error {
 	return nil
 }
 
-// advised returns a host as an advice quotes it.
+// advised returns a host as a hint quotes it.
 func advised(host string) string {
 	return yamlString(clip(asciiLower(strings.TrimSuffix(host, "."))))
 }
 
-// splitPort splits HOST:PORT and [ADDRESS]:PORT. Without a port of digits, port is "".
+// splitPort splits HOST:PORT and [ADDRESS]:PORT. If PORT is not digits, port is "".
 func splitPort(s string) (host, port string) {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil || port == "" || strings.Trim(port, "0123456789") != "" {
@@ -63,8 +63,8 @@ func splitPort(s string) (host, port string) {
 	return host, port
 }
 
-// pathAdvice returns an error for what people write where a path belongs: a URL, a
-// query, a template of OpenAPI. Nil for anything else.
+// pathAdvice returns an error for common mistakes in a path: a URL, a query, an
+// OpenAPI template. It returns nil for anything else.
 func pathAdvice(s string) error {
 	switch {
 	case strings.Contains(s, "://"):
@@ -73,7 +73,7 @@ func pathAdvice(s string) error {
 		return fmt.Errorf("%q is a URL; write the path alone, %q, and the host under to.hosts", clip(s), clip("/"+path))
 	case strings.ContainsAny(s, "?#"):
 		path := s[:strings.IndexAny(s, "?#")]
-		return fmt.Errorf("%q holds a query or a fragment, which paths are matched without; write %q", clip(s), clip(path))
+		return fmt.Errorf("%q holds a query or a fragment, which paths do not match; write %q", clip(s), clip(path))
 	case !strings.HasPrefix(s, "/"):
 		return fmt.Errorf("%q does not start with /; write %q", clip(s), clip("/"+s))
 	case strings.Contains(s, " "):
@@ -93,15 +93,15 @@ func pathAdvice(s string) error {
 	if !template {
 		return nil
 	}
-	advice := fmt.Sprintf("%q is a template; write * for a segment that varies: %q", clip(s), clip(strings.Join(segments, "/")))
+	advice := fmt.Sprintf("%q is a template; write * for a variable segment: %q", clip(s), clip(strings.Join(segments, "/")))
 	if inside {
 		advice += " (* stands for a whole segment)"
 	}
 	return errors.New(advice)
 }
 
-// PathWarning returns a warning for a path that matches its own text only and that
-// people write for a segment that varies, as in /v1/:id and /v1/$id; "" for none.
+// PathWarning returns a warning for a path that matches only its literal text
+// although it looks like a template, as in /v1/:id and /v1/$id; "" for any other.
 func PathWarning(s string) string {
 	segments := strings.Split(s, "/")
 	doubt := ""
@@ -116,5 +116,5 @@ func PathWarning(s string) string {
 	if doubt == "" {
 		return ""
 	}
-	return fmt.Sprintf("%q matches the text %q only; write * for a segment that varies: %q", clip(s), clip(doubt), clip(strings.Join(segments, "/")))
+	return fmt.Sprintf("%q matches only the text %q; write * for a variable segment: %q", clip(s), clip(doubt), clip(strings.Join(segments, "/")))
 }

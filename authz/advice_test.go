@@ -23,11 +23,11 @@ func TestAdvice(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{
-		"/v1/{id}":              `"/v1/{id}" is a template; write * for a segment that varies: "/v1/*"`,
-		"/v1/{id}/x/<name>":     `"/v1/{id}/x/<name>" is a template; write * for a segment that varies: "/v1/*/x/*"`,
-		"/v1/{id}.json":         `"/v1/{id}.json" is a template; write * for a segment that varies: "/v1/*" (* stands for a whole segment)`,
-		"/v1?days=3":            `"/v1?days=3" holds a query or a fragment, which paths are matched without; write "/v1"`,
-		"/v1#top":               `"/v1#top" holds a query or a fragment, which paths are matched without; write "/v1"`,
+		"/v1/{id}":              `"/v1/{id}" is a template; write * for a variable segment: "/v1/*"`,
+		"/v1/{id}/x/<name>":     `"/v1/{id}/x/<name>" is a template; write * for a variable segment: "/v1/*/x/*"`,
+		"/v1/{id}.json":         `"/v1/{id}.json" is a template; write * for a variable segment: "/v1/*" (* stands for a whole segment)`,
+		"/v1?days=3":            `"/v1?days=3" holds a query or a fragment, which paths do not match; write "/v1"`,
+		"/v1#top":               `"/v1#top" holds a query or a fragment, which paths do not match; write "/v1"`,
 		"https://api.example/a": `"https://api.example/a" is a URL; write the path alone, "/a", and the host under to.hosts`,
 		"v1":                    `"v1" does not start with /; write "/v1"`,
 		"/a b":                  `"/a b" holds a space; write it as %20`,
@@ -37,8 +37,8 @@ func TestAdvice(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{
-		"/v1/:id/x": `"/v1/:id/x" matches the text ":id" only; write * for a segment that varies: "/v1/*/x"`,
-		"/v1/$id":   `"/v1/$id" matches the text "$id" only; write * for a segment that varies: "/v1/*"`,
+		"/v1/:id/x": `"/v1/:id/x" matches only the text ":id"; write * for a variable segment: "/v1/*/x"`,
+		"/v1/$id":   `"/v1/$id" matches only the text "$id"; write * for a variable segment: "/v1/*"`,
 		"/v1/*":     "",
 		"/v1/a:b":   "",
 	} {

@@ -1,9 +1,9 @@
 package authz
 
-// RecordAnswer records what a data plane answered by itself: before it asked, with
-// decision "", as a refusal like those of [Gate.Refuse]; or after the decision that
-// allowed the access, as a further end of it, whose reason is that answer's. It
-// returns the refusal that it amounts to. The error is for the operator's log.
+// RecordAnswer records an answer that a data plane gave by itself. An answer before
+// any decision (decision is "") is recorded like [Gate.Refuse]. An answer after a
+// decision that allowed the access is recorded as a further end of it, with the
+// answer's reason. It returns the resulting refusal. The error is for the operator's log.
 func (g *Gate) RecordAnswer(decision string, reason Reason, attempt Attempt, src Source) (Refusal, error) {
 	if decision == "" {
 		return g.Refuse(reason, attempt, src)

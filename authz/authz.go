@@ -1,19 +1,17 @@
-// Package authz decides. It answers one question, whether a plugin may make
-// one outbound access now, from what was granted, what no grant may exceed,
-// what was taken away and what has been used, and it is the only place where
-// that question is answered.
+// Package authz decides whether a plugin may make one outbound access now. The
+// decision depends on the grants, the guardrails, the revocations and the usage so
+// far, and no other package makes it.
 //
-// The way through it is short. A door (the proxy, Envoy's ext_authz) turns what
-// arrived into a [Request], whose [Destination] is canonical or does not exist.
-// [Gate.Admit] decides on the current [Snapshot], spends from the [Ledger],
-// fetches the credential and writes the audit record, in that order, and hands
-// back an [Admission]. [Engine] holds the snapshot and replaces it: whatever
-// takes access away is a new generation.
+// A door (the proxy, Envoy's ext_authz) turns its input into a [Request], whose
+// [Destination] is always canonical. [Gate.Admit] decides on the current [Snapshot],
+// spends from the [Ledger], fetches the credential and writes the audit record, in
+// that order, and returns an [Admission]. [Engine] holds the snapshot and replaces
+// it: every change that revokes access is a new generation.
 //
-// The zero [Decision] denies. A deny is a value and never an error.
+// The zero [Decision] denies. A denial is a value and never an error.
 //
-// The package imports the standard library only, and neither net/http nor os
-// nor a clock: time is passed in.
+// The package imports the standard library only, without net/http, os and clocks:
+// callers pass the time.
 package authz
 
 import (
@@ -23,75 +21,75 @@ import (
 	"time"
 )
 
-// Door names where a request arrived.
+// Door is the enforcement point where a request arrived.
 type Door string
 
-// The doors.
+// The doors: the enforcement points.
 const (
 	DoorProxy    Door = "proxy"
 	DoorExtAuthz Door = "ext_authz"
 	DoorKernel   Door = "kernel"
 )
 
-// Principal is a plugin's name, proved by the door that says it. The empty
-// principal is nobody and is granted nothing.
+// Principal is a plugin's name, proved by the door that states it. The empty
+// Principal is granted nothing.
 type Principal string
 
-// Request is one outbound access. It is a comparable value and holds nothing
-// that is not part of the decision.
+// Request is one outbound access. It is comparable and holds only what the
+// decision depends on.
 type Request struct {
 	Principal   Principal
 	Action      Action
 	Destination Destination
 
 	// Unenforceable holds the conditions that the asking door cannot enforce.
-	// A winning rule that states one of them is not usable there.
+	// A rule that states one of them is not usable there.
 	Unenforceable Conditions
 }
 
-// Action is what is done at the destination. For a tunnel (schemes tls and
+// Action is the operation at the destination. For a tunnel (schemes tls and
 // tcp) it is the zero value.
 type Action struct {
 	// Method is the HTTP method, case-sensitive (RFC 9110, section 9.1).
 	Method string
-	// Upgrade is the protocol asked for by an Upgrade header, in lower case, with
-	// its version where it has one, as in spdy/3.1; "" when none is asked for.
+	// Upgrade is the protocol requested by the Upgrade header, in lower case, with
+	// its version if stated, as in spdy/3.1; "" without an upgrade.
 	Upgrade string
 }
 
 // maxMethod is longer than any registered method and short enough for a log line.
 const maxMethod = 64
 
-// NewAction returns the action of an HTTP request. Its error says what is
+// NewAction returns the action of an HTTP request. Its error states what is
 // malformed; upgrade may be empty.
 func NewAction(method, upgrade string) (Action, error) {
 	if !isToken(method) || len(method) > maxMethod {
 		return Action{}, fmt.Errorf("method %q is not a token of at most %d bytes", clip(method), maxMethod)
 	}
 	if method == "CONNECT" || method == "PRI" {
-		return Action{}, fmt.Errorf("method %s does not name an access", method)
+		return Action{}, fmt.Errorf("method %s is not a request; use another method", method)
 	}
 	if upgrade == "" {
 		return Action{Method: method}, nil
 	}
 	lower := asciiLower(upgrade)
 	if !isProtocol(lower) {
-		return Action{}, fmt.Errorf("upgrade %q is not one protocol", clip(upgrade))
+		return Action{}, fmt.Errorf("upgrade %q is not one protocol; name one, as in websocket", clip(upgrade))
 	}
 	return Action{Method: method, Upgrade: lower}, nil
 }
 
-// isProtocol reports whether s is a protocol as in an Upgrade header: a name, with
-// a version or without one (RFC 9110, section 7.8).
+// isProtocol reports whether s is one protocol of an Upgrade header: a name, with
+// or without a version (RFC 9110, section 7.8).
 func isProtocol(s string) bool {
 	name, version, versioned := strings.Cut(s, "/")
 	return isToken(name) && (!versioned || isToken(version)) && len(s) <= maxMethod
 }
 
-// UpgradesAsked returns the protocols that a request asks to change to with the
-// values of its Upgrade header, in order. Another version of HTTP and TLS are
-// left out: a request which offers them can be served without (RFC 9110, section
-// 7.8), and nothing grants them, since what they carry would pass undecided.
+// UpgradesAsked returns the protocols that the values of a request's Upgrade header
+// name, in order. TLS and other versions of HTTP are left out: the server may ignore
+// them (RFC 9110, section 7.8), and no rule can grant them, since their content would
+// not be decided.
 func UpgradesAsked(values []string) (asked []string) {
 	for _, value := range values {
 		for protocol := range strings.SplitSeq(value, ",") {
@@ -115,17 +113,17 @@ const (
 	ConditionAddresses   Conditions = 1 << iota // the resolved address
 	ConditionTLS                                // the TLS floor or certificate authority of a rule
 	ConditionTimeout                            // the exchange's timeout
-	ConditionCredential                         // a credential, where the door's transport is not trusted with one
-	ConditionOriginate                          // plain http taken as https
-	ConditionCertificate                        // a client certificate, which only who speaks TLS to the upstream can show
-	ConditionSignature                          // a signature, which only who sends the request can make
+	ConditionCredential                         // a credential, if the door's transport must not carry one
+	ConditionOriginate                          // plain http accepted for https
+	ConditionCertificate                        // a client certificate, which only the TLS client can present
+	ConditionSignature                          // a signature, which only the sender of the request can make
 )
 
-// Reason says why a decision is what it is. The zero Reason denies.
+// Reason is the reason of a decision. The zero Reason denies.
 type Reason uint8
 
-// The reasons, as in the contract. NotReady is the zero value: a decision
-// that nobody took is a refusal.
+// The reasons, as in the contract. NotReady is the zero value, so an unset
+// decision denies.
 const (
 	NotReady Reason = iota
 	Granted
@@ -156,7 +154,7 @@ const (
 // log and metric labels.
 func (r Reason) String() string { return r.text().name }
 
-// Title returns the reason in words, for the title of a refusal.
+// Title returns the title of a refusal for this reason.
 func (r Reason) Title() string { return r.text().title }
 
 // Status returns the HTTP status of a refusal for this reason, and 200 for
@@ -234,42 +232,41 @@ func (r Reason) text() reasonText {
 // Decision is the answer to a request. The zero Decision denies.
 type Decision struct {
 	Reason     Reason
-	Grant      string        // the winning grant, "" when no rule won
-	Rule       string        // the winning rule's id, "" when no rule won
-	Credential string        // the winning rule's credential, "" for none
+	Grant      string        // the winning rule's grant, "" without a winner
+	Rule       string        // the winning rule's id, "" without a winner
+	Credential string        // the winning rule's credential, "" without one
 	Generation uint64        // of the policy that decided
-	RetryAfter time.Duration // for QuotaExceeded: when asking again may help; 0 when never
+	RetryAfter time.Duration // for QuotaExceeded: when to ask again; 0 for never
 
 	rule            *rule         // the winner, or the rule that observes, or nil
-	path            *pathPattern  // of the winner, which matched
+	path            *pathPattern  // the winner's pattern that matched
 	plugin          *pluginPolicy // whose never-list the address is checked against
-	literal         netip.Addr    // the host, where it is an address
-	address         netip.Addr    // that was refused after the name was resolved
-	sparesInFlight  bool          // a denial that lets what is in flight end: a pause, a rate
-	limitExceeded   bool          // a limit of the winner's or the plugin's refuses it
-	throttled       bool          // QuotaExceeded: limits let it through after RetryAfter, and have it wait
-	ownLimitsExempt bool          // from the rule's own limits: the rule only observes it
-	unmetered       bool          // the whole sidecar observes: nothing is spent
+	literal         netip.Addr    // the host, if it is an IP literal
+	address         netip.Addr    // the resolved address that was refused
+	sparesInFlight  bool          // a denial that lets accesses in flight end: a pause, a rate
+	limitExceeded   bool          // a limit of the winner or the plugin refuses the access
+	throttled       bool          // QuotaExceeded: the limits delay the access by RetryAfter and then allow it
+	ownLimitsExempt bool          // the rule only observes the access, and its own limits do not apply
+	unmetered       bool          // the whole sidecar observes, and nothing is spent
 }
 
 // Allowed reports whether the access may proceed.
 func (d Decision) Allowed() bool { return d.Reason.Allowed() }
 
-// Cuts reports whether an exchange in flight must end when it is decided anew
-// and this is the answer. A pause, a rate and a stale meter deny what is new
-// and spare what is in flight.
+// Cuts reports whether an access in flight must end if it is decided again with
+// this result. A pause, a rate and a stale meter deny new accesses only.
 func (d Decision) Cuts() bool { return !d.Allowed() && !d.sparesInFlight }
 
-// Terms are what the winning rule asks of the exchange itself. It is
-// comparable, so that a connection pool can be keyed by it.
+// Terms are the winning rule's requirements for the exchange itself. Terms are
+// comparable, so that a connection pool can be keyed by them.
 type Terms struct {
 	TLSMin  string        // "1.2" or "1.3"
-	CA      string        // PEM of the authorities that the upstream is verified against; "" for the system's
-	Timeout time.Duration // of the whole exchange; 0 for none
+	CA      string        // PEM of the authorities that verify the upstream; "" for the system's
+	Timeout time.Duration // of the whole exchange; 0 without one
 }
 
-// Terms returns the terms of the winning rule, and the defaults when no rule
-// won (an observed access).
+// Terms returns the terms of the winning rule, and the defaults without a winner
+// (an observed access).
 func (d Decision) Terms() Terms {
 	if d.rule == nil {
 		return Terms{TLSMin: defaultTLSMin}

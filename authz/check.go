@@ -9,20 +9,19 @@ import (
 	"time"
 )
 
-// grantCheck checks one grant against itself and the guardrails, and compiles
-// its parts. Every problem is reported; none stops the check.
+// grantCheck checks one grant by itself and against the guardrails, and compiles
+// its parts. It reports every problem.
 type grantCheck struct {
 	c          *compiler
 	g          *Grant
-	guardrails []*Guardrail // that hold for its plugin
+	guardrails []*Guardrail // that apply to its plugin
 }
 
 func (k grantCheck) report(path, format string, args ...any) {
 	k.c.report(k.g.Origin, kindGrant, k.g.Name, path, format, args...)
 }
 
-// document checks what belongs to the grant as a whole. names are those of the
-// grants before it.
+// document checks the grant as a whole. names are the names of earlier grants.
 func (k grantCheck) document(names map[string]bool) {
 	g := k.g
 	checkName(g.Name, "metadata.name", "grant", names, k.report)
@@ -30,17 +29,17 @@ func (k grantCheck) document(names map[string]bool) {
 		k.report("spec.plugin", notName, clip(g.Plugin))
 	}
 	if g.NotAfter.IsZero() {
-		k.report("spec.notAfter", "is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z")
+		k.report("spec.notAfter", "is missing; write when the grant ends, as in 2027-01-31T00:00:00Z")
 	}
 	if len(g.Rules) == 0 {
-		k.report("spec.rules", "is empty; a grant holds at least one rule")
+		k.report("spec.rules", "is empty; write at least one rule")
 	}
 	checkLimits("spec.limits", g.Limits, k.report)
 	for i, s := range g.Sockets {
 		if err := checkSocket(s); err != nil {
 			k.report(fmt.Sprintf("spec.sockets[%d]", i), "%v", err)
 		} else if slices.Contains(g.Sockets[:i], s) {
-			k.report(fmt.Sprintf("spec.sockets[%d]", i), "%q is given twice", s)
+			k.report(fmt.Sprintf("spec.sockets[%d]", i), "%q is given twice; write it once", s)
 		}
 	}
 	hosts := 0
@@ -63,10 +62,10 @@ func checkLimits(path string, l Limits, report func(path, format string, args ..
 	}
 	stated := l.stated()
 	if l.OnExceeded != "" && len(stated) == 0 {
-		report(path+".onExceeded", "is without a limit")
+		report(path+".onExceeded", "is set without a limit; state a limit or remove it")
 	}
 	if l.OnExceeded == OnExceededStop && len(stated) == 1 && !l.Requests.IsZero() {
-		report(path+".onExceeded", "stop is done by the kernel, which does not count requests; use deny, throttle or kill")
+		report(path+".onExceeded", "stop does not work for requests, which the kernel does not count; use deny, throttle or kill")
 	}
 	for _, s := range stated {
 		if s.spec.Count == 0 || s.spec.Count > math.MaxInt64 || s.spec.Period < 0 || s.spec.Period > maxPeriod {
@@ -103,8 +102,8 @@ func (k grantCheck) ceilings(hosts int) {
 	}
 }
 
-// originSuffix names where a guardrail's field stands. The loader replaces the
-// marker by the line it knows.
+// originSuffix names the location of a guardrail's field. The loader replaces the
+// marker by the line.
 func originSuffix(origin Origin, field string) string {
 	if origin == "" {
 		return " (" + field + ")"
@@ -121,7 +120,7 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 		encodedSlash: spec.EncodedSlash == "allow", notAfter: k.g.NotAfter,
 	}
 	if strings.TrimSpace(spec.Reason) == "" {
-		k.report(at("reason"), "is missing; say to the reviewer why the plugin needs it")
+		k.report(at("reason"), "is missing; write for the reviewer why the plugin needs this access")
 	}
 	k.destination(at, spec, out)
 	k.http(at, spec, out)
@@ -142,7 +141,7 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 	out.conditions = stateConditions(spec) | out.credential.conditions()
 }
 
-// stateConditions returns the conditions that the rule states, but for those of
+// stateConditions returns the conditions that the rule states, except those of
 // its credential's kind.
 func stateConditions(r *Rule) Conditions {
 	var c Conditions
@@ -177,19 +176,19 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 		k.report(at("to.scheme"), "%q is not a scheme; use https, http, tls or tcp", clip(string(out.scheme)))
 	}
 	if len(spec.To.Hosts) == 0 {
-		k.report(at("to.hosts"), "is empty; name the hosts")
+		k.report(at("to.hosts"), "is empty; name the hosts, as in [api.weather.example]")
 	}
 	for j, h := range spec.To.Hosts {
 		p, err := parseHostPattern(h)
 		switch {
 		case h == "*" || h == "**":
-			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%q is every host; name them, or *.NAME for the hosts under one name", h)
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%q matches every host; name the hosts, or write *.NAME for those under one name", h)
 		case err != nil:
 			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%v", err)
 		case p.addr.IsValid() && unusable(p.addr):
-			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is unspecified, multicast or broadcast, and no server's address; name the server", h)
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is unspecified, multicast or broadcast, not the address of a server; name the server", h)
 		case p.addr.IsValid() && out.scheme == SchemeTLS:
-			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is an address, and tls is told apart by name; use tcp", h)
+			k.report(fmt.Sprintf("%s[%d]", at("to.hosts"), j), "%s is an address, and scheme tls matches server names; use tcp", h)
 		}
 	}
 	if len(out.ports) == 0 && out.scheme.DefaultPort() != 0 {
@@ -201,8 +200,11 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 		out.port = out.ports[0]
 	}
 	for j, p := range out.ports {
-		if p == 0 || slices.Contains(out.ports[:j], p) {
-			k.report(fmt.Sprintf("%s[%d]", at("to.ports"), j), "%d is not a port from 1 to 65535, once", p)
+		switch at := fmt.Sprintf("%s[%d]", at("to.ports"), j); {
+		case p == 0:
+			k.report(at, "%d is not a port; write a number from 1 to 65535", p)
+		case slices.Contains(out.ports[:j], p):
+			k.report(at, "%d is given twice; write it once", p)
 		}
 	}
 	for j, a := range spec.To.Addresses {
@@ -217,7 +219,7 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 		k.report(at("to.tls.caFile"), "%q holds no certificate; without one every authority of the system would be trusted", clip(spec.To.TLS.CAFile))
 	}
 	if spec.To.TLS != (TLS{}) && out.scheme != SchemeHTTPS {
-		k.report(at("to.tls"), "does not go with scheme %s, where Chaperone does not speak TLS", out.scheme)
+		k.report(at("to.tls"), "does not apply to scheme %s, for which Chaperone does not speak TLS; remove it", out.scheme)
 	}
 }
 
@@ -235,7 +237,7 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 			{"credential", spec.Credential != ""},
 		} {
 			if f.set {
-				k.report(at(f.name), "does not go with scheme %s, whose content Chaperone does not see", out.scheme)
+				k.report(at(f.name), "does not apply to scheme %s, whose content Chaperone does not see; remove it", out.scheme)
 			}
 		}
 		return
@@ -251,13 +253,13 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 		out.methods |= commonMethod(m)
 		switch _, err := NewAction(m, ""); {
 		case m == "*":
-			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), `"*" stands alone`)
+			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), `"*" is beside other methods; write it alone`)
 		case m == "TRACE":
-			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "TRACE sends the request back, credential and all")
+			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "TRACE echoes the request with its credential; remove it")
 		case err != nil:
 			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%v", err)
 		case miscased(m):
-			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%q would never match, methods are case-sensitive; write %s", m, strings.ToUpper(m))
+			k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%q never matches, because methods are case-sensitive; write %s", m, strings.ToUpper(m))
 		}
 	}
 	if len(spec.Paths) == 0 {
@@ -283,19 +285,20 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 	}
 	for j, u := range spec.Upgrades {
 		if u != asciiLower(u) || !isProtocol(u) || !upgradable(u) {
-			k.report(fmt.Sprintf("%s[%d]", at("upgrades"), j), "%q is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1", clip(u))
+			k.report(fmt.Sprintf("%s[%d]", at("upgrades"), j), "%q is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1", clip(u))
 		}
 	}
 }
 
-// upgradable reports whether a protocol may be upgraded to. What these carry
-// would pass undecided: more requests, and datagrams to anywhere.
+// upgradable reports whether a rule may grant an upgrade to the protocol. The
+// excluded ones carry accesses that would not be decided: further requests, and
+// datagrams to any destination.
 func upgradable(protocol string) bool {
 	name, _, _ := strings.Cut(protocol, "/")
 	return name != "connect-udp" && name != "connect-ip" && len(UpgradesAsked([]string{name})) > 0
 }
 
-// miscased reports whether a method would be a common one in upper case.
+// miscased reports whether a method is a common one in the wrong case.
 func miscased(method string) bool {
 	switch upper := strings.ToUpper(method); upper {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
@@ -309,50 +312,50 @@ func (k grantCheck) checkCredential(at func(string) string, spec *Rule, out *rul
 	wildcard := slices.ContainsFunc(spec.To.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
 	if spec.Credential == "" {
 		if spec.WildcardCredential {
-			k.report(at("wildcardCredential"), "is without a credential")
+			k.report(at("wildcardCredential"), "is set without a credential; remove it")
 		}
 		if spec.Insecure {
-			k.report(at("insecure"), "is without a credential")
+			k.report(at("insecure"), "is set without a credential; remove it")
 		}
 		return
 	}
 	out.credential = credentials[spec.Credential]
 	if out.credential == nil {
-		k.report(at("credential"), "%q is not one of the grant's credentials; write it under spec.credentials", clip(spec.Credential))
+		k.report(at("credential"), "%q is not one of the grant's credentials; add it under spec.credentials", clip(spec.Credential))
 	}
 	switch {
 	case wildcard && !spec.WildcardCredential:
-		k.report(at("credential"), "would go to every host of a wildcard; name the hosts, or say wildcardCredential: true")
+		k.report(at("credential"), "would be sent to every host of a wildcard; name the hosts, or set wildcardCredential: true")
 	case !wildcard && spec.WildcardCredential:
-		k.report(at("wildcardCredential"), "is without a wildcard host")
+		k.report(at("wildcardCredential"), "is set without a wildcard host; remove it")
 	}
 	switch {
 	case out.scheme == SchemeHTTP && out.credential != nil && out.credential.kind == InjectCertificate:
 		k.report(at("credential"), "is a client certificate, which needs TLS; use scheme https, with tls: {originate: true} if the plugin speaks plain http")
 	case out.scheme == SchemeHTTP && !spec.Insecure:
-		k.report(at("credential"), "would cross the network in the clear; use scheme https, or say insecure: true")
+		k.report(at("credential"), "would cross the network in clear text; use scheme https, or set insecure: true")
 	case out.scheme != SchemeHTTP && spec.Insecure:
-		k.report(at("insecure"), "is only for scheme http")
+		k.report(at("insecure"), "applies to scheme http only; remove it")
 	}
 }
 
-// times checks when a rule ends and how long it observes.
+// times checks the end of a rule and of its mode observe.
 func (k grantCheck) times(at func(string) string, spec *Rule, out *rule) {
 	if !spec.NotAfter.IsZero() {
 		if spec.NotAfter.After(k.g.NotAfter) {
-			k.report(at("notAfter"), "is later than the grant's, %s", k.g.NotAfter.UTC().Format(time.RFC3339))
+			k.report(at("notAfter"), "is later than the grant's; write %s or earlier", k.g.NotAfter.UTC().Format(time.RFC3339))
 		}
 		out.notAfter = spec.NotAfter
 	}
 	switch spec.Mode {
 	case "", ModeEnforce:
 		if !spec.ObserveUntil.IsZero() {
-			k.report(at("observeUntil"), "goes with mode: observe")
+			k.report(at("observeUntil"), "applies to mode: observe only; remove it")
 		}
 	case ModeObserve:
 		out.observeUntil = spec.ObserveUntil
 		if spec.ObserveUntil.IsZero() {
-			k.report(at("observeUntil"), "is missing; observing ends, write when")
+			k.report(at("observeUntil"), "is missing; write when mode observe ends, as in 2027-01-31T00:00:00Z")
 		}
 	default:
 		k.report(at("mode"), "%q is not enforce or observe", clip(string(spec.Mode)))
@@ -367,12 +370,12 @@ func (k grantCheck) ruleCeilings(at func(string) string, spec *Rule, out *rule) 
 		}
 		ceiling := guardrail.Ceilings
 		if len(ceiling.Schemes) > 0 && !slices.Contains(ceiling.Schemes, out.scheme) {
-			k.report(at("to.scheme"), "%s is not among %v of %s", out.scheme, ceiling.Schemes, by("spec.ceilings.schemes"))
+			k.report(at("to.scheme"), "%s is not among %v, the ceiling of %s", out.scheme, ceiling.Schemes, by("spec.ceilings.schemes"))
 		}
 		if len(ceiling.Methods) > 0 && out.scheme.HTTP() {
 			for j, m := range spec.Methods {
 				if !slices.Contains(ceiling.Methods, m) {
-					k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%s is not among %v of %s", clip(m), ceiling.Methods, by("spec.ceilings.methods"))
+					k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%s is not among %v, the ceiling of %s", clip(m), ceiling.Methods, by("spec.ceilings.methods"))
 				}
 			}
 		}
@@ -387,9 +390,9 @@ func (k grantCheck) ruleCeilings(at func(string) string, spec *Rule, out *rule) 
 	}
 }
 
-// hostCeilings refuses wildcards beyond the ceiling. Hosts of a never-list are
-// refused when they are asked for and not here: a new entry must never make a
-// policy unloadable and so leave the old one, without the entry, in force.
+// hostCeilings refuses wildcards beyond the ceiling. It does not check hosts
+// against never-lists, which apply to each access: otherwise a new entry could make a
+// policy unloadable and so keep the old one, without the entry, in force.
 func (k grantCheck) hostCeilings(at func(string) string, spec *Rule, guardrail *Guardrail, by func(string) string) {
 	for j, h := range spec.To.Hosts {
 		path := fmt.Sprintf("%s[%d]", at("to.hosts"), j)

@@ -11,25 +11,24 @@ import (
 
 const defaultTLSMin = "1.2"
 
-// Input is what a policy is compiled from.
+// Input is the input of Compile.
 type Input struct {
-	// Plugin is the plugin the sidecar serves; "" to compile grants alone.
+	// Plugin is the plugin that the sidecar serves; "" to compile grants alone.
 	Plugin     string
 	Grants     []Grant
 	Guardrails []Guardrail
-	// Observe passes what is not granted, without a credential, until ObserveUntil.
+	// Observe allows accesses that are not granted, without a credential, until ObserveUntil.
 	Observe      bool
 	ObserveUntil time.Time
 }
 
-// Problem is one thing that is wrong with a document. Nothing is compiled
-// while there is any.
+// Problem is one error in a document. Compile returns no policy if it finds any.
 type Problem struct {
 	Origin  Origin
 	Kind    string // PluginGrant or PluginGuardrail
 	Name    string // of the document
 	Path    string // of the field, as in spec.rules[0].to.hosts[1]
-	Message string // what is wrong and what would be right
+	Message string // what is wrong, the value, and the fix
 }
 
 // Policy is a compiled set of grants and guardrails. It is immutable.
@@ -39,19 +38,19 @@ type Policy struct {
 	input    Input
 }
 
-// pluginPolicy is all that concerns one plugin, indexed by host so that the cost of
+// pluginPolicy is the policy of one plugin, indexed by host so that the cost of
 // a decision does not grow with the number of grants.
 type pluginPolicy struct {
 	name         Principal
-	grants       []*Grant           // also those that have expired
+	grants       []*Grant           // including expired ones
 	exact        map[string]entries // by host
 	single       map[string]entries // *.NAME, by NAME
 	deep         map[string]entries // **.NAME, by NAME
 	rules        []*rule            // in the order of precedence of grant name and id
 	credentials  []*credentialSpec  // of all grants, in their order
 	limits       []limit            // of the whole plugin
-	guardrails   []*Guardrail       // that hold for it
-	never        []neverEntry       // of all of them
+	guardrails   []*Guardrail       // that apply to the plugin
+	never        []neverEntry       // of all guardrails
 	observeUntil time.Time          // of the sidecar; zero when it enforces
 }
 
@@ -62,25 +61,25 @@ type entry struct {
 	exact bool
 }
 
-// pattern returns the host as it was written.
+// pattern returns the host pattern as written.
 func (e entry) pattern() string { return e.rule.spec.To.Hosts[e.host] }
 
-// entries are those of one host, in the order of precedence of grant name and
-// rule id. There is nearly always one, which is found without another pointer.
+// entries are the entries of one host, in the order of grant name and rule id.
+// Most hosts have one entry, which first holds without another pointer.
 type entries struct {
 	first entry
 	more  []entry
 }
 
-// rule is a compiled Rule. What every decision looks at stands together and is
-// not behind a pointer: with many rules, a decision costs what it costs to
-// fetch them from memory.
+// rule is a compiled Rule. The fields that every decision reads come first and
+// are not behind a pointer: with many rules, the cost of a decision is the cost of
+// fetching them from memory.
 type rule struct {
 	scheme       Scheme
 	notAfter     time.Time // of the rule and its grant
 	observeUntil time.Time
 	port         uint16 // the first of ports
-	methods      uint16 // the common ones, by bits
+	methods      uint16 // the common methods, as bits
 	anyMethod    bool   // "*": every method but TRACE, which sends credentials back
 	encodedSlash bool
 	conditions   Conditions
@@ -88,7 +87,7 @@ type rule struct {
 	id           string
 	grant        *Grant
 	credential   *credentialSpec
-	limits       []limit // its own; the plugin's apply besides
+	limits       []limit // the rule's own; the plugin's limits apply as well
 
 	spec      *Rule
 	paths     []pathPattern // the longest literal first
@@ -109,7 +108,7 @@ func (r *rule) allowsMethod(method string) bool {
 	return bit == 0 && slices.Contains(r.spec.Methods, method)
 }
 
-// commonMethod returns the bit of a common method, and 0 of any other.
+// commonMethod returns the bit of a common method, 0 for any other.
 func commonMethod(method string) uint16 {
 	switch method {
 	case "GET":
@@ -138,9 +137,9 @@ type neverEntry struct {
 	sockets   []string
 }
 
-// Compile checks the input and compiles it. It returns either a policy or
-// every problem there is. The policy keeps the input, which must not be changed
-// any more. now is when grantLifetime is counted from.
+// Compile checks the input and compiles it. It returns either a policy or every
+// problem that it finds. The policy keeps the input, which callers must not change
+// afterwards. now is the start of grantLifetime.
 func Compile(in Input, now time.Time) (*Policy, []Problem) {
 	c := &compiler{in: in, now: now, policy: &Policy{plugins: map[Principal]*pluginPolicy{}, input: in}, texts: map[string]string{}}
 	if in.Plugin != "" {
@@ -174,8 +173,8 @@ type compiler struct {
 	texts    map[string]string
 }
 
-// intern returns the one copy of a text that many rules hold, which then stays
-// in the cache.
+// intern returns the one shared copy of a text that many rules hold, so that it
+// stays in the CPU cache.
 func (c *compiler) intern(s string) string {
 	if known, ok := c.texts[s]; ok {
 		return known
@@ -188,7 +187,7 @@ func (c *compiler) report(origin Origin, kind, name, path, format string, args .
 	c.problems = append(c.problems, Problem{origin, kind, name, path, fmt.Sprintf(format, args...)})
 }
 
-// pluginPolicy returns the subject of a plugin, making it at the first call.
+// pluginPolicy returns the policy of a plugin, making it at the first call.
 func (c *compiler) pluginPolicy(plugin string) *pluginPolicy {
 	s := c.policy.plugins[Principal(plugin)]
 	if s != nil {
@@ -217,7 +216,7 @@ func (c *compiler) addExpiry(at time.Time) {
 	}
 }
 
-// grant compiles one grant. names are those of the grants before it.
+// grant compiles one grant. names are the names of earlier grants.
 func (c *compiler) grant(g *Grant, names map[string]bool) {
 	s := c.pluginPolicy(g.Plugin)
 	s.grants = append(s.grants, g)
@@ -241,10 +240,10 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 	}
 }
 
-// index files the rule under each of its hosts.
+// index adds the rule under each of its hosts.
 func (s *pluginPolicy) index(r *rule) {
 	for i, host := range r.spec.To.Hosts {
-		p, _ := parseHostPattern(host) // which has been checked
+		p, _ := parseHostPattern(host) // which was checked before
 		by := s.exact
 		switch p.kind {
 		case hostExact:
@@ -263,7 +262,7 @@ func (s *pluginPolicy) index(r *rule) {
 	}
 }
 
-// finish sorts what Choosing wants sorted, and indexes it in that order.
+// finish sorts the rules by precedence (docs/configuration.md), and indexes them in that order.
 func (c *compiler) finish() {
 	slices.SortFunc(c.policy.expiries, time.Time.Compare)
 	for _, s := range c.policy.plugins {
@@ -282,8 +281,8 @@ func compareRules(a, b *rule) int {
 	return cmp.Or(strings.Compare(a.grant.Name, b.grant.Name), strings.Compare(a.id, b.id))
 }
 
-// guardrail checks one guardrail. Its never-list is compiled into each subject.
-// names are those of the guardrails before it.
+// guardrail checks one guardrail. compileNever compiles its never-list for each
+// plugin. names are the names of earlier guardrails.
 func (c *compiler) guardrail(g *Guardrail, names map[string]bool) {
 	report := func(path, format string, args ...any) {
 		c.report(g.Origin, kindGuardrail, g.Name, path, format, args...)
@@ -316,7 +315,7 @@ func (c *compiler) guardrail(g *Guardrail, names map[string]bool) {
 		}
 		for j, s := range n.Sockets {
 			if rest, all := strings.CutSuffix(s, "**"); all {
-				s = rest + "x" // any that it stands for
+				s = rest + "x" // any name that the pattern matches
 			}
 			if err := checkSocket(s); err != nil {
 				report(fmt.Sprintf("%s.sockets[%d]", path, j), "%v", err)
@@ -350,8 +349,8 @@ func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
 	checkLimits(path+"limits", l.Limits, report)
 }
 
-// isPlannedScheme are named by the contract and not enforced yet. A ceiling may
-// name them: it narrows and never widens.
+// isPlannedScheme reports whether the contract names the scheme although it is not
+// enforced yet. A ceiling may name it, since ceilings only restrict.
 func isPlannedScheme(s Scheme) bool { return s == "postgres" || s == "redis" || s == "mysql" }
 
 func validTLSMin(v string) bool { return v == "1.2" || v == "1.3" }
@@ -365,7 +364,7 @@ func compileNever(g *Guardrail) []neverEntry {
 		for _, h := range n.Hosts {
 			p, err := parseHostPattern(h)
 			if err != nil {
-				continue // reported by the check; nothing is compiled then
+				continue // the check has reported it, and nothing is compiled
 			}
 			e.hosts = append(e.hosts, p)
 			if p.addr.IsValid() {
@@ -377,8 +376,8 @@ func compileNever(g *Guardrail) []neverEntry {
 	return out
 }
 
-// checkName checks a name that is to be unique among those before it, and adds
-// it to them.
+// checkName checks a name that must differ from those before it, and adds it to
+// them.
 func checkName(name, path, what string, before map[string]bool, report func(path, format string, args ...any)) {
 	switch {
 	case !isName(name):

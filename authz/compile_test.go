@@ -69,8 +69,8 @@ func grantProblems() []problemTest {
 		{"two grants of one name", func(in *Input) { in.Grants = append(in.Grants, forecast()) }, []string{`metadata.name: "weather" is the name of an earlier grant`}},
 		{"no plugin", changeGrant(func(g *Grant) { g.Plugin = "" }), []string{`spec.plugin: ""` + badName}},
 		{"a plugin in upper case", changeGrant(func(g *Grant) { g.Plugin = "Weather" }), []string{`spec.plugin: "Weather"` + badName}},
-		{"no end", changeGrant(func(g *Grant) { g.NotAfter = time.Time{} }), []string{`spec.notAfter: is missing; nothing is granted for ever, write a time as in 2027-01-31T00:00:00Z`}},
-		{"no rules", changeGrant(func(g *Grant) { g.Rules = nil }), []string{`spec.rules: is empty; a grant holds at least one rule`}},
+		{"no end", changeGrant(func(g *Grant) { g.NotAfter = time.Time{} }), []string{`spec.notAfter: is missing; write when the grant ends, as in 2027-01-31T00:00:00Z`}},
+		{"no rules", changeGrant(func(g *Grant) { g.Rules = nil }), []string{`spec.rules: is empty; write at least one rule`}},
 		{"sockets", changeGrant(func(g *Grant) {
 			g.Sockets = []string{
 				"/run/a.sock", "@x", "@/run/a.sock", "", "/", "@", "run/a", "/run/../a", "/run/", "//run/a", "/run/a.sock", "/run/\x00", "/run/\n",
@@ -79,12 +79,12 @@ func grantProblems() []problemTest {
 		}), []string{
 			`spec.sockets[3]: ""` + badSocket, `spec.sockets[4]: "/"` + badSocket, `spec.sockets[5]: "@"` + badSocket, `spec.sockets[6]: "run/a"` + badSocket,
 			`spec.sockets[7]: "/run/../a"` + badSocket, `spec.sockets[8]: "/run/"` + badSocket, `spec.sockets[9]: "//run/a"` + badSocket,
-			`spec.sockets[10]: "/run/a.sock" is given twice`, `spec.sockets[11]: "/run/?" holds a control character`, `spec.sockets[12]: "/run/?" holds a control character`,
-			`spec.sockets[14]: is 108 bytes long; the kernel takes 107`, `spec.sockets[15]: is 108 bytes long; the kernel takes 107`,
+			`spec.sockets[10]: "/run/a.sock" is given twice; write it once`, `spec.sockets[11]: "/run/?" holds a control character`, `spec.sockets[12]: "/run/?" holds a control character`,
+			`spec.sockets[14]: is 108 bytes long, over the 107 that the kernel allows; use a shorter path`, `spec.sockets[15]: is 108 bytes long, over the 107 that the kernel allows; use a shorter path`,
 		}},
 		{"a stop for requests", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: OnExceededStop} }), []string{`spec.limits.onExceeded: ` + noStop}},
 		{"an unknown consequence", changeGrant(func(g *Grant) { g.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "warn"} }), []string{`spec.limits.onExceeded: "warn" is not deny, throttle, stop or kill`}},
-		{"a consequence of nothing", changeGrant(func(g *Grant) { g.Limits = Limits{OnExceeded: OnExceededKill} }), []string{`spec.limits.onExceeded: is without a limit`}},
+		{"a consequence of nothing", changeGrant(func(g *Grant) { g.Limits = Limits{OnExceeded: OnExceededKill} }), []string{`spec.limits.onExceeded: is set without a limit; state a limit or remove it`}},
 		{"a limit of nothing", changeGrant(func(g *Grant) { g.Limits.Requests.Period = time.Minute }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 		{"a limit for a century", changeGrant(func(g *Grant) { g.Limits.Requests = Limit{1, maxPeriod + 1} }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 		{"a limit in the past", changeGrant(func(g *Grant) { g.Limits.Syscalls = Limit{1, -1} }), []string{`spec.limits.syscalls: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
@@ -93,18 +93,18 @@ func grantProblems() []problemTest {
 
 const badSocket = ` is not a socket; write an absolute path without //, . and .., as in /run/db.sock, or @NAME for an abstract one`
 
-const noStop = `stop is done by the kernel, which does not count requests; use deny, throttle or kill`
+const noStop = `stop does not work for requests, which the kernel does not count; use deny, throttle or kill`
 
 // ruleProblems are those of rules.
 func ruleProblems() []problemTest {
 	return []problemTest{
 		{"no id", changeRule(func(r *Rule) { r.ID = "" }), []string{`spec.rules[0].id: ""` + badName}},
 		{"two rules of one id", changeGrant(func(g *Grant) { g.Rules = append(g.Rules, g.Rules[0]) }), []string{`spec.rules[1].id: "read-forecast" is the name of an earlier rule`}},
-		{"no reason", changeRule(func(r *Rule) { r.Reason = " \n" }), []string{`spec.rules[0].reason: is missing; say to the reviewer why the plugin needs it`}},
-		{"a later end than the grant's", changeRule(func(r *Rule) { r.NotAfter = noon.AddDate(1, 0, 0) }), []string{`spec.rules[0].notAfter: is later than the grant's, 2026-12-21T12:00:00Z`}},
+		{"no reason", changeRule(func(r *Rule) { r.Reason = " \n" }), []string{`spec.rules[0].reason: is missing; write for the reviewer why the plugin needs this access`}},
+		{"a later end than the grant's", changeRule(func(r *Rule) { r.NotAfter = noon.AddDate(1, 0, 0) }), []string{`spec.rules[0].notAfter: is later than the grant's; write 2026-12-21T12:00:00Z or earlier`}},
 		{"an unknown mode", changeRule(func(r *Rule) { r.Mode = "audit" }), []string{`spec.rules[0].mode: "audit" is not enforce or observe`}},
-		{"observing for ever", changeRule(func(r *Rule) { r.Mode = ModeObserve }), []string{`spec.rules[0].observeUntil: is missing; observing ends, write when`}},
-		{"an end of observing without it", changeRule(func(r *Rule) { r.ObserveUntil = noon }), []string{`spec.rules[0].observeUntil: goes with mode: observe`}},
+		{"observing for ever", changeRule(func(r *Rule) { r.Mode = ModeObserve }), []string{`spec.rules[0].observeUntil: is missing; write when mode observe ends, as in 2027-01-31T00:00:00Z`}},
+		{"an end of observing without it", changeRule(func(r *Rule) { r.ObserveUntil = noon }), []string{`spec.rules[0].observeUntil: applies to mode: observe only; remove it`}},
 		{"a metered limit on a rule", changeRule(func(r *Rule) { r.Limits.SentBytes = ByteLimit{1, 0} }), []string{`spec.rules[0].limits.sentBytes: is not supported yet on a rule; state it in the grant's limits`}},
 		{"stop on a rule", changeRule(func(r *Rule) { r.Limits = Limits{Requests: Limit{1, 0}, OnExceeded: "stop"} }), []string{`spec.rules[0].limits.onExceeded: ` + noStop}},
 	}
@@ -115,14 +115,14 @@ func destinationProblems() []problemTest {
 	return []problemTest{
 		{"a later scheme", changeRule(func(r *Rule) { r.To.Scheme, r.To.Ports = "postgres", []uint16{5432} }), []string{
 			`spec.rules[0].to.scheme: postgres is not supported yet; use https, http, tls or tcp`,
-			`spec.rules[0].methods: does not go with scheme postgres, whose content Chaperone does not see`,
-			`spec.rules[0].paths: does not go with scheme postgres, whose content Chaperone does not see`,
+			`spec.rules[0].methods: does not apply to scheme postgres, whose content Chaperone does not see; remove it`,
+			`spec.rules[0].paths: does not apply to scheme postgres, whose content Chaperone does not see; remove it`,
 		}},
 		{"an unknown scheme", changeRule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = "gopher", nil, nil }), []string{`spec.rules[0].to.scheme: "gopher" is not a scheme; use https, http, tls or tcp`}},
-		{"no hosts", changeRule(func(r *Rule) { r.To.Hosts = nil }), []string{`spec.rules[0].to.hosts: is empty; name the hosts`}},
+		{"no hosts", changeRule(func(r *Rule) { r.To.Hosts = nil }), []string{`spec.rules[0].to.hosts: is empty; name the hosts, as in [api.weather.example]`}},
 		{"every host", changeRule(func(r *Rule) { r.To.Hosts = []string{"*", "**"} }), []string{
-			`spec.rules[0].to.hosts[0]: "*" is every host; name them, or *.NAME for the hosts under one name`,
-			`spec.rules[0].to.hosts[1]: "**" is every host; name them, or *.NAME for the hosts under one name`,
+			`spec.rules[0].to.hosts[0]: "*" matches every host; name the hosts, or write *.NAME for those under one name`,
+			`spec.rules[0].to.hosts[1]: "**" matches every host; name the hosts, or write *.NAME for those under one name`,
 		}},
 		{"hosts that are none", changeRule(func(r *Rule) {
 			r.To.Hosts = []string{"", "a*.example", "*.*.example", "*.", "**.**.example", "a b", "café.example", "a..b", strings.Repeat("a", 64) + ".example", "fe80::1%eth0", "*.[::1]", "1.2.3"}
@@ -132,7 +132,7 @@ func destinationProblems() []problemTest {
 			`spec.rules[0].to.hosts[2]: "*.*.example" is not a host; a wildcard is *. (one label) or **. (one or more) before a name`,
 			`spec.rules[0].to.hosts[3]: host "" is not 1 to 253 bytes long`,
 			`spec.rules[0].to.hosts[4]: "**.**.example" is not a host; a wildcard is *. (one label) or **. (one or more) before a name`,
-			`spec.rules[0].to.hosts[5]: host "a b" holds ' ', which is not in a host name`,
+			`spec.rules[0].to.hosts[5]: host "a b" holds ' ', which is not allowed in a host name`,
 			`spec.rules[0].to.hosts[6]: host "café.example" is not ASCII`,
 			`spec.rules[0].to.hosts[7]: host "a..b" has an empty label`,
 			`spec.rules[0].to.hosts[8]: host "` + strings.Repeat("a", 64) + `.example" has a label over 63 bytes`,
@@ -156,11 +156,11 @@ func destinationProblems() []problemTest {
 		{"an address by its name in TLS", changeRule(func(r *Rule) {
 			r.To = To{Scheme: SchemeTLS, Hosts: []string{"192.0.2.1"}}
 			r.Methods, r.Paths = nil, nil
-		}), []string{`spec.rules[0].to.hosts[0]: 192.0.2.1 is an address, and tls is told apart by name; use tcp`}},
+		}), []string{`spec.rules[0].to.hosts[0]: 192.0.2.1 is an address, and scheme tls matches server names; use tcp`}},
 		{"tcp without a port", changeRule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = SchemeTCP, nil, nil }), []string{`spec.rules[0].to.ports: is missing; tcp has no default port`}},
 		{"ports that are none", changeRule(func(r *Rule) { r.To.Ports = []uint16{0, 443, 443} }), []string{
-			`spec.rules[0].to.ports[0]: 0 is not a port from 1 to 65535, once`,
-			`spec.rules[0].to.ports[2]: 443 is not a port from 1 to 65535, once`,
+			`spec.rules[0].to.ports[0]: 0 is not a port; write a number from 1 to 65535`,
+			`spec.rules[0].to.ports[2]: 443 is given twice; write it once`,
 		}},
 		{"addresses that match nothing", changeRule(func(r *Rule) {
 			r.To.Addresses = []netip.Prefix{{}, netip.MustParsePrefix("10.0.0.1/8"), netip.MustParsePrefix("::ffff:10.0.0.0/104"), netip.MustParsePrefix("::ffff:0:0/90"), netip.MustParsePrefix("2001:db8::1/32")}
@@ -173,7 +173,7 @@ func destinationProblems() []problemTest {
 		}},
 		{"an old TLS", changeRule(func(r *Rule) { r.To.TLS.Min = "1.1" }), []string{`spec.rules[0].to.tls.min: "1.1" is not a version; use "1.2" or "1.3"`}},
 		{"an authority that was not read", changeRule(func(r *Rule) { r.To.TLS.CAFile = "ca.pem" }), []string{`spec.rules[0].to.tls.caFile: "ca.pem" holds no certificate; without one every authority of the system would be trusted`}},
-		{"TLS without TLS", changeRule(func(r *Rule) { r.To.Scheme, r.To.TLS.Originate = SchemeHTTP, true }), []string{`spec.rules[0].to.tls: does not go with scheme http, where Chaperone does not speak TLS`}},
+		{"TLS without TLS", changeRule(func(r *Rule) { r.To.Scheme, r.To.TLS.Originate = SchemeHTTP, true }), []string{`spec.rules[0].to.tls: does not apply to scheme http, for which Chaperone does not speak TLS; remove it`}},
 	}
 }
 
@@ -184,11 +184,11 @@ func requestProblems() []problemTest {
 		{"methods that are none", changeRule(func(r *Rule) {
 			r.Methods = []string{"GET", "*", "get", "TRACE", "G T", "CONNECT", strings.Repeat("X", 65)}
 		}), []string{
-			`spec.rules[0].methods[1]: "*" stands alone`,
-			`spec.rules[0].methods[2]: "get" would never match, methods are case-sensitive; write GET`,
-			`spec.rules[0].methods[3]: TRACE sends the request back, credential and all`,
+			`spec.rules[0].methods[1]: "*" is beside other methods; write it alone`,
+			`spec.rules[0].methods[2]: "get" never matches, because methods are case-sensitive; write GET`,
+			`spec.rules[0].methods[3]: TRACE echoes the request with its credential; remove it`,
 			`spec.rules[0].methods[4]: method "G T" is not a token of at most 64 bytes`,
-			`spec.rules[0].methods[5]: method CONNECT does not name an access`,
+			`spec.rules[0].methods[5]: method CONNECT is not a request; use another method`,
 			`spec.rules[0].methods[6]: method "` + strings.Repeat("X", 65) + `" is not a token of at most 64 bytes`,
 		}},
 		{"no paths", changeRule(func(r *Rule) { r.Paths = nil }), []string{`spec.rules[0].paths: is missing; name the paths, or "/**" for every one`}},
@@ -214,23 +214,23 @@ func requestProblems() []problemTest {
 		{"upgrades that are none", changeRule(func(r *Rule) {
 			r.Upgrades = []string{"websocket", "WebSocket", "h2c", "a,b", "spdy/3.1", "a/b/c", "a/", "http/2.0", "tls/1.2", "connect-udp/1"}
 		}), []string{
-			`spec.rules[0].upgrades[1]: "WebSocket" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
-			`spec.rules[0].upgrades[2]: "h2c" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
-			`spec.rules[0].upgrades[3]: "a,b" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
-			`spec.rules[0].upgrades[5]: "a/b/c" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
-			`spec.rules[0].upgrades[6]: "a/" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
-			`spec.rules[0].upgrades[7]: "http/2.0" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
-			`spec.rules[0].upgrades[8]: "tls/1.2" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
-			`spec.rules[0].upgrades[9]: "connect-udp/1" is not a protocol that may be upgraded to; write it in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[1]: "WebSocket" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[2]: "h2c" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[3]: "a,b" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[5]: "a/b/c" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[6]: "a/" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[7]: "http/2.0" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[8]: "tls/1.2" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
+			`spec.rules[0].upgrades[9]: "connect-udp/1" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
 		}},
 		{"what a tunnel does not have", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) {
 			r.To.Scheme, r.Upgrades, r.EncodedSlash = SchemeTLS, []string{"websocket"}, "allow"
 		})), []string{
-			`spec.rules[0].methods: does not go with scheme tls, whose content Chaperone does not see`,
-			`spec.rules[0].paths: does not go with scheme tls, whose content Chaperone does not see`,
-			`spec.rules[0].upgrades: does not go with scheme tls, whose content Chaperone does not see`,
-			`spec.rules[0].encodedSlash: does not go with scheme tls, whose content Chaperone does not see`,
-			`spec.rules[0].credential: does not go with scheme tls, whose content Chaperone does not see`,
+			`spec.rules[0].methods: does not apply to scheme tls, whose content Chaperone does not see; remove it`,
+			`spec.rules[0].paths: does not apply to scheme tls, whose content Chaperone does not see; remove it`,
+			`spec.rules[0].upgrades: does not apply to scheme tls, whose content Chaperone does not see; remove it`,
+			`spec.rules[0].encodedSlash: does not apply to scheme tls, whose content Chaperone does not see; remove it`,
+			`spec.rules[0].credential: does not apply to scheme tls, whose content Chaperone does not see; remove it`,
 		}},
 	}
 }
@@ -238,18 +238,18 @@ func requestProblems() []problemTest {
 // credentialProblems are those of credentials.
 func credentialProblems() []problemTest {
 	return []problemTest{
-		{"a credential that is not there", changeRule(func(r *Rule) { r.Credential = "key" }), []string{`spec.rules[0].credential: "key" is not one of the grant's credentials; write it under spec.credentials`}},
+		{"a credential that is not there", changeRule(func(r *Rule) { r.Credential = "key" }), []string{`spec.rules[0].credential: "key" is not one of the grant's credentials; add it under spec.credentials`}},
 		{"a wildcard's credential by surprise", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.To.Hosts = []string{"*.weather.example"} })), []string{
-			`spec.rules[0].credential: would go to every host of a wildcard; name the hosts, or say wildcardCredential: true`,
+			`spec.rules[0].credential: would be sent to every host of a wildcard; name the hosts, or set wildcardCredential: true`,
 		}},
-		{"a wildcard's credential without one", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.WildcardCredential = true })), []string{`spec.rules[0].wildcardCredential: is without a wildcard host`}},
+		{"a wildcard's credential without one", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.WildcardCredential = true })), []string{`spec.rules[0].wildcardCredential: is set without a wildcard host; remove it`}},
 		{"a credential in the clear", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.To.Scheme = SchemeHTTP })), []string{
-			`spec.rules[0].credential: would cross the network in the clear; use scheme https, or say insecure: true`,
+			`spec.rules[0].credential: would cross the network in clear text; use scheme https, or set insecure: true`,
 		}},
-		{"insecure https", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.Insecure = true })), []string{`spec.rules[0].insecure: is only for scheme http`}},
+		{"insecure https", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) { r.Insecure = true })), []string{`spec.rules[0].insecure: applies to scheme http only; remove it`}},
 		{"words about no credential", changeRule(func(r *Rule) { r.Insecure, r.WildcardCredential = true, true }), []string{
-			`spec.rules[0].wildcardCredential: is without a credential`,
-			`spec.rules[0].insecure: is without a credential`,
+			`spec.rules[0].wildcardCredential: is set without a credential; remove it`,
+			`spec.rules[0].insecure: is set without a credential; remove it`,
 		}},
 		{"two credentials of one name", allOf(changeCredential(func(*CredentialSpec) {}), changeGrant(func(g *Grant) { g.Credentials = append(g.Credentials, g.Credentials[0]) })), []string{
 			`spec.credentials[1].name: "key" is the name of an earlier credential`,
@@ -257,36 +257,36 @@ func credentialProblems() []problemTest {
 		{"a credential without a name", allOf(changeCredential(func(c *CredentialSpec) { c.Name = "K" }), changeRule(func(r *Rule) { r.Credential = "K" })), []string{
 			`spec.credentials[0].name: "K"` + badName,
 		}},
-		{"a path of Vault's that is none", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "/secret/x" }), []string{`spec.credentials[0].vault.path: "/secret/x" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"a path up", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/../sys/x" }), []string{`spec.credentials[0].vault.path: "secret/../sys/x" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"a path with a query", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path as vault read takes it, as in secret/data/weather`}},
+		{"a path of Vault's that is none", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "/secret/x" }), []string{`spec.credentials[0].vault.path: "/secret/x" is not a path for vault read; write one as in secret/data/weather`}},
+		{"a path up", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/../sys/x" }), []string{`spec.credentials[0].vault.path: "secret/../sys/x" is not a path for vault read; write one as in secret/data/weather`}},
+		{"a path with a query", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path for vault read; write one as in secret/data/weather`}},
 		{"a path with all there is", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "kv-v2/data/a.b_c~d@e+f=g" }), nil},
 		{"parameters of a key-value secret", changeCredential(func(c *CredentialSpec) {
 			c.Vault.Path, c.Vault.Params = "secret/data/weather", map[string]string{"ttl": "1h"}
-		}), []string{`spec.credentials[0].vault.params: would be stored in the place of the secret "secret/data/weather"; leave them out, so that it is read`}},
-		{"Vault's own system", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path as vault read takes it, as in secret/data/weather`}},
-		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: says not how; write one of header, query, cookie, basic, mtls, sigv4, oauth2 or jwt`}},
-		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: says header and query; write exactly one of them`}},
-		{"no value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Cookie: "sid"} }), []string{`spec.credentials[0].inject.value: is missing; write what goes into the cookie, as in "Bearer {api_key}"`}},
-		{"a name that no request carries", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X Key" }), []string{`spec.credentials[0].inject.header: "X Key" is not a name that a request can carry`}},
-		{"a header of the connection", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "Transfer-Encoding" }), []string{`spec.credentials[0].inject.header: Transfer-Encoding belongs to the connection or to Chaperone and carries no credential`}},
-		{"a header of ours", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X-Chaperone-Key" }), []string{`spec.credentials[0].inject.header: X-Chaperone-Key belongs to the connection or to Chaperone and carries no credential`}},
-		{"a value of nothing", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer x" }), []string{`spec.credentials[0].inject.value: "Bearer x" takes nothing from Vault; name a field of its answer as in {api_key}`}},
-		{"an open brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer {key" }), []string{`spec.credentials[0].inject.value: "{key" does not name a field of Vault's answer as {name}`}},
-		{"a closing brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer key}" }), []string{`spec.credentials[0].inject.value: "Bearer key}" has a } without a {`}},
-		{"an empty field", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{}" }), []string{`spec.credentials[0].inject.value: "{}" does not name a field of Vault's answer as {name}`}},
-		{"a field with a blank at its end", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{key }" }), []string{`spec.credentials[0].inject.value: "{key }" does not name a field of Vault's answer as {name}`}},
+		}), []string{`spec.credentials[0].vault.params: would overwrite the secret "secret/data/weather"; remove them, so that it is read`}},
+		{"Vault's own system", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path for vault read; write one as in secret/data/weather`}},
+		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: is missing; set one of header, query, cookie, basic, mtls, sigv4, oauth2 or jwt`}},
+		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: sets header and query; set exactly one of them`}},
+		{"no value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Cookie: "sid"} }), []string{`spec.credentials[0].inject.value: is missing; write the template of the cookie, as in "Bearer {api_key}"`}},
+		{"a name that no request carries", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X Key" }), []string{`spec.credentials[0].inject.header: "X Key" is not a valid name in a request; write a token, as in X-Api-Key`}},
+		{"a header of the connection", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "Transfer-Encoding" }), []string{`spec.credentials[0].inject.header: Transfer-Encoding is reserved for the connection or Chaperone; use another header`}},
+		{"a header of ours", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X-Chaperone-Key" }), []string{`spec.credentials[0].inject.header: X-Chaperone-Key is reserved for the connection or Chaperone; use another header`}},
+		{"a value of nothing", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer x" }), []string{`spec.credentials[0].inject.value: "Bearer x" uses no field of Vault's answer; name one, as in {api_key}`}},
+		{"an open brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer {key" }), []string{`spec.credentials[0].inject.value: "{key" is not a field of Vault's answer; write {name}`}},
+		{"a closing brace", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer key}" }), []string{`spec.credentials[0].inject.value: "Bearer key}" has a } without a {; write {field}`}},
+		{"an empty field", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{}" }), []string{`spec.credentials[0].inject.value: "{}" is not a field of Vault's answer; write {name}`}},
+		{"a field with a blank at its end", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "{key }" }), []string{`spec.credentials[0].inject.value: "{key }" is not a field of Vault's answer; write {name}`}},
 		{"a line break", changeCredential(func(c *CredentialSpec) { c.Inject.Value = "Bearer\r\nX: {key}" }), []string{`spec.credentials[0].inject.value: "Bearer??X: " holds a control byte`}},
-		{"basic and a value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "{p}"}, Value: "{p}"} }), []string{`spec.credentials[0].inject.value: does not go with basic`}},
-		{"nothing secret", changeCredential(func(c *CredentialSpec) { c.Vault.NotSecret = []string{"api_key"} }), []string{`spec.credentials[0].vault.notSecret: leaves nothing that is secret; leave out what is`}},
-		{"not secret and not there", changeCredential(func(c *CredentialSpec) { c.Vault.NotSecret = []string{"region"} }), []string{`spec.credentials[0].vault.notSecret[0]: "region" is no field that inject takes; name one of api_key`}},
+		{"basic and a value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "{p}"}, Value: "{p}"} }), []string{`spec.credentials[0].inject.value: does not apply to basic; remove it`}},
+		{"nothing secret", changeCredential(func(c *CredentialSpec) { c.Vault.NotSecret = []string{"api_key"} }), []string{`spec.credentials[0].vault.notSecret: names every field that inject uses; leave out those that are secret`}},
+		{"not secret and not there", changeCredential(func(c *CredentialSpec) { c.Vault.NotSecret = []string{"region"} }), []string{`spec.credentials[0].vault.notSecret[0]: "region" is not a field that inject uses; name one of api_key`}},
 		{"not secret of a signature", changeCredential(func(c *CredentialSpec) {
 			c.Inject, c.Vault.NotSecret = Inject{SigV4: &SigV4{Service: "s3", Region: "eu-west-1"}}, []string{"access_key"}
-		}), []string{`spec.credentials[0].vault.notSecret: goes with header, query, cookie and basic only`}},
-		{"basic of nothing", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "p"}} }), []string{`spec.credentials[0].inject.basic: "u:p" takes nothing from Vault; name a field of its answer as in {api_key}`}},
+		}), []string{`spec.credentials[0].vault.notSecret: applies to header, query, cookie and basic only; remove it`}},
+		{"basic of nothing", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "p"}} }), []string{`spec.credentials[0].inject.basic: "u:p" uses no field of Vault's answer; name one, as in {api_key}`}},
 		{"basic with broken templates", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"{u", "p}"}} }), []string{
-			`spec.credentials[0].inject.basic.username: "{u" does not name a field of Vault's answer as {name}`,
-			`spec.credentials[0].inject.basic.password: "p}" has a } without a {`,
+			`spec.credentials[0].inject.basic.username: "{u" is not a field of Vault's answer; write {name}`,
+			`spec.credentials[0].inject.basic.password: "p}" has a } without a {; write {field}`,
 		}},
 	}
 }
@@ -346,12 +346,12 @@ func ceilingProblems() []problemTest {
 		{"too many hosts", allOf(addCeiling(Ceilings{HostsPerGrant: 1}), changeRule(func(r *Rule) { r.To.Hosts = []string{"a.example", "b.example"} })), []string{
 			`spec.rules: name 2 hosts, more than the 1 that guardrail company (company.yaml: spec.ceilings.hostsPerGrant) allows`,
 		}},
-		{"a scheme too many", addCeiling(Ceilings{Schemes: []Scheme{"tls", "postgres"}}), []string{`spec.rules[0].to.scheme: https is not among [tls postgres]` + byCompany + `schemes)`}},
+		{"a scheme too many", addCeiling(Ceilings{Schemes: []Scheme{"tls", "postgres"}}), []string{`spec.rules[0].to.scheme: https is not among [tls postgres], the ceiling` + byCompany + `schemes)`}},
 		{"a method too many", allOf(addCeiling(Ceilings{Methods: []string{"GET", "HEAD"}}), changeRule(func(r *Rule) { r.Methods = []string{"GET", "POST"} })), []string{
-			`spec.rules[0].methods[1]: POST is not among [GET HEAD]` + byCompany + `methods)`,
+			`spec.rules[0].methods[1]: POST is not among [GET HEAD], the ceiling` + byCompany + `methods)`,
 		}},
 		{"every method", allOf(addCeiling(Ceilings{Methods: []string{"GET"}}), changeRule(func(r *Rule) { r.Methods = []string{"*"} })), []string{
-			`spec.rules[0].methods[0]: * is not among [GET]` + byCompany + `methods)`,
+			`spec.rules[0].methods[0]: * is not among [GET], the ceiling` + byCompany + `methods)`,
 		}},
 		{"TLS too old", addCeiling(Ceilings{TLSMin: "1.3"}), []string{`spec.rules[0].to.tls: accepts TLS 1.2, below 1.3` + byCompany + `tlsMin); write tls: {min: "1.3"}`}},
 		{"TLS new enough", allOf(addCeiling(Ceilings{TLSMin: "1.2"}), changeRule(func(r *Rule) { r.To.TLS.Min = "1.3" })), nil},
@@ -370,18 +370,18 @@ func ceilingProblems() []problemTest {
 			`spec.limits.requests: 11/1m is more than the 10/1m that guardrail company (company.yaml: spec.ceilings.limits.requests) allows`,
 		}},
 		{"two guardrails, both gone beyond", allOf(addCeiling(Ceilings{Methods: []string{"POST"}}), addGuardrail(Guardrail{Name: "team", Ceilings: Ceilings{Methods: []string{"PUT"}}})), []string{
-			`spec.rules[0].methods[0]: GET is not among [POST]` + byCompany + `methods)`,
-			`spec.rules[0].methods[0]: GET is not among [PUT] of guardrail team (company.yaml: spec.ceilings.methods)`,
+			`spec.rules[0].methods[0]: GET is not among [POST], the ceiling` + byCompany + `methods)`,
+			`spec.rules[0].methods[0]: GET is not among [PUT], the ceiling of guardrail team (company.yaml: spec.ceilings.methods)`,
 		}},
 		{"another plugin's guardrail", addGuardrail(Guardrail{Plugins: []string{"other"}, Ceilings: Ceilings{Methods: []string{"POST"}}}), nil},
 		{"a guardrail of unknown origin", func(in *Input) {
 			in.Guardrails = []Guardrail{{Name: "company", Plugins: []string{"*"}, Ceilings: Ceilings{Schemes: []Scheme{"tls"}}}}
-		}, []string{`spec.rules[0].to.scheme: https is not among [tls] of guardrail company (spec.ceilings.schemes)`}},
+		}, []string{`spec.rules[0].to.scheme: https is not among [tls], the ceiling of guardrail company (spec.ceilings.schemes)`}},
 
 		{"everything at once", allOf(changeGrant(func(g *Grant) { g.Plugin = "W" }), changeRule(func(r *Rule) { r.Reason, r.Methods = "", nil }), addGuardrail(Guardrail{Plugins: []string{}})), []string{
 			`spec.plugins: is empty; name plugins, or "**" for every one`,
 			`spec.plugin: "W"` + badName,
-			`spec.rules[0].reason: is missing; say to the reviewer why the plugin needs it`,
+			`spec.rules[0].reason: is missing; write for the reviewer why the plugin needs this access`,
 			`spec.rules[0].methods: is missing; name the methods, or "*" for every one`,
 		}},
 	}

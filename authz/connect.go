@@ -7,23 +7,22 @@ import (
 	"time"
 )
 
-// HostAttempt is an access to a host that is refused before anything was asked
-// of it: a CONNECT, a TLS handshake, a look-up of its name.
+// HostAttempt is an access to a host that is refused before its request is known:
+// a CONNECT, a TLS handshake, a DNS query.
 type HostAttempt struct {
 	Principal Principal
 	Host      string // canonical
 	Port      uint16
-	Connect   bool   // it was a CONNECT
-	HostOnly  bool   // only the name was asked about, and Port is what a plugin would most likely ask for
-	Detail    string // what is wrong, in words
+	Connect   bool   // a CONNECT
+	HostOnly  bool   // a DNS query; Port is the one that the plugin would most likely use
+	Detail    string // one line of text: what is wrong
 }
 
-// RefuseHost refuses an access to a host at the time now and records it. Its
-// reason, the nearest rule and the remedy are those of the least that could be
-// asked there: a request of http at its own port, of https at any other. So nobody
-// is advised to ask for a tunnel, into which nothing looks, to a host that speaks
-// HTTP. Only where rules for this very host grant tunnels and no requests is a
-// tunnel what the remedy asks for. The error is for the operator's log.
+// RefuseHost refuses an access to a host at the time now and records it. Reason,
+// nearest rule and remedy are those of the smallest access to the host: an http
+// request on http's port, an https request on any other. The remedy so does not
+// suggest an uninspected tunnel to a host that speaks HTTP, unless rules for this
+// host grant tunnels and no requests. The error is for the operator's log.
 func (g *Gate) RefuseHost(s *Snapshot, a HostAttempt, now time.Time, src Source) (Refusal, error) {
 	scheme := s.likelyScheme(a.Principal, a.Host, a.Port)
 	authority := net.JoinHostPort(a.Host, strconv.Itoa(int(a.Port)))
@@ -41,7 +40,7 @@ func (g *Gate) RefuseHost(s *Snapshot, a HostAttempt, now time.Time, src Source)
 	e := s.ExplainHost(a.Principal, destination, now)
 	reason := e.Decision.Reason
 	if reason.Allowed() {
-		reason = DestinationNotGranted // not when it was asked
+		reason = DestinationNotGranted // it was granted in between
 	}
 	refusal, err := g.Refuse(reason, attempt, src)
 	refusal.Nearest = e.Nearest
@@ -51,9 +50,9 @@ func (g *Gate) RefuseHost(s *Snapshot, a HostAttempt, now time.Time, src Source)
 	return refusal, err
 }
 
-// RefuseConnect refuses a CONNECT whose destination no rule grants a tunnel to, in
-// the words of [Gate.RefuseHost], and reports whether it did. Any other is for
-// [Gate.Admit]. The error is for the operator's log.
+// RefuseConnect refuses a CONNECT if no rule grants a tunnel to its destination,
+// with the text of [Gate.RefuseHost], and reports whether it did. [Gate.Admit]
+// decides any other. The error is for the operator's log.
 func (g *Gate) RefuseConnect(p Principal, to Destination, src Source) (refusal Refusal, refused bool, err error) {
 	s, now := g.cfg.Engine.Current(), g.cfg.Now()
 	switch d := s.Decide(Request{Principal: p, Destination: to}, g.cfg.Ledger.Usage(), now); d.Reason {
@@ -65,14 +64,14 @@ func (g *Gate) RefuseConnect(p Principal, to Destination, src Source) (refusal R
 	if schemes := s.Schemes(p, to.host, to.port, now); slices.ContainsFunc(schemes, Scheme.HTTP) {
 		url := string(schemes[0]) + "://" + to.HostPort()
 		refusal, err = g.Refuse(DestinationNotGranted, Attempt{Principal: p, URL: url, Connect: true, Detail: detail + " by a tunnel"}, src)
-		refusal.Remedy = "send the request itself: nothing looks into a CONNECT here, and a rule grants requests"
+		refusal.Remedy = "send the request itself instead of CONNECT: rules grant requests to this host, and a tunnel's content is not inspected here"
 		return refusal, true, err
 	}
 	refusal, err = g.RefuseHost(s, HostAttempt{Principal: p, Host: to.host, Port: to.port, Connect: true, Detail: detail}, now, src)
 	return refusal, true, err
 }
 
-// likelyScheme returns what a plugin that connects to a host most likely speaks.
+// likelyScheme returns the scheme that a plugin most likely uses with a host and port.
 func (s *Snapshot) likelyScheme(p Principal, host string, port uint16) Scheme {
 	switch port {
 	case SchemeHTTP.DefaultPort():

@@ -27,14 +27,14 @@ func TestRefuseConnect(t *testing.T) {
 	for _, c := range []struct {
 		to, remedy, scheme string // no remedy: it is not refused here
 	}{
-		{"new.lab.example:443", "ask for a rule with to: {hosts: [new.lab.example]}; its methods and paths were not seen", "https"},
-		{"new.lab.example:80", "ask for a rule with to: {scheme: http, hosts: [new.lab.example]}; its methods and paths were not seen", "http"},
-		{"new.lab.example:8443", "ask for a rule with to: {hosts: [new.lab.example], ports: [8443]}; its methods and paths were not seen", "https"},
-		{"api.lab.example:443", "send the request itself: nothing looks into a CONNECT here, and a rule grants requests", "https"},
-		{"plain.lab.example:8080", "send the request itself: nothing looks into a CONNECT here, and a rule grants requests", "http"},
-		{"api.lab.example:8443", "ask for a rule with to: {hosts: [api.lab.example], ports: [8443]}; its methods and paths were not seen", "https"},
+		{"new.lab.example:443", "ask for a rule with to: {hosts: [new.lab.example]}; add methods and paths, which are not known yet", "https"},
+		{"new.lab.example:80", "ask for a rule with to: {scheme: http, hosts: [new.lab.example]}; add methods and paths, which are not known yet", "http"},
+		{"new.lab.example:8443", "ask for a rule with to: {hosts: [new.lab.example], ports: [8443]}; add methods and paths, which are not known yet", "https"},
+		{"api.lab.example:443", "send the request itself instead of CONNECT: rules grant requests to this host, and a tunnel's content is not inspected here", "https"},
+		{"plain.lab.example:8080", "send the request itself instead of CONNECT: rules grant requests to this host, and a tunnel's content is not inspected here", "http"},
+		{"api.lab.example:8443", "ask for a rule with to: {hosts: [api.lab.example], ports: [8443]}; add methods and paths, which are not known yet", "https"},
 		{"db.lab.example:5433", "ask for ports: [5432, 5433] on rule db of grant lab", "tcp"},
-		{"db.lab.example:443", "ask for a rule with to: {hosts: [db.lab.example]}; its methods and paths were not seen", "https"},
+		{"db.lab.example:443", "ask for a rule with to: {hosts: [db.lab.example]}; add methods and paths, which are not known yet", "https"},
 		{"db.lab.example:5432", "", ""},
 	} {
 		to, err := NewDestination(SchemeTCP, c.to, "")

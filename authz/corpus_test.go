@@ -28,7 +28,7 @@ var update = flag.Bool("update", false, "write the decisions that are taken into
 // with - for the method of a tunnel, and the keys as (the plugin), upgrade,
 // without (conditions that the door cannot enforce), at (a time), live (the
 // request is in flight), resolves (an address the name leads to) and standin
-// (GRANT/CREDENTIAL, whose stand-in is elsewhere than in its place). What is
+// (GRANT/CREDENTIAL, whose stand-in found outside its place). What is
 // decided is indented below it. Run the test with -update to write it.
 type scenario struct {
 	in          Input

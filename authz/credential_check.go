@@ -12,8 +12,8 @@ import (
 	"unicode/utf8"
 )
 
-// credential checks and compiles one credential of the grant. names are those
-// of the credentials before it.
+// credential checks and compiles one credential of the grant. names are the names
+// of earlier credentials.
 func (k grantCheck) credential(i int, names map[string]bool) *credentialSpec {
 	spec := &k.g.Credentials[i]
 	path := fmt.Sprintf("spec.credentials[%d]", i)
@@ -35,29 +35,29 @@ func (k grantCheck) credential(i int, names map[string]bool) *credentialSpec {
 	return out
 }
 
-// notSecret checks the fields that are no secrets, which templates of a value may
-// have beside one that is.
+// notSecret checks the fields that are declared not secret. A template may contain
+// them beside at least one secret field.
 func (k grantCheck) notSecret(path string, spec *CredentialSpec, out *credentialSpec) {
 	out.notSecret = spec.Vault.NotSecret
 	if len(out.notSecret) == 0 {
 		return
 	}
 	if in := spec.Inject; in.Header+in.Query+in.Cookie == "" && in.Basic == nil {
-		k.report(path, "goes with header, query, cookie and basic only")
+		k.report(path, "applies to header, query, cookie and basic only; remove it")
 		return
 	}
 	for i, field := range out.notSecret {
 		if !slices.Contains(out.fields, field) {
-			k.report(fmt.Sprintf("%s[%d]", path, i), "%q is no field that inject takes; name one of %s", clip(field), clip(strings.Join(out.fields, ", ")))
+			k.report(fmt.Sprintf("%s[%d]", path, i), "%q is not a field that inject uses; name one of %s", clip(field), clip(strings.Join(out.fields, ", ")))
 		}
 	}
 	if !slices.ContainsFunc(out.fields, func(field string) bool { return !slices.Contains(out.notSecret, field) }) {
-		k.report(path, "leaves nothing that is secret; leave out what is")
+		k.report(path, "names every field that inject uses; leave out those that are secret")
 	}
 }
 
-// canonicalJSON returns a JSON object with sorted keys and without blanks, and
-// "" for an empty one.
+// canonicalJSON returns a JSON object with sorted keys and without spaces, "" for
+// an empty one.
 func canonicalJSON(object map[string]string) string {
 	if len(object) == 0 {
 		return ""
@@ -68,20 +68,20 @@ func canonicalJSON(object map[string]string) string {
 
 func (k grantCheck) vaultPath(path string, spec *CredentialSpec) {
 	if !validVaultPath(spec.Vault.Path) {
-		k.report(path+".path", "%q is not a path as vault read takes it, as in secret/data/weather", clip(spec.Vault.Path))
+		k.report(path+".path", "%q is not a path for vault read; write one as in secret/data/weather", clip(spec.Vault.Path))
 	}
 	if jwt := spec.Inject.JWT; jwt != nil {
 		k.signPath(path, spec.Vault, jwt.Algorithm)
 	}
 	if segments := strings.Split(spec.Vault.Path, "/"); len(spec.Vault.Params) > 0 && len(segments) > 2 && segments[1] == "data" {
-		k.report(path+".params", "would be stored in the place of the secret %q; leave them out, so that it is read", clip(spec.Vault.Path))
+		k.report(path+".params", "would overwrite the secret %q; remove them, so that it is read", clip(spec.Vault.Path))
 	}
 	if spec.Vault.Params[""] != "" {
-		k.report(path+".params", "has a parameter without a name")
+		k.report(path+".params", "has a parameter without a name; name it")
 	}
 }
 
-// signPath checks the path of a transit engine, which is written to.
+// signPath checks the path of a transit engine, to which vault writes.
 func (k grantCheck) signPath(path string, v VaultPath, algorithm string) {
 	verb := "sign"
 	if strings.HasPrefix(algorithm, "HS") {
@@ -89,16 +89,16 @@ func (k grantCheck) signPath(path string, v VaultPath, algorithm string) {
 	}
 	if segments := strings.Split(v.Path, "/"); slices.Contains(algorithms(), algorithm) &&
 		(len(segments) < 3 || segments[len(segments)-2] != verb) {
-		k.report(path+".path", "%q does not sign by %s; write the key of a transit engine, as in transit/%s/KEY", clip(v.Path), clip(algorithm), verb)
+		k.report(path+".path", "%q does not sign with %s; write the key of a transit engine, as in transit/%s/KEY", clip(v.Path), clip(algorithm), verb)
 	}
 	if len(v.Params) > 0 {
-		k.report(path+".params", "does not go with inject.jwt; write what is signed there")
+		k.report(path+".params", "does not apply to inject.jwt; write the claims there")
 	}
 }
 
-// validVaultPath reports whether s is a path that Vault reads: whatever prints,
-// also blanks and letters beyond ASCII. What a URL, Vault or its clients would take
-// for something else is not, nor are Vault's own paths.
+// validVaultPath reports whether s is a path that Vault can read: printable text,
+// including spaces and letters beyond ASCII. It excludes text that a URL, Vault or
+// its clients would interpret, and Vault's own paths.
 func validVaultPath(s string) bool {
 	for segment := range strings.SplitSeq(s, "/") {
 		if segment == "" || segment == "." || segment == ".." {
@@ -139,7 +139,7 @@ func (k grantCheck) inject(path string, in Inject, out *credentialSpec) {
 		}
 		way.check(path + "." + way.name)
 		if in.Value != "" && !simple {
-			k.report(path+".value", "does not go with %s", way.name)
+			k.report(path+".value", "does not apply to %s; remove it", way.name)
 		}
 	}
 	if simple {
@@ -147,16 +147,16 @@ func (k grantCheck) inject(path string, in Inject, out *credentialSpec) {
 	}
 	switch last := len(names) - 1; {
 	case len(set) == 0:
-		k.report(path, "says not how; write one of %s or %s", strings.Join(names[:last], ", "), names[last])
+		k.report(path, "is missing; set one of %s or %s", strings.Join(names[:last], ", "), names[last])
 	case len(set) > 1:
-		k.report(path, "says %s; write exactly one of them", strings.Join(set, " and "))
+		k.report(path, "sets %s; set exactly one of them", strings.Join(set, " and "))
 	}
 }
 
-// slot is the place in a request that carries a text.
+// slot is a place in a request that carries a text, and its template.
 type slot struct{ header, query, cookie, value string }
 
-// slot checks a place, of which exactly one is named, and what goes there.
+// slot checks a place, of which exactly one is named, and its template.
 func (k grantCheck) slot(path string, s slot, out *credentialSpec) {
 	for _, place := range []struct {
 		field, name string
@@ -169,16 +169,16 @@ func (k grantCheck) slot(path string, s slot, out *credentialSpec) {
 		}
 		out.kind, out.name = place.kind, place.name
 		if !isToken(place.name) {
-			k.report(path+"."+place.field, "%q is not a name that a request can carry", clip(place.name))
+			k.report(path+"."+place.field, "%q is not a valid name in a request; write a token, as in X-Api-Key", clip(place.name))
 		}
 		if s.value == "" {
-			k.report(path+".value", "is missing; write what goes into the %s, as in \"Bearer {api_key}\"", place.field)
+			k.report(path+".value", "is missing; write the template of the %s, as in \"Bearer {api_key}\"", place.field)
 		}
 	}
 	if s.header != "" {
 		out.name = asciiLower(s.header)
 		if isReservedHeader(out.name) {
-			k.report(path+".header", "%s belongs to the connection or to Chaperone and carries no credential", clip(s.header))
+			k.report(path+".header", "%s is reserved for the connection or Chaperone; use another header", clip(s.header))
 		}
 	}
 	value, fixed := k.template(path+".value", s.value)
@@ -188,8 +188,8 @@ func (k grantCheck) slot(path string, s slot, out *credentialSpec) {
 	out.addPart(value)
 }
 
-// template parses what a credential is rendered with, and reports whether it
-// is fixed and takes nothing from Vault.
+// template parses a template of a credential, and reports whether it is fixed and
+// uses no field of Vault's answer.
 func (k grantCheck) template(path, text string) (parsed template, fixed bool) {
 	parsed, err := parseTemplate(text)
 	if err != nil {
@@ -198,10 +198,10 @@ func (k grantCheck) template(path, text string) (parsed template, fixed bool) {
 	return parsed, err == nil && len(parsed.fields) == 0
 }
 
-const takesNothing = "%q takes nothing from Vault; name a field of its answer as in {api_key}"
+const takesNothing = "%q uses no field of Vault's answer; name one, as in {api_key}"
 
-// basic checks HTTP basic authentication. One of the two may be fixed: many an
-// API wants a fixed user, or no password.
+// basic checks HTTP basic authentication. Username or password may be fixed: many
+// APIs expect a fixed user, or no password.
 func (k grantCheck) basic(path string, in *Basic, out *credentialSpec) {
 	out.kind, out.name, out.basic = InjectHeader, "authorization", true
 	username, fixedUser := k.template(path+".username", in.Username)
@@ -227,7 +227,7 @@ func (k grantCheck) mtls(path string, in *MTLS, out *credentialSpec) {
 		}
 		parsed, err := parseTemplate(text)
 		if err != nil || len(parsed.fields) != 1 || strings.Join(parsed.literals, "") != "" {
-			k.report(path+"."+part.name, "%q is not one field of Vault's answer, as in %s", clip(text), part.byDefault)
+			k.report(path+"."+part.name, "%q is not one field of Vault's answer; write one, as in %s", clip(text), part.byDefault)
 		}
 		parsed.optional = part.name == "chain" && part.text == ""
 		out.addPart(parsed)
@@ -239,13 +239,13 @@ func (k grantCheck) sigv4(path string, in *SigV4, out *credentialSpec) {
 	out.kind, out.service, out.region = InjectSigV4, in.Service, in.Region
 	for _, f := range []struct{ name, text, example string }{{"service", in.Service, "s3"}, {"region", in.Region, "eu-west-1"}} {
 		if !isScopeName(f.text) {
-			k.report(path+"."+f.name, "%q is not as AWS writes it; use lower-case letters, digits and dashes, as in %s", clip(f.text), f.example)
+			k.report(path+"."+f.name, "%q is not a name of AWS; use lower-case letters, digits and dashes, as in %s", clip(f.text), f.example)
 		}
 	}
 	id, _ := k.template(path+".accessKeyID", orDefault(in.AccessKeyID, "{access_key}"))
 	secret, fixed := k.template(path+".secretAccessKey", orDefault(in.SecretAccessKey, "{secret_key}"))
 	if fixed {
-		k.report(path+".secretAccessKey", "%q takes nothing from Vault; name a field of its answer as in {secret_key}", clip(in.SecretAccessKey))
+		k.report(path+".secretAccessKey", "%q uses no field of Vault's answer; name one, as in {secret_key}", clip(in.SecretAccessKey))
 	}
 	out.addPart(id)
 	out.addPart(secret)
@@ -259,8 +259,8 @@ func (k grantCheck) sigv4(path string, in *SigV4, out *credentialSpec) {
 	}
 }
 
-// isScopeName reports whether s can stand in the scope of a signature, which
-// slashes divide.
+// isScopeName reports whether s is valid in the scope of a signature, which is
+// separated by slashes.
 func isScopeName(s string) bool {
 	return s != "" && len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
@@ -282,43 +282,43 @@ func (k grantCheck) oauth2(path string, in *OAuth2, out *credentialSpec) {
 		Extra: k.tokenParameters(path+".parameters", in.Parameters),
 	}
 	if !isTokenURL(in.TokenURL) {
-		k.report(path+".tokenURL", "%q is not where tokens are got; write an https URL without a user or a fragment, as in https://id.example/oauth2/token", clip(redactURL(in.TokenURL)))
+		k.report(path+".tokenURL", "%q is not the URL of a token endpoint; write an https URL without user and fragment, as in https://id.example/oauth2/token", clip(redactURL(in.TokenURL)))
 	}
 	for i, scope := range in.Scopes {
 		at := fmt.Sprintf("%s.scopes[%d]", path, i)
 		switch {
 		case !isScope(scope):
-			k.report(at, "%q is not one scope; write each as an element of its own, without blanks or quotes", clip(scope))
+			k.report(at, "%q is not one scope; write each as its own element, without spaces or quotes", clip(scope))
 		case slices.Contains(in.Scopes[:i], scope):
-			k.report(at, "%q is given twice", clip(scope))
+			k.report(at, "%q is given twice; write it once", clip(scope))
 		}
 	}
 	k.claim(path+".audience", in.Audience)
 	if t.Style != StyleHeader && t.Style != StyleBody {
-		k.report(path+".style", "%q is not header or body", clip(in.Style))
+		k.report(path+".style", "%q is not header or body; write one of them", clip(in.Style))
 	}
 	if in.CAFile != "" && strings.TrimSpace(in.CA) == "" {
 		k.report(path+".caFile", "%q holds no certificate; without one every authority of the system would be trusted", clip(in.CAFile))
 	}
 	k.template(path+".clientID", t.ClientID)
 	if _, fixed := k.template(path+".clientSecret", t.ClientSecret); fixed {
-		k.report(path+".clientSecret", "%q takes nothing from Vault; name a field of its answer as in {client_secret}", clip(in.ClientSecret))
+		k.report(path+".clientSecret", "%q uses no field of Vault's answer; name one, as in {client_secret}", clip(in.ClientSecret))
 	}
 	k.tokenSlot(path, slot{in.Header, in.Query, in.Cookie, in.Value}, "access_token", out)
 }
 
-// tokenParameters checks further parameters of a request for a token and returns
-// them encoded.
+// tokenParameters checks further parameters of a token request and returns them
+// encoded.
 func (k grantCheck) tokenParameters(path string, in map[string]string) string {
 	form := url.Values{}
 	for _, name := range slices.Sorted(maps.Keys(in)) {
 		switch name {
 		case "":
-			k.report(path, "has a parameter without a name")
+			k.report(path, "has a parameter without a name; name it")
 		case "grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type":
-			k.report(path+"."+name, "is Chaperone's to say; remove it")
+			k.report(path+"."+name, "is set by Chaperone; remove it")
 		case "scope", "audience":
-			k.report(path+"."+name, "has a field of its own; write it as scopes or audience")
+			k.report(path+"."+name, "has its own field; write it as scopes or audience")
 		}
 		k.claim(path+"."+name, in[name])
 		form.Set(name, in[name])
@@ -326,8 +326,8 @@ func (k grantCheck) tokenParameters(path string, in map[string]string) string {
 	return form.Encode()
 }
 
-// isTokenURL reports whether s is an absolute https URL that says where to send
-// client credentials, and nothing else.
+// isTokenURL reports whether s is an absolute https URL of a token endpoint, without
+// user and fragment.
 func isTokenURL(s string) bool {
 	const longest = 2048
 	u, err := url.Parse(s)
@@ -348,7 +348,7 @@ func isScope(s string) bool {
 	return s != ""
 }
 
-// Bounds of a JWT's life. Clocks of two hosts differ by seconds.
+// Bounds of a JWT's lifetime. Clocks of two hosts differ by seconds.
 const (
 	shortestJWT = 30 * time.Second
 	longestJWT  = 24 * time.Hour
@@ -357,8 +357,8 @@ const (
 	longestBackdate = 5 * time.Minute
 )
 
-// algorithms returns the ways to sign, as JSON Web Signatures name them (RFC
-// 7518, section 3.1; RFC 8037).
+// algorithms returns the signature algorithms, as JSON Web Signatures name them
+// (RFC 7518, section 3.1; RFC 8037).
 func algorithms() []string {
 	return []string{
 		"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512",
@@ -374,15 +374,15 @@ func (k grantCheck) jwt(path string, in *JWT, out *credentialSpec) {
 	}
 	switch {
 	case in.KeyVersion < 0:
-		k.report(path+".keyVersion", "%d is no version of a key; they count from 1", in.KeyVersion)
+		k.report(path+".keyVersion", "%d is not a version of a key; write a number from 1", in.KeyVersion)
 	case in.KeyVersion > 0 && strings.Contains(in.KeyID, "{version}"):
-		k.report(path+".keyVersion", "is fixed, and {version} in keyID follows the key; write one of them")
+		k.report(path+".keyVersion", "is fixed, but {version} in keyID follows the key; write one of them")
 	}
 	if d := time.Duration(in.Backdate); d < 0 || d > longestBackdate {
-		k.report(path+".backdate", "%s is not from 0s to %s", in.Backdate, Duration(longestBackdate))
+		k.report(path+".backdate", "%s is out of range; write 0s to %s", in.Backdate, Duration(longestBackdate))
 	}
 	if known := algorithms(); !slices.Contains(known, in.Algorithm) {
-		k.report(path+".algorithm", "%q is not a way to sign that is known; use one of %s", clip(in.Algorithm), strings.Join(known, ", "))
+		k.report(path+".algorithm", "%q is not a known algorithm; use one of %s", clip(in.Algorithm), strings.Join(known, ", "))
 	}
 	k.claim(path+".keyID", in.KeyID)
 	k.claim(path+".issuer", in.Issuer)
@@ -392,18 +392,18 @@ func (k grantCheck) jwt(path string, in *JWT, out *credentialSpec) {
 		at := path + ".claims." + name
 		switch name {
 		case "":
-			k.report(path+".claims", "has a claim without a name")
+			k.report(path+".claims", "has a claim without a name; name it")
 		case "iss", "sub", "aud":
-			k.report(at, "has a field of its own; write it as issuer, subject or audience")
+			k.report(at, "has its own field; write it as issuer, subject or audience")
 		case "iat", "exp", "nbf", "jti":
-			k.report(at, "is Chaperone's to say, anew for each token; remove it")
+			k.report(at, "is set by Chaperone for each token; remove it")
 		}
 	}
 	k.tokenSlot(path, slot{in.Header, in.Query, in.Cookie, in.Value}, "jwt", out)
 }
 
-// jwtLifetime returns the lifetime of a token. One that is stated is held
-// against the ceiling, and the default gives way to it.
+// jwtLifetime returns the lifetime of a token. A stated lifetime is checked
+// against the ceiling, and the ceiling bounds the default.
 func (k grantCheck) jwtLifetime(path string, stated, ceiling time.Duration) time.Duration {
 	switch {
 	case stated == 0 && ceiling > 0:
@@ -411,7 +411,7 @@ func (k grantCheck) jwtLifetime(path string, stated, ceiling time.Duration) time
 	case stated == 0:
 		return defaultJWT
 	case stated < shortestJWT || stated > longestJWT:
-		k.report(path, "%s is not from %s to %s", Duration(stated), Duration(shortestJWT), Duration(longestJWT))
+		k.report(path, "%s is out of range; write %s to %s", Duration(stated), Duration(shortestJWT), Duration(longestJWT))
 	case ceiling > 0 && stated > ceiling:
 		for _, guardrail := range k.guardrails {
 			if life := time.Duration(guardrail.Ceilings.CredentialLifetime); life > 0 && stated > life {
@@ -423,16 +423,16 @@ func (k grantCheck) jwtLifetime(path string, stated, ceiling time.Duration) time
 	return stated
 }
 
-// claim checks a text that is sent as it is written.
+// claim checks a text that is sent unchanged.
 func (k grantCheck) claim(path, text string) {
 	const longest = 1024
 	if noControls(text) != nil || len(text) > longest {
-		k.report(path, "holds a control byte, or is longer than %d bytes", longest)
+		k.report(path, "holds a control byte, or is longer than %d bytes; shorten it to printable text", longest)
 	}
 }
 
-// tokenSlot checks the place of a token: the header Authorization, unless
-// another is named.
+// tokenSlot checks the slot of a token: the header Authorization, unless another
+// slot is named.
 func (k grantCheck) tokenSlot(path string, s slot, field string, out *credentialSpec) {
 	var named []string
 	for _, place := range [...]struct{ field, name string }{{"header", s.header}, {"query", s.query}, {"cookie", s.cookie}} {
@@ -441,7 +441,7 @@ func (k grantCheck) tokenSlot(path string, s slot, field string, out *credential
 		}
 	}
 	if len(named) > 1 {
-		k.report(path, "names %s; a token goes to one place", strings.Join(named, " and "))
+		k.report(path, "names %s; write one slot for the token", strings.Join(named, " and "))
 	}
 	if len(named) == 0 {
 		s.header = "Authorization"
@@ -454,13 +454,13 @@ func (k grantCheck) tokenSlot(path string, s slot, field string, out *credential
 	k.slot(path, s, out)
 	for _, name := range out.fields {
 		if name != field {
-			k.report(path+".value", "names {%s}, and there is only {%s}", name, field)
+			k.report(path+".value", "names {%s}, which does not exist; write {%s}", name, field)
 		}
 	}
 }
 
-// isReservedHeader reports whether a header steers the connection and so never
-// carries a credential.
+// isReservedHeader reports whether a header controls the connection or is
+// Chaperone's own, so that it never carries a credential.
 func isReservedHeader(name string) bool {
 	switch name {
 	case "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive",
@@ -471,8 +471,8 @@ func isReservedHeader(name string) bool {
 	return strings.HasPrefix(name, "x-chaperone-") || strings.HasPrefix(name, "x-forwarded-")
 }
 
-// placeholder checks a credential's stand-in. The variables of one plugin are
-// one environment, so that two grants may not name the same.
+// placeholder checks a credential's placeholder. The variables of one plugin form
+// one environment, so two grants must not name the same variable.
 func (k grantCheck) placeholder(i int, out *credentialSpec) {
 	spec := k.g.Credentials[i].Placeholder
 	if spec == nil {
@@ -487,15 +487,15 @@ func (k grantCheck) placeholder(i int, out *credentialSpec) {
 	case !isEnvName(spec.Env):
 		k.report(path+".env", "%q is not the name of an environment variable; use letters, digits and underscores", clip(spec.Env))
 	case isReservedEnv(spec.Env):
-		k.report(path+".env", "%s decides how the plugin runs or reaches the network; use another variable", spec.Env)
+		k.report(path+".env", "%s controls how the plugin runs or reaches the network; use another variable", spec.Env)
 	}
 	for _, other := range k.c.pluginPolicy(k.g.Plugin).credentials {
 		if other.placeholder != nil && other.placeholder.Env == spec.Env {
-			k.report(path+".env", "%s already holds the stand-in of credential %s of grant %s", spec.Env, other.ref.Name, other.ref.Grant)
+			k.report(path+".env", "%s is already set to the placeholder of credential %s of grant %s; use another variable", spec.Env, other.ref.Name, other.ref.Grant)
 		}
 	}
 	if out.kind == InjectCertificate {
-		k.report(path, "does not go with mtls, which has no place in a request")
+		k.report(path, "does not apply to mtls, which has no slot in a request; remove it")
 	}
 	out.placeholder = p
 }
@@ -510,9 +510,9 @@ func isEnvName(s string) bool {
 	return s != "" && len(s) <= longest
 }
 
-// isReservedEnv reports whether a variable is Chaperone's own, or would
-// change which programs and libraries run or where connections go. Names of
-// proxies and authorities are what Chaperone sets itself.
+// isReservedEnv reports whether a variable is Chaperone's own, or would change
+// which programs and libraries run or where connections go. Chaperone itself sets
+// the variables of proxies and certificate authorities.
 func isReservedEnv(name string) bool {
 	upper := strings.ToUpper(name)
 	for _, prefix := range []string{"CHAPERONE_", "VAULT_", "LD_", "DYLD_", "GLIBC_", "MALLOC_", "BASH_FUNC_"} {
@@ -531,7 +531,7 @@ func isReservedEnv(name string) bool {
 	return false
 }
 
-// conditionsOfCredentials are those of every kind of credential.
+// conditionsOfCredentials are the conditions of all kinds of credentials.
 const conditionsOfCredentials = ConditionCredential | ConditionCertificate | ConditionSignature
 
 // conditions returns the conditions of the credential's kind.

@@ -8,23 +8,23 @@ import (
 	"strings"
 )
 
-// Destination is where an access goes, in its one canonical form. It is built
-// by [NewDestination] alone and drives everything: the decision, the
-// credential, DNS, the dial, SNI, the certificate check and the Host header.
-// It is a comparable value; the zero Destination is nowhere.
+// Destination is the destination of an access, in its one canonical form.
+// [NewDestination] is its only constructor. The decision, the credential, DNS,
+// the dial, SNI, the certificate check and the Host header all use it. It is
+// comparable; the zero Destination is invalid.
 type Destination struct {
 	scheme       Scheme
 	host         string // lower-case ASCII name, or an address without brackets
 	port         uint16
 	path         string // canonical; "" for a tunnel
 	query        string // as sent, without "?"
-	hasQuery     bool   // "?" was there, though nothing may follow it
+	hasQuery     bool   // "?" was present, even if the query is empty
 	encodedSlash bool   // path holds %2F
 	addr         netip.Addr
 }
 
-// What a target and a host name may measure. DNS allows 253 bytes of name
-// (RFC 1035, section 3.1) and 63 of a label.
+// Maximum sizes. DNS allows 253 bytes of name (RFC 1035, section 3.1) and 63 bytes
+// of label.
 const (
 	maxTarget = 32 << 10
 	maxPath   = 8 << 10
@@ -33,13 +33,13 @@ const (
 )
 
 // NewDestination returns the canonical destination of an access to target at
-// authority, or an error that says what is malformed.
+// authority, or an error that states what is malformed.
 //
 // Authority is host or host:port. Hosts are lower-cased and lose one trailing
-// dot; IP literals in any spelling that a URL parser takes become the address
-// they mean. Target is the origin-form (RFC 9112, section 3.2.1) for http and
-// https, where "" means "/", and "" for tls and tcp. What is canonicalised and
-// what is refused is listed at canonicalPath.
+// dot; IP literals in any spelling that URL parsers accept become the address
+// they denote. Target is the origin-form (RFC 9112, section 3.2.1) for http and
+// https, where "" means "/", and "" for tls and tcp. canonicalPath lists what is
+// canonicalised and what is refused.
 func NewDestination(scheme Scheme, authority, target string) (Destination, error) {
 	d := Destination{scheme: scheme.shared()}
 	var err error
@@ -54,7 +54,7 @@ func NewDestination(scheme Scheme, authority, target string) (Destination, error
 		err = d.setTarget(target)
 	case SchemeTLS, SchemeTCP:
 		if target != "" {
-			err = errors.New("a tunnel has no path")
+			err = errors.New("tunnel has a path")
 		}
 	default:
 		err = fmt.Errorf("scheme %q is not http, https, tls or tcp", clip(string(scheme)))
@@ -74,7 +74,7 @@ func (d Destination) Scheme() Scheme { return d.scheme }
 // Host returns the canonical name or address, without brackets.
 func (d Destination) Host() string { return d.host }
 
-// Port returns the port, which is never 0 in a destination that was built.
+// Port returns the port, which is not 0 in a valid destination.
 func (d Destination) Port() uint16 { return d.port }
 
 // Path returns the canonical path, "" for a tunnel.
@@ -83,8 +83,8 @@ func (d Destination) Path() string { return d.path }
 // Query returns the query as it was sent, without "?".
 func (d Destination) Query() string { return d.query }
 
-// Address returns the address when the host is an IP literal, and the zero
-// Addr when it is a name.
+// Address returns the address if the host is an IP literal, and the zero Addr if
+// it is a name.
 func (d Destination) Address() netip.Addr { return d.addr }
 
 // HostPort returns host:port for dialling, with an IPv6 address in brackets.
@@ -109,15 +109,15 @@ func (d Destination) Target() string {
 	return d.path
 }
 
-// URL returns the destination as a URL without its query, for people to read.
+// URL returns the destination as a URL without its query, for display.
 func (d Destination) URL() string {
 	return string(d.scheme) + "://" + d.Authority() + d.path
 }
 
 // Agrees reports whether authority (a Host header, an :authority) is another
 // spelling of this destination's host and port. An authority without a port
-// states its scheme's default port, as it does for the server that reads it
-// (RFC 9110, section 7.2); a scheme without one leaves it open.
+// means its scheme's default port, as for the server that reads it (RFC 9110,
+// section 7.2); if the scheme has no default port, any port agrees.
 func (d Destination) Agrees(authority string) bool {
 	host, port, _, err := parseAuthority(authority)
 	if err != nil || host != d.host {
@@ -129,7 +129,7 @@ func (d Destination) Agrees(authority string) bool {
 	return port == d.port || port == 0
 }
 
-// AgreesName is Agrees for a server name, which never states a port.
+// AgreesName is Agrees for a server name, which has no port.
 func (d Destination) AgreesName(name string) bool {
 	host, port, _, err := parseAuthority(name)
 	return err == nil && port == 0 && host == d.host
@@ -142,7 +142,7 @@ func (d Destination) bracketed() string {
 	return d.host
 }
 
-// parseAuthority reads host[:port]. The port is 0 when none is stated.
+// parseAuthority reads host[:port]. The port is 0 if it is not stated.
 func parseAuthority(s string) (host string, port uint16, addr netip.Addr, err error) {
 	fail := func(format string, args ...any) (string, uint16, netip.Addr, error) {
 		return "", 0, netip.Addr{}, fmt.Errorf(format, args...)
@@ -150,8 +150,8 @@ func parseAuthority(s string) (host string, port uint16, addr netip.Addr, err er
 	if s == "" {
 		return fail("host is missing")
 	}
-	if strings.Contains(s, "@") { // not quoted: a password is part of it
-		return fail("host holds user information, which is not taken (RFC 9110, section 4.2.4)")
+	if strings.Contains(s, "@") { // not quoted: it may contain a password
+		return fail("host holds user information, which is not allowed (RFC 9110, section 4.2.4)")
 	}
 	name, portText, hasPort := strings.Cut(s, ":")
 	if strings.HasPrefix(s, "[") {
@@ -176,8 +176,8 @@ func parseAuthority(s string) (host string, port uint16, addr netip.Addr, err er
 	return host, port, addr, err
 }
 
-// canonicalHost returns the canonical spelling of a host, and its address when
-// it is an IP literal.
+// canonicalHost returns the canonical spelling of a host, and its address if it
+// is an IP literal.
 func canonicalHost(s string) (string, netip.Addr, error) {
 	if inner, ok := strings.CutPrefix(s, "["); ok {
 		addr, err := netip.ParseAddr(strings.TrimSuffix(inner, "]"))
@@ -196,12 +196,12 @@ func canonicalHost(s string) (string, netip.Addr, error) {
 	}
 	addr, ok := parseIPv4(host)
 	if !ok {
-		return "", netip.Addr{}, fmt.Errorf("host %q ends in a number and is not an IPv4 address", clip(s))
+		return "", netip.Addr{}, fmt.Errorf("host %q ends in a number but is not an IPv4 address", clip(s))
 	}
 	return addr.String(), addr, nil
 }
 
-// checkHostName refuses what is no lower-case ASCII host name.
+// checkHostName returns an error for text that is not a lower-case ASCII host name.
 func checkHostName(host string) error {
 	if host == "" || len(host) > maxHost {
 		return fmt.Errorf("host %q is not 1 to %d bytes long", clip(host), maxHost)
@@ -219,7 +219,7 @@ func checkHostName(host string) error {
 		case c >= 0x80:
 			return fmt.Errorf("host %q is not ASCII", clip(host))
 		case !isAlpha(c) && !isDigit(c) && c != '-' && c != '_':
-			return fmt.Errorf("host %q holds %q, which is not in a host name", clip(host), c)
+			return fmt.Errorf("host %q holds %q, which is not allowed in a host name", clip(host), c)
 		}
 		if label++; label > maxLabel {
 			return fmt.Errorf("host %q has a label over %d bytes", clip(host), maxLabel)
@@ -232,8 +232,8 @@ func checkHostName(host string) error {
 }
 
 // endsInNumber reports whether a host must be an IPv4 address because its last
-// label is a number (WHATWG URL Standard, "ends in a number checker"). Without
-// it 127.1 and 0x7f000001 would pass as names and resolve to an address.
+// label is a number (WHATWG URL Standard, "ends in a number checker"). Otherwise
+// 127.1 and 0x7f000001 would pass as names and resolve to an address.
 func endsInNumber(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]
 	if strings.Trim(last, "0123456789") == "" {
@@ -243,7 +243,7 @@ func endsInNumber(host string) bool {
 	return ok && strings.Trim(hex, "0123456789abcdef") == ""
 }
 
-// parseIPv4 reads an IPv4 address in any spelling that inet_aton takes: one to
+// parseIPv4 reads an IPv4 address in any spelling that inet_aton accepts: one to
 // four parts, each decimal, octal or hexadecimal (WHATWG URL Standard, "IPv4
 // parser").
 func parseIPv4(host string) (netip.Addr, bool) {
@@ -259,7 +259,7 @@ func parseIPv4(host string) (netip.Addr, bool) {
 		case !ok, !last && n > 0xff:
 			return netip.Addr{}, false
 		case last:
-			room := 8 * (4 - i) // the last part fills what is left
+			room := 8 * (4 - i) // the last part fills the remaining bytes
 			if n >= 1<<room {
 				return netip.Addr{}, false
 			}
@@ -301,7 +301,7 @@ func (d *Destination) setTarget(target string) error {
 	if d.query, err = canonicalQuery(query); err != nil {
 		return err
 	}
-	// The canonical form is what is measured: encoding may have made it longer.
+	// The canonical form is measured, since encoding may have made it longer.
 	switch d.hasQuery = hasQuery; {
 	case len(d.path) > maxPath:
 		return fmt.Errorf("path is over %d bytes long", maxPath)
@@ -312,12 +312,12 @@ func (d *Destination) setTarget(target string) error {
 }
 
 // canonicalPath returns the one spelling of a path that every server reads in
-// the same way. Percent-encoded unreserved characters are decoded once, other
-// escapes are upper-cased, and what a URI never holds raw (bytes outside ASCII,
-// braces, quotes, ...) is encoded. What two servers may read in two ways is
-// refused and not repaired: dot segments, empty segments, backslashes,
-// parameters (";"), double encoding and control bytes, whether raw or encoded. An encoded slash is kept and reported, since
-// a rule may allow it.
+// the same way. It decodes percent-encoded unreserved characters once, upper-cases
+// other escapes, and encodes bytes that a URI never holds raw (bytes outside ASCII,
+// braces, quotes, ...). It refuses text that two servers may read differently: dot
+// segments, empty segments, backslashes, parameters (";"), double encoding and
+// control bytes, raw or encoded. It keeps and reports an encoded slash, since a
+// rule may allow it.
 func canonicalPath(s string) (path string, encodedSlash bool, err error) {
 	if s[0] != '/' {
 		return "", false, errors.New("path does not start with /")
@@ -356,8 +356,8 @@ func canonicalPath(s string) (path string, encodedSlash bool, err error) {
 	return path, encodedSlash, checkSegments(path)
 }
 
-// plainPath reports whether every byte of s stands for itself, so that only
-// its segments need a look.
+// plainPath reports whether every byte of s represents itself, so that only its
+// segments must be checked.
 func plainPath(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; !isUnreserved(c) && c != '/' {
@@ -405,7 +405,7 @@ func twoHex(s string) bool {
 }
 
 // encodedTwice reports whether decoding a canonical path leaves another escape
-// in it. It looks at the canonical form, because the digits after %25 may have
+// in it. It takes the canonical form, because the digits after %25 may have
 // been encoded themselves, as in %25%32%65.
 func encodedTwice(path string) bool {
 	for {
@@ -420,8 +420,8 @@ func encodedTwice(path string) bool {
 	}
 }
 
-// checkSegments refuses empty segments and dot segments, also where the dots
-// stand beside an encoded slash or an encoded parameter.
+// checkSegments refuses empty segments and dot segments, also if the dots are
+// beside an encoded slash or an encoded parameter.
 func checkSegments(path string) error {
 	for rest := path[1:]; ; {
 		segment, tail, more := strings.Cut(rest, "/")
@@ -441,8 +441,8 @@ func checkSegments(path string) error {
 	}
 }
 
-// canonicalQuery encodes what must not stand raw in a query and refuses what
-// ends a line or a target.
+// canonicalQuery encodes bytes that must not be raw in a query, and refuses bytes
+// that end a line or a target.
 func canonicalQuery(s string) (string, error) {
 	var out []byte
 	for i := range len(s) {

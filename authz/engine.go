@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// Level says how much a revocation takes away.
+// Level is the strength of a revocation.
 type Level string
 
-// The levels of a revocation, from mild to hard.
+// The levels of a revocation, from the mildest to the strictest.
 const (
-	// LevelPause denies what is new and lets what is in flight end.
+	// LevelPause denies new accesses and lets those in flight end.
 	LevelPause Level = "pause"
-	// LevelQuarantine also cuts live connections, revokes leases and shuts
-	// the kernel door, while the process lives.
+	// LevelQuarantine also cuts live connections, revokes leases and closes
+	// the kernel door, while the process keeps running.
 	LevelQuarantine Level = "quarantine"
 	// LevelHalt also kills the plugin.
 	LevelHalt Level = "halt"
 )
 
-// Revocation takes access away from a plugin, or from one of its rules.
+// Revocation revokes the access of a plugin, or of one of its rules.
 type Revocation struct {
 	ID       string    `json:"id"`
 	Plugin   string    `json:"plugin"`
@@ -30,19 +30,19 @@ type Revocation struct {
 	Rule     string    `json:"rule,omitempty"`
 	Level    Level     `json:"level"`
 	Reason   string    `json:"reason"`
-	Incident string    `json:"incident,omitempty"` // the case that it belongs to
+	Incident string    `json:"incident,omitempty"` // the case it belongs to
 	Actor    string    `json:"actor"`
 	At       time.Time `json:"at"`
 	Until    time.Time `json:"until,omitzero"` // zero: until restored
 }
 
-// inForce reports whether the revocation holds at now.
+// inForce reports whether the revocation applies at now.
 func (r Revocation) inForce(now time.Time) bool {
 	return r.Until.IsZero() || now.Before(r.Until)
 }
 
-// harderThan reports whether r takes more away than other; either may be nil. A
-// level that is not known takes everything.
+// harderThan reports whether r is stricter than other; either may be nil. An
+// unknown level is the strictest.
 func (r *Revocation) harderThan(other *Revocation) bool {
 	return r != nil && (other == nil || r.Level.rank() > other.Level.rank())
 }
@@ -76,7 +76,7 @@ func (e *Engine) Current() *Snapshot {
 	return e.currentLocked()
 }
 
-// currentLocked returns the snapshot, making the first one. The caller holds e.mu.
+// currentLocked returns the snapshot in force, making the first one. The caller holds e.mu.
 func (e *Engine) currentLocked() *Snapshot {
 	s := e.current.Load()
 	if s == nil {
@@ -95,14 +95,14 @@ func (e *Engine) replace(policy *Policy, revocations []Revocation) uint64 {
 	return next.generation
 }
 
-// Install puts policy in force, keeping the revocations, and returns its generation.
+// Install puts policy in force, keeps the revocations, and returns its generation.
 func (e *Engine) Install(policy *Policy) uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.replace(policy, e.currentLocked().revocations)
 }
 
-// Revoke takes access away at once and returns the generation that does.
+// Revoke puts revocations in force and returns the generation that does so.
 // A revocation with the id of an earlier one replaces it.
 func (e *Engine) Revoke(revocations ...Revocation) uint64 {
 	e.mu.Lock()
@@ -114,7 +114,7 @@ func (e *Engine) Revoke(revocations ...Revocation) uint64 {
 	return e.replace(s.policy, append(next, revocations...))
 }
 
-// Restore lifts the revocation with the given id and reports whether there was one.
+// Restore lifts the revocation with the given id and reports whether it existed.
 func (e *Engine) Restore(id string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -127,8 +127,8 @@ func (e *Engine) Restore(id string) bool {
 	return true
 }
 
-// Bump makes a new generation of the same policy, so that everything live is
-// decided anew: a total is used up, a lease is lost, a grant has expired.
+// Bump makes a new generation of the same policy, so that every live access is
+// decided again: a total is used up, a lease is lost, a grant has expired.
 func (e *Engine) Bump() uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -136,22 +136,22 @@ func (e *Engine) Bump() uint64 {
 	return e.replace(s.policy, s.revocations)
 }
 
-// Run makes a generation of every expiry: of a grant, a rule, a rule's observe
-// mode or a revocation. It returns nil when ctx ends. now is the wall clock,
-// which is read again at least once a minute so that a suspended machine or a
-// stepped clock is noticed.
+// Run makes a generation at every expiry: of a grant, a rule, a rule's observe
+// mode or a revocation. It returns nil when ctx ends. now is the wall clock; it
+// is read at least once a minute, so that Run notices a suspended machine or a
+// stepped clock.
 func (e *Engine) Run(ctx context.Context, now func() time.Time) error {
 	const longest = time.Minute
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	// The clock is the wall's, without the monotonic reading: what counts is
-	// the time of day that documents name.
-	var seen time.Time // what ended up to here has been made a generation of
+	// Times are wall-clock times without the monotonic reading, because
+	// documents state times of day.
+	var seen time.Time // every expiry up to here has had its generation
 	for {
 		s := e.Current()
 		at := now().Round(0)
 		if at.Before(seen) {
-			seen = at // the clock was set back: what ended will end again
+			seen = at // the clock was set back: later expiries come again
 		}
 		next := s.nextExpiry(seen)
 		if !next.IsZero() && !at.Before(next) {

@@ -11,27 +11,27 @@ import (
 	"time"
 )
 
-// Explanation is a decision with its why.
+// Explanation is a decision with its reasons in words.
 type Explanation struct {
 	Decision Decision
-	Nearest  *Nearest // the rule that came closest, for a refusal that a rule could change
-	Detail   string   // what is granted and what was asked
-	Remedy   string   // exactly what to ask for
-	YAML     string   // the rule that would allow it and nothing more, "" when none would
+	Nearest  *Nearest // the closest rule, if a change to it could allow the access
+	Detail   string   // the access that was denied, and the closest one that is granted
+	Remedy   string   // the change to ask for
+	YAML     string   // the rule that would allow exactly this access, "" if no rule can
 
-	pattern   string    // of the nearest rule's path when it matched
-	grantable bool      // a rule would allow it
-	secure    bool      // where it takes plain http as https
+	pattern   string    // the nearest rule's path pattern if it matched
+	grantable bool      // a rule could allow the access
+	secure    bool      // that rule would be https, with tls.originate
 	terms     RuleTerms // of the nearest rule for the same host
 }
 
-// Explain decides the request and says why.
+// Explain decides the request and explains the decision.
 func (s *Snapshot) Explain(req Request, usage Usage, now time.Time) Explanation {
 	return s.ExplainWith(req, usage, now, RuleTerms{})
 }
 
-// ExplainWith is Explain where more is known of the upstream: the rule that would
-// allow it states these terms, and those of the nearest rule for the same host.
+// ExplainWith is Explain if more is known of the upstream: the proposed rule
+// states terms, and those of the nearest rule for the same host.
 func (s *Snapshot) ExplainWith(req Request, usage Usage, now time.Time, terms RuleTerms) Explanation {
 	e := s.explain(req, s.Decide(req, usage, now), now)
 	if e.grantable {
@@ -40,8 +40,8 @@ func (s *Snapshot) ExplainWith(req Request, usage Usage, now time.Time, terms Ru
 	return e
 }
 
-// ProposeRule returns the rule that grants the request under terms, whatever is
-// granted now; "" when none can.
+// ProposeRule returns the rule that grants the request under terms, regardless of
+// the current grants; "" if no rule can.
 func ProposeRule(req Request, terms RuleTerms) string {
 	if req.Destination.host == "" || req.Destination.scheme.HTTP() && req.Action.Method == "" {
 		return ""
@@ -49,8 +49,8 @@ func ProposeRule(req Request, terms RuleTerms) string {
 	return ruleYAML(req, false, terms)
 }
 
-// explain finds the words for a decision, but for the rule that would allow it,
-// which no refusal holds.
+// explain explains a decision, without the proposed rule, which refusals do not
+// contain.
 func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 	e := Explanation{Decision: d}
 	if d.Allowed() {
@@ -73,15 +73,15 @@ func (s *Snapshot) explain(req Request, d Decision, now time.Time) Explanation {
 		e.pattern = near.path.text
 	}
 	e.Detail = s.detail(req, d, near, now)
-	// Where https is granted, it is also what plain http should be taken as.
+	// If https is granted, the rule should accept plain http for it.
 	e.secure = near.sameHost && near.rule.couldOriginate(&req.Destination)
 	e.terms = near.terms()
 	e.Remedy, e.grantable = remedy(req, d, near, e.secure)
 	return e
 }
 
-// ExplainHost is Explain for a host of which no more was seen than that it was to
-// be reached: neither method nor path is in what it says to ask for.
+// ExplainHost is Explain for a host whose request is not known. Its remedy names
+// neither method nor path.
 func (s *Snapshot) ExplainHost(p Principal, dest Destination, now time.Time) Explanation {
 	req := Request{Principal: p, Destination: dest}
 	if dest.scheme.HTTP() {
@@ -101,7 +101,7 @@ func (s *Snapshot) ExplainHost(p Principal, dest Destination, now time.Time) Exp
 		if e.Decision.Reason == NoGrant {
 			what = "grant with a rule"
 		}
-		e.Remedy = "ask for a " + what + " with " + toYAML(dest, e.secure) + "; its methods and paths were not seen"
+		e.Remedy = "ask for a " + what + " with " + toYAML(dest, e.secure) + "; add methods and paths, which are not known yet"
 	}
 	return e
 }
@@ -121,15 +121,15 @@ func (r *rule) name() string { return fmt.Sprintf("rule %s of grant %s", r.spec.
 // candidate is a rule and what it has in common with a request.
 type candidate struct {
 	rule                                                 *rule
-	host                                                 string       // the rule's host that matches, or is like the request's
-	path                                                 *pathPattern // that matches, or nil
-	closestPath                                          *pathPattern // that matches, or has most in common
+	host                                                 string       // the rule's host that matches, or is similar to the request's
+	path                                                 *pathPattern // the pattern that matches, or nil
+	closestPath                                          *pathPattern // the pattern that matches, or has the longest common prefix
 	sameHost, scheme, port, method, upgrade, slash, live bool
 	prefix                                               int // bytes of path in common
 }
 
-// score orders near rules by how far each gets in the order of the reasons, so
-// that the nearest rule fails for the reason that the refusal gives.
+// score orders candidates by how far each gets in the order of the reasons, so
+// that the nearest rule fails for the reason that the refusal states.
 func (n candidate) score() int {
 	score := 0
 	for _, ok := range [...]bool{
@@ -143,7 +143,7 @@ func (n candidate) score() int {
 	return score<<16 | min(n.prefix, 1<<16-1)
 }
 
-// differs names what would have to be different, in the words of a grant.
+// differs returns the fields of the rule that do not match the request.
 func (n candidate) differs(req Request, d Decision) []string {
 	switch d.Reason {
 	case MalformedRequest:
@@ -154,7 +154,7 @@ func (n candidate) differs(req Request, d Decision) []string {
 	case QuotaExceeded, AddressNotAllowed, NotEnforceableHere:
 		return differsInRule(req, d)
 	default:
-		return nil // no rule could have changed the answer
+		return nil // no change to a rule would allow the access
 	}
 	if n.rule == nil {
 		return nil
@@ -180,7 +180,7 @@ func (n candidate) differs(req Request, d Decision) []string {
 	return out
 }
 
-// differsInRule names what would have to be different in the rule that decided.
+// differsInRule returns the fields of the deciding rule that deny the request.
 func differsInRule(req Request, d Decision) []string {
 	switch {
 	case d.rule == nil:
@@ -193,7 +193,7 @@ func differsInRule(req Request, d Decision) []string {
 	return d.rule.conditionsFor(&req).names(req.Unenforceable)
 }
 
-// names names the conditions that are also in other.
+// names returns the fields of the conditions that are also in other.
 func (c Conditions) names(other Conditions) []string {
 	var out []string
 	for _, f := range []struct {
@@ -212,13 +212,13 @@ func (c Conditions) names(other Conditions) []string {
 	return out
 }
 
-// maxNear bounds the search for the nearest rule: a refusal must not cost a
-// plugin's whole policy.
+// maxNear bounds the search for the nearest rule: the cost of a refusal must not
+// grow with a plugin's policy.
 const maxNear = 256
 
-// nearest returns the rule that decided or, when none did, the one that has
-// most in common with the request. Rules for another host are looked at only
-// when none names this one, and count only when the names are alike.
+// nearest returns the rule that decided or, if no rule did, the rule with the
+// highest score. Rules for other hosts are considered only if no rule is for this
+// host, and only if their host is similar.
 func (s *Snapshot) nearest(req Request, d Decision, now time.Time) candidate {
 	if d.rule != nil {
 		return compare(d.rule, &req, now)
@@ -235,7 +235,7 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) candidate {
 	}
 	looked := 0
 	for e := range pol.candidates(req.Destination.host) {
-		if s.revoked(req.Principal, e.rule, now) == nil { // nothing added to a revoked rule would help
+		if s.revoked(req.Principal, e.rule, now) == nil { // a change to a revoked rule would not help
 			n := compare(e.rule, &req, now)
 			n.host, n.sameHost = e.pattern(), true
 			take(n)
@@ -262,7 +262,7 @@ func (s *Snapshot) nearest(req Request, d Decision, now time.Time) candidate {
 	return best
 }
 
-// compare compares a rule with a request, but for the host.
+// compare compares a rule with a request, except for the host.
 func compare(r *rule, req *Request, now time.Time) candidate {
 	d, a := &req.Destination, &req.Action
 	n := candidate{
@@ -289,7 +289,7 @@ func compare(r *rule, req *Request, now time.Time) candidate {
 		n.closestPath = n.path
 	}
 	if !d.scheme.HTTP() {
-		n.path = n.closestPath // a tunnel has no path to differ by
+		n.path = n.closestPath // a tunnel has no path
 	} else {
 		n.method = r.allowsAction(&Action{Method: a.Method})
 		n.upgrade = a.Upgrade == "" || slices.Contains(r.spec.Upgrades, a.Upgrade)
@@ -306,8 +306,8 @@ func commonPrefix(a, b string) int {
 	return n
 }
 
-// similarHost reports whether two host names are near enough for one to be meant by
-// the other: a letter or two differ, or they share all but the first label.
+// similarHost reports whether host may be a misspelling of pattern's name, or a
+// sibling of it: one or two letters differ, or all labels but the first are equal.
 func similarHost(pattern, host string) bool {
 	name := strings.TrimLeft(pattern, "*.")
 	if _, parent, ok := strings.Cut(host, "."); ok && strings.Contains(parent, ".") {
@@ -315,7 +315,7 @@ func similarHost(pattern, host string) bool {
 			return true
 		}
 	}
-	const short = 8 // in a name so short, two letters are too much of it
+	const short = 8 // in so short a name, two letters are too many
 	if len(host) < short {
 		return levenshteinAtMost(name, host, 1)
 	}
@@ -324,7 +324,7 @@ func similarHost(pattern, host string) bool {
 
 // levenshteinAtMost reports whether the Levenshtein distance of two names is at most most.
 func levenshteinAtMost(a, b string, most int) bool {
-	const longest = 64 // of what people type
+	const longest = 64 // longer names are not typed by hand
 	if len(b) > longest || len(a)-len(b) > most || len(b)-len(a) > most {
 		return false
 	}
@@ -351,7 +351,7 @@ func levenshteinAtMost(a, b string, most int) bool {
 	return row[len(b)] <= most
 }
 
-// access says what a request asks for.
+// access describes a request.
 func access(req Request) string {
 	if req.Action.Method == "" {
 		return "reach " + clip(req.Destination.URL())
@@ -359,7 +359,7 @@ func access(req Request) string {
 	return req.Action.Method + " " + clip(req.Destination.URL())
 }
 
-// grants says what a rule grants, as far as it concerns the request.
+// grants describes the part of a rule that concerns the request.
 func (n candidate) grants() string {
 	url := string(n.rule.scheme) + "://" + n.host
 	if strings.Contains(n.host, ":") {
@@ -377,7 +377,7 @@ func (n candidate) grants() string {
 	return strings.Join(n.rule.spec.Methods, " or ") + " " + url + n.closestPath.text
 }
 
-// detail says what is granted and what was asked.
+// detail describes the access that was denied, and the closest one that is granted.
 func (s *Snapshot) detail(req Request, d Decision, n candidate, now time.Time) string {
 	plugin, dest := string(req.Principal), req.Destination
 	switch d.Reason {
@@ -392,21 +392,21 @@ func (s *Snapshot) detail(req Request, d Decision, n candidate, now time.Time) s
 		}
 		return "the path holds an encoded slash, which no rule for this host allows"
 	case IdentityUnknown:
-		return "the caller is not known to be a plugin"
+		return "caller is not identified as a plugin"
 	case Revoked:
 		return s.revokedDetail(plugin, d, now)
 	case GuardrailDenied:
-		return fmt.Sprintf("guardrail %s never lets a plugin reach %s", s.guardrailOf(d, dest), dest.HostPort())
+		return dest.HostPort() + " is blocked by " + s.guardrailOf(d, dest)
 	case NoGrant:
 		return plugin + " holds no grant"
 	case QuotaExceeded:
-		return fmt.Sprintf("%s has used up a limit that holds for %s", plugin, access(req))
+		return fmt.Sprintf("%s has used up a limit that applies to %s", plugin, access(req))
 	case UsageUnknown:
-		return fmt.Sprintf("what %s has used is not known at the moment, and a limit depends on it", plugin)
+		return fmt.Sprintf("usage of %s is unknown at the moment, and a limit depends on it", plugin)
 	case AuditUnavailable:
 		return "the access could not be recorded"
 	case CredentialMisplaced:
-		return "the stand-in of a credential is outside the credential's place"
+		return "placeholder of a credential found outside the credential's slot"
 	case AddressNotAllowed:
 		return addressDetail(d, dest)
 	case UpstreamUnreachable:
@@ -421,7 +421,7 @@ func (s *Snapshot) detail(req Request, d Decision, n candidate, now time.Time) s
 	return fmt.Sprintf("%s may not %s", plugin, access(req))
 }
 
-// detail says how the rule stands to what was asked.
+// detail describes how the rule differs from the request.
 func (n candidate) detail(req Request, d Decision) string {
 	switch d.Reason {
 	case GrantExpired:
@@ -429,7 +429,7 @@ func (n candidate) detail(req Request, d Decision) string {
 	case NotEnforceableHere:
 		return strings.TrimSuffix(n.rule.name()+" states a condition that this door cannot enforce: "+strings.Join(n.differs(req, d), ", "), ": ")
 	case CredentialUnavailable:
-		return fmt.Sprintf("the credential of %s is not available at the moment", n.rule.name())
+		return fmt.Sprintf("credential of %s is not available at the moment", n.rule.name())
 	case DestinationNotGranted, MethodNotGranted, PathNotGranted:
 		return fmt.Sprintf("%s may %s, %s", req.Principal, n.grants(), n.contrast(req, d))
 	default:
@@ -437,7 +437,7 @@ func (n candidate) detail(req Request, d Decision) string {
 	}
 }
 
-// contrast says what was asked beyond what the rule grants.
+// contrast describes the part of the request that the rule does not grant.
 func (n candidate) contrast(req Request, d Decision) string {
 	switch differs := n.differs(req, d); {
 	case len(differs) != 1:
@@ -463,44 +463,44 @@ func (s *Snapshot) revokedDetail(plugin string, d Decision, now time.Time) strin
 		v = s.revoked(Principal(plugin), d.rule, now)
 	}
 	if v == nil {
-		return what + " was taken away"
+		return what + " is revoked"
 	}
-	return fmt.Sprintf("%s was taken away (%s, %s)", what, v.Level, v.ID)
+	return fmt.Sprintf("%s is revoked (%s, %s)", what, v.Level, v.ID)
 }
 
-// guardrailOf names the entry of a never-list that refuses the destination.
+// guardrailOf names the guardrail and its never-list entry that deny the destination.
 func (s *Snapshot) guardrailOf(d Decision, dest Destination) string {
 	if d.plugin != nil {
 		if n := d.plugin.refuses(&dest); n != nil {
-			return n.name
+			return "guardrail " + n.name
 		}
 		if n := d.plugin.refusesAddress(d.address); n != nil {
-			return n.name
+			return "guardrail " + n.name
 		}
 	}
-	return "of the operator"
+	return "a guardrail"
 }
 
-// misplacedPlaceholder says where the stand-in of a credential may stand, and what to do.
+// misplacedPlaceholder returns the detail and the remedy for a placeholder outside its slot.
 func (s *Snapshot) misplacedPlaceholder(p Principal, d Decision, grant, credential string) (detail, remedy string) {
-	what := fmt.Sprintf("the stand-in of credential %s of grant %s", credential, grant)
+	what := fmt.Sprintf("placeholder of credential %s of grant %s", credential, grant)
 	if d.Allowed() && d.Grant == grant && d.Credential == credential {
 		place := d.rule.credential.place()
-		return what + " is elsewhere than in " + place, fmt.Sprintf("put the stand-in of credential %s in %s only", credential, place)
+		return what + " found outside " + place, fmt.Sprintf("send the placeholder of credential %s in %s only", credential, place)
 	}
-	detail = what + " is in a request that does not carry this credential"
+	detail = what + " found in a request that does not carry this credential"
 	if pol := s.pluginPolicy(p); pol != nil {
 		for _, r := range pol.rules {
 			if r.grant.Name == grant && r.credential != nil && r.credential.ref.Name == credential {
-				return detail, fmt.Sprintf("put the stand-in of credential %s in %s of what %s grants, and nowhere else",
+				return detail, fmt.Sprintf("send the placeholder of credential %s only in %s of requests that %s grants",
 					credential, r.credential.place(), r.name())
 			}
 		}
 	}
-	return detail, "remove it: no rule carries this credential any more"
+	return detail, "remove the placeholder: no rule uses this credential any more"
 }
 
-// place names where in a request the credential goes.
+// place names the credential's slot in a request.
 func (c *credentialSpec) place() string {
 	switch c.kind {
 	case InjectHeader:
@@ -516,24 +516,24 @@ func (c *credentialSpec) place() string {
 	return "no part" // of the request
 }
 
-// addressDetail says why a name was not followed to where it leads.
+// addressDetail describes the resolved address that is not allowed.
 func addressDetail(d Decision, dest Destination) string {
-	what := "not an address that is allowed for it"
+	what := "not an allowed address"
 	switch {
 	case d.address.IsValid() && unusable(d.address.Unmap()):
-		what = "no server's address"
+		what = "not the address of a server"
 	case d.rule == nil || len(d.rule.addresses) == 0:
 		what = "not public"
 	case d.rule != nil:
 		what = "not among the addresses of " + d.rule.name()
 	}
 	if !d.address.IsValid() {
-		return fmt.Sprintf("%s leads to an address that is %s", dest.host, what)
+		return fmt.Sprintf("%s resolves to an address that is %s", dest.host, what)
 	}
-	return fmt.Sprintf("%s leads to %s, which is %s", dest.host, d.address.Unmap(), what)
+	return fmt.Sprintf("%s resolves to %s, which is %s", dest.host, d.address.Unmap(), what)
 }
 
-// remedy says exactly what to ask for, and the rule that would do.
+// remedy returns the change to ask for, and whether a rule could allow the access.
 func remedy(req Request, d Decision, n candidate, secure bool) (text string, grantable bool) {
 	switch d.Reason {
 	case MalformedRequest, DestinationNotGranted, NoGrant, MethodNotGranted, PathNotGranted:
@@ -555,7 +555,7 @@ func remedy(req Request, d Decision, n candidate, secure bool) (text string, gra
 		switch {
 		case !d.address.IsValid():
 		case unusable(d.address.Unmap()):
-			return "have the name lead to its server's address; nothing grants this one", false
+			return "make the name resolve to its server's address; no rule can allow this one", false
 		case d.rule != nil:
 			return fmt.Sprintf("ask for addresses: [%s] on %s", joinPrefixes(neededPrefixes(d.address)), n.rule.name()), false
 		default: // a sidecar observes, and no rule names the host
@@ -566,8 +566,8 @@ func remedy(req Request, d Decision, n candidate, secure bool) (text string, gra
 	return remedyFor(d.Reason), false
 }
 
-// neededPrefixes returns the prefixes under which a rule's addresses would have to hold
-// addr: itself, and those of the addresses that it reaches which are not public.
+// neededPrefixes returns the prefixes that a rule's addresses must contain to allow
+// addr: addr itself, and every address that it reaches which is not public.
 func neededPrefixes(addr netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
 	for i, at := range Reaches(addr) {
@@ -586,19 +586,19 @@ func joinPrefixes(prefixes []netip.Prefix) string {
 	return strings.Join(texts, ", ")
 }
 
-// ask says what to add to the nearest rule when one thing is missing there,
-// and otherwise which rule to add.
+// ask returns the field to ask for on the nearest rule if only one differs, and
+// otherwise the rule to ask for.
 func ask(req Request, d Decision, n candidate, secure bool) (text string, grantable bool) {
 	dest := req.Destination
 	switch {
 	case dest.host == "", dest.scheme.HTTP() && req.Action.Method == "":
 		return remedyFor(MalformedRequest), false
 	case req.Action.Method == "TRACE":
-		return "use another method: TRACE sends the request back, and nothing grants it", false
+		return "use another method: TRACE echoes the request, and no rule can grant it", false
 	case miscased(req.Action.Method):
 		return "send " + strings.ToUpper(req.Action.Method) + ": methods are case-sensitive", false
 	case req.Action.Upgrade != "" && !upgradable(req.Action.Upgrade):
-		return "nothing grants an upgrade to " + req.Action.Upgrade, false
+		return "ask for another protocol: no rule can grant an upgrade to " + req.Action.Upgrade, false
 	}
 	differs := n.differs(req, d)
 	field := ""
@@ -629,7 +629,7 @@ func ask(req Request, d Decision, n candidate, secure bool) (text string, granta
 	return "ask for a rule with " + shortYAML(req, secure), true
 }
 
-// remedyFor returns what to do about a reason that no rule can change.
+// remedyFor returns the remedy for a reason that no rule can change.
 func remedyFor(r Reason) string {
 	switch r {
 	case MalformedRequest:
@@ -639,28 +639,28 @@ func remedyFor(r Reason) string {
 	case IdentityUnknown:
 		return "connect from the plugin's own process, through the settings it was started with"
 	case Revoked:
-		return "ask the operator who took it away"
+		return "ask the operator to restore the access"
 	case GuardrailDenied:
-		return "nothing grants this; use another destination"
+		return "use another destination: no grant can allow this one"
 	case NotEnforceableHere:
 		return "use Chaperone's own proxy for this rule"
 	case CredentialUnavailable:
-		return "ask the operator, to whom chaperone status says why Vault gives no credential"
+		return "ask the operator: chaperone status shows why Vault returns no credential"
 	case AuditUnavailable:
-		return "ask the operator, to whom chaperone status says why the audit log cannot be written"
+		return "ask the operator: chaperone status shows why the audit log cannot be written"
 	case UsageUnknown, NotReady, UpstreamUnreachable, UpstreamTimeout:
 		return "try again later"
 	case CredentialMisplaced:
-		return "put the stand-in of a credential in the credential's own place only"
+		return "send the placeholder of a credential in the credential's own slot only"
 	case AddressNotAllowed:
-		return "ask for the address under to.addresses of a rule, unless the name should not lead there"
+		return "ask for the address under to.addresses of a rule, if the name should resolve to it"
 	default:
 		return ""
 	}
 }
 
-// toYAML returns the to of a rule that would match the request; secure takes
-// plain http as https.
+// toYAML returns the to of a rule that would match the request; with secure, the
+// rule accepts plain http for https.
 func toYAML(d Destination, secure bool) string {
 	scheme := d.scheme
 	if scheme == SchemeTLS && d.addr.IsValid() {
@@ -680,7 +680,7 @@ func toYAML(d Destination, secure bool) string {
 	return out + "}"
 }
 
-// shortYAML returns what a rule needs to match the request, on one line.
+// shortYAML returns the fields of a rule that would match the request, on one line.
 func shortYAML(req Request, secure bool) string {
 	out := toYAML(req.Destination, secure)
 	if req.Action.Method != "" {
@@ -695,8 +695,8 @@ func shortYAML(req Request, secure bool) string {
 	return out
 }
 
-// RuleTerms are what a proposed rule states beside what it grants, "" and nil for
-// nothing: what became known of the upstream, or what a rule for the same host has.
+// RuleTerms are further fields of a proposed rule, "" and nil without them: those
+// known of the upstream, or those of a rule for the same host.
 type RuleTerms struct {
 	Addresses  []netip.Prefix
 	CAFile     string
@@ -705,7 +705,7 @@ type RuleTerms struct {
 	Insecure   bool // the credential may cross the network in the clear
 }
 
-// terms returns those of the nearest rule, when it is for the same host.
+// terms returns the terms of the nearest rule if it is for the same host.
 func (n candidate) terms() RuleTerms {
 	if n.rule == nil || !n.sameHost || !n.scheme {
 		return RuleTerms{}
@@ -714,7 +714,7 @@ func (n candidate) terms() RuleTerms {
 	return RuleTerms{Addresses: to.Addresses, CAFile: to.TLS.CAFile, TLSMin: to.TLS.Min, Credential: n.rule.spec.Credential, Insecure: n.rule.spec.Insecure}
 }
 
-// with returns the terms with those of more that they lack.
+// with returns the terms, completed by those of more.
 func (t RuleTerms) with(more RuleTerms) RuleTerms {
 	if len(t.Addresses) == 0 {
 		t.Addresses = more.Addresses
@@ -726,8 +726,8 @@ func (t RuleTerms) with(more RuleTerms) RuleTerms {
 	return t
 }
 
-// ruleYAML returns a whole rule that would allow the request and nothing more. Its
-// id tells it from those for other paths.
+// ruleYAML returns a complete rule that would allow exactly the request. Its id
+// is unique among the rules for other paths.
 func ruleYAML(req Request, secure bool, terms RuleTerms) string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "- id: %s\n  reason: SAY WHY THE PLUGIN NEEDS IT\n  %s\n", slug(req), termsYAML(req.Destination, secure, terms))
@@ -779,8 +779,7 @@ func termsYAML(d Destination, secure bool, terms RuleTerms) string {
 const maxSlug = 60
 
 // slug returns an id for a rule that allows the request, as in
-// post-api-weather-example-v1-alerts. One that is cut ends in a number that stands
-// for the whole.
+// post-api-weather-example-v1-alerts. A truncated id ends in a hash of the full text.
 func slug(req Request) string {
 	whole := req.Action.Method + "-" + req.Destination.host
 	if req.Destination.port != req.Destination.scheme.DefaultPort() {
@@ -799,8 +798,8 @@ func slug(req Request) string {
 	return strings.TrimRight(id[:maxSlug-9], "-") + fmt.Sprintf("-%08x", sum.Sum32())
 }
 
-// patternFor returns the pattern that matches the path and as little else as
-// can be: a segment with a * in it cannot be written, and becomes a wildcard.
+// patternFor returns the narrowest pattern that matches the path. A segment that
+// contains * becomes a wildcard, since patterns cannot quote it.
 func patternFor(path string) string {
 	segments := strings.Split(path, "/")
 	for i, segment := range segments {
@@ -811,8 +810,8 @@ func patternFor(path string) string {
 	return strings.Join(segments, "/")
 }
 
-// yamlString writes ASCII text for a YAML flow sequence, quoted where YAML
-// would read it as something else.
+// yamlString writes ASCII text for a YAML flow sequence, quoted if YAML would
+// read it as another type.
 func yamlString(s string) string {
 	for i := range len(s) {
 		if c := s[i]; !isUnreserved(c) && strings.IndexByte("/%@=+$()!", c) < 0 {

@@ -16,8 +16,8 @@ func TestExplainHost(t *testing.T) {
 	engine := &Engine{}
 	engine.Install(policy)
 	for authority, want := range map[string]string{
-		"telemetry.example":      "ask for a rule with to: {hosts: [telemetry.example]}; its methods and paths were not seen",
-		"telemetry.example:8443": "ask for a rule with to: {hosts: [telemetry.example], ports: [8443]}; its methods and paths were not seen",
+		"telemetry.example":      "ask for a rule with to: {hosts: [telemetry.example]}; add methods and paths, which are not known yet",
+		"telemetry.example:8443": "ask for a rule with to: {hosts: [telemetry.example], ports: [8443]}; add methods and paths, which are not known yet",
 	} {
 		dest, err := NewDestination(SchemeHTTPS, authority, "/")
 		if err != nil {
@@ -39,7 +39,7 @@ func TestExplainHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := engine.Current().ExplainHost("weather", dest, now); strings.Contains(e.Remedy, "methods") && !strings.Contains(e.Remedy, "not seen") {
+	if e := engine.Current().ExplainHost("weather", dest, now); strings.Contains(e.Remedy, "methods") && !strings.Contains(e.Remedy, "not known yet") {
 		t.Errorf("another port of a granted host: %q", e.Remedy)
 	}
 }

@@ -5,11 +5,11 @@ import (
 	"net/netip"
 )
 
-// Forbids reports whether the sidecar may not go to a host, or to an address
-// that a host was resolved to, on a plugin's behalf, as to a token endpoint that
-// a grant names: a never-list holds it, or it names no server that could be meant
-// (link-local, multicast and unspecified addresses, also behind a translation).
-// host is "" and addr is not valid where they are not known.
+// Forbids reports whether the sidecar must not connect on a plugin's behalf to a
+// host, or to an address that a host resolved to, as for a token endpoint that a
+// grant names: if a never-list holds it, or if it is link-local, multicast,
+// unspecified or broadcast, also behind an IPv4 translation. host is "" and addr
+// is not valid if they are not known.
 func (s *Snapshot) Forbids(p Principal, host string, addr netip.Addr) bool {
 	pol := s.pluginPolicy(p)
 	if pol == nil {
@@ -25,7 +25,7 @@ func (s *Snapshot) Forbids(p Principal, host string, addr netip.Addr) bool {
 }
 
 // isNonRoutable reports whether addr, or an IPv4 address that it reaches, is
-// unusable or link-local, where no token endpoint is.
+// unusable or link-local: no token endpoint has such an address.
 func isNonRoutable(addr netip.Addr) bool {
 	if !addr.IsValid() {
 		return false

@@ -11,37 +11,37 @@ import (
 	"time"
 )
 
-// Source says where a request came from, for the audit log and not for the
-// decision.
+// Source is the origin of a request, for the audit log; the decision does not
+// depend on it.
 type Source struct {
 	Door    Door
 	PID     int    // 0 when unknown
 	UID     int    // -1 when unknown
 	Exe     string // "" when unknown
-	TraceID string // of a W3C trace context, "" for none; see Trace
+	TraceID string // of a W3C trace context, "" without one; see Trace
 	SpanID  string // of the span that made the request, "" for none
 }
 
-// GateConfig is what a Gate is made of. Every field but Credentials is required.
+// GateConfig configures a Gate. Every field but Credentials, Crossed and Persist is required.
 type GateConfig struct {
 	Engine      *Engine
 	Ledger      *Ledger
 	Recorder    Recorder
 	Credentials CredentialSource // nil: rules with a credential are refused
 	Now         func() time.Time // the wall clock
-	Crossed     func(Crossing)   // called once when a limit is crossed at a door; nil for nothing
-	// Persist writes the ledger's [Ledger.Reserve] down and reports it to [Ledger.Kept].
-	// It is called before an access is granted that uses more of a limit than was
-	// written down; where it fails, the access is refused. Nil keeps nothing.
+	Crossed     func(Crossing)   // called once when a limit is exceeded at a door; may be nil
+	// Persist writes the ledger's [Ledger.Reserve] to disk and reports it to
+	// [Ledger.MarkPersisted]. It is called before an access that uses more of a limit
+	// than is on disk; if it fails, the access is refused. Nil persists nothing.
 	Persist func() error
 }
 
-// Gate is the only door: every access of every plugin through every door is
-// admitted or refused by Admit, so that the doors cannot drift apart.
+// Gate admits or refuses every access of every plugin at every door, so that the
+// doors cannot diverge.
 type Gate struct {
 	cfg   GateConfig
 	ids   idSource
-	batch BatchRecorder // the recorder, when it writes several records at once; else nil
+	batch BatchRecorder // the recorder if it writes several records at once, otherwise nil
 }
 
 // NewGate returns a gate. It starts nothing.
@@ -54,49 +54,49 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	return g, nil
 }
 
-// Admission is the outcome of Admit. The zero Admission is refused. Its fields
-// are read by the door that asked; the methods are safe for concurrent use.
+// Admission is the outcome of Admit. The zero Admission is refused. The door that
+// asked reads its fields; the methods are safe for concurrent use.
 type Admission struct {
 	ID        string    // the decision's id, a UUID of version 7
-	Request   Request   // as it was decided; originate may have made it https
-	Source    Source    // where it came from
-	Decision  Decision  // what was decided
-	Injection Injection // what the door puts into the request; zero for none
+	Request   Request   // as decided; tls.originate may have changed it to https
+	Source    Source    // its origin
+	Decision  Decision  // the decision
+	Injection Injection // the credential for the door to inject; zero without one
 	Refusal   *Refusal  // set exactly when the decision denies
 
 	gate    *Gate
 	asked   Request // as the door asked it
 	started time.Time
 
-	mu         sync.Mutex // guards what follows
-	lateReason Reason     // of Refuse; zero for none
+	mu         sync.Mutex // guards the fields below
+	lateReason Reason     // of Refuse; zero before it
 	detail     string     // of RefuseMisplaced, for the record
 	ended      bool
 	record     Record
-	connection Connection // that carries it
+	connection Connection // that carries the access
 	uses       *Uses      // of the credential, until its end
 }
 
-// releaseUses no longer counts the access as one that carries a credential. The
-// caller holds mu, or is the only one to have the admission.
+// releaseUses stops counting the access as a use of its credential. The caller
+// holds mu, or is the only owner of the admission.
 func (a *Admission) releaseUses() {
 	a.uses.End()
 	a.uses = nil
 }
 
-// Connection is what carries an admitted access to its upstream.
+// Connection carries an admitted access to its upstream.
 type Connection struct {
-	// Address is the upstream's, which [Decision.CheckAddress] granted; also
-	// where a proxy stands between. It is not valid while there is none.
+	// Address is the upstream's address, which [Decision.CheckAddress] granted, even
+	// if a proxy is in between. It is invalid until it is known.
 	Address netip.Addr
 	// Meets reports whether the TLS session of the connection satisfies terms; nil
-	// for a connection on which the sidecar does not speak TLS. It is called from
-	// any goroutine.
+	// for a connection on which the sidecar does not speak TLS. It must be safe for
+	// concurrent use.
 	Meets func(terms Terms) bool
 }
 
-// check returns Granted when a decision, which allows, lets the connection go on,
-// and otherwise the reason that a new one would be refused for.
+// check returns Granted if d, which allows the access, also allows the connection,
+// otherwise the reason for which a new connection would be refused.
 func (c Connection) check(d *Decision) Reason {
 	if c.Address.IsValid() {
 		if reason := d.CheckAddress(c.Address); reason != Granted {
@@ -109,10 +109,10 @@ func (c Connection) check(d *Decision) Reason {
 	return Granted
 }
 
-// Connected sets the connection that carries the access, in place of an earlier
+// Connected sets the connection that carries the access, replacing an earlier
 // one, and reports whether it may be used: the policy may have changed since the
-// access was admitted or the connection was made. The door closes what it may not
-// use. From then on [Admission.StillAllowed] judges the connection too.
+// access was admitted or the connection was made. The door closes a connection that
+// may not be used. From then on [Admission.StillAllowed] checks the connection too.
 func (a *Admission) Connected(c Connection) bool {
 	a.mu.Lock()
 	a.connection = c
@@ -124,11 +124,10 @@ func (a *Admission) Connected(c Connection) bool {
 }
 
 // Admit decides, spends, fetches the credential and writes the audit record,
-// in this order, and returns what came of it. Where a limit on requests
-// throttles, it waits first: until there is room, until ctx ends, or at most 30
-// seconds. The error explains a refusal that
-// has a cause outside the policy (Vault, the audit file), for the operator's
-// log; doors act on the Admission alone.
+// in this order, and returns the outcome. If a limit on requests throttles, Admit
+// first waits: until the limit has room, until ctx ends, or for at most 30
+// seconds. The error is the cause of a refusal outside the policy (Vault, the
+// audit file), for the operator's log; doors act on the Admission alone.
 func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, error) {
 	a, snapshot, cause := g.admit(ctx, req, src)
 	if err := g.write(a.started, a.decisionRecord()); err != nil {
@@ -141,16 +140,16 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 	return a, cause
 }
 
-// AdmitAndEnd is Admit for a door that has no part in the access beyond its
-// answer, and so sees it end there. finish is called for what is allowed, makes
-// the answer, may still refuse, and returns what became of the access. Decision
-// and end are then written together, and nothing may have had an effect before:
-// when they cannot be written, Refusal is set and the answer is void.
+// AdmitAndEnd is Admit for a door that only answers, so that the access ends for
+// it there. It calls finish for an allowed access; finish makes the answer, may
+// still refuse, and returns the outcome. Decision and end are then written
+// together, and finish must have no effect before: if they cannot be written,
+// Refusal is set and the caller discards the answer.
 func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish func(*Admission) Outcome) (*Admission, error) {
 	a, snapshot, cause := g.admit(ctx, req, src)
 	records := []*Record{a.decisionRecord()}
 	if a.Refusal == nil {
-		decision := a.record // before what is refused late changes it
+		decision := a.record // before finish changes it by refusing
 		a.ended = true
 		outcome := finish(a)
 		a.mu.Lock()
@@ -162,14 +161,14 @@ func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish 
 		a.refuseUnrecorded(snapshot)
 	}
 	if a.Refusal == nil && a.lateReason == NotReady {
-		a.uses.MarkUntracked() // the access goes on elsewhere
+		a.uses.MarkUntracked() // the data plane makes the access, and its end is not visible here
 	}
 	a.releaseUses()
 	return a, cause
 }
 
 // admit decides, spends and fetches the credential. It returns the snapshot that
-// decided, and what a refusal has for a cause outside the policy.
+// decided, and the cause of a refusal outside the policy.
 func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, *Snapshot, error) {
 	now := g.cfg.Now()
 	snapshot := g.cfg.Engine.Current()
@@ -192,16 +191,15 @@ func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, 
 	return a, snapshot, cause
 }
 
-// Schemes is [Snapshot.Schemes] of the policy in force, for a door that has to
-// know how a host may be reached before it can say what is asked.
+// Schemes is [Snapshot.Schemes] of the policy in force, for a door that must know
+// how a host may be reached before it can build a Request.
 func (g *Gate) Schemes(p Principal, to Destination) []Scheme {
 	return g.cfg.Engine.Current().Schemes(p, to.host, to.port, g.cfg.Now())
 }
 
-// decide decides and spends. Who loses the last of a limit to a concurrent
-// request is decided anew, with what that one has used. Usage only grows while
-// it is looked at, so that this ends: with the winner's own limit, then the
-// plugin's, used up.
+// decide decides and spends. If a concurrent request used the last of a limit,
+// decide decides again with the new usage. Usage only grows, so the loop ends:
+// at the latest when the winner's limit and then the plugin's limit are used up.
 func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 	usage := g.cfg.Ledger.Usage()
 	var d Decision
@@ -229,7 +227,7 @@ func (g *Gate) decide(snapshot *Snapshot, req Request, now time.Time) Decision {
 	return d
 }
 
-// persist has what an access has used of its limits written down, or refuses it: a
+// persist writes the usage of limits by an access to disk, or refuses the access: a
 // sidecar that is killed must not forget it.
 func (g *Gate) persist(a *Admission) error {
 	if g.cfg.Persist == nil || !a.Decision.Allowed() {
@@ -249,12 +247,12 @@ func (g *Gate) persist(a *Admission) error {
 	return fmt.Errorf("keep what is used of limits: %w", err)
 }
 
-// longestWait is how long Admit has an access wait at most.
+// longestWait bounds how long Admit delays an access.
 const longestWait = 30 * time.Second
 
-// throttle has an access wait until its limits let it through, and decides anew
-// when they do or the policy changes. What then is not made gives back its
-// place. A wait that would be too long for the door or the caller is none.
+// throttle delays an access until its limits allow it, and decides again after
+// the delay or when the policy changes. An access that is then not made gets its
+// tokens refunded. An access whose delay would exceed the deadline is refused at once.
 func (g *Gate) throttle(ctx context.Context, a *Admission) *Snapshot {
 	last := a.started.Add(longestWait)
 	if end, ok := ctx.Deadline(); ok && end.Before(last) {
@@ -289,14 +287,14 @@ func (g *Gate) throttle(ctx context.Context, a *Admission) *Snapshot {
 		if !d.Allowed() {
 			return snapshot
 		}
-		// The policy has changed and grants it under other limits.
+		// The policy has changed and grants the access under other limits.
 		if a.Decision = g.decide(snapshot, a.asked, g.cfg.Now()); !a.Decision.throttled {
 			return snapshot
 		}
 	}
 }
 
-// wait waits and decides anew, as of a request that is paid for. It is over
+// wait waits and decides again, for a request that has been paid for. It returns
 // early when the access is refused or another rule grants it, and reports false
 // when ctx ends.
 func (g *Gate) wait(ctx context.Context, a *Admission, wait time.Duration) (*Snapshot, Decision, bool) {
@@ -318,13 +316,13 @@ func (g *Gate) wait(ctx context.Context, a *Admission, wait time.Duration) (*Sna
 	}
 }
 
-// sameLimits reports whether two sets of limits are one.
+// sameLimits reports whether a and b are the same slice.
 func sameLimits(a, b []limit) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// reportCrossings reports the limits on requests that have just refused. What a rule
-// or the sidecar only observes is not killed for.
+// reportCrossings reports the limits on requests that have just refused an access. A
+// limit of a rule or sidecar that only observes triggers no action.
 func (g *Gate) reportCrossings(d Decision, now time.Time) {
 	for _, c := range g.cfg.Ledger.newlyExceeded(d.rule.limits, d.plugin.limits, LimitRequests, now) {
 		if d.Reason == Observed || c.Rule != "" && now.Before(d.rule.observeUntil) {
@@ -336,9 +334,9 @@ func (g *Gate) reportCrossings(d Decision, now time.Time) {
 	}
 }
 
-// revalidate refuses what was taken away while its credential was fetched, which
-// may take long, and returns the snapshot that says so. What is granted with
-// another credential now is for the plugin to ask again.
+// revalidate refuses an access that was revoked while its credential was fetched,
+// which may take seconds, and returns the snapshot that decided so. An access that is
+// now granted with another credential is refused too; the plugin can repeat it.
 func (a *Admission) revalidate(decided *Snapshot) (*Snapshot, error) {
 	current := a.gate.cfg.Engine.Current()
 	if current == decided {
@@ -354,11 +352,11 @@ func (a *Admission) revalidate(decided *Snapshot) (*Snapshot, error) {
 		return current, nil
 	}
 	a.Decision.Reason = CredentialUnavailable
-	return current, errors.New("fetch credential: the policy changed meanwhile")
+	return current, errors.New("fetch credential: the policy changed in between")
 }
 
-// sameCredential reports whether d gives the access the credential that it was
-// admitted with, or it was admitted without.
+// sameCredential reports whether d grants the access with the credential that it
+// was admitted with, or whether it was admitted without one.
 func (a *Admission) sameCredential(d *Decision) bool {
 	return a.Decision.Credential == "" || d.path != nil && d.rule.credential != nil &&
 		d.rule.credential.ref == a.Decision.rule.credential.ref
@@ -395,8 +393,8 @@ func (g *Gate) lease(ctx context.Context, ref CredentialRef) (Credential, error)
 	return g.cfg.Credentials.Credential(ctx, ref)
 }
 
-// write writes records of what began at started, the zero Time for what took no
-// time.
+// write writes records of an access that began at started; started is zero for
+// an event without duration.
 func (g *Gate) write(started time.Time, records ...*Record) (err error) {
 	now := g.cfg.Now()
 	for _, r := range records {
@@ -419,7 +417,7 @@ func (g *Gate) write(started time.Time, records ...*Record) (err error) {
 	return nil
 }
 
-// refuseUnrecorded refuses what was allowed and could not be recorded.
+// refuseUnrecorded refuses an allowed access that could not be recorded.
 func (a *Admission) refuseUnrecorded(snapshot *Snapshot) {
 	if !a.Decision.Allowed() {
 		return
@@ -428,7 +426,7 @@ func (a *Admission) refuseUnrecorded(snapshot *Snapshot) {
 	a.Refusal = snapshot.refusal(a.asked, a.Decision, a.ID, a.started)
 }
 
-// decisionRecord returns the record of what was decided.
+// decisionRecord returns the record of the decision.
 func (a *Admission) decisionRecord() *Record {
 	d, dest, r := &a.Decision, &a.Request.Destination, &a.record
 	r.Kind, r.Plugin, r.Door, r.Decision = KindDecision, string(a.Request.Principal), a.Source.Door, a.ID
@@ -447,31 +445,31 @@ func (a *Admission) decisionRecord() *Record {
 	return r
 }
 
-// Outcome is what became of an admitted access.
+// Outcome is the outcome of an admitted access.
 type Outcome struct {
-	Address   string // the address dialled, "" for none
+	Address   string // the address dialled, "" without one
 	SentBytes int64  // body bytes towards the upstream
 	Bytes     int64  // body bytes towards the plugin
-	Detail    string // one line in words: why it ended early; never a secret
+	Detail    string // one line of text: why it ended early; never a secret
 }
 
-// Refuse turns an admitted access into a refusal for a reason that showed
-// itself later: the resolved address, the upstream. The record written by End
-// carries it. A reason that allows is taken as [NotReady]; detail replaces the
-// refusal's words unless it is "".
+// Refuse turns an admitted access into a refusal for a reason that became known
+// later: the resolved address, the upstream. The record that End writes carries
+// it. A reason that allows is treated as [NotReady]; detail replaces the refusal's
+// text unless it is "".
 func (a *Admission) Refuse(reason Reason, detail string) Refusal {
 	return a.refuseLate(reason, detail, netip.Addr{})
 }
 
-// RefuseAddress is Refuse for an address that [Decision.CheckAddress] refused:
-// it says which, and what to ask for.
+// RefuseAddress is Refuse for an address that [Decision.CheckAddress] refused. The
+// refusal names the address and the change to ask for.
 func (a *Admission) RefuseAddress(addr netip.Addr) Refusal {
 	return a.refuseLate(a.Decision.CheckAddress(addr), "", addr)
 }
 
-// RefuseMisplaced is Refuse for the stand-in of a credential that the plugin
-// sent outside the credential's place. It says which credential and what its
-// place is, and so does the record; neither holds the stand-in.
+// RefuseMisplaced is Refuse for the placeholder of a credential that the plugin
+// sent outside the credential's slot. The refusal and the record name the
+// credential and its slot, and never contain the placeholder.
 func (a *Admission) RefuseMisplaced(grant, credential string) Refusal {
 	refusal := a.refuseLate(CredentialMisplaced, "", netip.Addr{})
 	snapshot := &Snapshot{}
@@ -508,12 +506,12 @@ func (a *Admission) refuseLate(reason Reason, detail string, addr netip.Addr) Re
 	return *refusal
 }
 
-// End writes the end record of an access whose decision was recorded, once:
-// ending it again does nothing. Its error is for the operator's log: the
-// effect has been had.
+// End writes the end record of an access whose decision was recorded. Calling it
+// again has no effect. Its error is for the operator's log: the access has
+// already been made.
 func (a *Admission) End(o Outcome) error {
 	if a.gate == nil {
-		return errors.New("end access: it was never admitted")
+		return errors.New("end access: it was not admitted by a gate")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -532,10 +530,10 @@ func (a *Admission) endRecord(o Outcome) *Record {
 	return r
 }
 
-// StillAllowed decides the admitted access again, as a request in flight, and
-// the connection that carries it. Doors call it when the generation has changed,
-// and cut what it reports false for. An access that carries a credential also
-// ends when the rule that wins now would not give it the same one.
+// StillAllowed decides the admitted access again, as a request in flight, together
+// with the connection that carries it. Doors call it when the generation has changed,
+// and cut accesses for which it reports false. An access that carries a credential
+// also ends when the rule that wins now would inject a different one.
 func (a *Admission) StillAllowed() bool {
 	if a.gate == nil || !a.Decision.Allowed() || a.refusedLate() {
 		return false
@@ -549,7 +547,7 @@ func (a *Admission) StillAllowed() bool {
 }
 
 // ReasonNow returns why the admitted access is no longer allowed, for the answer
-// to one that was cut. Where nothing else denies it, its usage does.
+// to an access that was cut. It is QuotaExceeded if nothing else denies the access.
 func (a *Admission) ReasonNow() Reason {
 	if a.gate == nil {
 		return NotReady
@@ -576,20 +574,20 @@ func (a *Admission) refusedLate() bool {
 	return a.lateReason != NotReady
 }
 
-// Attempt describes an access that never became a Request.
+// Attempt describes an access that did not become a Request.
 type Attempt struct {
 	Principal Principal
 	Method    string
-	URL       string // as it was sent; clipped and cleaned before it is kept
-	Scheme    Scheme // where the URL does not state it and it is known
-	Host      string // where it was to go, when the URL does not state it
-	HostOnly  bool   // only the host was asked about, as of a resolver: URL is what it stands for
-	Connect   bool   // a CONNECT, which is a method to the record and none of the refusal
-	Detail    string // what is wrong, in words
+	URL       string // as sent; clipped and cleaned before it is kept
+	Scheme    Scheme // if the URL does not state it and it is known
+	Host      string // the destination, if the URL does not state it
+	HostOnly  bool   // only the host is known, as for a DNS query; URL is a guess
+	Connect   bool   // a CONNECT: the record has it as the method, the refusal has no method
+	Detail    string // one line of text: what is wrong
 }
 
-// destination returns what is known of where an attempt was to go, spelt as in the
-// records of other accesses where that is possible.
+// destination returns what is known of the attempt's destination, in canonical
+// spelling if possible.
 func (a *Attempt) destination() (scheme Scheme, host string, port uint16) {
 	prefix, rest, ok := strings.Cut(redactURL(a.URL), "://")
 	if scheme = Scheme(strings.ToLower(prefix)); !ok {
@@ -618,10 +616,10 @@ func (a *Attempt) destination() (scheme Scheme, host string, port uint16) {
 	return scheme, host, port
 }
 
-// Refuse refuses an access before it is a Request: what is malformed, what
-// disagrees with itself, whose caller is not proved. The refusal is recorded
-// as every other. A reason that allows is taken as [NotReady]. The error is for
-// the operator's log.
+// Refuse refuses an access before it is a Request: a malformed or contradictory
+// request, or a caller that is not identified. It records the refusal like any
+// other. A reason that allows is treated as [NotReady]. The error is for the
+// operator's log.
 func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, error) {
 	if reason.Allowed() {
 		reason = NotReady
@@ -644,8 +642,8 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	})
 }
 
-// displayURL returns the URL as a refusal shows it: with its scheme, where that is
-// known, also of a request that states its host in Host.
+// displayURL returns the URL for a refusal, with its scheme if that is known, also
+// for a request that states its host in the Host header.
 func (a *Attempt) displayURL() string {
 	url := a.URL
 	if a.Scheme != "" && strings.HasPrefix(url, "//") {
@@ -654,8 +652,8 @@ func (a *Attempt) displayURL() string {
 	return clip(redactURL(url))
 }
 
-// redactURL returns a URL without the parts in which secrets travel: user
-// information and query.
+// redactURL returns a URL without the parts that carry secrets: user information
+// and query.
 func redactURL(url string) string {
 	url, _, _ = strings.Cut(url, "?")
 	scheme, rest, ok := strings.Cut(url, "://")

@@ -213,8 +213,8 @@ func TestRender(t *testing.T) {
 		{"header with a line break", Inject{Header: "x", Value: "{k}"}, fields("k", "a\r\nb: c"), "render credential key: value holds a control byte"},
 		{"header with DEL", Inject{Header: "x", Value: "{k}"}, fields("k", "a\x7f"), "render credential key: value holds a control byte"},
 		{"header beyond ASCII", Inject{Header: "x", Value: "{k}"}, fields("k", "ä"), "1 x=ä"},
-		{"cookie with a semicolon", Inject{Cookie: "sid", Value: "{k}"}, fields("k", "a;b"), "render credential key: value holds a byte that is not in a cookie value (RFC 6265, section 4.1.1)"},
-		{"cookie beyond ASCII", Inject{Cookie: "sid", Value: "{k}"}, fields("k", "\x80"), "render credential key: value holds a byte that is not in a cookie value (RFC 6265, section 4.1.1)"},
+		{"cookie with a semicolon", Inject{Cookie: "sid", Value: "{k}"}, fields("k", "a;b"), "render credential key: value holds a byte that a cookie value must not hold (RFC 6265, section 4.1.1)"},
+		{"cookie beyond ASCII", Inject{Cookie: "sid", Value: "{k}"}, fields("k", "\x80"), "render credential key: value holds a byte that a cookie value must not hold (RFC 6265, section 4.1.1)"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			g := withKey(forecast())
@@ -414,15 +414,15 @@ func TestRefuseLate(t *testing.T) {
 	}{
 		{
 			"a private address", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("::ffff:10.0.0.1")) }, AddressNotAllowed,
-			"api.weather.example leads to 10.0.0.1, which is not public", "ask for addresses: [10.0.0.1/32] on rule read-forecast of grant weather",
+			"api.weather.example resolves to 10.0.0.1, which is not public", "ask for addresses: [10.0.0.1/32] on rule read-forecast of grant weather",
 		},
 		{
 			"a private address in IPv6", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("fe80::1%eth0")) }, AddressNotAllowed,
-			"api.weather.example leads to fe80::1%eth0, which is not public", "ask for addresses: [fe80::1/128] on rule read-forecast of grant weather",
+			"api.weather.example resolves to fe80::1%eth0, which is not public", "ask for addresses: [fe80::1/128] on rule read-forecast of grant weather",
 		},
 		{
 			"an address of a never-list", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("169.254.169.254")) }, GuardrailDenied,
-			"guardrail company/metadata never lets a plugin reach api.weather.example:443", "nothing grants this; use another destination",
+			"api.weather.example:443 is blocked by guardrail company/metadata", "use another destination: no grant can allow this one",
 		},
 		{
 			"an address that is allowed", func(a *Admission) Refusal { return a.RefuseAddress(netip.MustParseAddr("8.8.8.8")) }, NotReady,
@@ -430,11 +430,11 @@ func TestRefuseLate(t *testing.T) {
 		},
 		{
 			"an address in the door's words", func(a *Admission) Refusal { return a.Refuse(AddressNotAllowed, "it leads nowhere good") }, AddressNotAllowed,
-			"it leads nowhere good", "ask for the address under to.addresses of a rule, unless the name should not lead there",
+			"it leads nowhere good", "ask for the address under to.addresses of a rule, if the name should resolve to it",
 		},
 		{
 			"an address in our words", func(a *Admission) Refusal { return a.Refuse(AddressNotAllowed, "") }, AddressNotAllowed,
-			"api.weather.example leads to an address that is not public", "ask for the address under to.addresses of a rule, unless the name should not lead there",
+			"api.weather.example resolves to an address that is not public", "ask for the address under to.addresses of a rule, if the name should resolve to it",
 		},
 		{
 			"unreachable", func(a *Admission) Refusal { return a.Refuse(UpstreamUnreachable, "") }, UpstreamUnreachable,
@@ -447,7 +447,7 @@ func TestRefuseLate(t *testing.T) {
 		{"no refusal", func(a *Admission) Refusal { return a.Refuse(Granted, "") }, NotReady, "no policy is loaded yet", "try again later"},
 		{
 			"misplaced", func(a *Admission) Refusal { return a.Refuse(CredentialMisplaced, "") }, CredentialMisplaced,
-			"the stand-in of a credential is outside the credential's place", "put the stand-in of a credential in the credential's own place only",
+			"placeholder of a credential found outside the credential's slot", "send the placeholder of a credential in the credential's own slot only",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -469,7 +469,7 @@ func TestRefuseLate(t *testing.T) {
 	g := forecast()
 	g.Rules[0].To.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	a := newWorld(t, input(g)).admit(t, get(t, forecastURL))
-	if r := a.RefuseAddress(netip.MustParseAddr("8.8.8.8")); r.Detail != "api.weather.example leads to 8.8.8.8, which is not among the addresses of rule read-forecast of grant weather" {
+	if r := a.RefuseAddress(netip.MustParseAddr("8.8.8.8")); r.Detail != "api.weather.example resolves to 8.8.8.8, which is not among the addresses of rule read-forecast of grant weather" {
 		t.Error(r.Detail)
 	}
 }

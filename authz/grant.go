@@ -8,7 +8,7 @@ import (
 // Scheme is the protocol of a destination.
 type Scheme string
 
-// The schemes that rules may name. SchemeTLS is passthrough by SNI.
+// The schemes that rules may name. SchemeTLS passes TLS through by server name (SNI).
 const (
 	SchemeHTTPS Scheme = "https"
 	SchemeHTTP  Scheme = "http"
@@ -19,8 +19,8 @@ const (
 // HTTP reports whether requests of the scheme have methods and paths.
 func (s Scheme) HTTP() bool { return s == SchemeHTTPS || s == SchemeHTTP }
 
-// shared returns the scheme as the constants have it, so that comparing schemes
-// compares pointers.
+// shared returns the scheme's constant, so that comparing schemes compares
+// pointers.
 func (s Scheme) shared() Scheme {
 	for _, known := range [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP} {
 		if s == known {
@@ -30,7 +30,7 @@ func (s Scheme) shared() Scheme {
 	return s
 }
 
-// DefaultPort returns the scheme's port, and 0 for tcp, which has none.
+// DefaultPort returns the scheme's port, and 0 for tcp, which has no default port.
 func (s Scheme) DefaultPort() uint16 {
 	switch s {
 	case SchemeHTTPS, SchemeTLS:
@@ -42,7 +42,7 @@ func (s Scheme) DefaultPort() uint16 {
 	return 0
 }
 
-// Mode says whether what is not granted is refused or only noted.
+// Mode selects whether accesses that are not granted are refused or only recorded.
 type Mode string
 
 // The modes. The zero Mode is ModeEnforce.
@@ -51,41 +51,41 @@ const (
 	ModeObserve Mode = "observe"
 )
 
-// Origin says where a document was read, for error messages. It is opaque to
+// Origin is the location of a document, for error messages. It is opaque to
 // this package.
 type Origin string
 
-// Grant is what was approved for one plugin: the spec of a PluginGrant as it
-// is written, before it is compiled into a [Policy].
+// Grant holds the permissions of one plugin: the spec of a PluginGrant as written,
+// before it is compiled into a [Policy].
 type Grant struct {
 	Name   string `json:"-"` // metadata.name
 	Origin Origin `json:"-"`
 
-	// Plugin is the principal the grant is for.
+	// Plugin is the plugin that receives the grant.
 	Plugin string `json:"plugin"`
-	// NotAfter is when the grant ends. Nothing is granted for ever.
+	// NotAfter is when the grant ends. Every grant ends.
 	NotAfter time.Time `json:"notAfter"`
-	// Rules are what is granted; at least one.
+	// Rules are the permissions; at least one.
 	Rules []Rule `json:"rules"`
-	// Credentials are what rules may inject.
+	// Credentials are the credentials that rules may inject.
 	Credentials []CredentialSpec `json:"credentials,omitempty"`
-	// Limits hold for the whole plugin. The limits of all its grants apply.
+	// Limits apply to the whole plugin. The limits of all its grants apply.
 	Limits Limits `json:"limits,omitzero"`
-	// Sockets are the Unix sockets the plugin may reach: absolute paths, or @NAME for an abstract one.
+	// Sockets are the Unix sockets that the plugin may use: absolute paths, or @NAME for an abstract one.
 	Sockets []string `json:"sockets,omitempty"`
 }
 
 // Rule is one least-privilege permission of a grant.
 type Rule struct {
-	// ID is unique in the grant. Elsewhere the rule is named GRANT/ID.
+	// ID is unique in the grant. Other documents name the rule GRANT/ID.
 	ID string `json:"id"`
-	// Reason says why the plugin needs it, to reviewers.
+	// Reason explains to reviewers why the plugin needs the access.
 	Reason string `json:"reason"`
-	// To is where the plugin may go.
+	// To is the destination.
 	To To `json:"to"`
 	// Methods are the HTTP methods; "*" alone is any. Required for http(s) and refused for tls and tcp.
 	Methods []string `json:"methods,omitempty"`
-	// Paths are patterns: * is one segment that is not empty, ** stands last and is the rest. Required for http(s) and refused for tls and tcp.
+	// Paths are patterns: * is one segment that is not empty, ** is the rest and must be last. Required for http(s) and refused for tls and tcp.
 	Paths []string `json:"paths,omitempty"`
 	// Upgrades are the protocols a request may upgrade to, as in websocket or spdy/3.1.
 	Upgrades []string `json:"upgrades,omitempty"`
@@ -93,19 +93,19 @@ type Rule struct {
 	EncodedSlash string `json:"encodedSlash,omitempty"`
 	// Credential names one of the grant's credentials.
 	Credential string `json:"credential,omitempty"`
-	// WildcardCredential allows the credential although a host is a wildcard.
+	// WildcardCredential allows the credential for a wildcard host.
 	WildcardCredential bool `json:"wildcardCredential,omitempty"`
 	// Insecure allows the credential over plain http.
 	Insecure bool `json:"insecure,omitempty"`
-	// Limits hold for this rule alone.
+	// Limits apply to this rule alone.
 	Limits Limits `json:"limits,omitzero"`
-	// Timeout is of the whole exchange; none by default.
+	// Timeout bounds the whole exchange; unlimited by default.
 	Timeout Duration `json:"timeout,omitempty"`
-	// NotAfter is when the rule ends, not later than the grant.
+	// NotAfter is when the rule ends, at the latest with the grant.
 	NotAfter time.Time `json:"notAfter,omitzero"`
 	// Mode is enforce (the default) or observe.
 	Mode Mode `json:"mode,omitempty"`
-	// ObserveUntil ends the mode observe, and is required by it.
+	// ObserveUntil is when mode observe ends; required for it.
 	ObserveUntil time.Time `json:"observeUntil,omitzero"`
 }
 
@@ -115,62 +115,62 @@ type To struct {
 	Scheme Scheme `json:"scheme,omitempty"`
 	// Hosts are exact names, *.NAME (one label), **.NAME (one or more) or IP literals.
 	Hosts []string `json:"hosts"`
-	// Ports default to the scheme's; tcp has no default.
+	// Ports default to the scheme's port; tcp has no default.
 	Ports []uint16 `json:"ports,omitempty"`
-	// Addresses are where a name may resolve to; by default public unicast only.
+	// Addresses are the addresses that a name may resolve to; by default public unicast only.
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	// TLS are the terms of the connection to the upstream.
 	TLS TLS `json:"tls,omitzero"`
 }
 
-// TLS are a rule's terms for the connection to the upstream.
+// TLS holds a rule's terms for the connection to the upstream.
 type TLS struct {
 	// Min is the lowest version, "1.2" (the default) or "1.3".
 	Min string `json:"min,omitempty"`
 	// CAFile is a PEM file, relative to the grant's, that replaces the system's authorities.
 	CAFile string `json:"caFile,omitempty"`
-	// Originate takes plain http from the plugin as this https rule.
+	// Originate accepts plain http from the plugin for this https rule.
 	Originate bool `json:"originate,omitempty"`
 
-	// CA is the content of CAFile, read by whoever loads the grant.
+	// CA is the content of CAFile, which the loader reads.
 	CA string `json:"-"`
 }
 
-// CredentialSpec is one credential of a grant: where it comes from and how it
-// is injected.
+// CredentialSpec is one credential of a grant: its source and how it is
+// injected.
 type CredentialSpec struct {
-	// Name is what rules call it.
+	// Name is the name that rules use.
 	Name string `json:"name"`
-	// Vault is where it comes from.
+	// Vault is its source.
 	Vault VaultPath `json:"vault"`
-	// Inject is how it reaches the upstream: one of header, query, cookie, basic, mtls, sigv4, oauth2 and jwt.
+	// Inject is its place in the request: one of header, query, cookie, basic, mtls, sigv4, oauth2 and jwt.
 	Inject Inject `json:"inject"`
-	// Placeholder is a stand-in for it in the plugin's environment, so that client libraries start; none by default.
+	// Placeholder puts a placeholder into the plugin's environment, so that client libraries start; absent by default.
 	Placeholder *PlaceholderSpec `json:"placeholder,omitempty"`
 }
 
-// VaultPath is a path of Vault's that is asked for a credential.
+// VaultPath is a path in Vault from which a credential is read.
 type VaultPath struct {
-	// Path is as vault read takes it, as in secret/data/weather or database/creds/reporting; for inject.jwt it is MOUNT/sign/KEY.
+	// Path is as vault read expects it, as in secret/data/weather or database/creds/reporting; for inject.jwt it is MOUNT/sign/KEY.
 	Path string `json:"path"`
-	// Params are sent to a path that answers to parameters, as in pki/issue/ROLE; without them it is read.
+	// Params are sent to a path that requires parameters, as in pki/issue/ROLE; without them the path is read.
 	Params map[string]string `json:"params,omitempty"`
-	// TrimNewline takes one line break off the end of each field; a field that ends with one is not used otherwise.
+	// TrimNewline removes one line break at the end of each field; without it a field that ends with one is not used.
 	TrimNewline bool `json:"trimNewline,omitempty"`
-	// NotSecret are fields of a template that are no secrets, as an account's name and a region are: they are not searched for in answers by themselves.
+	// NotSecret are fields of a template that are not secret, such as an account's name or a region: answers are not searched for them.
 	NotSecret []string `json:"notSecret,omitempty"`
 }
 
-// PlaceholderSpec is a stand-in for a credential in the plugin's environment.
-// Chaperone replaces it in the credential's place and refuses it anywhere else.
+// PlaceholderSpec is a placeholder for a credential in the plugin's environment.
+// Chaperone replaces it in the credential's slot and refuses it anywhere else.
 type PlaceholderSpec struct {
-	// Env is the variable that holds it.
+	// Env is the environment variable that holds it.
 	Env string `json:"env"`
 	// Like is its shape, as in sk_live_{24}: {N} stands for N random letters and digits, 8 to 256 of them.
 	Like string `json:"like"`
 }
 
-// Inject says where in a request a credential goes. {field} in a template is
+// Inject is the place of a credential in a request. {field} in a template is
 // replaced by that field of Vault's answer.
 type Inject struct {
 	// Header names a header; Value is its template.
@@ -183,18 +183,18 @@ type Inject struct {
 	Value string `json:"value,omitempty"`
 	// Basic is HTTP basic authentication (RFC 7617).
 	Basic *Basic `json:"basic,omitempty"`
-	// MTLS is a client certificate, shown to the upstream.
+	// MTLS is a client certificate, presented to the upstream.
 	MTLS *MTLS `json:"mtls,omitempty"`
-	// SigV4 signs requests to AWS anew.
+	// SigV4 replaces the signature of requests to AWS.
 	SigV4 *SigV4 `json:"sigv4,omitempty"`
-	// OAuth2 is an access token, got with client credentials (RFC 6749, section 4.4).
+	// OAuth2 is an access token from the client credentials grant (RFC 6749, section 4.4).
 	OAuth2 *OAuth2 `json:"oauth2,omitempty"`
-	// JWT is a JSON Web Token that Vault's transit engine signs for this use.
+	// JWT is a JSON Web Token, signed by Vault's transit engine.
 	JWT *JWT `json:"jwt,omitempty"`
 }
 
-// Describe says on one line how the credential reaches the upstream, as in header
-// Authorization or sigv4 for s3 in eu-west-1.
+// Describe returns on one line how the credential reaches the upstream, as in
+// header Authorization or sigv4 for s3 in eu-west-1.
 func (i Inject) Describe() string {
 	switch {
 	case i.Basic != nil:
@@ -229,18 +229,18 @@ type Basic struct {
 	Password string `json:"password"`
 }
 
-// MTLS names the fields of Vault's answer that are a client certificate. The
-// defaults are those of a PKI engine's answer.
+// MTLS names the fields of Vault's answer that hold a client certificate. The
+// defaults are the fields of a PKI engine's answer.
 type MTLS struct {
 	// Certificate is {certificate} by default.
 	Certificate string `json:"certificate,omitempty"`
 	// PrivateKey is {private_key} by default.
 	PrivateKey string `json:"privateKey,omitempty"`
-	// Chain is {ca_chain} by default, if the answer has it.
+	// Chain is {ca_chain} by default, if the answer has this field.
 	Chain string `json:"chain,omitempty"`
 }
 
-// SigV4 signs requests by AWS Signature Version 4. The defaults of its
+// SigV4 signs requests with AWS Signature Version 4. The defaults of its
 // templates are the fields of an AWS engine's answer.
 type SigV4 struct {
 	// Service is as AWS names it, as in s3.
@@ -251,26 +251,26 @@ type SigV4 struct {
 	AccessKeyID string `json:"accessKeyID,omitempty"`
 	// SecretAccessKey is {secret_key} by default.
 	SecretAccessKey string `json:"secretAccessKey,omitempty"`
-	// SessionToken is {security_token} or {session_token} by default, if the answer has one.
+	// SessionToken is {security_token} or {session_token} by default, if the answer has this field.
 	SessionToken string `json:"sessionToken,omitempty"`
 }
 
-// OAuth2 gets access tokens with client credentials. Of Header, Query and
-// Cookie at most one is set.
+// OAuth2 obtains access tokens with client credentials. At most one of Header,
+// Query and Cookie is set.
 type OAuth2 struct {
-	// TokenURL is where tokens are got, as in https://id.example/oauth2/token.
+	// TokenURL is the token endpoint, as in https://id.example/oauth2/token.
 	TokenURL string `json:"tokenURL"`
-	// Scopes are asked for.
+	// Scopes are the requested scopes.
 	Scopes []string `json:"scopes,omitempty"`
-	// Audience is asked for, where the authorization server knows the parameter.
+	// Audience is the requested audience, if the authorization server supports the parameter.
 	Audience string `json:"audience,omitempty"`
-	// Parameters are further ones of the request for a token, as in resource: https://api.example (RFC 8707).
+	// Parameters are further parameters of the token request, as in resource: https://api.example (RFC 8707).
 	Parameters map[string]string `json:"parameters,omitempty"`
 	// ClientID is {client_id} by default.
 	ClientID string `json:"clientID,omitempty"`
 	// ClientSecret is {client_secret} by default.
 	ClientSecret string `json:"clientSecret,omitempty"`
-	// Style is where the client's credentials go: header (the default: HTTP basic authentication) or body.
+	// Style is where the client's credentials are sent: header (the default: HTTP basic authentication) or body.
 	Style string `json:"style,omitempty"`
 	// CAFile is a PEM file, relative to the grant's, that replaces the system's authorities for TokenURL.
 	CAFile string `json:"caFile,omitempty"`
@@ -280,33 +280,33 @@ type OAuth2 struct {
 	Query string `json:"query,omitempty"`
 	// Cookie is the cookie that carries it.
 	Cookie string `json:"cookie,omitempty"`
-	// Value is the template of what carries it: Bearer {access_token} by default, {access_token} in a query parameter or cookie.
+	// Value is the template of the slot: Bearer {access_token} by default, {access_token} in a query parameter or cookie.
 	Value string `json:"value,omitempty"`
 
-	// CA is the content of CAFile, read by whoever loads the grant.
+	// CA is the content of CAFile, which the loader reads.
 	CA string `json:"-"`
 }
 
-// JWT has Vault's transit engine sign JSON Web Tokens. Of Header, Query and
-// Cookie at most one is set.
+// JWT signs JSON Web Tokens with Vault's transit engine. At most one of Header,
+// Query and Cookie is set.
 type JWT struct {
-	// Algorithm is RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256, HS384 or HS512, as the key in Vault can.
+	// Algorithm is RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256, HS384 or HS512, as the key in Vault supports.
 	Algorithm string `json:"algorithm"`
-	// KeyID is the header kid; none by default. {version} in it is the version of the key that signs, which a rotation of the key changes.
+	// KeyID is the header kid; absent by default. {version} in it is the version of the signing key, which a rotation changes.
 	KeyID string `json:"keyID,omitempty"`
-	// KeyVersion is the version of the key that signs: the latest by default or, where keyID is without {version}, the one that signed first.
+	// KeyVersion is the version of the signing key: the latest by default or, if keyID is without {version}, the one that signed first.
 	KeyVersion int `json:"keyVersion,omitempty"`
-	// Issuer is the claim iss; none by default.
+	// Issuer is the claim iss; absent by default.
 	Issuer string `json:"issuer,omitempty"`
-	// Subject is the claim sub; none by default.
+	// Subject is the claim sub; absent by default.
 	Subject string `json:"subject,omitempty"`
-	// Audience is the claim aud; none by default.
+	// Audience is the claim aud; absent by default.
 	Audience string `json:"audience,omitempty"`
 	// Lifetime is from 30s to 24h; 5m by default.
 	Lifetime Duration `json:"lifetime,omitempty"`
-	// Backdate is how long before the present iat is, up to 5m, for verifiers whose clock is behind; 0s by default.
+	// Backdate is subtracted from the present for iat, up to 5m, for verifiers whose clock is behind; 0s by default.
 	Backdate Duration `json:"backdate,omitempty"`
-	// Claims are further claims, which are texts.
+	// Claims are further claims, whose values are strings.
 	Claims map[string]string `json:"claims,omitempty"`
 	// Header is the header that carries the token, Authorization by default.
 	Header string `json:"header,omitempty"`
@@ -314,32 +314,32 @@ type JWT struct {
 	Query string `json:"query,omitempty"`
 	// Cookie is the cookie that carries it.
 	Cookie string `json:"cookie,omitempty"`
-	// Value is the template of what carries it: Bearer {jwt} by default, {jwt} in a query parameter or cookie.
+	// Value is the template of the slot: Bearer {jwt} by default, {jwt} in a query parameter or cookie.
 	Value string `json:"value,omitempty"`
 }
 
-// OnExceeded says what happens to a plugin over a limit.
+// OnExceeded is the action on a plugin that exceeds a limit.
 type OnExceeded string
 
-// What happens over a limit. The zero value is OnExceededDeny.
+// The actions. The zero value is OnExceededDeny.
 const (
-	// OnExceededDeny refuses what goes beyond.
+	// OnExceededDeny refuses accesses beyond the limit.
 	OnExceededDeny OnExceeded = "deny"
-	// OnExceededThrottle slows down what can be slowed down, and refuses the rest.
+	// OnExceededThrottle slows accesses down if possible, and refuses the others.
 	OnExceededThrottle OnExceeded = "throttle"
 	// OnExceededStop stops the plugin until a tenth of the limit is free again.
 	OnExceededStop OnExceeded = "stop"
-	// OnExceededKill ends the plugin.
+	// OnExceededKill kills the plugin.
 	OnExceededKill OnExceeded = "kill"
 )
 
-// Limits bound what is used. The zero Limits bound nothing.
+// Limits bound usage. The zero Limits bound nothing.
 type Limits struct {
 	// Requests counts admitted requests and tunnels.
 	Requests Limit `json:"requests,omitzero"`
-	// Connections counts the plugin's TCP connects that were let through to the sidecar.
+	// Connections counts the plugin's TCP connections that the kernel allowed to the sidecar.
 	Connections Limit `json:"connections,omitzero"`
-	// SentBytes and ReceivedBytes are IP bytes on the plugin's side.
+	// SentBytes and ReceivedBytes count IP bytes on the plugin's side.
 	SentBytes     ByteLimit `json:"sentBytes,omitzero"`
 	ReceivedBytes ByteLimit `json:"receivedBytes,omitzero"`
 	// Syscalls counts the plugin's system calls.

@@ -2,32 +2,32 @@ package authz
 
 import "net/netip"
 
-// Guardrail is what no grant may exceed: the spec of a PluginGuardrail as it
-// is written.
+// Guardrail bounds what grants may allow: the spec of a PluginGuardrail as
+// written.
 type Guardrail struct {
 	Name   string `json:"-"` // metadata.name
 	Origin Origin `json:"-"`
 
-	// Plugins are the names the guardrail holds for; * and ** as in paths.
+	// Plugins are the plugins that the guardrail applies to; * and ** as in paths.
 	Plugins []string `json:"plugins"`
-	// Never lists what no grant, mode or exemption passes.
+	// Never lists destinations and sockets that no grant, mode or exemption allows.
 	Never []Never `json:"never,omitempty"`
-	// Ceilings are what a grant is refused for going beyond.
+	// Ceilings bound the grants; a grant that exceeds one is refused.
 	Ceilings Ceilings `json:"ceilings,omitzero"`
 }
 
 // Never is one entry of a never-list. A destination that matches any of its
-// hosts, or resolves into any of its addresses, is refused, and so is a Unix
-// socket among its sockets.
+// hosts or resolves to any of its addresses is denied, and so is a Unix socket
+// among its sockets.
 type Never struct {
 	ID        string         `json:"id"`
 	Hosts     []string       `json:"hosts,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
-	// Sockets are Unix sockets as grants name them; ** at the end is the rest, as in /run/docker/** or @**.
+	// Sockets are Unix sockets as grants name them; ** at the end matches any rest, as in /run/docker/** or @**.
 	Sockets []string `json:"sockets,omitempty"`
 }
 
-// WildcardHosts says which wildcard hosts grants may hold.
+// WildcardHosts bounds the wildcard hosts of grants.
 type WildcardHosts string
 
 // The kinds of wildcard hosts. The zero value sets no ceiling.
@@ -37,7 +37,7 @@ const (
 	WildcardAny    WildcardHosts = "any"    // **.NAME too
 )
 
-// Ceilings bound what grants may ask for. A zero field sets no ceiling.
+// Ceilings bound the requests of grants. A zero field sets no ceiling.
 type Ceilings struct {
 	// GrantLifetime is the longest time from now to a grant's notAfter.
 	GrantLifetime Duration `json:"grantLifetime,omitempty"`
@@ -45,10 +45,10 @@ type Ceilings struct {
 	CredentialLifetime Duration `json:"credentialLifetime,omitempty"`
 	Schemes            []Scheme `json:"schemes,omitempty"`
 	Methods            []string `json:"methods,omitempty"`
-	// TLSMin is the lowest version a rule may accept.
+	// TLSMin is the lowest TLS version that a rule may accept.
 	TLSMin        string        `json:"tlsMin,omitempty"`
 	WildcardHosts WildcardHosts `json:"wildcardHosts,omitempty"`
 	HostsPerGrant int           `json:"hostsPerGrant,omitempty"`
-	// Limits must be stated by a grant, and not higher.
+	// Limits are the limits that every grant must state, and their highest values.
 	Limits Limits `json:"limits,omitzero"`
 }

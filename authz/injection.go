@@ -14,7 +14,7 @@ import (
 	"unicode/utf8"
 )
 
-// InjectionKind says where in a request a credential goes.
+// InjectionKind is the kind of place in a request that carries a credential.
 type InjectionKind uint8
 
 // The kinds of injection. InjectNone is the zero value.
@@ -27,32 +27,32 @@ const (
 	InjectSigV4       // an AWS signature
 )
 
-// Injection is a rendered credential and its slot. The door first removes
-// whatever the plugin put into the slot.
+// Injection is a rendered credential and its slot. The door first removes the
+// plugin's own content of the slot.
 type Injection struct {
 	Kind       InjectionKind
 	Name       string // lower-case header name, query parameter or cookie name
-	Value      Secret // of InjectSigV4, the secret access key; none of InjectCertificate
+	Value      Secret // for InjectSigV4, the secret access key; empty for InjectCertificate
 	Generation uint64 // of the credential
 
-	// Of InjectCertificate: PEM that has been parsed, and belongs together.
-	Certificate Secret // the certificate, then those between it and its authority
+	// For InjectCertificate: PEM that has been parsed and matches.
+	Certificate Secret // the certificate, then the chain up to its authority
 	PrivateKey  Secret
 
-	// Of InjectSigV4.
+	// For InjectSigV4.
 	KeyID           string
-	Session         Secret // empty for none
+	Session         Secret // empty without one
 	Service, Region string
 
-	Placeholder bool // the credential has a stand-in in the plugin's environment
+	Placeholder bool // the plugin's environment has a placeholder for the credential
 
 	secrets *[]Secret
 	public  *[]string
 }
 
-// NotSecret returns the parts of the value that are known not to be secret: the
-// text of its template, and the fields that its grant says are none. What is
-// returned is not to be changed.
+// NotSecret returns the parts of the value that are not secret: the text of its
+// template, and the fields that its grant declares so. Callers must not change
+// the result.
 func (i Injection) NotSecret() []string {
 	if i.public == nil {
 		return nil
@@ -60,10 +60,10 @@ func (i Injection) NotSecret() []string {
 	return *i.public
 }
 
-// Secrets returns all that goes to the upstream and must not come back in an
-// answer: what is injected, and the fields of Vault's answer that it was made
-// of. A private key is not among them, since it never leaves; the secret key of
-// a signature is. What is returned is not to be changed.
+// Secrets returns all secrets that are sent to the upstream and must not come back
+// in an answer: the injected value, and the fields of Vault's answer that it
+// contains. A private key is left out, since it is not sent; the secret key of a
+// signature is included. Callers must not change the result.
 func (i Injection) Secrets() []Secret {
 	if i.secrets != nil {
 		return *i.secrets
@@ -88,16 +88,16 @@ type credentialSpec struct {
 
 	notSecret []string // of fields
 
-	parts  []template // in the order that make takes them
-	fields []string   // that the parts name, in their order
+	parts  []template // in the order that renderParts expects
+	fields []string   // that the parts name, in order
 
-	// The last rendering: a warm request pays a load.
+	// The last rendering, so that a request with a known credential costs one load.
 	rendered atomic.Pointer[rendering]
 }
 
-// rendering is a rendered credential and what it was made of.
+// rendering is a rendered credential and its ingredients.
 type rendering struct {
-	from      []Secret // the fields that the parts name, in their order
+	from      []Secret // the fields that the parts name, in order
 	injection Injection
 }
 
@@ -130,8 +130,8 @@ func (c *credentialSpec) render(credential Credential) (Injection, error) {
 	return injection, nil
 }
 
-// madeFrom reports whether the rendering was made of these very secrets. Their
-// identity is compared and not a number that says so, because a value that was
+// madeFrom reports whether the rendering was made from exactly these secrets. It
+// compares their identity instead of a generation, because a value that was
 // replaced must never be sent again.
 func (r *rendering) madeFrom(fields map[string]Secret, names []string) bool {
 	for i, name := range names {
@@ -142,7 +142,7 @@ func (r *rendering) madeFrom(fields map[string]Secret, names []string) bool {
 	return true
 }
 
-// renderParts renders the parts and puts them together, but for the generation.
+// renderParts renders the parts into an injection, without its generation.
 func (c *credentialSpec) renderParts(fields map[string]Secret) (Injection, error) {
 	texts := make([]string, len(c.parts))
 	for i, part := range c.parts {
@@ -187,7 +187,7 @@ func (c *credentialSpec) renderParts(fields map[string]Secret) (Injection, error
 	return out, nil
 }
 
-// value returns what goes into a header, a query parameter or a cookie.
+// value returns the content of a header, a query parameter or a cookie.
 func (c *credentialSpec) value(texts []string) (string, error) {
 	value := texts[0]
 	if c.basic {
@@ -204,8 +204,8 @@ func (c *credentialSpec) value(texts []string) (string, error) {
 	return value, c.check(value)
 }
 
-// componentSecrets returns what is secret by itself of what a value was made of. A
-// username is, where it alone is taken from Vault.
+// componentSecrets returns the parts of a value that are secret by themselves. A
+// username is one if it is the only part from Vault.
 func (c *credentialSpec) componentSecrets(texts []string, fields map[string]Secret) []Secret {
 	var out []Secret
 	part := c.parts[0]
@@ -226,8 +226,8 @@ func (c *credentialSpec) componentSecrets(texts []string, fields map[string]Secr
 	return out
 }
 
-// publicParts returns the texts of the parts that are between what is secret. A username
-// is not secret beside a password.
+// publicParts returns the texts of the parts between the secrets. A username is
+// not secret beside a password.
 func (c *credentialSpec) publicParts(fields map[string]Secret) []string {
 	var out []string
 	for at, part := range c.parts {
@@ -258,8 +258,8 @@ func noControls(value string) error {
 	return nil
 }
 
-// check refuses values that would end a header or split a cookie. It never
-// says what the value is.
+// check refuses values that would end a header or split a cookie. Its error
+// never contains the value.
 func (c *credentialSpec) check(value string) error {
 	if err := noControls(value); err != nil {
 		return err
@@ -267,7 +267,7 @@ func (c *credentialSpec) check(value string) error {
 	if c.kind == InjectCookie {
 		for i := range len(value) {
 			if b := value[i]; b >= 0x80 || strings.IndexByte(`;,"\ `, b) >= 0 {
-				return errors.New("value holds a byte that is not in a cookie value (RFC 6265, section 4.1.1)")
+				return errors.New("value holds a byte that a cookie value must not hold (RFC 6265, section 4.1.1)")
 			}
 		}
 	}
@@ -278,17 +278,17 @@ func (c *credentialSpec) check(value string) error {
 type template struct {
 	literals []string
 	fields   []string
-	optional bool // renders to nothing where the answer lacks a field
+	optional bool // renders to "" if the answer lacks a field
 }
 
-// parseTemplate reads a template. Braces stand for fields only; none can be
-// written literally.
+// parseTemplate reads a template. Braces enclose fields; a literal brace cannot be
+// written.
 func parseTemplate(s string) (template, error) {
 	var t template
 	for {
 		before, rest, found := strings.Cut(s, "{")
 		if strings.Contains(before, "}") {
-			return template{}, fmt.Errorf("%q has a } without a {", clip(s))
+			return template{}, fmt.Errorf("%q has a } without a {; write {field}", clip(s))
 		}
 		if strings.ContainsFunc(before, unicode.IsControl) {
 			return template{}, fmt.Errorf("%q holds a control byte", clip(before))
@@ -299,29 +299,29 @@ func parseTemplate(s string) (template, error) {
 		}
 		field, after, closed := strings.Cut(rest, "}")
 		if !closed || !isFieldName(field) {
-			return template{}, fmt.Errorf("%q does not name a field of Vault's answer as {name}", clip("{"+rest))
+			return template{}, fmt.Errorf("%q is not a field of Vault's answer; write {name}", clip("{"+rest))
 		}
 		t.fields = append(t.fields, field)
 		s = after
 	}
 }
 
-// isFieldName reports whether a field of Vault's answer can be named so in a
-// template: whatever prints, but for braces, quotes and backslashes, which are
-// those of a JSON document that somebody meant to write, and blanks at its ends.
+// isFieldName reports whether a template can name a field of Vault's answer this
+// way: printable text without spaces at its ends. Braces, quotes and backslashes are
+// excluded; they suggest a JSON document.
 func isFieldName(s string) bool {
 	return s != "" && utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool {
 		return !unicode.IsPrint(r) || strings.ContainsRune("{}\"\\", r)
 	})
 }
 
-// missingFieldError says that a template names a field that is not there.
+// missingFieldError reports that a template names a field that is missing.
 type missingFieldError struct{ name string }
 
-// Error says which field.
+// Error names the field.
 func (e *missingFieldError) Error() string { return "Vault's answer has no field " + e.name }
 
-// explain adds to the error of a field that is missing what there is instead.
+// explain adds the existing fields to the error of a missing field.
 func (c Credential) explain(err error) error {
 	missing := (*missingFieldError)(nil)
 	if !errors.As(err, &missing) {
@@ -334,9 +334,9 @@ func (c Credential) explain(err error) error {
 	case why != "":
 		return fmt.Errorf("field %s of Vault's answer %s", name, why)
 	case isPEM:
-		return fmt.Errorf("field %s of Vault's answer is a PEM document, which only mtls takes", name)
+		return fmt.Errorf("field %s of Vault's answer is a PEM document, which only mtls uses", name)
 	case isText && !c.Fields[name].Empty():
-		return fmt.Errorf("field %s of Vault's answer is no PEM document", name)
+		return fmt.Errorf("field %s of Vault's answer is not a PEM document", name)
 	}
 	text := missing.Error() + "; it has " + c.fieldNames()
 	if _, ok := c.Fields["current_version"]; ok && c.Unusable["versions"] != "" {
@@ -345,7 +345,7 @@ func (c Credential) explain(err error) error {
 	return errors.New(text)
 }
 
-// fieldNames returns the names of the fields, those that cannot be used too.
+// fieldNames returns the names of the fields, including unusable ones.
 func (c Credential) fieldNames() string {
 	const most = 8
 	seen := map[string]bool{}
@@ -371,7 +371,7 @@ func (c Credential) fieldNames() string {
 	}
 	switch text := strings.Join(names, ", "); {
 	case text == "":
-		return "none"
+		return "no fields"
 	case more > 0:
 		return fmt.Sprintf("%s and %d more", text, more)
 	default:

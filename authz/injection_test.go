@@ -237,13 +237,13 @@ func TestCertificates(t *testing.T) {
 		{"no key", MTLS{}, map[string]string{"certificate": certificate}, "", "no field private_key", nil},
 		{"the key of another", MTLS{}, map[string]string{"certificate": certificate, "private_key": otherKey}, "", "not that of the certificate", nil},
 		{"the chain the wrong way round", MTLS{}, map[string]string{"certificate": above + certificate, "private_key": key}, "", "not that of the certificate", nil},
-		{"a key for a certificate", MTLS{}, map[string]string{"certificate": key, "private_key": key}, "", "another PEM block", nil},
-		{"a key in the chain", MTLS{}, map[string]string{"certificate": certificate, "private_key": key, "ca_chain": key}, "", "another PEM block", nil},
+		{"a key for a certificate", MTLS{}, map[string]string{"certificate": key, "private_key": key}, "", "a PEM block of another type", nil},
+		{"a key in the chain", MTLS{}, map[string]string{"certificate": certificate, "private_key": key, "ca_chain": key}, "", "a PEM block of another type", nil},
 		{"two keys", MTLS{}, map[string]string{"certificate": certificate, "private_key": key + otherKey}, "", "not one PEM block", nil},
-		{"a certificate for a key", MTLS{}, map[string]string{"certificate": certificate, "private_key": certificate}, "", "not known", nil},
+		{"a certificate for a key", MTLS{}, map[string]string{"certificate": certificate, "private_key": certificate}, "", "of an unknown kind", nil},
 		{"half a certificate", MTLS{}, map[string]string{"certificate": certificate[:len(certificate)/2], "private_key": key}, "", "not whole PEM", nil},
 		{"not in ASN.1", MTLS{}, map[string]string{"certificate": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "private_key": key}, "", "cannot be read", nil},
-		{"fields that are not PEM", MTLS{}, nil, "", "field certificate of Vault's answer is no PEM document", map[string]string{"certificate": certificate, "private_key": key}},
+		{"fields that are not PEM", MTLS{}, nil, "", "field certificate of Vault's answer is not a PEM document", map[string]string{"certificate": certificate, "private_key": key}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t, input(with(Inject{MTLS: &test.mtls}, "pki/issue/weather")))
@@ -347,7 +347,7 @@ func TestPlaceholders(t *testing.T) {
 	}
 	w := newWorld(t, input(g))
 	if !w.admit(t, get(t, forecastURL)).Injection.Placeholder {
-		t.Error("the injection does not say that there is a stand-in")
+		t.Error("Injection.Placeholder = false, want true")
 	}
 	// Another grant of the plugin's cannot have the same variable; another plugin's can.
 	again, other := g, g
@@ -355,7 +355,7 @@ func TestPlaceholders(t *testing.T) {
 	if _, problems := Compile(input(g, other), noon); len(problems) != 0 {
 		t.Error(problems)
 	}
-	if _, problems := Compile(input(g, again), noon); len(problems) != 2 || !strings.Contains(problems[0].Message, "already holds the stand-in of credential key of grant weather") {
+	if _, problems := Compile(input(g, again), noon); len(problems) != 2 || !strings.Contains(problems[0].Message, "already set to the placeholder of credential key of grant weather") {
 		t.Error(problems)
 	}
 }
@@ -366,7 +366,7 @@ func TestRefuseMisplaced(t *testing.T) {
 	w := newWorld(t, input(withKey(forecast())))
 	a := w.admit(t, get(t, forecastURL))
 	r := a.RefuseMisplaced("weather", "key")
-	if r.Reason != CredentialMisplaced || r.Status() != 403 || r.Remedy != "put the stand-in of credential key in header authorization only" || a.StillAllowed() {
+	if r.Reason != CredentialMisplaced || r.Status() != 403 || r.Remedy != "send the placeholder of credential key in header authorization only" || a.StillAllowed() {
 		t.Errorf("%+v", r)
 	}
 	if err := a.End(Outcome{}); err != nil {

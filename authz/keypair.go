@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// checkKeyPair checks that a certificate, its private key and those between it
-// and its authority, all PEM, can be read and belong together, and returns the
-// certificate with what follows it. The error says nothing of what they hold.
+// checkKeyPair checks that a certificate, its private key and its chain, all PEM,
+// are valid and match, and returns the certificate with its chain. The error does
+// not contain their content.
 func checkKeyPair(certificate, key, chain string) (string, error) {
 	whole := strings.TrimSpace(certificate) + "\n"
 	if chain = strings.TrimSpace(chain); chain != "" {
@@ -39,7 +39,7 @@ func parseChain(data []byte) (*x509.Certificate, error) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, errors.New("the certificate holds another PEM block than certificates")
+			return nil, errors.New("the certificate holds a PEM block of another type")
 		}
 		parsed, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
@@ -56,11 +56,11 @@ func parseChain(data []byte) (*x509.Certificate, error) {
 	return leaf, nil
 }
 
-// comparableKey is what every public key of the standard library is.
+// comparableKey is implemented by every public key of the standard library.
 type comparableKey interface{ Equal(crypto.PublicKey) bool }
 
 // publicKeyOf returns the public half of a private key in PKCS #8, PKCS #1 or
-// SEC 1 (RFC 5208, RFC 8017, RFC 5915), the forms that PKI engines answer with.
+// SEC 1 (RFC 5208, RFC 8017, RFC 5915), the forms that PKI engines return.
 func publicKeyOf(data []byte) (comparableKey, error) {
 	block, rest := pem.Decode(data)
 	if block == nil || len(strings.TrimSpace(string(rest))) > 0 {
@@ -76,7 +76,7 @@ func publicKeyOf(data []byte) (comparableKey, error) {
 	case "EC PRIVATE KEY":
 		key, err = x509.ParseECPrivateKey(block.Bytes)
 	default:
-		return nil, errors.New("the private key is of a kind that is not known")
+		return nil, errors.New("the private key is of an unknown kind")
 	}
 	if err != nil {
 		return nil, errors.New("the private key cannot be read") // the error may quote it
@@ -87,7 +87,7 @@ func publicKeyOf(data []byte) (comparableKey, error) {
 	}
 	public, ok := signer.Public().(comparableKey)
 	if !ok {
-		return nil, errors.New("the private key is of a kind that is not known")
+		return nil, errors.New("the private key is of an unknown kind")
 	}
 	return public, nil
 }

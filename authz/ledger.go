@@ -10,10 +10,10 @@ import (
 // which a metered limit can no longer be judged.
 const staleAfter = 5 * time.Second
 
-// Sample is a reading of the kernel's counters for a plugin. They only grow,
-// from 0 where they were made; a smaller reading is of counters made anew.
+// Sample is a reading of the kernel's counters for a plugin. Counters only grow,
+// from 0 at their creation; a smaller reading means that they were recreated.
 type Sample struct {
-	Connections   uint64 `json:"connections"` // that were let through to the sidecar
+	Connections   uint64 `json:"connections"` // that the kernel allowed to the sidecar
 	SentBytes     uint64 `json:"sentBytes"`
 	ReceivedBytes uint64 `json:"receivedBytes"`
 	Syscalls      uint64 `json:"syscalls"`
@@ -37,11 +37,11 @@ func (s Sample) count(k LimitKind) uint64 {
 	return 0
 }
 
-// since returns what was used between two readings.
+// since returns the usage between two readings.
 func (s Sample) since(before Sample) Sample {
 	for _, k := range limitKinds() {
 		if s.count(k) < before.count(k) {
-			return s // the counters were made anew
+			return s // the counters were recreated
 		}
 	}
 	return Sample{
@@ -50,23 +50,23 @@ func (s Sample) since(before Sample) Sample {
 	}
 }
 
-// Ledger keeps usage against limits. Doors spend from it; the kernel's
-// counters are observed into it. It is safe for concurrent use.
+// Ledger keeps the usage of limits. Doors spend from it, and readings of the
+// kernel's counters are added to it. It is safe for concurrent use.
 type Ledger struct {
 	mu        sync.Mutex
 	buckets   map[bucketKey]*bucket
-	throttles map[bucketKey]*bucket // of what doors let through under throttle
+	throttles map[bucketKey]*bucket // of bytes that doors have passed under throttle
 	samples   map[Principal]reading
 }
 
 // reading is a plugin's last sample.
 type reading struct {
 	sample   Sample
-	at       time.Time // zero when that is not known
-	restored bool      // it was not read in this run: what is used now is not known by it
+	at       time.Time // zero when unknown
+	restored bool      // read by an earlier run; the current usage is unknown
 }
 
-// NewLedger returns a ledger in which nothing is used.
+// NewLedger returns an empty ledger.
 func NewLedger() *Ledger {
 	return &Ledger{buckets: map[bucketKey]*bucket{}, throttles: map[bucketKey]*bucket{}, samples: map[Principal]reading{}}
 }
@@ -83,13 +83,13 @@ func bucketIn(all map[bucketKey]*bucket, key bucketKey) *bucket {
 	return b
 }
 
-// Crossing is a limit that has just been exceeded. It is reported once, until
-// a tenth of the limit is free again and it is exceeded anew.
+// Crossing reports a limit that has just been exceeded. It is reported once, and
+// again only after a tenth of the limit has become free.
 type Crossing struct {
 	Plugin, Grant, Rule string
 	Kind                LimitKind
 	Limit               Limit
-	Action              OnExceeded // what the grant asks for; "" when it is only observed
+	Action              OnExceeded // the grant's onExceeded; "" while it only observes
 }
 
 func (l limit) crossing() Crossing {
@@ -97,8 +97,8 @@ func (l limit) crossing() Crossing {
 	return Crossing{name.plugin, name.grant, name.rule, l.kind, l.spec, l.action}
 }
 
-// spend takes one from every limit of the kind, or from none. exhausted reports
-// that a total is now used up.
+// spend spends one from every limit of the kind, or from no limit at all. exhausted
+// reports that a total is now used up.
 func (l *Ledger) spend(own, shared []limit, kind LimitKind, now time.Time) (ok, exhausted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -111,7 +111,7 @@ func (l *Ledger) spend(own, shared []limit, kind LimitKind, now time.Time) (ok, 
 	return true, l.spendAll(own, shared, kind, now)
 }
 
-// spendAll takes one from every limit of the kind. The caller holds l.mu.
+// spendAll spends one from every limit of the kind. The caller holds l.mu.
 func (l *Ledger) spendAll(own, shared []limit, kind LimitKind, now time.Time) (exhausted bool) {
 	for lim := range limitsOfKind(own, shared, kind, now) {
 		b := l.bucket(lim.key)
@@ -124,9 +124,9 @@ func (l *Ledger) spendAll(own, shared []limit, kind LimitKind, now time.Time) (e
 	return exhausted
 }
 
-// queue takes one request from every limit in advance, unless one of them
-// refuses it for good or the wait is longer than most. The request may be made
-// after wait: who comes later waits longer.
+// queue spends one request from every limit in advance, unless a limit refuses
+// it permanently or the wait exceeds most. The request may be made after wait;
+// later requests wait longer.
 func (l *Ledger) queue(own, shared []limit, now time.Time, most time.Duration) (wait time.Duration, ok, exhausted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -144,7 +144,7 @@ func (l *Ledger) queue(own, shared []limit, now time.Time, most time.Duration) (
 	return wait, true, l.spendAll(own, shared, LimitRequests, now)
 }
 
-// refund gives back what queue took at now for a request that was not made.
+// refund returns what queue spent at now for a request that was not made.
 func (l *Ledger) refund(own, shared []limit, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -181,27 +181,26 @@ func limitsOfKind(own, shared []limit, kind LimitKind, now time.Time) iter.Seq[*
 	}
 }
 
-// Begin says where a plugin's counters stand without anything of it being new:
-// at [Sample]{} where they were just made, at a reading where a sidecar takes
-// over counters of which it has no [State]. What is used is not known before
-// the first Observe.
+// Begin sets the starting point of a plugin's counters without charging for it:
+// [Sample]{} for counters that were just created, or a reading if the sidecar takes
+// over counters of which it has no [State]. Usage is unknown until the first Observe.
 func (l *Ledger) Begin(plugin Principal, sample Sample) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.samples[plugin] = reading{sample: sample}
 }
 
-// Observe takes in a reading of a plugin's counters. exhausted reports that a
-// total which refuses accesses is now used up, which is a new generation. The
-// kernel reports what crosses the limits that it enforces; the crossings here
-// are those that it does not know of, as the sidecar only observes.
+// Observe adds a reading of a plugin's counters. exhausted reports that a total
+// that refuses accesses is now used up, which needs a new generation. The kernel
+// reports crossings of the limits that it enforces; Observe returns the others,
+// while the sidecar only observes.
 func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.Time) (crossings []Crossing, exhausted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	last := l.samples[plugin]
 	l.samples[plugin] = reading{sample: sample, at: now}
-	// What was used between two readings was used all the while: a rate is
-	// charged as for an even flow, which may be long while nobody read.
+	// Usage between two readings is treated as an even flow: a rate is charged
+	// from the time of the earlier reading, which may be long ago.
 	used, since := sample.since(last.sample), now
 	if !last.at.IsZero() && last.at.Before(now) {
 		since = last.at
@@ -235,18 +234,18 @@ func (l *Ledger) Observe(s *Snapshot, plugin Principal, sample Sample, now time.
 	return crossings, exhausted
 }
 
-// MeteredLimit is a limit that the kernel is to enforce.
+// MeteredLimit is a limit for the kernel to enforce.
 type MeteredLimit struct {
 	Grant  string
 	Kind   LimitKind
 	Limit  Limit
 	Used   uint64        // of a total, so far; 0 of a rate
-	Debt   time.Duration // of a rate: until nothing of it is in use; 0 of a total
+	Debt   time.Duration // of a rate: the time until it is unused; 0 of a total
 	Action OnExceeded
 }
 
-// Metered returns the limits that the kernel is to enforce on a plugin now, in
-// a stable order: those of grants in force, and none while the sidecar observes.
+// Metered returns the limits for the kernel to enforce on a plugin now, in a
+// stable order: those of grants in force, and nil while the sidecar observes.
 func (l *Ledger) Metered(s *Snapshot, plugin Principal, now time.Time) []MeteredLimit {
 	if s.Observing(plugin, now) {
 		return nil
@@ -270,30 +269,30 @@ func (l *Ledger) Metered(s *Snapshot, plugin Principal, now time.Time) []Metered
 	return out
 }
 
-// Usage is what has been used of each limit. The zero Usage has used nothing.
+// Usage is the usage of every limit. The zero Usage is empty.
 type Usage struct {
 	ledger   *Ledger
-	inFlight bool // what is judged has paid for itself already
+	inFlight bool // the access has already spent
 }
 
-// Usage returns the ledger's usage, read when it is asked.
+// Usage returns the ledger's usage, which is read when it is needed.
 func (l *Ledger) Usage() Usage { return Usage{ledger: l} }
 
-// InFlight returns the usage as it concerns an access that was admitted
-// before: its own request has been spent.
+// InFlight returns the usage for an access that was admitted before: its own
+// request has been spent.
 func (u Usage) InFlight() Usage { u.inFlight = true; return u }
 
-// limitStatus is how an access stands against some limits. The zero value is
-// within all of them.
+// limitStatus is the result of checking an access against limits. The zero value
+// is within all limits.
 type limitStatus struct {
-	over    bool          // one of them refuses it,
-	hard    bool          // and one does not have it wait,
-	total   bool          // and for good
-	unknown bool          // one of them cannot be judged
-	retry   time.Duration // when all may let it through; 0 for never
+	over    bool          // a limit refuses the access
+	hard    bool          // and that limit does not throttle
+	total   bool          // and that limit is a total, so it never recovers
+	unknown bool          // a limit cannot be judged
+	retry   time.Duration // the time until every limit may allow it; 0 for never
 }
 
-// and returns how an access stands against the limits of both.
+// and combines two results.
 func (s limitStatus) and(other limitStatus) limitStatus {
 	s.over = s.over || other.over
 	s.hard = s.hard || other.hard
@@ -305,7 +304,7 @@ func (s limitStatus) and(other limitStatus) limitStatus {
 	return s
 }
 
-// check judges one more access against the winner's own limits and those of
+// check checks one more access against the winner's own limits and those of
 // the whole plugin.
 func (u Usage) check(p Principal, own, shared []limit, now time.Time) (ofRule, ofPlugin limitStatus) {
 	if u.ledger == nil || len(own)+len(shared) == 0 {
@@ -316,14 +315,14 @@ func (u Usage) check(p Principal, own, shared []limit, now time.Time) (ofRule, o
 	return u.status(p, own, now), u.status(p, shared, now)
 }
 
-// status is check for one set of limits. The caller holds the ledger's lock.
+// status checks one set of limits. The caller holds the ledger's lock.
 func (u Usage) status(p Principal, limits []limit, now time.Time) (s limitStatus) {
 	for i := range limits {
 		lim := &limits[i]
 		switch {
 		case !now.Before(lim.until):
 		case lim.kind == LimitRequests && u.inFlight:
-			// Paid for when it was made.
+			// The access spent when it was made.
 		case lim.kind.metered() && !u.ledger.fresh(p, now):
 			s.unknown = true
 		case lim.refuses:
@@ -339,28 +338,28 @@ func (u Usage) status(p Principal, limits []limit, now time.Time) (s limitStatus
 	return s
 }
 
-// fresh reports whether the plugin's counters were read lately. A reading from
-// the future is a clock that was set, and says nothing.
+// fresh reports whether the plugin's counters were read within staleAfter. A
+// reading from the future means that the clock was set, and is not fresh.
 func (l *Ledger) fresh(p Principal, now time.Time) bool {
 	last := l.samples[p]
 	age := now.Sub(last.at)
 	return !last.restored && -staleAfter <= age && age <= staleAfter
 }
 
-// UsageOf is what is used of one limit.
+// UsageOf is the usage of one limit.
 type UsageOf struct {
 	Plugin, Grant, Rule string
 	Kind                LimitKind
 	Limit               Limit
 	Action              OnExceeded
-	Used                uint64        // of a rate: now, with what waits for it; of a total: ever
-	Recent              uint64        // of a rate: in the period before now, whether it counts still or not; of a total: ever
+	Used                uint64        // of a rate: in use now, including accesses that wait; of a total: so far
+	Recent              uint64        // of a rate: within the last period, even if it no longer counts; of a total: so far
 	Known               bool          // false when the kernel's counters are stale
-	Exceeded            bool          // the next one would be refused, or wait
-	Retry               time.Duration // until it would not; 0 when it is not exceeded, and for a total
+	Exceeded            bool          // the next access would be refused or delayed
+	Retry               time.Duration // until it would not be; 0 when it is not exceeded, and for a total
 }
 
-// Report returns what is used of each limit of a plugin, in a stable order.
+// Report returns the usage of every limit of a plugin, in a stable order.
 func (l *Ledger) Report(s *Snapshot, plugin Principal, now time.Time) []UsageOf {
 	l.mu.Lock()
 	defer l.mu.Unlock()

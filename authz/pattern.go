@@ -22,8 +22,8 @@ type hostPattern struct {
 	addr netip.Addr // when it is an IP literal
 }
 
-// parseHostPattern reads a host of a rule or a never-list. Patterns are
-// written in canonical form, so that what a reviewer reads is what matches.
+// parseHostPattern reads a host of a rule or a never-list. Patterns must be
+// written in canonical form, so that reviewers see the text that is matched.
 func parseHostPattern(s string) (hostPattern, error) {
 	if err := hostAdvice(s); err != nil {
 		return hostPattern{}, err
@@ -56,7 +56,7 @@ func parseHostPattern(s string) (hostPattern, error) {
 	return p, nil
 }
 
-// matches reports whether a canonical host is one of the pattern's.
+// matches reports whether the pattern matches a canonical host.
 func (p hostPattern) matches(host string) bool {
 	if p.kind == hostExact {
 		return host == p.name
@@ -73,12 +73,12 @@ func (p hostPattern) matches(host string) bool {
 type pathPattern struct {
 	text    string
 	prefix  int  // bytes before the first wildcard
-	literal int  // bytes that are neither a wildcard nor a slash, for Choosing
+	literal int  // bytes that are neither a wildcard nor a slash, for precedence
 	rest    bool // ends in **
 }
 
-// parsePathPattern reads a path of a rule. What is literal in it must be
-// canonical, or it could never match.
+// parsePathPattern reads a path of a rule. Its literal parts must be canonical:
+// otherwise they could never match.
 func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 	if err := pathAdvice(s); err != nil {
 		return pathPattern{}, err
@@ -99,7 +99,7 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 			p.literal += len(segment)
 		}
 	}
-	canonical, slash, err := canonicalPath(s) // which leaves * alone
+	canonical, slash, err := canonicalPath(s) // which keeps * unchanged
 	switch {
 	case err != nil:
 		return pathPattern{}, err
@@ -111,7 +111,7 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 	return p, nil
 }
 
-// length returns how much of the pattern is literal; a tunnel has none.
+// length returns the length of the pattern's literal parts, 0 for a tunnel.
 func (p *pathPattern) length() int {
 	if p == nil {
 		return 0
@@ -119,8 +119,8 @@ func (p *pathPattern) length() int {
 	return p.literal
 }
 
-// matches reports whether a canonical path is one of the pattern's. It does
-// not allocate.
+// matches reports whether the pattern matches a canonical path. It does not
+// allocate.
 func (p *pathPattern) matches(path string) bool {
 	path, ok := strings.CutPrefix(path, p.text[:p.prefix])
 	if !ok {
@@ -144,14 +144,14 @@ func (p *pathPattern) matches(path string) bool {
 			at++
 		}
 		if at == start {
-			return false // * is no empty segment
+			return false // * matches no empty segment
 		}
 	}
 	return p.rest || at == len(path)
 }
 
 // checkPluginPattern checks one entry of a guardrail's plugins. A pattern that
-// no plugin's name could match would leave them without their guardrail.
+// matches no plugin's name would leave plugins without their guardrail.
 func checkPluginPattern(s string) error {
 	if s != "*" && s != "**" && !isName(s) {
 		return fmt.Errorf("%q is not a plugin's name, * or **", clip(s))
@@ -165,9 +165,9 @@ func matchesPlugin(patterns []string, plugin string) bool {
 	return slices.ContainsFunc(patterns, func(s string) bool { return s == plugin || s == "*" || s == "**" })
 }
 
-// canonicalPrefix returns the spelling of a prefix that matches what it names:
-// without host bits, and as IPv4 where it maps IPv4, because addresses are
-// judged as IPv4 then. It reports false where there is none.
+// canonicalPrefix returns the canonical form of a prefix: without host bits, and
+// as IPv4 if it maps IPv4, because addresses are then compared as IPv4. It
+// reports false for an invalid prefix.
 func canonicalPrefix(p netip.Prefix) (netip.Prefix, bool) {
 	if !p.IsValid() {
 		return p, false
@@ -181,7 +181,7 @@ func canonicalPrefix(p netip.Prefix) (netip.Prefix, bool) {
 	return p.Masked(), true
 }
 
-// checkPrefix says what is wrong with a prefix in a document.
+// checkPrefix returns an error for an invalid or non-canonical prefix in a document.
 func checkPrefix(p netip.Prefix) error {
 	canonical, ok := canonicalPrefix(p)
 	switch {

@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// Probe names what a library of the plugin looks for without being asked by the
-// program: the service of a C library, or a name that a resolver library makes up.
-// A probe is refused like everything that is not granted. It is recorded and
-// counted apart from refusals, because it says nothing about what the program does.
+// Probe is a lookup that a library makes without a request by the plugin's
+// program: of a C library's service, or of a name that a resolver library derives.
+// A probe is denied unless it is granted, like every access. It is recorded and
+// counted separately, because it does not reflect the program's behaviour.
 type Probe string
 
-// The probes that are known.
+// The known probes.
 const (
 	ProbeNSCD    Probe = "nscd"    // glibc asks it before each look-up (nscd(8))
 	ProbeUserDB  Probe = "userdb"  // nss-systemd(8) asks it for users and groups
@@ -23,13 +23,13 @@ const (
 	ProbeService Probe = "service" // an underscored name (RFC 8552) of a granted host, as in _grpc_config.NAME
 )
 
-// Probes returns all probes that are known.
+// Probes returns all known probes.
 func Probes() []Probe {
 	return []Probe{ProbeNSCD, ProbeUserDB, ProbeResolve, ProbeNSS, ProbeDBus, ProbeSyslog, ProbeSearch, ProbeService}
 }
 
-// SocketProbe returns the probe that a connection to a Unix socket is, or "" for
-// none. The socket is an absolute path, or @NAME for an abstract one.
+// SocketProbe returns the probe that a connection to a Unix socket is, or "" if
+// it is no probe. The socket is an absolute path, or @NAME for an abstract one.
 func SocketProbe(socket string) Probe {
 	if !path.IsAbs(socket) {
 		return ""
@@ -44,7 +44,7 @@ func SocketProbe(socket string) Probe {
 }
 
 type socketProbe struct {
-	path  string // below /, and below /var where that is a link; a / at its end stands for all below it
+	path  string // below /, and below /var where that is a link; a / at the end matches everything below
 	probe Probe
 }
 

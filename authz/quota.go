@@ -9,7 +9,7 @@ import (
 	"unique"
 )
 
-// LimitKind is what a limit counts.
+// LimitKind is the unit that a limit counts.
 type LimitKind uint8
 
 // The kinds of limits.
@@ -46,14 +46,14 @@ func (k LimitKind) String() string {
 	return "unknown"
 }
 
-// metered reports whether only the kernel counts it, and enforces it.
+// metered reports whether only the kernel counts and enforces the kind.
 func (k LimitKind) metered() bool { return k != LimitRequests }
 
-// prepaid reports whether what it counts was paid for before any request could
-// be made with it, so that no request is refused because it is used up.
+// prepaid reports whether the kind is spent before any request can be made, so
+// that no request is refused because it is used up.
 func (k LimitKind) prepaid() bool { return k == LimitConnections || k == LimitProcesses }
 
-// bytes reports whether it counts bytes, whose flow can be slowed.
+// bytes reports whether the kind counts bytes, whose flow can be slowed.
 func (k LimitKind) bytes() bool { return k == LimitSentBytes || k == LimitReceivedBytes }
 
 // statedLimit is a limit that a document states.
@@ -63,7 +63,7 @@ type statedLimit struct {
 	text string
 }
 
-// stated returns the limits that are set.
+// stated returns the limits that the document states.
 func (l Limits) stated() []statedLimit {
 	all := []statedLimit{
 		{LimitRequests, l.Requests, l.Requests.String()},
@@ -76,7 +76,7 @@ func (l Limits) stated() []statedLimit {
 	return slices.DeleteFunc(all, func(s statedLimit) bool { return s.spec.IsZero() })
 }
 
-// String returns the limits as a grant states them on one line, "" for none.
+// String returns the limits as a grant states them on one line, "" without limits.
 func (l Limits) String() string {
 	var out []string
 	for _, s := range l.stated() {
@@ -89,8 +89,8 @@ func (l Limits) String() string {
 }
 
 // within reports whether a limit is not higher than a ceiling. A rate is
-// compared by what it may use in the ceiling's period, burst and all; a total
-// is within any rate that it could not exceed.
+// compared by its maximum usage in the ceiling's period, burst included; a total
+// is within any rate that it cannot exceed.
 func (l Limit) within(ceiling Limit) bool {
 	if ceiling.Period == 0 {
 		return l.Period == 0 && l.Count <= ceiling.Count
@@ -111,24 +111,24 @@ func (l Limit) within(ceiling Limit) bool {
 type limit struct {
 	key       bucketKey
 	kind      LimitKind
-	refuses   bool // an access, once it is used up
-	throttles bool // has the access wait before it refuses
+	refuses   bool // refuses an access once it is used up
+	throttles bool // delays an access before it refuses
 	spec      Limit
-	until     time.Time // of its grant, which ends with it
+	until     time.Time // the end of its grant
 	action    OnExceeded
 }
 
-// throttlesBytes reports whether bytes flow slower for it.
+// throttlesBytes reports whether the limit slows bytes down.
 func (l *limit) throttlesBytes() bool { return l.kind.bytes() && !l.refuses }
 
-// limitName names a limit, and with it its bucket.
+// limitName identifies a limit and its bucket.
 type limitName struct {
 	plugin, grant, rule string
 	kind                LimitKind
 }
 
-// bucketKey is the name of a limit as one word, so that its bucket is found
-// without reading four.
+// bucketKey is a limit's name as one word, so that finding its bucket does not
+// compare four strings.
 type bucketKey = unique.Handle[limitName]
 
 func compileLimits(g *Grant, ruleID string, l Limits) []limit {
@@ -138,7 +138,7 @@ func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 	}
 	var out []limit
 	for _, s := range l.stated() {
-		// A total has no pace to slow down to: once it is used up it refuses.
+		// A total cannot be slowed down: once it is used up it refuses.
 		throttles := action == OnExceededThrottle && s.spec.Period > 0
 		out = append(out, limit{
 			key:  unique.Make(limitName{g.Plugin, g.Name, ruleID, s.kind}),
@@ -150,34 +150,34 @@ func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 	return out
 }
 
-// bucket is the usage of one limit. A rate is kept by the generic cell rate
-// algorithm (ITU-T I.371, annex A) with a burst of one whole period: tat is
-// when the bucket would be empty again.
+// bucket is the usage of one limit. A rate uses the generic cell rate algorithm
+// (ITU-T I.371, annex A) with a burst of one whole period: tat, the theoretical
+// arrival time, is when the bucket will be empty.
 type bucket struct {
 	tat       time.Time
-	rest      uint64        // what the division of the last charge left over
-	period    time.Duration // that tat was reckoned with
+	rest      uint64        // remainder of the last charge's division
+	period    time.Duration // the period that tat was computed with
 	used      uint64        // of a total
-	crossed   bool          // the limit was crossed and has not recovered
+	crossed   bool          // the limit was exceeded and has not recovered
 	recent    window        // of a rate, for Report
 	persisted durable
 }
 
-// durable is what was written down of a bucket, and survives a crash.
+// durable is the part of a bucket that is on disk and survives a crash.
 type durable struct {
-	tat  time.Time // of a rate, reckoned with the bucket's period
+	tat  time.Time // of a rate, computed with the bucket's period
 	used uint64    // of a total
 }
 
-// maxPeriod is the longest period of a rate, and never a charge that no period
-// ends: a hundred years and 146.
+// maxPeriod is the longest period of a rate, a hundred years. maxCharge is longer
+// than any period, 146 years.
 const (
 	maxPeriod = 36_500 * 24 * time.Hour
 	maxCharge = 1 << 62
 )
 
-// spend adds cost and reports whether that was within the limit. With force,
-// cost has been used already and is added whatever it does.
+// spend adds cost and reports whether it was within the limit. If force is set,
+// cost has already been used and is added even beyond the limit.
 func (b *bucket) spend(l Limit, cost uint64, now time.Time, force bool) (ok bool, retry time.Duration) {
 	if l.Period == 0 {
 		ok = cost <= l.Count && b.used <= l.Count-cost
@@ -200,8 +200,8 @@ func (b *bucket) spend(l Limit, cost uint64, now time.Time, force bool) (ok bool
 	return ok, retry
 }
 
-// tatAt returns where a rate stands at now. When a reload has changed its
-// period, as much of the bucket is full as was before.
+// tatAt returns the theoretical arrival time of a rate at now. If a reload has
+// changed the rate's period, the same share of the bucket stays full.
 func (b *bucket) tatAt(l Limit, now time.Time) (tat time.Time, rest uint64) {
 	if !b.tat.After(now) && (b.tat.Before(now) || b.rest == 0) {
 		return now, 0
@@ -212,7 +212,7 @@ func (b *bucket) tatAt(l Limit, now time.Time) (tat time.Time, rest uint64) {
 	return now.Add(rescale(b.tat.Sub(now), b.period, l.Period)), 0
 }
 
-// rescale returns what is as large a share of one period as debt is of another.
+// rescale scales debt from one period to another.
 func rescale(debt, of, to time.Duration) time.Duration {
 	if debt <= 0 || of <= 0 {
 		return 0
@@ -225,8 +225,8 @@ func rescale(debt, of, to time.Duration) time.Duration {
 	return time.Duration(min(scaled, maxCharge))
 }
 
-// charge returns how long the rate takes to let cost through, and what the
-// division leaves over, for the next charge: nothing is lost to rounding.
+// charge returns the time that the rate takes for cost, and the remainder of the
+// division for the next charge, so that rounding loses nothing.
 func (l Limit) charge(cost, rest uint64) (time.Duration, uint64) {
 	high, low := bits.Mul64(cost, uint64(l.Period))
 	low, carry := bits.Add64(low, rest, 0)
@@ -240,8 +240,8 @@ func (l Limit) charge(cost, rest uint64) (time.Duration, uint64) {
 	return time.Duration(nanos), rest
 }
 
-// admits reports whether a bucket that is empty again at tat and rest is no
-// fuller than one period at now, and if not, how long until it is.
+// admits reports whether a bucket that will be empty at tat and rest is at most
+// one period full at now, and if not, the time until it is.
 func (l Limit) admits(tat time.Time, rest uint64, now time.Time) (ok bool, retry time.Duration) {
 	excess := tat.Sub(now) - l.Period
 	if rest > 0 {
@@ -250,8 +250,8 @@ func (l Limit) admits(tat time.Time, rest uint64, now time.Time) (ok bool, retry
 	return excess <= 0, max(excess, 0)
 }
 
-// refund takes back what one that was not made has spent at a rate or a total.
-// Time that has passed is not given back.
+// refund returns one token of a rate or a total for an access that was not made.
+// Tokens that time has already returned are not refunded again.
 func (b *bucket) refund(l Limit, now time.Time) {
 	if l.Period == 0 {
 		b.used -= min(b.used, 1)
@@ -270,7 +270,7 @@ func (b *bucket) refund(l Limit, now time.Time) {
 	b.recent.now -= min(b.recent.now, 1)
 }
 
-// exceeded reports whether more has been used than there is, or all of a total.
+// exceeded reports whether a rate is overused, or a total is used up.
 func (b *bucket) exceeded(l Limit, now time.Time) bool {
 	if l.Period == 0 {
 		return b.used >= l.Count
@@ -279,14 +279,13 @@ func (b *bucket) exceeded(l Limit, now time.Time) bool {
 	return !within
 }
 
-// recovered reports whether a tenth of the limit is free again, and so whether
-// to exceed it anew is to be told anew: a plugin at its limit goes over it with
-// every other request.
+// recovered reports whether a tenth of the limit is free, so that the next
+// crossing is reported: a plugin at its limit exceeds it with every other request.
 func (b *bucket) recovered(l Limit, now time.Time) bool {
 	return b.usedOf(l, now) <= l.Count-(l.Count+9)/10
 }
 
-// usedOf returns how much of the limit is in use at now.
+// usedOf returns the part of the limit that is in use at now.
 func (b *bucket) usedOf(l Limit, now time.Time) uint64 {
 	if l.Period == 0 {
 		return b.used

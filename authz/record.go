@@ -10,19 +10,19 @@ const (
 	KindDecision   Kind = "decision"   // an access, before its effect
 	KindEnd        Kind = "end"        // the same access, after it
 	KindCredential Kind = "credential" // a lease taken, renewed, lost or revoked
-	KindRevocation Kind = "revocation" // access taken away or given back
+	KindRevocation Kind = "revocation" // access revoked or restored
 	KindReload     Kind = "reload"     // a policy loaded or refused
 	KindLimit      Kind = "limit"      // a limit crossed
 	KindProcess    Kind = "process"    // a plugin started or ended
-	KindProbe      Kind = "probe"      // look-ups of a library's own that were refused; see [Probe]
+	KindProbe      Kind = "probe"      // lookups by a library that were refused; see [Probe]
 	KindLost       Kind = "lost"       // kernel events that could not be kept
 	KindEcho       Kind = "echo"       // an upstream answered with the credential
-	KindHandshake  Kind = "handshake"  // the plugin's program gave up a TLS handshake with the sidecar, mostly for want of trust
-	KindStray      Kind = "stray"      // a connection of the plugin that the kernel let through and nobody handled
-	KindInbound    Kind = "inbound"    // a connection from the host led to the plugin: its beginning and its end
+	KindHandshake  Kind = "handshake"  // the plugin's program aborted a TLS handshake with the sidecar, usually for lack of trust
+	KindStray      Kind = "stray"      // an unmediated connection: the kernel allowed it and no door handled it
+	KindInbound    Kind = "inbound"    // a connection from the host to the plugin: its beginning and its end
 )
 
-// Kinds returns every kind of audit record that is made outside the log itself.
+// Kinds returns every kind of audit record except the log's own.
 func Kinds() []Kind {
 	return []Kind{
 		KindDecision, KindEnd, KindCredential, KindRevocation, KindReload, KindLimit, KindProcess, KindProbe, KindLost, KindEcho,
@@ -31,7 +31,7 @@ func Kinds() []Kind {
 }
 
 // Record is one line of the audit log. It never holds a secret or a body. The
-// recorder adds sequence, previous hash and hash, and masks what is to be masked.
+// recorder adds sequence, previous hash and hash, and masks sensitive values.
 type Record struct {
 	Time       time.Time
 	Kind       Kind
@@ -48,9 +48,9 @@ type Record struct {
 	Host       string
 	Port       uint16
 	Path       string // canonical
-	Query      string // as it was sent, without "?"
-	Pattern    string // the rule's path pattern; the segments its wildcards matched are masked
-	Address    string // the address dialled, or that the name leads to and that is not allowed
+	Query      string // as sent, without "?"
+	Pattern    string // the rule's path pattern; the segments that its wildcards match are masked
+	Address    string // the address dialled, or the resolved address that is not allowed
 	Credential string // its name
 	Lease      string // Vault's lease id, masked
 	SentBytes  int64  // body bytes towards the upstream
@@ -62,16 +62,16 @@ type Record struct {
 	Actor      string
 	TraceID    string
 	SpanID     string
-	Detail     string            // one line in words
-	Count      int               // equal events folded into this one; 0 and 1 mean one
+	Detail     string            // one line of text
+	Count      int               // equal events in this record; 0 and 1 mean one
 	Lost       uint64            // events that could not be kept
 	Files      map[string]string // for KindReload: file and SHA-256 digest
-	Incident   bool              // of a refusal: the plugin was outside its confinement; it is never counted with others
-	Fold       *Fold             // of refusals that were counted instead of written each; else nil
+	Incident   bool              // of a refusal: the plugin was outside its confinement; never counted with others
+	Fold       *Fold             // of refusals that were counted in one record; otherwise nil
 }
 
-// Fold is what is kept of refusals of which Record.Count are one record. Its fields
-// that they do not have in common are empty; Path is the first's, Decision the last's.
+// Fold describes the refusals that one record counts. Record fields in which
+// the refusals differ are empty; Path is the first's, Decision the last's.
 type Fold struct {
 	First, Last time.Time // of the refusals
 	Paths       int       // different paths, counted up to 64
@@ -80,17 +80,16 @@ type Fold struct {
 }
 
 // Recorder writes audit records. Record MUST NOT return nil before the record
-// has been handed to the operating system: what cannot be recorded is refused. A
-// refusal alone, which has no effect, MAY be counted with its equals and written
-// later. It MUST be safe for concurrent use and MUST NOT keep the record.
+// has been handed to the operating system: an access that cannot be recorded is
+// refused. A refusal, which has no effect, MAY be counted with equal ones and
+// written later. It MUST be safe for concurrent use and MUST NOT keep the record.
 type Recorder interface {
 	Record(r *Record) error
 }
 
-// BatchRecorder is a Recorder that writes several records at less than the cost
-// of writing each. RecordAll MUST write them in their order and keep to what is
-// said of Record; when it returns an error, the first of them may have been
-// written.
+// BatchRecorder is a Recorder that writes several records at a lower cost than
+// one by one. RecordAll MUST write them in order and MUST follow the rules of
+// Record; when it returns an error, the first records may have been written.
 type BatchRecorder interface {
 	Recorder
 	RecordAll(records []*Record) error

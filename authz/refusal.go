@@ -7,30 +7,30 @@ import (
 	"time"
 )
 
-// Refusal is what every door answers instead of an access: one body, one set
-// of headers.
+// Refusal is the answer of every door to an access that is denied: one body, one
+// set of headers.
 type Refusal struct {
 	Reason     Reason
-	Detail     string // what is granted and what was asked
+	Detail     string // the access that was denied, and the closest one that is granted
 	Plugin     string
 	Decision   string // the decision's id
 	Method     string // "" for a tunnel
 	URL        string // canonical, without the query
 	Nearest    *Nearest
-	Remedy     string        // exactly what to ask for
+	Remedy     string        // the change to ask for
 	RetryAfter time.Duration // 0 for none
 
 	pattern string // of the nearest rule's paths, for masking
 }
 
-// Nearest is the rule that came closest to granting what was refused.
+// Nearest is the rule that came closest to granting the access.
 type Nearest struct {
 	Grant   string   `json:"grant"`
 	Rule    string   `json:"rule"`
-	Differs []string `json:"differs"` // what would have to differ: method, path, port, ...
+	Differs []string `json:"differs"` // the fields of the rule that do not match: method, path, port, ...
 }
 
-// Header names of a refusal, and of nothing that a plugin or an upstream sends.
+// Header names that only refusals carry.
 const (
 	HeaderReason   = "x-chaperone-reason"
 	HeaderDecision = "x-chaperone-decision"
@@ -84,7 +84,7 @@ func (r Refusal) Body() []byte {
 	return []byte(body.String())
 }
 
-// Line returns the refusal on one line, for a terminal.
+// Line returns the refusal on one line, for terminals.
 func (r Refusal) Line() string {
 	line := r.Reason.String() + ": " + r.Detail
 	if r.Remedy != "" {

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Route is a place that one rule lets a plugin reach: what a data plane, which
-// has to be configured before anything is asked, is told of. It says where, and
-// not what may be done there, which is decided for each access.
+// Route is one destination that one rule grants, for a data plane that is
+// configured in advance. It names the destination only; methods and paths are
+// decided for each access.
 type Route struct {
 	Grant  string
 	Rule   string
@@ -16,7 +16,7 @@ type Route struct {
 	// Host is canonical: a name, *.NAME, **.NAME or an address.
 	Host      string
 	Port      uint16
-	Originate bool   // plain http from the plugin is taken for it (of https only)
+	Originate bool   // plain http from the plugin is accepted for this https destination
 	Upgrades  string // the protocols a request may upgrade to, sorted and joined by a comma
 	Terms     Terms
 }
@@ -24,16 +24,16 @@ type Route struct {
 // Exact reports whether the route is to one host.
 func (r Route) Exact() bool { return !strings.HasPrefix(r.Host, "*") }
 
-// Matches reports whether host, in canonical form, is one that the route leads to.
+// Matches reports whether host, in canonical form, belongs to the route.
 func (r Route) Matches(host string) bool {
 	pattern, err := parseHostPattern(r.Host)
 	return err == nil && pattern.matches(host)
 }
 
-// Routes returns where the plugin may go: one Route for each rule in force, host
-// and port, in the order of grant names and rule ids. What is revoked, by more
-// than a pause, has expired or is on a never-list is not among them; an address
-// that a name resolves to is for [Snapshot.DecideRoute].
+// Routes returns the destinations that a plugin may reach: one Route for each
+// rule in force, host and port, in the order of grant names and rule ids. Rules
+// that have expired or are quarantined or halted, and hosts of a never-list, are left
+// out; the addresses that a name resolves to are judged by [Snapshot.DecideRoute].
 func (s *Snapshot) Routes(p Principal, now time.Time) []Route {
 	pol := s.pluginPolicy(p)
 	if pol == nil || s.quarantined(p, nil, now) {
@@ -61,10 +61,10 @@ func (s *Snapshot) Routes(p Principal, now time.Time) []Route {
 }
 
 // DecideRoute decides whether a connection to a destination of a route may be
-// made or go on: one that carries accesses which were admitted one by one as the
-// route's rule says. [Decision.CheckAddress] then judges where it leads, and
-// [Decision.Cuts] whether one that stands must end. Limits are not looked at:
-// they were spent by the accesses.
+// made or go on. Its accesses were admitted one by one under the route's rule.
+// [Decision.CheckAddress] then judges the resolved address, and [Decision.Cuts]
+// whether a live connection must end. Limits are not checked: the accesses have
+// spent from them.
 func (s *Snapshot) DecideRoute(p Principal, grant, id string, to Destination, now time.Time) Decision {
 	d := Decision{Generation: s.generation, Grant: grant, Rule: id}
 	if s.policy == nil {
@@ -102,10 +102,10 @@ func (s *Snapshot) decideRoute(d *Decision, to *Destination, now time.Time) {
 	d.Reason = DestinationNotGranted
 }
 
-// Covers reports whether the rule that d found still lets through all that the
-// rule of an earlier decision about the same route did, so far as rules are
-// compared as they are written: what was admitted under the earlier one may go on.
-// What was widened, or changed in its limits or its end, covers what it was.
+// Covers reports whether the rule of d still allows everything that the rule of
+// an earlier decision about the same route allowed, as far as comparing the rules'
+// texts can show. Accesses admitted under the earlier rule may then go on. A rule
+// covers its earlier version if it was widened, or if only its limits or its end changed.
 func (d Decision) Covers(earlier Decision) bool {
 	now, then := d.rule, earlier.rule
 	switch {

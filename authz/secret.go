@@ -11,7 +11,7 @@ import (
 const redacted = "[redacted]"
 
 // Secret is a value that does not print itself: every fmt verb, JSON and text
-// encoding yield a placeholder. [Secret.Reveal] is the one way to the value,
+// encoding yield "[redacted]". [Secret.Reveal] is the only way to the value,
 // so a search for it finds every use. The zero Secret is empty. Secrets
 // compare with == by identity; [Secret.Equal] compares their values.
 type Secret struct {
@@ -28,8 +28,8 @@ func NewSecret(value string) Secret {
 	return Secret{&sealed{func() string { return value }}}
 }
 
-// Reveal returns the value. Its callers put it on the wire to the one
-// destination it is meant for, and nowhere else.
+// Reveal returns the value. Callers put it on the wire to the one destination
+// it is meant for, and nowhere else.
 func (s Secret) Reveal() string {
 	if s.sealed == nil {
 		return ""
@@ -40,23 +40,22 @@ func (s Secret) Reveal() string {
 // Empty reports whether the secret is the empty string.
 func (s Secret) Empty() bool { return s.Reveal() == "" }
 
-// Equal reports whether two secrets hold the same value, in a time that tells
-// nothing of where they differ.
+// Equal reports whether two secrets hold the same value, in constant time.
 func (s Secret) Equal(other Secret) bool {
 	return subtle.ConstantTimeCompare([]byte(s.Reveal()), []byte(other.Reveal())) == 1
 }
 
-// Format writes a placeholder, for every verb of fmt.
+// Format writes "[redacted]", for every verb of fmt.
 func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
-// String returns a placeholder.
+// String returns "[redacted]".
 func (Secret) String() string { return redacted }
 
-// GoString returns a placeholder.
+// GoString returns "[redacted]".
 func (Secret) GoString() string { return redacted }
 
-// MarshalJSON returns a placeholder.
+// MarshalJSON returns "[redacted]".
 func (Secret) MarshalJSON() ([]byte, error) { return json.Marshal(redacted) }
 
-// MarshalText returns a placeholder.
+// MarshalText returns "[redacted]".
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Snapshot is a policy, what was revoked from it, and the generation that put
-// both in force. It is immutable.
+// Snapshot is a policy, the revocations that apply to it, and the generation
+// that put both in force. It is immutable.
 type Snapshot struct {
 	policy      *Policy // nil before the first one is loaded
 	revocations []Revocation
@@ -30,10 +30,10 @@ func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
 // Ready reports whether a policy is loaded.
 func (s *Snapshot) Ready() bool { return s.policy != nil }
 
-// Revocations returns the revocations, also those whose time is over.
+// Revocations returns the revocations, including those that have ended.
 func (s *Snapshot) Revocations() []Revocation { return slices.Clone(s.revocations) }
 
-// Input returns what the policy was compiled from. It is not to be changed.
+// Input returns the input that the policy was compiled from. Callers must not change it.
 func (s *Snapshot) Input() Input {
 	if s.policy == nil {
 		return Input{}
@@ -41,8 +41,8 @@ func (s *Snapshot) Input() Input {
 	return s.policy.input
 }
 
-// nextExpiry returns when the first part of the policy after seen ends, or a
-// revocation does; zero for never.
+// nextExpiry returns when the first part of the policy or the first revocation
+// after seen ends; zero for never.
 func (s *Snapshot) nextExpiry(seen time.Time) time.Time {
 	var next time.Time
 	if s.policy != nil {
@@ -65,7 +65,7 @@ func (s *Snapshot) nextExpiry(seen time.Time) time.Time {
 	return next
 }
 
-// pluginPolicy returns what is known of a plugin, or nil.
+// pluginPolicy returns the policy of a plugin, or nil when it has none.
 func (s *Snapshot) pluginPolicy(p Principal) *pluginPolicy {
 	if s.policy == nil {
 		return nil
@@ -75,7 +75,7 @@ func (s *Snapshot) pluginPolicy(p Principal) *pluginPolicy {
 
 // Decide answers a request. It is pure: the same arguments give the same
 // answer. It does not allocate, and its cost does not grow with the number of
-// grants, nor with that of rules for other hosts.
+// grants, nor with the number of rules for other hosts.
 func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) (d Decision) {
 	d.Generation = s.generation
 	if s.policy == nil {
@@ -91,7 +91,7 @@ func (s *Snapshot) Decide(req Request, usage Usage, now time.Time) (d Decision) 
 }
 
 // decide decides without regard to whether the sidecar observes. Decisions are
-// large, and so they are filled in place.
+// large, so they are filled in place.
 func (s *Snapshot) decide(d *Decision, req *Request, usage Usage, now time.Time) {
 	to := &req.Destination
 	switch {
@@ -111,7 +111,7 @@ func (s *Snapshot) decide(d *Decision, req *Request, usage Usage, now time.Time)
 	}
 }
 
-// applyRevocation refuses, if there is a revocation, and reports whether there is.
+// applyRevocation denies the access when v is not nil, and reports whether it is.
 func (d *Decision) applyRevocation(v *Revocation) bool {
 	if v == nil {
 		return false
@@ -120,13 +120,14 @@ func (d *Decision) applyRevocation(v *Revocation) bool {
 	return true
 }
 
-// observe passes the access without a credential.
+// observe allows the access without a credential.
 func (d *Decision) observe() {
 	d.Reason, d.Credential, d.RetryAfter, d.sparesInFlight, d.throttled = Observed, "", 0, false, false
 }
 
-// passesWhileObserving reports whether a sidecar that observes passes the access all the
-// same: not past a never-list, a revocation, or what nobody can judge.
+// passesWhileObserving reports whether a sidecar that observes still allows the
+// access. It never does so for a guardrail, a revocation, or an access that cannot
+// be judged.
 func (d *Decision) passesWhileObserving() bool {
 	switch d.Reason {
 	case NoGrant, DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired, QuotaExceeded:
@@ -136,7 +137,7 @@ func (d *Decision) passesWhileObserving() bool {
 	}
 }
 
-// candidates yields every entry whose host matches.
+// candidates yields every entry whose host pattern matches.
 func (pol *pluginPolicy) candidates(host string) iter.Seq[entry] {
 	return func(yield func(entry) bool) {
 		if !yieldAll(pol.exact[host], yield) || len(pol.single)+len(pol.deep) == 0 {
@@ -155,7 +156,7 @@ func (pol *pluginPolicy) candidates(host string) iter.Seq[entry] {
 	}
 }
 
-// yieldAll yields the entries and reports whether more are wanted.
+// yieldAll yields the entries and reports whether the caller wants more.
 func yieldAll(list entries, yield func(entry) bool) bool {
 	if list.first.rule != nil && !yield(list.first) {
 		return false
@@ -168,18 +169,18 @@ func yieldAll(list entries, yield func(entry) bool) bool {
 	return true
 }
 
-// search is what has been found among the rules whose host matches.
+// search holds the results so far among the rules whose host matches.
 type search struct {
 	best     entry // the winner so far, revoked or not
 	path     *pathPattern
-	observer *rule // a rule that observes what its host matches
-	revoked  *rule // a rule that matches and was revoked before it expired
+	observer *rule // a rule in mode observe whose scheme, host and port match
+	revoked  *rule // a rule that matches, has expired, and was revoked
 	host     bool  // scheme, host and port match
-	method   bool  // and the method
-	expired  bool  // and the path, of a rule that has expired
+	method   bool  // the method matches too
+	expired  bool  // the path matches too, of a rule that has expired
 }
 
-// match finds the winner, or the reason why there is none.
+// match finds the winning rule, or the reason why no rule wins.
 func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	var found search
 	for e := range d.plugin.candidates(req.Destination.host) {
@@ -192,8 +193,8 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	switch {
 	case winner != nil:
 		d.setWinner(winner, found.path, req)
-		// The winner may be revoked, and then no lesser rule stands in for it:
-		// a revocation only takes away.
+		// A revoked winner is not replaced by a rule of lower precedence: a
+		// revocation never grants.
 		switch {
 		case d.applyRevocation(s.revoked(req.Principal, winner, now)):
 		case winner.conditionsFor(req)&req.Unenforceable != 0:
@@ -219,7 +220,7 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	}
 }
 
-// setWinner names the rule that decides.
+// setWinner records the rule that decides.
 func (d *Decision) setWinner(r *rule, path *pathPattern, req *Request) {
 	d.rule, d.path, d.literal = r, path, req.Destination.addr
 	d.Grant, d.Rule = r.grant.Name, r.id
@@ -257,8 +258,8 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 	}
 }
 
-// takesPrecedence orders two matching rules: exact host over wildcard, longer literal
-// path, then grant name, then rule id.
+// takesPrecedence orders two matching rules: exact host over wildcard, longer
+// literal path, then grant name, then rule id.
 func takesPrecedence(a entry, aPath *pathPattern, b entry, bPath *pathPattern) bool {
 	if a.exact != b.exact {
 		return a.exact
@@ -279,21 +280,21 @@ func (r *rule) matchesSchemePort(d *Destination) bool {
 
 func (r *rule) hasPort(port uint16) bool { return port == r.port || slices.Contains(r.ports, port) }
 
-// originates reports whether plain http is taken as this https rule.
+// originates reports whether plain http to d matches this https rule.
 func (r *rule) originates(d *Destination) bool {
 	return r.spec.To.TLS.Originate && r.couldOriginate(d)
 }
 
-// couldOriginate reports whether plain http would be taken as this https rule
-// if it said so.
+// couldOriginate reports whether plain http to d would match this https rule if
+// the rule stated tls.originate.
 func (r *rule) couldOriginate(d *Destination) bool {
 	return r.scheme == SchemeHTTPS && d.scheme == SchemeHTTP &&
 		(d.port == SchemeHTTP.DefaultPort() || r.hasPort(d.port))
 }
 
-// destination returns where the rule goes for a destination that it takes:
-// https for plain http that it originates, on the same port where it has that
-// one, else on its first.
+// destination returns the upstream of the rule for a destination that matches:
+// https for plain http that the rule originates, on the same port if the rule
+// has it, otherwise on the rule's first port.
 func (r *rule) destination(d Destination) Destination {
 	if r.scheme != d.scheme {
 		d.scheme = r.scheme
@@ -304,8 +305,7 @@ func (r *rule) destination(d Destination) Destination {
 	return d
 }
 
-// conditionsFor returns the conditions that the rule states, as far as they concern
-// the request.
+// conditionsFor returns the conditions that the rule states for this request.
 func (r *rule) conditionsFor(req *Request) Conditions {
 	if r.scheme == req.Destination.scheme {
 		return r.conditions &^ ConditionOriginate
@@ -323,7 +323,7 @@ func (r *rule) allowsAction(a *Action) bool {
 	return r.allowsMethod(a.Method)
 }
 
-// matchPath returns the longest of the rule's patterns that matches.
+// matchPath returns the longest of the rule's patterns that matches the path.
 func (r *rule) matchPath(d *Destination) (*pathPattern, bool) {
 	if !r.scheme.HTTP() {
 		return nil, true
@@ -342,9 +342,9 @@ func (r *rule) matchPath(d *Destination) (*pathPattern, bool) {
 	return nil, false
 }
 
-// revoked returns the hardest revocation in force of the whole plugin, or of
-// the rule when one is given. One that names a rule and no grant means the rule
-// in every grant; one that names a grant and no rule means the whole plugin.
+// revoked returns the strictest revocation in force of the whole plugin, or of
+// the rule if r is not nil. A revocation that names a rule and no grant covers
+// that rule in every grant; one that names a grant and no rule covers the whole plugin.
 func (s *Snapshot) revoked(p Principal, r *rule, now time.Time) *Revocation {
 	var hardest *Revocation
 	for i := range s.revocations {
@@ -363,7 +363,7 @@ func (s *Snapshot) revoked(p Principal, r *rule, now time.Time) *Revocation {
 	return hardest
 }
 
-// RevokedLevel returns the hardest level at which the whole plugin is revoked
+// RevokedLevel returns the strictest level at which the whole plugin is revoked
 // at now, or "".
 func (s *Snapshot) RevokedLevel(p Principal, now time.Time) Level {
 	if v := s.revoked(p, nil, now); v != nil {
@@ -372,15 +372,15 @@ func (s *Snapshot) RevokedLevel(p Principal, now time.Time) Level {
 	return ""
 }
 
-// quarantined reports whether a revocation leaves the plugin, or the rule when one is
-// given, nothing at all: a pause leaves it what is in flight.
+// quarantined reports whether a revocation also ends accesses in flight, of the
+// plugin or of the rule if r is not nil. A pause does not.
 func (s *Snapshot) quarantined(p Principal, r *rule, now time.Time) bool {
 	v := s.revoked(p, r, now)
 	return v != nil && v.Level != LevelPause
 }
 
-// applyLimits applies usage to an access that rules let through. The winner's own
-// limits bound what it grants; the plugin's bound what a rule observes too.
+// applyLimits applies usage to an access that the rules allow. The winner's own
+// limits bound what it grants; the plugin's limits bound observed accesses too.
 func (d *Decision) applyLimits(usage Usage, now time.Time) {
 	d.ownLimitsExempt = d.Reason == Observed
 	own, shared := usage.check(d.plugin.name, d.ownLimits(), d.plugin.limits, now)
@@ -391,7 +391,7 @@ func (d *Decision) applyLimits(usage Usage, now time.Time) {
 	both := own.and(shared)
 	switch {
 	case both.unknown && (!both.over || now.Before(d.plugin.observeUntil)):
-		// Observing passes what a limit refuses, and not what cannot be judged.
+		// Observing allows an access over a limit, but not one that cannot be judged.
 		d.Reason, d.sparesInFlight = UsageUnknown, true
 	case both.over:
 		d.Reason, d.limitExceeded, d.sparesInFlight, d.RetryAfter = QuotaExceeded, true, !both.total, both.retry
@@ -399,7 +399,7 @@ func (d *Decision) applyLimits(usage Usage, now time.Time) {
 	}
 }
 
-// ownLimits returns the winner's limits, and none for what it only observes.
+// ownLimits returns the winner's limits; nil while the rule only observes.
 func (d *Decision) ownLimits() []limit {
 	if d.ownLimitsExempt {
 		return nil
@@ -407,8 +407,8 @@ func (d *Decision) ownLimits() []limit {
 	return d.rule.limits
 }
 
-// spends returns the limits that the access spends from, or will when it has
-// waited. What passes because the whole sidecar observes spends nothing.
+// spends returns the limits that the access spends from now or after it has
+// waited. An access that is allowed because the sidecar observes spends nothing.
 func (d *Decision) spends() (own, shared []limit) {
 	if d.unmetered || !d.Allowed() && !d.throttled {
 		return nil, nil
@@ -416,7 +416,7 @@ func (d *Decision) spends() (own, shared []limit) {
 	return d.ownLimits(), d.plugin.limits
 }
 
-// allowsEncodedSlash reports whether any rule for the host takes %2F in paths.
+// allowsEncodedSlash reports whether any rule for the host allows %2F in paths.
 func (pol *pluginPolicy) allowsEncodedSlash(host string) bool {
 	if pol == nil {
 		return false
@@ -455,7 +455,7 @@ func (n *neverEntry) holds(addr netip.Addr) bool {
 	if !addr.IsValid() || len(n.addresses) == 0 {
 		return false
 	}
-	if addr.Is4() && !addr.IsUnspecified() { // the common one, without allocating
+	if addr.Is4() && !addr.IsUnspecified() { // the common case, without allocating
 		return containsAddr(n.addresses, addr)
 	}
 	return slices.ContainsFunc(Reaches(addr), func(at netip.Addr) bool { return containsAddr(n.addresses, at) })
@@ -469,7 +469,7 @@ func (s *Snapshot) pluginLimits(p Principal) []limit {
 	return nil
 }
 
-// allLimits returns every limit of a plugin: its own, then its rules'.
+// allLimits returns every limit of a plugin: the plugin's, then its rules'.
 func (s *Snapshot) allLimits(p Principal) []limit {
 	pol := s.pluginPolicy(p)
 	if pol == nil {
@@ -482,22 +482,22 @@ func (s *Snapshot) allLimits(p Principal) []limit {
 	return out
 }
 
-// HasLimit reports whether any limit of the plugin counts kind, so that a
-// meter which costs something runs only while it is needed.
+// HasLimit reports whether any limit of the plugin counts kind, so that an
+// expensive meter runs only while a limit needs it.
 func (s *Snapshot) HasLimit(p Principal, kind LimitKind) bool {
 	return slices.ContainsFunc(s.pluginLimits(p), func(l limit) bool { return l.kind == kind })
 }
 
-// Observing reports whether the sidecar observes: what is not granted passes.
+// Observing reports whether the sidecar observes: accesses that are not granted
+// are allowed and recorded.
 func (s *Snapshot) Observing(p Principal, now time.Time) bool {
 	pol := s.pluginPolicy(p)
 	return pol != nil && now.Before(pol.observeUntil)
 }
 
 // Name reports whether the plugin's resolver may answer host, a name in
-// canonical form, and the host pattern that says so ("" while observing).
-// What is quarantined, the plugin or the rule, resolves nothing; what is paused
-// still does.
+// canonical form, and returns the host pattern that matches ("" while observing).
+// A quarantined plugin or rule resolves no names; a paused one still does.
 func (s *Snapshot) Name(p Principal, host string, now time.Time) (pattern string, ok bool) {
 	pol := s.pluginPolicy(p)
 	if pol == nil || s.quarantined(p, nil, now) || pol.refuses(&Destination{host: host}) != nil {
@@ -512,8 +512,8 @@ func (s *Snapshot) Name(p Principal, host string, now time.Time) (pattern string
 }
 
 // Schemes returns the schemes that rules in force grant to the plugin at
-// host:port, in the order https, http, tls, tcp. Plain http counts where
-// tls.originate takes it.
+// host:port, in the order https, http, tls, tcp. It includes plain http if
+// tls.originate allows it.
 func (s *Snapshot) Schemes(p Principal, host string, port uint16, now time.Time) []Scheme {
 	pol := s.pluginPolicy(p)
 	if pol == nil {
@@ -537,8 +537,8 @@ func (s *Snapshot) Schemes(p Principal, host string, port uint16, now time.Time)
 	return out
 }
 
-// HostPatterns returns the hosts that the plugin's grants name, sorted and
-// each once, for the constraints of its certificate authority.
+// HostPatterns returns the hosts of the plugin's grants, sorted and without
+// duplicates, for the name constraints of its certificate authority.
 func (s *Snapshot) HostPatterns(p Principal) []string {
 	pol := s.pluginPolicy(p)
 	if pol == nil {
@@ -552,8 +552,8 @@ func (s *Snapshot) HostPatterns(p Principal) []string {
 	return slices.Compact(out)
 }
 
-// CredentialRefs returns the credentials that some rule in force needs. What
-// is not among them is to be revoked.
+// CredentialRefs returns the credentials that some rule in force needs. The
+// caller revokes the leases of all others.
 func (s *Snapshot) CredentialRefs(p Principal, now time.Time) []CredentialRef {
 	pol := s.pluginPolicy(p)
 	if pol == nil || s.quarantined(p, nil, now) {
@@ -571,9 +571,9 @@ func (s *Snapshot) CredentialRefs(p Principal, now time.Time) []CredentialRef {
 	return out
 }
 
-// Renders returns nil when the credential that ref names can be put into a request
-// as the rules in force say, and for one that no rule needs; otherwise an error
-// that says why not, and holds no secret.
+// Renders returns nil if the credential that ref names can be put into a request
+// as the rules in force state, or if no rule needs it; otherwise an error with the
+// reason, which holds no secret.
 func (s *Snapshot) Renders(ref CredentialRef, credential Credential) error {
 	pol := s.pluginPolicy(Principal(ref.Plugin))
 	if pol == nil {
@@ -589,7 +589,7 @@ func (s *Snapshot) Renders(ref CredentialRef, credential Credential) error {
 			if _, _, err = ref.Token.Client(credential.Fields); err != nil {
 				err = credential.explain(err)
 			}
-		case TokenJWT: // of which Vault keeps the key
+		case TokenJWT: // whose key stays in Vault
 		default:
 			_, err = r.credential.render(credential)
 		}
@@ -598,7 +598,7 @@ func (s *Snapshot) Renders(ref CredentialRef, credential Credential) error {
 	return nil
 }
 
-// Placeholders returns the stand-ins of those credentials, in the order of
+// Placeholders returns the placeholders of those credentials, in the order of
 // grants and of the credentials in them.
 func (s *Snapshot) Placeholders(p Principal, now time.Time) []Placeholder {
 	pol := s.pluginPolicy(p)

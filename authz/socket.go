@@ -12,8 +12,8 @@ import (
 // the NUL that ends a path and begins an abstract name (unix(7)).
 const maxSocket = 107
 
-// checkSocket checks a Unix socket by what is written. Whether a path can be
-// trusted is seen where the plugin runs.
+// checkSocket checks the text of a Unix socket. Whether the path can be trusted is
+// checked on the plugin's host.
 func checkSocket(s string) error {
 	name, abstract := strings.CutPrefix(s, "@")
 	switch {
@@ -22,15 +22,15 @@ func checkSocket(s string) error {
 	case abstract && name == "", !abstract && (!path.IsAbs(s) || path.Clean(s) != s || s == "/"):
 		return fmt.Errorf("%q is not a socket; write an absolute path without //, . and .., as in /run/db.sock, or @NAME for an abstract one", clip(s))
 	case len(s) > maxSocket:
-		return fmt.Errorf("is %d bytes long; the kernel takes %d", len(s), maxSocket)
+		return fmt.Errorf("is %d bytes long, over the %d that the kernel allows; use a shorter path", len(s), maxSocket)
 	}
 	return nil
 }
 
-// Sockets returns the Unix sockets that grants in force let the plugin reach,
-// sorted and each once: absolute paths, and @NAME for an abstract one. What is
-// quarantined reaches none; what is paused keeps them. Links in paths are not
-// followed here.
+// Sockets returns the Unix sockets that grants in force allow the plugin to use,
+// sorted and without duplicates: absolute paths, and @NAME for an abstract one. A
+// quarantined plugin gets none; a paused one keeps them. Symbolic links are not
+// resolved.
 func (s *Snapshot) Sockets(p Principal, now time.Time) []string {
 	pol := s.pluginPolicy(p)
 	if pol == nil || s.quarantined(p, nil, now) {

@@ -10,30 +10,29 @@ import (
 	"unique"
 )
 
-// State is what a [Ledger] keeps across restarts: what is used of totals, and
-// the readings of the kernel's counters up to which that is so. Written down
-// together and read back together, they charge what a plugin used while its
-// sidecar was away once, and only once.
+// State is the part of a [Ledger] that survives restarts: the usage of totals,
+// and the readings of the kernel's counters up to which it holds. They are written
+// and read together, so that usage while the sidecar was down is charged exactly once.
 //
-// Rates are written down apart, first, and by whoever knows the clock: they are
-// moments, which a file can only state from the moment on at which it was written.
+// Rates are written separately and first, by a caller that knows the clock: they
+// are points in time, valid from the moment of writing.
 type State struct {
 	Totals  []Total        `json:"totals,omitempty"`
 	Samples []PluginSample `json:"samples,omitempty"`
 	Rates   []Rate         `json:"-"`
 }
 
-// Rate is how one rate stands.
+// Rate is the state of one rate.
 type Rate struct {
 	Plugin string
 	Grant  string
 	Rule   string // "" for a rate of the whole plugin
 	Kind   string
-	Period time.Duration // that Empty was reckoned with
-	Empty  time.Time     // when nothing of the rate is in use any more
+	Period time.Duration // the period that Empty was computed with
+	Empty  time.Time     // when the rate will be unused
 }
 
-// Total is what has been used of one total.
+// Total is the usage of one total.
 type Total struct {
 	Plugin string `json:"plugin"`
 	Grant  string `json:"grant"`
@@ -42,16 +41,16 @@ type Total struct {
 	Used   uint64 `json:"used"`
 }
 
-// PluginSample is where a plugin's counters stood when they were last read.
+// PluginSample is the last reading of a plugin's counters.
 type PluginSample struct {
 	Plugin string    `json:"plugin"`
 	At     time.Time `json:"at,omitzero"`
 	Sample
 }
 
-// UnmarshalJSON reads a state, and a list of totals alone as versions before
-// this one wrote it. What it does not know is an error: a state of another
-// version says something that would be lost.
+// UnmarshalJSON reads a state, or a list of totals as earlier versions wrote it.
+// An unknown field is an error: it holds usage of another version that would be
+// lost.
 func (s *State) UnmarshalJSON(data []byte) error {
 	type state State // without this method
 	into := any((*state)(s))
@@ -61,28 +60,26 @@ func (s *State) UnmarshalJSON(data []byte) error {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(into); err != nil {
-		return fmt.Errorf("read what is used: %w", err)
+		return fmt.Errorf("read limit usage: %w", err)
 	}
 	return nil
 }
 
-// State returns every total that has been used from, every rate of which something
-// is in use at now, and the last reading of every plugin's counters, in a stable
-// order.
+// State returns every total that is used, every rate that is in use at now, and
+// the last reading of every plugin's counters, in a stable order.
 func (l *Ledger) State(now time.Time) State {
 	s, _ := l.state(now, func(b *bucket) durable { return durable{b.empty(), b.used} })
 	return s
 }
 
-// Reserve returns the state to write down while a plugin runs: with a little more
-// used than is, so that not each access has to wait for a disk, and nothing is
-// forgotten by a sidecar that is killed. due reports whether anything is used, or
-// soon will be, beyond what was written down before; without it there is nothing
-// to write but readings.
+// Reserve returns the state to persist while a plugin runs. It contains a little
+// more usage than there is, so that not every access waits for a disk and a killed
+// sidecar forgets nothing. due reports whether usage exceeds, or soon will exceed,
+// the persisted state; otherwise only readings have changed.
 //
-// Set aside of a rate are 2 seconds, or a 16th of its period where that is more,
-// and never more than the period; of a total a 256th of what is used. A sidecar
-// that is killed counts that as used.
+// Reserve adds to a rate 2 seconds, or a 16th of its period if that is more, but
+// at most one period; to a total a 256th of its usage. A sidecar that is killed
+// counts that as used.
 func (l *Ledger) Reserve(now time.Time) (s State, due bool) {
 	return l.state(now, func(b *bucket) durable {
 		want := b.persisted
@@ -96,8 +93,8 @@ func (l *Ledger) Reserve(now time.Time) (s State, due bool) {
 	})
 }
 
-// MarkPersisted takes notice that a state of [Ledger.Reserve] was written down, and that it
-// survives a crash.
+// MarkPersisted records that a state of [Ledger.Reserve] is on disk and survives a
+// crash.
 func (l *Ledger) MarkPersisted(s State) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,14 +110,14 @@ func (l *Ledger) MarkPersisted(s State) {
 	}
 }
 
-// Shares of limits that are set aside, see [Ledger.Reserve].
+// Shares of limits that [Ledger.Reserve] adds.
 const (
 	rateShare  = 16
 	leastAhead = 2 * time.Second
 	totalShare = 256
 )
 
-// empty returns when nothing of a rate is in use any more, rounded up.
+// empty returns when a rate will be unused, rounded up.
 func (b *bucket) empty() time.Time {
 	if b.rest > 0 {
 		return b.tat.Add(1)
@@ -128,12 +125,12 @@ func (b *bucket) empty() time.Time {
 	return b.tat
 }
 
-// margin is what is set aside of a rate, as the time in which it lets that through.
+// margin returns the share of a rate that Reserve adds, as the time that the rate takes for it.
 func (b *bucket) margin() time.Duration {
 	return min(max(b.period/rateShare, leastAhead), b.period)
 }
 
-// persisted reports whether what is used of some limits on requests was written down.
+// persisted reports whether the usage of some limits on requests is on disk.
 func (l *Ledger) persisted(own, shared []limit, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -149,8 +146,8 @@ func (l *Ledger) persisted(own, shared []limit, now time.Time) bool {
 	return true
 }
 
-// state returns the state with each bucket as of decides, and whether that is
-// beyond what was written down.
+// state returns the state of each bucket according to of, and whether it exceeds
+// the persisted state.
 func (l *Ledger) state(now time.Time, of func(*bucket) durable) (s State, due bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -194,8 +191,8 @@ func earliest(a, b time.Time) time.Time {
 	return b
 }
 
-// named returns the bucket of a limit, making it if it is missing; nil for a kind
-// that is not known. The caller holds l.mu.
+// named returns the bucket of a limit, creating it if it is missing; nil for an
+// unknown kind. The caller holds l.mu.
 func (l *Ledger) named(plugin, grant, rule, kind string) *bucket {
 	for _, k := range limitKinds() {
 		if k.String() == kind {
@@ -205,9 +202,9 @@ func (l *Ledger) named(plugin, grant, rule, kind string) *bucket {
 	return nil
 }
 
-// Restore takes in what an earlier run has written down, or what the kernel still
-// holds of it. Nothing used is given back by it. Where the plugin's counters are
-// replaced, [Ledger.Begin] follows.
+// Restore adds the state that an earlier run persisted, or that the kernel still
+// holds of it. It never lowers usage. If the plugin's counters are recreated,
+// [Ledger.Begin] follows.
 func (l *Ledger) Restore(s State, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -226,10 +223,10 @@ func (l *Ledger) Restore(s State, now time.Time) {
 	}
 }
 
-// restore fills a rate up to where it stood, unless it is fuller.
+// restore fills a rate up to its earlier state, unless it is already fuller.
 func (b *bucket) restore(r Rate, now time.Time) {
 	here := max(b.tat.Sub(now), 0)
-	if b.period != r.Period { // as large a share is used of one period as of the other
+	if b.period != r.Period { // keep the same share of the period in use
 		here, b.rest, b.persisted.tat = rescale(here, b.period, r.Period), 0, time.Time{}
 	}
 	b.period = r.Period

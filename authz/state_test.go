@@ -83,7 +83,7 @@ func TestStateForms(t *testing.T) {
 		},
 		{`{"totals": [], "later": 1}`, State{}, "later"},
 		{`[{"plugin": "weather", "later": 1}]`, State{}, "later"},
-		{`7`, State{}, "read what is used"},
+		{`7`, State{}, "read limit usage"},
 	} {
 		var got State
 		err := json.Unmarshal([]byte(test.text), &got)

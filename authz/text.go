@@ -6,9 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// clip returns s as one clean line of at most 200 bytes, for messages about
-// what a plugin sent: nothing in it moves a terminal's cursor or turns its
-// text around.
+// clip returns s as one printable line of at most 200 bytes, for messages about
+// input from a plugin: it cannot move a terminal's cursor or reverse its text.
 func clip(s string) string {
 	const most = 200
 	suffix := ""
@@ -45,8 +44,8 @@ func isUnreserved(c byte) bool {
 	return isAlpha(c) || isDigit(c) || c == '-' || c == '.' || c == '_' || c == '~'
 }
 
-// asciiLower lower-cases ASCII letters and nothing else: strings.ToLower also
-// turns the Kelvin sign into a k, and so one name into another.
+// asciiLower lower-cases ASCII letters only. strings.ToLower also maps the Kelvin
+// sign to k, and so one name to another.
 func asciiLower(s string) string {
 	upper := func(c byte) bool { return 'A' <= c && c <= 'Z' }
 	first := 0

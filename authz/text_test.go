@@ -116,13 +116,13 @@ func TestAction(t *testing.T) {
 		{strings.Repeat("X", 65), "", `method "` + strings.Repeat("X", 65) + `" is not a token of at most 64 bytes`},
 		{"", "", `method "" is not a token of at most 64 bytes`},
 		{"GET\r\n", "", `method "GET??" is not a token of at most 64 bytes`},
-		{"CONNECT", "", "method CONNECT does not name an access"},
-		{"PRI", "", "method PRI does not name an access"},
-		{"GET", "websocket, h2c", `upgrade "websocket, h2c" is not one protocol`},
+		{"CONNECT", "", "method CONNECT is not a request; use another method"},
+		{"PRI", "", "method PRI is not a request; use another method"},
+		{"GET", "websocket, h2c", `upgrade "websocket, h2c" is not one protocol; name one, as in websocket`},
 		{"GET", "SPDY/3.1", "GET+spdy/3.1"},
-		{"GET", "spdy/3/1", `upgrade "spdy/3/1" is not one protocol`},
-		{"GET", "/1", `upgrade "/1" is not one protocol`},
-		{"GET", strings.Repeat("x", 65), `upgrade "` + strings.Repeat("x", 65) + `" is not one protocol`},
+		{"GET", "spdy/3/1", `upgrade "spdy/3/1" is not one protocol; name one, as in websocket`},
+		{"GET", "/1", `upgrade "/1" is not one protocol; name one, as in websocket`},
+		{"GET", strings.Repeat("x", 65), `upgrade "` + strings.Repeat("x", 65) + `" is not one protocol; name one, as in websocket`},
 	} {
 		a, err := NewAction(test.method, test.upgrade)
 		got := a.Method

@@ -2,18 +2,17 @@ package authz
 
 import "time"
 
-// ThrottleBytes returns how long a door is to wait before it lets n more bytes of the
-// plugin pass, sent or received as kind says: 0 unless a limit of the plugin on
-// them throttles. Each call counts its bytes, and calls that wait are served in
-// the order in which they came; whether the access is still allowed is for the
-// door to ask. n is best some tens of KiB: what comes at once comes to the
-// kernel at once, and more than the limit's COUNT is dropped there.
+// ThrottleBytes returns how long a door must wait before it passes n more bytes of
+// the plugin, sent or received according to kind: 0 unless a limit of the plugin
+// throttles them. Every call counts its bytes, and calls that wait are served in
+// order. The door itself checks after the wait whether the access is still allowed.
+// n should be some tens of KiB: the kernel sees the bytes in one burst, and drops
+// those above the limit's COUNT.
 //
-// The kernel counts IP bytes and drops what exceeds a rate; TCP then sends it
-// again, late. Pace keeps below, at 98 of 100 bytes of the rate for the sake of
-// headers, and with half a second's worth of burst, or half the limit's where
-// that is less. Where headers weigh more, what the kernel has counted slows it
-// down further.
+// The kernel counts IP bytes and drops bytes above a rate; TCP then retransmits
+// them late. ThrottleBytes stays below: at 98 of 100 bytes of the rate, which
+// leaves room for headers, with a burst of half a second, or of half the period if
+// that is shorter. If headers take more, alignToKernel slows it down further.
 func (g *Gate) ThrottleBytes(p Principal, kind LimitKind, n int) time.Duration {
 	snapshot := g.cfg.Engine.Current()
 	limits := snapshot.pluginLimits(p)
@@ -43,13 +42,13 @@ func (l *Ledger) throttleBytes(limits []limit, kind LimitKind, n uint64, now tim
 	return wait
 }
 
-// throttleBurst is what doors let through at once, as the time in which the rate
-// lets it through.
+// throttleBurst returns the burst that doors may pass, as the time that the rate
+// takes for it.
 func (lim *limit) throttleBurst() time.Duration { return min(lim.spec.Period, time.Second) / 2 }
 
-// alignToKernel has doors let through no more than there is room for by the kernel's own
-// count, less what already waits to pass and half a burst for what has passed
-// since it was read. The caller holds l.mu.
+// alignToKernel limits doors to the room that the kernel's own count leaves, less
+// the bytes that already wait, and less half a burst for the bytes that passed
+// since the count was read. The caller holds l.mu.
 func (l *Ledger) alignToKernel(lim *limit, now time.Time) {
 	b, counted, burst := l.throttles[lim.key], l.bucket(lim.key), lim.throttleBurst()
 	if b == nil {

@@ -23,7 +23,7 @@ func durationUnits() []durationUnit {
 	return []durationUnit{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}, {"ms", time.Millisecond}}
 }
 
-// UnmarshalText reads a duration. Its error says which forms are right.
+// UnmarshalText reads a duration. Its error names the valid forms.
 func (d *Duration) UnmarshalText(text []byte) error {
 	s := string(text)
 	for _, u := range durationUnits() {
@@ -63,13 +63,13 @@ type sizeUnit struct {
 	unit   uint64
 }
 
-// sizeUnits returns the units; those that sizes are written with come first,
-// the longest before the others.
+// sizeUnits returns the units. Units that String uses come first, the longest
+// before the others.
 func sizeUnits() []sizeUnit {
 	return []sizeUnit{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}}
 }
 
-// UnmarshalText reads a size. Its error says which forms are right.
+// UnmarshalText reads a size. Its error names the valid forms.
 func (z *Size) UnmarshalText(text []byte) error {
 	s := string(text)
 	for _, u := range sizeUnits() {
@@ -98,7 +98,7 @@ func (z Size) String() string {
 func (z Size) MarshalText() ([]byte, error) { return []byte(z.String()), nil }
 
 // Limit is COUNT/PERIOD, a rate with burst COUNT, or a bare COUNT, a total for
-// the grant's life. The zero Limit is none.
+// the grant's life. The zero Limit is absent.
 type Limit struct {
 	Count  uint64
 	Period time.Duration // 0 for a total

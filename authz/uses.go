@@ -3,8 +3,8 @@ package authz
 import "sync/atomic"
 
 // Uses counts the accesses that carry one value of a credential, so that its
-// lease is not ended under them. The zero Uses has none. It is safe for
-// concurrent use, and a nil one counts nothing.
+// lease is not revoked while they last. The zero Uses is empty. It is safe for
+// concurrent use, and a nil Uses counts nothing.
 type Uses struct {
 	open      atomic.Int64
 	untracked atomic.Bool
@@ -17,14 +17,15 @@ func (u *Uses) Begin() {
 	}
 }
 
-// End ends one access that Begin has counted.
+// End ends an access that Begin counted.
 func (u *Uses) End() {
 	if u != nil {
 		u.open.Add(-1)
 	}
 }
 
-// MarkUntracked notes an access whose end nobody sees, as of one that an Envoy makes.
+// MarkUntracked records that an access exists whose end is not visible, such as
+// one that an Envoy makes.
 func (u *Uses) MarkUntracked() {
 	if u != nil {
 		u.untracked.Store(true)
@@ -34,5 +35,5 @@ func (u *Uses) MarkUntracked() {
 // Open reports whether an access carries the value now.
 func (u *Uses) Open() bool { return u != nil && u.open.Load() > 0 }
 
-// Untracked reports whether an access may carry the value whose end nobody sees.
+// Untracked reports whether such an access may carry the value.
 func (u *Uses) Untracked() bool { return u != nil && u.untracked.Load() }

@@ -83,7 +83,7 @@ func TestRendersSaysWhyNot(t *testing.T) {
 	}{
 		{"right", Credential{Fields: field("api_key")}, ""},
 		{"another field", Credential{Fields: field("k")}, "Vault's answer has no field api_key; it has k"},
-		{"no field", Credential{}, "has no field api_key; it has none"},
+		{"no field", Credential{}, "has no field api_key; it has no fields"},
 		{"many fields", Credential{Fields: many}, "it has a, b, c, d, e, f, g, h and 4 more"},
 		{"an odd name", Credential{Fields: field("a\x1b[2J\nb")}, `it has "a\x1b[2J\nb"`},
 		{"nested", Credential{Fields: field("db.api_key"), Unusable: map[string]string{"db": "is an object"}}, "it has db, db.api_key"},

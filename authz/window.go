@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// window counts what was used within the last period, for people: the bucket
-// beside it decides. It keeps the count of the present period and of the one
-// before, and takes an even flow for granted within the latter.
+// window counts the usage within the last period, for display; the bucket beside
+// it decides. It keeps the counts of the current and the previous period, and
+// assumes an even flow within the previous one.
 type window struct {
-	start       time.Time // of the present period
+	start       time.Time // of the current period
 	period      time.Duration
 	now, before uint64
 }
@@ -20,7 +20,7 @@ func (w *window) add(cost uint64, at time.Time, period time.Duration) {
 	w.now += min(cost, ^uint64(0)-w.now)
 }
 
-// roll begins a new period where the present one has ended.
+// roll begins a new period if the current one has ended.
 func (w *window) roll(at time.Time, period time.Duration) {
 	elapsed := at.Sub(w.start)
 	switch {
@@ -31,7 +31,7 @@ func (w *window) roll(at time.Time, period time.Duration) {
 	}
 }
 
-// read returns what was used in the period before a time.
+// read returns the usage in the period before a time.
 func (w window) read(at time.Time, period time.Duration) uint64 {
 	w.roll(at, period)
 	left := period - max(at.Sub(w.start), 0)

@@ -47,7 +47,7 @@ spec:
 		if got := checked.Expired.Error(); !strings.Contains(got, c.expired) || c.expired == "" && got != "" {
 			t.Errorf("%s before: expired %s", c.before, got)
 		}
-		for _, doubt := range []string{"resolves names past the sidecar", `matches the text ":id" only`} {
+		for _, doubt := range []string{"resolves names past the sidecar", `matches only the text ":id"`} {
 			if !strings.Contains(checked.Warnings.Error(), doubt) {
 				t.Errorf("%s before: no warning %q", c.before, doubt)
 			}

@@ -284,7 +284,7 @@ func TestEnvoyTakesPlainHTTPInTunnels(t *testing.T) {
 	})
 	t.Run("what to ask for", func(t *testing.T) {
 		_, body := p.send(t, "CONNECT new.weather.example:443 HTTP/1.1\r\nhost: new.weather.example:443\r\n\r\n")
-		if !strings.Contains(body, `"remedy":"ask for a rule with to: {hosts: [new.weather.example]}; its methods and paths were not seen"`) {
+		if !strings.Contains(body, `"remedy":"ask for a rule with to: {hosts: [new.weather.example]}; add methods and paths, which are not known yet"`) {
 			t.Error(body)
 		}
 	})

@@ -129,7 +129,7 @@ func fileMessages() []message {
 		},
 		{
 			name: "a method in lower case", grant: [2]string{"[GET]", "[get]"}, status: 1,
-			want: `grant.yaml:11:15: spec.rules[0].methods[0]: "get" would never match, methods are case-sensitive; write GET`,
+			want: `grant.yaml:11:15: spec.rules[0].methods[0]: "get" never matches, because methods are case-sensitive; write GET`,
 		},
 		{
 			name: "a grant that is not there", sidecar: [2]string{"grant.yaml", "grnt.yaml"}, status: 1,
@@ -151,15 +151,15 @@ func moreFileMessages() []message {
 		},
 		{
 			name: "every host", grant: [2]string{"[api.weather.example]", "[\"*\"]"}, status: 1,
-			want: `grant.yaml:10:18: spec.rules[0].to.hosts[0]: "*" is every host; name them, or *.NAME for the hosts under one name`,
+			want: `grant.yaml:10:18: spec.rules[0].to.hosts[0]: "*" matches every host; name the hosts, or write *.NAME for those under one name`,
 		},
 		{
 			name: "a template of OpenAPI", grant: [2]string{"\"/v1/*\"", "\"/v1/{id}\""}, status: 1,
-			want: `grant.yaml:12:13: spec.rules[0].paths[0]: "/v1/{id}" is a template; write * for a segment that varies: "/v1/*"`,
+			want: `grant.yaml:12:13: spec.rules[0].paths[0]: "/v1/{id}" is a template; write * for a variable segment: "/v1/*"`,
 		},
 		{
 			name: "a query in a path", grant: [2]string{"\"/v1/*\"", "\"/v1?x=1\""}, status: 1,
-			want: `grant.yaml:12:13: spec.rules[0].paths[0]: "/v1?x=1" holds a query or a fragment, which paths are matched without; write "/v1"`,
+			want: `grant.yaml:12:13: spec.rules[0].paths[0]: "/v1?x=1" holds a query or a fragment, which paths do not match; write "/v1"`,
 		},
 		{
 			name: "a port that is none", grant: [2]string{"[api.weather.example]", "[api.weather.example], ports: [70000]"}, status: 1,
@@ -167,7 +167,7 @@ func moreFileMessages() []message {
 		},
 		{
 			name: "a credential that is not there", grant: [2]string{"    paths:", "    credential: key\n    paths:"}, status: 1,
-			want: `grant.yaml:12:17: spec.rules[0].credential: "key" is not one of the grant's credentials; write it under spec.credentials`,
+			want: `grant.yaml:12:17: spec.rules[0].credential: "key" is not one of the grant's credentials; add it under spec.credentials`,
 		},
 		{
 			name: "an authority that is not there", grant: [2]string{"[api.weather.example]", "[api.weather.example], tls: {caFile: ca.pem}"}, status: 1,

@@ -13,6 +13,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/envoy"
 )
 
+// EnvoyBootstrap returns the bootstrap that the Envoy of a sidecar is started with, as
+// YAML. The configuration has spec.envoy.
 func EnvoyBootstrap(cfg *configs.Config) ([]byte, error) {
 	return xds.Bootstrap(envoyParams(&cfg.Sidecar))
 }

@@ -230,6 +230,7 @@ func newRevocation(plugin string, grants []authz.Grant, req RevocationRequest) (
 	return r, nil
 }
 
+// NewRevocationID returns a random id for a revocation.
 func NewRevocationID() (string, error) {
 	id, err := uuid.NewV7()
 	if err != nil {

@@ -22,6 +22,7 @@ const garbageAllowance = 200
 // much would be resident until the garbage is collected.
 const softLimit = 120 << 20
 
+// TuneGC sets when the process collects garbage, unless GOGC and GOMEMLIMIT do.
 func TuneGC() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(garbageAllowance)

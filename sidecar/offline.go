@@ -50,6 +50,8 @@ func changeOffline(spec *configs.Sidecar, change func([]authz.Revocation) ([]aut
 	return failed, nil
 }
 
+// OfflineEngine returns an engine with the policy of the files and the revocations of
+// the stateDir and of the host, as a sidecar that started now would have it.
 func OfflineEngine(cfg *configs.Config) (*authz.Engine, error) {
 	engine := &authz.Engine{}
 	engine.Install(cfg.Policy)

@@ -72,7 +72,7 @@ func pluginClient(status admin.Status) *http.Client {
 
 // get returns the status of a request and the reason of its refusal, if any.
 func get(client *http.Client, target string) (status int, reason string, err error) {
-	answer, err := client.Get(target) //nolint:noctx // the client has a timeout
+	answer, err := client.Get(target)
 	if err != nil {
 		return 0, "", err
 	}

@@ -28,7 +28,7 @@ func (s *Sidecar) accessNotices(args []string) []string {
 	}
 	var out []string
 	note := func(path, what string, bits fs.FileMode) {
-		if why := who.lacks(path, bits); why != "" {
+		if why := who.refusal(path, bits); why != "" {
 			out = append(out, fmt.Sprintf("the plugin runs as uid %d, which may not %s %s: %s", who.uid, what, path, why))
 		}
 	}
@@ -61,7 +61,7 @@ func (c fileUser) program(name string) string {
 		if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 			continue
 		}
-		if c.lacks(path, 1) == "" {
+		if c.refusal(path, 1) == "" {
 			return path
 		}
 		found = cmp.Or(found, path)
@@ -76,10 +76,10 @@ func absolutePath(path string) string {
 	return path
 }
 
-// lacks says why the caller may not use a path, with bits as in a mode's last
+// refusal says why the caller may not use a path, with bits as in a mode's last
 // digit; "" when it may, as far as owners and modes say. An access control list
 // decides otherwise, and is not looked into.
-func (c fileUser) lacks(path string, bits fs.FileMode) string {
+func (c fileUser) refusal(path string, bits fs.FileMode) string {
 	full, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return ""

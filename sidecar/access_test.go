@@ -40,7 +40,7 @@ func TestAccess(t *testing.T) {
 		{self, "secret", 4, ""},
 		{self, "closed/open", 4, ""},
 	} {
-		got := c.who.lacks(filepath.Join(dir, c.name), c.bits)
+		got := c.who.refusal(filepath.Join(dir, c.name), c.bits)
 		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
 			t.Errorf("uid %d, %s: %q, want %q", c.who.uid, c.name, got, c.want)
 		}

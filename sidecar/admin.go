@@ -216,7 +216,7 @@ func (s *Sidecar) doors() []admin.Door {
 	var out []admin.Door
 	switch {
 	case s.addresses.proxy == "":
-	case s.own != nil && s.own.relays:
+	case s.managed != nil && s.managed.relays:
 		out = append(out, admin.Door{Name: string(authz.DoorProxy), Address: s.addresses.proxy, Enforces: []string{"identity", "live revocation"}})
 	default:
 		out = append(out, admin.Door{
@@ -224,9 +224,9 @@ func (s *Sidecar) doors() []admin.Door {
 			Enforces: append(slices.Clone(all), "addresses", "tls", "timeout", "scrubbing", "live revocation"),
 		})
 	}
-	if s.own != nil {
+	if s.managed != nil {
 		out = append(out, admin.Door{
-			Name: string(authz.DoorExtAuthz), Address: "unix:" + s.own.spec.Check(),
+			Name: string(authz.DoorExtAuthz), Address: "unix:" + s.managed.spec.Check(),
 			Enforces:    append(slices.Clone(all), "addresses", "tls", "timeout", "live revocation"),
 			NotEnforced: []string{"scrubbing", "mtls", "sigv4", "mode: observe of the whole sidecar"},
 		})
@@ -302,14 +302,14 @@ func (s *Sidecar) warnings(now time.Time) []string {
 	if err := s.allowSockets(); err != nil {
 		out = append(out, "refused although granted: "+phrase.OneLine(err.Error()))
 	}
-	if w := s.selfGranting(); w != "" {
+	if w := s.grantWarning(); w != "" {
 		out = append(out, w)
 	}
-	out = append(out, s.kernel.lacks...)
+	out = append(out, s.kernel.limitations...)
 	if s.trust != nil {
 		out = append(out, s.trust.warnings...)
 	}
-	if w := s.twinWarning(); w != "" {
+	if w := s.otherSidecarWarning(); w != "" {
 		out = append(out, w)
 	}
 	if s.kernel.missing != "" {

@@ -58,7 +58,7 @@ func (s *Sidecar) registerMetrics() {
 	if s.cage != nil {
 		s.registerKernelMetrics()
 	}
-	if s.own != nil {
+	if s.managed != nil {
 		s.registerEnvoyMetrics()
 	}
 }
@@ -134,7 +134,7 @@ func (s *Sidecar) countedDoors() []authz.Door {
 	if s.proxy != nil {
 		out = append(out, authz.DoorProxy)
 	}
-	if s.envoy != nil || s.own != nil {
+	if s.envoy != nil || s.managed != nil {
 		out = append(out, authz.DoorExtAuthz)
 	}
 	if s.cage != nil {

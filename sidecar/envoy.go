@@ -23,9 +23,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
-// ownEnvoy is what the sidecar does for the Envoy that it configures: it tells
+// managedEnvoy is what the sidecar does for the Envoy that it configures: it tells
 // it what is granted, answers for each access, and holds its exits.
-type ownEnvoy struct {
+type managedEnvoy struct {
 	spec      configs.Envoy
 	check     *extauthz.Server
 	xds       *xds.Server
@@ -45,20 +45,20 @@ func (s *Sidecar) relays(spec *configs.Sidecar) bool { return spec.Relays() && s
 // are not among them: they need a key that Envoy is not given.
 const EnvoyEnforces = authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout | authz.ConditionOriginate
 
-// makeOwnEnvoy makes the two servers of the Envoy that the sidecar configures,
+// makeManagedEnvoy makes the two servers of the Envoy that the sidecar configures,
 // when it is asked for.
-func (s *Sidecar) makeOwnEnvoy(spec *configs.Sidecar) (err error) {
+func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	if spec.Envoy == nil {
 		return nil
 	}
-	own := &ownEnvoy{spec: *spec.Envoy, relays: s.relays(spec)}
+	own := &managedEnvoy{spec: *spec.Envoy, relays: s.relays(spec)}
 	if own.bootstrap, err = xds.Bootstrap(envoyParams(spec)); err != nil {
 		return fmt.Errorf("make Envoy's bootstrap: %w", err)
 	}
 	check := extauthz.Config{
-		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.forbidden.dial,
+		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
 		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
-		Log: s.opts.Log.Named("envoy.check"), StandIn: placeholder.FindPlaceholder(s.standIns.current),
+		Log: s.opts.Log.Named("envoy.check"), StandIn: placeholder.FindPlaceholder(s.placeholders.current),
 	}
 	if s.resolver != nil {
 		check.Name = s.resolver.Host
@@ -81,7 +81,7 @@ func (s *Sidecar) makeOwnEnvoy(spec *configs.Sidecar) (err error) {
 	if own.xds, err = xds.New(cfg); err != nil {
 		return fmt.Errorf("make xDS server of Envoy: %w", err)
 	}
-	s.own = own
+	s.managed = own
 	return nil
 }
 
@@ -121,7 +121,7 @@ func tcpAddress(a configs.Address) netip.AddrPort {
 
 // listen binds both sockets in a folder of their own, and puts the bootstrap that
 // names them beside them, for whoever starts the Envoy.
-func (o *ownEnvoy) listen(ctx context.Context) error {
+func (o *managedEnvoy) listen(ctx context.Context) error {
 	if err := takeEnvoyFolder(o.spec.Dir, o.spec.Group); err != nil {
 		return fmt.Errorf("prepare the folder of Envoy: %w", err)
 	}
@@ -136,7 +136,7 @@ func (o *ownEnvoy) listen(ctx context.Context) error {
 }
 
 // writeBootstrap replaces the file whole: an Envoy may be starting from it.
-func (o *ownEnvoy) writeBootstrap() error {
+func (o *managedEnvoy) writeBootstrap() error {
 	file, err := os.CreateTemp(o.spec.Dir, ".bootstrap-*")
 	if err != nil {
 		return fmt.Errorf("write Envoy's bootstrap: %w", err)
@@ -153,7 +153,7 @@ func (o *ownEnvoy) writeBootstrap() error {
 }
 
 // run serves Envoy until ctx ends.
-func (o *ownEnvoy) run(ctx context.Context, g *errgroup.Group) {
+func (o *managedEnvoy) run(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return o.check.Run(ctx) })
 	g.Go(func() error { return o.xds.Serve(ctx, o.listener) })
 }

@@ -32,7 +32,7 @@ func EnvoyStatic(cfg *configs.Config) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	gate, err := authz.NewGate(authz.GateConfig{Engine: engine, Recorder: nowhere{}, Ledger: authz.NewLedger(), Now: time.Now})
+	gate, err := authz.NewGate(authz.GateConfig{Engine: engine, Recorder: discardRecorder{}, Ledger: authz.NewLedger(), Now: time.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func virtualAddresses() func(host string) (netip.Addr, bool) {
 	}
 }
 
-// nowhere is an authz.Recorder for a gate that admits nothing.
-type nowhere struct{}
+// discardRecorder is an authz.Recorder for a gate that admits nothing.
+type discardRecorder struct{}
 
-func (nowhere) Record(*authz.Record) error { return errors.New("nothing is recorded here") }
+func (discardRecorder) Record(*authz.Record) error { return errors.New("nothing is recorded here") }

@@ -11,12 +11,12 @@ import (
 // envoyStatus says how the Envoys stand that the sidecar configures; nil when it
 // configures none.
 func (s *Sidecar) envoyStatus() *admin.Envoy {
-	if s.own == nil {
+	if s.managed == nil {
 		return nil
 	}
-	served := s.own.xds.Status()
+	served := s.managed.xds.Status()
 	out := &admin.Envoy{
-		Dir: s.own.spec.Dir, Generation: served.Generation, Problem: served.Problem, Exits: int(s.own.exits.Load()),
+		Dir: s.managed.spec.Dir, Generation: served.Generation, Problem: served.Problem, Exits: int(s.managed.exits.Load()),
 		Connected: []admin.ConnectedEnvoy{},
 	}
 	for _, e := range served.Envoys {
@@ -35,9 +35,9 @@ func oldest(e xds.Envoy) uint64 {
 	return slices.Min(slices.Collect(maps.Values(e.Acknowledged)))
 }
 
-// remarkOnEnvoy says for readyz?verbose how Envoy stands. A sidecar without one
+// envoyLine says for readyz?verbose how Envoy stands. A sidecar without one
 // is ready: it refuses, as it should.
-func (s *Sidecar) remarkOnEnvoy() string {
+func (s *Sidecar) envoyLine() string {
 	e := s.envoyStatus()
 	switch {
 	case e == nil:

@@ -132,7 +132,7 @@ func checkStateDir(spec *configs.Sidecar) Finding {
 // checkHistory adds that a stateDir has lost its history.
 func checkHistory(spec *configs.Sidecar, out Finding) Finding {
 	_, err := statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
-	if lost, is := errors.AsType[*statehistory.LostError](err); is && mayBegin(spec, lost) {
+	if lost, is := errors.AsType[*statehistory.LostError](err); is && mayReinitialize(spec, lost) {
 		out.OK, out.Required, out.Problem, out.Lost = false, false, err.Error(), "run begins it again"
 		out.Remedy = "put it back if that is not meant"
 	} else if err != nil {

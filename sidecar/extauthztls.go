@@ -10,28 +10,28 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 )
 
-// doorTLS is the mutual TLS of the ext_authz listener. Its files are read again
+// extAuthzTLS is the mutual TLS of the ext_authz listener. Its files are read again
 // at each reload, so that a certificate is renewed without a restart.
-type doorTLS struct {
+type extAuthzTLS struct {
 	files   *configs.ListenTLS
 	current atomic.Pointer[tls.Config]
 }
 
-func newDoorTLS(files *configs.ListenTLS) (*doorTLS, error) {
-	d := &doorTLS{files: files}
+func newExtAuthzTLS(files *configs.ListenTLS) (*extAuthzTLS, error) {
+	d := &extAuthzTLS{files: files}
 	return d, d.reload()
 }
 
 // config returns what the listener is made with: each handshake takes the files
 // as they were read last. Connections that are open keep theirs.
-func (d *doorTLS) config() *tls.Config {
+func (d *extAuthzTLS) config() *tls.Config {
 	out := d.current.Load().Clone()
 	out.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return d.current.Load(), nil }
 	return out
 }
 
 // reload reads the files. Those that cannot be used change nothing.
-func (d *doorTLS) reload() error {
+func (d *extAuthzTLS) reload() error {
 	pair, err := tls.LoadX509KeyPair(d.files.CertFile, d.files.KeyFile)
 	if err != nil {
 		return fmt.Errorf("read certificate of ext_authz: %w", err)

@@ -24,7 +24,7 @@ func TestDoorTLSReload(t *testing.T) {
 		testenv.Must(t, testenv.WritePair(testenv.MustGet(ca.Issue("door.example"))(t), files.CertFile, files.KeyFile))
 	}
 	renew()
-	door := testenv.MustGet(newDoorTLS(files))(t)
+	door := testenv.MustGet(newExtAuthzTLS(files))(t)
 	client := &tls.Config{
 		Certificates: []tls.Certificate{testenv.MustGet(ca.Issue("envoy.example"))(t)}, RootCAs: ca.Pool(),
 		ServerName: "door.example", NextProtos: []string{"h2"},

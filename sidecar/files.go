@@ -86,9 +86,9 @@ func (s *Sidecar) pluginFiles(spec *configs.Sidecar) *sandbox.Files {
 	return out
 }
 
-// selfGranting returns a warning when the plugin may change a file that says
+// canEditOwnGrant returns a warning when the plugin may change a file that says
 // what it is granted: it would be read again, and put in force.
-func selfGranting(cfg *configs.Config, uid, gid int) string {
+func canEditOwnGrant(cfg *configs.Config, uid, gid int) string {
 	cfg = absolute(cfg)
 	for _, f := range cfg.Files {
 		for _, path := range []string{f.Path, filepath.Dir(f.Path)} {

@@ -25,7 +25,7 @@ import (
 // quiet: s.kernel.lacks is printed at the start and shown by status.
 func (s *Sidecar) makeFence(spec *configs.Sidecar) error {
 	if spec.Process.Network == configs.NetworkHost {
-		s.kernel.lacks = plainLimits(errors.New("process.network is host"))
+		s.kernel.limitations = unconfinedLimitations(errors.New("process.network is host"))
 		return nil
 	}
 	fence, err := sandbox.NewFence(sandbox.FenceConfig{
@@ -35,13 +35,13 @@ func (s *Sidecar) makeFence(spec *configs.Sidecar) error {
 	switch {
 	case err == nil:
 		s.fence = fence
-		s.kernel.lacks = fence.Limits()
-		if w := selfGranting(s.config.Load(), os.Getuid(), os.Getgid()); w != "" {
-			s.kernel.lacks = append(s.kernel.lacks, w+" (they are hidden by name: who may rename or replace them, or the folders above, undoes that)")
+		s.kernel.limitations = fence.Limits()
+		if w := canEditOwnGrant(s.config.Load(), os.Getuid(), os.Getgid()); w != "" {
+			s.kernel.limitations = append(s.kernel.limitations, w+" (they are hidden by name: who may rename or replace them, or the folders above, undoes that)")
 		}
 		return nil
 	case errors.Is(err, sandbox.ErrNoFence), errors.Is(err, sandbox.ErrUnsupported):
-		s.kernel.lacks = plainLimits(err)
+		s.kernel.limitations = unconfinedLimitations(err)
 		return nil
 	}
 	return unknownUser(spec, fmt.Errorf("fence the plugin in: %w", err))
@@ -57,8 +57,8 @@ func unknownUser(spec *configs.Sidecar, err error) error {
 	return err
 }
 
-// plainLimits says what a plugin that nothing confines is not kept from.
-func plainLimits(why error) []string {
+// unconfinedLimitations says what a plugin that nothing confines is not kept from.
+func unconfinedLimitations(why error) []string {
 	return []string{
 		fmt.Sprintf("nothing confines the plugin (%v): its environment leads it to the proxy, and nothing holds it there", why),
 		"nothing is metered: limits on connections, bytes, system calls and processes cannot be kept",
@@ -156,7 +156,7 @@ func (s *Sidecar) recordPreferred(err error) {
 // Limitations returns what the plugin is not kept from without the kernel half.
 func (s *Sidecar) Limitations() []string {
 	var out []string
-	for _, lack := range s.kernel.lacks {
+	for _, lack := range s.kernel.limitations {
 		out = append(out, fmt.Sprintf("kernel %s: %s", s.kernel.setting, lack))
 	}
 	return out

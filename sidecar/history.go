@@ -39,7 +39,7 @@ func historyFiles() []string {
 func openHistory(spec *configs.Sidecar, config string) (h *statehistory.History, lost *statehistory.LostError, err error) {
 	h, err = statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
 	if lost, is := errors.AsType[*statehistory.LostError](err); is {
-		if mayBegin(spec, lost) {
+		if mayReinitialize(spec, lost) {
 			return nil, lost, nil
 		}
 		return nil, nil, fmt.Errorf("%w; put it back, or begin with what is there: chaperone statedir accept --config %s --reason TEXT", err, phrase.ShellWord(config))
@@ -56,19 +56,19 @@ func replaceable(spec *configs.Sidecar) bool {
 	return err == nil && h.Unkept == nil && !within(AbsPath(spec.StateDir), AbsPath(spec.Listen.Admin.Addr))
 }
 
-// mayBegin reports whether a stateDir that has lost its history is begun again: it
+// mayReinitialize reports whether a stateDir that has lost its history is begun again: it
 // is missing, or made again and empty, in a place where nobody but root and the
 // sidecar's own user can have removed it, as to begin afresh. That is not assumed
 // of one that is missing while revocations were in force in it: its disk may not be
 // mounted.
-func mayBegin(spec *configs.Sidecar, lost *statehistory.LostError) bool {
+func mayReinitialize(spec *configs.Sidecar, lost *statehistory.LostError) bool {
 	return (lost.Empty || lost.Missing && lost.Revocations == 0) && checkPlace(spec.StateDir, spec.Plugin, os.Geteuid()) == nil
 }
 
-// openKnownState opens a stateDir for a sidecar, unless its history is lost. One that
+// openStateWithHistory opens a stateDir for a sidecar, unless its history is lost. One that
 // is missing is not made then, so that it can be put back. lost is what a stateDir
 // that is begun again had before, nil for any other.
-func openKnownState(spec *configs.Sidecar, config string) (kept *state, h *statehistory.History, lost *statehistory.LostError, err error) {
+func openStateWithHistory(spec *configs.Sidecar, config string) (kept *state, h *statehistory.History, lost *statehistory.LostError, err error) {
 	if _, err := os.Lstat(spec.StateDir); errors.Is(err, fs.ErrNotExist) {
 		if _, lost, err = openHistory(spec, config); err != nil {
 			return nil, nil, nil, err
@@ -102,8 +102,8 @@ func (s *Sidecar) advanceHistory() {
 	}
 }
 
-// beginHistory counts the start of a sidecar, which has made what is missing.
-func (s *Sidecar) beginHistory(*configs.Sidecar) error {
+// startHistory counts the start of a sidecar, which has made what is missing.
+func (s *Sidecar) startHistory(*configs.Sidecar) error {
 	s.advanceHistory()
 	if s.lost != nil {
 		text := s.lost.Error() + "; it was begun again"

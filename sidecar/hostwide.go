@@ -60,9 +60,9 @@ const (
 	maxAnswers = 64
 )
 
-// takeHostRevocations puts the revocations of the host in force before anything
+// loadHostRevocations puts the revocations of the host in force before anything
 // runs.
-func (s *Sidecar) takeHostRevocations(*configs.Sidecar) error {
+func (s *Sidecar) loadHostRevocations(*configs.Sidecar) error {
 	s.host.store = HostStore()
 	s.host.failures = hostPatience - 1
 	s.followHost()
@@ -73,7 +73,7 @@ func (s *Sidecar) takeHostRevocations(*configs.Sidecar) error {
 }
 
 // watchHost follows the revocations of the host until ctx ends.
-func (s *Sidecar) watchHost(ctx context.Context) { every(ctx, hostInterval, s.followHost) }
+func (s *Sidecar) watchHost(ctx context.Context) { tick(ctx, hostInterval, s.followHost) }
 
 // followHost puts in force what the files of the host revoke, and lifts what they
 // restore. Files that cannot be read revoke everything until they can.
@@ -95,7 +95,7 @@ func (s *Sidecar) followHost() {
 		h.failures++
 		h.detail = err.Error()
 		if h.failures >= hostPatience {
-			s.denyUnread(err)
+			s.denyUnreadable(err)
 		}
 	default:
 		h.failures = 0
@@ -104,8 +104,8 @@ func (s *Sidecar) followHost() {
 	s.followState(state)
 }
 
-// denyUnread quarantines the plugin because the files of the host cannot be read.
-func (s *Sidecar) denyUnread(err error) {
+// denyUnreadable quarantines the plugin because the files of the host cannot be read.
+func (s *Sidecar) denyUnreadable(err error) {
 	if _, denied := findRevocation(s.engine.Current().Revocations(), UnreadableID); denied {
 		return
 	}
@@ -193,18 +193,18 @@ func hostDetail() string {
 	return "in a container: revoke --all on the host reaches this sidecar only if " + StateRoot + " is the host's"
 }
 
-// twins returns the other sidecars of the plugin that run on the host.
-func (s *Sidecar) twins() []admin.Sidecar {
+// otherSidecars returns the other sidecars of the plugin that run on the host.
+func (s *Sidecar) otherSidecars() []admin.Sidecar {
 	all, _ := admin.List(Registry()) // what is listed counts; revoke --all reports the rest
 	return slices.DeleteFunc(all, func(o admin.Sidecar) bool {
 		return o.Gone || o.Plugin != string(s.plugin) || o.Socket == s.admin.Socket()
 	})
 }
 
-// twinWarning returns a warning while the plugin has another sidecar, or "".
-func (s *Sidecar) twinWarning() string {
+// otherSidecarWarning returns a warning while the plugin has another sidecar, or "".
+func (s *Sidecar) otherSidecarWarning() string {
 	var where []string
-	for _, o := range s.twins() {
+	for _, o := range s.otherSidecars() {
 		where = append(where, fmt.Sprintf("pid %d, %s", o.PID, phrase.ShellWord(o.Socket)))
 	}
 	if where == nil {

@@ -25,9 +25,9 @@ import (
 
 // kernelState says what became of the kernel half, for status.
 type kernelState struct {
-	setting configs.Kernel
-	missing string   // why it is not there although it is preferred
-	lacks   []string // what the plugin is not kept from without it
+	setting     configs.Kernel
+	missing     string   // why it is not there although it is preferred
+	limitations []string // what the plugin is not kept from without it
 }
 
 // makeCage makes the plugin's confinement. Required and not to be had is an
@@ -42,7 +42,7 @@ func (s *Sidecar) makeCage(spec *configs.Sidecar) error {
 	}
 	err := s.cageIn(spec)
 	if err == nil {
-		if w := s.selfGranting(); w != "" {
+		if w := s.grantWarning(); w != "" {
 			s.opts.Log.Warn(w)
 		}
 		return nil
@@ -85,7 +85,7 @@ func (s *Sidecar) cageIn(spec *configs.Sidecar) (err error) {
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.Cgroup != "",
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, Crossed: s.crossedInKernel, Sample: s.sampled,
+		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, Crossed: s.limitExceededInKernel, Sample: s.sampled,
 		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
 		Serving: func(port uint16) {
 			if s.inbound != nil {
@@ -97,14 +97,14 @@ func (s *Sidecar) cageIn(spec *configs.Sidecar) (err error) {
 	return err
 }
 
-// selfGranting returns a warning when the plugin may change what it is granted.
+// grantWarning returns a warning when the plugin may change what it is granted.
 // Whose processes a cgroup holds that was given is not known.
-func (s *Sidecar) selfGranting() string {
+func (s *Sidecar) grantWarning() string {
 	if s.cage == nil || s.opts.Cgroup != "" {
 		return ""
 	}
 	info := s.cage.Info()
-	return selfGranting(s.config.Load(), info.UID, info.GID)
+	return canEditOwnGrant(s.config.Load(), info.UID, info.GID)
 }
 
 // hostNetwork reports whether the plugin shares the sidecar's network.
@@ -128,8 +128,8 @@ func (s *Sidecar) identify(conn net.Conn) (session.Peer, bool) {
 	return peer, true
 }
 
-// asker returns the process that asked the resolver.
-func (s *Sidecar) asker(from net.Addr) (session.Peer, bool) {
+// resolverClient returns the process that asked the resolver.
+func (s *Sidecar) resolverClient(from net.Addr) (session.Peer, bool) {
 	p, ok := s.cage.Asker(from)
 	return session.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe}, ok
 }
@@ -142,12 +142,12 @@ func sampleOf(u ebpf.Usage) authz.Sample {
 	}
 }
 
-// beginMetering takes the first reading of the counters, and has the kernel
+// startMetering takes the first reading of the counters, and has the kernel
 // enforce the limits. Counters of a cgroup that is ours are new. Those of one
 // that was given may be an earlier sidecar's: what it wrote down last says up to
 // where they were charged, and the reading charges what was used while nobody was
 // here. Where nothing is written down, nothing was charged.
-func (s *Sidecar) beginMetering() error {
+func (s *Sidecar) startMetering() error {
 	if s.cage == nil {
 		return nil
 	}
@@ -162,9 +162,9 @@ func (s *Sidecar) beginMetering() error {
 	if err != nil {
 		return fmt.Errorf("read kernel counters: %w", err)
 	}
-	s.attribution.begin(traffic)
+	s.ruleNumbers.begin(traffic)
 	s.sampled(first)
-	s.inherit()
+	s.restoreKernelUsage()
 	s.followSockets()
 	return errors.Join(s.saveUsed(), s.enforceLimits())
 }
@@ -172,11 +172,11 @@ func (s *Sidecar) beginMetering() error {
 // sampled takes in what the kernel counted.
 func (s *Sidecar) sampled(u ebpf.Usage) {
 	now := time.Now()
-	s.recordUntold(now, false)
+	s.recordSuppressed(now, false)
 	s.recordProbes(now, false)
 	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sampleOf(u), now)
 	for _, c := range crossings {
-		s.crossed(c)
+		s.limitExceeded(c)
 	}
 	if exhausted {
 		s.engine.Bump()
@@ -195,7 +195,7 @@ func (s *Sidecar) denied(d sandbox.Denial) {
 		s.usedSocket(d)
 		return
 	case sandbox.CauseUntrusted:
-		s.doubtedSocket(d)
+		s.untrustedSocket(d)
 		return
 	default:
 	}

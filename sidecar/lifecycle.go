@@ -30,7 +30,7 @@ func (s *Sidecar) Listen(ctx context.Context) error {
 	}
 	s.install(s.config.Load())
 	s.announceStart()
-	return s.beginMetering()
+	return s.startMetering()
 }
 
 // announceStart prints what an operator should know at the start, or logs it beside a
@@ -49,7 +49,7 @@ func (s *Sidecar) announceStart() {
 // they redirect has somewhere to go.
 func (s *Sidecar) bind(ctx context.Context) error {
 	spec := &s.config.Load().Sidecar
-	s.forbidden.resolve(ctx)
+	s.self.resolve(ctx)
 	if !spec.Listen.Proxy.IsZero() {
 		if err := s.listenProxy(ctx, spec); err != nil {
 			return err
@@ -60,7 +60,7 @@ func (s *Sidecar) bind(ctx context.Context) error {
 			return err
 		}
 		for _, d := range s.inbound.doors {
-			s.forbid(d.Addr())
+			s.addOwn(d.Addr())
 		}
 	}
 	if s.envoy != nil {
@@ -69,14 +69,14 @@ func (s *Sidecar) bind(ctx context.Context) error {
 			return fmt.Errorf("listen for ext_authz: %w", err)
 		}
 		s.addresses.extAuthz = addressText(addr)
-		s.forbid(addr)
+		s.addOwn(addr)
 	}
-	if s.own != nil {
-		if err := s.own.listen(ctx); err != nil {
+	if s.managed != nil {
+		if err := s.managed.listen(ctx); err != nil {
 			return err
 		}
-		for _, at := range []netip.AddrPort{tcpAddress(s.own.spec.Explicit), tcpAddress(s.own.spec.Transparent)} {
-			s.forbid(net.TCPAddrFromAddrPort(at))
+		for _, at := range []netip.AddrPort{tcpAddress(s.managed.spec.Explicit), tcpAddress(s.managed.spec.Transparent)} {
+			s.addOwn(net.TCPAddrFromAddrPort(at))
 		}
 	}
 	if err := s.admin.Listen(); err != nil {
@@ -87,7 +87,7 @@ func (s *Sidecar) bind(ctx context.Context) error {
 		if err := w.listen(ctx); err != nil {
 			return err
 		}
-		s.forbid(w.listener.Addr())
+		s.addOwn(w.listener.Addr())
 		if w.name == webMetrics {
 			s.addresses.metrics = w.listener.Addr().String()
 		}
@@ -110,7 +110,7 @@ func (s *Sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) error 
 		}
 		s.listeners = append(s.listeners, l)
 		s.addresses.proxy = l.Addr().String()
-		s.forbid(l.Addr())
+		s.addOwn(l.Addr())
 		return nil
 	}
 	ends, err := s.listenInCage(spec.Listen.Proxy.Addr)
@@ -149,8 +149,8 @@ func (s *Sidecar) listenInCage(address string) (ends ebpf.Endpoints, err error) 
 			ends.Proxy6, ends.Resolver6 = at, addrPort(tcp.Addr())
 		}
 		if s.hostNetwork() {
-			s.forbid(l.Addr())
-			s.forbid(tcp.Addr())
+			s.addOwn(l.Addr())
+			s.addOwn(tcp.Addr())
 		}
 	}
 	return ends, nil
@@ -235,7 +235,7 @@ func (s *Sidecar) register() (unregister func()) {
 		Plugin: string(s.plugin), Socket: s.admin.Socket(), PID: os.Getpid(),
 		StateDir: AbsPath(cfg.Sidecar.StateDir), Config: AbsPath(cfg.Path), Audit: AbsPath(s.audit.Status().File),
 	})
-	if w := s.twinWarning(); w != "" {
+	if w := s.otherSidecarWarning(); w != "" {
 		s.opts.Log.Warn("second sidecar of the plugin", zap.String("detail", w))
 	}
 	if err != nil {
@@ -258,12 +258,12 @@ func (s *Sidecar) register() (unregister func()) {
 func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.engine.Run(ctx, time.Now) })
 	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
-	g.Go(func() error { s.keepTotals(ctx); return nil })
-	g.Go(func() error { s.keepCounts(ctx); return nil })
+	g.Go(func() error { s.maintainTotals(ctx); return nil })
+	g.Go(func() error { s.maintainCounts(ctx); return nil })
 	if s.opts.ReportDropped != nil {
 		g.Go(func() error {
 			defer s.opts.ReportDropped()
-			every(ctx, time.Minute, s.opts.ReportDropped)
+			tick(ctx, time.Minute, s.opts.ReportDropped)
 			return nil
 		})
 	}
@@ -274,7 +274,7 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 		return nil
 	})
 	g.Go(func() error { s.watchFiles(ctx); return nil })
-	g.Go(func() error { s.keepTrust(ctx); return nil })
+	g.Go(func() error { s.maintainTrust(ctx); return nil })
 	g.Go(func() error { s.watchHost(ctx); return nil })
 	if s.broker != nil {
 		g.Go(func() error { return s.broker.Run(ctx) })
@@ -283,13 +283,13 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	}
 	if s.cage != nil {
 		g.Go(func() error {
-			defer func() { s.recordUntold(time.Now(), true); s.recordProbes(time.Now(), true) }()
+			defer func() { s.recordSuppressed(time.Now(), true); s.recordProbes(time.Now(), true) }()
 			return s.cage.Run(ctx)
 		})
-		g.Go(func() error { s.watchStrays(ctx); return nil })
+		g.Go(func() error { s.watchUnmediated(ctx); return nil })
 	}
 	g.Go(func() error {
-		every(ctx, time.Minute, func() { s.forbidden.resolve(ctx) })
+		tick(ctx, time.Minute, func() { s.self.resolve(ctx) })
 		return nil
 	})
 }
@@ -311,8 +311,8 @@ func (s *Sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 	if s.envoy != nil {
 		g.Go(func() error { return s.envoy.Run(ctx) })
 	}
-	if s.own != nil {
-		s.own.run(ctx, g)
+	if s.managed != nil {
+		s.managed.run(ctx, g)
 	}
 	for _, w := range s.webs {
 		g.Go(func() error { return w.run(ctx) })
@@ -327,7 +327,7 @@ func (s *Sidecar) awaitReady(ctx context.Context) {
 		if s.broker != nil && s.needsVault() {
 			if err := s.broker.Login(ctx); vault.Permanent(err) {
 				select {
-				case s.hopeless <- err:
+				case s.loginFailed <- err:
 				default: // serve waits on, since files may be replaced
 				}
 			}
@@ -429,7 +429,7 @@ func (s *Sidecar) Close() error {
 	if s.inbound != nil {
 		s.inbound.close() // likewise
 	}
-	errs = append(errs, s.lent.giveBack(), s.forgetLent())
+	errs = append(errs, s.streams.restore(), s.forgetChowned())
 	if s.trust != nil {
 		errs = append(errs, s.trust.Close())
 	}
@@ -444,20 +444,20 @@ func (s *Sidecar) Close() error {
 	return errors.Join(errs...)
 }
 
-// keepTotals writes down what is used of limits before accesses have to wait for it,
+// maintainTotals writes down what is used of limits before accesses have to wait for it,
 // and what the kernel counts, of which a loss of power forgets at most the last
 // moment.
-func (s *Sidecar) keepTotals(ctx context.Context) {
-	every(ctx, time.Second, func() {
+func (s *Sidecar) maintainTotals(ctx context.Context) {
+	tick(ctx, time.Second, func() {
 		if err := s.saveUsed(); err != nil {
 			s.opts.Log.Error("usage not written", zap.Error(err))
 		}
 	})
 }
 
-// keepCounts writes the counts of equal refusals once their minute is over.
-func (s *Sidecar) keepCounts(ctx context.Context) {
-	every(ctx, 5*time.Second, func() { s.flushCounts(false) })
+// maintainCounts writes the counts of equal refusals once their minute is over.
+func (s *Sidecar) maintainCounts(ctx context.Context) {
+	tick(ctx, 5*time.Second, func() { s.flushCounts(false) })
 }
 
 // flushCounts writes the counts of equal refusals that are due, or all.
@@ -467,8 +467,8 @@ func (s *Sidecar) flushCounts(all bool) {
 	}
 }
 
-// every calls f at an interval until ctx ends.
-func every(ctx context.Context, interval time.Duration, f func()) {
+// tick calls f at an interval until ctx ends.
+func tick(ctx context.Context, interval time.Duration, f func()) {
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
 	for {
@@ -481,10 +481,10 @@ func every(ctx context.Context, interval time.Duration, f func()) {
 	}
 }
 
-// forbid adds a listener of our own to what is never dialled.
-func (s *Sidecar) forbid(addr net.Addr) {
+// addOwn adds a listener of our own to what is never dialled.
+func (s *Sidecar) addOwn(addr net.Addr) {
 	if at := addrPort(addr); at.IsValid() {
-		s.forbidden.listeners = append(s.forbidden.listeners, at)
+		s.self.listeners = append(s.self.listeners, at)
 	}
 }
 
@@ -509,7 +509,7 @@ func (s *Sidecar) install(cfg *configs.Config) uint64 {
 	if s.opts.SetLevel != nil {
 		s.opts.SetLevel(cfg.Sidecar.LogLevel)
 	}
-	if err := s.standIns.follow(string(s.plugin), cfg.Grants); err != nil {
+	if err := s.placeholders.follow(string(s.plugin), cfg.Grants); err != nil {
 		s.opts.Log.Error("a placeholder is missing", zap.Error(err))
 	}
 	s.allowConnects()
@@ -522,9 +522,9 @@ func (s *Sidecar) install(cfg *configs.Config) uint64 {
 	return generation
 }
 
-// crossed says that a limit which a door keeps was exceeded: once, until it
+// limitExceeded says that a limit which a door keeps was exceeded: once, until it
 // recovers.
-func (s *Sidecar) crossed(c authz.Crossing) {
+func (s *Sidecar) limitExceeded(c authz.Crossing) {
 	name := c.Grant
 	if c.Rule != "" {
 		name += "/" + c.Rule
@@ -543,7 +543,7 @@ func (s *Sidecar) crossed(c authz.Crossing) {
 	}
 	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, UID: -1, Detail: detail})
 	if c.Action == authz.OnExceededKill {
-		s.act(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
+		s.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
 			fmt.Sprintf("ask for a higher limits.%s in grant %s", c.Kind, c.Grant))
 		if err := s.killPlugin(); err != nil {
 			s.opts.Log.Error("the plugin over its limit could not be ended", zap.Error(err))

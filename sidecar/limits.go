@@ -15,19 +15,19 @@ import (
 type limits struct {
 	setting sync.Mutex // one change after the other
 
-	mu      sync.Mutex
-	metered map[string]authz.MeteredLimit // by the name that the kernel knows them by
-	crossed map[string]ebpf.Crossing      // that have not recovered
-	told    map[string]*telling           // what of them was recorded lately
-	printed map[string]time.Time          // when one was printed last
+	mu         sync.Mutex
+	metered    map[string]authz.MeteredLimit // by the name that the kernel knows them by
+	crossed    map[string]ebpf.Crossing      // that have not recovered
+	suppressed map[string]*suppressed        // what of them was recorded lately
+	printed    map[string]time.Time          // when one was printed last
 }
 
-// retell is how often the crossings of one limit are recorded: a plugin that is
+// recordInterval is how often the crossings of one limit are recorded: a plugin that is
 // stopped and resumed in turns crosses its limit ten times in a period.
-const retell = 10 * time.Second
+const recordInterval = 10 * time.Second
 
-// telling is when a limit's crossing was last recorded, and what came since.
-type telling struct {
+// suppressed is when a limit's crossing was last recorded, and what came since.
+type suppressed struct {
 	at    time.Time
 	again int
 	limit authz.MeteredLimit
@@ -146,7 +146,7 @@ func (l *limits) state(name string) (state string, until time.Time) {
 	if !ok {
 		return "", time.Time{}
 	}
-	return actionState(c.Limit.Action), resumes(c)
+	return actionState(c.Limit.Action), recoversAt(c)
 }
 
 // stopped returns the limit that has stopped the plugin, and until when.
@@ -157,7 +157,7 @@ func (l *limits) stopped() (name string, until time.Time, ok bool) {
 		if c.Limit.Action != ebpf.ActionStop {
 			continue
 		}
-		at := resumes(c)
+		at := recoversAt(c)
 		if at.IsZero() || at.After(until) {
 			name, until, ok = n, at, true
 		}
@@ -168,10 +168,10 @@ func (l *limits) stopped() (name string, until time.Time, ok bool) {
 	return name, until, ok
 }
 
-// resumes returns when a limit that has stopped the plugin will let it go on:
+// recoversAt returns when a limit that has stopped the plugin will let it go on:
 // once a tenth of a rate is free. Zero is never, as for a total that is used up,
 // or not known, as for a plugin that goes on trying.
-func resumes(c ebpf.Crossing) time.Time {
+func recoversAt(c ebpf.Crossing) time.Time {
 	if c.Limit.Period == 0 || c.Limit.Action != ebpf.ActionStop {
 		return time.Time{}
 	}
@@ -192,61 +192,61 @@ func actionState(a ebpf.Action) string {
 	return "refusing"
 }
 
-// tell reports whether a crossing is to be recorded now. One that comes soon
+// suppress reports whether a crossing is to be recorded now. One that comes soon
 // after another of the same limit is counted, for [limits.untold].
-func (l *limits) tell(m authz.MeteredLimit, c ebpf.Crossing) bool {
+func (l *limits) suppress(m authz.MeteredLimit, c ebpf.Crossing) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t := l.told[c.Limit.Name]
-	if t != nil && c.Time.Sub(t.at) < retell {
+	t := l.suppressed[c.Limit.Name]
+	if t != nil && c.Time.Sub(t.at) < recordInterval {
 		t.again++
 		t.limit, t.last = m, c
 		return false
 	}
-	if l.told == nil {
-		l.told = map[string]*telling{}
+	if l.suppressed == nil {
+		l.suppressed = map[string]*suppressed{}
 	}
-	l.told[c.Limit.Name] = &telling{at: c.Time}
+	l.suppressed[c.Limit.Name] = &suppressed{at: c.Time}
 	return true
 }
 
-// untold takes the crossings that were counted and not recorded and are due, or
+// due takes the crossings that were counted and not recorded and are due, or
 // all of them.
-func (l *limits) untold(now time.Time, all bool) (due []telling) {
+func (l *limits) due(now time.Time, all bool) (due []suppressed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for name, t := range l.told {
+	for name, t := range l.suppressed {
 		switch {
-		case t.again > 0 && (all || now.Sub(t.at) >= retell):
+		case t.again > 0 && (all || now.Sub(t.at) >= recordInterval):
 			due = append(due, *t)
-			*t = telling{at: now}
-		case now.Sub(t.at) >= retell:
-			delete(l.told, name)
+			*t = suppressed{at: now}
+		case now.Sub(t.at) >= recordInterval:
+			delete(l.suppressed, name)
 		}
 	}
 	return due
 }
 
-// crossedInKernel records that a limit began to refuse, once until it has
+// limitExceededInKernel records that a limit began to refuse, once until it has
 // recovered. What the limit asks for has been done by then.
-func (s *Sidecar) crossedInKernel(c ebpf.Crossing) {
+func (s *Sidecar) limitExceededInKernel(c ebpf.Crossing) {
 	m := s.limits.note(c)
 	if c.Recovered {
 		s.opts.Log.Info("a limit lets through again", zap.String("limit", c.Limit.Name))
 		return
 	}
 	s.metrics.crossings.WithLabelValues(c.Limit.Name).Inc()
-	if s.limits.tell(m, c) {
+	if s.limits.suppress(m, c) {
 		s.recordCrossing(m, c, 1)
 	}
 	if s.limits.print(c) {
-		s.act(fmt.Sprintf("limit %s of grant %s exceeded: %s; %s", m.Kind, m.Grant, meteredText(m), done(c.Limit)), limitRemedy(m))
+		s.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s; %s", m.Kind, m.Grant, meteredText(m), actionText(c.Limit)), limitRemedy(m))
 	}
 }
 
-// reprint is how often the crossings of one limit are printed, which come again
+// printInterval is how often the crossings of one limit are printed, which come again
 // and again while the plugin runs at its limit.
-const reprint = time.Minute
+const printInterval = time.Minute
 
 // print reports whether a crossing is to be printed now. A connect that is
 // refused is printed as such, with its destination.
@@ -256,7 +256,7 @@ func (l *limits) print(c ebpf.Crossing) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if last, ok := l.printed[c.Limit.Name]; ok && c.Time.Sub(last) < reprint && c.Limit.Action != ebpf.ActionKill {
+	if last, ok := l.printed[c.Limit.Name]; ok && c.Time.Sub(last) < printInterval && c.Limit.Action != ebpf.ActionKill {
 		return false
 	}
 	if l.printed == nil {
@@ -273,9 +273,9 @@ func refuses(l ebpf.Limit) bool {
 	return l.Action == ebpf.ActionDeny || l.Action == ebpf.ActionThrottle && atOnce
 }
 
-// recordUntold records the crossings that came soon after others, as one.
-func (s *Sidecar) recordUntold(now time.Time, all bool) {
-	for _, t := range s.limits.untold(now, all) {
+// recordSuppressed records the crossings that came soon after others, as one.
+func (s *Sidecar) recordSuppressed(now time.Time, all bool) {
+	for _, t := range s.limits.due(now, all) {
 		s.recordCrossing(t.limit, t.last, t.again)
 	}
 }
@@ -283,12 +283,12 @@ func (s *Sidecar) recordUntold(now time.Time, all bool) {
 func (s *Sidecar) recordCrossing(m authz.MeteredLimit, c ebpf.Crossing, count int) {
 	s.record(&authz.Record{
 		Time: c.Time, Kind: authz.KindLimit, Door: authz.DoorKernel, Reason: authz.QuotaExceeded.String(), Grant: m.Grant, Count: count,
-		PID: int(c.PID), Exe: c.Comm, UID: s.crosserUID(c), Detail: fmt.Sprintf("%s exceeded: %s; %s", m.Kind, meteredText(m), done(c.Limit)),
+		PID: int(c.PID), Exe: c.Comm, UID: s.offenderUID(c), Detail: fmt.Sprintf("%s exceeded: %s; %s", m.Kind, meteredText(m), actionText(c.Limit)),
 	})
 }
 
-// crosserUID is the user of who crossed a limit; -1 when nobody is known.
-func (s *Sidecar) crosserUID(c ebpf.Crossing) int {
+// offenderUID is the user of who crossed a limit; -1 when nobody is known.
+func (s *Sidecar) offenderUID(c ebpf.Crossing) int {
 	if c.PID == 0 {
 		return -1
 	}
@@ -300,8 +300,8 @@ func meteredText(m authz.MeteredLimit) string {
 	return limitText(authz.UsageOf{Kind: m.Kind, Limit: m.Limit})
 }
 
-// done describes what the kernel did at a limit.
-func done(l ebpf.Limit) string {
+// actionText describes what the kernel did at a limit.
+func actionText(l ebpf.Limit) string {
 	forever := l.Period == 0
 	if refuses(l) {
 		what := "what goes beyond it is refused"

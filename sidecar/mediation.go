@@ -18,22 +18,22 @@ import (
 // sidecar handled. It is what makes "every access is checked" a figure.
 type mediation struct {
 	mu     sync.Mutex
-	strays map[strayKey]struct{} // that stand now, each recorded once
-	ever   uint64                // the most that were ever unmediated: a counter does not fall
+	strays map[unmediatedKey]struct{} // that stand now, each recorded once
+	ever   uint64                     // the most that were ever unmediated: a counter does not fall
 }
 
-// strayKey tells strays apart. When one was let through is no part of it: a
+// unmediatedKey tells strays apart. When one was let through is no part of it: a
 // clock of the kernel's is read by ours, and never twice the same.
-type strayKey struct {
+type unmediatedKey struct {
 	pid      uint32
 	comm     string
 	original netip.AddrPort
 	why      string
 }
 
-// maxStrays is how many strays are recorded one by one in a second; how many
+// maxUnmediated is how many strays are recorded one by one in a second; how many
 // there are is the plugin's to choose.
-const maxStrays = 16
+const maxUnmediated = 16
 
 // unmediated is what is left of the connections that the kernel let through.
 func unmediated(u ebpf.Usage) uint64 {
@@ -45,18 +45,18 @@ func unmediated(u ebpf.Usage) uint64 {
 }
 
 // watch looks for strays once a second until ctx ends.
-func (s *Sidecar) watchStrays(ctx context.Context) {
-	every(ctx, time.Second, func() {
+func (s *Sidecar) watchUnmediated(ctx context.Context) {
+	tick(ctx, time.Second, func() {
 		strays, err := s.cage.Strays()
 		if err != nil {
 			s.opts.Log.Error("connections that nobody handles cannot be listed", zap.Error(err))
 			return
 		}
 		fresh := s.mediation.fresh(strays)
-		for _, one := range fresh[:min(len(fresh), maxStrays)] {
-			s.recordStray(one)
+		for _, one := range fresh[:min(len(fresh), maxUnmediated)] {
+			s.recordUnmediated(one)
 		}
-		if more := len(fresh) - maxStrays; more > 0 {
+		if more := len(fresh) - maxUnmediated; more > 0 {
 			s.record(&authz.Record{
 				Kind: authz.KindStray, Door: authz.DoorKernel, UID: s.pluginUID(), Count: more,
 				Detail: "more connections that nobody handled",
@@ -71,9 +71,9 @@ func (m *mediation) fresh(now []ebpf.Stray) []ebpf.Stray {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []ebpf.Stray
-	standing := make(map[strayKey]struct{}, len(now))
+	standing := make(map[unmediatedKey]struct{}, len(now))
 	for _, one := range now {
-		key := strayKey{one.PID, one.Comm, one.Original, one.Why}
+		key := unmediatedKey{one.PID, one.Comm, one.Original, one.Why}
 		_, known := m.strays[key]
 		if _, twice := standing[key]; !known && !twice {
 			out = append(out, one)
@@ -92,9 +92,9 @@ func (m *mediation) total(u ebpf.Usage) uint64 {
 	return m.ever
 }
 
-// recordStray records a connection that the kernel let through and that nobody
+// recordUnmediated records a connection that the kernel let through and that nobody
 // handled. Nothing has passed on it: it waits.
-func (s *Sidecar) recordStray(one ebpf.Stray) {
+func (s *Sidecar) recordUnmediated(one ebpf.Stray) {
 	r := &authz.Record{
 		Kind: authz.KindStray, Door: authz.DoorKernel, PID: int(one.PID), UID: s.pluginUID(), Exe: one.Comm,
 		Detail: fmt.Sprintf("since %s: %s", one.Since.UTC().Format(time.RFC3339Nano), one.Why),

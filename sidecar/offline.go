@@ -72,7 +72,7 @@ func Detach(spec *configs.Sidecar, kill bool) error {
 	}
 	err = ebpf.Detach(spec.StateDir, kill)
 	if err == nil {
-		err = errors.Join(removeTrust(kept), removeLeftSockets(kept), returnLent(kept))
+		err = errors.Join(removeTrust(kept), removeLeftSockets(kept), restoreLeftStreams(kept))
 	}
 	if err := errors.Join(err, kept.Close()); err != nil {
 		return err

@@ -18,14 +18,14 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
-// standInsFile is where the stand-ins are for whoever starts the plugin, when
+// placeholdersFile is where the stand-ins are for whoever starts the plugin, when
 // the sidecar does not: NAME=VALUE lines, as a service manager reads them.
-const standInsFile = "placeholders.env"
+const placeholdersFile = "placeholders.env"
 
-// standIns are the values of placeholders: random, made once for a sidecar's
+// placeholders are the values of placeholders: random, made once for a sidecar's
 // life. They are worth nothing, and are all the same said nowhere: who knows one
 // can write to an upstream what is refused here.
-type standIns struct {
+type placeholders struct {
 	file string // "" keeps them in memory
 
 	mu   sync.Mutex
@@ -35,21 +35,21 @@ type standIns struct {
 	all  atomic.Pointer[[]placeholder.Placeholder]
 }
 
-// makeStandIns makes the values of placeholders: in a file, when somebody else
+// makePlaceholders makes the values of placeholders: in a file, when somebody else
 // starts the plugin.
-func (s *Sidecar) makeStandIns(*configs.Sidecar) (err error) {
+func (s *Sidecar) makePlaceholders(*configs.Sidecar) (err error) {
 	file := ""
 	if s.opts.External {
-		file = s.state.path(standInsFile)
+		file = s.state.path(placeholdersFile)
 	}
-	s.standIns, err = newStandIns(file)
+	s.placeholders, err = newPlaceholders(file)
 	return err
 }
 
-// newStandIns returns the stand-ins that the file holds already, so that a
+// newPlaceholders returns the stand-ins that the file holds already, so that a
 // plugin which runs on knows them still.
-func newStandIns(file string) (*standIns, error) {
-	p := &standIns{file: file, made: map[authz.Placeholder]authz.Secret{}, kept: map[string]string{}}
+func newPlaceholders(file string) (*placeholders, error) {
+	p := &placeholders{file: file, made: map[authz.Placeholder]authz.Secret{}, kept: map[string]string{}}
 	if file == "" {
 		return p, nil
 	}
@@ -67,7 +67,7 @@ func newStandIns(file string) (*standIns, error) {
 
 // follow makes those that are missing of a plugin's grants, and writes the file
 // anew if there is one. None is forgotten: the plugin has it.
-func (p *standIns) follow(plugin string, grants []authz.Grant) error {
+func (p *placeholders) follow(plugin string, grants []authz.Grant) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var all []placeholder.Placeholder
@@ -108,7 +108,7 @@ func placeholdersOf(plugin string, grants []authz.Grant) []authz.Placeholder {
 }
 
 // value returns what the file held, if that is one of these, or a new one.
-func (p *standIns) value(wanted authz.Placeholder) (string, error) {
+func (p *placeholders) value(wanted authz.Placeholder) (string, error) {
 	before, random, after, err := wanted.Parts()
 	if err != nil {
 		return "", err
@@ -137,7 +137,7 @@ func randomText(n int) string {
 }
 
 // write replaces the file. The caller holds mu.
-func (p *standIns) write() error {
+func (p *placeholders) write() error {
 	if p.file == "" {
 		return nil
 	}
@@ -156,7 +156,7 @@ func (p *standIns) write() error {
 	return nil
 }
 
-func (p *standIns) variables() map[string]string {
+func (p *placeholders) variables() map[string]string {
 	out := map[string]string{}
 	for _, placeholder := range p.now {
 		out[placeholder.Env] = p.made[placeholder].Reveal()
@@ -165,41 +165,41 @@ func (p *standIns) variables() map[string]string {
 }
 
 // environment returns the variables of a plugin that is started now.
-func (p *standIns) environment() map[string]string {
+func (p *placeholders) environment() map[string]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.variables()
 }
 
 // current returns all there are, without waiting for anything.
-func (p *standIns) current() []placeholder.Placeholder {
+func (p *placeholders) current() []placeholder.Placeholder {
 	if all := p.all.Load(); all != nil {
 		return *all
 	}
 	return nil
 }
 
-// withoutStandIns is an authz.Recorder that leaves stand-ins out of paths and
+// redactingRecorder is an authz.Recorder that leaves stand-ins out of paths and
 // queries.
-type withoutStandIns struct {
+type redactingRecorder struct {
 	next authz.BatchRecorder
 	all  func() []placeholder.Placeholder
 }
 
 // Record passes a record on, or one that says [placeholder] instead.
-func (r withoutStandIns) Record(record *authz.Record) error {
+func (r redactingRecorder) Record(record *authz.Record) error {
 	return r.next.Record(r.redact(record))
 }
 
 // RecordAll is Record for several (authz.BatchRecorder).
-func (r withoutStandIns) RecordAll(records []*authz.Record) error {
+func (r redactingRecorder) RecordAll(records []*authz.Record) error {
 	for i, record := range records {
 		records[i] = r.redact(record)
 	}
 	return r.next.RecordAll(records)
 }
 
-func (r withoutStandIns) redact(record *authz.Record) *authz.Record {
+func (r redactingRecorder) redact(record *authz.Record) *authz.Record {
 	for _, p := range r.all() {
 		value := p.Value.Reveal()
 		if !strings.Contains(record.Path, value) && !strings.Contains(record.Query, value) {

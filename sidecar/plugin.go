@@ -57,12 +57,12 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 		return 0, fmt.Errorf("start sidecar: %w", errors.Join(serr, ctx.Err()))
 	case sig := <-signals:
 		return 128 + int(sig.(syscall.Signal)), fmt.Errorf("interrupted before the plugin ran: %v", sig) //nolint:forcetypeassert // of package syscall on every Unix
-	case err := <-s.hopeless: // to wait for it would only hide it
+	case err := <-s.loginFailed: // to wait for it would only hide it
 		return 0, fmt.Errorf("start sidecar: vault: not logged in: %w", err)
 	case <-time.After(startPatience):
 		return 0, fmt.Errorf("start sidecar: not ready after %s: %w", startPatience, s.checkReady())
 	}
-	if sig, err := s.awaitRoom(signals); err != nil || sig != 0 {
+	if sig, err := s.awaitLimits(signals); err != nil || sig != 0 {
 		return sig, err
 	}
 	p, background, err := s.startPlugin(args)
@@ -79,7 +79,7 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 		s.opts.Log.Error("terminal not relayed", zap.Error(err))
 	}
 	defer func() { err = errors.Join(err, terminals.detach()) }()
-	w := &waiter{s: s, p: p, terminals: terminals, signals: signals, served: served}
+	w := &supervisor{s: s, p: p, terminals: terminals, signals: signals, served: served}
 	return w.wait(serving)
 }
 
@@ -104,7 +104,7 @@ func (s *Sidecar) startPlugin(args []string) (p plugin, background bool, err err
 	if err := s.renewAuthority(); err != nil {
 		return nil, false, err
 	}
-	extra := s.standIns.environment()
+	extra := s.placeholders.environment()
 	maps.Copy(extra, spec.Process.Env)
 	env := pluginEnvironment(s.accountEnvironment(os.Environ()), extra, s.addresses.proxy, s.proxyToken(), s.trust)
 	p, background, err = s.startIn(spec, args, env)
@@ -141,7 +141,7 @@ func (s *Sidecar) startIn(spec *configs.Sidecar, args, env []string) (p plugin, 
 	}
 	switch {
 	case s.cage != nil:
-		if err := s.lent.lend(s.cage.Account(), hiddenFiles(s.config.Load()), s.keepLent, os.Stdin, os.Stdout, os.Stderr); err != nil {
+		if err := s.streams.chown(s.cage.Account(), hiddenFiles(s.config.Load()), s.saveChowned, os.Stdin, os.Stdout, os.Stderr); err != nil {
 			s.opts.Log.Debug("standard stream stays closed to opening by name", zap.Error(err))
 		}
 		// Only a view has a first process, which sees that the program wants the

@@ -75,8 +75,8 @@ func (p *libraryProbes) due(now time.Time, all bool) []authz.Record {
 	return out
 }
 
-// walled counts probes that a kernel wall refused.
-func (p *libraryProbes) walled(n uint64) {
+// addBlocked counts probes that a kernel wall refused.
+func (p *libraryProbes) addBlocked(n uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.walls += n
@@ -117,7 +117,7 @@ func (s *Sidecar) probedSocket(d sandbox.Denial) bool {
 	if probe == "" {
 		return false
 	}
-	s.probes.walled(d.Count)
+	s.probes.addBlocked(d.Count)
 	s.probed(probe, authz.Record{
 		Time: d.Time, Door: authz.DoorKernel, Scheme: "unix", Path: d.Path, PID: int(d.PID), UID: int(d.UID), Exe: exeOf(d),
 		Count: int(min(d.Count, 1<<31)),

@@ -140,9 +140,9 @@ func (s *Sidecar) writeUsed(used authz.State, rates bool, now time.Time) error {
 	return nil
 }
 
-// inherit charges what the kernel still holds of the limits that a killed sidecar
+// restoreKernelUsage charges what the kernel still holds of the limits that a killed sidecar
 // had it enforce: it knows to the last call and packet what was used.
-func (s *Sidecar) inherit() {
+func (s *Sidecar) restoreKernelUsage() {
 	now := time.Now()
 	var left authz.State
 	for _, m := range s.ledger.Metered(s.engine.Current(), s.plugin, now) {

@@ -59,7 +59,7 @@ func (s *Sidecar) retainLeases(ctx context.Context) {
 // revoked now. It looks under a lock, so that who looked earlier never undoes
 // what who looked later has done.
 func (s *Sidecar) enforceLevel() error {
-	level, err := s.bringInLine()
+	level, err := s.reconcile()
 	switch level {
 	case authz.LevelHalt:
 		return errors.Join(s.killPlugin(), err)
@@ -70,7 +70,7 @@ func (s *Sidecar) enforceLevel() error {
 	return err
 }
 
-func (s *Sidecar) bringInLine() (level authz.Level, err error) {
+func (s *Sidecar) reconcile() (level authz.Level, err error) {
 	s.enforcing.Lock()
 	defer s.enforcing.Unlock()
 	level = s.engine.Current().RevokedLevel(s.plugin, time.Now())
@@ -120,7 +120,7 @@ func (s *Sidecar) revoke(ctx context.Context, req RevocationRequest) (revocation
 	}
 	defer s.leasing.Unlock()
 	if s.broker != nil && revocation.Level != authz.LevelPause {
-		out.vault = s.giveBackLeases(ctx, revocation)
+		out.vault = s.revokeLeases(ctx, revocation)
 	}
 	return out, nil
 }
@@ -138,7 +138,7 @@ func (s *Sidecar) cut(revocation authz.Revocation) revocationResult {
 	}
 	started := time.Now()
 	out := revocationResult{revocation: revocation}
-	out.cut = s.putInForce(revocation)
+	out.cut = s.apply(revocation)
 	enforced := make(chan error, 1)
 	go func() { enforced <- s.enforceLevel() }() // the plugin dies while its exchanges are cut
 	if s.proxy != nil && revocation.Level != authz.LevelPause {
@@ -161,10 +161,10 @@ func (s *Sidecar) cut(revocation authz.Revocation) revocationResult {
 	return out
 }
 
-// putInForce makes the revocation's generation and cuts what comes in from the
+// apply makes the revocation's generation and cuts what comes in from the
 // host, under the lock that whoever follows generations cuts it under: the
 // answer is to say how much that was.
-func (s *Sidecar) putInForce(revocation authz.Revocation) (cut int) {
+func (s *Sidecar) apply(revocation authz.Revocation) (cut int) {
 	s.enforcing.Lock()
 	defer s.enforcing.Unlock()
 	s.engine.Revoke(revocation)
@@ -175,9 +175,9 @@ func (s *Sidecar) putInForce(revocation authz.Revocation) (cut int) {
 	return cut + s.cutDirect(level)
 }
 
-// giveBackLeases tells Vault: everything that the plugin had, or what one rule
+// revokeLeases tells Vault: everything that the plugin had, or what one rule
 // alone needed.
-func (s *Sidecar) giveBackLeases(ctx context.Context, r authz.Revocation) vault.Report {
+func (s *Sidecar) revokeLeases(ctx context.Context, r authz.Revocation) vault.Report {
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
 	if r.Rule == "" {
@@ -338,8 +338,8 @@ func (s *Sidecar) Reload(ctx context.Context, actor string) (changes []string, e
 	if err == nil {
 		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), s.enforceable(next.Grants))
 	}
-	if err == nil && s.doorTLS != nil {
-		err = s.doorTLS.reload()
+	if err == nil && s.extAuthzTLS != nil {
+		err = s.extAuthzTLS.reload()
 	}
 	var generation uint64
 	if err == nil {

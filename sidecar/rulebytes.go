@@ -7,11 +7,11 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
-// attribution numbers rules for the kernel, which counts what a connection
+// ruleNumbers numbers rules for the kernel, which counts what a connection
 // exchanges under a number. A rule keeps its number as long as the sidecar
 // lives, also over a reload; a rule too many has number 0, under which nothing
 // is counted.
-type attribution struct {
+type ruleNumbers struct {
 	mu      sync.Mutex
 	numbers map[string]uint32
 	names   []string // of the numbers, from 1
@@ -19,7 +19,7 @@ type attribution struct {
 }
 
 // number returns the number of a rule; 0 for no rule.
-func (a *attribution) number(grant, rule string) uint32 {
+func (a *ruleNumbers) number(grant, rule string) uint32 {
 	if grant == "" {
 		return 0
 	}
@@ -42,7 +42,7 @@ func (a *attribution) number(grant, rule string) uint32 {
 
 // begin notes what stands under the numbers already: an earlier sidecar gave
 // them to rules that nobody remembers.
-func (a *attribution) begin(all []ebpf.Traffic) {
+func (a *ruleNumbers) begin(all []ebpf.Traffic) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.before = map[uint32]ebpf.Traffic{}
@@ -59,7 +59,7 @@ type ruleTraffic struct {
 }
 
 // named gives each figure the name of its rule.
-func (a *attribution) named(all []ebpf.Traffic) []ruleTraffic {
+func (a *ruleNumbers) named(all []ebpf.Traffic) []ruleTraffic {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []ruleTraffic
@@ -79,7 +79,7 @@ func (a *attribution) named(all []ebpf.Traffic) []ruleTraffic {
 
 // attribute has the kernel count a connection's bytes for a rule.
 func (s *Sidecar) attribute(cookie uint64, grant, rule string) {
-	s.cage.Attribute(cookie, s.attribution.number(grant, rule))
+	s.cage.Attribute(cookie, s.ruleNumbers.number(grant, rule))
 }
 
 // ruleTraffic reads what each rule's connections have exchanged. A reading that
@@ -89,5 +89,5 @@ func (s *Sidecar) ruleTraffic() []ruleTraffic {
 	if err != nil {
 		return nil
 	}
-	return s.attribution.named(all)
+	return s.ruleNumbers.named(all)
 }

@@ -9,7 +9,7 @@ import (
 
 // TestAttribution numbers as many rules as the kernel tells apart, for good.
 func TestAttribution(t *testing.T) {
-	var a attribution
+	var a ruleNumbers
 	if n := a.number("", ""); n != 0 {
 		t.Errorf("no rule has number %d", n)
 	}

@@ -68,37 +68,37 @@ type Sidecar struct {
 	reloading sync.Mutex                         // reloads take turns
 	stopWatch atomic.Pointer[context.CancelFunc] // of the files that config names
 
-	metrics  *metrics
-	state    *state
-	history  *statehistory.History
-	lost     *statehistory.LostError // that the stateDir had, which was begun again; nil for none
-	audit    *audit.Log
-	recorder authz.BatchRecorder
-	engine   *authz.Engine
-	ledger   *authz.Ledger
-	broker   *vault.Broker
-	tokens   *tokens.Source // over the broker
-	readied  chan struct{}  // closed once the sidecar is ready
-	hopeless chan error     // receives the failure of a login to Vault that stays until somebody acts
-	standIns *standIns
-	gate     *authz.Gate
-	cage     *ebpf.Cage
-	reaper   *reaper.Reaper
-	fence    *sandbox.Fence // instead of the cage, where that is not to be had
-	kernel   kernelState
-	inbound  *inbound
-	trust    *trustBundle
-	lent     lentStreams
-	resolver *dns.Resolver
-	budget   *budget.Budget // of what the plugin and its upstreams have held in memory
-	proxy    *proxy.Proxy
-	envoy    *extauthz.Server // that others configure
-	doorTLS  *doorTLS         // of envoy; nil without TLS
-	own      *ownEnvoy        // the one that this sidecar configures
-	admin    *admin.Server
-	webs     []*web
+	metrics      *metrics
+	state        *state
+	history      *statehistory.History
+	lost         *statehistory.LostError // that the stateDir had, which was begun again; nil for none
+	audit        *audit.Log
+	recorder     authz.BatchRecorder
+	engine       *authz.Engine
+	ledger       *authz.Ledger
+	broker       *vault.Broker
+	tokens       *tokens.Source // over the broker
+	readied      chan struct{}  // closed once the sidecar is ready
+	loginFailed  chan error     // receives the failure of a login to Vault that stays until somebody acts
+	placeholders *placeholders
+	gate         *authz.Gate
+	cage         *ebpf.Cage
+	reaper       *reaper.Reaper
+	fence        *sandbox.Fence // instead of the cage, where that is not to be had
+	kernel       kernelState
+	inbound      *inbound
+	trust        *trustBundle
+	streams      chownedStreams
+	resolver     *dns.Resolver
+	budget       *budget.Budget // of what the plugin and its upstreams have held in memory
+	proxy        *proxy.Proxy
+	envoy        *extauthz.Server // that others configure
+	extAuthzTLS  *extAuthzTLS     // of envoy; nil without TLS
+	managed      *managedEnvoy    // the one that this sidecar configures
+	admin        *admin.Server
+	webs         []*web
 
-	forbidden   *forbidden
+	self        *selfAddrs
 	listeners   []net.Listener // the proxy's
 	resolvers   []resolverEnds
 	addresses   addresses
@@ -114,7 +114,7 @@ type Sidecar struct {
 	connects    connects                    // that the kernel lets pass
 	probes      libraryProbes               // of the plugin's libraries
 	mediation   mediation                   // of connections
-	attribution attribution                 // of bytes to rules
+	ruleNumbers ruleNumbers                 // of bytes to rules
 	enforcing   sync.Mutex                  // so does bringing the kernel in line with the policy
 	cutting     sync.Mutex                  // revocations take turns
 	leasing     sync.Mutex                  // so do changes of what is leased
@@ -142,11 +142,11 @@ func New(opts Config) (s *Sidecar, err error) {
 	}
 	s = &Sidecar{
 		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
-		readied: make(chan struct{}), metrics: newMetrics(), hopeless: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
+		readied: make(chan struct{}), metrics: newMetrics(), loginFailed: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
 	s.running = cfg.Sidecar
 	s.config.Store(cfg)
-	s.forbidden = newForbidden(&cfg.Sidecar)
+	s.self = newSelfAddrs(&cfg.Sidecar)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -154,7 +154,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.beginHistory, s.takeHostRevocations, s.makeBroker, s.makeTokens, s.makeStandIns, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeOwnEnvoy, s.makeAdmin, s.makeWeb,
+		s.openState, s.openAudit, s.startHistory, s.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -169,10 +169,10 @@ func (s *Sidecar) openState(spec *configs.Sidecar) (err error) {
 	if err := s.checkPlaces(spec); err != nil {
 		return err
 	}
-	if s.state, s.history, s.lost, err = openKnownState(spec, s.config.Load().Path); err != nil {
+	if s.state, s.history, s.lost, err = openStateWithHistory(spec, s.config.Load().Path); err != nil {
 		return err
 	}
-	if err := returnLent(s.state); err != nil {
+	if err := restoreLeftStreams(s.state); err != nil {
 		s.opts.Log.Warn("lent files not restored", zap.Error(err))
 	}
 	if err := s.state.revocationsInto(s.engine); err != nil {
@@ -249,8 +249,8 @@ func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config
 // makeGate makes the one door that all others lead through.
 func (s *Sidecar) makeGate(*configs.Sidecar) (err error) {
 	cfg := authz.GateConfig{
-		Engine: s.engine, Ledger: s.ledger, Recorder: withoutStandIns{s.recorder, s.standIns.current}, Now: time.Now,
-		Crossed: func(c authz.Crossing) { s.crossed(c) }, Persist: s.saveUsed,
+		Engine: s.engine, Ledger: s.ledger, Recorder: redactingRecorder{s.recorder, s.placeholders.current}, Now: time.Now,
+		Crossed: func(c authz.Crossing) { s.limitExceeded(c) }, Persist: s.saveUsed,
 	}
 	if s.broker != nil {
 		cfg.Credentials = s.tokens
@@ -268,9 +268,9 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	}
 	cfg := proxy.Config{
 		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.Token, Budget: s.budget,
-		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.forbidden.dial,
+		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.self.dial,
 		Refused: s.opts.Refused, Drain: time.Duration(spec.Drain), Log: s.opts.Log.Named("proxy"),
-		Echo: func(r *authz.Record) { s.record(r) }, Handshake: s.failedHandshake, Placeholders: s.standIns.current, CredentialRefused: s.credentialRefused,
+		Echo: func(r *authz.Record) { s.record(r) }, Handshake: s.failedHandshake, Placeholders: s.placeholders.current, CredentialRefused: s.credentialRefused,
 	}
 	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()
@@ -281,7 +281,7 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	if s.cage != nil {
 		cfg.Identify, cfg.Attribute = s.identify, s.attribute
 		s.resolver, err = dns.NewResolver(dns.ResolverConfig{
-			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.Refused, Identify: s.asker,
+			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.Refused, Identify: s.resolverClient,
 			Probe: s.probedName, Log: s.opts.Log.Named("resolver"),
 		})
 		if err != nil {
@@ -306,14 +306,14 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	return nil
 }
 
-// keepTrust writes the plugin's certificates again when they are gone.
-func (s *Sidecar) keepTrust(ctx context.Context) {
+// maintainTrust writes the plugin's certificates again when they are gone.
+func (s *Sidecar) maintainTrust(ctx context.Context) {
 	if s.trust == nil {
 		return
 	}
 	failing := false
-	every(ctx, trustInterval, func() {
-		mended, err := s.trust.mend()
+	tick(ctx, trustInterval, func() {
+		mended, err := s.trust.repair()
 		switch {
 		case err != nil && !failing:
 			s.opts.Log.Error("trust bundle missing", zap.String("folder", s.trust.dir), zap.Error(err))
@@ -330,9 +330,9 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 		return nil
 	}
 	cfg := extauthz.Config{
-		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.forbidden.dial,
+		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
 		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused,
-		Log: s.opts.Log.Named("ext_authz"), StandIn: placeholder.FindPlaceholder(s.standIns.current),
+		Log: s.opts.Log.Named("ext_authz"), StandIn: placeholder.FindPlaceholder(s.placeholders.current),
 	}
 	if len(spec.SPIFFEIDs) > 0 {
 		cfg.SPIFFEIDs = map[string]authz.Principal{}
@@ -342,10 +342,10 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 	}
 	if t := spec.Listen.ExtAuthzTLS; t != nil {
 		cfg.Callers = t.Callers
-		if s.doorTLS, err = newDoorTLS(t); err != nil {
+		if s.extAuthzTLS, err = newExtAuthzTLS(t); err != nil {
 			return err
 		}
-		cfg.TLS = s.doorTLS.config()
+		cfg.TLS = s.extAuthzTLS.config()
 	}
 	if s.envoy, err = extauthz.New(cfg); err != nil {
 		return fmt.Errorf("make ext_authz server: %w", err)
@@ -369,17 +369,17 @@ func (s *Sidecar) record(r *authz.Record) {
 	}
 }
 
-// forbidden knows what is never dialled, whatever is granted: the sidecar's
+// selfAddrs knows what is never dialled, whatever is granted: the sidecar's
 // own listeners and its Vault.
-type forbidden struct {
+type selfAddrs struct {
 	listeners []netip.AddrPort
 	vault     atomic.Pointer[[]netip.AddrPort]
 	vaultHost string
 	vaultPort uint16
 }
 
-func newForbidden(spec *configs.Sidecar) *forbidden {
-	f := &forbidden{}
+func newSelfAddrs(spec *configs.Sidecar) *selfAddrs {
+	f := &selfAddrs{}
 	if spec.Vault == nil {
 		return f
 	}
@@ -397,7 +397,7 @@ func newForbidden(spec *configs.Sidecar) *forbidden {
 
 // resolve looks up where Vault is. While that is not known, nothing is dialled
 // on its port.
-func (f *forbidden) resolve(ctx context.Context) {
+func (f *selfAddrs) resolve(ctx context.Context) {
 	if f.vaultPort == 0 {
 		return
 	}
@@ -415,13 +415,13 @@ func (f *forbidden) resolve(ctx context.Context) {
 }
 
 // dial reports whether an address is forbidden, or reaches one that is.
-func (f *forbidden) dial(to netip.AddrPort) bool {
+func (f *selfAddrs) dial(to netip.AddrPort) bool {
 	return slices.ContainsFunc(authz.Reaches(to.Addr()), func(at netip.Addr) bool {
 		return f.holds(netip.AddrPortFrom(at, to.Port()))
 	})
 }
 
-func (f *forbidden) holds(to netip.AddrPort) bool {
+func (f *selfAddrs) holds(to netip.AddrPort) bool {
 	for _, l := range f.listeners {
 		if l.Port() == to.Port() && (l.Addr() == to.Addr() || l.Addr().IsUnspecified() && isLocal(to.Addr())) {
 			return true

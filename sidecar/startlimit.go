@@ -9,17 +9,17 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// roomInterval is how often it is looked whether a limit that waits has room: a
+// limitPoll is how often it is looked whether a limit that waits has room: a
 // reload may have raised it.
-const roomInterval = 250 * time.Millisecond
+const limitPoll = 250 * time.Millisecond
 
-// awaitRoom waits until the limits on system calls let a plugin start. An earlier
+// awaitLimits waits until the limits on system calls let a plugin start. An earlier
 // run may have left none: what begins then would be stopped or killed at once, in the
 // midst of being confined. The status is not 0 after a signal.
-func (s *Sidecar) awaitRoom(signals <-chan os.Signal) (status int, err error) {
+func (s *Sidecar) awaitLimits(signals <-chan os.Signal) (status int, err error) {
 	announced := false
 	for {
-		m, wait := s.noRoom(time.Now())
+		m, wait := s.exhaustedLimit(time.Now())
 		switch {
 		case wait == 0:
 			return 0, nil
@@ -35,15 +35,15 @@ func (s *Sidecar) awaitRoom(signals <-chan os.Signal) (status int, err error) {
 		select {
 		case sig := <-signals:
 			return 128 + int(sig.(syscall.Signal)), fmt.Errorf("interrupted before the plugin ran: %v", sig) //nolint:forcetypeassert // of package syscall on every Unix
-		case <-time.After(min(wait, roomInterval)):
+		case <-time.After(min(wait, limitPoll)):
 		}
 	}
 }
 
-// noRoom returns a limit on system calls that would stop or kill a plugin as it
+// exhaustedLimit returns a limit on system calls that would stop or kill a plugin as it
 // starts, and how long until a tenth of it is free; a negative wait is for ever, and
 // 0 that there is none.
-func (s *Sidecar) noRoom(now time.Time) (limit authz.MeteredLimit, wait time.Duration) {
+func (s *Sidecar) exhaustedLimit(now time.Time) (limit authz.MeteredLimit, wait time.Duration) {
 	if s.cage == nil {
 		return limit, 0
 	}

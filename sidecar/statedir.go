@@ -53,7 +53,7 @@ func openState(dir string) (*state, error) {
 		return nil, fmt.Errorf("read stateDir: %w", err)
 	}
 	if info.IsDir() && info.Mode().Perm()&0o077 != 0 {
-		if info, err = closeEmpty(dir, info); err != nil {
+		if info, err = restrictEmpty(dir, info); err != nil {
 			return nil, err
 		}
 	}
@@ -77,10 +77,10 @@ func openState(dir string) (*state, error) {
 	return &state{dir, lock}, nil
 }
 
-// closeEmpty closes an empty folder to others and sees that it is empty still, when
+// restrictEmpty closes an empty folder to others and sees that it is empty still, when
 // nobody else can put anything into it any more. One that is not empty, or not
 // ours, stays as it was.
-func closeEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
+func restrictEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 		return was, nil //nolint:nilerr // it is refused for its mode or its owner
 	}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lentStreams are standard streams that the plugin may open by name while it
+// chownedStreams are standard streams that the plugin may open by name while it
 // runs: /dev/stdout, /dev/stderr and /proc/self/fd/N, to which servers write
 // their logs. Opening a pipe or a file by such a name takes its permissions (proc(5)),
 // and those of the sidecar's streams are its caller's.
@@ -21,19 +21,19 @@ import (
 // The plugin's group gets what the descriptor gives already: to write to standard
 // output and error, to read standard input. The owner stays who it was, since an
 // owner could also read from the pipe what others write to it.
-type lentStreams []lentStream
+type chownedStreams []chownedStream
 
-// lentStream is a stream as it was before.
-type lentStream struct {
+// chownedStream is a stream as it was before.
+type chownedStream struct {
 	file *os.File
 	gid  int
 	mode uint32
 	to   int // the group it was lent to
 }
 
-// lentFile is a regular file as it was before it was lent, as the stateDir keeps
+// chownedFile is a regular file as it was before it was lent, as the stateDir keeps
 // it while it is lent: a sidecar that is killed cannot give it back.
-type lentFile struct {
+type chownedFile struct {
 	Path   string `json:"path"`
 	Device uint64 `json:"device"`
 	Inode  uint64 `json:"inode"`
@@ -42,16 +42,16 @@ type lentFile struct {
 	To     int    `json:"to"`
 }
 
-// lentFilesName is the file of a stateDir with what is lent.
-const lentFilesName = "lent.json"
+// chownedFilesName is the file of a stateDir with what is lent.
+const chownedFilesName = "lent.json"
 
-// lend opens the three standard streams to the plugin's group. Of regular files
+// chown opens the three standard streams to the plugin's group. Of regular files
 // only a group without other members gets them, since they have a path, and none
 // of the private ones, which are the sidecar's. What is neither a pipe nor a file,
 // or open to the plugin already, stays as it is.
 //
 // keep writes down which files are lent, before they are.
-func (l *lentStreams) lend(account sandbox.Account, private []string, keep func([]lentFile) error, stdin, stdout, stderr *os.File) error {
+func (l *chownedStreams) chown(account sandbox.Account, private []string, keep func([]chownedFile) error, stdin, stdout, stderr *os.File) error {
 	if os.Geteuid() != 0 || account.UID == 0 {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (l *lentStreams) lend(account sandbox.Account, private []string, keep func(
 		if isPrivate(stream.file, private) {
 			continue
 		}
-		if err := l.lendOne(account, stream.file, stream.bit); err != nil {
+		if err := l.chownOne(account, stream.file, stream.bit); err != nil {
 			errs = append(errs, fmt.Errorf("open %s to the plugin: %w", stream.file.Name(), err))
 		}
 	}
@@ -75,61 +75,61 @@ func (l *lentStreams) lend(account sandbox.Account, private []string, keep func(
 
 // describeFiles returns the regular files among streams as they are now, each
 // once.
-func describeFiles(to int, streams ...*os.File) []lentFile {
-	var out []lentFile
+func describeFiles(to int, streams ...*os.File) []chownedFile {
+	var out []chownedFile
 	for _, file := range streams {
 		var stat unix.Stat_t
 		if unix.Fstat(int(file.Fd()), &stat) != nil || stat.Mode&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
 		path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
-		known := slices.ContainsFunc(out, func(f lentFile) bool { return f.Device == stat.Dev && f.Inode == stat.Ino })
+		known := slices.ContainsFunc(out, func(f chownedFile) bool { return f.Device == stat.Dev && f.Inode == stat.Ino })
 		if err == nil && !known {
-			out = append(out, lentFile{path, stat.Dev, stat.Ino, int(stat.Gid), stat.Mode &^ unix.S_IFMT, to})
+			out = append(out, chownedFile{path, stat.Dev, stat.Ino, int(stat.Gid), stat.Mode &^ unix.S_IFMT, to})
 		}
 	}
 	return out
 }
 
-// keepLent writes down what is about to be lent.
-func (s *Sidecar) keepLent(files []lentFile) error {
+// saveChowned writes down what is about to be lent.
+func (s *Sidecar) saveChowned(files []chownedFile) error {
 	if len(files) == 0 {
 		return nil
 	}
-	return s.state.save(lentFilesName, files)
+	return s.state.save(chownedFilesName, files)
 }
 
-// forgetLent removes the note of what was lent, once it is given back.
-func (s *Sidecar) forgetLent() error {
+// forgetChowned removes the note of what was lent, once it is given back.
+func (s *Sidecar) forgetChowned() error {
 	if s.state == nil {
 		return nil
 	}
-	if err := os.Remove(s.state.path(lentFilesName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(s.state.path(chownedFilesName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget lent files: %w", err)
 	}
 	return nil
 }
 
-// returnLent gives back the files that a killed sidecar had lent. A file that is
+// restoreLeftStreams gives back the files that a killed sidecar had lent. A file that is
 // another one by now, or whose group somebody has changed, stays as it is.
-func returnLent(kept *state) error {
-	var files []lentFile
-	if err := kept.load(lentFilesName, &files); err != nil {
+func restoreLeftStreams(kept *state) error {
+	var files []chownedFile
+	if err := kept.load(chownedFilesName, &files); err != nil {
 		return err
 	}
 	var errs []error
 	for _, f := range files {
-		if err := f.giveBack(); err != nil {
+		if err := f.restore(); err != nil {
 			errs = append(errs, fmt.Errorf("restore the permissions of %s: %w", f.Path, err))
 		}
 	}
 	if len(files) > 0 {
-		errs = append(errs, os.Remove(kept.path(lentFilesName)))
+		errs = append(errs, os.Remove(kept.path(chownedFilesName)))
 	}
 	return errors.Join(errs...)
 }
 
-func (f lentFile) giveBack() error {
+func (f chownedFile) restore() error {
 	fd, err := unix.Open(f.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
 		return nil
@@ -155,7 +155,7 @@ func isPrivate(file *os.File, private []string) bool {
 	})
 }
 
-func (l *lentStreams) lendOne(account sandbox.Account, file *os.File, bit uint32) error {
+func (l *chownedStreams) chownOne(account sandbox.Account, file *os.File, bit uint32) error {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
 		return nil //nolint:nilerr // a stream that is closed needs nothing
@@ -175,12 +175,12 @@ func (l *lentStreams) lendOne(account sandbox.Account, file *os.File, bit uint32
 	if err := unix.Fchown(int(file.Fd()), -1, account.GID); err != nil {
 		return err
 	}
-	*l = append(*l, lentStream{file, int(stat.Gid), stat.Mode &^ unix.S_IFMT, account.GID})
+	*l = append(*l, chownedStream{file, int(stat.Gid), stat.Mode &^ unix.S_IFMT, account.GID})
 	return unix.Fchmod(int(file.Fd()), mode|bit)
 }
 
-// giveBack restores group and mode of the streams that are still lent.
-func (l *lentStreams) giveBack() error {
+// restore restores group and mode of the streams that are still lent.
+func (l *chownedStreams) restore() error {
 	var errs []error
 	for _, stream := range slices.Backward(*l) {
 		fd := int(stream.file.Fd())

@@ -34,15 +34,15 @@ func TestLendStreams(t *testing.T) {
 		{"a group with others", 100, in, log, log, [3]uint32{0o640, 0o640, 0o640}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var lent lentStreams
-			testenv.Must(t, lent.lend(sandbox.Account{UID: 61999, GID: c.gid}, nil, func([]lentFile) error { return nil }, c.stdin, c.stdout, c.errs))
+			var lent chownedStreams
+			testenv.Must(t, lent.chown(sandbox.Account{UID: 61999, GID: c.gid}, nil, func([]chownedFile) error { return nil }, c.stdin, c.stdout, c.errs))
 			for i, file := range []*os.File{in, out, log} {
 				now := stat(t, file)
 				if now.Mode&0o777 != c.modes[i] || now.Uid != 0 {
 					t.Errorf("stream %d: mode %o, not %o, of uid %d", i, now.Mode&0o777, c.modes[i], now.Uid)
 				}
 			}
-			testenv.Must(t, lent.giveBack())
+			testenv.Must(t, lent.restore())
 			for i, file := range []*os.File{in, out, log} {
 				if now := stat(t, file); now.Mode != before[i].Mode || now.Gid != before[i].Gid {
 					t.Errorf("stream %d: mode %o of group %d afterwards", i, now.Mode, now.Gid)
@@ -62,9 +62,9 @@ func TestLentFilesReturn(t *testing.T) {
 	defer kept.Close()
 	lend := func(name string) *os.File {
 		file := testenv.MustGet(os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_WRONLY, 0o640))(t)
-		var lent lentStreams // and no giveBack, as after SIGKILL
-		keep := func(files []lentFile) error { return kept.save(lentFilesName, files) }
-		testenv.Must(t, lent.lend(sandbox.Account{UID: 61999, GID: 61999}, nil, keep, file, file, file))
+		var lent chownedStreams // and no giveBack, as after SIGKILL
+		keep := func(files []chownedFile) error { return kept.save(chownedFilesName, files) }
+		testenv.Must(t, lent.chown(sandbox.Account{UID: 61999, GID: 61999}, nil, keep, file, file, file))
 		return file
 	}
 	file := lend("log")
@@ -72,18 +72,18 @@ func TestLentFilesReturn(t *testing.T) {
 	if now := stat(t, file); now.Gid != 61999 {
 		t.Fatalf("group %d: it was not lent", now.Gid)
 	}
-	testenv.Must(t, returnLent(kept))
+	testenv.Must(t, restoreLeftStreams(kept))
 	if now := stat(t, file); now.Gid != 0 || now.Mode&0o777 != 0o640 {
 		t.Errorf("mode %o of group %d afterwards", now.Mode&0o777, now.Gid)
 	}
-	testenv.Must(t, returnLent(kept)) // there is nothing left to return
+	testenv.Must(t, restoreLeftStreams(kept)) // there is nothing left to return
 	old := lend("replaced")
 	defer old.Close()
 	testenv.Must(t, os.Remove(old.Name()))
 	other := testenv.MustGet(os.OpenFile(old.Name(), os.O_CREATE|os.O_WRONLY, 0o600))(t)
 	defer other.Close()
 	testenv.Must(t, other.Chown(-1, 61999))
-	testenv.Must(t, returnLent(kept))
+	testenv.Must(t, restoreLeftStreams(kept))
 	if now := stat(t, other); now.Gid != 61999 || now.Mode&0o777 != 0o600 {
 		t.Errorf("another file was changed: mode %o of group %d", now.Mode&0o777, now.Gid)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// waiter passes signals to the plugin until it has ended.
-type waiter struct {
+// supervisor passes signals to the plugin until it has ended.
+type supervisor struct {
 	s         *Sidecar
 	p         plugin
 	terminals *terminals
@@ -27,24 +27,24 @@ type waiter struct {
 	deadline *time.Timer // when a plugin that cannot act on it is killed
 }
 
-// ending is how CMD ended.
-type ending struct {
+// exit is how CMD ended.
+type exit struct {
 	status int
 	err    error
 }
 
 // wait forwards signals until CMD has ended. A sidecar that ends first ends CMD
 // too: nothing that it does would work any more.
-func (w *waiter) wait(ctx context.Context) (int, error) {
+func (w *supervisor) wait(ctx context.Context) (int, error) {
 	w.deadline = time.NewTimer(0)
 	w.deadline.Stop()
 	if seen, ok := w.p.(interface{ Stops() <-chan syscall.Signal }); ok {
 		w.stops = seen.Stops()
 	}
-	ended := make(chan ending, 1)
+	ended := make(chan exit, 1)
 	go func() {
 		status, err := w.p.Wait()
-		ended <- ending{status, err}
+		ended <- exit{status, err}
 	}()
 	watched := w.served
 	for {
@@ -71,7 +71,7 @@ func (w *waiter) wait(ctx context.Context) (int, error) {
 }
 
 // ended records the end of CMD and returns the status of run.
-func (w *waiter) ended(ctx context.Context, e ending) (int, error) {
+func (w *supervisor) ended(ctx context.Context, e exit) (int, error) {
 	s := w.s
 	s.process.Store(nil)
 	s.flushKernel(ctx)
@@ -95,11 +95,11 @@ func (s *Sidecar) flushKernel(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, flushPatience)
 	defer cancel()
 	s.cage.Flush(ctx)
-	s.recordUntold(time.Now(), true)
+	s.recordSuppressed(time.Now(), true)
 	s.recordProbes(time.Now(), true)
 }
 
-func (w *waiter) signal(ctx context.Context, sig os.Signal) {
+func (w *supervisor) signal(ctx context.Context, sig os.Signal) {
 	_, _, limited := w.s.limits.stopped()
 	switch sig {
 	case syscall.SIGHUP:
@@ -139,7 +139,7 @@ const limitPatience = 300 * time.Millisecond
 
 // stopped follows a plugin that has stopped: this job of the person's shell stops
 // with it. One that a limit has stopped goes on by itself.
-func (w *waiter) stopped(sig syscall.Signal) {
+func (w *supervisor) stopped(sig syscall.Signal) {
 	if sig == syscall.SIGTTIN || sig == syscall.SIGTTOU { // it uses its terminal, and goes on
 		w.terminals.relay.Activate()
 		return
@@ -155,7 +155,7 @@ func (w *waiter) stopped(sig syscall.Signal) {
 
 // typed acts on a key that the plugin cannot act on: a limit has stopped it, or it
 // leads its session, so that the kernel does not stop it by SIGTSTP.
-func (w *waiter) typed(key typedSignal) {
+func (w *supervisor) typed(key typedSignal) {
 	_, _, limited := w.s.limits.stopped()
 	switch {
 	case (limited || !key.sent) && key.sig != syscall.SIGTSTP:
@@ -169,7 +169,7 @@ func (w *waiter) typed(key typedSignal) {
 
 // suspend stops the plugin and this process until the person's shell continues
 // the job.
-func (w *waiter) suspend() {
+func (w *supervisor) suspend() {
 	_, _, limited := w.s.limits.stopped()
 	if !limited {
 		_ = w.p.Signal(syscall.SIGSTOP) // it may have ended
@@ -191,7 +191,7 @@ func (w *waiter) suspend() {
 // hangUp ends the plugin, whose terminal is gone, as the kernel ends the jobs of
 // a terminal that hangs up. One that is still there when spec.drain is over is
 // killed.
-func (w *waiter) hangUp() {
+func (w *supervisor) hangUp() {
 	if w.hungUp {
 		return
 	}
@@ -209,7 +209,7 @@ func (w *waiter) hangUp() {
 // stopped cannot act on it, and continuing it would exceed the limit: it is
 // killed at once where the limit does not recover within spec.drain, or when it
 // is asked again, and otherwise when spec.drain is over.
-func (w *waiter) end(sig os.Signal) {
+func (w *supervisor) end(sig os.Signal) {
 	_ = w.p.Signal(sig) // it may have ended
 	again := w.asked
 	w.asked = true
@@ -225,7 +225,7 @@ func (w *waiter) end(sig os.Signal) {
 
 // overdue kills a plugin that was asked to end spec.drain ago and is stopped by
 // a limit now. One that runs ends when it wants to.
-func (w *waiter) overdue() {
+func (w *supervisor) overdue() {
 	if w.hungUp {
 		w.kill()
 		return
@@ -235,26 +235,26 @@ func (w *waiter) overdue() {
 	}
 }
 
-func (w *waiter) killStopped(limit string, sig os.Signal) {
+func (w *supervisor) killStopped(limit string, sig os.Signal) {
 	cause := "it was asked to end, and spec.drain is over"
 	if number, ok := sig.(syscall.Signal); ok {
 		cause = "it cannot act on " + unix.SignalName(number)
 	}
-	w.s.act("the plugin is stopped by limit "+limit+" and is killed: "+cause, "")
+	w.s.reportAction("the plugin is stopped by limit "+limit+" and is killed: "+cause, "")
 	w.kill()
 }
 
 // kill ends the plugin, which may have ended already, whatever state it is in.
-func (w *waiter) kill() {
+func (w *supervisor) kill() {
 	if err := w.s.killPlugin(); err != nil {
 		w.s.opts.Log.Error("plugin not killed", zap.Error(err))
 	}
 	_ = w.p.Signal(syscall.SIGKILL) // as above
 }
 
-// act prints what was done to the plugin, and with what remedy; beside a plugin
+// reportAction prints what was done to the plugin, and with what remedy; beside a plugin
 // that somebody else started it goes to the operator's log.
-func (s *Sidecar) act(what, remedy string) {
+func (s *Sidecar) reportAction(what, remedy string) {
 	if s.opts.Acted != nil {
 		s.opts.Acted(what, remedy)
 		return

@@ -24,7 +24,7 @@ func (s *Sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 	if s.broker == nil {
 		return nil
 	}
-	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.forbidden.dial, never: s.never}
+	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.self.dial, never: s.never}
 	cfg := tokens.Config{
 		Source: s.broker, Recorder: s.recorder, Logger: s.opts.Log.Named("tokens"),
 		Sign: s.broker.SignJWT,

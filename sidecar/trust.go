@@ -42,10 +42,10 @@ var systemRoots = [...]string{ //nolint:gochecknoglobals // an array of constant
 // own certificate authority beside the system's and those that the operator's
 // environment names. They lie in a folder that the plugin can read and not write.
 type trustBundle struct {
-	dir         string
-	trusted     []*x509.Certificate // the plugin's own authority not included
-	foreignJava bool                // Java is given a trust store that is not merged and stays
-	warnings    []string            // about authorities of the operator's that are not trusted
+	dir          string
+	trusted      []*x509.Certificate // the plugin's own authority not included
+	unmergedJava bool                // Java is given a trust store that is not merged and stays
+	warnings     []string            // about authorities of the operator's that are not trusted
 
 	mu    sync.Mutex
 	lock  *os.File
@@ -69,7 +69,7 @@ func newTrustBundle(st *state, environ []string, extra map[string]string) (*trus
 	}
 	b := &trustBundle{dir: dir, lock: lock, files: map[string][]byte{}}
 	roots, foreign, warnings := operatorRoots(environ, extra)
-	b.trusted, b.foreignJava, b.warnings = distinct(append(parseCertificates(systemCertificates()), roots...)), foreign, warnings
+	b.trusted, b.unmergedJava, b.warnings = distinct(append(parseCertificates(systemCertificates()), roots...)), foreign, warnings
 	return b, nil
 }
 
@@ -200,9 +200,9 @@ func (b *trustBundle) writeAll() error {
 	return nil
 }
 
-// mend writes the files again if somebody removed or changed one, and reports
+// repair writes the files again if somebody removed or changed one, and reports
 // whether that was so.
-func (b *trustBundle) mend() (mended bool, err error) {
+func (b *trustBundle) repair() (mended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for path, data := range b.files {
@@ -211,7 +211,7 @@ func (b *trustBundle) mend() (mended bool, err error) {
 			continue
 		}
 		if !ownFolder(b.dir) {
-			if err := b.makeAgain(); err != nil {
+			if err := b.recreate(); err != nil {
 				return false, fmt.Errorf("make trust folder again: %w", err)
 			}
 		}
@@ -220,8 +220,8 @@ func (b *trustBundle) mend() (mended bool, err error) {
 	return false, nil
 }
 
-// makeAgain makes a folder that is gone. Its name is the same: the plugin has it.
-func (b *trustBundle) makeAgain() error {
+// recreate makes a folder that is gone. Its name is the same: the plugin has it.
+func (b *trustBundle) recreate() error {
 	if err := os.Mkdir(filepath.Dir(b.dir), 0o711); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the plugin's user enters it
 		return err
 	}
@@ -258,7 +258,7 @@ func (b *trustBundle) variables() map[string]string {
 	for _, name := range rootVariables {
 		out[name] = b.pemFile()
 	}
-	if !b.foreignJava {
+	if !b.unmergedJava {
 		out[javaVariables[0]] = javaStore + b.p12File() + " -Djavax.net.ssl.trustStoreType=PKCS12 " + javaPassword + trustStorePassword
 	}
 	return out

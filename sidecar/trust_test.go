@@ -121,7 +121,7 @@ func TestPluginEnvironment(t *testing.T) {
 		{"the configuration's trust store", map[string]string{javaVariables[0]: "-Djavax.net.ssl.trustStore=/a", "CARGO_HTTP_CAINFO": "/stated.pem"}, "-Djavax.net.ssl.trustStore=/a"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b.foreignJava = strings.Contains(c.java, "/a")
+			b.unmergedJava = strings.Contains(c.java, "/a")
 			env := pluginEnvironment(base, c.extra, "127.0.0.1:1", authz.Secret{}, b)
 			for _, want := range []string{
 				"KEPT=1", javaVariables[0] + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem",
@@ -149,7 +149,7 @@ func TestTrustMended(t *testing.T) {
 	b := testenv.MustGet(newTrustBundle(testState(t), nil, nil))(t)
 	testenv.Must(t, b.write(testenv.MustGet(testenv.NewCA("a plugin"))(t).PEM()))
 	want := testenv.MustGet(os.ReadFile(b.pemFile()))(t)
-	if mended, err := b.mend(); mended || err != nil {
+	if mended, err := b.repair(); mended || err != nil {
 		t.Errorf("what is whole is mended: %v, %v", mended, err)
 	}
 	for name, sweep := range map[string]func() error{
@@ -159,7 +159,7 @@ func TestTrustMended(t *testing.T) {
 		"a mode that was narrowed": func() error { return os.Chmod(b.pemFile(), 0o400) },
 	} {
 		testenv.Must(t, sweep())
-		if mended, err := b.mend(); !mended || err != nil {
+		if mended, err := b.repair(); !mended || err != nil {
 			t.Errorf("%s: %v, %v", name, mended, err)
 		}
 		info, err := os.Stat(b.p12File())
@@ -168,7 +168,7 @@ func TestTrustMended(t *testing.T) {
 		}
 	}
 	testenv.Must(t, b.Close())
-	if mended, err := b.mend(); mended || err != nil {
+	if mended, err := b.repair(); mended || err != nil {
 		t.Errorf("after its end: %v, %v", mended, err)
 	}
 	if _, err := os.Stat(b.dir); !errors.Is(err, fs.ErrNotExist) {
@@ -204,8 +204,8 @@ func TestTrustOfConfiguration(t *testing.T) {
 				environ = []string{c.name + "=" + c.value}
 			}
 			b := testenv.MustGet(newTrustBundle(testState(t), environ, extra))(t)
-			if merged := slices.ContainsFunc(b.trusted, certs[0].Equal); merged != c.merged || b.foreignJava != c.foreign {
-				t.Errorf("%s=%s: merged %v, left alone %v: %q", c.name, c.value, merged, b.foreignJava, b.warnings)
+			if merged := slices.ContainsFunc(b.trusted, certs[0].Equal); merged != c.merged || b.unmergedJava != c.foreign {
+				t.Errorf("%s=%s: merged %v, left alone %v: %q", c.name, c.value, merged, b.unmergedJava, b.warnings)
 			}
 			if (len(b.warnings) > 0) == c.merged {
 				t.Errorf("%s=%s: warned of %q", c.name, c.value, b.warnings)

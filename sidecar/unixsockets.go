@@ -58,8 +58,8 @@ func (s *Sidecar) usedSocket(d sandbox.Denial) {
 	})
 }
 
-// doubtedSocket records that a socket no longer leads where its grant says.
-func (s *Sidecar) doubtedSocket(d sandbox.Denial) {
+// untrustedSocket records that a socket no longer leads where its grant says.
+func (s *Sidecar) untrustedSocket(d sandbox.Denial) {
 	s.record(&authz.Record{
 		Time: d.Time, Kind: authz.KindProcess, Door: authz.DoorKernel, Grant: s.grantOfSocket(d.Path), Path: d.Path, UID: -1,
 		Detail: "refused from now on although granted: the path no longer leads where it says",

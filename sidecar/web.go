@@ -61,7 +61,7 @@ func (s *Sidecar) serveReady(w http.ResponseWriter, r *http.Request) {
 		}
 		body += mark + "\n"
 	}
-	body += s.remarkOnEnvoy()
+	body += s.envoyLine()
 	w.WriteHeader(status)
 	switch {
 	case r.URL.Query().Has("verbose"):

@@ -5,10 +5,10 @@ import (
 	"testing"
 )
 
-// TestForbidden: the sidecar's own listeners and its Vault are never dialled, by
+// TestSelfAddrs: the sidecar's own listeners and its Vault are never dialled, by
 // whichever address a connection would lead there; other hosts' ports of the same
 // number are.
-func TestForbidden(t *testing.T) {
+func TestSelfAddrs(t *testing.T) {
 	port := func(texts ...string) (out []netip.AddrPort) {
 		for _, s := range texts {
 			out = append(out, netip.MustParseAddrPort(s))
@@ -48,7 +48,7 @@ func TestForbidden(t *testing.T) {
 		},
 		{name: "Vault, not known where", vaultPort: 8200, shut: []string{"10.0.0.7:8200", "8.8.8.8:8200"}, passes: []string{"8.8.8.8:443"}},
 	} {
-		f := &forbidden{listeners: c.listeners, vaultPort: c.vaultPort}
+		f := &selfAddrs{listeners: c.listeners, vaultPort: c.vaultPort}
 		f.vault.Store(c.vault)
 		for _, s := range c.shut {
 			if !f.dial(netip.MustParseAddrPort(s)) {

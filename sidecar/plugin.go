@@ -65,6 +65,9 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 	if sig, err := s.awaitLimits(signals); err != nil || sig != 0 {
 		return sig, err
 	}
+	// Signals that do not end the sidecar are relayed, also those that come while the
+	// plugin is being started: it may run before startPlugin returns.
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGALRM, syscall.SIGWINCH, syscall.SIGTSTP)
 	p, background, err := s.startPlugin(args)
 	if err != nil {
 		return startStatus(err), err
@@ -74,7 +77,6 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 		s.opts.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
 	}
 	notifyReady()
-	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGALRM, syscall.SIGWINCH, syscall.SIGTSTP)
 	if err := terminals.attach(p.Terminal(), background, s.opts.RawMode); err != nil {
 		s.opts.Log.Error("terminal not relayed", zap.Error(err))
 	}

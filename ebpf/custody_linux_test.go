@@ -66,7 +66,7 @@ func TestWhoCrossed(t *testing.T) {
 		t.Run(kind.String(), func(t *testing.T) {
 			named := false
 			// It may be found out before it is told of, and is nobody's then.
-			for try := 0; try < 20 && !named; try++ {
+			for began := time.Now(); !named && time.Since(began) < patience; {
 				named = crossedBy(t, kind)
 			}
 			if !named {

@@ -277,7 +277,7 @@ func (b *background) stop() {
 	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 	select {
 	case <-b.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		b.w.t.Errorf("it does not end on SIGTERM:\n%s", tail(b.output.String()))
 		b.kill()
 	}
@@ -292,13 +292,13 @@ func (b *background) kill() {
 // another process.
 func eventually[T any](t testing.TB, what string, f func() (T, error)) T {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		value, err := f()
 		if err == nil {
 			return value
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s: %v", what, err)
+			t.Fatalf("not within two minutes: %s: %v", what, err)
 		}
 	}
 }

@@ -240,22 +240,22 @@ func (a *asker) finish(stream uint32, w *asked, now time.Time, t *tally) {
 	a.free = append(a.free, w)
 }
 
-// readAnswer returns whether a CheckResponse, with gRPC's prefix, allows. One
-// that says so only by half is an error.
+// readAnswer returns whether a CheckResponse, with gRPC's prefix, allows. An
+// inconsistent one is an error.
 func readAnswer(body []byte) (allowed bool, err error) {
 	if len(body) < 5 || body[0] != 0 || int(binary.BigEndian.Uint32(body[1:])) != len(body)-5 {
-		return false, fmt.Errorf("%d bytes are no gRPC message", len(body))
+		return false, fmt.Errorf("%d bytes are not a gRPC message", len(body))
 	}
 	var status, denied, ok bool
 	code := uint64(0)
 	for body = body[5:]; len(body) > 0; {
 		number, kind, n := protowire.ConsumeTag(body)
 		if n < 0 {
-			return false, errors.New("the answer is no message")
+			return false, errors.New("the answer is not a message")
 		}
 		size := protowire.ConsumeFieldValue(number, kind, body[n:])
 		if size < 0 {
-			return false, errors.New("the answer is cut off")
+			return false, errors.New("the answer is truncated")
 		}
 		field := body[n : n+size]
 		switch number { // of CheckResponse in envoy/service/auth/v3/external_auth.proto

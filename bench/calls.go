@@ -19,7 +19,7 @@ type callRows struct {
 
 // callsScene measures what a system call costs: a process that is nobody's
 // plugin, and a plugin with a limit on its calls and without.
-func callsScene(ctx context.Context, w *world) (*table, error) {
+func callsScene(ctx context.Context, w *env) (*table, error) {
 	outsider, err := outside()
 	if err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func callsScene(ctx context.Context, w *world) (*table, error) {
 	below := func(s, base series, most int64) bool { return s.fastest()-base.fastest() <= most }
 	nothing := slices.Concat(rows.before, rows.after)
 	add("outside, nothing attached; once more: the noise", rows.after, "itself", rows.before, "", true)
-	add("outside, a sidecar without a limit on calls", rows.without, "nothing", nothing, "nothing (2 ns are noise)", below(rows.without, nothing, 2000))
+	add("outside, a sidecar without a limit on calls", rows.without, "nothing", nothing, "at most 2 ns (noise)", below(rows.without, nothing, 2000))
 	add("outside, a plugin elsewhere has such a limit", rows.elsewhere, "nothing", nothing, "at most 20 ns", below(rows.elsewhere, nothing, 20_000))
 	add("the plugin, no limit: its seccomp filter", rows.inside, "nothing", nothing, "", true)
 	add("the plugin, limit, on one CPU", rows.metered, "no limit", rows.inside, "at most 35 ns", below(rows.metered, rows.inside, 35_000))
@@ -59,7 +59,7 @@ func callsScene(ctx context.Context, w *world) (*table, error) {
 }
 
 // attached measures while a sidecar runs.
-func (rows *callRows) attached(ctx context.Context, w *world, outsider *worker) (err error) {
+func (rows *callRows) attached(ctx context.Context, w *env, outsider *worker) (err error) {
 	r, err := w.newRig()
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (rows *callRows) attached(ctx context.Context, w *world, outsider *worker) 
 	if err := errors.Join(calls(&rows.without, outsider, 1), calls(&rows.inside, plugin, 1), calls(&rows.inside2, plugin, 2)); err != nil {
 		return err
 	}
-	// High enough that it is never reached: what is measured is the counting.
+	// High enough that it is never reached, to measure the counting.
 	if err := r.cage.Limit([]ebpf.Limit{{Name: "bench", Kind: ebpf.LimitSyscalls, Count: 1e9, Period: time.Second}}); err != nil {
 		return err
 	}

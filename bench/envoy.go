@@ -37,7 +37,7 @@ func newHosts(n int) *site {
 
 func exactHost(rule int) string { return "api." + below(rule) }
 
-// hostGrant grants the hosts of newHosts. to says the rest of each destination.
+// hostGrant grants the hosts of newHosts. to is the rest of each destination.
 func (s *site) hostGrant(to authz.To) authz.Grant {
 	grant := s.grant()
 	for i := range grant.Rules {
@@ -56,7 +56,7 @@ type plane struct {
 	envoys         []*testenv.Envoy
 	group          *testenv.Cgroup // of the load that is a plugin
 	plugin         *loader         // the load in it
-	detach         func() error    // what keeps it shut in
+	detach         func() error    // removes its kernel programs
 	sidecars       []*sidecar
 	site           *site
 	file           string
@@ -91,7 +91,7 @@ func (p *plane) Close() error {
 
 // envoyScene measures requests through a real Envoy that asks Chaperone, beside
 // what else could stand there.
-func envoyScene(ctx context.Context, w *world) (_ *table, err error) {
+func envoyScene(ctx context.Context, w *env) (_ *table, err error) {
 	t := &table{heads: []string{"path", "connections", "requests/s", "p50", "p99", "CPU/request, Envoy and Chaperone", "CPU of load and origin's CPU", "added to Envoy alone", "RSS"}}
 	if missing := testenv.Missing(testenv.EnvoyServer()); missing != nil {
 		t.title = "A real Envoy"
@@ -147,13 +147,13 @@ func (p *plane) asked(ctx context.Context) error {
 			}
 		}
 		if allowed != requests {
-			return fmt.Errorf("of %d requests through an Envoy %d were asked about", requests, allowed)
+			return fmt.Errorf("of %d requests through an Envoy %d had a Check", requests, allowed)
 		}
 	}
 	return nil
 }
 
-// logs is what the sidecars said, for an error.
+// logs returns the output of the sidecars as an error.
 func (p *plane) logs() error {
 	var texts []error
 	for _, s := range p.sidecars {
@@ -170,7 +170,7 @@ func (p *plane) logs() error {
 }
 
 // start starts the origin, the load, and every way between them.
-func (p *plane) start(ctx context.Context, w *world) (err error) {
+func (p *plane) start(ctx context.Context, w *env) (err error) {
 	if p.cpu, p.loaderCPU, err = cores(); err != nil {
 		return err
 	}
@@ -190,7 +190,7 @@ func (p *plane) start(ctx context.Context, w *world) (err error) {
 		return err
 	}
 	p.add("no proxy", p.origin.address)
-	for _, start := range []func(context.Context, *world) error{p.foreign, p.alone, p.configured, p.confined} {
+	for _, start := range []func(context.Context, *env) error{p.foreign, p.alone, p.configured, p.confined} {
 		if err := start(ctx, w); err != nil {
 			return err
 		}
@@ -207,7 +207,7 @@ func (p *plane) add(name, address string, pids ...int) *party {
 
 // foreign starts an Envoy with a configuration of somebody else's: a listener
 // that only routes, one with Envoy's own RBAC, and two that ask a sidecar.
-func (p *plane) foreign(ctx context.Context, w *world) error {
+func (p *plane) foreign(ctx context.Context, w *env) error {
 	socket := w.file("envoy-check.sock")
 	var addresses []string
 	for i, listen := range []string{"127.0.0.1:0", "unix:" + socket} {
@@ -258,7 +258,7 @@ func (p *plane) envoy(ctx context.Context, bootstrap string) (*testenv.Envoy, er
 }
 
 // alone starts a sidecar whose own proxy does it all.
-func (p *plane) alone(ctx context.Context, w *world) error {
+func (p *plane) alone(ctx context.Context, w *env) error {
 	grant, more := p.toOrigin()
 	more["listen"] = map[string]any{"proxy": "127.0.0.1:0"}
 	if err := w.sidecarFile("envoy-none", grant, more); err != nil {
@@ -277,7 +277,7 @@ func (p *plane) alone(ctx context.Context, w *world) error {
 
 // configured starts an Envoy that a sidecar configures: it asks for every
 // request, and reaches the origin only through the sidecar's exits.
-func (p *plane) configured(ctx context.Context, w *world) error {
+func (p *plane) configured(ctx context.Context, w *env) error {
 	free, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -290,14 +290,14 @@ func (p *plane) configured(ctx context.Context, w *world) error {
 	if err != nil {
 		return err
 	}
-	way := p.add("Envoy configured by chaperone: checks and exits", "tcp:"+explicit, e.PID(), sidecar.cmd.Process.Pid)
+	way := p.add("Envoy configured by chaperone: checks and egress sockets", "tcp:"+explicit, e.PID(), sidecar.cmd.Process.Pid)
 	way.order.Port, way.asks = ":"+strconv.Itoa(int(p.port)), e
 	return p.passes(ctx, way)
 }
 
-// confined does the same with the kernel half: the load is the plugin, whose
-// only way is the sidecar, which knows it from the kernel and leads it to Envoy.
-func (p *plane) confined(ctx context.Context, w *world) (err error) {
+// confined does the same with the kernel half: the load is the plugin, which the
+// sidecar identifies by the kernel and forwards to Envoy.
+func (p *plane) confined(ctx context.Context, w *env) (err error) {
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -317,7 +317,7 @@ func (p *plane) confined(ctx context.Context, w *world) (err error) {
 	if p.plugin, err = startLoader(p.loaderCPU, p.group); err != nil {
 		return err
 	}
-	way := p.add("the same behind the kernel half: relay, checks and exits", "tcp:"+sidecar.address, e.PID(), sidecar.cmd.Process.Pid)
+	way := p.add("the same behind the kernel half: relay, checks and egress sockets", "tcp:"+sidecar.address, e.PID(), sidecar.cmd.Process.Pid)
 	way.order.Port, way.asks, way.loader = ":"+strconv.Itoa(int(p.port)), e, p.plugin
 	return p.passes(ctx, way)
 }
@@ -341,7 +341,7 @@ func (p *plane) passes(ctx context.Context, way *party) error {
 }
 
 // own starts a sidecar and the Envoy that it configures.
-func (p *plane) own(ctx context.Context, w *world, name string, spec map[string]any, args ...string) (*sidecar, *testenv.Envoy, error) {
+func (p *plane) own(ctx context.Context, w *env, name string, spec map[string]any, args ...string) (*sidecar, *testenv.Envoy, error) {
 	grant, more := p.toOrigin()
 	maps.Copy(more, spec)
 	if err := w.sidecarFile(name, grant, more); err != nil {
@@ -360,8 +360,8 @@ func (p *plane) own(ctx context.Context, w *world, name string, spec map[string]
 	return sidecar, e, err
 }
 
-// toOrigin is a grant of the hosts at the origin's port, and what a sidecar that
-// dials them itself has to be told besides.
+// toOrigin is a grant of the hosts at the origin's port, and the further
+// configuration of a sidecar that dials them itself.
 func (p *plane) toOrigin() (authz.Grant, map[string]any) {
 	loopback := netip.MustParseAddr("127.0.0.1")
 	hosts := map[string][]netip.Addr{}

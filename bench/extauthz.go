@@ -38,7 +38,7 @@ type party struct {
 	order  order          // but for its callers and length
 	loader *loader        // nil: the scene's
 	pids   []int          // of what is measured
-	asks   *testenv.Envoy // which asks for every request; nil: none does, or there is none
+	asks   *testenv.Envoy // the Envoy that sends the checks; nil: the loader does
 	rounds []yield
 	done   int // requests so far
 	rss    int // KiB, the most that was seen
@@ -135,7 +135,7 @@ func (d *doorsteps) Close() {
 }
 
 // extauthzScene measures checks over Envoy's protocol.
-func extauthzScene(ctx context.Context, w *world) (_ *table, err error) {
+func extauthzScene(ctx context.Context, w *env) (_ *table, err error) {
 	d, err := w.newDoorsteps(ctx, true)
 	if err != nil {
 		return nil, err
@@ -198,7 +198,7 @@ func oneLine(err error) string {
 
 // newDoorsteps starts the floor and the sidecar on each kind of socket, the
 // load, and the rivals if they are wanted.
-func (w *world) newDoorsteps(ctx context.Context, rivals bool) (d *doorsteps, err error) {
+func (w *env) newDoorsteps(ctx context.Context, rivals bool) (d *doorsteps, err error) {
 	d = &doorsteps{}
 	defer func() {
 		if err != nil {
@@ -280,7 +280,7 @@ func rivalNames() []rivalName {
 
 // buildRivals builds the program with the other engines, which has a module of
 // its own.
-func (w *world) buildRivals(ctx context.Context) (string, error) {
+func (w *env) buildRivals(ctx context.Context) (string, error) {
 	program := w.file("rivals")
 	if _, err := os.Stat(program); err == nil {
 		return program, nil
@@ -299,7 +299,7 @@ func (w *world) buildRivals(ctx context.Context) (string, error) {
 }
 
 // door starts a sidecar that serves ext_authz, and returns where.
-func (w *world) door(ctx context.Context, cpu int, name, address string, grant authz.Grant, spiffeIDs []string) (*sidecar, string, error) {
+func (w *env) door(ctx context.Context, cpu int, name, address string, grant authz.Grant, spiffeIDs []string) (*sidecar, string, error) {
 	more := map[string]any{"listen": map[string]any{"extAuthz": address}}
 	if spiffeIDs != nil {
 		more["spiffeIDs"] = spiffeIDs
@@ -322,13 +322,13 @@ func (w *world) door(ctx context.Context, cpu int, name, address string, grant a
 
 // sidecarFile writes NAME.json: a sidecar without the kernel, its grant, and
 // what else its spec has to say. Its state folder is NAME.
-func (w *world) sidecarFile(name string, grant authz.Grant, more map[string]any) error {
+func (w *env) sidecarFile(name string, grant authz.Grant, more map[string]any) error {
 	spec := map[string]any{"plugin": "weather", "grants": []string{name + "-grant.json"}, "stateDir": name, "kernel": "off"}
 	maps.Copy(spec, more)
 	return errors.Join(w.document(name+".json", "Sidecar", spec), w.document(name+"-grant.json", "PluginGrant", grant))
 }
 
-func (w *world) document(name, kind string, spec any) error {
+func (w *env) document(name, kind string, spec any) error {
 	text, err := json.Marshal(map[string]any{
 		"apiVersion": "chaperone.dev/v1alpha1", "kind": kind, "metadata": map[string]any{"name": "weather"}, "spec": spec,
 	})
@@ -365,7 +365,7 @@ func (s *site) hear(ctx context.Context, address string) error {
 }
 
 // growthScene asks very many checks of one sidecar and looks at its memory.
-func growthScene(ctx context.Context, w *world) (*table, error) {
+func growthScene(ctx context.Context, w *env) (*table, error) {
 	d, err := w.newDoorsteps(ctx, false)
 	if err != nil {
 		return nil, err
@@ -400,7 +400,7 @@ func growthScene(ctx context.Context, w *world) (*table, error) {
 }
 
 // enginesScene measures decisions alone, each engine in a process of its own.
-func enginesScene(ctx context.Context, w *world) (*table, error) {
+func enginesScene(ctx context.Context, w *env) (*table, error) {
 	t := &table{
 		title: "Decisions without any transport, four of five allowed, every one verified; the fastest of 40 batches",
 		heads: []string{"engine", "1 rule", "allocations", "100 rules", "allocations", "1,000 rules", "allocations"},

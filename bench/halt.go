@@ -22,14 +22,14 @@ const haltTimes = 9
 
 // haltScene measures from a halt to the moment at which nothing of the plugin
 // lives any more, by what the kernel says of its cgroup.
-func haltScene(ctx context.Context, w *world) (*table, error) {
+func haltScene(ctx context.Context, w *env) (*table, error) {
 	const processes = 20
 	if err := w.kernelConfig(""); err != nil {
 		return nil, err
 	}
 	t := &table{
 		title: fmt.Sprintf("halt of a plugin with %d processes, %d times", processes, haltTimes),
-		heads: []string{"until nothing of it lives", "median", "worst", "goal: 5 ms"},
+		heads: []string{"until all its processes are gone", "median", "worst", "goal: 5 ms"},
 	}
 	add := func(name, goal string, once func() (time.Duration, error)) error {
 		var took []time.Duration
@@ -62,7 +62,7 @@ func haltScene(ctx context.Context, w *world) (*table, error) {
 }
 
 // kill ends a worker with children, without a sidecar's work around it.
-func (w *world) kill(ctx context.Context, processes int) (took time.Duration, err error) {
+func (w *env) kill(ctx context.Context, processes int) (took time.Duration, err error) {
 	r, err := w.newRig()
 	if err != nil {
 		return 0, err
@@ -110,7 +110,7 @@ func untilDead(cgroup string, end func() error) (time.Duration, error) {
 
 // kernelConfig writes kernel.yaml: the sidecar's configuration with the kernel,
 // and with more listeners.
-func (w *world) kernelConfig(more string) error {
+func (w *env) kernelConfig(more string) error {
 	config, err := os.ReadFile(w.file("sidecar.yaml"))
 	if err != nil {
 		return err
@@ -120,7 +120,7 @@ func (w *world) kernelConfig(more string) error {
 }
 
 // runPlugin starts chaperone run and returns when the plugin runs, and its cgroup.
-func (w *world) runPlugin(ctx context.Context, out *os.File, plugin ...string) (*sidecar, string, error) {
+func (w *env) runPlugin(ctx context.Context, out *os.File, plugin ...string) (*sidecar, string, error) {
 	s := &sidecar{}
 	s.cmd = exec.Command(w.binary, append([]string{"run", "--config", w.file("kernel.yaml"), "--"}, plugin...)...) //nolint:noctx // the program under measurement; ended by Close
 	s.cmd.Stderr = &s.stderr
@@ -142,7 +142,7 @@ func (w *world) runPlugin(ctx context.Context, out *os.File, plugin ...string) (
 
 // halt starts a plugin, halts it in one way and lifts the halt for the next. how
 // returns what the sidecar answered.
-func (w *world) halt(ctx context.Context, processes int, how func(context.Context) ([]byte, error)) (time.Duration, error) {
+func (w *env) halt(ctx context.Context, processes int, how func(context.Context) ([]byte, error)) (time.Duration, error) {
 	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do sleep 600 & i=$((i+1)); done; wait", processes)
 	s, cgroup, err := w.runPlugin(ctx, nil, "sh", "-c", script)
 	if err != nil {
@@ -167,7 +167,7 @@ func (w *world) halt(ctx context.Context, processes int, how func(context.Contex
 }
 
 // askToHalt asks the sidecar to halt its plugin, as the command does.
-func (w *world) askToHalt(ctx context.Context) ([]byte, error) {
+func (w *env) askToHalt(ctx context.Context) ([]byte, error) {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", w.file("state/admin.sock"))
 	}}}

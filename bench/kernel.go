@@ -24,8 +24,8 @@ const kernelRounds, kernelBatches = 15, 24
 // nowhere, so that nothing but the redirect leads anywhere.
 const elsewhere = "240.0.0.9:443"
 
-// rig is a cage with the listeners of its sidecar, which is this program.
-type rig struct {
+// harness is a cage with the listeners of its sidecar, which is this program.
+type harness struct {
 	cage     *ebpf.Cage
 	proxy    net.Listener
 	resolver net.PacketConn
@@ -34,8 +34,8 @@ type rig struct {
 }
 
 // newRig makes a cage and attaches nothing yet.
-func (w *world) newRig() (r *rig, err error) {
-	r = &rig{}
+func (w *env) newRig() (r *harness, err error) {
+	r = &harness{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close())
@@ -56,7 +56,7 @@ func (w *world) newRig() (r *rig, err error) {
 }
 
 // attach puts the programs on the cgroup and reports what they say, unread.
-func (r *rig) attach(ctx context.Context) error {
+func (r *harness) attach(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (r *rig) attach(ctx context.Context) error {
 func endpoint(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()) }
 
 // Close ends the plugin and takes everything off again.
-func (r *rig) Close() error {
+func (r *harness) Close() error {
 	var errs []error
 	if r.stop != nil {
 		r.stop()

@@ -18,7 +18,7 @@ const overrun = 3 * time.Second
 type attempt struct {
 	name  string
 	limit ebpf.Limit
-	unit  uint64 // what one success uses of the limit
+	unit  uint64 // used part of the limit for each success
 	order []any  // after the number of threads
 	used  func(ebpf.Usage) uint64
 }
@@ -26,7 +26,7 @@ type attempt struct {
 // limitsScene runs against a limit as fast as it goes, with one sender and with
 // two, and compares what came through with what the limit allows: its burst and
 // its rate for as long as it took.
-func limitsScene(ctx context.Context, w *world) (*table, error) {
+func limitsScene(ctx context.Context, w *env) (*table, error) {
 	const payload = 472 // and 28 bytes of headers: half a kilobyte less a little
 	attempts := []attempt{
 		{
@@ -58,7 +58,7 @@ func limitsScene(ctx context.Context, w *world) (*table, error) {
 	return t, nil
 }
 
-func (w *world) overrun(ctx context.Context, t *table, a attempt, senders int) (err error) {
+func (w *env) overrun(ctx context.Context, t *table, a attempt, senders int) (err error) {
 	r, err := w.newRig()
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ func (w *world) overrun(ctx context.Context, t *table, a attempt, senders int) (
 	}
 	through := uint64(done) * a.unit
 	if counted := a.used(after) - a.used(before); counted != through {
-		return fmt.Errorf("the plugin got %d through, and the kernel counted %d", through, counted)
+		return fmt.Errorf("the plugin sent %d, and the kernel counted %d", through, counted)
 	}
 	allowed := float64(a.limit.Count) * (1 + float64(ended-begun)/float64(a.limit.Period))
 	share := 100 * float64(through) / allowed
@@ -111,7 +111,7 @@ func (w *world) overrun(ctx context.Context, t *table, a attempt, senders int) (
 }
 
 // receive is a sidecar that takes what comes, until its listeners close.
-func (r *rig) receive() {
+func (r *harness) receive() {
 	go func() {
 		buffer := make([]byte, 1<<16)
 		for {

@@ -24,7 +24,7 @@ import (
 // order is one load.
 type order struct {
 	// Check is where to ask ext_authz checks, unix:PATH or tcp:HOST:PORT; Get is
-	// where to send GETs. One of them is there.
+	// where to send GETs. One of them is set.
 	Check, Get string
 	// Site is the file of the requests.
 	Site string
@@ -41,7 +41,7 @@ type order struct {
 	Count  int
 	// PIDs are measured: their CPU time.
 	PIDs []int
-	// Blind says that every second answer may be wrong: a floor decides nothing.
+	// Blind accepts wrong answers: a floor decides nothing.
 	Blind bool
 }
 
@@ -49,7 +49,7 @@ type order struct {
 type yield struct {
 	Done, Wrong int
 	Warm        int    // done before, to warm up
-	First       string // of what was wrong
+	First       string // error
 	Elapsed     time.Duration
 	P50, P99    time.Duration
 	CPU         time.Duration // of what is measured, for each request
@@ -190,7 +190,7 @@ func (l *loader) order(o order) (yield, error) {
 	}
 	var y yield
 	if err := l.answers.Decode(&y); err != nil {
-		return yield{}, fmt.Errorf("hear the loader: %w", err)
+		return yield{}, fmt.Errorf("read the loader's result: %w", err)
 	}
 	if y.Failed != "" {
 		return y, errors.New(y.Failed)

@@ -37,8 +37,8 @@ func main() {
 		}
 		return
 	}
-	// The kernel scenes measure under SCHED_FIFO, in batches of milliseconds. What
-	// runs for seconds instead has gone wrong and starves the machine: it is killed.
+	// The kernel scenes measure under SCHED_FIFO, in batches of milliseconds. A
+	// process that runs for seconds is faulty and starves the machine: it is killed.
 	const most = 2e6 // microseconds
 	if err := unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: most, Max: most}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: bound real-time threads:", err)
@@ -47,7 +47,7 @@ func main() {
 	binary := flag.String("chaperone", "bin/chaperone", "the `PROGRAM` to measure")
 	seconds := flag.Duration("time", 3*time.Second, "how long each load row runs")
 	only := flag.String("only", "", "run only the scenes whose name contains one of these `TEXTS`, with commas between them")
-	checks := flag.Int("checks", 0, "ask so many `CHECKS` of ext_authz, 10000000 say, and see how the sidecar's memory grows")
+	checks := flag.Int("checks", 0, "send `CHECKS` to ext_authz, for example 10000000, and measure the growth of the sidecar's memory")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -62,7 +62,7 @@ func main() {
 func run(ctx context.Context, binary string, length time.Duration, only string, checks int) (err error) {
 	fmt.Printf("%s, %d CPUs, %s/%s, %s, %s\n\n", cpuModel(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(),
 		time.Now().UTC().Format(time.DateOnly))
-	w, err := newWorld(ctx, binary, length)
+	w, err := newEnv(ctx, binary, length)
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func run(ctx context.Context, binary string, length time.Duration, only string, 
 	defer func() { err = errors.Join(err, w.Close()) }()
 	for _, scene := range []struct {
 		name string
-		play func(context.Context, *world) (*table, error)
+		play func(context.Context, *env) (*table, error)
 	}{
 		{"decide", decideScene},
 		{"admit", admitScene},

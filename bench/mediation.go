@@ -17,9 +17,9 @@ import (
 const storms = 10_000
 
 // mediationScene has a plugin open many connections, by name and to an address
-// that was never given a name, and compares what the kernel let through with
-// what the proxy handled.
-func mediationScene(ctx context.Context, w *world) (*table, error) {
+// that was never given a name, and compares the connections that the kernel
+// redirected with those that the proxy handled.
+func mediationScene(ctx context.Context, w *env) (*table, error) {
 	free, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ time.sleep(600)`, storms, port)
 		return nil, fmt.Errorf("%w\n%s", err, s.stderr.String())
 	}
 	took := time.Since(begun)
-	time.Sleep(time.Second) // for a sample or two: what is on its way is no stray
+	time.Sleep(time.Second) // for a sample or two: a pending connection is not unmediated
 	figures, err := scrape(ctx, metrics)
 	if err != nil {
 		return nil, err
@@ -65,11 +65,11 @@ time.sleep(600)`, storms, port)
 	through := figures[`chaperone_plugin_connections_total{verdict="redirected"}`]
 	unmediated, known := figures["chaperone_kernel_unmediated_total"]
 	if !known || through != storms {
-		return nil, fmt.Errorf("of %d connections the kernel let %v through; unmediated: %v", storms, through, unmediated)
+		return nil, fmt.Errorf("of %d connections the kernel redirected %v; unmediated: %v", storms, through, unmediated)
 	}
 	t := &table{
 		title: "Mediation: connections of a plugin through a sidecar, by name and to an address without one",
-		heads: []string{"connections", "took", "let through by the kernel", "not handled by the proxy", "goal: none"},
+		heads: []string{"connections", "took", "redirected by the kernel", "not handled by the proxy", "goal: none"},
 	}
 	t.add(fmt.Sprint(storms), took.Round(10*time.Millisecond).String(), fmt.Sprint(through), fmt.Sprint(unmediated), verdict(unmediated == 0))
 	return t, nil

@@ -20,7 +20,7 @@ type ends struct{ client, server int }
 
 func (e *ends) Close() error { return errors.Join(unix.Close(e.client), unix.Close(e.server)) }
 
-// connected has the worker connect to where l listens, by the address it is told.
+// connected has the worker connect to the listener l, by the address target.
 func connected(w *worker, l net.Listener, target string) (*ends, error) {
 	client, err := w.descriptor("dial", target)
 	if err != nil {
@@ -109,7 +109,7 @@ type netRows struct{ trip, transfer, connect netRow }
 
 // netScene measures what the programs on a cgroup cost its connections, and
 // those of everybody else.
-func netScene(ctx context.Context, w *world) (*table, error) {
+func netScene(ctx context.Context, w *env) (*table, error) {
 	var rows netRows
 	for range kernelRounds {
 		if err := rows.round(ctx, w); err != nil {
@@ -136,7 +136,7 @@ func netScene(ctx context.Context, w *world) (*table, error) {
 }
 
 // round measures with nothing attached, then everything else, then that again.
-func (rows *netRows) round(ctx context.Context, w *world) (err error) {
+func (rows *netRows) round(ctx context.Context, w *env) (err error) {
 	outsider, err := outside()
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (rows *netRows) round(ctx context.Context, w *world) (err error) {
 }
 
 // attached measures while a sidecar runs: those outside, and its plugin.
-func (rows *netRows) attached(ctx context.Context, w *world, outside func() error) (err error) {
+func (rows *netRows) attached(ctx context.Context, w *env, outside func() error) (err error) {
 	r, err := w.newRig()
 	if err != nil {
 		return err

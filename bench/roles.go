@@ -54,7 +54,7 @@ func playRole(role string, args []string) error {
 	case "sink":
 		return sink(l)
 	default:
-		return fmt.Errorf("no role is called %q", role)
+		return fmt.Errorf("unknown role %q", role)
 	}
 	server := &http.Server{
 		Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}},

@@ -26,7 +26,7 @@ import (
 )
 
 // decideScene measures one decision among many rules, beside a plain map.
-func decideScene(context.Context, *world) (*table, error) {
+func decideScene(context.Context, *env) (*table, error) {
 	t := &table{title: "Snapshot.Decide, random hosts, one decision", heads: []string{"rules", "decide", "allocations", "a plain map", "goal: below 400 ns, none"}}
 	for _, n := range []int{10, 1000, 100_000} {
 		engine, requests, err := manyRules(n)
@@ -89,7 +89,7 @@ func manyRules(n int) (*authz.Engine, []authz.Request, error) {
 }
 
 // admitScene measures the whole gate with a real audit log.
-func admitScene(_ context.Context, w *world) (*table, error) {
+func admitScene(_ context.Context, w *env) (*table, error) {
 	engine, requests, err := manyRules(1000)
 	if err != nil {
 		return nil, err
@@ -121,7 +121,7 @@ func admitScene(_ context.Context, w *world) (*table, error) {
 
 // proxyScene measures requests with TLS on both sides: direct, through the
 // floor, and through the sidecar without and with a credential.
-func proxyScene(ctx context.Context, w *world) (*table, error) {
+func proxyScene(ctx context.Context, w *env) (*table, error) {
 	s, err := w.startSidecar(ctx)
 	if err != nil {
 		return nil, err
@@ -130,8 +130,9 @@ func proxyScene(ctx context.Context, w *world) (*table, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(w.ca.PEM())
 	trusting := &tls.Config{RootCAs: roots, ServerName: apiHost, MinVersion: tls.VersionTLS12}
-	// The plugin's authority lives in the sidecar's memory and is handed to the
-	// plugin that it starts; here there is none, so it is read from the wire.
+	// The plugin's authority is in the sidecar's memory and is passed to the
+	// plugin that it starts. No plugin is started here, so it is read from the
+	// wire.
 	ca, err := pluginCA(ctx, s.address, w.origin.address)
 	if err != nil {
 		return nil, err
@@ -172,7 +173,7 @@ type proxyRow struct {
 // that a busy moment of the machine does not land on one row.
 const rounds = 3
 
-func (w *world) proxyRows(ctx context.Context, t *table, rows []proxyRow, n int) error {
+func (w *env) proxyRows(ctx context.Context, t *table, rows []proxyRow, n int) error {
 	seen := make([][]measured, len(rows))
 	for range rounds {
 		for i, r := range rows {
@@ -275,7 +276,7 @@ func pluginCA(ctx context.Context, proxy, origin string) (*x509.Certificate, err
 
 // revokeScene measures from a revocation to the last of a thousand tunnels
 // being closed at the plugin's end.
-func revokeScene(ctx context.Context, w *world) (*table, error) {
+func revokeScene(ctx context.Context, w *env) (*table, error) {
 	const tunnels, times = 1000, 15
 	s, err := w.startSidecar(ctx)
 	if err != nil {
@@ -304,7 +305,7 @@ func revokeScene(ctx context.Context, w *world) (*table, error) {
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
 
-func (w *world) revokeOnce(ctx context.Context, s *sidecar, n int) (inside, outside time.Duration, err error) {
+func (w *env) revokeOnce(ctx context.Context, s *sidecar, n int) (inside, outside time.Duration, err error) {
 	_, port, err := net.SplitHostPort(w.sink.address)
 	if err != nil {
 		return 0, 0, err
@@ -347,7 +348,7 @@ func (w *world) revokeOnce(ctx context.Context, s *sidecar, n int) (inside, outs
 }
 
 // command runs a command of the program under measurement.
-func (w *world) command(ctx context.Context, args ...string) ([]byte, error) {
+func (w *env) command(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, w.binary, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -360,7 +361,7 @@ func (w *world) command(ctx context.Context, args ...string) ([]byte, error) {
 
 // startScene measures the start, with Vault on the same host, and what an idle
 // sidecar weighs.
-func startScene(ctx context.Context, w *world) (*table, error) {
+func startScene(ctx context.Context, w *env) (*table, error) {
 	const times = 7
 	var ready []time.Duration
 	var rss int
@@ -389,7 +390,7 @@ func startScene(ctx context.Context, w *world) (*table, error) {
 }
 
 // confinedStart measures starting and ending a plugin that does nothing.
-func (w *world) confinedStart(ctx context.Context, times int) ([]time.Duration, error) {
+func (w *env) confinedStart(ctx context.Context, times int) ([]time.Duration, error) {
 	if err := w.kernelConfig(""); err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ func (t *table) print(w io.Writer) {
 	fmt.Fprintln(w)
 }
 
-// verdict says whether a goal was reached.
+// verdict prints whether a goal was reached.
 func verdict(ok bool) string {
 	if ok {
 		return "reached"

@@ -114,7 +114,7 @@ func obey(threads []*workerThread, order []string) (text string, fd int, err err
 		}
 		return "", -1, breed(n)
 	}
-	return "", -1, fmt.Errorf("no such order: %q", order[0])
+	return "", -1, fmt.Errorf("unknown order %q", order[0])
 }
 
 // workerThread is a thread that does one thing at a time.
@@ -212,8 +212,8 @@ func vanish(fd int) error {
 	return errors.Join(err, unix.Close(fd))
 }
 
-// flood sends datagrams of size bytes for as long as it is told, and returns how
-// many left and how many were refused, and when it began and ended in
+// flood sends datagrams of size bytes for length, and returns how many left and
+// how many were refused, and when it began and ended in
 // nanoseconds of a clock that all threads share.
 func flood(size int, length time.Duration, target string) (string, error) {
 	to, family, err := socketAddress(target)
@@ -229,7 +229,7 @@ func flood(size int, length time.Duration, target string) (string, error) {
 	return count(length, func() error { return unix.Sendto(fd, payload, 0, to) })
 }
 
-// storm connects for as long as it is told; it counts as flood does.
+// storm connects for length; it counts like flood.
 func storm(length time.Duration, target string) (string, error) {
 	to, family, err := socketAddress(target)
 	if err != nil {
@@ -463,7 +463,7 @@ func (w *worker) descriptor(order ...any) (int, error) {
 		return -1, err
 	}
 	if len(w.fds) == 0 {
-		return -1, fmt.Errorf("%v: no descriptor came", order[0])
+		return -1, fmt.Errorf("%v: no descriptor received", order[0])
 	}
 	fd := w.fds[0]
 	w.fds = w.fds[1:]

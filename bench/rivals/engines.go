@@ -68,8 +68,8 @@ func (e cedarPolicies) allows(_ context.Context, r Request) (bool, error) {
 }
 
 // celPrograms is one program for each grant, asked one after another, since CEL
-// evaluates expressions and has no index over them. What tells most rules apart
-// is compared first.
+// evaluates expressions and has no index over them. The most selective
+// condition is compared first.
 type celPrograms []cel.Program
 
 func newCEL(scene *Scene) (engine, error) {

@@ -12,8 +12,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// DNS is a name server on loopback, UDP and TCP on one port, that answers what
-// it was told to, NXDOMAIN for other names, and remembers what it was asked.
+// DNS is a name server on loopback, UDP and TCP on one port, with answers
+// for the names that were set, NXDOMAIN for others, and a record of its queries.
 type DNS struct {
 	// Addr is where it listens.
 	Addr netip.AddrPort

@@ -110,9 +110,9 @@ func extract(file *zip.File, target string) (err error) {
 	return errors.Join(err, out.Close())
 }
 
-// EnvoyConfig says how to run an Envoy.
+// EnvoyConfig is how to run an Envoy.
 type EnvoyConfig struct {
-	// Bootstrap is Envoy's configuration (YAML) but for admin, which is added.
+	// Bootstrap is Envoy's configuration (YAML) without admin, which is added.
 	// A listener on port 0 of 127.0.0.1 is found by [Envoy.Listener].
 	Bootstrap string
 	// LogLevel is Envoy's; empty: warning. See [Envoy.Log].
@@ -250,8 +250,8 @@ func (e *Envoy) Log() string { return e.process.log.String() }
 // Kill ends the Envoy at once, as a crash would.
 func (e *Envoy) Kill() error { return e.process.kill() }
 
-// ValidateEnvoy has Envoy read a configuration (YAML or JSON) as it would at its start,
-// and returns what it says when it would not start with it.
+// ValidateEnvoy has Envoy read a configuration (YAML or JSON) as at its start,
+// and returns its error if it would not start.
 func ValidateEnvoy(ctx context.Context, config []byte) error {
 	program, err := FetchEnvoy(ctx, nil)
 	if err != nil {

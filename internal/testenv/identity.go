@@ -107,9 +107,9 @@ func Claims(token string, key crypto.PublicKey) (map[string]any, error) {
 	return claims, nil
 }
 
-// Kubernetes is that part of a Kubernetes API server which says whose a service
-// account's token is (TokenReview, authentication.k8s.io/v1). It is ours and
-// not a real one: a cluster cannot be started here. Tokens are signed by its
+// Kubernetes is the part of a Kubernetes API server that identifies a service
+// account's token (TokenReview, authentication.k8s.io/v1). It is a fake, because
+// a cluster cannot be started here. Tokens are signed by its
 // Issuer.
 type Kubernetes struct {
 	// Address is its URL, http.

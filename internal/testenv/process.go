@@ -136,7 +136,7 @@ func (p *process) close() error {
 }
 
 // until calls ready every 20 ms until it returns nil, the child ends or the
-// time is up; the error then says what the child had printed.
+// time is up; the error then has the child's output.
 func (p *process) until(ctx context.Context, ready func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()

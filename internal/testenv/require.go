@@ -19,9 +19,9 @@ type Need struct {
 	absent func() error
 }
 
-// Require skips the test when the machine lacks one of needs, and says which
-// and why. With CHAPERONE_REQUIRE=1 in the environment, as in CI, the test
-// fails instead: there nothing may be skipped.
+// Require skips the test when the machine lacks one of needs, and prints it and
+// the reason. With CHAPERONE_REQUIRE=1 in the environment, as in CI, the test
+// fails instead: no test may be skipped there.
 //
 // A need that is there but does not work skips nothing: the test runs, and
 // shows what is wrong.

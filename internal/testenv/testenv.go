@@ -1,8 +1,7 @@
-// Package testenv starts the real things that tests, benchmarks and the
-// demonstration run against: a HashiCorp Vault, a PostgreSQL, an Envoy, an
-// HTTPS API that wants a bearer token, a DNS server and cgroups. Nothing in it
-// is a mock but the one Kubernetes API that Vault asks, and nothing in it is
-// part of the product.
+// Package testenv starts real components for tests, benchmarks and demos: a
+// HashiCorp Vault, a PostgreSQL, an Envoy, an HTTPS API that requires a bearer
+// token, a DNS server and cgroups. Its only fake is the Kubernetes API for Vault.
+// It is not part of the product.
 //
 // Each part has a Start function that returns an error, for programs, and a
 // Must function that takes a [testing.TB], fails the test when the part does
@@ -35,7 +34,7 @@
 // the one that CHAPERONE_CACHE names. The first build takes minutes, so
 // `make test` and `make demo` do it beforehand.
 //
-// What is started dies with the process that started it, also when that one is
+// A component dies with the process that started it, also when that one is
 // killed. No part listens anywhere but on loopback.
 package testenv
 

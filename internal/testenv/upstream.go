@@ -20,8 +20,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// UpstreamConfig says what API to serve; its zero value serves HTTPS for
-// localhost and wants a bearer token of its own making.
+// UpstreamConfig is the API to serve; its zero value serves HTTPS for localhost
+// and requires a generated bearer token.
 type UpstreamConfig struct {
 	// Names are the DNS names and IP addresses of its certificate, besides
 	// localhost and 127.0.0.1.
@@ -67,7 +67,7 @@ type Upstream struct {
 	server *http.Server
 	grpc   *grpc.Server
 	served chan error
-	cancel context.CancelFunc // ends what net/http no longer knows: WebSockets
+	cancel context.CancelFunc // ends connections that net/http no longer tracks: WebSockets
 
 	mu       sync.Mutex
 	token    string

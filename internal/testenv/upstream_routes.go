@@ -12,7 +12,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// discardLog drops what net/http says about clients that leave.
+// discardLog drops net/http's messages about clients that leave.
 func discardLog() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func serveRedirect(w http.ResponseWriter, r *http.Request) {

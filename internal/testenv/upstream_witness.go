@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// WitnessConfig says where a [Witness] listens and what it answers.
+// WitnessConfig is where a [Witness] listens and how it answers.
 type WitnessConfig struct {
 	// CA signs its certificate. Nil: it serves http without TLS.
 	CA *CA
@@ -70,7 +70,7 @@ type WitnessedRequest struct {
 	Body                        []byte
 }
 
-// Text returns everything that a connection said, for a search.
+// Text returns all bytes of a connection, for a search.
 func (w Witnessed) Text() []byte {
 	var b bytes.Buffer
 	for _, part := range append([][]byte{w.Wire, w.Plain, []byte(w.SNI)}, w.Certificates...) {
@@ -212,7 +212,7 @@ func (w *Witness) serve(rw http.ResponseWriter, r *http.Request) {
 	s.kept.Requests = append(s.kept.Requests, kept) // also if it never ends
 	s.mu.Unlock()
 	defer func() {
-		_, _ = io.Copy(io.Discard, body) // what is cut short is kept all the same
+		_, _ = io.Copy(io.Discard, body) // an incomplete body is kept too
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.kept.Requests[at].Body, s.kept.Requests[at].Trailer = body.text(), r.Trailer.Clone()
@@ -325,7 +325,7 @@ func (l *witnessListener) admit(s *session) {
 	select {
 	case l.ready <- conn:
 	case <-l.closed:
-		_ = conn.Close() // nobody serves it
+		_ = conn.Close() // no server accepts it
 	}
 }
 

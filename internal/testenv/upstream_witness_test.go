@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestWitness sends a request in each protocol, and something that is none.
+// TestWitness sends a request in each protocol, and bytes of no protocol.
 func TestWitness(t *testing.T) {
 	ca := MustGet(NewCA("a witness's authority"))(t)
 	for _, c := range []struct {
@@ -49,7 +49,7 @@ func TestWitness(t *testing.T) {
 				t.Errorf("of TLS it kept %q, %d certificates", all[0].SNI, len(all[0].Certificates))
 			}
 			if !bytes.Contains(all[0].Plain, []byte("the body")) {
-				t.Error("what is inside is not kept as it was")
+				t.Error("got no plain text of the body, want it unchanged")
 			}
 		})
 	}

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// VaultConfig says how a test Vault listens.
+// VaultConfig is how a test Vault listens.
 type VaultConfig struct {
 	// Listen is a loopback address and port. Empty: 127.0.0.1 and a port that
 	// is free. Name one to start another Vault where a former one was.
@@ -295,7 +295,7 @@ func (v *Vault) EnableAuth(ctx context.Context, path, kind string) error {
 	return err
 }
 
-// AppRole says what a login by AppRole may do.
+// AppRole is what a login by AppRole may do.
 type AppRole struct {
 	// Policy is Vault policy text (HCL), besides the policy "default".
 	Policy string
@@ -383,7 +383,7 @@ func (v *Vault) EnableDatabase(ctx context.Context, mount string, db *Postgres) 
 	return err
 }
 
-// DatabaseRole says what a leased database user may do and for how long.
+// DatabaseRole is what a leased database user may do and for how long.
 type DatabaseRole struct {
 	// Grants are SQL statements run for a new user, with {{name}} for it.
 	// Empty: it may read every table.

@@ -22,9 +22,9 @@ const (
 	proxyToken = "a-token-of-the-benchmark"
 )
 
-// world is what the scenes share: an origin, the floor, a Vault, and the
+// env is what the scenes share: an origin, the floor, a Vault, and the
 // program under measurement with its files.
-type world struct {
+type env struct {
 	binary string
 	length time.Duration
 	checks int // of growthScene
@@ -36,8 +36,8 @@ type world struct {
 	sink   *process
 }
 
-func newWorld(ctx context.Context, binary string, length time.Duration) (w *world, err error) {
-	w = &world{length: length}
+func newEnv(ctx context.Context, binary string, length time.Duration) (w *env, err error) {
+	w = &env{length: length}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.Close())
@@ -68,11 +68,11 @@ func newWorld(ctx context.Context, binary string, length time.Duration) (w *worl
 	return w, w.configure(ctx)
 }
 
-func (w *world) file(name string) string { return filepath.Join(w.dir, name) }
+func (w *env) file(name string) string { return filepath.Join(w.dir, name) }
 
 // certificates writes a certificate for the origin and the floor, with its
 // authority behind it in the same file.
-func (w *world) certificates() (err error) {
+func (w *env) certificates() (err error) {
 	if w.ca, err = testenv.NewCA("bench"); err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (w *world) certificates() (err error) {
 }
 
 // configure fills Vault and writes the sidecar's files.
-func (w *world) configure(ctx context.Context) error {
+func (w *env) configure(ctx context.Context) error {
 	if _, err := w.vault.Write(ctx, "secret/data/weather", map[string]any{"data": map[string]any{"api_key": "s.the-key-of-the-benchmark"}}); err != nil {
 		return err
 	}
@@ -153,7 +153,7 @@ spec:
 }
 
 // Close ends every process and removes the files.
-func (w *world) Close() error {
+func (w *env) Close() error {
 	var errs []error
 	for _, p := range []*process{w.origin, w.floor, w.sink} {
 		if p != nil {
@@ -177,13 +177,13 @@ type sidecar struct {
 }
 
 // startSidecar starts chaperone serve and returns when it is ready.
-func (w *world) startSidecar(ctx context.Context) (*sidecar, error) {
+func (w *env) startSidecar(ctx context.Context) (*sidecar, error) {
 	return w.serve(ctx, anyCPU, w.file("sidecar.yaml"), w.file("state"))
 }
 
 // serve starts chaperone serve on a CPU, with a file and the state folder that
 // the file names, and returns when it is ready.
-func (w *world) serve(ctx context.Context, cpu int, file, state string, more ...string) (*sidecar, error) {
+func (w *env) serve(ctx context.Context, cpu int, file, state string, more ...string) (*sidecar, error) {
 	s := &sidecar{}
 	args := append([]string{"serve", "--config", file, "--proxy-token-file", w.file("proxy-token"), "--log-level", "warn"}, more...)
 	s.cmd = exec.Command(w.binary, args...) //nolint:noctx // the program under measurement; ended by Close
@@ -230,7 +230,7 @@ func (s sidecarStatus) door(name string) string {
 }
 
 // status asks the admin socket of the sidecar that most scenes run.
-func (w *world) status() (sidecarStatus, error) { return statusOf(w.file("state")) }
+func (w *env) status() (sidecarStatus, error) { return statusOf(w.file("state")) }
 
 // statusOf asks the admin socket in a state folder.
 func statusOf(state string) (out sidecarStatus, err error) {

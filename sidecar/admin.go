@@ -176,10 +176,10 @@ func (s *Sidecar) services() []admin.Port {
 	var out []admin.Port
 	for _, service := range s.config.Load().Sidecar.Process.Listen {
 		p := admin.Port{Port: service.Port, Path: service.Socket}
-		p.Forwarded = s.inbound != nil && (service.Socket != "" && s.inbound.exist != nil || service.Port != 0 && !s.hostNetwork())
+		p.Forwarded = s.inbound != nil && (service.Socket != "" && s.inbound.ForwardsSockets() || service.Port != 0 && !s.hostNetwork())
 		switch {
 		case p.Forwarded:
-			p.Addresses, p.Open = s.inbound.addresses(service), s.inbound.opened(service)
+			p.Addresses, p.Open = s.inbound.addresses(Service(service)), s.inbound.opened(Service(service))
 		case service.Port != 0:
 			// It listens on the network that it shares, and on both if it likes.
 			for _, host := range loopbacks {

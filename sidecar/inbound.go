@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -15,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/configs"
 )
 
 const (
@@ -38,25 +39,60 @@ var (
 	errInboundFull     = fmt.Errorf("%d connections are open", maxInbound)
 )
 
-// inbound forwards ports of the host's loopback into the plugin's own network
+// Service is where a plugin serves: a TCP port or Unix sockets.
+type Service struct {
+	Port uint16 // 0: Unix sockets
+	// Socket is an absolute path, whose last part may hold one * for any bytes
+	// but a slash.
+	Socket string
+}
+
+// String returns the port, or "unix:" and the path.
+func (s Service) String() string {
+	if s.Port != 0 {
+		return strconv.Itoa(int(s.Port))
+	}
+	return "unix:" + s.Socket
+}
+
+// forwarderConfig is what a Forwarder is made of. Plugin, Dial, Record and Log are required.
+type forwarderConfig struct {
+	Plugin authz.Principal
+	// Dial connects to an address in the plugin's network namespace.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Addresses are those of the plugin's network namespace beside its loopback.
+	Addresses []netip.Addr
+	// Record writes a record to the audit log. An error refuses the connection.
+	Record func(*authz.Record) error
+	// Connected counts a connection of a service by its result: accepted, refused or
+	// unreachable. Nil: not counted.
+	Connected func(service Service, result string)
+	// Passed counts bytes by direction: received by the plugin, or sent. Nil: not counted.
+	Passed func(service Service, direction string, bytes uint64)
+	// Listening returns the ports that the plugin listens on. An error means that
+	// it is not known: the host is listened on then, as for a plugin that listens. Nil: it
+	// is never known.
+	Listening func() (map[uint16]bool, error)
+	// Interval is the time between two calls of Listening. 0: 200 ms.
+	Interval time.Duration
+	// Exist returns which of the plugin's Unix sockets exist, by inode number. Nil:
+	// no Unix socket is forwarded.
+	Exist func([]uint64) (map[uint64]bool, error)
+	// SaveSockets writes down the paths of the sockets on the host, so that
+	// [removeDeadSockets] can remove them after the sidecar was killed. Nil: they are not
+	// written down.
+	SaveSockets func(paths []string) error
+	// Drain is how long open connections may go on after Run's context has ended.
+	Drain time.Duration
+	Log   *zap.Logger
+}
+
+// Forwarder forwards ports of the host's loopback into the plugin's own network
 // namespace, and Unix sockets of the host into the plugin's own view
 // (process.listen), so that a host that speaks to its plugin over either reaches
 // it. It is the one way in, as the proxy is the one way out.
-type inbound struct {
-	plugin authz.Principal
-	dial   func(ctx context.Context, network, address string) (net.Conn, error)
-	record func(*authz.Record) error // one that fails refuses the connection
-	// connected counts a connection of a service by its result: accepted, refused or
-	// unreachable. passed counts bytes by direction: received by the plugin, or sent.
-	connected func(service configs.Service, result string)
-	passed    func(service configs.Service, direction string, bytes uint64)
-	log       *zap.Logger
-	drain     time.Duration
-
-	// listening returns the ports that the plugin listens on. An error means that
-	// it is not known: the host is listened on then, as for one that does.
-	listening func() (map[uint16]bool, error)
-	interval  time.Duration // between looks at it
+type Forwarder struct {
+	forwarderConfig
 
 	following sync.Mutex
 	expected  map[uint16]time.Time // ports that the plugin is about to listen on, until when
@@ -67,9 +103,6 @@ type inbound struct {
 
 	arrivals chan *unixDoor // Unix sockets of the plugin's that are to be forwarded
 	done     chan struct{}  // closed when none is taken any more
-	// exist returns which of the plugin's Unix sockets exist, by inode number. Nil:
-	// none is forwarded.
-	exist func([]uint64) (map[uint64]bool, error)
 
 	host hostSockets // what a killed sidecar would leave
 
@@ -80,15 +113,38 @@ type inbound struct {
 	live    map[*passage]struct{}
 }
 
-// newInbound makes a way in that dials the plugin with dial.
-func newInbound(dial func(context.Context, string, string) (net.Conn, error)) *inbound {
-	return &inbound{
-		dial: dial, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
-		interval: inboundInterval, expected: map[uint16]time.Time{},
-		arrivals: make(chan *unixDoor), done: make(chan struct{}),
-		listening: func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported },
-		connected: func(configs.Service, string) {}, passed: func(configs.Service, string, uint64) {},
+// newForwarder returns a forwarder. It listens nowhere yet.
+func newForwarder(cfg forwarderConfig) *Forwarder {
+	if cfg.Interval <= 0 {
+		cfg.Interval = inboundInterval
 	}
+	if cfg.Listening == nil {
+		cfg.Listening = func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported }
+	}
+	if cfg.Connected == nil {
+		cfg.Connected = func(Service, string) {}
+	}
+	if cfg.Passed == nil {
+		cfg.Passed = func(Service, string, uint64) {}
+	}
+	cfg.Log = sampled(cfg.Log)
+	return &Forwarder{
+		forwarderConfig: cfg, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
+		expected: map[uint16]time.Time{}, arrivals: make(chan *unixDoor), done: make(chan struct{}),
+		host: hostSockets{keep: cfg.SaveSockets},
+	}
+}
+
+// ForwardsSockets reports whether Unix sockets are forwarded.
+func (in *Forwarder) ForwardsSockets() bool { return in.Exist != nil }
+
+// Ports returns the addresses on the host that are forwarded.
+func (in *Forwarder) Ports() []net.Addr {
+	addrs := make([]net.Addr, len(in.doors))
+	for i, d := range in.doors {
+		addrs[i] = d.Addr()
+	}
+	return addrs
 }
 
 // sampled bounds what the plugin and its clients can write to a log: of one
@@ -102,7 +158,7 @@ func sampled(log *zap.Logger) *zap.Logger {
 // listen binds the ports on the host's loopback; run listens on them while the
 // plugin does. taken are the ports that the sidecar itself has in the plugin's
 // namespace: one of those would lead to the sidecar's proxy and not to the plugin.
-func (in *inbound) listen(ports, taken []uint16) error {
+func (in *Forwarder) listen(ports, taken []uint16) error {
 	for _, port := range ports {
 		if slices.Contains(taken, port) {
 			return fmt.Errorf("listen for the plugin: process.listen: %d is the sidecar's own port in the plugin's network; name another", port)
@@ -123,24 +179,24 @@ func (in *inbound) listen(ports, taken []uint16) error {
 
 // run admits connections until ctx ends; then it waits for those that are open
 // for as long as the drain is, and cuts the rest.
-func (in *inbound) run(ctx context.Context) error {
+func (in *Forwarder) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, in.close)
 	defer stop()
 	var passing sync.WaitGroup
 	g := &errgroup.Group{}
 	g.Go(func() error { in.followPlugin(ctx, g, &passing); return nil })
-	if in.exist != nil {
+	if in.Exist != nil {
 		g.Go(func() error { in.followSockets(ctx, g, &passing); return nil })
 	}
 	err := g.Wait()
-	late := time.AfterFunc(in.drain, func() { in.bar(errInboundStopping, true) })
+	late := time.AfterFunc(in.Drain, func() { in.bar(errInboundStopping, true) })
 	defer late.Stop()
 	passing.Wait()
 	return err
 }
 
 // close closes the ports and the Unix sockets.
-func (in *inbound) close() {
+func (in *Forwarder) close() {
 	in.mu.Lock()
 	in.closed = true
 	in.mu.Unlock()
@@ -155,7 +211,7 @@ func (in *inbound) close() {
 
 // serving opens a port on the host when the plugin is about to listen on it, and
 // has listened there when it returns: the plugin may report at once that it serves.
-func (in *inbound) serving(port uint16) {
+func (in *Forwarder) serving(port uint16) {
 	in.following.Lock()
 	defer in.following.Unlock()
 	in.expected[port] = time.Now().Add(inboundExpected)
@@ -172,7 +228,7 @@ func (in *inbound) serving(port uint16) {
 // followPlugin listens on the host while the plugin listens, so that a connection
 // is refused as long as nobody would take it. A port that is about to be listened
 // on counts as listened on for a moment.
-func (in *inbound) followPlugin(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
+func (in *Forwarder) followPlugin(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
 	in.following.Lock()
 	in.start = func(d *inboundDoor) { in.openDoor(ctx, d, g, passing) }
 	in.following.Unlock()
@@ -181,7 +237,7 @@ func (in *inbound) followPlugin(ctx context.Context, g *errgroup.Group, passing 
 		defer in.following.Unlock()
 		in.start = nil
 	}()
-	look := time.NewTicker(in.interval)
+	look := time.NewTicker(in.Interval)
 	defer look.Stop()
 	for {
 		in.look()
@@ -194,10 +250,10 @@ func (in *inbound) followPlugin(ctx context.Context, g *errgroup.Group, passing 
 }
 
 // look brings the ports of the host in line with what the plugin listens on.
-func (in *inbound) look() {
+func (in *Forwarder) look() {
 	in.following.Lock()
 	defer in.following.Unlock()
-	ports, err := in.listening()
+	ports, err := in.Listening()
 	now := time.Now()
 	for _, d := range in.doors {
 		if err != nil || ports[d.port] || now.Before(in.expected[d.port]) {
@@ -209,23 +265,23 @@ func (in *inbound) look() {
 }
 
 // openDoor listens on a port, unless that is so already.
-func (in *inbound) openDoor(ctx context.Context, d *inboundDoor, g *errgroup.Group, passing *sync.WaitGroup) {
+func (in *Forwarder) openDoor(ctx context.Context, d *inboundDoor, g *errgroup.Group, passing *sync.WaitGroup) {
 	listener, err := d.open()
 	switch {
 	case err != nil:
 		if !d.failing { // once, until it succeeds
-			in.log.Warn("listening for the plugin failed", zap.String("host", d.host), zap.Uint16("port", d.port), zap.Error(err))
+			in.Log.Warn("listening for the plugin failed", zap.String("host", d.host), zap.Uint16("port", d.port), zap.Error(err))
 		}
 		d.failing = true
 	case listener != nil:
 		d.failing = false
-		g.Go(func() error { return in.accept(ctx, configs.Service{Port: d.port}, nil, listener, passing) })
+		g.Go(func() error { return in.accept(ctx, Service{Port: d.port}, nil, listener, passing) })
 	}
 }
 
 // accept admits the connections of a listener. The door is that of a Unix socket,
 // or nil.
-func (in *inbound) accept(ctx context.Context, service configs.Service, door *unixDoor, l net.Listener, passing *sync.WaitGroup) error {
+func (in *Forwarder) accept(ctx context.Context, service Service, door *unixDoor, l net.Listener, passing *sync.WaitGroup) error {
 	defer func() { _ = l.Close() }()
 	for {
 		conn, err := l.Accept()
@@ -236,7 +292,7 @@ func (in *inbound) accept(ctx context.Context, service configs.Service, door *un
 			return nil
 		case errors.Is(err, syscall.ECONNABORTED):
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
-			in.log.Warn("a connection for the plugin has to wait", zap.Stringer("service", service), zap.Error(err))
+			in.Log.Warn("a connection for the plugin has to wait", zap.Stringer("service", service), zap.Error(err))
 			time.Sleep(50 * time.Millisecond)
 		default:
 			return fmt.Errorf("accept for the plugin on %s: %w", service, err)
@@ -246,7 +302,7 @@ func (in *inbound) accept(ctx context.Context, service configs.Service, door *un
 
 // enforce brings what comes in in line with what is revoked, and returns how
 // many connections it cut: a pause spares those that are open.
-func (in *inbound) enforce(level authz.Level) (cut int) {
+func (in *Forwarder) enforce(level authz.Level) (cut int) {
 	switch level {
 	case authz.LevelPause:
 		return in.bar(errInboundRevoked, false)
@@ -258,7 +314,7 @@ func (in *inbound) enforce(level authz.Level) (cut int) {
 
 // bar refuses what comes from now on for a cause, or nothing for nil, and cuts
 // what is open if that is asked for. Once the sidecar stops, it stays so.
-func (in *inbound) bar(cause error, cut bool) (n int) {
+func (in *Forwarder) bar(cause error, cut bool) (n int) {
 	in.mu.Lock()
 	if !errors.Is(in.barred, errInboundStopping) {
 		in.barred = cause
@@ -281,7 +337,7 @@ func (in *inbound) bar(cause error, cut bool) (n int) {
 
 // enter registers a connection, under the lock that bar lists them under: one
 // that comes with a revocation is refused, or is cut.
-func (in *inbound) enter(p *passage) error {
+func (in *Forwarder) enter(p *passage) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	switch {
@@ -294,14 +350,14 @@ func (in *inbound) enter(p *passage) error {
 	return nil
 }
 
-func (in *inbound) leave(p *passage) {
+func (in *Forwarder) leave(p *passage) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	delete(in.live, p)
 }
 
 // opened returns how many connections of a service are open.
-func (in *inbound) opened(service configs.Service) (n int) {
+func (in *Forwarder) opened(service Service) (n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for p := range in.live {
@@ -313,6 +369,6 @@ func (in *inbound) opened(service configs.Service) (n int) {
 }
 
 // isOpen reports whether the host is listened on for a port.
-func (in *inbound) isOpen(port uint16) bool {
+func (in *Forwarder) isOpen(port uint16) bool {
 	return slices.ContainsFunc(in.doors, func(d *inboundDoor) bool { return d.port == port && d.isOpen() })
 }

@@ -15,14 +15,13 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 // way is a way in to a server of the test's own, which stands on another port
 // of the loopback in the plugin's place.
 type way struct {
-	*inbound
+	*Forwarder
 
 	t       *testing.T
 	port    uint16
@@ -46,11 +45,12 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 		}
 	}()
 	w := &way{t: t, port: testenv.FreePort(t)}
-	w.inbound = newInbound(func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, plugin.Addr().String())
+	w.Forwarder = newForwarder(forwarderConfig{
+		Plugin: "weather", Record: w.keep, Drain: 100 * time.Millisecond, Log: zap.NewNop(),
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, plugin.Addr().String())
+		},
 	})
-	w.plugin, w.log, w.drain = "weather", zap.NewNop(), 100*time.Millisecond
-	w.record = w.keep
 	testenv.Must(t, w.listen([]uint16{w.port}, nil))
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -180,7 +180,7 @@ func TestInboundRefused(t *testing.T) {
 	taken := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).AddrPort().Port()
-	in := newInbound(nil)
+	in := newForwarder(forwarderConfig{Log: zap.NewNop()})
 	if err := in.listen([]uint16{port}, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d of 127.0.0.1 is taken", port)) {
 		t.Errorf("a port that is taken: %v", err)
 	}
@@ -205,14 +205,14 @@ func TestInboundMany(t *testing.T) {
 		conns[i] = w.connect("127.0.0.1")
 		testenv.MustGet(conns[i].Write([]byte("hello")))(t)
 	}
-	testenv.Eventually(t, "all are open", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == many })
+	testenv.Eventually(t, "all are open", func() (int, bool) { n := w.opened(Service{Port: w.port}); return n, n == many })
 	for _, conn := range conns {
 		testenv.Must(t, conn.CloseWrite())
 		if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
 			t.Errorf("%q, %v", got, err)
 		}
 	}
-	testenv.Eventually(t, "all have left", func() (int, bool) { n := w.opened(configs.Service{Port: w.port}); return n, n == 0 })
+	testenv.Eventually(t, "all have left", func() (int, bool) { n := w.opened(Service{Port: w.port}); return n, n == 0 })
 	if n := len(w.recorded()); n != 2*many {
 		t.Errorf("%d records, not %d", n, 2*many)
 	}

@@ -14,13 +14,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"github.com/chaperone-proxy/chaperone/configs"
 )
 
 const (
@@ -28,15 +24,26 @@ const (
 	inboundSocketCheck = time.Second // between looks whether the plugin's still exist
 )
 
+// PluginSocket is a Unix socket that the plugin is about to listen on.
+type PluginSocket struct {
+	// Path is where its file lies, absolute and without links, in the plugin's view.
+	Path string
+	// File is the file that the socket is bound to, open with O_PATH. The Forwarder
+	// closes it.
+	File *os.File
+	// Inode is the inode number of the socket.
+	Inode uint64
+}
+
 // unixDoor is one Unix socket on the host that is forwarded to one of the
 // plugin's.
 type unixDoor struct {
 	*net.UnixListener
 
-	service configs.Service  // the entry of process.listen
-	path    string           // the same on the host and in the plugin's view
-	plugin  sandbox.Listener // the plugin's socket
-	remove  func()           // removes the host's file
+	service Service      // the entry of process.listen
+	path    string       // the same on the host and in the plugin's view
+	plugin  PluginSocket // the plugin's socket
+	remove  func()       // removes the host's file
 }
 
 // unixPeer is the process at the other end of a Unix socket.
@@ -68,7 +75,7 @@ func peerOf(conn net.Conn) unixPeer {
 }
 
 // serviceOf returns the entry of process.listen that a path matches.
-func serviceOf(services []configs.Service, path string) (configs.Service, bool) {
+func serviceOf(services []Service, path string) (Service, bool) {
 	for _, service := range services {
 		if service.Socket == "" {
 			continue
@@ -81,7 +88,7 @@ func serviceOf(services []configs.Service, path string) (configs.Service, bool) 
 			return service, true
 		}
 	}
-	return configs.Service{}, false
+	return Service{}, false
 }
 
 // matchesName reports whether a name matches one with at most one *.
@@ -95,7 +102,7 @@ func matchesName(pattern, name string) bool {
 
 // servingUnix listens on the host under the path that the plugin is about to
 // listen on, if process.listen names it. The plugin waits for this to return.
-func (in *inbound) servingUnix(l sandbox.Listener, services []configs.Service) {
+func (in *Forwarder) servingUnix(l PluginSocket, services []Service) {
 	service, ok := serviceOf(services, l.Path)
 	if !ok || sharedWithHost(l) || in.forwards(l) {
 		_ = l.File.Close() // it was only open to be looked at
@@ -103,19 +110,19 @@ func (in *inbound) servingUnix(l sandbox.Listener, services []configs.Service) {
 	}
 	if err := in.forward(l, service); err != nil {
 		_ = l.File.Close() // likewise
-		in.log.Error("unix socket not forwarded to the plugin", zap.String("path", l.Path), zap.Error(err))
+		in.Log.Error("unix socket not forwarded to the plugin", zap.String("path", l.Path), zap.Error(err))
 	}
 }
 
 // forwards reports whether a socket is forwarded already: listen(2) a second time
 // changes the backlog.
-func (in *inbound) forwards(l sandbox.Listener) bool {
-	return slices.ContainsFunc(in.forwarded(), func(d *unixDoor) bool { return d.plugin.Socket == l.Socket })
+func (in *Forwarder) forwards(l PluginSocket) bool {
+	return slices.ContainsFunc(in.forwarded(), func(d *unixDoor) bool { return d.plugin.Inode == l.Inode })
 }
 
 // sharedWithHost reports whether the plugin's socket is the host's file of that
 // name, as in a folder that stays visible in the plugin's view.
-func sharedWithHost(l sandbox.Listener) bool {
+func sharedWithHost(l PluginSocket) bool {
 	own, err := l.File.Stat()
 	if err != nil {
 		return false
@@ -126,7 +133,7 @@ func sharedWithHost(l sandbox.Listener) bool {
 
 // forward adds a socket on the host that is forwarded to a socket of the plugin's.
 // It takes the plugin's file over unless it fails.
-func (in *inbound) forward(l sandbox.Listener, service configs.Service) error {
+func (in *Forwarder) forward(l PluginSocket, service Service) error {
 	if err := errors.Join(in.room(), listenable(l.Path)); err != nil { // before anything is written for it
 		return err
 	}
@@ -153,7 +160,7 @@ func (in *inbound) forward(l sandbox.Listener, service configs.Service) error {
 	return nil
 }
 
-func (in *inbound) add(d *unixDoor) error {
+func (in *Forwarder) add(d *unixDoor) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if err := in.roomLocked(); err != nil {
@@ -164,13 +171,13 @@ func (in *inbound) add(d *unixDoor) error {
 }
 
 // room reports why no socket more can be forwarded.
-func (in *inbound) room() error {
+func (in *Forwarder) room() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.roomLocked()
 }
 
-func (in *inbound) roomLocked() error {
+func (in *Forwarder) roomLocked() error {
 	switch {
 	case in.closed:
 		return errInboundStopping
@@ -181,14 +188,14 @@ func (in *inbound) roomLocked() error {
 }
 
 // forwarded returns the Unix sockets on the host.
-func (in *inbound) forwarded() []*unixDoor {
+func (in *Forwarder) forwarded() []*unixDoor {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return slices.Clone(in.sockets)
 }
 
 // addresses returns where the host reaches a service.
-func (in *inbound) addresses(service configs.Service) []string {
+func (in *Forwarder) addresses(service Service) []string {
 	var out []string
 	for _, d := range in.doors {
 		if service.Port != 0 && d.port == service.Port {
@@ -204,7 +211,7 @@ func (in *inbound) addresses(service configs.Service) []string {
 }
 
 // shut removes one Unix socket from the host, once.
-func (in *inbound) shut(d *unixDoor) {
+func (in *Forwarder) shut(d *unixDoor) {
 	in.mu.Lock()
 	at := slices.Index(in.sockets, d)
 	if at >= 0 {
@@ -222,7 +229,7 @@ func (in *inbound) shut(d *unixDoor) {
 
 // followSockets takes connections for the plugin's sockets as they come, and
 // removes those that the plugin has closed.
-func (in *inbound) followSockets(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
+func (in *Forwarder) followSockets(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
 	defer close(in.done)
 	look := time.NewTicker(inboundSocketCheck)
 	defer look.Stop()
@@ -239,22 +246,22 @@ func (in *inbound) followSockets(ctx context.Context, g *errgroup.Group, passing
 }
 
 // shutGone removes the sockets that the plugin has closed, or removed itself.
-func (in *inbound) shutGone() {
+func (in *Forwarder) shutGone() {
 	doors := in.forwarded()
 	if len(doors) == 0 {
 		return
 	}
 	sockets := make([]uint64, len(doors))
 	for i, d := range doors {
-		sockets[i] = d.plugin.Socket
+		sockets[i] = d.plugin.Inode
 	}
-	exist, err := in.exist(sockets)
+	exist, err := in.Exist(sockets)
 	if err != nil {
-		in.log.Error("forwarded sockets not checked", zap.Error(err))
+		in.Log.Error("forwarded sockets not checked", zap.Error(err))
 		return
 	}
 	for _, d := range doors {
-		if !exist[d.plugin.Socket] || removed(d.plugin.File) {
+		if !exist[d.plugin.Inode] || removed(d.plugin.File) {
 			in.shut(d)
 		}
 	}

@@ -9,17 +9,14 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
-	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 func TestServiceOf(t *testing.T) {
-	services := []configs.Service{{Port: 8080}, {Socket: "/tmp/plugin*"}, {Socket: "/tmp/*.sock"}, {Socket: "/tmp/exact"}}
+	services := []Service{{Port: 8080}, {Socket: "/tmp/plugin*"}, {Socket: "/tmp/*.sock"}, {Socket: "/tmp/exact"}}
 	for path, want := range map[string]string{
 		"/tmp/plugin":              "/tmp/plugin*",
 		"/tmp/plugin123":           "/tmp/plugin*",
@@ -126,8 +123,8 @@ func TestListenOnHost(t *testing.T) {
 // TestListenAgain forwards one socket once, however often the plugin calls
 // listen(2) on it.
 func TestListenAgain(t *testing.T) {
-	in := newInbound(nil)
-	l := sandbox.Listener{Path: "/tmp/plugin", Socket: 7}
+	in := newForwarder(forwarderConfig{Log: zap.NewNop()})
+	l := PluginSocket{Path: "/tmp/plugin", Inode: 7}
 	if in.forwards(l) {
 		t.Error("a new socket counts as forwarded")
 	}
@@ -135,7 +132,7 @@ func TestListenAgain(t *testing.T) {
 	if !in.forwards(l) {
 		t.Error("a socket that is forwarded counts as new")
 	}
-	if in.forwards(sandbox.Listener{Path: l.Path, Socket: 8}) {
+	if in.forwards(PluginSocket{Path: l.Path, Inode: 8}) {
 		t.Error("another socket under the name counts as forwarded")
 	}
 }

@@ -67,17 +67,19 @@ func TestInboundFollows(t *testing.T) {
 		ports[port] = on
 	}
 	port, inside := testenv.FreePort(t), testenv.FreePort(t)
-	in := newInbound(func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", inside))
+	w := &way{t: t, port: port}
+	in := newForwarder(forwarderConfig{
+		Plugin: "weather", Record: w.keep, Log: zap.NewNop(), Interval: 10 * time.Millisecond,
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", inside))
+		},
+		Listening: func() (map[uint16]bool, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return map[uint16]bool{port: ports[port]}, nil
+		},
 	})
-	in.listening = func() (map[uint16]bool, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return map[uint16]bool{port: ports[port]}, nil
-	}
-	w := &way{t: t, port: port, inbound: in}
-	in.plugin, in.log, in.record = "weather", zap.NewNop(), w.keep
-	in.interval = 10 * time.Millisecond
+	w.Forwarder = in
 	testenv.Must(t, in.listen([]uint16{port}, nil))
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -59,8 +59,8 @@ func (s *Sidecar) bind(ctx context.Context) error {
 		if err := s.listenForPlugin(spec); err != nil {
 			return err
 		}
-		for _, d := range s.inbound.doors {
-			s.addOwn(d.Addr())
+		for _, addr := range s.inbound.Ports() {
+			s.addOwn(addr)
 		}
 	}
 	if s.envoy != nil {

@@ -13,20 +13,17 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/configs"
 )
 
 // passage is one connection from the host into the plugin.
 type passage struct {
 	id      string
-	service configs.Service // the entry of process.listen
-	door    *unixDoor       // of a Unix socket; nil: of a port
+	service Service   // the entry of process.listen
+	door    *unixDoor // of a Unix socket; nil: of a port
 	began   time.Time
 	host    net.Conn
 	peer    unixPeer // who connected, of a Unix socket
@@ -40,7 +37,7 @@ type passage struct {
 
 // admit leads one connection to the plugin and back: entered, recorded,
 // dialled, copied, recorded again.
-func (in *inbound) admit(ctx context.Context, service configs.Service, door *unixDoor, host net.Conn) {
+func (in *Forwarder) admit(ctx context.Context, service Service, door *unixDoor, host net.Conn) {
 	p := &passage{service: service, door: door, began: time.Now(), host: host, peer: peerOf(host)}
 	result, err := "refused", in.enter(p)
 	if err == nil {
@@ -51,12 +48,12 @@ func (in *inbound) admit(ctx context.Context, service configs.Service, door *uni
 	}
 	if err != nil {
 		sever(host)
-		in.count(service, result)
-		in.log.Info("a connection for the plugin was not led to it", zap.Stringer("service", service), zap.Error(err))
+		in.Connected(service, result)
+		in.Log.Info("a connection for the plugin was not led to it", zap.Stringer("service", service), zap.Error(err))
 		in.end(p, fmt.Sprintf("%s: %v", result, err))
 		return
 	}
-	in.count(service, "accepted")
+	in.Connected(service, "accepted")
 	in.copy(p)
 	detail := "ended"
 	if cause := p.cutBy(); cause != nil {
@@ -66,13 +63,13 @@ func (in *inbound) admit(ctx context.Context, service configs.Service, door *uni
 }
 
 // begin records the connection before anything of it reaches the plugin.
-func (in *inbound) begin(p *passage) error {
+func (in *Forwarder) begin(p *passage) error {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return fmt.Errorf("name the connection: %w", err)
 	}
 	p.id = id.String()
-	if err := in.record(in.entry(p, "began")); err != nil {
+	if err := in.Record(in.entry(p, "began")); err != nil {
 		return fmt.Errorf("record the connection: %w", err)
 	}
 	return nil
@@ -80,23 +77,23 @@ func (in *inbound) begin(p *passage) error {
 
 // end records what became of the connection. One that never began has nothing
 // to end: the log would be the host's to fill.
-func (in *inbound) end(p *passage, detail string) {
+func (in *Forwarder) end(p *passage, detail string) {
 	if p.id == "" {
 		return
 	}
 	r := in.entry(p, detail)
 	r.Time, r.Latency = time.Now(), time.Since(p.began)
 	r.SentBytes, r.Bytes = int64(p.sent.Load()), int64(p.received.Load())
-	if err := in.record(r); err != nil {
-		in.log.Error("the end of a connection to the plugin could not be recorded", zap.Error(err))
+	if err := in.Record(r); err != nil {
+		in.Log.Error("the end of a connection to the plugin could not be recorded", zap.Error(err))
 	}
 }
 
 // entry describes a connection: TCP names an address of the host and no process,
 // a Unix socket names the process and its user.
-func (in *inbound) entry(p *passage, detail string) *authz.Record {
+func (in *Forwarder) entry(p *passage, detail string) *authz.Record {
 	r := &authz.Record{
-		Time: p.began, Kind: authz.KindInbound, Plugin: string(in.plugin), Decision: p.id, UID: -1, Detail: detail,
+		Time: p.began, Kind: authz.KindInbound, Plugin: string(in.Plugin), Decision: p.id, UID: -1, Detail: detail,
 	}
 	if p.door != nil {
 		r.Scheme, r.Path = "unix", p.door.path
@@ -107,14 +104,10 @@ func (in *inbound) entry(p *passage, detail string) *authz.Record {
 	return r
 }
 
-func (in *inbound) count(service configs.Service, result string) {
-	in.connected(service, result)
-}
-
 // reach dials the plugin, which may listen on either loopback address or on
 // those that its network has beside them. One that does not listen may be about
 // to: then it is tried again, for as long as the port is open on the host.
-func (in *inbound) reach(ctx context.Context, p *passage) error {
+func (in *Forwarder) reach(ctx context.Context, p *passage) error {
 	ctx, cancel := context.WithTimeout(ctx, inboundPatience)
 	defer cancel()
 	for {
@@ -130,7 +123,7 @@ func (in *inbound) reach(ctx context.Context, p *passage) error {
 	}
 }
 
-func (in *inbound) tryReach(ctx context.Context, p *passage) error {
+func (in *Forwarder) tryReach(ctx context.Context, p *passage) error {
 	select {
 	case in.dialing <- struct{}{}:
 		defer func() { <-in.dialing }()
@@ -145,12 +138,12 @@ func (in *inbound) tryReach(ctx context.Context, p *passage) error {
 		return p.join(conn)
 	}
 	hosts := slices.Clone(loopbacks[:])
-	for _, addr := range sandbox.PluginAddresses() {
+	for _, addr := range in.Addresses {
 		hosts = append(hosts, addr.String())
 	}
 	var errs []error
 	for _, host := range hosts {
-		conn, err := in.dial(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(p.service.Port))))
+		conn, err := in.Dial(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(p.service.Port))))
 		if err == nil {
 			return p.join(conn)
 		}
@@ -160,7 +153,7 @@ func (in *inbound) tryReach(ctx context.Context, p *passage) error {
 }
 
 // admits reports whether the host is still listened on for a connection.
-func (in *inbound) admits(p *passage) bool {
+func (in *Forwarder) admits(p *passage) bool {
 	if p.door != nil {
 		return slices.Contains(in.forwarded(), p.door)
 	}
@@ -210,9 +203,9 @@ func sever(conn net.Conn) {
 }
 
 // copy carries bytes both ways until both sides have said their end.
-func (in *inbound) copy(p *passage) {
+func (in *Forwarder) copy(p *passage) {
 	passed := func(direction string) func(uint64) {
-		return func(bytes uint64) { in.passed(p.service, direction, bytes) }
+		return func(bytes uint64) { in.Passed(p.service, direction, bytes) }
 	}
 	var both sync.WaitGroup
 	both.Go(func() { p.carry(p.plugin, p.host, &p.received, passed("received")) })

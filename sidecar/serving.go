@@ -24,24 +24,25 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 	if !ports && !s.forwardsSockets(spec) {
 		return nil
 	}
+	cfg := forwarderConfig{
+		Plugin: s.plugin, Addresses: sandbox.PluginAddresses(), Record: s.recorder.Record, Drain: time.Duration(spec.Drain), Log: s.opts.Log.Named("inbound"),
+		Connected: func(service Service, result string) {
+			s.metrics.inbound.WithLabelValues(service.String(), result).Inc()
+		},
+		Passed: func(service Service, direction string, bytes uint64) {
+			s.metrics.inboundBytes.WithLabelValues(service.String(), direction).Add(float64(bytes))
+		},
+	}
 	if s.cage != nil {
-		s.inbound = newInbound(s.cage.DialContext)
-		s.inbound.listening = s.cage.Listening
+		cfg.Dial, cfg.Listening = s.cage.DialContext, s.cage.Listening
 	} else {
-		s.inbound = newInbound(s.fence.DialContext) // nothing reports what is listened on behind a fence
+		cfg.Dial = s.fence.DialContext // without the kernel half no listening port is reported
 	}
 	if s.forwardsSockets(spec) {
-		s.inbound.exist = s.cage.Bound
-		s.inbound.host.keep = func(paths []string) error { return s.state.save(socketsFile, paths) }
+		cfg.Exist = s.cage.Bound
+		cfg.SaveSockets = func(paths []string) error { return s.state.save(socketsFile, paths) }
 	}
-	s.inbound.plugin, s.inbound.record = s.plugin, s.recorder.Record
-	s.inbound.connected = func(service configs.Service, result string) {
-		s.metrics.inbound.WithLabelValues(service.String(), result).Inc()
-	}
-	s.inbound.passed = func(service configs.Service, direction string, bytes uint64) {
-		s.metrics.inboundBytes.WithLabelValues(service.String(), direction).Add(float64(bytes))
-	}
-	s.inbound.log, s.inbound.drain = sampled(s.opts.Log.Named("inbound")), time.Duration(spec.Drain)
+	s.inbound = newForwarder(cfg)
 	return nil
 }
 
@@ -62,7 +63,11 @@ func (s *Sidecar) servingUnix(spec *configs.Sidecar) func(sandbox.Listener) {
 			_ = l.File.Close() // it was only open to be looked at
 			return
 		}
-		s.inbound.servingUnix(l, spec.Process.Listen)
+		services := make([]Service, len(spec.Process.Listen))
+		for i, service := range spec.Process.Listen {
+			services[i] = Service(service)
+		}
+		s.inbound.servingUnix(PluginSocket{Path: l.Path, File: l.File, Inode: l.Socket}, services)
 	}
 }
 

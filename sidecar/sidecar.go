@@ -86,7 +86,7 @@ type Sidecar struct {
 	reaper       *reaper.Reaper
 	fence        *sandbox.Fence // instead of the cage, where that is not to be had
 	kernel       kernelState
-	inbound      *inbound
+	inbound      *Forwarder
 	trust        *trustBundle
 	streams      chownedStreams
 	resolver     *dns.Resolver

@@ -16,6 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/proxy/inbound"
 )
 
 // makeAdmin makes the operators' door.
@@ -179,10 +180,10 @@ func (s *Sidecar) services() []admin.Port {
 		p.Forwarded = s.inbound != nil && (service.Socket != "" && s.inbound.ForwardsSockets() || service.Port != 0 && !s.hostNetwork())
 		switch {
 		case p.Forwarded:
-			p.Addresses, p.Open = s.inbound.addresses(Service(service)), s.inbound.opened(Service(service))
+			p.Addresses, p.Open = s.inbound.HostAddresses(inbound.Service(service)), s.inbound.Open(inbound.Service(service))
 		case service.Port != 0:
 			// It listens on the network that it shares, and on both if it likes.
-			for _, host := range loopbacks {
+			for _, host := range inbound.Loopbacks {
 				p.Addresses = append(p.Addresses, net.JoinHostPort(host, strconv.Itoa(int(service.Port))))
 			}
 		}

@@ -89,7 +89,7 @@ func (s *Sidecar) cageIn(spec *configs.Sidecar) (err error) {
 		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
 		Serving: func(port uint16) {
 			if s.inbound != nil {
-				s.inbound.serving(port)
+				s.inbound.Serving(port)
 			}
 		},
 		Reaper: s.reaper, Logger: s.opts.Log.Named("kernel"),

@@ -306,7 +306,7 @@ func (s *Sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 		}
 	}
 	if s.inbound != nil {
-		g.Go(func() error { return s.inbound.run(ctx) })
+		g.Go(func() error { return s.inbound.Run(ctx) })
 	}
 	if s.envoy != nil {
 		g.Go(func() error { return s.envoy.Run(ctx) })
@@ -427,7 +427,7 @@ func (s *Sidecar) Close() error {
 		_ = l.Close() // closed by Serve already when the proxy ran
 	}
 	if s.inbound != nil {
-		s.inbound.close() // likewise
+		s.inbound.Close() // likewise
 	}
 	errs = append(errs, s.streams.restore(), s.forgetChowned())
 	if s.trust != nil {

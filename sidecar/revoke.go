@@ -78,7 +78,7 @@ func (s *Sidecar) reconcile() (level authz.Level, err error) {
 		err = s.cage.Shut(level == authz.LevelQuarantine || level == authz.LevelHalt)
 	}
 	if s.inbound != nil {
-		s.inbound.enforce(level)
+		s.inbound.Enforce(level)
 	}
 	s.cutDirect(level)
 	return level, err
@@ -170,7 +170,7 @@ func (s *Sidecar) apply(revocation authz.Revocation) (cut int) {
 	s.engine.Revoke(revocation)
 	level := s.engine.Current().RevokedLevel(s.plugin, time.Now())
 	if s.inbound != nil {
-		cut = s.inbound.enforce(level)
+		cut = s.inbound.Enforce(level)
 	}
 	return cut + s.cutDirect(level)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/proxy/inbound"
 )
 
 // makeInbound makes the way in for a plugin with a network or a view of its own.
@@ -24,12 +25,12 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 	if !ports && !s.forwardsSockets(spec) {
 		return nil
 	}
-	cfg := forwarderConfig{
+	cfg := inbound.Config{
 		Plugin: s.plugin, Addresses: sandbox.PluginAddresses(), Record: s.recorder.Record, Drain: time.Duration(spec.Drain), Log: s.opts.Log.Named("inbound"),
-		Connected: func(service Service, result string) {
+		Connected: func(service inbound.Service, result string) {
 			s.metrics.inbound.WithLabelValues(service.String(), result).Inc()
 		},
-		Passed: func(service Service, direction string, bytes uint64) {
+		Passed: func(service inbound.Service, direction string, bytes uint64) {
 			s.metrics.inboundBytes.WithLabelValues(service.String(), direction).Add(float64(bytes))
 		},
 	}
@@ -42,7 +43,7 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 		cfg.Exist = s.cage.Bound
 		cfg.SaveSockets = func(paths []string) error { return s.state.save(socketsFile, paths) }
 	}
-	s.inbound = newForwarder(cfg)
+	s.inbound = inbound.New(cfg)
 	return nil
 }
 
@@ -63,11 +64,11 @@ func (s *Sidecar) servingUnix(spec *configs.Sidecar) func(sandbox.Listener) {
 			_ = l.File.Close() // it was only open to be looked at
 			return
 		}
-		services := make([]Service, len(spec.Process.Listen))
+		services := make([]inbound.Service, len(spec.Process.Listen))
 		for i, service := range spec.Process.Listen {
-			services[i] = Service(service)
+			services[i] = inbound.Service(service)
 		}
-		s.inbound.servingUnix(PluginSocket{Path: l.Path, File: l.File, Inode: l.Socket}, services)
+		s.inbound.ServingUnix(inbound.PluginSocket{Path: l.Path, File: l.File, Inode: l.Socket}, services)
 	}
 }
 
@@ -79,7 +80,7 @@ func (s *Sidecar) connectedDirectly(c ebpf.DirectConn) {
 	case ebpf.DirectBegan:
 		s.metrics.inbound.WithLabelValues("unix", "accepted").Inc()
 	case ebpf.DirectCut:
-		detail += ": " + errInboundRevoked.Error()
+		detail += ": " + inbound.ErrRevoked.Error()
 	case ebpf.DirectEnded:
 	}
 	s.record(&authz.Record{
@@ -105,7 +106,7 @@ func (s *Sidecar) listenForPlugin(spec *configs.Sidecar) error {
 	if s.hostNetwork() {
 		return nil // the plugin listens there itself
 	}
-	return s.inbound.listen(spec.Process.Ports(), s.ownPorts())
+	return s.inbound.Listen(spec.Process.Ports(), s.ownPorts())
 }
 
 // removeLeftSockets removes the sockets of the host that an earlier sidecar of the
@@ -115,7 +116,7 @@ func removeLeftSockets(kept *state) error {
 	if err := kept.load(socketsFile, &paths); err != nil || len(paths) == 0 {
 		return err
 	}
-	if err := removeDeadSockets(paths); err != nil {
+	if err := inbound.RemoveDeadSockets(paths); err != nil {
 		return err
 	}
 	return os.Remove(kept.path(socketsFile))

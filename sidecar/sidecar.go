@@ -30,6 +30,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/proxy/dns"
+	"github.com/chaperone-proxy/chaperone/proxy/inbound"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/vault"
@@ -86,7 +87,7 @@ type Sidecar struct {
 	reaper       *reaper.Reaper
 	fence        *sandbox.Fence // instead of the cage, where that is not to be had
 	kernel       kernelState
-	inbound      *Forwarder
+	inbound      *inbound.Forwarder
 	trust        *trustBundle
 	streams      chownedStreams
 	resolver     *dns.Resolver

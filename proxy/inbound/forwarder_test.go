@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"context"
@@ -45,16 +45,16 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 		}
 	}()
 	w := &way{t: t, port: testenv.FreePort(t)}
-	w.Forwarder = newForwarder(forwarderConfig{
+	w.Forwarder = New(Config{
 		Plugin: "weather", Record: w.keep, Drain: 100 * time.Millisecond, Log: zap.NewNop(),
 		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, plugin.Addr().String())
 		},
 	})
-	testenv.Must(t, w.listen([]uint16{w.port}, nil))
+	testenv.Must(t, w.Listen([]uint16{w.port}, nil))
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- w.run(ctx) }()
+	go func() { ended <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
 		testenv.Must(t, <-ended)
@@ -144,16 +144,16 @@ func TestInboundRevoked(t *testing.T) {
 	if !answers() {
 		t.Fatal("the plugin does not answer")
 	}
-	if n := w.enforce(authz.LevelPause); n != 0 || !answers() {
+	if n := w.Enforce(authz.LevelPause); n != 0 || !answers() {
 		t.Errorf("a pause cut %d", n)
 	}
 	w.refused("127.0.0.1")
-	if n := w.enforce(authz.LevelQuarantine); n != 1 {
+	if n := w.Enforce(authz.LevelQuarantine); n != 1 {
 		t.Errorf("a quarantine cut %d, not 1", n)
 	}
 	testenv.CutOff(t, conn)
 	w.refused("::1")
-	w.enforce("")
+	w.Enforce("")
 	conn = w.connect("127.0.0.1")
 	if !answers() {
 		t.Error("after the restoration the plugin does not answer")
@@ -180,11 +180,11 @@ func TestInboundRefused(t *testing.T) {
 	taken := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).AddrPort().Port()
-	in := newForwarder(forwarderConfig{Log: zap.NewNop()})
-	if err := in.listen([]uint16{port}, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d of 127.0.0.1 is taken", port)) {
+	in := New(Config{Log: zap.NewNop()})
+	if err := in.Listen([]uint16{port}, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d of 127.0.0.1 is taken", port)) {
 		t.Errorf("a port that is taken: %v", err)
 	}
-	if err := in.listen([]uint16{15001}, []uint16{53, 15001}); err == nil || !strings.Contains(err.Error(), "15001 is the sidecar's own") {
+	if err := in.Listen([]uint16{15001}, []uint16{53, 15001}); err == nil || !strings.Contains(err.Error(), "15001 is the sidecar's own") {
 		t.Errorf("a port of the sidecar's: %v", err)
 	}
 }
@@ -205,14 +205,14 @@ func TestInboundMany(t *testing.T) {
 		conns[i] = w.connect("127.0.0.1")
 		testenv.MustGet(conns[i].Write([]byte("hello")))(t)
 	}
-	testenv.Eventually(t, "all are open", func() (int, bool) { n := w.opened(Service{Port: w.port}); return n, n == many })
+	testenv.Eventually(t, "all are open", func() (int, bool) { n := w.Open(Service{Port: w.port}); return n, n == many })
 	for _, conn := range conns {
 		testenv.Must(t, conn.CloseWrite())
 		if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
 			t.Errorf("%q, %v", got, err)
 		}
 	}
-	testenv.Eventually(t, "all have left", func() (int, bool) { n := w.opened(Service{Port: w.port}); return n, n == 0 })
+	testenv.Eventually(t, "all have left", func() (int, bool) { n := w.Open(Service{Port: w.port}); return n, n == 0 })
 	if n := len(w.recorded()); n != 2*many {
 		t.Errorf("%d records, not %d", n, 2*many)
 	}

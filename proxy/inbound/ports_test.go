@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"context"
@@ -20,7 +20,7 @@ import (
 // and just ended: while it is shut a connection is refused and nobody else gets
 // the port.
 func TestInboundDoor(t *testing.T) {
-	for _, host := range loopbacks {
+	for _, host := range Loopbacks {
 		port := testenv.FreePort(t)
 		address := net.JoinHostPort(host, fmt.Sprint(port))
 		d := testenv.MustGet(bindDoor(host, port))(t)
@@ -68,7 +68,7 @@ func TestInboundFollows(t *testing.T) {
 	}
 	port, inside := testenv.FreePort(t), testenv.FreePort(t)
 	w := &way{t: t, port: port}
-	in := newForwarder(forwarderConfig{
+	in := New(Config{
 		Plugin: "weather", Record: w.keep, Log: zap.NewNop(), Interval: 10 * time.Millisecond,
 		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", inside))
@@ -80,10 +80,10 @@ func TestInboundFollows(t *testing.T) {
 		},
 	})
 	w.Forwarder = in
-	testenv.Must(t, in.listen([]uint16{port}, nil))
+	testenv.Must(t, in.Listen([]uint16{port}, nil))
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- in.run(ctx) }()
+	go func() { ended <- in.Run(ctx) }()
 	defer func() {
 		stop()
 		testenv.Must(t, <-ended)
@@ -99,7 +99,7 @@ func TestInboundFollows(t *testing.T) {
 	if !refused() {
 		t.Error("a port that the plugin does not listen on is open")
 	}
-	in.serving(port)
+	in.Serving(port)
 	testenv.Eventually(t, "the port opens when the plugin binds it", func() (int, bool) { return 0, in.isOpen(port) })
 	conn := testenv.MustGet(net.Dial("tcp", address))(t)
 	defer conn.Close()

@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"net"
@@ -29,13 +29,13 @@ func TestLeftSockets(t *testing.T) {
 		testenv.Must(t, killed.add(path))
 	}
 	killed.remove(gone)
-	testenv.Must(t, removeDeadSockets(left))
+	testenv.Must(t, RemoveDeadSockets(left))
 	for path, want := range map[string]bool{dead: false, used: true, file: true} {
 		if _, err := os.Lstat(path); (err == nil) != want {
 			t.Errorf("%s: there is %v, want %v", filepath.Base(path), err == nil, want)
 		}
 	}
-	testenv.Must(t, removeDeadSockets(left)) // they are gone already
+	testenv.Must(t, RemoveDeadSockets(left)) // they are gone already
 }
 
 // TestLeftSocketsAreWrittenSeldom makes the same socket again and again, for which

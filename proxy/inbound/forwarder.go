@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"context"
@@ -28,13 +28,13 @@ const (
 	inboundAgain    = 10 * time.Millisecond  // between attempts to reach one that is about to listen
 )
 
-// loopbacks are where the host is listened on and where the plugin is looked
+// Loopbacks are where the host is listened on and where the plugin is looked
 // for, in this order.
-var loopbacks = [...]string{"127.0.0.1", "::1"} //nolint:gochecknoglobals // an array of constants
+var Loopbacks = [...]string{"127.0.0.1", "::1"} //nolint:gochecknoglobals // an array of constants
 
 // Why an inbound connection is refused or cut.
 var (
-	errInboundRevoked  = errors.New("access was taken away")
+	ErrRevoked         = errors.New("access was taken away")
 	errInboundStopping = errors.New("the sidecar is stopping")
 	errInboundFull     = fmt.Errorf("%d connections are open", maxInbound)
 )
@@ -55,8 +55,8 @@ func (s Service) String() string {
 	return "unix:" + s.Socket
 }
 
-// forwarderConfig is what a Forwarder is made of. Plugin, Dial, Record and Log are required.
-type forwarderConfig struct {
+// Config is what a Forwarder is made of. Plugin, Dial, Record and Log are required.
+type Config struct {
 	Plugin authz.Principal
 	// Dial connects to an address in the plugin's network namespace.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -92,7 +92,7 @@ type forwarderConfig struct {
 // (process.listen), so that a host that speaks to its plugin over either reaches
 // it. It is the one way in, as the proxy is the one way out.
 type Forwarder struct {
-	forwarderConfig
+	Config
 
 	following sync.Mutex
 	expected  map[uint16]time.Time // ports that the plugin is about to listen on, until when
@@ -113,8 +113,8 @@ type Forwarder struct {
 	live    map[*passage]struct{}
 }
 
-// newForwarder returns a forwarder. It listens nowhere yet.
-func newForwarder(cfg forwarderConfig) *Forwarder {
+// New returns a forwarder. It listens nowhere yet.
+func New(cfg Config) *Forwarder {
 	if cfg.Interval <= 0 {
 		cfg.Interval = inboundInterval
 	}
@@ -129,7 +129,7 @@ func newForwarder(cfg forwarderConfig) *Forwarder {
 	}
 	cfg.Log = sampled(cfg.Log)
 	return &Forwarder{
-		forwarderConfig: cfg, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
+		Config: cfg, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
 		expected: map[uint16]time.Time{}, arrivals: make(chan *unixDoor), done: make(chan struct{}),
 		host: hostSockets{keep: cfg.SaveSockets},
 	}
@@ -155,18 +155,18 @@ func sampled(log *zap.Logger) *zap.Logger {
 	}))
 }
 
-// listen binds the ports on the host's loopback; run listens on them while the
+// Listen binds the ports on the host's loopback; run listens on them while the
 // plugin does. taken are the ports that the sidecar itself has in the plugin's
 // namespace: one of those would lead to the sidecar's proxy and not to the plugin.
-func (in *Forwarder) listen(ports, taken []uint16) error {
+func (in *Forwarder) Listen(ports, taken []uint16) error {
 	for _, port := range ports {
 		if slices.Contains(taken, port) {
 			return fmt.Errorf("listen for the plugin: process.listen: %d is the sidecar's own port in the plugin's network; name another", port)
 		}
-		for _, host := range loopbacks {
+		for _, host := range Loopbacks {
 			d, err := bindDoor(host, port)
 			if err != nil {
-				in.close()
+				in.Close()
 				return err
 			}
 			if d != nil {
@@ -177,10 +177,10 @@ func (in *Forwarder) listen(ports, taken []uint16) error {
 	return nil
 }
 
-// run admits connections until ctx ends; then it waits for those that are open
+// Run admits connections until ctx ends; then it waits for those that are open
 // for as long as the drain is, and cuts the rest.
-func (in *Forwarder) run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, in.close)
+func (in *Forwarder) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, in.Close)
 	defer stop()
 	var passing sync.WaitGroup
 	g := &errgroup.Group{}
@@ -195,8 +195,8 @@ func (in *Forwarder) run(ctx context.Context) error {
 	return err
 }
 
-// close closes the ports and the Unix sockets.
-func (in *Forwarder) close() {
+// Close closes the ports and the Unix sockets.
+func (in *Forwarder) Close() {
 	in.mu.Lock()
 	in.closed = true
 	in.mu.Unlock()
@@ -209,9 +209,9 @@ func (in *Forwarder) close() {
 	}
 }
 
-// serving opens a port on the host when the plugin is about to listen on it, and
+// Serving opens a port on the host when the plugin is about to listen on it, and
 // has listened there when it returns: the plugin may report at once that it serves.
-func (in *Forwarder) serving(port uint16) {
+func (in *Forwarder) Serving(port uint16) {
 	in.following.Lock()
 	defer in.following.Unlock()
 	in.expected[port] = time.Now().Add(inboundExpected)
@@ -300,14 +300,14 @@ func (in *Forwarder) accept(ctx context.Context, service Service, door *unixDoor
 	}
 }
 
-// enforce brings what comes in in line with what is revoked, and returns how
+// Enforce brings what comes in in line with what is revoked, and returns how
 // many connections it cut: a pause spares those that are open.
-func (in *Forwarder) enforce(level authz.Level) (cut int) {
+func (in *Forwarder) Enforce(level authz.Level) (cut int) {
 	switch level {
 	case authz.LevelPause:
-		return in.bar(errInboundRevoked, false)
+		return in.bar(ErrRevoked, false)
 	case authz.LevelQuarantine, authz.LevelHalt:
-		return in.bar(errInboundRevoked, true)
+		return in.bar(ErrRevoked, true)
 	}
 	return in.bar(nil, false)
 }
@@ -356,8 +356,8 @@ func (in *Forwarder) leave(p *passage) {
 	delete(in.live, p)
 }
 
-// opened returns how many connections of a service are open.
-func (in *Forwarder) opened(service Service) (n int) {
+// Open returns how many connections of a service are open.
+func (in *Forwarder) Open(service Service) (n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for p := range in.live {

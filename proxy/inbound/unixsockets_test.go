@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"errors"
@@ -123,7 +123,7 @@ func TestListenOnHost(t *testing.T) {
 // TestListenAgain forwards one socket once, however often the plugin calls
 // listen(2) on it.
 func TestListenAgain(t *testing.T) {
-	in := newForwarder(forwarderConfig{Log: zap.NewNop()})
+	in := New(Config{Log: zap.NewNop()})
 	l := PluginSocket{Path: "/tmp/plugin", Inode: 7}
 	if in.forwards(l) {
 		t.Error("a new socket counts as forwarded")

@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"context"
@@ -137,7 +137,7 @@ func (in *Forwarder) tryReach(ctx context.Context, p *passage) error {
 		}
 		return p.join(conn)
 	}
-	hosts := slices.Clone(loopbacks[:])
+	hosts := slices.Clone(Loopbacks[:])
 	for _, addr := range in.Addresses {
 		hosts = append(hosts, addr.String())
 	}

@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"errors"
@@ -34,7 +34,7 @@ func bindDoor(host string, port uint16) (*inboundDoor, error) {
 		return d, nil
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("listen for the plugin: process.listen: port %[2]d of %[1]s is taken; end what has it (ss -ltnp 'sport = :%[2]d'), or name another", host, port)
-	case host != loopbacks[0] && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)):
+	case host != Loopbacks[0] && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)):
 		return nil, nil //nolint:nilnil // as documented
 	}
 	return nil, fmt.Errorf("listen for the plugin: process.listen: port %d: %w", port, err)

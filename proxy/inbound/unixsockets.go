@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"context"
@@ -100,9 +100,9 @@ func matchesName(pattern, name string) bool {
 	return len(name) >= len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after)
 }
 
-// servingUnix listens on the host under the path that the plugin is about to
+// ServingUnix listens on the host under the path that the plugin is about to
 // listen on, if process.listen names it. The plugin waits for this to return.
-func (in *Forwarder) servingUnix(l PluginSocket, services []Service) {
+func (in *Forwarder) ServingUnix(l PluginSocket, services []Service) {
 	service, ok := serviceOf(services, l.Path)
 	if !ok || sharedWithHost(l) || in.forwards(l) {
 		_ = l.File.Close() // it was only open to be looked at
@@ -194,8 +194,8 @@ func (in *Forwarder) forwarded() []*unixDoor {
 	return slices.Clone(in.sockets)
 }
 
-// addresses returns where the host reaches a service.
-func (in *Forwarder) addresses(service Service) []string {
+// HostAddresses returns where the host reaches a service.
+func (in *Forwarder) HostAddresses(service Service) []string {
 	var out []string
 	for _, d := range in.doors {
 		if service.Port != 0 && d.port == service.Port {

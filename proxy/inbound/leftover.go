@@ -1,4 +1,4 @@
-package sidecar
+package inbound
 
 import (
 	"errors"
@@ -65,9 +65,9 @@ func (h *hostSockets) save() error {
 	return nil
 }
 
-// removeDeadSockets removes the sockets of the host that an earlier sidecar left, and
+// RemoveDeadSockets removes the sockets of the host that an earlier sidecar left, and
 // that no process listens on.
-func removeDeadSockets(paths []string) error {
+func RemoveDeadSockets(paths []string) error {
 	var errs []error
 	for _, path := range paths {
 		if err := removeDeadSocket(path); err != nil {

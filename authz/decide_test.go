@@ -14,7 +14,7 @@ import (
 type verdict struct {
 	reason            Reason
 	grant, rule, cred string
-	waits             bool
+	throttled         bool
 }
 
 // naive decides as the rules are written, with a scan over all of them and
@@ -80,7 +80,7 @@ func naive(w policyWorld, req Request) verdict {
 	if found.over {
 		v.reason = QuotaExceeded
 	}
-	v.waits = v.reason == QuotaExceeded && !found.hard && !found.unknown
+	v.throttled = v.reason == QuotaExceeded && !found.hard && !found.unknown
 	switch {
 	case found.unknown && (observing || v.reason != QuotaExceeded):
 		v.reason = UsageUnknown

@@ -50,7 +50,7 @@ func (a accessLogs) StreamAccessLogs(stream logv3.AccessLogService_StreamAccessL
 				return
 			}
 			for _, entry := range in.GetHttpLogs().GetLogEntry() {
-				a.server.answered(entry)
+				a.server.recordEnvoyAnswer(entry)
 			}
 		}
 	}()
@@ -65,8 +65,8 @@ func (a accessLogs) StreamAccessLogs(stream logv3.AccessLogService_StreamAccessL
 	}
 }
 
-// answered records an answer of Envoy's own.
-func (s *Server) answered(entry *datav3.HTTPAccessLogEntry) {
+// recordEnvoyAnswer records an answer of Envoy's own.
+func (s *Server) recordEnvoyAnswer(entry *datav3.HTTPAccessLogEntry) {
 	code, details := entry.GetResponse().GetResponseCode().GetValue(), entry.GetResponse().GetResponseCodeDetails()
 	flags := entry.GetCommonProperties().GetResponseFlags()
 	if details == detailsUpstream || details == detailsDenied || code < 400 && !(code == 0 && flags.GetDownstreamProtocolError()) {
@@ -76,9 +76,9 @@ func (s *Server) answered(entry *datav3.HTTPAccessLogEntry) {
 	decision := facts["decision"].GetStringValue()
 	request := entry.GetRequest()
 	path, _, _ := strings.Cut(request.GetPath(), "?")
-	detail := "Envoy answered by itself: " + plain(details)
+	detail := "Envoy answered by itself: " + withoutQuoted(details)
 	if code == 0 {
-		detail = "Envoy reset the stream: " + plain(details)
+		detail = "Envoy reset the stream: " + withoutQuoted(details)
 	}
 	attempt := authz.Attempt{
 		Principal: s.cfg.Plugin, Detail: detail, Method: methodOf(request),
@@ -125,9 +125,9 @@ func methodOf(r *datav3.HTTPRequestProperties) string {
 	}
 }
 
-// plain returns Envoy's details without what an upstream or a plugin may have
+// withoutQuoted returns Envoy's details without what an upstream or a plugin may have
 // written in them, which stands in braces.
-func plain(details string) string {
+func withoutQuoted(details string) string {
 	details, _, _ = strings.Cut(details, "{")
 	word := strings.Map(func(r rune) rune {
 		if r == '_' || r == '.' || r == '-' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {

@@ -10,14 +10,14 @@ import (
 
 // answer is a CheckResponse in the making. The zero answer denies.
 type answer struct {
-	verdict verdict
-	code    codes.Code // of a refusal; OK is taken for PermissionDenied
-	message string     // of a refusal
-	status  int        // of a refusal
-	body    string     // of a refusal
-	headers []header   // set in the request that is allowed, or in the refusal
-	remove  []string   // removed from the request that is allowed
-	facts   facts
+	verdict  verdict
+	code     codes.Code // of a refusal; OK is taken for PermissionDenied
+	message  string     // of a refusal
+	status   int        // of a refusal
+	body     string     // of a refusal
+	headers  []header   // set in the request that is allowed, or in the refusal
+	remove   []string   // removed from the request that is allowed
+	metadata dynamicMetadata
 }
 
 // verdict is which of three kinds an answer is.
@@ -29,9 +29,9 @@ const (
 	allowed         //
 )
 
-// facts go under envoy.filters.http.ext_authz, for access logs and the matching
+// dynamicMetadata go under envoy.filters.http.ext_authz, for access logs and the matching
 // of routes. Empty ones are left out.
-type facts struct {
+type dynamicMetadata struct {
 	decision, plugin, reason, grant, rule, scheme string
 	generation                                    uint64
 }
@@ -70,13 +70,13 @@ const (
 	valueString  = 3<<3 | text
 )
 
-// usualAnswer is as long as most answers, but for their bodies.
-const usualAnswer = 640
+// typicalAnswer is as long as most answers, but for their bodies.
+const typicalAnswer = 640
 
 // encode returns the answer on the wire. A CheckResponse without a status is one
 // that allows, so there is always one, and only that of an allowing answer is 0.
 func (a *answer) encode() []byte {
-	w := writer(make([]byte, 0, usualAnswer+len(a.body)))
+	w := writer(make([]byte, 0, typicalAnswer+len(a.body)))
 	status := w.open(responseStatus)
 	if a.verdict != allowed {
 		code := a.code
@@ -95,7 +95,7 @@ func (a *answer) encode() []byte {
 	case denied:
 		w.refusal(responseDenied, a)
 	}
-	w.metadata(&a.facts)
+	w.metadata(&a.metadata)
 	return w
 }
 
@@ -169,7 +169,7 @@ func (w *writer) set(tag uint64, h header) {
 	w.close(option)
 }
 
-func (w *writer) metadata(f *facts) {
+func (w *writer) metadata(f *dynamicMetadata) {
 	at := w.open(responseMetadata)
 	for _, fact := range [...]header{
 		{"decision", f.decision},
@@ -180,18 +180,18 @@ func (w *writer) metadata(f *facts) {
 		{"scheme", f.scheme},
 	} {
 		if fact.value != "" {
-			w.fact(fact.name, func() { w.text(valueString, fact.value) })
+			w.metadataField(fact.name, func() { w.text(valueString, fact.value) })
 		}
 	}
 	if f.generation != 0 {
-		w.fact("generation", func() {
+		w.metadataField("generation", func() {
 			*w = protowire.AppendFixed64(protowire.AppendVarint(*w, valueNumber), math.Float64bits(float64(f.generation)))
 		})
 	}
 	w.close(at)
 }
 
-func (w *writer) fact(name string, value func()) {
+func (w *writer) metadataField(name string, value func()) {
 	entry := w.open(structFields)
 	w.text(entryKey, name)
 	at := w.open(entryValue)

@@ -23,10 +23,10 @@ func benchCheck() *authv3.CheckRequest {
 		"cookie", "theme=dark; session=0123456789abcdef0123456789abcdef", "referer", "https://weather.example/cards/forecast")
 }
 
-// nowhere is a recorder that costs nothing.
-type nowhere struct{}
+// discardRecorder is a recorder that costs nothing.
+type discardRecorder struct{}
 
-func (nowhere) Record(*authz.Record) error { return nil }
+func (discardRecorder) Record(*authz.Record) error { return nil }
 
 // fixed answers every check with the same message: what grpc-go itself costs.
 type fixed struct {
@@ -43,7 +43,7 @@ func (f fixed) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckRespon
 func (h *house) quietly(t testing.TB) {
 	t.Helper()
 	h.gate = testenv.MustGet(authz.NewGate(authz.GateConfig{
-		Engine: h.engine, Ledger: authz.NewLedger(), Recorder: nowhere{}, Credentials: h.leases, Now: h.now,
+		Engine: h.engine, Ledger: authz.NewLedger(), Recorder: discardRecorder{}, Credentials: h.leases, Now: h.now,
 	}))(t)
 }
 
@@ -60,11 +60,11 @@ func BenchmarkParts(b *testing.B) {
 	defer s.Close()
 	ctx := trustedContext(b.Context())
 	wire := mem.BufferSlice{mem.SliceBuffer(testenv.MustGet(proto.Marshal(benchCheck()))(b))}
-	in, out := new(incoming), answer{}
+	in, out := new(checkMessage), answer{}
 	b.Run("read", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			in = new(incoming)
+			in = new(checkMessage)
 			testenv.Must(b, newCodec().Unmarshal(wire, in))
 		}
 	})

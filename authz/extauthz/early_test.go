@@ -15,7 +15,7 @@ func TestEarly(t *testing.T) {
 		begun := time.Now()
 		caller, stop := context.WithTimeout(t.Context(), 10*time.Second)
 		defer stop()
-		ctx, cancel := beforeDeadline(caller)
+		ctx, cancel := withEarlyDeadline(caller)
 		if at, ok := ctx.Deadline(); !ok || at.Sub(begun) != 9*time.Second {
 			t.Errorf("ends at %v, %t", at, ok)
 		}
@@ -29,7 +29,7 @@ func TestEarly(t *testing.T) {
 		}
 		cancel()
 
-		again, cancel := beforeDeadline(caller)
+		again, cancel := withEarlyDeadline(caller)
 		child, stopChild := context.WithCancel(again)
 		defer stopChild()
 		stop() // the caller gives up
@@ -38,7 +38,7 @@ func TestEarly(t *testing.T) {
 			t.Error(again.Err())
 		}
 		cancel()
-		if ctx, cancel := beforeDeadline(t.Context()); ctx != t.Context() {
+		if ctx, cancel := withEarlyDeadline(t.Context()); ctx != t.Context() {
 			t.Error("a deadline where the caller has none")
 		} else {
 			cancel()

@@ -37,7 +37,7 @@ func (s *Server) Listen(ctx context.Context, address string) (net.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for ext_authz on %s: %w", address, err)
 	}
-	s.listeners = append(s.listeners, bound(listener, maxConnections))
+	s.listeners = append(s.listeners, limitConns(listener, maxConnections))
 	return listener.Addr(), nil
 }
 
@@ -147,9 +147,9 @@ func removeStale(ctx context.Context, path string) error {
 	return os.Remove(path)
 }
 
-// bounded is a listener with at most so many connections at once; further ones
+// limitListener is a listener with at most so many connections at once; further ones
 // wait to be accepted.
-type bounded struct {
+type limitListener struct {
 	net.Listener
 
 	slots     chan struct{}
@@ -157,12 +157,12 @@ type bounded struct {
 	closeOnce sync.Once
 }
 
-func bound(listener net.Listener, most int) *bounded {
-	return &bounded{Listener: listener, slots: make(chan struct{}, most), closed: make(chan struct{})}
+func limitConns(listener net.Listener, most int) *limitListener {
+	return &limitListener{Listener: listener, slots: make(chan struct{}, most), closed: make(chan struct{})}
 }
 
 // Accept waits for a slot and a connection.
-func (b *bounded) Accept() (net.Conn, error) {
+func (b *limitListener) Accept() (net.Conn, error) {
 	select {
 	case b.slots <- struct{}{}:
 	case <-b.closed:
@@ -173,22 +173,22 @@ func (b *bounded) Accept() (net.Conn, error) {
 		<-b.slots
 		return nil, err
 	}
-	return &boundedConn{Conn: conn, release: sync.OnceFunc(func() { <-b.slots })}, nil
+	return &limitConn{Conn: conn, release: sync.OnceFunc(func() { <-b.slots })}, nil
 }
 
 // Close closes the listener and ends Accept.
-func (b *bounded) Close() error {
+func (b *limitListener) Close() error {
 	b.closeOnce.Do(func() { close(b.closed) })
 	return b.Listener.Close()
 }
 
-type boundedConn struct {
+type limitConn struct {
 	net.Conn
 
 	release func()
 }
 
-func (c *boundedConn) Close() error {
+func (c *limitConn) Close() error {
 	defer c.release()
 	return c.Conn.Close()
 }

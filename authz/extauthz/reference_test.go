@@ -39,7 +39,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 			return newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(wire)}, v)
 		}
 		// What is not UTF-8 cannot be encoded; it has to be refused all the same.
-		v.(*incoming).check = *reference(in) //nolint:forcetypeassert // the handler decodes nothing else
+		v.(*checkMessage).check = *reference(in) //nolint:forcetypeassert // the handler decodes nothing else
 		return nil
 	}
 	out, err := handleCheck(s, ctx, decode, nil)
@@ -67,7 +67,7 @@ func reference(in *authv3.CheckRequest) *check {
 		id:      http.GetId(), method: http.GetMethod(), scheme: http.GetScheme(), authority: http.GetHost(),
 		path: http.GetPath(), query: http.GetQuery(), size: http.GetSize(),
 	}
-	c.plugin, c.named = attributes.GetContextExtensions()[contextPlugin]
+	c.plugin, c.hasPlugin = attributes.GetContextExtensions()[contextPlugin]
 	for name, value := range http.GetHeaders() {
 		c.folded = append(c.folded, header{name, value})
 	}
@@ -85,15 +85,15 @@ func reference(in *authv3.CheckRequest) *check {
 func (a *answer) generated() *authv3.CheckResponse {
 	fields := map[string]*structpb.Value{}
 	for name, value := range map[string]string{
-		"decision": a.facts.decision, "plugin": a.facts.plugin, "reason": a.facts.reason,
-		"grant": a.facts.grant, "rule": a.facts.rule, "scheme": a.facts.scheme,
+		"decision": a.metadata.decision, "plugin": a.metadata.plugin, "reason": a.metadata.reason,
+		"grant": a.metadata.grant, "rule": a.metadata.rule, "scheme": a.metadata.scheme,
 	} {
 		if value != "" {
 			fields[name] = structpb.NewStringValue(value)
 		}
 	}
-	if a.facts.generation != 0 {
-		fields["generation"] = structpb.NewNumberValue(float64(a.facts.generation))
+	if a.metadata.generation != 0 {
+		fields["generation"] = structpb.NewNumberValue(float64(a.metadata.generation))
 	}
 	var headers []*corev3.HeaderValueOption
 	for _, h := range a.headers {
@@ -301,7 +301,7 @@ func FuzzEncode(f *testing.F) {
 		valid := func(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 		a := answer{
 			verdict: verdict(kind % 3), code: codes.Code(code & 0x7fffffff), message: valid(message), status: status & 0xffff, body: valid(body),
-			facts: facts{valid(fact), "weather", valid(body), "", valid(message), valid(fact), generation},
+			metadata: dynamicMetadata{valid(fact), "weather", valid(body), "", valid(message), valid(fact), generation},
 		}
 		name, value, _ := strings.Cut(valid(headers), "\n")
 		a.headers = []header{{name, value}, {value, name}}

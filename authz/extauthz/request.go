@@ -20,15 +20,15 @@ type access struct {
 	connect    bool   // a CONNECT that opens a tunnel
 	grpc       bool   // the plugin speaks gRPC and wants a gRPC status
 	rewritable bool   // the caller takes new values for :path, :authority, :scheme and the query
-	sanitised  bool   // the caller may have put ! for bytes that are not UTF-8
+	lossy      bool   // the caller may have put ! for bytes that are not UTF-8
 	authority  string // as it was sent
 	target     string // as it was sent: path and query
 	cookie     []string
 	remove     []string // names to be removed that depend on the request
 }
 
-// fault is why a CheckRequest is no access.
-type fault struct {
+// rejection is why a CheckRequest is no access.
+type rejection struct {
 	reason  authz.Reason
 	attempt authz.Attempt
 	remedy  string // "" for the reason's own
@@ -41,13 +41,13 @@ type fault struct {
 // envoy/service/auth/v3/attribute_context.proto, Envoy's
 // source/extensions/filters/common/ext_authz/check_request_utils.cc,
 // agentgateway's crates/agentgateway/src/http/ext_authz.rs and gRFC A92.
-func (s *Server) read(c *check, principal authz.Principal) (*access, *fault) {
+func (s *Server) read(c *check, principal authz.Principal) (*access, *rejection) {
 	a := &access{source: authz.Source{Door: authz.DoorExtAuthz, UID: -1}}
 	a.request.Principal = principal
-	var f *fault
+	var f *rejection
 	switch {
 	case !c.attributes:
-		f = line{}.malformed("the check has no attributes")
+		f = requestLine{}.malformed("the check has no attributes")
 	case !c.http:
 		f = s.readConnection(a, c)
 	default:
@@ -64,18 +64,18 @@ func (s *Server) read(c *check, principal authz.Principal) (*access, *fault) {
 // Envoy states the server name in destination.service there, and with
 // include_tls_session in tls_session as well. Where the plugin dialled a virtual
 // address, that names the host already.
-func (s *Server) readConnection(a *access, c *check) *fault {
+func (s *Server) readConnection(a *access, c *check) *rejection {
 	a.connection = true
 	to, sni := c.dialled, first(c.sni, c.service)
 	port := strconv.FormatUint(uint64(to.port), 10)
-	l := line{scheme: string(authz.SchemeTLS), authority: sni + ":" + port}
+	l := requestLine{scheme: string(authz.SchemeTLS), authority: sni + ":" + port}
 	switch {
 	case to.port == 0 || to.udp:
 		return l.malformed("the connection's destination is not a TCP address with a port")
 	case !strings.EqualFold(sni, first(c.service, c.sni)):
 		return l.mismatch("the connection is for " + quote(c.sni) + " and for " + quote(c.service))
 	}
-	if name, ok := s.nameOf(to.address); ok {
+	if name, ok := s.virtualName(to.address); ok {
 		return s.readNamed(a, name+":"+port, l, sni)
 	}
 	if sni == "" {
@@ -92,8 +92,8 @@ func (s *Server) readConnection(a *access, c *check) *fault {
 // must be, where there is one. Where the host is granted to be reached by
 // whatever protocol, it is, as through the sidecar's own proxy; else a
 // connection with a server name is TLS.
-func (s *Server) readNamed(a *access, authority string, l line, sni string) *fault {
-	named := line{scheme: string(authz.SchemeTCP), authority: authority}
+func (s *Server) readNamed(a *access, authority string, l requestLine, sni string) *rejection {
+	named := requestLine{scheme: string(authz.SchemeTCP), authority: authority}
 	if f := a.readDestination(named); f != nil {
 		return f
 	}
@@ -109,8 +109,8 @@ func (s *Server) readNamed(a *access, authority string, l line, sni string) *fau
 	return a.readDestination(l)
 }
 
-// nameOf returns the name that an address stands for, if it is a virtual one.
-func (s *Server) nameOf(address string) (string, bool) {
+// virtualName returns the name that an address stands for, if it is a virtual one.
+func (s *Server) virtualName(address string) (string, bool) {
 	if s.cfg.Name == nil {
 		return "", false
 	}
@@ -123,32 +123,32 @@ func (s *Server) nameOf(address string) (string, bool) {
 
 // readHTTP reads a request. Callers that leave an attribute empty have it in
 // a pseudo header, or the other way round; where both are there they agree.
-func (s *Server) readHTTP(a *access, c *check) *fault {
+func (s *Server) readHTTP(a *access, c *check) *rejection {
 	a.headers = c.headers()
 	// gRPC takes no change of a pseudo header or the query from an answer; it
 	// is known by what it alone leaves out and sets (gRFC A92).
 	a.rewritable = c.size != -1 || c.scheme != "" || c.id != ""
-	a.sanitised = c.raw == nil
+	a.lossy = c.raw == nil
 	h, detail := a.scan()
-	l := line{
+	l := requestLine{
 		method:    first(c.method, h.method),
 		scheme:    lower(first(c.scheme, h.scheme, string(authz.SchemeHTTPS))),
 		authority: first(c.authority, h.authority, h.host),
 		target:    first(c.path, h.path),
 	}
 	if detail == "" {
-		detail = l.complete(c, &h)
+		detail = l.reconcile(c, &h)
 	}
 	if detail != "" {
 		return l.malformed(detail)
 	}
 	if a.rewritable && !h.shown {
-		return l.hidden()
+		return l.headersHidden()
 	}
 	a.grpc = isGRPC(h.contentType) || !a.rewritable
 	a.source.Trace(h.traceparent)
 	sni := c.sni
-	var f *fault
+	var f *rejection
 	switch {
 	case l.method != "CONNECT":
 		f = a.readAction(l, h.upgrade)
@@ -164,23 +164,23 @@ func (s *Server) readHTTP(a *access, c *check) *fault {
 		f = a.readDestination(l)
 	}
 	if f == nil {
-		f = s.rename(a, l, c.dialled)
+		f = s.resolveVirtual(a, l, c.dialled)
 	}
 	if f != nil {
 		return f
 	}
-	return a.agrees(l, sni, h.authority, h.host)
+	return a.checkAgreement(l, sni, h.authority, h.host)
 }
 
-// rename puts names in the place of virtual addresses: the request is for the
+// resolveVirtual puts names in the place of virtual addresses: the request is for the
 // name that its host stands for, and agrees with what the plugin dialled, which
 // for a CONNECT is the proxy that it was sent to.
-func (s *Server) rename(a *access, l line, dialled socket) *fault {
+func (s *Server) resolveVirtual(a *access, l requestLine, dialled socket) *rejection {
 	if s.cfg.Name == nil {
 		return nil
 	}
 	to := a.request.Destination
-	if name, ok := s.nameOf(to.Host()); ok {
+	if name, ok := s.virtualName(to.Host()); ok {
 		sent := a.authority
 		named := l
 		named.authority = name + ":" + strconv.Itoa(int(to.Port()))
@@ -189,42 +189,42 @@ func (s *Server) rename(a *access, l line, dialled socket) *fault {
 		}
 		a.authority, to = sent, a.request.Destination
 	}
-	if name, ok := s.nameOf(dialled.address); ok && to.Scheme().HTTP() && (!to.AgreesName(name) || uint32(to.Port()) != dialled.port) {
+	if name, ok := s.virtualName(dialled.address); ok && to.Scheme().HTTP() && (!to.AgreesName(name) || uint32(to.Port()) != dialled.port) {
 		return l.mismatch("the request is for " + to.HostPort() + " on a connection to " + name + ":" + strconv.FormatUint(uint64(dialled.port), 10))
 	}
 	return nil
 }
 
-// line is a request's first line, as it was sent.
-type line struct{ method, scheme, authority, target string }
+// requestLine is a request's first line, as it was sent.
+type requestLine struct{ method, scheme, authority, target string }
 
-func (l line) url() string {
-	if l == (line{}) {
+func (l requestLine) url() string {
+	if l == (requestLine{}) {
 		return ""
 	}
 	path, _, _ := strings.Cut(l.target, "?")
 	return l.scheme + "://" + l.authority + path
 }
 
-func (l line) malformed(detail string) *fault {
-	return &fault{reason: authz.MalformedRequest, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
+func (l requestLine) malformed(detail string) *rejection {
+	return &rejection{reason: authz.MalformedRequest, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
 }
 
-// hidden refuses a request of which only some headers are shown, so that neither
+// headersHidden refuses a request of which only some headers are shown, so that neither
 // the plugin's cookies nor the stand-in for a credential would be seen in the
 // others, and nothing that must not pass could be removed. Envoy and agentgateway
 // show :method among the headers, as long as no allowed_headers leaves it out;
 // gRPC's own filter shows none.
-func (l line) hidden() *fault {
-	return &fault{
+func (l requestLine) headersHidden() *rejection {
+	return &rejection{
 		reason: authz.NotEnforceableHere, remedy: "ask the operator to show every header: the ext_authz filter is to have no allowed_headers",
 		attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: "the caller shows only some of the request's headers"},
 	}
 }
 
-// complete adds the query where the caller states it apart, which Envoy never
+// reconcile adds the query where the caller states it apart, which Envoy never
 // does, and returns what is wrong with attributes that say different things.
-func (l *line) complete(c *check, s *seen) string {
+func (l *requestLine) reconcile(c *check, s *pseudoHeaders) string {
 	differ := func(attribute, header string) bool {
 		return attribute != "" && header != "" && attribute != header
 	}
@@ -245,7 +245,7 @@ func (l *line) complete(c *check, s *seen) string {
 }
 
 // readAction reads a request that is for an http or https destination.
-func (a *access) readAction(l line, upgrade string) *fault {
+func (a *access) readAction(l requestLine, upgrade string) *rejection {
 	action, err := authz.NewAction(l.method, upgrade)
 	switch {
 	case err != nil:
@@ -259,7 +259,7 @@ func (a *access) readAction(l line, upgrade string) *fault {
 	return a.readDestination(l)
 }
 
-func (a *access) readDestination(l line) *fault {
+func (a *access) readDestination(l requestLine) *rejection {
 	to, err := authz.NewDestination(authz.Scheme(l.scheme), l.authority, l.target)
 	if err != nil {
 		return l.malformed(err.Error())
@@ -268,8 +268,8 @@ func (a *access) readDestination(l line) *fault {
 	return nil
 }
 
-// agrees refuses a request whose spellings of its host name different places.
-func (a *access) agrees(l line, sni string, authorities ...string) *fault {
+// checkAgreement refuses a request whose spellings of its host name different places.
+func (a *access) checkAgreement(l requestLine, sni string, authorities ...string) *rejection {
 	to := a.request.Destination
 	for _, authority := range authorities {
 		if authority != "" && authority != l.authority && !to.Agrees(authority) {
@@ -282,12 +282,12 @@ func (a *access) agrees(l line, sni string, authorities ...string) *fault {
 	return nil
 }
 
-func (l line) mismatch(detail string) *fault {
-	return &fault{reason: authz.DestinationMismatch, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
+func (l requestLine) mismatch(detail string) *rejection {
+	return &rejection{reason: authz.DestinationMismatch, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
 }
 
-// seen are the headers that the door reads.
-type seen struct {
+// pseudoHeaders are the headers that the door reads.
+type pseudoHeaders struct {
 	method, authority, scheme, path, protocol string
 	host, upgrade, contentType, traceparent   string
 
@@ -297,13 +297,13 @@ type seen struct {
 
 // scan reads the headers in one pass: it picks what is read, notes what must
 // not go on, and returns what no request may hold, "" for nothing.
-func (a *access) scan() (s seen, detail string) {
+func (a *access) scan() (s pseudoHeaders, detail string) {
 	for _, h := range a.headers {
 		if detail = checkHeader(h.name, h.value); detail != "" {
 			break
 		}
-		if !s.take(h.name, h.value) {
-			a.note(h.name, h.value)
+		if !s.set(h.name, h.value) {
+			a.collectRemovals(h.name, h.value)
 		}
 		if s.twice != "" {
 			return s, "the header " + quote(s.twice) + " is there twice"
@@ -312,9 +312,9 @@ func (a *access) scan() (s seen, detail string) {
 	return s, detail
 }
 
-// take keeps the value of a header that the door reads and reports whether it
+// set keeps the value of a header that the door reads and reports whether it
 // is one.
-func (s *seen) take(name, value string) bool {
+func (s *pseudoHeaders) set(name, value string) bool {
 	var to *string
 	switch name {
 	case ":method":
@@ -347,10 +347,10 @@ func (s *seen) take(name, value string) bool {
 	return true
 }
 
-// note keeps cookies and the names that depend on the request and must not
+// collectRemovals keeps cookies and the names that depend on the request and must not
 // reach an upstream: the families of the removed headers, and what Connection
 // nominates (RFC 9110, section 7.6.1).
-func (a *access) note(name, value string) {
+func (a *access) collectRemovals(name, value string) {
 	switch {
 	case name == "cookie":
 		a.cookie = append(a.cookie, value)

@@ -44,7 +44,7 @@ func (s *Server) allow(a *access, admission *authz.Admission) (answer, string) {
 	if s.cfg.RouteHeader && admission.Decision.Rule == "" {
 		return answer{}, "the sidecar observes, and the caller has routes for rules alone"
 	}
-	out := answer{verdict: allowed, facts: factsOf(a, admission)}
+	out := answer{verdict: allowed, metadata: metadataOf(a, admission)}
 	if a.connection {
 		return out, ""
 	}
@@ -59,18 +59,18 @@ func (s *Server) allow(a *access, admission *authz.Admission) (answer, string) {
 	return out, ""
 }
 
-// mostChanges is how many headers an answer sets at most.
-const mostChanges = 6
+// maxChanges is how many headers an answer sets at most.
+const maxChanges = 6
 
 // changes returns the headers to be set: the canonical bytes where others were
 // sent, and the credential. It returns why that cannot be done.
 func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []header, detail string) {
-	headers = make([]header, 0, mostChanges)
+	headers = make([]header, 0, maxChanges)
 	target := to.Target()
 	if slot.Kind == authz.InjectQuery {
 		target = injectQuery(to, slot)
 	}
-	if target != a.target || a.sanitised && strings.Contains(target, "!") {
+	if target != a.target || a.lossy && strings.Contains(target, "!") {
 		headers = append(headers, header{":path", target})
 	}
 	// gRPC's own authority states the port even where it is the default.
@@ -210,7 +210,7 @@ func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC 
 			{"content-type", authz.RefusalContentType},
 			{authz.HeaderReason, refusal.Reason.String()},
 		},
-		facts: facts{
+		metadata: dynamicMetadata{
 			decision: refusal.Decision, plugin: refusal.Plugin, reason: refusal.Reason.String(),
 			grant: decision.Grant, rule: decision.Rule, generation: decision.Generation,
 		},
@@ -231,15 +231,15 @@ func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC 
 	} else {
 		out.body = string(refusal.Body())
 	}
-	if s.cfg.ErrorResponse && ownFailure(refusal.Reason) {
+	if s.cfg.ErrorResponse && isInternalFailure(refusal.Reason) {
 		out.verdict = failed
 	}
 	return out
 }
 
-// ownFailure reports whether a refusal is for what went wrong inside the
+// isInternalFailure reports whether a refusal is for what went wrong inside the
 // sidecar, and not for what the policy says.
-func ownFailure(reason authz.Reason) bool {
+func isInternalFailure(reason authz.Reason) bool {
 	switch reason {
 	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable:
 		return true
@@ -279,9 +279,9 @@ func escapeMessage(s string) string {
 	return string(out)
 }
 
-func factsOf(a *access, admission *authz.Admission) facts {
+func metadataOf(a *access, admission *authz.Admission) dynamicMetadata {
 	d := admission.Decision
-	f := facts{
+	f := dynamicMetadata{
 		decision: admission.ID, plugin: string(admission.Request.Principal), reason: d.Reason.String(),
 		grant: d.Grant, rule: d.Rule, generation: d.Generation,
 	}

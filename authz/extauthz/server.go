@@ -76,11 +76,11 @@ type Config struct {
 	// an address can be held against it here; names are resolved by the caller.
 	// Nil: none.
 	Forbidden func(netip.AddrPort) bool
-	// StandIn finds the stand-in for a credential in a text, in any spelling, and
+	// FindPlaceholder finds the stand-in for a credential in a text, in any spelling, and
 	// says which one's it is. It is asked for the path, the query and the headers of
 	// what is admitted, without the credential's place; bodies are not seen here.
 	// Nil: there are none.
-	StandIn func(text string) (grant, credential string, found bool)
+	FindPlaceholder func(text string) (grant, credential string, found bool)
 	// Name returns the name that a virtual address was given out for, as the
 	// sidecar's own resolver does. Such an address, where the plugin dialled it or
 	// put it into Host, stands for its name. Nil: there are none.
@@ -142,7 +142,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Plugin == "" || cfg.Gate == nil || cfg.Ready == nil {
 		return nil, errors.New("make ext_authz server: plugin, gate and readiness are required")
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, health: newHealth(cfg.Ready), methods: callMethods()}
+	s := &Server{cfg: cfg, log: cfg.Log, health: newHealth(cfg.Ready), methods: servedMethods()}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -227,7 +227,7 @@ func handleCheck(server any, ctx context.Context, decode func(any) error, _ grpc
 		return nil, errors.New("handle check: not this server")
 	}
 	growStack()
-	in := new(incoming)
+	in := new(checkMessage)
 	if err := decode(in); err != nil {
 		return nil, err
 	}
@@ -245,8 +245,8 @@ func growStack() {
 	runtime.KeepAlive(&room)
 }
 
-// incoming is a check on its way in.
-type incoming struct {
+// checkMessage is a check on its way in.
+type checkMessage struct {
 	check      check
 	unreadable bool
 }
@@ -262,7 +262,7 @@ func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
 
 // Unmarshal decodes data into v (encoding.CodecV2).
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	in, ok := v.(*incoming)
+	in, ok := v.(*checkMessage)
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
@@ -280,7 +280,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 
 // respond answers whether an access may be made. Whatever goes wrong here is a
 // refusal.
-func (s *Server) respond(ctx context.Context, in *incoming) (out answer) {
+func (s *Server) respond(ctx context.Context, in *checkMessage) (out answer) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("check panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
@@ -288,7 +288,7 @@ func (s *Server) respond(ctx context.Context, in *incoming) (out answer) {
 		}
 	}()
 	if in.unreadable {
-		return s.refuse(line{}.malformed("the check is not a CheckRequest of at most 4 MiB in valid encoding"), false)
+		return s.refuse(requestLine{}.malformed("the check is not a CheckRequest of at most 4 MiB in valid encoding"), false)
 	}
 	principal, f := s.identify(&in.check)
 	var a *access
@@ -301,8 +301,8 @@ func (s *Server) respond(ctx context.Context, in *incoming) (out answer) {
 	a.request.Unenforceable = s.unenforceable(ctx)
 	if a.connect {
 		if refusal, refused, err := s.cfg.Gate.RefuseConnect(principal, a.request.Destination, a.source); refused {
-			s.unrecorded(refusal, err)
-			return s.answer(refusal, authz.Decision{}, a.grpc)
+			s.logUnrecorded(refusal, err)
+			return s.refusalAnswer(refusal, authz.Decision{}, a.grpc)
 		}
 	}
 	return s.admit(ctx, a)
@@ -311,7 +311,7 @@ func (s *Server) respond(ctx context.Context, in *incoming) (out answer) {
 // admit asks the gate and answers what it said. The access itself is the
 // caller's to make, so it ends with the answer.
 func (s *Server) admit(ctx context.Context, a *access) answer {
-	early, cancel := beforeDeadline(ctx)
+	early, cancel := withEarlyDeadline(ctx)
 	defer cancel()
 	var out answer
 	admission, err := s.cfg.Gate.AdmitAndEnd(early, a.request, a.source, func(admission *authz.Admission) authz.Outcome {
@@ -325,15 +325,15 @@ func (s *Server) admit(ctx context.Context, a *access) answer {
 		s.log.Warn("access has a cause outside the policy", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
-		return s.answer(*admission.Refusal, admission.Decision, a.grpc)
+		return s.refusalAnswer(*admission.Refusal, admission.Decision, a.grpc)
 	}
 	return out
 }
 
 // finish answers an admitted access, and says why when it is refused after all.
 func (s *Server) finish(a *access, admission *authz.Admission) (answer, string) {
-	if refusal, found := s.misplaced(a, admission); found {
-		return s.answer(refusal, admission.Decision, a.grpc), refusal.Detail
+	if refusal, found := s.misplacedPlaceholder(a, admission); found {
+		return s.refusalAnswer(refusal, admission.Decision, a.grpc), refusal.Detail
 	}
 	reason, detail := s.checkAddress(admission)
 	var out answer
@@ -342,7 +342,7 @@ func (s *Server) finish(a *access, admission *authz.Admission) (answer, string) 
 		out, detail = s.allow(a, admission)
 	}
 	if detail != "" {
-		out = s.answer(admission.Refuse(reason, detail), admission.Decision, a.grpc)
+		out = s.refusalAnswer(admission.Refuse(reason, detail), admission.Decision, a.grpc)
 	}
 	return out, detail
 }
@@ -364,12 +364,12 @@ func (s *Server) checkAddress(admission *authz.Admission) (authz.Reason, string)
 	return authz.Granted, ""
 }
 
-// early is a context that ends a little before the caller's deadline, so that
+// deadlineCtx is a context that ends a little before the caller's deadline, so that
 // what takes too long, a credential from a Vault that does not answer, is a
 // refusal: the deadline itself is an error to the caller, which Envoy passes a
 // request on where it is configured to fail open. Few checks wait for anything,
 // so the timer is made when somebody asks for it.
-type early struct {
+type deadlineCtx struct {
 	context.Context //nolint:containedctx // it is one
 
 	deadline time.Time
@@ -378,43 +378,43 @@ type early struct {
 	cancel   context.CancelFunc
 }
 
-// beforeDeadline returns a context that ends early, and what releases it.
-func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+// withEarlyDeadline returns a context that ends early, and what releases it.
+func withEarlyDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return ctx, func() {}
 	}
-	e := &early{Context: ctx, deadline: deadline.Add(-time.Until(deadline) / 10)}
+	e := &deadlineCtx{Context: ctx, deadline: deadline.Add(-time.Until(deadline) / 10)}
 	return e, func() {
 		e.once.Do(func() { e.inner, e.cancel = e.Context, func() {} })
 		e.cancel() // of a timer that was never made, nothing
 	}
 }
 
-func (e *early) start() context.Context {
+func (e *deadlineCtx) start() context.Context {
 	e.once.Do(func() { e.inner, e.cancel = context.WithDeadline(e.Context, e.deadline) })
 	return e.inner
 }
 
 // Deadline returns when it ends (context.Context).
-func (e *early) Deadline() (time.Time, bool) { return e.deadline, true }
+func (e *deadlineCtx) Deadline() (time.Time, bool) { return e.deadline, true }
 
 // Done returns what is closed when it ends (context.Context).
-func (e *early) Done() <-chan struct{} { return e.start().Done() }
+func (e *deadlineCtx) Done() <-chan struct{} { return e.start().Done() }
 
 // Err returns why it ended (context.Context).
-func (e *early) Err() error { return e.start().Err() }
+func (e *deadlineCtx) Err() error { return e.start().Err() }
 
 // refuse answers what is no access.
-func (s *Server) refuse(f *fault, wantsGRPC bool) answer {
+func (s *Server) refuse(f *rejection, wantsGRPC bool) answer {
 	refusal, err := s.cfg.Gate.Refuse(f.reason, f.attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
-	s.unrecorded(refusal, err)
+	s.logUnrecorded(refusal, err)
 	refusal.Remedy = first(f.remedy, refusal.Remedy)
-	return s.answer(refusal, authz.Decision{}, wantsGRPC)
+	return s.refusalAnswer(refusal, authz.Decision{}, wantsGRPC)
 }
 
-// unrecorded logs that a refusal could not be recorded, if it could not.
-func (s *Server) unrecorded(refusal authz.Refusal, err error) {
+// logUnrecorded logs that a refusal could not be recorded, if it could not.
+func (s *Server) logUnrecorded(refusal authz.Refusal, err error) {
 	if err != nil {
 		s.log.Warn("refusal is not recorded", zap.String("decision", refusal.Decision), zap.Error(err))
 	}
@@ -425,7 +425,7 @@ func (s *Server) refuseUnrecorded() answer {
 	return s.deny(authz.Refusal{Reason: authz.NotReady, Detail: "the check failed inside the sidecar"}, authz.Decision{}, false)
 }
 
-func (s *Server) answer(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) answer {
+func (s *Server) refusalAnswer(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) answer {
 	if s.cfg.Refused != nil {
 		told := refusal
 		told.Method = strings.Clone(told.Method) // who keeps it does not keep the whole check
@@ -441,11 +441,11 @@ const contextPlugin = "plugin"
 // identify returns the plugin that the check is for: the operator's word for
 // the route, else the verified identity in the plugin's certificate, else the
 // one plugin of the sidecar.
-func (s *Server) identify(c *check) (authz.Principal, *fault) {
-	unknown := func(detail string) (authz.Principal, *fault) {
-		return "", &fault{reason: authz.IdentityUnknown, attempt: authz.Attempt{Detail: detail}}
+func (s *Server) identify(c *check) (authz.Principal, *rejection) {
+	unknown := func(detail string) (authz.Principal, *rejection) {
+		return "", &rejection{reason: authz.IdentityUnknown, attempt: authz.Attempt{Detail: detail}}
 	}
-	if c.named {
+	if c.hasPlugin {
 		if authz.Principal(c.plugin) != s.cfg.Plugin {
 			return unknown("the context extension names the plugin " + quote(c.plugin) + ", which this sidecar does not serve")
 		}

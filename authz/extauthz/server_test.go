@@ -525,7 +525,7 @@ func TestSocket(t *testing.T) {
 func TestBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pipes := &pipeListener{conns: make(chan net.Conn, 3), closed: make(chan struct{})}
-		listener := bound(pipes, 2)
+		listener := limitConns(pipes, 2)
 		for range 3 {
 			near, far := net.Pipe()
 			t.Cleanup(func() { near.Close(); far.Close() })

@@ -17,8 +17,8 @@ import (
 type transport struct {
 	credentials.TransportCredentials // of TCP
 
-	callers []string
-	grouped bool // the unix socket is open to a group
+	callers     []string
+	groupAccess bool // the unix socket is open to a group
 }
 
 func newTransport(cfg Config) transport {
@@ -53,7 +53,7 @@ func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInf
 		if err != nil {
 			return nil, nil, err
 		}
-		return &answering{Conn: conn}, caller{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, own}, nil
+		return &trailersOnlyConn{Conn: conn}, caller{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, own}, nil
 	}
 	secured, info, err := t.TransportCredentials.ServerHandshake(conn)
 	if err != nil {
@@ -61,9 +61,9 @@ func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInf
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok {
-		return &answering{Conn: secured}, caller{}, nil
+		return &trailersOnlyConn{Conn: secured}, caller{}, nil
 	}
-	return &answering{Conn: secured}, caller{tlsInfo.CommonAuthInfo, t.verified(tlsInfo)}, nil
+	return &trailersOnlyConn{Conn: secured}, caller{tlsInfo.CommonAuthInfo, t.verified(tlsInfo)}, nil
 }
 
 // Clone returns a copy (credentials.TransportCredentials).
@@ -99,7 +99,7 @@ func (t transport) verified(info credentials.TLSInfo) bool {
 // somebody has changed the mode. Where the socket is open to a group, the mode
 // alone decides, since a peer's credentials do not tell all its groups.
 func (t transport) ownUser(conn syscall.Conn) (bool, error) {
-	if t.grouped {
+	if t.groupAccess {
 		return true, nil
 	}
 	raw, err := conn.SyscallConn()
@@ -119,7 +119,7 @@ func (t transport) ownUser(conn syscall.Conn) (bool, error) {
 
 // unixConn returns the unix connection that conn is, if it is one.
 func unixConn(conn net.Conn) (*net.UnixConn, bool) {
-	if b, ok := conn.(*boundedConn); ok {
+	if b, ok := conn.(*limitConn); ok {
 		conn = b.Conn
 	}
 	unix, ok := conn.(*net.UnixConn)

@@ -23,7 +23,7 @@ type check struct {
 	dialled   socket // the destination's address
 	sni       string
 	plugin    string // that the context extensions name
-	named     bool   // they name one
+	hasPlugin bool   // they name one
 
 	id, method, scheme, authority, path, query string
 	size                                       int64
@@ -41,8 +41,8 @@ type socket struct {
 // header is a header of a request, or one that an answer sets.
 type header struct{ name, value string }
 
-// usualHeaders is how many headers there is room for at first.
-const usualHeaders = 16
+// typicalHeaders is how many headers there is room for at first.
+const typicalHeaders = 16
 
 // read reads a CheckRequest and reports whether it is one. What it keeps is
 // parts of one copy of data.
@@ -186,7 +186,7 @@ func (s *scanner) attributes(c *check, m message) {
 			}
 		case attributesContext:
 			if entry, _ := s.pair(f.inside); entry.name == contextPlugin {
-				c.plugin, c.named = entry.value, true
+				c.plugin, c.hasPlugin = entry.value, true
 			}
 		case attributesTLSSession:
 			for f := range s.fields(f.inside) {
@@ -286,7 +286,7 @@ func (s *scanner) headerMap(c *check, m message) {
 
 func add(list []header, h header) []header {
 	if list == nil {
-		list = make([]header, 0, usualHeaders)
+		list = make([]header, 0, typicalHeaders)
 	}
 	return append(list, h)
 }

@@ -60,10 +60,10 @@ func Static(cfg Config, p Params) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make static configuration: %w", err)
 	}
-	return inOneFile(&cfg, p, r)
+	return staticFile(&cfg, p, r)
 }
 
-func inOneFile(cfg *Config, p Params, r *resources) ([]byte, error) {
+func staticFile(cfg *Config, p Params, r *resources) ([]byte, error) {
 	b := &builder{cfg: cfg}
 	m := b.bootstrap(p)
 	m.StaticResources.Clusters = append(m.StaticResources.Clusters, r.clusters...)

@@ -26,11 +26,11 @@ import (
 
 // Names of resources that are always there.
 const (
-	checkCluster   = "chaperone" // the sidecar's ext_authz socket
-	nowhereCluster = "nowhere"   // has no endpoint
-	routeTable     = "egress"
-	rootsSecret    = "roots"
-	insideListener = "inside" // takes what arrives in a CONNECT
+	checkCluster     = "chaperone" // the sidecar's ext_authz socket
+	blackholeCluster = "nowhere"   // has no endpoint
+	routeTable       = "egress"
+	rootsSecret      = "roots"
+	internalListener = "inside" // takes what arrives in a CONNECT
 )
 
 // resources are a whole configuration of Envoy's.
@@ -41,27 +41,27 @@ type resources struct {
 	secrets   []*tlsv3.Secret
 }
 
-// place is a route with what leads there.
-type place struct {
+// routeTarget is a route with what leads there.
+type routeTarget struct {
 	authz.Route
 
-	exit    string // the path of a unix socket
+	egress  string // the path of a unix socket
 	cluster string // also the name of its filter chain, of tls and tcp
 }
 
 // authority returns the place's host as a canonical :authority states it, where
 // the default port is left out; of a wildcard the pattern.
-func (p *place) authority() string {
+func (p *routeTarget) authority() string {
 	if p.Port == p.Scheme.DefaultPort() {
 		return bracketed(p.Host)
 	}
 	return p.hostPort()
 }
 
-func (p *place) hostPort() string { return net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))) }
+func (p *routeTarget) hostPort() string { return net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))) }
 
 // literal returns the address that the place's host is, if it is one.
-func (p *place) literal() (netip.Addr, bool) {
+func (p *routeTarget) literal() (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(p.Host)
 	return addr, err == nil
 }
@@ -71,7 +71,7 @@ const upgradeSuffix = "/upgrade"
 
 // upgrades reports whether requests to the place may upgrade and would be sent
 // over HTTP/2.
-func (p *place) upgrades() bool { return p.Upgrades != "" && p.Scheme == authz.SchemeHTTPS }
+func (p *routeTarget) upgrades() bool { return p.Upgrades != "" && p.Scheme == authz.SchemeHTTPS }
 
 func bracketed(host string) string {
 	if strings.Contains(host, ":") {
@@ -82,9 +82,9 @@ func bracketed(host string) string {
 
 // builder makes one generation of a configuration.
 type builder struct {
-	cfg    *Config
-	static bool // without xDS: secrets and routes are found in the file itself
-	places []place
+	cfg     *Config
+	static  bool // without xDS: secrets and routes are found in the file itself
+	targets []routeTarget
 	// tunnels are the hosts with their ports that are granted to any tcp.
 	tunnels map[string]bool
 	err     error
@@ -94,7 +94,7 @@ type builder struct {
 func build(cfg *Config, routes []authz.Route, static bool) (*resources, error) {
 	b := &builder{cfg: cfg, static: static, tunnels: map[string]bool{}}
 	routes = slices.DeleteFunc(slices.Clone(routes), func(r authz.Route) bool { return !routable(r) })
-	exits, err := cfg.Exits(routes)
+	exits, err := cfg.EgressSockets(routes)
 	if err != nil {
 		return nil, fmt.Errorf("make exits: %w", err)
 	}
@@ -102,19 +102,19 @@ func build(cfg *Config, routes []authz.Route, static bool) (*resources, error) {
 		return nil, fmt.Errorf("make exits: %d for %d routes", len(exits), len(routes))
 	}
 	for i, r := range routes {
-		p := place{Route: r, exit: exits[i]}
+		p := routeTarget{Route: r, egress: exits[i]}
 		p.cluster = RouteID(r) + "/" + p.hostPort()
-		b.places = append(b.places, p)
+		b.targets = append(b.targets, p)
 		if p.Scheme == authz.SchemeTCP {
 			b.tunnels[p.hostPort()] = true
 		}
 	}
 	// The winner among rules for the same place is the first, as in a decision.
-	slices.SortStableFunc(b.places, func(x, y place) int {
+	slices.SortStableFunc(b.targets, func(x, y routeTarget) int {
 		return cmp.Or(strings.Compare(x.Grant, y.Grant), strings.Compare(x.Rule, y.Rule))
 	})
 	out := &resources{secrets: b.secrets(), clusters: b.clusters()}
-	out.routes = []*routev3.RouteConfiguration{b.table()}
+	out.routes = []*routev3.RouteConfiguration{b.routeConfiguration()}
 	out.listeners = b.listeners(out.routes[0])
 	return out, b.err
 }
@@ -156,8 +156,8 @@ func pipe(path string) *corev3.Address {
 
 func seconds(n int64) *durationpb.Duration { return &durationpb.Duration{Seconds: n} }
 
-// longest returns how long a stream or connection of a place may last.
-func (b *builder) longest(p *place) *durationpb.Duration {
+// maxDuration returns how long a stream or connection of a place may last.
+func (b *builder) maxDuration(p *routeTarget) *durationpb.Duration {
 	longest := b.cfg.MaxStreamDuration
 	if p.Terms.Timeout > 0 {
 		longest = min(longest, p.Terms.Timeout)
@@ -180,8 +180,8 @@ func secretOf(ca string) string {
 func (b *builder) secrets() []*tlsv3.Secret {
 	var out []*tlsv3.Secret
 	seen := map[string]bool{}
-	for i := range b.places {
-		p := &b.places[i]
+	for i := range b.targets {
+		p := &b.targets[i]
 		name := secretOf(p.Terms.CA)
 		if p.Scheme != authz.SchemeHTTPS || seen[name] {
 			continue

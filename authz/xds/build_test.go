@@ -89,7 +89,7 @@ func TestEnvoyTakesWhatIsMade(t *testing.T) {
 			}
 			cfg := xds.Config{
 				Plugin: plugin, Engine: engine, Now: now, Check: "/run/check.sock", Listener: "/run/plugin.sock",
-				Exits: func(routes []authz.Route) ([]string, error) {
+				EgressSockets: func(routes []authz.Route) ([]string, error) {
 					out := make([]string, len(routes))
 					for i := range routes {
 						out[i] = fmt.Sprintf("/run/exit/%d.sock", i)

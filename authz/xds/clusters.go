@@ -34,18 +34,18 @@ const (
 // clusters returns where Envoy may go: to the sidecar, and nowhere else.
 func (b *builder) clusters() []*clusterv3.Cluster {
 	out := []*clusterv3.Cluster{b.check(), {
-		Name:                 nowhereCluster,
+		Name:                 blackholeCluster,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 	}}
-	for i := range b.places {
-		p := &b.places[i]
+	for i := range b.targets {
+		p := &b.targets[i]
 		out = append(out, b.upstream(p, p.cluster))
 		if p.upgrades() {
 			out = append(out, b.upstream(p, p.cluster+upgradeSuffix))
 		}
 	}
-	for _, way := range b.insides() {
-		out = append(out, b.inside(way))
+	for _, way := range b.internalAddresses() {
+		out = append(out, b.internalCluster(way))
 	}
 	return out
 }
@@ -86,19 +86,19 @@ func overHTTP1() *httpv3.HttpProtocolOptions {
 	return &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
-				HttpProtocolOptions: toUpstream1(),
+				HttpProtocolOptions: http1Options(),
 			},
 		},
 	}}
 }
 
-// toUpstream1 and toUpstream2 are how Envoy speaks to upstreams. A header of an
+// http1Options and toUpstream2 are how Envoy speaks to upstreams. A header of an
 // answer may be as long as an HTTP/1.1 one may.
-func toUpstream1() *corev3.Http1ProtocolOptions {
+func http1Options() *corev3.Http1ProtocolOptions {
 	return &corev3.Http1ProtocolOptions{EnableTrailers: true}
 }
 
-func toUpstream2() *corev3.Http2ProtocolOptions {
+func http2Options() *corev3.Http2ProtocolOptions {
 	return &corev3.Http2ProtocolOptions{MaxHeaderFieldSizeKb: wrapperspb.UInt32(maxResponseHeadKiB)}
 }
 
@@ -123,19 +123,19 @@ func (b *builder) check() *clusterv3.Cluster {
 }
 
 // upstream is the cluster of one place: the sidecar's exit to it.
-func (b *builder) upstream(p *place, name string) *clusterv3.Cluster {
-	c := static(name, pipe(p.exit))
+func (b *builder) upstream(p *routeTarget, name string) *clusterv3.Cluster {
+	c := static(name, pipe(p.egress))
 	c.PerConnectionBufferLimitBytes = wrapperspb.UInt32(bufferLimit)
 	switch p.Scheme {
 	case authz.SchemeHTTPS:
-		b.secure(c, p)
+		b.setTLS(c, p)
 	case authz.SchemeHTTP:
 		o := &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
-				HttpProtocolOptions: toUpstream1(), Http2ProtocolOptions: toUpstream2(),
+				HttpProtocolOptions: http1Options(), Http2ProtocolOptions: http2Options(),
 			},
 		}}
-		o.CommonHttpProtocolOptions = kept()
+		o.CommonHttpProtocolOptions = commonOptions()
 		if !p.Exact() {
 			// The exit learns the host from the first request of a connection.
 			o.CommonHttpProtocolOptions.MaxRequestsPerConnection = wrapperspb.UInt32(1)
@@ -155,8 +155,8 @@ const upstreamIdle = 4 * time.Second
 // What Envoy takes of an answer, as the sidecar's own proxy does.
 const maxResponseHeadKiB = 256
 
-// kept returns what holds for all connections to upstreams.
-func kept() *corev3.HttpProtocolOptions {
+// commonOptions returns what holds for all connections to upstreams.
+func commonOptions() *corev3.HttpProtocolOptions {
 	return &corev3.HttpProtocolOptions{
 		IdleTimeout:          durationpb.New(upstreamIdle),
 		MaxHeadersCount:      wrapperspb.UInt32(maxHeaders),
@@ -164,17 +164,17 @@ func kept() *corev3.HttpProtocolOptions {
 	}
 }
 
-// secure has a cluster speak TLS on the rule's terms, to the granted host only.
-func (b *builder) secure(c *clusterv3.Cluster, p *place) {
+// setTLS has a cluster speak TLS on the rule's terms, to the granted host only.
+func (b *builder) setTLS(c *clusterv3.Cluster, p *routeTarget) {
 	o := &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_AutoConfig{
 		AutoConfig: &httpv3.HttpProtocolOptions_AutoHttpConfig{
-			HttpProtocolOptions: toUpstream1(), Http2ProtocolOptions: toUpstream2(),
+			HttpProtocolOptions: http1Options(), Http2ProtocolOptions: http2Options(),
 		},
 	}}
 	if c.GetName() != p.cluster {
 		o = overHTTP1()
 	}
-	o.CommonHttpProtocolOptions = kept()
+	o.CommonHttpProtocolOptions = commonOptions()
 	valid := &tlsv3.CertificateValidationContext{}
 	tls := &tlsv3.UpstreamTlsContext{}
 	addr, isAddr := p.literal()
@@ -182,10 +182,10 @@ func (b *builder) secure(c *clusterv3.Cluster, p *place) {
 	case !p.Exact():
 		o.UpstreamHttpProtocolOptions = &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true}
 	case isAddr:
-		valid.MatchTypedSubjectAltNames = named(tlsv3.SubjectAltNameMatcher_IP_ADDRESS, addr.String())
+		valid.MatchTypedSubjectAltNames = subjectAltName(tlsv3.SubjectAltNameMatcher_IP_ADDRESS, addr.String())
 	default:
 		tls.Sni = p.Host
-		valid.MatchTypedSubjectAltNames = named(tlsv3.SubjectAltNameMatcher_DNS, p.Host)
+		valid.MatchTypedSubjectAltNames = subjectAltName(tlsv3.SubjectAltNameMatcher_DNS, p.Host)
 	}
 	secret := &tlsv3.SdsSecretConfig{Name: secretOf(p.Terms.CA)}
 	if !b.static {
@@ -213,7 +213,7 @@ func tlsMin(version string) tlsv3.TlsParameters_TlsProtocol {
 	return tlsv3.TlsParameters_TLSv1_2
 }
 
-func named(kind tlsv3.SubjectAltNameMatcher_SanType, name string) []*tlsv3.SubjectAltNameMatcher {
+func subjectAltName(kind tlsv3.SubjectAltNameMatcher_SanType, name string) []*tlsv3.SubjectAltNameMatcher {
 	return []*tlsv3.SubjectAltNameMatcher{{
 		SanType: kind,
 		Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}},
@@ -224,12 +224,12 @@ func named(kind tlsv3.SubjectAltNameMatcher_SanType, name string) []*tlsv3.Subje
 // to an internal listener, the address that it is to be taken as one to.
 const originalDst = "envoy.filters.listener.original_dst"
 
-// inside is the cluster that leads into the internal listener, as a connection
+// internalCluster is the cluster that leads into the internal listener, as a connection
 // to the given address.
-func (b *builder) inside(to netip.AddrPort) *clusterv3.Cluster {
-	c := static(insideName(to), &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{
+func (b *builder) internalCluster(to netip.AddrPort) *clusterv3.Cluster {
+	c := static(internalName(to), &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{
 		EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
-			AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: insideListener},
+			AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: internalListener},
 			EndpointId:           to.String(),
 		},
 	}})
@@ -253,4 +253,4 @@ func (b *builder) inside(to netip.AddrPort) *clusterv3.Cluster {
 	return c
 }
 
-func insideName(to netip.AddrPort) string { return insideListener + "/" + to.String() }
+func internalName(to netip.AddrPort) string { return internalListener + "/" + to.String() }

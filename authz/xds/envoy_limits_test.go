@@ -225,7 +225,7 @@ func TestEnvoyCutsNothingQuiet(t *testing.T) {
 	engine.Install(compile(t, grant(https("api", "/**", "api.weather.example"), authz.Rule{ID: "db", To: authz.To{Scheme: authz.SchemeTCP, Hosts: []string{"db.weather.example"}, Ports: []uint16{5432}}})))
 	text := testenv.MustGet(xds.Static(xds.Config{
 		Plugin: plugin, Engine: engine, Now: now, Check: "/run/check.sock", Explicit: netip.MustParseAddrPort("127.0.0.1:15080"),
-		Exits: func(routes []authz.Route) ([]string, error) {
+		EgressSockets: func(routes []authz.Route) ([]string, error) {
 			return slices.Repeat([]string{"/run/exit.sock"}, len(routes)), nil
 		},
 		Leaf: pinned(t, p), Address: func(string) (netip.Addr, bool) { return virtual, true }, MaxStreamDuration: 2 * time.Hour,

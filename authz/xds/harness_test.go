@@ -224,7 +224,7 @@ func newPlane(t *testing.T, change func(*plane), grants ...authz.Grant) *plane {
 	p.engine.Install(compile(t, grants...))
 	p.config = xds.Config{
 		Plugin: plugin, Engine: p.engine, Now: now, Check: p.path("check.sock"), Listener: p.path("plugin.sock"),
-		Exits: p.exits.replace, Leaf: p.leaf, Explicit: free(t),
+		EgressSockets: p.exits.replace, Leaf: p.leaf, Explicit: free(t),
 		Roots: string(p.secure.CA.PEM()), AccessLog: p.path("access.log"), Log: zaptest.NewLogger(t),
 	}
 	if change != nil {

@@ -57,7 +57,7 @@ const (
 func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Listener {
 	inspector := b.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{})
 	destination := b.listenerFilter(originalDst, &dstv3.OriginalDst{})
-	outside := b.manager("egress", nil, believeNothing())
+	outside := b.hcm("egress", nil, removeUntrustedHeaders())
 	var out []*listenerv3.Listener
 	if b.cfg.Listener != "" {
 		header := b.listenerFilter("envoy.filters.listener.proxy_protocol", &proxyv3.ProxyProtocol{
@@ -80,12 +80,12 @@ func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Lis
 	}
 	// It is there whatever is granted: Envoy drains one that goes away for minutes,
 	// with all its chains.
-	within := b.manager(insideListener, nil, append(believeNothing(), marked()))
-	l := b.listener(insideListener, within, destination, inspector)
+	within := b.hcm(internalListener, nil, append(removeUntrustedHeaders(), markInternal()))
+	l := b.listener(internalListener, within, destination, inspector)
 	l.ListenerSpecifier = &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
 	out = append(out, l)
 	if b.static { // the routes once, where they can be read
-		out[0].FilterChains[0].Filters = []*listenerv3.Filter{b.manager("egress", table, believeNothing())}
+		out[0].FilterChains[0].Filters = []*listenerv3.Filter{b.hcm("egress", table, removeUntrustedHeaders())}
 	}
 	return out
 }
@@ -122,26 +122,26 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		FilterChains: []*listenerv3.FilterChain{
 			{Name: httpChain, Filters: []*listenerv3.Filter{manager}},
-			b.tunnel(refusedChain, nowhereCluster, durationpb.New(b.cfg.MaxStreamDuration)),
+			b.tunnel(refusedChain, blackholeCluster, durationpb.New(b.cfg.MaxStreamDuration)),
 		},
 	}
 	hosts := map[string][]string{}
-	for i := range b.places {
-		p := &b.places[i]
+	for i := range b.targets {
+		p := &b.targets[i]
 		switch p.Scheme {
 		case authz.SchemeHTTPS:
 			if name := chainOf(p); b.cfg.Leaf != nil && !slices.Contains(hosts[name], p.Host) {
 				hosts[name] = append(hosts[name], p.Host)
 			}
 		case authz.SchemeTLS, authz.SchemeTCP:
-			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.longest(p)))
+			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.maxDuration(p)))
 		case authz.SchemeHTTP:
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(hosts)) {
 		l.FilterChains = append(l.FilterChains, b.terminated(name, hosts[name], manager))
 	}
-	l.FilterChainMatcher = b.choose()
+	l.FilterChainMatcher = b.chainMatcher()
 	return l
 }
 
@@ -199,41 +199,41 @@ func (b *builder) terminated(name string, hosts []string, manager *listenerv3.Fi
 // whenever a host comes or goes; so a host's chain depends on its name alone.
 const terminatedChains = 64
 
-// choose finds the chain of a connection: by the address it is to, where that
+// chainMatcher finds the chain of a connection: by the address it is to, where that
 // was granted to any tcp; then by the name that TLS is for, or the address where
 // it names none; and what is no TLS is HTTP.
-func (b *builder) choose() *matcherv3.Matcher {
+func (b *builder) chainMatcher() *matcherv3.Matcher {
 	http := chain(b, httpChain)
 	refused := chain(b, refusedChain)
-	tls := b.byAddress(refused, b.named(func(p *place) bool { _, ok := p.literal(); return ok }))
-	tls = b.byName(tls, b.named(func(p *place) bool { _, ok := p.literal(); return !ok }))
-	rest := nest(&matcherv3.Matcher{
-		MatcherType: b.exact(&inputsv3.TransportProtocolInput{}, map[string]*matcherv3.Matcher_OnMatch{"tls": tls}),
+	tls := b.byAddress(refused, b.tlsTargets(func(p *routeTarget) bool { _, ok := p.literal(); return ok }))
+	tls = b.byName(tls, b.tlsTargets(func(p *routeTarget) bool { _, ok := p.literal(); return !ok }))
+	rest := nested(&matcherv3.Matcher{
+		MatcherType: b.exactMap(&inputsv3.TransportProtocolInput{}, map[string]*matcherv3.Matcher_OnMatch{"tls": tls}),
 		OnNoMatch:   http,
 	})
-	if m := b.byAddress(rest, b.tcp()).GetMatcher(); m != nil {
+	if m := b.byAddress(rest, b.tcpTargets()).GetMatcher(); m != nil {
 		return m
 	}
 	return rest.GetMatcher()
 }
 
 func chain(b *builder, name string) *matcherv3.Matcher_OnMatch {
-	return b.then(name, wrapperspb.String(name))
+	return b.action(name, wrapperspb.String(name))
 }
 
-// named returns the places that TLS leads to and that are as wanted: requests
+// tlsTargets returns the places that TLS leads to and that are as wanted: requests
 // are looked into where anything grants that.
-func (b *builder) named(wanted func(*place) bool) []*place {
-	var out []*place
+func (b *builder) tlsTargets(wanted func(*routeTarget) bool) []*routeTarget {
+	var out []*routeTarget
 	if b.cfg.Leaf != nil {
-		out = b.of(authz.SchemeHTTPS)
+		out = b.targetsOf(authz.SchemeHTTPS)
 	}
-	out = append(out, b.of(authz.SchemeTLS)...)
-	return slices.DeleteFunc(out, func(p *place) bool { return !wanted(p) })
+	out = append(out, b.targetsOf(authz.SchemeTLS)...)
+	return slices.DeleteFunc(out, func(p *routeTarget) bool { return !wanted(p) })
 }
 
 // chainOf returns the name of the filter chain of a place.
-func chainOf(p *place) string {
+func chainOf(p *routeTarget) string {
 	if p.Scheme != authz.SchemeHTTPS {
 		return p.cluster
 	}
@@ -246,7 +246,7 @@ func chainOf(p *place) string {
 }
 
 // byAddress finds the chain by the address and port that a connection is to.
-func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*place) *matcherv3.Matcher_OnMatch {
+func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*routeTarget) *matcherv3.Matcher_OnMatch {
 	list := &matcherv3.Matcher_MatcherList{}
 	seen := map[netip.AddrPort]bool{}
 	for _, p := range places {
@@ -259,8 +259,8 @@ func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*plac
 		list.Matchers = append(list.Matchers, &matcherv3.Matcher_MatcherList_FieldMatcher{
 			Predicate: &predicate{MatchType: &matcherv3.Matcher_MatcherList_Predicate_AndMatcher{
 				AndMatcher: &matcherv3.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*predicate{
-					b.is(&inputsv3.DestinationPortInput{}, exactly(portText(to.Port()))),
-					b.is(&inputsv3.DestinationIPInput{}, exactly(to.Addr().String())),
+					b.fieldMatcher(&inputsv3.DestinationPortInput{}, exactMatch(portText(to.Port()))),
+					b.fieldMatcher(&inputsv3.DestinationIPInput{}, exactMatch(to.Addr().String())),
 				}},
 			}},
 			OnMatch: chain(b, chainOf(p)),
@@ -269,11 +269,11 @@ func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*plac
 	if len(seen) == 0 {
 		return otherwise
 	}
-	return nest(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
+	return nested(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
 }
 
 // address returns the address by which connections to a place are known.
-func (b *builder) address(p *place) (netip.Addr, bool) {
+func (b *builder) address(p *routeTarget) (netip.Addr, bool) {
 	if addr, ok := p.literal(); ok || b.cfg.Address == nil {
 		return addr, ok
 	}
@@ -283,9 +283,9 @@ func (b *builder) address(p *place) (netip.Addr, bool) {
 // byName finds the chain by the server name, exact before wildcard, and then by
 // the port. A nested matcher that finds nothing ends the search, so that each
 // name has the ports of every pattern that covers it.
-func (b *builder) byName(otherwise *matcherv3.Matcher_OnMatch, places []*place) *matcherv3.Matcher_OnMatch {
-	slices.SortStableFunc(places, func(x, y *place) int { return closer(x.Host, y.Host) })
-	var wild []*place
+func (b *builder) byName(otherwise *matcherv3.Matcher_OnMatch, places []*routeTarget) *matcherv3.Matcher_OnMatch {
+	slices.SortStableFunc(places, func(x, y *routeTarget) int { return compareSpecificity(x.Host, y.Host) })
+	var wild []*routeTarget
 	names := map[string]bool{}
 	for _, p := range places {
 		names[p.Host] = true
@@ -309,23 +309,23 @@ func (b *builder) byName(otherwise *matcherv3.Matcher_OnMatch, places []*place) 
 	}
 	tree := map[string]*matcherv3.Matcher_OnMatch{}
 	list := &matcherv3.Matcher_MatcherList{}
-	for _, host := range slices.SortedFunc(maps.Keys(names), closer) {
-		then := nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.DestinationPortInput{}, ports[host]), OnNoMatch: otherwise})
+	for _, host := range slices.SortedFunc(maps.Keys(names), compareSpecificity) {
+		then := nested(&matcherv3.Matcher{MatcherType: b.exactMap(&inputsv3.DestinationPortInput{}, ports[host]), OnNoMatch: otherwise})
 		if strings.HasPrefix(host, "*") {
 			list.Matchers = append(list.Matchers, &matcherv3.Matcher_MatcherList_FieldMatcher{
-				Predicate: b.is(&inputsv3.ServerNameInput{}, matching(pattern(host))), OnMatch: then,
+				Predicate: b.fieldMatcher(&inputsv3.ServerNameInput{}, regexMatch(pattern(host))), OnMatch: then,
 			})
 		} else {
 			tree[host] = then
 		}
 	}
 	if len(list.GetMatchers()) > 0 {
-		otherwise = nest(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
+		otherwise = nested(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
 	}
 	if len(tree) == 0 {
 		return otherwise
 	}
-	return nest(&matcherv3.Matcher{MatcherType: b.exact(&inputsv3.ServerNameInput{}, tree), OnNoMatch: otherwise})
+	return nested(&matcherv3.Matcher{MatcherType: b.exactMap(&inputsv3.ServerNameInput{}, tree), OnNoMatch: otherwise})
 }
 
 func setFirst(to map[string]*matcherv3.Matcher_OnMatch, key string, value *matcherv3.Matcher_OnMatch) {

@@ -23,26 +23,26 @@ import (
 
 // reply is an answer of Envoy's own.
 type reply struct {
-	flags  []string // of which one is set (%RESPONSE_FLAGS%)
-	from   uint32   // or the least status, 0 for none
-	to     uint32   // and the largest
-	with   string   // and a header of the request, "" for any
-	status uint32   // that it gets, 0 for the one that it has
-	reason authz.Reason
-	asked  bool // it has a decision
-	remedy string
+	flags   []string // of which one is set (%RESPONSE_FLAGS%)
+	from    uint32   // or the least status, 0 for none
+	to      uint32   // and the largest
+	header  string   // and a header of the request, "" for any
+	status  uint32   // that it gets, 0 for the one that it has
+	reason  authz.Reason
+	decided bool // it has a decision
+	remedy  string
 }
 
 // replies returns the answers of Envoy's own, of which the first that fits counts.
 func replies() []reply {
 	const later, canonical = "try again later", "send the request in its canonical form"
 	return []reply{
-		{flags: []string{"UT", "SI", "DT", "UMSDR"}, status: 504, reason: authz.UpstreamTimeout, asked: true, remedy: later},
-		{flags: []string{"UF", "UC", "UR", "LR", "UPE", "URX"}, status: 502, reason: authz.UpstreamUnreachable, asked: true, remedy: later},
-		{from: 504, to: 504, reason: authz.UpstreamTimeout, asked: true, remedy: later},
+		{flags: []string{"UT", "SI", "DT", "UMSDR"}, status: 504, reason: authz.UpstreamTimeout, decided: true, remedy: later},
+		{flags: []string{"UF", "UC", "UR", "LR", "UPE", "URX"}, status: 502, reason: authz.UpstreamUnreachable, decided: true, remedy: later},
+		{from: 504, to: 504, reason: authz.UpstreamTimeout, decided: true, remedy: later},
 		// Envoy refuses by itself what no rule at all may upgrade to, and https in the
 		// target of a request that does not come over TLS.
-		{from: 403, to: 403, with: "upgrade", reason: authz.MethodNotGranted, remedy: "send the request without Upgrade, or ask for upgrades on a rule"},
+		{from: 403, to: 403, header: "upgrade", reason: authz.MethodNotGranted, remedy: "send the request without Upgrade, or ask for upgrades on a rule"},
 		{from: 403, to: 403, reason: authz.NotEnforceableHere, remedy: "send https in a CONNECT"},
 		// A target that begins with no slash, and a coding of the body, that it does not know.
 		{from: 404, to: 404, status: 400, reason: authz.MalformedRequest, remedy: canonical},
@@ -55,19 +55,19 @@ func replies() []reply {
 // localReplies says how Envoy's own answers look.
 func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
 	// The sidecar's refusals are answers of Envoy's own too, and are left as they are.
-	out := &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{{Filter: all(flagged("UAEX"), decided())}}}
+	out := &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{{Filter: all(flagFilter("UAEX"), hasDecision())}}}
 	for _, r := range replies() {
-		which := flagged(r.flags...)
+		which := flagFilter(r.flags...)
 		if r.from > 0 {
-			which = all(coded(accesslogv3.ComparisonFilter_GE, r.from), coded(accesslogv3.ComparisonFilter_LE, r.to))
+			which = all(statusFilter(accesslogv3.ComparisonFilter_GE, r.from), statusFilter(accesslogv3.ComparisonFilter_LE, r.to))
 		}
-		if r.with != "" {
-			which = all(which, carries(r.with))
+		if r.header != "" {
+			which = all(which, hasHeader(r.header))
 		}
 		out.Mappers = append(out.Mappers,
-			b.mapper(r, all(which, speaksGRPC()), &corev3.SubstitutionFormatString{
+			b.mapper(r, all(which, grpcFilter()), &corev3.SubstitutionFormatString{
 				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-					Specifier: &corev3.DataSource_InlineString{InlineString: r.reason.String() + ": " + saysEnvoy},
+					Specifier: &corev3.DataSource_InlineString{InlineString: r.reason.String() + ": " + envoyDetail},
 				}},
 			}),
 			b.mapper(r, which, b.problem(r)))
@@ -75,15 +75,15 @@ func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
 	return out
 }
 
-// saysEnvoy is the detail of an answer of Envoy's own.
-const saysEnvoy = "Envoy answered by itself: %RESPONSE_CODE_DETAILS%"
+// envoyDetail is the detail of an answer of Envoy's own.
+const envoyDetail = "Envoy answered by itself: %RESPONSE_CODE_DETAILS%"
 
 // decisionFormat prints the decision's id.
 const decisionFormat = "%DYNAMIC_METADATA(" + filterHTTPAuthz + ":decision)%"
 
 func (*builder) mapper(r reply, which *accesslogv3.AccessLogFilter, body *corev3.SubstitutionFormatString) *hcmv3.ResponseMapper {
 	m := &hcmv3.ResponseMapper{Filter: which, BodyFormatOverride: body, HeadersToAdd: []*corev3.HeaderValueOption{added(authz.HeaderReason, r.reason.String())}}
-	if r.asked {
+	if r.decided {
 		m.HeadersToAdd = append(m.HeadersToAdd, added(authz.HeaderDecision, decisionFormat))
 	}
 	if r.status != 0 {
@@ -104,7 +104,7 @@ func (b *builder) problem(r reply) *corev3.SubstitutionFormatString {
 	fields := map[string]*structpb.Value{}
 	for name, value := range map[string]string{
 		"type": "https://chaperone.dev/reasons/" + r.reason.String(), "title": r.reason.Title(), "status": "%RESPONSE_CODE%",
-		"detail": saysEnvoy, "plugin": string(b.cfg.Plugin), "decision": decisionFormat, "remedy": r.remedy,
+		"detail": envoyDetail, "plugin": string(b.cfg.Plugin), "decision": decisionFormat, "remedy": r.remedy,
 	} {
 		fields[name] = structpb.NewStringValue(value)
 	}
@@ -118,15 +118,15 @@ func (b *builder) problem(r reply) *corev3.SubstitutionFormatString {
 	}
 }
 
-// toSidecar is the logger that tells the sidecar of Envoy's own answers, and of
+// sidecarLog is the logger that tells the sidecar of Envoy's own answers, and of
 // streams of HTTP/2 that Envoy reset. It is asked for whatever the operator's access
 // log is, and holds nothing that the sidecar is not asked about otherwise.
-func (b *builder) toSidecar() *accesslogv3.AccessLog {
+func (b *builder) sidecarLog() *accesslogv3.AccessLog {
 	service := checkService()
 	service.Timeout = nil // it is one stream
 	return &accesslogv3.AccessLog{
 		Name:   "envoy.access_loggers.http_grpc",
-		Filter: anyOf(coded(accesslogv3.ComparisonFilter_GE, 400), flagged("DPE")),
+		Filter: anyOf(statusFilter(accesslogv3.ComparisonFilter_GE, 400), flagFilter("DPE")),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.packed(&grpclogv3.HttpGrpcAccessLogConfig{
 			CommonConfig: &grpclogv3.CommonGrpcAccessLogConfig{
 				LogName: "answers", GrpcService: service, TransportApiVersion: corev3.ApiVersion_V3,
@@ -146,21 +146,21 @@ func anyOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{Filters: filters}}}
 }
 
-func flagged(flags ...string) *accesslogv3.AccessLogFilter {
+func flagFilter(flags ...string) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
 		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: flags},
 	}}
 }
 
-func coded(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.AccessLogFilter {
+func statusFilter(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslogv3.StatusCodeFilter{
 		// A key of the runtime is demanded, and this one is nowhere.
 		Comparison: &accesslogv3.ComparisonFilter{Op: op, Value: &corev3.RuntimeUInt32{DefaultValue: code, RuntimeKey: "chaperone.status_" + strconv.Itoa(int(code))}},
 	}}}
 }
 
-// decided is of what the sidecar has answered.
-func decided() *accesslogv3.AccessLogFilter {
+// hasDecision is of what the sidecar has answered.
+func hasDecision() *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_MetadataFilter{MetadataFilter: &accesslogv3.MetadataFilter{
 		MatchIfKeyNotFound: wrapperspb.Bool(false),
 		Matcher: &envoymatcherv3.MetadataMatcher{
@@ -171,15 +171,15 @@ func decided() *accesslogv3.AccessLogFilter {
 	}}}
 }
 
-func speaksGRPC() *accesslogv3.AccessLogFilter {
+func grpcFilter() *accesslogv3.AccessLogFilter {
 	prefix := &envoymatcherv3.StringMatcher{MatchPattern: &envoymatcherv3.StringMatcher_Prefix{Prefix: "application/grpc"}, IgnoreCase: true}
-	return having(&routev3.HeaderMatcher{Name: "content-type", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: prefix}})
+	return headerFilter(&routev3.HeaderMatcher{Name: "content-type", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: prefix}})
 }
 
-func carries(header string) *accesslogv3.AccessLogFilter {
-	return having(&routev3.HeaderMatcher{Name: header, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}})
+func hasHeader(header string) *accesslogv3.AccessLogFilter {
+	return headerFilter(&routev3.HeaderMatcher{Name: header, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}})
 }
 
-func having(header *routev3.HeaderMatcher) *accesslogv3.AccessLogFilter {
+func headerFilter(header *routev3.HeaderMatcher) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{HeaderFilter: &accesslogv3.HeaderFilter{Header: header}}}
 }

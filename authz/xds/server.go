@@ -45,10 +45,10 @@ type Config struct {
 	// Explicit and Transparent are where Envoy listens by itself, as a proxy that
 	// the plugin knows of and for what the kernel redirects. Zero: not there.
 	Explicit, Transparent netip.AddrPort
-	// Exits makes the unix sockets by which the places of routes are reached,
+	// EgressSockets makes the unix sockets by which the places of routes are reached,
 	// closes those of other routes, and returns their paths in the same order.
 	// Required.
-	Exits func([]authz.Route) ([]string, error)
+	EgressSockets func([]authz.Route) ([]string, error)
 	// Leaf returns a certificate, with its chain, and the key of it in PEM, by
 	// which the plugin knows a granted https host, or every name of *.NAME. Nil:
 	// TLS to such hosts is refused.
@@ -81,7 +81,7 @@ const (
 )
 
 func (c *Config) check() error {
-	if c.Plugin == "" || c.Exits == nil || !filepath.IsAbs(c.Check) {
+	if c.Plugin == "" || c.EgressSockets == nil || !filepath.IsAbs(c.Check) {
 		return errors.New("plugin, exits and the absolute path of the check socket are required")
 	}
 	if c.Listener == "" && !c.Explicit.IsValid() && !c.Transparent.IsValid() {
@@ -105,13 +105,13 @@ type Server struct {
 	cache    cache.SnapshotCache
 	grpc     *grpc.Server
 	health   *grpchealth.Server
-	followed *followed
+	acks     *ackTracker
 	instance string // tells the versions of this process from another's
 
 	// Of the loop alone.
 	routes  []authz.Route
 	current *cache.Snapshot // what is served
-	due     bool            // it must be made anew, whatever the routes are
+	stale   bool            // it must be made anew, whatever the routes are
 }
 
 // New returns a server. It starts nothing.
@@ -123,12 +123,12 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("make xDS server: %w", err)
 	}
 	s := &Server{
-		cfg: cfg, health: grpchealth.NewServer(), followed: newFollowed(&cfg),
+		cfg: cfg, health: grpchealth.NewServer(), acks: newAckTracker(&cfg),
 		instance: strconv.FormatInt(cfg.Now().UnixNano(), 36),
 	}
 	// There is one configuration, whoever asks; Server.followed sees to that only
 	// the plugin's own Envoy does.
-	s.cache = cache.NewSnapshotCache(true, one{}, discard{})
+	s.cache = cache.NewSnapshotCache(true, anyNode{}, discardLog{})
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxReceived),
 		grpc.MaxConcurrentStreams(maxEnvoys),
@@ -140,19 +140,19 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// one is the node of every configuration.
-type one struct{}
+// anyNode is the node of every configuration.
+type anyNode struct{}
 
 // ID returns the key of the one configuration (cache.NodeHash).
-func (one) ID(*corev3.Node) string { return "" }
+func (anyNode) ID(*corev3.Node) string { return "" }
 
-// discard drops the cache's own log: what matters of it is in Status.
-type discard struct{}
+// discardLog drops the cache's own log: what matters of it is in Status.
+type discardLog struct{}
 
-func (discard) Debugf(string, ...any) {}
-func (discard) Infof(string, ...any)  {}
-func (discard) Warnf(string, ...any)  {}
-func (discard) Errorf(string, ...any) {}
+func (discardLog) Debugf(string, ...any) {}
+func (discardLog) Infof(string, ...any)  {}
+func (discardLog) Warnf(string, ...any)  {}
+func (discardLog) Errorf(string, ...any) {}
 
 // Serve serves on listener, which it closes, until ctx ends, and returns nil then.
 // An Envoy that is connected keeps what it has. Whoever can connect has the keys of
@@ -160,7 +160,7 @@ func (discard) Errorf(string, ...any) {}
 // alone. It is to be called once.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
-	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, xdsserver.NewServer(ctx, s.cache, s.followed))
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, xdsserver.NewServer(ctx, s.cache, s.acks))
 	s.update(ctx)
 	s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
 	group.Go(func() error {
@@ -194,7 +194,7 @@ func (s *Server) follow(ctx context.Context) {
 			return
 		case <-changed:
 		case <-timer.C:
-			s.due = true // certificates may have to be renewed
+			s.stale = true // certificates may have to be renewed
 		}
 	}
 }
@@ -205,20 +205,20 @@ func (s *Server) follow(ctx context.Context) {
 func (s *Server) update(ctx context.Context) bool {
 	snapshot := s.cfg.Engine.Current()
 	routes := snapshot.Routes(s.cfg.Plugin, s.cfg.Now())
-	if s.current != nil && !s.due && slices.Equal(routes, s.routes) {
-		s.followed.serves(snapshot.Generation(), nil, "")
+	if s.current != nil && !s.stale && slices.Equal(routes, s.routes) {
+		s.acks.serving(snapshot.Generation(), nil, "")
 		return true
 	}
-	s.routes, s.due = routes, false
+	s.routes, s.stale = routes, false
 	err := s.serve(ctx, routes, snapshot.Generation(), "")
 	if err == nil {
 		return true
 	}
-	s.due = true
+	s.stale = true
 	s.cfg.Log.Error("Envoy is left without routes", zap.Uint64("generation", snapshot.Generation()), zap.Error(err))
 	if bare := s.serve(ctx, nil, snapshot.Generation(), err.Error()); bare != nil {
 		// Its exits are closed and the sidecar refuses what it asks for.
-		s.followed.serves(snapshot.Generation(), nil, err.Error())
+		s.acks.serving(snapshot.Generation(), nil, err.Error())
 		s.cfg.Log.Error("Envoy keeps what it had", zap.Error(bare))
 	}
 	return false
@@ -226,7 +226,7 @@ func (s *Server) update(ctx context.Context) bool {
 
 // serve makes a configuration of routes and has it told to every Envoy.
 func (s *Server) serve(ctx context.Context, routes []authz.Route, generation uint64, problem string) error {
-	s.followed.prepares()
+	s.acks.preparing()
 	r, err := build(&s.cfg, routes, false)
 	if err != nil {
 		return err
@@ -239,9 +239,9 @@ func (s *Server) serve(ctx context.Context, routes []authz.Route, generation uin
 	for url := range next.VersionMap {
 		versions[url] = next.GetVersion(url)
 	}
-	s.followed.serves(generation, versions, problem)
+	s.acks.serving(generation, versions, problem)
 	s.current = next
-	if err := s.cache.SetSnapshot(ctx, one{}.ID(nil), next); err != nil && ctx.Err() == nil {
+	if err := s.cache.SetSnapshot(ctx, anyNode{}.ID(nil), next); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("tell of configuration: %w", err)
 	}
 	return nil

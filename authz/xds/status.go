@@ -56,11 +56,11 @@ func (s Status) Current(e Envoy) bool {
 }
 
 // Status returns what is served and how Envoys stand to it.
-func (s *Server) Status() Status { return s.followed.status() }
+func (s *Server) Status() Status { return s.acks.status() }
 
-// followed keeps account of who is told what. Its callbacks are called for each
+// ackTracker keeps account of who is told what. Its callbacks are called for each
 // message of a stream, in order.
-type followed struct {
+type ackTracker struct {
 	xdsserver.CallbackFuncs
 
 	plugin authz.Principal
@@ -72,7 +72,7 @@ type followed struct {
 	pending    bool
 	problem    string
 	versions   map[string]string // what is served, by type
-	streams    map[stream]*told
+	streams    map[stream]*ackState
 }
 
 // stream names a stream: the two protocols count theirs separately.
@@ -81,34 +81,34 @@ type stream struct {
 	id    int64
 }
 
-// told is what one Envoy was told and has answered.
-type told struct {
+// ackState is what one Envoy was told and has answered.
+type ackState struct {
 	version   string
 	connected time.Time
-	types     map[string]*toldOf
+	types     map[string]*typeState
 }
 
-type toldOf struct {
+type typeState struct {
 	nonce, sent string // of the last response
 	accepted    string // the last version that was put in force
 	refused     string
-	brought     bool // it said what it had already; what is the same is not sent
+	initial     bool // it said what it had already; what is the same is not sent
 }
 
-func newFollowed(cfg *Config) *followed {
-	return &followed{plugin: cfg.Plugin, now: cfg.Now, log: cfg.Log, streams: map[stream]*told{}}
+func newAckTracker(cfg *Config) *ackTracker {
+	return &ackTracker{plugin: cfg.Plugin, now: cfg.Now, log: cfg.Log, streams: map[stream]*ackState{}}
 }
 
-// prepares records that the configuration of another generation is being made: the
+// preparing records that the configuration of another generation is being made: the
 // exits are already its own, and no Envoy has been sent it.
-func (f *followed) prepares() {
+func (f *ackTracker) preparing() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.pending = true
 }
 
-// serves notes what is served from now on; nil versions are those of before.
-func (f *followed) serves(generation uint64, versions map[string]string, problem string) {
+// serving notes what is served from now on; nil versions are those of before.
+func (f *ackTracker) serving(generation uint64, versions map[string]string, problem string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.generation, f.pending, f.problem = generation, false, problem
@@ -117,7 +117,7 @@ func (f *followed) serves(generation uint64, versions map[string]string, problem
 	}
 }
 
-func (f *followed) status() Status {
+func (f *ackTracker) status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := Status{Generation: f.generation, Pending: f.pending, Problem: f.problem}
@@ -128,7 +128,7 @@ func (f *followed) status() Status {
 			switch {
 			case of.refused != "":
 				e.Refused[kind] = of.refused
-			case of.brought && of.sent == "":
+			case of.initial && of.sent == "":
 				e.Acknowledged[kind] = f.generation
 			case of.accepted == "":
 			case of.accepted == f.versions[url]:
@@ -158,21 +158,21 @@ func generationOf(version string) uint64 {
 	return generation
 }
 
-func (f *followed) open(s stream) error {
+func (f *ackTracker) open(s stream) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.streams[s] = &told{connected: f.now(), types: map[string]*toldOf{}}
+	f.streams[s] = &ackState{connected: f.now(), types: map[string]*typeState{}}
 	return nil
 }
 
-func (f *followed) closed(s stream) {
+func (f *ackTracker) closed(s stream) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.streams, s)
 	f.log.Info("an Envoy has left")
 }
 
-func (f *followed) requested(s stream, node *corev3.Node, url, nonce string, detail *statuspb.Status) error {
+func (f *ackTracker) requested(s stream, node *corev3.Node, url, nonce string, detail *statuspb.Status) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	t := f.streams[s]
@@ -189,7 +189,7 @@ func (f *followed) requested(s stream, node *corev3.Node, url, nonce string, det
 	}
 	of := t.types[url]
 	if of == nil {
-		of = &toldOf{}
+		of = &typeState{}
 		t.types[url] = of
 	}
 	if nonce == "" || nonce != of.nonce {
@@ -203,15 +203,15 @@ func (f *followed) requested(s stream, node *corev3.Node, url, nonce string, det
 	return nil
 }
 
-// brings notes that an Envoy which was told by an earlier server has resources of
+// hasResources notes that an Envoy which was told by an earlier server has resources of
 // a type. It is answered at once where they differ from what is served.
-func (f *followed) brings(s stream, url string) {
+func (f *ackTracker) hasResources(s stream, url string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.streams[s].types[url].brought = true
+	f.streams[s].types[url].initial = true
 }
 
-func (f *followed) sent(s stream, url, nonce, version string) {
+func (f *ackTracker) sent(s stream, url, nonce, version string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if t := f.streams[s]; t != nil && t.types[url] != nil {
@@ -222,41 +222,41 @@ func (f *followed) sent(s stream, url, nonce, version string) {
 // The rest are the callbacks of the two protocols.
 
 // OnStreamOpen sees an Envoy come.
-func (f *followed) OnStreamOpen(_ context.Context, id int64, _ string) error {
+func (f *ackTracker) OnStreamOpen(_ context.Context, id int64, _ string) error {
 	return f.open(stream{false, id})
 }
 
 // OnStreamClosed sees an Envoy leave.
-func (f *followed) OnStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{false, id}) }
+func (f *ackTracker) OnStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{false, id}) }
 
 // OnStreamRequest sees a request.
-func (f *followed) OnStreamRequest(id int64, in *discoveryv3.DiscoveryRequest) error {
+func (f *ackTracker) OnStreamRequest(id int64, in *discoveryv3.DiscoveryRequest) error {
 	return f.requested(stream{false, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
 }
 
 // OnStreamResponse sees a response.
-func (f *followed) OnStreamResponse(_ context.Context, id int64, _ *discoveryv3.DiscoveryRequest, out *discoveryv3.DiscoveryResponse) {
+func (f *ackTracker) OnStreamResponse(_ context.Context, id int64, _ *discoveryv3.DiscoveryRequest, out *discoveryv3.DiscoveryResponse) {
 	f.sent(stream{false, id}, out.GetTypeUrl(), out.GetNonce(), out.GetVersionInfo())
 }
 
 // OnDeltaStreamOpen sees an Envoy come.
-func (f *followed) OnDeltaStreamOpen(_ context.Context, id int64, _ string) error {
+func (f *ackTracker) OnDeltaStreamOpen(_ context.Context, id int64, _ string) error {
 	return f.open(stream{true, id})
 }
 
 // OnDeltaStreamClosed sees an Envoy leave.
-func (f *followed) OnDeltaStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{true, id}) }
+func (f *ackTracker) OnDeltaStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{true, id}) }
 
 // OnStreamDeltaRequest sees a request.
-func (f *followed) OnStreamDeltaRequest(id int64, in *discoveryv3.DeltaDiscoveryRequest) error {
+func (f *ackTracker) OnStreamDeltaRequest(id int64, in *discoveryv3.DeltaDiscoveryRequest) error {
 	err := f.requested(stream{true, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
 	if err == nil && len(in.GetInitialResourceVersions()) > 0 {
-		f.brings(stream{true, id}, in.GetTypeUrl())
+		f.hasResources(stream{true, id}, in.GetTypeUrl())
 	}
 	return err
 }
 
 // OnStreamDeltaResponse sees a response.
-func (f *followed) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, out *discoveryv3.DeltaDiscoveryResponse) {
+func (f *ackTracker) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, out *discoveryv3.DeltaDiscoveryResponse) {
 	f.sent(stream{true, id}, out.GetTypeUrl(), out.GetNonce(), out.GetSystemVersionInfo())
 }

@@ -36,7 +36,7 @@ func TestCurrentWhileExitsChange(t *testing.T) {
 	s = testenv.MustGet(New(Config{
 		Plugin: "weather", Engine: engine, Now: func() time.Time { return now }, Check: "/check.sock",
 		Explicit: netip.MustParseAddrPort("127.0.0.1:1"),
-		Exits: func(routes []authz.Route) ([]string, error) {
+		EgressSockets: func(routes []authz.Route) ([]string, error) {
 			during = append(during, current())
 			return make([]string, len(routes)), nil
 		},
@@ -44,11 +44,11 @@ func TestCurrentWhileExitsChange(t *testing.T) {
 	install("api.weather.example")
 	s.update(t.Context())
 	id := stream{true, 1}
-	testenv.Must(t, s.followed.open(id))
+	testenv.Must(t, s.acks.open(id))
 	for url := range s.current.VersionMap {
-		testenv.Must(t, s.followed.requested(id, nil, url, "", nil))
-		s.followed.sent(id, url, "1", s.current.GetVersion(url))
-		testenv.Must(t, s.followed.requested(id, nil, url, "1", nil))
+		testenv.Must(t, s.acks.requested(id, nil, url, "", nil))
+		s.acks.sent(id, url, "1", s.current.GetVersion(url))
+		testenv.Must(t, s.acks.requested(id, nil, url, "1", nil))
 	}
 	if !current() {
 		t.Fatalf("got %+v after each type was acknowledged, want a current Envoy", s.Status())
@@ -61,7 +61,7 @@ func TestCurrentWhileExitsChange(t *testing.T) {
 	if current() {
 		t.Error("got a current Envoy before it acknowledged the second configuration")
 	}
-	s.followed.sent(id, clusters, "2", s.current.GetVersion(clusters))
+	s.acks.sent(id, clusters, "2", s.current.GetVersion(clusters))
 	if current() {
 		t.Error("got a current Envoy before it acknowledged the clusters")
 	}

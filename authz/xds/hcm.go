@@ -39,9 +39,9 @@ func checkService() *corev3.GrpcService {
 	}
 }
 
-// manager returns the filter of what is HTTP. table is nil where the routes
+// hcm returns the filter of what is HTTP. table is nil where the routes
 // come over xDS.
-func (b *builder) manager(name string, table *routev3.RouteConfiguration, early []*mutationv3.HeaderMutation) *listenerv3.Filter {
+func (b *builder) hcm(name string, table *routev3.RouteConfiguration, early []*mutationv3.HeaderMutation) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
@@ -96,9 +96,9 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 		// was cut, before Envoy does: by default a second.
 		DelayedCloseTimeout: &durationpb.Duration{Nanos: 100e6},
 		UpgradeConfigs:      b.upgrades(),
-		AccessLog:           append(b.accessLog(requestLog()), b.toSidecar()),
+		AccessLog:           append(b.accessLog(requestLog()), b.sidecarLog()),
 		LocalReplyConfig:    b.localReplies(),
-		HttpFilters:         []*hcmv3.HttpFilter{b.ask(), b.router()},
+		HttpFilters:         []*hcmv3.HttpFilter{b.extAuthz(), b.router()},
 	}
 	if table != nil {
 		m.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: table}
@@ -106,9 +106,9 @@ func (b *builder) manager(name string, table *routev3.RouteConfiguration, early 
 	return b.filter("envoy.filters.network.http_connection_manager", m)
 }
 
-// believeNothing removes what of the plugin's headers would steer Envoy:
+// removeUntrustedHeaders removes what of the plugin's headers would steer Envoy:
 // retries and timeouts (x-envoy-*) and the choice of the route.
-func believeNothing() []*mutationv3.HeaderMutation {
+func removeUntrustedHeaders() []*mutationv3.HeaderMutation {
 	var out []*mutationv3.HeaderMutation
 	for _, prefix := range []string{"x-chaperone-", "x-envoy-"} {
 		out = append(out, &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
@@ -120,10 +120,10 @@ func believeNothing() []*mutationv3.HeaderMutation {
 	return out
 }
 
-// marked adds the mark of what came in a CONNECT.
-func marked() *mutationv3.HeaderMutation {
+// markInternal adds the mark of what came in a CONNECT.
+func markInternal() *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-		Header: &corev3.HeaderValue{Key: headerInside, Value: "1"},
+		Header: &corev3.HeaderValue{Key: headerInternal, Value: "1"},
 	}}}
 }
 
@@ -131,8 +131,8 @@ func marked() *mutationv3.HeaderMutation {
 // Whether this one may is asked; one that is not here Envoy refuses by itself.
 func (b *builder) upgrades() []*hcmv3.HttpConnectionManager_UpgradeConfig {
 	var names []string
-	for i := range b.places {
-		for name := range strings.SplitSeq(b.places[i].Upgrades, ",") {
+	for i := range b.targets {
+		for name := range strings.SplitSeq(b.targets[i].Upgrades, ",") {
 			// Envoy takes no name twice, whatever the case of its letters.
 			if name != "" && name != "connect" {
 				names = append(names, name)
@@ -148,8 +148,8 @@ func (b *builder) upgrades() []*hcmv3.HttpConnectionManager_UpgradeConfig {
 	return out
 }
 
-// ask is the filter that asks the sidecar. No answer is a refusal.
-func (b *builder) ask() *hcmv3.HttpFilter {
+// extAuthz is the filter that asks the sidecar. No answer is a refusal.
+func (b *builder) extAuthz() *hcmv3.HttpFilter {
 	return b.httpFilter(filterHTTPAuthz, &authzv3.ExtAuthz{
 		TransportApiVersion: corev3.ApiVersion_V3,
 		Services:            &authzv3.ExtAuthz_GrpcService{GrpcService: checkService()},

@@ -30,22 +30,22 @@ type predicate = matcherv3.Matcher_MatcherList_Predicate
 // removed before anything looks at it.
 const headerRoute = "x-chaperone-route"
 
-// headerInside is the request header that Envoy marks requests with that came
+// headerInternal is the request header that Envoy marks requests with that came
 // in a CONNECT. They cannot open another one: streams in streams in streams
 // would be counted by nobody.
-const headerInside = "x-chaperone-inside"
+const headerInternal = "x-chaperone-inside"
 
-// table returns the routes. Before the sidecar has answered, every request is
+// routeConfiguration returns the routes. Before the sidecar has answered, every request is
 // on a route that leads nowhere, so that every request is asked about; the
 // answer then names its rule, and only that leads on, and only to the rule's own
 // hosts.
-func (b *builder) table() *routev3.RouteConfiguration {
+func (b *builder) routeConfiguration() *routev3.RouteConfiguration {
 	out := &routev3.RouteConfiguration{Name: routeTable}
-	for _, way := range b.insides() {
-		out.VirtualHosts = append(out.VirtualHosts, b.intoInside(way))
+	for _, way := range b.internalAddresses() {
+		out.VirtualHosts = append(out.VirtualHosts, b.internalVirtualHost(way))
 	}
 	everywhere := virtualHost("everywhere", "*")
-	everywhere.Matcher = b.byRule(b.places, b.refuse())
+	everywhere.Matcher = b.byRule(b.targets, b.refuse())
 	out.VirtualHosts = append(out.VirtualHosts, everywhere)
 	return out
 }
@@ -57,22 +57,22 @@ func virtualHost(name string, domains ...string) *routev3.VirtualHost {
 	}
 }
 
-// insides returns the addresses that connections in a CONNECT are taken as
+// internalAddresses returns the addresses that connections in a CONNECT are taken as
 // going to: of the unspecified network with the port for names, so that no rule
 // for an address can mean them, and the address itself for literals.
-func (b *builder) insides() []netip.AddrPort {
+func (b *builder) internalAddresses() []netip.AddrPort {
 	var out []netip.AddrPort
-	for i := range b.places {
-		p := &b.places[i]
-		for _, port := range b.insidePorts(p) {
-			out = append(out, insideAddress(p, port))
+	for i := range b.targets {
+		p := &b.targets[i]
+		for _, port := range b.internalPorts(p) {
+			out = append(out, internalAddress(p, port))
 		}
 	}
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	return slices.Compact(out)
 }
 
-func insideAddress(p *place, port uint16) netip.AddrPort {
+func internalAddress(p *routeTarget, port uint16) netip.AddrPort {
 	addr, ok := p.literal()
 	if !ok {
 		addr = netip.AddrFrom4([4]byte{0, 0, 0, 1})
@@ -80,11 +80,11 @@ func insideAddress(p *place, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(addr, port)
 }
 
-// insidePorts returns the ports of the place's host for which what is sent in a
+// internalPorts returns the ports of the place's host for which what is sent in a
 // CONNECT is looked into: TLS that is terminated or whose server name decides, and
 // plain http, which Node's fetch, npm and curl -p send so. What may be any tcp is
 // not, and is asked about as such.
-func (b *builder) insidePorts(p *place) []uint16 {
+func (b *builder) internalPorts(p *routeTarget) []uint16 {
 	ports := []uint16{p.Port}
 	switch {
 	case p.Scheme == authz.SchemeTCP, p.Scheme == authz.SchemeHTTPS && b.cfg.Leaf == nil:
@@ -95,25 +95,25 @@ func (b *builder) insidePorts(p *place) []uint16 {
 	return slices.DeleteFunc(ports, func(port uint16) bool { return b.tunnels[net.JoinHostPort(p.Host, portText(port))] })
 }
 
-func (b *builder) tcp() []*place { return b.of(authz.SchemeTCP) }
+func (b *builder) tcpTargets() []*routeTarget { return b.targetsOf(authz.SchemeTCP) }
 
-func (b *builder) of(scheme authz.Scheme) []*place {
-	var out []*place
-	for i := range b.places {
-		if b.places[i].Scheme == scheme {
-			out = append(out, &b.places[i])
+func (b *builder) targetsOf(scheme authz.Scheme) []*routeTarget {
+	var out []*routeTarget
+	for i := range b.targets {
+		if b.targets[i].Scheme == scheme {
+			out = append(out, &b.targets[i])
 		}
 	}
 	return out
 }
 
-// intoInside is the virtual host of CONNECT to hosts of which it is asked what
+// internalVirtualHost is the virtual host of CONNECT to hosts of which it is asked what
 // is inside.
-func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
+func (b *builder) internalVirtualHost(way netip.AddrPort) *routev3.VirtualHost {
 	var domains []string
-	for i := range b.places {
-		p := &b.places[i]
-		if !slices.Contains(b.insidePorts(p), way.Port()) || insideAddress(p, way.Port()) != way {
+	for i := range b.targets {
+		p := &b.targets[i]
+		if !slices.Contains(b.internalPorts(p), way.Port()) || internalAddress(p, way.Port()) != way {
 			continue
 		}
 		host, port := strings.Replace(p.Host, "**.", "*.", 1), portText(way.Port())
@@ -124,15 +124,15 @@ func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
 	}
 	slices.Sort(domains)
 	into := &routev3.Route{
-		Name: insideListener,
+		Name: internalListener,
 		Match: &routev3.RouteMatch{
 			PathSpecifier: connectMatch(),
 			Headers: []*routev3.HeaderMatcher{{
-				Name: headerInside, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: false},
+				Name: headerInternal, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: false},
 			}},
 		},
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
-			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: insideName(way)},
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: internalName(way)},
 			Timeout:          seconds(0),
 			UpgradeConfigs:   []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "CONNECT", ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{}}},
 		}},
@@ -140,11 +140,11 @@ func (b *builder) intoInside(way netip.AddrPort) *routev3.VirtualHost {
 			filterHTTPAuthz: b.packed(&authzv3.ExtAuthzPerRoute{Override: &authzv3.ExtAuthzPerRoute_Disabled{Disabled: true}}),
 		},
 	}
-	host := virtualHost(insideName(way), slices.Compact(domains)...)
+	host := virtualHost(internalName(way), slices.Compact(domains)...)
 	// Requests whose host has this port as well come here; of a default port only
 	// before they are asked about.
-	var here []place
-	for _, p := range b.places {
+	var here []routeTarget
+	for _, p := range b.targets {
 		if p.Port == way.Port() && p.Port != p.Scheme.DefaultPort() {
 			here = append(here, p)
 		}
@@ -168,8 +168,8 @@ func (*builder) refuse() []*routev3.Route {
 
 // byRule finds the route by the rule that the answer named, and then by the
 // host. The cost does not grow with the number of rules.
-func (b *builder) byRule(places []place, otherwise []*routev3.Route) *matcherv3.Matcher {
-	rules := map[string][]*place{}
+func (b *builder) byRule(places []routeTarget, otherwise []*routev3.Route) *matcherv3.Matcher {
+	rules := map[string][]*routeTarget{}
 	for i := range places {
 		if places[i].Scheme == authz.SchemeTLS {
 			continue // known by its server name
@@ -177,55 +177,55 @@ func (b *builder) byRule(places []place, otherwise []*routev3.Route) *matcherv3.
 		id := RouteID(places[i].Route)
 		rules[id] = append(rules[id], &places[i])
 	}
-	onNoMatch := b.then("routes", &routev3.RouteList{Routes: otherwise})
+	onNoMatch := b.action("routes", &routev3.RouteList{Routes: otherwise})
 	// A matcher needs something to look for. No answer names this.
 	tree := map[string]*matcherv3.Matcher_OnMatch{"/": onNoMatch}
 	for id, of := range rules {
 		tree[id] = b.byHost(of)
 	}
-	return &matcherv3.Matcher{MatcherType: b.exact(header(headerRoute), tree), OnNoMatch: onNoMatch}
+	return &matcherv3.Matcher{MatcherType: b.exactMap(header(headerRoute), tree), OnNoMatch: onNoMatch}
 }
 
 // byHost finds the route of one rule: of the exact host, else of a wildcard.
 // Where there is none nothing leads on.
-func (b *builder) byHost(places []*place) *matcherv3.Matcher_OnMatch {
+func (b *builder) byHost(places []*routeTarget) *matcherv3.Matcher_OnMatch {
 	exact := map[string]*matcherv3.Matcher_OnMatch{}
-	var wild []*place
+	var wild []*routeTarget
 	for _, p := range places {
 		if p.Exact() {
-			exact[p.authority()] = b.to(p)
+			exact[p.authority()] = b.routesTo(p)
 		} else {
 			wild = append(wild, p)
 		}
 	}
 	if len(wild) == 0 {
-		return nest(&matcherv3.Matcher{MatcherType: b.exact(header(":authority"), exact)})
+		return nested(&matcherv3.Matcher{MatcherType: b.exactMap(header(":authority"), exact)})
 	}
-	otherwise := nest(&matcherv3.Matcher{MatcherType: b.wildcards(wild)})
+	otherwise := nested(&matcherv3.Matcher{MatcherType: b.wildcards(wild)})
 	if len(exact) == 0 {
 		return otherwise
 	}
-	return nest(&matcherv3.Matcher{MatcherType: b.exact(header(":authority"), exact), OnNoMatch: otherwise})
+	return nested(&matcherv3.Matcher{MatcherType: b.exactMap(header(":authority"), exact), OnNoMatch: otherwise})
 }
 
 // wildcards finds the pattern that matches the host most closely.
-func (b *builder) wildcards(places []*place) *matcherv3.Matcher_MatcherList_ {
-	by := map[string]*place{}
+func (b *builder) wildcards(places []*routeTarget) *matcherv3.Matcher_MatcherList_ {
+	by := map[string]*routeTarget{}
 	for _, p := range places {
 		by[p.authority()] = p
 	}
 	list := &matcherv3.Matcher_MatcherList{}
-	for _, authority := range slices.SortedFunc(maps.Keys(by), closer) {
+	for _, authority := range slices.SortedFunc(maps.Keys(by), compareSpecificity) {
 		list.Matchers = append(list.Matchers, &matcherv3.Matcher_MatcherList_FieldMatcher{
-			Predicate: b.is(header(":authority"), matching(pattern(authority))), OnMatch: b.to(by[authority]),
+			Predicate: b.fieldMatcher(header(":authority"), regexMatch(pattern(authority))), OnMatch: b.routesTo(by[authority]),
 		})
 	}
 	return &matcherv3.Matcher_MatcherList_{MatcherList: list}
 }
 
-// closer orders wildcards so that the first one that matches is the closest: of
+// compareSpecificity orders wildcards so that the first one that matches is the closest: of
 // the longest name, and of one label before any number.
-func closer(x, y string) int {
+func compareSpecificity(x, y string) int {
 	return cmp.Or(
 		cmp.Compare(len(strings.TrimLeft(y, "*")), len(strings.TrimLeft(x, "*"))),
 		cmp.Compare(len(x), len(y)), strings.Compare(x, y),
@@ -242,12 +242,12 @@ func pattern(wildcard string) string {
 	return label + regexp.QuoteMeta(name)
 }
 
-// to leads to a place: by way of a cluster of its own for what upgrades, since
+// routesTo leads to a place: by way of a cluster of its own for what upgrades, since
 // hardly any server takes upgrades of HTTP/2 (RFC 8441); and for what may be sent
 // twice by way of a route that does.
-func (b *builder) to(p *place) *matcherv3.Matcher_OnMatch {
+func (b *builder) routesTo(p *routeTarget) *matcherv3.Matcher_OnMatch {
 	if !p.Scheme.HTTP() {
-		return b.then("route", b.route(p))
+		return b.action("route", b.route(p))
 	}
 	var routes []*routev3.Route
 	if p.upgrades() {
@@ -259,18 +259,18 @@ func (b *builder) to(p *place) *matcherv3.Matcher_OnMatch {
 		}}
 		routes = append(routes, upgrade)
 	}
-	return b.then("routes", &routev3.RouteList{Routes: append(routes, b.repeatable(p), b.route(p))})
+	return b.action("routes", &routev3.RouteList{Routes: append(routes, b.retriableRoute(p), b.route(p))})
 }
 
-// repeatable leads to a place what is sent once more when the upstream ended the
+// retriableRoute leads to a place what is sent once more when the upstream ended the
 // connection before it answered: requests of safe methods (RFC 9110, section
 // 9.2.1) without a body, which an upstream that closes an idle connection just
 // then has not looked at. Envoy sends what was decided: the filter that asks comes
 // before the router, so that nothing is decided, spent or recorded twice, and the
 // exit sees whether the rule still stands.
-func (b *builder) repeatable(p *place) *routev3.Route {
+func (b *builder) retriableRoute(p *routeTarget) *routev3.Route {
 	r := b.route(p)
-	r.Name = p.cluster + repeatSuffix
+	r.Name = p.cluster + retriableSuffix
 	absent := func(name string) *routev3.HeaderMatcher {
 		return &routev3.HeaderMatcher{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: false}}
 	}
@@ -289,15 +289,15 @@ func (b *builder) repeatable(p *place) *routev3.Route {
 	return r
 }
 
-// repeatSuffix ends the name of the route of what may be sent twice.
-const repeatSuffix = "/repeatable"
+// retriableSuffix ends the name of the route of what may be sent twice.
+const retriableSuffix = "/repeatable"
 
 // route leads to a place.
-func (b *builder) route(p *place) *routev3.Route {
+func (b *builder) route(p *routeTarget) *routev3.Route {
 	action := &routev3.RouteAction{
 		ClusterSpecifier:  &routev3.RouteAction_Cluster{Cluster: p.cluster},
 		Timeout:           seconds(0), // it would not count while the request is still being sent
-		MaxStreamDuration: &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: b.longest(p)},
+		MaxStreamDuration: &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: b.maxDuration(p)},
 	}
 	match := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}}
 	if p.Scheme == authz.SchemeTCP {
@@ -308,7 +308,7 @@ func (b *builder) route(p *place) *routev3.Route {
 	}
 	return &routev3.Route{
 		Name: p.cluster, Match: match, Action: &routev3.Route_Route{Route: action},
-		RequestHeadersToRemove: []string{headerRoute, headerInside, "x-forwarded-proto", "x-forwarded-for", "x-request-id", "x-envoy-internal", "x-envoy-external-address"},
+		RequestHeadersToRemove: []string{headerRoute, headerInternal, "x-forwarded-proto", "x-forwarded-for", "x-request-id", "x-envoy-internal", "x-envoy-external-address"},
 	}
 }
 
@@ -322,14 +322,14 @@ func (b *builder) input(m proto.Message) *typedExtension {
 	return &typedExtension{Name: string(m.ProtoReflect().Descriptor().Name()), TypedConfig: b.packed(m)}
 }
 
-func (b *builder) exact(input proto.Message, to map[string]*matcherv3.Matcher_OnMatch) *matcherv3.Matcher_MatcherTree_ {
+func (b *builder) exactMap(input proto.Message, to map[string]*matcherv3.Matcher_OnMatch) *matcherv3.Matcher_MatcherTree_ {
 	return &matcherv3.Matcher_MatcherTree_{MatcherTree: &matcherv3.Matcher_MatcherTree{
 		Input:    b.input(input),
 		TreeType: &matcherv3.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &matcherv3.Matcher_MatcherTree_MatchMap{Map: to}},
 	}}
 }
 
-func (b *builder) is(input proto.Message, what *matcherv3.StringMatcher) *predicate {
+func (b *builder) fieldMatcher(input proto.Message, what *matcherv3.StringMatcher) *predicate {
 	return &predicate{MatchType: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
 		SinglePredicate: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
 			Input:   b.input(input),
@@ -338,21 +338,21 @@ func (b *builder) is(input proto.Message, what *matcherv3.StringMatcher) *predic
 	}}
 }
 
-func exactly(text string) *matcherv3.StringMatcher {
+func exactMatch(text string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: text}}
 }
 
-func matching(regex string) *matcherv3.StringMatcher {
+func regexMatch(regex string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{
 		EngineType: &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}}, Regex: regex,
 	}}}
 }
 
-func (b *builder) then(name string, m proto.Message) *matcherv3.Matcher_OnMatch {
+func (b *builder) action(name string, m proto.Message) *matcherv3.Matcher_OnMatch {
 	return &matcherv3.Matcher_OnMatch{OnMatch: &matcherv3.Matcher_OnMatch_Action{Action: &typedExtension{Name: name, TypedConfig: b.packed(m)}}}
 }
 
-func nest(m *matcherv3.Matcher) *matcherv3.Matcher_OnMatch {
+func nested(m *matcherv3.Matcher) *matcherv3.Matcher_OnMatch {
 	return &matcherv3.Matcher_OnMatch{OnMatch: &matcherv3.Matcher_OnMatch_Matcher{Matcher: m}}
 }
 

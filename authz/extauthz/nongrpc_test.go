@@ -179,7 +179,7 @@ func TestNoSuccessWithoutMessage(t *testing.T) {
 			want = append(append(want, head...), payload...)
 		}
 		out, original := &sink{}, slices.Clone(sent)
-		c := &answering{Conn: out}
+		c := &trailersOnlyConn{Conn: out}
 		for rest := sent; len(rest) > 0; {
 			n := rapid.IntRange(1, len(rest)).Draw(t, "piece")
 			if _, err := c.Write(rest[:n]); err != nil {

@@ -28,8 +28,8 @@ import (
 // Envoy's http_service always does (RawHttpClientImpl::check). And no HTTP status
 // of success leaves without a message after it.
 
-// callMethods are the methods that this server has.
-func callMethods() []string {
+// servedMethods are the methods that this server has.
+func servedMethods() []string {
 	return []string{
 		"/" + ServiceName + "/Check",
 		"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List",
@@ -44,16 +44,16 @@ func (s *Server) intercept(ctx context.Context, call *tap.Info) (context.Context
 	if known && len(call.Header["content-length"]) == 0 {
 		return ctx, nil
 	}
-	s.misused(call)
+	s.recordMisuse(call)
 	if known {
 		return nil, status.Error(codes.InvalidArgument, "not a call of gRPC")
 	}
 	return nil, status.Error(codes.Unimplemented, "no such method")
 }
 
-// misused records that the socket was asked something else than what it answers,
+// recordMisuse records that the socket was asked something else than what it answers,
 // once a second at most: a plugin may be the one that asks.
-func (s *Server) misused(call *tap.Info) {
+func (s *Server) recordMisuse(call *tap.Info) {
 	n := s.misuse.take(time.Now())
 	if n == 0 {
 		return
@@ -64,17 +64,17 @@ func (s *Server) misused(call *tap.Info) {
 	}
 	attempt := authz.Attempt{
 		Principal: s.cfg.Plugin, Method: "POST", Detail: detail,
-		URL: string(authz.SchemeHTTPS) + "://" + firstOf(call.Header, ":authority") + call.FullMethodName,
+		URL: string(authz.SchemeHTTPS) + "://" + firstHeader(call.Header, ":authority") + call.FullMethodName,
 	}
 	refusal, err := s.cfg.Gate.Refuse(authz.MalformedRequest, attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
-	s.unrecorded(refusal, err)
+	s.logUnrecorded(refusal, err)
 	s.log.Error("ext_authz socket misused", zap.String("method", quote(call.FullMethodName)), zap.String("decision", refusal.Decision), zap.String("detail", detail))
 	if s.cfg.Refused != nil {
 		s.cfg.Refused(refusal)
 	}
 }
 
-func firstOf(md metadata.MD, name string) string {
+func firstHeader(md metadata.MD, name string) string {
 	if values := md.Get(name); len(values) > 0 {
 		return values[0]
 	}
@@ -113,21 +113,21 @@ const (
 	bitsOfOneOctet = 8
 )
 
-// answering is a server's connection of gRPC on which no answer without a message
+// trailersOnlyConn is a server's connection of gRPC on which no answer without a message
 // has the HTTP status 200: such an answer is one HEADERS frame that ends its
 // stream, begins with the status, and has the status 400 instead. Clients of gRPC
 // read grpc-status in it as before (gRPC over HTTP/2, "Responses": Trailers-Only).
-type answering struct {
+type trailersOnlyConn struct {
 	net.Conn
 
-	head  [frameHead]byte
-	have  int  // of head
-	left  int  // of the frame's payload
-	first bool // the next byte of the payload is the first of such an answer
+	head    [frameHead]byte
+	headLen int  // of head
+	left    int  // of the frame's payload
+	first   bool // the next byte of the payload is the first of such an answer
 }
 
 // Write writes frames, which need not be whole.
-func (c *answering) Write(frames []byte) (int, error) {
+func (c *trailersOnlyConn) Write(frames []byte) (int, error) {
 	out := frames
 	for i := 0; i < len(frames); {
 		if c.left > 0 {
@@ -140,9 +140,9 @@ func (c *answering) Write(frames []byte) (int, error) {
 			c.left, i = c.left-n, i+n
 			continue
 		}
-		n := copy(c.head[c.have:], frames[i:])
-		if c.have, i = c.have+n, i+n; c.have == frameHead {
-			c.have = 0
+		n := copy(c.head[c.headLen:], frames[i:])
+		if c.headLen, i = c.headLen+n, i+n; c.headLen == frameHead {
+			c.headLen = 0
 			c.left = int(c.head[0])<<(2*bitsOfOneOctet) | int(c.head[1])<<bitsOfOneOctet | int(c.head[2])
 			c.first = c.head[frameTypeAt] == frameHeaders && c.head[frameFlagsAt]&flagEndStream != 0
 		}

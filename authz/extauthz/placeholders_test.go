@@ -12,7 +12,7 @@ import (
 func TestMisplaced(t *testing.T) {
 	const standIn = "zq-Test7Kp2Lm9Rv4Xw8"
 	h := newHouse(t)
-	s := h.server(t, Config{StandIn: func(text string) (grant, credential string, found bool) {
+	s := h.server(t, Config{FindPlaceholder: func(text string) (grant, credential string, found bool) {
 		return "weather", "bearer", strings.Contains(strings.ToLower(text), strings.ToLower(standIn))
 	}})
 	for _, test := range []struct {

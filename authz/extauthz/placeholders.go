@@ -7,16 +7,16 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// misplaced refuses an admitted access that holds the stand-in for a credential
+// misplacedPlaceholder refuses an admitted access that holds the stand-in for a credential
 // elsewhere than in the credential's place, and reports whether it does.
-func (s *Server) misplaced(a *access, admission *authz.Admission) (authz.Refusal, bool) {
-	if s.cfg.StandIn == nil {
+func (s *Server) misplacedPlaceholder(a *access, admission *authz.Admission) (authz.Refusal, bool) {
+	if s.cfg.FindPlaceholder == nil {
 		return authz.Refusal{}, false
 	}
 	var grant, credential, where string
-	a.remains(admission, func(text, in string) bool {
+	a.forwardedTexts(admission, func(text, in string) bool {
 		var found bool
-		if grant, credential, found = s.cfg.StandIn(text); found {
+		if grant, credential, found = s.cfg.FindPlaceholder(text); found {
 			where = in
 		}
 		return !found
@@ -31,9 +31,9 @@ func (s *Server) misplaced(a *access, admission *authz.Admission) (authz.Refusal
 	return refusal, true
 }
 
-// remains calls visit with what the upstream would receive of what the plugin
+// forwardedTexts calls visit with what the upstream would receive of what the plugin
 // sent, but for the body, and where that is, until visit returns false.
-func (a *access) remains(admission *authz.Admission, visit func(text, in string) bool) {
+func (a *access) forwardedTexts(admission *authz.Admission, visit func(text, in string) bool) {
 	to, slot := admission.Request.Destination, admission.Injection
 	query := to.Query()
 	if slot.Kind == authz.InjectQuery {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -627,10 +628,11 @@ func TestGateTogether(t *testing.T) {
 	w := newWorld(t, input(withKey(forecast())))
 	policy := compile(t, input(withKey(forecast())))
 	ctx, cancel := context.WithCancel(t.Context())
+	var admitted atomic.Int64
 	var group sync.WaitGroup
 	group.Go(func() {
 		defer cancel()
-		for i := range 300 {
+		for i := 0; i < 300 || admitted.Load() < 100; i++ {
 			w.engine.Install(policy)
 			w.engine.Revoke(Revocation{ID: fmt.Sprint(i), Plugin: "weather", Level: LevelQuarantine})
 			w.engine.Restore(fmt.Sprint(i))
@@ -649,6 +651,7 @@ func TestGateTogether(t *testing.T) {
 				ends.Go(func() { _ = a.End(Outcome{}) })
 				ends.Go(func() { _ = a.End(Outcome{}) })
 				ends.Wait()
+				admitted.Add(1)
 			}
 		})
 	}

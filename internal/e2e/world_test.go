@@ -23,7 +23,7 @@ import (
 const originHost = "api.test.example"
 
 // runLimit bounds one run of a program.
-const runLimit = time.Minute
+const runLimit = 3 * time.Minute
 
 // world is the files of one sidecar and the origins that its plugin may reach.
 type world struct {

@@ -618,8 +618,10 @@ func TestIDs(t *testing.T) {
 		}
 		seen[id], last = true, id
 	}
-	if got := ids.next(time.UnixMilli(0x0123456789ab))[:13]; got != "01234567-89ab" {
-		t.Errorf("the time of an id is %s", got)
+	for _, id := range []string{ids.next(time.UnixMilli(0x0123456789ab)), NewID(time.UnixMilli(0x0123456789ab))} {
+		if got, want := id[:13], "01234567-89ab"; got != want || !form.MatchString(id) {
+			t.Errorf("got id %s, want it to begin with the time %s", id, want)
+		}
 	}
 }
 

@@ -26,6 +26,19 @@ func (s *idSource) next(now time.Time) string {
 	copy(id[:], s.batch[len(s.batch)-s.left:])
 	s.left -= 16
 	s.mu.Unlock()
+	return formatID(id, now)
+}
+
+// NewID returns a UUID of version 7 (RFC 9562, section 5.7), as decisions have, for
+// revocations and for records that no decision stands behind.
+func NewID(now time.Time) string {
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails: see crypto/rand.Read
+	return formatID(random, now)
+}
+
+// formatID writes the time and the version over 16 random bytes.
+func formatID(id [16]byte, now time.Time) string {
 	milli := uint64(now.UnixMilli())
 	for i := range 6 {
 		id[i] = byte(milli >> (40 - 8*i))

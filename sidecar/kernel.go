@@ -10,14 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
-	"github.com/google/uuid"
-	"go.uber.org/zap"
-
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 
 	"github.com/chaperone-proxy/chaperone/proxy/session"
@@ -210,22 +206,11 @@ func (s *Sidecar) denied(d sandbox.Denial) {
 		Incident: d.Hook == sandbox.HookEscape || d.Hook == sandbox.HookDescriptor,
 	}
 	r.Host, r.Port = s.destination(d)
-	r.Decision = s.kernelDecision()
+	r.Decision = authz.NewID(time.Now()) // explain finds the record by it
 	s.record(r)
 	if s.opts.Refused != nil {
 		s.opts.Refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Decision: r.Decision, Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
 	}
-}
-
-// kernelDecision returns an id for a record of the kernel's door, by which explain
-// finds it, or none.
-func (s *Sidecar) kernelDecision() string {
-	id, err := uuid.NewV7()
-	if err != nil {
-		s.opts.Log.Error("decision id missing", zap.Error(err))
-		return ""
-	}
-	return id.String()
 }
 
 // exeOf names the program of a refused call: by its path, or for a process that

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -221,22 +220,9 @@ func newRevocation(plugin string, grants []authz.Grant, req RevocationRequest) (
 		r.Grant, r.Rule = grant, rule
 	}
 	if r.ID == "" {
-		id, err := NewRevocationID()
-		if err != nil {
-			return r, err
-		}
-		r.ID = id
+		r.ID = authz.NewID(time.Now())
 	}
 	return r, nil
-}
-
-// NewRevocationID returns a random id for a revocation.
-func NewRevocationID() (string, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return "", fmt.Errorf("make revocation id: %w", err)
-	}
-	return id.String(), nil
 }
 
 // findRule checks that GRANT/ID names a rule that is loaded: a name with a

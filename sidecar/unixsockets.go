@@ -53,7 +53,7 @@ func (s *Sidecar) followSockets() {
 func (s *Sidecar) usedSocket(d sandbox.Denial) {
 	s.record(&authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Allowed: true, Reason: authz.Granted.String(),
-		Decision: s.kernelDecision(), Grant: s.grantOfSocket(d.Path), Generation: s.engine.Current().Generation(), Scheme: "unix", Path: d.Path,
+		Decision: authz.NewID(time.Now()), Grant: s.grantOfSocket(d.Path), Generation: s.engine.Current().Generation(), Scheme: "unix", Path: d.Path,
 		PID: int(d.PID), UID: int(d.UID), Exe: exeOf(d), Count: int(min(d.Count, 1<<31)),
 	})
 }

@@ -106,11 +106,7 @@ func (c *cli) revoke(ctx context.Context, req admin.RevokeRequest, force bool) e
 	if c.plugin != "" && (c.admin != "" || c.config != "") {
 		return usageError("--plugin contradicts --admin and --config; say one of them")
 	}
-	id, err := sidecar.NewRevocationID()
-	if err != nil {
-		return err
-	}
-	r.req.ID, r.many = id, req.All
+	r.req.ID, r.many = authz.NewID(time.Now()), req.All
 	all, unlisted := listSidecars()
 	if unlisted != nil && len(all) == 0 {
 		return fmt.Errorf("nothing was revoked: %w", unlisted)
@@ -122,10 +118,7 @@ func (c *cli) revoke(ctx context.Context, req admin.RevokeRequest, force bool) e
 
 // one revokes in one sidecar. What it refuses is the command's error.
 func (r *revocationRun) one(ctx context.Context, s admin.Sidecar) error {
-	var err error
-	if r.req.ID, err = sidecar.NewRevocationID(); err != nil {
-		return err
-	}
+	r.req.ID = authz.NewID(time.Now())
 	result, err := r.at(ctx, s)
 	if err != nil && notRunning(err) && r.config != "" {
 		return r.offline(s)

@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -64,11 +63,7 @@ func (in *Forwarder) admit(ctx context.Context, service Service, door *unixDoor,
 
 // begin records the connection before anything of it reaches the plugin.
 func (in *Forwarder) begin(p *passage) error {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return fmt.Errorf("name the connection: %w", err)
-	}
-	p.id = id.String()
+	p.id = authz.NewID(time.Now())
 	if err := in.Record(in.entry(p, "began")); err != nil {
 		return fmt.Errorf("record the connection: %w", err)
 	}

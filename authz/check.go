@@ -25,7 +25,7 @@ func (k grantCheck) report(path, format string, args ...any) {
 func (k grantCheck) document(names map[string]bool) {
 	g := k.g
 	checkName(g.Name, "metadata.name", "grant", names, k.report)
-	if !isName(g.Plugin) {
+	if !IsName(g.Plugin) {
 		k.report("spec.plugin", notName, clip(g.Plugin))
 	}
 	if g.NotAfter.IsZero() {

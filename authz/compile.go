@@ -380,7 +380,7 @@ func compileNever(g *Guardrail) []neverEntry {
 // them.
 func checkName(name, path, what string, before map[string]bool, report func(path, format string, args ...any)) {
 	switch {
-	case !isName(name):
+	case !IsName(name):
 		report(path, notName, clip(name))
 	case before[name]:
 		report(path, "%q is the name of an earlier %s", name, what)
@@ -390,9 +390,10 @@ func checkName(name, path, what string, before map[string]bool, report func(path
 
 const notName = "%q is not a name; use lower-case letters and digits, with dashes, dots and underscores between them"
 
-// isName reports whether s is a name of a grant, a plugin, a rule or a
-// credential: no slash, so that GRANT/ID is never ambiguous.
-func isName(s string) bool {
+// IsName reports whether s can name a grant, a plugin, a rule, a credential or a
+// document: lower-case letters and digits, with dashes, dots and underscores between
+// them. It holds no slash, so that GRANT/ID is never ambiguous.
+func IsName(s string) bool {
 	if s == "" || len(s) > maxHost {
 		return false
 	}

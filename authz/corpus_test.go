@@ -293,7 +293,7 @@ func (s scenario) checkRemedy(t *testing.T, q question, before *Snapshot, usage 
 		return
 	}
 	e := before.Explain(q.req, usage, q.at)
-	if e.YAML == "" || !isName(string(q.req.Principal)) || q.req.Action.Method == "" && q.req.Destination.scheme.HTTP() {
+	if e.YAML == "" || !IsName(string(q.req.Principal)) || q.req.Action.Method == "" && q.req.Destination.scheme.HTTP() {
 		return
 	}
 	// A tunnel to an address is asked for as tcp, since tls is told apart by

@@ -484,7 +484,7 @@ func (k grantCheck) placeholder(i int, out *credentialSpec) {
 		k.report(path+".like", "%q %v", clip(spec.Like), err)
 	}
 	switch {
-	case !isEnvName(spec.Env):
+	case !IsEnvName(spec.Env):
 		k.report(path+".env", "%q is not the name of an environment variable; use letters, digits and underscores", clip(spec.Env))
 	case isReservedEnv(spec.Env):
 		k.report(path+".env", "%s controls how the plugin runs or reaches the network; use another variable", spec.Env)
@@ -500,7 +500,9 @@ func (k grantCheck) placeholder(i int, out *credentialSpec) {
 	out.placeholder = p
 }
 
-func isEnvName(s string) bool {
+// IsEnvName reports whether s can name an environment variable: letters, digits and
+// underscores, at most 128, of which the first is no digit.
+func IsEnvName(s string) bool {
 	const longest = 128
 	for i := range len(s) {
 		if c := s[i]; !isAlpha(c) && c != '_' && (i == 0 || !isDigit(c)) {

@@ -153,7 +153,7 @@ func (p *pathPattern) matches(path string) bool {
 // checkPluginPattern checks one entry of a guardrail's plugins. A pattern that
 // matches no plugin's name would leave plugins without their guardrail.
 func checkPluginPattern(s string) error {
-	if s != "*" && s != "**" && !isName(s) {
+	if s != "*" && s != "**" && !IsName(s) {
 		return fmt.Errorf("%q is not a plugin's name, * or **", clip(s))
 	}
 	return nil

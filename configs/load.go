@@ -109,7 +109,7 @@ func (l *loader) failure() error {
 func (l *loader) sidecar(s *source, beside []*source) *Config {
 	report := s.reporter(&l.errs)
 	spec := &s.sidecar.Spec
-	if !isName(s.sidecar.Metadata.Name) && s.sidecar.Metadata.Name != "" {
+	if !authz.IsName(s.sidecar.Metadata.Name) && s.sidecar.Metadata.Name != "" {
 		report("metadata.name", notAName, clip(s.sidecar.Metadata.Name))
 	}
 	spec.validate(l.now, report)

@@ -451,7 +451,7 @@ func tunnelDoubt(to authz.To, path string, warn reporter) {
 // uniqueGuardrail reports a name that is none, or that another guardrail has.
 func (l *loader) uniqueGuardrail(s *source, report reporter) {
 	name := s.guardrail.Metadata.Name
-	if name != "" && !isName(name) {
+	if name != "" && !authz.IsName(name) {
 		report("metadata.name", notAName, clip(name))
 	}
 	for _, documents := range l.read {

@@ -22,7 +22,7 @@ func at(list string, i int) string { return fmt.Sprintf("%s[%d]", list, i) }
 // validate reports what is wrong in a Sidecar by itself, as it was written,
 // before defaults are filled in.
 func (s *Sidecar) validate(now time.Time, report reporter) {
-	if !isName(s.Plugin) {
+	if !authz.IsName(s.Plugin) {
 		report("spec.plugin", notAName, clip(s.Plugin))
 	}
 	oneOf(report, "spec.kernel", s.Kernel, KernelRequired, KernelPreferred, KernelOff)
@@ -95,23 +95,14 @@ func (s *Sidecar) validateProcess(report reporter) {
 	for name := range p.Env {
 		path := "spec.process.env." + name
 		switch {
-		case !isVariable(name):
-			report(path, "is not the name of an environment variable; use letters, digits and underscores")
+		case !authz.IsEnvName(name):
+			report(path, "is not the name of an environment variable; use at most 128 letters, digits and underscores")
 		case strings.HasPrefix(name, "CHAPERONE_") || strings.HasPrefix(name, "VAULT_"):
 			report(path, "never reaches the plugin; variables of Chaperone and Vault are kept from it")
 		case strings.ContainsRune(p.Env[name], 0):
 			report(path, "holds a NUL, which no environment variable can")
 		}
 	}
-}
-
-func isVariable(s string) bool {
-	for i, r := range s {
-		if !(r == '_' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' && i > 0) {
-			return false
-		}
-	}
-	return s != ""
 }
 
 func (l Listen) validate(report reporter) {
@@ -419,11 +410,4 @@ func setDefault[T comparable](field *T, value T) {
 	if *field == zero {
 		*field = value
 	}
-}
-
-// isName reports whether s can name a plugin or a document: as in authz,
-// lower-case letters and digits, and dashes and dots between them.
-func isName(s string) bool {
-	return s != "" && len(s) <= 253 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-._") == "" &&
-		strings.Trim(s[:1]+s[len(s)-1:], "abcdefghijklmnopqrstuvwxyz0123456789") == ""
 }

@@ -18,13 +18,13 @@ type fileUser struct{ uid, gid int }
 // program, a script among the arguments, the working directory. The program itself
 // would only say that permission is denied.
 func (s *Sidecar) accessNotices(args []string) []string {
-	account, ok := s.account()
+	account, ok := s.confinement.Account()
 	if !ok || account.UID == 0 || account.SameUser {
 		return nil
 	}
 	who := fileUser{account.UID, account.UID}
-	if s.cage != nil {
-		who.gid = s.cage.Info().GID
+	if s.confinement.Kernel() {
+		who.gid = s.confinement.Info().GID
 	}
 	var out []string
 	note := func(path, what string, bits fs.FileMode) {

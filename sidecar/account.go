@@ -15,7 +15,7 @@ import (
 // the sidecar's own account replaced by what describes the plugin's. A plugin
 // that runs as the sidecar's own user keeps all of it.
 func (s *Sidecar) accountEnvironment(env []string) []string {
-	account, ok := s.account()
+	account, ok := s.confinement.Account()
 	if !ok || account.SameUser {
 		return env
 	}
@@ -24,17 +24,6 @@ func (s *Sidecar) accountEnvironment(env []string) []string {
 		return describesAccount(name)
 	})
 	return append(out, accountVariables(account)...)
-}
-
-// account returns the user that the plugin runs as, where something confines it.
-func (s *Sidecar) account() (sandbox.Account, bool) {
-	switch {
-	case s.cage != nil:
-		return s.cage.Account(), true
-	case s.fence != nil:
-		return s.fence.Account(), true
-	}
-	return sandbox.Account{}, false
 }
 
 // describesAccount reports whether a variable belongs to a user's account or

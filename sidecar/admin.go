@@ -43,7 +43,7 @@ func (s *Sidecar) makeAdmin(spec *configs.Sidecar) (err error) {
 
 // refusePeer keeps a plugin out that runs as the sidecar's own user.
 func (s *Sidecar) refusePeer(p admin.Peer) error {
-	if s.cage == nil || !s.cage.Info().SameUser || p.UID == 0 {
+	if !s.confinement.Info().SameUser || p.UID == 0 {
 		return nil
 	}
 	return errors.New("while the plugin runs as the sidecar's user, only root is let in")
@@ -142,9 +142,9 @@ func (s *Sidecar) Status() admin.Status {
 	if err := s.audit.Healthy(); err != nil {
 		out.Audit.Healthy, out.Audit.Detail = false, err.Error()
 	}
-	if s.cage != nil {
+	if s.confinement.Kernel() {
 		out.Mediation = s.mediationStatus(now)
-		info := s.cage.Info()
+		info := s.confinement.Info()
 		network := string(configs.NetworkHost)
 		if info.OwnNetwork {
 			network = string(configs.NetworkOwn)
@@ -177,7 +177,7 @@ func (s *Sidecar) services() []admin.Port {
 	var out []admin.Port
 	for _, service := range s.config.Load().Sidecar.Process.Listen {
 		p := admin.Port{Port: service.Port, Path: service.Socket}
-		p.Forwarded = s.inbound != nil && (service.Socket != "" && s.inbound.ForwardsSockets() || service.Port != 0 && !s.hostNetwork())
+		p.Forwarded = s.inbound != nil && (service.Socket != "" && s.inbound.ForwardsSockets() || service.Port != 0 && !s.confinement.OfHost())
 		switch {
 		case p.Forwarded:
 			p.Addresses, p.Open = s.inbound.HostAddresses(inbound.Service(service)), s.inbound.Open(inbound.Service(service))
@@ -193,15 +193,15 @@ func (s *Sidecar) services() []admin.Port {
 }
 
 func (s *Sidecar) kernelStatus() admin.Kernel {
-	out := admin.Kernel{Want: string(s.kernel.setting), Attached: s.cage != nil, Detail: s.kernel.missing}
-	switch {
-	case s.cage != nil:
-		if err := s.cage.Check(); err != nil {
+	out := admin.Kernel{Want: string(s.kernel.setting), Attached: s.confinement.Kernel(), Detail: s.kernel.missing}
+	switch _, confined := s.confinement.Account(); {
+	case s.confinement.Kernel():
+		if err := s.confinement.Check(); err != nil {
 			out.Attached, out.Detail = false, err.Error()
-		} else if !s.cage.Info().UnixHooks {
+		} else if !s.confinement.Info().UnixHooks {
 			out.Detail = "this kernel has no hook for Unix sockets: all but pairs are refused"
 		}
-	case s.fence != nil && out.Detail == "":
+	case confined && out.Detail == "":
 		out.Detail = "fenced in without the kernel half: see the warnings"
 	case s.kernel.setting == configs.KernelOff:
 		out.Detail = "the plugin is not confined: its environment leads it to the proxy, and nothing holds it there"
@@ -238,7 +238,7 @@ func (s *Sidecar) doors() []admin.Door {
 			NotEnforced: []string{"addresses", "tls", "timeout", "connections", "scrubbing", "streams that are open when access is taken away"},
 		})
 	}
-	if s.cage != nil {
+	if s.confinement.Kernel() {
 		out = append(out, admin.Door{
 			Name: string(authz.DoorKernel), Enforces: []string{"mediation", "identity", "bytes", "connections", "syscalls", "processes", "sockets", "live revocation"},
 		})
@@ -297,7 +297,7 @@ func (s *Sidecar) warnings(now time.Time) []string {
 		out = append(out, w.Error())
 	}
 	out = append(out, s.notices(now)...)
-	if s.cage != nil && s.cage.Info().SameUser {
+	if s.confinement.Info().SameUser {
 		out = append(out, "unsafeSameUser: the plugin runs as root or as the sidecar's user, and can end its own confinement")
 	}
 	if err := s.allowSockets(); err != nil {
@@ -367,10 +367,10 @@ func (s *Sidecar) usage() admin.Usage {
 		out.Limits = append(out.Limits, l)
 		out.Stale = out.Stale || !u.Known
 	}
-	if s.cage == nil {
+	if !s.confinement.Kernel() {
 		return out
 	}
-	if u, err := s.cage.Usage(); err == nil {
+	if u, err := s.confinement.Usage(); err == nil {
 		c := u.Syscalls
 		refused, probes := s.probes.split(u.Refused)
 		out.Counters = &admin.Counters{

@@ -55,7 +55,7 @@ func (s *Sidecar) registerMetrics() {
 	if s.broker != nil {
 		s.registerVaultMetrics()
 	}
-	if s.cage != nil {
+	if s.confinement.Kernel() {
 		s.registerKernelMetrics()
 	}
 	if s.managed != nil {
@@ -117,7 +117,7 @@ func (s *Sidecar) registerStateMetrics() {
 	})
 	m.collect("chaperone_kernel_attached", "1 while the kernel programs are on the plugin's cgroup, by spec.kernel.", prometheus.GaugeValue, []string{"mode"},
 		func(emit func(float64, ...string)) {
-			emit(truth(s.cage != nil && s.cage.Check() == nil), string(s.running.Kernel))
+			emit(truth(s.confinement.Kernel() && s.confinement.Check() == nil), string(s.running.Kernel))
 		})
 }
 
@@ -137,7 +137,7 @@ func (s *Sidecar) countedDoors() []authz.Door {
 	if s.envoy != nil || s.managed != nil {
 		out = append(out, authz.DoorExtAuthz)
 	}
-	if s.cage != nil {
+	if s.confinement.Kernel() {
 		out = append(out, authz.DoorKernel)
 	}
 	return out
@@ -190,7 +190,7 @@ func (s *Sidecar) registerKernelMetrics() {
 	m := s.metrics
 	usage := func(name, help string, labels []string, read func(u ebpf.Usage, emit func(float64, ...string))) {
 		m.collect(name, help, prometheus.CounterValue, labels, func(emit func(float64, ...string)) {
-			if u, err := s.cage.Usage(); err == nil {
+			if u, err := s.confinement.Usage(); err == nil {
 				read(u, emit)
 			}
 		})
@@ -224,7 +224,7 @@ func (s *Sidecar) registerKernelMetrics() {
 		})
 	m.collect("chaperone_plugin_dns_queries_total", "Questions of the plugin to the sidecar's resolver.", prometheus.CounterValue, []string{"transport"},
 		func(emit func(float64, ...string)) {
-			if u, err := s.cage.Usage(); err == nil && s.resolver != nil {
+			if u, err := s.confinement.Usage(); err == nil && s.resolver != nil {
 				tcp := s.resolver.Stats().TCP
 				emit(float64(u.DNSQueries), "udp")
 				emit(float64(tcp.Answered+tcp.Refused), "tcp")

@@ -28,7 +28,7 @@ type connects struct {
 // configuration leads, and no others. For a new configuration it is called
 // before its policy is in force, so that nothing is refused that it grants.
 func (s *Sidecar) allowConnects() {
-	if s.cage == nil {
+	if !s.confinement.Kernel() {
 		return
 	}
 	s.connects.mu.Lock()
@@ -38,7 +38,7 @@ func (s *Sidecar) allowConnects() {
 		return
 	}
 	s.connects.given = &want
-	if err := s.cage.AllowConnects(want); err != nil {
+	if err := s.confinement.AllowConnects(want); err != nil {
 		s.opts.Log.Warn("connects to ungranted destinations are refused only after they were accepted", zap.Error(err))
 	}
 }

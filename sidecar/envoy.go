@@ -38,7 +38,7 @@ type managedEnvoy struct {
 // relays reports whether the proxy leads to Envoy what the kernel says is the
 // plugin's. Where the kernel half is preferred and not to be had, it does
 // everything itself.
-func (s *Sidecar) relays(spec *configs.Sidecar) bool { return spec.Relays() && s.cage != nil }
+func (s *Sidecar) relays(spec *configs.Sidecar) bool { return spec.Relays() && s.confinement.Kernel() }
 
 // EnvoyEnforces are the conditions of rules that the Envoy which the sidecar
 // configures keeps, together with the exits. A client certificate and a signature

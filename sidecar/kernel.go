@@ -4,54 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
-	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
-
-	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
-
-// kernelState says what became of the kernel half, for status.
-type kernelState struct {
-	setting     configs.Kernel
-	missing     string   // why it is not there although it is preferred
-	limitations []string // what the plugin is not kept from without it
-}
-
-// makeCage makes the plugin's confinement. Required and not to be had is an
-// error; preferred and not to be had is said by status, the log and the audit.
-func (s *Sidecar) makeCage(spec *configs.Sidecar) error {
-	s.kernel.setting = spec.Kernel
-	switch {
-	case !s.opts.Confine:
-		return nil
-	case spec.Kernel == configs.KernelOff:
-		return s.makeFence(spec)
-	}
-	err := s.cageIn(spec)
-	if err == nil {
-		if w := s.grantWarning(); w != "" {
-			s.opts.Log.Warn(w)
-		}
-		return nil
-	}
-	if spec.Kernel == configs.KernelRequired {
-		return s.unconfinable(err)
-	}
-	s.recordPreferred(err)
-	if s.opts.Cgroup != "" {
-		return nil // its processes are where they are
-	}
-	return s.makeFence(spec)
-}
 
 // unconfinable says why the kernel half, which is required, is not there, and
 // what to do about it where that is known.
@@ -75,59 +37,14 @@ func (s *Sidecar) endedLeft(processes int) {
 	s.opts.Notice(text)
 }
 
-func (s *Sidecar) cageIn(spec *configs.Sidecar) (err error) {
-	s.cage, err = ebpf.New(ebpf.Config{
-		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.Cgroup,
-		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.Cgroup != "",
-		View:        spec.Process.View == configs.ViewOwn,
-		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, Crossed: s.limitExceededInKernel, Sample: s.sampled,
-		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
-		Serving: func(port uint16) {
-			if s.inbound != nil {
-				s.inbound.Serving(port)
-			}
-		},
-		Reaper: s.reaper, Logger: s.opts.Log.Named("kernel"),
-	})
-	return err
-}
-
 // grantWarning returns a warning when the plugin may change what it is granted.
 // Whose processes a cgroup holds that was given is not known.
 func (s *Sidecar) grantWarning() string {
-	if s.cage == nil || s.opts.Cgroup != "" {
+	if !s.confinement.Kernel() || s.opts.Cgroup != "" {
 		return ""
 	}
-	info := s.cage.Info()
+	info := s.confinement.Info()
 	return canEditOwnGrant(s.config.Load(), info.UID, info.GID)
-}
-
-// hostNetwork reports whether the plugin shares the sidecar's network.
-func (s *Sidecar) hostNetwork() bool {
-	if s.cage != nil {
-		return !s.cage.Info().OwnNetwork
-	}
-	return s.fence == nil
-}
-
-// identify says who connected, as the kernel recorded it.
-func (s *Sidecar) identify(conn net.Conn) (session.Peer, bool) {
-	p, ok := s.cage.Identify(conn)
-	if !ok {
-		return session.Peer{}, false
-	}
-	peer := session.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe, Original: p.Original, Cookie: p.Cookie}
-	if p.Explicit {
-		peer.Original = netip.AddrPort{}
-	}
-	return peer, true
-}
-
-// resolverClient returns the process that asked the resolver.
-func (s *Sidecar) resolverClient(from net.Addr) (session.Peer, bool) {
-	p, ok := s.cage.Asker(from)
-	return session.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe}, ok
 }
 
 // sampleOf is a reading of the kernel's counters as the ledger takes it.
@@ -144,17 +61,17 @@ func sampleOf(u ebpf.Usage) authz.Sample {
 // where they were charged, and the reading charges what was used while nobody was
 // here. Where nothing is written down, nothing was charged.
 func (s *Sidecar) startMetering() error {
-	if s.cage == nil {
+	if !s.confinement.Kernel() {
 		return nil
 	}
-	first, err := s.cage.Usage()
+	first, err := s.confinement.Usage()
 	if err != nil {
 		return fmt.Errorf("read kernel counters: %w", err)
 	}
 	if s.opts.Cgroup == "" || len(s.used.Samples) == 0 {
 		s.ledger.Begin(s.plugin, authz.Sample{})
 	}
-	traffic, err := s.cage.Traffic()
+	traffic, err := s.confinement.Traffic()
 	if err != nil {
 		return fmt.Errorf("read kernel counters: %w", err)
 	}

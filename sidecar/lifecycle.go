@@ -17,7 +17,6 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/vault"
 )
@@ -93,102 +92,6 @@ func (s *Sidecar) bind(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// listenProxy binds the proxy and the resolver, inside the plugin's network
-// when it has one of its own.
-func (s *Sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) error {
-	if s.fence != nil {
-		s.listeners = s.fence.Listeners()
-		s.addresses.proxy = s.listeners[0].Addr().String()
-		return nil
-	}
-	if s.cage == nil {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", spec.Listen.Proxy.Addr)
-		if err != nil {
-			return fmt.Errorf("listen for the proxy: %w", err)
-		}
-		s.listeners = append(s.listeners, l)
-		s.addresses.proxy = l.Addr().String()
-		s.addOwn(l.Addr())
-		return nil
-	}
-	ends, err := s.listenInCage(spec.Listen.Proxy.Addr)
-	if err != nil {
-		return err
-	}
-	if err := s.cage.Attach(ends); err != nil {
-		return fmt.Errorf("attach kernel programs: %w", err)
-	}
-	return nil
-}
-
-// listenInCage binds the proxy and the resolver on both loopback addresses.
-func (s *Sidecar) listenInCage(address string) (ends ebpf.Endpoints, err error) {
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return ends, fmt.Errorf("listen for the proxy: %w", err)
-	}
-	for _, host := range []string{"127.0.0.1", "::1"} {
-		l, err := s.cage.Listen("tcp", net.JoinHostPort(host, port))
-		if err != nil {
-			return ends, fmt.Errorf("listen for the proxy: %w", err)
-		}
-		s.listeners = append(s.listeners, l)
-		at := addrPort(l.Addr())
-		tcp, udp, err := s.bindResolver(host)
-		if err != nil {
-			return ends, fmt.Errorf("listen for the resolver: %w", err)
-		}
-		s.resolvers = append(s.resolvers, resolverEnds{udp, tcp})
-		if host == "127.0.0.1" {
-			s.addresses.proxy = l.Addr().String()
-			ends.Proxy4, ends.Resolver4 = at, addrPort(tcp.Addr())
-			port = fmt.Sprint(at.Port()) // port 0 picks one, for both
-		} else {
-			ends.Proxy6, ends.Resolver6 = at, addrPort(tcp.Addr())
-		}
-		if s.hostNetwork() {
-			s.addOwn(l.Addr())
-			s.addOwn(tcp.Addr())
-		}
-	}
-	return ends, nil
-}
-
-// ownPorts returns the ports that the sidecar itself has beside the plugin.
-func (s *Sidecar) ownPorts() []uint16 {
-	var out []uint16
-	for _, l := range s.listeners {
-		out = append(out, addrPort(l.Addr()).Port())
-	}
-	for _, ends := range s.resolvers {
-		out = append(out, addrPort(ends.tcp.Addr()).Port())
-	}
-	return out
-}
-
-// resolverEnds are where the resolver listens on one address.
-type resolverEnds struct {
-	udp net.PacketConn
-	tcp net.Listener
-}
-
-// bindResolver binds one port for TCP and UDP.
-func (s *Sidecar) bindResolver(host string) (net.Listener, net.PacketConn, error) {
-	var last error
-	for range 10 { // the port that TCP picks may be taken for UDP
-		tcp, err := s.cage.Listen("tcp", net.JoinHostPort(host, "0"))
-		if err != nil {
-			return nil, nil, err
-		}
-		udp, err := s.cage.ListenPacket("udp", tcp.Addr().String())
-		if err == nil {
-			return tcp, udp, nil
-		}
-		last = errors.Join(err, tcp.Close())
-	}
-	return nil, nil, last
 }
 
 // Run serves until ctx ends. Doors drain first; then leases are revoked and
@@ -281,10 +184,10 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 		g.Go(func() error { return s.closeTokens(ctx) })
 		g.Go(func() error { s.follow(ctx, func(*authz.Snapshot) { s.retainLeases(ctx) }); return nil })
 	}
-	if s.cage != nil {
+	if s.confinement.Kernel() {
 		g.Go(func() error {
 			defer func() { s.recordSuppressed(time.Now(), true); s.recordProbes(time.Now(), true) }()
-			return s.cage.Run(ctx)
+			return s.confinement.Run(ctx)
 		})
 		g.Go(func() error { s.watchUnmediated(ctx); return nil })
 	}
@@ -298,10 +201,10 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 func (s *Sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.admin.Run(ctx) })
 	if s.proxy != nil {
-		g.Go(func() error { return s.proxy.Serve(ctx, s.listeners...) })
+		g.Go(func() error { return s.proxy.Serve(ctx, s.endpoints.proxy...) })
 	}
 	if s.resolver != nil {
-		for _, ends := range s.resolvers {
+		for _, ends := range s.endpoints.resolvers {
 			g.Go(func() error { return s.resolver.Serve(ctx, ends.udp, ends.tcp) })
 		}
 	}
@@ -389,11 +292,7 @@ func (s *Sidecar) checks() []check {
 	}
 	if s.config.Load().Sidecar.Kernel == configs.KernelRequired && s.opts.Confine {
 		c := check{"kernel", nil}
-		if s.cage == nil {
-			c.err = errors.New("not attached")
-		} else {
-			c.err = s.cage.Check()
-		}
+		c.err = s.confinement.Check()
 		out = append(out, c)
 	}
 	return out
@@ -417,13 +316,8 @@ func (s *Sidecar) checkReady() error {
 // Close gives back what newSidecar took, in reverse.
 func (s *Sidecar) Close() error {
 	var errs []error
-	if s.cage != nil {
-		errs = append(errs, s.cage.Close())
-	}
-	if s.fence != nil {
-		errs = append(errs, s.fence.Close())
-	}
-	for _, l := range s.listeners {
+	errs = append(errs, s.confinement.Close())
+	for _, l := range s.endpoints.proxy {
 		_ = l.Close() // closed by Serve already when the proxy ran
 	}
 	if s.inbound != nil {
@@ -545,8 +439,23 @@ func (s *Sidecar) limitExceeded(c authz.Crossing) {
 	if c.Action == authz.OnExceededKill {
 		s.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
 			fmt.Sprintf("ask for a higher limits.%s in grant %s", c.Kind, c.Grant))
-		if err := s.killPlugin(); err != nil {
+		if err := s.confinement.Kill(); err != nil {
 			s.opts.Log.Error("the plugin over its limit could not be ended", zap.Error(err))
 		}
 	}
+}
+
+// listenProxy binds the proxy and the resolver where the plugin reaches them.
+func (s *Sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) (err error) {
+	s.endpoints, err = s.confinement.Bind(ctx, spec.Listen.Proxy.Addr)
+	if err != nil {
+		return err
+	}
+	s.addresses.proxy = s.endpoints.proxy[0].Addr().String()
+	if s.confinement.OfHost() {
+		for _, addr := range s.endpoints.all() {
+			s.addOwn(addr)
+		}
+	}
+	return nil
 }

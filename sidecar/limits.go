@@ -37,9 +37,6 @@ type suppressed struct {
 // enforceLimits has the kernel enforce the limits of the policy in force. It
 // looks at the policy under a lock, so that an older one never replaces a newer.
 func (s *Sidecar) enforceLimits() error {
-	if s.cage == nil {
-		return nil
-	}
 	s.limits.setting.Lock()
 	defer s.limits.setting.Unlock()
 	var all []ebpf.Limit
@@ -49,7 +46,7 @@ func (s *Sidecar) enforceLimits() error {
 		all = append(all, l)
 		named[l.Name] = m
 	}
-	if err := s.cage.Limit(all); err != nil {
+	if err := s.confinement.Limit(all); err != nil {
 		return fmt.Errorf("set limits in the kernel: %w", err)
 	}
 	s.limits.replace(named)
@@ -292,7 +289,7 @@ func (s *Sidecar) offenderUID(c ebpf.Crossing) int {
 	if c.PID == 0 {
 		return -1
 	}
-	return s.pluginUID()
+	return s.confinement.UID()
 }
 
 // meteredText is a limit as the grant states it.

@@ -47,7 +47,7 @@ func unmediated(u ebpf.Usage) uint64 {
 // watch looks for strays once a second until ctx ends.
 func (s *Sidecar) watchUnmediated(ctx context.Context) {
 	tick(ctx, time.Second, func() {
-		strays, err := s.cage.Strays()
+		strays, err := s.confinement.Unmediated()
 		if err != nil {
 			s.opts.Log.Error("connections that nobody handles cannot be listed", zap.Error(err))
 			return
@@ -58,7 +58,7 @@ func (s *Sidecar) watchUnmediated(ctx context.Context) {
 		}
 		if more := len(fresh) - maxUnmediated; more > 0 {
 			s.record(&authz.Record{
-				Kind: authz.KindStray, Door: authz.DoorKernel, UID: s.pluginUID(), Count: more,
+				Kind: authz.KindStray, Door: authz.DoorKernel, UID: s.confinement.UID(), Count: more,
 				Detail: "more connections that nobody handled",
 			})
 		}
@@ -96,7 +96,7 @@ func (m *mediation) total(u ebpf.Usage) uint64 {
 // handled. Nothing has passed on it: it waits.
 func (s *Sidecar) recordUnmediated(one ebpf.Stray) {
 	r := &authz.Record{
-		Kind: authz.KindStray, Door: authz.DoorKernel, PID: int(one.PID), UID: s.pluginUID(), Exe: one.Comm,
+		Kind: authz.KindStray, Door: authz.DoorKernel, PID: int(one.PID), UID: s.confinement.UID(), Exe: one.Comm,
 		Detail: fmt.Sprintf("since %s: %s", one.Since.UTC().Format(time.RFC3339Nano), one.Why),
 	}
 	if one.Original.IsValid() {
@@ -110,7 +110,7 @@ func (s *Sidecar) recordUnmediated(one ebpf.Stray) {
 // mediationStatus says what became of the connections that the kernel let
 // through; nil when it cannot be read.
 func (s *Sidecar) mediationStatus(now time.Time) *admin.Mediation {
-	u, err := s.cage.Usage()
+	u, err := s.confinement.Usage()
 	if err != nil {
 		return nil
 	}
@@ -118,7 +118,7 @@ func (s *Sidecar) mediationStatus(now time.Time) *admin.Mediation {
 		Admitted: u.Connections, Handled: u.Identified, Abandoned: u.Abandoned, Pending: u.Pending, Unmediated: unmediated(u),
 		Ended: u.Ended, Strays: []admin.Stray{},
 	}
-	strays, err := s.cage.Strays()
+	strays, err := s.confinement.Unmediated()
 	if err != nil {
 		return out
 	}

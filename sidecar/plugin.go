@@ -101,7 +101,7 @@ func (s *Sidecar) halted() (authz.Revocation, bool) {
 
 // startPlugin starts CMD with the plugin's environment, and reports whether it is
 // in the background of its terminal.
-func (s *Sidecar) startPlugin(args []string) (p plugin, background bool, err error) {
+func (s *Sidecar) startPlugin(args []string) (p process, background bool, err error) {
 	spec := &s.config.Load().Sidecar
 	if err := s.renewAuthority(); err != nil {
 		return nil, false, err
@@ -118,7 +118,7 @@ func (s *Sidecar) startPlugin(args []string) (p plugin, background bool, err err
 	if err == nil {
 		s.pid.Store(int64(p.PID()))
 	}
-	s.record(&authz.Record{Kind: authz.KindProcess, Allowed: err == nil, Exe: args[0], UID: s.pluginUID(), Detail: s.startDetail(err)})
+	s.record(&authz.Record{Kind: authz.KindProcess, Allowed: err == nil, Exe: args[0], UID: s.confinement.UID(), Detail: s.startDetail(err)})
 	return p, background, err
 }
 
@@ -133,7 +133,7 @@ func (s *Sidecar) renewAuthority() error {
 }
 
 // startIn starts CMD in whatever confines it.
-func (s *Sidecar) startIn(spec *configs.Sidecar, args, env []string) (p plugin, background bool, err error) {
+func (s *Sidecar) startIn(spec *configs.Sidecar, args, env []string) (p process, background bool, err error) {
 	command := sandbox.Command{Args: args, Env: env, Files: s.pluginFiles(spec), Kept: keptPaths(s.config.Load(), args)}
 	if s.trust != nil {
 		command.TrustBundle = s.trust.pemFile()
@@ -141,50 +141,22 @@ func (s *Sidecar) startIn(spec *configs.Sidecar, args, env []string) (p plugin, 
 	if err := streams(&command); err != nil {
 		return nil, false, err
 	}
-	switch {
-	case s.cage != nil:
-		if err := s.streams.chown(s.cage.Account(), hiddenFiles(s.config.Load()), s.saveChowned, os.Stdin, os.Stdout, os.Stderr); err != nil {
+	if s.confinement.Kernel() {
+		account, _ := s.confinement.Account()
+		if err := s.streams.chown(account, hiddenFiles(s.config.Load()), s.saveChowned, os.Stdin, os.Stdout, os.Stderr); err != nil {
 			s.opts.Log.Debug("standard stream stays closed to opening by name", zap.Error(err))
 		}
-		// Only a view has a first process, which sees that the program wants the
-		// foreground.
-		command.Background = command.Background && spec.Process.View == configs.ViewOwn
-		p, err := s.cage.Start(command)
-		if err != nil {
-			return nil, false, err
-		}
-		return p, command.Background, nil
-	case s.fence != nil:
-		p, err := s.fence.Start(command)
-		if err != nil {
-			return nil, false, err
-		}
-		return p, false, nil
-	case command.Files != nil:
-		return nil, false, errors.New("start the plugin: process.files is stated, and nothing here can keep it")
 	}
-	u, err := startUnconfined(&command, s.reaper)
-	if err != nil {
-		return nil, false, err
-	}
-	s.process.Store(u)
-	return u, false, nil
+	return s.confinement.Start(command)
 }
 
 // proxyToken returns the token a plugin proves itself with; none while the
 // kernel does.
 func (s *Sidecar) proxyToken() authz.Secret {
-	if s.cage != nil {
+	if s.confinement.Kernel() {
 		return authz.Secret{}
 	}
 	return s.opts.Token
-}
-
-func (s *Sidecar) pluginUID() int {
-	if s.cage == nil {
-		return os.Getuid()
-	}
-	return s.cage.Info().UID
 }
 
 func (s *Sidecar) startDetail(err error) string {
@@ -192,7 +164,7 @@ func (s *Sidecar) startDetail(err error) string {
 	if err != nil {
 		words = []string{"not started: " + err.Error()}
 	}
-	if by := s.confinedBy(); by != "" {
+	if by := s.confinement.Description(); by != "" {
 		words = append(words, by)
 	}
 	if s.engine.Current().Observing(s.plugin, time.Now()) {
@@ -208,12 +180,4 @@ func startStatus(err error) int {
 		return exec.Status
 	}
 	return 0
-}
-
-// plugin is the running CMD, confined or not.
-type plugin interface {
-	Signal(sig os.Signal) error
-	Wait() (status int, err error)
-	PID() int
-	Terminal() *os.File // the master of its pseudoterminal; nil: it has none
 }

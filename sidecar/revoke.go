@@ -61,7 +61,7 @@ func (s *Sidecar) enforceLevel() error {
 	level, err := s.reconcile()
 	switch level {
 	case authz.LevelHalt:
-		return errors.Join(s.killPlugin(), err)
+		return errors.Join(s.confinement.Kill(), err)
 	case authz.LevelQuarantine:
 		return errors.Join(err, s.allowSockets()) // none
 	case authz.LevelPause:
@@ -73,8 +73,8 @@ func (s *Sidecar) reconcile() (level authz.Level, err error) {
 	s.enforcing.Lock()
 	defer s.enforcing.Unlock()
 	level = s.engine.Current().RevokedLevel(s.plugin, time.Now())
-	if s.cage != nil {
-		err = s.cage.Shut(level == authz.LevelQuarantine || level == authz.LevelHalt)
+	if s.confinement.Kernel() {
+		err = s.confinement.Block(level == authz.LevelQuarantine || level == authz.LevelHalt)
 	}
 	if s.inbound != nil {
 		s.inbound.Enforce(level)
@@ -371,7 +371,7 @@ func sameIdentity(old, next *configs.Sidecar) error {
 // enforceable refuses more limits of one kind than the kernel takes: one that
 // it did not take would be accepted and never act.
 func (s *Sidecar) enforceable(grants []authz.Grant) error {
-	if s.cage == nil {
+	if !s.confinement.Kernel() {
 		return nil
 	}
 	stated := map[authz.LimitKind]int{}

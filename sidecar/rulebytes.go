@@ -79,13 +79,13 @@ func (a *ruleNumbers) named(all []ebpf.Traffic) []ruleTraffic {
 
 // attribute has the kernel count a connection's bytes for a rule.
 func (s *Sidecar) attribute(cookie uint64, grant, rule string) {
-	s.cage.Attribute(cookie, s.ruleNumbers.number(grant, rule))
+	s.confinement.Attribute(cookie, s.ruleNumbers.number(grant, rule))
 }
 
 // ruleTraffic reads what each rule's connections have exchanged. A reading that
 // fails is none.
 func (s *Sidecar) ruleTraffic() []ruleTraffic {
-	all, err := s.cage.Traffic()
+	all, err := s.confinement.Traffic()
 	if err != nil {
 		return nil
 	}

@@ -21,7 +21,7 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 	if err := removeLeftSockets(s.state); err != nil {
 		s.opts.Log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
 	}
-	ports := len(spec.Process.Ports()) > 0 && !s.hostNetwork()
+	ports := len(spec.Process.Ports()) > 0 && !s.confinement.OfHost()
 	if !ports && !s.forwardsSockets(spec) {
 		return nil
 	}
@@ -34,13 +34,9 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 			s.metrics.inboundBytes.WithLabelValues(service.String(), direction).Add(float64(bytes))
 		},
 	}
-	if s.cage != nil {
-		cfg.Dial, cfg.Listening = s.cage.DialContext, s.cage.Listening
-	} else {
-		cfg.Dial = s.fence.DialContext // without the kernel half no listening port is reported
-	}
+	cfg.Dial, cfg.Listening = s.confinement.DialContext, s.confinement.Listening
 	if s.forwardsSockets(spec) {
-		cfg.Exist = s.cage.Bound
+		cfg.Exist = s.confinement.Bound
 		cfg.SaveSockets = func(paths []string) error { return s.state.save(socketsFile, paths) }
 	}
 	s.inbound = inbound.New(cfg)
@@ -50,7 +46,7 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 // forwardsSockets reports whether Unix sockets of the host are forwarded into the
 // plugin's view: without a view the plugin's sockets are the host's.
 func (s *Sidecar) forwardsSockets(spec *configs.Sidecar) bool {
-	return len(spec.Process.Sockets()) > 0 && s.cage != nil && s.cage.Info().View
+	return len(spec.Process.Sockets()) > 0 && s.confinement.Info().View
 }
 
 // servingUnix returns what is called before the plugin listens on a Unix socket;
@@ -91,10 +87,10 @@ func (s *Sidecar) connectedDirectly(c ebpf.DirectConn) {
 
 // cutDirect ends those connections, unless a level spares them.
 func (s *Sidecar) cutDirect(level authz.Level) (cut int) {
-	if s.cage == nil || level != authz.LevelQuarantine && level != authz.LevelHalt {
+	if level != authz.LevelQuarantine && level != authz.LevelHalt {
 		return 0
 	}
-	cut, err := s.cage.CutDirect()
+	cut, err := s.confinement.CutDirect()
 	if err != nil {
 		s.opts.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
 	}
@@ -103,10 +99,10 @@ func (s *Sidecar) cutDirect(level authz.Level) (cut int) {
 
 // listenForPlugin binds the ports of the host's loopback that are forwarded.
 func (s *Sidecar) listenForPlugin(spec *configs.Sidecar) error {
-	if s.hostNetwork() {
+	if s.confinement.OfHost() {
 		return nil // the plugin listens there itself
 	}
-	return s.inbound.Listen(spec.Process.Ports(), s.ownPorts())
+	return s.inbound.Listen(spec.Process.Ports(), s.endpoints.ports())
 }
 
 // removeLeftSockets removes the sockets of the host that an earlier sidecar of the

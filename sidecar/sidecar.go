@@ -15,15 +15,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/configs"
-	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
@@ -83,9 +80,8 @@ type Sidecar struct {
 	loginFailed  chan error     // receives the failure of a login to Vault that stays until somebody acts
 	placeholders *placeholders
 	gate         *authz.Gate
-	cage         *ebpf.Cage
+	confinement  Confinement
 	reaper       *reaper.Reaper
-	fence        *sandbox.Fence // instead of the cage, where that is not to be had
 	kernel       kernelState
 	inbound      *inbound.Forwarder
 	trust        *trustBundle
@@ -100,14 +96,12 @@ type Sidecar struct {
 	webs         []*web
 
 	self        *selfAddrs
-	listeners   []net.Listener // the proxy's
-	resolvers   []resolverEnds
+	endpoints   endpoints // where the plugin reaches the sidecar
 	addresses   addresses
 	saving      sync.Mutex                  // guards used
 	used        authz.State                 // as it was last written down
 	restored    bool                        // what earlier runs have used was read
 	pid         atomic.Int64                // of the plugin; 0 before it is started
-	process     atomic.Pointer[unconfined]  // the plugin that nothing confines, while it runs
 	limits      limits                      // that the kernel enforces
 	host        hostWide                    // what is revoked on the whole host
 	answers     map[string]revocationResult // of revocations by id, under cutting
@@ -145,6 +139,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
 		readied: make(chan struct{}), metrics: newMetrics(), loginFailed: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
+	s.confinement = &noConfinement{reaper: s.reaper}
 	s.running = cfg.Sidecar
 	s.config.Store(cfg)
 	s.self = newSelfAddrs(&cfg.Sidecar)
@@ -155,7 +150,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.startHistory, s.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeCage, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
+		s.openState, s.openAudit, s.startHistory, s.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeConfinement, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -279,10 +274,10 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	if cfg.UpstreamProxy, cfg.NoProxy, err = upstreamProxy(spec); err != nil {
 		return err
 	}
-	if s.cage != nil {
-		cfg.Identify, cfg.Attribute = s.identify, s.attribute
+	if s.confinement.Kernel() {
+		cfg.Identify, cfg.Attribute = s.confinement.Identify, s.attribute
 		s.resolver, err = dns.NewResolver(dns.ResolverConfig{
-			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.Refused, Identify: s.resolverClient,
+			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.Refused, Identify: s.confinement.IdentifyQuery,
 			Probe: s.probedName, Log: s.opts.Log.Named("resolver"),
 		})
 		if err != nil {

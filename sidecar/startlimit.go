@@ -44,7 +44,7 @@ func (s *Sidecar) awaitLimits(signals <-chan os.Signal) (status int, err error) 
 // starts, and how long until a tenth of it is free; a negative wait is for ever, and
 // 0 that there is none.
 func (s *Sidecar) exhaustedLimit(now time.Time) (limit authz.MeteredLimit, wait time.Duration) {
-	if s.cage == nil {
+	if !s.confinement.Kernel() {
 		return limit, 0
 	}
 	for _, m := range s.ledger.Metered(s.engine.Current(), s.plugin, now) {

@@ -16,7 +16,7 @@ import (
 // supervisor passes signals to the plugin until it has ended.
 type supervisor struct {
 	s         *Sidecar
-	p         plugin
+	p         process
 	terminals *terminals
 	signals   chan os.Signal
 	served    chan error            // how the sidecar ended
@@ -73,10 +73,9 @@ func (w *supervisor) wait(ctx context.Context) (int, error) {
 // ended records the end of CMD and returns the status of run.
 func (w *supervisor) ended(ctx context.Context, e exit) (int, error) {
 	s := w.s
-	s.process.Store(nil)
 	s.flushKernel(ctx)
 	s.flushCounts(true)
-	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.pluginUID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
+	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.confinement.UID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
 	if r, halted := s.halted(); halted {
 		return 0, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
 	}
@@ -89,12 +88,9 @@ const flushPatience = time.Second
 
 // flushKernel records what the kernel half has to report of a plugin that has ended.
 func (s *Sidecar) flushKernel(ctx context.Context) {
-	if s.cage == nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, flushPatience)
 	defer cancel()
-	s.cage.Flush(ctx)
+	s.confinement.Flush(ctx)
 	s.recordSuppressed(time.Now(), true)
 	s.recordProbes(time.Now(), true)
 }
@@ -246,7 +242,7 @@ func (w *supervisor) killStopped(limit string, sig os.Signal) {
 
 // kill ends the plugin, which may have ended already, whatever state it is in.
 func (w *supervisor) kill() {
-	if err := w.s.killPlugin(); err != nil {
+	if err := w.s.confinement.Kill(); err != nil {
 		w.s.opts.Log.Error("plugin not killed", zap.Error(err))
 	}
 	_ = w.p.Signal(syscall.SIGKILL) // as above

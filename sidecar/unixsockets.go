@@ -23,12 +23,12 @@ type sockets struct {
 // force names, and no others. Its error names those that cannot be trusted and
 // are refused.
 func (s *Sidecar) allowSockets() error {
-	if s.cage == nil {
+	if !s.confinement.Kernel() {
 		return nil
 	}
 	s.sockets.mu.Lock()
 	defer s.sockets.mu.Unlock()
-	return s.cage.AllowSockets(s.engine.Current().Sockets(s.plugin, time.Now()))
+	return s.confinement.AllowSockets(s.engine.Current().Sockets(s.plugin, time.Now()))
 }
 
 // followSockets is allowSockets for each generation: what cannot be trusted is

@@ -65,7 +65,7 @@ func TestRunHardened(t *testing.T) {
 		"a runtime directory of an older sidecar":  {prepare: "mkdir -m 700 /run/chaperone"},
 		"a runtime directory that is an empty one": {prepare: "mkdir /run/chaperone; chmod 777 /run/chaperone"},
 		"a runtime directory of somebody else": {
-			prepare: "mkdir /run/chaperone; chown 4242 /run/chaperone", warns: "folder /run/chaperone belongs to uid 4242",
+			prepare: "mkdir /run/chaperone; chown 4242 /run/chaperone", warns: "can be replaced by uid 4242, which owns /run/chaperone",
 		},
 		"nothing of /run that can be written": {
 			prepare: "mount -o remount,ro /run", warns: "revoke --all reaches it by the host's revocations only",

@@ -9,9 +9,8 @@ import (
 	"slices"
 	"strings"
 
-	"go.uber.org/zap"
-
 	"github.com/chaperone-proxy/chaperone/authz"
+	"go.uber.org/zap"
 )
 
 // Method is a way to log in to Vault.
@@ -138,19 +137,19 @@ func (a *Auth) keyPair() func(*tls.CertificateRequestInfo) (*tls.Certificate, er
 
 // logIn gets a new session. A login whose answer is lost leaves a token behind
 // that holds nothing and ends by itself.
-func (b *Broker) logIn(ctx context.Context) (*session, error) {
-	if b.cfg.Auth.Method == MethodToken {
-		return b.loginByToken(ctx)
+func (a *authenticator) logIn(ctx context.Context) (*session, error) {
+	if a.cfg.auth.Method == MethodToken {
+		return a.loginByToken(ctx)
 	}
-	body, err := b.loginBody(ctx)
+	body, err := a.loginBody(ctx)
 	if err != nil {
 		return nil, err
 	}
-	op := "log in by " + string(b.cfg.Auth.Method)
-	issued := b.now()
+	op := "log in by " + string(a.cfg.auth.Method)
+	issued := a.now()
 	var more loginAnswer
-	answer, err := b.client.do(ctx, call{
-		op: op, method: http.MethodPost, path: "auth/" + b.cfg.Auth.Mount + "/login", body: body, into: &more,
+	answer, err := a.cfg.client.do(ctx, call{
+		op: op, method: http.MethodPost, path: "auth/" + a.cfg.auth.Mount + "/login", body: body, into: &more,
 	})
 	if err != nil {
 		return nil, err
@@ -159,13 +158,36 @@ func (b *Broker) logIn(ctx context.Context) (*session, error) {
 		return nil, fmt.Errorf("%s: the answer has no token (multi-factor login is not supported)", op)
 	}
 	auth := answer.Auth
-	s := b.newSession(issued, authz.NewSecret(auth.ClientToken), auth.Accessor, seconds(auth.LeaseDuration), auth.Renewable)
+	s := a.newSession(issued, authz.NewSecret(auth.ClientToken), auth.Accessor, seconds(auth.LeaseDuration), auth.Renewable)
 	s.ours = true
 	s.batch = more.Auth.TokenType == typeBatch || auth.Accessor == ""
 	if slices.Contains(auth.Policies, rootPolicy) {
-		return nil, errors.Join(fmt.Errorf("%s: %w", op, errRoot), b.revokeToken(ctx, s))
+		return nil, errors.Join(fmt.Errorf("%s: %w", op, errRoot), a.revokeToken(ctx, s))
 	}
-	b.warnTokenKind(s, more.Auth.NumUses)
+	a.warnTokenKind(s, more.Auth.NumUses)
+	return s, nil
+}
+
+func (a *authenticator) loginByToken(ctx context.Context) (*session, error) {
+	token, err := readSecret(a.cfg.auth.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("read token: %w", err)
+	}
+	issued := a.now()
+	answer, err := a.cfg.client.lookupSelf(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	var facts tokenFacts
+	if err := facts.from(answer); err != nil {
+		return nil, fmt.Errorf("look up token: %w", err)
+	}
+	if slices.Contains(facts.Policies, rootPolicy) {
+		return nil, fmt.Errorf("log in by token: %w", errRoot)
+	}
+	s := a.newSession(issued, token, facts.Accessor, seconds(facts.TTL), facts.Renewable)
+	s.batch = facts.Type == typeBatch
+	a.warnTokenKind(s, facts.NumUses)
 	return s, nil
 }
 
@@ -185,22 +207,22 @@ const (
 var errRoot = errors.New("it is a root token; give the sidecar one that may read its credentials and nothing else")
 
 // warnTokenKind tells operators of a kind of token that will surprise them.
-func (b *Broker) warnTokenKind(s *session, uses int) {
+func (a *authenticator) warnTokenKind(s *session, uses int) {
 	if s.batch {
-		b.log.Warn("it is a batch token, which Vault cannot revoke: only values without a lease are read with it; set token_type=service")
+		a.cfg.log.Warn("it is a batch token, which Vault cannot revoke: only values without a lease are read with it; set token_type=service")
 	}
 	if uses > 0 {
-		b.log.Warn("the token may be used a limited number of times, and every request to Vault spends one", zap.Int("left", uses))
+		a.cfg.log.Warn("the token may be used a limited number of times, and every request to Vault spends one", zap.Int("left", uses))
 	}
 }
 
 // loginBody returns what to log in with.
-func (b *Broker) loginBody(ctx context.Context) (map[string]any, error) {
-	auth := &b.cfg.Auth
+func (a *authenticator) loginBody(ctx context.Context) (map[string]any, error) {
+	auth := a.cfg.auth
 	body := map[string]any{}
 	switch auth.Method {
 	case MethodAppRole:
-		return b.appRoleBody(ctx)
+		return a.appRoleBody(ctx)
 	case MethodCert: // the connection proves it
 		if auth.Role != "" {
 			body["name"] = auth.Role
@@ -218,8 +240,8 @@ func (b *Broker) loginBody(ctx context.Context) (map[string]any, error) {
 	return body, nil
 }
 
-func (b *Broker) appRoleBody(ctx context.Context) (map[string]any, error) {
-	auth := &b.cfg.Auth
+func (a *authenticator) appRoleBody(ctx context.Context) (map[string]any, error) {
+	auth := a.cfg.auth
 	roleID, err := readSecret(auth.RoleIDFile)
 	if err != nil {
 		return nil, fmt.Errorf("read role id: %w", err)
@@ -228,7 +250,7 @@ func (b *Broker) appRoleBody(ctx context.Context) (map[string]any, error) {
 	if auth.SecretIDFile == "" {
 		return body, nil
 	}
-	secretID, err := b.secretID(ctx)
+	secretID, err := a.secretID(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -236,11 +258,11 @@ func (b *Broker) appRoleBody(ctx context.Context) (map[string]any, error) {
 	return body, nil
 }
 
-func (b *Broker) secretID(ctx context.Context) (authz.Secret, error) {
-	if b.cfg.Auth.SecretIDWrapped {
-		return b.unwrap(ctx)
+func (a *authenticator) secretID(ctx context.Context) (authz.Secret, error) {
+	if a.cfg.auth.SecretIDWrapped {
+		return a.unwrap(ctx)
 	}
-	secretID, err := readSecret(b.cfg.Auth.SecretIDFile)
+	secretID, err := readSecret(a.cfg.auth.SecretIDFile)
 	if err != nil {
 		return authz.Secret{}, fmt.Errorf("read secret id: %w", err)
 	}

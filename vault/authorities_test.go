@@ -53,7 +53,7 @@ func TestAuthoritiesAreRotated(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast})
 	b := broker(t, Config{Address: front.URL, CAFile: file, Auth: auth, Logger: zap.New(core)})
-	reaches := func() error { return b.checkHealth(t.Context()) }
+	reaches := func() error { return b.login.checkHealth(t.Context()) }
 	testenv.Must(t, reaches())
 
 	both := append(bytes.Clone(oldCA), newCA...)

@@ -50,8 +50,8 @@ func newChaos(t *testing.T, v *testenv.Vault, db *testenv.Postgres, name string)
 		Plugin: plugin, Address: c.f.address, Auth: auth, Recorder: &c.log, StateFile: c.state, Timeout: 4 * time.Second,
 		Refresh: 500 * time.Millisecond, Logger: zap.New(core),
 	}))(t)
-	c.b.grace = time.Second
-	c.b.adjustClock = func(now dualTime) dualTime { return dualTime{now.mono + c.mono.Load(), now.wall + c.wall.Load()} }
+	c.b.leases.grace = time.Second
+	c.b.clock.adjust = func(now dualTime) dualTime { return dualTime{now.mono + c.mono.Load(), now.wall + c.wall.Load()} }
 	c.long, c.brief, c.value = ref("long", c.roles+"-long"), ref("brief", c.roles+"-brief"), ref("value", "secret/data/weather")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -66,7 +66,7 @@ func newChaos(t *testing.T, v *testenv.Vault, db *testenv.Postgres, name string)
 }
 
 // now is the wall time by the broker's clocks.
-func (c *chaos) now() time.Time { return c.b.now().time() }
+func (c *chaos) now() time.Time { return c.b.clock.now().time() }
 
 // load asks for a credential until ctx ends. What is served is valid; and what
 // was served goes on being served until its end, unless excused says why not.
@@ -74,9 +74,9 @@ func (c *chaos) load(ctx context.Context, t *testing.T, r authz.CredentialRef, e
 	var last authz.Credential
 	var end dualTime // of last, by both clocks: the wall clock may be set meanwhile
 	for i := 0; ctx.Err() == nil; i++ {
-		asked := c.b.now()
+		asked := c.b.clock.now()
 		got, err := c.b.Credential(ctx, r)
-		began := earliest(asked, c.b.now()).time() // the clock may have been set back meanwhile
+		began := earliest(asked, c.b.clock.now()).time() // the clock may have been set back meanwhile
 		switch {
 		case ctx.Err() != nil:
 		case err == nil && !began.Before(got.NotAfter):
@@ -84,8 +84,8 @@ func (c *chaos) load(ctx context.Context, t *testing.T, r authz.CredentialRef, e
 		case err == nil && got.Fields["password"] != (authz.Secret{}) && i%10 == 0 && !logsIn(t, c.db, got) &&
 			c.now().Before(got.NotAfter) && !excused():
 			t.Errorf("%s is served and cannot log in, %s before its end", r.Name, got.NotAfter.Sub(c.now()))
-		case err != nil && c.b.now().before(end) && !excused():
-			t.Errorf("%s is refused %s before its end: %v", r.Name, c.b.now().until(end), err)
+		case err != nil && c.b.clock.now().before(end) && !excused():
+			t.Errorf("%s is refused %s before its end: %v", r.Name, c.b.clock.now().until(end), err)
 		}
 		if err == nil && !got.NotAfter.Equal(last.NotAfter) {
 			last, end = got, asked.add(got.NotAfter.Sub(asked.time()))
@@ -160,9 +160,7 @@ func TestChaos(t *testing.T) {
 		})},
 		{name: "token-revoked", vault: shared, loses: true, fault: func(t *testing.T, c *chaos) {
 			for range 3 {
-				c.b.mu.RLock()
-				s := c.b.session
-				c.b.mu.RUnlock()
+				s := c.b.login.current()
 				if s != nil {
 					_, _ = c.v.Write(t.Context(), "auth/token/revoke-accessor", map[string]any{"accessor": s.accessor})
 				}

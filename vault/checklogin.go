@@ -24,11 +24,15 @@ const (
 // a wrapped secret id. A login that was made is given back by [Broker.Run], whose
 // context has ended.
 func (b *Broker) Examine(ctx context.Context, logIn bool) (Examination, error) {
-	auth := &b.cfg.Auth
+	return b.login.examine(ctx, logIn)
+}
+
+func (a *authenticator) examine(ctx context.Context, logIn bool) (Examination, error) {
+	auth := a.cfg.auth
 	wrapped := auth.Method == MethodAppRole && auth.SecretIDWrapped
 	limited := auth.Method == MethodToken || auth.Method == MethodAppRole && auth.SecretIDFile != ""
 	if !wrapped && (logIn || !limited) {
-		return ExaminedLogin, b.Login(ctx)
+		return ExaminedLogin, a.logInOnce(ctx)
 	}
 	for _, file := range []string{auth.TokenFile, auth.RoleIDFile, auth.SecretIDFile} {
 		if file == "" {
@@ -39,23 +43,23 @@ func (b *Broker) Examine(ctx context.Context, logIn bool) (Examination, error) {
 		}
 	}
 	if !wrapped {
-		return ExaminedVault, b.checkHealth(ctx)
+		return ExaminedVault, a.checkHealth(ctx)
 	}
 	token, err := readSecret(auth.SecretIDFile)
 	if err != nil {
 		return ExaminedVault, fmt.Errorf("log in by approle: %w", err)
 	}
-	return ExaminedWrapped, b.lookUpWrapped(ctx, token)
+	return ExaminedWrapped, a.lookUpWrapped(ctx, token)
 }
 
 // checkHealth reports whether Vault answers and is unsealed, without a token (Vault API,
 // "/sys/health").
-func (b *Broker) checkHealth(ctx context.Context) error {
+func (a *authenticator) checkHealth(ctx context.Context) error {
 	var health struct {
 		Initialized bool `json:"initialized"`
 		Sealed      bool `json:"sealed"`
 	}
-	_, err := b.client.do(ctx, call{
+	_, err := a.cfg.client.do(ctx, call{
 		op: "look at Vault's health", method: http.MethodGet, path: "sys/health", rootNamespace: true, into: &health,
 		query: "standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200",
 	})

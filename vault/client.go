@@ -464,3 +464,17 @@ func mayRepeat(key string) bool {
 	}
 	return false
 }
+
+// lookupSelf asks what Vault knows of a token.
+func (c *client) lookupSelf(ctx context.Context, token authz.Secret) (*api.Secret, error) {
+	return c.do(ctx, call{op: "look up token", method: http.MethodGet, path: "auth/token/lookup-self", token: token})
+}
+
+// isGone asks whether Vault no longer has a lease.
+func (c *client) isGone(ctx context.Context, s *session, id string) (bool, error) {
+	_, err := c.do(ctx, call{
+		op: "look up lease " + mask(id), method: http.MethodPut, path: "sys/leases/lookup", token: s.token,
+		body: map[string]any{"lease_id": id},
+	})
+	return statusOf(err) == http.StatusBadRequest, err // "invalid lease"
+}

@@ -310,9 +310,7 @@ func TestTokenIsRevokedUnderUs(t *testing.T) {
 	b.Retain(t.Context(), []authz.CredentialRef{db1, key, other})
 	first := testenv.MustGet(b.Credential(t.Context(), db1))(t)
 	testenv.MustGet(b.Credential(t.Context(), key))(t)
-	b.mu.RLock()
-	accessor := b.session.accessor
-	b.mu.RUnlock()
+	accessor := b.login.current().accessor
 	testenv.MustGet(v.Write(t.Context(), "auth/token/revoke-accessor", map[string]any{"accessor": accessor}))(t)
 
 	// A read finds out, logs in anew and is answered.
@@ -381,9 +379,7 @@ func TestStrandedLease(t *testing.T) {
 	db1 := ref("db", "database/creds/reader")
 	b.Retain(t.Context(), []authz.CredentialRef{db1})
 	testenv.Must(t, b.Login(t.Context()))
-	b.mu.RLock()
-	accessor := b.session.accessor
-	b.mu.RUnlock()
+	accessor := b.login.current().accessor
 	f.breaksOnce("database/", func(w http.ResponseWriter, _ *http.Request, _ func() *httptest.ResponseRecorder) {
 		_, err := v.Write(context.WithoutCancel(t.Context()), "auth/token/revoke-accessor", map[string]any{"accessor": accessor})
 		if err != nil {
@@ -406,9 +402,7 @@ func TestTokenIsRevokedAtLast(t *testing.T) {
 	f := newFaults(t, v)
 	b, stop := run(t, Config{Address: f.address, Auth: approle(t, v, "weather", testenv.AppRole{Policy: readForecast})})
 	testenv.Must(t, b.Login(t.Context()))
-	b.mu.RLock()
-	accessor := b.session.accessor
-	b.mu.RUnlock()
+	accessor := b.login.current().accessor
 	f.breaksOnce("auth/token/revoke-self", answer(http.StatusServiceUnavailable, `{"errors":["Vault is sealed"]}`))
 	testenv.Must(t, stop())
 	if _, err := v.Write(t.Context(), "auth/token/lookup-accessor", map[string]any{"accessor": accessor}); err == nil {

@@ -3,7 +3,6 @@ package vault
 import (
 	"context"
 	"encoding/json"
-	"maps"
 	"net/http"
 	"slices"
 
@@ -18,11 +17,8 @@ import (
 // "/sys/leases/count"). Whose they are Vault tells only to who may list leases.
 // A policy that does not allow the question leaves it unanswered.
 func (b *Broker) warnIrrevocable(ctx context.Context) {
-	b.mu.RLock()
-	s, paths := b.session, slices.Sorted(maps.Keys(b.leasedPaths))
-	usable := s.usable(b.now())
-	b.mu.RUnlock()
-	if !usable || len(paths) == 0 {
+	s, paths := b.login.current(), b.leases.pathsLeased()
+	if !s.usable(b.clock.now()) || len(paths) == 0 {
 		return
 	}
 	answer, err := b.client.do(ctx, call{
@@ -42,7 +38,7 @@ func (b *Broker) warnIrrevocable(ctx context.Context) {
 		left += n
 	}
 	if left > 0 {
-		b.log.Warn("Vault has given up revoking leases of the engines that this plugin's are of: see vault list sys/leases type=irrevocable there",
+		b.cfg.Logger.Warn("Vault has given up revoking leases of the engines that this plugin's are of: see vault list sys/leases type=irrevocable there",
 			zap.Int64("leases", left), zap.Strings("paths", paths))
 	}
 }
@@ -51,7 +47,7 @@ func (b *Broker) warnIrrevocable(ctx context.Context) {
 func (b *Broker) accessorsOf(ctx context.Context, s *session, paths []string) []string {
 	var accessors []string
 	for _, path := range paths {
-		answer, err := b.engineAt(ctx, s, path)
+		answer, err := b.client.engineAt(ctx, s, path)
 		if err != nil || answer == nil {
 			continue
 		}
@@ -64,8 +60,8 @@ func (b *Broker) accessorsOf(ctx context.Context, s *session, paths []string) []
 
 // engineAt asks what engine is mounted where path leads, which Vault tells
 // whoever may use the path (its command "vault kv" begins with it).
-func (b *Broker) engineAt(ctx context.Context, s *session, path string) (*api.Secret, error) {
-	return b.client.do(ctx, call{
+func (c *client) engineAt(ctx context.Context, s *session, path string) (*api.Secret, error) {
+	return c.do(ctx, call{
 		op: "look up the engine at " + path, method: http.MethodGet, path: "sys/internal/ui/mounts/" + path, token: s.token,
 	})
 }

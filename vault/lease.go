@@ -3,7 +3,6 @@ package vault
 import (
 	"encoding/json"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -11,50 +10,6 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 )
-
-// dualTime is one reading of both clocks. A deadline has passed when either
-// says so: the monotonic clock cannot be stepped, but stands still while the
-// machine is suspended; the wall clock goes on, but can be stepped.
-type dualTime struct{ mono, wall int64 } // nanoseconds
-
-// never is after every instant.
-func never() dualTime { return dualTime{math.MaxInt64, math.MaxInt64} }
-
-// add returns the instant d later. What is never stays never.
-func (i dualTime) add(d time.Duration) dualTime {
-	return dualTime{addSaturated(i.mono, int64(d)), addSaturated(i.wall, int64(d))}
-}
-
-func addSaturated(a, b int64) int64 {
-	if a == math.MaxInt64 || (b > 0 && a > math.MaxInt64-b) {
-		return math.MaxInt64
-	}
-	return a + b
-}
-
-// before reports whether i is before o on both clocks.
-func (i dualTime) before(o dualTime) bool { return i.mono < o.mono && i.wall < o.wall }
-
-// until returns the time left from i to o, by the clock that has less.
-func (i dualTime) until(o dualTime) time.Duration {
-	if o == never() {
-		return math.MaxInt64
-	}
-	return time.Duration(min(o.mono-i.mono, o.wall-i.wall))
-}
-
-// time returns the wall time, the zero time for never.
-func (i dualTime) time() time.Time {
-	if i.wall == math.MaxInt64 {
-		return time.Time{}
-	}
-	return time.Unix(0, i.wall)
-}
-
-// earliest returns the earlier of the two on each clock.
-func earliest(a, b dualTime) dualTime {
-	return dualTime{min(a.mono, b.mono), min(a.wall, b.wall)}
-}
 
 // safety is what is left unused at the end of a lease of length d: our clock
 // and Vault's differ, and the request still has to arrive.
@@ -121,7 +76,7 @@ func (l *lease) usableUntil() dualTime {
 	if l.mount != "" || l.id == "" {
 		return l.notAfter
 	}
-	return earliest(l.notAfter, l.session.notAfter)
+	return earliest(l.notAfter, l.session.end())
 }
 
 // heldBy reports whether the lease ends with a token, or is lost with one that
@@ -130,7 +85,7 @@ func (l *lease) heldBy(s *session) bool { return l.session == s && l.mount == ""
 
 // usable reports whether the lease may be used at now.
 func (l *lease) usable(now dualTime) bool {
-	return l != nil && (l.mount != "" || !l.session.dead) && now.before(l.usableUntil())
+	return l != nil && (l.mount != "" || !l.session.dead.Load()) && now.before(l.usableUntil())
 }
 
 // credential returns what is served.

@@ -110,7 +110,7 @@ func stateOf(t testing.TB, path string) []string {
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("the state file has mode %v", info.Mode())
 	}
-	var kept state
+	var kept storedState
 	testenv.Must(t, json.Unmarshal(testenv.MustGet(os.ReadFile(path))(t), &kept))
 	var ids []string
 	for _, l := range kept.Leases {
@@ -211,9 +211,9 @@ func TestTakenAwayWhileFetched(t *testing.T) {
 			reported := make(chan Report, 1)
 			go func() { reported <- take(context.WithoutCancel(t.Context()), b, stop) }()
 			until(t, "it is out of force", func() bool {
-				b.mu.RLock()
-				defer b.mu.RUnlock()
-				return len(b.entries) == 0 || b.closed
+				b.leases.mu.RLock()
+				defer b.leases.mu.RUnlock()
+				return len(b.leases.entries) == 0 || b.leases.closed
 			})
 			release()
 			if err := <-got; !errors.Is(err, errNotInForce) {
@@ -322,7 +322,7 @@ func TestEndsWhileRenewed(t *testing.T) {
 	var log journal
 	b := testenv.MustGet(New(Config{Plugin: plugin, Address: f.address, Auth: auth, Recorder: &log}))(t)
 	var wall atomic.Int64 // the wall clock alone: by the other one the lease is in use
-	b.adjustClock = func(now dualTime) dualTime { return dualTime{now.mono, now.wall + wall.Load()} }
+	b.clock.adjust = func(now dualTime) dualTime { return dualTime{now.mono, now.wall + wall.Load()} }
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
@@ -468,7 +468,7 @@ func TestRevokeTakesEverything(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		testenv.MustGet(b.Credential(t.Context(), ref(name, "database/creds/reader")))(t)
 	}
-	token := b.session.token.Reveal()
+	token := b.login.current().token.Reveal()
 	report := b.Revoke(t.Context())
 	if report.Leases != 3 || report.Confirmed != 3 || report.Err != nil {
 		t.Errorf("report: %+v", report)

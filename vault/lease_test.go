@@ -116,7 +116,7 @@ func TestScheduleOfADay(t *testing.T) {
 			random := rand.New(rand.NewPCG(1, 2))
 			spread := func() float64 { return 2*random.Float64() - 1 }
 			now, endOfDay := both(0), both(24*time.Hour)
-			s := &session{notAfter: never()}
+			s := sessionUntil(never())
 			mints := 0
 			var l *lease
 			for now.before(endOfDay) {
@@ -151,7 +151,8 @@ func (l *lease) issuedFor(now dualTime) time.Duration { return now.until(l.ends)
 
 func TestTokenIsFit(t *testing.T) {
 	t.Parallel()
-	s := &session{ttl: time.Hour, notAfter: both(57 * time.Minute)}
+	s := sessionUntil(both(57 * time.Minute))
+	s.ttl = time.Hour
 	for _, test := range []struct {
 		now, need time.Duration
 		fit       bool
@@ -168,10 +169,12 @@ func TestTokenIsFit(t *testing.T) {
 			t.Errorf("after %s, for a lease of %s: fit = %v", test.now, test.need, got)
 		}
 	}
-	if !(&session{notAfter: never()}).outlives(both(0), time.Hour) {
+	if !sessionUntil(never()).outlives(both(0), time.Hour) {
 		t.Error("a token that does not end is not fit")
 	}
-	if (&session{notAfter: never(), dead: true}).outlives(both(0), 0) || (*session)(nil).outlives(both(0), 0) {
+	dead := sessionUntil(never())
+	dead.dead.Store(true)
+	if dead.outlives(both(0), 0) || (*session)(nil).outlives(both(0), 0) {
 		t.Error("a dead token is fit")
 	}
 }
@@ -322,24 +325,29 @@ func TestMask(t *testing.T) {
 func TestStateFileRoundTrip(t *testing.T) {
 	t.Parallel()
 	path := write(t, "leases.json", "")
-	want := state{Leases: []storedLease{{ID: "a/1", Ends: time.Unix(1, 0).UTC()}, {ID: "b/2"}}}
+	want := storedState{Leases: []storedLease{{ID: "a/1", Ends: time.Unix(1, 0).UTC()}, {ID: "b/2"}}}
 	if err := writeState(path, want); err != nil {
 		t.Fatal(err)
 	}
-	b := &Broker{cfg: Config{StateFile: path}, pending: map[string]*revocation{}, stored: map[string]storedLease{}, wakeup: make(chan struct{}, 1)}
-	defaults(&b.cfg)
-	b.base = b.cfg.Now()
-	if err := b.loadState(); err != nil {
+	b, err := New(Config{Plugin: plugin, Address: "http://127.0.0.1:1", StateFile: path, Auth: Auth{Method: MethodToken, TokenFile: "/dev/null"}})
+	if err != nil {
 		t.Fatal(err)
 	}
-	now := b.now()
-	if r := b.pending["a/1"]; r == nil || now.before(r.ends) || !r.urgent {
+	now := b.clock.now()
+	if r := b.revocations.pending["a/1"]; r == nil || now.before(r.ends) || !r.urgent {
 		t.Errorf("the first lease is to be revoked as %+v", r)
 	}
-	if r := b.pending["b/2"]; r == nil || r.ends != never() {
+	if r := b.revocations.pending["b/2"]; r == nil || r.ends != never() {
 		t.Errorf("the second lease is to be revoked as %+v", r)
 	}
 	if text, err := json.Marshal(want); err != nil || !strings.Contains(string(text), `"id":"a/1"`) {
 		t.Errorf("state is %s, %v", text, err)
 	}
+}
+
+// sessionUntil returns a session whose token ends at an instant.
+func sessionUntil(end dualTime) *session {
+	s := &session{}
+	s.life.Store(&tokenLife{notAfter: end})
+	return s
 }

@@ -2,7 +2,6 @@ package vault
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,296 +9,297 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/hashicorp/vault/api"
-	"go.uber.org/zap"
-
 	"github.com/chaperone-proxy/chaperone/authz"
+	"go.uber.org/zap"
 )
 
-// session is one token of ours. Its times and flags are guarded by Broker.mu.
-type session struct {
-	token     authz.Secret
-	accessor  string // "" for a batch token
-	ours      bool   // we logged in for it, so we revoke it
-	batch     bool   // Vault can neither renew nor revoke it, nor what orphans of it hold
-	renewable bool
-	ttl       time.Duration // as first granted; 0 when it does not end
+// loginConfig is what an authenticator is made of.
+type loginConfig struct {
+	shared
 
-	notAfter dualTime
-	renewDue dualTime
-	renewAt  dualTime // renewDue, or earlier to read the token file again
-	dead     bool     // revoked, or refused by Vault
-	// untracked is set when Vault may have made a lease for us that we do not know
-	// of. Only the token's end takes that away.
-	untracked bool
-	replaced  dualTime // by another one
-	attempts  int      // at revoking it
-	due       dualTime // when to try to revoke it again
-	revoking  bool
+	auth *Auth
+	// store holds the hash of the wrapping token that was unwrapped last.
+	store *leaseFile
+	// replaced is called after another token was put in force, and ended after
+	// Vault refused one. Both are called without authenticator.mu.
+	replaced func(now dualTime)
+	ended    func(s *session, why string)
 }
 
-// outlives reports whether a lease of length need, 0 if that is not known yet, may
-// be minted with the token: it must not die much before the lease does, since
-// the lease dies with it. A token is worth replacing below half of its life.
-func (s *session) outlives(now dualTime, need time.Duration) bool {
-	if !s.usable(now) {
-		return false
-	}
-	if s.ttl == 0 {
-		return true
-	}
-	half := (s.ttl - safety(s.ttl)) / 2
-	if need > 0 {
-		half = min(half, need)
-	}
-	return now.until(s.notAfter) >= half
+// authenticator logs in to Vault, renews the token, replaces it, and revokes the
+// replaced ones. Its other methods than Login are called by the other parts.
+type authenticator struct {
+	cfg loginConfig
+
+	// loginSem holds one: the caller that logs in or renews the token. It is
+	// acquired before every lock of the broker.
+	loginSem chan struct{}
+	wrapped  wrapped // guarded by loginSem
+
+	// mu comes after leaseManager.mu and revocationQueue.mu, see [Broker].
+	mu            sync.RWMutex
+	session       *session
+	retiring      []*session // replaced; revoked when no lease needs them
+	maintaining   bool
+	loginAt       dualTime // not before
+	loginErr      error
+	loginFailures int
+	loginLog      loginLog
+	refusal       *refusal // nil unless Vault has refused the last login
+	loginFiles    string   // the fingerprint of the files of the last login
+	rotateAt      dualTime // not before
 }
 
-func (s *session) usable(now dualTime) bool {
-	return s != nil && !s.dead && now.before(s.notAfter)
+func newAuthenticator(cfg loginConfig) *authenticator {
+	return &authenticator{cfg: cfg, loginSem: make(chan struct{}, 1)}
 }
 
-// Login logs in to Vault, once, unless it is logged in already. Its error is
-// for the operator and holds no secret; Run goes on trying.
-func (b *Broker) Login(ctx context.Context) error {
-	b.mu.RLock()
-	closed := b.closed
-	b.mu.RUnlock()
-	if closed {
-		return errStopping
-	}
-	b.checkFilesNow()
-	_, err := b.authenticate(ctx, 0)
+func (a *authenticator) now() dualTime { return a.cfg.clock.now() }
+
+// current returns the session in force, nil for none.
+func (a *authenticator) current() *session {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.session
+}
+
+// logInOnce logs in unless it is logged in already.
+func (a *authenticator) logInOnce(ctx context.Context) error {
+	a.checkFilesNow()
+	_, err := a.authenticate(ctx, 0)
 	return err
 }
 
 // authenticate returns a session that is fit for a lease of length need,
 // renewing the token or logging in for it. One caller at a time talks to Vault
 // and the others wait for what comes of it.
-func (b *Broker) authenticate(ctx context.Context, need time.Duration) (*session, error) {
-	if s, err := b.readySession(need); s != nil || err != nil {
+func (a *authenticator) authenticate(ctx context.Context, need time.Duration) (*session, error) {
+	if s, err := a.readySession(need); s != nil || err != nil {
 		return s, err
 	}
-	if err := b.acquireLogin(ctx); err != nil {
+	if err := a.acquireLogin(ctx); err != nil {
 		return nil, err
 	}
-	defer b.releaseLogin()
-	if s, err := b.readySession(need); s != nil || err != nil {
+	defer a.releaseLogin()
+	if s, err := a.readySession(need); s != nil || err != nil {
 		return s, err
 	}
-	return b.renewOrLogin(ctx, need)
+	return a.renewOrLogin(ctx, need)
 }
 
-func (b *Broker) acquireLogin(ctx context.Context) error {
+func (a *authenticator) acquireLogin(ctx context.Context) error {
 	select {
-	case b.loginSem <- struct{}{}:
+	case a.loginSem <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait for login to Vault: %w", ctx.Err())
 	}
 }
 
-func (b *Broker) releaseLogin() { <-b.loginSem }
+func (a *authenticator) releaseLogin() { <-a.loginSem }
 
 // readySession returns the session if it will do as it is, or the reason why
 // there is none and it is too early to try again.
-func (b *Broker) readySession(need time.Duration) (*session, error) {
-	now := b.now()
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	s, held := b.session, now.before(b.loginAt)
+func (a *authenticator) readySession(need time.Duration) (*session, error) {
+	now := a.now()
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	s, held := a.session, now.before(a.loginAt)
 	switch {
-	case s.usable(now) && (held || (s.outlives(now, need) && !b.mustRotate(now))):
+	case s.usable(now) && (held || (s.outlives(now, need) && !a.mustRotate(now))):
 		return s, nil
 	case held:
-		return nil, &cachedError{err: b.loginErr, retry: now.until(b.loginAt)}
+		return nil, &cachedError{err: a.loginErr, retry: now.until(a.loginAt)}
 	}
 	return nil, nil
 }
 
 // mustRotate reports whether the session is to be replaced because it may hold a
-// lease we do not know of. The caller holds b.mu.
-func (b *Broker) mustRotate(now dualTime) bool {
-	return b.session != nil && b.session.untracked && b.session.ours && !now.before(b.rotateAt) && len(b.retiring) < maxRetiring
+// lease we do not know of. The caller holds a.mu.
+func (a *authenticator) mustRotate(now dualTime) bool {
+	return a.session != nil && a.session.untracked && a.session.ours && !now.before(a.rotateAt) && len(a.retiring) < maxRetiring
 }
 
 // renewOrLogin renews the token or logs in. The caller has entered.
-func (b *Broker) renewOrLogin(ctx context.Context, need time.Duration) (*session, error) {
-	now := b.now()
-	b.mu.RLock()
-	s := b.session
-	usable := s.usable(now) && !b.mustRotate(now)
-	b.mu.RUnlock()
-	if usable && !s.ours && b.sameToken(s) && b.sessionOutlives(s, need) {
-		b.scheduleReread(s) // it was only to see whether the file holds another token
+func (a *authenticator) renewOrLogin(ctx context.Context, need time.Duration) (*session, error) {
+	now := a.now()
+	a.mu.RLock()
+	s := a.session
+	usable := s.usable(now) && !a.mustRotate(now)
+	a.mu.RUnlock()
+	if usable && !s.ours && a.sameToken(s) && s.outlives(a.now(), need) {
+		a.scheduleReread(s) // it was only to see whether the file holds another token
 		return s, nil
 	}
-	if usable && b.sameToken(s) && s.renewable {
-		err := b.renewToken(ctx, s)
+	if usable && a.sameToken(s) && s.life.Load().renewable {
+		err := a.renewToken(ctx, s)
 		switch {
-		case err == nil && b.sessionOutlives(s, need):
+		case err == nil && s.outlives(a.now(), need):
 			return s, nil
 		case isUnknownToken(err):
-			b.dropSession(s, tokenGone)
+			a.dropSession(s, tokenGone)
 		case isTransient(err) && statusOf(err) != http.StatusInternalServerError: // that one may be of the login method
-			return b.loginFailed(s, err)
+			return a.loginFailed(s, err)
 		}
 	}
-	files, _ := b.cfg.Auth.fingerprint() // before they are read to log in: what changes meanwhile has changed
-	b.mu.Lock()
-	b.loginFiles = files
-	b.unlockAndNotify()
-	fresh, err := b.logIn(ctx)
+	files, _ := a.cfg.auth.fingerprint() // before they are read to log in: what changes meanwhile has changed
+	a.mu.Lock()
+	a.loginFiles = files
+	a.mu.Unlock()
+	fresh, err := a.logIn(ctx)
 	if err != nil {
-		return b.loginFailed(s, err)
+		return a.loginFailed(s, err)
 	}
-	return b.useSession(fresh), nil
+	return a.useSession(fresh), nil
 }
 
-func (b *Broker) sessionOutlives(s *session, need time.Duration) bool {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return s.outlives(b.now(), need)
-}
-
-func (b *Broker) scheduleReread(s *session) {
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	s.renewAt = earliest(s.renewDue, b.now().add(tokenRereadInterval))
+func (a *authenticator) scheduleReread(s *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	life := *s.life.Load()
+	life.renewAt = earliest(life.renewDue, a.now().add(tokenRereadInterval))
+	s.life.Store(&life)
 }
 
 // sameToken reports whether the token file still holds the session's token.
-func (b *Broker) sameToken(s *session) bool {
+func (a *authenticator) sameToken(s *session) bool {
 	if s.ours {
 		return true
 	}
-	token, err := readSecret(b.cfg.Auth.TokenFile)
+	token, err := readSecret(a.cfg.auth.TokenFile)
 	return err != nil || token.Equal(s.token)
 }
 
 // loginFailed notes a failed login or renewal and returns the session if it can
 // still be used.
-func (b *Broker) loginFailed(s *session, err error) (*session, error) {
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	now := b.now()
-	b.loginFailures++
+func (a *authenticator) loginFailed(s *session, err error) (*session, error) {
+	defer a.cfg.outbox.flush()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := a.now()
+	a.loginFailures++
 	var wait time.Duration
 	if isRefusal(err) {
-		wait, err = b.recordRefusal(err, now)
+		wait, err = a.recordRefusal(err, now)
 	} else {
-		wait = b.retryDelay(b.loginFailures, err)
-		b.loginAt = now.add(wait)
+		wait = retryDelay(a.loginFailures, err)
+		a.loginAt = now.add(wait)
 	}
-	b.loginErr = err
-	b.noteError(err)
-	b.logLogin(err, now)
+	a.loginErr = err
+	a.cfg.errors.note(err)
+	a.logLogin(err, now)
 	if s.usable(now) {
 		return s, nil
 	}
 	return nil, &cachedError{err: err, retry: wait}
 }
 
-// useSession puts a fresh session in force. What the former one holds moves over.
-func (b *Broker) useSession(fresh *session) *session {
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	now, old := b.now(), b.session
-	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, dualTime{}, nil
-	b.loginLog = loginLog{}
+// useSession puts a fresh session in force and returns it. The credentials that
+// the former one holds move over.
+func (a *authenticator) useSession(fresh *session) *session {
+	now := a.now()
+	used, replaced := a.replaceSession(fresh, now)
+	if replaced {
+		a.cfg.replaced(now)
+	}
+	return used
+}
+
+// replaceSession returns the session in force from now on, and whether it replaced
+// another one.
+func (a *authenticator) replaceSession(fresh *session, now dualTime) (used *session, replaced bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	old := a.session
+	a.loginFailures, a.loginErr, a.loginAt, a.refusal = 0, nil, dualTime{}, nil
+	a.loginLog = loginLog{}
 	if old != nil && old.token.Equal(fresh.token) {
 		// The same token file: only its times are new. It cannot be bettered
 		// by asking at once again.
-		old.notAfter, old.renewDue, old.renewAt, old.renewable = fresh.notAfter, fresh.renewDue, fresh.renewAt, fresh.renewable
-		b.loginAt = now.add(tokenRereadInterval / 2)
-		return old
+		old.life.Store(fresh.life.Load())
+		a.loginAt = now.add(tokenRereadInterval / 2)
+		return old, false
 	}
-	b.session = fresh
+	a.session = fresh
 	if old != nil {
-		b.rotateAt = now.add(rotateInterval)
+		a.rotateAt = now.add(rotateInterval)
 		old.replaced = now
-		b.retiring = append(b.retiring, old)
-		for _, e := range b.entries {
-			if e.lease != nil && e.lease.mount == "" {
-				e.refreshAt = earliest(e.refreshAt, now.add(migrationDelay(now.until(e.lease.usableUntil()))))
-			}
-		}
+		a.retiring = append(a.retiring, old)
 	}
-	b.wakeUp()
-	return fresh
+	a.cfg.wakeUp()
+	return fresh, old != nil
 }
 
-func (b *Broker) loginByToken(ctx context.Context) (*session, error) {
-	token, err := readSecret(b.cfg.Auth.TokenFile)
+func (a *authenticator) renewToken(ctx context.Context, s *session) error {
+	issued := a.now()
+	answer, err := a.cfg.client.do(ctx, call{
+		op: "renew token", method: http.MethodPost, path: "auth/token/renew-self", token: s.token,
+		body: map[string]any{"increment": int(s.ttl.Seconds())},
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read token: %w", err)
+		return err
 	}
-	issued := b.now()
-	answer, err := b.lookupSelf(ctx, token)
-	if err != nil {
-		return nil, err
+	if answer == nil || answer.Auth == nil {
+		return errors.New("renew token: the answer has no token")
 	}
-	var facts tokenFacts
-	if err := facts.from(answer); err != nil {
-		return nil, fmt.Errorf("look up token: %w", err)
-	}
-	if slices.Contains(facts.Policies, rootPolicy) {
-		return nil, fmt.Errorf("log in by token: %w", errRoot)
-	}
-	s := b.newSession(issued, token, facts.Accessor, seconds(facts.TTL), facts.Renewable)
-	s.batch = facts.Type == typeBatch
-	b.warnTokenKind(s, facts.NumUses)
-	return s, nil
-}
-
-func (b *Broker) newSession(issued dualTime, token authz.Secret, accessor string, ttl time.Duration, renewable bool) *session {
-	s := &session{token: token, accessor: accessor, renewable: renewable, ttl: ttl}
-	s.schedule(issued, ttl, b.cfg.Auth.Method)
-	return s
-}
-
-// schedule sets when the token ends and when to see to it: a token from a file
-// at least every minute, since the file may hold another one.
-func (s *session) schedule(issued dualTime, ttl time.Duration, method Method) {
-	w := window{notAfter: never(), refreshAt: never()}
-	if ttl > 0 {
-		w = newWindow(issued, ttl, never(), spread())
-	}
-	s.notAfter, s.renewDue, s.renewAt = w.notAfter, w.refreshAt, w.refreshAt
-	if method == MethodToken {
-		s.renewAt = earliest(w.refreshAt, issued.add(tokenRereadInterval))
-	}
-}
-
-// tokenFacts are what auth/token/lookup-self says.
-type tokenFacts struct {
-	TTL       int      `json:"ttl"`
-	Accessor  string   `json:"accessor"`
-	Renewable bool     `json:"renewable"`
-	NumUses   int      `json:"num_uses"`
-	Policies  []string `json:"policies"`
-	Type      string   `json:"type"` // service or batch
-}
-
-func (f *tokenFacts) from(answer *api.Secret) error {
-	if answer == nil || answer.Data["ttl"] == nil {
-		return errors.New("the answer is not that of a token")
-	}
-	text, err := json.Marshal(answer.Data)
-	if err == nil {
-		err = json.Unmarshal(text, f)
-	}
-	if err != nil {
-		// The error may quote the answer, which holds the token.
-		return errors.New("the answer cannot be read")
-	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.schedule(issued, seconds(answer.Auth.LeaseDuration), a.cfg.auth.Method, answer.Auth.Renewable)
+	a.loginFailures, a.loginErr, a.loginAt, a.refusal = 0, nil, dualTime{}, nil
+	a.cfg.wakeUp()
 	return nil
 }
 
-func (b *Broker) lookupSelf(ctx context.Context, token authz.Secret) (*api.Secret, error) {
-	return b.client.do(ctx, call{op: "look up token", method: http.MethodGet, path: "auth/token/lookup-self", token: token})
+// lacksToken reports whether Vault has refused the last login and no token is left.
+func (a *authenticator) lacksToken(now dualTime) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.refusal != nil && !a.session.usable(now)
+}
+
+// maintain logs in or renews the token if that is due, and returns when to call it
+// again.
+func (a *authenticator) maintain(ctx context.Context, now dualTime) dualTime {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.maintaining {
+		return never()
+	}
+	var due dualTime
+	if a.session.usable(now) {
+		due = a.session.life.Load().renewAt
+		if a.session.untracked && a.session.ours {
+			due = earliest(due, a.rotateAt)
+		}
+	}
+	due = latest(due, a.loginAt)
+	if now.before(due) {
+		return due
+	}
+	a.maintaining = true
+	a.cfg.tasks.run(ctx, a.renewOrLoginOnce)
+	return never()
+}
+
+// renewOrLoginOnce renews the token or logs in, unless another caller has just
+// tried.
+func (a *authenticator) renewOrLoginOnce(ctx context.Context) {
+	if a.acquireLogin(ctx) == nil {
+		a.mu.RLock()
+		early := a.now().before(a.loginAt)
+		a.mu.RUnlock()
+		if !early {
+			_, _ = a.renewOrLogin(ctx, 0) // loginFailed keeps and logs its error
+		}
+		a.releaseLogin()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.maintaining = false
+	a.cfg.wakeUp()
 }
 
 const (
@@ -310,95 +310,87 @@ const (
 // tokenInvalid reports whether a refusal means that Vault no longer knows the
 // token, and then gives the session up. A policy that does not allow what was
 // asked, or the lookup, is no such sign: giving up would lose every lease.
-func (b *Broker) tokenInvalid(ctx context.Context, s *session, refusal error) bool {
+func (a *authenticator) tokenInvalid(ctx context.Context, s *session, refusal error) bool {
 	if statusOf(refusal) != http.StatusForbidden {
 		return false
 	}
 	if !isUnknownToken(refusal) {
-		if _, err := b.lookupSelf(ctx, s.token); !isUnknownToken(err) {
+		if _, err := a.cfg.client.lookupSelf(ctx, s.token); !isUnknownToken(err) {
 			return false
 		}
 	}
-	b.dropSession(s, tokenGone)
+	a.dropSession(s, tokenGone)
 	return true
 }
 
-func (b *Broker) renewToken(ctx context.Context, s *session) error {
-	issued := b.now()
-	answer, err := b.client.do(ctx, call{
-		op: "renew token", method: http.MethodPost, path: "auth/token/renew-self", token: s.token,
-		body: map[string]any{"increment": int(s.ttl.Seconds())},
-	})
-	if err != nil {
-		return err
+// dropSession gives up a session whose token Vault refuses: what it held is lost.
+func (a *authenticator) dropSession(s *session, why string) {
+	if a.removeSession(s) {
+		a.cfg.ended(s, why)
+		a.cfg.outbox.flush()
 	}
-	if answer == nil || answer.Auth == nil {
-		return errors.New("renew token: the answer has no token")
-	}
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	s.schedule(issued, seconds(answer.Auth.LeaseDuration), b.cfg.Auth.Method)
-	s.renewable = answer.Auth.Renewable
-	b.loginFailures, b.loginErr, b.loginAt, b.refusal = 0, nil, dualTime{}, nil
-	b.wakeUp()
-	return nil
 }
 
-// dropSession gives up a session whose token Vault refuses: what it held is lost.
-func (b *Broker) dropSession(s *session, why string) {
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	if s.dead {
-		return
+// removeSession takes a session out of force, and reports whether it still was in
+// use. It is dead from then on, so that a lease that arrives later is not used.
+func (a *authenticator) removeSession(s *session) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s.dead.Load() {
+		return false
 	}
-	s.dead = true
-	b.warnUntracked(s)
-	if b.session == s {
-		b.session = nil
+	s.dead.Store(true)
+	a.warnUntracked(s)
+	if a.session == s {
+		a.session = nil
 	}
-	if b.loginErr == nil {
-		b.loginAt = dualTime{}
+	if a.loginErr == nil {
+		a.loginAt = dualTime{}
 	}
-	b.retiring = slices.DeleteFunc(b.retiring, func(r *session) bool { return r == s })
-	for _, e := range b.entries {
-		if e.next != nil && e.next.heldBy(s) {
-			b.enqueue(e.ref, e.next, b.now(), false)
-			e.next = nil
-		}
-		if e.lease != nil && e.lease.heldBy(s) {
-			b.lose(e, why)
-		}
+	a.retiring = slices.DeleteFunc(a.retiring, func(r *session) bool { return r == s })
+	a.cfg.wakeUp()
+	return true
+}
+
+// rotateFor has the session in force replaced at once, if it is s and the sidecar
+// logged in for it: the end of its token revokes leases that cannot be revoked
+// otherwise.
+func (a *authenticator) rotateFor(s *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s == a.session && s.ours {
+		s.untracked, a.rotateAt = true, dualTime{}
 	}
-	b.wakeUp()
 }
 
 // markUntracked notes that Vault may have made a lease of which no answer arrived.
 // The session is replaced and its token revoked, at most once a minute, so
 // that a failing Vault is not made to mint everything anew over and over.
-func (b *Broker) markUntracked(s *session, path string) {
-	b.mu.Lock()
-	defer b.unlockAndNotify()
+func (a *authenticator) markUntracked(s *session, path string) {
+	defer a.cfg.outbox.flush()
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if s.untracked {
 		return
 	}
 	s.untracked = true
 	switch {
-	case s.dead:
-		b.warnUntracked(s)
+	case s.dead.Load():
+		a.warnUntracked(s)
 	case !s.ours:
-		b.warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
+		a.cfg.outbox.warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
 			zap.String("path", path))
 	}
-	b.wakeUp()
+	a.cfg.wakeUp()
 }
 
 // warnUntracked warns of what the end of a token may not take away, since it was not
 // we who ended it: Vault keeps a lease that it was about to make for a token
 // while somebody revoked that, and nothing of ours names it. The caller holds
 // mu.
-func (b *Broker) warnUntracked(s *session) {
+func (a *authenticator) warnUntracked(s *session) {
 	if s.untracked {
-		b.warn("a lease may have been made whose id never arrived; it ends by itself, since somebody else has revoked the token that it was made with",
+		a.cfg.outbox.warn("a lease may have been made whose id never arrived; it ends by itself, since somebody else has revoked the token that it was made with",
 			zap.String("accessor", mask(s.accessor)))
 	}
 }

@@ -57,9 +57,7 @@ func readsKey(t testing.TB, b *Broker) {
 // forgets makes Vault forget the broker's token, so that it logs in anew.
 func forgets(t testing.TB, v *testenv.Vault, b *Broker) {
 	t.Helper()
-	b.mu.RLock()
-	accessor := b.session.accessor
-	b.mu.RUnlock()
+	accessor := b.login.current().accessor
 	testenv.MustGet(v.Write(t.Context(), "auth/token/revoke-accessor", map[string]any{"accessor": accessor}))(t)
 }
 
@@ -164,25 +162,21 @@ func TestLogsInByCertificate(t *testing.T) {
 	cfg.Recorder = &log
 	b, _ := run(t, cfg)
 	readsKey(t, b)
-	b.mu.RLock()
-	first, ends := b.session, b.session.notAfter
-	b.mu.RUnlock()
+	first := b.login.current()
+	ends := first.end()
 	until(t, "the token was renewed", func() bool {
-		b.mu.RLock()
-		defer b.mu.RUnlock()
-		if b.session != first {
+		if b.login.current() != first {
 			t.Fatal("it was replaced")
 		}
-		return ends.before(first.notAfter)
+		return ends.before(first.end())
 	})
 	// Vault does not renew a token on another identity than it was got by.
 	ca = authority("new")
 	issue("weather.plugins.example")
 	until(t, "it logged in by the new certificate", func() bool {
 		readsKey(t, b)
-		b.mu.RLock()
-		defer b.mu.RUnlock()
-		return b.session != nil && b.session != first
+		s := b.login.current()
+		return s != nil && s != first
 	})
 	if got := b.Status(); got.States[StateActive] != 1 || log.count("lost") != 0 {
 		t.Errorf("status %+v, records %s", got, &log)
@@ -235,7 +229,7 @@ func TestUnwrapsTheSecretIDOnce(t *testing.T) {
 		t.Errorf("unwrapped %d times, records %s", f.count("sys/wrapping/unwrap"), &log)
 	}
 	kept := string(testenv.MustGet(os.ReadFile(state))(t))
-	if strings.Contains(kept, b.wrapped.secretID.Reveal()) || !strings.Contains(kept, b.wrapped.token) {
+	if strings.Contains(kept, b.login.wrapped.secretID.Reveal()) || !strings.Contains(kept, b.login.wrapped.token) {
 		t.Errorf("the state file holds %s", kept)
 	}
 

@@ -22,8 +22,8 @@ type loginLog struct {
 
 // logLogin logs a failed login or renewal: the first, another cause, and otherwise
 // one line a minute with how many there were. The caller holds mu.
-func (b *Broker) logLogin(err error, now dualTime) {
-	last := &b.loginLog
+func (a *authenticator) logLogin(err error, now dualTime) {
+	last := &a.loginLog
 	quiet := loginLogInterval
 	if err.Error() != last.cause {
 		quiet = loginLogChangeInterval
@@ -36,7 +36,7 @@ func (b *Broker) logLogin(err error, now dualTime) {
 	if last.suppressed > 0 {
 		fields = append(fields, zap.Int("failures_before", last.suppressed))
 	}
-	b.warn("vault login failed", fields...)
+	a.cfg.outbox.warn("vault login failed", fields...)
 	*last = loginLog{cause: err.Error(), at: now}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -32,46 +33,64 @@ type breaker struct {
 	err      error
 }
 
-// checkMint refuses what would flood Vault, and what it cannot answer now. value
-// says that the answer is known to be no lease.
-func (b *Broker) checkMint(path string, value bool) error {
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	now := b.now()
-	if br := b.breakers[path]; br != nil {
+// mintLimits keeps Vault from being asked too often for leases, and for a path that
+// fails on its side.
+type mintLimits struct {
+	clock     *clock
+	perMinute int
+	wait      time.Duration // that one request to a path may take, while others are refused
+
+	mu       sync.Mutex
+	rate     limiter
+	breakers map[string]*breaker // by path: those that failed on Vault's side
+}
+
+func newMintLimits(clock *clock, perMinute int, wait time.Duration) *mintLimits {
+	return &mintLimits{
+		clock: clock, perMinute: perMinute, wait: wait, breakers: make(map[string]*breaker),
+		rate: limiter{every: time.Minute / time.Duration(perMinute), burst: time.Minute},
+	}
+}
+
+// check refuses a request that would flood Vault, and one that Vault cannot answer
+// now. value is set when the answer is known to be no lease.
+func (m *mintLimits) check(path string, value bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.clock.now()
+	if br := m.breakers[path]; br != nil {
 		if now.before(br.until) {
 			return &cachedError{err: br.err, retry: now.until(br.until)}
 		}
-		br.until = now.add(callsInFlight * b.cfg.Timeout)
+		br.until = now.add(m.wait)
 	}
 	if value {
 		return nil
 	}
-	if wait := b.mintLimit.take(now); wait > 0 {
-		err := fmt.Errorf("read %s: Vault was asked for %d leases within a minute, and is asked for no more now", path, b.cfg.MintsPerMinute)
+	if wait := m.rate.take(now); wait > 0 {
+		err := fmt.Errorf("read %s: Vault was asked for %d leases within a minute, and is asked for no more now", path, m.perMinute)
 		return &cachedError{err: err, retry: wait}
 	}
 	return nil
 }
 
-// recordOutcome notes what came of a request to a path.
-func (b *Broker) recordOutcome(path string, err error) {
+// record applies the outcome of a request to a path.
+func (m *mintLimits) record(path string, err error) {
 	e := (*Error)(nil)
 	failed := errors.As(err, &e) && e.Status >= http.StatusInternalServerError
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	br := b.breakers[path]
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	br := m.breakers[path]
 	if !failed {
-		delete(b.breakers, path)
+		delete(m.breakers, path)
 		return
 	}
 	if br == nil {
 		br = &breaker{}
-		if len(b.breakers) < maxEntries {
-			b.breakers[path] = br
+		if len(m.breakers) < maxEntries {
+			m.breakers[path] = br
 		}
 	}
 	br.failures++
-	wait := b.retryDelay(br.failures, err)
-	br.err, br.until = err, b.now().add(wait)
+	br.err, br.until = err, m.clock.now().add(retryDelay(br.failures, err))
 }

@@ -50,6 +50,7 @@ type refusedError struct {
 }
 
 func (e *refusedError) Error() string { return e.text }
+
 func (e *refusedError) Unwrap() error { return e.err }
 
 // isRefusal reports whether Vault has refused what the login was made of, or has
@@ -65,9 +66,9 @@ func isRefusal(err error) bool {
 
 // recordRefusal notes a refused login and returns how long it is not tried again, and
 // what it is refused for, in words. The caller holds mu.
-func (b *Broker) recordRefusal(err error, now dualTime) (time.Duration, error) {
-	r := &refusal{cause: err, count: 1, at: now, files: b.loginFiles, checkAt: now.add(fileCheckInterval)}
-	if last := b.refusal; last != nil {
+func (a *authenticator) recordRefusal(err error, now dualTime) (time.Duration, error) {
+	r := &refusal{cause: err, count: 1, at: now, files: a.loginFiles, checkAt: now.add(fileCheckInterval)}
+	if last := a.refusal; last != nil {
 		r.count = last.count + 1
 		if last.files == r.files {
 			r.cause, r.before = last.cause, last.before
@@ -79,28 +80,17 @@ func (b *Broker) recordRefusal(err error, now dualTime) (time.Duration, error) {
 		}
 	}
 	wait := refusedRetry
-	if b.cfg.Auth.Method == MethodAppRole && r.count > 1 {
+	if a.cfg.auth.Method == MethodAppRole && r.count > 1 {
 		wait = refusedRoleRetry
 	}
 	r.again, r.lastSeen = now.add(wait), r.files
-	b.refusal = r
-	b.loginAt = r.again
-	return wait, b.describe(r, wait)
-}
-
-// loseValues takes the values without a lease out of use that were read with a
-// token which has ended, when Vault refuses to give another: it is there, and no
-// longer has us read them. The caller holds mu.
-func (b *Broker) loseValues() {
-	for _, e := range b.entries {
-		if e.lease != nil && e.lease.id == "" {
-			b.lose(e, "Vault refuses the login")
-		}
-	}
+	a.refusal = r
+	a.loginAt = r.again
+	return wait, a.describe(r, wait)
 }
 
 // describe says what was refused, and what ends that.
-func (b *Broker) describe(r *refusal, wait time.Duration) error {
+func (a *authenticator) describe(r *refusal, wait time.Duration) error {
 	text := r.cause.Error()
 	if r.latest != nil {
 		text += "; then: " + r.latest.Error()
@@ -109,7 +99,7 @@ func (b *Broker) describe(r *refusal, wait time.Duration) error {
 		text += "; with the files before: " + r.before.Error()
 	}
 	text += fmt.Sprintf("; tried again when the files of the login change, or after %s", wait)
-	if b.cfg.Auth.Method == MethodAppRole && !isFinal(r.cause) {
+	if a.cfg.auth.Method == MethodAppRole && !isFinal(r.cause) {
 		last := r.cause
 		if r.latest != nil {
 			last = r.latest
@@ -135,9 +125,11 @@ func (r *refusal) changedWait() time.Duration {
 }
 
 // maintainRefusal looks at the files of a refused login, when that is due, and has
-// the login tried as soon as they have changed. The caller holds mu.
-func (b *Broker) maintainRefusal(ctx context.Context, now dualTime) dualTime {
-	r := b.refusal
+// the login tried as soon as they have changed. It returns when to call it again.
+func (a *authenticator) maintainRefusal(ctx context.Context, now dualTime) dualTime {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.refusal
 	switch {
 	case r == nil || r.checking:
 		return never()
@@ -147,50 +139,52 @@ func (b *Broker) maintainRefusal(ctx context.Context, now dualTime) dualTime {
 		return r.checkAt
 	}
 	r.checking = true
-	b.background(ctx, func(context.Context) { b.checkFiles(r) })
+	a.cfg.tasks.run(ctx, func(context.Context) { a.checkFiles(r) })
 	return never()
 }
 
 // checkFiles looks at the files of a refused login. They have changed when two looks
 // in a row find the same other ones: who writes a file may be in the midst of it.
-func (b *Broker) checkFiles(r *refusal) {
-	files, complete := b.cfg.Auth.fingerprint()
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	r.checking, r.checkAt = false, b.now().add(fileCheckInterval)
-	if b.refusal == r && complete && files != r.files && files == r.lastSeen {
+func (a *authenticator) checkFiles(r *refusal) {
+	files, complete := a.cfg.auth.fingerprint()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r.checking, r.checkAt = false, a.now().add(fileCheckInterval)
+	if a.refusal == r && complete && files != r.files && files == r.lastSeen {
 		r.changed = true
-		b.loginAt = r.at.add(r.changedWait())
+		a.loginAt = r.at.add(r.changedWait())
 	}
 	if complete {
 		r.lastSeen = files
 	}
-	b.wakeUp()
+	a.cfg.wakeUp()
 }
 
 // checkFilesNow is look for who does not run the schedule: it waits for what is found.
-func (b *Broker) checkFilesNow() {
-	now := b.now()
-	b.mu.Lock()
-	r := b.refusal
+func (a *authenticator) checkFilesNow() {
+	now := a.now()
+	a.mu.Lock()
+	r := a.refusal
 	due := r != nil && !r.checking && !r.changed && !now.before(r.checkAt)
 	if due {
 		r.checking = true
 	}
-	b.unlockAndNotify()
+	a.mu.Unlock()
 	if due {
-		b.checkFiles(r)
+		a.checkFiles(r)
 	}
 }
 
 // TryLogin has a login that Vault has refused tried once more at once, as an
 // operator asks for who has put right what was wrong with it in Vault.
-func (b *Broker) TryLogin() {
-	b.mu.Lock()
-	defer b.unlockAndNotify()
-	if b.refusal != nil {
-		b.loginAt = b.refusal.at.add(b.refusal.changedWait())
-		b.wakeUp()
+func (b *Broker) TryLogin() { b.login.tryAgain() }
+
+func (a *authenticator) tryAgain() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.refusal != nil {
+		a.loginAt = a.refusal.at.add(a.refusal.changedWait())
+		a.cfg.wakeUp()
 	}
 }
 

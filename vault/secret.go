@@ -13,9 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/vault/api"
-
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/hashicorp/vault/api"
 )
 
 // What kind of credential an answer holds is seen from the answer and not from
@@ -59,7 +58,7 @@ const (
 // leaseOf returns the lease that an answer to a request sent at issued is, old
 // being the one that it replaces, or nil. Its error says why the answer is of no
 // use.
-func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef, issued dualTime, old *lease) (*lease, error) {
+func (m *leaseManager) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef, issued dualTime, old *lease) (*lease, error) {
 	fields, err := fieldsOf(answer, ref.TrimNewline)
 	if err != nil {
 		return nil, err
@@ -86,23 +85,23 @@ func (b *Broker) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef
 		l.granted = max(issued.until(last), 0)
 		l.window = newWindow(issued, l.granted, last, spread())
 	case ends && answer.Data["last_vault_rotation"] != nil:
-		b.rotate(l, answer, life, issued, last, old)
+		m.rotate(l, answer, life, issued, last, old)
 	case ends:
 		l.window = newWindow(issued, life, last, spread())
 	case isOneTimePassword(answer, ref.Path):
 		l.onDemand = true
 		l.window = window{notAfter: earliest(issued.add(oneTimePasswordLife), last), refreshAt: never(), ends: never()}
 	default:
-		l.window = b.valueWindow(issued, l.granted, last)
+		l.window = m.valueWindow(issued, l.granted, last)
 	}
 	return l, nil
 }
 
 // valueWindow returns the window of a value without a lease. A duration without
 // a lease (KV version 1) only says how soon the value may be another one.
-func (b *Broker) valueWindow(issued dualTime, hint time.Duration, last dualTime) window {
-	w := newWindow(issued, b.cfg.Stale, last, 0)
-	again := b.cfg.Refresh
+func (m *leaseManager) valueWindow(issued dualTime, hint time.Duration, last dualTime) window {
+	w := newWindow(issued, m.cfg.stale, last, 0)
+	again := m.cfg.refresh
 	if hint > 0 {
 		again = min(again, max(hint, time.Second))
 	}
@@ -114,7 +113,7 @@ func (b *Broker) valueWindow(issued dualTime, hint time.Duration, last dualTime)
 // again right then, and every so often until it has been replaced: Vault begins
 // the next period first and replaces the password up to five seconds later, so
 // that an answer in between has the old password and a ttl that began again.
-func (b *Broker) rotate(l *lease, answer *api.Secret, ttl time.Duration, issued, last dualTime, old *lease) {
+func (m *leaseManager) rotate(l *lease, answer *api.Secret, ttl time.Duration, issued, last dualTime, old *lease) {
 	l.rotated, l.rotateBy = fmt.Sprint(answer.Data["last_vault_rotation"]), issued.add(ttl)
 	next, until := issued.add(max(ttl, rotationPoll/2)), rotationPoll
 	if old != nil && old.rotated == l.rotated && old.fields.equal(l.fields) {
@@ -130,7 +129,7 @@ func (b *Broker) rotate(l *lease, answer *api.Secret, ttl time.Duration, issued,
 			}
 		}
 	}
-	l.window = b.valueWindow(issued, 0, last)
+	l.window = m.valueWindow(issued, 0, last)
 	l.refreshAt = earliest(l.refreshAt, next)
 	if old == nil && answer.Data["rotation_schedule"] != nil {
 		l.refreshAt = earliest(l.refreshAt, issued.add(rotationFirst))

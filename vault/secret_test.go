@@ -58,9 +58,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 		show(c, err)
 	}
 	until(t, "it was read again", func() bool { return f.count("secret/data/weather") > 2 })
-	b.mu.RLock()
-	first := b.session
-	b.mu.RUnlock()
+	first := b.login.current()
 	token := first.token.Reveal()
 	secretID := strings.TrimSpace(string(testenv.MustGet(os.ReadFile(auth.SecretIDFile))(t)))
 
@@ -81,8 +79,8 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	report := b.Revoke(t.Context())
 	status := b.Status()
 	err := stop()
-	show(echoed, status, report, err, b.cfg, *first, b.client, log.records, b)
-	for _, e := range b.entries {
+	show(echoed, status, report, err, b.cfg, first, b.client, log.records, b)
+	for _, e := range b.leases.entries {
 		show(e, e.lease)
 	}
 	if text, err := os.ReadFile(state); err == nil {

@@ -54,7 +54,7 @@ func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorit
 	if version > 0 {
 		body["key_version"] = version
 	}
-	if err := b.checkSign(ref); err != nil {
+	if err := b.leases.checkSign(ref); err != nil {
 		return nil, 0, err
 	}
 	answer, err := b.sign(ctx, path, call{op: "sign by " + ref.Path, method: http.MethodPost, path: path, body: body})
@@ -66,7 +66,7 @@ func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorit
 		err = fmt.Errorf("version %d of the key signed in place of %d", signedBy, version)
 	}
 	if err != nil {
-		return nil, 0, b.unusable("sign by "+ref.Path, err)
+		return nil, 0, b.errors.unusable("sign by "+ref.Path, err)
 	}
 	return signature, signedBy, nil
 }
@@ -74,34 +74,21 @@ func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorit
 // sign asks Vault, with a new token if it no longer knows the one in force.
 func (b *Broker) sign(ctx context.Context, path string, c call) (*api.Secret, error) {
 	for retried := false; ; retried = true {
-		s, err := b.authenticate(ctx, 0)
+		s, err := b.login.authenticate(ctx, 0)
 		if err != nil {
 			return nil, err
 		}
-		if err := b.checkMint(path, true); err != nil {
+		if err := b.limits.check(path, true); err != nil {
 			return nil, err
 		}
 		c.token = s.token
 		answer, err := b.client.do(ctx, c)
-		b.recordOutcome(path, err)
-		if !retried && b.tokenInvalid(ctx, s, err) {
+		b.limits.record(path, err)
+		if !retried && b.login.tokenInvalid(ctx, s, err) {
 			continue
 		}
 		return answer, err
 	}
-}
-
-// checkSign refuses what must not be signed.
-func (b *Broker) checkSign(ref authz.CredentialRef) error {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	switch {
-	case b.closed:
-		return errStopping
-	case b.inForce != nil && !b.inForce[ref]:
-		return errNotInForce
-	}
-	return b.checkRef(ref)
 }
 
 // signRequest returns what the transit engine is asked (Vault API, "Transit
@@ -219,7 +206,7 @@ func (b *Broker) SignJWT(ctx context.Context, ref authz.CredentialRef, claims ma
 		}
 		assumed, asked = signedBy, signedBy
 	}
-	return authz.Secret{}, b.unusable("sign by "+ref.Path, errors.New("the key's version does not stay the same"))
+	return authz.Secret{}, b.errors.unusable("sign by "+ref.Path, errors.New("the key's version does not stay the same"))
 }
 
 // signJWT asks for one signature by a version of the key, 0 for the latest, over

@@ -198,7 +198,7 @@ func TestMintStorm(t *testing.T) {
 	auth := approle(t, v, "weather", testenv.AppRole{Policy: readForecast + issueCertificates + revokeLeases, TokenTTL: 10 * time.Hour})
 	b := testenv.MustGet(New(Config{Plugin: plugin, Address: f.address, Auth: auth, MintsPerMinute: 6}))(t)
 	var step atomic.Int64
-	b.adjustClock = func(now dualTime) dualTime { return now.add(time.Duration(step.Load())) }
+	b.clock.adjust = func(now dualTime) dualTime { return now.add(time.Duration(step.Load())) }
 	storm := func() (served int) {
 		for i := range 50 {
 			_, err := b.Credential(t.Context(), issued(fmt.Sprintf("%d.%d.example", step.Load(), i)))

@@ -8,13 +8,12 @@ import (
 	"fmt"
 	"net/http"
 
-	"go.uber.org/zap"
-
 	"github.com/chaperone-proxy/chaperone/authz"
+	"go.uber.org/zap"
 )
 
-// wrapped is what became of a wrapping token. It is guarded by Broker.door:
-// one caller at a time logs in.
+// wrapped is what became of a wrapping token. It is guarded by
+// authenticator.loginSem: one caller at a time logs in.
 type wrapped struct {
 	token    string       // its hash; "" before the first
 	secretID authz.Secret // what was in it
@@ -25,31 +24,28 @@ type wrapped struct {
 // token works once. That it does not is how one learns that somebody else had
 // it, so each is looked at once, unwrapped once, and its failure is an incident
 // in the audit log. The secret id is kept in memory for logging in again.
-func (b *Broker) unwrap(ctx context.Context) (authz.Secret, error) {
-	token, err := readSecret(b.cfg.Auth.SecretIDFile)
-	if err != nil && !b.wrapped.secretID.Empty() {
-		return b.wrapped.secretID, nil // an agent may remove the file once it was read
+func (a *authenticator) unwrap(ctx context.Context) (authz.Secret, error) {
+	token, err := readSecret(a.cfg.auth.SecretIDFile)
+	if err != nil && !a.wrapped.secretID.Empty() {
+		return a.wrapped.secretID, nil // an agent may remove the file once it was read
 	}
 	if err != nil {
 		return authz.Secret{}, fmt.Errorf("read wrapped secret id: %w", err)
 	}
 	hash := fingerprint(token)
-	if hash == b.wrapped.token {
-		return b.wrapped.secretID, b.wrapped.err
+	if hash == a.wrapped.token {
+		return a.wrapped.secretID, a.wrapped.err
 	}
-	b.mu.RLock()
-	spent := b.usedWrap == hash
-	b.mu.RUnlock()
-	if spent {
+	if a.cfg.store.usedWrap() == hash {
 		return authz.Secret{}, errors.New("unwrap secret id: an earlier run of this sidecar did, and keeps nothing; put a new wrapping token into the file")
 	}
-	secretID, err := b.unwrapOnce(ctx, token, hash)
+	secretID, err := a.unwrapOnce(ctx, token, hash)
 	if err != nil && !isFinal(err) {
 		return authz.Secret{}, err // the token is as good as before
 	}
-	b.wrapped = wrapped{token: hash, secretID: secretID, err: err}
+	a.wrapped = wrapped{token: hash, secretID: secretID, err: err}
 	if err != nil {
-		b.recordIncident(err)
+		a.recordIncident(err)
 	}
 	return secretID, err
 }
@@ -66,8 +62,8 @@ func isFinal(err error) bool {
 
 // lookUpWrapped reports whether a wrapping token can be unwrapped and was made
 // where it should be, without using it up.
-func (b *Broker) lookUpWrapped(ctx context.Context, token authz.Secret) error {
-	answer, err := b.client.do(ctx, call{
+func (a *authenticator) lookUpWrapped(ctx context.Context, token authz.Secret) error {
+	answer, err := a.cfg.client.do(ctx, call{
 		op: "look up wrapped secret id", method: http.MethodPost, path: "sys/wrapping/lookup",
 		body: map[string]any{"token": token.Reveal()},
 	})
@@ -81,21 +77,21 @@ func (b *Broker) lookUpWrapped(ctx context.Context, token authz.Secret) error {
 	if answer != nil {
 		path = answer.Data["creation_path"]
 	}
-	if path != b.cfg.Auth.WrapPath {
+	if path != a.cfg.auth.WrapPath {
 		return finalError{fmt.Errorf("look up wrapped secret id: it was wrapped by %.100q and not by %q: somebody else may have wrapped it",
-			path, b.cfg.Auth.WrapPath)}
+			path, a.cfg.auth.WrapPath)}
 	}
 	return nil
 }
 
-func (b *Broker) unwrapOnce(ctx context.Context, token authz.Secret, hash string) (authz.Secret, error) {
-	if err := b.lookUpWrapped(ctx, token); err != nil {
+func (a *authenticator) unwrapOnce(ctx context.Context, token authz.Secret, hash string) (authz.Secret, error) {
+	if err := a.lookUpWrapped(ctx, token); err != nil {
 		return authz.Secret{}, err
 	}
-	b.storeUsedWrap(hash)
-	answer, err := b.client.do(ctx, call{op: "unwrap secret id", method: http.MethodPost, path: "sys/wrapping/unwrap", token: token})
+	a.cfg.store.setUsedWrap(hash)
+	answer, err := a.cfg.client.do(ctx, call{op: "unwrap secret id", method: http.MethodPost, path: "sys/wrapping/unwrap", token: token})
 	if e := (*Error)(nil); errors.As(err, &e) && isTransient(err) && !e.ambiguous {
-		b.storeUsedWrap("") // Vault has not done it
+		a.cfg.store.setUsedWrap("") // Vault has not done it
 		return authz.Secret{}, err
 	}
 	if err != nil {
@@ -111,21 +107,11 @@ func (b *Broker) unwrapOnce(ctx context.Context, token authz.Secret, hash string
 	return authz.NewSecret(text), nil
 }
 
-// storeUsedWrap notes on disk which wrapping token is used up, so that the next sidecar
-// does not take that for a theft.
-func (b *Broker) storeUsedWrap(hash string) {
-	b.mu.Lock()
-	b.usedWrap = hash
-	b.unlockAndNotify()
-	b.saveState()
-}
-
 // recordIncident tells the audit log and operators what somebody must look into.
-func (b *Broker) recordIncident(err error) {
-	b.mu.Lock()
-	b.record("incident", authz.CredentialRef{}, "", err.Error())
-	b.unlockAndNotify()
-	b.log.Error("the wrapped secret id cannot be trusted: find out who had it, then put a new wrapping token into the file", zap.Error(err))
+func (a *authenticator) recordIncident(err error) {
+	a.cfg.outbox.record("incident", authz.CredentialRef{}, "", err.Error())
+	a.cfg.outbox.flush()
+	a.cfg.log.Error("the wrapped secret id cannot be trusted: find out who had it, then put a new wrapping token into the file", zap.Error(err))
 }
 
 // fingerprint returns a name for a token that does not give it away: a token

@@ -105,19 +105,17 @@ func TestFewReplacedLeasesAreKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := testenv.MustGet(New(Config{Plugin: plugin, Address: "http://127.0.0.1:1", Auth: Auth{Method: MethodToken, TokenFile: "/dev/null"}}))(t)
 		one, other := ref("one", "database/creds/a"), ref("other", "database/creds/a")
-		now := b.now()
-		b.mu.Lock()
-		defer b.unlockAndNotify()
+		now := b.clock.now()
 		for i := range 10 {
 			for _, r := range []authz.CredentialRef{one, other} {
-				l := &lease{id: fmt.Sprint(r.Name, i), session: &session{notAfter: never()}, uses: new(authz.Uses)}
+				l := &lease{id: fmt.Sprint(r.Name, i), session: sessionUntil(never()), uses: new(authz.Uses)}
 				l.ends = now.add(time.Duration(i+1) * time.Hour)
 				l.uses.Begin()
-				b.revokeWhenUnused(r, l, now)
+				b.revocations.revokeWhenUnused(r, l, now)
 			}
 		}
 		kept := map[string]int{}
-		for id, r := range b.pending {
+		for id, r := range b.revocations.pending {
 			if r.inUse(now) {
 				kept[r.ref.Name]++
 				if id < r.ref.Name+"6" {
@@ -125,14 +123,14 @@ func TestFewReplacedLeasesAreKept(t *testing.T) {
 				}
 			}
 		}
-		if kept["one"] != maxKept || kept["other"] != maxKept || len(b.pending) != 20 {
-			t.Errorf("kept %v of %d", kept, len(b.pending))
+		if kept["one"] != maxKept || kept["other"] != maxKept || len(b.revocations.pending) != 20 {
+			t.Errorf("kept %v of %d", kept, len(b.revocations.pending))
 		}
-		urgent := b.enqueue(one, &lease{id: "one9", session: &session{}}, now, true)
+		urgent := b.revocations.enqueue(one, &lease{id: "one9", session: sessionUntil(never())}, now, true)
 		if urgent.inUse(now) {
 			t.Error("what is urgent is kept")
 		}
-		if b.maintainRevocations(context.Background(), now.add(-time.Second)) == never() {
+		if b.revocations.maintain(context.Background(), now.add(-time.Second)) == never() {
 			t.Error("nothing is due")
 		}
 	})

@@ -102,7 +102,7 @@ func run(t testing.TB, cfg Config) (b *Broker, stop func() error) {
 		cfg.Plugin = plugin
 	}
 	b = testenv.MustGet(New(cfg))(t)
-	b.grace = time.Second
+	b.leases.grace = time.Second
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()

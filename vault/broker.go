@@ -285,4 +285,3 @@ func (r Report) plus(o Report) Report {
 		Unconfirmed: append(r.Unconfirmed, o.Unconfirmed...), Err: errors.Join(r.Err, o.Err),
 	}
 }
-

@@ -37,6 +37,9 @@ func (i dualTime) until(o dualTime) time.Duration {
 	return time.Duration(min(o.mono-i.mono, o.wall-i.wall))
 }
 
+// monotonic returns the time on the monotonic clock.
+func (i dualTime) monotonic() time.Duration { return time.Duration(i.mono) }
+
 // time returns the wall time, the zero time for never.
 func (i dualTime) time() time.Time {
 	if i.wall == math.MaxInt64 {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 	"go.uber.org/zap"
 )
 
@@ -29,9 +30,9 @@ type cachedError struct {
 	retry time.Duration
 }
 
-func (e *cachedError) Error() string             { return e.err.Error() }
+func (e *cachedError) Error() string { return e.err.Error() }
 
-func (e *cachedError) Unwrap() error             { return e.err }
+func (e *cachedError) Unwrap() error { return e.err }
 
 func (e *cachedError) RetryAfter() time.Duration { return e.retry }
 
@@ -330,6 +331,12 @@ func (m *leaseManager) recordFailure(e *entry, now dualTime, err error) {
 func isUnusable(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Code == "answer" && !e.ambiguous
+}
+
+// backoff is how long to wait after a number of failures in a row. random is from 0
+// to 1.
+func backoff(failures int, random float64) time.Duration {
+	return ratelimit.Backoff{Shortest: 250 * time.Millisecond, Longest: 30 * time.Second}.After(failures, random)
 }
 
 // retryDelay is how long to wait after a number of failures in a row.

@@ -133,18 +133,6 @@ func seconds(n int) time.Duration {
 	return time.Duration(max(0, min(n, longest))) * time.Second
 }
 
-// backoff is how long to wait after the n-th failure in a row: between 250 ms
-// and a bound that doubles up to 30 s, chosen at random so that many waiters
-// do not come back together. random is from 0 to 1.
-func backoff(failures int, random float64) time.Duration {
-	const shortest, longest = 250 * time.Millisecond, 30 * time.Second
-	bound := longest
-	if failures < 8 {
-		bound = min(shortest<<max(failures, 1), longest)
-	}
-	return shortest + time.Duration(random*float64(bound-shortest))
-}
-
 // random returns a number from 0 to 1. It only keeps requests apart.
 func random() float64 { return rand.Float64() } //nolint:gosec // nothing depends on its being secret
 

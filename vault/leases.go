@@ -39,8 +39,8 @@ type leaseConfig struct {
 	revocations *revocationQueue
 	store       *leaseFile
 	limits      *mintLimits
-	refresh     time.Duration                         // see Config.Refresh
-	stale       time.Duration                         // see Config.Stale
+	refresh     time.Duration                       // see Config.Refresh
+	stale       time.Duration                       // see Config.Stale
 	fetched     func(took time.Duration, err error) // nil is not called
 }
 
@@ -56,7 +56,7 @@ type leaseManager struct {
 	mu            sync.RWMutex
 	closed        bool
 	entries       map[authz.CredentialRef]*entry
-	named         map[credentialName]*entry    // the same, one a name: hashing a whole ref costs a cached request more than all the rest
+	named         map[credentialName]*entry // the same, one a name: hashing a whole ref costs a cached request more than all the rest
 	inFlight      map[*fetch]bool
 	inForce       map[authz.CredentialRef]bool // nil until the first retain
 	generation    uint64                       // of the value replaced last, over all credentials

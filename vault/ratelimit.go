@@ -6,49 +6,26 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 )
-
-// limiter is how often something may be done: once every so long, and burst
-// worth of it at once (GCRA).
-type limiter struct {
-	every, burst time.Duration
-	next         int64 // on the monotonic clock: when all of it is to be had again
-}
-
-// take returns 0 and takes one, or how long it is until there is one.
-func (a *limiter) take(now dualTime) time.Duration {
-	next := max(a.next, now.mono) + int64(a.every)
-	if early := time.Duration(next-now.mono) - a.burst; early > 0 {
-		return early
-	}
-	a.next = next
-	return 0
-}
-
-// breaker keeps everybody from a path that fails on Vault's side, as when the
-// database behind it is down. One request at a time tries whether it is mended.
-type breaker struct {
-	failures int
-	until    dualTime
-	err      error
-}
 
 // mintLimits keeps Vault from being asked too often for leases, and for a path that
 // fails on its side.
 type mintLimits struct {
 	clock     *clock
 	perMinute int
-	wait      time.Duration // that one request to a path may take, while others are refused
+	trial     time.Duration // that one request to a path that has failed may take, while others are refused
 
 	mu       sync.Mutex
-	rate     limiter
-	breakers map[string]*breaker // by path: those that failed on Vault's side
+	rate     ratelimit.Bucket
+	breakers map[string]*ratelimit.Breaker // by path: those that failed on Vault's side
 }
 
-func newMintLimits(clock *clock, perMinute int, wait time.Duration) *mintLimits {
+func newMintLimits(clock *clock, perMinute int, trial time.Duration) *mintLimits {
 	return &mintLimits{
-		clock: clock, perMinute: perMinute, wait: wait, breakers: make(map[string]*breaker),
-		rate: limiter{every: time.Minute / time.Duration(perMinute), burst: time.Minute},
+		clock: clock, perMinute: perMinute, trial: trial, breakers: make(map[string]*ratelimit.Breaker),
+		rate: ratelimit.Bucket{Every: time.Minute / time.Duration(perMinute), Burst: time.Minute},
 	}
 }
 
@@ -57,17 +34,16 @@ func newMintLimits(clock *clock, perMinute int, wait time.Duration) *mintLimits 
 func (m *mintLimits) check(path string, value bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := m.clock.now()
-	if br := m.breakers[path]; br != nil {
-		if now.before(br.until) {
-			return &cachedError{err: br.err, retry: now.until(br.until)}
+	now := m.clock.now().monotonic()
+	if b := m.breakers[path]; b != nil {
+		if wait, err := b.Allow(now, m.trial); err != nil {
+			return &cachedError{err: err, retry: wait}
 		}
-		br.until = now.add(m.wait)
 	}
 	if value {
 		return nil
 	}
-	if wait := m.rate.take(now); wait > 0 {
+	if wait := m.rate.Take(now); wait > 0 {
 		err := fmt.Errorf("read %s: Vault was asked for %d leases within a minute, and is asked for no more now", path, m.perMinute)
 		return &cachedError{err: err, retry: wait}
 	}
@@ -80,17 +56,17 @@ func (m *mintLimits) record(path string, err error) {
 	failed := errors.As(err, &e) && e.Status >= http.StatusInternalServerError
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	br := m.breakers[path]
 	if !failed {
 		delete(m.breakers, path)
 		return
 	}
-	if br == nil {
-		br = &breaker{}
-		if len(m.breakers) < maxEntries {
-			m.breakers[path] = br
+	b := m.breakers[path]
+	if b == nil {
+		if len(m.breakers) >= maxEntries {
+			return
 		}
+		b = &ratelimit.Breaker{}
+		m.breakers[path] = b
 	}
-	br.failures++
-	br.err, br.until = err, m.clock.now().add(retryDelay(br.failures, err))
+	b.Fail(m.clock.now().monotonic(), retryDelay(b.Failures()+1, err), err)
 }

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 )
 
 const (
@@ -348,7 +349,7 @@ func (s *Source) land(e *entry, f *flight, issued time.Time, value authz.Secret,
 		return
 	}
 	e.failures++
-	wait := backoff(e.failures)
+	wait := retryDelay(e.failures)
 	var asked interface{ RetryAfter() time.Duration }
 	if errors.As(err, &asked) {
 		wait = max(wait, min(asked.RetryAfter(), maxWait))
@@ -388,11 +389,11 @@ func fieldName(kind authz.TokenKind) string {
 	return "access_token"
 }
 
-// backoff is how long to wait after a number of failures in a row: half a
-// second, doubled for each, spread by a fifth.
-func backoff(failures int) time.Duration {
-	wait := min(time.Second/2<<min(failures-1, 10), maxWait)
-	return wait - rand.N(wait/5) //nolint:gosec // spreads load
+// retryDelay is how long to wait after a number of failures in a row: half a second,
+// doubled for each, less at most a fifth at random.
+func retryDelay(failures int) time.Duration {
+	backoff := ratelimit.Backoff{Shortest: time.Second / 4, Longest: maxWait}
+	return backoff.After(failures, 1-rand.Float64()/5) //nolint:gosec // spreads load
 }
 
 func (s *Source) record(ref authz.CredentialRef, t *token) {

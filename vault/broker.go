@@ -135,6 +135,7 @@ func New(cfg Config) (*Broker, error) {
 		return nil, fmt.Errorf("make broker: %w", err)
 	}
 	b.revocations.load(left)
+	b.outbox.flush()
 	return b, nil
 }
 
@@ -148,7 +149,7 @@ func assemble(cfg Config) (*Broker, error) {
 	b.tasks = &tasks{timeout: callsInFlight * cfg.Timeout}
 	b.outbox = &outbox{cfg: outboxConfig{plugin: cfg.Plugin, recorder: cfg.Recorder, changed: cfg.Changed, log: cfg.Logger, now: cfg.Now}}
 	b.limits = newMintLimits(b.clock, cfg.MintsPerMinute, callsInFlight*cfg.Timeout)
-	b.store = newLeaseFile(cfg.StateFile, b.outbox)
+	b.store = newLeaseFile(cfg.StateFile, b.outbox, cfg.Logger)
 	parts := shared{
 		client: b.client, clock: b.clock, outbox: b.outbox, errors: b.errors, tasks: b.tasks,
 		timeout: cfg.Timeout, log: cfg.Logger, wakeUp: b.wakeUp,

@@ -1,7 +1,6 @@
 package vault
 
 import (
-	"encoding/json"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -319,29 +318,6 @@ func TestMask(t *testing.T) {
 	}
 	if got := mask("accessor"); strings.Contains(got, "accessor") || got == mask("accessor2") {
 		t.Errorf("mask = %q", got)
-	}
-}
-
-func TestStateFileRoundTrip(t *testing.T) {
-	t.Parallel()
-	path := write(t, "leases.json", "")
-	want := storedState{Leases: []storedLease{{ID: "a/1", Ends: time.Unix(1, 0).UTC()}, {ID: "b/2"}}}
-	if err := writeState(path, want); err != nil {
-		t.Fatal(err)
-	}
-	b, err := New(Config{Plugin: plugin, Address: "http://127.0.0.1:1", StateFile: path, Auth: Auth{Method: MethodToken, TokenFile: "/dev/null"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := b.clock.now()
-	if r := b.revocations.pending["a/1"]; r == nil || now.before(r.ends) || !r.urgent {
-		t.Errorf("the first lease is to be revoked as %+v", r)
-	}
-	if r := b.revocations.pending["b/2"]; r == nil || r.ends != never() {
-		t.Errorf("the second lease is to be revoked as %+v", r)
-	}
-	if text, err := json.Marshal(want); err != nil || !strings.Contains(string(text), `"id":"a/1"`) {
-		t.Errorf("state is %s, %v", text, err)
 	}
 }
 

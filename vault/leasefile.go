@@ -4,13 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"go.uber.org/zap"
 )
 
@@ -19,7 +21,9 @@ import (
 // next sidecar revokes what this one leaves behind.
 type leaseFile struct {
 	path   string // "" keeps nothing
+	fsys   atomicfile.FS
 	outbox *outbox
+	log    *zap.Logger
 
 	// writing serialises writes of the file. It is taken before mu.
 	writing sync.Mutex
@@ -42,8 +46,8 @@ type storedLease struct {
 	Ends  time.Time `json:"ends"`            // by itself
 }
 
-func newLeaseFile(path string, outbox *outbox) *leaseFile {
-	return &leaseFile{path: path, outbox: outbox, held: make(map[string]storedLease)}
+func newLeaseFile(path string, outbox *outbox, log *zap.Logger) *leaseFile {
+	return &leaseFile{path: path, fsys: atomicfile.OS{}, outbox: outbox, log: log, held: make(map[string]storedLease)}
 }
 
 // add records that Vault holds a lease. A disk that cannot take it is no reason to
@@ -93,7 +97,7 @@ func (f *leaseFile) save() {
 	f.writing.Lock()
 	defer f.outbox.flush()
 	defer f.writing.Unlock()
-	err := writeState(f.path, f.state())
+	err := f.write(f.state())
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil && f.err == nil {
@@ -113,40 +117,35 @@ func (f *leaseFile) state() storedState {
 	return kept
 }
 
-func writeState(path string, kept storedState) error {
+// write replaces the file so that a power cut leaves the old or the new content.
+func (f *leaseFile) write(kept storedState) error {
 	text, err := json.Marshal(kept)
 	if err != nil {
 		return err
 	}
-	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(append(text, '\n'))
-	if err = errors.Join(err, file.Close()); err == nil {
-		err = os.Rename(file.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(file.Name()))
-	}
-	return nil
+	return atomicfile.WriteFS(f.fsys, f.path, append(text, '\n'), 0o600)
 }
 
-// load reads the file and returns the leases that an earlier sidecar left.
+// load reads the file and returns the leases that an earlier sidecar left. A damaged
+// file is set aside: the leases that it names end by themselves, and everything else
+// works without it.
 func (f *leaseFile) load() ([]storedLease, error) {
 	if f.path == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(f.path)
-	if errors.Is(err, os.ErrNotExist) {
+	if err := atomicfile.RemoveTemporary(f.path); err != nil {
+		return nil, err
+	}
+	text, err := atomicfile.Read(f.path, maxLeaseFile)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read state file: %w", err)
+		return nil, err
 	}
-	var kept storedState
-	if err := json.Unmarshal(text, &kept); err != nil {
-		return nil, fmt.Errorf("read state file: %s is damaged; remove it to give up revoking the leases it names", f.path)
+	kept, err := parseState(text)
+	if err != nil {
+		return nil, f.setAside(err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -156,3 +155,33 @@ func (f *leaseFile) load() ([]storedLease, error) {
 	}
 	return kept.Leases, nil
 }
+
+func parseState(text []byte) (storedState, error) {
+	var kept storedState
+	err := json.Unmarshal(text, &kept)
+	if err == nil && slices.ContainsFunc(kept.Leases, func(l storedLease) bool { return l.ID == "" }) {
+		err = errors.New("a lease has no id")
+	}
+	return kept, err
+}
+
+// setAside renames a damaged file and reports it in the log and the audit log.
+func (f *leaseFile) setAside(damage error) error {
+	aside := f.path + damagedSuffix + time.Now().UTC().Format("20060102T150405Z")
+	err := f.fsys.Rename(f.path, aside)
+	if err == nil {
+		err = f.fsys.SyncDir(filepath.Dir(f.path))
+	}
+	if err != nil {
+		return fmt.Errorf("set aside damaged leases file %s: %w", f.path, err)
+	}
+	f.log.Error("leases file damaged, set aside", zap.String("file", f.path), zap.String("renamed_to", aside), zap.Error(damage))
+	f.outbox.record("incident", authz.CredentialRef{}, "",
+		fmt.Sprintf("leases file damaged (%v), renamed to %s: leases of earlier runs are not revoked and end by themselves", damage, aside))
+	return nil
+}
+
+const (
+	maxLeaseFile  = 64 << 20    // bytes
+	damagedSuffix = ".damaged-" // before the time at which a damaged file was set aside
+)

@@ -86,7 +86,7 @@ func TestNarrowedWhileLive(t *testing.T) {
 						want = 2
 					}
 				}
-				if cut := w.proxy.Reconsider(); cut != want {
+				if cut := w.proxy.Revalidate(); cut != want {
 					t.Errorf("%d were cut, want %d", cut, want)
 				}
 				if !c.cut {
@@ -121,7 +121,7 @@ func TestExitNarrowed(t *testing.T) {
 			input := granted(rule(api, "read"))
 			narrow(&input)
 			w.install(input)
-			if cut := w.proxy.Reconsider(); cut != 1 {
+			if cut := w.proxy.Revalidate(); cut != 1 {
 				t.Errorf("%d were cut", cut)
 			}
 			if _, err := io.Copy(io.Discard, live); err == nil {

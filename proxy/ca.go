@@ -255,12 +255,12 @@ func (a *authority) leaf(host string) (*tls.Certificate, error) {
 // for, since it is not granted, is an error.
 func (p *Proxy) Leaf(host string) (certPEM, keyPEM []byte, err error) {
 	name, _ := strings.CutPrefix(host, "*.")
-	known, err := authz.NewDestination(authz.SchemeTLS, session.JoinPort(name, 443), "")
+	known, err := authz.NewDestination(authz.SchemeTLS, session.JoinHostPort(name, 443), "")
 	switch {
 	case err != nil:
-		return nil, nil, fmt.Errorf("issue certificate for %s: %w", session.Clean(host), err)
+		return nil, nil, fmt.Errorf("issue certificate for %s: %w", session.Quote(host), err)
 	case known.Host() != name || name != host && known.Address().IsValid():
-		return nil, nil, fmt.Errorf("issue certificate for %s: not a host in canonical form", session.Clean(host))
+		return nil, nil, fmt.Errorf("issue certificate for %s: not a host in canonical form", session.Quote(host))
 	case !p.authority.covers(host):
 		return nil, nil, fmt.Errorf("issue certificate for %s: it is not granted", host)
 	}

@@ -29,7 +29,7 @@ const serverFirst = 300 * time.Millisecond
 // the upstream dialled, before the answer; else what arrives in it says what
 // it is, and each request in it is decided.
 func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *budget.Holding) {
-	if c.way != explicit || r.ProtoMajor != 1 {
+	if c.mode != explicit || r.ProtoMajor != 1 {
 		p.refuse(w, r, c, session.Malformed("CONNECT is taken over HTTP/1.1 and outside a tunnel only"))
 		return
 	}
@@ -56,7 +56,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		p.answer(w, r, p.refuseHost(c, named))
 	default:
 		if p.hijack(w, c) {
-			c.way, c.host, c.port = tunnel, named.Host(), named.Port()
+			c.mode, c.host, c.port = tunnel, named.Host(), named.Port()
 			p.enter(context.WithoutCancel(r.Context()), c, schemes, []byte(established))
 		}
 	}
@@ -73,7 +73,7 @@ func onlyTunnels(schemes []authz.Scheme) bool {
 
 // refuseHost refuses a host that no rule names, in the decision's words.
 func (p *Proxy) refuseHost(c *conn, named authz.Destination) authz.Refusal {
-	return p.refused(p.cfg.Gate.RefuseHost(p.cfg.Engine.Current(), authz.HostAttempt{
+	return p.report(p.cfg.Gate.RefuseHost(p.cfg.Engine.Current(), authz.HostAttempt{
 		Principal: p.cfg.Plugin, Host: named.Host(), Port: named.Port(), Connect: true,
 		Detail: string(p.cfg.Plugin) + " may not connect to " + named.HostPort(),
 	}, p.cfg.Now(), c.Source))
@@ -129,32 +129,32 @@ func tunnelScheme(schemes []authz.Scheme) authz.Scheme {
 	return authz.SchemeTLS
 }
 
-// spliced is one live tunnel whose bytes are not looked into.
-type spliced struct {
-	proxy     *Proxy
-	held      *budget.Holding
-	plugin    *conn
-	upstream  net.Conn
-	admission *authz.Admission
-	access    session.Access
-	cancel    context.CancelCauseFunc // of what is still being dialled or waits for its turn
-	ended     <-chan struct{}         // closed by cancel
-	timer     *time.Timer
-	outcome   authz.Outcome
+// tunnelSession is one live tunnel whose bytes are not looked into.
+type tunnelSession struct {
+	proxy       *Proxy
+	reservation *budget.Holding
+	plugin      *conn
+	upstream    net.Conn
+	admission   *authz.Admission
+	session     session.Session
+	cancel      context.CancelCauseFunc // of what is still being dialled or waits for its turn
+	ended       <-chan struct{}         // closed by cancel
+	timer       *time.Timer
+	outcome     authz.Outcome
 }
 
 // admitTunnel decides about a tunnel and registers it. What is returned must
 // be ended, which cancels.
 func (p *Proxy) admitTunnel(
 	ctx context.Context, cancel context.CancelCauseFunc, c *conn, named authz.Destination, scheme authz.Scheme,
-) (*spliced, *authz.Refusal) {
+) (*tunnelSession, *authz.Refusal) {
 	destination, err := authz.NewDestination(scheme, named.HostPort(), "")
-	f := c.refused
+	f := c.refusal
 	if err != nil {
 		f = session.Malformed(err.Error())
 	}
 	if f != nil {
-		refusal := p.refused(p.cfg.Gate.Refuse(f.Reason, authz.Attempt{
+		refusal := p.report(p.cfg.Gate.Refuse(f.Reason, authz.Attempt{
 			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: f.Detail,
 		}, c.Source))
 		cancel(nil)
@@ -163,7 +163,7 @@ func (p *Proxy) admitTunnel(
 	held := p.budget.Hold()
 	if held.Take(budget.Request, session.TunnelCost) != nil {
 		e := session.ErrOutOfMemory()
-		refusal := p.refused(p.cfg.Gate.Refuse(e.Reason, authz.Attempt{
+		refusal := p.report(p.cfg.Gate.Refuse(e.Reason, authz.Attempt{
 			Principal: p.cfg.Plugin, URL: named.HostPort(), Detail: e.Detail,
 		}, c.Source))
 		refusal.Remedy, refusal.RetryAfter = e.Remedy, e.RetryAfter
@@ -176,15 +176,15 @@ func (p *Proxy) admitTunnel(
 		p.cfg.Log.Warn("admit tunnel", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
-		refusal := p.refused(*admission.Refusal, nil)
+		refusal := p.report(*admission.Refusal, nil)
 		held.End()
 		cancel(nil)
 		return nil, &refusal
 	}
-	t := &spliced{proxy: p, held: held, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
-	t.access.Admission, t.access.Cut = admission, cancel
-	if !p.live.Add(&t.access) {
-		refusal := t.refuse(p.live.ReasonNow(admission), "access was taken away while it was being decided")
+	t := &tunnelSession{proxy: p, reservation: held, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
+	t.session.Admission, t.session.OnCut = admission, cancel
+	if !p.sessions.Add(&t.session) {
+		refusal := t.refuse(p.sessions.ReasonNow(admission), "access was taken away while it was being decided")
 		t.cancel(nil)
 		held.End()
 		p.endTunnel(admission, t.outcome)
@@ -192,30 +192,30 @@ func (p *Proxy) admitTunnel(
 	}
 	c.Attribution.Begin(admission.Decision.Grant, admission.Decision.Rule)
 	if timeout := admission.Decision.Terms().Timeout; timeout > 0 {
-		t.timer = time.AfterFunc(timeout, func() { t.access.End(session.ErrTimeout) })
+		t.timer = time.AfterFunc(timeout, func() { t.session.Cut(session.ErrTimeout) })
 	}
 	return t, nil
 }
 
-func (t *spliced) scheme() authz.Scheme { return t.admission.Request.Destination.Scheme() }
+func (t *tunnelSession) scheme() authz.Scheme { return t.admission.Request.Destination.Scheme() }
 
 // refuse turns the admitted tunnel into a refusal.
-func (t *spliced) refuse(reason authz.Reason, detail string) authz.Refusal {
+func (t *tunnelSession) refuse(reason authz.Reason, detail string) authz.Refusal {
 	return t.refuseAs(&session.RefusalError{Reason: reason, Detail: detail})
 }
 
-func (t *spliced) refuseAs(e *session.RefusalError) authz.Refusal {
-	refusal := t.proxy.refused(e.Refuse(t.admission), nil)
+func (t *tunnelSession) refuseAs(e *session.RefusalError) authz.Refusal {
+	refusal := t.proxy.report(e.Refuse(t.admission), nil)
 	t.outcome.Detail = refusal.Detail
 	return refusal
 }
 
 // dial connects to the upstream.
-func (t *spliced) dial(ctx context.Context) *authz.Refusal {
+func (t *tunnelSession) dial(ctx context.Context) *authz.Refusal {
 	conn, err := t.proxy.dialer.Dial(ctx, t.admission.Decision, t.admission.Request.Destination)
-	if err == nil && !t.admission.Connected(authz.Connection{Address: upstream.UpstreamAddress(conn)}) {
+	if err == nil && !t.admission.Connected(authz.Connection{Address: upstream.Address(conn)}) {
 		_ = conn.Close() // nothing was sent
-		t.access.End(session.ErrRevoked)
+		t.session.Cut(session.ErrRevoked)
 		err = session.ErrRevoked
 	}
 	if err == nil {
@@ -227,8 +227,8 @@ func (t *spliced) dial(ctx context.Context) *authz.Refusal {
 	if !errors.As(err, &e) {
 		e = upstream.Unreachable(err, "connect to "+t.admission.Request.Destination.HostPort())
 	}
-	if cause := t.access.CutBy(); cause != nil {
-		e = &session.RefusalError{Reason: t.proxy.live.ReasonNow(t.admission), Detail: cause.Error()}
+	if cause := t.session.CutCause(); cause != nil {
+		e = &session.RefusalError{Reason: t.proxy.sessions.ReasonNow(t.admission), Detail: cause.Error()}
 	}
 	refusal := t.refuseAs(e)
 	return &refusal
@@ -236,14 +236,14 @@ func (t *spliced) dial(ctx context.Context) *authz.Refusal {
 
 // helloAgrees reads the plugin's ClientHello and refuses a server name that is
 // not the tunnel's.
-func (t *spliced) helloAgrees(ctx context.Context) bool {
-	name, ok := session.ReadHello(ctx, t.plugin.Conn)
+func (t *tunnelSession) helloAgrees(ctx context.Context) bool {
+	name, ok := session.ReadClientHello(ctx, t.plugin.Conn)
 	destination := t.admission.Request.Destination
 	switch {
 	case !ok:
 		t.refuse(authz.MalformedRequest, "the tunnel is granted for TLS and something else was sent in it")
 	case name != "" && !destination.AgreesName(name):
-		t.refuse(authz.DestinationMismatch, "the server name is "+session.Clean(name)+", the tunnel is for "+destination.HostPort())
+		t.refuse(authz.DestinationMismatch, "the server name is "+session.Quote(name)+", the tunnel is for "+destination.HostPort())
 	default:
 		return true
 	}
@@ -252,9 +252,9 @@ func (t *spliced) helloAgrees(ctx context.Context) bool {
 }
 
 // splice copies both ways until either end is done or the tunnel is cut.
-func (t *spliced) splice() {
+func (t *tunnelSession) splice() {
 	plugin, upstream := t.plugin, t.upstream
-	if !t.access.OnCut(func(cause error) {
+	if !t.session.SetOnCut(func(cause error) {
 		t.cancel(cause)
 		plugin.Abort()
 		session.AbortConn(upstream)
@@ -274,8 +274,8 @@ func (t *spliced) splice() {
 
 // copy copies one way and passes the end of file on; where that cannot be, or
 // copying fails, both ways end.
-func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
-	pace := t.proxy.rates.Pacer(kind, t.ended)
+func (t *tunnelSession) copy(to, from net.Conn, kind authz.LimitKind) int64 {
+	pace := t.proxy.rates.Limiter(kind, t.ended)
 	n, err := t.copyAll(&pace, to, from, kind)
 	if err != nil || !session.CloseWrite(to) {
 		t.cancel(nil) // the other way may wait for its turn
@@ -287,22 +287,22 @@ func (t *spliced) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 
 // copyAll copies everything, and searches what the plugin sends where it has
 // stand-ins: that is then not copied by the kernel.
-func (t *spliced) copyAll(pace *session.Pacer, to, from net.Conn, kind authz.LimitKind) (int64, error) {
-	standIns := t.proxy.lookout.Now()
+func (t *tunnelSession) copyAll(pace *session.RateLimiter, to, from net.Conn, kind authz.LimitKind) (int64, error) {
+	standIns := t.proxy.placeholders.Matcher()
 	if kind != authz.LimitSentBytes || standIns == nil {
 		return pace.CopyConn(to, from)
 	}
-	search := standIns.Search("the tunnel", func(cause error) { t.access.End(cause) })
-	search.PassShort = placeholder.ShortBeginning
+	search := standIns.Search("the tunnel", func(cause error) { t.session.Cut(cause) })
+	search.PassShort = placeholder.MinHeldPrefix
 	buf := t.proxy.buffers.Get()
 	defer t.proxy.buffers.Put(buf)
 	return pace.Copy(to, scrub.NewReader(from, search), *buf)
 }
 
 // note says in the record why a tunnel was cut.
-func (t *spliced) note() {
+func (t *tunnelSession) note() {
 	var e *session.RefusalError
-	switch cause := t.access.CutBy(); {
+	switch cause := t.session.CutCause(); {
 	case cause == nil:
 	case errors.As(cause, &e):
 		t.outcome.Detail = "cut: " + t.refuseAs(e).Detail
@@ -312,14 +312,14 @@ func (t *spliced) note() {
 	case errors.Is(cause, session.ErrStopping):
 		t.outcome.Detail = cause.Error()
 	default:
-		t.admission.Refuse(t.proxy.live.ReasonNow(t.admission), "")
+		t.admission.Refuse(t.proxy.sessions.ReasonNow(t.admission), "")
 		t.outcome.Detail = "cut: " + cause.Error()
 	}
 }
 
 // end closes the upstream's side and writes the end record.
-func (t *spliced) end() {
-	defer t.held.End()
+func (t *tunnelSession) end() {
+	defer t.reservation.End()
 	if t.timer != nil {
 		t.timer.Stop()
 	}
@@ -329,7 +329,7 @@ func (t *spliced) end() {
 	}
 	t.plugin.Attribution.End()
 	t.proxy.endTunnel(t.admission, t.outcome)
-	t.proxy.live.Remove(&t.access)
+	t.proxy.sessions.Remove(&t.session)
 }
 
 func (p *Proxy) endTunnel(a *authz.Admission, o authz.Outcome) {

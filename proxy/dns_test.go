@@ -118,7 +118,7 @@ func TestResolverOverTCP(t *testing.T) {
 	testenv.Must(t, err)
 	w.ask("evil.example", dns.TypeA)
 	w.ask("evil.example", dns.TypeA) // folded in the log, not here
-	want := proxydns.ResolverStats{TCP: proxydns.Questions{Answered: 1, Refused: 1}, UDP: proxydns.Questions{Refused: 2}}
+	want := proxydns.Stats{TCP: proxydns.Questions{Answered: 1, Refused: 1}, UDP: proxydns.Questions{Refused: 2}}
 	if got := w.resolver.Stats(); got != want {
 		t.Errorf("counted %+v, want %+v", got, want)
 	}
@@ -148,7 +148,7 @@ func TestResolverFollowsThePolicy(t *testing.T) {
 // asks it without any network.
 func resolverWith(t *testing.T, w *world, file string) *proxydns.Resolver {
 	t.Helper()
-	r, err := proxydns.NewResolver(proxydns.ResolverConfig{Plugin: plugin, Gate: w.gate, Engine: w.engine, NamesFile: file})
+	r, err := proxydns.NewResolver(proxydns.Config{Plugin: plugin, Gate: w.gate, Engine: w.engine, NamesFile: file})
 	testenv.Must(t, err)
 	return r
 }
@@ -187,7 +187,7 @@ func TestNamesSurviveARestart(t *testing.T) {
 		"240.0.0.1\n", "10.0.0.1 a =a\n", "::ffff:240.0.0.1 a =a\n", "240.0.0.1 a =a\n240.0.0.1 b =b\n", "240.0.0.1 a =a\n240.0.0.2 a =a\n", "x y z\n",
 	} {
 		testenv.Must(t, os.WriteFile(file, []byte(broken), 0o600))
-		if _, err := proxydns.NewResolver(proxydns.ResolverConfig{Plugin: plugin, Gate: w.gate, Engine: w.engine, NamesFile: file}); err == nil {
+		if _, err := proxydns.NewResolver(proxydns.Config{Plugin: plugin, Gate: w.gate, Engine: w.engine, NamesFile: file}); err == nil {
 			t.Errorf("names %q are taken", broken)
 		}
 	}
@@ -226,7 +226,7 @@ func TestNamesFileMustBeAFile(t *testing.T) {
 	link := filepath.Join(dir, "link")
 	testenv.Must(t, os.Symlink(filepath.Join(dir, "elsewhere"), link))
 	for _, file := range []string{"/dev/full", dir, link, filepath.Join(dir, "missing", "names")} {
-		if _, err := proxydns.NewResolver(proxydns.ResolverConfig{Plugin: plugin, Gate: w.gate, Engine: w.engine, NamesFile: file}); err == nil {
+		if _, err := proxydns.NewResolver(proxydns.Config{Plugin: plugin, Gate: w.gate, Engine: w.engine, NamesFile: file}); err == nil {
 			t.Errorf("%s is taken", file)
 		}
 	}
@@ -248,7 +248,7 @@ func TestResolverProbes(t *testing.T) {
 	t.Setenv("LOCALDOMAIN", "svc.cluster.example corp.example")
 	w := newWorld(t, setup{input: names("api.weather.example", "*.tiles.weather.example")})
 	probes := make(chan authz.Probe, 8)
-	w.resolver = testenv.MustGet(proxydns.NewResolver(proxydns.ResolverConfig{
+	w.resolver = testenv.MustGet(proxydns.NewResolver(proxydns.Config{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Probe: func(p authz.Probe, _ string) { probes <- p },
 	}))(t)
 	for _, test := range []struct {

@@ -24,7 +24,7 @@ import (
 func TestQuestionsInFlightAreBounded(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	release := make(chan struct{})
-	resolver, err := proxydns.NewResolver(proxydns.ResolverConfig{
+	resolver, err := proxydns.NewResolver(proxydns.Config{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Refused: func(authz.Refusal) { <-release },
 	})
 	testenv.Must(t, err)
@@ -74,7 +74,7 @@ func TestRefusedNamesDoNotFloodTheLog(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	began := time.Now()
 	var later atomic.Int64
-	resolver, err := proxydns.NewResolver(proxydns.ResolverConfig{
+	resolver, err := proxydns.NewResolver(proxydns.Config{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Now: func() time.Time { return began.Add(time.Duration(later.Load())) },
 	})
 	testenv.Must(t, err)

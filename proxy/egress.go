@@ -6,7 +6,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Exits makes the unix sockets by which an Envoy reaches upstreams, one for each
+// EgressSockets makes the unix sockets by which an Envoy reaches upstreams, one for each
 // route, and returns their paths in the order of the routes. Each call replaces
 // the set: an exit that stays keeps its path and its connections, one whose route
 // is not among them any more takes no more connections, and what it has is cut
@@ -23,8 +23,8 @@ import (
 //
 // It may be called before Serve, which closes the exits when it ends, and at any
 // time after; without Serve, Exits of no routes closes them.
-func (p *Proxy) Exits(dir, group string, routes []authz.Route) ([]string, error) {
-	paths, err := p.exits.Replace(dir, group, routes)
+func (p *Proxy) EgressSockets(dir, group string, routes []authz.Route) ([]string, error) {
+	paths, err := p.egress.Replace(dir, group, routes)
 	if err != nil {
 		return nil, fmt.Errorf("make exits: %w", err)
 	}

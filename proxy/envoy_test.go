@@ -133,7 +133,7 @@ func TestThroughEnvoy(t *testing.T) {
 		testenv.Must(t, err)
 		testenv.Must(t, response.Body.Close())
 		w.engine.Revoke(authz.Revocation{ID: "r", Plugin: plugin, Rule: "read", Level: authz.LevelQuarantine})
-		if cut := w.proxy.Reconsider(); cut < 1 { // Envoy may have kept more for the next request
+		if cut := w.proxy.Revalidate(); cut < 1 { // Envoy may have kept more for the next request
 			t.Errorf("%d were cut", cut)
 		}
 		if _, err := io.Copy(io.Discard, stream.Body); err == nil {

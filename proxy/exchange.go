@@ -29,36 +29,36 @@ import (
 
 // exchange carries one admitted request out.
 type exchange struct {
-	proxy     *Proxy
-	w         http.ResponseWriter
-	r         *http.Request
-	conn      *conn
-	admission *authz.Admission
-	access    session.Access
-	control   *http.ResponseController
-	scrub     *scrubber             // nil when nothing was injected that could come back
-	standIns  *placeholder.StandIns // nil when there is nothing to look for
-	unarmed   bool                  // the plugin's extensions of WebSocket were not passed on
-	held      *budget.Holding
-	upload    int64 // of it, for what comes of the request's body
+	proxy             *Proxy
+	w                 http.ResponseWriter
+	r                 *http.Request
+	conn              *conn
+	admission         *authz.Admission
+	session           session.Session
+	control           *http.ResponseController
+	scrub             *scrubber            // nil when nothing was injected that could come back
+	placeholders      *placeholder.Matcher // nil when there is nothing to look for
+	extensionsDropped bool                 // the plugin's extensions of WebSocket were not passed on
+	reservation       *budget.Holding
+	upload            int64 // of it, for what comes of the request's body
 
 	began       time.Time
-	upstream    *upstream.UpstreamLink // that carries the request, over HTTP/1.1
-	answered    atomic.Bool            // something of an answer has come
-	silent      bool                   // nothing was written to the upstream
-	broken      atomic.Bool            // the body could not be read
-	interrupted atomic.Bool            // the upstream's end has ended the reading of the body
-	streams     atomic.Bool            // an answer whose parts come one by one has begun
-	informs     atomic.Bool            // an informational answer is being written
+	upstream    *upstream.HTTP1Conn // that carries the request, over HTTP/1.1
+	answered    atomic.Bool         // something of an answer has come
+	silent      bool                // nothing was written to the upstream
+	broken      atomic.Bool         // the body could not be read
+	interrupted atomic.Bool         // the upstream's end has ended the reading of the body
+	streams     atomic.Bool         // an answer whose parts come one by one has begun
+	informing   atomic.Bool         // an informational answer is being written
 
-	up, down session.Pacer // from the plugin, and to it
+	up, down session.RateLimiter // from the plugin, and to it
 	outcome  authz.Outcome
 	sent     atomic.Int64 // body bytes towards the upstream
 	unread   atomic.Bool  // there is a body, and its end has not been read
 
-	mu       sync.Mutex // guards the answer against informational ones that come late
-	kept     *keptBody  // the body, while it may be sent again; nil for none
-	settled  bool       // the final answer has come, or none will
+	mu       sync.Mutex  // guards the answer against informational ones that come late
+	replay   *replayBody // the body, while it may be sent again; nil for none
+	settled  bool        // the final answer has come, or none will
 	address  string
 	attempts int  // connections that the request was given
 	wrote    bool // its head was written on one of them
@@ -71,38 +71,38 @@ type exchange struct {
 const maxAttempts = 3
 
 var (
-	errRepeated = errors.New("the upstream ended the stream each time")
-	errMoved    = errors.New("the upstream ended the connection, and what carries a credential is not sent again to another address")
+	errRepeated        = errors.New("the upstream ended the stream each time")
+	errUpstreamChanged = errors.New("the upstream ended the connection, and what carries a credential is not sent again to another address")
 )
 
 // exchange registers an admitted request, sends it, and answers with what
 // comes back.
 func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *authz.Admission, held *budget.Holding) {
-	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, held: held, control: http.NewResponseController(w), began: time.Now()}
+	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, reservation: held, control: http.NewResponseController(w), began: time.Now()}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	x.giveUp = cancel
-	x.up, x.down = p.rates.Pacer(authz.LimitSentBytes, ctx.Done()), p.rates.Pacer(authz.LimitReceivedBytes, ctx.Done())
-	x.access.Admission = a
-	x.access.Cut = func(cause error) {
+	x.up, x.down = p.rates.Limiter(authz.LimitSentBytes, ctx.Done()), p.rates.Limiter(authz.LimitReceivedBytes, ctx.Done())
+	x.session.Admission = a
+	x.session.OnCut = func(cause error) {
 		cancel(cause)
 		x.endReading() // whoever waits for the rest of the plugin's body waits no longer
 		x.endInforming()
 	}
-	if !p.live.Add(&x.access) {
+	if !p.sessions.Add(&x.session) {
 		defer x.end()
-		x.refuse(p.live.ReasonNow(a), "access was taken away while it was being decided")
+		x.refuse(p.sessions.ReasonNow(a), "access was taken away while it was being decided")
 		return
 	}
-	defer p.live.Remove(&x.access) // once its end is recorded
+	defer p.sessions.Remove(&x.session) // once its end is recorded
 	c.Attribution.Begin(a.Decision.Grant, a.Decision.Rule)
 	defer c.Attribution.End()
 	defer x.end()
 	defer x.complete()
-	defer x.settle()
+	defer x.settleAnswer()
 	defer x.allowHalfClose()()
 	if timeout := a.Decision.Terms().Timeout; timeout > 0 {
-		timer := time.AfterFunc(timeout, func() { x.access.End(session.ErrTimeout) })
+		timer := time.AfterFunc(timeout, func() { x.session.Cut(session.ErrTimeout) })
 		defer timer.Stop()
 	}
 	x.roundTrip(ctx)
@@ -111,13 +111,13 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 // pool returns the connections that the request may use. Over HTTP/2 nothing
 // authenticates a connection, and some upstreams have no HTTP/2.
 func (x *exchange) pool() (*upstream.Pool, error) {
-	speak := x.speak()
+	speak := x.protocol()
 	pool, err := x.proxy.pools.Get(x.admission, speak, x.down.Limited())
-	if err != nil || speak != upstream.SpeakHTTP2 {
+	if err != nil || speak != upstream.HTTP2 {
 		return pool, err
 	}
 	if pool.OnlyHTTP1.Has(x.admission.Request.Destination.HostPort()) || upstream.ConnectionAuth(x.r.Header["Authorization"]) {
-		return x.proxy.pools.Get(x.admission, upstream.SpeakHTTP1, x.down.Limited())
+		return x.proxy.pools.Get(x.admission, upstream.HTTP1, x.down.Limited())
 	}
 	return pool, nil
 }
@@ -141,8 +141,8 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		})
 		return
 	}
-	if pool.Needles != nil {
-		x.scrub = &scrubber{needles: pool.Needles, names: pool.Names}
+	if pool.Patterns != nil {
+		x.scrub = &scrubber{needles: pool.Patterns, names: pool.NamePatterns}
 	}
 	if err := x.makeRoom(); err != nil {
 		x.fail(err)
@@ -153,12 +153,12 @@ func (x *exchange) roundTrip(ctx context.Context) {
 		x.fail(err)
 		return
 	}
-	if _, err := x.up.Pass(x.up.HeadSize(x.r.RequestURI, out.Header)); err != nil {
+	if _, err := x.up.Wait(x.up.HeadSize(x.r.RequestURI, out.Header)); err != nil {
 		x.fail(err)
 		return
 	}
 	response, err := x.send(pool, out)
-	x.settle()
+	x.settleAnswer()
 	if err != nil {
 		x.fail(err)
 		return
@@ -166,8 +166,8 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	defer x.park() // after the body is closed
 	defer response.Body.Close()
 	x.credentialRefused(response.StatusCode)
-	if err := x.held.Take(budget.Request, headCost(response.Header)); err != nil {
-		x.fail(session.RefusalOf(err))
+	if err := x.reservation.Take(budget.Request, headCost(response.Header)); err != nil {
+		x.fail(session.AsRefusal(err))
 		return
 	}
 	switch {
@@ -188,12 +188,12 @@ func (x *exchange) makeRoom() error {
 	if x.scrub != nil {
 		searched = x.scrub.needles.ReaderSize()
 	}
-	if standIns := x.proxy.lookout.Now(); standIns != nil && x.r.ContentLength != 0 {
-		searched += standIns.Room()
+	if standIns := x.proxy.placeholders.Matcher(); standIns != nil && x.r.ContentLength != 0 {
+		searched += standIns.BufferSize()
 	}
-	return session.RefusalOf(cmp.Or(
-		x.held.Take(budget.Window, x.upload),
-		x.held.Take(budget.Body, session.CopyCost+int64(searched)),
+	return session.AsRefusal(cmp.Or(
+		x.reservation.Take(budget.Window, x.upload),
+		x.reservation.Take(budget.Body, session.CopyCost+int64(searched)),
 	))
 }
 
@@ -206,16 +206,16 @@ func (x *exchange) credentialRefused(status int) {
 	told(a.Decision.Grant, a.Decision.Credential, a.Injection.Generation, status)
 }
 
-// speak returns what is spoken to the upstream: what the plugin speaks, so
+// protocol returns what is spoken to the upstream: what the plugin speaks, so
 // that it meets the API that it would meet without a proxy.
-func (x *exchange) speak() upstream.Protocol {
+func (x *exchange) protocol() upstream.Protocol {
 	switch {
 	case x.r.ProtoMajor != 2:
-		return upstream.SpeakHTTP1
+		return upstream.HTTP1
 	case x.admission.Request.Destination.Scheme() == authz.SchemeHTTPS:
-		return upstream.SpeakHTTP2
+		return upstream.HTTP2
 	}
-	return upstream.SpeakH2C
+	return upstream.H2C
 }
 
 // outbound makes the request that is sent. The plugin's header map becomes the
@@ -223,14 +223,14 @@ func (x *exchange) speak() upstream.Protocol {
 // is searched for stand-ins, and only then is the credential put in.
 func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	destination, slot, h := x.admission.Request.Destination, x.admission.Injection, x.r.Header
-	if e := x.exposed(); e != nil {
+	if e := x.sendsInClear(); e != nil {
 		return nil, e
 	}
 	upgrade := x.askedUpgrade(h)
 	stripRequest(h, slot)
 	query := emptySlot(h, destination, slot)
-	if x.standIns = x.proxy.lookout.Now(); x.standIns != nil {
-		if e := x.standIns.InRequest(x.admission.Request, query, h); e != nil {
+	if x.placeholders = x.proxy.placeholders.Matcher(); x.placeholders != nil {
+		if e := x.placeholders.InRequest(x.admission.Request, query, h); e != nil {
 			return nil, e
 		}
 	}
@@ -256,14 +256,14 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 			return nil, err
 		}
 	}
-	return out.WithContext(httptrace.WithClientTrace(upstream.DialsFor(ctx, x.admission), &httptrace.ClientTrace{
-		GotConn: x.gotConn, WroteHeaders: x.wroteHeaders, Got1xxResponse: x.informational,
+	return out.WithContext(httptrace.WithClientTrace(upstream.WithDecision(ctx, x.admission), &httptrace.ClientTrace{
+		GotConn: x.gotConn, WroteHeaders: x.wroteHeaders, Got1xxResponse: x.passInformational,
 		GotFirstResponseByte: func() { x.answered.Store(true) },
 	})), nil
 }
 
-// exposed refuses to send a credential where a third party would read it.
-func (x *exchange) exposed() *session.RefusalError {
+// sendsInClear refuses to send a credential where a third party would read it.
+func (x *exchange) sendsInClear() *session.RefusalError {
 	destination, slot := x.admission.Request.Destination, x.admission.Injection
 	switch plain := destination.Scheme() != authz.SchemeHTTPS; {
 	case slot.Kind == authz.InjectNone || !plain:
@@ -297,10 +297,10 @@ func (x *exchange) askUpgrade(h http.Header, upgrade string) {
 		return
 	}
 	h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
-	if x.scrub == nil && x.standIns == nil {
+	if x.scrub == nil && x.placeholders == nil {
 		return
 	}
-	x.unarmed = true
+	x.extensionsDropped = true
 	for name := range h {
 		if spelled(name) == "Sec-Websocket-Extensions" {
 			delete(h, name)
@@ -316,7 +316,7 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 		Header: out.Header, Length: out.ContentLength,
 	}
 	if out.Body != nil {
-		r.Body = &heldReader{out.Body, x.held} // whose bytes count only if Sign reads them
+		r.Body = &reservedReader{out.Body, x.reservation} // whose bytes count only if Sign reads them
 	}
 	body, err := sigv4.Sign(ctx, r, sigv4.Scope{Service: slot.Service, Region: slot.Region},
 		sigv4.Key{ID: slot.KeyID, Secret: slot.Value, Session: slot.Session}, x.proxy.cfg.Now())
@@ -362,8 +362,8 @@ func (x *exchange) body(out *http.Request) {
 	x.unread.Store(true)
 	body := &countedBody{ReadCloser: x.r.Body, exchange: x}
 	body.from = x.r.Body
-	if x.standIns != nil {
-		body.from = searchedBody(x.standIns, x.r, x.r.Body, x.decoders(), x.halt)
+	if x.placeholders != nil {
+		body.from = searchedBody(x.placeholders, x.r, x.r.Body, x.decoderMemory(), x.halt)
 	}
 	if x.r.Trailer != nil {
 		out.Trailer = make(http.Header, len(x.r.Trailer))
@@ -394,13 +394,13 @@ type countedBody struct {
 	trailer  http.Header
 }
 
-// errBody is a body that the plugin sent and that is none.
-var errBody = errors.New("the request's body could not be read")
+// errBodyUnreadable is a body that the plugin sent and that is none.
+var errBodyUnreadable = errors.New("the request's body could not be read")
 
 func (b *countedBody) Read(buf []byte) (int, error) {
 	up := &b.exchange.up
-	n, err := b.from.Read(buf[:up.Next(len(buf))])
-	if _, cut := up.Pass(n); cut != nil {
+	n, err := b.from.Read(buf[:up.Chunk(len(buf))])
+	if _, cut := up.Wait(n); cut != nil {
 		return 0, cut
 	}
 	b.exchange.sent.Add(int64(n))
@@ -408,10 +408,10 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 	case err == nil:
 	case !errors.Is(err, io.EOF):
 		b.exchange.broken.Store(true)
-		return n, errors.Join(errBody, err)
+		return n, errors.Join(errBodyUnreadable, err)
 	default:
 		b.exchange.unread.Store(false)
-		b.exchange.held.Give(budget.Window, b.exchange.upload)
+		b.exchange.reservation.Give(budget.Window, b.exchange.upload)
 		if e := b.exchange.trailerHolds(); e != nil {
 			return n, e
 		}
@@ -436,10 +436,10 @@ func (b *countedBody) Close() error {
 // trailerHolds refuses the plugin's trailer with a stand-in in it. The result
 // is nil, and no *refusalError, for none.
 func (x *exchange) trailerHolds() error {
-	if x.standIns == nil {
+	if x.placeholders == nil {
 		return nil
 	}
-	if e := x.standIns.InHeader(x.r.Trailer, "trailer"); e != nil {
+	if e := x.placeholders.InHeader(x.r.Trailer, "trailer"); e != nil {
 		x.halt(e)
 		return e
 	}
@@ -448,7 +448,7 @@ func (x *exchange) trailerHolds() error {
 
 // halt ends the exchange because of what the plugin has sent: it is refused with
 // cause, or what has begun of its answer is cut.
-func (x *exchange) halt(cause error) { x.access.End(cause) }
+func (x *exchange) halt(cause error) { x.session.Cut(cause) }
 
 // gotConn is httptrace's GotConn, for connections that net/http keeps.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) { x.onConnection(info.Conn) }
@@ -458,7 +458,7 @@ func (x *exchange) gotConn(info httptrace.GotConnInfo) { x.onConnection(info.Con
 func (x *exchange) onConnection(conn net.Conn) bool {
 	c, shared := x.connection(conn)
 	if !x.admission.Connected(c) {
-		x.access.End(session.ErrRevoked)
+		x.session.Cut(session.ErrRevoked)
 		if !shared {
 			_ = conn.Close() // or the request could be written before its context is seen to have ended
 		}
@@ -468,13 +468,13 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.wrote && x.address != address && x.admission.Injection.Kind != authz.InjectNone {
-		x.giveUp(errMoved)
+		x.giveUp(errUpstreamChanged)
 		_ = conn.Close() // or it would be written before anybody hears of that
 		return false
 	}
-	x.kept.restart()
+	x.replay.restart()
 	x.address = address
-	if x.attempts++; x.attempts > maxAttempts && x.speak() != upstream.SpeakHTTP1 {
+	if x.attempts++; x.attempts > maxAttempts && x.protocol() != upstream.HTTP1 {
 		x.giveUp(errRepeated)
 		return false
 	}
@@ -484,13 +484,13 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 // connection describes what carries the request, for the policies to come, and
 // whether it carries others too.
 func (x *exchange) connection(conn net.Conn) (c authz.Connection, shared bool) {
-	c.Address = upstream.UpstreamAddress(conn)
+	c.Address = upstream.Address(conn)
 	secured, ok := conn.(*tls.Conn)
 	if !ok || x.admission.Request.Destination.Scheme() != authz.SchemeHTTPS {
-		return c, x.speak() == upstream.SpeakH2C
+		return c, x.protocol() == upstream.H2C
 	}
 	session := secured.ConnectionState()
-	c.Meets = upstream.Meets(session, x.admission.Decision.Terms())
+	c.Meets = upstream.VerifyAgain(session, x.admission.Decision.Terms())
 	return c, session.NegotiatedProtocol == "h2"
 }
 
@@ -501,11 +501,11 @@ func (x *exchange) wroteHeaders() {
 	x.wrote = true
 }
 
-// informational passes an informational answer on (RFC 9110, section 15.2).
+// passInformational passes an informational answer on (RFC 9110, section 15.2).
 // 100 is not passed: net/http sends it by itself when the transport, which has
 // got it, begins to read the plugin's body. 101 is none over HTTP/2 (RFC 9113,
 // section 8.6), and over HTTP/1.1 it is no informational answer to net/http.
-func (x *exchange) informational(code int, header textproto.MIMEHeader) error {
+func (x *exchange) passInformational(code int, header textproto.MIMEHeader) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.settled || code == http.StatusContinue || code == http.StatusSwitchingProtocols {
@@ -522,8 +522,8 @@ func (x *exchange) informational(code int, header textproto.MIMEHeader) error {
 
 // inform writes the head of an informational answer. The caller holds x.mu.
 func (x *exchange) inform(code int) {
-	x.informs.Store(true)
-	defer x.informs.Store(false)
+	x.informing.Store(true)
+	defer x.informing.Store(false)
 	x.w.WriteHeader(code)
 }
 
@@ -532,14 +532,14 @@ func (x *exchange) inform(code int) {
 // would the end of the access. Over HTTP/2 the other streams wait behind it as well.
 func (x *exchange) endInforming() {
 	time.AfterFunc(resetPatience, func() {
-		if x.informs.Load() {
+		if x.informing.Load() {
 			x.conn.Abort()
 		}
 	})
 }
 
-// settle ends the time of informational answers.
-func (x *exchange) settle() {
+// settleAnswer ends the time of informational answers.
+func (x *exchange) settleAnswer() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.settled = true
@@ -547,7 +547,7 @@ func (x *exchange) settle() {
 
 // fail answers for an upstream that did not.
 func (x *exchange) fail(err error) {
-	if cause := x.access.CutBy(); cause != nil {
+	if cause := x.session.CutCause(); cause != nil {
 		x.cutShort(cause)
 		return
 	}
@@ -568,9 +568,9 @@ func (x *exchange) fail(err error) {
 	var e *session.RefusalError
 	switch {
 	case errors.As(err, &e):
-	case errors.Is(err, errBody):
-		e = &session.RefusalError{Reason: authz.MalformedRequest, Detail: errBody.Error()}
-	case errors.Is(err, errRepeated), errors.Is(err, errMoved):
+	case errors.Is(err, errBodyUnreadable):
+		e = &session.RefusalError{Reason: authz.MalformedRequest, Detail: errBodyUnreadable.Error()}
+	case errors.Is(err, errRepeated), errors.Is(err, errUpstreamChanged):
 		e = &session.RefusalError{Reason: authz.UpstreamUnreachable, Detail: err.Error()}
 	default:
 		e = upstream.Unreachable(err, "ask "+x.admission.Request.Destination.HostPort())
@@ -589,7 +589,7 @@ func (x *exchange) cutShort(cause error) {
 	case errors.Is(cause, session.ErrStopping):
 		x.refuse(authz.NotReady, cause.Error())
 	default:
-		x.refuse(x.proxy.live.ReasonNow(x.admission), cause.Error())
+		x.refuse(x.proxy.sessions.ReasonNow(x.admission), cause.Error())
 	}
 }
 
@@ -599,8 +599,8 @@ func (x *exchange) refuse(reason authz.Reason, detail string) {
 }
 
 func (x *exchange) refuseAs(e *session.RefusalError) {
-	x.settle()
-	refusal := x.proxy.refused(e.Refuse(x.admission), nil)
+	x.settleAnswer()
+	refusal := x.proxy.report(e.Refuse(x.admission), nil)
 	x.outcome.Detail = refusal.Detail
 	x.proxy.answer(x.w, x.r, refusal)
 }
@@ -623,13 +623,13 @@ func (x *exchange) respond(response *http.Response) {
 	if x.closesEarly(response) {
 		h["Connection"] = []string{"close"}
 	}
-	if _, err := x.down.Pass(x.down.HeadSize("", h)); err != nil {
+	if _, err := x.down.Wait(x.down.HeadSize("", h)); err != nil {
 		x.fail(err)
 		return
 	}
-	if !x.access.OnCut(x.abort) {
+	if !x.session.SetOnCut(x.abort) {
 		clear(h)
-		x.cutShort(x.access.CutBy())
+		x.cutShort(x.session.CutCause())
 		return
 	}
 	x.streams.Store(streaming)
@@ -652,7 +652,7 @@ func (x *exchange) respond(response *http.Response) {
 	if x.endMessages(h, response, err) {
 		return
 	}
-	if x.access.CutBy() == nil {
+	if x.session.CutCause() == nil {
 		_ = x.control.Flush() // what came before the upstream broke off came without a proxy too
 	}
 	panic(http.ErrAbortHandler) // the plugin must see that the answer is not whole
@@ -670,7 +670,7 @@ func (x *exchange) abort(cause error) {
 	_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone
 	_ = x.control.SetReadDeadline(time.Unix(1, 0))
 	time.AfterFunc(resetPatience, func() {
-		if x.access.Live() {
+		if x.session.Live() {
 			_ = x.conn.Cut()
 		}
 	})
@@ -682,19 +682,19 @@ const resetPatience = 250 * time.Millisecond
 
 // incomplete notes why an answer ended early.
 func (x *exchange) incomplete(err error) {
-	cause := x.access.CutBy()
+	cause := x.session.CutCause()
 	var broken *writeError
 	var e *session.RefusalError
 	switch {
 	case errors.As(cause, &e):
-		x.outcome.Detail = "cut: " + x.proxy.refused(e.Refuse(x.admission), nil).Detail
+		x.outcome.Detail = "cut: " + x.proxy.report(e.Refuse(x.admission), nil).Detail
 	case errors.Is(cause, session.ErrTimeout):
 		x.admission.Refuse(authz.UpstreamTimeout, "")
 		x.outcome.Detail = cause.Error()
 	case errors.Is(cause, session.ErrStopping):
 		x.outcome.Detail = cause.Error()
 	case cause != nil:
-		x.admission.Refuse(x.proxy.live.ReasonNow(x.admission), "")
+		x.admission.Refuse(x.proxy.sessions.ReasonNow(x.admission), "")
 		x.outcome.Detail = "cut: " + cause.Error()
 	case errors.As(err, &broken) || x.r.Context().Err() != nil:
 		x.outcome.Detail = "the plugin left before the end of the answer"
@@ -789,8 +789,8 @@ func (x *exchange) copyBody(body io.Reader, flush bool) error {
 // their turn.
 func (x *exchange) write(to *answerWriter, b []byte, flush bool) error {
 	for len(b) > 0 {
-		piece := b[:x.down.Next(len(b))]
-		waited, err := x.down.Pass(len(piece))
+		piece := b[:x.down.Chunk(len(b))]
+		waited, err := x.down.Wait(len(piece))
 		if err != nil {
 			return err
 		}

@@ -26,7 +26,7 @@ func BenchmarkExits(b *testing.B) {
 		all[i] = authz.Route{Grant: "weather", Rule: fmt.Sprint("rule-", i), Scheme: authz.SchemeHTTPS, Host: fmt.Sprintf("host-%d.example", i), Port: 443}
 	}
 	exits := func(routes []authz.Route) {
-		_, err := w.proxy.Exits(w.exitDir(), "", routes)
+		_, err := w.proxy.EgressSockets(w.exitDir(), "", routes)
 		testenv.Must(b, err)
 	}
 	b.Run("all", func(b *testing.B) {

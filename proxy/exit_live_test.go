@@ -49,7 +49,7 @@ func TestExitEndsWithItsRule(t *testing.T) {
 	}
 	pause := authz.Revocation{ID: "p", Plugin: plugin, Level: authz.LevelPause}
 	w.engine.Revoke(pause)
-	if cut := w.proxy.Reconsider(); cut != 0 || w.proxy.Open() != 3 {
+	if cut := w.proxy.Revalidate(); cut != 0 || w.proxy.Open() != 3 {
 		t.Errorf("a pause cut %d, and %d are open", cut, w.proxy.Open())
 	}
 	if !w.leave(exits["second api.weather.example"]).gone() {
@@ -57,7 +57,7 @@ func TestExitEndsWithItsRule(t *testing.T) {
 	}
 	w.engine.Restore(pause.ID)
 	w.engine.Revoke(authz.Revocation{ID: "r", Plugin: plugin, Rule: "first", Level: authz.LevelQuarantine})
-	if cut := w.proxy.Reconsider(); cut != 2 {
+	if cut := w.proxy.Revalidate(); cut != 2 {
 		t.Errorf("%d were cut, not the two of the rule", cut)
 	}
 	// When Reconsider has returned nothing more leaves, or arrives beyond what was
@@ -75,7 +75,7 @@ func TestExitEndsWithItsRule(t *testing.T) {
 		t.Error("a rule that was taken away lets a new connection leave")
 	}
 	w.engine.Revoke(quarantine)
-	if cut := w.proxy.Reconsider(); cut != 1 {
+	if cut := w.proxy.Revalidate(); cut != 1 {
 		t.Errorf("%d were cut with the plugin", cut)
 	}
 	w.settled()
@@ -130,7 +130,7 @@ func TestExitsInAStorm(t *testing.T) {
 		for late := testDeadline(); arrived.Load() < before+100 && !late(); {
 		}
 		w.engine.Revoke(authz.Revocation{ID: "r", Plugin: plugin, Rule: "tcp", Level: authz.LevelQuarantine})
-		w.proxy.Reconsider()
+		w.proxy.Revalidate()
 		time.Sleep(50 * time.Millisecond) // what was sent arrives
 		after := arrived.Load()
 		time.Sleep(50 * time.Millisecond)
@@ -156,7 +156,7 @@ func TestExitEndsWithItsGrant(t *testing.T) {
 	next := granted(rule(api, "read"))
 	next.Grants[0].NotAfter = input.Grants[0].NotAfter
 	w.install(next)
-	if w.proxy.Reconsider(); w.proxy.Open() > 1 {
+	if w.proxy.Revalidate(); w.proxy.Open() > 1 {
 		late := testDeadline()
 		for w.proxy.Open() > 1 && !late() {
 		}
@@ -187,12 +187,12 @@ func TestExitEndsWithAPartOfItsRule(t *testing.T) {
 	w := newWorld(t, setup{input: policy("/stream")})
 	stream := w.stream(t, api, w.exits()["read api.weather.example"], "api.weather.example")
 	w.install(policy("/stream", "/more"))
-	if cut := w.proxy.Reconsider(); cut != 0 || w.proxy.Open() != 1 {
+	if cut := w.proxy.Revalidate(); cut != 0 || w.proxy.Open() != 1 {
 		t.Errorf("a path more cut %d, and %d are open", cut, w.proxy.Open())
 	}
 	// It may carry a request for the other path since.
 	w.install(policy("/stream"))
-	if w.proxy.Reconsider(); w.proxy.Open() != 0 {
+	if w.proxy.Revalidate(); w.proxy.Open() != 0 {
 		late := testDeadline()
 		for w.proxy.Open() != 0 && !late() {
 		}
@@ -211,7 +211,7 @@ func TestExitsAreReplaced(t *testing.T) {
 	w := newWorld(t, setup{input: granted(first, second, third)})
 	all := w.engine.Current().Routes(plugin, time.Now())
 	dir := w.exitDir()
-	before, err := w.proxy.Exits(dir, "", all[:2])
+	before, err := w.proxy.EgressSockets(dir, "", all[:2])
 	testenv.Must(t, err)
 	conns := []*rawConn{w.leave(before[0]), w.leave(before[1])}
 	for _, c := range conns {
@@ -223,13 +223,13 @@ func TestExitsAreReplaced(t *testing.T) {
 	t.Run("an error changes nothing", func(t *testing.T) {
 		broken := all[2]
 		broken.Rule = "fourth"
-		paths, err := w.proxy.Exits(dir, "", append(slices.Clone(all), broken))
+		paths, err := w.proxy.EgressSockets(dir, "", append(slices.Clone(all), broken))
 		testenv.Must(t, err)
 		inTheWay := paths[3]
-		_, err = w.proxy.Exits(dir, "", all[:2])
+		_, err = w.proxy.EgressSockets(dir, "", all[:2])
 		testenv.Must(t, err)
 		testenv.Must(t, os.Mkdir(inTheWay, 0o700))
-		if _, err := w.proxy.Exits(dir, "", append(slices.Clone(all), broken)); err == nil {
+		if _, err := w.proxy.EgressSockets(dir, "", append(slices.Clone(all), broken)); err == nil {
 			t.Fatal("a folder is in the way, and nobody says so")
 		}
 		testenv.Must(t, os.Remove(inTheWay))
@@ -239,13 +239,13 @@ func TestExitsAreReplaced(t *testing.T) {
 			t.Errorf("in the folder are %q, not %q", got, want)
 		}
 		for _, other := range [][2]string{{dir + "x", ""}, {dir, "0"}} {
-			if _, err := w.proxy.Exits(other[0], other[1], all[:2]); err == nil {
+			if _, err := w.proxy.EgressSockets(other[0], other[1], all[:2]); err == nil {
 				t.Errorf("the exits moved to %q", other)
 			}
 		}
 	})
 
-	after, err := w.proxy.Exits(dir, "", []authz.Route{all[1], all[2], all[1]})
+	after, err := w.proxy.EgressSockets(dir, "", []authz.Route{all[1], all[2], all[1]})
 	testenv.Must(t, err)
 	if after[0] != before[1] || after[2] != before[1] || after[1] == before[0] || len(listing(t, dir)) != 2 {
 		t.Errorf("the paths are %q, were %q, and in the folder are %q", after, before, listing(t, dir))
@@ -262,11 +262,11 @@ func TestExitsAreReplaced(t *testing.T) {
 	if c := w.leave(after[1]); c.gone() {
 		t.Error("a new exit takes none")
 	}
-	if _, err := w.proxy.Exits(dir, "", nil); err != nil || len(listing(t, dir)) > 0 {
+	if _, err := w.proxy.EgressSockets(dir, "", nil); err != nil || len(listing(t, dir)) > 0 {
 		t.Errorf("%v, and in the folder are %q", err, listing(t, dir))
 	}
 	w.stop()
-	if _, err := w.proxy.Exits(dir, "", all); err == nil {
+	if _, err := w.proxy.EgressSockets(dir, "", all); err == nil {
 		t.Error("a proxy that has ended makes exits")
 	}
 }
@@ -356,7 +356,7 @@ func TestExitIsForFew(t *testing.T) {
 			w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"))})
 			dir := w.exitDir()
 			testenv.Must(t, os.Chmod(filepath.Dir(dir), 0o755))
-			paths, err := w.proxy.Exits(dir, test.group, w.engine.Current().Routes(plugin, time.Now()))
+			paths, err := w.proxy.EgressSockets(dir, test.group, w.engine.Current().Routes(plugin, time.Now()))
 			testenv.Must(t, err)
 			if test.widen {
 				testenv.Must(t, os.Chmod(dir, 0o777))
@@ -427,7 +427,7 @@ func TestExitsFolder(t *testing.T) {
 	server := tcpServer(t, greeter)
 	exits := func(t *testing.T, dir, group string) ([]string, error) {
 		w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"))})
-		return w.proxy.Exits(dir, group, w.engine.Current().Routes(plugin, time.Now()))
+		return w.proxy.EgressSockets(dir, group, w.engine.Current().Routes(plugin, time.Now()))
 	}
 	for name, prepare := range map[string]func(t *testing.T, dir string) (string, string){
 		"relative":      func(*testing.T, string) (string, string) { return "exit", "" },

@@ -24,7 +24,7 @@ import (
 func (w *world) exits() map[string]string {
 	w.t.Helper()
 	routes := w.engine.Current().Routes(plugin, time.Now())
-	paths, err := w.proxy.Exits(w.exitDir(), "", routes)
+	paths, err := w.proxy.EgressSockets(w.exitDir(), "", routes)
 	testenv.Must(w.t, err)
 	byName := make(map[string]string)
 	for i, r := range routes {

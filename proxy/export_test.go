@@ -8,7 +8,7 @@ import (
 )
 
 // TrustUpstreamProxy replaces the system's authorities for the upstream proxy.
-func (p *Proxy) TrustUpstreamProxy(roots *x509.CertPool) { p.dialer.Via.Roots = roots }
+func (p *Proxy) TrustUpstreamProxy(roots *x509.CertPool) { p.dialer.Proxy.Roots = roots }
 
 // FillHostSet adds n hosts to a set and returns how many it holds.
 func FillHostSet(n int) int {

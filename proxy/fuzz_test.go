@@ -28,17 +28,17 @@ func FuzzConvert(f *testing.F) {
 	p := &Proxy{cfg: Config{Plugin: "weather"}}
 	f.Fuzz(func(t *testing.T, head []byte) {
 		for _, c := range []*conn{
-			{Conn: session.NewConn(new(session.Socket)), way: explicit},
-			{Conn: session.NewConn(new(session.Socket)), way: tunnel, scheme: authz.SchemeHTTPS, host: "api.weather.example", port: 443},
+			{Conn: session.NewConn(new(session.Socket)), mode: explicit},
+			{Conn: session.NewConn(new(session.Socket)), mode: tunnel, scheme: authz.SchemeHTTPS, host: "api.weather.example", port: 443},
 		} {
-			heads := http1head.NewHeadReader(bytes.NewReader(head), maxHeaderBytes)
+			heads := http1head.NewScanner(bytes.NewReader(head), maxHeaderBytes)
 			r, err := http.ReadRequest(bufio.NewReader(heads))
 			if err != nil {
 				return
 			}
 			host, unclear := heads.Take(r)
 			c.http1 = requestHeads{host: host, unclear: unclear}
-			if c.way == explicit {
+			if c.mode == explicit {
 				c.http1.scanner = heads
 			}
 			req, fault := p.convert(r, c)
@@ -49,7 +49,7 @@ func FuzzConvert(f *testing.F) {
 				continue
 			}
 			d := req.Destination
-			if c.way != explicit && (d.Host() != c.host || d.Port() != c.port || d.Scheme() != c.scheme) {
+			if c.mode != explicit && (d.Host() != c.host || d.Port() != c.port || d.Scheme() != c.scheme) {
 				t.Fatalf("%q: the tunnel is for %s:%d, the request for %s", head, c.host, c.port, d.URL())
 			}
 			if r.Host != "" && !d.Agrees(r.Host) {

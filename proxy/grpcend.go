@@ -30,7 +30,7 @@ func (x *exchange) endStream(err error) bool {
 	if !ok || x.r.ProtoMajor != 2 || !isGRPC(x.r.Header) {
 		return false
 	}
-	x.settle()
+	x.settleAnswer()
 	x.outcome.Detail = "the upstream reset the stream: " + code.String()
 	h := x.w.Header()
 	clear(h)
@@ -47,7 +47,7 @@ func (x *exchange) endStream(err error) bool {
 // every other answer.
 func (x *exchange) endMessages(h http.Header, response *http.Response, err error) bool {
 	var broken *writeError
-	if x.r.ProtoMajor != 2 || !isGRPC(response.Header) || x.access.CutBy() != nil || errors.As(err, &broken) || x.r.Context().Err() != nil {
+	if x.r.ProtoMajor != 2 || !isGRPC(response.Header) || x.session.CutCause() != nil || errors.As(err, &broken) || x.r.Context().Err() != nil {
 		return false
 	}
 	status := grpcUnavailable // the connection was lost

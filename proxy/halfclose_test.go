@@ -21,7 +21,7 @@ func TestEndOfInputBeforeServeHTTP(t *testing.T) {
 	defer client.Close()
 	c := &conn{Conn: session.NewConn(&session.Socket{Raw: testenv.MustGet(l.Accept())(t)})}
 	defer c.Close()
-	c.refuse = func(text []byte) []byte { return text } // as for every connection that net/http serves
+	c.rewriteRefusal = func(text []byte) []byte { return text } // as for every connection that net/http serves
 	testenv.Must(t, client.CloseWrite())
 	read := make(chan error, 1)
 	go func() {

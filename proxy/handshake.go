@@ -24,8 +24,8 @@ const soonAfter = 5 * time.Second
 // closed before anything was sent on it.
 func (p *Proxy) greeted(c *conn, inner *tls.Conn) {
 	done := p.cfg.Now()
-	c.use.used.Store(false) // by the CONNECT
-	c.use.unused = func() {
+	c.handshake.used.Store(false) // by the CONNECT
+	c.handshake.unused = func() {
 		if p.cfg.Now().Sub(done) > soonAfter {
 			return // it was opened in case it would be needed
 		}
@@ -41,15 +41,15 @@ func (p *Proxy) greeted(c *conn, inner *tls.Conn) {
 func (p *Proxy) refusedHandshake(c *conn, err error) {
 	alert, ok := remoteAlert(err)
 	if !ok {
-		alert = c.use.tail.alert()
+		alert = c.handshake.tail.alert()
 	}
 	p.failedHandshake(c, err, alert, "in the TLS handshake")
 }
 
-// lastBytes is the end of what was read from a connection.
-type lastBytes [7]byte
+// tailBytes is the end of what was read from a connection.
+type tailBytes [7]byte
 
-func (l *lastBytes) add(b []byte) {
+func (l *tailBytes) add(b []byte) {
 	if len(b) >= len(l) {
 		copy(l[:], b[len(b)-len(l):])
 		return
@@ -62,7 +62,7 @@ func (l *lastBytes) add(b []byte) {
 // client that refuses the certificate encrypts its alert (RFC 8446, section 6), but
 // OpenSSL sends it in clear, as it has sent nothing encrypted so far. crypto/tls
 // cannot decrypt that and returns an error of its own, bad_record_mac.
-func (l *lastBytes) alert() uint8 {
+func (l *tailBytes) alert() uint8 {
 	const alert, fatal = 21, 2
 	if l[0] == alert && l[1] == 3 && l[3] == 0 && l[4] == 2 && l[5] == fatal {
 		return l[6]
@@ -75,7 +75,7 @@ func (p *Proxy) failedHandshake(c *conn, err error, alert uint8, when string) {
 	if p.cfg.Handshake == nil || errors.Is(err, net.ErrClosed) {
 		return // nobody asked, or the sidecar ended it
 	}
-	detail := "the TLS handshake failed: " + session.Clean(err.Error())
+	detail := "the TLS handshake failed: " + session.Quote(err.Error())
 	switch {
 	case distrusts(alert):
 		detail = "the program does not trust the sidecar's certificate: alert " + alertName(alert)
@@ -135,10 +135,10 @@ func alertName(alert uint8) string {
 func (c *conn) watchUse(state http.ConnState) {
 	switch state {
 	case http.StateActive:
-		c.use.used.Store(true)
+		c.handshake.used.Store(true)
 	case http.StateClosed:
-		if c.use.unused != nil && !c.use.used.Load() {
-			c.use.unused()
+		if c.handshake.unused != nil && !c.handshake.used.Load() {
+			c.handshake.unused()
 		}
 	case http.StateNew, http.StateIdle, http.StateHijacked:
 	}

@@ -24,7 +24,7 @@ func (x *exchange) overHTTP1(out *http.Request, pool *upstream.IdlePool) (*http.
 	}
 	kept := x.keep(out, l)
 	if kept != nil {
-		defer kept.letGo() // nothing is sent again once there is an answer
+		defer kept.release() // nothing is sent again once there is an answer
 	}
 	response, err := x.sendOn(l, out)
 	if err == nil || !l.Reused || x.answered.Load() || out.Context().Err() != nil && !x.interrupted.Load() {
@@ -47,18 +47,18 @@ func (x *exchange) overHTTP1(out *http.Request, pool *upstream.IdlePool) (*http.
 
 // keep has a short body be kept while it may have to be sent again. It returns nil
 // for none.
-func (x *exchange) keep(out *http.Request, l *upstream.UpstreamLink) *keptBody {
+func (x *exchange) keep(out *http.Request, l *upstream.HTTP1Conn) *replayBody {
 	if !l.Reused || out.Body == nil || !replayable(out) {
 		return nil
 	}
-	kept := &keptBody{from: out.Body, holding: x.held}
+	kept := &replayBody{from: out.Body, holding: x.reservation}
 	kept.changed.L = &kept.mu
 	out.Body = kept.attempt()
 	return kept
 }
 
 // link returns a connection for a request.
-func (x *exchange) link(out *http.Request, pool *upstream.IdlePool) (*upstream.UpstreamLink, error) {
+func (x *exchange) link(out *http.Request, pool *upstream.IdlePool) (*upstream.HTTP1Conn, error) {
 	most := upstream.IdleAtMost
 	switch {
 	case repeatable(out):
@@ -75,17 +75,17 @@ func (x *exchange) link(out *http.Request, pool *upstream.IdlePool) (*upstream.U
 		}
 	}
 	if upstream.ConnectionAuth(out.Header["Authorization"]) {
-		l.BelongTo(x.conn.Socket)
+		l.ReserveFor(x.conn.Socket)
 	}
 	return l, nil
 }
 
 // sendOn sends a request on a connection. If the connection ends before the answer,
 // the reading of the plugin's body ends too: net/http would wait for its rest.
-func (x *exchange) sendOn(l *upstream.UpstreamLink, out *http.Request) (*http.Response, error) {
+func (x *exchange) sendOn(l *upstream.HTTP1Conn, out *http.Request) (*http.Response, error) {
 	x.upstream = l
-	before := l.Bottom.Written.Load()
-	if !x.onConnection(l.Top) {
+	before := l.Raw.Written.Load()
+	if !x.onConnection(l.Conn) {
 		_ = l.Client.Close()
 		return nil, context.Cause(out.Context())
 	}
@@ -93,15 +93,15 @@ func (x *exchange) sendOn(l *upstream.UpstreamLink, out *http.Request) (*http.Re
 	if kept, ok := out.Body.(*attemptBody); ok {
 		stop = func() { _ = kept.Close() } // the next attempt reads on
 	}
-	l.Bottom.Watch(stop)
+	l.Raw.OnClose(stop)
 	response, err := l.Client.RoundTrip(out)
-	l.Bottom.Watch(nil)
-	x.silent = l.Bottom.Written.Load() == before
+	l.Raw.OnClose(nil)
+	x.silent = l.Raw.Written.Load() == before
 	if err != nil {
 		_ = l.Client.Close()
 		return nil, err
 	}
-	l.Learn(response, x.conn.Socket)
+	l.Observe(response, x.conn.Socket)
 	return response, nil
 }
 
@@ -131,7 +131,7 @@ func (x *exchange) failure(err error) error {
 	if x.upstream == nil || !x.interrupted.Load() && !errors.Is(err, errReplaced) {
 		return err
 	}
-	if cause := x.upstream.Bottom.Why(); cause != nil {
+	if cause := x.upstream.Raw.Cause(); cause != nil {
 		return cause
 	}
 	return errNoAnswer

@@ -23,7 +23,7 @@ const tlsHandshake = 22
 // virtual address was given out for is its host; else SNI or Host decides, and
 // is resolved anew: the address that was dialled is never used.
 func (p *Proxy) transparent(ctx context.Context, c *conn) {
-	c.way, c.port = transparent, c.Original.Port()
+	c.mode, c.port = transparent, c.Original.Port()
 	address := c.Original.Addr()
 	host := address.String()
 	if dns.IsVirtual(address) {
@@ -37,7 +37,7 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 		}
 		c.host, host = name, name
 	}
-	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(host, c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinHostPort(host, c.port), "")
 	if err != nil {
 		p.drop(c, authz.MalformedRequest, err.Error())
 		return
@@ -52,7 +52,7 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 
 // drop refuses a connection of which nothing was understood.
 func (p *Proxy) drop(c *conn, reason authz.Reason, detail string) {
-	p.refused(p.cfg.Gate.Refuse(reason, authz.Attempt{
+	p.report(p.cfg.Gate.Refuse(reason, authz.Attempt{
 		Principal: p.cfg.Plugin, URL: c.Original.String(), Detail: detail,
 	}, c.Source))
 	c.Reset()
@@ -113,7 +113,7 @@ func (p *Proxy) enter(ctx context.Context, c *conn, schemes []authz.Scheme, gree
 		return
 	}
 	c.scheme = authz.SchemeHTTP
-	c.refuse = p.unreadable(c)
+	c.rewriteRefusal = p.unreadable(c)
 	p.frame(c, false)
 	p.serveHTTP(c)
 }
@@ -135,7 +135,7 @@ func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme)
 	case upstream.IsTimeout(err) && mayBeTCP:
 		p.spliceNamed(ctx, c, authz.SchemeTCP)
 	case upstream.IsTimeout(err) && len(schemes) == 0:
-		if named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(c.hostOrAddress(), c.port), ""); err == nil {
+		if named, err := authz.NewDestination(authz.SchemeTCP, session.JoinHostPort(c.hostOrAddress(), c.port), ""); err == nil {
 			p.refuseHost(c, named)
 		}
 		c.Reset()
@@ -149,7 +149,7 @@ func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme)
 
 // spliceNamed splices a connection to the host that is known by now.
 func (p *Proxy) spliceNamed(ctx context.Context, c *conn, scheme authz.Scheme) {
-	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(c.host, c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinHostPort(c.host, c.port), "")
 	if err != nil {
 		p.drop(c, authz.MalformedRequest, err.Error())
 		return
@@ -174,14 +174,14 @@ func looksLikeHTTP(b []byte) bool {
 // passthrough is granted, intercepted where requests may be decided, and
 // refused with an alert where a refusal inside it could not be read.
 func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
-	name, ok := session.ReadHello(ctx, c.Conn)
+	name, ok := session.ReadClientHello(ctx, c.Conn)
 	if !ok {
 		p.drop(c, authz.MalformedRequest, "the TLS handshake could not be read")
 		return
 	}
 	f := p.nameTLS(c, name)
 	c.host = c.hostOrAddress() // without a server name the certificate is for the address
-	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinPort(c.hostOrAddress(), c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinHostPort(c.hostOrAddress(), c.port), "")
 	switch {
 	case f != nil:
 		p.refuseTLS(c, f)
@@ -189,7 +189,7 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 	case err != nil:
 		p.refuseTLS(c, session.Malformed(err.Error()))
 		return
-	case p.cfg.Identify == nil && c.way != tunnel || p.cfg.Identify != nil && !c.Proved:
+	case p.cfg.Identify == nil && c.mode != tunnel || p.cfg.Identify != nil && !c.Proved:
 		p.refuseTLS(c, &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the caller is not proved"})
 		return
 	}
@@ -213,7 +213,7 @@ func (p *Proxy) nameTLS(c *conn, name string) *session.RefusalError {
 	if name == "" {
 		return nil
 	}
-	named, err := authz.NewDestination(authz.SchemeTLS, session.JoinPort(name, c.port), "")
+	named, err := authz.NewDestination(authz.SchemeTLS, session.JoinHostPort(name, c.port), "")
 	if err != nil {
 		return session.Malformed(err.Error())
 	}
@@ -221,15 +221,15 @@ func (p *Proxy) nameTLS(c *conn, name string) *session.RefusalError {
 	case c.host == "":
 		c.host = named.Host()
 	case c.host != named.Host():
-		c.mismatch = "the server name is " + session.Clean(name) + ", the connection is for " + session.JoinPort(c.host, c.port)
+		c.mismatch = "the server name is " + session.Quote(name) + ", the connection is for " + session.JoinHostPort(c.host, c.port)
 	}
 	return nil
 }
 
 // refuseTLS refuses a TLS connection before its handshake.
 func (p *Proxy) refuseTLS(c *conn, f *session.RefusalError) {
-	p.refused(p.cfg.Gate.Refuse(f.Reason, authz.Attempt{
-		Principal: p.cfg.Plugin, URL: session.JoinPort(c.hostOrAddress(), c.port), Detail: f.Detail,
+	p.report(p.cfg.Gate.Refuse(f.Reason, authz.Attempt{
+		Principal: p.cfg.Plugin, URL: session.JoinHostPort(c.hostOrAddress(), c.port), Detail: f.Detail,
 	}, c.Source))
 	c.alert()
 }
@@ -261,12 +261,12 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	inner := tls.Server(c, p.serverTLS)
 	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()
-	c.use.tail = new(lastBytes)
+	c.handshake.tail = new(tailBytes)
 	err := inner.HandshakeContext(ctx)
 	if err != nil {
 		if c.mismatch != "" { // the client saw it too; it is refused all the same
-			p.refused(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
-				Principal: p.cfg.Plugin, URL: session.JoinPort(c.host, c.port), Detail: c.mismatch,
+			p.report(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
+				Principal: p.cfg.Plugin, URL: session.JoinHostPort(c.host, c.port), Detail: c.mismatch,
 			}, c.Source))
 		} else {
 			p.refusedHandshake(c, err)
@@ -274,7 +274,7 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 		_ = c.Close()
 		return
 	}
-	c.use.tail = nil
+	c.handshake.tail = nil
 	plain := c.over(inner)
 	p.greeted(plain, inner)
 	if inner.ConnectionState().NegotiatedProtocol == "h2" {
@@ -282,16 +282,16 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 		p.serveHTTP(plain)
 		return
 	}
-	plain.refuse = p.unreadable(plain)
+	plain.rewriteRefusal = p.unreadable(plain)
 	p.serveHTTP(plain)
 }
 
 // frame has the HTTP/2 frames on c looked at, once it turns out to be HTTP/2, which
 // it must where prefaced is set.
 func (p *Proxy) frame(c *conn, prefaced bool) {
-	c.frames = http2frames.NewFrames(http2frames.FramesConfig{
-		Source: readerFunc(c.readHeads), Prefaced: prefaced, Most: maxHeaderBytes, MaxStreams: maxStreams,
-		TakeBlock: p.budget, TakeConnection: func(n int64) error {
+	c.frames = http2frames.New(http2frames.Config{
+		Source: readerFunc(c.readHeads), Prefaced: prefaced, MaxHeaderBytes: maxHeaderBytes, MaxStreams: maxStreams,
+		Budget: p.budget, Reserve: func(n int64) error {
 			err := c.Memory.Take(budget.Connection, n)
 			if err != nil {
 				c.OutOfMemory()
@@ -302,10 +302,10 @@ func (p *Proxy) frame(c *conn, prefaced bool) {
 			if c.host == "" {
 				return string(authz.SchemeHTTP), "unknown.invalid"
 			}
-			return string(c.scheme), session.JoinPort(c.host, c.port)
+			return string(c.scheme), session.JoinHostPort(c.host, c.port)
 		},
 		Report: func(detail string) {
-			p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
+			p.report(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
 				Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
 			}, c.Source))
 		},
@@ -328,7 +328,7 @@ func (p *Proxy) unreadable(c *conn) func([]byte) []byte {
 		} else if bytes.HasPrefix(text, []byte("431")) {
 			detail = "the request's header is too large"
 		}
-		refusal := p.refused(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
+		refusal := p.report(p.cfg.Gate.Refuse(authz.MalformedRequest, authz.Attempt{
 			Principal: p.cfg.Plugin, Scheme: c.scheme, Host: c.host, Detail: detail,
 		}, c.Source))
 		return rawRefusal(refusal)

@@ -134,28 +134,28 @@ const (
 
 // Proxy enforces the policy on what one plugin sends.
 type Proxy struct {
-	cfg       Config
-	authority *authority
-	dialer    *upstream.Dialer
-	pools     *upstream.Pools
-	live      *session.Registry
-	relay     *envoy.Relay // nil: none
-	exits     *envoy.Exits
-	server    *http.Server
-	inner     *handoff // connections on their way to server
-	serverTLS *tls.Config
-	buffers   *session.BufferPool
-	rates     *session.RateLimits
-	lookout   placeholder.Lookout
-	budget    *budget.Budget
+	cfg          Config
+	authority    *authority
+	dialer       *upstream.Dialer
+	pools        *upstream.Pools
+	sessions     *session.Registry
+	relay        *envoy.Relay // nil: none
+	egress       *envoy.Egress
+	server       *http.Server
+	http         *chanListener // connections on their way to server
+	serverTLS    *tls.Config
+	buffers      *session.BufferPool
+	rates        *session.RateLimits
+	placeholders placeholder.Cache
+	budget       *budget.Budget
 	// wholeSearches holds one for each body that is decompressed as a whole.
 	wholeSearches chan struct{}
 	lingerers     lingerers
 
-	mu    sync.Mutex
-	conns map[*session.Socket]struct{} // every open connection of the plugin; nil once closed
-	full  session.LogLimiter           // of connections refused because there are too many
-	work  *session.Inflight            // everything that may still write a record
+	mu       sync.Mutex
+	conns    map[*session.Socket]struct{} // every open connection of the plugin; nil once closed
+	full     session.LogLimiter           // of connections refused because there are too many
+	inflight *session.Inflight            // everything that may still write a record
 }
 
 // New returns a proxy. It starts nothing.
@@ -167,7 +167,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, errors.New("make proxy: a relay needs every connection's peer proved; a token is in its first request")
 	}
 	if cfg.MaxConnections <= 0 {
-		cfg.MaxConnections = min(defaultMaxConnections, session.Affordable(cfg.Relay != ""))
+		cfg.MaxConnections = min(defaultMaxConnections, session.MaxConnsForRlimit(cfg.Relay != ""))
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -178,28 +178,28 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Budget == nil {
 		cfg.Budget = budget.New(session.DefaultBudget)
 	}
-	p := &Proxy{cfg: cfg, conns: make(map[*session.Socket]struct{}), inner: newHandoff(), work: new(session.Inflight), budget: cfg.Budget, wholeSearches: make(chan struct{}, session.MaxWholeSearches)}
-	p.lookout.Placeholders = cfg.Placeholders
+	p := &Proxy{cfg: cfg, conns: make(map[*session.Socket]struct{}), http: newChanListener(), inflight: new(session.Inflight), budget: cfg.Budget, wholeSearches: make(chan struct{}, session.MaxWholeSearches)}
+	p.placeholders.Placeholders = cfg.Placeholders
 	p.buffers = new(session.BufferPool)
 	p.rates = session.NewRateLimits(cfg.Plugin, cfg.Gate, cfg.Engine, p.buffers)
 	var err error
 	if p.authority, err = newAuthority(cfg); err != nil {
 		return nil, err
 	}
-	p.dialer = upstream.NewDialer(upstream.DialerConfig{
+	p.dialer = upstream.NewDialer(upstream.Config{
 		Servers: cfg.DNSServers, Hosts: cfg.DNSHosts, Forbidden: cfg.Forbidden, Proxy: cfg.UpstreamProxy, NoProxy: cfg.NoProxy,
 	})
 	p.pools = upstream.NewPools(p.dialer, p.budget)
-	p.live = session.NewRegistry(cfg.Engine)
+	p.sessions = session.NewRegistry(cfg.Engine)
 	if cfg.Relay != "" {
 		p.relay = &envoy.Relay{
-			Socket: cfg.Relay, Live: p.live, Rates: p.rates, Now: cfg.Now, Log: cfg.Log,
+			Socket: cfg.Relay, Live: p.sessions, Rates: p.rates, Now: cfg.Now, Log: cfg.Log,
 			Abandoned: func() bool { return p.abandoned(cfg.Engine.Current()) },
 		}
 	}
-	p.exits = envoy.NewExits(envoy.EgressConfig{
-		Plugin: cfg.Plugin, Gate: cfg.Gate, Engine: cfg.Engine, Live: p.live, Dialer: p.dialer, Work: p.work, Budget: p.budget,
-		Placeholders: &p.lookout, MaxConnections: cfg.MaxConnections, Refused: p.refused, OutOfMemory: p.refuseFull,
+	p.egress = envoy.NewEgress(envoy.EgressConfig{
+		Plugin: cfg.Plugin, Gate: cfg.Gate, Engine: cfg.Engine, Live: p.sessions, Dialer: p.dialer, Work: p.inflight, Budget: p.budget,
+		Placeholders: &p.placeholders, MaxConnections: cfg.MaxConnections, Refused: p.report, OutOfMemory: p.refuseFull,
 		Now: cfg.Now, Log: cfg.Log,
 	})
 	p.serverTLS = p.interceptConfig()
@@ -239,12 +239,12 @@ func (p *Proxy) RenewAuthority() error { return p.authority.renew(p.cfg.Engine.C
 
 // Open returns how many accesses are live: exchanges, upgraded connections and
 // tunnels.
-func (p *Proxy) Open() int { return p.live.Open() }
+func (p *Proxy) Open() int { return p.sessions.Len() }
 
-// Reconsider decides everything live anew, cuts what is no longer allowed and
+// Revalidate decides everything live anew, cuts what is no longer allowed and
 // returns how many accesses that were. Serve does it after each change of the
 // policy; a revocation calls it to know when it has had its effect.
-func (p *Proxy) Reconsider() (cut int) { return p.live.Reconsider() }
+func (p *Proxy) Revalidate() (cut int) { return p.sessions.Revalidate() }
 
 // Serve accepts the plugin's connections on the listeners, which it closes,
 // until ctx ends. Then it lets what is in flight go on for Config.Drain, cuts
@@ -255,7 +255,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var running sync.WaitGroup
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
 	running.Go(func() { p.watch(watching) })
-	running.Go(func() { _ = p.server.Serve(p.inner) }) // ends when it is shut down
+	running.Go(func() { _ = p.server.Serve(p.http) }) // ends when it is shut down
 	failed := make(chan error, len(listeners))
 	var accepting sync.WaitGroup
 	for _, l := range listeners {
@@ -284,7 +284,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 func (p *Proxy) watch(ctx context.Context) {
 	for {
 		snapshot := p.cfg.Engine.Current()
-		p.Reconsider()
+		p.Revalidate()
 		p.authority.follow(snapshot)
 		p.pools.Advance(snapshot.Generation(), snapshot.CredentialRefs(p.cfg.Plugin, p.cfg.Now()))
 		select {
@@ -300,13 +300,13 @@ func (p *Proxy) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Drain)
 	defer cancel()
 	_ = p.server.Shutdown(ctx) // what it leaves is closed below
-	p.live.Idle(ctx)
-	p.exits.Close()
-	p.live.CutAll(session.ErrStopping)
-	_ = p.inner.Close() // it has no error
+	p.sessions.WaitEmpty(ctx)
+	p.egress.Close()
+	p.sessions.CutAll(session.ErrStopping)
+	_ = p.http.Close() // it has no error
 	_ = p.server.Close()
 	p.closeConns()
-	p.work.Wait()
+	p.inflight.Wait()
 	p.pools.Close()
 }
 
@@ -325,9 +325,9 @@ func (p *Proxy) take(ctx context.Context, raw net.Conn) {
 		_ = c.Close() // nothing was read from it
 		return
 	}
-	p.work.Enter()
+	p.inflight.Enter()
 	go func() {
-		defer p.work.Leave()
+		defer p.inflight.Leave()
 		p.handle(ctx, c)
 	}()
 }
@@ -369,14 +369,14 @@ func (p *Proxy) closeConns() {
 // records.
 func (p *Proxy) refuseFull() {
 	if n := p.full.Take(p.cfg.Now()); n > 0 {
-		p.refused(p.cfg.Gate.Refuse(authz.NotReady, authz.Attempt{
+		p.report(p.cfg.Gate.Refuse(authz.NotReady, authz.Attempt{
 			Principal: p.cfg.Plugin, Detail: session.TooManyConnections(p.cfg.MaxConnections, n),
 		}, authz.Source{Door: authz.DoorProxy, UID: -1}))
 	}
 }
 
-// refused tells of a refusal and returns it. err is why it could not be recorded.
-func (p *Proxy) refused(r authz.Refusal, err error) authz.Refusal {
+// report tells of a refusal and returns it. err is why it could not be recorded.
+func (p *Proxy) report(r authz.Refusal, err error) authz.Refusal {
 	if err != nil {
 		p.cfg.Log.Error("refuse request", zap.Error(err))
 	}
@@ -400,12 +400,12 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 		c.Proved = ok
 		if ok {
 			c.Source.PID, c.Source.UID, c.Source.Exe = peer.PID, peer.UID, peer.Exe
-			c.Original = netip.AddrPortFrom(dns.Unembed(peer.Original.Addr()), peer.Original.Port())
+			c.Original = netip.AddrPortFrom(dns.ToIPv4(peer.Original.Addr()), peer.Original.Port())
 			c.Attribution = session.NewAttribution(peer.Cookie, p.cfg.Attribute)
 		}
 	}
 	if c.Proved && p.relay != nil {
-		if c.refused = p.relay.Take(ctx, c.Conn); c.refused == nil {
+		if c.refusal = p.relay.Take(ctx, c.Conn); c.refusal == nil {
 			return
 		}
 	}
@@ -413,7 +413,7 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 		p.transparent(ctx, c)
 		return
 	}
-	c.http1.scanner, c.refuse = http1head.NewHeadReader(readerFunc(c.read), maxHeaderBytes), p.unreadable(c)
+	c.http1.scanner, c.rewriteRefusal = http1head.NewScanner(readerFunc(c.read), maxHeaderBytes), p.unreadable(c)
 	p.frame(c, false)
 	p.serveHTTP(c)
 }
@@ -422,7 +422,7 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 func (p *Proxy) serveHTTP(c *conn) {
 	c.HeadRead() // what was read ahead is read again
 	c.metered.Store(true)
-	if !p.inner.give(c) {
+	if !p.http.send(c) {
 		_ = c.Close() // the proxy is stopping
 	}
 }

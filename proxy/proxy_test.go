@@ -130,7 +130,7 @@ func newWorld(t testing.TB, s setup) *world {
 		Engine: w.engine, Ledger: w.ledger, Recorder: w.records, Credentials: w.credentials, Now: time.Now,
 	})
 	testenv.Must(t, err)
-	w.resolver, err = dns.NewResolver(dns.ResolverConfig{Plugin: plugin, Gate: w.gate, Engine: w.engine})
+	w.resolver, err = dns.NewResolver(dns.Config{Plugin: plugin, Gate: w.gate, Engine: w.engine})
 	testenv.Must(t, err)
 	config := proxy.Config{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Resolver: w.resolver,

@@ -169,7 +169,7 @@ func TestRelayEndsWithThePlugin(t *testing.T) {
 		{ID: "pause", Plugin: plugin, Level: authz.LevelPause},
 	} {
 		w.engine.Revoke(spared)
-		if cut := w.proxy.Reconsider(); cut != 0 || w.proxy.Open() != 1 {
+		if cut := w.proxy.Revalidate(); cut != 0 || w.proxy.Open() != 1 {
 			t.Errorf("%s: %d were cut, %d are open", spared.ID, cut, w.proxy.Open())
 		}
 	}
@@ -178,7 +178,7 @@ func TestRelayEndsWithThePlugin(t *testing.T) {
 		t.Fatalf("read %q, %v", line, err)
 	}
 	w.engine.Revoke(quarantine)
-	if cut := w.proxy.Reconsider(); cut != 1 {
+	if cut := w.proxy.Revalidate(); cut != 1 {
 		t.Errorf("%d were cut", cut)
 	}
 	if !c.gone() {
@@ -340,7 +340,7 @@ func TestRelayIsSlowedDown(t *testing.T) {
 		}
 	}
 	w.engine.Revoke(quarantine)
-	if cut := w.proxy.Reconsider(); cut != 1 {
+	if cut := w.proxy.Revalidate(); cut != 1 {
 		t.Errorf("%d were cut", cut)
 	}
 	running.Wait()

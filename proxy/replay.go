@@ -33,22 +33,22 @@ func (x *exchange) send(through *upstream.Pool, out *http.Request) (response *ht
 		return x.overHTTP1(out, through.Idle)
 	}
 	defer func() { through.Note(out.URL.Host, response) }()
-	if out.Body == nil || x.speak() == upstream.SpeakHTTP1 {
+	if out.Body == nil || x.protocol() == upstream.HTTP1 {
 		return through.Send(func() *http.Request { return out })
 	}
-	kept := &keptBody{from: out.Body, holding: x.held}
+	kept := &replayBody{from: out.Body, holding: x.reservation}
 	kept.changed.L = &kept.mu
 	x.mu.Lock()
-	x.kept = kept
+	x.replay = kept
 	x.mu.Unlock()
-	defer kept.letGo() // nothing is sent again once there is an answer
+	defer kept.release() // nothing is sent again once there is an answer
 	for attempt := 1; ; attempt++ {
 		response, err := through.Send(func() *http.Request {
 			try := *out
 			try.Body = kept.attempt()
 			return &try
 		})
-		if err == nil || attempt == maxAttempts || !notProcessed(err) || !kept.whole() || x.access.CutBy() != nil || !x.access.Live() {
+		if err == nil || attempt == maxAttempts || !notProcessed(err) || !kept.whole() || x.session.CutCause() != nil || !x.session.Live() {
 			return response, err
 		}
 	}
@@ -71,11 +71,11 @@ func notProcessed(err error) bool {
 		strings.Contains(text, "; REFUSED_STREAM; received from peer]")
 }
 
-// keptBody is a body that several attempts may read from its beginning, one after
+// replayBody is a body that several attempts may read from its beginning, one after
 // the other. It is read by a goroutine of its own while it may be needed again:
 // an attempt that ends must not wait for what the plugin has still to send, nor
 // take it away from the next.
-type keptBody struct {
+type replayBody struct {
 	from    io.ReadCloser
 	holding *budget.Holding
 
@@ -91,14 +91,14 @@ type keptBody struct {
 }
 
 // whole reports whether another attempt can begin.
-func (k *keptBody) whole() bool {
+func (k *replayBody) whole() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return !k.gone && (k.err == nil || errors.Is(k.err, io.EOF))
 }
 
 // attempt begins the next attempt.
-func (k *keptBody) attempt() io.ReadCloser {
+func (k *replayBody) attempt() io.ReadCloser {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.ended = false
@@ -109,7 +109,7 @@ func (k *keptBody) attempt() io.ReadCloser {
 // restart takes back that the present attempt has ended, if it has read nothing:
 // net/http closes the body of a request that it has found no connection for, and
 // then sends it over another.
-func (k *keptBody) restart() {
+func (k *replayBody) restart() {
 	if k == nil {
 		return
 	}
@@ -120,8 +120,8 @@ func (k *keptBody) restart() {
 	}
 }
 
-// letGo ends the keeping.
-func (k *keptBody) letGo() {
+// release ends the keeping.
+func (k *replayBody) release() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.gone = true
@@ -131,7 +131,7 @@ func (k *keptBody) letGo() {
 
 // close closes the body once no attempt reads it any more, and none will. The
 // caller holds k.mu.
-func (k *keptBody) close() error {
+func (k *replayBody) close() error {
 	if !k.gone || !k.ended || k.closed {
 		return nil
 	}
@@ -140,7 +140,7 @@ func (k *keptBody) close() error {
 }
 
 // fill reads once. The caller holds k.mu, and gets it back.
-func (k *keptBody) fill() {
+func (k *replayBody) fill() {
 	k.filling = true
 	go func() {
 		buf := make([]byte, min(maxReplayed, session.BufferSize))
@@ -157,7 +157,7 @@ func (k *keptBody) fill() {
 
 // attemptBody is the body as one attempt reads it.
 type attemptBody struct {
-	kept  *keptBody
+	kept  *replayBody
 	next  int // of what was read
 	begun bool
 	ended bool

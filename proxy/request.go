@@ -20,8 +20,8 @@ import (
 // ServeHTTP takes one request of the plugin: one on a kept-alive connection,
 // one HTTP/2 stream, or one CONNECT. Each is decided anew.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	p.work.Enter()
-	defer p.work.Leave()
+	p.inflight.Enter()
+	defer p.inflight.Leave()
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
 		panic(http.ErrAbortHandler) // not a connection of ours
@@ -37,8 +37,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.requests.Add(1)
 	unread := "" // why its head is malformed
 	if c.frames != nil && r.ProtoMajor == 2 {
-		unread = c.frames.Begin(r)
-		defer c.frames.End(r)
+		unread = c.frames.BeginRequest(r)
+		defer c.frames.EndRequest(r)
 	}
 	defer p.deny(r, c)
 	if c.http1.scanner != nil && r.ProtoMajor == 1 {
@@ -72,7 +72,7 @@ func (c *conn) makeRoom(r *http.Request, first bool, held *budget.Holding) bool 
 // refuseHeld refuses a request that there is no memory for.
 func (p *Proxy) refuseHeld(w http.ResponseWriter, r *http.Request, c *conn) {
 	e := session.ErrOutOfMemory()
-	refusal := p.refused(p.cfg.Gate.Refuse(e.Reason, p.attempt(r, c, e.Detail), c.Source))
+	refusal := p.report(p.cfg.Gate.Refuse(e.Reason, p.attempt(r, c, e.Detail), c.Source))
 	refusal.Remedy, refusal.RetryAfter = e.Remedy, e.RetryAfter
 	p.answer(w, r, refusal)
 }
@@ -87,7 +87,7 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		// The value may hold anything; the stack holds no arguments' contents.
 		p.cfg.Log.Error("serve request: panic", zap.ByteString("stack", debug.Stack()))
-		p.refused(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, c, "internal error"), c.Source))
+		p.report(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, c, "internal error"), c.Source))
 	}
 	if r.Method == http.MethodConnect {
 		_ = c.Cut() // net/http may not own it any more
@@ -101,10 +101,10 @@ func (p *Proxy) admissible(r *http.Request, c *conn) *session.RefusalError {
 	switch {
 	case p.cfg.Identify != nil && !c.Proved:
 		return &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the kernel knows of no plugin at the other end"}
-	case p.cfg.Identify == nil && c.way == explicit && !p.authentic(r.Header):
+	case p.cfg.Identify == nil && c.mode == explicit && !p.authentic(r.Header):
 		return &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the proxy token is missing or wrong"}
-	case c.refused != nil:
-		return c.refused
+	case c.refusal != nil:
+		return c.refusal
 	case c.mismatch != "":
 		return session.Mismatch(c.mismatch)
 	}
@@ -148,7 +148,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 	}
 	if admission.Refusal != nil {
 		c.Attribution.Refused()
-		p.answer(w, r, p.refused(*admission.Refusal, nil))
+		p.answer(w, r, p.report(*admission.Refusal, nil))
 		return
 	}
 	p.exchange(w, r, c, admission, held)
@@ -209,11 +209,11 @@ func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, ta
 		_, absolute, hasAbsolute = strings.Cut(r.RequestURI, "://")
 	}
 	switch {
-	case r.ProtoMajor == 2 && c.way == explicit:
+	case r.ProtoMajor == 2 && c.mode == explicit:
 		return authz.SchemeHTTP, r.Host, r.RequestURI, nil // h2c with prior knowledge
-	case c.way == explicit && !hasAbsolute:
+	case c.mode == explicit && !hasAbsolute:
 		return "", "", "", session.Malformed("a request to a proxy names its destination in full, as in GET http://host/path (RFC 9112, section 3.2.2)")
-	case c.way == explicit:
+	case c.mode == explicit:
 		scheme, authority, target = splitAbsolute(r.URL.Scheme, absolute)
 		if !scheme.HTTP() {
 			return "", "", "", session.Malformed("a proxy request is for http or https")
@@ -223,15 +223,15 @@ func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, ta
 		// It may name another destination than its connection, and net/http
 		// hides the Host beside it.
 		if _, authority, _ = splitAbsolute(r.URL.Scheme, absolute); c.host != "" && !strings.EqualFold(authority, c.host) {
-			return "", "", "", session.Mismatch("the request names " + session.Clean(authority) + ", its connection is for " + session.JoinPort(c.host, c.port))
+			return "", "", "", session.Mismatch("the request names " + session.Quote(authority) + ", its connection is for " + session.JoinHostPort(c.host, c.port))
 		}
 		return "", "", "", session.Malformed("a request that is not to a proxy names its destination in Host")
 	case c.host != "":
-		return c.scheme, session.JoinPort(c.host, c.port), r.RequestURI, nil
+		return c.scheme, session.JoinHostPort(c.host, c.port), r.RequestURI, nil
 	case r.Host != "": // redirected by address, without SNI: Host decides
 		return c.scheme, session.WithPort(r.Host, c.port), r.RequestURI, nil
 	}
-	return c.scheme, session.JoinPort(c.Original.Addr().Unmap().String(), c.port), r.RequestURI, nil
+	return c.scheme, session.JoinHostPort(c.Original.Addr().Unmap().String(), c.port), r.RequestURI, nil
 }
 
 // splitAbsolute splits what follows scheme:// into authority and origin-form.
@@ -251,11 +251,11 @@ func splitAbsolute(scheme, rest string) (s authz.Scheme, authority, target strin
 // :authority, and the connection's own name.
 func agree(r *http.Request, c *conn, d authz.Destination) *session.RefusalError {
 	if r.Host != "" && !d.Agrees(r.Host) {
-		return session.Mismatch("the request names " + session.Clean(r.Host) + ", its connection is for " + d.HostPort())
+		return session.Mismatch("the request names " + session.Quote(r.Host) + ", its connection is for " + d.HostPort())
 	}
 	for _, host := range r.Header["Host"] { // HTTP/2: beside :authority
 		if !d.Agrees(host) {
-			return session.Mismatch("Host is " + session.Clean(host) + ", the request is for " + d.HostPort())
+			return session.Mismatch("Host is " + session.Quote(host) + ", the request is for " + d.HostPort())
 		}
 	}
 	if c.http1.scanner != nil && r.ProtoMajor == 1 {
@@ -271,7 +271,7 @@ func (c *conn) agreeWire(d authz.Destination) *session.RefusalError {
 	case c.http1.unclear:
 		return session.Malformed("the request's framing is not clear")
 	case c.http1.host != "" && !d.Agrees(c.http1.host):
-		return session.Mismatch("Host is " + session.Clean(c.http1.host) + ", the request is for " + d.HostPort())
+		return session.Mismatch("Host is " + session.Quote(c.http1.host) + ", the request is for " + d.HostPort())
 	}
 	return nil
 }
@@ -289,8 +289,8 @@ func upgradesOf(r *http.Request) []string {
 // refuse refuses what is not a request.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *session.RefusalError) {
 	c.Attribution.Refused()
-	r.Close = r.Close || f == c.refused // the next connection may be served
-	p.answer(w, r, p.refused(p.cfg.Gate.Refuse(f.Reason, p.attempt(r, c, f.Detail), c.Source)))
+	r.Close = r.Close || f == c.refusal // the next connection may be served
+	p.answer(w, r, p.report(p.cfg.Gate.Refuse(f.Reason, p.attempt(r, c, f.Detail), c.Source)))
 }
 
 // attempt describes a request that did not become one.

@@ -55,11 +55,11 @@ func TestRevocationCutsWhatIsLive(t *testing.T) {
 			testenv.Must(t, api.WaitStreams(t.Context(), 2))
 
 			w.engine.Revoke(authz.Revocation{ID: "p", Plugin: plugin, Level: authz.LevelPause})
-			if cut := w.proxy.Reconsider(); cut != 0 || w.proxy.Open() != 3 {
+			if cut := w.proxy.Revalidate(); cut != 0 || w.proxy.Open() != 3 {
 				t.Errorf("a pause cut %d, and %d are open", cut, w.proxy.Open())
 			}
 			w.engine.Revoke(quarantine)
-			if cut := w.proxy.Reconsider(); cut != 3 {
+			if cut := w.proxy.Revalidate(); cut != 3 {
 				t.Errorf("%d accesses were cut, want 3", cut)
 			}
 			if _, err := io.Copy(io.Discard, download.Body); err == nil {
@@ -180,7 +180,7 @@ func TestRevocationBetweenDecisionAndRegistration(t *testing.T) {
 			})
 			slow.after = func() {
 				w.engine.Revoke(quarantine)
-				w.proxy.Reconsider()
+				w.proxy.Revalidate()
 			}
 			open(w)
 			w.settled()
@@ -288,7 +288,7 @@ func TestThousandTunnels(t *testing.T) {
 	start = time.Now()
 	close(revoked)
 	w.engine.Revoke(quarantine)
-	cut := w.proxy.Reconsider()
+	cut := w.proxy.Revalidate()
 	took := time.Since(start)
 	reading.Wait()
 	if cut != count || ended.Load() != count {

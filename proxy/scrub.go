@@ -112,7 +112,7 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 	if partial && (x.scrub.window == nil || len(h["Content-Range"]) != 1 || scrub.Encoded(encoding)) {
 		return nil, errUnasked
 	}
-	body, err := x.scrub.body(response, encoding, x.decoders())
+	body, err := x.scrub.body(response, encoding, x.decoderMemory())
 	if err != nil {
 		return nil, err
 	}

@@ -21,13 +21,13 @@ const maxCompressed = scrub.MaxMessage
 
 // searchedBody returns a request's body that ends at a stand-in, with an error.
 // Nothing of the stand-in passes. What is held of it meanwhile is counted.
-func searchedBody(s *placeholder.StandIns, r *http.Request, body io.Reader, room decoders, halt func(error)) io.Reader {
+func searchedBody(s *placeholder.Matcher, r *http.Request, body io.Reader, room decoderMemory, halt func(error)) io.Reader {
 	search := s.Search("the body", halt)
 	search.Memory = room
 	codings := codingsOf(r.Header)
-	return &later{halt: halt, open: func() (io.Reader, error) {
+	return &lazyReader{halt: halt, open: func() (io.Reader, error) {
 		if scrub.Encoded(codings) {
-			return searchWhole(&heldReader{body, room.holding}, codings, search, room)
+			return searchWhole(&reservedReader{body, room.holding}, codings, search, room)
 		}
 		if contentOf(r.Header) == grpcContent {
 			return scrub.NewGRPCGuard(body, search, r.Header.Get("Grpc-Encoding"))
@@ -46,7 +46,7 @@ func codingsOf(h http.Header) string {
 }
 
 // searchWhole searches a compressed body and returns it as it was.
-func searchWhole(body io.Reader, codings string, search scrub.Search, room decoders) (io.Reader, error) {
+func searchWhole(body io.Reader, codings string, search scrub.Search, room decoderMemory) (io.Reader, error) {
 	text, length, err := budget.ReadAll(body, maxCompressed)
 	if err != nil {
 		return nil, err
@@ -86,16 +86,16 @@ func errUnsearchable(why string) *session.RefusalError {
 	}
 }
 
-// later opens a reader when it is first read: reading a plugin's body sends it
+// lazyReader opens a reader when it is first read: reading a plugin's body sends it
 // 100-continue. Errors of what is searched end the access.
-type later struct {
+type lazyReader struct {
 	open func() (io.Reader, error)
 	halt func(error)
 	from io.Reader
 	err  error
 }
 
-func (l *later) Read(p []byte) (int, error) {
+func (l *lazyReader) Read(p []byte) (int, error) {
 	if l.from == nil && l.err == nil {
 		l.from, l.err = l.open()
 		l.note()
@@ -110,7 +110,7 @@ func (l *later) Read(p []byte) (int, error) {
 }
 
 // note turns what a search cannot look into into a refusal.
-func (l *later) note() {
+func (l *lazyReader) note() {
 	var known *session.RefusalError
 	switch {
 	case l.err == nil || errors.Is(l.err, io.EOF):

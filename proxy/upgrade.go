@@ -24,7 +24,7 @@ func (x *exchange) upgrade(response *http.Response) {
 		x.refuse(authz.UpstreamUnreachable, "the upstream changed to a protocol that was not asked for")
 		return
 	}
-	if x.unarmed && len(response.Header["Sec-Websocket-Extensions"]) > 0 {
+	if x.extensionsDropped && len(response.Header["Sec-Websocket-Extensions"]) > 0 {
 		x.refuse(authz.UpstreamUnreachable, "the upstream answered with an extension of WebSocket that was not asked for")
 		return
 	}
@@ -35,13 +35,13 @@ func (x *exchange) upgrade(response *http.Response) {
 		x.outcome.Detail = "the plugin left before the answer"
 		return
 	}
-	if !x.access.OnCut(func(cause error) {
+	if !x.session.SetOnCut(func(cause error) {
 		x.giveUp(cause)
 		_ = upstream.Close()
 		_ = x.conn.Cut()
 	}) {
 		_ = plugin.Close()
-		x.incomplete(x.access.CutBy())
+		x.incomplete(x.session.CutCause())
 		return
 	}
 	if _, err := plugin.Write(upgradeHead(response.Header, got)); err != nil {
@@ -52,8 +52,8 @@ func (x *exchange) upgrade(response *http.Response) {
 	x.conn.passOver()
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
 	x.relay(plugin, upstream, io.MultiReader(bytes.NewReader(ahead), plugin), asked)
-	if x.access.CutBy() != nil {
-		x.incomplete(x.access.CutBy())
+	if x.session.CutCause() != nil {
+		x.incomplete(x.session.CutCause())
 	}
 }
 
@@ -75,8 +75,8 @@ func (x *exchange) relay(plugin net.Conn, upstream io.ReadWriteCloser, input io.
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if x.standIns != nil {
-			input = searched(input, protocol, x.standIns.Search("what follows the upgrade", x.halt))
+		if x.placeholders != nil {
+			input = searched(input, protocol, x.placeholders.Search("what follows the upgrade", x.halt))
 		}
 		n, err := x.pump(upstream, input, &x.up)
 		x.sent.Add(n)
@@ -102,12 +102,12 @@ func searched(from io.Reader, protocol string, s scrub.Search) io.Reader {
 	if isWebSocket(protocol) {
 		return scrub.NewWebSocket(from, s)
 	}
-	s.PassShort = placeholder.ShortBeginning
+	s.PassShort = placeholder.MinHeldPrefix
 	return scrub.NewReader(from, s)
 }
 
 // pump copies one way; either end may leave at any time.
-func (x *exchange) pump(to io.Writer, from io.Reader, pace *session.Pacer) (int64, error) {
+func (x *exchange) pump(to io.Writer, from io.Reader, pace *session.RateLimiter) (int64, error) {
 	buf := x.proxy.buffers.Get()
 	defer x.proxy.buffers.Put(buf)
 	n, err := pace.Copy(to, from, *buf)

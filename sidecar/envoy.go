@@ -58,7 +58,7 @@ func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	check := extauthz.Config{
 		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
 		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
-		Log: s.opts.Log.Named("envoy.check"), FindPlaceholder: placeholder.FindPlaceholder(s.placeholders.current),
+		Log: s.opts.Log.Named("envoy.check"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
 	}
 	if s.resolver != nil {
 		check.Name = s.resolver.Host
@@ -69,7 +69,7 @@ func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	cfg := envoyConfig(spec, s.plugin)
 	cfg.Engine, cfg.Leaf, cfg.Log = s.engine, s.proxy.Leaf, s.opts.Log.Named("envoy.xds")
 	cfg.EgressSockets = func(routes []authz.Route) ([]string, error) {
-		paths, err := s.proxy.Exits(own.spec.Exits(), own.spec.Group, routes)
+		paths, err := s.proxy.EgressSockets(own.spec.Exits(), own.spec.Group, routes)
 		if err == nil {
 			own.exits.Store(int64(len(paths)))
 		}

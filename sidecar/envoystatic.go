@@ -43,7 +43,9 @@ func EnvoyStatic(cfg *configs.Config) ([]byte, error) {
 	}
 	whole := envoyConfig(spec, plugin)
 	whole.Engine, whole.Leaf = engine, authority.Leaf
-	whole.EgressSockets = func(routes []authz.Route) ([]string, error) { return envoy.ExitPaths(spec.Envoy.Exits(), routes), nil }
+	whole.EgressSockets = func(routes []authz.Route) ([]string, error) {
+		return envoy.EgressSocketPaths(spec.Envoy.Exits(), routes), nil
+	}
 	if spec.Kernel != configs.KernelOff {
 		whole.Address = virtualAddresses()
 	}

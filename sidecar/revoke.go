@@ -141,9 +141,9 @@ func (s *Sidecar) cut(revocation authz.Revocation) revocationResult {
 	enforced := make(chan error, 1)
 	go func() { enforced <- s.enforceLevel() }() // the plugin dies while its exchanges are cut
 	if s.proxy != nil && revocation.Level != authz.LevelPause {
-		take := s.proxy.Reconsider
+		take := s.proxy.Revalidate
 		if revocation.Rule == "" {
-			take = s.proxy.Hangup
+			take = s.proxy.CloseAll
 		}
 		out.cut += take()
 	}

@@ -112,7 +112,7 @@ func removeLeftSockets(kept *state) error {
 	if err := kept.load(socketsFile, &paths); err != nil || len(paths) == 0 {
 		return err
 	}
-	if err := inbound.RemoveDeadSockets(paths); err != nil {
+	if err := inbound.RemoveLeftovers(paths); err != nil {
 		return err
 	}
 	return os.Remove(kept.path(socketsFile))

@@ -276,7 +276,7 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	}
 	if s.confinement.Kernel() {
 		cfg.Identify, cfg.Attribute = s.confinement.Identify, s.attribute
-		s.resolver, err = dns.NewResolver(dns.ResolverConfig{
+		s.resolver, err = dns.NewResolver(dns.Config{
 			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.Refused, Identify: s.confinement.IdentifyQuery,
 			Probe: s.probedName, Log: s.opts.Log.Named("resolver"),
 		})
@@ -328,7 +328,7 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 	cfg := extauthz.Config{
 		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
 		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused,
-		Log: s.opts.Log.Named("ext_authz"), FindPlaceholder: placeholder.FindPlaceholder(s.placeholders.current),
+		Log: s.opts.Log.Named("ext_authz"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
 	}
 	if len(spec.SPIFFEIDs) > 0 {
 		cfg.SPIFFEIDs = map[string]authz.Principal{}

@@ -17,7 +17,7 @@ import (
 func TestExitsFit(t *testing.T) {
 	const longest = 107 // of a socket's path (unix(7))
 	spec := configs.Envoy{Dir: "/" + strings.Repeat("x", 69)}
-	if path := envoy.ExitPaths(spec.Exits(), []authz.Route{{}})[0]; len(path) != longest {
+	if path := envoy.EgressSocketPaths(spec.Exits(), []authz.Route{{}})[0]; len(path) != longest {
 		t.Errorf("%s is %d bytes long", path, len(path))
 	}
 }

@@ -192,7 +192,7 @@ func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engi
 	explicit := "127.0.0.1:" + strconv.Itoa(int(testenv.FreePort(t)))
 	server := testenv.MustGet(xds.New(xds.Config{
 		Plugin: "weather", Engine: engine, Now: time.Now, Check: dir + "/check.sock", Explicit: netip.MustParseAddrPort(explicit),
-		EgressSockets: func(routes []authz.Route) ([]string, error) { return p.Exits(dir+"/exit", "", routes) },
+		EgressSockets: func(routes []authz.Route) ([]string, error) { return p.EgressSockets(dir+"/exit", "", routes) },
 		Leaf:          p.Leaf, Roots: string(w.secure.CA.PEM()), AccessLog: "off",
 	}))(t)
 	socket := testenv.MustGet(extauthz.ListenUnix(t.Context(), dir+"/xds.sock", ""))(t)

@@ -73,12 +73,12 @@ func (r *Resolver) probe(name string) authz.Probe {
 		}
 		base = rest
 	}
-	if base != name && r.meant(base, now) {
+	if base != name && r.isKnownHost(base, now) {
 		return authz.ProbeService
 	}
 	for _, domain := range r.search.domainsAt(now) {
 		host, ok := strings.CutSuffix(base, "."+domain)
-		if !ok || host == "" || !r.meant(host, now) {
+		if !ok || host == "" || !r.isKnownHost(host, now) {
 			continue
 		}
 		if base != name {
@@ -89,14 +89,14 @@ func (r *Resolver) probe(name string) authz.Probe {
 	return ""
 }
 
-// meant reports whether a host is granted by a rule, or was refused by its own
+// isKnownHost reports whether a host is granted by a rule, or was refused by its own
 // name in the last minute.
-func (r *Resolver) meant(host string, now time.Time) bool {
+func (r *Resolver) isKnownHost(host string, now time.Time) bool {
 	if pattern, ok := r.cfg.Engine.Current().Name(r.cfg.Plugin, host, now); ok && pattern != "" {
 		return true
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	until, ok := r.folded[host]
+	until, ok := r.suppressed[host]
 	return ok && now.Before(until)
 }

@@ -43,15 +43,15 @@ type Relay struct {
 func (r *Relay) Take(ctx context.Context, c *session.Conn) *session.RefusalError {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := &pair{near: c, cancel: cancel}
-	s.access = session.Access{Cut: cancel, Still: func() bool { return !r.Abandoned() }}
+	s := &splicedPair{near: c, cancel: cancel}
+	s.access = session.Session{OnCut: cancel, Recheck: func() bool { return !r.Abandoned() }}
 	if !r.Live.Add(&s.access) {
 		return &session.RefusalError{Reason: authz.Revoked, Detail: session.ErrRevoked.Error()}
 	}
 	defer r.Live.Remove(&s.access)
 	var err error
 	if s.far, err = r.open(ctx, c); err != nil {
-		if cause := s.access.CutBy(); cause != nil {
+		if cause := s.access.CutCause(); cause != nil {
 			return &session.RefusalError{Reason: authz.Revoked, Detail: cause.Error()}
 		}
 		if r.warnings.Take(r.Now()) > 0 {
@@ -61,7 +61,7 @@ func (r *Relay) Take(ctx context.Context, c *session.Conn) *session.RefusalError
 	}
 	defer c.Close()
 	defer s.far.Close()
-	up, down := r.Rates.Pacer(authz.LimitSentBytes, ctx.Done()), r.Rates.Pacer(authz.LimitReceivedBytes, ctx.Done())
+	up, down := r.Rates.Limiter(authz.LimitSentBytes, ctx.Done()), r.Rates.Limiter(authz.LimitReceivedBytes, ctx.Done())
 	s.splice(
 		func() error { _, err := up.CopyConn(s.far, c); return err },
 		func() error { _, err := down.CopyConn(c, s.far); return err },

@@ -42,11 +42,11 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		memory := budget.New(1 << 20)
 		held := memory.Hold()
-		frames := NewFrames(FramesConfig{
-			Source: strings.NewReader(http2.ClientPreface + string(sent)), Report: func(string) {}, TakeBlock: memory,
-			TakeConnection: func(n int64) error { return held.Take(budget.Connection, n) },
+		frames := New(Config{
+			Source: strings.NewReader(http2.ClientPreface + string(sent)), Report: func(string) {}, Budget: memory,
+			Reserve:        func(n int64) error { return held.Take(budget.Connection, n) },
 			Target:         func() (scheme, authority string) { return "http", "unknown.invalid" },
-			Most:           maxHeaderBytes, MaxStreams: 250,
+			MaxHeaderBytes: maxHeaderBytes, MaxStreams: 250,
 		})
 		if _, err := io.ReadFull(&frames.In, make([]byte, len(http2.ClientPreface))); err != nil {
 			t.Fatal(err)

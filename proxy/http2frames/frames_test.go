@@ -15,9 +15,9 @@ import (
 func TestFramesAreWrittenAsTheyAre(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		reports := 0
-		f := NewFrames(FramesConfig{Report: func(string) { reports++ }, MaxStreams: 250})
-		f.add(1, &framed{reset: http2.ErrCodeCancel})
-		f.add(3, &framed{malformed: true})
+		f := New(Config{Report: func(string) { reports++ }, MaxStreams: 250})
+		f.add(1, &streamState{reset: http2.ErrCodeCancel})
+		f.add(3, &streamState{malformed: true})
 		var in, want []byte
 		ended := map[uint32]bool{}
 		for range rapid.IntRange(1, 8).Draw(t, "frames") {

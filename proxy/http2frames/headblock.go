@@ -15,7 +15,7 @@ import (
 // net/http has to judge passes as it came: it ends the connection then.
 func (r *frameReader) block(h http2.FrameHeader) error {
 	payload := make([]byte, h.Length)
-	if _, err := io.ReadFull(r.frames.Source, payload); err != nil {
+	if _, err := io.ReadFull(r.filter.Source, payload); err != nil {
 		return unwrapEOF(err)
 	}
 	fragment, priority, ok := unpad(h, payload)
@@ -23,7 +23,7 @@ func (r *frameReader) block(h http2.FrameHeader) error {
 		r.pending = appendFrame(r.pending[:0], h.Type, h.Flags, h.StreamID, payload)
 		return nil
 	}
-	held := r.frames.TakeBlock.Hold()
+	held := r.filter.Budget.Hold()
 	defer held.End()
 	whole, done := fragment, h.Flags.Has(http2.FlagHeadersEndHeaders)
 	for frames := 0; !done; frames++ {
@@ -32,7 +32,7 @@ func (r *frameReader) block(h http2.FrameHeader) error {
 			return err
 		}
 		if frames > maxContinuations || len(whole)+len(more) > maxBlock || held.Take(budget.Request, blockFactor*int64(len(more))) != nil {
-			r.frames.Report("a header block is too large")
+			r.filter.Report("a header block is too large")
 			return io.EOF
 		}
 		whole, done = append(whole, more...), next.Flags.Has(http2.FlagContinuationEndHeaders)
@@ -83,7 +83,7 @@ func unpad(h http2.FrameHeader, payload []byte) (fragment, priority []byte, ok b
 // there passes, behind a block that is not complete, and fragment is nil.
 func (r *frameReader) continuation(h http2.FrameHeader) (next http2.FrameHeader, fragment []byte, err error) {
 	var head [frameHeader]byte
-	if _, err := io.ReadFull(r.frames.Source, head[:]); err != nil {
+	if _, err := io.ReadFull(r.filter.Source, head[:]); err != nil {
 		return next, nil, unwrapEOF(err)
 	}
 	next = parseFrame(head[:])
@@ -93,7 +93,7 @@ func (r *frameReader) continuation(h http2.FrameHeader) (next http2.FrameHeader,
 		return next, nil, nil
 	}
 	fragment = make([]byte, next.Length)
-	if _, err := io.ReadFull(r.frames.Source, fragment); err != nil {
+	if _, err := io.ReadFull(r.filter.Source, fragment); err != nil {
 		return next, nil, unwrapEOF(err)
 	}
 	return next, fragment, nil
@@ -114,9 +114,9 @@ func (r *frameReader) pass(h http2.FrameHeader, priority []byte) error {
 		r.last, own = h.StreamID, strconv.FormatUint(uint64(h.StreamID), 10)
 		detail := r.head.malformed(h.Flags.Has(http2.FlagHeadersEndStream))
 		if detail != "" {
-			fields, own = r.head.refused(r.frames.Target()), own+" "+detail
+			fields, own = r.head.refused(r.filter.Target()), own+" "+detail
 		}
-		r.frames.add(h.StreamID, &framed{malformed: detail != ""})
+		r.filter.add(h.StreamID, &streamState{malformed: detail != ""})
 	}
 	for _, field := range fields {
 		if field.Name != headerStream {
@@ -128,12 +128,12 @@ func (r *frameReader) pass(h http2.FrameHeader, priority []byte) error {
 	}
 	block := append(append([]byte(nil), priority...), r.encoded.Bytes()...)
 	r.encoded = bytes.Buffer{} // it may have been large
-	if len(block) > MaxFrame && !r.wide {
+	if len(block) > MaxFrame && !r.reserved {
 		// net/http's decoder keeps a copy of what comes in parts.
-		if err := r.frames.TakeConnection(blockFactor * int64(r.frames.Most)); err != nil {
+		if err := r.filter.Reserve(blockFactor * int64(r.filter.MaxHeaderBytes)); err != nil {
 			return err
 		}
-		r.wide = true
+		r.reserved = true
 	}
 	first := block[:min(len(block), MaxFrame)]
 	flags := h.Flags & (http2.FlagHeadersEndStream | http2.FlagHeadersPriority)

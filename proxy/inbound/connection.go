@@ -18,11 +18,11 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// passage is one connection from the host into the plugin.
-type passage struct {
+// connection is one connection from the host into the plugin.
+type connection struct {
 	id      string
-	service Service   // the entry of process.listen
-	door    *unixDoor // of a Unix socket; nil: of a port
+	service Service     // the entry of process.listen
+	socket  *hostSocket // of a Unix socket; nil: of a port
 	began   time.Time
 	host    net.Conn
 	peer    unixPeer // who connected, of a Unix socket
@@ -36,8 +36,8 @@ type passage struct {
 
 // admit leads one connection to the plugin and back: entered, recorded,
 // dialled, copied, recorded again.
-func (in *Forwarder) admit(ctx context.Context, service Service, door *unixDoor, host net.Conn) {
-	p := &passage{service: service, door: door, began: time.Now(), host: host, peer: peerOf(host)}
+func (in *Forwarder) admit(ctx context.Context, service Service, door *hostSocket, host net.Conn) {
+	p := &connection{service: service, socket: door, began: time.Now(), host: host, peer: peerOf(host)}
 	result, err := "refused", in.enter(p)
 	if err == nil {
 		defer in.leave(p)
@@ -46,7 +46,7 @@ func (in *Forwarder) admit(ctx context.Context, service Service, door *unixDoor,
 		}
 	}
 	if err != nil {
-		sever(host)
+		resetConn(host)
 		in.Connected(service, result)
 		in.Log.Info("a connection for the plugin was not led to it", zap.Stringer("service", service), zap.Error(err))
 		in.end(p, fmt.Sprintf("%s: %v", result, err))
@@ -55,14 +55,14 @@ func (in *Forwarder) admit(ctx context.Context, service Service, door *unixDoor,
 	in.Connected(service, "accepted")
 	in.copy(p)
 	detail := "ended"
-	if cause := p.cutBy(); cause != nil {
+	if cause := p.cutCause(); cause != nil {
 		detail = "cut: " + cause.Error()
 	}
 	in.end(p, detail)
 }
 
 // begin records the connection before anything of it reaches the plugin.
-func (in *Forwarder) begin(p *passage) error {
+func (in *Forwarder) begin(p *connection) error {
 	p.id = authz.NewID(time.Now())
 	if err := in.Record(in.entry(p, "began")); err != nil {
 		return fmt.Errorf("record the connection: %w", err)
@@ -72,7 +72,7 @@ func (in *Forwarder) begin(p *passage) error {
 
 // end records what became of the connection. One that never began has nothing
 // to end: the log would be the host's to fill.
-func (in *Forwarder) end(p *passage, detail string) {
+func (in *Forwarder) end(p *connection, detail string) {
 	if p.id == "" {
 		return
 	}
@@ -86,12 +86,12 @@ func (in *Forwarder) end(p *passage, detail string) {
 
 // entry describes a connection: TCP names an address of the host and no process,
 // a Unix socket names the process and its user.
-func (in *Forwarder) entry(p *passage, detail string) *authz.Record {
+func (in *Forwarder) entry(p *connection, detail string) *authz.Record {
 	r := &authz.Record{
 		Time: p.began, Kind: authz.KindInbound, Plugin: string(in.Plugin), Decision: p.id, UID: -1, Detail: detail,
 	}
-	if p.door != nil {
-		r.Scheme, r.Path = "unix", p.door.path
+	if p.socket != nil {
+		r.Scheme, r.Path = "unix", p.socket.path
 		r.PID, r.UID, r.Exe = p.peer.pid, p.peer.uid, p.peer.exe
 		return r
 	}
@@ -102,8 +102,8 @@ func (in *Forwarder) entry(p *passage, detail string) *authz.Record {
 // reach dials the plugin, which may listen on either loopback address or on
 // those that its network has beside them. One that does not listen may be about
 // to: then it is tried again, for as long as the port is open on the host.
-func (in *Forwarder) reach(ctx context.Context, p *passage) error {
-	ctx, cancel := context.WithTimeout(ctx, inboundPatience)
+func (in *Forwarder) reach(ctx context.Context, p *connection) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	for {
 		err := in.tryReach(ctx, p)
@@ -113,20 +113,20 @@ func (in *Forwarder) reach(ctx context.Context, p *passage) error {
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(inboundAgain):
+		case <-time.After(dialAgain):
 		}
 	}
 }
 
-func (in *Forwarder) tryReach(ctx context.Context, p *passage) error {
+func (in *Forwarder) tryReach(ctx context.Context, p *connection) error {
 	select {
 	case in.dialing <- struct{}{}:
 		defer func() { <-in.dialing }()
 	case <-ctx.Done():
 		return errors.New("the plugin takes no more connections")
 	}
-	if p.door != nil {
-		conn, err := p.door.dial(ctx)
+	if p.socket != nil {
+		conn, err := p.socket.dial(ctx)
 		if err != nil {
 			return err
 		}
@@ -148,19 +148,19 @@ func (in *Forwarder) tryReach(ctx context.Context, p *passage) error {
 }
 
 // admits reports whether the host is still listened on for a connection.
-func (in *Forwarder) admits(p *passage) bool {
-	if p.door != nil {
-		return slices.Contains(in.forwarded(), p.door)
+func (in *Forwarder) admits(p *connection) bool {
+	if p.socket != nil {
+		return slices.Contains(in.forwarded(), p.socket)
 	}
 	return in.isOpen(p.service.Port)
 }
 
 // join takes in the plugin's side, unless the passage was cut meanwhile.
-func (p *passage) join(plugin net.Conn) error {
+func (p *connection) join(plugin net.Conn) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cause != nil {
-		sever(plugin)
+		resetConn(plugin)
 		return p.cause
 	}
 	p.plugin = plugin
@@ -168,29 +168,29 @@ func (p *passage) join(plugin net.Conn) error {
 }
 
 // cut ends both sides at once and reports whether it was the first to.
-func (p *passage) cut(cause error) bool {
+func (p *connection) cut(cause error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cause != nil {
 		return false
 	}
 	p.cause = cause
-	sever(p.host)
+	resetConn(p.host)
 	if p.plugin != nil {
-		sever(p.plugin)
+		resetConn(p.plugin)
 	}
 	return true
 }
 
-func (p *passage) cutBy() error {
+func (p *connection) cutCause() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cause
 }
 
-// sever closes a connection by a reset: nothing that is on its way arrives, and
+// resetConn closes a connection by a reset: nothing that is on its way arrives, and
 // the other end learns that this was no orderly end.
-func sever(conn net.Conn) {
+func resetConn(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // only fails where Close does
 	}
@@ -198,21 +198,21 @@ func sever(conn net.Conn) {
 }
 
 // copy carries bytes both ways until both sides have said their end.
-func (in *Forwarder) copy(p *passage) {
+func (in *Forwarder) copy(p *connection) {
 	passed := func(direction string) func(uint64) {
 		return func(bytes uint64) { in.Passed(p.service, direction, bytes) }
 	}
 	var both sync.WaitGroup
-	both.Go(func() { p.carry(p.plugin, p.host, &p.received, passed("received")) })
-	both.Go(func() { p.carry(p.host, p.plugin, &p.sent, passed("sent")) })
+	both.Go(func() { p.copyOneWay(p.plugin, p.host, &p.received, passed("received")) })
+	both.Go(func() { p.copyOneWay(p.host, p.plugin, &p.sent, passed("sent")) })
 	both.Wait()
 	_ = p.host.Close()   // both have ended
 	_ = p.plugin.Close() // likewise
 }
 
-// carry copies one direction and passes its end on, so that a side that has
+// copyOneWay copies one direction and passes its end on, so that a side that has
 // said all still hears the answer. A reset of one side ends both.
-func (p *passage) carry(dst, src net.Conn, own *atomic.Uint64, passed func(bytes uint64)) {
+func (p *connection) copyOneWay(dst, src net.Conn, own *atomic.Uint64, passed func(bytes uint64)) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := src.Read(buffer)

@@ -20,12 +20,12 @@ import (
 )
 
 const (
-	maxInbound      = 4096                   // connections at once, over all ports; what is more is refused
-	maxInboundDials = 32                     // on their way to the plugin at once: each takes a thread
-	inboundPatience = 5 * time.Second        // for the plugin to take a connection
-	inboundExpected = 2 * time.Second        // for a plugin that has bound a port to listen on it
-	inboundInterval = 200 * time.Millisecond // between looks at what the plugin listens on
-	inboundAgain    = 10 * time.Millisecond  // between attempts to reach one that is about to listen
+	maxConns        = 4096                   // connections at once, over all ports; what is more is refused
+	maxDials        = 32                     // on their way to the plugin at once: each takes a thread
+	dialTimeout     = 5 * time.Second        // for the plugin to take a connection
+	expectedFor     = 2 * time.Second        // for a plugin that has bound a port to listen on it
+	defaultInterval = 200 * time.Millisecond // between looks at what the plugin listens on
+	dialAgain       = 10 * time.Millisecond  // between attempts to reach one that is about to listen
 )
 
 // Loopbacks are where the host is listened on and where the plugin is looked
@@ -34,9 +34,9 @@ var Loopbacks = [...]string{"127.0.0.1", "::1"} //nolint:gochecknoglobals // an 
 
 // Why an inbound connection is refused or cut.
 var (
-	ErrRevoked         = errors.New("access was taken away")
-	errInboundStopping = errors.New("the sidecar is stopping")
-	errInboundFull     = fmt.Errorf("%d connections are open", maxInbound)
+	ErrRevoked  = errors.New("access was taken away")
+	errStopping = errors.New("the sidecar is stopping")
+	errFull     = fmt.Errorf("%d connections are open", maxConns)
 )
 
 // Service is where a plugin serves: a TCP port or Unix sockets.
@@ -96,27 +96,27 @@ type Forwarder struct {
 
 	following sync.Mutex
 	expected  map[uint16]time.Time // ports that the plugin is about to listen on, until when
-	start     func(*inboundDoor)   // listens on a port; nil: not running
+	start     func(*hostPort)      // listens on a port; nil: not running
 
-	doors   []*inboundDoor
+	ports   []*hostPort
 	dialing chan struct{} // bounds how many dial at once
 
-	arrivals chan *unixDoor // Unix sockets of the plugin's that are to be forwarded
-	done     chan struct{}  // closed when none is taken any more
+	arrivals chan *hostSocket // Unix sockets of the plugin's that are to be forwarded
+	done     chan struct{}    // closed when none is taken any more
 
-	host hostSockets // what a killed sidecar would leave
+	host socketList // what a killed sidecar would leave
 
 	mu      sync.Mutex
-	sockets []*unixDoor
+	sockets []*hostSocket
 	closed  bool  // no more Unix sockets are forwarded
-	barred  error // why nobody is let in; nil while everybody is
-	live    map[*passage]struct{}
+	blocked error // why nobody is let in; nil while everybody is
+	live    map[*connection]struct{}
 }
 
 // New returns a forwarder. It listens nowhere yet.
 func New(cfg Config) *Forwarder {
 	if cfg.Interval <= 0 {
-		cfg.Interval = inboundInterval
+		cfg.Interval = defaultInterval
 	}
 	if cfg.Listening == nil {
 		cfg.Listening = func() (map[uint16]bool, error) { return nil, errors.ErrUnsupported }
@@ -129,9 +129,9 @@ func New(cfg Config) *Forwarder {
 	}
 	cfg.Log = sampled(cfg.Log)
 	return &Forwarder{
-		Config: cfg, dialing: make(chan struct{}, maxInboundDials), live: map[*passage]struct{}{},
-		expected: map[uint16]time.Time{}, arrivals: make(chan *unixDoor), done: make(chan struct{}),
-		host: hostSockets{keep: cfg.SaveSockets},
+		Config: cfg, dialing: make(chan struct{}, maxDials), live: map[*connection]struct{}{},
+		expected: map[uint16]time.Time{}, arrivals: make(chan *hostSocket), done: make(chan struct{}),
+		host: socketList{keep: cfg.SaveSockets},
 	}
 }
 
@@ -140,8 +140,8 @@ func (in *Forwarder) ForwardsSockets() bool { return in.Exist != nil }
 
 // Ports returns the addresses on the host that are forwarded.
 func (in *Forwarder) Ports() []net.Addr {
-	addrs := make([]net.Addr, len(in.doors))
-	for i, d := range in.doors {
+	addrs := make([]net.Addr, len(in.ports))
+	for i, d := range in.ports {
 		addrs[i] = d.Addr()
 	}
 	return addrs
@@ -164,13 +164,13 @@ func (in *Forwarder) Listen(ports, taken []uint16) error {
 			return fmt.Errorf("listen for the plugin: process.listen: %d is the sidecar's own port in the plugin's network; name another", port)
 		}
 		for _, host := range Loopbacks {
-			d, err := bindDoor(host, port)
+			d, err := bindPort(host, port)
 			if err != nil {
 				in.Close()
 				return err
 			}
 			if d != nil {
-				in.doors = append(in.doors, d)
+				in.ports = append(in.ports, d)
 			}
 		}
 	}
@@ -189,7 +189,7 @@ func (in *Forwarder) Run(ctx context.Context) error {
 		g.Go(func() error { in.followSockets(ctx, g, &passing); return nil })
 	}
 	err := g.Wait()
-	late := time.AfterFunc(in.Drain, func() { in.bar(errInboundStopping, true) })
+	late := time.AfterFunc(in.Drain, func() { in.block(errStopping, true) })
 	defer late.Stop()
 	passing.Wait()
 	return err
@@ -201,10 +201,10 @@ func (in *Forwarder) Close() {
 	in.closed = true
 	in.mu.Unlock()
 	for _, d := range in.forwarded() {
-		in.shut(d)
+		in.remove(d)
 	}
 	in.host.settle()
-	for _, d := range in.doors {
+	for _, d := range in.ports {
 		d.close()
 	}
 }
@@ -214,11 +214,11 @@ func (in *Forwarder) Close() {
 func (in *Forwarder) Serving(port uint16) {
 	in.following.Lock()
 	defer in.following.Unlock()
-	in.expected[port] = time.Now().Add(inboundExpected)
+	in.expected[port] = time.Now().Add(expectedFor)
 	if in.start == nil {
 		return
 	}
-	for _, d := range in.doors {
+	for _, d := range in.ports {
 		if d.port == port {
 			in.start(d)
 		}
@@ -230,7 +230,7 @@ func (in *Forwarder) Serving(port uint16) {
 // on counts as listened on for a moment.
 func (in *Forwarder) followPlugin(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
 	in.following.Lock()
-	in.start = func(d *inboundDoor) { in.openDoor(ctx, d, g, passing) }
+	in.start = func(d *hostPort) { in.openPort(ctx, d, g, passing) }
 	in.following.Unlock()
 	defer func() {
 		in.following.Lock()
@@ -240,7 +240,7 @@ func (in *Forwarder) followPlugin(ctx context.Context, g *errgroup.Group, passin
 	look := time.NewTicker(in.Interval)
 	defer look.Stop()
 	for {
-		in.look()
+		in.update()
 		select {
 		case <-ctx.Done():
 			return
@@ -249,23 +249,23 @@ func (in *Forwarder) followPlugin(ctx context.Context, g *errgroup.Group, passin
 	}
 }
 
-// look brings the ports of the host in line with what the plugin listens on.
-func (in *Forwarder) look() {
+// update brings the ports of the host in line with what the plugin listens on.
+func (in *Forwarder) update() {
 	in.following.Lock()
 	defer in.following.Unlock()
 	ports, err := in.Listening()
 	now := time.Now()
-	for _, d := range in.doors {
+	for _, d := range in.ports {
 		if err != nil || ports[d.port] || now.Before(in.expected[d.port]) {
 			in.start(d)
 		} else {
-			d.shut()
+			d.stopListening()
 		}
 	}
 }
 
-// openDoor listens on a port, unless that is so already.
-func (in *Forwarder) openDoor(ctx context.Context, d *inboundDoor, g *errgroup.Group, passing *sync.WaitGroup) {
+// openPort listens on a port, unless that is so already.
+func (in *Forwarder) openPort(ctx context.Context, d *hostPort, g *errgroup.Group, passing *sync.WaitGroup) {
 	listener, err := d.open()
 	switch {
 	case err != nil:
@@ -281,7 +281,7 @@ func (in *Forwarder) openDoor(ctx context.Context, d *inboundDoor, g *errgroup.G
 
 // accept admits the connections of a listener. The door is that of a Unix socket,
 // or nil.
-func (in *Forwarder) accept(ctx context.Context, service Service, door *unixDoor, l net.Listener, passing *sync.WaitGroup) error {
+func (in *Forwarder) accept(ctx context.Context, service Service, door *hostSocket, l net.Listener, passing *sync.WaitGroup) error {
 	defer func() { _ = l.Close() }()
 	for {
 		conn, err := l.Accept()
@@ -305,21 +305,21 @@ func (in *Forwarder) accept(ctx context.Context, service Service, door *unixDoor
 func (in *Forwarder) Enforce(level authz.Level) (cut int) {
 	switch level {
 	case authz.LevelPause:
-		return in.bar(ErrRevoked, false)
+		return in.block(ErrRevoked, false)
 	case authz.LevelQuarantine, authz.LevelHalt:
-		return in.bar(ErrRevoked, true)
+		return in.block(ErrRevoked, true)
 	}
-	return in.bar(nil, false)
+	return in.block(nil, false)
 }
 
-// bar refuses what comes from now on for a cause, or nothing for nil, and cuts
+// block refuses what comes from now on for a cause, or nothing for nil, and cuts
 // what is open if that is asked for. Once the sidecar stops, it stays so.
-func (in *Forwarder) bar(cause error, cut bool) (n int) {
+func (in *Forwarder) block(cause error, cut bool) (n int) {
 	in.mu.Lock()
-	if !errors.Is(in.barred, errInboundStopping) {
-		in.barred = cause
+	if !errors.Is(in.blocked, errStopping) {
+		in.blocked = cause
 	}
-	var open []*passage
+	var open []*connection
 	for p := range in.live {
 		open = append(open, p)
 	}
@@ -337,20 +337,20 @@ func (in *Forwarder) bar(cause error, cut bool) (n int) {
 
 // enter registers a connection, under the lock that bar lists them under: one
 // that comes with a revocation is refused, or is cut.
-func (in *Forwarder) enter(p *passage) error {
+func (in *Forwarder) enter(p *connection) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	switch {
-	case in.barred != nil:
-		return in.barred
-	case len(in.live) >= maxInbound:
-		return errInboundFull
+	case in.blocked != nil:
+		return in.blocked
+	case len(in.live) >= maxConns:
+		return errFull
 	}
 	in.live[p] = struct{}{}
 	return nil
 }
 
-func (in *Forwarder) leave(p *passage) {
+func (in *Forwarder) leave(p *connection) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	delete(in.live, p)
@@ -370,5 +370,5 @@ func (in *Forwarder) Open(service Service) (n int) {
 
 // isOpen reports whether the host is listened on for a port.
 func (in *Forwarder) isOpen(port uint16) bool {
-	return slices.ContainsFunc(in.doors, func(d *inboundDoor) bool { return d.port == port && d.isOpen() })
+	return slices.ContainsFunc(in.ports, func(d *hostPort) bool { return d.port == port && d.isOpen() })
 }

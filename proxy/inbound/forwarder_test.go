@@ -18,9 +18,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// way is a way in to a server of the test's own, which stands on another port
+// testForwarder is a way in to a server of the test's own, which stands on another port
 // of the loopback in the plugin's place.
-type way struct {
+type testForwarder struct {
 	*Forwarder
 
 	t       *testing.T
@@ -30,8 +30,8 @@ type way struct {
 	full    bool // the audit log takes nothing
 }
 
-// newWay runs the way in on a free port and leads it to serve.
-func newWay(t *testing.T, serve func(net.Conn)) *way {
+// newTestForwarder runs the way in on a free port and leads it to serve.
+func newTestForwarder(t *testing.T, serve func(net.Conn)) *testForwarder {
 	t.Helper()
 	plugin := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = plugin.Close() })
@@ -44,7 +44,7 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 			go serve(conn)
 		}
 	}()
-	w := &way{t: t, port: testenv.FreePort(t)}
+	w := &testForwarder{t: t, port: testenv.FreePort(t)}
 	w.Forwarder = New(Config{
 		Plugin: "weather", Record: w.keep, Drain: 100 * time.Millisecond, Log: zap.NewNop(),
 		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -63,7 +63,7 @@ func newWay(t *testing.T, serve func(net.Conn)) *way {
 	return w
 }
 
-func (w *way) keep(r *authz.Record) error {
+func (w *testForwarder) keep(r *authz.Record) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.full {
@@ -73,13 +73,13 @@ func (w *way) keep(r *authz.Record) error {
 	return nil
 }
 
-func (w *way) recorded() []authz.Record {
+func (w *testForwarder) recorded() []authz.Record {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return append([]authz.Record(nil), w.records...)
 }
 
-func (w *way) connect(host string) *net.TCPConn {
+func (w *testForwarder) connect(host string) *net.TCPConn {
 	w.t.Helper()
 	conn := testenv.MustGet(net.Dial("tcp", net.JoinHostPort(host, fmt.Sprint(w.port))))(w.t)
 	w.t.Cleanup(func() { _ = conn.Close() })
@@ -87,7 +87,7 @@ func (w *way) connect(host string) *net.TCPConn {
 }
 
 // refused checks that a connection that is made now comes to nothing.
-func (w *way) refused(host string) {
+func (w *testForwarder) refused(host string) {
 	w.t.Helper()
 	conn, err := net.Dial("tcp", net.JoinHostPort(host, fmt.Sprint(w.port)))
 	if err != nil {
@@ -108,7 +108,7 @@ func echo(conn net.Conn) {
 
 // TestInboundHalfClose sends all of a request, ends it, and hears the answer.
 func TestInboundHalfClose(t *testing.T) {
-	w := newWay(t, echo)
+	w := newTestForwarder(t, echo)
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		conn := w.connect(host)
 		sent := strings.Repeat("0123456789", 20_000)
@@ -134,7 +134,7 @@ func TestInboundHalfClose(t *testing.T) {
 // TestInboundRevoked takes access away: a pause spares what is open, a
 // quarantine cuts it, and both refuse what comes.
 func TestInboundRevoked(t *testing.T) {
-	w := newWay(t, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })
+	w := newTestForwarder(t, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })
 	conn := w.connect("127.0.0.1")
 	answers := func() bool {
 		testenv.MustGet(conn.Write([]byte("?")))(t)
@@ -163,7 +163,7 @@ func TestInboundRevoked(t *testing.T) {
 // TestInboundUnrecorded lets nothing in that cannot be recorded.
 func TestInboundUnrecorded(t *testing.T) {
 	reached := make(chan struct{}, 1)
-	w := newWay(t, func(net.Conn) { reached <- struct{}{} })
+	w := newTestForwarder(t, func(net.Conn) { reached <- struct{}{} })
 	w.mu.Lock()
 	w.full = true
 	w.mu.Unlock()
@@ -192,14 +192,14 @@ func TestInboundRefused(t *testing.T) {
 // TestInboundReset passes a reset of the plugin's on, also to a host that only
 // listens.
 func TestInboundReset(t *testing.T) {
-	w := newWay(t, func(conn net.Conn) { sever(conn) })
+	w := newTestForwarder(t, func(conn net.Conn) { resetConn(conn) })
 	w.refused("127.0.0.1")
 }
 
 // TestInboundMany has a thousand connections open at once.
 func TestInboundMany(t *testing.T) {
 	const many = 1000
-	w := newWay(t, echo)
+	w := newTestForwarder(t, echo)
 	conns := make([]*net.TCPConn, many)
 	for i := range conns {
 		conns[i] = w.connect("127.0.0.1")

@@ -12,10 +12,10 @@ import (
 	"syscall"
 )
 
-// hostSockets are the Unix sockets of the host that are forwarded to the plugin,
+// socketList are the Unix sockets of the host that are forwarded to the plugin,
 // as the state directory records them: a sidecar that is killed leaves their
 // files. Its zero value records nothing.
-type hostSockets struct {
+type socketList struct {
 	mu    sync.Mutex
 	keep  func(paths []string) error // writes the paths down; nil: nothing is written
 	paths []string
@@ -24,7 +24,7 @@ type hostSockets struct {
 
 // add records a path before a socket is made there. A plugin that makes the same
 // socket again and again has nothing written.
-func (h *hostSockets) add(path string) error {
+func (h *socketList) add(path string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.paths = append(h.paths, path) // twice, while one socket takes the place of another
@@ -35,8 +35,8 @@ func (h *hostSockets) add(path string) error {
 }
 
 // remove drops a path whose socket is gone. What is written down of it goes with
-// the next change, or by [hostSockets.settle].
-func (h *hostSockets) remove(path string) {
+// the next change, or by [socketList.settle].
+func (h *socketList) remove(path string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if at := slices.Index(h.paths, path); at >= 0 {
@@ -46,7 +46,7 @@ func (h *hostSockets) remove(path string) {
 
 // settle writes down what there is. A path that could not be dropped is looked at
 // once more by the next sidecar.
-func (h *hostSockets) settle() {
+func (h *socketList) settle() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !slices.Equal(h.paths, h.saved) {
@@ -54,7 +54,7 @@ func (h *hostSockets) settle() {
 	}
 }
 
-func (h *hostSockets) save() error {
+func (h *socketList) save() error {
 	if h.keep == nil {
 		return nil
 	}
@@ -65,9 +65,9 @@ func (h *hostSockets) save() error {
 	return nil
 }
 
-// RemoveDeadSockets removes the sockets of the host that an earlier sidecar left, and
+// RemoveLeftovers removes the sockets of the host that an earlier sidecar left, and
 // that no process listens on.
-func RemoveDeadSockets(paths []string) error {
+func RemoveLeftovers(paths []string) error {
 	var errs []error
 	for _, path := range paths {
 		if err := removeDeadSocket(path); err != nil {

@@ -24,18 +24,18 @@ func TestLeftSockets(t *testing.T) {
 	defer listen(used).Close()
 	testenv.Must(t, os.WriteFile(file, nil, 0o600))
 	var left []string
-	killed := hostSockets{keep: func(paths []string) error { left = slices.Clone(paths); return nil }}
+	killed := socketList{keep: func(paths []string) error { left = slices.Clone(paths); return nil }}
 	for _, path := range []string{dead, used, file, gone, gone} {
 		testenv.Must(t, killed.add(path))
 	}
 	killed.remove(gone)
-	testenv.Must(t, RemoveDeadSockets(left))
+	testenv.Must(t, RemoveLeftovers(left))
 	for path, want := range map[string]bool{dead: false, used: true, file: true} {
 		if _, err := os.Lstat(path); (err == nil) != want {
 			t.Errorf("%s: there is %v, want %v", filepath.Base(path), err == nil, want)
 		}
 	}
-	testenv.Must(t, RemoveDeadSockets(left)) // they are gone already
+	testenv.Must(t, RemoveLeftovers(left)) // they are gone already
 }
 
 // TestLeftSocketsAreWrittenSeldom makes the same socket again and again, for which
@@ -43,7 +43,7 @@ func TestLeftSockets(t *testing.T) {
 func TestLeftSocketsAreWrittenSeldom(t *testing.T) {
 	var written []string
 	writes := 0
-	host := hostSockets{keep: func(paths []string) error {
+	host := socketList{keep: func(paths []string) error {
 		written = slices.Clone(paths)
 		writes++
 		return nil

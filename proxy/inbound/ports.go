@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inboundDoor is one port of the host's loopback. It is bound as long as the
+// hostPort is one port of the host's loopback. It is bound as long as the
 // sidecar runs, so that nobody else takes it, and listened on only from time to
 // time: the kernel refuses a connection to a port that nobody listens on.
-type inboundDoor struct {
+type hostPort struct {
 	host    string
 	port    uint16
 	failing bool // the last attempt to listen failed; of who opens and shuts it
@@ -25,10 +25,10 @@ type inboundDoor struct {
 	listening bool
 }
 
-// bindDoor binds one port. A host without IPv6 has no ::1 to listen on, which is
+// bindPort binds one port. A host without IPv6 has no ::1 to listen on, which is
 // no error and no door.
-func bindDoor(host string, port uint16) (*inboundDoor, error) {
-	d, err := bindPort(host, port)
+func bindPort(host string, port uint16) (*hostPort, error) {
+	d, err := bindSocket(host, port)
 	switch {
 	case err == nil:
 		return d, nil
@@ -40,7 +40,7 @@ func bindDoor(host string, port uint16) (*inboundDoor, error) {
 	return nil, fmt.Errorf("listen for the plugin: process.listen: port %d: %w", port, err)
 }
 
-func bindPort(host string, port uint16) (*inboundDoor, error) {
+func bindSocket(host string, port uint16) (*hostPort, error) {
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func bindPort(host string, port uint16) (*inboundDoor, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	return &inboundDoor{host: host, port: port, socket: fd}, nil
+	return &hostPort{host: host, port: port, socket: fd}, nil
 }
 
 // stopListening has the kernel refuse connections, and keeps the port: shutdown(2)
@@ -78,13 +78,13 @@ func stopListening(fd int) error {
 }
 
 // Addr is the door's address.
-func (d *inboundDoor) Addr() net.Addr {
+func (d *hostPort) Addr() net.Addr {
 	return &net.TCPAddr{IP: net.ParseIP(d.host), Port: int(d.port)}
 }
 
 // open listens, and returns the listener for its caller to close; nil if it is
 // listened on already, or closed.
-func (d *inboundDoor) open() (net.Listener, error) {
+func (d *hostPort) open() (net.Listener, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.listening || d.socket < 0 {
@@ -117,20 +117,20 @@ func listenerOf(socket int) (net.Listener, error) {
 }
 
 // isOpen reports whether it is listened on.
-func (d *inboundDoor) isOpen() bool {
+func (d *hostPort) isOpen() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.listening
 }
 
-// shut stops listening. Connections that nobody has accepted are reset.
-func (d *inboundDoor) shut() {
+// stopListening stops listening. Connections that nobody has accepted are reset.
+func (d *hostPort) stopListening() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop()
 }
 
-func (d *inboundDoor) stop() {
+func (d *hostPort) stop() {
 	if d.listening && d.socket >= 0 {
 		_ = stopListening(d.socket) // neither fails on a socket that listens
 		d.listening = false
@@ -138,7 +138,7 @@ func (d *inboundDoor) stop() {
 }
 
 // close gives the port back.
-func (d *inboundDoor) close() {
+func (d *hostPort) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.socket < 0 {

@@ -23,7 +23,7 @@ func TestInboundDoor(t *testing.T) {
 	for _, host := range Loopbacks {
 		port := testenv.FreePort(t)
 		address := net.JoinHostPort(host, fmt.Sprint(port))
-		d := testenv.MustGet(bindDoor(host, port))(t)
+		d := testenv.MustGet(bindPort(host, port))(t)
 		defer d.close()
 		for round := range 20 {
 			if _, err := net.Dial("tcp", address); !errors.Is(err, syscall.ECONNREFUSED) {
@@ -47,7 +47,7 @@ func TestInboundDoor(t *testing.T) {
 			}
 			testenv.MustGet(io.ReadFull(conn, make([]byte, 1)))(t)
 			_ = conn.Close()
-			d.shut()
+			d.stopListening()
 			if _, err := l.Accept(); !errors.Is(err, syscall.EINVAL) {
 				t.Fatalf("after the shut the listener returns %v", err)
 			}
@@ -67,7 +67,7 @@ func TestInboundFollows(t *testing.T) {
 		ports[port] = on
 	}
 	port, inside := testenv.FreePort(t), testenv.FreePort(t)
-	w := &way{t: t, port: port}
+	w := &testForwarder{t: t, port: port}
 	in := New(Config{
 		Plugin: "weather", Record: w.keep, Log: zap.NewNop(), Interval: 10 * time.Millisecond,
 		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	maxInboundSockets  = 256         // Unix sockets on the host at once
-	inboundSocketCheck = time.Second // between looks whether the plugin's still exist
+	maxSockets     = 256         // Unix sockets on the host at once
+	socketInterval = time.Second // between looks whether the plugin's still exist
 )
 
 // PluginSocket is a Unix socket that the plugin is about to listen on.
@@ -35,9 +35,9 @@ type PluginSocket struct {
 	Inode uint64
 }
 
-// unixDoor is one Unix socket on the host that is forwarded to one of the
+// hostSocket is one Unix socket on the host that is forwarded to one of the
 // plugin's.
-type unixDoor struct {
+type hostSocket struct {
 	*net.UnixListener
 
 	service Service      // the entry of process.listen
@@ -117,7 +117,7 @@ func (in *Forwarder) ServingUnix(l PluginSocket, services []Service) {
 // forwards reports whether a socket is forwarded already: listen(2) a second time
 // changes the backlog.
 func (in *Forwarder) forwards(l PluginSocket) bool {
-	return slices.ContainsFunc(in.forwarded(), func(d *unixDoor) bool { return d.plugin.Inode == l.Inode })
+	return slices.ContainsFunc(in.forwarded(), func(d *hostSocket) bool { return d.plugin.Inode == l.Inode })
 }
 
 // sharedWithHost reports whether the plugin's socket is the host's file of that
@@ -145,7 +145,7 @@ func (in *Forwarder) forward(l PluginSocket, service Service) error {
 		in.host.remove(l.Path)
 		return err
 	}
-	d := &unixDoor{UnixListener: host, service: service, path: l.Path, plugin: l, remove: remove}
+	d := &hostSocket{UnixListener: host, service: service, path: l.Path, plugin: l, remove: remove}
 	if err := in.add(d); err != nil {
 		_ = host.Close() // no connection was taken
 		remove()
@@ -155,12 +155,12 @@ func (in *Forwarder) forward(l PluginSocket, service Service) error {
 	select {
 	case in.arrivals <- d:
 	case <-in.done:
-		in.shut(d)
+		in.remove(d)
 	}
 	return nil
 }
 
-func (in *Forwarder) add(d *unixDoor) error {
+func (in *Forwarder) add(d *hostSocket) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if err := in.roomLocked(); err != nil {
@@ -180,15 +180,15 @@ func (in *Forwarder) room() error {
 func (in *Forwarder) roomLocked() error {
 	switch {
 	case in.closed:
-		return errInboundStopping
-	case len(in.sockets) >= maxInboundSockets:
-		return fmt.Errorf("%d sockets are forwarded already", maxInboundSockets)
+		return errStopping
+	case len(in.sockets) >= maxSockets:
+		return fmt.Errorf("%d sockets are forwarded already", maxSockets)
 	}
 	return nil
 }
 
 // forwarded returns the Unix sockets on the host.
-func (in *Forwarder) forwarded() []*unixDoor {
+func (in *Forwarder) forwarded() []*hostSocket {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return slices.Clone(in.sockets)
@@ -197,7 +197,7 @@ func (in *Forwarder) forwarded() []*unixDoor {
 // HostAddresses returns where the host reaches a service.
 func (in *Forwarder) HostAddresses(service Service) []string {
 	var out []string
-	for _, d := range in.doors {
+	for _, d := range in.ports {
 		if service.Port != 0 && d.port == service.Port {
 			out = append(out, d.Addr().String())
 		}
@@ -210,8 +210,8 @@ func (in *Forwarder) HostAddresses(service Service) []string {
 	return out
 }
 
-// shut removes one Unix socket from the host, once.
-func (in *Forwarder) shut(d *unixDoor) {
+// remove removes one Unix socket from the host, once.
+func (in *Forwarder) remove(d *hostSocket) {
 	in.mu.Lock()
 	at := slices.Index(in.sockets, d)
 	if at >= 0 {
@@ -231,7 +231,7 @@ func (in *Forwarder) shut(d *unixDoor) {
 // removes those that the plugin has closed.
 func (in *Forwarder) followSockets(ctx context.Context, g *errgroup.Group, passing *sync.WaitGroup) {
 	defer close(in.done)
-	look := time.NewTicker(inboundSocketCheck)
+	look := time.NewTicker(socketInterval)
 	defer look.Stop()
 	for {
 		select {
@@ -240,13 +240,13 @@ func (in *Forwarder) followSockets(ctx context.Context, g *errgroup.Group, passi
 		case d := <-in.arrivals:
 			g.Go(func() error { return in.accept(ctx, d.service, d, d, passing) })
 		case <-look.C:
-			in.shutGone()
+			in.removeGone()
 		}
 	}
 }
 
-// shutGone removes the sockets that the plugin has closed, or removed itself.
-func (in *Forwarder) shutGone() {
+// removeGone removes the sockets that the plugin has closed, or removed itself.
+func (in *Forwarder) removeGone() {
 	doors := in.forwarded()
 	if len(doors) == 0 {
 		return
@@ -261,14 +261,14 @@ func (in *Forwarder) shutGone() {
 		return
 	}
 	for _, d := range doors {
-		if !exist[d.plugin.Inode] || removed(d.plugin.File) {
-			in.shut(d)
+		if !exist[d.plugin.Inode] || isUnlinked(d.plugin.File) {
+			in.remove(d)
 		}
 	}
 }
 
-// removed reports whether a file has no name any more.
-func removed(file *os.File) bool {
+// isUnlinked reports whether a file has no name any more.
+func isUnlinked(file *os.File) bool {
 	info, err := file.Stat()
 	if err != nil {
 		return true
@@ -278,7 +278,7 @@ func removed(file *os.File) bool {
 }
 
 // dial connects to the plugin's socket by its file, so that no name is looked up.
-func (d *unixDoor) dial(ctx context.Context) (conn net.Conn, err error) {
+func (d *hostSocket) dial(ctx context.Context) (conn net.Conn, err error) {
 	raw, err := d.plugin.File.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("reach the plugin's socket: %w", err)
@@ -298,7 +298,7 @@ func listenable(path string) error {
 	if err := printablePath(path); err != nil {
 		return err
 	}
-	uid, _ := caller()
+	uid, _ := invokingUser()
 	if err := steadyFolder(filepath.Dir(path), uid); err != nil {
 		return err
 	}
@@ -313,7 +313,7 @@ func listenOnHost(path string) (l *net.UnixListener, remove func(), err error) {
 	if err := listenable(path); err != nil {
 		return nil, nil, err
 	}
-	uid, gid := caller()
+	uid, gid := invokingUser()
 	if err := removeStale(path); err != nil {
 		return nil, nil, err
 	}
@@ -329,7 +329,7 @@ func listenOnHost(path string) (l *net.UnixListener, remove func(), err error) {
 	l.SetUnlinkOnClose(false)
 	file, err := fileOf(l)
 	if err == nil {
-		err = own(file, path, uid, gid)
+		err = chownAt(file, path, uid, gid)
 	}
 	if err != nil {
 		_ = os.Remove(path) // it was made just now
@@ -356,9 +356,9 @@ func fileOf(l *net.UnixListener) (file *os.File, err error) {
 // siocUnixFile is SIOCUNIXFILE (include/uapi/linux/un.h).
 const siocUnixFile = 0x89e0
 
-// own gives the file of a socket to a user, once it is proved to lie where it was
+// chownAt gives the file of a socket to a user, once it is proved to lie where it was
 // to be made: a folder above may have been exchanged.
-func own(file *os.File, path string, uid, gid int) error {
+func chownAt(file *os.File, path string, uid, gid int) error {
 	at, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(file.Fd())))
 	if err == nil && at != path {
 		err = fmt.Errorf("%s was made as %s", path, strconv.Quote(at))
@@ -405,7 +405,7 @@ func staleSocket(path string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("listen on the host: %w", err)
 	}
-	uid, _ := caller()
+	uid, _ := invokingUser()
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if info.Mode()&os.ModeSocket == 0 || !ok || int(stat.Uid) != uid && int(stat.Uid) != os.Geteuid() {
 		return false, fmt.Errorf("listen on the host: %s exists and is not a socket of this user; remove it", path)
@@ -429,8 +429,8 @@ func printablePath(path string) error {
 	return nil
 }
 
-// caller returns the user that started the sidecar, also by sudo.
-func caller() (uid, gid int) {
+// invokingUser returns the user that started the sidecar, also by sudo.
+func invokingUser() (uid, gid int) {
 	if os.Geteuid() == 0 {
 		u, noUser := strconv.Atoi(os.Getenv("SUDO_UID"))
 		g, noGroup := strconv.Atoi(os.Getenv("SUDO_GID"))

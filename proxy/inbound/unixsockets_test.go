@@ -128,7 +128,7 @@ func TestListenAgain(t *testing.T) {
 	if in.forwards(l) {
 		t.Error("a new socket counts as forwarded")
 	}
-	testenv.Must(t, in.add(&unixDoor{plugin: l}))
+	testenv.Must(t, in.add(&hostSocket{plugin: l}))
 	if !in.forwards(l) {
 		t.Error("a socket that is forwarded counts as new")
 	}

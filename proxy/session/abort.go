@@ -17,8 +17,8 @@ import (
 // to all the others that were woken: a thousand tunnels have time for neither.
 // So it is two raw system calls, which never block.
 func AbortConn(conn net.Conn) {
-	conn = Lowest(conn)
-	if !ofKernel(conn) {
+	conn = Innermost(conn)
+	if !isSocket(conn) {
 		_ = conn.Close() // it is gone either way
 		return
 	}
@@ -55,9 +55,9 @@ func withHighPriority(f func()) {
 	}
 }
 
-// Lowest returns the connection that another one wraps and exposes as NetConn, as a
+// Innermost returns the connection that another one wraps and exposes as NetConn, as a
 // connection through an upstream proxy does, and any other as it is.
-func Lowest(conn net.Conn) net.Conn {
+func Innermost(conn net.Conn) net.Conn {
 	if _, ok := conn.(*tls.Conn); ok {
 		return conn
 	}

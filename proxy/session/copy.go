@@ -10,7 +10,7 @@ import (
 
 // CopyConn copies from one connection to another. To a TCP socket the kernel
 // does it (splice(2)) while no limit is in force.
-func (p *Pacer) CopyConn(to, from net.Conn) (moved int64, err error) {
+func (p *RateLimiter) CopyConn(to, from net.Conn) (moved int64, err error) {
 	if c, ok := from.(*Conn); ok {
 		if ahead := c.TakeAhead(); len(ahead) > 0 {
 			if moved, err = p.Copy(to, bytes.NewReader(ahead), p.buffer()); err != nil {
@@ -24,7 +24,7 @@ func (p *Pacer) CopyConn(to, from net.Conn) (moved int64, err error) {
 	}
 	tcp, both := to.(*net.TCPConn)
 	if both {
-		both = ofKernel(from)
+		both = isSocket(from)
 	}
 	for {
 		var n int64
@@ -43,8 +43,8 @@ func (p *Pacer) CopyConn(to, from net.Conn) (moved int64, err error) {
 	}
 }
 
-// ofKernel reports whether a connection is a socket itself.
-func ofKernel(c net.Conn) bool {
+// isSocket reports whether a connection is a socket itself.
+func isSocket(c net.Conn) bool {
 	switch c.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		return true
@@ -63,11 +63,11 @@ func splice(to *net.TCPConn, from net.Conn) (int64, error) {
 }
 
 // CloseWrite passes the end of file on, and reports whether it could.
-func CloseWrite(to io.Writer) bool { return CloseWriteErr(to) == nil }
+func CloseWrite(to io.Writer) bool { return CloseWriteOf(to) == nil }
 
-// CloseWriteErr ends the writing direction of a connection, or returns
+// CloseWriteOf ends the writing direction of a connection, or returns
 // [errors.ErrUnsupported].
-func CloseWriteErr(to io.Writer) error {
+func CloseWriteOf(to io.Writer) error {
 	if half, ok := to.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}

@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// Clean returns a name that the plugin sent, fit for a line.
-func Clean(s string) string {
+// Quote returns a name that the plugin sent, fit for a line.
+func Quote(s string) string {
 	if len(s) > 64 {
 		s = s[:64] + "..."
 	}
 	return strconv.QuoteToASCII(s)
 }
 
-// JoinPort returns host:port; host has no brackets.
-func JoinPort(host string, port uint16) string {
+// JoinHostPort returns host:port; host has no brackets.
+func JoinHostPort(host string, port uint16) string {
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
 	}

@@ -34,19 +34,19 @@ const (
 	FreeHead = 4 << 10
 )
 
-// HeldConn is a connection to an upstream, held until it is closed.
-type HeldConn struct {
+// ReservedConn is a connection to an upstream, held until it is closed.
+type ReservedConn struct {
 	net.Conn
-	Holding *budget.Holding
+	Reservation *budget.Holding
 }
 
 // Close implements net.Conn.
-func (c *HeldConn) Close() error {
-	defer c.Holding.End()
+func (c *ReservedConn) Close() error {
+	defer c.Reservation.End()
 	return c.Conn.Close()
 }
 
 // CloseWrite passes the end of file on.
-func (c *HeldConn) CloseWrite() error {
-	return CloseWriteErr(c.Conn)
+func (c *ReservedConn) CloseWrite() error {
+	return CloseWriteOf(c.Conn)
 }

@@ -75,8 +75,8 @@ func ErrOutOfMemory() *RefusalError {
 	}
 }
 
-// RefusalOf turns an error of a budget into the refusal, and leaves any other.
-func RefusalOf(err error) error {
+// AsRefusal turns an error of a budget into the refusal, and leaves any other.
+func AsRefusal(err error) error {
 	if errors.Is(err, budget.ErrFull) || errors.Is(err, budget.ErrEnded) {
 		return ErrOutOfMemory()
 	}

@@ -36,7 +36,7 @@ type Socket struct {
 	// Source is what the audit log records of the peer.
 	Source authz.Source
 	// Attribution is that of the socket's bytes to rules; nil for none.
-	Attribution *attribution
+	Attribution *Attribution
 	// Memory is what the connection takes of the budget.
 	Memory *budget.Holding
 	// OutOfMemory records that something was refused because the budget has no room.
@@ -204,4 +204,4 @@ func (c *Conn) Close() error {
 }
 
 // CloseWrite ends the layer's writing direction.
-func (c *Conn) CloseWrite() error { return CloseWriteErr(c.Conn) }
+func (c *Conn) CloseWrite() error { return CloseWriteOf(c.Conn) }

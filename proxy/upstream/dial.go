@@ -32,12 +32,12 @@ type Dialer struct {
 	resolver  *net.Resolver
 	hosts     map[string][]netip.Addr
 	forbidden func(netip.AddrPort) bool
-	Via       *upstreamProxy // nil: straight on
+	Proxy     *upstreamProxy // nil: straight on
 }
 
-// DialerConfig is what a dialer is made of. Its zero value dials directly and asks the
+// Config is what a dialer is made of. Its zero value dials directly and asks the
 // host's name servers.
-type DialerConfig struct {
+type Config struct {
 	// Servers are asked for addresses. Empty: the host's.
 	Servers []netip.AddrPort
 	// Hosts are looked up before any server, by canonical name.
@@ -50,20 +50,20 @@ type DialerConfig struct {
 	NoProxy []string
 }
 
-func NewDialer(cfg DialerConfig) *Dialer {
+func NewDialer(cfg Config) *Dialer {
 	d := &Dialer{
 		resolver: &net.Resolver{PreferGo: true}, hosts: cfg.Hosts, forbidden: cfg.Forbidden,
-		Via: newUpstreamProxy(cfg.Proxy, cfg.NoProxy),
+		Proxy: newUpstreamProxy(cfg.Proxy, cfg.NoProxy),
 	}
 	if len(cfg.Servers) > 0 {
-		d.resolver.Dial = dialServers(cfg.Servers)
+		d.resolver.Dial = rotateServers(cfg.Servers)
 	}
 	return d
 }
 
-// dialServers returns a resolver's Dial that asks the first server that can be
+// rotateServers returns a resolver's Dial that asks the first server that can be
 // connected to. A resolver dials anew for every attempt.
-func dialServers(servers []netip.AddrPort) func(context.Context, string, string) (net.Conn, error) {
+func rotateServers(servers []netip.AddrPort) func(context.Context, string, string) (net.Conn, error) {
 	next := make(chan int, 1)
 	next <- 0
 	return func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -88,7 +88,7 @@ func (d *Dialer) Dial(ctx context.Context, decision authz.Decision, destination 
 	for i, addr := range addresses {
 		to, last := netip.AddrPortFrom(addr, destination.Port()), i == len(addresses)-1
 		var conn net.Conn
-		if d.Via.takes(destination) {
+		if d.Proxy.applies(destination) {
 			conn, err = d.connectVia(ctx, decision, to, last)
 		} else {
 			conn, err = d.connect(ctx, decision, to, last)
@@ -130,9 +130,9 @@ func (d *Dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 	return dialer.DialContext(ctx, "tcp", to.String())
 }
 
-// UpstreamAddress returns the address of the upstream that a connection leads
+// Address returns the address of the upstream that a connection leads
 // to, also where a proxy stands between; the zero Addr where it is not known.
-func UpstreamAddress(conn net.Conn) netip.Addr {
+func Address(conn net.Conn) netip.Addr {
 	at, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
 		return netip.Addr{}

@@ -46,7 +46,7 @@ type IdlePool struct {
 
 	mu     sync.Mutex
 	closed bool
-	idle   map[idleKey][]*UpstreamLink // the one that has been idle longest first
+	idle   map[idleKey][]*HTTP1Conn // the one that has been idle longest first
 	count  int
 }
 
@@ -56,11 +56,11 @@ type idleKey struct {
 	owner *session.Socket // the plugin's connection that it belongs to; nil for any
 }
 
-// UpstreamLink is a connection to an upstream that speaks HTTP/1.1.
-type UpstreamLink struct {
+// HTTP1Conn is a connection to an upstream that speaks HTTP/1.1.
+type HTTP1Conn struct {
 	Client *http.ClientConn
-	Bottom *upstreamConn
-	Top    net.Conn // TLS, or bottom
+	Raw    *RawConn
+	Conn   net.Conn // TLS, or bottom
 	pool   *IdlePool
 	key    idleKey
 	Reused bool
@@ -71,16 +71,16 @@ type UpstreamLink struct {
 }
 
 func newIdlePool(t *http.Transport) *IdlePool {
-	p := &IdlePool{transport: t, idle: make(map[idleKey][]*UpstreamLink)}
+	p := &IdlePool{transport: t, idle: make(map[idleKey][]*HTTP1Conn)}
 	dial := t.DialContext
 	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		raw, err := dial(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
-		bottom := &upstreamConn{Conn: raw}
-		if l, ok := ctx.Value(linkKey{}).(*UpstreamLink); ok {
-			l.Bottom, l.Top = bottom, bottom
+		bottom := &RawConn{Conn: raw}
+		if l, ok := ctx.Value(http1ConnKey{}).(*HTTP1Conn); ok {
+			l.Raw, l.Conn = bottom, bottom
 		}
 		return bottom, nil
 	}
@@ -98,21 +98,21 @@ func newIdlePool(t *http.Transport) *IdlePool {
 			_ = bottom.Close() // err says what matters
 			return nil, err
 		}
-		if l, ok := ctx.Value(linkKey{}).(*UpstreamLink); ok {
-			l.Top = secured
+		if l, ok := ctx.Value(http1ConnKey{}).(*HTTP1Conn); ok {
+			l.Conn = secured
 		}
 		return secured, nil
 	}
 	return p
 }
 
-// linkKey is the context key of the link that a transport dials for.
-type linkKey struct{}
+// http1ConnKey is the context key of the link that a transport dials for.
+type http1ConnKey struct{}
 
 // Dial makes a connection for one request to begin with.
-func (p *IdlePool) Dial(ctx context.Context, scheme, host string) (*UpstreamLink, error) {
-	l := &UpstreamLink{pool: p, key: idleKey{host: host}, idleFor: IdleAtMost}
-	client, err := p.transport.NewClientConn(context.WithValue(ctx, linkKey{}, l), scheme, host)
+func (p *IdlePool) Dial(ctx context.Context, scheme, host string) (*HTTP1Conn, error) {
+	l := &HTTP1Conn{pool: p, key: idleKey{host: host}, idleFor: IdleAtMost}
+	client, err := p.transport.NewClientConn(context.WithValue(ctx, http1ConnKey{}, l), scheme, host)
 	if err != nil {
 		return nil, err
 	}
@@ -123,14 +123,14 @@ func (p *IdlePool) Dial(ctx context.Context, scheme, host string) (*UpstreamLink
 // Take returns the connection that became idle last, if it has been idle for less
 // than most, or nil. One that belongs to the plugin's connection goes before all
 // others, however long it has been idle: a login is on it.
-func (p *IdlePool) Take(host string, owner *session.Socket, most time.Duration) *UpstreamLink {
+func (p *IdlePool) Take(host string, owner *session.Socket, most time.Duration) *HTTP1Conn {
 	if l := p.pop(idleKey{host, owner}, IdleAtMost); l != nil {
 		return l
 	}
 	return p.pop(idleKey{host: host}, most)
 }
 
-func (p *IdlePool) pop(key idleKey, most time.Duration) *UpstreamLink {
+func (p *IdlePool) pop(key idleKey, most time.Duration) *HTTP1Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for list := p.idle[key]; len(list) > 0; list = p.idle[key] {
@@ -150,7 +150,7 @@ func (p *IdlePool) pop(key idleKey, most time.Duration) *UpstreamLink {
 }
 
 // Park keeps a connection for the next request, unless none can be sent on it.
-func (l *UpstreamLink) Park() {
+func (l *HTTP1Conn) Park() {
 	p := l.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +169,7 @@ func (l *UpstreamLink) Park() {
 }
 
 // expire closes a connection that is still idle.
-func (l *UpstreamLink) expire() {
+func (l *HTTP1Conn) expire() {
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()
 	if l.pool.removeLocked(l) {
@@ -178,7 +178,7 @@ func (l *UpstreamLink) expire() {
 }
 
 // removeLocked takes a connection out, and reports whether it was idle.
-func (p *IdlePool) removeLocked(l *UpstreamLink) bool {
+func (p *IdlePool) removeLocked(l *HTTP1Conn) bool {
 	list := p.idle[l.key]
 	i := slices.Index(list, l)
 	if i < 0 {
@@ -230,10 +230,10 @@ func (p *IdlePool) closeLocked(which func(idleKey) bool) {
 	}
 }
 
-// Learn takes in what an answer says about its connection: for how long it may be
+// Observe takes in what an answer says about its connection: for how long it may be
 // idle, that its upstream has authenticated it, and that more may follow than its
 // framing says.
-func (l *UpstreamLink) Learn(response *http.Response, owner *session.Socket) {
+func (l *HTTP1Conn) Observe(response *http.Response, owner *session.Socket) {
 	l.idleFor = IdleAtMost
 	if announced, ok := keepAliveTimeout(response.Header); ok {
 		l.idleFor = min(IdleAtMost, announced-keepAliveMargin)
@@ -242,12 +242,12 @@ func (l *UpstreamLink) Learn(response *http.Response, owner *session.Socket) {
 		l.idleFor = 0 // a 204 has no body, and what follows this one may be taken for the next answer
 	}
 	if ConnectionAuth(response.Header["Www-Authenticate"]) || ConnectionAuth(response.Header["Proxy-Authenticate"]) {
-		l.BelongTo(owner)
+		l.ReserveFor(owner)
 	}
 }
 
-// BelongTo reserves the connection for one of the plugin's.
-func (l *UpstreamLink) BelongTo(owner *session.Socket) {
+// ReserveFor reserves the connection for one of the plugin's.
+func (l *HTTP1Conn) ReserveFor(owner *session.Socket) {
 	l.key.owner = owner
 	owner.OwnsUpstream.Store(true)
 }
@@ -284,8 +284,8 @@ func ConnectionAuth(values []string) bool {
 	return false
 }
 
-// upstreamConn is a connection to an upstream, below its TLS.
-type upstreamConn struct {
+// RawConn is a connection to an upstream, below its TLS.
+type RawConn struct {
 	net.Conn
 	Written atomic.Int64
 
@@ -296,7 +296,7 @@ type upstreamConn struct {
 }
 
 // Read reads, and remembers why nothing more comes.
-func (c *upstreamConn) Read(b []byte) (int, error) {
+func (c *RawConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if err != nil {
 		c.fail(err)
@@ -306,7 +306,7 @@ func (c *upstreamConn) Read(b []byte) (int, error) {
 
 // Write writes. An upstream that no longer reads may have answered before: the
 // failure is left for Read to find, which comes upon the answer first.
-func (c *upstreamConn) Write(b []byte) (int, error) {
+func (c *RawConn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.Written.Add(int64(n))
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
@@ -318,12 +318,12 @@ func (c *upstreamConn) Write(b []byte) (int, error) {
 }
 
 // CloseWrite says that nothing more will be sent.
-func (c *upstreamConn) CloseWrite() error {
-	return session.CloseWriteErr(c.Conn)
+func (c *RawConn) CloseWrite() error {
+	return session.CloseWriteOf(c.Conn)
 }
 
 // Close closes the connection, and reports it to the request on it.
-func (c *upstreamConn) Close() error {
+func (c *RawConn) Close() error {
 	err := c.Conn.Close()
 	c.mu.Lock()
 	c.closed = true
@@ -336,7 +336,7 @@ func (c *upstreamConn) Close() error {
 	return err
 }
 
-func (c *upstreamConn) fail(err error) {
+func (c *RawConn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cause == nil && !c.closed {
@@ -344,15 +344,15 @@ func (c *upstreamConn) fail(err error) {
 	}
 }
 
-// Why returns why the connection failed. Nil: what came on it was no answer.
-func (c *upstreamConn) Why() error {
+// Cause returns why the connection failed. Nil: what came on it was no answer.
+func (c *RawConn) Cause() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cause
 }
 
-// Watch has report called when the connection is closed. Nil ends that.
-func (c *upstreamConn) Watch(report func()) {
+// OnClose has report called when the connection is closed. Nil ends that.
+func (c *RawConn) OnClose(report func()) {
 	c.mu.Lock()
 	closed := c.closed
 	c.onClose = report

@@ -9,31 +9,31 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
-// needlesOf returns what the values of an injected credential look like in an
+// patternsOf returns what the values of an injected credential look like in an
 // answer, and in the names of its headers, which have no case; nil for nothing
 // that could be found.
-func needlesOf(slots []authz.Injection) (values, names *scrub.Patterns) {
+func patternsOf(slots []authz.Injection) (values, names *scrub.Patterns) {
 	var texts, lowered, public, loweredPublic []string
 	for _, slot := range slots {
 		for _, text := range slot.NotSecret() {
 			public, loweredPublic = append(public, text), append(loweredPublic, strings.ToLower(text))
 		}
-		for _, text := range textsOf(slot) {
+		for _, text := range secretTexts(slot) {
 			texts, lowered = append(texts, text), append(lowered, strings.ToLower(text))
 		}
 	}
 	return scrub.NewBeside(public, texts...), scrub.NewBeside(loweredPublic, lowered...)
 }
 
-// textsOf returns all that is secret about an injected credential, and what is
+// secretTexts returns all that is secret about an injected credential, and what is
 // inside a header's value behind its scheme.
-func textsOf(slot authz.Injection) []string {
+func secretTexts(slot authz.Injection) []string {
 	var texts []string
 	for _, secret := range slot.Secrets() {
 		texts = append(texts, secret.Reveal())
 	}
 	if slot.Kind != authz.InjectSigV4 {
-		texts = append(texts, slices.DeleteFunc(insideOf(slot.Value.Reveal()), func(text string) bool {
+		texts = append(texts, slices.DeleteFunc(credentialTexts(slot.Value.Reveal()), func(text string) bool {
 			return slices.ContainsFunc(slot.NotSecret(), func(public string) bool { return strings.Contains(public, text) })
 		})...)
 	}
@@ -50,9 +50,9 @@ func isScheme(word string) bool {
 	return slices.ContainsFunc([]string{"Basic", "Bearer", "Token", "Bot"}, func(scheme string) bool { return strings.EqualFold(word, scheme) })
 }
 
-// insideOf returns a value, what follows its scheme (Bearer and the like), and
+// credentialTexts returns a value, what follows its scheme (Bearer and the like), and
 // for Basic the pair and the password in it.
-func insideOf(value string) []string {
+func credentialTexts(value string) []string {
 	texts := []string{value}
 	scheme, rest, ok := strings.Cut(value, " ")
 	if !ok {

@@ -22,9 +22,9 @@ import (
 type Protocol uint8
 
 const (
-	SpeakHTTP1 Protocol = iota // as the plugin does, and for upgrades
-	SpeakHTTP2                 // what ALPN gives; the plugin speaks HTTP/2
-	SpeakH2C                   // HTTP/2 without TLS
+	HTTP1 Protocol = iota // as the plugin does, and for upgrades
+	HTTP2                 // what ALPN gives; the plugin speaks HTTP/2
+	H2C                   // HTTP/2 without TLS
 )
 
 // poolKey separates connections that must never be used for one another. A
@@ -58,20 +58,20 @@ type Pools struct {
 // injected names a credential that several rules of a grant may inject.
 type injected struct{ grant, credential string }
 
-// maxEarlier is how many values before the present one are searched for: an
+// maxEarlierValues is how many values before the present one are searched for: an
 // upstream may quote the last request, and what was rotated often still works.
-const maxEarlier = 2
+const maxEarlierValues = 2
 
 // Pool is the connections for one key, and what its credential looks like in
 // an answer: its present value and those before. Answers under a rule without a
 // credential are not searched, also where other rules of the grant inject one.
 type Pool struct {
-	transport *http.Transport
-	narrow    *http.Transport // where the first fails with errNarrow; nil where it never does
-	Idle      *IdlePool       // in place of the transport's own for HTTP/1.1; nil for HTTP/2
-	OnlyHTTP1 HostSet         // those that answered over HTTP/1.1 where HTTP/2 was offered
-	Needles   *scrub.Patterns // nil without a credential that could be found
-	Names     *scrub.Patterns // the same as it would be in a header's name
+	transport    *http.Transport
+	narrow       *http.Transport // where the first fails with errNoWideWindow; nil where it never does
+	Idle         *IdlePool       // in place of the transport's own for HTTP/1.1; nil for HTTP/2
+	OnlyHTTP1    HostSet         // those that answered over HTTP/1.1 where HTTP/2 was offered
+	Patterns     *scrub.Patterns // nil without a credential that could be found
+	NamePatterns *scrub.Patterns // the same as it would be in a header's name
 }
 
 func NewPools(d *Dialer, b *budget.Budget) *Pools {
@@ -88,11 +88,11 @@ func (p *Pools) Get(a *authz.Admission, speak Protocol, slowed bool) (*Pool, err
 	if found != nil {
 		return found, nil
 	}
-	made, err := p.make(a, speak, slowed)
+	made, err := p.makePool(a, speak, slowed)
 	if err != nil {
 		return nil, err
 	}
-	made.Needles, made.Names = needlesOf(p.remember(a))
+	made.Patterns, made.NamePatterns = patternsOf(p.remember(a))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if found := p.byKey[key]; found != nil {
@@ -119,7 +119,7 @@ func (p *Pools) remember(a *authz.Admission) []authz.Injection {
 	if slices.ContainsFunc(known, func(slot authz.Injection) bool { return sameSecrets(slot, a.Injection) }) {
 		return known
 	}
-	known = append(slices.Clone(known[max(0, len(known)-maxEarlier):]), a.Injection)
+	known = append(slices.Clone(known[max(0, len(known)-maxEarlierValues):]), a.Injection)
 	p.injected[name] = known
 	p.dropLocked(func(k poolKey) bool { return k.grant == name.grant && k.credential > a.Injection.Generation })
 	return known
@@ -227,12 +227,12 @@ func (p *Pools) Disown(owner *session.Socket) {
 	}
 }
 
-// make makes a pool. What a limit slows down needs no large windows.
-func (p *Pools) make(a *authz.Admission, speak Protocol, slowed bool) (made *Pool, err error) {
+// makePool makes a pool. What a limit slows down needs no large windows.
+func (p *Pools) makePool(a *authz.Admission, speak Protocol, slowed bool) (made *Pool, err error) {
 	made = new(Pool)
 	switch {
-	case speak == SpeakHTTP1 || slowed:
-		if made.transport, err = p.transport(a, speak, StreamWindow, ConnectionWindow); err == nil && speak == SpeakHTTP1 {
+	case speak == HTTP1 || slowed:
+		if made.transport, err = p.transport(a, speak, StreamWindow, ConnectionWindow); err == nil && speak == HTTP1 {
 			made.Idle = newIdlePool(made.transport)
 		}
 		return made, err
@@ -270,12 +270,12 @@ func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection
 		},
 	}
 	switch speak {
-	case SpeakHTTP1:
+	case HTTP1:
 		t.Protocols.SetHTTP1(true)
-	case SpeakHTTP2:
+	case HTTP2:
 		t.Protocols.SetHTTP1(true)
 		t.Protocols.SetHTTP2(true)
-	case SpeakH2C:
+	case H2C:
 		t.Protocols.SetUnencryptedHTTP2(true)
 	}
 	return t, nil
@@ -284,10 +284,10 @@ func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection
 // decisionKey is the context key of the decision that a transport dials for.
 type decisionKey struct{}
 
-// DialsFor returns a context in which the transport of a pool dials for an
+// WithDecision returns a context in which the transport of a pool dials for an
 // admitted access. Accesses of one pool are to several hosts, and a host that is
 // an address is granted by other terms than a name.
-func DialsFor(ctx context.Context, a *authz.Admission) context.Context {
+func WithDecision(ctx context.Context, a *authz.Admission) context.Context {
 	return context.WithValue(ctx, decisionKey{}, decided{a.Decision, a.Request.Destination.Scheme() == authz.SchemeHTTPS})
 }
 
@@ -298,16 +298,16 @@ type decided struct {
 }
 
 // dialerOf returns a transport's DialContext, for connections with a window of so
-// many bytes over HTTP/2, which is taken with them. It fails with errNarrow where
+// many bytes over HTTP/2, which is taken with them. It fails with errNoWideWindow where
 // there is no room for a wide one.
 func (p *Pools) dialerOf(speak Protocol, window int64) dialContext {
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		holding := p.budget.Hold()
 		switch {
-		case speak == SpeakHTTP1:
+		case speak == HTTP1:
 		case window == wideConnection:
 			if !holding.TakeShare(budget.Window, window, wideShare) {
-				return nil, errNarrow
+				return nil, errNoWideWindow
 			}
 		default:
 			if err := p.makeRoom(ctx, holding, budget.Window, window); err != nil {
@@ -319,7 +319,7 @@ func (p *Pools) dialerOf(speak Protocol, window int64) dialContext {
 			holding.End()
 			return nil, err
 		}
-		return &session.HeldConn{Conn: conn, Holding: holding}, nil
+		return &session.ReservedConn{Conn: conn, Reservation: holding}, nil
 	}
 }
 
@@ -353,7 +353,7 @@ func (p *Pools) makeRoom(ctx context.Context, holding *budget.Holding, kind budg
 		return nil
 	}
 	p.CloseIdle()
-	return session.RefusalOf(holding.TakeWithin(ctx, idlePatience, kind, n))
+	return session.AsRefusal(holding.TakeWithin(ctx, idlePatience, kind, n))
 }
 
 // idlePatience is how long the closing of idle connections is waited for.
@@ -374,10 +374,10 @@ func (p *Pools) CloseIdle() {
 	}
 }
 
-// Meets returns whether a TLS session satisfies terms. It was verified when it
+// VerifyAgain returns whether a TLS session satisfies terms. It was verified when it
 // began, against earlier terms of the same rule: another authority, or a later
 // version, may be required now.
-func Meets(session tls.ConnectionState, earlier authz.Terms) func(authz.Terms) bool {
+func VerifyAgain(session tls.ConnectionState, earlier authz.Terms) func(authz.Terms) bool {
 	return func(now authz.Terms) bool {
 		if now.TLSMin == "1.3" && session.Version < tls.VersionTLS13 {
 			return false

@@ -46,7 +46,7 @@ func newUpstreamProxy(u *url.URL, direct []string) *upstreamProxy {
 		p.user = authz.NewSecret(basicOf(u.User))
 	}
 	for _, entry := range direct {
-		p.skip(strings.ToLower(strings.TrimSuffix(entry, ".")))
+		p.addDirect(strings.ToLower(strings.TrimSuffix(entry, ".")))
 	}
 	return p
 }
@@ -56,8 +56,8 @@ func basicOf(user *url.Userinfo) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password))
 }
 
-// skip takes in what is reached directly.
-func (p *upstreamProxy) skip(entry string) {
+// addDirect takes in what is reached directly.
+func (p *upstreamProxy) addDirect(entry string) {
 	prefix, err := netip.ParsePrefix(entry)
 	if addr, wrong := netip.ParseAddr(entry); wrong == nil {
 		prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
@@ -74,10 +74,10 @@ func (p *upstreamProxy) skip(entry string) {
 }
 
 // ViaProxy reports whether a destination is reached through an upstream proxy.
-func (d *Dialer) ViaProxy(to authz.Destination) bool { return d.Via.takes(to) }
+func (d *Dialer) ViaProxy(to authz.Destination) bool { return d.Proxy.applies(to) }
 
-// takes reports whether a destination is reached through the proxy.
-func (p *upstreamProxy) takes(d authz.Destination) bool {
+// applies reports whether a destination is reached through the proxy.
+func (p *upstreamProxy) applies(d authz.Destination) bool {
 	if p == nil {
 		return false
 	}
@@ -123,7 +123,7 @@ func (d *Dialer) connectVia(ctx context.Context, decision authz.Decision, to net
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	through, err := d.Via.connect(conn, to)
+	through, err := d.Proxy.connect(conn, to)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -136,7 +136,7 @@ func (d *Dialer) connectVia(ctx context.Context, decision authz.Decision, to net
 
 // openProxy connects to the proxy itself.
 func (d *Dialer) openProxy(ctx context.Context) (net.Conn, error) {
-	p, address := d.Via, d.Via.address
+	p, address := d.Proxy, d.Proxy.address
 	if known := d.hosts[strings.ToLower(p.host)]; len(known) > 0 {
 		address = net.JoinHostPort(known[0].String(), p.port)
 	}
@@ -167,7 +167,7 @@ func (p *upstreamProxy) connect(conn net.Conn, to netip.AddrPort) (net.Conn, err
 	if _, err := conn.Write([]byte(head + "\r\n")); err != nil {
 		return nil, err
 	}
-	in := bufio.NewReaderSize(&capped{Conn: conn, left: maxProxyAnswer}, 4096)
+	in := bufio.NewReaderSize(&limitedReader{Conn: conn, left: maxProxyAnswer}, 4096)
 	response, err := http.ReadResponse(in, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // what follows is the tunnel
 	if err != nil {
 		if IsTimeout(err) {
@@ -179,19 +179,19 @@ func (p *upstreamProxy) connect(conn net.Conn, to netip.AddrPort) (net.Conn, err
 		return nil, &proxyError{fmt.Sprintf("the upstream proxy answered %d", response.StatusCode)}
 	}
 	ahead, _ := in.Peek(in.Buffered()) // no more than there is
-	return &proxied{Conn: conn, ahead: ahead, to: net.TCPAddrFromAddrPort(to)}, nil
+	return &tunnelConn{Conn: conn, ahead: ahead, to: net.TCPAddrFromAddrPort(to)}, nil
 }
 
 // maxProxyAnswer bounds the head of the proxy's answer, in bytes.
 const maxProxyAnswer = 64 << 10
 
-// capped bounds what is read of the proxy's answer.
-type capped struct {
+// limitedReader bounds what is read of the proxy's answer.
+type limitedReader struct {
 	net.Conn
 	left int
 }
 
-func (c *capped) Read(b []byte) (int, error) {
+func (c *limitedReader) Read(b []byte) (int, error) {
 	if c.left <= 0 {
 		return 0, &proxyError{"the upstream proxy's answer is too long"}
 	}
@@ -200,14 +200,14 @@ func (c *capped) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// proxied is a connection through the proxy.
-type proxied struct {
+// tunnelConn is a connection through the proxy.
+type tunnelConn struct {
 	net.Conn
 	ahead []byte // of what the upstream sent, read with the proxy's answer
 	to    net.Addr
 }
 
-func (c *proxied) Read(b []byte) (int, error) {
+func (c *tunnelConn) Read(b []byte) (int, error) {
 	if len(c.ahead) > 0 {
 		n := copy(b, c.ahead)
 		c.ahead = c.ahead[n:]
@@ -217,12 +217,12 @@ func (c *proxied) Read(b []byte) (int, error) {
 }
 
 // NetConn returns the connection to the proxy itself.
-func (c *proxied) NetConn() net.Conn { return c.Conn }
+func (c *tunnelConn) NetConn() net.Conn { return c.Conn }
 
 // RemoteAddr returns the upstream's address.
-func (c *proxied) RemoteAddr() net.Addr { return c.to }
+func (c *tunnelConn) RemoteAddr() net.Addr { return c.to }
 
 // CloseWrite says that nothing more will be sent.
-func (c *proxied) CloseWrite() error {
-	return session.CloseWriteErr(c.Conn)
+func (c *tunnelConn) CloseWrite() error {
+	return session.CloseWriteOf(c.Conn)
 }

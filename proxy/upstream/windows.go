@@ -32,9 +32,9 @@ const (
 	StreamWindow     = 64 << 10
 )
 
-// errNarrow is a connection that may not have wide windows, because as many have
+// errNoWideWindow is a connection that may not have wide windows, because as many have
 // them as may. The request has not been sent.
-var errNarrow = errors.New("as many connections have wide windows as may")
+var errNoWideWindow = errors.New("as many connections have wide windows as may")
 
 // dialContext is the type of http.Transport.DialContext.
 type dialContext func(ctx context.Context, network, address string) (net.Conn, error)
@@ -43,7 +43,7 @@ type dialContext func(ctx context.Context, network, address string) (net.Conn, e
 // where there may be one.
 func (p *Pool) Send(next func() *http.Request) (*http.Response, error) {
 	response, err := p.transport.RoundTrip(next())
-	if p.narrow != nil && errors.Is(err, errNarrow) {
+	if p.narrow != nil && errors.Is(err, errNoWideWindow) {
 		return p.narrow.RoundTrip(next())
 	}
 	return response, err

@@ -22,9 +22,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// ExitPaths returns the paths that Exits gives the sockets of routes in dir, and
+// EgressSocketPaths returns the paths that Exits gives the sockets of routes in dir, and
 // makes none.
-func ExitPaths(dir string, routes []authz.Route) []string {
+func EgressSocketPaths(dir string, routes []authz.Route) []string {
 	paths := make([]string, len(routes))
 	for i, route := range routes {
 		paths[i] = filepath.Join(dir, keyOf(route).file())
@@ -32,19 +32,19 @@ func ExitPaths(dir string, routes []authz.Route) []string {
 	return paths
 }
 
-// exitKey is what makes two routes one exit.
-type exitKey struct {
+// routeKey is what makes two routes one exit.
+type routeKey struct {
 	grant, rule string
 	scheme      authz.Scheme
 	host        string
 	port        uint16
 }
 
-func keyOf(r authz.Route) exitKey { return exitKey{r.Grant, r.Rule, r.Scheme, r.Host, r.Port} }
+func keyOf(r authz.Route) routeKey { return routeKey{r.Grant, r.Rule, r.Scheme, r.Host, r.Port} }
 
 // file returns the name of the exit's socket, which is short whatever the names
 // are, and the same in every process.
-func (k exitKey) file() string {
+func (k routeKey) file() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %d", k.grant, k.rule, k.scheme, k.host, k.port))
 	name := base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16])
 	return strings.ToLower(name) + socketSuffix
@@ -59,7 +59,7 @@ type EgressConfig struct {
 	Dialer       *upstream.Dialer
 	Budget       *budget.Budget
 	Work         *session.Inflight // counts goroutines until they have ended
-	Placeholders *placeholder.Lookout
+	Placeholders *placeholder.Cache
 	// MaxConnections bounds the open connections of all exits together.
 	MaxConnections int
 	// Refused reports a refusal and returns it; err is why it could not be recorded.
@@ -70,8 +70,8 @@ type EgressConfig struct {
 	Log         *zap.Logger
 }
 
-// Exits is the set of all exits.
-type Exits struct {
+// Egress is the set of all exits.
+type Egress struct {
 	EgressConfig
 
 	ctx   context.Context //nolint:containedctx // of all connections; ends with the proxy
@@ -79,36 +79,36 @@ type Exits struct {
 	conns atomic.Int64 // open ones
 
 	mu      sync.Mutex // held while the set is replaced
-	folder  folder
-	byRoute map[exitKey]*exit
+	dir     socketDir
+	byRoute map[routeKey]*egressListener
 	closed  bool
 }
 
-// exit is the way out of one route.
-type exit struct {
-	set      *Exits
+// egressListener is the way out of one route.
+type egressListener struct {
+	egress   *Egress
 	route    authz.Route
 	path     string
 	listener net.Listener
-	paces    logLimiters
+	refusals samplers
 }
 
-func NewExits(cfg EgressConfig) *Exits {
-	s := &Exits{EgressConfig: cfg, byRoute: make(map[exitKey]*exit)}
+func NewEgress(cfg EgressConfig) *Egress {
+	s := &Egress{EgressConfig: cfg, byRoute: make(map[routeKey]*egressListener)}
 	s.ctx, s.stop = context.WithCancel(context.Background()) //nolint:forbidigo // exits may be there before Serve
 	return s
 }
 
-func (s *Exits) Replace(dir, group string, routes []authz.Route) (paths []string, err error) {
+func (s *Egress) Replace(dir, group string, routes []authz.Route) (paths []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, session.ErrStopping
 	}
-	if err := s.settle(dir, group); err != nil {
+	if err := s.prepare(dir, group); err != nil {
 		return nil, err
 	}
-	next, made := make(map[exitKey]*exit, len(routes)), []*exit(nil)
+	next, made := make(map[routeKey]*egressListener, len(routes)), []*egressListener(nil)
 	for _, route := range routes {
 		key := keyOf(route)
 		e := cmp.Or(next[key], s.byRoute[key])
@@ -117,7 +117,7 @@ func (s *Exits) Replace(dir, group string, routes []authz.Route) (paths []string
 				for _, e := range made {
 					_ = e.listener.Close() // nobody was served
 				}
-				return nil, fmt.Errorf("%s/%s to %s: %w", route.Grant, route.Rule, session.JoinPort(route.Host, route.Port), err)
+				return nil, fmt.Errorf("%s/%s to %s: %w", route.Grant, route.Rule, session.JoinHostPort(route.Host, route.Port), err)
 			}
 			made = append(made, e)
 		}
@@ -137,32 +137,32 @@ func (s *Exits) Replace(dir, group string, routes []authz.Route) (paths []string
 }
 
 // open binds the exit of a route.
-func (s *Exits) open(route authz.Route) (*exit, error) {
-	path := filepath.Join(s.folder.path, keyOf(route).file())
-	listener, err := s.folder.listen(s.ctx, path)
+func (s *Egress) open(route authz.Route) (*egressListener, error) {
+	path := filepath.Join(s.dir.path, keyOf(route).file())
+	listener, err := s.dir.listen(s.ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	return &exit{set: s, route: route, path: path, listener: listener}, nil
+	return &egressListener{egress: s, route: route, path: path, listener: listener}, nil
 }
 
-// settle takes the folder over at the first call.
-func (s *Exits) settle(dir, group string) error {
-	if s.folder.path == "" {
-		taken, err := takeFolder(s.ctx, dir, group)
+// prepare takes the folder over at the first call.
+func (s *Egress) prepare(dir, group string) error {
+	if s.dir.path == "" {
+		taken, err := openSocketDir(s.ctx, dir, group)
 		if err != nil {
 			return err
 		}
-		s.folder = taken
+		s.dir = taken
 	}
-	if s.folder.path != filepath.Clean(dir) || s.folder.group != group {
-		return fmt.Errorf("they are in %s for group %q", s.folder.path, s.folder.group)
+	if s.dir.path != filepath.Clean(dir) || s.dir.group != group {
+		return fmt.Errorf("they are in %s for group %q", s.dir.path, s.dir.group)
 	}
 	return nil
 }
 
 // Close closes all exits and ends what was accepted and is not live yet.
-func (s *Exits) Close() {
+func (s *Egress) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
@@ -174,8 +174,8 @@ func (s *Exits) Close() {
 }
 
 // serve takes connections until the exit is closed.
-func (e *exit) serve() {
-	s := e.set
+func (e *egressListener) serve() {
+	s := e.egress
 	defer s.Work.Leave()
 	if err := session.Accept(s.ctx, e.listener, s.Log, e.take); err != nil {
 		s.Log.Error("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
@@ -183,9 +183,9 @@ func (e *exit) serve() {
 }
 
 // take begins with one connection.
-func (e *exit) take(raw net.Conn) {
-	s := e.set
-	if err := s.folder.admits(raw); err != nil {
+func (e *egressListener) take(raw net.Conn) {
+	s := e.egress
+	if err := s.dir.admits(raw); err != nil {
 		s.Log.Warn("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
 		_ = raw.Close() // nothing was read from it
 		return
@@ -210,13 +210,13 @@ func (e *exit) take(raw net.Conn) {
 	}()
 }
 
-func (e *exit) name() string { return e.route.Grant + "/" + e.route.Rule }
+func (e *egressListener) name() string { return e.route.Grant + "/" + e.route.Rule }
 
 // refuse records that a connection was refused, for each reason once a second:
 // an Envoy connects as often as it is asked to. host is "" where it is not known.
-func (e *exit) refuse(host string, reason authz.Reason, detail string) {
-	s := e.set
-	n := e.paces.of(reason).Take(s.Now())
+func (e *egressListener) refuse(host string, reason authz.Reason, detail string) {
+	s := e.egress
+	n := e.refusals.of(reason).Take(s.Now())
 	if n == 0 {
 		return
 	}
@@ -224,7 +224,7 @@ func (e *exit) refuse(host string, reason authz.Reason, detail string) {
 	if n > 1 {
 		detail += fmt.Sprintf("; so were %d before it", n-1)
 	}
-	to := string(e.route.Scheme) + "://" + session.JoinPort(cmp.Or(host, e.route.Host), e.route.Port)
+	to := string(e.route.Scheme) + "://" + session.JoinHostPort(cmp.Or(host, e.route.Host), e.route.Port)
 	s.Refused(s.Gate.Refuse(reason, authz.Attempt{
 		Principal: s.Plugin, URL: to, Host: host, Detail: detail,
 	}, authz.Source{Door: authz.DoorExtAuthz, UID: -1}))
@@ -232,13 +232,13 @@ func (e *exit) refuse(host string, reason authz.Reason, detail string) {
 		zap.String("to", to), zap.Stringer("reason", reason), zap.String("detail", detail))
 }
 
-// logLimiters is a pace for each reason.
-type logLimiters struct {
+// samplers is a pace for each reason.
+type samplers struct {
 	mu       sync.Mutex
 	byReason map[authz.Reason]*session.LogLimiter
 }
 
-func (r *logLimiters) of(reason authz.Reason) *session.LogLimiter {
+func (r *samplers) of(reason authz.Reason) *session.LogLimiter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byReason == nil {

@@ -19,31 +19,31 @@ type Placeholder struct {
 	Value             authz.Secret
 }
 
-// StandIns are what is looked for in what a plugin sends. Nil: nothing.
-type StandIns struct {
+// Matcher are what is looked for in what a plugin sends. Nil: nothing.
+type Matcher struct {
 	from    []Placeholder
 	all     *scrub.Patterns
 	each    []*scrub.Patterns
 	lowered []string // as they would be in a host's name, which has no case
 }
 
-// Lookout knows what to look for, and makes it ready when it changes.
-type Lookout struct {
+// Cache knows what to look for, and makes it ready when it changes.
+type Cache struct {
 	Placeholders func() []Placeholder // nil: none
-	known        atomic.Pointer[StandIns]
+	known        atomic.Pointer[Matcher]
 }
 
-// FindPlaceholder returns what finds a stand-in in a text, in any spelling and in
+// Finder returns what finds a stand-in in a text, in any spelling and in
 // any case, which names lose. It is for doors that see more of a request than they
 // carry.
-func FindPlaceholder(placeholders func() []Placeholder) func(text string) (grant, credential string, found bool) {
-	l := &Lookout{Placeholders: placeholders}
+func Finder(placeholders func() []Placeholder) func(text string) (grant, credential string, found bool) {
+	l := &Cache{Placeholders: placeholders}
 	return func(text string) (grant, credential string, found bool) {
-		s := l.Now()
+		s := l.Matcher()
 		if s == nil {
 			return "", "", false
 		}
-		e := s.in(text, "")
+		e := s.inText(text, "")
 		if e == nil {
 			e = s.inName(text, "")
 		}
@@ -54,8 +54,8 @@ func FindPlaceholder(placeholders func() []Placeholder) func(text string) (grant
 	}
 }
 
-// Now returns what to look for, nil for nothing.
-func (l *Lookout) Now() *StandIns {
+// Matcher returns what to look for, nil for nothing.
+func (l *Cache) Matcher() *Matcher {
 	if l.Placeholders == nil {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (l *Lookout) Now() *StandIns {
 	if known := l.known.Load(); known != nil && slices.Equal(known.from, from) {
 		return known
 	}
-	s := &StandIns{from: slices.Clone(from)}
+	s := &Matcher{from: slices.Clone(from)}
 	values := make([]string, len(from))
 	for i, placeholder := range from {
 		values[i] = placeholder.Value.Reveal()
@@ -81,7 +81,7 @@ func (l *Lookout) Now() *StandIns {
 }
 
 // errMisplaced is a stand-in elsewhere than in its credential's place.
-func (s *StandIns) errMisplaced(text []byte, where string) *session.RefusalError {
+func (s *Matcher) errMisplaced(text []byte, where string) *session.RefusalError {
 	e := &session.RefusalError{Reason: authz.CredentialMisplaced, Detail: where}
 	for i, needles := range s.each {
 		if needles.InBytes(text) {
@@ -93,12 +93,12 @@ func (s *StandIns) errMisplaced(text []byte, where string) *session.RefusalError
 }
 
 // ref names the credential of a placeholder.
-func (s *StandIns) ref(i int) *authz.CredentialRef {
+func (s *Matcher) ref(i int) *authz.CredentialRef {
 	return &authz.CredentialRef{Grant: s.from[i].Grant, Name: s.from[i].Credential}
 }
 
-// in refuses a text with a stand-in in it.
-func (s *StandIns) in(text, where string) *session.RefusalError {
+// inText refuses a text with a stand-in in it.
+func (s *Matcher) inText(text, where string) *session.RefusalError {
 	if !s.all.In(text) {
 		return nil
 	}
@@ -106,7 +106,7 @@ func (s *StandIns) in(text, where string) *session.RefusalError {
 }
 
 // inName refuses a name without case, of a host or a header, with a stand-in in it.
-func (s *StandIns) inName(name, where string) *session.RefusalError {
+func (s *Matcher) inName(name, where string) *session.RefusalError {
 	name = strings.ToLower(name)
 	for i, lowered := range s.lowered {
 		if len(lowered) > 0 && strings.Contains(name, lowered) {
@@ -117,13 +117,13 @@ func (s *StandIns) inName(name, where string) *session.RefusalError {
 }
 
 // InHeader refuses a header or trailer with a stand-in in it.
-func (s *StandIns) InHeader(h http.Header, what string) *session.RefusalError {
+func (s *Matcher) InHeader(h http.Header, what string) *session.RefusalError {
 	for name, values := range h {
 		if e := s.inName(name, "the name of a "+what); e != nil {
 			return e
 		}
 		for _, value := range values {
-			if e := s.in(value, what+" "+strings.ToLower(name)); e != nil {
+			if e := s.inText(value, what+" "+strings.ToLower(name)); e != nil {
 				return e
 			}
 		}
@@ -133,12 +133,12 @@ func (s *StandIns) InHeader(h http.Header, what string) *session.RefusalError {
 
 // InRequest refuses what is about to be sent, once its slot has been emptied
 // and before the credential is in it.
-func (s *StandIns) InRequest(r authz.Request, query string, h http.Header) *session.RefusalError {
+func (s *Matcher) InRequest(r authz.Request, query string, h http.Header) *session.RefusalError {
 	for _, check := range []func() *session.RefusalError{
 		func() *session.RefusalError { return s.inName(r.Destination.Host(), "the host's name") },
-		func() *session.RefusalError { return s.in(r.Action.Method, "the method") },
-		func() *session.RefusalError { return s.in(r.Destination.Path(), "the path") },
-		func() *session.RefusalError { return s.in(query, "the query") },
+		func() *session.RefusalError { return s.inText(r.Action.Method, "the method") },
+		func() *session.RefusalError { return s.inText(r.Destination.Path(), "the path") },
+		func() *session.RefusalError { return s.inText(query, "the query") },
 		func() *session.RefusalError { return s.InHeader(h, "header") },
 	} {
 		if e := check(); e != nil {
@@ -149,7 +149,7 @@ func (s *StandIns) InRequest(r authz.Request, query string, h http.Header) *sess
 }
 
 // Search ends a stream at a stand-in; halt is told first.
-func (s *StandIns) Search(where string, halt func(error)) scrub.Search {
+func (s *Matcher) Search(where string, halt func(error)) scrub.Search {
 	return scrub.Search{Patterns: s.all, Found: func(text []byte) error {
 		e := s.errMisplaced(text, where)
 		halt(e)
@@ -157,9 +157,9 @@ func (s *StandIns) Search(where string, halt func(error)) scrub.Search {
 	}}
 }
 
-// Room returns how many bytes a search holds back at most.
-func (s *StandIns) Room() int { return s.all.ReaderSize() }
+// BufferSize returns how many bytes a search holds back at most.
+func (s *Matcher) BufferSize() int { return s.all.ReaderSize() }
 
-// ShortBeginning is how many bytes of what may be the beginning of a needle
+// MinHeldPrefix is how many bytes of what may be the beginning of a needle
 // pass where an end may wait for them: fewer than what is searched for at all.
-const ShortBeginning = 5
+const MinHeldPrefix = 5

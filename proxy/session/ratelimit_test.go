@@ -60,7 +60,7 @@ func TestPacersShareARate(t *testing.T) {
 			ends := make([]time.Duration, streams)
 			for i := range streams {
 				running.Go(func() {
-					pace := p.Pacer(authz.LimitReceivedBytes, nil)
+					pace := p.Limiter(authz.LimitReceivedBytes, nil)
 					n, err := pace.Copy(&smooth{t: t, last: began}, bytes.NewReader(make([]byte, total/streams)), make([]byte, BufferSize))
 					if n != total/int64(streams) || err != nil {
 						t.Errorf("moved %d bytes, %v", n, err)
@@ -94,7 +94,7 @@ func (s *smooth) Write(b []byte) (int, error) {
 	gap := time.Since(s.last)
 	s.last = time.Now()
 	// The first pieces after the burst are still large.
-	if s.writes++; s.writes > 6 && gap > 2*longTurn {
+	if s.writes++; s.writes > 6 && gap > 2*longWait {
 		s.t.Errorf("write %d of %d bytes came after %s", s.writes, len(b), gap)
 	}
 	return len(b), nil
@@ -108,7 +108,7 @@ func TestWaitIsCutShort(t *testing.T) {
 		want error
 		took time.Duration
 	}{
-		"the end of the access": {func(_ *RateLimits, ended chan struct{}) { close(ended) }, errUnpaced, 0},
+		"the end of the access": {func(_ *RateLimits, ended chan struct{}) { close(ended) }, errEndedWhileThrottled, 0},
 		"a limit that is gone":  {func(p *RateLimits, _ chan struct{}) { p.limit(t, authz.Limit{}) }, nil, 0},
 		"a higher limit": {func(p *RateLimits, _ chan struct{}) {
 			p.limit(t, authz.Limit{Count: 4 << 10, Period: 10 * time.Second})
@@ -119,10 +119,10 @@ func TestWaitIsCutShort(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := paced(t, hourly)
 				ended := make(chan struct{})
-				pace := p.Pacer(authz.LimitReceivedBytes, ended)
+				pace := p.Limiter(authz.LimitReceivedBytes, ended)
 				result := make(chan error)
 				go func() {
-					_, err := pace.Pass(4 << 10)
+					_, err := pace.Wait(4 << 10)
 					result <- err
 				}()
 				synctest.Wait()
@@ -139,12 +139,12 @@ func TestWaitIsCutShort(t *testing.T) {
 // TestNoLimitCostsNothing wants no timer and no garbage where nothing is slowed.
 func TestNoLimitCostsNothing(t *testing.T) {
 	p := paced(t, authz.Limit{})
-	pace := p.Pacer(authz.LimitReceivedBytes, nil)
-	if n := pace.Next(BufferSize); n != BufferSize {
+	pace := p.Limiter(authz.LimitReceivedBytes, nil)
+	if n := pace.Chunk(BufferSize); n != BufferSize {
 		t.Errorf("%d bytes are moved at a time", n)
 	}
 	allocs := testing.AllocsPerRun(100, func() {
-		if waited, err := pace.Pass(BufferSize); waited || err != nil {
+		if waited, err := pace.Wait(BufferSize); waited || err != nil {
 			t.Errorf("waited: %v, %v", waited, err)
 		}
 	})
@@ -158,10 +158,10 @@ func BenchmarkPass(b *testing.B) {
 	for name, limit := range map[string]authz.Limit{"no limit": {}, "a limit far away": {Count: 1 << 50, Period: time.Second}} {
 		b.Run(name, func(b *testing.B) {
 			p := paced(b, limit)
-			pace := p.Pacer(authz.LimitReceivedBytes, nil)
+			pace := p.Limiter(authz.LimitReceivedBytes, nil)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := pace.Pass(pace.Next(BufferSize)); err != nil {
+				if _, err := pace.Wait(pace.Chunk(BufferSize)); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -20,11 +20,11 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// passage is one connection through an exit.
-type passage struct {
-	pair
-	exit *exit
-	to   authz.Destination
+// egressConn is one connection through an exit.
+type egressConn struct {
+	splicedPair
+	listener *egressListener
+	to       authz.Destination
 
 	mu      sync.Mutex
 	granted authz.Decision // that what it carries was last allowed by
@@ -32,13 +32,13 @@ type passage struct {
 }
 
 // pass takes one connection to where its route leads.
-func (e *exit) pass(c *session.Conn) {
+func (e *egressListener) pass(c *session.Conn) {
 	defer func() {
 		if cause := recover(); cause != nil { // what nobody foresaw is refused
-			e.set.Log.Error("pass connection of exit: panic", zap.ByteString("stack", debug.Stack()))
+			e.egress.Log.Error("pass connection of exit: panic", zap.ByteString("stack", debug.Stack()))
 		}
 	}()
-	ctx, cancel := context.WithCancelCause(e.set.ctx)
+	ctx, cancel := context.WithCancelCause(e.egress.ctx)
 	defer cancel(nil)
 	defer c.Cut() //nolint:errcheck // it is gone either way
 	stop := context.AfterFunc(ctx, func() { _ = c.Cut() })
@@ -48,41 +48,41 @@ func (e *exit) pass(c *session.Conn) {
 		e.refuse("", f.Reason, f.Detail)
 		return
 	}
-	s := &passage{pair: pair{near: c, cancel: cancel}, exit: e, to: to}
+	s := &egressConn{splicedPair: splicedPair{near: c, cancel: cancel}, listener: e, to: to}
 	decision := s.decide()
 	if !decision.Allowed() {
 		s.refuse(decision.Reason, "it is not granted now")
 		return
 	}
 	s.granted = decision
-	s.access = session.Access{Still: s.stillAllowed, Decided: decision.Generation, Cut: cancel}
-	if !e.set.Live.Add(&s.access) {
+	s.access = session.Session{Recheck: s.stillAllowed, Generation: decision.Generation, OnCut: cancel}
+	if !e.egress.Live.Add(&s.access) {
 		s.refuse(s.decide().Reason, "access was taken away while it was being decided")
 		return
 	}
-	defer e.set.Live.Remove(&s.access)
+	defer e.egress.Live.Remove(&s.access)
 	if !s.dial(ctx, decision) {
 		return
 	}
 	defer s.far.Close()
 	s.splice(s.up, s.down)
-	if misplaced, ok := errors.AsType[*session.RefusalError](s.access.CutBy()); ok {
+	if misplaced, ok := errors.AsType[*session.RefusalError](s.access.CutCause()); ok {
 		s.refuse(misplaced.Reason, misplaced.Detail)
 	}
 }
 
-func (s *passage) refuse(reason authz.Reason, detail string) {
-	s.exit.refuse(s.to.Host(), reason, detail)
+func (s *egressConn) refuse(reason authz.Reason, detail string) {
+	s.listener.refuse(s.to.Host(), reason, detail)
 }
 
-func (s *passage) decide() authz.Decision {
-	set, route := s.exit.set, s.exit.route
+func (s *egressConn) decide() authz.Decision {
+	set, route := s.listener.egress, s.listener.route
 	return set.Engine.Current().DecideRoute(set.Plugin, route.Grant, route.Rule, s.to, set.Now())
 }
 
 // stillAllowed reports whether the rule stands and takes nothing back of what it
 // allowed: which of it is used by the requests inside, only the Envoy could say.
-func (s *passage) stillAllowed() bool {
+func (s *egressConn) stillAllowed() bool {
 	d := s.decide()
 	if !d.Allowed() {
 		return !d.Cuts()
@@ -97,15 +97,15 @@ func (s *passage) stillAllowed() bool {
 }
 
 // dial connects to the upstream.
-func (s *passage) dial(ctx context.Context, decision authz.Decision) bool {
-	far, err := s.exit.set.Dialer.Dial(ctx, decision, s.to)
+func (s *egressConn) dial(ctx context.Context, decision authz.Decision) bool {
+	far, err := s.listener.egress.Dialer.Dial(ctx, decision, s.to)
 	if err == nil {
 		s.far = far
 		s.mu.Lock()
-		s.dialled = upstream.UpstreamAddress(far)
+		s.dialled = upstream.Address(far)
 		s.mu.Unlock()
 		// A policy that came while it was dialled could not judge the address.
-		if s.exit.set.Engine.Current().Generation() == decision.Generation || s.stillAllowed() {
+		if s.listener.egress.Engine.Current().Generation() == decision.Generation || s.stillAllowed() {
 			return true
 		}
 		_ = far.Close() // nothing was sent
@@ -123,7 +123,7 @@ func (s *passage) dial(ctx context.Context, decision authz.Decision) bool {
 
 // down copies what the upstream sends. The kernel moves it (splice(2)); nothing
 // is slowed down, since the plugin's side of it is.
-func (s *passage) down() error {
+func (s *egressConn) down() error {
 	_, err := io.Copy(s.near.Conn, s.far)
 	return err
 }
@@ -131,12 +131,12 @@ func (s *passage) down() error {
 // up copies what the Envoy sends. Where the plugin has stand-ins, and this is not
 // inside TLS of the Envoy's own, it is searched for them: what is left of them
 // here is in no credential's place.
-func (s *passage) up() error {
+func (s *egressConn) up() error {
 	ahead := s.near.TakeAhead()
-	standIns := s.exit.set.Placeholders.Now()
+	standIns := s.listener.egress.Placeholders.Matcher()
 	if standIns != nil && s.to.Scheme() != authz.SchemeHTTPS {
-		search := standIns.Search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.End(cause) })
-		search.PassShort = placeholder.ShortBeginning
+		search := standIns.Search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.Cut(cause) })
+		search.PassShort = placeholder.MinHeldPrefix
 		_, err := io.Copy(s.far, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.near.Conn), search))
 		return err
 	}
@@ -151,20 +151,20 @@ func (s *passage) up() error {
 
 // destination returns where a connection goes. Where the route is to one host it
 // is that one; else the bytes that the Envoy sends first name it.
-func (e *exit) destination(ctx context.Context, c *session.Conn) (authz.Destination, *session.RefusalError) {
-	authority := session.JoinPort(e.route.Host, e.route.Port)
+func (e *egressListener) destination(ctx context.Context, c *session.Conn) (authz.Destination, *session.RefusalError) {
+	authority := session.JoinHostPort(e.route.Host, e.route.Port)
 	switch {
 	case e.route.Scheme == authz.SchemeTLS, e.route.Scheme == authz.SchemeHTTPS && !e.route.Exact():
-		name, ok := session.ReadHello(ctx, c)
+		name, ok := session.ReadClientHello(ctx, c)
 		switch {
 		case !ok:
 			return authz.Destination{}, session.Malformed("the TLS handshake could not be read")
 		case name == "" && !e.route.Exact():
 			return authz.Destination{}, session.Malformed("the TLS handshake names no server")
 		case !e.route.Exact():
-			authority = session.JoinPort(name, e.route.Port)
+			authority = session.JoinHostPort(name, e.route.Port)
 		case name != "":
-			return e.agreed(authority, name)
+			return e.namedAs(authority, name)
 		}
 	case e.route.Scheme == authz.SchemeHTTP && !e.route.Exact():
 		host, f := peekHost(c)
@@ -176,17 +176,17 @@ func (e *exit) destination(ctx context.Context, c *session.Conn) (authz.Destinat
 	return e.named(authority)
 }
 
-// agreed returns the destination of an exact host that the server name must be.
-func (e *exit) agreed(authority, name string) (authz.Destination, *session.RefusalError) {
+// namedAs returns the destination of an exact host that the server name must be.
+func (e *egressListener) namedAs(authority, name string) (authz.Destination, *session.RefusalError) {
 	to, f := e.named(authority)
 	if f == nil && !to.AgreesName(name) {
-		return authz.Destination{}, session.Mismatch("the server name is " + session.Clean(name) + ", the exit is for " + authority)
+		return authz.Destination{}, session.Mismatch("the server name is " + session.Quote(name) + ", the exit is for " + authority)
 	}
 	return to, f
 }
 
 // named returns the destination that an authority names, if the route leads there.
-func (e *exit) named(authority string) (authz.Destination, *session.RefusalError) {
+func (e *egressListener) named(authority string) (authz.Destination, *session.RefusalError) {
 	target := ""
 	if e.route.Scheme.HTTP() {
 		target = "/"
@@ -196,7 +196,7 @@ func (e *exit) named(authority string) (authz.Destination, *session.RefusalError
 		return authz.Destination{}, session.Malformed(err.Error())
 	}
 	if to.Port() != e.route.Port || !e.route.Matches(to.Host()) {
-		return authz.Destination{}, session.Mismatch("it is for " + to.HostPort() + ", the exit for " + session.JoinPort(e.route.Host, e.route.Port))
+		return authz.Destination{}, session.Mismatch("it is for " + to.HostPort() + ", the exit for " + session.JoinHostPort(e.route.Host, e.route.Port))
 	}
 	return to, nil
 }

@@ -2,9 +2,9 @@ package session
 
 import "sync"
 
-// attribution reports which rule the bytes on a plugin's socket are for. A nil
+// Attribution reports which rule the bytes on a plugin's socket are for. A nil
 // attribution reports nothing.
-type attribution struct {
+type Attribution struct {
 	cookie uint64
 	report func(cookie uint64, grant, rule string)
 
@@ -14,15 +14,15 @@ type attribution struct {
 
 // NewAttribution returns the attribution of a peer's socket; nil where report is nil
 // or the socket is not known (cookie 0).
-func NewAttribution(cookie uint64, report func(cookie uint64, grant, rule string)) *attribution {
+func NewAttribution(cookie uint64, report func(cookie uint64, grant, rule string)) *Attribution {
 	if report == nil || cookie == 0 {
 		return nil
 	}
-	return &attribution{cookie: cookie, report: report}
+	return &Attribution{cookie: cookie, report: report}
 }
 
 // Begin attributes the socket to the rule of an access that begins.
-func (a *attribution) Begin(grant, rule string) {
+func (a *Attribution) Begin(grant, rule string) {
 	if a == nil {
 		return
 	}
@@ -34,7 +34,7 @@ func (a *attribution) Begin(grant, rule string) {
 
 // End ends an access. The rule stays: bytes that are still on their way belong to it,
 // and so, most likely, does the head of the next request.
-func (a *attribution) End() {
+func (a *Attribution) End() {
 	if a == nil {
 		return
 	}
@@ -44,7 +44,7 @@ func (a *attribution) End() {
 }
 
 // Refused attributes the socket to no rule, unless another access still runs.
-func (a *attribution) Refused() {
+func (a *Attribution) Refused() {
 	if a == nil {
 		return
 	}

@@ -25,35 +25,35 @@ const (
 	maxSocketPath = 107 // sun_path less the NUL (unix(7))
 )
 
-// folder is a folder of unix sockets that only the sidecar's own user, root and,
+// socketDir is a folder of unix sockets that only the sidecar's own user, root and,
 // where there is one, a group can reach.
-type folder struct {
+type socketDir struct {
 	path  string
 	group string
 	gid   int // -1 for none
 }
 
-// takeFolder makes a folder, or takes over the one that an earlier sidecar left,
+// openSocketDir makes a folder, or takes over the one that an earlier sidecar left,
 // and removes the sockets that nobody serves any more.
-func takeFolder(ctx context.Context, path, group string) (folder, error) {
-	f := folder{path: filepath.Clean(path), group: group, gid: -1}
+func openSocketDir(ctx context.Context, path, group string) (socketDir, error) {
+	f := socketDir{path: filepath.Clean(path), group: group, gid: -1}
 	if !filepath.IsAbs(path) {
-		return folder{}, fmt.Errorf("the folder %q must be absolute", path)
+		return socketDir{}, fmt.Errorf("the folder %q must be absolute", path)
 	}
 	var err error
 	if group != "" {
 		if f.gid, err = groupID(group); err != nil {
-			return folder{}, err
+			return socketDir{}, err
 		}
 	}
 	if err := prepareParent(filepath.Dir(f.path)); err != nil {
-		return folder{}, err
+		return socketDir{}, err
 	}
 	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return folder{}, err
+		return socketDir{}, err
 	}
 	if err := f.own(); err != nil {
-		return folder{}, err
+		return socketDir{}, err
 	}
 	return f, f.sweep(ctx)
 }
@@ -76,7 +76,7 @@ func prepareParent(path string) error {
 }
 
 // own sees that the folder is the sidecar's and opens it to the group.
-func (f folder) own() error {
+func (f socketDir) own() error {
 	info, err := os.Lstat(f.path)
 	if err != nil {
 		return err
@@ -91,7 +91,7 @@ func (f folder) own() error {
 }
 
 // sweep removes what a dead sidecar left.
-func (f folder) sweep(ctx context.Context) error {
+func (f socketDir) sweep(ctx context.Context) error {
 	entries, err := os.ReadDir(f.path)
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func (f folder) sweep(ctx context.Context) error {
 
 // listen binds a socket that never was anybody else's: Linux gives its file the
 // mode that the unbound socket has (unix_bind_bsd in net/unix/af_unix.c).
-func (f folder) listen(ctx context.Context, path string) (net.Listener, error) {
+func (f socketDir) listen(ctx context.Context, path string) (net.Listener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("the path %s is %d bytes long; the kernel takes %d", path, len(path), maxSocketPath)
 	}
@@ -140,7 +140,7 @@ func (f folder) listen(ctx context.Context, path string) (net.Listener, error) {
 // admits returns an error unless the other end of a connection is root, the
 // sidecar's own user or of the group. The modes say so already; this holds also
 // when somebody has changed them.
-func (f folder) admits(conn net.Conn) error {
+func (f socketDir) admits(conn net.Conn) error {
 	socket, ok := conn.(*net.UnixConn)
 	if !ok {
 		return errors.New("not a unix socket")

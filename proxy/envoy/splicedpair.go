@@ -10,31 +10,31 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// quietFor is how long nothing has moved on a pair that a proxy which ends does
+// idleAfter is how long nothing has moved on a pair that a proxy which ends does
 // not wait for: an Envoy keeps connections for requests to come, for an hour,
 // and does not say which.
-const quietFor = 2 * time.Second
+const idleAfter = 2 * time.Second
 
-// pair is two connections of which each is sent what the other says. What they
+// splicedPair is two connections of which each is sent what the other says. What they
 // carry was, or will be, admitted access by access somewhere else; the pair
 // itself stands as long as its access does.
-type pair struct {
+type splicedPair struct {
 	near   *session.Conn // the one that was accepted
 	far    net.Conn      // the one that was dialled; nil until then
-	access session.Access
+	access session.Session
 	cancel context.CancelCauseFunc // of everything that waits
 }
 
 // splice copies both ways, until either end is done or the pair is cut.
-func (s *pair) splice(up, down func() error) {
-	if !s.access.OnCut(func(cause error) {
+func (s *splicedPair) splice(up, down func() error) {
+	if !s.access.SetOnCut(func(cause error) {
 		s.cancel(cause)
 		s.near.Abort()
 		session.AbortConn(s.far)
 	}) {
 		return
 	}
-	s.access.OnStop(s.quiet)
+	s.access.SetIsIdle(s.isIdle)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -46,18 +46,18 @@ func (s *pair) splice(up, down func() error) {
 
 // end passes the end of one way on. Where that cannot be, copying has failed, or
 // nobody is left to take the other way's bytes, both ways end.
-func (s *pair) end(to, from net.Conn, err error) {
-	if err != nil || hungUp(from) || !session.CloseWrite(to) {
+func (s *splicedPair) end(to, from net.Conn, err error) {
+	if err != nil || peerClosed(from) || !session.CloseWrite(to) {
 		s.cancel(nil) // the other way may wait for its turn
 		_ = s.far.Close()
 		_ = s.near.Cut()
 	}
 }
 
-// quiet reports whether nothing has moved for a while on the end of the pair that
+// isIdle reports whether nothing has moved for a while on the end of the pair that
 // is TCP, by the kernel's account (tcp(7), TCP_INFO), and nothing is on its way.
-func (s *pair) quiet() bool {
-	tcp, ok := session.Lowest(s.far).(*net.TCPConn)
+func (s *splicedPair) isIdle() bool {
+	tcp, ok := session.Innermost(s.far).(*net.TCPConn)
 	if !ok {
 		if tcp, ok = s.near.Raw.(*net.TCPConn); !ok {
 			return false
@@ -73,13 +73,13 @@ func (s *pair) quiet() bool {
 		return false
 	}
 	since := time.Duration(min(info.Last_data_sent, info.Last_data_recv)) * time.Millisecond
-	return since >= quietFor && info.Unacked == 0 && info.Notsent_bytes == 0
+	return since >= idleAfter && info.Unacked == 0 && info.Notsent_bytes == 0
 }
 
-// hungUp reports whether the other end of a unix socket has closed it, and not
+// peerClosed reports whether the other end of a unix socket has closed it, and not
 // just said all it had to say: an Envoy that is done with a connection leaves
 // nobody who would end it. Of TCP the kernel does not know.
-func hungUp(c net.Conn) bool {
+func peerClosed(c net.Conn) bool {
 	socket, ok := c.(*net.UnixConn)
 	if !ok {
 		return false

@@ -22,19 +22,19 @@ const (
 	// answerTTL is short, for those who look a name up again after a grant;
 	// the pair itself lasts for ever.
 	answerTTL = 10
-	// foldFor is how long equal refused names are recorded once.
-	foldFor = time.Minute
-	// maxFolded bounds the names that are folded. Of further ones one is recorded a
+	// suppressFor is how long equal refused names are recorded once.
+	suppressFor = time.Minute
+	// maxSuppressed bounds the names that are folded. Of further ones one is recorded a
 	// second, with how many it stands for: a flood of names is no flood of records.
-	maxFolded = 1024
+	maxSuppressed = 1024
 	// questionTimeout is how long a question over TCP may take to arrive.
 	questionTimeout = 10 * time.Second
 	// maxDNSConnections bounds the resolver's TCP connections.
 	maxDNSConnections = 64
 )
 
-// ResolverConfig is what a Resolver is made of. Plugin, Gate and Engine are required.
-type ResolverConfig struct {
+// Config is what a Resolver is made of. Plugin, Gate and Engine are required.
+type Config struct {
 	Plugin authz.Principal
 	Gate   *authz.Gate
 	Engine *authz.Engine
@@ -66,21 +66,21 @@ type ResolverConfig struct {
 // AAAA is answered with an address of 2001:20::/96 that stands for the same name:
 // the IPv4 address is its last 32 bits (2001:20::f000:1 for 240.0.0.1).
 type Resolver struct {
-	cfg    ResolverConfig
-	names  *names
-	stats  struct{ udp, tcp questions }
-	search searchList
+	cfg       Config
+	addresses *addressMap
+	stats     struct{ udp, tcp questions }
+	search    searchList
 
-	mu       sync.Mutex
-	folded   map[string]time.Time // refused names, and until when they are folded
-	overflow session.LogLimiter   // of refused names that no room is left for in folded
-	swept    time.Time            // when folded was looked through for what is over
-	sockets  []net.PacketConn     // over which it serves
+	mu         sync.Mutex
+	suppressed map[string]time.Time // refused names, and until when they are folded
+	overflow   session.LogLimiter   // of refused names that no room is left for in folded
+	swept      time.Time            // when folded was looked through for what is over
+	sockets    []net.PacketConn     // over which it serves
 }
 
 // NewResolver returns a resolver and opens its file of names, which Serve
 // closes. It starts nothing.
-func NewResolver(cfg ResolverConfig) (*Resolver, error) {
+func NewResolver(cfg Config) (*Resolver, error) {
 	if cfg.Plugin == "" || cfg.Gate == nil || cfg.Engine == nil {
 		return nil, errors.New("make resolver: plugin, gate and engine are required")
 	}
@@ -90,21 +90,21 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	names, err := openNames(cfg.NamesFile)
+	names, err := openAddressMap(cfg.NamesFile)
 	if err != nil {
 		return nil, fmt.Errorf("make resolver: %w", err)
 	}
-	return &Resolver{cfg: cfg, names: names, folded: make(map[string]time.Time), search: searchList{file: "/etc/resolv.conf"}}, nil
+	return &Resolver{cfg: cfg, addresses: names, suppressed: make(map[string]time.Time), search: searchList{file: "/etc/resolv.conf"}}, nil
 }
 
 // Host returns the name that a virtual address of either family was given out for.
-func (r *Resolver) Host(addr netip.Addr) (name string, ok bool) { return r.names.host(addr) }
+func (r *Resolver) Host(addr netip.Addr) (name string, ok bool) { return r.addresses.host(addr) }
 
 // Address returns the virtual IPv4 address that stands for an exact name, and gives it
 // one if it has none: for who must know it before the plugin asks. False: no
 // address can be given.
 func (r *Resolver) Address(name string) (addr netip.Addr, ok bool) {
-	addr, err := r.names.give(name, name)
+	addr, err := r.addresses.assign(name, name)
 	return addr, err == nil
 }
 
@@ -139,7 +139,7 @@ func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener n
 	_ = server.Shutdown() // one that has ended says so
 	_ = packets.Close()
 	running.Wait()
-	if closeErr := r.names.close(); closeErr != nil {
+	if closeErr := r.addresses.close(); closeErr != nil {
 		err = errors.Join(err, fmt.Errorf("close names: %w", closeErr))
 	}
 	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
@@ -148,9 +148,9 @@ func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener n
 	return err
 }
 
-// ResolverStats counts the questions that a Resolver has replied to since it
+// Stats counts the questions that a Resolver has replied to since it
 // was made, by the transport that they came over.
-type ResolverStats struct {
+type Stats struct {
 	UDP, TCP Questions
 	// Dropped are the packets that the kernel dropped because they came faster
 	// than they were answered, while the resolver serves.
@@ -165,8 +165,8 @@ type Questions struct {
 }
 
 // Stats returns what was asked so far.
-func (r *Resolver) Stats() ResolverStats {
-	stats := ResolverStats{UDP: r.stats.udp.read(), TCP: r.stats.tcp.read()}
+func (r *Resolver) Stats() Stats {
+	stats := Stats{UDP: r.stats.udp.read(), TCP: r.stats.tcp.read()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, packets := range r.sockets {
@@ -236,7 +236,7 @@ func (r *Resolver) reply(from net.Addr, question *dns.Msg) *dns.Msg {
 func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spelling string) {
 	name, err := authz.NewDestination(authz.SchemeTCP, spelling+":1", "")
 	if err != nil || name.Address().IsValid() {
-		if r.probed(reply, spelling) {
+		if r.answerProbe(reply, spelling) {
 			return
 		}
 		r.refuse(from, spelling, "this is not the name of a host")
@@ -244,7 +244,7 @@ func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spellin
 		return
 	}
 	pattern, ok := r.cfg.Engine.Current().Name(r.cfg.Plugin, name.Host(), r.cfg.Now())
-	if pattern == "" && r.probed(reply, name.Host()) {
+	if pattern == "" && r.answerProbe(reply, name.Host()) {
 		return // also while the sidecar observes: the first name that is answered is the one that is used
 	}
 	if !ok {
@@ -255,22 +255,22 @@ func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spellin
 	if q.Qtype != dns.TypeA && q.Qtype != dns.TypeAAAA {
 		return // HTTPS and SVCB hints would lead past the proxy; there is nothing else to say
 	}
-	addr, err := r.names.give(name.Host(), pattern)
+	addr, err := r.addresses.assign(name.Host(), pattern)
 	switch {
-	case errors.Is(err, errNoMoreNames):
+	case errors.Is(err, errMapFull):
 		r.refuse(from, name.Host(), fmt.Sprintf("as many names of %s have an address as may: %d of one pattern, %d of all", patternText(pattern), maxNamesPerPattern, maxWildcardNames))
 		reply.Rcode = dns.RcodeNameError
 	case err != nil:
 		r.cfg.Log.Error("give name an address", zap.Error(err))
 		reply.Rcode = dns.RcodeServerFailure
 	default:
-		reply.Answer = addressRecords(q, addr, embed(addr))
+		reply.Answer = addressRecords(q, addr, toIPv6(addr))
 	}
 }
 
-// probed answers NXDOMAIN to a question that no program means, and reports whether
+// answerProbe answers NXDOMAIN to a question that no program means, and reports whether
 // it was one.
-func (r *Resolver) probed(reply *dns.Msg, name string) bool {
+func (r *Resolver) answerProbe(reply *dns.Msg, name string) bool {
 	probe := r.probe(strings.ToLower(name))
 	if probe == "" {
 		return false
@@ -302,7 +302,7 @@ func addressRecords(q dns.Question, v4, v6 netip.Addr) []dns.RR {
 // refuse records and reports a refused name, equal ones once a minute. Without
 // detail the name is one that no rule grants.
 func (r *Resolver) refuse(from net.Addr, name, detail string) {
-	others, first := r.first(name)
+	others, first := r.shouldRecord(name)
 	if !first {
 		return
 	}
@@ -336,26 +336,26 @@ func (r *Resolver) refuse(from net.Addr, name, detail string) {
 	}
 }
 
-// first reports whether the refusal of a name is to be recorded: it was not in
+// shouldRecord reports whether the refusal of a name is to be recorded: it was not in
 // the last minute, and there is room to remember it or none was recorded in the
 // last second. others is how many other names the record stands for besides.
-func (r *Resolver) first(name string) (others int, ok bool) {
+func (r *Resolver) shouldRecord(name string) (others int, ok bool) {
 	now := r.cfg.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if until, ok := r.folded[name]; ok && now.Before(until) {
+	if until, ok := r.suppressed[name]; ok && now.Before(until) {
 		return 0, false
 	}
-	if len(r.folded) >= maxFolded && now.Sub(r.swept) >= time.Second {
+	if len(r.suppressed) >= maxSuppressed && now.Sub(r.swept) >= time.Second {
 		r.swept = now
-		for old, until := range r.folded {
+		for old, until := range r.suppressed {
 			if !now.Before(until) {
-				delete(r.folded, old)
+				delete(r.suppressed, old)
 			}
 		}
 	}
-	if len(r.folded) < maxFolded {
-		r.folded[name] = now.Add(foldFor)
+	if len(r.suppressed) < maxSuppressed {
+		r.suppressed[name] = now.Add(suppressFor)
 		return 0, true
 	}
 	n := r.overflow.Take(now)

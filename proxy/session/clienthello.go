@@ -15,12 +15,12 @@ const HelloTimeout = 10 * time.Second
 // errNotSent stops a handshake that is only read.
 var errNotSent = errors.New("nothing is sent")
 
-// ReadHello reads the ClientHello, leaves it to be read again, and returns its
+// ReadClientHello reads the ClientHello, leaves it to be read again, and returns its
 // server name.
-func ReadHello(ctx context.Context, c *Conn) (name string, ok bool) {
+func ReadClientHello(ctx context.Context, c *Conn) (name string, ok bool) {
 	_ = c.Conn.SetReadDeadline(time.Now().Add(HelloTimeout)) // a broken one fails below
 	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
-	tap := &helloTap{Conn: c.Conn, c: c}
+	tap := &clientHelloConn{Conn: c.Conn, c: c}
 	ctx, cancel := context.WithTimeout(ctx, HelloTimeout)
 	defer cancel()
 	_ = tls.Server(tap, &tls.Config{
@@ -33,9 +33,9 @@ func ReadHello(ctx context.Context, c *Conn) (name string, ok bool) {
 	return name, ok
 }
 
-// helloTap lets a handshake read a connection without consuming it, and
+// clientHelloConn lets a handshake read a connection without consuming it, and
 // swallows what it would answer.
-type helloTap struct {
+type clientHelloConn struct {
 	net.Conn
 	c   *Conn
 	off int
@@ -44,7 +44,7 @@ type helloTap struct {
 // maxHello is more than any ClientHello: one record is at most 16 KiB.
 const maxHello = 64 << 10
 
-func (t *helloTap) Read(b []byte) (int, error) {
+func (t *clientHelloConn) Read(b []byte) (int, error) {
 	if t.off >= maxHello {
 		return 0, io.ErrUnexpectedEOF
 	}
@@ -57,8 +57,8 @@ func (t *helloTap) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (*helloTap) Write(b []byte) (int, error)      { return len(b), nil }
-func (*helloTap) Close() error                     { return nil }
-func (*helloTap) SetDeadline(time.Time) error      { return nil }
-func (*helloTap) SetReadDeadline(time.Time) error  { return nil }
-func (*helloTap) SetWriteDeadline(time.Time) error { return nil }
+func (*clientHelloConn) Write(b []byte) (int, error)      { return len(b), nil }
+func (*clientHelloConn) Close() error                     { return nil }
+func (*clientHelloConn) SetDeadline(time.Time) error      { return nil }
+func (*clientHelloConn) SetReadDeadline(time.Time) error  { return nil }
+func (*clientHelloConn) SetWriteDeadline(time.Time) error { return nil }

@@ -17,13 +17,13 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// way is how a connection's destination is known.
-type way uint8
+// connMode is how a connection's destination is known.
+type connMode uint8
 
 const (
-	explicit    way = iota // each request names it
-	tunnel                 // a CONNECT named it
-	transparent            // the kernel redirected it
+	explicit    connMode = iota // each request names it
+	tunnel                      // a CONNECT named it
+	transparent                 // the kernel redirected it
 )
 
 // conn is a layer of a connection of the plugin on which HTTP is served: as it is, or
@@ -33,18 +33,18 @@ type conn struct {
 	*session.Conn
 
 	// The target of a tunnel or of a redirected connection.
-	way      way
+	mode     connMode
 	scheme   authz.Scheme // of the requests on it
 	host     string       // "" until SNI or Host says it
 	port     uint16
 	mismatch string // set when the names on it disagree: every request on it is refused
 
-	refused *session.RefusalError // every request is refused with it; nil for none
+	refusal *session.RefusalError // every request is refused with it; nil for none
 
-	frames *http2frames.Frames // of HTTP/2, if it turns out to be HTTP/2
-	http1  requestHeads        // of HTTP/1.1
-	use    handshakeUse        // whether anything came after the handshake
-	refuse func([]byte) []byte // replaces a refusal of net/http's own; nil leaves it
+	frames         *http2frames.Filter // of HTTP/2, if it turns out to be HTTP/2
+	http1          requestHeads        // of HTTP/1.1
+	handshake      handshakeState      // whether anything came after the handshake
+	rewriteRefusal func([]byte) []byte // replaces a refusal of net/http's own; nil leaves it
 
 	answering atomic.Bool  // a request was read and its answer is not complete
 	isHTTP2   atomic.Bool  // it turned out to be HTTP/2
@@ -59,14 +59,14 @@ type conn struct {
 
 // requestHeads is the Host of HTTP/1.1 requests as it is on the wire.
 type requestHeads struct {
-	scanner *http1head.HeadReader // nil where Host need not be seen beside an absolute URI
-	host    string                // of the request being served
-	unclear bool                  // the scanner has seen another request than the one being served
+	scanner *http1head.Scanner // nil where Host need not be seen beside an absolute URI
+	host    string             // of the request being served
+	unclear bool               // the scanner has seen another request than the one being served
 }
 
-// handshakeUse is what came on a connection during its handshake and after it.
-type handshakeUse struct {
-	tail   *lastBytes  // of what is read during a handshake; nil otherwise
+// handshakeState is what came on a connection during its handshake and after it.
+type handshakeState struct {
+	tail   *tailBytes  // of what is read during a handshake; nil otherwise
 	unused func()      // called when it is closed and nothing was sent on it; nil for nothing
 	used   atomic.Bool // something was
 }
@@ -74,8 +74,8 @@ type handshakeUse struct {
 // over returns the connection that runs inside TLS on c.
 func (c *conn) over(inner *tls.Conn) *conn {
 	return &conn{
-		Conn: c.Over(inner), way: c.way, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch,
-		refused: c.refused, lingerers: c.lingerers,
+		Conn: c.Over(inner), mode: c.mode, scheme: c.scheme, host: c.host, port: c.port, mismatch: c.mismatch,
+		refusal: c.refusal, lingerers: c.lingerers,
 	}
 }
 
@@ -103,7 +103,7 @@ func (c *conn) readAny(b []byte) (n int, err error) {
 	} else {
 		n, err = c.readHeads(b)
 	}
-	if n == 0 && errors.Is(err, io.EOF) && len(b) == 1 && c.refuse != nil && !c.isHTTP2.Load() {
+	if n == 0 && errors.Is(err, io.EOF) && len(b) == 1 && c.rewriteRefusal != nil && !c.isHTTP2.Load() {
 		err = c.awaitReset()
 	}
 	return n, err
@@ -120,7 +120,7 @@ func (c *conn) readHeads(b []byte) (int, error) {
 // passOver takes the connection from net/http, for what is not HTTP or is HTTP
 // from its beginning.
 func (c *conn) passOver() {
-	c.http1.scanner, c.refuse = nil, nil
+	c.http1.scanner, c.rewriteRefusal = nil, nil
 	c.requests.Store(0)
 	c.answering.Store(false)
 	c.metered.Store(false)
@@ -129,8 +129,8 @@ func (c *conn) passOver() {
 func (c *conn) read(b []byte) (int, error) {
 	again := len(c.Ahead()) > 0
 	n, err := c.Conn.Read(b)
-	if c.use.tail != nil && !again {
-		c.use.tail.add(b[:n])
+	if c.handshake.tail != nil && !again {
+		c.handshake.tail.add(b[:n])
 	}
 	return n, err
 }
@@ -149,12 +149,12 @@ func (c *conn) Write(b []byte) (int, error) {
 	case c.frames.Prefaced:
 		return 0, http2frames.ErrPreface // it is no answer in HTTP/1.1 that the plugin waits for
 	}
-	if c.refuse == nil || c.answering.Load() || c.isHTTP2.Load() ||
+	if c.rewriteRefusal == nil || c.answering.Load() || c.isHTTP2.Load() ||
 		!bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
 		return c.Conn.Write(b)
 	}
 	_, text, _ := bytes.Cut(b, []byte("\r\n\r\n"))
-	if _, err := c.Conn.Write(c.refuse(text)); err != nil {
+	if _, err := c.Conn.Write(c.rewriteRefusal(text)); err != nil {
 		return 0, err
 	}
 	c.ended.Store(true) // the plugin may still be sending
@@ -209,19 +209,19 @@ func connState(nc net.Conn, state http.ConnState) {
 	}
 }
 
-// handoff is a listener of connections that were accepted elsewhere.
-type handoff struct {
+// chanListener is a listener of connections that were accepted elsewhere.
+type chanListener struct {
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
 }
 
-func newHandoff() *handoff {
-	return &handoff{conns: make(chan net.Conn), closed: make(chan struct{})}
+func newChanListener() *chanListener {
+	return &chanListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// give hands a connection over, and reports false when nobody takes it any more.
-func (h *handoff) give(c net.Conn) bool {
+// send hands a connection over, and reports false when nobody takes it any more.
+func (h *chanListener) send(c net.Conn) bool {
 	select {
 	case <-h.closed:
 		return false
@@ -236,7 +236,7 @@ func (h *handoff) give(c net.Conn) bool {
 }
 
 // Accept implements net.Listener.
-func (h *handoff) Accept() (net.Conn, error) {
+func (h *chanListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-h.conns:
 		return c, nil
@@ -246,10 +246,10 @@ func (h *handoff) Accept() (net.Conn, error) {
 }
 
 // Close implements net.Listener.
-func (h *handoff) Close() error {
+func (h *chanListener) Close() error {
 	h.once.Do(func() { close(h.closed) })
 	return nil
 }
 
 // Addr implements net.Listener.
-func (*handoff) Addr() net.Addr { return &net.TCPAddr{} }
+func (*chanListener) Addr() net.Addr { return &net.TCPAddr{} }

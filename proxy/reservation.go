@@ -51,48 +51,48 @@ func windowCost(r *http.Request) int64 {
 	return upstream.StreamWindow
 }
 
-// heldReader is a body whose bytes are held once they are read.
-type heldReader struct {
+// reservedReader is a body whose bytes are held once they are read.
+type reservedReader struct {
 	io.Reader
 	holding *budget.Holding
 }
 
-func (r *heldReader) Read(p []byte) (int, error) {
+func (r *reservedReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	if full := r.holding.Take(budget.Body, int64(n)); full != nil {
-		return 0, session.RefusalOf(full)
+		return 0, session.AsRefusal(full)
 	}
 	return n, err
 }
 
-// decoders is the room of what is decompressed, for which a body waits a while.
-type decoders struct {
+// decoderMemory is the room of what is decompressed, for which a body waits a while.
+type decoderMemory struct {
 	ctx     context.Context //nolint:containedctx // of the request
 	holding *budget.Holding
 	idle    func()        // closes idle connections, whose windows are held
 	turns   chan struct{} // holds one for each body that is decompressed whole
 }
 
-// decoders returns the room of what is decompressed for the exchange.
-func (x *exchange) decoders() decoders {
-	return decoders{x.r.Context(), x.held, x.proxy.pools.CloseIdle, x.proxy.wholeSearches}
+// decoderMemory returns the room of what is decompressed for the exchange.
+func (x *exchange) decoderMemory() decoderMemory {
+	return decoderMemory{x.r.Context(), x.reservation, x.proxy.pools.CloseIdle, x.proxy.wholeSearches}
 }
 
 // Take implements scrub.MemoryBudget.
-func (d decoders) Take(n int64) error {
+func (d decoderMemory) Take(n int64) error {
 	if d.holding.Take(budget.Decoder, n) == nil {
 		return nil
 	}
 	d.idle()
-	return session.RefusalOf(d.holding.TakeWithin(d.ctx, decodePatience, budget.Decoder, n))
+	return session.AsRefusal(d.holding.TakeWithin(d.ctx, decodePatience, budget.Decoder, n))
 }
 
 // Give implements scrub.MemoryBudget.
-func (d decoders) Give(n int64) { d.holding.Give(budget.Decoder, n) }
+func (d decoderMemory) Give(n int64) { d.holding.Give(budget.Decoder, n) }
 
 // turn takes n bytes for a body that is decompressed whole, when it is its turn,
 // and returns what gives them back.
-func (d decoders) turn(n int64) (done func(), err error) {
+func (d decoderMemory) turn(n int64) (done func(), err error) {
 	late := time.NewTimer(decodePatience)
 	defer late.Stop()
 	select {

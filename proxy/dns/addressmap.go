@@ -44,9 +44,9 @@ const (
 // the registry that the IANA keeps.
 var virtualPrefix6 = [12]byte{0x20, 0x01, 0x00, 0x20} //nolint:gochecknoglobals // an array of constants
 
-// Unembed returns the IPv4 address of a virtual address in any form, and any
+// ToIPv4 returns the IPv4 address of a virtual address in any form, and any
 // other address as it is, an IPv4-mapped one as IPv4.
-func Unembed(addr netip.Addr) netip.Addr {
+func ToIPv4(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap()
 	if !addr.Is6() || addr.Zone() != "" {
 		return addr
@@ -61,8 +61,8 @@ func Unembed(addr netip.Addr) netip.Addr {
 	return addr
 }
 
-// embed returns the IPv6 form of a virtual address.
-func embed(v4 netip.Addr) netip.Addr {
+// toIPv6 returns the IPv6 form of a virtual address.
+func toIPv6(v4 netip.Addr) netip.Addr {
 	var b [16]byte
 	copy(b[:], virtualPrefix6[:])
 	copy(b[12:], v4.AsSlice())
@@ -74,24 +74,24 @@ func IsVirtual(addr netip.Addr) bool {
 	return addr.Is4() && addr.As4()[0] >= 0xf0
 }
 
-// names pairs names with virtual addresses, for ever: an address that was
+// addressMap pairs names with virtual addresses, for ever: an address that was
 // given out is never another name's, also after a restart, or a plugin that
 // kept it would reach another host.
-type names struct {
-	mu      sync.Mutex
-	file    *os.File // nil: not kept
-	byName  map[string]netip.Addr
-	byAddr  map[netip.Addr]string
-	counts  map[string]int // names by pattern
-	many    int            // names of patterns, in all
-	next    uint32
-	closed  bool // by one of the listeners that share it
-	failing bool // the file could not be written: nothing new is given out
+type addressMap struct {
+	mu        sync.Mutex
+	file      *os.File // nil: not kept
+	byName    map[string]netip.Addr
+	byAddr    map[netip.Addr]string
+	counts    map[string]int // names by pattern
+	wildcards int            // names of patterns, in all
+	next      uint32
+	closed    bool // by one of the listeners that share it
+	broken    bool // the file could not be written: nothing new is given out
 }
 
-// openNames reads the pairs in a file, which is made if it is missing; "" keeps none.
-func openNames(path string) (*names, error) {
-	n := &names{
+// openAddressMap reads the pairs in a file, which is made if it is missing; "" keeps none.
+func openAddressMap(path string) (*addressMap, error) {
+	n := &addressMap{
 		byName: make(map[string]netip.Addr), byAddr: make(map[netip.Addr]string),
 		counts: make(map[string]int), next: firstVirtual,
 	}
@@ -112,7 +112,7 @@ func openNames(path string) (*names, error) {
 }
 
 // open opens the file, which must be one of its owner's alone.
-func (n *names) open(path string) error {
+func (n *addressMap) open(path string) error {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func (n *names) open(path string) error {
 
 // readAll takes in the file and returns how many of its bytes are whole lines:
 // a line cut short was never answered.
-func (n *names) readAll(path string) (whole int64, err error) {
+func (n *addressMap) readAll(path string) (whole int64, err error) {
 	content, err := io.ReadAll(io.LimitReader(n.file, maxNamesFile))
 	if err != nil {
 		return 0, err
@@ -154,7 +154,7 @@ func (n *names) readAll(path string) (whole int64, err error) {
 }
 
 // load takes in one line: address, name, and the pattern unless it is exact.
-func (n *names) load(line string) error {
+func (n *addressMap) load(line string) error {
 	fields := strings.Split(line, " ")
 	if len(fields) != 3 {
 		return errors.New("want an address, a name and a pattern")
@@ -167,35 +167,35 @@ func (n *names) load(line string) error {
 	if n.byAddr[addr] != "" || n.byName[name].IsValid() {
 		return fmt.Errorf("%s or %s is there twice", addr, name)
 	}
-	n.pair(addr, name, strings.TrimPrefix(fields[2], "="))
+	n.add(addr, name, strings.TrimPrefix(fields[2], "="))
 	if at := binary.BigEndian.Uint32(addr.AsSlice()); at >= n.next {
 		n.next = at + 1
 	}
 	return nil
 }
 
-func (n *names) pair(addr netip.Addr, name, pattern string) {
+func (n *addressMap) add(addr netip.Addr, name, pattern string) {
 	n.byName[name], n.byAddr[addr] = addr, name
 	if pattern != name {
 		n.counts[pattern]++
-		n.many++
+		n.wildcards++
 	}
 }
 
-var errNoMoreNames = errors.New("no more names are given an address for this pattern")
+var errMapFull = errors.New("no more names are given an address for this pattern")
 
-// give returns the address of a name that pattern grants, the same one always.
-func (n *names) give(name, pattern string) (netip.Addr, error) {
+// assign returns the address of a name that pattern grants, the same one always.
+func (n *addressMap) assign(name, pattern string) (netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if addr, ok := n.byName[name]; ok {
 		return addr, nil
 	}
 	switch {
-	case n.failing:
+	case n.broken:
 		return netip.Addr{}, errors.New("write names: an earlier write failed")
-	case pattern != name && (n.counts[pattern] >= maxNamesPerPattern || n.many >= maxWildcardNames), n.next > lastVirtual:
-		return netip.Addr{}, errNoMoreNames
+	case pattern != name && (n.counts[pattern] >= maxNamesPerPattern || n.wildcards >= maxWildcardNames), n.next > lastVirtual:
+		return netip.Addr{}, errMapFull
 	}
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], n.next)
@@ -203,29 +203,29 @@ func (n *names) give(name, pattern string) (netip.Addr, error) {
 	if n.file != nil {
 		// "=" keeps the field from being empty while observing.
 		if _, err := fmt.Fprintf(n.file, "%s %s =%s\n", addr, name, pattern); err != nil {
-			n.failing = true // half a line may be there: no line may follow it
+			n.broken = true // half a line may be there: no line may follow it
 			return netip.Addr{}, fmt.Errorf("write names: %w", err)
 		}
 	}
 	n.next++
-	n.pair(addr, name, pattern)
+	n.add(addr, name, pattern)
 	return addr, nil
 }
 
 // host returns the name that an address was given out for.
-func (n *names) host(addr netip.Addr) (string, bool) {
+func (n *addressMap) host(addr netip.Addr) (string, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	name, ok := n.byAddr[Unembed(addr)]
+	name, ok := n.byAddr[ToIPv4(addr)]
 	return name, ok
 }
 
-func (n *names) close() error {
+func (n *addressMap) close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.file == nil || n.closed {
 		return nil
 	}
-	n.failing, n.closed = true, true
+	n.broken, n.closed = true, true
 	return n.file.Close()
 }

@@ -8,14 +8,14 @@ import (
 	"strings"
 )
 
-// HeadReader watches the heads of the HTTP/1.1 requests on a connection as
+// Scanner watches the heads of the HTTP/1.1 requests on a connection as
 // net/http reads them. Beside an absolute URI net/http ignores and drops Host,
 // as RFC 9112, section 3.2.2, demands of a server; here what disagrees is
 // refused, so that Host must be seen. It changes no byte. Where framing is not
 // beyond doubt it goes blind, and what it has not seen is refused.
-type HeadReader struct {
-	source io.Reader
-	most   int // bytes of a head or a line of a chunk that are looked at
+type Scanner struct {
+	source  io.Reader
+	maxLine int // bytes of a head or a line of a chunk that are looked at
 
 	state headState
 	line  []byte     // of a head or a chunk, until it is complete
@@ -32,7 +32,7 @@ const (
 	inChunk
 	inChunkEnd
 	inTrailer
-	blind
+	untracked
 )
 
 // wireHead is what a head says on the wire.
@@ -43,13 +43,13 @@ type wireHead struct {
 // maxSeen bounds how many pipelined requests are remembered.
 const maxSeen = 64
 
-// NewHeadReader returns a reader of source for a server that takes heads of so many bytes.
-func NewHeadReader(source io.Reader, maxHeaderBytes int) *HeadReader {
-	return &HeadReader{source: source, most: maxHeaderBytes + 4096} // as net/http counts
+// NewScanner returns a reader of source for a server that takes heads of so many bytes.
+func NewScanner(source io.Reader, maxHeaderBytes int) *Scanner {
+	return &Scanner{source: source, maxLine: maxHeaderBytes + 4096} // as net/http counts
 }
 
 // Read implements io.Reader.
-func (h *HeadReader) Read(b []byte) (int, error) {
+func (h *Scanner) Read(b []byte) (int, error) {
 	n, err := h.source.Read(b)
 	h.observe(b[:n])
 	return n, err
@@ -57,24 +57,24 @@ func (h *HeadReader) Read(b []byte) (int, error) {
 
 // Take returns the Host of the request that net/http has just read. It is
 // unclear when that is not the request that was seen.
-func (h *HeadReader) Take(r *http.Request) (host string, unclear bool) {
+func (h *Scanner) Take(r *http.Request) (host string, unclear bool) {
 	if len(h.seen) == 0 {
 		return "", true
 	}
 	head := h.seen[0]
 	h.seen = h.seen[1:]
 	if head.method != r.Method || head.target != r.RequestURI {
-		h.blind()
+		h.untrack()
 		return "", true
 	}
 	return head.host, false
 }
 
-func (h *HeadReader) blind() { h.state, h.line, h.seen = blind, nil, nil }
+func (h *Scanner) untrack() { h.state, h.line, h.seen = untracked, nil, nil }
 
 // observe takes in what was read.
-func (h *HeadReader) observe(b []byte) {
-	for len(b) > 0 && h.state != blind {
+func (h *Scanner) observe(b []byte) {
+	for len(b) > 0 && h.state != untracked {
 		switch h.state {
 		case inBody, inChunk:
 			n := min(int64(len(b)), h.skip)
@@ -89,7 +89,7 @@ func (h *HeadReader) observe(b []byte) {
 }
 
 // after returns what follows a body or a chunk that is complete.
-func (h *HeadReader) after() headState {
+func (h *Scanner) after() headState {
 	if h.state == inBody {
 		return inHead
 	}
@@ -97,15 +97,15 @@ func (h *HeadReader) after() headState {
 }
 
 // observeLine takes in a part of a line, or of a head up to its empty line.
-func (h *HeadReader) observeLine(b []byte) []byte {
+func (h *Scanner) observeLine(b []byte) []byte {
 	end := bytes.IndexByte(b, '\n')
 	if end < 0 {
 		end = len(b) - 1
 	}
 	h.line = append(h.line, b[:end+1]...)
 	b = b[end+1:]
-	if len(h.line) > h.most { // net/http refuses it too
-		h.blind()
+	if len(h.line) > h.maxLine { // net/http refuses it too
+		h.untrack()
 		return nil
 	}
 	if h.line[len(h.line)-1] != '\n' {
@@ -118,7 +118,7 @@ func (h *HeadReader) observeLine(b []byte) []byte {
 		h.chunkSize()
 	case inChunkEnd:
 		if string(h.line) != "\r\n" {
-			h.blind()
+			h.untrack()
 			return nil
 		}
 		h.state, h.line = inChunkSize, h.line[:0]
@@ -128,7 +128,7 @@ func (h *HeadReader) observeLine(b []byte) []byte {
 		}
 		h.line = h.line[:0]
 	default:
-		h.blind()
+		h.untrack()
 	}
 	return b
 }
@@ -136,7 +136,7 @@ func (h *HeadReader) observeLine(b []byte) []byte {
 // headLine parses the head once its empty line is there. Empty lines before it are
 // none of its (RFC 9112, section 2.2: some clients send one after the body of a POST,
 // and net/http takes it there).
-func (h *HeadReader) headLine() {
+func (h *Scanner) headLine() {
 	if len(bytes.TrimRight(h.line, "\r\n")) == 0 {
 		h.line = h.line[:0]
 		return
@@ -153,7 +153,7 @@ func (h *HeadReader) headLine() {
 	length, chunked, certain := framing(rest, &seen)
 	switch {
 	case !certain || len(h.seen) == maxSeen || method == "PRI":
-		h.state = blind // after this one
+		h.state = untracked // after this one
 	case chunked:
 		h.state = inChunkSize
 	case length > 0:
@@ -202,13 +202,13 @@ func framing(fields string, head *wireHead) (length int64, chunked, certain bool
 }
 
 // chunkSize reads the line before a chunk (RFC 9112, section 7.1).
-func (h *HeadReader) chunkSize() {
+func (h *Scanner) chunkSize() {
 	text, _, _ := strings.Cut(strings.TrimRight(string(h.line), "\r\n"), ";")
 	h.line = h.line[:0]
 	size, err := strconv.ParseUint(strings.TrimSpace(text), 16, 62)
 	switch {
 	case err != nil:
-		h.blind()
+		h.untrack()
 	case size == 0:
 		h.state = inTrailer
 	default:

@@ -16,7 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
-// Frames stands between the HTTP/2 frames of one connection of the plugin and
+// Filter stands between the HTTP/2 frames of one connection of the plugin and
 // net/http, which resets a stream with a malformed head, and ends the connection
 // of one that is too large, before any handler knows: nothing is recorded, and the
 // other streams go with it. Here header blocks are read first. What is malformed
@@ -27,19 +27,19 @@ import (
 // stream, so that the handler can say how it is to be reset. All other frames pass
 // as they are. A connection that does not begin with the preface of HTTP/2 is left
 // alone.
-type Frames struct {
-	FramesConfig
+type Filter struct {
+	Config
 
 	In  frameReader
 	Out frameWriter
 
 	mu      sync.Mutex
-	streams map[uint32]*framed        // those that are open to the handlers
-	serving map[*http.Request]*framed // by the request that was made of it
+	streams map[uint32]*streamState        // those that are open to the handlers
+	serving map[*http.Request]*streamState // by the request that was made of it
 }
 
-// framed is a stream as the frames see it.
-type framed struct {
+// streamState is a stream as the frames see it.
+type streamState struct {
 	malformed bool          // it is answered with a refusal, and reset
 	reset     http2.ErrCode // what the handler's abort is to be, in place of INTERNAL_ERROR
 }
@@ -68,37 +68,37 @@ const (
 
 var ErrPreface = errors.New("the connection preface of HTTP/2 is not valid")
 
-// FramesConfig is what frames are made of. All is required but prefaced.
-type FramesConfig struct {
+// Config is what frames are made of. All is required but prefaced.
+type Config struct {
 	Source   io.Reader           // the connection
 	Prefaced bool                // it must begin with the preface of HTTP/2
 	Report   func(detail string) // records a refusal without a request
-	// TakeBlock takes the memory of a header block that comes in parts, and connection
+	// Budget takes the memory of a header block that comes in parts, and connection
 	// that of the connection. An error of the latter ends the connection.
-	TakeBlock      *budget.Budget
-	TakeConnection func(bytes int64) error
+	Budget  *budget.Budget
+	Reserve func(bytes int64) error
 	// Target is what a request is shown to be for whose head is malformed.
 	Target func() (scheme, authority string)
-	// Most is how many bytes a head may have, as RFC 9113, section 6.5.2, counts them.
-	Most uint32
+	// MaxHeaderBytes is how many bytes a head may have, as RFC 9113, section 6.5.2, counts them.
+	MaxHeaderBytes uint32
 	// MaxStreams is how many streams may be open at a time.
 	MaxStreams int
 }
 
-// NewFrames returns the frames of a connection.
-func NewFrames(cfg FramesConfig) *Frames {
-	f := &Frames{
-		FramesConfig: cfg,
-		streams:      make(map[uint32]*framed), serving: make(map[*http.Request]*framed),
+// New returns the frames of a connection.
+func New(cfg Config) *Filter {
+	f := &Filter{
+		Config:  cfg,
+		streams: make(map[uint32]*streamState), serving: make(map[*http.Request]*streamState),
 	}
-	f.In = frameReader{frames: f, head: headFields{most: cfg.Most}}
-	f.Out = frameWriter{frames: f}
+	f.In = frameReader{filter: f, head: headFields{most: cfg.MaxHeaderBytes}}
+	f.Out = frameWriter{filter: f}
 	return f
 }
 
-// Begin takes what was put into the head of a request out of it, and returns why
+// BeginRequest takes what was put into the head of a request out of it, and returns why
 // it is to be refused, or "".
-func (f *Frames) Begin(r *http.Request) (detail string) {
+func (f *Filter) BeginRequest(r *http.Request) (detail string) {
 	values := r.Header[http.CanonicalHeaderKey(headerStream)]
 	delete(r.Header, http.CanonicalHeaderKey(headerStream))
 	if len(values) != 1 {
@@ -117,15 +117,15 @@ func (f *Frames) Begin(r *http.Request) (detail string) {
 	return detail
 }
 
-// End forgets a request. What becomes of its stream is still to be written.
-func (f *Frames) End(r *http.Request) {
+// EndRequest forgets a request. What becomes of its stream is still to be written.
+func (f *Filter) EndRequest(r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.serving, r)
 }
 
 // ResetWith has the abort of a request reset its stream with code.
-func (f *Frames) ResetWith(r *http.Request, code http2.ErrCode) {
+func (f *Filter) ResetWith(r *http.Request, code http2.ErrCode) {
 	if f == nil {
 		return
 	}
@@ -137,7 +137,7 @@ func (f *Frames) ResetWith(r *http.Request, code http2.ErrCode) {
 }
 
 // add makes a stream known.
-func (f *Frames) add(number uint32, stream *framed) {
+func (f *Filter) add(number uint32, stream *streamState) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.streams) < rememberedShare*f.MaxStreams {
@@ -146,7 +146,7 @@ func (f *Frames) add(number uint32, stream *framed) {
 }
 
 // take returns a stream that ends with what is being written.
-func (f *Frames) take(number uint32) *framed {
+func (f *Filter) take(number uint32) *streamState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	stream := f.streams[number]
@@ -156,14 +156,14 @@ func (f *Frames) take(number uint32) *framed {
 
 // frameReader reads the plugin's frames.
 type frameReader struct {
-	frames  *Frames
-	begun   int  // bytes of the preface that have come
-	off     bool // it is not HTTP/2
-	pending []byte
-	rest    uint32 // of the payload of a frame that passes as it is
-	last    uint32 // the highest stream
-	wide    bool   // memory was taken for heads of more than a frame
-	err     error
+	filter      *Filter
+	prefaceRead int  // bytes of the preface that have come
+	bypass      bool // it is not HTTP/2
+	pending     []byte
+	rest        uint32 // of the payload of a frame that passes as it is
+	last        uint32 // the highest stream
+	reserved    bool   // memory was taken for heads of more than a frame
+	err         error
 
 	decoder *hpack.Decoder
 	encoder *hpack.Encoder
@@ -174,9 +174,9 @@ type frameReader struct {
 // Read implements io.Reader.
 func (r *frameReader) Read(p []byte) (int, error) {
 	switch {
-	case r.off:
-		return r.frames.Source.Read(p)
-	case r.begun < len(http2.ClientPreface):
+	case r.bypass:
+		return r.filter.Source.Read(p)
+	case r.prefaceRead < len(http2.ClientPreface):
 		return r.preface(p)
 	}
 	if len(r.pending) == 0 && r.rest == 0 {
@@ -194,27 +194,27 @@ func (r *frameReader) Read(p []byte) (int, error) {
 		}
 		return n, nil
 	}
-	n, err := r.frames.Source.Read(p[:min(uint32(len(p)), r.rest)])
+	n, err := r.filter.Source.Read(p[:min(uint32(len(p)), r.rest)])
 	r.rest -= uint32(n)
 	return n, err
 }
 
 // preface watches the preface pass.
 func (r *frameReader) preface(p []byte) (int, error) {
-	n, err := r.frames.Source.Read(p[:min(len(p), len(http2.ClientPreface)-r.begun)])
-	if string(p[:n]) != http2.ClientPreface[r.begun:r.begun+n] {
-		if r.frames.Prefaced {
-			r.frames.Report("the connection preface of HTTP/2 is not valid")
+	n, err := r.filter.Source.Read(p[:min(len(p), len(http2.ClientPreface)-r.prefaceRead)])
+	if string(p[:n]) != http2.ClientPreface[r.prefaceRead:r.prefaceRead+n] {
+		if r.filter.Prefaced {
+			r.filter.Report("the connection preface of HTTP/2 is not valid")
 			return 0, ErrPreface
 		}
-		r.off = true
+		r.bypass = true
 		return n, err
 	}
-	if r.begun += n; r.begun == len(http2.ClientPreface) {
+	if r.prefaceRead += n; r.prefaceRead == len(http2.ClientPreface) {
 		r.decoder = hpack.NewDecoder(4096, nil) // the size of the table that net/http states too
 		r.encoder = hpack.NewEncoder(&r.encoded)
 		r.encoder.SetMaxDynamicTableSize(0)
-		r.frames.Out.On.Store(true)
+		r.filter.Out.On.Store(true)
 	}
 	return n, err
 }
@@ -222,13 +222,13 @@ func (r *frameReader) preface(p []byte) (int, error) {
 // next reads the head of the next frame, and a header block whole.
 func (r *frameReader) next() error {
 	var head [frameHeader]byte
-	if n, err := io.ReadFull(r.frames.Source, head[:]); err != nil {
+	if n, err := io.ReadFull(r.filter.Source, head[:]); err != nil {
 		r.pending = append([]byte(nil), head[:n]...)
 		return unwrapEOF(err)
 	}
 	h := parseFrame(head[:])
 	if h.Type == http2.FrameRSTStream {
-		r.frames.take(h.StreamID) // nothing more is written on it
+		r.filter.take(h.StreamID) // nothing more is written on it
 	}
 	if h.Type != http2.FrameHeaders || h.Length > MaxFrame || h.StreamID == 0 {
 		r.pending, r.rest = append([]byte(nil), head[:]...), h.Length // net/http judges it

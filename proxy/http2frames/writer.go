@@ -11,14 +11,14 @@ import (
 // whose head was malformed is reset behind its answer; the code of an abort is what
 // the upstream's was; and what net/http itself refuses is recorded.
 type frameWriter struct {
-	frames *Frames
+	filter *Filter
 	On     atomic.Bool // it is HTTP/2
 
-	head   [frameHeader + 8]byte // of the frame that is being written, with the first bytes of its payload
-	got    int                   // bytes of it
-	rest   uint32                // of the payload, behind them
-	header http2.FrameHeader
-	behind []byte // to be written behind the frame
+	head     [frameHeader + 8]byte // of the frame that is being written, with the first bytes of its payload
+	got      int                   // bytes of it
+	rest     uint32                // of the payload, behind them
+	header   http2.FrameHeader
+	trailing []byte // to be written behind the frame
 }
 
 // Write writes b, which need not end with a frame, by means of out.
@@ -54,14 +54,14 @@ func (w *frameWriter) Write(b []byte, out func([]byte) (int, error)) (int, error
 				return 0, err
 			}
 		}
-		if w.rest == 0 && w.got == 0 && w.behind != nil {
+		if w.rest == 0 && w.got == 0 && w.trailing != nil {
 			if err := flush(done); err != nil {
 				return 0, err
 			}
-			if _, err := out(w.behind); err != nil {
+			if _, err := out(w.trailing); err != nil {
 				return 0, err
 			}
-			w.behind = nil
+			w.trailing = nil
 		}
 	}
 	if err := flush(done); err != nil {
@@ -73,26 +73,26 @@ func (w *frameWriter) Write(b []byte, out func([]byte) (int, error)) (int, error
 // begin takes in the head of a frame, and of RST_STREAM and GOAWAY what says why.
 // It returns how much of b that took and, once it is whole, what is to be written.
 func (w *frameWriter) begin(b []byte) (n int, text []byte) {
-	n = copy(w.head[w.got:w.want()], b)
-	if w.got += n; w.got < w.want() {
+	n = copy(w.head[w.got:w.needed()], b)
+	if w.got += n; w.got < w.needed() {
 		return n, nil
 	}
 	if w.got == frameHeader {
 		w.header = parseFrame(w.head[:])
-		if w.want() > frameHeader {
+		if w.needed() > frameHeader {
 			more, text := w.begin(b[n:])
 			return n + more, text
 		}
 	}
 	text = w.head[:w.got]
 	w.rest = w.header.Length - uint32(w.got-frameHeader)
-	w.judge(text)
+	w.inspect(text)
 	w.got, w.header = 0, http2.FrameHeader{}
 	return n, text
 }
 
-// want is how much of the frame that is being written decides about it.
-func (w *frameWriter) want() int {
+// needed is how much of the frame that is being written decides about it.
+func (w *frameWriter) needed() int {
 	switch {
 	case w.got < frameHeader:
 	case w.header.Type == http2.FrameRSTStream && w.header.Length >= 4:
@@ -103,9 +103,9 @@ func (w *frameWriter) want() int {
 	return frameHeader
 }
 
-// judge looks at the beginning of a frame, and may change it.
-func (w *frameWriter) judge(text []byte) {
-	h, f := w.header, w.frames
+// inspect looks at the beginning of a frame, and may change it.
+func (w *frameWriter) inspect(text []byte) {
+	h, f := w.header, w.filter
 	switch {
 	case h.Type == http2.FrameRSTStream && len(text) > frameHeader:
 		code := http2.ErrCode(binary.BigEndian.Uint32(text[frameHeader:]))
@@ -124,7 +124,7 @@ func (w *frameWriter) judge(text []byte) {
 		}
 	case (h.Type == http2.FrameData || h.Type == http2.FrameHeaders) && h.Flags.Has(http2.FlagDataEndStream):
 		if stream := f.take(h.StreamID); stream != nil && stream.malformed {
-			w.behind = appendFrame(nil, http2.FrameRSTStream, 0, h.StreamID, binary.BigEndian.AppendUint32(nil, uint32(http2.ErrCodeProtocol)))
+			w.trailing = appendFrame(nil, http2.FrameRSTStream, 0, h.StreamID, binary.BigEndian.AppendUint32(nil, uint32(http2.ErrCodeProtocol)))
 		}
 	}
 }

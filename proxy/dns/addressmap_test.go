@@ -7,11 +7,11 @@ import (
 
 // TestNamesThatCannotBeKept gives out nothing that a restart would forget.
 func TestNamesThatCannotBeKept(t *testing.T) {
-	n, err := openNames(filepath.Join(t.TempDir(), "names"))
+	n, err := openAddressMap(filepath.Join(t.TempDir(), "names"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, err := n.give("a.example", "a.example")
+	kept, err := n.assign("a.example", "a.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,11 +19,11 @@ func TestNamesThatCannotBeKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if addr, err := n.give("b.example", "b.example"); err == nil {
+		if addr, err := n.assign("b.example", "b.example"); err == nil {
 			t.Errorf("b.example was given %s", addr)
 		}
 	}
-	if addr, err := n.give("a.example", "a.example"); err != nil || addr != kept {
+	if addr, err := n.assign("a.example", "a.example"); err != nil || addr != kept {
 		t.Errorf("a.example is %s, %v", addr, err)
 	}
 }

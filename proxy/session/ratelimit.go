@@ -11,11 +11,11 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// pieceSize is how many bytes pass at a time where they are slowed down: so
+// chunkSize is how many bytes pass at a time where they are slowed down: so
 // many that each access has its turn ten to forty times a second, and a slow
 // rate still flows. All accesses under the same limits have one size, and the
 // turns go round, so that they share the rate evenly.
-type pieceSize struct {
+type chunkSize struct {
 	bytes atomic.Int64
 
 	mu   sync.Mutex
@@ -23,21 +23,21 @@ type pieceSize struct {
 }
 
 const (
-	smallestPiece = 1 << 10
-	firstPiece    = 4 << 10
-	largestPiece  = BufferSize
-	longTurn      = 100 * time.Millisecond
-	shortTurn     = 25 * time.Millisecond
+	minChunk   = 1 << 10
+	firstChunk = 4 << 10
+	maxChunk   = BufferSize
+	longWait   = 100 * time.Millisecond
+	shortWait  = 25 * time.Millisecond
 )
 
 // adapt takes in how long a piece has to wait for its turn.
-func (s *pieceSize) adapt(wait time.Duration) {
+func (s *chunkSize) adapt(wait time.Duration) {
 	now, size := time.Now(), s.bytes.Load()
 	switch {
-	case wait > longTurn && size > smallestPiece: // as much as half a long turn lets through
-		size = max(size*int64(longTurn/2)/int64(wait), smallestPiece)
-	case wait < shortTurn && size < largestPiece:
-		size = min(size*2, largestPiece)
+	case wait > longWait && size > minChunk: // as much as half a long turn lets through
+		size = max(size*int64(longWait/2)/int64(wait), minChunk)
+	case wait < shortWait && size < maxChunk:
+		size = min(size*2, maxChunk)
 	default:
 		return
 	}
@@ -49,24 +49,24 @@ func (s *pieceSize) adapt(wait time.Duration) {
 	}
 }
 
-// errUnpaced is a wait for a turn that the end of the access has cut short.
-var errUnpaced = errors.New("the access ended before its turn")
+// errEndedWhileThrottled is a wait for a turn that the end of the access has cut short.
+var errEndedWhileThrottled = errors.New("the access ended before its turn")
 
-// Pacer slows one direction of one access down to what the plugin's limits on
+// RateLimiter slows one direction of one access down to what the plugin's limits on
 // bytes let through. Where no limit is in force it does nothing. Only one
 // goroutine uses it at a time.
 //
 // What waits is not read, or not written: to the plugin and to the upstream it
 // looks like a slow network, through TCP or HTTP/2's windows.
-type Pacer struct {
+type RateLimiter struct {
 	rates *RateLimits
 	kind  authz.LimitKind
-	size  *pieceSize
+	size  *chunkSize
 	ended <-chan struct{} // closed when the access ends, however that comes
 
-	timer *time.Timer
-	own   []byte
-	busy  bool // the last piece was a whole one
+	timer    *time.Timer
+	buffered []byte
+	full     bool // the last piece was a whole one
 }
 
 // RateLimits are a plugin's limits on bytes as the accesses share them.
@@ -75,51 +75,51 @@ type RateLimits struct {
 	gate     *authz.Gate
 	engine   *authz.Engine
 	buffers  *BufferPool
-	up, down pieceSize // of what the plugin sends, and of what it receives
+	up, down chunkSize // of what the plugin sends, and of what it receives
 }
 
 func NewRateLimits(plugin authz.Principal, gate *authz.Gate, engine *authz.Engine, buffers *BufferPool) *RateLimits {
 	r := &RateLimits{plugin: plugin, gate: gate, engine: engine, buffers: buffers}
-	r.up.bytes.Store(firstPiece)
-	r.down.bytes.Store(firstPiece)
+	r.up.bytes.Store(firstChunk)
+	r.down.bytes.Store(firstChunk)
 	return r
 }
 
-// Pacer returns what slows one direction of an access down until it has ended.
-func (r *RateLimits) Pacer(kind authz.LimitKind, ended <-chan struct{}) Pacer {
+// Limiter returns what slows one direction of an access down until it has ended.
+func (r *RateLimits) Limiter(kind authz.LimitKind, ended <-chan struct{}) RateLimiter {
 	size := &r.up
 	if kind == authz.LimitReceivedBytes {
 		size = &r.down
 	}
-	return Pacer{rates: r, kind: kind, size: size, ended: ended}
+	return RateLimiter{rates: r, kind: kind, size: size, ended: ended}
 }
 
 // Limited reports whether a limit on these bytes is in force.
-func (p *Pacer) Limited() bool {
+func (p *RateLimiter) Limited() bool {
 	return p.rates.engine.Current().HasLimit(p.rates.plugin, p.kind)
 }
 
-func (p *Pacer) piece() int { return int(p.size.bytes.Load()) }
+func (p *RateLimiter) chunk() int { return int(p.size.bytes.Load()) }
 
-// Next returns how much of n bytes may be moved at a time.
-func (p *Pacer) Next(n int) int {
-	if size := p.piece(); n > size && p.Limited() {
+// Chunk returns how much of n bytes may be moved at a time.
+func (p *RateLimiter) Chunk(n int) int {
+	if size := p.chunk(); n > size && p.Limited() {
 		return size
 	}
 	return n
 }
 
 // buffer returns a buffer for a piece. What moves little needs little.
-func (p *Pacer) buffer() []byte {
-	size := p.piece()
-	if len(p.own) < size {
-		p.own = make([]byte, size)
+func (p *RateLimiter) buffer() []byte {
+	size := p.chunk()
+	if len(p.buffered) < size {
+		p.buffered = make([]byte, size)
 	}
-	return p.own[:size]
+	return p.buffered[:size]
 }
 
-// Pass returns when n bytes may pass, and whether they had to wait.
-func (p *Pacer) Pass(n int) (waited bool, err error) {
+// Wait returns when n bytes may pass, and whether they had to wait.
+func (p *RateLimiter) Wait(n int) (waited bool, err error) {
 	if n == 0 || !p.Limited() {
 		return false, nil
 	}
@@ -128,12 +128,12 @@ func (p *Pacer) Pass(n int) (waited bool, err error) {
 	if p.size.adapt(wait); wait <= 0 {
 		return false, nil
 	}
-	return true, p.wait(n, time.Now().Add(wait), policy)
+	return true, p.waitUntil(n, time.Now().Add(wait), policy)
 }
 
-// wait waits until a moment that n bytes were given. When the policy changes
+// waitUntil waits until a moment that n bytes were given. When the policy changes
 // they are given another, if that is earlier.
-func (p *Pacer) wait(n int, until time.Time, policy *authz.Snapshot) error {
+func (p *RateLimiter) waitUntil(n int, until time.Time, policy *authz.Snapshot) error {
 	for {
 		if p.timer == nil {
 			p.timer = time.NewTimer(time.Until(until))
@@ -145,7 +145,7 @@ func (p *Pacer) wait(n int, until time.Time, policy *authz.Snapshot) error {
 			return nil
 		case <-p.ended:
 			p.timer.Stop()
-			return errUnpaced
+			return errEndedWhileThrottled
 		case <-policy.Changed():
 			policy = p.rates.engine.Current()
 			anew := time.Now().Add(p.rates.gate.ThrottleBytes(p.rates.plugin, p.kind, n))
@@ -157,12 +157,12 @@ func (p *Pacer) wait(n int, until time.Time, policy *authz.Snapshot) error {
 }
 
 // move moves what one Read gives, a piece at most. Its error is io.EOF at the end.
-func (p *Pacer) move(to io.Writer, from io.Reader, buf []byte) (int64, error) {
-	n, err := from.Read(buf[:p.Next(len(buf))])
+func (p *RateLimiter) move(to io.Writer, from io.Reader, buf []byte) (int64, error) {
+	n, err := from.Read(buf[:p.Chunk(len(buf))])
 	if n == 0 {
 		return 0, err
 	}
-	if _, cut := p.Pass(n); cut != nil {
+	if _, cut := p.Wait(n); cut != nil {
 		return 0, cut
 	}
 	written, broken := to.Write(buf[:n])
@@ -174,20 +174,20 @@ func (p *Pacer) move(to io.Writer, from io.Reader, buf []byte) (int64, error) {
 
 // stream is move with a buffer that is large while there is much to move, and
 // small while nothing comes: many connections are idle.
-func (p *Pacer) stream(to io.Writer, from io.Reader) (int64, error) {
+func (p *RateLimiter) stream(to io.Writer, from io.Reader) (int64, error) {
 	buf := p.buffer()
-	if p.busy && !p.Limited() {
+	if p.full && !p.Limited() {
 		lent := p.rates.buffers.Get()
 		defer p.rates.buffers.Put(lent)
 		buf = *lent
 	}
 	n, err := p.move(to, from, buf)
-	p.busy = n >= int64(p.piece())
+	p.full = n >= int64(p.chunk())
 	return n, err
 }
 
 // Copy moves everything and returns how much that was.
-func (p *Pacer) Copy(to io.Writer, from io.Reader, buf []byte) (moved int64, err error) {
+func (p *RateLimiter) Copy(to io.Writer, from io.Reader, buf []byte) (moved int64, err error) {
 	for {
 		n, err := p.move(to, from, buf)
 		moved += n
@@ -201,7 +201,7 @@ func (p *Pacer) Copy(to io.Writer, from io.Reader, buf []byte) (moved int64, err
 }
 
 // HeadSize is about what a head takes on the wire, 0 where nobody counts it.
-func (p *Pacer) HeadSize(target string, h http.Header) int {
+func (p *RateLimiter) HeadSize(target string, h http.Header) int {
 	if !p.Limited() {
 		return 0
 	}

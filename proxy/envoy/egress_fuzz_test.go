@@ -57,11 +57,11 @@ func FuzzExitDestination(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	set := new(Exits)
+	set := new(Egress)
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		for _, scheme := range []authz.Scheme{authz.SchemeHTTP, authz.SchemeHTTPS, authz.SchemeTLS} {
 			for _, host := range []string{"*.weather.example", "a.weather.example"} {
-				e := &exit{set: set, route: authz.Route{Scheme: scheme, Host: host, Port: 80}}
+				e := &egressListener{egress: set, route: authz.Route{Scheme: scheme, Host: host, Port: 80}}
 				c := session.NewConn(&session.Socket{Raw: bytesConn{Reader: iotest.OneByteReader(bytes.NewReader(sent))}})
 				to, fault := e.destination(t.Context(), c)
 				if !bytes.HasPrefix(sent, c.Ahead()) {

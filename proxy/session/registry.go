@@ -18,86 +18,86 @@ var (
 	ErrTimeout  = errors.New("the rule's timeout is over")
 )
 
-// lookForQuiet is how often a proxy that ends looks for accesses on which nothing moves.
-const lookForQuiet = 100 * time.Millisecond
+// idleInterval is how often a proxy that ends looks for accesses on which nothing moves.
+const idleInterval = 100 * time.Millisecond
 
-// Access is one live access: an exchange, an upgraded connection or a tunnel; or
+// Session is one live access: an exchange, an upgraded connection or a tunnel; or
 // a connection that carries accesses of an Envoy.
-type Access struct {
+type Session struct {
 	// Admission is what allowed it, nil for what was not admitted by itself.
 	Admission *authz.Admission
-	// Still decides anew, in place of the admission, what carries accesses that
+	// Recheck decides anew, in place of the admission, what carries accesses that
 	// were admitted one by one.
-	Still func() bool
-	// Decided is the generation that last allowed it.
-	Decided uint64
+	Recheck func() bool
+	// Generation is the generation that last allowed it.
+	Generation uint64
 
-	mu    sync.Mutex
-	ended bool
-	cause error       // why it was cut
-	Cut   func(error) // ends it now, on both sides; called once, with mu held
-	quiet func() bool // reports that nothing moves on it; nil for what is in flight as long as it is there
+	mu     sync.Mutex
+	ended  bool
+	cause  error       // why it was cut
+	OnCut  func(error) // ends it now, on both sides; called once, with mu held
+	isIdle func() bool // reports that nothing moves on it; nil for what is in flight as long as it is there
 }
 
 // stillAllowed decides the access anew.
-func (a *Access) stillAllowed() bool {
-	if a.Still != nil {
-		return a.Still()
+func (a *Session) stillAllowed() bool {
+	if a.Recheck != nil {
+		return a.Recheck()
 	}
 	return a.Admission.StillAllowed()
 }
 
-// End cuts the access unless it has ended, and reports whether it did.
-func (a *Access) End(cause error) bool {
+// Cut cuts the access unless it has ended, and reports whether it did.
+func (a *Session) Cut(cause error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ended || a.cause != nil {
 		return false
 	}
 	a.cause = cause
-	a.Cut(cause)
+	a.OnCut(cause)
 	return true
 }
 
-// OnCut replaces what a cut does, as the access enters another stage. It
+// SetOnCut replaces what a cut does, as the access enters another stage. It
 // reports false when the access was cut already.
-func (a *Access) OnCut(cut func(error)) bool {
+func (a *Session) SetOnCut(cut func(error)) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.cause != nil {
 		return false
 	}
-	a.Cut = cut
+	a.OnCut = cut
 	return true
 }
 
-// OnStop says how to see that nothing moves on the access, so that a proxy that
+// SetIsIdle says how to see that nothing moves on the access, so that a proxy that
 // ends need not wait for it.
-func (a *Access) OnStop(quiet func() bool) {
+func (a *Session) SetIsIdle(quiet func() bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.quiet = quiet
+	a.isIdle = quiet
 }
 
-// letGo ends the access if nothing moves on it.
-func (a *Access) letGo() {
+// closeIfIdle ends the access if nothing moves on it.
+func (a *Session) closeIfIdle() {
 	a.mu.Lock()
-	quiet := a.quiet
+	quiet := a.isIdle
 	a.mu.Unlock()
 	if quiet != nil && quiet() {
-		a.End(ErrStopping)
+		a.Cut(ErrStopping)
 	}
 }
 
 // Live reports whether the access has not ended yet.
-func (a *Access) Live() bool {
+func (a *Session) Live() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return !a.ended
 }
 
-// CutBy returns why the access was cut, or nil.
-func (a *Access) CutBy() error {
+// CutCause returns why the access was cut, or nil.
+func (a *Session) CutCause() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.cause
@@ -110,77 +110,77 @@ func (a *Access) CutBy() error {
 type Registry struct {
 	engine *authz.Engine
 
-	mu   sync.Mutex
-	live map[*Access]struct{}
-	none chan struct{} // closed when live becomes empty; nil when nobody waits
+	mu    sync.Mutex
+	live  map[*Session]struct{}
+	empty chan struct{} // closed when live becomes empty; nil when nobody waits
 
-	passing    sync.Mutex                    // held during a pass of reconsider; never taken under mu
+	passMu     sync.Mutex                    // held during a pass of reconsider; never taken under mu
 	pass       atomic.Pointer[chan struct{}] // closed when the pass under way has ended; nil between passes
 	generation uint64                        // of the latest pass
 	cuts       int                           // of all passes in that generation
 }
 
 func NewRegistry(engine *authz.Engine) *Registry {
-	return &Registry{engine: engine, live: make(map[*Access]struct{})}
+	return &Registry{engine: engine, live: make(map[*Session]struct{})}
 }
 
 // Add registers an access, unless it is no longer allowed.
-func (r *Registry) Add(a *Access) bool {
+func (r *Registry) Add(a *Session) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if a.Admission != nil {
-		a.Decided = a.Admission.Decision.Generation
+		a.Generation = a.Admission.Decision.Generation
 	}
-	if current := r.engine.Current().Generation(); current != a.Decided {
+	if current := r.engine.Current().Generation(); current != a.Generation {
 		if !a.stillAllowed() {
 			return false
 		}
-		a.Decided = current
+		a.Generation = current
 	}
 	r.live[a] = struct{}{}
 	return true
 }
 
 // Remove takes an access out once its end is recorded.
-func (r *Registry) Remove(a *Access) {
+func (r *Registry) Remove(a *Session) {
 	a.mu.Lock()
 	a.ended = true
 	a.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.live, a)
-	if len(r.live) == 0 && r.none != nil {
-		close(r.none)
-		r.none = nil
+	if len(r.live) == 0 && r.empty != nil {
+		close(r.empty)
+		r.empty = nil
 	}
 }
 
-func (r *Registry) Open() int {
+func (r *Registry) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.live)
 }
 
 // list returns what is live and was last allowed before generation.
-func (r *Registry) list(generation uint64) []*Access {
+func (r *Registry) list(generation uint64) []*Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := make([]*Access, 0, len(r.live))
+	old := make([]*Session, 0, len(r.live))
 	for a := range r.live {
-		if a.Decided < generation {
+		if a.Generation < generation {
 			old = append(old, a)
 		}
 	}
 	return old
 }
 
-// Reconsider decides anew what an earlier generation allowed, cuts what is
+// Revalidate decides anew what an earlier generation allowed, cuts what is
 // denied, and returns how many accesses were cut in this generation, also by
 // an earlier pass, and by one that was under way when the generation came. Deciding and cutting happen outside the lock that requests
 // need: nothing that is slow to end holds them up.
-func (r *Registry) Reconsider() (cut int) {
-	r.passing.Lock()
-	defer r.passing.Unlock()
+func (r *Registry) Revalidate() (cut int) {
+	r.passMu.Lock()
+	defer r.passMu.Unlock()
 	done := make(chan struct{})
 	r.pass.Store(&done)
 	defer close(done)
@@ -188,8 +188,8 @@ func (r *Registry) Reconsider() (cut int) {
 	if generation := r.engine.Current().Generation(); generation != r.generation {
 		r.generation, r.cuts = generation, 0
 	}
-	cut = InParallel(r.list(r.generation), func(a *Access) bool {
-		return !a.stillAllowed() && a.End(ErrRevoked)
+	cut = InParallel(r.list(r.generation), func(a *Session) bool {
+		return !a.stillAllowed() && a.Cut(ErrRevoked)
 	})
 	// What came meanwhile has been decided by, and whoever brought it asks next.
 	if generation := r.engine.Current().Generation(); generation != r.generation {
@@ -199,10 +199,10 @@ func (r *Registry) Reconsider() (cut int) {
 	return r.cuts
 }
 
-// settle returns when no pass is under way. What a pass has cut waits for its
+// waitPass returns when no pass is under way. What a pass has cut waits for its
 // end before it records that: writing a thousand records first would take the
 // CPU from cutting what is still live.
-func (r *Registry) settle() {
+func (r *Registry) waitPass() {
 	if done := r.pass.Load(); done != nil {
 		<-*done
 	}
@@ -211,7 +211,7 @@ func (r *Registry) settle() {
 // ReasonNow returns why an admitted access is no longer allowed, once everything else
 // has been cut for it too.
 func (r *Registry) ReasonNow(a *authz.Admission) authz.Reason {
-	r.settle()
+	r.waitPass()
 	return a.ReasonNow()
 }
 
@@ -240,27 +240,27 @@ func InParallel[T any](all []T, f func(T) bool) int {
 
 // CutAll cuts everything.
 func (r *Registry) CutAll(cause error) {
-	InParallel(r.list(^uint64(0)), func(a *Access) bool { return a.End(cause) })
+	InParallel(r.list(^uint64(0)), func(a *Session) bool { return a.Cut(cause) })
 }
 
-// Idle returns when nothing is live or ctx ends, and lets go of that on which
+// WaitEmpty returns when nothing is live or ctx ends, and lets go of that on which
 // nothing moves.
-func (r *Registry) Idle(ctx context.Context) {
+func (r *Registry) WaitEmpty(ctx context.Context) {
 	r.mu.Lock()
 	if len(r.live) == 0 {
 		r.mu.Unlock()
 		return
 	}
-	if r.none == nil {
-		r.none = make(chan struct{})
+	if r.empty == nil {
+		r.empty = make(chan struct{})
 	}
-	none := r.none
+	none := r.empty
 	r.mu.Unlock()
-	look := time.NewTicker(lookForQuiet)
+	look := time.NewTicker(idleInterval)
 	defer look.Stop()
 	for {
 		for _, a := range r.list(^uint64(0)) {
-			a.letGo()
+			a.closeIfIdle()
 		}
 		select {
 		case <-none:

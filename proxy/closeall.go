@@ -8,16 +8,16 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// Hangup is Reconsider for a plugin from which everything was taken: it also
+// CloseAll is Reconsider for a plugin from which everything was taken: it also
 // resets every connection of the plugin, idle ones too. The kernel's door is
 // shut then, nothing that the plugin's side acknowledges arrives, and a
 // connection that is closed in the ordinary way would wait for that for ever.
 // New connections are accepted, and refused by decision.
-func (p *Proxy) Hangup() (cut int) {
+func (p *Proxy) CloseAll() (cut int) {
 	p.mu.Lock()
 	open := maps.Clone(p.conns) // before: what is cut queues for this lock
 	p.mu.Unlock()
-	cut = p.live.Reconsider()
+	cut = p.sessions.Revalidate()
 	session.InParallel(slices.Collect(maps.Keys(open)), func(s *session.Socket) bool { s.Abort(); return true })
 	return cut
 }

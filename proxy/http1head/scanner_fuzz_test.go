@@ -22,7 +22,7 @@ func FuzzHeads(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		heads := NewHeadReader(bytes.NewReader(sent), 64<<10)
+		heads := NewScanner(bytes.NewReader(sent), 64<<10)
 		// One byte at a time, and only what is asked for: net/http reads ahead,
 		// and so must the observer not depend on where reads end.
 		in := bufio.NewReaderSize(iotest.OneByteReader(heads), 16)

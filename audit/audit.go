@@ -154,7 +154,7 @@ type Log struct {
 	first     uint64         // the first record in file; 0 when it is empty
 	kept      uint64         // the lowest record that was not removed by Keep
 	newline   bool           // file lacks the newline of its last record
-	torn      *torn          // bytes at the end that are no record; nil for none
+	truncated *truncatedTail // bytes at the end that are no record; nil for none
 	notes     []string       // what the next record of kind lost has to say
 	unproved  bool           // and that records may be missing before it
 	failed    uint64         // records refused since the last that was written
@@ -334,7 +334,7 @@ func (l *Log) commit(lines ...*line) (recorded int, err error) {
 		}
 		recorded, begin = recorded+1, min(n, line.end)
 		l.newline = n < line.end
-		l.tail, l.torn = line.place, nil
+		l.tail, l.truncated = line.place, nil
 		l.written++
 		if l.first == 0 {
 			l.first = line.place.seq
@@ -368,24 +368,24 @@ func (l *Log) seal(line *line, behind tail, newline bool) tail {
 
 // keepTorn notes the bytes that a failed write left at the end of the file.
 func (l *Log) keepTorn(data []byte) {
-	if len(data) > 0 && l.newline && l.torn == nil {
+	if len(data) > 0 && l.newline && l.truncated == nil {
 		// The first byte is the newline of the record before.
 		l.newline, data = false, data[1:]
 	}
 	if len(data) == 0 {
 		return
 	}
-	if l.torn == nil {
-		l.torn = newTorn()
+	if l.truncated == nil {
+		l.truncated = newTruncatedTail()
 	}
-	l.torn.add(data)
+	l.truncated.add(data)
 	l.newline = true // what follows begins on a line of its own
 }
 
 // flushNotes writes what the log has to say about itself, as one record of
 // kind lost in front of the next.
 func (l *Log) flushNotes() error {
-	if l.torn == nil && l.failed == 0 && len(l.notes) == 0 {
+	if l.truncated == nil && l.failed == 0 && len(l.notes) == 0 {
 		return nil
 	}
 	note := authz.Record{Time: l.cfg.Now(), Kind: authz.KindLost, Lost: l.failed, UID: -1}
@@ -393,14 +393,14 @@ func (l *Log) flushNotes() error {
 	if l.failed > 0 {
 		details = append(slices.Clip(details), fmt.Sprintf("%d records were refused: %v", l.failed, l.err))
 	}
-	if l.torn != nil {
+	if l.truncated != nil {
 		details = append(slices.Clip(details),
-			fmt.Sprintf("%d bytes before this record are one that was not written to its end", l.torn.size))
+			fmt.Sprintf("%d bytes before this record are one that was not written to its end", l.truncated.size))
 	}
 	note.Detail = joinNotes(details)
 	l.own.encode(&note, true)
-	if l.torn != nil {
-		l.own.torn(l.torn)
+	if l.truncated != nil {
+		l.own.truncatedTail(l.truncated)
 	}
 	if l.unproved {
 		l.own.unproved()

@@ -346,15 +346,15 @@ func loadHead(stateDir, name string, key *Key) (position, error) {
 	return readHead(file, key)
 }
 
-// torn is what a failed write or a crash left of a record.
-type torn struct {
+// truncatedTail is what a failed write or a crash left of a record.
+type truncatedTail struct {
 	size int64
 	sum  hash.Hash // SHA-256 of the bytes
 }
 
-func newTorn() *torn { return &torn{sum: sha256.New()} }
+func newTruncatedTail() *truncatedTail { return &truncatedTail{sum: sha256.New()} }
 
-func (t *torn) add(data []byte) {
+func (t *truncatedTail) add(data []byte) {
 	t.size += int64(len(data))
 	t.sum.Write(data)
 }

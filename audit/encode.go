@@ -156,8 +156,8 @@ func (e *line) path(open, path, pattern string, full bool) {
 	e.buf = append(e.buf, '"')
 }
 
-// torn adds the proof of the bytes before a record of kind lost.
-func (e *line) torn(t *torn) {
+// truncatedTail adds the proof of the bytes before a record of kind lost.
+func (e *line) truncatedTail(t *truncatedTail) {
 	e.int(`,"torn_bytes":`, t.size)
 	e.buf = append(e.buf, `,"torn_sha256":"`...)
 	e.buf = hex.AppendEncode(e.buf, t.sum.Sum(nil))

@@ -112,14 +112,14 @@ func (l *Log) openFile() error {
 		return err
 	}
 	l.refused = 0
-	if err := l.adopt(file); err != nil {
+	if err := l.resumeFrom(file); err != nil {
 		return errors.Join(fmt.Errorf("open audit log: %w", err), file.Close())
 	}
 	return nil
 }
 
-// adopt makes file the one that is written, going on behind what it holds.
-func (l *Log) adopt(file *os.File) error {
+// resumeFrom makes file the one that is written, going on behind what it holds.
+func (l *Log) resumeFrom(file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func (l *Log) adopt(file *os.File) error {
 			return err
 		}
 	}
-	l.file, l.size, l.first, l.newline = file, info.Size(), first, newline || l.torn != nil && info.Size() > 0
+	l.file, l.size, l.first, l.newline = file, info.Size(), first, newline || l.truncated != nil && info.Size() > 0
 	l.rotated = info.Size() == 0 && l.tail.seq > 0
 	l.rotateAt, l.refused = l.mostOwn(), min(l.refused, info.Size())
 	return nil
@@ -183,7 +183,7 @@ func (l *Log) checkPlace() {
 		l.file = nil
 	case here.Size() != l.size:
 		l.notes = append(l.notes, fmt.Sprintf("the log file has %d bytes where %d were written", here.Size(), l.size))
-		l.warning = l.adopt(l.file)
+		l.warning = l.resumeFrom(l.file)
 	}
 }
 
@@ -246,11 +246,11 @@ func (l *Log) startNext() (*os.File, error) {
 // by somebody else. The record names them, and the hash of the last record that
 // is removed, which the first that is kept repeats.
 func (l *Log) noteRotation() error {
-	surplus, last := l.surplus()
+	expired, last := l.expiredFiles()
 	record := authz.Record{Time: l.cfg.Now(), Kind: KindRotation, UID: -1}
-	if len(surplus) > 0 {
+	if len(expired) > 0 {
 		var names []string
-		for _, path := range surplus[:min(len(surplus), maxFiles)] {
+		for _, path := range expired[:min(len(expired), maxFiles)] {
 			names = append(names, filepath.Base(path))
 		}
 		record.Detail = fmt.Sprintf("%d files are kept beside the current one; removed: %s", l.cfg.Keep, strings.Join(names, ", "))
@@ -264,18 +264,18 @@ func (l *Log) noteRotation() error {
 		return err
 	}
 	l.rotated = false
-	for _, path := range surplus {
+	for _, path := range expired {
 		if err := os.Remove(path); err != nil {
-			l.warning = fmt.Errorf("remove surplus audit log: %w", err)
+			l.warning = fmt.Errorf("remove expired audit log: %w", err)
 		}
 	}
 	return nil
 }
 
-// surplus returns the rotated files that are too many and the last record in
+// expiredFiles returns the rotated files that are too many and the last record in
 // them, and raises kept above their records and no further. A file whose end is
 // no record stays: it is evidence.
-func (l *Log) surplus() (remove []string, end tail) {
+func (l *Log) expiredFiles() (remove []string, end tail) {
 	if l.cfg.Keep < 0 {
 		return nil, tail{}
 	}
@@ -288,7 +288,7 @@ func (l *Log) surplus() (remove []string, end tail) {
 	for _, file := range files[:max(0, len(files)-l.cfg.Keep)] {
 		last, err := lastRecord(file.path)
 		if err != nil || last.seq == 0 {
-			l.warning = errors.Join(fmt.Errorf("remove surplus audit log: %s does not end in a record", file.path), err)
+			l.warning = errors.Join(fmt.Errorf("remove expired audit log: %s does not end in a record", file.path), err)
 			continue
 		}
 		if last.seq+1 > l.kept {

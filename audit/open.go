@@ -125,11 +125,11 @@ func (l *Log) resume(files []logFile, fresh bool) error {
 func (l *Log) resumeWithoutHead(files []logFile, fresh bool, cause error) error {
 	if len(files) == 0 {
 		if !fresh {
-			l.doubt("the log begins anew with the key of an earlier one: %v", cause)
+			l.markUnverified("the log begins anew with the key of an earlier one: %v", cause)
 		}
 		return nil
 	}
-	l.doubt("the end of the log could not be proved when it was opened: %v", cause)
+	l.markUnverified("the end of the log could not be proved when it was opened: %v", cause)
 	return l.scanAll(files, 0)
 }
 
@@ -152,13 +152,13 @@ func (l *Log) resumeAt(files []logFile, at position) error {
 		case first != at.first:
 			continue
 		case size < at.size:
-			l.doubt("%s has %d bytes, and record %d, the last, ended at %d", filepath.Base(file.path), size, at.seq, at.size)
+			l.markUnverified("%s has %d bytes, and record %d, the last, ended at %d", filepath.Base(file.path), size, at.seq, at.size)
 		case ending != string(at.hash[:]):
-			l.doubt("the last record of %s is not record %d as it was written", filepath.Base(file.path), at.seq)
+			l.markUnverified("the last record of %s is not record %d as it was written", filepath.Base(file.path), at.seq)
 		}
 		return l.scanAll(files[i:], min(at.size, size))
 	}
-	l.doubt("the file that held record %d, the last, is gone", at.seq)
+	l.markUnverified("the file that held record %d, the last, is gone", at.seq)
 	return nil
 }
 
@@ -173,8 +173,8 @@ func (l *Log) scanAll(files []logFile, offset int64) error {
 	return nil
 }
 
-// doubt has the next record say that records may be missing before it.
-func (l *Log) doubt(format string, args ...any) {
+// markUnverified has the next record say that records may be missing before it.
+func (l *Log) markUnverified(format string, args ...any) {
 	l.notes, l.unproved = append(l.notes, fmt.Sprintf(format, args...)), true
 }
 
@@ -230,21 +230,21 @@ func (l *Log) scan(f logFile, offset int64) error {
 		}
 		link, ok := parseLink(line.data)
 		if ok && line.whole && link.genuine(l.mac, make([]byte, sha256.Size)) && link.seq > l.tail.seq {
-			l.tail, l.torn = link.tail(), nil
+			l.tail, l.truncated = link.tail(), nil
 			if entry, err := decode(line.data); err == nil && entry.Kind == string(KindRotation) {
 				l.kept = max(l.kept, entry.First)
 			}
 			continue
 		}
-		if l.torn == nil && len(line.data) == 0 {
+		if l.truncated == nil && len(line.data) == 0 {
 			continue // the newline of the record before
 		}
-		if l.torn == nil {
-			l.torn = newTorn()
+		if l.truncated == nil {
+			l.truncated = newTruncatedTail()
 		}
-		l.torn.add(line.data)
+		l.truncated.add(line.data)
 		if line.ended {
-			l.torn.add([]byte("\n"))
+			l.truncated.add([]byte("\n"))
 		}
 	}
 }

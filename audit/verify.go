@@ -191,7 +191,7 @@ type gap struct {
 
 // region is a run of bytes that are no record.
 type region struct {
-	torn
+	truncatedTail
 	problem   Problem
 	plausible bool   // all of it may be beginnings of the next record
 	newline   bool   // it ends in one, which is not added yet
@@ -275,7 +275,7 @@ func (v *verifier) superseded(file *os.File) bool {
 func (v *verifier) check(line piece) {
 	link, ok := parseLink(line.data)
 	if !ok || !line.whole {
-		v.strange(line)
+		v.unexpected(line)
 		return
 	}
 	entry, err := v.special(line.data)
@@ -309,7 +309,7 @@ func (v *verifier) check(line piece) {
 		v.problem(link.seq, "records may be missing before it: "+entry.Detail)
 	}
 	if v.mac != nil && v.headErr == nil && link.seq == v.head.seq {
-		v.meetHead(link, line)
+		v.checkHead(link, line)
 	}
 	v.tail = link.tail()
 	v.report.Records++
@@ -334,8 +334,8 @@ func (v *verifier) begin(l link, data []byte) {
 	}
 }
 
-// meetHead compares the record that audit.head names with what it says.
-func (v *verifier) meetHead(l link, line piece) {
+// checkHead compares the record that audit.head names with what it says.
+func (v *verifier) checkHead(l link, line piece) {
 	if string(l.hash) != string(v.head.hash[:]) {
 		v.problem(l.seq, "it is not the record that "+v.headName+" names")
 	}
@@ -377,11 +377,11 @@ func missing(from, to uint64) string {
 	return fmt.Sprintf("records %d to %d are missing", from, to)
 }
 
-// strange keeps account of bytes that are no record until one explains them.
-func (v *verifier) strange(line piece) {
+// unexpected keeps account of bytes that are no record until one explains them.
+func (v *verifier) unexpected(line piece) {
 	r := v.region
 	if r == nil {
-		r = &region{torn: *newTorn(), plausible: true}
+		r = &region{truncatedTail: *newTruncatedTail(), plausible: true}
 		r.problem = Problem{File: v.path, Line: v.line, Seq: v.tail.seq + 1, What: "it is not a record"}
 		v.region = r
 	}
@@ -404,7 +404,7 @@ func (v *verifier) beginsNext(line piece) bool {
 	return string(line.data[:n]) == want[:n]
 }
 
-// closeRegion checks that a record explains the strange bytes before it.
+// closeRegion checks that a record explains the unexpected bytes before it.
 func (v *verifier) closeRegion(entry Entry, seq uint64) {
 	r := v.region
 	v.region = nil

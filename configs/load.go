@@ -31,7 +31,7 @@ type Config struct {
 	// Expired are the grants that had ended when they were read.
 	Expired Errors
 
-	looked map[string]string // by absolute path: the state of each file and folder that was looked at
+	seen map[string]string // by absolute path: the state of each file and folder that was looked at
 }
 
 // ObservesUntil returns when the Sidecar and the last of its rules stop to observe;
@@ -69,7 +69,7 @@ func Load(path string, now time.Time) (*Config, error) {
 	if err := l.failure(); err != nil {
 		return nil, err
 	}
-	c.Path, c.Files, c.Warnings, c.looked = path, l.files, l.warnings.sorted(l.names()), l.looked
+	c.Path, c.Files, c.Warnings, c.seen = path, l.files, l.warnings.sorted(l.names()), l.seen
 	c.Expired = l.expired.sorted(l.names())
 	return c, nil
 }

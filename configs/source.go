@@ -33,7 +33,7 @@ type loader struct {
 	read     map[string][]*source // by real path
 	order    []*source            // in the order of reading
 	files    []File
-	looked   map[string]string // see Config
+	seen     map[string]string // see Config
 	errs     Errors
 	warnings Errors
 	expired  Errors // grants that have ended
@@ -43,7 +43,7 @@ type loader struct {
 }
 
 func newLoader(now time.Time) *loader {
-	return &loader{now: now, read: make(map[string][]*source), looked: make(map[string]string)}
+	return &loader{now: now, read: make(map[string][]*source), seen: make(map[string]string)}
 }
 
 func (l *loader) names() []string {
@@ -143,7 +143,7 @@ func (l *loader) reference(s *source, field, path string, mayBeEmpty bool) []*so
 // documents, in the order of their names. Hidden ones are skipped, so that the
 // ..data of a mounted ConfigMap is not read twice.
 func (l *loader) folder(path string) ([]string, error) {
-	l.look(path)
+	l.stat(path)
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, errors.New(plain(err))
@@ -211,7 +211,7 @@ func holdsDocuments(name string) bool {
 // file reads the documents of a file, or nothing when it has been read. Its
 // error says that the file cannot be read at all.
 func (l *loader) file(path string) ([]*source, error) {
-	l.look(path)
+	l.stat(path)
 	identity, err := l.identity(path)
 	if err != nil {
 		return nil, errors.New(plain(err))
@@ -260,21 +260,21 @@ func realPath(path string) (string, error) {
 	return filepath.Abs(identity)
 }
 
-// look notes the state of a path for the watch, before it is read: a change
+// stat notes the state of a path for the watch, before it is read: a change
 // in between then counts as one.
-func (l *loader) look(path string) {
+func (l *loader) stat(path string) {
 	full, err := filepath.Abs(path)
 	if err != nil {
 		return // and the path cannot be read either
 	}
-	if _, ok := l.looked[full]; !ok {
-		l.looked[full] = observe(full)
+	if _, ok := l.seen[full]; !ok {
+		l.seen[full] = observe(full)
 	}
 }
 
 // bytes reads a file of bounded size. Its error reads well after the file's name.
 func (l *loader) bytes(path string, digest bool) ([]byte, error) {
-	l.look(path)
+	l.stat(path)
 	data, err := l.content(path)
 	if err != nil {
 		return nil, err

@@ -34,7 +34,7 @@ func Watch(ctx context.Context, c *Config, changed func()) error {
 		return fmt.Errorf("watch files: %w", err)
 	}
 	defer func() { _ = notify.Close() }()
-	w := &watch{notify: notify, path: c.Path, seen: maps.Clone(c.looked)}
+	w := &watch{notify: notify, path: c.Path, seen: maps.Clone(c.seen)}
 	if err := w.cover(); err != nil {
 		return fmt.Errorf("watch files: %w", err)
 	}
@@ -113,11 +113,11 @@ func (w *watch) follow() {
 	l := newLoader(time.Now())
 	l.load(w.path)
 	for path := range w.seen {
-		if _, ok := l.looked[path]; !ok && len(l.errs) > 0 {
-			l.looked[path] = observe(path)
+		if _, ok := l.seen[path]; !ok && len(l.errs) > 0 {
+			l.seen[path] = observe(path)
 		}
 	}
-	w.seen = l.looked
+	w.seen = l.seen
 }
 
 // cover watches the folders that hold the paths and, where a path or a folder

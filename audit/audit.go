@@ -135,41 +135,59 @@ var ErrClosed = errors.New("audit log is closed")
 const checkEvery = time.Second
 
 // Log is an open audit log, and an authz.BatchRecorder. It is safe for concurrent use.
+//
+// Locks are taken in this order: flushing, folds' own, mu of the log, mu of the
+// second log.
 type Log struct {
 	cfg  Config
 	key  Key
 	pool sync.Pool // of *line
 
 	folds    *folder    // of refusals; unused in the second log
-	flushing sync.Mutex // of folds; taken before mu
+	flushing sync.Mutex // held while folds are written
 
-	mu        sync.Mutex
+	mu sync.Mutex // guards what follows
+	currentFile
+	secondLog
+	unreported
 	tail      tail           // the last record
-	file      *os.File       // nil until the first record, and after a failed reopening
-	size      int64          // of file
-	refused   int64          // bytes of it that are refusals
-	second    *Log           // has the refusals beyond them; nil until there is one
-	linked    uint64         // the last record of it that a record here names
-	linkedIn  uint64         // and in which of its files that was
-	first     uint64         // the first record in file; 0 when it is empty
 	kept      uint64         // the lowest record that was not removed by Keep
-	newline   bool           // file lacks the newline of its last record
-	truncated *truncatedTail // bytes at the end that are no record; nil for none
-	notes     []string       // what the next record of kind lost has to say
-	unproved  bool           // and that records may be missing before it
-	failed    uint64         // records refused since the last that was written
-	rotated   bool           // file is new and needs its rotation record
-	rotateAt  int64          // size at which rotation is tried; grows when it fails
 	err       error          // of the last attempt to write; nil when it succeeded
 	warning   error          // of rotation: the log is written, but not as configured
-	head      *headFile      //
+	head      *headFile      // names the last record
 	mac       hash.Hash      // HMAC-SHA256 with the chain's key
-	own       *line          // for records that the log writes of itself
+	own       *line          // for records of the log's own kinds
 	written   uint64         // records written by this Log
 	rotations uint64         // files begun by this Log because one was full
-	checked   time.Time      // when the file was last seen in its place
-	closed    bool           //
+	closed    bool           // no record is written any more
 	syncing   sync.WaitGroup // fsyncs of rotated files
+}
+
+// currentFile is the file that records are appended to.
+type currentFile struct {
+	file     *os.File  // nil until the first record, and after a failed reopening
+	size     int64     // in bytes
+	refused  int64     // bytes of it that are refusals
+	first    uint64    // the first record in it; 0 when it is empty
+	newline  bool      // it lacks the newline of its last record
+	rotated  bool      // it is new and needs its rotation record
+	rotateAt int64     // size at which rotation is tried; grows when it fails
+	checked  time.Time // when it was last seen in its place
+}
+
+// secondLog is the log of the refusals that the first has no room for.
+type secondLog struct {
+	second   *Log   // nil until there is one
+	linked   uint64 // its last record that a record of the first names
+	linkedIn uint64 // the file of the first in which that is
+}
+
+// unreported is the content of the next record of kind lost.
+type unreported struct {
+	truncated *truncatedTail // bytes at the end that are no record; nil if there are none
+	notes     []string
+	unproved  bool   // records may be missing before it
+	failed    uint64 // records refused since the last that was written
 }
 
 // tail is the end of the chain.

@@ -127,7 +127,7 @@ func Verify(cfg VerifyConfig) (Report, error) {
 // newVerifier returns a verifier of one of the two logs.
 func newVerifier(file, stateDir string, second bool) (*verifier, error) {
 	v := &verifier{
-		file: file, second: second, headName: headName, done: map[uint64]bool{}, lines: newLines(nil), scratch: make([]byte, sha256.Size),
+		file: file, second: second, expectedHead: expectedHead{headName: headName}, done: map[uint64]bool{}, lines: newLines(nil), scratch: make([]byte, sha256.Size),
 	}
 	v.tail.hash = genesis()
 	if stateDir == "" {
@@ -159,15 +159,13 @@ func (v *verifier) run() error {
 }
 
 type verifier struct {
-	file     string
-	second   bool
-	headName string
-	report   Report
-	mac      hash.Hash // nil without the key
-	scratch  []byte    // for its sums
-	lines    *lines    // of the file
-	head     position
-	headErr  error
+	file    string
+	second  bool
+	report  Report
+	mac     hash.Hash // nil without the key
+	scratch []byte    // for its sums
+	lines   *lines    // of the file
+	expectedHead
 
 	path    string
 	line    int
@@ -177,10 +175,17 @@ type verifier struct {
 	region  *region // bytes since the last record that are none
 	gaps    []gap   // and other problems, in the order of the log
 	kept    uint64  // records below were removed by the log itself
-	ended   int64   // offset behind the head's record; 0 when it was not met
 	before  string  // the hash that the first record names as the one before it
 	removed string  // the hash of the last record that was removed, as the log says
 	linked  tail    // of the second log, as the first names it; seq 0 for none
+}
+
+// expectedHead is the record that the head names as the last one.
+type expectedHead struct {
+	headName string // file of the head
+	head     position
+	headErr  error // why there is no position
+	ended    int64 // offset behind the record; 0 until it was read
 }
 
 // gap is a jump in the numbers, legitimate when it lies below what was kept.

@@ -5,9 +5,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // segments is what a connection carried, as TCP itself counts it at the

@@ -15,9 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // rounds is how often a benchmark goes around its variants. They take turns, so

@@ -11,11 +11,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/cilium/ebpf/rlimit"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // heardSize is how many seccomp refusals may wait for [Cage.Run].

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // answer serves one connection of a listener: identifies it and answers.

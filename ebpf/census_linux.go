@@ -18,10 +18,10 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // censusInterval is how often [Cage.Run] looks for sockets that the walls do

@@ -7,9 +7,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/cilium/ebpf/link"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // counterPin is the pin of the system call counter.

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // A throttled plugin runs in turns, which add up to its rate.

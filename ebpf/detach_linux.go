@@ -9,11 +9,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // Of unix_diag (include/uapi/linux/unix_diag.h).

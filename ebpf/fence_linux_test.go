@@ -16,9 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // fencerName as argv[0] makes the test binary the sidecar of a fence.

@@ -11,10 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 

@@ -7,9 +7,9 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // Identify says who opened a connection that the sidecar accepted, from what the

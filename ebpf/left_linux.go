@@ -6,9 +6,9 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/cilium/ebpf"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // ShutLeft shuts the door of what a sidecar has pinned for a state directory,

@@ -5,9 +5,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // TestShutLeft shuts the door of a sidecar that did not do it itself.

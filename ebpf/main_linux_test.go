@@ -5,10 +5,9 @@ import (
 	"os"
 	"testing"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"go.uber.org/goleak"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 

@@ -16,9 +16,9 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // plugin is the test binary in the role of a plugin.

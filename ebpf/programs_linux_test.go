@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"testing"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // resolver answers A with a virtual address and AAAA with one that is mapped

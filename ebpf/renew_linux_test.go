@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/cilium/ebpf"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // version makes a cage as a version would whose table of connections has room

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 

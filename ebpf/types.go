@@ -5,10 +5,9 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"go.uber.org/zap"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
 

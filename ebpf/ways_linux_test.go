@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
 // outside is what a plugin is not to reach: listeners on the loopback of a

@@ -26,7 +26,7 @@ const elsewhere = "240.0.0.9:443"
 
 // harness is a cage with the listeners of its sidecar, which is this program.
 type harness struct {
-	cage     *ebpf.Cage
+	cage     *ebpf.Confinement
 	proxy    net.Listener
 	resolver net.PacketConn
 	stop     context.CancelFunc

@@ -411,7 +411,7 @@ func outside() (*worker, error) {
 }
 
 // inside starts a worker as the plugin of a cage.
-func inside(cage *ebpf.Cage) (*worker, error) {
+func inside(cage *ebpf.Confinement) (*worker, error) {
 	return startWorker(func(input *os.File) (int, func() error, error) {
 		p, err := cage.Start(sandbox.Command{
 			Path: "/proc/self/exe", Args: []string{"worker", "role=worker"}, Env: []string{"PATH=" + os.Getenv("PATH")},

@@ -13,7 +13,7 @@ import (
 // the addresses that the plugin finds on its loopback, and binds a port that
 // takes a privilege elsewhere.
 func TestPluginAddresses(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	got := r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket
 for family, text in (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (0, "localhost"):
@@ -46,7 +46,7 @@ print("served")`}}))
 // TestAllowConnects refuses connects to where no rule leads, as a closed port
 // does, and no others.
 func TestAllowConnects(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	try := func() string {
 		return r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import errno, socket
@@ -98,7 +98,7 @@ for address, port in ("240.0.0.1", 443), ("240.0.0.1", 80), ("240.0.0.2", 443), 
 func TestServing(t *testing.T) {
 	const wait = 200 * time.Millisecond
 	told := make(chan uint16, 16)
-	r := newRig(t, func(c *Config) {
+	r := newHarness(t, func(c *Config) {
 		c.Serve = []uint16{8081, 80}
 		c.Serving = func(port uint16) { told <- port; time.Sleep(wait) }
 	})

@@ -36,24 +36,24 @@ type aliasedTo struct {
 }
 
 // followsListen reports whether listen(2) is to be reported.
-func (c *Cage) followsListen() bool {
+func (c *Confinement) reportsListen() bool {
 	return c.group.Own
 }
 
 // listenHandler returns what is called before a process of the plugin listens on
 // a Unix socket with a path; nil: that is not reported.
-func (c *Cage) listenHandler() func(process uint32, l sandbox.Listener) {
-	if !c.followsListen() {
+func (c *Confinement) listenHandler() func(process uint32, l sandbox.Listener) {
+	if !c.reportsListen() {
 		return nil
 	}
-	return c.servesUnix
+	return c.handleUnixListen
 }
 
 // servesUnix handles a socket that the plugin is about to listen on.
-func (c *Cage) servesUnix(process uint32, l sandbox.Listener) {
+func (c *Confinement) handleUnixListen(process uint32, l sandbox.Listener) {
 	c.followDirect(l)
 	if err := c.alias(process, l); err != nil {
-		c.sampled.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
+		c.sampledLog.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
 	}
 	if c.config.ServingUnix == nil {
 		_ = l.File.Close() // it was only open to be looked at
@@ -63,11 +63,11 @@ func (c *Cage) servesUnix(process uint32, l sandbox.Listener) {
 }
 
 // alias makes a socket outside the private directories reachable for the plugin.
-func (c *Cage) alias(process uint32, l sandbox.Listener) error {
-	if c.wall.unix == nil || !c.hasView() {
+func (c *Confinement) alias(process uint32, l sandbox.Listener) error {
+	if c.programs.unix == nil || !c.hasView() {
 		return nil
 	}
-	names := c.unshared(process, l)
+	names := c.unsharedNames(process, l)
 	if len(names) == 0 {
 		return nil
 	}
@@ -102,7 +102,7 @@ func (c *Cage) alias(process uint32, l sandbox.Listener) error {
 	for _, name := range names {
 		key, value, err := aliasEntry(name, path)
 		if err == nil {
-			err = c.wall.unix.Maps["trees"].Put(key, value)
+			err = c.programs.unix.Maps["trees"].Put(key, value)
 		}
 		if err != nil {
 			return fmt.Errorf("turn %s to its alias: %w", name, err)
@@ -123,7 +123,7 @@ func aliasEntry(name, alias string) (unixTreeKey, unixTree, error) {
 
 // unshared returns the absolute paths of a socket, as it lies and as it was
 // bound, unless the hooks turn them to a private directory.
-func (c *Cage) unshared(process uint32, l sandbox.Listener) []string {
+func (c *Confinement) unsharedNames(process uint32, l sandbox.Listener) []string {
 	bound := l.Name
 	if !filepath.IsAbs(bound) {
 		dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", process))
@@ -143,7 +143,7 @@ func (c *Cage) unshared(process uint32, l sandbox.Listener) []string {
 			continue
 		}
 		copy(key.Path[:], name)
-		if err := c.wall.unix.Maps["trees"].Lookup(key, &value); err == nil && value.Length > 0 && !value.isAlias() {
+		if err := c.programs.unix.Maps["trees"].Lookup(key, &value); err == nil && value.Length > 0 && !value.isAlias() {
 			continue
 		}
 		out = append(out, name)
@@ -158,7 +158,7 @@ func (t *unixTree) isAlias() bool {
 }
 
 // dropAliases forgets the sockets that the plugin has closed.
-func (c *Cage) dropAliases() {
+func (c *Confinement) dropAliases() {
 	c.aliases.mu.Lock()
 	defer c.aliases.mu.Unlock()
 	if len(c.aliases.of) == 0 {
@@ -185,15 +185,15 @@ func (c *Cage) dropAliases() {
 }
 
 // dropAlias removes the names first: what they led to has no listener any more.
-func (c *Cage) dropAlias(one *aliasedTo) error {
+func (c *Confinement) dropAlias(one *aliasedTo) error {
 	for _, name := range one.names {
 		var now unixTree
 		key, own, err := aliasEntry(name, sandbox.AliasPath(one.number))
 		if err == nil {
-			err = c.wall.unix.Maps["trees"].Lookup(key, &now)
+			err = c.programs.unix.Maps["trees"].Lookup(key, &now)
 		}
 		if err == nil && now == own { // else the name is a newer socket's
-			err = c.wall.unix.Maps["trees"].Delete(key)
+			err = c.programs.unix.Maps["trees"].Delete(key)
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("forget %s: %w", name, err)

@@ -21,25 +21,25 @@ const (
 // attributions say which rule each connection is for. The kernel's map is
 // written in place, one word a connection, without a system call.
 type attributions struct {
-	mu      sync.Mutex
-	memory  []byte
-	entries []uint64 // nil once closed
-	started bool     // the programs look at them
-	highest uint32   // rule that was ever attributed
-	traffic *ebpf.Map
-	turn    func(func(*wallDoor)) error
+	mu            sync.Mutex
+	memory        []byte
+	entries       []uint64 // nil once closed
+	started       bool     // the programs look at them
+	highest       uint32   // rule that was ever attributed
+	traffic       *ebpf.Map
+	updateControl func(func(*wallDoor)) error
 }
 
-func openAttributions(w *wall) (*attributions, error) {
-	m := w.kept["attributions"]
+func openAttributions(w *collection) (*attributions, error) {
+	m := w.pinnedMaps["attributions"]
 	size := int(m.ValueSize()) * int(m.MaxEntries())
 	memory, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map attributions: %w", err)
 	}
-	a := &attributions{memory: memory, traffic: w.kept["by_rule"], turn: w.ledger.turn}
+	a := &attributions{memory: memory, traffic: w.pinnedMaps["by_rule"], updateControl: w.limits.updateControl}
 	a.entries = unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), m.MaxEntries()) //nolint:gosec // the map's values, page aligned
-	door, err := w.ledger.readDoor()
+	door, err := w.limits.readControl()
 	if err != nil {
 		return nil, errors.Join(err, a.close())
 	}
@@ -67,8 +67,8 @@ func (a *attributions) close() error {
 // connection is named by [Peer.Cookie]. Only the first call costs a system
 // call. Of 65,536 connections that the plugin opens one after the other no two
 // are confused; beyond that, a newer one may end the attribution of an older.
-func (c *Cage) Attribute(cookie uint64, rule uint32) {
-	c.wall.attributed.set(cookie, rule)
+func (c *Confinement) Attribute(cookie uint64, rule uint32) {
+	c.programs.attributions.set(cookie, rule)
 }
 
 func (a *attributions) set(cookie uint64, rule uint32) {
@@ -85,14 +85,14 @@ func (a *attributions) set(cookie uint64, rule uint32) {
 	a.highest = max(a.highest, rule)
 	if !a.started && rule != 0 {
 		// Should it fail, the next one tries again.
-		a.started = a.turn(func(d *wallDoor) { d.InForce |= inForceRules }) == nil
+		a.started = a.updateControl(func(d *wallDoor) { d.InForce |= inForceRules }) == nil
 	}
 }
 
 // Traffic returns what was counted for each rule number, in their order,
 // without those for which nothing was.
-func (c *Cage) Traffic() ([]Traffic, error) {
-	a := c.wall.attributed
+func (c *Confinement) Traffic() ([]Traffic, error) {
+	a := c.programs.attributions
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.entries == nil {

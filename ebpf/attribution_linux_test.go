@@ -44,7 +44,7 @@ func (s segments) traffic(rule uint32, since segments) Traffic {
 // Each byte counts for the rule that its connection has at the time, and for
 // none when another connection took its place.
 func TestTrafficByRule(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	done := r.start(&sandbox.Command{Args: []string{"python3", "-c", `
 import socket
 s = socket.create_connection(("240.0.0.9", 80))

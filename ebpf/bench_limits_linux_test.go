@@ -147,7 +147,7 @@ func calls(threads, n int) time.Duration {
 
 // bench is a cage with one worker outside and one inside. The listener, which
 // is its proxy, is outside, as a sidecar's is.
-func bench(b *testing.B) (c *Cage, outside, inside worker) {
+func bench(b *testing.B) (c *Confinement, outside, inside worker) {
 	b.Helper()
 	h, err := hostPlaces.FindCgroupMount()
 	if err != nil {

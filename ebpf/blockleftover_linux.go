@@ -11,15 +11,15 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// ShutLeft shuts the door of what a sidecar has pinned for a state directory,
+// BlockLeftover shuts the door of what a sidecar has pinned for a state directory,
 // whether the sidecar runs, hangs or is gone: the pinned programs then refuse every
 // connect and drop every packet with payload that the plugin sends. A sidecar that
 // goes on opens the door only when nothing is revoked any more. If kill is set, the
 // processes of the cgroup that the sidecar made are killed too. If nothing is pinned,
-// [Left.Shut] is not set and there is no error. It needs CAP_BPF and, for the
+// [Leftover.Blocked] is not set and there is no error. It needs CAP_BPF and, for the
 // cgroups, CAP_DAC_READ_SEARCH.
-func ShutLeft(stateDir string, kill bool) (Left, error) {
-	fail := func(err error) (Left, error) { return Left{}, fmt.Errorf("shut the door: %w", err) }
+func BlockLeftover(stateDir string, kill bool) (Leftover, error) {
+	fail := func(err error) (Leftover, error) { return Leftover{}, fmt.Errorf("shut the door: %w", err) }
 	p, err := sandbox.FindPaths(stateDir)
 	if err != nil {
 		return fail(err)
@@ -30,22 +30,22 @@ func ShutLeft(stateDir string, kill bool) (Left, error) {
 	}
 	door, err := ebpf.LoadPinnedMap(filepath.Join(pins, "door"), nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Left{}, nil
+		return Leftover{}, nil
 	}
 	if err != nil {
 		return fail(err)
 	}
-	ledger := ledger{door: door}
-	err = ledger.turn(func(d *wallDoor) { d.Open = 0 })
+	ledger := limitTable{control: door}
+	err = ledger.updateControl(func(d *wallDoor) { d.Open = 0 })
 	if err = errors.Join(err, door.Close()); err != nil {
 		return fail(err)
 	}
-	left := Left{Shut: true}
+	left := Leftover{Blocked: true}
 	h, err := p.FindCgroupMount()
 	if err != nil {
 		return left, fmt.Errorf("find the cgroup: %w", err)
 	}
-	if left.Cgroups, err = heldGroups(h, pins); err != nil {
+	if left.Cgroups, err = linkedCgroups(h, pins); err != nil {
 		return left, fmt.Errorf("find the cgroup: %w", err)
 	}
 	for _, path := range left.Cgroups {

@@ -12,12 +12,12 @@ import (
 
 // TestShutLeft shuts the door of a sidecar that did not do it itself.
 func TestShutLeft(t *testing.T) {
-	if left, err := ShutLeft(filepath.Join(t.TempDir(), "none"), true); left.Shut || err != nil {
+	if left, err := BlockLeftover(filepath.Join(t.TempDir(), "none"), true); left.Blocked || err != nil {
 		t.Errorf("a stateDir without a sidecar: %+v, %v", left, err)
 	}
-	r := newRig(t, nil)
-	left, err := ShutLeft(r.config.StateDir, false)
-	if err != nil || !left.Shut || len(left.Cgroups) != 1 || left.Populated || left.Killed {
+	r := newHarness(t, nil)
+	left, err := BlockLeftover(r.config.StateDir, false)
+	if err != nil || !left.Blocked || len(left.Cgroups) != 1 || left.Populated || left.Killed {
 		t.Fatalf("%+v, %v", left, err)
 	}
 	connect := func() int {
@@ -48,10 +48,10 @@ func TestShutLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left, err := ShutLeft(r.config.StateDir, false); err != nil || !left.Populated || left.Killed {
+	if left, err := BlockLeftover(r.config.StateDir, false); err != nil || !left.Populated || left.Killed {
 		t.Errorf("while the plugin lives: %+v, %v", left, err)
 	}
-	if left, err := ShutLeft(r.config.StateDir, true); err != nil || left.Populated || !left.Killed {
+	if left, err := BlockLeftover(r.config.StateDir, true); err != nil || left.Populated || !left.Killed {
 		t.Errorf("kill: %+v, %v", left, err)
 	}
 	if status, err := p.Wait(); status != 128+int(unix.SIGKILL) || err != nil {
@@ -59,7 +59,7 @@ func TestShutLeft(t *testing.T) {
 	}
 
 	// The sidecar opens it again when nothing is revoked any more.
-	if err := r.Shut(false); err != nil {
+	if err := r.Block(false); err != nil {
 		t.Fatal(err)
 	}
 	l := r.proxy4

@@ -143,7 +143,7 @@ func TestWaysToConnect(t *testing.T) {
 	}
 	defer func() { _ = n.Close() }()
 	o := newOutside(t, n)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	peers := make(chan Peer, 16)
 	for _, l := range []net.Listener{r.proxy4, r.proxy6} {
 		go func() {
@@ -212,7 +212,7 @@ func TestPrivilegedSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	attempts := settle(t, group, path, "/proc/self/exe", "tries")
 	for _, attempt := range []string{
 		"ping", "ping6", "raw", "raw6", "udplite", "udplite6", "mptcp", "mptcp6",
@@ -247,7 +247,7 @@ func TestPrivilegedSockets(t *testing.T) {
 // What is hidden in questions for names goes to the sidecar's resolver, whoever
 // is asked, and each question is counted.
 func TestTunnelThroughNames(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	go reply4(r.dns4)
 	go reply4(r.dns6)
 	before, err := r.Usage()
@@ -301,7 +301,7 @@ func TestWaysToSockets(t *testing.T) {
 	}
 	defer func() { _ = n.Close() }()
 	o := newOutside(t, n)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	donor := exec.Command(python(t), "-c", `
 import socket, sys
 s = socket.socket(); s.connect(("127.0.0.1", int(sys.argv[1]))); u = socket.socket()
@@ -394,7 +394,7 @@ for _ in range(100):
 
 // A plugin under the launcher that is handed a socket by its own standard input.
 func TestHandedOver(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	n, err := sandbox.NewNetwork(nil)
 	if err != nil {
 		t.Fatal(err)

@@ -18,73 +18,73 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// heardSize is how many seccomp refusals may wait for [Cage.Run].
-const heardSize = 256
+// heardSize is how many seccomp refusals may wait for [Confinement.Run].
+const denialsSize = 256
 
-// Cage confines and meters one plugin. Make it with [New], open the sidecar's
-// listeners with [Cage.Listen], then [Cage.Attach], then [Cage.Start].
-type Cage struct {
-	config  Config
-	own     bool // the network namespace is the plugin's own
-	places  sandbox.Paths
-	lock    *sandbox.Lock
-	pins    string
-	group   *sandbox.Cgroup
-	network *sandbox.Network
-	account sandbox.User
-	wall    *wall
+// Confinement confines and meters one plugin. Make it with [New], open the sidecar's
+// listeners with [Confinement.Listen], then [Confinement.Attach], then [Confinement.Start].
+type Confinement struct {
+	config    Config
+	own       bool // the network namespace is the plugin's own
+	paths     sandbox.Paths
+	stateLock *sandbox.FileLock
+	pinDir    string
+	group     *sandbox.Cgroup
+	network   *sandbox.Network
+	user      sandbox.User
+	programs  *collection
 
-	lostBefore   uint64 // refusals that went undescribed under an earlier sidecar
-	heard        chan sandbox.Denial
-	flushing     chan chan struct{} // see [Cage.Flush]
-	passing      atomic.Bool        // the program that runs may be passed descriptors
-	fed          chan struct{}      // it has just become so
-	unheard      atomic.Uint64
-	refusedCalls atomic.Uint64
+	lostBefore     uint64 // refusals that went undescribed under an earlier sidecar
+	denials        chan sandbox.Denial
+	flushing       chan chan struct{} // see [Confinement.Flush]
+	mayReceiveFDs  atomic.Bool        // the program that runs may be passed descriptors
+	scanSoon       chan struct{}      // it has just become so
+	droppedDenials atomic.Uint64
+	refusedCalls   atomic.Uint64
 
-	starting sync.Mutex   // held while a program starts; taken before mu
-	closing  sync.RWMutex // read-held while a connection is identified; taken before mu
-	limiting sync.Mutex   // held while limits are replaced; taken before mu
-	mu       sync.Mutex
-	attached bool
-	shut     bool
-	closed   bool
-	sockets  allowance
-	askers   askers
-	aliases  aliases
-	sampled  *zap.Logger // for what the plugin causes
-	direct   direct
-	running  *runningView // of the program that runs; nil: it has none
-	held     bool         // frozen for a limit
-	killed   bool         // killed for a limit
-	found    []Stray      // by the last census
+	starting      sync.Mutex   // held while a program starts; taken before mu
+	closing       sync.RWMutex // read-held while a connection is identified; taken before mu
+	limiting      sync.Mutex   // held while limits are replaced; taken before mu
+	mu            sync.Mutex
+	attached      bool
+	blocked       bool
+	closed        bool
+	allowlist     allowlist
+	lookups       lookupLimit
+	aliases       aliases
+	sampledLog    *zap.Logger // for what the plugin causes
+	direct        direct
+	running       *runningView     // of the program that runs; nil: it has none
+	frozenByLimit bool             // frozen for a limit
+	killedByLimit bool             // killed for a limit
+	foundSockets  []UnmediatedConn // by the last census
 
-	left map[[2]uint64]Standing // by digest, see [Cage.Left]
+	usedBefore map[[2]uint64]LimitUsage // by digest, see [Confinement.UsedBefore]
 
-	epoch time.Time // when CLOCK_BOOTTIME was zero, as it seemed at the start
+	bootTime time.Time // when CLOCK_BOOTTIME was zero, as it seemed at the start
 
-	counting sync.Mutex // held while a census is taken; taken before mu
-	census   *census
+	scanning sync.Mutex // held while a census is taken; taken before mu
+	scan     *socketScan
 
-	watchPorts *portWatch // nil: it is not known who listens
+	ports *portWatch // nil: it is not known who listens
 }
 
 // New makes the cgroup, the network namespace and the programs, and reserves the
 // user; nothing is attached and nothing runs yet. What it made is taken away
-// again by [Cage.Close]. What an earlier sidecar left is taken over if it is
+// again by [Confinement.Close]. What an earlier sidecar left is taken over if it is
 // empty or [Config.EndLeft] is set; otherwise the error is [ErrPopulated].
-func New(config Config) (*Cage, error) {
+func New(config Config) (*Confinement, error) {
 	if err := config.complete(); err != nil {
 		return nil, err
 	}
-	c := &Cage{
-		config: config, sampled: sampled(config.Logger),
-		own:   !config.HostNetwork && config.CgroupPath == "",
-		heard: make(chan sandbox.Denial, heardSize), flushing: make(chan chan struct{}), fed: make(chan struct{}, 1),
-		epoch: wallClock(0),
+	c := &Confinement{
+		config: config, sampledLog: sampledLogger(config.Logger),
+		own:     !config.HostNetwork && config.CgroupPath == "",
+		denials: make(chan sandbox.Denial, denialsSize), flushing: make(chan chan struct{}), scanSoon: make(chan struct{}, 1),
+		bootTime: wallClock(0),
 	}
 	if err := c.build(); err != nil {
-		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.demolish())
+		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.teardown())
 	}
 	return c, nil
 }
@@ -107,32 +107,32 @@ func (c *Config) complete() error {
 
 // sampled bounds what a plugin can write to a log: of one message the first ten
 // in a minute.
-func sampled(log *zap.Logger) *zap.Logger {
+func sampledLogger(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
 	}))
 }
 
-func (c *Cage) build() error {
+func (c *Confinement) build() error {
 	var err error
-	if c.places, err = sandbox.FindPaths(c.config.StateDir); err != nil {
-		return lacks(err)
+	if c.paths, err = sandbox.FindPaths(c.config.StateDir); err != nil {
+		return machineFault(err)
 	}
-	if c.lock, err = c.places.LockState(); err != nil {
+	if c.stateLock, err = c.paths.LockStateDir(); err != nil {
 		return err
 	}
 	// Kernels before 5.11 charge maps to a limit instead of the cgroup.
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return lacks(fmt.Errorf("lift memory limit: %w", err))
+		return machineFault(fmt.Errorf("lift memory limit: %w", err))
 	}
 	if err := c.openGroup(); err != nil {
 		return err
 	}
-	if c.pins, err = pinDir(c.places); err != nil {
-		return lacks(err)
+	if c.pinDir, err = pinDir(c.paths); err != nil {
+		return machineFault(err)
 	}
 	if c.group.Own {
-		if c.account, err = c.places.ChooseUser(c.config.User, c.config.UnsafeSameUser); err != nil {
+		if c.user, err = c.paths.ChooseUser(c.config.User, c.config.UnsafeSameUser); err != nil {
 			return err
 		}
 	}
@@ -142,38 +142,38 @@ func (c *Cage) build() error {
 	if err := c.openPortWatch(); err != nil {
 		c.config.Logger.Warn("listening ports of the plugin are unknown", zap.Error(err))
 	}
-	if c.wall, err = loadWalls(c.pins, c.group, c.group.Own, c.hasView(), c.config.CountSyscalls); err != nil {
-		return lacks(err)
+	if c.programs, err = loadCollection(c.pinDir, c.group, c.group.Own, c.hasView(), c.config.CountSyscalls); err != nil {
+		return machineFault(err)
 	}
-	if c.census, err = newCensus(c); err != nil {
-		return lacks(err)
+	if c.scan, err = newSocketScan(c); err != nil {
+		return machineFault(err)
 	}
 	before, err := c.usage()
 	c.lostBefore = before.Lost
 	return err
 }
 
-// openPortWatch opens what [Cage.Listening] asks, if there are ports to ask for.
-func (c *Cage) openPortWatch() error {
+// openPortWatch opens what [Confinement.Listening] asks, if there are ports to ask for.
+func (c *Confinement) openPortWatch() error {
 	if !c.own || len(c.config.Serve) == 0 {
 		return nil
 	}
 	return c.network.Do(func() error {
 		socket, err := openDiag()
 		if err == nil {
-			c.watchPorts = newPortWatch(socket)
+			c.ports = newPortWatch(socket)
 		}
 		return err
 	})
 }
 
-func (c *Cage) chooseNetwork() (*sandbox.Network, error) {
+func (c *Confinement) chooseNetwork() (*sandbox.Network, error) {
 	switch {
 	case c.own && c.config.NetworkPath != "":
 		return nil, errors.New("choose network: a path is given, and the plugin is to have a network of its own")
 	case c.own:
 		n, err := sandbox.NewNetwork(c.config.Serve)
-		return n, lacks(err)
+		return n, machineFault(err)
 	case c.config.NetworkPath != "":
 		return sandbox.OpenNetwork(c.config.NetworkPath)
 	}
@@ -181,12 +181,12 @@ func (c *Cage) chooseNetwork() (*sandbox.Network, error) {
 }
 
 // openGroup makes the cage's cgroup, or opens the one given.
-func (c *Cage) openGroup() error {
-	h, err := c.places.FindCgroupMount()
+func (c *Confinement) openGroup() error {
+	h, err := c.paths.FindCgroupMount()
 	if err != nil {
-		return lacks(err)
+		return machineFault(err)
 	}
-	pins, err := existingPins(c.places)
+	pins, err := existingPins(c.paths)
 	if err != nil {
 		return err
 	}
@@ -194,15 +194,15 @@ func (c *Cage) openGroup() error {
 		if c.group, err = sandbox.OpenCgroup(c.config.CgroupPath); err != nil {
 			return err
 		}
-		return leaveOthers(h, pins, c.group.ID)
+		return ensureOthersEmpty(h, pins, c.group.ID)
 	}
-	name := cgroupPrefix + c.places.ID
-	left, err := leftGroups(h, name, pins)
+	name := cgroupPrefix + c.paths.ID
+	left, err := leftCgroups(h, name, pins)
 	if err != nil {
 		return err
 	}
 	for _, path := range left {
-		ended, err := sweep(path, c.config.EndLeft != nil)
+		ended, err := removeCgroup(path, c.config.EndLeft != nil)
 		if err != nil {
 			return err
 		}
@@ -212,52 +212,52 @@ func (c *Cage) openGroup() error {
 		}
 	}
 	// Nothing lives in its cgroup any more, so that nothing more is used.
-	if c.left, err = readStandings(pins); err != nil {
+	if c.usedBefore, err = readLeftoverUsage(pins); err != nil {
 		c.config.Logger.Warn("usage counted without a sidecar unknown", zap.Error(err))
 	}
 	if err := unpin(pins); err != nil {
 		return err
 	}
 	c.group, err = sandbox.MakeCgroup(h, name)
-	return lacks(err)
+	return machineFault(err)
 }
 
 // Attach tells the programs where the sidecar listens, puts them on the cgroup,
-// pins them, and opens the door unless [Cage.Shut] shut it before. Then it ends
+// pins them, and opens the door unless [Confinement.Block] shut it before. Then it ends
 // the sockets that processes in the cgroup brought along or connected before:
 // see [HookDescriptor].
-func (c *Cage) Attach(ends Endpoints) error {
+func (c *Confinement) Attach(ends Endpoints) error {
 	if err := ends.check(); err != nil {
 		return err
 	}
-	if err := c.census.visible(); err != nil { // before anything is attached that would stay
+	if err := c.scan.visible(); err != nil { // before anything is attached that would stay
 		return fmt.Errorf("attach: %w", err)
 	}
 	if err := c.attach(ends); err != nil {
 		return err
 	}
-	return c.takeCensus()
+	return c.scanSockets()
 }
 
-func (c *Cage) attach(ends Endpoints) error {
+func (c *Confinement) attach(ends Endpoints) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return fmt.Errorf("attach: %w", os.ErrClosed)
 	}
-	if err := c.wall.forgetPeers(); err != nil {
+	if err := c.programs.forgetPeers(); err != nil {
 		return err
 	}
-	if err := c.wall.configure(c.network, c.own, ends, c.config.Serve); err != nil {
+	if err := c.programs.configure(c.network, c.own, ends, c.config.Serve); err != nil {
 		return err
 	}
 	if !c.attached {
-		if err := c.wall.attach(c.pins, c.group); err != nil {
+		if err := c.programs.attach(c.pinDir, c.group); err != nil {
 			return err
 		}
 	}
 	c.attached = true
-	return c.wall.openDoor(!c.shut)
+	return c.programs.setOpen(!c.blocked)
 }
 
 // check refuses endpoints that the hooks could not tell from a way out.
@@ -286,48 +286,48 @@ func (e Endpoints) check() error {
 // connected sends nothing more, and nothing more comes in by a served port. It
 // holds while the sidecar is away, too. What others have connected to ports that
 // the plugin serves in a network that is not its own is ended (Linux 6.5).
-func (c *Cage) Shut(shut bool) error {
-	if err := c.turnDoor(shut); err != nil || !shut {
+func (c *Confinement) Block(shut bool) error {
+	if err := c.setBlocked(shut); err != nil || !shut {
 		return err
 	}
-	c.counting.Lock()
-	defer c.counting.Unlock()
+	c.scanning.Lock()
+	defer c.scanning.Unlock()
 	c.mu.Lock()
 	closed := c.closed
 	c.mu.Unlock()
 	if closed || c.own || len(c.config.Serve) == 0 {
 		return nil
 	}
-	if err := c.census.endServed(); err != nil {
+	if err := c.scan.endServed(); err != nil {
 		return fmt.Errorf("turn the door: %w", err)
 	}
 	return nil
 }
 
-func (c *Cage) turnDoor(shut bool) error {
+func (c *Confinement) setBlocked(shut bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return fmt.Errorf("turn the door: %w", os.ErrClosed)
 	}
-	c.shut = shut
+	c.blocked = shut
 	if !c.attached && !shut {
 		return nil // Attach opens it
 	}
-	return c.wall.openDoor(!shut)
+	return c.programs.setOpen(!shut)
 }
 
 // Kill ends every process of the plugin and waits until there is none.
-func (c *Cage) Kill() error {
+func (c *Confinement) Kill() error {
 	if err := c.group.Kill(); err != nil {
 		return fmt.Errorf("kill the plugin: %w", err)
 	}
 	return nil
 }
 
-// Check reports whether every program is still on the cgroup: [ErrSevered] if
-// one is not, [ErrNotAttached] before [Cage.Attach].
-func (c *Cage) Check() error {
+// Check reports whether every program is still on the cgroup: [ErrDetached] if
+// one is not, [ErrNotAttached] before [Confinement.Attach].
+func (c *Confinement) Check() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -336,17 +336,17 @@ func (c *Cage) Check() error {
 	case !c.attached:
 		return ErrNotAttached
 	}
-	return c.wall.check(c.group)
+	return c.programs.check(c.group)
 }
 
 // Info describes the cage.
-func (c *Cage) Info() Info {
+func (c *Confinement) Info() Info {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Info{
-		Cgroup: c.group.Path, Pins: c.pins, OwnNetwork: c.own,
-		UID: c.account.UID, GID: c.account.GID, SameUser: c.account.Same,
-		UnixHooks: c.wall.unix != nil, View: c.hasView(), Scope: sandbox.SupportsScope(), Syscalls: c.wall.counter != nil, Programs: c.wall.names(),
+		Cgroup: c.group.Path, Pins: c.pinDir, OwnNetwork: c.own,
+		UID: c.user.UID, GID: c.user.GID, SameUser: c.user.Same,
+		UnixHooks: c.programs.unix != nil, View: c.hasView(), Scope: sandbox.SupportsScope(), Syscalls: c.programs.counter != nil, Programs: c.programs.names(),
 	}
 }
 
@@ -354,8 +354,8 @@ func (c *Cage) Info() Info {
 // what [New] made, the programs last. If a process cannot be ended, the walls
 // stay. On a cgroup that was given, the programs stay as long as its directory
 // does, whether anything runs in it or not: a sidecar that is restarted takes
-// them over, and [Detach] takes them off. [Cage.Run] has to have returned.
-func (c *Cage) Close() error {
+// them over, and [Detach] takes them off. [Confinement.Run] has to have returned.
+func (c *Confinement) Close() error {
 	c.starting.Lock()
 	defer c.starting.Unlock()
 	c.closing.Lock()
@@ -366,21 +366,21 @@ func (c *Cage) Close() error {
 		return nil
 	}
 	c.closed = true
-	return c.demolish()
+	return c.teardown()
 }
 
-func (c *Cage) demolish() error {
+func (c *Confinement) teardown() error {
 	var errs []error
 	keep := false
 	if c.group != nil {
 		keep, errs = c.emptyGroup()
 	}
-	if c.wall != nil {
-		errs = append(errs, c.wall.close())
+	if c.programs != nil {
+		errs = append(errs, c.programs.close())
 	}
 	if c.group != nil && !keep {
-		if c.pins != "" {
-			errs = append(errs, unpin(c.pins))
+		if c.pinDir != "" {
+			errs = append(errs, unpin(c.pinDir))
 		}
 		if c.group.Own {
 			errs = append(errs, c.group.Remove())
@@ -392,16 +392,16 @@ func (c *Cage) demolish() error {
 	if c.network != nil {
 		errs = append(errs, c.network.Close())
 	}
-	errs = append(errs, c.watchPorts.close())
-	errs = append(errs, c.account.Release())
-	errs = append(errs, c.lock.Release())
+	errs = append(errs, c.ports.close())
+	errs = append(errs, c.user.Release())
+	errs = append(errs, c.stateLock.Release())
 	return errors.Join(errs...)
 }
 
 // emptyGroup ends what lives in a cgroup of our own, and reports whether the
 // walls have to stay: because something lives on, or because they stand on a
 // cgroup that was given and is still there.
-func (c *Cage) emptyGroup() (keep bool, errs []error) {
+func (c *Confinement) emptyGroup() (keep bool, errs []error) {
 	if c.group.Own {
 		if err := c.group.Kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return true, []error{err}
@@ -409,15 +409,15 @@ func (c *Cage) emptyGroup() (keep bool, errs []error) {
 		return false, nil
 	}
 	// Empty is no reason to go: whoever comes next would be unconfined.
-	if c.pins == "" || !c.group.Current() {
+	if c.pinDir == "" || !c.group.Current() {
 		return false, nil
 	}
-	names, err := pinned(c.pins)
+	names, err := pinned(c.pinDir)
 	if err != nil {
 		return true, []error{err}
 	}
 	for _, name := range names {
-		if pinnedTo(filepath.Join(c.pins, name)) == c.group.ID {
+		if pinnedTo(filepath.Join(c.pinDir, name)) == c.group.ID {
 			return true, nil
 		}
 	}

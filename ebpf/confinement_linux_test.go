@@ -17,7 +17,7 @@ import (
 )
 
 // answer serves one connection of a listener: identifies it and answers.
-func (r *rig) answer(l net.Listener) <-chan Peer {
+func (r *harness) answer(l net.Listener) <-chan Peer {
 	peers := make(chan Peer, 1)
 	go func() {
 		defer close(peers)
@@ -53,7 +53,7 @@ func reply4(p net.PacketConn) {
 }
 
 func TestRedirect(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	proxy4, proxy6 := r.proxy4.Addr().String(), r.proxy6.Addr().String()
 	zero := strings.Replace(proxy4, "127.0.0.1", "0.0.0.0", 1)
 	for _, test := range []struct {
@@ -86,7 +86,7 @@ func TestRedirect(t *testing.T) {
 			if want := netip.MustParseAddrPort(test.original); peer.Original != want || peer.Explicit != test.explicit {
 				t.Errorf("original is %v, explicit %v; want %v, %v", peer.Original, peer.Explicit, want, test.explicit)
 			}
-			if peer.UID != uint32(r.account.UID) || !strings.HasSuffix(peer.Exe, ".test") {
+			if peer.UID != uint32(r.user.UID) || !strings.HasSuffix(peer.Exe, ".test") {
 				t.Errorf("caller is %+v", peer)
 			}
 			if out != "got hello from "+test.seen {
@@ -103,7 +103,7 @@ func TestRedirect(t *testing.T) {
 // A connection that the plugin did not open has no identity, even from inside
 // its network namespace.
 func TestStrangerHasNoIdentity(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	conn, err := r.DialContext(t.Context(), "tcp", r.proxy4.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +136,7 @@ func TestStrangerHasNoIdentity(t *testing.T) {
 }
 
 func TestResolver(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	go reply4(r.dns4)
 	go reply4(r.dns6)
 	for _, test := range []struct {
@@ -198,7 +198,7 @@ type attempt struct {
 }
 
 // bypasses is what a plugin may try.
-func bypasses(r *rig, docker, log string) []attempt {
+func bypasses(r *harness, docker, log string) []attempt {
 	_, proxyPort, _ := net.SplitHostPort(r.proxy4.Addr().String())
 	self := strconv.Itoa(os.Getpid())
 	return []attempt{
@@ -286,12 +286,12 @@ func bypasses(r *rig, docker, log string) []attempt {
 		{[]string{"kill", self}, want{"EPERM", "", ""}},
 		{[]string{"sidecar-mem", self}, want{"EACCES", "", ""}},
 		{[]string{"cgroup", filepath.Join(filepath.Dir(r.group.Path), "cgroup.procs")}, want{"EACCES", "", ""}},
-		{[]string{"unpin", filepath.Join(r.pins, "link_connect4")}, want{"EACCES", "", ""}},
+		{[]string{"unpin", filepath.Join(r.pinDir, "link_connect4")}, want{"EACCES", "", ""}},
 	}
 }
 
 func TestBypasses(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	dir := publicDir(t)
 	docker := filepath.Join(dir, "docker.sock")
 	host, err := net.Listen("unix", docker)
@@ -338,7 +338,7 @@ func TestBypasses(t *testing.T) {
 		} else if d.Path != "" {
 			about = d.Path
 		}
-		if d.PID == 0 || d.Comm == "" || d.UID != uint32(r.account.UID) {
+		if d.PID == 0 || d.Comm == "" || d.UID != uint32(r.user.UID) {
 			if d.Hook != sandbox.HookEgress {
 				t.Errorf("caller is missing: %+v", d)
 			}

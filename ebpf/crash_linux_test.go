@@ -201,7 +201,7 @@ func TestLeftoversAreSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As if killed: handles close, and nothing else is done.
-	if err := errors.Join(first.wall.close(), first.group.Close(), first.network.Close(), first.account.Release(), first.lock.File.Close(), first.lock.State.Close()); err != nil {
+	if err := errors.Join(first.programs.close(), first.group.Close(), first.network.Close(), first.user.Release(), first.stateLock.File.Close(), first.stateLock.State.Close()); err != nil {
 		t.Fatal(err)
 	}
 	second, err := New(Config{StateDir: state})
@@ -256,8 +256,8 @@ func unpinFrom(group *sandbox.Cgroup) error {
 	if err != nil {
 		return err
 	}
-	for _, cage := range cages {
-		dir := filepath.Join(root, cage)
+	for _, confinement := range cages {
+		dir := filepath.Join(root, confinement)
 		if pinnedTo(filepath.Join(dir, linkPrefix+"egress")) == group.ID {
 			err = errors.Join(err, unpin(dir))
 		}
@@ -324,7 +324,7 @@ func settleWith(t *testing.T, group *sandbox.Cgroup, path string, files []*os.Fi
 		},
 		wait: func() string {
 			t.Helper()
-			timer := time.AfterFunc(5*censusInterval, func() {
+			timer := time.AfterFunc(5*scanInterval, func() {
 				t.Error("the process lives")
 				_ = command.Process.Kill()
 			})
@@ -369,7 +369,7 @@ func TestGivenCgroup(t *testing.T) {
 	if got := old.ask(`held.append(socket.socket())`); got != "ok" {
 		t.Fatal(got)
 	}
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.Path, path, []uint16{8080} })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.Path, path, []uint16{8080} })
 	if r.Info().OwnNetwork {
 		t.Error("takes the host's network for the plugin's own")
 	}
@@ -515,7 +515,7 @@ func TestBoundToDevice(t *testing.T) {
 	defer func() { _ = n.Close() }()
 	lead(t, n)
 	plugin := settle(t, group, path, python(t), "-c", talker)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	if got := plugin.ask(`bound("out0", "240.0.0.9", 80)`); got == "ok" {
 		t.Errorf("connected past the loopback")
 	}
@@ -537,7 +537,7 @@ func TestBoundToDevice(t *testing.T) {
 func TestGivenCgroupServes(t *testing.T) {
 	group, path := given(t)
 	plugin := settle(t, group, path, python(t), "-c", talker)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.Path, path, []uint16{8080} })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.Serve = group.Path, path, []uint16{8080} })
 	if got := plugin.ask(`listen(8080)`); got != "ok" {
 		t.Fatal(got)
 	}
@@ -560,7 +560,7 @@ func TestGivenCgroupServes(t *testing.T) {
 		t.Errorf("usage %+v, %v", u, err)
 	}
 	// The shut door ends it, and lets nothing in by another.
-	if err := r.Shut(true); err != nil {
+	if err := r.Block(true); err != nil {
 		t.Fatal(err)
 	}
 	if got := plugin.ask(`held[1].recv(1)`); got != "ECONNABORTED" {
@@ -570,7 +570,7 @@ func TestGivenCgroupServes(t *testing.T) {
 		t.Error("the visitor's connection stands")
 	}
 	_ = conn.Close()
-	if err := r.Shut(false); err != nil {
+	if err := r.Block(false); err != nil {
 		t.Fatal(err)
 	}
 	visitor, err := r.DialContext(t.Context(), "tcp", "127.0.0.1:8080")
@@ -581,7 +581,7 @@ func TestGivenCgroupServes(t *testing.T) {
 	if got := plugin.ask(`held.append(held[0].accept()[0]) or held[-1].settimeout(0.5)`); got != "ok" {
 		t.Fatal(got)
 	}
-	if err := r.wall.openDoor(false); err != nil { // without an end
+	if err := r.programs.setOpen(false); err != nil { // without an end
 		t.Fatal(err)
 	}
 	if _, err := visitor.Write([]byte("in")); err != nil {
@@ -590,7 +590,7 @@ func TestGivenCgroupServes(t *testing.T) {
 	if got := plugin.ask(`held[-1].recv(1)`); got == "ok" {
 		t.Error("what was sent to a shut door came in")
 	}
-	if err := r.Shut(false); err != nil {
+	if err := r.Block(false); err != nil {
 		t.Fatal(err)
 	}
 	// listen without bind picks a port that was not given.
@@ -628,7 +628,7 @@ func TestDescendants(t *testing.T) {
 		}
 	})
 	plugin := settle(t, below, path, python(t), "-c", talker)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.CountSyscalls = group.Path, path, true })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath, c.CountSyscalls = group.Path, path, true })
 	if got := plugin.ask(`tcp("240.0.0.9", 80)`); got != "ok" {
 		t.Error(got)
 	}
@@ -646,7 +646,7 @@ func TestTakeOver(t *testing.T) {
 	group, path := given(t)
 	plugin := settle(t, group, path, python(t), "-c", talker)
 	state := t.TempDir()
-	open := func() (*Cage, net.Listener) {
+	open := func() (*Confinement, net.Listener) {
 		t.Helper()
 		c, err := New(Config{StateDir: state, CgroupPath: group.Path, NetworkPath: path, CountSyscalls: true})
 		if err != nil {
@@ -733,7 +733,7 @@ func TestTakeOver(t *testing.T) {
 // With the cgroup goes what stood on it.
 func TestGoneCgroup(t *testing.T) {
 	group, path := given(t)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	r.stop()
 	if err := <-r.stopped; err != nil {
 		t.Error(err)
@@ -745,7 +745,7 @@ func TestGoneCgroup(t *testing.T) {
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if names, err := pinned(r.pins); err != nil || len(names) != 0 {
+	if names, err := pinned(r.pinDir); err != nil || len(names) != 0 {
 		t.Errorf("pins are left: %v, %v", names, err)
 	}
 	if err := os.Mkdir(group.Path, 0o700); err != nil { // for who tidies up
@@ -776,10 +776,10 @@ func TestSevered(t *testing.T) {
 	if err := os.Mkdir(c.group.Path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Check(); !errors.Is(err, ErrSevered) {
+	if err := c.Check(); !errors.Is(err, ErrDetached) {
 		t.Errorf("after: %v", err)
 	}
-	if _, err := c.Start(sandbox.Command{Args: []string{"true"}}); !errors.Is(err, ErrSevered) {
+	if _, err := c.Start(sandbox.Command{Args: []string{"true"}}); !errors.Is(err, ErrDetached) {
 		t.Errorf("started without walls: %v", err)
 	}
 }
@@ -805,8 +805,8 @@ func TestRemadeCgroup(t *testing.T) {
 	removed := time.Now()
 	select {
 	case err := <-ran:
-		if !errors.Is(err, ErrSevered) {
-			t.Errorf("Run ended with %v, want %v", err, ErrSevered)
+		if !errors.Is(err, ErrDetached) {
+			t.Errorf("Run ended with %v, want %v", err, ErrDetached)
 		}
 		t.Logf("noticed after %v, want about %v", time.Since(removed), checkInterval)
 	case <-time.After(patience):
@@ -821,7 +821,7 @@ func TestRemadeCgroup(t *testing.T) {
 	}
 	defer func() { _ = remade.Close() }()
 	plugin := settle(t, remade, path, "/proc/self/exe", "tries")
-	r := newRig(t, func(c *Config) { c.StateDir, c.CgroupPath, c.NetworkPath = config.StateDir, config.CgroupPath, path })
+	r := newHarness(t, func(c *Config) { c.StateDir, c.CgroupPath, c.NetworkPath = config.StateDir, config.CgroupPath, path })
 	if got := plugin.ask("udp4 10.0.0.9:9"); got != "EPERM" {
 		t.Errorf("in the cgroup made again a datagram ended with %s", got)
 	}

@@ -17,7 +17,7 @@ var firstVirtual = netip.AddrFrom4([4]byte{240, 0, 0, 0}) //nolint:gochecknoglob
 // Until it is called for the first time no connect is refused for its
 // destination, nor while d has more than [MaxDestinations] entries. The error is
 // then that of a full table; connects go on as before.
-func (c *Cage) AllowConnects(d Destinations) error {
+func (c *Confinement) AllowConnects(d Destinations) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -28,15 +28,15 @@ func (c *Cage) AllowConnects(d Destinations) error {
 		err = fmt.Errorf("allow connects: %d destinations, at most %d are compared", d.entries(), MaxDestinations)
 		d = Destinations{Any: true}
 	}
-	return errors.Join(err, c.wall.allowConnects(d))
+	return errors.Join(err, c.programs.allowConnects(d))
 }
 
 func (d *Destinations) entries() int { return len(d.Exact) + len(d.Ports) + len(d.NamePorts) }
 
 // allowConnects adds what is new before it removes what is gone, so that nothing
 // is refused in between that either permits.
-func (w *wall) allowConnects(d Destinations) error {
-	m := w.kept["destinations"]
+func (w *collection) allowConnects(d Destinations) error {
+	m := w.pinnedMaps["destinations"]
 	want := d.keys()
 	for key := range want {
 		if err := m.Put(key, uint8(1)); err != nil {

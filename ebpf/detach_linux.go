@@ -32,7 +32,7 @@ func Detach(stateDir string, force bool) (err error) {
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	held, err := p.LockState()
+	held, err := p.LockStateDir()
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
@@ -49,7 +49,7 @@ func Detach(stateDir string, force bool) (err error) {
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	linked, err := heldGroups(h, pins)
+	linked, err := linkedCgroups(h, pins)
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
@@ -57,12 +57,12 @@ func Detach(stateDir string, force bool) (err error) {
 		if filepath.Base(path) == cgroupPrefix+p.ID || force {
 			continue
 		}
-		if err := leave(path); err != nil {
+		if err := ensureEmpty(path); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}
 	}
 	for _, path := range groups {
-		if _, err := sweep(path, force); err != nil {
+		if _, err := removeCgroup(path, force); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}
 	}
@@ -74,7 +74,7 @@ func Detach(stateDir string, force bool) (err error) {
 
 // sweep removes a cgroup that was left behind, after ending the processes in it
 // if forced, and returns how many there were.
-func sweep(path string, force bool) (ended int, err error) {
+func removeCgroup(path string, force bool) (ended int, err error) {
 	g, err := sandbox.OpenCgroup(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
@@ -123,7 +123,7 @@ func existingPins(p sandbox.Paths) (string, error) {
 // the whole hierarchy: a cgroup beside the one to be made, and those that pinned
 // links are on. Whoever is told of another cgroup takes the programs off one
 // that was given, unless anything runs in it.
-func leftGroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
+func leftCgroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
 	parent, err := h.OwnGroup()
 	if err != nil {
 		return nil, err
@@ -132,14 +132,14 @@ func leftGroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
 	if path := filepath.Join(parent, name); exists(path) {
 		left = append(left, path)
 	}
-	held, err := heldGroups(h, pins)
+	held, err := linkedCgroups(h, pins)
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range held {
 		switch {
 		case filepath.Base(path) != name:
-			if err := leave(path); err != nil {
+			if err := ensureEmpty(path); err != nil {
 				return nil, err
 			}
 		case !slices.Contains(left, path):
@@ -151,8 +151,8 @@ func leftGroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
 
 // leaveOthers refuses to take programs off any cgroup but one while something
 // runs in it: the sidecar was told of another cgroup before.
-func leaveOthers(h sandbox.CgroupMount, pins string, but uint64) error {
-	held, err := heldGroups(h, pins)
+func ensureOthersEmpty(h sandbox.CgroupMount, pins string, but uint64) error {
+	held, err := linkedCgroups(h, pins)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func leaveOthers(h sandbox.CgroupMount, pins string, but uint64) error {
 		if unix.Stat(path, &stat) == nil && stat.Ino == but {
 			continue
 		}
-		if err := leave(path); err != nil {
+		if err := ensureEmpty(path); err != nil {
 			return err
 		}
 	}
@@ -169,7 +169,7 @@ func leaveOthers(h sandbox.CgroupMount, pins string, but uint64) error {
 }
 
 // leave refuses to take programs off a cgroup while something runs in it.
-func leave(path string) error {
+func ensureEmpty(path string) error {
 	g, err := sandbox.OpenCgroup(path)
 	if err != nil {
 		return err
@@ -190,7 +190,7 @@ func exists(path string) bool {
 }
 
 // heldGroups are the cgroups that pinned links are on.
-func heldGroups(h sandbox.CgroupMount, pins string) ([]string, error) {
+func linkedCgroups(h sandbox.CgroupMount, pins string) ([]string, error) {
 	names, err := pinned(pins)
 	if err != nil {
 		return nil, err

@@ -45,7 +45,7 @@ type direct struct {
 type unixFile struct{ inode, device uint32 }
 
 // followDirect has connections to a socket followed from now on.
-func (c *Cage) followDirect(l sandbox.Listener) {
+func (c *Confinement) followDirect(l sandbox.Listener) {
 	d := &c.direct
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -59,24 +59,24 @@ func (c *Cage) followDirect(l sandbox.Listener) {
 
 // CutDirect ends the connections that processes outside the plugin's cgroup have
 // to its Unix sockets, and returns how many they were. One that the plugin has
-// not accepted yet is ended by [Cage.Run] once it is, while the door is shut.
-func (c *Cage) CutDirect() (cut int, err error) { return c.lookAtDirect(true) }
+// not accepted yet is ended by [Confinement.Run] once it is, while the door is shut.
+func (c *Confinement) CutDirect() (cut int, err error) { return c.scanDirect(true) }
 
 // checkDirect looks at the connections, and cuts them while the door is shut.
-func (c *Cage) checkDirect() {
+func (c *Confinement) checkDirect() {
 	c.mu.Lock()
-	shut, closed := c.shut, c.closed
+	shut, closed := c.blocked, c.closed
 	c.mu.Unlock()
 	if closed {
 		return
 	}
-	if _, err := c.lookAtDirect(shut); err != nil {
+	if _, err := c.scanDirect(shut); err != nil {
 		c.config.Logger.Error("connections to the plugin's sockets not checked", zap.Error(err))
 	}
 }
 
 // lookAtDirect reports what has begun and ended since the last look.
-func (c *Cage) lookAtDirect(cut bool) (int, error) {
+func (c *Confinement) scanDirect(cut bool) (int, error) {
 	d := &c.direct
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,7 +93,7 @@ func (c *Cage) lookAtDirect(cut bool) (int, error) {
 	}
 	for socket, conn := range d.open {
 		if _, there := now[socket]; !there {
-			c.tellDirect(conn, DirectEnded)
+			c.reportDirect(conn, DirectEnded)
 			delete(d.open, socket)
 		}
 	}
@@ -115,7 +115,7 @@ func (c *Cage) lookAtDirect(cut bool) (int, error) {
 
 // endDirect reports connections that are new, and ends all of those given if they
 // are to be cut. The caller holds c.direct.mu.
-func (c *Cage) endDirect(now map[uint64]string, cut bool) (count int, err error) {
+func (c *Confinement) endDirect(now map[uint64]string, cut bool) (count int, err error) {
 	d := &c.direct
 	err = c.eachSocket(now, func(socket uint64, fd int) {
 		conn, known := d.open[socket]
@@ -126,18 +126,18 @@ func (c *Cage) endDirect(now map[uint64]string, cut bool) (count int, err error)
 				return
 			}
 			d.open[socket] = conn
-			c.tellDirect(conn, DirectBegan)
+			c.reportDirect(conn, DirectBegan)
 		}
 		if cut && unix.Shutdown(fd, unix.SHUT_RDWR) == nil {
 			count++
 			delete(d.open, socket)
-			c.tellDirect(conn, DirectCut)
+			c.reportDirect(conn, DirectCut)
 		}
 	})
 	return count, err
 }
 
-func (c *Cage) tellDirect(conn DirectConn, state DirectState) {
+func (c *Confinement) reportDirect(conn DirectConn, state DirectState) {
 	if c.config.Direct != nil {
 		conn.State = state
 		c.config.Direct(conn)
@@ -146,7 +146,7 @@ func (c *Cage) tellDirect(conn DirectConn, state DirectState) {
 
 // directConn describes the process at the other end of a connection; false: it is
 // the sidecar, or one of the plugin's.
-func (c *Cage) directConn(path string, fd int) (conn DirectConn, outside bool) {
+func (c *Confinement) directConn(path string, fd int) (conn DirectConn, outside bool) {
 	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil || int(peer.Pid) == os.Getpid() {
 		return conn, false
@@ -157,7 +157,7 @@ func (c *Cage) directConn(path string, fd int) (conn DirectConn, outside bool) {
 		return conn, false
 	}
 	gone := unix.Kill(int(peer.Pid), 0) != nil
-	if !c.own && gone && int(peer.Uid) == c.account.UID {
+	if !c.own && gone && int(peer.Uid) == c.user.UID {
 		return conn, false // a process of the plugin's that has ended
 	}
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", peer.Pid)); err == nil {
@@ -169,7 +169,7 @@ func (c *Cage) directConn(path string, fd int) (conn DirectConn, outside bool) {
 // connectedTo returns the connected sockets, by inode number, that came from one
 // of the plugin's listeners, with its path. A connection belongs to the network
 // namespace of the process that made it: the sidecar's is looked at.
-func (c *Cage) connectedTo() (map[uint64]string, error) {
+func (c *Confinement) connectedTo() (map[uint64]string, error) {
 	paths := make(map[unixFile]string)
 	there := make(map[uint64]bool)
 	err := c.network.Do(func() error {
@@ -201,7 +201,7 @@ func (c *Cage) connectedTo() (map[uint64]string, error) {
 
 // eachSocket calls f with a copy of each of the sockets that a process of the
 // plugin's holds, once for each.
-func (c *Cage) eachSocket(sockets map[uint64]string, f func(socket uint64, fd int)) error {
+func (c *Confinement) eachSocket(sockets map[uint64]string, f func(socket uint64, fd int)) error {
 	pids, err := appendPIDs(nil, filepath.Join(c.group.Path, "cgroup.procs"))
 	if err != nil {
 		return fmt.Errorf("list processes: %w", err)

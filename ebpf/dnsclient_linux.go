@@ -19,35 +19,35 @@ import (
 // Bounds of a search for the process behind a datagram: what a plugin opens and how
 // often it asks is its to choose.
 const (
-	askersASecond   = 50
-	maxAskers       = 512     // processes looked at
-	maxDescriptors  = 16384   // of them together
-	maxSocketsTable = 1 << 20 // bytes read of /proc/PID/net/udp
+	lookupsPerSecond = 50
+	maxLookedAt      = 512     // processes looked at
+	maxDescriptors   = 16384   // of them together
+	maxSocketsTable  = 1 << 20 // bytes read of /proc/PID/net/udp
 )
 
 // askers bounds how often processes are searched for.
-type askers struct {
+type lookupLimit struct {
 	mu     sync.Mutex
 	second time.Time
 	n      int
 }
 
 // take reports whether another search may be made now.
-func (a *askers) take(now time.Time) bool {
+func (a *lookupLimit) allow(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now.Sub(a.second) >= time.Second || now.Before(a.second) {
 		a.second, a.n = now, 0
 	}
 	a.n++
-	return a.n <= askersASecond
+	return a.n <= lookupsPerSecond
 }
 
 // Asker returns the process of the plugin that holds the socket from which a
 // datagram or a connection came to the resolver. It is for the record and proves
 // nothing: the socket may have been passed on since. False: no process was found,
 // or too many were searched for in this second.
-func (c *Cage) Asker(from net.Addr) (Peer, bool) {
+func (c *Confinement) DNSClient(from net.Addr) (Peer, bool) {
 	Network, local := from.Network(), netip.AddrPort{}
 	switch a := from.(type) {
 	case *net.UDPAddr:
@@ -55,14 +55,14 @@ func (c *Cage) Asker(from net.Addr) (Peer, bool) {
 	case *net.TCPAddr:
 		local = a.AddrPort()
 	}
-	if !local.IsValid() || !c.askers.take(time.Now()) {
+	if !local.IsValid() || !c.lookups.allow(time.Now()) {
 		return Peer{}, false
 	}
-	pids, err := c.census.pids()
+	pids, err := c.scan.pids()
 	if err != nil {
 		return Peer{}, false
 	}
-	pids = pids[:min(len(pids), maxAskers)]
+	pids = pids[:min(len(pids), maxLookedAt)]
 	inode, uid, ok := socketAt(pids, Network, local)
 	if !ok {
 		return Peer{}, false

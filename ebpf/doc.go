@@ -1,6 +1,6 @@
 // Package ebpf meters and confines one plugin.
 //
-// A [Cage] holds three walls, each of which stands if another falls:
+// A [Confinement] holds three walls, each of which stands if another falls:
 //
 //   - A network namespace of the plugin's own, with nothing in it but a
 //     loopback and the sidecar's listeners. There is no route out of it.
@@ -11,7 +11,7 @@
 //     gain privileges, make namespaces, or ask for what no socket hook sees.
 //
 // When the sidecar is killed, all three stay: connections lead to a port where
-// nobody listens. [Cage.Close] ends everything in the cgroup before it takes
+// nobody listens. [Confinement.Close] ends everything in the cgroup before it takes
 // the programs off; [Detach] does it for a sidecar that is gone. On a cgroup
 // that was given the programs outlive the sidecar however it ends, until
 // Detach or the end of the cgroup.
@@ -19,8 +19,8 @@
 // # What the hooks do
 //
 // TCP connects lead to the sidecar's proxy, whatever the address, and the
-// original destination and the caller are written down for [Cage.Identify]. One
-// to where no rule leads, as [Cage.AllowConnects] has it, is refused at once with
+// original destination and the caller are written down for [Confinement.Identify]. One
+// to where no rule leads, as [Confinement.AllowConnects] has it, is refused at once with
 // ECONNREFUSED (before Linux 6.1: EPERM), so that a program that probes for an
 // open port does not take the sidecar's for it.
 // Port 53 of any server, UDP and TCP, leads to the sidecar's resolver, and its
@@ -50,7 +50,7 @@
 // and connect there, by TCP, UDP and abstract Unix sockets, and none of it
 // counts. The loopback has the addresses of [PluginAddresses] beside 127.0.0.0/8
 // and ::1, and every port of it may be bound without a privilege. Socket pairs work everywhere. Unix sockets with a path are refused,
-// also the plugin's own, but for those of [Cage.AllowSockets]: the kernel's hook
+// also the plugin's own, but for those of [Confinement.AllowSockets]: the kernel's hook
 // sees the name that was given and not the socket that it leads to, and a link
 // would lead it to any socket of the host. A kernel before 6.7 has no such hook;
 // there the plugin gets no Unix sockets but pairs. Programs that build sandboxes
@@ -73,13 +73,13 @@
 //
 // # Without privileges
 //
-// A [Fence] needs neither BPF nor root: user, network, process, mount and IPC
+// A [Rootless] needs neither BPF nor root: user, network, process, mount and IPC
 // namespaces, the same system call filter and the same file rules. It meters
-// nothing. [Fence.Limits] says what else it lacks.
+// nothing. [Rootless.Limits] says what else it lacks.
 //
 // # Limits
 //
-// [Cage.Limit] has the programs hold the plugin to rates and totals. A rate is
+// [Confinement.Limit] has the programs hold the plugin to rates and totals. A rate is
 // the generic cell rate algorithm with a burst of its Count, on CLOCK_MONOTONIC;
 // the time for which the machine sleeps refills nothing. A charge is one atomic
 // exchange, with prices rounded up, so that no number of senders passes a limit.
@@ -101,7 +101,7 @@
 //
 // At a limit that stops, the kernel stops each process as soon as it passes a
 // hook, when the last of the limit is taken and not at the first refusal;
-// [Cage.Run] freezes them all within milliseconds, and lets them run again when
+// [Confinement.Run] freezes them all within milliseconds, and lets them run again when
 // a tenth of the limit, and whatever it refused, is free. To do so it sends
 // SIGCONT, also to processes that the plugin itself had stopped. A call that was
 // interrupted by the stop may end with EINTR (signal(7)). Nobody but a sidecar

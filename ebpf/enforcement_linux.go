@@ -13,14 +13,14 @@ import (
 const (
 	// turnLength is for how long a throttled plugin is stopped at a time, if
 	// its limit lets anything through in it.
-	turnLength = 25 * time.Millisecond
+	stopSlice = 25 * time.Millisecond
 	// quietTime is for how long a limit that refuses must not have refused to be
 	// taken for recovered: senders come back in bursts.
-	quietTime = time.Second
+	recoveryTime = time.Second
 )
 
 // crosser is who crossed a limit, as a program reported it.
-type crosser struct {
+type offender struct {
 	time time.Time
 	pid  uint32
 	comm string
@@ -28,39 +28,39 @@ type crosser struct {
 
 // oversee reports crossings and recoveries, freezes or kills a plugin that was
 // sentenced, and lets it run again when its limits allow it.
-func (m *meter) oversee() error {
-	c := m.cage
+func (m *meter) enforce() error {
+	c := m.confinement
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return nil
 	}
 	now := clock()
-	crossings := c.wall.ledger.crossings(now, m.crossers)
-	kill, wait, err := c.guard(now)
+	crossings := c.programs.limits.events(now, m.offenders)
+	kill, wait, err := c.applyPending(now)
 	c.mu.Unlock()
-	clear(m.crossers)
+	clear(m.offenders)
 	if kill {
 		err = errors.Join(err, c.group.Kill())
 	}
-	if c.config.Crossed != nil {
+	if c.config.LimitChanged != nil {
 		for _, crossing := range crossings {
-			c.config.Crossed(crossing)
+			c.config.LimitChanged(crossing)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("enforce limits: %w", err)
 	}
 	if wait > 0 {
-		m.look.Reset(wait)
+		m.enforceTimer.Reset(wait)
 	}
 	return nil
 }
 
 // crossings are those limits that began to refuse or recovered since it was
 // last asked.
-func (l *ledger) crossings(now uint64, by map[uint32]crosser) []Crossing {
-	var news []Crossing
+func (l *limitTable) events(now uint64, by map[uint32]offender) []LimitEvent {
+	var news []LimitEvent
 	for i := range l.inForce {
 		p := &l.inForce[i]
 		s := &l.standings[p.rule.Slot]
@@ -74,7 +74,7 @@ func (l *ledger) crossings(now uint64, by map[uint32]crosser) []Crossing {
 			continue
 		}
 		p.reported = over
-		crossing := Crossing{Time: time.Now(), Limit: p.Limit, Recovered: !over}
+		crossing := LimitEvent{Time: time.Now(), Limit: p.Limit, Recovered: !over}
 		if who, ok := by[p.rule.Slot]; ok && over {
 			crossing.Time, crossing.PID, crossing.Comm = who.time, who.pid, who.comm
 		}
@@ -85,7 +85,7 @@ func (l *ledger) crossings(now uint64, by map[uint32]crosser) []Crossing {
 
 // recovered reports whether a limit that was crossed lets through again for
 // more than a moment. A total never does.
-func (l *ledger) recovered(p *placed, now uint64) bool {
+func (l *limitTable) recovered(p *placedLimit, now uint64) bool {
 	if p.rule.Period == 0 || l.room(p, now) < l.enough(p) {
 		return false
 	}
@@ -93,40 +93,40 @@ func (l *ledger) recovered(p *placed, now uint64) bool {
 		return true
 	}
 	refused := atomic.LoadUint64(&l.standings[p.rule.Slot].Refused)
-	return now >= refused+uint64(quietTime)
+	return now >= refused+uint64(recoveryTime)
 }
 
 // enough is how much has to be free for a limit to have recovered: a tenth of
 // it, and what it refused.
-func (l *ledger) enough(p *placed) uint64 {
+func (l *limitTable) enough(p *placedLimit) uint64 {
 	asked := atomic.LoadUint64(&l.standings[p.rule.Slot].Asked)
 	return max(p.rule.Depth/10, p.rule.Unit, min(asked, p.rule.Depth))
 }
 
 // guard does what the custody of the plugin asks for. The caller holds the
 // cage's lock.
-func (c *Cage) guard(now uint64) (kill bool, wait time.Duration, err error) {
-	custody := c.wall.ledger.custody
+func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, err error) {
+	custody := c.programs.limits.enforcement
 	sentence := atomic.LoadUint32(&custody.Sentence)
 	if sentence == 0 {
 		if atomic.LoadUint32(&custody.Release) != 0 { // begun by a sidecar that is gone
-			return false, 0, c.release()
+			return false, 0, c.resume()
 		}
 		return false, 0, nil
 	}
-	need, freeze := c.wall.ledger.term(now)
-	if sentence == sentenceKill && !c.killed {
-		c.killed = true
+	need, freeze := c.programs.limits.remaining(now)
+	if sentence == actionKill && !c.killedByLimit {
+		c.killedByLimit = true
 		return true, max(need, time.Millisecond), nil
 	}
 	if need == 0 {
-		return false, 0, c.release()
+		return false, 0, c.resume()
 	}
-	if sentence == sentenceKill {
+	if sentence == actionKill {
 		return true, need, nil
 	}
-	if freeze && !c.held {
-		c.held = true
+	if freeze && !c.frozenByLimit {
+		c.frozenByLimit = true
 		err = c.group.Freeze(true)
 	}
 	return false, need, err
@@ -134,7 +134,7 @@ func (c *Cage) guard(now uint64) (kill bool, wait time.Duration, err error) {
 
 // term is for how long the plugin stays sentenced, and whether that is worth
 // freezing it for.
-func (l *ledger) term(now uint64) (need time.Duration, freeze bool) {
+func (l *limitTable) remaining(now uint64) (need time.Duration, freeze bool) {
 	for i := range l.inForce {
 		p := &l.inForce[i]
 		if p.rule.Sentence == 0 {
@@ -142,7 +142,7 @@ func (l *ledger) term(now uint64) (need time.Duration, freeze bool) {
 		}
 		room, enough := l.room(p, now), l.enough(p)
 		if p.rule.Turns != 0 {
-			enough = max(min(enough, uint64(turnLength)), p.rule.Unit)
+			enough = max(min(enough, uint64(stopSlice)), p.rule.Unit)
 		}
 		total := p.rule.Period == 0
 		if total && atomic.LoadUint32(&l.standings[p.rule.Slot].Over) != 0 {
@@ -164,8 +164,8 @@ func (l *ledger) term(now uint64) (need time.Duration, freeze bool) {
 // release lets the plugin run again: the processes that were stopped are
 // continued while they are frozen, so that none of them misses it. It is noted
 // before it begins, for the next sidecar to end it.
-func (c *Cage) release() error {
-	custody := c.wall.ledger.custody
+func (c *Confinement) resume() error {
+	custody := c.programs.limits.enforcement
 	atomic.StoreUint32(&custody.Release, 1)
 	atomic.StoreUint32(&custody.Beyond, 0)
 	atomic.StoreUint32(&custody.Sentence, 0)
@@ -177,14 +177,14 @@ func (c *Cage) release() error {
 			return err
 		}
 	}
-	c.held, c.killed = false, false
+	c.frozenByLimit, c.killedByLimit = false, false
 	atomic.StoreUint32(&custody.Release, 0)
 	return nil
 }
 
 // Freeze stops every process of the plugin, or lets them run again. While a
 // limit holds the plugin, to let it run again takes effect when the limit does.
-func (c *Cage) Freeze(on bool) error {
+func (c *Confinement) Freeze(on bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -194,8 +194,8 @@ func (c *Cage) Freeze(on bool) error {
 	if on {
 		wanted = 1
 	}
-	atomic.StoreUint32(&c.wall.ledger.custody.Frozen, wanted)
-	if err := c.group.Freeze(on || c.held); err != nil {
+	atomic.StoreUint32(&c.programs.limits.enforcement.Frozen, wanted)
+	if err := c.group.Freeze(on || c.frozenByLimit); err != nil {
 		return fmt.Errorf("freeze the plugin: %w", err)
 	}
 	return nil

@@ -131,8 +131,8 @@ func TestFiles(t *testing.T) {
 	if err := sandbox.FilesSupported(); err != nil {
 		t.Skip(err)
 	}
-	r := newRig(t, nil)
-	dir := filesTree(t, r.account.UID)
+	r := newHarness(t, nil)
+	dir := filesTree(t, r.user.UID)
 	files := &sandbox.Files{Read: []string{dir + "/read"}, Write: []string{dir + "/write"}}
 	ask, end := converse(t, func(c sandbox.Command) (waiter, error) {
 		c.Files = files
@@ -201,7 +201,7 @@ func TestFilesLeaveEnoughToStart(t *testing.T) {
 	if err := sandbox.FilesSupported(); err != nil {
 		t.Skip(err)
 	}
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	script := filepath.Join(publicDir(t), "script")
 	if err := os.WriteFile(script, []byte("#!/usr/bin/env sh\necho 42\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -241,7 +241,7 @@ func TestFilesAreRefused(t *testing.T) {
 	if err := os.Symlink(private, link); err != nil {
 		t.Fatal(err)
 	}
-	r := newRig(t, func(c *Config) { c.Private = []string{secret} })
+	r := newHarness(t, func(c *Config) { c.Private = []string{secret} })
 	for name, files := range map[string]*sandbox.Files{
 		"itself":                  {Read: []string{secret}},
 		"above it":                {Read: []string{private}},
@@ -311,8 +311,8 @@ func TestPrivateIsUnreadable(t *testing.T) {
 		}, "chmod 0700 " + folder},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := newRig(t, func(c *Config) { c.Private = []string{file, folder, "/no/such/file"} })
-			if err := test.apply(r.account.UID); err != nil {
+			r := newHarness(t, func(c *Config) { c.Private = []string{file, folder, "/no/such/file"} })
+			if err := test.apply(r.user.UID); err != nil {
 				t.Fatal(err)
 			}
 			p, err := r.Start(sandbox.Command{Args: []string{"true"}})
@@ -327,7 +327,7 @@ func TestPrivateIsUnreadable(t *testing.T) {
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r := newRig(t, func(c *Config) {
+	r := newHarness(t, func(c *Config) {
 		c.Private, c.User, c.UnsafeSameUser = []string{file}, strconv.Itoa(os.Getuid()), true
 	})
 	r.ok(r.command(sandbox.Command{Args: []string{"true"}}))

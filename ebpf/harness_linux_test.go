@@ -20,8 +20,8 @@ import (
 
 // rig is a cage with its sidecar: listeners, a resolver that answers one
 // byte string, and what was reported.
-type rig struct {
-	*Cage
+type harness struct {
+	*Confinement
 	t       *testing.T
 	proxy4  net.Listener
 	proxy6  net.Listener
@@ -36,10 +36,10 @@ type rig struct {
 }
 
 // newRig makes a cage with listeners on both families and attaches it.
-func newRig(t *testing.T, change func(*Config)) *rig {
+func newHarness(t *testing.T, change func(*Config)) *harness {
 	t.Helper()
 	needKernel(t)
-	r := &rig{t: t}
+	r := &harness{t: t}
 	config := Config{
 		Plugin: "test", StateDir: t.TempDir(), Interval: 20 * time.Millisecond,
 		Denied: func(d sandbox.Denial) {
@@ -51,14 +51,14 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	if change != nil {
 		change(&config)
 	}
-	cage, err := New(config)
+	confinement, err := New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Cage = cage
+	r.Confinement = confinement
 	t.Cleanup(r.close)
 	listen := func(address string) net.Listener {
-		l, err := cage.Listen("tcp", address)
+		l, err := confinement.Listen("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +66,7 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 		return l
 	}
 	packet := func(address string) net.PacketConn {
-		p, err := cage.ListenPacket("udp", address)
+		p, err := confinement.ListenPacket("udp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,16 +76,16 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	r.proxy4, r.proxy6 = listen("127.0.0.1:0"), listen("[::1]:0")
 	r.dns4, r.dns6 = packet("127.0.0.1:0"), packet("[::1]:0")
 	r.dnsTCP = listen(r.dns4.LocalAddr().String())
-	if err := cage.Attach(r.endpoints()); err != nil {
+	if err := confinement.Attach(r.endpoints()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop, r.stopped = cancel, make(chan error, 1)
-	go func() { r.stopped <- cage.Run(ctx) }()
+	go func() { r.stopped <- confinement.Run(ctx) }()
 	return r
 }
 
-func (r *rig) endpoints() Endpoints {
+func (r *harness) endpoints() Endpoints {
 	return Endpoints{
 		Proxy4: tcpPort(r.proxy4), Proxy6: tcpPort(r.proxy6),
 		Resolver4: udpPort(r.dns4), Resolver6: udpPort(r.dns6),
@@ -95,7 +95,7 @@ func (r *rig) endpoints() Endpoints {
 func tcpPort(l net.Listener) netip.AddrPort   { return l.Addr().(*net.TCPAddr).AddrPort() }
 func udpPort(p net.PacketConn) netip.AddrPort { return p.LocalAddr().(*net.UDPAddr).AddrPort() }
 
-func (r *rig) close() {
+func (r *harness) close() {
 	if r.stop != nil {
 		r.stop()
 		if err := <-r.stopped; err != nil {
@@ -114,7 +114,7 @@ func (r *rig) close() {
 }
 
 // seen ends the reporting and returns what was reported.
-func (r *rig) seen() []sandbox.Denial {
+func (r *harness) seen() []sandbox.Denial {
 	r.t.Helper()
 	r.stop()
 	if err := <-r.stopped; err != nil {
@@ -127,7 +127,7 @@ func (r *rig) seen() []sandbox.Denial {
 }
 
 // seenNow is what was reported so far; it waits for what is under way.
-func (r *rig) seenNow() []sandbox.Denial {
+func (r *harness) seenNow() []sandbox.Denial {
 	time.Sleep(3 * r.config.Interval)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -141,12 +141,12 @@ type result struct {
 }
 
 // run runs the test binary as the plugin, to its end.
-func (r *rig) run(args ...string) result {
+func (r *harness) run(args ...string) result {
 	r.t.Helper()
 	return r.command(sandbox.Command{Path: "/proc/self/exe", Args: append([]string{pluginName}, args...)})
 }
 
-func (r *rig) command(command sandbox.Command) result {
+func (r *harness) command(command sandbox.Command) result {
 	r.t.Helper()
 	done := r.start(&command)
 	return done()
@@ -158,7 +158,7 @@ func pluginEnv() []string {
 }
 
 // start starts a program and returns what waits for it.
-func (r *rig) start(command *sandbox.Command) func() result {
+func (r *harness) start(command *sandbox.Command) func() result {
 	r.t.Helper()
 	if command.Env == nil {
 		command.Env = pluginEnv()
@@ -204,7 +204,7 @@ func capture(t *testing.T) (*os.File, func() string) {
 }
 
 // ok fails the test unless the plugin ended well.
-func (r *rig) ok(got result) string {
+func (r *harness) ok(got result) string {
 	r.t.Helper()
 	if got.status != 0 {
 		r.t.Fatalf("plugin ended with %d\n%s%s", got.status, got.stdout, got.stderr)

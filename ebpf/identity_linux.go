@@ -18,7 +18,7 @@ import (
 // answer is no. False means that the plugin did not open it, and it is to be
 // refused. The connection has to be the accepted one, not a wrapper that hides
 // its addresses.
-func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
+func (c *Confinement) Identify(conn net.Conn) (Peer, bool) {
 	key, ok := c.peerKey(conn)
 	if !ok {
 		return Peer{}, false
@@ -32,21 +32,21 @@ func (c *Cage) Identify(conn net.Conn) (Peer, bool) {
 		return Peer{}, false
 	}
 	var entry wallPeer
-	if err := c.wall.kept["peers"].LookupAndDelete(key, &entry); err != nil {
+	if err := c.programs.pinnedMaps["peers"].LookupAndDelete(key, &entry); err != nil {
 		return Peer{}, false
 	}
-	atomic.AddUint64(&c.wall.told.tally.Identified, 1)
+	atomic.AddUint64(&c.programs.shared.tally.Identified, 1)
 	original := userAddress(entry.Original.W, entry.OriginalPort)
 	local := userAddress(key.Target.W, key.TargetPort)
 	return Peer{
-		PID: entry.Pid, UID: entry.Uid, Comm: text(entry.Comm[:]), Exe: sandbox.Executable(entry.Pid),
+		PID: entry.Pid, UID: entry.Uid, Comm: cString(entry.Comm[:]), Exe: sandbox.Executable(entry.Pid),
 		Original: original, Explicit: original == local, Cookie: entry.Cookie,
 	}, true
 }
 
 // peerKey is the connection's entry as the connecting side wrote it: our remote
 // address is its source.
-func (c *Cage) peerKey(conn net.Conn) (wallPeerKey, bool) {
+func (c *Confinement) peerKey(conn net.Conn) (wallPeerKey, bool) {
 	if conn == nil {
 		return wallPeerKey{}, false
 	}
@@ -98,7 +98,7 @@ func networkOf(conn net.Conn) (uint64, bool) {
 }
 
 // text cuts a C string from its padding.
-func text(b []byte) string {
+func cString(b []byte) string {
 	if end := bytes.IndexByte(b, 0); end >= 0 {
 		b = b[:end]
 	}

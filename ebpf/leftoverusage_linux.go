@@ -13,15 +13,15 @@ import (
 // Left returns what a killed sidecar's plugin had used of a limit, by its Name and
 // Kind, when this cage took its place: the kernel has counted on without a sidecar.
 // Of a cgroup that was given nothing is left, since its limits stay in force.
-func (c *Cage) Left(l Limit) (Standing, bool) {
-	s, ok := c.left[l.digest()]
+func (c *Confinement) UsedBefore(l Limit) (LimitUsage, bool) {
+	s, ok := c.usedBefore[l.digest()]
 	return s, ok
 }
 
 // readStandings reads the limits that are pinned in a directory, before the pins are
 // removed. The maps of another version may have another shape; what they hold is
 // then not known.
-func readStandings(dir string) (map[[2]uint64]Standing, error) {
+func readLeftoverUsage(dir string) (map[[2]uint64]LimitUsage, error) {
 	maps := map[string]*ebpf.Map{"door": nil, "limits": nil, "standings": nil}
 	defer func() {
 		for _, m := range maps {
@@ -38,19 +38,19 @@ func readStandings(dir string) (map[[2]uint64]Standing, error) {
 		}
 		maps[name] = m
 	}
-	left, err := standingsIn(maps["door"], maps["limits"], maps["standings"])
+	left, err := usageIn(maps["door"], maps["limits"], maps["standings"])
 	if err != nil {
 		return nil, fmt.Errorf("read limits left behind: %w", err)
 	}
 	return left, nil
 }
 
-func standingsIn(doors, limits, standings *ebpf.Map) (map[[2]uint64]Standing, error) {
+func usageIn(doors, limits, standings *ebpf.Map) (map[[2]uint64]LimitUsage, error) {
 	var door wallDoor
 	if err := doors.Lookup(zero, &door); err != nil {
 		return nil, err
 	}
-	left, now := make(map[[2]uint64]Standing), clock()
+	left, now := make(map[[2]uint64]LimitUsage), clock()
 	for i := range uint32(kinds * MaxLimits) {
 		var rule wallLimit
 		if err := limits.Lookup((door.InForce&inForceWhich)*kinds*MaxLimits+i, &rule); err != nil {
@@ -63,15 +63,15 @@ func standingsIn(doors, limits, standings *ebpf.Map) (map[[2]uint64]Standing, er
 		if err := standings.Lookup(rule.Slot, &standing); err != nil {
 			return nil, err
 		}
-		left[rule.Name] = rule.standing(standing.Level, now)
+		left[rule.Name] = rule.usage(standing.Level, now)
 	}
 	return left, nil
 }
 
 // standing returns what a level of a limit means.
-func (k *wallLimit) standing(level, now uint64) Standing {
+func (k *wallLimit) usage(level, now uint64) LimitUsage {
 	if k.Period == 0 {
-		return Standing{Used: level}
+		return LimitUsage{Used: level}
 	}
-	return Standing{Period: time.Duration(k.Period), Debt: time.Duration(max(level, now) - now)}
+	return LimitUsage{Period: time.Duration(k.Period), Debt: time.Duration(max(level, now) - now)}
 }

@@ -9,7 +9,7 @@ import (
 // apply.
 const MaxLimits = 8
 
-// MaxRules is how many rule numbers [Cage.Attribute] and [Cage.Traffic] know:
+// MaxRules is how many rule numbers [Confinement.Attribute] and [Confinement.Traffic] know:
 // they are below it.
 const MaxRules = 1024
 
@@ -71,7 +71,7 @@ func (a Action) String() string {
 // Limit is what the plugin may use of something, enforced by the kernel.
 type Limit struct {
 	// Name tells limits of one kind apart, and is what a limit's standing is
-	// kept under when [Cage.Limit] replaces the limits.
+	// kept under when [Confinement.Limit] replaces the limits.
 	Name string
 	// Kind is what is counted.
 	Kind LimitKind
@@ -92,7 +92,7 @@ type Limit struct {
 }
 
 // Standing is what was used of a limit.
-type Standing struct {
+type LimitUsage struct {
 	// Period is the period of a rate that Debt was reckoned with; 0 of a total.
 	Period time.Duration
 	// Debt is until when nothing of a rate is in use, from now on.
@@ -102,7 +102,7 @@ type Standing struct {
 }
 
 // Crossing says that a limit began to refuse, or that it has recovered.
-type Crossing struct {
+type LimitEvent struct {
 	Time  time.Time
 	Limit Limit
 	// PID and Comm are who crossed it; zero when it is not known, and when
@@ -117,7 +117,7 @@ type Crossing struct {
 // Traffic is what the connections attributed to one rule have exchanged. It
 // only grows.
 type Traffic struct {
-	// Rule is the number given to [Cage.Attribute].
+	// Rule is the number given to [Confinement.Attribute].
 	Rule uint32
 	// IP bytes and packets, counted as in [Usage].
 	SentBytes, SentPackets, ReceivedBytes, ReceivedPackets uint64

@@ -25,14 +25,14 @@ const (
 
 	more = 4 // MORE
 
-	sentenceStop = 1
-	sentenceKill = 2
+	actionStop = 1
+	actionKill = 2
 
-	inForceWhich     = 1
-	inForceSentences = 1 << 8
-	inForceShuts     = 1 << 9
-	inForcePace      = 1 << 10
-	inForceRules     = 1 << 11
+	inForceWhich   = 1
+	inForceActions = 1 << 8
+	inForceBlocks  = 1 << 9
+	inForcePace    = 1 << 10
+	inForceRules   = 1 << 11
 )
 
 // maxPeriod is the longest period of a limit, in which the arithmetic of the
@@ -49,7 +49,7 @@ const maxPeriod = 36_500 * 24 * time.Hour
 // What is larger than the whole of a rate (a packet of 64 KiB under a limit of
 // 10 KiB) passes when nothing of it is in use, and is charged in full. Nothing
 // larger than what is left of a total passes.
-func (c *Cage) Limit(limits []Limit) error {
+func (c *Confinement) Limit(limits []Limit) error {
 	if err := checkLimits(limits); err != nil {
 		return fmt.Errorf("set limits: %w", err)
 	}
@@ -73,7 +73,7 @@ func (c *Cage) Limit(limits []Limit) error {
 			return fmt.Errorf("set limits: %w", err)
 		}
 	}
-	if err := c.wall.ledger.replace(limits); err != nil {
+	if err := c.programs.limits.replace(limits); err != nil {
 		return fmt.Errorf("set limits: %w", err)
 	}
 	if !calls {
@@ -133,11 +133,11 @@ func compileLimit(l Limit, cpus uint64) wallLimit {
 	}
 	switch {
 	case l.Action == ActionKill:
-		k.Sentence = sentenceKill
+		k.Sentence = actionKill
 	case l.Action == ActionStop:
-		k.Sentence, k.Early = sentenceStop, 1
+		k.Sentence, k.Early = actionStop, 1
 	case l.Action == ActionThrottle && l.Kind == LimitSyscalls:
-		k.Sentence, k.Early, k.Turns = sentenceStop, 1, 1
+		k.Sentence, k.Early, k.Turns = actionStop, 1, 1
 	}
 	if l.Action != ActionThrottle && (bytes || l.Kind == LimitSyscalls) {
 		k.Shuts = 1
@@ -223,17 +223,17 @@ func paceOf(limits []Limit) uint32 {
 
 // ledger is the kernel's limits as user space sees them. Its owner holds the
 // cage's lock.
-type ledger struct {
-	limits    *ebpf.Map
-	door      *ebpf.Map
-	memory    [2][]byte
-	standings []wallStanding
-	custody   *wallCustody
-	inForce   []placed
+type limitTable struct {
+	limits      *ebpf.Map
+	control     *ebpf.Map
+	memory      [2][]byte
+	standings   []wallStanding
+	enforcement *wallCustody
+	inForce     []placedLimit
 }
 
 // placed is a limit in force.
-type placed struct {
+type placedLimit struct {
 	Limit
 	named    bool // false: a sidecar that is gone set it, and its name is not known yet
 	kind     LimitKind
@@ -242,10 +242,10 @@ type placed struct {
 }
 
 // openLedger takes over what the maps hold.
-func openLedger(w *wall) (*ledger, error) {
-	l := &ledger{limits: w.kept["limits"], door: w.kept["door"]}
+func openLimitTable(w *collection) (*limitTable, error) {
+	l := &limitTable{limits: w.pinnedMaps["limits"], control: w.pinnedMaps["door"]}
 	for i, name := range []string{"standings", "held"} {
-		m := w.kept[name]
+		m := w.pinnedMaps[name]
 		size := int(m.ValueSize()) * int(m.MaxEntries())
 		memory, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		if err != nil {
@@ -254,8 +254,8 @@ func openLedger(w *wall) (*ledger, error) {
 		l.memory[i] = memory
 	}
 	l.standings = unsafe.Slice((*wallStanding)(unsafe.Pointer(&l.memory[0][0])), slots) //nolint:gosec // the map's values, page aligned
-	l.custody = (*wallCustody)(unsafe.Pointer(&l.memory[1][0]))                         //nolint:gosec // the same
-	door, err := l.readDoor()
+	l.enforcement = (*wallCustody)(unsafe.Pointer(&l.memory[1][0]))                     //nolint:gosec // the same
+	door, err := l.readControl()
 	if err != nil {
 		return nil, errors.Join(err, l.close())
 	}
@@ -265,13 +265,13 @@ func openLedger(w *wall) (*ledger, error) {
 			return nil, errors.Join(fmt.Errorf("read limits: %w", err), l.close())
 		}
 		if rule.Set != 0 {
-			l.inForce = append(l.inForce, placed{kind: LimitKind(i / MaxLimits), rule: rule})
+			l.inForce = append(l.inForce, placedLimit{kind: LimitKind(i / MaxLimits), rule: rule})
 		}
 	}
 	return l, nil
 }
 
-func (l *ledger) close() error {
+func (l *limitTable) close() error {
 	var errs []error
 	for _, memory := range l.memory {
 		if memory == nil {
@@ -285,26 +285,26 @@ func (l *ledger) close() error {
 }
 
 // has reports whether a limit on something is in force.
-func (l *ledger) has(kind LimitKind) bool {
-	return slices.ContainsFunc(l.inForce, func(p placed) bool { return p.kind == kind })
+func (l *limitTable) hasKind(kind LimitKind) bool {
+	return slices.ContainsFunc(l.inForce, func(p placedLimit) bool { return p.kind == kind })
 }
 
-func (l *ledger) readDoor() (wallDoor, error) {
+func (l *limitTable) readControl() (wallDoor, error) {
 	var door wallDoor
-	if err := l.door.Lookup(zero, &door); err != nil {
+	if err := l.control.Lookup(zero, &door); err != nil {
 		return door, fmt.Errorf("read the door: %w", err)
 	}
 	return door, nil
 }
 
 // turn changes the door in one write.
-func (l *ledger) turn(change func(*wallDoor)) error {
-	door, err := l.readDoor()
+func (l *limitTable) updateControl(change func(*wallDoor)) error {
+	door, err := l.readControl()
 	if err != nil {
 		return err
 	}
 	change(&door)
-	if err := l.door.Put(zero, door); err != nil {
+	if err := l.control.Put(zero, door); err != nil {
 		return fmt.Errorf("turn the door: %w", err)
 	}
 	return nil
@@ -314,7 +314,7 @@ func (l *ledger) turn(change func(*wallDoor)) error {
 // that were in force before the present ones. The programs read one of two
 // entries and write standings only, so that they see either all old limits or
 // all new ones.
-func (l *ledger) replace(limits []Limit) error {
+func (l *limitTable) replace(limits []Limit) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("count processors: %w", err)
@@ -323,7 +323,7 @@ func (l *ledger) replace(limits []Limit) error {
 	if err != nil {
 		return err
 	}
-	door, err := l.readDoor()
+	door, err := l.readControl()
 	if err != nil {
 		return err
 	}
@@ -338,7 +338,7 @@ func (l *ledger) replace(limits []Limit) error {
 	if pace != 0 {
 		word |= inForcePace
 	}
-	if err := l.turn(func(d *wallDoor) { d.InForce, d.Pace = word|spare|d.InForce&inForceRules, pace }); err != nil {
+	if err := l.updateControl(func(d *wallDoor) { d.InForce, d.Pace = word|spare|d.InForce&inForceRules, pace }); err != nil {
 		return err
 	}
 	l.inForce = next
@@ -357,8 +357,8 @@ func (l *ledger) replace(limits []Limit) error {
 // arrange puts limits where the programs look, and says what is there in a word.
 // Within a kind, those that end the plugin come last: nothing that a later one
 // refuses is charged to them.
-func arrange(next []placed) (entries [kinds * MaxLimits]wallLimit, word uint32) {
-	slices.SortStableFunc(next, func(a, b placed) int { return int(a.rule.Sentence) - int(b.rule.Sentence) })
+func arrange(next []placedLimit) (entries [kinds * MaxLimits]wallLimit, word uint32) {
+	slices.SortStableFunc(next, func(a, b placedLimit) int { return int(a.rule.Sentence) - int(b.rule.Sentence) })
 	each := make(map[LimitKind]int)
 	for _, p := range next {
 		place := int(p.Kind)*MaxLimits + each[p.Kind]
@@ -368,24 +368,24 @@ func arrange(next []placed) (entries [kinds * MaxLimits]wallLimit, word uint32) 
 		each[p.Kind]++
 		word |= 1 << p.Kind
 		if p.rule.Sentence != 0 {
-			word |= inForceSentences
+			word |= inForceActions
 		}
 		if p.rule.Shuts != 0 {
-			word |= inForceShuts
+			word |= inForceBlocks
 		}
 	}
 	return entries, word
 }
 
 // move is a standing that goes on in another slot, since its period changed.
-type move struct {
+type rebase struct {
 	from, to     wallLimit
 	level, since uint64 // of the old slot, when it was read
 }
 
 // finish adds what was charged to the old slot before the new one took its
 // place.
-func (m move) finish(l *ledger) {
+func (m rebase) finish(l *limitTable) {
 	level := atomic.LoadUint64(&l.standings[m.from.Slot].Level)
 	base := max(m.level, m.since)
 	if level > base {
@@ -395,17 +395,17 @@ func (m move) finish(l *ledger) {
 
 // used is how much of the new bucket is in use: it is at least as full as the
 // old one was, and has room for no more than that had.
-func (m move) used() uint64 {
+func (m rebase) used() uint64 {
 	used := max(m.level, m.since) - m.since
 	room := m.number(m.from.Depth - min(used, m.from.Depth))
 	return max(m.share(used), m.to.Depth-min(room, m.to.Depth))
 }
 
 // share is what takes the same share of the new bucket as n of the old one.
-func (m move) share(n uint64) uint64 { return scale(n, m.to.Period, m.from.Period) }
+func (m rebase) share(n uint64) uint64 { return scale(n, m.to.Period, m.from.Period) }
 
 // number is what pays for as many in the new bucket as n in the old one.
-func (m move) number(n uint64) uint64 { return scale(m.share(n), m.from.Count, m.to.Count) }
+func (m rebase) number(n uint64) uint64 { return scale(m.share(n), m.from.Count, m.to.Count) }
 
 // scale is n*num/den, or forever.
 func scale(n, num, den uint64) uint64 {
@@ -418,10 +418,10 @@ func scale(n, num, den uint64) uint64 {
 }
 
 // place gives each limit its slot: the one that it has, or a free one.
-func (l *ledger) place(limits []Limit, cpus uint64) (next []placed, moves []move, err error) {
+func (l *limitTable) place(limits []Limit, cpus uint64) (next []placedLimit, moves []rebase, err error) {
 	free := l.freeSlots()
 	for _, limit := range limits {
-		p := placed{Limit: limit, named: true, kind: limit.Kind, rule: compileLimit(limit, cpus)}
+		p := placedLimit{Limit: limit, named: true, kind: limit.Kind, rule: compileLimit(limit, cpus)}
 		old := l.find(p.rule.Name)
 		if old != nil && old.rule.Period == p.rule.Period {
 			p.rule.Slot, p.reported = old.rule.Slot, old.reported
@@ -442,18 +442,18 @@ func (l *ledger) place(limits []Limit, cpus uint64) (next []placed, moves []move
 }
 
 // freeSlots are those that no limit in force has.
-func (l *ledger) freeSlots() []uint32 {
+func (l *limitTable) freeSlots() []uint32 {
 	var free []uint32
 	for slot := range uint32(slots) {
-		if !slices.ContainsFunc(l.inForce, func(p placed) bool { return p.rule.Slot == slot }) {
+		if !slices.ContainsFunc(l.inForce, func(p placedLimit) bool { return p.rule.Slot == slot }) {
 			free = append(free, slot)
 		}
 	}
 	return free
 }
 
-func (l *ledger) find(name [2]uint64) *placed {
-	i := slices.IndexFunc(l.inForce, func(p placed) bool { return p.rule.Name == name })
+func (l *limitTable) find(name [2]uint64) *placedLimit {
+	i := slices.IndexFunc(l.inForce, func(p placedLimit) bool { return p.rule.Name == name })
 	if i < 0 {
 		return nil
 	}
@@ -461,7 +461,7 @@ func (l *ledger) find(name [2]uint64) *placed {
 }
 
 // keep goes on with the standing of a limit that stays.
-func (l *ledger) keep(old, p *placed) {
+func (l *limitTable) keep(old, p *placedLimit) {
 	s := &l.standings[p.rule.Slot]
 	if p.Period != 0 {
 		return
@@ -478,23 +478,23 @@ func (l *ledger) keep(old, p *placed) {
 }
 
 // start begins the standing of a limit that is new, or has another period.
-func (l *ledger) start(old, p *placed) (move, bool) {
+func (l *limitTable) start(old, p *placedLimit) (rebase, bool) {
 	s := &l.standings[p.rule.Slot]
 	atomic.StoreUint32(&s.Over, 0)
 	atomic.StoreUint64(&s.Refused, 0)
 	atomic.StoreUint64(&s.Asked, 0)
 	if p.rule.Period == 0 {
 		atomic.StoreUint64(&s.Level, min(p.Used, forever))
-		return move{}, false
+		return rebase{}, false
 	}
 	atomic.StoreUint64(&s.Level, 0)
 	if old == nil || old.rule.Period == 0 {
 		if p.Debt > 0 {
 			atomic.StoreUint64(&s.Level, clock()+min(uint64(p.Debt), forever))
 		}
-		return move{}, false
+		return rebase{}, false
 	}
-	m := move{from: old.rule, to: p.rule, since: clock()}
+	m := rebase{from: old.rule, to: p.rule, since: clock()}
 	before := &l.standings[old.rule.Slot]
 	m.level = atomic.LoadUint64(&before.Level)
 	atomic.StoreUint64(&s.Level, m.since+m.used())
@@ -532,7 +532,7 @@ func awaitPrograms() error {
 }
 
 // room is how much of a limit is free, in its own units: ns of a rate.
-func (l *ledger) room(p *placed, now uint64) uint64 {
+func (l *limitTable) room(p *placedLimit, now uint64) uint64 {
 	if p.rule.Period == 0 {
 		now = 0
 	}
@@ -541,12 +541,12 @@ func (l *ledger) room(p *placed, now uint64) uint64 {
 }
 
 // limitName is the name of the limit in a slot.
-func (c *Cage) limitName(slot uint32) string {
+func (c *Confinement) limitName(slot uint32) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := slices.IndexFunc(c.wall.ledger.inForce, func(p placed) bool { return p.rule.Slot == slot })
+	i := slices.IndexFunc(c.programs.limits.inForce, func(p placedLimit) bool { return p.rule.Slot == slot })
 	if i < 0 {
 		return ""
 	}
-	return c.wall.ledger.inForce[i].Name
+	return c.programs.limits.inForce[i].Name
 }

@@ -116,7 +116,7 @@ type flooded struct {
 	all, any      time.Duration // for how long all of its senders sent, and any of them
 }
 
-func (r *rig) flood(args ...string) flooded {
+func (r *harness) flood(args ...string) flooded {
 	r.t.Helper()
 	var f flooded
 	if _, err := fmt.Sscan(r.ok(r.run(append([]string{"flood"}, args...)...)), &f.done, &f.refused, &f.all, &f.any); err != nil {
@@ -126,7 +126,7 @@ func (r *rig) flood(args ...string) flooded {
 }
 
 // limit sets limits.
-func (r *rig) limit(limits ...Limit) {
+func (r *harness) limit(limits ...Limit) {
 	r.t.Helper()
 	if err := r.Limit(limits); err != nil {
 		r.t.Fatal(err)
@@ -174,7 +174,7 @@ const patience = 2 * time.Minute
 
 // A storm of connects lands on the limit, from one thread and from two.
 func TestConnectStorm(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	go accepts(r.proxy4)
 	for _, senders := range []string{"1", "2"} {
 		landed := false
@@ -198,7 +198,7 @@ func TestConnectStorm(t *testing.T) {
 
 // A flood of datagrams lands on the limit, as the receiver sees it.
 func TestDatagramFlood(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	received := r.receive()
 	for _, flood := range []string{"udp 1", "udp 2", "connected 2"} {
 		landed := false
@@ -222,7 +222,7 @@ func TestDatagramFlood(t *testing.T) {
 }
 
 // used are the totals.
-func (r *rig) used() Usage {
+func (r *harness) used() Usage {
 	r.t.Helper()
 	u, err := r.Usage()
 	if err != nil {
@@ -232,7 +232,7 @@ func (r *rig) used() Usage {
 }
 
 // receive counts the IP bytes that arrive at the resolver.
-func (r *rig) receive() func() float64 {
+func (r *harness) receive() func() float64 {
 	r.t.Helper()
 	if err := r.dns4.(*net.UDPConn).SetReadBuffer(8 << 20); err != nil {
 		r.t.Fatal(err)
@@ -262,16 +262,16 @@ func (r *rig) receive() func() float64 {
 
 // stoppable is a rig whose crossings are kept.
 type stoppable struct {
-	*rig
+	*harness
 	mu        sync.Mutex
-	crossings []Crossing
+	crossings []LimitEvent
 }
 
 func newStoppable(t *testing.T, change func(*Config)) *stoppable {
 	t.Helper()
 	s := &stoppable{}
-	s.rig = newRig(t, func(c *Config) {
-		c.Crossed = func(crossing Crossing) {
+	s.harness = newHarness(t, func(c *Config) {
+		c.LimitChanged = func(crossing LimitEvent) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.crossings = append(s.crossings, crossing)
@@ -445,7 +445,7 @@ func TestTotal(t *testing.T) {
 
 // All limits of a kind apply, and one that refuses costs the others nothing.
 func TestAllApply(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	go accepts(r.proxy4)
 	wide := Limit{Name: "wide", Kind: LimitConnections, Count: 40}
 	r.limit(wide, Limit{Name: "narrow", Kind: LimitConnections, Count: 10})
@@ -522,7 +522,7 @@ func reloadUnderFlood(t *testing.T, other Limit) bool {
 // Two processes that continue each other do not outrun a limit for long, not
 // even while the sidecar does nothing: in the end both are stopped, or killed.
 func TestPingPong(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	l := Limit{Name: "calls", Kind: LimitSyscalls, Count: 5000, Period: time.Hour, Action: ActionStop}
 	r.limit(l)
 	r.stop()
@@ -537,7 +537,7 @@ other = os.fork() or os.getppid()
 while True: os.kill(other, signal.SIGCONT)
 `}})
 	still := func() bool {
-		pids, err := r.census.pids()
+		pids, err := r.scan.pids()
 		return err == nil && len(pids) == stoppedIn(t, r.group)
 	}
 	becomes(t, "both to be stopped or killed", still)
@@ -582,7 +582,7 @@ func TestStopOutlivesSidecar(t *testing.T) {
 	state := t.TempDir()
 	l := Limit{Name: "stop", Kind: LimitConnections, Count: 3, Period: 3 * time.Second, Action: ActionStop}
 	total := Limit{Name: "total", Kind: LimitConnections, Count: 5}
-	open := func() *Cage {
+	open := func() *Confinement {
 		t.Helper()
 		c, err := New(Config{StateDir: state, CgroupPath: group.Path, NetworkPath: path})
 		if err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // straySince is for how long a connection may wait for the sidecar to take it.
-const straySince = time.Second
+const unmediatedAfter = time.Second
 
 // waiting is a connection that the kernel let through and that the sidecar has
 // not taken yet.
@@ -22,9 +22,9 @@ type waiting struct {
 }
 
 // waiting lists those connections. What comes or goes meanwhile may be missed.
-func (w *wall) waiting() ([]waiting, error) {
+func (w *collection) listWaiting() ([]waiting, error) {
 	const atOnce = 512
-	peers := w.kept["peers"]
+	peers := w.pinnedMaps["peers"]
 	var all []waiting
 	var cursor ebpf.MapBatchCursor
 	keys, entries := make([]wallPeerKey, atOnce), make([]wallPeer, atOnce)
@@ -44,40 +44,40 @@ func (w *wall) waiting() ([]waiting, error) {
 
 // forgetPeers drops the connections that a sidecar before this one did not
 // take: its end was theirs.
-func (w *wall) forgetPeers() error {
-	left, err := w.waiting()
+func (w *collection) forgetPeers() error {
+	left, err := w.listWaiting()
 	if err != nil {
 		return err
 	}
 	for _, one := range left {
-		err := w.kept["peers"].Delete(one.key)
+		err := w.pinnedMaps["peers"].Delete(one.key)
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("forget connections: %w", err)
 		}
-		atomic.AddUint64(&w.told.tally.Abandoned, 1)
+		atomic.AddUint64(&w.shared.tally.Abandoned, 1)
 	}
 	return nil
 }
 
 // pending counts the connections that have not waited too long.
-func (w *wall) pending() (uint64, error) {
-	all, err := w.waiting()
+func (w *collection) pending() (uint64, error) {
+	all, err := w.listWaiting()
 	if err != nil {
 		return 0, err
 	}
 	var n uint64
 	for _, one := range all {
-		if !stray(one.entry.Since, bootTime()) {
+		if !isUnmediated(one.entry.Since, bootTime()) {
 			n++
 		}
 	}
 	return n, nil
 }
 
-func stray(since, now uint64) bool { return now > since && now-since > uint64(straySince) }
+func isUnmediated(since, now uint64) bool { return now > since && now-since > uint64(unmediatedAfter) }
 
 // bootTime is the clock of what the programs write down: CLOCK_BOOTTIME, in ns.
 func bootTime() uint64 {
@@ -93,13 +93,13 @@ func bootTime() uint64 {
 const goneAfter = 5 * time.Second
 
 // atOneLook is for how many sockets one census looks; the others come next.
-const atOneLook = 2048
+const maxProbed = 2048
 
 // dropGone drops the entries of connections that nobody can accept any more: the
 // sidecar ended them without asking, or the plugin did before it was accepted,
 // and the plugin's socket is gone.
-func (c *census) dropGone(w *wall) error {
-	all, err := w.waiting()
+func (c *socketScan) dropGone(w *collection) error {
+	all, err := w.listWaiting()
 	if err != nil {
 		return err
 	}
@@ -107,8 +107,8 @@ func (c *census) dropGone(w *wall) error {
 	now := bootTime()
 	doomed := c.programs.Maps["doomed"]
 	for _, one := range all {
-		if since := one.entry.Since; since < now && now-since > uint64(goneAfter) && len(old) < atOneLook {
-			if err := doomed.Put(one.entry.Cookie, sought); err != nil {
+		if since := one.entry.Since; since < now && now-since > uint64(goneAfter) && len(old) < maxProbed {
+			if err := doomed.Put(one.entry.Cookie, verdictProbe); err != nil {
 				return fmt.Errorf("look for connections: %w", err)
 			}
 			old = append(old, one)
@@ -122,7 +122,7 @@ func (c *census) dropGone(w *wall) error {
 	for _, one := range old {
 		var state uint32
 		lost := doomed.LookupAndDelete(one.entry.Cookie, &state)
-		if err == nil && lost == nil && state == sought {
+		if err == nil && lost == nil && state == verdictProbe {
 			err = w.dropPeer(one)
 		}
 		err = errors.Join(err, lost)
@@ -134,14 +134,14 @@ func (c *census) dropGone(w *wall) error {
 }
 
 // dropPeer drops an entry, unless it is another's by now.
-func (w *wall) dropPeer(one waiting) error {
+func (w *collection) dropPeer(one waiting) error {
 	var entry wallPeer
-	peers := w.kept["peers"]
+	peers := w.pinnedMaps["peers"]
 	err := peers.Lookup(one.key, &entry)
 	if err == nil && entry.Cookie == one.entry.Cookie {
 		err = peers.Delete(one.key)
 		if err == nil {
-			atomic.AddUint64(&w.told.tally.Abandoned, 1)
+			atomic.AddUint64(&w.shared.tally.Abandoned, 1)
 		}
 	}
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -152,30 +152,30 @@ func (w *wall) dropPeer(one waiting) error {
 
 // Strays names the connections of the plugin that the kernel let through to the
 // sidecar more than a second ago and that the sidecar did not take: it does not
-// accept, it does not ask [Cage.Identify], or its queue is full. One whose socket
+// accept, it does not ask [Confinement.Identify], or its queue is full. One whose socket
 // is gone counts as abandoned some seconds later. It also names the sockets that
 // the last census found and that still stand.
-func (c *Cage) Strays() ([]Stray, error) {
+func (c *Confinement) Unmediated() ([]UnmediatedConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, fmt.Errorf("list strays: %w", os.ErrClosed)
 	}
-	all, err := c.wall.waiting()
+	all, err := c.programs.listWaiting()
 	if err != nil {
 		return nil, fmt.Errorf("list strays: %w", err)
 	}
 	now := bootTime()
-	var strays []Stray
+	var strays []UnmediatedConn
 	for _, one := range all {
-		if !stray(one.entry.Since, now) {
+		if !isUnmediated(one.entry.Since, now) {
 			continue
 		}
-		strays = append(strays, Stray{
-			PID: one.entry.Pid, Comm: text(one.entry.Comm[:]), Since: c.epoch.Add(time.Duration(one.entry.Since)),
+		strays = append(strays, UnmediatedConn{
+			PID: one.entry.Pid, Comm: cString(one.entry.Comm[:]), Since: c.bootTime.Add(time.Duration(one.entry.Since)),
 			Original: userAddress(one.entry.Original.W, one.entry.OriginalPort),
 			Why:      "the sidecar did not take it",
 		})
 	}
-	return append(strays, c.found...), nil
+	return append(strays, c.foundSockets...), nil
 }

@@ -47,13 +47,13 @@ func storm(args []string) error {
 
 // unexplained is the difference between the connections that the kernel let
 // through and those that it can account for.
-func (r *rig) unexplained() (difference int64, u Usage, strays []Stray) {
+func (r *harness) unexplained() (difference int64, u Usage, strays []UnmediatedConn) {
 	r.t.Helper()
 	u, err := r.Usage()
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	strays, err = r.Strays()
+	strays, err = r.Unmediated()
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func (r *rig) unexplained() (difference int64, u Usage, strays []Stray) {
 
 // Every one of ten thousand connections is accounted for, however it ended.
 func TestMediationIsComplete(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	const n = 10000
 	go func() {
 		for {
@@ -91,7 +91,7 @@ func TestMediationIsComplete(t *testing.T) {
 func TestStrays(t *testing.T) {
 	for name, accept := range map[string]bool{"it does not accept": false, "it does not identify": true} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, nil)
+			r := newHarness(t, nil)
 			if accept {
 				go func() {
 					for {
@@ -112,7 +112,7 @@ func TestStrays(t *testing.T) {
 			if difference, u, strays := r.unexplained(); difference != 0 || u.Pending != 3 || len(strays) != 0 {
 				t.Errorf("at first: %d, %+v, %v", difference, u, strays)
 			}
-			time.Sleep(straySince + 100*time.Millisecond)
+			time.Sleep(unmediatedAfter + 100*time.Millisecond)
 			difference, u, strays := r.unexplained()
 			if difference != 0 || u.Pending != 0 || len(strays) != 3 {
 				t.Fatalf("later: %d, %+v, %v", difference, u, strays)
@@ -179,15 +179,15 @@ func TestGoneAreForgotten(t *testing.T) {
 	_ = full.Close()
 	time.Sleep(goneAfter)
 	for range 2 {
-		if err := c.takeCensus(); err != nil {
+		if err := c.scanSockets(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	first, err := c.Strays()
+	first, err := c.Unmediated()
 	if err != nil || len(first) != 1 {
 		t.Fatalf("strays %v, %v", first, err)
 	}
-	if again, err := c.Strays(); err != nil || again[0] != first[0] {
+	if again, err := c.Unmediated(); err != nil || again[0] != first[0] {
 		t.Errorf("the same stray is now %v, %v; was %v", again, err, first)
 	}
 	if u, err := c.Usage(); err != nil || u.Abandoned != room-1 {
@@ -202,7 +202,7 @@ func TestGoneAreForgotten(t *testing.T) {
 
 // A queue that is full loses no connection from the books.
 func TestFullQueue(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	var small int
 	err := r.network.Do(func() (err error) {
 		if small, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -238,7 +238,7 @@ func TestFullQueue(t *testing.T) {
 	if difference, u, strays := r.unexplained(); difference != 0 || u.Connections != n || u.Pending != n || len(strays) != 0 {
 		t.Errorf("at first: %d, %+v, %v", difference, u, strays)
 	}
-	time.Sleep(straySince + 100*time.Millisecond)
+	time.Sleep(unmediatedAfter + 100*time.Millisecond)
 	if difference, u, strays := r.unexplained(); difference != 0 || u.Pending != 0 || len(strays) != n {
 		t.Errorf("later: %d, %+v, %v", difference, u, strays)
 	}

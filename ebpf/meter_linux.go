@@ -17,12 +17,12 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// checkInterval is how often [Cage.Run] looks whether the programs are still on
+// checkInterval is how often [Confinement.Run] looks whether the programs are still on
 // the cgroup.
 const checkInterval = time.Second
 
 // Usage reads the totals.
-func (c *Cage) Usage() (Usage, error) {
+func (c *Confinement) Usage() (Usage, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -31,13 +31,13 @@ func (c *Cage) Usage() (Usage, error) {
 	return c.usage()
 }
 
-func (c *Cage) usage() (Usage, error) {
+func (c *Confinement) usage() (Usage, error) {
 	u := Usage{Time: time.Now()}
-	tallies, err := cpus[wallTally](c.wall.kept["counters"])
+	tallies, err := cpus[wallTally](c.programs.pinnedMaps["counters"])
 	if err != nil {
 		return Usage{}, err
 	}
-	for _, t := range append(tallies, c.wall.told.read()) {
+	for _, t := range append(tallies, c.programs.shared.read()) {
 		u.Connections += t.Connections
 		u.Refused += t.Refused
 		u.Lost += t.Lost
@@ -52,15 +52,15 @@ func (c *Cage) usage() (Usage, error) {
 		u.Limited += t.Limited
 		u.DNSQueries += t.Questions
 	}
-	if u.Pending, err = c.wall.pending(); err != nil {
+	if u.Pending, err = c.programs.pending(); err != nil {
 		return Usage{}, err
 	}
 	u.Refused += c.refusedCalls.Load()
-	u.Lost += c.unheard.Load()
-	if c.wall.calls == nil {
+	u.Lost += c.droppedDenials.Load()
+	if c.programs.calls == nil {
 		return u, nil
 	}
-	calls, err := cpus[callsCalls](c.wall.calls.Maps["calls"])
+	calls, err := cpus[callsCalls](c.programs.calls.Maps["calls"])
 	if err != nil {
 		return Usage{}, err
 	}
@@ -83,8 +83,8 @@ func (c *Cage) usage() (Usage, error) {
 // is left of both. It returns an error when a program came off the cgroup or
 // the totals cannot be read: what the plugin does is not known from then on, and
 // the caller is to end it.
-func (c *Cage) Run(ctx context.Context) error {
-	reader, err := ringbuf.NewReader(c.wall.kept["events"])
+func (c *Confinement) Run(ctx context.Context) error {
+	reader, err := ringbuf.NewReader(c.programs.pinnedMaps["events"])
 	if err != nil {
 		return fmt.Errorf("read refusals: %w", err)
 	}
@@ -96,12 +96,12 @@ func (c *Cage) Run(ctx context.Context) error {
 	)
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
 	m := &meter{
-		cage: c, folds: make(map[sandbox.Denial]*fold), uses: make(map[sandbox.Denial]*fold), crossers: make(map[uint32]crosser), lost: c.lostBefore,
+		confinement: c, denials: make(map[sandbox.Denial]*repeated), uses: make(map[sandbox.Denial]*repeated), offenders: make(map[uint32]offender), lost: c.lostBefore,
 		watched: make(chan error, 1), unread: reader.AvailableBytes,
 	}
 	var watchers sync.WaitGroup
 	watching, stopWatching := context.WithCancel(ctx)
-	watchers.Go(func() { m.watched <- c.watch(watching) })
+	watchers.Go(func() { m.watched <- c.scanLoop(watching) })
 	err = m.loop(ctx, events)
 	stopWatching()
 	watchers.Wait() // what a census has just found is reported, too
@@ -140,50 +140,50 @@ func pump(reader *ringbuf.Reader, events chan<- wallEvent, stop <-chan struct{})
 
 // maxFolds is how many different refusals are described in one interval. The
 // plugin chooses what it tries, so it could fill any log otherwise.
-const maxFolds = 256
+const maxDistinct = 256
 
-// meter is the state of one [Cage.Run], all of it in one goroutine.
+// meter is the state of one [Confinement.Run], all of it in one goroutine.
 type meter struct {
-	cage  *Cage
-	folds map[sandbox.Denial]*fold
-	uses  map[sandbox.Denial]*fold // of allowed Unix sockets: no flood of refusals hides one
-	lost  uint64
+	confinement *Confinement
+	denials     map[sandbox.Denial]*repeated
+	uses        map[sandbox.Denial]*repeated // of allowed Unix sockets: no flood of refusals hides one
+	lost        uint64
 
-	crossers map[uint32]crosser // by slot, since the limits were last looked at
-	look     *time.Timer        // when they are to be looked at again
-	watched  chan error         // how [Cage.watch] ended
-	unread   func() int         // bytes of events that the kernel holds
+	offenders    map[uint32]offender // by slot, since the limits were last looked at
+	enforceTimer *time.Timer         // when they are to be looked at again
+	watched      chan error          // how [Confinement.watch] ended
+	unread       func() int          // bytes of events that the kernel holds
 }
 
 // fold is a refusal that was reported, and how often it came again since.
-type fold struct {
+type repeated struct {
 	last  sandbox.Denial
-	again uint64
+	count uint64
 }
 
 func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
-	tick := time.NewTicker(m.cage.config.Interval)
+	tick := time.NewTicker(m.confinement.config.Interval)
 	defer tick.Stop()
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
-	m.look = time.NewTimer(0)
-	defer m.look.Stop()
+	m.enforceTimer = time.NewTimer(0)
+	defer m.enforceTimer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-m.look.C:
-			if err := m.oversee(); err != nil {
+		case <-m.enforceTimer.C:
+			if err := m.enforce(); err != nil {
 				return err
 			}
 		case event, ok := <-events:
 			if !ok {
 				return errors.New("read refusals: the reader ended")
 			}
-			m.happened(&event)
-		case d := <-m.cage.heard:
+			m.handleEvent(&event)
+		case d := <-m.confinement.denials:
 			m.denied(d)
-		case done := <-m.cage.flushing:
+		case done := <-m.confinement.flushing:
 			err := m.flush(events)
 			close(done)
 			if err != nil {
@@ -198,23 +198,23 @@ func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
 				return err
 			}
 		case <-check.C:
-			m.cage.lookAtSockets()
-			m.cage.dropAliases()
-			m.cage.checkDirect()
-			if err := m.cage.Check(); err != nil && !errors.Is(err, ErrNotAttached) {
+			m.confinement.recheckAllowlist()
+			m.confinement.dropAliases()
+			m.confinement.checkDirect()
+			if err := m.confinement.Check(); err != nil && !errors.Is(err, ErrNotAttached) {
 				return err
 			}
 		}
 	}
 }
 
-// Flush has [Cage.Run] report what was refused, found and crossed until now, and
+// Flush has [Confinement.Run] report what was refused, found and crossed until now, and
 // returns when it has, or when ctx ends. What is left of a plugin that has ended is
 // then recorded before its end.
-func (c *Cage) Flush(ctx context.Context) {
-	c.counting.Lock() // a census that is being taken ends first
+func (c *Confinement) Flush(ctx context.Context) {
+	c.scanning.Lock() // a census that is being taken ends first
 	done := make(chan struct{})
-	c.counting.Unlock()
+	c.scanning.Unlock()
 	select {
 	case c.flushing <- done:
 	case <-ctx.Done():
@@ -234,9 +234,9 @@ func (m *meter) flush(events <-chan wallEvent) error {
 			if !ok {
 				return errors.New("read refusals: the reader ended")
 			}
-			m.happened(&event)
+			m.handleEvent(&event)
 			continue
-		case d := <-m.cage.heard:
+		case d := <-m.confinement.denials:
 			m.denied(d)
 			continue
 		case <-time.After(time.Millisecond): // one may be on its way from the reader
@@ -262,11 +262,11 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
 		if !ok {
 			break
 		}
-		m.happened(&event)
+		m.handleEvent(&event)
 	}
 	for more := true; more; {
 		select {
-		case d := <-m.cage.heard:
+		case d := <-m.confinement.denials:
 			m.denied(d)
 		default:
 			more = false
@@ -282,25 +282,25 @@ const (
 )
 
 // happened takes in what the kernel reports.
-func (m *meter) happened(e *wallEvent) {
+func (m *meter) handleEvent(e *wallEvent) {
 	switch e.Hook {
 	case hookServe:
-		if m.cage.config.Serving != nil {
-			m.cage.config.Serving(swap16(e.Port))
+		if m.confinement.config.Serving != nil {
+			m.confinement.config.Serving(swap16(e.Port))
 		}
 		return
 	case hookLimit:
-		m.crossers[e.Limit] = crosser{wallClock(e.Time), e.Pid, text(e.Comm[:])}
-		m.look.Reset(0)
+		m.offenders[e.Limit] = offender{wallClock(e.Time), e.Pid, cString(e.Comm[:])}
+		m.enforceTimer.Reset(0)
 		return
 	}
 	d := decode(e)
 	if d.Cause == sandbox.CauseLimit {
-		d.Limit = m.cage.limitName(e.Limit)
+		d.Limit = m.confinement.limitName(e.Limit)
 	}
 	if d.Hook == sandbox.HookEscape && e.Type == stillAlive {
 		if err := endEscaped(e.Pid, e.Time); err != nil {
-			m.cage.config.Logger.Error("a process left the plugin's cgroup and lives", zap.Error(err))
+			m.confinement.config.Logger.Error("a process left the plugin's cgroup and lives", zap.Error(err))
 		}
 	}
 	m.denied(d)
@@ -308,7 +308,7 @@ func (m *meter) happened(e *wallEvent) {
 
 // denied reports a refusal at once if it is new, and counts it if it is not.
 func (m *meter) denied(d sandbox.Denial) {
-	if m.cage.config.Denied == nil {
+	if m.confinement.config.Denied == nil {
 		return
 	}
 	key := d
@@ -316,55 +316,55 @@ func (m *meter) denied(d sandbox.Denial) {
 	if d.Hook != sandbox.HookEscape && d.Hook != sandbox.HookDescriptor { // those are about one process
 		key.PID, key.Comm = 0, ""
 	}
-	folds, most := m.folds, maxFolds
+	folds, most := m.denials, maxDistinct
 	if d.Cause == sandbox.CauseAllowed {
 		folds, most = m.uses, 2*MaxSockets // by connect and by sendmsg
 	}
 	if f, ok := folds[key]; ok {
 		f.last = d
-		f.again++
+		f.count++
 		return
 	}
 	if len(folds) >= most {
-		m.cage.unheard.Add(1)
+		m.confinement.droppedDenials.Add(1)
 		return
 	}
-	folds[key] = &fold{}
+	folds[key] = &repeated{}
 	m.report(d)
 }
 
 // sample reports the totals and the refusals that came again.
 func (m *meter) sample() error {
-	if err := m.oversee(); err != nil {
+	if err := m.enforce(); err != nil {
 		return err
 	}
-	u, err := m.cage.Usage()
+	u, err := m.confinement.Usage()
 	if err != nil {
 		return err
 	}
-	if m.cage.config.Denied != nil {
-		m.again(m.folds)
-		m.again(m.uses)
+	if m.confinement.config.Denied != nil {
+		m.reportRepeated(m.denials)
+		m.reportRepeated(m.uses)
 		if u.Lost > m.lost {
-			m.cage.config.Denied(sandbox.Denial{Time: u.Time, Lost: u.Lost - m.lost})
+			m.confinement.config.Denied(sandbox.Denial{Time: u.Time, Lost: u.Lost - m.lost})
 			m.lost = u.Lost
 		}
 	}
-	if m.cage.config.Sample != nil {
-		m.cage.config.Sample(u)
+	if m.confinement.config.Sample != nil {
+		m.confinement.config.Sample(u)
 	}
 	return nil
 }
 
 // again reports what came again, and forgets what did not.
-func (m *meter) again(folds map[sandbox.Denial]*fold) {
+func (m *meter) reportRepeated(folds map[sandbox.Denial]*repeated) {
 	for key, f := range folds {
-		if f.again == 0 {
+		if f.count == 0 {
 			delete(folds, key)
 			continue
 		}
-		f.last.Count = f.again
-		f.again = 0
+		f.last.Count = f.count
+		f.count = 0
 		m.report(f.last)
 	}
 }
@@ -375,7 +375,7 @@ func (m *meter) report(d sandbox.Denial) {
 	if d.Exe == "" {
 		d.Exe = sandbox.Executable(d.PID)
 	}
-	m.cage.config.Denied(d)
+	m.confinement.config.Denied(d)
 }
 
 // decode turns the programs' event into the exported form.
@@ -383,7 +383,7 @@ func decode(e *wallEvent) sandbox.Denial {
 	d := sandbox.Denial{
 		Time: wallClock(e.Time), Hook: hookName(e.Hook), Cause: causeName(e.Why), Family: sandbox.FamilyName(uint32(e.Family)),
 		Protocol: protocolName(e.Family, uint16(e.ProtocolLow)|uint16(e.ProtocolHigh)<<8),
-		PID:      e.Pid, UID: e.Uid, Comm: text(e.Comm[:]), Count: 1,
+		PID:      e.Pid, UID: e.Uid, Comm: cString(e.Comm[:]), Count: 1,
 	}
 	switch d.Hook {
 	case sandbox.HookConnectUnix, sandbox.HookSendmsgUnix:
@@ -413,7 +413,7 @@ func unixPath(name []byte) string {
 	if name[0] == 0 {
 		return "@" + string(name[1:])
 	}
-	return text(name)
+	return cString(name)
 }
 
 func hookName(h uint8) sandbox.Hook {
@@ -428,7 +428,7 @@ func hookName(h uint8) sandbox.Hook {
 }
 
 func causeName(why uint8) sandbox.Cause {
-	names := []sandbox.Cause{"", sandbox.CausePolicy, sandbox.CauseDoor, sandbox.CauseNamespace, sandbox.CauseEndpoint, sandbox.CauseMemory, sandbox.CauseLimit, sandbox.CauseAllowed, sandbox.CauseUngranted}
+	names := []sandbox.Cause{"", sandbox.CausePolicy, sandbox.CauseBlocked, sandbox.CauseNamespace, sandbox.CauseEndpoint, sandbox.CauseMemory, sandbox.CauseLimit, sandbox.CauseAllowed, sandbox.CauseUngranted}
 	if int(why) < len(names) {
 		return names[why]
 	}

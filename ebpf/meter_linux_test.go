@@ -21,7 +21,7 @@ import (
 
 // sniff counts the IP bytes on the loopback of the plugin's network, by
 // direction, as a packet socket sees them.
-func (r *rig) sniff(port uint16) (stop func() (sent, received uint64)) {
+func (r *harness) sniff(port uint16) (stop func() (sent, received uint64)) {
 	r.t.Helper()
 	fd := -1
 	err := r.network.Do(func() error {
@@ -66,7 +66,7 @@ func (r *rig) sniff(port uint16) (stop func() (sent, received uint64)) {
 // The byte counts are those of the wire, to within the packets that the kernel
 // exchanges after the plugin's socket is gone.
 func TestBytesAreTheWires(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	for _, test := range []struct {
 		name, to string
 		listener net.Listener
@@ -118,7 +118,7 @@ func within(t *testing.T, what string, got, want uint64) {
 
 // UDP has no tail: the count is exact.
 func TestDatagramsAreExact(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	go reply4(r.dns4)
 	const n = 20
 	for range n {
@@ -136,7 +136,7 @@ func TestDatagramsAreExact(t *testing.T) {
 
 // What stays on the plugin's own loopback is nobody's business.
 func TestOwnLoopbackDoesNotCount(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket, threading
 for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET, "127.9.9.9")):
@@ -160,7 +160,7 @@ for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (s
 // A port that the plugin serves is reached through the cage, and is no
 // connection of the plugin's.
 func TestServe(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +205,7 @@ c.sendall(b"served"); c.close()
 }
 
 // dialogue starts a program that answers a line for each line it gets.
-func (r *rig) dialogue(path string, args ...string) (ask func(line string) string, end func() int) {
+func (r *harness) dialogue(path string, args ...string) (ask func(line string) string, end func() int) {
 	r.t.Helper()
 	stdin, toPlugin, err := os.Pipe()
 	if err != nil {
@@ -272,7 +272,7 @@ for line in sys.stdin:
 
 // The shut door refuses what is new and silences what is open.
 func TestDoor(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	ask, end := r.dialogue("python3", "python3", "-c", talker)
 	if got := ask(`tcp("240.0.0.9", 80)`); got != "ok" {
 		t.Fatal(got)
@@ -289,7 +289,7 @@ func TestDoor(t *testing.T) {
 	if _, err := io.ReadFull(conn, buffer[:5]); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Shut(true); err != nil {
+	if err := r.Block(true); err != nil {
 		t.Fatal(err)
 	}
 	for attempt, want := range map[string]string{
@@ -321,7 +321,7 @@ func TestDoor(t *testing.T) {
 	if got := ask(`held[0].recv(1)`); got != "ECONNRESET" {
 		t.Errorf("the cut connection ended with %s", got)
 	}
-	if err := r.Shut(false); err != nil {
+	if err := r.Block(false); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask(`tcp("240.0.0.9", 80)`); got != "ok" {
@@ -332,7 +332,7 @@ func TestDoor(t *testing.T) {
 	}
 	doors := 0
 	for _, d := range r.seen() {
-		if d.Cause == sandbox.CauseDoor {
+		if d.Cause == sandbox.CauseBlocked {
 			doors++
 		}
 	}
@@ -349,7 +349,7 @@ func TestDoorStaysShut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.Shut(true); err != nil {
+	if err := c.Block(true); err != nil {
 		t.Fatal(err)
 	}
 	l, err := c.Listen("tcp", "127.0.0.1:0")
@@ -374,7 +374,7 @@ func TestDoorStaysShut(t *testing.T) {
 
 // Without an endpoint of a family what would go there is refused.
 func TestMissingEndpoints(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	if err := r.Attach(Endpoints{Proxy4: tcpPort(r.proxy4)}); err != nil {
 		t.Fatal(err)
 	}
@@ -411,11 +411,11 @@ func TestEndpointsAreChecked(t *testing.T) {
 }
 
 // entries counts the identities that wait to be taken.
-func (r *rig) entries() int {
+func (r *harness) entries() int {
 	n := 0
 	var key wallPeerKey
 	var value wallPeer
-	for entries := r.wall.kept["peers"].Iterate(); entries.Next(&key, &value); {
+	for entries := r.programs.pinnedMaps["peers"].Iterate(); entries.Next(&key, &value); {
 		n++
 	}
 	return n
@@ -424,7 +424,7 @@ func (r *rig) entries() int {
 // The identity of a connection that was closed in good order before it was
 // accepted is still there; that of one that failed is not.
 func TestIdentityLifetime(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	r.ok(r.run("close", "240.0.0.9:80"))
 	const finWait1 = " 04 " // include/net/tcp_states.h, as /proc/net/tcp shows it
 	for sockets := finWait1; strings.Contains(sockets, finWait1); {
@@ -482,7 +482,7 @@ s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); s.cl
 
 // Refusals faster than anyone can read are counted, folded, and never block.
 func TestFlood(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	const n = 20_000
 	r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", fmt.Sprintf(`
 import socket
@@ -516,11 +516,11 @@ for i in range(%d):
 // Different refusals are bounded, too.
 func TestFoldIsBounded(t *testing.T) {
 	var told int
-	m := &meter{cage: &Cage{config: Config{Denied: func(sandbox.Denial) { told++ }}}, folds: make(map[sandbox.Denial]*fold)}
-	for i := range 10 * maxFolds {
+	m := &meter{confinement: &Confinement{config: Config{Denied: func(sandbox.Denial) { told++ }}}, denials: make(map[sandbox.Denial]*repeated)}
+	for i := range 10 * maxDistinct {
 		m.denied(sandbox.Denial{Hook: sandbox.HookSendmsg, Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 1}), uint16(i)), Count: 1})
 	}
-	if told != maxFolds || m.cage.unheard.Load() != 9*maxFolds {
-		t.Errorf("told of %d, %d unheard", told, m.cage.unheard.Load())
+	if told != maxDistinct || m.confinement.droppedDenials.Load() != 9*maxDistinct {
+		t.Errorf("told of %d, %d unheard", told, m.confinement.droppedDenials.Load())
 	}
 }

@@ -9,17 +9,17 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// Cage confines a plugin. On this platform it cannot be made.
-type Cage struct{}
+// Confinement confines a plugin. On this platform it cannot be made.
+type Confinement struct{}
 
 // New returns [sandbox.ErrUnsupported].
-func New(Config) (*Cage, error) { return nil, sandbox.ErrUnsupported }
+func New(Config) (*Confinement, error) { return nil, sandbox.ErrUnsupported }
 
 // Detach returns [sandbox.ErrUnsupported].
 func Detach(string, bool) error { return sandbox.ErrUnsupported }
 
-// ShutLeft returns [sandbox.ErrUnsupported].
-func ShutLeft(string, bool) (Left, error) { return Left{}, sandbox.ErrUnsupported }
+// BlockLeftover returns [sandbox.ErrUnsupported].
+func BlockLeftover(string, bool) (Leftover, error) { return Leftover{}, sandbox.ErrUnsupported }
 
 // Probe says that confinement is missing.
 func Probe() []Finding {
@@ -30,85 +30,87 @@ func Probe() []Finding {
 }
 
 // Listen returns [sandbox.ErrUnsupported].
-func (*Cage) Listen(string, string) (net.Listener, error) {
+func (*Confinement) Listen(string, string) (net.Listener, error) {
 	return nil, sandbox.ErrUnsupported
 }
 
 // ListenPacket returns [sandbox.ErrUnsupported].
-func (*Cage) ListenPacket(string, string) (net.PacketConn, error) {
+func (*Confinement) ListenPacket(string, string) (net.PacketConn, error) {
 	return nil, sandbox.ErrUnsupported
 }
 
 // DialContext returns [sandbox.ErrUnsupported].
-func (*Cage) DialContext(context.Context, string, string) (net.Conn, error) {
+func (*Confinement) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, sandbox.ErrUnsupported
 }
 
 // Attach returns [sandbox.ErrUnsupported].
-func (*Cage) Attach(Endpoints) error { return sandbox.ErrUnsupported }
+func (*Confinement) Attach(Endpoints) error { return sandbox.ErrUnsupported }
 
 // Start returns [sandbox.ErrUnsupported].
-func (*Cage) Start(sandbox.Command) (*sandbox.Process, error) { return nil, sandbox.ErrUnsupported }
+func (*Confinement) Start(sandbox.Command) (*sandbox.Process, error) {
+	return nil, sandbox.ErrUnsupported
+}
 
 // Identify knows nobody.
-func (*Cage) Identify(net.Conn) (Peer, bool) { return Peer{}, false }
+func (*Confinement) Identify(net.Conn) (Peer, bool) { return Peer{}, false }
 
-// Shut returns [sandbox.ErrUnsupported].
-func (*Cage) Shut(bool) error { return sandbox.ErrUnsupported }
+// Block returns [sandbox.ErrUnsupported].
+func (*Confinement) Block(bool) error { return sandbox.ErrUnsupported }
 
 // AllowSockets returns [sandbox.ErrUnsupported].
-func (*Cage) AllowSockets([]string) error { return sandbox.ErrUnsupported }
+func (*Confinement) AllowSockets([]string) error { return sandbox.ErrUnsupported }
 
-// Asker finds nobody.
-func (*Cage) Asker(net.Addr) (Peer, bool) { return Peer{}, false }
+// DNSClient finds nobody.
+func (*Confinement) DNSClient(net.Addr) (Peer, bool) { return Peer{}, false }
 
 // CutDirect returns [sandbox.ErrUnsupported].
-func (*Cage) CutDirect() (int, error) { return 0, sandbox.ErrUnsupported }
+func (*Confinement) CutDirect() (int, error) { return 0, sandbox.ErrUnsupported }
 
 // Bound returns [sandbox.ErrUnsupported].
-func (*Cage) Bound([]uint64) (map[uint64]bool, error) { return nil, sandbox.ErrUnsupported }
+func (*Confinement) Bound([]uint64) (map[uint64]bool, error) { return nil, sandbox.ErrUnsupported }
 
 // Freeze returns [sandbox.ErrUnsupported].
-func (*Cage) Freeze(bool) error { return sandbox.ErrUnsupported }
+func (*Confinement) Freeze(bool) error { return sandbox.ErrUnsupported }
 
 // Kill returns [sandbox.ErrUnsupported].
-func (*Cage) Kill() error { return sandbox.ErrUnsupported }
+func (*Confinement) Kill() error { return sandbox.ErrUnsupported }
 
 // Check returns [sandbox.ErrUnsupported].
-func (*Cage) Check() error { return sandbox.ErrUnsupported }
+func (*Confinement) Check() error { return sandbox.ErrUnsupported }
 
 // Usage returns [sandbox.ErrUnsupported].
-func (*Cage) Usage() (Usage, error) { return Usage{}, sandbox.ErrUnsupported }
+func (*Confinement) Usage() (Usage, error) { return Usage{}, sandbox.ErrUnsupported }
 
 // Limit returns [sandbox.ErrUnsupported].
-func (*Cage) Limit([]Limit) error { return sandbox.ErrUnsupported }
+func (*Confinement) Limit([]Limit) error { return sandbox.ErrUnsupported }
 
 // Attribute does nothing.
-func (*Cage) Attribute(uint64, uint32) {}
+func (*Confinement) Attribute(uint64, uint32) {}
 
 // Traffic returns [sandbox.ErrUnsupported].
-func (*Cage) Traffic() ([]Traffic, error) { return nil, sandbox.ErrUnsupported }
+func (*Confinement) Traffic() ([]Traffic, error) { return nil, sandbox.ErrUnsupported }
 
-// Strays returns [sandbox.ErrUnsupported].
-func (*Cage) Strays() ([]Stray, error) { return nil, sandbox.ErrUnsupported }
+// Unmediated returns [sandbox.ErrUnsupported].
+func (*Confinement) Unmediated() ([]UnmediatedConn, error) { return nil, sandbox.ErrUnsupported }
 
 // Info describes nothing.
-func (*Cage) Info() Info { return Info{} }
+func (*Confinement) Info() Info { return Info{} }
 
 // Run returns [sandbox.ErrUnsupported].
-func (*Cage) Run(context.Context) error { return sandbox.ErrUnsupported }
+func (*Confinement) Run(context.Context) error { return sandbox.ErrUnsupported }
 
 // Close does nothing.
-func (*Cage) Close() error { return nil }
+func (*Confinement) Close() error { return nil }
 
 // AllowConnects returns [sandbox.ErrUnsupported].
-func (*Cage) AllowConnects(Destinations) error { return sandbox.ErrUnsupported }
+func (*Confinement) AllowConnects(Destinations) error { return sandbox.ErrUnsupported }
 
 // Listening returns [sandbox.ErrUnsupported].
-func (*Cage) Listening() (map[uint16]bool, error) { return nil, sandbox.ErrUnsupported }
+func (*Confinement) Listening() (map[uint16]bool, error) { return nil, sandbox.ErrUnsupported }
 
 // Flush does nothing.
-func (*Cage) Flush(context.Context) {}
+func (*Confinement) Flush(context.Context) {}
 
-// Left knows nothing.
-func (*Cage) Left(Limit) (Standing, bool) { return Standing{}, false }
+// UsedBefore knows nothing.
+func (*Confinement) UsedBefore(Limit) (LimitUsage, bool) { return LimitUsage{}, false }

@@ -67,7 +67,7 @@ func nested(t *testing.T, group *sandbox.Cgroup, path string) (resident, uint32)
 func TestNestedPID(t *testing.T) {
 	testenv.Require(t, testenv.Program("unshare"))
 	group, path := given(t)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	plugin, pid := nested(t, group, path)
 	defer plugin.end()
 	peers := r.answer(r.proxy4)
@@ -101,7 +101,7 @@ func TestNestedPID(t *testing.T) {
 // A refused system call of a thread is recorded with the id of its process.
 func TestThreadOfRefusedCall(t *testing.T) {
 	testenv.Require(t, testenv.Program("python3"))
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	pid := r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import os, socket, threading
 def refused():
@@ -121,22 +121,22 @@ thread.join()`}}))
 func TestInvisiblePID(t *testing.T) {
 	testenv.Require(t, testenv.Program("unshare"))
 	group, path := given(t)
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	// The programs of a sidecar in another namespace than the processes'.
 	plugin, _ := nested(t, group, path)
 	defer plugin.end()
-	r.wall.pidNamespace = 1 // the inode of none
-	old := r.wall.base
-	spec, err := r.wall.read("wall", loadWall, group, false)
+	r.programs.pidNamespace = 1 // the inode of none
+	old := r.programs.base
+	spec, err := r.programs.read("wall", loadWall, group, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.wall.base, err = r.wall.loadSignalling(spec); err != nil {
+	if r.programs.base, err = r.programs.loadWithSignals(spec); err != nil {
 		t.Fatal(err)
 	}
 	defer old.Close()
-	for name, l := range r.wall.links {
-		if program := r.wall.base.Programs[name]; program != nil {
+	for name, l := range r.programs.links {
+		if program := r.programs.base.Programs[name]; program != nil {
 			if err := l.Update(program); err != nil {
 				t.Fatal(err)
 			}

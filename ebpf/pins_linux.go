@@ -63,7 +63,7 @@ func pinDir(p sandbox.Paths) (string, error) {
 }
 
 // renewal ends the name of a pin that is about to take the place of another.
-const renewal = "_new"
+const pendingSuffix = "_new"
 
 // pinner is what can be pinned: a link or a map.
 type pinner interface{ Pin(path string) error }
@@ -71,13 +71,13 @@ type pinner interface{ Pin(path string) error }
 // repin pins something in the place of what may be pinned there. There is
 // always one of the two.
 func repin(p pinner, path string) error {
-	if err := os.Remove(path + renewal); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(path + pendingSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove unfinished pin: %w", err)
 	}
-	if err := p.Pin(path + renewal); err != nil {
+	if err := p.Pin(path + pendingSuffix); err != nil {
 		return fmt.Errorf("pin: %w", err)
 	}
-	if err := os.Rename(path+renewal, path); err != nil {
+	if err := os.Rename(path+pendingSuffix, path); err != nil {
 		return fmt.Errorf("replace pin: %w", err)
 	}
 	return nil

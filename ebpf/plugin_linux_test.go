@@ -809,11 +809,11 @@ func leaveDaemon(args []string) error {
 
 // tryFence tries to make a fence, and says how the error names itself.
 func tryFence([]string) error {
-	f, err := sandbox.NewFence(sandbox.FenceConfig{Proxy: []string{"127.0.0.1:0"}})
+	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Proxy: []string{"127.0.0.1:0"}})
 	if err == nil {
 		return f.Close()
 	}
-	fmt.Println(errors.Is(err, sandbox.ErrNoFence), err)
+	fmt.Println(errors.Is(err, sandbox.ErrNoUserNamespace), err)
 	return nil
 }
 

@@ -27,14 +27,14 @@ func linkedDirectories() []string {
 // below what the view keeps of the host stay refused.
 //
 // It replaces what an earlier call shared. Trees without a twin are not shared.
-func (c *Cage) shareTrees(v *sandbox.View) error {
-	if c.wall.unix == nil {
+func (c *Confinement) shareTrees(v *sandbox.View) error {
+	if c.programs.unix == nil {
 		return nil
 	}
 	c.aliases.mu.Lock()
 	defer c.aliases.mu.Unlock()
 	c.aliases.of = nil // they went with the view
-	m := c.wall.unix.Maps["trees"]
+	m := c.programs.unix.Maps["trees"]
 	var key unixTreeKey
 	var value unixTree
 	var old []unixTreeKey

@@ -17,10 +17,10 @@ import (
 )
 
 // viewRig is a cage whose plugin has a view, and a conversation with the plugin.
-func viewRig(t *testing.T, change func(*sandbox.Command)) (r *rig, ask func(string) string, end func() int) {
+func viewRig(t *testing.T, change func(*sandbox.Command)) (r *harness, ask func(string) string, end func() int) {
 	t.Helper()
-	r = newRig(t, withView)
-	if r.wall.unix == nil {
+	r = newHarness(t, withView)
+	if r.programs.unix == nil {
 		if os.Getenv("CHAPERONE_REQUIRE") == "1" {
 			t.Fatal("the kernel has no hooks for Unix sockets")
 		}
@@ -159,7 +159,7 @@ func TestOwnSocketsWhileShut(t *testing.T) {
 	if got := ask("own-serve stream /tmp/old"); got != "ok" {
 		t.Fatal(got)
 	}
-	if err := r.Shut(true); err != nil {
+	if err := r.Block(true); err != nil {
 		t.Fatal(err)
 	}
 	before, err := r.Usage()
@@ -225,7 +225,7 @@ func twinOf(trees map[string]string, directory, name string) (string, bool) {
 func TestOwnSocketNames(t *testing.T) {
 	r, ask, end := viewRig(t, nil)
 	defer end()
-	view, err := sandbox.NewView(sandbox.ViewConfig{User: &r.account, Account: r.Account(), StateDir: r.config.StateDir, Twins: true})
+	view, err := sandbox.NewView(sandbox.ViewConfig{User: &r.user, Account: r.Account(), StateDir: r.config.StateDir, Twins: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +323,7 @@ func TestUnixWithoutRewriting(t *testing.T) {
 // them, and that listen(2) goes on.
 func TestServingUnix(t *testing.T) {
 	reported := make(chan sandbox.Listener, 10)
-	r := newRig(t, func(c *Config) {
+	r := newHarness(t, func(c *Config) {
 		withView(c)
 		c.ServingUnix = func(l sandbox.Listener) { reported <- l }
 	})
@@ -456,7 +456,7 @@ func sharedDir(t *testing.T) string {
 // TestBoundReadsNoNames gives a socket a name that holds a line as /proc/net/unix has
 // them: no other socket exists for it.
 func TestBoundReadsNoNames(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	const forged = 4_000_000_001
 	var fd int
 	err := r.network.Do(func() (err error) {

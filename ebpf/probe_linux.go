@@ -41,7 +41,7 @@ func Probe() []Finding {
 		Name: "process ids", Required: true, Lost: "confinement: what is reported and ended by its id would be another process",
 		Remedy: "mount -t proc proc /proc in the sidecar's PID namespace",
 	}, err)
-	p.anchors()
+	p.prerequisites()
 	if p.group != nil && p.pins != "" {
 		p.programs()
 	}
@@ -50,7 +50,7 @@ func Probe() []Finding {
 	}
 	p.namespace()
 	p.scope()
-	p.fence(dir)
+	p.rootless(dir)
 	p.selfTest(filepath.Join(dir, "self-test"))
 	return p.findings
 }
@@ -61,7 +61,7 @@ func (p *prober) found(f Finding, err error) {
 }
 
 // anchors checks what the programs hang on.
-func (p *prober) anchors() {
+func (p *prober) prerequisites() {
 	h, err := p.at.FindCgroupMount()
 	if err == nil {
 		p.group, err = sandbox.MakeCgroup(h, cgroupPrefix+p.at.ID)
@@ -83,7 +83,7 @@ func (p *prober) anchors() {
 // programs loads and attaches all of them, and if that fails each by itself, to
 // name the ones that are missing.
 func (p *prober) programs() {
-	w, err := loadWalls(p.pins, p.group, true, false, true)
+	w, err := loadCollection(p.pins, p.group, true, false, true)
 	if err == nil {
 		err = errors.Join(w.attach(p.pins, p.group), w.close())
 		hooks := error(nil)
@@ -91,7 +91,7 @@ func (p *prober) programs() {
 			hooks = errors.New("the kernel has no connect_unix hook")
 		}
 		p.found(unixFinding(), hooks)
-		p.findings = append(p.findings, kinFindings()...)
+		p.findings = append(p.findings, proctrackFindings()...)
 	}
 	all := Finding{
 		Name: "kernel programs", Required: true, Lost: "confinement and metering",
@@ -188,9 +188,9 @@ func (p *prober) scope() {
 	}, err)
 }
 
-// fence finds out whether an ordinary user's plugin could have a [Fence].
-func (p *prober) fence(dir string) {
-	f, err := sandbox.NewFence(sandbox.FenceConfig{Plugin: "self-test", StateDir: dir})
+// fence finds out whether an ordinary user's plugin could have a [Rootless].
+func (p *prober) rootless(dir string) {
+	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Plugin: "self-test", StateDir: dir})
 	if err == nil {
 		err = f.Close()
 	}
@@ -204,7 +204,7 @@ func (p *prober) fence(dir string) {
 func (p *prober) selfTest(dir string) {
 	const report = "report this, with the kernel's version"
 	walls := Finding{Name: "self-test", Required: true, Lost: "confinement: the walls do not hold on this kernel", Remedy: report}
-	s, err := newSubject(dir)
+	s, err := newProbeProcess(dir)
 	if err != nil {
 		p.found(walls, err)
 		return
@@ -218,7 +218,7 @@ func (p *prober) selfTest(dir string) {
 		p.found(walls, err)
 		return
 	}
-	p.found(walls, s.walls())
+	p.found(walls, s.hooks())
 	p.found(Finding{
 		Name: "processes identified", Required: true, Lost: "the id of the process in each record, and an end to processes by their id", Remedy: report,
 	}, s.id())
@@ -229,8 +229,8 @@ func (p *prober) selfTest(dir string) {
 	p.found(Finding{Name: "system calls and processes counted", Lost: "metering of both, and limits on them", Remedy: report}, s.calls())
 	p.found(Finding{
 		Name: "foreign sockets ended", Required: true, Lost: "an end to connections that the plugin was handed from outside", Remedy: report,
-	}, s.foreign())
-	if s.cage.Info().UnixHooks {
+	}, s.foreignSockets())
+	if s.confinement.Info().UnixHooks {
 		p.found(Finding{Name: "Unix sockets allowed by name", Lost: "sockets of a grant: all are refused", Remedy: report}, s.sockets())
 	}
 	for kind := LimitConnections; kind <= LimitProcesses; kind++ {
@@ -240,7 +240,7 @@ func (p *prober) selfTest(dir string) {
 	p.found(Finding{Name: "escapes ended", Required: true, Lost: "an end to processes that leave the plugin's cgroup", Remedy: report}, s.escape())
 	p.found(Finding{
 		Name: "holders of foreign sockets ended", Required: true, Lost: "an end to processes that were handed a socket from outside", Remedy: report,
-	}, s.holder())
+	}, s.socketHolder())
 	if err := sandbox.FilesSupported(); err == nil {
 		p.found(filesFinding(report), s.files())
 	} else {

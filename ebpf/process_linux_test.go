@@ -33,7 +33,7 @@ func publicDir(t *testing.T) string {
 }
 
 func TestExitStatus(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	dir := publicDir(t)
 	plain := filepath.Join(dir, "plain")
 	if err := os.WriteFile(plain, []byte("no program"), 0o600); err != nil {
@@ -71,7 +71,7 @@ func TestExitStatus(t *testing.T) {
 }
 
 func TestStartRefuses(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -185,9 +185,9 @@ func TestPrivileges(t *testing.T) {
 		"root":    func(c *Config) { c.User, c.UnsafeSameUser = "root", true },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, change)
+			r := newHarness(t, change)
 			out := r.ok(r.run("status"))
-			uid, gid := strconv.Itoa(r.account.UID), strconv.Itoa(r.account.GID)
+			uid, gid := strconv.Itoa(r.user.UID), strconv.Itoa(r.user.GID)
 			for _, want := range []string{
 				"Uid:\t" + strings.Join([]string{uid, uid, uid, uid}, "\t"),
 				"Gid:\t" + strings.Join([]string{gid, gid, gid, gid}, "\t"),
@@ -210,7 +210,7 @@ func TestPrivileges(t *testing.T) {
 					t.Errorf("plugin has %s", line)
 				}
 			}
-			if info := r.Info(); info.SameUser != (name == "root") || info.UID != r.account.UID {
+			if info := r.Info(); info.SameUser != (name == "root") || info.UID != r.user.UID {
 				t.Errorf("info is %+v", info)
 			}
 		})
@@ -227,15 +227,15 @@ func TestScope(t *testing.T) {
 		"root":  func(c *Config) { c.User, c.UnsafeSameUser = "root", true },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, change)
+			r := newHarness(t, change)
 			other := exec.Command("/bin/sleep", "1000")
-			other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(r.account.UID), Gid: uint32(r.account.GID)}}
+			other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(r.user.UID), Gid: uint32(r.user.GID)}}
 			if err := other.Start(); err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _, _ = other.Process.Kill(), other.Wait() }()
 			dir := publicDir(t)
-			if err := os.Chown(dir, r.account.UID, r.account.GID); err != nil {
+			if err := os.Chown(dir, r.user.UID, r.user.GID); err != nil {
 				t.Fatal(err)
 			}
 			ask, end := r.dialogue("/proc/self/exe", pluginName, "tries")
@@ -268,13 +268,13 @@ func TestUserIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	if c.account.UID != 4242 || c.account.GID != 4243 {
-		t.Errorf("under sudo the user is %d:%d", c.account.UID, c.account.GID)
+	if c.user.UID != 4242 || c.user.GID != 4243 {
+		t.Errorf("under sudo the user is %d:%d", c.user.UID, c.user.GID)
 	}
 }
 
 func TestSignals(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	for _, test := range []struct {
 		signal unix.Signal
 		want   string
@@ -338,7 +338,7 @@ while True: time.sleep(0.01)
 
 // What CMD leaves in the background ends with it.
 func TestNothingOutlives(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	out := r.ok(r.command(sandbox.Command{Args: []string{
 		"sh", "-c", "(setsid sleep 1000 >/dev/null 2>&1 & echo $!) ; (trap '' TERM HUP; setsid setsid sleep 1000 >/dev/null 2>&1 & echo $!)",
 	}}))
@@ -358,7 +358,7 @@ func TestNothingOutlives(t *testing.T) {
 }
 
 func TestStdin(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -376,7 +376,7 @@ func TestStdin(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	t.Setenv("OF_THE_SIDECAR", "secret")
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	got := r.ok(r.command(sandbox.Command{Path: "/usr/bin/env", Env: []string{"A=b", "C=\xff\xfe"}}))
 	if got != "A=b\nC=\xff\xfe" {
 		t.Errorf("got %q", got)
@@ -418,7 +418,7 @@ func TestForeignArchitecture(t *testing.T) {
 	if sandbox.NativeArch != unix.AUDIT_ARCH_X86_64 {
 		t.Skip("there is only one on this machine")
 	}
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	i386 := assemble(t, []byte{
 		0xb8, 20, 0, 0, 0, // mov eax, 20 (getpid of i386)
 		0xcd, 0x80, // int 0x80
@@ -471,7 +471,7 @@ func TestSyscallsAreExact(t *testing.T) {
 		0xb8, 60, 0, 0, 0, // mov eax, 60 (exit)
 		0x0f, 0x05, // syscall
 	})
-	r := newRig(t, func(c *Config) { c.CountSyscalls = true })
+	r := newHarness(t, func(c *Config) { c.CountSyscalls = true })
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -517,7 +517,7 @@ func TestSyscallsAreExact(t *testing.T) {
 }
 
 func TestFreeze(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	p, err := r.Start(sandbox.Command{Args: []string{"sleep", "1000"}})
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ const stillAlive = 1
 // kinFindings says what a kernel's age takes away from following processes and
 // ending sockets. The programs load without: they look for each function by its
 // name in the kernel's own types, as is done here.
-func kinFindings() []Finding {
+func proctrackFindings() []Finding {
 	has := func(function string) error {
 		types, err := btf.LoadKernelSpec()
 		if err != nil {
@@ -49,7 +49,7 @@ func kinFindings() []Finding {
 
 // aim tells programs that follow tasks which cgroup is the plugin's. In one of
 // our own there are no cgroups below it.
-func aim(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error {
+func setTarget(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error {
 	if _, ok := spec.Variables["cgroup_id"]; !ok {
 		return nil // they follow none
 	}
@@ -71,9 +71,9 @@ func aim(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error {
 // processes that are there already. A link on a tracepoint cannot be given
 // another program: the new one is attached before the old one goes, and both
 // run for a moment.
-func (w *wall) attachKin(dir string) error {
+func (w *collection) attachProctrack(dir string) error {
 	for _, name := range []string{"born", "moved"} {
-		l, err := link.AttachTracing(link.TracingOptions{Program: w.kin.Programs[name]})
+		l, err := link.AttachTracing(link.TracingOptions{Program: w.proctrack.Programs[name]})
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", name, err)
 		}
@@ -82,7 +82,7 @@ func (w *wall) attachKin(dir string) error {
 			return fmt.Errorf("attach %s: %w", name, err)
 		}
 	}
-	if err := iterate(w.kin.Programs["mark_present"]); err != nil {
+	if err := iterate(w.proctrack.Programs["mark_present"]); err != nil {
 		return fmt.Errorf("mark the plugin's processes: %w", err)
 	}
 	return nil

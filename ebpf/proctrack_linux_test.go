@@ -90,23 +90,23 @@ func escapes(denials []sandbox.Denial) (pids []int) {
 
 // weaken puts programs in place that cannot send a signal to another process,
 // as on a kernel before 6.13, over the ones that can.
-func weaken(t *testing.T, r *rig) {
+func weaken(t *testing.T, r *harness) {
 	t.Helper()
 	spec, err := loadKin()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(aim(spec, r.group, false), spec.Variables["pid_namespace"].Set(r.wall.pidNamespace), spec.Variables["signals"].Set(uint32(0))); err != nil {
+	if err := errors.Join(setTarget(spec, r.group, false), spec.Variables["pid_namespace"].Set(r.programs.pidNamespace), spec.Variables["signals"].Set(uint32(0))); err != nil {
 		t.Fatal(err)
 	}
-	strong := r.wall.kin
-	if r.wall.kin, err = r.wall.loadObject(spec); err != nil {
+	strong := r.programs.proctrack
+	if r.programs.proctrack, err = r.programs.loadObject(spec); err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range r.wall.traces {
+	for _, l := range r.programs.traces {
 		defer func() { _ = l.Close() }()
 	}
-	if err := r.wall.attachKin(r.pins); err != nil {
+	if err := r.programs.attachProctrack(r.pinDir); err != nil {
 		t.Fatal(err)
 	}
 	strong.Close()
@@ -121,7 +121,7 @@ func TestEscape(t *testing.T) {
 			outside := below(t, filepath.Dir(group.Path), "chaperone-test-outside-"+strconv.Itoa(os.Getpid()))
 			inner := below(t, group.Path, "inner")
 			early, _ := guest(t, group, "sleep", "60")
-			r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+			r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 			if !signals {
 				weaken(t, r)
 			}
@@ -185,7 +185,7 @@ func TestEscape(t *testing.T) {
 // Processes are counted one by one, threads are not, and what somebody else
 // starts or moves into the cgroup is not the plugin's.
 func TestProcesses(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	const n = 200
 	r.ok(r.command(sandbox.Command{Args: []string{"sh", "-c", "i=0; while [ $i -lt " + strconv.Itoa(n) + " ]; do /bin/true; i=$((i+1)); done"}}))
 	if u, err := r.Usage(); err != nil || u.Processes != n {
@@ -202,8 +202,8 @@ for thread in threads: thread.join()`}}))
 	// Another version of the programs takes the place of these in mid-count.
 	done := r.start(&sandbox.Command{Args: []string{"sh", "-c", "i=0; while [ $i -lt " + strconv.Itoa(n) + " ]; do /bin/true; i=$((i+1)); done"}})
 	for range 20 {
-		old := maps.Clone(r.wall.traces)
-		if err := r.wall.attachKin(r.pins); err != nil {
+		old := maps.Clone(r.programs.traces)
+		if err := r.programs.attachProctrack(r.pinDir); err != nil {
 			t.Fatal(err)
 		}
 		for _, l := range old {

@@ -25,55 +25,55 @@ const zero = uint32(0)
 
 // wall is the loaded programs and maps of one cage, and their links once they
 // are attached.
-type wall struct {
-	base  *ebpf.Collection
-	unix  *ebpf.Collection // nil: the kernel has no hooks for Unix sockets
-	calls *ebpf.Collection // nil: system calls are not counted
-	kin   *ebpf.Collection
+type collection struct {
+	base      *ebpf.Collection
+	unix      *ebpf.Collection // nil: the kernel has no hooks for Unix sockets
+	calls     *ebpf.Collection // nil: system calls are not counted
+	proctrack *ebpf.Collection
 
-	census *ebpf.Collection
+	scan *ebpf.Collection
 
-	view  bool                 // the first process in the cgroup is the sidecar's own
-	types *btf.Cache           // the kernel's, while programs are loaded: they are large
-	kept  map[string]*ebpf.Map // the maps that outlast this process, by name
-	fresh map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
-	told  *told
+	viewInit   bool                 // the first process in the cgroup is the sidecar's own
+	types      *btf.Cache           // the kernel's, while programs are loaded: they are large
+	pinnedMaps map[string]*ebpf.Map // the maps that outlast this process, by name
+	unpinned   map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
+	shared     *sharedCounters
 
-	ledger     *ledger
-	attributed *attributions
+	limits       *limitTable
+	attributions *attributions
 
 	links  map[string]link.Link // on the cgroup
 	traces map[string]link.Link // on tracepoints
 
-	counter link.Link // on sys_exit
-	always  bool      // count system calls without a limit, too
-	pinned  bool      // the counter is
-	turn    uint32    // the counter's: see bpf/chaperone.bpf.h
+	counter       link.Link // on sys_exit
+	countAlways   bool      // count system calls without a limit, too
+	counterPinned bool      // the counter is
+	counterTurn   uint32    // the counter's: see bpf/chaperone.bpf.h
 
 	pidNamespace uint32 // the inode of the sidecar's: see bpf/pid.bpf.h
 
 	reshape func(*ebpf.CollectionSpec) // for tests: what another version's maps are like
 }
 
-func newWall() *wall {
-	return &wall{
-		kept: make(map[string]*ebpf.Map), fresh: make(map[string]*ebpf.Map),
+func newCollection() *collection {
+	return &collection{
+		pinnedMaps: make(map[string]*ebpf.Map), unpinned: make(map[string]*ebpf.Map),
 		links: make(map[string]link.Link), traces: make(map[string]link.Link),
 	}
 }
 
 // loadWalls loads every program that the cage needs and the kernel has. Maps are
 // pinned in dir, or taken from there if an earlier sidecar left them.
-func loadWalls(dir string, group *sandbox.Cgroup, own, view, syscalls bool) (*wall, error) {
-	w := newWall()
-	w.view = view
+func loadCollection(dir string, group *sandbox.Cgroup, own, view, syscalls bool) (*collection, error) {
+	w := newCollection()
+	w.viewInit = view
 	if err := w.load(dir, group, own, syscalls); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
 	return w, nil
 }
 
-func (w *wall) load(dir string, group *sandbox.Cgroup, own, syscalls bool) error {
+func (w *collection) load(dir string, group *sandbox.Cgroup, own, syscalls bool) error {
 	w.types = btf.NewCache()
 	defer func() { w.types = nil }()
 	var err error
@@ -88,18 +88,18 @@ func (w *wall) load(dir string, group *sandbox.Cgroup, own, syscalls bool) error
 	if err != nil {
 		return err
 	}
-	if w.view {
+	if w.viewInit {
 		if err := kin.Variables["first_is_init"].Set(uint32(1)); err != nil {
 			return fmt.Errorf("set up process programs: %w", err)
 		}
 	}
-	if err := errors.Join(w.keepMaps(dir, base), w.keepMaps(dir, kin)); err != nil {
+	if err := errors.Join(w.loadMaps(dir, base), w.loadMaps(dir, kin)); err != nil {
 		return err
 	}
 	if err := w.openShared(); err != nil {
 		return err
 	}
-	if w.always = syscalls; syscalls || w.ledger.has(LimitSyscalls) {
+	if w.countAlways = syscalls; syscalls || w.limits.hasKind(LimitSyscalls) {
 		if err := w.loadCalls(dir, group, own); err != nil {
 			return err
 		}
@@ -107,21 +107,21 @@ func (w *wall) load(dir string, group *sandbox.Cgroup, own, syscalls bool) error
 	// The verifier takes most of the time, and does not keep others waiting.
 	var loading errgroup.Group
 	loading.Go(func() (err error) {
-		w.base, err = w.loadSignalling(base)
+		w.base, err = w.loadWithSignals(base)
 		return explain("load wall programs", err)
 	})
 	loading.Go(func() (err error) {
-		w.kin, err = w.loadObject(kin)
+		w.proctrack, err = w.loadObject(kin)
 		return explain("load process programs", err)
 	})
 	loading.Go(w.loadUnix)
-	loading.Go(func() error { return w.loadCensus(group, own) })
+	loading.Go(func() error { return w.loadScan(group, own) })
 	return loading.Wait()
 }
 
 // read reads the object of some programs, and sets in it which cgroup is the
 // plugin's and which PID namespace the sidecar's.
-func (w *wall) read(what string, load func() (*ebpf.CollectionSpec, error), group *sandbox.Cgroup, own bool) (*ebpf.CollectionSpec, error) {
+func (w *collection) read(what string, load func() (*ebpf.CollectionSpec, error), group *sandbox.Cgroup, own bool) (*ebpf.CollectionSpec, error) {
 	spec, err := load()
 	if err != nil {
 		return nil, fmt.Errorf("read %s programs: %w", what, err)
@@ -129,22 +129,22 @@ func (w *wall) read(what string, load func() (*ebpf.CollectionSpec, error), grou
 	if w.reshape != nil {
 		w.reshape(spec)
 	}
-	if err := errors.Join(aim(spec, group, own), spec.Variables["pid_namespace"].Set(w.pidNamespace)); err != nil {
+	if err := errors.Join(setTarget(spec, group, own), spec.Variables["pid_namespace"].Set(w.pidNamespace)); err != nil {
 		return nil, fmt.Errorf("set up %s programs: %w", what, err)
 	}
 	return spec, nil
 }
 
 // openShared maps into memory what this process and the programs both write.
-func (w *wall) openShared() error {
+func (w *collection) openShared() error {
 	var err error
-	if w.ledger, err = openLedger(w); err != nil {
+	if w.limits, err = openLimitTable(w); err != nil {
 		return err
 	}
-	if w.attributed, err = openAttributions(w); err != nil {
+	if w.attributions, err = openAttributions(w); err != nil {
 		return err
 	}
-	w.told, err = openTold(w.kept["tallied"])
+	w.shared, err = openSharedCounters(w.pinnedMaps["tallied"])
 	return err
 }
 
@@ -152,7 +152,7 @@ func (w *wall) openShared() error {
 // and that can stop and kill the plugin at a limit, as far as the kernel permits
 // it: before Linux 6.1 a connect is refused with EPERM, and before 6.9 user space
 // alone stops and kills, a few milliseconds later.
-func (w *wall) loadSignalling(spec *ebpf.CollectionSpec) (collection *ebpf.Collection, err error) {
+func (w *collection) loadWithSignals(spec *ebpf.CollectionSpec) (collection *ebpf.Collection, err error) {
 	for _, can := range []struct{ signal, answer uint32 }{{1, 1}, {0, 1}, {0, 0}} {
 		if err := spec.Variables["may_signal"].Set(can.signal); err != nil {
 			return nil, err
@@ -170,7 +170,7 @@ func (w *wall) loadSignalling(spec *ebpf.CollectionSpec) (collection *ebpf.Colle
 
 // loadHalves loads an object like loadObject, every other program of it beside
 // the rest.
-func (w *wall) loadHalves(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+func (w *collection) loadHalves(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	var halves [2]*ebpf.Collection
 	var loading errgroup.Group
 	for i := range halves {
@@ -219,7 +219,7 @@ func loadHint(err error) string {
 // loadUnix loads the Unix socket hooks. That a kernel lacks them shows only when
 // a program for them is refused, so it is tried: what a kernel cannot attach it
 // does not load either.
-func (w *wall) loadUnix() error {
+func (w *collection) loadUnix() error {
 	spec, err := w.read("unix", loadUnix, nil, false)
 	if err != nil {
 		return err
@@ -240,7 +240,7 @@ func (w *wall) loadUnix() error {
 }
 
 // configure tells the programs where the sidecar listens.
-func (w *wall) configure(n *sandbox.Network, own bool, ends Endpoints, serve []uint16) error {
+func (w *collection) configure(n *sandbox.Network, own bool, ends Endpoints, serve []uint16) error {
 	setting := wallSetting{Netns: n.Cookie}
 	if own {
 		setting.OwnNetwork = 1
@@ -249,13 +249,13 @@ func (w *wall) configure(n *sandbox.Network, own bool, ends Endpoints, serve []u
 	setting.Proxy6.W, setting.Proxy6Port = kernelAddress(ends.Proxy6)
 	setting.Resolver4.W, setting.Resolver4Port = kernelAddress(ends.Resolver4)
 	setting.Resolver6.W, setting.Resolver6Port = kernelAddress(ends.Resolver6)
-	if err := w.kept["settings"].Put(zero, setting); err != nil {
+	if err := w.pinnedMaps["settings"].Put(zero, setting); err != nil {
 		return fmt.Errorf("configure wall: %w", err)
 	}
 	if err := w.allowConnects(Destinations{Any: true}); err != nil {
 		return err
 	}
-	served := w.kept["served"]
+	served := w.pinnedMaps["served"]
 	var key [2]byte
 	var value uint8
 	for entries := served.Iterate(); entries.Next(&key, &value); {
@@ -309,7 +309,7 @@ func swap16(n uint16) uint16 {
 // programs may stand beside each other for a moment, each with maps of its own
 // shape: each of them refuses by itself what is to be refused, so that nothing
 // passes that either would stop.
-func (w *wall) attach(dir string, group *sandbox.Cgroup) error {
+func (w *collection) attach(dir string, group *sandbox.Cgroup) error {
 	collections := []*ebpf.Collection{w.base, w.unix}
 	for _, collection := range collections {
 		if collection == nil {
@@ -324,10 +324,10 @@ func (w *wall) attach(dir string, group *sandbox.Cgroup) error {
 			w.links[name] = l
 		}
 	}
-	if err := w.attachKin(dir); err != nil {
+	if err := w.attachProctrack(dir); err != nil {
 		return err
 	}
-	if err := w.settle(dir); err != nil {
+	if err := w.pinMaps(dir); err != nil {
 		return err
 	}
 	return w.attachCounter(dir)
@@ -392,7 +392,7 @@ func attachType(program string) ebpf.AttachType {
 }
 
 // names of the attached programs, in order.
-func (w *wall) names() []string {
+func (w *collection) names() []string {
 	names := append(sorted(w.links), sorted(w.traces)...)
 	if w.counter != nil {
 		names = append(names, "count_call")
@@ -403,29 +403,29 @@ func (w *wall) names() []string {
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // check finds links that are no longer on the cgroup.
-func (w *wall) check(group *sandbox.Cgroup) error {
+func (w *collection) check(group *sandbox.Cgroup) error {
 	for _, name := range sorted(w.links) {
 		if linkedTo(w.links[name]) != group.ID {
-			return fmt.Errorf("%w: %s", ErrSevered, name)
+			return fmt.Errorf("%w: %s", ErrDetached, name)
 		}
 	}
 	if !group.Current() {
-		return fmt.Errorf("%w: %s was removed or made anew", ErrSevered, group.Path)
+		return fmt.Errorf("%w: %s was removed or made anew", ErrDetached, group.Path)
 	}
 	return nil
 }
 
 // openDoor lets the plugin's connections through to the sidecar, or none.
-func (w *wall) openDoor(open bool) error {
+func (w *collection) setOpen(open bool) error {
 	value := uint32(0)
 	if open {
 		value = 1
 	}
-	return w.ledger.turn(func(d *wallDoor) { d.Open = value })
+	return w.limits.updateControl(func(d *wallDoor) { d.Open = value })
 }
 
 // close closes the handles. What is pinned stays attached.
-func (w *wall) close() error {
+func (w *collection) close() error {
 	var errs []error
 	if w.counter != nil {
 		errs = append(errs, w.counter.Close())
@@ -435,26 +435,26 @@ func (w *wall) close() error {
 			errs = append(errs, l.Close())
 		}
 	}
-	if w.told != nil {
-		errs = append(errs, w.told.close())
+	if w.shared != nil {
+		errs = append(errs, w.shared.close())
 	}
-	if w.ledger != nil {
-		errs = append(errs, w.ledger.close())
+	if w.limits != nil {
+		errs = append(errs, w.limits.close())
 	}
-	if w.attributed != nil {
-		errs = append(errs, w.attributed.close())
+	if w.attributions != nil {
+		errs = append(errs, w.attributions.close())
 	}
-	for _, old := range w.fresh {
+	for _, old := range w.unpinned {
 		if old != nil {
 			errs = append(errs, old.Close())
 		}
 	}
-	for _, collection := range []*ebpf.Collection{w.base, w.unix, w.calls, w.kin, w.census} {
+	for _, collection := range []*ebpf.Collection{w.base, w.unix, w.calls, w.proctrack, w.scan} {
 		if collection != nil {
 			collection.Close()
 		}
 	}
-	for _, m := range w.kept {
+	for _, m := range w.pinnedMaps {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)

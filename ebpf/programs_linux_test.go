@@ -47,7 +47,7 @@ func resolver(p net.PacketConn, name string, virtual netip.Addr) {
 // Unmodified programs, with their own resolvers and address probes, arrive at
 // the proxy by name, and nothing that they do by themselves is reported.
 func TestPrograms(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	virtual := netip.MustParseAddr("240.0.0.9")
 	go resolver(r.dns4, "api.weather.example.", virtual)
 	go resolver(r.dns6, "api.weather.example.", virtual)
@@ -94,7 +94,7 @@ func TestPrograms(t *testing.T) {
 
 // Every one of many connections at once is identified, as itself.
 func TestManyConnections(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	const n, at = 3000, 100
 	identified := make(chan Peer, n)
 	go func() {
@@ -141,11 +141,11 @@ func TestWithoutUnixHooks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.wall.unix != nil {
-		c.wall.unix.Close()
-		c.wall.unix = nil // as on a kernel before 6.7
+	if c.programs.unix != nil {
+		c.programs.unix.Close()
+		c.programs.unix = nil // as on a kernel before 6.7
 	}
-	r := &rig{Cage: c, t: t}
+	r := &harness{Confinement: c, t: t}
 	t.Cleanup(r.close)
 	if err := c.Attach(Endpoints{}); err != nil {
 		t.Fatal(err)

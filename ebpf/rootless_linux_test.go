@@ -40,7 +40,7 @@ type fenced struct {
 func fencer(private []string, args ...string) error {
 	say := json.NewEncoder(os.Stderr)
 	denials := make(chan sandbox.Denial, 100)
-	f, err := sandbox.NewFence(sandbox.FenceConfig{
+	f, err := sandbox.NewRootless(sandbox.RootlessConfig{
 		Plugin: "test", Proxy: []string{"127.0.0.1:0", "[::1]:0"}, Private: private,
 		Denied: func(d sandbox.Denial) { denials <- d },
 	})
@@ -279,10 +279,10 @@ func sleeping(marker string) int {
 }
 
 // newFence makes one as root, for a user that nobody has.
-func newFence(t *testing.T) *sandbox.Fence {
+func newFence(t *testing.T) *sandbox.Rootless {
 	t.Helper()
 	needKernel(t)
-	f, err := sandbox.NewFence(sandbox.FenceConfig{Plugin: "test", Proxy: []string{"127.0.0.1:0"}})
+	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Plugin: "test", Proxy: []string{"127.0.0.1:0"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,19 +420,19 @@ c, _ = l.accept(); c.sendall(b"served"); c.close()`}})
 // Where there is none to be had, that is what the error says: in a cage, whose
 // filter refuses namespaces.
 func TestNoFence(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	got := r.ok(r.run("fence"))
 	if !strings.HasPrefix(got, "true ") || !strings.Contains(got, "user namespaces are refused") {
 		t.Errorf("got %q", got)
 	}
 	for _, address := range []string{"192.0.2.1:80", "localhost:80", "[::]:0"} {
-		if f, err := sandbox.NewFence(sandbox.FenceConfig{Proxy: []string{address}}); err == nil {
+		if f, err := sandbox.NewRootless(sandbox.RootlessConfig{Proxy: []string{address}}); err == nil {
 			t.Errorf("listens on %s", address)
 			_ = f.Close()
 		}
 	}
 	for _, path := range []string{"", "state", "./state"} {
-		f, err := sandbox.NewFence(sandbox.FenceConfig{Private: []string{path}})
+		f, err := sandbox.NewRootless(sandbox.RootlessConfig{Private: []string{path}})
 		if err == nil {
 			_ = f.Close()
 		}

@@ -24,34 +24,34 @@ const selfTestTimeout = 5 * time.Second
 const selfTestSeconds = 10
 
 // subject is a confined process that makes attempts, and what it talks to.
-type subject struct {
-	cage     *Cage
-	listener net.Listener
-	strange  net.Conn // the far end of a socket that it holds and did not make
-	process  *sandbox.Process
-	asks     *os.File
-	answers  *os.File
-	lines    *bufio.Scanner
-	served   chan error
-	peer     atomic.Pointer[Peer] // who connected last
+type probeProcess struct {
+	confinement *Confinement
+	listener    net.Listener
+	foreignPeer net.Conn // the far end of a socket that it holds and did not make
+	process     *sandbox.Process
+	asks        *os.File
+	answers     *os.File
+	lines       *bufio.Scanner
+	served      chan error
+	peer        atomic.Pointer[Peer] // who connected last
 }
 
 // newSubject makes a cage with all walls up, and starts nothing in it.
-func newSubject(dir string) (*subject, error) {
-	cage, err := New(Config{Plugin: "self-test", StateDir: dir, CountSyscalls: true})
+func newProbeProcess(dir string) (*probeProcess, error) {
+	confinement, err := New(Config{Plugin: "self-test", StateDir: dir, CountSyscalls: true})
 	if err != nil {
 		return nil, err
 	}
-	s := &subject{cage: cage, served: make(chan error, 1)}
+	s := &probeProcess{confinement: confinement, served: make(chan error, 1)}
 	if err := s.prepare(); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
 }
 
-func (s *subject) prepare() error {
+func (s *probeProcess) prepare() error {
 	var err error
-	if s.listener, err = s.cage.Listen("tcp", "127.0.0.1:0"); err != nil {
+	if s.listener, err = s.confinement.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return err
 	}
 	go func() { s.served <- s.serve() }()
@@ -59,11 +59,11 @@ func (s *subject) prepare() error {
 	if !ok {
 		return fmt.Errorf("self-test: %v is no TCP address", s.listener.Addr())
 	}
-	return s.cage.Attach(Endpoints{Proxy4: address})
+	return s.confinement.Attach(Endpoints{Proxy4: address})
 }
 
 // serve answers every connection that is known to be the confined process's.
-func (s *subject) serve() error {
+func (s *probeProcess) serve() error {
 	for {
 		conn, err := s.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -72,7 +72,7 @@ func (s *subject) serve() error {
 		if err != nil {
 			return fmt.Errorf("self-test: %w", err)
 		}
-		if peer, ok := s.cage.Identify(conn); ok && peer.Original == sandbox.SelfTestDestination() {
+		if peer, ok := s.confinement.Identify(conn); ok && peer.Original == sandbox.SelfTestDestination() {
 			s.peer.Store(&peer)
 			_, _ = conn.Write([]byte{1}) // a limit may have it dropped
 		}
@@ -84,8 +84,8 @@ func (s *subject) serve() error {
 
 // start starts the process, with a socket that was made outside in place of its
 // standard error.
-func (s *subject) start(files *sandbox.Files) error {
-	foreign, err := s.estrange()
+func (s *probeProcess) start(files *sandbox.Files) error {
+	foreign, err := s.connectForeign()
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (s *subject) start(files *sandbox.Files) error {
 }
 
 // startWith starts the process with a socket in place of its standard error.
-func (s *subject) startWith(files *sandbox.Files, foreign *os.File) error {
+func (s *probeProcess) startWith(files *sandbox.Files, foreign *os.File) error {
 	defer func() { _ = foreign.Close() }()
 	stdin, asks, err := os.Pipe()
 	if err != nil {
@@ -106,21 +106,21 @@ func (s *subject) startWith(files *sandbox.Files, foreign *os.File) error {
 	}
 	defer func() { _ = stdout.Close() }()
 	s.asks, s.answers, s.lines = asks, answers, bufio.NewScanner(answers)
-	s.process, err = s.cage.start(sandbox.Command{Path: "self-test", Files: files, Stdin: stdin, Stdout: stdout, Stderr: foreign}, selfTestSeconds)
+	s.process, err = s.confinement.start(sandbox.Command{Path: "self-test", Files: files, Stdin: stdin, Stdout: stdout, Stderr: foreign}, selfTestSeconds)
 	return err
 }
 
 // estrange makes a connection inside the plugin's network that the plugin did
 // not make.
-func (s *subject) estrange() (*os.File, error) {
-	listener, err := s.cage.Listen("tcp", "127.0.0.1:0")
+func (s *probeProcess) connectForeign() (*os.File, error) {
+	listener, err := s.confinement.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = listener.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), selfTestTimeout) //nolint:forbidigo // bounded here
 	defer cancel()
-	conn, err := s.cage.DialContext(ctx, "tcp", listener.Addr().String())
+	conn, err := s.confinement.DialContext(ctx, "tcp", listener.Addr().String())
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (s *subject) estrange() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("self-test: %w", err)
 	}
-	s.strange, err = listener.Accept()
+	s.foreignPeer, err = listener.Accept()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("self-test: %w", err), foreign.Close())
 	}
@@ -141,7 +141,7 @@ func (s *subject) estrange() (*os.File, error) {
 }
 
 // ask has one attempt made.
-func (s *subject) ask(attempt string) string {
+func (s *probeProcess) ask(attempt string) string {
 	if _, err := fmt.Fprintln(s.asks, attempt); err != nil {
 		return err.Error()
 	}
@@ -152,7 +152,7 @@ func (s *subject) ask(attempt string) string {
 }
 
 // want has one attempt made, which is to end in one way.
-func (s *subject) want(attempt, outcome string) error {
+func (s *probeProcess) want(attempt, outcome string) error {
 	if got := s.ask(attempt); got != outcome {
 		return fmt.Errorf("self-test: %s ended with %s instead of %s", attempt, got, outcome)
 	}
@@ -160,7 +160,7 @@ func (s *subject) want(attempt, outcome string) error {
 }
 
 // walls tries what has to fail and what has to work.
-func (s *subject) walls() error {
+func (s *probeProcess) hooks() error {
 	for _, attempt := range []string{"datagram", "connected-datagram", "raw-socket", "packet-socket", "namespace", "unix /nowhere"} {
 		if err := s.want(attempt, "EPERM"); err != nil {
 			return err
@@ -169,7 +169,7 @@ func (s *subject) walls() error {
 	if err := s.want("connect", "ok"); err != nil {
 		return err
 	}
-	u, err := s.cage.Usage()
+	u, err := s.confinement.Usage()
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func (s *subject) walls() error {
 
 // id compares the id under which the kernel reported a connection with that of
 // the process that made it.
-func (s *subject) id() error {
+func (s *probeProcess) id() error {
 	peer := s.peer.Load()
 	switch {
 	case peer == nil:
@@ -195,7 +195,7 @@ func (s *subject) id() error {
 
 // exe looks for the program of the process that connected, which is the
 // sidecar's own.
-func (s *subject) exe() error {
+func (s *probeProcess) exe() error {
 	want, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return fmt.Errorf("self-test: %w", err)
@@ -208,16 +208,16 @@ func (s *subject) exe() error {
 }
 
 // calls has system calls counted, and a process.
-func (s *subject) calls() error {
+func (s *probeProcess) calls() error {
 	const n = 1000
-	before, err := s.cage.Usage()
+	before, err := s.confinement.Usage()
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(s.want(fmt.Sprintf("calls %d", n), "ok"), s.want("child", "ok")); err != nil {
 		return err
 	}
-	after, err := s.cage.Usage()
+	after, err := s.confinement.Usage()
 	if err != nil {
 		return err
 	}
@@ -229,39 +229,39 @@ func (s *subject) calls() error {
 }
 
 // limit has a limit of a kind refuse, and let through again without it.
-func (s *subject) limit(kind LimitKind) error {
+func (s *probeProcess) limit(kind LimitKind) error {
 	attempt, refused := "connect", "EPERM"
 	if kind == LimitProcesses {
 		attempt, refused = "child", "killed"
 	}
-	if err := s.cage.Limit([]Limit{{Name: "self-test", Kind: kind, Count: 1, Used: 1}}); err != nil {
+	if err := s.confinement.Limit([]Limit{{Name: "self-test", Kind: kind, Count: 1, Used: 1}}); err != nil {
 		return err
 	}
 	err := s.want(attempt, refused)
-	if err := s.cage.Limit(nil); err != nil {
+	if err := s.confinement.Limit(nil); err != nil {
 		return err
 	}
 	return errors.Join(err, s.want(attempt, "ok"))
 }
 
 // sockets has one Unix socket let through, which does not exist, and no other.
-func (s *subject) sockets() error {
+func (s *probeProcess) sockets() error {
 	const path = "/chaperone-self-test"
-	if err := s.cage.AllowSockets([]string{path}); err != nil {
+	if err := s.confinement.AllowSockets([]string{path}); err != nil {
 		return err
 	}
 	return errors.Join(s.want("unix "+path, "ENOENT"), s.want("unix "+path+"-other", "EPERM"))
 }
 
 // foreign has the socket found that the process did not make.
-func (s *subject) foreign() error {
-	if err := s.cage.takeCensus(); err != nil {
+func (s *probeProcess) foreignSockets() error {
+	if err := s.confinement.scanSockets(); err != nil {
 		return err
 	}
-	if err := s.strange.SetReadDeadline(time.Now().Add(selfTestTimeout)); err != nil {
+	if err := s.foreignPeer.SetReadDeadline(time.Now().Add(selfTestTimeout)); err != nil {
 		return fmt.Errorf("self-test: %w", err)
 	}
-	if _, err := s.strange.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := s.foreignPeer.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		return errors.New("self-test: a socket that was made outside the cgroup works inside it")
 	}
 	return nil
@@ -269,7 +269,7 @@ func (s *subject) foreign() error {
 
 // holder starts the process with a socket that was made outside and is not
 // connected, and waits for its end.
-func (s *subject) holder() error {
+func (s *probeProcess) socketHolder() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("self-test: %w", err)
@@ -277,7 +277,7 @@ func (s *subject) holder() error {
 	if err := s.startWith(nil, os.NewFile(uintptr(fd), "foreign")); err != nil {
 		return err
 	}
-	err = s.cage.takeCensus()
+	err = s.confinement.scanSockets()
 	if err == nil {
 		s.lines.Scan() // until its end
 	}
@@ -292,11 +292,11 @@ func (s *subject) holder() error {
 }
 
 // escape moves the process out of its cgroup, and waits for its end.
-func (s *subject) escape() error {
+func (s *probeProcess) escape() error {
 	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // ends below
 	run := make(chan error, 1)
-	go func() { run <- s.cage.Run(ctx) }()
-	err := os.WriteFile(filepath.Join(filepath.Dir(s.cage.group.Path), "cgroup.procs"), []byte(strconv.Itoa(s.process.PID())), 0)
+	go func() { run <- s.confinement.Run(ctx) }()
+	err := os.WriteFile(filepath.Join(filepath.Dir(s.confinement.group.Path), "cgroup.procs"), []byte(strconv.Itoa(s.process.PID())), 0)
 	if err == nil {
 		s.lines.Scan() // until its end
 	}
@@ -312,7 +312,7 @@ func (s *subject) escape() error {
 }
 
 // files starts the process anew with no file granted.
-func (s *subject) files() error {
+func (s *probeProcess) files() error {
 	if err := s.start(&sandbox.Files{}); err != nil {
 		return err
 	}
@@ -322,7 +322,7 @@ func (s *subject) files() error {
 }
 
 // finish ends the process, unless it has ended, and says how.
-func (s *subject) finish() (int, error) {
+func (s *probeProcess) finish() (int, error) {
 	if s.process == nil {
 		return 0, nil
 	}
@@ -330,17 +330,17 @@ func (s *subject) finish() (int, error) {
 	status, err := s.process.Wait()
 	s.process = nil
 	err = errors.Join(err, s.answers.Close())
-	if s.strange != nil {
-		err = errors.Join(err, s.strange.Close())
-		s.strange = nil
+	if s.foreignPeer != nil {
+		err = errors.Join(err, s.foreignPeer.Close())
+		s.foreignPeer = nil
 	}
 	return status, err
 }
 
-func (s *subject) close() error {
+func (s *probeProcess) close() error {
 	_, err := s.finish()
 	if s.listener != nil {
 		err = errors.Join(err, s.listener.Close(), <-s.served)
 	}
-	return errors.Join(err, s.cage.Close())
+	return errors.Join(err, s.confinement.Close())
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// censusInterval is how often [Cage.Run] looks for sockets that the walls do
+// censusInterval is how often [Confinement.Run] looks for sockets that the walls do
 // not govern.
 //
 // A socket is found if it stands in a process's table of descriptors at the
@@ -35,15 +35,15 @@ import (
 // outside, since the plugin can neither take descriptors from others nor make an
 // io_uring. Such a helper may be whoever holds the other end of a Unix socket
 // that the plugin was given as standard input, output or error.
-const censusInterval = time.Second
+const scanInterval = time.Second
 
 const (
 	// passedInterval is the shortest time between two looks while the plugin has a
 	// Unix socket by which descriptors can be passed to it.
-	passedInterval = 50 * time.Millisecond
+	shortScanInterval = 50 * time.Millisecond
 	// looksShare is how much longer than a look the time to the next one is then: a
 	// plugin of many processes and descriptors does not take more of a processor.
-	looksShare = 50
+	scanShare = 50
 	// journalSocket is where systemd-journald listens. It passes no descriptors.
 	journalSocket = "/run/systemd/journal/stdout"
 )
@@ -51,18 +51,18 @@ const (
 // Why a socket is no business of the plugin's, and what is done about it
 // (bpf/census.bpf.c).
 const (
-	foundForeign = 1
-	foundEarly   = 2
-	foundUnseen  = 3
+	socketForeign = 1
+	socketEarly   = 2
+	socketUnseen  = 3
 
-	doomSocket = uint32(1)
-	doomHolder = uint32(2)
-	sought     = uint32(3)
+	verdictDestroy = uint32(1)
+	verdictKill    = uint32(2)
+	verdictProbe   = uint32(3)
 )
 
 // manyProcesses is from how many processes on one walk through everybody's
 // descriptors is cheaper than a walk for each.
-const manyProcesses = 256
+const walkAllFrom = 256
 
 // Kinds of BPF commands and links (include/uapi/linux/bpf.h).
 const (
@@ -73,53 +73,53 @@ const (
 
 // census finds and ends sockets that the plugin holds and its walls do not
 // govern. It is used by one goroutine at a time.
-type census struct {
-	programs *ebpf.Collection
-	group    *sandbox.Cgroup
-	network  *sandbox.Network
-	home     uint64 // cookie of the sidecar's own network namespace
-	told     *told
-	seen     map[uint64]time.Time // cookies of the last look, ended or not, and when they were first seen
+type socketScan struct {
+	programs     *ebpf.Collection
+	group        *sandbox.Cgroup
+	network      *sandbox.Network
+	sidecarNetns uint64 // cookie of the sidecar's own network namespace
+	shared       *sharedCounters
+	seen         map[uint64]time.Time // cookies of the last look, ended or not, and when they were first seen
 }
 
-func (w *wall) loadCensus(group *sandbox.Cgroup, own bool) error {
+func (w *collection) loadScan(group *sandbox.Cgroup, own bool) error {
 	spec, err := w.read("census", loadCensus, group, own)
 	if err != nil {
 		return err
 	}
-	w.census, err = w.loadObject(spec)
+	w.scan, err = w.loadObject(spec)
 	return explain("load census programs", err)
 }
 
-func newCensus(c *Cage) (*census, error) {
+func newSocketScan(c *Confinement) (*socketScan, error) {
 	home, err := sandbox.CurrentNetwork()
 	if err != nil {
 		return nil, err
 	}
-	return &census{
-		programs: c.wall.census, group: c.group, network: c.network, home: home.Cookie,
-		told: c.wall.told, seen: make(map[uint64]time.Time),
+	return &socketScan{
+		programs: c.programs.scan, group: c.group, network: c.network, sidecarNetns: home.Cookie,
+		shared: c.programs.shared, seen: make(map[uint64]time.Time),
 	}, home.Close()
 }
 
 // watch takes the census again and again until the context ends.
-func (c *Cage) watch(ctx context.Context) error {
-	next := time.NewTimer(censusInterval)
+func (c *Confinement) scanLoop(ctx context.Context) error {
+	next := time.NewTimer(scanInterval)
 	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-c.fed: // by a Unix socket that it was just started with
-			next.Reset(passedInterval)
+		case <-c.scanSoon: // by a Unix socket that it was just started with
+			next.Reset(shortScanInterval)
 		case <-next.C:
 			begun := time.Now()
-			if err := c.takeCensus(); err != nil {
+			if err := c.scanSockets(); err != nil {
 				return err
 			}
-			interval := censusInterval
-			if c.passing.Load() {
-				interval = min(max(passedInterval, looksShare*time.Since(begun)), censusInterval)
+			interval := scanInterval
+			if c.mayReceiveFDs.Load() {
+				interval = min(max(shortScanInterval, scanShare*time.Since(begun)), scanInterval)
 			}
 			next.Reset(interval)
 		}
@@ -128,7 +128,7 @@ func (c *Cage) watch(ctx context.Context) error {
 
 // notePassing has the census taken more often where a program gets a Unix socket as a
 // standard stream: whoever holds its other end can pass connections in.
-func (c *Cage) notePassing(files ...*os.File) {
+func (c *Confinement) noteDescriptorPassing(files ...*os.File) {
 	passing := slices.ContainsFunc(files, func(file *os.File) bool {
 		if file == nil {
 			return false
@@ -137,23 +137,23 @@ func (c *Cage) notePassing(files ...*os.File) {
 		unixPeer, is := peer.(*unix.SockaddrUnix)
 		return err == nil && is && unixPeer.Name != journalSocket
 	})
-	c.passing.Store(passing)
+	c.mayReceiveFDs.Store(passing)
 	if passing {
 		select {
-		case c.fed <- struct{}{}:
+		case c.scanSoon <- struct{}{}:
 		default:
 		}
 	}
 }
 
 // takeCensus takes it once and reports what was found.
-func (c *Cage) takeCensus() error {
-	c.counting.Lock()
-	defer c.counting.Unlock()
+func (c *Confinement) scanSockets() error {
+	c.scanning.Lock()
+	defer c.scanning.Unlock()
 	// It is reported before it is ended: who held it may end at once, and what is
 	// recorded of it stands before the record of that.
-	err := c.census.take(c.reportFound)
-	err = errors.Join(err, c.census.dropGone(c.wall))
+	err := c.scan.run(c.reportSockets)
+	err = errors.Join(err, c.scan.dropGone(c.programs))
 	if err != nil {
 		return fmt.Errorf("take census of sockets: %w", err)
 	}
@@ -161,27 +161,27 @@ func (c *Cage) takeCensus() error {
 }
 
 // reportFound reports what a census found.
-func (c *Cage) reportFound(found []found) {
-	var strays []Stray
+func (c *Confinement) reportSockets(found []foundSocket) {
+	var strays []UnmediatedConn
 	for _, s := range found {
 		d := s.denial()
-		strays = append(strays, Stray{PID: d.PID, Comm: d.Comm, Original: d.Address, Since: s.since, Why: s.why()})
+		strays = append(strays, UnmediatedConn{PID: d.PID, Comm: d.Comm, Original: d.Address, Since: s.since, Why: s.why()})
 		if s.again {
 			continue
 		}
 		select {
-		case c.heard <- d:
+		case c.denials <- d:
 		default:
-			c.unheard.Add(1)
+			c.droppedDenials.Add(1)
 		}
 	}
 	c.mu.Lock()
-	c.found = strays
+	c.foundSockets = strays
 	c.mu.Unlock()
 }
 
 // found is one socket that the census found.
-type found struct {
+type foundSocket struct {
 	censusSighting
 	again bool      // it was reported before
 	since time.Time // when it was first seen
@@ -194,17 +194,17 @@ type found struct {
 // who still holds it at the next look is killed, and so is at once who holds a
 // socket that cannot be ended, because it is not connected or of a family that
 // no wall sees, or because the sidecar itself holds it, too.
-func (c *census) take(report func([]found)) error {
+func (c *socketScan) run(report func([]foundSocket)) error {
 	if err := c.visible(); err != nil {
 		return err
 	}
-	sightings, err := c.look(c.pids)
+	sightings, err := c.list(c.pids)
 	if err != nil {
 		return err
 	}
 	seen := make(map[uint64]time.Time, len(sightings))
 	now := time.Now()
-	all := make([]found, 0, len(sightings))
+	all := make([]foundSocket, 0, len(sightings))
 	type hold struct {
 		cookie uint64
 		pid    uint32
@@ -218,13 +218,13 @@ func (c *census) take(report func([]found)) error {
 		holds[one] = true
 		since, again := c.seen[s.Cookie]
 		if _, twice := seen[s.Cookie]; !again && !twice {
-			atomic.AddUint64(&c.told.tally.Ended, 1)
+			atomic.AddUint64(&c.shared.tally.Ended, 1)
 		}
 		if !again {
 			since = now
 		}
 		seen[s.Cookie] = since
-		all = append(all, found{s, again, since})
+		all = append(all, foundSocket{s, again, since})
 	}
 	c.seen = seen
 	report(all)
@@ -232,15 +232,15 @@ func (c *census) take(report func([]found)) error {
 }
 
 // endFound ends what a look has found.
-func (c *census) endFound(all []found) (err error) {
+func (c *socketScan) endFound(all []foundSocket) (err error) {
 	if len(all) == 0 {
 		return nil
 	}
 	var holders []censusSighting
 	ours, sockets := ownCookies(), false
 	for _, s := range all {
-		doom := s.doom(s.again || ours[s.Cookie] || s.Netns != c.home && s.Netns != c.network.Cookie)
-		if err := c.programs.Maps["doomed"].Put(s.Cookie, doom); err != nil || doom == doomHolder {
+		doom := s.doom(s.again || ours[s.Cookie] || s.Netns != c.sidecarNetns && s.Netns != c.network.Cookie)
+		if err := c.programs.Maps["doomed"].Put(s.Cookie, doom); err != nil || doom == verdictKill {
 			holders = append(holders, s.censusSighting) // also when there are too many to note down
 		} else {
 			sockets = true
@@ -264,19 +264,19 @@ func (c *census) endFound(all []found) (err error) {
 // from then on, however often it is seen.
 func (s *censusSighting) doom(stubborn bool) uint32 {
 	switch {
-	case s.Found == foundEarly:
-		return doomSocket
-	case s.Found == foundForeign && s.Protocol == unix.IPPROTO_TCP && s.State != unix.BPF_TCP_CLOSE && !stubborn:
-		return doomSocket
+	case s.Found == socketEarly:
+		return verdictDestroy
+	case s.Found == socketForeign && s.Protocol == unix.IPPROTO_TCP && s.State != unix.BPF_TCP_CLOSE && !stubborn:
+		return verdictDestroy
 	}
-	return doomHolder
+	return verdictKill
 }
 
 func (s *censusSighting) why() string {
 	switch s.Found {
-	case foundForeign:
+	case socketForeign:
 		return "the socket was made outside the plugin's cgroup"
-	case foundEarly:
+	case socketEarly:
 		return "the socket was connected before the walls stood"
 	}
 	return "no wall sees sockets of this family"
@@ -285,7 +285,7 @@ func (s *censusSighting) why() string {
 func (s *censusSighting) denial() sandbox.Denial {
 	d := sandbox.Denial{
 		Time: time.Now(), Hook: sandbox.HookDescriptor, Cause: sandbox.CausePolicy, Family: sandbox.FamilyName(uint32(s.Family)),
-		PID: s.Pid, UID: s.Uid, Comm: text(s.Comm[:]), Count: 1,
+		PID: s.Pid, UID: s.Uid, Comm: cString(s.Comm[:]), Count: 1,
 	}
 	if s.Family != unix.AF_INET && s.Family != unix.AF_INET6 {
 		return d
@@ -300,7 +300,7 @@ func (s *censusSighting) denial() sandbox.Denial {
 
 // endSockets ends the doomed ones in both namespaces in which they can be
 // found; an iterator sees the namespace of who opens it.
-func (c *census) endSockets() error {
+func (c *socketScan) endSockets() error {
 	end := func() error {
 		return errors.Join(iterate(c.programs.Programs["end_tcp"]), iterate(c.programs.Programs["end_udp"]))
 	}
@@ -311,7 +311,7 @@ func (c *census) endSockets() error {
 }
 
 // endServed ends what others have connected to the plugin's served ports.
-func (c *census) endServed() error {
+func (c *socketScan) endServed() error {
 	end := func() error { return iterate(c.programs.Programs["end_served"]) }
 	if err := c.network.Do(end); err != nil {
 		return fmt.Errorf("end served connections: %w", err)
@@ -321,7 +321,7 @@ func (c *census) endServed() error {
 
 // endHolders kills the processes that hold a doomed socket: from the kernel, by
 // a second look at them, or else by number.
-func (c *census) endHolders(holders []censusSighting) error {
+func (c *socketScan) endHolders(holders []censusSighting) error {
 	pids := func() ([]int, error) {
 		var pids []int
 		for _, s := range holders {
@@ -331,7 +331,7 @@ func (c *census) endHolders(holders []censusSighting) error {
 		}
 		return pids, nil
 	}
-	left, err := c.look(pids)
+	left, err := c.list(pids)
 	if err != nil {
 		return err
 	}
@@ -347,7 +347,7 @@ func (c *census) endHolders(holders []censusSighting) error {
 // kill kills a process of the cgroup. That its number has not passed to another
 // shows when the cgroup still lists it after the process is held. A process that
 // has no number in the sidecar's PID namespace ends with the whole cgroup.
-func (c *census) kill(pid int) error {
+func (c *socketScan) kill(pid int) error {
 	if pid == 0 {
 		return c.group.Kill()
 	}
@@ -373,7 +373,7 @@ func (c *census) kill(pid int) error {
 // PID namespace: the iterators see no other, so what others hold is not found.
 // The kernel also lists a process that is just being reaped with id 0, hence the
 // second looks.
-func (c *census) visible() error {
+func (c *socketScan) visible() error {
 	const looks = 5
 	for range looks {
 		pids, err := c.pids()
@@ -387,7 +387,7 @@ func (c *census) visible() error {
 
 // pids are the processes of the cgroup and of those below it. A cgroup that
 // goes meanwhile had none.
-func (c *census) pids() ([]int, error) {
+func (c *socketScan) pids() ([]int, error) {
 	var pids []int
 	err := filepath.WalkDir(c.group.Path, func(path string, d fs.DirEntry, err error) error {
 		switch {
@@ -427,17 +427,17 @@ func appendPIDs(pids []int, path string) ([]int, error) {
 
 // look runs the iterator over the descriptors of processes. What the kernel
 // reports of another cgroup's does not come into it.
-func (c *census) look(list func() ([]int, error)) ([]censusSighting, error) {
+func (c *socketScan) list(list func() ([]int, error)) ([]censusSighting, error) {
 	pids, err := list()
 	if err != nil {
 		return nil, err
 	}
-	if len(pids) > manyProcesses || slices.Contains(pids, 0) { // 0: of a namespace that we do not see
+	if len(pids) > walkAllFrom || slices.Contains(pids, 0) { // 0: of a namespace that we do not see
 		pids = []int{0}
 	}
 	var all []censusSighting
 	for _, pid := range pids {
-		all, err = c.lookAt(all, pid)
+		all, err = c.listOf(all, pid)
 		if err != nil {
 			return nil, fmt.Errorf("look at process %d: %w", pid, err)
 		}
@@ -446,10 +446,10 @@ func (c *census) look(list func() ([]int, error)) ([]censusSighting, error) {
 }
 
 // lookAt looks at one process, or at all for number 0.
-func (c *census) lookAt(all []censusSighting, pid int) ([]censusSighting, error) {
+func (c *socketScan) listOf(all []censusSighting, pid int) ([]censusSighting, error) {
 	walk, err := walkFiles(c.programs.Programs["look"].FD(), pid)
 	if errors.Is(err, unix.E2BIG) && pid != 0 { // before Linux 6.1
-		return c.lookAt(all, 0)
+		return c.listOf(all, 0)
 	}
 	if err != nil {
 		return nil, err

@@ -101,7 +101,7 @@ func TestForeignSockets(t *testing.T) {
 					t.Fatal(got)
 				}
 			}
-			r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+			r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 			if !test.dies {
 				if got := plugin.ask(`held[0].send(b"hello")`); got != "ECONNABORTED" {
 					t.Errorf("sent on what was handed in: %s", got)
@@ -109,7 +109,7 @@ func TestForeignSockets(t *testing.T) {
 				if got := plugin.ask(`held.pop().close()`); got != "ok" {
 					t.Error(got)
 				}
-				time.Sleep(2 * censusInterval)
+				time.Sleep(2 * scanInterval)
 				if got := plugin.ask(`held.append(socket.socket())`); got != "ok" {
 					t.Errorf("the holder that let go did not live on: %s", got)
 				}
@@ -137,7 +137,7 @@ func TestCensusUnderAttack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = n.Close() }()
-	r := newRig(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
+	r := newHarness(t, func(c *Config) { c.CgroupPath, c.NetworkPath = group.Path, path })
 	hidden := filepath.Join(group.Path, "a", "b", "c")
 	if err := os.MkdirAll(hidden, 0o700); err != nil {
 		t.Fatal(err)

@@ -15,14 +15,14 @@ import (
 // program runs in a cage at a time; its children are its own affair.
 //
 // [Process.Wait] has to be called.
-func (c *Cage) Start(command sandbox.Command) (*sandbox.Process, error) {
+func (c *Confinement) Start(command sandbox.Command) (*sandbox.Process, error) {
 	if err := command.Complete(); err != nil {
 		return nil, err
 	}
 	return c.start(command, 0)
 }
 
-func (c *Cage) start(command sandbox.Command, selfTest uint) (*sandbox.Process, error) {
+func (c *Confinement) start(command sandbox.Command, selfTest uint) (*sandbox.Process, error) {
 	c.starting.Lock()
 	defer c.starting.Unlock()
 	if !c.group.Own {
@@ -34,7 +34,7 @@ func (c *Cage) start(command sandbox.Command, selfTest uint) (*sandbox.Process, 
 	if populated, err := c.group.Populated(); err != nil || populated {
 		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
 	}
-	c.notePassing(command.Stdin, command.Stdout, command.Stderr)
+	c.noteDescriptorPassing(command.Stdin, command.Stdout, command.Stderr)
 	config, err := c.processConfig(command, selfTest)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", command.Path, err)
@@ -47,12 +47,12 @@ func (c *Cage) start(command sandbox.Command, selfTest uint) (*sandbox.Process, 
 }
 
 // processConfig says in what a program runs. A self-test sees the host's files.
-func (c *Cage) processConfig(command sandbox.Command, selfTest uint) (sandbox.ProcessConfig, error) {
+func (c *Confinement) processConfig(command sandbox.Command, selfTest uint) (sandbox.ProcessConfig, error) {
 	config := sandbox.ProcessConfig{
-		Cgroup: c.group, Network: c.network, User: &c.account, Private: c.private(), SelfTest: selfTest,
-		UnixSockets: c.wall.unix != nil, Listens: c.followsListen(), Abstract: !c.own && c.wall.unix != nil,
-		Denied: c.hears, ListenUnix: c.listenHandler(), ListenTCP: c.servingHandler(),
-		Reaper: c.config.Reaper, Logger: c.sampled,
+		Cgroup: c.group, Network: c.network, User: &c.user, Private: c.private(), SelfTest: selfTest,
+		UnixSockets: c.programs.unix != nil, ReportListen: c.reportsListen(), AllowAbstract: !c.own && c.programs.unix != nil,
+		Denied: c.recordDenial, ListenUnix: c.listenHandler(), ListenTCP: c.servingHandler(),
+		Reaper: c.config.Reaper, Logger: c.sampledLog,
 	}
 	if !c.config.UnsafeSameUser {
 		config.Unreadable = c.config.Private
@@ -65,8 +65,8 @@ func (c *Cage) processConfig(command sandbox.Command, selfTest uint) (sandbox.Pr
 		return sandbox.ProcessConfig{}, err
 	}
 	config.View = view
-	config.Viewed = func(first int) error { return c.observeView(view, first) }
-	config.Left = func() error {
+	config.ViewStarted = func(first int) error { return c.observeView(view, first) }
+	config.ViewEnded = func() error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return c.forgetView()
@@ -75,13 +75,13 @@ func (c *Cage) processConfig(command sandbox.Command, selfTest uint) (sandbox.Pr
 }
 
 // private are the paths that are the sidecar's alone, without links.
-func (c *Cage) private() []string {
-	return sandbox.ResolveLinks(append([]string{c.config.StateDir, runtimedir.Default, c.places.Dir}, c.config.Private...))
+func (c *Confinement) private() []string {
+	return sandbox.ResolveLinks(append([]string{c.config.StateDir, runtimedir.Default, c.paths.Dir}, c.config.Private...))
 }
 
 // servingHandler is told of TCP ports of [Config.Serve] that the plugin is about
 // to listen on, while the process waits; nil: nobody asks.
-func (c *Cage) servingHandler() func(port uint16) {
+func (c *Confinement) servingHandler() func(port uint16) {
 	if !c.own || c.config.Serving == nil || len(c.config.Serve) == 0 {
 		return nil
 	}
@@ -92,12 +92,12 @@ func (c *Cage) servingHandler() func(port uint16) {
 	}
 }
 
-// hears counts a refusal that seccomp reported and hands it to [Cage.Run].
-func (c *Cage) hears(d sandbox.Denial) {
+// hears counts a refusal that seccomp reported and hands it to [Confinement.Run].
+func (c *Confinement) recordDenial(d sandbox.Denial) {
 	c.refusedCalls.Add(1)
 	select {
-	case c.heard <- d:
+	case c.denials <- d:
 	default:
-		c.unheard.Add(1)
+		c.droppedDenials.Add(1)
 	}
 }

@@ -25,30 +25,30 @@ var (
 	ErrPopulated = errors.New("the cgroup of an earlier sidecar still holds processes")
 	// ErrNotAttached says that the programs are not on the cgroup yet.
 	ErrNotAttached = errors.New("the kernel programs are not attached")
-	// ErrSevered says that a program came off the cgroup, which happens when
+	// ErrDetached says that a program came off the cgroup, which happens when
 	// somebody removes the cgroup: one made again at the same path is not
 	// protected.
-	ErrSevered = errors.New("a kernel program is no longer on the cgroup")
+	ErrDetached = errors.New("a kernel program is no longer on the cgroup")
 )
 
 // machineError is an error whose cause is the machine.
-type machineError struct{ error }
+type machineFaultError struct{ error }
 
-func (e machineError) Unwrap() error { return e.error }
+func (e machineFaultError) Unwrap() error { return e.error }
 
 // lacks marks an error as one whose cause is the machine. A nil error stays nil.
-func lacks(err error) error {
+func machineFault(err error) error {
 	if err == nil {
 		return nil
 	}
-	return machineError{err}
+	return machineFaultError{err}
 }
 
-// OfMachine reports whether an error of [New] has its cause in the machine, so
+// IsMachineFault reports whether an error of [New] has its cause in the machine, so
 // that [Probe] finds it too: not in the configuration, and not in what an
 // earlier sidecar left.
-func OfMachine(err error) bool {
-	_, is := errors.AsType[machineError](err)
+func IsMachineFault(err error) bool {
+	_, is := errors.AsType[machineFaultError](err)
 	return is
 }
 
@@ -100,7 +100,7 @@ type Config struct {
 
 	// Serve lists TCP ports on which the plugin may be reached over the
 	// loopback of a shared network namespace. In a namespace of its own the
-	// plugin may listen on anything, and [Cage.DialContext] reaches it.
+	// plugin may listen on anything, and [Confinement.DialContext] reaches it.
 	Serve []uint16
 
 	// User is a name, a number, or [DynamicUser], which is also the default: a
@@ -127,33 +127,33 @@ type Config struct {
 	// path: its state, its configuration's secrets, the audit log. Nothing starts
 	// while the plugin's user may use one of them, unless UnsafeSameUser. No rule
 	// of [Command.Files] may hold one, and no socket at or below one is allowed
-	// by [Cage.AllowSockets]; nor StateDir, nor /run/chaperone.
+	// by [Confinement.AllowSockets]; nor StateDir, nor /run/chaperone.
 	Private []string
 
 	// CountSyscalls keeps the system call counter attached, which costs every
 	// process of the host some 15 ns a call. False: it is attached only while
-	// [Cage.Limit] has a limit on system calls in force, and [Usage.Syscalls]
+	// [Confinement.Limit] has a limit on system calls in force, and [Usage.Syscalls]
 	// grows only then.
 	CountSyscalls bool
 
-	// Denied is told of each refusal, by one goroutine of [Cage.Run] at a time.
+	// Denied is told of each refusal, by one goroutine of [Confinement.Run] at a time.
 	// Nil: refusals are counted and not described.
 	Denied func(sandbox.Denial)
 
-	// ServingUnix is called before a process that [Cage.Start] started listens on a
+	// ServingUnix is called before a process that [Confinement.Start] started listens on a
 	// Unix socket with a path. The process waits until the function returns. Nil:
 	// that is not reported.
 	ServingUnix func(sandbox.Listener)
 
 	// Direct is called for each connection of another process to a Unix socket that
 	// the plugin listens on, in the plugin's own or the sidecar's network namespace:
-	// when [Cage.Run] first sees it, within a second, and when it has ended or was
+	// when [Confinement.Run] first sees it, within a second, and when it has ended or was
 	// cut. Nil: they are cut without a report.
 	Direct func(DirectConn)
 
 	// Crossed is told when a limit begins to refuse, and when it has recovered,
 	// by the same goroutine. Nil: limits are enforced in silence.
-	Crossed func(Crossing)
+	LimitChanged func(LimitEvent)
 
 	// Serving is told when the plugin is about to listen on a port of Serve in a
 	// network of its own, at least once: the process waits in listen(2) until it
@@ -177,8 +177,8 @@ type Config struct {
 	Logger *zap.Logger
 }
 
-// Endpoints are the sidecar's listeners, opened by [Cage.Listen] and
-// [Cage.ListenPacket], where the programs send what the plugin does. Each must
+// Endpoints are the sidecar's listeners, opened by [Confinement.Listen] and
+// [Confinement.ListenPacket], where the programs send what the plugin does. Each must
 // be on the loopback. One that is not set (the zero value) refuses what would
 // have gone there.
 type Endpoints struct {
@@ -225,7 +225,7 @@ type Peer struct {
 	// Explicit says that it dialled the sidecar's proxy itself.
 	Explicit bool
 	// Cookie is the kernel's number of the plugin's socket, for
-	// [Cage.Attribute].
+	// [Confinement.Attribute].
 	Cookie uint64
 }
 
@@ -254,15 +254,15 @@ type Usage struct {
 	// Ended are processes that left the cgroup and sockets that were made
 	// outside it, or before its walls: each was ended.
 	Ended uint64
-	// Identified are the connections that [Cage.Identify] named. Abandoned are
+	// Identified are the connections that [Confinement.Identify] named. Abandoned are
 	// those that the plugin closed, or that a sidecar before this one lost by its
 	// own end, before anybody took them. Pending are those that wait, for a
-	// second at most. What is left of Connections are strays: see [Cage.Strays].
+	// second at most. What is left of Connections are strays: see [Confinement.Unmediated].
 	Identified, Abandoned, Pending uint64
 }
 
 // Stray is a connection of the plugin that the sidecar did not handle.
-type Stray struct {
+type UnmediatedConn struct {
 	// PID and Comm are the caller's, or the holder's of a socket that it did not
 	// make.
 	PID  uint32
@@ -282,7 +282,7 @@ type Syscalls struct {
 	Total, File, Network, Process, Memory, IPC, Other uint64
 }
 
-// Info describes a [Cage] for status and for the record of a start.
+// Info describes a [Confinement] for status and for the record of a start.
 type Info struct {
 	Cgroup     string // path of its directory
 	Pins       string // directory on a BPF file system that keeps the programs attached
@@ -310,9 +310,9 @@ type Finding struct {
 	Remedy string
 }
 
-// Left is what [ShutLeft] found of a sidecar.
-type Left struct {
-	Shut      bool     // its programs are pinned, and their door is shut now
+// Left is what [BlockLeftover] found of a sidecar.
+type Leftover struct {
+	Blocked   bool     // its programs are pinned, and their door is shut now
 	Cgroups   []string // that the programs are on
 	Populated bool     // processes are in one of them
 	Killed    bool     // those that were in the sidecar's own cgroup were killed

@@ -24,15 +24,15 @@ const socketLease = 3 * checkInterval
 // with the zero that ends it (unix(7)).
 const maxSocketPath = 107
 
-// MaxSockets is how many Unix sockets [Cage.AllowSockets] may name.
+// MaxSockets is how many Unix sockets [Confinement.AllowSockets] may name.
 const MaxSockets = 256
 
-// allowance is what [Cage.AllowSockets] was told last.
-type allowance struct {
-	wanted []string
-	doubts map[string]error // those of them that are not let through, and why
-	gone   []string         // those that were taken away, for what is still connected to them
-	astray int              // looks in a row at which such a connection was in no process's table
+// allowance is what [Confinement.AllowSockets] was told last.
+type allowlist struct {
+	wanted  []string
+	refused map[string]error // those of them that are not let through, and why
+	removed []string         // those that were taken away, for what is still connected to them
+	unowned int              // looks in a row at which such a connection was in no process's table
 }
 
 // AllowSockets lets the plugin use the Unix sockets named, and no others; none
@@ -48,7 +48,7 @@ type allowance struct {
 // whose owner is away. The sidecar's own sockets are never let through.
 //
 // Each name that cannot be trusted is in the error, with the reason, and the
-// others are let through all the same. [Cage.Run] looks at all of them again
+// others are let through all the same. [Confinement.Run] looks at all of them again
 // every few seconds: one that can be trusted by then is let through, one that no
 // longer can is taken away and reported with [CauseUntrusted]. Without Run, and
 // when the sidecar ends, all are refused after a quarter of a minute. Each use
@@ -57,7 +57,7 @@ type allowance struct {
 // On a cgroup that was given ([Config.CgroupPath]) nothing can be allowed: its
 // processes may see other files under the same names. Nor can it be on a kernel
 // without the hooks ([Info.UnixHooks]), nor with [Info.SameUser].
-func (c *Cage) AllowSockets(paths []string) error {
+func (c *Confinement) AllowSockets(paths []string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -72,41 +72,41 @@ func (c *Cage) AllowSockets(paths []string) error {
 	return nil
 }
 
-func (c *Cage) mayAllow(paths []string) error {
+func (c *Confinement) mayAllow(paths []string) error {
 	switch {
 	case len(paths) == 0:
 		return nil
 	case len(paths) > MaxSockets:
 		return fmt.Errorf("%d names, at most %d are possible", len(paths), MaxSockets)
-	case c.wall.unix == nil:
+	case c.programs.unix == nil:
 		return errors.New("the kernel has no hooks for Unix sockets (Linux 6.7), so that none can be told from another")
 	case !c.group.Own:
 		return errors.New("the plugin was not started by Chaperone, and may see other files under the same names")
-	case c.account.Same:
+	case c.user.Same:
 		return errors.New("the plugin runs as root or as the sidecar's user, and could turn any name elsewhere")
 	}
 	return nil
 }
 
 // allow replaces the names. The caller holds c.mu.
-func (c *Cage) allow(paths []string) error {
-	if c.wall.unix == nil {
+func (c *Confinement) allow(paths []string) error {
+	if c.programs.unix == nil {
 		return nil
 	}
-	for _, path := range c.sockets.wanted {
+	for _, path := range c.allowlist.wanted {
 		if !slices.Contains(paths, path) {
 			if err := c.setSocket(path, false); err != nil {
 				return err
 			}
-			c.sockets.gone = append(c.sockets.gone, path)
+			c.allowlist.removed = append(c.allowlist.removed, path)
 		}
 	}
-	c.sockets.gone = slices.DeleteFunc(c.sockets.gone, func(name string) bool { return slices.Contains(paths, name) })
-	c.sockets.astray = 0
-	c.sockets.wanted = slices.Clone(paths)
-	doubts, err := c.judgeSockets()
-	c.sockets.doubts = doubts
-	_, cut := c.cutSockets()
+	c.allowlist.removed = slices.DeleteFunc(c.allowlist.removed, func(name string) bool { return slices.Contains(paths, name) })
+	c.allowlist.unowned = 0
+	c.allowlist.wanted = slices.Clone(paths)
+	doubts, err := c.checkAllowlist()
+	c.allowlist.refused = doubts
+	_, cut := c.endUnixConnections()
 	err = errors.Join(err, cut)
 	for _, path := range paths {
 		err = errors.Join(err, doubts[path])
@@ -115,29 +115,29 @@ func (c *Cage) allow(paths []string) error {
 }
 
 // lookAtSockets judges the names again.
-func (c *Cage) lookAtSockets() {
+func (c *Confinement) recheckAllowlist() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || c.wall.unix == nil {
+	if c.closed || c.programs.unix == nil {
 		return
 	}
-	c.cutAgain()
-	before := c.sockets.doubts
-	doubts, err := c.judgeSockets()
+	c.recheckUnixConnections()
+	before := c.allowlist.refused
+	doubts, err := c.checkAllowlist()
 	if err != nil {
 		// What is not put off runs out by itself.
 		c.config.Logger.Error("the plugin's Unix sockets could not be looked at", zap.Error(err))
 	}
-	c.sockets.doubts = doubts
-	for _, path := range c.sockets.wanted {
+	c.allowlist.refused = doubts
+	for _, path := range c.allowlist.wanted {
 		doubt := doubts[path]
 		switch {
 		case doubt != nil && before[path] == nil:
 			c.config.Logger.Warn("a Unix socket of the plugin's is refused from now on", zap.Error(doubt))
 			select {
-			case c.heard <- sandbox.Denial{Time: time.Now(), Hook: sandbox.HookConnectUnix, Cause: sandbox.CauseUntrusted, Family: "unix", Path: path, Count: 1}:
+			case c.denials <- sandbox.Denial{Time: time.Now(), Hook: sandbox.HookConnectUnix, Cause: sandbox.CauseUntrusted, Family: "unix", Path: path, Count: 1}:
 			default:
-				c.unheard.Add(1)
+				c.droppedDenials.Add(1)
 			}
 		case doubt == nil && before[path] != nil:
 			c.config.Logger.Info("a Unix socket of the plugin's is let through from now on", zap.String("socket", path))
@@ -146,10 +146,10 @@ func (c *Cage) lookAtSockets() {
 }
 
 // judgeSockets lets each wanted name through or not, and returns why not.
-func (c *Cage) judgeSockets() (doubts map[string]error, err error) {
+func (c *Confinement) checkAllowlist() (doubts map[string]error, err error) {
 	doubts = make(map[string]error)
 	private := c.private()
-	for _, path := range c.sockets.wanted {
+	for _, path := range c.allowlist.wanted {
 		doubt := c.trust(path, private)
 		if doubt == nil {
 			doubt = c.showSocket(path)
@@ -163,7 +163,7 @@ func (c *Cage) judgeSockets() (doubts map[string]error, err error) {
 }
 
 // setSocket lets a name through until the lease ends, or no longer.
-func (c *Cage) setSocket(path string, allowed bool) error {
+func (c *Confinement) setSocket(path string, allowed bool) error {
 	key := unixSocketName{Length: uint32(len(path))}
 	if len(path) > len(key.Bytes) {
 		return nil // never allowed
@@ -172,7 +172,7 @@ func (c *Cage) setSocket(path string, allowed bool) error {
 	if path[:min(1, len(path))] == "@" {
 		key.Bytes[0] = 0
 	}
-	m := c.wall.unix.Maps["sockets"]
+	m := c.programs.unix.Maps["sockets"]
 	if !allowed {
 		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("take away %s: %w", path, err)
@@ -190,7 +190,7 @@ func (c *Cage) setSocket(path string, allowed bool) error {
 }
 
 // trust says why a name may lead elsewhere than it says; nil: it may not.
-func (c *Cage) trust(path string, private []string) error {
+func (c *Confinement) trust(path string, private []string) error {
 	if name, ok := strings.CutPrefix(path, "@"); ok {
 		switch {
 		case c.own:
@@ -212,7 +212,7 @@ func (c *Cage) trust(path string, private []string) error {
 		if b != '/' {
 			continue
 		}
-		if err := c.steady(path[:max(at, 1)]); err != nil {
+		if err := c.stablePath(path[:max(at, 1)]); err != nil {
 			return err
 		}
 	}
@@ -233,7 +233,7 @@ func trustSocket(path string, private []string) error {
 	case err != nil:
 		return fmt.Errorf("inspect: %w", err)
 	case info.Mode()&os.ModeSymlink != 0:
-		return fmt.Errorf("it is a link; name what it leads to: %s", target(path))
+		return fmt.Errorf("it is a link; name what it leads to: %s", resolveTarget(path))
 	case info.Mode()&os.ModeSocket == 0:
 		return errors.New("it is not a socket")
 	}
@@ -247,7 +247,7 @@ func trustSocket(path string, private []string) error {
 
 // steady says who else could change what is in a directory; nil: nobody but root
 // and the sidecar's user.
-func (c *Cage) steady(dir string) error {
+func (c *Confinement) stablePath(dir string) error {
 	var stat unix.Stat_t
 	if err := unix.Lstat(dir, &stat); err != nil {
 		return fmt.Errorf("inspect %s: %w", dir, err)
@@ -255,10 +255,10 @@ func (c *Cage) steady(dir string) error {
 	uid := int(stat.Uid)
 	switch {
 	case stat.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return fmt.Errorf("%s is a link; name what it leads to: %s", dir, target(dir))
+		return fmt.Errorf("%s is a link; name what it leads to: %s", dir, resolveTarget(dir))
 	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s is not a directory", dir)
-	case uid != 0 && uid != os.Geteuid() || uid == c.account.UID:
+	case uid != 0 && uid != os.Geteuid() || uid == c.user.UID:
 		return fmt.Errorf("%s belongs to uid %d, which could put another socket in its place", dir, uid)
 	case stat.Mode&0o022 != 0:
 		return fmt.Errorf("%s can be changed by others than its owner (mode %04o)", dir, stat.Mode&0o7777)
@@ -273,7 +273,7 @@ func (c *Cage) steady(dir string) error {
 }
 
 // target is where a link leads in the end, for a message.
-func target(link string) string {
+func resolveTarget(link string) string {
 	path, err := filepath.EvalSymlinks(link)
 	if err != nil {
 		return "nothing"

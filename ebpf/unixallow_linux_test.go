@@ -64,7 +64,7 @@ func serveUnix(t *testing.T, Network, path string) {
 }
 
 func TestAllowedSockets(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	dir := steadyDir(t)
 	stream, log, other := filepath.Join(dir, "s"), filepath.Join(dir, "log"), filepath.Join(dir, "other")
 	serveUnix(t, "unix", stream)
@@ -112,13 +112,13 @@ func TestAllowedSockets(t *testing.T) {
 		}
 	}
 	// The door shuts allowed names as well.
-	if err := errors.Join(r.AllowSockets(all), r.Shut(true)); err != nil {
+	if err := errors.Join(r.AllowSockets(all), r.Block(true)); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask("unix " + stream); got != "EPERM" {
 		t.Errorf("with the door shut: %s", got)
 	}
-	if err := r.Shut(false); err != nil {
+	if err := r.Block(false); err != nil {
 		t.Fatal(err)
 	}
 	before, err := r.Usage()
@@ -135,7 +135,7 @@ func TestAllowedSockets(t *testing.T) {
 		if d.Cause == sandbox.CauseAllowed && d.Path != stream && d.Path != log {
 			t.Errorf("allowed %+v", d)
 		}
-		if d.Cause == sandbox.CauseAllowed && d.PID != 0 && d.UID == uint32(r.account.UID) {
+		if d.Cause == sandbox.CauseAllowed && d.PID != 0 && d.UID == uint32(r.user.UID) {
 			allowed++
 		}
 	}
@@ -146,7 +146,7 @@ func TestAllowedSockets(t *testing.T) {
 
 // A name counts only as long as somebody vouches for it.
 func TestSocketLeaseEnds(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	path := filepath.Join(steadyDir(t), "s")
 	serveUnix(t, "unix", path)
 	if err := r.AllowSockets([]string{path}); err != nil {
@@ -158,14 +158,14 @@ func TestSocketLeaseEnds(t *testing.T) {
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.wall.unix.Maps["sockets"].Put(key, uint64(now.Nano())); err != nil {
+	if err := r.programs.unix.Maps["sockets"].Put(key, uint64(now.Nano())); err != nil {
 		t.Fatal(err)
 	}
 	ask, end := converse(t, func(c sandbox.Command) (waiter, error) { return r.Start(c) })
 	if got := ask("unix " + path); got != "EPERM" {
 		t.Errorf("after its time: %s", got)
 	}
-	r.lookAtSockets()
+	r.recheckAllowlist()
 	if got := ask("unix " + path); got != "ok" {
 		t.Errorf("after the next look: %s", got)
 	}
@@ -173,7 +173,7 @@ func TestSocketLeaseEnds(t *testing.T) {
 }
 
 func TestUntrustedSockets(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	private := filepath.Join(steadyDir(t), "admin.sock")
 	serveUnix(t, "unix", private)
 	r.config.Private = []string{private}
@@ -190,55 +190,55 @@ func TestUntrustedSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		"":                                   "absolute",
-		"s":                                  "absolute",
-		"./s":                                "absolute",
-		"/":                                  "empty part",
-		dir + "//s":                          "empty part",
-		dir + "/../s":                        "empty part",
-		dir + "/s/":                          "empty part",
-		dir + "/a\x00b":                      "zero byte",
-		dir + "/" + strings.Repeat("x", 99):  "longer",
-		"/no/such/directory/s":               "inspect /no",
-		dir + "/link/s":                      "is a link",
-		dir + "/alias":                       "is a link",
-		"/var/run/docker.sock":               "/var/run is a link; name what it leads to: /run",
-		dir + "/file":                        "not a socket",
-		dir + "/file/s":                      "not a directory",
-		"/tmp/s":                             "can be changed",
-		made("group", 0o775, 0):              "can be changed",
-		made("others", 0o757, 0):             "can be changed",
-		made("sticky", 0o1777, 0):            "can be changed",
-		made("plugin", 0o755, r.account.UID): "belongs to uid",
-		made("service", 0o755, 12345):        "belongs to uid",
-		private:                              "the sidecar's own",
-		dir + "/hard":                        "the sidecar's own",
-		runtimedir.Default + "/admin":        "the sidecar's own",
-		r.config.StateDir + "/admin.sock":    "can be changed", // it lies below /tmp
-		"@host":                              "not in the plugin's own network",
+		"":                                  "absolute",
+		"s":                                 "absolute",
+		"./s":                               "absolute",
+		"/":                                 "empty part",
+		dir + "//s":                         "empty part",
+		dir + "/../s":                       "empty part",
+		dir + "/s/":                         "empty part",
+		dir + "/a\x00b":                     "zero byte",
+		dir + "/" + strings.Repeat("x", 99): "longer",
+		"/no/such/directory/s":              "inspect /no",
+		dir + "/link/s":                     "is a link",
+		dir + "/alias":                      "is a link",
+		"/var/run/docker.sock":              "/var/run is a link; name what it leads to: /run",
+		dir + "/file":                       "not a socket",
+		dir + "/file/s":                     "not a directory",
+		"/tmp/s":                            "can be changed",
+		made("group", 0o775, 0):             "can be changed",
+		made("others", 0o757, 0):            "can be changed",
+		made("sticky", 0o1777, 0):           "can be changed",
+		made("plugin", 0o755, r.user.UID):   "belongs to uid",
+		made("service", 0o755, 12345):       "belongs to uid",
+		private:                             "the sidecar's own",
+		dir + "/hard":                       "the sidecar's own",
+		runtimedir.Default + "/admin":       "the sidecar's own",
+		r.config.StateDir + "/admin.sock":   "can be changed", // it lies below /tmp
+		"@host":                             "not in the plugin's own network",
 	} {
 		if err := r.AllowSockets([]string{path}); !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%q: %v, want %q", path, err, want)
 		}
 		var key unixSocketName
 		var until uint64
-		if r.wall.unix.Maps["sockets"].Iterate().Next(&key, &until) {
+		if r.programs.unix.Maps["sockets"].Iterate().Next(&key, &until) {
 			t.Errorf("%q is let through", path)
 		}
 	}
 	// One that is not good leaves the others.
 	good := filepath.Join(dir, "absent")
-	if err := r.AllowSockets([]string{"/tmp/s", good}); err == nil || r.sockets.doubts[good] != nil {
-		t.Errorf("%v, %v", err, r.sockets.doubts)
+	if err := r.AllowSockets([]string{"/tmp/s", good}); err == nil || r.allowlist.refused[good] != nil {
+		t.Errorf("%v, %v", err, r.allowlist.refused)
 	}
-	if err := r.AllowSockets(make([]string, MaxSockets+1)); err == nil || len(r.sockets.wanted) != 0 {
-		t.Errorf("too many: %v, %v", err, r.sockets.wanted)
+	if err := r.AllowSockets(make([]string, MaxSockets+1)); err == nil || len(r.allowlist.wanted) != 0 {
+		t.Errorf("too many: %v, %v", err, r.allowlist.wanted)
 	}
 }
 
 // A name is taken away when its directory changes hands, and comes back.
 func TestSocketIsWatched(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	dir := steadyDir(t)
 	path := filepath.Join(dir, "s")
 	serveUnix(t, "unix", path)
@@ -252,15 +252,15 @@ func TestSocketIsWatched(t *testing.T) {
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	r.lookAtSockets()
-	r.lookAtSockets()
+	r.recheckAllowlist()
+	r.recheckAllowlist()
 	if got := ask("unix " + path); got != "EPERM" {
 		t.Errorf("in a directory that anybody can change: %s", got)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r.lookAtSockets()
+	r.recheckAllowlist()
 	if got := ask("unix " + path); got != "ok" {
 		t.Errorf("in a directory that is mended: %s", got)
 	}
@@ -273,7 +273,7 @@ func TestSocketIsWatched(t *testing.T) {
 
 // What is connected to a name ends when the name is taken away, and not before.
 func TestTakenSocketsAreCut(t *testing.T) {
-	r := newRig(t, nil)
+	r := newHarness(t, nil)
 	dir := steadyDir(t)
 	path, other := filepath.Join(dir, "s"), filepath.Join(dir, "other")
 	listener, err := net.Listen("unix", path) // accepted by nobody, and kept
@@ -325,7 +325,7 @@ for line in sys.stdin:
 func TestCutInFlight(t *testing.T) {
 	for name, taken := range map[string]bool{"taken out": true, "kept": false} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, nil)
+			r := newHarness(t, nil)
 			path := filepath.Join(steadyDir(t), "s")
 			listener, err := net.Listen("unix", path)
 			if err != nil {
@@ -371,14 +371,14 @@ func TestCutInFlight(t *testing.T) {
 // A use that cannot be recorded is refused, and one that can be is reported
 // whatever else is.
 func TestEveryUseIsRecorded(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.Interval = time.Minute })
+	r := newHarness(t, func(c *Config) { c.Interval = time.Minute })
 	path := filepath.Join(steadyDir(t), "s")
 	serveUnix(t, "unix", path)
 	if err := r.AllowSockets([]string{path}); err != nil {
 		t.Fatal(err)
 	}
 	ask, end := converse(t, func(c sandbox.Command) (waiter, error) { return r.Start(c) })
-	for i := range maxFolds + 10 {
+	for i := range maxDistinct + 10 {
 		ask(fmt.Sprintf("unix /refused/%d", i))
 	}
 	if got := ask("unix " + path); got != "ok" {
@@ -400,7 +400,7 @@ func TestEveryUseIsRecorded(t *testing.T) {
 
 // With the host's network abstract names are the host's.
 func TestAbstractSockets(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.HostNetwork = true })
+	r := newHarness(t, func(c *Config) { c.HostNetwork = true })
 	name := fmt.Sprintf("@chaperone-test-%d", os.Getpid())
 	serveUnix(t, "unix", name)
 	serveUnix(t, "unix", name+"-other")
@@ -422,7 +422,7 @@ func TestAbstractSockets(t *testing.T) {
 }
 
 func TestSocketsOfOthersAreRefused(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.User, c.UnsafeSameUser = "root", true })
+	r := newHarness(t, func(c *Config) { c.User, c.UnsafeSameUser = "root", true })
 	if err := r.AllowSockets([]string{"/run/s"}); err == nil {
 		t.Error("allowed for root")
 	}

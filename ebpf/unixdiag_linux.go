@@ -17,7 +17,7 @@ const unixDiagInodeOffset = 4
 
 // Bound returns which of some Unix sockets of the plugin's network still exist,
 // by inode number.
-func (c *Cage) Bound(sockets []uint64) (map[uint64]bool, error) {
+func (c *Confinement) Bound(sockets []uint64) (map[uint64]bool, error) {
 	var all map[uint64]bool
 	err := c.network.Do(func() (err error) {
 		if all, err = unixSockets(); err != nil { // CONFIG_UNIX_DIAG is not set

@@ -27,65 +27,65 @@ const freezeTimeout = time.Second
 
 // maxAstray is at how many looks in a row, a second apart, a connection to a
 // name that was taken away may be in nobody's hands.
-const maxAstray = 2
+const maxUnowned = 2
 
 // cutSockets ends what the plugin has connected to names that were taken away,
 // and returns those names to which something is connected all the same. The
 // plugin stands still meanwhile, so that nothing passes from a process not yet
 // looked at to one that was. The caller holds c.mu.
-func (c *Cage) cutSockets() (left []string, err error) {
+func (c *Confinement) endUnixConnections() (left []string, err error) {
 	if left, err = c.connected(); err != nil || len(left) == 0 {
 		return nil, err
 	}
 	err = c.group.Freeze(true)
 	if err == nil {
-		err = errors.Join(c.group.AwaitFrozen(freezeTimeout), c.cutEach())
-		held := c.held || atomic.LoadUint32(&c.wall.ledger.custody.Frozen) != 0
+		err = errors.Join(c.group.AwaitFrozen(freezeTimeout), c.shutdownInEach())
+		held := c.frozenByLimit || atomic.LoadUint32(&c.programs.limits.enforcement.Frozen) != 0
 		err = errors.Join(err, c.group.Freeze(held))
 	}
 	if err == nil {
 		left, err = c.connected()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cut connections to %s: %w", c.sockets.gone, err)
+		return nil, fmt.Errorf("cut connections to %s: %w", c.allowlist.removed, err)
 	}
 	return left, nil
 }
 
 // cutAgain looks again for connections to names that were taken away. The caller
 // holds c.mu.
-func (c *Cage) cutAgain() {
-	left, err := c.cutSockets()
+func (c *Confinement) recheckUnixConnections() {
+	left, err := c.endUnixConnections()
 	if err != nil {
 		c.config.Logger.Error("the plugin's connections to Unix sockets could not be cut", zap.Error(err))
 		return
 	}
 	if len(left) == 0 {
-		c.sockets.astray = 0
+		c.allowlist.unowned = 0
 		return
 	}
-	if c.sockets.astray++; c.sockets.astray < maxAstray {
+	if c.allowlist.unowned++; c.allowlist.unowned < maxUnowned {
 		return
 	}
 	if err := c.group.BeginKill(); err != nil {
 		c.config.Logger.Error("a connection to a Unix socket that was taken away is kept, and the plugin could not be ended", zap.Error(err))
 	}
-	atomic.AddUint64(&c.wall.told.tally.Ended, 1)
+	atomic.AddUint64(&c.programs.shared.tally.Ended, 1)
 	select {
-	case c.heard <- sandbox.Denial{Time: time.Now(), Hook: sandbox.HookDescriptor, Cause: sandbox.CausePolicy, Family: "unix", Path: left[0], Count: 1}:
+	case c.denials <- sandbox.Denial{Time: time.Now(), Hook: sandbox.HookDescriptor, Cause: sandbox.CausePolicy, Family: "unix", Path: left[0], Count: 1}:
 	default:
-		c.unheard.Add(1)
+		c.droppedDenials.Add(1)
 	}
 }
 
 // connected are the names taken away to which a socket of the plugin's is
 // connected, wherever it is.
-func (c *Cage) connected() (names []string, err error) {
-	if len(c.sockets.gone) == 0 {
+func (c *Confinement) connected() (names []string, err error) {
+	if len(c.allowlist.removed) == 0 {
 		return nil, nil
 	}
 	list := func() error {
-		l, err := link.AttachIter(link.IterOptions{Program: c.wall.census.Programs["list_unix"]})
+		l, err := link.AttachIter(link.IterOptions{Program: c.programs.scan.Programs["list_unix"]})
 		if err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func (c *Cage) connected() (names []string, err error) {
 				return err
 			}
 			name := unixPath(one.Name[:min(int(one.Length), len(one.Name))])
-			if slices.Contains(c.sockets.gone, name) && !slices.Contains(names, name) {
+			if slices.Contains(c.allowlist.removed, name) && !slices.Contains(names, name) {
 				names = append(names, name)
 			}
 		}
@@ -118,22 +118,22 @@ func (c *Cage) connected() (names []string, err error) {
 
 // cutEach looks at every thread: one can have a table of its own, or outlive the
 // first of its process.
-func (c *Cage) cutEach() error {
+func (c *Confinement) shutdownInEach() error {
 	pids, err := appendPIDs(nil, filepath.Join(c.group.Path, "cgroup.procs"))
 	if err != nil {
 		return err
 	}
 	for _, pid := range pids {
 		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-		if err != nil && !vanished(err) {
+		if err != nil && !isGone(err) {
 			return err
 		}
 		for _, thread := range threads {
 			tid, err := strconv.Atoi(thread.Name())
 			if err == nil {
-				err = cutSocketsOf(pid, tid, c.sockets.gone)
+				err = shutdownUnixSockets(pid, tid, c.allowlist.removed)
 			}
-			if err != nil && !vanished(err) {
+			if err != nil && !isGone(err) {
 				return err
 			}
 		}
@@ -143,9 +143,9 @@ func (c *Cage) cutEach() error {
 
 // vanished reports whether an error says that a process or a descriptor is, and thus
 // holds no connection.
-func vanished(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) }
+func isGone(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) }
 
-func cutSocketsOf(pid, tid int, names []string) error {
+func shutdownUnixSockets(pid, tid int, names []string) error {
 	handle, err := unix.PidfdOpen(tid, unix.O_EXCL) // PIDFD_THREAD, since Linux 6.9
 	if errors.Is(err, unix.EINVAL) && tid == pid {
 		handle, err = unix.PidfdOpen(pid, 0)

@@ -18,9 +18,9 @@ import (
 // Each is the one that an earlier sidecar pinned, if it has the shape that the
 // programs want, or else a fresh one, which [wall.settle] pins once the programs
 // are attached: until then the old programs and their maps stand as they are.
-func (w *wall) keepMaps(dir string, spec *ebpf.CollectionSpec) error {
+func (w *collection) loadMaps(dir string, spec *ebpf.CollectionSpec) error {
 	for name, want := range spec.Maps {
-		if w.kept[name] != nil || strings.HasPrefix(name, ".") { // the compiler's own
+		if w.pinnedMaps[name] != nil || strings.HasPrefix(name, ".") { // the compiler's own
 			continue
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
@@ -28,22 +28,22 @@ func (w *wall) keepMaps(dir string, spec *ebpf.CollectionSpec) error {
 			return fmt.Errorf("load pinned map %s: %w", name, err)
 		}
 		if err != nil || want.Compatible(m) != nil {
-			w.fresh[name] = m // nil: nothing
+			w.unpinned[name] = m // nil: nothing
 			if m, err = ebpf.NewMap(want); err != nil {
 				return fmt.Errorf("make map %s: %w%s", name, err, loadHint(err))
 			}
 		}
-		w.kept[name] = m
+		w.pinnedMaps[name] = m
 	}
 	return nil
 }
 
 // loadObject loads an object with the maps that are kept. Objects may be loaded
 // side by side.
-func (w *wall) loadObject(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+func (w *collection) loadObject(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	kept := make(map[string]*ebpf.Map)
 	for name := range spec.Maps {
-		if m := w.kept[name]; m != nil {
+		if m := w.pinnedMaps[name]; m != nil {
 			kept[name] = m
 		}
 	}
@@ -53,41 +53,41 @@ func (w *wall) loadObject(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 // settle makes the fresh maps the ones that the next sidecar finds. It is
 // called when no program uses the old ones any more, so that what they counted
 // is final.
-func (w *wall) settle(dir string) error {
-	if err := w.carry(); err != nil {
+func (w *collection) pinMaps(dir string) error {
+	if err := w.migrateCounters(); err != nil {
 		return fmt.Errorf("carry the counters over: %w", err)
 	}
-	for _, name := range sorted(w.fresh) {
-		if err := repin(w.kept[name], filepath.Join(dir, name)); err != nil {
+	for _, name := range sorted(w.unpinned) {
+		if err := repin(w.pinnedMaps[name], filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("keep map %s: %w", name, err)
 		}
-		if old := w.fresh[name]; old != nil {
+		if old := w.unpinned[name]; old != nil {
 			if err := old.Close(); err != nil {
 				return fmt.Errorf("drop map %s: %w", name, err)
 			}
 		}
-		delete(w.fresh, name)
+		delete(w.unpinned, name)
 	}
 	return nil
 }
 
 // carry adds what the counters of another shape held to ours.
-func (w *wall) carry() error {
-	if old := w.fresh["tallied"]; old != nil {
+func (w *collection) migrateCounters() error {
+	if old := w.unpinned["tallied"]; old != nil {
 		value, err := old.LookupBytes(zero)
 		if err != nil {
 			return fmt.Errorf("read map: %w", err)
 		}
-		w.told.addPrefix(value)
+		w.shared.addPrefix(value)
 	}
-	if old := w.fresh["peers"]; old != nil { // nobody takes those any more
+	if old := w.unpinned["peers"]; old != nil { // nobody takes those any more
 		n, err := entries(old)
 		if err != nil {
 			return err
 		}
-		atomic.AddUint64(&w.told.tally.Abandoned, n)
+		atomic.AddUint64(&w.shared.tally.Abandoned, n)
 	}
-	old := w.fresh["counters"]
+	old := w.unpinned["counters"]
 	if old == nil {
 		return nil
 	}
@@ -96,7 +96,7 @@ func (w *wall) carry() error {
 		return fmt.Errorf("read map: %w", err)
 	}
 	for _, value := range values {
-		w.told.addPrefix(value)
+		w.shared.addPrefix(value)
 	}
 	return nil
 }
@@ -120,17 +120,17 @@ func entries(m *ebpf.Map) (uint64, error) {
 
 // told is a tally in memory that is shared with the kernel's map, so that to
 // count in it costs no system call and what was counted outlives this process.
-type told struct {
+type sharedCounters struct {
 	memory []byte
 	tally  *wallTally
 }
 
-func openTold(m *ebpf.Map) (*told, error) {
+func openSharedCounters(m *ebpf.Map) (*sharedCounters, error) {
 	memory, err := unix.Mmap(m.FD(), 0, int(m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map the counters: %w", err)
 	}
-	return &told{memory, (*wallTally)(unsafe.Pointer(&memory[0]))}, nil //nolint:gosec // the map's value, page aligned
+	return &sharedCounters{memory, (*wallTally)(unsafe.Pointer(&memory[0]))}, nil //nolint:gosec // the map's value, page aligned
 }
 
 // tallyFields is how many counters a tally has.
@@ -143,7 +143,7 @@ func (t *wallTally) fields() *[tallyFields]uint64 {
 
 // addPrefix adds a tally as the kernel holds it, of a shape that may be older
 // or newer: fields are only ever added at its end.
-func (t *told) addPrefix(value []byte) {
+func (t *sharedCounters) addPrefix(value []byte) {
 	ours := t.tally.fields()
 	for i := range min(len(value)/8, len(ours)) {
 		atomic.AddUint64(&ours[i], binary.NativeEndian.Uint64(value[8*i:]))
@@ -151,7 +151,7 @@ func (t *told) addPrefix(value []byte) {
 }
 
 // read is a copy of the tally.
-func (t *told) read() wallTally {
+func (t *sharedCounters) read() wallTally {
 	var copied wallTally
 	for i := range t.tally.fields() {
 		copied.fields()[i] = atomic.LoadUint64(&t.tally.fields()[i])
@@ -159,7 +159,7 @@ func (t *told) read() wallTally {
 	return copied
 }
 
-func (t *told) close() error {
+func (t *sharedCounters) close() error {
 	if err := unix.Munmap(t.memory); err != nil {
 		return fmt.Errorf("unmap the counters: %w", err)
 	}

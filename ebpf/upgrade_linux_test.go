@@ -18,14 +18,14 @@ import (
 
 // version makes a cage as a version would whose table of connections has room
 // for so many.
-func version(t *testing.T, config Config, connections uint32) *Cage {
+func version(t *testing.T, config Config, connections uint32) *Confinement {
 	t.Helper()
 	c, err := New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	usual := c.wall
-	c.wall, err = loadWallsOf(c, func(spec *ebpf.CollectionSpec) {
+	usual := c.programs
+	c.programs, err = loadWallsOf(c, func(spec *ebpf.CollectionSpec) {
 		if peers := spec.Maps["peers"]; peers != nil {
 			peers.MaxEntries = connections
 		}
@@ -33,16 +33,16 @@ func version(t *testing.T, config Config, connections uint32) *Cage {
 	if err = errors.Join(err, usual.close()); err != nil {
 		t.Fatal(err)
 	}
-	if c.census, err = newCensus(c); err != nil {
+	if c.scan, err = newSocketScan(c); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func loadWallsOf(c *Cage, reshape func(*ebpf.CollectionSpec)) (*wall, error) {
-	w := newWall()
+func loadWallsOf(c *Confinement, reshape func(*ebpf.CollectionSpec)) (*collection, error) {
+	w := newCollection()
 	w.reshape = reshape
-	return w, w.load(c.pins, c.group, c.group.Own, c.config.CountSyscalls)
+	return w, w.load(c.pinDir, c.group, c.group.Own, c.config.CountSyscalls)
 }
 
 // counting is a listener on the loopback of a namespace, and how many reached it.
@@ -101,10 +101,10 @@ func TestUpgrade(t *testing.T) {
 				_ = conn.Close()
 			}
 		}()
-		if err := errors.Join(c.Shut(shut), c.Attach(Endpoints{Proxy4: tcpPort(proxy)})); err != nil {
+		if err := errors.Join(c.Block(shut), c.Attach(Endpoints{Proxy4: tcpPort(proxy)})); err != nil {
 			t.Fatal(err)
 		}
-		if got := c.wall.kept["peers"].MaxEntries(); got != connections {
+		if got := c.programs.pinnedMaps["peers"].MaxEntries(); got != connections {
 			t.Errorf("runs with room for %d connections, not %d", got, connections)
 		}
 		return func() {
@@ -161,7 +161,7 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("pins %v, %v", names, err)
 	} else {
 		for _, name := range names {
-			if strings.HasSuffix(name, renewal) {
+			if strings.HasSuffix(name, pendingSuffix) {
 				t.Errorf("%s is left", name)
 			}
 		}
@@ -215,7 +215,7 @@ func TestCountersOfAnotherShape(t *testing.T) {
 			t.Errorf("usage %+v, %v", u, err)
 		}
 		// As if killed: what is pinned stays.
-		if err := errors.Join(c.wall.close(), c.group.Close(), c.network.Close(), c.lock.File.Close(), c.lock.State.Close()); err != nil {
+		if err := errors.Join(c.programs.close(), c.group.Close(), c.network.Close(), c.stateLock.File.Close(), c.stateLock.State.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}

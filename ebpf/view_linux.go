@@ -10,16 +10,16 @@ import (
 )
 
 // hasView reports whether the plugin gets a view of its own.
-func (c *Cage) hasView() bool { return c.config.View && c.group.Own }
+func (c *Confinement) hasView() bool { return c.config.View && c.group.Own }
 
 // Account describes the user of the plugin, for its environment.
-func (c *Cage) Account() sandbox.Account { return c.account.Account(c.config.Plugin, c.hasView()) }
+func (c *Confinement) Account() sandbox.Account { return c.user.Account(c.config.Plugin, c.hasView()) }
 
 // view composes what the plugin is to see, and shares its private directories.
-func (c *Cage) view(command sandbox.Command) (*sandbox.View, error) {
+func (c *Confinement) view(command sandbox.Command) (*sandbox.View, error) {
 	v, err := sandbox.NewView(sandbox.ViewConfig{
-		User: &c.account, Account: c.Account(), StateDir: c.config.StateDir, Command: command,
-		Sockets: c.grantedSockets(), Twins: c.wall.unix != nil,
+		User: &c.user, Account: c.Account(), StateDir: c.config.StateDir, Command: command,
+		Sockets: c.grantedSockets(), Twins: c.programs.unix != nil,
 	})
 	if err != nil {
 		return nil, err
@@ -28,11 +28,11 @@ func (c *Cage) view(command sandbox.Command) (*sandbox.View, error) {
 }
 
 // grantedSockets are the paths to show for the sockets that grants name.
-func (c *Cage) grantedSockets() []string {
+func (c *Confinement) grantedSockets() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []string
-	for _, path := range c.sockets.wanted {
+	for _, path := range c.allowlist.wanted {
 		if filepath.IsAbs(path) { // not an abstract name
 			out = append(out, sandbox.ShownPath(path))
 		}
@@ -49,7 +49,7 @@ type runningView struct {
 
 // observeView notes the view of a program that was started. What its grants name
 // was kept, as far as it existed.
-func (c *Cage) observeView(v *sandbox.View, first int) error {
+func (c *Confinement) observeView(v *sandbox.View, first int) error {
 	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", first))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // the program has ended already
@@ -71,7 +71,7 @@ func (c *Cage) observeView(v *sandbox.View, first int) error {
 }
 
 // forgetView lets the view of a program go that has ended. The caller holds c.mu.
-func (c *Cage) forgetView() error {
+func (c *Confinement) forgetView() error {
 	if c.running == nil {
 		return nil
 	}
@@ -82,7 +82,7 @@ func (c *Cage) forgetView() error {
 
 // showSocket makes a granted socket visible in the view of the program that
 // runs. The caller holds c.mu.
-func (c *Cage) showSocket(socket string) error {
+func (c *Confinement) showSocket(socket string) error {
 	if c.running == nil || !filepath.IsAbs(socket) {
 		return nil
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // shell runs a shell script in a cage with a view.
-func (r *rig) shell(script string, change ...func(*sandbox.Command)) result {
+func (r *harness) shell(script string, change ...func(*sandbox.Command)) result {
 	r.t.Helper()
 	User := r.Account()
 	command := sandbox.Command{Args: []string{"sh", "-c", script}, Env: append(pluginEnv(), "HOME="+User.Home, "USER="+User.Name)}
@@ -27,7 +27,7 @@ func (r *rig) shell(script string, change ...func(*sandbox.Command)) result {
 func withView(c *Config) { c.View = true }
 
 func TestView(t *testing.T) {
-	r := newRig(t, withView)
+	r := newHarness(t, withView)
 	marker := filepath.Join(t.TempDir(), "marker") // below the host's /tmp
 	if err := os.WriteFile(marker, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestView(t *testing.T) {
 // with what is written to them, and that a link that an earlier run left in a
 // directory that outlives it leads root nowhere.
 func TestViewKeeps(t *testing.T) {
-	r := newRig(t, withView)
+	r := newHarness(t, withView)
 	open := func(name string) string {
 		dir := filepath.Join(t.TempDir(), name)
 		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, 0o777)); err != nil {
@@ -128,7 +128,7 @@ func TestViewKeeps(t *testing.T) {
 
 // TestViewWithFiles shows which files a view leaves when they are limited.
 func TestViewWithFiles(t *testing.T) {
-	r := newRig(t, withView)
+	r := newHarness(t, withView)
 	read, write, other := filepath.Join(t.TempDir(), "r"), t.TempDir(), filepath.Join(t.TempDir(), "o")
 	for _, file := range []string{read, other} {
 		if err := os.WriteFile(file, []byte("content\n"), 0o666); err != nil {
@@ -177,7 +177,7 @@ func TestViewTrust(t *testing.T) {
 		}
 	}
 	replace("first\n")
-	r := newRig(t, withView)
+	r := newHarness(t, withView)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func TestViewTrust(t *testing.T) {
 // name below /run: those that are there when it starts, those that come later,
 // and those that a reload adds.
 func TestViewShowsSockets(t *testing.T) {
-	r := newRig(t, withView)
+	r := newHarness(t, withView)
 	serve := func(dir string) string {
 		path := filepath.Join(dir, "s")
 		l, err := net.Listen("unix", path)

@@ -57,7 +57,7 @@ func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.Cgroup != "",
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, Crossed: s.limitExceededInKernel, Sample: s.sampled,
+		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, LimitChanged: s.limitExceededInKernel, Sample: s.sampled,
 		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
 		Serving: func(port uint16) {
 			if s.inbound != nil {
@@ -78,19 +78,19 @@ func (s *Sidecar) makeRootless(spec *configs.Sidecar) error {
 		s.kernel.limitations = unconfinedLimitations(errors.New("process.network is host"))
 		return nil
 	}
-	fence, err := sandbox.NewFence(sandbox.FenceConfig{
+	fence, err := sandbox.NewRootless(sandbox.RootlessConfig{
 		Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
 		Serve: spec.Process.Ports(), Private: hiddenFiles(s.config.Load()), Denied: s.denied, Reaper: s.reaper, Logger: s.opts.Log.Named("fence"),
 	})
 	switch {
 	case err == nil:
-		s.confinement = rootlessConfinement{Fence: fence}
+		s.confinement = rootlessConfinement{Rootless: fence}
 		s.kernel.limitations = fence.Limits()
 		if w := canEditOwnGrant(s.config.Load(), os.Getuid(), os.Getgid()); w != "" {
 			s.kernel.limitations = append(s.kernel.limitations, w+" (they are hidden by name: who may rename or replace them, or the folders above, undoes that)")
 		}
 		return nil
-	case errors.Is(err, sandbox.ErrNoFence), errors.Is(err, sandbox.ErrUnsupported):
+	case errors.Is(err, sandbox.ErrNoUserNamespace), errors.Is(err, sandbox.ErrUnsupported):
 		s.kernel.limitations = unconfinedLimitations(err)
 		return nil
 	}

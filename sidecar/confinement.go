@@ -82,10 +82,11 @@ type Meter interface {
 	Attribute(cookie uint64, rule uint32)
 	// Limit replaces the limits that the kernel enforces.
 	Limit(limits []ebpf.Limit) error
-	// Left returns how much of a limit a killed sidecar left used.
-	Left(limit ebpf.Limit) (ebpf.Standing, bool)
+	// UsedBefore returns how much of a limit was used when a killed sidecar's plugin
+	// ended.
+	UsedBefore(limit ebpf.Limit) (ebpf.LimitUsage, bool)
 	// Unmediated returns connections that the proxy has not accepted.
-	Unmediated() ([]ebpf.Stray, error)
+	Unmediated() ([]ebpf.UnmediatedConn, error)
 }
 
 // process is the running plugin.
@@ -135,23 +136,24 @@ var errNotMetered = errors.New("nothing is metered without the kernel half")
 // unmetered is the part of a confinement without the kernel half.
 type unmetered struct{}
 
-func (unmetered) Kernel() bool                                  { return false }
-func (unmetered) Info() ebpf.Info                               { return ebpf.Info{} }
-func (unmetered) UID() int                                      { return os.Getuid() }
-func (unmetered) Check() error                                  { return errors.New("not attached") }
-func (unmetered) Run(ctx context.Context) error                 { <-ctx.Done(); return nil }
-func (unmetered) Flush(context.Context)                         {}
-func (unmetered) Block(bool) error                              { return nil }
-func (unmetered) Listening() (map[uint16]bool, error)           { return nil, errors.ErrUnsupported }
-func (unmetered) Bound([]uint64) (map[uint64]bool, error)       { return nil, errors.ErrUnsupported }
-func (unmetered) CutDirect() (int, error)                       { return 0, nil }
-func (unmetered) AllowConnects(ebpf.Destinations) error         { return nil }
-func (unmetered) AllowSockets([]string) error                   { return nil }
-func (unmetered) Identify(net.Conn) (session.Peer, bool)        { return session.Peer{}, false }
-func (unmetered) IdentifyQuery(net.Addr) (session.Peer, bool)   { return session.Peer{}, false }
-func (unmetered) Usage() (ebpf.Usage, error)                    { return ebpf.Usage{}, errNotMetered }
-func (unmetered) Traffic() ([]ebpf.Traffic, error)              { return nil, errNotMetered }
-func (unmetered) Attribute(uint64, uint32)                      {}
-func (unmetered) Limit([]ebpf.Limit) error                      { return nil }
-func (unmetered) Left(ebpf.Limit) (s ebpf.Standing, found bool) { return s, false }
-func (unmetered) Unmediated() ([]ebpf.Stray, error)             { return nil, errNotMetered }
+func (unmetered) Kernel() bool                        { return false }
+func (unmetered) Info() ebpf.Info                     { return ebpf.Info{} }
+func (unmetered) UID() int                            { return os.Getuid() }
+func (unmetered) Check() error                        { return errors.New("not attached") }
+func (unmetered) Run(ctx context.Context) error       { <-ctx.Done(); return nil }
+func (unmetered) Flush(context.Context)               {}
+func (unmetered) Block(bool) error                    { return nil }
+func (unmetered) Listening() (map[uint16]bool, error) { return nil, errors.ErrUnsupported }
+
+func (unmetered) Bound([]uint64) (map[uint64]bool, error)         { return nil, errors.ErrUnsupported }
+func (unmetered) CutDirect() (int, error)                         { return 0, nil }
+func (unmetered) AllowConnects(ebpf.Destinations) error           { return nil }
+func (unmetered) AllowSockets([]string) error                     { return nil }
+func (unmetered) Identify(net.Conn) (session.Peer, bool)          { return session.Peer{}, false }
+func (unmetered) IdentifyQuery(net.Addr) (session.Peer, bool)     { return session.Peer{}, false }
+func (unmetered) Usage() (ebpf.Usage, error)                      { return ebpf.Usage{}, errNotMetered }
+func (unmetered) Traffic() ([]ebpf.Traffic, error)                { return nil, errNotMetered }
+func (unmetered) Attribute(uint64, uint32)                        {}
+func (unmetered) Limit([]ebpf.Limit) error                        { return nil }
+func (unmetered) UsedBefore(ebpf.Limit) (s ebpf.LimitUsage, found bool) { return s, false }
+func (unmetered) Unmediated() ([]ebpf.UnmediatedConn, error)      { return nil, errNotMetered }

@@ -14,7 +14,7 @@ import (
 
 // kernelConfinement is the kernel half.
 type kernelConfinement struct {
-	*ebpf.Cage
+	*ebpf.Confinement
 }
 
 func (k kernelConfinement) Kernel() bool { return true }
@@ -28,25 +28,22 @@ func (k kernelConfinement) Description() string {
 
 func (k kernelConfinement) UID() int                         { return k.Info().UID }
 func (k kernelConfinement) OfHost() bool                     { return !k.Info().OwnNetwork }
-func (k kernelConfinement) Account() (sandbox.Account, bool) { return k.Cage.Account(), true }
-func (k kernelConfinement) Block(on bool) error              { return k.Shut(on) }
+func (k kernelConfinement) Account() (sandbox.Account, bool) { return k.Confinement.Account(), true }
 
 // Start starts the plugin. Only in a view does a first process report that the program
 // wants the foreground.
 func (k kernelConfinement) Start(command sandbox.Command) (process, bool, error) {
 	command.Background = command.Background && k.Info().View
-	p, err := k.Cage.Start(command)
+	p, err := k.Confinement.Start(command)
 	if err != nil {
 		return nil, false, err
 	}
 	return p, command.Background, nil
 }
 
-func (k kernelConfinement) Unmediated() ([]ebpf.Stray, error) { return k.Strays() }
-
 // Identify returns the process that connected, as the kernel recorded it.
 func (k kernelConfinement) Identify(conn net.Conn) (session.Peer, bool) {
-	p, ok := k.Cage.Identify(conn)
+	p, ok := k.Confinement.Identify(conn)
 	if !ok {
 		return session.Peer{}, false
 	}
@@ -59,7 +56,7 @@ func (k kernelConfinement) Identify(conn net.Conn) (session.Peer, bool) {
 
 // IdentifyQuery returns the process that asked the resolver.
 func (k kernelConfinement) IdentifyQuery(from net.Addr) (session.Peer, bool) {
-	p, ok := k.Asker(from)
+	p, ok := k.DNSClient(from)
 	return session.Peer{PID: int(p.PID), UID: int(p.UID), Exe: p.Exe}, ok
 }
 

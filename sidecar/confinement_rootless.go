@@ -10,7 +10,7 @@ import (
 // and Landlock, without the kernel programs.
 type rootlessConfinement struct {
 	unmetered
-	*sandbox.Fence
+	*sandbox.Rootless
 }
 
 func (r rootlessConfinement) Description() string {
@@ -18,7 +18,7 @@ func (r rootlessConfinement) Description() string {
 }
 
 func (r rootlessConfinement) OfHost() bool                     { return false }
-func (r rootlessConfinement) Account() (sandbox.Account, bool) { return r.Fence.Account(), true }
+func (r rootlessConfinement) Account() (sandbox.Account, bool) { return r.Rootless.Account(), true }
 
 // Bind returns the listeners that the sandbox was made with.
 func (r rootlessConfinement) Bind(context.Context, string) (endpoints, error) {
@@ -27,7 +27,7 @@ func (r rootlessConfinement) Bind(context.Context, string) (endpoints, error) {
 
 // Start starts the plugin.
 func (r rootlessConfinement) Start(command sandbox.Command) (process, bool, error) {
-	p, err := r.Fence.Start(command)
+	p, err := r.Rootless.Start(command)
 	if err != nil {
 		return nil, false, err
 	}

@@ -38,7 +38,7 @@ func checkFence(spec *configs.Sidecar) Finding {
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
 		return out
 	}
-	fence, err := sandbox.NewFence(sandbox.FenceConfig{Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{"127.0.0.1:0"}, User: string(spec.Process.User)})
+	fence, err := sandbox.NewRootless(sandbox.RootlessConfig{Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{"127.0.0.1:0"}, User: string(spec.Process.User)})
 	if err != nil {
 		out.Problem = "the plugin is not confined: " + err.Error()
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"

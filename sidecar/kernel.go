@@ -21,9 +21,9 @@ func (s *Sidecar) unconfinable(err error) error {
 	switch {
 	case errors.Is(err, ebpf.ErrPopulated):
 		return fmt.Errorf("confine the plugin: %w; to end them: chaperone detach --config %s --kill", err, s.config.Load().Path)
-	case ebpf.OfMachine(err) && os.Geteuid() != 0:
+	case ebpf.IsMachineFault(err) && os.Geteuid() != 0:
 		return fmt.Errorf("confine the plugin: kernel: required needs root (or the capabilities in docs/requirements.md), and this is uid %d: run it with sudo, or write kernel: off: %w", os.Geteuid(), err)
-	case ebpf.OfMachine(err):
+	case ebpf.IsMachineFault(err):
 		return fmt.Errorf("confine the plugin: %w; chaperone doctor finds what is missing", err)
 	}
 	return unknownUser(&s.config.Load().Sidecar, fmt.Errorf("confine the plugin: %w", err))
@@ -176,7 +176,7 @@ func (s *Sidecar) explainDenial(d sandbox.Denial) (reason authz.Reason, detail, 
 	case sandbox.CauseLimit:
 		detail, remedy = s.explainLimit(d.Limit)
 		return authz.QuotaExceeded, detail, remedy
-	case sandbox.CauseDoor:
+	case sandbox.CauseBlocked:
 		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
 	case sandbox.CauseNamespace:
 		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""

@@ -17,7 +17,7 @@ type limits struct {
 
 	mu         sync.Mutex
 	metered    map[string]authz.MeteredLimit // by the name that the kernel knows them by
-	crossed    map[string]ebpf.Crossing      // that have not recovered
+	crossed    map[string]ebpf.LimitEvent    // that have not recovered
 	suppressed map[string]*suppressed        // what of them was recorded lately
 	printed    map[string]time.Time          // when one was printed last
 }
@@ -31,7 +31,7 @@ type suppressed struct {
 	at    time.Time
 	again int
 	limit authz.MeteredLimit
-	last  ebpf.Crossing
+	last  ebpf.LimitEvent
 }
 
 // enforceLimits has the kernel enforce the limits of the policy in force. It
@@ -112,14 +112,14 @@ func (l *limits) replace(metered map[string]authz.MeteredLimit) {
 
 // note keeps a crossing until it has recovered, and returns the limit as the
 // grant states it.
-func (l *limits) note(c ebpf.Crossing) authz.MeteredLimit {
+func (l *limits) note(c ebpf.LimitEvent) authz.MeteredLimit {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.Recovered {
 		delete(l.crossed, c.Limit.Name)
 	} else {
 		if l.crossed == nil {
-			l.crossed = map[string]ebpf.Crossing{}
+			l.crossed = map[string]ebpf.LimitEvent{}
 		}
 		l.crossed[c.Limit.Name] = c
 	}
@@ -168,7 +168,7 @@ func (l *limits) stopped() (name string, until time.Time, ok bool) {
 // recoversAt returns when a limit that has stopped the plugin will let it go on:
 // once a tenth of a rate is free. Zero is never, as for a total that is used up,
 // or not known, as for a plugin that goes on trying.
-func recoversAt(c ebpf.Crossing) time.Time {
+func recoversAt(c ebpf.LimitEvent) time.Time {
 	if c.Limit.Period == 0 || c.Limit.Action != ebpf.ActionStop {
 		return time.Time{}
 	}
@@ -191,7 +191,7 @@ func actionState(a ebpf.Action) string {
 
 // suppress reports whether a crossing is to be recorded now. One that comes soon
 // after another of the same limit is counted, for [limits.untold].
-func (l *limits) suppress(m authz.MeteredLimit, c ebpf.Crossing) bool {
+func (l *limits) suppress(m authz.MeteredLimit, c ebpf.LimitEvent) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.suppressed[c.Limit.Name]
@@ -226,7 +226,7 @@ func (l *limits) due(now time.Time, all bool) (due []suppressed) {
 
 // limitExceededInKernel records that a limit began to refuse, once until it has
 // recovered. What the limit asks for has been done by then.
-func (s *Sidecar) limitExceededInKernel(c ebpf.Crossing) {
+func (s *Sidecar) limitExceededInKernel(c ebpf.LimitEvent) {
 	m := s.limits.note(c)
 	if c.Recovered {
 		s.opts.Log.Info("a limit lets through again", zap.String("limit", c.Limit.Name))
@@ -247,7 +247,7 @@ const printInterval = time.Minute
 
 // print reports whether a crossing is to be printed now. A connect that is
 // refused is printed as such, with its destination.
-func (l *limits) print(c ebpf.Crossing) bool {
+func (l *limits) print(c ebpf.LimitEvent) bool {
 	if c.Limit.Kind == ebpf.LimitConnections && refuses(c.Limit) {
 		return false
 	}
@@ -277,7 +277,7 @@ func (s *Sidecar) recordSuppressed(now time.Time, all bool) {
 	}
 }
 
-func (s *Sidecar) recordCrossing(m authz.MeteredLimit, c ebpf.Crossing, count int) {
+func (s *Sidecar) recordCrossing(m authz.MeteredLimit, c ebpf.LimitEvent, count int) {
 	s.record(&authz.Record{
 		Time: c.Time, Kind: authz.KindLimit, Door: authz.DoorKernel, Reason: authz.QuotaExceeded.String(), Grant: m.Grant, Count: count,
 		PID: int(c.PID), Exe: c.Comm, UID: s.offenderUID(c), Detail: fmt.Sprintf("%s exceeded: %s; %s", m.Kind, meteredText(m), actionText(c.Limit)),
@@ -285,7 +285,7 @@ func (s *Sidecar) recordCrossing(m authz.MeteredLimit, c ebpf.Crossing, count in
 }
 
 // offenderUID is the user of who crossed a limit; -1 when nobody is known.
-func (s *Sidecar) offenderUID(c ebpf.Crossing) int {
+func (s *Sidecar) offenderUID(c ebpf.LimitEvent) int {
 	if c.PID == 0 {
 		return -1
 	}

@@ -67,10 +67,10 @@ func (s *Sidecar) watchUnmediated(ctx context.Context) {
 
 // fresh returns the strays that were not there before, and remembers those that
 // are now.
-func (m *mediation) fresh(now []ebpf.Stray) []ebpf.Stray {
+func (m *mediation) fresh(now []ebpf.UnmediatedConn) []ebpf.UnmediatedConn {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var out []ebpf.Stray
+	var out []ebpf.UnmediatedConn
 	standing := make(map[unmediatedKey]struct{}, len(now))
 	for _, one := range now {
 		key := unmediatedKey{one.PID, one.Comm, one.Original, one.Why}
@@ -94,7 +94,7 @@ func (m *mediation) total(u ebpf.Usage) uint64 {
 
 // recordUnmediated records a connection that the kernel let through and that nobody
 // handled. Nothing has passed on it: it waits.
-func (s *Sidecar) recordUnmediated(one ebpf.Stray) {
+func (s *Sidecar) recordUnmediated(one ebpf.UnmediatedConn) {
 	r := &authz.Record{
 		Kind: authz.KindStray, Door: authz.DoorKernel, PID: int(one.PID), UID: s.confinement.UID(), Exe: one.Comm,
 		Detail: fmt.Sprintf("since %s: %s", one.Since.UTC().Format(time.RFC3339Nano), one.Why),

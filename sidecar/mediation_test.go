@@ -9,11 +9,11 @@ import (
 // TestFreshStrays takes a stray for new once, as long as it stands.
 func TestFreshStrays(t *testing.T) {
 	var m mediation
-	one, two := ebpf.Stray{PID: 1}, ebpf.Stray{PID: 2}
+	one, two := ebpf.UnmediatedConn{PID: 1}, ebpf.UnmediatedConn{PID: 2}
 	for i, c := range []struct {
-		now   []ebpf.Stray
+		now   []ebpf.UnmediatedConn
 		fresh int
-	}{{nil, 0}, {[]ebpf.Stray{one}, 1}, {[]ebpf.Stray{one, two}, 1}, {[]ebpf.Stray{one, two}, 0}, {nil, 0}, {[]ebpf.Stray{one}, 1}} {
+	}{{nil, 0}, {[]ebpf.UnmediatedConn{one}, 1}, {[]ebpf.UnmediatedConn{one, two}, 1}, {[]ebpf.UnmediatedConn{one, two}, 0}, {nil, 0}, {[]ebpf.UnmediatedConn{one}, 1}} {
 		if got := m.fresh(c.now); len(got) != c.fresh {
 			t.Errorf("look %d: %d are new, not %d", i, len(got), c.fresh)
 		}

@@ -146,7 +146,7 @@ func (s *Sidecar) restoreKernelUsage() {
 	now := time.Now()
 	var left authz.State
 	for _, m := range s.ledger.Metered(s.engine.Current(), s.plugin, now) {
-		standing, ok := s.confinement.Left(kernelLimit(m))
+		standing, ok := s.confinement.UsedBefore(kernelLimit(m))
 		switch {
 		case !ok:
 		case standing.Period == 0:

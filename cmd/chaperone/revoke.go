@@ -272,11 +272,11 @@ func (r *revocationRun) shutIn(s admin.Sidecar) (proof string, problems []string
 	if s.StateDir == "" {
 		return "", []string{"its stateDir is not known, so the kernel was not asked to shut its plugin in"}
 	}
-	left, err := ebpf.ShutLeft(s.StateDir, r.req.Level == authz.LevelHalt)
+	left, err := ebpf.BlockLeftover(s.StateDir, r.req.Level == authz.LevelHalt)
 	if err != nil {
 		problems = append(problems, "kernel: "+err.Error())
 	}
-	if !left.Shut {
+	if !left.Blocked {
 		return "", problems
 	}
 	what := "nothing runs in it"

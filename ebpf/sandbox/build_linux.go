@@ -106,7 +106,7 @@ func (v *View) attachKept(kept []copied) error {
 		if !ok {
 			continue
 		}
-		place, err := openPlace(tree.Path, k.path, k.dir)
+		place, err := openBelow(tree.Path, k.path, k.dir)
 		if err != nil {
 			return err
 		}
@@ -247,12 +247,12 @@ func mountDevices() error {
 
 // replaceFiles mounts files of the view's own over the host's.
 func (v *View) replaceFiles() error {
-	dir, err := makeOwn("files")
+	dir, err := makeViewDir("files")
 	if err != nil {
 		return err
 	}
 	for i, file := range v.Files {
-		target, err := v.place(file.Path)
+		target, err := v.mountTarget(file.Path)
 		if err != nil || target == "" {
 			return err
 		}
@@ -270,7 +270,7 @@ func (v *View) replaceFiles() error {
 // place returns the path to mount a replaced file on: what the path leads to. A
 // link into /run leads nowhere in the view, and what it names is made there.
 // Empty: there is no such file and no place for one.
-func (v *View) place(path string) (string, error) {
+func (v *View) mountTarget(path string) (string, error) {
 	target, err := filepath.EvalSymlinks(path)
 	if err == nil {
 		return target, nil
@@ -286,7 +286,7 @@ func (v *View) place(path string) (string, error) {
 	if !ok {
 		return "", nil
 	}
-	fd, err := openPlace(tree.Path, filepath.Clean(link), false)
+	fd, err := openBelow(tree.Path, filepath.Clean(link), false)
 	if err != nil {
 		return "", err
 	}

@@ -31,7 +31,7 @@ type CgroupMount struct {
 	mount string
 	root  string
 
-	failed error // why none could be mounted for this process, where this one is not writable
+	mountErr error // why none could be mounted for this process, where this one is not writable
 }
 
 // findHierarchy looks in the mount table, since the place differs: with the
@@ -41,19 +41,19 @@ type CgroupMount struct {
 // of our own, where that may be mounted.
 func (p Paths) FindCgroupMount() (CgroupMount, error) {
 	h, err := mountedHierarchy()
-	if err == nil && h.writable() {
+	if err == nil && h.canMakeCgroups() {
 		return h, nil
 	}
 	own, failed := p.mountHierarchy()
 	if failed == nil {
 		return own, nil
 	}
-	h.failed = failed
+	h.mountErr = failed
 	return h, err // for a cgroup that is given by its path, or to say what is missing
 }
 
 // writable reports whether cgroups can be made below this process's own.
-func (h CgroupMount) writable() bool {
+func (h CgroupMount) canMakeCgroups() bool {
 	var system unix.Statfs_t
 	own, err := h.OwnGroup()
 	return err == nil && unix.Statfs(own, &system) == nil && system.Type == unix.CGROUP2_SUPER_MAGIC && unix.Access(own, unix.W_OK) == nil
@@ -72,7 +72,7 @@ func (p Paths) mountHierarchy() (CgroupMount, error) {
 	if err := EnsurePrivate(filepath.Dir(h.mount)); err != nil {
 		return CgroupMount{}, err
 	}
-	if h.writable() { // mounted by another sidecar
+	if h.canMakeCgroups() { // mounted by another sidecar
 		return h, nil
 	}
 	if err := EnsurePrivate(h.mount); err != nil {
@@ -81,7 +81,7 @@ func (p Paths) mountHierarchy() (CgroupMount, error) {
 	if err := unix.Mount("cgroup2", h.mount, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return CgroupMount{}, fmt.Errorf("mount cgroup v2 at %s: %w", h.mount, err)
 	}
-	if !h.writable() {
+	if !h.canMakeCgroups() {
 		return CgroupMount{}, errors.Join(fmt.Errorf("mount cgroup v2 at %s: no cgroup can be made in it", h.mount), unix.Unmount(h.mount, unix.MNT_DETACH))
 	}
 	return h, nil
@@ -278,7 +278,7 @@ func MakeCgroup(h CgroupMount, name string) (*Cgroup, error) {
 	}
 	path := filepath.Join(parent, name)
 	if err := os.Mkdir(path, 0o700); err != nil {
-		return nil, errors.Join(fmt.Errorf("make cgroup: %w%s", err, delegationHint(err)), h.failed)
+		return nil, errors.Join(fmt.Errorf("make cgroup: %w%s", err, delegationHint(err)), h.mountErr)
 	}
 	g, err := OpenCgroup(path)
 	if err != nil {

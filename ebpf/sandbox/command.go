@@ -19,11 +19,11 @@ type Listener struct {
 	// File is the file that the socket is bound to, open with O_PATH. Who is given
 	// the Listener closes it.
 	File *os.File
-	// Socket is the inode number of the socket, which [Cage.Bound] takes.
+	// Socket is the inode number of the socket, which [Confinement.Bound] takes.
 	Socket uint64
 }
 
-// Command is a program to start in a [Cage].
+// Command is a program to start in a [Confinement].
 type Command struct {
 	// Path is the program; without a slash it is looked up in the PATH of Env,
 	// as a shell does. Empty: Args[0].
@@ -114,9 +114,9 @@ func (e *ExecError) Unwrap() error { return e.Err }
 var (
 	// ErrUnsupported says that this platform cannot confine anything.
 	ErrUnsupported = errors.New("confinement needs Linux")
-	// ErrNoFence says that a [Fence] cannot be made here: the system refuses
+	// ErrNoUserNamespace says that a [Rootless] cannot be made here: the system refuses
 	// user namespaces, or what belongs to them.
-	ErrNoFence = errors.New("no network namespace for an ordinary user is to be had")
+	ErrNoUserNamespace = errors.New("no network namespace for an ordinary user is to be had")
 	// ErrBusy says that another sidecar holds the same state directory.
 	ErrBusy = errors.New("another sidecar holds this state directory")
 )

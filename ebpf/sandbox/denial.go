@@ -33,18 +33,18 @@ type Cause string
 // The causes.
 const (
 	CausePolicy    Cause = "policy"    // never let through
-	CauseDoor      Cause = "door"      // the door is shut
+	CauseBlocked   Cause = "door"      // the door is shut
 	CauseNamespace Cause = "namespace" // from a network namespace that is not the confined one
 	CauseEndpoint  Cause = "endpoint"  // the sidecar has no listener of that address family
 	CauseMemory    Cause = "memory"    // the kernel had no room to remember the connection
 	// CauseAllowed is no refusal: a Unix socket was used that
-	// [Cage.AllowSockets] allows, which is reported so that it can be audited.
+	// [Confinement.AllowSockets] allows, which is reported so that it can be audited.
 	CauseAllowed Cause = "allowed"
 	// CauseUntrusted is no attempt of the plugin's: the name of an allowed Unix
 	// socket can no longer be trusted and is refused from now on.
 	CauseUntrusted Cause = "untrusted"
 	CauseLimit     Cause = "limit" // a limit is used up; see [Denial.Limit]
-	// CauseUngranted: a TCP connect to where [Cage.AllowConnects] allows none. It
+	// CauseUngranted: a TCP connect to where [Confinement.AllowConnects] allows none. It
 	// fails with ECONNREFUSED, before Linux 6.1 with EPERM.
 	CauseUngranted Cause = "ungranted"
 )

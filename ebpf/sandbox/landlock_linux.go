@@ -64,7 +64,7 @@ func FilesSupported() error {
 }
 
 // rules is a Landlock ruleset in the making.
-type rules struct {
+type ruleset struct {
 	file    *os.File
 	handled uint64
 }
@@ -78,7 +78,7 @@ type rules struct {
 // plugin's user has other processes: under sudo, with a named user, as root.
 //
 // Without files, and on a kernel without such domains, there are none: nil.
-func newRules(files *Files, abstract bool, private []string) (*rules, error) {
+func newRuleset(files *Files, abstract bool, private []string) (*ruleset, error) {
 	version := LandlockVersion()
 	switch {
 	case files != nil && version < landlockTruncate:
@@ -106,12 +106,12 @@ func newRules(files *Files, abstract bool, private []string) (*rules, error) {
 	if errno != 0 {
 		return nil, fmt.Errorf("make landlock rules: %w", errno)
 	}
-	r := &rules{file: os.NewFile(fd, "landlock rules"), handled: attr.Handled_access_fs}
+	r := &ruleset{file: os.NewFile(fd, "landlock rules"), handled: attr.Handled_access_fs}
 	var err error
 	if files == nil {
 		err = r.allow("/", r.handled, nil) // a domain has to handle some access
 	} else {
-		err = r.allowAll(files, private)
+		err = r.allowFiles(files, private)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.close())
@@ -119,7 +119,7 @@ func newRules(files *Files, abstract bool, private []string) (*rules, error) {
 	return r, nil
 }
 
-func (r *rules) allowAll(files *Files, private []string) error {
+func (r *ruleset) allowFiles(files *Files, private []string) error {
 	for _, path := range basePaths() {
 		if err := r.allow(path, rightsToRead, private); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("limit files: what every program needs: %w", err)
@@ -132,12 +132,12 @@ func (r *rules) allowAll(files *Files, private []string) error {
 	}
 	writable := ResolveLinks(files.Write)
 	for _, path := range files.Read {
-		if err := errors.Join(planted(path, writable), r.allow(path, rightsToRead, private)); err != nil {
+		if err := errors.Join(crossesWritableLink(path, writable), r.allow(path, rightsToRead, private)); err != nil {
 			return fmt.Errorf("limit files: read: %w", err)
 		}
 	}
 	for _, path := range files.Write {
-		if err := errors.Join(planted(path, writable), r.allow(path, rightsToWrite|rightsToUse, private)); err != nil {
+		if err := errors.Join(crossesWritableLink(path, writable), r.allow(path, rightsToWrite|rightsToUse, private)); err != nil {
 			return fmt.Errorf("limit files: write: %w", err)
 		}
 	}
@@ -147,7 +147,7 @@ func (r *rules) allowAll(files *Files, private []string) error {
 // planted reports a path that leads through a symbolic link in a directory which the
 // plugin may write: an earlier run could have put it there, to be given what it leads
 // to.
-func planted(path string, writable []string) error {
+func crossesWritableLink(path string, writable []string) error {
 	at, links := "/", 0
 	split := func(path string) []string {
 		return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
@@ -237,7 +237,7 @@ func baseDevices() []string {
 
 // allow lets a path and what is below it be used, unless something private is
 // there.
-func (r *rules) allow(path string, rights uint64, private []string) error {
+func (r *ruleset) allow(path string, rights uint64, private []string) error {
 	if !filepath.IsAbs(path) {
 		return fmt.Errorf("%q is not an absolute path", path)
 	}
@@ -257,7 +257,7 @@ func (r *rules) allow(path string, rights uint64, private []string) error {
 	return r.add(fd, rights)
 }
 
-func (r *rules) add(fd int, rights uint64) error {
+func (r *ruleset) add(fd int, rights uint64) error {
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
 		return fmt.Errorf("add landlock rule: %w", err)
@@ -276,14 +276,14 @@ func (r *rules) add(fd int, rights uint64) error {
 }
 
 // enter puts the calling thread under the rules, for good.
-func (r *rules) enter() error {
+func (r *ruleset) enter() error {
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, r.file.Fd(), 0, 0); errno != 0 {
 		return fmt.Errorf("enter landlock domain: %w", errno)
 	}
 	return nil
 }
 
-func (r *rules) close() error {
+func (r *ruleset) close() error {
 	if r == nil {
 		return nil
 	}
@@ -338,7 +338,7 @@ const maxInterpreters = 5
 // interpreter that its first line names, the loader that it asks for. It runs in
 // the launcher, when that has no privileges left: the file is the plugin's, and
 // reading it may fail in any way. What cannot be run is left for exec to refuse.
-func (r *rules) allowProgram(path string, private []string, depth int) error {
+func (r *ruleset) allowProgram(path string, private []string, depth int) error {
 	if executable := unix.Access(path, unix.X_OK) == nil; !executable || depth > maxInterpreters {
 		return nil
 	}
@@ -397,7 +397,7 @@ func interpreter(path string) string {
 // proveUnreadable asks the kernel whether the calling thread, which is the
 // plugin's user by now, may use one of the private paths. No reading of modes
 // would know about access control lists.
-func proveUnreadable(private []string) error {
+func checkUnreadable(private []string) error {
 	for _, path := range private {
 		var stat unix.Stat_t
 		if unix.Stat(path, &stat) != nil {

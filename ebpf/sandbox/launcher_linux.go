@@ -28,48 +28,48 @@ const (
 
 // Descriptors that the launcher is given.
 const (
-	statusFD = 3 // one end of a socket pair to the sidecar
-	orderFD  = 4 // a memory file with the order
-	gateFD   = 5 // the plugin's cgroup.procs
-	rulesFD  = 6 // a Landlock ruleset, if the order has Handled
+	statusFD  = 3 // one end of a socket pair to the sidecar
+	specFD    = 4 // a memory file with the order
+	cgroupFD  = 5 // the plugin's cgroup.procs
+	rulesetFD = 6 // a Landlock ruleset, if the order has Handled
 )
 
 // order is what the launcher is to do.
-type order struct {
-	Path        string
-	Args, Env   []string
-	Dir         string
-	Here        bool // Dir was not asked for: it is the sidecar's working directory
-	UID, GID    int
-	Groups      []int
-	UnixSockets bool
-	Listens     bool        // listen(2) is reported
-	Walk        bool        // into the cgroup, instead of having been born there
-	Handled     uint64      // the rights that the Landlock rules handle; 0: there are none
-	Files       bool        // the rules limit files: what is to run has to be added
-	Private     []string    // what such a rule may not be for
-	Unreadable  []string    // what the plugin's user must not be able to use
-	SelfTest    uint        // seconds for the attempts of a self-test; 0: the program is started
-	Fence       *fenceOrder // in a fence, where there is little left to take away
+type launchSpec struct {
+	Path         string
+	Args, Env    []string
+	Dir          string
+	DirInherited bool // Dir was not asked for: it is the sidecar's working directory
+	UID, GID     int
+	Groups       []int
+	UnixSockets  bool
+	ReportListen bool          // listen(2) is reported
+	EnterCgroup  bool          // into the cgroup, instead of having been born there
+	Handled      uint64        // the rights that the Landlock rules handle; 0: there are none
+	Files        bool          // the rules limit files: what is to run has to be added
+	Private      []string      // what such a rule may not be for
+	Unreadable   []string      // what the plugin's user must not be able to use
+	SelfTest     uint          // seconds for the attempts of a self-test; 0: the program is started
+	Rootless     *rootlessSpec // in a fence, where there is little left to take away
 
-	View       *View             // what the plugin is to see; nil: the host's view
-	ViewFiles  *Files            // the rules of a view are made in it
-	Terminal   uint8             // the streams that are a pseudoterminal of the view, as bits
-	Background bool              // the program starts in the background of that
-	Settings   terminal.Settings // of that terminal
-	Abstract   bool              // abstract sockets are kept inside the Landlock domain
+	View          *View             // what the plugin is to see; nil: the host's view
+	ViewFiles     *Files            // the rules of a view are made in it
+	Terminal      uint8             // the streams that are a pseudoterminal of the view, as bits
+	Background    bool              // the program starts in the background of that
+	Settings      terminal.Settings // of that terminal
+	AllowAbstract bool              // abstract sockets are kept inside the Landlock domain
 }
 
 // Replies of the launcher. None means that the program runs.
 const (
-	replyListener = 'L' // with the seccomp listener's descriptor
-	replyDeaf     = 'D' // in a fence: the filter refuses without telling anybody
-	replyFailure  = 'F' // confinement failed; text follows
-	replyExec     = 'X' // the program cannot be run; status byte and errno follow
-	replyStarted  = 'P' // the program runs below the first process of its view; with its pidfd
-	replyTerminal = 'T' // with the master of the program's pseudoterminal
-	replyStopped  = 'S' // the signal that stopped that program follows
-	replyEnded    = 'E' // the wait status of that program follows
+	replyListener   = 'L' // with the seccomp listener's descriptor
+	replyUnreported = 'D' // in a fence: the filter refuses without telling anybody
+	replyFailure    = 'F' // confinement failed; text follows
+	replyExec       = 'X' // the program cannot be run; status byte and errno follow
+	replyStarted    = 'P' // the program runs below the first process of its view; with its pidfd
+	replyTerminal   = 'T' // with the master of the program's pseudoterminal
+	replyStopped    = 'S' // the signal that stopped that program follows
+	replyEnded      = 'E' // the wait status of that program follows
 )
 
 // Launch is the launcher: main calls it first, as does TestMain of every package
@@ -85,8 +85,8 @@ func Launch() {
 	}
 	switch os.Args[0] {
 	case launcherName, initName:
-	case fenceName, keeperName:
-		fence(os.Args[0])
+	case rootlessSetupName, rootlessInitName:
+		runRootlessInit(os.Args[0])
 	default:
 		return
 	}
@@ -115,16 +115,16 @@ func reply(text []byte, fd int) {
 }
 
 func launch() error {
-	file := os.NewFile(orderFD, "order")
-	var o order
+	file := os.NewFile(specFD, "order")
+	var o launchSpec
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
 	}
 	if os.Args[0] == initName {
-		return runInView(&o)
+		return runViewInit(&o)
 	}
-	if o.Walk {
-		if _, err := unix.Write(gateFD, []byte("0")); err != nil {
+	if o.EnterCgroup {
+		if _, err := unix.Write(cgroupFD, []byte("0")); err != nil {
 			return fmt.Errorf("enter cgroup: %w", err)
 		}
 	}
@@ -150,14 +150,14 @@ func launch() error {
 // filterCalls installs the filter and hands its listener to the sidecar. In a
 // fence there may be none to be had: a container that hears its own processes'
 // calls has it, and there is one for all.
-func filterCalls(o *order) error {
-	p := filter(o.UnixSockets, o.Listens)
+func filterCalls(o *launchSpec) error {
+	p := filter(o.UnixSockets, o.ReportListen)
 	listener, err := installFilter(p)
-	if o.Fence != nil && errors.Is(err, unix.EBUSY) {
-		if err := installDeaf(p); err != nil {
+	if o.Rootless != nil && errors.Is(err, unix.EBUSY) {
+		if err := installFilterUnreported(p); err != nil {
 			return err
 		}
-		reply([]byte{replyDeaf}, -1)
+		reply([]byte{replyUnreported}, -1)
 		return nil
 	}
 	if err != nil {
@@ -168,11 +168,11 @@ func filterCalls(o *order) error {
 }
 
 // giveUp gives up what the sidecar was given and no plugin is to have.
-func giveUp() error {
-	if err := forbidCores(); err != nil {
+func dropInherited() error {
+	if err := limitCoreDumps(); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
-	if err := leaveShelter(); err != nil {
+	if err := resetOOMScore(); err != nil {
 		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -183,15 +183,15 @@ func giveUp() error {
 
 // confine takes away what the plugin is not to have. The order matters: what
 // needs a capability comes before the capabilities go.
-func confine(o *order) error {
-	if err := giveUp(); err != nil {
+func confine(o *launchSpec) error {
+	if err := dropInherited(); err != nil {
 		return err
 	}
-	if o.Fence == nil {
-		if err := emptyBounds(); err != nil {
+	if o.Rootless == nil {
+		if err := dropBoundingSet(); err != nil {
 			return err
 		}
-		if err := become(o.UID, o.GID, o.Groups); err != nil {
+		if err := setCredentials(o.UID, o.GID, o.Groups); err != nil {
 			return err
 		}
 	}
@@ -199,18 +199,18 @@ func confine(o *order) error {
 		return err
 	}
 	if !o.Files {
-		if err := proveUnreadable(o.Unreadable); err != nil {
+		if err := checkUnreadable(o.Unreadable); err != nil {
 			return err
 		}
 	}
 	if o.Dir != "" {
 		// A home of root's that is closed to the plugin's user is no reason not to
 		// start: the plugin is then in the root directory.
-		if err := os.Chdir(o.Dir); err != nil && !(o.Here && errors.Is(err, unix.EACCES)) {
+		if err := os.Chdir(o.Dir); err != nil && !(o.DirInherited && errors.Is(err, unix.EACCES)) {
 			return fmt.Errorf("enter directory: %w", err)
 		}
 	}
-	if err := enterRules(o); err != nil {
+	if err := enterLandlock(o); err != nil {
 		return err
 	}
 	return closeOnExec()
@@ -220,7 +220,7 @@ func confine(o *order) error {
 // core_pattern that starts a handler, which runs as root and outside the walls,
 // ignores every limit but this (core(5)). A hard limit of 0 can be raised to 1
 // with CAP_SYS_RESOURCE only; it is as good where the kernel starts no handler.
-func forbidCores() error {
+func limitCoreDumps() error {
 	core := unix.Rlimit{Cur: 1, Max: 1}
 	err := unix.Setrlimit(unix.RLIMIT_CORE, &core)
 	if !errors.Is(err, unix.EPERM) {
@@ -245,12 +245,12 @@ func startsHandler(pattern string) bool {
 
 // enterRules puts the thread under the Landlock rules that the sidecar made,
 // after adding what only this process knows.
-func enterRules(o *order) error {
-	r := &rules{file: os.NewFile(rulesFD, "landlock rules"), handled: o.Handled}
-	if o.Fence != nil {
+func enterLandlock(o *launchSpec) error {
+	r := &ruleset{file: os.NewFile(rulesetFD, "landlock rules"), handled: o.Handled}
+	if o.Rootless != nil {
 		// Made here: /proc is another one than the sidecar's.
 		var err error
-		if r, err = newRules(o.Fence.Files, false, o.Private); err != nil {
+		if r, err = newRuleset(o.Rootless.Files, false, o.Private); err != nil {
 			return err
 		}
 	}
@@ -275,7 +275,7 @@ func enterRules(o *order) error {
 // leaveShelter gives up what a service manager gave the sidecar against the end
 // of memory (OOMScoreAdjust=): a plugin that inherited it could have everything
 // else on the host killed in its stead. What makes it an earlier victim stays.
-func leaveShelter() error {
+func resetOOMScore() error {
 	const file = "/proc/self/oom_score_adj"
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -292,7 +292,7 @@ func leaveShelter() error {
 
 // emptyBounds empties the bounding set, and sets the bits that keep root from
 // being special, locked: they matter when the plugin runs as root.
-func emptyBounds() error {
+func dropBoundingSet() error {
 	for capability := uintptr(0); capability <= unix.CAP_LAST_CAP+16; capability++ {
 		err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0)
 		if errors.Is(err, unix.EINVAL) {
@@ -313,7 +313,7 @@ func emptyBounds() error {
 
 // become changes the thread's user and groups. The calls are made directly: the
 // library's would change every thread of a process that is about to end anyway.
-func become(uid, gid int, groups []int) error {
+func setCredentials(uid, gid int, groups []int) error {
 	list := make([]uint32, len(groups)+1) // never empty, for its address
 	for i, group := range groups {
 		list[i] = uint32(group)
@@ -371,13 +371,13 @@ func closeOnExec() error {
 }
 
 // execute replaces the process by the program.
-func execute(o *order) error {
+func execute(o *launchSpec) error {
 	return searchProgram(o, func(path string, args []string) error { return syscall.Exec(path, args, o.Env) })
 }
 
 // searchProgram looks for the program as execvp(3) does, and runs the first that
 // can be run. A file that is no program the kernel knows is a script for /bin/sh.
-func searchProgram(o *order, run func(path string, args []string) error) error {
+func searchProgram(o *launchSpec, run func(path string, args []string) error) error {
 	const shell = "/bin/sh"
 	last := &ExecError{Path: o.Path, Status: 127, Err: unix.ENOENT}
 	for _, path := range candidates(o.Path, o.Env) {

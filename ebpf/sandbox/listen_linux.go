@@ -18,22 +18,22 @@ const siocUnixFile = 0x89e0
 // listens hands on what a process is about to listen on. The call goes on in any
 // case: no permission depends on it, so that the process may exchange the socket
 // under the number at the same time, to its own disadvantage.
-func (e *ears) listens(n *notice, process uint32) {
-	if e.listening == nil && e.serving == nil {
+func (e *notifyListener) reportListen(n *notification, process uint32) {
+	if e.listenUnix == nil && e.listenTCP == nil {
 		return
 	}
 	l, port, err := listenerOf(int(n.PID), int(process), int(int32(n.Data.Args[0])))
-	if l != nil && e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) != nil { //nolint:gosec // its id
+	if l != nil && e.ioctl(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) != nil { //nolint:gosec // its id
 		_ = l.File.Close()
 		return // the process was killed, and its number may be another's
 	}
 	switch {
 	case err != nil:
 		e.log.Warn("listening socket not followed", zap.Uint32("pid", process), zap.Error(err))
-	case port != 0 && e.serving != nil:
-		e.serving(port)
-	case l != nil && e.listening != nil:
-		e.listening(process, *l)
+	case port != 0 && e.listenTCP != nil:
+		e.listenTCP(port)
+	case l != nil && e.listenUnix != nil:
+		e.listenUnix(process, *l)
 	case l != nil:
 		_ = l.File.Close()
 	}

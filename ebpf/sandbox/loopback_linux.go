@@ -22,7 +22,7 @@ const firstHighPort = 1024
 // gives it the addresses of [PluginAddresses]. A kernel without IPv6 has only the
 // first.
 func prepareLoopback() error {
-	if err := raiseLoopback(); err != nil {
+	if err := setLoopbackUp(); err != nil {
 		return err
 	}
 	for _, address := range PluginAddresses() {

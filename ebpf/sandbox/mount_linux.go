@@ -61,14 +61,14 @@ func bind(source, target string, readOnly bool) error {
 // it. It follows no symbolic link: a tree that is kept from one run to the next
 // holds what the program left there, and following its links with root's
 // privileges would lead out of the tree.
-func openPlace(tree, path string, directory bool) (int, error) {
+func openBelow(tree, path string, directory bool) (int, error) {
 	at, err := unix.Open(tree, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open %s: %w", tree, err)
 	}
 	names := strings.Split(strings.TrimPrefix(strings.TrimPrefix(path, tree), "/"), "/")
 	for i, name := range names {
-		next, err := openName(at, name, directory || i < len(names)-1)
+		next, err := openEntry(at, name, directory || i < len(names)-1)
 		if err := errors.Join(err, unix.Close(at)); err != nil {
 			return -1, fmt.Errorf("make %s in the view: %w", path, err)
 		}
@@ -78,7 +78,7 @@ func openPlace(tree, path string, directory bool) (int, error) {
 }
 
 // openName opens one name in a directory, and makes it if it is missing.
-func openName(at int, name string, directory bool) (int, error) {
+func openEntry(at int, name string, directory bool) (int, error) {
 	flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if directory {
 		flags |= unix.O_DIRECTORY
@@ -135,7 +135,7 @@ func isDirectory(fd int) (bool, error) {
 }
 
 // makeOwn makes a directory below [Own] and returns its path.
-func makeOwn(names ...string) (string, error) {
+func makeViewDir(names ...string) (string, error) {
 	path := filepath.Join(append([]string{Own}, names...)...)
 	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // the program reads it
 		return "", fmt.Errorf("make directory of the view: %w", err)

@@ -92,7 +92,7 @@ func prepareNetwork(serve []uint16) (*Network, error) {
 	return CurrentNetwork()
 }
 
-func raiseLoopback() error {
+func setLoopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("raise loopback: %w", err)

@@ -13,46 +13,46 @@ import (
 // Process is a program in a cage. On this platform there is none.
 type Process struct{}
 
-// Fence confines a plugin without privileges. On this platform it cannot be
+// Rootless confines a plugin without privileges. On this platform it cannot be
 // made.
-type Fence struct{}
+type Rootless struct{}
 
-// FenceProcess is a program behind a fence. On this platform there is none.
-type FenceProcess struct{}
+// RootlessProcess is a program behind a fence. On this platform there is none.
+type RootlessProcess struct{}
 
-// NewFence returns [ErrNoFence].
-func NewFence(FenceConfig) (*Fence, error) {
-	return nil, fmt.Errorf("make fence: %w: %w", ErrNoFence, ErrUnsupported)
+// NewRootless returns [ErrNoUserNamespace].
+func NewRootless(RootlessConfig) (*Rootless, error) {
+	return nil, fmt.Errorf("make fence: %w: %w", ErrNoUserNamespace, ErrUnsupported)
 }
 
 // Listeners are none.
-func (*Fence) Listeners() []net.Listener { return nil }
+func (*Rootless) Listeners() []net.Listener { return nil }
 
 // Limits are none.
-func (*Fence) Limits() []string { return nil }
+func (*Rootless) Limits() []string { return nil }
 
 // Start returns [ErrUnsupported].
-func (*Fence) Start(Command) (*FenceProcess, error) { return nil, ErrUnsupported }
+func (*Rootless) Start(Command) (*RootlessProcess, error) { return nil, ErrUnsupported }
 
 // DialContext returns [ErrUnsupported].
-func (*Fence) DialContext(context.Context, string, string) (net.Conn, error) {
+func (*Rootless) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, ErrUnsupported
 }
 
 // Kill does nothing.
-func (*Fence) Kill() error { return nil }
+func (*Rootless) Kill() error { return nil }
 
 // Close does nothing.
-func (*Fence) Close() error { return nil }
+func (*Rootless) Close() error { return nil }
 
 // PID is 0.
-func (*FenceProcess) PID() int { return 0 }
+func (*RootlessProcess) PID() int { return 0 }
 
 // Signal returns [ErrUnsupported].
-func (*FenceProcess) Signal(os.Signal) error { return ErrUnsupported }
+func (*RootlessProcess) Signal(os.Signal) error { return ErrUnsupported }
 
 // Wait returns [ErrUnsupported].
-func (*FenceProcess) Wait() (int, error) { return 0, ErrUnsupported }
+func (*RootlessProcess) Wait() (int, error) { return 0, ErrUnsupported }
 
 // Launch returns: there is no launcher.
 func Launch() {}
@@ -73,4 +73,4 @@ func (*Process) Terminal() *os.File { return nil }
 func (*Process) Stops() <-chan syscall.Signal { return nil }
 
 // Terminal is nil.
-func (*FenceProcess) Terminal() *os.File { return nil }
+func (*RootlessProcess) Terminal() *os.File { return nil }

@@ -73,7 +73,7 @@ func FindPaths(stateDir string) (Paths, error) {
 
 // lock holds a name under the runtime directory until it is released or the process
 // ends, however that happens: it is the kernel's lock on the open file.
-type Lock struct {
+type FileLock struct {
 	File  *os.File
 	path  string
 	State *os.File // the state directory, of a cage's lock
@@ -81,7 +81,7 @@ type Lock struct {
 
 // take takes a name. The error is EWOULDBLOCK when somebody else has it, unless
 // it is to wait.
-func (p Paths) Take(name string, wait bool) (*Lock, error) {
+func (p Paths) Take(name string, wait bool) (*FileLock, error) {
 	path := filepath.Join(p.Dir, name)
 	if dir := filepath.Dir(path); dir != p.Dir {
 		if err := EnsurePrivate(dir); err != nil {
@@ -103,7 +103,7 @@ func (p Paths) Take(name string, wait bool) (*Lock, error) {
 		// Whoever had it may have removed the file after we opened it.
 		var ours, there unix.Stat_t
 		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Stat(path, &there) == nil && ours.Ino == there.Ino {
-			return &Lock{File: f, path: path}, nil
+			return &FileLock{File: f, path: path}, nil
 		}
 		if err := f.Close(); err != nil {
 			return nil, fmt.Errorf("open lock: %w", err)
@@ -112,7 +112,7 @@ func (p Paths) Take(name string, wait bool) (*Lock, error) {
 }
 
 // release gives the name back. A nil lock has none.
-func (l *Lock) Release() error {
+func (l *FileLock) Release() error {
 	if l == nil {
 		return nil
 	}
@@ -133,7 +133,7 @@ func (l *Lock) Release() error {
 // lockCage makes this process the only one that handles the cage. The state
 // directory is locked as well, if it exists: a process that may write to another
 // part of /run than this one has another runtime directory.
-func (p Paths) LockState() (*Lock, error) {
+func (p Paths) LockStateDir() (*FileLock, error) {
 	l, err := p.Take("cages/"+p.ID, false)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, ErrBusy

@@ -42,10 +42,10 @@ type ProcessConfig struct {
 	// pairs only.
 	UnixSockets bool
 	// Listens has listen(2) wait until ListenUnix or ListenTCP has returned.
-	Listens bool
+	ReportListen bool
 	// Abstract permits connects to abstract Unix sockets outside, as far as the
 	// hooks do.
-	Abstract bool
+	AllowAbstract bool
 	// SelfTest has the launcher make the attempts that its standard input names
 	// instead of starting a program, for so many seconds at most. Zero: it starts
 	// the program.
@@ -60,8 +60,8 @@ type ProcessConfig struct {
 	ListenTCP func(port uint16)
 	// Viewed is called with the id of the view's first process before Start
 	// returns, and Left when the view has gone, both if View is set.
-	Viewed func(first int) error
-	Left   func() error
+	ViewStarted func(first int) error
+	ViewEnded   func() error
 	// Reaper is given the processes that are started and waited for. Nil: no other
 	// part of the program waits for processes.
 	Reaper *reaper.Reaper
@@ -73,12 +73,12 @@ type ProcessConfig struct {
 type Process struct {
 	config ProcessConfig
 	proc   *os.Process // the program, or the first process of its view
-	ears   *ears
+	notify *notifyListener
 
 	// In a view the program is a child of its first process.
-	pid   int      // the program's
-	pidfd int      // the program's; -1 without a view
-	news  *os.File // where its end is reported; nil without a view
+	pid     int      // the program's
+	pidfd   int      // the program's; -1 without a view
+	results *os.File // where its end is reported; nil without a view
 
 	terminal *os.File            // the master of its pseudoterminal
 	stops    chan syscall.Signal // see Stops; nil without a view
@@ -112,7 +112,7 @@ func (c *Command) Complete() error {
 		if file == nil {
 			continue
 		}
-		if err := passable(file); err != nil {
+		if err := checkStream(file); err != nil {
 			return fmt.Errorf("start %s: pass %s: %w", c.Path, name, err)
 		}
 	}
@@ -123,7 +123,7 @@ func (c *Command) Complete() error {
 // that made it: what the plugin did with one of the sidecar's would pass no
 // hook. A connected Unix stream, as parents and journals give, leads to one
 // place only.
-func passable(file *os.File) error {
+func checkStream(file *os.File) error {
 	var stat unix.Stat_t
 	fd := int(file.Fd())
 	if err := unix.Fstat(fd, &stat); err != nil {
@@ -159,7 +159,7 @@ func StartProcess(config ProcessConfig, command Command) (*Process, error) {
 }
 
 // errUnborn says that the launcher was killed before it did anything.
-var errUnborn = errors.New("the launcher ended before it had confined itself")
+var errLauncherDied = errors.New("the launcher ended before it had confined itself")
 
 // launch starts the launcher and hears what became of it. Normally it is born
 // into the cgroup (clone3, CLONE_INTO_CGROUP). Where it cannot be, it walks in,
@@ -171,9 +171,9 @@ var errUnborn = errors.New("the launcher ended before it had confined itself")
 //     under RestrictNamespaces=, as do container runtimes to a process without
 //     CAP_SYS_ADMIN; older ones answer EPERM.
 func (p *Process) launch(command Command) error {
-	err := p.attempt(command, false)
-	if errors.Is(err, errUnborn) || noClone3(err) {
-		err = p.attempt(command, true)
+	err := p.launchOnce(command, false)
+	if errors.Is(err, errLauncherDied) || noClone3(err) {
+		err = p.launchOnce(command, true)
 	}
 	return err
 }
@@ -188,13 +188,13 @@ func noClone3(err error) bool {
 	return slices.ContainsFunc([]error{unix.ENOSYS, unix.EPERM, unix.EINVAL, unix.E2BIG}, func(errno error) bool { return errors.Is(refused.Err, errno) })
 }
 
-func (p *Process) attempt(command Command, walk bool) error {
-	ours, theirs, err := statusPair()
+func (p *Process) launchOnce(command Command, walk bool) error {
+	ours, theirs, err := newStatusPair()
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if p.news != ours {
+		if p.results != ours {
 			_ = ours.Close()
 		}
 	}()
@@ -202,7 +202,7 @@ func (p *Process) attempt(command Command, walk bool) error {
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
-	file, err := writeGob(o)
+	file, err := writeSpec(o)
 	if err != nil {
 		return errors.Join(err, r.close(), theirs.Close())
 	}
@@ -213,19 +213,19 @@ func (p *Process) attempt(command Command, walk bool) error {
 		return err
 	}
 	p.pid = p.proc.Pid
-	p.ears, p.pidfd, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		e, err := newEars(listener, p.config.User.UID, p.config.Denied, p.config.ListenUnix, p.config.Logger)
+	p.notify, p.pidfd, err = awaitLauncher(ours, command.Path, func(listener int) (*notifyListener, error) {
+		e, err := newNotifyListener(listener, p.config.User.UID, p.config.Denied, p.config.ListenUnix, p.config.Logger)
 		if err != nil {
 			return nil, err
 		}
-		e.serving = p.config.ListenTCP
+		e.listenTCP = p.config.ListenTCP
 		return e.start(), nil
 	}, func(master int) { p.terminal = newMaster(master) })
 	switch {
 	case err == nil && p.pidfd >= 0:
-		p.news = ours
+		p.results = ours
 		if p.pid, err = pidOf(p.pidfd); err == nil {
-			err = p.config.Viewed(p.proc.Pid)
+			err = p.config.ViewStarted(p.proc.Pid)
 		}
 	case err == nil && o.View != nil:
 		err = fmt.Errorf("start %s: the first process of the view ended", command.Path)
@@ -234,11 +234,11 @@ func (p *Process) attempt(command Command, walk bool) error {
 		_ = p.proc.Kill()
 		_, _ = p.proc.Wait()
 		p.config.Reaper.Done(p.proc.Pid)
-		return errors.Join(err, p.ears.close(), p.forget(), p.closeTerminal())
+		return errors.Join(err, p.notify.close(), p.closeView(), p.closeTerminal())
 	}
-	if p.news != nil {
+	if p.results != nil {
 		p.stops, p.last = make(chan syscall.Signal, 1), make(chan syscall.WaitStatus, 1)
-		go p.follow()
+		go p.receiveResults()
 	}
 	return nil
 }
@@ -255,11 +255,11 @@ func (p *Process) closeTerminal() error {
 
 // follow takes in what the first process of the view reports until it ends: that
 // the program was stopped, and how it ended.
-func (p *Process) follow() {
+func (p *Process) receiveResults() {
 	defer close(p.last)
 	for {
 		var text [8]byte
-		n, _, err := unix.Recvfrom(int(p.news.Fd()), text[:], 0)
+		n, _, err := unix.Recvfrom(int(p.results.Fd()), text[:], 0)
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN): // the timeout of the start
 		case err != nil || n != 5:
@@ -277,13 +277,13 @@ func (p *Process) follow() {
 }
 
 // forget closes what a view's program was known by.
-func (p *Process) forget() error {
+func (p *Process) closeView() error {
 	if p.pidfd < 0 {
 		return nil
 	}
 	err := unix.Close(p.pidfd)
 	p.pidfd = -1
-	return errors.Join(err, p.news.Close(), p.config.Left())
+	return errors.Join(err, p.results.Close(), p.config.ViewEnded())
 }
 
 // socketPair makes a pair of sequenced sockets: one call is one message, and the
@@ -297,7 +297,7 @@ func socketPair(name string) (ours, theirs *os.File, err error) {
 }
 
 // statusPair is what a launcher reports on.
-func statusPair() (ours, theirs *os.File, err error) {
+func newStatusPair() (ours, theirs *os.File, err error) {
 	if ours, theirs, err = socketPair("status"); err != nil {
 		return nil, nil, err
 	}
@@ -310,12 +310,12 @@ func statusPair() (ours, theirs *os.File, err error) {
 
 // prepare makes the order, and the Landlock rules, if there are any and they are
 // not to be made in a view.
-func (c *ProcessConfig) prepare(command Command, walk bool) (*order, *rules, error) {
-	o := &order{
+func (c *ProcessConfig) prepare(command Command, walk bool) (*launchSpec, *ruleset, error) {
+	o := &launchSpec{
 		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
 		UID: c.User.UID, GID: c.User.GID, Groups: c.User.groups,
-		UnixSockets: c.UnixSockets, Listens: c.Listens, SelfTest: c.SelfTest, Walk: walk,
-		Files: command.Files != nil, Private: slices.Clone(c.Private), Unreadable: c.Unreadable, Abstract: c.Abstract,
+		UnixSockets: c.UnixSockets, ReportListen: c.ReportListen, SelfTest: c.SelfTest, EnterCgroup: walk,
+		Files: command.Files != nil, Private: slices.Clone(c.Private), Unreadable: c.Unreadable, AllowAbstract: c.AllowAbstract,
 	}
 	if c.View != nil {
 		var err error
@@ -326,7 +326,7 @@ func (c *ProcessConfig) prepare(command Command, walk bool) (*order, *rules, err
 		o.Private = slices.DeleteFunc(o.Private, func(path string) bool { return !o.View.Shows(path) })
 		return o, nil, nil
 	}
-	r, err := newRules(command.Files, o.Abstract, o.Private)
+	r, err := newRuleset(command.Files, o.AllowAbstract, o.Private)
 	if err != nil {
 		return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
@@ -338,7 +338,7 @@ func (c *ProcessConfig) prepare(command Command, walk bool) (*order, *rules, err
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
 // session of its own: there is no moment at which it is elsewhere.
-func (p *Process) spawn(command Command, status, file *os.File, r *rules, walk bool, o *order) (err error) {
+func (p *Process) spawn(command Command, status, file *os.File, r *ruleset, walk bool, o *launchSpec) (err error) {
 	set, slave := command.terminalStreams(), (*os.File)(nil)
 	if o.View != nil {
 		command = command.withoutStreams(set)
@@ -397,7 +397,7 @@ func (p *Process) spawn(command Command, status, file *os.File, r *rules, walk b
 // closes the socket, or has started it in a view, and then returns its pidfd, else
 // -1. The ears are nil if the launcher could get no listener, which only a fence
 // puts up with, and may be there beside an error.
-func hear(status *os.File, path string, listen func(fd int) (*ears, error), adopt func(master int)) (e *ears, pidfd int, err error) {
+func awaitLauncher(status *os.File, path string, listen func(fd int) (*notifyListener, error), adopt func(master int)) (e *notifyListener, pidfd int, err error) {
 	text := make([]byte, 4096)
 	rights := make([]byte, unix.CmsgSpace(4))
 	for confined := false; ; {
@@ -408,19 +408,19 @@ func hear(status *os.File, path string, listen func(fd int) (*ears, error), adop
 		case err != nil:
 			return e, -1, fmt.Errorf("start %s: hear launcher: %w", path, err)
 		case n == 0 && !confined:
-			return e, -1, fmt.Errorf("start %s: %w", path, errUnborn)
+			return e, -1, fmt.Errorf("start %s: %w", path, errLauncherDied)
 		case n == 0:
 			return e, -1, nil
 		}
 		switch {
 		case text[0] == replyTerminal && !confined:
-			master, err := oneRight(rights[:m])
+			master, err := receivedFD(rights[:m])
 			if err != nil {
 				return e, -1, fmt.Errorf("start %s: %w", path, err)
 			}
 			adopt(master)
 		case text[0] == replyListener && !confined:
-			listener, err := oneRight(rights[:m])
+			listener, err := receivedFD(rights[:m])
 			if err != nil {
 				return e, -1, fmt.Errorf("start %s: %w", path, err)
 			}
@@ -428,10 +428,10 @@ func hear(status *os.File, path string, listen func(fd int) (*ears, error), adop
 				return nil, -1, err
 			}
 			confined = true
-		case text[0] == replyDeaf && !confined:
+		case text[0] == replyUnreported && !confined:
 			confined = true
 		case text[0] == replyStarted && confined:
-			pidfd, err := oneRight(rights[:m])
+			pidfd, err := receivedFD(rights[:m])
 			if err != nil {
 				return e, -1, fmt.Errorf("start %s: %w", path, err)
 			}
@@ -445,7 +445,7 @@ func hear(status *os.File, path string, listen func(fd int) (*ears, error), adop
 	}
 }
 
-func oneRight(rights []byte) (int, error) {
+func receivedFD(rights []byte) (int, error) {
 	messages, err := unix.ParseSocketControlMessage(rights)
 	if err != nil || len(messages) != 1 {
 		return -1, errors.Join(errors.New("hear launcher: no descriptor came with the reply"), err)
@@ -533,15 +533,15 @@ func (p *Process) wait() (int, error) {
 	state, err := p.proc.Wait()
 	p.config.Reaper.Done(p.proc.Pid)
 	killed := p.config.Cgroup.Kill()
-	heard := p.ears.close()
+	heard := p.notify.close()
 	if err != nil {
-		return 125, errors.Join(fmt.Errorf("wait for the plugin: %w", err), killed, heard, p.forget())
+		return 125, errors.Join(fmt.Errorf("wait for the plugin: %w", err), killed, heard, p.closeView())
 	}
 	status, ok := state.Sys().(syscall.WaitStatus)
-	if p.news != nil && ok {
-		status = p.reported(status)
+	if p.results != nil && ok {
+		status = p.programStatus(status)
 	}
-	forgotten := p.forget()
+	forgotten := p.closeView()
 	switch {
 	case !ok:
 		return 125, errors.Join(errors.New("wait for the plugin: unknown status"), killed, heard, forgotten)
@@ -553,7 +553,7 @@ func (p *Process) wait() (int, error) {
 
 // reported is the status of the program as the first process of its view
 // reported it, or that of the first process itself, if it was killed before.
-func (p *Process) reported(first syscall.WaitStatus) syscall.WaitStatus {
+func (p *Process) programStatus(first syscall.WaitStatus) syscall.WaitStatus {
 	if last, ok := <-p.last; ok {
 		return last
 	}

@@ -6,14 +6,14 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
 
-// FenceConfig says what to fence in.
-type FenceConfig struct {
+// RootlessConfig says what to fence in.
+type RootlessConfig struct {
 	// Plugin is the plugin's name.
 	Plugin string
 	// Proxy lists the addresses on which the sidecar is to be reached from
 	// inside, each an address of the loopback and a port; port 0 picks one.
 	Proxy []string
-	// Serve lists the ports that [Fence.DialContext] is to reach. Without one below
+	// Serve lists the ports that [Rootless.DialContext] is to reach. Without one below
 	// 1024 it is no error that the plugin cannot bind such a port.
 	Serve []uint16
 	// User is as [Config.User], and counts only if the sidecar is root: an

@@ -22,43 +22,43 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
-// Fence confines a plugin without any privilege: for a machine or a user that
-// cannot have a [Cage]. It is a user namespace of the plugin's own and in it a
+// Rootless confines a plugin without any privilege: for a machine or a user that
+// cannot have a [Confinement]. It is a user namespace of the plugin's own and in it a
 // network without a way out, in which the sidecar listens; processes, mounts and
 // IPC of its own; and the system call filter of a cage. What it lacks,
-// [Fence.Limits] lists.
+// [Rootless.Limits] lists.
 //
 // A small process, the keeper, is the first in these namespaces. With it
 // everything in them ends, and it ends with the sidecar, however that ends: what
 // a plugin leaves in the background, too, whatever it did to leave it there.
-type Fence struct {
-	config    FenceConfig
+type Rootless struct {
+	config    RootlessConfig
 	account   User
 	listeners []net.Listener
-	keeper    *os.Process
+	init      *os.Process
 	control   *os.File // orders go, news come
 
-	mu      sync.Mutex // held while a program starts
-	running bool
-	deaf    bool // the last program's filter could not be heard
-	killed  bool
-	closed  bool
+	mu         sync.Mutex // held while a program starts
+	running    bool
+	unreported bool // the last program's filter could not be heard
+	killed     bool
+	closed     bool
 
 	dialing sync.Mutex
 	dial    *os.File
 }
 
 // fenceOrder is what the keeper is told, and in an order what the launcher is.
-type fenceOrder struct {
+type rootlessSpec struct {
 	Addresses []string // to listen on
 	Serve     []uint16 // ports that the plugin serves
 	Private   []string // to hide
 	Files     *Files
 }
 
-// NewFence makes the namespaces and the listeners; nothing of the plugin's runs
-// yet. [ErrNoFence] says that the system does not permit it, with the reason.
-func NewFence(config FenceConfig) (*Fence, error) {
+// NewRootless makes the namespaces and the listeners; nothing of the plugin's runs
+// yet. [ErrNoUserNamespace] says that the system does not permit it, with the reason.
+func NewRootless(config RootlessConfig) (*Rootless, error) {
 	for _, address := range config.Proxy {
 		if err := literal(address); err != nil {
 			return nil, fmt.Errorf("make fence: %w", err)
@@ -78,14 +78,14 @@ func NewFence(config FenceConfig) (*Fence, error) {
 	if config.Denied == nil {
 		config.Denied = func(Denial) {}
 	}
-	f := &Fence{config: config, account: User{UID: os.Geteuid(), GID: os.Getegid(), Same: true}}
+	f := &Rootless{config: config, account: User{UID: os.Geteuid(), GID: os.Getegid(), Same: true}}
 	if err := f.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("make fence: %w", err), f.Close())
 	}
 	return f, nil
 }
 
-func (f *Fence) build() error {
+func (f *Rootless) build() error {
 	var err error
 	if f.account.UID == 0 {
 		dir, err := runtimedir.Find(f.config.StateDir)
@@ -97,7 +97,7 @@ func (f *Fence) build() error {
 			return err
 		}
 	}
-	file, err := writeGob(fenceOrder{Addresses: f.config.Proxy, Serve: f.config.Serve, Private: ResolveLinks(f.config.Private)})
+	file, err := writeSpec(rootlessSpec{Addresses: f.config.Proxy, Serve: f.config.Serve, Private: ResolveLinks(f.config.Private)})
 	if err != nil {
 		return err
 	}
@@ -112,25 +112,25 @@ func (f *Fence) build() error {
 	}
 	defer func() { _ = theirDial.Close() }()
 	if err := f.spawn(theirs, file, theirDial); err != nil {
-		return fmt.Errorf("%w: %w%s", ErrNoFence, err, fenceHint(err))
+		return fmt.Errorf("%w: %w%s", ErrNoUserNamespace, err, userNamespaceHint(err))
 	}
 	// Our copy has to go, or the keeper's end is never seen.
 	if err := theirs.Close(); err != nil {
 		return fmt.Errorf("start keeper: %w", err)
 	}
-	fds, err := f.listen()
+	fds, err := f.awaitListeners()
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoFence, err)
+		return fmt.Errorf("%w: %w", ErrNoUserNamespace, err)
 	}
 	for _, fd := range fds {
-		err = errors.Join(err, f.adopt(fd))
+		err = errors.Join(err, f.takeListener(fd))
 	}
 	return err
 }
 
 // fenceHint says how a system that refuses user namespaces can be told to allow
 // them.
-func fenceHint(err error) string {
+func userNamespaceHint(err error) string {
 	switch {
 	case errors.Is(err, unix.ENOSPC):
 		return " (sysctl user.max_user_namespaces is used up or 0)"
@@ -142,7 +142,7 @@ func fenceHint(err error) string {
 
 // spawn starts the keeper in namespaces of its own, with what it needs to set
 // them up. Inside, users have the numbers that they have outside.
-func (f *Fence) spawn(control, order, dial *os.File) error {
+func (f *Rootless) spawn(control, order, dial *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("start keeper: %w", err)
@@ -159,8 +159,8 @@ func (f *Fence) spawn(control, order, dial *os.File) error {
 		attributes.GidMappingsEnableSetgroups = true
 		attributes.Credential = &syscall.Credential{Uid: uint32(f.account.UID), Gid: uint32(f.account.GID)}
 	}
-	f.keeper, err = f.config.Reaper.Start(func() (*os.Process, error) {
-		return os.StartProcess("/proc/self/exe", []string{fenceName}, &os.ProcAttr{
+	f.init, err = f.config.Reaper.Start(func() (*os.Process, error) {
+		return os.StartProcess("/proc/self/exe", []string{rootlessSetupName}, &os.ProcAttr{
 			Env: []string{}, Dir: "/", Sys: attributes,
 			Files: []*os.File{null, null, null, control, order, dial},
 		})
@@ -172,19 +172,19 @@ func (f *Fence) spawn(control, order, dial *os.File) error {
 }
 
 // listen waits for the keeper's listeners.
-func (f *Fence) listen() ([]int, error) {
-	text, fds, err := f.hear(launchTimeout)
+func (f *Rootless) awaitListeners() ([]int, error) {
+	text, fds, err := f.receiveResult(launchTimeout)
 	switch {
 	case err != nil:
 		return nil, err
-	case text[0] == newsListening && len(fds) == len(f.config.Proxy):
+	case text[0] == resultListening && len(fds) == len(f.config.Proxy):
 		return fds, nil
 	}
 	return nil, errors.New(strings.TrimSpace(string(text[1:])))
 }
 
 // adopt takes a listener over.
-func (f *Fence) adopt(fd int) error {
+func (f *Rootless) takeListener(fd int) error {
 	file := os.NewFile(uintptr(fd), "listener")
 	listener, err := net.FileListener(file)
 	if err := errors.Join(err, file.Close()); err != nil {
@@ -195,7 +195,7 @@ func (f *Fence) adopt(fd int) error {
 }
 
 // hear reads one piece of news. No timeout: it waits for ever.
-func (f *Fence) hear(timeout time.Duration) (text []byte, fds []int, err error) {
+func (f *Rootless) receiveResult(timeout time.Duration) (text []byte, fds []int, err error) {
 	wait := -1
 	if timeout > 0 {
 		wait = int(timeout.Milliseconds())
@@ -243,11 +243,11 @@ func receive(socket int) (text []byte, fds []int, err error) {
 }
 
 // Listeners are the sidecar's, inside the fence, in the order of
-// [FenceConfig.Proxy]. They are the caller's to close.
-func (f *Fence) Listeners() []net.Listener { return f.listeners }
+// [RootlessConfig.Proxy]. They are the caller's to close.
+func (f *Rootless) Listeners() []net.Listener { return f.listeners }
 
-// Limits says in words what a fence cannot do and a [Cage] can.
-func (f *Fence) Limits() []string {
+// Limits says in words what a fence cannot do and a [Confinement] can.
+func (f *Rootless) Limits() []string {
 	limits := []string{
 		"nothing is metered: limits on connections, bytes, system calls and processes cannot be kept",
 		"only programs that use the proxy variables reach anything; the network refuses the others, and no record says so",
@@ -265,15 +265,15 @@ func (f *Fence) Limits() []string {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.deaf {
+	if f.unreported {
 		limits = append(limits, "refused system calls are not recorded: something else hears this container's already")
 	}
 	return limits
 }
 
-// Start starts a program behind the fence, as [Cage.Start] does in a cage. One
+// Start starts a program behind the fence, as [Confinement.Start] does in a cage. One
 // runs at a time.
-func (f *Fence) Start(command Command) (*FenceProcess, error) {
+func (f *Rootless) Start(command Command) (*RootlessProcess, error) {
 	if err := command.Complete(); err != nil {
 		return nil, err
 	}
@@ -285,7 +285,7 @@ func (f *Fence) Start(command Command) (*FenceProcess, error) {
 	case f.running:
 		return nil, fmt.Errorf("start %s: a program runs behind the fence already", command.Path)
 	}
-	p := &FenceProcess{fence: f}
+	p := &RootlessProcess{sandbox: f}
 	if err := p.launch(command); err != nil {
 		return nil, err
 	}
@@ -293,12 +293,12 @@ func (f *Fence) Start(command Command) (*FenceProcess, error) {
 	return p, nil
 }
 
-// FenceProcess is a program that runs behind a [Fence].
-type FenceProcess struct {
-	fence *Fence
-	pidfd int
-	pid   int
-	ears  *ears
+// RootlessProcess is a program that runs behind a [Rootless].
+type RootlessProcess struct {
+	sandbox *Rootless
+	pidfd   int
+	pid     int
+	notify  *notifyListener
 
 	terminal *os.File // the master of its pseudoterminal
 
@@ -310,8 +310,8 @@ type FenceProcess struct {
 	ended bool
 }
 
-func (p *FenceProcess) launch(command Command) error {
-	f := p.fence
+func (p *RootlessProcess) launch(command Command) error {
+	f := p.sandbox
 	here := command.Dir == ""
 	if here {
 		var err error
@@ -319,15 +319,15 @@ func (p *FenceProcess) launch(command Command) error {
 			return fmt.Errorf("start %s: %w", command.Path, err)
 		}
 	}
-	file, err := writeGob(order{
-		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, Here: here,
-		Files: command.Files != nil, Private: ResolveLinks(f.config.Private), Fence: &fenceOrder{Files: command.Files},
+	file, err := writeSpec(launchSpec{
+		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, DirInherited: here,
+		Files: command.Files != nil, Private: ResolveLinks(f.config.Private), Rootless: &rootlessSpec{Files: command.Files},
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = file.Close() }()
-	ours, theirs, err := statusPair()
+	ours, theirs, err := newStatusPair()
 	if err != nil {
 		return err
 	}
@@ -335,7 +335,7 @@ func (p *FenceProcess) launch(command Command) error {
 	stream := streamOf(command.terminalStreams())
 	command, master, slave, err := command.withTerminal(f.account.UID)
 	if err == nil {
-		err = f.order(command, stream, file, theirs)
+		err = f.sendLaunch(command, stream, file, theirs)
 	}
 	if slave != nil {
 		err = errors.Join(err, slave.Close())
@@ -344,34 +344,34 @@ func (p *FenceProcess) launch(command Command) error {
 		return fmt.Errorf("start %s: %w", command.Path, err)
 	}
 	p.terminal = master
-	text, fds, err := f.hear(launchTimeout)
-	if err != nil || text[0] != newsStarted || len(fds) != 1 {
-		return errors.Join(fmt.Errorf("start %s: the keeper could not: %s", command.Path, strings.TrimLeft(string(text), string(newsFailed))), err)
+	text, fds, err := f.receiveResult(launchTimeout)
+	if err != nil || text[0] != resultStarted || len(fds) != 1 {
+		return errors.Join(fmt.Errorf("start %s: the keeper could not: %s", command.Path, strings.TrimLeft(string(text), string(resultFailed))), err)
 	}
 	p.pidfd = fds[0]
-	p.ears, _, err = hear(ours, command.Path, func(listener int) (*ears, error) {
-		e, err := newEars(listener, f.account.UID, f.config.Denied, nil, nil)
+	p.notify, _, err = awaitLauncher(ours, command.Path, func(listener int) (*notifyListener, error) {
+		e, err := newNotifyListener(listener, f.account.UID, f.config.Denied, nil, nil)
 		if err != nil {
 			return nil, err
 		}
 		return e.start(), nil
 	}, func(int) {})
-	f.deaf = err == nil && p.ears == nil
+	f.unreported = err == nil && p.notify == nil
 	if err == nil {
 		p.pid, err = pidOf(p.pidfd)
 	}
 	if err != nil {
 		// Whatever it is by now, it ends, and the keeper says so.
 		_ = unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
-		_, _, _ = f.hear(launchTimeout)
-		return errors.Join(err, p.ears.close(), unix.Close(p.pidfd))
+		_, _, _ = f.receiveResult(launchTimeout)
+		return errors.Join(err, p.notify.close(), unix.Close(p.pidfd))
 	}
 	return nil
 }
 
 // order hands the keeper a program to start, with the number of a stream that is
 // to be its controlling terminal, or -1.
-func (f *Fence) order(command Command, stream int, file, status *os.File) error {
+func (f *Rootless) sendLaunch(command Command, stream int, file, status *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("give order: %w", err)
@@ -384,7 +384,7 @@ func (f *Fence) order(command Command, stream int, file, status *os.File) error 
 		}
 		fds = append(fds, int(file.Fd()))
 	}
-	if err := unix.Sendmsg(int(f.control.Fd()), []byte{orderStart, byte(stream + 1)}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
+	if err := unix.Sendmsg(int(f.control.Fd()), []byte{requestStart, byte(stream + 1)}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("give order: %w", err)
 	}
 	return nil
@@ -405,10 +405,10 @@ func pidOf(pidfd int) (int, error) {
 }
 
 // PID is the program's process id outside the fence.
-func (p *FenceProcess) PID() int { return p.pid }
+func (p *RootlessProcess) PID() int { return p.pid }
 
 // Signal passes a signal on, as [Process.Signal] does.
-func (p *FenceProcess) Signal(signal os.Signal) error {
+func (p *RootlessProcess) Signal(signal os.Signal) error {
 	number, ok := signal.(syscall.Signal)
 	if !ok {
 		return fmt.Errorf("signal the plugin: %v is not a system signal", signal)
@@ -435,30 +435,30 @@ func (p *FenceProcess) Signal(signal os.Signal) error {
 
 // Wait waits until the program and everything that it left behind has ended. The
 // status is as [Process.Wait]'s. It may be called more than once.
-func (p *FenceProcess) Wait() (int, error) {
+func (p *RootlessProcess) Wait() (int, error) {
 	p.once.Do(func() { p.status, p.err = p.wait() })
 	return p.status, p.err
 }
 
-func (p *FenceProcess) wait() (int, error) {
-	text, _, err := p.fence.hear(0)
+func (p *RootlessProcess) wait() (int, error) {
+	text, _, err := p.sandbox.receiveResult(0)
 	p.mu.Lock()
 	p.ended = true
 	p.mu.Unlock()
-	p.fence.mu.Lock()
-	p.fence.running = false
-	killed := p.fence.killed
-	closed := errors.Join(p.ears.close(), unix.Close(p.pidfd))
-	if p.fence.closed {
-		closed = errors.Join(closed, p.fence.control.Close())
+	p.sandbox.mu.Lock()
+	p.sandbox.running = false
+	killed := p.sandbox.killed
+	closed := errors.Join(p.notify.close(), unix.Close(p.pidfd))
+	if p.sandbox.closed {
+		closed = errors.Join(closed, p.sandbox.control.Close())
 	}
-	p.fence.mu.Unlock()
+	p.sandbox.mu.Unlock()
 	switch {
 	case err != nil && killed:
 		return 128 + int(unix.SIGKILL), closed
 	case err != nil:
 		return 125, errors.Join(fmt.Errorf("wait for the plugin: the keeper ended: %w", err), closed)
-	case text[0] != newsEnded || len(text) != 5:
+	case text[0] != resultEnded || len(text) != 5:
 		return 125, errors.Join(fmt.Errorf("wait for the plugin: the keeper says %q", text), closed)
 	}
 	status := syscall.WaitStatus(binary.NativeEndian.Uint32(text[1:]))
@@ -468,9 +468,9 @@ func (p *FenceProcess) wait() (int, error) {
 	return status.ExitStatus(), closed
 }
 
-// DialContext connects to the plugin inside the fence, as [Cage.DialContext]
+// DialContext connects to the plugin inside the fence, as [Confinement.DialContext]
 // does inside a cage. The keeper makes the connection and hands it out.
-func (f *Fence) DialContext(ctx context.Context, Network, address string) (net.Conn, error) {
+func (f *Rootless) DialContext(ctx context.Context, Network, address string) (net.Conn, error) {
 	if err := literal(address); err != nil {
 		return nil, err
 	}
@@ -489,7 +489,7 @@ func (f *Fence) DialContext(ctx context.Context, Network, address string) (net.C
 	if err != nil {
 		return nil, fmt.Errorf("dial the plugin: %w", err)
 	}
-	if text[0] != newsDialled || len(fds) != 1 {
+	if text[0] != resultConnected || len(fds) != 1 {
 		return nil, fmt.Errorf("dial the plugin: %s", text[1:])
 	}
 	file := os.NewFile(uintptr(fds[0]), "plugin")
@@ -502,14 +502,14 @@ func (f *Fence) DialContext(ctx context.Context, Network, address string) (net.C
 
 // Kill ends everything behind the fence, for good: nothing can be started there
 // again.
-func (f *Fence) Kill() error {
+func (f *Rootless) Kill() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.killed = true
-	if f.keeper == nil || f.closed {
+	if f.init == nil || f.closed {
 		return nil
 	}
-	if err := f.keeper.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := f.init.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("kill the plugin: %w", err)
 	}
 	return nil
@@ -517,7 +517,7 @@ func (f *Fence) Kill() error {
 
 // Close ends everything behind the fence and takes it down. A program that was
 // started has to have been waited for, or to be waited for at the same time.
-func (f *Fence) Close() error {
+func (f *Rootless) Close() error {
 	killed := f.Kill()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -526,9 +526,9 @@ func (f *Fence) Close() error {
 	}
 	f.closed = true
 	errs := []error{killed}
-	if f.keeper != nil {
-		_, err := f.keeper.Wait() // when it has ended, nothing of the fence lives
-		f.config.Reaper.Done(f.keeper.Pid)
+	if f.init != nil {
+		_, err := f.init.Wait() // when it has ended, nothing of the fence lives
+		f.config.Reaper.Done(f.init.Pid)
 		errs = append(errs, err)
 	}
 	if f.control != nil && !f.running { // else Wait reads from it, and closes it
@@ -545,7 +545,7 @@ func (f *Fence) Close() error {
 }
 
 // writeGob puts a value into a memory file: it may exceed what a pipe holds.
-func writeGob(value any) (*os.File, error) {
+func writeSpec(value any) (*os.File, error) {
 	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("write order: %w", err)
@@ -562,4 +562,4 @@ func writeGob(value any) (*os.File, error) {
 }
 
 // Account describes the user of the plugin, for its environment.
-func (f *Fence) Account() Account { return f.account.Account(f.config.Plugin, false) }
+func (f *Rootless) Account() Account { return f.account.Account(f.config.Plugin, false) }

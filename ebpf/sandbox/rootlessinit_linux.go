@@ -16,28 +16,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The keeper of a [Fence] is this binary under two other names: the first sets
+// The keeper of a [Rootless] is this binary under two other names: the first sets
 // the namespaces up, with capabilities that count only inside; it then becomes
 // the second, by exec, since only that takes them from every thread.
 const (
-	fenceName  = "chaperone-fence"
-	keeperName = "chaperone-keeper"
+	rootlessSetupName = "chaperone-fence"
+	rootlessInitName  = "chaperone-keeper"
 )
 
 // Descriptors that the keeper is given, besides orderFD.
 const (
 	controlFD = statusFD
-	dialFD    = gateFD
+	dialFD    = cgroupFD
 )
 
 // What is said on the control and dial sockets.
 const (
-	orderStart    = 'S' // the stream that is a terminal follows; with stdin, stdout, stderr, the launcher's status socket and its order
-	newsListening = 'L' // with the listeners
-	newsStarted   = 'P' // with a descriptor of the process
-	newsEnded     = 'E' // the wait status follows
-	newsDialled   = 'C' // with the connection
-	newsFailed    = 'F' // text follows
+	requestStart    = 'S' // the stream that is a terminal follows; with stdin, stdout, stderr, the launcher's status socket and its order
+	resultListening = 'L' // with the listeners
+	resultStarted   = 'P' // with a descriptor of the process
+	resultEnded     = 'E' // the wait status follows
+	resultConnected = 'C' // with the connection
+	resultFailed    = 'F' // text follows
 )
 
 // maxRights is how many descriptors one message carries at most.
@@ -47,20 +47,20 @@ const maxRights = 16
 const dialTimeout = 5 * time.Second
 
 // fence is the keeper. It never returns.
-func fence(name string) {
+func runRootlessInit(name string) {
 	runtime.LockOSThread()
-	if name == fenceName {
-		err := setUp()
-		tell(controlFD, append([]byte{newsFailed}, fmt.Sprint(err)...))
+	if name == rootlessSetupName {
+		err := setUpNamespaces()
+		send(controlFD, append([]byte{resultFailed}, fmt.Sprint(err)...))
 		os.Exit(125) //nolint:forbidigo // the end of this process
 	}
-	keep()
+	serveRequests()
 	// The kernel ends everything in a process namespace with its first process.
 	os.Exit(0) //nolint:forbidigo // as above
 }
 
 // tell sends one message. Nobody is left to be told of an error.
-func tell(socket int, text []byte, fds ...int) {
+func send(socket int, text []byte, fds ...int) {
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
@@ -69,16 +69,16 @@ func tell(socket int, text []byte, fds ...int) {
 }
 
 // setUp prepares the namespaces and gives up what that took.
-func setUp() error {
-	var o fenceOrder
-	file := os.NewFile(orderFD, "order")
+func setUpNamespaces() error {
+	var o rootlessSpec
+	file := os.NewFile(specFD, "order")
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
 	}
 	if len(o.Addresses) > maxRights {
 		return fmt.Errorf("listen: %d addresses, at most %d are possible", len(o.Addresses), maxRights)
 	}
-	if err := hide(o.Private); err != nil {
+	if err := hidePaths(o.Private); err != nil {
 		return err
 	}
 	if err := prepareLoopback(); err != nil {
@@ -89,7 +89,7 @@ func setUp() error {
 	}
 	var fds []int
 	for _, address := range o.Addresses {
-		fd, err := listenInside(address)
+		fd, err := listenFor(address)
 		if err != nil {
 			return err
 		}
@@ -98,21 +98,21 @@ func setUp() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)
 	}
-	if err := emptyBounds(); err != nil {
+	if err := dropBoundingSet(); err != nil {
 		return err
 	}
 	if err := dropCapabilities(); err != nil {
 		return err
 	}
-	tell(controlFD, []byte{newsListening}, fds...)
-	unix.CloseOnExec(orderFD)
-	return fmt.Errorf("keep: %w", syscall.Exec("/proc/self/exe", []string{keeperName}, nil))
+	send(controlFD, []byte{resultListening}, fds...)
+	unix.CloseOnExec(specFD)
+	return fmt.Errorf("keep: %w", syscall.Exec("/proc/self/exe", []string{rootlessInitName}, nil))
 }
 
 // hide gives the fence a /proc of its own, where that is permitted, and puts
 // nothing in the place of what is the sidecar's. What is out of reach anyway is
 // left as it is.
-func hide(private []string) error {
+func hidePaths(private []string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -141,7 +141,7 @@ func hide(private []string) error {
 }
 
 // listenInside opens a listener and returns its descriptor.
-func listenInside(address string) (int, error) {
+func listenFor(address string) (int, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
 	listener, err := config.Listen(context.Background(), "tcp", address) //nolint:forbidigo // binding an IP address does not wait
@@ -172,20 +172,20 @@ func descriptor(socket any) (int, error) {
 
 // keep starts what it is told to, collects what ends, and returns when the
 // sidecar is gone.
-func keep() {
+func serveRequests() {
 	// The plugin is the same user: it is not to look into this process.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return
 	}
 	unix.CloseOnExec(controlFD)
 	unix.CloseOnExec(dialFD)
-	go dialInside()
+	go serveDials()
 	for {
 		text, fds, err := receive(controlFD)
-		if err != nil || text[0] != orderStart || len(text) != 2 || len(fds) != 5 {
+		if err != nil || text[0] != requestStart || len(text) != 2 || len(fds) != 5 {
 			return
 		}
-		startInside(fds, int(text[1])-1)
+		startLauncher(fds, int(text[1])-1)
 		for _, fd := range fds {
 			_ = unix.Close(fd)
 		}
@@ -193,7 +193,7 @@ func keep() {
 }
 
 // startInside starts the launcher and sees to it that everything ends with it.
-func startInside(fds []int, stream int) {
+func startLauncher(fds []int, stream int) {
 	files := make([]uintptr, len(fds))
 	for i, fd := range fds {
 		files[i] = uintptr(fd)
@@ -204,24 +204,24 @@ func startInside(fds []int, stream int) {
 	}
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{launcherName}, &syscall.ProcAttr{Files: files, Sys: attributes})
 	if err != nil {
-		tell(controlFD, append([]byte{newsFailed}, err.Error()...))
+		send(controlFD, append([]byte{resultFailed}, err.Error()...))
 		return
 	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		_, _ = unix.Wait4(pid, nil, 0, nil)
-		tell(controlFD, append([]byte{newsFailed}, err.Error()...))
+		send(controlFD, append([]byte{resultFailed}, err.Error()...))
 		return
 	}
-	tell(controlFD, []byte{newsStarted}, pidfd)
+	send(controlFD, []byte{resultStarted}, pidfd)
 	_ = unix.Close(pidfd)
-	go collect(pid)
+	go reapUntilEmpty(pid)
 }
 
 // collect waits for the program, ends what it left behind, and says how it
 // ended. Meanwhile it buries what others left to the first process.
-func collect(program int) {
+func reapUntilEmpty(program int) {
 	var last unix.WaitStatus
 	for {
 		var status unix.WaitStatus
@@ -239,27 +239,27 @@ func collect(program int) {
 			_ = unix.Kill(-1, unix.SIGKILL)
 		}
 	}
-	tell(controlFD, binary.NativeEndian.AppendUint32([]byte{newsEnded}, uint32(last)))
+	send(controlFD, binary.NativeEndian.AppendUint32([]byte{resultEnded}, uint32(last)))
 }
 
-// dialInside makes the connections that [Fence.DialContext] asks for.
-func dialInside() {
+// dialInside makes the connections that [Rootless.DialContext] asks for.
+func serveDials() {
 	for {
 		text, _, err := receive(dialFD)
 		if err != nil {
 			return
 		}
-		fd, err := connectInside(string(text))
+		fd, err := dialFor(string(text))
 		if err != nil {
-			tell(dialFD, append([]byte{newsFailed}, err.Error()...))
+			send(dialFD, append([]byte{resultFailed}, err.Error()...))
 			continue
 		}
-		tell(dialFD, []byte{newsDialled}, fd)
+		send(dialFD, []byte{resultConnected}, fd)
 		_ = unix.Close(fd)
 	}
 }
 
-func connectInside(request string) (int, error) {
+func dialFor(request string) (int, error) {
 	Network, address, _ := strings.Cut(request, " ")
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout) //nolint:forbidigo // bounded here
 	defer cancel()

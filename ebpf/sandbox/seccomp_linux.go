@@ -20,7 +20,7 @@ const (
 	offsetArgs   = 16
 )
 
-func argument(n int) uint32 { return uint32(offsetArgs + 8*n) }
+func argumentOffset(n int) uint32 { return uint32(offsetArgs + 8*n) }
 
 // Verdicts. Notify stops the caller, tells the sidecar, and returns EPERM; with
 // the sidecar gone the kernel answers ENOSYS itself.
@@ -119,7 +119,7 @@ func refusedCalls() map[uint32]string {
 const openTreeAttr = 467
 
 // judgedCalls are refused for some arguments only.
-func judgedCalls() map[uint32]bool {
+func conditionalCalls() map[uint32]bool {
 	return map[uint32]bool{
 		unix.SYS_CLONE: true, unix.SYS_UNSHARE: true, unix.SYS_SOCKET: true,
 		unix.SYS_SOCKETPAIR: true, unix.SYS_IOCTL: true,
@@ -127,34 +127,34 @@ func judgedCalls() map[uint32]bool {
 }
 
 // program assembles a classic BPF filter.
-type program []unix.SockFilter
+type bpfProgram []unix.SockFilter
 
-func (p *program) load(offset uint32) {
+func (p *bpfProgram) load(offset uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset})
 }
 
-func (p *program) mask(bits uint32) {
+func (p *bpfProgram) mask(bits uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: bits})
 }
 
-func (p *program) give(verdict uint32) {
+func (p *bpfProgram) ret(verdict uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: verdict})
 }
 
 // equal gives the verdict when the loaded value is k, and goes on otherwise.
-func (p *program) equal(k, verdict uint32) {
+func (p *bpfProgram) ifEqual(k, verdict uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: k})
-	p.give(verdict)
+	p.ret(verdict)
 }
 
 // anyOf gives the verdict when the loaded value has one of the bits.
-func (p *program) anyOf(bits, verdict uint32) {
+func (p *bpfProgram) ifAnyBit(bits, verdict uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jf: 1, K: bits})
-	p.give(verdict)
+	p.ret(verdict)
 }
 
 // when runs body, which ends in a verdict, if the loaded value is k.
-func (p *program) when(k uint32, body program) {
+func (p *bpfProgram) when(k uint32, body bpfProgram) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(len(body)), K: k})
 	*p = append(*p, body...)
 }
@@ -164,37 +164,37 @@ func (p *program) when(k uint32, body program) {
 // listen(2) wait until the sidecar has seen it: without a sidecar it ends in
 // ENOSYS.
 func filter(unixSockets, listens bool) []unix.SockFilter {
-	var p program
+	var p bpfProgram
 	p.load(offsetArch)
 	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: NativeArch})
-	p.give(verdictNotify)
+	p.ret(verdictNotify)
 	p.load(offsetNumber)
-	p.anyOf(foreignNumber, verdictNotify)
+	p.ifAnyBit(foreignNumber, verdictNotify)
 	// C libraries fall back to clone, whose flags a filter can read.
-	p.equal(unix.SYS_CLONE3, verdictNoCall)
-	judged := judgedCalls()
+	p.ifEqual(unix.SYS_CLONE3, verdictNoCall)
+	judged := conditionalCalls()
 	for _, number := range slices.Sorted(maps.Keys(refusedCalls())) {
 		if !judged[number] {
-			p.equal(number, verdictNotify)
+			p.ifEqual(number, verdictNotify)
 		}
 	}
 	if listens {
-		p.equal(unix.SYS_LISTEN, verdictNotify)
+		p.ifEqual(unix.SYS_LISTEN, verdictNotify)
 	}
 	p.when(unix.SYS_CLONE, flagsFilter(namespaceFlags|parentFlag))
 	p.when(unix.SYS_UNSHARE, flagsFilter(namespaceFlags|unix.CLONE_NEWTIME))
 	p.when(unix.SYS_SOCKET, socketFilter(unixSockets))
 	p.when(unix.SYS_SOCKETPAIR, pairFilter(unixSockets))
 	p.when(unix.SYS_IOCTL, ioctlFilter())
-	p.give(verdictAllow)
+	p.ret(verdictAllow)
 	return p
 }
 
-func flagsFilter(flags uint32) program {
-	var p program
-	p.load(argument(0))
-	p.anyOf(flags, verdictNotify)
-	p.give(verdictAllow)
+func flagsFilter(flags uint32) bpfProgram {
+	var p bpfProgram
+	p.load(argumentOffset(0))
+	p.ifAnyBit(flags, verdictNotify)
+	p.ret(verdictAllow)
 	return p
 }
 
@@ -202,20 +202,20 @@ func flagsFilter(flags uint32) program {
 // programs list interfaces and which can change nothing without a capability.
 // The socket hook refuses the same and more, but comes after the kernel's own
 // check for privileges, which would refuse a raw socket unreported.
-func socketFilter(unixSockets bool) program {
-	var p program
-	p.load(argument(0))
+func socketFilter(unixSockets bool) bpfProgram {
+	var p bpfProgram
+	p.load(argumentOffset(0))
 	p.when(unix.AF_INET, internetFilter())
 	p.when(unix.AF_INET6, internetFilter())
 	if unixSockets {
-		p.equal(unix.AF_UNIX, verdictAllow)
+		p.ifEqual(unix.AF_UNIX, verdictAllow)
 	}
-	var netlink program
-	netlink.load(argument(2))
-	netlink.equal(unix.NETLINK_ROUTE, verdictAllow)
-	netlink.give(verdictNotify)
+	var netlink bpfProgram
+	netlink.load(argumentOffset(2))
+	netlink.ifEqual(unix.NETLINK_ROUTE, verdictAllow)
+	netlink.ret(verdictNotify)
 	p.when(unix.AF_NETLINK, netlink)
-	p.give(verdictNotify)
+	p.ret(verdictNotify)
 	return p
 }
 
@@ -224,54 +224,54 @@ const typeMask = 0xf
 
 // internetFilter allows TCP and UDP. Multipath TCP, which Go's listeners ask for
 // before they fall back, is answered as by a kernel without it.
-func internetFilter() program {
-	var stream, datagram program
-	stream.load(argument(2))
-	stream.equal(0, verdictAllow)
-	stream.equal(unix.IPPROTO_TCP, verdictAllow)
-	stream.equal(unix.IPPROTO_MPTCP, verdictNoProtocol)
-	stream.give(verdictNotify)
-	datagram.load(argument(2))
-	datagram.equal(0, verdictAllow)
-	datagram.equal(unix.IPPROTO_UDP, verdictAllow)
-	datagram.give(verdictNotify)
-	var p program
-	p.load(argument(1))
+func internetFilter() bpfProgram {
+	var stream, datagram bpfProgram
+	stream.load(argumentOffset(2))
+	stream.ifEqual(0, verdictAllow)
+	stream.ifEqual(unix.IPPROTO_TCP, verdictAllow)
+	stream.ifEqual(unix.IPPROTO_MPTCP, verdictNoProtocol)
+	stream.ret(verdictNotify)
+	datagram.load(argumentOffset(2))
+	datagram.ifEqual(0, verdictAllow)
+	datagram.ifEqual(unix.IPPROTO_UDP, verdictAllow)
+	datagram.ret(verdictNotify)
+	var p bpfProgram
+	p.load(argumentOffset(1))
 	p.mask(typeMask)
 	p.when(unix.SOCK_STREAM, stream)
 	p.when(unix.SOCK_DGRAM, datagram)
-	p.give(verdictNotify)
+	p.ret(verdictNotify)
 	return p
 }
 
 // pairFilter allows Unix pairs. A datagram pair can still send to any name, so
 // it is only for kernels whose hooks judge that.
-func pairFilter(unixSockets bool) program {
-	var pair program
+func pairFilter(unixSockets bool) bpfProgram {
+	var pair bpfProgram
 	if unixSockets {
-		pair.give(verdictAllow)
+		pair.ret(verdictAllow)
 	} else {
-		pair.load(argument(1))
+		pair.load(argumentOffset(1))
 		pair.mask(typeMask)
-		pair.equal(unix.SOCK_STREAM, verdictAllow)
-		pair.equal(unix.SOCK_SEQPACKET, verdictAllow)
-		pair.give(verdictNotify)
+		pair.ifEqual(unix.SOCK_STREAM, verdictAllow)
+		pair.ifEqual(unix.SOCK_SEQPACKET, verdictAllow)
+		pair.ret(verdictNotify)
 	}
-	var p program
-	p.load(argument(0))
+	var p bpfProgram
+	p.load(argumentOffset(0))
 	p.when(unix.AF_UNIX, pair)
-	p.give(verdictNotify)
+	p.ret(verdictNotify)
 	return p
 }
 
-func ioctlFilter() program {
-	var p program
-	p.load(argument(1))
-	p.equal(ioctlTIOCSTI, verdictNotify)
-	p.equal(ioctlTIOCLINUX, verdictNotify)
+func ioctlFilter() bpfProgram {
+	var p bpfProgram
+	p.load(argumentOffset(1))
+	p.ifEqual(ioctlTIOCSTI, verdictNotify)
+	p.ifEqual(ioctlTIOCLINUX, verdictNotify)
 	p.mask(ioctlGroup)
-	p.equal(ioctlVhost, verdictNotify)
-	p.give(verdictAllow)
+	p.ifEqual(ioctlVhost, verdictNotify)
+	p.ret(verdictAllow)
 	return p
 }
 
@@ -290,7 +290,7 @@ func installFilter(p []unix.SockFilter) (int, error) {
 
 // installDeaf installs the filter without a listener: what it would tell of is
 // refused with EPERM all the same.
-func installDeaf(p []unix.SockFilter) error {
+func installFilterUnreported(p []unix.SockFilter) error {
 	deaf := slices.Clone(p)
 	for i := range deaf {
 		if deaf[i].Code == unix.BPF_RET|unix.BPF_K && deaf[i].K == verdictNotify {

@@ -15,7 +15,7 @@ func TestFilterWithoutListener(t *testing.T) {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return false, err
 		}
-		if err := installDeaf(filter(false, false)); err != nil {
+		if err := installFilterUnreported(filter(false, false)); err != nil {
 			return false, err
 		}
 		if _, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0); !errors.Is(err, unix.EPERM) {

@@ -16,20 +16,20 @@ import (
 
 // ears hears what the seccomp filter refuses, and answers EPERM. The caller
 // stands still until then.
-type ears struct {
+type notifyListener struct {
 	listener int
 	stop     int // an event descriptor
 	uid      int // the plugin's
-	tell     func(Denial)
+	denied   func(Denial)
 	done     chan struct{}
 
-	listening func(process uint32, l Listener) // of a Unix socket; nil: that is not reported
-	serving   func(port uint16)                // of a TCP socket; nil: that is not reported
-	log       *zap.Logger
+	listenUnix func(process uint32, l Listener) // of a Unix socket; nil: that is not reported
+	listenTCP  func(port uint16)                // of a TCP socket; nil: that is not reported
+	log        *zap.Logger
 }
 
 // notice is struct seccomp_notif (include/uapi/linux/seccomp.h).
-type notice struct {
+type notification struct {
 	ID    uint64
 	PID   uint32
 	Flags uint32
@@ -42,7 +42,7 @@ type notice struct {
 }
 
 // answer is struct seccomp_notif_resp.
-type answer struct {
+type response struct {
 	ID    uint64
 	Value int64
 	Error int32
@@ -51,24 +51,24 @@ type answer struct {
 
 // newEars makes what hears, and tells what it hears. It takes over the descriptor.
 // Without a function for it listen(2) is allowed unseen.
-func newEars(listener, uid int, tell func(Denial), listening func(process uint32, l Listener), log *zap.Logger) (*ears, error) {
+func newNotifyListener(listener, uid int, tell func(Denial), listening func(process uint32, l Listener), log *zap.Logger) (*notifyListener, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hear seccomp: %w", err), unix.Close(listener))
 	}
-	e := &ears{listener: listener, stop: stop, uid: uid, tell: tell, done: make(chan struct{}), log: log}
-	e.listening = listening
+	e := &notifyListener{listener: listener, stop: stop, uid: uid, denied: tell, done: make(chan struct{}), log: log}
+	e.listenUnix = listening
 	return e, nil
 }
 
 // start begins to hear.
-func (e *ears) start() *ears {
+func (e *notifyListener) start() *notifyListener {
 	go e.run()
 	return e
 }
 
 // run ends when the last process under the filter does, or by close.
-func (e *ears) run() {
+func (e *notifyListener) run() {
 	defer close(e.done)
 	for {
 		poll := []unix.PollFd{
@@ -81,22 +81,22 @@ func (e *ears) run() {
 			return
 		}
 		if poll[0].Revents&unix.POLLIN != 0 {
-			e.hear()
+			e.handle()
 		} else if poll[0].Revents != 0 {
 			return
 		}
 	}
 }
 
-func (e *ears) hear() {
-	var n notice                                                                         // the kernel writes the thread's id as this process sees it
-	if err := e.control(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil { //nolint:gosec // struct seccomp_notif
+func (e *notifyListener) handle() {
+	var n notification                                                                 // the kernel writes the thread's id as this process sees it
+	if err := e.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil { //nolint:gosec // struct seccomp_notif
 		return // the caller was killed meanwhile
 	}
 	process := processOf(n.PID)
 	if n.Data.Arch == NativeArch && n.Data.Number == unix.SYS_LISTEN {
-		e.listens(&n, process)
-		_ = e.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE})) //nolint:gosec // struct seccomp_notif_resp
+		e.reportListen(&n, process)
+		_ = e.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE})) //nolint:gosec // struct seccomp_notif_resp
 		return                                                                                                                        // an error means that the caller is gone
 	}
 	e.report(&n, process)
@@ -105,17 +105,17 @@ func (e *ears) hear() {
 		// included. The number cannot have passed to another process while this
 		// one stands still, which is what the check before the signal proves.
 		if fd, err := unix.PidfdOpen(int(process), 0); err == nil {
-			if e.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) == nil { //nolint:gosec // its id
+			if e.ioctl(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.ID)) == nil { //nolint:gosec // its id
 				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 			}
 			_ = unix.Close(fd)
 		}
 	}
 	// An error means that the caller is gone.
-	_ = e.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer{ID: n.ID, Error: -int32(unix.EPERM)})) //nolint:gosec // struct seccomp_notif_resp
+	_ = e.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{ID: n.ID, Error: -int32(unix.EPERM)})) //nolint:gosec // struct seccomp_notif_resp
 }
 
-func (e *ears) control(request uint, value unsafe.Pointer) error {
+func (e *notifyListener) ioctl(request uint, value unsafe.Pointer) error {
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(e.listener), uintptr(request), uintptr(value))
 		if errno == 0 {
@@ -128,10 +128,10 @@ func (e *ears) control(request uint, value unsafe.Pointer) error {
 }
 
 // report describes a refusal.
-func (e *ears) report(n *notice, process uint32) {
+func (e *notifyListener) report(n *notification, process uint32) {
 	d := Denial{
 		Time: time.Now(), Hook: HookSeccomp, Cause: CausePolicy, Count: 1,
-		PID: process, Exe: Executable(process), UID: uint32(e.uid), Syscall: e.name(n),
+		PID: process, Exe: Executable(process), UID: uint32(e.uid), Syscall: e.callName(n),
 	}
 	if comm, err := os.ReadFile("/proc/" + strconv.Itoa(int(n.PID)) + "/comm"); err == nil {
 		d.Comm = string(bytes.TrimRight(comm, "\n"))
@@ -142,10 +142,10 @@ func (e *ears) report(n *notice, process uint32) {
 			d.Protocol = strconv.Itoa(int(int32(n.Data.Args[2])))
 		}
 	}
-	e.tell(d)
+	e.denied(d)
 }
 
-func (*ears) name(n *notice) string {
+func (*notifyListener) callName(n *notification) string {
 	number := uint32(n.Data.Number)
 	switch {
 	case n.Data.Arch != NativeArch:
@@ -160,7 +160,7 @@ func (*ears) name(n *notice) string {
 }
 
 // close stops hearing and waits until it has stopped. Nil hears nothing.
-func (e *ears) close() error {
+func (e *notifyListener) close() error {
 	if e == nil {
 		return nil
 	}

@@ -21,7 +21,7 @@ func runSelfTest(seconds uint) error {
 	defer timer.Stop()
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		name, argument, _ := strings.Cut(lines.Text(), " ")
-		if _, err := fmt.Fprintln(os.Stdout, outcome(trial(name, argument))); err != nil {
+		if _, err := fmt.Fprintln(os.Stdout, outcome(attempt(name, argument))); err != nil {
 			return fmt.Errorf("self-test: answer: %w", err)
 		}
 	}
@@ -41,7 +41,7 @@ func outcome(err error) string {
 
 // trial makes one attempt. The addresses are never reached: they are in the range
 // reserved by RFC 1112, section 4, and the process has no route.
-func trial(name, argument string) error {
+func attempt(name, argument string) error {
 	switch name {
 	case "datagram":
 		return sendDatagram(false)

@@ -32,7 +32,7 @@ func (v *View) Show(namespace *os.File, path string) error {
 	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("show %s: enter the view: %w", path, err)
 	}
-	place, err := openPlace(tree.Path, path, dir)
+	place, err := openBelow(tree.Path, path, dir)
 	if err != nil {
 		return err
 	}

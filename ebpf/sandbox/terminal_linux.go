@@ -110,7 +110,7 @@ func openTerminal(set uint8, uid int, settings terminal.Settings) error {
 // view, which leads a session. The program is then a job of that session, as it
 // would be under a shell: were it the leader, the kernel would not stop it by
 // SIGTSTP (its process group would be orphaned).
-func adoptTerminal(stream int) error {
+func setControllingTerminal(stream int) error {
 	if err := unix.IoctlSetInt(stream, unix.TIOCSCTTY, 0); err != nil {
 		return fmt.Errorf("take controlling terminal: %w", err)
 	}
@@ -143,7 +143,7 @@ func (p *Process) Terminal() *os.File { return p.terminal }
 func (p *Process) Stops() <-chan syscall.Signal { return p.stops }
 
 // Terminal is as [Process.Terminal].
-func (p *FenceProcess) Terminal() *os.File { return p.terminal }
+func (p *RootlessProcess) Terminal() *os.File { return p.terminal }
 
 // newMaster returns the file of a master's descriptor, which does not block.
 func newMaster(fd int) *os.File {

@@ -51,11 +51,11 @@ func (v *View) replaceTrust() error {
 }
 
 func (v *View) replaceTrustIn(dir string, names []string, id string) error {
-	old, err := makeOwn("trust", id+".old")
+	old, err := makeViewDir("trust", id+".old")
 	if err != nil {
 		return err
 	}
-	links, err := makeOwn("trust", id)
+	links, err := makeViewDir("trust", id)
 	if err != nil {
 		return err
 	}

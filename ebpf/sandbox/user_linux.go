@@ -36,18 +36,18 @@ const uidFile = "uid"
 // account is the user that a plugin runs as.
 type User struct {
 	UID, GID int
-	groups   []int  // supplementary groups, never root's
-	name     string // of the user database; empty: it is not there
-	home     string // of the user database; empty: it is not there
-	shell    string // of the user database; empty: it is not there
-	Same     bool   // root or the sidecar's own
-	lock     *Lock  // keeps a dynamic user from being taken twice; nil otherwise
+	groups   []int     // supplementary groups, never root's
+	name     string    // of the user database; empty: it is not there
+	home     string    // of the user database; empty: it is not there
+	shell    string    // of the user database; empty: it is not there
+	Same     bool      // root or the sidecar's own
+	lock     *FileLock // keeps a dynamic user from being taken twice; nil otherwise
 }
 
 // chooseAccount finds the user that the configuration asks for. The state
 // directory holds what is remembered of a dynamic user.
 func (p Paths) ChooseUser(name string, unsafe bool) (User, error) {
-	a, err := p.findAccount(name)
+	a, err := p.findUser(name)
 	if err != nil {
 		return User{}, err
 	}
@@ -65,12 +65,12 @@ func (a *User) Release() error {
 	return a.lock.Release()
 }
 
-func (p Paths) findAccount(name string) (User, error) {
+func (p Paths) findUser(name string) (User, error) {
 	if name == "" || name == DynamicUser {
-		if a, ok := sudoAccount(); ok {
+		if a, ok := sudoUser(); ok {
 			return a, nil
 		}
-		return p.dynamicAccount()
+		return p.dynamicUser()
 	}
 	if n, err := strconv.Atoi(name); err == nil {
 		// The largest two are "no change" to the kernel in some calls.
@@ -78,7 +78,7 @@ func (p Paths) findAccount(name string) (User, error) {
 			return User{}, fmt.Errorf("find user: %d is not a user id", n)
 		}
 		if u, err := user.LookupId(name); err == nil {
-			return knownAccount(u)
+			return userFromDatabase(u)
 		}
 		return User{UID: n, GID: n}, nil
 	}
@@ -86,12 +86,12 @@ func (p Paths) findAccount(name string) (User, error) {
 	if err != nil {
 		return User{}, fmt.Errorf("find user: %w", err)
 	}
-	return knownAccount(u)
+	return userFromDatabase(u)
 }
 
 // knownAccount is a user of the system's, with the groups that a login would
 // give it (initgroups(3)), except root's.
-func knownAccount(u *user.User) (User, error) {
+func userFromDatabase(u *user.User) (User, error) {
 	a := User{name: u.Username, home: u.HomeDir, shell: loginShell(u.Uid)}
 	var err error
 	if a.UID, err = strconv.Atoi(u.Uid); err != nil {
@@ -113,7 +113,7 @@ func knownAccount(u *user.User) (User, error) {
 }
 
 // sudoAccount is the user that called sudo, if that is how we became root.
-func sudoAccount() (User, bool) {
+func sudoUser() (User, bool) {
 	if os.Geteuid() != 0 {
 		return User{}, false
 	}
@@ -126,7 +126,7 @@ func sudoAccount() (User, bool) {
 		return User{}, false
 	}
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		if a, err := knownAccount(u); err == nil {
+		if a, err := userFromDatabase(u); err == nil {
 			a.GID = gid
 			return a, true
 		}
@@ -138,7 +138,7 @@ func sudoAccount() (User, bool) {
 // one that nobody has and has it remembered. The search starts at a number made
 // from the cage's name, so that a directory that cannot remember usually gets
 // the same one again.
-func (p Paths) dynamicAccount() (User, error) {
+func (p Paths) dynamicUser() (User, error) {
 	if uid, ok := rememberedUID(p.State); ok {
 		Lock, err := p.Take("users/"+strconv.Itoa(uid), false)
 		if err == nil {
@@ -153,7 +153,7 @@ func (p Paths) dynamicAccount() (User, error) {
 	if err != nil {
 		return User{}, err
 	}
-	for _, uid := range append(neighbours(p.State), registeredUIDs()...) {
+	for _, uid := range append(siblingUIDs(p.State), registeredUIDs()...) {
 		used[uid] = true
 	}
 	const size = lastDynamic - firstDynamic + 1
@@ -260,7 +260,7 @@ func registeredUIDs() []int {
 // neighbours are the dynamic users of the state directories beside one: the
 // plugins of a host usually keep theirs in one folder, and a plugin that does
 // not run has to keep its number, too.
-func neighbours(stateDir string) []int {
+func siblingUIDs(stateDir string) []int {
 	if stateDir == "" {
 		return nil
 	}
@@ -355,7 +355,7 @@ const noHome = "/"
 // describe fills in what the user database lacks, for the environment of a
 // plugin. In a view every user has a home and a runtime directory.
 func (a *User) Account(plugin string, view bool) Account {
-	out := Account{UID: a.UID, GID: a.GID, Name: cmp.Or(a.name, accountName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.Same}
+	out := Account{UID: a.UID, GID: a.GID, Name: cmp.Or(a.name, loginName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.Same}
 	if info, err := os.Stat(a.home); a.home != "" && err == nil && info.IsDir() {
 		out.Home = a.home
 	}
@@ -370,7 +370,7 @@ func (a *User) Account(plugin string, view bool) Account {
 
 // accountName makes a login name of a plugin's name, within the limits of
 // useradd(8): lower-case letters, digits, - and _, at most 32, a letter first.
-func accountName(plugin string) string {
+func loginName(plugin string) string {
 	clean := func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '-', r == '_':

@@ -10,12 +10,12 @@ import (
 func TestDynamicUsersDiffer(t *testing.T) {
 	needKernel(t)
 	same := Paths{Dir: t.TempDir(), ID: "same"}
-	a, err := same.dynamicAccount()
+	a, err := same.dynamicUser()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = a.Release() }()
-	b, err := same.dynamicAccount()
+	b, err := same.dynamicUser()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestDynamicUserIsRemembered(t *testing.T) {
 	}
 	choose := func(p Paths) (int, func()) {
 		t.Helper()
-		a, err := p.dynamicAccount()
+		a, err := p.dynamicUser()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +68,7 @@ func TestAccountName(t *testing.T) {
 		"weather": "weather", "Team/Weather.v2": "team-weather-v2", "42": "plugin-42", "": "plugin", "überall": "plugin--berall",
 		strings.Repeat("a", 40): strings.Repeat("a", 32),
 	} {
-		if got := accountName(plugin); got != want {
+		if got := loginName(plugin); got != want {
 			t.Errorf("%q: %q, want %q", plugin, got, want)
 		}
 	}

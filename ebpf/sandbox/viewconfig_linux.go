@@ -50,7 +50,7 @@ func NewView(c ViewConfig) (*View, error) {
 	v := &View{
 		UID: c.User.UID, GID: c.User.GID, Directory: dir,
 		Trust: Trust{Bundle: c.Command.TrustBundle},
-		Kept:  c.kept(dir),
+		Kept:  c.keptPaths(dir),
 	}
 	var err error
 	if v.Trees, err = c.trees(); err != nil {
@@ -114,7 +114,7 @@ func (c *ViewConfig) ownDirectory(name string) (string, error) {
 // kept is what stays visible of directories that the view covers: what the
 // command names, the granted sockets, and the certificates. Where files are
 // limited, it is what the limits name.
-func (c *ViewConfig) kept(dir string) []Kept {
+func (c *ViewConfig) keptPaths(dir string) []Kept {
 	var out []Kept
 	follow := func(path string, readOnly bool) {
 		if target, err := filepath.EvalSymlinks(path); err == nil && target != path {

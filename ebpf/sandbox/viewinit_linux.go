@@ -16,8 +16,8 @@ import (
 // the first process of the plugin's PID namespace, still with root's privileges.
 // It makes the view, gives the privileges up, and executes this binary again,
 // since only that takes credentials from every thread of a process.
-func buildView(o *order, file *os.File) error {
-	if err := giveUp(); err != nil {
+func buildView(o *launchSpec, file *os.File) error {
+	if err := dropInherited(); err != nil {
 		return err
 	}
 	if err := o.View.Build(); err != nil {
@@ -28,7 +28,7 @@ func buildView(o *order, file *os.File) error {
 			return err
 		}
 	}
-	if err := descend(o); err != nil {
+	if err := dropToUser(o); err != nil {
 		return err
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
@@ -40,23 +40,23 @@ func buildView(o *order, file *os.File) error {
 // descend changes to the plugin's user, and keeps one capability until the next
 // exec, which takes it: to execute this binary, which the plugin's user may not
 // be permitted to.
-func descend(o *order) error {
+func dropToUser(o *launchSpec) error {
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
-	if err := become(o.UID, o.GID, o.Groups); err != nil {
+	if err := setCredentials(o.UID, o.GID, o.Groups); err != nil {
 		return err
 	}
-	if err := setCapabilities(keepOverride | 1<<unix.CAP_SETPCAP); err != nil {
+	if err := setCapabilities(execCapability | 1<<unix.CAP_SETPCAP); err != nil {
 		return err
 	}
-	if err := emptyBounds(); err != nil {
+	if err := dropBoundingSet(); err != nil {
 		return err
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return fmt.Errorf("clear ambient capabilities: %w", err)
 	}
-	return setCapabilities(keepOverride)
+	return setCapabilities(execCapability)
 }
 
 // setCapabilities drops every capability but those of a set, and puts into
@@ -79,7 +79,7 @@ func setCapabilities(set uint32) error {
 // plugin's user, without capabilities. It puts itself under the rules that the
 // program inherits, starts it, and collects what ends until the program has
 // ended. With it ends everything in the view.
-func runInView(o *order) error {
+func runViewInit(o *launchSpec) error {
 	if err := os.WriteFile("/proc/self/comm", []byte(initName), 0); err != nil { // ps(1) shows it
 		return fmt.Errorf("name first process: %w", err)
 	}
@@ -87,11 +87,11 @@ func runInView(o *order) error {
 		return err
 	}
 	if !o.Files {
-		if err := proveUnreadable(o.Unreadable); err != nil {
+		if err := checkUnreadable(o.Unreadable); err != nil {
 			return err
 		}
 	}
-	if err := limitView(o); err != nil {
+	if err := enterViewLandlock(o); err != nil {
 		return err
 	}
 	if err := filterCalls(o); err != nil {
@@ -142,12 +142,12 @@ func defaultSignals() error {
 
 // limitView puts the thread under Landlock rules, made here since they are for
 // the files that the view shows.
-func limitView(o *order) error {
+func enterViewLandlock(o *launchSpec) error {
 	files := o.ViewFiles
 	if files != nil {
 		files = &Files{Read: append(viewPaths(), files.Read...), Write: append(viewWritable(o.Env), files.Write...)}
 	}
-	r, err := newRules(files, o.Abstract, o.Private)
+	r, err := newRuleset(files, o.AllowAbstract, o.Private)
 	if err != nil || r == nil {
 		return err
 	}
@@ -163,14 +163,14 @@ func limitView(o *order) error {
 
 // startProgram starts the program as a child that leads a session of its own, or
 // a job of this process's session where it has a terminal.
-func startProgram(o *order) (pid, pidfd int, err error) {
+func startProgram(o *launchSpec) (pid, pidfd int, err error) {
 	// The plugin has the same user: it is not to look into this process.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return 0, -1, fmt.Errorf("hide memory: %w", err)
 	}
 	attributes := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if stream := streamOf(o.Terminal); stream >= 0 {
-		if err := adoptTerminal(stream); err != nil {
+		if err := setControllingTerminal(stream); err != nil {
 			return 0, -1, err
 		}
 		attributes = &syscall.SysProcAttr{Setpgid: true, Foreground: !o.Background, Ctty: stream, PidFD: &pidfd}
@@ -220,4 +220,4 @@ func reap(program, stream int) syscall.WaitStatus {
 // keepOverride is the capability that lets the plugin's user execute the
 // sidecar's own file, whatever its mode: the first process of the view is that
 // file, and has no capability from then on.
-const keepOverride = 1 << unix.CAP_DAC_OVERRIDE
+const execCapability = 1 << unix.CAP_DAC_OVERRIDE

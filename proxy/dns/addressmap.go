@@ -8,9 +8,12 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 )
 
 // maxNamesPerPattern bounds the names that one wildcard pattern, or observing,
@@ -77,9 +80,15 @@ func IsVirtual(addr netip.Addr) bool {
 // addressMap pairs names with virtual addresses, for ever: an address that was
 // given out is never another name's, also after a restart, or a plugin that
 // kept it would reach another host.
+//
+// A pair survives a power cut before its address is given out.
 type addressMap struct {
+	// writing serialises new pairs and is taken before mu, so that known names do not
+	// wait for the disk.
+	writing sync.Mutex
+	file    atomicfile.File // nil: not kept
+
 	mu        sync.Mutex
-	file      *os.File // nil: not kept
 	byName    map[string]netip.Addr
 	byAddr    map[netip.Addr]string
 	counts    map[string]int // names by pattern
@@ -89,8 +98,9 @@ type addressMap struct {
 	broken    bool // the file could not be written: nothing new is given out
 }
 
-// openAddressMap reads the pairs in a file, which is made if it is missing; "" keeps none.
-func openAddressMap(path string) (*addressMap, error) {
+// openAddressMap reads the pairs in a file of fsys, which is made if it is missing; ""
+// keeps none.
+func openAddressMap(fsys atomicfile.FS, path string) (*addressMap, error) {
 	n := &addressMap{
 		byName: make(map[string]netip.Addr), byAddr: make(map[netip.Addr]string),
 		counts: make(map[string]int), next: firstVirtual,
@@ -98,7 +108,7 @@ func openAddressMap(path string) (*addressMap, error) {
 	if path == "" {
 		return n, nil
 	}
-	if err := n.open(path); err != nil {
+	if err := n.open(fsys, path); err != nil {
 		return nil, fmt.Errorf("open names: %w", err)
 	}
 	whole, err := n.readAll(path)
@@ -112,8 +122,8 @@ func openAddressMap(path string) (*addressMap, error) {
 }
 
 // open opens the file, which must be one of its owner's alone.
-func (n *addressMap) open(path string) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+func (n *addressMap) open(fsys atomicfile.FS, path string) error {
+	file, err := fsys.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
 	}
@@ -125,7 +135,7 @@ func (n *addressMap) open(path string) error {
 	case info.Size() > maxNamesFile:
 		err = fmt.Errorf("%s is larger than %d bytes", path, maxNamesFile)
 	default:
-		err = file.Chmod(0o600)
+		err = errors.Join(file.Chmod(0o600), fsys.SyncDir(filepath.Dir(path)))
 	}
 	if err != nil {
 		return errors.Join(err, file.Close())
@@ -186,12 +196,42 @@ var errMapFull = errors.New("no more names are given an address for this pattern
 
 // assign returns the address of a name that pattern grants, the same one always.
 func (n *addressMap) assign(name, pattern string) (netip.Addr, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if addr, ok := n.byName[name]; ok {
+	if addr, ok := n.known(name); ok {
 		return addr, nil
 	}
+	n.writing.Lock()
+	defer n.writing.Unlock()
+	addr, err := n.free(name, pattern)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if addr, ok := n.known(name); ok { // paired since
+		return addr, nil
+	}
+	if err := n.write(addr, name, pattern); err != nil {
+		return netip.Addr{}, fmt.Errorf("write names: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.next++
+	n.add(addr, name, pattern)
+	return addr, nil
+}
+
+func (n *addressMap) known(name string) (addr netip.Addr, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	addr, ok = n.byName[name]
+	return addr, ok
+}
+
+// free returns the address that a new name would have. The caller holds writing.
+func (n *addressMap) free(name, pattern string) (netip.Addr, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, known := n.byName[name]
 	switch {
+	case known:
 	case n.broken:
 		return netip.Addr{}, errors.New("write names: an earlier write failed")
 	case pattern != name && (n.counts[pattern] >= maxNamesPerPattern || n.wildcards >= maxWildcardNames), n.next > lastVirtual:
@@ -199,17 +239,25 @@ func (n *addressMap) assign(name, pattern string) (netip.Addr, error) {
 	}
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], n.next)
-	addr := netip.AddrFrom4(b)
-	if n.file != nil {
-		// "=" keeps the field from being empty while observing.
-		if _, err := fmt.Fprintf(n.file, "%s %s =%s\n", addr, name, pattern); err != nil {
-			n.broken = true // half a line may be there: no line may follow it
-			return netip.Addr{}, fmt.Errorf("write names: %w", err)
-		}
+	return netip.AddrFrom4(b), nil
+}
+
+// write appends a pair to the file and syncs it. The caller holds writing.
+func (n *addressMap) write(addr netip.Addr, name, pattern string) error {
+	if n.file == nil {
+		return nil
 	}
-	n.next++
-	n.add(addr, name, pattern)
-	return addr, nil
+	// "=" keeps the field from being empty while observing.
+	_, err := fmt.Fprintf(n.file, "%s %s =%s\n", addr, name, pattern)
+	if err == nil {
+		err = n.file.Sync()
+	}
+	if err != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.broken = true // half a line may be there: no line may follow it
+	}
+	return err
 }
 
 // host returns the name that an address was given out for.
@@ -221,6 +269,8 @@ func (n *addressMap) host(addr netip.Addr) (string, bool) {
 }
 
 func (n *addressMap) close() error {
+	n.writing.Lock()
+	defer n.writing.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.file == nil || n.closed {

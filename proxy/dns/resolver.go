@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
@@ -90,7 +91,7 @@ func NewResolver(cfg Config) (*Resolver, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	names, err := openAddressMap(cfg.NamesFile)
+	names, err := openAddressMap(atomicfile.OS{}, cfg.NamesFile)
 	if err != nil {
 		return nil, fmt.Errorf("make resolver: %w", err)
 	}

@@ -55,7 +55,7 @@ func TestStaticRole(t *testing.T) {
 		}
 		stale++
 		b.Refused(app.Grant, app.Name, c.Generation, http.StatusForbidden)
-		until(t, "what was refused is replaced", func() bool {
+		until(t, "the refused value is replaced", func() bool {
 			again := testenv.MustGet(b.Credential(t.Context(), app))(t)
 			return again.Generation > c.Generation && logsIn(t, db, again)
 		})
@@ -67,7 +67,7 @@ func TestStaticRole(t *testing.T) {
 	if asked > 40 {
 		t.Errorf("read %d times in two rotations", asked)
 	}
-	// What is refused over and over is not read over and over.
+	// A value that is refused over and over is not read over and over.
 	for range 100 {
 		c := testenv.MustGet(b.Credential(t.Context(), app))(t)
 		b.Refused(app.Grant, app.Name, c.Generation, http.StatusForbidden)
@@ -149,7 +149,7 @@ func TestCertificates(t *testing.T) {
 		t.Errorf("after shutdown %q is left, and in the state file %q", last, stateOf(t, state))
 	}
 
-	// What a killed sidecar has issued, the next one revokes.
+	// The next sidecar revokes the certificates of a killed one.
 	killed := testenv.MustGet(New(cfg))(t)
 	third := testenv.MustGet(killed.Credential(t.Context(), client))(t)
 	run(t, cfg)
@@ -165,8 +165,8 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// With leases a certificate is one like any other, but ends with itself; without
-// the permission to revoke it is left, and said to be.
+// With leases a certificate is one like any other, but ends with itself; without the
+// permission to revoke it stays, and a record reports that.
 func TestCertificatesOtherwise(t *testing.T) {
 	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{})
@@ -201,7 +201,7 @@ func TestCertificatesOtherwise(t *testing.T) {
 	}
 	bad.Parameters = `{"common_name":"a.example","ttl":"1000h"}`
 	if _, err := b.Credential(t.Context(), bad); statusOf(err) != 400 && err != nil {
-		t.Errorf("what the role does not allow: %v", err)
+		t.Errorf("outside the role: got %v", err)
 	}
 }
 
@@ -340,7 +340,7 @@ path "transit/verify/*" { capabilities = ["update"] }`})
 	}
 	b.Retain(t.Context(), nil)
 	if _, _, err := b.Sign(t.Context(), ref("key", "transit/sign/ed"), EdDSA, 0, input); err == nil || !strings.Contains(err.Error(), errNotInForce.Error()) {
-		t.Errorf("what is not in force: %v", err)
+		t.Errorf("not in force: got %v", err)
 	}
 }
 
@@ -392,7 +392,7 @@ func TestAWS(t *testing.T) {
 			_, _ = io.WriteString(w, `{"data":{"type":"aws","accessor":"aws_1"}}`)
 			return
 		case r.URL.Path == "/v1/sys/leases/renew":
-			t.Error("what is not renewable was renewed")
+			t.Error("a lease that is not renewable was renewed")
 		case r.URL.Path == "/v1/sys/leases/revoke":
 			revoked.Add(1)
 		}
@@ -418,8 +418,8 @@ func TestAWS(t *testing.T) {
 	}
 }
 
-// Any path whose answer has fields will do: a token that Vault makes for each
-// answer is made anew when it is about to end, and not each minute.
+// Any path whose answer has fields will do: a token that Vault makes for each answer is
+// made again when it is about to end, and not each minute.
 func TestOtherAnswers(t *testing.T) {
 	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{})
@@ -492,8 +492,8 @@ func TestPathsThatVaultHas(t *testing.T) {
 	}
 }
 
-// Vault makes keys that AWS knows some seconds later. The former one is served
-// until then, as long as its lease allows; a session of AWS is known at once.
+// Vault makes keys that AWS accepts some seconds later. The former one is served until
+// then, as long as its lease allows; a session of AWS is known at once.
 func TestNewKeysAreGivenAMoment(t *testing.T) {
 	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{})

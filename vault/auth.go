@@ -29,8 +29,8 @@ const (
 // account (Kubernetes documentation, "Configure Service Accounts for Pods").
 const serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
 
-// Auth says how to log in. Its files are read again at each login, so that
-// what an agent or a cluster renews on disk is taken up.
+// Auth is how to log in. Its files are read again at each login, so that what an agent or a
+// cluster renews on disk is taken up.
 type Auth struct {
 	Method Method
 	// Mount is where the method is mounted; "" is the method's own name.
@@ -40,21 +40,20 @@ type Auth struct {
 	// MethodCert. For MethodAppRole it is the role's name, which only
 	// SecretIDWrapped needs.
 	Role string
-	// TokenFile holds a token that somebody else gave us, for MethodToken. It
-	// is renewed if Vault allows, and never revoked.
+	// TokenFile holds a token that was not made by a login of the sidecar, for MethodToken.
+	// It is renewed if Vault allows, and never revoked.
 	TokenFile string
 	// RoleIDFile and SecretIDFile are for MethodAppRole. A role that needs no
 	// secret id (bind_secret_id=false) has no SecretIDFile.
 	RoleIDFile   string
 	SecretIDFile string
-	// SecretIDWrapped says that SecretIDFile holds a response-wrapping token
-	// and not the secret id. It is unwrapped once, and the secret id is kept in
-	// memory alone, for logging in again: after a restart the file must hold a
-	// new wrapping token.
+	// SecretIDWrapped is set when SecretIDFile holds a response-wrapping token and not the
+	// secret id. It is unwrapped once, and the secret id is kept in memory alone, for
+	// logging in again: after a restart the file must hold a new wrapping token.
 	SecretIDWrapped bool
-	// WrapPath is the path of Vault's that must have made what is wrapped; ""
-	// is auth/MOUNT/role/ROLE/secret-id. Who steals a wrapping token and wraps
-	// another secret id in its place cannot make it of that path.
+	// WrapPath is the path of Vault's that must have made what is wrapped; "" is
+	// auth/MOUNT/role/ROLE/secret-id. A thief who wraps another secret id in place of a
+	// stolen wrapping token cannot do that at this path.
 	WrapPath string
 	// JWTFile holds the token to log in with for MethodJWT and, unless it is
 	// the pod's own, for MethodKubernetes.
@@ -82,7 +81,7 @@ func (a *Auth) validate() error {
 	return nil
 }
 
-// required says what the method needs and does not have.
+// required returns an error for a setting that the method needs and that is missing.
 func (a *Auth) required() error {
 	var lacks string
 	switch a.Method {
@@ -118,10 +117,10 @@ func missing(what, value string) string {
 	return ""
 }
 
-// keyPair returns what [tls.Config] asks for when Vault wants a certificate,
-// nil when there is none to show. The files are read for each connection, also
-// because Vault renews the token of a login by certificate only on a connection
-// that shows the same one (Vault API, "TLS certificate auth method").
+// keyPair returns what [tls.Config] asks for when Vault wants a certificate, nil for a
+// method without one. The files are read for each connection, also because Vault renews the
+// token of a login by certificate only on a connection that shows the same one (Vault API,
+// "TLS certificate auth method").
 func (a *Auth) keyPair() func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	if a.Method != MethodCert {
 		return nil
@@ -206,13 +205,13 @@ const (
 
 var errRoot = errors.New("it is a root token; give the sidecar one that may read its credentials and nothing else")
 
-// warnTokenKind tells operators of a kind of token that will surprise them.
+// warnTokenKind warns of tokens with which some credentials fail, or all do after a while.
 func (a *authenticator) warnTokenKind(s *session, uses int) {
 	if s.batch {
-		a.cfg.log.Warn("it is a batch token, which Vault cannot revoke: only values without a lease are read with it; set token_type=service")
+		a.cfg.log.Warn("vault batch token in use", zap.String("effect", "only values without a lease are read: Vault cannot revoke batch tokens"), zap.String("fix", "set token_type=service on the role"))
 	}
 	if uses > 0 {
-		a.cfg.log.Warn("the token may be used a limited number of times, and every request to Vault spends one", zap.Int("left", uses))
+		a.cfg.log.Warn("vault token uses limited", zap.Int("uses_left", uses), zap.String("effect", "every request to Vault spends one"), zap.String("fix", "set token_num_uses=0 on the role"))
 	}
 }
 

@@ -27,8 +27,8 @@ func TestWarmCredentialAllocatesNothing(t *testing.T) {
 	}
 }
 
-// cpuTime is what this process has computed so far, which on a machine that
-// others use too says more than the clock on the wall.
+// cpuTime is what this process has computed so far, which on a machine that others use too
+// is more reliable than the clock on the wall.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var usage unix.Rusage

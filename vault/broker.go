@@ -1,11 +1,32 @@
-// Package vault leases: it logs in to HashiCorp Vault for one plugin, fetches
-// the credentials that the plugin's rules need, keeps them valid while they
-// are needed and gives them back when they are not.
+// Package vault leases credentials: it logs in to HashiCorp Vault for one plugin,
+// fetches the credentials that the plugin's rules need, keeps them valid while they
+// are needed, and revokes them when they are not.
 //
-// Its promises, in the order in which they win over each other: a credential
-// is never served past the end of its lease or of the token that holds it;
-// nothing that Vault made for us is forgotten before Vault has confirmed that
-// it is gone; what is leased goes on being served while Vault is away.
+// It keeps three promises, the first before the others: a credential is never served
+// past the end of its lease or of the token that holds it; every lease that Vault
+// makes for the plugin is tracked until Vault has confirmed that it is gone; leased
+// credentials are served while Vault is away.
+//
+// The HTTP client is the package's own and not api.Client with a LifetimeWatcher, for
+// three reasons. Deadlines are kept on two clocks, the wall clock and the monotonic
+// one, since the machine may be suspended and the clock be set; a LifetimeWatcher
+// sleeps on one. A request whose answer is late may have made a lease, so that no
+// request is repeated once Vault may have acted on it, and the lease of a late answer
+// is revoked; api.Client repeats requests after errors of the server, and its
+// transport those on reused connections that break. And api.NewClient reads the
+// VAULT_* environment, whatever configuration it is given. Types and header names are
+// those of the package api.
+//
+// The files are, by part:
+//
+//   - broker.go, scheduler.go, status.go: [Broker], which puts the parts together
+//   - login.go, auth.go, session.go, retired.go, refusal.go, loginlog.go, unwrap.go,
+//     checklogin.go: the login and its token
+//   - leases.go, fetch.go, secret.go, lease.go: the credentials in use
+//   - revocations.go, leasefile.go, irrevocable.go: the leases that are to go
+//   - sign.go: signatures of the transit engine
+//   - client.go, authorities.go: requests to Vault
+//   - clock.go, outbox.go, ratelimit.go: shared by the parts
 package vault
 
 import (
@@ -20,9 +41,9 @@ import (
 
 // Config is what a Broker is made of.
 type Config struct {
-	// Plugin is the one plugin whose credentials are leased. Required: each
-	// plugin has a token of its own, so that revoking it ends what that plugin
-	// holds and nothing else, and Vault's audit log tells plugins apart.
+	// Plugin is the one plugin whose credentials are leased. Required: each plugin has a
+	// token of its own, so that revoking it ends what that plugin holds and nothing else,
+	// and Vault's audit log shows which plugin asked.
 	Plugin string
 	// Address is Vault's URL, http or https. Required. The VAULT_* environment
 	// is not read.
@@ -34,7 +55,7 @@ type Config struct {
 	// that is gone or half-written leaves what it held before in force.
 	CAFile string
 	CA     []byte
-	// Auth says how to log in. Required.
+	// Auth is how to log in. Required.
 	Auth Auth
 	// StateFile keeps the ids of the leases that are not yet confirmed to be
 	// gone, so that the next sidecar revokes what this one leaves behind. ""
@@ -55,8 +76,8 @@ type Config struct {
 	// Recorder gets a record of kind credential for whatever happens to a
 	// lease. nil records nothing.
 	Recorder authz.Recorder
-	// Changed is called when a credential in use was lost, so that what is
-	// live is decided anew. It must not block. nil is not called.
+	// Changed is called when a credential in use was lost, so that live accesses are
+	// decided again. It must not block. nil is not called.
 	Changed func()
 	// Renders returns why a credential that was fetched cannot be put into any
 	// request; Status reports it as unavailable. It must not block. nil is not called.
@@ -188,21 +209,19 @@ func defaults(cfg *Config) {
 	}
 }
 
-// Credential returns a credential that is valid now, fetching it if there is
-// none. Its error holds no secret and has a method RetryAfter if trying again
-// may help.
+// Credential returns a credential that is valid now, fetching it if none is held. Its error
+// holds no secret and has a method RetryAfter if trying again may help.
 func (b *Broker) Credential(ctx context.Context, ref authz.CredentialRef) (authz.Credential, error) {
 	return b.leases.get(ctx, ref)
 }
 
-// Refused says that an upstream answered the value of a generation with status 401
-// or 403: it may have been taken back behind our back. Run then asks Vault, at most
-// every five seconds about one credential however often the plugin is refused: a
-// value without a lease is read again, and a lease that Vault no longer has is
-// lost, so that the next request has a new one made. A lease that Vault has stays
-// after a 403. After a 401 it is replaced, at most every ten minutes, since its
-// user may have been removed where Vault does not see it. A certificate stays,
-// since Vault is not who ends it. It does not block.
+// Refused reports that an upstream answered the value of a generation with status 401 or
+// 403: it may have been revoked without the broker. Run then asks Vault, at most every five
+// seconds about one credential however often the plugin is refused: a value without a lease
+// is read again, and a lease that Vault no longer has is lost, so that the next request has
+// a new one made. A lease that Vault has stays after a 403. After a 401 it is replaced, at
+// most every ten minutes, since its user may have been removed where Vault does not see it.
+// A certificate stays, since Vault is not who ends it. It does not block.
 func (b *Broker) Refused(grant, credential string, generation uint64, status int) {
 	b.leases.recheckSoon(grant, credential, generation, status)
 }
@@ -216,10 +235,10 @@ func (b *Broker) Login(ctx context.Context) error {
 	return b.login.logInOnce(ctx)
 }
 
-// Retain says which credentials are in force. The leases of all others are
-// revoked, and what is being fetched for them too; it returns when Vault has
-// confirmed that, or ctx ends. It is called for every generation: what is
-// fetched for a credential that no call has named is given back soon.
+// Retain sets which credentials are in force. The leases of all others are revoked, and
+// what is being fetched for them too; it returns when Vault has confirmed that, or ctx
+// ends. It is called for every generation: what is fetched for a credential that no call
+// has named is revoked soon.
 func (b *Broker) Retain(ctx context.Context, refs []authz.CredentialRef) Report {
 	inForce := make(map[authz.CredentialRef]bool, len(refs))
 	for _, ref := range refs {
@@ -233,10 +252,10 @@ func (b *Broker) Retain(ctx context.Context, refs []authz.CredentialRef) Report 
 	return report
 }
 
-// Revoke takes everything from the plugin, for an incident: all leases, and
-// the tokens that hold them. The broker then logs in anew, and fetches again
-// what is asked for. It returns when Vault has confirmed, or ctx ends. Only
-// Run tries again what was not confirmed.
+// Revoke revokes everything that the plugin has, for an incident: all leases, and the
+// tokens that hold them. The broker then logs in again, and fetches credentials on demand.
+// It returns when Vault has confirmed, or ctx ends. Only Run tries again what was not
+// confirmed.
 func (b *Broker) Revoke(ctx context.Context) Report {
 	b.leases.keepNothing()
 	report, err := b.revokeAll(ctx)
@@ -267,10 +286,10 @@ func (b *Broker) revokeAll(ctx context.Context) (Report, error) {
 	return report, err
 }
 
-// Report says what became of revoking leases.
+// Report is the outcome of revoking leases.
 type Report struct {
-	// Leases is how many were to be revoked; values without a lease, as in
-	// KV, are none.
+	// Leases is how many were to be revoked. Values without a lease, as in KV, are not
+	// counted.
 	Leases int
 	// Confirmed is how many Vault has confirmed to be gone.
 	Confirmed int

@@ -68,15 +68,15 @@ func newChaos(t *testing.T, v *testenv.Vault, db *testenv.Postgres, name string)
 // now is the wall time by the broker's clocks.
 func (c *chaos) now() time.Time { return c.b.clock.now().time() }
 
-// load asks for a credential until ctx ends. What is served is valid; and what
-// was served goes on being served until its end, unless excused says why not.
+// load asks for a credential until ctx ends. Each served credential is valid, and is served
+// until its end, unless excused reports a reason.
 func (c *chaos) load(ctx context.Context, t *testing.T, r authz.CredentialRef, excused func() bool) {
 	var last authz.Credential
-	var end dualTime // of last, by both clocks: the wall clock may be set meanwhile
+	var end dualTime // of last, by both clocks: the wall clock may be set in between
 	for i := 0; ctx.Err() == nil; i++ {
 		asked := c.b.clock.now()
 		got, err := c.b.Credential(ctx, r)
-		began := earliest(asked, c.b.clock.now()).time() // the clock may have been set back meanwhile
+		began := earliest(asked, c.b.clock.now()).time() // the clock may have been set back in between
 		switch {
 		case ctx.Err() != nil:
 		case err == nil && !began.Before(got.NotAfter):
@@ -94,10 +94,10 @@ func (c *chaos) load(ctx context.Context, t *testing.T, r authz.CredentialRef, e
 	}
 }
 
-// TestChaos does to a Vault, and to the way to it, what happens to them.
-// Whatever it is: no credential is served past its end, none that is invalid,
-// those that are good are served throughout, it works again when the fault is
-// over, and Vault holds no lease of ours in the end.
+// TestChaos does to a Vault, and to the way to it, what happens to them. With each fault:
+// no credential is served past its end, none that is invalid, those that are good are
+// served throughout, it works again when the fault is over, and Vault holds no lease of
+// ours in the end.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, nil)
@@ -129,7 +129,7 @@ func TestChaos(t *testing.T) {
 		name  string
 		vault func(*testing.T) *testenv.Vault
 		fault func(*testing.T, *chaos)
-		// loses says that Vault, or the clock, takes away what is leased.
+		// loses is set when Vault, or the clock, ends leases.
 		loses bool
 	}{
 		{name: "sealed", vault: own, fault: func(t *testing.T, c *chaos) {
@@ -147,7 +147,7 @@ func TestChaos(t *testing.T) {
 		})},
 		{name: "slow", vault: shared, fault: lasting(func(w http.ResponseWriter, r *http.Request, forward func() *httptest.ResponseRecorder) {
 			answer := forward()
-			select { // it has been done, but nobody is told in time
+			select { // it is done, but the answer comes too late
 			case <-time.After(5 * time.Second):
 				replay(w, answer)
 			case <-r.Context().Done():
@@ -216,9 +216,9 @@ func (c *chaos) leavesNothing(t *testing.T) {
 		t.Errorf("shutdown: %v", err)
 	}
 	var left []string
-	// What Vault was making for a token while the test revoked that stays, if its
-	// answer came too late to be read. The broker says so.
-	stranded := c.warns.FilterMessageSnippet("somebody else has revoked the token").Len()
+	// A lease that Vault was making for a token while the test revoked that stays, if its
+	// answer came too late to be read. The broker warns of it.
+	stranded := c.warns.FilterMessageSnippet("untracked lease possible").Len()
 	defer func() {
 		if t.Failed() {
 			t.Logf("leases left: %q; what happened: %s; warnings: %v", left, &c.log, c.warns.All())

@@ -7,7 +7,7 @@ import (
 	"net/http"
 )
 
-// Examination says how far [Broker.Examine] has gone.
+// Examination is how far [Broker.Examine] has gone.
 type Examination string
 
 // The examinations, from the least that is known to the most.
@@ -17,12 +17,11 @@ const (
 	ExaminedLogin   Examination = "login"   // it has logged in
 )
 
-// Examine reports whether the login can succeed, and makes none that may use
-// something up: an AppRole's secret id and a wrapping token may be good for one
-// use, and whatever is asked with a token given by somebody else spends one of its
-// uses (secret_id_num_uses, num_uses). With logIn it logs in all the same, but for
-// a wrapped secret id. A login that was made is given back by [Broker.Run], whose
-// context has ended.
+// Examine reports whether the login can succeed, and makes none that may use something up:
+// an AppRole's secret id and a wrapping token may be good for one use, and whatever is
+// asked with the token of a token file spends one of its uses (secret_id_num_uses,
+// num_uses). With logIn it logs in nevertheless, except with a wrapped secret id. A login
+// that was made is revoked by [Broker.Run], whose context has ended.
 func (b *Broker) Examine(ctx context.Context, logIn bool) (Examination, error) {
 	return b.login.examine(ctx, logIn)
 }

@@ -26,9 +26,9 @@ import (
 // maxAnswer bounds what is read of one answer of Vault's, in bytes.
 const maxAnswer = 1 << 20
 
-// Error is a failure to get something from Vault. It says what was asked, the
-// status and Vault's own words; it never holds a token, a credential, a URL or
-// the body of an answer that is not Vault's.
+// Error is a failure to get something from Vault. It has the request, the status and
+// Vault's own words; it never holds a token, a credential, a URL or the body of an answer
+// that is not Vault's.
 type Error struct {
 	// Op is what was asked, as in "read secret/data/weather".
 	Op string
@@ -37,14 +37,14 @@ type Error struct {
 	// Code is the status as text, or "timeout", "network", "answer" (one that
 	// could not be used) or "refused" (nothing was sent).
 	Code string
-	// Reasons are Vault's own error strings, or one of ours.
+	// Reasons are Vault's own error strings, or one of this package.
 	Reasons []string
 
-	retry     time.Duration // what Vault asked us to wait; 0 when it did not
+	retry     time.Duration // how long Vault asked the client to wait; 0 when it did not
 	ambiguous bool          // Vault may have done what was asked
 }
 
-// Error says what failed and why, on one line.
+// Error returns the request and the reasons of its failure, on one line.
 func (e *Error) Error() string {
 	var s strings.Builder
 	s.WriteString(e.Op)
@@ -71,7 +71,7 @@ func (e *Error) RetryAfter() time.Duration { return e.retry }
 func statusMeaning(status int) string {
 	switch status {
 	case http.StatusNotFound:
-		return "nothing is there, or it is deleted"
+		return "missing or deleted"
 	case http.StatusPreconditionFailed:
 		return "this node does not know what was written yet"
 	case http.StatusTooManyRequests:
@@ -124,7 +124,7 @@ type client struct {
 	base              *url.URL
 	namespace         string
 	timeout           time.Duration
-	failed            func(*Error)             // told of each failure
+	failed            func(*Error)             // called with each failure
 	replicationStates atomic.Pointer[[]string] // the states of Vault's storage that answers spoke of
 }
 
@@ -145,7 +145,7 @@ func newClient(cfg *Config, failed func(*Error)) (*client, error) {
 	}
 	dialer := &net.Dialer{Timeout: cfg.Timeout}
 	transport := &http.Transport{
-		Proxy:       nil, // the token goes to Vault itself, whatever the environment says
+		Proxy:       nil, // the token goes to Vault itself, whatever the environment has
 		DialContext: dialer.DialContext,
 		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return trusted.dial(ctx, dialer, network, address, &tls.Config{
@@ -167,12 +167,11 @@ func newClient(cfg *Config, failed func(*Error)) (*client, error) {
 	}, nil
 }
 
-// checkRedirect follows one redirect, as a standby that does not forward answers
-// with the address of the active node (Vault documentation, "High
-// availability"), to another port of the same host: whatever is sent holds the
-// token, a proof of who we are or a lease's id. One that changes anything else,
-// or has a user in it, which would become an Authorization header, is not
-// followed.
+// checkRedirect follows one redirect, as a standby that does not forward answers with the
+// address of the active node (Vault documentation, "High availability"), to another port of
+// the same host: whatever is sent holds the token, the proof of a login or a lease's id.
+// One that changes anything else, or has a user in it, which would become an Authorization
+// header, is not followed.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	to, asked := req.URL, via[0].URL
 	if len(via) > 1 || to.Scheme != asked.Scheme || !strings.EqualFold(to.Hostname(), asked.Hostname()) || to.User != nil ||
@@ -182,13 +181,14 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// redirectReason says that a redirect is not followed, and what to do about it.
+// redirectReason returns the reason of an error for a redirect that is not followed, and
+// the fix.
 func redirectReason(resp *http.Response) string {
 	to, err := resp.Location()
 	if err != nil || to.Host == "" {
 		return "a redirect to nowhere"
 	}
-	return fmt.Sprintf("a redirect to %.100q that is not followed: spec.vault.address must lead to the active node, or to a standby that forwards to it",
+	return fmt.Sprintf("a redirect to %.100q that is not followed: set spec.vault.address to the active node, or to a standby that forwards to it",
 		to.Scheme+"://"+to.Host)
 }
 
@@ -200,7 +200,7 @@ type call struct {
 	query         string
 	token         authz.Secret
 	body          map[string]any
-	params        string // a body that is JSON already and holds nothing of ours
+	params        string // a body that is JSON already and holds no secret
 	into          any    // where the answer is decoded to as well; nil for nowhere
 	optional      bool   // for what the policy need not allow: a refusal is no failure
 	rootNamespace bool   // it is of the root namespace's only
@@ -211,9 +211,9 @@ const (
 	behindWait   = 150 * time.Millisecond // for it to catch up
 )
 
-// do sends one request. It is sent again only to a node that has not done it,
-// because it does not know yet what another one has told us (412). Its error
-// is an [*Error]. The answer is nil when Vault's has no body.
+// do sends one request. It is sent again only to a node that has not done it, because it
+// lags behind another one that answered before (412). Its error is an [*Error]. The answer
+// is nil when Vault's has no body.
 func (c *client) do(ctx context.Context, r call) (*api.Secret, error) {
 	secret, err := c.send(ctx, r)
 	for tries := 1; err != nil && err.Status == http.StatusPreconditionFailed && tries <= behindAtMost; tries++ {
@@ -283,9 +283,9 @@ func decode(body io.Reader, into any) (*api.Secret, error) {
 	return secret, err
 }
 
-// mergeState notes what state of Vault's storage an answer speaks of, so that
-// the next node that is asked knows at least as much or says 412 (Vault
-// Enterprise, "Vault Enterprise eventual consistency", X-Vault-Index).
+// mergeState notes what state of Vault's storage an answer speaks of, so that the next node
+// that is asked has that state or answers 412 (Vault Enterprise, "Vault Enterprise eventual
+// consistency", X-Vault-Index).
 func (c *client) mergeState(states []string) {
 	const longest = 4 << 10
 	for _, state := range states {
@@ -363,7 +363,7 @@ func statusError(resp *http.Response) *Error {
 	e := &Error{Status: resp.StatusCode, Code: strconv.Itoa(resp.StatusCode), retry: retryAfter(resp.Header.Get("Retry-After"))}
 	authored := false
 	var vaults *api.ResponseError
-	text, _ := io.ReadAll(resp.Body) // what is cut off is not Vault's
+	text, _ := io.ReadAll(resp.Body) // a truncated text is not Vault's
 	resp.Body = io.NopCloser(bytes.NewReader(text))
 	switch {
 	case resp.StatusCode < http.StatusBadRequest:
@@ -375,8 +375,8 @@ func statusError(resp *http.Response) *Error {
 	default:
 		e.Reasons = []string{"the answer is not Vault's"}
 	}
-	// An error that Vault itself reports it has also undone (its rollback
-	// manager). A gateway's says nothing of what happened behind it.
+	// An error that Vault itself reports it has also undone (its rollback manager). An
+	// error of a gateway leaves open what happened behind it.
 	gateway := resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout
 	e.ambiguous = resp.StatusCode >= http.StatusInternalServerError && (gateway || !authored)
 	return e
@@ -394,7 +394,7 @@ func warningsOf(answer []byte) []string {
 	return warned.Warnings
 }
 
-// deletionReason says why a version of a KV version 2 secret is not there, "" when the
+// deletionReason returns why a version of a KV version 2 secret is missing, "" when the
 // answer does not speak of one (Vault API, "KV secrets engine, version 2").
 func deletionReason(answer []byte) string {
 	var deleted struct {
@@ -417,8 +417,8 @@ func deletionReason(answer []byte) string {
 	return fmt.Sprintf("version %d was deleted at %s", m.Version, at.UTC().Format(time.RFC3339))
 }
 
-// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3), bounded
-// so that nothing in between can silence us for long.
+// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3), bounded so that no
+// gateway can stop the requests for long.
 func retryAfter(header string) time.Duration {
 	const longest = 5 * time.Minute
 	if header == "" {
@@ -433,8 +433,8 @@ func retryAfter(header string) time.Duration {
 	return 0
 }
 
-// redact makes one short printable line of words that came from outside, and
-// takes out whatever of ours they may repeat.
+// redact makes one short printable line of a text from outside, and removes secrets of the
+// request that it may repeat.
 func (r call) redact(s string) string {
 	const longest = 240
 	if token := r.token.Reveal(); token != "" {
@@ -455,8 +455,8 @@ func (r call) redact(s string) string {
 	return s
 }
 
-// mayRepeat reports whether what we send under a key may be repeated: an error
-// that does not name the role is of little use.
+// mayRepeat reports whether the value of a key in a request may be repeated: an error that
+// does not name the role is of little use.
 func mayRepeat(key string) bool {
 	switch key {
 	case "role", "name", "serial_number", "signature_algorithm", "salt_length", "marshaling_algorithm":

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// dualTime is one reading of both clocks. A deadline has passed when either
-// says so: the monotonic clock cannot be stepped, but stands still while the
-// machine is suspended; the wall clock goes on, but can be stepped.
+// dualTime is one reading of both clocks. A deadline has passed when it has on either
+// clock: the monotonic clock cannot be stepped, but stands still while the machine is
+// suspended; the wall clock goes on, but can be stepped.
 type dualTime struct{ mono, wall int64 } // nanoseconds
 
 // never is after every instant.
 func never() dualTime { return dualTime{math.MaxInt64, math.MaxInt64} }
 
-// add returns the instant d later. What is never stays never.
+// add returns the instant d later. never stays never.
 func (i dualTime) add(d time.Duration) dualTime {
 	return dualTime{addSaturated(i.mono, int64(d)), addSaturated(i.wall, int64(d))}
 }
@@ -71,7 +71,7 @@ func (a *atomicDualTime) set(now dualTime) {
 	}
 }
 
-// clock reads both clocks. It does not change once the broker is running.
+// clock reads both clocks. Its fields do not change once the broker is running.
 type clock struct {
 	read   func() time.Time        // the wall clock with a monotonic reading
 	start  time.Time               // where the monotonic clock counts from

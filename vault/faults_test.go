@@ -139,8 +139,8 @@ func retryAfterOf(t testing.TB, err error) time.Duration {
 	return retry.RetryAfter()
 }
 
-// A mint whose answer is lost leaves a user in the database that nobody knows.
-// It goes with the token, and the broker has made no more than it must.
+// A mint whose answer is lost leaves a user in the database whose lease id is lost. It goes
+// with the token, and the broker has made no more than it must.
 func TestCleansUpAfterALostAnswer(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
@@ -202,7 +202,7 @@ func TestCleansUpAfterALostAnswer(t *testing.T) {
 	}
 }
 
-// What is leased is served while Vault is away, until it ends, and not longer.
+// Leases are served while Vault is away, until they end, and not longer.
 func TestVaultDies(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {TTL: 8 * time.Second}})
@@ -238,8 +238,8 @@ func TestVaultDies(t *testing.T) {
 	if s := b.Status(); s.States[StateUnavailable] != 1 || s.Errors["network"] == 0 || s.LastErr == "" {
 		t.Errorf("status %+v", s)
 	}
-	if err := stop(); err == nil || !strings.Contains(err.Error(), "0 of 1 leases confirmed") {
-		t.Errorf("shutdown says %v", err)
+	if err := stop(); err == nil || !strings.Contains(err.Error(), "0 of 1 confirmed") {
+		t.Errorf("got %v from the shutdown", err)
 	}
 	_ = db
 }
@@ -287,7 +287,7 @@ func TestVaultIsSlow(t *testing.T) {
 		t.Errorf("waited for a slow Vault: %v", err)
 	}
 	if _, err := b.Credential(t.Context(), warm); err != nil {
-		t.Errorf("what is there was held up: %v", err)
+		t.Errorf("a cached credential was held up: %v", err)
 	}
 	release()
 	testenv.MustGet(b.Credential(t.Context(), cold))(t)
@@ -313,7 +313,7 @@ func TestTokenIsRevokedUnderUs(t *testing.T) {
 	accessor := b.login.current().accessor
 	testenv.MustGet(v.Write(t.Context(), "auth/token/revoke-accessor", map[string]any{"accessor": accessor}))(t)
 
-	// A read finds out, logs in anew and is answered.
+	// A read finds out, logs in again and is answered.
 	testenv.MustGet(b.Credential(t.Context(), other))(t)
 	if changes.Load() == 0 || log.count("lost") != 2 {
 		t.Errorf("changes %d, records %s", changes.Load(), &log)
@@ -325,7 +325,7 @@ func TestTokenIsRevokedUnderUs(t *testing.T) {
 	until(t, "the first lease is confirmed to be gone", func() bool { return log.count("revoked") >= 1 })
 }
 
-// What Vault has given up revoking is said, where the policy allows to ask.
+// Irrevocable leases are reported if the policy allows the count.
 func TestIrrevocableLeases(t *testing.T) {
 	t.Parallel()
 	v, _ := database(t, map[string]testenv.DatabaseRole{"reader": {}})
@@ -352,9 +352,9 @@ func TestIrrevocableLeases(t *testing.T) {
 			b, stop := run(t, Config{Address: f.address, Auth: auth, Logger: zap.New(core)})
 			testenv.MustGet(b.Credential(t.Context(), ref("db", "database/creds/reader")))(t)
 			testenv.Must(t, stop())
-			said := warned.FilterMessageSnippet("given up revoking").All()
+			said := warned.FilterMessageSnippet("irrevocable leases").All()
 			if got := f.count("sys/leases/count"); got != test.asks || (len(said) == 1) != (test.says > 0) {
-				t.Fatalf("asked %d times, said %v", got, said)
+				t.Fatalf("asked %d times, logged %v", got, said)
 			}
 			if test.says > 0 && said[0].ContextMap()["leases"] != test.says {
 				t.Errorf("said %v", said[0].ContextMap())
@@ -366,7 +366,7 @@ func TestIrrevocableLeases(t *testing.T) {
 	}
 }
 
-// What Vault may have made for a token that somebody else has ended is said.
+// An untracked lease of a token that another party revoked is reported.
 func TestStrandedLease(t *testing.T) {
 	t.Parallel()
 	v, _ := database(t, map[string]testenv.DatabaseRole{"reader": {}})
@@ -390,7 +390,7 @@ func TestStrandedLease(t *testing.T) {
 	if _, err := b.Credential(t.Context(), db1); err == nil {
 		t.Error("served from a lost answer")
 	}
-	until(t, "it is said", func() bool { return warned.FilterMessageSnippet("somebody else has revoked the token").Len() == 1 })
+	until(t, "it is said", func() bool { return warned.FilterMessageSnippet("untracked lease possible").Len() == 1 })
 	until(t, "it works again", func() bool { _, err := b.Credential(t.Context(), db1); return err == nil })
 }
 
@@ -428,8 +428,9 @@ func TestLeaseIsRevokedUnderUs(t *testing.T) {
 	}
 }
 
-// What an upstream refuses is asked about, and replaced only if Vault has taken
-// it back: who is refused all the time costs Vault a question now and then.
+// Vault is asked about a credential that an upstream refuses, and it is replaced only if
+// Vault has revoked it: a plugin that is refused all the time costs Vault one question now
+// and then.
 func TestUpstreamRefuses(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {TTL: time.Hour}})
@@ -651,7 +652,7 @@ func TestRedirects(t *testing.T) {
 			before, asked := active.total(), standby.total()
 			err := broker(t, Config{Address: standby.address, Auth: auth}).Login(t.Context())
 			if statusOf(err) != test.status || !strings.Contains(err.Error(), test.says) {
-				t.Errorf("login says %v", err)
+				t.Errorf("login: got %v", err)
 			}
 			if got := active.total() - before; got != 0 {
 				t.Errorf("%d requests were sent where they were not to go", got)
@@ -718,7 +719,7 @@ func TestTokenFile(t *testing.T) {
 		"hvs.unknown": "403",
 	} {
 		if _, err := login(text); err == nil || !strings.Contains(err.Error(), says) || (text != "" && strings.Contains(err.Error(), text)) {
-			t.Errorf("login says %v, want %q", err, says)
+			t.Errorf("login: got %v, want %q", err, says)
 		}
 	}
 
@@ -784,7 +785,7 @@ func TestPolicyAllowsTheReadAlone(t *testing.T) {
 			t.Fatal("served a user that cannot log in")
 		}
 		if _, err := b.Credential(t.Context(), ref("other", "secret/data/weather")); statusOf(err) != http.StatusForbidden {
-			t.Fatalf("what the policy does not allow: %v", err)
+			t.Fatalf("outside the policy: got %v", err)
 		}
 		return log.count("replaced") > 0 || log.count("leased") > 1
 	})

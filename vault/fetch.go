@@ -12,16 +12,16 @@ import (
 	"go.uber.org/zap"
 )
 
-// fetch is one fetch in progress, which all that need it wait for.
+// fetch is one request in progress, which all callers that need it wait for.
 type fetch struct {
 	done       chan struct{}
 	began      dualTime
 	cancel     context.CancelFunc
-	old        *lease // what it renews or replaces; guarded by Broker.mu
-	oldLost    bool   // old was lost meanwhile, and is not yet to be revoked
+	old        *lease // the lease that it renews or replaces; guarded by leaseManager.mu
+	oldLost    bool   // old was lost during the fetch, and is not yet to be revoked
 	credential authz.Credential
 	err        error
-	lateLease  *revocation // the lease that it got too late
+	lateLease  *revocation // the lease that arrived too late to be used
 }
 
 // cachedError is an earlier failure that answers for now.
@@ -58,8 +58,8 @@ func (m *leaseManager) get(ctx context.Context, ref authz.CredentialRef) (authz.
 	}
 }
 
-// joinFetch returns the flight that fetches the credential, starting it if there
-// is none, or the failure that answers for it for now.
+// joinFetch returns the fetch of the credential that is under way, starting it if
+// necessary, or an earlier failure while it is too early to try again.
 func (m *leaseManager) joinFetch(ctx context.Context, ref authz.CredentialRef) (*fetch, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -90,9 +90,9 @@ func (m *leaseManager) joinFetch(ctx context.Context, ref authz.CredentialRef) (
 	return m.startFetch(ctx, e), nil
 }
 
-// startFetch begins to fetch or renew. The caller holds mu, the entry has no
-// flight, and the broker is not closed. What is begun is finished although
-// the caller gives up: others wait for it, and a lease must not be lost.
+// startFetch begins to fetch or renew. The caller holds mu, the entry has no fetch under
+// way, and the leases are not closed. A fetch is finished although its caller gives up:
+// others wait for it, and a lease must not be lost.
 func (m *leaseManager) startFetch(ctx context.Context, e *entry) *fetch {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callsInFlight*m.cfg.timeout)
 	f := &fetch{done: make(chan struct{}), began: m.now(), cancel: cancel}
@@ -105,7 +105,7 @@ func (m *leaseManager) startFetch(ctx context.Context, e *entry) *fetch {
 	return f
 }
 
-// runFetch fetches or renews the credential and hands it to all that wait.
+// runFetch fetches or renews the credential and passes it to all callers that wait.
 func (m *leaseManager) runFetch(ctx context.Context, e *entry, f *fetch) {
 	m.mu.Lock()
 	old, current := e.lease, m.cfg.login.current()
@@ -122,8 +122,8 @@ func (m *leaseManager) runFetch(ctx context.Context, e *entry, f *fetch) {
 	m.finishFetch(e, f, old, got, gone, err)
 }
 
-// obtain returns a lease newer than old, which may be nil. gone is set when
-// Vault has said that old is no more.
+// obtain returns a lease newer than old, which may be nil. gone is set when Vault has
+// answered that old is gone.
 func (m *leaseManager) obtain(ctx context.Context, ref authz.CredentialRef, old *lease, current *session) (got *lease, gone bool, err error) {
 	if old != nil && old.session == current && old.renews() {
 		got, gone, err = m.renew(ctx, ref, old)
@@ -220,10 +220,9 @@ func (m *leaseManager) read(ctx context.Context, s *session, ref authz.Credentia
 	return l, nil
 }
 
-// checkWritable refuses to send parameters to an engine that would store them in the
-// place of the secret. Of what kind an engine is, Vault tells whoever may use
-// the path; what it does not tell is not written to. It is asked once for each
-// path.
+// checkWritable refuses to send parameters to an engine that would store them in the place
+// of the secret. Vault returns the kind of an engine to every token that may use the path;
+// without it no parameters are sent. It is asked once for each path.
 func (m *leaseManager) checkWritable(ctx context.Context, s *session, ref authz.CredentialRef) error {
 	m.mu.RLock()
 	known := m.writablePaths[ref.Path]
@@ -254,14 +253,14 @@ func (m *leaseManager) checkWritable(ctx context.Context, s *session, ref authz.
 	return nil
 }
 
-// errBatch says why nothing is leased with a batch token: it cannot be revoked
-// and takes nothing with it, so that a lease of which no answer arrived would
-// stay, and so would all when the policy does not let us revoke them (Vault
-// documentation, "Batch tokens").
-var errBatch = errors.New("nothing is leased with a batch token, since Vault cannot revoke it; set token_type=service on the role")
+// errBatch is why no lease is made with a batch token: the token cannot be revoked, and its
+// end revokes no lease, so that a lease whose answer was lost would stay, and so would all
+// when the policy does not allow the broker to revoke them (Vault documentation, "Batch
+// tokens").
+var errBatch = errors.New("no lease is made with a batch token, since Vault cannot revoke it; set token_type=service on the role")
 
-// checkCapacity refuses to mint while too much waits to be revoked, and what would have
-// to be given back at once.
+// checkCapacity refuses to mint while too many leases wait to be revoked, and a lease that
+// would have to be revoked at once.
 func (m *leaseManager) checkCapacity(s *session, path string) error {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -274,7 +273,7 @@ func (m *leaseManager) checkCapacity(s *session, path string) error {
 	return nil
 }
 
-// finishFetch ends a flight: it puts the new lease in force, or notes the failure.
+// finishFetch ends a fetch: it puts the new lease in force, or records the failure.
 func (m *leaseManager) finishFetch(e *entry, f *fetch, old, got *lease, gone bool, err error) {
 	defer m.cfg.outbox.flush()
 	m.mu.Lock()
@@ -287,7 +286,7 @@ func (m *leaseManager) finishFetch(e *entry, f *fetch, old, got *lease, gone boo
 		m.lose(e, leaseGone)
 	}
 	if err == nil && got.mount == "" && got.session.dead.Load() {
-		err = errors.New("the token was revoked meanwhile")
+		err = errors.New("the token was revoked during the request")
 	}
 	if err == nil && (m.closed || e.dropped) {
 		err = errNotInForce
@@ -311,20 +310,20 @@ func (m *leaseManager) finishFetch(e *entry, f *fetch, old, got *lease, gone boo
 	m.cfg.wakeUp()
 }
 
-// recordFailure notes a failure. The caller holds mu.
+// recordFailure records a failed fetch. The caller holds mu.
 func (m *leaseManager) recordFailure(e *entry, now dualTime, err error) {
 	first := e.err == nil
 	if held := (*cachedError)(nil); !errors.As(err, &held) || e.failures == 0 {
-		e.failures++ // an earlier failure that answers again is none
+		e.failures++ // an earlier failure that answers again is not counted again
 	}
 	e.err, e.retryAt = err, now.add(retryDelay(e.failures, err))
 	if first {
-		m.cfg.outbox.warn("fetch credential", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
+		m.cfg.outbox.warn("credential fetch failed", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
 	}
-	// A value without a lease is ours as long as Vault lets us read it.
+	// A value without a lease may be used as long as Vault allows to read it.
 	refused := statusOf(err) == http.StatusForbidden || statusOf(err) == http.StatusNotFound || isUnusable(err)
 	if e.lease != nil && e.lease.id == "" && refused {
-		m.lose(e, "Vault no longer gives it: "+err.Error())
+		m.lose(e, "Vault no longer returns it: "+err.Error())
 	}
 }
 
@@ -352,18 +351,18 @@ func retryDelay(failures int, err error) time.Duration {
 	return wait
 }
 
-// cancelFetches cancels the flights that do not land soon. What Vault is in the midst
-// of is better waited for: given up while PostgreSQL commits, it leaves a user
-// behind that no lease names, which nothing takes away again.
-func cancelFetches(ctx context.Context, flights []*fetch) {
+// cancelFetches cancels the fetches that do not end soon. Waiting is better while Vault
+// works: a request that is cancelled while PostgreSQL commits leaves a user behind that no
+// lease names and that is never removed.
+func cancelFetches(ctx context.Context, fetches []*fetch) {
 	soon := time.NewTimer(fetchGrace)
 	defer soon.Stop()
 	defer func() {
-		for _, f := range flights {
+		for _, f := range fetches {
 			f.cancel()
 		}
 	}()
-	for _, f := range flights {
+	for _, f := range fetches {
 		select {
 		case <-f.done:
 		case <-ctx.Done():
@@ -374,18 +373,18 @@ func cancelFetches(ctx context.Context, flights []*fetch) {
 	}
 }
 
-// waitFetches waits for flights and returns the leases that they got too late.
-func waitFetches(ctx context.Context, flights []*fetch) []*revocation {
-	var orphans []*revocation
-	for _, f := range flights {
+// waitFetches waits for fetches and returns the leases that arrived too late to be used.
+func waitFetches(ctx context.Context, fetches []*fetch) []*revocation {
+	var late []*revocation
+	for _, f := range fetches {
 		select {
 		case <-f.done:
 			if f.lateLease != nil {
-				orphans = append(orphans, f.lateLease)
+				late = append(late, f.lateLease)
 			}
 		case <-ctx.Done():
-			return orphans
+			return late
 		}
 	}
-	return orphans
+	return late
 }

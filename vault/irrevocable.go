@@ -11,11 +11,11 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// warnIrrevocable tells operators of leases that Vault has given up revoking
-// in the engines that ours are of: those that ended with a token, and whose
-// database then refused for some minutes, are nobody's any more (Vault API,
-// "/sys/leases/count"). Whose they are Vault tells only to who may list leases.
-// A policy that does not allow the question leaves it unanswered.
+// warnIrrevocable warns of leases that Vault has given up revoking in the mounts that this
+// plugin uses: if a database refuses for some minutes after a token ended, the leases that
+// ended with the token become irrevocable and belong to no token (Vault API,
+// "/sys/leases/count"). Vault returns their owners only to a token that may list leases.
+// Without permission for the count there is no warning.
 func (b *Broker) warnIrrevocable(ctx context.Context) {
 	s, paths := b.login.current(), b.leases.pathsLeased()
 	if !s.usable(b.clock.now()) || len(paths) == 0 {
@@ -38,8 +38,8 @@ func (b *Broker) warnIrrevocable(ctx context.Context) {
 		left += n
 	}
 	if left > 0 {
-		b.cfg.Logger.Warn("Vault has given up revoking leases of the engines that this plugin's are of: see vault list sys/leases type=irrevocable there",
-			zap.Int64("leases", left), zap.Strings("paths", paths))
+		b.cfg.Logger.Warn("irrevocable leases in mounts of this plugin",
+			zap.Int64("leases", left), zap.Strings("paths", paths), zap.String("fix", "list them with vault list sys/leases type=irrevocable, and remove their users by hand"))
 	}
 }
 
@@ -58,8 +58,8 @@ func (b *Broker) accessorsOf(ctx context.Context, s *session, paths []string) []
 	return accessors
 }
 
-// engineAt asks what engine is mounted where path leads, which Vault tells
-// whoever may use the path (its command "vault kv" begins with it).
+// engineAt asks which engine is mounted at path, which Vault returns to every token that
+// may use the path (its command "vault kv" begins with it).
 func (c *client) engineAt(ctx context.Context, s *session, path string) (*api.Secret, error) {
 	return c.do(ctx, call{
 		op: "look up the engine at " + path, method: http.MethodGet, path: "sys/internal/ui/mounts/" + path, token: s.token,

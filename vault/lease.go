@@ -11,17 +11,17 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// safety is what is left unused at the end of a lease of length d: our clock
-// and Vault's differ, and the request still has to arrive.
+// safety is the unused rest at the end of a lease of length d: the local clock and Vault's
+// differ, and the request still has to arrive.
 func safety(d time.Duration) time.Duration {
 	return min(max(2*time.Second, d/20), d/2)
 }
 
-// window is how long an answer of Vault's may be used, and when to see to it.
+// window is how long an answer of Vault's may be used, and when it is due for renewal.
 type window struct {
 	notAfter  dualTime
 	refreshAt dualTime
-	ends      dualTime // when Vault ends it, whatever we may use of it
+	ends      dualTime // when Vault ends it, however long it may be used
 	capped    bool     // by the ceiling, so that renewing would not lengthen it
 }
 
@@ -49,7 +49,7 @@ func newWindow(issued dualTime, ttl time.Duration, ceiling dualTime, spread floa
 type lease struct {
 	window
 	id             string // "" for a value without a lease; for a certificate MOUNT/cert/SERIAL
-	mount          string // of the engine that a certificate is revoked at; "" for what is none
+	mount          string // of the engine that a certificate is revoked at; "" for other leases
 	session        *session
 	fields         fieldSet
 	generation     uint64
@@ -58,7 +58,7 @@ type lease struct {
 	minted         dualTime
 	granted        time.Duration // at first
 	uses           *authz.Uses   // the accesses that carry it
-	propagatesLate bool          // what it is of needs a moment to know it
+	propagatesLate bool          // the service accepts it only some seconds after it was made
 	rejected       bool          // the upstream did not accept it
 	onDemand       bool          // it is fetched again when it is asked for, and not before it ends
 
@@ -79,8 +79,8 @@ func (l *lease) usableUntil() dualTime {
 	return earliest(l.notAfter, l.session.end())
 }
 
-// heldBy reports whether the lease ends with a token, or is lost with one that
-// Vault no longer knows.
+// heldBy reports whether the lease ends with a token, or is lost with one that Vault
+// refuses.
 func (l *lease) heldBy(s *session) bool { return l.session == s && l.mount == "" }
 
 // usable reports whether the lease may be used at now.
@@ -119,7 +119,7 @@ func (l *lease) renewed(issued dualTime, asked, ttl, lifetime time.Duration, spr
 	return &next
 }
 
-// ceiling is when what was minted at minted must be given back at the latest.
+// ceiling is when a lease that was minted at minted must be revoked at the latest.
 func ceiling(minted dualTime, lifetime time.Duration) dualTime {
 	if lifetime <= 0 {
 		return never()

@@ -97,10 +97,10 @@ func TestLeasesDatabaseUsers(t *testing.T) {
 		t.Errorf("records: %s", &log)
 	}
 	if _, err := b.Credential(t.Context(), kept); !errors.Is(err, errStopping) {
-		t.Errorf("after shutdown Credential says %v", err)
+		t.Errorf("after shutdown Credential returned %v", err)
 	}
 	if err := b.Login(t.Context()); !errors.Is(err, errStopping) {
-		t.Errorf("after shutdown Login says %v", err)
+		t.Errorf("after shutdown Login returned %v", err)
 	}
 }
 
@@ -165,7 +165,7 @@ func TestMintsOnceForManyCallers(t *testing.T) {
 	<-minting
 	giveUp()
 	if err := <-first; !errors.Is(err, context.Canceled) {
-		t.Errorf("who gave up was told %v", err)
+		t.Errorf("a caller that gave up got %v", err)
 	}
 	var all sync.WaitGroup
 	for range 200 {
@@ -246,7 +246,7 @@ func TestConfirmedMeansGone(t *testing.T) {
 	}
 }
 
-// What is in the air when the sidecar ends neither holds it up nor stays.
+// Fetches under way when the sidecar ends neither hold it up nor leave leases.
 func TestEndsWhileMinting(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
@@ -269,12 +269,11 @@ func TestEndsWhileMinting(t *testing.T) {
 	if err := <-got; err == nil {
 		t.Error("the request was answered")
 	}
-	until(t, "the user that nobody knows is gone", func() bool { return len(users(t, db)) == 0 })
+	until(t, "the user of the lost answer is gone", func() bool { return len(users(t, db)) == 0 })
 }
 
-// After a suspension, or when the clock was set, Vault is asked before anything
-// is served that has ended meanwhile; and what nobody has used is given back
-// and not renewed.
+// After a suspension, or when the clock was set, Vault is asked before anything is served
+// that has ended in between; and what nobody has used is given back and not renewed.
 func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
@@ -355,7 +354,7 @@ func TestEndsWhileRenewed(t *testing.T) {
 		if (next.Lease == c.Lease) != renewed {
 			t.Errorf("renewed: %v, lease %q, then %q, records %s", renewed, c.Lease, next.Lease, &log)
 		}
-		until(t, "nothing is left to be revoked", func() bool { return b.Status().Unconfirmed == 0 })
+		until(t, "no revocation is left", func() bool { return b.Status().Unconfirmed == 0 })
 		if !logsIn(t, db, next) {
 			t.Error("served a user that cannot log in")
 		}
@@ -479,13 +478,13 @@ func TestRevokeTakesEverything(t *testing.T) {
 	if _, err := v.Do(t.Context(), "GET", "auth/token/lookup-self", token, nil); err == nil {
 		t.Error("the token lives on")
 	}
-	until(t, "it is logged in anew", func() bool { return b.Status().LoggedIn })
+	until(t, "it is logged in again", func() bool { return b.Status().LoggedIn })
 	if log.count("lost") != 0 {
 		t.Errorf("records: %s", &log)
 	}
 }
 
-// What a killed sidecar leaves behind, the next one revokes.
+// The next sidecar revokes the leases of a killed one.
 func TestRevokesWhatAnEarlierSidecarLeft(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})

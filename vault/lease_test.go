@@ -86,7 +86,7 @@ func TestWindow(t *testing.T) {
 		}
 	}
 	if w := newWindow(issued, math.MaxInt64, never(), 0); w.notAfter != never() || w.refreshAt != never() {
-		t.Errorf("what never ends: %+v", w)
+		t.Errorf("without an end: got %+v", w)
 	}
 	if seconds(-1) != 0 || seconds(math.MaxInt) <= 0 {
 		t.Errorf("durations out of range: %s %s", seconds(-1), seconds(math.MaxInt))
@@ -227,7 +227,7 @@ func TestFields(t *testing.T) {
 			fields: map[string]string{"data.k": "v", "metadata.version": "1"},
 		},
 		{name: "two line breaks, one declared", trim: true, answer: `{"data":{"k":"v\n\n"}}`, err: `field "k"`},
-		{name: "nothing but a line break", trim: true, answer: `{"data":{"k":"\n"}}`, err: `field "k"`},
+		{name: "a line break alone", trim: true, answer: `{"data":{"k":"\n"}}`, err: `field "k"`},
 		{
 			name: "PEM", answer: `{"data":{"k":"v","crt":"-----BEGIN A-----\nAAAA\n-----END A-----","ca_chain":["-----BEGIN A-----\nAAAA\n-----END A-----\n"]}}`,
 			fields: map[string]string{"k": "v"}, pem: []string{"ca_chain", "crt"},

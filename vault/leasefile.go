@@ -101,7 +101,7 @@ func (f *leaseFile) save() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil && f.err == nil {
-		f.outbox.warn("write state file: leases left by a killed sidecar will end by themselves only", zap.Error(err))
+		f.outbox.warn("leases file not written", zap.String("effect", "leases of a killed sidecar are not revoked and end by themselves"), zap.Error(err))
 	}
 	f.err = err
 }
@@ -175,7 +175,7 @@ func (f *leaseFile) setAside(damage error) error {
 	if err != nil {
 		return fmt.Errorf("set aside damaged leases file %s: %w", f.path, err)
 	}
-	f.log.Error("leases file damaged, set aside", zap.String("file", f.path), zap.String("renamed_to", aside), zap.Error(damage))
+	f.log.Error("leases file damaged and set aside", zap.String("file", f.path), zap.String("renamed_to", aside), zap.Error(damage))
 	f.outbox.record("incident", authz.CredentialRef{}, "",
 		fmt.Sprintf("leases file damaged (%v), renamed to %s: leases of earlier runs are not revoked and end by themselves", damage, aside))
 	return nil

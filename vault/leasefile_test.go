@@ -108,7 +108,7 @@ func TestDamagedLeaseFile(t *testing.T) {
 			if len(aside) != 1 || string(testenv.MustGet(os.ReadFile(aside[0]))(t)) != content {
 				t.Fatalf("got set aside %q, want one file with the damaged content", aside)
 			}
-			if entries := logged.FilterMessage("leases file damaged, set aside").All(); len(entries) != 1 || entries[0].ContextMap()["renamed_to"] != aside[0] {
+			if entries := logged.FilterMessage("leases file damaged and set aside").All(); len(entries) != 1 || entries[0].ContextMap()["renamed_to"] != aside[0] {
 				t.Errorf("got log %v, want one line with the new name", logged.All())
 			}
 			if audited.count("incident") != 1 || !strings.Contains(audited.String(), aside[0]) {
@@ -152,4 +152,3 @@ func atomicTemporary(t *testing.T, path string) string {
 	}
 	return names[0]
 }
-

@@ -21,7 +21,7 @@ const (
 	maxRetiring         = 16               // replaced tokens not yet revoked; while full none is replaced early
 	maxPending          = 4096             // unconfirmed revocations; while full nothing is minted
 	defaultGrace        = 10 * time.Second // see Broker.grace
-	idleTimeout         = 5 * time.Minute  // unused for so long, a lease is given back and not renewed
+	idleTimeout         = 5 * time.Minute  // unused for so long, a lease is revoked and not renewed
 	rotateInterval      = time.Minute      // at most, for leases that may have been lost track of
 	tokenRereadInterval = time.Minute      // of the token file
 	longestMigration    = 5 * time.Second  // within which credentials move to a new token
@@ -80,11 +80,11 @@ func (m *leaseManager) now() dualTime { return m.cfg.clock.now() }
 // credentialName is what a credential is called. In one generation no other is called so.
 type credentialName struct{ grant, credential string }
 
-// entry is one credential. Its fields are guarded by Broker.mu.
+// entry is one credential. Its fields are guarded by leaseManager.mu.
 type entry struct {
 	ref          authz.CredentialRef
-	lease        *lease // nil when there is none that may be used
-	next         *lease // replaces lease at settledAt, when what it is of knows it; nil for none
+	lease        *lease // nil without one that may be used
+	next         *lease // replaces lease at nextActiveAt, when its service accepts it; nil without one
 	nextActiveAt dualTime
 	refreshAt    dualTime
 	usedAt       atomicDualTime
@@ -206,8 +206,8 @@ func (m *leaseManager) checkSign(ref authz.CredentialRef) error {
 	return m.checkRef(ref)
 }
 
-// install puts a lease in force in the place of the former one, which is given
-// back after a while. The caller holds mu.
+// install puts a lease in force in place of the former one, which is revoked after a while.
+// The caller holds mu.
 func (m *leaseManager) install(e *entry, got *lease) {
 	old := e.lease
 	e.failures, e.err, e.retryAt, e.needsRecheck = 0, nil, dualTime{}, false
@@ -241,7 +241,7 @@ func (m *leaseManager) install(e *entry, got *lease) {
 		m.cfg.outbox.record(what, e.ref, got.id, "")
 	}
 	if (what == "leased" || what == "replaced") && len(got.fields.unsendableNames) > 0 {
-		m.cfg.outbox.warn("fields are not used: each is empty or holds a control byte (a line break at its end?)",
+		m.cfg.outbox.warn("fields not usable", zap.String("reason", "each is empty or holds a control byte, as a line break at its end"),
 			zap.String("path", e.ref.Path), zap.Strings("fields", got.fields.unsendableNames))
 	}
 }
@@ -251,7 +251,7 @@ func (m *leaseManager) install(e *entry, got *lease) {
 func (m *leaseManager) activate(e *entry, got *lease) {
 	now, old := m.now(), e.lease
 	e.lease, e.refreshAt = got, got.refreshAt
-	if got.session != m.cfg.login.current() && got.mount == "" { // it was replaced meanwhile
+	if got.session != m.cfg.login.current() && got.mount == "" { // it was replaced in between
 		e.refreshAt = earliest(e.refreshAt, now.add(migrationDelay(now.until(got.usableUntil()))))
 	}
 	if old != nil && old.id != "" && old.id != got.id {
@@ -294,9 +294,9 @@ func migrationDelay(left time.Duration) time.Duration {
 	return time.Duration(random() * float64(min(longestMigration, left/3)))
 }
 
-// loseValues takes the values without a lease out of use that were read with a
-// token which has ended, when Vault refuses to give another: it is there, and no
-// longer has us read them.
+// loseValues takes the values without a lease out of use that were read with a token which
+// has ended, when Vault refuses to give another: Vault is there, and no longer allows the
+// broker to read them.
 func (m *leaseManager) loseValues() {
 	defer m.cfg.outbox.flush()
 	m.mu.Lock()
@@ -308,9 +308,9 @@ func (m *leaseManager) loseValues() {
 	}
 }
 
-// drop takes entries out of use. It returns their leases, queued to be
-// revoked, and the flights that are still to land. The caller holds mu.
-func (m *leaseManager) drop(entries []*entry) (leases []*revocation, flights []*fetch) {
+// drop takes entries out of use. It returns their leases, queued to be revoked, and their
+// fetches that are under way. The caller holds mu.
+func (m *leaseManager) drop(entries []*entry) (leases []*revocation, fetches []*fetch) {
 	for _, e := range entries {
 		delete(m.entries, e.ref)
 		if called := (credentialName{e.ref.Grant, e.ref.Name}); m.named[called] == e {
@@ -318,7 +318,7 @@ func (m *leaseManager) drop(entries []*entry) (leases []*revocation, flights []*
 		}
 		e.dropped = true
 		if e.fetch != nil {
-			flights = append(flights, e.fetch)
+			fetches = append(fetches, e.fetch)
 		}
 		for _, l := range []*lease{e.lease, e.next} {
 			if l != nil && l.id != "" {
@@ -327,7 +327,7 @@ func (m *leaseManager) drop(entries []*entry) (leases []*revocation, flights []*
 		}
 		e.lease, e.next = nil, nil
 	}
-	return leases, flights
+	return leases, fetches
 }
 
 // retain drops every credential but those in force. It returns the leases of the
@@ -353,7 +353,7 @@ func (m *leaseManager) keepNothing() {
 	m.inForce = map[authz.CredentialRef]bool{}
 }
 
-// dropAll drops every credential, as retain does. Which are in force stays as it is.
+// dropAll drops every credential, as retain does, and does not change which are in force.
 func (m *leaseManager) dropAll() (fetches []*fetch) {
 	defer m.cfg.outbox.flush()
 	m.mu.Lock()
@@ -443,8 +443,8 @@ func (m *leaseManager) maintain(ctx context.Context, now dualTime) dualTime {
 	return next
 }
 
-// maintainEntry sees to one credential and returns when to look again. The caller
-// holds mu.
+// maintainEntry renews, replaces or drops one credential, and returns when to call it
+// again. The caller holds mu.
 func (m *leaseManager) maintainEntry(ctx context.Context, e *entry, now dualTime) dualTime {
 	if m.inForce != nil && !m.inForce[e.ref] {
 		if until := e.madeAt.add(m.grace); now.before(until) {
@@ -490,8 +490,8 @@ func (m *leaseManager) maintainEntry(ctx context.Context, e *entry, now dualTime
 	return end
 }
 
-// recheck asks Vault about a credential that an upstream has refused. The
-// caller holds mu, and the entry has no flight.
+// recheck asks Vault about a credential that an upstream has refused. The caller holds mu,
+// and the entry has no fetch under way.
 func (m *leaseManager) recheck(ctx context.Context, e *entry, now dualTime) {
 	e.needsRecheck = false
 	l := e.lease
@@ -509,7 +509,7 @@ func (m *leaseManager) recheck(ctx context.Context, e *entry, now dualTime) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		switch {
-		case e.lease == nil || e.lease.id != l.id: // it was replaced meanwhile
+		case e.lease == nil || e.lease.id != l.id: // it was replaced in between
 		case gone:
 			m.lose(e, leaseGone)
 		case e.fetch == nil:

@@ -56,7 +56,7 @@ func TestLifeOf(t *testing.T) {
 	}
 }
 
-// respond answers every request under a path with what data says.
+// respond answers every request under a path with the fields of data.
 func respond(kind string, data func() map[string]any) func(http.ResponseWriter, *http.Request, func() *httptest.ResponseRecorder) {
 	return func(w http.ResponseWriter, _ *http.Request, _ func() *httptest.ResponseRecorder) {
 		_ = json.NewEncoder(w).Encode(map[string]any{
@@ -130,9 +130,9 @@ func TestOneTimePasswords(t *testing.T) {
 	}
 }
 
-// With a rotation_schedule Vault begins the next period before it replaces the
-// password. The password is asked for until it is another, by who is told of no
-// refusal of an upstream's as well.
+// With a rotation_schedule Vault begins the next period before it replaces the password.
+// The password is asked for until it is another, by callers that get no refusal of an
+// upstream's as well.
 func TestPasswordsThatAreReplacedLate(t *testing.T) {
 	t.Parallel()
 	v := testenv.MustVault(t, testenv.VaultConfig{})

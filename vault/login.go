@@ -101,8 +101,8 @@ func (a *authenticator) acquireLogin(ctx context.Context) error {
 
 func (a *authenticator) releaseLogin() { <-a.loginSem }
 
-// readySession returns the session if it will do as it is, or the reason why
-// there is none and it is too early to try again.
+// readySession returns the session if it can be used as it is, or an error while it is too
+// early to log in again.
 func (a *authenticator) readySession(need time.Duration) (*session, error) {
 	now := a.now()
 	a.mu.RLock()
@@ -117,13 +117,13 @@ func (a *authenticator) readySession(need time.Duration) (*session, error) {
 	return nil, nil
 }
 
-// mustRotate reports whether the session is to be replaced because it may hold a
-// lease we do not know of. The caller holds a.mu.
+// mustRotate reports whether the session is to be replaced because Vault may hold an
+// untracked lease of it. The caller holds mu.
 func (a *authenticator) mustRotate(now dualTime) bool {
 	return a.session != nil && a.session.untracked && a.session.ours && !now.before(a.rotateAt) && len(a.retiring) < maxRetiring
 }
 
-// renewOrLogin renews the token or logs in. The caller has entered.
+// renewOrLogin renews the token or logs in. The caller holds loginSem.
 func (a *authenticator) renewOrLogin(ctx context.Context, need time.Duration) (*session, error) {
 	now := a.now()
 	a.mu.RLock()
@@ -145,7 +145,7 @@ func (a *authenticator) renewOrLogin(ctx context.Context, need time.Duration) (*
 			return a.loginFailed(s, err)
 		}
 	}
-	files, _ := a.cfg.auth.fingerprint() // before they are read to log in: what changes meanwhile has changed
+	files, _ := a.cfg.auth.fingerprint() // before they are read to log in, so that a later change is noticed
 	a.mu.Lock()
 	a.loginFiles = files
 	a.mu.Unlock()
@@ -173,8 +173,8 @@ func (a *authenticator) sameToken(s *session) bool {
 	return err != nil || token.Equal(s.token)
 }
 
-// loginFailed notes a failed login or renewal and returns the session if it can
-// still be used.
+// loginFailed records a failed login or renewal and returns the session if it can still be
+// used.
 func (a *authenticator) loginFailed(s *session, err error) (*session, error) {
 	defer a.cfg.outbox.flush()
 	a.mu.Lock()
@@ -303,13 +303,13 @@ func (a *authenticator) renewOrLoginOnce(ctx context.Context) {
 }
 
 const (
-	tokenGone = "Vault no longer knows the token"
-	leaseGone = "Vault no longer knows the lease"
+	tokenGone = "Vault no longer has the token"
+	leaseGone = "Vault no longer has the lease"
 )
 
-// tokenInvalid reports whether a refusal means that Vault no longer knows the
-// token, and then gives the session up. A policy that does not allow what was
-// asked, or the lookup, is no such sign: giving up would lose every lease.
+// tokenInvalid reports whether a refusal means that Vault no longer has the token, and then
+// drops the session. A policy that denies the request, or the lookup, is no such sign:
+// dropping the session would lose every lease.
 func (a *authenticator) tokenInvalid(ctx context.Context, s *session, refusal error) bool {
 	if statusOf(refusal) != http.StatusForbidden {
 		return false
@@ -323,7 +323,8 @@ func (a *authenticator) tokenInvalid(ctx context.Context, s *session, refusal er
 	return true
 }
 
-// dropSession gives up a session whose token Vault refuses: what it held is lost.
+// dropSession drops a session whose token Vault refuses: the credentials that it holds are
+// lost.
 func (a *authenticator) dropSession(s *session, why string) {
 	if a.removeSession(s) {
 		a.cfg.ended(s, why)
@@ -363,9 +364,9 @@ func (a *authenticator) rotateFor(s *session) {
 	}
 }
 
-// markUntracked notes that Vault may have made a lease of which no answer arrived.
-// The session is replaced and its token revoked, at most once a minute, so
-// that a failing Vault is not made to mint everything anew over and over.
+// markUntracked records that Vault may have made a lease whose answer was lost. The session
+// is replaced and its token revoked, at most once a minute, so that a failing Vault does
+// not have to mint everything again and again.
 func (a *authenticator) markUntracked(s *session, path string) {
 	defer a.cfg.outbox.flush()
 	a.mu.Lock()
@@ -378,20 +379,19 @@ func (a *authenticator) markUntracked(s *session, path string) {
 	case s.dead.Load():
 		a.warnUntracked(s)
 	case !s.ours:
-		a.cfg.outbox.warn("a lease may have been made whose id never arrived; it ends by itself, since the token is not ours to revoke",
-			zap.String("path", path))
+		a.cfg.outbox.warn("untracked lease possible", zap.String("path", path),
+			zap.String("reason", "the answer was lost, and the token of the token file is not revoked"), zap.String("effect", "the lease ends by itself"))
 	}
 	a.cfg.wakeUp()
 }
 
-// warnUntracked warns of what the end of a token may not take away, since it was not
-// we who ended it: Vault keeps a lease that it was about to make for a token
-// while somebody revoked that, and nothing of ours names it. The caller holds
-// mu.
+// warnUntracked warns of a lease that may outlive a token which was revoked by another
+// party: Vault keeps a lease that it was making for a token while that was revoked, and its
+// id never arrived. The caller holds mu, for reading at least.
 func (a *authenticator) warnUntracked(s *session) {
 	if s.untracked {
-		a.cfg.outbox.warn("a lease may have been made whose id never arrived; it ends by itself, since somebody else has revoked the token that it was made with",
-			zap.String("accessor", mask(s.accessor)))
+		a.cfg.outbox.warn("untracked lease possible", zap.String("accessor", mask(s.accessor)),
+			zap.String("reason", "the answer was lost, and the token was revoked by another party"), zap.String("effect", "the lease ends by itself"))
 	}
 }
 

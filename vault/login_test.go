@@ -45,7 +45,7 @@ func (b *safeBuffer) String() string {
 	return b.text.String()
 }
 
-// readsKey reads a KV secret by a login and tells whether that works.
+// readsKey reads a KV secret by a login and fails the test if that does not work.
 func readsKey(t testing.TB, b *Broker) {
 	t.Helper()
 	c := testenv.MustGet(b.Credential(t.Context(), ref("key", "secret/data/weather")))(t)
@@ -54,7 +54,7 @@ func readsKey(t testing.TB, b *Broker) {
 	}
 }
 
-// forgets makes Vault forget the broker's token, so that it logs in anew.
+// forgets makes Vault forget the broker's token, so that it logs in again.
 func forgets(t testing.TB, v *testenv.Vault, b *Broker) {
 	t.Helper()
 	accessor := b.login.current().accessor
@@ -233,7 +233,7 @@ func TestUnwrapsTheSecretIDOnce(t *testing.T) {
 		t.Errorf("the state file holds %s", kept)
 	}
 
-	// The next sidecar finds the same token and knows that it is no theft.
+	// The next sidecar finds the same token, which is no theft.
 	again := wrap("auth/approle/role/weather/secret-id")
 	testenv.Must(t, os.WriteFile(auth.SecretIDFile, []byte(again), 0o600))
 	third := broker(t, cfg)
@@ -245,7 +245,7 @@ func TestUnwrapsTheSecretIDOnce(t *testing.T) {
 	}
 }
 
-// Whoever had the wrapping token before us is found out, and told of once.
+// A wrapping token that another party used is detected, and reported once.
 func TestWrappedSecretIDIsStolen(t *testing.T) {
 	t.Parallel()
 	v := weatherVault(t, testenv.VaultConfig{})
@@ -257,7 +257,7 @@ func TestWrappedSecretIDIsStolen(t *testing.T) {
 		"unwrapped by somebody else": {func(t *testing.T, auth *Auth, _ func(string) string) {
 			token := string(testenv.MustGet(os.ReadFile(auth.SecretIDFile))(t))
 			testenv.MustGet(v.Do(t.Context(), http.MethodPost, "sys/wrapping/unwrap", token, nil))(t)
-		}, "somebody else unwrapped it"},
+		}, "another party unwrapped it"},
 		"wrapped by somebody else": {func(t *testing.T, auth *Auth, wrap func(string) string) {
 			testenv.Must(t, os.WriteFile(auth.SecretIDFile, []byte(wrap("sys/wrapping/wrap")), 0o600))
 		}, `wrapped by "sys/wrapping/wrap"`},
@@ -284,12 +284,12 @@ func TestWrappedSecretIDIsStolen(t *testing.T) {
 			b := broker(t, Config{Address: f.address, Auth: auth, Logger: logger, Recorder: &log})
 			err := b.Login(t.Context())
 			if err == nil || !strings.Contains(err.Error(), test.says) {
-				t.Errorf("login says %v, want %q", err, test.says)
+				t.Errorf("login: got %v, want %q", err, test.says)
 			}
 			lookups := f.count("sys/wrapping/lookup")
 			for range 3 {
 				if again := b.Login(t.Context()); again == nil || !strings.Contains(again.Error(), test.says) {
-					t.Errorf("login then says %v, want %q", again, test.says)
+					t.Errorf("second login: got %v, want %q", again, test.says)
 				}
 			}
 			if log.count("incident") != 1 || f.count("sys/wrapping/lookup") != lookups {
@@ -308,7 +308,7 @@ func TestWrappedSecretIDIsStolen(t *testing.T) {
 	}
 }
 
-// Every request of every way to log in says which namespace it is for.
+// Every request of every method has the namespace that it is for.
 func TestNamespace(t *testing.T) {
 	t.Parallel()
 	v := weatherVault(t, testenv.VaultConfig{})
@@ -351,8 +351,8 @@ func TestTokensThatAreNotTaken(t *testing.T) {
 	role(map[string]any{"token_num_uses": 3})
 	logger, logged := writing()
 	testenv.Must(t, broker(t, Config{Address: v.Address, Auth: auth, Logger: logger}).Login(t.Context()))
-	if !strings.Contains(logged.String(), "limited number of times") {
-		t.Errorf("nothing is said of num_uses: %s", logged)
+	if !strings.Contains(logged.String(), "uses limited") {
+		t.Errorf("got no warning of num_uses: %s", logged)
 	}
 
 	role(map[string]any{"token_num_uses": 0, "token_type": "batch"})
@@ -361,10 +361,10 @@ func TestTokensThatAreNotTaken(t *testing.T) {
 	b, _ := run(t, Config{Address: f.address, Auth: auth, Logger: logger})
 	readsKey(t, b)
 	if !strings.Contains(logged.String(), "batch token") {
-		t.Errorf("nothing is said of batch tokens: %s", logged)
+		t.Errorf("got no warning of batch tokens: %s", logged)
 	}
 	for range 2 {
-		until(t, "nothing is leased with a batch token", func() bool {
+		until(t, "no lease is made with a batch token", func() bool {
 			_, err := b.Credential(t.Context(), ref("db", "database/creds/reader"))
 			if err == nil {
 				t.Fatal("a lease is served")
@@ -376,7 +376,7 @@ func TestTokensThatAreNotTaken(t *testing.T) {
 	if got := f.count("database/creds/reader"); got != 1 {
 		t.Errorf("asked %d times", got)
 	}
-	until(t, "what was made is gone", func() bool { return len(users(t, db)) == 0 })
+	until(t, "the lease is gone", func() bool { return len(users(t, db)) == 0 })
 
 	// No method of ours can be made to give a root token; a gateway can.
 	f.breaks("auth/approle/login", func(w http.ResponseWriter, _ *http.Request, forward func() *httptest.ResponseRecorder) {

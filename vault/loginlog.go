@@ -40,9 +40,9 @@ func (a *authenticator) logLogin(err error, now dualTime) {
 	*last = loginLog{cause: err.Error(), at: now}
 }
 
-// Permanent reports whether an error of [Broker.Login] stays until somebody acts:
-// a file of the login is missing or holds no secret, Vault refuses it, or what
-// answers is no Vault. It is false where Vault does not answer or is sealed.
+// Permanent reports whether an error of [Broker.Login] stays until an operator acts: a file
+// of the login is missing or holds no secret, Vault refuses it, or what answers is no
+// Vault. It is false where Vault does not answer or is sealed.
 func Permanent(err error) bool {
 	return err != nil && !isTransient(err) && !errors.Is(err, errStopping) && !errors.Is(err, context.Canceled) &&
 		!errors.Is(err, context.DeadlineExceeded)

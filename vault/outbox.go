@@ -17,10 +17,10 @@ type outboxConfig struct {
 	now      func() time.Time
 }
 
-// outbox collects what the parts of a broker report while they hold their locks:
-// audit records, log lines, and that a credential in use was lost. flush delivers
-// it once the locks are released, so that a slow disk or terminal, or a callback,
-// delays nobody who needs a credential.
+// outbox collects what the parts of a broker report while they hold their locks: audit
+// records, log lines, and that a credential in use was lost. flush delivers it once the
+// locks are released, so that a slow disk or terminal, or a callback, delays no request
+// that needs a credential.
 type outbox struct {
 	cfg outboxConfig
 

@@ -25,9 +25,9 @@ const (
 	fileCheckInterval = time.Second
 )
 
-// refusal is a login that Vault has refused. Tried again with the same proof it
-// would be refused again, and count against the role. It is guarded by
-// Broker.mu, and does not change but for what looks at the files change.
+// refusal is a login that Vault has refused. Tried again with the same proof it would be
+// refused again, and count against the role. It is guarded by authenticator.mu, and only
+// the fields of the file checks change.
 type refusal struct {
 	cause  error    // the first with these files
 	latest error    // the last one, when it is another than cause
@@ -45,7 +45,7 @@ type refusal struct {
 
 // refusedError is a login that Vault has refused, in words for the operator.
 type refusedError struct {
-	err  error // what Vault answered first
+	err  error // the first answer of Vault
 	text string
 }
 
@@ -53,9 +53,9 @@ func (e *refusedError) Error() string { return e.text }
 
 func (e *refusedError) Unwrap() error { return e.err }
 
-// isRefusal reports whether Vault has refused what the login was made of, or has
-// given what is not taken. What speaks of Vault's state, of the way to it or of
-// a file of ours is none.
+// isRefusal reports whether Vault has refused the credentials of the login, or returned a
+// token that is not accepted. Errors of Vault's state, of the network or of a local file
+// are not refusals.
 func isRefusal(err error) bool {
 	switch statusOf(err) {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
@@ -89,7 +89,7 @@ func (a *authenticator) recordRefusal(err error, now dualTime) (time.Duration, e
 	return wait, a.describe(r, wait)
 }
 
-// describe says what was refused, and what ends that.
+// describe returns an error with the refusal and the condition that ends it.
 func (a *authenticator) describe(r *refusal, wait time.Duration) error {
 	text := r.cause.Error()
 	if r.latest != nil {

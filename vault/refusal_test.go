@@ -38,7 +38,7 @@ func TestRefusedLoginIsNotRepeated(t *testing.T) {
 	logins := func() int64 { return f.count("auth/approle/login") }
 
 	until(t, "the login was refused", func() bool { return b.Status().LoginErr != "" })
-	for range 300 { // who waits for the start asks all the time
+	for range 300 { // a waiting start asks all the time
 		if err := b.Login(t.Context()); err == nil || !Permanent(err) {
 			t.Fatalf("login with a wrong secret id: %v", err)
 		}
@@ -51,7 +51,7 @@ func TestRefusedLoginIsNotRepeated(t *testing.T) {
 		t.Errorf("%d logins with the same wrong secret id", n)
 	}
 	if text := b.Status().LoginErr; !strings.Contains(text, "invalid role or secret ID") || !strings.Contains(text, "lock the role") {
-		t.Errorf("status says %q", text)
+		t.Errorf("got status %q", text)
 	}
 	if n := logs.FilterMessage("vault login failed").Len(); n != 1 {
 		t.Errorf("%d log lines", n)
@@ -158,7 +158,7 @@ func TestChangedFilesAreTriedLessAndLess(t *testing.T) {
 	until(t, "it logged in", func() bool { return b.Status().LoggedIn })
 }
 
-// What speaks of Vault's state, or of the way to it, goes on being tried.
+// Logins that fail by Vault's state, or the network, are tried again.
 func TestOtherFailuresOfALoginAreRepeated(t *testing.T) {
 	t.Parallel()
 	v := weatherVault(t, testenv.VaultConfig{})

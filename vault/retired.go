@@ -9,8 +9,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// revokeTokens revokes the tokens that we logged in for and returns how many
-// it has. The session is gone whatever Vault answers.
+// revokeTokens revokes the tokens that the sidecar logged in for and returns how many Vault
+// has revoked. The session ends whatever Vault answers.
 func (a *authenticator) revokeTokens(ctx context.Context) (revoked int, err error) {
 	a.mu.Lock()
 	tokens := a.retiring
@@ -48,10 +48,10 @@ func (a *authenticator) retryTokenRevocation(s *session) {
 	a.cfg.wakeUp()
 }
 
-// revokeToken revokes a token of ours and so all that it holds.
+// revokeToken revokes a token that the sidecar logged in for, and so every lease of it.
 func (a *authenticator) revokeToken(ctx context.Context, s *session) error {
 	if !s.ours || s.accessor == "" {
-		return nil // not ours, or a batch token, which cannot be revoked
+		return nil // of a token file, or a batch token, which cannot be revoked
 	}
 	_, err := a.cfg.client.do(ctx, call{
 		op: "revoke token " + mask(s.accessor), method: http.MethodPost, path: "auth/token/revoke-self", token: s.token,

@@ -55,13 +55,13 @@ type revocation struct {
 	id       string
 	mount    string // of the engine that a certificate is revoked at; "" for a lease
 	ref      authz.CredentialRef
-	session  *session // whose token's end ends the lease too; nil for one of an earlier sidecar
+	session  *session // the end of its token ends the lease too; nil for a lease of an earlier sidecar
 	ends     dualTime // by itself
 	due      dualTime
-	urgent   bool // nobody may use it any more
+	urgent   bool // it is not to be used any more
 	running  bool
 	done     bool // confirmed, or past its own end
-	denied   bool // the policy does not let us revoke leases
+	denied   bool // the policy does not allow the broker to revoke leases
 	attempts int
 	// uses are the accesses that carry it. While there are any it is not revoked
 	// before keptUntil, when it ends by itself, unless it is urgent. nil once it is
@@ -235,7 +235,7 @@ func (q *revocationQueue) sessionFor(ctx context.Context, r *revocation) (*sessi
 	return q.cfg.login.authenticate(ctx, 0)
 }
 
-// finishRevocation notes what came of a revocation.
+// finishRevocation applies the outcome of a revocation.
 func (q *revocationQueue) finishRevocation(r *revocation, err error) {
 	if q.settle(r, err) {
 		q.cfg.store.remove(r.id)
@@ -257,8 +257,8 @@ func (q *revocationQueue) settle(r *revocation, err error) bool {
 	case err == nil:
 		q.removeRevocation(r, "revoked", "")
 	case r.mount != "" && statusOf(err) >= http.StatusBadRequest && !isTransient(err) && !isUnknownToken(err):
-		// The policy does not let us, or the engine cannot: the certificate
-		// ends by itself, and no token takes it along.
+		// The policy does not allow it, or the engine cannot: the certificate
+		// ends by itself, and not with a token.
 		q.removeRevocation(r, "left", "it is not revoked and ends by itself: "+err.Error())
 	case !isTransient(err) && r.ends.add(confirmGrace).before(now):
 		q.removeRevocation(r, "ended", "it was not revoked and ended by itself: "+err.Error())
@@ -275,15 +275,15 @@ func (q *revocationQueue) settle(r *revocation, err error) bool {
 	return r.done
 }
 
-// removeRevocation notes that a lease is gone. The caller holds mu.
+// removeRevocation records that a lease is gone. The caller holds mu.
 func (q *revocationQueue) removeRevocation(r *revocation, what, detail string) {
 	r.done = true
 	delete(q.pending, r.id)
 	q.cfg.outbox.record(what, r.ref, r.id, detail)
 }
 
-// markDenied notes that the policy does not let us revoke a lease. The token is then
-// replaced and revoked, which ends the lease too. The caller holds mu.
+// markDenied records that the policy does not allow the broker to revoke a lease. The token
+// is then replaced and revoked, which ends the lease too. The caller holds mu.
 func (q *revocationQueue) markDenied(r *revocation) {
 	r.denied = true
 	if r.urgent && r.session != nil {
@@ -369,7 +369,7 @@ func (q *revocationQueue) needs(s *session) bool {
 	for _, r := range q.pending {
 		switch {
 		case r.session != s:
-		case r.denied: // the token's end takes it along
+		case r.denied: // it ends with the token
 			urgent = urgent || r.urgent
 		case r.inUse(now):
 			kept = true

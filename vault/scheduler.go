@@ -10,14 +10,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// shutdownWithin bounds giving everything back when the broker ends.
+// shutdownWithin bounds revoking everything when the broker ends.
 const shutdownWithin = 10 * time.Second
 
-// Run keeps the token and the leases alive, gives back what is not used, and
-// revokes what Vault has not yet confirmed. When ctx ends it revokes every
-// lease, and the token if it logged in for it, and returns nil; or an error
-// that says what Vault did not confirm within ten seconds, which the state
-// file keeps for the next sidecar. It is called once.
+// Run renews the token and the leases, revokes those that are not used, and retries
+// revocations that Vault has not yet confirmed. When ctx ends it revokes every lease, and
+// the token if it logged in for it, and returns nil; or an error with the leases that Vault
+// did not confirm within ten seconds, which the state file keeps for the next sidecar. It
+// is called once.
 func (b *Broker) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -35,16 +35,16 @@ func (b *Broker) Run(ctx context.Context) error {
 func (b *Broker) shutDown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, shutdownWithin)
 	defer cancel()
-	cancelFetches(ctx, b.leases.close()) // a lease that one may have got all the same goes with the token
+	cancelFetches(ctx, b.leases.close()) // a lease of a cancelled fetch ends with the token
 	b.tasks.group.Wait()
 	report, _ := b.revokeAll(ctx)
 	// To look whether everything is gone, it may have logged in again. Tokens
 	// that were not revoked are among these once more.
 	_, err := b.login.revokeTokens(ctx)
 	report.Err = errors.Join(report.Err, err)
-	b.cfg.Logger.Info("gave back what was leased", zap.Int("leases", report.Leases), zap.Int("confirmed", report.Confirmed))
+	b.cfg.Logger.Info("leases revoked at shutdown", zap.Int("leases", report.Leases), zap.Int("confirmed", report.Confirmed))
 	if report.Err != nil {
-		return fmt.Errorf("give back what was leased: %d of %d leases confirmed: %w", report.Confirmed, report.Leases, report.Err)
+		return fmt.Errorf("revoke leases at shutdown: %d of %d confirmed: %w", report.Confirmed, report.Leases, report.Err)
 	}
 	return nil
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// What kind of credential an answer holds is seen from the answer and not from
-// the path, since engines are mounted anywhere:
+// The kind of a credential is recognised by the answer and not by the path, since engines
+// are mounted anywhere:
 //
 //   - a lease (database, aws, ...) has an id and a duration of its own;
 //   - a certificate (pki) ends with itself and is revoked by its serial number;
-//   - a static role's password (database, ldap, ...) is replaced by Vault, which
-//     says in how many seconds;
+//   - a static role's password (database, ldap, ...) is replaced by Vault, in a
+//     number of seconds that the answer has;
 //   - a token that is made for each answer (identity, gcp, ...) says when it ends,
 //     or after how long;
 //   - a one-time password (totp) is good for the moment;
@@ -55,9 +55,8 @@ const (
 	recheckInterval = 5 * time.Second
 )
 
-// leaseOf returns the lease that an answer to a request sent at issued is, old
-// being the one that it replaces, or nil. Its error says why the answer is of no
-// use.
+// leaseOf returns the lease that an answer to a request sent at issued is, old being the
+// one that it replaces, or nil. Its error is why the answer cannot be used.
 func (m *leaseManager) leaseOf(answer *api.Secret, s *session, ref authz.CredentialRef, issued dualTime, old *lease) (*lease, error) {
 	fields, err := fieldsOf(answer, ref.TrimNewline)
 	if err != nil {
@@ -97,8 +96,8 @@ func (m *leaseManager) leaseOf(answer *api.Secret, s *session, ref authz.Credent
 	return l, nil
 }
 
-// valueWindow returns the window of a value without a lease. A duration without
-// a lease (KV version 1) only says how soon the value may be another one.
+// valueWindow returns the window of a value without a lease. A duration without a lease (KV
+// version 1) is only a hint of how soon the value may change.
 func (m *leaseManager) valueWindow(issued dualTime, hint time.Duration, last dualTime) window {
 	w := newWindow(issued, m.cfg.stale, last, 0)
 	again := m.cfg.refresh
@@ -175,11 +174,10 @@ func isOneTimePassword(answer *api.Secret, path string) bool {
 	return ok && len(answer.Data) == 1 && strings.Contains(path, "/code/") && !isValue(answer)
 }
 
-// lifeOf returns how long what an answer without a lease holds lives: the
-// shortest of what it says, as seconds or as a moment (ttl of the identity engine
-// and of static roles, token_ttl and expires_at_seconds of GCP's, expires_at of
-// others). A moment that has passed is not taken from who states a duration too:
-// the clocks differ.
+// lifeOf returns how long what an answer without a lease holds lives: the shortest of its
+// fields, as seconds or as a moment (ttl of the identity engine and of static roles,
+// token_ttl and expires_at_seconds of GCP's, expires_at of others). A moment that has
+// passed is not taken from who states a duration too: the clocks differ.
 func lifeOf(answer *api.Secret, now time.Time) (life time.Duration, ends bool) {
 	if answer.LeaseID != "" || isValue(answer) {
 		return 0, false
@@ -248,8 +246,8 @@ func numberOf(value any) (number float64, ok bool) {
 	return number, ok && !math.IsNaN(number) && !math.IsInf(number, 0)
 }
 
-// certificateOf returns the certificate of an answer of a PKI engine's, nil
-// when it is none, and the serial number that it is revoked by.
+// certificateOf returns the certificate of an answer of a PKI engine's, nil for another
+// answer, and the serial number that it is revoked by.
 func certificateOf(answer *api.Secret, fields fieldSet) (serial string, certificate *x509.Certificate) {
 	serial, _ = answer.Data["serial_number"].(string)
 	if serial == "" || isEnvelope(answer) {
@@ -285,7 +283,7 @@ type fieldSet struct {
 	pem             map[string]authz.Secret
 	unsendableNames []string          // names of those that hold what cannot be sent
 	unusable        map[string]string // by name: why a field is neither text nor PEM
-	countsDown      bool              // a field says how long is left, and differs in each answer
+	countsDown      bool              // a field holds the time left, and differs in each answer
 }
 
 // equal reports whether two answers hold the same.
@@ -399,7 +397,7 @@ func (f *fieldSet) add(name string, value any, trim bool) {
 	f.text[name] = authz.NewSecret(text)
 }
 
-// kindOf says what a value is that is no text.
+// kindOf describes a value that is not a text.
 func kindOf(value any) string {
 	switch v := value.(type) {
 	case nil:
@@ -412,7 +410,7 @@ func kindOf(value any) string {
 	return "is no text"
 }
 
-// unsendable says why a text can be in no header, "" when it can.
+// unsendable returns why a text cannot be in a header, "" when it can.
 func unsendable(text string) string {
 	isControl := func(r rune) bool { return r < 0x20 || r == 0x7f }
 	trimmed := strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r")

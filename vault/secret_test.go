@@ -18,8 +18,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// Nothing that leaves the broker but Credential.Fields, and nothing that it
-// leaves on disk, holds a secret.
+// No output of the broker but Credential.Fields, and no file that it writes, holds a
+// secret.
 func TestNothingSecretIsPrinted(t *testing.T) {
 	t.Parallel()
 	const canary = "wk_CANARY_5f1c"
@@ -73,7 +73,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	})
 	echoed := broker(t, Config{Address: f.address, Auth: auth}).Login(t.Context())
 	if echoed == nil || !strings.Contains(echoed.Error(), "cannot use") {
-		t.Errorf("the echoing login said %v", echoed)
+		t.Errorf("got %v from the echoing login", echoed)
 	}
 	f.mend()
 	report := b.Revoke(t.Context())
@@ -129,7 +129,7 @@ func TestEchoingGateway(t *testing.T) {
 			b := broker(t, Config{Address: echo.URL, Auth: auth, Logger: logger, Recorder: &log, StateFile: state})
 			err := b.Login(t.Context())
 			if err == nil || !strings.Contains(err.Error(), "[redacted]") {
-				t.Errorf("login says %v", err)
+				t.Errorf("login: got %v", err)
 			}
 			_, asked := b.Credential(t.Context(), ref("key", "secret/data/weather"))
 			kept, _ := os.ReadFile(state)

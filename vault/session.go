@@ -64,8 +64,8 @@ func (s *session) usable(now dualTime) bool {
 	return s != nil && !s.dead.Load() && now.before(s.end())
 }
 
-// schedule sets when the token ends and when to see to it: a token from a file
-// at least every minute, since the file may hold another one.
+// schedule sets when the token ends and when it is renewed: a token from a file at least
+// every minute, since the file may hold another one.
 func (s *session) schedule(issued dualTime, ttl time.Duration, method Method, renewable bool) {
 	w := window{notAfter: never(), refreshAt: never()}
 	if ttl > 0 {
@@ -84,7 +84,7 @@ func (a *authenticator) newSession(issued dualTime, token authz.Secret, accessor
 	return s
 }
 
-// tokenFacts are what auth/token/lookup-self says.
+// tokenFacts are the answer of auth/token/lookup-self.
 type tokenFacts struct {
 	TTL       int      `json:"ttl"`
 	Accessor  string   `json:"accessor"`

@@ -39,13 +39,12 @@ const (
 	EdDSA Algorithm = "EdDSA"
 )
 
-// Sign has Vault's transit engine sign input and returns the signature as JSON
-// Web Signatures want it: the bytes of an HMAC, of RSA or of Ed25519, and of
-// ECDSA r and s side by side. The key never leaves Vault. ref.Path is
-// MOUNT/sign/KEY, or MOUNT/hmac/KEY for HS256 and its like. Nothing is kept,
-// so each call asks Vault. version is which of the key's versions signs, 0 for the
-// latest; the one that did is returned. Its error holds no secret and not the
-// input, and has a method RetryAfter if trying again may help.
+// Sign has Vault's transit engine sign input and returns the signature as JSON Web
+// Signatures want it: the bytes of an HMAC, of RSA or of Ed25519, and of ECDSA r and s side
+// by side. The key never leaves Vault. ref.Path is MOUNT/sign/KEY, or MOUNT/hmac/KEY for
+// HS256 and its like. Signatures are not kept: each call asks Vault. version is which of
+// the key's versions signs, 0 for the latest; the one that did is returned. Its error holds
+// no secret and not the input, and has a method RetryAfter if trying again may help.
 func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorithm, version int, input []byte) ([]byte, int, error) {
 	path, body, err := signRequest(ref.Path, with, input)
 	if err != nil {
@@ -71,7 +70,7 @@ func (b *Broker) Sign(ctx context.Context, ref authz.CredentialRef, with Algorit
 	return signature, signedBy, nil
 }
 
-// sign asks Vault, with a new token if it no longer knows the one in force.
+// sign asks Vault, with a new token if Vault refuses the one in force.
 func (b *Broker) sign(ctx context.Context, path string, c call) (*api.Secret, error) {
 	for retried := false; ; retried = true {
 		s, err := b.login.authenticate(ctx, 0)
@@ -120,11 +119,11 @@ func signRequest(path string, with Algorithm, input []byte) (string, map[string]
 	case "ES":
 		body["marshaling_algorithm"] = "jws"
 	default:
-		return "", nil, fmt.Errorf("algorithm %q is none of those that are known", with)
+		return "", nil, fmt.Errorf("unknown algorithm %q", with)
 	}
 	digest, ok := digestOf(hash, input)
 	if !ok {
-		return "", nil, fmt.Errorf("algorithm %q is none of those that are known", with)
+		return "", nil, fmt.Errorf("unknown algorithm %q", with)
 	}
 	body["input"], body["prehashed"] = base64.StdEncoding.EncodeToString(digest), true
 	return path + "/" + hash, body, nil
@@ -145,8 +144,8 @@ func digestOf(hash string, input []byte) ([]byte, bool) {
 	return nil, false
 }
 
-// signatureOf returns the bytes of "vault:v1:BASE64", and the version of the key.
-// What is marshalled as JWS wants it is in its base64 too.
+// signatureOf returns the bytes of "vault:v1:BASE64", and the version of the key. A
+// signature that is marshalled as in JWS is in the base64 of JWS too.
 func signatureOf(answer *api.Secret, with Algorithm) ([]byte, int, error) {
 	var text string
 	if answer != nil {

@@ -17,9 +17,9 @@ import (
 const (
 	StateActive      = "active"      // may be used
 	StateFailing     = "failing"     // may be used, but was not renewed when it was due
-	StateUnavailable = "unavailable" // cannot be had now
+	StateUnavailable = "unavailable" // not available now
 	StateIdle        = "idle"        // not fetched, since nothing asks for it
-	StateRevoking    = "revoking"    // given back, not yet confirmed by Vault
+	StateRevoking    = "revoking"    // being revoked, not yet confirmed by Vault
 	StateReplaced    = "replaced"    // kept for the accesses that carry it
 )
 
@@ -39,7 +39,7 @@ type LeaseStatus struct {
 type Status struct {
 	LoggedIn     bool
 	Method       Method
-	TokenExpires time.Time // zero when it does not end, or there is none
+	TokenExpires time.Time // zero when it does not end, or without a token
 	LoginErr     string    // why it is not logged in, or not for longer
 	Leases       []LeaseStatus
 	States       map[string]int    // leases by state, all states
@@ -86,8 +86,8 @@ func (b *Broker) status(now dualTime) Status {
 	return s
 }
 
-// status returns whether a token is in force, when it ends, and why there is none
-// or will be none.
+// status returns whether a token is in force, when it ends, and why the last login or
+// renewal failed.
 func (a *authenticator) status(now dualTime) (loggedIn bool, ends time.Time, loginErr string) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()

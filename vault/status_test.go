@@ -35,9 +35,9 @@ func first(n int64, status int, body string) func(http.ResponseWriter, *http.Req
 	}
 }
 
-// What each status of Vault's makes the broker do, with a real Vault behind the
-// one that answers it: how often it asks, whether it logs in again, and what it
-// says (Vault API, "HTTP status codes" and "/sys/health").
+// TestStatuses checks the reaction of the broker to each status of Vault's, with a real
+// Vault behind the one that answers it: how often it asks, whether it logs in again, and
+// the error (Vault API, "HTTP status codes" and "/sys/health").
 func TestStatusTable(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"reader": {}})
@@ -116,8 +116,8 @@ func TestStatusTable(t *testing.T) {
 	}
 }
 
-// A node is told what another one has said of its storage, so that it either
-// knows as much or says that it does not.
+// The state of one node's storage is sent to the next node, which either has it or answers
+// 412.
 func TestReadsWhatItWrote(t *testing.T) {
 	t.Parallel()
 	v := weatherVault(t, testenv.VaultConfig{})
@@ -138,7 +138,7 @@ func TestReadsWhatItWrote(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	if told["/v1/auth/approle/login"] != "" || told["/v1/secret/data/weather"] != "djE6Y2x1c3RlcjowOjE6YWJjZA==" {
-		t.Errorf("told %v", told)
+		t.Errorf("got %v", told)
 	}
 }
 
@@ -245,8 +245,8 @@ func alter(change func(answer map[string]any)) func(http.ResponseWriter, *http.R
 	}
 }
 
-// Whatever Vault says a lease lasts, nothing is served past that, nothing is
-// renewed in a circle and nothing is left behind.
+// For each duration of a lease: no credential is served past it, none is renewed in a loop,
+// and no lease is left.
 func TestStrangeLeases(t *testing.T) {
 	t.Parallel()
 	v, db := database(t, map[string]testenv.DatabaseRole{"hour": {}, "brief": {TTL: 5 * time.Second, MaxTTL: time.Hour}})

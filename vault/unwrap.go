@@ -12,18 +12,18 @@ import (
 	"go.uber.org/zap"
 )
 
-// wrapped is what became of a wrapping token. It is guarded by
-// authenticator.loginSem: one caller at a time logs in.
+// wrapped is the outcome of unwrapping a token. It is guarded by authenticator.loginSem:
+// one caller at a time logs in.
 type wrapped struct {
 	token    string       // its hash; "" before the first
-	secretID authz.Secret // what was in it
+	secretID authz.Secret // the secret id in it
 	err      error        // or why it is not used
 }
 
-// unwrap returns the secret id that the file's wrapping token holds. A wrapping
-// token works once. That it does not is how one learns that somebody else had
-// it, so each is looked at once, unwrapped once, and its failure is an incident
-// in the audit log. The secret id is kept in memory for logging in again.
+// unwrap returns the secret id that the file's wrapping token holds. A wrapping token works
+// once. If it does not, another party used it: each token is therefore looked up once and
+// unwrapped once, and a failure is an incident in the audit log. The secret id is kept in
+// memory for logging in again.
 func (a *authenticator) unwrap(ctx context.Context) (authz.Secret, error) {
 	token, err := readSecret(a.cfg.auth.SecretIDFile)
 	if err != nil && !a.wrapped.secretID.Empty() {
@@ -37,7 +37,7 @@ func (a *authenticator) unwrap(ctx context.Context) (authz.Secret, error) {
 		return a.wrapped.secretID, a.wrapped.err
 	}
 	if a.cfg.store.usedWrap() == hash {
-		return authz.Secret{}, errors.New("unwrap secret id: an earlier run of this sidecar did, and keeps nothing; put a new wrapping token into the file")
+		return authz.Secret{}, errors.New("unwrap secret id: an earlier run of this sidecar unwrapped this token; put a new wrapping token into the file")
 	}
 	secretID, err := a.unwrapOnce(ctx, token, hash)
 	if err != nil && !isFinal(err) {
@@ -50,7 +50,7 @@ func (a *authenticator) unwrap(ctx context.Context) (authz.Secret, error) {
 	return secretID, err
 }
 
-// finalError says that a wrapping token is of no use any more.
+// finalError is the error of a wrapping token that cannot be used any more.
 type finalError struct{ error }
 
 func (e finalError) Unwrap() error { return e.error }
@@ -68,7 +68,7 @@ func (a *authenticator) lookUpWrapped(ctx context.Context, token authz.Secret) e
 		body: map[string]any{"token": token.Reveal()},
 	})
 	if err != nil && !isTransient(err) {
-		return finalError{fmt.Errorf("%w: it has ended, or somebody else unwrapped it", err)}
+		return finalError{fmt.Errorf("%w: it has expired, or another party unwrapped it", err)}
 	}
 	if err != nil {
 		return err
@@ -78,7 +78,7 @@ func (a *authenticator) lookUpWrapped(ctx context.Context, token authz.Secret) e
 		path = answer.Data["creation_path"]
 	}
 	if path != a.cfg.auth.WrapPath {
-		return finalError{fmt.Errorf("look up wrapped secret id: it was wrapped by %.100q and not by %q: somebody else may have wrapped it",
+		return finalError{fmt.Errorf("look up wrapped secret id: it was wrapped by %.100q and not by %q: another party may have wrapped it",
 			path, a.cfg.auth.WrapPath)}
 	}
 	return nil
@@ -107,11 +107,11 @@ func (a *authenticator) unwrapOnce(ctx context.Context, token authz.Secret, hash
 	return authz.NewSecret(text), nil
 }
 
-// recordIncident tells the audit log and operators what somebody must look into.
+// recordIncident reports a misused wrapping token in the audit log and the log.
 func (a *authenticator) recordIncident(err error) {
 	a.cfg.outbox.record("incident", authz.CredentialRef{}, "", err.Error())
 	a.cfg.outbox.flush()
-	a.cfg.log.Error("the wrapped secret id cannot be trusted: find out who had it, then put a new wrapping token into the file", zap.Error(err))
+	a.cfg.log.Error("wrapped secret id not trusted", zap.Error(err), zap.String("fix", "find out who unwrapped it, then put a new wrapping token into the file"))
 }
 
 // fingerprint returns a name for a token that does not give it away: a token

@@ -128,10 +128,10 @@ func TestFewReplacedLeasesAreKept(t *testing.T) {
 		}
 		urgent := b.revocations.enqueue(one, &lease{id: "one9", session: sessionUntil(never())}, now, true)
 		if urgent.inUse(now) {
-			t.Error("what is urgent is kept")
+			t.Error("an urgent revocation waits")
 		}
 		if b.revocations.maintain(context.Background(), now.add(-time.Second)) == never() {
-			t.Error("nothing is due")
+			t.Error("no revocation is due")
 		}
 	})
 }

@@ -90,7 +90,7 @@ func broker(t testing.TB, cfg Config) *Broker {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		_ = b.Run(ctx) // what Vault does not confirm is tested elsewhere
+		_ = b.Run(ctx) // revocations that Vault does not confirm have tests of their own
 	})
 	return b
 }

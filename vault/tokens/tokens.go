@@ -1,11 +1,11 @@
-// Package tokens exchanges: where a rule wants a token and not the credential
-// itself, it gets one, by OAuth2's client credentials from a token endpoint or
-// as a JSON Web Token that Vault signs, and keeps it as long as it may be used.
+// Package tokens exchanges credentials for tokens: if a rule wants a token and not
+// the credential itself, it gets one, by OAuth2's client credentials from a token
+// endpoint or as a JSON Web Token that Vault signs, and keeps it until it expires.
 //
-// Its promises: a token is never served past its own end, nor past the end of
-// the client's credentials that it was got with; what was got with credentials
-// that have been replaced is not served; an endpoint that is slow or down holds
-// up nobody but those that need its token.
+// It keeps three promises: a token is never served past its own end, nor past the end
+// of the client's credentials that it was got with; a token that was got with
+// credentials that have been replaced is not served; an endpoint that is slow or down
+// delays only the requests that need its token.
 package tokens
 
 import (
@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,11 +23,12 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
+	"golang.org/x/sync/singleflight"
 )
 
 const (
 	maxEntries   = 1024             // credentials at a time; more are refused
-	longestToken = 24 * time.Hour   // that a token is kept, whatever its endpoint says
+	longestToken = 24 * time.Hour   // that a token is kept, whatever its endpoint answers
 	defaultLife  = 5 * time.Minute  // that a token is kept whose endpoint does not say how long it lives
 	expiryMargin = 10 * time.Second // before its end, or a tenth of its life if that is less, a token is not served any more
 	maxWait      = time.Minute      // after failures in a row
@@ -40,13 +42,13 @@ type Config struct {
 	// Required.
 	Source authz.CredentialSource
 	// Sign returns a JSON Web Token of claims that the key at ref.Path has
-	// signed as ref.Token says. nil refuses those that need it.
+	// signed as in ref.Token. nil refuses references that need it.
 	Sign func(ctx context.Context, ref authz.CredentialRef, claims map[string]any) (authz.Secret, error)
 	// Dial connects to token endpoints. Required: it is what keeps the sidecar's
 	// own listeners and its Vault out of reach.
 	Dial Dialer
-	// Proxy returns the proxy that a token endpoint is reached through. nil is
-	// none, whatever the environment says.
+	// Proxy returns the proxy that a token endpoint is reached through. nil reaches
+	// it directly, whatever the environment has.
 	Proxy func(endpoint *url.URL) (*url.URL, error)
 	// Timeout bounds one exchange. 0 is 10 s.
 	Timeout time.Duration
@@ -59,31 +61,34 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Source gets tokens, and hands on what is none. It implements
+// Source gets tokens, and passes on credentials that are not exchanged. It implements
 // [authz.CredentialSource].
 type Source struct {
-	cfg     Config
-	flights sync.WaitGroup // Go under mu while not closed
+	cfg       Config
+	exchanges singleflight.Group // by entry.key
+	running   sync.WaitGroup     // the exchanges; added to under mu while not closed
 
 	mu         sync.RWMutex
 	closed     bool
 	entries    map[credentialName][]*entry
 	size       int
+	made       uint64                       // how many entries were made
 	generation uint64                       // of the token replaced last, over all
-	inForce    map[authz.CredentialRef]bool // as the last Retain said
+	inForce    map[authz.CredentialRef]bool // of the last Retain
 	retained   atomic.Uint64                // how often Retain was called; written under mu
 }
 
-// credentialName is what a credential is called. A reload can leave two that are called
-// the same, until the old one is let go.
+// credentialName identifies a credential. A reload can leave two with one name, until
+// the old one is dropped.
 type credentialName struct{ grant, credential string }
 
 // entry is one token. Its fields are guarded by Source.mu.
 type entry struct {
 	ref       authz.CredentialRef
-	token     *token // nil when there is none
-	flight    *flight
-	dropped   bool // no longer in force
+	key       string             // of the exchange; another for each entry
+	token     *token             // nil without one
+	cancel    context.CancelFunc // of the exchange under way; nil without one
+	dropped   bool               // no longer in force
 	failures  int
 	retryAt   time.Time
 	replaceAt time.Time // Refused makes no earlier token due before
@@ -101,13 +106,11 @@ type token struct {
 	notAfter   time.Time
 }
 
-// flight is one exchange in progress, which all that need it wait for.
-type flight struct {
-	done   chan struct{}
-	cancel context.CancelFunc
-	client authz.Credential
+// outcome is what an exchange returns to all that wait for it. It is returned with an
+// error too.
+type outcome struct {
 	token  *token
-	err    error
+	client uint64 // the generation of the client's credentials that it used
 }
 
 // cachedError is a failure that answers for now.
@@ -142,14 +145,14 @@ func New(cfg Config) (*Source, error) {
 	return &Source{cfg: cfg, entries: make(map[credentialName][]*entry)}, nil
 }
 
-// Credential returns a token that is valid now, getting it if there is none, as
-// field access_token or jwt; and what ref leases, where it wants no token. Its
+// Credential returns a token that is valid now, getting it if necessary, as field
+// access_token or jwt; and the leased credential if ref wants no token. Its
 // error holds no secret and nothing that an endpoint wrote, and has a method
 // RetryAfter if trying again may help.
 func (s *Source) Credential(ctx context.Context, ref authz.CredentialRef) (authz.Credential, error) {
 	retained := s.retained.Load()
 	var client authz.Credential
-	if ref.Token.Kind != authz.TokenJWT { // which Vault signs with a key that it keeps
+	if ref.Token.Kind != authz.TokenJWT { // Vault signs these with a key that stays there
 		var err error
 		client, err = s.cfg.Source.Credential(ctx, ref)
 		if err != nil || ref.Token.Kind == "" {
@@ -160,22 +163,26 @@ func (s *Source) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 		return c, nil
 	}
 	for {
-		f, err := s.board(ctx, ref, client, retained)
-		if err != nil {
+		exchange, t, err := s.joinExchange(ctx, ref, client, retained)
+		switch {
+		case err != nil:
 			return authz.Credential{}, err
+		case t != nil:
+			return t.credential(&client), nil
 		}
 		select {
-		case <-f.done:
+		case result := <-exchange:
+			got, _ := result.Val.(outcome)
+			switch {
+			case got.client < client.Generation: // it used credentials that have been replaced
+			case result.Err != nil:
+				return authz.Credential{}, result.Err
+			default:
+				return got.token.credential(&client), nil
+			}
 		case <-ctx.Done():
 			return authz.Credential{}, fmt.Errorf("wait for a token: %w", ctx.Err())
 		}
-		if f.client.Generation < client.Generation {
-			continue // it was got with what has been replaced
-		}
-		if f.err != nil {
-			return authz.Credential{}, f.err
-		}
-		return f.token.credential(&client), nil
 	}
 }
 
@@ -190,8 +197,8 @@ func (s *Source) cached(ref *authz.CredentialRef, client *authz.Credential) (aut
 	return e.token.credential(client), true
 }
 
-// Refused says that an upstream did not accept the value of a generation, which
-// the authorization server may have taken back, and reports whether it is a
+// Refused reports that an upstream did not accept the value of a generation, which
+// the authorization server may have revoked, and reports whether it is a
 // token of this source. The next request then has a new one got, at most one a
 // minute however often the plugin is refused; the old one is served until then,
 // since a refusal proves nothing. It does not block.
@@ -247,67 +254,75 @@ func (t *token) credential(client *authz.Credential) authz.Credential {
 // due reports whether a new token is to be got ahead of the old one's end, by
 // whoever asks next.
 func (e *entry) due(now time.Time) bool {
-	return e.flight == nil && hasPassed(now, e.token.refreshAt) && hasPassed(now, e.retryAt)
+	return e.cancel == nil && hasPassed(now, e.token.refreshAt) && hasPassed(now, e.retryAt)
 }
 
-// board returns the flight that gets the token, starting it if there is none,
-// or the failure that answers for it for now. One that has landed stands for a
-// token that is there. retained is what it was when the client's credentials
-// were asked for: what was taken away since is not got with them.
-func (s *Source) board(ctx context.Context, ref authz.CredentialRef, client authz.Credential, retained uint64) (*flight, error) {
+// joinExchange returns the token that may be served, or the exchange that gets one,
+// starting it unless one is under way, or an earlier failure while it is too early to
+// try again. retained is the count of calls of Retain when the client's credentials
+// were asked for: a reference that was dropped since is not exchanged.
+func (s *Source) joinExchange(ctx context.Context, ref authz.CredentialRef, client authz.Credential, retained uint64) (<-chan singleflight.Result, *token, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
 	if s.closed {
-		return nil, errStopping
+		return nil, nil, errStopping
 	}
 	if s.retained.Load() != retained && !s.inForce[ref] {
-		return nil, errNotInForce
+		return nil, nil, errNotInForce
 	}
-	e := s.find(&ref)
-	if e == nil {
-		if s.size >= maxEntries {
-			return nil, fmt.Errorf("more than %d tokens are in use", maxEntries)
-		}
-		e = &entry{ref: ref}
-		key := credentialName{ref.Grant, ref.Name}
-		s.entries[key] = append(s.entries[key], e)
-		s.size++
-	}
-	if e.token.usable(now, &client) {
+	e, err := s.entryOf(ref)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case e.token.usable(now, &client):
 		if e.due(now) {
-			s.start(ctx, e, client)
+			s.startExchange(ctx, e, client)
 		}
-		landed := &flight{done: make(chan struct{}), client: client, token: e.token}
-		close(landed.done)
-		return landed, nil
+		return nil, e.token, nil
+	case e.cancel == nil && e.err != nil && e.client >= client.Generation && !hasPassed(now, e.retryAt):
+		return nil, nil, &cachedError{e.err, e.retryAt.Sub(now)}
 	}
-	if e.flight != nil {
-		return e.flight, nil
-	}
-	if e.err != nil && e.client >= client.Generation && !hasPassed(now, e.retryAt) {
-		return nil, &cachedError{e.err, e.retryAt.Sub(now)}
-	}
-	return s.start(ctx, e, client), nil
+	return s.startExchange(ctx, e, client), nil, nil
 }
 
-// start begins an exchange. The caller holds mu, the entry has no flight, and
-// the source is not closed. What is begun is finished although the caller gives
-// up: others wait for it.
-func (s *Source) start(ctx context.Context, e *entry, client authz.Credential) *flight {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Timeout)
-	f := &flight{done: make(chan struct{}), cancel: cancel, client: client}
-	e.flight = f
-	s.flights.Go(func() {
+// entryOf returns the entry of a credential, making it if necessary. The caller holds
+// mu.
+func (s *Source) entryOf(ref authz.CredentialRef) (*entry, error) {
+	if e := s.find(&ref); e != nil {
+		return e, nil
+	}
+	if s.size >= maxEntries {
+		return nil, fmt.Errorf("more than %d tokens are in use", maxEntries)
+	}
+	s.made++
+	e := &entry{ref: ref, key: strconv.FormatUint(s.made, 10)}
+	name := credentialName{ref.Grant, ref.Name}
+	s.entries[name] = append(s.entries[name], e)
+	s.size++
+	return e, nil
+}
+
+// startExchange begins an exchange, or joins the one under way, and returns where its
+// [outcome] arrives. The caller holds mu, and the source is not closed. An exchange is
+// finished although its caller gives up: others wait for it.
+func (s *Source) startExchange(ctx context.Context, e *entry, client authz.Credential) <-chan singleflight.Result {
+	if e.cancel == nil {
+		ctx, e.cancel = context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Timeout)
+		s.running.Add(1)
+	}
+	cancel := e.cancel
+	return s.exchanges.DoChan(e.key, func() (any, error) {
+		defer s.running.Done()
 		defer cancel()
 		issued := s.cfg.Now()
 		value, life, err := s.fetchToken(ctx, e.ref, client, issued)
-		s.land(e, f, issued, value, life, err)
+		t, err := s.finishExchange(e, client.Generation, issued, value, life, err)
+		return outcome{token: t, client: client.Generation}, err
 	})
-	return f
 }
 
-// fetchToken gets a token and says how long it lives.
+// fetchToken gets a token and returns how long it lives.
 func (s *Source) fetchToken(ctx context.Context, ref authz.CredentialRef, client authz.Credential, now time.Time) (authz.Secret, time.Duration, error) {
 	longest := longestToken
 	if ref.Lifetime > 0 {
@@ -323,7 +338,7 @@ func (s *Source) fetchToken(ctx context.Context, ref authz.CredentialRef, client
 		life = min(ref.Token.Lifetime, longest)
 		value, err = s.signedToken(ctx, ref, now, life)
 	default:
-		err = fmt.Errorf("kind %q is none of those that are known", ref.Token.Kind)
+		err = fmt.Errorf("unknown kind %q of token", ref.Token.Kind)
 	}
 	if err != nil {
 		return authz.Secret{}, 0, fmt.Errorf("get token %s of grant %s: %w", ref.Name, ref.Grant, err)
@@ -331,44 +346,51 @@ func (s *Source) fetchToken(ctx context.Context, ref authz.CredentialRef, client
 	return value, min(life, longest), nil
 }
 
-// land ends a flight: it puts the new token in force, or notes the failure.
-func (s *Source) land(e *entry, f *flight, issued time.Time, value authz.Secret, life time.Duration, err error) {
+// finishExchange puts the new token in force, or records the failure.
+func (s *Source) finishExchange(e *entry, client uint64, issued time.Time, value authz.Secret, life time.Duration, err error) (*token, error) {
+	t, first, err := s.settleExchange(e, client, issued, value, life, err)
+	switch {
+	case err == nil:
+		s.record(e.ref, t)
+	case first:
+		s.cfg.Logger.Warn("token exchange failed", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
+	}
+	return t, err
+}
+
+// settleExchange applies the outcome of an exchange to its entry. first is set for the
+// first failure in a row.
+func (s *Source) settleExchange(
+	e *entry, client uint64, issued time.Time, value authz.Secret, life time.Duration, err error,
+) (t *token, first bool, _ error) {
 	s.mu.Lock()
-	defer close(f.done)
-	e.flight = nil
-	now := s.cfg.Now()
+	defer s.mu.Unlock()
+	e.cancel = nil
+	s.exchanges.Forget(e.key) // the next exchange does not join this one, which has ended
 	if e.dropped || s.closed {
-		f.err = errNotInForce
-		s.mu.Unlock()
-		return
+		return nil, false, errNotInForce
 	}
 	if err == nil {
-		f.token = s.install(e, f, issued, value, life)
-		s.mu.Unlock()
-		s.record(e.ref, f.token)
-		return
+		return s.install(e, client, issued, value, life), false, nil
 	}
 	e.failures++
 	wait := retryDelay(e.failures)
-	var asked interface{ RetryAfter() time.Duration }
-	if errors.As(err, &asked) {
+	if asked, ok := errors.AsType[interface {
+		error
+		RetryAfter() time.Duration
+	}](err); ok {
 		wait = max(wait, min(asked.RetryAfter(), maxWait))
 	}
-	e.err, e.client, e.retryAt = err, f.client.Generation, now.Add(wait)
-	first := e.failures == 1
-	s.mu.Unlock()
-	f.err = &cachedError{err, wait}
-	if first {
-		s.cfg.Logger.Warn("get token", zap.String("grant", e.ref.Grant), zap.String("credential", e.ref.Name), zap.Error(err))
-	}
+	e.err, e.client, e.retryAt = err, client, s.cfg.Now().Add(wait)
+	return nil, e.failures == 1, &cachedError{err, wait}
 }
 
-// install puts a token in force. An endpoint that answers with the one that is
-// there has replaced nothing. The caller holds mu.
-func (s *Source) install(e *entry, f *flight, issued time.Time, value authz.Secret, life time.Duration) *token {
+// install puts a token in force. An endpoint that answers with the token that is
+// in force has replaced nothing. The caller holds mu.
+func (s *Source) install(e *entry, client uint64, issued time.Time, value authz.Secret, life time.Duration) *token {
 	served := life - min(expiryMargin, life/10)
 	t := &token{
-		value: value, client: f.client.Generation, notAfter: issued.Add(served),
+		value: value, client: client, notAfter: issued.Add(served),
 		refreshAt: issued.Add(served * 2 / 3).Add(-rand.N(served/10 + 1)), //nolint:gosec // spreads load
 	}
 	if old := e.token; old != nil && old.value.Equal(value) {
@@ -405,7 +427,7 @@ func (s *Source) record(ref authz.CredentialRef, t *token) {
 		Reason: "leased", Detail: fmt.Sprintf("%s token until %s", ref.Token.Kind, t.notAfter.UTC().Format(time.RFC3339)), UID: -1,
 	})
 	if err != nil {
-		s.cfg.Logger.Error("write audit record of a token", zap.Error(err))
+		s.cfg.Logger.Error("token audit record not written", zap.Error(err))
 	}
 }
 
@@ -429,8 +451,8 @@ func (s *Source) Retain(refs []authz.CredentialRef) {
 			}
 			e.dropped, e.token = true, nil
 			s.size--
-			if e.flight != nil {
-				e.flight.cancel()
+			if e.cancel != nil {
+				e.cancel()
 			}
 		}
 		if s.entries[key] = kept; kept == nil {
@@ -446,6 +468,6 @@ func (s *Source) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	s.Retain(nil)
-	s.flights.Wait()
+	s.running.Wait()
 	return nil
 }

@@ -295,7 +295,7 @@ func TestWrappedSecretIDIsStolen(t *testing.T) {
 			if log.count("incident") != 1 || f.count("sys/wrapping/lookup") != lookups {
 				t.Errorf("%d lookups, records %s", f.count("sys/wrapping/lookup"), &log)
 			}
-			if text := log.String() + logged.String() + err.Error(); strings.Contains(text, token) || !strings.Contains(logged.String(), "cannot be trusted") {
+			if text := log.String() + logged.String() + err.Error(); strings.Contains(text, token) || !strings.Contains(logged.String(), "wrapped secret id not trusted") {
 				t.Errorf("printed: %s", text)
 			}
 			// A new wrapping token is all that it needs.

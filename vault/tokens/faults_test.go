@@ -119,7 +119,7 @@ func TestSecretGoesToNobodyUntrusted(t *testing.T) {
 		"no authority in file": r.ref(func(ref *authz.CredentialRef) { ref.Token.CA = "nothing" }),
 	} {
 		if err := r.mustFail(t, ref); r.count() != 0 {
-			t.Errorf("%s: asked all the same (%v)", name, err)
+			t.Errorf("%s: the endpoint was asked (%v)", name, err)
 		}
 	}
 	r.server.TLS.MaxVersion = tls.VersionTLS11
@@ -128,7 +128,7 @@ func TestSecretGoesToNobodyUntrusted(t *testing.T) {
 	if err := r.mustFail(t, r.ref(func(ref *authz.CredentialRef) {
 		ref.Token.TokenURL, ref.Token.CA = old.server.URL, string(old.ca.PEM())
 	})); old.count() != 0 {
-		t.Errorf("TLS 1.1: asked all the same (%v)", err)
+		t.Errorf("TLS 1.1: the endpoint was asked (%v)", err)
 	}
 }
 
@@ -208,9 +208,9 @@ func TestWhatIsTakenAwayIsForgotten(t *testing.T) {
 		t.Errorf("token %q of what stays", got)
 	}
 	if got := r.token(t, gone); got != "at-3" {
-		t.Errorf("token %q of what was taken away", got)
+		t.Errorf("token %q of a dropped reference", got)
 	}
-	// What is being got for what is taken away reaches nobody.
+	// An exchange under way for a dropped reference reaches no caller.
 	r.source.Retain(nil)
 	asked, release := make(chan struct{}), make(chan struct{})
 	r.answers(func(w http.ResponseWriter, _ *http.Request) {
@@ -232,8 +232,8 @@ func TestWhatIsTakenAwayIsForgotten(t *testing.T) {
 	}
 }
 
-// Through a company's proxy, the endpoint is asked for by name, the client's
-// secret passes inside TLS, and what the proxy refuses is said.
+// Through a company's proxy, the endpoint is asked for by name, the client's secret passes
+// inside TLS, and an error reports the refusal of the proxy.
 func TestEndpointThroughAProxy(t *testing.T) {
 	var mu sync.Mutex
 	var asked []string
@@ -280,7 +280,7 @@ func TestEndpointThroughAProxy(t *testing.T) {
 		t.Errorf("the proxy was asked %q, not %q", asked, want)
 	}
 	if text := passed.String(); text == "" || strings.Contains(text, "ecret") || strings.Contains(text, "Authorization") {
-		t.Errorf("what passed through the proxy: %q", text)
+		t.Errorf("passed through the proxy: %q", text)
 	}
 	mu.Unlock()
 

@@ -21,8 +21,8 @@ const maxAnswer = 64 << 10
 // Dialer connects to a token endpoint, as [net.Dialer.DialContext] does.
 type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// oauth2Token gets an access token by the client credentials grant (RFC 6749,
-// section 4.4), and says how long it lives.
+// oauth2Token gets an access token by the client credentials grant (RFC 6749, section 4.4),
+// and returns how long it lives.
 func (s *Source) oauth2Token(ctx context.Context, spec authz.TokenSpec, fields map[string]authz.Secret) (authz.Secret, time.Duration, error) {
 	id, secret, err := spec.Client(fields)
 	if err != nil {
@@ -120,8 +120,8 @@ func (c capped) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, err
 }
 
-// endpointError says what a token endpoint did. It holds nothing of what it
-// wrote: an error page may quote the request, which has the client's secret.
+// endpointError is a failure of a token endpoint. It holds nothing of what it wrote: an
+// error page may quote the request, which has the client's secret.
 type endpointError struct {
 	host  string
 	what  string

@@ -95,9 +95,9 @@ func isBearer(kind any) bool {
 	return kind == nil || isText && slices.Contains([]string{"", "bearer", "bearertoken", "jwt"}, strings.ToLower(name))
 }
 
-// lifeOf returns how long a token lives whose endpoint says so by expires_in,
-// in seconds (RFC 6749, section 5.1): a number, or the text that some write.
-// None and 0 say nothing.
+// lifeOf returns how long a token lives by the expires_in of its endpoint, in seconds (RFC
+// 6749, section 5.1): a number, or the text that some write. A missing one and 0 stand for
+// the default.
 func lifeOf(expiresIn any) (time.Duration, error) {
 	text, isText := expiresIn.(string)
 	number, isNumber := expiresIn.(json.Number)
@@ -133,8 +133,8 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(wait, 0), maxWait)
 }
 
-// isKnownErrorCode reports whether a token endpoint may say so (RFC 6749, section
-// 5.2; RFC 8707, section 2). What else it says could be a quotation.
+// isKnownErrorCode reports whether an error code is one that RFCs define (RFC 6749, section
+// 5.2; RFC 8707, section 2). Any other text could be a quotation of the request.
 func isKnownErrorCode(code string) bool {
 	return slices.Contains([]string{
 		"invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope",

@@ -46,7 +46,7 @@ func newEndpoint(t testing.TB) *endpoint {
 	e := &endpoint{ca: testenv.MustGet(testenv.NewCA("identity provider"))(t)}
 	e.answer = func(w http.ResponseWriter, _ *http.Request) { e.grant(w, 3600) }
 	e.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = r.ParseForm() // what is no form has no values
+		_ = r.ParseForm() // a body that is not a form has no values
 		e.mu.Lock()
 		e.asked = append(e.asked, r)
 		answer := e.answer
@@ -92,7 +92,7 @@ func (e *endpoint) last() *http.Request {
 	return e.asked[len(e.asked)-1]
 }
 
-// leaser stands for the broker: its credentials change when the test says so.
+// leaser stands for the broker: its credentials change when the test changes them.
 type leaser struct {
 	mu         sync.Mutex
 	credential authz.Credential
@@ -362,7 +362,7 @@ func TestTokenEndsWithWhatItWasGotWith(t *testing.T) {
 	r.leases.change(func(c *authz.Credential) { c.NotAfter, c.Uses = end, uses })
 	c := testenv.MustGet(r.source.Credential(t.Context(), ref))(t)
 	if c.Uses != uses { // or its lease would be revoked under the requests with the token
-		t.Error("an access with the token is none with what it was got with")
+		t.Error("an access with the token is not counted for the lease that it was got with")
 	}
 	if !c.NotAfter.Equal(end) || c.Lease != "l1" {
 		t.Errorf("served until %s with lease %s", c.NotAfter, c.Lease)
@@ -380,7 +380,7 @@ func TestTokenEndsWithWhatItWasGotWith(t *testing.T) {
 	}
 }
 
-// What an upstream refuses is got anew, and only now and then.
+// A token that an upstream refuses is replaced, at most once a minute.
 func TestUpstreamRefuses(t *testing.T) {
 	r := newEnv(t, nil)
 	ref := r.ref()
@@ -396,7 +396,7 @@ func TestUpstreamRefuses(t *testing.T) {
 	}
 	refused(first.Generation + 1)
 	if r.count() != 1 {
-		t.Errorf("%d exchanges for a token that is none of ours", r.count())
+		t.Errorf("%d exchanges for a token of another source", r.count())
 	}
 	refused(first.Generation)
 	var second authz.Credential
@@ -412,12 +412,11 @@ func TestUpstreamRefuses(t *testing.T) {
 	refused(second.Generation)
 	wait(t, "the third token", func() bool { return r.token(t, ref) == "at-3" })
 	if r.source.Refused("weather", "key", 1) {
-		t.Error("what is leased is taken for a token")
+		t.Error("a leased credential is taken for a token")
 	}
 }
 
-// What is taken away while the client's credentials are on their way is not
-// exchanged for a token.
+// A reference that is dropped while the client's credentials are fetched is not exchanged.
 func TestTakenAwayBeforeTheExchange(t *testing.T) {
 	r := newEnv(t, nil)
 	ref := r.ref()
@@ -487,7 +486,7 @@ func TestTwoHundredColdRequestsExchangeOnce(t *testing.T) {
 	for i := range 200 {
 		group.Go(func() {
 			ctx := t.Context()
-			if i == 0 { // whoever was first may leave
+			if i == 0 { // the first caller may leave
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, 10*time.Millisecond)
 				defer cancel()

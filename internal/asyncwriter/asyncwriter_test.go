@@ -78,7 +78,7 @@ func TestHangs(t *testing.T) {
 	}
 	dropped := w.Dropped()
 	if dropped == 0 {
-		t.Fatal("nothing was dropped")
+		t.Fatal("got no dropped line, want some")
 	}
 	out.hold.Unlock()
 	if !w.Flush(5 * time.Second) {

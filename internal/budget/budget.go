@@ -20,10 +20,10 @@ type Kind uint8
 // The kinds.
 const (
 	Connection Kind = iota // a connection, with its goroutine and buffers
-	Request                // a request or tunnel under way, with its head and what copies it
-	Body                   // what is held of bodies and messages until they may be passed on
-	Window                 // what a peer may send of a body before anybody takes it (RFC 9113, section 5.2)
-	Decoder                // windows and tables of what is decompressed
+	Request                // a request or tunnel under way, with its head and its copy buffers
+	Body                   // buffered bodies and messages until they may be forwarded
+	Window                 // the part of a body that a peer may send before it is read (RFC 9113, section 5.2)
+	Decoder                // windows and tables of decompression
 	kinds
 )
 
@@ -35,7 +35,7 @@ func (k Kind) String() string {
 // Kinds returns all kinds.
 func Kinds() []Kind { return []Kind{Connection, Request, Body, Window, Decoder} }
 
-// ErrFull says that a budget is spent: as much would be held as may be.
+// ErrFull is for a budget that is used up.
 var ErrFull = errors.New("as much is held in memory as may be")
 
 // Budget is so many bytes, of which [Holding]s take. It is safe for concurrent use.
@@ -110,7 +110,7 @@ type Holding struct {
 	ended bool
 }
 
-// ErrEnded says that a holding has ended: whatever it was for is over.
+// ErrEnded is for a holding that has ended.
 var ErrEnded = errors.New("what holds memory has ended")
 
 // Take takes n more bytes, or returns [ErrFull] or [ErrEnded] and takes none.
@@ -188,7 +188,7 @@ func (h *Holding) Give(kind Kind, n int64) {
 	h.budget.give(of)
 }
 
-// End gives everything back. Nothing is taken afterwards, whoever still uses it.
+// End returns everything. A later Take gets [ErrEnded].
 func (h *Holding) End() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -53,7 +53,7 @@ func TestLeftovers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.do(t)
-			eventually(t, "what was left is gone", func() (int, error) { return 0, compare(before, survey(t, group)) })
+			eventually(t, "the leftovers are gone", func() (int, error) { return 0, compare(before, survey(t, group)) })
 		})
 	}
 }

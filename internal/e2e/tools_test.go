@@ -228,7 +228,7 @@ func TestFilesOfProcess(t *testing.T) {
 			w.prints(c.program, c.want)
 		})
 	}
-	t.Run("what is not named stays shut", func(t *testing.T) {
+	t.Run("other files are refused", func(t *testing.T) {
 		dir := t.TempDir()
 		secret := filepath.Join(dir, "secret")
 		testenv.Must(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.WriteFile(secret, []byte("x"), 0o644)))

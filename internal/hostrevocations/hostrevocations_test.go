@@ -141,7 +141,7 @@ func TestDamaged(t *testing.T) {
 	})
 }
 
-// Where the preferred folder does not take it the next one does, which is said.
+// If the preferred folder is not writable, the next one is used, and reported.
 func TestFallback(t *testing.T) {
 	blocked := filepath.Join(t.TempDir(), "file")
 	must(t, os.WriteFile(blocked, nil, 0o600))

@@ -66,7 +66,7 @@ func fold(buf []byte, name string) []byte {
 	for i := range min(len(name), cap(buf)) {
 		buf = append(buf, foldByte(name[i]))
 	}
-	if len(name) > cap(buf) { // it is none of the listed ones
+	if len(name) > cap(buf) { // it is not a listed one
 		buf[cap(buf)-1] = 0
 	}
 	return buf

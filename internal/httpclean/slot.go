@@ -10,7 +10,7 @@ import (
 // in any case, "" if none is left (RFC 6265, section 4.2.1).
 //
 // A cookie also begins at a comma: proxies join several Cookie headers with one where
-// they show them as a map, and some servers split at it. What surrounds a removed
+// they show them as a map, and some servers split at it. The text around a removed
 // cookie is unchanged.
 func WithoutCookie(values []string, name string) string {
 	var kept []string

@@ -1,7 +1,7 @@
-// Package printable makes text safe to show to an operator. What a plugin, an
-// upstream or a log file says may hold line ends, escape sequences of a terminal
-// (ECMA-48), controls of the C1 set, bidirectional overrides or bytes that are no
-// UTF-8; shown as they are, they forge lines or paint over those that are true.
+// Package printable makes text safe to show to an operator. Text of a
+// plugin, an upstream or a log file may contain line ends, escape sequences of a
+// terminal (ECMA-48), controls of the C1 set, bidirectional overrides or bytes that
+// are not UTF-8; unescaped, they forge lines or overwrite true ones.
 //
 // [Text] is for a field within a line, [Writer] for a stream of lines.
 package printable
@@ -25,7 +25,7 @@ func Text(s string) string {
 	return string(appendText(nil, []byte(s), ""))
 }
 
-// Clip is [Text] of at most limit bytes of s. What is longer is cut and ends in
+// Clip is [Text] of at most limit bytes of s. A longer text is truncated and ends in
 // "...".
 func Clip(s string, limit int) string {
 	if len(s) <= limit {

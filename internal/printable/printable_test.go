@@ -106,7 +106,7 @@ func TestWriterPrints(t *testing.T) {
 	}
 }
 
-// JSON stays JSON, and says the same.
+// JSON stays JSON with the same value.
 func TestWriterKeepsJSON(t *testing.T) {
 	in := map[string]string{"path": "/\u009b\u202e\x7f\x1b\n漢"}
 	data, err := json.Marshal(in)

@@ -58,8 +58,8 @@ func (r *Reaper) Run(ctx context.Context) error {
 
 // collect waits for every orphan that has ended. The kernel shows one child that
 // has ended at a time, always the same one: once that is a child of our own, the
-// others are looked for in /proc. What is missed there follows when our own
-// child is waited for.
+// others are looked for in /proc. Orphans that are missed there are collected when our
+// own child is waited for.
 func (r *Reaper) collect() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,15 +83,14 @@ func (r *Reaper) collect() error {
 		if r.own[pid] {
 			continue
 		}
-		if err := take(pid); err != nil { // nothing happens to one that still runs
+		if err := take(pid); err != nil { // a running one is not affected
 			return err
 		}
 	}
 	return nil
 }
 
-// peek returns the id of a child that has ended, without waiting for it, and 0
-// when there is none.
+// peek returns the id of a child that has ended, without waiting for it, or 0.
 func peek() (int, error) {
 	var info unix.Siginfo
 	for {

@@ -98,8 +98,8 @@ func ID(stateDir string) (string, error) {
 }
 
 // usable makes a directory with the mode if it is missing, and reports why it
-// cannot be the runtime directory. What others may write to, as a volume that
-// was just mounted, is closed to them while it is empty.
+// cannot be the runtime directory. An empty folder that others may write to, such
+// as a volume that was just mounted, is closed to them.
 func usable(path string, mode uint32) error {
 	if err := os.MkdirAll(filepath.Dir(path), ownMode); err != nil {
 		return fmt.Errorf("make runtime directory: %w", err)

@@ -77,8 +77,8 @@ func link(uid int) func(string) error {
 	}
 }
 
-// linkBelow makes state a link to a link in a folder of the user's, which leads
-// to a folder of root's.
+// linkBelow makes state a link to a link in a folder of the user's, whose target is
+// a folder of root's.
 func linkBelow(uid int) func(string) error {
 	return func(dir string) error {
 		return errors.Join(os.Mkdir(dir+"/target", 0o700), owned(dir, "alice", uid, 0o755),

@@ -1,7 +1,7 @@
 // Package statehistory remembers, outside of a state directory, that the directory
 // has a history: revocations, what is used of limits, an audit log. One that was
-// moved away, emptied or replaced by an older copy would give back what was taken
-// away, so that a sidecar does not start on it.
+// moved away, emptied or replaced by an older copy would restore revoked access,
+// so that a sidecar does not start on it.
 //
 // A mark in the state directory (identity.json) holds a random id and how many
 // changes there were: starts, orderly ends, revocations and their restorations. The
@@ -38,7 +38,7 @@ const (
 	maxFile     = 1 << 16
 )
 
-// mark is what a state directory says of itself.
+// mark is the identity of a state directory, inside it.
 type mark struct {
 	Version int      `json:"version"`
 	ID      string   `json:"id"`
@@ -60,7 +60,7 @@ type memory struct {
 // LostError means that a state directory is not the one that is remembered.
 type LostError struct {
 	StateDir string
-	Why      string // what is wrong with it, as in "it is empty"
+	Why      string // the fault, for example "it is empty"
 	// Of the history that is missing: when it last changed, how many revocations
 	// were in force then, and the file that remembers it.
 	At          time.Time
@@ -90,7 +90,7 @@ func revocations(n int) string {
 // lock. It is safe for concurrent use.
 type History struct {
 	dir, plugin string
-	path        string // of the memory; "" where there is none
+	path        string // of the memory; "" without one
 	Unkept      error  // why nothing is remembered outside; nil: it is
 
 	mu   sync.Mutex
@@ -99,7 +99,7 @@ type History struct {
 
 // Open compares a state directory with what is remembered of it below
 // the roots, the preferred one first. The error is a [*LostError] where the two do
-// not fit, and any other where that is not known. Nothing is written.
+// not fit, and any other where that is not known. Open writes no file.
 func Open(dir, plugin string, roots ...string) (*History, error) {
 	h := &History{dir: dir, plugin: plugin}
 	id, err := identify(dir)
@@ -114,7 +114,7 @@ func Open(dir, plugin string, roots ...string) (*History, error) {
 		switch {
 		case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0: // root's
 		case err != nil:
-			return nil, &LostError{StateDir: dir, Why: "what is remembered of it cannot be read: " + err.Error(), Memory: path}
+			return nil, &LostError{StateDir: dir, Why: "its record cannot be read: " + err.Error(), Memory: path}
 		case one.Changes > remembered.Changes:
 			remembered, found = one, path
 		}
@@ -153,7 +153,7 @@ const (
 	isEmptied = "it is empty"
 )
 
-// differs says why a mark does not fit what is remembered; "" if it does.
+// differs returns why a mark does not match the record; "" if it does.
 func (m *mark) differs(r *memory, dir string) string {
 	for _, name := range m.Files {
 		if _, err := os.Lstat(filepath.Join(dir, name)); errors.Is(err, fs.ErrNotExist) {

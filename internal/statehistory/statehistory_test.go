@@ -70,7 +70,7 @@ func TestOpen(t *testing.T) {
 		"a mark without id": {func(_ *testing.T, dir, _ string) error {
 			return os.WriteFile(filepath.Join(dir, MarkName), []byte(`{"version":1}`), 0o600)
 		}, "identity.json is damaged"},
-		"a damaged memory":    {func(t *testing.T, _, root string) error { return os.WriteFile(remembered(t, root), []byte("{"), 0o600) }, "what is remembered of it cannot be read"},
+		"a damaged memory":    {func(t *testing.T, _, root string) error { return os.WriteFile(remembered(t, root), []byte("{"), 0o600) }, "its record cannot be read"},
 		"a memory for others": {func(t *testing.T, _, root string) error { return os.Chmod(remembered(t, root), 0o666) }, "other users may write it"},
 		"a forgotten one":     {func(_ *testing.T, _, root string) error { return os.RemoveAll(root) }, ""}, // as on another host
 		"a crash between the two": {func(t *testing.T, dir, root string) error {
@@ -102,7 +102,7 @@ func TestOpen(t *testing.T) {
 			was, err := Accept(dir, "weather", 0, root)
 			must(t, err)
 			if was == nil {
-				t.Error("nothing was wrong with it")
+				t.Error("got no fault, want one")
 			}
 			h, err := Open(dir, "weather", root)
 			must(t, err)

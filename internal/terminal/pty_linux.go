@@ -50,7 +50,7 @@ func Open(multiplexer string, uid int, settings Settings) (master, slave *os.Fil
 	return master, slave, nil
 }
 
-// Settings are the modes and the size of a terminal. The zero value is none.
+// Settings are the modes and the size of a terminal. The zero value has neither.
 type Settings struct {
 	Modes *unix.Termios
 	Size  *unix.Winsize

@@ -24,7 +24,7 @@ const (
 	drainPause = time.Second
 )
 
-// Config says what a [Relay] relays.
+// Config is the two sides of a [Relay] and its callbacks.
 type Config struct {
 	// Operator is the terminal of the person. The relay closes it.
 	Operator *Operator
@@ -39,8 +39,8 @@ type Config struct {
 	// Typed reports that a character was typed that has the pseudoterminal send
 	// SIGINT, SIGQUIT or SIGTSTP, and the process group that was in its foreground
 	// then (0: none). It was passed on. sent is false where the program has had the
-	// pseudoterminal not send it, although it reads whole lines: then the signal is
-	// for who is told to send. A program that reads each character (in raw mode, as
+	// pseudoterminal not send it, although it reads whole lines: then the caller has
+	// to send the signal. A program that reads each character (in raw mode, as
 	// editors and ssh) acts on it itself. It must not block.
 	Typed func(sig syscall.Signal, group int, sent bool)
 	// Gone reports that the terminal was hung up. It must not block.
@@ -64,7 +64,7 @@ type Relay struct {
 	reading  chan struct{} // closed when reading has ended
 	writing  chan struct{}
 	progress atomic.Uint64 // of what is written
-	raw      atomic.Bool   // what is written is shown as it is
+	raw      atomic.Bool   // output is not processed
 }
 
 // Start starts a relay.
@@ -122,8 +122,8 @@ func (r *Relay) Suspend(stop func()) {
 	r.poke()
 }
 
-// Continued says that the process may have been stopped and continued by
-// somebody else: the terminal may be another job's, or have other modes.
+// Continued is called when the process may have been stopped and continued by
+// another one: the terminal may be another job's, or have other modes.
 func (r *Relay) Continued() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -136,7 +136,7 @@ func (r *Relay) Continued() {
 }
 
 // foregroundGroup returns the process group that the pseudoterminal sends
-// signals to; 0 if there is none.
+// signals to, or 0.
 func (r *Relay) foregroundGroup() int {
 	group, err := control(r.config.Master, func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.TIOCGPGRP) })
 	if err != nil {
@@ -296,7 +296,7 @@ func (r *Relay) poll(reads bool) (hungUp, ready bool) {
 	}
 	if fds[1].Revents != 0 {
 		var drained [64]byte
-		_, _ = unix.Read(r.wake[0], drained[:]) // what is left wakes it once more
+		_, _ = unix.Read(r.wake[0], drained[:]) // further bytes wake it again
 	}
 	const lost = unix.POLLHUP | unix.POLLERR | unix.POLLNVAL
 	return fds[0].Revents&lost != 0, reads && fds[0].Revents&unix.POLLIN != 0
@@ -312,7 +312,7 @@ func (r *Relay) take(buffer []byte) int {
 	}
 	n, err := unix.Read(r.config.Operator.fd, buffer)
 	if err != nil {
-		return 0 // the next poll says whether it is gone
+		return 0 // the next poll reports whether it is gone
 	}
 	return n
 }

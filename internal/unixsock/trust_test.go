@@ -124,7 +124,7 @@ func linkBelow(uid int) func(string) error {
 	}
 }
 
-// TestCheckLoop checks that links which lead to each other end the check.
+// TestCheckLoop checks that a loop of links ends the check.
 func TestCheckLoop(t *testing.T) {
 	dir := t.TempDir()
 	if err := errors.Join(os.Symlink("b", dir+"/a"), os.Symlink("a", dir+"/b")); err != nil {

@@ -4,7 +4,7 @@
 // A [Disk] writes to a real directory, so that the code under test may read it in any
 // way, and records what has reached the medium: the content of a file after Sync, a
 // name after SyncDir of its directory. [Disk.Cut] turns the directory back into that.
-// What was written past the Disk counts as never synced.
+// Data that was written past the Disk counts as never synced.
 //
 //	disk, err := powercut.New(dir)
 //	// run the code under test on disk
@@ -71,7 +71,7 @@ type Disk struct {
 
 var _ atomicfile.FS = (*Disk)(nil)
 
-// New returns a Disk in the directory root. What is there already has been synced.
+// New returns a Disk in the directory root. Its present content counts as synced.
 func New(root string) (*Disk, error) {
 	d := &Disk{root: filepath.Clean(root), names: make(map[string]*content), stored: make(map[string]*content), limit: -1}
 	err := d.walk(func(path string, info fs.FileInfo) error {

@@ -58,7 +58,7 @@ func grpcUnary(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryS
 	if err := decode(message); err != nil {
 		return nil, err
 	}
-	if message.GetValue() == "wait" { // whose end is the client's or the server's, whichever is first
+	if message.GetValue() == "wait" { // until the client or the server ends it
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}

@@ -55,7 +55,7 @@ func (l *lab) write(name, content string) {
 }
 
 // address returns the address of an origin, and grants the plugin the scheme at
-// the port. What a rule states beside that is in more.
+// the port. The rule's further fields are in more.
 func (l *lab) address(name, scheme string, port int, more ...string) string {
 	host := name + domain
 	if _, found := l.hosts[host]; !found {
@@ -104,7 +104,7 @@ func (l *lab) web(name string, handler http.Handler, more ...string) {
 }
 
 // script serves each connection by a function, over TLS with the protocols of
-// alpn, and where there are none over plain TCP.
+// alpn, and over plain TCP without alpn.
 func (l *lab) script(address string, serve func(net.Conn), alpn ...string) {
 	l.t.Helper()
 	listener := l.listen(address)
@@ -147,7 +147,7 @@ func (l *lab) relay(address, to string, delay time.Duration) {
 	})
 }
 
-// carry copies what comes, later. What fails ends both directions.
+// carry copies with a delay. A failure ends both directions.
 func carry(to, from net.Conn, delay time.Duration) {
 	type piece struct {
 		data []byte

@@ -213,7 +213,7 @@ spec:
 func (l *lab) plugin(config string) *process {
 	cmd := command(l.t.Context(), filepath.Join(stage, "bin", "chaperone"), "run", "--config", config, "--", filepath.Join(stage, "bin", "client"), "runner")
 	cmd.Env = append(withoutProxy(cmd.Env), "CHAPERONE_REGISTRY="+l.file("registry"), "TMPDIR=/tmp",
-		"SSL_CERT_FILE="+l.file("origin-ca.pem")) // what the operator trusts, the plugin does: tls is not ended in between
+		"SSL_CERT_FILE="+l.file("origin-ca.pem")) // the plugin trusts the operator's authorities: tls is not terminated in between
 	return startRunner(l.t, cmd)
 }
 

@@ -47,7 +47,7 @@ func (b *builder) add(name, kind string, args ...string) *pair {
 	return &b.pairs[len(b.pairs)-1]
 }
 
-// fails says that the client meets an error in any case.
+// fails marks a pair whose client gets an error in any case.
 func (p *pair) fails() *pair { p.works = false; return p }
 
 func (p *pair) with(env ...string) *pair { p.env = append(p.env, env...); return p }
@@ -185,7 +185,7 @@ func addPython(b *builder) {
 		b.python(library, "slow body, Go", web+"/slow")
 		b.python(library, "download of 16 MiB, Go", web+"/large?mib=16")
 		if library == "httpx-h2" {
-			continue // which waits for the window, and does not look at an answer
+			continue // it waits for the window, and reads no answer
 		}
 		b.python(library, "nginx, 413 for 5 MB", "https://nginx"+domain+"/small", "--post", "5000000")
 	}
@@ -229,7 +229,7 @@ func addNode(b *builder) {
 	b.node("http", "hints", raw+"/hints")
 	b.node("http2", "trailers", web+"/trailers")
 	b.node("http2", "204 with a length", "https://h2-204"+domain+"/")
-	b.node("http2", "reset by CANCEL", "https://h2-cancel"+domain+"/") // which Node.js reports as the end
+	b.node("http2", "reset by CANCEL", "https://h2-cancel"+domain+"/") // Node.js reports it as the end
 	b.node("ws", "TLS", "wss://sockets"+domain+"/")
 	b.node("ws", "plain", "ws://sockets"+domain+"/")
 	b.node("ws", "uvicorn", "wss://uvicorn"+domain+"/")

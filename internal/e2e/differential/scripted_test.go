@@ -112,7 +112,7 @@ func scripted(conn net.Conn, in *bufio.Reader, req *http.Request) bool {
 	return req.URL.Path != "/204-bytes"
 }
 
-// upgraded takes an upgrade to tcp, as container engines do, and says how much came
+// upgraded takes an upgrade to tcp, as container engines do, and returns the number of bytes
 // until the client closed its half. Any other protocol is ignored.
 func upgraded(conn net.Conn, in *bufio.Reader, req *http.Request) bool {
 	if req.Header.Get("Upgrade") != "tcp" {

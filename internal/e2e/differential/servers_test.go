@@ -39,7 +39,7 @@ func withConnection(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connectionKey{}, &connection{conn: conn})
 }
 
-// connection is what an origin knows of a connection.
+// connection is an origin's state of a connection.
 type connection struct {
 	conn net.Conn
 	mu   sync.Mutex
@@ -115,7 +115,7 @@ func addWeb(l *lab) {
 
 func pattern(size int) []byte { return bytes.Repeat([]byte("0123456789abcdef"), size/16) }
 
-// echo tells what came: what a proxy changed of a request shows in the answer.
+// echo describes the request: a proxy's changes of it are visible in the answer.
 func echo(w http.ResponseWriter, r *http.Request) {
 	sum := sha256.New()
 	n, err := io.Copy(sum, r.Body)
@@ -168,7 +168,7 @@ func events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// slow sends ten bytes, whose number it says at once, over three seconds.
+// slow sends ten bytes, with their number in the head, over three seconds.
 func slow(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Length", "10")
 	for range 10 {

@@ -13,13 +13,14 @@ import (
 	"syscall"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
-
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
@@ -33,6 +34,8 @@ type managedEnvoy struct {
 	bootstrap []byte       // what an Envoy is to be started with
 	exits     atomic.Int64 // how many there are
 	relays    bool         // what arrives at the proxy is led to Envoy
+	elsewhere bool         // the plugin is in another container or on another machine
+	log       *zap.Logger
 }
 
 // relays reports whether the proxy leads to Envoy what the kernel says is the
@@ -51,7 +54,7 @@ func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	if spec.Envoy == nil {
 		return nil
 	}
-	own := &managedEnvoy{spec: *spec.Envoy, relays: s.relays(spec)}
+	own := &managedEnvoy{spec: *spec.Envoy, relays: s.relays(spec), elsewhere: s.pluginElsewhere(), log: s.opts.Log}
 	if own.bootstrap, err = xds.Bootstrap(envoyParams(spec)); err != nil {
 		return fmt.Errorf("make Envoy's bootstrap: %w", err)
 	}
@@ -125,14 +128,32 @@ func (o *managedEnvoy) listen(ctx context.Context) error {
 	if err := takeEnvoyFolder(o.spec.Dir, o.spec.Group); err != nil {
 		return fmt.Errorf("prepare the folder of Envoy: %w", err)
 	}
-	if _, err := o.check.Listen(ctx, "unix:"+o.spec.Check()); err != nil {
+	if err := o.checkDir(); err != nil {
+		return err
+	}
+	cfg := unixsock.Config{Group: o.spec.Group, DirChecked: true}
+	check, err := unixsock.Listen(ctx, o.spec.Check(), cfg)
+	if err != nil {
 		return fmt.Errorf("listen for Envoy: %w", err)
 	}
-	var err error
-	if o.listener, err = extauthz.ListenUnix(ctx, o.spec.XDS(), o.spec.Group); err != nil {
+	o.check.AddListener(check)
+	if o.listener, err = unixsock.Listen(ctx, o.spec.XDS(), cfg); err != nil {
 		return fmt.Errorf("listen for xDS on %s: %w", o.spec.XDS(), err)
 	}
 	return o.writeBootstrap()
+}
+
+// checkDir refuses a directory that another user may replace: Envoy would connect to
+// that user's sockets, and ask a server that allows everything. If the plugin is in
+// another container, it cannot, and the volume that Envoy shares belongs to root and
+// is open to others: the directory is then only logged.
+func (o *managedEnvoy) checkDir() error {
+	err := unixsock.CheckPath(o.spec.Dir)
+	if err == nil || !o.elsewhere {
+		return err
+	}
+	o.log.Info("envoy directory replaceable", zap.Error(err))
+	return nil
 }
 
 // writeBootstrap replaces the file whole: an Envoy may be starting from it.
@@ -183,7 +204,7 @@ func takeEnvoyFolder(dir, group string) error {
 	if group == "" {
 		return os.Chmod(dir, envoyFolderAlone)
 	}
-	gid, err := extauthz.GroupID(group)
+	gid, err := unixsock.GroupID(group)
 	if err != nil {
 		return err
 	}

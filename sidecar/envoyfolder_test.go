@@ -2,8 +2,13 @@ package sidecar
 
 import (
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
@@ -25,5 +30,21 @@ func TestEnvoyFolder(t *testing.T) {
 	}
 	if err := takeEnvoyFolder(t.TempDir(), "no-such-group"); err == nil {
 		t.Error("a group that is not there was taken")
+	}
+}
+
+// TestEnvoyDirReplaceable checks that a directory which another user may rename is
+// refused, unless the plugin is in another container.
+func TestEnvoyDirReplaceable(t *testing.T) {
+	above := filepath.Join(t.TempDir(), "shared")
+	testenv.Must(t, os.MkdirAll(above+"/envoy", 0o700))
+	testenv.Must(t, os.Chmod(above, 0o777)) //nolint:gosec // what is refused
+	own := &managedEnvoy{spec: configs.Envoy{Dir: above + "/envoy"}, log: zap.NewNop()}
+	if err := own.checkDir(); err == nil || !strings.Contains(err.Error(), above) {
+		t.Errorf("checkDir() = %v, want an error that names %s", err, above)
+	}
+	own.elsewhere = true
+	if err := own.checkDir(); err != nil {
+		t.Errorf("checkDir() with the plugin elsewhere = %v, want nil", err)
 	}
 }

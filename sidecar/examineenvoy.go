@@ -12,9 +12,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // checkEnvoy examines what the Envoy of a sidecar needs.
@@ -35,7 +35,7 @@ func checkEnvoyFolder(spec *configs.Envoy) Finding {
 // envoyFolder returns what is wrong with the folder and the sidecar's sockets in
 // it. One that is not there is made at the start.
 func envoyFolder(spec *configs.Envoy) error {
-	gid, err := extauthz.GroupID(spec.Group)
+	gid, err := unixsock.GroupID(spec.Group)
 	if err != nil {
 		return err
 	}

@@ -328,7 +328,8 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 	cfg := extauthz.Config{
 		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
 		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused,
-		Log: s.opts.Log.Named("ext_authz"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
+		PluginElsewhere: s.pluginElsewhere(),
+		Log:             s.opts.Log.Named("ext_authz"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
 	}
 	if len(spec.SPIFFEIDs) > 0 {
 		cfg.SPIFFEIDs = map[string]authz.Principal{}

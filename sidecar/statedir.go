@@ -113,12 +113,16 @@ func checkPlace(dir, plugin string, uid int) error {
 		dir, replaceable.Folder, replaceable.Mode.Perm(), plugin)
 }
 
+// pluginElsewhere reports whether the plugin is in another container or on another
+// machine: serve without a cgroup.
+func (s *Sidecar) pluginElsewhere() bool { return s.opts.External && s.opts.Cgroup == "" }
+
 // checkPlaces refuses a stateDir, or an audit log, that the plugin could put another
 // one in the place of; see replaceable for an exception. Where the plugin is in
 // another container or on another machine (serve without a cgroup), it cannot; who
 // else may is logged and not refused.
 func (s *Sidecar) checkPlaces(spec *configs.Sidecar) error {
-	beside := s.opts.External && s.opts.Cgroup == ""
+	beside := s.pluginElsewhere()
 	if err := checkLogPlace(spec); err != nil && !beside {
 		return err
 	}

@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -82,7 +83,7 @@ func (s *Server) recordEnvoyAnswer(entry *datav3.HTTPAccessLogEntry) {
 	}
 	attempt := authz.Attempt{
 		Principal: s.cfg.Plugin, Detail: detail, Method: methodOf(request),
-		URL: first(request.GetScheme(), string(authz.SchemeHTTP)) + "://" + request.GetAuthority() + path,
+		URL: cmp.Or(request.GetScheme(), string(authz.SchemeHTTP)) + "://" + request.GetAuthority() + path,
 	}
 	if attempt.Method == "CONNECT" {
 		attempt.Method, attempt.Connect = "", true
@@ -135,7 +136,7 @@ func withoutQuoted(details string) string {
 		}
 		return '_'
 	}, details)
-	return first(word[:min(len(word), maxDetails)], "no details")
+	return cmp.Or(word[:min(len(word), maxDetails)], "no details")
 }
 
 const maxDetails = 120

@@ -12,6 +12,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // benchCheck is a request of some 780 bytes, as a browser-like client causes.
@@ -98,7 +99,7 @@ func BenchmarkFloor(b *testing.B) {
 		b.Fatal(answer, err)
 	}
 	path := socketIn(b)
-	listener := testenv.MustGet(ListenUnix(b.Context(), path, ""))(b)
+	listener := testenv.MustGet(unixsock.Listen(b.Context(), path, unixsock.Config{}))(b)
 	server := grpc.NewServer()
 	authv3.RegisterAuthorizationServer(server, fixed{answer: answer})
 	done := make(chan error, 1)

@@ -9,6 +9,8 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
 
 // checkAnswer fails when an answer breaks a rule that every answer keeps: it
@@ -65,7 +67,7 @@ func checkSet(t testing.TB, h *corev3.HeaderValueOption) {
 		t.Errorf("header %s does not take the place of another: %v", h.GetHeader().GetKey(), h)
 	}
 	value := h.GetHeader().GetValue() + string(h.GetHeader().GetRawValue())
-	if !isToken(strings.TrimPrefix(h.GetHeader().GetKey(), ":")) || strings.ContainsAny(value, "\r\n\x00") || value == "" || !utf8.ValidString(h.GetHeader().GetValue()) {
+	if !httpclean.IsToken(strings.TrimPrefix(h.GetHeader().GetKey(), ":")) || strings.ContainsAny(value, "\r\n\x00") || value == "" || !utf8.ValidString(h.GetHeader().GetValue()) {
 		t.Errorf("header %q is not one: %q", h.GetHeader().GetKey(), value)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -54,7 +53,7 @@ func (s *Server) intercept(ctx context.Context, call *tap.Info) (context.Context
 // recordMisuse records that the socket was asked something else than what it answers,
 // once a second at most: a plugin may be the one that asks.
 func (s *Server) recordMisuse(call *tap.Info) {
-	n := s.misuse.take(time.Now())
+	n := s.misuse.Take(time.Now())
 	if n == 0 {
 		return
 	}
@@ -79,26 +78,6 @@ func firstHeader(md metadata.MD, name string) string {
 		return values[0]
 	}
 	return ""
-}
-
-// pace lets an event be reported once a second, with how many there were.
-type pace struct {
-	mu    sync.Mutex
-	last  time.Time
-	count int
-}
-
-// take counts an event and returns how many are to be reported now, or 0.
-func (p *pace) take(now time.Time) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.count++
-	if now.Sub(p.last) < time.Second {
-		return 0
-	}
-	n := p.count
-	p.last, p.count = now, 0
-	return n
 }
 
 // Parts of HTTP/2's framing (RFC 9113, section 4.1; RFC 7541, appendix A).

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
 
 // misplacedPlaceholder refuses an admitted access that holds the stand-in for a credential
@@ -37,7 +38,7 @@ func (a *access) forwardedTexts(admission *authz.Admission, visit func(text, in 
 	to, slot := admission.Request.Destination, admission.Injection
 	query := to.Query()
 	if slot.Kind == authz.InjectQuery {
-		query = withoutParameter(query, slot.Name)
+		query = httpclean.WithoutParameter(query, slot.Name)
 	}
 	if !visit(to.Path(), "the path") || !visit(query, "the query") {
 		return
@@ -50,7 +51,7 @@ func (a *access) forwardedTexts(admission *authz.Admission, visit func(text, in 
 		case gone, strings.HasPrefix(h.name, ":"):
 			continue
 		case h.name == "cookie" && slot.Kind == authz.InjectCookie:
-			value = injectCookie([]string{value}, authz.Injection{Name: slot.Name})
+			value = httpclean.WithoutCookie([]string{value}, slot.Name)
 		}
 		if !visit(h.name, "the name of a header") || !visit(value, "header "+h.name) {
 			return

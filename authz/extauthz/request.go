@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
 
 // access is what one CheckRequest asks for.
@@ -24,6 +26,7 @@ type access struct {
 	authority  string // as it was sent
 	target     string // as it was sent: path and query
 	cookie     []string
+	hop        []string // values of Connection
 	remove     []string // names to be removed that depend on the request
 }
 
@@ -66,13 +69,13 @@ func (s *Server) read(c *check, principal authz.Principal) (*access, *rejection)
 // address, that names the host already.
 func (s *Server) readConnection(a *access, c *check) *rejection {
 	a.connection = true
-	to, sni := c.dialled, first(c.sni, c.service)
+	to, sni := c.dialled, cmp.Or(c.sni, c.service)
 	port := strconv.FormatUint(uint64(to.port), 10)
 	l := requestLine{scheme: string(authz.SchemeTLS), authority: sni + ":" + port}
 	switch {
 	case to.port == 0 || to.udp:
 		return l.malformed("the connection's destination is not a TCP address with a port")
-	case !strings.EqualFold(sni, first(c.service, c.sni)):
+	case !strings.EqualFold(sni, cmp.Or(c.service, c.sni)):
 		return l.mismatch("the connection is for " + quote(c.sni) + " and for " + quote(c.service))
 	}
 	if name, ok := s.virtualName(to.address); ok {
@@ -131,10 +134,10 @@ func (s *Server) readHTTP(a *access, c *check) *rejection {
 	a.lossy = c.raw == nil
 	h, detail := a.scan()
 	l := requestLine{
-		method:    first(c.method, h.method),
-		scheme:    lower(first(c.scheme, h.scheme, string(authz.SchemeHTTPS))),
-		authority: first(c.authority, h.authority, h.host),
-		target:    first(c.path, h.path),
+		method:    cmp.Or(c.method, h.method),
+		scheme:    lower(cmp.Or(c.scheme, h.scheme, string(authz.SchemeHTTPS))),
+		authority: cmp.Or(c.authority, h.authority, h.host),
+		target:    cmp.Or(c.path, h.path),
 	}
 	if detail == "" {
 		detail = l.reconcile(c, &h)
@@ -145,7 +148,7 @@ func (s *Server) readHTTP(a *access, c *check) *rejection {
 	if a.rewritable && !h.shown {
 		return l.headersHidden()
 	}
-	a.grpc = isGRPC(h.contentType) || !a.rewritable
+	a.grpc = httpclean.IsGRPC(h.contentType) || !a.rewritable
 	a.source.Trace(h.traceparent)
 	sni := c.sni
 	var f *rejection
@@ -332,10 +335,10 @@ func (s *pseudoHeaders) set(name, value string) bool {
 	case "upgrade":
 		to = &s.upgrade
 	case "content-type":
-		s.contentType = first(s.contentType, value)
+		s.contentType = cmp.Or(s.contentType, value)
 		return true
 	case "traceparent":
-		s.traceparent = first(s.traceparent, value)
+		s.traceparent = cmp.Or(s.traceparent, value)
 		return true
 	default:
 		return false
@@ -347,50 +350,18 @@ func (s *pseudoHeaders) set(name, value string) bool {
 	return true
 }
 
-// collectRemovals keeps cookies and the names that depend on the request and must not
-// reach an upstream: the families of the removed headers, and what Connection
-// nominates (RFC 9110, section 7.6.1).
+// collectRemovals keeps cookies, the values of Connection, and the names of
+// headers that must not reach an upstream. Headers that the caller consumes itself
+// stay: removing them would break upgrades, gRPC and the framing of bodies.
 func (a *access) collectRemovals(name, value string) {
 	switch {
 	case name == "cookie":
 		a.cookie = append(a.cookie, value)
 	case name == "connection":
-		for option := range strings.SplitSeq(value, ",") {
-			option = strings.ToLower(strings.Trim(option, " \t"))
-			if isToken(option) && !ownToCaller(option) {
-				a.remove = append(a.remove, option)
-			}
-		}
-	case isRemovedFamily(name):
+		a.hop = append(a.hop, value)
+	case httpclean.Classify(name) != httpclean.ClassNone && !httpclean.ConsumedByHTTP(name):
 		a.remove = append(a.remove, name)
 	}
-}
-
-// isRemovedFamily reports whether a header is removed whatever its ending.
-// A server that reads CGI-style variables cannot tell _ from - in a name.
-func isRemovedFamily(name string) bool {
-	hyphenated := name
-	if strings.Contains(name, "_") {
-		hyphenated = strings.ReplaceAll(name, "_", "-")
-	}
-	return strings.HasPrefix(hyphenated, "x-forwarded-") || strings.HasPrefix(hyphenated, "x-chaperone-") ||
-		hyphenated != name && (isNeverPassing(hyphenated) || ownToCaller(hyphenated))
-}
-
-func isNeverPassing(name string) bool {
-	names := neverPassing()
-	return slices.Contains(names[:], name)
-}
-
-// ownToCaller reports the headers that belong to the caller's own handling of
-// connections: it consumes and writes them, and removing them here would break
-// upgrades, gRPC and the framing of bodies.
-func ownToCaller(name string) bool {
-	switch name {
-	case "close", "keep-alive", "upgrade", "te", "transfer-encoding", "trailer", "http2-settings", "content-length", "host":
-		return true
-	}
-	return false
 }
 
 // headers returns the request's headers, in the one of two forms that the
@@ -409,29 +380,13 @@ func (c *check) headers() []header {
 // checkHeader returns what is wrong with a header, "" for nothing. Bytes
 // outside UTF-8 are allowed in a value, what ends a line is not.
 func checkHeader(name, value string) string {
-	if !isToken(strings.TrimPrefix(name, ":")) {
+	if !httpclean.IsToken(strings.TrimPrefix(name, ":")) {
 		return "the header name " + quote(name) + " is not a token"
 	}
 	if strings.IndexByte(value, 0) >= 0 || strings.IndexByte(value, '\r') >= 0 || strings.IndexByte(value, '\n') >= 0 {
 		return "the header " + quote(name) + " holds NUL, CR or LF"
 	}
 	return ""
-}
-
-func first(candidates ...string) string {
-	for _, c := range candidates {
-		if c != "" {
-			return c
-		}
-	}
-	return ""
-}
-
-// isGRPC reports whether a media type is gRPC's. gRPC-Web is not: its clients
-// read HTTP statuses.
-func isGRPC(contentType string) bool {
-	rest, ok := strings.CutPrefix(strings.ToLower(contentType), "application/grpc")
-	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
 // lower returns name in lower case, without a copy when it is already.
@@ -442,18 +397,6 @@ func lower(name string) string {
 		}
 	}
 	return name
-}
-
-// isToken reports whether s is a token (RFC 9110, section 5.6.2).
-func isToken(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		alphanumeric := '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
-		if !alphanumeric && c != '-' && strings.IndexByte("!#$%&'*+.^_`|~", c) < 0 {
-			return false
-		}
-	}
-	return s != ""
 }
 
 // quote returns s quoted for a person, cut to a length that fits a line.

@@ -1,7 +1,6 @@
 package extauthz
 
 import (
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,32 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
-
-// neverPassing returns the request headers that never reach an upstream. They
-// are named in every answer and not only when seen, since the caller may be
-// configured to show only some headers (allowed_headers). What else belongs to
-// the families x-forwarded-* and x-chaperone-* is added when it is seen.
-func neverPassing() [16]string {
-	return [...]string{
-		"forwarded",
-		"keep-alive",
-		"proxy-authorization",
-		"proxy-connection",
-		"x-chaperone-decision",
-		"x-chaperone-reason",
-		"x-forwarded-for",
-		"x-forwarded-host",
-		"x-forwarded-port",
-		"x-forwarded-prefix",
-		"x-forwarded-proto",
-		"x-http-method",
-		"x-http-method-override",
-		"x-method-override",
-		"x-original-url",
-		"x-rewrite-url",
-	}
-}
 
 // allow returns the answer that lets an admitted access through, or why it
 // cannot be let through as it was decided. It is the only place that makes such
@@ -95,7 +70,7 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	case authz.InjectHeader:
 		headers = append(headers, header{slot.Name, slot.Value.Reveal()})
 	case authz.InjectCookie:
-		headers = append(headers, header{"cookie", injectCookie(a.cookie, slot)})
+		headers = append(headers, header{"cookie", httpclean.AddCookie(httpclean.WithoutCookie(a.cookie, slot.Name), slot.Name, slot.Value.Reveal())})
 	case authz.InjectNone, authz.InjectQuery:
 	case authz.InjectCertificate, authz.InjectSigV4:
 		return nil, "the rule's credential is not one that an answer can carry"
@@ -119,45 +94,23 @@ func forwardedProto(scheme authz.Scheme) string {
 	return string(authz.SchemeHTTP)
 }
 
-// injectQuery returns the target with the credential in its query, and without
-// what the plugin put into its slot.
+// injectQuery returns the target with the credential in its query, replacing the
+// plugin's own parameters of that name.
 //
-// The whole of :path is set and not query_parameters_to_set: Envoy 1.40 writes
-// those as they are, refuses them with a % in them under validate_mutations and
-// sorts the query; agentgateway escapes them.
+// The answer sets :path and not query_parameters_to_set: Envoy 1.40 writes those
+// unescaped, refuses them with a % in them under validate_mutations and sorts the
+// query; agentgateway escapes them.
 func injectQuery(to authz.Destination, slot authz.Injection) string {
-	query := withoutParameter(to.Query(), slot.Name)
-	if query != "" {
-		query += "&"
-	}
-	return to.Path() + "?" + query + url.QueryEscape(slot.Name) + "=" + url.QueryEscape(slot.Value.Reveal())
+	query := httpclean.WithoutParameter(to.Query(), slot.Name)
+	return to.Path() + "?" + httpclean.AddParameter(query, slot.Name, slot.Value.Reveal())
 }
 
-// withoutParameter returns a query without what the plugin put into the slot.
-func withoutParameter(query, without string) string {
-	var kept []string
-	for pair := range strings.SplitSeq(query, "&") {
-		// Some servers split at semicolons as well.
-		parts := slices.DeleteFunc(strings.Split(pair, ";"), func(part string) bool {
-			name, _, _ := strings.Cut(part, "=")
-			if plain, err := url.QueryUnescape(name); err == nil {
-				name = plain
-			}
-			return strings.EqualFold(strings.TrimSpace(name), without)
-		})
-		if pair = strings.Join(parts, ";"); pair != "" {
-			kept = append(kept, pair)
-		}
-	}
-	return strings.Join(kept, "&")
-}
-
-// removals returns the headers to be removed, sorted: those that never pass,
-// those that depend on the request, and other spellings of the credential's
-// header, which a server that makes variables of header names cannot tell from
-// it. One that is set is never among them: older Envoys remove after setting.
+// removals returns the headers to be removed, sorted: those that never reach an
+// upstream, whether or not they were shown; those that the request's Connection
+// header nominates; and other spellings of the credential's header. A header that
+// the answer sets is not among them: older Envoys remove after setting.
 func (a *access) removals(changed []header, slot authz.Injection) []string {
-	fixed := neverPassing()
+	fixed := httpclean.RemovedHeaders()
 	names := make([]string, 0, len(fixed)+len(a.remove)+1)
 	add := func(name string) {
 		if !slices.ContainsFunc(changed, func(h header) bool { return h.name == name }) {
@@ -170,42 +123,38 @@ func (a *access) removals(changed []header, slot authz.Injection) []string {
 	for _, name := range a.remove {
 		add(name)
 	}
-	if slot.Kind == authz.InjectHeader {
-		want := strings.ReplaceAll(slot.Name, "_", "-")
-		for _, sent := range a.headers {
-			if strings.ReplaceAll(sent.name, "_", "-") == want {
-				add(sent.name)
-			}
+	nominated := a.nominated()
+	for name := range nominated {
+		add(name)
+	}
+	for _, sent := range a.headers {
+		if slot.Kind == authz.InjectHeader && httpclean.SameHeader(sent.name, slot.Name) ||
+			nominated != nil && nominated[httpclean.FoldName(sent.name)] {
+			add(sent.name)
 		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
-// injectCookie returns a Cookie header with the credential's cookie and what
-// the plugin sent besides. Envoy joins several Cookie headers with a comma
-// where it shows them as a map, so that a comma may begin a cookie as well.
-func injectCookie(sent []string, slot authz.Injection) string {
-	var kept []string
-	for _, header := range sent {
-		for pair := range strings.SplitSeq(header, ";") {
-			pieces := slices.DeleteFunc(strings.Split(pair, ","), func(piece string) bool {
-				name, _, _ := strings.Cut(piece, "=")
-				return strings.EqualFold(strings.TrimSpace(name), slot.Name)
-			})
-			if pair = strings.TrimSpace(strings.Join(pieces, ",")); pair != "" {
-				kept = append(kept, pair)
-			}
+// nominated returns the folded names of the headers that the request's Connection
+// headers nominate, nil without any.
+func (a *access) nominated() map[string]bool {
+	var out map[string]bool
+	for name := range httpclean.ConnectionOptions(a.hop) {
+		if out == nil {
+			out = map[string]bool{}
 		}
+		out[name] = true
 	}
-	return strings.Join(append(kept, slot.Name+"="+slot.Value.Reveal()), "; ")
+	return out
 }
 
 // deny returns the answer that refuses. decision is the zero Decision when none
 // was taken.
 func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) answer {
 	out := answer{
-		code: grpcCode(refusal.Reason), message: refusal.Line(), status: refusal.Status(),
+		code: codes.Code(httpclean.GRPCStatus(refusal.Status())), message: refusal.Line(), status: refusal.Status(),
 		headers: []header{
 			{"content-type", authz.RefusalContentType},
 			{authz.HeaderReason, refusal.Reason.String()},
@@ -227,7 +176,7 @@ func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC 
 		// on what clients of gRPC read.
 		out.headers[0].value = "application/grpc"
 		out.headers = append(out.headers,
-			header{"grpc-status", strconv.Itoa(int(out.code))}, header{"grpc-message", escapeMessage(refusal.Line())})
+			header{"grpc-status", strconv.Itoa(int(out.code))}, header{"grpc-message", httpclean.GRPCMessage(refusal.Line())})
 	} else {
 		out.body = string(refusal.Body())
 	}
@@ -246,37 +195,6 @@ func isInternalFailure(reason authz.Reason) bool {
 	default:
 		return false
 	}
-}
-
-// grpcCode returns the gRPC status of a refusal. It is never OK, whatever the
-// reason.
-func grpcCode(reason authz.Reason) codes.Code {
-	switch reason.Status() {
-	case 400, 421:
-		return codes.InvalidArgument
-	case 429:
-		return codes.ResourceExhausted
-	case 502, 503:
-		return codes.Unavailable
-	case 504:
-		return codes.DeadlineExceeded
-	}
-	return codes.PermissionDenied
-}
-
-// escapeMessage percent-encodes a grpc-message (gRPC over HTTP/2, "Responses":
-// Percent-Encoded).
-func escapeMessage(s string) string {
-	const digits = "0123456789ABCDEF"
-	out := make([]byte, 0, len(s))
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c > 0x7e || c == '%' {
-			out = append(out, '%', digits[c>>4], digits[c&0xf])
-		} else {
-			out = append(out, c)
-		}
-	}
-	return string(out)
 }
 
 func metadataOf(a *access, admission *authz.Admission) dynamicMetadata {

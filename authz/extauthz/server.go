@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -26,6 +27,8 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 )
 
 // ServiceName is the gRPC service that this door serves, and the name under
@@ -112,6 +115,10 @@ type Config struct {
 	// Group is the group, by name or number, whose members may use a unix
 	// socket. Empty: only the sidecar's own user.
 	Group string
+	// PluginElsewhere states that the plugin is in another container or on another
+	// machine and cannot replace the directory of a Unix socket. The directories above
+	// it may then be open to others, as a volume shared with the caller is.
+	PluginElsewhere bool
 	// Drain bounds how long checks in flight may take when Run ends; 0 means
 	// ten seconds.
 	Drain time.Duration
@@ -130,7 +137,7 @@ type Server struct {
 	health    *health
 	listeners []net.Listener
 	methods   []string // that it has
-	misuse    pace
+	misuse    ratelimit.Sampler
 }
 
 // filterHTTPAuthz is the name of Envoy's filter that asks, under which answers'
@@ -409,7 +416,7 @@ func (e *deadlineCtx) Err() error { return e.start().Err() }
 func (s *Server) refuse(f *rejection, wantsGRPC bool) answer {
 	refusal, err := s.cfg.Gate.Refuse(f.reason, f.attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
 	s.logUnrecorded(refusal, err)
-	refusal.Remedy = first(f.remedy, refusal.Remedy)
+	refusal.Remedy = cmp.Or(f.remedy, refusal.Remedy)
 	return s.refusalAnswer(refusal, authz.Decision{}, wantsGRPC)
 }
 
@@ -475,5 +482,5 @@ func (s *Server) unenforceable(ctx context.Context) authz.Conditions {
 
 // wantsGRPC reports whether a check that is no access came from a gRPC plugin.
 func (c *check) wantsGRPC() bool {
-	return slices.ContainsFunc(c.headers(), func(h header) bool { return h.name == "content-type" && isGRPC(h.value) })
+	return slices.ContainsFunc(c.headers(), func(h header) bool { return h.name == "content-type" && httpclean.IsGRPC(h.value) })
 }

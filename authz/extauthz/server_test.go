@@ -467,7 +467,7 @@ func TestSocket(t *testing.T) {
 		if got := mode(path); got != 0o600 {
 			t.Errorf("mode %o", got)
 		}
-		if err := listen(t, Config{}, path); err == nil || !strings.Contains(err.Error(), "another process serves it") {
+		if err := listen(t, Config{}, path); err == nil || !strings.Contains(err.Error(), "in use") {
 			t.Errorf("a second server: %v", err)
 		}
 	})
@@ -500,14 +500,27 @@ func TestSocket(t *testing.T) {
 			t.Errorf("the file is %q, %v", text, err)
 		}
 	})
-	t.Run("a folder that others may write to", func(t *testing.T) {
-		folder := filepath.Join(t.TempDir(), "shared")
-		testenv.Must(t, os.Mkdir(folder, 0o700))
-		testenv.Must(t, os.Chmod(folder, 0o777))
-		if err := listen(t, Config{}, filepath.Join(folder, "x.sock")); err == nil || !strings.Contains(err.Error(), "others may write") {
-			t.Errorf("%v", err)
+	t.Run("replaceable directory", func(t *testing.T) {
+		shared, foreign, sticky := filepath.Join(t.TempDir(), "shared"), filepath.Join(t.TempDir(), "foreign"), filepath.Join(t.TempDir(), "sticky")
+		for dir, mode := range map[string]fs.FileMode{shared: 0o777, foreign: 0o755, sticky: 0o777 | fs.ModeSticky} {
+			testenv.Must(t, os.MkdirAll(filepath.Join(dir, "own"), 0o755))
+			testenv.Must(t, os.Chmod(dir, mode))
 		}
-		testenv.Must(t, listen(t, Config{}, filepath.Join(folder, "own", "x.sock")))
+		refused := []string{shared, filepath.Join(shared, "own"), filepath.Join(shared, "missing"), sticky}
+		if os.Geteuid() == 0 {
+			testenv.Must(t, os.Chown(foreign, 65534, -1))
+			refused = append(refused, foreign, filepath.Join(foreign, "own"))
+		}
+		for _, dir := range refused {
+			if err := listen(t, Config{}, filepath.Join(dir, "x.sock")); err == nil || !strings.Contains(err.Error(), filepath.Base(filepath.Dir(dir))) {
+				t.Errorf("Listen in %s = %v, want an error that names the directory", dir, err)
+			}
+		}
+		testenv.Must(t, listen(t, Config{}, filepath.Join(sticky, "own", "x.sock")))
+		testenv.Must(t, listen(t, Config{PluginElsewhere: true}, filepath.Join(shared, "own", "x.sock")))
+		if err := listen(t, Config{PluginElsewhere: true}, filepath.Join(shared, "x.sock")); err == nil {
+			t.Error("Listen in a directory that others may write to = nil, want an error")
+		}
 	})
 	for name, address := range map[string]string{
 		"relative": "unix:x.sock", "abstract": "unix:@x", "empty": "unix:", "no port": "127.0.0.1", "nothing": "",

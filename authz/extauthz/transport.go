@@ -6,10 +6,11 @@ import (
 	"net"
 	"os"
 	"slices"
-	"syscall"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // transport is the server's side of every connection's security: what a
@@ -94,27 +95,19 @@ func (t transport) verified(info credentials.TLSInfo) bool {
 	return slices.ContainsFunc(names, func(name string) bool { return slices.Contains(t.callers, name) })
 }
 
-// ownUser reports whether the other end of a unix socket is root or the
-// sidecar's own user. The socket's mode says so already; this holds also when
-// somebody has changed the mode. Where the socket is open to a group, the mode
-// alone decides, since a peer's credentials do not tell all its groups.
-func (t transport) ownUser(conn syscall.Conn) (bool, error) {
+// ownUser reports whether the peer of a Unix socket is root or the sidecar's own
+// user. The socket's mode ensures the same, unless another process has changed it. A
+// socket that is open to a group relies on its mode alone: the groups of a peer in
+// another user namespace are not visible.
+func (t transport) ownUser(conn *net.UnixConn) (bool, error) {
 	if t.groupAccess {
 		return true, nil
 	}
-	raw, err := conn.SyscallConn()
+	peer, err := unixsock.PeerOf(conn)
 	if err != nil {
 		return false, err
 	}
-	var peer *syscall.Ucred
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		peer, failed = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	})
-	if err = errors.Join(err, failed); err != nil {
-		return false, err
-	}
-	return peer.Uid == 0 || int64(peer.Uid) == int64(os.Geteuid()), nil
+	return peer.UID == 0 || peer.UID == os.Geteuid(), nil
 }
 
 // unixConn returns the unix connection that conn is, if it is one.

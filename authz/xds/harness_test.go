@@ -25,6 +25,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -291,7 +292,7 @@ func (p *plane) startCheck(t *testing.T) {
 func (p *plane) startServer(t *testing.T) {
 	t.Helper()
 	p.server = testenv.MustGet(xds.New(p.config))(t)
-	listener := testenv.MustGet(extauthz.ListenUnix(t.Context(), p.path("xds.sock"), ""))(t)
+	listener := testenv.MustGet(unixsock.Listen(t.Context(), p.path("xds.sock"), unixsock.Config{}))(t)
 	p.stopServer = run(t, func(ctx context.Context) error { return p.server.Serve(ctx, listener) })
 }
 

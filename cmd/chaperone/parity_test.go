@@ -27,6 +27,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/sidecar"
@@ -195,7 +196,7 @@ func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engi
 		EgressSockets: func(routes []authz.Route) ([]string, error) { return p.EgressSockets(dir+"/exit", "", routes) },
 		Leaf:          p.Leaf, Roots: string(w.secure.CA.PEM()), AccessLog: "off",
 	}))(t)
-	socket := testenv.MustGet(extauthz.ListenUnix(t.Context(), dir+"/xds.sock", ""))(t)
+	socket := testenv.MustGet(unixsock.Listen(t.Context(), dir+"/xds.sock", unixsock.Config{}))(t)
 	inBackground(t, func(ctx context.Context) error { return server.Serve(ctx, socket) })
 	bootstrap := testenv.MustGet(xds.Bootstrap(xds.Params{Plugin: "weather", Socket: dir + "/xds.sock", Admin: dir + "/admin.sock"}))(t)
 	testenv.MustEnvoy(t, testenv.EnvoyConfig{Bootstrap: string(bootstrap)})

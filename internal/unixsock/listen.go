@@ -46,6 +46,9 @@ type Config struct {
 	// SharedDir permits a directory that others may write to if it is sticky: they
 	// cannot replace the socket there, but they can bind the path first.
 	SharedDir bool
+	// DirChecked leaves the directory and those above it unchecked: the caller has
+	// made the directory, and knows who may replace it.
+	DirChecked bool
 }
 
 // Listener is a Unix listener that holds the lock of its path.
@@ -117,6 +120,9 @@ func prepareDir(path string, cfg Config) error {
 		mode = privateMode
 	}
 	dir := filepath.Dir(path)
+	if cfg.DirChecked {
+		return nil
+	}
 	// The existing part is checked first: nothing is made below a directory of a
 	// user who is not trusted.
 	if err := CheckPath(path, cfg.Trusted...); err != nil {

@@ -25,8 +25,8 @@ const (
 	maxCodings  = 4       // on top of one another
 )
 
-// What the decoder of a coding holds, in bytes: its window, the tables of its codes
-// and what it has decoded and not passed on.
+// The memory of a coding's decoder, in bytes: its window, the tables of its codes and
+// decoded bytes that were not forwarded yet.
 const (
 	inflateSize = 64 << 10
 	brotliSize  = 16<<20 + 1<<20      // of the largest window (RFC 7932, section 9.1)
@@ -52,9 +52,9 @@ func DecoderSize(header string) int64 {
 
 // Errors of bodies that cannot be searched.
 var (
-	// ErrCoding says that a body is in a coding that is not known here.
+	// ErrCoding is for a body in an unknown coding.
 	ErrCoding = errors.New("an unknown content coding")
-	// ErrBomb says that a body grows beyond all bounds when it is decompressed.
+	// ErrBomb is for a body that grows beyond all bounds when it is decompressed.
 	ErrBomb = errors.New("a compressed body grows beyond all bounds")
 )
 

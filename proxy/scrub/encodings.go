@@ -9,11 +9,10 @@ import (
 	"unicode/utf16"
 )
 
-// A secret is searched for in two ways. What is the same wherever it is written
-// is a pattern by itself: its two bytes a character, and its long runs of letters
-// and digits. What may be written in more ways than can be listed is an encoding,
-// which is found where its plain form is, or an escape or the end of a line in it,
-// and is then read character by character.
+// A secret is searched for in two ways. Its fixed forms are patterns: its two
+// bytes a character, and its long runs of letters and digits. A form with more
+// spellings than can be listed is an encoding, which is found at its plain form, or at
+// an escape or the end of a line in it, and is then read character by character.
 
 // exactPatterns returns the texts of a secret that are searched for as they are.
 func exactPatterns(secret string) []pattern {
@@ -102,7 +101,7 @@ func isWord(run string) bool {
 	return !strings.ContainsAny(run, "0123456789") && (rest == strings.ToLower(rest) || rest == strings.ToUpper(rest))
 }
 
-// alphabet says how the characters of an encoding are written.
+// alphabet is how the characters of an encoding are written.
 type alphabet uint8
 
 const (

@@ -147,7 +147,7 @@ func (n *Patterns) findFromEscape(b []byte, at int, clipped bool, spans []span) 
 		if !ok {
 			return spans
 		}
-		if c.size == 0 || c.size == 1 && isBreak(c.bytes[0]) { // what is behind it is where it is
+		if c.size == 0 || c.size == 1 && isBreak(c.bytes[0]) { // the following characters are at their places
 			spans = n.findAcrossLines(b, at, to, clipped, spans)
 		}
 		if c.size > 0 {
@@ -162,7 +162,7 @@ func (n *Patterns) findFromEscape(b []byte, at int, clipped bool, spans []span) 
 
 // same reports whether a text is a part of the encoding without any escape.
 func (s *encoding) same(b []byte, part string) bool {
-	for i, c := range slices.Backward(b) { // what is near differs first
+	for i, c := range slices.Backward(b) { // near characters differ first
 		if s.plain(c) != part[i] && !s.alias(c, part[i]) {
 			return false
 		}
@@ -484,8 +484,8 @@ func (v unescaper) percent(i int) (char, int, bool) {
 	return byteChar(n), to, ok
 }
 
-// quotedPrintable reads what mail puts behind an equals sign: a byte, or the end of a line
-// that is none (RFC 2045, section 6.7).
+// quotedPrintable reads the text after an equals sign in mail: a byte, or a soft line
+// break (RFC 2045, section 6.7).
 func (v unescaper) quotedPrintable(i int) (char, int, bool) {
 	if n, to, ok := v.hexNumber(i, 2); ok {
 		return byteChar(n), to, true

@@ -10,17 +10,17 @@ import (
 	"strings"
 )
 
-// ErrFrame says that a stream is not in the frames that it was said to be in,
-// or that they cannot be looked into.
+// ErrFrame is for a stream that is not in the declared frames, or whose frames cannot
+// be searched.
 var ErrFrame = errors.New("a frame cannot be looked into")
 
 // maxFrame is how long a frame may say that it is: far more than comes, and
 // little enough for sums.
 const maxFrame = 1 << 62
 
-// frame is what the head of a frame says.
+// frame is the head of a frame.
 type frame struct {
-	length int64   // of what follows the head, which is added where it is searched too
+	length int64   // of the payload, and of the head if that is searched too
 	mask   [4]byte // that the payload is combined with; zeros for none
 }
 
@@ -81,7 +81,7 @@ func (f *Frames) scan(last bool) error {
 			if n == 0 { // incomplete
 				break
 			}
-			if next.mask == [4]byte{} { // what is no frame, but is called one, may hold the secret from the head on
+			if next.mask == [4]byte{} { // an invalid frame may have the secret in its head
 				next.length += int64(n)
 			} else {
 				f.done += n
@@ -172,7 +172,7 @@ func NewWebSocket(r io.Reader, s Search) *Frames {
 			return 0, frame{}, nil
 		}
 		if f.length < 0 || f.length > maxFrame {
-			return 0, frame{}, fmt.Errorf("read WebSocket: %w: its length is none", ErrFrame)
+			return 0, frame{}, fmt.Errorf("read WebSocket: %w: its length is invalid", ErrFrame)
 		}
 		return size, f, nil
 	})
@@ -186,11 +186,11 @@ const (
 	grpcTrailer    = 0x80 // of gRPC-Web
 )
 
-// grpcFlags refuses what is called gRPC and is none: it could hold the secret
-// where no message is.
+// grpcFlags refuses a stream that is declared as gRPC and is not: it could have the
+// secret outside of messages.
 func grpcFlags(flags byte) error {
 	if flags&^(grpcCompressed|grpcTrailer) != 0 {
-		return fmt.Errorf("read gRPC message: %w: it is none", ErrFrame)
+		return fmt.Errorf("read gRPC message: %w: its flags are invalid", ErrFrame)
 	}
 	return nil
 }
@@ -289,7 +289,7 @@ func (m *messages) next() (io.Reader, error) {
 		}
 	}
 	if err != nil {
-		if len(head) > 0 { // what is cut short goes on as it is
+		if len(head) > 0 { // an incomplete message is forwarded unchanged
 			return m.from, nil
 		}
 		return nil, err

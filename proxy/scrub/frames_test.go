@@ -150,7 +150,7 @@ func TestGRPCMessages(t *testing.T) {
 	}
 }
 
-// TestFalseFrames searches what is called gRPC or a WebSocket and is none.
+// TestFalseFrames searches streams that are declared as gRPC or a WebSocket and are not.
 func TestFalseFrames(t *testing.T) {
 	const token = "hvs_canary_5f3a9c77"
 	s := Search{Patterns: New(token), Found: blankOut}
@@ -224,8 +224,8 @@ func TestFramesPassAtTheirEnd(t *testing.T) {
 	}
 }
 
-// TestConversations passes what is held back after a while, and finds the rest
-// of a secret all the same.
+// TestConversations forwards held-back bytes after a while, and still finds the rest
+// of a secret.
 func TestConversations(t *testing.T) {
 	stop := errors.New("stop")
 	for _, short := range []int{0, 5} {

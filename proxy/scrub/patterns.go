@@ -42,7 +42,7 @@ type Patterns struct {
 type pattern struct {
 	text     string
 	folded   bool      // text is small letters, which stand for capitals too
-	encoding *encoding // what the text begins, and has to be there; nil for the text alone
+	encoding *encoding // the encoding that the text begins, and that must follow; nil for the text alone
 }
 
 // occurrence is a place in an encoding.
@@ -288,10 +288,9 @@ func (n *Patterns) Longest() int {
 	return n.longest
 }
 
-// A text that ends in the middle of a secret shows the rest of it. How much of
-// a secret has to be there for that to be seen is a balance: who is told whether
-// a text is the beginning of a secret finds the secret out piece by piece, so
-// that nearly all of it has to be known before.
+// A text can end in the middle of a secret. The part of a secret that must be there
+// is a balance: a caller that learns whether a text is the beginning of a secret can
+// find the secret piece by piece, so nearly all of it must be present.
 const (
 	minTruncated = 16 // bytes of a pattern that may be looked for without its end
 	mostMissing  = 8  // bytes of it that may be missing, and an eighth at most

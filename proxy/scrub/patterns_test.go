@@ -29,7 +29,7 @@ func TestShortSecretsAreNotSearchedFor(t *testing.T) {
 	}
 	var none *Patterns
 	if none.In("12345") || none.Blank([]byte("12345")) || none.Longest() != 0 {
-		t.Error("nothing was found")
+		t.Error("got no match, want one")
 	}
 }
 

@@ -17,10 +17,10 @@ type Search struct {
 	// PassShort is for streams that an end may wait for at any byte: so many bytes
 	// of a line pass at once, and the others after 2 ms instead of 20.
 	PassShort int
-	// LengthKnown says that whoever sends the stream has said how long it is, so that it
-	// ends: what is held back waits for the rest and not for a while, see [Reader].
+	// LengthKnown is set for a stream whose sender has declared its length, so that it
+	// ends: held-back bytes wait for the rest and not for a time, see [Reader].
 	LengthKnown bool
-	// Memory is what decoders and messages take memory from. Nil: from nobody.
+	// Memory is the budget of decoders and messages. Nil: unbounded.
 	Memory MemoryBudget
 }
 
@@ -33,7 +33,7 @@ type MemoryBudget interface {
 	Give(bytes int64)
 }
 
-// take takes from a room that may be none.
+// take takes from a budget that may be nil.
 func (s Search) take(bytes int64) error {
 	if s.Memory == nil {
 		return nil
@@ -88,15 +88,15 @@ const (
 )
 
 // Reader searches a stream. It holds back the end of a line that is not whole,
-// for a while: whole lines pass as they come, and so do events. What is held
-// back does not depend on the secret, or else it would tell the secret to
-// whoever has a part in the stream, character by character.
+// for a while: whole lines pass as they come, and so do events. The held-back
+// part does not depend on the secret, because it would otherwise reveal the secret to
+// a peer, character by character.
 //
 // Of a stream of a known length the end of a line waits for what follows it,
-// however long that takes: it will come, or the stream breaks off and nobody can
-// use the part. Who sends it slowly, or asks for what is sent slowly, sees
-// everything pass at the moment when the next byte from the other side comes, or
-// the end: that is the sender's time, and the secret has no part in it. So no
+// however long that takes: it will come, or the stream breaks off and the part is of
+// no use. A peer that sends slowly, or requests slow answers, sees everything pass
+// when the next byte from the other side comes, or the end: that time depends on the
+// sender, and not on the secret. So no
 // clock is needed, nor a reader beside the caller's. A stream of an unknown length
 // may be one side of a conversation, in which the next byte comes only once the
 // last one was answered: there, and only there, waiting has to end by the clock.
@@ -104,14 +104,14 @@ type Reader struct {
 	from   io.Reader
 	search Search
 
-	text  []byte // what passed last, what may pass, and what is held back, as it came
+	text  []byte // the last forwarded bytes, the bytes to forward, and the held-back ones
 	sent  int    // bytes of text that have passed
 	ready int    // bytes of text that may pass
 	spans []span // of text that are secret
 	err   error  // of from, once everything before it was returned
 
 	reading bool         // a read is under way, into what is behind text
-	arrived chan arrival // what it got
+	arrived chan arrival // the result
 }
 
 // arrival is what a read got.
@@ -162,7 +162,7 @@ func (r *Reader) next() {
 		r.err = got.err
 	}
 	r.ready = len(r.text)
-	if !end { // what is cut short in the middle of a line loses the line
+	if !end { // a stream that breaks off in the middle of a line loses the line
 		r.ready = max(r.sent, r.ready-r.holdBack())
 	}
 }
@@ -244,8 +244,8 @@ func (r *Reader) searchText(end bool) error {
 }
 
 // holdBack returns how many bytes at the end of the text are held back: those of a
-// line that is not whole, as far as a secret could have begun in it. What is cut
-// into lines because it is long is one line.
+// line that is not whole, as far as a secret could have begun in it. A long
+// text that is cut into lines is one line.
 func (r *Reader) holdBack() int {
 	end := r.text[max(0, len(r.text)-r.search.Patterns.longest+1):]
 	keep := len(end)

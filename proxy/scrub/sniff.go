@@ -5,7 +5,7 @@ import (
 	"io"
 )
 
-// sniffLength is how many bytes tell text from anything else.
+// sniffLength is how many bytes distinguish text from anything else.
 const sniffLength = 512
 
 // IsText reports whether a content begins as text: without any byte that text has
@@ -23,9 +23,9 @@ func IsText(begin []byte) bool {
 	return true
 }
 
-// SniffingReader is a stream that is said not to be text, and may be: it is searched if
-// what comes first is text. It does not wait for more than comes at once, so that
-// it delays nothing, and a stream that is not text passes as if it were not here.
+// SniffingReader is a stream that is declared as other than text: it is searched if its
+// first bytes are text. It does not wait for more bytes than arrive at once, so it adds
+// no delay, and a stream that is not text passes unchanged.
 type SniffingReader struct {
 	from    io.Reader
 	search  Search

@@ -17,8 +17,8 @@ type WidenedRange struct {
 	margin      int64 // how much wider, on either side
 }
 
-// ErrRange says that an answer is not the part that was asked for.
-var ErrRange = errors.New("the answer is not the part that was asked for")
+// ErrRange is for an answer that is not the requested part.
+var ErrRange = errors.New("the answer is not the requested part")
 
 // NewWidenedRange reads a Range header that asks for one range of bytes, to be asked
 // for by bytes wider. It is nil for any other, which a server may ignore and a
@@ -46,7 +46,7 @@ func NewWidenedRange(header string, by int) *WidenedRange {
 	return w
 }
 
-// position reads a number of bytes. Those beyond any file are none.
+// position reads a number of bytes. Numbers beyond any file are invalid.
 func position(s string) (int64, bool) {
 	for i := range len(s) {
 		if s[i] < '0' || s[i] > '9' {

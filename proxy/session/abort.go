@@ -9,8 +9,8 @@ import (
 )
 
 // AbortConn ends a connection at once, in both directions, and makes the close to
-// come a reset, which a unix socket has none of: its other end reads an end of
-// file. Whoever reads from it finds it ended, and closes it.
+// come a reset, except for a unix socket, whose other end reads an end of
+// file. Its reader finds it ended, and closes it.
 //
 // Closing it here would wait until that reader has been scheduled and has let
 // go of the descriptor, and an ordinary system call may give the processor away
@@ -27,7 +27,7 @@ func AbortConn(conn net.Conn) {
 		return // closed already
 	}
 	now := syscall.Linger{Onoff: 1}
-	_ = raw.Control(func(fd uintptr) { // an error says that it is closed already
+	_ = raw.Control(func(fd uintptr) { // an error means that it is closed already
 		_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, fd, syscall.SOL_SOCKET, syscall.SO_LINGER,
 			uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0) //nolint:gosec // as setsockopt(2) takes it; the kernel copies it
 		_, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, fd, syscall.SHUT_RDWR, 0)

@@ -82,7 +82,7 @@ func (t *Inflight) Wait() {
 	<-none
 }
 
-// TooManyConnections says in a refusal how many connections it stands for.
+// TooManyConnections is the detail of a refusal that stands for n connections.
 func TooManyConnections(limit, n int) string {
 	return fmt.Sprintf("%d connections are open; %d more were refused", limit, n)
 }

@@ -29,7 +29,7 @@ func ReadClientHello(ctx context.Context, c *Conn) (name string, ok bool) {
 			name, ok = hello.ServerName, true
 			return nil, errNotSent
 		},
-	}).HandshakeContext(ctx) // it always fails; ok says how far it came
+	}).HandshakeContext(ctx) // it always fails; ok reports whether the hello was read
 	return name, ok
 }
 

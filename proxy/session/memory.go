@@ -6,14 +6,14 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
-// DefaultBudget is what a plugin and its upstreams can make a sidecar hold in all,
-// in bytes. What is held takes some more than it is counted as, and garbage comes
-// on top until it is collected: the process stays below 128 MiB over what it has
+// DefaultBudget is the memory that a plugin and its upstreams can make a sidecar use,
+// in bytes. The actual use is somewhat more than the count, and garbage is added
+// until it is collected: the process stays below 128 MiB over what it has
 // when it is idle (measured by the floods of internal/e2e; bench/README.md).
 const DefaultBudget = 72 << 20
 
-// What is taken of the budget for each part, in bytes: as much as was measured of
-// many that were held at once, with the stacks of their goroutines.
+// The share of the budget for each part, in bytes, as measured with many at once,
+// including the stacks of their goroutines.
 const (
 	ConnectionCost = 14 << 10 // net/http's two buffers of 4 KiB, two stacks
 	TlsCost        = 20 << 10 // a handshake's and a record's buffers, on either side

@@ -34,7 +34,7 @@ const (
 func (s *chunkSize) adapt(wait time.Duration) {
 	now, size := time.Now(), s.bytes.Load()
 	switch {
-	case wait > longWait && size > minChunk: // as much as half a long turn lets through
+	case wait > longWait && size > minChunk: // as much as half a long turn allows
 		size = max(size*int64(longWait/2)/int64(wait), minChunk)
 	case wait < shortWait && size < maxChunk:
 		size = min(size*2, maxChunk)
@@ -52,11 +52,11 @@ func (s *chunkSize) adapt(wait time.Duration) {
 // errEndedWhileThrottled is a wait for a turn that the end of the access has cut short.
 var errEndedWhileThrottled = errors.New("the access ended before its turn")
 
-// RateLimiter slows one direction of one access down to what the plugin's limits on
-// bytes let through. Where no limit is in force it does nothing. Only one
+// RateLimiter slows one direction of one access down to the plugin's limits on bytes.
+// Without a limit in force it has no effect. Only one
 // goroutine uses it at a time.
 //
-// What waits is not read, or not written: to the plugin and to the upstream it
+// While it waits it does not read or write: to the plugin and to the upstream it
 // looks like a slow network, through TCP or HTTP/2's windows.
 type RateLimiter struct {
 	rates *RateLimits
@@ -109,7 +109,7 @@ func (p *RateLimiter) Chunk(n int) int {
 	return n
 }
 
-// buffer returns a buffer for a piece. What moves little needs little.
+// buffer returns a buffer for a piece. Its size follows the chunk.
 func (p *RateLimiter) buffer() []byte {
 	size := p.chunk()
 	if len(p.buffered) < size {

@@ -74,7 +74,7 @@ func TestPacersShareARate(t *testing.T) {
 			if took := time.Since(began); took < want*99/100 || took > want*101/100 {
 				t.Errorf("%d streams took %s, want %s", streams, took, want)
 			}
-			for _, end := range ends { // who came first has had the burst
+			for _, end := range ends { // the first one has had the burst
 				if end < want*8/10 {
 					t.Errorf("one of %d streams ended after %s of %s", streams, end, want)
 				}

@@ -18,7 +18,7 @@ type RefusalError struct {
 	Detail  string
 	Address netip.Addr // denied by the decision; the refusal then names the grant to ask for
 	// Misplaced is the credential whose placeholder was found outside its slot; detail
-	// then says where.
+	// then has its place.
 	Misplaced *authz.CredentialRef
 	Remedy    string // "" for the reason's own; RULE in it stands for the rule's name
 	// RetryAfter is when asking again may help, 0 for never.

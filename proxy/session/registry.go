@@ -26,7 +26,7 @@ const idleInterval = 100 * time.Millisecond
 type Session struct {
 	// Admission is what allowed it, nil for what was not admitted by itself.
 	Admission *authz.Admission
-	// Recheck decides anew, in place of the admission, what carries accesses that
+	// Recheck decides again, in place of the admission, for a connection whose accesses
 	// were admitted one by one.
 	Recheck func() bool
 	// Generation is the generation that last allowed it.
@@ -39,7 +39,7 @@ type Session struct {
 	isIdle func() bool // reports that nothing moves on it; nil for what is in flight as long as it is there
 }
 
-// stillAllowed decides the access anew.
+// stillAllowed decides the access again.
 func (a *Session) stillAllowed() bool {
 	if a.Recheck != nil {
 		return a.Recheck()
@@ -71,8 +71,8 @@ func (a *Session) SetOnCut(cut func(error)) bool {
 	return true
 }
 
-// SetIsIdle says how to see that nothing moves on the access, so that a proxy that
-// ends need not wait for it.
+// SetIsIdle sets the function that reports an idle access, so that a proxy that ends
+// need not wait for it.
 func (a *Session) SetIsIdle(quiet func() bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -174,10 +174,10 @@ func (r *Registry) list(generation uint64) []*Session {
 	return old
 }
 
-// Revalidate decides anew what an earlier generation allowed, cuts what is
-// denied, and returns how many accesses were cut in this generation, also by
+// Revalidate decides again the accesses of earlier generations, cuts denied ones, and
+// returns how many accesses were cut in this generation, also by
 // an earlier pass, and by one that was under way when the generation came. Deciding and cutting happen outside the lock that requests
-// need: nothing that is slow to end holds them up.
+// need, so an access that is slow to end does not delay them.
 func (r *Registry) Revalidate() (cut int) {
 	r.passMu.Lock()
 	defer r.passMu.Unlock()
@@ -191,7 +191,7 @@ func (r *Registry) Revalidate() (cut int) {
 	cut = InParallel(r.list(r.generation), func(a *Session) bool {
 		return !a.stillAllowed() && a.Cut(ErrRevoked)
 	})
-	// What came meanwhile has been decided by, and whoever brought it asks next.
+	// A generation that came during the pass has been used; its installer calls next.
 	if generation := r.engine.Current().Generation(); generation != r.generation {
 		r.generation, r.cuts = generation, 0
 	}
@@ -199,8 +199,8 @@ func (r *Registry) Revalidate() (cut int) {
 	return r.cuts
 }
 
-// waitPass returns when no pass is under way. What a pass has cut waits for its
-// end before it records that: writing a thousand records first would take the
+// waitPass returns when no pass is under way. The cut accesses of a pass wait for
+// its end before they are recorded: writing a thousand records first would take the
 // CPU from cutting what is still live.
 func (r *Registry) waitPass() {
 	if done := r.pass.Load(); done != nil {

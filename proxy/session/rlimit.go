@@ -17,7 +17,7 @@ const (
 func MaxConnsForRlimit(relayed bool) int {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return 1 // nothing is known, and it has to serve
+		return 1 // the limit is unknown, and it has to serve
 	}
 	return connsForFiles(files.Cur, relayed)
 }

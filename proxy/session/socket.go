@@ -104,7 +104,7 @@ func (s *Socket) Abort() {
 // resetOnClose makes the next close a reset: unsent bytes are dropped.
 func (s *Socket) resetOnClose() {
 	if tcp, ok := s.Raw.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // a plain close says less
+		_ = tcp.SetLinger(0) // a plain close would be an orderly end
 	}
 }
 

@@ -1,6 +1,6 @@
-// Package sigv4 signs requests to AWS anew, with a key that the plugin does not
-// have (AWS, Signature Version 4 signing process), whatever the plugin's SDK
-// signed them with.
+// Package sigv4 signs requests to AWS again, with a key that the plugin does not
+// have (AWS, Signature Version 4 signing process), in place of the signature of the
+// plugin's SDK.
 package sigv4
 
 import (
@@ -34,14 +34,14 @@ const (
 
 // Errors that the plugin's author can mend.
 var (
-	// ErrChunks says that the body is in chunks that the plugin signed one by
-	// one, with a key that is none.
+	// ErrChunks is for a body in chunks that the plugin signed one by one, with a
+	// placeholder key.
 	ErrChunks = errors.New("the body is in signed chunks (aws-chunked); have the SDK send it unsigned or whole over TLS")
-	// ErrBody says that the body is longer than [MaxBody].
+	// ErrBody is for a body longer than [MaxBody].
 	ErrBody = errors.New("the body is too long to be signed")
-	// ErrQuery says that the query could be read in two ways.
+	// ErrQuery is for a query that could be read in two ways.
 	ErrQuery = errors.New("the query holds a plus or a semicolon, which AWS and others read differently; escape it")
-	// ErrExceedsRule says that the request does more than its path shows.
+	// ErrExceedsRule is for a request that does more than its path shows.
 	ErrExceedsRule = errors.New("reaches beyond the path, which is all that a rule bounds")
 )
 

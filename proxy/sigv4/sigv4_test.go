@@ -91,7 +91,7 @@ func sign(t *testing.T, r *Request, service string) (io.Reader, error) {
 	return Sign(t.Context(), r, Scope{service, "eu-west-1"}, testKey, time.Unix(0, 0))
 }
 
-// Nothing of what the plugin signed is left.
+// TestOwnSignatureGoes checks that the plugin's own signature is removed.
 func TestOwnSignatureGoes(t *testing.T) {
 	r := &Request{Method: "GET", Scheme: "https", Host: "h", Path: "/", Header: http.Header{
 		"Authorization":        {"AWS4-HMAC-SHA256 Credential=MINE/x", "AWS4-HMAC-SHA256 Credential=MINE/y"},

@@ -33,7 +33,7 @@ func (s *Sidecar) makeAdmin(spec *configs.Sidecar) (err error) {
 		Restore:   s.adminRestore,
 		Reload:    s.adminReload,
 		Refuse:    s.refusePeer,
-		Log:       s.opts.Log.Named("admin"),
+		Log:       s.cfg.Log.Named("admin"),
 	})
 	if err != nil {
 		return fmt.Errorf("make admin server: %w", err)
@@ -97,7 +97,7 @@ func (s *Sidecar) adminRestore(_ context.Context, id, reason, actor string) (adm
 	if len(failed) > 0 {
 		return admin.RestoreResult{}, admin.NewError(admin.CodeInternal, "access is given back, and this failed", failed...)
 	}
-	return admin.RestoreResult{ID: id, Plugin: string(s.plugin), Generation: s.engine.Current().Generation()}, nil
+	return admin.RestoreResult{ID: id, Plugin: string(s.name), Generation: s.engine.Current().Generation()}, nil
 }
 
 func (s *Sidecar) adminReload(ctx context.Context, actor string) (admin.ReloadResult, error) {
@@ -121,13 +121,13 @@ func (s *Sidecar) Status() admin.Status {
 	cfg, now := s.config.Load(), time.Now()
 	snapshot := s.engine.Current()
 	out := admin.Status{
-		Plugin: string(s.plugin), PID: os.Getpid(), Version: s.opts.Version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
+		Plugin: string(s.name), PID: os.Getpid(), Version: s.cfg.Version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: admin.NonNil(snapshot.Revocations()),
 		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.hostStatus(), Warnings: s.warnings(now), Certificates: s.certificates(),
 		RestartPending: s.restartPending(),
 	}
-	if snapshot.Observing(s.plugin, now) {
+	if snapshot.Observing(s.name, now) {
 		out.Mode, out.ObserveUntil = string(authz.ModeObserve), cfg.Sidecar.ObserveUntil
 	}
 	for _, c := range s.checks() {
@@ -161,9 +161,9 @@ func (s *Sidecar) Status() admin.Status {
 
 func (s *Sidecar) processState(now time.Time) string {
 	switch {
-	case s.engine.Current().RevokedLevel(s.plugin, now) == authz.LevelHalt:
+	case s.engine.Current().RevokedLevel(s.name, now) == authz.LevelHalt:
 		return "halted"
-	case s.pid.Load() == 0 && s.opts.Cgroup == "":
+	case s.pid.Load() == 0 && s.cfg.Cgroup == "":
 		return "not started"
 	}
 	if _, _, stopped := s.limits.stopped(); stopped {
@@ -329,7 +329,7 @@ func (s *Sidecar) notices(now time.Time) []string {
 			out = append(out, fmt.Sprintf("grant %s ended at %s: nothing that it states is allowed; write a later notAfter", g.Name, g.NotAfter.UTC().Format(time.RFC3339)))
 		}
 	}
-	if s.engine.Current().Observing(s.plugin, now) {
+	if s.engine.Current().Observing(s.name, now) {
 		out = append(out, "observing: what is not granted passes without a credential, and the plugin's certificate authority covers all names")
 	}
 	if s.running.Audit.Paths == "" && s.fullPaths() {
@@ -354,7 +354,7 @@ func (s *Sidecar) startNotices(now time.Time) []string {
 func (s *Sidecar) usage() admin.Usage {
 	now := time.Now()
 	out := admin.Usage{At: now, Limits: []admin.Limit{}}
-	for _, u := range s.ledger.Report(s.engine.Current(), s.plugin, now) {
+	for _, u := range s.ledger.Report(s.engine.Current(), s.name, now) {
 		l := admin.Limit{
 			Grant: u.Grant, Rule: u.Rule, Kind: u.Kind.String(), Limit: limitText(u), Used: u.Recent,
 			Ratio: float64(u.Used) / float64(u.Limit.Count), OnExceeded: string(u.Action),
@@ -387,7 +387,7 @@ func (s *Sidecar) usage() admin.Usage {
 // says where it enforces the limit, and otherwise as a door does.
 func (s *Sidecar) limitState(u authz.UsageOf, now time.Time) (state string, until time.Time) {
 	state, until = s.limits.state(u.Grant + " " + u.Kind.String())
-	if state != "" || !u.Exceeded || s.engine.Current().Observing(s.plugin, now) {
+	if state != "" || !u.Exceeded || s.engine.Current().Observing(s.name, now) {
 		return state, until
 	}
 	if u.Retry > 0 {

@@ -15,7 +15,7 @@ import (
 
 // registerMetrics registers the figures that the parts keep.
 func (s *Sidecar) registerMetrics() {
-	if dropped := s.opts.StderrDropped; dropped != nil {
+	if dropped := s.cfg.StderrDropped; dropped != nil {
 		s.metrics.collect("chaperone_stderr_dropped_total", "Messages lost because standard error was not read, or closed.", prometheus.CounterValue, nil,
 			func(emit func(float64, ...string)) { emit(float64(dropped())) })
 	}
@@ -40,7 +40,7 @@ func (s *Sidecar) registerMetrics() {
 		})
 	m.collect("chaperone_limit_usage_ratio", "Usage against each limit; 1 is used up.", prometheus.GaugeValue, []string{"limit"},
 		func(emit func(float64, ...string)) {
-			for _, u := range s.ledger.Report(s.engine.Current(), s.plugin, time.Now()) {
+			for _, u := range s.ledger.Report(s.engine.Current(), s.name, time.Now()) {
 				emit(float64(u.Used)/float64(u.Limit.Count), limitName(u))
 			}
 		})
@@ -51,7 +51,7 @@ func (s *Sidecar) registerMetrics() {
 			}
 		})
 	s.registerStateMetrics()
-	s.metrics.begin(string(s.plugin), s.countedDoors(), s.inboundServices())
+	s.metrics.begin(string(s.name), s.countedDoors(), s.inboundServices())
 	if s.broker != nil {
 		s.registerVaultMetrics()
 	}
@@ -93,15 +93,15 @@ func (s *Sidecar) registerAuditMetrics() {
 func (s *Sidecar) registerStateMetrics() {
 	m := s.metrics
 	m.collect("chaperone_build_info", "1; the version of the sidecar and of Go.", prometheus.GaugeValue, []string{"version", "goversion"},
-		func(emit func(float64, ...string)) { emit(1, s.opts.Version, runtime.Version()) })
+		func(emit func(float64, ...string)) { emit(1, s.cfg.Version, runtime.Version()) })
 	m.gauge("chaperone_ready", "1 while the sidecar is ready, as /readyz answers.", func() float64 { return truth(s.checkReady() == nil) })
 	m.gauge("chaperone_observing", "1 while the sidecar observes: what is not granted passes.",
-		func() float64 { return truth(s.engine.Current().Observing(s.plugin, time.Now())) })
+		func() float64 { return truth(s.engine.Current().Observing(s.name, time.Now())) })
 	m.gauge("chaperone_restart_pending", "Fields of the loaded Sidecar that take effect at a restart.",
 		func() float64 { return float64(len(s.restartPending())) })
 	m.collect("chaperone_revoked", "1 while the whole plugin is revoked at a level.", prometheus.GaugeValue, []string{"level"},
 		func(emit func(float64, ...string)) {
-			at := s.engine.Current().RevokedLevel(s.plugin, time.Now())
+			at := s.engine.Current().RevokedLevel(s.name, time.Now())
 			for _, level := range []authz.Level{authz.LevelPause, authz.LevelQuarantine, authz.LevelHalt} {
 				emit(truth(level == at), string(level))
 			}

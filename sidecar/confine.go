@@ -28,7 +28,7 @@ type kernelState struct {
 func (s *Sidecar) makeConfinement(spec *configs.Sidecar) error {
 	s.kernel.setting = spec.Kernel
 	switch {
-	case !s.opts.Confine:
+	case !s.cfg.Confine:
 		return nil
 	case spec.Kernel == configs.KernelOff:
 		return s.makeRootless(spec)
@@ -37,7 +37,7 @@ func (s *Sidecar) makeConfinement(spec *configs.Sidecar) error {
 	if err == nil {
 		s.confinement = kernel
 		if w := s.grantWarning(); w != "" {
-			s.opts.Log.Warn(w)
+			s.cfg.Log.Warn(w)
 		}
 		return nil
 	}
@@ -45,7 +45,7 @@ func (s *Sidecar) makeConfinement(spec *configs.Sidecar) error {
 		return s.unconfinable(err)
 	}
 	s.recordPreferred(err)
-	if s.opts.Cgroup != "" {
+	if s.cfg.Cgroup != "" {
 		return nil // its processes are where they are
 	}
 	return s.makeRootless(spec)
@@ -53,8 +53,8 @@ func (s *Sidecar) makeConfinement(spec *configs.Sidecar) error {
 
 func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement, error) {
 	cage, err := ebpf.New(ebpf.Config{
-		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.opts.Cgroup,
-		HostNetwork: spec.Process.Network == configs.NetworkHost || s.opts.Cgroup != "",
+		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.cfg.Cgroup,
+		HostNetwork: spec.Process.Network == configs.NetworkHost || s.cfg.Cgroup != "",
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, LimitChanged: s.limitExceededInKernel, Sample: s.sampled,
@@ -64,7 +64,7 @@ func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement
 				s.inbound.Serving(port)
 			}
 		},
-		Reaper: s.reaper, Logger: s.opts.Log.Named("kernel"),
+		Reaper: s.reaper, Logger: s.cfg.Log.Named("kernel"),
 	})
 	return kernelConfinement{cage}, err
 }
@@ -80,7 +80,7 @@ func (s *Sidecar) makeRootless(spec *configs.Sidecar) error {
 	}
 	fence, err := sandbox.NewRootless(sandbox.RootlessConfig{
 		Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
-		Serve: spec.Process.Ports(), Private: hiddenFiles(s.config.Load()), Denied: s.denied, Reaper: s.reaper, Logger: s.opts.Log.Named("fence"),
+		Serve: spec.Process.Ports(), Private: hiddenFiles(s.config.Load()), Denied: s.denied, Reaper: s.reaper, Logger: s.cfg.Log.Named("fence"),
 	})
 	switch {
 	case err == nil:
@@ -119,7 +119,7 @@ func unconfinedLimitations(why error) []string {
 // recordPreferred records that the kernel half was preferred and is not available.
 func (s *Sidecar) recordPreferred(err error) {
 	s.kernel.missing = err.Error()
-	s.opts.Log.Warn("the kernel half is preferred and not to be had", zap.Error(err))
+	s.cfg.Log.Warn("the kernel half is preferred and not to be had", zap.Error(err))
 	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + phrase.FirstLine(err.Error())})
 }
 

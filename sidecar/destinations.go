@@ -39,7 +39,7 @@ func (s *Sidecar) allowConnects() {
 	}
 	s.connects.given = &want
 	if err := s.confinement.AllowConnects(want); err != nil {
-		s.opts.Log.Warn("connects to ungranted destinations are refused only after they were accepted", zap.Error(err))
+		s.cfg.Log.Warn("connects to ungranted destinations are refused only after they were accepted", zap.Error(err))
 	}
 }
 
@@ -51,7 +51,7 @@ func (s *Sidecar) destinations(cfg *configs.Config) ebpf.Destinations {
 	}
 	var out ebpf.Destinations
 	for _, grant := range cfg.Grants {
-		if grant.Plugin != string(s.plugin) {
+		if grant.Plugin != string(s.name) {
 			continue
 		}
 		for _, rule := range grant.Rules {
@@ -124,13 +124,13 @@ func (s *Sidecar) explainUngranted(to netip.AddrPort) (reason authz.Reason, deta
 		scheme = authz.SchemeHTTP
 	}
 	authority := net.JoinHostPort(s.hostOf(to.Addr()), strconv.Itoa(int(to.Port())))
-	reason, detail = authz.DestinationNotGranted, string(s.plugin)+" may not connect to "+authority
+	reason, detail = authz.DestinationNotGranted, string(s.name)+" may not connect to "+authority
 	destination, err := authz.NewDestination(scheme, authority, "/")
 	if err != nil {
 		return reason, detail, ""
 	}
 	e := s.engine.Current().Explain(authz.Request{
-		Principal: s.plugin, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
+		Principal: s.name, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
 	}, authz.Usage{}, time.Now())
 	if !e.Decision.Reason.Allowed() {
 		reason = e.Decision.Reason

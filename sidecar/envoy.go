@@ -54,14 +54,14 @@ func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	if spec.Envoy == nil {
 		return nil
 	}
-	own := &managedEnvoy{spec: *spec.Envoy, relays: s.relays(spec), elsewhere: s.pluginElsewhere(), log: s.opts.Log}
+	own := &managedEnvoy{spec: *spec.Envoy, relays: s.relays(spec), elsewhere: s.pluginElsewhere(), log: s.cfg.Log}
 	if own.bootstrap, err = xds.Bootstrap(envoyParams(spec)); err != nil {
 		return fmt.Errorf("make Envoy's bootstrap: %w", err)
 	}
 	check := extauthz.Config{
-		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
-		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
-		Log: s.opts.Log.Named("envoy.check"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
+		Plugin: s.name, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
+		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.cfg.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
+		Log: s.cfg.Log.Named("envoy.check"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
 	}
 	if s.resolver != nil {
 		check.Name = s.resolver.Host
@@ -69,8 +69,8 @@ func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	if own.check, err = extauthz.New(check); err != nil {
 		return fmt.Errorf("make ext_authz server of Envoy: %w", err)
 	}
-	cfg := envoyConfig(spec, s.plugin)
-	cfg.Engine, cfg.Leaf, cfg.Log = s.engine, s.proxy.Leaf, s.opts.Log.Named("envoy.xds")
+	cfg := envoyConfig(spec, s.name)
+	cfg.Engine, cfg.Leaf, cfg.Log = s.engine, s.proxy.Leaf, s.cfg.Log.Named("envoy.xds")
 	cfg.EgressSockets = func(routes []authz.Route) ([]string, error) {
 		paths, err := s.proxy.EgressSockets(own.spec.Exits(), own.spec.Group, routes)
 		if err == nil {

@@ -14,14 +14,14 @@ import (
 // of the server's certificate, and nothing that leads here.
 func (s *Sidecar) failedHandshake(r *authz.Record) {
 	s.record(r)
-	if s.opts.Event == nil {
-		s.opts.Log.Warn("tls handshake failed", zap.String("host", r.Host), zap.Uint16("port", r.Port), zap.String("exe", r.Exe), zap.String("detail", r.Detail))
+	if s.cfg.Event == nil {
+		s.cfg.Log.Warn("tls handshake failed", zap.String("host", r.Host), zap.Uint16("port", r.Port), zap.String("exe", r.Exe), zap.String("detail", r.Detail))
 		return
 	}
 	what := "TLS handshake for " + net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port))) + " failed"
 	if r.Exe != "" {
 		what += " (" + r.Exe + ")"
 	}
-	s.opts.Event(what+": "+r.Detail,
+	s.cfg.Event(what+": "+r.Detail,
 		"have the program trust "+s.trust.pemFile()+", which SSL_CERT_FILE and other variables of its environment name (docs/plugin-environment.md#certificates)")
 }

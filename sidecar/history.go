@@ -98,7 +98,7 @@ func (s *Sidecar) advanceHistory() {
 		return
 	}
 	if err := s.history.Advance(len(s.ownRevocations()), historyFiles()...); err != nil {
-		s.opts.Log.Warn("state history not written", zap.Error(err))
+		s.cfg.Log.Warn("state history not written", zap.Error(err))
 	}
 }
 
@@ -107,7 +107,7 @@ func (s *Sidecar) startHistory(*configs.Sidecar) error {
 	s.advanceHistory()
 	if s.lost != nil {
 		text := s.lost.Error() + "; it was begun again"
-		s.opts.Log.Warn("state begun again", zap.String("detail", text))
+		s.cfg.Log.Warn("state begun again", zap.String("detail", text))
 		s.record(&authz.Record{Kind: authz.KindRevocation, Detail: phrase.OneLine(text)})
 	}
 	if err := s.history.Unkept; err != nil {
@@ -115,7 +115,7 @@ func (s *Sidecar) startHistory(*configs.Sidecar) error {
 		if os.Geteuid() != 0 {
 			level = zap.InfoLevel // the folders are root's
 		}
-		s.opts.Log.Log(level, "state history not remembered outside of the stateDir", zap.Error(err))
+		s.cfg.Log.Log(level, "state history not remembered outside of the stateDir", zap.Error(err))
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func (s *Sidecar) loadHostRevocations(*configs.Sidecar) error {
 	s.host.failures = hostPatience - 1
 	s.followHost()
 	if detail := s.host.detail; detail != "" {
-		s.opts.Log.Info("host revocations limited", zap.String("detail", detail))
+		s.cfg.Log.Info("host revocations limited", zap.String("detail", detail))
 	}
 	return nil
 }
@@ -109,9 +109,9 @@ func (s *Sidecar) denyUnreadable(err error) {
 	if _, denied := findRevocation(s.engine.Current().Revocations(), UnreadableID); denied {
 		return
 	}
-	s.opts.Log.Error("host revocations unreadable, plugin quarantined", zap.Error(err))
+	s.cfg.Log.Error("host revocations unreadable, plugin quarantined", zap.Error(err))
 	s.cut(authz.Revocation{
-		ID: UnreadableID, Plugin: string(s.plugin), Level: authz.LevelQuarantine, Actor: "chaperone", At: time.Now().UTC(),
+		ID: UnreadableID, Plugin: string(s.name), Level: authz.LevelQuarantine, Actor: "chaperone", At: time.Now().UTC(),
 		Reason: "host-wide revocations cannot be read, so everything is denied: " + phrase.OneLine(err.Error()) + "; repair or remove the file as root",
 	})
 }
@@ -119,7 +119,7 @@ func (s *Sidecar) denyUnreadable(err error) {
 // followState puts in force and lifts what a reading of the files states. The caller
 // holds host.mu.
 func (s *Sidecar) followState(state hostrevocations.State) {
-	plugin := string(s.plugin)
+	plugin := string(s.name)
 	current := s.engine.Current().Revocations()
 	s.host.inForce = nil
 	for _, r := range state.InForce(plugin) {
@@ -128,13 +128,13 @@ func (s *Sidecar) followState(state hostrevocations.State) {
 			continue
 		}
 		out := s.cut(r)
-		s.opts.Log.Warn("host revocation in force", zap.String("id", r.ID), zap.String("level", string(r.Level)),
+		s.cfg.Log.Warn("host revocation in force", zap.String("id", r.ID), zap.String("level", string(r.Level)),
 			zap.String("reason", r.Reason), zap.Int("cut", out.cut), zap.Strings("failed", out.failed))
 	}
 	for _, r := range current {
 		if by, lifted := state.Lifted(r.ID, plugin); lifted {
 			s.lift(r.ID, by.Reason, by.Actor)
-			s.opts.Log.Info("host revocation lifted", zap.String("id", r.ID), zap.String("reason", by.Reason))
+			s.cfg.Log.Info("host revocation lifted", zap.String("id", r.ID), zap.String("reason", by.Reason))
 		}
 	}
 }
@@ -164,8 +164,8 @@ func (s *Sidecar) liftHostWide(id, reason, actor string) error {
 	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
 		return nil
 	}
-	if err == nil && slices.ContainsFunc(state.InForce(string(s.plugin)), func(r authz.Revocation) bool { return r.ID == id }) {
-		err = s.host.store.Restore(hostrevocations.Restoration{ID: id, Plugin: string(s.plugin), Reason: reason, Actor: actor, At: time.Now().UTC()})
+	if err == nil && slices.ContainsFunc(state.InForce(string(s.name)), func(r authz.Revocation) bool { return r.ID == id }) {
+		err = s.host.store.Restore(hostrevocations.Restoration{ID: id, Plugin: string(s.name), Reason: reason, Actor: actor, At: time.Now().UTC()})
 	}
 	if err != nil {
 		return fmt.Errorf("revocation %q stays: %w; run chaperone restore as root", id, err)
@@ -197,7 +197,7 @@ func hostDetail() string {
 func (s *Sidecar) otherSidecars() []admin.Sidecar {
 	all, _ := admin.List(Registry()) // what is listed counts; revoke --all reports the rest
 	return slices.DeleteFunc(all, func(o admin.Sidecar) bool {
-		return o.Gone || o.Plugin != string(s.plugin) || o.Socket == s.admin.Socket()
+		return o.Gone || o.Plugin != string(s.name) || o.Socket == s.admin.Socket()
 	})
 }
 
@@ -210,5 +210,5 @@ func (s *Sidecar) otherSidecarWarning() string {
 	if where == nil {
 		return ""
 	}
-	return fmt.Sprintf("%s has another sidecar, with a stateDir of its own (%s): each counts its limits alone", s.plugin, strings.Join(where, "; "))
+	return fmt.Sprintf("%s has another sidecar, with a stateDir of its own (%s): each counts its limits alone", s.name, strings.Join(where, "; "))
 }

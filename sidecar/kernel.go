@@ -32,15 +32,15 @@ func (s *Sidecar) unconfinable(err error) error {
 // endedLeft reports the end of what a sidecar left that was killed.
 func (s *Sidecar) endedLeft(processes int) {
 	text := fmt.Sprintf("ended %s that an earlier sidecar of %s had left shut in (by hand: chaperone detach --config %s --kill)",
-		phrase.Counted(processes, "process", "processes"), s.plugin, s.config.Load().Path)
+		phrase.Counted(processes, "process", "processes"), s.name, s.config.Load().Path)
 	s.record(&authz.Record{Kind: authz.KindProcess, Detail: text})
-	s.opts.Notice(text)
+	s.cfg.Notice(text)
 }
 
 // grantWarning returns a warning when the plugin may change what it is granted.
 // Whose processes a cgroup holds that was given is not known.
 func (s *Sidecar) grantWarning() string {
-	if !s.confinement.Kernel() || s.opts.Cgroup != "" {
+	if !s.confinement.Kernel() || s.cfg.Cgroup != "" {
 		return ""
 	}
 	info := s.confinement.Info()
@@ -68,8 +68,8 @@ func (s *Sidecar) startMetering() error {
 	if err != nil {
 		return fmt.Errorf("read kernel counters: %w", err)
 	}
-	if s.opts.Cgroup == "" || len(s.used.Samples) == 0 {
-		s.ledger.Begin(s.plugin, authz.Sample{})
+	if s.cfg.Cgroup == "" || len(s.used.Samples) == 0 {
+		s.ledger.Begin(s.name, authz.Sample{})
 	}
 	traffic, err := s.confinement.Traffic()
 	if err != nil {
@@ -87,7 +87,7 @@ func (s *Sidecar) sampled(u ebpf.Usage) {
 	now := time.Now()
 	s.recordSuppressed(now, false)
 	s.recordProbes(now, false)
-	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.plugin, sampleOf(u), now)
+	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.name, sampleOf(u), now)
 	for _, c := range crossings {
 		s.limitExceeded(c)
 	}
@@ -125,8 +125,8 @@ func (s *Sidecar) denied(d sandbox.Denial) {
 	r.Host, r.Port = s.destination(d)
 	r.Decision = authz.NewID(time.Now()) // explain finds the record by it
 	s.record(r)
-	if s.opts.Refused != nil {
-		s.opts.Refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.plugin), Decision: r.Decision, Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
+	if s.cfg.Refused != nil {
+		s.cfg.Refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.name), Decision: r.Decision, Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
 	}
 }
 

@@ -36,10 +36,10 @@ func (s *Sidecar) Listen(ctx context.Context) error {
 // plugin that somebody else starts.
 func (s *Sidecar) announceStart() {
 	for _, notice := range s.startNotices(time.Now()) {
-		if s.opts.External {
-			s.opts.Log.Warn("start notice", zap.String("notice", notice))
+		if s.cfg.External {
+			s.cfg.Log.Warn("start notice", zap.String("notice", notice))
 		} else {
-			s.opts.Notice(notice)
+			s.cfg.Notice(notice)
 		}
 	}
 }
@@ -135,24 +135,24 @@ func Registry() string { return os.Getenv("CHAPERONE_REGISTRY") }
 func (s *Sidecar) register() (unregister func()) {
 	cfg := s.config.Load()
 	off, err := admin.Register(Registry(), admin.Sidecar{
-		Plugin: string(s.plugin), Socket: s.admin.Socket(), PID: os.Getpid(),
+		Plugin: string(s.name), Socket: s.admin.Socket(), PID: os.Getpid(),
 		StateDir: AbsPath(cfg.Sidecar.StateDir), Config: AbsPath(cfg.Path), Audit: AbsPath(s.audit.Status().File),
 	})
 	if w := s.otherSidecarWarning(); w != "" {
-		s.opts.Log.Warn("second sidecar of the plugin", zap.String("detail", w))
+		s.cfg.Log.Warn("second sidecar of the plugin", zap.String("detail", w))
 	}
 	if err != nil {
 		level := zap.WarnLevel
 		if os.Geteuid() != 0 {
 			level = zap.InfoLevel // the default folder is root's
 		}
-		s.opts.Log.Log(level, "sidecar not listed", zap.Error(err),
+		s.cfg.Log.Log(level, "sidecar not listed", zap.Error(err),
 			zap.String("lost", "revoke --all reaches it by the host's revocations only, within a second and without an answer; other commands need --config"))
 		return func() {}
 	}
 	return func() {
 		if err := off(); err != nil {
-			s.opts.Log.Warn("the sidecar stays listed", zap.Error(err))
+			s.cfg.Log.Warn("the sidecar stays listed", zap.Error(err))
 		}
 	}
 }
@@ -163,16 +163,16 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
 	g.Go(func() error { s.maintainTotals(ctx); return nil })
 	g.Go(func() error { s.maintainCounts(ctx); return nil })
-	if s.opts.ReportDropped != nil {
+	if s.cfg.ReportDropped != nil {
 		g.Go(func() error {
-			defer s.opts.ReportDropped()
-			tick(ctx, time.Minute, s.opts.ReportDropped)
+			defer s.cfg.ReportDropped()
+			tick(ctx, time.Minute, s.cfg.ReportDropped)
 			return nil
 		})
 	}
 	g.Go(func() error {
 		if err := s.reaper.Run(ctx); err != nil {
-			s.opts.Log.Warn("orphaned processes are not collected", zap.Error(err))
+			s.cfg.Log.Warn("orphaned processes are not collected", zap.Error(err))
 		}
 		return nil
 	})
@@ -251,10 +251,10 @@ func (s *Sidecar) awaitReady(ctx context.Context) {
 // announceReady logs that the sidecar is ready and tells the service manager, unless
 // the plugin has to be started first.
 func (s *Sidecar) announceReady() {
-	if !s.opts.External {
+	if !s.cfg.External {
 		return
 	}
-	s.opts.Log.Info("ready", zap.String("plugin", string(s.plugin)), zap.String("proxy", s.addresses.proxy),
+	s.cfg.Log.Info("ready", zap.String("plugin", string(s.name)), zap.String("proxy", s.addresses.proxy),
 		zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics),
 		zap.String("certificates", s.certificates()))
 	notifyReady()
@@ -262,7 +262,7 @@ func (s *Sidecar) announceReady() {
 
 // needsVault reports whether any rule in force has a credential.
 func (s *Sidecar) needsVault() bool {
-	return len(s.engine.Current().CredentialRefs(s.plugin, time.Now())) > 0
+	return len(s.engine.Current().CredentialRefs(s.name, time.Now())) > 0
 }
 
 // check is one thing that readiness takes.
@@ -290,7 +290,7 @@ func (s *Sidecar) checks() []check {
 		}
 		out = append(out, c)
 	}
-	if s.config.Load().Sidecar.Kernel == configs.KernelRequired && s.opts.Confine {
+	if s.config.Load().Sidecar.Kernel == configs.KernelRequired && s.cfg.Confine {
 		c := check{"kernel", nil}
 		c.err = s.confinement.Check()
 		out = append(out, c)
@@ -344,7 +344,7 @@ func (s *Sidecar) Close() error {
 func (s *Sidecar) maintainTotals(ctx context.Context) {
 	tick(ctx, time.Second, func() {
 		if err := s.saveUsed(); err != nil {
-			s.opts.Log.Error("usage not written", zap.Error(err))
+			s.cfg.Log.Error("usage not written", zap.Error(err))
 		}
 	})
 }
@@ -357,7 +357,7 @@ func (s *Sidecar) maintainCounts(ctx context.Context) {
 // flushCounts writes the counts of equal refusals that are due, or all.
 func (s *Sidecar) flushCounts(all bool) {
 	if err := s.audit.Flush(time.Now(), all); err != nil {
-		s.opts.Log.Error("counts of refusals not recorded", zap.Error(err))
+		s.cfg.Log.Error("counts of refusals not recorded", zap.Error(err))
 	}
 }
 
@@ -400,16 +400,16 @@ func addressText(addr net.Addr) string {
 // install puts the policy of the configuration in force.
 func (s *Sidecar) install(cfg *configs.Config) uint64 {
 	s.config.Store(cfg)
-	if s.opts.SetLevel != nil {
-		s.opts.SetLevel(cfg.Sidecar.LogLevel)
+	if s.cfg.SetLevel != nil {
+		s.cfg.SetLevel(cfg.Sidecar.LogLevel)
 	}
-	if err := s.placeholders.follow(string(s.plugin), cfg.Grants); err != nil {
-		s.opts.Log.Error("a placeholder is missing", zap.Error(err))
+	if err := s.placeholders.follow(string(s.name), cfg.Grants); err != nil {
+		s.cfg.Log.Error("a placeholder is missing", zap.Error(err))
 	}
 	s.allowConnects()
 	generation := s.engine.Install(cfg.Policy)
 	s.metrics.reloadOK.Set(1)
-	s.metrics.follow(cfg.Grants, s.ledger.Report(s.engine.Current(), s.plugin, time.Now()))
+	s.metrics.follow(cfg.Grants, s.ledger.Report(s.engine.Current(), s.name, time.Now()))
 	if stop := s.stopWatch.Load(); stop != nil {
 		(*stop)() // the new configuration may name other files
 	}
@@ -440,7 +440,7 @@ func (s *Sidecar) limitExceeded(c authz.Crossing) {
 		s.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
 			fmt.Sprintf("ask for a higher limits.%s in grant %s", c.Kind, c.Grant))
 		if err := s.confinement.Kill(); err != nil {
-			s.opts.Log.Error("the plugin over its limit could not be ended", zap.Error(err))
+			s.cfg.Log.Error("the plugin over its limit could not be ended", zap.Error(err))
 		}
 	}
 }

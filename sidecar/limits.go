@@ -41,7 +41,7 @@ func (s *Sidecar) enforceLimits() error {
 	defer s.limits.setting.Unlock()
 	var all []ebpf.Limit
 	named := map[string]authz.MeteredLimit{}
-	for _, m := range s.ledger.Metered(s.engine.Current(), s.plugin, time.Now()) {
+	for _, m := range s.ledger.Metered(s.engine.Current(), s.name, time.Now()) {
 		l := kernelLimit(m)
 		all = append(all, l)
 		named[l.Name] = m
@@ -229,7 +229,7 @@ func (l *limits) due(now time.Time, all bool) (due []suppressed) {
 func (s *Sidecar) limitExceededInKernel(c ebpf.LimitEvent) {
 	m := s.limits.note(c)
 	if c.Recovered {
-		s.opts.Log.Info("a limit lets through again", zap.String("limit", c.Limit.Name))
+		s.cfg.Log.Info("a limit lets through again", zap.String("limit", c.Limit.Name))
 		return
 	}
 	s.metrics.crossings.WithLabelValues(c.Limit.Name).Inc()
@@ -329,7 +329,7 @@ func (s *Sidecar) explainLimit(name string) (detail, remedy string) {
 	if !ok {
 		return "a limit is used up", ""
 	}
-	detail = fmt.Sprintf("%s may use %s: %s, and has", s.plugin, m.Kind, meteredText(m))
+	detail = fmt.Sprintf("%s may use %s: %s, and has", s.name, m.Kind, meteredText(m))
 	return detail, limitRemedy(m)
 }
 

@@ -49,7 +49,7 @@ func (s *Sidecar) watchUnmediated(ctx context.Context) {
 	tick(ctx, time.Second, func() {
 		strays, err := s.confinement.Unmediated()
 		if err != nil {
-			s.opts.Log.Error("connections that nobody handles cannot be listed", zap.Error(err))
+			s.cfg.Log.Error("connections that nobody handles cannot be listed", zap.Error(err))
 			return
 		}
 		fresh := s.mediation.fresh(strays)
@@ -103,7 +103,7 @@ func (s *Sidecar) recordUnmediated(one ebpf.UnmediatedConn) {
 		r.Host, r.Port = s.hostOf(one.Original.Addr()), one.Original.Port()
 	}
 	s.record(r)
-	s.opts.Log.Warn("a connection of the plugin's was not handled", zap.Uint32("pid", one.PID), zap.String("comm", one.Comm),
+	s.cfg.Log.Warn("a connection of the plugin's was not handled", zap.Uint32("pid", one.PID), zap.String("comm", one.Comm),
 		zap.Stringer("destination", one.Original), zap.String("why", one.Why))
 }
 

@@ -39,7 +39,7 @@ type placeholders struct {
 // starts the plugin.
 func (s *Sidecar) makePlaceholders(*configs.Sidecar) (err error) {
 	file := ""
-	if s.opts.External {
+	if s.cfg.External {
 		file = s.state.path(placeholdersFile)
 	}
 	s.placeholders, err = newPlaceholders(file)

@@ -34,10 +34,10 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 		return 0, err
 	}
 	for _, notice := range s.accessNotices(args) {
-		s.opts.Notice(notice)
+		s.cfg.Notice(notice)
 	}
 	if r, halted := s.halted(); halted {
-		return 0, fmt.Errorf("%s is halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.opts.Files.Path)
+		return 0, fmt.Errorf("%s is halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.name, r.Reason, r.ID, s.cfg.Files.Path)
 	}
 	// A signal is the plugin's to act on, and it may need the sidecar for that:
 	// the sidecar ends when the plugin has.
@@ -47,7 +47,7 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 	defer func() {
 		stop()
 		if serr := <-served; serr != nil && err == nil {
-			s.opts.Log.Error("the sidecar failed", zap.Error(serr))
+			s.cfg.Log.Error("the sidecar failed", zap.Error(serr))
 		}
 	}()
 	select {
@@ -74,11 +74,11 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 	}
 	// A halt that came while it was being started found nothing to kill.
 	if err := s.enforceLevel(); err != nil {
-		s.opts.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+		s.cfg.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
 	}
 	notifyReady()
-	if err := terminals.attach(p.Terminal(), background, s.opts.RawMode); err != nil {
-		s.opts.Log.Error("terminal not relayed", zap.Error(err))
+	if err := terminals.attach(p.Terminal(), background, s.cfg.RawMode); err != nil {
+		s.cfg.Log.Error("terminal not relayed", zap.Error(err))
 	}
 	defer func() { err = errors.Join(err, terminals.detach()) }()
 	w := &supervisor{s: s, p: p, terminals: terminals, signals: signals, served: served}
@@ -88,11 +88,11 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 // halted returns the revocation that keeps the plugin from starting.
 func (s *Sidecar) halted() (authz.Revocation, bool) {
 	snapshot := s.engine.Current()
-	if snapshot.RevokedLevel(s.plugin, time.Now()) != authz.LevelHalt {
+	if snapshot.RevokedLevel(s.name, time.Now()) != authz.LevelHalt {
 		return authz.Revocation{}, false
 	}
 	for _, r := range snapshot.Revocations() {
-		if r.Level == authz.LevelHalt && r.Plugin == string(s.plugin) {
+		if r.Level == authz.LevelHalt && r.Plugin == string(s.name) {
 			return r, true
 		}
 	}
@@ -144,7 +144,7 @@ func (s *Sidecar) startIn(spec *configs.Sidecar, args, env []string) (p process,
 	if s.confinement.Kernel() {
 		account, _ := s.confinement.Account()
 		if err := s.streams.chown(account, hiddenFiles(s.config.Load()), s.saveChowned, os.Stdin, os.Stdout, os.Stderr); err != nil {
-			s.opts.Log.Debug("standard stream stays closed to opening by name", zap.Error(err))
+			s.cfg.Log.Debug("standard stream stays closed to opening by name", zap.Error(err))
 		}
 	}
 	return s.confinement.Start(command)
@@ -156,7 +156,7 @@ func (s *Sidecar) proxyToken() authz.Secret {
 	if s.confinement.Kernel() {
 		return authz.Secret{}
 	}
-	return s.opts.Token
+	return s.cfg.Token
 }
 
 func (s *Sidecar) startDetail(err error) string {
@@ -167,7 +167,7 @@ func (s *Sidecar) startDetail(err error) string {
 	if by := s.confinement.Description(); by != "" {
 		words = append(words, by)
 	}
-	if s.engine.Current().Observing(s.plugin, time.Now()) {
+	if s.engine.Current().Observing(s.name, time.Now()) {
 		words = append(words, "observing: what is not granted passes, and its CA covers all names")
 	}
 	return strings.Join(words, "; ")

@@ -97,7 +97,7 @@ func (p *libraryProbes) split(refused uint64) (refusals, probes uint64) {
 // probed records a look-up that a library of the plugin made by itself.
 func (s *Sidecar) probed(probe authz.Probe, r authz.Record) {
 	r.Kind, r.Reason = authz.KindProbe, authz.DestinationNotGranted.String()
-	r.Plugin, r.Generation = string(s.plugin), s.engine.Current().Generation()
+	r.Plugin, r.Generation = string(s.name), s.engine.Current().Generation()
 	r.Detail = string(probe) + ": a look-up that a library makes by itself; refused"
 	if r.Time.IsZero() {
 		r.Time = time.Now()

@@ -118,7 +118,7 @@ func (s *Sidecar) saveUsedExactly() error {
 // writeUsed writes rates first: a reading that is older than they are charges
 // something twice, and never nothing.
 func (s *Sidecar) writeUsed(used authz.State, rates bool, now time.Time) error {
-	if s.opts.Cgroup == "" {
+	if s.cfg.Cgroup == "" {
 		used.Samples = nil
 	}
 	for i := range used.Samples {
@@ -145,14 +145,14 @@ func (s *Sidecar) writeUsed(used authz.State, rates bool, now time.Time) error {
 func (s *Sidecar) restoreKernelUsage() {
 	now := time.Now()
 	var left authz.State
-	for _, m := range s.ledger.Metered(s.engine.Current(), s.plugin, now) {
+	for _, m := range s.ledger.Metered(s.engine.Current(), s.name, now) {
 		standing, ok := s.confinement.UsedBefore(kernelLimit(m))
 		switch {
 		case !ok:
 		case standing.Period == 0:
-			left.Totals = append(left.Totals, authz.Total{Plugin: string(s.plugin), Grant: m.Grant, Kind: m.Kind.String(), Used: standing.Used})
+			left.Totals = append(left.Totals, authz.Total{Plugin: string(s.name), Grant: m.Grant, Kind: m.Kind.String(), Used: standing.Used})
 		default:
-			left.Rates = append(left.Rates, authz.Rate{Plugin: string(s.plugin), Grant: m.Grant, Kind: m.Kind.String(), Period: standing.Period, Empty: now.Add(standing.Debt)})
+			left.Rates = append(left.Rates, authz.Rate{Plugin: string(s.name), Grant: m.Grant, Kind: m.Kind.String(), Period: standing.Period, Empty: now.Add(standing.Debt)})
 		}
 	}
 	s.ledger.Restore(left, now)

@@ -35,10 +35,10 @@ func (s *Sidecar) follow(ctx context.Context, act func(*authz.Snapshot)) {
 // is revoked.
 func (s *Sidecar) followKernel(*authz.Snapshot) {
 	if err := s.enforceLevel(); err != nil {
-		s.opts.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+		s.cfg.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
 	}
 	if err := s.enforceLimits(); err != nil {
-		s.opts.Log.Error("the limits in force are not the kernel's", zap.Error(err))
+		s.cfg.Log.Error("the limits in force are not the kernel's", zap.Error(err))
 	}
 	s.followSockets()
 	s.allowConnects() // the sidecar may have ended observing
@@ -51,7 +51,7 @@ func (s *Sidecar) retainLeases(ctx context.Context) {
 	defer s.leasing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
-	s.retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
+	s.retain(ctx, s.engine.Current().CredentialRefs(s.name, time.Now()))
 }
 
 // enforceLevel brings the kernel, and what comes in, in line with what is
@@ -72,7 +72,7 @@ func (s *Sidecar) enforceLevel() error {
 func (s *Sidecar) reconcile() (level authz.Level, err error) {
 	s.enforcing.Lock()
 	defer s.enforcing.Unlock()
-	level = s.engine.Current().RevokedLevel(s.plugin, time.Now())
+	level = s.engine.Current().RevokedLevel(s.name, time.Now())
 	if s.confinement.Kernel() {
 		err = s.confinement.Block(level == authz.LevelQuarantine || level == authz.LevelHalt)
 	}
@@ -106,7 +106,7 @@ type revocationResult struct {
 // revoke takes access away: first it cuts, then it persists, records and tells
 // Vault, so that neither a full disk nor a dead Vault delays it.
 func (s *Sidecar) revoke(ctx context.Context, req RevocationRequest) (revocationResult, error) {
-	revocation, err := newRevocation(string(s.plugin), s.config.Load().Grants, req)
+	revocation, err := newRevocation(string(s.name), s.config.Load().Grants, req)
 	if err != nil {
 		return revocationResult{}, err
 	}
@@ -167,7 +167,7 @@ func (s *Sidecar) apply(revocation authz.Revocation) (cut int) {
 	s.enforcing.Lock()
 	defer s.enforcing.Unlock()
 	s.engine.Revoke(revocation)
-	level := s.engine.Current().RevokedLevel(s.plugin, time.Now())
+	level := s.engine.Current().RevokedLevel(s.name, time.Now())
 	if s.inbound != nil {
 		cut = s.inbound.Enforce(level)
 	}
@@ -183,7 +183,7 @@ func (s *Sidecar) revokeLeases(ctx context.Context, r authz.Revocation) vault.Re
 		s.tokens.Retain(nil)
 		return s.broker.Revoke(ctx)
 	}
-	return s.retain(ctx, s.engine.Current().CredentialRefs(s.plugin, time.Now()))
+	return s.retain(ctx, s.engine.Current().CredentialRefs(s.name, time.Now()))
 }
 
 // vaultPatience is how long the answer to a revocation waits for Vault's word.
@@ -334,7 +334,7 @@ func (s *Sidecar) Reload(ctx context.Context, actor string) (changes []string, e
 	if err != nil {
 		s.metrics.reloadOK.Set(0)
 		s.record(&authz.Record{Kind: authz.KindReload, Actor: actor, UID: -1, Detail: "refused: " + phrase.FirstLine(err.Error())})
-		s.opts.Log.Error("changed files were refused", zap.Error(err))
+		s.cfg.Log.Error("changed files were refused", zap.Error(err))
 		if old.Sidecar.OnBadReload == configs.OnBadReloadQuarantine {
 			_, rerr := s.revoke(ctx, RevocationRequest{Level: authz.LevelQuarantine, Reason: "files that were changed cannot be loaded", Actor: "onBadReload"})
 			err = errors.Join(err, rerr)
@@ -353,7 +353,7 @@ func (s *Sidecar) Reload(ctx context.Context, actor string) (changes []string, e
 		Kind: authz.KindReload, Actor: actor, UID: -1, Generation: generation, Files: files, Allowed: true,
 		Detail: strings.Join(changes, "; "),
 	})
-	s.opts.Log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
+	s.cfg.Log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
 	return changes, nil
 }
 
@@ -388,7 +388,7 @@ func (s *Sidecar) enforceable(grants []authz.Grant) error {
 	}
 	for kind, n := range stated {
 		if n > ebpf.MaxLimits {
-			return fmt.Errorf("spec.limits.%s: %d grants of %s state one, and the kernel takes %d", kind, n, s.plugin, ebpf.MaxLimits)
+			return fmt.Errorf("spec.limits.%s: %d grants of %s state one, and the kernel takes %d", kind, n, s.name, ebpf.MaxLimits)
 		}
 	}
 	return nil
@@ -415,7 +415,7 @@ func (s *Sidecar) watchFiles(ctx context.Context) {
 		})
 		stop()
 		if err != nil {
-			s.opts.Log.Error("files are not watched; reload by SIGHUP or chaperone reload", zap.Error(err))
+			s.cfg.Log.Error("files are not watched; reload by SIGHUP or chaperone reload", zap.Error(err))
 			return
 		}
 	}

@@ -19,14 +19,14 @@ import (
 // the kernel lets it.
 func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 	if err := removeLeftSockets(s.state); err != nil {
-		s.opts.Log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
+		s.cfg.Log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
 	}
 	ports := len(spec.Process.Ports()) > 0 && !s.confinement.OfHost()
 	if !ports && !s.forwardsSockets(spec) {
 		return nil
 	}
 	cfg := inbound.Config{
-		Plugin: s.plugin, Addresses: sandbox.PluginAddresses(), Record: s.recorder.Record, Drain: time.Duration(spec.Drain), Log: s.opts.Log.Named("inbound"),
+		Plugin: s.name, Addresses: sandbox.PluginAddresses(), Record: s.recorder.Record, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("inbound"),
 		Connected: func(service inbound.Service, result string) {
 			s.metrics.inbound.WithLabelValues(service.String(), result).Inc()
 		},
@@ -92,7 +92,7 @@ func (s *Sidecar) cutDirect(level authz.Level) (cut int) {
 	}
 	cut, err := s.confinement.CutDirect()
 	if err != nil {
-		s.opts.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
+		s.cfg.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
 	}
 	return cut
 }

@@ -57,8 +57,8 @@ type Config struct {
 // Sidecar is everything there is, in the order in which it is made. Parts that
 // the configuration does not ask for are nil.
 type Sidecar struct {
-	opts    Config
-	plugin  authz.Principal
+	cfg     Config
+	name    authz.Principal
 	started time.Time
 
 	running   configs.Sidecar                    // as it was when the sidecar started
@@ -136,7 +136,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		opts.Token = newToken()
 	}
 	s = &Sidecar{
-		opts: opts, plugin: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
+		cfg: opts, name: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
 		readied: make(chan struct{}), metrics: newMetrics(), loginFailed: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
 	}
 	s.confinement = &noConfinement{reaper: s.reaper}
@@ -169,7 +169,7 @@ func (s *Sidecar) openState(spec *configs.Sidecar) (err error) {
 		return err
 	}
 	if err := restoreLeftStreams(s.state); err != nil {
-		s.opts.Log.Warn("lent files not restored", zap.Error(err))
+		s.cfg.Log.Warn("lent files not restored", zap.Error(err))
 	}
 	if err := s.state.revocationsInto(s.engine); err != nil {
 		return err
@@ -185,8 +185,8 @@ func (s *Sidecar) openAudit(spec *configs.Sidecar) (err error) {
 		return fmt.Errorf("open audit log: %w", err)
 	}
 	s.recorder = counting{s.audit, s.metrics}
-	if show := s.opts.Refused; show != nil && spec.Audit.Paths == configs.AuditPathsMasked {
-		s.opts.Refused = func(r authz.Refusal) { show(maskRefusal(r, s.audit.MaskPath)) }
+	if show := s.cfg.Refused; show != nil && spec.Audit.Paths == configs.AuditPathsMasked {
+		s.cfg.Refused = func(r authz.Refusal) { show(maskRefusal(r, s.audit.MaskPath)) }
 	}
 	return nil
 }
@@ -216,7 +216,7 @@ func (s *Sidecar) makeBroker(spec *configs.Sidecar) (err error) {
 	if spec.Vault == nil {
 		return nil
 	}
-	cfg := brokerConfig(spec.Plugin, spec.Vault, s.opts.Log.Named("vault"))
+	cfg := brokerConfig(spec.Plugin, spec.Vault, s.cfg.Log.Named("vault"))
 	cfg.StateFile = s.state.path(leasesFile)
 	cfg.Recorder = s.recorder
 	cfg.Changed = func() { s.engine.Bump() }
@@ -263,9 +263,9 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		return nil
 	}
 	cfg := proxy.Config{
-		Plugin: s.plugin, Gate: s.gate, Engine: s.engine, Token: s.opts.Token, Budget: s.budget,
+		Plugin: s.name, Gate: s.gate, Engine: s.engine, Token: s.cfg.Token, Budget: s.budget,
 		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.self.dial,
-		Refused: s.opts.Refused, Drain: time.Duration(spec.Drain), Log: s.opts.Log.Named("proxy"),
+		Refused: s.cfg.Refused, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("proxy"),
 		Echo: func(r *authz.Record) { s.record(r) }, Handshake: s.failedHandshake, Placeholders: s.placeholders.current, CredentialRefused: s.credentialRefused,
 	}
 	if s.relays(spec) {
@@ -277,8 +277,8 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	if s.confinement.Kernel() {
 		cfg.Identify, cfg.Attribute = s.confinement.Identify, s.attribute
 		s.resolver, err = dns.NewResolver(dns.Config{
-			Plugin: s.plugin, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.opts.Refused, Identify: s.confinement.IdentifyQuery,
-			Probe: s.probedName, Log: s.opts.Log.Named("resolver"),
+			Plugin: s.name, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.cfg.Refused, Identify: s.confinement.IdentifyQuery,
+			Probe: s.probedName, Log: s.cfg.Log.Named("resolver"),
 		})
 		if err != nil {
 			return fmt.Errorf("make resolver: %w", err)
@@ -289,11 +289,11 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		return err
 	}
 	for _, w := range s.trust.warnings {
-		s.opts.Log.Warn("authorities ignored", zap.String("detail", w))
+		s.cfg.Log.Warn("authorities ignored", zap.String("detail", w))
 	}
 	cfg.CAChanged = func(pem []byte) {
 		if err := s.trust.write(pem); err != nil {
-			s.opts.Log.Error("the plugin's trust bundle is out of date", zap.Error(err))
+			s.cfg.Log.Error("the plugin's trust bundle is out of date", zap.Error(err))
 		}
 	}
 	if s.proxy, err = proxy.New(cfg); err != nil {
@@ -312,9 +312,9 @@ func (s *Sidecar) maintainTrust(ctx context.Context) {
 		mended, err := s.trust.repair()
 		switch {
 		case err != nil && !failing:
-			s.opts.Log.Error("trust bundle missing", zap.String("folder", s.trust.dir), zap.Error(err))
+			s.cfg.Log.Error("trust bundle missing", zap.String("folder", s.trust.dir), zap.Error(err))
 		case mended:
-			s.opts.Log.Warn("trust bundle written again", zap.String("folder", s.trust.dir))
+			s.cfg.Log.Warn("trust bundle written again", zap.String("folder", s.trust.dir))
 		}
 		failing = err != nil
 	})
@@ -326,15 +326,14 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 		return nil
 	}
 	cfg := extauthz.Config{
-		Plugin: s.plugin, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
-		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.opts.Refused,
-		PluginElsewhere: s.pluginElsewhere(),
-		Log:             s.opts.Log.Named("ext_authz"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
+		Plugin: s.name, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
+		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.cfg.Refused, PluginElsewhere: s.pluginElsewhere(),
+		Log: s.cfg.Log.Named("ext_authz"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
 	}
 	if len(spec.SPIFFEIDs) > 0 {
 		cfg.SPIFFEIDs = map[string]authz.Principal{}
 		for _, id := range spec.SPIFFEIDs {
-			cfg.SPIFFEIDs[id] = s.plugin
+			cfg.SPIFFEIDs[id] = s.name
 		}
 	}
 	if t := spec.Listen.ExtAuthzTLS; t != nil {
@@ -356,13 +355,13 @@ func (s *Sidecar) record(r *authz.Record) {
 		r.Time = time.Now()
 	}
 	if r.Plugin == "" {
-		r.Plugin = string(s.plugin)
+		r.Plugin = string(s.name)
 	}
 	if r.UID == 0 && r.PID == 0 {
 		r.UID = -1 // not of a process
 	}
 	if err := s.recorder.Record(r); err != nil {
-		s.opts.Log.Error("an audit record could not be written", zap.String("kind", string(r.Kind)), zap.Error(err))
+		s.cfg.Log.Error("an audit record could not be written", zap.String("kind", string(r.Kind)), zap.Error(err))
 	}
 }
 

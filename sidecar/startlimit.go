@@ -30,7 +30,7 @@ func (s *Sidecar) awaitLimits(signals <-chan os.Signal) (status int, err error) 
 				m.Kind, m.Grant, meteredText(m), wait.Round(time.Second), m.Kind)
 		case !announced:
 			announced = true
-			s.opts.Notice(fmt.Sprintf("limit %s of grant %s is used up: %s; the plugin starts in %s", m.Kind, m.Grant, meteredText(m), wait.Round(time.Second)))
+			s.cfg.Notice(fmt.Sprintf("limit %s of grant %s is used up: %s; the plugin starts in %s", m.Kind, m.Grant, meteredText(m), wait.Round(time.Second)))
 		}
 		select {
 		case sig := <-signals:
@@ -47,7 +47,7 @@ func (s *Sidecar) exhaustedLimit(now time.Time) (limit authz.MeteredLimit, wait 
 	if !s.confinement.Kernel() {
 		return limit, 0
 	}
-	for _, m := range s.ledger.Metered(s.engine.Current(), s.plugin, now) {
+	for _, m := range s.ledger.Metered(s.engine.Current(), s.name, now) {
 		if m.Kind != authz.LimitSyscalls || m.Action == authz.OnExceededDeny {
 			continue
 		}

@@ -115,7 +115,7 @@ func checkPlace(dir, plugin string, uid int) error {
 
 // pluginElsewhere reports whether the plugin is in another container or on another
 // machine: serve without a cgroup.
-func (s *Sidecar) pluginElsewhere() bool { return s.opts.External && s.opts.Cgroup == "" }
+func (s *Sidecar) pluginElsewhere() bool { return s.cfg.External && s.cfg.Cgroup == "" }
 
 // checkPlaces refuses a stateDir, or an audit log, that the plugin could put another
 // one in the place of; see replaceable for an exception. Where the plugin is in
@@ -130,9 +130,9 @@ func (s *Sidecar) checkPlaces(spec *configs.Sidecar) error {
 	switch {
 	case err == nil:
 	case beside:
-		s.opts.Log.Info("state replaceable", zap.Error(err))
+		s.cfg.Log.Info("state replaceable", zap.Error(err))
 	case replaceable(spec):
-		s.opts.Log.Warn("state replaceable", zap.Error(err), zap.String("detail", "its history is remembered elsewhere: one that is replaced stops the next start"))
+		s.cfg.Log.Warn("state replaceable", zap.Error(err), zap.String("detail", "its history is remembered elsewhere: one that is replaced stops the next start"))
 	default:
 		if _, _, lost := openHistory(spec, s.config.Load().Path); lost != nil {
 			return lost

@@ -54,7 +54,7 @@ func (w *supervisor) wait(ctx context.Context) (int, error) {
 		case err := <-watched:
 			w.served <- err // for the caller, which waits for the sidecar's end
 			watched = nil
-			w.s.opts.Log.Error("sidecar failed, plugin killed", zap.Error(err))
+			w.s.cfg.Log.Error("sidecar failed, plugin killed", zap.Error(err))
 			w.kill()
 		case sig := <-w.signals:
 			w.signal(ctx, sig)
@@ -77,7 +77,7 @@ func (w *supervisor) ended(ctx context.Context, e exit) (int, error) {
 	s.flushCounts(true)
 	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.confinement.UID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
 	if r, halted := s.halted(); halted {
-		return 0, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.plugin, r.Reason, r.ID, s.config.Load().Path)
+		return 0, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.name, r.Reason, r.ID, s.config.Load().Path)
 	}
 	return e.status, e.err
 }
@@ -171,7 +171,7 @@ func (w *supervisor) suspend() {
 		_ = w.p.Signal(syscall.SIGSTOP) // it may have ended
 	}
 	if err := w.terminals.suspend(); err != nil {
-		w.s.opts.Log.Error("sidecar not stopped with the plugin", zap.Error(err))
+		w.s.cfg.Log.Error("sidecar not stopped with the plugin", zap.Error(err))
 	}
 	if w.stops != nil {
 		select {
@@ -243,7 +243,7 @@ func (w *supervisor) killStopped(limit string, sig os.Signal) {
 // kill ends the plugin, which may have ended already, whatever state it is in.
 func (w *supervisor) kill() {
 	if err := w.s.confinement.Kill(); err != nil {
-		w.s.opts.Log.Error("plugin not killed", zap.Error(err))
+		w.s.cfg.Log.Error("plugin not killed", zap.Error(err))
 	}
 	_ = w.p.Signal(syscall.SIGKILL) // as above
 }
@@ -251,9 +251,9 @@ func (w *supervisor) kill() {
 // reportAction prints what was done to the plugin, and with what remedy; beside a plugin
 // that somebody else started it goes to the operator's log.
 func (s *Sidecar) reportAction(what, remedy string) {
-	if s.opts.Acted != nil {
-		s.opts.Acted(what, remedy)
+	if s.cfg.Acted != nil {
+		s.cfg.Acted(what, remedy)
 		return
 	}
-	s.opts.Log.Warn("limit enforced", zap.String("detail", what), zap.String("remedy", remedy))
+	s.cfg.Log.Warn("limit enforced", zap.String("detail", what), zap.String("remedy", remedy))
 }

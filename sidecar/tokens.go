@@ -26,7 +26,7 @@ func (s *Sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 	}
 	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.self.dial, never: s.never}
 	cfg := tokens.Config{
-		Source: s.broker, Recorder: s.recorder, Logger: s.opts.Log.Named("tokens"),
+		Source: s.broker, Recorder: s.recorder, Logger: s.cfg.Log.Named("tokens"),
 		Sign: s.broker.SignJWT,
 		Dial: dialer.dial,
 	}
@@ -51,7 +51,7 @@ func (s *Sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 // never reports whether the policy in force forbids to go to a host or an
 // address on the plugin's behalf.
 func (s *Sidecar) never(host string, addr netip.Addr) bool {
-	return s.engine.Current().Forbids(s.plugin, host, addr)
+	return s.engine.Current().Forbids(s.name, host, addr)
 }
 
 // credentialRefused has what an upstream did not accept looked into, by who made it.

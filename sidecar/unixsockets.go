@@ -28,7 +28,7 @@ func (s *Sidecar) allowSockets() error {
 	}
 	s.sockets.mu.Lock()
 	defer s.sockets.mu.Unlock()
-	return s.confinement.AllowSockets(s.engine.Current().Sockets(s.plugin, time.Now()))
+	return s.confinement.AllowSockets(s.engine.Current().Sockets(s.name, time.Now()))
 }
 
 // followSockets is allowSockets for each generation: what cannot be trusted is
@@ -45,7 +45,7 @@ func (s *Sidecar) followSockets() {
 	if said || doubt == "" {
 		return
 	}
-	s.opts.Log.Warn("a Unix socket that a grant names is refused", zap.String("why", doubt))
+	s.cfg.Log.Warn("a Unix socket that a grant names is refused", zap.String("why", doubt))
 	s.record(&authz.Record{Kind: authz.KindProcess, Door: authz.DoorKernel, Detail: "refused although granted: " + phrase.OneLine(doubt)})
 }
 

@@ -17,14 +17,14 @@ type fileUser struct{ uid, gid int }
 // accessNotices says which of what the plugin needs first its user may not use: the
 // program, a script among the arguments, the working directory. The program itself
 // would only say that permission is denied.
-func (s *Sidecar) accessNotices(args []string) []string {
-	account, ok := s.confinement.Account()
+func (p *Plugin) accessNotices(args []string) []string {
+	account, ok := p.cfg.Confinement().Account()
 	if !ok || account.UID == 0 || account.SameUser {
 		return nil
 	}
 	who := fileUser{account.UID, account.UID}
-	if s.confinement.Kernel() {
-		who.gid = s.confinement.Info().GID
+	if p.cfg.Confinement().Kernel() {
+		who.gid = p.cfg.Confinement().Info().GID
 	}
 	var out []string
 	note := func(path, what string, bits fs.FileMode) {

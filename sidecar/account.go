@@ -14,8 +14,8 @@ import (
 // accountEnvironment returns the environment of the sidecar with what describes
 // the sidecar's own account replaced by what describes the plugin's. A plugin
 // that runs as the sidecar's own user keeps all of it.
-func (s *Sidecar) accountEnvironment(env []string) []string {
-	account, ok := s.confinement.Account()
+func (p *Plugin) accountEnvironment(env []string) []string {
+	account, ok := p.cfg.Confinement().Account()
 	if !ok || account.SameUser {
 		return env
 	}

@@ -26,9 +26,9 @@ func (s *Sidecar) makeAdmin(spec *configs.Sidecar) (err error) {
 		Status: func(context.Context) (admin.Status, error) { return s.Status(), nil },
 		Usage:  func(context.Context) (admin.Usage, error) { return s.usage(), nil },
 		Revocations: func(context.Context) ([]authz.Revocation, error) {
-			return s.engine.Current().Revocations(), nil
+			return s.policy.engine.Current().Revocations(), nil
 		},
-		Decisions: s.decisions,
+		Decisions: s.journal.decisions,
 		Revoke:    s.adminRevoke,
 		Restore:   s.adminRestore,
 		Reload:    s.adminReload,
@@ -50,8 +50,8 @@ func (s *Sidecar) refusePeer(p admin.Peer) error {
 }
 
 // decisions streams audit records.
-func (s *Sidecar) decisions(ctx context.Context, q admin.DecisionQuery, emit func(line []byte) error) error {
-	query := audit.Query{File: s.audit.Status().File, Last: q.Limit, Follow: q.Follow, Filter: audit.Filter{Decision: q.Decision, Kind: q.Kind}}
+func (j *journal) decisions(ctx context.Context, q admin.DecisionQuery, emit func(line []byte) error) error {
+	query := audit.Query{File: j.audit.Status().File, Last: q.Limit, Follow: q.Follow, Filter: audit.Filter{Decision: q.Decision, Kind: q.Kind}}
 	switch q.Kind {
 	case "":
 		query.Filter.Kind = string(authz.KindDecision)
@@ -73,7 +73,7 @@ func (s *Sidecar) decisions(ctx context.Context, q admin.DecisionQuery, emit fun
 }
 
 func (s *Sidecar) adminRevoke(ctx context.Context, r admin.RevokeRequest, actor string) (admin.RevokeResult, error) {
-	out, err := s.revoke(ctx, RevocationRequest{
+	out, err := s.policy.revoke(ctx, RevocationRequest{
 		ID: r.ID, Rule: r.Rule, Level: r.Level, Reason: r.Reason, Incident: r.Incident, Until: r.Until, Actor: actor,
 	})
 	if err != nil {
@@ -90,22 +90,22 @@ func (s *Sidecar) adminRevoke(ctx context.Context, r admin.RevokeRequest, actor 
 }
 
 func (s *Sidecar) adminRestore(_ context.Context, id, reason, actor string) (admin.RestoreResult, error) {
-	failed, err := s.restore(id, reason, actor)
+	failed, err := s.policy.restore(id, reason, actor)
 	if err != nil {
 		return admin.RestoreResult{}, admin.NewError(admin.CodeNotFound, err.Error())
 	}
 	if len(failed) > 0 {
 		return admin.RestoreResult{}, admin.NewError(admin.CodeInternal, "access is given back, and this failed", failed...)
 	}
-	return admin.RestoreResult{ID: id, Plugin: string(s.name), Generation: s.engine.Current().Generation()}, nil
+	return admin.RestoreResult{ID: id, Plugin: string(s.name), Generation: s.policy.engine.Current().Generation()}, nil
 }
 
 func (s *Sidecar) adminReload(ctx context.Context, actor string) (admin.ReloadResult, error) {
-	changes, err := s.Reload(ctx, actor)
+	changes, err := s.policy.Reload(ctx, actor)
 	if err != nil {
 		return admin.ReloadResult{}, admin.NewError(admin.CodeInvalid, "the files were refused, and what was in force stays", strings.Split(err.Error(), "\n")...)
 	}
-	return admin.ReloadResult{Generation: s.engine.Current().Generation(), Changed: admin.NonNil(changes), Files: files(s.config.Load())}, nil
+	return admin.ReloadResult{Generation: s.policy.engine.Current().Generation(), Changed: admin.NonNil(changes), Files: files(s.policy.config.Load())}, nil
 }
 
 func files(cfg *configs.Config) []admin.File {
@@ -118,14 +118,14 @@ func files(cfg *configs.Config) []admin.File {
 
 // Status says what is in force.
 func (s *Sidecar) Status() admin.Status {
-	cfg, now := s.config.Load(), time.Now()
-	snapshot := s.engine.Current()
+	cfg, now := s.policy.config.Load(), time.Now()
+	snapshot := s.policy.engine.Current()
 	out := admin.Status{
 		Plugin: string(s.name), PID: os.Getpid(), Version: s.cfg.Version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: admin.NonNil(snapshot.Revocations()),
-		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.hostStatus(), Warnings: s.warnings(now), Certificates: s.certificates(),
-		RestartPending: s.restartPending(),
+		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.policy.hostStatus(), Warnings: s.warnings(now), Certificates: s.plugin.certificates(),
+		RestartPending: s.policy.restartPending(),
 	}
 	if snapshot.Observing(s.name, now) {
 		out.Mode, out.ObserveUntil = string(authz.ModeObserve), cfg.Sidecar.ObserveUntil
@@ -137,23 +137,23 @@ func (s *Sidecar) Status() admin.Status {
 		}
 		out.Checks = append(out.Checks, check)
 	}
-	log := s.audit.Status()
+	log := s.journal.audit.Status()
 	out.Audit = admin.Audit{File: log.File, Seq: log.Seq, Bytes: log.Size, Healthy: true}
-	if err := s.audit.Healthy(); err != nil {
+	if err := s.journal.audit.Healthy(); err != nil {
 		out.Audit.Healthy, out.Audit.Detail = false, err.Error()
 	}
 	if s.confinement.Kernel() {
-		out.Mediation = s.mediationStatus(now)
+		out.Mediation = s.telemetry.mediationStatus(now)
 		info := s.confinement.Info()
 		network := string(configs.NetworkHost)
 		if info.OwnNetwork {
 			network = string(configs.NetworkOwn)
 		}
 		out.Process = &admin.Process{
-			PID: int(s.pid.Load()), UID: info.UID, Cgroup: info.Cgroup, Network: network, State: s.processState(now), Listen: s.services(),
+			PID: int(s.plugin.pid.Load()), UID: info.UID, Cgroup: info.Cgroup, Network: network, State: s.processState(now), Listen: s.services(),
 		}
 		if out.Process.State == "stopped" {
-			out.Process.StoppedBy, out.Process.StoppedUntil, _ = s.limits.stopped()
+			out.Process.StoppedBy, out.Process.StoppedUntil, _ = s.telemetry.limits.stopped()
 		}
 	}
 	return out
@@ -161,12 +161,12 @@ func (s *Sidecar) Status() admin.Status {
 
 func (s *Sidecar) processState(now time.Time) string {
 	switch {
-	case s.engine.Current().RevokedLevel(s.name, now) == authz.LevelHalt:
+	case s.policy.engine.Current().RevokedLevel(s.name, now) == authz.LevelHalt:
 		return "halted"
-	case s.pid.Load() == 0 && s.cfg.Cgroup == "":
+	case s.plugin.pid.Load() == 0 && s.cfg.Cgroup == "":
 		return "not started"
 	}
-	if _, _, stopped := s.limits.stopped(); stopped {
+	if _, _, stopped := s.telemetry.limits.stopped(); stopped {
 		return "stopped"
 	}
 	return "running"
@@ -175,7 +175,7 @@ func (s *Sidecar) processState(now time.Time) string {
 // services returns where the plugin may serve, and how the host reaches it there.
 func (s *Sidecar) services() []admin.Port {
 	var out []admin.Port
-	for _, service := range s.config.Load().Sidecar.Process.Listen {
+	for _, service := range s.policy.config.Load().Sidecar.Process.Listen {
 		p := admin.Port{Port: service.Port, Path: service.Socket}
 		p.Forwarded = s.inbound != nil && (service.Socket != "" && s.inbound.ForwardsSockets() || service.Port != 0 && !s.confinement.OfHost())
 		switch {
@@ -216,25 +216,25 @@ func (s *Sidecar) doors() []admin.Door {
 	all := []string{"hosts", "ports", "methods", "paths", "upgrades", "requests", "credentials"}
 	var out []admin.Door
 	switch {
-	case s.addresses.proxy == "":
-	case s.managed != nil && s.managed.relays:
-		out = append(out, admin.Door{Name: string(authz.DoorProxy), Address: s.addresses.proxy, Enforces: []string{"identity", "live revocation"}})
+	case s.listening.addresses.proxy == "":
+	case s.envoys.managed != nil && s.envoys.managed.relays:
+		out = append(out, admin.Door{Name: string(authz.DoorProxy), Address: s.listening.addresses.proxy, Enforces: []string{"identity", "live revocation"}})
 	default:
 		out = append(out, admin.Door{
-			Name: string(authz.DoorProxy), Address: s.addresses.proxy,
+			Name: string(authz.DoorProxy), Address: s.listening.addresses.proxy,
 			Enforces: append(slices.Clone(all), "addresses", "tls", "timeout", "scrubbing", "live revocation"),
 		})
 	}
-	if s.managed != nil {
+	if s.envoys.managed != nil {
 		out = append(out, admin.Door{
-			Name: string(authz.DoorExtAuthz), Address: "unix:" + s.managed.spec.Check(),
+			Name: string(authz.DoorExtAuthz), Address: "unix:" + s.envoys.managed.spec.Check(),
 			Enforces:    append(slices.Clone(all), "addresses", "tls", "timeout", "live revocation"),
 			NotEnforced: []string{"scrubbing", "mtls", "sigv4", "mode: observe of the whole sidecar"},
 		})
 	}
-	if s.envoy != nil {
+	if s.envoys.envoy != nil {
 		out = append(out, admin.Door{
-			Name: string(authz.DoorExtAuthz), Address: s.addresses.extAuthz, Enforces: all,
+			Name: string(authz.DoorExtAuthz), Address: s.listening.addresses.extAuthz, Enforces: all,
 			NotEnforced: []string{"addresses", "tls", "timeout", "connections", "scrubbing", "streams that are open when access is taken away"},
 		})
 	}
@@ -249,10 +249,10 @@ func (s *Sidecar) doors() []admin.Door {
 func (s *Sidecar) grantStatus(now time.Time) []admin.Grant {
 	out := []admin.Grant{}
 	revoked := map[string]bool{}
-	for _, r := range s.engine.Current().Revocations() {
+	for _, r := range s.policy.engine.Current().Revocations() {
 		revoked[phrase.Rule(r.Grant, r.Rule)] = true
 	}
-	for _, g := range s.config.Load().Grants {
+	for _, g := range s.policy.config.Load().Grants {
 		grant := admin.Grant{Name: g.Name, NotAfter: g.NotAfter, Expired: !now.Before(g.NotAfter)}
 		for _, r := range g.Rules {
 			mode := r.Mode
@@ -271,10 +271,10 @@ func (s *Sidecar) grantStatus(now time.Time) []admin.Grant {
 
 func (s *Sidecar) credentialStatus() []admin.Credential {
 	out := []admin.Credential{}
-	if s.broker == nil {
+	if s.credentials.broker == nil {
 		return out
 	}
-	for _, l := range s.broker.Status().Leases {
+	for _, l := range s.credentials.broker.Status().Leases {
 		out = append(out, admin.Credential{
 			Grant: l.Grant, Name: l.Credential, State: l.State, Leased: l.Lease != "", NotAfter: l.NotAfter, Detail: l.Err,
 		})
@@ -283,32 +283,32 @@ func (s *Sidecar) credentialStatus() []admin.Credential {
 }
 
 // certificates is the file that the plugin's programs are to trust.
-func (s *Sidecar) certificates() string {
-	if s.trust == nil {
+func (p *Plugin) certificates() string {
+	if p.trust == nil {
 		return ""
 	}
-	return s.trust.pemFile()
+	return p.trust.pemFile()
 }
 
 // warnings names what weakens the sidecar and was chosen.
 func (s *Sidecar) warnings(now time.Time) []string {
 	var out []string
-	for _, w := range s.config.Load().Warnings {
+	for _, w := range s.policy.config.Load().Warnings {
 		out = append(out, w.Error())
 	}
-	out = append(out, s.notices(now)...)
+	out = append(out, s.policy.notices(now)...)
 	if s.confinement.Info().SameUser {
 		out = append(out, "unsafeSameUser: the plugin runs as root or as the sidecar's user, and can end its own confinement")
 	}
-	if err := s.allowSockets(); err != nil {
+	if err := s.telemetry.allowSockets(); err != nil {
 		out = append(out, "refused although granted: "+phrase.OneLine(err.Error()))
 	}
 	if w := s.grantWarning(); w != "" {
 		out = append(out, w)
 	}
 	out = append(out, s.kernel.limitations...)
-	if s.trust != nil {
-		out = append(out, s.trust.warnings...)
+	if s.plugin.trust != nil {
+		out = append(out, s.plugin.trust.warnings...)
 	}
 	if w := s.otherSidecarWarning(); w != "" {
 		out = append(out, w)
@@ -321,18 +321,18 @@ func (s *Sidecar) warnings(now time.Time) []string {
 
 // notices returns what an operator should know at the start: what has ended, and
 // what observing changes.
-func (s *Sidecar) notices(now time.Time) []string {
+func (c *PolicyControl) notices(now time.Time) []string {
 	var out []string
-	cfg := s.config.Load()
+	cfg := c.config.Load()
 	for _, g := range cfg.Grants {
 		if !now.Before(g.NotAfter) {
 			out = append(out, fmt.Sprintf("grant %s ended at %s: nothing that it states is allowed; write a later notAfter", g.Name, g.NotAfter.UTC().Format(time.RFC3339)))
 		}
 	}
-	if s.engine.Current().Observing(s.name, now) {
+	if c.engine.Current().Observing(c.cfg.Plugin, now) {
 		out = append(out, "observing: what is not granted passes without a credential, and the plugin's certificate authority covers all names")
 	}
-	if s.running.Audit.Paths == "" && s.fullPaths() {
+	if c.running.Audit.Paths == "" && c.fullPaths() {
 		out = append(out, fmt.Sprintf("audit.paths is full until %s, because a Sidecar or a rule observes; write audit.paths: masked to mask them",
 			cfg.ObservesUntil().UTC().Format(time.RFC3339)))
 	}
@@ -340,9 +340,9 @@ func (s *Sidecar) notices(now time.Time) []string {
 }
 
 // startNotices returns notices, and the grants and rules that end soon.
-func (s *Sidecar) startNotices(now time.Time) []string {
-	out := s.notices(now)
-	for _, g := range s.config.Load().Grants {
+func (c *PolicyControl) startNotices(now time.Time) []string {
+	out := c.notices(now)
+	for _, g := range c.config.Load().Grants {
 		if left := g.NotAfter.Sub(now); left > 0 && left <= configs.ExpiryNotice {
 			out = append(out, fmt.Sprintf("grant %s ends at %s, in %s", g.Name, g.NotAfter.UTC().Format(time.RFC3339), configs.Until(now, g.NotAfter)))
 		}
@@ -354,12 +354,12 @@ func (s *Sidecar) startNotices(now time.Time) []string {
 func (s *Sidecar) usage() admin.Usage {
 	now := time.Now()
 	out := admin.Usage{At: now, Limits: []admin.Limit{}}
-	for _, u := range s.ledger.Report(s.engine.Current(), s.name, now) {
+	for _, u := range s.policy.ledger.Report(s.policy.engine.Current(), s.name, now) {
 		l := admin.Limit{
 			Grant: u.Grant, Rule: u.Rule, Kind: u.Kind.String(), Limit: limitText(u), Used: u.Recent,
 			Ratio: float64(u.Used) / float64(u.Limit.Count), OnExceeded: string(u.Action),
 		}
-		l.State, l.Until = s.limitState(u, now)
+		l.State, l.Until = s.telemetry.limitState(u, now)
 		l.RetryAfter = u.Retry.Seconds()
 		if u.Used < u.Limit.Count {
 			l.Remaining = u.Limit.Count - u.Used
@@ -372,7 +372,7 @@ func (s *Sidecar) usage() admin.Usage {
 	}
 	if u, err := s.confinement.Usage(); err == nil {
 		c := u.Syscalls
-		refused, probes := s.probes.split(u.Refused)
+		refused, probes := s.telemetry.probes.split(u.Refused)
 		out.Counters = &admin.Counters{
 			SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Connections: u.Connections, RefusedConnections: refused, Probes: probes,
 			LimitedConnections: u.Limited, SentPackets: u.SentPackets, ReceivedPackets: u.ReceivedPackets, DNSQueries: u.DNSQueries,
@@ -385,9 +385,9 @@ func (s *Sidecar) usage() admin.Usage {
 
 // limitState says what a limit that is used up does, and until when: as the kernel
 // says where it enforces the limit, and otherwise as a door does.
-func (s *Sidecar) limitState(u authz.UsageOf, now time.Time) (state string, until time.Time) {
-	state, until = s.limits.state(u.Grant + " " + u.Kind.String())
-	if state != "" || !u.Exceeded || s.engine.Current().Observing(s.name, now) {
+func (t *KernelTelemetry) limitState(u authz.UsageOf, now time.Time) (state string, until time.Time) {
+	state, until = t.limits.state(u.Grant + " " + u.Kind.String())
+	if state != "" || !u.Exceeded || t.cfg.Engine.Current().Observing(t.cfg.Plugin, now) {
 		return state, until
 	}
 	if u.Retry > 0 {

@@ -21,44 +21,44 @@ func (s *Sidecar) registerMetrics() {
 	}
 	m := s.metrics
 	m.gauge("chaperone_policy_generation", "Generation of the policy in force.",
-		func() float64 { return float64(s.engine.Current().Generation()) })
+		func() float64 { return float64(s.policy.engine.Current().Generation()) })
 	s.registerMemoryMetrics()
 	m.gauge("chaperone_tunnels_open", "Live exchanges, upgrades and tunnels.", func() float64 {
-		if s.proxy == nil {
+		if s.egress.proxy == nil {
 			return 0
 		}
-		return float64(s.proxy.Open())
+		return float64(s.egress.proxy.Open())
 	})
 	m.collect("chaperone_audit_records_total", "Audit records written.", prometheus.CounterValue, nil,
-		func(emit func(float64, ...string)) { emit(float64(s.audit.Records())) })
+		func(emit func(float64, ...string)) { emit(float64(s.journal.audit.Records())) })
 	s.registerAuditMetrics()
 	m.collect("chaperone_grant_expiry_seconds", "Seconds until a grant ends; below 0 when it has ended.", prometheus.GaugeValue, []string{"grant"},
 		func(emit func(float64, ...string)) {
-			for _, g := range s.config.Load().Grants {
+			for _, g := range s.policy.config.Load().Grants {
 				emit(time.Until(g.NotAfter).Seconds(), g.Name)
 			}
 		})
 	m.collect("chaperone_limit_usage_ratio", "Usage against each limit; 1 is used up.", prometheus.GaugeValue, []string{"limit"},
 		func(emit func(float64, ...string)) {
-			for _, u := range s.ledger.Report(s.engine.Current(), s.name, time.Now()) {
+			for _, u := range s.policy.ledger.Report(s.policy.engine.Current(), s.name, time.Now()) {
 				emit(float64(u.Used)/float64(u.Limit.Count), limitName(u))
 			}
 		})
 	m.collect("chaperone_grant_expiry_timestamp_seconds", "When a grant ends, in Unix time.", prometheus.GaugeValue, []string{"grant"},
 		func(emit func(float64, ...string)) {
-			for _, g := range s.config.Load().Grants {
+			for _, g := range s.policy.config.Load().Grants {
 				emit(float64(g.NotAfter.Unix()), g.Name)
 			}
 		})
 	s.registerStateMetrics()
 	s.metrics.begin(string(s.name), s.countedDoors(), s.inboundServices())
-	if s.broker != nil {
+	if s.credentials.broker != nil {
 		s.registerVaultMetrics()
 	}
 	if s.confinement.Kernel() {
 		s.registerKernelMetrics()
 	}
-	if s.managed != nil {
+	if s.envoys.managed != nil {
 		s.registerEnvoyMetrics()
 	}
 }
@@ -69,10 +69,10 @@ func (s *Sidecar) registerAuditMetrics() {
 	m := s.metrics
 	const all, refused = "all", "refused"
 	m.collect("chaperone_audit_refusals_folded_total", "Refusals counted in the audit log together with their equals.", prometheus.CounterValue, nil,
-		func(emit func(float64, ...string)) { emit(float64(s.audit.Status().Folded)) })
+		func(emit func(float64, ...string)) { emit(float64(s.journal.audit.Status().Folded)) })
 	m.collect("chaperone_audit_rotations_total", "Files of the audit log that were full.", prometheus.CounterValue, []string{"log"},
 		func(emit func(float64, ...string)) {
-			status := s.audit.Status()
+			status := s.journal.audit.Status()
 			emit(float64(status.Rotations), all)
 			if status.Second != nil {
 				emit(float64(status.Second.Rotations), refused)
@@ -80,7 +80,7 @@ func (s *Sidecar) registerAuditMetrics() {
 		})
 	m.collect("chaperone_audit_oldest_record_timestamp_seconds", "When the oldest record was written that the audit log still has, in Unix time.",
 		prometheus.GaugeValue, []string{"log"}, func(emit func(float64, ...string)) {
-			file := s.audit.Status().File
+			file := s.journal.audit.Status().File
 			for log, file := range map[string]string{all: file, refused: audit.SecondFile(file)} {
 				if oldest, err := audit.Oldest(file); err == nil && !oldest.IsZero() {
 					emit(float64(oldest.Unix()), log)
@@ -96,19 +96,19 @@ func (s *Sidecar) registerStateMetrics() {
 		func(emit func(float64, ...string)) { emit(1, s.cfg.Version, runtime.Version()) })
 	m.gauge("chaperone_ready", "1 while the sidecar is ready, as /readyz answers.", func() float64 { return truth(s.checkReady() == nil) })
 	m.gauge("chaperone_observing", "1 while the sidecar observes: what is not granted passes.",
-		func() float64 { return truth(s.engine.Current().Observing(s.name, time.Now())) })
+		func() float64 { return truth(s.policy.engine.Current().Observing(s.name, time.Now())) })
 	m.gauge("chaperone_restart_pending", "Fields of the loaded Sidecar that take effect at a restart.",
-		func() float64 { return float64(len(s.restartPending())) })
+		func() float64 { return float64(len(s.policy.restartPending())) })
 	m.collect("chaperone_revoked", "1 while the whole plugin is revoked at a level.", prometheus.GaugeValue, []string{"level"},
 		func(emit func(float64, ...string)) {
-			at := s.engine.Current().RevokedLevel(s.name, time.Now())
+			at := s.policy.engine.Current().RevokedLevel(s.name, time.Now())
 			for _, level := range []authz.Level{authz.LevelPause, authz.LevelQuarantine, authz.LevelHalt} {
 				emit(truth(level == at), string(level))
 			}
 		})
 	m.gauge("chaperone_rules_revoked", "Rules that are revoked by themselves.", func() (n float64) {
 		now := time.Now()
-		for _, r := range s.engine.Current().Revocations() {
+		for _, r := range s.policy.engine.Current().Revocations() {
 			if r.Rule != "" && (r.Until.IsZero() || now.Before(r.Until)) {
 				n++
 			}
@@ -117,7 +117,7 @@ func (s *Sidecar) registerStateMetrics() {
 	})
 	m.collect("chaperone_kernel_attached", "1 while the kernel programs are on the plugin's cgroup, by spec.kernel.", prometheus.GaugeValue, []string{"mode"},
 		func(emit func(float64, ...string)) {
-			emit(truth(s.confinement.Kernel() && s.confinement.Check() == nil), string(s.running.Kernel))
+			emit(truth(s.confinement.Kernel() && s.confinement.Check() == nil), string(s.policy.running.Kernel))
 		})
 }
 
@@ -131,10 +131,10 @@ func truth(b bool) float64 {
 // countedDoors returns the doors that decisions are counted for.
 func (s *Sidecar) countedDoors() []authz.Door {
 	var out []authz.Door
-	if s.proxy != nil {
+	if s.egress.proxy != nil {
 		out = append(out, authz.DoorProxy)
 	}
-	if s.envoy != nil || s.managed != nil {
+	if s.envoys.envoy != nil || s.envoys.managed != nil {
 		out = append(out, authz.DoorExtAuthz)
 	}
 	if s.confinement.Kernel() {
@@ -149,7 +149,7 @@ func (s *Sidecar) inboundServices() []configs.Service {
 	if s.inbound == nil {
 		return nil
 	}
-	return s.running.Process.Listen
+	return s.policy.running.Process.Listen
 }
 
 // vaultCodes are the codes of failed requests to Vault that are counted from the
@@ -167,13 +167,13 @@ func limitName(u authz.UsageOf) string {
 func (s *Sidecar) registerVaultMetrics() {
 	s.metrics.collect("chaperone_credential_leases", "Credentials by state.", prometheus.GaugeValue, []string{"state"},
 		func(emit func(float64, ...string)) {
-			for state, n := range s.broker.Status().States {
+			for state, n := range s.credentials.broker.Status().States {
 				emit(float64(n), state)
 			}
 		})
 	s.metrics.collect("chaperone_vault_errors_total", "Failed requests to Vault by status code.", prometheus.CounterValue, []string{"code"},
 		func(emit func(float64, ...string)) {
-			failed := s.broker.Status().Errors
+			failed := s.credentials.broker.Status().Errors
 			for _, code := range vaultCodes {
 				emit(float64(failed[code]), code)
 				delete(failed, code)
@@ -217,23 +217,23 @@ func (s *Sidecar) registerKernelMetrics() {
 	usage("chaperone_plugin_connections_total", "The plugin's attempts to connect, by what the kernel did.", []string{"verdict"},
 		func(u ebpf.Usage, emit func(float64, ...string)) {
 			emit(float64(u.Connections), "redirected")
-			refused, probes := s.probes.split(u.Refused)
+			refused, probes := s.telemetry.probes.split(u.Refused)
 			emit(float64(refused), "refused")
 			emit(float64(probes), "probe")
 			emit(float64(u.Limited), "limited")
 		})
 	m.collect("chaperone_plugin_dns_queries_total", "Questions of the plugin to the sidecar's resolver.", prometheus.CounterValue, []string{"transport"},
 		func(emit func(float64, ...string)) {
-			if u, err := s.confinement.Usage(); err == nil && s.resolver != nil {
-				tcp := s.resolver.Stats().TCP
+			if u, err := s.confinement.Usage(); err == nil && s.egress.resolver != nil {
+				tcp := s.egress.resolver.Stats().TCP
 				emit(float64(u.DNSQueries), "udp")
 				emit(float64(tcp.Answered+tcp.Refused), "tcp")
 			}
 		})
 	m.collect("chaperone_plugin_dns_dropped_total", "Questions that came faster than they were answered, and were dropped.", prometheus.CounterValue, nil,
 		func(emit func(float64, ...string)) {
-			if s.resolver != nil {
-				emit(float64(s.resolver.Stats().Dropped))
+			if s.egress.resolver != nil {
+				emit(float64(s.egress.resolver.Stats().Dropped))
 			}
 		})
 	s.registerRuleMetrics()
@@ -242,14 +242,14 @@ func (s *Sidecar) registerKernelMetrics() {
 	usage("chaperone_plugin_ended_total", "Processes and sockets that were ended for escaping the kernel's walls.", nil,
 		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Ended)) })
 	usage("chaperone_kernel_unmediated_total", "Connections that the kernel let through and nobody handled.", nil,
-		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(s.mediation.total(u))) })
+		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(s.telemetry.mediation.total(u))) })
 }
 
 // registerRuleMetrics registers what the kernel counted for each rule.
 func (s *Sidecar) registerRuleMetrics() {
 	byRule := func(name, help string, read func(t ruleTraffic) (sent, received uint64)) {
 		s.metrics.collect(name, help, prometheus.CounterValue, []string{"rule", "direction"}, func(emit func(float64, ...string)) {
-			for _, t := range s.ruleTraffic() {
+			for _, t := range s.telemetry.ruleTraffic() {
 				sent, received := read(t)
 				emit(float64(sent), t.rule, "sent")
 				emit(float64(received), t.rule, "received")
@@ -268,7 +268,7 @@ func (s *Sidecar) registerMemoryMetrics() {
 	held := func(read func(bytes int64, refused uint64) float64) func(func(float64, ...string)) {
 		return func(emit func(float64, ...string)) {
 			for _, kind := range budget.Kinds() {
-				emit(read(s.budget.Held(kind)), kind.String())
+				emit(read(s.egress.budget.Held(kind)), kind.String())
 			}
 		}
 	}
@@ -276,5 +276,5 @@ func (s *Sidecar) registerMemoryMetrics() {
 		[]string{"kind"}, held(func(bytes int64, _ uint64) float64 { return float64(bytes) }))
 	m.collect("chaperone_memory_refused_total", "What was refused because the memory budget was spent.", prometheus.CounterValue,
 		[]string{"kind"}, held(func(_ int64, refused uint64) float64 { return float64(refused) }))
-	m.gauge("chaperone_memory_budget_bytes", "Bytes that may be held in all.", func() float64 { return float64(s.budget.Limit()) })
+	m.gauge("chaperone_memory_budget_bytes", "Bytes that may be held in all.", func() float64 { return float64(s.egress.budget.Limit()) })
 }

@@ -57,7 +57,7 @@ func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.cfg.Cgroup != "",
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
-		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.denied, LimitChanged: s.limitExceededInKernel, Sample: s.sampled,
+		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.telemetry.denied, LimitChanged: s.telemetry.limitExceededInKernel, Sample: s.telemetry.sampled,
 		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
 		Serving: func(port uint16) {
 			if s.inbound != nil {
@@ -80,13 +80,13 @@ func (s *Sidecar) makeRootless(spec *configs.Sidecar) error {
 	}
 	fence, err := sandbox.NewRootless(sandbox.RootlessConfig{
 		Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
-		Serve: spec.Process.Ports(), Private: hiddenFiles(s.config.Load()), Denied: s.denied, Reaper: s.reaper, Logger: s.cfg.Log.Named("fence"),
+		Serve: spec.Process.Ports(), Private: hiddenFiles(s.policy.config.Load()), Denied: s.telemetry.denied, Reaper: s.reaper, Logger: s.cfg.Log.Named("fence"),
 	})
 	switch {
 	case err == nil:
 		s.confinement = rootlessConfinement{Rootless: fence}
 		s.kernel.limitations = fence.Limits()
-		if w := canEditOwnGrant(s.config.Load(), os.Getuid(), os.Getgid()); w != "" {
+		if w := canEditOwnGrant(s.policy.config.Load(), os.Getuid(), os.Getgid()); w != "" {
 			s.kernel.limitations = append(s.kernel.limitations, w+" (they are hidden by name: who may rename or replace them, or the folders above, undoes that)")
 		}
 		return nil
@@ -120,7 +120,7 @@ func unconfinedLimitations(why error) []string {
 func (s *Sidecar) recordPreferred(err error) {
 	s.kernel.missing = err.Error()
 	s.cfg.Log.Warn("the kernel half is preferred and not to be had", zap.Error(err))
-	s.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + phrase.FirstLine(err.Error())})
+	s.journal.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + phrase.FirstLine(err.Error())})
 }
 
 // Limitations returns what the plugin is not kept from without the kernel half.

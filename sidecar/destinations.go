@@ -27,38 +27,38 @@ type connects struct {
 // allowConnects has the kernel refuse connects to where no rule of the
 // configuration leads, and no others. For a new configuration it is called
 // before its policy is in force, so that nothing is refused that it grants.
-func (s *Sidecar) allowConnects() {
-	if !s.confinement.Kernel() {
+func (t *KernelTelemetry) allowConnects() {
+	if !t.cfg.Confinement().Kernel() {
 		return
 	}
-	s.connects.mu.Lock()
-	defer s.connects.mu.Unlock()
-	want := s.destinations(s.config.Load())
-	if s.connects.given != nil && reflect.DeepEqual(*s.connects.given, want) {
+	t.connects.mu.Lock()
+	defer t.connects.mu.Unlock()
+	want := t.destinations(t.cfg.Files())
+	if t.connects.given != nil && reflect.DeepEqual(*t.connects.given, want) {
 		return
 	}
-	s.connects.given = &want
-	if err := s.confinement.AllowConnects(want); err != nil {
-		s.cfg.Log.Warn("connects to ungranted destinations are refused only after they were accepted", zap.Error(err))
+	t.connects.given = &want
+	if err := t.cfg.Confinement().AllowConnects(want); err != nil {
+		t.cfg.Log.Warn("connects to ungranted destinations are refused only after they were accepted", zap.Error(err))
 	}
 }
 
 // destinations are those that a rule may grant: any while the sidecar observes,
 // and where a name has no address.
-func (s *Sidecar) destinations(cfg *configs.Config) ebpf.Destinations {
+func (t *KernelTelemetry) destinations(cfg *configs.Config) ebpf.Destinations {
 	if cfg.Sidecar.Mode == authz.ModeObserve && time.Now().Before(cfg.Sidecar.ObserveUntil) {
 		return ebpf.Destinations{Any: true}
 	}
 	var out ebpf.Destinations
 	for _, grant := range cfg.Grants {
-		if grant.Plugin != string(s.name) {
+		if grant.Plugin != string(t.cfg.Plugin) {
 			continue
 		}
 		for _, rule := range grant.Rules {
 			ports := rulePorts(&rule.To)
 			out.Ports = append(out.Ports, ports...)
 			for _, host := range rule.To.Hosts {
-				if !s.addDestination(&out, host, ports) {
+				if !t.addDestination(&out, host, ports) {
 					return ebpf.Destinations{Any: true}
 				}
 			}
@@ -72,7 +72,7 @@ func (s *Sidecar) destinations(cfg *configs.Config) ebpf.Destinations {
 }
 
 // addDestination adds a host of a rule. False: its name has no address.
-func (s *Sidecar) addDestination(out *ebpf.Destinations, host string, ports []uint16) bool {
+func (t *KernelTelemetry) addDestination(out *ebpf.Destinations, host string, ports []uint16) bool {
 	if strings.Contains(host, "*") {
 		out.NamePorts = append(out.NamePorts, ports...)
 		return true
@@ -80,7 +80,7 @@ func (s *Sidecar) addDestination(out *ebpf.Destinations, host string, ports []ui
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
 		var ok bool
-		if addr, ok = s.resolver.Address(host); !ok {
+		if addr, ok = t.cfg.Resolver().Address(host); !ok {
 			return false
 		}
 	}
@@ -107,9 +107,9 @@ func rulePorts(to *authz.To) []uint16 {
 }
 
 // hostOf is the name that an address was given out for, or the address.
-func (s *Sidecar) hostOf(addr netip.Addr) string {
-	if s.resolver != nil {
-		if name, ok := s.resolver.Host(addr); ok {
+func (t *KernelTelemetry) hostOf(addr netip.Addr) string {
+	if t.cfg.Resolver() != nil {
+		if name, ok := t.cfg.Resolver().Host(addr); ok {
 			return name
 		}
 	}
@@ -118,19 +118,19 @@ func (s *Sidecar) hostOf(addr netip.Addr) string {
 
 // explainUngranted says why no rule grants a destination, and what to ask for,
 // in the words of the least that could be asked there.
-func (s *Sidecar) explainUngranted(to netip.AddrPort) (reason authz.Reason, detail, remedy string) {
+func (t *KernelTelemetry) explainUngranted(to netip.AddrPort) (reason authz.Reason, detail, remedy string) {
 	scheme := authz.SchemeHTTPS
 	if to.Port() == authz.SchemeHTTP.DefaultPort() {
 		scheme = authz.SchemeHTTP
 	}
-	authority := net.JoinHostPort(s.hostOf(to.Addr()), strconv.Itoa(int(to.Port())))
-	reason, detail = authz.DestinationNotGranted, string(s.name)+" may not connect to "+authority
+	authority := net.JoinHostPort(t.hostOf(to.Addr()), strconv.Itoa(int(to.Port())))
+	reason, detail = authz.DestinationNotGranted, string(t.cfg.Plugin)+" may not connect to "+authority
 	destination, err := authz.NewDestination(scheme, authority, "/")
 	if err != nil {
 		return reason, detail, ""
 	}
-	e := s.engine.Current().Explain(authz.Request{
-		Principal: s.name, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
+	e := t.cfg.Engine.Current().Explain(authz.Request{
+		Principal: t.cfg.Plugin, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
 	}, authz.Usage{}, time.Now())
 	if !e.Decision.Reason.Allowed() {
 		reason = e.Decision.Reason

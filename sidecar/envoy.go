@@ -54,37 +54,37 @@ func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	if spec.Envoy == nil {
 		return nil
 	}
-	own := &managedEnvoy{spec: *spec.Envoy, relays: s.relays(spec), elsewhere: s.pluginElsewhere(), log: s.cfg.Log}
+	own := &managedEnvoy{spec: *spec.Envoy, relays: s.relays(spec), elsewhere: s.policy.pluginElsewhere(), log: s.cfg.Log}
 	if own.bootstrap, err = xds.Bootstrap(envoyParams(spec)); err != nil {
 		return fmt.Errorf("make Envoy's bootstrap: %w", err)
 	}
 	check := extauthz.Config{
-		Plugin: s.name, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
+		Plugin: s.name, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.listening.self.dial,
 		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.cfg.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
-		Log: s.cfg.Log.Named("envoy.check"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
+		Log: s.cfg.Log.Named("envoy.check"), FindPlaceholder: placeholder.Finder(s.plugin.placeholders.current),
 	}
-	if s.resolver != nil {
-		check.Name = s.resolver.Host
+	if s.egress.resolver != nil {
+		check.Name = s.egress.resolver.Host
 	}
 	if own.check, err = extauthz.New(check); err != nil {
 		return fmt.Errorf("make ext_authz server of Envoy: %w", err)
 	}
 	cfg := envoyConfig(spec, s.name)
-	cfg.Engine, cfg.Leaf, cfg.Log = s.engine, s.proxy.Leaf, s.cfg.Log.Named("envoy.xds")
+	cfg.Engine, cfg.Leaf, cfg.Log = s.policy.engine, s.egress.proxy.Leaf, s.cfg.Log.Named("envoy.xds")
 	cfg.EgressSockets = func(routes []authz.Route) ([]string, error) {
-		paths, err := s.proxy.EgressSockets(own.spec.Exits(), own.spec.Group, routes)
+		paths, err := s.egress.proxy.EgressSockets(own.spec.Exits(), own.spec.Group, routes)
 		if err == nil {
 			own.exits.Store(int64(len(paths)))
 		}
 		return paths, err
 	}
-	if s.resolver != nil {
-		cfg.Address = s.resolver.Address
+	if s.egress.resolver != nil {
+		cfg.Address = s.egress.resolver.Address
 	}
 	if own.xds, err = xds.New(cfg); err != nil {
 		return fmt.Errorf("make xDS server of Envoy: %w", err)
 	}
-	s.managed = own
+	s.envoys.managed = own
 	return nil
 }
 

@@ -11,12 +11,12 @@ import (
 // envoyStatus says how the Envoys stand that the sidecar configures; nil when it
 // configures none.
 func (s *Sidecar) envoyStatus() *admin.Envoy {
-	if s.managed == nil {
+	if s.envoys.managed == nil {
 		return nil
 	}
-	served := s.managed.xds.Status()
+	served := s.envoys.managed.xds.Status()
 	out := &admin.Envoy{
-		Dir: s.managed.spec.Dir, Generation: served.Generation, Problem: served.Problem, Exits: int(s.managed.exits.Load()),
+		Dir: s.envoys.managed.spec.Dir, Generation: served.Generation, Problem: served.Problem, Exits: int(s.envoys.managed.exits.Load()),
 		Connected: []admin.ConnectedEnvoy{},
 	}
 	for _, e := range served.Envoys {

@@ -68,7 +68,7 @@ func loginFiles(auth configs.VaultAuth) []string {
 // pluginFiles are the files that the plugin may use: those of the configuration
 // and the trust bundle. Nil: those that its
 // user may.
-func (s *Sidecar) pluginFiles(spec *configs.Sidecar) *sandbox.Files {
+func (p *Plugin) pluginFiles(spec *configs.Sidecar) *sandbox.Files {
 	stated := spec.Process.Files
 	if stated == nil {
 		return nil
@@ -79,10 +79,10 @@ func (s *Sidecar) pluginFiles(spec *configs.Sidecar) *sandbox.Files {
 			paths[i] = AbsPath(paths[i])
 		}
 	}
-	if s.trust == nil {
+	if p.trust == nil {
 		return out
 	}
-	out.Read = append(out.Read, s.trust.dir)
+	out.Read = append(out.Read, p.trust.dir)
 	return out
 }
 

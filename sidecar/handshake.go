@@ -13,7 +13,7 @@ import (
 // with the sidecar, and prints it with the remedy: such a program reports an error
 // of the server's certificate, and nothing that leads here.
 func (s *Sidecar) failedHandshake(r *authz.Record) {
-	s.record(r)
+	s.journal.record(r)
 	if s.cfg.Event == nil {
 		s.cfg.Log.Warn("tls handshake failed", zap.String("host", r.Host), zap.Uint16("port", r.Port), zap.String("exe", r.Exe), zap.String("detail", r.Detail))
 		return
@@ -23,5 +23,5 @@ func (s *Sidecar) failedHandshake(r *authz.Record) {
 		what += " (" + r.Exe + ")"
 	}
 	s.cfg.Event(what+": "+r.Detail,
-		"have the program trust "+s.trust.pemFile()+", which SSL_CERT_FILE and other variables of its environment name (docs/plugin-environment.md#certificates)")
+		"have the program trust "+s.plugin.trust.pemFile()+", which SSL_CERT_FILE and other variables of its environment name (docs/plugin-environment.md#certificates)")
 }

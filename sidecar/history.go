@@ -93,29 +93,29 @@ func openStateWithHistory(spec *configs.Sidecar, config string) (kept *state, h 
 
 // advanceHistory counts a change of the stateDir: a start, an end, a revocation. What
 // cannot be written delays nothing.
-func (s *Sidecar) advanceHistory() {
-	if s.history == nil {
+func (c *PolicyControl) advanceHistory() {
+	if c.history == nil {
 		return
 	}
-	if err := s.history.Advance(len(s.ownRevocations()), historyFiles()...); err != nil {
-		s.cfg.Log.Warn("state history not written", zap.Error(err))
+	if err := c.history.Advance(len(c.ownRevocations()), historyFiles()...); err != nil {
+		c.cfg.Log.Warn("state history not written", zap.Error(err))
 	}
 }
 
 // startHistory counts the start of a sidecar, which has made what is missing.
-func (s *Sidecar) startHistory(*configs.Sidecar) error {
-	s.advanceHistory()
-	if s.lost != nil {
-		text := s.lost.Error() + "; it was begun again"
-		s.cfg.Log.Warn("state begun again", zap.String("detail", text))
-		s.record(&authz.Record{Kind: authz.KindRevocation, Detail: phrase.OneLine(text)})
+func (c *PolicyControl) startHistory(*configs.Sidecar) error {
+	c.advanceHistory()
+	if c.lost != nil {
+		text := c.lost.Error() + "; it was begun again"
+		c.cfg.Log.Warn("state begun again", zap.String("detail", text))
+		c.cfg.Record(&authz.Record{Kind: authz.KindRevocation, Detail: phrase.OneLine(text)})
 	}
-	if err := s.history.Unkept; err != nil {
+	if err := c.history.Unkept; err != nil {
 		level := zap.WarnLevel
 		if os.Geteuid() != 0 {
 			level = zap.InfoLevel // the folders are root's
 		}
-		s.cfg.Log.Log(level, "state history not remembered outside of the stateDir", zap.Error(err))
+		c.cfg.Log.Log(level, "state history not remembered outside of the stateDir", zap.Error(err))
 	}
 	return nil
 }

@@ -62,23 +62,23 @@ const (
 
 // loadHostRevocations puts the revocations of the host in force before anything
 // runs.
-func (s *Sidecar) loadHostRevocations(*configs.Sidecar) error {
-	s.host.store = HostStore()
-	s.host.failures = hostPatience - 1
-	s.followHost()
-	if detail := s.host.detail; detail != "" {
-		s.cfg.Log.Info("host revocations limited", zap.String("detail", detail))
+func (c *PolicyControl) loadHostRevocations(*configs.Sidecar) error {
+	c.host.store = HostStore()
+	c.host.failures = hostPatience - 1
+	c.followHost()
+	if detail := c.host.detail; detail != "" {
+		c.cfg.Log.Info("host revocations limited", zap.String("detail", detail))
 	}
 	return nil
 }
 
 // watchHost follows the revocations of the host until ctx ends.
-func (s *Sidecar) watchHost(ctx context.Context) { tick(ctx, hostInterval, s.followHost) }
+func (c *PolicyControl) watchHost(ctx context.Context) { tick(ctx, hostInterval, c.followHost) }
 
 // followHost puts in force what the files of the host revoke, and lifts what they
 // restore. Files that cannot be read revoke everything until they can.
-func (s *Sidecar) followHost() {
-	h := &s.host
+func (c *PolicyControl) followHost() {
+	h := &c.host
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	stamp := h.store.Stamp()
@@ -95,46 +95,46 @@ func (s *Sidecar) followHost() {
 		h.failures++
 		h.detail = err.Error()
 		if h.failures >= hostPatience {
-			s.denyUnreadable(err)
+			c.denyUnreadable(err)
 		}
 	default:
 		h.failures = 0
-		s.lift(UnreadableID, "the files can be read again", "chaperone")
+		c.lift(UnreadableID, "the files can be read again", "chaperone")
 	}
-	s.followState(state)
+	c.followState(state)
 }
 
 // denyUnreadable quarantines the plugin because the files of the host cannot be read.
-func (s *Sidecar) denyUnreadable(err error) {
-	if _, denied := findRevocation(s.engine.Current().Revocations(), UnreadableID); denied {
+func (c *PolicyControl) denyUnreadable(err error) {
+	if _, denied := findRevocation(c.engine.Current().Revocations(), UnreadableID); denied {
 		return
 	}
-	s.cfg.Log.Error("host revocations unreadable, plugin quarantined", zap.Error(err))
-	s.cut(authz.Revocation{
-		ID: UnreadableID, Plugin: string(s.name), Level: authz.LevelQuarantine, Actor: "chaperone", At: time.Now().UTC(),
+	c.cfg.Log.Error("host revocations unreadable, plugin quarantined", zap.Error(err))
+	c.cut(authz.Revocation{
+		ID: UnreadableID, Plugin: string(c.cfg.Plugin), Level: authz.LevelQuarantine, Actor: "chaperone", At: time.Now().UTC(),
 		Reason: "host-wide revocations cannot be read, so everything is denied: " + phrase.OneLine(err.Error()) + "; repair or remove the file as root",
 	})
 }
 
 // followState puts in force and lifts what a reading of the files states. The caller
 // holds host.mu.
-func (s *Sidecar) followState(state hostrevocations.State) {
-	plugin := string(s.name)
-	current := s.engine.Current().Revocations()
-	s.host.inForce = nil
+func (c *PolicyControl) followState(state hostrevocations.State) {
+	plugin := string(c.cfg.Plugin)
+	current := c.engine.Current().Revocations()
+	c.host.inForce = nil
 	for _, r := range state.InForce(plugin) {
-		s.host.inForce = append(s.host.inForce, r.ID)
+		c.host.inForce = append(c.host.inForce, r.ID)
 		if _, known := findRevocation(current, r.ID); known || Expired(r) {
 			continue
 		}
-		out := s.cut(r)
-		s.cfg.Log.Warn("host revocation in force", zap.String("id", r.ID), zap.String("level", string(r.Level)),
+		out := c.cut(r)
+		c.cfg.Log.Warn("host revocation in force", zap.String("id", r.ID), zap.String("level", string(r.Level)),
 			zap.String("reason", r.Reason), zap.Int("cut", out.cut), zap.Strings("failed", out.failed))
 	}
 	for _, r := range current {
 		if by, lifted := state.Lifted(r.ID, plugin); lifted {
-			s.lift(r.ID, by.Reason, by.Actor)
-			s.cfg.Log.Info("host revocation lifted", zap.String("id", r.ID), zap.String("reason", by.Reason))
+			c.lift(r.ID, by.Reason, by.Actor)
+			c.cfg.Log.Info("host revocation lifted", zap.String("id", r.ID), zap.String("reason", by.Reason))
 		}
 	}
 }
@@ -159,13 +159,13 @@ func hostRevocationsInto(engine *authz.Engine, plugin string) {
 
 // liftHostWide lifts a revocation of the host for this plugin, so that it is not
 // put in force again. One that is the sidecar's own needs nothing.
-func (s *Sidecar) liftHostWide(id, reason, actor string) error {
-	state, err := s.host.store.Read()
+func (c *PolicyControl) liftHostWide(id, reason, actor string) error {
+	state, err := c.host.store.Read()
 	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
 		return nil
 	}
-	if err == nil && slices.ContainsFunc(state.InForce(string(s.name)), func(r authz.Revocation) bool { return r.ID == id }) {
-		err = s.host.store.Restore(hostrevocations.Restoration{ID: id, Plugin: string(s.name), Reason: reason, Actor: actor, At: time.Now().UTC()})
+	if err == nil && slices.ContainsFunc(state.InForce(string(c.cfg.Plugin)), func(r authz.Revocation) bool { return r.ID == id }) {
+		err = c.host.store.Restore(hostrevocations.Restoration{ID: id, Plugin: string(c.cfg.Plugin), Reason: reason, Actor: actor, At: time.Now().UTC()})
 	}
 	if err != nil {
 		return fmt.Errorf("revocation %q stays: %w; run chaperone restore as root", id, err)
@@ -174,11 +174,11 @@ func (s *Sidecar) liftHostWide(id, reason, actor string) error {
 }
 
 // hostStatus returns where the revocations of the host are read.
-func (s *Sidecar) hostStatus() *admin.HostRevocations {
-	s.followHost()
-	s.host.mu.Lock()
-	defer s.host.mu.Unlock()
-	return &admin.HostRevocations{Files: s.host.store.Paths(), InForce: slices.Clone(s.host.inForce), Detail: s.host.detail}
+func (c *PolicyControl) hostStatus() *admin.HostRevocations {
+	c.followHost()
+	c.host.mu.Lock()
+	defer c.host.mu.Unlock()
+	return &admin.HostRevocations{Files: c.host.store.Paths(), InForce: slices.Clone(c.host.inForce), Detail: c.host.detail}
 }
 
 // hostDetail returns whose revocations are read in a container.

@@ -20,20 +20,20 @@ import (
 func (s *Sidecar) unconfinable(err error) error {
 	switch {
 	case errors.Is(err, ebpf.ErrPopulated):
-		return fmt.Errorf("confine the plugin: %w; to end them: chaperone detach --config %s --kill", err, s.config.Load().Path)
+		return fmt.Errorf("confine the plugin: %w; to end them: chaperone detach --config %s --kill", err, s.policy.config.Load().Path)
 	case ebpf.IsMachineFault(err) && os.Geteuid() != 0:
 		return fmt.Errorf("confine the plugin: kernel: required needs root (or the capabilities in docs/requirements.md), and this is uid %d: run it with sudo, or write kernel: off: %w", os.Geteuid(), err)
 	case ebpf.IsMachineFault(err):
 		return fmt.Errorf("confine the plugin: %w; chaperone doctor finds what is missing", err)
 	}
-	return unknownUser(&s.config.Load().Sidecar, fmt.Errorf("confine the plugin: %w", err))
+	return unknownUser(&s.policy.config.Load().Sidecar, fmt.Errorf("confine the plugin: %w", err))
 }
 
 // endedLeft reports the end of what a sidecar left that was killed.
 func (s *Sidecar) endedLeft(processes int) {
 	text := fmt.Sprintf("ended %s that an earlier sidecar of %s had left shut in (by hand: chaperone detach --config %s --kill)",
-		phrase.Counted(processes, "process", "processes"), s.name, s.config.Load().Path)
-	s.record(&authz.Record{Kind: authz.KindProcess, Detail: text})
+		phrase.Counted(processes, "process", "processes"), s.name, s.policy.config.Load().Path)
+	s.journal.record(&authz.Record{Kind: authz.KindProcess, Detail: text})
 	s.cfg.Notice(text)
 }
 
@@ -44,7 +44,7 @@ func (s *Sidecar) grantWarning() string {
 		return ""
 	}
 	info := s.confinement.Info()
-	return canEditOwnGrant(s.config.Load(), info.UID, info.GID)
+	return canEditOwnGrant(s.policy.config.Load(), info.UID, info.GID)
 }
 
 // sampleOf is a reading of the kernel's counters as the ledger takes it.
@@ -60,73 +60,73 @@ func sampleOf(u ebpf.Usage) authz.Sample {
 // that was given may be an earlier sidecar's: what it wrote down last says up to
 // where they were charged, and the reading charges what was used while nobody was
 // here. Where nothing is written down, nothing was charged.
-func (s *Sidecar) startMetering() error {
-	if !s.confinement.Kernel() {
+func (t *KernelTelemetry) startMetering() error {
+	if !t.cfg.Confinement().Kernel() {
 		return nil
 	}
-	first, err := s.confinement.Usage()
+	first, err := t.cfg.Confinement().Usage()
 	if err != nil {
 		return fmt.Errorf("read kernel counters: %w", err)
 	}
-	if s.cfg.Cgroup == "" || len(s.used.Samples) == 0 {
-		s.ledger.Begin(s.name, authz.Sample{})
+	if t.cfg.Cgroup == "" || !t.cfg.Charged() {
+		t.cfg.Ledger.Begin(t.cfg.Plugin, authz.Sample{})
 	}
-	traffic, err := s.confinement.Traffic()
+	traffic, err := t.cfg.Confinement().Traffic()
 	if err != nil {
 		return fmt.Errorf("read kernel counters: %w", err)
 	}
-	s.ruleNumbers.begin(traffic)
-	s.sampled(first)
-	s.restoreKernelUsage()
-	s.followSockets()
-	return errors.Join(s.saveUsed(), s.enforceLimits())
+	t.ruleNumbers.begin(traffic)
+	t.sampled(first)
+	t.restoreKernelUsage()
+	t.followSockets()
+	return errors.Join(t.cfg.SaveUsage(), t.enforceLimits())
 }
 
 // sampled takes in what the kernel counted.
-func (s *Sidecar) sampled(u ebpf.Usage) {
+func (t *KernelTelemetry) sampled(u ebpf.Usage) {
 	now := time.Now()
-	s.recordSuppressed(now, false)
-	s.recordProbes(now, false)
-	crossings, exhausted := s.ledger.Observe(s.engine.Current(), s.name, sampleOf(u), now)
+	t.recordSuppressed(now, false)
+	t.recordProbes(now, false)
+	crossings, exhausted := t.cfg.Ledger.Observe(t.cfg.Engine.Current(), t.cfg.Plugin, sampleOf(u), now)
 	for _, c := range crossings {
-		s.limitExceeded(c)
+		t.limitExceeded(c)
 	}
 	if exhausted {
-		s.engine.Bump()
+		t.cfg.Engine.Bump()
 	}
 }
 
 // denied records what a kernel wall refused, after the fact, and says so to
 // the plugin's author.
-func (s *Sidecar) denied(d sandbox.Denial) {
+func (t *KernelTelemetry) denied(d sandbox.Denial) {
 	if d.Lost > 0 {
-		s.record(&authz.Record{Time: d.Time, Kind: authz.KindLost, Door: authz.DoorKernel, Lost: d.Lost, Detail: "kernel refusals that could not be described"})
+		t.cfg.Record(&authz.Record{Time: d.Time, Kind: authz.KindLost, Door: authz.DoorKernel, Lost: d.Lost, Detail: "kernel refusals that could not be described"})
 		return
 	}
 	switch d.Cause {
 	case sandbox.CauseAllowed:
-		s.usedSocket(d)
+		t.usedSocket(d)
 		return
 	case sandbox.CauseUntrusted:
-		s.untrustedSocket(d)
+		t.untrustedSocket(d)
 		return
 	default:
 	}
-	if s.probedSocket(d) {
+	if t.probedSocket(d) {
 		return
 	}
-	reason, detail, remedy := s.explainDenial(d)
+	reason, detail, remedy := t.explainDenial(d)
 	r := &authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: reason.String(),
-		Generation: s.engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
+		Generation: t.cfg.Engine.Current().Generation(), Scheme: d.Protocol, Path: d.Path, PID: int(d.PID), UID: int(d.UID),
 		Exe: exeOf(d), Detail: detail, Count: int(min(d.Count, 1<<31)),
 		Incident: d.Hook == sandbox.HookEscape || d.Hook == sandbox.HookDescriptor,
 	}
-	r.Host, r.Port = s.destination(d)
+	r.Host, r.Port = t.destination(d)
 	r.Decision = authz.NewID(time.Now()) // explain finds the record by it
-	s.record(r)
-	if s.cfg.Refused != nil {
-		s.cfg.Refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(s.name), Decision: r.Decision, Method: string(d.Hook), URL: s.target(d), Remedy: remedy})
+	t.cfg.Record(r)
+	if t.cfg.Refused != nil {
+		t.cfg.Refused(authz.Refusal{Reason: reason, Detail: detail, Plugin: string(t.cfg.Plugin), Decision: r.Decision, Method: string(d.Hook), URL: t.target(d), Remedy: remedy})
 	}
 }
 
@@ -140,8 +140,8 @@ func exeOf(d sandbox.Denial) string {
 }
 
 // target names what a refused call was for.
-func (s *Sidecar) target(d sandbox.Denial) string {
-	host, port := s.destination(d)
+func (t *KernelTelemetry) target(d sandbox.Denial) string {
+	host, port := t.destination(d)
 	switch {
 	case host != "":
 		return d.Protocol + "://" + net.JoinHostPort(host, strconv.Itoa(int(port)))
@@ -158,30 +158,30 @@ func (s *Sidecar) target(d sandbox.Denial) string {
 // destination is where a refused call was to lead: a name, if the address stands
 // for one. It is empty for a connection to the proxy itself, which names its
 // destination only when it is established.
-func (s *Sidecar) destination(d sandbox.Denial) (host string, port uint16) {
+func (t *KernelTelemetry) destination(d sandbox.Denial) (host string, port uint16) {
 	if !d.Address.IsValid() {
 		return "", 0
 	}
 	addr := d.Address.Addr().Unmap()
-	if _, proxyPort, err := net.SplitHostPort(s.addresses.proxy); err == nil && strings.HasSuffix(d.Protocol, "tcp") &&
+	if _, proxyPort, err := net.SplitHostPort(t.cfg.ProxyAddress()); err == nil && strings.HasSuffix(d.Protocol, "tcp") &&
 		addr.IsLoopback() && proxyPort == strconv.Itoa(int(d.Address.Port())) {
 		return "", 0
 	}
-	return s.hostOf(addr), d.Address.Port()
+	return t.hostOf(addr), d.Address.Port()
 }
 
 // explainDenial says in the words of a refusal why a wall refused.
-func (s *Sidecar) explainDenial(d sandbox.Denial) (reason authz.Reason, detail, remedy string) {
+func (t *KernelTelemetry) explainDenial(d sandbox.Denial) (reason authz.Reason, detail, remedy string) {
 	switch d.Cause {
 	case sandbox.CauseLimit:
-		detail, remedy = s.explainLimit(d.Limit)
+		detail, remedy = t.explainLimit(d.Limit)
 		return authz.QuotaExceeded, detail, remedy
 	case sandbox.CauseBlocked:
 		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
 	case sandbox.CauseNamespace:
 		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""
 	case sandbox.CauseUngranted:
-		return s.explainUngranted(d.Address)
+		return t.explainUngranted(d.Address)
 	case sandbox.CauseMemory:
 		return authz.NotReady, "the kernel had no room to remember the connection", "try again later"
 	case sandbox.CausePolicy, sandbox.CauseEndpoint, sandbox.CauseAllowed, sandbox.CauseUntrusted:

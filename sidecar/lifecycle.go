@@ -27,15 +27,15 @@ func (s *Sidecar) Listen(ctx context.Context) error {
 	if err := s.bind(ctx); err != nil {
 		return err
 	}
-	s.install(s.config.Load())
+	s.policy.install(s.policy.config.Load())
 	s.announceStart()
-	return s.startMetering()
+	return s.telemetry.startMetering()
 }
 
 // announceStart prints what an operator should know at the start, or logs it beside a
 // plugin that somebody else starts.
 func (s *Sidecar) announceStart() {
-	for _, notice := range s.startNotices(time.Now()) {
+	for _, notice := range s.policy.startNotices(time.Now()) {
 		if s.cfg.External {
 			s.cfg.Log.Warn("start notice", zap.String("notice", notice))
 		} else {
@@ -47,8 +47,8 @@ func (s *Sidecar) announceStart() {
 // bind binds every door and then attaches the kernel programs, so that what
 // they redirect has somewhere to go.
 func (s *Sidecar) bind(ctx context.Context) error {
-	spec := &s.config.Load().Sidecar
-	s.self.resolve(ctx)
+	spec := &s.policy.config.Load().Sidecar
+	s.listening.self.resolve(ctx)
 	if !spec.Listen.Proxy.IsZero() {
 		if err := s.listenProxy(ctx, spec); err != nil {
 			return err
@@ -62,33 +62,33 @@ func (s *Sidecar) bind(ctx context.Context) error {
 			s.addOwn(addr)
 		}
 	}
-	if s.envoy != nil {
-		addr, err := s.envoy.Listen(ctx, spec.Listen.ExtAuthz.String())
+	if s.envoys.envoy != nil {
+		addr, err := s.envoys.envoy.Listen(ctx, spec.Listen.ExtAuthz.String())
 		if err != nil {
 			return fmt.Errorf("listen for ext_authz: %w", err)
 		}
-		s.addresses.extAuthz = addressText(addr)
+		s.listening.addresses.extAuthz = addressText(addr)
 		s.addOwn(addr)
 	}
-	if s.managed != nil {
-		if err := s.managed.listen(ctx); err != nil {
+	if s.envoys.managed != nil {
+		if err := s.envoys.managed.listen(ctx); err != nil {
 			return err
 		}
-		for _, at := range []netip.AddrPort{tcpAddress(s.managed.spec.Explicit), tcpAddress(s.managed.spec.Transparent)} {
+		for _, at := range []netip.AddrPort{tcpAddress(s.envoys.managed.spec.Explicit), tcpAddress(s.envoys.managed.spec.Transparent)} {
 			s.addOwn(net.TCPAddrFromAddrPort(at))
 		}
 	}
 	if err := s.admin.Listen(); err != nil {
 		return fmt.Errorf("listen for admin: %w", err)
 	}
-	s.addresses.admin = spec.Listen.Admin.String()
-	for _, w := range s.webs {
+	s.listening.addresses.admin = spec.Listen.Admin.String()
+	for _, w := range s.listening.webs {
 		if err := w.listen(ctx); err != nil {
 			return err
 		}
 		s.addOwn(w.listener.Addr())
 		if w.name == webMetrics {
-			s.addresses.metrics = w.listener.Addr().String()
+			s.listening.addresses.metrics = w.listener.Addr().String()
 		}
 	}
 	return nil
@@ -133,10 +133,10 @@ func Registry() string { return os.Getenv("CHAPERONE_REGISTRY") }
 // register lists the sidecar for revoke --all, and returns what takes it off
 // the list. A sidecar that cannot be listed serves all the same, and says so.
 func (s *Sidecar) register() (unregister func()) {
-	cfg := s.config.Load()
+	cfg := s.policy.config.Load()
 	off, err := admin.Register(Registry(), admin.Sidecar{
 		Plugin: string(s.name), Socket: s.admin.Socket(), PID: os.Getpid(),
-		StateDir: AbsPath(cfg.Sidecar.StateDir), Config: AbsPath(cfg.Path), Audit: AbsPath(s.audit.Status().File),
+		StateDir: AbsPath(cfg.Sidecar.StateDir), Config: AbsPath(cfg.Path), Audit: AbsPath(s.journal.audit.Status().File),
 	})
 	if w := s.otherSidecarWarning(); w != "" {
 		s.cfg.Log.Warn("second sidecar of the plugin", zap.String("detail", w))
@@ -159,10 +159,10 @@ func (s *Sidecar) register() (unregister func()) {
 
 // startWorkers runs what the doors depend on.
 func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
-	g.Go(func() error { return s.engine.Run(ctx, time.Now) })
-	g.Go(func() error { s.follow(ctx, s.followKernel); return nil })
-	g.Go(func() error { s.maintainTotals(ctx); return nil })
-	g.Go(func() error { s.maintainCounts(ctx); return nil })
+	g.Go(func() error { return s.policy.engine.Run(ctx, time.Now) })
+	g.Go(func() error { s.policy.follow(ctx, s.policy.followKernel); return nil })
+	g.Go(func() error { s.policy.maintainTotals(ctx); return nil })
+	g.Go(func() error { s.journal.maintainCounts(ctx); return nil })
 	if s.cfg.ReportDropped != nil {
 		g.Go(func() error {
 			defer s.cfg.ReportDropped()
@@ -176,23 +176,23 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 		}
 		return nil
 	})
-	g.Go(func() error { s.watchFiles(ctx); return nil })
-	g.Go(func() error { s.maintainTrust(ctx); return nil })
-	g.Go(func() error { s.watchHost(ctx); return nil })
-	if s.broker != nil {
-		g.Go(func() error { return s.broker.Run(ctx) })
-		g.Go(func() error { return s.closeTokens(ctx) })
-		g.Go(func() error { s.follow(ctx, func(*authz.Snapshot) { s.retainLeases(ctx) }); return nil })
+	g.Go(func() error { s.policy.watchFiles(ctx); return nil })
+	g.Go(func() error { s.plugin.maintainTrust(ctx); return nil })
+	g.Go(func() error { s.policy.watchHost(ctx); return nil })
+	if s.credentials.broker != nil {
+		g.Go(func() error { return s.credentials.broker.Run(ctx) })
+		g.Go(func() error { return s.credentials.closeTokens(ctx) })
+		g.Go(func() error { s.policy.follow(ctx, func(*authz.Snapshot) { s.policy.retainLeases(ctx) }); return nil })
 	}
 	if s.confinement.Kernel() {
 		g.Go(func() error {
-			defer func() { s.recordSuppressed(time.Now(), true); s.recordProbes(time.Now(), true) }()
+			defer func() { s.telemetry.recordSuppressed(time.Now(), true); s.telemetry.recordProbes(time.Now(), true) }()
 			return s.confinement.Run(ctx)
 		})
-		g.Go(func() error { s.watchUnmediated(ctx); return nil })
+		g.Go(func() error { s.telemetry.watchUnmediated(ctx); return nil })
 	}
 	g.Go(func() error {
-		tick(ctx, time.Minute, func() { s.self.resolve(ctx) })
+		tick(ctx, time.Minute, func() { s.listening.self.resolve(ctx) })
 		return nil
 	})
 }
@@ -200,24 +200,24 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 // startDoors runs what others talk to.
 func (s *Sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return s.admin.Run(ctx) })
-	if s.proxy != nil {
-		g.Go(func() error { return s.proxy.Serve(ctx, s.endpoints.proxy...) })
+	if s.egress.proxy != nil {
+		g.Go(func() error { return s.egress.proxy.Serve(ctx, s.listening.endpoints.proxy...) })
 	}
-	if s.resolver != nil {
-		for _, ends := range s.endpoints.resolvers {
-			g.Go(func() error { return s.resolver.Serve(ctx, ends.udp, ends.tcp) })
+	if s.egress.resolver != nil {
+		for _, ends := range s.listening.endpoints.resolvers {
+			g.Go(func() error { return s.egress.resolver.Serve(ctx, ends.udp, ends.tcp) })
 		}
 	}
 	if s.inbound != nil {
 		g.Go(func() error { return s.inbound.Run(ctx) })
 	}
-	if s.envoy != nil {
-		g.Go(func() error { return s.envoy.Run(ctx) })
+	if s.envoys.envoy != nil {
+		g.Go(func() error { return s.envoys.envoy.Run(ctx) })
 	}
-	if s.managed != nil {
-		s.managed.run(ctx, g)
+	if s.envoys.managed != nil {
+		s.envoys.managed.run(ctx, g)
 	}
-	for _, w := range s.webs {
+	for _, w := range s.listening.webs {
 		g.Go(func() error { return w.run(ctx) })
 	}
 }
@@ -227,10 +227,10 @@ func (s *Sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
 func (s *Sidecar) awaitReady(ctx context.Context) {
 	const pause = 250 * time.Millisecond
 	for ctx.Err() == nil {
-		if s.broker != nil && s.needsVault() {
-			if err := s.broker.Login(ctx); vault.Permanent(err) {
+		if s.credentials.broker != nil && s.policy.needsVault() {
+			if err := s.credentials.broker.Login(ctx); vault.Permanent(err) {
 				select {
-				case s.loginFailed <- err:
+				case s.credentials.loginFailed <- err:
 				default: // serve waits on, since files may be replaced
 				}
 			}
@@ -254,15 +254,15 @@ func (s *Sidecar) announceReady() {
 	if !s.cfg.External {
 		return
 	}
-	s.cfg.Log.Info("ready", zap.String("plugin", string(s.name)), zap.String("proxy", s.addresses.proxy),
-		zap.String("ext_authz", s.addresses.extAuthz), zap.String("admin", s.addresses.admin), zap.String("metrics", s.addresses.metrics),
-		zap.String("certificates", s.certificates()))
+	s.cfg.Log.Info("ready", zap.String("plugin", string(s.name)), zap.String("proxy", s.listening.addresses.proxy),
+		zap.String("ext_authz", s.listening.addresses.extAuthz), zap.String("admin", s.listening.addresses.admin), zap.String("metrics", s.listening.addresses.metrics),
+		zap.String("certificates", s.plugin.certificates()))
 	notifyReady()
 }
 
 // needsVault reports whether any rule in force has a credential.
-func (s *Sidecar) needsVault() bool {
-	return len(s.engine.Current().CredentialRefs(s.name, time.Now())) > 0
+func (c *PolicyControl) needsVault() bool {
+	return len(c.engine.Current().CredentialRefs(c.cfg.Plugin, time.Now())) > 0
 }
 
 // check is one thing that readiness takes.
@@ -274,23 +274,23 @@ type check struct {
 // checks returns what readiness takes, each with what is wrong with it.
 func (s *Sidecar) checks() []check {
 	policy := check{"policy", nil}
-	if !s.engine.Current().Ready() {
+	if !s.policy.engine.Current().Ready() {
 		policy.err = errors.New("no policy is loaded")
 	}
-	out := []check{policy, {"audit", s.audit.Healthy()}}
-	if s.needsVault() {
+	out := []check{policy, {"audit", s.journal.audit.Healthy()}}
+	if s.policy.needsVault() {
 		c := check{"vault", nil}
-		if s.broker == nil {
+		if s.credentials.broker == nil {
 			c.err = errors.New("a grant has a credential and no Vault is configured")
-		} else if !s.broker.Status().LoggedIn {
+		} else if !s.credentials.broker.Status().LoggedIn {
 			c.err = errors.New("not logged in")
-			if cause := s.broker.Status().LoginErr; cause != "" {
+			if cause := s.credentials.broker.Status().LoginErr; cause != "" {
 				c.err = fmt.Errorf("not logged in: %s", cause)
 			}
 		}
 		out = append(out, c)
 	}
-	if s.config.Load().Sidecar.Kernel == configs.KernelRequired && s.cfg.Confine {
+	if s.policy.config.Load().Sidecar.Kernel == configs.KernelRequired && s.cfg.Confine {
 		c := check{"kernel", nil}
 		c.err = s.confinement.Check()
 		out = append(out, c)
@@ -313,27 +313,27 @@ func (s *Sidecar) checkReady() error {
 	return nil
 }
 
-// Close gives back what newSidecar took, in reverse.
+// Close gives back what New took, in reverse.
 func (s *Sidecar) Close() error {
 	var errs []error
 	errs = append(errs, s.confinement.Close())
-	for _, l := range s.endpoints.proxy {
+	for _, l := range s.listening.endpoints.proxy {
 		_ = l.Close() // closed by Serve already when the proxy ran
 	}
 	if s.inbound != nil {
 		s.inbound.Close() // likewise
 	}
-	errs = append(errs, s.streams.restore(), s.forgetChowned())
-	if s.trust != nil {
-		errs = append(errs, s.trust.Close())
+	errs = append(errs, s.plugin.streams.restore(), s.plugin.forgetChowned())
+	if s.plugin.trust != nil {
+		errs = append(errs, s.plugin.trust.Close())
 	}
-	if s.audit != nil {
-		errs = append(errs, s.audit.Close())
+	if s.journal.audit != nil {
+		errs = append(errs, s.journal.audit.Close())
 	}
-	if s.state != nil {
-		errs = append(errs, s.saveUsedExactly())
-		s.advanceHistory() // a copy that was made while it ran is an older one from now on
-		errs = append(errs, s.state.Close())
+	if s.policy.state != nil {
+		errs = append(errs, s.policy.saveUsedExactly())
+		s.policy.advanceHistory() // a copy that was made while it ran is an older one from now on
+		errs = append(errs, s.policy.state.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -341,23 +341,23 @@ func (s *Sidecar) Close() error {
 // maintainTotals writes down what is used of limits before accesses have to wait for it,
 // and what the kernel counts, of which a loss of power forgets at most the last
 // moment.
-func (s *Sidecar) maintainTotals(ctx context.Context) {
+func (c *PolicyControl) maintainTotals(ctx context.Context) {
 	tick(ctx, time.Second, func() {
-		if err := s.saveUsed(); err != nil {
-			s.cfg.Log.Error("usage not written", zap.Error(err))
+		if err := c.saveUsed(); err != nil {
+			c.cfg.Log.Error("usage not written", zap.Error(err))
 		}
 	})
 }
 
 // maintainCounts writes the counts of equal refusals once their minute is over.
-func (s *Sidecar) maintainCounts(ctx context.Context) {
-	tick(ctx, 5*time.Second, func() { s.flushCounts(false) })
+func (j *journal) maintainCounts(ctx context.Context) {
+	tick(ctx, 5*time.Second, func() { j.flushCounts(false) })
 }
 
 // flushCounts writes the counts of equal refusals that are due, or all.
-func (s *Sidecar) flushCounts(all bool) {
-	if err := s.audit.Flush(time.Now(), all); err != nil {
-		s.cfg.Log.Error("counts of refusals not recorded", zap.Error(err))
+func (j *journal) flushCounts(all bool) {
+	if err := j.audit.Flush(time.Now(), all); err != nil {
+		j.log.Error("counts of refusals not recorded", zap.Error(err))
 	}
 }
 
@@ -378,7 +378,7 @@ func tick(ctx context.Context, interval time.Duration, f func()) {
 // addOwn adds a listener of our own to what is never dialled.
 func (s *Sidecar) addOwn(addr net.Addr) {
 	if at := addrPort(addr); at.IsValid() {
-		s.self.listeners = append(s.self.listeners, at)
+		s.listening.self.listeners = append(s.listening.self.listeners, at)
 	}
 }
 
@@ -398,19 +398,19 @@ func addressText(addr net.Addr) string {
 }
 
 // install puts the policy of the configuration in force.
-func (s *Sidecar) install(cfg *configs.Config) uint64 {
-	s.config.Store(cfg)
-	if s.cfg.SetLevel != nil {
-		s.cfg.SetLevel(cfg.Sidecar.LogLevel)
+func (c *PolicyControl) install(cfg *configs.Config) uint64 {
+	c.config.Store(cfg)
+	if c.cfg.SetLevel != nil {
+		c.cfg.SetLevel(cfg.Sidecar.LogLevel)
 	}
-	if err := s.placeholders.follow(string(s.name), cfg.Grants); err != nil {
-		s.cfg.Log.Error("a placeholder is missing", zap.Error(err))
+	if err := c.cfg.Placeholders().follow(string(c.cfg.Plugin), cfg.Grants); err != nil {
+		c.cfg.Log.Error("a placeholder is missing", zap.Error(err))
 	}
-	s.allowConnects()
-	generation := s.engine.Install(cfg.Policy)
-	s.metrics.reloadOK.Set(1)
-	s.metrics.follow(cfg.Grants, s.ledger.Report(s.engine.Current(), s.name, time.Now()))
-	if stop := s.stopWatch.Load(); stop != nil {
+	c.cfg.Telemetry.allowConnects()
+	generation := c.engine.Install(cfg.Policy)
+	c.cfg.Metrics.reloadOK.Set(1)
+	c.cfg.Metrics.follow(cfg.Grants, c.ledger.Report(c.engine.Current(), c.cfg.Plugin, time.Now()))
+	if stop := c.stopWatch.Load(); stop != nil {
 		(*stop)() // the new configuration may name other files
 	}
 	return generation
@@ -418,12 +418,12 @@ func (s *Sidecar) install(cfg *configs.Config) uint64 {
 
 // limitExceeded says that a limit which a door keeps was exceeded: once, until it
 // recovers.
-func (s *Sidecar) limitExceeded(c authz.Crossing) {
+func (t *KernelTelemetry) limitExceeded(c authz.Crossing) {
 	name := c.Grant
 	if c.Rule != "" {
 		name += "/" + c.Rule
 	}
-	s.metrics.crossings.WithLabelValues(name + " " + c.Kind.String()).Inc()
+	t.cfg.Metrics.crossings.WithLabelValues(name + " " + c.Kind.String()).Inc()
 	detail := fmt.Sprintf("%s exceeded: %s; ", c.Kind, limitText(authz.UsageOf{Kind: c.Kind, Limit: c.Limit}))
 	switch c.Action {
 	case authz.OnExceededKill:
@@ -435,27 +435,34 @@ func (s *Sidecar) limitExceeded(c authz.Crossing) {
 	default:
 		detail += "only observed"
 	}
-	s.record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, UID: -1, Detail: detail})
+	t.cfg.Record(&authz.Record{Kind: authz.KindLimit, Reason: authz.QuotaExceeded.String(), Grant: c.Grant, Rule: c.Rule, UID: -1, Detail: detail})
 	if c.Action == authz.OnExceededKill {
-		s.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
+		t.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
 			fmt.Sprintf("ask for a higher limits.%s in grant %s", c.Kind, c.Grant))
-		if err := s.confinement.Kill(); err != nil {
-			s.cfg.Log.Error("the plugin over its limit could not be ended", zap.Error(err))
+		if err := t.cfg.Confinement().Kill(); err != nil {
+			t.cfg.Log.Error("the plugin over its limit could not be ended", zap.Error(err))
 		}
 	}
 }
 
 // listenProxy binds the proxy and the resolver where the plugin reaches them.
 func (s *Sidecar) listenProxy(ctx context.Context, spec *configs.Sidecar) (err error) {
-	s.endpoints, err = s.confinement.Bind(ctx, spec.Listen.Proxy.Addr)
+	s.listening.endpoints, err = s.confinement.Bind(ctx, spec.Listen.Proxy.Addr)
 	if err != nil {
 		return err
 	}
-	s.addresses.proxy = s.endpoints.proxy[0].Addr().String()
+	s.listening.addresses.proxy = s.listening.endpoints.proxy[0].Addr().String()
 	if s.confinement.OfHost() {
-		for _, addr := range s.endpoints.all() {
+		for _, addr := range s.listening.endpoints.all() {
 			s.addOwn(addr)
 		}
 	}
 	return nil
+}
+
+// Reload reads the files again and puts them in force, for an actor that the audit log
+// names. It returns what has changed. Files that cannot be used change nothing; that is
+// also recorded and logged.
+func (s *Sidecar) Reload(ctx context.Context, actor string) (changes []string, err error) {
+	return s.policy.Reload(ctx, actor)
 }

@@ -36,20 +36,20 @@ type suppressed struct {
 
 // enforceLimits has the kernel enforce the limits of the policy in force. It
 // looks at the policy under a lock, so that an older one never replaces a newer.
-func (s *Sidecar) enforceLimits() error {
-	s.limits.setting.Lock()
-	defer s.limits.setting.Unlock()
+func (t *KernelTelemetry) enforceLimits() error {
+	t.limits.setting.Lock()
+	defer t.limits.setting.Unlock()
 	var all []ebpf.Limit
 	named := map[string]authz.MeteredLimit{}
-	for _, m := range s.ledger.Metered(s.engine.Current(), s.name, time.Now()) {
+	for _, m := range t.cfg.Ledger.Metered(t.cfg.Engine.Current(), t.cfg.Plugin, time.Now()) {
 		l := kernelLimit(m)
 		all = append(all, l)
 		named[l.Name] = m
 	}
-	if err := s.confinement.Limit(all); err != nil {
+	if err := t.cfg.Confinement().Limit(all); err != nil {
 		return fmt.Errorf("set limits in the kernel: %w", err)
 	}
-	s.limits.replace(named)
+	t.limits.replace(named)
 	return nil
 }
 
@@ -226,18 +226,18 @@ func (l *limits) due(now time.Time, all bool) (due []suppressed) {
 
 // limitExceededInKernel records that a limit began to refuse, once until it has
 // recovered. What the limit asks for has been done by then.
-func (s *Sidecar) limitExceededInKernel(c ebpf.LimitEvent) {
-	m := s.limits.note(c)
+func (t *KernelTelemetry) limitExceededInKernel(c ebpf.LimitEvent) {
+	m := t.limits.note(c)
 	if c.Recovered {
-		s.cfg.Log.Info("a limit lets through again", zap.String("limit", c.Limit.Name))
+		t.cfg.Log.Info("a limit lets through again", zap.String("limit", c.Limit.Name))
 		return
 	}
-	s.metrics.crossings.WithLabelValues(c.Limit.Name).Inc()
-	if s.limits.suppress(m, c) {
-		s.recordCrossing(m, c, 1)
+	t.cfg.Metrics.crossings.WithLabelValues(c.Limit.Name).Inc()
+	if t.limits.suppress(m, c) {
+		t.recordCrossing(m, c, 1)
 	}
-	if s.limits.print(c) {
-		s.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s; %s", m.Kind, m.Grant, meteredText(m), actionText(c.Limit)), limitRemedy(m))
+	if t.limits.print(c) {
+		t.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s; %s", m.Kind, m.Grant, meteredText(m), actionText(c.Limit)), limitRemedy(m))
 	}
 }
 
@@ -271,25 +271,25 @@ func refuses(l ebpf.Limit) bool {
 }
 
 // recordSuppressed records the crossings that came soon after others, as one.
-func (s *Sidecar) recordSuppressed(now time.Time, all bool) {
-	for _, t := range s.limits.due(now, all) {
-		s.recordCrossing(t.limit, t.last, t.again)
+func (t *KernelTelemetry) recordSuppressed(now time.Time, all bool) {
+	for _, due := range t.limits.due(now, all) {
+		t.recordCrossing(due.limit, due.last, due.again)
 	}
 }
 
-func (s *Sidecar) recordCrossing(m authz.MeteredLimit, c ebpf.LimitEvent, count int) {
-	s.record(&authz.Record{
+func (t *KernelTelemetry) recordCrossing(m authz.MeteredLimit, c ebpf.LimitEvent, count int) {
+	t.cfg.Record(&authz.Record{
 		Time: c.Time, Kind: authz.KindLimit, Door: authz.DoorKernel, Reason: authz.QuotaExceeded.String(), Grant: m.Grant, Count: count,
-		PID: int(c.PID), Exe: c.Comm, UID: s.offenderUID(c), Detail: fmt.Sprintf("%s exceeded: %s; %s", m.Kind, meteredText(m), actionText(c.Limit)),
+		PID: int(c.PID), Exe: c.Comm, UID: t.offenderUID(c), Detail: fmt.Sprintf("%s exceeded: %s; %s", m.Kind, meteredText(m), actionText(c.Limit)),
 	})
 }
 
 // offenderUID is the user of who crossed a limit; -1 when nobody is known.
-func (s *Sidecar) offenderUID(c ebpf.LimitEvent) int {
+func (t *KernelTelemetry) offenderUID(c ebpf.LimitEvent) int {
 	if c.PID == 0 {
 		return -1
 	}
-	return s.confinement.UID()
+	return t.cfg.Confinement().UID()
 }
 
 // meteredText is a limit as the grant states it.
@@ -324,12 +324,12 @@ func actionText(l ebpf.Limit) string {
 }
 
 // explainLimit says in the words of a refusal that a limit refused.
-func (s *Sidecar) explainLimit(name string) (detail, remedy string) {
-	m, ok := s.limits.named(name)
+func (t *KernelTelemetry) explainLimit(name string) (detail, remedy string) {
+	m, ok := t.limits.named(name)
 	if !ok {
 		return "a limit is used up", ""
 	}
-	detail = fmt.Sprintf("%s may use %s: %s, and has", s.name, m.Kind, meteredText(m))
+	detail = fmt.Sprintf("%s may use %s: %s, and has", t.cfg.Plugin, m.Kind, meteredText(m))
 	return detail, limitRemedy(m)
 }
 

@@ -45,20 +45,20 @@ func unmediated(u ebpf.Usage) uint64 {
 }
 
 // watch looks for strays once a second until ctx ends.
-func (s *Sidecar) watchUnmediated(ctx context.Context) {
+func (t *KernelTelemetry) watchUnmediated(ctx context.Context) {
 	tick(ctx, time.Second, func() {
-		strays, err := s.confinement.Unmediated()
+		strays, err := t.cfg.Confinement().Unmediated()
 		if err != nil {
-			s.cfg.Log.Error("connections that nobody handles cannot be listed", zap.Error(err))
+			t.cfg.Log.Error("connections that nobody handles cannot be listed", zap.Error(err))
 			return
 		}
-		fresh := s.mediation.fresh(strays)
+		fresh := t.mediation.fresh(strays)
 		for _, one := range fresh[:min(len(fresh), maxUnmediated)] {
-			s.recordUnmediated(one)
+			t.recordUnmediated(one)
 		}
 		if more := len(fresh) - maxUnmediated; more > 0 {
-			s.record(&authz.Record{
-				Kind: authz.KindStray, Door: authz.DoorKernel, UID: s.confinement.UID(), Count: more,
+			t.cfg.Record(&authz.Record{
+				Kind: authz.KindStray, Door: authz.DoorKernel, UID: t.cfg.Confinement().UID(), Count: more,
 				Detail: "more connections that nobody handled",
 			})
 		}
@@ -94,23 +94,23 @@ func (m *mediation) total(u ebpf.Usage) uint64 {
 
 // recordUnmediated records a connection that the kernel let through and that nobody
 // handled. Nothing has passed on it: it waits.
-func (s *Sidecar) recordUnmediated(one ebpf.UnmediatedConn) {
+func (t *KernelTelemetry) recordUnmediated(one ebpf.UnmediatedConn) {
 	r := &authz.Record{
-		Kind: authz.KindStray, Door: authz.DoorKernel, PID: int(one.PID), UID: s.confinement.UID(), Exe: one.Comm,
+		Kind: authz.KindStray, Door: authz.DoorKernel, PID: int(one.PID), UID: t.cfg.Confinement().UID(), Exe: one.Comm,
 		Detail: fmt.Sprintf("since %s: %s", one.Since.UTC().Format(time.RFC3339Nano), one.Why),
 	}
 	if one.Original.IsValid() {
-		r.Host, r.Port = s.hostOf(one.Original.Addr()), one.Original.Port()
+		r.Host, r.Port = t.hostOf(one.Original.Addr()), one.Original.Port()
 	}
-	s.record(r)
-	s.cfg.Log.Warn("a connection of the plugin's was not handled", zap.Uint32("pid", one.PID), zap.String("comm", one.Comm),
+	t.cfg.Record(r)
+	t.cfg.Log.Warn("a connection of the plugin's was not handled", zap.Uint32("pid", one.PID), zap.String("comm", one.Comm),
 		zap.Stringer("destination", one.Original), zap.String("why", one.Why))
 }
 
 // mediationStatus says what became of the connections that the kernel let
 // through; nil when it cannot be read.
-func (s *Sidecar) mediationStatus(now time.Time) *admin.Mediation {
-	u, err := s.confinement.Usage()
+func (t *KernelTelemetry) mediationStatus(now time.Time) *admin.Mediation {
+	u, err := t.cfg.Confinement().Usage()
 	if err != nil {
 		return nil
 	}
@@ -118,7 +118,7 @@ func (s *Sidecar) mediationStatus(now time.Time) *admin.Mediation {
 		Admitted: u.Connections, Handled: u.Identified, Abandoned: u.Abandoned, Pending: u.Pending, Unmediated: unmediated(u),
 		Ended: u.Ended, Strays: []admin.Stray{},
 	}
-	strays, err := s.confinement.Unmediated()
+	strays, err := t.cfg.Confinement().Unmediated()
 	if err != nil {
 		return out
 	}

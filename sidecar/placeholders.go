@@ -40,9 +40,9 @@ type placeholders struct {
 func (s *Sidecar) makePlaceholders(*configs.Sidecar) (err error) {
 	file := ""
 	if s.cfg.External {
-		file = s.state.path(placeholdersFile)
+		file = s.policy.state.path(placeholdersFile)
 	}
-	s.placeholders, err = newPlaceholders(file)
+	s.plugin.placeholders, err = newPlaceholders(file)
 	return err
 }
 

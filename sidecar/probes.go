@@ -95,21 +95,21 @@ func (p *libraryProbes) split(refused uint64) (refusals, probes uint64) {
 }
 
 // probed records a look-up that a library of the plugin made by itself.
-func (s *Sidecar) probed(probe authz.Probe, r authz.Record) {
+func (t *KernelTelemetry) probed(probe authz.Probe, r authz.Record) {
 	r.Kind, r.Reason = authz.KindProbe, authz.DestinationNotGranted.String()
-	r.Plugin, r.Generation = string(s.name), s.engine.Current().Generation()
+	r.Plugin, r.Generation = string(t.cfg.Plugin), t.cfg.Engine.Current().Generation()
 	r.Detail = string(probe) + ": a look-up that a library makes by itself; refused"
 	if r.Time.IsZero() {
 		r.Time = time.Now()
 	}
-	s.metrics.probes.WithLabelValues(string(probe)).Add(float64(max(r.Count, 1)))
-	if now := s.probes.fold(probe, r); now != nil {
-		s.record(now)
+	t.cfg.Metrics.probes.WithLabelValues(string(probe)).Add(float64(max(r.Count, 1)))
+	if now := t.probes.fold(probe, r); now != nil {
+		t.cfg.Record(now)
 	}
 }
 
 // probedSocket is probed for a Unix socket. It reports whether the denial is a probe.
-func (s *Sidecar) probedSocket(d sandbox.Denial) bool {
+func (t *KernelTelemetry) probedSocket(d sandbox.Denial) bool {
 	if d.Cause != sandbox.CausePolicy || d.Hook != sandbox.HookConnectUnix && d.Hook != sandbox.HookSendmsgUnix {
 		return false
 	}
@@ -117,8 +117,8 @@ func (s *Sidecar) probedSocket(d sandbox.Denial) bool {
 	if probe == "" {
 		return false
 	}
-	s.probes.addBlocked(d.Count)
-	s.probed(probe, authz.Record{
+	t.probes.addBlocked(d.Count)
+	t.probed(probe, authz.Record{
 		Time: d.Time, Door: authz.DoorKernel, Scheme: "unix", Path: d.Path, PID: int(d.PID), UID: int(d.UID), Exe: exeOf(d),
 		Count: int(min(d.Count, 1<<31)),
 	})
@@ -126,13 +126,13 @@ func (s *Sidecar) probedSocket(d sandbox.Denial) bool {
 }
 
 // probedName is probed for a name that the resolver was asked for.
-func (s *Sidecar) probedName(probe authz.Probe, name string) {
-	s.probed(probe, authz.Record{Door: authz.DoorProxy, Host: name, UID: -1})
+func (t *KernelTelemetry) probedName(probe authz.Probe, name string) {
+	t.probed(probe, authz.Record{Door: authz.DoorProxy, Host: name, UID: -1})
 }
 
 // recordProbes records the probes that came again since they were last recorded.
-func (s *Sidecar) recordProbes(now time.Time, all bool) {
-	for _, r := range s.probes.due(now, all) {
-		s.record(&r)
+func (t *KernelTelemetry) recordProbes(now time.Time, all bool) {
+	for _, r := range t.probes.due(now, all) {
+		t.cfg.Record(&r)
 	}
 }

@@ -73,87 +73,90 @@ func bootClock() (boot string, since time.Duration) {
 }
 
 // restoreUsed puts back what earlier runs have used of limits.
-func (s *Sidecar) restoreUsed() error {
-	if err := s.state.load(totalsFile, &s.used); err != nil {
+func (c *PolicyControl) restoreUsed() error {
+	if err := c.state.load(totalsFile, &c.used); err != nil {
 		return err
 	}
 	var written writtenRates
-	if err := s.state.load(ratesFile, &written); err != nil {
+	if err := c.state.load(ratesFile, &written); err != nil {
 		return err
 	}
 	now := time.Now()
 	boot, since := bootClock()
 	rates, err := written.standing(now, boot, since)
 	if err != nil {
-		return fmt.Errorf("load %s: %w", s.state.path(ratesFile), err)
+		return fmt.Errorf("load %s: %w", c.state.path(ratesFile), err)
 	}
-	s.used.Rates, s.restored = rates, true
-	s.ledger.Restore(s.used, now)
-	s.ledger.MarkPersisted(s.used)
+	c.used.Rates, c.restored = rates, true
+	c.ledger.Restore(c.used, now)
+	c.ledger.MarkPersisted(c.used)
 	return nil
 }
 
 // saveUsed writes down what is used of limits, with what the ledger sets aside, and
 // the reading of the counters up to which that is so, unless it says nothing new.
-func (s *Sidecar) saveUsed() error {
-	s.saving.Lock()
-	defer s.saving.Unlock()
+func (c *PolicyControl) saveUsed() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
 	now := time.Now()
-	used, due := s.ledger.Reserve(now)
-	return s.writeUsed(used, due, now)
+	used, due := c.ledger.Reserve(now)
+	return c.writeUsed(used, due, now)
 }
 
 // saveUsedExactly is saveUsed at an orderly end: nothing is set aside.
-func (s *Sidecar) saveUsedExactly() error {
-	if !s.restored {
+func (c *PolicyControl) saveUsedExactly() error {
+	if !c.restored {
 		return nil // what is written is not known
 	}
-	s.saving.Lock()
-	defer s.saving.Unlock()
+	c.saving.Lock()
+	defer c.saving.Unlock()
 	now := time.Now()
-	used := s.ledger.State(now)
-	return s.writeUsed(used, !reflect.DeepEqual(used.Rates, s.used.Rates), now)
+	used := c.ledger.State(now)
+	return c.writeUsed(used, !reflect.DeepEqual(used.Rates, c.used.Rates), now)
 }
 
 // writeUsed writes rates first: a reading that is older than they are charges
 // something twice, and never nothing.
-func (s *Sidecar) writeUsed(used authz.State, rates bool, now time.Time) error {
-	if s.cfg.Cgroup == "" {
+func (c *PolicyControl) writeUsed(used authz.State, rates bool, now time.Time) error {
+	if c.cfg.Cgroup == "" {
 		used.Samples = nil
 	}
 	for i := range used.Samples {
 		used.Samples[i].At = used.Samples[i].At.Truncate(time.Minute) // a reading that says nothing new is none
 	}
 	if rates {
-		if err := s.state.save(ratesFile, writeRates(used.Rates, now)); err != nil {
+		if err := c.state.save(ratesFile, writeRates(used.Rates, now)); err != nil {
 			return err
 		}
-		s.used.Rates = used.Rates
+		c.used.Rates = used.Rates
 	}
-	if !reflect.DeepEqual(used.Totals, s.used.Totals) || !reflect.DeepEqual(used.Samples, s.used.Samples) {
-		if err := s.state.save(totalsFile, used); err != nil {
+	if !reflect.DeepEqual(used.Totals, c.used.Totals) || !reflect.DeepEqual(used.Samples, c.used.Samples) {
+		if err := c.state.save(totalsFile, used); err != nil {
 			return err
 		}
-		s.used.Totals, s.used.Samples = used.Totals, used.Samples
+		c.used.Totals, c.used.Samples = used.Totals, used.Samples
 	}
-	s.ledger.MarkPersisted(authz.State{Totals: s.used.Totals, Rates: s.used.Rates})
+	c.ledger.MarkPersisted(authz.State{Totals: c.used.Totals, Rates: c.used.Rates})
 	return nil
 }
 
 // restoreKernelUsage charges what the kernel still holds of the limits that a killed sidecar
 // had it enforce: it knows to the last call and packet what was used.
-func (s *Sidecar) restoreKernelUsage() {
+func (t *KernelTelemetry) restoreKernelUsage() {
 	now := time.Now()
 	var left authz.State
-	for _, m := range s.ledger.Metered(s.engine.Current(), s.name, now) {
-		standing, ok := s.confinement.UsedBefore(kernelLimit(m))
+	for _, m := range t.cfg.Ledger.Metered(t.cfg.Engine.Current(), t.cfg.Plugin, now) {
+		standing, ok := t.cfg.Confinement().UsedBefore(kernelLimit(m))
 		switch {
 		case !ok:
 		case standing.Period == 0:
-			left.Totals = append(left.Totals, authz.Total{Plugin: string(s.name), Grant: m.Grant, Kind: m.Kind.String(), Used: standing.Used})
+			left.Totals = append(left.Totals, authz.Total{Plugin: string(t.cfg.Plugin), Grant: m.Grant, Kind: m.Kind.String(), Used: standing.Used})
 		default:
-			left.Rates = append(left.Rates, authz.Rate{Plugin: string(s.name), Grant: m.Grant, Kind: m.Kind.String(), Period: standing.Period, Empty: now.Add(standing.Debt)})
+			left.Rates = append(left.Rates, authz.Rate{Plugin: string(t.cfg.Plugin), Grant: m.Grant, Kind: m.Kind.String(), Period: standing.Period, Empty: now.Add(standing.Debt)})
 		}
 	}
-	s.ledger.Restore(left, now)
+	t.cfg.Ledger.Restore(left, now)
 }
+
+// charged reports whether an earlier run wrote down up to where counters were charged.
+func (c *PolicyControl) charged() bool { return len(c.used.Samples) > 0 }

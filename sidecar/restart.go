@@ -10,8 +10,8 @@ import (
 
 // restartPending returns the fields of the Sidecar that were loaded and take
 // effect at a restart, as in listen.proxy.
-func (s *Sidecar) restartPending() []string {
-	return restartFields(s.running, s.config.Load().Sidecar)
+func (c *PolicyControl) restartPending() []string {
+	return restartFields(c.running, c.config.Load().Sidecar)
 }
 
 // restartFields returns the fields by which a loaded Sidecar differs from the one

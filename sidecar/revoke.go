@@ -19,9 +19,9 @@ import (
 
 // follow calls act with each generation, the present one first, until ctx
 // ends. The doors follow by themselves.
-func (s *Sidecar) follow(ctx context.Context, act func(*authz.Snapshot)) {
+func (c *PolicyControl) follow(ctx context.Context, act func(*authz.Snapshot)) {
 	for {
-		snapshot := s.engine.Current()
+		snapshot := c.engine.Current()
 		act(snapshot)
 		select {
 		case <-ctx.Done():
@@ -33,53 +33,53 @@ func (s *Sidecar) follow(ctx context.Context, act func(*authz.Snapshot)) {
 
 // followKernel keeps the kernel's door and the plugin's life in line with what
 // is revoked.
-func (s *Sidecar) followKernel(*authz.Snapshot) {
-	if err := s.enforceLevel(); err != nil {
-		s.cfg.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+func (c *PolicyControl) followKernel(*authz.Snapshot) {
+	if err := c.enforceLevel(); err != nil {
+		c.cfg.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
 	}
-	if err := s.enforceLimits(); err != nil {
-		s.cfg.Log.Error("the limits in force are not the kernel's", zap.Error(err))
+	if err := c.cfg.Telemetry.enforceLimits(); err != nil {
+		c.cfg.Log.Error("the limits in force are not the kernel's", zap.Error(err))
 	}
-	s.followSockets()
-	s.allowConnects() // the sidecar may have ended observing
+	c.cfg.Telemetry.followSockets()
+	c.cfg.Telemetry.allowConnects() // the sidecar may have ended observing
 }
 
 // retainLeases has the leases revoked that nothing in force needs. What Vault
 // does not confirm in time, the broker tries again.
-func (s *Sidecar) retainLeases(ctx context.Context) {
-	s.leasing.Lock()
-	defer s.leasing.Unlock()
+func (c *PolicyControl) retainLeases(ctx context.Context) {
+	c.leasing.Lock()
+	defer c.leasing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
-	s.retain(ctx, s.engine.Current().CredentialRefs(s.name, time.Now()))
+	c.cfg.Credentials.retain(ctx, c.engine.Current().CredentialRefs(c.cfg.Plugin, time.Now()))
 }
 
 // enforceLevel brings the kernel, and what comes in, in line with what is
 // revoked now. It looks under a lock, so that who looked earlier never undoes
 // what who looked later has done.
-func (s *Sidecar) enforceLevel() error {
-	level, err := s.reconcile()
+func (c *PolicyControl) enforceLevel() error {
+	level, err := c.reconcile()
 	switch level {
 	case authz.LevelHalt:
-		return errors.Join(s.confinement.Kill(), err)
+		return errors.Join(c.cfg.Confinement().Kill(), err)
 	case authz.LevelQuarantine:
-		return errors.Join(err, s.allowSockets()) // none
+		return errors.Join(err, c.cfg.Telemetry.allowSockets()) // none
 	case authz.LevelPause:
 	}
 	return err
 }
 
-func (s *Sidecar) reconcile() (level authz.Level, err error) {
-	s.enforcing.Lock()
-	defer s.enforcing.Unlock()
-	level = s.engine.Current().RevokedLevel(s.name, time.Now())
-	if s.confinement.Kernel() {
-		err = s.confinement.Block(level == authz.LevelQuarantine || level == authz.LevelHalt)
+func (c *PolicyControl) reconcile() (level authz.Level, err error) {
+	c.enforcing.Lock()
+	defer c.enforcing.Unlock()
+	level = c.engine.Current().RevokedLevel(c.cfg.Plugin, time.Now())
+	if c.cfg.Confinement().Kernel() {
+		err = c.cfg.Confinement().Block(level == authz.LevelQuarantine || level == authz.LevelHalt)
 	}
-	if s.inbound != nil {
-		s.inbound.Enforce(level)
+	if c.cfg.Inbound() != nil {
+		c.cfg.Inbound().Enforce(level)
 	}
-	s.cutDirect(level)
+	c.cutDirect(level)
 	return level, err
 }
 
@@ -105,45 +105,45 @@ type revocationResult struct {
 
 // revoke takes access away: first it cuts, then it persists, records and tells
 // Vault, so that neither a full disk nor a dead Vault delays it.
-func (s *Sidecar) revoke(ctx context.Context, req RevocationRequest) (revocationResult, error) {
-	revocation, err := newRevocation(string(s.name), s.config.Load().Grants, req)
+func (c *PolicyControl) revoke(ctx context.Context, req RevocationRequest) (revocationResult, error) {
+	revocation, err := newRevocation(string(c.cfg.Plugin), c.config.Load().Grants, req)
 	if err != nil {
 		return revocationResult{}, err
 	}
 	// Taken before the cut if it is free, so that the answer can say what Vault
 	// confirmed; never waited for.
-	leasing := s.leasing.TryLock()
-	out := s.cut(revocation)
+	leasing := c.leasing.TryLock()
+	out := c.cut(revocation)
 	if !leasing {
-		s.leasing.Lock()
+		c.leasing.Lock()
 	}
-	defer s.leasing.Unlock()
-	if s.broker != nil && revocation.Level != authz.LevelPause {
-		out.vault = s.revokeLeases(ctx, revocation)
+	defer c.leasing.Unlock()
+	if c.cfg.Credentials.broker != nil && revocation.Level != authz.LevelPause {
+		out.vault = c.revokeLeases(ctx, revocation)
 	}
 	return out, nil
 }
 
 // cut puts a revocation in force, ends what it takes away from, and then
 // persists and records it.
-func (s *Sidecar) cut(revocation authz.Revocation) revocationResult {
-	s.cutting.Lock()
-	defer s.cutting.Unlock()
-	if known, ok := findRevocation(s.engine.Current().Revocations(), revocation.ID); ok {
+func (c *PolicyControl) cut(revocation authz.Revocation) revocationResult {
+	c.cutting.Lock()
+	defer c.cutting.Unlock()
+	if known, ok := findRevocation(c.engine.Current().Revocations(), revocation.ID); ok {
 		// It was read from the files of the host before it came by the admin socket.
-		out := s.answers[revocation.ID]
+		out := c.answers[revocation.ID]
 		out.revocation = known
 		return out
 	}
 	started := time.Now()
 	out := revocationResult{revocation: revocation}
-	out.cut = s.apply(revocation)
+	out.cut = c.apply(revocation)
 	enforced := make(chan error, 1)
-	go func() { enforced <- s.enforceLevel() }() // the plugin dies while its exchanges are cut
-	if s.proxy != nil && revocation.Level != authz.LevelPause {
-		take := s.proxy.Revalidate
+	go func() { enforced <- c.enforceLevel() }() // the plugin dies while its exchanges are cut
+	if c.cfg.Proxy() != nil && revocation.Level != authz.LevelPause {
+		take := c.cfg.Proxy().Revalidate
 		if revocation.Rule == "" {
-			take = s.proxy.CloseAll
+			take = c.cfg.Proxy().CloseAll
 		}
 		out.cut += take()
 	}
@@ -151,39 +151,39 @@ func (s *Sidecar) cut(revocation authz.Revocation) revocationResult {
 		out.failed = append(out.failed, "kernel: "+err.Error())
 	}
 	out.took = time.Since(started)
-	s.metrics.revoked(out.took)
-	out.failed = append(out.failed, s.keepRevocation(revocation, fmt.Sprintf("%s: %s", revocation.Level, revocation.Reason))...)
-	if len(s.answers) >= maxAnswers || s.answers == nil {
-		s.answers = map[string]revocationResult{}
+	c.cfg.Metrics.revoked(out.took)
+	out.failed = append(out.failed, c.keepRevocation(revocation, fmt.Sprintf("%s: %s", revocation.Level, revocation.Reason))...)
+	if len(c.answers) >= maxAnswers || c.answers == nil {
+		c.answers = map[string]revocationResult{}
 	}
-	s.answers[revocation.ID] = out
+	c.answers[revocation.ID] = out
 	return out
 }
 
 // apply makes the revocation's generation and cuts what comes in from the
 // host, under the lock that whoever follows generations cuts it under: the
 // answer is to say how much that was.
-func (s *Sidecar) apply(revocation authz.Revocation) (cut int) {
-	s.enforcing.Lock()
-	defer s.enforcing.Unlock()
-	s.engine.Revoke(revocation)
-	level := s.engine.Current().RevokedLevel(s.name, time.Now())
-	if s.inbound != nil {
-		cut = s.inbound.Enforce(level)
+func (c *PolicyControl) apply(revocation authz.Revocation) (cut int) {
+	c.enforcing.Lock()
+	defer c.enforcing.Unlock()
+	c.engine.Revoke(revocation)
+	level := c.engine.Current().RevokedLevel(c.cfg.Plugin, time.Now())
+	if c.cfg.Inbound() != nil {
+		cut = c.cfg.Inbound().Enforce(level)
 	}
-	return cut + s.cutDirect(level)
+	return cut + c.cutDirect(level)
 }
 
 // revokeLeases tells Vault: everything that the plugin had, or what one rule
 // alone needed.
-func (s *Sidecar) revokeLeases(ctx context.Context, r authz.Revocation) vault.Report {
+func (c *PolicyControl) revokeLeases(ctx context.Context, r authz.Revocation) vault.Report {
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
 	if r.Rule == "" {
-		s.tokens.Retain(nil)
-		return s.broker.Revoke(ctx)
+		c.cfg.Credentials.tokens.Retain(nil)
+		return c.cfg.Credentials.broker.Revoke(ctx)
 	}
-	return s.retain(ctx, s.engine.Current().CredentialRefs(s.name, time.Now()))
+	return c.cfg.Credentials.retain(ctx, c.engine.Current().CredentialRefs(c.cfg.Plugin, time.Now()))
 }
 
 // vaultPatience is how long the answer to a revocation waits for Vault's word.
@@ -243,12 +243,12 @@ func findRule(grants []authz.Grant, name string) (grant, rule string, err error)
 
 // keepRevocation persists the revocations in force and records the change.
 // What fails is returned in words: the effect has been had already.
-func (s *Sidecar) keepRevocation(r authz.Revocation, detail string) (failed []string) {
-	if err := s.state.save(revocationsFile, s.ownRevocations()); err != nil {
+func (c *PolicyControl) keepRevocation(r authz.Revocation, detail string) (failed []string) {
+	if err := c.state.save(revocationsFile, c.ownRevocations()); err != nil {
 		failed = append(failed, "state: "+err.Error()+"; a restart would forget this")
 	}
-	s.advanceHistory()
-	if err := s.recorder.Record(revocationRecord(r, detail, s.engine.Current().Generation())); err != nil {
+	c.advanceHistory()
+	if err := c.cfg.Recorder().Record(revocationRecord(r, detail, c.engine.Current().Generation())); err != nil {
 		failed = append(failed, "audit: "+err.Error())
 	}
 	return failed
@@ -262,22 +262,22 @@ func revocationRecord(r authz.Revocation, detail string, generation uint64) *aut
 }
 
 // ownRevocations returns the revocations that outlive the sidecar.
-func (s *Sidecar) ownRevocations() []authz.Revocation {
-	return slices.DeleteFunc(s.engine.Current().Revocations(), func(r authz.Revocation) bool { return r.ID == UnreadableID })
+func (c *PolicyControl) ownRevocations() []authz.Revocation {
+	return slices.DeleteFunc(c.engine.Current().Revocations(), func(r authz.Revocation) bool { return r.ID == UnreadableID })
 }
 
 // restore lifts a revocation.
-func (s *Sidecar) restore(id, reason, actor string) (failed []string, err error) {
+func (c *PolicyControl) restore(id, reason, actor string) (failed []string, err error) {
 	if strings.TrimSpace(reason) == "" {
 		return nil, errors.New("a restoration has a reason")
 	}
 	if id == UnreadableID {
 		return nil, errors.New("it is lifted when the files of the host can be read again: repair or remove them as root; status names them")
 	}
-	if err := s.liftHostWide(id, reason, actor); err != nil {
+	if err := c.liftHostWide(id, reason, actor); err != nil {
 		return nil, err
 	}
-	failed, found := s.lift(id, reason, actor)
+	failed, found := c.lift(id, reason, actor)
 	if !found {
 		return nil, fmt.Errorf("no revocation has the id %q", id)
 	}
@@ -285,20 +285,20 @@ func (s *Sidecar) restore(id, reason, actor string) (failed []string, err error)
 }
 
 // lift lifts a revocation here, and reports whether there is one with the id.
-func (s *Sidecar) lift(id, reason, actor string) (failed []string, found bool) {
-	s.cutting.Lock()
-	defer s.cutting.Unlock()
-	r, found := findRevocation(s.engine.Current().Revocations(), id)
+func (c *PolicyControl) lift(id, reason, actor string) (failed []string, found bool) {
+	c.cutting.Lock()
+	defer c.cutting.Unlock()
+	r, found := findRevocation(c.engine.Current().Revocations(), id)
 	if !found {
 		return nil, false
 	}
-	s.engine.Restore(r.ID)
-	delete(s.answers, r.ID)
-	if err := s.enforceLevel(); err != nil {
+	c.engine.Restore(r.ID)
+	delete(c.answers, r.ID)
+	if err := c.enforceLevel(); err != nil {
 		failed = append(failed, "kernel: "+err.Error())
 	}
 	r.Actor = actor
-	return append(failed, s.keepRevocation(r, "restored: "+reason)...), true
+	return append(failed, c.keepRevocation(r, "restored: "+reason)...), true
 }
 
 func findRevocation(all []authz.Revocation, id string) (authz.Revocation, bool) {
@@ -316,44 +316,44 @@ const fileChange = "file change"
 // Reload reads the files again and puts them in force when they are right.
 // Otherwise the last good policy stays, or the plugin is quarantined, as the
 // configuration says.
-func (s *Sidecar) Reload(ctx context.Context, actor string) (changes []string, err error) {
-	s.reloading.Lock()
-	defer s.reloading.Unlock()
-	old := s.config.Load()
+func (c *PolicyControl) Reload(ctx context.Context, actor string) (changes []string, err error) {
+	c.reloading.Lock()
+	defer c.reloading.Unlock()
+	old := c.config.Load()
 	next, err := configs.Load(old.Path, time.Now())
 	if err == nil {
-		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), s.enforceable(next.Grants))
+		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), c.enforceable(next.Grants))
 	}
-	if err == nil && s.extAuthzTLS != nil {
-		err = s.extAuthzTLS.reload()
+	if err == nil && c.cfg.ExtAuthzTLS() != nil {
+		err = c.cfg.ExtAuthzTLS().reload()
 	}
 	var generation uint64
 	if err == nil {
-		generation, err = s.replacePolicy(old, next)
+		generation, err = c.replacePolicy(old, next)
 	}
 	if err != nil {
-		s.metrics.reloadOK.Set(0)
-		s.record(&authz.Record{Kind: authz.KindReload, Actor: actor, UID: -1, Detail: "refused: " + phrase.FirstLine(err.Error())})
-		s.cfg.Log.Error("changed files were refused", zap.Error(err))
+		c.cfg.Metrics.reloadOK.Set(0)
+		c.cfg.Record(&authz.Record{Kind: authz.KindReload, Actor: actor, UID: -1, Detail: "refused: " + phrase.FirstLine(err.Error())})
+		c.cfg.Log.Error("changed files were refused", zap.Error(err))
 		if old.Sidecar.OnBadReload == configs.OnBadReloadQuarantine {
-			_, rerr := s.revoke(ctx, RevocationRequest{Level: authz.LevelQuarantine, Reason: "files that were changed cannot be loaded", Actor: "onBadReload"})
+			_, rerr := c.revoke(ctx, RevocationRequest{Level: authz.LevelQuarantine, Reason: "files that were changed cannot be loaded", Actor: "onBadReload"})
 			err = errors.Join(err, rerr)
 		}
 		return nil, err
 	}
-	if s.broker != nil && actor != fileChange {
-		s.broker.TryLogin()
+	if c.cfg.Credentials.broker != nil && actor != fileChange {
+		c.cfg.Credentials.broker.TryLogin()
 	}
-	changes = describeChanges(s.running, old, next)
+	changes = describeChanges(c.running, old, next)
 	files := map[string]string{}
 	for _, f := range next.Files {
 		files[f.Path] = f.SHA256
 	}
-	s.record(&authz.Record{
+	c.cfg.Record(&authz.Record{
 		Kind: authz.KindReload, Actor: actor, UID: -1, Generation: generation, Files: files, Allowed: true,
 		Detail: strings.Join(changes, "; "),
 	})
-	s.cfg.Log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
+	c.cfg.Log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
 	return changes, nil
 }
 
@@ -370,8 +370,8 @@ func sameIdentity(old, next *configs.Sidecar) error {
 
 // enforceable refuses more limits of one kind than the kernel takes: one that
 // it did not take would be accepted and never act.
-func (s *Sidecar) enforceable(grants []authz.Grant) error {
-	if !s.confinement.Kernel() {
+func (c *PolicyControl) enforceable(grants []authz.Grant) error {
+	if !c.cfg.Confinement().Kernel() {
 		return nil
 	}
 	stated := map[authz.LimitKind]int{}
@@ -388,7 +388,7 @@ func (s *Sidecar) enforceable(grants []authz.Grant) error {
 	}
 	for kind, n := range stated {
 		if n > ebpf.MaxLimits {
-			return fmt.Errorf("spec.limits.%s: %d grants of %s state one, and the kernel takes %d", kind, n, s.name, ebpf.MaxLimits)
+			return fmt.Errorf("spec.limits.%s: %d grants of %s state one, and the kernel takes %d", kind, n, c.cfg.Plugin, ebpf.MaxLimits)
 		}
 	}
 	return nil
@@ -396,26 +396,26 @@ func (s *Sidecar) enforceable(grants []authz.Grant) error {
 
 // replacePolicy puts a policy in force, here and in the kernel. One that the
 // kernel does not take is taken back.
-func (s *Sidecar) replacePolicy(old, next *configs.Config) (uint64, error) {
-	generation := s.install(next)
-	if err := s.enforceLimits(); err != nil {
-		s.install(old)
-		return 0, errors.Join(err, s.enforceLimits())
+func (c *PolicyControl) replacePolicy(old, next *configs.Config) (uint64, error) {
+	generation := c.install(next)
+	if err := c.cfg.Telemetry.enforceLimits(); err != nil {
+		c.install(old)
+		return 0, errors.Join(err, c.cfg.Telemetry.enforceLimits())
 	}
 	return generation, nil
 }
 
 // watchFiles reloads when a file has changed.
-func (s *Sidecar) watchFiles(ctx context.Context) {
+func (c *PolicyControl) watchFiles(ctx context.Context) {
 	for ctx.Err() == nil {
 		watch, stop := context.WithCancel(ctx)
-		s.stopWatch.Store(&stop)
-		err := configs.Watch(watch, s.config.Load(), func() {
-			_, _ = s.Reload(ctx, fileChange) // a refusal is recorded and logged there
+		c.stopWatch.Store(&stop)
+		err := configs.Watch(watch, c.config.Load(), func() {
+			_, _ = c.Reload(ctx, fileChange) // a refusal is recorded and logged there
 		})
 		stop()
 		if err != nil {
-			s.cfg.Log.Error("files are not watched; reload by SIGHUP or chaperone reload", zap.Error(err))
+			c.cfg.Log.Error("files are not watched; reload by SIGHUP or chaperone reload", zap.Error(err))
 			return
 		}
 	}

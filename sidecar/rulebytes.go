@@ -78,16 +78,16 @@ func (a *ruleNumbers) named(all []ebpf.Traffic) []ruleTraffic {
 }
 
 // attribute has the kernel count a connection's bytes for a rule.
-func (s *Sidecar) attribute(cookie uint64, grant, rule string) {
-	s.confinement.Attribute(cookie, s.ruleNumbers.number(grant, rule))
+func (t *KernelTelemetry) attribute(cookie uint64, grant, rule string) {
+	t.cfg.Confinement().Attribute(cookie, t.ruleNumbers.number(grant, rule))
 }
 
 // ruleTraffic reads what each rule's connections have exchanged. A reading that
 // fails is none.
-func (s *Sidecar) ruleTraffic() []ruleTraffic {
-	all, err := s.confinement.Traffic()
+func (t *KernelTelemetry) ruleTraffic() []ruleTraffic {
+	all, err := t.cfg.Confinement().Traffic()
 	if err != nil {
 		return nil
 	}
-	return s.ruleNumbers.named(all)
+	return t.ruleNumbers.named(all)
 }

@@ -18,7 +18,7 @@ import (
 // Beside one that shares the sidecar's, the plugin listens on the host itself, and
 // the kernel lets it.
 func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
-	if err := removeLeftSockets(s.state); err != nil {
+	if err := removeLeftSockets(s.policy.state); err != nil {
 		s.cfg.Log.Warn("sockets of an earlier sidecar not removed", zap.Error(err))
 	}
 	ports := len(spec.Process.Ports()) > 0 && !s.confinement.OfHost()
@@ -26,7 +26,7 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 		return nil
 	}
 	cfg := inbound.Config{
-		Plugin: s.name, Addresses: sandbox.PluginAddresses(), Record: s.recorder.Record, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("inbound"),
+		Plugin: s.name, Addresses: sandbox.PluginAddresses(), Record: s.journal.recorder.Record, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("inbound"),
 		Connected: func(service inbound.Service, result string) {
 			s.metrics.inbound.WithLabelValues(service.String(), result).Inc()
 		},
@@ -37,7 +37,7 @@ func (s *Sidecar) makeInbound(spec *configs.Sidecar) error {
 	cfg.Dial, cfg.Listening = s.confinement.DialContext, s.confinement.Listening
 	if s.forwardsSockets(spec) {
 		cfg.Exist = s.confinement.Bound
-		cfg.SaveSockets = func(paths []string) error { return s.state.save(socketsFile, paths) }
+		cfg.SaveSockets = func(paths []string) error { return s.policy.state.save(socketsFile, paths) }
 	}
 	s.inbound = inbound.New(cfg)
 	return nil
@@ -79,20 +79,20 @@ func (s *Sidecar) connectedDirectly(c ebpf.DirectConn) {
 		detail += ": " + inbound.ErrRevoked.Error()
 	case ebpf.DirectEnded:
 	}
-	s.record(&authz.Record{
+	s.journal.record(&authz.Record{
 		Time: time.Now(), Kind: authz.KindInbound, Door: authz.DoorKernel, Scheme: "unix", Path: c.Path,
 		PID: c.PID, UID: c.UID, Exe: c.Exe, Detail: detail,
 	})
 }
 
 // cutDirect ends those connections, unless a level spares them.
-func (s *Sidecar) cutDirect(level authz.Level) (cut int) {
+func (c *PolicyControl) cutDirect(level authz.Level) (cut int) {
 	if level != authz.LevelQuarantine && level != authz.LevelHalt {
 		return 0
 	}
-	cut, err := s.confinement.CutDirect()
+	cut, err := c.cfg.Confinement().CutDirect()
 	if err != nil {
-		s.cfg.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
+		c.cfg.Log.Error("connections to the plugin's sockets not cut", zap.Error(err))
 	}
 	return cut
 }
@@ -102,7 +102,7 @@ func (s *Sidecar) listenForPlugin(spec *configs.Sidecar) error {
 	if s.confinement.OfHost() {
 		return nil // the plugin listens there itself
 	}
-	return s.inbound.Listen(spec.Process.Ports(), s.endpoints.ports())
+	return s.inbound.Listen(spec.Process.Ports(), s.listening.endpoints.ports())
 }
 
 // removeLeftSockets removes the sockets of the host that an earlier sidecar of the

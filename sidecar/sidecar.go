@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,7 +23,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
-	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/proxy/dns"
 	"github.com/chaperone-proxy/chaperone/proxy/inbound"
@@ -54,65 +52,57 @@ type Config struct {
 	RawMode       func(bool)                // reports that the terminal of run is in raw mode, or no longer is
 }
 
-// Sidecar is everything there is, in the order in which it is made. Parts that
-// the configuration does not ask for are nil.
+// Sidecar is one sidecar: its parts, in the order in which they are made.
 type Sidecar struct {
 	cfg     Config
-	name    authz.Principal
+	name    authz.Principal // of the plugin
 	started time.Time
+	readied chan struct{} // closed once the sidecar is ready
 
-	running   configs.Sidecar                    // as it was when the sidecar started
-	config    atomic.Pointer[configs.Config]     // replaced by a reload
-	reloading sync.Mutex                         // reloads take turns
-	stopWatch atomic.Pointer[context.CancelFunc] // of the files that config names
+	metrics     *metrics
+	journal     *journal
+	credentials *credentials
+	telemetry   *KernelTelemetry
+	policy      *PolicyControl
+	plugin      *Plugin
+	gate        *authz.Gate
+	confinement Confinement
+	reaper      *reaper.Reaper
+	kernel      kernelState
+	inbound     *inbound.Forwarder // nil: nothing is forwarded to the plugin
+	egress      egress
+	envoys      envoys
+	admin       *admin.Server
+	listening   listening
+}
 
-	metrics      *metrics
-	state        *state
-	history      *statehistory.History
-	lost         *statehistory.LostError // that the stateDir had, which was begun again; nil for none
-	audit        *audit.Log
-	recorder     authz.BatchRecorder
-	engine       *authz.Engine
-	ledger       *authz.Ledger
-	broker       *vault.Broker
-	tokens       *tokens.Source // over the broker
-	readied      chan struct{}  // closed once the sidecar is ready
-	loginFailed  chan error     // receives the failure of a login to Vault that stays until somebody acts
-	placeholders *placeholders
-	gate         *authz.Gate
-	confinement  Confinement
-	reaper       *reaper.Reaper
-	kernel       kernelState
-	inbound      *inbound.Forwarder
-	trust        *trustBundle
-	streams      chownedStreams
-	resolver     *dns.Resolver
-	budget       *budget.Budget // of what the plugin and its upstreams have held in memory
-	proxy        *proxy.Proxy
-	envoy        *extauthz.Server // that others configure
-	extAuthzTLS  *extAuthzTLS     // of envoy; nil without TLS
-	managed      *managedEnvoy    // the one that this sidecar configures
-	admin        *admin.Server
-	webs         []*web
+// credentials are leased from Vault and exchanged for tokens.
+type credentials struct {
+	broker      *vault.Broker  // nil: no Vault is configured
+	tokens      *tokens.Source // over the broker; nil without it
+	loginFailed chan error     // receives a failed login to Vault that does not mend by itself
+}
 
-	self        *selfAddrs
-	endpoints   endpoints // where the plugin reaches the sidecar
-	addresses   addresses
-	saving      sync.Mutex                  // guards used
-	used        authz.State                 // as it was last written down
-	restored    bool                        // what earlier runs have used was read
-	pid         atomic.Int64                // of the plugin; 0 before it is started
-	limits      limits                      // that the kernel enforces
-	host        hostWide                    // what is revoked on the whole host
-	answers     map[string]revocationResult // of revocations by id, under cutting
-	sockets     sockets                     // that the plugin may reach
-	connects    connects                    // that the kernel lets pass
-	probes      libraryProbes               // of the plugin's libraries
-	mediation   mediation                   // of connections
-	ruleNumbers ruleNumbers                 // of bytes to rules
-	enforcing   sync.Mutex                  // so does bringing the kernel in line with the policy
-	cutting     sync.Mutex                  // revocations take turns
-	leasing     sync.Mutex                  // so do changes of what is leased
+// egress is the plugin's way out, when it has one here.
+type egress struct {
+	proxy    *proxy.Proxy   // nil: all accesses are Envoy's
+	resolver *dns.Resolver  // nil without the kernel half
+	budget   *budget.Budget // of the memory that the plugin and its upstreams may have held
+}
+
+// envoys are the servers that Envoys ask.
+type envoys struct {
+	envoy       *extauthz.Server // of an Envoy that others configure; nil for none
+	extAuthzTLS *extAuthzTLS     // of envoy; nil without TLS
+	managed     *managedEnvoy    // that this sidecar configures; nil for none
+}
+
+// listening is where the sidecar listens.
+type listening struct {
+	self      *selfAddrs
+	endpoints endpoints // where the plugin reaches the sidecar
+	addresses addresses
+	webs      []*web
 }
 
 // addresses are where the doors are, once they are bound.
@@ -136,13 +126,13 @@ func New(opts Config) (s *Sidecar, err error) {
 		opts.Token = newToken()
 	}
 	s = &Sidecar{
-		cfg: opts, name: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(),
-		readied: make(chan struct{}), metrics: newMetrics(), loginFailed: make(chan error, 1), reaper: reaper.New(), engine: &authz.Engine{}, ledger: authz.NewLedger(),
+		cfg: opts, name: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(), readied: make(chan struct{}),
+		metrics: newMetrics(), reaper: reaper.New(), credentials: &credentials{loginFailed: make(chan error, 1)},
 	}
+	s.journal = &journal{plugin: s.name, log: opts.Log}
 	s.confinement = &noConfinement{reaper: s.reaper}
-	s.running = cfg.Sidecar
-	s.config.Store(cfg)
-	s.self = newSelfAddrs(&cfg.Sidecar)
+	s.listening.self = newSelfAddrs(&cfg.Sidecar)
+	s.makeParts()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -150,7 +140,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.openState, s.openAudit, s.startHistory, s.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeConfinement, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
+		s.policy.openState, s.openAudit, s.policy.startHistory, s.policy.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeConfinement, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -160,33 +150,63 @@ func New(opts Config) (s *Sidecar, err error) {
 	return s, nil
 }
 
+// makeParts makes the parts that own the policy, the kernel's readings and the plugin.
+// What they ask for each other is looked up when it is used: most of it is made later.
+func (s *Sidecar) makeParts() {
+	engine, ledger := &authz.Engine{}, authz.NewLedger()
+	confinement := func() Confinement { return s.confinement }
+	files := func() *configs.Config { return s.policy.config.Load() }
+	proxyAddress := func() string { return s.listening.addresses.proxy }
+	s.telemetry = &KernelTelemetry{cfg: TelemetryConfig{
+		Plugin: s.name, Cgroup: s.cfg.Cgroup, Engine: engine, Ledger: ledger, Confinement: confinement, Files: files,
+		ProxyAddress: proxyAddress, Resolver: func() *dns.Resolver { return s.egress.resolver },
+		SaveUsage: func() error { return s.policy.saveUsed() }, Charged: func() bool { return s.policy.charged() },
+		Record: s.journal.record, Refused: s.cfg.Refused, Acted: s.cfg.Acted, Metrics: s.metrics, Log: s.cfg.Log,
+	}}
+	s.policy = newPolicyControl(s.cfg.Files, PolicyConfig{
+		Plugin: s.name, Cgroup: s.cfg.Cgroup, External: s.cfg.External, Engine: engine, Ledger: ledger,
+		Telemetry: s.telemetry, Credentials: s.credentials, Confinement: confinement,
+		Inbound: func() *inbound.Forwarder { return s.inbound }, Proxy: func() *proxy.Proxy { return s.egress.proxy },
+		Placeholders: func() *placeholders { return s.plugin.placeholders },
+		ExtAuthzTLS:  func() *extAuthzTLS { return s.envoys.extAuthzTLS },
+		Record:       s.journal.record, Recorder: func() authz.BatchRecorder { return s.journal.recorder },
+		Metrics: s.metrics, Log: s.cfg.Log, SetLevel: s.cfg.SetLevel,
+	})
+	s.plugin = &Plugin{cfg: PluginConfig{
+		Name: s.name, Token: s.cfg.Token, Engine: engine, Confinement: confinement, Files: files, ProxyAddress: proxyAddress,
+		State: func() *state { return s.policy.state }, RenewAuthority: s.renewAuthority,
+		Record: s.journal.record, Metrics: s.metrics, Log: s.cfg.Log,
+	}}
+}
+
 // openState locks the stateDir and puts back what earlier runs left in it.
-func (s *Sidecar) openState(spec *configs.Sidecar) (err error) {
-	if err := s.checkPlaces(spec); err != nil {
+func (c *PolicyControl) openState(spec *configs.Sidecar) (err error) {
+	if err := c.checkPlaces(spec); err != nil {
 		return err
 	}
-	if s.state, s.history, s.lost, err = openStateWithHistory(spec, s.config.Load().Path); err != nil {
+	if c.state, c.history, c.lost, err = openStateWithHistory(spec, c.config.Load().Path); err != nil {
 		return err
 	}
-	if err := restoreLeftStreams(s.state); err != nil {
-		s.cfg.Log.Warn("lent files not restored", zap.Error(err))
+	if err := restoreLeftStreams(c.state); err != nil {
+		c.cfg.Log.Warn("lent files not restored", zap.Error(err))
 	}
-	if err := s.state.revocationsInto(s.engine); err != nil {
+	if err := c.state.revocationsInto(c.engine); err != nil {
 		return err
 	}
-	return s.restoreUsed()
+	return c.restoreUsed()
 }
 
 func (s *Sidecar) openAudit(spec *configs.Sidecar) (err error) {
 	cfg := auditConfig(spec)
-	cfg.FullPaths = s.fullPaths
-	s.audit, err = audit.Open(cfg)
+	cfg.FullPaths = s.policy.fullPaths
+	s.journal.audit, err = audit.Open(cfg)
 	if err != nil {
 		return fmt.Errorf("open audit log: %w", err)
 	}
-	s.recorder = counting{s.audit, s.metrics}
+	s.journal.recorder = counting{s.journal.audit, s.metrics}
 	if show := s.cfg.Refused; show != nil && spec.Audit.Paths == configs.AuditPathsMasked {
-		s.cfg.Refused = func(r authz.Refusal) { show(maskRefusal(r, s.audit.MaskPath)) }
+		s.cfg.Refused = func(r authz.Refusal) { show(maskRefusal(r, s.journal.audit.MaskPath)) }
+		s.telemetry.cfg.Refused = s.cfg.Refused
 	}
 	return nil
 }
@@ -201,14 +221,14 @@ func auditConfig(spec *configs.Sidecar) audit.Config {
 
 // fullPaths reports whether paths are recorded as they are: where the Sidecar says
 // so and, unless it says otherwise, while it or a rule observes.
-func (s *Sidecar) fullPaths() bool {
-	switch s.running.Audit.Paths {
+func (c *PolicyControl) fullPaths() bool {
+	switch c.running.Audit.Paths {
 	case configs.AuditPathsFull:
 		return true
 	case configs.AuditPathsMasked:
 		return false
 	}
-	return time.Now().Before(s.config.Load().ObservesUntil())
+	return time.Now().Before(c.config.Load().ObservesUntil())
 }
 
 // makeBroker makes the leasing of credentials, when there is a Vault.
@@ -217,12 +237,14 @@ func (s *Sidecar) makeBroker(spec *configs.Sidecar) (err error) {
 		return nil
 	}
 	cfg := brokerConfig(spec.Plugin, spec.Vault, s.cfg.Log.Named("vault"))
-	cfg.StateFile = s.state.path(leasesFile)
-	cfg.Recorder = s.recorder
-	cfg.Changed = func() { s.engine.Bump() }
-	cfg.Renders = func(ref authz.CredentialRef, c authz.Credential) error { return s.engine.Current().Renders(ref, c) }
+	cfg.StateFile = s.policy.state.path(leasesFile)
+	cfg.Recorder = s.journal.recorder
+	cfg.Changed = func() { s.policy.engine.Bump() }
+	cfg.Renders = func(ref authz.CredentialRef, c authz.Credential) error {
+		return s.policy.engine.Current().Renders(ref, c)
+	}
 	cfg.Fetched = func(took time.Duration, _ error) { s.metrics.fetches.Observe(took.Seconds()) }
-	s.broker, err = vault.New(cfg)
+	s.credentials.broker, err = vault.New(cfg)
 	if err != nil {
 		return fmt.Errorf("make credential broker: %w", err)
 	}
@@ -245,11 +267,11 @@ func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config
 // makeGate makes the one door that all others lead through.
 func (s *Sidecar) makeGate(*configs.Sidecar) (err error) {
 	cfg := authz.GateConfig{
-		Engine: s.engine, Ledger: s.ledger, Recorder: redactingRecorder{s.recorder, s.placeholders.current}, Now: time.Now,
-		Crossed: func(c authz.Crossing) { s.limitExceeded(c) }, Persist: s.saveUsed,
+		Engine: s.policy.engine, Ledger: s.policy.ledger, Recorder: redactingRecorder{s.journal.recorder, s.plugin.placeholders.current}, Now: time.Now,
+		Crossed: func(c authz.Crossing) { s.telemetry.limitExceeded(c) }, Persist: s.policy.saveUsed,
 	}
-	if s.broker != nil {
-		cfg.Credentials = s.tokens
+	if s.credentials.broker != nil {
+		cfg.Credentials = s.credentials.tokens
 	}
 	s.gate, err = authz.NewGate(cfg)
 	return err
@@ -258,15 +280,15 @@ func (s *Sidecar) makeGate(*configs.Sidecar) (err error) {
 // makeProxy makes the plugin's way out, when it has one here, and the end of the
 // way of an Envoy that the sidecar configures.
 func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
-	s.budget = budget.New(session.DefaultBudget)
+	s.egress.budget = budget.New(session.DefaultBudget)
 	if spec.Listen.Proxy.IsZero() && spec.Envoy == nil {
 		return nil
 	}
 	cfg := proxy.Config{
-		Plugin: s.name, Gate: s.gate, Engine: s.engine, Token: s.cfg.Token, Budget: s.budget,
-		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.self.dial,
+		Plugin: s.name, Gate: s.gate, Engine: s.policy.engine, Token: s.cfg.Token, Budget: s.egress.budget,
+		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.listening.self.dial,
 		Refused: s.cfg.Refused, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("proxy"),
-		Echo: func(r *authz.Record) { s.record(r) }, Handshake: s.failedHandshake, Placeholders: s.placeholders.current, CredentialRefused: s.credentialRefused,
+		Echo: func(r *authz.Record) { s.journal.record(r) }, Handshake: s.failedHandshake, Placeholders: s.plugin.placeholders.current, CredentialRefused: s.credentials.credentialRefused,
 	}
 	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()
@@ -275,46 +297,46 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		return err
 	}
 	if s.confinement.Kernel() {
-		cfg.Identify, cfg.Attribute = s.confinement.Identify, s.attribute
-		s.resolver, err = dns.NewResolver(dns.Config{
-			Plugin: s.name, Gate: s.gate, Engine: s.engine, NamesFile: s.state.path(namesFile), Refused: s.cfg.Refused, Identify: s.confinement.IdentifyQuery,
-			Probe: s.probedName, Log: s.cfg.Log.Named("resolver"),
+		cfg.Identify, cfg.Attribute = s.confinement.Identify, s.telemetry.attribute
+		s.egress.resolver, err = dns.NewResolver(dns.Config{
+			Plugin: s.name, Gate: s.gate, Engine: s.policy.engine, NamesFile: s.policy.state.path(namesFile), Refused: s.cfg.Refused, Identify: s.confinement.IdentifyQuery,
+			Probe: s.telemetry.probedName, Log: s.cfg.Log.Named("resolver"),
 		})
 		if err != nil {
 			return fmt.Errorf("make resolver: %w", err)
 		}
-		cfg.Resolver = s.resolver
+		cfg.Resolver = s.egress.resolver
 	}
-	if s.trust, err = newTrustBundle(s.state, os.Environ(), spec.Process.Env); err != nil {
+	if s.plugin.trust, err = newTrustBundle(s.policy.state, os.Environ(), spec.Process.Env); err != nil {
 		return err
 	}
-	for _, w := range s.trust.warnings {
+	for _, w := range s.plugin.trust.warnings {
 		s.cfg.Log.Warn("authorities ignored", zap.String("detail", w))
 	}
 	cfg.CAChanged = func(pem []byte) {
-		if err := s.trust.write(pem); err != nil {
+		if err := s.plugin.trust.write(pem); err != nil {
 			s.cfg.Log.Error("the plugin's trust bundle is out of date", zap.Error(err))
 		}
 	}
-	if s.proxy, err = proxy.New(cfg); err != nil {
+	if s.egress.proxy, err = proxy.New(cfg); err != nil {
 		return fmt.Errorf("make proxy: %w", err)
 	}
 	return nil
 }
 
 // maintainTrust writes the plugin's certificates again when they are gone.
-func (s *Sidecar) maintainTrust(ctx context.Context) {
-	if s.trust == nil {
+func (p *Plugin) maintainTrust(ctx context.Context) {
+	if p.trust == nil {
 		return
 	}
 	failing := false
 	tick(ctx, trustInterval, func() {
-		mended, err := s.trust.repair()
+		mended, err := p.trust.repair()
 		switch {
 		case err != nil && !failing:
-			s.cfg.Log.Error("trust bundle missing", zap.String("folder", s.trust.dir), zap.Error(err))
+			p.cfg.Log.Error("trust bundle missing", zap.String("folder", p.trust.dir), zap.Error(err))
 		case mended:
-			s.cfg.Log.Warn("trust bundle written again", zap.String("folder", s.trust.dir))
+			p.cfg.Log.Warn("trust bundle written again", zap.String("folder", p.trust.dir))
 		}
 		failing = err != nil
 	})
@@ -326,9 +348,9 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 		return nil
 	}
 	cfg := extauthz.Config{
-		Plugin: s.name, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.self.dial,
-		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.cfg.Refused, PluginElsewhere: s.pluginElsewhere(),
-		Log: s.cfg.Log.Named("ext_authz"), FindPlaceholder: placeholder.Finder(s.placeholders.current),
+		Plugin: s.name, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.listening.self.dial,
+		Group: spec.Listen.ExtAuthzGroup, Drain: time.Duration(spec.Drain), Refused: s.cfg.Refused, PluginElsewhere: s.policy.pluginElsewhere(),
+		Log: s.cfg.Log.Named("ext_authz"), FindPlaceholder: placeholder.Finder(s.plugin.placeholders.current),
 	}
 	if len(spec.SPIFFEIDs) > 0 {
 		cfg.SPIFFEIDs = map[string]authz.Principal{}
@@ -338,30 +360,30 @@ func (s *Sidecar) makeEnvoy(spec *configs.Sidecar) (err error) {
 	}
 	if t := spec.Listen.ExtAuthzTLS; t != nil {
 		cfg.Callers = t.Callers
-		if s.extAuthzTLS, err = newExtAuthzTLS(t); err != nil {
+		if s.envoys.extAuthzTLS, err = newExtAuthzTLS(t); err != nil {
 			return err
 		}
-		cfg.TLS = s.extAuthzTLS.config()
+		cfg.TLS = s.envoys.extAuthzTLS.config()
 	}
-	if s.envoy, err = extauthz.New(cfg); err != nil {
+	if s.envoys.envoy, err = extauthz.New(cfg); err != nil {
 		return fmt.Errorf("make ext_authz server: %w", err)
 	}
 	return nil
 }
 
 // record writes an audit record of something that is not an access.
-func (s *Sidecar) record(r *authz.Record) {
+func (j *journal) record(r *authz.Record) {
 	if r.Time.IsZero() {
 		r.Time = time.Now()
 	}
 	if r.Plugin == "" {
-		r.Plugin = string(s.name)
+		r.Plugin = string(j.plugin)
 	}
 	if r.UID == 0 && r.PID == 0 {
 		r.UID = -1 // not of a process
 	}
-	if err := s.recorder.Record(r); err != nil {
-		s.cfg.Log.Error("an audit record could not be written", zap.String("kind", string(r.Kind)), zap.Error(err))
+	if err := j.recorder.Record(r); err != nil {
+		j.log.Error("an audit record could not be written", zap.String("kind", string(r.Kind)), zap.Error(err))
 	}
 }
 

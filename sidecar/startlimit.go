@@ -19,7 +19,7 @@ const limitPoll = 250 * time.Millisecond
 func (s *Sidecar) awaitLimits(signals <-chan os.Signal) (status int, err error) {
 	announced := false
 	for {
-		m, wait := s.exhaustedLimit(time.Now())
+		m, wait := s.telemetry.exhaustedLimit(time.Now())
 		switch {
 		case wait == 0:
 			return 0, nil
@@ -43,11 +43,11 @@ func (s *Sidecar) awaitLimits(signals <-chan os.Signal) (status int, err error) 
 // exhaustedLimit returns a limit on system calls that would stop or kill a plugin as it
 // starts, and how long until a tenth of it is free; a negative wait is for ever, and
 // 0 that there is none.
-func (s *Sidecar) exhaustedLimit(now time.Time) (limit authz.MeteredLimit, wait time.Duration) {
-	if !s.confinement.Kernel() {
+func (t *KernelTelemetry) exhaustedLimit(now time.Time) (limit authz.MeteredLimit, wait time.Duration) {
+	if !t.cfg.Confinement().Kernel() {
 		return limit, 0
 	}
-	for _, m := range s.ledger.Metered(s.engine.Current(), s.name, now) {
+	for _, m := range t.cfg.Ledger.Metered(t.cfg.Engine.Current(), t.cfg.Plugin, now) {
 		if m.Kind != authz.LimitSyscalls || m.Action == authz.OnExceededDeny {
 			continue
 		}

@@ -115,14 +115,14 @@ func checkPlace(dir, plugin string, uid int) error {
 
 // pluginElsewhere reports whether the plugin is in another container or on another
 // machine: serve without a cgroup.
-func (s *Sidecar) pluginElsewhere() bool { return s.cfg.External && s.cfg.Cgroup == "" }
+func (c *PolicyControl) pluginElsewhere() bool { return c.cfg.External && c.cfg.Cgroup == "" }
 
 // checkPlaces refuses a stateDir, or an audit log, that the plugin could put another
 // one in the place of; see replaceable for an exception. Where the plugin is in
 // another container or on another machine (serve without a cgroup), it cannot; who
 // else may is logged and not refused.
-func (s *Sidecar) checkPlaces(spec *configs.Sidecar) error {
-	beside := s.pluginElsewhere()
+func (c *PolicyControl) checkPlaces(spec *configs.Sidecar) error {
+	beside := c.pluginElsewhere()
 	if err := checkLogPlace(spec); err != nil && !beside {
 		return err
 	}
@@ -130,11 +130,11 @@ func (s *Sidecar) checkPlaces(spec *configs.Sidecar) error {
 	switch {
 	case err == nil:
 	case beside:
-		s.cfg.Log.Info("state replaceable", zap.Error(err))
+		c.cfg.Log.Info("state replaceable", zap.Error(err))
 	case replaceable(spec):
-		s.cfg.Log.Warn("state replaceable", zap.Error(err), zap.String("detail", "its history is remembered elsewhere: one that is replaced stops the next start"))
+		c.cfg.Log.Warn("state replaceable", zap.Error(err), zap.String("detail", "its history is remembered elsewhere: one that is replaced stops the next start"))
 	default:
-		if _, _, lost := openHistory(spec, s.config.Load().Path); lost != nil {
+		if _, _, lost := openHistory(spec, c.config.Load().Path); lost != nil {
 			return lost
 		}
 		return err

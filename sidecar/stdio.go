@@ -92,19 +92,19 @@ func describeFiles(to int, streams ...*os.File) []chownedFile {
 }
 
 // saveChowned writes down what is about to be lent.
-func (s *Sidecar) saveChowned(files []chownedFile) error {
+func (p *Plugin) saveChowned(files []chownedFile) error {
 	if len(files) == 0 {
 		return nil
 	}
-	return s.state.save(chownedFilesName, files)
+	return p.cfg.State().save(chownedFilesName, files)
 }
 
 // forgetChowned removes the note of what was lent, once it is given back.
-func (s *Sidecar) forgetChowned() error {
-	if s.state == nil {
+func (p *Plugin) forgetChowned() error {
+	if p.cfg.State() == nil {
 		return nil
 	}
-	if err := os.Remove(s.state.path(chownedFilesName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(p.cfg.State().path(chownedFilesName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget lent files: %w", err)
 	}
 	return nil

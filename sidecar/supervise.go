@@ -73,11 +73,11 @@ func (w *supervisor) wait(ctx context.Context) (int, error) {
 // ended records the end of CMD and returns the status of run.
 func (w *supervisor) ended(ctx context.Context, e exit) (int, error) {
 	s := w.s
-	s.flushKernel(ctx)
-	s.flushCounts(true)
-	s.record(&authz.Record{Kind: authz.KindProcess, UID: s.confinement.UID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
-	if r, halted := s.halted(); halted {
-		return 0, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.name, r.Reason, r.ID, s.config.Load().Path)
+	s.telemetry.flushKernel(ctx)
+	s.journal.flushCounts(true)
+	s.journal.record(&authz.Record{Kind: authz.KindProcess, UID: s.confinement.UID(), Detail: fmt.Sprintf("ended with status %d", e.status)})
+	if r, halted := s.policy.halted(); halted {
+		return 0, fmt.Errorf("%s was halted: %s\n  chaperone restore %s --config %s --reason TEXT", s.name, r.Reason, r.ID, s.policy.config.Load().Path)
 	}
 	return e.status, e.err
 }
@@ -87,23 +87,23 @@ func (w *supervisor) ended(ctx context.Context, e exit) (int, error) {
 const flushPatience = time.Second
 
 // flushKernel records what the kernel half has to report of a plugin that has ended.
-func (s *Sidecar) flushKernel(ctx context.Context) {
+func (t *KernelTelemetry) flushKernel(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, flushPatience)
 	defer cancel()
-	s.confinement.Flush(ctx)
-	s.recordSuppressed(time.Now(), true)
-	s.recordProbes(time.Now(), true)
+	t.cfg.Confinement().Flush(ctx)
+	t.recordSuppressed(time.Now(), true)
+	t.recordProbes(time.Now(), true)
 }
 
 func (w *supervisor) signal(ctx context.Context, sig os.Signal) {
-	_, _, limited := w.s.limits.stopped()
+	_, _, limited := w.s.telemetry.limits.stopped()
 	switch sig {
 	case syscall.SIGHUP:
 		if w.terminals.hungUp() {
 			w.hangUp()
 			return
 		}
-		_, _ = w.s.Reload(ctx, "SIGHUP") // a refusal is recorded and logged there
+		_, _ = w.s.policy.Reload(ctx, "SIGHUP") // a refusal is recorded and logged there
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
 		w.end(sig)
 	case syscall.SIGTSTP:
@@ -142,7 +142,7 @@ func (w *supervisor) stopped(sig syscall.Signal) {
 	}
 	if sig == syscall.SIGSTOP {
 		time.Sleep(limitPatience)
-		if _, _, limited := w.s.limits.stopped(); limited {
+		if _, _, limited := w.s.telemetry.limits.stopped(); limited {
 			return
 		}
 	}
@@ -152,7 +152,7 @@ func (w *supervisor) stopped(sig syscall.Signal) {
 // typed acts on a key that the plugin cannot act on: a limit has stopped it, or it
 // leads its session, so that the kernel does not stop it by SIGTSTP.
 func (w *supervisor) typed(key typedSignal) {
-	_, _, limited := w.s.limits.stopped()
+	_, _, limited := w.s.telemetry.limits.stopped()
 	switch {
 	case (limited || !key.sent) && key.sig != syscall.SIGTSTP:
 		w.end(key.sig)
@@ -166,7 +166,7 @@ func (w *supervisor) typed(key typedSignal) {
 // suspend stops the plugin and this process until the person's shell continues
 // the job.
 func (w *supervisor) suspend() {
-	_, _, limited := w.s.limits.stopped()
+	_, _, limited := w.s.telemetry.limits.stopped()
 	if !limited {
 		_ = w.p.Signal(syscall.SIGSTOP) // it may have ended
 	}
@@ -193,12 +193,12 @@ func (w *supervisor) hangUp() {
 	}
 	w.hungUp, w.asked = true, true
 	_ = w.p.Signal(syscall.SIGHUP) // it may have ended
-	if _, _, limited := w.s.limits.stopped(); limited {
+	if _, _, limited := w.s.telemetry.limits.stopped(); limited {
 		w.kill()
 		return
 	}
 	_ = w.p.Signal(syscall.SIGCONT) // it may be stopped
-	w.deadline.Reset(time.Duration(w.s.config.Load().Sidecar.Drain))
+	w.deadline.Reset(time.Duration(w.s.policy.config.Load().Sidecar.Drain))
 }
 
 // end passes on a signal that asks the plugin to end. One that a limit has
@@ -209,8 +209,8 @@ func (w *supervisor) end(sig os.Signal) {
 	_ = w.p.Signal(sig) // it may have ended
 	again := w.asked
 	w.asked = true
-	drain := time.Duration(w.s.config.Load().Sidecar.Drain)
-	name, until, stopped := w.s.limits.stopped()
+	drain := time.Duration(w.s.policy.config.Load().Sidecar.Drain)
+	name, until, stopped := w.s.telemetry.limits.stopped()
 	switch {
 	case stopped && (again || until.IsZero() || time.Until(until) > drain):
 		w.killStopped(name, sig)
@@ -226,7 +226,7 @@ func (w *supervisor) overdue() {
 		w.kill()
 		return
 	}
-	if name, _, stopped := w.s.limits.stopped(); stopped {
+	if name, _, stopped := w.s.telemetry.limits.stopped(); stopped {
 		w.killStopped(name, nil)
 	}
 }
@@ -236,7 +236,7 @@ func (w *supervisor) killStopped(limit string, sig os.Signal) {
 	if number, ok := sig.(syscall.Signal); ok {
 		cause = "it cannot act on " + unix.SignalName(number)
 	}
-	w.s.reportAction("the plugin is stopped by limit "+limit+" and is killed: "+cause, "")
+	w.s.telemetry.reportAction("the plugin is stopped by limit "+limit+" and is killed: "+cause, "")
 	w.kill()
 }
 
@@ -250,10 +250,10 @@ func (w *supervisor) kill() {
 
 // reportAction prints what was done to the plugin, and with what remedy; beside a plugin
 // that somebody else started it goes to the operator's log.
-func (s *Sidecar) reportAction(what, remedy string) {
-	if s.cfg.Acted != nil {
-		s.cfg.Acted(what, remedy)
+func (t *KernelTelemetry) reportAction(what, remedy string) {
+	if t.cfg.Acted != nil {
+		t.cfg.Acted(what, remedy)
 		return
 	}
-	s.cfg.Log.Warn("limit enforced", zap.String("detail", what), zap.String("remedy", remedy))
+	t.cfg.Log.Warn("limit enforced", zap.String("detail", what), zap.String("remedy", remedy))
 }

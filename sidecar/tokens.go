@@ -21,13 +21,13 @@ import (
 
 // makeTokens makes what exchanges leased credentials for tokens.
 func (s *Sidecar) makeTokens(spec *configs.Sidecar) (err error) {
-	if s.broker == nil {
+	if s.credentials.broker == nil {
 		return nil
 	}
-	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.self.dial, never: s.never}
+	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.listening.self.dial, never: s.policy.never}
 	cfg := tokens.Config{
-		Source: s.broker, Recorder: s.recorder, Logger: s.cfg.Log.Named("tokens"),
-		Sign: s.broker.SignJWT,
+		Source: s.credentials.broker, Recorder: s.journal.recorder, Logger: s.cfg.Log.Named("tokens"),
+		Sign: s.credentials.broker.SignJWT,
 		Dial: dialer.dial,
 	}
 	if p := spec.UpstreamProxy; p != nil {
@@ -36,13 +36,13 @@ func (s *Sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 		}
 		through := (&httpproxy.Config{HTTPSProxy: p.URL, NoProxy: strings.Join(p.NoProxy, ",")}).ProxyFunc()
 		cfg.Proxy = func(endpoint *url.URL) (*url.URL, error) {
-			if s.never(endpoint.Hostname(), netip.Addr{}) {
+			if s.policy.never(endpoint.Hostname(), netip.Addr{}) {
 				return nil, errNever // the proxy would look the name up, and not we
 			}
 			return through(endpoint)
 		}
 	}
-	if s.tokens, err = tokens.New(cfg); err != nil {
+	if s.credentials.tokens, err = tokens.New(cfg); err != nil {
 		return fmt.Errorf("make token source: %w", err)
 	}
 	return nil
@@ -50,28 +50,28 @@ func (s *Sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 
 // never reports whether the policy in force forbids to go to a host or an
 // address on the plugin's behalf.
-func (s *Sidecar) never(host string, addr netip.Addr) bool {
-	return s.engine.Current().Forbids(s.name, host, addr)
+func (c *PolicyControl) never(host string, addr netip.Addr) bool {
+	return c.engine.Current().Forbids(c.cfg.Plugin, host, addr)
 }
 
 // credentialRefused has what an upstream did not accept looked into, by who made it.
-func (s *Sidecar) credentialRefused(grant, credential string, generation uint64, status int) {
-	if s.broker != nil && !s.tokens.Refused(grant, credential, generation) {
-		s.broker.Refused(grant, credential, generation, status)
+func (v *credentials) credentialRefused(grant, credential string, generation uint64, status int) {
+	if v.broker != nil && !v.tokens.Refused(grant, credential, generation) {
+		v.broker.Refused(grant, credential, generation, status)
 	}
 }
 
 // retain lets go of every token and then of every lease but those of refs. A
 // token is not ours to revoke; without it nothing is left that may be sent.
-func (s *Sidecar) retain(ctx context.Context, refs []authz.CredentialRef) vault.Report {
-	s.tokens.Retain(refs)
-	return s.broker.Retain(ctx, refs)
+func (v *credentials) retain(ctx context.Context, refs []authz.CredentialRef) vault.Report {
+	v.tokens.Retain(refs)
+	return v.broker.Retain(ctx, refs)
 }
 
 // closeTokens forgets the tokens when ctx ends.
-func (s *Sidecar) closeTokens(ctx context.Context) error {
+func (v *credentials) closeTokens(ctx context.Context) error {
 	<-ctx.Done()
-	return s.tokens.Close()
+	return v.tokens.Close()
 }
 
 // upstreamProxy returns the proxy that upstreams are reached through, nil for

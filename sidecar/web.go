@@ -29,10 +29,10 @@ func (s *Sidecar) makeWeb(spec *configs.Sidecar) error {
 	if !spec.Listen.Metrics.IsZero() {
 		mux := s.healthMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
-		s.webs = append(s.webs, newWeb(webMetrics, spec.Listen.Metrics.Addr, mux))
+		s.listening.webs = append(s.listening.webs, newWeb(webMetrics, spec.Listen.Metrics.Addr, mux))
 	}
 	if !spec.Listen.Health.IsZero() {
-		s.webs = append(s.webs, newWeb("health", spec.Listen.Health.Addr, s.healthMux()))
+		s.listening.webs = append(s.listening.webs, newWeb("health", spec.Listen.Health.Addr, s.healthMux()))
 	}
 	return nil
 }

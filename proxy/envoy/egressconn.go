@@ -34,8 +34,8 @@ type egressConn struct {
 // pass takes one connection to where its route leads.
 func (e *egressListener) pass(c *session.Conn) {
 	defer func() {
-		if cause := recover(); cause != nil { // what nobody foresaw is refused
-			e.egress.Log.Error("pass connection of exit: panic", zap.ByteString("stack", debug.Stack()))
+		if cause := recover(); cause != nil { // an unexpected failure is refused
+			e.egress.Log.Error("egress connection panicked", zap.ByteString("stack", debug.Stack()))
 		}
 	}()
 	ctx, cancel := context.WithCancelCause(e.egress.ctx)
@@ -57,7 +57,7 @@ func (e *egressListener) pass(c *session.Conn) {
 	s.granted = decision
 	s.access = session.Session{Recheck: s.stillAllowed, Generation: decision.Generation, OnCut: cancel}
 	if !e.egress.Live.Add(&s.access) {
-		s.refuse(s.decide().Reason, "access was taken away while it was being decided")
+		s.refuse(s.decide().Reason, "access was revoked during the decision")
 		return
 	}
 	defer e.egress.Live.Remove(&s.access)
@@ -108,8 +108,8 @@ func (s *egressConn) dial(ctx context.Context, decision authz.Decision) bool {
 		if s.listener.egress.Engine.Current().Generation() == decision.Generation || s.stillAllowed() {
 			return true
 		}
-		_ = far.Close() // nothing was sent
-		err = &session.RefusalError{Reason: authz.AddressNotAllowed, Detail: "access was taken away while it was being dialled"}
+		_ = far.Close() // no bytes were sent
+		err = &session.RefusalError{Reason: authz.AddressNotAllowed, Detail: "access was revoked during the dial"}
 	}
 	var e *session.RefusalError
 	if !errors.As(err, &e) {
@@ -128,14 +128,14 @@ func (s *egressConn) down() error {
 	return err
 }
 
-// up copies what the Envoy sends. Where the plugin has stand-ins, and this is not
-// inside TLS of the Envoy's own, it is searched for them: what is left of them
-// here is in no credential's place.
+// up copies Envoy's bytes. If the plugin has placeholders, and the bytes are not
+// inside Envoy's own TLS, they are searched: a placeholder here is outside of a
+// credential slot.
 func (s *egressConn) up() error {
 	ahead := s.near.TakeAhead()
-	standIns := s.listener.egress.Placeholders.Matcher()
-	if standIns != nil && s.to.Scheme() != authz.SchemeHTTPS {
-		search := standIns.Search("what leaves for "+s.to.HostPort(), func(cause error) { s.access.Cut(cause) })
+	matcher := s.listener.egress.Placeholders.Matcher()
+	if matcher != nil && s.to.Scheme() != authz.SchemeHTTPS {
+		search := matcher.Search("the traffic to "+s.to.HostPort(), func(cause error) { s.access.Cut(cause) })
 		search.PassShort = placeholder.MinHeldPrefix
 		_, err := io.Copy(s.far, scrub.NewReader(io.MultiReader(bytes.NewReader(ahead), s.near.Conn), search))
 		return err

@@ -15,9 +15,8 @@ import (
 // and does not say which.
 const idleAfter = 2 * time.Second
 
-// splicedPair is two connections of which each is sent what the other says. What they
-// carry was, or will be, admitted access by access somewhere else; the pair
-// itself stands as long as its access does.
+// splicedPair is two connections that are copied to each other. Their accesses are
+// admitted one by one elsewhere; the pair lasts as long as its own access.
 type splicedPair struct {
 	near   *session.Conn // the one that was accepted
 	far    net.Conn      // the one that was dialled; nil until then
@@ -77,8 +76,8 @@ func (s *splicedPair) isIdle() bool {
 }
 
 // peerClosed reports whether the other end of a unix socket has closed it, and not
-// just said all it had to say: an Envoy that is done with a connection leaves
-// nobody who would end it. Of TCP the kernel does not know.
+// only half-closed: an Envoy that has dropped a connection does not end it. The
+// kernel does not report this for TCP.
 func peerClosed(c net.Conn) bool {
 	socket, ok := c.(*net.UnixConn)
 	if !ok {

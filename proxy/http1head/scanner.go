@@ -35,7 +35,7 @@ const (
 	untracked
 )
 
-// wireHead is what a head says on the wire.
+// wireHead is the head as it was sent.
 type wireHead struct {
 	method, target, host string
 }
@@ -133,8 +133,8 @@ func (h *Scanner) observeLine(b []byte) []byte {
 	return b
 }
 
-// headLine parses the head once its empty line is there. Empty lines before it are
-// none of its (RFC 9112, section 2.2: some clients send one after the body of a POST,
+// headLine parses the head once its empty line is there. Empty lines before it do
+// not belong to it (RFC 9112, section 2.2: some clients send one after the body of a POST,
 // and net/http takes it there).
 func (h *Scanner) headLine() {
 	if len(bytes.TrimRight(h.line, "\r\n")) == 0 {

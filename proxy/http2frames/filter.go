@@ -18,13 +18,13 @@ import (
 
 // Filter stands between the HTTP/2 frames of one connection of the plugin and
 // net/http, which resets a stream with a malformed head, and ends the connection
-// of one that is too large, before any handler knows: nothing is recorded, and the
-// other streams go with it. Here header blocks are read first. What is malformed
-// becomes a request that the proxy refuses, on the record and in its own words;
-// its stream is reset all the same (RFC 9113, section 8.1.1).
+// of one that is too large, before any handler runs: without a record, and with
+// all other streams. The filter reads header blocks first. A malformed one becomes a
+// request that the proxy refuses and records; its stream is still reset (RFC 9113,
+// section 8.1.1).
 //
 // Header blocks are passed on without compression, and with the number of their
-// stream, so that the handler can say how it is to be reset. All other frames pass
+// stream, so that the handler can choose how it is reset. All other frames pass
 // as they are. A connection that does not begin with the preface of HTTP/2 is left
 // alone.
 type Filter struct {
@@ -41,11 +41,11 @@ type Filter struct {
 // streamState is a stream as the frames see it.
 type streamState struct {
 	malformed bool          // it is answered with a refusal, and reset
-	reset     http2.ErrCode // what the handler's abort is to be, in place of INTERNAL_ERROR
+	reset     http2.ErrCode // the code of the handler's abort, in place of INTERNAL_ERROR
 }
 
 // headerStream carries the number of the stream to the handler and, behind a
-// space, why its head is malformed. What a plugin sends by this name is dropped.
+// space, why its head is malformed. A plugin's own header of this name is dropped.
 const headerStream = "chaperone-stream"
 
 // MaxFrame is the least limit that may be stated (RFC 9113, section 6.5.2): each
@@ -55,7 +55,7 @@ const MaxFrame = 16 << 10
 const (
 	frameHeader = 9 // bytes (RFC 9113, section 4.1)
 	// maxBlock bounds the bytes of a header block that is read to its end, which
-	// takes what it says into the connection's table, and refused.
+	// updates the connection's table, and refused.
 	maxBlock = 2 << 20
 	// maxContinuations bounds the frames of a header block: empty ones cost nothing
 	// to send.
@@ -117,7 +117,7 @@ func (f *Filter) BeginRequest(r *http.Request) (detail string) {
 	return detail
 }
 
-// EndRequest forgets a request. What becomes of its stream is still to be written.
+// EndRequest forgets a request. The end of its stream is still to be written.
 func (f *Filter) EndRequest(r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -228,7 +228,7 @@ func (r *frameReader) next() error {
 	}
 	h := parseFrame(head[:])
 	if h.Type == http2.FrameRSTStream {
-		r.filter.take(h.StreamID) // nothing more is written on it
+		r.filter.take(h.StreamID) // no more frames are written on it
 	}
 	if h.Type != http2.FrameHeaders || h.Length > MaxFrame || h.StreamID == 0 {
 		r.pending, r.rest = append([]byte(nil), head[:]...), h.Length // net/http judges it

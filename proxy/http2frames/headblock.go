@@ -11,8 +11,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
-// block reads a header block that begins with the frame h, and passes it on. What
-// net/http has to judge passes as it came: it ends the connection then.
+// block reads a header block that begins with the frame h, and passes it on. A
+// block that net/http must judge passes unchanged: net/http ends the connection then.
 func (r *frameReader) block(h http2.FrameHeader) error {
 	payload := make([]byte, h.Length)
 	if _, err := io.ReadFull(r.filter.Source, payload); err != nil {
@@ -100,7 +100,7 @@ func (r *frameReader) continuation(h http2.FrameHeader) (next http2.FrameHeader,
 }
 
 // undecodable passes a block on that net/http cannot decode either: the index 0
-// is none (RFC 7541, section 6.1).
+// is invalid (RFC 7541, section 6.1).
 func (r *frameReader) undecodable(h http2.FrameHeader) error {
 	r.pending = appendFrame(r.pending[:0], http2.FrameHeaders, http2.FlagHeadersEndHeaders, h.StreamID, []byte{0x80})
 	return nil

@@ -72,7 +72,7 @@ func (f *headFields) malformed(ended bool) (detail string) {
 func malformedTarget(pseudo map[string]string) string {
 	for name := range pseudo {
 		if name != ":method" && name != ":scheme" && name != ":authority" && name != ":path" {
-			return "a pseudo-header field is none of a request"
+			return "a pseudo-header field does not belong in a request"
 		}
 	}
 	if strings.Contains(pseudo[":authority"], "@") {

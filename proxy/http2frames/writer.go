@@ -70,7 +70,7 @@ func (w *frameWriter) Write(b []byte, out func([]byte) (int, error)) (int, error
 	return len(b), nil
 }
 
-// begin takes in the head of a frame, and of RST_STREAM and GOAWAY what says why.
+// begin takes in the head of a frame, and of RST_STREAM and GOAWAY the error code.
 // It returns how much of b that took and, once it is whole, what is to be written.
 func (w *frameWriter) begin(b []byte) (n int, text []byte) {
 	n = copy(w.head[w.got:w.needed()], b)

@@ -25,7 +25,7 @@ type connection struct {
 	socket  *hostSocket // of a Unix socket; nil: of a port
 	began   time.Time
 	host    net.Conn
-	peer    unixPeer // who connected, of a Unix socket
+	peer    unixPeer // the process and user at the other end of a Unix socket
 
 	received, sent atomic.Uint64 // bytes, as the plugin sees them
 
@@ -48,7 +48,7 @@ func (in *Forwarder) admit(ctx context.Context, service Service, door *hostSocke
 	if err != nil {
 		resetConn(host)
 		in.Connected(service, result)
-		in.Log.Info("a connection for the plugin was not led to it", zap.Stringer("service", service), zap.Error(err))
+		in.Log.Info("inbound connection not forwarded", zap.Stringer("service", service), zap.Error(err))
 		in.end(p, fmt.Sprintf("%s: %v", result, err))
 		return
 	}
@@ -80,7 +80,7 @@ func (in *Forwarder) end(p *connection, detail string) {
 	r.Time, r.Latency = time.Now(), time.Since(p.began)
 	r.SentBytes, r.Bytes = int64(p.sent.Load()), int64(p.received.Load())
 	if err := in.Record(r); err != nil {
-		in.Log.Error("the end of a connection to the plugin could not be recorded", zap.Error(err))
+		in.Log.Error("inbound connection end not recorded", zap.Error(err))
 	}
 }
 
@@ -155,7 +155,7 @@ func (in *Forwarder) admits(p *connection) bool {
 	return in.isOpen(p.service.Port)
 }
 
-// join takes in the plugin's side, unless the passage was cut meanwhile.
+// join takes in the plugin's side, unless the connection has been cut.
 func (p *connection) join(plugin net.Conn) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -197,7 +197,7 @@ func resetConn(conn net.Conn) {
 	_ = conn.Close() // there is nothing more to do about it
 }
 
-// copy carries bytes both ways until both sides have said their end.
+// copy carries bytes both ways until both sides have ended.
 func (in *Forwarder) copy(p *connection) {
 	passed := func(direction string) func(uint64) {
 		return func(bytes uint64) { in.Passed(p.service, direction, bytes) }
@@ -210,8 +210,8 @@ func (in *Forwarder) copy(p *connection) {
 	_ = p.plugin.Close() // likewise
 }
 
-// copyOneWay copies one direction and passes its end on, so that a side that has
-// said all still hears the answer. A reset of one side ends both.
+// copyOneWay copies one direction and passes its end on, so that a side that
+// half-closed still gets the answer. A reset of one side ends both.
 func (p *connection) copyOneWay(dst, src net.Conn, own *atomic.Uint64, passed func(bytes uint64)) {
 	buffer := make([]byte, 32<<10)
 	for {

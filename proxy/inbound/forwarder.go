@@ -104,7 +104,7 @@ type Forwarder struct {
 	arrivals chan *hostSocket // Unix sockets of the plugin's that are to be forwarded
 	done     chan struct{}    // closed when none is taken any more
 
-	host socketList // what a killed sidecar would leave
+	host socketList // the leftovers of a killed sidecar
 
 	mu      sync.Mutex
 	sockets []*hostSocket
@@ -157,7 +157,7 @@ func sampled(log *zap.Logger) *zap.Logger {
 
 // Listen binds the ports on the host's loopback; run listens on them while the
 // plugin does. taken are the ports that the sidecar itself has in the plugin's
-// namespace: one of those would lead to the sidecar's proxy and not to the plugin.
+// namespace: one of those would reach the sidecar's proxy and not the plugin.
 func (in *Forwarder) Listen(ports, taken []uint16) error {
 	for _, port := range ports {
 		if slices.Contains(taken, port) {
@@ -292,7 +292,7 @@ func (in *Forwarder) accept(ctx context.Context, service Service, door *hostSock
 			return nil
 		case errors.Is(err, syscall.ECONNABORTED):
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
-			in.Log.Warn("a connection for the plugin has to wait", zap.Stringer("service", service), zap.Error(err))
+			in.Log.Warn("inbound connection delayed", zap.Stringer("service", service), zap.Error(err))
 			time.Sleep(50 * time.Millisecond)
 		default:
 			return fmt.Errorf("accept for the plugin on %s: %w", service, err)

@@ -131,8 +131,8 @@ func TestInboundHalfClose(t *testing.T) {
 	}
 }
 
-// TestInboundRevoked takes access away: a pause spares what is open, a
-// quarantine cuts it, and both refuse what comes.
+// TestInboundRevoked revokes access: a pause spares open connections, a quarantine
+// cuts them, and both refuse new ones.
 func TestInboundRevoked(t *testing.T) {
 	w := newTestForwarder(t, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })
 	conn := w.connect("127.0.0.1")

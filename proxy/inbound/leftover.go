@@ -34,7 +34,7 @@ func (h *socketList) add(path string) error {
 	return h.save()
 }
 
-// remove drops a path whose socket is gone. What is written down of it goes with
+// remove drops a path whose socket is gone. Its entry is removed with
 // the next change, or by [socketList.settle].
 func (h *socketList) remove(path string) {
 	h.mu.Lock()
@@ -78,7 +78,7 @@ func RemoveLeftovers(paths []string) error {
 }
 
 // removeDeadSocket removes a Unix socket that refuses connections, since its
-// process has ended. What else lies there stays.
+// process has ended. Any other file stays.
 func removeDeadSocket(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode()&fs.ModeSocket == 0 || !filepath.IsAbs(path) {

@@ -145,6 +145,6 @@ func (d *hostPort) close() {
 		return
 	}
 	d.stop()
-	_ = unix.Close(d.socket) // nothing was written to it
+	_ = unix.Close(d.socket) // it was not written to
 	d.socket = -1
 }

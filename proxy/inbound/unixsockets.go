@@ -224,7 +224,7 @@ func (in *Forwarder) remove(d *hostSocket) {
 	_ = d.Close() // its accept ends in any case
 	d.remove()
 	in.host.remove(d.path)
-	_ = d.plugin.File.Close() // nothing was written to it
+	_ = d.plugin.File.Close() // it was not written to
 }
 
 // followSockets takes connections for the plugin's sockets as they come, and
@@ -379,7 +379,7 @@ func removeSame(file *os.File, path string) {
 	if err == nil && gone == nil && os.SameFile(own, info) {
 		_ = os.Remove(path) // there is nothing more to do about it
 	}
-	_ = file.Close() // nothing was written to it
+	_ = file.Close() // it was not written to
 }
 
 // removeStale removes a socket of the sidecar's or its caller's that nobody
@@ -395,8 +395,8 @@ func removeStale(path string) error {
 	return nil
 }
 
-// staleSocket reports whether a socket of this user lies at a path on which nobody
-// listens. What else is there is an error.
+// staleSocket reports whether a socket of this user is at a path without a
+// listener. Any other file is an error.
 func staleSocket(path string) (bool, error) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -63,7 +63,7 @@ func TestListenOnHost(t *testing.T) {
 			t.Errorf("it stays: %v", err)
 		}
 	})
-	t.Run("what took its place stays", func(t *testing.T) {
+	t.Run("a replacement stays", func(t *testing.T) {
 		l, remove, err := listenOnHost(path)
 		testenv.Must(t, err)
 		defer l.Close()

@@ -11,9 +11,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// Placeholder is the stand-in for a credential in the plugin's environment. In
-// the credential's place it is replaced; anywhere else it is on its way to where
-// the credential was never meant to be.
+// Placeholder replaces a credential in the plugin's environment. In the credential
+// slot the proxy replaces it by the credential; anywhere else it is refused, because
+// the credential was not meant for that place.
 type Placeholder struct {
 	Grant, Credential string
 	Value             authz.Secret
@@ -27,15 +27,14 @@ type Matcher struct {
 	lowered []string // as they would be in a host's name, which has no case
 }
 
-// Cache knows what to look for, and makes it ready when it changes.
+// Cache holds the matcher of the current placeholders, and rebuilds it on a change.
 type Cache struct {
 	Placeholders func() []Placeholder // nil: none
 	known        atomic.Pointer[Matcher]
 }
 
-// Finder returns what finds a stand-in in a text, in any spelling and in
-// any case, which names lose. It is for doors that see more of a request than they
-// carry.
+// Finder returns a function that finds a placeholder in a text, in any encoding and
+// any case. It is for doors that see more of a request than they carry.
 func Finder(placeholders func() []Placeholder) func(text string) (grant, credential string, found bool) {
 	l := &Cache{Placeholders: placeholders}
 	return func(text string) (grant, credential string, found bool) {
@@ -54,7 +53,7 @@ func Finder(placeholders func() []Placeholder) func(text string) (grant, credent
 	}
 }
 
-// Matcher returns what to look for, nil for nothing.
+// Matcher returns the matcher, nil without placeholders.
 func (l *Cache) Matcher() *Matcher {
 	if l.Placeholders == nil {
 		return nil
@@ -80,7 +79,7 @@ func (l *Cache) Matcher() *Matcher {
 	return s
 }
 
-// errMisplaced is a stand-in elsewhere than in its credential's place.
+// errMisplaced is the refusal of a placeholder outside its credential slot.
 func (s *Matcher) errMisplaced(text []byte, where string) *session.RefusalError {
 	e := &session.RefusalError{Reason: authz.CredentialMisplaced, Detail: where}
 	for i, needles := range s.each {
@@ -97,7 +96,7 @@ func (s *Matcher) ref(i int) *authz.CredentialRef {
 	return &authz.CredentialRef{Grant: s.from[i].Grant, Name: s.from[i].Credential}
 }
 
-// inText refuses a text with a stand-in in it.
+// inText refuses a text with a placeholder in it.
 func (s *Matcher) inText(text, where string) *session.RefusalError {
 	if !s.all.In(text) {
 		return nil
@@ -105,7 +104,7 @@ func (s *Matcher) inText(text, where string) *session.RefusalError {
 	return s.errMisplaced([]byte(text), where)
 }
 
-// inName refuses a name without case, of a host or a header, with a stand-in in it.
+// inName refuses a name without case, of a host or a header, with a placeholder in it.
 func (s *Matcher) inName(name, where string) *session.RefusalError {
 	name = strings.ToLower(name)
 	for i, lowered := range s.lowered {
@@ -116,7 +115,7 @@ func (s *Matcher) inName(name, where string) *session.RefusalError {
 	return nil
 }
 
-// InHeader refuses a header or trailer with a stand-in in it.
+// InHeader refuses a header or trailer with a placeholder in it.
 func (s *Matcher) InHeader(h http.Header, what string) *session.RefusalError {
 	for name, values := range h {
 		if e := s.inName(name, "the name of a "+what); e != nil {
@@ -148,7 +147,7 @@ func (s *Matcher) InRequest(r authz.Request, query string, h http.Header) *sessi
 	return nil
 }
 
-// Search ends a stream at a stand-in; halt is told first.
+// Search ends a stream at a placeholder; halt is called first.
 func (s *Matcher) Search(where string, halt func(error)) scrub.Search {
 	return scrub.Search{Patterns: s.all, Found: func(text []byte) error {
 		e := s.errMisplaced(text, where)

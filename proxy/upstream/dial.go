@@ -62,7 +62,7 @@ func NewDialer(cfg Config) *Dialer {
 }
 
 // rotateServers returns a resolver's Dial that asks the first server that can be
-// connected to. A resolver dials anew for every attempt.
+// connected to. A resolver dials again for every attempt.
 func rotateServers(servers []netip.AddrPort) func(context.Context, string, string) (net.Conn, error) {
 	next := make(chan int, 1)
 	next <- 0
@@ -130,8 +130,8 @@ func (d *Dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 	return dialer.DialContext(ctx, "tcp", to.String())
 }
 
-// Address returns the address of the upstream that a connection leads
-// to, also where a proxy stands between; the zero Addr where it is not known.
+// Address returns the address of a connection's upstream, also behind a proxy; the
+// zero Addr if it is unknown.
 func Address(conn net.Conn) netip.Addr {
 	at, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
@@ -194,7 +194,7 @@ func IsTimeout(err error) bool {
 		errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// CauseOf says in words what went wrong.
+// CauseOf describes the cause of an error.
 func CauseOf(err error) string {
 	cause, _ := explainCause(err)
 	return cause

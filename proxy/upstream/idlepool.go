@@ -95,7 +95,7 @@ func newIdlePool(t *http.Transport) *IdlePool {
 		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 		defer cancel()
 		if err := secured.HandshakeContext(ctx); err != nil {
-			_ = bottom.Close() // err says what matters
+			_ = bottom.Close() // err is reported
 			return nil, err
 		}
 		if l, ok := ctx.Value(http1ConnKey{}).(*HTTP1Conn); ok {
@@ -230,9 +230,8 @@ func (p *IdlePool) closeLocked(which func(idleKey) bool) {
 	}
 }
 
-// Observe takes in what an answer says about its connection: for how long it may be
-// idle, that its upstream has authenticated it, and that more may follow than its
-// framing says.
+// Observe reads from an answer how long its connection may be idle, whether its
+// upstream has authenticated it, and whether bytes beyond its framing may follow.
 func (l *HTTP1Conn) Observe(response *http.Response, owner *session.Socket) {
 	l.idleFor = IdleAtMost
 	if announced, ok := keepAliveTimeout(response.Header); ok {
@@ -317,7 +316,7 @@ func (c *RawConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite says that nothing more will be sent.
+// CloseWrite ends the sending direction.
 func (c *RawConn) CloseWrite() error {
 	return session.CloseWriteOf(c.Conn)
 }

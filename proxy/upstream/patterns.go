@@ -37,7 +37,7 @@ func secretTexts(slot authz.Injection) []string {
 			return slices.ContainsFunc(slot.NotSecret(), func(public string) bool { return strings.Contains(public, text) })
 		})...)
 	}
-	// Who finds the token finds it behind its scheme too.
+	// A search for the token also finds it behind its scheme.
 	return slices.DeleteFunc(texts, func(text string) bool {
 		scheme, rest, _ := strings.Cut(text, " ")
 		return isScheme(scheme) && len(rest) > len(scheme) && slices.Contains(texts, rest)

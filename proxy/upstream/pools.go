@@ -23,7 +23,7 @@ type Protocol uint8
 
 const (
 	HTTP1 Protocol = iota // as the plugin does, and for upgrades
-	HTTP2                 // what ALPN gives; the plugin speaks HTTP/2
+	HTTP2                 // as ALPN selects; the plugin uses HTTP/2
 	H2C                   // HTTP/2 without TLS
 )
 
@@ -38,7 +38,7 @@ type poolKey struct {
 }
 
 // maxPools bounds the pools. They are caches: beyond it some are emptied, and
-// filled anew when they are needed.
+// filled again on demand.
 const maxPools = 4096
 
 // Pools holds the idle connections to upstreams. Each pool belongs to one rule
@@ -78,8 +78,8 @@ func NewPools(d *Dialer, b *budget.Budget) *Pools {
 	return &Pools{dialer: d, budget: b, byKey: make(map[poolKey]*Pool), injected: make(map[injected][]authz.Injection)}
 }
 
-// Get returns the pool for an admitted access. slowed says whether a limit on the
-// plugin slows down what it receives.
+// Get returns the pool for an admitted access. slowed reports whether a limit
+// slows down the plugin's receiving.
 func (p *Pools) Get(a *authz.Admission, speak Protocol, slowed bool) (*Pool, error) {
 	key := poolKey{a.Decision.Grant, a.Decision.Rule, a.Decision.Generation, a.Injection.Generation, speak}
 	p.mu.RLock()
@@ -106,8 +106,8 @@ func (p *Pools) Get(a *authz.Admission, speak Protocol, slowed bool) (*Pool, err
 }
 
 // remember returns the values of an access's credential that are searched for.
-// One that comes late, after its successor, is made known to the pools of that
-// too: they are made anew.
+// One that comes late, after its successor, is added to the pools of that
+// too, which are rebuilt.
 func (p *Pools) remember(a *authz.Admission) []authz.Injection {
 	if len(a.Injection.Secrets()) == 0 {
 		return nil
@@ -227,7 +227,7 @@ func (p *Pools) Disown(owner *session.Socket) {
 	}
 }
 
-// makePool makes a pool. What a limit slows down needs no large windows.
+// makePool makes a pool. A slowed one needs no large windows.
 func (p *Pools) makePool(a *authz.Admission, speak Protocol, slowed bool) (made *Pool, err error) {
 	made = new(Pool)
 	switch {
@@ -330,7 +330,7 @@ func (p *Pools) dialerOf(speak Protocol, window int64) dialContext {
 func (p *Pools) dial(ctx context.Context, address string, holding *budget.Holding) (net.Conn, error) {
 	decided, ok := ctx.Value(decisionKey{}).(decided)
 	if !ok {
-		return nil, &session.RefusalError{Reason: authz.NotReady, Detail: "nothing was decided about the connection"}
+		return nil, &session.RefusalError{Reason: authz.NotReady, Detail: "the connection has no decision"}
 	}
 	destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
 	if err != nil {
@@ -346,8 +346,8 @@ func (p *Pools) dial(ctx context.Context, address string, holding *budget.Holdin
 	return p.dialer.Dial(ctx, decided.Decision, destination)
 }
 
-// makeRoom takes memory for a connection. Where there is none, those that are idle
-// are closed first.
+// makeRoom takes memory for a connection. If there is not enough, idle ones are closed
+// first.
 func (p *Pools) makeRoom(ctx context.Context, holding *budget.Holding, kind budget.Kind, n int64) error {
 	if full := holding.Take(kind, n); full == nil {
 		return nil
@@ -418,8 +418,8 @@ func clientTLS(terms authz.Terms, slot authz.Injection) (*tls.Config, error) {
 		if err != nil {
 			return nil, errors.New("read client certificate: it and its key cannot be used") // err may quote them
 		}
-		// Whatever authorities the server names: without it the request would go
-		// out as nobody's.
+		// For any authorities that the server names: without the certificate the
+		// request would be anonymous.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	return config, nil

@@ -18,9 +18,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// upstreamProxy is the proxy that upstreams are reached through. It is told an
-// address, never a name, and carries a tunnel: what is sent through it is inside
-// TLS wherever there is a credential in it.
+// upstreamProxy is the proxy that upstreams are reached through. It gets an
+// address, never a name, and carries a tunnel: a request with a credential is inside
+// TLS.
 type upstreamProxy struct {
 	address  string // host:port
 	host     string
@@ -128,7 +128,7 @@ func (d *Dialer) connectVia(ctx context.Context, decision authz.Decision, to net
 		err = ctx.Err()
 	}
 	if err != nil {
-		_ = conn.Close() // err says what matters
+		_ = conn.Close() // err is reported
 		return nil, err
 	}
 	return through, nil
@@ -152,7 +152,7 @@ func (d *Dialer) openProxy(ctx context.Context) (net.Conn, error) {
 	}
 	secured := tls.Client(conn, &tls.Config{ServerName: p.host, MinVersion: tls.VersionTLS12, RootCAs: p.Roots})
 	if err := secured.HandshakeContext(ctx); err != nil {
-		_ = conn.Close() // err says what matters
+		_ = conn.Close() // err is reported
 		return nil, &proxyError{"TLS with the upstream proxy failed: " + CauseOf(err)}
 	}
 	return secured, nil
@@ -222,7 +222,7 @@ func (c *tunnelConn) NetConn() net.Conn { return c.Conn }
 // RemoteAddr returns the upstream's address.
 func (c *tunnelConn) RemoteAddr() net.Addr { return c.to }
 
-// CloseWrite says that nothing more will be sent.
+// CloseWrite ends the sending direction.
 func (c *tunnelConn) CloseWrite() error {
 	return session.CloseWriteOf(c.Conn)
 }

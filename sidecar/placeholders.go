@@ -14,7 +14,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
-
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
@@ -146,11 +146,7 @@ func (p *placeholders) write() error {
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		text.WriteString(name + "=" + env[name] + "\n")
 	}
-	err := os.WriteFile(p.file+".new", []byte(text.String()), 0o600)
-	if err == nil {
-		err = os.Rename(p.file+".new", p.file)
-	}
-	if err != nil {
+	if err := atomicfile.Write(p.file, []byte(text.String()), 0o600); err != nil {
 		return fmt.Errorf("write placeholders: %w", err)
 	}
 	return nil

@@ -13,8 +13,9 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
-	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // Files of a stateDir that belong to no room.
@@ -34,8 +35,9 @@ var ErrLocked = errors.New("a sidecar is running on it")
 
 // state is a stateDir, locked by one sidecar.
 type state struct {
-	dir  string
-	lock *os.File
+	dir   string
+	lock  *os.File
+	files atomicfile.FS // nil is the operating system's
 }
 
 // openState creates the folder if it is missing, checks that nobody else can
@@ -53,8 +55,9 @@ func openState(dir string) (*state, error) {
 		return nil, fmt.Errorf("read stateDir: %w", err)
 	}
 	if info.IsDir() && info.Mode().Perm()&0o077 != 0 {
-		if info, err = restrictEmpty(dir, info); err != nil {
-			return nil, err
+		unixsock.CloseEmpty(dir)
+		if info, err = os.Lstat(dir); err != nil {
+			return nil, fmt.Errorf("read stateDir: %w", err)
 		}
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
@@ -74,23 +77,7 @@ func openState(dir string) (*state, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("lock stateDir %s: %w", dir, ErrLocked)
 	}
-	return &state{dir, lock}, nil
-}
-
-// restrictEmpty closes an empty folder to others and sees that it is empty still, when
-// nobody else can put anything into it any more. One that is not empty, or not
-// ours, stays as it was.
-func restrictEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		return was, nil //nolint:nilerr // it is refused for its mode or its owner
-	}
-	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a folder is entered
-		return was, nil //nolint:nilerr // it is somebody else's, which is refused in its own words
-	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		return was, errors.Join(err, os.Chmod(dir, was.Mode()))
-	}
-	return os.Lstat(dir)
+	return &state{dir: dir, lock: lock}, nil
 }
 
 // checkPlace reports a folder above a stateDir in which anybody but root and uid,
@@ -98,8 +85,8 @@ func restrictEmpty(dir string, was fs.FileInfo) (fs.FileInfo, error) {
 // revocations: a plugin that is started beside it sees the same files, and under
 // sudo it is the user whose folder that is.
 func checkPlace(dir, plugin string, uid int) error {
-	err := runtimedir.CheckAbove(dir, uid)
-	replaceable, is := errors.AsType[*runtimedir.ReplaceableError](err)
+	err := unixsock.CheckPath(dir, uid)
+	replaceable, is := errors.AsType[*unixsock.ReplaceableError](err)
 	switch {
 	case err == nil:
 		return nil
@@ -107,10 +94,10 @@ func checkPlace(dir, plugin string, uid int) error {
 		return fmt.Errorf("check who may replace stateDir: %w", err)
 	case replaceable.Owner >= 0:
 		return fmt.Errorf("stateDir %s can be replaced, and its revocations with it: folder %s belongs to %s, and under sudo the plugin runs as the user who called; write stateDir: /var/lib/chaperone/%s, which the sidecar makes, or any folder in which all above it is root's",
-			dir, replaceable.Folder, phrase.User(replaceable.Owner), plugin)
+			dir, replaceable.Dir, phrase.User(replaceable.Owner), plugin)
 	}
 	return fmt.Errorf("stateDir %s can be replaced, and its revocations with it: folder %s may be written by others (mode %04o); run chmod go-w on it, or write stateDir: /var/lib/chaperone/%s, which the sidecar makes (on a volume of its own, the volume itself)",
-		dir, replaceable.Folder, replaceable.Mode.Perm(), plugin)
+		dir, replaceable.Dir, replaceable.Mode.Perm(), plugin)
 }
 
 // pluginElsewhere reports whether the plugin is in another container or on another
@@ -150,10 +137,10 @@ func checkLogPlace(spec *configs.Sidecar) error {
 	if spec.Audit.File == "" || within(AbsPath(spec.StateDir), folder) {
 		return nil
 	}
-	err := runtimedir.CheckAbove(folder, os.Geteuid())
-	if replaceable, is := errors.AsType[*runtimedir.ReplaceableError](err); is {
+	err := unixsock.CheckPath(folder, os.Geteuid())
+	if replaceable, is := errors.AsType[*unixsock.ReplaceableError](err); is {
 		return fmt.Errorf("audit.file %s can be replaced: folder %s may be changed by others (uid %d, mode %04o); write an audit.file in which all above it is root's, or leave it out: it is then in the stateDir",
-			spec.Audit.File, replaceable.Folder, max(replaceable.Owner, 0), replaceable.Mode.Perm())
+			spec.Audit.File, replaceable.Dir, max(replaceable.Owner, 0), replaceable.Mode.Perm())
 	}
 	if err != nil {
 		return fmt.Errorf("check who may replace audit.file: %w", err)
@@ -175,39 +162,16 @@ func (s *state) Close() error { return s.lock.Close() }
 
 func (s *state) path(name string) string { return filepath.Join(s.dir, name) }
 
-// save replaces a file of the state whole, so that a crash leaves the old one
-// or the new one.
+// save replaces a file of the state: a power cut leaves the old one or the new one.
 func (s *state) save(name string, value any) error {
 	data, err := json.MarshalIndent(value, "", " ")
-	if err != nil {
-		return fmt.Errorf("save %s: %w", name, err)
-	}
-	temporary := s.path(name + ".new")
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fmt.Errorf("save %s: %w", name, err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(temporary, s.path(name))
-	}
-	if err == nil {
-		err = s.sync()
+		err = atomicfile.WriteFS(s.files, s.path(name), data, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("save %s: %w", name, err)
 	}
 	return nil
-}
-
-// sync has the names in the stateDir survive a loss of power.
-func (s *state) sync() error {
-	dir, err := os.Open(s.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // load reads a file of the state into value, which stays as it is when there

@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 	pkcs12 "software.sslmate.com/src/go-pkcs12"
 
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // trustStorePassword protects nothing: a trust store holds certificates that
@@ -119,7 +121,7 @@ func sharedTrust(stateDir string) (string, error) {
 // trust folder.
 func removeTrust(st *state) error {
 	dir, err := sharedTrust(st.dir)
-	if err == nil && runtimedir.Check(filepath.Dir(dir)) == nil {
+	if err == nil && unixsock.CheckDir(filepath.Dir(dir)) == nil {
 		err = os.RemoveAll(dir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EROFS) {
@@ -193,7 +195,7 @@ func (b *trustBundle) write(ca []byte) error {
 
 func (b *trustBundle) writeAll() error {
 	for path, data := range b.files {
-		if err := replaceFile(path, data); err != nil {
+		if err := atomicfile.Write(path, data, 0o444); err != nil {
 			return fmt.Errorf("write trust bundle: %w", err)
 		}
 	}
@@ -238,18 +240,6 @@ func (b *trustBundle) recreate() error {
 	old := b.lock
 	b.lock = lock
 	return old.Close()
-}
-
-// replaceFile writes a file that everybody may read, whatever the umask, whole
-// or not at all.
-func replaceFile(path string, data []byte) error {
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	if err := os.Chmod(path+".new", 0o444); err != nil { //nolint:gosec // certificates, which the plugin reads
-		return err
-	}
-	return os.Rename(path+".new", path)
 }
 
 // variables are those through which programs find the files.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
@@ -86,7 +87,13 @@ func TestRestartWithinARate(t *testing.T) {
 // written to.
 func TestRatesWithoutRoom(t *testing.T) {
 	w := newWorld(t, "off", "  limits: {requests: 2/1h}\n")
-	testenv.Must(t, os.MkdirAll(w.file("state/rates.json.new"), 0o700)) // no file can be written there
+	testenv.Require(t, testenv.Superuser()) // for the mount
+	kept, rates := w.file("kept.json"), w.file("state/rates.json")
+	testenv.Must(t, os.MkdirAll(w.file("state"), 0o700))
+	testenv.Must(t, os.WriteFile(kept, []byte("{}"), 0o600))
+	testenv.Must(t, os.WriteFile(rates, nil, 0o600))
+	testenv.Must(t, unix.Mount(kept, rates, "", unix.MS_BIND, "")) // a mount point cannot be replaced: EBUSY (rename(2))
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(rates, 0)) })
 	r := w.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast"))
 	if r.stdout != "503" {
 		t.Errorf("got %q\n%s", r.stdout, r.stderr)

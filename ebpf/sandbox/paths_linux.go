@@ -10,34 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 const privateAccess = 0o700
 
-// ensurePrivate makes a directory for us alone, and refuses one that somebody
-// else could have prepared. An empty one of ours that is open to others, as a
-// volume is that was just mounted, is closed to them first.
+// EnsurePrivate is [unixsock.MakePrivateDir], with advice where the directory cannot be
+// made.
 func EnsurePrivate(path string) error {
-	if err := os.Mkdir(path, privateAccess); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make private directory: %w%s", err, directoryHint(path, err))
-	}
-	var stat unix.Stat_t
-	if err := unix.Lstat(path, &stat); err != nil {
-		return fmt.Errorf("inspect private directory: %w", err)
-	}
-	if stat.Mode&unix.S_IFMT == unix.S_IFDIR && stat.Mode&0o077 != 0 && int(stat.Uid) == os.Geteuid() {
-		runtimedir.CloseEmpty(path)
-		if err := unix.Lstat(path, &stat); err != nil {
-			return fmt.Errorf("inspect private directory: %w", err)
-		}
-	}
-	switch {
-	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("use private directory: %s is not a directory", path)
-	case int(stat.Uid) != os.Geteuid():
-		return fmt.Errorf("use private directory: %s belongs to uid %d", path, stat.Uid)
-	case stat.Mode&0o077 != 0:
-		return fmt.Errorf("use private directory: %s is open to others (mode %04o); make it 0700", path, stat.Mode&0o7777)
+	err := unixsock.MakePrivateDir(path)
+	if err != nil {
+		return fmt.Errorf("%w%s", err, directoryHint(path, err))
 	}
 	return nil
 }

@@ -20,97 +20,9 @@ func needRoot(t *testing.T) {
 	t.Skip("needs root")
 }
 
-// TestCheck checks who is found to be able to replace a path.
-func TestCheck(t *testing.T) {
-	needRoot(t)
-	const alice, sidecar = 4242, 4343
-	for name, test := range map[string]struct {
-		prepare func(dir string) error // makes dir/state, in whatever way
-		folder  string                 // that is found, below dir; "": none
-		owner   int
-	}{
-		"root's":               {prepare: func(dir string) error { return os.MkdirAll(dir+"/state", 0o755) }},
-		"missing":              {prepare: func(string) error { return nil }},
-		"missing, in alice's":  {prepare: func(dir string) error { return os.Chown(dir, alice, alice) }, folder: ".", owner: alice},
-		"the sidecar's":        {prepare: func(dir string) error { return owned(dir, "state", sidecar, 0o700) }},
-		"alice's":              {prepare: func(dir string) error { return owned(dir, "state", alice, 0o700) }, folder: "state", owner: alice},
-		"open to a group":      {prepare: func(dir string) error { return owned(dir, "state", 0, 0o770) }, folder: "state", owner: -1},
-		"sticky itself":        {prepare: func(dir string) error { return owned(dir, "state", 0, 0o777|os.ModeSticky) }, folder: "state", owner: -1},
-		"in an open folder":    {prepare: below(0o777), folder: "open", owner: -1},
-		"in a sticky folder":   {prepare: below(0o777 | os.ModeSticky)},
-		"a link of root's":     {prepare: link(0)},
-		"a link of alice's":    {prepare: link(alice), folder: "state", owner: alice},
-		"by a link to alice's": {prepare: linkBelow(alice), folder: "alice", owner: alice},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			if err := test.prepare(dir); err != nil {
-				t.Fatal(err)
-			}
-			err := check(filepath.Join(dir, "state"), sidecar, true)
-			found, is := errors.AsType[*ReplaceableError](err)
-			switch {
-			case test.folder == "" && err != nil:
-				t.Errorf("refused: %v", err)
-			case test.folder != "" && (!is || found.Folder != filepath.Join(dir, test.folder) || found.Owner != test.owner):
-				t.Errorf("got %+v, want %s of %d", err, test.folder, test.owner)
-			}
-		})
-	}
-}
-
 func owned(dir, name string, uid int, mode os.FileMode) error {
 	path := filepath.Join(dir, name)
 	return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, uid, uid), os.Chmod(path, mode))
-}
-
-// below makes state a link to a folder in one of the mode.
-func below(mode os.FileMode) func(string) error {
-	return func(dir string) error {
-		return errors.Join(owned(dir, "open", 0, mode), os.Mkdir(dir+"/open/state", 0o700), os.Symlink("open/state", dir+"/state"))
-	}
-}
-
-func link(uid int) func(string) error {
-	return func(dir string) error {
-		return errors.Join(os.Mkdir(dir+"/target", 0o700), os.Symlink(dir+"/target", dir+"/state"), os.Lchown(dir+"/state", uid, uid))
-	}
-}
-
-// linkBelow makes state a link to a link in a folder of the user's, whose target is
-// a folder of root's.
-func linkBelow(uid int) func(string) error {
-	return func(dir string) error {
-		return errors.Join(os.Mkdir(dir+"/target", 0o700), owned(dir, "alice", uid, 0o755),
-			os.Symlink("../target", dir+"/alice/link"), os.Symlink("alice/link", dir+"/state"))
-	}
-}
-
-// TestCheckAbove checks that the mode of the folder itself may be any, and what is
-// above it may not.
-func TestCheckAbove(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "volume")
-	if err := errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, 0o777)); err != nil {
-		t.Fatal(err)
-	}
-	if err := CheckAbove(path, os.Geteuid()); err != nil {
-		t.Error(err)
-	}
-	if err := CheckAbove(filepath.Join(path, "state"), os.Geteuid()); err == nil {
-		t.Error("no error below it")
-	}
-}
-
-// TestCheckLoop checks that links that lead in a circle are an error.
-func TestCheckLoop(t *testing.T) {
-	dir := t.TempDir()
-	if err := errors.Join(os.Symlink("b", dir+"/a"), os.Symlink("a", dir+"/b")); err != nil {
-		t.Fatal(err)
-	}
-	if err := Check(dir + "/a"); err == nil {
-		t.Error("no error")
-	}
 }
 
 // TestUsable checks what becomes of directories that may be the runtime directory.

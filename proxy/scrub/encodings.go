@@ -149,7 +149,7 @@ func (s *encoding) patterns() []pattern {
 			"", ":", "-", " ", ",", ", ", "0x", " 0x", ",0x", ", 0x")
 	case asDecimals:
 		return s.joinedPatterns(joinedLength, func(c byte) string { return strconv.Itoa(int(c)) },
-			" ", ",", ", ", ",\n", ",\n  ", ",\n    ", ",\n      ", ",\n        ", ",\n\t", ",\n\t\t", ",\r\n  ", ",\r\n    ", `,\n  `, `,\n    `)
+			" ", ",", ", ", ",\n", ",\n  ", ",\n    ", ",\n      ", ",\n        ", ",\n\t", ",\n\t\t")
 	case asText, asBase64:
 	}
 	all := []pattern{{text: s.text, encoding: s}}

@@ -8,18 +8,18 @@ import (
 	"unicode/utf8"
 )
 
-// startsEscape reports whether escapes begin with a byte: in JSON and programs, in URLs,
-// in HTML and XML, and in mail.
-func startsEscape(c byte) bool { return c == '\\' || c == '%' || c == '&' || c == '=' }
+// startsEscape reports whether escapes begin with a byte: in JSON and programs, in
+// URLs, and in HTML and XML.
+func startsEscape(c byte) bool { return c == '\\' || c == '%' || c == '&' }
 
-// maxNested is how often a text may have been escaped: JSON in JSON in a URL.
-const maxNested = 3
+// maxNested is how often a text may have been escaped, see the package documentation.
+const maxNested = 2
 
 // findEscaped appends where secrets are of which any character is escaped, each
 // in any way, or that are cut into lines. Before the first escape or end of a line
 // all is as it is, so that from each of them the rest of a secret is read.
 func (n *Patterns) findEscaped(b []byte, clipped bool, spans []span) []span {
-	for _, begin := range []byte(n.escapeBytes) {
+	for _, begin := range []byte(`\%&`) {
 		for at := indexFrom(b, 0, begin); at < len(b); at = indexFrom(b, at+1, begin) {
 			if n.plausibleEscape(b[at:]) {
 				spans = n.findFromEscape(b, at, clipped, spans)
@@ -33,8 +33,6 @@ func (n *Patterns) findEscaped(b []byte, clipped bool, spans []span) []span {
 		}
 		switch {
 		case from == 0:
-		case b[from-1] == '=': // of mail
-			spans = n.findFromEscape(b, from-1, clipped, spans)
 		case inBase64(b[from-1]):
 			spans = n.findAcrossLines(b, from, at+1, clipped, spans)
 		}
@@ -100,11 +98,11 @@ func (n *Patterns) plausibleEscape(b []byte) bool {
 	switch b[0] {
 	case '\\':
 		return alphanumeric(next) || next == '\n' || n.relevant(next)
-	case '%', '=':
+	case '%':
 		if len(b) > 2 && digit(next) >= 0 && digit(b[2]) >= 0 {
 			return n.relevant(byte(digit(next)<<4 | digit(b[2])))
 		}
-		return next == '\r' || next == '\n' || next == 'u' || n.startsEscape(next)
+		return next == 'u' || startsEscape(next)
 	}
 	end := n.entityEnd(b[1:]) + 1
 	if end == 0 || b[end] != ';' {
@@ -120,7 +118,7 @@ func (n *Patterns) entityEnd(b []byte) int {
 	const most = 10
 	for i, c := range b[:min(len(b), most)] {
 		switch {
-		case c == ';', n.startsEscape(c):
+		case c == ';', startsEscape(c):
 			return i
 		case !alphanumeric(c) && c != '#':
 			return -1
@@ -132,12 +130,7 @@ func (n *Patterns) entityEnd(b []byte) int {
 // relevant reports whether a character is one of a secret, or may begin an escape of
 // one in what was escaped twice.
 func (n *Patterns) relevant(c byte) bool {
-	return len(n.occurrences[c]) > 0 || n.startsEscape(c) || isBreak(c)
-}
-
-// startsEscape reports whether escapes that are looked for begin with a byte.
-func (n *Patterns) startsEscape(c byte) bool {
-	return startsEscape(c) && (c != '=' || len(n.escapeBytes) > 3)
+	return len(n.occurrences[c]) > 0 || startsEscape(c) || isBreak(c)
 }
 
 // findFromEscape appends where secrets are whose first escape is at a place.
@@ -153,7 +146,7 @@ func (n *Patterns) findFromEscape(b []byte, at int, clipped bool, spans []span) 
 		if c.size > 0 {
 			spans = n.findFrom(b, at, c.bytes[0], clipped, spans)
 		}
-		if !n.startsEscape(c.bytes[0]) {
+		if !startsEscape(c.bytes[0]) {
 			return spans
 		}
 	}
@@ -290,7 +283,7 @@ func (s *encoding) readDecimals(b []byte, i int, clipped bool) (int, bool) {
 	for at := range len(s.text) {
 		if at > 0 {
 			from := i
-			if i = skipBetween(b, i, " \t\r\n,;\\nr"); i == from && i < len(b) {
+			if i = skipBetween(b, i, " \t\r\n,"); i == from && i < len(b) {
 				return 0, false
 			}
 		}
@@ -354,8 +347,6 @@ func (v unescaper) at(i int) (char, int, bool) {
 		return inner.percent(to)
 	case '&':
 		return inner.entity(to)
-	case '=':
-		return inner.quotedPrintable(to)
 	}
 	return char{}, 0, false
 }
@@ -482,19 +473,6 @@ func (v unescaper) percent(i int) (char, int, bool) {
 	}
 	n, to, ok := v.hexNumber(i, 2)
 	return byteChar(n), to, ok
-}
-
-// quotedPrintable reads the text after an equals sign in mail: a byte, or a soft line
-// break (RFC 2045, section 6.7).
-func (v unescaper) quotedPrintable(i int) (char, int, bool) {
-	if n, to, ok := v.hexNumber(i, 2); ok {
-		return byteChar(n), to, true
-	}
-	c, to := v.byteAt(i)
-	if c == '\r' {
-		c, to = v.byteAt(to)
-	}
-	return char{}, to, c == '\n'
 }
 
 // entity reads what HTML and XML put behind an ampersand.

@@ -33,7 +33,6 @@ type Patterns struct {
 	skip        [1 << skipBits]uint8 // by block: how far the window may be moved on; 0: look closer
 	byLastBlock map[uint32][]int     // by block: the patterns whose window ends with it, longest first
 	occurrences [256][]occurrence    // by byte: where encodings have it, which may be escaped
-	escapeBytes string               // the bytes that escapes of these begin with
 	buffers     sync.Pool            // of *[]byte, in which readers search
 }
 
@@ -102,12 +101,6 @@ func (n *Patterns) add(secret string) {
 				n.occurrences['+'] = append(n.occurrences['+'], occurrence{s, at})
 			}
 		}
-	}
-	if n.escapeBytes == "" {
-		n.escapeBytes = `\%&`
-	}
-	if len(n.escapeBytes) == 3 && strings.ContainsFunc(secret, func(r rune) bool { return r < ' ' || r > '~' || r == '=' }) {
-		n.escapeBytes = `\%&=` // quoted-printable escapes nothing else
 	}
 }
 

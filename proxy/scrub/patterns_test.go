@@ -207,7 +207,6 @@ func TestRuns(t *testing.T) {
 		{aws, strings.ToUpper(aws), true},
 		{"pa/ss!wo=rd", "pa/ss%21wo%3Drd", true},
 		{"pa/ss!wo=rd", "pa%2Fss!wo%3Drd", true},
-		{"pa/ss!wo=rd", "pa/ss!wo=3Drd", true},
 		{"pa+ss'wo=rd", `pa\u002Bss\u0027wo=rd`, true},
 		{"pa+ss'wo=rd", `pa+ss\u0027wo\u003drd`, true},
 		{token, "the signature is c2lnbmF0dXJlLWNhbmFyeS0xMjM0NTY", true},

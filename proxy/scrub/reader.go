@@ -266,7 +266,7 @@ func (r *Reader) holdBack() int {
 }
 
 // continues reports whether a line was cut because what is in it is long: it ends in
-// base64, in an equals sign as mail has it or a backslash, or between two numbers.
+// base64, in a backslash, or between two numbers.
 func continues(line []byte) bool {
 	const sure = 16 // characters of base64, which few words have
 	line = bytes.TrimRight(line, " \r")
@@ -274,7 +274,7 @@ func continues(line []byte) bool {
 		return false
 	}
 	switch last := line[len(line)-1]; last {
-	case '=', '\\':
+	case '\\':
 		return true
 	case ',', ':':
 		return digit(line[len(line)-2]) >= 0

@@ -20,6 +20,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz/extauthz"
 	"github.com/chaperone-proxy/chaperone/authz/xds"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
@@ -156,19 +157,11 @@ func (o *managedEnvoy) checkDir() error {
 	return nil
 }
 
-// writeBootstrap replaces the file whole: an Envoy may be starting from it.
+// writeBootstrap replaces the file, from which an Envoy may be starting. It holds no
+// secret, and Envoy may be another user.
 func (o *managedEnvoy) writeBootstrap() error {
-	file, err := os.CreateTemp(o.spec.Dir, ".bootstrap-*")
-	if err != nil {
+	if err := atomicfile.Write(o.spec.Bootstrap(), o.bootstrap, 0o644); err != nil {
 		return fmt.Errorf("write Envoy's bootstrap: %w", err)
-	}
-	_, err = file.Write(o.bootstrap)
-	// There is no secret in it, and Envoy may be another user.
-	if err = errors.Join(err, file.Chmod(0o644), file.Close()); err == nil {
-		err = os.Rename(file.Name(), o.spec.Bootstrap())
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write Envoy's bootstrap: %w", err), os.Remove(file.Name()))
 	}
 	return nil
 }

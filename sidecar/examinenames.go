@@ -12,6 +12,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // checkExpiry finds grants that have ended or end soon.
@@ -62,16 +63,13 @@ func lookUp(ctx context.Context, host string, servers []netip.AddrPort) ([]netip
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if len(servers) == 0 {
-		found, err := (&net.Resolver{PreferGo: true}).LookupNetIP(ctx, "ip", host+".")
+		found, err := upstream.NewResolver(nil).LookupNetIP(ctx, "ip", host+".")
 		return found, lookUpError(err, "the host's name servers")
 	}
 	var all []netip.Addr
 	var failed error
 	for _, server := range servers {
-		resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, server.String())
-		}}
-		found, err := resolver.LookupNetIP(ctx, "ip", host+".")
+		found, err := upstream.NewResolver([]netip.AddrPort{server}).LookupNetIP(ctx, "ip", host+".")
 		all = append(all, found...)
 		failed = errors.Join(failed, lookUpError(err, server.String()))
 	}

@@ -6,6 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // A grant's author chooses where tokens are got: what a guardrail forbids, and
@@ -53,4 +56,19 @@ func TestTokenDialer(t *testing.T) {
 	if err := dial("127.0.0.1"); err != nil {
 		t.Errorf("the operator's proxy: %v", err)
 	}
+}
+
+// TestTokenDialerResolves resolves an endpoint by dns.servers, as the proxy does.
+func TestTokenDialerResolves(t *testing.T) {
+	listener := testenv.MustGet((&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
+	defer listener.Close()
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	server := testenv.MustDNS(t)
+	server.Set("id.example", netip.MustParseAddr("127.0.0.1"))
+	d := &tokenDialer{
+		resolver:  upstream.NewResolver([]netip.AddrPort{server.Addr}),
+		forbidden: func(netip.AddrPort) bool { return false },
+		never:     func(string, netip.Addr) bool { return false },
+	}
+	testenv.Must(t, testenv.MustGet(d.dial(t.Context(), "tcp", net.JoinHostPort("id.example", port)))(t).Close())
 }

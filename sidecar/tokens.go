@@ -15,6 +15,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 	"github.com/chaperone-proxy/chaperone/vault"
 	"github.com/chaperone-proxy/chaperone/vault/tokens"
 )
@@ -24,7 +25,7 @@ func (s *Sidecar) makeTokens(spec *configs.Sidecar) (err error) {
 	if s.credentials.broker == nil {
 		return nil
 	}
-	dialer := &tokenDialer{hosts: spec.DNS.Hosts, servers: spec.DNS.Servers, forbidden: s.listening.self.dial, never: s.policy.never}
+	dialer := &tokenDialer{hosts: spec.DNS.Hosts, resolver: upstream.NewResolver(spec.DNS.Servers), forbidden: s.listening.self.dial, never: s.policy.never}
 	cfg := tokens.Config{
 		Source: s.credentials.broker, Recorder: s.journal.recorder, Logger: s.cfg.Log.Named("tokens"),
 		Sign: s.credentials.broker.SignJWT,
@@ -92,7 +93,7 @@ func upstreamProxy(spec *configs.Sidecar) (*url.URL, []string, error) {
 // guardrail forbids: a grant's author chose the endpoint.
 type tokenDialer struct {
 	hosts     map[string][]netip.Addr
-	servers   []netip.AddrPort
+	resolver  *net.Resolver // over dns.servers; nil: the default
 	forbidden func(netip.AddrPort) bool
 	never     func(host string, addr netip.Addr) bool
 	proxy     string // host and port; the operator's own choice, which no guardrail is about
@@ -104,7 +105,7 @@ var (
 )
 
 func (d *tokenDialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: 5 * time.Second, Resolver: d.resolver(), ControlContext: d.control}
+	dialer := net.Dialer{Timeout: 5 * time.Second, Resolver: d.resolver, ControlContext: d.control}
 	if address == d.proxy {
 		dialer.ControlContext = nil
 		return dialer.DialContext(ctx, network, address)
@@ -129,20 +130,6 @@ func (d *tokenDialer) dial(ctx context.Context, network, address string) (net.Co
 		last = err
 	}
 	return nil, last
-}
-
-func (d *tokenDialer) resolver() *net.Resolver {
-	if len(d.servers) == 0 {
-		return net.DefaultResolver
-	}
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (conn net.Conn, err error) {
-		for _, server := range d.servers {
-			if conn, err = (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, network, server.String()); err == nil {
-				return conn, nil
-			}
-		}
-		return nil, err
-	}}
 }
 
 // control looks at the address that is about to be dialled, whatever name led

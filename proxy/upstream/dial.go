@@ -51,18 +51,25 @@ type Config struct {
 }
 
 func NewDialer(cfg Config) *Dialer {
-	d := &Dialer{
-		resolver: &net.Resolver{PreferGo: true}, hosts: cfg.Hosts, forbidden: cfg.Forbidden,
+	return &Dialer{
+		resolver: NewResolver(cfg.Servers), hosts: cfg.Hosts, forbidden: cfg.Forbidden,
 		Proxy: newUpstreamProxy(cfg.Proxy, cfg.NoProxy),
 	}
-	if len(cfg.Servers) > 0 {
-		d.resolver.Dial = rotateServers(cfg.Servers)
-	}
-	return d
 }
 
-// rotateServers returns a resolver's Dial that asks the first server that can be
-// connected to. A resolver dials again for every attempt.
+// NewResolver returns a resolver that asks name servers in turn, or those of the host
+// if there are none. All names of a sidecar are resolved by one of these: those of
+// upstreams, of token endpoints, and of what doctor checks.
+func NewResolver(servers []netip.AddrPort) *net.Resolver {
+	r := &net.Resolver{PreferGo: true}
+	if len(servers) > 0 {
+		r.Dial = rotateServers(servers)
+	}
+	return r
+}
+
+// rotateServers returns a resolver's Dial that asks the next server each time: a
+// resolver dials once for every attempt.
 func rotateServers(servers []netip.AddrPort) func(context.Context, string, string) (net.Conn, error) {
 	next := make(chan int, 1)
 	next <- 0

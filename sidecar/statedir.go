@@ -77,7 +77,21 @@ func openState(dir string) (*state, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("lock stateDir %s: %w", dir, ErrLocked)
 	}
-	return &state{dir: dir, lock: lock}, nil
+	s := &state{dir: dir, lock: lock}
+	if err := s.removeTemporary(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// removeTemporary removes what an earlier sidecar was writing when it crashed.
+func (s *state) removeTemporary() error {
+	for _, name := range []string{revocationsFile, totalsFile, ratesFile, socketsFile, leasesFile, trustFile, placeholdersFile} {
+		if err := atomicfile.RemoveTemporary(s.path(name)); err != nil {
+			return fmt.Errorf("remove temporary file of stateDir: %w", err)
+		}
+	}
+	return nil
 }
 
 // checkPlace reports a folder above a stateDir in which anybody but root and uid,

@@ -93,12 +93,16 @@ type egressListener struct {
 	refusals samplers
 }
 
+// NewEgress returns the egress sockets of an Envoy, none of which is bound yet.
 func NewEgress(cfg EgressConfig) *Egress {
 	s := &Egress{EgressConfig: cfg, byRoute: make(map[routeKey]*egressListener)}
 	s.ctx, s.stop = context.WithCancel(context.Background()) //nolint:forbidigo // exits may be there before Serve
 	return s
 }
 
+// Replace binds the sockets of routes in dir and returns their paths in the order of the
+// routes. It closes those of routes that are not among them any more, whose connections go
+// on. After an error the set is what it was.
 func (s *Egress) Replace(dir, group string, routes []authz.Route) (paths []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

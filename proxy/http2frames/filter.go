@@ -66,6 +66,8 @@ const (
 	blockFactor = 2
 )
 
+// ErrPreface is returned by reads and writes of a connection that does not begin with the
+// preface of HTTP/2 although it must.
 var ErrPreface = errors.New("the connection preface of HTTP/2 is not valid")
 
 // Config is what frames are made of. All is required but prefaced.

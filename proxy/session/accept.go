@@ -52,12 +52,14 @@ type Inflight struct {
 	none chan struct{} // set by whoever waits
 }
 
+// Enter counts a goroutine that begins.
 func (t *Inflight) Enter() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.n++
 }
 
+// Leave counts a goroutine that ends.
 func (t *Inflight) Leave() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -80,6 +80,7 @@ const BufferSize = 32 << 10
 // BufferPool lends buffers for copying.
 type BufferPool struct{ pool sync.Pool }
 
+// Get lends a buffer of [BufferSize] bytes.
 func (b *BufferPool) Get() *[]byte {
 	if buf, ok := b.pool.Get().(*[]byte); ok {
 		return buf
@@ -88,4 +89,5 @@ func (b *BufferPool) Get() *[]byte {
 	return &buf
 }
 
+// Put takes a buffer back.
 func (b *BufferPool) Put(buf *[]byte) { b.pool.Put(buf) }

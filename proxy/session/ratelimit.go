@@ -78,6 +78,7 @@ type RateLimits struct {
 	up, down chunkSize // of what the plugin sends, and of what it receives
 }
 
+// NewRateLimits returns the limits of a plugin. Buffers for copying come from buffers.
 func NewRateLimits(plugin authz.Principal, gate *authz.Gate, engine *authz.Engine, buffers *BufferPool) *RateLimits {
 	r := &RateLimits{plugin: plugin, gate: gate, engine: engine, buffers: buffers}
 	r.up.bytes.Store(firstChunk)

@@ -25,12 +25,15 @@ type RefusalError struct {
 	RetryAfter time.Duration
 }
 
+// Error implements error.
 func (e *RefusalError) Error() string { return e.Reason.String() + ": " + e.Detail }
 
+// Malformed refuses input that is not a request.
 func Malformed(detail string) *RefusalError {
 	return &RefusalError{Reason: authz.MalformedRequest, Detail: detail}
 }
 
+// Mismatch refuses a request whose names of the destination disagree.
 func Mismatch(detail string) *RefusalError {
 	return &RefusalError{Reason: authz.DestinationMismatch, Detail: detail}
 }

@@ -103,10 +103,25 @@ func (a *Session) CutCause() error {
 	return a.cause
 }
 
-// Registry holds everything live. An access is added under the lock that a
-// reconsideration lists them under, with its generation compared: a policy that
-// changes between decision and registration either sees the access in the
-// registry or is seen by the registration.
+// Registry holds the live sessions of a plugin. A revocation takes effect in this sequence:
+//
+//  1. A reload, a revocation, an expiry or a used-up total installs a new snapshot: the
+//     engine increments the generation and closes [authz.Snapshot.Changed] of the old one.
+//  2. The proxy, which waits for that, calls [Registry.Revalidate]. A revocation by the
+//     operator calls it as well, to report how many sessions were cut.
+//  3. Revalidate decides each session again that an earlier generation allowed, by
+//     [authz.Admission.StillAllowed] or [Session.Recheck].
+//  4. A session that is denied is ended by [Session.Cut], which calls [Session.OnCut]. A
+//     tunnel then resets its two sockets ([AbortConn]); a request is cancelled towards the
+//     upstream, and its answer is refused or, once it has begun, broken off.
+//  5. The goroutine that serves the session writes the end record, and calls
+//     [Registry.Remove].
+//
+// A session is added under the lock under which Revalidate lists them, with its generation
+// compared: a policy that changes between decision and registration either finds the
+// session in the registry or is found by the registration.
+//
+// Lock order: passMu, mu. A Session's own lock is not held while either is taken.
 type Registry struct {
 	engine *authz.Engine
 
@@ -120,6 +135,7 @@ type Registry struct {
 	cuts       int                           // of all passes in that generation
 }
 
+// NewRegistry returns an empty registry that decides by the engine's policy.
 func NewRegistry(engine *authz.Engine) *Registry {
 	return &Registry{engine: engine, live: make(map[*Session]struct{})}
 }
@@ -155,6 +171,7 @@ func (r *Registry) Remove(a *Session) {
 	}
 }
 
+// Len returns how many sessions are live.
 func (r *Registry) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -50,6 +50,7 @@ type Config struct {
 	NoProxy []string
 }
 
+// NewDialer returns a dialer.
 func NewDialer(cfg Config) *Dialer {
 	return &Dialer{
 		resolver: NewResolver(cfg.Servers), hosts: cfg.Hosts, forbidden: cfg.Forbidden,
@@ -195,6 +196,7 @@ func Unreachable(err error, doing string) *session.RefusalError {
 	return &session.RefusalError{Reason: authz.UpstreamUnreachable, Detail: doing + ": " + cause, Remedy: remedy}
 }
 
+// IsTimeout reports whether an error is that of a deadline.
 func IsTimeout(err error) bool {
 	var timeout interface{ Timeout() bool }
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||

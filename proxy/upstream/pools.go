@@ -18,9 +18,10 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// Protocol is what is spoken to the upstream.
+// Protocol is the protocol of a connection to an upstream.
 type Protocol uint8
 
+// The protocols.
 const (
 	HTTP1 Protocol = iota // as the plugin does, and for upgrades
 	HTTP2                 // as ALPN selects; the plugin uses HTTP/2
@@ -74,6 +75,7 @@ type Pool struct {
 	NamePatterns *scrub.Patterns // the same as it would be in a header's name
 }
 
+// NewPools returns empty pools, whose connections take their memory from b.
 func NewPools(d *Dialer, b *budget.Budget) *Pools {
 	return &Pools{dialer: d, budget: b, byKey: make(map[poolKey]*Pool), injected: make(map[injected][]authz.Injection)}
 }
@@ -190,6 +192,7 @@ type HostSet struct {
 	Hosts map[string]struct{}
 }
 
+// Add adds a host, unless the set is full.
 func (s *HostSet) Add(host string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,6 +204,7 @@ func (s *HostSet) Add(host string) {
 	}
 }
 
+// Has reports whether a host is in the set.
 func (s *HostSet) Has(host string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -21,6 +21,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/proxy/sigv4"
@@ -302,7 +303,7 @@ func (x *exchange) askUpgrade(h http.Header, upgrade string) {
 	}
 	x.extensionsDropped = true
 	for name := range h {
-		if spelled(name) == "Sec-Websocket-Extensions" {
+		if httpclean.SameHeader(name, "Sec-Websocket-Extensions") {
 			delete(h, name)
 		}
 	}
@@ -380,9 +381,8 @@ func (x *exchange) body(out *http.Request) {
 // passesAsTrailer reports whether a request trailer may pass: nothing may
 // follow as a trailer that would be removed from the head, nor the credential.
 func (x *exchange) passesAsTrailer(name string) bool {
-	s, slot := spelled(name), x.admission.Injection
-	return !hopByHop(s) && !misleading(s) && s != "Authorization" && s != "Cookie" && !sigv4.Replaces(s) &&
-		(slot.Kind != authz.InjectHeader || s != spelled(http.CanonicalHeaderKey(slot.Name)))
+	return httpclean.Classify(name) == httpclean.ClassNone && !inSlot(name, x.admission.Injection) &&
+		!httpclean.SameHeader(name, "Cookie") && !sigv4.Replaces(canonicalHeader(name)) // Authorization is among those
 }
 
 // countedBody counts and slows the plugin's body, and takes its trailers over at
@@ -727,17 +727,12 @@ func (x *exchange) header(h http.Header, response *http.Response) (announced int
 		delete(h, "Content-Length")
 	}
 	for name := range response.Trailer {
-		if passesBackAsTrailer(name) && !x.quotedIn(name) {
+		if passesBack(name) && !x.quotedIn(name) {
 			h["Trailer"] = append(h["Trailer"], name)
 			announced++
 		}
 	}
 	return announced
-}
-
-func passesBackAsTrailer(name string) bool {
-	s := spelled(name)
-	return !hopByHop(s) && s != "Alt-Svc"
 }
 
 // trailer passes the answer's trailers on, announced or not. One that was
@@ -753,7 +748,7 @@ func (x *exchange) trailer(h http.Header, response *http.Response, announced int
 		prefix = "" // exactly those that were announced
 	}
 	for name, values := range response.Trailer {
-		if len(values) > 0 && passesBackAsTrailer(name) {
+		if len(values) > 0 && passesBack(name) {
 			h[prefix+name] = values
 		}
 	}

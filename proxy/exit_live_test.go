@@ -21,6 +21,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
@@ -277,7 +278,9 @@ func listing(t *testing.T, dir string) []string {
 	testenv.Must(t, err)
 	var out []string
 	for _, e := range entries {
-		out = append(out, e.Name())
+		if !strings.HasSuffix(e.Name(), unixsock.LockSuffix) {
+			out = append(out, e.Name())
+		}
 	}
 	return out
 }
@@ -445,6 +448,11 @@ func TestExitsFolder(t *testing.T) {
 			testenv.Require(t, testenv.Superuser()) // to give a folder away
 			testenv.Must(t, os.Mkdir(dir, 0o700))
 			testenv.Must(t, os.Chown(dir, 65534, 65534))
+			return dir, ""
+		},
+		"below another user's": func(t *testing.T, dir string) (string, string) {
+			testenv.Require(t, testenv.Superuser()) // to give a folder away
+			testenv.Must(t, os.Chown(filepath.Dir(dir), 65534, 65534))
 			return dir, ""
 		},
 		"served by another process": func(t *testing.T, dir string) (string, string) {

@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
 
 // Status codes of gRPC (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md).
 const (
 	grpcCancelled         = 1
-	grpcInvalidArgument   = 3
 	grpcDeadlineExceeded  = 4
 	grpcPermissionDenied  = 7
 	grpcResourceExhausted = 8
@@ -36,7 +37,7 @@ func (x *exchange) endStream(err error) bool {
 	clear(h)
 	h["Content-Type"] = []string{"application/grpc"}
 	h["Grpc-Status"] = []string{strconv.Itoa(x.grpcStatus(code))}
-	h["Grpc-Message"] = []string{grpcMessage(x.outcome.Detail)}
+	h["Grpc-Message"] = []string{httpclean.GRPCMessage(x.outcome.Detail)}
 	x.w.WriteHeader(http.StatusOK)
 	return true
 }
@@ -55,7 +56,7 @@ func (x *exchange) endMessages(h http.Header, response *http.Response, err error
 		status = x.grpcStatus(code)
 	}
 	h[http.TrailerPrefix+"Grpc-Status"] = []string{strconv.Itoa(status)}
-	h[http.TrailerPrefix+"Grpc-Message"] = []string{grpcMessage(x.outcome.Detail)}
+	h[http.TrailerPrefix+"Grpc-Message"] = []string{httpclean.GRPCMessage(x.outcome.Detail)}
 	return true
 }
 

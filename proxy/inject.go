@@ -2,62 +2,33 @@ package proxy
 
 import (
 	"net/http"
-	"net/url"
-	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 	"github.com/chaperone-proxy/chaperone/proxy/sigv4"
 )
 
-// spelled returns the one spelling of a canonical header name: servers that
-// make variables of header names (CGI, WSGI, PHP) read X_Api_Key as X-Api-Key.
-func spelled(name string) string {
-	if !strings.Contains(name, "_") {
-		return name
-	}
-	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+// canonicalHeader returns the one canonical name of a header: servers that make
+// variables of header names (CGI, WSGI, PHP) read X_Api_Key as X-Api-Key.
+func canonicalHeader(name string) string {
+	return http.CanonicalHeaderKey(httpclean.FoldName(name))
 }
 
-// hopByHop reports whether a header is about one connection only (RFC 9110,
-// section 7.6.1) or is ours, and so never passes in either direction.
-func hopByHop(name string) bool {
-	switch name {
-	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-		"Proxy-Authentication-Info", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings":
-		return true
-	}
-	return strings.HasPrefix(name, "X-Chaperone-")
+// inSlot reports whether a header is the slot of the credential or, with SigV4, part of
+// the plugin's own signature.
+func inSlot(name string, slot authz.Injection) bool {
+	return slot.Kind == authz.InjectHeader && httpclean.SameHeader(name, slot.Name) ||
+		slot.Kind == authz.InjectSigV4 && sigv4.Replaces(canonicalHeader(name))
 }
 
-// misleading reports whether a header makes a server see another request, or
-// another caller, than the one that was decided. Host is what the destination says.
-func misleading(name string) bool {
-	switch name {
-	case "X-Http-Method", "X-Http-Method-Override", "X-Method-Override", "X-Original-Url", "X-Rewrite-Url",
-		"Forwarded", "Host":
-		return true
-	}
-	return strings.HasPrefix(name, "X-Forwarded-")
-}
-
-// misframing reports whether a header is one that a server which takes an
-// underscore for a dash could read as the length of the body, which net/http
-// writes itself. spelt is name as such a server reads it.
-func misframing(name, spelt string) bool { return spelt == "Content-Length" && name != spelt }
-
-// stripRequest removes what never passes, and what the plugin put into the
-// slot of the credential. Both come before the injection: a header that the
-// plugin lists in Connection would else take the credential away again.
+// stripRequest removes headers that must not reach the upstream, and a header that the
+// plugin put into the slot of the credential. Both come before the injection: a header
+// that the plugin lists in Connection would otherwise remove the credential again.
 func stripRequest(h http.Header, slot authz.Injection) {
 	listed := connectionOptions(h)
-	trailers := hasToken(h["Te"], "trailers")
-	var slotName string
-	if slot.Kind == authz.InjectHeader {
-		slotName = spelled(http.CanonicalHeaderKey(slot.Name))
-	}
+	trailers := httpclean.HasToken(h["Te"], "trailers")
 	for name := range h {
-		s := spelled(name)
-		if hopByHop(s) || misleading(s) || misframing(name, s) || s == slotName || listed[s] || slot.Kind == authz.InjectSigV4 && sigv4.Replaces(s) {
+		if httpclean.Classify(name) != httpclean.ClassNone || inSlot(name, slot) || listed[httpclean.FoldName(name)] {
 			delete(h, name)
 		}
 	}
@@ -65,51 +36,53 @@ func stripRequest(h http.Header, slot authz.Injection) {
 		h["Te"] = []string{"trailers"} // gRPC asks for it, and trailers do pass
 	}
 	if _, sent := h["User-Agent"]; !sent {
-		h["User-Agent"] = nil // none is added either
+		h["User-Agent"] = nil // net/http would add its own
 	}
 }
 
-// stripAnswer removes what never passes back, and what would lead the plugin
-// past the proxy (RFC 7838).
+// stripAnswer removes headers that must not reach the plugin: those of the connection to
+// the upstream, Chaperone's own, and Alt-Svc, which would make the plugin bypass the
+// proxy (RFC 7838).
 func stripAnswer(h http.Header) {
 	listed := connectionOptions(h)
 	for name := range h {
-		if s := spelled(name); hopByHop(s) || s == "Alt-Svc" || listed[s] {
+		if !passesBack(name) || listed[httpclean.FoldName(name)] {
 			delete(h, name)
 		}
 	}
 }
 
-// connectionOptions returns the headers that Connection lists, nil for none.
+// passesBack reports whether a header or trailer of an answer may reach the plugin.
+func passesBack(name string) bool {
+	class := httpclean.Classify(name)
+	return class != httpclean.ClassHop && class != httpclean.ClassOwn && !httpclean.SameHeader(name, "Alt-Svc")
+}
+
+// connectionOptions returns the folded names of the headers that Connection lists, nil
+// for none.
 func connectionOptions(h http.Header) map[string]bool {
 	var listed map[string]bool
-	for _, v := range h["Connection"] {
-		for option := range strings.SplitSeq(v, ",") {
-			option = spelled(http.CanonicalHeaderKey(strings.TrimSpace(option)))
-			if option == "" || option == "Close" || option == "Keep-Alive" || option == "Upgrade" {
-				continue
-			}
-			if listed == nil {
-				listed = make(map[string]bool)
-			}
-			listed[option] = true
+	for option := range httpclean.ConnectionOptions(h["Connection"]) {
+		if listed == nil {
+			listed = make(map[string]bool)
 		}
+		listed[option] = true
 	}
 	return listed
 }
 
-// emptySlot removes what the plugin put into the slot of the credential, where
-// that is not a header of its own, and returns the query that is left.
+// emptySlot removes a cookie, a query parameter or a signature that the plugin put into
+// the slot of the credential, and returns the remaining query.
 func emptySlot(h http.Header, d authz.Destination, slot authz.Injection) (query string) {
 	switch slot.Kind {
 	case authz.InjectCookie:
-		if kept := withoutCookie(h["Cookie"], slot.Name); kept != "" {
+		if kept := httpclean.WithoutCookie(h["Cookie"], slot.Name); kept != "" {
 			h["Cookie"] = []string{kept}
 		} else {
 			delete(h, "Cookie")
 		}
 	case authz.InjectQuery:
-		return withoutParameter(d.Query(), slot.Name)
+		return httpclean.WithoutParameter(d.Query(), slot.Name)
 	case authz.InjectSigV4:
 		return sigv4.StripQuery(d.Query())
 	case authz.InjectNone, authz.InjectHeader, authz.InjectCertificate:
@@ -118,23 +91,16 @@ func emptySlot(h http.Header, d authz.Destination, slot authz.Injection) (query 
 }
 
 // inject puts the credential into its slot, which is empty, and returns the
-// request's target. A certificate is the connection's, and a signature is made
+// request's target. A certificate belongs to the connection, and a signature is made
 // last.
 func inject(h http.Header, d authz.Destination, query string, slot authz.Injection) (target string) {
 	switch slot.Kind {
 	case authz.InjectHeader:
 		h[http.CanonicalHeaderKey(slot.Name)] = []string{slot.Value.Reveal()}
 	case authz.InjectCookie:
-		cookie := slot.Name + "=" + slot.Value.Reveal()
-		if sent := h["Cookie"]; len(sent) > 0 {
-			cookie = sent[0] + "; " + cookie
-		}
-		h["Cookie"] = []string{cookie}
+		h["Cookie"] = []string{httpclean.AddCookie(h.Get("Cookie"), slot.Name, slot.Value.Reveal())}
 	case authz.InjectQuery:
-		if query != "" {
-			query += "&"
-		}
-		return d.Path() + "?" + query + url.QueryEscape(slot.Name) + "=" + url.QueryEscape(slot.Value.Reveal())
+		return d.Path() + "?" + httpclean.AddParameter(query, slot.Name, slot.Value.Reveal())
 	case authz.InjectSigV4:
 		if query == "" {
 			return d.Path()
@@ -143,51 +109,4 @@ func inject(h http.Header, d authz.Destination, query string, slot authz.Injecti
 	case authz.InjectNone, authz.InjectCertificate:
 	}
 	return d.Target()
-}
-
-// withoutCookie returns the Cookie header without one cookie
-// (RFC 6265, section 4.2.1).
-func withoutCookie(sent []string, without string) string {
-	var kept []string
-	for _, line := range sent {
-		for pair := range strings.SplitSeq(line, ";") {
-			pair = strings.TrimSpace(pair)
-			name, _, _ := strings.Cut(pair, "=")
-			if pair != "" && !strings.EqualFold(strings.TrimSpace(name), without) {
-				kept = append(kept, pair)
-			}
-		}
-	}
-	return strings.Join(kept, "; ")
-}
-
-// withoutParameter removes a parameter from a query, however its name is
-// escaped or capitalised, and also where a server splits at semicolons.
-func withoutParameter(query, name string) string {
-	if query == "" {
-		return ""
-	}
-	var kept []string
-	for pair := range strings.SplitSeq(query, "&") {
-		if pair = withoutPart(pair, name); pair != "" {
-			kept = append(kept, pair)
-		}
-	}
-	return strings.Join(kept, "&")
-}
-
-func withoutPart(pair, name string) string {
-	parts := strings.Split(pair, ";")
-	kept := parts[:0]
-	for _, part := range parts {
-		key, _, _ := strings.Cut(part, "=")
-		plain, err := url.QueryUnescape(key)
-		if err != nil {
-			plain = key
-		}
-		if !strings.EqualFold(strings.TrimSpace(plain), name) {
-			kept = append(kept, part)
-		}
-	}
-	return strings.Join(kept, ";")
 }

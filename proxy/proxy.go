@@ -18,6 +18,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 	"github.com/chaperone-proxy/chaperone/proxy/dns"
 	"github.com/chaperone-proxy/chaperone/proxy/envoy"
 	"github.com/chaperone-proxy/chaperone/proxy/http1head"
@@ -154,7 +155,7 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	conns    map[*session.Socket]struct{} // every open connection of the plugin; nil once closed
-	full     session.LogLimiter           // of connections refused because there are too many
+	full     ratelimit.Sampler            // of connections refused because there are too many
 	inflight *session.Inflight            // everything that may still write a record
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
@@ -196,7 +197,7 @@ func (p *Proxy) chooseUpgrade(request *authz.Request, asked []string) error {
 			return nil
 		}
 	}
-	if hasToken(asked, "websocket") {
+	if httpclean.HasToken(asked, "websocket") {
 		request.Action.Upgrade = "websocket"
 	}
 	return nil
@@ -280,7 +281,7 @@ func (c *conn) agreeWire(d authz.Destination) *session.RefusalError {
 // does not know Upgrade, and without the option of Connection it was for another
 // hop (RFC 9110, section 7.8).
 func upgradesOf(r *http.Request) []string {
-	if r.ProtoMajor != 1 || r.ProtoMinor == 0 || !hasToken(r.Header["Connection"], "upgrade") {
+	if r.ProtoMajor != 1 || r.ProtoMinor == 0 || !httpclean.HasToken(r.Header["Connection"], "upgrade") {
 		return nil
 	}
 	return authz.UpgradesAsked(r.Header["Upgrade"])
@@ -327,8 +328,8 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 	}
 	if isGRPC(r.Header) {
 		h["Content-Type"] = []string{"application/grpc"}
-		h["Grpc-Status"] = []string{strconv.Itoa(grpcCode(refusal.Reason))}
-		h["Grpc-Message"] = []string{grpcMessage(refusal.Line())}
+		h["Grpc-Status"] = []string{strconv.Itoa(httpclean.GRPCStatus(refusal.Status()))}
+		h["Grpc-Message"] = []string{httpclean.GRPCMessage(refusal.Line())}
 		w.WriteHeader(http.StatusOK)
 		return
 	}
@@ -348,56 +349,7 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 	_, _ = w.Write(body) //nolint:gosec // it is JSON and says so; an error means that the plugin has gone
 }
 
-// isGRPC reports whether a request expects a gRPC status. One of gRPC-Web does
-// not: its clients read HTTP statuses.
+// isGRPC reports whether a request expects a gRPC status.
 func isGRPC(h http.Header) bool {
-	if len(h["Content-Type"]) != 1 {
-		return false
-	}
-	rest, ok := strings.CutPrefix(strings.ToLower(h["Content-Type"][0]), "application/grpc")
-	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
-}
-
-// grpcCode returns the status code of a refusal
-// (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md).
-func grpcCode(r authz.Reason) int {
-	switch r {
-	case authz.MalformedRequest, authz.DestinationMismatch:
-		return grpcInvalidArgument
-	case authz.QuotaExceeded:
-		return grpcResourceExhausted
-	case authz.UpstreamTimeout:
-		return grpcDeadlineExceeded
-	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable, authz.UpstreamUnreachable:
-		return grpcUnavailable
-	default:
-		return grpcPermissionDenied
-	}
-}
-
-// grpcMessage percent-encodes what is not printable ASCII (gRPC over HTTP/2,
-// "Responses", Status-Message).
-func grpcMessage(s string) string {
-	const digits = "0123456789ABCDEF"
-	var out strings.Builder
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '%' {
-			out.Write([]byte{'%', digits[c>>4], digits[c&0xf]})
-		} else {
-			out.WriteByte(c)
-		}
-	}
-	return out.String()
-}
-
-// hasToken reports whether a comma-separated header holds a token.
-func hasToken(values []string, token string) bool {
-	for _, v := range values {
-		for part := range strings.SplitSeq(v, ",") {
-			if strings.EqualFold(strings.TrimSpace(part), token) {
-				return true
-			}
-		}
-	}
-	return false
+	return len(h["Content-Type"]) == 1 && httpclean.IsGRPC(h["Content-Type"][0])
 }

@@ -42,7 +42,7 @@ func (s *scrubber) search(where string) scrub.Search {
 func (s *scrubber) ask(method string, h http.Header) {
 	wanted := h["Range"]
 	for name := range h {
-		switch spelled(name) {
+		switch canonicalHeader(name) {
 		case "Accept-Encoding", "Grpc-Accept-Encoding", "Range", "A-Im":
 			delete(h, name)
 		}

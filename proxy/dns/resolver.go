@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
@@ -74,7 +75,7 @@ type Resolver struct {
 
 	mu         sync.Mutex
 	suppressed map[string]time.Time // refused names, and until when they are folded
-	overflow   session.LogLimiter   // of refused names that no room is left for in folded
+	overflow   ratelimit.Sampler    // of refused names that no room is left for in folded
 	swept      time.Time            // when folded was looked through for what is over
 	sockets    []net.PacketConn     // over which it serves
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
@@ -189,7 +191,7 @@ func (e *egressListener) serve() {
 // take begins with one connection.
 func (e *egressListener) take(raw net.Conn) {
 	s := e.egress
-	if err := s.dir.admits(raw); err != nil {
+	if err := unixsock.CheckPeer(raw, s.dir.gid); err != nil {
 		s.Log.Warn("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
 		_ = raw.Close() // nothing was read from it
 		return
@@ -239,17 +241,17 @@ func (e *egressListener) refuse(host string, reason authz.Reason, detail string)
 // samplers is a pace for each reason.
 type samplers struct {
 	mu       sync.Mutex
-	byReason map[authz.Reason]*session.LogLimiter
+	byReason map[authz.Reason]*ratelimit.Sampler
 }
 
-func (r *samplers) of(reason authz.Reason) *session.LogLimiter {
+func (r *samplers) of(reason authz.Reason) *ratelimit.Sampler {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byReason == nil {
-		r.byReason = make(map[authz.Reason]*session.LogLimiter)
+		r.byReason = make(map[authz.Reason]*ratelimit.Sampler)
 	}
 	if r.byReason[reason] == nil {
-		r.byReason[reason] = new(session.LogLimiter)
+		r.byReason[reason] = new(ratelimit.Sampler)
 	}
 	return r.byReason[reason]
 }

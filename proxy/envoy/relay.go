@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
@@ -30,7 +31,7 @@ type Relay struct {
 	Abandoned func() bool // all access of the plugin is revoked
 	Now       func() time.Time
 	Log       *zap.Logger
-	warnings  session.LogLimiter // of an Envoy that takes no connection
+	warnings  ratelimit.Sampler // of an Envoy that takes no connection
 }
 
 // Take hands a connection to the Envoy, with a PROXY protocol header that states its

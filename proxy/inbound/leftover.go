@@ -1,15 +1,17 @@
 package inbound
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
+
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // socketList are the Unix sockets of the host that are forwarded to the plugin,
@@ -84,12 +86,18 @@ func removeDeadSocket(path string) error {
 	if err != nil || info.Mode()&fs.ModeSocket == 0 || !filepath.IsAbs(path) {
 		return nil //nolint:nilerr // it is gone, or something else
 	}
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
-	if err == nil {
-		return conn.Close() // it was only to see whether anybody listens
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return nil
+	stale, err := unixsock.IsStale(context.Background(), path, uids(info)...) //nolint:forbidigo // it is bounded to a second
+	if err != nil || !stale {
+		return nil //nolint:nilerr // a process serves it
 	}
 	return os.Remove(path)
+}
+
+// uids returns the owner of a file, whoever that is: the path was written down by a
+// sidecar that had made the socket.
+func uids(info fs.FileInfo) []int {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return []int{int(stat.Uid)}
+	}
+	return nil
 }

@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 const (
@@ -59,15 +61,11 @@ func peerOf(conn net.Conn) unixPeer {
 	if !ok {
 		return peer
 	}
-	raw, err := c.SyscallConn()
+	credentials, err := unixsock.PeerOf(c)
 	if err != nil {
 		return peer
 	}
-	_ = raw.Control(func(fd uintptr) { // an error leaves the peer unknown
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			peer.pid, peer.uid = int(cred.Pid), int(cred.Uid)
-		}
-	})
+	peer.pid, peer.uid = credentials.PID, credentials.UID
 	if exe, err := os.Readlink("/proc/" + strconv.Itoa(peer.pid) + "/exe"); err == nil && peer.pid > 0 {
 		peer.exe = exe
 	}
@@ -299,11 +297,10 @@ func listenable(path string) error {
 		return err
 	}
 	uid, _ := invokingUser()
-	if err := steadyFolder(filepath.Dir(path), uid); err != nil {
+	if _, err := unixsock.IsStale(context.Background(), path, uid, os.Geteuid()); err != nil { //nolint:forbidigo // it is bounded to a second
 		return err
 	}
-	_, err := staleSocket(path)
-	return err
+	return checkPath(path, uid)
 }
 
 // listenOnHost listens on a path of the host, with mode 0600 and the user that
@@ -314,8 +311,8 @@ func listenOnHost(path string) (l *net.UnixListener, remove func(), err error) {
 		return nil, nil, err
 	}
 	uid, gid := invokingUser()
-	if err := removeStale(path); err != nil {
-		return nil, nil, err
+	if err := unixsock.RemoveStale(context.Background(), path, uid, os.Geteuid()); err != nil { //nolint:forbidigo // it is bounded to a second
+		return nil, nil, fmt.Errorf("listen on the host: %w", err)
 	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		control := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }) // bind(2) gives the file this mode
@@ -382,43 +379,6 @@ func removeSame(file *os.File, path string) {
 	_ = file.Close() // it was not written to
 }
 
-// removeStale removes a socket of the sidecar's or its caller's that nobody
-// listens on, as a sidecar that was killed leaves it.
-func removeStale(path string) error {
-	stale, err := staleSocket(path)
-	if err != nil || !stale {
-		return err
-	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("listen on the host: %w", err)
-	}
-	return nil
-}
-
-// staleSocket reports whether a socket of this user is at a path without a
-// listener. Any other file is an error.
-func staleSocket(path string) (bool, error) {
-	info, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("listen on the host: %w", err)
-	}
-	uid, _ := invokingUser()
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if info.Mode()&os.ModeSocket == 0 || !ok || int(stat.Uid) != uid && int(stat.Uid) != os.Geteuid() {
-		return false, fmt.Errorf("listen on the host: %s exists and is not a socket of this user; remove it", path)
-	}
-	if conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"}); err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
-		if conn != nil {
-			_ = conn.Close() // it was only to see whether anybody listens
-		}
-		return false, fmt.Errorf("listen on the host: %s is in use; end the process that listens on it (ss -xlp)", path)
-	}
-	return true, nil
-}
-
 // printablePath reports a path that could not be printed as it is.
 func printablePath(path string) error {
 	for _, r := range path {
@@ -441,24 +401,17 @@ func invokingUser() (uid, gid int) {
 	return os.Geteuid(), os.Getegid()
 }
 
-// steadyFolder reports a folder in which a user other than root and the one given
-// could put another file in the place of a socket.
-func steadyFolder(dir string, uid int) error {
-	for at := dir; ; at = filepath.Dir(at) {
-		var stat unix.Stat_t
-		if err := unix.Lstat(at, &stat); err != nil {
-			return fmt.Errorf("inspect %s: %w", at, err)
-		}
-		switch owner := int(stat.Uid); {
-		case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
-			return fmt.Errorf("%s is not a folder of the host's", at)
-		case owner != 0 && owner != uid && owner != os.Geteuid():
-			return fmt.Errorf("%s belongs to uid %d; choose a folder of root's or of uid %d", at, owner, uid)
-		case stat.Mode&0o022 != 0 && stat.Mode&unix.S_ISVTX == 0:
-			return fmt.Errorf("%s can be changed by others (mode %04o); make it %04o", at, stat.Mode&0o7777, stat.Mode&0o7755)
-		}
-		if at == "/" {
-			return nil
-		}
+// checkPath reports a path at which a user other than root, the sidecar's and the one
+// given could replace a socket. A path through a symbolic link is refused as well: the
+// plugin names the socket by the path without links.
+func checkPath(path string, uid int) error {
+	dir := filepath.Dir(path)
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return fmt.Errorf("inspect the directory of a socket: %w", err)
 	}
+	if resolved != dir {
+		return fmt.Errorf("%s is reached through a symbolic link; listen in %s", dir, resolved)
+	}
+	return unixsock.CheckPath(path, uid, os.Geteuid())
 }

@@ -93,7 +93,7 @@ func TestListenOnHost(t *testing.T) {
 		}},
 		{"a file", filepath.Join(dir, "file"), "is not a socket", func(path string) error { return os.WriteFile(path, nil, 0o600) }},
 		{"a link", filepath.Join(dir, "link"), "is not a socket", func(path string) error { return os.Symlink("/nowhere/s", path) }},
-		{"another user's socket", filepath.Join(dir, "theirs"), "is not a socket of this user", func(path string) error {
+		{"another user's socket", filepath.Join(dir, "theirs"), "is a socket of another user", func(path string) error {
 			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 			if err != nil {
 				return err
@@ -101,14 +101,14 @@ func TestListenOnHost(t *testing.T) {
 			l.SetUnlinkOnClose(false)
 			return errors.Join(l.Close(), os.Lchown(path, 4242, 4242))
 		}},
-		{"another user's folder", filepath.Join(dir, "d", "s"), "belongs to uid 4242", func(path string) error {
+		{"another user's folder", filepath.Join(dir, "d", "s"), "can be replaced by uid 4242", func(path string) error {
 			return errors.Join(os.Mkdir(filepath.Dir(path), 0o755), os.Chown(filepath.Dir(path), 4242, 4242))
 		}},
-		{"a folder for everybody", filepath.Join(dir, "open", "s"), "can be changed by others (mode 0777); make it 0755", func(path string) error {
+		{"a folder for everybody", filepath.Join(dir, "open", "s"), "who may write to " + filepath.Join(dir, "open") + " (mode 0777)", func(path string) error {
 			return errors.Join(os.Mkdir(filepath.Dir(path), 0o755), os.Chmod(filepath.Dir(path), 0o777))
 		}},
-		{"a link to a folder", filepath.Join(dir, "l", "s"), "is not a folder", func(path string) error { return os.Symlink("/etc", filepath.Dir(path)) }},
-		{"no folder", filepath.Join(dir, "none", "s"), "inspect", func(string) error { return nil }},
+		{"a link to a folder", filepath.Join(dir, "l", "s"), "is reached through a symbolic link", func(path string) error { return os.Symlink("/etc", filepath.Dir(path)) }},
+		{"no folder", filepath.Join(dir, "none", "s"), "no such file", func(string) error { return nil }},
 		{"a control character", filepath.Join(dir, "\x1b[2J"), "cannot be printed", func(string) error { return nil }},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -16,31 +16,31 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// methodAccessLogs is the one method of envoy.service.accesslog.v3.AccessLogService.
+// methodAccessLogs is the only method of envoy.service.accesslog.v3.AccessLogService.
 const methodAccessLogs = logv3.AccessLogService_StreamAccessLogs_FullMethodName
 
-// Details of Envoy's answers, as %RESPONSE_CODE_DETAILS% has them, that are not
-// answers of Envoy's own.
+// Values of %RESPONSE_CODE_DETAILS% for answers that Envoy did not make by itself,
+// and for a refused upgrade.
 const (
 	detailsUpstream = "via_upstream"     // the upstream answered
-	detailsDenied   = "ext_authz_denied" // the sidecar did
-	detailsUpgrade  = "upgrade_failed"   // no rule at all may upgrade to this
+	detailsDenied   = "ext_authz_denied" // the sidecar answered
+	detailsUpgrade  = "upgrade_failed"   // no rule allows this upgrade
 )
 
-// accessLogs is Envoy's access log service. What Envoy answers by itself, before
-// the sidecar was asked or after it allowed, is known from nothing else.
+// accessLogs is Envoy's access log service. It is the only source of the answers that
+// Envoy makes by itself, before it asks the sidecar or after the sidecar allowed.
 type accessLogs struct {
 	logv3.UnimplementedAccessLogServiceServer
 
 	server *Server
 }
 
-// StreamAccessLogs records the answers that Envoy gave by itself, until the caller
+// StreamAccessLogs records the answers that Envoy made by itself, until the caller
 // or the server ends.
 func (a accessLogs) StreamAccessLogs(stream logv3.AccessLogService_StreamAccessLogsServer) error {
 	if p, ok := peer.FromContext(stream.Context()); !ok || !trusted(p.AuthInfo) {
-		// Anybody could fill the audit log.
-		return status.Error(codes.PermissionDenied, "access logs are taken over the unix socket or under mutual TLS only")
+		// Otherwise any process could fill the audit log.
+		return status.Error(codes.PermissionDenied, "access logs are accepted over the Unix socket or mutual TLS only")
 	}
 	done := make(chan error, 1)
 	go func() { // ends with the stream, which ends with this call
@@ -66,7 +66,7 @@ func (a accessLogs) StreamAccessLogs(stream logv3.AccessLogService_StreamAccessL
 	}
 }
 
-// recordEnvoyAnswer records an answer of Envoy's own.
+// recordEnvoyAnswer records an answer that Envoy made by itself.
 func (s *Server) recordEnvoyAnswer(entry *datav3.HTTPAccessLogEntry) {
 	code, details := entry.GetResponse().GetResponseCode().GetValue(), entry.GetResponse().GetResponseCodeDetails()
 	flags := entry.GetCommonProperties().GetResponseFlags()
@@ -90,15 +90,15 @@ func (s *Server) recordEnvoyAnswer(entry *datav3.HTTPAccessLogEntry) {
 	}
 	refusal, err := s.cfg.Gate.RecordAnswer(decision, answerReason(code, details, flags), attempt, authz.Source{Door: authz.DoorExtAuthz, UID: -1})
 	if err != nil {
-		s.log.Warn("answer of Envoy not recorded", zap.Error(err))
+		s.log.Warn("envoy answer not recorded", zap.Error(err))
 	}
 	if s.cfg.Refused != nil {
 		s.cfg.Refused(refusal)
 	}
 }
 
-// answerReason returns the reason that the sidecar's own proxy gives for what
-// Envoy answers with a status and flags (%RESPONSE_FLAGS%).
+// answerReason returns the reason that the sidecar's own proxy reports for an answer
+// of Envoy with this status and these flags (%RESPONSE_FLAGS%).
 func answerReason(code uint32, details string, f *datav3.ResponseFlags) authz.Reason {
 	switch {
 	case details == detailsUpgrade:
@@ -110,13 +110,13 @@ func answerReason(code uint32, details string, f *datav3.ResponseFlags) authz.Re
 		return authz.UpstreamUnreachable
 	case code == 403:
 		return authz.NotEnforceableHere
-	case code < 500, code == 501: // without an answer, too
+	case code < 500, code == 501: // including 0, no answer
 		return authz.MalformedRequest
 	}
-	return authz.NotReady // it was not asked, or there is no route of what was allowed yet
+	return authz.NotReady // the sidecar was not asked, or the allowed route is not configured yet
 }
 
-// methodOf returns the request's method, "" for one that Envoy has no name for.
+// methodOf returns the request's method, "" for one that Envoy does not name.
 func methodOf(r *datav3.HTTPRequestProperties) string {
 	switch name := r.GetRequestMethod().String(); name {
 	case "METHOD_UNSPECIFIED":
@@ -126,8 +126,8 @@ func methodOf(r *datav3.HTTPRequestProperties) string {
 	}
 }
 
-// withoutQuoted returns Envoy's details without what an upstream or a plugin may have
-// written in them, which stands in braces.
+// withoutQuoted returns Envoy's details without text that an upstream or a plugin may
+// have written, which is in braces.
 func withoutQuoted(details string) string {
 	details, _, _ = strings.Cut(details, "{")
 	word := strings.Map(func(r rune) rune {

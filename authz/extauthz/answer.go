@@ -8,37 +8,37 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// answer is a CheckResponse in the making. The zero answer denies.
+// answer is a CheckResponse before it is encoded. The zero answer denies.
 type answer struct {
 	verdict  verdict
-	code     codes.Code // of a refusal; OK is taken for PermissionDenied
+	code     codes.Code // of a refusal; OK is sent as PermissionDenied
 	message  string     // of a refusal
 	status   int        // of a refusal
 	body     string     // of a refusal
-	headers  []header   // set in the request that is allowed, or in the refusal
-	remove   []string   // removed from the request that is allowed
+	headers  []header   // set in the allowed request, or in the refusal
+	remove   []string   // removed from the allowed request
 	metadata dynamicMetadata
 }
 
-// verdict is which of three kinds an answer is.
+// verdict is the kind of an answer.
 type verdict uint8
 
 const (
 	denied  verdict = iota
-	failed          // denied, for what went wrong inside the sidecar
+	failed          // denied because of an error inside the sidecar
 	allowed         //
 )
 
-// dynamicMetadata go under envoy.filters.http.ext_authz, for access logs and the matching
-// of routes. Empty ones are left out.
+// dynamicMetadata is set under envoy.filters.http.ext_authz, for access logs and route
+// matching. Empty fields are left out.
 type dynamicMetadata struct {
 	decision, plugin, reason, grant, rule, scheme string
 	generation                                    uint64
 }
 
 // Fields of the answer, as in wire.go. The numbers are from external_auth.proto
-// and envoy/config/core/v3/base.proto, and those of protobuf's and Google's own
-// types from google/rpc/status.proto and google/protobuf/struct.proto.
+// and envoy/config/core/v3/base.proto, and for the types of protobuf and Google from
+// google/rpc/status.proto and google/protobuf/struct.proto.
 const (
 	double = uint64(protowire.Fixed64Type)
 
@@ -70,11 +70,11 @@ const (
 	valueString  = 3<<3 | text
 )
 
-// typicalAnswer is as long as most answers, but for their bodies.
+// typicalAnswer is the length of most answers without their bodies.
 const typicalAnswer = 640
 
-// encode returns the answer on the wire. A CheckResponse without a status is one
-// that allows, so there is always one, and only that of an allowing answer is 0.
+// encode returns the answer in wire format. A CheckResponse without a status
+// allows, so encode always writes one, and it is 0 for an allowing answer only.
 func (a *answer) encode() []byte {
 	w := writer(make([]byte, 0, typicalAnswer+len(a.body)))
 	status := w.open(responseStatus)
@@ -102,13 +102,13 @@ func (a *answer) encode() []byte {
 // writer appends the fields of messages.
 type writer []byte
 
-// open begins a field that is a message, and returns where.
+// open begins a field that is a message, and returns its position.
 func (w *writer) open(tag uint64) int {
 	*w = append(protowire.AppendVarint(*w, tag), 0)
 	return len(*w)
 }
 
-// close ends a message: its length goes in front of it, where there is room for
+// close ends a message by inserting its length before it, for which open reserved
 // one byte.
 func (w *writer) close(at int) {
 	size := len(*w) - at
@@ -123,8 +123,8 @@ func (w *writer) number(tag, value uint64) {
 	*w = protowire.AppendVarint(protowire.AppendVarint(*w, tag), value)
 }
 
-// text writes a string, which is UTF-8 or the caller could not decode it. An
-// empty one is left out.
+// text writes a string as valid UTF-8, without which the caller could not decode it.
+// It leaves out an empty one.
 func (w *writer) text(tag uint64, value string) {
 	if value != "" {
 		*w = protowire.AppendString(protowire.AppendVarint(*w, tag), strings.ToValidUTF8(value, "\uFFFD"))
@@ -154,17 +154,17 @@ func (w *writer) refusal(tag uint64, a *answer) {
 	w.close(at)
 }
 
-// set writes a header that takes the place of any that is there. Both ways of
-// saying so are there: an older Envoy reads append alone, and a newer one that
-// finds append unset reads append_action, whose zero value appends, and would
-// put a second header beside the plugin's own.
+// set writes a header that replaces any existing one. It writes both append and
+// append_action: an older Envoy reads append alone, and a newer one that finds append
+// unset reads append_action, whose zero value appends a second header beside the
+// plugin's own.
 func (w *writer) set(tag uint64, h header) {
 	option := w.open(tag)
 	at := w.open(optionHeader)
 	w.text(headerKey, h.name)
 	w.text(headerValue, h.value)
 	w.close(at)
-	w.close(w.open(optionAppend)) // a BoolValue that is false
+	w.close(w.open(optionAppend)) // a BoolValue false
 	w.number(optionAppendAction, overwrite)
 	w.close(option)
 }

@@ -9,8 +9,8 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// health is grpc.health.v1 over Config.Ready. A check of it asks anew, a watch
-// hears of a change within healthInterval.
+// health is grpc.health.v1 over Config.Ready. Check reads it at once; Watch sends a
+// change within healthInterval.
 type health struct {
 	*grpchealth.Server
 
@@ -32,8 +32,8 @@ func (h *health) Check(ctx context.Context, in *grpc_health_v1.HealthCheckReques
 	return h.Server.Check(ctx, in)
 }
 
-// Watch sends every change, and ends when the server drains: it would hold up
-// the drain otherwise.
+// Watch sends every change, and ends when the server drains, which would wait for it
+// otherwise.
 func (h *health) Watch(in *grpc_health_v1.HealthCheckRequest, stream grpc_health_v1.Health_WatchServer) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()

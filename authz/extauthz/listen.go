@@ -17,7 +17,7 @@ import (
 )
 
 // socketDirMode is the mode of the directories that Listen makes: the caller, often
-// another user, looks the socket up in them.
+// another user, must be able to find the socket.
 const socketDirMode fs.FileMode = 0o755
 
 // Listen binds address, which is unix:PATH or host:port, and returns the bound
@@ -57,13 +57,13 @@ func (s *Server) listenUnix(ctx context.Context, path string) (net.Listener, err
 	return unixsock.Listen(ctx, path, cfg)
 }
 
-// AddListener has the server serve listener, which it closes. It may be called
-// several times, before Run.
+// AddListener adds a listener for Run to serve and close. It may be called several
+// times, before Run.
 func (s *Server) AddListener(listener net.Listener) {
 	s.listeners = append(s.listeners, limitConns(listener, maxConnections))
 }
 
-// limitListener is a listener with at most so many connections at once; further ones
+// limitListener is a listener with a limited number of open connections; further ones
 // wait to be accepted.
 type limitListener struct {
 	net.Listener

@@ -16,18 +16,18 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// An ext_authz filter that is given this socket as its http_service sends the
-// plugin's own request here, with the plugin's path and headers, and takes every
-// HTTP status of 2xx for "allowed". gRPC answers with 200 whatever it says, its
-// errors included: unknown methods, a call without a message. So a plugin could
-// pass a request that nobody decided, by giving it the shape of a call.
+// An ext_authz filter with this socket as its http_service sends the plugin's own
+// request here, with the plugin's path and headers, and treats every 2xx status as
+// "allowed". gRPC answers with status 200 even for errors: unknown methods, a call
+// without a message. A plugin could therefore pass a request without a decision, by
+// giving it the form of a gRPC call.
 //
-// Two things prevent it. A call that is not gRPC's is refused before anything
-// looks at it: gRPC states no Content-Length (gRPC over HTTP/2, "Requests"), and
-// Envoy's http_service always does (RawHttpClientImpl::check). And no HTTP status
-// of success leaves without a message after it.
+// Two measures prevent it. A call that is not gRPC is refused before it is handled:
+// gRPC sends no Content-Length (gRPC over HTTP/2, "Requests"), and Envoy's
+// http_service always does (RawHttpClientImpl::check). And no answer without a message
+// has a 2xx status.
 
-// servedMethods are the methods that this server has.
+// servedMethods are the methods that this server serves.
 func servedMethods() []string {
 	return []string{
 		"/" + ServiceName + "/Check",
@@ -36,7 +36,7 @@ func servedMethods() []string {
 	}
 }
 
-// intercept refuses what is no call of a method that this server has
+// intercept refuses calls that are not gRPC or name an unknown method
 // (tap.ServerInHandle).
 func (s *Server) intercept(ctx context.Context, call *tap.Info) (context.Context, error) {
 	known := slices.Contains(s.methods, call.FullMethodName)
@@ -50,16 +50,16 @@ func (s *Server) intercept(ctx context.Context, call *tap.Info) (context.Context
 	return nil, status.Error(codes.Unimplemented, "no such method")
 }
 
-// recordMisuse records that the socket was asked something else than what it answers,
-// once a second at most: a plugin may be the one that asks.
+// recordMisuse records a call that is not for this server, at most once a second: the
+// plugin may be the caller.
 func (s *Server) recordMisuse(call *tap.Info) {
 	n := s.misuse.Take(time.Now())
 	if n == 0 {
 		return
 	}
-	detail := "the ext_authz socket was asked by what is not the gRPC filter: the filter's configuration names it as an http_service, or somebody else asks"
+	detail := "ext_authz socket called by a client that is not the gRPC filter: the filter's configuration may name it as an http_service"
 	if n > 1 {
-		detail += fmt.Sprintf("; so did %d more before", n-1)
+		detail += fmt.Sprintf("; %d more calls before", n-1)
 	}
 	attempt := authz.Attempt{
 		Principal: s.cfg.Plugin, Method: "POST", Detail: detail,
@@ -92,20 +92,20 @@ const (
 	bitsOfOneOctet = 8
 )
 
-// trailersOnlyConn is a server's connection of gRPC on which no answer without a message
-// has the HTTP status 200: such an answer is one HEADERS frame that ends its
-// stream, begins with the status, and has the status 400 instead. Clients of gRPC
-// read grpc-status in it as before (gRPC over HTTP/2, "Responses": Trailers-Only).
+// trailersOnlyConn is a server-side gRPC connection that sends no answer without a
+// message with HTTP status 200. Such an answer is one HEADERS frame that ends its
+// stream and begins with the status; it gets status 400 instead. gRPC clients still
+// read its grpc-status (gRPC over HTTP/2, "Responses": Trailers-Only).
 type trailersOnlyConn struct {
 	net.Conn
 
 	head    [frameHead]byte
-	headLen int  // of head
-	left    int  // of the frame's payload
-	first   bool // the next byte of the payload is the first of such an answer
+	headLen int  // bytes in head
+	left    int  // bytes left of the frame's payload
+	first   bool // the next payload byte is the first of such an answer
 }
 
-// Write writes frames, which need not be whole.
+// Write writes frames, which may be partial.
 func (c *trailersOnlyConn) Write(frames []byte) (int, error) {
 	out := frames
 	for i := 0; i < len(frames); {

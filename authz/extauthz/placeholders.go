@@ -8,8 +8,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
 
-// misplacedPlaceholder refuses an admitted access that holds the stand-in for a credential
-// elsewhere than in the credential's place, and reports whether it does.
+// misplacedPlaceholder refuses an admitted access that contains the placeholder of a
+// credential outside the credential's slot, and reports whether it does.
 func (s *Server) misplacedPlaceholder(a *access, admission *authz.Admission) (authz.Refusal, bool) {
 	if s.cfg.FindPlaceholder == nil {
 		return authz.Refusal{}, false
@@ -28,12 +28,12 @@ func (s *Server) misplacedPlaceholder(a *access, admission *authz.Admission) (au
 	refusal := admission.RefuseMisplaced(grant, credential)
 	refusal.Detail += ": in " + where
 	to := admission.Request.Destination
-	refusal.URL = string(to.Scheme()) + "://" + to.HostPort() // the path may be where it is
+	refusal.URL = string(to.Scheme()) + "://" + to.HostPort() // the path may contain the placeholder
 	return refusal, true
 }
 
-// forwardedTexts calls visit with what the upstream would receive of what the plugin
-// sent, but for the body, and where that is, until visit returns false.
+// forwardedTexts calls visit with the plugin's texts that the upstream would receive,
+// except for the body, and their places, until visit returns false.
 func (a *access) forwardedTexts(admission *authz.Admission, visit func(text, in string) bool) {
 	to, slot := admission.Request.Destination, admission.Injection
 	query := to.Query()

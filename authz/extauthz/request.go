@@ -12,35 +12,35 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
 
-// access is what one CheckRequest asks for.
+// access is the access that one CheckRequest asks for.
 type access struct {
 	request authz.Request
 	source  authz.Source
 	headers []header // names in lower case
 
-	connection bool   // of the network filter: there are no headers
+	connection bool   // a check of the network filter, without headers
 	connect    bool   // a CONNECT that opens a tunnel
 	grpc       bool   // the plugin speaks gRPC and wants a gRPC status
-	rewritable bool   // the caller takes new values for :path, :authority, :scheme and the query
-	lossy      bool   // the caller may have put ! for bytes that are not UTF-8
-	authority  string // as it was sent
-	target     string // as it was sent: path and query
+	rewritable bool   // the caller accepts new values for :path, :authority, :scheme and the query
+	lossy      bool   // the caller may have replaced bytes that are not UTF-8 by !
+	authority  string // as sent
+	target     string // as sent: path and query
 	cookie     []string
 	hop        []string // values of Connection
-	remove     []string // names to be removed that depend on the request
+	remove     []string // headers of this request that must be removed
 }
 
-// rejection is why a CheckRequest is no access.
+// rejection is the reason why a CheckRequest is not an access.
 type rejection struct {
 	reason  authz.Reason
 	attempt authz.Attempt
-	remedy  string // "" for the reason's own
+	remedy  string // "" for the reason's default
 }
 
-// read turns a CheckRequest into an access of principal. A fault's attempt
-// holds what is known of it by then.
+// read turns a CheckRequest into an access of principal. The attempt of a rejection
+// holds the fields that were known by then.
 //
-// Which fields Envoy, agentgateway and gRPC fill and how is in
+// The fields that Envoy, agentgateway and gRPC set are described in
 // envoy/service/auth/v3/attribute_context.proto, Envoy's
 // source/extensions/filters/common/ext_authz/check_request_utils.cc,
 // agentgateway's crates/agentgateway/src/http/ext_authz.rs and gRFC A92.
@@ -63,10 +63,10 @@ func (s *Server) read(c *check, principal authz.Principal) (*access, *rejection)
 	return a, nil
 }
 
-// readConnection reads the network filter's variant, which has no request.
-// Envoy states the server name in destination.service there, and with
-// include_tls_session in tls_session as well. Where the plugin dialled a virtual
-// address, that names the host already.
+// readConnection reads a check of the network filter, which has no request. Envoy
+// states the server name in destination.service and, with include_tls_session, in
+// tls_session as well. A virtual address that the plugin dialled also identifies the
+// host.
 func (s *Server) readConnection(a *access, c *check) *rejection {
 	a.connection = true
 	to, sni := c.dialled, cmp.Or(c.sni, c.service)
@@ -91,10 +91,10 @@ func (s *Server) readConnection(a *access, c *check) *rejection {
 	return a.readDestination(l)
 }
 
-// readNamed reads a connection to a virtual address, whose name the server name
-// must be, where there is one. Where the host is granted to be reached by
-// whatever protocol, it is, as through the sidecar's own proxy; else a
-// connection with a server name is TLS.
+// readNamed reads a connection to a virtual address, whose name must equal the server
+// name if there is one. If the host is granted by scheme tcp, the connection is a tcp
+// tunnel whatever it carries, as in the sidecar's own proxy; otherwise a connection
+// with a server name is TLS.
 func (s *Server) readNamed(a *access, authority string, l requestLine, sni string) *rejection {
 	named := requestLine{scheme: string(authz.SchemeTCP), authority: authority}
 	if f := a.readDestination(named); f != nil {
@@ -112,7 +112,7 @@ func (s *Server) readNamed(a *access, authority string, l requestLine, sni strin
 	return a.readDestination(l)
 }
 
-// virtualName returns the name that an address stands for, if it is a virtual one.
+// virtualName returns the name of a virtual address.
 func (s *Server) virtualName(address string) (string, bool) {
 	if s.cfg.Name == nil {
 		return "", false
@@ -124,12 +124,12 @@ func (s *Server) virtualName(address string) (string, bool) {
 	return s.cfg.Name(addr.Unmap())
 }
 
-// readHTTP reads a request. Callers that leave an attribute empty have it in
-// a pseudo header, or the other way round; where both are there they agree.
+// readHTTP reads a request. Callers state an attribute, a pseudo header, or both;
+// both must then agree.
 func (s *Server) readHTTP(a *access, c *check) *rejection {
 	a.headers = c.headers()
-	// gRPC takes no change of a pseudo header or the query from an answer; it
-	// is known by what it alone leaves out and sets (gRFC A92).
+	// gRPC's filter accepts no change of a pseudo header or the query; it is
+	// recognised by the fields that only it leaves out and sets (gRFC A92).
 	a.rewritable = c.size != -1 || c.scheme != "" || c.id != ""
 	a.lossy = c.raw == nil
 	h, detail := a.scan()
@@ -163,7 +163,7 @@ func (s *Server) readHTTP(a *access, c *check) *rejection {
 	default: // its target is an authority with a port (RFC 9110, section 9.3.6)
 		l.scheme, l.target = string(authz.SchemeTCP), ""
 		a.connect = true
-		sni = "" // names the proxy that CONNECT was sent to
+		sni = "" // the name of the proxy that received the CONNECT
 		f = a.readDestination(l)
 	}
 	if f == nil {
@@ -175,9 +175,9 @@ func (s *Server) readHTTP(a *access, c *check) *rejection {
 	return a.checkAgreement(l, sni, h.authority, h.host)
 }
 
-// resolveVirtual puts names in the place of virtual addresses: the request is for the
-// name that its host stands for, and agrees with what the plugin dialled, which
-// for a CONNECT is the proxy that it was sent to.
+// resolveVirtual replaces virtual addresses by their names: in the request's host,
+// and in the address that the plugin dialled, with which the request must agree. For
+// a CONNECT the dialled address is the proxy's.
 func (s *Server) resolveVirtual(a *access, l requestLine, dialled socket) *rejection {
 	if s.cfg.Name == nil {
 		return nil
@@ -198,7 +198,7 @@ func (s *Server) resolveVirtual(a *access, l requestLine, dialled socket) *rejec
 	return nil
 }
 
-// requestLine is a request's first line, as it was sent.
+// requestLine is a request's first line, as sent.
 type requestLine struct{ method, scheme, authority, target string }
 
 func (l requestLine) url() string {
@@ -213,20 +213,19 @@ func (l requestLine) malformed(detail string) *rejection {
 	return &rejection{reason: authz.MalformedRequest, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
 }
 
-// headersHidden refuses a request of which only some headers are shown, so that neither
-// the plugin's cookies nor the stand-in for a credential would be seen in the
-// others, and nothing that must not pass could be removed. Envoy and agentgateway
-// show :method among the headers, as long as no allowed_headers leaves it out;
-// gRPC's own filter shows none.
+// headersHidden refuses a request of which only some headers are shown: the plugin's
+// cookies and a credential's placeholder could be in the others, and headers that must
+// be removed would be missed. Envoy and agentgateway show :method among the headers,
+// unless allowed_headers leaves it out; gRPC's own filter shows no pseudo headers.
 func (l requestLine) headersHidden() *rejection {
 	return &rejection{
-		reason: authz.NotEnforceableHere, remedy: "ask the operator to show every header: the ext_authz filter is to have no allowed_headers",
+		reason: authz.NotEnforceableHere, remedy: "ask the operator to show every header: remove allowed_headers from the ext_authz filter",
 		attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: "the caller shows only some of the request's headers"},
 	}
 }
 
-// reconcile adds the query where the caller states it apart, which Envoy never
-// does, and returns what is wrong with attributes that say different things.
+// reconcile adds the query if the caller states it separately, which Envoy does not,
+// and returns the fault of attributes that contradict each other.
 func (l *requestLine) reconcile(c *check, s *pseudoHeaders) string {
 	differ := func(attribute, header string) bool {
 		return attribute != "" && header != "" && attribute != header
@@ -247,7 +246,7 @@ func (l *requestLine) reconcile(c *check, s *pseudoHeaders) string {
 	return ""
 }
 
-// readAction reads a request that is for an http or https destination.
+// readAction reads a request to an http or https destination.
 func (a *access) readAction(l requestLine, upgrade string) *rejection {
 	action, err := authz.NewAction(l.method, upgrade)
 	switch {
@@ -271,7 +270,7 @@ func (a *access) readDestination(l requestLine) *rejection {
 	return nil
 }
 
-// checkAgreement refuses a request whose spellings of its host name different places.
+// checkAgreement refuses a request that names different hosts.
 func (a *access) checkAgreement(l requestLine, sni string, authorities ...string) *rejection {
 	to := a.request.Destination
 	for _, authority := range authorities {
@@ -289,17 +288,17 @@ func (l requestLine) mismatch(detail string) *rejection {
 	return &rejection{reason: authz.DestinationMismatch, attempt: authz.Attempt{Method: l.method, URL: l.url(), Detail: detail}}
 }
 
-// pseudoHeaders are the headers that the door reads.
+// pseudoHeaders are the headers that read uses, pseudo headers and others.
 type pseudoHeaders struct {
 	method, authority, scheme, path, protocol string
 	host, upgrade, contentType, traceparent   string
 
-	shown bool   // the pseudo headers are among them
-	twice string // one that must be there once and is not
+	shown bool   // the request shows pseudo headers
+	twice string // a header that is repeated but must be unique
 }
 
-// scan reads the headers in one pass: it picks what is read, notes what must
-// not go on, and returns what no request may hold, "" for nothing.
+// scan reads the headers in one pass: it collects the ones that read uses and those
+// that must be removed, and returns the fault of an invalid request, "" without one.
 func (a *access) scan() (s pseudoHeaders, detail string) {
 	for _, h := range a.headers {
 		if detail = checkHeader(h.name, h.value); detail != "" {
@@ -315,8 +314,7 @@ func (a *access) scan() (s pseudoHeaders, detail string) {
 	return s, detail
 }
 
-// set keeps the value of a header that the door reads and reports whether it
-// is one.
+// set keeps the value of a header that read uses and reports whether it is one.
 func (s *pseudoHeaders) set(name, value string) bool {
 	var to *string
 	switch name {
@@ -364,8 +362,8 @@ func (a *access) collectRemovals(name, value string) {
 	}
 }
 
-// headers returns the request's headers, in the one of two forms that the
-// caller chose, with their names in lower case.
+// headers returns the request's headers, in the form that the caller chose, with
+// lower-case names.
 func (c *check) headers() []header {
 	list := c.raw
 	if list == nil {
@@ -377,8 +375,8 @@ func (c *check) headers() []header {
 	return list
 }
 
-// checkHeader returns what is wrong with a header, "" for nothing. Bytes
-// outside UTF-8 are allowed in a value, what ends a line is not.
+// checkHeader returns the fault of a header, "" without one. A value may hold bytes
+// outside UTF-8, but not line endings.
 func checkHeader(name, value string) string {
 	if !httpclean.IsToken(strings.TrimPrefix(name, ":")) {
 		return "the header name " + quote(name) + " is not a token"
@@ -389,7 +387,7 @@ func checkHeader(name, value string) string {
 	return ""
 }
 
-// lower returns name in lower case, without a copy when it is already.
+// lower returns name in lower case, without a copy if it already is.
 func lower(name string) string {
 	for i := range len(name) {
 		if c := name[i]; 'A' <= c && c <= 'Z' {
@@ -399,7 +397,7 @@ func lower(name string) string {
 	return name
 }
 
-// quote returns s quoted for a person, cut to a length that fits a line.
+// quote returns s quoted for display, truncated to fit a line.
 func quote(s string) string {
 	const most = 120
 	if len(s) > most {

@@ -12,12 +12,11 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 )
 
-// allow returns the answer that lets an admitted access through, or why it
-// cannot be let through as it was decided. It is the only place that makes such
-// an answer.
+// allow returns the answer that allows an admitted access, or the reason why the
+// caller cannot make it as decided. It is the only function that makes such an answer.
 func (s *Server) allow(a *access, admission *authz.Admission) (answer, string) {
 	if s.cfg.RouteHeader && admission.Decision.Rule == "" {
-		return answer{}, "the sidecar observes, and the caller has routes for rules alone"
+		return answer{}, "the sidecar observes, and the caller has routes for rules only"
 	}
 	out := answer{verdict: allowed, metadata: metadataOf(a, admission)}
 	if a.connection {
@@ -34,11 +33,11 @@ func (s *Server) allow(a *access, admission *authz.Admission) (answer, string) {
 	return out, ""
 }
 
-// maxChanges is how many headers an answer sets at most.
+// maxChanges bounds the headers that an answer sets.
 const maxChanges = 6
 
-// changes returns the headers to be set: the canonical bytes where others were
-// sent, and the credential. It returns why that cannot be done.
+// changes returns the headers to set: the canonical text if other text was sent, and
+// the credential. It returns the reason if the caller cannot set them.
 func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []header, detail string) {
 	headers = make([]header, 0, maxChanges)
 	target := to.Target()
@@ -48,7 +47,7 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	if target != a.target || a.lossy && strings.Contains(target, "!") {
 		headers = append(headers, header{":path", target})
 	}
-	// gRPC's own authority states the port even where it is the default.
+	// gRPC's own authority includes the default port.
 	if a.authority != to.Authority() && (a.rewritable || a.authority != to.HostPort()) {
 		headers = append(headers, header{":authority", to.Authority()})
 	}
@@ -57,12 +56,12 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	}
 	if len(headers) > 0 && !a.rewritable {
 		if slot.Kind == authz.InjectQuery {
-			return nil, "the caller changes no query at an answer's word, and the rule's credential goes there"
+			return nil, "the caller cannot change the query, which would carry the rule's credential"
 		}
-		return nil, "the caller forwards what was sent, and the canonical spelling would be " + quote(to.URL())
+		return nil, "the caller forwards the request unchanged, and its canonical form is " + quote(to.URL())
 	}
 	if a.rewritable {
-		// It is not removed, as its family is: Envoy finds no route without it
+		// It is set and not removed like its family: Envoy finds no route without it
 		// once the route cache is cleared (VirtualHostImpl::getRouteFromEntries).
 		headers = append(headers, header{"x-forwarded-proto", forwardedProto(to.Scheme())})
 	}
@@ -73,20 +72,20 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 		headers = append(headers, header{"cookie", httpclean.AddCookie(httpclean.WithoutCookie(a.cookie, slot.Name), slot.Name, slot.Value.Reveal())})
 	case authz.InjectNone, authz.InjectQuery:
 	case authz.InjectCertificate, authz.InjectSigV4:
-		return nil, "the rule's credential is not one that an answer can carry"
+		return nil, "an answer cannot carry the rule's kind of credential"
 	}
 	for _, h := range headers {
-		// A string field must be UTF-8, and Envoy 1.40 takes no raw_value here:
-		// it would send an empty header.
+		// A string field must be UTF-8, and Envoy 1.40 ignores raw_value here and
+		// would send an empty header.
 		if !utf8.ValidString(h.value) {
-			return nil, "the header " + h.name + " would hold bytes that are not UTF-8, which the answer cannot carry"
+			return nil, "the header " + h.name + " would hold bytes that are not UTF-8, which an answer cannot carry"
 		}
 	}
 	return headers, ""
 }
 
-// forwardedProto returns the x-forwarded-proto of an access. A tunnel's is that
-// of the request which opens it.
+// forwardedProto returns the x-forwarded-proto of an access. For a tunnel it is the
+// scheme of the CONNECT.
 func forwardedProto(scheme authz.Scheme) string {
 	if scheme.HTTP() {
 		return string(scheme)
@@ -150,8 +149,8 @@ func (a *access) nominated() map[string]bool {
 	return out
 }
 
-// deny returns the answer that refuses. decision is the zero Decision when none
-// was taken.
+// deny returns the answer that refuses. decision is the zero Decision if there was no
+// decision.
 func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC bool) answer {
 	out := answer{
 		code: codes.Code(httpclean.GRPCStatus(refusal.Status())), message: refusal.Line(), status: refusal.Status(),
@@ -171,9 +170,9 @@ func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC 
 		out.headers = append(out.headers, header{"retry-after", retry})
 	}
 	if wantsGRPC {
-		// Envoy turns this into a response of headers only, with status 200,
-		// and keeps a grpc-status that it finds; a caller that does not, passes
-		// on what clients of gRPC read.
+		// Envoy turns this into a Trailers-Only response with status 200, and keeps
+		// an existing grpc-status; other callers pass these headers on to the gRPC
+		// client.
 		out.headers[0].value = "application/grpc"
 		out.headers = append(out.headers,
 			header{"grpc-status", strconv.Itoa(int(out.code))}, header{"grpc-message", httpclean.GRPCMessage(refusal.Line())})
@@ -186,8 +185,8 @@ func (s *Server) deny(refusal authz.Refusal, decision authz.Decision, wantsGRPC 
 	return out
 }
 
-// isInternalFailure reports whether a refusal is for what went wrong inside the
-// sidecar, and not for what the policy says.
+// isInternalFailure reports whether the cause of a refusal is an error inside the
+// sidecar and not the policy.
 func isInternalFailure(reason authz.Reason) bool {
 	switch reason {
 	case authz.NotReady, authz.UsageUnknown, authz.CredentialUnavailable, authz.AuditUnavailable:

@@ -13,10 +13,10 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
-// transport is the server's side of every connection's security: what a
-// connection came in on decides whether its caller may see credentials.
+// transport secures connections on the server's side. The kind of a connection
+// decides whether its caller may receive credentials.
 type transport struct {
-	credentials.TransportCredentials // of TCP
+	credentials.TransportCredentials // for TCP
 
 	callers     []string
 	groupAccess bool // the unix socket is open to a group
@@ -30,24 +30,24 @@ func newTransport(cfg Config) transport {
 	return t
 }
 
-// caller is what is known of the other end of a connection.
+// caller describes the peer of a connection.
 type caller struct {
 	credentials.CommonAuthInfo
 
-	// Trusted says that it may be handed credentials.
+	// Trusted is true if the caller may receive credentials.
 	Trusted bool
 }
 
 // AuthType names the kind of AuthInfo (credentials.AuthInfo).
 func (caller) AuthType() string { return "chaperone" }
 
-// trusted reports whether a connection's caller may be handed credentials.
+// trusted reports whether a connection's caller may receive credentials.
 func trusted(info credentials.AuthInfo) bool {
 	c, ok := info.(caller)
 	return ok && c.Trusted
 }
 
-// ServerHandshake says who is at the other end.
+// ServerHandshake identifies the peer.
 func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	if local, ok := unixConn(conn); ok {
 		own, err := t.ownUser(local)
@@ -73,13 +73,13 @@ func (t transport) Clone() credentials.TransportCredentials {
 	return t
 }
 
-// ClientHandshake refuses: this is the server's side.
+// ClientHandshake returns an error: the server has no client side.
 func (transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return nil, nil, errors.New("handshake: a server's credentials")
 }
 
-// verified reports whether the caller proved itself with a certificate, and
-// with one of those that may see credentials.
+// verified reports whether the caller presented a verified certificate whose name may
+// receive credentials.
 func (t transport) verified(info credentials.TLSInfo) bool {
 	if len(info.State.VerifiedChains) == 0 {
 		return false
@@ -110,7 +110,7 @@ func (t transport) ownUser(conn *net.UnixConn) (bool, error) {
 	return peer.UID == 0 || peer.UID == os.Geteuid(), nil
 }
 
-// unixConn returns the unix connection that conn is, if it is one.
+// unixConn returns conn as a Unix connection, if it is one.
 func unixConn(conn net.Conn) (*net.UnixConn, bool) {
 	if b, ok := conn.(*limitConn); ok {
 		conn = b.Conn

@@ -8,22 +8,21 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// check is what the door reads of a CheckRequest. It is scanned off the wire,
-// since to decode the whole message takes longer than all else that is done for
-// a check. What protobuf says of any message holds here too: of a field that is
-// there twice the last counts, messages are merged, fields and wire types that
-// are not known are passed over, and a string is UTF-8. What the door does not
-// read is not looked into.
+// check holds the fields of a CheckRequest that the server reads. It is scanned from
+// the wire format, because decoding the whole message takes longer than everything
+// else in a check. The rules of protobuf apply: of a repeated scalar field the last
+// value counts, messages are merged, unknown fields and wire types are skipped, and
+// strings are UTF-8. Fields that the server does not read are not validated.
 type check struct {
-	attributes bool // there are some
-	http       bool // there is a request
+	attributes bool // present
+	http       bool // attributes.request.http is present
 
 	principal string // of the source
 	service   string // of the destination
 	dialled   socket // the destination's address
 	sni       string
-	plugin    string // that the context extensions name
-	hasPlugin bool   // they name one
+	plugin    string // of the context extensions
+	hasPlugin bool   // the context extensions name a plugin
 
 	id, method, scheme, authority, path, query string
 	size                                       int64
@@ -31,7 +30,7 @@ type check struct {
 	folded                                     []header // of headers, where duplicates are joined
 }
 
-// socket is the address of a socket, the zero socket any other address.
+// socket is a socket address, the zero socket an address of another kind.
 type socket struct {
 	address string
 	port    uint32
@@ -41,11 +40,11 @@ type socket struct {
 // header is a header of a request, or one that an answer sets.
 type header struct{ name, value string }
 
-// typicalHeaders is how many headers there is room for at first.
+// typicalHeaders is the initial capacity for headers.
 const typicalHeaders = 16
 
-// read reads a CheckRequest and reports whether it is one. What it keeps is
-// parts of one copy of data.
+// read reads a CheckRequest and reports whether it is valid. The strings that it keeps
+// are parts of one copy of data.
 func (c *check) read(data mem.BufferSlice) bool {
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buffer.Free()
@@ -54,7 +53,7 @@ func (c *check) read(data mem.BufferSlice) bool {
 	return !s.broken
 }
 
-// Fields, as protobuf tags them on the wire: the number, and how it is encoded.
+// Fields, as protobuf tags them on the wire: the number and the wire type.
 // The numbers are from envoy/service/auth/v3/external_auth.proto and
 // attribute_context.proto, and envoy/config/core/v3/address.proto and base.proto.
 const (
@@ -103,8 +102,8 @@ const (
 	headerRawValue = 3<<3 | text
 )
 
-// message is a message on the wire, and the same as text, of which what is kept
-// is part.
+// message is a message on the wire, and the same bytes as a string, of which check
+// keeps parts.
 type message struct {
 	bytes []byte
 	text  string
@@ -122,13 +121,13 @@ type field struct {
 // scanner reads messages.
 type scanner struct{ broken bool }
 
-// fields yields the fields of a message, but for those encoded in a way that no
-// field is which the door reads.
+// fields yields the fields of a message, except those of wire types that no field of
+// check has.
 func (s *scanner) fields(m message) iter.Seq[field] {
 	return func(yield func(field) bool) {
 		for len(m.bytes) > 0 && !s.broken {
 			id, kind, n := protowire.ConsumeTag(m.bytes)
-			if n < 0 || id > protowire.MaxValidNumber { // which ConsumeTag lets pass
+			if n < 0 || id > protowire.MaxValidNumber { // ConsumeTag accepts larger ones
 				s.broken = true
 				return
 			}
@@ -217,7 +216,7 @@ func (s *scanner) destination(c *check, m message) {
 	}
 }
 
-// address reads an address, which is of one kind: the last that is there.
+// address reads an address, whose kind is that of its last field.
 func (s *scanner) address(to *socket, m message) {
 	for f := range s.fields(m) {
 		switch f.tag {
@@ -238,7 +237,7 @@ func (s *scanner) socket(to *socket, m message) {
 			to.address = s.text(f)
 		case socketPort:
 			to.port = uint32(f.number)
-		case socketNamedPort: // in place of a number
+		case socketNamedPort: // instead of a number
 			to.port = 0
 			s.text(f)
 		}

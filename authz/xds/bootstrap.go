@@ -21,19 +21,19 @@ import (
 
 const (
 	xdsCluster     = "xds"
-	maxConnections = 4096 // of the plugin's, at once
+	maxConnections = 4096 // of the plugin at one time
 )
 
-// Params is what an Envoy must be told before it can ask for the rest.
+// Params are the parameters of an Envoy's bootstrap.
 type Params struct {
 	Plugin authz.Principal // the node's id
 	Socket string          // the path of the xDS server's unix socket
 	Admin  string          // the path of the unix socket of Envoy's admin interface
-	Group  string          // whether others than Envoy's own user may use the admin socket
+	Group  string          // if set, its members may use the admin socket too
 }
 
-// Bootstrap returns the configuration, in YAML, that an Envoy is started with:
-// how to reach the Server, which tells it everything else.
+// Bootstrap returns the configuration, in YAML, with which an Envoy is started: the
+// address of the Server, which serves the rest.
 func Bootstrap(p Params) ([]byte, error) {
 	b := &builder{cfg: &Config{Group: p.Group}}
 	text, err := b.json(b.bootstrap(p))
@@ -46,9 +46,9 @@ func Bootstrap(p Params) ([]byte, error) {
 	return text, nil
 }
 
-// Static returns the configuration that a Server with cfg serves now as one
-// file in JSON, for people to read and for envoy --mode validate. The routes
-// are written out once, in the first listener that has them.
+// Static returns the configuration that a Server with cfg serves now as one JSON file,
+// for reading and for envoy --mode validate. The routes are in the first listener
+// that uses them.
 func Static(cfg Config, p Params) ([]byte, error) {
 	if cfg.Engine == nil || cfg.Now == nil {
 		return nil, errors.New("make static configuration: engine and clock are required")
@@ -73,7 +73,7 @@ func staticFile(cfg *Config, p Params, r *resources) ([]byte, error) {
 	return b.json(m)
 }
 
-// json returns m as indented JSON, the same for the same m.
+// json returns m as indented JSON, deterministically.
 func (b *builder) json(m *bootstrapv3.Bootstrap) ([]byte, error) {
 	if b.err != nil {
 		return nil, b.err
@@ -102,7 +102,7 @@ func (b *builder) bootstrap(p Params) *bootstrapv3.Bootstrap {
 	server.TypedExtensionProtocolOptions = b.httpOptions(options)
 	return &bootstrapv3.Bootstrap{
 		Node: &corev3.Node{Id: string(p.Plugin), Cluster: string(p.Plugin)},
-		// Never a port: whoever reaches it can change and end this Envoy.
+		// Not a port: a client of the admin interface can change and end this Envoy.
 		Admin:           &bootstrapv3.Admin{Address: admin},
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{server}},
 		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{

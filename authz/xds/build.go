@@ -24,16 +24,16 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Names of resources that are always there.
+// Names of the resources that every configuration has.
 const (
 	checkCluster     = "chaperone" // the sidecar's ext_authz socket
-	blackholeCluster = "nowhere"   // has no endpoint
+	blackholeCluster = "blackhole" // has no endpoint
 	routeTable       = "egress"
 	rootsSecret      = "roots"
-	internalListener = "inside" // takes what arrives in a CONNECT
+	internalListener = "internal" // accepts the connections inside a CONNECT
 )
 
-// resources are a whole configuration of Envoy's.
+// resources are a complete Envoy configuration.
 type resources struct {
 	clusters  []*clusterv3.Cluster
 	listeners []*listenerv3.Listener
@@ -41,16 +41,16 @@ type resources struct {
 	secrets   []*tlsv3.Secret
 }
 
-// routeTarget is a route with what leads there.
+// routeTarget is a route with its egress socket and cluster.
 type routeTarget struct {
 	authz.Route
 
-	egress  string // the path of a unix socket
-	cluster string // also the name of its filter chain, of tls and tcp
+	egress  string // the path of a Unix socket
+	cluster string // also the name of the filter chain, for tls and tcp
 }
 
-// authority returns the place's host as a canonical :authority states it, where
-// the default port is left out; of a wildcard the pattern.
+// authority returns the target's host as a canonical :authority, which has no default
+// port; for a wildcard the pattern.
 func (p *routeTarget) authority() string {
 	if p.Port == p.Scheme.DefaultPort() {
 		return bracketed(p.Host)
@@ -60,17 +60,17 @@ func (p *routeTarget) authority() string {
 
 func (p *routeTarget) hostPort() string { return net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))) }
 
-// literal returns the address that the place's host is, if it is one.
+// literal returns the target's address if its host is an IP literal.
 func (p *routeTarget) literal() (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(p.Host)
 	return addr, err == nil
 }
 
-// upgradeSuffix ends the name of a place's cluster for requests that upgrade.
+// upgradeSuffix ends the name of a target's cluster for requests that upgrade.
 const upgradeSuffix = "/upgrade"
 
-// upgrades reports whether requests to the place may upgrade and would be sent
-// over HTTP/2.
+// upgrades reports whether requests to the target may upgrade and would otherwise use
+// HTTP/2.
 func (p *routeTarget) upgrades() bool { return p.Upgrades != "" && p.Scheme == authz.SchemeHTTPS }
 
 func bracketed(host string) string {
@@ -83,33 +83,33 @@ func bracketed(host string) string {
 // builder makes one generation of a configuration.
 type builder struct {
 	cfg     *Config
-	static  bool // without xDS: secrets and routes are found in the file itself
+	static  bool // without xDS: the file itself contains secrets and routes
 	targets []routeTarget
-	// tunnels are the hosts with their ports that are granted to any tcp.
+	// tunnels are the hosts with ports that are granted by tcp.
 	tunnels map[string]bool
 	err     error
 }
 
-// build makes the configuration that lets through what the routes name.
+// build makes the configuration that allows the routes.
 func build(cfg *Config, routes []authz.Route, static bool) (*resources, error) {
 	b := &builder{cfg: cfg, static: static, tunnels: map[string]bool{}}
 	routes = slices.DeleteFunc(slices.Clone(routes), func(r authz.Route) bool { return !routable(r) })
-	exits, err := cfg.EgressSockets(routes)
+	sockets, err := cfg.EgressSockets(routes)
 	if err != nil {
-		return nil, fmt.Errorf("make exits: %w", err)
+		return nil, fmt.Errorf("make egress sockets: %w", err)
 	}
-	if len(exits) != len(routes) {
-		return nil, fmt.Errorf("make exits: %d for %d routes", len(exits), len(routes))
+	if len(sockets) != len(routes) {
+		return nil, fmt.Errorf("make egress sockets: got %d for %d routes", len(sockets), len(routes))
 	}
 	for i, r := range routes {
-		p := routeTarget{Route: r, egress: exits[i]}
+		p := routeTarget{Route: r, egress: sockets[i]}
 		p.cluster = RouteID(r) + "/" + p.hostPort()
 		b.targets = append(b.targets, p)
 		if p.Scheme == authz.SchemeTCP {
 			b.tunnels[p.hostPort()] = true
 		}
 	}
-	// The winner among rules for the same place is the first, as in a decision.
+	// The winner among rules for the same target is the first, as in a decision.
 	slices.SortStableFunc(b.targets, func(x, y routeTarget) int {
 		return cmp.Or(strings.Compare(x.Grant, y.Grant), strings.Compare(x.Rule, y.Rule))
 	})
@@ -119,15 +119,14 @@ func build(cfg *Config, routes []authz.Route, static bool) (*resources, error) {
 	return out, b.err
 }
 
-// routable reports whether a route can be configured ahead: a wildcard has no
-// address by which the connections of a tcp rule would be known.
+// routable reports whether a route can be configured: a tcp rule for a wildcard has no
+// address that would identify its connections.
 func routable(r authz.Route) bool { return r.Scheme != authz.SchemeTCP || r.Exact() }
 
-// RouteID names the rule of a route, as the header x-chaperone-route of an
-// allowing answer does.
+// RouteID returns the value of the header x-chaperone-route for a route's rule.
 func RouteID(r authz.Route) string { return r.Grant + "/" + r.Rule }
 
-// packed returns m as Envoy's typed_config. Equal messages are equal bytes.
+// packed returns m as Envoy's typed_config. Equal messages have equal bytes.
 func (b *builder) packed(m proto.Message) *anypb.Any {
 	out := new(anypb.Any)
 	if err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true}); err != nil && b.err == nil {
@@ -141,8 +140,8 @@ func (b *builder) extension(name string, m proto.Message) *corev3.TypedExtension
 	return &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.packed(m)}
 }
 
-// ads returns the config source of what is served on the stream that served
-// its referrer.
+// ads returns the config source of resources that are served on the same stream as
+// the resource that refers to them.
 func ads() *corev3.ConfigSource {
 	return &corev3.ConfigSource{
 		ResourceApiVersion:    corev3.ApiVersion_V3,
@@ -156,7 +155,7 @@ func pipe(path string) *corev3.Address {
 
 func seconds(n int64) *durationpb.Duration { return &durationpb.Duration{Seconds: n} }
 
-// maxDuration returns how long a stream or connection of a place may last.
+// maxDuration returns how long a stream or connection to a target may last.
 func (b *builder) maxDuration(p *routeTarget) *durationpb.Duration {
 	longest := b.cfg.MaxStreamDuration
 	if p.Terms.Timeout > 0 {
@@ -165,8 +164,8 @@ func (b *builder) maxDuration(p *routeTarget) *durationpb.Duration {
 	return durationpb.New(longest)
 }
 
-// secretOf returns the name of the secret that holds the authorities which a
-// place's certificate is verified against.
+// secretOf returns the name of the secret with the authorities that verify a target's
+// certificate.
 func secretOf(ca string) string {
 	if ca == "" {
 		return rootsSecret
@@ -175,8 +174,8 @@ func secretOf(ca string) string {
 	return "ca/" + hex.EncodeToString(sum[:12])
 }
 
-// secrets returns the authorities of upstreams, each set once: there may be
-// hundreds of kilobytes of them.
+// secrets returns the authorities of upstreams, each set once, since a set can have
+// hundreds of kilobytes.
 func (b *builder) secrets() []*tlsv3.Secret {
 	var out []*tlsv3.Secret
 	seen := map[string]bool{}
@@ -203,8 +202,8 @@ func inline(text string) *corev3.DataSource {
 }
 
 const (
-	connectTimeout = 10 * time.Second // to an upstream, with the sidecar's part in it and TLS
+	connectTimeout = 10 * time.Second // to an upstream, including the sidecar's dial and TLS
 	checkTimeout   = 10 * time.Second // a credential may have to be fetched
-	// answersInterval is how long the sidecar may wait for an answer of Envoy's own.
+	// answersInterval is the delay until Envoy's own answers reach the sidecar.
 	answersInterval = 100 * time.Millisecond
 )

@@ -24,14 +24,14 @@ import (
 
 const (
 	httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-	// maxStreams is what Envoy lets be in flight in one cluster; its own default
-	// of 1024 is no limit of any grant's.
+	// maxStreams bounds the requests in flight in one cluster; Envoy's default of
+	// 1024 is below what grants allow.
 	maxStreams = 4096
-	// unhealthyInterval is how often a sidecar that is not ready is asked again.
+	// unhealthyInterval is the interval of health checks of a sidecar that is not ready.
 	unhealthyInterval = 100 * time.Millisecond
 )
 
-// clusters returns where Envoy may go: to the sidecar, and nowhere else.
+// clusters returns Envoy's clusters, all of which are sockets of the sidecar.
 func (b *builder) clusters() []*clusterv3.Cluster {
 	out := []*clusterv3.Cluster{b.check(), {
 		Name:                 blackholeCluster,
@@ -92,8 +92,8 @@ func overHTTP1() *httpv3.HttpProtocolOptions {
 	}}
 }
 
-// http1Options and toUpstream2 are how Envoy speaks to upstreams. A header of an
-// answer may be as long as an HTTP/1.1 one may.
+// http1Options and http2Options are the options for connections to upstreams. A header
+// of an answer may be as long over HTTP/2 as over HTTP/1.1.
 func http1Options() *corev3.Http1ProtocolOptions {
 	return &corev3.Http1ProtocolOptions{EnableTrailers: true}
 }
@@ -102,15 +102,15 @@ func http2Options() *corev3.Http2ProtocolOptions {
 	return &corev3.Http2ProtocolOptions{MaxHeaderFieldSizeKb: wrapperspb.UInt32(maxResponseHeadKiB)}
 }
 
-// check is the cluster of the ext_authz socket. A sidecar that is not ready or
-// that drains gives no answers, and without the threshold of 0 Envoy would go
-// on asking an endpoint that is known to be unhealthy.
+// check is the cluster of the ext_authz socket. A sidecar that is not ready or drains
+// does not answer; without a panic threshold of 0 Envoy would keep calling an unhealthy
+// endpoint.
 func (b *builder) check() *clusterv3.Cluster {
 	c := static(checkCluster, pipe(b.cfg.Check))
 	c.ConnectTimeout = seconds(1)
 	c.TypedExtensionProtocolOptions = b.httpOptions(overHTTP2())
 	c.HealthChecks = []*corev3.HealthCheck{{
-		// A sidecar that has just become ready is not to be waited for.
+		// The short unhealthy interval notices a ready sidecar quickly.
 		Timeout: seconds(1), Interval: seconds(5), UnhealthyInterval: durationpb.New(unhealthyInterval),
 		NoTrafficInterval: durationpb.New(unhealthyInterval), NoTrafficHealthyInterval: seconds(1),
 		UnhealthyThreshold: wrapperspb.UInt32(2), HealthyThreshold: wrapperspb.UInt32(1),
@@ -122,7 +122,7 @@ func (b *builder) check() *clusterv3.Cluster {
 	return c
 }
 
-// upstream is the cluster of one place: the sidecar's exit to it.
+// upstream is the cluster of one target: the sidecar's egress socket for it.
 func (b *builder) upstream(p *routeTarget, name string) *clusterv3.Cluster {
 	c := static(name, pipe(p.egress))
 	c.PerConnectionBufferLimitBytes = wrapperspb.UInt32(bufferLimit)
@@ -137,7 +137,7 @@ func (b *builder) upstream(p *routeTarget, name string) *clusterv3.Cluster {
 		}}
 		o.CommonHttpProtocolOptions = commonOptions()
 		if !p.Exact() {
-			// The exit learns the host from the first request of a connection.
+			// The egress learns the host from the first request of a connection.
 			o.CommonHttpProtocolOptions.MaxRequestsPerConnection = wrapperspb.UInt32(1)
 		}
 		c.TypedExtensionProtocolOptions = b.httpOptions(o)
@@ -146,16 +146,15 @@ func (b *builder) upstream(p *routeTarget, name string) *clusterv3.Cluster {
 	return c
 }
 
-// upstreamIdle is how long a connection to an upstream is kept for requests to
-// come. Many servers end an idle one after five seconds (Node, Apache, uvicorn),
-// and a request that is sent just then is lost; each also holds descriptors of the
-// sidecar's at the exit.
+// upstreamIdle bounds how long an idle connection to an upstream is kept. Many servers
+// close one after five seconds (Node, Apache, uvicorn), and a request that is sent at
+// that moment is lost; each connection also uses descriptors of the sidecar.
 const upstreamIdle = 4 * time.Second
 
-// What Envoy takes of an answer, as the sidecar's own proxy does.
+// maxResponseHeadKiB bounds the head of an answer, as in the sidecar's own proxy.
 const maxResponseHeadKiB = 256
 
-// commonOptions returns what holds for all connections to upstreams.
+// commonOptions returns the options of all connections to upstreams.
 func commonOptions() *corev3.HttpProtocolOptions {
 	return &corev3.HttpProtocolOptions{
 		IdleTimeout:          durationpb.New(upstreamIdle),
@@ -164,7 +163,7 @@ func commonOptions() *corev3.HttpProtocolOptions {
 	}
 }
 
-// setTLS has a cluster speak TLS on the rule's terms, to the granted host only.
+// setTLS configures TLS of a cluster on the rule's terms, to the granted host only.
 func (b *builder) setTLS(c *clusterv3.Cluster, p *routeTarget) {
 	o := &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_AutoConfig{
 		AutoConfig: &httpv3.HttpProtocolOptions_AutoHttpConfig{
@@ -220,12 +219,12 @@ func subjectAltName(kind tlsv3.SubjectAltNameMatcher_SanType, name string) []*tl
 	}}
 }
 
-// originalDst is where the listener filter of that name finds, on a connection
-// to an internal listener, the address that it is to be taken as one to.
+// originalDst is the metadata key in which the listener filter of that name finds the
+// destination address of a connection to an internal listener.
 const originalDst = "envoy.filters.listener.original_dst"
 
-// internalCluster is the cluster that leads into the internal listener, as a connection
-// to the given address.
+// internalCluster is the cluster of the internal listener for connections to the given
+// address.
 func (b *builder) internalCluster(to netip.AddrPort) *clusterv3.Cluster {
 	c := static(internalName(to), &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{
 		EnvoyInternalAddress: &corev3.EnvoyInternalAddress{

@@ -23,11 +23,11 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// What Envoy takes of a request, as the sidecar's own proxy does.
+// Limits of requests, as in the sidecar's own proxy.
 const (
 	maxRequestHeadKiB = 68
 	maxHeaders        = 10000
-	// noHost stands for the host of a request of HTTP/1.0 that names none. No grant
+	// noHost is the host of an HTTP/1.0 request that names none of its own. No grant
 	// can name it, and the sidecar refuses it as malformed.
 	noHost = "*"
 )
@@ -39,8 +39,8 @@ func checkService() *corev3.GrpcService {
 	}
 }
 
-// hcm returns the filter of what is HTTP. table is nil where the routes
-// come over xDS.
+// hcm returns the HttpConnectionManager filter. table is nil if the routes are served
+// over xDS.
 func (b *builder) hcm(name string, table *routev3.RouteConfiguration, early []*mutationv3.HeaderMutation) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
@@ -48,7 +48,7 @@ func (b *builder) hcm(name string, table *routev3.RouteConfiguration, early []*m
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: routeTable, ConfigSource: ads(),
 		}},
-		// What the plugin says about itself is not believed, and Envoy adds nothing.
+		// The plugin's statements about itself are ignored, and Envoy adds nothing.
 		UseRemoteAddress:           wrapperspb.Bool(true),
 		SkipXffAppend:              true,
 		GenerateRequestId:          wrapperspb.Bool(false),
@@ -56,13 +56,13 @@ func (b *builder) hcm(name string, table *routev3.RouteConfiguration, early []*m
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{
 			b.extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{Mutations: early}),
 		},
-		// Paths arrive as they were sent: the sidecar refuses what is ambiguous
-		// and answers the canonical bytes, which are what is forwarded.
+		// Paths arrive as sent: the sidecar refuses ambiguous ones and answers with the
+		// canonical path, which is forwarded.
 		NormalizePath:                wrapperspb.Bool(false),
 		MergeSlashes:                 false,
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-			// The sidecar removes those that a server could take for another header.
+			// The sidecar removes those that a server could confuse with another header.
 			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_ALLOW,
 			MaxHeadersCount:              wrapperspb.UInt32(maxHeaders), // the answer's own count too
 			IdleTimeout:                  seconds(300),                  // between requests
@@ -70,30 +70,30 @@ func (b *builder) hcm(name string, table *routev3.RouteConfiguration, early []*m
 		},
 		MaxRequestHeadersKb: wrapperspb.UInt32(maxRequestHeadKiB),
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
-			// Python's http.client says CONNECT in HTTP/1.0 up to 3.11, as do openssl and nc.
+			// Python's http.client sends CONNECT in HTTP/1.0 up to 3.11, and so do openssl and nc.
 			AcceptHttp_10: true, DefaultHostForHttp_10: noHost,
 			EnableTrailers: true,
-			// Offers of another version of HTTP, or of TLS, can be served without them
-			// (RFC 9110, section 7.8); see [authz.UpgradesAsked].
+			// Offers of TLS or another version of HTTP may be ignored (RFC 9110, section
+			// 7.8); see [authz.UpgradesAsked].
 			IgnoreHttp_11Upgrade: []*matcherv3.StringMatcher{{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
 				SafeRegex: &matcherv3.RegexMatcher{Regex: `(?i)(h2c?|http|tls)(/.*)?`},
 			}}},
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			AllowConnect: true,
-			// What is wrong with one request ends one stream.
+			// An invalid request ends its stream only.
 			OverrideStreamErrorOnInvalidHttpMessage: wrapperspb.Bool(true),
 			MaxConcurrentStreams:                    wrapperspb.UInt32(100),
 			InitialStreamWindowSize:                 wrapperspb.UInt32(256 << 10),
 			InitialConnectionWindowSize:             wrapperspb.UInt32(1 << 20),
 		},
 		RequestHeadersTimeout: seconds(10),
-		// A stream may be quiet for as long as it may last: the sidecar holds both ends.
+		// A stream may be idle until it ends: the sidecar controls both ends.
 		StreamIdleTimeout: seconds(0),
-		// The upstream is asked whether it wants the body, after the sidecar was.
+		// The upstream answers Expect: 100-continue, after the check.
 		Proxy_100Continue: true,
-		// How long the plugin may take to close an HTTP/1 connection whose upgrade
-		// was cut, before Envoy does: by default a second.
+		// The time that the plugin has to close an HTTP/1 connection whose upgrade
+		// was cut, before Envoy closes it; the default is a second.
 		DelayedCloseTimeout: &durationpb.Duration{Nanos: 100e6},
 		UpgradeConfigs:      b.upgrades(),
 		AccessLog:           append(b.accessLog(requestLog()), b.sidecarLog()),
@@ -106,8 +106,8 @@ func (b *builder) hcm(name string, table *routev3.RouteConfiguration, early []*m
 	return b.filter("envoy.filters.network.http_connection_manager", m)
 }
 
-// removeUntrustedHeaders removes what of the plugin's headers would steer Envoy:
-// retries and timeouts (x-envoy-*) and the choice of the route.
+// removeUntrustedHeaders removes the plugin's headers that would control Envoy:
+// retries and timeouts (x-envoy-*) and the selection of the route.
 func removeUntrustedHeaders() []*mutationv3.HeaderMutation {
 	var out []*mutationv3.HeaderMutation
 	for _, prefix := range []string{"x-chaperone-", "x-envoy-"} {
@@ -120,20 +120,20 @@ func removeUntrustedHeaders() []*mutationv3.HeaderMutation {
 	return out
 }
 
-// markInternal adds the mark of what came in a CONNECT.
+// markInternal marks requests inside a CONNECT.
 func markInternal() *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 		Header: &corev3.HeaderValue{Key: headerInternal, Value: "1"},
 	}}}
 }
 
-// upgrades returns the protocols that requests may upgrade to under any rule.
-// Whether this one may is asked; one that is not here Envoy refuses by itself.
+// upgrades returns the protocols that any rule allows upgrades to. The check decides
+// whether a request may; Envoy itself refuses other protocols.
 func (b *builder) upgrades() []*hcmv3.HttpConnectionManager_UpgradeConfig {
 	var names []string
 	for i := range b.targets {
 		for name := range strings.SplitSeq(b.targets[i].Upgrades, ",") {
-			// Envoy takes no name twice, whatever the case of its letters.
+			// Envoy rejects duplicate names, regardless of case.
 			if name != "" && name != "connect" {
 				names = append(names, name)
 			}
@@ -148,7 +148,7 @@ func (b *builder) upgrades() []*hcmv3.HttpConnectionManager_UpgradeConfig {
 	return out
 }
 
-// extAuthz is the filter that asks the sidecar. No answer is a refusal.
+// extAuthz is the filter that calls the sidecar. A failed call is a refusal.
 func (b *builder) extAuthz() *hcmv3.HttpFilter {
 	return b.httpFilter(filterHTTPAuthz, &authzv3.ExtAuthz{
 		TransportApiVersion: corev3.ApiVersion_V3,
@@ -169,9 +169,9 @@ func (b *builder) httpFilter(name string, m proto.Message) *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.packed(m)}}
 }
 
-// requestLog returns what is logged of a request. There is no path: a
-// credential in the query is a part of it. The decision leads to the audit
-// record, which has the path.
+// requestLog returns the log fields of a request. It has no path, because a credential
+// in the query is part of it. The decision identifies the audit record, which has the
+// path.
 func requestLog() map[string]string {
 	return map[string]string{
 		"time":        "%START_TIME%",
@@ -191,8 +191,7 @@ func requestLog() map[string]string {
 	}
 }
 
-// connectionLog returns what is logged of a connection that was asked about as
-// a whole.
+// connectionLog returns the log fields of a connection that is checked as a whole.
 func connectionLog() map[string]string {
 	return map[string]string{
 		"time":        "%START_TIME%",
@@ -211,7 +210,7 @@ func connectionLog() map[string]string {
 	}
 }
 
-// accessLog returns the loggers that write fields.
+// accessLog returns the loggers that write fields to the operator's access log.
 func (b *builder) accessLog(fields map[string]string) []*accesslogv3.AccessLog {
 	values := make(map[string]*structpb.Value, len(fields))
 	for name, format := range fields {

@@ -28,32 +28,32 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// typedExtension is what a matcher is told of an input or action.
+// typedExtension configures an input or action of a matcher.
 type typedExtension = xdscorev3.TypedExtensionConfig
 
-// Names of Envoy's filters, under which they are configured for a route and
-// write their metadata.
+// Names of Envoy's filters, for their configuration on routes and for their dynamic
+// metadata.
 const (
 	filterHTTPAuthz = "envoy.filters.http.ext_authz"
 	filterNetAuthz  = "envoy.filters.network.ext_authz"
 )
 
-// bufferLimit bounds what Envoy holds for a connection, in bytes.
+// bufferLimit bounds Envoy's buffers of one connection, in bytes.
 const bufferLimit = 1 << 20
 
-// maxHello is how much of the plugin's first bytes is held while a tunnel is
-// being opened, beyond which it is read no further.
+// maxHello bounds the plugin's first bytes that are buffered while a tunnel is being
+// opened.
 const maxHello = 64 << 10
 
 // Names of filter chains.
 const (
-	httpChain    = "http"    // what is not TLS
-	refusedChain = "refused" // TLS to names that nothing was granted for
+	httpChain    = "http"    // connections without TLS
+	refusedChain = "refused" // TLS to names that are not granted
 )
 
-// listeners returns where Envoy takes connections of the plugin's. What the
-// connection is to is known from a PROXY header, from the kernel, or from a
-// CONNECT; the rest is the same for all.
+// listeners returns the listeners for the plugin's connections. The destination of a
+// connection is known from a PROXY header, from the kernel, or from a CONNECT; the rest
+// is the same for all.
 func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Listener {
 	inspector := b.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{})
 	destination := b.listenerFilter(originalDst, &dstv3.OriginalDst{})
@@ -78,13 +78,13 @@ func (b *builder) listeners(table *routev3.RouteConfiguration) []*listenerv3.Lis
 		l.Address = socket(b.cfg.Transparent)
 		out = append(out, l)
 	}
-	// It is there whatever is granted: Envoy drains one that goes away for minutes,
-	// with all its chains.
+	// It is configured regardless of grants, because Envoy drains a removed listener
+	// with all its chains for minutes.
 	within := b.hcm(internalListener, nil, append(removeUntrustedHeaders(), markInternal()))
 	l := b.listener(internalListener, within, destination, inspector)
 	l.ListenerSpecifier = &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
 	out = append(out, l)
-	if b.static { // the routes once, where they can be read
+	if b.static { // the routes once, where they are easy to read
 		out[0].FilterChains[0].Filters = []*listenerv3.Filter{b.hcm("egress", table, removeUntrustedHeaders())}
 	}
 	return out
@@ -112,8 +112,8 @@ func (b *builder) filter(name string, m proto.Message) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.packed(m)}}
 }
 
-// listener returns a listener without an address. manager is the filter of
-// everything that is HTTP.
+// listener returns a listener without an address. manager is the filter of HTTP
+// connections.
 func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*listenerv3.ListenerFilter) *listenerv3.Listener {
 	l := &listenerv3.Listener{
 		Name: name, StatPrefix: name, TrafficDirection: corev3.TrafficDirection_OUTBOUND,
@@ -145,15 +145,15 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 	return l
 }
 
-// tunnel is the chain of connections that are asked about as a whole, which is
-// done when the plugin's first bytes have come. Nothing is dialled before: what
-// the upstream says unasked would be let through undecided.
+// tunnel is the chain of connections that are checked as a whole, which happens when the
+// plugin's first bytes arrive. Envoy dials only afterwards: otherwise data that the
+// upstream sends first would pass before the decision.
 func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration) *listenerv3.FilterChain {
 	proxy := &tcpv3.TcpProxy{
 		StatPrefix:                      "connection",
 		ClusterSpecifier:                &tcpv3.TcpProxy_Cluster{Cluster: cluster},
 		MaxDownstreamConnectionDuration: longest,
-		IdleTimeout:                     seconds(0), // it may be quiet for as long as it may last
+		IdleTimeout:                     seconds(0), // it may be idle until it ends
 		AccessLog:                       b.accessLog(connectionLog()),
 		UpstreamConnectMode:             tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA,
 		MaxEarlyDataBytes:               wrapperspb.UInt32(maxHello),
@@ -167,8 +167,8 @@ func (b *builder) tunnel(name, cluster string, longest *durationpb.Duration) *li
 	}}
 }
 
-// terminated is the chain of TLS to hosts whose requests are looked into. Envoy
-// finds the certificate by the server name.
+// terminated is the chain of TLS connections that are intercepted. Envoy selects the
+// certificate by the server name.
 func (b *builder) terminated(name string, hosts []string, manager *listenerv3.Filter) *listenerv3.FilterChain {
 	tls := &tlsv3.CommonTlsContext{
 		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
@@ -193,15 +193,15 @@ func (b *builder) terminated(name string, hosts []string, manager *listenerv3.Fi
 	}
 }
 
-// terminatedChains is how many chains the hosts share whose TLS is terminated.
-// One each would cost Envoy some 10 ms and a copy of the whole manager for every
-// host and listener. One for all would be replaced, and its connections drained,
-// whenever a host comes or goes; so a host's chain depends on its name alone.
+// terminatedChains is the number of chains that all intercepted hosts share. One chain
+// for each host would cost Envoy some 10 ms and a copy of the whole manager for every
+// host and listener. One chain for all would be replaced, and its connections drained,
+// whenever a host changes; so a host's chain depends on its name alone.
 const terminatedChains = 64
 
-// chainMatcher finds the chain of a connection: by the address it is to, where that
-// was granted to any tcp; then by the name that TLS is for, or the address where
-// it names none; and what is no TLS is HTTP.
+// chainMatcher selects the filter chain of a connection: by its address, if that is
+// granted by tcp; then by the server name of its TLS, or by its address if it has no
+// server name; connections without TLS are HTTP.
 func (b *builder) chainMatcher() *matcherv3.Matcher {
 	http := chain(b, httpChain)
 	refused := chain(b, refusedChain)
@@ -221,8 +221,8 @@ func chain(b *builder, name string) *matcherv3.Matcher_OnMatch {
 	return b.action(name, wrapperspb.String(name))
 }
 
-// tlsTargets returns the places that TLS leads to and that are as wanted: requests
-// are looked into where anything grants that.
+// tlsTargets returns the targets of TLS connections that wanted accepts: a connection
+// is intercepted if any rule grants requests.
 func (b *builder) tlsTargets(wanted func(*routeTarget) bool) []*routeTarget {
 	var out []*routeTarget
 	if b.cfg.Leaf != nil {
@@ -232,24 +232,24 @@ func (b *builder) tlsTargets(wanted func(*routeTarget) bool) []*routeTarget {
 	return slices.DeleteFunc(out, func(p *routeTarget) bool { return !wanted(p) })
 }
 
-// chainOf returns the name of the filter chain of a place.
+// chainOf returns the name of a target's filter chain.
 func chainOf(p *routeTarget) string {
 	if p.Scheme != authz.SchemeHTTPS {
 		return p.cluster
 	}
 	if _, ok := p.literal(); ok {
-		return "https/" + p.Host // no server name tells it from another
+		return "https/" + p.Host // it has no server name to select by
 	}
 	sum := fnv.New32a()
 	sum.Write([]byte(p.Host))
 	return "https/" + strconv.Itoa(int(sum.Sum32()%terminatedChains))
 }
 
-// byAddress finds the chain by the address and port that a connection is to.
-func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*routeTarget) *matcherv3.Matcher_OnMatch {
+// byAddress selects the chain by the address and port of a connection.
+func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, targets []*routeTarget) *matcherv3.Matcher_OnMatch {
 	list := &matcherv3.Matcher_MatcherList{}
 	seen := map[netip.AddrPort]bool{}
-	for _, p := range places {
+	for _, p := range targets {
 		addr, ok := b.address(p)
 		to := netip.AddrPortFrom(addr, p.Port)
 		if !ok || seen[to] {
@@ -272,7 +272,7 @@ func (b *builder) byAddress(otherwise *matcherv3.Matcher_OnMatch, places []*rout
 	return nested(&matcherv3.Matcher{MatcherType: &matcherv3.Matcher_MatcherList_{MatcherList: list}, OnNoMatch: otherwise})
 }
 
-// address returns the address by which connections to a place are known.
+// address returns the address that identifies connections to a target.
 func (b *builder) address(p *routeTarget) (netip.Addr, bool) {
 	if addr, ok := p.literal(); ok || b.cfg.Address == nil {
 		return addr, ok
@@ -280,21 +280,21 @@ func (b *builder) address(p *routeTarget) (netip.Addr, bool) {
 	return b.cfg.Address(p.Host)
 }
 
-// byName finds the chain by the server name, exact before wildcard, and then by
-// the port. A nested matcher that finds nothing ends the search, so that each
-// name has the ports of every pattern that covers it.
-func (b *builder) byName(otherwise *matcherv3.Matcher_OnMatch, places []*routeTarget) *matcherv3.Matcher_OnMatch {
-	slices.SortStableFunc(places, func(x, y *routeTarget) int { return compareSpecificity(x.Host, y.Host) })
+// byName selects the chain by the server name, exact before wildcard, and then by the
+// port. A nested matcher without a match ends the search, so each name has the ports of
+// every pattern that covers it.
+func (b *builder) byName(otherwise *matcherv3.Matcher_OnMatch, targets []*routeTarget) *matcherv3.Matcher_OnMatch {
+	slices.SortStableFunc(targets, func(x, y *routeTarget) int { return compareSpecificity(x.Host, y.Host) })
 	var wild []*routeTarget
 	names := map[string]bool{}
-	for _, p := range places {
+	for _, p := range targets {
 		names[p.Host] = true
 		if !p.Exact() {
 			wild = append(wild, p)
 		}
 	}
 	ports := map[string]map[string]*matcherv3.Matcher_OnMatch{}
-	for _, p := range places {
+	for _, p := range targets {
 		if ports[p.Host] == nil {
 			ports[p.Host] = map[string]*matcherv3.Matcher_OnMatch{}
 		}
@@ -334,8 +334,8 @@ func setFirst(to map[string]*matcherv3.Matcher_OnMatch, key string, value *match
 	}
 }
 
-// covers reports whether a wildcard matches all that another host of a rule
-// does.
+// covers reports whether a wildcard matches every name that another host of a rule
+// matches.
 func covers(wildcard, host string) bool {
 	if !strings.HasPrefix(host, "*") {
 		return authz.Route{Host: wildcard}.Matches(host)

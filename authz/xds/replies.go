@@ -16,16 +16,16 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Envoy answers some requests by itself: what it cannot read, what the sidecar was
-// not there to be asked about, what an upstream did not answer. These answers have
-// the body, the header and the status that the sidecar's own proxy gives for the
-// same, and the sidecar is told of them for the audit log.
+// Envoy answers some requests by itself: a request that it cannot parse, one for which
+// the sidecar was not available, one that the upstream did not answer. These answers
+// have the body, the header and the status that the sidecar's own proxy gives in the
+// same case, and the sidecar receives them for the audit log.
 
-// reply is an answer of Envoy's own.
+// reply is an answer that Envoy makes by itself.
 type reply struct {
-	flags   []string // of which one is set (%RESPONSE_FLAGS%)
-	from    uint32   // or the least status, 0 for none
-	to      uint32   // and the largest
+	flags   []string // one of which is set (%RESPONSE_FLAGS%)
+	from    uint32   // or the lowest status, 0 without one
+	to      uint32   // and the highest
 	header  string   // and a header of the request, "" for any
 	status  uint32   // that it gets, 0 for the one that it has
 	reason  authz.Reason
@@ -33,18 +33,18 @@ type reply struct {
 	remedy  string
 }
 
-// replies returns the answers of Envoy's own, of which the first that fits counts.
+// replies returns the answers that Envoy makes by itself. The first match applies.
 func replies() []reply {
 	const later, canonical = "try again later", "send the request in its canonical form"
 	return []reply{
 		{flags: []string{"UT", "SI", "DT", "UMSDR"}, status: 504, reason: authz.UpstreamTimeout, decided: true, remedy: later},
 		{flags: []string{"UF", "UC", "UR", "LR", "UPE", "URX"}, status: 502, reason: authz.UpstreamUnreachable, decided: true, remedy: later},
 		{from: 504, to: 504, reason: authz.UpstreamTimeout, decided: true, remedy: later},
-		// Envoy refuses by itself what no rule at all may upgrade to, and https in the
-		// target of a request that does not come over TLS.
+		// Envoy itself refuses upgrades that no rule grants, and https in the target of
+		// a request that does not arrive over TLS.
 		{from: 403, to: 403, header: "upgrade", reason: authz.MethodNotGranted, remedy: "send the request without Upgrade, or ask for upgrades on a rule"},
 		{from: 403, to: 403, reason: authz.NotEnforceableHere, remedy: "send https in a CONNECT"},
-		// A target that begins with no slash, and a coding of the body, that it does not know.
+		// A target without a leading slash, and an unknown transfer coding.
 		{from: 404, to: 404, status: 400, reason: authz.MalformedRequest, remedy: canonical},
 		{from: 501, to: 501, status: 400, reason: authz.MalformedRequest, remedy: canonical},
 		{from: 400, to: 499, reason: authz.MalformedRequest, remedy: canonical},
@@ -52,9 +52,9 @@ func replies() []reply {
 	}
 }
 
-// localReplies says how Envoy's own answers look.
+// localReplies formats the answers that Envoy makes by itself.
 func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
-	// The sidecar's refusals are answers of Envoy's own too, and are left as they are.
+	// The sidecar's refusals are local replies of Envoy too, and are not changed.
 	out := &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{{Filter: all(flagFilter("UAEX"), hasDecision())}}}
 	for _, r := range replies() {
 		which := flagFilter(r.flags...)
@@ -75,7 +75,7 @@ func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
 	return out
 }
 
-// envoyDetail is the detail of an answer of Envoy's own.
+// envoyDetail is the detail of an answer that Envoy made by itself.
 const envoyDetail = "Envoy answered by itself: %RESPONSE_CODE_DETAILS%"
 
 // decisionFormat prints the decision's id.
@@ -108,7 +108,7 @@ func (b *builder) problem(r reply) *corev3.SubstitutionFormatString {
 	} {
 		fields[name] = structpb.NewStringValue(value)
 	}
-	if r.status != 0 { // the format sees the status of before
+	if r.status != 0 { // the format sees the original status
 		fields["status"] = structpb.NewNumberValue(float64(r.status))
 	}
 	return &corev3.SubstitutionFormatString{
@@ -118,12 +118,12 @@ func (b *builder) problem(r reply) *corev3.SubstitutionFormatString {
 	}
 }
 
-// sidecarLog is the logger that tells the sidecar of Envoy's own answers, and of
-// streams of HTTP/2 that Envoy reset. It is asked for whatever the operator's access
-// log is, and holds nothing that the sidecar is not asked about otherwise.
+// sidecarLog is the logger that sends Envoy's own answers, and HTTP/2 streams that
+// Envoy reset, to the sidecar. It does not depend on the operator's access log, and
+// contains only data that the sidecar also gets in checks.
 func (b *builder) sidecarLog() *accesslogv3.AccessLog {
 	service := checkService()
-	service.Timeout = nil // it is one stream
+	service.Timeout = nil // one stream, without an end
 	return &accesslogv3.AccessLog{
 		Name:   "envoy.access_loggers.http_grpc",
 		Filter: anyOf(statusFilter(accesslogv3.ComparisonFilter_GE, 400), flagFilter("DPE")),
@@ -136,7 +136,7 @@ func (b *builder) sidecarLog() *accesslogv3.AccessLog {
 	}
 }
 
-// The rest says in Envoy's words: which answers.
+// Constructors of access log filters follow.
 
 func all(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: filters}}}
@@ -154,12 +154,12 @@ func flagFilter(flags ...string) *accesslogv3.AccessLogFilter {
 
 func statusFilter(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslogv3.StatusCodeFilter{
-		// A key of the runtime is demanded, and this one is nowhere.
+		// A runtime key is required; this one is not set.
 		Comparison: &accesslogv3.ComparisonFilter{Op: op, Value: &corev3.RuntimeUInt32{DefaultValue: code, RuntimeKey: "chaperone.status_" + strconv.Itoa(int(code))}},
 	}}}
 }
 
-// hasDecision is of what the sidecar has answered.
+// hasDecision matches requests that the sidecar has answered.
 func hasDecision() *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_MetadataFilter{MetadataFilter: &accesslogv3.MetadataFilter{
 		MatchIfKeyNotFound: wrapperspb.Bool(false),

@@ -22,23 +22,21 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// predicate is a condition of a matcher's.
+// predicate is a condition of a matcher.
 type predicate = matcherv3.Matcher_MatcherList_Predicate
 
-// headerRoute is the request header by which an allowing answer names the rule
-// that let the request through. What the plugin sends under that name is
-// removed before anything looks at it.
+// headerRoute is the request header in which an allowing answer names the rule that
+// allowed the request. A header of this name from the plugin is removed before it
+// is used.
 const headerRoute = "x-chaperone-route"
 
-// headerInternal is the request header that Envoy marks requests with that came
-// in a CONNECT. They cannot open another one: streams in streams in streams
-// would be counted by nobody.
+// headerInternal is the request header with which Envoy marks requests inside a
+// CONNECT. They cannot open another CONNECT: nested streams would not be counted.
 const headerInternal = "x-chaperone-inside"
 
-// routeConfiguration returns the routes. Before the sidecar has answered, every request is
-// on a route that leads nowhere, so that every request is asked about; the
-// answer then names its rule, and only that leads on, and only to the rule's own
-// hosts.
+// routeConfiguration returns the routes. Before the sidecar has answered, every
+// request matches a route that refuses it, so that every request is checked. The
+// answer then names a rule, and only that rule's routes forward, and only to its hosts.
 func (b *builder) routeConfiguration() *routev3.RouteConfiguration {
 	out := &routev3.RouteConfiguration{Name: routeTable}
 	for _, way := range b.internalAddresses() {
@@ -57,9 +55,9 @@ func virtualHost(name string, domains ...string) *routev3.VirtualHost {
 	}
 }
 
-// internalAddresses returns the addresses that connections in a CONNECT are taken as
-// going to: of the unspecified network with the port for names, so that no rule
-// for an address can mean them, and the address itself for literals.
+// internalAddresses returns the destination addresses of connections inside a CONNECT:
+// for names the unspecified network with the port, which no rule for an address can
+// match, and for literals the address itself.
 func (b *builder) internalAddresses() []netip.AddrPort {
 	var out []netip.AddrPort
 	for i := range b.targets {
@@ -80,10 +78,10 @@ func internalAddress(p *routeTarget, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(addr, port)
 }
 
-// internalPorts returns the ports of the place's host for which what is sent in a
-// CONNECT is looked into: TLS that is terminated or whose server name decides, and
-// plain http, which Node's fetch, npm and curl -p send so. What may be any tcp is
-// not, and is asked about as such.
+// internalPorts returns the ports of the target's host for which the content of a
+// CONNECT is inspected: TLS that is intercepted or whose server name decides, and
+// plain http, which Node's fetch, npm and curl -p send this way. Ports that are granted
+// by tcp are left out and checked as tunnels.
 func (b *builder) internalPorts(p *routeTarget) []uint16 {
 	ports := []uint16{p.Port}
 	switch {
@@ -107,8 +105,8 @@ func (b *builder) targetsOf(scheme authz.Scheme) []*routeTarget {
 	return out
 }
 
-// internalVirtualHost is the virtual host of CONNECT to hosts of which it is asked what
-// is inside.
+// internalVirtualHost is the virtual host of CONNECT to hosts whose content is
+// inspected.
 func (b *builder) internalVirtualHost(way netip.AddrPort) *routev3.VirtualHost {
 	var domains []string
 	for i := range b.targets {
@@ -119,7 +117,7 @@ func (b *builder) internalVirtualHost(way netip.AddrPort) *routev3.VirtualHost {
 		host, port := strings.Replace(p.Host, "**.", "*.", 1), portText(way.Port())
 		domains = append(domains, net.JoinHostPort(host, port))
 		if _, isAddr := p.literal(); !isAddr {
-			domains = append(domains, host+".:"+port) // a name that is written in full (RFC 1034, section 3.1)
+			domains = append(domains, host+".:"+port) // a fully qualified name (RFC 1034, section 3.1)
 		}
 	}
 	slices.Sort(domains)
@@ -141,8 +139,8 @@ func (b *builder) internalVirtualHost(way netip.AddrPort) *routev3.VirtualHost {
 		},
 	}
 	host := virtualHost(internalName(way), slices.Compact(domains)...)
-	// Requests whose host has this port as well come here; of a default port only
-	// before they are asked about.
+	// Requests to hosts with this port match this virtual host as well; with a
+	// default port only before they are checked.
 	var here []routeTarget
 	for _, p := range b.targets {
 		if p.Port == way.Port() && p.Port != p.Scheme.DefaultPort() {
@@ -153,12 +151,12 @@ func (b *builder) internalVirtualHost(way netip.AddrPort) *routev3.VirtualHost {
 	return host
 }
 
-// refuse returns the routes of what no answer let through, and of what one did
+// refuse returns the routes of requests that no answer allowed, and of allowed requests
 // whose rule is not configured yet.
 func (*builder) refuse() []*routev3.Route {
 	refusal := &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 		Status: 503,
-		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: "no rule leads there\n"}},
+		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: "no rule routes this request\n"}},
 	}}
 	return []*routev3.Route{
 		{Name: "refused", Match: &routev3.RouteMatch{PathSpecifier: connectMatch()}, Action: refusal},
@@ -166,19 +164,19 @@ func (*builder) refuse() []*routev3.Route {
 	}
 }
 
-// byRule finds the route by the rule that the answer named, and then by the
-// host. The cost does not grow with the number of rules.
-func (b *builder) byRule(places []routeTarget, otherwise []*routev3.Route) *matcherv3.Matcher {
+// byRule selects the route by the rule that the answer named, and then by the host.
+// The cost does not grow with the number of rules.
+func (b *builder) byRule(targets []routeTarget, otherwise []*routev3.Route) *matcherv3.Matcher {
 	rules := map[string][]*routeTarget{}
-	for i := range places {
-		if places[i].Scheme == authz.SchemeTLS {
-			continue // known by its server name
+	for i := range targets {
+		if targets[i].Scheme == authz.SchemeTLS {
+			continue // selected by server name
 		}
-		id := RouteID(places[i].Route)
-		rules[id] = append(rules[id], &places[i])
+		id := RouteID(targets[i].Route)
+		rules[id] = append(rules[id], &targets[i])
 	}
 	onNoMatch := b.action("routes", &routev3.RouteList{Routes: otherwise})
-	// A matcher needs something to look for. No answer names this.
+	// A matcher needs at least one entry. No answer names this one.
 	tree := map[string]*matcherv3.Matcher_OnMatch{"/": onNoMatch}
 	for id, of := range rules {
 		tree[id] = b.byHost(of)
@@ -186,12 +184,12 @@ func (b *builder) byRule(places []routeTarget, otherwise []*routev3.Route) *matc
 	return &matcherv3.Matcher{MatcherType: b.exactMap(header(headerRoute), tree), OnNoMatch: onNoMatch}
 }
 
-// byHost finds the route of one rule: of the exact host, else of a wildcard.
-// Where there is none nothing leads on.
-func (b *builder) byHost(places []*routeTarget) *matcherv3.Matcher_OnMatch {
+// byHost selects the route of one rule: of the exact host, otherwise of a wildcard.
+// Without a match the request is not routed.
+func (b *builder) byHost(targets []*routeTarget) *matcherv3.Matcher_OnMatch {
 	exact := map[string]*matcherv3.Matcher_OnMatch{}
 	var wild []*routeTarget
-	for _, p := range places {
+	for _, p := range targets {
 		if p.Exact() {
 			exact[p.authority()] = b.routesTo(p)
 		} else {
@@ -208,10 +206,10 @@ func (b *builder) byHost(places []*routeTarget) *matcherv3.Matcher_OnMatch {
 	return nested(&matcherv3.Matcher{MatcherType: b.exactMap(header(":authority"), exact), OnNoMatch: otherwise})
 }
 
-// wildcards finds the pattern that matches the host most closely.
-func (b *builder) wildcards(places []*routeTarget) *matcherv3.Matcher_MatcherList_ {
+// wildcards selects the most specific pattern that matches the host.
+func (b *builder) wildcards(targets []*routeTarget) *matcherv3.Matcher_MatcherList_ {
 	by := map[string]*routeTarget{}
-	for _, p := range places {
+	for _, p := range targets {
 		by[p.authority()] = p
 	}
 	list := &matcherv3.Matcher_MatcherList{}
@@ -223,8 +221,8 @@ func (b *builder) wildcards(places []*routeTarget) *matcherv3.Matcher_MatcherLis
 	return &matcherv3.Matcher_MatcherList_{MatcherList: list}
 }
 
-// compareSpecificity orders wildcards so that the first one that matches is the closest: of
-// the longest name, and of one label before any number.
+// compareSpecificity orders wildcards so that the first match is the most specific:
+// the longest name first, and one label before several.
 func compareSpecificity(x, y string) int {
 	return cmp.Or(
 		cmp.Compare(len(strings.TrimLeft(y, "*")), len(strings.TrimLeft(x, "*"))),
@@ -232,8 +230,7 @@ func compareSpecificity(x, y string) int {
 	)
 }
 
-// pattern returns a regular expression for what a wildcard matches: one label,
-// or one and more.
+// pattern returns a regular expression for a wildcard: one label, or one or more.
 func pattern(wildcard string) string {
 	label, name := `[^.:]+`, strings.TrimPrefix(wildcard, "*")
 	if strings.HasPrefix(name, "*") {
@@ -242,9 +239,9 @@ func pattern(wildcard string) string {
 	return label + regexp.QuoteMeta(name)
 }
 
-// routesTo leads to a place: by way of a cluster of its own for what upgrades, since
-// hardly any server takes upgrades of HTTP/2 (RFC 8441); and for what may be sent
-// twice by way of a route that does.
+// routesTo returns the routes to a target: through a cluster of its own for upgrades,
+// since few servers support upgrades over HTTP/2 (RFC 8441), and through a route with
+// retries for requests that may be sent twice.
 func (b *builder) routesTo(p *routeTarget) *matcherv3.Matcher_OnMatch {
 	if !p.Scheme.HTTP() {
 		return b.action("route", b.route(p))
@@ -262,12 +259,12 @@ func (b *builder) routesTo(p *routeTarget) *matcherv3.Matcher_OnMatch {
 	return b.action("routes", &routev3.RouteList{Routes: append(routes, b.retriableRoute(p), b.route(p))})
 }
 
-// retriableRoute leads to a place what is sent once more when the upstream ended the
-// connection before it answered: requests of safe methods (RFC 9110, section
-// 9.2.1) without a body, which an upstream that closes an idle connection just
-// then has not looked at. Envoy sends what was decided: the filter that asks comes
-// before the router, so that nothing is decided, spent or recorded twice, and the
-// exit sees whether the rule still stands.
+// retriableRoute routes requests that are sent once more if the upstream closed the
+// connection before it answered: safe methods (RFC 9110, section 9.2.1) without a body,
+// which an upstream that was closing an idle connection has not processed. Envoy
+// resends the request as decided: the ext_authz filter comes before the router, so
+// nothing is decided, spent or recorded twice, and the egress checks whether the rule
+// is still in force.
 func (b *builder) retriableRoute(p *routeTarget) *routev3.Route {
 	r := b.route(p)
 	r.Name = p.cluster + retriableSuffix
@@ -281,22 +278,22 @@ func (b *builder) retriableRoute(p *routeTarget) *routev3.Route {
 		{Name: ":method", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: method}},
 		absent("upgrade"), absent("transfer-encoding"), absent("content-length"),
 	}
-	// A body of HTTP/2 that nothing announces is not kept, and so not sent again.
+	// An HTTP/2 body that no header announces is not buffered, and so not resent.
 	r.RequestBodyBufferLimit = wrapperspb.UInt64(0)
 	r.GetRoute().RetryPolicy = &routev3.RetryPolicy{
-		RetryOn: "reset", NumRetries: wrapperspb.UInt32(1), // which takes connect-failure and reset-before-request in
+		RetryOn: "reset", NumRetries: wrapperspb.UInt32(1), // reset includes connect-failure and reset-before-request
 	}
 	return r
 }
 
-// retriableSuffix ends the name of the route of what may be sent twice.
+// retriableSuffix ends the name of the route of requests that may be sent twice.
 const retriableSuffix = "/repeatable"
 
-// route leads to a place.
+// route returns the route to a target.
 func (b *builder) route(p *routeTarget) *routev3.Route {
 	action := &routev3.RouteAction{
 		ClusterSpecifier:  &routev3.RouteAction_Cluster{Cluster: p.cluster},
-		Timeout:           seconds(0), // it would not count while the request is still being sent
+		Timeout:           seconds(0), // it does not count while the request is being sent
 		MaxStreamDuration: &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: b.maxDuration(p)},
 	}
 	match := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: ""}}
@@ -312,7 +309,7 @@ func (b *builder) route(p *routeTarget) *routev3.Route {
 	}
 }
 
-// The rest says in Envoy's words: find, then.
+// Constructors of matchers follow.
 
 func header(name string) *envoymatcherv3.HttpRequestHeaderMatchInput {
 	return &envoymatcherv3.HttpRequestHeaderMatchInput{HeaderName: name}

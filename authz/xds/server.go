@@ -27,36 +27,36 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Config is what a Server is made of.
+// Config configures a Server.
 type Config struct {
-	// Plugin is the plugin that this sidecar serves, and the id of the node that
-	// its Envoy says it is. Required.
+	// Plugin is the plugin that this sidecar serves, and the node id that its Envoy
+	// states. Required.
 	Plugin authz.Principal
-	// Engine says what is granted. Required.
+	// Engine holds the policy. Required.
 	Engine *authz.Engine
 	// Now is the wall clock. Required.
 	Now func() time.Time
 	// Check is the path of the unix socket on which the sidecar answers
 	// ext_authz. Required.
 	Check string
-	// Listener is the path of the unix socket on which Envoy takes connections
-	// that begin with a PROXY header of version 2. "": none.
+	// Listener is the path of the Unix socket on which Envoy accepts connections
+	// that begin with a PROXY header of version 2. "": no such socket.
 	Listener string
-	// Explicit and Transparent are where Envoy listens by itself, as a proxy that
-	// the plugin knows of and for what the kernel redirects. Zero: not there.
+	// Explicit and Transparent are Envoy's own listeners: as a proxy that the plugin
+	// is configured with, and for connections that the kernel redirects. Zero: absent.
 	Explicit, Transparent netip.AddrPort
-	// EgressSockets makes the unix sockets by which the places of routes are reached,
-	// closes those of other routes, and returns their paths in the same order.
+	// EgressSockets makes the Unix sockets through which the destinations of routes are
+	// reached, closes those of other routes, and returns their paths in the same order.
 	// Required.
 	EgressSockets func([]authz.Route) ([]string, error)
-	// Leaf returns a certificate, with its chain, and the key of it in PEM, by
-	// which the plugin knows a granted https host, or every name of *.NAME. Nil:
-	// TLS to such hosts is refused.
+	// Leaf returns a certificate with its chain, and its key, in PEM, that the plugin
+	// trusts for a granted https host, or for every name of *.NAME. Nil: TLS to such
+	// hosts is refused.
 	Leaf func(host string) (certificate, key []byte, err error)
-	// Address returns the address by which the plugin's connections to the exact
-	// host of a tcp rule are known. Nil: only rules for addresses, and CONNECT.
+	// Address returns the address that identifies the plugin's connections to the exact
+	// host of a tcp rule. Nil: only rules for addresses, and CONNECT.
 	Address func(host string) (netip.Addr, bool)
-	// Roots are the authorities, in PEM, of upstreams whose rule names none.
+	// Roots are the authorities, in PEM, for upstreams whose rule states none of its own.
 	Roots string
 	// MaxStreamDuration bounds every request and connection; 0 means an hour.
 	MaxStreamDuration time.Duration
@@ -71,8 +71,8 @@ type Config struct {
 
 const (
 	defaultMaxStream = time.Hour
-	// renewal is how often leaves are asked for anew: well within the time that
-	// one is valid for.
+	// renewal is the interval at which leaf certificates are renewed, well within their
+	// validity.
 	renewal       = time.Hour
 	retry         = time.Second
 	maxEnvoys     = 64
@@ -85,10 +85,10 @@ func (c *Config) check() error {
 		return errors.New("plugin, exits and the absolute path of the check socket are required")
 	}
 	if c.Listener == "" && !c.Explicit.IsValid() && !c.Transparent.IsValid() {
-		return errors.New("Envoy would listen nowhere")
+		return errors.New("Envoy has no listener; set listener, explicit or transparent")
 	}
 	if c.MaxStreamDuration < 0 {
-		return errors.New("streams must last for some time")
+		return fmt.Errorf("maxStreamDuration %s is negative; write a positive one", c.MaxStreamDuration)
 	}
 	if c.MaxStreamDuration == 0 {
 		c.MaxStreamDuration = defaultMaxStream
@@ -99,19 +99,19 @@ func (c *Config) check() error {
 	return nil
 }
 
-// Server tells Envoy its configuration.
+// Server serves Envoy its configuration.
 type Server struct {
 	cfg      Config
 	cache    cache.SnapshotCache
 	grpc     *grpc.Server
 	health   *grpchealth.Server
 	acks     *ackTracker
-	instance string // tells the versions of this process from another's
+	instance string // distinguishes the versions of this process from those of another
 
-	// Of the loop alone.
+	// Used by the goroutine of follow only.
 	routes  []authz.Route
-	current *cache.Snapshot // what is served
-	stale   bool            // it must be made anew, whatever the routes are
+	current *cache.Snapshot // the served one
+	stale   bool            // it must be made again, even if the routes are the same
 }
 
 // New returns a server. It starts nothing.
@@ -126,8 +126,8 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, health: grpchealth.NewServer(), acks: newAckTracker(&cfg),
 		instance: strconv.FormatInt(cfg.Now().UnixNano(), 36),
 	}
-	// There is one configuration, whoever asks; Server.followed sees to that only
-	// the plugin's own Envoy does.
+	// There is one configuration for every node; Server.acks refuses Envoys of other
+	// plugins.
 	s.cache = cache.NewSnapshotCache(true, anyNode{}, discardLog{})
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxReceived),
@@ -140,13 +140,13 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// anyNode is the node of every configuration.
+// anyNode maps every node to the one configuration.
 type anyNode struct{}
 
 // ID returns the key of the one configuration (cache.NodeHash).
 func (anyNode) ID(*corev3.Node) string { return "" }
 
-// discardLog drops the cache's own log: what matters of it is in Status.
+// discardLog discards the cache's own log; Status has the relevant part.
 type discardLog struct{}
 
 func (discardLog) Debugf(string, ...any) {}
@@ -154,10 +154,9 @@ func (discardLog) Infof(string, ...any)  {}
 func (discardLog) Warnf(string, ...any)  {}
 func (discardLog) Errorf(string, ...any) {}
 
-// Serve serves on listener, which it closes, until ctx ends, and returns nil then.
-// An Envoy that is connected keeps what it has. Whoever can connect has the keys of
-// the certificates that the plugin trusts: it is to be a unix socket for Envoy
-// alone. It is to be called once.
+// Serve serves on listener, which it closes, until ctx ends, and then returns nil. A
+// connected Envoy keeps its configuration. Clients receive the keys of certificates that
+// the plugin trusts, so listener must be a Unix socket for Envoy alone. Call it once.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, xdsserver.NewServer(ctx, s.cache, s.acks))
@@ -178,7 +177,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	return group.Wait()
 }
 
-// follow makes a configuration of every generation.
+// follow serves a configuration of every generation.
 func (s *Server) follow(ctx context.Context) {
 	timer := time.NewTimer(renewal)
 	defer timer.Stop()
@@ -199,9 +198,9 @@ func (s *Server) follow(ctx context.Context) {
 	}
 }
 
-// update puts the configuration of the generation in force and reports whether
-// it could be made. Where it could not, one without any route is: nothing stays
-// open by mistake.
+// update serves the configuration of the current generation and reports whether it
+// could be made. If not, it serves one without routes, so that nothing stays open by
+// mistake.
 func (s *Server) update(ctx context.Context) bool {
 	snapshot := s.cfg.Engine.Current()
 	routes := snapshot.Routes(s.cfg.Plugin, s.cfg.Now())
@@ -215,16 +214,16 @@ func (s *Server) update(ctx context.Context) bool {
 		return true
 	}
 	s.stale = true
-	s.cfg.Log.Error("Envoy is left without routes", zap.Uint64("generation", snapshot.Generation()), zap.Error(err))
+	s.cfg.Log.Error("envoy left without routes", zap.Uint64("generation", snapshot.Generation()), zap.Error(err))
 	if bare := s.serve(ctx, nil, snapshot.Generation(), err.Error()); bare != nil {
-		// Its exits are closed and the sidecar refuses what it asks for.
+		// The egress sockets are closed and the sidecar refuses its checks.
 		s.acks.serving(snapshot.Generation(), nil, err.Error())
-		s.cfg.Log.Error("Envoy keeps what it had", zap.Error(bare))
+		s.cfg.Log.Error("envoy configuration unchanged", zap.Error(bare))
 	}
 	return false
 }
 
-// serve makes a configuration of routes and has it told to every Envoy.
+// serve makes a configuration of routes and serves it to every Envoy.
 func (s *Server) serve(ctx context.Context, routes []authz.Route, generation uint64, problem string) error {
 	s.acks.preparing()
 	r, err := build(&s.cfg, routes, false)
@@ -242,13 +241,13 @@ func (s *Server) serve(ctx context.Context, routes []authz.Route, generation uin
 	s.acks.serving(generation, versions, problem)
 	s.current = next
 	if err := s.cache.SetSnapshot(ctx, anyNode{}.ID(nil), next); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("tell of configuration: %w", err)
+		return fmt.Errorf("serve configuration: %w", err)
 	}
 	return nil
 }
 
-// snapshot makes a snapshot of the cache. A type of resources of which nothing
-// changed keeps its version.
+// snapshot makes a snapshot of the cache. A type of resources without a change keeps
+// its version.
 func (s *Server) snapshot(r *resources, generation uint64) (*cache.Snapshot, error) {
 	out := &cache.Snapshot{}
 	version := versionOf(s.instance, generation)

@@ -20,32 +20,31 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// Status says what is served and how every Envoy stands to it.
+// Status describes the served configuration and the state of every Envoy.
 type Status struct {
-	Generation uint64 // the policy's that is served; 0 before Run
+	Generation uint64 // of the served policy; 0 before Run
 	Pending    bool   // the configuration of another generation is being made
-	Problem    string // why nothing of it is routed; "" when it is
+	Problem    string // why the configuration has no routes; "" if it has
 	Envoys     []Envoy
 }
 
-// Envoy is how one connected Envoy stands to what is served.
+// Envoy is the state of one connected Envoy.
 type Envoy struct {
-	Version   string    // as it names itself, as in 1.40.0
-	Delta     bool      // it is told of changes, and not of the state of the world
-	Connected time.Time // since when
-	// Acknowledged is the generation of each type of resource that it has put in
-	// force: Cluster, Listener, RouteConfiguration and Secret, as far as it asked
-	// for them.
+	Version   string    // as Envoy states it, as in 1.40.0
+	Delta     bool      // it uses the delta protocol, not the state of the world
+	Connected time.Time // the start of its stream
+	// Acknowledged is the generation that it has acknowledged (ACK) of each type of
+	// resource that it requested: Cluster, Listener, RouteConfiguration and Secret.
 	Acknowledged map[string]uint64
-	// Refused is what it said of resources that it did not put in force, by their
-	// type. It goes on with what it had.
+	// Refused is its error for resources that it refused (NACK), by their type. It
+	// keeps the previous ones.
 	Refused map[string]string
 }
 
-// Current reports whether the Envoy has put in force what is served.
+// Current reports whether the Envoy has acknowledged the served configuration.
 func (s Status) Current(e Envoy) bool {
 	if s.Pending || len(e.Refused) > 0 || len(e.Acknowledged) < 3 {
-		return false // three types at least: listeners, routes and clusters
+		return false // at least listeners, routes and clusters
 	}
 	for _, generation := range e.Acknowledged {
 		if generation != s.Generation {
@@ -55,11 +54,11 @@ func (s Status) Current(e Envoy) bool {
 	return true
 }
 
-// Status returns what is served and how Envoys stand to it.
+// Status returns the served configuration's status and the state of every Envoy.
 func (s *Server) Status() Status { return s.acks.status() }
 
-// ackTracker keeps account of who is told what. Its callbacks are called for each
-// message of a stream, in order.
+// ackTracker tracks the responses and acknowledgements of every stream. Its callbacks
+// are called for each message of a stream, in order.
 type ackTracker struct {
 	xdsserver.CallbackFuncs
 
@@ -71,28 +70,29 @@ type ackTracker struct {
 	generation uint64
 	pending    bool
 	problem    string
-	versions   map[string]string // what is served, by type
+	versions   map[string]string // the served versions, by type
 	streams    map[stream]*ackState
 }
 
-// stream names a stream: the two protocols count theirs separately.
+// stream identifies a stream: the two protocols number theirs separately.
 type stream struct {
 	delta bool
 	id    int64
 }
 
-// ackState is what one Envoy was told and has answered.
+// ackState is the state of one Envoy.
 type ackState struct {
 	version   string
 	connected time.Time
 	types     map[string]*typeState
 }
 
+// typeState is the state of one Envoy's resources of one type.
 type typeState struct {
 	nonce, sent string // of the last response
-	accepted    string // the last version that was put in force
-	refused     string
-	initial     bool // it said what it had already; what is the same is not sent
+	accepted    string // the last acknowledged version
+	refused     string // the error of the last response
+	initial     bool   // it stated the resources that it already had; equal ones are not sent
 }
 
 func newAckTracker(cfg *Config) *ackTracker {
@@ -100,14 +100,14 @@ func newAckTracker(cfg *Config) *ackTracker {
 }
 
 // preparing records that the configuration of another generation is being made: the
-// exits are already its own, and no Envoy has been sent it.
+// egress sockets are already those of that generation, but it is not served yet.
 func (f *ackTracker) preparing() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.pending = true
 }
 
-// serving notes what is served from now on; nil versions are those of before.
+// serving records the served versions; nil versions are the previous ones.
 func (f *ackTracker) serving(generation uint64, versions map[string]string, problem string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -143,8 +143,8 @@ func (f *ackTracker) status() Status {
 	return out
 }
 
-// versionOf names what is served of a generation. The instance tells it from
-// that of another run of the sidecar.
+// versionOf returns the version of a generation. instance distinguishes it from those
+// of another run of the sidecar.
 func versionOf(instance string, generation uint64) string {
 	return instance + "." + strconv.FormatUint(generation, 10)
 }
@@ -169,7 +169,7 @@ func (f *ackTracker) closed(s stream) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.streams, s)
-	f.log.Info("an Envoy has left")
+	f.log.Info("envoy disconnected")
 }
 
 func (f *ackTracker) requested(s stream, node *corev3.Node, url, nonce string, detail *statuspb.Status) error {
@@ -178,13 +178,13 @@ func (f *ackTracker) requested(s stream, node *corev3.Node, url, nonce string, d
 	t := f.streams[s]
 	if node != nil {
 		if node.GetId() != string(f.plugin) {
-			f.log.Warn("an Envoy of another plugin asks for a configuration", zap.String("node", node.GetId()))
+			f.log.Warn("envoy of another plugin refused", zap.String("node", node.GetId()))
 			return status.Error(codes.PermissionDenied, fmt.Sprintf("this is the configuration of %q, not of %q", f.plugin, node.GetId()))
 		}
 		if t.version == "" {
 			v := node.GetUserAgentBuildVersion().GetVersion()
 			t.version = fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
-			f.log.Info("an Envoy has come", zap.String("version", t.version))
+			f.log.Info("envoy connected", zap.String("version", t.version))
 		}
 	}
 	of := t.types[url]
@@ -196,15 +196,15 @@ func (f *ackTracker) requested(s stream, node *corev3.Node, url, nonce string, d
 		return nil
 	}
 	if of.refused = detail.GetMessage(); detail != nil {
-		f.log.Error("Envoy refused a configuration", zap.String("type", url), zap.String("error", of.refused))
+		f.log.Error("envoy configuration refused", zap.String("type", url), zap.String("error", of.refused))
 		return nil
 	}
 	of.accepted = of.sent
 	return nil
 }
 
-// hasResources notes that an Envoy which was told by an earlier server has resources of
-// a type. It is answered at once where they differ from what is served.
+// hasResources records that an Envoy which was configured by an earlier server has
+// resources of a type. It gets a response at once if they differ from the served ones.
 func (f *ackTracker) hasResources(s stream, url string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -219,35 +219,35 @@ func (f *ackTracker) sent(s stream, url, nonce, version string) {
 	}
 }
 
-// The rest are the callbacks of the two protocols.
+// The callbacks of the two protocols follow.
 
-// OnStreamOpen sees an Envoy come.
+// OnStreamOpen records a new stream.
 func (f *ackTracker) OnStreamOpen(_ context.Context, id int64, _ string) error {
 	return f.open(stream{false, id})
 }
 
-// OnStreamClosed sees an Envoy leave.
+// OnStreamClosed records the end of a stream.
 func (f *ackTracker) OnStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{false, id}) }
 
-// OnStreamRequest sees a request.
+// OnStreamRequest records a request.
 func (f *ackTracker) OnStreamRequest(id int64, in *discoveryv3.DiscoveryRequest) error {
 	return f.requested(stream{false, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
 }
 
-// OnStreamResponse sees a response.
+// OnStreamResponse records a response.
 func (f *ackTracker) OnStreamResponse(_ context.Context, id int64, _ *discoveryv3.DiscoveryRequest, out *discoveryv3.DiscoveryResponse) {
 	f.sent(stream{false, id}, out.GetTypeUrl(), out.GetNonce(), out.GetVersionInfo())
 }
 
-// OnDeltaStreamOpen sees an Envoy come.
+// OnDeltaStreamOpen records a new stream.
 func (f *ackTracker) OnDeltaStreamOpen(_ context.Context, id int64, _ string) error {
 	return f.open(stream{true, id})
 }
 
-// OnDeltaStreamClosed sees an Envoy leave.
+// OnDeltaStreamClosed records the end of a stream.
 func (f *ackTracker) OnDeltaStreamClosed(id int64, _ *corev3.Node) { f.closed(stream{true, id}) }
 
-// OnStreamDeltaRequest sees a request.
+// OnStreamDeltaRequest records a request.
 func (f *ackTracker) OnStreamDeltaRequest(id int64, in *discoveryv3.DeltaDiscoveryRequest) error {
 	err := f.requested(stream{true, id}, in.GetNode(), in.GetTypeUrl(), in.GetResponseNonce(), in.GetErrorDetail())
 	if err == nil && len(in.GetInitialResourceVersions()) > 0 {
@@ -256,7 +256,7 @@ func (f *ackTracker) OnStreamDeltaRequest(id int64, in *discoveryv3.DeltaDiscove
 	return err
 }
 
-// OnStreamDeltaResponse sees a response.
+// OnStreamDeltaResponse records a response.
 func (f *ackTracker) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, out *discoveryv3.DeltaDiscoveryResponse) {
 	f.sent(stream{true, id}, out.GetTypeUrl(), out.GetNonce(), out.GetSystemVersionInfo())
 }

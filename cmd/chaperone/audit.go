@@ -24,7 +24,7 @@ import (
 
 func (c *cli) auditCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "audit", Short: "Read and prove the audit log", Args: noArgs,
+		Use: "audit", Short: "Read and verify the audit log", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(c.auditVerifyCommand(), c.auditTailCommand(), c.auditQueryCommand())
@@ -69,9 +69,9 @@ func (c *cli) auditVerifyCommand() *cobra.Command {
 	var plugin string
 	cmd := c.withOutput(c.withConfig(&cobra.Command{
 		Use:   "verify [FILE]",
-		Short: "Prove that nothing in the log was edited, removed, reordered or cut off",
-		Long: "Prove that nothing in the log was edited, removed, reordered or cut off. With the key, which lies\n" +
-			"in the stateDir (--config, or beside FILE), everything is proved; without it only the links are.",
+		Short: "Verify that no record of the log was edited, removed, reordered or truncated",
+		Long: "Verify that no record of the log was edited, removed, reordered or truncated. The key is in the\n" +
+			"stateDir (--config, or beside FILE); without it only the links between records are verified.",
 		Args: atMostOneFile,
 		RunE: func(_ *cobra.Command, args []string) error {
 			file, stateDir, err := c.auditLog(args, plugin)
@@ -102,7 +102,7 @@ func atMostOneFile(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// verifiedLog is what is said of one of the two logs.
+// verifiedLog is the result for one of the two logs.
 type verifiedLog struct {
 	Files   []string  `json:"files"`
 	Records uint64    `json:"records"`
@@ -144,7 +144,7 @@ func (c *cli) printReport(r audit.Report) error {
 		say(w, "verified: %d records in %s: %s", r.Records, phrase.Count(len(r.Files), "file"), r.Proves())
 		say(w, "the log is %s", r.WholeSince())
 		if r.Refused != nil {
-			say(w, "refusals that it has no room for: %d records in %s: %s", r.Refused.Records, phrase.Count(len(r.Refused.Files), "file"), r.Refused.WholeSince())
+			say(w, "refusals in the second log: %d records in %s: %s", r.Refused.Records, phrase.Count(len(r.Refused.Files), "file"), r.Refused.WholeSince())
 		}
 	})
 	if err == nil && r.Problem != nil {
@@ -170,8 +170,8 @@ func (c *cli) auditTailCommand() *cobra.Command {
 			return c.eachRecord(cmd.Context(), query, c.printRaw)
 		},
 	})
-	cmd.Flags().IntVarP(&query.Last, "lines", "n", 20, "how many `RECORDS`")
-	cmd.Flags().BoolVarP(&query.Follow, "follow", "f", false, "go on with what is written")
+	cmd.Flags().IntVarP(&query.Last, "lines", "n", 20, "number of `RECORDS`")
+	cmd.Flags().BoolVarP(&query.Follow, "follow", "f", false, "follow the log")
 	cmd.Flags().StringVar(&plugin, "plugin", "", "the log of the sidecar of this `PLUGIN` on this host")
 	return cmd
 }
@@ -192,9 +192,9 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 func existingLog(file string) error {
 	_, err := os.Stat(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no audit log at %s: a sidecar makes it when it starts; is this the file of the right sidecar?", file)
+		return fmt.Errorf("there is no audit log at %s: a sidecar creates it at its start; check that this is the file of the right sidecar", file)
 	}
-	return nil // whatever else is wrong is reported by reading it
+	return nil // other errors are reported by reading it
 }
 
 // eachRecord calls each with the records of a query, until it is interrupted.

@@ -38,16 +38,16 @@ const (
 	formatYAML  = "yaml"
 )
 
-// maxSummary bounds the values that a summary tells apart: what is tried is the
-// plugin's to choose. The others are counted together.
+// maxSummary bounds the distinct values of a summary, which the plugin can choose.
+// The others are counted together.
 const maxSummary = 10_000
 
 func (c *cli) auditQueryCommand() *cobra.Command {
 	q := auditQuery{cli: c, format: formatLines}
 	cmd := c.withConfig(&cobra.Command{
 		Use: "query [FILE]", Short: "Print the records that match",
-		Long: "Print the records that match every flag: as they stand in the log, or with --output as a table, a\n" +
-			"list or YAML. --count prints how many there are, --summary how many of each value of a field.\n\n" +
+		Long: "Print the records that match every flag: as stored, or with --output as a table, a list or YAML.\n" +
+			"--count prints their number, --summary the number for each value of a field.\n\n" +
 			"  chaperone audit query --plugin weather --denied --since 1h --summary host\n" +
 			"  chaperone audit query --config sidecar.yaml --host evil.example --output table",
 		Args: atMostOneFile,
@@ -70,11 +70,11 @@ func (c *cli) auditQueryCommand() *cobra.Command {
 	f.StringVar(&filter.Exe, "exe", "", "by this program's `PATH`")
 	f.StringVar(&q.since, "since", "", "not before this `TIME`: RFC 3339, or a duration ago as in 1h")
 	f.StringVar(&q.until, "until", "", "before this `TIME`: RFC 3339, or a duration ago as in 10m")
-	f.BoolVar(&q.denied, "denied", false, "accesses that were refused")
-	f.BoolVar(&q.allowed, "allowed", false, "accesses that were allowed")
-	f.IntVar(&q.query.Last, "last", 0, "at most so many `RECORDS`, from the end")
+	f.BoolVar(&q.denied, "denied", false, "refused accesses")
+	f.BoolVar(&q.allowed, "allowed", false, "allowed accesses")
+	f.IntVar(&q.query.Last, "last", 0, "at most this number of `RECORDS`, from the end")
 	f.Var(oneOf(&q.format, formatLines, formatTable, formatJSON, formatYAML), "output", "`FORMAT`: jsonl (as in the log), table, json or yaml")
-	f.BoolVar(&q.count, "count", false, "print how many records match")
+	f.BoolVar(&q.count, "count", false, "print the number of matching records")
 	f.Var(oneOf(&q.summary, summaryFields()...), "summary", "count by this `FIELD`: "+strings.Join(summaryFields(), ", "))
 	return cmd
 }
@@ -118,7 +118,7 @@ func (q *auditQuery) complete(now time.Time) (err error) {
 		return usageError("query: --since %s is not before --until %s", f.Since.Format(time.RFC3339), f.Until.Format(time.RFC3339))
 	}
 	if f.Host != "" {
-		// Records have the canonical spelling. What has none is looked for as it is.
+		// Records have the canonical spelling. A value without one is searched for as it is.
 		if d, err := authz.NewDestination(authz.SchemeTCP, net.JoinHostPort(strings.Trim(f.Host, "[]"), "1"), ""); err == nil {
 			f.Host = d.Host()
 		}

@@ -21,10 +21,9 @@ func (c *cli) checkCommand() *cobra.Command {
 	var kernel, recursive bool
 	cmd := c.withOutput(&cobra.Command{
 		Use: "check PATH...", Short: "Validate files and folders of any kind",
-		Long: "Validate files and folders of any kind; - is standard input. Everything that is wrong is reported at\n" +
-			"once, as PATH:LINE:COLUMN: FIELD: what is wrong and what would be right. What is allowed and hardly\n" +
-			"meant, and what ends within 14 days, is a warning. Exit status 1: something is wrong, or a grant has\n" +
-			"ended.",
+		Long: "Validate files and folders of any kind; - is standard input. All errors are reported at once,\n" +
+			"as PATH:LINE:COLUMN: FIELD: error and fix. Valid but suspicious fields, and grants that expire within 14\n" +
+			"days, are warnings. Exit status 1: an error, or a grant has expired.",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if kernel {
 				return nil
@@ -62,7 +61,7 @@ func (c *cli) checkFiles(paths []string, recursive bool) error {
 	if err != nil && !ok {
 		return err
 	}
-	misplaced, doubtful, err := checkStateDirs(checked.Documents) // none of files that are wrong
+	misplaced, doubtful, err := checkStateDirs(checked.Documents) // not of invalid files
 	if err != nil {
 		return err
 	}
@@ -96,7 +95,7 @@ func (c *cli) printChecked(a checkAnswer, files int) {
 	for _, w := range a.Warnings {
 		say(c.stderr, "warning: %v", w)
 	}
-	result := "nothing is wrong"
+	result := "ok"
 	if len(a.Expired) > 0 {
 		result = phrase.Count(len(a.Expired), "grant") + " expired"
 	}

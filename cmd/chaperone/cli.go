@@ -45,9 +45,9 @@ func usageError(format string, args ...any) error {
 	return exitError{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// cli is what every command has at hand. Whatever is printed goes through stdout
-// and stderr, which let no text control a terminal; a text that is not the
-// program's own is a field of a line, and never ends one.
+// cli is the state of every command. All output goes through stdout and stderr,
+// which escape control characters; a text of another origin is a field of a line, and
+// never ends one.
 type cli struct {
 	stdin          io.Reader
 	stdout, stderr *printable.Writer
@@ -90,9 +90,9 @@ func (c *cli) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "chaperone",
 		Short: "The sidecar that is a plugin's only way out",
-		Long: "Chaperone stands beside a plugin process, is its only way out, and lets through exactly\n" +
-			"what was granted, with credentials the plugin never sees, counted by the kernel, and\n" +
-			"revocable while it runs.",
+		Long: "Chaperone is the sidecar of a plugin process and its only way out. It allows exactly the granted\n" +
+			"accesses, adds credentials that the plugin never sees, meters in the kernel, and revokes while\n" +
+			"the plugin runs.",
 		SilenceUsage: true, SilenceErrors: true,
 		Args:              noArgs,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -199,5 +199,5 @@ func (c *cli) withOutput(cmd *cobra.Command) *cobra.Command {
 }
 
 func lockMemoryFlag(cmd *cobra.Command, lock *bool) {
-	cmd.Flags().BoolVar(lock, "mlock", false, "never swap the sidecar's memory out; takes CAP_IPC_LOCK")
+	cmd.Flags().BoolVar(lock, "mlock", false, "never swap out the sidecar's memory; needs CAP_IPC_LOCK")
 }

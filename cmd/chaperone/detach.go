@@ -18,9 +18,9 @@ func (c *cli) detachCommand() *cobra.Command {
 	var plugin string
 	cmd := c.withConfig(&cobra.Command{
 		Use:   "detach --config FILE | --plugin NAME",
-		Short: "Remove the kernel links that a sidecar left which is gone",
-		Long: "Remove the kernel programs, links and cgroup that a killed sidecar left, which keep its plugin\n" +
-			"shut in, and its certificates. While processes are left in the cgroup it is refused; --kill ends them first.",
+		Short: "Remove the kernel state of a dead sidecar",
+		Long: "Remove the kernel programs, links and cgroup of a killed sidecar, which block its plugin, and its\n" +
+			"certificates. While processes remain in the cgroup it is refused; --kill ends them first.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			spec, err := c.detachable(plugin)
@@ -29,17 +29,17 @@ func (c *cli) detachCommand() *cobra.Command {
 			}
 			err = sidecar.Detach(spec, force)
 			if errors.Is(err, ebpf.ErrPopulated) {
-				err = fmt.Errorf("%w; end them, or say --kill", err)
+				err = fmt.Errorf("%w; end them, or add --kill", err)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(c.stdout, "nothing of it is left")
+			fmt.Fprintln(c.stdout, "detached")
 			return nil
 		},
 	})
-	cmd.Flags().BoolVar(&force, "kill", false, "end the processes that are left")
-	cmd.Flags().StringVar(&plugin, "plugin", "", "what the killed sidecar of this `PLUGIN` left, as chaperone sidecars lists it")
+	cmd.Flags().BoolVar(&force, "kill", false, "end the remaining processes")
+	cmd.Flags().StringVar(&plugin, "plugin", "", "the killed sidecar of this `PLUGIN`, as chaperone sidecars lists it")
 	return cmd
 }
 
@@ -60,7 +60,7 @@ func (c *cli) detachable(plugin string) (*configs.Sidecar, error) {
 	}
 	all = slices.DeleteFunc(all, func(s admin.Sidecar) bool { return s.Plugin != plugin || !s.Gone || s.StateDir == "" })
 	if len(all) != 1 {
-		return nil, fmt.Errorf("%d sidecars of the plugin %q are listed as killed, not one; say --config", len(all), plugin)
+		return nil, fmt.Errorf("%d sidecars of the plugin %q are listed as killed, not one; add --config", len(all), plugin)
 	}
 	spec := c.offlineSpec(all[0])
 	spec.Listen.Admin = configs.Address{Network: "unix", Addr: all[0].Socket}

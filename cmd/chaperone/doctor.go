@@ -39,7 +39,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 			return nil
 		},
 	}))
-	cmd.Flags().BoolVar(&logIn, "login", false, "also log in to Vault where that may use up a secret id or a use of a token")
+	cmd.Flags().BoolVar(&logIn, "login", false, "also log in to Vault if that may consume a secret id or a use of a token")
 	return cmd
 }
 
@@ -104,7 +104,7 @@ func (c *cli) examined(ctx context.Context, logIn bool) ([]sidecar.Finding, erro
 }
 
 // askRunning returns the status of the sidecar that runs on the configuration, and
-// false when there is none that answers.
+// false if no sidecar answers.
 func (c *cli) askRunning(ctx context.Context) (admin.Status, bool) {
 	s, err := c.ofConfig()
 	if err != nil || s.Socket == "" {

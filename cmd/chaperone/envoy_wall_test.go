@@ -185,7 +185,7 @@ func TestEnvoyStatus(t *testing.T) {
 	}
 	eventually(t, "the log says where metrics are", func() (int, bool) { return 0, strings.Contains(b.output.String(), `"metrics":"`) })
 	contains(t, verbose(), "[?]envoy none is connected", "chaperone_envoy_connected 0", "chaperone_envoy_generation 0")
-	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout, "NONE IS CONNECTED", "2 exits")
+	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout, "NOT CONNECTED", "2 egress sockets")
 
 	w.envoy()
 	status := eventually(t, "Envoy has put all in force", func() (admin.Status, bool) {

@@ -11,26 +11,26 @@ import (
 
 func (c *cli) envoyCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "envoy", Short: "Print what the Envoy beside a sidecar is configured with", Args: noArgs,
+		Use: "envoy", Short: "Print the configuration of the Envoy beside a sidecar", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(c.withConfig(&cobra.Command{
 		Use:   "bootstrap --config FILE",
-		Short: "Print what Envoy is started with, for --config-path (YAML)",
-		Long: "Print what Envoy is started with, as YAML. It names the sidecar's sockets in spec.envoy.dir, from\n" +
-			"which everything else comes. It changes only when spec.envoy or the plugin's name does. A\n" +
-			"sidecar that runs keeps the same in bootstrap.yaml beside its sockets.\n\n" +
+		Short: "Print the bootstrap of Envoy, for --config-path (YAML)",
+		Long: "Print the bootstrap of Envoy, as YAML. It names the sidecar's sockets in spec.envoy.dir, which serve the\n" +
+			"rest of the configuration. It changes only with spec.envoy or the plugin's name. A running\n" +
+			"sidecar has the same in bootstrap.yaml beside its sockets.\n\n" +
 			"  chaperone envoy bootstrap --config sidecar.yaml > envoy.yaml\n" +
 			"  envoy --config-path envoy.yaml",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("bootstrap", sidecar.EnvoyBootstrap) },
 	}), c.withConfig(&cobra.Command{
 		Use:   "config --config FILE",
-		Short: "Print the whole configuration that grants make, to review or to validate (JSON)",
-		Long: "Print what the sidecar would configure Envoy with now, whole and static, as JSON: the grants of the\n" +
-			"files less the revocations of the stateDir. It is for people to read and for envoy --mode validate,\n" +
-			"and not to be run: nothing would change in it when access is taken away. No plugin trusts its\n" +
-			"certificates, and its addresses of 240.0.0.0/4 are examples of what the resolver gives to names.",
+		Short: "Print the complete configuration from the grants, to review or to validate (JSON)",
+		Long: "Print the present configuration of Envoy, complete and static, as JSON: the grants of the files without\n" +
+			"the revocations of the stateDir. It is for review and for envoy --mode validate. Do not run it: it does\n" +
+			"not follow revocations. No plugin trusts its certificates, and its addresses of 240.0.0.0/4 are\n" +
+			"examples of the resolver's answers.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return c.printEnvoy("config", sidecar.EnvoyStatic) },
 	}))

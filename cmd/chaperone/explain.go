@@ -28,9 +28,9 @@ func (c *cli) explainCommand() *cobra.Command {
 	var upgrade string
 	cmd := c.withOutput(c.withConfig(&cobra.Command{
 		Use:   "explain [METHOD URL | DECISION-ID]",
-		Short: "Say how an access would be decided and why, or why one was",
-		Long: "Say how an access would be decided and why, without resolving or dialling anything; or why a\n" +
-			"recorded decision was what it was. Exit status 3: denied.\n\n" +
+		Short: "Explain a decision",
+		Long: "Explain how an access would be decided, without resolving or dialling; or explain a recorded\n" +
+			"decision. Exit status 3: denied.\n\n" +
 			"  chaperone explain --config sidecar.yaml GET https://api.weather.example/v1/forecast/1\n" +
 			"  chaperone explain --config sidecar.yaml 0193f6c2-...\n" +
 			"  chaperone explain --config sidecar.yaml --effective",
@@ -188,7 +188,7 @@ func (c *cli) printExplained(e explained) error {
 			row(w, "nearest:", fmt.Sprintf("%s (differs in %s)", phrase.Rule(e.Nearest.Grant, e.Nearest.Rule), strings.Join(e.Nearest.Differs, ", ")))
 		}
 		if e.YAML != "" {
-			fmt.Fprintf(w, "this rule would allow it, and nothing more:\n%s", e.YAML)
+			fmt.Fprintf(w, "this rule would allow it, and nothing else:\n%s", e.YAML)
 		}
 	})
 	if err == nil && !e.Allowed {

@@ -79,7 +79,7 @@ func TestStateHistory(t *testing.T) {
 				t.Errorf("accepted: status %d\n%s", r.status, r.stderr)
 			}
 			contains(t, w.audit(), "accepted by chaperone statedir accept", "the disk died")
-			contains(t, w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml"), "--reason", "again").stdout, "nothing is changed")
+			contains(t, w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml"), "--reason", "again").stdout, "it is unchanged")
 		})
 	}
 }

@@ -1,4 +1,4 @@
-// Command chaperone stands beside a plugin process and is its only way out.
+// Command chaperone is the sidecar of a plugin process and its only way out.
 package main
 
 import (

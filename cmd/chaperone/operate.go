@@ -55,7 +55,7 @@ func (c *cli) selected() (admin.Sidecar, error) {
 
 // listedOr returns the listed sidecar that fits, or s.
 func listedOr(s admin.Sidecar, fits func(admin.Sidecar) bool) admin.Sidecar {
-	all, _ := admin.List(sidecar.Registry()) // what cannot be listed is known by its socket
+	all, _ := admin.List(sidecar.Registry()) // an unlisted sidecar is found by its socket
 	if i := slices.IndexFunc(all, fits); i >= 0 {
 		return all[i]
 	}
@@ -184,9 +184,9 @@ func knownHere(plugin string, all []admin.Sidecar) bool {
 	return err == nil && info.IsDir()
 }
 
-// A sidecar that neither answers within hangAfter less hangProbe nor says what is
-// revoked within hangProbe hangs. One that does is waited for, at most
-// answerPatience: it waits for Vault.
+// A sidecar that neither answers within hangAfter less hangProbe nor lists its
+// revocations within hangProbe hangs. Otherwise the command waits, at most
+// answerPatience, because the sidecar waits for Vault.
 const (
 	hangAfter      = 2 * time.Second
 	hangProbe      = 500 * time.Millisecond

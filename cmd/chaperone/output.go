@@ -51,7 +51,7 @@ func row(w io.Writer, cells ...any) {
 	fmt.Fprintln(w)
 }
 
-// say prints one line. What is put into it may be anything and begins no other.
+// say prints one line. Its arguments may be any text and cannot begin another line.
 func say(w io.Writer, format string, args ...any) {
 	fmt.Fprintln(w, phrase.OneLine(fmt.Sprintf(format, args...)))
 }

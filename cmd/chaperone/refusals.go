@@ -43,7 +43,7 @@ func newRefusalPrinter(w io.Writer) *refusalPrinter {
 	return &refusalPrinter{w: w, now: time.Now, shown: map[any]*shown{}}
 }
 
-// mayPrint counts what is printed in a second, and says how much was not.
+// mayPrint counts the lines of a second, and prints how many were suppressed.
 func (p *refusalPrinter) mayPrint(now time.Time) bool {
 	if now.Sub(p.second) >= time.Second {
 		if p.unshown > 0 {

@@ -18,9 +18,9 @@ import (
 func (c *cli) reloadCommand() *cobra.Command {
 	var all bool
 	cmd := c.withCurl(c.withOutput(c.withAdmin(&cobra.Command{
-		Use: "reload", Short: "Read the files again, as SIGHUP does",
-		Long: "Read the files again, as SIGHUP does, and print what changed or why it was refused. With --all every\n" +
-			"sidecar of this host does, and the last line counts those in which the change is in force.",
+		Use: "reload", Short: "Read the files again, like SIGHUP",
+		Long: "Read the files again, like SIGHUP, and print the changes or the errors. With --all every sidecar of this\n" +
+			"host reloads, and the last line counts those in which the change is in force.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if all {

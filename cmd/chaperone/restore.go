@@ -24,8 +24,8 @@ func (c *cli) restoreCommand() *cobra.Command {
 		Use:   "restore [ID | --incident ID | --all] --reason TEXT",
 		Short: "Lift revocations", ValidArgsFunction: c.completeRevocations,
 		Long: "Lift one revocation by its id, those of an incident (revoke --incident, or the whole text of\n" +
-			"--reason), or all. Without --plugin, --config or --admin this is done on the whole host, also for\n" +
-			"sidecars that are down. Each revocation that is lifted is printed.",
+			"--reason), or all. Without --plugin, --config or --admin this applies to the whole host, also to\n" +
+			"sidecars that are down. Each lifted revocation is printed.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usageError("restore: takes one id; say --incident or --all for several")
@@ -80,7 +80,7 @@ type lifted struct {
 func (r *restoration) chooses(v authz.Revocation) bool {
 	switch {
 	case v.ID == sidecar.UnreadableID:
-		return v.ID == r.id // which refuses it, with what to do
+		return v.ID == r.id // the sidecar refuses it, with a remedy
 	case r.all:
 		return true
 	case r.incident != "":
@@ -186,7 +186,7 @@ func (r *restoration) restoreAt(ctx context.Context, s admin.Sidecar, known *[]a
 		return
 	}
 	if err != nil {
-		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, fmt.Errorf("what is its own stays revoked: %w", err))
+		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, fmt.Errorf("its own revocations stay: %w", err))
 		return
 	}
 	*known = append(*known, all...)
@@ -242,7 +242,7 @@ func (r *restoration) show(l lifted, err error) {
 	if l.Rule != "" {
 		what = l.Rule + " of " + plugin
 	}
-	_ = r.print(l, func(w io.Writer) { // nobody reads it
+	_ = r.print(l, func(w io.Writer) { // standard output is closed
 		say(w, "%s: restored (%s %s: %s)", what, l.Level, l.ID, l.Reason)
 	})
 }
@@ -263,7 +263,7 @@ func (r *restoration) finish() error {
 	return err
 }
 
-// nothing is the end of a restoration that has found nothing to lift.
+// nothing ends a restoration that has found no revocation to lift.
 func (r *restoration) nothing(known []authz.Revocation) error {
 	if r.all {
 		fmt.Fprintln(r.stderr, "chaperone: nothing is revoked")

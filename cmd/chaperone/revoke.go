@@ -30,15 +30,15 @@ func (c *cli) revokeCommand() *cobra.Command {
 	cmd := c.withOutput(c.withAdmin(&cobra.Command{
 		Use:   "revoke --reason TEXT",
 		Short: "Revoke access now",
-		Long: "Revoke access now, of the whole plugin or with --rule of one rule, and print what was cut, what\n" +
-			"Vault confirmed and how long it took. It persists until it is restored.\n\n" +
-			"  pause       denies what is new; what is in flight ends by itself\n" +
-			"  quarantine  also cuts live connections, revokes leases and shuts the kernel's door (default)\n" +
+		Long: "Revoke access now, of the whole plugin or with --rule of one rule, and print the number of cut accesses,\n" +
+			"the leases that Vault confirmed, and the time. It persists until it is restored.\n\n" +
+			"  pause       denies new accesses; live ones end by themselves\n" +
+			"  quarantine  also cuts live connections, revokes leases and blocks the plugin in the kernel (default)\n" +
 			"  halt        also kills the plugin, which is not started again until it is restored\n\n" +
 			"--plugin and --all also hold for sidecars that are down or start later: the revocation is written\n" +
 			"to " + sidecar.StateRoot + ", where every sidecar reads it before anything runs. A sidecar that does not\n" +
-			"answer is reported after " + hangAfter.String() + ", and the kernel refuses what its plugin sends; --force kills it.\n" +
-			"Exit status 1: something is not confirmed to be revoked.",
+			"answer is reported after " + hangAfter.String() + ", and the kernel blocks its plugin; --force kills it.\n" +
+			"Exit status 1: a revocation is not confirmed.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req.Level = authz.Level(level)
@@ -64,9 +64,9 @@ func (c *cli) revokeCommand() *cobra.Command {
 	f.Var(oneOf(&level, string(authz.LevelPause), level, string(authz.LevelHalt)), "level", "`LEVEL`: pause, quarantine or halt")
 	f.StringVar(&req.Reason, "reason", "", "why, for the audit log and for the person who restores it; required")
 	f.StringVar(&req.Incident, "incident", "", "the `ID` of a case, by which restore --incident lifts everything of it")
-	f.StringVar(&until, "until", "", "end by itself at this `TIME`: RFC 3339, or a duration from now as in 2h")
+	f.StringVar(&until, "until", "", "end at this `TIME`: RFC 3339, or a duration from now, for example 2h")
 	f.BoolVar(&req.All, "all", false, "every sidecar of this host, and those that start later")
-	f.BoolVar(&force, "force", false, "kill a sidecar that does not answer, which leaves its plugin shut in by the kernel")
+	f.BoolVar(&force, "force", false, "kill a sidecar that does not answer; the kernel then blocks its plugin")
 	return cmd
 }
 
@@ -116,7 +116,7 @@ func (c *cli) revoke(ctx context.Context, req admin.RevokeRequest, force bool) e
 	return errors.Join(r.several(ctx, chosen, all), unlisted) // one bad entry keeps nobody from the others
 }
 
-// one revokes in one sidecar. What it refuses is the command's error.
+// one revokes in one sidecar. Its refusal is the command's error.
 func (r *revocationRun) one(ctx context.Context, s admin.Sidecar) error {
 	r.req.ID = authz.NewID(time.Now())
 	result, err := r.at(ctx, s)
@@ -324,7 +324,7 @@ func (r *revocationRun) show(result admin.RevokeResult) {
 	r.failed = r.failed || len(result.Failed) > 0
 	r.results = append(r.results, result)
 	if r.output == "table" {
-		_ = r.print(result, func(w io.Writer) { revokedTable(w, result) }) // nobody reads it
+		_ = r.print(result, func(w io.Writer) { revokedTable(w, result) }) // standard output is closed
 	}
 }
 
@@ -373,7 +373,7 @@ func revokedTable(w io.Writer, r admin.RevokeResult) {
 		say(w, "%s: %s", plugin, phrase.OneLine(f))
 	}
 	if r.ID != "" && r.State != admin.StateUnreachable {
-		say(w, "to give it back: chaperone restore %s --reason TEXT", phrase.ShellWord(r.ID))
+		say(w, "to restore it: chaperone restore %s --reason TEXT", phrase.ShellWord(r.ID))
 	}
 }
 

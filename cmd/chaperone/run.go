@@ -17,9 +17,9 @@ func (c *cli) runCommand() *cobra.Command {
 		Use:   "run --config FILE -- CMD [ARG...]",
 		Short: "Start a plugin inside its confinement",
 		Long: "Start the sidecar, and CMD inside its confinement. Signals are forwarded, refusals and their\n" +
-			"remedies are printed to stderr, and everything CMD has started ends with it. The exit status is\n" +
-			"CMD's; 128+N after signal N; 125 when the sidecar failed before CMD ran, or CMD is halted; 126 and\n" +
-			"127 as a shell has them.",
+			"remedies are printed to stderr, and all processes of CMD end with it. The exit status is CMD's;\n" +
+			"128+N after signal N; 125 if the sidecar failed before CMD ran, or CMD is halted; 126 and 127 as in\n" +
+			"sh(1).",
 		Args: atLeast(1, "the program to run"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if c.config == "" {
@@ -33,7 +33,7 @@ func (c *cli) runCommand() *cobra.Command {
 			return c.run(cmd.Context(), log, args, lock)
 		},
 	})
-	cmd.Flags().SetInterspersed(false) // what follows CMD is CMD's
+	cmd.Flags().SetInterspersed(false) // the arguments after CMD belong to it
 	cmd.Flags().StringVar(&logLevel, "log-level", "warn", "`LEVEL` of the operator's log: debug, info, warn or error")
 	lockMemoryFlag(cmd, &lock)
 	return cmd
@@ -66,7 +66,7 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 	}
 	status, err := s.RunPlugin(ctx, args)
 	if cerr := s.Close(); cerr != nil {
-		log.Error("the sidecar did not end cleanly", zap.Error(cerr))
+		log.Error("sidecar shutdown incomplete", zap.Error(cerr))
 	}
 	switch {
 	case err != nil && status == 0:
@@ -79,5 +79,5 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 	return nil
 }
 
-// notice says something once to who started the command.
+// notice prints a line for the user of the command.
 func (c *cli) notice(text string) { say(c.stderr, "chaperone: %s", text) }

@@ -23,9 +23,9 @@ func (c *cli) serveCommand() *cobra.Command {
 	cmd := c.withConfig(&cobra.Command{
 		Use:   "serve --config FILE [--cgroup PATH]",
 		Short: "Serve beside Envoy, or beside a plugin that runs already",
-		Long: "Serve beside Envoy, or beside a plugin that runs already: with --cgroup the kernel confines what\n" +
-			"is in that cgroup. SIGHUP reloads the files, SIGTERM drains and ends. Programs that run already trust the\n" +
-			"sidecar's certificates when SSL_CERT_FILE (and the like) is the file that status and the log at the start name.",
+		Long: "Serve beside Envoy, or beside a plugin that runs already: with --cgroup the kernel confines the\n" +
+			"processes of that cgroup. SIGHUP reloads the files, SIGTERM drains and ends. Running programs trust the\n" +
+			"sidecar's certificates if SSL_CERT_FILE (and similar) is the file that status and the log at the start show.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if c.config == "" {
@@ -56,11 +56,11 @@ func (c *cli) serve(ctx context.Context, opts sidecar.Config, tokenFile string, 
 	opts.Confine, opts.External, opts.Notice = opts.Cgroup != "", true, c.notice
 	switch {
 	case spec.Kernel == configs.KernelRequired && !opts.Confine:
-		return errors.New("kernel is required, and serve confines nothing without --cgroup; name the plugin's cgroup, or say kernel: off")
+		return errors.New("kernel is required, and serve confines nothing without --cgroup; name the plugin's cgroup, or write kernel: off")
 	case opts.Confine && spec.Kernel == configs.KernelOff:
 		return errors.New("--cgroup contradicts kernel: off")
 	case opts.Confine && spec.Listen.Proxy.IsZero():
-		return errors.New("--cgroup without spec.listen.proxy shuts the plugin in; write proxy: 127.0.0.1:15001")
+		return errors.New("--cgroup without spec.listen.proxy leaves the plugin no way out; write proxy: 127.0.0.1:15001")
 	case !spec.Listen.Proxy.IsZero() && !opts.Confine && tokenFile == "":
 		return errors.New("a proxy with the kernel off needs --proxy-token-file, which proves who the plugin is")
 	}

@@ -119,7 +119,7 @@ func TestServe(t *testing.T) {
 		}{
 			{[]string{"status"}, "door proxy"},
 			{[]string{"status", "--output", "json"}, `"plugin": "weather"`},
-			{[]string{"usage"}, "the kernel does not count"},
+			{[]string{"usage"}, "not counted by the kernel"},
 			{[]string{"audit", "verify"}, "verified: "},
 			{[]string{"explain", "GET", target}, "granted"},
 			{[]string{"doctor"}, "kernel: off"},

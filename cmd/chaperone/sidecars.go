@@ -43,9 +43,9 @@ type hostSidecar struct {
 
 func (c *cli) sidecarsCommand() *cobra.Command {
 	return c.withOutput(&cobra.Command{
-		Use: "sidecars", Aliases: []string{"list", "ls"}, Short: "List the sidecars of this host, also those that hang or were killed",
-		Long: "List the sidecars of this host, also those that hang (" + stateNoAnswer + ") or were killed (" + stateGone + "). One that was\n" +
-			"killed is listed until it is started again or chaperone detach has removed what it left.",
+		Use: "sidecars", Aliases: []string{"list", "ls"}, Short: "List the sidecars of this host, including hanging and killed ones",
+		Long: "List the sidecars of this host, including hanging (" + stateNoAnswer + ") and killed (" + stateGone + ") ones. A killed\n" +
+			"one is listed until it is started again or chaperone detach has removed its state.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all, err := listSidecars()

@@ -15,10 +15,10 @@ func (c *cli) stateCommand() *cobra.Command {
 	var reason string
 	accept := c.withConfig(&cobra.Command{
 		Use:   "accept --config FILE --reason TEXT",
-		Short: "Begin with a stateDir as it is, although its history is lost",
-		Long: "Begin with a stateDir as it is, although it is missing, emptied, replaced or an older copy of the one that\n" +
-			"sidecars had before. Revocations, the use of limits and audit records that it has lost stay lost:\n" +
-			"revoke anew what has to stay revoked, before the sidecar is started.",
+		Short: "Accept a stateDir as it is, without its history",
+		Long: "Accept a stateDir as it is, even if it is missing, emptied, replaced or an older copy of the former one.\n" +
+			"Lost revocations, usage of limits and audit records stay lost: revoke again, before the sidecar is\n" +
+			"started, whatever has to stay revoked.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			spec, err := c.sidecarFile()
@@ -40,7 +40,7 @@ func (c *cli) stateCommand() *cobra.Command {
 func (c *cli) acceptState(spec *configs.Sidecar, reason string) error {
 	lost, revocations, err := sidecar.AcceptState(spec, reason, actor())
 	if lost == nil && err == nil {
-		fmt.Fprintf(c.stdout, "stateDir %s has its history; nothing is changed\n", spec.StateDir)
+		fmt.Fprintf(c.stdout, "stateDir %s has its history; it is unchanged\n", spec.StateDir)
 	}
 	if lost != nil {
 		fmt.Fprintf(c.stdout, "%v\naccepted; %s in force\n", lost, phrase.Counted(revocations, "revocation is", "revocations are"))

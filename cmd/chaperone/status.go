@@ -23,7 +23,7 @@ import (
 func (c *cli) statusCommand() *cobra.Command {
 	var watch bool
 	cmd := c.withCurl(c.withOutput(c.withAdmin(&cobra.Command{
-		Use: "status", Short: "Say what is in force, and what each door enforces", Args: noArgs,
+		Use: "status", Short: "Show the policy in force, and what each door enforces", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := c.client()
 			if err != nil {
@@ -42,7 +42,7 @@ func (c *cli) statusCommand() *cobra.Command {
 			return show(cmd.Context())
 		},
 	})))
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it each second until interrupted")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "refresh every second until interrupted")
 	return cmd
 }
 
@@ -147,7 +147,7 @@ func processRows(w io.Writer, p *admin.Process) {
 	for _, l := range p.Listen {
 		how := "forwarded to it from the host"
 		if !l.Forwarded {
-			how = "which it may listen on itself"
+			how = "bound by the plugin itself"
 		}
 		at := phrase.List(l.Addresses)
 		if len(l.Addresses) == 0 {
@@ -161,14 +161,14 @@ func mediationRows(w io.Writer, m *admin.Mediation) {
 	row(w, "mediation", fmt.Sprintf("%s admitted, %d handled, %d abandoned, %d pending, %d UNMEDIATED",
 		phrase.Count(int(m.Admitted), "connection"), m.Handled, m.Abandoned, m.Pending, m.Unmediated))
 	if m.Ended > 0 {
-		row(w, "", fmt.Sprintf("%d processes or sockets were ended for leaving the kernel's walls", m.Ended))
+		row(w, "", fmt.Sprintf("%d processes or sockets were ended for leaving the confinement", m.Ended))
 	}
 	for _, one := range m.Strays {
 		row(w, "stray", fmt.Sprintf("pid %d (%q) to %s, for %.0f s: %s", one.PID, one.Comm, one.Destination, one.AgeSeconds, one.Why))
 	}
 }
 
-// untilText says when a limit lets through again.
+// untilText returns when a limit allows again.
 func untilText(at time.Time) string {
 	if at.IsZero() {
 		return "for good"
@@ -207,7 +207,7 @@ func usageTable(w io.Writer, u admin.Usage) {
 	}
 	k := u.Counters
 	if k == nil {
-		row(w, "the kernel does not count")
+		row(w, "not counted by the kernel")
 		return
 	}
 	row(w)
@@ -217,16 +217,16 @@ func usageTable(w io.Writer, u admin.Usage) {
 	row(w, "connections", k.Connections)
 	row(w, "refused by the kernel", k.RefusedConnections)
 	row(w, "probes of libraries, refused", k.Probes)
-	row(w, "turned away by a limit", k.LimitedConnections)
-	row(w, "questions to the resolver", k.DNSQueries)
+	row(w, "refused by a limit", k.LimitedConnections)
+	row(w, "queries to the resolver", k.DNSQueries)
 	row(w, "processes", k.Processes)
 	if k.Syscalls > 0 {
 		row(w, "syscalls", k.Syscalls)
 	}
 }
 
-// limitStateText says what a limit that is used up does. The end of a rate that
-// refuses is seldom known; a total has none.
+// limitStateText returns the state of a used-up limit. The end of a refusing rate is
+// seldom known; a total never recovers.
 func limitStateText(l admin.Limit) string {
 	switch {
 	case l.State == "":
@@ -298,7 +298,7 @@ func isTerminal(w io.Writer) bool {
 
 func envoyRows(w io.Writer, e *admin.Envoy, now time.Time) {
 	if len(e.Connected) == 0 {
-		row(w, "envoy", "NONE IS CONNECTED to "+e.Dir+": what is asked for is refused")
+		row(w, "envoy", "NOT CONNECTED to "+e.Dir+": requests are refused")
 	}
 	for _, one := range e.Connected {
 		text := fmt.Sprintf("%s, connected for %s, generation %d", one.Version, now.Sub(one.Since).Round(time.Second), one.Generation)
@@ -310,8 +310,8 @@ func envoyRows(w io.Writer, e *admin.Envoy, now time.Time) {
 			row(w, "", "REFUSED "+kind+": "+phrase.OneLine(one.Refused[kind]))
 		}
 	}
-	row(w, "", fmt.Sprintf("%d exits in %s", e.Exits, e.Dir))
+	row(w, "", fmt.Sprintf("%d egress sockets in %s", e.Exits, e.Dir))
 	if e.Problem != "" {
-		row(w, "", "NOTHING IS ROUTED: "+phrase.OneLine(e.Problem))
+		row(w, "", "NO ROUTES: "+phrase.OneLine(e.Problem))
 	}
 }

@@ -35,13 +35,11 @@ func (c *cli) outliveStderr() {
 	muteLibraries()
 }
 
-// muteLibraries discards what libraries print by themselves. net/http prints
-// what an upstream sends behind its answer, which may hold the credential that
-// was injected, and there is no setting against it (golang/go,
-// net/http.persistConn.readLoopPeekFailLocked); gRPC prints to standard error what
-// its environment asks for. All of it is about bytes that the plugin or an
-// upstream chose. What matters of it is an error that the sidecar gets, and logs
-// in words of its own.
+// muteLibraries discards the libraries' own output. net/http prints bytes that an
+// upstream sends after its answer, which may contain the injected credential, without
+// a setting to prevent it (golang/go, net/http.persistConn.readLoopPeekFailLocked);
+// gRPC prints to standard error as its environment selects. The plugin or an upstream
+// chooses these bytes. Relevant failures are errors, which the sidecar logs.
 func muteLibraries() {
 	log.SetOutput(io.Discard) // log/slog's default writes there too
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))

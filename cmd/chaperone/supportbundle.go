@@ -34,11 +34,11 @@ func (c *cli) supportBundleCommand() *cobra.Command {
 	var file string
 	cmd := c.withConfig(&cobra.Command{
 		Use:   "support-bundle --config FILE [--file BUNDLE]",
-		Short: "Collect what describes a sidecar and its surroundings in one archive, without secrets",
-		Long: "Collect what describes a sidecar and its surroundings in one archive (tar.gz): version, kernel,\n" +
+		Short: "Collect the state of a sidecar and its host in one archive, without secrets",
+		Long: "Collect the state of a sidecar and its host in one archive (tar.gz): version, kernel,\n" +
 			"doctor, configuration, status, usage, metrics and the last audit records. Values of process.env are\n" +
-			"replaced, of audit records no path, query, detail or process is taken, and no key, token or lease is\n" +
-			"read. Look through it before it leaves the company: it names plugins, grants and hosts.",
+			"replaced, audit records have no path, query, detail or process, and no key, token or lease is read.\n" +
+			"Review it before you send it: it names plugins, grants and hosts.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if c.config == "" {

@@ -130,8 +130,8 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError("%s; see %s --help%s", plainFlagProblem(err), cmd.CommandPath(), hint)
 }
 
-// plainFlagProblem says what is wrong with a flag's value in other words than those
-// of package strconv and time.
+// plainFlagProblem replaces the texts of the packages strconv and time about a
+// flag's value.
 func plainFlagProblem(err error) string {
 	text := err.Error()
 	for _, known := range []struct{ goes, says string }{

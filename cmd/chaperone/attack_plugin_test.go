@@ -117,7 +117,7 @@ func (a *attempt) flood(proxy string) error {
 	return nil
 }
 
-const patience = 20 * time.Second // with what comes at all
+const patience = 30 * time.Second // with what comes at all
 
 // do connects and sends.
 func (a *attempt) do(via *url.URL, say func(string)) (got []byte, err error) {
@@ -180,8 +180,11 @@ func readConnect(conn net.Conn) (head []byte, opened bool) {
 	if bytes.Contains(head, []byte(" 200 ")) {
 		return head, true
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(time.Second)) // for the body of the refusal
-	rest, _ := io.ReadAll(conn)
+	answer, err := http.ReadResponse(bufio.NewReader(io.MultiReader(bytes.NewReader(head), conn)), &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return head, false
+	}
+	rest, _ := io.ReadAll(answer.Body)
 	return append(head, rest...), false
 }
 

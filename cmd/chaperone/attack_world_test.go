@@ -477,8 +477,8 @@ func (r *room) await(c <-chan gotten, what string) gotten {
 	select {
 	case g := <-c:
 		return g
-	case <-time.After(2 * time.Minute):
-		r.t.Fatalf("not within two minutes: %s", what)
+	case <-time.After(5 * time.Minute):
+		r.t.Fatalf("not within five minutes: %s", what)
 		return gotten{}
 	}
 }

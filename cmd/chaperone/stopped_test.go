@@ -53,7 +53,7 @@ func TestRunStoppedEnds(t *testing.T) {
 			if got := b.wait(); got != c.status {
 				t.Errorf("status %d, not %d", got, c.status)
 			}
-			if took := time.Since(began); took > 6*time.Second {
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("it took %s", took)
 			}
 			output := b.output.String()

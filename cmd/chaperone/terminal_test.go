@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -23,6 +24,7 @@ type person struct {
 	master *os.File
 	shown  lockedBuffer
 	from   int // what is shown from here on has not been looked at
+	shell  int // the process group of the shell
 	ended  chan struct{}
 }
 
@@ -45,7 +47,7 @@ func (w *world) sit(program ...string) *person {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	testenv.Must(w.t, cmd.Start())
 	testenv.Must(w.t, slave.Close())
-	p := &person{world: w, master: master, ended: make(chan struct{})}
+	p := &person{world: w, master: master, shell: cmd.Process.Pid, ended: make(chan struct{})}
 	go func() { _, _ = io.Copy(&p.shown, master) }() // until it hangs up
 	go func() { _ = cmd.Wait(); close(p.ended) }()   // its status is the shell's
 	w.t.Cleanup(func() {
@@ -100,6 +102,40 @@ func (p *person) sees(pattern string) string {
 			p.t.Fatalf("the terminal does not show %q but\n%q", pattern, text)
 		}
 	}
+}
+
+// relayed waits until what is typed goes to the plugin: the sidecar is in the
+// foreground and has set the terminal to raw mode, as the shell does for itself.
+func (p *person) relayed() {
+	p.t.Helper()
+	eventually(p.t, "the sidecar has the terminal in raw mode", func() (int, bool) {
+		group, err := unix.IoctlGetInt(int(p.master.Fd()), unix.TIOCGPGRP)
+		if err != nil || group == p.shell {
+			return 0, false
+		}
+		modes, err := unix.IoctlGetTermios(int(p.master.Fd()), unix.TCGETS)
+		return 0, err == nil && modes.Lflag&unix.ICANON == 0
+	})
+}
+
+// inForeground waits until a command runs in the foreground of its terminal
+// (proc_pid_stat(5), pgrp and tpgid).
+func inForeground(t *testing.T, command ...string) {
+	t.Helper()
+	eventually(t, strings.Join(command, " ")+" is in the foreground", func() (int, bool) {
+		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, file := range files {
+			if text, err := os.ReadFile(file); err != nil || string(text) != strings.Join(command, "\x00")+"\x00" {
+				continue
+			}
+			stat, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "stat")) // it may have ended
+			_, rest, _ := strings.Cut(string(stat), ") ")
+			if fields := strings.Fields(rest); len(fields) > 5 && fields[0] != "T" && fields[2] == fields[5] {
+				return 0, true
+			}
+		}
+		return 0, false
+	})
 }
 
 // everywhere runs a test with each kind of confinement.
@@ -166,7 +202,7 @@ func TestTerminalBackground(t *testing.T) {
 		p.stolen()
 		p.types("fg\n")
 		p.sees("chaperone run")
-		time.Sleep(time.Second) // no signal reports the foreground
+		p.relayed()
 		p.types("one\n")
 		p.sees("got:one\r\n")
 		p.types("\x04")
@@ -176,15 +212,15 @@ func TestTerminalBackground(t *testing.T) {
 
 // TestTerminalJobs checks what programs expect of a terminal.
 func TestTerminalJobs(t *testing.T) {
-	for _, c := range []struct{ name, script, around, types, sees string }{
-		{"/dev/tty", `bash -c 'read -r -p ask: x </dev/tty; echo got-$x'`, "", "yes\n", "got-yes\r\n"},
-		{"its name", `bash -c '[ -c $(tty) ] && echo it-is-$((1+1))'`, "", "", "it-is-2\r\n"},
-		{"size", `stty size`, "", "", "24 200\r\n"},
-		{"streams by name", `bash -c 'echo out-$((1+1)) >/dev/stdout; echo err-$((1+1)) >/dev/stderr; read -r x </dev/stdin; echo in-$x'`, "", "in\n", "out-2\r\nerr-2\r\n(?s:.*)in-in\r\n"},
-		{"in a pipeline", `bash -c 'read -r x; echo got-$x'`, " | cat", "yes\n", "got-yes\r\n"},
-		{"from a file", `bash -c 'read -r x; [ -t 1 ] && echo got-$x'`, " <data", "", "got-data\r\n"},
-		{"a question in a pipeline from a file", `bash -c 'read -r -p ask: x </dev/tty; echo got-$x'`, " <data | cat", "yes\n", "got-yes\r\n"},
-		{"an interrupt without reading", `bash -c 'trap "echo int-\$((1+1)) >&2; exit" INT; echo up; while :; do sleep 0.1; done'`, " | cat", "\x03", "int-2\r\n"},
+	for _, c := range []struct{ name, script, around, first, types, sees string }{
+		{"/dev/tty", `bash -c 'read -r -p ask: x </dev/tty; echo got-$x'`, "", "\nask:", "yes\n", "got-yes\r\n"},
+		{"its name", `bash -c '[ -c $(tty) ] && echo it-is-$((1+1))'`, "", "", "", "it-is-2\r\n"},
+		{"size", `stty size`, "", "", "", "24 200\r\n"},
+		{"streams by name", `bash -c 'echo out-$((1+1)) >/dev/stdout; echo err-$((1+1)) >/dev/stderr; read -r x </dev/stdin; echo in-$x'`, "", "out-2\r\nerr-2\r\n", "in\n", "(?s:.*)in-in\r\n"},
+		{"in a pipeline", `bash -c 'read -r x; echo got-$x'`, " | cat", "", "yes\n", "got-yes\r\n"},
+		{"from a file", `bash -c 'read -r x; [ -t 1 ] && echo got-$x'`, " <data", "", "", "got-data\r\n"},
+		{"a question in a pipeline from a file", `bash -c 'read -r -p ask: x </dev/tty; echo got-$x'`, " <data | cat", "\nask:", "yes\n", "got-yes\r\n"},
+		{"an interrupt without reading", `bash -c 'trap "echo int-\$((1+1)) >&2; exit" INT; echo up-$((1+1)); while :; do sleep 0.1; done'`, " | cat", "up-2\r\n", "\x03", "int-2\r\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, "required", "")
@@ -194,7 +230,7 @@ func TestTerminalJobs(t *testing.T) {
 			if c.types != "" {
 				p.sees("\n") // what was typed
 				eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(p.audit(), `"started`) })
-				time.Sleep(300 * time.Millisecond) // it reads, or has its trap
+				p.sees(c.first)
 				p.types(c.types)
 			}
 			p.sees(c.sees)
@@ -222,13 +258,14 @@ func TestTerminalShell(t *testing.T) {
 		if first := p.sees("IN> "); strings.Contains(first, "no job control") {
 			t.Error("there is no job control")
 		}
-		p.types("sleep 100\n")
-		time.Sleep(300 * time.Millisecond) // it runs
+		p.types("sleep 4722\n")
+		inForeground(t, "sleep", "4722")
 		p.types("\x1a")
-		p.sees("Stopped +sleep 100")
+		p.sees("Stopped +sleep 4722")
 		p.sees("IN> ")
 		p.types("fg\n")
-		p.sees("fg\r\nsleep 100")
+		p.sees("fg\r\nsleep 4722")
+		inForeground(t, "sleep", "4722")
 		p.types("\x03")
 		p.sees("IN> ")
 		p.types("exit 3\n")
@@ -296,7 +333,7 @@ func TestTerminalStopped(t *testing.T) {
 	p.types("\x1a")
 	p.sees("Stopped")
 	p.types("fg\n")
-	time.Sleep(time.Second)
+	p.relayed()
 	p.types("\x03")
 	p.sees("it cannot act on SIGINT")
 	p.sees(regexp.QuoteMeta(prompt))

@@ -301,19 +301,19 @@ func meteredText(m authz.MeteredLimit) string {
 func actionText(l ebpf.Limit) string {
 	forever := l.Period == 0
 	if refuses(l) {
-		what := "what goes beyond it is refused"
+		what := "further use is refused"
 		if l.Kind == ebpf.LimitProcesses {
-			what = "what it starts beyond it is ended"
+			what = "further processes are ended"
 		}
 		if forever {
-			what += " for good"
+			what += " permanently"
 		}
 		return what
 	}
 	switch l.Action {
 	case ebpf.ActionStop:
 		if forever {
-			return "the plugin is stopped for good"
+			return "the plugin is stopped permanently"
 		}
 		return "the plugin is stopped until a tenth of it is free"
 	case ebpf.ActionKill:

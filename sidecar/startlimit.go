@@ -24,7 +24,7 @@ func (s *Sidecar) awaitLimits(signals <-chan os.Signal) (status int, err error) 
 		case wait == 0:
 			return 0, nil
 		case wait < 0:
-			return 0, fmt.Errorf("limit %s of grant %s is used up for good: %s; %s", m.Kind, m.Grant, meteredText(m), limitRemedy(m))
+			return 0, fmt.Errorf("limit %s of grant %s is used up permanently: %s; %s", m.Kind, m.Grant, meteredText(m), limitRemedy(m))
 		case m.Action == authz.OnExceededKill:
 			return 0, fmt.Errorf("limit %s of grant %s is used up: %s, and would end the plugin at once; start it again in %s, or ask for a higher limits.%s",
 				m.Kind, m.Grant, meteredText(m), wait.Round(time.Second), m.Kind)

@@ -45,7 +45,7 @@ func TestAuditQuery(t *testing.T) {
 		args   string
 		status int
 		want   string // in what is printed
-		count  string // what --count prints; "" is not asked
+		count  string // the output of --count; "" runs without the flag
 	}{
 		{"", 0, `"kind":"revocation"`, "6"},
 		{"--host evil.example", 0, "evil.example", "1"},

@@ -39,7 +39,7 @@ func (l *lastRecord) Record(r *authz.Record) error {
 	return nil
 }
 
-// take returns the last record and forgets it; nil when there was none.
+// take returns the last record and removes it; nil without one.
 func (l *lastRecord) take() *authz.Record {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -148,7 +148,7 @@ func FuzzDoors(f *testing.F) {
 			return
 		}
 		if proxied.Reason != asked.Reason {
-			t.Fatalf("the proxy says %s (%s), Envoy's door %s (%s)", proxied.Reason, proxied.Detail, asked.Reason, asked.Detail)
+			t.Fatalf("got %s (%s) from the proxy and %s (%s) from Envoy's door, want the same", proxied.Reason, proxied.Detail, asked.Reason, asked.Detail)
 		}
 		type what struct {
 			method, scheme, host, path, query string

@@ -35,7 +35,7 @@ func runStreamer() {
 	fmt.Println("ended", time.Now().UnixMilli(), err)
 }
 
-// Whoever trusts any certificate sees the same refusals.
+// A client that trusts any certificate sees the same refusals.
 var anyCertificate = &tls.Config{InsecureSkipVerify: true}
 
 func stream(ctx context.Context, kind, target string) error {
@@ -50,7 +50,7 @@ func stream(ctx context.Context, kind, target string) error {
 	return fmt.Errorf("%q is no kind of stream", kind)
 }
 
-// pieces prints what it is told of.
+// pieces prints what it receives.
 func pieces(next func() error) error {
 	last := time.Time{}
 	for first := true; ; first = false {

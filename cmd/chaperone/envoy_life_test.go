@@ -14,7 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// inForce waits until Envoy has put in force all that it is told, with so many exits.
+// inForce waits until Envoy has applied its whole configuration, with so many exits.
 func (w *envoyWorld) inForce(exits int) admin.Status {
 	w.t.Helper()
 	return eventually(w.t, fmt.Sprintf("Envoy has %d exits", exits), func() (admin.Status, bool) {
@@ -23,7 +23,7 @@ func (w *envoyWorld) inForce(exits int) admin.Status {
 	})
 }
 
-// enforces checks that Envoy lets through what is granted and nothing else.
+// enforces checks that Envoy allows exactly what is granted.
 func (w *envoyWorld) enforces(g *group) {
 	w.t.Helper()
 	if got := g.curl(w.url("/v1/forecast")); !strings.HasSuffix(got, "\n200") {
@@ -34,7 +34,7 @@ func (w *envoyWorld) enforces(g *group) {
 	}
 	for _, r := range w.api.Requests() {
 		if r.Target == "/open" {
-			w.t.Fatal("what is not granted reached the API")
+			w.t.Fatal("got a request at the API that is not granted, want it refused")
 		}
 	}
 }
@@ -88,8 +88,8 @@ func TestEnvoyFollows(t *testing.T) {
 	}
 }
 
-// TestEnvoyKilled kills Envoy under a stream. There is no way past it meanwhile,
-// and the next one enforces the same.
+// TestEnvoyKilled kills Envoy under a stream. There is no way past it while it
+// is down, and the next one enforces the same.
 func TestEnvoyKilled(t *testing.T) {
 	w := newEnvoyWorld(t, "required")
 	g := w.group()

@@ -9,8 +9,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestEnvoyGranted has the kernel lead a plugin to Envoy, which does with its
-// requests what it is told.
+// TestEnvoyGranted has the kernel redirect a plugin to Envoy, which answers its
+// requests as the sidecar decides.
 func TestEnvoyGranted(t *testing.T) {
 	w := newEnvoyWorld(t, "required")
 	g := w.group()
@@ -39,7 +39,7 @@ func (g *group) hold(program, kind, target string) *held {
 	cmd.Stdout, cmd.Stderr = h.output, h.output
 	testenv.Must(g.w.t, cmd.Start())
 	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }() // what it printed is looked at
+	go func() { _ = cmd.Wait(); close(ended) }() // the test looks at its output
 	g.w.t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
 	eventually(g.w.t, kind+" has begun", func() (string, bool) {
 		if strings.Contains(h.output.String(), "ended") {
@@ -71,7 +71,7 @@ func (h *held) goesOn() {
 	}
 }
 
-// TestEnvoyRevoke takes away a rule under streams of each kind that run through
+// TestEnvoyRevoke revokes a rule under streams of each kind that run through
 // Envoy: they end, and that of the other rule goes on.
 func TestEnvoyRevoke(t *testing.T) {
 	w := newEnvoyWorld(t, "required")
@@ -90,7 +90,7 @@ func TestEnvoyRevoke(t *testing.T) {
 	began := time.Now()
 	r := w.revoke("--rule", "weather/api")
 	if r.Cut == 0 {
-		t.Errorf("nothing was cut: %+v", r)
+		t.Errorf("got %+v, want the stream cut", r)
 	}
 	for kind, h := range cut {
 		eventually(t, kind+" has ended", func() (int, bool) { return 0, h.ended() })
@@ -118,7 +118,7 @@ func TestEnvoyRevoke(t *testing.T) {
 	})
 
 	if r := w.revoke(); r.Cut == 0 {
-		t.Errorf("nothing was cut with everything: %+v", r)
+		t.Errorf("got %+v after everything was revoked, want the stream cut", r)
 	}
 	eventually(t, "the other rule's stream has ended too", func() (int, bool) { return 0, other.ended() })
 	w.streaming(0)
@@ -126,7 +126,7 @@ func TestEnvoyRevoke(t *testing.T) {
 
 // TestEnvoyRun runs a plugin in its own network, by the proxy of its environment
 // and by what the kernel redirects: the certificates that Envoy shows are those
-// that the plugin was told to trust.
+// of the authority that the plugin trusts.
 func TestEnvoyRun(t *testing.T) {
 	w := newEnvoyWorld(t, "required")
 	b := w.start("sh", "-c", `

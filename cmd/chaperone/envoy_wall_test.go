@@ -26,7 +26,7 @@ func TestEnvoyOnlyWayOut(t *testing.T) {
 	}
 	virtual := g.curl("-4", "-o", "/dev/null", "-w", "%{remote_ip}", granted)
 	if !strings.HasPrefix(virtual, "240.") {
-		t.Fatalf("the plugin was led to %q", virtual)
+		t.Fatalf("got the plugin redirected to %q", virtual)
 	}
 	before := w.api.Total()
 	for name, c := range map[string]struct {
@@ -109,8 +109,8 @@ func TestEnvoySidecarKilled(t *testing.T) {
 }
 
 // TestEnvoyListens has Envoy listen by itself, with the kernel half off and in a
-// network of the plugin's where iptables leads to it, as in a pod: what comes
-// there is the plugin's, and leaves by the exits all the same.
+// network of the plugin's where iptables redirects to it, as in a pod: requests that
+// arrive there are the plugin's, and still leave by the exits.
 func TestEnvoyListens(t *testing.T) {
 	testenv.Require(t, testenv.Superuser(), testenv.Program("iptables"), testenv.Program("ip"))
 	w := newEnvoyWorld(t, "off")
@@ -174,7 +174,7 @@ func TestEnvoyListens(t *testing.T) {
 	}
 }
 
-// TestEnvoyStatus reads how Envoy stands from each place that says it.
+// TestEnvoyStatus reads the state of Envoy from each place that reports it.
 func TestEnvoyStatus(t *testing.T) {
 	w := newEnvoyWorld(t, "off")
 	b, _ := w.serve()
@@ -183,7 +183,7 @@ func TestEnvoyStatus(t *testing.T) {
 		address, _, _ := strings.Cut(after, `"`)
 		return curlOutput(t, "http://"+address+"/readyz?verbose") + curlOutput(t, "http://"+address+"/metrics")
 	}
-	eventually(t, "the log says where metrics are", func() (int, bool) { return 0, strings.Contains(b.output.String(), `"metrics":"`) })
+	eventually(t, "address of metrics in the log", func() (int, bool) { return 0, strings.Contains(b.output.String(), `"metrics":"`) })
 	contains(t, verbose(), "[?]envoy none is connected", "chaperone_envoy_connected 0", "chaperone_envoy_generation 0")
 	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout, "NOT CONNECTED", "2 egress sockets")
 

@@ -31,7 +31,7 @@ func newEnvoyWorld(t *testing.T, kernel string) *envoyWorld {
 	w := &envoyWorld{world: newWorld(t, kernel, "")}
 	w.folder = testenv.MustGet(os.MkdirTemp("", "chaperone-envoy-"))(t) //nolint:usetesting // its name is short, for the paths of sockets
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(w.folder)) })
-	listen := "" // what the kernel proves is led to Envoy by the proxy
+	listen := "" // the proxy forwards to Envoy what the kernel identified
 	if kernel == "off" {
 		listen = fmt.Sprintf(`explicit: "127.0.0.1:%d", `, testenv.FreePort(t))
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/envoy"
 )
 
-// TestExitsFit puts exits into the longest folder that check lets through: the
-// room that it keeps for them is what they take.
+// TestExitsFit puts exits into the longest folder that check allows: they fit the
+// space that check reserves for them.
 func TestExitsFit(t *testing.T) {
 	const longest = 107 // of a socket's path (unix(7))
 	spec := configs.Envoy{Dir: "/" + strings.Repeat("x", 69)}

@@ -25,7 +25,7 @@ cat %s; ls %s`, w.url("/v1/forecast"), past, w.file("secret-id"), w.file("state"
 		t.Errorf("the sidecar's own files can be seen:\n%s", r.stdout)
 	}
 	if n := strings.Count(r.stderr, "chaperone: kernel off: nothing is metered"); n != 1 {
-		t.Errorf("what is missing is printed %d times, not once:\n%s", n, r.stderr)
+		t.Errorf("got the limitations printed %d times, want once:\n%s", n, r.stderr)
 	}
 	contains(t, w.audit(), "confined without the kernel half")
 }

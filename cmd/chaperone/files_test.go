@@ -23,10 +23,10 @@ func TestRunFiles(t *testing.T) {
 cat other/text; echo new > given/new; cat sidecar.yaml; curl -sS -o /dev/null -w '%%{http_code}\n' %s`, w.dir, w.url("/v1/forecast")))
 	contains(t, r.stdout, "the text in given", "the text in taken", "made", "200")
 	if strings.Contains(r.stdout, "the text in other") || strings.Contains(r.stdout, "kind: Sidecar") {
-		t.Errorf("what was not given can be read:\n%s", r.stdout)
+		t.Errorf("got a file that was not shared:\n%s", r.stdout)
 	}
 	if _, err := os.Stat(w.file("given/new")); err == nil {
-		t.Error("what was given to read can be written")
+		t.Error("got a write to a file that was shared for reading, want a refusal")
 	}
 }
 

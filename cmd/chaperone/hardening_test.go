@@ -67,7 +67,7 @@ func TestRunHardened(t *testing.T) {
 		"a runtime directory of somebody else": {
 			prepare: "mkdir /run/chaperone; chown 4242 /run/chaperone", warns: "can be replaced by uid 4242, which owns /run/chaperone",
 		},
-		"nothing of /run that can be written": {
+		"read-only /run": {
 			prepare: "mount -o remount,ro /run", warns: "revoke --all reaches it by the host's revocations only",
 		},
 		"of /run only the instance's own": {
@@ -214,8 +214,8 @@ func TestStateDirOutOfSight(t *testing.T) {
 	}
 }
 
-// TestRunAfterKill checks that a sidecar ends what one that was killed left shut
-// in, says so, and starts.
+// TestRunAfterKill checks that a sidecar ends the processes that a killed sidecar
+// left confined, logs it, and starts.
 func TestRunAfterKill(t *testing.T) {
 	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF())
 	dir := openDir(t)

@@ -343,7 +343,7 @@ func TestPlugin(t *testing.T) {
 	state := testenv.MustGet(hostrevocations.New(h.file("registry")).Read())(t)
 	for _, r := range state.Revocations {
 		if r.Rule == "raed" {
-			t.Errorf("a rule that is none is revoked on the host: %+v", r)
+			t.Errorf("got an unknown rule revoked on the host: %+v", r)
 		}
 	}
 	t.Run("everything is restored by one command", func(t *testing.T) {

@@ -77,17 +77,17 @@ func TestLeasesSurviveAKill(t *testing.T) {
 			<-b.ended
 			file := w.read("state/leases.json")
 			if !left(w, file) {
-				t.Fatal("nothing is left that could be revoked")
+				t.Fatal("got no lease left, want one to revoke")
 			}
 			w.start("sleep", "60")
 			w.ready()
-			eventually(t, "what was left is revoked", func() (bool, bool) { return true, !left(w, file) })
+			eventually(t, "revocation of the leases that were left", func() (bool, bool) { return true, !left(w, file) })
 		})
 	}
 }
 
 // TestRevokeGoesOnAskingVault revokes while Vault is sealed: access is gone at
-// once, the answer says what Vault did not confirm, and the lease goes when
+// once, the answer lists what Vault did not confirm, and the lease goes when
 // Vault is back.
 func TestRevokeGoesOnAskingVault(t *testing.T) {
 	w := leased(t, "A database user's password")

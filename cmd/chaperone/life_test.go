@@ -42,7 +42,7 @@ func (g *group) command(program ...string) *exec.Cmd {
 	return cmd
 }
 
-// protect starts serve --cgroup. What it leaves on the cgroup goes with the test.
+// protect starts serve --cgroup. The test removes what it leaves on the cgroup.
 func (g *group) protect() *background {
 	g.w.t.Helper()
 	b := g.w.startCommand("serve", "--config", g.w.file("sidecar.yaml"), "--cgroup", g.dir)
@@ -55,7 +55,7 @@ func (g *group) protect() *background {
 }
 
 // TestServeRestart kills the sidecar of a plugin that goes on: nothing passes
-// until another takes over, and what was used meanwhile is charged once.
+// until another takes over, and usage in between is charged once.
 func TestServeRestart(t *testing.T) {
 	w := newWorld(t, "required", "  limits: {connections: 1000000}\n")
 	g := w.group()
@@ -84,7 +84,7 @@ func TestServeRestart(t *testing.T) {
 	before := passed()
 	eventually(t, "requests pass again", func() (int, bool) { return 0, passed() > before+2 })
 	stop()
-	usage := eventually(t, "what was used is charged once", func() (admin.Usage, bool) {
+	usage := eventually(t, "usage charged once", func() (admin.Usage, bool) {
 		u, err := admin.Dial(w.file("state/admin.sock")).Usage(t.Context())
 		return u, err == nil && u.Counters != nil && u.Counters.Connections > 0 && u.Limits[0].Used >= u.Counters.Connections
 	})

@@ -20,11 +20,11 @@ func TestRunLimit(t *testing.T) {
 	}{
 		{"requests", "requests: 2/1h", `for i in 1 2 3; do curl CODES URL; done`, "200 200 429", "requests exceeded: 2/1h; requests are refused"},
 		{"requests in all", "requests: 1", `for i in 1 2; do curl CODES URL; done`, "200 429", "requests exceeded: 1; requests are refused"},
-		{"connections", "connections: 2/1h", `for i in 1 2 3; do curl CODES URL; done`, "200 200 000", "connections exceeded: 2/1h; what goes beyond it is refused"},
-		{"bytes sent", "sentBytes: 20KiB/1h", `for i in $(seq 15); do curl -m 1 CODES URL; done`, "200 ... 000", "sentBytes exceeded: 20KiB/1h; what goes beyond it is refused"},
-		{"bytes received", "receivedBytes: 30KiB/1h", `for i in $(seq 15); do curl -m 1 CODES URL; done`, "200 ... 000", "receivedBytes exceeded: 30KiB/1h; what goes beyond it is refused"},
-		{"system calls", "syscalls: 3000/1h", `for i in $(seq 60); do ls / > /dev/null; done; curl CODES URL`, "000", "syscalls exceeded: 3000/1h; what goes beyond it is refused"},
-		{"processes", "processes: 5/1h", `for i in $(seq 9); do /bin/echo one; done`, "one one one one", "processes exceeded: 5/1h; what it starts beyond it is ended"},
+		{"connections", "connections: 2/1h", `for i in 1 2 3; do curl CODES URL; done`, "200 200 000", "connections exceeded: 2/1h; further use is refused"},
+		{"bytes sent", "sentBytes: 20KiB/1h", `for i in $(seq 15); do curl -m 1 CODES URL; done`, "200 ... 000", "sentBytes exceeded: 20KiB/1h; further use is refused"},
+		{"bytes received", "receivedBytes: 30KiB/1h", `for i in $(seq 15); do curl -m 1 CODES URL; done`, "200 ... 000", "receivedBytes exceeded: 30KiB/1h; further use is refused"},
+		{"system calls", "syscalls: 3000/1h", `for i in $(seq 60); do ls / > /dev/null; done; curl CODES URL`, "000", "syscalls exceeded: 3000/1h; further use is refused"},
+		{"processes", "processes: 5/1h", `for i in $(seq 9); do /bin/echo one; done`, "one one one one", "processes exceeded: 5/1h; further processes are ended"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -72,7 +72,7 @@ func TestRunLimitKill(t *testing.T) {
 	contains(t, w.audit(), "syscalls exceeded: 5000/1h; the plugin is ended")
 }
 
-// TestRunLimitStop stops a plugin at its limit, says so, and lets it go on.
+// TestRunLimitStop stops a plugin at its limit, prints that, and continues it.
 func TestRunLimitStop(t *testing.T) {
 	w := newWorld(t, "required", "  limits: {syscalls: 20000/20s, onExceeded: stop}\n")
 	w.start("sh", "-c", "while :; do ls / > /dev/null; done")
@@ -98,7 +98,7 @@ func TestRunLimitStop(t *testing.T) {
 }
 
 // TestRunLimitReload puts a first limit on system calls in force while the
-// plugin runs, and takes it away again.
+// plugin runs, and removes it again.
 func TestRunLimitReload(t *testing.T) {
 	w := newWorld(t, "required", "")
 	w.start("sh", "-c", "while :; do ls / > /dev/null; sleep 0.01; done")

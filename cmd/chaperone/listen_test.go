@@ -47,7 +47,7 @@ func TestRunListen(t *testing.T) {
 			eventually(t, "both ends are recorded", func() (int, bool) {
 				return 0, strings.Contains(w.audit(), `"kind":"inbound"`) && strings.Contains(w.audit(), `"detail":"ended"`)
 			})
-			// A connection that is open when access is taken away is cut.
+			// A connection that is open when access is revoked is cut.
 			conn := testenv.MustGet(net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)))(t)
 			defer conn.Close()
 			testenv.MustGet(io.WriteString(conn, "GET / HTTP/1.0\r\n"))(t)

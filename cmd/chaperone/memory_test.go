@@ -33,7 +33,7 @@ curl -s "%[1]s?key=$WEATHER_API_KEY"; echo`, w.url("/echo"))
 		t.Error("the API did not receive the credential in its place")
 	}
 	if all := fmt.Sprint(received); strings.Contains(all, value[1]) {
-		t.Errorf("the API received the stand-in: %s", all)
+		t.Errorf("got the placeholder at the API: %s", all)
 	}
 	log := w.read("state/audit.jsonl") + r.stderr
 	for _, secret := range []string{value[1], w.api.Token()} {
@@ -49,7 +49,7 @@ curl -s "%[1]s?key=$WEATHER_API_KEY"; echo`, w.url("/echo"))
 
 // TestMemoryIsHidden looks at a sidecar of an ordinary user, whose files in
 // /proc are root's when nobody of its user may look into it. It serves beside a
-// plugin that somebody else starts, with the stand-in from its file.
+// plugin that another program starts, with the placeholder from its file.
 func TestMemoryIsHidden(t *testing.T) {
 	testenv.Require(t, testenv.Superuser())
 	w := newWorld(t, "off", "    placeholder: {env: WEATHER_API_KEY, like: \"wk_{32}\"}\n")
@@ -69,7 +69,7 @@ func TestMemoryIsHidden(t *testing.T) {
 	w.background(cmd)
 	w.ready()
 	if !regexp.MustCompile(`^WEATHER_API_KEY=wk_[A-Za-z0-9]{32}\n$`).MatchString(w.read("state/" + "placeholders.env")) {
-		t.Error("whoever starts the plugin finds no stand-in")
+		t.Error("got no file with the placeholder for the program that starts the plugin")
 	}
 	pid := cmd.Process.Pid
 	if owner := testenv.MustGet(os.Stat(fmt.Sprintf("/proc/%d/mem", pid)))(t).Sys().(*syscall.Stat_t).Uid; owner != 0 {

@@ -37,10 +37,10 @@ spec:
 `
 )
 
-// message is one mistake of a file or a command line, and all that is said about it.
+// message is one mistake in a file or a command line, and the whole error.
 type message struct {
 	name           string
-	sidecar, grant [2]string // what is replaced by what
+	sidecar, grant [2]string // the text that is replaced, and its replacement
 	args           string    // "" checks sidecar.yaml
 	env, value     string
 	file, content  string // another file
@@ -48,8 +48,8 @@ type message struct {
 	want           string
 }
 
-// TestMessages keeps the messages whole: each says what is wrong, the value, and
-// what to write instead.
+// TestMessages keeps the messages whole: each has the fault, the value, and the
+// text to write instead.
 func TestMessages(t *testing.T) {
 	for _, m := range slices.Concat(fileMessages(), moreFileMessages(), commandMessages()) {
 		t.Run(m.name, func(t *testing.T) {
@@ -162,7 +162,7 @@ func moreFileMessages() []message {
 			want: `grant.yaml:12:13: spec.rules[0].paths[0]: "/v1?x=1" holds a query or a fragment, which paths do not match; write "/v1"`,
 		},
 		{
-			name: "a port that is none", grant: [2]string{"[api.weather.example]", "[api.weather.example], ports: [70000]"}, status: 1,
+			name: "an invalid port", grant: [2]string{"[api.weather.example]", "[api.weather.example], ports: [70000]"}, status: 1,
 			want: `grant.yaml:10:48: spec.rules[0].to.ports[0]: is "70000"; write a whole number from 0 to 65535`,
 		},
 		{

@@ -156,8 +156,8 @@ sleep 0.2; echo orphaned; read -r line; exit 37`)
 	}
 }
 
-// TestServeReapsOrphans: so does one that starts no process itself. What is
-// started in its container (kubectl exec) leaves processes, too.
+// TestServeReapsOrphans: so does one that starts no process itself. Programs that are
+// started in its container (kubectl exec) leave processes, too.
 func TestServeReapsOrphans(t *testing.T) {
 	testenv.Require(t, testenv.Program("nsenter"))
 	f := newFirst(t, "  kernel: \"off\"\n  listen: {extAuthz: unix:ext_authz.sock}\n", "serve", "--config", "sidecar.yaml")

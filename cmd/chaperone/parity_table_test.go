@@ -156,7 +156,7 @@ func parityFraming() []parityCase {
 		{name: "chunks twice", request: post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "2\r\nhi\r\n0\r\n\r\n")},
 		{name: "another coding", request: post("Transfer-Encoding: gzip, chunked\r\n", "2\r\nhi\r\n0\r\n\r\n")},
 		{name: "chunked in capitals", request: post("Transfer-Encoding: CHUNKED\r\n", "2\r\nhi\r\n0\r\n\r\n")},
-		{name: "a size of a chunk that is none", request: post("Transfer-Encoding: chunked\r\n", "zz\r\nhi\r\n0\r\n\r\n")},
+		{name: "an invalid chunk size", request: post("Transfer-Encoding: chunked\r\n", "zz\r\nhi\r\n0\r\n\r\n")},
 		{name: "lines that end in LF", request: strings.ReplaceAll(to(plainURL+"/v1/a"), "\r\n", "\n")},
 		{name: "an empty line first", request: "\r\n" + to(plainURL+"/v1/a")},
 		{name: "HTTP/1.0", request: strings.Replace(to(plainURL+"/v1/a"), "HTTP/1.1", "HTTP/1.0", 1)},

@@ -205,7 +205,7 @@ func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engi
 
 // doorOutcome is what came of a request.
 type doorOutcome struct {
-	status       string // with the reason; or that there was none
+	status       string // with the reason; or a text for no answer
 	record, host string // "" for none
 }
 
@@ -232,7 +232,7 @@ func (o doorOutcome) agrees(p doorOutcome) bool {
 	return class(o.status) == class(p.status) && o.record == p.record && (o.host == p.host || o.host == "" || p.host == "")
 }
 
-// ask sends what a case says to a door and returns what came of it.
+// ask sends the request of a case to a door and returns the outcome.
 func (w *twins) ask(t *testing.T, d *twin, c *parityCase) doorOutcome {
 	t.Helper()
 	d.book.forget()
@@ -295,7 +295,7 @@ func (w *twins) exchange(t *testing.T, d *twin, c *parityCase) string {
 	return readStatus(in, strings.HasPrefix(c.inside, "HEAD"))
 }
 
-// readStatus returns the status of an answer with its reason, or that there was none.
+// readStatus returns the status of an answer with its reason, or a text for no answer.
 func readStatus(in *bufio.Reader, _ bool) string {
 	for {
 		resp, err := http.ReadResponse(in, &http.Request{Method: http.MethodHead})
@@ -349,9 +349,9 @@ func exchangeHTTP2(t *testing.T, conn io.ReadWriter, w *twins, c *parityCase) st
 // parityCase is one raw request.
 type parityCase struct {
 	name    string
-	request string      // what is sent first: a request, or the CONNECT for what is inside
+	request string      // the first request: a request of its own, or the CONNECT for inside
 	tls     string      // the server name of TLS in the CONNECT, "" for none
-	inside  string      // what is sent in the CONNECT
+	inside  string      // the request in the CONNECT
 	fields  [][2]string // or a request of HTTP/2
 
 	// Of a difference: what Envoy's door does, and why.

@@ -135,8 +135,8 @@ func TestPodDoctor(t *testing.T) {
 }
 
 // TestPodBesideEnvoy runs the sidecar's container of configs/kubernetes/envoy.yaml:
-// it is ready, takes a revocation, which stays with its state, and ends when it is
-// told to.
+// it becomes ready, accepts a revocation, which stays with its state, and ends at
+// SIGTERM.
 func TestPodBesideEnvoy(t *testing.T) {
 	p := newPod(t, "envoy.yaml", "chaperone")
 	p.ownImage()

@@ -52,7 +52,7 @@ func prints(t *testing.T, what, text string, lines int) {
 	}
 }
 
-// What a plugin, an upstream or a file says controls no terminal and forges no line,
+// Text of a plugin, an upstream or a file controls no terminal and forges no line,
 // whichever way it is printed.
 func TestPrintedTextIsQuoted(t *testing.T) {
 	for seed := range uint64(10) {

@@ -72,7 +72,7 @@ time.sleep(60)
 	})
 	output := b.output.String()
 	if strings.Contains(output, "CONNECTED") {
-		t.Errorf("a probe was let through:\n%s", output)
+		t.Errorf("got a probe of a library allowed:\n%s", output)
 	}
 	contains(t, output, "unix:/run/docker.sock")
 	for _, quiet := range []string{"nscd", "userdb", "resolve", "sss", "dbus", "journal", "_grpc_config", "_https"} {

@@ -10,8 +10,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// What a plugin tries is its own choice, and so is how much of it there is: a
-// terminal shows some of it, and how much it did not show.
+// A plugin chooses what it tries and how often: a terminal shows some refusals, and
+// how many were left out.
 func TestRefusalsPrintedInASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder

@@ -19,8 +19,8 @@ func TestRestartUnderEveryLimit(t *testing.T) {
 	for _, c := range []struct {
 		name, limit string
 		use         string // uses the limit up, and prints something
-		again       string // what the second plugin tries
-		wants       string // what it prints
+		again       string // the command of the second plugin
+		wants       string // its output
 		status      int    // and its status
 		says        string // on stderr
 	}{

@@ -51,7 +51,7 @@ func TestRunRefused(t *testing.T) {
 		if w.api.Total() != 0 {
 			t.Error("the API was reached")
 		}
-		// The decision's id leads to the why.
+		// explain prints the reason by the decision's id.
 		_, after, _ := strings.Cut(r.stdout, `"decision":"`)
 		id, _, _ := strings.Cut(after, `"`)
 		e := w.chaperone("explain", "--config", w.file("sidecar.yaml"), id)
@@ -107,7 +107,7 @@ func TestRunSignal(t *testing.T) {
 	})
 }
 
-// A plugin that is told to end may use the network on its way.
+// A plugin that received SIGTERM may use the network until it ends.
 func TestRunSignalLate(t *testing.T) {
 	w := newWorld(t, "required", "")
 	b := w.start("sh", "-c", fmt.Sprintf(`trap 'sleep 0.5; curl -sS -o /dev/null -w "last %%{http_code}\n" %s; exit 7' TERM; echo up; while :; do sleep 0.05; done`, w.url("/v1/forecast")))

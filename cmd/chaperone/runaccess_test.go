@@ -14,7 +14,7 @@ func TestRunAccess(t *testing.T) {
 	testenv.Must(t, os.Chmod(w.dir, 0o755))
 	w.write("script.py", "print('hello')")
 	r := w.run("python3", w.file("script.py"), w.file("role-id"))
-	contains(t, r.stderr, "chaperone: the plugin runs as uid ", "which may not read "+w.file("script.py")+": it belongs to uid 0 and has mode 0600")
+	contains(t, r.stderr, "chaperone: the plugin runs as uid ", " may not read "+w.file("script.py")+": it belongs to uid 0 and has mode 0600")
 	if n := strings.Count(r.stderr, "the plugin runs as uid"); n != 1 {
 		t.Errorf("%d lines:\n%s", n, r.stderr)
 	}

@@ -37,7 +37,7 @@ func TestRunFigures(t *testing.T) {
 		return 0, figure(`chaperone_plugin_network_bytes_total{direction="sent"}`) > body
 	})
 	all, ofRule := figure(`chaperone_plugin_network_bytes_total{direction="sent"}`), figure(`chaperone_rule_network_bytes_total{direction="sent",rule="weather/api"}`)
-	if ofRule < 0.7*body || ofRule >= all || all > 1.2*body { // what was on its way before the decision is no rule's
+	if ofRule < 0.7*body || ofRule >= all || all > 1.2*body { // bytes before the decision belong to no rule
 		t.Errorf("%.0f bytes were sent, %.0f of them for the rule, and the body has %d", all, ofRule, body)
 	}
 	for series, least := range map[string]float64{

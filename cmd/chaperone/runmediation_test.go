@@ -37,7 +37,7 @@ while True:
 	w.ready()
 	eventually(t, "a stray is recorded", func() (int, bool) {
 		testenv.Must(t, b.cmd.Process.Signal(syscall.SIGSTOP))
-		time.Sleep(1500 * time.Millisecond) // a stray is one that has waited for a second
+		time.Sleep(1500 * time.Millisecond) // a connection counts as unmediated after a second
 		testenv.Must(t, b.cmd.Process.Signal(syscall.SIGCONT))
 		time.Sleep(200 * time.Millisecond)
 		return 0, strings.Contains(w.audit(), `"kind":"stray"`)

@@ -150,7 +150,7 @@ func TestServeMetrics(t *testing.T) {
 	w := newWorld(t, "off", "  limits: {requests: 1000/1m}\n")
 	b, status := w.serve()
 	w.request(door(status, "proxy"), testToken, "GET", w.url("/v1/forecast"))
-	address := eventually(t, "the log says where metrics are", func() (string, bool) {
+	address := eventually(t, "address of metrics in the log", func() (string, bool) {
 		found := regexp.MustCompile(`"metrics":"([^"]+)"`).FindStringSubmatch(b.output.String())
 		if found == nil {
 			return "", false
@@ -191,8 +191,8 @@ func TestServeMetrics(t *testing.T) {
 	}
 }
 
-// TestServeFullDisk fills the disk of the stateDir: what cannot be recorded is
-// refused, and access is taken away all the same.
+// TestServeFullDisk fills the disk of the stateDir: access that cannot be recorded is
+// refused, and access can still be revoked.
 func TestServeFullDisk(t *testing.T) {
 	testenv.Require(t, testenv.Superuser())
 	w := newWorld(t, "off", "")
@@ -208,7 +208,7 @@ func TestServeFullDisk(t *testing.T) {
 	if err := os.WriteFile(w.file("state/filler"), []byte(filler), 0o600); err == nil {
 		t.Fatal("the disk is not full")
 	}
-	refusal := eventually(t, "what cannot be recorded is refused", func() (string, bool) {
+	refusal := eventually(t, "refusal of access that cannot be recorded", func() (string, bool) {
 		got, body := w.request(proxy, testToken, "GET", w.url("/v1/forecast"))
 		return body, got == http.StatusServiceUnavailable
 	})

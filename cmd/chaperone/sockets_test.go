@@ -10,8 +10,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestRunSockets lets a plugin reach the Unix socket that its grant names, and
-// says of one that cannot be trusted that it is refused.
+// TestRunSockets allows a plugin the Unix socket that its grant names, and refuses
+// one that cannot be trusted.
 func TestRunSockets(t *testing.T) {
 	testenv.Require(t, testenv.Superuser())
 	dir := testenv.MustGet(os.MkdirTemp("/run", "chaperone-test-"))(t) //nolint:usetesting // a path that can be trusted, unlike one below /tmp

@@ -171,7 +171,7 @@ func mediationRows(w io.Writer, m *admin.Mediation) {
 // untilText returns when a limit allows again.
 func untilText(at time.Time) string {
 	if at.IsZero() {
-		return "for good"
+		return "permanently"
 	}
 	return "until " + at.Local().Format(time.TimeOnly)
 }

@@ -24,7 +24,7 @@ import (
 type machine struct {
 	t    *testing.T
 	root string // its file tree; /run and /tmp are only seen from inside
-	bpf  string // what it has at /sys/fs/bpf, on this side
+	bpf  string // its /sys/fs/bpf, as a path of the host
 	init int    // its first process, as this side numbers it
 	log  lockedBuffer
 }

@@ -49,8 +49,8 @@ func fencedBlocks(t *testing.T, markdown, heading string) []fenceBlock {
 	return blocks
 }
 
-// writeWalk makes a script of the blocks: what a sh block says is typed, and a text
-// block shows what that prints. edit changes what is typed.
+// writeWalk makes a script of the blocks: the content of a sh block is typed, and a text
+// block is its output. edit changes what is typed.
 func writeWalk(t *testing.T, dir string, blocks []fenceBlock, edit func(string) string) {
 	t.Helper()
 	var script, files strings.Builder
@@ -157,7 +157,7 @@ type walker struct {
 	edit  func(string) string
 }
 
-// TestREADME types in what the README's walk says, in a container that has little
+// TestREADME types in the commands of the README's walk, in a container that has little
 // more than this system's programs: the commands, the files and what is printed are
 // taken from README.md itself.
 func TestREADME(t *testing.T) {
@@ -190,7 +190,7 @@ func TestREADME(t *testing.T) {
 	}
 }
 
-// enforced checks that the sidecar is the only way to what the walk leads to.
+// enforced checks that the sidecar is the only way to the API of the walk.
 func (s *shellSession) enforced(edit func(string) string) error {
 	err := s.typeIn(edit("sudo chaperone run --config sidecar.yaml -- python3 -c '") + `
 import socket
@@ -240,7 +240,7 @@ func runSession(t *testing.T, root, local, dir string, who walker) *shellSession
 	if who.uid != 0 {
 		shell = append(shell, "setpriv", fmt.Sprintf("--reuid=%d", who.uid), fmt.Sprintf("--regid=%d", who.uid), "--clear-groups")
 	}
-	// A person's shell goes on after what fails; this one does not, and says so.
+	// A person's shell goes on after a failure; this one prints it and ends.
 	shell = append(shell, "env", "-i", "HOME="+who.home, "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "bash", "-e")
 	s := &shellSession{ended: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)

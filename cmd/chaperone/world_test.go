@@ -232,7 +232,7 @@ func (w *world) streaming(n int) {
 	testenv.Must(w.t, w.api.WaitStreams(ctx, n))
 }
 
-// revoke takes access away and returns what the command said.
+// revoke runs the command revoke and returns its output.
 func (w *world) revoke(args ...string) admin.RevokeResult {
 	w.t.Helper()
 	r := w.chaperone(append([]string{"revoke", "--config", w.file("sidecar.yaml"), "--reason", "a test", "--output", "json"}, args...)...)

@@ -328,7 +328,7 @@ func TestTerminalStopped(t *testing.T) {
 	w := newWorld(t, "required", "  limits: {syscalls: 50000, onExceeded: stop}\n")
 	p := w.sit()
 	p.runs(`bash -c 'trap "" INT; while :; do ls / >/dev/null; done'`, "")
-	p.sees("limit syscalls of grant weather exceeded: 50000; the plugin is stopped for good\r\n")
+	p.sees("limit syscalls of grant weather exceeded: 50000; the plugin is stopped permanently\r\n")
 	w.stopped()
 	p.types("\x1a")
 	p.sees("Stopped")

@@ -41,8 +41,8 @@ const nothingGranted = "chaperone.invalid"
 
 // authority is the plugin's certificate authority. Its key lives in memory
 // only and stays the same while the process lives; when the granted hosts
-// change only its certificate is made anew, so that a plugin that has read the
-// earlier one goes on as before.
+// change only its certificate is renewed, so that a plugin that has read the
+// earlier one continues.
 type authority struct {
 	plugin  authz.Principal
 	engine  *authz.Engine
@@ -53,7 +53,7 @@ type authority struct {
 	keyID   []byte
 	leafKey *ecdsa.PrivateKey
 
-	renewing sync.Mutex // held while a certificate is made and told of; never taken under mu
+	renewing sync.Mutex // held while a certificate is made and reported; never taken under mu
 
 	mu          sync.RWMutex
 	generation  uint64
@@ -102,7 +102,7 @@ func (a *authority) pem() []byte {
 	return slices.Clone(a.encoded)
 }
 
-// follow makes the certificate anew where a snapshot names other hosts. An
+// follow renews the certificate if a snapshot names other hosts. An
 // error leaves the earlier certificate in force: it covers less, never more
 // than was granted.
 func (a *authority) follow(s *authz.Snapshot) {
@@ -250,9 +250,8 @@ func (a *authority) leaf(host string) (*tls.Certificate, error) {
 // Leaf returns a certificate and its key, both in PEM, by which the plugin knows
 // a TLS server as host: for an Envoy that ends the plugin's TLS in the proxy's
 // place. host is canonical: a name, *.NAME, which is for one label below NAME
-// (RFC 9525, section 6.3), or an address. It is valid for 30 days and made anew
-// within the last ten, by whoever asks then. What the authority may not vouch
-// for, since it is not granted, is an error.
+// (RFC 9525, section 6.3), or an address. It is valid for 30 days, and replaced by a
+// call within the last ten. A host that is not granted is an error.
 func (p *Proxy) Leaf(host string) (certPEM, keyPEM []byte, err error) {
 	name, _ := strings.CutPrefix(host, "*.")
 	known, err := authz.NewDestination(authz.SchemeTLS, session.JoinHostPort(name, 443), "")

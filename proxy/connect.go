@@ -26,8 +26,8 @@ const established = "HTTP/1.1 200 Connection Established\r\n\r\n"
 const serverFirst = 300 * time.Millisecond
 
 // connect takes a CONNECT. Where only a tunnel is granted it is decided, and
-// the upstream dialled, before the answer; else what arrives in it says what
-// it is, and each request in it is decided.
+// the upstream dialled, before the answer; else its first bytes select the
+// protocol, and each request in it is decided.
 func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *budget.Holding) {
 	if c.mode != explicit || r.ProtoMajor != 1 {
 		p.refuse(w, r, c, session.Malformed("CONNECT is taken over HTTP/1.1 and outside a tunnel only"))
@@ -143,8 +143,8 @@ type tunnelSession struct {
 	outcome     authz.Outcome
 }
 
-// admitTunnel decides about a tunnel and registers it. What is returned must
-// be ended, which cancels.
+// admitTunnel decides about a tunnel and registers it. The caller must
+// end the result, which cancels.
 func (p *Proxy) admitTunnel(
 	ctx context.Context, cancel context.CancelCauseFunc, c *conn, named authz.Destination, scheme authz.Scheme,
 ) (*tunnelSession, *authz.Refusal) {
@@ -184,7 +184,7 @@ func (p *Proxy) admitTunnel(
 	t := &tunnelSession{proxy: p, reservation: held, plugin: c, admission: admission, cancel: cancel, ended: ctx.Done()}
 	t.session.Admission, t.session.OnCut = admission, cancel
 	if !p.sessions.Add(&t.session) {
-		refusal := t.refuse(p.sessions.ReasonNow(admission), "access was taken away while it was being decided")
+		refusal := t.refuse(p.sessions.ReasonNow(admission), "access was revoked during the decision")
 		t.cancel(nil)
 		held.End()
 		p.endTunnel(admission, t.outcome)
@@ -214,7 +214,7 @@ func (t *tunnelSession) refuseAs(e *session.RefusalError) authz.Refusal {
 func (t *tunnelSession) dial(ctx context.Context) *authz.Refusal {
 	conn, err := t.proxy.dialer.Dial(ctx, t.admission.Decision, t.admission.Request.Destination)
 	if err == nil && !t.admission.Connected(authz.Connection{Address: upstream.Address(conn)}) {
-		_ = conn.Close() // nothing was sent
+		_ = conn.Close() // no bytes were sent
 		t.session.Cut(session.ErrRevoked)
 		err = session.ErrRevoked
 	}
@@ -285,21 +285,21 @@ func (t *tunnelSession) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 	return n
 }
 
-// copyAll copies everything, and searches what the plugin sends where it has
-// stand-ins: that is then not copied by the kernel.
+// copyAll copies everything, and searches the plugin's bytes if it has placeholders:
+// they are then not copied by the kernel.
 func (t *tunnelSession) copyAll(pace *session.RateLimiter, to, from net.Conn, kind authz.LimitKind) (int64, error) {
-	standIns := t.proxy.placeholders.Matcher()
-	if kind != authz.LimitSentBytes || standIns == nil {
+	matcher := t.proxy.placeholders.Matcher()
+	if kind != authz.LimitSentBytes || matcher == nil {
 		return pace.CopyConn(to, from)
 	}
-	search := standIns.Search("the tunnel", func(cause error) { t.session.Cut(cause) })
+	search := matcher.Search("the tunnel", func(cause error) { t.session.Cut(cause) })
 	search.PassShort = placeholder.MinHeldPrefix
 	buf := t.proxy.buffers.Get()
 	defer t.proxy.buffers.Put(buf)
 	return pace.Copy(to, scrub.NewReader(from, search), *buf)
 }
 
-// note says in the record why a tunnel was cut.
+// note writes into the record why a tunnel was cut.
 func (t *tunnelSession) note() {
 	var e *session.RefusalError
 	switch cause := t.session.CutCause(); {
@@ -334,6 +334,6 @@ func (t *tunnelSession) end() {
 
 func (p *Proxy) endTunnel(a *authz.Admission, o authz.Outcome) {
 	if err := a.End(o); err != nil {
-		p.cfg.Log.Error("end tunnel", zap.String("decision", a.ID), zap.Error(err))
+		p.cfg.Log.Error("tunnel end not recorded", zap.String("decision", a.ID), zap.Error(err))
 	}
 }

@@ -2,11 +2,11 @@
 // programs that use one, a transparent proxy for what the kernel redirects, and
 // the resolver that gives names an address to be redirected by.
 //
-// What arrives becomes an [authz.Request] and passes [authz.Gate.Admit], the one
-// door; what is admitted is stripped, given its credential and sent to the
-// decided destination over a connection whose resolved address was checked;
-// what comes back is searched for the credential. Everything live is in one
-// registry, and is decided anew when the policy changes.
+// Each request becomes an [authz.Request] and passes [authz.Gate.Admit]. An admitted
+// one is stripped, gets its credential and is sent to the decided destination over a
+// connection whose resolved address was checked; its answer is searched for the
+// credential. Every live access is in one registry, and is decided again when the
+// policy changes.
 //
 // A connection takes one of three ways:
 //
@@ -15,8 +15,8 @@
 //	transparent  what the kernel redirected: the same as a tunnel, whose name is
 //	             that of the virtual address the plugin dialled
 //
-// An Envoy can stand in the middle of all three. The proxy then keeps both ends:
-// the relay gives it what arrives and is proved, the exits, a unix socket for each
-// route, take what it sends to where that rule leads. What it is asked for in
-// between is decided through its own door.
+// An Envoy can be in the middle of all three. The proxy then has both ends: the relay
+// forwards identified connections to it, and egress sockets, one for each route,
+// forward its connections to that rule's upstream. The Envoy's requests are decided
+// by ext_authz.
 package proxy

@@ -12,9 +12,9 @@ import (
 // is not among them any more takes no more connections, and what it has is cut
 // by [Proxy.Reconsider] alone. After an error the set is what it was.
 //
-// What is accepted there was admitted, access by access, through another door.
-// The exit sees to the rest: that the rule still stands, where the name leads,
-// and that the connection ends when the rule does.
+// Connections there were admitted, access by access, through another door. The
+// egress socket checks that the rule is in force, resolves the name, checks the
+// address, and ends the connection with the rule.
 //
 // dir is the exits' own: it is made if it is missing, for the sidecar's own user
 // and, to look up sockets in, for group, which is a name or a number and may use

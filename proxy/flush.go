@@ -60,7 +60,7 @@ func (a *answerWriter) write(b []byte, flush bool) (int, error) {
 	return n, err
 }
 
-// close ends the timer. Nothing is flushed afterwards.
+// close ends the timer, and later flushes.
 func (a *answerWriter) close() {
 	a.timer.Stop()
 	a.mu.Lock()

@@ -73,7 +73,7 @@ func (l *tailBytes) alert() uint8 {
 // failedHandshake reports what ended a handshake, or a connection right after it.
 func (p *Proxy) failedHandshake(c *conn, err error, alert uint8, when string) {
 	if p.cfg.Handshake == nil || errors.Is(err, net.ErrClosed) {
-		return // nobody asked, or the sidecar ended it
+		return // not requested, or the sidecar ended it
 	}
 	detail := "the TLS handshake failed: " + session.Quote(err.Error())
 	switch {

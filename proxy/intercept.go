@@ -21,7 +21,7 @@ const tlsHandshake = 22
 
 // transparent takes a connection that the kernel redirected. The name that the
 // virtual address was given out for is its host; else SNI or Host decides, and
-// is resolved anew: the address that was dialled is never used.
+// is resolved again: the dialled address is never used.
 func (p *Proxy) transparent(ctx context.Context, c *conn) {
 	c.mode, c.port = transparent, c.Original.Port()
 	address := c.Original.Addr()
@@ -75,7 +75,7 @@ func (p *Proxy) spliceTransparent(ctx context.Context, c *conn, named authz.Dest
 	t.splice()
 }
 
-// hangUp ends a connection whose plugin can be told no reason.
+// hangUp ends a connection whose protocol has no way to send a reason.
 func (c *conn) hangUp(scheme authz.Scheme) {
 	if scheme == authz.SchemeTLS {
 		c.alert()
@@ -264,7 +264,7 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	c.handshake.tail = new(tailBytes)
 	err := inner.HandshakeContext(ctx)
 	if err != nil {
-		if c.mismatch != "" { // the client saw it too; it is refused all the same
+		if c.mismatch != "" { // the client saw it too; it is still refused
 			p.report(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
 				Principal: p.cfg.Plugin, URL: session.JoinHostPort(c.host, c.port), Detail: c.mismatch,
 			}, c.Source))

@@ -35,15 +35,15 @@ type Config struct {
 	Gate   *authz.Gate
 	Engine *authz.Engine
 
-	// Identify says whose connection it is, and false when that cannot be
+	// Identify returns the peer of a connection, and false if it cannot be
 	// proved. It is called once for each connection. Nil: Token proves it.
 	Identify func(net.Conn) (session.Peer, bool)
 	// Token proves the caller where Identify is nil: the password, for the
 	// user chaperone, of Proxy-Authorization. Empty: nobody is proved.
 	Token authz.Secret
 
-	// Resolver knows which name a virtual address was given out for. Nil:
-	// redirected connections are known by SNI, Host or address only.
+	// Resolver returns the name of a virtual address. Nil: redirected connections
+	// are identified by SNI, Host or address only.
 	Resolver *dns.Resolver
 	// DNSServers are asked for the addresses of upstreams. Empty: the host's.
 	DNSServers []netip.AddrPort
@@ -57,16 +57,16 @@ type Config struct {
 	// peer is proved, in place of the proxy's own handling: first a header of
 	// version 2 of the PROXY protocol, with the plugin's socket as the source and,
 	// as the destination, where the plugin connected to (the proxy's own address
-	// for explicit use, a virtual one for what the Resolver knows by name), then
+	// for explicit use, a virtual one for a name of the Resolver), then
 	// the plugin's bytes, unread. It needs Identify. An Envoy that does not take a
 	// connection within five seconds has it refused as not_ready. Rules are not
 	// attributed (see Attribute) and requests not admitted here then: the Envoy
 	// asks for each, and reaches upstreams by [Proxy.Exits]. Empty: none.
 	Relay string
 
-	// Placeholders are the stand-ins for credentials in the plugin's environment,
-	// now. It is asked for every access and answers from memory, with the same
-	// values while they are the same. Nil: there are none.
+	// Placeholders returns the present placeholders of credentials in the plugin's
+	// environment. It is called for every access and answers from memory, with the
+	// same values until they change. Nil: no placeholders.
 	Placeholders func() []placeholder.Placeholder
 
 	// UpstreamProxy is an HTTP proxy that upstreams are reached through, by CONNECT
@@ -74,7 +74,7 @@ type Config struct {
 	// host, a port, and a user where it wants one. Its own address is not held
 	// against any rule. Nil: upstreams are reached directly.
 	UpstreamProxy *url.URL
-	// NoProxy are the hosts that are reached directly all the same: a name (itself
+	// NoProxy are the hosts that are reached directly: a name (itself
 	// and all below it), a name with a leading dot (all below it), an address or
 	// a prefix of addresses, for hosts that are addresses.
 	NoProxy []string
@@ -83,16 +83,16 @@ type Config struct {
 	// for, from now on: as a tunnel or a request on it begins, before anything of
 	// that is sent. The rule of a connection is the one of the request that began
 	// last, also where several run over HTTP/2, and stays it between two
-	// requests: the head of the next has arrived before it is decided. What is
-	// refused makes it none, two empty names, unless something else still runs.
-	// It must not block. Nil: nobody is told. Without a cookie it is not called.
+	// requests: the head of the next has arrived before it is decided. A
+	// refusal sets two empty names, unless another access still runs. It must not
+	// block. Nil: not called. Without a cookie it is not called.
 	Attribute func(cookie uint64, grant, rule string)
 
 	// Refused is called with every refusal after it is recorded. It must not
-	// block. Nil: nobody is told.
+	// block. Nil: not called.
 	Refused func(authz.Refusal)
 	// Echo is called with a record of kind echo when an upstream answered with
-	// the credential that it was sent. Nil: nobody is told; it is redacted anyway.
+	// the credential that it was sent. Nil: not called; it is redacted anyway.
 	Echo func(*authz.Record)
 	// Handshake is called with a record of kind handshake when the plugin's side gives
 	// up a TLS connection that the proxy answers itself: in its handshake, or before
@@ -100,13 +100,13 @@ type Config struct {
 	Handshake func(*authz.Record)
 	// CredentialRefused is called when an upstream answered with status 401 or 403 to
 	// a request that a credential was put into, with its name and the generation of
-	// its value: it may have been taken back where it was made. What the plugin
-	// may not do at the upstream is answered so too, so that it can have this
-	// called as often as it likes. It must not block. Nil: nobody is told.
+	// its value: it may have been taken back where it was made. Upstreams
+	// also answer ordinary authorization errors so: the plugin can trigger this at
+	// will. It must not block. Nil: not called.
 	CredentialRefused func(grant, credential string, generation uint64, status int)
 	// CAChanged is called with the certificate authority, in PEM, each time its
-	// certificate is made anew because the granted hosts changed. It must not
-	// call the Proxy. Nil: nobody is told.
+	// certificate is renewed because the granted hosts changed. It must not call
+	// the Proxy. Nil: not called.
 	CAChanged func(pem []byte)
 
 	// Budget is what everything is taken from that the plugin and its upstreams can
@@ -211,7 +211,7 @@ func New(cfg Config) (*Proxy, error) {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnContext:       withConn,
 		ConnState:         connState,
-		ErrorLog:          log.New(io.Discard, "", 0), // what it says is about the plugin's bytes
+		ErrorLog:          log.New(io.Discard, "", 0), // its messages are about the plugin's bytes
 		Protocols:         new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
@@ -242,16 +242,15 @@ func (p *Proxy) RenewAuthority() error { return p.authority.renew(p.cfg.Engine.C
 // tunnels.
 func (p *Proxy) Open() int { return p.sessions.Len() }
 
-// Revalidate decides everything live anew, cuts what is no longer allowed and
-// returns how many accesses that were. Serve does it after each change of the
+// Revalidate decides every live access again, cuts denied ones and returns their
+// number. Serve does it after each change of the
 // policy; a revocation calls it to know when it has had its effect.
 func (p *Proxy) Revalidate() (cut int) { return p.sessions.Revalidate() }
 
 // Serve accepts the plugin's connections on the listeners, which it closes,
-// until ctx ends. Then it lets what is in flight go on for Config.Drain, cuts
-// the rest and returns nil. What carries accesses of an Envoy, which keeps
-// connections for requests to come, is in flight until nothing has moved on it
-// for two seconds. It is to be called once.
+// until ctx ends. Then live accesses continue for Config.Drain; Serve cuts the
+// rest and returns nil. A connection of an Envoy, which keeps connections for later
+// requests, is live until it has been idle for two seconds. Call it once.
 func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var running sync.WaitGroup
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
@@ -281,7 +280,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	return err
 }
 
-// watch decides everything live anew in each generation.
+// watch decides every live access again in each generation.
 func (p *Proxy) watch(ctx context.Context) {
 	for {
 		snapshot := p.cfg.Engine.Current()
@@ -300,7 +299,7 @@ func (p *Proxy) watch(ctx context.Context) {
 func (p *Proxy) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Drain)
 	defer cancel()
-	_ = p.server.Shutdown(ctx) // what it leaves is closed below
+	_ = p.server.Shutdown(ctx) // remaining connections are closed below
 	p.sessions.WaitEmpty(ctx)
 	p.egress.Close()
 	p.sessions.CutAll(session.ErrStopping)
@@ -320,10 +319,10 @@ func (p *Proxy) take(ctx context.Context, raw net.Conn) {
 	c := &conn{Conn: session.NewConn(s), lingerers: &p.lingerers}
 	if s.Memory.Take(budget.Connection, session.ConnectionCost) != nil || !p.remember(s) {
 		if p.cfg.Identify != nil {
-			_, _ = p.cfg.Identify(s.Raw) // what is kept of who connected goes with it
+			_, _ = p.cfg.Identify(s.Raw) // the kernel's identity record is removed
 		}
 		p.refuseFull()
-		_ = c.Close() // nothing was read from it
+		_ = c.Close() // it was not read from
 		return
 	}
 	p.inflight.Enter()
@@ -376,7 +375,7 @@ func (p *Proxy) refuseFull() {
 	}
 }
 
-// report tells of a refusal and returns it. err is why it could not be recorded.
+// report calls Refused with a refusal and returns it. err is why it could not be recorded.
 func (p *Proxy) report(r authz.Refusal, err error) authz.Refusal {
 	if err != nil {
 		p.cfg.Log.Error("refuse request", zap.Error(err))
@@ -390,8 +389,8 @@ func (p *Proxy) report(r authz.Refusal, err error) authz.Refusal {
 // handle finds out whose connection it is and which way it takes.
 func (p *Proxy) handle(ctx context.Context, c *conn) {
 	defer func() {
-		if cause := recover(); cause != nil { // what nobody foresaw is refused
-			p.cfg.Log.Error("handle connection: panic", zap.ByteString("stack", debug.Stack()))
+		if cause := recover(); cause != nil { // an unexpected failure is refused
+			p.cfg.Log.Error("connection handler panicked", zap.ByteString("stack", debug.Stack()))
 			_ = c.Cut()
 		}
 	}()
@@ -421,7 +420,7 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 
 // serveHTTP hands a connection to the HTTP server, which closes it.
 func (p *Proxy) serveHTTP(c *conn) {
-	c.HeadRead() // what was read ahead is read again
+	c.HeadRead() // buffered bytes are read again
 	c.metered.Store(true)
 	if !p.http.send(c) {
 		_ = c.Close() // the proxy is stopping

@@ -19,7 +19,7 @@ import (
 )
 
 // ServeHTTP takes one request of the plugin: one on a kept-alive connection,
-// one HTTP/2 stream, or one CONNECT. Each is decided anew.
+// one HTTP/2 stream, or one CONNECT. Each is decided.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.inflight.Enter()
 	defer p.inflight.Leave()
@@ -28,7 +28,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // not a connection of ours
 	}
 	if c.ended.Load() {
-		panic(http.ErrAbortHandler) // what net/http has read ahead is no request
+		panic(http.ErrAbortHandler) // net/http's read-ahead is not a request
 	}
 	c.answering.Store(true)
 	first := r.ProtoMajor == 2 && !c.isHTTP2.Swap(true)
@@ -87,13 +87,13 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 	}
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		// The value may hold anything; the stack holds no arguments' contents.
-		p.cfg.Log.Error("serve request: panic", zap.ByteString("stack", debug.Stack()))
+		p.cfg.Log.Error("request handler panicked", zap.ByteString("stack", debug.Stack()))
 		p.report(p.cfg.Gate.Refuse(authz.NotReady, p.attempt(r, c, "internal error"), c.Source))
 	}
 	if r.Method == http.MethodConnect {
 		_ = c.Cut() // net/http may not own it any more
 	}
-	panic(http.ErrAbortHandler) // whatever was written of an answer stays incomplete
+	panic(http.ErrAbortHandler) // a partly written answer stays incomplete
 }
 
 // admissible refuses connections whose caller is not proved, that the Envoy does
@@ -113,7 +113,7 @@ func (p *Proxy) admissible(r *http.Request, c *conn) *session.RefusalError {
 }
 
 // authentic reports whether a request carries the proxy token. Digests are
-// compared so that the time taken tells nothing of the length either.
+// compared so that the time does not reveal the length either.
 func (p *Proxy) authentic(h http.Header) bool {
 	if p.cfg.Token.Empty() {
 		return false
@@ -203,7 +203,7 @@ func (p *Proxy) chooseUpgrade(request *authz.Request, asked []string) error {
 	return nil
 }
 
-// destinationOf returns what a request says about where it goes.
+// destinationOf returns the destination that a request names.
 func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, target string, f *session.RefusalError) {
 	absolute, hasAbsolute := "", r.URL.Scheme != "" && r.URL.Opaque == ""
 	if hasAbsolute {

@@ -99,9 +99,9 @@ var (
 	errCoded   = errors.New("the upstream answered in a coding that cannot be searched for the credential, though none was asked for")
 )
 
-// scrubBody returns the answer's body with the credential blanked out, and
-// changes the answer's head where the body is not as it came any more. What is
-// neither text nor near it passes untouched and unslowed.
+// scrubBody returns the answer's body with the credential redacted, and changes the
+// answer's head if the body was changed. A body that is neither text nor similar
+// passes unchanged and without delay.
 func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 	if x.scrub == nil {
 		return response.Body, nil
@@ -124,7 +124,7 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 
 // body returns the body of an answer, searched as its type asks for.
 func (s *scrubber) body(response *http.Response, encoding string, room scrub.MemoryBudget) (io.Reader, error) {
-	if scrub.Codings(encoding) > 1 { // none was asked for: one is a server that does not look, several are none
+	if scrub.Codings(encoding) > 1 { // no coding was requested: a server may ignore that for one, not for several
 		return nil, errCoded
 	}
 	if size := scrub.DecoderSize(encoding); size > 0 {
@@ -136,7 +136,7 @@ func (s *scrubber) body(response *http.Response, encoding string, room scrub.Mem
 	search.Memory = room
 	search.LengthKnown = response.ContentLength >= 0
 	body, kind := io.Reader(response.Body), contentOf(response.Header)
-	if kind == octetContent { // of the middle of a content the first bytes tell nothing
+	if kind == octetContent { // the first bytes of a range do not reveal its kind
 		kind = binaryContent
 		if response.StatusCode == http.StatusPartialContent {
 			kind = textContent
@@ -169,9 +169,9 @@ func (s *scrubber) body(response *http.Response, encoding string, room scrub.Mem
 	return scrub.NewReader(decoded, search), nil
 }
 
-// beginsAsText reports whether a compressed body that is said not to be text is
-// it. Compressing it is against what was asked for, so that this is rare. A body
-// that cannot be decompressed is none.
+// beginsAsText reports whether a compressed body of another declared type is text.
+// This is rare, because no coding was requested. A body that cannot be decompressed is
+// not text.
 func beginsAsText(decoded io.Reader) bool {
 	var begin [512]byte
 	n, _ := io.ReadAtLeast(decoded, begin[:], 1)
@@ -194,8 +194,8 @@ func (s *scrubber) cut(response *http.Response, body io.Reader) (io.Reader, erro
 	return part.Cut(body), nil
 }
 
-// recoded changes the head of an answer whose content coding was taken off:
-// what was said of the bytes is not true any more (RFC 9110, section 7.7).
+// recoded changes the head of an answer whose content coding was removed: fields about
+// its bytes are no longer true (RFC 9110, section 7.7).
 func recoded(response *http.Response) {
 	h := response.Header
 	for _, name := range []string{
@@ -209,7 +209,7 @@ func recoded(response *http.Response) {
 	response.ContentLength = -1
 }
 
-// content says how a body is searched.
+// content is how a body is searched.
 type content uint8
 
 const (
@@ -219,10 +219,10 @@ const (
 	grpcContent                  // message by message
 )
 
-// contentOf returns how a body is searched. Text and what holds text as it is
-// are searched; sound, pictures and archives are not. What cannot be told from its
-// type, as octets cannot, is told from its beginning; so is what is said to be a
-// picture: an upstream may let the plugin choose what it says.
+// contentOf returns how a body is searched. Text and formats that
+// contain plain text are searched; sound, pictures and archives are not. A body of an
+// ambiguous type, such as octets, is judged by its beginning; so is a declared
+// picture, because an upstream may let the plugin choose the type.
 func contentOf(h http.Header) content {
 	kind, _, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err != nil || len(h["Content-Type"]) > 1 { // it may be anything, also text
@@ -250,7 +250,7 @@ func contentOf(h http.Header) content {
 	return textContent
 }
 
-// echoed tells of a credential that came back.
+// echoed reports a credential that came back.
 func (x *exchange) echoed() {
 	if x.scrub == nil || x.scrub.where == "" || x.proxy.cfg.Echo == nil {
 		return

@@ -19,8 +19,8 @@ import (
 // bytes: it is decompressed as a whole, before any of it is sent.
 const maxCompressed = scrub.MaxMessage
 
-// searchedBody returns a request's body that ends at a stand-in, with an error.
-// Nothing of the stand-in passes. What is held of it meanwhile is counted.
+// searchedBody returns a request's body that ends at a placeholder, with an error.
+// No byte of the placeholder passes. The held-back bytes are counted.
 func searchedBody(s *placeholder.Matcher, r *http.Request, body io.Reader, room decoderMemory, halt func(error)) io.Reader {
 	search := s.Search("the body", halt)
 	search.Memory = room
@@ -54,7 +54,7 @@ func searchWhole(body io.Reader, codings string, search scrub.Search, room decod
 	if length > maxCompressed {
 		return nil, errUnsearchable("is compressed and longer than 4 MiB")
 	}
-	if scrub.Codings(codings) > 1 { // which no program does, and each takes a window
+	if scrub.Codings(codings) > 1 { // no program does this, and each needs a window
 		return nil, errUnsearchable("is compressed more than once")
 	}
 	done, err := room.turn(scrub.DecoderSize(codings))
@@ -81,7 +81,7 @@ func searchWhole(body io.Reader, codings string, search scrub.Search, room decod
 func errUnsearchable(why string) *session.RefusalError {
 	return &session.RefusalError{
 		Reason: authz.NotEnforceableHere,
-		Detail: fmt.Sprintf("the body %s, so that it cannot be searched for stand-ins of credentials", why),
+		Detail: fmt.Sprintf("the body %s, so it cannot be searched for placeholders", why),
 		Remedy: "send it uncompressed",
 	}
 }

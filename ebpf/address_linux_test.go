@@ -117,12 +117,12 @@ print(four > 0.15, six > 0.15, other < 0.15)`}}))
 	if got != "True True True" {
 		t.Errorf("the plugin waited: %s", got)
 	}
-	ports := map[uint16]bool{}
+	var ports []uint16
 	for len(told) > 0 {
-		ports[<-told] = true
+		ports = append(ports, <-told)
 	}
-	if !ports[8081] || !ports[80] || len(ports) != 2 {
-		t.Errorf("reported %v", ports)
+	if want := []uint16{8081, 80}; !slices.Equal(ports, want) {
+		t.Errorf("reported ports: got %v, want %v", ports, want)
 	}
 	listening, err := r.Listening()
 	if err != nil || listening[8081] || !listening[tcpPort(r.proxy4).Port()] {

@@ -275,21 +275,13 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
 	return m.sample()
 }
 
-// Numbers of the events that report no refusal.
-const (
-	hookServe = 10 // a served port is being bound
-	hookLimit = 11 // a limit was crossed
-)
+// hookLimit is the number of the event that reports no refusal: a limit began to
+// refuse. Number 10 was in use by an earlier version.
+const hookLimit = 11
 
 // happened takes in what the kernel reports.
 func (m *meter) handleEvent(e *wallEvent) {
-	switch e.Hook {
-	case hookServe:
-		if m.confinement.config.Serving != nil {
-			m.confinement.config.Serving(swap16(e.Port))
-		}
-		return
-	case hookLimit:
+	if e.Hook == hookLimit {
 		m.offenders[e.Limit] = offender{wallClock(e.Time), e.Pid, cString(e.Comm[:])}
 		m.enforceTimer.Reset(0)
 		return

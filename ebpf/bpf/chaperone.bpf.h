@@ -78,7 +78,6 @@ enum hook {
 	HOOK_CONNECT_UNIX = 7,
 	HOOK_SENDMSG_UNIX = 8,
 	HOOK_ESCAPE = 9, /* no socket: a process left the cgroup */
-	HOOK_SERVE = 10, /* no refusal: a port that is served from the host is being bound */
 	HOOK_LIMIT = 11, /* no refusal: a limit was crossed */
 };
 

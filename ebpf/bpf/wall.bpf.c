@@ -571,19 +571,6 @@ int sock_create(struct bpf_sock *ctx)
 	return DENY;
 }
 
-/* Reports that a port is about to be listened on, so that the host's side of it opens by then. */
-static __always_inline void report_serving(__u16 port)
-{
-	struct event *e = new_event();
-
-	if (!e)
-		return;
-	name_sender(e);
-	e->hook = HOOK_SERVE;
-	e->port = port;
-	bpf_ringbuf_submit(e, 0);
-}
-
 /* A port of the sidecar is never the plugin's, not even when the sidecar is gone: its peers would take the plugin for it.
  * In a namespace shared with others the plugin serves only what it was given; port 0 of UDP is how musl's resolver binds. */
 static __always_inline int decide_bind(struct bpf_sock_addr *ctx, struct address *a)
@@ -595,11 +582,8 @@ static __always_inline int decide_bind(struct bpf_sock_addr *ctx, struct address
 		return DENY;
 	if (is_sidecar_port(s, port))
 		return refuse(ctx, a, port, HOOK_BIND, WHY_POLICY);
-	if (s->own_network) {
-		if (port && ctx->type == SOCK_STREAM && bpf_map_lookup_elem(&served, &port))
-			report_serving(port);
+	if (s->own_network)
 		return ALLOW;
-	}
 	if (port == 0 && ctx->type == SOCK_DGRAM)
 		return ALLOW;
 	if (ctx->type == SOCK_STREAM && bpf_map_lookup_elem(&served, &port))

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the programs know, too: see bpf/wall.bpf.c.
+// What the programs know, too: see bpf/hooks.bpf.c.
 const (
 	ruleBits        = 10
 	attributionBits = 16
@@ -27,7 +27,7 @@ type attributions struct {
 	started       bool     // the programs look at them
 	highest       uint32   // rule that was ever attributed
 	traffic       *ebpf.Map
-	updateControl func(func(*wallDoor)) error
+	updateControl func(func(*hooksControl)) error
 }
 
 func openAttributions(w *collection) (*attributions, error) {
@@ -85,7 +85,7 @@ func (a *attributions) set(cookie uint64, rule uint32) {
 	a.highest = max(a.highest, rule)
 	if !a.started && rule != 0 {
 		// Should it fail, the next one tries again.
-		a.started = a.updateControl(func(d *wallDoor) { d.InForce |= inForceRules }) == nil
+		a.started = a.updateControl(func(d *hooksControl) { d.InForce |= inForceRules }) == nil
 	}
 }
 
@@ -100,7 +100,7 @@ func (c *Confinement) Traffic() ([]Traffic, error) {
 	}
 	var all []Traffic
 	for rule := uint32(1); rule <= a.highest; rule++ {
-		var values []wallTraffic
+		var values []hooksTraffic
 		if err := a.traffic.Lookup(rule, &values); err != nil {
 			return nil, fmt.Errorf("read traffic: %w", err)
 		}

@@ -36,7 +36,7 @@ func BlockLeftover(stateDir string, kill bool) (Leftover, error) {
 		return fail(err)
 	}
 	ledger := limitTable{control: door}
-	err = ledger.updateControl(func(d *wallDoor) { d.Open = 0 })
+	err = ledger.updateControl(func(d *hooksControl) { d.Open = 0 })
 	if err = errors.Join(err, door.Close()); err != nil {
 		return fail(err)
 	}

@@ -19,12 +19,12 @@ type callsCalls struct {
 	Lease   uint64
 }
 
-type callsCustody struct {
-	_        structs.HostLayout
-	Sentence uint32
-	Beyond   uint32
-	Frozen   uint32
-	Release  uint32
+type callsControl struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
 }
 
 type callsDestination struct {
@@ -37,12 +37,12 @@ type callsDestination struct {
 	Pad  uint16
 }
 
-type callsDoor struct {
+type callsEnforcement struct {
 	_       structs.HostLayout
-	Open    uint32
-	InForce uint32
-	Counter uint32
-	Pace    uint32
+	Action  uint32
+	Beyond  uint32
+	Frozen  uint32
+	Release uint32
 }
 
 type callsFlow struct {
@@ -78,23 +78,32 @@ type callsFlow struct {
 }
 
 type callsLimit struct {
-	_        structs.HostLayout
-	Count    uint64
-	Period   uint64
-	Depth    uint64
-	Mult     uint64
-	Unit     uint64
-	Reserve  uint64
-	Name     [2]uint64
-	Slot     uint32
-	Shift    uint8
-	Set      uint8
-	Sentence uint8
-	Early    uint8
-	Shuts    uint8
-	Turns    uint8
-	More     uint8
-	Pad      [5]uint8
+	_       structs.HostLayout
+	Count   uint64
+	Period  uint64
+	Depth   uint64
+	Mult    uint64
+	Unit    uint64
+	Reserve uint64
+	Name    [2]uint64
+	Slot    uint32
+	Shift   uint8
+	Set     uint8
+	Action  uint8
+	Early   uint8
+	Blocks  uint8
+	Turns   uint8
+	More    uint8
+	Pad     [5]uint8
+}
+
+type callsLimitState struct {
+	_       structs.HostLayout
+	Level   uint64
+	Refused uint64
+	Asked   uint64
+	Over    uint32
+	Pad     [9]uint32
 }
 
 type callsPeer struct {
@@ -155,15 +164,6 @@ type callsSetting struct {
 	Resolver6Port uint16
 	OwnNetwork    uint32
 	_             [4]byte
-}
-
-type callsStanding struct {
-	_       structs.HostLayout
-	Level   uint64
-	Refused uint64
-	Asked   uint64
-	Over    uint32
-	Pad     [9]uint32
 }
 
 type callsTally struct {

@@ -43,9 +43,9 @@ func (w *collection) allowConnects(d Destinations) error {
 			return fmt.Errorf("allow connects: %w", err)
 		}
 	}
-	var key wallDestination
+	var key hooksDestination
 	var value uint8
-	var gone []wallDestination
+	var gone []hooksDestination
 	entries := m.Iterate()
 	for entries.Next(&key, &value) {
 		if !want[key] {
@@ -64,16 +64,16 @@ func (w *collection) allowConnects(d Destinations) error {
 }
 
 // keys are the entries of the map.
-func (d *Destinations) keys() map[wallDestination]bool {
+func (d *Destinations) keys() map[hooksDestination]bool {
 	if d.Any {
-		return map[wallDestination]bool{{}: true}
+		return map[hooksDestination]bool{{}: true}
 	}
-	keys := make(map[wallDestination]bool, d.entries())
+	keys := make(map[hooksDestination]bool, d.entries())
 	for _, at := range d.Exact {
 		keys[destinationKey(at)] = true
 	}
 	for _, port := range d.Ports {
-		keys[wallDestination{Port: swap16(port)}] = true
+		keys[hooksDestination{Port: swap16(port)}] = true
 	}
 	for _, port := range d.NamePorts {
 		keys[destinationKey(netip.AddrPortFrom(firstVirtual, port))] = true
@@ -81,7 +81,7 @@ func (d *Destinations) keys() map[wallDestination]bool {
 	return keys
 }
 
-func destinationKey(at netip.AddrPort) (key wallDestination) {
+func destinationKey(at netip.AddrPort) (key hooksDestination) {
 	key.Address.W, key.Port = kernelAddress(at)
 	return key
 }

@@ -89,7 +89,7 @@ func (l *limitTable) recovered(p *placedLimit, now uint64) bool {
 	if p.rule.Period == 0 || l.room(p, now) < l.enough(p) {
 		return false
 	}
-	if p.rule.Sentence != 0 && p.rule.Turns == 0 {
+	if p.rule.Action != 0 && p.rule.Turns == 0 {
 		return true
 	}
 	refused := atomic.LoadUint64(&l.standings[p.rule.Slot].Refused)
@@ -107,7 +107,7 @@ func (l *limitTable) enough(p *placedLimit) uint64 {
 // cage's lock.
 func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, err error) {
 	custody := c.programs.limits.enforcement
-	sentence := atomic.LoadUint32(&custody.Sentence)
+	sentence := atomic.LoadUint32(&custody.Action)
 	if sentence == 0 {
 		if atomic.LoadUint32(&custody.Release) != 0 { // begun by a sidecar that is gone
 			return false, 0, c.resume()
@@ -115,14 +115,14 @@ func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, e
 		return false, 0, nil
 	}
 	need, freeze := c.programs.limits.remaining(now)
-	if sentence == actionKill && !c.killedByLimit {
+	if sentence == pendingKill && !c.killedByLimit {
 		c.killedByLimit = true
 		return true, max(need, time.Millisecond), nil
 	}
 	if need == 0 {
 		return false, 0, c.resume()
 	}
-	if sentence == actionKill {
+	if sentence == pendingKill {
 		return true, need, nil
 	}
 	if freeze && !c.frozenByLimit {
@@ -137,7 +137,7 @@ func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, e
 func (l *limitTable) remaining(now uint64) (need time.Duration, freeze bool) {
 	for i := range l.inForce {
 		p := &l.inForce[i]
-		if p.rule.Sentence == 0 {
+		if p.rule.Action == 0 {
 			continue
 		}
 		room, enough := l.room(p, now), l.enough(p)
@@ -168,7 +168,7 @@ func (c *Confinement) resume() error {
 	custody := c.programs.limits.enforcement
 	atomic.StoreUint32(&custody.Release, 1)
 	atomic.StoreUint32(&custody.Beyond, 0)
-	atomic.StoreUint32(&custody.Sentence, 0)
+	atomic.StoreUint32(&custody.Action, 0)
 	if err := c.group.Signal(unix.SIGCONT); err != nil {
 		return err
 	}

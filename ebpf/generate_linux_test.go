@@ -159,8 +159,8 @@ func TestConstants(t *testing.T) {
 		"LIMIT_CONNECTIONS": uint64(LimitConnections), "LIMIT_SENT": uint64(LimitSentBytes), "LIMIT_RECEIVED": uint64(LimitReceivedBytes),
 		"LIMIT_SYSCALLS": uint64(LimitSyscalls), "LIMIT_PROCESSES": uint64(LimitProcesses),
 		"PER_KIND": MaxLimits, "SLOTS": slots, "FOREVER": forever, "LEASE": lease,
-		"HOOK_LIMIT": hookLimit, "SENTENCE_STOP": actionStop, "SENTENCE_KILL": actionKill,
-		"IN_FORCE_WHICH": inForceWhich, "IN_FORCE_SENTENCES": inForceActions, "IN_FORCE_SHUTS": inForceBlocks,
+		"HOOK_LIMIT": hookLimit, "PENDING_STOP": pendingStop, "PENDING_KILL": pendingKill,
+		"IN_FORCE_WHICH": inForceWhich, "IN_FORCE_ACTIONS": inForceActions, "IN_FORCE_BLOCKS": inForceBlocks,
 		"IN_FORCE_PACE": inForcePace, "IN_FORCE_RULES": inForceRules,
 	} {
 		if got, ok := written[name]; !ok || got != want {

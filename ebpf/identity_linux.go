@@ -31,7 +31,7 @@ func (c *Confinement) Identify(conn net.Conn) (Peer, bool) {
 	if closed {
 		return Peer{}, false
 	}
-	var entry wallPeer
+	var entry hooksPeer
 	if err := c.programs.pinnedMaps["peers"].LookupAndDelete(key, &entry); err != nil {
 		return Peer{}, false
 	}
@@ -46,23 +46,23 @@ func (c *Confinement) Identify(conn net.Conn) (Peer, bool) {
 
 // peerKey is the connection's entry as the connecting side wrote it: our remote
 // address is its source.
-func (c *Confinement) peerKey(conn net.Conn) (wallPeerKey, bool) {
+func (c *Confinement) peerKey(conn net.Conn) (hooksPeerKey, bool) {
 	if conn == nil {
-		return wallPeerKey{}, false
+		return hooksPeerKey{}, false
 	}
 	remote, ok := tcpAddress(conn.RemoteAddr())
 	if !ok {
-		return wallPeerKey{}, false
+		return hooksPeerKey{}, false
 	}
 	local, ok := tcpAddress(conn.LocalAddr())
 	if !ok {
-		return wallPeerKey{}, false
+		return hooksPeerKey{}, false
 	}
 	cookie, ok := networkOf(conn)
 	if !ok || cookie != c.network.Cookie {
-		return wallPeerKey{}, false
+		return hooksPeerKey{}, false
 	}
-	var key wallPeerKey
+	var key hooksPeerKey
 	key.Netns = cookie
 	key.Source.W, _ = kernelAddress(remote)
 	key.SourcePort = remote.Port()

@@ -46,20 +46,20 @@ func readLeftoverUsage(dir string) (map[[2]uint64]LimitUsage, error) {
 }
 
 func usageIn(doors, limits, standings *ebpf.Map) (map[[2]uint64]LimitUsage, error) {
-	var door wallDoor
+	var door hooksControl
 	if err := doors.Lookup(zero, &door); err != nil {
 		return nil, err
 	}
 	left, now := make(map[[2]uint64]LimitUsage), clock()
 	for i := range uint32(kinds * MaxLimits) {
-		var rule wallLimit
+		var rule hooksLimit
 		if err := limits.Lookup((door.InForce&inForceWhich)*kinds*MaxLimits+i, &rule); err != nil {
 			return nil, err
 		}
 		if rule.Set == 0 {
 			continue
 		}
-		var standing wallStanding
+		var standing hooksLimitState
 		if err := standings.Lookup(rule.Slot, &standing); err != nil {
 			return nil, err
 		}
@@ -69,7 +69,7 @@ func usageIn(doors, limits, standings *ebpf.Map) (map[[2]uint64]LimitUsage, erro
 }
 
 // standing returns what a level of a limit means.
-func (k *wallLimit) usage(level, now uint64) LimitUsage {
+func (k *hooksLimit) usage(level, now uint64) LimitUsage {
 	if k.Period == 0 {
 		return LimitUsage{Used: level}
 	}

@@ -25,8 +25,8 @@ const (
 
 	more = 4 // MORE
 
-	actionStop = 1
-	actionKill = 2
+	pendingStop = 1
+	pendingKill = 2
 
 	inForceWhich   = 1
 	inForceActions = 1 << 8
@@ -111,9 +111,9 @@ func checkLimits(limits []Limit) error {
 }
 
 // compileLimit is a limit as the programs hold it, but for its slot.
-func compileLimit(l Limit, cpus uint64) wallLimit {
+func compileLimit(l Limit, cpus uint64) hooksLimit {
 	l.Count = min(l.Count, forever) // nobody gets as far
-	k := wallLimit{Count: l.Count, Name: l.digest(), Set: 1}
+	k := hooksLimit{Count: l.Count, Name: l.digest(), Set: 1}
 	if l.Period == 0 || l.Count == 0 {
 		k.Depth, k.Mult = k.Count, 1
 	} else {
@@ -133,14 +133,14 @@ func compileLimit(l Limit, cpus uint64) wallLimit {
 	}
 	switch {
 	case l.Action == ActionKill:
-		k.Sentence = actionKill
+		k.Action = pendingKill
 	case l.Action == ActionStop:
-		k.Sentence, k.Early = actionStop, 1
+		k.Action, k.Early = pendingStop, 1
 	case l.Action == ActionThrottle && l.Kind == LimitSyscalls:
-		k.Sentence, k.Early, k.Turns = actionStop, 1, 1
+		k.Action, k.Early, k.Turns = pendingStop, 1, 1
 	}
 	if l.Action != ActionThrottle && (bytes || l.Kind == LimitSyscalls) {
-		k.Shuts = 1
+		k.Blocks = 1
 	}
 	return k
 }
@@ -186,7 +186,7 @@ func (l Limit) slack() uint64 {
 }
 
 // price is the programs' price of cost, which is not more than the count.
-func (k *wallLimit) price(cost uint64) uint64 {
+func (k *hooksLimit) price(cost uint64) uint64 {
 	if k.Period == 0 {
 		return cost
 	}
@@ -227,8 +227,8 @@ type limitTable struct {
 	limits      *ebpf.Map
 	control     *ebpf.Map
 	memory      [2][]byte
-	standings   []wallStanding
-	enforcement *wallCustody
+	standings   []hooksLimitState
+	enforcement *hooksEnforcement
 	inForce     []placedLimit
 }
 
@@ -237,7 +237,7 @@ type placedLimit struct {
 	Limit
 	named    bool // false: a sidecar that is gone set it, and its name is not known yet
 	kind     LimitKind
-	rule     wallLimit
+	rule     hooksLimit
 	reported bool // its crossing was
 }
 
@@ -253,14 +253,14 @@ func openLimitTable(w *collection) (*limitTable, error) {
 		}
 		l.memory[i] = memory
 	}
-	l.standings = unsafe.Slice((*wallStanding)(unsafe.Pointer(&l.memory[0][0])), slots) //nolint:gosec // the map's values, page aligned
-	l.enforcement = (*wallCustody)(unsafe.Pointer(&l.memory[1][0]))                     //nolint:gosec // the same
+	l.standings = unsafe.Slice((*hooksLimitState)(unsafe.Pointer(&l.memory[0][0])), slots) //nolint:gosec // the map's values, page aligned
+	l.enforcement = (*hooksEnforcement)(unsafe.Pointer(&l.memory[1][0]))                   //nolint:gosec // the same
 	door, err := l.readControl()
 	if err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	for i := range uint32(kinds * MaxLimits) {
-		var rule wallLimit
+		var rule hooksLimit
 		if err := l.limits.Lookup((door.InForce&inForceWhich)*kinds*MaxLimits+i, &rule); err != nil {
 			return nil, errors.Join(fmt.Errorf("read limits: %w", err), l.close())
 		}
@@ -289,8 +289,8 @@ func (l *limitTable) hasKind(kind LimitKind) bool {
 	return slices.ContainsFunc(l.inForce, func(p placedLimit) bool { return p.kind == kind })
 }
 
-func (l *limitTable) readControl() (wallDoor, error) {
-	var door wallDoor
+func (l *limitTable) readControl() (hooksControl, error) {
+	var door hooksControl
 	if err := l.control.Lookup(zero, &door); err != nil {
 		return door, fmt.Errorf("read the door: %w", err)
 	}
@@ -298,7 +298,7 @@ func (l *limitTable) readControl() (wallDoor, error) {
 }
 
 // turn changes the door in one write.
-func (l *limitTable) updateControl(change func(*wallDoor)) error {
+func (l *limitTable) updateControl(change func(*hooksControl)) error {
 	door, err := l.readControl()
 	if err != nil {
 		return err
@@ -338,7 +338,7 @@ func (l *limitTable) replace(limits []Limit) error {
 	if pace != 0 {
 		word |= inForcePace
 	}
-	if err := l.updateControl(func(d *wallDoor) { d.InForce, d.Pace = word|spare|d.InForce&inForceRules, pace }); err != nil {
+	if err := l.updateControl(func(d *hooksControl) { d.InForce, d.Pace = word|spare|d.InForce&inForceRules, pace }); err != nil {
 		return err
 	}
 	l.inForce = next
@@ -357,8 +357,8 @@ func (l *limitTable) replace(limits []Limit) error {
 // arrange puts limits where the programs look, and says what is there in a word.
 // Within a kind, those that end the plugin come last: nothing that a later one
 // refuses is charged to them.
-func arrange(next []placedLimit) (entries [kinds * MaxLimits]wallLimit, word uint32) {
-	slices.SortStableFunc(next, func(a, b placedLimit) int { return int(a.rule.Sentence) - int(b.rule.Sentence) })
+func arrange(next []placedLimit) (entries [kinds * MaxLimits]hooksLimit, word uint32) {
+	slices.SortStableFunc(next, func(a, b placedLimit) int { return int(a.rule.Action) - int(b.rule.Action) })
 	each := make(map[LimitKind]int)
 	for _, p := range next {
 		place := int(p.Kind)*MaxLimits + each[p.Kind]
@@ -367,10 +367,10 @@ func arrange(next []placedLimit) (entries [kinds * MaxLimits]wallLimit, word uin
 		}
 		each[p.Kind]++
 		word |= 1 << p.Kind
-		if p.rule.Sentence != 0 {
+		if p.rule.Action != 0 {
 			word |= inForceActions
 		}
-		if p.rule.Shuts != 0 {
+		if p.rule.Blocks != 0 {
 			word |= inForceBlocks
 		}
 	}
@@ -379,7 +379,7 @@ func arrange(next []placedLimit) (entries [kinds * MaxLimits]wallLimit, word uin
 
 // move is a standing that goes on in another slot, since its period changed.
 type rebase struct {
-	from, to     wallLimit
+	from, to     hooksLimit
 	level, since uint64 // of the old slot, when it was read
 }
 

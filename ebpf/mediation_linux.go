@@ -17,8 +17,8 @@ const unmediatedAfter = time.Second
 // waiting is a connection that the kernel let through and that the sidecar has
 // not taken yet.
 type waiting struct {
-	key   wallPeerKey
-	entry wallPeer
+	key   hooksPeerKey
+	entry hooksPeer
 }
 
 // waiting lists those connections. What comes or goes meanwhile may be missed.
@@ -27,7 +27,7 @@ func (w *collection) listWaiting() ([]waiting, error) {
 	peers := w.pinnedMaps["peers"]
 	var all []waiting
 	var cursor ebpf.MapBatchCursor
-	keys, entries := make([]wallPeerKey, atOnce), make([]wallPeer, atOnce)
+	keys, entries := make([]hooksPeerKey, atOnce), make([]hooksPeer, atOnce)
 	for {
 		n, err := peers.BatchLookup(&cursor, keys, entries, nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -105,7 +105,7 @@ func (c *socketScan) dropGone(w *collection) error {
 	}
 	var old []waiting
 	now := bootTime()
-	doomed := c.programs.Maps["doomed"]
+	doomed := c.programs.Maps["verdicts"]
 	for _, one := range all {
 		if since := one.entry.Since; since < now && now-since > uint64(goneAfter) && len(old) < maxProbed {
 			if err := doomed.Put(one.entry.Cookie, verdictProbe); err != nil {
@@ -135,7 +135,7 @@ func (c *socketScan) dropGone(w *collection) error {
 
 // dropPeer drops an entry, unless it is another's by now.
 func (w *collection) dropPeer(one waiting) error {
-	var entry wallPeer
+	var entry hooksPeer
 	peers := w.pinnedMaps["peers"]
 	err := peers.Lookup(one.key, &entry)
 	if err == nil && entry.Cookie == one.entry.Cookie {

@@ -33,7 +33,7 @@ func (c *Confinement) Usage() (Usage, error) {
 
 func (c *Confinement) usage() (Usage, error) {
 	u := Usage{Time: time.Now()}
-	tallies, err := cpus[wallTally](c.programs.pinnedMaps["counters"])
+	tallies, err := cpus[hooksTally](c.programs.pinnedMaps["counters"])
 	if err != nil {
 		return Usage{}, err
 	}
@@ -91,7 +91,7 @@ func (c *Confinement) Run(ctx context.Context) error {
 	var (
 		pumping sync.WaitGroup
 		pumped  error
-		events  = make(chan wallEvent)
+		events  = make(chan hooksEvent)
 		stop    = make(chan struct{})
 	)
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
@@ -115,7 +115,7 @@ func (c *Confinement) Run(ctx context.Context) error {
 }
 
 // pump hands on what the kernel reports until the reader is closed or flushed.
-func pump(reader *ringbuf.Reader, events chan<- wallEvent, stop <-chan struct{}) error {
+func pump(reader *ringbuf.Reader, events chan<- hooksEvent, stop <-chan struct{}) error {
 	defer close(events)
 	var record ringbuf.Record
 	for {
@@ -126,7 +126,7 @@ func pump(reader *ringbuf.Reader, events chan<- wallEvent, stop <-chan struct{})
 		if err != nil {
 			return fmt.Errorf("read refusals: %w", err)
 		}
-		var event wallEvent
+		var event hooksEvent
 		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &event); err != nil {
 			return fmt.Errorf("read refusals: %w", err)
 		}
@@ -161,7 +161,7 @@ type repeated struct {
 	count uint64
 }
 
-func (m *meter) loop(ctx context.Context, events <-chan wallEvent) error {
+func (m *meter) loop(ctx context.Context, events <-chan hooksEvent) error {
 	tick := time.NewTicker(m.confinement.config.Interval)
 	defer tick.Stop()
 	check := time.NewTicker(checkInterval)
@@ -227,7 +227,7 @@ func (c *Confinement) Flush(ctx context.Context) {
 }
 
 // flush reports what waits to be reported.
-func (m *meter) flush(events <-chan wallEvent) error {
+func (m *meter) flush(events <-chan hooksEvent) error {
 	for range drainLimit {
 		select {
 		case event, ok := <-events:
@@ -253,7 +253,7 @@ func (m *meter) flush(events <-chan wallEvent) error {
 const drainLimit = 4096
 
 // drain reports what is left.
-func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
+func (m *meter) drain(reader *ringbuf.Reader, events <-chan hooksEvent) error {
 	if err := reader.Flush(); err != nil {
 		return fmt.Errorf("read refusals: %w", err)
 	}
@@ -280,7 +280,7 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan wallEvent) error {
 const hookLimit = 11
 
 // happened takes in what the kernel reports.
-func (m *meter) handleEvent(e *wallEvent) {
+func (m *meter) handleEvent(e *hooksEvent) {
 	if e.Hook == hookLimit {
 		m.offenders[e.Limit] = offender{wallClock(e.Time), e.Pid, cString(e.Comm[:])}
 		m.enforceTimer.Reset(0)
@@ -371,7 +371,7 @@ func (m *meter) report(d sandbox.Denial) {
 }
 
 // decode turns the programs' event into the exported form.
-func decode(e *wallEvent) sandbox.Denial {
+func decode(e *hooksEvent) sandbox.Denial {
 	d := sandbox.Denial{
 		Time: wallClock(e.Time), Hook: hookName(e.Hook), Cause: causeName(e.Why), Family: sandbox.FamilyName(uint32(e.Family)),
 		Protocol: protocolName(e.Family, uint16(e.ProtocolLow)|uint16(e.ProtocolHigh)<<8),

@@ -413,8 +413,8 @@ func TestEndpointsAreChecked(t *testing.T) {
 // entries counts the identities that wait to be taken.
 func (r *harness) entries() int {
 	n := 0
-	var key wallPeerKey
-	var value wallPeer
+	var key hooksPeerKey
+	var value hooksPeer
 	for entries := r.programs.pinnedMaps["peers"].Iterate(); entries.Next(&key, &value); {
 		n++
 	}

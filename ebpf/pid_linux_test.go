@@ -127,7 +127,7 @@ func TestInvisiblePID(t *testing.T) {
 	defer plugin.end()
 	r.programs.pidNamespace = 1 // the inode of none
 	old := r.programs.base
-	spec, err := r.programs.read("wall", loadWall, group, false)
+	spec, err := r.programs.read("wall", loadHooks, group, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,7 +101,7 @@ func (p *prober) programs() {
 	if err == nil {
 		return
 	}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadWall, loadUnix, loadCalls, loadKin, loadCensus} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadHooks, loadUnix, loadCalls, loadProctrack, loadSocketscan} {
 		spec, err := load()
 		if err != nil {
 			p.found(all, err)

@@ -18,7 +18,7 @@ import (
 )
 
 // stillAlive marks the report of an escape that the kernel could not end
-// (bpf/kin.bpf.c).
+// (bpf/proctrack.bpf.c).
 const stillAlive = 1
 
 // kinFindings says what a kernel's age takes away from following processes and

@@ -92,7 +92,7 @@ func escapes(denials []sandbox.Denial) (pids []int) {
 // as on a kernel before 6.13, over the ones that can.
 func weaken(t *testing.T, r *harness) {
 	t.Helper()
-	spec, err := loadKin()
+	spec, err := loadProctrack()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,11 +80,11 @@ func (w *collection) load(dir string, group *sandbox.Cgroup, own, syscalls bool)
 	if w.pidNamespace, err = pidNamespace(); err != nil {
 		return err
 	}
-	base, err := w.read("wall", loadWall, group, own)
+	base, err := w.read("wall", loadHooks, group, own)
 	if err != nil {
 		return err
 	}
-	kin, err := w.read("process", loadKin, group, own)
+	kin, err := w.read("process", loadProctrack, group, own)
 	if err != nil {
 		return err
 	}
@@ -241,7 +241,7 @@ func (w *collection) loadUnix() error {
 
 // configure tells the programs where the sidecar listens.
 func (w *collection) configure(n *sandbox.Network, own bool, ends Endpoints, serve []uint16) error {
-	setting := wallSetting{Netns: n.Cookie}
+	setting := hooksSetting{Netns: n.Cookie}
 	if own {
 		setting.OwnNetwork = 1
 	}
@@ -421,7 +421,7 @@ func (w *collection) setOpen(open bool) error {
 	if open {
 		value = 1
 	}
-	return w.limits.updateControl(func(d *wallDoor) { d.Open = value })
+	return w.limits.updateControl(func(d *hooksControl) { d.Open = value })
 }
 
 // close closes the handles. What is pinned stays attached.

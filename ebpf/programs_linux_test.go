@@ -173,7 +173,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(uint8(1), uint8(2), uint8(6), uint8(0), uint8(1), uint32(0), []byte("path"), []byte("comm"))
 	f.Add(uint8(7), uint8(1), uint8(0), uint8(0), uint8(9), uint32(4000), []byte("\x00abstract"), []byte("\xff\n"))
 	f.Fuzz(func(t *testing.T, hook, family, low, high, why uint8, length uint32, path, comm []byte) {
-		e := wallEvent{Hook: hook, Family: family, ProtocolLow: low, ProtocolHigh: high, Why: why, PathLength: length}
+		e := hooksEvent{Hook: hook, Family: family, ProtocolLow: low, ProtocolHigh: high, Why: why, PathLength: length}
 		copy(e.Path[:], path)
 		copy(e.Comm[:], comm)
 		d := decode(&e)

@@ -49,7 +49,7 @@ const (
 )
 
 // Why a socket is no business of the plugin's, and what is done about it
-// (bpf/census.bpf.c).
+// (bpf/socketscan.bpf.c).
 const (
 	socketForeign = 1
 	socketEarly   = 2
@@ -83,7 +83,7 @@ type socketScan struct {
 }
 
 func (w *collection) loadScan(group *sandbox.Cgroup, own bool) error {
-	spec, err := w.read("census", loadCensus, group, own)
+	spec, err := w.read("census", loadSocketscan, group, own)
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func (c *Confinement) reportSockets(found []foundSocket) {
 
 // found is one socket that the census found.
 type foundSocket struct {
-	censusSighting
+	socketscanSocketEntry
 	again bool      // it was reported before
 	since time.Time // when it was first seen
 }
@@ -236,12 +236,12 @@ func (c *socketScan) endFound(all []foundSocket) (err error) {
 	if len(all) == 0 {
 		return nil
 	}
-	var holders []censusSighting
+	var holders []socketscanSocketEntry
 	ours, sockets := ownCookies(), false
 	for _, s := range all {
 		doom := s.doom(s.again || ours[s.Cookie] || s.Netns != c.sidecarNetns && s.Netns != c.network.Cookie)
-		if err := c.programs.Maps["doomed"].Put(s.Cookie, doom); err != nil || doom == verdictKill {
-			holders = append(holders, s.censusSighting) // also when there are too many to note down
+		if err := c.programs.Maps["verdicts"].Put(s.Cookie, doom); err != nil || doom == verdictKill {
+			holders = append(holders, s.socketscanSocketEntry) // also when there are too many to note down
 		} else {
 			sockets = true
 		}
@@ -253,7 +253,7 @@ func (c *socketScan) endFound(all []foundSocket) (err error) {
 		err = errors.Join(err, c.endHolders(holders))
 	}
 	for _, s := range all {
-		if gone := c.programs.Maps["doomed"].Delete(s.Cookie); gone != nil && !errors.Is(gone, ebpf.ErrKeyNotExist) {
+		if gone := c.programs.Maps["verdicts"].Delete(s.Cookie); gone != nil && !errors.Is(gone, ebpf.ErrKeyNotExist) {
 			err = errors.Join(err, fmt.Errorf("forget socket: %w", gone))
 		}
 	}
@@ -262,7 +262,7 @@ func (c *socketScan) endFound(all []foundSocket) (err error) {
 
 // doom says how to end a socket. One that was connected early passes every hook
 // from then on, however often it is seen.
-func (s *censusSighting) doom(stubborn bool) uint32 {
+func (s *socketscanSocketEntry) doom(stubborn bool) uint32 {
 	switch {
 	case s.Found == socketEarly:
 		return verdictDestroy
@@ -272,7 +272,7 @@ func (s *censusSighting) doom(stubborn bool) uint32 {
 	return verdictKill
 }
 
-func (s *censusSighting) why() string {
+func (s *socketscanSocketEntry) why() string {
 	switch s.Found {
 	case socketForeign:
 		return "the socket was made outside the plugin's cgroup"
@@ -282,7 +282,7 @@ func (s *censusSighting) why() string {
 	return "no wall sees sockets of this family"
 }
 
-func (s *censusSighting) denial() sandbox.Denial {
+func (s *socketscanSocketEntry) denial() sandbox.Denial {
 	d := sandbox.Denial{
 		Time: time.Now(), Hook: sandbox.HookDescriptor, Cause: sandbox.CausePolicy, Family: sandbox.FamilyName(uint32(s.Family)),
 		PID: s.Pid, UID: s.Uid, Comm: cString(s.Comm[:]), Count: 1,
@@ -321,7 +321,7 @@ func (c *socketScan) endServed() error {
 
 // endHolders kills the processes that hold a doomed socket: from the kernel, by
 // a second look at them, or else by number.
-func (c *socketScan) endHolders(holders []censusSighting) error {
+func (c *socketScan) endHolders(holders []socketscanSocketEntry) error {
 	pids := func() ([]int, error) {
 		var pids []int
 		for _, s := range holders {
@@ -337,7 +337,7 @@ func (c *socketScan) endHolders(holders []censusSighting) error {
 	}
 	var errs []error
 	for _, s := range left {
-		if s.Killed == 0 && slices.ContainsFunc(holders, func(h censusSighting) bool { return h.Cookie == s.Cookie }) {
+		if s.Killed == 0 && slices.ContainsFunc(holders, func(h socketscanSocketEntry) bool { return h.Cookie == s.Cookie }) {
 			errs = append(errs, c.kill(int(s.Pid)))
 		}
 	}
@@ -427,7 +427,7 @@ func appendPIDs(pids []int, path string) ([]int, error) {
 
 // look runs the iterator over the descriptors of processes. What the kernel
 // reports of another cgroup's does not come into it.
-func (c *socketScan) list(list func() ([]int, error)) ([]censusSighting, error) {
+func (c *socketScan) list(list func() ([]int, error)) ([]socketscanSocketEntry, error) {
 	pids, err := list()
 	if err != nil {
 		return nil, err
@@ -435,7 +435,7 @@ func (c *socketScan) list(list func() ([]int, error)) ([]censusSighting, error) 
 	if len(pids) > walkAllFrom || slices.Contains(pids, 0) { // 0: of a namespace that we do not see
 		pids = []int{0}
 	}
-	var all []censusSighting
+	var all []socketscanSocketEntry
 	for _, pid := range pids {
 		all, err = c.listOf(all, pid)
 		if err != nil {
@@ -446,7 +446,7 @@ func (c *socketScan) list(list func() ([]int, error)) ([]censusSighting, error) 
 }
 
 // lookAt looks at one process, or at all for number 0.
-func (c *socketScan) listOf(all []censusSighting, pid int) ([]censusSighting, error) {
+func (c *socketScan) listOf(all []socketscanSocketEntry, pid int) ([]socketscanSocketEntry, error) {
 	walk, err := walkFiles(c.programs.Programs["look"].FD(), pid)
 	if errors.Is(err, unix.E2BIG) && pid != 0 { // before Linux 6.1
 		return c.listOf(all, 0)
@@ -456,7 +456,7 @@ func (c *socketScan) listOf(all []censusSighting, pid int) ([]censusSighting, er
 	}
 	defer func() { _ = walk.Close() }()
 	for lines := bufio.NewReaderSize(walk, 1<<16); ; {
-		var s censusSighting
+		var s socketscanSocketEntry
 		err := binary.Read(lines, binary.NativeEndian, &s)
 		if errors.Is(err, io.EOF) {
 			return all, nil

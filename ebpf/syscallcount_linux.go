@@ -53,7 +53,7 @@ func (w *collection) putCounter(dir string, limited bool) error {
 			return fmt.Errorf("attach system call counter: %w", err)
 		}
 		w.counter = l
-		if err := w.limits.updateControl(func(d *wallDoor) { d.Counter = w.counterTurn }); err != nil {
+		if err := w.limits.updateControl(func(d *hooksControl) { d.Counter = w.counterTurn }); err != nil {
 			return fmt.Errorf("attach system call counter: %w", err)
 		}
 	}

@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type unixControl struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
+}
+
 type unixDestination struct {
 	_       structs.HostLayout
 	Address struct {
@@ -21,14 +29,6 @@ type unixDestination struct {
 	}
 	Port uint16
 	Pad  uint16
-}
-
-type unixDoor struct {
-	_       structs.HostLayout
-	Open    uint32
-	InForce uint32
-	Counter uint32
-	Pace    uint32
 }
 
 type unixFlow struct {

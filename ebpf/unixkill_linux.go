@@ -96,7 +96,7 @@ func (c *Confinement) connected() (names []string, err error) {
 		}
 		defer func() { _ = walk.Close() }()
 		for lines := bufio.NewReader(walk); ; {
-			var one censusConnected
+			var one socketscanConnected
 			err := binary.Read(lines, binary.NativeEndian, &one)
 			if errors.Is(err, io.EOF) {
 				return nil

@@ -122,7 +122,7 @@ func entries(m *ebpf.Map) (uint64, error) {
 // count in it costs no system call and what was counted outlives this process.
 type sharedCounters struct {
 	memory []byte
-	tally  *wallTally
+	tally  *hooksTally
 }
 
 func openSharedCounters(m *ebpf.Map) (*sharedCounters, error) {
@@ -130,14 +130,14 @@ func openSharedCounters(m *ebpf.Map) (*sharedCounters, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the counters: %w", err)
 	}
-	return &sharedCounters{memory, (*wallTally)(unsafe.Pointer(&memory[0]))}, nil //nolint:gosec // the map's value, page aligned
+	return &sharedCounters{memory, (*hooksTally)(unsafe.Pointer(&memory[0]))}, nil //nolint:gosec // the map's value, page aligned
 }
 
 // tallyFields is how many counters a tally has.
-const tallyFields = unsafe.Sizeof(wallTally{}) / 8
+const tallyFields = unsafe.Sizeof(hooksTally{}) / 8
 
 // fields are a tally's counters in order.
-func (t *wallTally) fields() *[tallyFields]uint64 {
+func (t *hooksTally) fields() *[tallyFields]uint64 {
 	return (*[tallyFields]uint64)(unsafe.Pointer(t)) //nolint:gosec // every field is a uint64
 }
 
@@ -151,8 +151,8 @@ func (t *sharedCounters) addPrefix(value []byte) {
 }
 
 // read is a copy of the tally.
-func (t *sharedCounters) read() wallTally {
-	var copied wallTally
+func (t *sharedCounters) read() hooksTally {
+	var copied hooksTally
 	for i := range t.tally.fields() {
 		copied.fields()[i] = atomic.LoadUint64(&t.tally.fields()[i])
 	}

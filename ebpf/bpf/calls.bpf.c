@@ -46,7 +46,7 @@ static __noinline int pay(struct calls *c, __u32 in_force)
 		return 0;
 	}
 	outcome = spend(in_force, LIMIT_SYSCALLS, 1, 0);
-	if (outcome & REFUSED && in_force & IN_FORCE_SENTENCES) {
+	if (outcome & REFUSED && in_force & IN_FORCE_ACTIONS) {
 		spend(in_force, LIMIT_SYSCALLS, 1, FORCE);
 	} else if (outcome & REFUSED) {
 		spend(in_force, LIMIT_SYSCALLS, LEASE, FORCE);
@@ -79,13 +79,13 @@ int BPF_PROG(count_call, struct pt_regs *regs, long ret)
 {
 	struct task_struct *task = (void *)bpf_get_current_task_btf();
 	__u32 zero = 0, class = CLASS_OTHER;
-	const struct door *d;
+	const struct control *d;
 	struct calls *c;
 	long id;
 
 	if (!inside(task->cgroups->dfl_cgrp))
 		return 0;
-	d = current_door();
+	d = current_control();
 	c = bpf_map_lookup_elem(&calls, &zero);
 	if (!d || !c || d->counter != turn)
 		return 0;
@@ -103,7 +103,7 @@ int BPF_PROG(count_call, struct pt_regs *regs, long ret)
 		else
 			pay(c, d->in_force);
 	}
-	if (d->in_force & IN_FORCE_SENTENCES)
-		serve_sentence(d->in_force);
+	if (d->in_force & IN_FORCE_ACTIONS)
+		apply_pending_action(d->in_force);
 	return 0;
 }

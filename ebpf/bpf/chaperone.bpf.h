@@ -176,7 +176,7 @@ struct {
 /* door is what user space turns while the programs run. The zero value is shut. The write is a copy without a lock: a
  * program may see some words of before and some of after, each of them whole. Those that have to agree are therefore one
  * word, in_force, and what it names stands before it is written. */
-struct door {
+struct control {
 	__u32 open;	/* 1: it is */
 	__u32 in_force; /* which limits are, and what of: see IN_FORCE */
 	__u32 counter;	/* which system call counter counts: two may be attached while one takes the other's place */
@@ -186,8 +186,8 @@ struct door {
 /* The word that says what a program has to look at. While no limit is in force it is zero, and costs one look. */
 #define IN_FORCE_WHICH 1	     /* which entry of limits */
 #define IN_FORCE(kind) (1u << (kind)) /* there are limits of this kind */
-#define IN_FORCE_SENTENCES (1u << 8)  /* some stop or end the plugin */
-#define IN_FORCE_SHUTS (1u << 9)      /* some refuse connects while they are used up */
+#define IN_FORCE_ACTIONS (1u << 8)  /* some stop or end the plugin */
+#define IN_FORCE_BLOCKS (1u << 9)      /* some refuse connects while they are used up */
 #define IN_FORCE_PACE (1u << 10)      /* connections are paced */
 #define IN_FORCE_RULES (1u << 11)     /* connections are attributed to rules */
 
@@ -195,7 +195,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct door);
+	__type(value, struct control);
 } door SEC(".maps");
 
 struct {
@@ -270,16 +270,16 @@ static __always_inline struct setting *current_settings(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
-static __always_inline const struct door *current_door(void)
+static __always_inline const struct control *current_control(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&door, &zero);
 }
 
-static __always_inline bool door_open(void)
+static __always_inline bool unblocked(void)
 {
-	const struct door *d = current_door();
+	const struct control *d = current_control();
 
 	return d && d->open == 1;
 }
@@ -352,7 +352,7 @@ static __always_inline bool own_address(const struct address *a)
 }
 
 /* Whether an address of the plugin's own network stays in it. */
-static __always_inline bool at_home(const struct address *a)
+static __always_inline bool in_own_network(const struct address *a)
 {
 	return loopback(a) || own_address(a);
 }

@@ -26,7 +26,7 @@ enum limit_kind {
 #define SLOTS 128 /* more than twice of what may be in force: a slot is not used again at once */
 
 /* What becomes of the plugin at a limit; the higher number wins. */
-enum sentence { SENTENCE_NONE = 0, SENTENCE_STOP = 1, SENTENCE_KILL = 2 };
+enum pending { PENDING_NONE = 0, PENDING_STOP = 1, PENDING_KILL = 2 };
 
 #define SIGKILL_NUMBER 9 /* include/uapi/asm-generic/signal.h */
 #define SIGSTOP_NUMBER 19
@@ -45,16 +45,16 @@ struct limit {
 	__u32 slot;
 	__u8 shift;
 	__u8 set;	/* 0: there is none here */
-	__u8 sentence;
-	__u8 early;	/* pass the sentence when the bucket is full, and not at the first refusal */
-	__u8 shuts;	/* refuse connects and questions while the bucket is full */
+	__u8 action;
+	__u8 early;	/* pass the action when the bucket is full, and not at the first refusal */
+	__u8 blocks;	/* refuse connects and questions while the bucket is full */
 	__u8 turns;	/* for user space: a stop is to be a short one */
 	__u8 more;	/* MORE: another one of the kind follows */
 	__u8 pad[5];
 };
 
 /* How one limit stands. */
-struct standing {
+struct limit_state {
 	__u64 level;
 	__u64 refused;	/* when it last did, ns of CLOCK_MONOTONIC */
 	__u64 asked;	/* the price of what it then refused */
@@ -63,8 +63,8 @@ struct standing {
 };
 
 /* What the plugin as a whole has brought upon itself. */
-struct custody {
-	__u32 sentence;
+struct enforcement {
+	__u32 action;
 	__u32 beyond;  /* hooks passed by processes that were stopped: somebody continues them */
 	__u32 frozen;  /* for user space: a caller wants it frozen, whatever the limits say */
 	__u32 release; /* for user space: a release is under way */
@@ -84,7 +84,7 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, SLOTS);
 	__type(key, __u32);
-	__type(value, struct standing);
+	__type(value, struct limit_state);
 } standings SEC(".maps");
 
 struct {
@@ -92,7 +92,7 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct custody);
+	__type(value, struct enforcement);
 } held SEC(".maps");
 
 #define RETRIES 8
@@ -138,7 +138,7 @@ static __always_inline struct limit *limit_at(__u32 in_force, __u32 place)
 	return bpf_map_lookup_elem(&limits, &place);
 }
 
-static __always_inline struct standing *standing_of(const struct limit *l)
+static __always_inline struct limit_state *standing_of(const struct limit *l)
 {
 	__u32 slot = l->slot;
 
@@ -146,7 +146,7 @@ static __always_inline struct standing *standing_of(const struct limit *l)
 }
 
 /* Moves a limit's level on; false if that is beyond what it permits. */
-static __always_inline bool take(const struct limit *l, struct standing *s, __u64 cost, __u64 now, __u32 how)
+static __always_inline bool take(const struct limit *l, struct limit_state *s, __u64 cost, __u64 now, __u32 how)
 {
 	__u64 clock = l->period ? now : 0, ceiling = clock + l->depth, step = price(l, cost), old, base, next;
 
@@ -168,7 +168,7 @@ static __always_inline bool take(const struct limit *l, struct standing *s, __u6
 	return how & FORCE;
 }
 
-static __always_inline bool full(const struct limit *l, const struct standing *s, __u64 now)
+static __always_inline bool full(const struct limit *l, const struct limit_state *s, __u64 now)
 {
 	__u64 clock = l->period ? now : 0, level = *(volatile __u64 *)&s->level;
 
@@ -177,21 +177,21 @@ static __always_inline bool full(const struct limit *l, const struct standing *s
 	return (level > clock ? level : clock) + l->unit > clock + l->depth;
 }
 
-/* Passes the limit's sentence; CROSSED if user space has to hear of it. */
-static __always_inline __u32 cross(const struct limit *l, struct standing *s)
+/* Passes the limit's action; CROSSED if user space has to hear of it. */
+static __always_inline __u32 cross(const struct limit *l, struct limit_state *s)
 {
 	__u32 zero = 0, news = 0, old;
-	struct custody *c;
+	struct enforcement *c;
 
 	if (!s->over && __sync_val_compare_and_swap(&s->over, 0, 1) == 0)
 		news = CROSSED;
-	if (!l->sentence)
+	if (!l->action)
 		return news;
 	c = bpf_map_lookup_elem(&held, &zero);
 	if (!c)
 		return news;
-	old = *(volatile __u32 *)&c->sentence;
-	if (old < l->sentence && __sync_val_compare_and_swap(&c->sentence, old, l->sentence) == old)
+	old = *(volatile __u32 *)&c->action;
+	if (old < l->action && __sync_val_compare_and_swap(&c->action, old, l->action) == old)
 		news = CROSSED;
 	return news;
 }
@@ -203,7 +203,7 @@ static __always_inline __u32 cross(const struct limit *l, struct standing *s)
 __noinline __u32 charge(__u32 in_force, __u32 place, __u64 cost, __u64 now, __u32 how)
 {
 	struct limit *l = limit_at(in_force, place);
-	struct standing *s = l ? standing_of(l) : 0;
+	struct limit_state *s = l ? standing_of(l) : 0;
 	__u32 more, news;
 
 	if (!l || !s)
@@ -226,7 +226,7 @@ __noinline __u32 charge(__u32 in_force, __u32 place, __u64 cost, __u64 now, __u3
 __noinline int refund(__u32 in_force, __u32 place, __u64 cost)
 {
 	struct limit *l = limit_at(in_force, place);
-	struct standing *s = l ? standing_of(l) : 0;
+	struct limit_state *s = l ? standing_of(l) : 0;
 
 	if (s)
 		__sync_fetch_and_add(&s->level, -price(l, cost));
@@ -253,10 +253,10 @@ __noinline __u32 spend(__u32 in_force, __u32 kind, __u64 cost, __u32 how)
 	return news;
 }
 
-/* Finds a limit of a kind that shuts the plugin in while it is used up; REFUSED, as spend. */
+/* Finds a limit of a kind that blocks the plugin in while it is used up; REFUSED, as spend. */
 __noinline __u32 shut_by(__u32 in_force, __u32 kind, __u64 now)
 {
-	struct standing *s;
+	struct limit_state *s;
 	struct limit *l;
 
 	for (int i = 0; i < PER_KIND; i++) {
@@ -268,7 +268,7 @@ __noinline __u32 shut_by(__u32 in_force, __u32 kind, __u64 now)
 		s = standing_of(l);
 		if (!s)
 			return REFUSED;
-		if (l->shuts && full(l, s, now)) {
+		if (l->blocks && full(l, s, now)) {
 			s->refused = now;
 			s->asked = l->unit;
 			return REFUSED | l->slot << SLOT_SHIFT | cross(l, s);
@@ -279,25 +279,25 @@ __noinline __u32 shut_by(__u32 in_force, __u32 kind, __u64 now)
 	return 0;
 }
 
-/* Carries the sentence out on the current process, which has to be the plugin's. The signal goes to the thread that is here,
+/* Carries the action out on the current process, which has to be the plugin's. The signal goes to the thread that is here,
  * which takes it in before it returns from its call, and stops or ends the others with it: sent to the process, it would wait
  * for one of them while this one goes on. */
-static __always_inline void serve_sentence(__u32 in_force)
+static __always_inline void apply_pending_action(__u32 in_force)
 {
-	__u32 zero = 0, sentence;
-	struct custody *c;
+	__u32 zero = 0, action;
+	struct enforcement *c;
 
-	if (!may_signal || !(in_force & IN_FORCE_SENTENCES))
+	if (!may_signal || !(in_force & IN_FORCE_ACTIONS))
 		return;
 	c = bpf_map_lookup_elem(&held, &zero);
 	if (!c)
 		return;
-	sentence = *(volatile __u32 *)&c->sentence;
-	if (!sentence)
+	action = *(volatile __u32 *)&c->action;
+	if (!action)
 		return;
-	if (sentence == SENTENCE_STOP && __sync_fetch_and_add(&c->beyond, 1) >= OVERRUN)
-		sentence = c->sentence = SENTENCE_KILL;
-	bpf_send_signal_thread(sentence == SENTENCE_KILL ? SIGKILL_NUMBER : SIGSTOP_NUMBER);
+	if (action == PENDING_STOP && __sync_fetch_and_add(&c->beyond, 1) >= OVERRUN)
+		action = c->action = PENDING_KILL;
+	bpf_send_signal_thread(action == PENDING_KILL ? SIGKILL_NUMBER : SIGSTOP_NUMBER);
 }
 
 /* Tells user space to look at the limits. Should there be no room for it, user space looks at its next turn. */

@@ -310,7 +310,7 @@ static __always_inline int decide_unix(struct bpf_sock_addr *ctx, __u8 hook)
 {
 	const struct setting *s = current_settings();
 	struct bpf_sock_addr_kern *k = bpf_cast_to_kern_ctx(ctx);
-	bool open = door_open(), confined, abstract, allowed;
+	bool open = unblocked(), confined, abstract, allowed;
 	struct socket_name name;
 	struct event *e;
 	__u64 *until;

@@ -13,14 +13,22 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type censusConnected struct {
+type socketscanConnected struct {
 	_      structs.HostLayout
 	Cookie uint64
 	Length uint32
 	Name   [108]uint8
 }
 
-type censusDestination struct {
+type socketscanControl struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
+}
+
+type socketscanDestination struct {
 	_       structs.HostLayout
 	Address struct {
 		_ structs.HostLayout
@@ -30,15 +38,7 @@ type censusDestination struct {
 	Pad  uint16
 }
 
-type censusDoor struct {
-	_       structs.HostLayout
-	Open    uint32
-	InForce uint32
-	Counter uint32
-	Pace    uint32
-}
-
-type censusFlow struct {
+type socketscanFlow struct {
 	_        structs.HostLayout
 	Cookie   uint64
 	Cgroup   uint64
@@ -70,7 +70,7 @@ type censusFlow struct {
 	Comm         [16]uint8
 }
 
-type censusPeer struct {
+type socketscanPeer struct {
 	_        structs.HostLayout
 	Cookie   uint64
 	Since    uint64
@@ -87,7 +87,7 @@ type censusPeer struct {
 	Comm         [16]uint8
 }
 
-type censusPeerKey struct {
+type socketscanPeerKey struct {
 	_      structs.HostLayout
 	Netns  uint64
 	Source struct {
@@ -103,7 +103,7 @@ type censusPeerKey struct {
 	Pad        uint32
 }
 
-type censusSetting struct {
+type socketscanSetting struct {
 	_      structs.HostLayout
 	Netns  uint64
 	Proxy4 struct {
@@ -130,7 +130,7 @@ type censusSetting struct {
 	_             [4]byte
 }
 
-type censusSighting struct {
+type socketscanSocketEntry struct {
 	_      structs.HostLayout
 	Cookie uint64
 	Netns  uint64
@@ -156,7 +156,7 @@ type censusSighting struct {
 	Comm       [16]uint8
 }
 
-type censusTally struct {
+type socketscanTally struct {
 	_               structs.HostLayout
 	Connections     uint64
 	Refused         uint64
@@ -178,52 +178,52 @@ type censusTally struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	censusMapCounters      = "counters"
-	censusMapDestinations  = "destinations"
-	censusMapDoomed        = "doomed"
-	censusMapDoor          = "door"
-	censusMapEvents        = "events"
-	censusMapFlows         = "flows"
-	censusMapPeers         = "peers"
-	censusMapServed        = "served"
-	censusMapSettings      = "settings"
-	censusMapTallied       = "tallied"
-	censusProgEndServed    = "end_served"
-	censusProgEndTcp       = "end_tcp"
-	censusProgEndUdp       = "end_udp"
-	censusProgListUnix     = "list_unix"
-	censusProgLook         = "look"
-	censusProgSeekTcp      = "seek_tcp"
-	censusVarCgroupId      = "cgroup_id"
-	censusVarConnectedType = "connected_type"
-	censusVarDescendants   = "descendants"
-	censusVarPidNamespace  = "pid_namespace"
-	censusVarSightingType  = "sighting_type"
-	censusVarSignals       = "signals"
+	socketscanMapCounters        = "counters"
+	socketscanMapDestinations    = "destinations"
+	socketscanMapDoor            = "door"
+	socketscanMapEvents          = "events"
+	socketscanMapFlows           = "flows"
+	socketscanMapPeers           = "peers"
+	socketscanMapServed          = "served"
+	socketscanMapSettings        = "settings"
+	socketscanMapTallied         = "tallied"
+	socketscanMapVerdicts        = "verdicts"
+	socketscanProgEndServed      = "end_served"
+	socketscanProgEndTcp         = "end_tcp"
+	socketscanProgEndUdp         = "end_udp"
+	socketscanProgListUnix       = "list_unix"
+	socketscanProgLook           = "look"
+	socketscanProgSeekTcp        = "seek_tcp"
+	socketscanVarCgroupId        = "cgroup_id"
+	socketscanVarConnectedType   = "connected_type"
+	socketscanVarDescendants     = "descendants"
+	socketscanVarPidNamespace    = "pid_namespace"
+	socketscanVarSignals         = "signals"
+	socketscanVarSocketEntryType = "socket_entry_type"
 )
 
-// loadCensus returns the embedded CollectionSpec for census.
-func loadCensus() (*ebpf.CollectionSpec, error) {
-	reader := bytes.NewReader(_CensusBytes)
+// loadSocketscan returns the embedded CollectionSpec for socketscan.
+func loadSocketscan() (*ebpf.CollectionSpec, error) {
+	reader := bytes.NewReader(_SocketscanBytes)
 	spec, err := ebpf.LoadCollectionSpecFromReader(reader)
 	if err != nil {
-		return nil, fmt.Errorf("can't load census: %w", err)
+		return nil, fmt.Errorf("can't load socketscan: %w", err)
 	}
 
 	return spec, err
 }
 
-// loadCensusObjects loads census and converts it into a struct.
+// loadSocketscanObjects loads socketscan and converts it into a struct.
 //
 // The following types are suitable as obj argument:
 //
-//	*censusObjects
-//	*censusPrograms
-//	*censusMaps
+//	*socketscanObjects
+//	*socketscanPrograms
+//	*socketscanMaps
 //
 // See ebpf.CollectionSpec.LoadAndAssign documentation for details.
-func loadCensusObjects(obj any, opts *ebpf.CollectionOptions) error {
-	spec, err := loadCensus()
+func loadSocketscanObjects(obj any, opts *ebpf.CollectionOptions) error {
+	spec, err := loadSocketscan()
 	if err != nil {
 		return err
 	}
@@ -231,19 +231,19 @@ func loadCensusObjects(obj any, opts *ebpf.CollectionOptions) error {
 	return spec.LoadAndAssign(obj, opts)
 }
 
-// censusSpecs contains maps and programs before they are loaded into the kernel.
+// socketscanSpecs contains maps and programs before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type censusSpecs struct {
-	censusProgramSpecs
-	censusMapSpecs
-	censusVariableSpecs
+type socketscanSpecs struct {
+	socketscanProgramSpecs
+	socketscanMapSpecs
+	socketscanVariableSpecs
 }
 
-// censusProgramSpecs contains programs before they are loaded into the kernel.
+// socketscanProgramSpecs contains programs before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type censusProgramSpecs struct {
+type socketscanProgramSpecs struct {
 	EndServed *ebpf.ProgramSpec `ebpf:"end_served"`
 	EndTcp    *ebpf.ProgramSpec `ebpf:"end_tcp"`
 	EndUdp    *ebpf.ProgramSpec `ebpf:"end_udp"`
@@ -252,13 +252,12 @@ type censusProgramSpecs struct {
 	SeekTcp   *ebpf.ProgramSpec `ebpf:"seek_tcp"`
 }
 
-// censusMapSpecs contains maps before they are loaded into the kernel.
+// socketscanMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type censusMapSpecs struct {
+type socketscanMapSpecs struct {
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Destinations *ebpf.MapSpec `ebpf:"destinations"`
-	Doomed       *ebpf.MapSpec `ebpf:"doomed"`
 	Door         *ebpf.MapSpec `ebpf:"door"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -266,43 +265,43 @@ type censusMapSpecs struct {
 	Served       *ebpf.MapSpec `ebpf:"served"`
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
+	Verdicts     *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
-// censusVariableSpecs contains global variables before they are loaded into the kernel.
+// socketscanVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type censusVariableSpecs struct {
-	CgroupId      *ebpf.VariableSpec `ebpf:"cgroup_id"`
-	ConnectedType *ebpf.VariableSpec `ebpf:"connected_type"`
-	Descendants   *ebpf.VariableSpec `ebpf:"descendants"`
-	PidNamespace  *ebpf.VariableSpec `ebpf:"pid_namespace"`
-	SightingType  *ebpf.VariableSpec `ebpf:"sighting_type"`
-	Signals       *ebpf.VariableSpec `ebpf:"signals"`
+type socketscanVariableSpecs struct {
+	CgroupId        *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	ConnectedType   *ebpf.VariableSpec `ebpf:"connected_type"`
+	Descendants     *ebpf.VariableSpec `ebpf:"descendants"`
+	PidNamespace    *ebpf.VariableSpec `ebpf:"pid_namespace"`
+	Signals         *ebpf.VariableSpec `ebpf:"signals"`
+	SocketEntryType *ebpf.VariableSpec `ebpf:"socket_entry_type"`
 }
 
-// censusObjects contains all objects after they have been loaded into the kernel.
+// socketscanObjects contains all objects after they have been loaded into the kernel.
 //
-// It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
-type censusObjects struct {
-	censusPrograms
-	censusMaps
-	censusVariables
+// It can be passed to loadSocketscanObjects or ebpf.CollectionSpec.LoadAndAssign.
+type socketscanObjects struct {
+	socketscanPrograms
+	socketscanMaps
+	socketscanVariables
 }
 
-func (o *censusObjects) Close() error {
-	return _CensusClose(
-		&o.censusPrograms,
-		&o.censusMaps,
+func (o *socketscanObjects) Close() error {
+	return _SocketscanClose(
+		&o.socketscanPrograms,
+		&o.socketscanMaps,
 	)
 }
 
-// censusMaps contains all maps after they have been loaded into the kernel.
+// socketscanMaps contains all maps after they have been loaded into the kernel.
 //
-// It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
-type censusMaps struct {
+// It can be passed to loadSocketscanObjects or ebpf.CollectionSpec.LoadAndAssign.
+type socketscanMaps struct {
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Destinations *ebpf.Map `ebpf:"destinations"`
-	Doomed       *ebpf.Map `ebpf:"doomed"`
 	Door         *ebpf.Map `ebpf:"door"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -310,13 +309,13 @@ type censusMaps struct {
 	Served       *ebpf.Map `ebpf:"served"`
 	Settings     *ebpf.Map `ebpf:"settings"`
 	Tallied      *ebpf.Map `ebpf:"tallied"`
+	Verdicts     *ebpf.Map `ebpf:"verdicts"`
 }
 
-func (m *censusMaps) Close() error {
-	return _CensusClose(
+func (m *socketscanMaps) Close() error {
+	return _SocketscanClose(
 		m.Counters,
 		m.Destinations,
-		m.Doomed,
 		m.Door,
 		m.Events,
 		m.Flows,
@@ -324,25 +323,26 @@ func (m *censusMaps) Close() error {
 		m.Served,
 		m.Settings,
 		m.Tallied,
+		m.Verdicts,
 	)
 }
 
-// censusVariables contains all global variables after they have been loaded into the kernel.
+// socketscanVariables contains all global variables after they have been loaded into the kernel.
 //
-// It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
-type censusVariables struct {
-	CgroupId      *ebpf.Variable `ebpf:"cgroup_id"`
-	ConnectedType *ebpf.Variable `ebpf:"connected_type"`
-	Descendants   *ebpf.Variable `ebpf:"descendants"`
-	PidNamespace  *ebpf.Variable `ebpf:"pid_namespace"`
-	SightingType  *ebpf.Variable `ebpf:"sighting_type"`
-	Signals       *ebpf.Variable `ebpf:"signals"`
+// It can be passed to loadSocketscanObjects or ebpf.CollectionSpec.LoadAndAssign.
+type socketscanVariables struct {
+	CgroupId        *ebpf.Variable `ebpf:"cgroup_id"`
+	ConnectedType   *ebpf.Variable `ebpf:"connected_type"`
+	Descendants     *ebpf.Variable `ebpf:"descendants"`
+	PidNamespace    *ebpf.Variable `ebpf:"pid_namespace"`
+	Signals         *ebpf.Variable `ebpf:"signals"`
+	SocketEntryType *ebpf.Variable `ebpf:"socket_entry_type"`
 }
 
-// censusPrograms contains all programs after they have been loaded into the kernel.
+// socketscanPrograms contains all programs after they have been loaded into the kernel.
 //
-// It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
-type censusPrograms struct {
+// It can be passed to loadSocketscanObjects or ebpf.CollectionSpec.LoadAndAssign.
+type socketscanPrograms struct {
 	EndServed *ebpf.Program `ebpf:"end_served"`
 	EndTcp    *ebpf.Program `ebpf:"end_tcp"`
 	EndUdp    *ebpf.Program `ebpf:"end_udp"`
@@ -351,8 +351,8 @@ type censusPrograms struct {
 	SeekTcp   *ebpf.Program `ebpf:"seek_tcp"`
 }
 
-func (p *censusPrograms) Close() error {
-	return _CensusClose(
+func (p *socketscanPrograms) Close() error {
+	return _SocketscanClose(
 		p.EndServed,
 		p.EndTcp,
 		p.EndUdp,
@@ -362,7 +362,7 @@ func (p *censusPrograms) Close() error {
 	)
 }
 
-func _CensusClose(closers ...io.Closer) error {
+func _SocketscanClose(closers ...io.Closer) error {
 	for _, closer := range closers {
 		if err := closer.Close(); err != nil {
 			return err
@@ -373,5 +373,5 @@ func _CensusClose(closers ...io.Closer) error {
 
 // Do not access this directly.
 //
-//go:embed census_bpfel.o
-var _CensusBytes []byte
+//go:embed socketscan_bpfel.o
+var _SocketscanBytes []byte

@@ -16,13 +16,13 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 #define TCP_NEW_SYN_RECV 12
 
 enum found {
-	FOUND_FOREIGN = 1, /* made outside the cgroup */
-	FOUND_EARLY = 2,   /* connected before the walls stood */
-	FOUND_UNSEEN = 3,  /* of a family that no wall sees */
+	SOCKET_FOREIGN = 1, /* made outside the cgroup */
+	SOCKET_EARLY = 2,   /* connected before the walls stood */
+	SOCKET_UNSEEN = 3,  /* of a family that no wall sees */
 };
 
-/* sighting is one socket in the hands of one process. */
-struct sighting {
+/* socket_entry is one socket in the hands of one process. */
+struct socket_entry {
 	__u64 cookie;
 	__u64 netns;
 	struct address local;
@@ -41,9 +41,9 @@ struct sighting {
 	__u8 comm[16];
 };
 
-const struct sighting *sighting_type __attribute__((unused));
+const struct socket_entry *socket_entry_type __attribute__((unused));
 
-enum doom { DOOM_SOCKET = 1, DOOM_HOLDER = 2, SOUGHT = 3, STANDS = 4 };
+enum verdict { VERDICT_DESTROY = 1, VERDICT_KILL = 2, VERDICT_PROBE = 3, VERDICT_FOUND = 4 };
 
 /* What is to be ended, or looked for, by the socket's cookie. */
 struct {
@@ -51,7 +51,7 @@ struct {
 	__uint(max_entries, 4096);
 	__type(key, __u64);
 	__type(value, __u32);
-} doomed SEC(".maps");
+} verdicts SEC(".maps");
 
 struct in6_addr {
 	union {
@@ -166,7 +166,7 @@ static __always_inline bool kill_holder(int pid)
 	return killed;
 }
 
-static __always_inline void addresses(struct sock *sk, struct sighting *s)
+static __always_inline void addresses(struct sock *sk, struct socket_entry *s)
 {
 	if (s->family == AF_INET) {
 		map4(&s->local, sk->__sk_common.skc_rcv_saddr);
@@ -183,7 +183,7 @@ static __always_inline void addresses(struct sock *sk, struct sighting *s)
 
 /* A connected socket of the plugin's own without a flow never passed the connect hook, unless it stays within what is the
  * plugin's: its own loopback, or a port that it may serve. */
-static __always_inline bool early(struct sock *sk, const struct sighting *s)
+static __always_inline bool early(struct sock *sk, const struct socket_entry *s)
 {
 	const struct setting *setting = current_settings();
 
@@ -194,20 +194,20 @@ static __always_inline bool early(struct sock *sk, const struct sighting *s)
 	if (!setting)
 		return true;
 	if (setting->own_network)
-		return s->netns != setting->netns || !at_home(&s->remote);
+		return s->netns != setting->netns || !in_own_network(&s->remote);
 	return s->protocol != IPPROTO_TCP || !bpf_map_lookup_elem(&served, &s->local_port);
 }
 
-static __always_inline __u8 judge(struct sock *sk, struct sighting *s)
+static __always_inline __u8 judge(struct sock *sk, struct socket_entry *s)
 {
 	if (s->family == AF_UNIX || s->family == AF_NETLINK || s->family == AF_ALG)
 		return 0; /* they carry nothing off this host by themselves */
 	if (s->family != AF_INET && s->family != AF_INET6)
-		return FOUND_UNSEEN;
+		return SOCKET_UNSEEN;
 	addresses(sk, s);
 	if (!inside(sk->sk_cgrp_data.cgroup))
-		return FOUND_FOREIGN;
-	return early(sk, s) ? FOUND_EARLY : 0;
+		return SOCKET_FOREIGN;
+	return early(sk, s) ? SOCKET_EARLY : 0;
 }
 
 SEC("iter/task_file")
@@ -215,10 +215,10 @@ int look(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct sighting s = {};
+	struct socket_entry s = {};
 	struct socket *socket;
 	struct sock *sk;
-	__u32 *doom;
+	__u32 *verdict;
 
 	if (!task || !file || !inside(task->cgroups->dfl_cgrp))
 		return 0;
@@ -240,18 +240,18 @@ int look(struct bpf_iter__task_file *ctx)
 	s.pid = pid_of((struct task_struct___pid *)task);
 	s.uid = task->cred->uid.val;
 	bpf_core_read(s.comm, sizeof(s.comm), &task->comm);
-	doom = bpf_map_lookup_elem(&doomed, &s.cookie);
-	if (doom && *doom == DOOM_HOLDER)
+	verdict = bpf_map_lookup_elem(&verdicts, &s.cookie);
+	if (verdict && *verdict == VERDICT_KILL)
 		s.killed = kill_holder(task->pid);
 	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
 	return 0;
 }
 
-static __always_inline bool is_doomed(__u64 cookie)
+static __always_inline bool is_to_destroy(__u64 cookie)
 {
-	__u32 *doom = bpf_map_lookup_elem(&doomed, &cookie);
+	__u32 *verdict = bpf_map_lookup_elem(&verdicts, &cookie);
 
-	return doom && *doom == DOOM_SOCKET;
+	return verdict && *verdict == VERDICT_DESTROY;
 }
 
 SEC("iter/tcp")
@@ -261,7 +261,7 @@ int end_tcp(struct bpf_iter__tcp *ctx)
 
 	if (!sk || sk->skc_state == TCP_TIME_WAIT || sk->skc_state == TCP_NEW_SYN_RECV || !bpf_sock_destroy)
 		return 0;
-	if (is_doomed(bpf_get_socket_cookie(sk)))
+	if (is_to_destroy(bpf_get_socket_cookie(sk)))
 		bpf_sock_destroy(sk);
 	return 0;
 }
@@ -271,7 +271,7 @@ int end_udp(struct bpf_iter__udp *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->udp_sk;
 
-	if (sk && bpf_sock_destroy && is_doomed(bpf_get_socket_cookie(sk)))
+	if (sk && bpf_sock_destroy && is_to_destroy(bpf_get_socket_cookie(sk)))
 		bpf_sock_destroy((struct sock_common *)sk);
 	return 0;
 }
@@ -282,14 +282,14 @@ int seek_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *sk = ctx->sk_common;
 	__u64 cookie;
-	__u32 *doom;
+	__u32 *verdict;
 
 	if (!sk || sk->skc_state == TCP_TIME_WAIT || sk->skc_state == TCP_NEW_SYN_RECV)
 		return 0;
 	cookie = bpf_get_socket_cookie(sk);
-	doom = bpf_map_lookup_elem(&doomed, &cookie);
-	if (doom && *doom == SOUGHT)
-		*doom = STANDS;
+	verdict = bpf_map_lookup_elem(&verdicts, &cookie);
+	if (verdict && *verdict == VERDICT_PROBE)
+		*verdict = VERDICT_FOUND;
 	return 0;
 }
 

@@ -13,15 +13,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type kinCustody struct {
-	_        structs.HostLayout
-	Sentence uint32
-	Beyond   uint32
-	Frozen   uint32
-	Release  uint32
+type proctrackControl struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
 }
 
-type kinDestination struct {
+type proctrackDestination struct {
 	_       structs.HostLayout
 	Address struct {
 		_ structs.HostLayout
@@ -31,15 +31,15 @@ type kinDestination struct {
 	Pad  uint16
 }
 
-type kinDoor struct {
+type proctrackEnforcement struct {
 	_       structs.HostLayout
-	Open    uint32
-	InForce uint32
-	Counter uint32
-	Pace    uint32
+	Action  uint32
+	Beyond  uint32
+	Frozen  uint32
+	Release uint32
 }
 
-type kinFlow struct {
+type proctrackFlow struct {
 	_        structs.HostLayout
 	Cookie   uint64
 	Cgroup   uint64
@@ -71,27 +71,36 @@ type kinFlow struct {
 	Comm         [16]uint8
 }
 
-type kinLimit struct {
-	_        structs.HostLayout
-	Count    uint64
-	Period   uint64
-	Depth    uint64
-	Mult     uint64
-	Unit     uint64
-	Reserve  uint64
-	Name     [2]uint64
-	Slot     uint32
-	Shift    uint8
-	Set      uint8
-	Sentence uint8
-	Early    uint8
-	Shuts    uint8
-	Turns    uint8
-	More     uint8
-	Pad      [5]uint8
+type proctrackLimit struct {
+	_       structs.HostLayout
+	Count   uint64
+	Period  uint64
+	Depth   uint64
+	Mult    uint64
+	Unit    uint64
+	Reserve uint64
+	Name    [2]uint64
+	Slot    uint32
+	Shift   uint8
+	Set     uint8
+	Action  uint8
+	Early   uint8
+	Blocks  uint8
+	Turns   uint8
+	More    uint8
+	Pad     [5]uint8
 }
 
-type kinPeer struct {
+type proctrackLimitState struct {
+	_       structs.HostLayout
+	Level   uint64
+	Refused uint64
+	Asked   uint64
+	Over    uint32
+	Pad     [9]uint32
+}
+
+type proctrackPeer struct {
 	_        structs.HostLayout
 	Cookie   uint64
 	Since    uint64
@@ -108,7 +117,7 @@ type kinPeer struct {
 	Comm         [16]uint8
 }
 
-type kinPeerKey struct {
+type proctrackPeerKey struct {
 	_      structs.HostLayout
 	Netns  uint64
 	Source struct {
@@ -124,7 +133,7 @@ type kinPeerKey struct {
 	Pad        uint32
 }
 
-type kinSetting struct {
+type proctrackSetting struct {
 	_      structs.HostLayout
 	Netns  uint64
 	Proxy4 struct {
@@ -151,16 +160,7 @@ type kinSetting struct {
 	_             [4]byte
 }
 
-type kinStanding struct {
-	_       structs.HostLayout
-	Level   uint64
-	Refused uint64
-	Asked   uint64
-	Over    uint32
-	Pad     [9]uint32
-}
-
-type kinTally struct {
+type proctrackTally struct {
 	_               structs.HostLayout
 	Connections     uint64
 	Refused         uint64
@@ -182,52 +182,52 @@ type kinTally struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	kinMapCounters     = "counters"
-	kinMapDestinations = "destinations"
-	kinMapDoor         = "door"
-	kinMapEvents       = "events"
-	kinMapFlows        = "flows"
-	kinMapHeld         = "held"
-	kinMapLimits       = "limits"
-	kinMapMarks        = "marks"
-	kinMapPeers        = "peers"
-	kinMapServed       = "served"
-	kinMapSettings     = "settings"
-	kinMapStandings    = "standings"
-	kinMapTallied      = "tallied"
-	kinProgBorn        = "born"
-	kinProgMarkPresent = "mark_present"
-	kinProgMoved       = "moved"
-	kinVarCgroupId     = "cgroup_id"
-	kinVarDescendants  = "descendants"
-	kinVarFirstIsInit  = "first_is_init"
-	kinVarMaySignal    = "may_signal"
-	kinVarPidNamespace = "pid_namespace"
-	kinVarSignals      = "signals"
+	proctrackMapCounters     = "counters"
+	proctrackMapDestinations = "destinations"
+	proctrackMapDoor         = "door"
+	proctrackMapEvents       = "events"
+	proctrackMapFlows        = "flows"
+	proctrackMapHeld         = "held"
+	proctrackMapLimits       = "limits"
+	proctrackMapMarks        = "marks"
+	proctrackMapPeers        = "peers"
+	proctrackMapServed       = "served"
+	proctrackMapSettings     = "settings"
+	proctrackMapStandings    = "standings"
+	proctrackMapTallied      = "tallied"
+	proctrackProgBorn        = "born"
+	proctrackProgMarkPresent = "mark_present"
+	proctrackProgMoved       = "moved"
+	proctrackVarCgroupId     = "cgroup_id"
+	proctrackVarDescendants  = "descendants"
+	proctrackVarFirstIsInit  = "first_is_init"
+	proctrackVarMaySignal    = "may_signal"
+	proctrackVarPidNamespace = "pid_namespace"
+	proctrackVarSignals      = "signals"
 )
 
-// loadKin returns the embedded CollectionSpec for kin.
-func loadKin() (*ebpf.CollectionSpec, error) {
-	reader := bytes.NewReader(_KinBytes)
+// loadProctrack returns the embedded CollectionSpec for proctrack.
+func loadProctrack() (*ebpf.CollectionSpec, error) {
+	reader := bytes.NewReader(_ProctrackBytes)
 	spec, err := ebpf.LoadCollectionSpecFromReader(reader)
 	if err != nil {
-		return nil, fmt.Errorf("can't load kin: %w", err)
+		return nil, fmt.Errorf("can't load proctrack: %w", err)
 	}
 
 	return spec, err
 }
 
-// loadKinObjects loads kin and converts it into a struct.
+// loadProctrackObjects loads proctrack and converts it into a struct.
 //
 // The following types are suitable as obj argument:
 //
-//	*kinObjects
-//	*kinPrograms
-//	*kinMaps
+//	*proctrackObjects
+//	*proctrackPrograms
+//	*proctrackMaps
 //
 // See ebpf.CollectionSpec.LoadAndAssign documentation for details.
-func loadKinObjects(obj any, opts *ebpf.CollectionOptions) error {
-	spec, err := loadKin()
+func loadProctrackObjects(obj any, opts *ebpf.CollectionOptions) error {
+	spec, err := loadProctrack()
 	if err != nil {
 		return err
 	}
@@ -235,28 +235,28 @@ func loadKinObjects(obj any, opts *ebpf.CollectionOptions) error {
 	return spec.LoadAndAssign(obj, opts)
 }
 
-// kinSpecs contains maps and programs before they are loaded into the kernel.
+// proctrackSpecs contains maps and programs before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type kinSpecs struct {
-	kinProgramSpecs
-	kinMapSpecs
-	kinVariableSpecs
+type proctrackSpecs struct {
+	proctrackProgramSpecs
+	proctrackMapSpecs
+	proctrackVariableSpecs
 }
 
-// kinProgramSpecs contains programs before they are loaded into the kernel.
+// proctrackProgramSpecs contains programs before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type kinProgramSpecs struct {
+type proctrackProgramSpecs struct {
 	Born        *ebpf.ProgramSpec `ebpf:"born"`
 	MarkPresent *ebpf.ProgramSpec `ebpf:"mark_present"`
 	Moved       *ebpf.ProgramSpec `ebpf:"moved"`
 }
 
-// kinMapSpecs contains maps before they are loaded into the kernel.
+// proctrackMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type kinMapSpecs struct {
+type proctrackMapSpecs struct {
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Destinations *ebpf.MapSpec `ebpf:"destinations"`
 	Door         *ebpf.MapSpec `ebpf:"door"`
@@ -272,10 +272,10 @@ type kinMapSpecs struct {
 	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
 }
 
-// kinVariableSpecs contains global variables before they are loaded into the kernel.
+// proctrackVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type kinVariableSpecs struct {
+type proctrackVariableSpecs struct {
 	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
 	FirstIsInit  *ebpf.VariableSpec `ebpf:"first_is_init"`
@@ -284,26 +284,26 @@ type kinVariableSpecs struct {
 	Signals      *ebpf.VariableSpec `ebpf:"signals"`
 }
 
-// kinObjects contains all objects after they have been loaded into the kernel.
+// proctrackObjects contains all objects after they have been loaded into the kernel.
 //
-// It can be passed to loadKinObjects or ebpf.CollectionSpec.LoadAndAssign.
-type kinObjects struct {
-	kinPrograms
-	kinMaps
-	kinVariables
+// It can be passed to loadProctrackObjects or ebpf.CollectionSpec.LoadAndAssign.
+type proctrackObjects struct {
+	proctrackPrograms
+	proctrackMaps
+	proctrackVariables
 }
 
-func (o *kinObjects) Close() error {
-	return _KinClose(
-		&o.kinPrograms,
-		&o.kinMaps,
+func (o *proctrackObjects) Close() error {
+	return _ProctrackClose(
+		&o.proctrackPrograms,
+		&o.proctrackMaps,
 	)
 }
 
-// kinMaps contains all maps after they have been loaded into the kernel.
+// proctrackMaps contains all maps after they have been loaded into the kernel.
 //
-// It can be passed to loadKinObjects or ebpf.CollectionSpec.LoadAndAssign.
-type kinMaps struct {
+// It can be passed to loadProctrackObjects or ebpf.CollectionSpec.LoadAndAssign.
+type proctrackMaps struct {
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Destinations *ebpf.Map `ebpf:"destinations"`
 	Door         *ebpf.Map `ebpf:"door"`
@@ -319,8 +319,8 @@ type kinMaps struct {
 	Tallied      *ebpf.Map `ebpf:"tallied"`
 }
 
-func (m *kinMaps) Close() error {
-	return _KinClose(
+func (m *proctrackMaps) Close() error {
+	return _ProctrackClose(
 		m.Counters,
 		m.Destinations,
 		m.Door,
@@ -337,10 +337,10 @@ func (m *kinMaps) Close() error {
 	)
 }
 
-// kinVariables contains all global variables after they have been loaded into the kernel.
+// proctrackVariables contains all global variables after they have been loaded into the kernel.
 //
-// It can be passed to loadKinObjects or ebpf.CollectionSpec.LoadAndAssign.
-type kinVariables struct {
+// It can be passed to loadProctrackObjects or ebpf.CollectionSpec.LoadAndAssign.
+type proctrackVariables struct {
 	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
 	Descendants  *ebpf.Variable `ebpf:"descendants"`
 	FirstIsInit  *ebpf.Variable `ebpf:"first_is_init"`
@@ -349,24 +349,24 @@ type kinVariables struct {
 	Signals      *ebpf.Variable `ebpf:"signals"`
 }
 
-// kinPrograms contains all programs after they have been loaded into the kernel.
+// proctrackPrograms contains all programs after they have been loaded into the kernel.
 //
-// It can be passed to loadKinObjects or ebpf.CollectionSpec.LoadAndAssign.
-type kinPrograms struct {
+// It can be passed to loadProctrackObjects or ebpf.CollectionSpec.LoadAndAssign.
+type proctrackPrograms struct {
 	Born        *ebpf.Program `ebpf:"born"`
 	MarkPresent *ebpf.Program `ebpf:"mark_present"`
 	Moved       *ebpf.Program `ebpf:"moved"`
 }
 
-func (p *kinPrograms) Close() error {
-	return _KinClose(
+func (p *proctrackPrograms) Close() error {
+	return _ProctrackClose(
 		p.Born,
 		p.MarkPresent,
 		p.Moved,
 	)
 }
 
-func _KinClose(closers ...io.Closer) error {
+func _ProctrackClose(closers ...io.Closer) error {
 	for _, closer := range closers {
 		if err := closer.Close(); err != nil {
 			return err
@@ -377,5 +377,5 @@ func _KinClose(closers ...io.Closer) error {
 
 // Do not access this directly.
 //
-//go:embed kin_bpfel.o
-var _KinBytes []byte
+//go:embed proctrack_bpfel.o
+var _ProctrackBytes []byte

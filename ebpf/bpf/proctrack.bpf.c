@@ -86,7 +86,7 @@ static __always_inline void end_escaped(struct task_struct *task, bool by_plugin
  * started it. */
 static __always_inline void count_process(struct task_struct *child)
 {
-	const struct door *d = current_door();
+	const struct control *d = current_control();
 	__u32 outcome = 0;
 
 	if (!d)
@@ -99,7 +99,7 @@ static __always_inline void count_process(struct task_struct *child)
 		COUNT(processes, 1);
 	else if (!kill_process(child))
 		bpf_send_signal(SIGKILL);
-	serve_sentence(d->in_force);
+	apply_pending_action(d->in_force);
 }
 
 /* The newborn does not run before this returns, so what is killed here has executed nothing. The tracepoint is passed by

@@ -139,12 +139,12 @@ static __always_inline int refuse(struct bpf_sock_addr *ctx, const struct addres
 	return describe(ctx, a, port, hook, why, 0);
 }
 
-/* Refuses what a limit does not permit, if that is what came of it, and carries out its sentence. */
+/* Refuses what a limit does not permit, if that is what came of it, and carries out its action. */
 static __always_inline int obey(struct bpf_sock_addr *ctx, const struct address *a, __u16 port, __u8 hook, __u32 in_force,
 				__u32 outcome)
 {
 	report_crossing(outcome);
-	serve_sentence(in_force);
+	apply_pending_action(in_force);
 	if (!(outcome & REFUSED))
 		return ALLOW;
 	if (hook == HOOK_CONNECT)
@@ -160,7 +160,7 @@ static __always_inline __u32 shut(__u32 in_force)
 	__u32 outcome = 0;
 	__u64 now;
 
-	if (!(in_force & IN_FORCE_SHUTS))
+	if (!(in_force & IN_FORCE_BLOCKS))
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (in_force & IN_FORCE(LIMIT_SENT))
@@ -187,7 +187,7 @@ static __always_inline enum verdict judge_tcp(const struct setting *s, const str
 		return TO_PROXY;
 	if (port == bpf_htons(DNS_PORT) || is_resolver(s, a, port))
 		return TO_RESOLVER;
-	if (s->own_network && at_home(a))
+	if (s->own_network && in_own_network(a))
 		return PASS;
 	return TO_PROXY;
 }
@@ -198,7 +198,7 @@ static __always_inline enum verdict judge_udp(const struct setting *s, const str
 		return TO_RESOLVER;
 	if (is_proxy(s, a, port))
 		return NOWHERE;
-	if (s->own_network && at_home(a))
+	if (s->own_network && in_own_network(a))
 		return PASS;
 	return NOWHERE;
 }
@@ -269,7 +269,7 @@ static __always_inline void sign(struct bpf_sock_addr *ctx, struct flow *f)
 static __always_inline int decide_connect(struct bpf_sock_addr *ctx, struct address *a, __u16 *port)
 {
 	const struct setting *s = current_settings();
-	const struct door *d = current_door();
+	const struct control *d = current_control();
 	struct address wanted, to;
 	enum verdict verdict;
 	struct flow *f;
@@ -377,7 +377,7 @@ int connect6(struct bpf_sock_addr *ctx)
 static __always_inline int decide_sendmsg(struct bpf_sock_addr *ctx, struct address *a, __u16 *port)
 {
 	const struct setting *s = current_settings();
-	const struct door *d = current_door();
+	const struct control *d = current_control();
 	struct address wanted, to;
 	enum verdict verdict;
 	struct flow *f;
@@ -803,8 +803,8 @@ static __always_inline int charge_packet(struct __sk_buff *skb, const struct pac
 		if (outcome & CROSSED)
 			report_packet(skb, outcome);
 	}
-	if (may_signal && in_force & IN_FORCE_SENTENCES && current_inside())
-		serve_sentence(in_force);
+	if (may_signal && in_force & IN_FORCE_ACTIONS && current_inside())
+		apply_pending_action(in_force);
 	return outcome & REFUSED ? DENY : ALLOW;
 }
 
@@ -835,7 +835,7 @@ static __always_inline int sent(struct __sk_buff *skb, const struct packet *p, _
 	__u32 zero = 0;
 	struct tally *t;
 
-	if (in_force & (IN_FORCE(LIMIT_SENT) | IN_FORCE_SENTENCES) && charge_packet(skb, p, in_force, LIMIT_SENT) != ALLOW)
+	if (in_force & (IN_FORCE(LIMIT_SENT) | IN_FORCE_ACTIONS) && charge_packet(skb, p, in_force, LIMIT_SENT) != ALLOW)
 		return DENY;
 	t = bpf_map_lookup_elem(&counters, &zero);
 	if (!t)
@@ -913,7 +913,7 @@ static __always_inline enum passage way_out(const struct setting *s, const struc
 	if (is_proxy(s, &p->target, p->target_port))
 		return p->protocol == IPPROTO_TCP ? METERED : STOPPED;
 	if (s->own_network)
-		return at_home(&p->target) ? FREE : STOPPED;
+		return in_own_network(&p->target) ? FREE : STOPPED;
 	if (p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && loopback(&p->target) &&
 	    bpf_map_lookup_elem(&served, &p->source_port))
 		return METERED;
@@ -926,7 +926,7 @@ SEC("cgroup_skb/egress")
 int egress(struct __sk_buff *skb)
 {
 	const struct setting *s = current_settings();
-	const struct door *d = current_door();
+	const struct control *d = current_control();
 	enum passage passage = STOPPED;
 	struct packet p;
 
@@ -961,7 +961,7 @@ SEC("cgroup_skb/ingress")
 int ingress(struct __sk_buff *skb)
 {
 	const struct setting *s = current_settings();
-	const struct door *d = current_door();
+	const struct control *d = current_control();
 	enum passage passage = STOPPED;
 	struct packet p;
 	bool plain;

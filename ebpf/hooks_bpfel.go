@@ -13,15 +13,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type wallCustody struct {
-	_        structs.HostLayout
-	Sentence uint32
-	Beyond   uint32
-	Frozen   uint32
-	Release  uint32
+type hooksControl struct {
+	_       structs.HostLayout
+	Open    uint32
+	InForce uint32
+	Counter uint32
+	Pace    uint32
 }
 
-type wallDestination struct {
+type hooksDestination struct {
 	_       structs.HostLayout
 	Address struct {
 		_ structs.HostLayout
@@ -31,15 +31,15 @@ type wallDestination struct {
 	Pad  uint16
 }
 
-type wallDoor struct {
+type hooksEnforcement struct {
 	_       structs.HostLayout
-	Open    uint32
-	InForce uint32
-	Counter uint32
-	Pace    uint32
+	Action  uint32
+	Beyond  uint32
+	Frozen  uint32
+	Release uint32
 }
 
-type wallEvent struct {
+type hooksEvent struct {
 	_       structs.HostLayout
 	Time    uint64
 	Address struct {
@@ -62,7 +62,7 @@ type wallEvent struct {
 	Pad2         uint32
 }
 
-type wallFlow struct {
+type hooksFlow struct {
 	_        structs.HostLayout
 	Cookie   uint64
 	Cgroup   uint64
@@ -94,27 +94,36 @@ type wallFlow struct {
 	Comm         [16]uint8
 }
 
-type wallLimit struct {
-	_        structs.HostLayout
-	Count    uint64
-	Period   uint64
-	Depth    uint64
-	Mult     uint64
-	Unit     uint64
-	Reserve  uint64
-	Name     [2]uint64
-	Slot     uint32
-	Shift    uint8
-	Set      uint8
-	Sentence uint8
-	Early    uint8
-	Shuts    uint8
-	Turns    uint8
-	More     uint8
-	Pad      [5]uint8
+type hooksLimit struct {
+	_       structs.HostLayout
+	Count   uint64
+	Period  uint64
+	Depth   uint64
+	Mult    uint64
+	Unit    uint64
+	Reserve uint64
+	Name    [2]uint64
+	Slot    uint32
+	Shift   uint8
+	Set     uint8
+	Action  uint8
+	Early   uint8
+	Blocks  uint8
+	Turns   uint8
+	More    uint8
+	Pad     [5]uint8
 }
 
-type wallPeer struct {
+type hooksLimitState struct {
+	_       structs.HostLayout
+	Level   uint64
+	Refused uint64
+	Asked   uint64
+	Over    uint32
+	Pad     [9]uint32
+}
+
+type hooksPeer struct {
 	_        structs.HostLayout
 	Cookie   uint64
 	Since    uint64
@@ -131,7 +140,7 @@ type wallPeer struct {
 	Comm         [16]uint8
 }
 
-type wallPeerKey struct {
+type hooksPeerKey struct {
 	_      structs.HostLayout
 	Netns  uint64
 	Source struct {
@@ -147,7 +156,7 @@ type wallPeerKey struct {
 	Pad        uint32
 }
 
-type wallSetting struct {
+type hooksSetting struct {
 	_      structs.HostLayout
 	Netns  uint64
 	Proxy4 struct {
@@ -174,16 +183,7 @@ type wallSetting struct {
 	_             [4]byte
 }
 
-type wallStanding struct {
-	_       structs.HostLayout
-	Level   uint64
-	Refused uint64
-	Asked   uint64
-	Over    uint32
-	Pad     [9]uint32
-}
-
-type wallTally struct {
+type hooksTally struct {
 	_               structs.HostLayout
 	Connections     uint64
 	Refused         uint64
@@ -201,7 +201,7 @@ type wallTally struct {
 	Questions       uint64
 }
 
-type wallTraffic struct {
+type hooksTraffic struct {
 	_               structs.HostLayout
 	SentBytes       uint64
 	SentPackets     uint64
@@ -213,65 +213,65 @@ type wallTraffic struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	wallMapAttributions  = "attributions"
-	wallMapByRule        = "by_rule"
-	wallMapCounters      = "counters"
-	wallMapDestinations  = "destinations"
-	wallMapDoor          = "door"
-	wallMapEvents        = "events"
-	wallMapFlows         = "flows"
-	wallMapHeld          = "held"
-	wallMapLimits        = "limits"
-	wallMapPeers         = "peers"
-	wallMapServed        = "served"
-	wallMapSettings      = "settings"
-	wallMapStandings     = "standings"
-	wallMapTallied       = "tallied"
-	wallProgBind4        = "bind4"
-	wallProgBind6        = "bind6"
-	wallProgConnect4     = "connect4"
-	wallProgConnect6     = "connect6"
-	wallProgEgress       = "egress"
-	wallProgGetpeername4 = "getpeername4"
-	wallProgGetpeername6 = "getpeername6"
-	wallProgIdentify     = "identify"
-	wallProgIngress      = "ingress"
-	wallProgRecvmsg4     = "recvmsg4"
-	wallProgRecvmsg6     = "recvmsg6"
-	wallProgSendmsg4     = "sendmsg4"
-	wallProgSendmsg6     = "sendmsg6"
-	wallProgSockCreate   = "sock_create"
-	wallVarCgroupId      = "cgroup_id"
-	wallVarDescendants   = "descendants"
-	wallVarEventType     = "event_type"
-	wallVarMayAnswer     = "may_answer"
-	wallVarMaySignal     = "may_signal"
-	wallVarPidNamespace  = "pid_namespace"
-	wallVarSignals       = "signals"
+	hooksMapAttributions  = "attributions"
+	hooksMapByRule        = "by_rule"
+	hooksMapCounters      = "counters"
+	hooksMapDestinations  = "destinations"
+	hooksMapDoor          = "door"
+	hooksMapEvents        = "events"
+	hooksMapFlows         = "flows"
+	hooksMapHeld          = "held"
+	hooksMapLimits        = "limits"
+	hooksMapPeers         = "peers"
+	hooksMapServed        = "served"
+	hooksMapSettings      = "settings"
+	hooksMapStandings     = "standings"
+	hooksMapTallied       = "tallied"
+	hooksProgBind4        = "bind4"
+	hooksProgBind6        = "bind6"
+	hooksProgConnect4     = "connect4"
+	hooksProgConnect6     = "connect6"
+	hooksProgEgress       = "egress"
+	hooksProgGetpeername4 = "getpeername4"
+	hooksProgGetpeername6 = "getpeername6"
+	hooksProgIdentify     = "identify"
+	hooksProgIngress      = "ingress"
+	hooksProgRecvmsg4     = "recvmsg4"
+	hooksProgRecvmsg6     = "recvmsg6"
+	hooksProgSendmsg4     = "sendmsg4"
+	hooksProgSendmsg6     = "sendmsg6"
+	hooksProgSockCreate   = "sock_create"
+	hooksVarCgroupId      = "cgroup_id"
+	hooksVarDescendants   = "descendants"
+	hooksVarEventType     = "event_type"
+	hooksVarMayAnswer     = "may_answer"
+	hooksVarMaySignal     = "may_signal"
+	hooksVarPidNamespace  = "pid_namespace"
+	hooksVarSignals       = "signals"
 )
 
-// loadWall returns the embedded CollectionSpec for wall.
-func loadWall() (*ebpf.CollectionSpec, error) {
-	reader := bytes.NewReader(_WallBytes)
+// loadHooks returns the embedded CollectionSpec for hooks.
+func loadHooks() (*ebpf.CollectionSpec, error) {
+	reader := bytes.NewReader(_HooksBytes)
 	spec, err := ebpf.LoadCollectionSpecFromReader(reader)
 	if err != nil {
-		return nil, fmt.Errorf("can't load wall: %w", err)
+		return nil, fmt.Errorf("can't load hooks: %w", err)
 	}
 
 	return spec, err
 }
 
-// loadWallObjects loads wall and converts it into a struct.
+// loadHooksObjects loads hooks and converts it into a struct.
 //
 // The following types are suitable as obj argument:
 //
-//	*wallObjects
-//	*wallPrograms
-//	*wallMaps
+//	*hooksObjects
+//	*hooksPrograms
+//	*hooksMaps
 //
 // See ebpf.CollectionSpec.LoadAndAssign documentation for details.
-func loadWallObjects(obj any, opts *ebpf.CollectionOptions) error {
-	spec, err := loadWall()
+func loadHooksObjects(obj any, opts *ebpf.CollectionOptions) error {
+	spec, err := loadHooks()
 	if err != nil {
 		return err
 	}
@@ -279,19 +279,19 @@ func loadWallObjects(obj any, opts *ebpf.CollectionOptions) error {
 	return spec.LoadAndAssign(obj, opts)
 }
 
-// wallSpecs contains maps and programs before they are loaded into the kernel.
+// hooksSpecs contains maps and programs before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type wallSpecs struct {
-	wallProgramSpecs
-	wallMapSpecs
-	wallVariableSpecs
+type hooksSpecs struct {
+	hooksProgramSpecs
+	hooksMapSpecs
+	hooksVariableSpecs
 }
 
-// wallProgramSpecs contains programs before they are loaded into the kernel.
+// hooksProgramSpecs contains programs before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type wallProgramSpecs struct {
+type hooksProgramSpecs struct {
 	Bind4        *ebpf.ProgramSpec `ebpf:"bind4"`
 	Bind6        *ebpf.ProgramSpec `ebpf:"bind6"`
 	Connect4     *ebpf.ProgramSpec `ebpf:"connect4"`
@@ -308,10 +308,10 @@ type wallProgramSpecs struct {
 	SockCreate   *ebpf.ProgramSpec `ebpf:"sock_create"`
 }
 
-// wallMapSpecs contains maps before they are loaded into the kernel.
+// hooksMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type wallMapSpecs struct {
+type hooksMapSpecs struct {
 	Attributions *ebpf.MapSpec `ebpf:"attributions"`
 	ByRule       *ebpf.MapSpec `ebpf:"by_rule"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
@@ -328,10 +328,10 @@ type wallMapSpecs struct {
 	Tallied      *ebpf.MapSpec `ebpf:"tallied"`
 }
 
-// wallVariableSpecs contains global variables before they are loaded into the kernel.
+// hooksVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type wallVariableSpecs struct {
+type hooksVariableSpecs struct {
 	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	Descendants  *ebpf.VariableSpec `ebpf:"descendants"`
 	EventType    *ebpf.VariableSpec `ebpf:"event_type"`
@@ -341,26 +341,26 @@ type wallVariableSpecs struct {
 	Signals      *ebpf.VariableSpec `ebpf:"signals"`
 }
 
-// wallObjects contains all objects after they have been loaded into the kernel.
+// hooksObjects contains all objects after they have been loaded into the kernel.
 //
-// It can be passed to loadWallObjects or ebpf.CollectionSpec.LoadAndAssign.
-type wallObjects struct {
-	wallPrograms
-	wallMaps
-	wallVariables
+// It can be passed to loadHooksObjects or ebpf.CollectionSpec.LoadAndAssign.
+type hooksObjects struct {
+	hooksPrograms
+	hooksMaps
+	hooksVariables
 }
 
-func (o *wallObjects) Close() error {
-	return _WallClose(
-		&o.wallPrograms,
-		&o.wallMaps,
+func (o *hooksObjects) Close() error {
+	return _HooksClose(
+		&o.hooksPrograms,
+		&o.hooksMaps,
 	)
 }
 
-// wallMaps contains all maps after they have been loaded into the kernel.
+// hooksMaps contains all maps after they have been loaded into the kernel.
 //
-// It can be passed to loadWallObjects or ebpf.CollectionSpec.LoadAndAssign.
-type wallMaps struct {
+// It can be passed to loadHooksObjects or ebpf.CollectionSpec.LoadAndAssign.
+type hooksMaps struct {
 	Attributions *ebpf.Map `ebpf:"attributions"`
 	ByRule       *ebpf.Map `ebpf:"by_rule"`
 	Counters     *ebpf.Map `ebpf:"counters"`
@@ -377,8 +377,8 @@ type wallMaps struct {
 	Tallied      *ebpf.Map `ebpf:"tallied"`
 }
 
-func (m *wallMaps) Close() error {
-	return _WallClose(
+func (m *hooksMaps) Close() error {
+	return _HooksClose(
 		m.Attributions,
 		m.ByRule,
 		m.Counters,
@@ -396,10 +396,10 @@ func (m *wallMaps) Close() error {
 	)
 }
 
-// wallVariables contains all global variables after they have been loaded into the kernel.
+// hooksVariables contains all global variables after they have been loaded into the kernel.
 //
-// It can be passed to loadWallObjects or ebpf.CollectionSpec.LoadAndAssign.
-type wallVariables struct {
+// It can be passed to loadHooksObjects or ebpf.CollectionSpec.LoadAndAssign.
+type hooksVariables struct {
 	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
 	Descendants  *ebpf.Variable `ebpf:"descendants"`
 	EventType    *ebpf.Variable `ebpf:"event_type"`
@@ -409,10 +409,10 @@ type wallVariables struct {
 	Signals      *ebpf.Variable `ebpf:"signals"`
 }
 
-// wallPrograms contains all programs after they have been loaded into the kernel.
+// hooksPrograms contains all programs after they have been loaded into the kernel.
 //
-// It can be passed to loadWallObjects or ebpf.CollectionSpec.LoadAndAssign.
-type wallPrograms struct {
+// It can be passed to loadHooksObjects or ebpf.CollectionSpec.LoadAndAssign.
+type hooksPrograms struct {
 	Bind4        *ebpf.Program `ebpf:"bind4"`
 	Bind6        *ebpf.Program `ebpf:"bind6"`
 	Connect4     *ebpf.Program `ebpf:"connect4"`
@@ -429,8 +429,8 @@ type wallPrograms struct {
 	SockCreate   *ebpf.Program `ebpf:"sock_create"`
 }
 
-func (p *wallPrograms) Close() error {
-	return _WallClose(
+func (p *hooksPrograms) Close() error {
+	return _HooksClose(
 		p.Bind4,
 		p.Bind6,
 		p.Connect4,
@@ -448,7 +448,7 @@ func (p *wallPrograms) Close() error {
 	)
 }
 
-func _WallClose(closers ...io.Closer) error {
+func _HooksClose(closers ...io.Closer) error {
 	for _, closer := range closers {
 		if err := closer.Close(); err != nil {
 			return err
@@ -459,5 +459,5 @@ func _WallClose(closers ...io.Closer) error {
 
 // Do not access this directly.
 //
-//go:embed wall_bpfel.o
-var _WallBytes []byte
+//go:embed hooks_bpfel.o
+var _HooksBytes []byte

@@ -22,51 +22,78 @@ import (
 const denialsSize = 256
 
 // Confinement confines and meters one plugin. Make it with [New], open the sidecar's
-// listeners with [Confinement.Listen], then [Confinement.Attach], then [Confinement.Start].
+// listeners with [Confinement.Listen], then [Confinement.Attach], then
+// [Confinement.Start].
+//
+// Locks are taken in the order starting, closing, limiting, scanning, mu.
 type Confinement struct {
-	config    Config
+	config Config
+	host
+	reports
+
+	starting sync.Mutex   // held while a program starts
+	closing  sync.RWMutex // read-held while a connection is identified
+	limiting sync.Mutex   // held while limits are replaced
+	scanning sync.Mutex   // held while sockets are scanned
+	socketScans
+
+	mu sync.Mutex // of what follows
+	state
+	unixSocketState
+
+	usedBefore map[[2]uint64]LimitUsage // by digest, see [Confinement.UsedBefore]
+	bootTime   time.Time                // when CLOCK_BOOTTIME was zero, as it seemed at the start
+}
+
+// host is what a confinement has made or opened on the host, from [New] to
+// [Confinement.Close].
+type host struct {
 	own       bool // the network namespace is the plugin's own
 	paths     sandbox.Paths
-	stateLock *sandbox.FileLock
+	stateLock *sandbox.StateLock
 	pinDir    string
 	group     *sandbox.Cgroup
 	network   *sandbox.Network
 	user      sandbox.User
 	programs  *collection
+	ports     *portWatch // nil: the ports that the plugin listens on are not known
+}
 
-	lostBefore     uint64 // refusals that went undescribed under an earlier sidecar
+// reports are the refusals that [Confinement.Run] has still to report.
+type reports struct {
 	denials        chan sandbox.Denial
-	flushing       chan chan struct{} // see [Confinement.Flush]
-	mayReceiveFDs  atomic.Bool        // the program that runs may be passed descriptors
-	scanSoon       chan struct{}      // it has just become so
-	droppedDenials atomic.Uint64
+	droppedDenials atomic.Uint64 // that found the channel full
 	refusedCalls   atomic.Uint64
+	lostBefore     uint64             // refusals that were not described under an earlier sidecar
+	flushing       chan chan struct{} // see [Confinement.Flush]
+	sampledLog     *zap.Logger        // for events that the plugin causes
+}
 
-	starting      sync.Mutex   // held while a program starts; taken before mu
-	closing       sync.RWMutex // read-held while a connection is identified; taken before mu
-	limiting      sync.Mutex   // held while limits are replaced; taken before mu
-	mu            sync.Mutex
+// socketScans is the search for sockets that the plugin holds and the programs do
+// not govern.
+type socketScans struct {
+	scan          *socketScan
+	mayReceiveFDs atomic.Bool      // the program that runs may be passed descriptors
+	scanSoon      chan struct{}    // a program was started that may be
+	foundSockets  []UnmediatedConn // by the last scan; guarded by mu
+}
+
+// state is what a confinement does at the moment.
+type state struct {
 	attached      bool
 	blocked       bool
 	closed        bool
-	allowlist     allowlist
-	lookups       lookupLimit
-	aliases       aliases
-	sampledLog    *zap.Logger // for what the plugin causes
-	direct        direct
-	running       *runningView     // of the program that runs; nil: it has none
-	frozenByLimit bool             // frozen for a limit
-	killedByLimit bool             // killed for a limit
-	foundSockets  []UnmediatedConn // by the last census
+	frozenByLimit bool
+	killedByLimit bool
+}
 
-	usedBefore map[[2]uint64]LimitUsage // by digest, see [Confinement.UsedBefore]
-
-	bootTime time.Time // when CLOCK_BOOTTIME was zero, as it seemed at the start
-
-	scanning sync.Mutex // held while a census is taken; taken before mu
-	scan     *socketScan
-
-	ports *portWatch // nil: it is not known who listens
+// unixSocketState is what is known of the Unix sockets that the plugin uses or listens on.
+type unixSocketState struct {
+	allowlist allowlist
+	aliases   aliases
+	direct    direct
+	running   *runningView // of the program that runs; nil: it has none
+	lookups   lookupLimit  // of the processes behind datagrams
 }
 
 // New makes the cgroup, the network namespace and the programs, and reserves the
@@ -78,10 +105,14 @@ func New(config Config) (*Confinement, error) {
 		return nil, err
 	}
 	c := &Confinement{
-		config: config, sampledLog: sampledLogger(config.Logger),
-		own:     !config.HostNetwork && config.CgroupPath == "",
-		denials: make(chan sandbox.Denial, denialsSize), flushing: make(chan chan struct{}), scanSoon: make(chan struct{}, 1),
-		bootTime: wallClock(0),
+		config: config,
+		host:   host{own: !config.HostNetwork && config.CgroupPath == ""},
+		reports: reports{
+			denials: make(chan sandbox.Denial, denialsSize), flushing: make(chan chan struct{}),
+			sampledLog: sampledLogger(config.Logger),
+		},
+		socketScans: socketScans{scanSoon: make(chan struct{}, 1)},
+		bootTime:    wallClock(0),
 	}
 	if err := c.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.teardown())

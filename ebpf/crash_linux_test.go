@@ -201,7 +201,7 @@ func TestLeftoversAreSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As if killed: handles close, and nothing else is done.
-	if err := errors.Join(first.programs.close(), first.group.Close(), first.network.Close(), first.user.Release(), first.stateLock.File.Close(), first.stateLock.State.Close()); err != nil {
+	if err := errors.Join(first.programs.close(), first.group.Close(), first.network.Close(), first.user.Release(), first.stateLock.Release()); err != nil {
 		t.Fatal(err)
 	}
 	second, err := New(Config{StateDir: state})

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
 )
 
 // Bounds of a search for the process behind a datagram: what a plugin opens and how
@@ -25,22 +26,18 @@ const (
 	maxSocketsTable  = 1 << 20 // bytes read of /proc/PID/net/udp
 )
 
-// askers bounds how often processes are searched for.
+// lookupLimit bounds how often processes are looked up.
 type lookupLimit struct {
 	mu     sync.Mutex
-	second time.Time
-	n      int
+	bucket ratelimit.Bucket
 }
 
-// take reports whether another search may be made now.
-func (a *lookupLimit) allow(now time.Time) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if now.Sub(a.second) >= time.Second || now.Before(a.second) {
-		a.second, a.n = now, 0
-	}
-	a.n++
-	return a.n <= lookupsPerSecond
+// allow reports whether another look-up may be made.
+func (l *lookupLimit) allow() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bucket.Every, l.bucket.Burst = time.Second/lookupsPerSecond, time.Second
+	return l.bucket.Take(time.Duration(clock())) == 0
 }
 
 // Asker returns the process of the plugin that holds the socket from which a
@@ -48,14 +45,14 @@ func (a *lookupLimit) allow(now time.Time) bool {
 // nothing: the socket may have been passed on since. False: no process was found,
 // or too many were searched for in this second.
 func (c *Confinement) DNSClient(from net.Addr) (Peer, bool) {
-	Network, local := from.Network(), netip.AddrPort{}
+	network, local := from.Network(), netip.AddrPort{}
 	switch a := from.(type) {
 	case *net.UDPAddr:
 		local = a.AddrPort()
 	case *net.TCPAddr:
 		local = a.AddrPort()
 	}
-	if !local.IsValid() || !c.lookups.allow(time.Now()) {
+	if !local.IsValid() || !c.lookups.allow() {
 		return Peer{}, false
 	}
 	pids, err := c.scan.pids()
@@ -63,7 +60,7 @@ func (c *Confinement) DNSClient(from net.Addr) (Peer, bool) {
 		return Peer{}, false
 	}
 	pids = pids[:min(len(pids), maxLookedAt)]
-	inode, uid, ok := socketAt(pids, Network, local)
+	inode, uid, ok := socketAt(pids, network, local)
 	if !ok {
 		return Peer{}, false
 	}
@@ -76,10 +73,10 @@ func (c *Confinement) DNSClient(from net.Addr) (Peer, bool) {
 
 // socketAt returns the inode and the user of the socket at a local address, as the
 // first of the processes that can be looked at sees its network (proc_pid_net(5)).
-func socketAt(pids []int, Network string, local netip.AddrPort) (inode string, uid uint32, ok bool) {
+func socketAt(pids []int, network string, local netip.AddrPort) (inode string, uid uint32, ok bool) {
 	for _, pid := range pids {
 		found := false
-		for _, table := range []string{Network, Network + "6"} {
+		for _, table := range []string{network, network + "6"} {
 			inode, uid, state := socketIn(fmt.Sprintf("/proc/%d/net/%s", pid, table), local)
 			switch state {
 			case socketFound:

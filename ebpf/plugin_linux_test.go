@@ -173,11 +173,11 @@ func status([]string) error {
 	fmt.Printf("Shelter:\t%s", adjustment)
 	session, _ := unix.Getsid(0)
 	fmt.Printf("Core:\t%d %d\nSession:\t%v\n", core.Cur, core.Max, session == os.Getpid())
-	Cgroup, err := os.ReadFile("/proc/self/cgroup")
+	cgroup, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s", Cgroup)
+	fmt.Printf("%s", cgroup)
 	links, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ func TestOwnSockets(t *testing.T) {
 	serveUnix(t, "unix", same) // the plugin's /tmp has another socket of that name, later
 	r, ask, end := viewRig(t, func(c *sandbox.Command) { c.Kept = []string{host} })
 	defer end()
-	User := r.Account()
+	user := r.Account()
 	long := "/tmp/" + strings.Repeat("x", 95)
 	deep := "/tmp/" + strings.Repeat("deep/", 17) // 90 bytes
 	for _, step := range []struct{ attempt, want string }{
@@ -67,11 +67,11 @@ func TestOwnSockets(t *testing.T) {
 		{"own-reach stream /tmp/none", "ENOENT"},
 		{"own-serve stream /var/tmp/s", "ok"},
 		{"own-reach stream /var/tmp/s", "ok"},
-		{"own-serve stream " + User.RuntimeDir + "/s", "ok"},
-		{"own-reach stream " + User.RuntimeDir + "/s", "ok"},
-		{"own-reach stream /var" + User.RuntimeDir + "/s", "ok"},
-		{"own-serve stream " + User.Home + "/s", "ok"},
-		{"own-reach stream " + User.Home + "/s", "ok"},
+		{"own-serve stream " + user.RuntimeDir + "/s", "ok"},
+		{"own-reach stream " + user.RuntimeDir + "/s", "ok"},
+		{"own-reach stream /var" + user.RuntimeDir + "/s", "ok"},
+		{"own-serve stream " + user.Home + "/s", "ok"},
+		{"own-reach stream " + user.Home + "/s", "ok"},
 		{"own-serve stream " + long, "ok"},
 		{"own-reach stream " + long, "ok"},
 

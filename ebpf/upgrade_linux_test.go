@@ -215,7 +215,7 @@ func TestCountersOfAnotherShape(t *testing.T) {
 			t.Errorf("usage %+v, %v", u, err)
 		}
 		// As if killed: what is pinned stays.
-		if err := errors.Join(c.programs.close(), c.group.Close(), c.network.Close(), c.stateLock.File.Close(), c.stateLock.State.Close()); err != nil {
+		if err := errors.Join(c.programs.close(), c.group.Close(), c.network.Close(), c.stateLock.Release()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -16,8 +16,8 @@ import (
 // shell runs a shell script in a cage with a view.
 func (r *harness) shell(script string, change ...func(*sandbox.Command)) result {
 	r.t.Helper()
-	User := r.Account()
-	command := sandbox.Command{Args: []string{"sh", "-c", script}, Env: append(pluginEnv(), "HOME="+User.Home, "USER="+User.Name)}
+	user := r.Account()
+	command := sandbox.Command{Args: []string{"sh", "-c", script}, Env: append(pluginEnv(), "HOME="+user.Home, "USER="+user.Name)}
 	for _, f := range change {
 		f(&command)
 	}

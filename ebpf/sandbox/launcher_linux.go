@@ -34,30 +34,40 @@ const (
 	rulesetFD = 6 // a Landlock ruleset, if the order has Handled
 )
 
-// order is what the launcher is to do.
+// launchSpec is what the launcher is to do.
 type launchSpec struct {
+	Program programSpec
+	Limits  limitSpec
+
+	EnterCgroup bool          // by moving there, instead of having been started there
+	SelfTest    uint          // seconds for the attempts of a self-test; 0: the program is started
+	Rootless    *rootlessSpec // in a rootless sandbox, which has dropped most privileges already
+	View        *View         // what the program sees; nil: the host's files
+	ViewFiles   *Files        // the Landlock rules of a view are made in it
+}
+
+// programSpec is the program that the launcher becomes.
+type programSpec struct {
 	Path         string
 	Args, Env    []string
 	Dir          string
-	DirInherited bool // Dir was not asked for: it is the sidecar's working directory
+	DirInherited bool // Dir is the sidecar's working directory, which was not asked for
 	UID, GID     int
 	Groups       []int
-	UnixSockets  bool
-	ReportListen bool          // listen(2) is reported
-	EnterCgroup  bool          // into the cgroup, instead of having been born there
-	Handled      uint64        // the rights that the Landlock rules handle; 0: there are none
-	Files        bool          // the rules limit files: what is to run has to be added
-	Private      []string      // what such a rule may not be for
-	Unreadable   []string      // what the plugin's user must not be able to use
-	SelfTest     uint          // seconds for the attempts of a self-test; 0: the program is started
-	Rootless     *rootlessSpec // in a fence, where there is little left to take away
+	Terminal     uint8             // the streams that are a pseudoterminal of the view, as bits
+	Background   bool              // the program starts in the background of that terminal
+	Settings     terminal.Settings // of that terminal
+}
 
-	View          *View             // what the plugin is to see; nil: the host's view
-	ViewFiles     *Files            // the rules of a view are made in it
-	Terminal      uint8             // the streams that are a pseudoterminal of the view, as bits
-	Background    bool              // the program starts in the background of that
-	Settings      terminal.Settings // of that terminal
-	AllowAbstract bool              // abstract sockets are kept inside the Landlock domain
+// limitSpec is what the program may use.
+type limitSpec struct {
+	UnixSockets   bool
+	ReportListen  bool     // listen(2) is reported
+	Handled       uint64   // the rights that the Landlock rules handle; 0: there are no rules
+	Files         bool     // the rules limit files, and the program has to be added to them
+	Private       []string // paths that no rule may open
+	Unreadable    []string // paths that the plugin's user must not be able to use
+	AllowAbstract bool     // abstract sockets outside the Landlock domain may be used
 }
 
 // Replies of the launcher. None means that the program runs.
@@ -151,7 +161,7 @@ func launch() error {
 // fence there may be none to be had: a container that hears its own processes'
 // calls has it, and there is one for all.
 func filterCalls(o *launchSpec) error {
-	p := filter(o.UnixSockets, o.ReportListen)
+	p := filter(o.Limits.UnixSockets, o.Limits.ReportListen)
 	listener, err := installFilter(p)
 	if o.Rootless != nil && errors.Is(err, unix.EBUSY) {
 		if err := installFilterUnreported(p); err != nil {
@@ -191,22 +201,22 @@ func confine(o *launchSpec) error {
 		if err := dropBoundingSet(); err != nil {
 			return err
 		}
-		if err := setCredentials(o.UID, o.GID, o.Groups); err != nil {
+		if err := setCredentials(o.Program.UID, o.Program.GID, o.Program.Groups); err != nil {
 			return err
 		}
 	}
 	if err := dropCapabilities(); err != nil {
 		return err
 	}
-	if !o.Files {
-		if err := checkUnreadable(o.Unreadable); err != nil {
+	if !o.Limits.Files {
+		if err := checkUnreadable(o.Limits.Unreadable); err != nil {
 			return err
 		}
 	}
-	if o.Dir != "" {
+	if o.Program.Dir != "" {
 		// A home of root's that is closed to the plugin's user is no reason not to
 		// start: the plugin is then in the root directory.
-		if err := os.Chdir(o.Dir); err != nil && !(o.DirInherited && errors.Is(err, unix.EACCES)) {
+		if err := os.Chdir(o.Program.Dir); err != nil && !(o.Program.DirInherited && errors.Is(err, unix.EACCES)) {
 			return fmt.Errorf("enter directory: %w", err)
 		}
 	}
@@ -246,25 +256,25 @@ func startsHandler(pattern string) bool {
 // enterRules puts the thread under the Landlock rules that the sidecar made,
 // after adding what only this process knows.
 func enterLandlock(o *launchSpec) error {
-	r := &ruleset{file: os.NewFile(rulesetFD, "landlock rules"), handled: o.Handled}
+	r := &ruleset{file: os.NewFile(rulesetFD, "landlock rules"), handled: o.Limits.Handled}
 	if o.Rootless != nil {
 		// Made here: /proc is another one than the sidecar's.
 		var err error
-		if r, err = newRuleset(o.Rootless.Files, false, o.Private); err != nil {
+		if r, err = newRuleset(o.Rootless.Files, false, o.Limits.Private); err != nil {
 			return err
 		}
 	}
 	if r == nil || r.handled == 0 {
 		return nil
 	}
-	if o.Files {
+	if o.Limits.Files {
 		// Its own part of /proc. That of a child is the child's, which no rule
 		// can name beforehand.
 		if err := r.allow("/proc/self", rightsToRead|rightsToUse, nil); err != nil {
 			return fmt.Errorf("limit files: %w", err)
 		}
-		for _, path := range candidates(o.Path, o.Env) {
-			if err := r.allowProgram(path, o.Private, 1); err != nil {
+		for _, path := range candidates(o.Program.Path, o.Program.Env) {
+			if err := r.allowProgram(path, o.Limits.Private, 1); err != nil {
 				return err
 			}
 		}
@@ -372,18 +382,18 @@ func closeOnExec() error {
 
 // execute replaces the process by the program.
 func execute(o *launchSpec) error {
-	return searchProgram(o, func(path string, args []string) error { return syscall.Exec(path, args, o.Env) })
+	return searchProgram(o, func(path string, args []string) error { return syscall.Exec(path, args, o.Program.Env) })
 }
 
 // searchProgram looks for the program as execvp(3) does, and runs the first that
 // can be run. A file that is no program the kernel knows is a script for /bin/sh.
 func searchProgram(o *launchSpec, run func(path string, args []string) error) error {
 	const shell = "/bin/sh"
-	last := &ExecError{Path: o.Path, Status: 127, Err: unix.ENOENT}
-	for _, path := range candidates(o.Path, o.Env) {
-		err := run(path, o.Args)
+	last := &ExecError{Path: o.Program.Path, Status: 127, Err: unix.ENOENT}
+	for _, path := range candidates(o.Program.Path, o.Program.Env) {
+		err := run(path, o.Program.Args)
 		if errors.Is(err, unix.ENOEXEC) && !isBinary(path) {
-			err = run(shell, append([]string{shell, path}, o.Args[1:]...))
+			err = run(shell, append([]string{shell, path}, o.Program.Args[1:]...))
 		}
 		switch {
 		case err == nil:
@@ -391,12 +401,12 @@ func searchProgram(o *launchSpec, run func(path string, args []string) error) er
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			continue
 		case errors.Is(err, unix.EACCES):
-			if _, hidden := os.Stat(path); hidden != nil && path != o.Path {
+			if _, hidden := os.Stat(path); hidden != nil && path != o.Program.Path {
 				continue // a directory of the search path that the plugin cannot enter
 			}
-			last = &ExecError{Path: o.Path, Status: 126, Err: err}
+			last = &ExecError{Path: o.Program.Path, Status: 126, Err: err}
 		default:
-			return &ExecError{Path: o.Path, Status: 126, Err: err}
+			return &ExecError{Path: o.Program.Path, Status: 126, Err: err}
 		}
 	}
 	return last

@@ -15,11 +15,10 @@ import (
 
 const privateAccess = 0o700
 
-// EnsurePrivate is [unixsock.MakePrivateDir], with advice where the directory cannot be
-// made.
+// EnsurePrivate makes a directory for this process alone, and refuses one that
+// another user could have prepared.
 func EnsurePrivate(path string) error {
-	err := unixsock.MakePrivateDir(path)
-	if err != nil {
+	if err := unixsock.MakePrivateDir(path); err != nil {
 		return fmt.Errorf("%w%s", err, directoryHint(path, err))
 	}
 	return nil
@@ -54,82 +53,58 @@ func FindPaths(stateDir string) (Paths, error) {
 	return Paths{Dir: dir.Path, State: stateDir, ID: id}, err
 }
 
-// lock holds a name under the runtime directory until it is released or the process
-// ends, however that happens: it is the kernel's lock on the open file.
-type FileLock struct {
-	File  *os.File
-	path  string
-	State *os.File // the state directory, of a cage's lock
-}
-
-// take takes a name. The error is EWOULDBLOCK when somebody else has it, unless
-// it is to wait.
-func (p Paths) Take(name string, wait bool) (*FileLock, error) {
+// Take locks a name under the runtime directory. The error is
+// [unixsock.ErrLocked] when another process has it, unless wait is set.
+func (p Paths) Take(name string, wait bool) (*unixsock.FileLock, error) {
 	path := filepath.Join(p.Dir, name)
 	if dir := filepath.Dir(path); dir != p.Dir {
 		if err := EnsurePrivate(dir); err != nil {
 			return nil, err
 		}
 	}
-	how := unix.LOCK_EX | unix.LOCK_NB
 	if wait {
-		how = unix.LOCK_EX
+		return unixsock.AcquireWait(path)
 	}
-	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("open lock: %w", err)
-		}
-		if err := unix.Flock(int(f.Fd()), how); err != nil {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
-		}
-		// Whoever had it may have removed the file after we opened it.
-		var ours, there unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Stat(path, &there) == nil && ours.Ino == there.Ino {
-			return &FileLock{File: f, path: path}, nil
-		}
-		if err := f.Close(); err != nil {
-			return nil, fmt.Errorf("open lock: %w", err)
-		}
-	}
+	return unixsock.Acquire(path)
 }
 
-// release gives the name back. A nil lock has none.
-func (l *FileLock) Release() error {
+// StateLock makes a process the only one that handles a confinement.
+type StateLock struct {
+	name  *unixsock.FileLock // under the runtime directory
+	state *os.File           // the state directory, locked; nil: it does not exist
+}
+
+// Release releases the lock. Releasing a nil lock does nothing.
+func (l *StateLock) Release() error {
 	if l == nil {
 		return nil
 	}
-	err := os.Remove(l.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+	err := l.name.Release()
+	if l.state != nil {
+		err = errors.Join(err, l.state.Close())
 	}
-	err = errors.Join(err, l.File.Close())
-	if l.State != nil {
-		err = errors.Join(err, l.State.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("release lock: %w", err)
-	}
-	return nil
+	return err
 }
 
-// lockCage makes this process the only one that handles the cage. The state
-// directory is locked as well, if it exists: a process that may write to another
-// part of /run than this one has another runtime directory.
-func (p Paths) LockStateDir() (*FileLock, error) {
-	l, err := p.Take("cages/"+p.ID, false)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+// LockStateDir makes this process the only one that handles the confinement. The
+// state directory is locked as well, if it exists: a process that may write to
+// another part of /run than this one has another runtime directory. The error is
+// [ErrBusy] when another process has the lock.
+func (p Paths) LockStateDir() (*StateLock, error) {
+	name, err := p.Take("cages/"+p.ID, false)
+	if errors.Is(err, unixsock.ErrLocked) {
 		return nil, ErrBusy
 	}
 	if err != nil {
 		return nil, err
 	}
-	l.State, err = os.Open(p.State)
+	l := &StateLock{name: name}
+	l.state, err = os.Open(p.State)
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
 	}
 	if err == nil {
-		err = unix.Flock(int(l.State.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = unix.Flock(int(l.state.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err == nil {
 		return l, nil

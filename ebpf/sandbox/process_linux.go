@@ -312,26 +312,31 @@ func newStatusPair() (ours, theirs *os.File, err error) {
 // not to be made in a view.
 func (c *ProcessConfig) prepare(command Command, walk bool) (*launchSpec, *ruleset, error) {
 	o := &launchSpec{
-		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
-		UID: c.User.UID, GID: c.User.GID, Groups: c.User.groups,
-		UnixSockets: c.UnixSockets, ReportListen: c.ReportListen, SelfTest: c.SelfTest, EnterCgroup: walk,
-		Files: command.Files != nil, Private: slices.Clone(c.Private), Unreadable: c.Unreadable, AllowAbstract: c.AllowAbstract,
+		Program: programSpec{
+			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
+			UID: c.User.UID, GID: c.User.GID, Groups: c.User.groups,
+		},
+		Limits: limitSpec{
+			UnixSockets: c.UnixSockets, ReportListen: c.ReportListen, Files: command.Files != nil,
+			Private: slices.Clone(c.Private), Unreadable: c.Unreadable, AllowAbstract: c.AllowAbstract,
+		},
+		SelfTest: c.SelfTest, EnterCgroup: walk,
 	}
 	if c.View != nil {
 		var err error
-		o.View, o.ViewFiles, o.Terminal, o.Background = c.View, command.Files, command.terminalStreams(), command.Background
-		if o.Settings, err = command.terminalSettings(o.Terminal); err != nil {
+		o.View, o.ViewFiles, o.Program.Terminal, o.Program.Background = c.View, command.Files, command.terminalStreams(), command.Background
+		if o.Program.Settings, err = command.terminalSettings(o.Program.Terminal); err != nil {
 			return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 		}
-		o.Private = slices.DeleteFunc(o.Private, func(path string) bool { return !o.View.Shows(path) })
+		o.Limits.Private = slices.DeleteFunc(o.Limits.Private, func(path string) bool { return !o.View.Shows(path) })
 		return o, nil, nil
 	}
-	r, err := newRuleset(command.Files, o.AllowAbstract, o.Private)
+	r, err := newRuleset(command.Files, o.Limits.AllowAbstract, o.Limits.Private)
 	if err != nil {
 		return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
 	if r != nil {
-		o.Handled = r.handled
+		o.Limits.Handled = r.handled
 	}
 	return o, r, nil
 }
@@ -342,7 +347,7 @@ func (p *Process) spawn(command Command, status, file *os.File, r *ruleset, walk
 	set, slave := command.terminalStreams(), (*os.File)(nil)
 	if o.View != nil {
 		command = command.withoutStreams(set)
-	} else if command, p.terminal, slave, err = command.withTerminal(o.UID); err != nil {
+	} else if command, p.terminal, slave, err = command.withTerminal(o.Program.UID); err != nil {
 		return err
 	}
 	if slave != nil {

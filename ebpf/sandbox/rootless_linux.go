@@ -320,8 +320,11 @@ func (p *RootlessProcess) launch(command Command) error {
 		}
 	}
 	file, err := writeSpec(launchSpec{
-		Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, DirInherited: here,
-		Files: command.Files != nil, Private: ResolveLinks(f.config.Private), Rootless: &rootlessSpec{Files: command.Files},
+		Program: programSpec{
+			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, DirInherited: here,
+		},
+		Limits:   limitSpec{Files: command.Files != nil, Private: ResolveLinks(f.config.Private)},
+		Rootless: &rootlessSpec{Files: command.Files},
 	})
 	if err != nil {
 		return err

@@ -13,7 +13,8 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
+	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
 
 // The range from which dynamic users are taken: the one that systemd uses for
@@ -36,12 +37,12 @@ const uidFile = "uid"
 // account is the user that a plugin runs as.
 type User struct {
 	UID, GID int
-	groups   []int     // supplementary groups, never root's
-	name     string    // of the user database; empty: it is not there
-	home     string    // of the user database; empty: it is not there
-	shell    string    // of the user database; empty: it is not there
-	Same     bool      // root or the sidecar's own
-	lock     *FileLock // keeps a dynamic user from being taken twice; nil otherwise
+	groups   []int              // supplementary groups, never root's
+	name     string             // of the user database; empty: it is not there
+	home     string             // of the user database; empty: it is not there
+	shell    string             // of the user database; empty: it is not there
+	Same     bool               // root or the sidecar's own
+	lock     *unixsock.FileLock // keeps a dynamic user from being taken twice; nil otherwise
 }
 
 // chooseAccount finds the user that the configuration asks for. The state
@@ -140,11 +141,11 @@ func sudoUser() (User, bool) {
 // the same one again.
 func (p Paths) dynamicUser() (User, error) {
 	if uid, ok := rememberedUID(p.State); ok {
-		Lock, err := p.Take("users/"+strconv.Itoa(uid), false)
+		lock, err := p.Take("users/"+strconv.Itoa(uid), false)
 		if err == nil {
-			return User{UID: uid, GID: uid, lock: Lock}, nil
+			return User{UID: uid, GID: uid, lock: lock}, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
+		if !errors.Is(err, unixsock.ErrLocked) {
 			return User{}, fmt.Errorf("reserve user: %w", err)
 		}
 		// The state directory is a copy of another one, whose plugin runs.
@@ -165,14 +166,14 @@ func (p Paths) dynamicUser() (User, error) {
 		if used[uid] {
 			continue
 		}
-		Lock, err := p.Take("users/"+strconv.Itoa(uid), false)
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		lock, err := p.Take("users/"+strconv.Itoa(uid), false)
+		if errors.Is(err, unixsock.ErrLocked) {
 			continue
 		}
 		if err != nil {
 			return User{}, fmt.Errorf("reserve user: %w", err)
 		}
-		return User{UID: uid, GID: uid, lock: Lock}, rememberUID(p.State, uid)
+		return User{UID: uid, GID: uid, lock: lock}, rememberUID(p.State, uid)
 	}
 	return User{}, fmt.Errorf("pick a user: all of %d to %d are in use", firstDynamic, lastDynamic)
 }
@@ -206,19 +207,11 @@ func rememberUID(stateDir string, uid int) error {
 	if stateDir == "" {
 		return nil
 	}
-	file := filepath.Join(stateDir, uidFile)
-	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	err := atomicfile.Write(filepath.Join(stateDir, uidFile), fmt.Appendln(nil, uid), 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // a state directory that was never made remembers nothing
 	}
 	if err != nil {
-		return fmt.Errorf("remember user: %w", err)
-	}
-	_, err = fmt.Fprintln(f, uid)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("remember user: %w", err)
-	}
-	if err := os.Rename(file+".new", file); err != nil {
 		return fmt.Errorf("remember user: %w", err)
 	}
 	registerUID(stateDir, uid)
@@ -230,7 +223,7 @@ func registerUID(stateDir string, uid int) {
 	if os.MkdirAll(uidRegistry, privateAccess) != nil {
 		return
 	}
-	_ = os.WriteFile(filepath.Join(uidRegistry, strconv.Itoa(uid)), []byte(stateDir), 0o600) // see uidRegistry
+	_ = atomicfile.Write(filepath.Join(uidRegistry, strconv.Itoa(uid)), []byte(stateDir), 0o600) // see uidRegistry
 }
 
 // registeredUIDs are the dynamic users in the registry whose state directories

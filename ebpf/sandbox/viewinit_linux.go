@@ -23,8 +23,8 @@ func buildView(o *launchSpec, file *os.File) error {
 	if err := o.View.Build(); err != nil {
 		return err
 	}
-	if o.Terminal != 0 {
-		if err := openTerminal(o.Terminal, o.UID, o.Settings); err != nil {
+	if o.Program.Terminal != 0 {
+		if err := openTerminal(o.Program.Terminal, o.Program.UID, o.Program.Settings); err != nil {
 			return err
 		}
 	}
@@ -44,7 +44,7 @@ func dropToUser(o *launchSpec) error {
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
-	if err := setCredentials(o.UID, o.GID, o.Groups); err != nil {
+	if err := setCredentials(o.Program.UID, o.Program.GID, o.Program.Groups); err != nil {
 		return err
 	}
 	if err := setCapabilities(execCapability | 1<<unix.CAP_SETPCAP); err != nil {
@@ -86,8 +86,8 @@ func runViewInit(o *launchSpec) error {
 	if err := dropCapabilities(); err != nil {
 		return err
 	}
-	if !o.Files {
-		if err := checkUnreadable(o.Unreadable); err != nil {
+	if !o.Limits.Files {
+		if err := checkUnreadable(o.Limits.Unreadable); err != nil {
 			return err
 		}
 	}
@@ -111,7 +111,7 @@ func runViewInit(o *launchSpec) error {
 	if err := unix.Close(pidfd); err != nil {
 		return fmt.Errorf("close pidfd: %w", err)
 	}
-	status := reap(program, streamOf(o.Terminal))
+	status := reap(program, streamOf(o.Program.Terminal))
 	reply(binary.NativeEndian.AppendUint32([]byte{replyEnded}, uint32(status)), -1)
 	os.Exit(0) //nolint:forbidigo // the kernel ends everything in the namespace with its first process
 	return nil
@@ -145,15 +145,15 @@ func defaultSignals() error {
 func enterViewLandlock(o *launchSpec) error {
 	files := o.ViewFiles
 	if files != nil {
-		files = &Files{Read: append(viewPaths(), files.Read...), Write: append(viewWritable(o.Env), files.Write...)}
+		files = &Files{Read: append(viewPaths(), files.Read...), Write: append(viewWritable(o.Program.Env), files.Write...)}
 	}
-	r, err := newRuleset(files, o.AllowAbstract, o.Private)
+	r, err := newRuleset(files, o.Limits.AllowAbstract, o.Limits.Private)
 	if err != nil || r == nil {
 		return err
 	}
 	if files != nil {
-		for _, path := range candidates(o.Path, o.Env) {
-			if err := r.allowProgram(path, o.Private, 1); err != nil {
+		for _, path := range candidates(o.Program.Path, o.Program.Env) {
+			if err := r.allowProgram(path, o.Limits.Private, 1); err != nil {
 				return err
 			}
 		}
@@ -169,16 +169,16 @@ func startProgram(o *launchSpec) (pid, pidfd int, err error) {
 		return 0, -1, fmt.Errorf("hide memory: %w", err)
 	}
 	attributes := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
-	if stream := streamOf(o.Terminal); stream >= 0 {
+	if stream := streamOf(o.Program.Terminal); stream >= 0 {
 		if err := setControllingTerminal(stream); err != nil {
 			return 0, -1, err
 		}
-		attributes = &syscall.SysProcAttr{Setpgid: true, Foreground: !o.Background, Ctty: stream, PidFD: &pidfd}
+		attributes = &syscall.SysProcAttr{Setpgid: true, Foreground: !o.Program.Background, Ctty: stream, PidFD: &pidfd}
 	}
 	err = searchProgram(o, func(path string, args []string) error {
 		var err error
 		pid, err = syscall.ForkExec(path, args, &syscall.ProcAttr{
-			Dir: o.Dir, Env: o.Env, Files: []uintptr{0, 1, 2},
+			Dir: o.Program.Dir, Env: o.Program.Env, Files: []uintptr{0, 1, 2},
 			Sys: attributes,
 		})
 		return err

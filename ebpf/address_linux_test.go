@@ -100,7 +100,7 @@ func TestServing(t *testing.T) {
 	told := make(chan uint16, 16)
 	r := newHarness(t, func(c *Config) {
 		c.Serve = []uint16{8081, 80}
-		c.Serving = func(port uint16) { told <- port; time.Sleep(wait) }
+		c.Listen.TCP = func(port uint16) { told <- port; time.Sleep(wait) }
 	})
 	got := r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
 import socket, time

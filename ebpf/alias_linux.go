@@ -55,11 +55,11 @@ func (c *Confinement) handleUnixListen(process uint32, l sandbox.Listener) {
 	if err := c.alias(process, l); err != nil {
 		c.sampledLog.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
 	}
-	if c.config.ServingUnix == nil {
+	if c.config.Listen.Unix == nil {
 		_ = l.File.Close() // it was only open to be looked at
 		return
 	}
-	c.config.ServingUnix(l)
+	c.config.Listen.Unix(l)
 }
 
 // alias makes a socket outside the private directories reachable for the plugin.

@@ -21,9 +21,9 @@ const (
 // portWatch reports the TCP ports that are listened on in one network namespace:
 // the one that its socket was made in.
 type portWatch struct {
-	mu     sync.Mutex
-	socket int
-	answer []byte
+	mu       sync.Mutex
+	socket   int
+	response []byte
 }
 
 // openDiag opens a socket of sock_diag(7) in the thread's network namespace.
@@ -39,7 +39,7 @@ func openDiag() (int, error) {
 }
 
 func newPortWatch(socket int) *portWatch {
-	return &portWatch{socket: socket, answer: make([]byte, 32<<10)}
+	return &portWatch{socket: socket, response: make([]byte, 32<<10)}
 }
 
 // ports are those that are listened on over IPv4 or IPv6, on any address.
@@ -66,7 +66,7 @@ func (w *portWatch) list(family byte, ports map[uint16]bool) error {
 	query := make([]byte, diagRequest)
 	query[0], query[1] = family, unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(query[4:], listenState)
-	return dumpDiag(w.socket, w.answer, query, func(body []byte) {
+	return dumpDiag(w.socket, w.response, query, func(body []byte) {
 		if len(body) >= diagPortOffset+2 {
 			ports[binary.BigEndian.Uint16(body[diagPortOffset:])] = true
 		}
@@ -74,8 +74,8 @@ func (w *portWatch) list(family byte, ports map[uint16]bool) error {
 }
 
 // dumpDiag asks for every socket that a query names, and calls each with what the
-// kernel answers of one. The answer is the buffer that datagrams are read into.
-func dumpDiag(socket int, answer, query []byte, each func(body []byte)) error {
+// kernel answers of one. The response is the buffer that datagrams are read into.
+func dumpDiag(socket int, response, query []byte, each func(body []byte)) error {
 	request := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(query))
 	binary.NativeEndian.PutUint32(request[0:], uint32(unix.SizeofNlMsghdr+len(query)))
 	binary.NativeEndian.PutUint16(request[4:], diagByFamily)
@@ -85,26 +85,26 @@ func dumpDiag(socket int, answer, query []byte, each func(body []byte)) error {
 		return err
 	}
 	for {
-		n, _, err := unix.Recvfrom(socket, answer, 0)
+		n, _, err := unix.Recvfrom(socket, response, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if done, err := readDiag(answer[:n], each); done || err != nil {
+		if done, err := readDiag(response[:n], each); done || err != nil {
 			return err
 		}
 	}
 }
 
 // readDiag reads the messages of one datagram, and reports whether they are the
-// last of the answer.
+// last of the response.
 func readDiag(messages []byte, each func(body []byte)) (done bool, err error) {
 	for len(messages) >= unix.SizeofNlMsghdr {
 		length := int(binary.NativeEndian.Uint32(messages))
 		if length < unix.SizeofNlMsghdr || length > len(messages) {
-			return false, errors.New("the kernel's answer is cut short")
+			return false, errors.New("the kernel's response is cut short")
 		}
 		body := messages[unix.SizeofNlMsghdr:length]
 		switch binary.NativeEndian.Uint16(messages[4:]) {
@@ -112,7 +112,7 @@ func readDiag(messages []byte, each func(body []byte)) (done bool, err error) {
 			return true, nil
 		case unix.NLMSG_ERROR:
 			if len(body) < 4 {
-				return false, errors.New("the kernel's answer is cut short")
+				return false, errors.New("the kernel's response is cut short")
 			}
 			return false, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
 		case diagByFamily:

@@ -325,7 +325,7 @@ func TestServingUnix(t *testing.T) {
 	reported := make(chan sandbox.Listener, 10)
 	r := newHarness(t, func(c *Config) {
 		withView(c)
-		c.ServingUnix = func(l sandbox.Listener) { reported <- l }
+		c.Listen.Unix = func(l sandbox.Listener) { reported <- l }
 	})
 	ask, end := converse(t, func(c sandbox.Command) (waiter, error) {
 		c.Dir = "/"

@@ -37,7 +37,7 @@ func Probe() []Finding {
 		return []Finding{{Name: "runtime directory", Err: err, Required: true, Lost: "the probe itself", Remedy: "run as root, or make /run or the temporary directory writable"}}
 	}
 	_, err = pidNamespace()
-	p.found(Finding{
+	p.add(Finding{
 		Name: "process ids", Required: true, Lost: "confinement: what is reported and ended by its id would be another process",
 		Remedy: "mount -t proc proc /proc in the sidecar's PID namespace",
 	}, err)
@@ -55,7 +55,7 @@ func Probe() []Finding {
 	return p.findings
 }
 
-func (p *prober) found(f Finding, err error) {
+func (p *prober) add(f Finding, err error) {
 	f.Err = err
 	p.findings = append(p.findings, f)
 }
@@ -69,12 +69,12 @@ func (p *prober) prerequisites() {
 	if err == nil {
 		_, err = os.Stat(filepath.Join(p.group.Path, "cgroup.kill"))
 	}
-	p.found(Finding{
+	p.add(Finding{
 		Name: "cgroup v2", Required: true, Lost: "confinement and metering",
 		Remedy: "mount cgroup v2 writable; in a systemd unit set Delegate=yes; in a container use the host's cgroup namespace",
 	}, err)
 	p.pins, err = pinDir(p.at)
-	p.found(Finding{
+	p.add(Finding{
 		Name: "BPF file system", Required: true, Lost: "walls that outlast a killed sidecar",
 		Remedy: "mount -t bpf bpf /sys/fs/bpf, or grant CAP_SYS_ADMIN so that Chaperone mounts its own",
 	}, err)
@@ -90,21 +90,21 @@ func (p *prober) programs() {
 		if w.unix == nil {
 			hooks = errors.New("the kernel has no connect_unix hook")
 		}
-		p.found(unixFinding(), hooks)
+		p.add(unixFinding(), hooks)
 		p.findings = append(p.findings, proctrackFindings()...)
 	}
 	all := Finding{
 		Name: "kernel programs", Required: true, Lost: "confinement and metering",
 		Remedy: "use Linux 5.15 or later with CONFIG_CGROUP_BPF and BTF, and grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
 	}
-	p.found(all, err)
+	p.add(all, err)
 	if err == nil {
 		return
 	}
 	for _, load := range []func() (*ebpf.CollectionSpec, error){loadHooks, loadUnix, loadCalls, loadProctrack, loadSocketscan} {
 		spec, err := load()
 		if err != nil {
-			p.found(all, err)
+			p.add(all, err)
 			return
 		}
 		for _, name := range sorted(spec.Programs) {
@@ -145,7 +145,7 @@ func (p *prober) one(spec *ebpf.CollectionSpec, name string) {
 			err = l.Close()
 		}
 	}
-	p.found(f, err)
+	p.add(f, err)
 }
 
 func unixFinding() Finding {
@@ -162,7 +162,7 @@ func (p *prober) clean() {
 	}
 	errs = append(errs, p.group.Remove(), p.group.Close())
 	if err := errors.Join(errs...); err != nil {
-		p.found(Finding{Name: "clean-up", Lost: "nothing", Remedy: "remove " + p.group.Path}, err)
+		p.add(Finding{Name: "clean-up", Lost: "nothing", Remedy: "remove " + p.group.Path}, err)
 	}
 }
 
@@ -171,7 +171,7 @@ func (p *prober) namespace() {
 	if err == nil {
 		err = n.Close()
 	}
-	p.found(Finding{
+	p.add(Finding{
 		Name: "network namespace", Required: true, Lost: "a network of the plugin's own, without which the programs are its only wall",
 		Remedy: "grant CAP_SYS_ADMIN and CAP_NET_ADMIN, or set process.network to host",
 	}, err)
@@ -182,7 +182,7 @@ func (p *prober) scope() {
 	if !sandbox.SupportsScope() {
 		err = errors.New("the kernel has no Landlock, or its first version")
 	}
-	p.found(Finding{
+	p.add(Finding{
 		Name: "process scope", Lost: "protection of other processes of the plugin's user from it; a dynamic user has none",
 		Remedy: "use Linux 5.19 or later with landlock among the active security modules (boot parameter lsm=)",
 	}, err)
@@ -194,7 +194,7 @@ func (p *prober) rootless(dir string) {
 	if err == nil {
 		err = f.Close()
 	}
-	p.found(Finding{
+	p.add(Finding{
 		Name: "fence", Lost: "a network of the plugin's own where the kernel is off: it gets proxy variables, and nothing keeps it to them",
 		Remedy: "permit user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
 	}, err)
@@ -206,45 +206,45 @@ func (p *prober) selfTest(dir string) {
 	walls := Finding{Name: "self-test", Required: true, Lost: "confinement: the walls do not hold on this kernel", Remedy: report}
 	s, err := newProbeProcess(dir)
 	if err != nil {
-		p.found(walls, err)
+		p.add(walls, err)
 		return
 	}
 	defer func() {
 		if err := s.close(); err != nil {
-			p.found(Finding{Name: "clean-up", Lost: "nothing", Remedy: "run: chaperone detach"}, err)
+			p.add(Finding{Name: "clean-up", Lost: "nothing", Remedy: "run: chaperone detach"}, err)
 		}
 	}()
 	if err := s.start(nil); err != nil {
-		p.found(walls, err)
+		p.add(walls, err)
 		return
 	}
-	p.found(walls, s.hooks())
-	p.found(Finding{
+	p.add(walls, s.hooks())
+	p.add(Finding{
 		Name: "processes identified", Required: true, Lost: "the id of the process in each record, and an end to processes by their id", Remedy: report,
 	}, s.id())
-	p.found(Finding{
+	p.add(Finding{
 		Name: "programs identified", Lost: "the program (exe) of the process in each record",
 		Remedy: "grant CAP_SYS_PTRACE, and mount /proc without hidepid",
 	}, s.exe())
-	p.found(Finding{Name: "system calls and processes counted", Lost: "metering of both, and limits on them", Remedy: report}, s.calls())
-	p.found(Finding{
+	p.add(Finding{Name: "system calls and processes counted", Lost: "metering of both, and limits on them", Remedy: report}, s.calls())
+	p.add(Finding{
 		Name: "foreign sockets ended", Required: true, Lost: "an end to connections that the plugin was handed from outside", Remedy: report,
 	}, s.foreignSockets())
 	if s.confinement.Info().UnixHooks {
-		p.found(Finding{Name: "Unix sockets allowed by name", Lost: "sockets of a grant: all are refused", Remedy: report}, s.sockets())
+		p.add(Finding{Name: "Unix sockets allowed by name", Lost: "sockets of a grant: all are refused", Remedy: report}, s.sockets())
 	}
 	for kind := LimitConnections; kind <= LimitProcesses; kind++ {
 		name := "limit on " + kind.String()
-		p.found(Finding{Name: name, Required: true, Lost: "a " + name + ", which the kernel does not enforce", Remedy: report}, s.limit(kind))
+		p.add(Finding{Name: name, Required: true, Lost: "a " + name + ", which the kernel does not enforce", Remedy: report}, s.limit(kind))
 	}
-	p.found(Finding{Name: "escapes ended", Required: true, Lost: "an end to processes that leave the plugin's cgroup", Remedy: report}, s.escape())
-	p.found(Finding{
+	p.add(Finding{Name: "escapes ended", Required: true, Lost: "an end to processes that leave the plugin's cgroup", Remedy: report}, s.escape())
+	p.add(Finding{
 		Name: "holders of foreign sockets ended", Required: true, Lost: "an end to processes that were handed a socket from outside", Remedy: report,
 	}, s.socketHolder())
 	if err := sandbox.FilesSupported(); err == nil {
-		p.found(filesFinding(report), s.files())
+		p.add(filesFinding(report), s.files())
 	} else {
-		p.found(filesFinding("use Linux 6.2 or later with landlock among the active security modules (boot parameter lsm=)"), err)
+		p.add(filesFinding("use Linux 6.2 or later with landlock among the active security modules (boot parameter lsm=)"), err)
 	}
 }
 

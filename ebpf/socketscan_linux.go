@@ -166,7 +166,7 @@ func (c *Confinement) reportSockets(found []foundSocket) {
 	for _, s := range found {
 		d := s.denial()
 		strays = append(strays, UnmediatedConn{PID: d.PID, Comm: d.Comm, Original: d.Address, Since: s.since, Why: s.why()})
-		if s.again {
+		if s.repeated {
 			continue
 		}
 		select {
@@ -183,8 +183,8 @@ func (c *Confinement) reportSockets(found []foundSocket) {
 // found is one socket that the census found.
 type foundSocket struct {
 	socketscanSocketEntry
-	again bool      // it was reported before
-	since time.Time // when it was first seen
+	repeated bool      // it was reported before
+	since    time.Time // when it was first seen
 }
 
 // take looks once, reports what it finds, and ends it.
@@ -239,8 +239,8 @@ func (c *socketScan) endFound(all []foundSocket) (err error) {
 	var holders []socketscanSocketEntry
 	ours, sockets := ownCookies(), false
 	for _, s := range all {
-		doom := s.doom(s.again || ours[s.Cookie] || s.Netns != c.sidecarNetns && s.Netns != c.network.Cookie)
-		if err := c.programs.Maps["verdicts"].Put(s.Cookie, doom); err != nil || doom == verdictKill {
+		verdict := s.verdict(s.repeated || ours[s.Cookie] || s.Netns != c.sidecarNetns && s.Netns != c.network.Cookie)
+		if err := c.programs.Maps["verdicts"].Put(s.Cookie, verdict); err != nil || verdict == verdictKill {
 			holders = append(holders, s.socketscanSocketEntry) // also when there are too many to note down
 		} else {
 			sockets = true
@@ -260,9 +260,9 @@ func (c *socketScan) endFound(all []foundSocket) (err error) {
 	return err
 }
 
-// doom says how to end a socket. One that was connected early passes every hook
+// verdict returns how to end a socket. One that was connected early passes every hook
 // from then on, however often it is seen.
-func (s *socketscanSocketEntry) doom(stubborn bool) uint32 {
+func (s *socketscanSocketEntry) verdict(stubborn bool) uint32 {
 	switch {
 	case s.Found == socketEarly:
 		return verdictDestroy

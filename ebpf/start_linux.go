@@ -82,12 +82,12 @@ func (c *Confinement) private() []string {
 // servingHandler is told of TCP ports of [Config.Serve] that the plugin is about
 // to listen on, while the process waits; nil: nobody asks.
 func (c *Confinement) servingHandler() func(port uint16) {
-	if !c.own || c.config.Serving == nil || len(c.config.Serve) == 0 {
+	if !c.own || c.config.Listen.TCP == nil || len(c.config.Serve) == 0 {
 		return nil
 	}
 	return func(port uint16) {
 		if slices.Contains(c.config.Serve, port) {
-			c.config.Serving(port)
+			c.config.Listen.TCP(port)
 		}
 	}
 }

@@ -140,10 +140,8 @@ type Config struct {
 	// Nil: refusals are counted and not described.
 	Denied func(sandbox.Denial)
 
-	// ServingUnix is called before a process that [Confinement.Start] started listens on a
-	// Unix socket with a path. The process waits until the function returns. Nil:
-	// that is not reported.
-	ServingUnix func(sandbox.Listener)
+	// Listen is called before the plugin listens on a socket.
+	Listen ListenHandlers
 
 	// Direct is called for each connection of another process to a Unix socket that
 	// the plugin listens on, in the plugin's own or the sidecar's network namespace:
@@ -154,12 +152,6 @@ type Config struct {
 	// Crossed is told when a limit begins to refuse, and when it has recovered,
 	// by the same goroutine. Nil: limits are enforced in silence.
 	LimitChanged func(LimitEvent)
-
-	// Serving is told when the plugin is about to listen on a port of Serve in a
-	// network of its own, at least once: the process waits in listen(2) until it
-	// returns. It is called by several goroutines and must not block. Nil: nothing
-	// is told.
-	Serving func(port uint16)
 
 	// Sample is given the totals at each Interval, by the same goroutine. Nil:
 	// no samples are taken.
@@ -175,6 +167,17 @@ type Config struct {
 
 	// Logger is for the operator. Nil: silence.
 	Logger *zap.Logger
+}
+
+// ListenHandlers are called when a process that [Confinement.Start] started is about
+// to listen on a socket. The process waits in listen(2) until the function returns.
+// They are called by several goroutines and must not block.
+type ListenHandlers struct {
+	// Unix is called for a Unix socket with a path. Nil: such sockets are not reported.
+	Unix func(sandbox.Listener)
+	// TCP is called for a port of [Config.Serve] in a network of the plugin's own.
+	// Nil: ports are not reported.
+	TCP func(port uint16)
 }
 
 // Endpoints are the sidecar's listeners, opened by [Confinement.Listen] and

@@ -58,12 +58,12 @@ func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.telemetry.denied, LimitChanged: s.telemetry.limitExceededInKernel, Sample: s.telemetry.sampled,
-		EndLeft: s.endedLeft, ServingUnix: s.servingUnix(spec), Direct: s.connectedDirectly,
-		Serving: func(port uint16) {
+		EndLeft: s.endedLeft, Direct: s.connectedDirectly,
+		Listen: ebpf.ListenHandlers{Unix: s.servingUnix(spec), TCP: func(port uint16) {
 			if s.inbound != nil {
 				s.inbound.Serving(port)
 			}
-		},
+		}},
 		Reaper: s.reaper, Logger: s.cfg.Log.Named("kernel"),
 	})
 	return kernelConfinement{cage}, err

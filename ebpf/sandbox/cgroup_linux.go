@@ -321,6 +321,7 @@ func OpenCgroup(path string) (*Cgroup, error) {
 	return &Cgroup{Path: path, Dir: dir, ID: stat.Ino}, nil
 }
 
+// Set writes a value to one of the cgroup's files.
 func (g *Cgroup) Set(file, value string) error {
 	if err := os.WriteFile(filepath.Join(g.Path, file), []byte(value), 0); err != nil {
 		return fmt.Errorf("write %s: %w%s", file, err, delegationHint(err))
@@ -444,6 +445,7 @@ func (g *Cgroup) AwaitEmpty(timeout time.Duration) error {
 	}
 }
 
+// Close closes the directory of the cgroup, which stays.
 func (g *Cgroup) Close() error {
 	if err := g.Dir.Close(); err != nil {
 		return fmt.Errorf("close cgroup: %w", err)

@@ -170,6 +170,7 @@ func (n *Network) Do(f func() error) error {
 	})
 }
 
+// Close closes the namespace, which ends with its last process and socket.
 func (n *Network) Close() error {
 	if err := n.File.Close(); err != nil {
 		return fmt.Errorf("close network namespace: %w", err)

@@ -14,7 +14,7 @@
 // the first record it is 32 zero bytes. So the links can be followed without
 // the key, and nothing can be edited, removed, put in or moved without it.
 //
-// What the chain alone cannot show is that its end was cut off. audit.head, in
+// The chain alone cannot show a truncated end. audit.head, in
 // the state directory, names the last record and where it ends. It is written
 // after the record and before Record returns, so it covers every record that
 // anything was allowed by, also when the process is killed at any instant: a
@@ -22,8 +22,8 @@
 //
 // # Refusals
 //
-// A plugin may have as much refused as it likes, so refusals neither fill the log
-// nor push anything else out of it. Equal ones are counted after the first of a
+// A plugin can cause any number of refusals, so refusals neither fill the log nor
+// displace other records. Equal ones are counted after the first of a
 // minute, and the counts are records of their own. Refusals take at most an eighth
 // of each file; beyond that they go to a second log, FILE.refused, whose files are
 // an eighth as large and rotate by themselves. Everything else rotates by its own
@@ -31,13 +31,13 @@
 // audit.key and a head in audit.refused.head; records of kind overflow in the first
 // log name its last record, so that it cannot be removed without a trace.
 //
-// # What is not proved
+// # Limits of the proof
 //
-// Whoever can read audit.key can forge; whoever can put back an older copy of
+// A user who can read audit.key can forge; one who can restore an older copy of
 // both the log and audit.head can roll back to it. Against them, ship the log
 // to another host as it is written. A record is handed to the kernel, not
-// fsynced: a power cut can lose the last ones, and the next start says so in
-// the log instead of closing the gap.
+// fsynced: a power cut can lose the last ones, and the next start records it
+// instead of closing the gap.
 package audit
 
 import (
@@ -76,7 +76,7 @@ const (
 // and an eighth for a file of the second log, which has as many.
 const refusedShare = 8
 
-// Config says where a log is and what it keeps.
+// Config is where a log is and how much it keeps.
 type Config struct {
 	// File is the log. "" is DefaultFile in StateDir. Its folder must exist.
 	File string
@@ -97,7 +97,7 @@ type Config struct {
 	Now func() time.Time
 	// Observe is called with every record that was written, after it was and
 	// without a lock, possibly at the same time from several goroutines. It must
-	// not keep the record. nil is none.
+	// not keep the record. nil: not called.
 	Observe func(*authz.Record)
 
 	second bool // the log is the second one
@@ -184,7 +184,7 @@ type secondLog struct {
 
 // unreported is the content of the next record of kind lost.
 type unreported struct {
-	truncated *truncatedTail // bytes at the end that are no record; nil if there are none
+	truncated *truncatedTail // bytes at the end that are not a record; nil without any
 	notes     []string
 	unproved  bool   // records may be missing before it
 	failed    uint64 // records refused since the last that was written
@@ -397,7 +397,7 @@ func (l *Log) keepTorn(data []byte) {
 		l.truncated = newTruncatedTail()
 	}
 	l.truncated.add(data)
-	l.newline = true // what follows begins on a line of its own
+	l.newline = true // the next record begins on a line of its own
 }
 
 // flushNotes writes what the log has to say about itself, as one record of
@@ -442,7 +442,7 @@ func (l *Log) Records() uint64 {
 }
 
 // Healthy returns nil when records can be written, and otherwise why not. After
-// a failure it tries again, by writing the note that says what was refused.
+// a failure it tries again, by writing the note about the refused records.
 func (l *Log) Healthy() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -209,7 +209,7 @@ func TestRecordIsReadBack(t *testing.T) {
 		t.Errorf("end record lacks what may be 0: %s", line)
 	}
 	if line := f.lines()[2]; strings.Contains(line, "allowed") || strings.Contains(line, "uid\":-1") || strings.Contains(line, "count") {
-		t.Errorf("reload record has what says nothing: %s", line)
+		t.Errorf("reload record has empty fields: %s", line)
 	}
 	f.proved(1, 4)
 }
@@ -324,7 +324,7 @@ func TestBeginAnewIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.write(f.config(), 1)
-	f.disproved("the log begins anew with the key of an earlier one")
+	f.disproved("the log begins again with the key of an earlier one")
 }
 
 func TestKeyDoesNotPrint(t *testing.T) {

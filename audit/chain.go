@@ -184,7 +184,7 @@ func openHead(stateDir, name string, key *Key) (*headFile, error) {
 	return &headFile{name: name, file: file, mac: key.headMAC(), slot: make([]byte, 0, slotRoom)}, nil
 }
 
-// share maps the file into memory. What is stored there is in the kernel's
+// share maps the file into memory. A store there is in the kernel's
 // cache at once, where a killed process leaves it, exactly as after a write; but
 // it takes no system call for each record. The room is taken on the disk first,
 // since a full one could not be reported when it is stored. Where there is no
@@ -236,7 +236,7 @@ func (h *headFile) write(p position) error {
 	if n != len(h.slot) {
 		return io.ErrShortWrite
 	}
-	if !h.asked { // not before there is a head: room alone is none
+	if !h.asked { // not before there is a head
 		h.share()
 	}
 	return nil
@@ -268,8 +268,7 @@ func (h *headFile) unshare() error {
 
 func (h *headFile) close() error { return errors.Join(h.unshare(), h.file.Sync(), h.file.Close()) }
 
-// errNoHead says that there is no head at all, errBadHead that there is none
-// that the key made.
+// errNoHead is for a missing head, errBadHead for one that the key did not make.
 var (
 	errNoHead  = errors.New(headName + " is missing")
 	errBadHead = errors.New(headName + " was not written with this key, or is damaged")
@@ -363,7 +362,7 @@ func (t *truncatedTail) add(data []byte) {
 type link struct {
 	seq        uint64
 	prev, hash []byte
-	body       []byte // what the hash is taken over
+	body       []byte // the hashed bytes
 }
 
 // parseLink takes a line, without its newline, apart. It reports false for

@@ -88,7 +88,7 @@ func TestTornRecord(t *testing.T) {
 	}
 }
 
-// What was torn is authenticated by the record that explains it.
+// TestTornRecordCannotBeEdited: the record of the damage authenticates the torn bytes.
 func TestTornRecordCannotBeEdited(t *testing.T) {
 	f, _ := tornFolder(t, 2, 100)
 	f.write(f.config(), 1)
@@ -115,7 +115,7 @@ func TestRecordAheadOfHead(t *testing.T) {
 	}
 }
 
-// What the head names and the file lacks is told for ever.
+// TestLossIsNotMended: a record that the head names and the file lacks stays reported.
 func TestLossIsNotMended(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -263,8 +263,8 @@ func TestRestartOnFullDisk(t *testing.T) {
 	}
 }
 
-// Somebody else moves, removes or cuts the file while it is written: the log
-// notices within a second, goes on in its place and says so.
+// TestFileTakenAway moves, removes or truncates the file while it is written: the log
+// notices within a second, continues in its place and records it.
 func TestFileTakenAway(t *testing.T) {
 	tests := []struct {
 		name, want string
@@ -398,7 +398,7 @@ func shortWrites(t *testing.T, together int, room int64, restart bool) {
 		}
 	}
 	if total := 2 + 5*together; written < acknowledged || together == 1 && written != acknowledged || !restart && written+told != total {
-		t.Errorf("%d together, room for %d: %d of %d written, %d acknowledged, %d told of", together, room, written, total, acknowledged, told)
+		t.Errorf("%d together, room for %d: %d of %d written, %d acknowledged, %d reported", together, room, written, total, acknowledged, told)
 	}
 }
 
@@ -412,7 +412,7 @@ func abandon(t *testing.T, f folder, log *audit.Log) {
 	}
 	lift := limitFiles(t, min(info.Size(), 1)) // the head need not grow
 	defer lift()
-	_ = log.Close() // what is left to say cannot be written
+	_ = log.Close() // the last notes cannot be written
 }
 
 // A head that is cut short under an open log is an error of the record that
@@ -439,5 +439,5 @@ func TestHeadIsCutShort(t *testing.T) {
 	if err := log.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f.proved(1, 7) // the refused one was written, and a note said that it was refused
+	f.proved(1, 7) // the refused one was written, and a note recorded the refusal
 }

@@ -250,7 +250,7 @@ func (e *line) int(open string, value int64) {
 	e.buf = strconv.AppendInt(e.buf, value, 10)
 }
 
-// files writes the files of a reload by name. What is beyond the bound is
+// files writes the files of a reload by name. Files beyond the bound are
 // counted under the name "…".
 func (e *line) files(files map[string]string) {
 	if len(files) == 0 {
@@ -278,7 +278,7 @@ func (e *line) files(files map[string]string) {
 
 // appendText appends s as the inside of a JSON string (RFC 8259, section 7) of
 // at most limit bytes; what is longer is cut and ends in an ellipsis. Bytes
-// that are not UTF-8 become U+FFFD. Whatever does not print (control
+// that are not UTF-8 become U+FFFD. Unprintable text (control
 // characters, line separators, bidirectional overrides) is escaped, so that a
 // plugin's names cannot paint over a terminal that shows the log.
 func appendText(b []byte, s string, limit int) []byte {

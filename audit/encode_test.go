@@ -104,7 +104,7 @@ func TestMask(t *testing.T) {
 		{"", long, strings.Repeat("/~", 16)},             //
 		{"/a/*", "/a/b/c", "/a/~/~"},                     // beyond the pattern
 		{"/a", "/a/token", "/a/~"},                       //
-		{"/v1/users/*", "/v2/users/alice", "/~/users/~"}, // what differs is the plugin's choice
+		{"/v1/users/*", "/v2/users/alice", "/~/users/~"}, // the differing part is the plugin's choice
 		{"/v1/users/*", "/v1", "/v1"},
 		{"/*", "/*", "/~"},
 		{"/a/**", "/a/**/b", "/a/~/~"},
@@ -137,8 +137,8 @@ func unmask(path, mark string) string {
 	return strings.Join(segments, "/")
 }
 
-// A known value can be looked for; an unknown one cannot be read, and equal
-// ones can be told to be equal in one log only.
+// TestMasksCanBeLookedFor: a known value can be searched for; an unknown one cannot be
+// read, and equal ones are equal within one log only.
 func TestMasksCanBeLookedFor(t *testing.T) {
 	f := newFolder(t)
 	log := f.open(f.config())
@@ -180,8 +180,8 @@ func TestMasksCanBeLookedFor(t *testing.T) {
 	}
 }
 
-// Whatever a plugin says, the line is one JSON object that says the same, and
-// the chain holds.
+// FuzzRecord: for any text of a plugin the line is one JSON object with the same
+// values, and the chain is valid.
 func FuzzRecord(f *testing.F) {
 	f.Add("weather", "api.weather.example", "/v1/forecast/x", "/v1/forecast/*", "a=b", "said", 4)
 	f.Add("\xff\u2028", "\"},{\"", "//\x00", "/**", "\n", "\x1b[2J\U000e0001", -1)

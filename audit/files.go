@@ -62,7 +62,7 @@ func listFiles(file string) ([]logFile, error) {
 	return files, nil
 }
 
-// openRegular opens a file of a log to read it. What is not a regular file may
+// openRegular opens a file of a log to read it. Another kind of file may
 // have no end.
 func openRegular(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
@@ -149,8 +149,8 @@ func (l *Log) mostOwn() int64 {
 	return l.cfg.MaxSize - 2*(l.cfg.MaxSize/refusedShare)
 }
 
-// firstRecord returns the number of the first record in a file, 0 when there
-// is none. Only what is no record can come before it.
+// firstRecord returns the number of the first record in a file, or 0. Only
+// bytes that are not a record can come before it.
 func firstRecord(r io.ReaderAt) (uint64, error) {
 	lines := newLines(io.NewSectionReader(r, 0, 1<<62))
 	for {
@@ -187,8 +187,9 @@ func (l *Log) checkPlace() {
 	}
 }
 
-// rotate moves the current file aside and begins a new one. When it cannot,
-// the log grows on, and says so: a file that is too large loses nothing.
+// rotate moves the current file aside and begins a new one. If that fails, the log
+// continues in the file and records the failure: a file that is too large loses no
+// record.
 func (l *Log) rotate() {
 	next, err := l.startNext()
 	if err != nil {
@@ -299,7 +300,7 @@ func (l *Log) expiredFiles() (remove []string, end tail) {
 	return remove, end
 }
 
-// lastRecord returns the last record in a file; seq is 0 when there is none.
+// lastRecord returns the last record in a file; seq is 0 without one.
 func lastRecord(path string) (last tail, err error) {
 	file, err := openRegular(path)
 	if err != nil {
@@ -349,7 +350,7 @@ func newLines(r io.Reader) *lines {
 	return &lines{reader: bufio.NewReaderSize(r, maxLine)}
 }
 
-// reset begins anew with another file.
+// reset begins with another file.
 func (l *lines) reset(r io.Reader) {
 	l.reader.Reset(r)
 	*l = lines{reader: l.reader}

@@ -119,7 +119,7 @@ func (b *bucket) take(now time.Time) bool {
 	return true
 }
 
-// fold counts refusals. What they do not have in common is left out of record.
+// fold counts refusals. Fields that differ are left out of record.
 type fold struct {
 	record      authz.Record
 	count       int

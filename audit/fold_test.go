@@ -84,7 +84,7 @@ func TestEqualRefusalsAreFolded(t *testing.T) {
 	f.proved(1, 102)
 }
 
-// What counted refusals do not have in common is not said of them.
+// TestFoldKeepsWhatIsCommon: a count has only the common fields of its refusals.
 func TestFoldKeepsWhatIsCommon(t *testing.T) {
 	f := newFolder(t)
 	log := f.open(f.config())
@@ -103,7 +103,7 @@ func TestFoldKeepsWhatIsCommon(t *testing.T) {
 	}
 }
 
-// What was outside its confinement is never counted with others, nor moved to the
+// TestIncidentsAreNoRefusals: an escape is never counted with others, nor moved to the
 // second log; refusals of the kernel are equal if they are for the same.
 func TestIncidentsAreNoRefusals(t *testing.T) {
 	f := newFolder(t)
@@ -366,8 +366,8 @@ func TestSecondLogIsProved(t *testing.T) {
 	}
 }
 
-// A file that was removed by the log's own limit is told from one that somebody
-// else removed.
+// TestRotationIsToldFromRemoval distinguishes a file that the log's own limit removed
+// from one that somebody else removed.
 func TestRotationIsToldFromRemoval(t *testing.T) {
 	f := newFolder(t)
 	cfg := rotating(f, 3)

@@ -22,7 +22,7 @@ func (g *growing) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// What is appended behind a line that is still being written is not a line.
+// TestLinesEndAtTheEnd: bytes after an incomplete line are not a line.
 func TestLinesEndAtTheEnd(t *testing.T) {
 	l := newLines(&growing{"one\ntw", "", "o\nthree\n"})
 	var got []string

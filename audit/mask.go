@@ -55,9 +55,9 @@ func (m *masker) append(b []byte, domain byte, value string) []byte {
 }
 
 // maskedPath writes path with every segment masked but those that the pattern
-// spells out and that are the same in the path. What stands in the place of one
-// of them, lies beyond the pattern, or has no pattern at all is the plugin's
-// choice, and may be a secret as much as what a wildcard matched.
+// spells out and that are the same in the path. A segment in the place of one
+// of them, beyond the pattern, or without a pattern is the plugin's choice, and may be
+// a secret like the match of a wildcard.
 func (e *line) maskedPath(path, pattern string) {
 	begin, masks := len(e.buf), 0
 	path, pattern = strings.TrimPrefix(path, "/"), strings.TrimPrefix(pattern, "/")

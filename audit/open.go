@@ -15,9 +15,9 @@ import (
 
 // Open opens a log and goes on where it ended, or begins a new one. It reads
 // only what was written after the last head, so its cost does not grow with
-// the log. What it finds missing or damaged at the end is not mended: the
-// chain goes on from the last record that audit.head names, and a record of
-// kind lost says what was found.
+// the log. A missing or damaged end is not repaired: the chain
+// continues from the last record that audit.head names, and a record of kind lost
+// describes the damage.
 //
 // The log belongs to one process at a time; Open fails while another has it.
 func Open(cfg Config) (*Log, error) {
@@ -51,7 +51,7 @@ func open(cfg Config) (*Log, error) {
 	}
 	name := headName
 	if cfg.second {
-		// Whether there was one before, the first log says.
+		// The first log has a record if there was one before.
 		key, name, fresh = key.second(), secondHeadName, true
 	}
 	head, err := openHead(cfg.StateDir, name, &key)
@@ -125,7 +125,7 @@ func (l *Log) resume(files []logFile, fresh bool) error {
 func (l *Log) resumeWithoutHead(files []logFile, fresh bool, cause error) error {
 	if len(files) == 0 {
 		if !fresh {
-			l.markUnverified("the log begins anew with the key of an earlier one: %v", cause)
+			l.markUnverified("the log begins again with the key of an earlier one: %v", cause)
 		}
 		return nil
 	}

@@ -150,7 +150,7 @@ func (f Filter) could(line []byte) bool {
 // DefaultPoll is how often a log that is followed is looked at.
 const DefaultPoll = 200 * time.Millisecond
 
-// Query says what is read of a log.
+// Query selects records of a log.
 type Query struct {
 	File   string // the log; its rotated files are found beside it
 	Filter Filter
@@ -178,7 +178,7 @@ func Read(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 			followBoth(ctx, q, second, yield)
 		case err == nil && len(files) > 0:
 			mergeBoth(ctx, q, second, yield)
-		default: // what is wrong with the folder is found again
+		default: // a fault of the folder is found again
 			readOne(ctx, q)(yield)
 		}
 	}
@@ -235,7 +235,7 @@ func mergeLast(ctx context.Context, first, second Query, yield func(Entry, error
 const maxBatch = 4096
 
 // followBoth yields what is written to two logs, of which the second may not be
-// there yet, until ctx ends. What it meets at one look is in the order of the times.
+// there yet, until ctx ends. Records of one pass are in the order of their times.
 func followBoth(ctx context.Context, first, second Query, yield func(Entry, error) bool) {
 	var batch []Entry
 	var readers []*reader
@@ -335,7 +335,7 @@ func readOne(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 }
 
 // Oldest returns the time of the oldest record in the files of a log, or the zero
-// Time when it has none. Nothing is verified.
+// Time when it has none. It does not verify.
 func Oldest(file string) (time.Time, error) {
 	files, err := listFiles(file)
 	if err != nil || len(files) == 0 {
@@ -522,7 +522,7 @@ func (r *reader) advance(ctx context.Context) (bool, error) {
 			return false, nil
 		}
 	}
-	// Nothing is written to the old file any more: this is all of it.
+	// The old file is complete: no more records are written to it.
 	if err := errors.Join(r.drain(ctx), r.rest()); err != nil {
 		return false, err
 	}

@@ -38,8 +38,8 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// Files removed because they were too many are told from files that somebody
-// else removed.
+// TestKeep distinguishes files that the limit removed from files that somebody else
+// removed.
 func TestKeep(t *testing.T) {
 	f := newFolder(t)
 	f.write(rotating(f, 3), 60)
@@ -116,7 +116,7 @@ func TestCrashInRotationWithTornRecord(t *testing.T) {
 	}
 }
 
-// When the log cannot be rotated it grows on, and says so.
+// TestRotationFails: a log that cannot be rotated continues, and records it.
 func TestRotationFails(t *testing.T) {
 	f := newFolder(t)
 	if err := os.WriteFile(f.file()+".next", []byte("precious"), 0o600); err != nil {

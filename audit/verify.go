@@ -20,7 +20,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// VerifyConfig says which log is verified.
+// VerifyConfig is the log to verify.
 type VerifyConfig struct {
 	// File is the log; its rotated files are found beside it.
 	File string
@@ -35,24 +35,24 @@ type Report struct {
 	Records uint64   // how many there are
 	First   uint64   // number of the first record; 0 for none
 	Last    uint64   // number of the last record; 0 for none
-	Removed uint64   // records removed by the limit on rotated files, as the log itself says
+	Removed uint64   // records removed by the limit on rotated files, according to the log
 	// Since is the time of the first record. When there is no Problem, the log is
 	// whole from there on.
 	Since time.Time
 	// Refused is the report of the second log, which has the refusals that the first
-	// has no room for; nil where there is none.
+	// has no room for; nil without one.
 	Refused *Report
 	Keyed   bool     // hashes were checked with the key, and the end with audit.head
-	Notes   []string // what is unusual and explained
-	Problem *Problem // the first thing that is wrong; nil when the log is proved
+	Notes   []string // explained irregularities
+	Problem *Problem // the first fault; nil if the log is proved
 }
 
 // Problem is the first bad record of a log.
 type Problem struct {
 	File string // path
 	Line int    // from 1; 0 for the file as a whole
-	Seq  uint64 // of the record, as it says or as it would be
-	What string // what is wrong
+	Seq  uint64 // of the record, as written or as expected
+	What string // the fault
 }
 
 // String returns the problem on one line.
@@ -67,8 +67,8 @@ func (p Problem) String() string {
 	return where + ": " + p.What
 }
 
-// WholeSince says in words from where on the log is whole, and what became of what
-// was before.
+// WholeSince describes from where on the log is complete, and the reason for the
+// missing part before.
 func (r Report) WholeSince() string {
 	if r.Records == 0 {
 		return "it has no records"
@@ -80,10 +80,10 @@ func (r Report) WholeSince() string {
 	return fmt.Sprintf("%s: %d older ones were removed by audit.maxSize and audit.keep, as the log records", text, r.First-1)
 }
 
-// Proves says in words what the report proves.
+// Proves describes the result of the report.
 func (r Report) Proves() string {
 	if r.Problem != nil {
-		return "nothing from record " + strconv.FormatUint(r.Problem.Seq, 10) + " on; the log is not what was written"
+		return "no record from " + strconv.FormatUint(r.Problem.Seq, 10) + " on; the log is not what was written"
 	}
 	if !r.Keyed {
 		return "the links hold; without the key neither the contents of the records nor the end of the log are proved"
@@ -92,8 +92,8 @@ func (r Report) Proves() string {
 }
 
 // Verify walks a log from its oldest file to its end, then the second log, and
-// reports the first thing that is wrong. The log may be in use. An error means
-// that it could not be read, and says nothing about its contents.
+// reports the first fault. The log may be in use. An error means that it could not
+// be read, not that its contents are wrong.
 func Verify(cfg VerifyConfig) (Report, error) {
 	first, err := newVerifier(cfg.File, cfg.StateDir, false)
 	if err == nil {
@@ -172,11 +172,11 @@ type verifier struct {
 	done    map[uint64]bool // rotated files, by their first record
 	tail    tail
 	began   bool    // a record was seen
-	region  *region // bytes since the last record that are none
+	region  *region // bytes since the last record that are not a record
 	gaps    []gap   // and other problems, in the order of the log
 	kept    uint64  // records below were removed by the log itself
 	before  string  // the hash that the first record names as the one before it
-	removed string  // the hash of the last record that was removed, as the log says
+	removed string  // the hash of the last removed record, according to the log
 	linked  tail    // of the second log, as the first names it; seq 0 for none
 }
 
@@ -207,8 +207,8 @@ type region struct {
 // and its opening.
 const maxMoves = 100
 
-// walk reads the files in order. The list is taken anew after each, since the
-// log may be rotated meanwhile.
+// walk reads the files in order. The list is read again after each,
+// because the log may be rotated during the walk.
 func (v *verifier) walk() error {
 	for moves := 0; moves < maxMoves; {
 		files, err := listFiles(v.file)
@@ -320,8 +320,8 @@ func (v *verifier) check(line piece) {
 	v.report.Records++
 }
 
-// special decodes the records that say something about the log itself. What a
-// plugin says cannot look like a kind: its quotes are escaped.
+// special decodes the records about the log itself. A plugin's text cannot look like a
+// kind: its quotes are escaped.
 func (v *verifier) special(data []byte) (Entry, error) {
 	for _, kind := range []authz.Kind{KindRotation, KindOverflow, authz.KindLost} {
 		if bytes.Contains(data, []byte(`,"kind":"`+kind+`"`)) {
@@ -339,7 +339,7 @@ func (v *verifier) begin(l link, data []byte) {
 	}
 }
 
-// checkHead compares the record that audit.head names with what it says.
+// checkHead compares the record that audit.head names with audit.head.
 func (v *verifier) checkHead(l link, line piece) {
 	if string(l.hash) != string(v.head.hash[:]) {
 		v.problem(l.seq, "it is not the record that "+v.headName+" names")
@@ -426,7 +426,7 @@ func (v *verifier) closeRegion(entry Entry, seq uint64) {
 		v.problemAt(r.problem)
 		return
 	}
-	v.report.Notes = append(v.report.Notes, fmt.Sprintf("%s:%d: %d bytes are a record that was not written to its end, as record %d says",
+	v.report.Notes = append(v.report.Notes, fmt.Sprintf("%s:%d: %d bytes are a record that was not written to its end; record %d explains it",
 		r.problem.File, r.problem.Line, r.size, seq))
 }
 
@@ -482,12 +482,12 @@ func (v *verifier) concludeHead() {
 	case v.head.seq > last:
 		v.problem(last+1, fmt.Sprintf("%s at the end: %s names record %d as the last", missing(last+1, v.head.seq), v.headName, v.head.seq))
 	case v.head.seq > 0 && v.ended != v.head.size:
-		v.problem(v.head.seq, fmt.Sprintf("it does not end at byte %d of its file, as %s says", v.head.size, v.headName))
+		v.problem(v.head.seq, fmt.Sprintf("it does not end at byte %d of its file, which is the end in %s", v.head.size, v.headName))
 	}
 }
 
-// concludeLink checks that the second log reaches as far as the first says, with
-// or without a head.
+// concludeLink checks that the second log reaches the record that the first names,
+// with or without a head.
 func (v *verifier) concludeLink() {
 	if last := v.tail.seq; v.second && v.linked.seq > last {
 		v.problem(last+1, fmt.Sprintf("%s at the end: %s names record %d", missing(last+1, v.linked.seq),

@@ -20,7 +20,7 @@ func TestVerifyNamesTheFirstBadRecord(t *testing.T) {
 		name   string
 		damage func(lines []string) []byte
 		want   string
-		links  string // what is found without the key; "" for nothing
+		links  string // the fault that is found without the key, or ""
 	}{
 		{"edit", func(l []string) []byte {
 			l[2] = strings.Replace(l[2], "berlin", "london", 1)
@@ -75,7 +75,7 @@ func TestVerifyWithoutKeySaysWhatItProves(t *testing.T) {
 		t.Errorf("proves %s", report.Proves())
 	}
 	f.put(bytes.Replace(f.read(), []byte("granted"), []byte("grinted"), 1))
-	if report := f.verify(); !strings.HasPrefix(report.Proves(), "nothing from record 1 on") {
+	if report := f.verify(); !strings.HasPrefix(report.Proves(), "no record from 1 on") {
 		t.Errorf("proves %s", report.Proves())
 	}
 }
@@ -152,7 +152,7 @@ func TestOneTornSlotIsNoProblem(t *testing.T) {
 	f.proved(1, 5)
 }
 
-// Whatever is done to the files of a log, verify finds it.
+// TestMutationsAreFound: verify finds every mutation of a log's files.
 func TestMutationsAreFound(t *testing.T) {
 	const mutations = 1000
 	random := rand.New(rand.NewPCG(20261121, 1))

@@ -9,8 +9,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // Method is a way to log in to Vault.

@@ -35,8 +35,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // Config is what a Broker is made of.

@@ -533,7 +533,7 @@ func TestAnswersOfVault(t *testing.T) {
 		retry      time.Duration
 	}{
 		{name: "not allowed", path: "other/weather", status: 403, says: "permission denied"},
-		{name: "not there", path: "secret/data/none", status: 404, says: "nothing is there"},
+		{name: "not there", path: "secret/data/none", status: 404, says: "missing or deleted"},
 		{name: "deleted", path: "secret/data/deleted", status: 404, says: "deleted"},
 		{name: "line break", path: "secret/data/broken", status: 200, says: `field "api_key"`},
 		{name: "other plugin", path: "secret/data/weather", plugin: "mail", says: "plugin mail"},

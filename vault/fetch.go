@@ -7,9 +7,10 @@ import (
 	"net/http"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
-	"go.uber.org/zap"
 )
 
 // fetch is one request in progress, which all callers that need it wait for.

@@ -6,9 +6,8 @@ import (
 	"net/http"
 	"slices"
 
-	"go.uber.org/zap"
-
 	"github.com/hashicorp/vault/api"
+	"go.uber.org/zap"
 )
 
 // warnIrrevocable warns of leases that Vault has given up revoking in the mounts that this

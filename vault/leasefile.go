@@ -11,9 +11,10 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
-	"go.uber.org/zap"
 )
 
 // leaseFile keeps on disk the ids of the leases that are not yet confirmed to be

@@ -12,8 +12,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 const (
@@ -95,13 +96,13 @@ type entry struct {
 	retryAt      dualTime
 	err          error
 	// needsRecheck is set until Vault was asked about a value that an upstream has
-	// refused, which is not done before askAgainAt.
+	// refused, which is not done before recheckAt.
 	needsRecheck bool
 	recheckAt    dualTime
-	// unauthorized is set when the upstream has not accepted who is asking, for
-	// which the lease is replaced although Vault has it, not before remintAt.
-	unauthorized bool
-	remintAt     dualTime
+	// rejected is set after a status 401, for which the lease is replaced although
+	// Vault has it, not before remintAt.
+	rejected bool
+	remintAt dualTime
 }
 
 // recheckSoon is [Broker.Refused].
@@ -114,7 +115,7 @@ func (m *leaseManager) recheckSoon(grant, credential string, generation uint64, 
 		return
 	}
 	e.needsRecheck, e.recheckAt = true, now.add(recheckInterval)
-	e.unauthorized = status == http.StatusUnauthorized
+	e.rejected = status == http.StatusUnauthorized
 	m.cfg.wakeUp()
 }
 
@@ -499,7 +500,7 @@ func (m *leaseManager) recheck(ctx context.Context, e *entry, now dualTime) {
 		e.refreshAt = now
 		return
 	}
-	remint := e.unauthorized && !now.before(e.remintAt)
+	remint := e.rejected && !now.before(e.remintAt)
 	m.cfg.tasks.run(ctx, func(ctx context.Context) {
 		gone, err := m.cfg.client.isGone(ctx, l.session, l.id)
 		if !gone && (isTransient(err) || m.cfg.login.tokenInvalid(ctx, l.session, err) || !remint) {

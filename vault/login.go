@@ -12,8 +12,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // loginConfig is what an authenticator is made of.

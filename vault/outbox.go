@@ -4,8 +4,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // outboxConfig is what an outbox delivers to.

@@ -13,8 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/hashicorp/vault/api"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // The kind of a credential is recognised by the answer and not by the path, since engines

@@ -6,8 +6,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/hashicorp/vault/api"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // session is one token of the sidecar's and its state. The fields of the first

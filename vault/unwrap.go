@@ -8,8 +8,9 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/chaperone-proxy/chaperone/authz"
 	"go.uber.org/zap"
+
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // wrapped is the outcome of unwrapping a token. It is guarded by authenticator.loginSem:

@@ -20,10 +20,10 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
-	"golang.org/x/sync/singleflight"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 // fileUser is who asks for a file: a user and a group, and no others.
 type fileUser struct{ uid, gid int }
 
-// accessNotices says which of what the plugin needs first its user may not use: the
+// accessNotices returns which of what the plugin needs first its user may not use: the
 // program, a script among the arguments, the working directory. The program itself
 // would only say that permission is denied.
 func (p *Plugin) accessNotices(args []string) []string {
@@ -42,7 +42,7 @@ func (p *Plugin) accessNotices(args []string) []string {
 		path := absolutePath(arg)
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && !strings.HasPrefix(arg, "-") {
 			note(path, "read", 4)
-			break // what stands behind the script is the script's
+			break // arguments after the script belong to it
 		}
 	}
 	return out
@@ -76,7 +76,7 @@ func absolutePath(path string) string {
 	return path
 }
 
-// refusal says why the caller may not use a path, with bits as in a mode's last
+// refusal returns why the caller may not use a path, with bits as in a mode's last
 // digit; "" when it may, as far as owners and modes say. An access control list
 // decides otherwise, and is not looked into.
 func (c fileUser) refusal(path string, bits fs.FileMode) string {

@@ -9,7 +9,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestAccess says what a user may not use, and where on the way.
+// TestAccess returns what a user may not use, and where on the way.
 func TestAccess(t *testing.T) {
 	dir := t.TempDir()
 	for _, above := range []string{dir, filepath.Dir(dir)} {

@@ -116,7 +116,7 @@ func files(cfg *configs.Config) []admin.File {
 	return out
 }
 
-// Status says what is in force.
+// Status returns what is in force.
 func (s *Sidecar) Status() admin.Status {
 	cfg, now := s.policy.config.Load(), time.Now()
 	snapshot := s.policy.engine.Current()
@@ -204,14 +204,14 @@ func (s *Sidecar) kernelStatus() admin.Kernel {
 	case confined && out.Detail == "":
 		out.Detail = "fenced in without the kernel half: see the warnings"
 	case s.kernel.setting == configs.KernelOff:
-		out.Detail = "the plugin is not confined: its environment leads it to the proxy, and nothing holds it there"
+		out.Detail = "the plugin is not confined: its environment points it to the proxy, and it can bypass that"
 	case out.Detail == "":
-		out.Detail = "nothing is confined without run or --cgroup"
+		out.Detail = "run or --cgroup is needed to confine a plugin"
 	}
 	return out
 }
 
-// doors says where requests arrive and what each door can enforce.
+// doors returns where requests arrive and what each door can enforce.
 func (s *Sidecar) doors() []admin.Door {
 	all := []string{"hosts", "ports", "methods", "paths", "upgrades", "requests", "credentials"}
 	var out []admin.Door
@@ -235,7 +235,7 @@ func (s *Sidecar) doors() []admin.Door {
 	if s.envoys.envoy != nil {
 		out = append(out, admin.Door{
 			Name: string(authz.DoorExtAuthz), Address: s.listening.addresses.extAuthz, Enforces: all,
-			NotEnforced: []string{"addresses", "tls", "timeout", "connections", "scrubbing", "streams that are open when access is taken away"},
+			NotEnforced: []string{"addresses", "tls", "timeout", "connections", "scrubbing", "streams that are open when access is revoked"},
 		})
 	}
 	if s.confinement.Kernel() {
@@ -314,7 +314,7 @@ func (s *Sidecar) warnings(now time.Time) []string {
 		out = append(out, w)
 	}
 	if s.kernel.missing != "" {
-		out = append(out, "the kernel half is preferred and not to be had: "+s.kernel.missing)
+		out = append(out, "the kernel half is preferred and not available: "+s.kernel.missing)
 	}
 	return out
 }
@@ -326,7 +326,7 @@ func (c *PolicyControl) notices(now time.Time) []string {
 	cfg := c.config.Load()
 	for _, g := range cfg.Grants {
 		if !now.Before(g.NotAfter) {
-			out = append(out, fmt.Sprintf("grant %s ended at %s: nothing that it states is allowed; write a later notAfter", g.Name, g.NotAfter.UTC().Format(time.RFC3339)))
+			out = append(out, fmt.Sprintf("grant %s ended at %s: its accesses are refused; write a later notAfter", g.Name, g.NotAfter.UTC().Format(time.RFC3339)))
 		}
 	}
 	if c.engine.Current().Observing(c.cfg.Plugin, now) {
@@ -350,7 +350,7 @@ func (c *PolicyControl) startNotices(now time.Time) []string {
 	return out
 }
 
-// usage says what is used of each limit and what the kernel counted.
+// usage returns what is used of each limit and what the kernel counted.
 func (s *Sidecar) usage() admin.Usage {
 	now := time.Now()
 	out := admin.Usage{At: now, Limits: []admin.Limit{}}
@@ -383,7 +383,7 @@ func (s *Sidecar) usage() admin.Usage {
 	return out
 }
 
-// limitState says what a limit that is used up does, and until when: as the kernel
+// limitState returns what a limit that is used up does, and until when: as the kernel
 // says where it enforces the limit, and otherwise as a door does.
 func (t *KernelTelemetry) limitState(u authz.UsageOf, now time.Time) (state string, until time.Time) {
 	state, until = t.limits.state(u.Grant + " " + u.Kind.String())

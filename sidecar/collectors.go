@@ -241,7 +241,7 @@ func (s *Sidecar) registerKernelMetrics() {
 		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Processes)) })
 	usage("chaperone_plugin_ended_total", "Processes and sockets that were ended for escaping the kernel's walls.", nil,
 		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Ended)) })
-	usage("chaperone_kernel_unmediated_total", "Connections that the kernel let through and nobody handled.", nil,
+	usage("chaperone_kernel_unmediated_total", "Connections that the kernel allowed and the proxy has not accepted.", nil,
 		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(s.telemetry.mediation.total(u))) })
 }
 
@@ -274,7 +274,7 @@ func (s *Sidecar) registerMemoryMetrics() {
 	}
 	m.collect("chaperone_memory_held_bytes", "Bytes of the memory budget that the plugin and its upstreams have held.", prometheus.GaugeValue,
 		[]string{"kind"}, held(func(bytes int64, _ uint64) float64 { return float64(bytes) }))
-	m.collect("chaperone_memory_refused_total", "What was refused because the memory budget was spent.", prometheus.CounterValue,
+	m.collect("chaperone_memory_refused_total", "Connections and requests refused because the memory budget was spent.", prometheus.CounterValue,
 		[]string{"kind"}, held(func(_ int64, refused uint64) float64 { return float64(refused) }))
 	m.gauge("chaperone_memory_budget_bytes", "Bytes that may be held in all.", func() float64 { return float64(s.egress.budget.Limit()) })
 }

@@ -19,7 +19,7 @@ import (
 type kernelState struct {
 	setting     configs.Kernel
 	missing     string   // why it is not there although it is preferred
-	limitations []string // what the plugin is not kept from without it
+	limitations []string // what an unconfined plugin can do
 }
 
 // makeConfinement makes the plugin's confinement. If the kernel half is required and
@@ -110,8 +110,8 @@ func unknownUser(spec *configs.Sidecar, err error) error {
 // unconfinedLimitations lists what an unconfined plugin can still do.
 func unconfinedLimitations(why error) []string {
 	return []string{
-		fmt.Sprintf("nothing confines the plugin (%v): its environment leads it to the proxy, and nothing holds it there", why),
-		"nothing is metered: limits on connections, bytes, system calls and processes cannot be kept",
+		fmt.Sprintf("the plugin is not confined (%v): its environment points it to the proxy, and it can bypass that", why),
+		"usage is not metered: limits on connections, bytes, system calls and processes are not enforced",
 		"a caller is known by the proxy token, which every process of the plugin's user can read",
 	}
 }
@@ -119,8 +119,8 @@ func unconfinedLimitations(why error) []string {
 // recordPreferred records that the kernel half was preferred and is not available.
 func (s *Sidecar) recordPreferred(err error) {
 	s.kernel.missing = err.Error()
-	s.cfg.Log.Warn("the kernel half is preferred and not to be had", zap.Error(err))
-	s.journal.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not to be had: " + phrase.FirstLine(err.Error())})
+	s.cfg.Log.Warn("kernel half unavailable", zap.Error(err))
+	s.journal.record(&authz.Record{Kind: authz.KindProcess, Detail: "kernel: preferred, and not available: " + phrase.FirstLine(err.Error())})
 }
 
 // Limitations returns what the plugin is not kept from without the kernel half.

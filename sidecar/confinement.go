@@ -131,7 +131,7 @@ func (e *endpoints) ports() []uint16 {
 }
 
 // errNotMetered is returned by readings of a confinement that counts nothing.
-var errNotMetered = errors.New("nothing is metered without the kernel half")
+var errNotMetered = errors.New("usage is not metered without the kernel half")
 
 // unmetered is the part of a confinement without the kernel half.
 type unmetered struct{}

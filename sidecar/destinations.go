@@ -39,7 +39,7 @@ func (t *KernelTelemetry) allowConnects() {
 	}
 	t.connects.given = &want
 	if err := t.cfg.Confinement().AllowConnects(want); err != nil {
-		t.cfg.Log.Warn("connects to ungranted destinations are refused only after they were accepted", zap.Error(err))
+		t.cfg.Log.Warn("connect filter not updated", zap.Error(err))
 	}
 }
 
@@ -116,7 +116,7 @@ func (t *KernelTelemetry) hostOf(addr netip.Addr) string {
 	return addr.Unmap().String()
 }
 
-// explainUngranted says why no rule grants a destination, and what to ask for,
+// explainUngranted returns why no rule grants a destination, and what to ask for,
 // in the words of the least that could be asked there.
 func (t *KernelTelemetry) explainUngranted(to netip.AddrPort) (reason authz.Reason, detail, remedy string) {
 	scheme := authz.SchemeHTTPS

@@ -9,7 +9,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 )
 
-// describeChanges says in words what a reload changes, rule by rule, and which
+// describeChanges describes what a reload changes, rule by rule, and which
 // fields of the Sidecar wait for a restart, whichever reload read them first.
 func describeChanges(running configs.Sidecar, old, next *configs.Config) []string {
 	out := diff("rule", rules(old.Grants), rules(next.Grants))

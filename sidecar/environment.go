@@ -13,8 +13,8 @@ import (
 
 // pluginEnvironment returns the environment a plugin is started with: the
 // sidecar's own less what is the sidecar's business, the proxy's address for
-// programs that ask for one, and where to find the certificates to trust. What
-// the configuration states (extra) comes before the sidecar's own variables.
+// programs that ask for one, and where to find the certificates to trust. Variables
+// of the configuration (extra) come before the sidecar's own variables.
 // Authorities and options for Java of either are merged into what the plugin gets.
 func pluginEnvironment(base []string, extra map[string]string, proxy string, token authz.Secret, trust *trustBundle) []string {
 	env := map[string]string{}
@@ -34,7 +34,7 @@ func pluginEnvironment(base []string, extra map[string]string, proxy string, tok
 	maps.Copy(env, trust.variables())
 	for _, name := range toolRootVariables {
 		if env[name] != "" {
-			env[name] = trust.pemFile() // what it named is merged into it
+			env[name] = trust.pemFile() // the file that it named is merged into it
 		}
 	}
 	if ours := env[javaVariables[0]]; theirs != "" && ours != theirs {

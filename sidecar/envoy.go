@@ -25,23 +25,22 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
-// managedEnvoy is what the sidecar does for the Envoy that it configures: it tells
-// it what is granted, answers for each access, and holds its exits.
+// managedEnvoy serves the Envoy that the sidecar configures: it sends what is granted,
+// answers for each access, and holds the egress sockets.
 type managedEnvoy struct {
 	spec      configs.Envoy
 	check     *extauthz.Server
 	xds       *xds.Server
 	listener  net.Listener // of xds
-	bootstrap []byte       // what an Envoy is to be started with
+	bootstrap []byte       // that an Envoy is started with
 	exits     atomic.Int64 // how many there are
-	relays    bool         // what arrives at the proxy is led to Envoy
+	relays    bool         // connections to the proxy are forwarded to Envoy
 	elsewhere bool         // the plugin is in another container or on another machine
 	log       *zap.Logger
 }
 
-// relays reports whether the proxy leads to Envoy what the kernel says is the
-// plugin's. Where the kernel half is preferred and not to be had, it does
-// everything itself.
+// relays reports whether the proxy forwards the plugin's connections to Envoy. Where
+// the kernel half is preferred and not available, the proxy serves them itself.
 func (s *Sidecar) relays(spec *configs.Sidecar) bool { return spec.Relays() && s.confinement.Kernel() }
 
 // EnvoyEnforces are the conditions of rules that the Envoy which the sidecar

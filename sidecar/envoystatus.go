@@ -8,7 +8,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
-// envoyStatus says how the Envoys stand that the sidecar configures; nil when it
+// envoyStatus returns how the Envoys stand that the sidecar configures; nil when it
 // configures none.
 func (s *Sidecar) envoyStatus() *admin.Envoy {
 	if s.envoys.managed == nil {
@@ -35,7 +35,7 @@ func oldest(e xds.Envoy) uint64 {
 	return slices.Min(slices.Collect(maps.Values(e.Acknowledged)))
 }
 
-// envoyLine says for readyz?verbose how Envoy stands. A sidecar without one
+// envoyLine reports for readyz?verbose how Envoy stands. A sidecar without one
 // is ready: it refuses, as it should.
 func (s *Sidecar) envoyLine() string {
 	e := s.envoyStatus()
@@ -65,7 +65,7 @@ func (s *Sidecar) registerEnvoyMetrics() {
 	}
 	figure("chaperone_envoy_connected", "Envoys that ask the sidecar for their configuration.",
 		func(e *admin.Envoy) int { return len(e.Connected) })
-	figure("chaperone_envoy_current", "Envoys that have put in force all that they are told.",
+	figure("chaperone_envoy_current", "Envoys that have applied all of their configuration.",
 		func(e *admin.Envoy) int { return count(e, func(c admin.ConnectedEnvoy) bool { return c.Current }) })
 	figure("chaperone_envoy_refusing", "Envoys that have refused a part of their configuration.",
 		func(e *admin.Envoy) int {

@@ -29,8 +29,8 @@ type Finding struct {
 	Remedy   string `json:"remedy,omitempty"`
 }
 
-// checkFence tries what run confines a plugin with while the kernel half is off,
-// and says what that lacks.
+// checkFence tries how run confines a plugin while the kernel half is off, and
+// reports the limitations.
 func checkFence(spec *configs.Sidecar) Finding {
 	out := Finding{Name: "kernel: off", Category: "kernel", Code: "kernel.off", Remedy: "say kernel: required"}
 	if spec.Process.Network == configs.NetworkHost {

@@ -76,7 +76,7 @@ func checkEnvoyProgram(ctx context.Context) Finding {
 	out := Finding{Name: "envoy in PATH", Category: "envoy", Code: "envoy.program", OK: true}
 	program, err := exec.LookPath("envoy")
 	if err != nil {
-		out.OK, out.Problem = false, "there is none here; in another container there may be"
+		out.OK, out.Problem = false, "not found here; it may be in another container"
 		out.Lost, out.Remedy = "without an Envoy everything is refused", "install Envoy 1.40 or later, and start it with what chaperone envoy bootstrap prints"
 		return out
 	}

@@ -22,7 +22,7 @@ func checkExpiry(cfg *configs.Config, now time.Time) []Finding {
 		f := Finding{Name: "grant " + g.Name + " until " + g.NotAfter.UTC().Format(time.RFC3339), Category: "grants", Code: "grants.expiry", OK: true}
 		switch left := g.NotAfter.Sub(now); {
 		case left <= 0:
-			f.OK, f.Problem, f.Lost = false, "it has ended", "nothing that it states is allowed"
+			f.OK, f.Problem, f.Lost = false, "it has ended", "its accesses are refused"
 			f.Remedy = "write a later notAfter, or remove the grant"
 		case left <= configs.ExpiryNotice:
 			f.OK, f.Problem, f.Remedy = false, "it ends in "+configs.Until(now, g.NotAfter), "write a later notAfter if it is still needed"
@@ -76,7 +76,7 @@ func lookUp(ctx context.Context, host string, servers []netip.AddrPort) ([]netip
 	return all, failed
 }
 
-// lookUpError says in words what became of a look-up. The error of package net
+// lookUpError describes the failure of a look-up. The error of package net
 // names the server of resolv.conf, whichever was asked.
 func lookUpError(err error, asked string) error {
 	if err == nil {
@@ -94,7 +94,7 @@ func lookUpError(err error, asked string) error {
 	return fmt.Errorf("%s: %w", asked, err)
 }
 
-// refusedAddress says which address of a host no rule for it allows; "" for none.
+// refusedAddress returns which address of a host no rule for it allows; "" for none.
 func refusedAddress(s *authz.Snapshot, cfg *configs.Config, host string, addresses []netip.Addr) string {
 	for _, g := range cfg.Grants {
 		for _, r := range g.Rules {

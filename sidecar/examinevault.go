@@ -55,7 +55,7 @@ func vaultFinding(name string) Finding {
 	}
 }
 
-// vaultOfRunning says what a running sidecar has of Vault: its login, and the
+// vaultOfRunning returns what a running sidecar reports of Vault: its login, and the
 // credentials that it cannot give.
 func vaultOfRunning(status admin.Status, address string) []Finding {
 	login := vaultFinding(fmt.Sprintf("login to Vault %s (of the sidecar that runs, pid %d)", address, status.PID))

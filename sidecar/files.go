@@ -16,7 +16,8 @@ import (
 )
 
 // privateFiles are the files that are the sidecar's alone: what it logs in to
-// Vault with, its keys, its log and its sockets. Nothing starts that may use one.
+// Vault with, its keys, its log and its sockets. A plugin that may
+// use one is not started.
 func privateFiles(spec *configs.Sidecar) []string {
 	out := []string{spec.Audit.File}
 	if spec.Audit.File != "" {
@@ -28,7 +29,7 @@ func privateFiles(spec *configs.Sidecar) []string {
 		}
 	}
 	if spec.Envoy != nil {
-		out = append(out, spec.Envoy.Dir) // who enters it has the keys of the certificates that Envoy shows
+		out = append(out, spec.Envoy.Dir) // it leads to the keys of the certificates that Envoy shows
 	}
 	if spec.Listen.ExtAuthzTLS != nil {
 		out = append(out, spec.Listen.ExtAuthzTLS.KeyFile)
@@ -86,8 +87,8 @@ func (p *Plugin) pluginFiles(spec *configs.Sidecar) *sandbox.Files {
 	return out
 }
 
-// canEditOwnGrant returns a warning when the plugin may change a file that says
-// what it is granted: it would be read again, and put in force.
+// canEditOwnGrant returns a warning when the plugin may change a file with its
+// grants: the file would be read again, and put in force.
 func canEditOwnGrant(cfg *configs.Config, uid, gid int) string {
 	cfg = absolute(cfg)
 	for _, f := range cfg.Files {
@@ -111,7 +112,7 @@ func writable(path string, uid, gid int) bool {
 	case !ok:
 		return false
 	case int(owner.Uid) == uid:
-		return true // who owns it gives himself what is missing
+		return true // an owner can change the mode
 	case int(owner.Gid) == gid:
 		return mode&0o020 != 0
 	default:

@@ -9,9 +9,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 )
 
-// hiddenFiles are the files that a plugin behind the fence, which may run as the
-// sidecar's own user, is not to see: what is the sidecar's alone, and what says
-// what it is granted. A folder of grants is hidden whole, so that none is added
+// hiddenFiles are the files that a plugin in the rootless sandbox, which may run
+// as the sidecar's own user, must not see: those of the sidecar alone, and those with
+// its grants. A folder of grants is hidden whole, so that none is added
 // to it, unless the plugin is started in it or the Sidecar's file lies there.
 func hiddenFiles(cfg *configs.Config) []string {
 	cfg = absolute(cfg)

@@ -34,8 +34,8 @@ func historyFiles() []string {
 	return []string{revocationsFile, totalsFile, ratesFile, auditKeyFile}
 }
 
-// openHistory compares a stateDir with what is remembered of it. One of which nothing
-// is there any more may be begun again, see mayBegin: lost then says what is missing.
+// openHistory compares a stateDir with what is remembered of it. An empty or missing
+// one may be initialised again, see mayReinitialize: lost then has what is missing.
 func openHistory(spec *configs.Sidecar, config string) (h *statehistory.History, lost *statehistory.LostError, err error) {
 	h, err = statehistory.Open(spec.StateDir, spec.Plugin, historyRoots()...)
 	if lost, is := errors.AsType[*statehistory.LostError](err); is {
@@ -91,8 +91,8 @@ func openStateWithHistory(spec *configs.Sidecar, config string) (kept *state, h 
 	return kept, h, lost, nil
 }
 
-// advanceHistory counts a change of the stateDir: a start, an end, a revocation. What
-// cannot be written delays nothing.
+// advanceHistory counts a change of the stateDir: a start, an end, a revocation. A failed
+// write delays nothing.
 func (c *PolicyControl) advanceHistory() {
 	if c.history == nil {
 		return
@@ -151,8 +151,8 @@ func AcceptState(spec *configs.Sidecar, reason, actor string) (lost error, revoc
 }
 
 // CheckStatePlace returns why a sidecar would refuse the place of a stateDir, as far as
-// can be foreseen; watched: it starts on it all the same, since a stateDir that was
-// replaced stops the next start.
+// can be foreseen; watched: it starts on it nevertheless, since a stateDir
+// that was replaced stops the next start.
 func CheckStatePlace(spec *configs.Sidecar) (watched bool, err error) {
 	err = checkPlace(spec.StateDir, spec.Plugin, sidecarUser(spec.Kernel))
 	return err != nil && replaceable(spec), err

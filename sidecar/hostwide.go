@@ -109,7 +109,7 @@ func (c *PolicyControl) denyUnreadable(err error) {
 	if _, denied := findRevocation(c.engine.Current().Revocations(), UnreadableID); denied {
 		return
 	}
-	c.cfg.Log.Error("host revocations unreadable, plugin quarantined", zap.Error(err))
+	c.cfg.Log.Error("host revocations unreadable", zap.Error(err), zap.String("effect", "plugin quarantined"))
 	c.cut(authz.Revocation{
 		ID: UnreadableID, Plugin: string(c.cfg.Plugin), Level: authz.LevelQuarantine, Actor: "chaperone", At: time.Now().UTC(),
 		Reason: "host-wide revocations cannot be read, so everything is denied: " + phrase.OneLine(err.Error()) + "; repair or remove the file as root",
@@ -195,7 +195,7 @@ func hostDetail() string {
 
 // otherSidecars returns the other sidecars of the plugin that run on the host.
 func (s *Sidecar) otherSidecars() []admin.Sidecar {
-	all, _ := admin.List(Registry()) // what is listed counts; revoke --all reports the rest
+	all, _ := admin.List(Registry()) // revoke --all reports what cannot be listed
 	return slices.DeleteFunc(all, func(o admin.Sidecar) bool {
 		return o.Gone || o.Plugin != string(s.name) || o.Socket == s.admin.Socket()
 	})

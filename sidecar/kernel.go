@@ -15,7 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
-// unconfinable says why the kernel half, which is required, is not there, and
+// unconfinable returns why the kernel half, which is required, is not there, and
 // what to do about it where that is known.
 func (s *Sidecar) unconfinable(err error) error {
 	switch {
@@ -38,7 +38,7 @@ func (s *Sidecar) endedLeft(processes int) {
 }
 
 // grantWarning returns a warning when the plugin may change what it is granted.
-// Whose processes a cgroup holds that was given is not known.
+// For a cgroup that was given, the users of its processes are unknown.
 func (s *Sidecar) grantWarning() string {
 	if !s.confinement.Kernel() || s.cfg.Cgroup != "" {
 		return ""
@@ -57,9 +57,9 @@ func sampleOf(u ebpf.Usage) authz.Sample {
 
 // startMetering takes the first reading of the counters, and has the kernel
 // enforce the limits. Counters of a cgroup that is ours are new. Those of one
-// that was given may be an earlier sidecar's: what it wrote down last says up to
-// where they were charged, and the reading charges what was used while nobody was
-// here. Where nothing is written down, nothing was charged.
+// that was given may be an earlier sidecar's: the last saved
+// state has up to where they were charged, and the reading charges what was used while
+// no sidecar ran. Without saved state, no use was charged.
 func (t *KernelTelemetry) startMetering() error {
 	if !t.cfg.Confinement().Kernel() {
 		return nil
@@ -96,7 +96,7 @@ func (t *KernelTelemetry) sampled(u ebpf.Usage) {
 	}
 }
 
-// denied records what a kernel wall refused, after the fact, and says so to
+// denied records a call that the kernel refused, after the fact, and prints it for
 // the plugin's author.
 func (t *KernelTelemetry) denied(d sandbox.Denial) {
 	if d.Lost > 0 {
@@ -170,14 +170,14 @@ func (t *KernelTelemetry) destination(d sandbox.Denial) (host string, port uint1
 	return t.hostOf(addr), d.Address.Port()
 }
 
-// explainDenial says in the words of a refusal why a wall refused.
+// explainDenial describes, as for a refusal, why the kernel refused a call.
 func (t *KernelTelemetry) explainDenial(d sandbox.Denial) (reason authz.Reason, detail, remedy string) {
 	switch d.Cause {
 	case sandbox.CauseLimit:
 		detail, remedy = t.explainLimit(d.Limit)
 		return authz.QuotaExceeded, detail, remedy
 	case sandbox.CauseBlocked:
-		return authz.Revoked, "the plugin's access was taken away", "ask the operator who took it away"
+		return authz.Revoked, "the plugin's access was revoked", "ask the operator who revoked it"
 	case sandbox.CauseNamespace:
 		return authz.IdentityUnknown, "a call from a network namespace that is not the plugin's", ""
 	case sandbox.CauseUngranted:
@@ -188,7 +188,7 @@ func (t *KernelTelemetry) explainDenial(d sandbox.Denial) (reason authz.Reason, 
 	}
 	switch d.Hook {
 	case sandbox.HookConnect, sandbox.HookSendmsg, sandbox.HookEgress:
-		return authz.DestinationNotGranted, "nothing leaves the plugin but TCP through the sidecar, and names to its resolver", "use TCP to a name that is granted"
+		return authz.DestinationNotGranted, "only TCP through the sidecar, and DNS queries to its resolver, leave the plugin", "use TCP to a name that is granted"
 	case sandbox.HookSocket:
 		detail = fmt.Sprintf("%s %s sockets are not made: what leaves the plugin is TCP, or UDP to its resolver", d.Family, d.Protocol)
 	case sandbox.HookBind, sandbox.HookIngress:

@@ -37,7 +37,7 @@ func (s *Sidecar) Listen(ctx context.Context) error {
 func (s *Sidecar) announceStart() {
 	for _, notice := range s.policy.startNotices(time.Now()) {
 		if s.cfg.External {
-			s.cfg.Log.Warn("start notice", zap.String("notice", notice))
+			s.cfg.Log.Warn("operator notice", zap.String("notice", notice))
 		} else {
 			s.cfg.Notice(notice)
 		}
@@ -131,7 +131,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 func Registry() string { return os.Getenv("CHAPERONE_REGISTRY") }
 
 // register lists the sidecar for revoke --all, and returns what takes it off
-// the list. A sidecar that cannot be listed serves all the same, and says so.
+// the list. A sidecar that cannot be listed serves nevertheless, and logs that.
 func (s *Sidecar) register() (unregister func()) {
 	cfg := s.policy.config.Load()
 	off, err := admin.Register(Registry(), admin.Sidecar{
@@ -152,7 +152,7 @@ func (s *Sidecar) register() (unregister func()) {
 	}
 	return func() {
 		if err := off(); err != nil {
-			s.cfg.Log.Warn("the sidecar stays listed", zap.Error(err))
+			s.cfg.Log.Warn("sidecar deregistration failed", zap.Error(err))
 		}
 	}
 }
@@ -172,7 +172,7 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	}
 	g.Go(func() error {
 		if err := s.reaper.Run(ctx); err != nil {
-			s.cfg.Log.Warn("orphaned processes are not collected", zap.Error(err))
+			s.cfg.Log.Warn("orphan collection failed", zap.Error(err))
 		}
 		return nil
 	})
@@ -248,7 +248,7 @@ func (s *Sidecar) awaitReady(ctx context.Context) {
 	}
 }
 
-// announceReady logs that the sidecar is ready and tells the service manager, unless
+// announceReady logs that the sidecar is ready and notifies the service manager, unless
 // the plugin has to be started first.
 func (s *Sidecar) announceReady() {
 	if !s.cfg.External {
@@ -404,7 +404,7 @@ func (c *PolicyControl) install(cfg *configs.Config) uint64 {
 		c.cfg.SetLevel(cfg.Sidecar.LogLevel)
 	}
 	if err := c.cfg.Placeholders().follow(string(c.cfg.Plugin), cfg.Grants); err != nil {
-		c.cfg.Log.Error("a placeholder is missing", zap.Error(err))
+		c.cfg.Log.Error("placeholder missing", zap.Error(err))
 	}
 	c.cfg.Telemetry.allowConnects()
 	generation := c.engine.Install(cfg.Policy)
@@ -416,7 +416,7 @@ func (c *PolicyControl) install(cfg *configs.Config) uint64 {
 	return generation
 }
 
-// limitExceeded says that a limit which a door keeps was exceeded: once, until it
+// limitExceeded reports that a limit which a door keeps was exceeded: once, until it
 // recovers.
 func (t *KernelTelemetry) limitExceeded(c authz.Crossing) {
 	name := c.Grant
@@ -440,7 +440,7 @@ func (t *KernelTelemetry) limitExceeded(c authz.Crossing) {
 		t.reportAction(fmt.Sprintf("limit %s of grant %s exceeded: %s", c.Kind, c.Grant, strings.TrimPrefix(detail, c.Kind.String()+" exceeded: ")),
 			fmt.Sprintf("ask for a higher limits.%s in grant %s", c.Kind, c.Grant))
 		if err := t.cfg.Confinement().Kill(); err != nil {
-			t.cfg.Log.Error("the plugin over its limit could not be ended", zap.Error(err))
+			t.cfg.Log.Error("plugin kill failed", zap.Error(err))
 		}
 	}
 }

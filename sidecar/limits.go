@@ -18,7 +18,7 @@ type limits struct {
 	mu         sync.Mutex
 	metered    map[string]authz.MeteredLimit // by the name that the kernel knows them by
 	crossed    map[string]ebpf.LimitEvent    // that have not recovered
-	suppressed map[string]*suppressed        // what of them was recorded lately
+	suppressed map[string]*suppressed        // crossings since the last record, by limit
 	printed    map[string]time.Time          // when one was printed last
 }
 
@@ -134,7 +134,7 @@ func (l *limits) named(name string) (authz.MeteredLimit, bool) {
 	return m, ok
 }
 
-// state says what a crossed limit does to the plugin, and until when where that
+// state returns what a crossed limit does to the plugin, and until when where that
 // is known; "" for a limit that is not crossed.
 func (l *limits) state(name string) (state string, until time.Time) {
 	l.mu.Lock()
@@ -225,11 +225,11 @@ func (l *limits) due(now time.Time, all bool) (due []suppressed) {
 }
 
 // limitExceededInKernel records that a limit began to refuse, once until it has
-// recovered. What the limit asks for has been done by then.
+// recovered. The action of the limit has been taken by then.
 func (t *KernelTelemetry) limitExceededInKernel(c ebpf.LimitEvent) {
 	m := t.limits.note(c)
 	if c.Recovered {
-		t.cfg.Log.Info("a limit lets through again", zap.String("limit", c.Limit.Name))
+		t.cfg.Log.Info("limit recovered", zap.String("limit", c.Limit.Name))
 		return
 	}
 	t.cfg.Metrics.crossings.WithLabelValues(c.Limit.Name).Inc()
@@ -323,7 +323,7 @@ func actionText(l ebpf.Limit) string {
 	return "the plugin is slowed down to it"
 }
 
-// explainLimit says in the words of a refusal that a limit refused.
+// explainLimit describes, in the words of a refusal that a limit refused.
 func (t *KernelTelemetry) explainLimit(name string) (detail, remedy string) {
 	m, ok := t.limits.named(name)
 	if !ok {

@@ -14,16 +14,16 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 )
 
-// mediation compares what the kernel let through to the sidecar with what the
-// sidecar handled. It is what makes "every access is checked" a figure.
+// mediation compares the connections that the kernel allowed with those that the
+// proxy accepted: it makes "every access is checked" a number.
 type mediation struct {
-	mu     sync.Mutex
-	strays map[unmediatedKey]struct{} // that stand now, each recorded once
-	ever   uint64                     // the most that were ever unmediated: a counter does not fall
+	mu   sync.Mutex
+	open map[unmediatedKey]struct{} // unmediated connections, each recorded once
+	ever uint64                     // the most that were ever unmediated: a counter does not fall
 }
 
-// unmediatedKey tells strays apart. When one was let through is no part of it: a
-// clock of the kernel's is read by ours, and never twice the same.
+// unmediatedKey identifies an unmediated connection. The time is not part of it: it
+// is converted from the kernel's clock, and differs at each reading.
 type unmediatedKey struct {
 	pid      uint32
 	comm     string
@@ -31,11 +31,12 @@ type unmediatedKey struct {
 	why      string
 }
 
-// maxUnmediated is how many strays are recorded one by one in a second; how many
-// there are is the plugin's to choose.
+// maxUnmediated is how many unmediated connections are recorded one by one in a
+// second; the plugin decides how many there are.
 const maxUnmediated = 16
 
-// unmediated is what is left of the connections that the kernel let through.
+// unmediated returns how many connections the kernel allowed that the proxy has not
+// accepted.
 func unmediated(u ebpf.Usage) uint64 {
 	handled := u.Identified + u.Abandoned + u.Pending
 	if handled >= u.Connections {
@@ -44,15 +45,15 @@ func unmediated(u ebpf.Usage) uint64 {
 	return u.Connections - handled
 }
 
-// watch looks for strays once a second until ctx ends.
+// watchUnmediated looks for unmediated connections once a second until ctx ends.
 func (t *KernelTelemetry) watchUnmediated(ctx context.Context) {
 	tick(ctx, time.Second, func() {
-		strays, err := t.cfg.Confinement().Unmediated()
+		all, err := t.cfg.Confinement().Unmediated()
 		if err != nil {
-			t.cfg.Log.Error("connections that nobody handles cannot be listed", zap.Error(err))
+			t.cfg.Log.Error("unmediated connections unreadable", zap.Error(err))
 			return
 		}
-		fresh := t.mediation.fresh(strays)
+		fresh := t.mediation.fresh(all)
 		for _, one := range fresh[:min(len(fresh), maxUnmediated)] {
 			t.recordUnmediated(one)
 		}
@@ -65,8 +66,7 @@ func (t *KernelTelemetry) watchUnmediated(ctx context.Context) {
 	})
 }
 
-// fresh returns the strays that were not there before, and remembers those that
-// are now.
+// fresh returns the unmediated connections that are new, and remembers all of them.
 func (m *mediation) fresh(now []ebpf.UnmediatedConn) []ebpf.UnmediatedConn {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -74,13 +74,13 @@ func (m *mediation) fresh(now []ebpf.UnmediatedConn) []ebpf.UnmediatedConn {
 	standing := make(map[unmediatedKey]struct{}, len(now))
 	for _, one := range now {
 		key := unmediatedKey{one.PID, one.Comm, one.Original, one.Why}
-		_, known := m.strays[key]
+		_, known := m.open[key]
 		if _, twice := standing[key]; !known && !twice {
 			out = append(out, one)
 		}
 		standing[key] = struct{}{}
 	}
-	m.strays = standing
+	m.open = standing
 	return out
 }
 
@@ -92,8 +92,8 @@ func (m *mediation) total(u ebpf.Usage) uint64 {
 	return m.ever
 }
 
-// recordUnmediated records a connection that the kernel let through and that nobody
-// handled. Nothing has passed on it: it waits.
+// recordUnmediated records a connection that the kernel allowed and the proxy has not
+// accepted. No data has passed on it: it waits.
 func (t *KernelTelemetry) recordUnmediated(one ebpf.UnmediatedConn) {
 	r := &authz.Record{
 		Kind: authz.KindStray, Door: authz.DoorKernel, PID: int(one.PID), UID: t.cfg.Confinement().UID(), Exe: one.Comm,
@@ -103,12 +103,12 @@ func (t *KernelTelemetry) recordUnmediated(one ebpf.UnmediatedConn) {
 		r.Host, r.Port = t.hostOf(one.Original.Addr()), one.Original.Port()
 	}
 	t.cfg.Record(r)
-	t.cfg.Log.Warn("a connection of the plugin's was not handled", zap.Uint32("pid", one.PID), zap.String("comm", one.Comm),
+	t.cfg.Log.Warn("unmediated connection", zap.Uint32("pid", one.PID), zap.String("comm", one.Comm),
 		zap.Stringer("destination", one.Original), zap.String("why", one.Why))
 }
 
-// mediationStatus says what became of the connections that the kernel let
-// through; nil when it cannot be read.
+// mediationStatus returns the outcome of the connections that the kernel allowed; nil
+// when it cannot be read.
 func (t *KernelTelemetry) mediationStatus(now time.Time) *admin.Mediation {
 	u, err := t.cfg.Confinement().Usage()
 	if err != nil {
@@ -116,18 +116,27 @@ func (t *KernelTelemetry) mediationStatus(now time.Time) *admin.Mediation {
 	}
 	out := &admin.Mediation{
 		Admitted: u.Connections, Handled: u.Identified, Abandoned: u.Abandoned, Pending: u.Pending, Unmediated: unmediated(u),
-		Ended: u.Ended, Strays: []admin.Stray{},
+		Ended: u.Ended,
 	}
-	strays, err := t.cfg.Confinement().Unmediated()
+	out.UnmediatedConnections = unmediatedConnections(t.cfg.Confinement(), now)
+	out.Strays = out.UnmediatedConnections
+	return out
+}
+
+// unmediatedConnections describes the connections that the proxy has not accepted; none
+// when they cannot be read.
+func unmediatedConnections(meter Meter, now time.Time) []admin.UnmediatedConnection {
+	out := []admin.UnmediatedConnection{}
+	all, err := meter.Unmediated()
 	if err != nil {
 		return out
 	}
-	for _, one := range strays {
-		stray := admin.Stray{PID: int(one.PID), Comm: one.Comm, AgeSeconds: now.Sub(one.Since).Seconds(), Why: one.Why}
+	for _, one := range all {
+		conn := admin.UnmediatedConnection{PID: int(one.PID), Comm: one.Comm, AgeSeconds: now.Sub(one.Since).Seconds(), Why: one.Why}
 		if one.Original.IsValid() {
-			stray.Destination = one.Original.String()
+			conn.Destination = one.Original.String()
 		}
-		out.Strays = append(out.Strays, stray)
+		out = append(out, conn)
 	}
 	return out
 }

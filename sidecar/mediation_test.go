@@ -6,8 +6,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
-// TestFreshStrays takes a stray for new once, as long as it stands.
-func TestFreshStrays(t *testing.T) {
+// TestFreshUnmediated reports an unmediated connection once, as long as it is open.
+func TestFreshUnmediated(t *testing.T) {
 	var m mediation
 	one, two := ebpf.UnmediatedConn{PID: 1}, ebpf.UnmediatedConn{PID: 2}
 	for i, c := range []struct {

@@ -17,8 +17,8 @@ import (
 const garbageAllowance = 200
 
 // softLimit is the memory of the Go runtime beyond which garbage is collected
-// however little there is, in bytes, where GOMEMLIMIT does not say. What the plugin
-// can have held is bounded by a budget of 72 MiB; without this limit three times as
+// however little there is, in bytes, where GOMEMLIMIT does not say. The memory
+// that the plugin can cause to be held is bounded by a budget of 72 MiB; without this limit three times as
 // much would be resident until the garbage is collected.
 const softLimit = 120 << 20
 

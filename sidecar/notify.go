@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// notifyReady tells the service manager that the sidecar is ready: READY=1 as
-// a datagram to NOTIFY_SOCKET (sd_notify(3)). Without one it does nothing, and
-// what goes wrong is the manager's to notice.
+// notifyReady notifies the service manager that the sidecar is ready: READY=1 as
+// a datagram to NOTIFY_SOCKET (sd_notify(3)). Without one it does nothing. A
+// failure is noticed by the manager.
 func notifyReady() {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {

@@ -18,13 +18,13 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
-// placeholdersFile is where the stand-ins are for whoever starts the plugin, when
+// placeholdersFile has the placeholders for the program that starts the plugin, when
 // the sidecar does not: NAME=VALUE lines, as a service manager reads them.
 const placeholdersFile = "placeholders.env"
 
 // placeholders are the values of placeholders: random, made once for a sidecar's
-// life. They are worth nothing, and are all the same said nowhere: who knows one
-// can write to an upstream what is refused here.
+// life. They are not secrets, but they are not logged: with one, a program could
+// send to an upstream what is refused here.
 type placeholders struct {
 	file string // "" keeps them in memory
 
@@ -46,8 +46,8 @@ func (s *Sidecar) makePlaceholders(*configs.Sidecar) (err error) {
 	return err
 }
 
-// newPlaceholders returns the stand-ins that the file holds already, so that a
-// plugin which runs on knows them still.
+// newPlaceholders returns the placeholders that the file holds already, so that a
+// plugin that keeps running can still use them.
 func newPlaceholders(file string) (*placeholders, error) {
 	p := &placeholders{file: file, made: map[authz.Placeholder]authz.Secret{}, kept: map[string]string{}}
 	if file == "" {
@@ -65,8 +65,8 @@ func newPlaceholders(file string) (*placeholders, error) {
 	return p, nil
 }
 
-// follow makes those that are missing of a plugin's grants, and writes the file
-// anew if there is one. None is forgotten: the plugin has it.
+// follow makes the missing placeholders of a plugin's grants, and replaces the file if
+// there is one. It forgets no placeholder, since the plugin may have it.
 func (p *placeholders) follow(plugin string, grants []authz.Grant) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -175,14 +175,14 @@ func (p *placeholders) current() []placeholder.Placeholder {
 	return nil
 }
 
-// redactingRecorder is an authz.Recorder that leaves stand-ins out of paths and
+// redactingRecorder is an authz.Recorder that replaces placeholders in paths and
 // queries.
 type redactingRecorder struct {
 	next authz.BatchRecorder
 	all  func() []placeholder.Placeholder
 }
 
-// Record passes a record on, or one that says [placeholder] instead.
+// Record passes a record on, with [placeholder] instead of a placeholder.
 func (r redactingRecorder) Record(record *authz.Record) error {
 	return r.next.Record(r.redact(record))
 }

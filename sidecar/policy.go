@@ -38,7 +38,7 @@ type PolicyControl struct {
 
 	reloading sync.Mutex // one reload at a time
 	leasing   sync.Mutex // one change of what is leased at a time
-	host      hostWide   // what is revoked on the whole host
+	host      hostWide   // revocations of the whole host
 
 	cutting sync.Mutex                  // one revocation at a time; guards answers
 	answers map[string]revocationResult // by id
@@ -47,7 +47,7 @@ type PolicyControl struct {
 
 	saving   sync.Mutex  // guards used
 	used     authz.State // as it was last written down
-	restored bool        // what earlier runs have used was read
+	restored bool        // the use by earlier runs was read
 }
 
 // PolicyConfig is what a PolicyControl is made from. Functions return nil for what the

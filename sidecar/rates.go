@@ -94,7 +94,7 @@ func (c *PolicyControl) restoreUsed() error {
 }
 
 // saveUsed writes down what is used of limits, with what the ledger sets aside, and
-// the reading of the counters up to which that is so, unless it says nothing new.
+// the reading of the counters up to which that holds, unless both are unchanged.
 func (c *PolicyControl) saveUsed() error {
 	c.saving.Lock()
 	defer c.saving.Unlock()
@@ -106,7 +106,7 @@ func (c *PolicyControl) saveUsed() error {
 // saveUsedExactly is saveUsed at an orderly end: nothing is set aside.
 func (c *PolicyControl) saveUsedExactly() error {
 	if !c.restored {
-		return nil // what is written is not known
+		return nil // the saved state was not read
 	}
 	c.saving.Lock()
 	defer c.saving.Unlock()
@@ -122,7 +122,7 @@ func (c *PolicyControl) writeUsed(used authz.State, rates bool, now time.Time) e
 		used.Samples = nil
 	}
 	for i := range used.Samples {
-		used.Samples[i].At = used.Samples[i].At.Truncate(time.Minute) // a reading that says nothing new is none
+		used.Samples[i].At = used.Samples[i].At.Truncate(time.Minute) // an unchanged reading is not written
 	}
 	if rates {
 		if err := c.state.save(ratesFile, writeRates(used.Rates, now)); err != nil {
@@ -141,7 +141,7 @@ func (c *PolicyControl) writeUsed(used authz.State, rates bool, now time.Time) e
 }
 
 // restoreKernelUsage charges what the kernel still holds of the limits that a killed sidecar
-// had it enforce: it knows to the last call and packet what was used.
+// had it enforce: the kernel has counted every call and packet.
 func (t *KernelTelemetry) restoreKernelUsage() {
 	now := time.Now()
 	var left authz.State

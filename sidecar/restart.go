@@ -61,7 +61,7 @@ func differing(path string, a, b reflect.Value) []string {
 	return out
 }
 
-// pendingText says in words which fields wait for a restart; "" for none.
+// pendingText describes which fields wait for a restart; "" for none.
 func pendingText(fields []string) string {
 	if len(fields) == 0 {
 		return ""

@@ -35,17 +35,17 @@ func (c *PolicyControl) follow(ctx context.Context, act func(*authz.Snapshot)) {
 // is revoked.
 func (c *PolicyControl) followKernel(*authz.Snapshot) {
 	if err := c.enforceLevel(); err != nil {
-		c.cfg.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+		c.cfg.Log.Error("revocation not enforced", zap.Error(err))
 	}
 	if err := c.cfg.Telemetry.enforceLimits(); err != nil {
-		c.cfg.Log.Error("the limits in force are not the kernel's", zap.Error(err))
+		c.cfg.Log.Error("kernel limits not updated", zap.Error(err))
 	}
 	c.cfg.Telemetry.followSockets()
 	c.cfg.Telemetry.allowConnects() // the sidecar may have ended observing
 }
 
-// retainLeases has the leases revoked that nothing in force needs. What Vault
-// does not confirm in time, the broker tries again.
+// retainLeases has the leases revoked that nothing in force needs. The broker
+// tries again what Vault does not confirm in time.
 func (c *PolicyControl) retainLeases(ctx context.Context) {
 	c.leasing.Lock()
 	defer c.leasing.Unlock()
@@ -83,7 +83,7 @@ func (c *PolicyControl) reconcile() (level authz.Level, err error) {
 	return level, err
 }
 
-// RevocationRequest is what an operator asks to be taken away.
+// RevocationRequest is a revocation that an operator asks for.
 type RevocationRequest struct {
 	ID       string // "" has one made
 	Rule     string // GRANT/ID; "" for the whole plugin
@@ -100,11 +100,11 @@ type revocationResult struct {
 	cut        int
 	took       time.Duration // to the last live exchange being cut
 	vault      vault.Report
-	failed     []string // what could not be done
+	failed     []string // steps that failed
 }
 
-// revoke takes access away: first it cuts, then it persists, records and tells
-// Vault, so that neither a full disk nor a dead Vault delays it.
+// revoke revokes access: first it cuts, then it persists, records and revokes the leases
+// in Vault, so that neither a full disk nor a dead Vault delays it.
 func (c *PolicyControl) revoke(ctx context.Context, req RevocationRequest) (revocationResult, error) {
 	revocation, err := newRevocation(string(c.cfg.Plugin), c.config.Load().Grants, req)
 	if err != nil {
@@ -124,7 +124,7 @@ func (c *PolicyControl) revoke(ctx context.Context, req RevocationRequest) (revo
 	return out, nil
 }
 
-// cut puts a revocation in force, ends what it takes away from, and then
+// cut puts a revocation in force, ends the accesses that it revokes, and then
 // persists and records it.
 func (c *PolicyControl) cut(revocation authz.Revocation) revocationResult {
 	c.cutting.Lock()
@@ -174,8 +174,8 @@ func (c *PolicyControl) apply(revocation authz.Revocation) (cut int) {
 	return cut + c.cutDirect(level)
 }
 
-// revokeLeases tells Vault: everything that the plugin had, or what one rule
-// alone needed.
+// revokeLeases revokes leases in Vault: all of the plugin, or those that one rule alone
+// needed.
 func (c *PolicyControl) revokeLeases(ctx context.Context, r authz.Revocation) vault.Report {
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
@@ -187,7 +187,8 @@ func (c *PolicyControl) revokeLeases(ctx context.Context, r authz.Revocation) va
 }
 
 // vaultPatience is how long the answer to a revocation waits for Vault's word.
-// What is unconfirmed by then is reported, and tried again until it is.
+// Leases that are unconfirmed by then are reported, and tried again until they are
+// confirmed.
 const vaultPatience = 5 * time.Second
 
 // newRevocation checks what is asked against the grants that are loaded.
@@ -225,8 +226,8 @@ func newRevocation(plugin string, grants []authz.Grant, req RevocationRequest) (
 	return r, nil
 }
 
-// findRule checks that GRANT/ID names a rule that is loaded: a name with a
-// slip in it would take nothing away.
+// findRule checks that GRANT/ID names a rule that is loaded: a misspelt name
+// would revoke nothing.
 func findRule(grants []authz.Grant, name string) (grant, rule string, err error) {
 	var known []string
 	for _, g := range grants {
@@ -242,7 +243,7 @@ func findRule(grants []authz.Grant, name string) (grant, rule string, err error)
 }
 
 // keepRevocation persists the revocations in force and records the change.
-// What fails is returned in words: the effect has been had already.
+// Failures are returned in words: the revocation is in force already.
 func (c *PolicyControl) keepRevocation(r authz.Revocation, detail string) (failed []string) {
 	if err := c.state.save(revocationsFile, c.ownRevocations()); err != nil {
 		failed = append(failed, "state: "+err.Error()+"; a restart would forget this")
@@ -334,7 +335,7 @@ func (c *PolicyControl) Reload(ctx context.Context, actor string) (changes []str
 	if err != nil {
 		c.cfg.Metrics.reloadOK.Set(0)
 		c.cfg.Record(&authz.Record{Kind: authz.KindReload, Actor: actor, UID: -1, Detail: "refused: " + phrase.FirstLine(err.Error())})
-		c.cfg.Log.Error("changed files were refused", zap.Error(err))
+		c.cfg.Log.Error("reload failed", zap.Error(err))
 		if old.Sidecar.OnBadReload == configs.OnBadReloadQuarantine {
 			_, rerr := c.revoke(ctx, RevocationRequest{Level: authz.LevelQuarantine, Reason: "files that were changed cannot be loaded", Actor: "onBadReload"})
 			err = errors.Join(err, rerr)
@@ -415,7 +416,7 @@ func (c *PolicyControl) watchFiles(ctx context.Context) {
 		})
 		stop()
 		if err != nil {
-			c.cfg.Log.Error("files are not watched; reload by SIGHUP or chaperone reload", zap.Error(err))
+			c.cfg.Log.Error("file watch failed", zap.Error(err), zap.String("remedy", "reload by SIGHUP or chaperone reload"))
 			return
 		}
 	}

@@ -82,8 +82,8 @@ func (t *KernelTelemetry) attribute(cookie uint64, grant, rule string) {
 	t.cfg.Confinement().Attribute(cookie, t.ruleNumbers.number(grant, rule))
 }
 
-// ruleTraffic reads what each rule's connections have exchanged. A reading that
-// fails is none.
+// ruleTraffic reads what each rule's connections have exchanged. It returns nil
+// on an error.
 func (t *KernelTelemetry) ruleTraffic() []ruleTraffic {
 	all, err := t.cfg.Confinement().Traffic()
 	if err != nil {

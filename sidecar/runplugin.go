@@ -47,7 +47,7 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 	defer func() {
 		stop()
 		if serr := <-served; serr != nil && err == nil {
-			s.cfg.Log.Error("the sidecar failed", zap.Error(serr))
+			s.cfg.Log.Error("sidecar failed", zap.Error(serr))
 		}
 	}()
 	select {
@@ -74,7 +74,7 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 	}
 	// A halt that came while it was being started found nothing to kill.
 	if err := s.policy.enforceLevel(); err != nil {
-		s.cfg.Log.Error("a revocation is not enforced by the kernel", zap.Error(err))
+		s.cfg.Log.Error("revocation not enforced", zap.Error(err))
 	}
 	notifyReady()
 	if err := terminals.attach(p.Terminal(), background, s.cfg.RawMode); err != nil {

@@ -39,7 +39,7 @@ type Config struct {
 	Cgroup   string          // of a plugin that runs already: the folder in cgroup v2; "" for none
 	Token    authz.Secret    // proves the plugin while the kernel is off; run makes one if it is empty
 	Confine  bool            // the plugin is confined: by run, or by serve with a cgroup
-	External bool            // somebody else starts the plugin: serve
+	External bool            // another process starts the plugin: serve
 	Log      *zap.Logger     // the operator's log; nil discards it
 
 	SetLevel      func(configs.LogLevel)    // sets the level of log
@@ -110,7 +110,7 @@ type addresses struct {
 	proxy, extAuthz, admin, metrics string
 }
 
-// New makes the parts, inside out. Nothing runs and nothing listens yet.
+// New makes the parts, inside out. It starts nothing and binds no socket.
 func New(opts Config) (s *Sidecar, err error) {
 	cfg := opts.Files
 	if opts.Log == nil {
@@ -151,7 +151,7 @@ func New(opts Config) (s *Sidecar, err error) {
 }
 
 // makeParts makes the parts that own the policy, the kernel's readings and the plugin.
-// What they ask for each other is looked up when it is used: most of it is made later.
+// Parts that are made later are looked up when they are used.
 func (s *Sidecar) makeParts() {
 	engine, ledger := &authz.Engine{}, authz.NewLedger()
 	confinement := func() Confinement { return s.confinement }
@@ -219,8 +219,8 @@ func auditConfig(spec *configs.Sidecar) audit.Config {
 	}
 }
 
-// fullPaths reports whether paths are recorded as they are: where the Sidecar says
-// so and, unless it says otherwise, while it or a rule observes.
+// fullPaths reports whether paths are recorded unmasked: if the Sidecar sets that, and
+// without a setting while it or a rule observes.
 func (c *PolicyControl) fullPaths() bool {
 	switch c.running.Audit.Paths {
 	case configs.AuditPathsFull:
@@ -315,7 +315,7 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	}
 	cfg.CAChanged = func(pem []byte) {
 		if err := s.plugin.trust.write(pem); err != nil {
-			s.cfg.Log.Error("the plugin's trust bundle is out of date", zap.Error(err))
+			s.cfg.Log.Error("trust bundle update failed", zap.Error(err))
 		}
 	}
 	if s.egress.proxy, err = proxy.New(cfg); err != nil {
@@ -383,12 +383,12 @@ func (j *journal) record(r *authz.Record) {
 		r.UID = -1 // not of a process
 	}
 	if err := j.recorder.Record(r); err != nil {
-		j.log.Error("an audit record could not be written", zap.String("kind", string(r.Kind)), zap.Error(err))
+		j.log.Error("audit record not written", zap.String("kind", string(r.Kind)), zap.Error(err))
 	}
 }
 
-// selfAddrs knows what is never dialled, whatever is granted: the sidecar's
-// own listeners and its Vault.
+// selfAddrs are the addresses that are never dialled, whatever is granted: the
+// sidecar's own listeners and its Vault.
 type selfAddrs struct {
 	listeners []netip.AddrPort
 	vault     atomic.Pointer[[]netip.AddrPort]

@@ -41,8 +41,8 @@ func (s *Sidecar) awaitLimits(signals <-chan os.Signal) (status int, err error) 
 }
 
 // exhaustedLimit returns a limit on system calls that would stop or kill a plugin as it
-// starts, and how long until a tenth of it is free; a negative wait is for ever, and
-// 0 that there is none.
+// starts, and how long until a tenth of it is free; a negative wait never ends, and
+// 0 means that there is no such limit.
 func (t *KernelTelemetry) exhaustedLimit(now time.Time) (limit authz.MeteredLimit, wait time.Duration) {
 	if !t.cfg.Confinement().Kernel() {
 		return limit, 0

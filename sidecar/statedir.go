@@ -144,8 +144,8 @@ func (c *PolicyControl) checkPlaces(spec *configs.Sidecar) error {
 }
 
 // checkLogPlace is checkPlace for an audit log that is not in the stateDir. Others may
-// write into its folder, as a group that collects logs; the log says when it is cut.
-// What its folder stands in is nobody's to change.
+// write into its folder, as a group that collects logs; the log has a record of a
+// cut. The directories above its folder must not be replaceable.
 func checkLogPlace(spec *configs.Sidecar) error {
 	folder := filepath.Dir(AbsPath(spec.Audit.File))
 	if spec.Audit.File == "" || within(AbsPath(spec.StateDir), folder) {

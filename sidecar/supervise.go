@@ -54,7 +54,7 @@ func (w *supervisor) wait(ctx context.Context) (int, error) {
 		case err := <-watched:
 			w.served <- err // for the caller, which waits for the sidecar's end
 			watched = nil
-			w.s.cfg.Log.Error("sidecar failed, plugin killed", zap.Error(err))
+			w.s.cfg.Log.Error("sidecar failed", zap.Error(err), zap.String("effect", "plugin killed"))
 			w.kill()
 		case sig := <-w.signals:
 			w.signal(ctx, sig)

@@ -85,7 +85,7 @@ func (t *terminals) attach(master *os.File, background bool, raw func(bool)) err
 	if err != nil {
 		return errors.Join(err, master.Close())
 	}
-	// Nobody's session ends with a terminal that only shows what is written.
+	// A terminal that is only written to ends no session.
 	ends := operator.Controlling() || stream == os.Stdin
 	t.relay, err = terminal.Start(terminal.Config{
 		Operator: operator, Master: master, Wait: background, Raw: raw,

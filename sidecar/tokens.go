@@ -88,8 +88,8 @@ func upstreamProxy(spec *configs.Sidecar) (*url.URL, []string, error) {
 	return u, spec.UpstreamProxy.NoProxy, nil
 }
 
-// tokenDialer connects to token endpoints: by the names that the sidecar's
-// configuration knows, and never to the sidecar itself, its Vault, or what a
+// tokenDialer connects to token endpoints: by the names in the sidecar's
+// configuration, and never to the sidecar itself, its Vault, or what a
 // guardrail forbids: a grant's author chose the endpoint.
 type tokenDialer struct {
 	hosts     map[string][]netip.Addr
@@ -132,8 +132,8 @@ func (d *tokenDialer) dial(ctx context.Context, network, address string) (net.Co
 	return nil, last
 }
 
-// control looks at the address that is about to be dialled, whatever name led
-// to it.
+// control looks at the address that is about to be dialled, whatever its
+// name was.
 func (d *tokenDialer) control(_ context.Context, _, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {

@@ -51,7 +51,7 @@ type trustBundle struct {
 
 	mu    sync.Mutex
 	lock  *os.File
-	files map[string][]byte // what they are to hold, by path; nil: closed
+	files map[string][]byte // their wanted content, by path; nil: closed
 }
 
 // newTrustBundle makes the folder of a sidecar's plugin, after it has removed
@@ -166,7 +166,7 @@ func (b *trustBundle) p12File() string { return filepath.Join(b.dir, "truststore
 func (b *trustBundle) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.files = nil // nothing is written again
+	b.files = nil // so that the files are not written again
 	return errors.Join(os.RemoveAll(b.dir), b.lock.Close())
 }
 

@@ -16,8 +16,8 @@ import (
 )
 
 // unconfined is the plugin while the kernel is off: an ordinary process in a
-// session of its own, which its environment leads to the proxy and nothing
-// holds there.
+// session of its own, which its environment points to the proxy and which
+// can bypass it.
 type unconfined struct {
 	cmd      *exec.Cmd
 	reaper   *reaper.Reaper
@@ -94,7 +94,7 @@ func (u *unconfined) Signal(sig os.Signal) error {
 func (u *unconfined) Wait() (int, error) {
 	err := u.cmd.Wait()
 	u.reaper.Done(u.cmd.Process.Pid)
-	_ = syscall.Kill(-u.cmd.Process.Pid, syscall.SIGKILL) // nothing may be left
+	_ = syscall.Kill(-u.cmd.Process.Pid, syscall.SIGKILL) // no process of it may be left
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return 1, fmt.Errorf("wait for the plugin: %w", err)

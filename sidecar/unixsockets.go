@@ -16,10 +16,10 @@ import (
 // sockets are the Unix sockets that the grants let the plugin reach.
 type sockets struct {
 	mu      sync.Mutex // one change after the other
-	doubted string     // what was last said about those that cannot be trusted
+	doubted string     // the last report of those that cannot be trusted
 }
 
-// allowSockets has the kernel let through the Unix sockets that the policy in
+// allowSockets has the kernel allow the Unix sockets that the policy in
 // force names, and no others. Its error names those that cannot be trusted and
 // are refused.
 func (t *KernelTelemetry) allowSockets() error {
@@ -45,11 +45,11 @@ func (t *KernelTelemetry) followSockets() {
 	if said || doubt == "" {
 		return
 	}
-	t.cfg.Log.Warn("a Unix socket that a grant names is refused", zap.String("why", doubt))
+	t.cfg.Log.Warn("granted unix socket refused", zap.String("why", doubt))
 	t.cfg.Record(&authz.Record{Kind: authz.KindProcess, Door: authz.DoorKernel, Detail: "refused although granted: " + phrase.OneLine(doubt)})
 }
 
-// usedSocket records the use of a Unix socket that is let through.
+// usedSocket records the use of a Unix socket that is allowed.
 func (t *KernelTelemetry) usedSocket(d sandbox.Denial) {
 	t.cfg.Record(&authz.Record{
 		Time: d.Time, Kind: authz.KindDecision, Door: authz.DoorKernel, Allowed: true, Reason: authz.Granted.String(),

@@ -24,7 +24,7 @@ cat %s; ls %s`, w.url("/v1/forecast"), past, w.file("secret-id"), w.file("state"
 	if strings.Contains(r.stdout, w.read("secret-id")) || strings.Contains(r.stdout, "audit.jsonl") {
 		t.Errorf("the sidecar's own files can be seen:\n%s", r.stdout)
 	}
-	if n := strings.Count(r.stderr, "chaperone: kernel off: nothing is metered"); n != 1 {
+	if n := strings.Count(r.stderr, "chaperone: kernel off: usage is not metered"); n != 1 {
 		t.Errorf("got the limitations printed %d times, want once:\n%s", n, r.stderr)
 	}
 	contains(t, w.audit(), "confined without the kernel half")
@@ -53,7 +53,7 @@ func TestRunFenceHalt(t *testing.T) {
 			b := w.start("sleep", "60")
 			eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(w.audit(), `"started`) })
 			s := w.ready()
-			contains(t, strings.Join(s.Warnings, "\n"), "nothing is metered")
+			contains(t, strings.Join(s.Warnings, "\n"), "usage is not metered")
 			if r := w.revoke("--level", string(authz.LevelHalt)); len(r.Failed) > 0 {
 				t.Errorf("%+v", r)
 			}

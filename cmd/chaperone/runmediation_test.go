@@ -17,7 +17,7 @@ func TestRunMediation(t *testing.T) {
 	w.start("sh", "-c", fmt.Sprintf("for i in 1 2 3; do curl -sS -o /dev/null %s; done; sleep 60", w.url("/v1/forecast")))
 	eventually(t, "three connections are handled", func() (string, bool) {
 		m := w.ready().Mediation
-		return fmt.Sprintf("%+v", m), m != nil && m.Admitted == 3 && m.Handled == 3 && m.Unmediated == 0 && len(m.Strays) == 0
+		return fmt.Sprintf("%+v", m), m != nil && m.Admitted == 3 && m.Handled == 3 && m.Unmediated == 0 && len(m.UnmediatedConnections) == 0
 	})
 	r := w.chaperone("status", "--config", w.file("sidecar.yaml"))
 	contains(t, r.stdout, "3 connections admitted, 3 handled, 0 abandoned, 0 pending, 0 UNMEDIATED")
@@ -42,7 +42,7 @@ while True:
 		time.Sleep(200 * time.Millisecond)
 		return 0, strings.Contains(w.audit(), `"kind":"stray"`)
 	})
-	eventually(t, "none is left", func() (int, bool) { m := w.ready().Mediation; return 0, len(m.Strays) == 0 && m.Unmediated == 0 })
+	eventually(t, "none is left", func() (int, bool) { m := w.ready().Mediation; return 0, len(m.UnmediatedConnections) == 0 && m.Unmediated == 0 })
 	_ = b.cmd.Process.Signal(os.Interrupt)
 	b.wait()
 	seen := map[string]bool{}

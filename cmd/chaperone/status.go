@@ -163,8 +163,8 @@ func mediationRows(w io.Writer, m *admin.Mediation) {
 	if m.Ended > 0 {
 		row(w, "", fmt.Sprintf("%d processes or sockets were ended for leaving the confinement", m.Ended))
 	}
-	for _, one := range m.Strays {
-		row(w, "stray", fmt.Sprintf("pid %d (%q) to %s, for %.0f s: %s", one.PID, one.Comm, one.Destination, one.AgeSeconds, one.Why))
+	for _, one := range m.UnmediatedConnections {
+		row(w, "unmediated", fmt.Sprintf("pid %d (%q) to %s, for %.0f s: %s", one.PID, one.Comm, one.Destination, one.AgeSeconds, one.Why))
 	}
 }
 

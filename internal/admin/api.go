@@ -64,17 +64,23 @@ type Kernel struct {
 // Mediation compares what the kernel let through to the sidecar with what the
 // sidecar handled, since the programs were first attached.
 type Mediation struct {
-	Admitted   uint64  `json:"admitted"`   // connections that the kernel let through
-	Handled    uint64  `json:"handled"`    // of them, those whose caller was identified
-	Abandoned  uint64  `json:"abandoned"`  // that the plugin closed, or an earlier sidecar lost, before that
-	Pending    uint64  `json:"pending"`    // that wait, for a second at most
-	Unmediated uint64  `json:"unmediated"` // what is left; anything but 0 is worth a look
-	Ended      uint64  `json:"ended"`      // processes and sockets that were ended for escaping the kernel's walls
-	Strays     []Stray `json:"strays"`     // what is unmediated now, by name
+	Admitted   uint64 `json:"admitted"`   // connections that the kernel let through
+	Handled    uint64 `json:"handled"`    // of them, those whose caller was identified
+	Abandoned  uint64 `json:"abandoned"`  // that the plugin closed, or an earlier sidecar lost, before that
+	Pending    uint64 `json:"pending"`    // that wait, for a second at most
+	Unmediated uint64 `json:"unmediated"` // what is left; anything but 0 is worth a look
+	Ended      uint64 `json:"ended"`      // processes and sockets that were ended for escaping the kernel's walls
+	// UnmediatedConnections are those of Unmediated, by process.
+	UnmediatedConnections []UnmediatedConnection `json:"unmediatedConnections"`
+	// Strays is the same list under the name that it had before.
+	//
+	// Deprecated: read UnmediatedConnections. The next release does not have Strays.
+	Strays []UnmediatedConnection `json:"strays"`
 }
 
-// Stray is one connection that nobody handled.
-type Stray struct {
+// UnmediatedConnection is one connection that the kernel allowed and the proxy has not
+// accepted.
+type UnmediatedConnection struct {
 	PID         int     `json:"pid"`
 	Comm        string  `json:"comm"`
 	Destination string  `json:"destination,omitempty"`

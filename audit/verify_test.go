@@ -71,7 +71,7 @@ func TestVerifyWithoutKeySaysWhatItProves(t *testing.T) {
 	if err != nil || report.Problem != nil || report.Keyed || !strings.Contains(report.Proves(), "nor the end of the log") {
 		t.Errorf("Verify = %+v, %v, proves %s", report, err, report.Proves())
 	}
-	if report := f.verify(); !strings.Contains(report.Proves(), "none is missing at the end") {
+	if report := f.verify(); !strings.Contains(report.Proves(), "is missing at the end") {
 		t.Errorf("proves %s", report.Proves())
 	}
 	f.put(bytes.Replace(f.read(), []byte("granted"), []byte("grinted"), 1))

@@ -83,7 +83,7 @@ func (l *loader) checkSidecars(documents []*source) {
 		inner.stdin, inner.stdinRead = l.stdin, l.stdinRead
 		inner.load(d.file)
 		if len(inner.errs) > 0 {
-			inner.checkGrants(inner.order) // what is wrong in a Sidecar hides nothing of its grants
+			inner.checkGrants(inner.order) // the grants of a faulty Sidecar are checked too
 		}
 		l.errs = append(l.errs, inner.errs...)
 		l.warnings = append(l.warnings, inner.warnings...)

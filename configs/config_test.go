@@ -195,12 +195,12 @@ sidecar.yaml:5:34: spec.grants[0]: grants/pipe.yaml is not a regular file`)
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
-	for path, want := range map[string]string{".": ".: is a folder; name a file", "nothing.yaml": "nothing.yaml: does not exist"} {
+	for path, want := range map[string]string{".": ".: is a folder; name a file", "absent.yaml": "absent.yaml: does not exist"} {
 		if _, err := Load(path, now); err == nil || err.Error() != want {
 			t.Errorf("Load(%q): got %v, want %s", path, err, want)
 		}
 	}
-	if _, err := Check(now, "nothing.yaml"); err == nil || err.Error() != "nothing.yaml: does not exist" {
+	if _, err := Check(now, "absent.yaml"); err == nil || err.Error() != "absent.yaml: does not exist" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -17,9 +17,9 @@ type Envoy struct {
 	Dir string `json:"dir,omitempty"`
 	// Group is the group, by name or number, of an Envoy that runs as another user than the sidecar; it needs a Dir outside stateDir. By default the sidecar's own user alone may use the sockets.
 	Group string `json:"group,omitempty"`
-	// Explicit is where Envoy listens as a proxy, an address and port, besides what the sidecar's own proxy leads to it. Whoever connects there is taken for the plugin. Closed by default.
+	// Explicit is where Envoy listens as a proxy, an address and port, in addition to connections of the sidecar's own proxy. Every client there is taken for the plugin. Closed by default.
 	Explicit Address `json:"explicit,omitzero"`
-	// Transparent is where Envoy listens for what iptables redirects to it, an address and port. Whoever connects there is taken for the plugin. Closed by default.
+	// Transparent is where Envoy listens for connections that iptables redirects, an address and port. Every client there is taken for the plugin. Closed by default.
 	Transparent Address `json:"transparent,omitzero"`
 	// MaxStreamDuration ends a request or stream that lasts longer; by default 1h.
 	MaxStreamDuration authz.Duration `json:"maxStreamDuration,omitempty"`
@@ -63,8 +63,8 @@ func (e *Envoy) XDS() string { return filepath.Join(e.Dir, envoyXDS) }
 // Check is the socket on which Envoy asks about each access, the sidecar's.
 func (e *Envoy) Check() string { return filepath.Join(e.Dir, envoyCheck) }
 
-// Plugin is the socket on which Envoy takes what the sidecar's proxy leads to
-// it, Envoy's.
+// Plugin is the socket on which Envoy accepts connections of the sidecar's proxy,
+// Envoy's.
 func (e *Envoy) Plugin() string { return filepath.Join(e.Dir, envoyPlugin) }
 
 // Admin is the socket of Envoy's admin interface, Envoy's.
@@ -78,8 +78,8 @@ func (e *Envoy) Exits() string { return filepath.Join(e.Dir, envoyExits) }
 // and .sock.
 const maxExit = len("/"+envoyExits+"/") + 26 + len(".sock")
 
-// Relays reports whether what arrives at listen.proxy is led to Envoy, where the
-// kernel half is there to say whose it is.
+// Relays reports whether connections of listen.proxy are forwarded to Envoy, if the
+// kernel half identifies them.
 func (s *Sidecar) Relays() bool {
 	return s.Envoy != nil && !s.Listen.Proxy.IsZero() && s.Kernel != KernelOff
 }
@@ -100,15 +100,15 @@ func (s *Sidecar) validateEnvoy(report reporter) {
 		if one.address.IsUnix() {
 			report(path, "%q is a socket; write an address and port, as in 127.0.0.1:15080", one.address)
 		} else if strings.HasSuffix(one.address.Addr, ":0") {
-			report(path, "%q has no port; nobody could be told which one Envoy took", one.address)
+			report(path, "%q has no port; Envoy would choose an unknown one", one.address)
 		}
 	}
 	switch listens := !e.Explicit.IsZero() || !e.Transparent.IsZero(); {
 	case listens:
 	case s.Kernel == KernelOff:
-		report("spec.envoy", "has no way in for the plugin; without the kernel nobody knows whose a connection is before Envoy takes it, write explicit or transparent here")
+		report("spec.envoy", "has no way in for the plugin; without the kernel a connection is not identified before Envoy, write explicit or transparent here")
 	case s.Listen.Proxy.IsZero():
-		report("spec.envoy", "has no way in for the plugin; write spec.listen.proxy, whose connections are led to Envoy, or explicit or transparent here")
+		report("spec.envoy", "has no way in for the plugin; write spec.listen.proxy, whose connections are forwarded to Envoy, or explicit or transparent here")
 	}
 	if s.Mode == authz.ModeObserve {
 		report("spec.envoy", "is configured with what is granted, and nothing else passes there to be observed; observe without it, or write mode: observe on a rule")
@@ -191,7 +191,7 @@ func (s *Sidecar) warnGrantEnvoy(g authz.Grant, warn reporter) {
 			path := at(at("spec.rules", i)+".to.hosts", j)
 			switch scheme := cmp.Or(r.To.Scheme, authz.SchemeHTTPS); {
 			case scheme == authz.SchemeTCP && strings.HasPrefix(host, "*"):
-				warn(path, "%q cannot be reached through spec.envoy: tcp says no name, so Envoy is configured with exact hosts only", clip(host))
+				warn(path, "%q cannot be reached through spec.envoy: tcp has no server name, so Envoy is configured with exact hosts only", clip(host))
 			case scheme == authz.SchemeHTTPS && strings.HasPrefix(host, "**."):
 				warn(path, "%q can be reached one label deep only through spec.envoy: Envoy shows a certificate of %q, and no client takes that for a deeper name", clip(host), clip(host[1:]))
 			}

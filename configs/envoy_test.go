@@ -12,7 +12,7 @@ import (
 )
 
 // TestEnvoyFailsClosed runs a real Envoy from the bootstrap without a sidecar:
-// it takes the file, and lets nothing through.
+// it accepts the file, and allows no request.
 func TestEnvoyFailsClosed(t *testing.T) {
 	testenv.Require(t, testenv.EnvoyServer())
 	const folder, port, authorities = "/run/chaperone/weather", "port_value: 15080", "/etc/ssl/certs/ca-certificates.crt"

@@ -13,7 +13,7 @@ type Error struct {
 	Line    int    `json:"line,omitempty"`   // 1-based; 0 when the problem has no place in the file
 	Column  int    `json:"column,omitempty"` // 1-based, in characters
 	Field   string `json:"field,omitempty"`  // as in spec.rules[0].to.hosts[1]; "" for the file as a whole
-	Message string `json:"message"`          // what is wrong and what would be right
+	Message string `json:"message"`          // the fault and the fix
 }
 
 // Error returns path:line:column: field: message, without the parts that are

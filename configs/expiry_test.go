@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestExpiry warns of what ends within 14 days, and tells a grant that has ended
-// from a mistake.
+// TestExpiry warns of grants that expire within 14 days, and distinguishes an expired
+// grant from an error.
 func TestExpiry(t *testing.T) {
 	end := time.Date(2026, 12, 31, 0, 0, 0, 0, time.UTC)
 	file := filepath.Join(t.TempDir(), "grant.yaml")

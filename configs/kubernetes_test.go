@@ -142,7 +142,7 @@ func sidecarOf(t *testing.T, pod *corev1.PodSpec) corev1.Container {
 	return corev1.Container{}
 }
 
-// checkSelectors: what is said of the Pod is said of this Pod.
+// checkSelectors checks that the selectors match this Pod.
 func checkSelectors(t *testing.T, m *manifest) {
 	t.Helper()
 	labels := m.workloads[0].Spec.Template.Labels
@@ -323,7 +323,7 @@ func TestKubernetesBesideEnvoy(t *testing.T) {
 		t.Error("the sidecar and Envoy do not meet")
 	}
 	if proxy := "http://" + c.Sidecar.Envoy.Explicit.String(); !slices.Contains(plugin.Env, corev1.EnvVar{Name: "http_proxy", Value: proxy}) {
-		t.Errorf("the plugin is not told of %s: %v", proxy, plugin.Env)
+		t.Errorf("the plugin's environment lacks %s: %v", proxy, plugin.Env)
 	}
 }
 

@@ -64,7 +64,7 @@ func Load(path string, now time.Time) (*Config, error) {
 	l := newLoader(now)
 	c := l.load(path)
 	if len(l.errs) > 0 {
-		l.checkGrants(l.order) // what is wrong in a Sidecar hides nothing of its grants
+		l.checkGrants(l.order) // the grants of a faulty Sidecar are checked too
 	}
 	if err := l.failure(); err != nil {
 		return nil, err

@@ -39,7 +39,7 @@ func unpack(t *testing.T, path string) *txtar.Archive {
 		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		// What txtar cannot hold is written in escapes.
+		// Bytes that txtar cannot hold are written in escapes.
 		data := strings.NewReplacer(`<TAB>`, "\t", `<NUL>`, "\x00", `<FF>`, "\xff", `<BEL>`, "\a").Replace(string(f.Data))
 		if err := os.WriteFile(full, []byte(data), 0o600); err != nil {
 			t.Fatal(err)
@@ -61,7 +61,7 @@ func check(t *testing.T) error {
 }
 
 // TestBad holds one archive for each way in which files can be wrong, with
-// everything that is said about them.
+// all of their errors.
 func TestBad(t *testing.T) {
 	paths, err := filepath.Glob("testdata/bad/*.txtar")
 	if err != nil || len(paths) < 40 {

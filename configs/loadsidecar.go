@@ -14,9 +14,8 @@ import (
 
 // LoadSidecar reads the Sidecar in the file at path and nothing that it names,
 // for commands that must work while a grant is broken or has expired: revoke,
-// status, audit, detach. What is wrong elsewhere in the file, or has become
-// wrong with time, does not matter to it; it fails only when it cannot say
-// where the sidecar's state is.
+// status, audit, detach. Other errors in the file, and expired grants, do not
+// matter to it; it fails only if it does not find the sidecar's state.
 func LoadSidecar(path string) (*Sidecar, error) {
 	l := newLoader(time.Time{})
 	for _, s := range l.named(path) {
@@ -38,8 +37,8 @@ func LoadSidecar(path string) (*Sidecar, error) {
 }
 
 // RecoverSidecar finds the plugin, the stateDir and the admin socket in a file that
-// cannot be parsed, by their lines, for commands that must revoke access all the
-// same. Everything else has its default. It fails when one of the first two is
+// cannot be parsed, by their lines, for commands that must revoke access even
+// then. Everything else has its default. It fails when one of the first two is
 // missing or ambiguous.
 func RecoverSidecar(path string) (*Sidecar, error) {
 	text, err := os.ReadFile(path)
@@ -57,7 +56,7 @@ func RecoverSidecar(path string) (*Sidecar, error) {
 		}
 	}
 	if len(documents) != 1 {
-		return nil, fmt.Errorf("recover sidecar: %s holds %d Sidecars that can be told apart, want 1", path, len(documents))
+		return nil, fmt.Errorf("recover sidecar: %s holds %d distinguishable Sidecars, want 1", path, len(documents))
 	}
 	spec := &Sidecar{Plugin: valueIn(documents[0], "plugin"), StateDir: valueIn(documents[0], "stateDir")}
 	if spec.Plugin == "" || spec.StateDir == "" {

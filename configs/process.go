@@ -13,7 +13,7 @@ import (
 // maxServed is how many ports and paths a plugin may serve.
 const maxServed = 64
 
-// validateServing reports ports of spec.process.listen that are none.
+// validateServing reports invalid ports of spec.process.listen.
 func (p Process) validateServing(report reporter) {
 	const path = "spec.process.listen"
 	if len(p.Listen) > maxServed {
@@ -39,7 +39,7 @@ type Service struct {
 	Socket string
 }
 
-// UnmarshalText reads a service. Its error says which forms are right.
+// UnmarshalText reads a service. Its error lists the valid forms.
 func (s *Service) UnmarshalText(text []byte) error {
 	if path, ok := strings.CutPrefix(string(text), "unix:"); ok {
 		dir, name := filepath.Split(path)
@@ -99,8 +99,7 @@ func (p Process) Sockets() []string {
 	return out
 }
 
-// validateFiles reports paths of spec.process.files that are none, as they were
-// written.
+// validateFiles reports invalid paths of spec.process.files, as they were written.
 func (p Process) validateFiles(report reporter) {
 	if p.Files == nil {
 		return
@@ -156,7 +155,7 @@ func (s *Sidecar) validateApart(file string, report reporter) {
 	}
 }
 
-// owns returns what of the sidecar's own a path leads to, or "".
+// owns returns the sidecar's own file that a path resolves to, or "".
 func (s *Sidecar) owns(file, path string) string {
 	own := []struct{ path, name string }{
 		{file, "this file"}, {s.StateDir, "spec.stateDir"}, {s.Audit.File, "spec.audit.file"},

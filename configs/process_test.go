@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestProcessFilesApart: whatever way a path leads to what is the sidecar's
-// alone, it is found; names that are only alike are others.
+// TestProcessFilesApart: a path to a file of the sidecar alone is found through every
+// link; names that are only similar are not.
 func TestProcessFilesApart(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 var schemas embed.FS
 
 // Schema returns the JSON Schema (2020-12) of a kind of document, generated
-// from the Go types. It holds what can be said about one document by itself;
-// [Check] says the rest.
+// from the Go types. It has the conditions on one document alone;
+// [Check] has the others.
 func Schema(kind string) ([]byte, error) {
 	if !slices.Contains(Kinds(), Kind(kind)) {
 		names := make([]string, 0, len(Kinds()))

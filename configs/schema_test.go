@@ -232,8 +232,8 @@ func validateDocument(t *testing.T, root *node) []string {
 	return v.errs
 }
 
-// validator knows as much of JSON Schema as the schemas use, and fails on what
-// it does not know.
+// validator implements the part of JSON Schema that the schemas use, and fails on any
+// other keyword.
 type validator struct {
 	root map[string]any
 	errs []string

@@ -29,11 +29,11 @@ func Kinds() []Kind { return []Kind{KindSidecar, KindGrant, KindGuardrail} }
 type document[S any] struct {
 	// APIVersion is chaperone.dev/v1alpha1.
 	APIVersion string `json:"apiVersion"`
-	// Kind says what the document is.
+	// Kind is the kind of the document.
 	Kind Kind `json:"kind"`
 	// Metadata names the document.
 	Metadata Metadata `json:"metadata"`
-	// Spec is what the document says.
+	// Spec is the content of the document.
 	Spec S `json:"spec"`
 }
 
@@ -110,7 +110,7 @@ const (
 	KernelOff       Kernel = "off"
 )
 
-// View says what of the host's files and processes the plugin sees.
+// View is the part of the host's files and processes that the plugin sees.
 type View string
 
 // The views of a plugin.
@@ -122,7 +122,7 @@ const (
 	ViewHost View = "host"
 )
 
-// Network says which network the plugin is started in.
+// Network is the network that the plugin is started in.
 type Network string
 
 // The networks of a plugin.
@@ -133,10 +133,10 @@ const (
 	NetworkHost Network = "host"
 )
 
-// OnBadReload says what happens when changed files cannot be loaded.
+// OnBadReload is the reaction to changed files that cannot be loaded.
 type OnBadReload string
 
-// What happens when changed files cannot be loaded.
+// The reactions to changed files that cannot be loaded.
 const (
 	OnBadReloadKeep       OnBadReload = "keep"
 	OnBadReloadQuarantine OnBadReload = "quarantine"
@@ -150,7 +150,7 @@ type Process struct {
 	Network Network `json:"network,omitempty"`
 	// View is own (the default) or host: whether the plugin has /tmp, /run, /dev/shm, a process table and IPC objects of its own. It counts while the kernel confines the plugin.
 	View View `json:"view,omitempty"`
-	// Listen are the TCP ports the plugin may serve, which are reachable on the host's loopback, and the Unix sockets, which are reachable under the same path: unix:/PATH, whose last part may hold one *. None by default.
+	// Listen are the TCP ports the plugin may serve, which are reachable on the host's loopback, and the Unix sockets, which are reachable under the same path: unix:/PATH, whose last part may hold one *. Empty by default.
 	Listen []Service `json:"listen,omitempty"`
 	// Files are the files and folders the plugin may use; without it, all that its user may.
 	Files *Files `json:"files,omitempty"`
@@ -161,8 +161,8 @@ type Process struct {
 }
 
 // Files are what a plugin may use of the file system: these files, and all below
-// these folders, relative to this file. What it needs to run (its own program,
-// the system's libraries) is added to them when it is started.
+// these folders, relative to this file. The files that it needs to run (its own
+// program, the system's libraries) are added to them when it is started.
 type Files struct {
 	// Read may be read and executed.
 	Read []string `json:"read,omitempty"`
@@ -205,7 +205,7 @@ type Listen struct {
 	ExtAuthzTLS *ListenTLS `json:"extAuthzTLS,omitempty"`
 	// Admin is the admin socket, unix:PATH; by default admin.sock in stateDir.
 	Admin Address `json:"admin,omitzero"`
-	// Metrics serves /metrics, /healthz and /readyz: an address and port. What it shows names rules and limits, and no secret; on another address than loopback whoever reaches it can read that.
+	// Metrics serves /metrics, /healthz and /readyz: an address and port. Metrics name rules and limits, and no secret; on another address than loopback whoever reaches it can read that.
 	Metrics Address `json:"metrics,omitzero"`
 	// Health serves /healthz and /readyz alone, for a prober that may not see metrics, or whose answers no scrape is to delay: an address and port.
 	Health Address `json:"health,omitzero"`
@@ -260,7 +260,7 @@ type VaultAuth struct {
 	RoleIDFile string `json:"roleIDFile,omitempty"`
 	// SecretIDFile holds the AppRole's secret id.
 	SecretIDFile string `json:"secretIDFile,omitempty"`
-	// SecretIDWrapped says that SecretIDFile holds a response-wrapping token, made by auth/MOUNT/role/ROLE/secret-id, and not the secret id.
+	// SecretIDWrapped is set if SecretIDFile holds a response-wrapping token, made by auth/MOUNT/role/ROLE/secret-id, and not the secret id.
 	SecretIDWrapped bool `json:"secretIDWrapped,omitempty"`
 	// JWTFile holds the token to log in with, for method jwt; for kubernetes by default the pod's own.
 	JWTFile string `json:"jwtFile,omitempty"`
@@ -309,7 +309,7 @@ type Audit struct {
 	Paths AuditPaths `json:"paths,omitempty"`
 }
 
-// AuditPaths says how paths are written to the audit log.
+// AuditPaths is how paths are written to the audit log.
 type AuditPaths string
 
 // How paths are written to the audit log.
@@ -335,7 +335,7 @@ func (a Address) IsUnix() bool { return a.Network == "unix" }
 // (unix(7)).
 const maxSocketPath = 107
 
-// UnmarshalText reads an address. Its error says which forms are right.
+// UnmarshalText reads an address. Its error lists the valid forms.
 func (a *Address) UnmarshalText(text []byte) error {
 	s := string(text)
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {

@@ -39,7 +39,7 @@ type loader struct {
 	expired  Errors // grants that have ended
 
 	stdin     io.Reader // for the file "-"; nil: that is a file like any other
-	stdinRead []byte    // what was read of it
+	stdinRead []byte    // the part that was read
 }
 
 func newLoader(now time.Time) *loader {
@@ -85,7 +85,7 @@ func (s *source) reporter(list *Errors) reporter {
 }
 
 // faulty reports whether a field, one below it or the one it is part of could
-// not be read, so that what else is said about it follows from that.
+// not be read, so that its other errors follow from that.
 func (s *source) faulty(path string) bool {
 	return slices.ContainsFunc(s.bad, func(bad string) bool {
 		below := strings.HasPrefix(path, bad) && (len(path) == len(bad) || path[len(bad)] == '.' || path[len(bad)] == '[')
@@ -209,7 +209,7 @@ func holdsDocuments(name string) bool {
 }
 
 // file reads the documents of a file, or nothing when it has been read. Its
-// error says that the file cannot be read at all.
+// error means that the file cannot be read at all.
 func (l *loader) file(path string) ([]*source, error) {
 	l.stat(path)
 	identity, err := l.identity(path)
@@ -346,7 +346,7 @@ func plain(err error) string {
 	return "cannot be read: " + strings.TrimPrefix(err.Error(), "EvalSymlinks: ")
 }
 
-// advice says how to name a file that is missing.
+// advice is how to name a missing file.
 func advice(err error) string {
 	if err.Error() == notThere {
 		return "; write a path relative to this file, or a whole one"
@@ -448,7 +448,7 @@ func tunnelDoubt(to authz.To, path string, warn reporter) {
 	}
 }
 
-// uniqueGuardrail reports a name that is none, or that another guardrail has.
+// uniqueGuardrail reports an invalid name, or one that another guardrail has.
 func (l *loader) uniqueGuardrail(s *source, report reporter) {
 	name := s.guardrail.Metadata.Name
 	if name != "" && !authz.IsName(name) {
@@ -493,7 +493,7 @@ func asciiHost(host string) (string, error) {
 		return "", fmt.Errorf("%q is an address in disguise; write %s", clip(host), ascii)
 	}
 	if isASCII(name) {
-		return host, nil // authz says whether it is canonical
+		return host, nil // authz checks whether it is canonical
 	}
 	return strings.TrimSuffix(host, name) + ascii, nil
 }

@@ -42,7 +42,7 @@ func TestSystemd(t *testing.T) {
 		}
 		return strings.TrimSpace(out.String())
 	}
-	// What systemd does not know it ignores: it says so, and succeeds.
+	// systemd ignores unknown settings: it prints them, and succeeds.
 	if out := analyze(string(unit), "verify", "--man=no"); out != "" {
 		t.Errorf("systemd says of the unit:\n%s", out)
 	}

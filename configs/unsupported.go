@@ -7,9 +7,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// What files may come to say and this version does not enforce. It is
-// recognised, so that its writer is told the truth, and refused, so that
-// nothing is accepted and then ignored.
+// Fields and values of later versions. They are recognised, so that the error is
+// precise, and refused, so that no field is accepted and then ignored.
 
 // notYetField reports whether a field of a mapping is one that a later version
 // will take.

@@ -22,11 +22,10 @@ const (
 	patience = time.Second
 )
 
-// Watch calls changed when what c was loaded from is no longer what it was:
-// a file was written, added, taken away or replaced, once for each burst of
-// changes. A change between Load and Watch counts. Which files there are
-// follows the Sidecar's file as it changes, whether it can be loaded or not;
-// one Watch lasts for any number of reloads. It returns nil when ctx ends, and
+// Watch calls changed after a change of c's files: a file was written, added, removed
+// or replaced, once for each burst of changes. A change between Load and Watch
+// counts. The set of files follows the Sidecar's file, whether it can be loaded or
+// not; one Watch lasts for any number of reloads. It returns nil when ctx ends, and
 // an error when the folders cannot be watched at all.
 func Watch(ctx context.Context, c *Config, changed func()) error {
 	notify, err := fsnotify.NewWatcher()
@@ -39,7 +38,7 @@ func Watch(ctx context.Context, c *Config, changed func()) error {
 		return fmt.Errorf("watch files: %w", err)
 	}
 	for {
-		// What has changed before it was covered made no event.
+		// Changes before the folder was covered made no event.
 		if w.wait(ctx, w.differs()); ctx.Err() != nil {
 			return nil
 		}
@@ -47,7 +46,7 @@ func Watch(ctx context.Context, c *Config, changed func()) error {
 			w.follow()
 			changed()
 		}
-		// Folders that were made anew have no watch yet. One that cannot be
+		// Folders that were created again have no watch yet. One that cannot be
 		// watched now is covered by the watch on what it is in.
 		_ = w.cover()
 	}
@@ -81,7 +80,7 @@ func (w *watch) wait(ctx context.Context, begun bool) {
 				continue
 			}
 		case lost := <-w.notify.Errors:
-			_ = lost // whatever it was, everything is looked at
+			_ = lost // after any error, all files are checked
 		}
 		now := time.Now()
 		if deadline.IsZero() {
@@ -107,8 +106,8 @@ func (w *watch) differs() bool {
 	return false
 }
 
-// follow notes the state of what the Sidecar's file names now. What it named
-// before counts on while it cannot be loaded.
+// follow records the state of the files that the Sidecar's file names now. The former
+// ones stay watched while it cannot be loaded.
 func (w *watch) follow() {
 	l := newLoader(time.Now())
 	l.load(w.path)
@@ -121,7 +120,7 @@ func (w *watch) follow() {
 }
 
 // cover watches the folders that hold the paths and, where a path or a folder
-// on the way is a link, those that hold what it leads to. Of a path that is
+// on the way is a link, those that hold its target. Of a path that is
 // absent it watches the nearest folder that is there.
 func (w *watch) cover() error {
 	w.names = make(map[string]bool)
@@ -161,14 +160,14 @@ func (w *watch) folders(path string) []string {
 		for !exists(parent) && parent != filepath.Dir(parent) {
 			parent = filepath.Dir(parent)
 		}
-		// Whoever replaces a whole folder does so in the one it is in.
+		// A whole folder is replaced in the one that holds it.
 		folders = append(folders, parent, filepath.Dir(parent))
 	}
 	return folders
 }
 
-// observe returns what tells one state of a file or folder from another: what
-// the file, or each file that is read of the folder, holds.
+// observe returns the state of a file or folder: the content of the file, or of each
+// file that is read of the folder.
 func observe(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -45,11 +45,11 @@ func (w watched) once(after string) {
 	case <-time.After(20 * time.Second):
 		w.t.Fatalf("no call after %s", after)
 	}
-	w.none(after)
+	w.noCall(after)
 }
 
-// none makes sure of no further call, for as long as a burst may take.
-func (w watched) none(after string) {
+// noCall checks that no further call comes, for as long as a burst may take.
+func (w watched) noCall(after string) {
 	w.t.Helper()
 	select {
 	case <-w.calls:
@@ -80,9 +80,9 @@ func TestWatch(t *testing.T) {
 	write(t, filepath.Join(dir, "grants", "new.yaml~"), "a text editor's own file")
 	write(t, filepath.Join(dir, "grants", "notes.txt"), "no document")
 	write(t, filepath.Join(dir, "audit.jsonl"), "{}")
-	write(t, filepath.Join(dir, "state", "x"), "what the sidecar writes itself")
+	write(t, filepath.Join(dir, "state", "x"), "the sidecar's own file")
 	write(t, grant, "# 3\n"+minimalGrant)
-	w.none("changes of other files, and a write of the same content")
+	w.noCall("changes of other files, and a write of the same content")
 
 	broken := filepath.Join(dir, "grants", "broken.yaml")
 	write(t, broken, "broken")
@@ -122,7 +122,7 @@ func TestWatchFollows(t *testing.T) {
 	write(t, filepath.Join(other, "weather.yaml"), minimalGrant)
 	w.once("its file was repaired")
 	write(t, filepath.Join(dir, "grants", "weather.yaml"), minimalGrant+"# changed\n")
-	w.none("a change of what is no longer named")
+	w.noCall("a change of what is no longer named")
 	write(t, filepath.Join(dir, "sidecar.yaml"), "broken")
 	w.once("the Sidecar was broken")
 	write(t, filepath.Join(other, "weather.yaml"), minimalGrant+"# changed\n")
@@ -139,7 +139,7 @@ func TestWatchFolderRemade(t *testing.T) {
 		}
 		w.once("the folder was removed")
 		write(t, filepath.Join(dir, "grants", "weather.yaml"), minimalGrant)
-		w.once("the folder was made anew")
+		w.once("the folder was created again")
 		write(t, filepath.Join(dir, "grants", "weather.yaml"), minimalGrant+"# changed\n")
 		w.once("a file of the new folder was changed")
 	}
@@ -174,7 +174,7 @@ func TestWatchConfigMap(t *testing.T) {
 		w.once("the ConfigMap was replaced")
 	}
 	write(t, filepath.Join(grants, "..v3", "weather.yaml"), minimalGrant+"# in place\n")
-	w.once("what the link leads to was changed")
+	w.once("the link's target was changed")
 }
 
 // TestWatchBetween changes a file after Load and before Watch.

@@ -41,7 +41,7 @@ func TestCheckAddress(t *testing.T) {
 		addresses, never []netip.Prefix
 		want             map[string]Reason
 	}{
-		{"what names no server, whatever is granted", append(everything, prefixes("0.0.0.0/32", "::/128", "224.0.0.0/4", "ff00::/8", "255.255.255.255/32")...), nil, map[string]Reason{
+		{"addresses of no server, even if granted", append(everything, prefixes("0.0.0.0/32", "::/128", "224.0.0.0/4", "ff00::/8", "255.255.255.255/32")...), nil, map[string]Reason{
 			"0.0.0.0": AddressNotAllowed, "::": AddressNotAllowed, "::ffff:0.0.0.0": AddressNotAllowed,
 			"64:ff9b::": AddressNotAllowed, "2002::1": AddressNotAllowed,
 			"224.0.0.1": AddressNotAllowed, "ff02::1": AddressNotAllowed, "255.255.255.255": AddressNotAllowed,
@@ -127,7 +127,7 @@ func TestNeverListSeesThrough(t *testing.T) {
 		for _, d := range decisions {
 			got := d.CheckAddress(addr)
 			if held && got != GuardrailDenied {
-				t.Fatalf("%s: %s, and it leads to %s", addr, got, Reaches(addr))
+				t.Fatalf("%s: %s, and it resolves to %s", addr, got, Reaches(addr))
 			}
 			if got == Granted && unusable(addr.Unmap()) {
 				t.Fatalf("%s is granted", addr)

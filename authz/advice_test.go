@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestAdvice says what to write for what people bring along from elsewhere.
+// TestAdvice checks the advice for what people bring along from elsewhere.
 func TestAdvice(t *testing.T) {
 	for host, want := range map[string]string{
 		"https://api.weather.example":            `"https://api.weather.example" is a URL; write the host alone, api.weather.example`,

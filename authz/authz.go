@@ -240,7 +240,7 @@ type Decision struct {
 
 	rule            *rule         // the winner, or the rule that observes, or nil
 	path            *pathPattern  // the winner's pattern that matched
-	plugin          *pluginPolicy // whose never-list the address is checked against
+	plugin          *pluginPolicy // its never-lists are checked against the address
 	literal         netip.Addr    // the host, if it is an IP literal
 	address         netip.Addr    // the resolved address that was refused
 	sparesInFlight  bool          // a denial that lets accesses in flight end: a pause, a rate

@@ -28,7 +28,7 @@ type Problem struct {
 	Kind    string // PluginGrant or PluginGuardrail
 	Name    string // of the document
 	Path    string // of the field, as in spec.rules[0].to.hosts[1]
-	Message string // what is wrong, the value, and the fix
+	Message string // fault, value and fix
 }
 
 // Policy is a compiled set of grants and guardrails. It is immutable.
@@ -243,7 +243,7 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 // index adds the rule under each of its hosts.
 func (s *pluginPolicy) index(r *rule) {
 	for i, host := range r.spec.To.Hosts {
-		p, _ := parseHostPattern(host) // which was checked before
+		p, _ := parseHostPattern(host) // checked before
 		by := s.exact
 		switch p.kind {
 		case hostExact:

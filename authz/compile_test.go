@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// problemTest breaks a policy in one way, and says what is wrong then.
+// problemTest breaks a policy in one way, and names the fault.
 type problemTest struct {
 	name   string
 	change func(*Input)
@@ -223,7 +223,7 @@ func requestProblems() []problemTest {
 			`spec.rules[0].upgrades[8]: "tls/1.2" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
 			`spec.rules[0].upgrades[9]: "connect-udp/1" is not a protocol that can be granted; write one in lower case, as in websocket or spdy/3.1`,
 		}},
-		{"what a tunnel does not have", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) {
+		{"fields that tunnels lack", allOf(changeCredential(func(*CredentialSpec) {}), changeRule(func(r *Rule) {
 			r.To.Scheme, r.Upgrades, r.EncodedSlash = SchemeTLS, []string{"websocket"}, "allow"
 		})), []string{
 			`spec.rules[0].methods: does not apply to scheme tls, whose content Chaperone does not see; remove it`,
@@ -257,7 +257,7 @@ func credentialProblems() []problemTest {
 		{"a credential without a name", allOf(changeCredential(func(c *CredentialSpec) { c.Name = "K" }), changeRule(func(r *Rule) { r.Credential = "K" })), []string{
 			`spec.credentials[0].name: "K"` + badName,
 		}},
-		{"a path of Vault's that is none", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "/secret/x" }), []string{`spec.credentials[0].vault.path: "/secret/x" is not a path for vault read; write one as in secret/data/weather`}},
+		{"an invalid path of Vault", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "/secret/x" }), []string{`spec.credentials[0].vault.path: "/secret/x" is not a path for vault read; write one as in secret/data/weather`}},
 		{"a path up", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/../sys/x" }), []string{`spec.credentials[0].vault.path: "secret/../sys/x" is not a path for vault read; write one as in secret/data/weather`}},
 		{"a path with a query", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "secret/x?list=1" }), []string{`spec.credentials[0].vault.path: "secret/x?list=1" is not a path for vault read; write one as in secret/data/weather`}},
 		{"a path with all there is", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "kv-v2/data/a.b_c~d@e+f=g" }), nil},
@@ -549,14 +549,14 @@ func TestViews(t *testing.T) {
 		}
 	}
 	if s.HostPatterns("nobody") != nil || s.CredentialRefs("nobody", noon) != nil || s.Schemes("nobody", "a", 1, noon) != nil || s.pluginLimits("nobody") != nil || s.allLimits("nobody") != nil {
-		t.Error("nobody has something")
+		t.Error("the empty name has grants")
 	}
 	if s.Input().Plugin != "weather" || (&Snapshot{}).Input().Plugin != "" {
 		t.Error("the input is not the one that was compiled")
 	}
 }
 
-// TestName says which names a plugin's resolver answers.
+// TestName checks which names a plugin's resolver answers.
 func TestName(t *testing.T) {
 	g := forecast()
 	for _, r := range []Rule{
@@ -606,6 +606,6 @@ func TestName(t *testing.T) {
 		}
 	}
 	if _, ok := snapshot(t, in).Name("nobody", "api.weather.example", noon); ok {
-		t.Error("nobody resolves a name")
+		t.Error("the empty name resolves a name")
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestRefuseConnect says what to ask for instead of a tunnel.
+// TestRefuseConnect checks what to ask for instead of a tunnel.
 func TestRefuseConnect(t *testing.T) {
 	engine, book := new(Engine), new(kept)
 	policy, problems := Compile(Input{Plugin: "lab", Grants: []Grant{{

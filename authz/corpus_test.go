@@ -20,16 +20,16 @@ import (
 
 var update = flag.Bool("update", false, "write the decisions that are taken into the corpus")
 
-// The corpus holds what is granted, taken away and used, and then requests
+// The corpus holds grants, revocations and usage, and then requests
 // with what is decided. A request is a line
 //
 //	METHOD URL [key=value ...]
 //
 // with - for the method of a tunnel, and the keys as (the plugin), upgrade,
 // without (conditions that the door cannot enforce), at (a time), live (the
-// request is in flight), resolves (an address the name leads to) and standin
-// (GRANT/CREDENTIAL, whose stand-in found outside its place). What is
-// decided is indented below it. Run the test with -update to write it.
+// request is in flight), resolves (the address of the name) and standin
+// (GRANT/CREDENTIAL, whose placeholder is found outside its slot). The decision is
+// indented below it. Run the test with -update to write it.
 type scenario struct {
 	in          Input
 	revocations []Revocation
@@ -79,7 +79,7 @@ func readScenario(t *testing.T, data []byte) scenario {
 	return s
 }
 
-// ledger returns a ledger in which all that the scenario says has been spent.
+// ledger returns a ledger in which all that the scenario states has been spent.
 func (s scenario) ledger(snapshot *Snapshot) *Ledger {
 	ledger := NewLedger()
 	for _, spent := range s.spent {
@@ -256,11 +256,11 @@ func TestDecisions(t *testing.T) {
 				}
 			}
 			if diff := cmp.Diff(string(archive.Files[1].Data), got.String()); diff != "" {
-				t.Errorf("decided otherwise than the corpus says (-want +got):\n%s", diff)
+				t.Errorf("decisions differ from the corpus (-want +got):\n%s", diff)
 			}
 		})
 	}
-	for r := Granted; r <= UsageUnknown; r++ { // what comes later is no decision of the policy's
+	for r := Granted; r <= UsageUnknown; r++ { // later reasons are not decisions of the policy
 		if !seen[r.String()] && r != DestinationMismatch {
 			t.Errorf("no request in the corpus is answered %s", r)
 		}
@@ -296,8 +296,8 @@ func (s scenario) checkRemedy(t *testing.T, q question, before *Snapshot, usage 
 	if e.YAML == "" || !IsName(string(q.req.Principal)) || q.req.Action.Method == "" && q.req.Destination.scheme.HTTP() {
 		return
 	}
-	// A tunnel to an address is asked for as tcp, since tls is told apart by
-	// name, and what a rule cannot change stays as it is.
+	// A tunnel to an address is asked for as tcp, since tls matches
+	// server names, and what a rule cannot change stays as it is.
 	if q.req.Destination.addr.IsValid() && q.req.Destination.scheme == SchemeTLS {
 		return
 	}
@@ -351,7 +351,7 @@ func readRules(t *testing.T, text string) []Rule {
 	return rules
 }
 
-// addField adds to a rule what a remedy says.
+// addField adds to a rule the text of a remedy.
 func addField(t *testing.T, r *Rule, field string) {
 	t.Helper()
 	var more Rule

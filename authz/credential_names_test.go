@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever Vault has can be named: paths and fields with blanks, colons, commas,
+// Every name in Vault can be used: paths and fields with blanks, colons, commas,
 // brackets and letters beyond ASCII.
 func TestNamesThatVaultHas(t *testing.T) {
 	for path, valid := range map[string]bool{

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// verdict is what a naive evaluator says of a request.
+// verdict is the result of a naive evaluator.
 type verdict struct {
 	reason            Reason
 	grant, rule, cred string
@@ -18,8 +18,8 @@ type verdict struct {
 }
 
 // naive decides as the rules are written, with a scan over all of them and
-// without an index, a compiled pattern or a shortcut. What is used of a limit
-// was used just now.
+// without an index, a compiled pattern or a shortcut. Usage of a
+// limit is recent.
 func naive(w policyWorld, req Request) verdict {
 	plugin, found := string(req.Principal), w.scan(req)
 	observing := w.in.Observe && plugin == w.in.Plugin && w.now.Before(w.in.ObserveUntil)
@@ -381,8 +381,8 @@ func (d *dice) request(t *testing.T) Request {
 	return req
 }
 
-// FuzzDecide compares every decision with a naive evaluator's, and checks that
-// what takes away never gives.
+// FuzzDecide compares every decision with a naive evaluator's, and checks that a
+// revocation never grants.
 func FuzzDecide(f *testing.F) {
 	random := rand.NewChaCha8([32]byte{})
 	for range 600 {
@@ -397,7 +397,7 @@ func FuzzDecide(f *testing.F) {
 		before := w.decide(t, req)
 		got := verdict{before.Reason, before.Grant, before.Rule, before.Credential, before.throttled}
 		if !before.Allowed() {
-			got.cred = "" // it says whose credential was not had
+			got.cred = "" // it names whose credential was not had
 		}
 		want := naive(w, req)
 		if !want.reason.Allowed() {
@@ -410,7 +410,7 @@ func FuzzDecide(f *testing.F) {
 	})
 }
 
-// checkTaking takes something away and checks that nothing is given by it.
+// checkTaking revokes an access and checks that nothing is given by it.
 func checkTaking(t *testing.T, d *dice, w policyWorld, req Request, before Decision) {
 	t.Helper()
 	never := func(what string, after Decision) {

@@ -103,7 +103,7 @@ func TestDestination(t *testing.T) {
 	}
 }
 
-// TestAgrees compares a destination with what else a request says of it.
+// TestAgrees compares a destination with the request's other statements about it.
 func TestAgrees(t *testing.T) {
 	for _, test := range []struct {
 		scheme          Scheme

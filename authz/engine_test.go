@@ -18,7 +18,7 @@ func TestZeroValues(t *testing.T) {
 		"Decision": {}, "Snapshot": (&Snapshot{}).Decide(req, Usage{}, noon), "Engine": engine.Current().Decide(req, Usage{}, noon),
 	} {
 		if d.Allowed() || d.Reason != NotReady || !d.Cuts() || d.CheckAddress(req.Destination.Address()) != NotReady {
-			t.Errorf("the zero %s says %+v", name, d)
+			t.Errorf("the zero %s = %+v", name, d)
 		}
 		if terms := d.Terms(); terms.TLSMin != "1.2" {
 			t.Errorf("the terms of the zero %s are %+v", name, terms)
@@ -44,17 +44,17 @@ func TestZeroValues(t *testing.T) {
 		}
 	}
 	if (Revocation{Until: noon}).inForce(noon) || !(Revocation{}).inForce(noon) {
-		t.Error("a revocation ends when it says, or never")
+		t.Error("a revocation ends at its time, or never")
 	}
 	if level := (&Snapshot{revocations: []Revocation{{Plugin: "weather", Level: "unheard-of"}, {Plugin: "weather", Level: LevelPause}}}).RevokedLevel("weather", noon); level != "unheard-of" {
 		t.Errorf("the hardest level is %q", level)
 	}
 	if level := (&Snapshot{}).RevokedLevel("weather", noon); level != "" {
-		t.Errorf("nobody revoked at level %q", level)
+		t.Errorf("no plugin revoked at level %q", level)
 	}
 }
 
-// TestGenerations: whatever takes away, and whatever gives, is a generation and
+// TestGenerations: every change that revokes, and every change that grants, is a generation and
 // closes the channel of the one before, once.
 func TestGenerations(t *testing.T) {
 	var engine Engine
@@ -78,7 +78,7 @@ func TestGenerations(t *testing.T) {
 		before := engine.Current()
 		select {
 		case <-before.Changed():
-			t.Fatalf("%s: the snapshot in force says it is not", step.name)
+			t.Fatalf("%s: the snapshot in force reports that it is not", step.name)
 		default:
 		}
 		if got := step.do(); got != uint64(i+1) || engine.Current().Generation() != got {
@@ -92,7 +92,7 @@ func TestGenerations(t *testing.T) {
 	}
 	<-first.Changed()
 	if engine.Restore("r1") {
-		t.Error("what is not revoked is restored")
+		t.Error("an unknown revocation is restored")
 	}
 }
 
@@ -160,7 +160,7 @@ func TestExpiryIsAGeneration(t *testing.T) {
 			t.Error("there is a generation after the last expiry")
 		}
 
-		// What is installed and revoked later is noticed at once.
+		// A later installation or revocation is noticed at once.
 		g.NotAfter = time.Now().Add(time.Minute)
 		g.Rules = g.Rules[1:]
 		policy, _ = Compile(input(g), time.Now())

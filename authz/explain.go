@@ -664,7 +664,7 @@ func remedyFor(r Reason) string {
 func toYAML(d Destination, secure bool) string {
 	scheme := d.scheme
 	if scheme == SchemeTLS && d.addr.IsValid() {
-		scheme = SchemeTCP // tls is told apart by name
+		scheme = SchemeTCP // tls matches server names
 	}
 	out := "to: {"
 	if scheme != SchemeHTTPS && !secure {
@@ -794,7 +794,7 @@ func slug(req Request) string {
 		return id
 	}
 	sum := fnv.New32a()
-	_, _ = sum.Write([]byte(whole)) // which never fails
+	_, _ = sum.Write([]byte(whole)) // never fails
 	return strings.TrimRight(id[:maxSlug-9], "-") + fmt.Sprintf("-%08x", sum.Sum32())
 }
 

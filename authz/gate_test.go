@@ -120,12 +120,12 @@ func TestUnrecorded(t *testing.T) {
 	a = w.admit(t, get(t, forecastURL))
 	w.recorder.broken = errBroken
 	if err := a.End(Outcome{}); !errors.Is(err, errBroken) {
-		t.Errorf("End says %v", err)
+		t.Errorf("End() = %v", err)
 	}
 	if _, err := w.gate.Refuse(MalformedRequest, Attempt{}, Source{}); !errors.Is(err, errBroken) {
-		t.Errorf("Refuse says %v", err)
+		t.Errorf("Refuse() = %v", err)
 	}
-	// Both causes are told.
+	// Both causes are returned.
 	w.source.err = errors.New("vault is sealed")
 	a, err = w.gate.Admit(t.Context(), get(t, forecastURL), Source{})
 	if !errors.Is(err, errBroken) || !errors.Is(err, w.source.err) || a.Decision.Reason != CredentialUnavailable {
@@ -237,8 +237,8 @@ func TestRender(t *testing.T) {
 	}
 }
 
-// TestRenderAnew: a value that was replaced is never sent again, whatever the
-// source says of generations and leases; one that was not is not made anew.
+// TestRenderAnew: a value that was replaced is never sent again, whatever generations
+// the source states and leases; one that was not is not made again.
 func TestRenderAnew(t *testing.T) {
 	user, first, second := NewSecret("u"), NewSecret("1"), NewSecret("2")
 	for _, test := range []struct {
@@ -260,15 +260,15 @@ func TestRenderAnew(t *testing.T) {
 				t.Errorf("%+v renders %q, %v; want %q", test.inject, i.Value.Reveal(), err, want)
 			}
 			if (i.Value == lastValue) != (password == last) {
-				t.Errorf("%+v: rendered anew: %t", test.inject, i.Value != lastValue)
+				t.Errorf("%+v: rendered again: %t", test.inject, i.Value != lastValue)
 			}
 			last, lastValue = password, i.Value
 		}
 	}
 }
 
-// TestOriginateAtTheGate: the admission is for https, and is decided anew as
-// what was asked.
+// TestOriginateAtTheGate: the admission is for https, and is decided
+// again as asked.
 func TestOriginateAtTheGate(t *testing.T) {
 	g := withKey(forecast())
 	g.Rules[0].To.TLS.Originate = true
@@ -291,7 +291,7 @@ func TestOriginateAtTheGate(t *testing.T) {
 	}
 }
 
-// TestStillAllowed: what is in flight ends when it is taken away, and when the
+// TestStillAllowed: what is in flight ends when it is revoked, and when the
 // credential that it carries is no longer its own.
 func TestStillAllowed(t *testing.T) {
 	keyed := withKey(forecast())
@@ -350,7 +350,7 @@ func TestStillAllowed(t *testing.T) {
 			}
 			a.Refuse(UpstreamTimeout, "")
 			if a.StillAllowed() {
-				t.Error("what was refused is still allowed")
+				t.Error("a refused access is still allowed")
 			}
 		})
 	}
@@ -365,7 +365,7 @@ func TestStillAllowed(t *testing.T) {
 	}
 }
 
-// TestOvertaken: what is taken away while a credential is fetched is refused.
+// TestOvertaken: access that is revoked while a credential is fetched is refused.
 func TestOvertaken(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -401,8 +401,8 @@ func TestOvertaken(t *testing.T) {
 	}
 }
 
-// TestRefuseLate: a refusal after the decision is in the end record, and says
-// what to ask for.
+// TestRefuseLate: a refusal after the decision is in the end record, and names what
+// to ask for.
 func TestRefuseLate(t *testing.T) {
 	in := input(withKey(forecast()))
 	in.Guardrails = []Guardrail{{Name: "company", Plugins: []string{"*"}, Never: []Never{{ID: "metadata", Addresses: []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16")}}}}}
@@ -593,7 +593,7 @@ func TestGateRefuse(t *testing.T) {
 }
 
 // TestIDs: ids are UUIDs of version 7 in the order of time, and none is twice.
-// TestGateSchemes: the gate says of the policy in force how a host may be reached.
+// TestGateSchemes: the gate reports of the policy in force how a host may be reached.
 func TestGateSchemes(t *testing.T) {
 	w := newWorld(t, input(forecast()))
 	to := get(t, forecastURL).Destination
@@ -602,7 +602,7 @@ func TestGateSchemes(t *testing.T) {
 	}
 	w.engine.Install(compile(t, input()))
 	if got := w.gate.Schemes("weather", to); got != nil {
-		t.Errorf("after it was taken away: %v", got)
+		t.Errorf("after the revocation: %v", got)
 	}
 }
 

@@ -84,7 +84,7 @@ func input(grants ...Grant) Input { return Input{Plugin: "weather", Grants: gran
 
 const forecastURL = "https://api.weather.example/v1/forecast/berlin"
 
-// recorder keeps what it is told to record, unless it is broken.
+// recorder keeps its records, unless it is broken.
 type recorder struct {
 	mu      sync.Mutex
 	broken  error

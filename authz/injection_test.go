@@ -167,7 +167,7 @@ func renders(t *testing.T, inject Inject, fields map[string]string) (*Admission,
 	return w.gate.Admit(t.Context(), get(t, forecastURL), Source{Door: DoorProxy})
 }
 
-// TestInjections renders each kind, and says what must not come back.
+// TestInjections renders each kind, and lists what must not come back.
 func TestInjections(t *testing.T) {
 	for _, test := range injections() {
 		t.Run(test.name, func(t *testing.T) {
@@ -283,7 +283,7 @@ func TestRendersAnew(t *testing.T) {
 	}
 }
 
-// TestTokens: what a token source is told, and how it renders the client's
+// TestTokens: the input of a token source, and how it renders the client's
 // credentials.
 func TestTokens(t *testing.T) {
 	g := with(Inject{OAuth2: &OAuth2{
@@ -326,7 +326,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestPlaceholders: the stand-ins of what is in force, and of nothing else.
+// TestPlaceholders: the placeholders of credentials in force only.
 func TestPlaceholders(t *testing.T) {
 	g := withKey(forecast())
 	g.Credentials[0].Placeholder = &PlaceholderSpec{Env: "WEATHER_KEY", Like: "wk_{24}-x"}
@@ -343,7 +343,7 @@ func TestPlaceholders(t *testing.T) {
 	}
 	revoked := snapshot(t, input(g), Revocation{ID: "1", Plugin: "weather", Level: LevelQuarantine})
 	if s.Placeholders("nobody", noon) != nil || s.Placeholders("weather", g.NotAfter) != nil || revoked.Placeholders("weather", noon) != nil {
-		t.Error("a stand-in for what is not in force")
+		t.Error("a placeholder for a credential that is not in force")
 	}
 	w := newWorld(t, input(g))
 	if !w.admit(t, get(t, forecastURL)).Injection.Placeholder {
@@ -360,7 +360,7 @@ func TestPlaceholders(t *testing.T) {
 	}
 }
 
-// TestRefuseMisplaced refuses after admission and says so in the record,
+// TestRefuseMisplaced refuses after admission and records it,
 // without what was sent.
 func TestRefuseMisplaced(t *testing.T) {
 	w := newWorld(t, input(withKey(forecast())))

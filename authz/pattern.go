@@ -99,7 +99,7 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 			p.literal += len(segment)
 		}
 	}
-	canonical, slash, err := canonicalPath(s) // which keeps * unchanged
+	canonical, slash, err := canonicalPath(s) // keeps * unchanged
 	switch {
 	case err != nil:
 		return pathPattern{}, err

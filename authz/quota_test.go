@@ -26,17 +26,17 @@ func TestRate(t *testing.T) {
 			ok, retry := b.spend(l, 1, now, false)
 			if !ok {
 				if early, _ := b.spend(l, 1, now.Add(retry-1), false); early {
-					t.Fatalf("%s let a request through before %s", l, retry)
+					t.Fatalf("%s allowed a request before %s", l, retry)
 				}
 				now = now.Add(retry)
 				if ok, _ = b.spend(l, 1, now, false); !ok {
-					t.Fatalf("%s does not let a request through after %s", l, retry)
+					t.Fatalf("%s allows no request after %s", l, retry)
 				}
 			}
 			let = append(let, now)
 		}
 		if burst := let[l.Count-1].Sub(noon); burst != 0 {
-			t.Errorf("%s let its burst through in %s", l, burst)
+			t.Errorf("%s allowed its burst in %s", l, burst)
 		}
 		for i := range let {
 			until := let[i].Add(l.Period)
@@ -154,13 +154,13 @@ func TestRateExtremes(t *testing.T) {
 			b.spend(test.limit, math.MaxUint64, noon, true)
 		}
 		if ok, _ := b.spend(test.limit, 1, noon, false); ok {
-			t.Errorf("%+v lets one through after all there is", test.limit)
+			t.Errorf("%+v allows one more than there is", test.limit)
 		}
 		if used := b.usedOf(test.limit, noon); used < test.limit.Count {
 			t.Errorf("%+v: %d are used after all there is", test.limit, used)
 		}
 	}
-	// What was forced is paid back in full: 100 MB at 10 kB in 30 days takes
+	// A forced charge is paid back in full: 100 MB at 10 kB in 30 days takes
 	// centuries, and not five days.
 	slow := Limit{10_000, 30 * 24 * time.Hour}
 	var b bucket
@@ -255,10 +255,10 @@ func TestCrossingWhileObserving(t *testing.T) {
 	w.ledger.samples["weather"] = reading{at: noon}
 	for range 3 {
 		if d := w.admit(t, get(t, forecastURL)).Decision; !d.Allowed() {
-			t.Errorf("an observing sidecar says %s", d.Reason)
+			t.Errorf("an observing sidecar reports %s", d.Reason)
 		}
 	}
-	for _, want := range []int{2, 0} { // each is told once
+	for _, want := range []int{2, 0} { // each is reported once
 		more, _ := w.ledger.Observe(w.engine.Current(), "weather", Sample{Connections: 9, Syscalls: 5}, noon)
 		if len(more) != want {
 			t.Errorf("crossed %+v", more)
@@ -318,7 +318,7 @@ func TestObserve(t *testing.T) {
 		now := noon.Add(step.after)
 		crossings, exhausted := w.ledger.Observe(s, "weather", step.sample, now)
 		if crossings != nil || exhausted != step.exhausted {
-			t.Errorf("step %d crosses %v, which the kernel tells, exhausted %t", i, crossings, exhausted)
+			t.Errorf("step %d crosses %v, which the kernel reports, exhausted %t", i, crossings, exhausted)
 		}
 		if got := decide(now); got != step.want {
 			t.Errorf("step %d: %s", i, got)
@@ -337,7 +337,7 @@ func TestObserve(t *testing.T) {
 		t.Error(diff)
 	}
 	if report := w.ledger.Report(s, "weather", noon.Add(time.Minute)); report[0].Known {
-		t.Error("what was read a minute ago is known")
+		t.Error("a reading of a minute ago is fresh")
 	}
 	// The grant's end ends its limits.
 	later := noon.AddDate(1, 0, 0)
@@ -354,7 +354,7 @@ func TestNoLedger(t *testing.T) {
 	}
 }
 
-// TestHasLimit tells which meters are needed.
+// TestHasLimit checks which meters are needed.
 func TestHasLimit(t *testing.T) {
 	s := limitedWorld(t, Limits{Syscalls: Limit{1, 1}}, Limits{}).engine.Current()
 	if !s.HasLimit("weather", LimitSyscalls) || s.HasLimit("weather", LimitSentBytes) || s.HasLimit("other", LimitSyscalls) {

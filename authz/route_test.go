@@ -21,7 +21,7 @@ func travels() Grant {
 	return g
 }
 
-// TestRoutes: a data plane is told of the places of the rules in force, and of
+// TestRoutes: a data plane receives the destinations of the rules in force, and of
 // nothing else.
 func TestRoutes(t *testing.T) {
 	all := []string{
@@ -63,11 +63,11 @@ func TestRoutes(t *testing.T) {
 	}
 	for host, want := range map[string]bool{"a.tiles.weather.example": true, "a.b.tiles.weather.example": false, "eviltiles.weather.example": false} {
 		if wild.Matches(host) != want {
-			t.Errorf("%s leads to %s: %t", wild.Host, host, !want)
+			t.Errorf("%s matches %s: %t", wild.Host, host, !want)
 		}
 	}
 	if (Route{}).Matches("") || (&Snapshot{}).Routes("weather", noon) != nil || snapshot(t, input(travels())).Routes("other", noon) != nil {
-		t.Error("nothing leads somewhere")
+		t.Error("the zero route matches")
 	}
 }
 
@@ -107,16 +107,16 @@ func TestDecideRoute(t *testing.T) {
 	s := snapshot(t, input(travels()))
 	d := s.DecideRoute("weather", "weather", "read-forecast", get(t, forecastURL).Destination, noon)
 	if d.CheckAddress(netip.MustParseAddr("8.8.8.8")) != Granted || d.CheckAddress(netip.MustParseAddr("127.0.0.1")) != AddressNotAllowed {
-		t.Error("a name leads to public addresses, and to no other")
+		t.Error("a name resolves to public addresses, and to no other")
 	}
 	to := get(t, forecastURL).Destination
 	if (&Snapshot{}).DecideRoute("weather", "weather", "read-forecast", to, noon).Reason != NotReady ||
 		s.DecideRoute("other", "weather", "read-forecast", to, noon).Reason != NoGrant {
-		t.Error("nobody's route is granted")
+		t.Error("the route of no plugin is granted")
 	}
 }
 
-// TestCovers: a connection outlives a reload of its rule if that took nothing away.
+// TestCovers: a connection outlives a reload of its rule if that removed no access.
 func TestCovers(t *testing.T) {
 	decide := func(change func(*Grant)) Decision {
 		g := withKey(forecast())

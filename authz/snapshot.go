@@ -589,7 +589,7 @@ func (s *Snapshot) Renders(ref CredentialRef, credential Credential) error {
 			if _, _, err = ref.Token.Client(credential.Fields); err != nil {
 				err = credential.explain(err)
 			}
-		case TokenJWT: // whose key stays in Vault
+		case TokenJWT: // its key stays in Vault
 		default:
 			_, err = r.credential.render(credential)
 		}

@@ -14,7 +14,7 @@ import (
 // and the readings of the kernel's counters up to which it holds. They are written
 // and read together, so that usage while the sidecar was down is charged exactly once.
 //
-// Rates are written separately and first, by a caller that knows the clock: they
+// Rates are written separately and first, by a caller with a clock: they
 // are points in time, valid from the moment of writing.
 type State struct {
 	Totals  []Total        `json:"totals,omitempty"`

@@ -58,7 +58,7 @@ func TestTotals(t *testing.T) {
 	again.ledger.Restore(read, noon)
 	again.ledger.Restore(State{Totals: []Total{{Plugin: "zz", Grant: "g", Kind: "processes", Used: 9}}}, noon)
 	want.Totals = append(want.Totals, Total{Plugin: "zz", Grant: "g", Kind: "processes", Used: 9})
-	again.ledger.Restore(State{Totals: []Total{{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 1}}}, noon) // nothing is given back
+	again.ledger.Restore(State{Totals: []Total{{Plugin: "weather", Grant: "weather", Kind: "requests", Used: 1}}}, noon) // no usage is returned
 	if diff := cmp.Diff(want, again.ledger.State(noon)); diff != "" {
 		t.Error(diff)
 	}
@@ -123,7 +123,7 @@ func TestAway(t *testing.T) {
 	if report[0].Used != 0 {
 		t.Errorf("%d of the rate are used by what was sent over ten seconds", report[0].Used)
 	}
-	// Counters that are made anew begin at 0, even if more is used of some than was.
+	// Counters that are recreated begin at 0, even if more is used of some than was.
 	after.ledger.Begin("weather", Sample{})
 	after.ledger.Observe(s, "weather", Sample{Syscalls: 40, SentBytes: 500}, now)
 	if report := after.ledger.Report(s, "weather", now); report[1].Used != 70 || report[0].Used != 500 {

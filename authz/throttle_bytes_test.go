@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// stream sends chunks one after the other, each after the wait it is told.
+// stream sends chunks one after the other, each after its wait.
 type stream struct {
 	at    time.Time // when its next chunk goes
 	chunk uint64    // its payload
@@ -74,7 +74,7 @@ func (f *flow) sent() (bytes uint64) {
 }
 
 // TestPaceStaysBelow: paced traffic whose headers are two bytes of a hundred
-// never exceeds what the kernel lets through, whatever its chunks and however
+// never exceeds what the kernel allows, whatever its chunks and however
 // many its streams; it makes use of nearly all of it, and streams share it.
 func TestPaceStaysBelow(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))

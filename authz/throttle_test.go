@@ -60,7 +60,7 @@ func (w *throttled) line(ctx context.Context, t *testing.T, n int) []string {
 		synctest.Wait() // it has been answered, or waits
 	}
 	time.Sleep(2 * longestWait)
-	synctest.Wait() // what was written is there to be read
+	synctest.Wait() // the written state is read
 	return answers
 }
 
@@ -119,7 +119,7 @@ func TestThrottle(t *testing.T) {
 	}
 }
 
-// TestThrottleCrossing: a throttle is told once, and again only after a tenth
+// TestThrottleCrossing: a throttle is reported once, and again only after a tenth
 // of the limit was free.
 func TestThrottleCrossing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestThrottleGivesUp(t *testing.T) {
 		if answer := <-got; answer != "quota_exceeded at 1s, retry 10s" {
 			t.Error(answer)
 		}
-		// A caller that would be gone by then is told at once.
+		// A caller that would be gone by then is refused at once.
 		soon, done := context.WithTimeout(t.Context(), 8*time.Second)
 		defer done()
 		if answer := w.ask(soon, t); answer != "quota_exceeded at 1s, retry 9s" {
@@ -212,8 +212,8 @@ func TestThrottleOvertaken(t *testing.T) {
 	}
 }
 
-// TestThrottleWhileObserving: what a rule observes beyond its own limit waits
-// for the plugin's all the same, and stays without a credential.
+// TestThrottleWhileObserving: what a rule observes beyond its own limit still waits
+// for the plugin's, and stays without a credential.
 func TestThrottleWhileObserving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := withKey(rate(Limit{2, 2 * time.Second}, Limit{1, time.Hour}))
@@ -228,7 +228,7 @@ func TestThrottleWhileObserving(t *testing.T) {
 				t.Errorf("with %s", r.Credential)
 			}
 		}
-		// What the rule only observes does not use up its own limit.
+		// An access that the rule only observes does not use up its own limit.
 		g.Rules[0].Limits = Limits{Requests: Limit{3, 0}}
 		w = newThrottled(t, g)
 		if a, _ := w.gate.Admit(t.Context(), get(t, "POST "+forecastURL), Source{}); a.Decision.Reason != Observed {

@@ -26,14 +26,14 @@ func TestUsesOfACredential(t *testing.T) {
 
 	w.recorder.broken = errors.New("full")
 	if a, err := w.gate.Admit(t.Context(), get(t, forecastURL), Source{}); err == nil || a.Refusal == nil || uses.Open() {
-		t.Errorf("what cannot be recorded carries it: %v", err)
+		t.Errorf("an unrecorded access carries it: %v", err)
 	}
 	w.recorder.broken = nil
 	w.source.meanwhile = func() {
 		w.engine.Revoke(Revocation{ID: "r1", Plugin: "weather", Level: LevelQuarantine})
 	}
 	if a, _ := w.gate.Admit(t.Context(), get(t, forecastURL), Source{}); a.Refusal == nil || uses.Open() {
-		t.Errorf("what was overtaken carries it: %+v", a.Decision)
+		t.Errorf("a revoked access carries it: %+v", a.Decision)
 	}
 }
 
@@ -63,11 +63,11 @@ func TestUsesThatAreNotSeenToEnd(t *testing.T) {
 	none.MarkUntracked()
 	none.End()
 	if none.Open() || none.Untracked() {
-		t.Error("nothing is counted by none")
+		t.Error("a nil Uses counts")
 	}
 }
 
-// What cannot be rendered is reported with what Vault's answer has instead.
+// A credential that cannot be rendered is reported with the fields of Vault's answer.
 func TestRendersSaysWhyNot(t *testing.T) {
 	w := newWorld(t, input(withKey(forecast())))
 	ref := w.engine.Current().CredentialRefs("weather", noon)[0]

@@ -58,7 +58,7 @@
 //
 // Headers are set and removed by headers and headers_to_remove. The query is set by
 // :path, which callers use unchanged, and not by query_parameters_to_set, which each
-// caller escapes and sorts differently. Nothing is added to the upstream's answer
+// caller escapes and sorts differently. The upstream's answer is not changed
 // (response_headers_to_add). Every answer has dynamic metadata: decision, plugin,
 // reason, grant, rule, generation, and scheme if it was changed. A refusal is a
 // denied_response for every reason, unless [Config.ErrorResponse] selects

@@ -255,7 +255,7 @@ func TestEnvoyRefuses(t *testing.T) {
 }
 
 // TestEnvoyOriginates sends plain http for a rule with tls.originate; a route
-// that matches the :scheme of the answer leads to a cluster with TLS.
+// that matches the :scheme of the answer uses a cluster with TLS.
 func TestEnvoyOriginates(t *testing.T) {
 	p := newPlane(t)
 	resp, body := p.send(t, "folded", get("http://old.weather.example/originate"))

@@ -23,7 +23,7 @@ var update = flag.Bool("update", false, "rewrite the expected answers in testdat
 
 var decisionID = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`)
 
-// wording matches what authz says in words, which is its own to change.
+// wording matches the words of authz, which is its own to change.
 var wording = regexp.MustCompile(`(\\"(?:detail|remedy)\\":\\").*?(\\"[,}])|("(?:message|value)": "[a-z_]+: )[^"]*`)
 
 // TestGolden answers each check.json of testdata/checks and compares with its

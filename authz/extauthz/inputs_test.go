@@ -231,7 +231,7 @@ func TestHeaders(t *testing.T) {
 		{"NUL", "a.tiles.weather.example", pairs{"x-name", "a\x00b"}, "malformed_request", nil},
 		{"CR", "a.tiles.weather.example", pairs{"x-name", "a\rb"}, "malformed_request", nil},
 		{"LF", "a.tiles.weather.example", pairs{"x-name", "a\nb"}, "malformed_request", nil},
-		{"a name that is none", "a.tiles.weather.example", pairs{"x name", "a"}, "malformed_request", nil},
+		{"an invalid name", "a.tiles.weather.example", pairs{"x name", "a"}, "malformed_request", nil},
 		{"two methods", "a.tiles.weather.example", pairs{":method", "POST"}, "malformed_request", nil},
 		{"two paths", "a.tiles.weather.example", pairs{":path", "/admin"}, "malformed_request", nil},
 		{"two hosts", "a.tiles.weather.example", pairs{"host", "evil.example", "host", "a.tiles.weather.example"}, "malformed_request", nil},
@@ -467,7 +467,7 @@ func TestEnforces(t *testing.T) {
 }
 
 // TestUncarriable refuses what is injected by who makes the connection, also
-// where the caller is said to enforce everything.
+// where the caller enforces everything.
 func TestUncarriable(t *testing.T) {
 	grant := authz.Grant{
 		Name: "weather", Plugin: "weather", NotAfter: testTime.Add(time.Hour),

@@ -7,7 +7,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
-// TestMisplaced puts the stand-in of a credential where it belongs, and where
+// TestMisplaced puts the placeholder of a credential where it belongs, and where
 // it does not.
 func TestMisplaced(t *testing.T) {
 	const standIn = "zq-Test7Kp2Lm9Rv4Xw8"
@@ -44,7 +44,7 @@ func TestMisplaced(t *testing.T) {
 				t.Errorf("%s, %s: %s, recorded %s %s", test.name, dialect, reasonOf(out), end.Reason, end.Detail)
 			}
 			if strings.Contains(strings.ToLower(out.String()+end.Detail), strings.ToLower(standIn)) {
-				t.Errorf("%s, %s: the stand-in is told", test.name, dialect)
+				t.Errorf("%s, %s: the placeholder is quoted", test.name, dialect)
 			}
 		}
 	}

@@ -38,7 +38,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 		if err == nil {
 			return newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(wire)}, v)
 		}
-		// What is not UTF-8 cannot be encoded; it has to be refused all the same.
+		// Text that is not UTF-8 cannot be encoded, but must be refused.
 		v.(*checkMessage).check = *reference(in) //nolint:forcetypeassert // the handler decodes nothing else
 		return nil
 	}
@@ -316,7 +316,7 @@ func FuzzEncode(f *testing.F) {
 			t.Errorf("encodes (-want +got):\n%s", diff)
 		}
 		if (got.GetStatus().GetCode() == 0) != (a.verdict == allowed) || got.GetStatus() == nil || got.GetHttpResponse() == nil {
-			t.Errorf("%v says %v", a.verdict, got)
+			t.Errorf("%v = %v", a.verdict, got)
 		}
 	})
 }

@@ -47,7 +47,7 @@ func TestRouteHeader(t *testing.T) {
 	plain := h.server(t, Config{})
 	defer plain.Close()
 	if got := valueOf(ask(t, plain, withCredential()), HeaderRoute); got != "" {
-		t.Errorf("nobody asked for the route %q", got)
+		t.Errorf("unexpected route %q", got)
 	}
 }
 
@@ -80,7 +80,7 @@ func TestNoRoute(t *testing.T) {
 	}
 }
 
-// TestErrorResponse tells what failed inside the sidecar from what the policy
+// TestErrorResponse separates errors inside the sidecar from what the policy
 // refuses, where that was asked for.
 func TestErrorResponse(t *testing.T) {
 	evil := envoyCheck("GET", "https", "evil.example", "/")
@@ -166,7 +166,7 @@ func TestVirtualConnections(t *testing.T) {
 		"a tls host without server name": {connection("", "240.0.0.2", 443), "destination_not_granted", "tcp"},
 		"a host of both":                 {connection("both.weather.example", "240.0.0.4", 443), "granted", "tcp"},
 		"another server name":            {connection("secure.weather.example", "240.0.0.1", 443), "destination_mismatch", "tls"},
-		"a server name that is none":     {connection("a b", "240.0.0.1", 443), "destination_mismatch", "tls"},
+		"an invalid server name":         {connection("a b", "240.0.0.1", 443), "destination_mismatch", "tls"},
 		"an address for no name":         {connection("", "240.0.0.9", 22), "destination_not_granted", "tcp"},
 		"a server name on it":            {connection("secure.weather.example", "240.0.0.9", 443), "granted", "tls"},
 		"no port":                        {connection("", "240.0.0.1", 0), "malformed_request", "tls"},

@@ -285,7 +285,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 func (s *Server) respond(ctx context.Context, in *checkMessage) (out answer) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("check panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+			s.log.Error("ext_authz check panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
 			out = s.refuseUnrecorded()
 		}
 	}()

@@ -204,8 +204,8 @@ func TestUndecodable(t *testing.T) {
 	}
 }
 
-// TestWhatFails breaks what is behind the door: each ends in a refusal that
-// says why, and none in a gRPC error.
+// TestWhatFails breaks what is behind the door: each ends in a refusal
+// with its reason, and none in a gRPC error.
 func TestWhatFails(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -238,7 +238,7 @@ func TestWhatFails(t *testing.T) {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 		if c.name != "a panic" && (len(told) != 1 || told[0].Reason.String() != c.want) {
-			t.Errorf("%s: told of %v", c.name, told)
+			t.Errorf("%s: refusals %v", c.name, told)
 		}
 		s.Close()
 	}
@@ -281,7 +281,7 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// TestRevoked takes access away between two checks.
+// TestRevoked revokes access between two checks.
 func TestRevoked(t *testing.T) {
 	h := newHouse(t)
 	conn := dial(t, h.serve(t, Config{}, "unix:"+socketIn(t)), insecure.NewCredentials())
@@ -349,7 +349,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// slow is a source of credentials that answers when it is told to.
+// slow is a source of credentials that answers on command.
 type slow struct{ asked, answer chan struct{} }
 
 func (s slow) Credential(ctx context.Context, _ authz.CredentialRef) (authz.Credential, error) {
@@ -480,7 +480,7 @@ func TestSocket(t *testing.T) {
 			t.Errorf("mode %o of group %d", got, stat.Gid)
 		}
 		if err := listen(t, Config{Group: "no-such-group"}, socketIn(t)); err == nil || !strings.Contains(err.Error(), "no-such-group") {
-			t.Errorf("a group that is none: %v", err)
+			t.Errorf("an unknown group: %v", err)
 		}
 	})
 	t.Run("stale", func(t *testing.T) {

@@ -208,7 +208,7 @@ func TestEnvoyMeetsClosedConnections(t *testing.T) {
 	if got := len(p.book.decided()); got != 18 {
 		t.Errorf("%d decisions of 18 requests", got)
 	}
-	// What may have had an effect is not sent again.
+	// A request that may have had an effect is not sent again.
 	requests.Store(0)
 	for range 6 {
 		ask("POST http://plain.weather.example/x HTTP/1.1\r\nhost: plain.weather.example\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi")

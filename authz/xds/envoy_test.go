@@ -405,8 +405,8 @@ func TestEnvoyStreams(t *testing.T) {
 }
 
 // TestEnvoyLeavesPathsAlone sends paths that two readers could take for
-// different ones: they reach the sidecar as they were sent, and the upstream as
-// the sidecar says.
+// different ones: they reach the sidecar as they were sent, and the upstream as the
+// sidecar configures it.
 func TestEnvoyLeavesPathsAlone(t *testing.T) {
 	slash := originated(https("slash", "/items/*", "maps.weather.example"))
 	slash.EncodedSlash = "allow"
@@ -469,7 +469,7 @@ func (p *plane) acknowledged(t *testing.T) {
 	})
 }
 
-// dump returns what Envoy's configuration says in force.
+// dump returns the resources that Envoy has in force.
 func (p *plane) dump(t *testing.T) string {
 	t.Helper()
 	return testenv.MustGet(p.envoy.Admin(t.Context(), http.MethodGet, "/config_dump"))(t)
@@ -569,7 +569,7 @@ func TestEnvoyWithoutServer(t *testing.T) {
 	if got := p.secure.Total(); got != 2 {
 		t.Errorf("the upstream saw %d requests", got)
 	}
-	// What was taken away meanwhile goes as soon as they see each other again.
+	// A rule that was revoked in between is removed once they reconnect.
 	p.engine.Install(compile(t, grant(originated(https("api", "/**", "api.weather.example")))))
 	p.leads("api.weather.example:443", p.secure.Addr)
 	p.startCheck(t)
@@ -577,7 +577,7 @@ func TestEnvoyWithoutServer(t *testing.T) {
 	p.acknowledged(t)
 	p.stopServer()
 	p.startServer(t)
-	p.acknowledged(t) // of a server that had nothing new to tell
+	p.acknowledged(t) // of a server that had nothing new to send
 	if dump := p.dump(t); strings.Contains(dump, "old.weather.example") || !strings.Contains(dump, "weather/api") {
 		t.Error("the Envoy has not followed")
 	}
@@ -594,7 +594,7 @@ func TestEnvoyWithoutServer(t *testing.T) {
 	}
 }
 
-// TestEnvoyStateOfTheWorld has an Envoy that is not told of changes.
+// TestEnvoyStateOfTheWorld has an Envoy that does not use the delta protocol.
 func TestEnvoyStateOfTheWorld(t *testing.T) {
 	p := newPlane(t, func(p *plane) { p.sotw = true }, grant(originated(https("old", "/**", "old.weather.example")), https("api", "/**", "api.weather.example")))
 	p.leads("old.weather.example:443", p.secure.Addr)

@@ -180,7 +180,7 @@ type plane struct {
 	stopServer    func()
 	stopCheck     func()
 	envoy         *testenv.Envoy
-	sotw          bool // the Envoy is told the state of the world
+	sotw          bool // the Envoy receives the state of the world
 }
 
 var testTime = time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC)
@@ -353,7 +353,7 @@ func get(url string, headers ...string) string {
 		strings.Join(append(headers, ""), "\r\n") + "\r\n"
 }
 
-// leads has the exit to a host and port lead to an upstream.
+// leads has the exit to a host and port reach an upstream.
 func (p *plane) leads(hostPort string, to netip.AddrPort) {
 	p.exits.mu.Lock()
 	defer p.exits.mu.Unlock()

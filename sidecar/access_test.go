@@ -36,7 +36,7 @@ func TestAccess(t *testing.T) {
 		{other, "closed/open", 4, "folder " + closed + " belongs to uid"},
 		{other, "link", 4, "folder " + closed + " belongs to uid"},
 		{other, "closed", 1, "it belongs to uid"},
-		{other, "missing", 4, ""}, // the program says so itself
+		{other, "missing", 4, ""}, // the program reports it itself
 		{self, "secret", 4, ""},
 		{self, "closed/open", 4, ""},
 	} {

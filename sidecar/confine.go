@@ -19,7 +19,7 @@ import (
 type kernelState struct {
 	setting     configs.Kernel
 	missing     string   // why it is not there although it is preferred
-	limitations []string // what an unconfined plugin can do
+	limitations []string // the abilities of an unconfined plugin
 }
 
 // makeConfinement makes the plugin's confinement. If the kernel half is required and

@@ -29,7 +29,7 @@ func privateFiles(spec *configs.Sidecar) []string {
 		}
 	}
 	if spec.Envoy != nil {
-		out = append(out, spec.Envoy.Dir) // it leads to the keys of the certificates that Envoy shows
+		out = append(out, spec.Envoy.Dir) // its sockets give access to the keys of Envoy's certificates
 	}
 	if spec.Listen.ExtAuthzTLS != nil {
 		out = append(out, spec.Listen.ExtAuthzTLS.KeyFile)

@@ -17,7 +17,7 @@ func TestRestartFields(t *testing.T) {
 		want   string
 	}{
 		{"nothing", func(*configs.Sidecar) {}, ""},
-		{"what a reload puts in force", func(s *configs.Sidecar) {
+		{"fields that a reload puts in force", func(s *configs.Sidecar) {
 			s.Mode, s.Grants, s.Guardrails, s.OnBadReload = authz.ModeObserve, []string{"x"}, []string{"y"}, configs.OnBadReloadQuarantine
 		}, ""},
 		{"listen", func(s *configs.Sidecar) { s.Listen.Proxy = configs.Address{Network: "tcp", Addr: "127.0.0.1:1"} }, "listen.proxy"},

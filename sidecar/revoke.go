@@ -315,8 +315,8 @@ func findRevocation(all []authz.Revocation, id string) (authz.Revocation, bool) 
 const fileChange = "file change"
 
 // Reload reads the files again and puts them in force when they are right.
-// Otherwise the last good policy stays, or the plugin is quarantined, as the
-// configuration says.
+// Otherwise the last good policy stays, or the plugin is quarantined, by
+// onBadReload.
 func (c *PolicyControl) Reload(ctx context.Context, actor string) (changes []string, err error) {
 	c.reloading.Lock()
 	defer c.reloading.Unlock()

@@ -7,7 +7,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
-// TestAttribution numbers as many rules as the kernel tells apart, for good.
+// TestAttribution numbers as many rules as the kernel distinguishes, permanently.
 func TestAttribution(t *testing.T) {
 	var a ruleNumbers
 	if n := a.number("", ""); n != 0 {

@@ -189,8 +189,8 @@ func (s *state) save(name string, value any) error {
 }
 
 // load reads a file of the state into value, which stays as it is when there
-// is no such file. A file that cannot be read is an error: state that takes
-// access away is never taken for empty.
+// is no such file. A file that cannot be read is an error: state with
+// revocations is never taken for empty.
 func (s *state) load(name string, value any) error {
 	data, err := os.ReadFile(s.path(name))
 	if errors.Is(err, fs.ErrNotExist) {

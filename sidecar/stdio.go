@@ -47,8 +47,8 @@ const chownedFilesName = "lent.json"
 
 // chown opens the three standard streams to the plugin's group. Of regular files
 // only a group without other members gets them, since they have a path, and none
-// of the private ones, which are the sidecar's. What is neither a pipe nor a file,
-// or open to the plugin already, stays as it is.
+// of the private ones, which are the sidecar's. Another kind of stream, or one that
+// is open to the plugin already, stays as it is.
 //
 // keep writes down which files are lent, before they are.
 func (l *chownedStreams) chown(account sandbox.Account, private []string, keep func([]chownedFile) error, stdin, stdout, stderr *os.File) error {

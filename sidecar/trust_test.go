@@ -150,7 +150,7 @@ func TestTrustMended(t *testing.T) {
 	testenv.Must(t, b.write(testenv.MustGet(testenv.NewCA("a plugin"))(t).PEM()))
 	want := testenv.MustGet(os.ReadFile(b.pemFile()))(t)
 	if mended, err := b.repair(); mended || err != nil {
-		t.Errorf("what is whole is mended: %v, %v", mended, err)
+		t.Errorf("got a repair of a complete bundle: %v, %v", mended, err)
 	}
 	for name, sweep := range map[string]func() error{
 		"a file":                   func() error { return os.Remove(b.p12File()) },
@@ -219,8 +219,8 @@ func TestTrustOfConfiguration(t *testing.T) {
 	}
 }
 
-// TestTrustBundle checks that what the plugin is told to trust holds its own
-// authority, also for Java.
+// TestTrustBundle checks that the plugin's trust bundle has its own authority, also
+// for Java.
 func TestTrustBundle(t *testing.T) {
 	b := testenv.MustGet(newTrustBundle(testState(t), nil, nil))(t)
 	defer b.Close()

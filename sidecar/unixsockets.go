@@ -31,8 +31,8 @@ func (t *KernelTelemetry) allowSockets() error {
 	return t.cfg.Confinement().AllowSockets(t.cfg.Engine.Current().Sockets(t.cfg.Plugin, time.Now()))
 }
 
-// followSockets is allowSockets for each generation: what cannot be trusted is
-// said once, until something else is to be said.
+// followSockets is allowSockets for each generation: an untrusted path is
+// reported once, until the report changes.
 func (t *KernelTelemetry) followSockets() {
 	doubt := ""
 	if err := t.allowSockets(); err != nil {
@@ -58,11 +58,11 @@ func (t *KernelTelemetry) usedSocket(d sandbox.Denial) {
 	})
 }
 
-// untrustedSocket records that a socket no longer leads where its grant says.
+// untrustedSocket records that a socket no longer resolves as its grant requires.
 func (t *KernelTelemetry) untrustedSocket(d sandbox.Denial) {
 	t.cfg.Record(&authz.Record{
 		Time: d.Time, Kind: authz.KindProcess, Door: authz.DoorKernel, Grant: t.grantOfSocket(d.Path), Path: d.Path, UID: -1,
-		Detail: "refused from now on although granted: the path no longer leads where it says",
+		Detail: "refused from now on although granted: the path no longer resolves to itself",
 	})
 }
 

@@ -111,7 +111,7 @@ type Holding struct {
 }
 
 // ErrEnded is for a holding that has ended.
-var ErrEnded = errors.New("what holds memory has ended")
+var ErrEnded = errors.New("the memory reservation has ended")
 
 // Take takes n more bytes, or returns [ErrFull] or [ErrEnded] and takes none.
 func (h *Holding) Take(kind Kind, n int64) error {

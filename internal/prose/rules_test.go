@@ -137,13 +137,15 @@ var imperatives = regexp.MustCompile(`^(add|allow|answer|apply|ask|attach|begin|
 func logFault(words string) string {
 	lower := " " + strings.ToLower(words) + " "
 	switch n := len(strings.Fields(words)); {
+	case words == "ready": // of the process itself
+		return ""
 	case n < 2:
 		return "name the thing and its state"
 	case n > 10:
 		return "say it in at most ten words, and put the rest in fields"
 	case strings.ContainsAny(words, ".,;:!?"+`"`):
 		return "one phrase without punctuation; put values in fields"
-	case imperatives.MatchString(words):
+	case imperatives.MatchString(words) && !strings.HasSuffix(words, " failed") && !strings.Contains(words, " not "):
 		return "begin with the noun: not \"renew the token\" but \"token renewal failed\""
 	case regexp.MustCompile(`^ (a|an|the|this|that|it|there|no) `).MatchString(lower) && !strings.HasPrefix(lower, " no "):
 		return "begin with the noun, without an article"

@@ -47,7 +47,7 @@ type Config struct {
 	// cannot replace the socket there, but they can bind the path first.
 	SharedDir bool
 	// DirChecked leaves the directory and those above it unchecked: the caller has
-	// made the directory, and knows who may replace it.
+	// made the directory, and checked who may replace it.
 	DirChecked bool
 }
 

@@ -44,7 +44,7 @@ type Config struct {
 	// by its owner alone. Empty: pairs end with the process.
 	NamesFile string
 	// Refused is called with every refusal that is recorded; equal names are
-	// recorded once a minute. It must not block. Nil: nobody is told.
+	// recorded once a minute. It must not block. Nil: not called.
 	Refused func(authz.Refusal)
 	// Probe is called with every question that a resolver library made up and the
 	// name it is about. Such a question is answered NXDOMAIN, and Refused is not
@@ -138,7 +138,7 @@ func (r *Resolver) Serve(ctx context.Context, packets net.PacketConn, listener n
 	case err = <-ended:
 		ended <- err
 	}
-	_ = server.Shutdown() // one that has ended says so
+	_ = server.Shutdown() // an ended one returns an error
 	_ = packets.Close()
 	running.Wait()
 	if closeErr := r.addresses.close(); closeErr != nil {
@@ -263,7 +263,7 @@ func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spellin
 		r.refuse(from, name.Host(), fmt.Sprintf("as many names of %s have an address as may: %d of one pattern, %d of all", patternText(pattern), maxNamesPerPattern, maxWildcardNames))
 		reply.Rcode = dns.RcodeNameError
 	case err != nil:
-		r.cfg.Log.Error("give name an address", zap.Error(err))
+		r.cfg.Log.Error("virtual address allocation failed", zap.Error(err))
 		reply.Rcode = dns.RcodeServerFailure
 	default:
 		reply.Answer = addressRecords(q, addr, toIPv6(addr))
@@ -381,7 +381,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		if l.take(-1) {
 			return &limitedConn{Conn: c, listener: l}, nil
 		}
-		_ = c.Close() // nothing was read from it
+		_ = c.Close() // it was not read from
 	}
 }
 

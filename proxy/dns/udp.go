@@ -16,8 +16,8 @@ import (
 
 // maxQuestions is how many questions over UDP one pair of sockets answers at a
 // time. Each waits for its record in the audit log, and none holds more than a
-// packet and a goroutine. What comes faster waits in the socket, whose room is the
-// kernel's, and is dropped there as on any network: a resolver library asks again.
+// packet and a goroutine. Faster queries wait in the socket's buffer, and are
+// dropped there as on any network: a resolver library retries.
 const maxQuestions = 32
 
 // packetServer answers questions over UDP.
@@ -58,8 +58,8 @@ func (s *packetServer) answerAll(ctx context.Context) error {
 	}
 }
 
-// answer answers one packet. What is no question gets no answer, or the answer
-// that the DNS has for it (RFC 1035, section 4.1.1).
+// answer answers one packet. Another packet than a query gets no answer, or the
+// error of the DNS (RFC 1035, section 4.1.1).
 func (s *packetServer) answer(packet []byte, from net.Addr) {
 	question := new(dns.Msg)
 	err := question.Unpack(packet)

@@ -121,7 +121,7 @@ func (s *Egress) Replace(dir, group string, routes []authz.Route) (paths []strin
 		if e == nil {
 			if e, err = s.open(route); err != nil {
 				for _, e := range made {
-					_ = e.listener.Close() // nobody was served
+					_ = e.listener.Close() // no connection was served
 				}
 				return nil, fmt.Errorf("%s/%s to %s: %w", route.Grant, route.Rule, session.JoinHostPort(route.Host, route.Port), err)
 			}
@@ -193,19 +193,19 @@ func (e *egressListener) take(raw net.Conn) {
 	s := e.egress
 	if err := unixsock.CheckPeer(raw, s.dir.gid); err != nil {
 		s.Log.Warn("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
-		_ = raw.Close() // nothing was read from it
+		_ = raw.Close() // it was not read from
 		return
 	}
 	if n := s.conns.Add(1); n > int64(s.MaxConnections) {
 		s.conns.Add(-1)
-		_ = raw.Close() // nothing was read from it
+		_ = raw.Close() // it was not read from
 		e.refuse("", authz.NotReady, session.TooManyConnections(s.MaxConnections, 1))
 		return
 	}
 	memory := s.Budget.Hold()
 	c := session.NewConn(&session.Socket{Raw: raw, Memory: memory, OutOfMemory: s.OutOfMemory, Forget: func(*session.Socket) { s.conns.Add(-1); memory.End() }})
 	if memory.Take(budget.Request, session.ConnectionCost+session.TunnelCost) != nil {
-		_ = c.Cut() // nothing was read from it
+		_ = c.Cut() // it was not read from
 		e.refuse("", authz.NotReady, session.ErrOutOfMemory().Detail)
 		return
 	}

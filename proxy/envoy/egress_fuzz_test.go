@@ -71,7 +71,7 @@ func FuzzExitDestination(f *testing.F) {
 					continue
 				}
 				if !e.route.Matches(to.Host()) || to.Port() != 80 || to.Scheme() != scheme {
-					t.Fatalf("%s %s leads to %s", scheme, host, to.URL())
+					t.Fatalf("%s %s: got the destination %s", scheme, host, to.URL())
 				}
 				if scheme == authz.SchemeHTTP && !e.route.Exact() {
 					r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(sent)))

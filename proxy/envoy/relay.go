@@ -90,11 +90,11 @@ func (r *Relay) open(ctx context.Context, c *session.Conn) (net.Conn, error) {
 			if _, err = envoy.Write(proxyHeader(plugin.AddrPort(), to)); err == nil {
 				return envoy, envoy.SetWriteDeadline(time.Time{})
 			}
-			_ = envoy.Close() // err says what matters
+			_ = envoy.Close() // err is reported
 			return nil, err
 		}
 		// A full queue fails at once on a unix socket (connect(2), EAGAIN), and
-		// says no more than that many came together.
+		// means only that many arrived together.
 		if !errors.Is(err, syscall.EAGAIN) {
 			return nil, err
 		}

@@ -59,7 +59,7 @@ func NewDialer(cfg Config) *Dialer {
 }
 
 // NewResolver returns a resolver that asks name servers in turn, or those of the host
-// if there are none. All names of a sidecar are resolved by one of these: those of
+// without any. All names of a sidecar are resolved by one of these: those of
 // upstreams, of token endpoints, and of what doctor checks.
 func NewResolver(servers []netip.AddrPort) *net.Resolver {
 	r := &net.Resolver{PreferGo: true}

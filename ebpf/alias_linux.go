@@ -18,11 +18,11 @@ import (
 // directories at once, for itself to connect to by path.
 const maxAliases = 64
 
-// aliases are the Unix sockets that the plugin listens on in directories that it
-// shares with others: its working directory, the home of a named user. Whoever
-// may write there can put another socket in the place of one. So the hooks write
-// the path of an alias over the name: a mount of the very file that the plugin
-// bound its socket to.
+// aliases are the Unix sockets that the plugin listens on in directories that it shares
+// with others: its working directory, the home of a named user. Every user who may
+// write there can put another socket in the place of one. So the hooks write the path
+// of an alias over the name: a mount of the very file that the plugin bound its socket
+// to.
 type aliases struct {
 	mu   sync.Mutex
 	last uint64                // number that an alias was made with

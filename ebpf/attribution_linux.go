@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the programs know, too: see bpf/hooks.bpf.c.
+// Numbers that the programs use as well: see bpf/hooks.bpf.c.
 const (
 	ruleBits        = 10
 	attributionBits = 16

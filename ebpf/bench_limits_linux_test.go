@@ -57,7 +57,7 @@ func threadTime() time.Duration {
 }
 
 // worker is this program again, as a process that measures itself when asked:
-// what was in a cage once does not leave it.
+// what was in a confinement once does not leave it.
 type worker struct {
 	ask func(line string) time.Duration
 }
@@ -145,7 +145,7 @@ func calls(threads, n int) time.Duration {
 	return slices.Max(spent)
 }
 
-// bench is a cage with one worker outside and one inside. The listener, which
+// bench is a confinement with one worker outside and one inside. The listener, which
 // is its proxy, is outside, as a sidecar's is.
 func bench(b *testing.B) (c *Confinement, outside, inside worker) {
 	b.Helper()
@@ -204,7 +204,7 @@ func BenchmarkSyscall(b *testing.B) {
 	}
 }
 
-// compareWire compares what a client does outside a cage, in it, and in it with
+// compareWire compares what a client does outside a confinement, in it, and in it with
 // limits in force.
 func compareWire(b *testing.B, what string, size, n int) {
 	b.Helper()

@@ -43,7 +43,7 @@ func BenchmarkUsage(b *testing.B) {
 	}
 }
 
-// BenchmarkStartProgram is the start and the end of a program in a cage that
+// BenchmarkStartProgram is the start and the end of a program in a confinement that
 // stands, seen by the host's view and with one of its own.
 func BenchmarkStartProgram(b *testing.B) {
 	for _, view := range []bool{false, true} {

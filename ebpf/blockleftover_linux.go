@@ -11,15 +11,15 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// BlockLeftover shuts the door of what a sidecar has pinned for a state directory,
+// BlockLeftover blocks the plugin of what a sidecar has pinned for a state directory,
 // whether the sidecar runs, hangs or is gone: the pinned programs then refuse every
 // connect and drop every packet with payload that the plugin sends. A sidecar that
-// goes on opens the door only when nothing is revoked any more. If kill is set, the
+// goes on unblocks the plugin only when nothing is revoked any more. If kill is set, the
 // processes of the cgroup that the sidecar made are killed too. If nothing is pinned,
 // [Leftover.Blocked] is not set and there is no error. It needs CAP_BPF and, for the
 // cgroups, CAP_DAC_READ_SEARCH.
 func BlockLeftover(stateDir string, kill bool) (Leftover, error) {
-	fail := func(err error) (Leftover, error) { return Leftover{}, fmt.Errorf("shut the door: %w", err) }
+	fail := func(err error) (Leftover, error) { return Leftover{}, fmt.Errorf("block the plugin: %w", err) }
 	p, err := sandbox.FindPaths(stateDir)
 	if err != nil {
 		return fail(err)

@@ -10,7 +10,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// TestShutLeft shuts the door of a sidecar that did not do it itself.
+// TestShutLeft blocks the plugin of a sidecar that did not do it itself.
 func TestShutLeft(t *testing.T) {
 	if left, err := BlockLeftover(filepath.Join(t.TempDir(), "none"), true); left.Blocked || err != nil {
 		t.Errorf("a stateDir without a sidecar: %+v, %v", left, err)

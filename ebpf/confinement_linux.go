@@ -25,7 +25,7 @@ const denialsSize = 256
 // listeners with [Confinement.Listen], then [Confinement.Attach], then
 // [Confinement.Start].
 //
-// Locks are taken in the order starting, closing, limiting, scanning, mu.
+// Locks are taken in the specification starting, closing, limiting, scanning, mu.
 type Confinement struct {
 	config Config
 	host
@@ -96,10 +96,10 @@ type unixSocketState struct {
 	lookups   lookupLimit  // of the processes behind datagrams
 }
 
-// New makes the cgroup, the network namespace and the programs, and reserves the
-// user; nothing is attached and nothing runs yet. What it made is taken away
-// again by [Confinement.Close]. What an earlier sidecar left is taken over if it is
-// empty or [Config.EndLeft] is set; otherwise the error is [ErrPopulated].
+// New makes the cgroup, the network namespace and the programs, and reserves the user;
+// nothing is attached and nothing runs yet. [Confinement.Close] removes it all again. A
+// cgroup that an earlier sidecar left is taken over if it is empty or [Config.EndLeft]
+// is set; otherwise the error is [ErrPopulated].
 func New(config Config) (*Confinement, error) {
 	if err := config.complete(); err != nil {
 		return nil, err
@@ -115,17 +115,17 @@ func New(config Config) (*Confinement, error) {
 		bootTime:    wallClock(0),
 	}
 	if err := c.build(); err != nil {
-		return nil, errors.Join(fmt.Errorf("make cage: %w", err), c.teardown())
+		return nil, errors.Join(fmt.Errorf("make confinement: %w", err), c.teardown())
 	}
 	return c, nil
 }
 
 func (c *Config) complete() error {
 	if len(c.Serve) > MaxServed {
-		return fmt.Errorf("make cage: %d ports to serve, at most %d are possible", len(c.Serve), MaxServed)
+		return fmt.Errorf("make confinement: %d ports to serve, at most %d are possible", len(c.Serve), MaxServed)
 	}
 	if c.Interval < 0 {
-		return fmt.Errorf("make cage: negative interval %v", c.Interval)
+		return fmt.Errorf("make confinement: negative interval %v", c.Interval)
 	}
 	if c.Interval == 0 {
 		c.Interval = DefaultInterval
@@ -211,7 +211,7 @@ func (c *Confinement) chooseNetwork() (*sandbox.Network, error) {
 	return sandbox.CurrentNetwork()
 }
 
-// openGroup makes the cage's cgroup, or opens the one given.
+// openGroup makes the confinement's cgroup, or opens the one given.
 func (c *Confinement) openGroup() error {
 	h, err := c.paths.FindCgroupMount()
 	if err != nil {
@@ -242,7 +242,7 @@ func (c *Confinement) openGroup() error {
 			c.config.EndLeft(ended)
 		}
 	}
-	// Nothing lives in its cgroup any more, so that nothing more is used.
+	// Its cgroup is empty now, so that usage no longer grows.
 	if c.usedBefore, err = readLeftoverUsage(pins); err != nil {
 		c.config.Logger.Warn("usage counted without a sidecar unknown", zap.Error(err))
 	}
@@ -254,7 +254,7 @@ func (c *Confinement) openGroup() error {
 }
 
 // Attach tells the programs where the sidecar listens, puts them on the cgroup,
-// pins them, and opens the door unless [Confinement.Block] shut it before. Then it ends
+// pins them, and unblocks the plugin unless [Confinement.Block] shut it before. Then it ends
 // the sockets that processes in the cgroup brought along or connected before:
 // see [HookDescriptor].
 func (c *Confinement) Attach(ends Endpoints) error {
@@ -313,10 +313,10 @@ func (e Endpoints) check() error {
 	return nil
 }
 
-// Shut shuts the door, or opens it: with it shut nothing connects, what is
-// connected sends nothing more, and nothing more comes in by a served port. It
-// holds while the sidecar is away, too. What others have connected to ports that
-// the plugin serves in a network that is not its own is ended (Linux 6.5).
+// Shut blocks the plugin, or opens it: with it shut nothing connects, what is connected
+// sends nothing more, and nothing more comes in by a served port. It holds while the
+// sidecar is away, too. Connections of others to ports that the plugin serves in a
+// shared network are ended (Linux 6.5).
 func (c *Confinement) Block(shut bool) error {
 	if err := c.setBlocked(shut); err != nil || !shut {
 		return err
@@ -330,7 +330,7 @@ func (c *Confinement) Block(shut bool) error {
 		return nil
 	}
 	if err := c.scan.endServed(); err != nil {
-		return fmt.Errorf("turn the door: %w", err)
+		return fmt.Errorf("block the plugin: %w", err)
 	}
 	return nil
 }
@@ -339,7 +339,7 @@ func (c *Confinement) setBlocked(shut bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return fmt.Errorf("turn the door: %w", os.ErrClosed)
+		return fmt.Errorf("block the plugin: %w", os.ErrClosed)
 	}
 	c.blocked = shut
 	if !c.attached && !shut {
@@ -348,7 +348,7 @@ func (c *Confinement) setBlocked(shut bool) error {
 	return c.programs.setOpen(!shut)
 }
 
-// Kill ends every process of the plugin and waits until there is none.
+// Kill ends every process of the plugin and waits until there does not exist.
 func (c *Confinement) Kill() error {
 	if err := c.group.Kill(); err != nil {
 		return fmt.Errorf("kill the plugin: %w", err)
@@ -363,14 +363,14 @@ func (c *Confinement) Check() error {
 	defer c.mu.Unlock()
 	switch {
 	case c.closed:
-		return fmt.Errorf("check the walls: %w", os.ErrClosed)
+		return fmt.Errorf("check the programs: %w", os.ErrClosed)
 	case !c.attached:
 		return ErrNotAttached
 	}
 	return c.programs.check(c.group)
 }
 
-// Info describes the cage.
+// Info describes the confinement.
 func (c *Confinement) Info() Info {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -381,8 +381,8 @@ func (c *Confinement) Info() Info {
 	}
 }
 
-// Close ends every process of a cgroup that is the cage's own, and takes away
-// what [New] made, the programs last. If a process cannot be ended, the walls
+// Close ends every process of a cgroup that is the confinement's own, and removes
+// what [New] made, the programs last. If a process cannot be ended, the hooks
 // stay. On a cgroup that was given, the programs stay as long as its directory
 // does, whether anything runs in it or not: a sidecar that is restarted takes
 // them over, and [Detach] takes them off. [Confinement.Run] has to have returned.
@@ -430,7 +430,7 @@ func (c *Confinement) teardown() error {
 }
 
 // emptyGroup ends what lives in a cgroup of our own, and reports whether the
-// walls have to stay: because something lives on, or because they stand on a
+// hooks have to stay: because something lives on, or because they stand on a
 // cgroup that was given and is still there.
 func (c *Confinement) emptyGroup() (keep bool, errs []error) {
 	if c.group.Own {

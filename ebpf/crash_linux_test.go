@@ -38,7 +38,7 @@ type doomed struct {
 const doomedLimit = 20
 
 // sidecar runs a plugin that tries to get out for ever, until it is killed. The
-// action is what happens at its limit; without one there is none.
+// action is what happens at its limit; without one there does not exist.
 func sidecar(stateDir, out string, action ...string) error {
 	c, err := New(Config{StateDir: stateDir})
 	if err != nil {
@@ -103,8 +103,8 @@ func awaitLines(t *testing.T, path string, from, n int) []string {
 	}
 }
 
-// A killed sidecar leaves the plugin shut in; nothing takes its place until
-// what it left is taken away.
+// A killed sidecar leaves the plugin blocked; nothing takes its place until
+// what it left is removed.
 func TestKilledSidecar(t *testing.T) {
 	needKernel(t)
 	dir := publicDir(t)
@@ -245,7 +245,7 @@ func given(t *testing.T) (*sandbox.Cgroup, string) {
 	return group, fdPath(n)
 }
 
-// unpinFrom takes every cage's programs off a cgroup, where they would stay as
+// unpinFrom takes every confinement's programs off a cgroup, where they would stay as
 // long as it does.
 func unpinFrom(group *sandbox.Cgroup) error {
 	root, err := bpfRoot(hostPlaces)
@@ -336,7 +336,7 @@ func settleWith(t *testing.T, group *sandbox.Cgroup, path string, files []*os.Fi
 	return r
 }
 
-// python is Python itself: a shim that looks for it would pass other walls first.
+// python is Python itself: a shim that looks for it would pass other hooks first.
 func python(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("python3", "-c", "import sys; print(sys.executable)").Output()
@@ -347,7 +347,7 @@ func python(t *testing.T) string {
 }
 
 // A cgroup that was given, in a network that others use, as root with every
-// capability and without a filter: the hooks alone are the wall.
+// capability and without a filter: the hooks alone are the hook.
 func TestGivenCgroup(t *testing.T) {
 	group, path := given(t)
 	old := settle(t, group, path, python(t), "-c", talker)
@@ -362,7 +362,7 @@ func TestGivenCgroup(t *testing.T) {
 	}
 	defer stranger.Close()
 	_, port, _ := net.SplitHostPort(stranger.Addr().String())
-	// From before the walls: one connected socket, one that is not.
+	// From before the hooks: one connected socket, one that is not.
 	if got := old.ask(`tcp("127.0.0.1", ` + port + `)`); got != "ok" {
 		t.Fatal(got)
 	}
@@ -467,7 +467,7 @@ func fdPath(n *sandbox.Network) string {
 }
 
 // Should a way out ever appear in the plugin's own network, and a socket that
-// passed no hook, packets still end at the last wall.
+// passed no hook, packets still end at the last hook.
 func TestLastWall(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})
@@ -491,7 +491,7 @@ func TestLastWall(t *testing.T) {
 			t.Fatalf("before the walls: %s", got)
 		}
 	}
-	// Without the census, which ends such sockets.
+	// Without the scan, which ends such sockets.
 	if err := c.attach(Endpoints{}); err != nil {
 		t.Fatal(err)
 	}
@@ -753,7 +753,7 @@ func TestGoneCgroup(t *testing.T) {
 	}
 }
 
-// A cgroup that was removed and made anew carries no programs: that is noticed.
+// A cgroup that was removed and made again carries no programs: that is noticed.
 func TestSevered(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})
@@ -786,7 +786,7 @@ func TestSevered(t *testing.T) {
 
 // A cgroup that was given, removed, and made again at the same path is not
 // taken for protected: that is noticed at the next check, and the next sidecar
-// puts its walls on the new one.
+// puts its hooks on the new one.
 func TestRemadeCgroup(t *testing.T) {
 	group, path := given(t)
 	config := Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path}
@@ -832,7 +832,7 @@ func TestRemadeCgroup(t *testing.T) {
 }
 
 // Inside a cgroup namespace, as in a container, everything works: with a
-// hierarchy that was mounted anew, and with none or one that may not be written
+// hierarchy that was mounted again, and with none or one that may not be written
 // to, since then one is mounted. Where that is not allowed it is said what to mount.
 func TestInsideCgroupNamespace(t *testing.T) {
 	needKernel(t)

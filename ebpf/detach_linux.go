@@ -99,7 +99,7 @@ func removeCgroup(path string, force bool) (ended int, err error) {
 	return ended, g.Remove()
 }
 
-// existingPins is where a cage's pins are, if there are any, without mounting
+// existingPins is where a confinement's pins are, if there are any, without mounting
 // anything.
 func existingPins(p sandbox.Paths) (string, error) {
 	roots := []string{filepath.Join(systemBPF, "chaperone")}
@@ -121,7 +121,7 @@ func existingPins(p sandbox.Paths) (string, error) {
 
 // leftGroups finds what an earlier sidecar may have left without a walk through
 // the whole hierarchy: a cgroup beside the one to be made, and those that pinned
-// links are on. Whoever is told of another cgroup takes the programs off one
+// links are on. A process that is called for another cgroup takes the programs off one
 // that was given, unless anything runs in it.
 func leftCgroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
 	parent, err := h.OwnGroup()

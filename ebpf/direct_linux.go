@@ -59,10 +59,10 @@ func (c *Confinement) followDirect(l sandbox.Listener) {
 
 // CutDirect ends the connections that processes outside the plugin's cgroup have
 // to its Unix sockets, and returns how many they were. One that the plugin has
-// not accepted yet is ended by [Confinement.Run] once it is, while the door is shut.
+// not accepted yet is ended by [Confinement.Run] once it is, while the plugin is blocked.
 func (c *Confinement) CutDirect() (cut int, err error) { return c.scanDirect(true) }
 
-// checkDirect looks at the connections, and cuts them while the door is shut.
+// checkDirect looks at the connections, and cuts them while the plugin is blocked.
 func (c *Confinement) checkDirect() {
 	c.mu.Lock()
 	shut, closed := c.blocked, c.closed

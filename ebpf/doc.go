@@ -1,6 +1,6 @@
 // Package ebpf meters and confines one plugin.
 //
-// A [Confinement] holds three walls, each of which stands if another falls:
+// A [Confinement] holds three hooks, each of which stands if another falls:
 //
 //   - A network namespace of the plugin's own, with nothing in it but a
 //     loopback and the sidecar's listeners. There is no route out of it.
@@ -29,10 +29,9 @@
 // refused with EPERM, as is every other datagram. Sockets that are neither TCP
 // nor UDP over IP are not made.
 //
-// What no socket hook sees is refused by seccomp and reported like the rest:
-// packet, vsock and other socket families, io_uring, taking descriptors out of
-// other processes, tracing, namespaces, mounts, BPF, keyrings, and system calls
-// of another architecture.
+// Seccomp refuses, and reports like the rest, whatever no socket hook covers: packet,
+// vsock and other socket families, io_uring, taking descriptors out of other processes,
+// tracing, namespaces, mounts, BPF, keyrings, and system calls of another architecture.
 //
 // # Process ids
 //
@@ -56,20 +55,20 @@
 // there the plugin gets no Unix sockets but pairs. Programs that build sandboxes
 // of their own (namespaces in clone or unshare) do not run.
 //
-// io_uring is refused for good. Its connects do pass the hooks, but it makes
+// io_uring is refused permanently. Its connects do pass the hooks, but it makes
 // sockets past the filter, of the families that have no hook.
 //
 // # Files
 //
 // Without [Command.Files] the plugin may use what its user may. With it, Landlock
-// closes everything but what is named and what programs need to start: the
-// program itself with its interpreter and loader; /usr, /lib*, /bin and /sbin;
-// below /etc the loader's files, certificates, resolver and host files, services,
-// passwd, group, time zone and Java's configuration; a few files of the system's
-// in /proc and /sys, and the process's own part of /proc, not its children's;
-// /dev/null, zero, full, random, urandom and tty. Landlock says nothing about
-// looking at names and modes (stat), nor about files that are open already. What
-// is executed can be any file that may be read: an interpreter reads it.
+// closes everything but what is named and what programs need to start: the program
+// itself with its interpreter and loader; /usr, /lib*, /bin and /sbin; below /etc the
+// loader's files, certificates, resolver and host files, services, passwd, group, time
+// zone and Java's configuration; a few files of the system's in /proc and /sys, and the
+// process's own part of /proc, not its children's; /dev/null, zero, full, random,
+// urandom and tty. Landlock does not limit reading names and modes (stat), nor files
+// that are open already. Any file that may be read can be executed: an interpreter
+// reads it.
 //
 // # Without privileges
 //
@@ -84,31 +83,30 @@
 // the time for which the machine sleeps refills nothing. A charge is one atomic
 // exchange, with prices rounded up, so that no number of senders passes a limit.
 //
-// Connections are charged when they are let through to the proxy, and refused
+// Connections are charged when they are allowed to the proxy, and refused
 // with EPERM. Bytes are charged packet by packet. TCP packets with payload that
 // go beyond a limit are dropped, and sent again by TCP, whose pauses grow to two
 // minutes; datagrams are refused with EPERM. TCP packets without payload pass
-// and are charged all the same, so that a refusal or an end never hangs; so does
+// and are charged nevertheless, so that a refusal or an end never hangs; so does
 // a packet that is larger than the whole of a rate, when nothing of it is in
 // use. While a limit on bytes or system calls is used up, new connects and
 // questions are refused with EPERM, unless it throttles. A connection that was
-// let through and then failed stays charged.
+// allowed and then failed stays charged.
 //
 // A system call cannot be refused where it is counted: what goes beyond its limit
 // is charged, and the plugin refused everything else. Each processor takes 32
 // calls at a time from the limits while there is plenty, and one at a time near
 // their end; what it holds is the most by which calls can exceed them.
 //
-// At a limit that stops, the kernel stops each process as soon as it passes a
-// hook, when the last of the limit is taken and not at the first refusal;
-// [Confinement.Run] freezes them all within milliseconds, and lets them run again when
-// a tenth of the limit, and whatever it refused, is free. To do so it sends
-// SIGCONT, also to processes that the plugin itself had stopped. A call that was
-// interrupted by the stop may end with EINTR (signal(7)). Nobody but a sidecar
-// lets them run again, and one that is restarted takes that over. A plugin that
-// continues its own processes is killed by the kernel after 4096 more hooks. To
-// throttle system calls is to stop for a fortieth of a second at a time. A
-// limit on processes kills what is started beyond it before it runs.
+// At a limit that stops, the kernel stops each process as soon as it passes a hook,
+// when the last of the limit is taken and not at the first refusal; [Confinement.Run]
+// freezes them all within milliseconds, and lets them run again when a tenth of the
+// limit, and whatever it refused, is free. To do so it sends SIGCONT, also to processes
+// that the plugin itself had stopped. A call that was interrupted by the stop may end
+// with EINTR (signal(7)). Only a sidecar continues them, and one that is restarted
+// takes that over. A plugin that continues its own processes is killed by the kernel
+// after 4096 more hooks. To throttle system calls is to stop for a fortieth of a second
+// at a time. A limit on processes kills what is started beyond it before it runs.
 //
 // # Numbers
 //

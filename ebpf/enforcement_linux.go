@@ -27,7 +27,7 @@ type offender struct {
 }
 
 // oversee reports crossings and recoveries, freezes or kills a plugin that was
-// sentenced, and lets it run again when its limits allow it.
+// to be stopped or killed, and lets it run again when its limits allow it.
 func (m *meter) enforce() error {
 	c := m.confinement
 	c.mu.Lock()
@@ -83,7 +83,7 @@ func (l *limitTable) events(now uint64, by map[uint32]offender) []LimitEvent {
 	return news
 }
 
-// recovered reports whether a limit that was crossed lets through again for
+// recovered reports whether a limit that was crossed allows again for
 // more than a moment. A total never does.
 func (l *limitTable) recovered(p *placedLimit, now uint64) bool {
 	if p.rule.Period == 0 || l.room(p, now) < l.enough(p) {
@@ -103,8 +103,8 @@ func (l *limitTable) enough(p *placedLimit) uint64 {
 	return max(p.rule.Depth/10, p.rule.Unit, min(asked, p.rule.Depth))
 }
 
-// guard does what the custody of the plugin asks for. The caller holds the
-// cage's lock.
+// guard does what the pending action of the plugin asks for. The caller holds the
+// confinement's lock.
 func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, err error) {
 	custody := c.programs.limits.enforcement
 	sentence := atomic.LoadUint32(&custody.Action)
@@ -132,7 +132,7 @@ func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, e
 	return false, need, err
 }
 
-// term is for how long the plugin stays sentenced, and whether that is worth
+// term is for how long the plugin stays to be stopped or killed, and whether that is worth
 // freezing it for.
 func (l *limitTable) remaining(now uint64) (need time.Duration, freeze bool) {
 	for i := range l.inForce {

@@ -65,7 +65,7 @@ func TestWhoCrossed(t *testing.T) {
 	for _, kind := range []LimitKind{LimitConnections, LimitSentBytes, LimitSyscalls, LimitProcesses} {
 		t.Run(kind.String(), func(t *testing.T) {
 			named := false
-			// It may be found out before it is told of, and is nobody's then.
+			// It may be found out before it is called for, and is nobody's then.
 			for began := time.Now(); !named && time.Since(began) < patience; {
 				named = crossedBy(t, kind)
 			}
@@ -130,7 +130,7 @@ func TestForeignCallsCount(t *testing.T) {
 	for _, test := range []struct {
 		count uint64
 		want  string
-	}{{100_000, "exit status 7"}, {500, "signal: killed"}} { // in this order: nobody runs here who lifts a sentence
+	}{{100_000, "exit status 7"}, {500, "signal: killed"}} { // in this order: nobody runs here who lifts a pending action
 		count, want := test.count, test.want
 		if err := c.Limit([]Limit{{Name: want, Kind: LimitSyscalls, Count: count, Action: ActionKill}}); err != nil {
 			t.Fatal(err)

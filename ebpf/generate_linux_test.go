@@ -84,7 +84,7 @@ func TestGenerate(t *testing.T) {
 
 // TestOneObject checks that both platforms embed the same objects, and that a
 // big-endian one embeds none: the programs follow the kernel's structures by
-// its type information, so only the order of bytes is compiled in.
+// its type information, so only the specification of bytes is compiled in.
 func TestOneObject(t *testing.T) {
 	embedded := func(arch string) []string {
 		platform := build.Default

@@ -18,7 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
-// rig is a cage with its sidecar: listeners, a resolver that answers one
+// rig is a confinement with its sidecar: listeners, a resolver that answers one
 // byte string, and what was reported.
 type harness struct {
 	*Confinement
@@ -35,7 +35,7 @@ type harness struct {
 	denials []sandbox.Denial
 }
 
-// newRig makes a cage with listeners on both families and attaches it.
+// newRig makes a confinement with listeners on both families and attaches it.
 func newHarness(t *testing.T, change func(*Config)) *harness {
 	t.Helper()
 	needKernel(t)
@@ -106,7 +106,7 @@ func (r *harness) close() {
 	if err := r.Close(); err != nil {
 		r.t.Errorf("close: %v", err)
 	}
-	if r.config.CgroupPath != "" { // the walls stay as long as it does
+	if r.config.CgroupPath != "" { // the programs stay as long as it does
 		if err := Detach(r.config.StateDir, true); err != nil {
 			r.t.Errorf("detach: %v", err)
 		}
@@ -212,5 +212,5 @@ func (r *harness) ok(got result) string {
 	return strings.TrimSpace(got.stdout)
 }
 
-// hostPlaces are where cages are kept on this host, of no cage in particular.
+// hostPlaces are where confinements are kept on this host, of no confinement in particular.
 var hostPlaces = sandbox.Paths{Dir: runtimedir.Default}

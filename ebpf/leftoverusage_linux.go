@@ -11,7 +11,7 @@ import (
 )
 
 // Left returns what a killed sidecar's plugin had used of a limit, by its Name and
-// Kind, when this cage took its place: the kernel has counted on without a sidecar.
+// Kind, when this confinement took its place: the kernel has counted on without a sidecar.
 // Of a cgroup that was given nothing is left, since its limits stay in force.
 func (c *Confinement) UsedBefore(l Limit) (LimitUsage, bool) {
 	s, ok := c.usedBefore[l.digest()]

@@ -13,12 +13,12 @@ const MaxLimits = 8
 // they are below it.
 const MaxRules = 1024
 
-// LimitKind is what a [Limit] counts. The zero value is none.
+// LimitKind is what a [Limit] counts. The zero value does not exist.
 type LimitKind uint8
 
 // The kinds.
 const (
-	LimitConnections   LimitKind = iota + 1 // TCP connects let through to the proxy
+	LimitConnections   LimitKind = iota + 1 // TCP connects allowed to the proxy
 	LimitSentBytes                          // IP bytes sent to the sidecar's listeners
 	LimitReceivedBytes                      // IP bytes received from them
 	LimitSyscalls                           // system calls
@@ -80,8 +80,8 @@ type Limit struct {
 	Count uint64
 	// Period makes it a rate: Count a Period, with a burst of Count. 0: a total.
 	Period time.Duration
-	// Used is how much of a total was used before. What the kernel itself has
-	// counted since is not forgotten: the higher of the two stands.
+	// Used is how much of a total was used before. The kernel's own count since then is
+	// kept: the higher of the two counts.
 	Used uint64
 	// Debt is how much of a rate is in use when the kernel begins to count it, as
 	// the time in which the rate lets that through. The standing of one that the
@@ -109,7 +109,7 @@ type LimitEvent struct {
 	// Recovered.
 	PID  uint32
 	Comm string
-	// Recovered says that the limit lets through again. It ends the crossing
+	// Recovered says that the limit allows again. It ends the crossing
 	// that was reported before.
 	Recovered bool
 }

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the programs know, too: see bpf/limits.bpf.h.
+// Numbers that the programs use as well: see bpf/limits.bpf.h.
 const (
 	kinds   = 6
 	slots   = 128
@@ -46,9 +46,9 @@ const maxPeriod = 36_500 * 24 * time.Hour
 // or the name of another one of its kind, or when there are more than
 // [MaxLimits] of a kind.
 //
-// What is larger than the whole of a rate (a packet of 64 KiB under a limit of
-// 10 KiB) passes when nothing of it is in use, and is charged in full. Nothing
-// larger than what is left of a total passes.
+// A packet that is larger than the whole of a rate (64 KiB under a limit of 10 KiB)
+// passes when the rate is unused, and is charged in full. A packet that is larger than
+// the rest of a total does not pass.
 func (c *Confinement) Limit(limits []Limit) error {
 	if err := checkLimits(limits); err != nil {
 		return fmt.Errorf("set limits: %w", err)
@@ -222,7 +222,7 @@ func paceOf(limits []Limit) uint32 {
 }
 
 // ledger is the kernel's limits as user space sees them. Its owner holds the
-// cage's lock.
+// confinement's lock.
 type limitTable struct {
 	limits      *ebpf.Map
 	control     *ebpf.Map
@@ -292,12 +292,12 @@ func (l *limitTable) hasKind(kind LimitKind) bool {
 func (l *limitTable) readControl() (hooksControl, error) {
 	var door hooksControl
 	if err := l.control.Lookup(zero, &door); err != nil {
-		return door, fmt.Errorf("read the door: %w", err)
+		return door, fmt.Errorf("read control map: %w", err)
 	}
 	return door, nil
 }
 
-// turn changes the door in one write.
+// turn changes the block in one write.
 func (l *limitTable) updateControl(change func(*hooksControl)) error {
 	door, err := l.readControl()
 	if err != nil {
@@ -305,7 +305,7 @@ func (l *limitTable) updateControl(change func(*hooksControl)) error {
 	}
 	change(&door)
 	if err := l.control.Put(zero, door); err != nil {
-		return fmt.Errorf("turn the door: %w", err)
+		return fmt.Errorf("block the plugin: %w", err)
 	}
 	return nil
 }

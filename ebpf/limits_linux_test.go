@@ -145,7 +145,7 @@ func accepts(l net.Listener) {
 	}
 }
 
-// permits is how much a limit lets through in a time, its burst included.
+// permits is how much a limit allows in a time, its burst included.
 func (l Limit) permits(elapsed time.Duration) float64 {
 	if l.Period == 0 {
 		return float64(l.Count)
@@ -370,7 +370,7 @@ func testProcessLimit(t *testing.T, change func(*Config)) {
 	s.mu.Lock()
 	who := s.crossings[0]
 	s.mu.Unlock()
-	if who.PID != 0 && who.Comm != "sh" { // it may be found out before it is told of
+	if who.PID != 0 && who.Comm != "sh" { // it may be found out before it is called for
 		t.Errorf("crossed by %d %q", who.PID, who.Comm)
 	}
 }
@@ -402,7 +402,7 @@ func TestKillAtLimit(t *testing.T) {
 	}
 }
 
-// A total refuses for good, and what was used before counts.
+// A total refuses permanently, and what was used before counts.
 func TestTotal(t *testing.T) {
 	s := newStoppable(t, nil)
 	go accepts(s.proxy4)
@@ -610,7 +610,7 @@ func TestStopOutlivesSidecar(t *testing.T) {
 	answer := make(chan string)
 	go func() { answer <- plugin.ask(`tcp("240.0.0.9", 80)`) }()
 	becomes(t, "stop from the kernel", func() bool { return stoppedIn(t, group) == 1 })
-	if err := first.Close(); err != nil { // its walls stay, and with them the stop
+	if err := first.Close(); err != nil { // its hooks stay, and with them the stop
 		t.Fatal(err)
 	}
 	time.Sleep(1200 * time.Millisecond) // more than a tenth is free by now

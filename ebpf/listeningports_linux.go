@@ -142,5 +142,5 @@ func (w *portWatch) close() error {
 
 // Listening returns the TCP ports that are listened on in the plugin's network
 // namespace, those of the sidecar included. An error means that it is not known:
-// the kernel has no socket diagnostics (CONFIG_INET_DIAG), or the cage is closed.
+// the kernel has no socket diagnostics (CONFIG_INET_DIAG), or the confinement is closed.
 func (c *Confinement) Listening() (map[uint16]bool, error) { return c.ports.ports() }

@@ -14,14 +14,15 @@ import (
 // straySince is for how long a connection may wait for the sidecar to take it.
 const unmediatedAfter = time.Second
 
-// waiting is a connection that the kernel let through and that the sidecar has
+// waiting is a connection that the kernel allowed and that the sidecar has
 // not taken yet.
 type waiting struct {
 	key   hooksPeerKey
 	entry hooksPeer
 }
 
-// waiting lists those connections. What comes or goes meanwhile may be missed.
+// waiting lists those connections. Connections that come or go in between may be
+// missed.
 func (w *collection) listWaiting() ([]waiting, error) {
 	const atOnce = 512
 	peers := w.pinnedMaps["peers"]
@@ -92,7 +93,7 @@ func bootTime() uint64 {
 // connect is written down a moment before its socket can be found.
 const goneAfter = 5 * time.Second
 
-// atOneLook is for how many sockets one census looks; the others come next.
+// atOneLook is for how many sockets one scan looks; the others come next.
 const maxProbed = 2048
 
 // dropGone drops the entries of connections that nobody can accept any more: the
@@ -150,20 +151,20 @@ func (w *collection) dropPeer(one waiting) error {
 	return err
 }
 
-// Strays names the connections of the plugin that the kernel let through to the
+// Strays names the connections of the plugin that the kernel allowed to the
 // sidecar more than a second ago and that the sidecar did not take: it does not
 // accept, it does not ask [Confinement.Identify], or its queue is full. One whose socket
 // is gone counts as abandoned some seconds later. It also names the sockets that
-// the last census found and that still stand.
+// the last scan found and that still stand.
 func (c *Confinement) Unmediated() ([]UnmediatedConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, fmt.Errorf("list strays: %w", os.ErrClosed)
+		return nil, fmt.Errorf("list unmediated connections: %w", os.ErrClosed)
 	}
 	all, err := c.programs.listWaiting()
 	if err != nil {
-		return nil, fmt.Errorf("list strays: %w", err)
+		return nil, fmt.Errorf("list unmediated connections: %w", err)
 	}
 	now := bootTime()
 	var strays []UnmediatedConn

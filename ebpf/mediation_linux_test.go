@@ -140,7 +140,7 @@ func TestStrays(t *testing.T) {
 }
 
 // What the sidecar ends without asking does not fill the table for ever, and
-// what it still holds stays a stray of one and the same time.
+// what it still holds stays an unmediated connection of one and the same time.
 func TestGoneAreForgotten(t *testing.T) {
 	const room = 16
 	group, path := given(t)

@@ -104,7 +104,7 @@ func (c *Confinement) Run(ctx context.Context) error {
 	watchers.Go(func() { m.watched <- c.scanLoop(watching) })
 	err = m.loop(ctx, events)
 	stopWatching()
-	watchers.Wait() // what a census has just found is reported, too
+	watchers.Wait() // what a scan has just found is reported, too
 	if err == nil {
 		err = m.drain(reader, events)
 	}
@@ -209,10 +209,10 @@ func (m *meter) loop(ctx context.Context, events <-chan hooksEvent) error {
 }
 
 // Flush has [Confinement.Run] report what was refused, found and crossed until now, and
-// returns when it has, or when ctx ends. What is left of a plugin that has ended is
+// returns when it has, or when ctx ends. The last events of a plugin that has ended are
 // then recorded before its end.
 func (c *Confinement) Flush(ctx context.Context) {
-	c.scanning.Lock() // a census that is being taken ends first
+	c.scanning.Lock() // a scan that is being taken ends first
 	done := make(chan struct{})
 	c.scanning.Unlock()
 	select {
@@ -292,7 +292,7 @@ func (m *meter) handleEvent(e *hooksEvent) {
 	}
 	if d.Hook == sandbox.HookEscape && e.Type == stillAlive {
 		if err := endEscaped(e.Pid, e.Time); err != nil {
-			m.confinement.config.Logger.Error("a process left the plugin's cgroup and lives", zap.Error(err))
+			m.confinement.config.Logger.Error("escaped process not killed", zap.Error(err))
 		}
 	}
 	m.denied(d)

@@ -157,7 +157,7 @@ for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (s
 	}
 }
 
-// A port that the plugin serves is reached through the cage, and is no
+// A port that the plugin serves is reached through the confinement, and is no
 // connection of the plugin's.
 func TestServe(t *testing.T) {
 	r := newHarness(t, nil)
@@ -341,7 +341,7 @@ func TestDoor(t *testing.T) {
 	}
 }
 
-// A door that was shut before the walls stood is shut when they do.
+// A door that was shut before the hooks were attached is shut when they do.
 func TestDoorStaysShut(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})

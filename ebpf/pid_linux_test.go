@@ -117,7 +117,7 @@ thread.join()`}}))
 }
 
 // A process that is in no PID namespace that the sidecar sees has the id 0, and
-// is refused all the same.
+// is refused nevertheless.
 func TestInvisiblePID(t *testing.T) {
 	testenv.Require(t, testenv.Program("unshare"))
 	group, path := given(t)

@@ -19,7 +19,7 @@ const (
 	cgroupPrefix = "chaperone-"
 )
 
-// bpfRoot is the directory on a BPF file system below which cages pin: the
+// bpfRoot is the directory on a BPF file system below which confinements pin: the
 // system's if it is mounted, else one of our own.
 func bpfRoot(p sandbox.Paths) (string, error) {
 	if isBPF(systemBPF) {
@@ -52,7 +52,7 @@ func isBPF(path string) bool {
 	return unix.Statfs(path, &stat) == nil && stat.Type == bpfMagic && sandbox.Mounted(path, "bpf")
 }
 
-// pinDir makes the directory in which one cage pins its links and maps.
+// pinDir makes the directory in which one confinement pins its links and maps.
 func pinDir(p sandbox.Paths) (string, error) {
 	root, err := bpfRoot(p)
 	if err != nil {
@@ -83,7 +83,7 @@ func repin(p pinner, path string) error {
 	return nil
 }
 
-// pinned lists what is pinned in a cage's directory.
+// pinned lists what is pinned in a confinement's directory.
 func pinned(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -99,7 +99,7 @@ func pinned(dir string) ([]string, error) {
 	return names, nil
 }
 
-// unpin removes a cage's pins and their directory. A program comes off the
+// unpin removes a confinement's pins and their directory. A program comes off the
 // cgroup when its link is closed, too.
 func unpin(dir string) error {
 	names, err := pinned(dir)

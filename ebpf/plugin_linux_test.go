@@ -259,7 +259,7 @@ func addrPort(s unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// try makes one attempt to get around the walls and prints how it ended.
+// try makes one attempt to get around the hooks and prints how it ended.
 func try(args []string) error {
 	f := attempts()[args[0]]
 	if f == nil {
@@ -807,7 +807,7 @@ func leaveDaemon(args []string) error {
 	return err
 }
 
-// tryFence tries to make a fence, and says how the error names itself.
+// tryFence tries to make a rootless sandbox, and says how the error names itself.
 func tryFence([]string) error {
 	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Proxy: []string{"127.0.0.1:0"}})
 	if err == nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// viewRig is a cage whose plugin has a view, and a conversation with the plugin.
+// viewRig is a confinement whose plugin has a view, and a conversation with the plugin.
 func viewRig(t *testing.T, change func(*sandbox.Command)) (r *harness, ask func(string) string, end func() int) {
 	t.Helper()
 	r = newHarness(t, withView)
@@ -153,7 +153,7 @@ func TestOwnSockets(t *testing.T) {
 }
 
 // TestOwnSocketsWhileShut shows that the plugin's own sockets stay reachable
-// while the door is shut, are no refusals, and are not reported.
+// while the plugin is blocked, are no refusals, and are not reported.
 func TestOwnSocketsWhileShut(t *testing.T) {
 	r, ask, end := viewRig(t, nil)
 	if got := ask("own-serve stream /tmp/old"); got != "ok" {

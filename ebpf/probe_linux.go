@@ -20,10 +20,10 @@ type prober struct {
 	findings []Finding
 }
 
-// Probe finds out what this machine can do by doing it: it makes a cgroup to
-// throw away, loads and attaches each program, and lets a confined process try
-// what the walls are to stop. What a kernel says it has is not asked. The calling
-// program has to call [Launch] first thing in main.
+// Probe finds out what this machine can do by doing it: it makes a cgroup to throw
+// away, loads and attaches each program, and lets a confined process try what the hooks
+// are to stop. Version numbers and configuration are not consulted. The calling program
+// has to call [Launch] first thing in main.
 //
 // A finding that is Required and has an Err means that nothing can be confined.
 func Probe() []Finding {
@@ -75,7 +75,7 @@ func (p *prober) prerequisites() {
 	}, err)
 	p.pins, err = pinDir(p.at)
 	p.add(Finding{
-		Name: "BPF file system", Required: true, Lost: "walls that outlast a killed sidecar",
+		Name: "BPF file system", Required: true, Lost: "programs that outlast a killed sidecar",
 		Remedy: "mount -t bpf bpf /sys/fs/bpf, or grant CAP_SYS_ADMIN so that Chaperone mounts its own",
 	}, err)
 }
@@ -120,7 +120,7 @@ func (p *prober) one(spec *ebpf.CollectionSpec, name string) {
 			delete(spec.Programs, other)
 		}
 	}
-	f := Finding{Name: "program " + name, Required: true, Lost: "the wall at " + name, Remedy: "use a newer kernel"}
+	f := Finding{Name: "program " + name, Required: true, Lost: "the hook " + name, Remedy: "use a newer kernel"}
 	switch {
 	case strings.HasSuffix(name, "_unix"):
 		f = unixFinding()
@@ -172,7 +172,7 @@ func (p *prober) namespace() {
 		err = n.Close()
 	}
 	p.add(Finding{
-		Name: "network namespace", Required: true, Lost: "a network of the plugin's own, without which the programs are its only wall",
+		Name: "network namespace", Required: true, Lost: "a network of the plugin's own, without which the programs are its only confinement",
 		Remedy: "grant CAP_SYS_ADMIN and CAP_NET_ADMIN, or set process.network to host",
 	}, err)
 }
@@ -200,10 +200,10 @@ func (p *prober) rootless(dir string) {
 	}, err)
 }
 
-// selfTest has a confined process try the walls.
+// selfTest has a confined process try the hooks.
 func (p *prober) selfTest(dir string) {
 	const report = "report this, with the kernel's version"
-	walls := Finding{Name: "self-test", Required: true, Lost: "confinement: the walls do not hold on this kernel", Remedy: report}
+	walls := Finding{Name: "self-test", Required: true, Lost: "confinement: the programs do not confine on this kernel", Remedy: report}
 	s, err := newProbeProcess(dir)
 	if err != nil {
 		p.add(walls, err)

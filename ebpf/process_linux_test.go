@@ -108,7 +108,7 @@ func TestStartRefuses(t *testing.T) {
 	}
 }
 
-// One program at a time, and none before the walls stand.
+// One program at a time, and none before the hooks stand.
 func TestStartOrder(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})

@@ -21,7 +21,7 @@ import (
 // (bpf/proctrack.bpf.c).
 const stillAlive = 1
 
-// kinFindings says what a kernel's age takes away from following processes and
+// kinFindings says what a kernel's age removes from following processes and
 // ending sockets. The programs load without: they look for each function by its
 // name in the kernel's own types, as is done here.
 func proctrackFindings() []Finding {

@@ -23,7 +23,7 @@ import (
 // zero is the only key of the maps that hold one value.
 const zero = uint32(0)
 
-// wall is the loaded programs and maps of one cage, and their links once they
+// hook is the loaded programs and maps of one confinement, and their links once they
 // are attached.
 type collection struct {
 	base      *ebpf.Collection
@@ -62,7 +62,7 @@ func newCollection() *collection {
 	}
 }
 
-// loadWalls loads every program that the cage needs and the kernel has. Maps are
+// loadWalls loads every program that the confinement needs and the kernel has. Maps are
 // pinned in dir, or taken from there if an earlier sidecar left them.
 func loadCollection(dir string, group *sandbox.Cgroup, own, view, syscalls bool) (*collection, error) {
 	w := newCollection()
@@ -80,7 +80,7 @@ func (w *collection) load(dir string, group *sandbox.Cgroup, own, syscalls bool)
 	if w.pidNamespace, err = pidNamespace(); err != nil {
 		return err
 	}
-	base, err := w.read("wall", loadHooks, group, own)
+	base, err := w.read("hook", loadHooks, group, own)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (w *collection) load(dir string, group *sandbox.Cgroup, own, syscalls bool)
 	var loading errgroup.Group
 	loading.Go(func() (err error) {
 		w.base, err = w.loadWithSignals(base)
-		return explain("load wall programs", err)
+		return explain("load hook programs", err)
 	})
 	loading.Go(func() (err error) {
 		w.proctrack, err = w.loadObject(kin)
@@ -148,7 +148,7 @@ func (w *collection) openShared() error {
 	return err
 }
 
-// loadSignalling loads the wall with programs that choose the error of a connect,
+// loadSignalling loads the hook with programs that choose the error of a connect,
 // and that can stop and kill the plugin at a limit, as far as the kernel permits
 // it: before Linux 6.1 a connect is refused with EPERM, and before 6.9 user space
 // alone stops and kills, a few milliseconds later.
@@ -250,7 +250,7 @@ func (w *collection) configure(n *sandbox.Network, own bool, ends Endpoints, ser
 	setting.Resolver4.W, setting.Resolver4Port = kernelAddress(ends.Resolver4)
 	setting.Resolver6.W, setting.Resolver6Port = kernelAddress(ends.Resolver6)
 	if err := w.pinnedMaps["settings"].Put(zero, setting); err != nil {
-		return fmt.Errorf("configure wall: %w", err)
+		return fmt.Errorf("configure hooks: %w", err)
 	}
 	if err := w.allowConnects(Destinations{Any: true}); err != nil {
 		return err
@@ -343,8 +343,8 @@ func attachOne(pin string, group *sandbox.Cgroup, where ebpf.AttachType, program
 			}
 			return old, nil
 		}
-		if err := old.Close(); err != nil { // severed; its pin is replaced below
-			return nil, fmt.Errorf("drop severed link: %w", err)
+		if err := old.Close(); err != nil { // detached; its pin is replaced below
+			return nil, fmt.Errorf("drop detached link: %w", err)
 		}
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("load pinned link: %w", err)
@@ -410,7 +410,7 @@ func (w *collection) check(group *sandbox.Cgroup) error {
 		}
 	}
 	if !group.Current() {
-		return fmt.Errorf("%w: %s was removed or made anew", ErrDetached, group.Path)
+		return fmt.Errorf("%w: %s was removed or replaced", ErrDetached, group.Path)
 	}
 	return nil
 }
@@ -424,7 +424,7 @@ func (w *collection) setOpen(open bool) error {
 	return w.limits.updateControl(func(d *hooksControl) { d.Open = value })
 }
 
-// close closes the handles. What is pinned stays attached.
+// close closes the handles. Pinned programs stay attached.
 func (w *collection) close() error {
 	var errs []error
 	if w.counter != nil {

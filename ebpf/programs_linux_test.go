@@ -133,7 +133,7 @@ func TestManyConnections(t *testing.T) {
 	}
 }
 
-// Without hooks for Unix sockets there are none but pairs, and those lead
+// Without hooks for Unix sockets there do not exist but pairs, and those lead
 // nowhere else.
 func TestWithoutUnixHooks(t *testing.T) {
 	needKernel(t)

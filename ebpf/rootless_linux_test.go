@@ -21,7 +21,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// fencerName as argv[0] makes the test binary the sidecar of a fence.
+// fencerName as argv[0] makes the test binary the sidecar of a rootless sandbox.
 const fencerName = "chaperone-test-fencer"
 
 // nobody is an ordinary user.
@@ -35,7 +35,7 @@ type fenced struct {
 	Denials   int
 }
 
-// fencer makes a fence and starts the test binary in it, which has its standard
+// fencer makes a rootless sandbox and starts the test binary in it, which has its standard
 // input and output; on standard error it says what it made.
 func fencer(private []string, args ...string) error {
 	say := json.NewEncoder(os.Stderr)
@@ -204,7 +204,7 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// The plugin behind a fence has no privilege and no way up.
+// The plugin in a rootless sandbox has no privilege and no way up.
 func TestFencePrivileges(t *testing.T) {
 	cmd, _, stdout, said := startFencer(t, nil, "status")
 	var out strings.Builder
@@ -417,7 +417,7 @@ c, _ = l.accept(); c.sendall(b"served"); c.close()`}})
 	}
 }
 
-// Where there is none to be had, that is what the error says: in a cage, whose
+// Where there does not exist to be had, that is what the error says: in a confinement, whose
 // filter refuses namespaces.
 func TestNoFence(t *testing.T) {
 	r := newHarness(t, nil)

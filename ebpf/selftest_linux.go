@@ -36,7 +36,7 @@ type probeProcess struct {
 	peer        atomic.Pointer[Peer] // who connected last
 }
 
-// newSubject makes a cage with all walls up, and starts nothing in it.
+// newSubject makes a confinement with all hooks up, and starts nothing in it.
 func newProbeProcess(dir string) (*probeProcess, error) {
 	confinement, err := New(Config{Plugin: "self-test", StateDir: dir, CountSyscalls: true})
 	if err != nil {
@@ -159,7 +159,7 @@ func (s *probeProcess) want(attempt, outcome string) error {
 	return nil
 }
 
-// walls tries what has to fail and what has to work.
+// hooks tries what has to fail and what has to work.
 func (s *probeProcess) hooks() error {
 	for _, attempt := range []string{"datagram", "connected-datagram", "raw-socket", "packet-socket", "namespace", "unix /nowhere"} {
 		if err := s.want(attempt, "EPERM"); err != nil {
@@ -228,7 +228,7 @@ func (s *probeProcess) calls() error {
 	return nil
 }
 
-// limit has a limit of a kind refuse, and let through again without it.
+// limit has a limit of a kind refuse, and allowed again without it.
 func (s *probeProcess) limit(kind LimitKind) error {
 	attempt, refused := "connect", "EPERM"
 	if kind == LimitProcesses {
@@ -244,7 +244,7 @@ func (s *probeProcess) limit(kind LimitKind) error {
 	return errors.Join(err, s.want(attempt, "ok"))
 }
 
-// sockets has one Unix socket let through, which does not exist, and no other.
+// sockets has one Unix socket allowed, which does not exist, and no other.
 func (s *probeProcess) sockets() error {
 	const path = "/chaperone-self-test"
 	if err := s.confinement.AllowSockets([]string{path}); err != nil {
@@ -311,7 +311,7 @@ func (s *probeProcess) escape() error {
 	return nil
 }
 
-// files starts the process anew with no file granted.
+// files starts the process again with no file granted.
 func (s *probeProcess) files() error {
 	if err := s.start(&sandbox.Files{}); err != nil {
 		return err

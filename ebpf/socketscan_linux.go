@@ -24,7 +24,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// censusInterval is how often [Confinement.Run] looks for sockets that the walls do
+// censusInterval is how often [Confinement.Run] looks for sockets that the hooks do
 // not govern.
 //
 // A socket is found if it stands in a process's table of descriptors at the
@@ -71,7 +71,7 @@ const (
 	attachTypeIter = 28
 )
 
-// census finds and ends sockets that the plugin holds and its walls do not
+// scan finds and ends sockets that the plugin holds and its hooks do not
 // govern. It is used by one goroutine at a time.
 type socketScan struct {
 	programs     *ebpf.Collection
@@ -83,12 +83,12 @@ type socketScan struct {
 }
 
 func (w *collection) loadScan(group *sandbox.Cgroup, own bool) error {
-	spec, err := w.read("census", loadSocketscan, group, own)
+	spec, err := w.read("socket scan", loadSocketscan, group, own)
 	if err != nil {
 		return err
 	}
 	w.scan, err = w.loadObject(spec)
-	return explain("load census programs", err)
+	return explain("load socket scan programs", err)
 }
 
 func newSocketScan(c *Confinement) (*socketScan, error) {
@@ -102,7 +102,7 @@ func newSocketScan(c *Confinement) (*socketScan, error) {
 	}, home.Close()
 }
 
-// watch takes the census again and again until the context ends.
+// watch takes the scan again and again until the context ends.
 func (c *Confinement) scanLoop(ctx context.Context) error {
 	next := time.NewTimer(scanInterval)
 	defer next.Stop()
@@ -126,7 +126,7 @@ func (c *Confinement) scanLoop(ctx context.Context) error {
 	}
 }
 
-// notePassing has the census taken more often where a program gets a Unix socket as a
+// notePassing has the scan taken more often where a program gets a Unix socket as a
 // standard stream: whoever holds its other end can pass connections in.
 func (c *Confinement) noteDescriptorPassing(files ...*os.File) {
 	passing := slices.ContainsFunc(files, func(file *os.File) bool {
@@ -155,12 +155,12 @@ func (c *Confinement) scanSockets() error {
 	err := c.scan.run(c.reportSockets)
 	err = errors.Join(err, c.scan.dropGone(c.programs))
 	if err != nil {
-		return fmt.Errorf("take census of sockets: %w", err)
+		return fmt.Errorf("scan sockets: %w", err)
 	}
 	return nil
 }
 
-// reportFound reports what a census found.
+// reportFound reports what a scan found.
 func (c *Confinement) reportSockets(found []foundSocket) {
 	var strays []UnmediatedConn
 	for _, s := range found {
@@ -180,7 +180,7 @@ func (c *Confinement) reportSockets(found []foundSocket) {
 	c.mu.Unlock()
 }
 
-// found is one socket that the census found.
+// found is one socket that the scan found.
 type foundSocket struct {
 	socketscanSocketEntry
 	repeated bool      // it was reported before
@@ -189,11 +189,11 @@ type foundSocket struct {
 
 // take looks once, reports what it finds, and ends it.
 //
-// A connection is ended by its socket, so that who holds it hears of it. What
-// is left of a socket that was made outside can connect again past every hook:
-// who still holds it at the next look is killed, and so is at once who holds a
-// socket that cannot be ended, because it is not connected or of a family that
-// no wall sees, or because the sidecar itself holds it, too.
+// A connection is ended by its socket, so that its holder sees the end. A socket that
+// was made outside can connect again without passing a hook: a process that still holds
+// it at the next scan is killed. A process is killed at once if its socket cannot be
+// ended: it is not connected, of a family that no hook covers, or held by the sidecar
+// as well.
 func (c *socketScan) run(report func([]foundSocket)) error {
 	if err := c.visible(); err != nil {
 		return err
@@ -277,9 +277,9 @@ func (s *socketscanSocketEntry) why() string {
 	case socketForeign:
 		return "the socket was made outside the plugin's cgroup"
 	case socketEarly:
-		return "the socket was connected before the walls stood"
+		return "the socket was connected before the hooks were attached"
 	}
-	return "no wall sees sockets of this family"
+	return "no hook covers sockets of this family"
 }
 
 func (s *socketscanSocketEntry) denial() sandbox.Denial {
@@ -386,7 +386,7 @@ func (c *socketScan) visible() error {
 }
 
 // pids are the processes of the cgroup and of those below it. A cgroup that
-// goes meanwhile had none.
+// goes in between had none.
 func (c *socketScan) pids() ([]int, error) {
 	var pids []int
 	err := filepath.WalkDir(c.group.Path, func(path string, d fs.DirEntry, err error) error {
@@ -425,8 +425,8 @@ func appendPIDs(pids []int, path string) ([]int, error) {
 	return pids, nil
 }
 
-// look runs the iterator over the descriptors of processes. What the kernel
-// reports of another cgroup's does not come into it.
+// look runs the iterator over the descriptors of processes. Descriptors of other
+// cgroups are not reported.
 func (c *socketScan) list(list func() ([]int, error)) ([]socketscanSocketEntry, error) {
 	pids, err := list()
 	if err != nil {

@@ -128,7 +128,7 @@ func TestForeignSockets(t *testing.T) {
 	}
 }
 
-// A plugin that makes much of everything neither hides a socket from the census
+// A plugin that makes much of everything neither hides a socket from the scan
 // nor holds it up.
 func TestCensusUnderAttack(t *testing.T) {
 	group, path := given(t)

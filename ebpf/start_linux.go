@@ -9,10 +9,10 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
-// Start starts a program inside the walls. It returns when the program runs, or
+// Start starts a program confined. It returns when the program runs, or
 // an [*ExecError] when there is no such program or it cannot be run, or another
 // error when it could not be confined, in which case nothing of it ran. One
-// program runs in a cage at a time; its children are its own affair.
+// program runs in a confinement at a time; its children are its own affair.
 //
 // [Process.Wait] has to be called.
 func (c *Confinement) Start(command sandbox.Command) (*sandbox.Process, error) {
@@ -32,7 +32,7 @@ func (c *Confinement) start(command sandbox.Command, selfTest uint) (*sandbox.Pr
 		return nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
 	if populated, err := c.group.Populated(); err != nil || populated {
-		return nil, errors.Join(err, fmt.Errorf("start %s: a program runs in the cage already", command.Path))
+		return nil, errors.Join(err, fmt.Errorf("start %s: a program is running already", command.Path))
 	}
 	c.noteDescriptorPassing(command.Stdin, command.Stdout, command.Stderr)
 	config, err := c.processConfig(command, selfTest)
@@ -79,7 +79,7 @@ func (c *Confinement) private() []string {
 	return sandbox.ResolveLinks(append([]string{c.config.StateDir, runtimedir.Default, c.paths.Dir}, c.config.Private...))
 }
 
-// servingHandler is told of TCP ports of [Config.Serve] that the plugin is about
+// servingHandler is called for TCP ports of [Config.Serve] that the plugin is about
 // to listen on, while the process waits; nil: nobody asks.
 func (c *Confinement) servingHandler() func(port uint16) {
 	if !c.own || c.config.Listen.TCP == nil || len(c.config.Serve) == 0 {

@@ -17,7 +17,7 @@ const counterPin = linkPrefix + "count_call"
 
 // count attaches the system call counter or takes it off, as a limit or the
 // configuration needs it. Before [Confinement.Attach] it only loads it. The caller
-// holds the cage's lock.
+// holds the confinement's lock.
 func (c *Confinement) count(limited bool) error {
 	if (limited || c.config.CountSyscalls) && c.programs.calls == nil {
 		if err := c.programs.loadCalls(c.pinDir, c.group, c.group.Own); err != nil {
@@ -41,7 +41,7 @@ func (w *collection) attachCounter(dir string) error {
 }
 
 // putCounter puts the counter on sys_exit, or takes it off. With a limit it
-// is pinned, so that it outlasts this process; without one it is no wall. A
+// is pinned, so that it outlasts this process; without one it is no hook. A
 // link on a tracepoint cannot be given another program: the new counter is
 // attached beside the old one, and a word that both look at hands over from
 // one to the other between two calls.

@@ -21,7 +21,7 @@ const MaxServed = 64
 // Errors that callers tell apart.
 var (
 	// ErrPopulated says that a sidecar that is gone left processes behind. They
-	// are shut in; [Detach] ends them.
+	// are blocked; [Detach] ends them.
 	ErrPopulated = errors.New("the cgroup of an earlier sidecar still holds processes")
 	// ErrNotAttached says that the programs are not on the cgroup yet.
 	ErrNotAttached = errors.New("the kernel programs are not attached")
@@ -89,7 +89,7 @@ type Config struct {
 	CgroupPath string
 
 	// HostNetwork leaves the plugin in a network namespace that others use, too,
-	// with the programs alone for a wall. False, the default, gives it one of
+	// with the programs alone for a hook. False, the default, gives it one of
 	// its own.
 	HostNetwork bool
 
@@ -117,17 +117,17 @@ type Config struct {
 	UnsafeSameUser bool
 
 	// EndLeft, unless nil, has [New] end the processes that an earlier sidecar of
-	// the same state directory left shut in, instead of returning
+	// the same state directory left blocked, instead of returning
 	// [ErrPopulated], and is called with their number once they have ended. The
 	// caller holds the state directory, so that no sidecar runs on it. Processes
 	// of a cgroup that was given are never ended.
 	EndLeft func(processes int)
 
-	// Private lists files, directories and sockets of the sidecar's, by absolute
-	// path: its state, its configuration's secrets, the audit log. Nothing starts
-	// while the plugin's user may use one of them, unless UnsafeSameUser. No rule
-	// of [Command.Files] may hold one, and no socket at or below one is allowed
-	// by [Confinement.AllowSockets]; nor StateDir, nor /run/chaperone.
+	// Private lists files, directories and sockets of the sidecar's, by absolute path:
+	// its state, its configuration's secrets, the audit log. No program starts while
+	// the plugin's user may use one of them, unless UnsafeSameUser is set. No rule of
+	// [Command.Files] may hold one, and no socket at or below one is allowed by
+	// [Confinement.AllowSockets]; nor StateDir, nor /run/chaperone.
 	Private []string
 
 	// CountSyscalls keeps the system call counter attached, which costs every
@@ -136,7 +136,7 @@ type Config struct {
 	// grows only then.
 	CountSyscalls bool
 
-	// Denied is told of each refusal, by one goroutine of [Confinement.Run] at a time.
+	// Denied is called for each refusal, by one goroutine of [Confinement.Run] at a time.
 	// Nil: refusals are counted and not described.
 	Denied func(sandbox.Denial)
 
@@ -149,7 +149,7 @@ type Config struct {
 	// cut. Nil: they are cut without a report.
 	Direct func(DirectConn)
 
-	// Crossed is told when a limit begins to refuse, and when it has recovered,
+	// Crossed is called when a limit begins to refuse, and when it has recovered,
 	// by the same goroutine. Nil: limits are enforced in silence.
 	LimitChanged func(LimitEvent)
 
@@ -161,7 +161,7 @@ type Config struct {
 	// folded into one. Zero: [DefaultInterval].
 	Interval time.Duration
 
-	// Reaper is given the processes that the cage starts and waits for. Nil:
+	// Reaper is given the processes that the confinement starts and waits for. Nil:
 	// nobody else in this program waits for processes.
 	Reaper *reaper.Reaper
 
@@ -235,9 +235,9 @@ type Peer struct {
 // Usage holds totals since the programs were first attached. They only grow.
 type Usage struct {
 	Time time.Time
-	// Connections are TCP connects let through to the proxy.
+	// Connections are TCP connects allowed to the proxy.
 	Connections uint64
-	// Refused are attempts that a wall turned away.
+	// Refused are attempts that a hook turned away.
 	Refused uint64
 	// IP bytes and packets exchanged with the sidecar's listeners.
 	SentBytes, SentPackets, ReceivedBytes, ReceivedPackets uint64
@@ -255,12 +255,12 @@ type Usage struct {
 	// Processes are the processes that the plugin started, threads not counted.
 	Processes uint64
 	// Ended are processes that left the cgroup and sockets that were made
-	// outside it, or before its walls: each was ended.
+	// outside it, or before its hooks: each was ended.
 	Ended uint64
 	// Identified are the connections that [Confinement.Identify] named. Abandoned are
-	// those that the plugin closed, or that a sidecar before this one lost by its
-	// own end, before anybody took them. Pending are those that wait, for a
-	// second at most. What is left of Connections are strays: see [Confinement.Unmediated].
+	// those that the plugin closed, or that a sidecar before this one lost by its own
+	// end, before anybody took them. Pending are those that wait, for a second at most.
+	// The rest of Connections are unmediated: see [Confinement.Unmediated].
 	Identified, Abandoned, Pending uint64
 }
 
@@ -273,14 +273,14 @@ type UnmediatedConn struct {
 	// Original is where the connection was to go. Not valid when the socket has
 	// no such address.
 	Original netip.AddrPort
-	// Since is when the connection was let through, or found.
+	// Since is when the connection was allowed, or found.
 	Since time.Time
-	// Why says why it counts as a stray.
+	// Why says why it counts as an unmediated connection.
 	Why string
 }
 
 // Syscalls are system calls by class. A call that fits two classes is in the
-// first that fits, in the order of the fields.
+// first that fits, in the specification of the fields.
 type Syscalls struct {
 	Total, File, Network, Process, Memory, IPC, Other uint64
 }

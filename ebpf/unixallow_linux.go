@@ -16,7 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// socketLease is how long a name is let through after it was last found good:
+// socketLease is how long a name is allowed after it was last found good:
 // long enough for one look at it to be late, and no longer.
 const socketLease = 3 * checkInterval
 
@@ -30,27 +30,27 @@ const MaxSockets = 256
 // allowance is what [Confinement.AllowSockets] was told last.
 type allowlist struct {
 	wanted  []string
-	refused map[string]error // those of them that are not let through, and why
-	removed []string         // those that were taken away, for what is still connected to them
+	refused map[string]error // those of them that are not allowed, and why
+	removed []string         // those that were removed, for what is still connected to them
 	unowned int              // looks in a row at which such a connection was in no process's table
 }
 
-// AllowSockets lets the plugin use the Unix sockets named, and no others; none
-// takes them all away. What it has connected to one that is no longer named is
-// ended, if the server bound its socket under that very name.
+// AllowSockets lets the plugin use the Unix sockets named, and no others; none takes
+// them all away. Its connections to a socket that is no longer named are ended, if the
+// server bound its socket under that very name.
 //
 // The kernel's hook sees the name that a program gives, byte for byte, and not
-// the socket that it leads to. A path is therefore let through only as long as
+// the socket that it leads to. A path is therefore allowed only as long as
 // it leads where it says: absolute, without links, dots and empty parts, and
 // through directories that nobody but root and the sidecar's user can change,
 // which rules out /tmp. A name that starts with @ is abstract; those of the host
 // can be reached with [Config.HostNetwork] only, and anybody there can take one
-// whose owner is away. The sidecar's own sockets are never let through.
+// whose owner is away. The sidecar's own sockets are never allowed.
 //
 // Each name that cannot be trusted is in the error, with the reason, and the
-// others are let through all the same. [Confinement.Run] looks at all of them again
-// every few seconds: one that can be trusted by then is let through, one that no
-// longer can is taken away and reported with [CauseUntrusted]. Without Run, and
+// others are allowed nevertheless. [Confinement.Run] looks at all of them again
+// every few seconds: one that can be trusted by then is allowed, one that no
+// longer can is removed and reported with [CauseUntrusted]. Without Run, and
 // when the sidecar ends, all are refused after a quarter of a minute. Each use
 // is reported with [CauseAllowed].
 //
@@ -125,7 +125,7 @@ func (c *Confinement) recheckAllowlist() {
 	before := c.allowlist.refused
 	doubts, err := c.checkAllowlist()
 	if err != nil {
-		// What is not put off runs out by itself.
+		// Entries that are not renewed expire.
 		c.config.Logger.Error("the plugin's Unix sockets could not be looked at", zap.Error(err))
 	}
 	c.allowlist.refused = doubts
@@ -222,8 +222,8 @@ func (c *Confinement) trust(path string, private []string) error {
 	return trustSocket(path, private)
 }
 
-// trustSocket judges what stands at the end of a path. Nothing is good as well:
-// a server that starts again makes it anew, and only who may change the
+// trustSocket judges what stands at the end of a path. A missing file is accepted as
+// well: a server that starts again makes it again, and only who may change the
 // directory can.
 func trustSocket(path string, private []string) error {
 	info, err := os.Lstat(path)

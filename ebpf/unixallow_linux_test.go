@@ -236,7 +236,7 @@ func TestUntrustedSockets(t *testing.T) {
 	}
 }
 
-// A name is taken away when its directory changes hands, and comes back.
+// A name is removed when its directory changes hands, and comes back.
 func TestSocketIsWatched(t *testing.T) {
 	r := newHarness(t, nil)
 	dir := steadyDir(t)
@@ -271,7 +271,7 @@ func TestSocketIsWatched(t *testing.T) {
 	}
 }
 
-// What is connected to a name ends when the name is taken away, and not before.
+// What is connected to a name ends when the name is removed, and not before.
 func TestTakenSocketsAreCut(t *testing.T) {
 	r := newHarness(t, nil)
 	dir := steadyDir(t)
@@ -320,7 +320,7 @@ for line in sys.stdin:
     print(answer, flush=True)
 `
 
-// A connection that lies in a message when its name is taken away ends when it
+// A connection that lies in a message when its name is removed ends when it
 // is taken out, and the plugin ends that never does.
 func TestCutInFlight(t *testing.T) {
 	for name, taken := range map[string]bool{"taken out": true, "kept": false} {

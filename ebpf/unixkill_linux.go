@@ -26,12 +26,12 @@ import (
 const freezeTimeout = time.Second
 
 // maxAstray is at how many looks in a row, a second apart, a connection to a
-// name that was taken away may be in nobody's hands.
+// name that was removed may be in nobody's hands.
 const maxUnowned = 2
 
-// cutSockets ends what the plugin has connected to names that were taken away,
-// and returns those names to which something is connected all the same. The
-// plugin stands still meanwhile, so that nothing passes from a process not yet
+// cutSockets ends what the plugin has connected to names that were removed,
+// and returns those names to which something is connected nevertheless. The
+// plugin stands still in between, so that nothing passes from a process not yet
 // looked at to one that was. The caller holds c.mu.
 func (c *Confinement) endUnixConnections() (left []string, err error) {
 	if left, err = c.connected(); err != nil || len(left) == 0 {
@@ -52,7 +52,7 @@ func (c *Confinement) endUnixConnections() (left []string, err error) {
 	return left, nil
 }
 
-// cutAgain looks again for connections to names that were taken away. The caller
+// cutAgain looks again for connections to names that were removed. The caller
 // holds c.mu.
 func (c *Confinement) recheckUnixConnections() {
 	left, err := c.endUnixConnections()
@@ -78,7 +78,7 @@ func (c *Confinement) recheckUnixConnections() {
 	}
 }
 
-// connected are the names taken away to which a socket of the plugin's is
+// connected are the names removed to which a socket of the plugin's is
 // connected, wherever it is.
 func (c *Confinement) connected() (names []string, err error) {
 	if len(c.allowlist.removed) == 0 {
@@ -169,7 +169,7 @@ func shutdownUnixSockets(pid, tid int, names []string) error {
 		}
 		fd, err := unix.PidfdGetfd(handle, number, 0)
 		if errors.Is(err, unix.EBADF) {
-			continue // closed meanwhile
+			continue // closed in between
 		}
 		if err != nil {
 			return fmt.Errorf("look at a socket of process %d: %w", pid, err)

@@ -16,7 +16,7 @@ import (
 
 // keepMaps finds or makes the maps of an object, which outlast this process.
 // Each is the one that an earlier sidecar pinned, if it has the shape that the
-// programs want, or else a fresh one, which [wall.settle] pins once the programs
+// programs want, or else a fresh one, which [hook.settle] pins once the programs
 // are attached: until then the old programs and their maps stand as they are.
 func (w *collection) loadMaps(dir string, spec *ebpf.CollectionSpec) error {
 	for name, want := range spec.Maps {

@@ -16,7 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// version makes a cage as a version would whose table of connections has room
+// version makes a confinement as a version would whose table of connections has room
 // for so many.
 func version(t *testing.T, config Config, connections uint32) *Confinement {
 	t.Helper()
@@ -168,7 +168,7 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// pinsOf is where the cage of a state directory pins.
+// pinsOf is where the confinement of a state directory pins.
 func pinsOf(t *testing.T, state string) string {
 	t.Helper()
 	p, err := sandbox.FindPaths(state)

@@ -47,8 +47,8 @@ type runningView struct {
 	shown     map[string]bool // granted sockets that it shows, by path
 }
 
-// observeView notes the view of a program that was started. What its grants name
-// was kept, as far as it existed.
+// observeView notes the view of a program that was started. Sockets that its grants
+// name were kept, as far as they existed.
 func (c *Confinement) observeView(v *sandbox.View, first int) error {
 	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", first))
 	if errors.Is(err, os.ErrNotExist) {

@@ -13,7 +13,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// shell runs a shell script in a cage with a view.
+// shell runs a shell script in a confinement with a view.
 func (r *harness) shell(script string, change ...func(*sandbox.Command)) result {
 	r.t.Helper()
 	user := r.Account()

@@ -16,7 +16,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 #define SYSCALLS 512
 #define FORKS 0x80 /* in class_of: the call returns twice, the second time in what it made, with 0 */
 
-/* How many calls a processor takes from the limits at once. What it has not used yet is the most by which calls can be more
+/* How many calls a processor takes from the limits at once. Its unused calls are the most by which calls can be more
  * than the limits permit; near a limit it takes one at a time. User space reckons the reserve with it. */
 #define LEASE 32
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// What the programs of this folder share: the shapes that user space reads, the maps, and the few kernel structures they
+// Definitions that the programs of this folder share: the shapes that user space reads, the maps, and the few kernel structures they
 // follow. The kernel structures are declared by hand, with only the fields that are read: the loader relocates each access
 // against the running kernel's BTF (CO-RE), so that no generated vmlinux.h has to be carried.
 #ifndef CHAPERONE_BPF_H
@@ -152,7 +152,7 @@ struct peer_key {
 	__u32 pad;
 };
 
-/* Who opened that connection, and where it wanted to go. */
+/* The process that opened that connection, and its destination. */
 struct peer {
 	__u64 cookie;
 	__u64 since; /* CLOCK_BOOTTIME, ns */
@@ -205,7 +205,7 @@ struct {
 	__type(value, struct tally);
 } counters SEC(".maps");
 
-/* What user space adds to the counters: what it counts itself, and what they held when they had another shape. */
+/* Counts that user space adds: its own, and those of counters that had another shape. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

@@ -43,7 +43,7 @@ struct packet {
 	bool payload;
 };
 
-/* What connections attributed to one rule exchanged; it only ever grows. */
+/* Traffic of the connections that are attributed to one rule; it only grows. */
 struct traffic {
 	__u64 sent_bytes;
 	__u64 sent_packets;
@@ -154,7 +154,7 @@ static __always_inline int obey(struct bpf_sock_addr *ctx, const struct address 
 	return describe(ctx, a, port, hook, WHY_LIMIT, outcome >> SLOT_SHIFT);
 }
 
-/* Nothing new leaves while a limit is used up that what is open may still add to. */
+/* New connections are refused while a limit is used up that open ones may still add to. */
 static __always_inline __u32 shut(__u32 in_force)
 {
 	__u32 outcome = 0;
@@ -703,7 +703,7 @@ int identify(struct bpf_sock_ops *ctx)
 }
 
 /* Reads what the meter and the backstop need. False for anything but plain TCP and UDP: IP options carry source routes,
- * extension headers and fragments hide the ports. What both protocols have behind the IP header is read with it. */
+ * extension headers and fragments hide the ports. The fields that both protocols have behind the IP header are read with it. */
 static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 {
 	struct {
@@ -903,7 +903,7 @@ static __always_inline int refuse_packet(struct __sk_buff *skb, const struct pac
 	return DENY;
 }
 
-/* What becomes of a packet. */
+/* The verdict on a packet. */
 enum passage { STOPPED, METERED, FREE };
 
 static __always_inline enum passage way_out(const struct setting *s, const struct packet *p)
@@ -944,7 +944,7 @@ int egress(struct __sk_buff *skb)
 	return passage == FREE ? ALLOW : sent(skb, &p, d->in_force);
 }
 
-/* What others send to a served port ends at a shut door, too; without payload it passes, or an end would hang. */
+/* Packets of others to a served port are dropped while the plugin is blocked; without payload they pass, or a close would hang. */
 static __always_inline enum passage way_in(const struct setting *s, const struct packet *p, bool open)
 {
 	if (is_proxy(s, &p->source, p->source_port) || is_resolver(s, &p->source, p->source_port))

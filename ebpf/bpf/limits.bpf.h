@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// Limits. What a limit permits and what has been used of it are apart: user space replaces all limits in one step, and the
+// Limits. A limit and the usage of it are apart: user space replaces all limits in one step, and the
 // standings stay, written by the programs alone.
 //
 // One algorithm serves rates and totals. A rate is kept by the generic cell rate algorithm (ITU-T I.371, annex A): its level
@@ -25,7 +25,7 @@ enum limit_kind {
 #define PER_KIND 8
 #define SLOTS 128 /* more than twice of what may be in force: a slot is not used again at once */
 
-/* What becomes of the plugin at a limit; the higher number wins. */
+/* The action on the plugin at a limit; the higher number wins. */
 enum pending { PENDING_NONE = 0, PENDING_STOP = 1, PENDING_KILL = 2 };
 
 #define SIGKILL_NUMBER 9 /* include/uapi/asm-generic/signal.h */
@@ -62,7 +62,7 @@ struct limit_state {
 	__u32 pad[9];	/* a cache line each */
 };
 
-/* What the plugin as a whole has brought upon itself. */
+/* The pending action on the plugin as a whole. */
 struct enforcement {
 	__u32 action;
 	__u32 beyond;  /* hooks passed by processes that were stopped: somebody continues them */
@@ -103,7 +103,7 @@ struct {
 #define FORCE 1	  /* it happens whatever the limits say */
 #define RESERVE 2 /* only if as much as every processor may hold remains */
 
-/* What came of it: REFUSED, CROSSED (to be reported) or both, and the slot. */
+/* The outcome: REFUSED, CROSSED (to be reported) or both, and the slot. */
 #define REFUSED 1
 #define CROSSED 2
 #define MORE 4
@@ -125,7 +125,7 @@ static __always_inline __u64 price(const struct limit *l, __u64 cost)
 	return whole + ((cost * l->mult + (1ULL << (l->shift & 63)) - 1) >> (l->shift & 63));
 }
 
-/* What is larger than the whole bucket of a rate passes when the bucket is empty, and is charged in full: nothing waits for
+/* A cost that is larger than the whole bucket of a rate passes when the bucket is empty, and is charged in full: nothing waits for
  * ever. It never passes a total. */
 static __always_inline bool oversized(const struct limit *l, __u64 cost)
 {

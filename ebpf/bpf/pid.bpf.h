@@ -42,7 +42,7 @@ struct task_struct___pid {
 /* The sidecar's PID namespace by its inode, as /proc/PID/ns/pid shows it: set by user space before the program is loaded. */
 const volatile __u32 pid_namespace = 0;
 
-/* The id of a task's process in the sidecar's PID namespace; 0 when the process is not visible there. Nothing that is decided
+/* The id of a task's process in the sidecar's PID namespace; 0 when the process is not visible there. No decision
  * depends on it: it names a process to people. */
 static __always_inline __u32 pid_of(struct task_struct___pid *task)
 {

@@ -81,7 +81,7 @@ static __always_inline void end_escaped(struct task_struct *task, bool by_plugin
 	bpf_ringbuf_submit(e, 0);
 }
 
-/* Counts a newborn and holds the plugin to its limits on processes. What is beyond a limit does not get to run and was not
+/* Counts a newborn and holds the plugin to its limits on processes. A process beyond a limit does not run and was not
  * started: neither here nor by the limit is it counted. A kernel that cannot end it (before Linux 6.13) ends the process that
  * started it. */
 static __always_inline void count_process(struct task_struct *child)

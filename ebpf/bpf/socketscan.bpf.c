@@ -17,8 +17,8 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 
 enum found {
 	SOCKET_FOREIGN = 1, /* made outside the cgroup */
-	SOCKET_EARLY = 2,   /* connected before the walls stood */
-	SOCKET_UNSEEN = 3,  /* of a family that no wall sees */
+	SOCKET_EARLY = 2,   /* connected before the hooks were attached */
+	SOCKET_UNSEEN = 3,  /* of a family that no hook covers */
 };
 
 /* socket_entry is one socket in the hands of one process. */
@@ -45,7 +45,7 @@ const struct socket_entry *socket_entry_type __attribute__((unused));
 
 enum verdict { VERDICT_DESTROY = 1, VERDICT_KILL = 2, VERDICT_PROBE = 3, VERDICT_FOUND = 4 };
 
-/* What is to be ended, or looked for, by the socket's cookie. */
+/* The verdict on a socket, by its cookie. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
@@ -276,7 +276,7 @@ int end_udp(struct bpf_iter__udp *ctx)
 	return 0;
 }
 
-/* Finds the sockets that are looked for. What waits for the end of its time is none that anybody holds. */
+/* Finds the sockets that are looked for. A socket in TIME_WAIT has no holder. */
 SEC("iter/tcp")
 int seek_tcp(struct bpf_iter__tcp *ctx)
 {

@@ -195,8 +195,8 @@ func (v *View) makeRuntimeDirectories() error {
 	return nil
 }
 
-// mountProcesses mounts the process table of the PID namespace. What a container
-// runtime had masked in the old one stays masked.
+// mountProcesses mounts the process table of the PID namespace. Paths that a container
+// runtime had masked in the old one stay masked.
 func mountProcesses() error {
 	points, err := mountsBelow("/proc")
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // killTimeout bounds how long a killed cgroup may take to empty. Processes in
-// an uninterruptible wait can exceed it; the walls then stay.
+// an uninterruptible wait can exceed it; the hooks then stay.
 const killTimeout = 10 * time.Second
 
 // cgroup is one directory of the cgroup v2 hierarchy.
@@ -285,8 +285,8 @@ func MakeCgroup(h CgroupMount, name string) (*Cgroup, error) {
 		return nil, errors.Join(err, os.Remove(path))
 	}
 	g.Own = true
-	// What a descendant cgroup does would still pass the hooks, but not be
-	// counted by an exact comparison, nor be ended by one look at one file.
+	// Processes of a descendant cgroup would still pass the hooks, but not be counted
+	// by an exact comparison, nor be listed in one file.
 	if err := g.Set("cgroup.max.descendants", "0"); err != nil {
 		return nil, errors.Join(err, g.Close(), os.Remove(path))
 	}
@@ -352,8 +352,8 @@ func (g *Cgroup) event(key string) (bool, error) {
 // populated reports whether any process lives in the cgroup or below it.
 func (g *Cgroup) Populated() (bool, error) { return g.event("populated") }
 
-// processes is how many processes the cgroup lists, those included that this
-// process namespace does not show. What cannot be read counts as none.
+// processes is how many processes the cgroup lists, those included that this process
+// namespace does not show. An unreadable list counts as empty.
 func (g *Cgroup) Processes() int {
 	text, err := os.ReadFile(filepath.Join(g.Path, "cgroup.procs"))
 	if err != nil {
@@ -362,7 +362,7 @@ func (g *Cgroup) Processes() int {
 	return strings.Count(string(text), "\n")
 }
 
-// kill ends every process in the cgroup and waits until there is none.
+// kill ends every process in the cgroup and waits until there does not exist.
 func (g *Cgroup) Kill() error {
 	if populated, err := g.Populated(); err != nil || !populated {
 		return err

@@ -16,7 +16,7 @@ type Listener struct {
 	Path string
 	// Name is the path as the process gave it to bind(2).
 	Name string
-	// File is the file that the socket is bound to, open with O_PATH. Who is given
+	// File is the file that the socket is bound to, open with O_PATH. The receiver of
 	// the Listener closes it.
 	File *os.File
 	// Socket is the inode number of the socket, which [Confinement.Bound] takes.
@@ -30,13 +30,13 @@ type Command struct {
 	Path string
 	// Args are its arguments, its own name first. Empty: Path alone.
 	Args []string
-	// Env is its whole environment. Nothing of the sidecar's is added.
+	// Env is its whole environment. The sidecar's own variables are not added.
 	Env []string
 	// Dir is its working directory, entered as the plugin's user. Empty: the
 	// sidecar's.
 	Dir string
 	// Stdin, Stdout and Stderr are passed as they are; nil is /dev/null. An
-	// Internet socket is refused: data on it would pass no wall.
+	// Internet socket is refused: data on it would pass no hook.
 	Stdin, Stdout, Stderr *os.File
 	// Terminal gives the program a pseudoterminal of its own, as its controlling
 	// terminal, in the place of those streams that are terminals and the same one as
@@ -71,20 +71,20 @@ type Account struct {
 	Home string
 	// Shell is the login shell.
 	Shell string
-	// RuntimeDir is the directory for XDG_RUNTIME_DIR. Empty: there is none.
+	// RuntimeDir is the directory for XDG_RUNTIME_DIR. Empty: there does not exist.
 	RuntimeDir string
 	// SameUser says that it is root or the sidecar's own user.
 	SameUser bool
 }
 
-// Files are the files that a program may use, everything below a directory
-// included, by absolute path. Whatever is not named is closed to it, but for what
-// a program needs to run at all: see the package's documentation. The kernel
-// needs Landlock's third version (Linux 6.2); without it nothing starts.
+// Files are the files that a program may use, everything below a directory included, by
+// absolute path. All other files are closed to it, except those that every program
+// needs: see the package's documentation. The kernel needs Landlock's third version
+// (Linux 6.2); without it nothing starts.
 //
 // A path stands for the file that it leads to when the program starts, not for
 // one that is put in its place later: name the directory of a file that is
-// replaced. The user's permissions hold all the same.
+// replaced. The user's permissions hold nevertheless.
 type Files struct {
 	// Read may be read and executed.
 	Read []string
@@ -116,7 +116,7 @@ var (
 	ErrUnsupported = errors.New("confinement needs Linux")
 	// ErrNoUserNamespace says that a [Rootless] cannot be made here: the system refuses
 	// user namespaces, or what belongs to them.
-	ErrNoUserNamespace = errors.New("no network namespace for an ordinary user is to be had")
+	ErrNoUserNamespace = errors.New("unprivileged user namespaces are not available")
 	// ErrBusy says that another sidecar holds the same state directory.
 	ErrBusy = errors.New("another sidecar holds this state directory")
 )

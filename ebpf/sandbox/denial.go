@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Hook names the wall that refused something.
+// Hook names the hook that refused something.
 type Hook string
 
 // The hooks.
@@ -23,7 +23,7 @@ const (
 	// was killed.
 	HookEscape Hook = "escape"
 	// HookDescriptor: the plugin holds a socket that was made outside its
-	// cgroup, or connected before its walls stood. It was ended.
+	// cgroup, or connected before its hooks stood. It was ended.
 	HookDescriptor Hook = "descriptor"
 )
 
@@ -32,8 +32,8 @@ type Cause string
 
 // The causes.
 const (
-	CausePolicy    Cause = "policy"    // never let through
-	CauseBlocked   Cause = "door"      // the door is shut
+	CausePolicy    Cause = "policy"    // never allowed
+	CauseBlocked   Cause = "door"      // the plugin is blocked
 	CauseNamespace Cause = "namespace" // from a network namespace that is not the confined one
 	CauseEndpoint  Cause = "endpoint"  // the sidecar has no listener of that address family
 	CauseMemory    Cause = "memory"    // the kernel had no room to remember the connection

@@ -37,7 +37,7 @@ const (
 
 	rightsToUse = unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
 
-	// What exists since version 3, less what no rule can do without it.
+	// The rights of version 3, without those that every rule needs.
 	rightsHandled = rightsToWrite | unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK
 )
 
@@ -77,7 +77,7 @@ type ruleset struct {
 // connections to abstract sockets unless told otherwise. It counts where the
 // plugin's user has other processes: under sudo, with a named user, as root.
 //
-// Without files, and on a kernel without such domains, there are none: nil.
+// Without files, and on a kernel without such domains, there do not exist: nil.
 func newRuleset(files *Files, abstract bool, private []string) (*ruleset, error) {
 	version := LandlockVersion()
 	switch {
@@ -275,7 +275,7 @@ func (r *ruleset) add(fd int, rights uint64) error {
 	return nil
 }
 
-// enter puts the calling thread under the rules, for good.
+// enter puts the calling thread under the rules, permanently.
 func (r *ruleset) enter() error {
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, r.file.Fd(), 0, 0); errno != 0 {
 		return fmt.Errorf("enter landlock domain: %w", errno)
@@ -308,8 +308,8 @@ func beneath(path, dir string) bool {
 	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }
 
-// resolved follows the links in paths. What does not exist yet is resolved as
-// far as it does.
+// resolved follows the links in paths. A path that does not exist yet is resolved as
+// far as it exists.
 func ResolveLinks(paths []string) []string {
 	var targets []string
 	for _, path := range paths {
@@ -335,9 +335,9 @@ func ResolveLinks(paths []string) []string {
 const maxInterpreters = 5
 
 // allowProgram lets the process use what it is about to become: the program, the
-// interpreter that its first line names, the loader that it asks for. It runs in
-// the launcher, when that has no privileges left: the file is the plugin's, and
-// reading it may fail in any way. What cannot be run is left for exec to refuse.
+// interpreter that its first line names, the loader that it asks for. It runs in the
+// launcher, when that has no privileges left: the file is the plugin's, and reading it
+// may fail in any way. A file that cannot be run is refused by exec.
 func (r *ruleset) allowProgram(path string, private []string, depth int) error {
 	if executable := unix.Access(path, unix.X_OK) == nil; !executable || depth > maxInterpreters {
 		return nil

@@ -29,9 +29,9 @@ const (
 // Descriptors that the launcher is given.
 const (
 	statusFD  = 3 // one end of a socket pair to the sidecar
-	specFD    = 4 // a memory file with the order
+	specFD    = 4 // a memory file with the specification
 	cgroupFD  = 5 // the plugin's cgroup.procs
-	rulesetFD = 6 // a Landlock ruleset, if the order has Handled
+	rulesetFD = 6 // a Landlock ruleset, if the specification has Handled
 )
 
 // launchSpec is what the launcher is to do.
@@ -73,7 +73,7 @@ type limitSpec struct {
 // Replies of the launcher. None means that the program runs.
 const (
 	replyListener   = 'L' // with the seccomp listener's descriptor
-	replyUnreported = 'D' // in a fence: the filter refuses without telling anybody
+	replyUnreported = 'D' // in a rootless sandbox: the filter refuses without telling anybody
 	replyFailure    = 'F' // confinement failed; text follows
 	replyExec       = 'X' // the program cannot be run; status byte and errno follow
 	replyStarted    = 'P' // the program runs below the first process of its view; with its pidfd
@@ -83,10 +83,10 @@ const (
 )
 
 // Launch is the launcher: main calls it first, as does TestMain of every package
-// that starts cages. In any other process it returns at once.
+// that starts confinements. In any other process it returns at once.
 //
 // The sidecar starts its own binary under another name, directly in the
-// plugin's cgroup and network namespace. This function then takes away from the
+// plugin's cgroup and network namespace. This function then removes from the
 // process what the plugin is not to have and replaces it by the plugin. It has
 // to run before anything else does: until then the process is privileged.
 func Launch() {
@@ -120,7 +120,7 @@ func reply(text []byte, fd int) {
 	if fd >= 0 {
 		rights = unix.UnixRights(fd)
 	}
-	// Nobody is left to be told of an error here; the sidecar sees the end.
+	// An error cannot be reported here; the sidecar sees the end of the process.
 	_ = unix.Sendmsg(statusFD, text, rights, nil, unix.MSG_NOSIGNAL)
 }
 
@@ -148,7 +148,7 @@ func launch() error {
 		return err
 	}
 	if o.SelfTest != 0 {
-		// What exec would do: the sidecar takes it for running.
+		// As exec would: the sidecar takes the program for running.
 		if err := unix.Close(statusFD); err != nil {
 			return fmt.Errorf("close status socket: %w", err)
 		}
@@ -191,7 +191,7 @@ func dropInherited() error {
 	return nil
 }
 
-// confine takes away what the plugin is not to have. The order matters: what
+// confine removes what the plugin is not to have. The order matters: what
 // needs a capability comes before the capabilities go.
 func confine(o *launchSpec) error {
 	if err := dropInherited(); err != nil {
@@ -227,7 +227,7 @@ func confine(o *launchSpec) error {
 }
 
 // forbidCores sets the limit on core dumps to one byte, not to none: a
-// core_pattern that starts a handler, which runs as root and outside the walls,
+// core_pattern that starts a handler, which runs as root and outside the hooks,
 // ignores every limit but this (core(5)). A hard limit of 0 can be raised to 1
 // with CAP_SYS_RESOURCE only; it is as good where the kernel starts no handler.
 func limitCoreDumps() error {
@@ -282,9 +282,9 @@ func enterLandlock(o *launchSpec) error {
 	return r.enter()
 }
 
-// leaveShelter gives up what a service manager gave the sidecar against the end
-// of memory (OOMScoreAdjust=): a plugin that inherited it could have everything
-// else on the host killed in its stead. What makes it an earlier victim stays.
+// leaveShelter gives up what a service manager gave the sidecar against the end of
+// memory (OOMScoreAdjust=): a plugin that inherited it could have everything else on
+// the host killed in its stead. A value that makes it an earlier victim stays.
 func resetOOMScore() error {
 	const file = "/proc/self/oom_score_adj"
 	text, err := os.ReadFile(file)

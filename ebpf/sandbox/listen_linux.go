@@ -29,7 +29,7 @@ func (e *notifyListener) reportListen(n *notification, process uint32) {
 	}
 	switch {
 	case err != nil:
-		e.log.Warn("listening socket not followed", zap.Uint32("pid", process), zap.Error(err))
+		e.log.Warn("listening socket not identified", zap.Uint32("pid", process), zap.Error(err))
 	case port != 0 && e.listenTCP != nil:
 		e.listenTCP(port)
 	case l != nil && e.listenUnix != nil:

@@ -10,25 +10,25 @@ import (
 	"syscall"
 )
 
-// Process is a program in a cage. On this platform there is none.
+// Process is a program in a confinement. On this platform there does not exist.
 type Process struct{}
 
 // Rootless confines a plugin without privileges. On this platform it cannot be
 // made.
 type Rootless struct{}
 
-// RootlessProcess is a program behind a fence. On this platform there is none.
+// RootlessProcess is a program in a rootless sandbox. On this platform there does not exist.
 type RootlessProcess struct{}
 
 // NewRootless returns [ErrNoUserNamespace].
 func NewRootless(RootlessConfig) (*Rootless, error) {
-	return nil, fmt.Errorf("make fence: %w: %w", ErrNoUserNamespace, ErrUnsupported)
+	return nil, fmt.Errorf("make rootless sandbox: %w: %w", ErrNoUserNamespace, ErrUnsupported)
 }
 
-// Listeners are none.
+// Listeners do not exist.
 func (*Rootless) Listeners() []net.Listener { return nil }
 
-// Limits are none.
+// Limits do not exist.
 func (*Rootless) Limits() []string { return nil }
 
 // Start returns [ErrUnsupported].

@@ -36,7 +36,7 @@ func directoryHint(path string, err error) string {
 }
 
 // places are the runtime directory of a sidecar, and its state directory, which
-// names its cage.
+// names its confinement.
 type Paths struct {
 	Dir   string
 	State string

@@ -143,7 +143,7 @@ func checkStream(file *os.File) error {
 	if _, err := unix.Getpeername(fd); domain == unix.AF_UNIX && kind == unix.SOCK_STREAM && err == nil {
 		return nil
 	}
-	return errors.New("it is a socket made outside the walls; use a pipe, a file or a terminal")
+	return errors.New("it is a socket made outside the plugin's cgroup; use a pipe, a file or a terminal")
 }
 
 // StartProcess starts a program. It returns when the program runs, or an
@@ -308,7 +308,7 @@ func newStatusPair() (ours, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
-// prepare makes the order, and the Landlock rules, if there are any and they are
+// prepare makes the specification, and the Landlock rules, if there are any and they are
 // not to be made in a view.
 func (c *ProcessConfig) prepare(command Command, walk bool) (*launchSpec, *ruleset, error) {
 	o := &launchSpec{
@@ -400,7 +400,7 @@ func (p *Process) spawn(command Command, status, file *os.File, r *ruleset, walk
 
 // hear reads the launcher's replies until it has become the program, which
 // closes the socket, or has started it in a view, and then returns its pidfd, else
-// -1. The ears are nil if the launcher could get no listener, which only a fence
+// -1. The ears are nil if the launcher could get no listener, which only a rootless sandbox
 // puts up with, and may be there beside an error.
 func awaitLauncher(status *os.File, path string, listen func(fd int) (*notifyListener, error), adopt func(master int)) (e *notifyListener, pidfd int, err error) {
 	text := make([]byte, 4096)
@@ -465,9 +465,9 @@ func receivedFD(rights []byte) (int, error) {
 // PID is the program's process id.
 func (p *Process) PID() int { return p.pid }
 
-// Signal passes a signal on. What a terminal sends to everything in the
-// foreground goes to the program's process group; any other signal goes to the
-// program alone, as a service manager would send it.
+// Signal passes a signal on. A signal that a terminal sends to its foreground goes to
+// the program's process group; any other signal goes to the program alone, as a service
+// manager would send it.
 func (p *Process) Signal(signal os.Signal) error {
 	number, ok := signal.(syscall.Signal)
 	if !ok {
@@ -514,7 +514,7 @@ func (p *Process) signalProgram(number syscall.Signal) error {
 // Wait waits until the program ends, then ends everything else in the cgroup:
 // what it left in the background does not outlive it. The status is the
 // program's, or 128+N when signal N ended it. An error says that the program's
-// end could not be seen or that something of it still lives; the walls then
+// end could not be seen or that something of it still lives; the hooks then
 // stay up. It may be called more than once.
 func (p *Process) Wait() (int, error) {
 	p.once.Do(func() {

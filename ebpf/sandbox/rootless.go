@@ -28,8 +28,8 @@ type RootlessConfig struct {
 	// absolute is an error. A file that is
 	// replaced by another later shows again: name its directory.
 	Private []string
-	// Denied is told of each system call that the filter refused, by a goroutine
-	// of the fence's. It may not block for long. Nil: they are refused silently.
+	// Denied is called for each system call that the filter refused, by a goroutine
+	// of the sandbox's. It may not block for long. Nil: they are refused silently.
 	Denied func(Denial)
 	// Reaper is as [Config.Reaper].
 	Reaper *reaper.Reaper

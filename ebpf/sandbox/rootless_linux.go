@@ -22,13 +22,13 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
-// Rootless confines a plugin without any privilege: for a machine or a user that
-// cannot have a [Confinement]. It is a user namespace of the plugin's own and in it a
-// network without a way out, in which the sidecar listens; processes, mounts and
-// IPC of its own; and the system call filter of a cage. What it lacks,
-// [Rootless.Limits] lists.
+// Rootless confines a plugin without any privilege: for a machine or a user that cannot
+// have a [Confinement]. It is a user namespace of the plugin's own and in it a network
+// without a way out, in which the sidecar listens; processes, mounts and IPC of its
+// own; and the system call filter of a confinement. [Rootless.Limits] lists its
+// limitations.
 //
-// A small process, the keeper, is the first in these namespaces. With it
+// A small process, the init process, is the first in these namespaces. With it
 // everything in them ends, and it ends with the sidecar, however that ends: what
 // a plugin leaves in the background, too, whatever it did to leave it there.
 type Rootless struct {
@@ -48,7 +48,7 @@ type Rootless struct {
 	dial    *os.File
 }
 
-// fenceOrder is what the keeper is told, and in an order what the launcher is.
+// fenceOrder is what the init process is told, and in an order what the launcher is.
 type rootlessSpec struct {
 	Addresses []string // to listen on
 	Serve     []uint16 // ports that the plugin serves
@@ -61,15 +61,15 @@ type rootlessSpec struct {
 func NewRootless(config RootlessConfig) (*Rootless, error) {
 	for _, address := range config.Proxy {
 		if err := literal(address); err != nil {
-			return nil, fmt.Errorf("make fence: %w", err)
+			return nil, fmt.Errorf("make rootless sandbox: %w", err)
 		}
 		if host, _, err := net.SplitHostPort(address); err != nil || !net.ParseIP(host).IsLoopback() {
-			return nil, fmt.Errorf("make fence: %s is not on the loopback", address)
+			return nil, fmt.Errorf("make rootless sandbox: %s is not on the loopback", address)
 		}
 	}
 	for _, path := range config.Private {
 		if !filepath.IsAbs(path) { // it would hide something else, or nothing
-			return nil, fmt.Errorf("make fence: private path %q is not absolute", path)
+			return nil, fmt.Errorf("make rootless sandbox: private path %q is not absolute", path)
 		}
 	}
 	if config.Logger == nil {
@@ -80,7 +80,7 @@ func NewRootless(config RootlessConfig) (*Rootless, error) {
 	}
 	f := &Rootless{config: config, account: User{UID: os.Geteuid(), GID: os.Getegid(), Same: true}}
 	if err := f.build(); err != nil {
-		return nil, errors.Join(fmt.Errorf("make fence: %w", err), f.Close())
+		return nil, errors.Join(fmt.Errorf("make rootless sandbox: %w", err), f.Close())
 	}
 	return f, nil
 }
@@ -103,20 +103,20 @@ func (f *Rootless) build() error {
 	}
 	defer func() { _ = file.Close() }()
 	var theirs, theirDial *os.File
-	if f.control, theirs, err = socketPair("fence"); err != nil {
+	if f.control, theirs, err = socketPair("init"); err != nil {
 		return err
 	}
 	defer func() { _ = theirs.Close() }()
-	if f.dial, theirDial, err = socketPair("fence"); err != nil {
+	if f.dial, theirDial, err = socketPair("init"); err != nil {
 		return err
 	}
 	defer func() { _ = theirDial.Close() }()
 	if err := f.spawn(theirs, file, theirDial); err != nil {
 		return fmt.Errorf("%w: %w%s", ErrNoUserNamespace, err, userNamespaceHint(err))
 	}
-	// Our copy has to go, or the keeper's end is never seen.
+	// Our copy has to go, or the init process's end is never seen.
 	if err := theirs.Close(); err != nil {
-		return fmt.Errorf("start keeper: %w", err)
+		return fmt.Errorf("start init process: %w", err)
 	}
 	fds, err := f.awaitListeners()
 	if err != nil {
@@ -140,12 +140,12 @@ func userNamespaceHint(err error) string {
 	return ""
 }
 
-// spawn starts the keeper in namespaces of its own, with what it needs to set
+// spawn starts the init process in namespaces of its own, with what it needs to set
 // them up. Inside, users have the numbers that they have outside.
 func (f *Rootless) spawn(control, order, dial *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return fmt.Errorf("start keeper: %w", err)
+		return fmt.Errorf("start init process: %w", err)
 	}
 	defer func() { _ = null.Close() }()
 	attributes := &syscall.SysProcAttr{
@@ -166,12 +166,12 @@ func (f *Rootless) spawn(control, order, dial *os.File) error {
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("start keeper: %w", err)
+		return fmt.Errorf("start init process: %w", err)
 	}
 	return nil
 }
 
-// listen waits for the keeper's listeners.
+// listen waits for the init process's listeners.
 func (f *Rootless) awaitListeners() ([]int, error) {
 	text, fds, err := f.receiveResult(launchTimeout)
 	switch {
@@ -206,7 +206,7 @@ func (f *Rootless) receiveResult(timeout time.Duration) (text []byte, fds []int,
 			continue
 		}
 		if err != nil || n == 0 {
-			return nil, nil, errors.Join(errors.New("hear keeper: it does not answer"), err)
+			return nil, nil, errors.Join(errors.New("wait for init process: no reply"), err)
 		}
 		return receive(int(f.control.Fd()))
 	}
@@ -242,18 +242,18 @@ func receive(socket int) (text []byte, fds []int, err error) {
 	}
 }
 
-// Listeners are the sidecar's, inside the fence, in the order of
+// Listeners are the sidecar's, inside the sandbox, in the specification of
 // [RootlessConfig.Proxy]. They are the caller's to close.
 func (f *Rootless) Listeners() []net.Listener { return f.listeners }
 
-// Limits says in words what a fence cannot do and a [Confinement] can.
+// Limits says in words what a rootless sandbox cannot do and a [Confinement] can.
 func (f *Rootless) Limits() []string {
 	limits := []string{
 		"nothing is metered: limits on connections, bytes, system calls and processes cannot be kept",
 		"only programs that use the proxy variables reach anything; the network refuses the others, and no record says so",
 		"names are resolved by the proxy alone: a program that asks a name server by itself finds none",
 		"Unix sockets other than pairs are refused, and none can be granted",
-		"a caller is known by the proxy token, which everything inside the fence can read",
+		"a caller is known by the proxy token, which every process in the sandbox can read",
 		"the plugin can be ended at any time, and not be frozen",
 		"/tmp, /run and /dev/shm are the host's: a view of the plugin's own (process.view) needs the kernel half",
 	}
@@ -271,7 +271,7 @@ func (f *Rootless) Limits() []string {
 	return limits
 }
 
-// Start starts a program behind the fence, as [Confinement.Start] does in a cage. One
+// Start starts a program in the rootless sandbox, as [Confinement.Start] does in a confinement. One
 // runs at a time.
 func (f *Rootless) Start(command Command) (*RootlessProcess, error) {
 	if err := command.Complete(); err != nil {
@@ -283,7 +283,7 @@ func (f *Rootless) Start(command Command) (*RootlessProcess, error) {
 	case f.closed || f.killed:
 		return nil, fmt.Errorf("start %s: %w", command.Path, os.ErrClosed)
 	case f.running:
-		return nil, fmt.Errorf("start %s: a program runs behind the fence already", command.Path)
+		return nil, fmt.Errorf("start %s: a program is running already", command.Path)
 	}
 	p := &RootlessProcess{sandbox: f}
 	if err := p.launch(command); err != nil {
@@ -349,7 +349,7 @@ func (p *RootlessProcess) launch(command Command) error {
 	p.terminal = master
 	text, fds, err := f.receiveResult(launchTimeout)
 	if err != nil || text[0] != resultStarted || len(fds) != 1 {
-		return errors.Join(fmt.Errorf("start %s: the keeper could not: %s", command.Path, strings.TrimLeft(string(text), string(resultFailed))), err)
+		return errors.Join(fmt.Errorf("start %s: init process: %s", command.Path, strings.TrimLeft(string(text), string(resultFailed))), err)
 	}
 	p.pidfd = fds[0]
 	p.notify, _, err = awaitLauncher(ours, command.Path, func(listener int) (*notifyListener, error) {
@@ -364,7 +364,7 @@ func (p *RootlessProcess) launch(command Command) error {
 		p.pid, err = pidOf(p.pidfd)
 	}
 	if err != nil {
-		// Whatever it is by now, it ends, and the keeper says so.
+		// The program is killed, and the init process reports its end.
 		_ = unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
 		_, _, _ = f.receiveResult(launchTimeout)
 		return errors.Join(err, p.notify.close(), unix.Close(p.pidfd))
@@ -372,7 +372,7 @@ func (p *RootlessProcess) launch(command Command) error {
 	return nil
 }
 
-// order hands the keeper a program to start, with the number of a stream that is
+// order hands the init process a program to start, with the number of a stream that is
 // to be its controlling terminal, or -1.
 func (f *Rootless) sendLaunch(command Command, stream int, file, status *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -407,7 +407,7 @@ func pidOf(pidfd int) (int, error) {
 	return 0, errors.New("number the process: the kernel does not say")
 }
 
-// PID is the program's process id outside the fence.
+// PID is the program's process id outside the sandbox.
 func (p *RootlessProcess) PID() int { return p.pid }
 
 // Signal passes a signal on, as [Process.Signal] does.
@@ -460,9 +460,9 @@ func (p *RootlessProcess) wait() (int, error) {
 	case err != nil && killed:
 		return 128 + int(unix.SIGKILL), closed
 	case err != nil:
-		return 125, errors.Join(fmt.Errorf("wait for the plugin: the keeper ended: %w", err), closed)
+		return 125, errors.Join(fmt.Errorf("wait for the plugin: init process ended: %w", err), closed)
 	case text[0] != resultEnded || len(text) != 5:
-		return 125, errors.Join(fmt.Errorf("wait for the plugin: the keeper says %q", text), closed)
+		return 125, errors.Join(fmt.Errorf("wait for the plugin: unexpected reply %q of the init process", text), closed)
 	}
 	status := syscall.WaitStatus(binary.NativeEndian.Uint32(text[1:]))
 	if status.Signaled() {
@@ -471,8 +471,8 @@ func (p *RootlessProcess) wait() (int, error) {
 	return status.ExitStatus(), closed
 }
 
-// DialContext connects to the plugin inside the fence, as [Confinement.DialContext]
-// does inside a cage. The keeper makes the connection and hands it out.
+// DialContext connects to the plugin inside the sandbox, as [Confinement.DialContext]
+// does inside a confinement. The init process makes the connection and hands it out.
 func (f *Rootless) DialContext(ctx context.Context, Network, address string) (net.Conn, error) {
 	if err := literal(address); err != nil {
 		return nil, err
@@ -503,7 +503,7 @@ func (f *Rootless) DialContext(ctx context.Context, Network, address string) (ne
 	return conn, nil
 }
 
-// Kill ends everything behind the fence, for good: nothing can be started there
+// Kill ends everything in the rootless sandbox, permanently: nothing can be started there
 // again.
 func (f *Rootless) Kill() error {
 	f.mu.Lock()
@@ -518,7 +518,7 @@ func (f *Rootless) Kill() error {
 	return nil
 }
 
-// Close ends everything behind the fence and takes it down. A program that was
+// Close ends everything in the rootless sandbox and takes it down. A program that was
 // started has to have been waited for, or to be waited for at the same time.
 func (f *Rootless) Close() error {
 	killed := f.Kill()
@@ -530,7 +530,7 @@ func (f *Rootless) Close() error {
 	f.closed = true
 	errs := []error{killed}
 	if f.init != nil {
-		_, err := f.init.Wait() // when it has ended, nothing of the fence lives
+		_, err := f.init.Wait() // when it has ended, nothing of the sandbox lives
 		f.config.Reaper.Done(f.init.Pid)
 		errs = append(errs, err)
 	}
@@ -542,7 +542,7 @@ func (f *Rootless) Close() error {
 	}
 	errs = append(errs, f.account.Release())
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("close fence: %w", err)
+		return fmt.Errorf("close rootless sandbox: %w", err)
 	}
 	return nil
 }

@@ -16,21 +16,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The keeper of a [Rootless] is this binary under two other names: the first sets
+// The init process of a [Rootless] is this binary under two other names: the first sets
 // the namespaces up, with capabilities that count only inside; it then becomes
 // the second, by exec, since only that takes them from every thread.
 const (
-	rootlessSetupName = "chaperone-fence"
-	rootlessInitName  = "chaperone-keeper"
+	rootlessSetupName = "chaperone-rootless"
+	rootlessInitName  = "chaperone-rootless-init"
 )
 
-// Descriptors that the keeper is given, besides orderFD.
+// Descriptors that the init process is given, besides orderFD.
 const (
 	controlFD = statusFD
 	dialFD    = cgroupFD
 )
 
-// What is said on the control and dial sockets.
+// Messages on the control and dial sockets.
 const (
 	requestStart    = 'S' // the stream that is a terminal follows; with stdin, stdout, stderr, the launcher's status socket and its order
 	resultListening = 'L' // with the listeners
@@ -43,10 +43,10 @@ const (
 // maxRights is how many descriptors one message carries at most.
 const maxRights = 16
 
-// dialTimeout bounds a connection inside a fence.
+// dialTimeout bounds a connection inside a rootless sandbox.
 const dialTimeout = 5 * time.Second
 
-// fence is the keeper. It never returns.
+// fence is the init process. It never returns.
 func runRootlessInit(name string) {
 	runtime.LockOSThread()
 	if name == rootlessSetupName {
@@ -59,7 +59,7 @@ func runRootlessInit(name string) {
 	os.Exit(0) //nolint:forbidigo // as above
 }
 
-// tell sends one message. Nobody is left to be told of an error.
+// tell sends one message. An error cannot be reported.
 func send(socket int, text []byte, fds ...int) {
 	var rights []byte
 	if len(fds) > 0 {
@@ -109,9 +109,9 @@ func setUpNamespaces() error {
 	return fmt.Errorf("keep: %w", syscall.Exec("/proc/self/exe", []string{rootlessInitName}, nil))
 }
 
-// hide gives the fence a /proc of its own, where that is permitted, and puts
-// nothing in the place of what is the sidecar's. What is out of reach anyway is
-// left as it is.
+// hide gives the sandbox a /proc of its own, where that is permitted, and covers the
+// sidecar's paths with empty files and directories. Paths that are out of reach are
+// left as they are.
 func hidePaths(private []string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -220,7 +220,7 @@ func startLauncher(fds []int, stream int) {
 }
 
 // collect waits for the program, ends what it left behind, and says how it
-// ended. Meanwhile it buries what others left to the first process.
+// ended. In between it buries what others left to the first process.
 func reapUntilEmpty(program int) {
 	var last unix.WaitStatus
 	for {
@@ -234,8 +234,8 @@ func reapUntilEmpty(program int) {
 		}
 		if pid == program {
 			last = status
-			// Everything inside but this process. What is just being born has the
-			// signal before it runs.
+			// Everything inside but this process. A process that is just being made
+			// receives the signal before it runs.
 			_ = unix.Kill(-1, unix.SIGKILL)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // Offsets in struct seccomp_data (include/uapi/linux/seccomp.h), which a filter
 // reads 32 bits at a time. Of an argument the low half is read: the kernel takes
 // these arguments as ints and ignores the rest, so a filter that compared all 64
-// bits would be passed by one with a stray high bit.
+// bits would be passed by one with an unmediated connection high bit.
 const (
 	offsetNumber = 0
 	offsetArch   = 4
@@ -57,7 +57,7 @@ const (
 	ioctlVhost = 0xaf00
 )
 
-// refusedCalls are never needed by a plugin and reach past its walls, or offer
+// refusedCalls are never needed by a plugin and reach past its hooks, or offer
 // attack surface that its work does not need.
 func refusedCalls() map[uint32]string {
 	calls := refusedCallsOfArch()
@@ -198,7 +198,7 @@ func flagsFilter(flags uint32) bpfProgram {
 	return p
 }
 
-// socketFilter lets through what a hook judges, and the routing socket, by which
+// socketFilter allows what a hook judges, and the routing socket, by which
 // programs list interfaces and which can change nothing without a capability.
 // The socket hook refuses the same and more, but comes after the kernel's own
 // check for privileges, which would refuse a raw socket unreported.
@@ -275,7 +275,7 @@ func ioctlFilter() bpfProgram {
 	return p
 }
 
-// installFilter puts the filter on the calling thread, for good, and returns the
+// installFilter puts the filter on the calling thread, permanently, and returns the
 // descriptor on which refusals are heard.
 func installFilter(p []unix.SockFilter) (int, error) {
 	chain := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
@@ -289,7 +289,7 @@ func installFilter(p []unix.SockFilter) (int, error) {
 }
 
 // installDeaf installs the filter without a listener: what it would tell of is
-// refused with EPERM all the same.
+// refused with EPERM nevertheless.
 func installFilterUnreported(p []unix.SockFilter) error {
 	deaf := slices.Clone(p)
 	for i := range deaf {

@@ -91,7 +91,7 @@ func (e *notifyListener) run() {
 func (e *notifyListener) handle() {
 	var n notification                                                                 // the kernel writes the thread's id as this process sees it
 	if err := e.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil { //nolint:gosec // struct seccomp_notif
-		return // the caller was killed meanwhile
+		return // the caller was killed in between
 	}
 	process := processOf(n.PID)
 	if n.Data.Arch == NativeArch && n.Data.Number == unix.SYS_LISTEN {

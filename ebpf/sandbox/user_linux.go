@@ -55,7 +55,7 @@ func (p Paths) ChooseUser(name string, unsafe bool) (User, error) {
 	a.Same = a.UID == 0 || a.GID == 0 || a.UID == os.Getuid() || a.UID == os.Geteuid()
 	if a.Same && !unsafe {
 		return User{}, errors.Join(
-			fmt.Errorf("run the plugin as uid %d, gid %d: that is root's or the sidecar's own, and could remove the walls; name another user, or set unsafeSameUser", a.UID, a.GID),
+			fmt.Errorf("run the plugin as uid %d, gid %d: that is root's or the sidecar's own, and could remove its own confinement; name another user, or set unsafeSameUser", a.UID, a.GID),
 			a.Release())
 	}
 	return a, nil
@@ -137,7 +137,7 @@ func sudoUser() (User, bool) {
 
 // dynamicAccount returns the user that the state directory remembers, or picks
 // one that nobody has and has it remembered. The search starts at a number made
-// from the cage's name, so that a directory that cannot remember usually gets
+// from the confinement's name, so that a directory that cannot remember usually gets
 // the same one again.
 func (p Paths) dynamicUser() (User, error) {
 	if uid, ok := rememberedUID(p.State); ok {

@@ -42,7 +42,7 @@ func (w watched) once(after string) {
 	w.t.Helper()
 	select {
 	case <-w.calls:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		w.t.Fatalf("no call after %s", after)
 	}
 	w.noCall(after)

@@ -39,7 +39,7 @@ func TestTrailerThatNeverComes(t *testing.T) {
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
 	for name, change := range bothVersions {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			response, err := w.client(change).Do(request(t, "GET", urlOf(api, "/"), "").WithContext(ctx))
 			testenv.Must(t, err)

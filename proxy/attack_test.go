@@ -141,7 +141,7 @@ func TestAttacks(t *testing.T) {
 			t.Run(way+": "+a.name, func(t *testing.T) {
 				evil.take()
 				c := open(a.to).tls(names[a.sni])
-				_ = c.Conn.SetDeadline(time.Now().Add(10 * time.Second))
+				_ = c.Conn.SetDeadline(time.Now().Add(20 * time.Second))
 				_, _ = io.WriteString(c.Conn, spell.Replace(strings.ReplaceAll(a.text, "\r\n\r\n", "\r\nConnection: close\r\n\r\n")))
 				got, _ := io.ReadAll(c.in)
 				seen := evil.take()
@@ -159,7 +159,7 @@ func TestAttacks(t *testing.T) {
 		original.store(w.addr)
 		for _, a := range attacks {
 			c := w.raw()
-			_ = c.Conn.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.Conn.SetDeadline(time.Now().Add(20 * time.Second))
 			text := strings.Replace(a.text, " / ", " http://"+goodAuthority+"/ ", 1)
 			_, _ = io.WriteString(c.Conn, spell.Replace(strings.ReplaceAll(text, "\r\n\r\n", "\r\nConnection: close\r\n\r\n")))
 			got, _ := io.ReadAll(c.in)

@@ -390,7 +390,7 @@ func TestEchoInMessages(t *testing.T) {
 			t.Errorf("extensions were agreed on: %v", response.Header)
 		}
 		for _, kind := range []websocket.MessageType{websocket.MessageText, websocket.MessageBinary} {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			testenv.Must(t, conn.Write(ctx, kind, []byte("the key "+apiKey)))
 			if _, got, err := conn.Read(ctx); err != nil || string(got) != clean {
 				t.Errorf("message is %q, %v", got, err)

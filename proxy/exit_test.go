@@ -50,7 +50,7 @@ func (w *world) leave(path string) *rawConn {
 	c, err := new(net.Dialer).DialContext(w.t.Context(), "unix", path)
 	testenv.Must(w.t, err)
 	w.t.Cleanup(func() { _ = c.Close() })
-	testenv.Must(w.t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	testenv.Must(w.t, c.SetDeadline(time.Now().Add(2*time.Minute)))
 	return &rawConn{c, bufio.NewReader(c), w.t}
 }
 

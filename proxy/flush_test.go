@@ -45,7 +45,7 @@ func TestFirstBytes(t *testing.T) {
 			for _, want := range []string{"one,", "two,", "last"} {
 				select {
 				case got <- struct{}{}:
-				case <-time.After(20 * time.Second):
+				case <-time.After(2 * time.Minute):
 					t.Fatal("what was sent before did not arrive")
 				}
 				part := make([]byte, 4)

@@ -147,7 +147,7 @@ func TestGRPCDeadline(t *testing.T) {
 // callEnd makes one call, and returns its end and how many messages came before.
 func callEnd(t *testing.T, client *grpc.ClientConn, name string, timeout time.Duration) (messages int, end error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeout(t.Context(), timeout)
 	}

@@ -41,7 +41,7 @@ func one(t *testing.T, reported chan authz.Record) authz.Record {
 		case <-time.After(50 * time.Millisecond):
 		}
 		return r
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("nothing is reported")
 		return authz.Record{}
 	}

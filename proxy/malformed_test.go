@@ -114,7 +114,7 @@ func (p *h2Peer) split(stream uint32, fields []string) {
 // reset behind its answer.
 func (p *h2Peer) answer(t *testing.T, stream uint32) (status, reason string, reset http2.ErrCode) {
 	t.Helper()
-	testenv.Must(t, p.SetReadDeadline(time.Now().Add(10*time.Second)))
+	testenv.Must(t, p.SetReadDeadline(time.Now().Add(time.Minute)))
 	err := p.each(func(f http2.Frame) bool {
 		if f.Header().StreamID != stream {
 			goaway, ok := f.(*http2.GoAwayFrame)

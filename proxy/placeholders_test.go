@@ -277,7 +277,7 @@ func TestMisplacedInMessages(t *testing.T) {
 	conn, _, err := websocket.Dial(t.Context(), api.URL("api.weather.example", "/ws"), &websocket.DialOptions{HTTPClient: w.client(nil)})
 	testenv.Must(t, err)
 	defer conn.CloseNow()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	testenv.Must(t, conn.Write(ctx, websocket.MessageText, []byte("ends as it begins "+standIn[:6])))
 	if _, got, err := conn.Read(ctx); err != nil || !strings.HasSuffix(string(got), standIn[:6]) {

@@ -340,7 +340,7 @@ func TestInterceptedRequestCarriesTheCredential(t *testing.T) {
 // testDeadline returns a function that waits a moment and reports whether it
 // has been called for too long.
 func testDeadline() (late func() bool) {
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(2 * time.Minute)
 	return func() bool {
 		time.Sleep(time.Millisecond)
 		return time.Now().After(end)

@@ -31,7 +31,7 @@ func (w *world) raw() *rawConn {
 	c, err := new(net.Dialer).DialContext(w.t.Context(), "tcp", w.addr.String())
 	testenv.Must(w.t, err)
 	w.t.Cleanup(func() { _ = c.Close() })
-	testenv.Must(w.t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	testenv.Must(w.t, c.SetDeadline(time.Now().Add(2*time.Minute)))
 	return &rawConn{c, bufio.NewReader(c), w.t}
 }
 

@@ -58,7 +58,7 @@ func (w *world) dialGRPC(target string) *grpc.ClientConn {
 // comes back around them.
 func chat(t *testing.T, client *grpc.ClientConn, seen string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	stream, err := client.NewStream(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer mine"), testenv.EchoStream(), testenv.EchoChat)
 	testenv.Must(t, err)

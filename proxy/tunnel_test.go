@@ -181,7 +181,7 @@ func (w *world) ask(name string, kind uint16) *dns.Msg {
 	w.t.Helper()
 	question := new(dns.Msg)
 	question.SetQuestion(dns.Fqdn(name), kind)
-	client := dns.Client{Net: "udp", Timeout: 5 * time.Second}
+	client := dns.Client{Net: "udp", Timeout: time.Minute}
 	answer, _, err := client.ExchangeContext(w.t.Context(), question, w.resolve())
 	testenv.Must(w.t, err)
 	return answer

@@ -308,7 +308,7 @@ const patience = 250 * time.Millisecond
 func (v *vectorWorld) send(text string, wanted bool) string {
 	c := v.raw()
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(15 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	var half interface{ CloseWrite() error } = c.Conn.(*net.TCPConn)
 	if v.tunnelled {
 		if response := c.connect(v.authority); response.StatusCode != 200 {

@@ -117,7 +117,7 @@ func run(t testing.TB, cfg Config) (b *Broker, stop func() error) {
 // until waits until what holds.
 func until(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute) // twice what a failure may hold up the next try
+	deadline := time.Now().Add(3 * time.Minute) // twice what a failure may hold up the next try
 	for !holds() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain until %s", what)

@@ -99,7 +99,7 @@ func (p *plane) send(t *testing.T, listener, request string) (*http.Response, st
 	t.Helper()
 	conn := testenv.MustGet(new(net.Dialer).DialContext(t.Context(), "tcp", p.address(t, listener).String()))(t)
 	defer conn.Close()
-	testenv.Must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	testenv.Must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	testenv.MustGet(io.WriteString(conn, request))(t)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -290,7 +290,7 @@ func TestEnvoyTCP(t *testing.T) {
 	}))
 	open := func(name string) error {
 		dialer := tls.Dialer{Config: &tls.Config{ServerName: name, RootCAs: p.secure.Pool(), MinVersion: tls.VersionTLS12}}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		conn, err := dialer.DialContext(ctx, "tcp", to.String())
 		if err == nil {
@@ -371,7 +371,7 @@ func TestEnvoyMetadata(t *testing.T) {
 	p.send(t, "raw", get("https://a.tiles.weather.example/"))
 	p.send(t, "raw", get("https://evil.example/"))
 	var lines []string
-	for deadline := time.Now().Add(15 * time.Second); len(lines) < 2; { // Envoy flushes its log every 10 seconds
+	for deadline := time.Now().Add(2 * time.Minute); len(lines) < 2; { // Envoy flushes its log every 10 seconds
 		if time.Now().After(deadline) {
 			t.Fatalf("the access log holds %q", lines)
 		}
@@ -422,7 +422,7 @@ func TestEnvoyFailsClosed(t *testing.T) {
 // until sends a request until it is answered as wanted.
 func (p *plane) until(t *testing.T, request string, wanted func(*http.Response) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		resp, body := p.send(t, "raw", request)
 		if wanted(resp) {
 			return

@@ -341,7 +341,7 @@ func TestHealth(t *testing.T) {
 	mu.Unlock()
 	check(grpc_health_v1.HealthCheckResponse_NOT_SERVING) // at once, where a watch waits
 	stop()                                                // a watch does not hold up the drain
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > time.Minute {
 		t.Errorf("the drain took %v", took)
 	}
 	if out, err := s.health.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{}); err != nil || out.GetStatus() != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
@@ -422,7 +422,7 @@ func TestDeadline(t *testing.T) {
 	if err := <-result; status.Code(err) != codes.Canceled {
 		t.Errorf("cancelled: %v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(h.book.all()) == 0; {
+	for deadline := time.Now().Add(2 * time.Minute); len(h.book.all()) == 0; {
 		if time.Now().After(deadline) {
 			t.Fatal("the check goes on after its caller has gone")
 		}
@@ -440,7 +440,7 @@ func TestSlowCredential(t *testing.T) {
 	source := h.slowly(t)
 	conn := dial(t, h.serve(t, Config{}, "unix:"+socketIn(t)), insecure.NewCredentials())
 	go func() { <-source.asked }()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	out, err := authv3.NewAuthorizationClient(conn).Check(ctx, withCredential())
 	if err != nil {

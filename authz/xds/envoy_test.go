@@ -44,7 +44,7 @@ func (p *plane) redirected(t *testing.T, to string) net.Conn {
 	t.Helper()
 	conn := testenv.MustGet(net.Dial("unix", p.config.Listener))(t)
 	t.Cleanup(func() { conn.Close() })
-	testenv.Must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	testenv.Must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	testenv.MustGet(conn.Write(proxyHeader(netip.MustParseAddrPort("10.0.0.7:41000"), netip.MustParseAddrPort(to))))(t)
 	return conn
 }
@@ -356,7 +356,7 @@ func TestEnvoyStreams(t *testing.T) {
 			conn := testenv.MustGet(grpc.NewClient("passthrough:///"+p.config.Explicit.String(),
 				grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority(host)))(t)
 			defer conn.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			stream := testenv.MustGet(conn.NewStream(ctx, testenv.EchoStream(), testenv.EchoChat))(t)
 			for range 3 {
@@ -453,7 +453,7 @@ func TestEnvoyLeavesPathsAlone(t *testing.T) {
 // until waits for something to hold.
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("still not: %s", what)
 		}

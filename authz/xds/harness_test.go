@@ -324,7 +324,7 @@ func (p *plane) dial(t *testing.T) net.Conn {
 	t.Helper()
 	conn := testenv.MustGet(net.Dial("tcp", p.config.Explicit.String()))(t)
 	t.Cleanup(func() { conn.Close() })
-	testenv.Must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	testenv.Must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	return conn
 }
 

@@ -46,7 +46,7 @@ func TestWritesInOrder(t *testing.T) {
 		fmt.Fprintf(w, "line %d\n", i)
 		fmt.Fprintf(&want, "line %d\n", i)
 	}
-	if !w.Flush(5 * time.Second) {
+	if !w.Flush(time.Minute) {
 		t.Fatal("not flushed")
 	}
 	if out.text() != want.String() || w.Dropped() != 0 {
@@ -70,7 +70,7 @@ func TestHangs(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("a write waits for the destination")
 	}
 	if w.Flush(20 * time.Millisecond) {
@@ -81,7 +81,7 @@ func TestHangs(t *testing.T) {
 		t.Fatal("got no dropped line, want some")
 	}
 	out.hold.Unlock()
-	if !w.Flush(5 * time.Second) {
+	if !w.Flush(time.Minute) {
 		t.Fatal("not flushed")
 	}
 	if want := fmt.Sprintf("chaperone: %d messages were dropped here", dropped); !strings.Contains(out.text(), want) {
@@ -94,7 +94,7 @@ func TestFails(t *testing.T) {
 	out := slow{err: errors.New("broken pipe")}
 	w := asyncwriter.New(&out)
 	fmt.Fprint(w, "lost\nlost\n")
-	if !w.Flush(5 * time.Second) {
+	if !w.Flush(time.Minute) {
 		t.Fatal("not flushed")
 	}
 	if w.Dropped() != 2 {
@@ -104,7 +104,7 @@ func TestFails(t *testing.T) {
 	out.err = nil
 	out.mu.Unlock()
 	fmt.Fprint(w, "kept\n")
-	if !w.Flush(5*time.Second) || !strings.Contains(out.text(), "kept\nchaperone: 2 messages were dropped here") {
+	if !w.Flush(time.Minute) || !strings.Contains(out.text(), "kept\nchaperone: 2 messages were dropped here") {
 		t.Errorf("wrote %q", out.text())
 	}
 }

@@ -138,7 +138,7 @@ func TestServedAddresses(t *testing.T) {
 			w.enterable(folder)
 			testenv.Must(t, os.WriteFile(filepath.Join(folder, "f"), []byte("served"), 0o644))
 			w.start(systemPython, "-m", "http.server", "--bind", address, "--directory", folder, fmt.Sprint(port))
-			client := &http.Client{Timeout: 10 * time.Second}
+			client := &http.Client{Timeout: time.Minute}
 			eventually(t, "the plugin answers", func() (int, error) {
 				answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/f", port))
 				if err != nil {

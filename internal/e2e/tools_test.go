@@ -109,7 +109,7 @@ func TestNginx(t *testing.T) {
 	w := newWorld(t, fmt.Sprintf("{listen: [%d]}", port))
 	b := w.start(script("nginx.sh", fmt.Sprint(port))...)
 	w.answers(port)
-	client := &http.Client{Timeout: 10 * time.Second}
+	client := &http.Client{Timeout: time.Minute}
 	for _, path := range []string{"/", "/", "/behind", "/missing"} {
 		answer := testenv.MustGet(client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path)))(t)
 		body := testenv.MustGet(io.ReadAll(answer.Body))(t)

@@ -157,7 +157,7 @@ func TestSlowEndpointHoldsUpNobodyElse(t *testing.T) {
 	if len(late) != 0 {
 		t.Error("the other waited for the slow one")
 	}
-	if err := <-late; err == nil || !strings.Contains(err.Error(), "did not answer within 300ms") || time.Since(started) > 5*time.Second {
+	if err := <-late; err == nil || !strings.Contains(err.Error(), "did not answer within 300ms") || time.Since(started) > 20*time.Second {
 		t.Errorf("after %s: %v", time.Since(started), err)
 	}
 }

@@ -138,13 +138,13 @@ func finishBody(r *http.Request, atMost int64, within time.Duration) bool {
 // closesEarly reports whether the connection ends with an answer that has come
 // before the end of the plugin's body: where the upstream's does, so does it.
 func (x *exchange) closesEarly(response *http.Response) bool {
-	return x.r.ProtoMajor == 1 && (x.conn.ended.Load() || x.unread.Load() && response.Close)
+	return x.r.ProtoMajor == 1 && (x.conn.ended.Load() || x.upload.unread.Load() && response.Close)
 }
 
 // endBody is called after an answer. Where the upstream has not taken the whole
 // body, the rest is read for the connection to go on, or the connection ends.
 func (x *exchange) endBody(response *http.Response) {
-	if x.r.ProtoMajor != 1 || !x.unread.Load() || x.conn.ended.Load() {
+	if x.r.ProtoMajor != 1 || !x.upload.unread.Load() || x.conn.ended.Load() {
 		return
 	}
 	if !response.Close && response.ContentLength >= 0 && finishBody(x.r, maxUnanswered, answerPatience) {
@@ -164,7 +164,7 @@ func (x *exchange) allowHalfClose() (done func()) {
 	}
 	var timer *time.Timer
 	ended := func() bool {
-		if x.streams.Load() {
+		if x.answer.streams.Load() {
 			return false
 		}
 		x.mu.Lock()
@@ -193,7 +193,7 @@ func (x *exchange) allowHalfClose() (done func()) {
 func (x *exchange) continues() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.settled {
+	if x.answer.settled {
 		return false
 	}
 	x.inform(http.StatusContinue)

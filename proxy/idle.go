@@ -27,7 +27,7 @@ func (x *exchange) overHTTP1(out *http.Request, pool *upstream.IdlePool) (*http.
 		defer kept.release() // nothing is sent again once there is an answer
 	}
 	response, err := x.sendOn(l, out)
-	if err == nil || !l.Reused || x.answered.Load() || out.Context().Err() != nil && !x.interrupted.Load() {
+	if err == nil || !l.Reused || x.upstream.answered.Load() || out.Context().Err() != nil && !x.upload.interrupted.Load() {
 		return response, err
 	}
 	if !x.mayRepeat(out) {
@@ -83,7 +83,7 @@ func (x *exchange) link(out *http.Request, pool *upstream.IdlePool) (*upstream.H
 // sendOn sends a request on a connection. If the connection ends before the answer,
 // the reading of the plugin's body ends too: net/http would wait for its rest.
 func (x *exchange) sendOn(l *upstream.HTTP1Conn, out *http.Request) (*http.Response, error) {
-	x.upstream = l
+	x.upstream.conn = l
 	before := l.Raw.Written.Load()
 	if !x.onConnection(l.Conn) {
 		_ = l.Client.Close()
@@ -96,7 +96,7 @@ func (x *exchange) sendOn(l *upstream.HTTP1Conn, out *http.Request) (*http.Respo
 	l.Raw.OnClose(stop)
 	response, err := l.Client.RoundTrip(out)
 	l.Raw.OnClose(nil)
-	x.silent = l.Raw.Written.Load() == before
+	x.upstream.silent = l.Raw.Written.Load() == before
 	if err != nil {
 		_ = l.Client.Close()
 		return nil, err
@@ -109,7 +109,7 @@ func (x *exchange) sendOn(l *upstream.HTTP1Conn, out *http.Request) (*http.Respo
 // before may be sent again: it is idempotent (RFC 9110, section 9.2.2), or nothing
 // of it was sent; and its body is still there.
 func (x *exchange) mayRepeat(out *http.Request) bool {
-	return !x.interrupted.Load() && (repeatable(out) || x.silent && replayable(out))
+	return !x.upload.interrupted.Load() && (repeatable(out) || x.upstream.silent && replayable(out))
 }
 
 func repeatable(r *http.Request) bool {
@@ -128,10 +128,10 @@ func replayable(r *http.Request) bool {
 // failure returns why a request failed: where the upstream's end has ended the
 // wait for the plugin's body, that and not the wait.
 func (x *exchange) failure(err error) error {
-	if x.upstream == nil || !x.interrupted.Load() && !errors.Is(err, errReplaced) {
+	if x.upstream.conn == nil || !x.upload.interrupted.Load() && !errors.Is(err, errReplaced) {
 		return err
 	}
-	if cause := x.upstream.Raw.Cause(); cause != nil {
+	if cause := x.upstream.conn.Raw.Cause(); cause != nil {
 		return cause
 	}
 	return errNoAnswer
@@ -139,10 +139,10 @@ func (x *exchange) failure(err error) error {
 
 // stopBody ends the reading of a body whose end has not been read.
 func (x *exchange) stopBody() {
-	if !x.unread.Load() || x.broken.Load() {
+	if !x.upload.unread.Load() || x.upload.broken.Load() {
 		return
 	}
-	x.interrupted.Store(true)
+	x.upload.interrupted.Store(true)
 	x.endReading()
 }
 

@@ -39,7 +39,7 @@ func (x *exchange) send(through *upstream.Pool, out *http.Request) (response *ht
 	kept := &replayBody{from: out.Body, holding: x.reservation}
 	kept.changed.L = &kept.mu
 	x.mu.Lock()
-	x.replay = kept
+	x.upstream.replay = kept
 	x.mu.Unlock()
 	defer kept.release() // nothing is sent again once there is an answer
 	for attempt := 1; ; attempt++ {

@@ -79,7 +79,7 @@ func (x *exchange) relay(plugin net.Conn, upstream io.ReadWriteCloser, input io.
 			input = searched(input, protocol, x.placeholders.Search("what follows the upgrade", x.halt))
 		}
 		n, err := x.pump(upstream, input, &x.up)
-		x.sent.Add(n)
+		x.upload.sent.Add(n)
 		ended(upstream, err)
 	}()
 	var output io.Reader = upstream

@@ -112,7 +112,7 @@ func (r *restoration) run(ctx context.Context) error {
 	}
 	r.remember(host)
 	if len(r.lifted) == 0 && !r.failed {
-		return r.nothing(known)
+		return r.noRevocation(known)
 	}
 	return errors.Join(r.finish(), unlisted)
 }
@@ -263,8 +263,8 @@ func (r *restoration) finish() error {
 	return err
 }
 
-// nothing ends a restoration that has found no revocation to lift.
-func (r *restoration) nothing(known []authz.Revocation) error {
+// noRevocation ends a restoration that has found no revocation to lift.
+func (r *restoration) noRevocation(known []authz.Revocation) error {
 	if r.all {
 		fmt.Fprintln(r.stderr, "chaperone: nothing is revoked")
 		return r.finish()

@@ -23,7 +23,7 @@ type person struct {
 	*world
 	master *os.File
 	shown  lockedBuffer
-	from   int // what is shown from here on has not been looked at
+	from   int // the output from here on has not been checked
 	shell  int // the process group of the shell
 	ended  chan struct{}
 }
@@ -228,7 +228,7 @@ func TestTerminalJobs(t *testing.T) {
 			p := w.sit()
 			p.runs(c.script, c.around)
 			if c.types != "" {
-				p.sees("\n") // what was typed
+				p.sees("\n") // the typed line
 				eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(p.audit(), `"started`) })
 				p.sees(c.first)
 				p.types(c.types)

@@ -145,13 +145,16 @@ func (unmetered) Flush(context.Context)               {}
 func (unmetered) Block(bool) error                    { return nil }
 func (unmetered) Listening() (map[uint16]bool, error) { return nil, errors.ErrUnsupported }
 
-func (unmetered) Bound([]uint64) (map[uint64]bool, error)               { return nil, errors.ErrUnsupported }
-func (unmetered) CutDirect() (int, error)                               { return 0, nil }
-func (unmetered) AllowConnects(ebpf.Destinations) error                 { return nil }
-func (unmetered) AllowSockets([]string) error                           { return nil }
-func (unmetered) Identify(net.Conn) (session.Peer, bool)                { return session.Peer{}, false }
-func (unmetered) IdentifyQuery(net.Addr) (session.Peer, bool)           { return session.Peer{}, false }
-func (unmetered) Usage() (ebpf.Usage, error)                            { return ebpf.Usage{}, errNotMetered }
+func (unmetered) Bound([]uint64) (map[uint64]bool, error) { return nil, errors.ErrUnsupported }
+func (unmetered) CutDirect() (int, error)                 { return 0, nil }
+func (unmetered) AllowConnects(ebpf.Destinations) error   { return nil }
+func (unmetered) AllowSockets([]string) error             { return nil }
+func (unmetered) Identify(net.Conn) (session.Peer, bool)  { return session.Peer{}, false }
+
+func (unmetered) IdentifyQuery(net.Addr) (session.Peer, bool) { return session.Peer{}, false }
+
+func (unmetered) Usage() (ebpf.Usage, error) { return ebpf.Usage{}, errNotMetered }
+
 func (unmetered) Traffic() ([]ebpf.Traffic, error)                      { return nil, errNotMetered }
 func (unmetered) Attribute(uint64, uint32)                              {}
 func (unmetered) Limit([]ebpf.Limit) error                              { return nil }

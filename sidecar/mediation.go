@@ -119,7 +119,7 @@ func (t *KernelTelemetry) mediationStatus(now time.Time) *admin.Mediation {
 		Ended: u.Ended,
 	}
 	out.UnmediatedConnections = unmediatedConnections(t.cfg.Confinement(), now)
-	out.Strays = out.UnmediatedConnections
+	out.Strays = out.UnmediatedConnections //nolint:staticcheck // programs of the last release read it
 	return out
 }
 

@@ -116,10 +116,10 @@ func TestTotalsSurvivePowerCut(t *testing.T) {
 // earlier ones that a crash left.
 func TestTemporaryFilesAreRemoved(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	disk, whole := (*powercut.Disk)(nil), false
+	whole := false
 	for after := 0; !whole; after++ {
 		first := testenv.MustGet(openState(dir))(t)
-		disk = testenv.MustGet(powercut.New(dir))(t)
+		disk := testenv.MustGet(powercut.New(dir))(t)
 		first.files = disk
 		disk.CutAfter(after)
 		whole = first.save(revocationsFile, nil) == nil

@@ -42,7 +42,10 @@ while True:
 		time.Sleep(200 * time.Millisecond)
 		return 0, strings.Contains(w.audit(), `"kind":"stray"`)
 	})
-	eventually(t, "none is left", func() (int, bool) { m := w.ready().Mediation; return 0, len(m.UnmediatedConnections) == 0 && m.Unmediated == 0 })
+	eventually(t, "none is left", func() (int, bool) {
+		m := w.ready().Mediation
+		return 0, len(m.UnmediatedConnections) == 0 && m.Unmediated == 0
+	})
 	_ = b.cmd.Process.Signal(os.Interrupt)
 	b.wait()
 	seen := map[string]bool{}

@@ -35,7 +35,7 @@ type aliasedTo struct {
 	names  []string // absolute paths that are turned to the alias
 }
 
-// followsListen reports whether listen(2) is to be reported.
+// reportsListen reports whether listen(2) is to be reported.
 func (c *Confinement) reportsListen() bool {
 	return c.group.Own
 }
@@ -49,7 +49,7 @@ func (c *Confinement) listenHandler() func(process uint32, l sandbox.Listener) {
 	return c.handleUnixListen
 }
 
-// servesUnix handles a socket that the plugin is about to listen on.
+// handleUnixListen handles a socket that the plugin is about to listen on.
 func (c *Confinement) handleUnixListen(process uint32, l sandbox.Listener) {
 	c.followDirect(l)
 	if err := c.alias(process, l); err != nil {
@@ -121,7 +121,7 @@ func aliasEntry(name, alias string) (unixTreeKey, unixTree, error) {
 	return key, value, err
 }
 
-// unshared returns the absolute paths of a socket, as it lies and as it was
+// unsharedNames returns the absolute paths of a socket, as it lies and as it was
 // bound, unless the hooks turn them to a private directory.
 func (c *Confinement) unsharedNames(process uint32, l sandbox.Listener) []string {
 	bound := l.Name

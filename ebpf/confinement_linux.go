@@ -18,7 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// heardSize is how many seccomp refusals may wait for [Confinement.Run].
+// denialsSize is how many seccomp refusals may wait for [Confinement.Run].
 const denialsSize = 256
 
 // Confinement confines and meters one plugin. Make it with [New], open the sidecar's
@@ -136,7 +136,7 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// sampled bounds what a plugin can write to a log: of one message the first ten
+// sampledLogger bounds what a plugin can write to a log: of one message the first ten
 // in a minute.
 func sampledLogger(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
@@ -313,7 +313,7 @@ func (e Endpoints) check() error {
 	return nil
 }
 
-// Shut blocks the plugin, or opens it: with it shut nothing connects, what is connected
+// Block blocks the plugin, or opens it: with it shut nothing connects, what is connected
 // sends nothing more, and nothing more comes in by a served port. It holds while the
 // sidecar is away, too. Connections of others to ports that the plugin serves in a
 // shared network are ended (Linux 6.5).

@@ -103,7 +103,7 @@ func awaitLines(t *testing.T, path string, from, n int) []string {
 	}
 }
 
-// A killed sidecar leaves the plugin blocked; nothing takes its place until
+// A TestKilledSidecar sidecar leaves the plugin blocked; nothing takes its place until
 // what it left is removed.
 func TestKilledSidecar(t *testing.T) {
 	needKernel(t)
@@ -346,7 +346,7 @@ func python(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A cgroup that was given, in a network that others use, as root with every
+// A TestGivenCgroup that was given, in a network that others use, as root with every
 // capability and without a filter: the hooks alone are the hook.
 func TestGivenCgroup(t *testing.T) {
 	group, path := given(t)
@@ -753,7 +753,7 @@ func TestGoneCgroup(t *testing.T) {
 	}
 }
 
-// A cgroup that was removed and made again carries no programs: that is noticed.
+// A TestSevered that was removed and made again carries no programs: that is noticed.
 func TestSevered(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})
@@ -784,7 +784,7 @@ func TestSevered(t *testing.T) {
 	}
 }
 
-// A cgroup that was given, removed, and made again at the same path is not
+// A TestRemadeCgroup that was given, removed, and made again at the same path is not
 // taken for protected: that is noticed at the next check, and the next sidecar
 // puts its hooks on the new one.
 func TestRemadeCgroup(t *testing.T) {

@@ -72,7 +72,7 @@ func Detach(stateDir string, force bool) (err error) {
 	return nil
 }
 
-// sweep removes a cgroup that was left behind, after ending the processes in it
+// removeCgroup removes a cgroup that was left behind, after ending the processes in it
 // if forced, and returns how many there were.
 func removeCgroup(path string, force bool) (ended int, err error) {
 	g, err := sandbox.OpenCgroup(path)
@@ -119,7 +119,7 @@ func existingPins(p sandbox.Paths) (string, error) {
 	return filepath.Join(p.Dir, "bpf", p.ID), nil
 }
 
-// leftGroups finds what an earlier sidecar may have left without a walk through
+// leftCgroups finds what an earlier sidecar may have left without a walk through
 // the whole hierarchy: a cgroup beside the one to be made, and those that pinned
 // links are on. A process that is called for another cgroup takes the programs off one
 // that was given, unless anything runs in it.
@@ -149,7 +149,7 @@ func leftCgroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
 	return left, nil
 }
 
-// leaveOthers refuses to take programs off any cgroup but one while something
+// ensureOthersEmpty refuses to take programs off any cgroup but one while something
 // runs in it: the sidecar was told of another cgroup before.
 func ensureOthersEmpty(h sandbox.CgroupMount, pins string, but uint64) error {
 	held, err := linkedCgroups(h, pins)
@@ -168,7 +168,7 @@ func ensureOthersEmpty(h sandbox.CgroupMount, pins string, but uint64) error {
 	return nil
 }
 
-// leave refuses to take programs off a cgroup while something runs in it.
+// ensureEmpty refuses to take programs off a cgroup while something runs in it.
 func ensureEmpty(path string) error {
 	g, err := sandbox.OpenCgroup(path)
 	if err != nil {
@@ -189,7 +189,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// heldGroups are the cgroups that pinned links are on.
+// linkedCgroups are the cgroups that pinned links are on.
 func linkedCgroups(h sandbox.CgroupMount, pins string) ([]string, error) {
 	names, err := pinned(pins)
 	if err != nil {

@@ -75,7 +75,7 @@ func (c *Confinement) checkDirect() {
 	}
 }
 
-// lookAtDirect reports what has begun and ended since the last look.
+// scanDirect reports what has begun and ended since the last look.
 func (c *Confinement) scanDirect(cut bool) (int, error) {
 	d := &c.direct
 	d.mu.Lock()

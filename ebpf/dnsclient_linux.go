@@ -40,7 +40,7 @@ func (l *lookupLimit) allow() bool {
 	return l.bucket.Take(time.Duration(clock())) == 0
 }
 
-// Asker returns the process of the plugin that holds the socket from which a
+// DNSClient returns the process of the plugin that holds the socket from which a
 // datagram or a connection came to the resolver. It is for the record and proves
 // nothing: the socket may have been passed on since. False: no process was found,
 // or too many were searched for in this second.

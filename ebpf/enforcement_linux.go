@@ -11,22 +11,22 @@ import (
 )
 
 const (
-	// turnLength is for how long a throttled plugin is stopped at a time, if
+	// stopSlice is for how long a throttled plugin is stopped at a time, if
 	// its limit lets anything through in it.
 	stopSlice = 25 * time.Millisecond
-	// quietTime is for how long a limit that refuses must not have refused to be
+	// recoveryTime is for how long a limit that refuses must not have refused to be
 	// taken for recovered: senders come back in bursts.
 	recoveryTime = time.Second
 )
 
-// crosser is who crossed a limit, as a program reported it.
+// offender is who crossed a limit, as a program reported it.
 type offender struct {
 	time time.Time
 	pid  uint32
 	comm string
 }
 
-// oversee reports crossings and recoveries, freezes or kills a plugin that was
+// enforce reports crossings and recoveries, freezes or kills a plugin that was
 // to be stopped or killed, and lets it run again when its limits allow it.
 func (m *meter) enforce() error {
 	c := m.confinement
@@ -57,7 +57,7 @@ func (m *meter) enforce() error {
 	return nil
 }
 
-// crossings are those limits that began to refuse or recovered since it was
+// events are those limits that began to refuse or recovered since it was
 // last asked.
 func (l *limitTable) events(now uint64, by map[uint32]offender) []LimitEvent {
 	var news []LimitEvent
@@ -103,7 +103,7 @@ func (l *limitTable) enough(p *placedLimit) uint64 {
 	return max(p.rule.Depth/10, p.rule.Unit, min(asked, p.rule.Depth))
 }
 
-// guard does what the pending action of the plugin asks for. The caller holds the
+// applyPending does what the pending action of the plugin asks for. The caller holds the
 // confinement's lock.
 func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, err error) {
 	custody := c.programs.limits.enforcement
@@ -132,7 +132,7 @@ func (c *Confinement) applyPending(now uint64) (kill bool, wait time.Duration, e
 	return false, need, err
 }
 
-// term is for how long the plugin stays to be stopped or killed, and whether that is worth
+// remaining is for how long the plugin stays to be stopped or killed, and whether that is worth
 // freezing it for.
 func (l *limitTable) remaining(now uint64) (need time.Duration, freeze bool) {
 	for i := range l.inForce {
@@ -161,7 +161,7 @@ func (l *limitTable) remaining(now uint64) (need time.Duration, freeze bool) {
 	return need, freeze
 }
 
-// release lets the plugin run again: the processes that were stopped are
+// resume lets the plugin run again: the processes that were stopped are
 // continued while they are frozen, so that none of them misses it. It is noted
 // before it begins, for the next sidecar to end it.
 func (c *Confinement) resume() error {

@@ -18,7 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
-// rig is a confinement with its sidecar: listeners, a resolver that answers one
+// harness is a confinement with its sidecar: listeners, a resolver that answers one
 // byte string, and what was reported.
 type harness struct {
 	*Confinement
@@ -35,7 +35,7 @@ type harness struct {
 	denials []sandbox.Denial
 }
 
-// newRig makes a confinement with listeners on both families and attaches it.
+// newHarness makes a confinement with listeners on both families and attaches it.
 func newHarness(t *testing.T, change func(*Config)) *harness {
 	t.Helper()
 	needKernel(t)

@@ -97,7 +97,7 @@ func networkOf(conn net.Conn) (uint64, bool) {
 	return cookie, err == nil && failed == nil
 }
 
-// text cuts a C string from its padding.
+// cString cuts a C string from its padding.
 func cString(b []byte) string {
 	if end := bytes.IndexByte(b, 0); end >= 0 {
 		b = b[:end]

@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Left returns what a killed sidecar's plugin had used of a limit, by its Name and
+// UsedBefore returns what a killed sidecar's plugin had used of a limit, by its Name and
 // Kind, when this confinement took its place: the kernel has counted on without a sidecar.
 // Of a cgroup that was given nothing is left, since its limits stay in force.
 func (c *Confinement) UsedBefore(l Limit) (LimitUsage, bool) {
@@ -18,7 +18,7 @@ func (c *Confinement) UsedBefore(l Limit) (LimitUsage, bool) {
 	return s, ok
 }
 
-// readStandings reads the limits that are pinned in a directory, before the pins are
+// readLeftoverUsage reads the limits that are pinned in a directory, before the pins are
 // removed. The maps of another version may have another shape; what they hold is
 // then not known.
 func readLeftoverUsage(dir string) (map[[2]uint64]LimitUsage, error) {
@@ -68,7 +68,7 @@ func usageIn(doors, limits, standings *ebpf.Map) (map[[2]uint64]LimitUsage, erro
 	return left, nil
 }
 
-// standing returns what a level of a limit means.
+// usage returns what a level of a limit means.
 func (k *hooksLimit) usage(level, now uint64) LimitUsage {
 	if k.Period == 0 {
 		return LimitUsage{Used: level}

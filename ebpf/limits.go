@@ -91,7 +91,7 @@ type Limit struct {
 	Action Action
 }
 
-// Standing is what was used of a limit.
+// LimitUsage is what was used of a limit.
 type LimitUsage struct {
 	// Period is the period of a rate that Debt was reckoned with; 0 of a total.
 	Period time.Duration
@@ -101,7 +101,7 @@ type LimitUsage struct {
 	Used uint64
 }
 
-// Crossing says that a limit began to refuse, or that it has recovered.
+// LimitEvent says that a limit began to refuse, or that it has recovered.
 type LimitEvent struct {
 	Time  time.Time
 	Limit Limit

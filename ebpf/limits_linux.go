@@ -221,7 +221,7 @@ func paceOf(limits []Limit) uint32 {
 	return uint32(rate)
 }
 
-// ledger is the kernel's limits as user space sees them. Its owner holds the
+// limitTable is the kernel's limits as user space sees them. Its owner holds the
 // confinement's lock.
 type limitTable struct {
 	limits      *ebpf.Map
@@ -232,7 +232,7 @@ type limitTable struct {
 	inForce     []placedLimit
 }
 
-// placed is a limit in force.
+// placedLimit is a limit in force.
 type placedLimit struct {
 	Limit
 	named    bool // false: a sidecar that is gone set it, and its name is not known yet
@@ -241,7 +241,7 @@ type placedLimit struct {
 	reported bool // its crossing was
 }
 
-// openLedger takes over what the maps hold.
+// openLimitTable takes over what the maps hold.
 func openLimitTable(w *collection) (*limitTable, error) {
 	l := &limitTable{limits: w.pinnedMaps["limits"], control: w.pinnedMaps["door"]}
 	for i, name := range []string{"standings", "held"} {
@@ -297,7 +297,7 @@ func (l *limitTable) readControl() (hooksControl, error) {
 	return door, nil
 }
 
-// turn changes the block in one write.
+// updateControl changes the block in one write.
 func (l *limitTable) updateControl(change func(*hooksControl)) error {
 	door, err := l.readControl()
 	if err != nil {
@@ -377,7 +377,7 @@ func arrange(next []placedLimit) (entries [kinds * MaxLimits]hooksLimit, word ui
 	return entries, word
 }
 
-// move is a standing that goes on in another slot, since its period changed.
+// rebase is a standing that goes on in another slot, since its period changed.
 type rebase struct {
 	from, to     hooksLimit
 	level, since uint64 // of the old slot, when it was read

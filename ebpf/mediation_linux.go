@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// straySince is for how long a connection may wait for the sidecar to take it.
+// unmediatedAfter is for how long a connection may wait for the sidecar to take it.
 const unmediatedAfter = time.Second
 
 // waiting is a connection that the kernel allowed and that the sidecar has
@@ -21,7 +21,7 @@ type waiting struct {
 	entry hooksPeer
 }
 
-// waiting lists those connections. Connections that come or go in between may be
+// listWaiting lists those connections. Connections that come or go in between may be
 // missed.
 func (w *collection) listWaiting() ([]waiting, error) {
 	const atOnce = 512
@@ -93,7 +93,7 @@ func bootTime() uint64 {
 // connect is written down a moment before its socket can be found.
 const goneAfter = 5 * time.Second
 
-// atOneLook is for how many sockets one scan looks; the others come next.
+// maxProbed is for how many sockets one scan looks; the others come next.
 const maxProbed = 2048
 
 // dropGone drops the entries of connections that nobody can accept any more: the
@@ -151,7 +151,7 @@ func (w *collection) dropPeer(one waiting) error {
 	return err
 }
 
-// Strays names the connections of the plugin that the kernel allowed to the
+// Unmediated names the connections of the plugin that the kernel allowed to the
 // sidecar more than a second ago and that the sidecar did not take: it does not
 // accept, it does not ask [Confinement.Identify], or its queue is full. One whose socket
 // is gone counts as abandoned some seconds later. It also names the sockets that

@@ -138,7 +138,7 @@ func pump(reader *ringbuf.Reader, events chan<- hooksEvent, stop <-chan struct{}
 	}
 }
 
-// maxFolds is how many different refusals are described in one interval. The
+// maxDistinct is how many different refusals are described in one interval. The
 // plugin chooses what it tries, so it could fill any log otherwise.
 const maxDistinct = 256
 
@@ -155,7 +155,7 @@ type meter struct {
 	unread       func() int          // bytes of events that the kernel holds
 }
 
-// fold is a refusal that was reported, and how often it came again since.
+// repeated is a refusal that was reported, and how often it came again since.
 type repeated struct {
 	last  sandbox.Denial
 	count uint64
@@ -279,7 +279,7 @@ func (m *meter) drain(reader *ringbuf.Reader, events <-chan hooksEvent) error {
 // refuse. Number 10 was in use by an earlier version.
 const hookLimit = 11
 
-// happened takes in what the kernel reports.
+// handleEvent takes in what the kernel reports.
 func (m *meter) handleEvent(e *hooksEvent) {
 	if e.Hook == hookLimit {
 		m.offenders[e.Limit] = offender{wallClock(e.Time), e.Pid, cString(e.Comm[:])}
@@ -348,7 +348,7 @@ func (m *meter) sample() error {
 	return nil
 }
 
-// again reports what came again, and forgets what did not.
+// reportRepeated reports what came again, and forgets what did not.
 func (m *meter) reportRepeated(folds map[sandbox.Denial]*repeated) {
 	for key, f := range folds {
 		if f.count == 0 {

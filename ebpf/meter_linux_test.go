@@ -270,7 +270,7 @@ for line in sys.stdin:
     print(answer, flush=True)
 `
 
-// The shut door refuses what is new and silences what is open.
+// The TestDoor door refuses what is new and silences what is open.
 func TestDoor(t *testing.T) {
 	r := newHarness(t, nil)
 	ask, end := r.dialogue("python3", "python3", "-c", talker)
@@ -341,7 +341,7 @@ func TestDoor(t *testing.T) {
 	}
 }
 
-// A door that was shut before the hooks were attached is shut when they do.
+// A TestDoorStaysShut that was shut before the hooks were attached is shut when they do.
 func TestDoorStaysShut(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})

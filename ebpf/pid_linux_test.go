@@ -198,7 +198,7 @@ func TestForeignProc(t *testing.T) {
 	}
 }
 
-// A cgroup with a process that the sidecar does not see is not taken: its
+// A TestInvisibleProcesses with a process that the sidecar does not see is not taken: its
 // sockets would not be found.
 func TestInvisibleProcesses(t *testing.T) {
 	testenv.Require(t, testenv.Program("unshare"))

@@ -62,7 +62,7 @@ func pinDir(p sandbox.Paths) (string, error) {
 	return path, sandbox.EnsurePrivate(path)
 }
 
-// renewal ends the name of a pin that is about to take the place of another.
+// pendingSuffix ends the name of a pin that is about to take the place of another.
 const pendingSuffix = "_new"
 
 // pinner is what can be pinned: a link or a map.

@@ -60,7 +60,7 @@ func (p *prober) add(f Finding, err error) {
 	p.findings = append(p.findings, f)
 }
 
-// anchors checks what the programs hang on.
+// prerequisites checks what the programs hang on.
 func (p *prober) prerequisites() {
 	h, err := p.at.FindCgroupMount()
 	if err == nil {
@@ -188,7 +188,7 @@ func (p *prober) scope() {
 	}, err)
 }
 
-// fence finds out whether an ordinary user's plugin could have a [Rootless].
+// rootless finds out whether an ordinary user's plugin could have a [Rootless].
 func (p *prober) rootless(dir string) {
 	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Plugin: "self-test", StateDir: dir})
 	if err == nil {

@@ -21,7 +21,7 @@ import (
 // (bpf/proctrack.bpf.c).
 const stillAlive = 1
 
-// kinFindings says what a kernel's age removes from following processes and
+// proctrackFindings says what a kernel's age removes from following processes and
 // ending sockets. The programs load without: they look for each function by its
 // name in the kernel's own types, as is done here.
 func proctrackFindings() []Finding {
@@ -47,7 +47,7 @@ func proctrackFindings() []Finding {
 	}}
 }
 
-// aim tells programs that follow tasks which cgroup is the plugin's. In one of
+// setTarget tells programs that follow tasks which cgroup is the plugin's. In one of
 // our own there are no cgroups below it.
 func setTarget(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error {
 	if _, ok := spec.Variables["cgroup_id"]; !ok {
@@ -67,7 +67,7 @@ func setTarget(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error
 	return errors.Join(errs...)
 }
 
-// attachKin puts the process programs in place and pins them, then marks the
+// attachProctrack puts the process programs in place and pins them, then marks the
 // processes that are there already. A link on a tracepoint cannot be given
 // another program: the new one is attached before the old one goes, and both
 // run for a moment.

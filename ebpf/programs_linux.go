@@ -62,7 +62,7 @@ func newCollection() *collection {
 	}
 }
 
-// loadWalls loads every program that the confinement needs and the kernel has. Maps are
+// loadCollection loads every program that the confinement needs and the kernel has. Maps are
 // pinned in dir, or taken from there if an earlier sidecar left them.
 func loadCollection(dir string, group *sandbox.Cgroup, own, view, syscalls bool) (*collection, error) {
 	w := newCollection()
@@ -148,7 +148,7 @@ func (w *collection) openShared() error {
 	return err
 }
 
-// loadSignalling loads the hook with programs that choose the error of a connect,
+// loadWithSignals loads the hook with programs that choose the error of a connect,
 // and that can stop and kill the plugin at a limit, as far as the kernel permits
 // it: before Linux 6.1 a connect is refused with EPERM, and before 6.9 user space
 // alone stops and kills, a few milliseconds later.
@@ -415,7 +415,7 @@ func (w *collection) check(group *sandbox.Cgroup) error {
 	return nil
 }
 
-// openDoor lets the plugin's connections through to the sidecar, or none.
+// setOpen lets the plugin's connections through to the sidecar, or none.
 func (w *collection) setOpen(open bool) error {
 	value := uint32(0)
 	if open {

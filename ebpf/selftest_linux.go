@@ -23,7 +23,7 @@ const selfTestTimeout = 5 * time.Second
 // selfTestSeconds bounds all attempts of one process together.
 const selfTestSeconds = 10
 
-// subject is a confined process that makes attempts, and what it talks to.
+// probeProcess is a confined process that makes attempts, and what it talks to.
 type probeProcess struct {
 	confinement *Confinement
 	listener    net.Listener
@@ -36,7 +36,7 @@ type probeProcess struct {
 	peer        atomic.Pointer[Peer] // who connected last
 }
 
-// newSubject makes a confinement with all hooks up, and starts nothing in it.
+// newProbeProcess makes a confinement with all hooks up, and starts nothing in it.
 func newProbeProcess(dir string) (*probeProcess, error) {
 	confinement, err := New(Config{Plugin: "self-test", StateDir: dir, CountSyscalls: true})
 	if err != nil {
@@ -110,7 +110,7 @@ func (s *probeProcess) startWith(files *sandbox.Files, foreign *os.File) error {
 	return err
 }
 
-// estrange makes a connection inside the plugin's network that the plugin did
+// connectForeign makes a connection inside the plugin's network that the plugin did
 // not make.
 func (s *probeProcess) connectForeign() (*os.File, error) {
 	listener, err := s.confinement.Listen("tcp", "127.0.0.1:0")
@@ -253,7 +253,7 @@ func (s *probeProcess) sockets() error {
 	return errors.Join(s.want("unix "+path, "ENOENT"), s.want("unix "+path+"-other", "EPERM"))
 }
 
-// foreign has the socket found that the process did not make.
+// foreignSockets has the socket found that the process did not make.
 func (s *probeProcess) foreignSockets() error {
 	if err := s.confinement.scanSockets(); err != nil {
 		return err
@@ -267,7 +267,7 @@ func (s *probeProcess) foreignSockets() error {
 	return nil
 }
 
-// holder starts the process with a socket that was made outside and is not
+// socketHolder starts the process with a socket that was made outside and is not
 // connected, and waits for its end.
 func (s *probeProcess) socketHolder() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -24,7 +24,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// censusInterval is how often [Confinement.Run] looks for sockets that the hooks do
+// scanInterval is how often [Confinement.Run] looks for sockets that the hooks do
 // not govern.
 //
 // A socket is found if it stands in a process's table of descriptors at the
@@ -38,10 +38,10 @@ import (
 const scanInterval = time.Second
 
 const (
-	// passedInterval is the shortest time between two looks while the plugin has a
+	// shortScanInterval is the shortest time between two looks while the plugin has a
 	// Unix socket by which descriptors can be passed to it.
 	shortScanInterval = 50 * time.Millisecond
-	// looksShare is how much longer than a look the time to the next one is then: a
+	// scanShare is how much longer than a look the time to the next one is then: a
 	// plugin of many processes and descriptors does not take more of a processor.
 	scanShare = 50
 	// journalSocket is where systemd-journald listens. It passes no descriptors.
@@ -60,7 +60,7 @@ const (
 	verdictProbe   = uint32(3)
 )
 
-// manyProcesses is from how many processes on one walk through everybody's
+// walkAllFrom is from how many processes on one walk through everybody's
 // descriptors is cheaper than a walk for each.
 const walkAllFrom = 256
 
@@ -102,7 +102,7 @@ func newSocketScan(c *Confinement) (*socketScan, error) {
 	}, home.Close()
 }
 
-// watch takes the scan again and again until the context ends.
+// scanLoop takes the scan again and again until the context ends.
 func (c *Confinement) scanLoop(ctx context.Context) error {
 	next := time.NewTimer(scanInterval)
 	defer next.Stop()
@@ -126,7 +126,7 @@ func (c *Confinement) scanLoop(ctx context.Context) error {
 	}
 }
 
-// notePassing has the scan taken more often where a program gets a Unix socket as a
+// noteDescriptorPassing has the scan taken more often where a program gets a Unix socket as a
 // standard stream: whoever holds its other end can pass connections in.
 func (c *Confinement) noteDescriptorPassing(files ...*os.File) {
 	passing := slices.ContainsFunc(files, func(file *os.File) bool {
@@ -146,7 +146,7 @@ func (c *Confinement) noteDescriptorPassing(files ...*os.File) {
 	}
 }
 
-// takeCensus takes it once and reports what was found.
+// scanSockets takes it once and reports what was found.
 func (c *Confinement) scanSockets() error {
 	c.scanning.Lock()
 	defer c.scanning.Unlock()
@@ -160,7 +160,7 @@ func (c *Confinement) scanSockets() error {
 	return nil
 }
 
-// reportFound reports what a scan found.
+// reportSockets reports what a scan found.
 func (c *Confinement) reportSockets(found []foundSocket) {
 	var strays []UnmediatedConn
 	for _, s := range found {
@@ -180,14 +180,14 @@ func (c *Confinement) reportSockets(found []foundSocket) {
 	c.mu.Unlock()
 }
 
-// found is one socket that the scan found.
+// foundSocket is one socket that the scan found.
 type foundSocket struct {
 	socketscanSocketEntry
 	repeated bool      // it was reported before
 	since    time.Time // when it was first seen
 }
 
-// take looks once, reports what it finds, and ends it.
+// run looks once, reports what it finds, and ends it.
 //
 // A connection is ended by its socket, so that its holder sees the end. A socket that
 // was made outside can connect again without passing a hook: a process that still holds
@@ -425,7 +425,7 @@ func appendPIDs(pids []int, path string) ([]int, error) {
 	return pids, nil
 }
 
-// look runs the iterator over the descriptors of processes. Descriptors of other
+// list runs the iterator over the descriptors of processes. Descriptors of other
 // cgroups are not reported.
 func (c *socketScan) list(list func() ([]int, error)) ([]socketscanSocketEntry, error) {
 	pids, err := list()
@@ -445,7 +445,7 @@ func (c *socketScan) list(list func() ([]int, error)) ([]socketscanSocketEntry, 
 	return all, nil
 }
 
-// lookAt looks at one process, or at all for number 0.
+// listOf looks at one process, or at all for number 0.
 func (c *socketScan) listOf(all []socketscanSocketEntry, pid int) ([]socketscanSocketEntry, error) {
 	walk, err := walkFiles(c.programs.Programs["look"].FD(), pid)
 	if errors.Is(err, unix.E2BIG) && pid != 0 { // before Linux 6.1

@@ -92,7 +92,7 @@ func (c *Confinement) servingHandler() func(port uint16) {
 	}
 }
 
-// hears counts a refusal that seccomp reported and hands it to [Confinement.Run].
+// recordDenial counts a refusal that seccomp reported and hands it to [Confinement.Run].
 func (c *Confinement) recordDenial(d sandbox.Denial) {
 	c.refusedCalls.Add(1)
 	select {

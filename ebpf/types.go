@@ -31,12 +31,12 @@ var (
 	ErrDetached = errors.New("a kernel program is no longer on the cgroup")
 )
 
-// machineError is an error whose cause is the machine.
+// machineFaultError is an error whose cause is the machine.
 type machineFaultError struct{ error }
 
 func (e machineFaultError) Unwrap() error { return e.error }
 
-// lacks marks an error as one whose cause is the machine. A nil error stays nil.
+// machineFault marks an error as one whose cause is the machine. A nil error stays nil.
 func machineFault(err error) error {
 	if err == nil {
 		return nil
@@ -264,7 +264,7 @@ type Usage struct {
 	Identified, Abandoned, Pending uint64
 }
 
-// Stray is a connection of the plugin that the sidecar did not handle.
+// UnmediatedConn is a connection of the plugin that the sidecar did not handle.
 type UnmediatedConn struct {
 	// PID and Comm are the caller's, or the holder's of a socket that it did not
 	// make.
@@ -313,7 +313,7 @@ type Finding struct {
 	Remedy string
 }
 
-// Left is what [BlockLeftover] found of a sidecar.
+// Leftover is what [BlockLeftover] found of a sidecar.
 type Leftover struct {
 	Blocked   bool     // its programs are pinned, and their door is shut now
 	Cgroups   []string // that the programs are on

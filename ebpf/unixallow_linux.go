@@ -27,7 +27,7 @@ const maxSocketPath = 107
 // MaxSockets is how many Unix sockets [Confinement.AllowSockets] may name.
 const MaxSockets = 256
 
-// allowance is what [Confinement.AllowSockets] was told last.
+// allowlist is what [Confinement.AllowSockets] was told last.
 type allowlist struct {
 	wanted  []string
 	refused map[string]error // those of them that are not allowed, and why
@@ -114,7 +114,7 @@ func (c *Confinement) allow(paths []string) error {
 	return err
 }
 
-// lookAtSockets judges the names again.
+// recheckAllowlist judges the names again.
 func (c *Confinement) recheckAllowlist() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,7 +145,7 @@ func (c *Confinement) recheckAllowlist() {
 	}
 }
 
-// judgeSockets lets each wanted name through or not, and returns why not.
+// checkAllowlist lets each wanted name through or not, and returns why not.
 func (c *Confinement) checkAllowlist() (doubts map[string]error, err error) {
 	doubts = make(map[string]error)
 	private := c.private()
@@ -245,7 +245,7 @@ func trustSocket(path string, private []string) error {
 	return nil
 }
 
-// steady says who else could change what is in a directory; nil: nobody but root
+// stablePath says who else could change what is in a directory; nil: nobody but root
 // and the sidecar's user.
 func (c *Confinement) stablePath(dir string) error {
 	var stat unix.Stat_t
@@ -272,7 +272,7 @@ func (c *Confinement) stablePath(dir string) error {
 	return nil
 }
 
-// target is where a link leads in the end, for a message.
+// resolveTarget is where a link leads in the end, for a message.
 func resolveTarget(link string) string {
 	path, err := filepath.EvalSymlinks(link)
 	if err != nil {

@@ -144,7 +144,7 @@ func TestAllowedSockets(t *testing.T) {
 	}
 }
 
-// A name counts only as long as somebody vouches for it.
+// A TestSocketLeaseEnds counts only as long as somebody vouches for it.
 func TestSocketLeaseEnds(t *testing.T) {
 	r := newHarness(t, nil)
 	path := filepath.Join(steadyDir(t), "s")
@@ -236,7 +236,7 @@ func TestUntrustedSockets(t *testing.T) {
 	}
 }
 
-// A name is removed when its directory changes hands, and comes back.
+// A TestSocketIsWatched is removed when its directory changes hands, and comes back.
 func TestSocketIsWatched(t *testing.T) {
 	r := newHarness(t, nil)
 	dir := steadyDir(t)

@@ -25,11 +25,11 @@ import (
 // waits for a disk is looked at as it moves.
 const freezeTimeout = time.Second
 
-// maxAstray is at how many looks in a row, a second apart, a connection to a
+// maxUnowned is at how many looks in a row, a second apart, a connection to a
 // name that was removed may be in nobody's hands.
 const maxUnowned = 2
 
-// cutSockets ends what the plugin has connected to names that were removed,
+// endUnixConnections ends what the plugin has connected to names that were removed,
 // and returns those names to which something is connected nevertheless. The
 // plugin stands still in between, so that nothing passes from a process not yet
 // looked at to one that was. The caller holds c.mu.
@@ -52,7 +52,7 @@ func (c *Confinement) endUnixConnections() (left []string, err error) {
 	return left, nil
 }
 
-// cutAgain looks again for connections to names that were removed. The caller
+// recheckUnixConnections looks again for connections to names that were removed. The caller
 // holds c.mu.
 func (c *Confinement) recheckUnixConnections() {
 	left, err := c.endUnixConnections()
@@ -116,7 +116,7 @@ func (c *Confinement) connected() (names []string, err error) {
 	return names, nil
 }
 
-// cutEach looks at every thread: one can have a table of its own, or outlive the
+// shutdownInEach looks at every thread: one can have a table of its own, or outlive the
 // first of its process.
 func (c *Confinement) shutdownInEach() error {
 	pids, err := appendPIDs(nil, filepath.Join(c.group.Path, "cgroup.procs"))
@@ -141,7 +141,7 @@ func (c *Confinement) shutdownInEach() error {
 	return nil
 }
 
-// vanished reports whether an error says that a process or a descriptor is, and thus
+// isGone reports whether an error says that a process or a descriptor is, and thus
 // holds no connection.
 func isGone(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) }
 

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepMaps finds or makes the maps of an object, which outlast this process.
+// loadMaps finds or makes the maps of an object, which outlast this process.
 // Each is the one that an earlier sidecar pinned, if it has the shape that the
 // programs want, or else a fresh one, which [hook.settle] pins once the programs
 // are attached: until then the old programs and their maps stand as they are.
@@ -50,7 +50,7 @@ func (w *collection) loadObject(spec *ebpf.CollectionSpec) (*ebpf.Collection, er
 	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept, Cache: w.types})
 }
 
-// settle makes the fresh maps the ones that the next sidecar finds. It is
+// pinMaps makes the fresh maps the ones that the next sidecar finds. It is
 // called when no program uses the old ones any more, so that what they counted
 // is final.
 func (w *collection) pinMaps(dir string) error {
@@ -71,7 +71,7 @@ func (w *collection) pinMaps(dir string) error {
 	return nil
 }
 
-// carry adds what the counters of another shape held to ours.
+// migrateCounters adds what the counters of another shape held to ours.
 func (w *collection) migrateCounters() error {
 	if old := w.unpinned["tallied"]; old != nil {
 		value, err := old.LookupBytes(zero)
@@ -118,7 +118,7 @@ func entries(m *ebpf.Map) (uint64, error) {
 	}
 }
 
-// told is a tally in memory that is shared with the kernel's map, so that to
+// sharedCounters is a tally in memory that is shared with the kernel's map, so that to
 // count in it costs no system call and what was counted outlives this process.
 type sharedCounters struct {
 	memory []byte

@@ -267,7 +267,7 @@ func (v *View) replaceFiles() error {
 	return nil
 }
 
-// place returns the path to mount a replaced file on: what the path leads to. A
+// mountTarget returns the path to mount a replaced file on: what the path leads to. A
 // link into /run leads nowhere in the view, and what it names is made there.
 // Empty: there is no such file and no place for one.
 func (v *View) mountTarget(path string) (string, error) {

@@ -18,7 +18,7 @@ import (
 // an uninterruptible wait can exceed it; the hooks then stay.
 const killTimeout = 10 * time.Second
 
-// cgroup is one directory of the cgroup v2 hierarchy.
+// Cgroup is one directory of the cgroup v2 hierarchy.
 type Cgroup struct {
 	Path string
 	Dir  *os.File
@@ -26,7 +26,7 @@ type Cgroup struct {
 	Own  bool   // made by us, to be removed by us
 }
 
-// hierarchy is where the cgroup v2 tree is mounted, and which part of it.
+// CgroupMount is where the cgroup v2 tree is mounted, and which part of it.
 type CgroupMount struct {
 	mount string
 	root  string
@@ -34,7 +34,7 @@ type CgroupMount struct {
 	mountErr error // why none could be mounted for this process, where this one is not writable
 }
 
-// findHierarchy looks in the mount table, since the place differs: with the
+// FindCgroupMount looks in the mount table, since the place differs: with the
 // hybrid layout it is /sys/fs/cgroup/unified. Where there are several, as in a
 // container that mounted its own, it is one that shows this process's cgroup.
 // Containers are commonly given none that they may write to, and then it is one
@@ -52,7 +52,7 @@ func (p Paths) FindCgroupMount() (CgroupMount, error) {
 	return h, err // for a cgroup that is given by its path, or to say what is missing
 }
 
-// writable reports whether cgroups can be made below this process's own.
+// canMakeCgroups reports whether cgroups can be made below this process's own.
 func (h CgroupMount) canMakeCgroups() bool {
 	var system unix.Statfs_t
 	own, err := h.OwnGroup()
@@ -126,7 +126,7 @@ func parseHierarchy(table, own string) (CgroupMount, error) {
 	return first, nil // for a cgroup that is given by its path
 }
 
-// mounted reports whether a file system of a type is mounted at a path.
+// Mounted reports whether a file system of a type is mounted at a path.
 func Mounted(path, kind string) bool {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -159,7 +159,7 @@ func unescapeMount(s string) string {
 	return b.String()
 }
 
-// ownGroup is the directory of the cgroup this process is in.
+// OwnGroup is the directory of the cgroup this process is in.
 func (h CgroupMount) OwnGroup() (string, error) {
 	table, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -189,7 +189,7 @@ func (h CgroupMount) parseOwnGroup(table string) (string, error) {
 	return "", errors.New("locate own cgroup: /proc/self/cgroup has no cgroup v2 line")
 }
 
-// findGroups walks the hierarchy for directories called name. Cgroups below a
+// Find walks the hierarchy for directories called name. Cgroups below a
 // plugin's are not looked into.
 func (h CgroupMount) Find(name string) ([]string, error) {
 	var found []string
@@ -244,7 +244,7 @@ func (h CgroupMount) walkTo(id uint64) (string, error) {
 // (FILEID_KERNFS, enum fid_type of the kernel).
 const kernfsHandle = 0xfe
 
-// groupByID finds the directory of a cgroup.
+// ByID finds the directory of a cgroup.
 func (h CgroupMount) ByID(id uint64) (string, error) {
 	mount, err := unix.Open(h.mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -270,7 +270,7 @@ func (h CgroupMount) ByID(id uint64) (string, error) {
 	return path, nil
 }
 
-// makeGroup makes the cgroup called name below the one this process is in.
+// MakeCgroup makes the cgroup called name below the one this process is in.
 func MakeCgroup(h CgroupMount, name string) (*Cgroup, error) {
 	parent, err := h.OwnGroup()
 	if err != nil {
@@ -301,7 +301,7 @@ func delegationHint(err error) string {
 	return ""
 }
 
-// openGroup opens an existing cgroup directory.
+// OpenCgroup opens an existing cgroup directory.
 func OpenCgroup(path string) (*Cgroup, error) {
 	dir, err := os.Open(path)
 	if err != nil {
@@ -329,7 +329,7 @@ func (g *Cgroup) Set(file, value string) error {
 	return nil
 }
 
-// current reports whether the directory at the path is still the one opened.
+// Current reports whether the directory at the path is still the one opened.
 func (g *Cgroup) Current() bool {
 	var stat unix.Stat_t
 	return unix.Stat(g.Path, &stat) == nil && stat.Ino == g.ID
@@ -349,10 +349,10 @@ func (g *Cgroup) event(key string) (bool, error) {
 	return false, fmt.Errorf("read cgroup.events: no %s", key)
 }
 
-// populated reports whether any process lives in the cgroup or below it.
+// Populated reports whether any process lives in the cgroup or below it.
 func (g *Cgroup) Populated() (bool, error) { return g.event("populated") }
 
-// processes is how many processes the cgroup lists, those included that this process
+// Processes is how many processes the cgroup lists, those included that this process
 // namespace does not show. An unreadable list counts as empty.
 func (g *Cgroup) Processes() int {
 	text, err := os.ReadFile(filepath.Join(g.Path, "cgroup.procs"))
@@ -362,7 +362,7 @@ func (g *Cgroup) Processes() int {
 	return strings.Count(string(text), "\n")
 }
 
-// kill ends every process in the cgroup and waits until there does not exist.
+// Kill ends every process in the cgroup and waits until there does not exist.
 func (g *Cgroup) Kill() error {
 	if populated, err := g.Populated(); err != nil || !populated {
 		return err
@@ -377,7 +377,7 @@ func (g *Cgroup) Kill() error {
 	return g.AwaitEmpty(killTimeout)
 }
 
-// beginKill has the kernel end every process in the cgroup, and does not wait
+// BeginKill has the kernel end every process in the cgroup, and does not wait
 // (cgroup.kill, Linux 5.14).
 func (g *Cgroup) BeginKill() error { return g.Set("cgroup.kill", "1") }
 
@@ -408,7 +408,7 @@ func (g *Cgroup) killEach() error {
 	}
 }
 
-// freeze stops every process of the cgroup, or lets them run again.
+// Freeze stops every process of the cgroup, or lets them run again.
 func (g *Cgroup) Freeze(on bool) error {
 	value := "0"
 	if on {
@@ -417,7 +417,7 @@ func (g *Cgroup) Freeze(on bool) error {
 	return g.Set("cgroup.freeze", value)
 }
 
-// awaitEmpty waits until no process lives in the cgroup. The kernel reports
+// AwaitEmpty waits until no process lives in the cgroup. The kernel reports
 // each change of cgroup.events as POLLPRI.
 func (g *Cgroup) AwaitEmpty(timeout time.Duration) error {
 	events, err := os.Open(filepath.Join(g.Path, "cgroup.events"))
@@ -453,7 +453,7 @@ func (g *Cgroup) Close() error {
 	return nil
 }
 
-// remove removes the cgroup's directory. The kernel may still hold a task that
+// Remove removes the cgroup's directory. The kernel may still hold a task that
 // is past its last instruction, hence the retries.
 func (g *Cgroup) Remove() error {
 	deadline := time.Now().Add(time.Second)
@@ -469,10 +469,10 @@ func (g *Cgroup) Remove() error {
 	}
 }
 
-// isFrozen reports whether every process of the cgroup stands still.
+// Frozen reports whether every process of the cgroup stands still.
 func (g *Cgroup) Frozen() (bool, error) { return g.event("frozen") }
 
-// awaitFrozen waits until every process of the cgroup stands still, or for no
+// AwaitFrozen waits until every process of the cgroup stands still, or for no
 // longer than the time given.
 func (g *Cgroup) AwaitFrozen(timeout time.Duration) error {
 	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -483,7 +483,7 @@ func (g *Cgroup) AwaitFrozen(timeout time.Duration) error {
 	return nil
 }
 
-// signal sends a signal to every process in the cgroup and below it.
+// Signal sends a signal to every process in the cgroup and below it.
 func (g *Cgroup) Signal(signal unix.Signal) error {
 	err := filepath.WalkDir(g.Path, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {

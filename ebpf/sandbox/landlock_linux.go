@@ -41,7 +41,7 @@ const (
 	rightsHandled = rightsToWrite | unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK
 )
 
-// landlockVersion is the kernel's ABI version; 0 when there is no Landlock.
+// LandlockVersion is the kernel's ABI version; 0 when there is no Landlock.
 func LandlockVersion() int {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno != 0 {
@@ -50,12 +50,12 @@ func LandlockVersion() int {
 	return int(version)
 }
 
-// scoped reports whether a Landlock domain keeps the plugin from other
+// SupportsScope reports whether a Landlock domain keeps the plugin from other
 // processes here. The first version could not be told to allow renames between
 // directories, which programs need.
 func SupportsScope() bool { return LandlockVersion() >= landlockRefer }
 
-// filesSupported reports why [Command.Files] cannot be enforced here; nil: it can.
+// FilesSupported reports why [Command.Files] cannot be enforced here; nil: it can.
 func FilesSupported() error {
 	if version := LandlockVersion(); version < landlockTruncate {
 		return fmt.Errorf("the kernel has version %d of Landlock, and version %d is needed", version, landlockTruncate)
@@ -63,13 +63,13 @@ func FilesSupported() error {
 	return nil
 }
 
-// rules is a Landlock ruleset in the making.
+// ruleset is a Landlock ruleset in the making.
 type ruleset struct {
 	file    *os.File
 	handled uint64
 }
 
-// newRules makes the rules for a plugin, in the sidecar, so that what cannot be
+// newRuleset makes the rules for a plugin, in the sidecar, so that what cannot be
 // granted is known before anything starts. Without files they forbid none; what
 // matters then is what a domain brings with it: whoever is in one cannot trace
 // what is outside, and so cannot write its /proc/PID/mem or read its environment
@@ -144,7 +144,7 @@ func (r *ruleset) allowFiles(files *Files, private []string) error {
 	return nil
 }
 
-// planted reports a path that leads through a symbolic link in a directory which the
+// crossesWritableLink reports a path that leads through a symbolic link in a directory which the
 // plugin may write: an earlier run could have put it there, to be given what it leads
 // to.
 func crossesWritableLink(path string, writable []string) error {
@@ -293,7 +293,7 @@ func (r *ruleset) close() error {
 	return nil
 }
 
-// touches reports whether a path is, holds or lies in one of the private ones.
+// Overlaps reports whether a path is, holds or lies in one of the private ones.
 func Overlaps(path string, private []string) (secret string, ok bool) {
 	for _, secret := range private {
 		if beneath(path, secret) || beneath(secret, path) {
@@ -308,7 +308,7 @@ func beneath(path, dir string) bool {
 	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }
 
-// resolved follows the links in paths. A path that does not exist yet is resolved as
+// ResolveLinks follows the links in paths. A path that does not exist yet is resolved as
 // far as it exists.
 func ResolveLinks(paths []string) []string {
 	var targets []string
@@ -394,7 +394,7 @@ func interpreter(path string) string {
 	return ""
 }
 
-// proveUnreadable asks the kernel whether the calling thread, which is the
+// checkUnreadable asks the kernel whether the calling thread, which is the
 // plugin's user by now, may use one of the private paths. No reading of modes
 // would know about access control lists.
 func checkUnreadable(private []string) error {

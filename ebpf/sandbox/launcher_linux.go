@@ -177,7 +177,7 @@ func filterCalls(o *launchSpec) error {
 	return nil
 }
 
-// giveUp gives up what the sidecar was given and no plugin is to have.
+// dropInherited gives up what the sidecar was given and no plugin is to have.
 func dropInherited() error {
 	if err := limitCoreDumps(); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
@@ -226,7 +226,7 @@ func confine(o *launchSpec) error {
 	return closeOnExec()
 }
 
-// forbidCores sets the limit on core dumps to one byte, not to none: a
+// limitCoreDumps sets the limit on core dumps to one byte, not to none: a
 // core_pattern that starts a handler, which runs as root and outside the hooks,
 // ignores every limit but this (core(5)). A hard limit of 0 can be raised to 1
 // with CAP_SYS_RESOURCE only; it is as good where the kernel starts no handler.
@@ -253,7 +253,7 @@ func startsHandler(pattern string) bool {
 	return strings.HasPrefix(pattern, "|") || strings.HasPrefix(pattern, "@")
 }
 
-// enterRules puts the thread under the Landlock rules that the sidecar made,
+// enterLandlock puts the thread under the Landlock rules that the sidecar made,
 // after adding what only this process knows.
 func enterLandlock(o *launchSpec) error {
 	r := &ruleset{file: os.NewFile(rulesetFD, "landlock rules"), handled: o.Limits.Handled}
@@ -282,7 +282,7 @@ func enterLandlock(o *launchSpec) error {
 	return r.enter()
 }
 
-// leaveShelter gives up what a service manager gave the sidecar against the end of
+// resetOOMScore gives up what a service manager gave the sidecar against the end of
 // memory (OOMScoreAdjust=): a plugin that inherited it could have everything else on
 // the host killed in its stead. A value that makes it an earlier victim stays.
 func resetOOMScore() error {
@@ -300,7 +300,7 @@ func resetOOMScore() error {
 	return nil
 }
 
-// emptyBounds empties the bounding set, and sets the bits that keep root from
+// dropBoundingSet empties the bounding set, and sets the bits that keep root from
 // being special, locked: they matter when the plugin runs as root.
 func dropBoundingSet() error {
 	for capability := uintptr(0); capability <= unix.CAP_LAST_CAP+16; capability++ {
@@ -321,7 +321,7 @@ func dropBoundingSet() error {
 	return nil
 }
 
-// become changes the thread's user and groups. The calls are made directly: the
+// setCredentials changes the thread's user and groups. The calls are made directly: the
 // library's would change every thread of a process that is about to end anyway.
 func setCredentials(uid, gid int, groups []int) error {
 	list := make([]uint32, len(groups)+1) // never empty, for its address

@@ -15,7 +15,7 @@ import (
 // with O_PATH (SIOCUNIXFILE, include/uapi/linux/un.h). It needs CAP_NET_ADMIN.
 const siocUnixFile = 0x89e0
 
-// listens hands on what a process is about to listen on. The call goes on in any
+// reportListen hands on what a process is about to listen on. The call goes on in any
 // case: no permission depends on it, so that the process may exchange the socket
 // under the number at the same time, to its own disadvantage.
 func (e *notifyListener) reportListen(n *notification, process uint32) {

@@ -57,7 +57,7 @@ func bind(source, target string, readOnly bool) error {
 	return nil
 }
 
-// openPlace opens a path below a tree for a mount, and makes what is missing of
+// openBelow opens a path below a tree for a mount, and makes what is missing of
 // it. It follows no symbolic link: a tree that is kept from one run to the next
 // holds what the program left there, and following its links with root's
 // privileges would lead out of the tree.
@@ -77,7 +77,7 @@ func openBelow(tree, path string, directory bool) (int, error) {
 	return at, nil
 }
 
-// openName opens one name in a directory, and makes it if it is missing.
+// openEntry opens one name in a directory, and makes it if it is missing.
 func openEntry(at int, name string, directory bool) (int, error) {
 	flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if directory {
@@ -134,7 +134,7 @@ func isDirectory(fd int) (bool, error) {
 	return stat.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
-// makeOwn makes a directory below [Own] and returns its path.
+// makeViewDir makes a directory below [Own] and returns its path.
 func makeViewDir(names ...string) (string, error) {
 	path := filepath.Join(append([]string{Own}, names...)...)
 	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // the program reads it

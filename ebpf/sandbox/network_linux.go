@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// network is a network namespace, held open.
+// Network is a network namespace, held open.
 type Network struct {
 	File   *os.File
 	Cookie uint64 // the kernel's number for it, never used twice
@@ -21,7 +21,7 @@ type Network struct {
 
 const threadNetwork = "/proc/thread-self/ns/net"
 
-// onThread runs f on a thread of its own. A thread that f could not put back
+// OnThread runs f on a thread of its own. A thread that f could not put back
 // into the state it found it in is ended instead of being used again. It is
 // never the process's first thread, which cannot be ended, and whose namespaces
 // are what /proc/PID/ns shows to others as the process's.
@@ -44,7 +44,7 @@ func OnThread(f func() (clean bool, err error)) error {
 	return <-result
 }
 
-// newNetwork makes a namespace with nothing in it but a loopback that is up. If a
+// NewNetwork makes a namespace with nothing in it but a loopback that is up. If a
 // port to serve is below 1024, it is an error that such a port cannot be bound.
 func NewNetwork(serve []uint16) (*Network, error) {
 	var n *Network
@@ -112,7 +112,7 @@ func setLoopbackUp() error {
 	return nil
 }
 
-// currentNetwork is the namespace that the calling thread is in.
+// CurrentNetwork is the namespace that the calling thread is in.
 func CurrentNetwork() (*Network, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -130,7 +130,7 @@ func CurrentNetwork() (*Network, error) {
 	return &Network{File: file, Cookie: cookie}, nil
 }
 
-// openNetwork opens the namespace that a file such as /proc/PID/ns/net names.
+// OpenNetwork opens the namespace that a file such as /proc/PID/ns/net names.
 func OpenNetwork(path string) (*Network, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -151,7 +151,7 @@ func OpenNetwork(path string) (*Network, error) {
 	return n, nil
 }
 
-// do runs f on a thread inside the namespace.
+// Do runs f on a thread inside the namespace.
 func (n *Network) Do(f func() error) error {
 	return OnThread(func() (bool, error) {
 		home, err := os.Open(threadNetwork)

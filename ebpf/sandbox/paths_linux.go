@@ -35,7 +35,7 @@ func directoryHint(path string, err error) string {
 	return ""
 }
 
-// places are the runtime directory of a sidecar, and its state directory, which
+// Paths are the runtime directory of a sidecar, and its state directory, which
 // names its confinement.
 type Paths struct {
 	Dir   string
@@ -43,7 +43,7 @@ type Paths struct {
 	ID    string
 }
 
-// findPlaces finds the runtime directory, and makes it if it is missing.
+// FindPaths finds the runtime directory, and makes it if it is missing.
 func FindPaths(stateDir string) (Paths, error) {
 	id, err := runtimedir.ID(stateDir)
 	if err != nil {

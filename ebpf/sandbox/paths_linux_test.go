@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The places on the host are refused if somebody else could have made them.
+// The TestPrivateDirectories on the host are refused if somebody else could have made them.
 func TestPrivateDirectories(t *testing.T) {
 	needKernel(t)
 	dir := t.TempDir()

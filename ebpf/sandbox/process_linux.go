@@ -119,7 +119,7 @@ func (c *Command) Complete() error {
 	return nil
 }
 
-// passable refuses sockets that lead elsewhere. A socket belongs to the cgroup
+// checkStream refuses sockets that lead elsewhere. A socket belongs to the cgroup
 // that made it: what the plugin did with one of the sidecar's would pass no
 // hook. A connected Unix stream, as parents and journals give, leads to one
 // place only.
@@ -158,7 +158,7 @@ func StartProcess(config ProcessConfig, command Command) (*Process, error) {
 	return p, nil
 }
 
-// errUnborn says that the launcher was killed before it did anything.
+// errLauncherDied says that the launcher was killed before it did anything.
 var errLauncherDied = errors.New("the launcher ended before it had confined itself")
 
 // launch starts the launcher and hears what became of it. Normally it is born
@@ -253,7 +253,7 @@ func (p *Process) closeTerminal() error {
 	return err
 }
 
-// follow takes in what the first process of the view reports until it ends: that
+// receiveResults takes in what the first process of the view reports until it ends: that
 // the program was stopped, and how it ended.
 func (p *Process) receiveResults() {
 	defer close(p.last)
@@ -276,7 +276,7 @@ func (p *Process) receiveResults() {
 	}
 }
 
-// forget closes what a view's program was known by.
+// closeView closes what a view's program was known by.
 func (p *Process) closeView() error {
 	if p.pidfd < 0 {
 		return nil
@@ -296,7 +296,7 @@ func socketPair(name string) (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
 }
 
-// statusPair is what a launcher reports on.
+// newStatusPair is what a launcher reports on.
 func newStatusPair() (ours, theirs *os.File, err error) {
 	if ours, theirs, err = socketPair("status"); err != nil {
 		return nil, nil, err
@@ -398,7 +398,7 @@ func (p *Process) spawn(command Command, status, file *os.File, r *ruleset, walk
 	})
 }
 
-// hear reads the launcher's replies until it has become the program, which
+// awaitLauncher reads the launcher's replies until it has become the program, which
 // closes the socket, or has started it in a view, and then returns its pidfd, else
 // -1. The ears are nil if the launcher could get no listener, which only a rootless sandbox
 // puts up with, and may be there beside an error.
@@ -556,7 +556,7 @@ func (p *Process) wait() (int, error) {
 	return status.ExitStatus(), errors.Join(killed, heard, forgotten)
 }
 
-// reported is the status of the program as the first process of its view
+// programStatus is the status of the program as the first process of its view
 // reported it, or that of the first process itself, if it was killed before.
 func (p *Process) programStatus(first syscall.WaitStatus) syscall.WaitStatus {
 	if last, ok := <-p.last; ok {

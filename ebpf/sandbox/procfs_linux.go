@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// exeOf returns the path of a process's program, "" when it has none any more or
+// Executable returns the path of a process's program, "" when it has none any more or
 // when it may not be read. The id is one of the sidecar's PID namespace; 0 is
 // nobody's.
 func Executable(pid uint32) string {

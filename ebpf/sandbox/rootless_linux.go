@@ -48,7 +48,7 @@ type Rootless struct {
 	dial    *os.File
 }
 
-// fenceOrder is what the init process is told, and in an order what the launcher is.
+// rootlessSpec is what the init process is told, and in an order what the launcher is.
 type rootlessSpec struct {
 	Addresses []string // to listen on
 	Serve     []uint16 // ports that the plugin serves
@@ -128,7 +128,7 @@ func (f *Rootless) build() error {
 	return err
 }
 
-// fenceHint says how a system that refuses user namespaces can be told to allow
+// userNamespaceHint says how a system that refuses user namespaces can be told to allow
 // them.
 func userNamespaceHint(err error) string {
 	switch {
@@ -171,7 +171,7 @@ func (f *Rootless) spawn(control, order, dial *os.File) error {
 	return nil
 }
 
-// listen waits for the init process's listeners.
+// awaitListeners waits for the init process's listeners.
 func (f *Rootless) awaitListeners() ([]int, error) {
 	text, fds, err := f.receiveResult(launchTimeout)
 	switch {
@@ -183,7 +183,7 @@ func (f *Rootless) awaitListeners() ([]int, error) {
 	return nil, errors.New(strings.TrimSpace(string(text[1:])))
 }
 
-// adopt takes a listener over.
+// takeListener takes a listener over.
 func (f *Rootless) takeListener(fd int) error {
 	file := os.NewFile(uintptr(fd), "listener")
 	listener, err := net.FileListener(file)
@@ -194,7 +194,7 @@ func (f *Rootless) takeListener(fd int) error {
 	return nil
 }
 
-// hear reads one piece of news. No timeout: it waits for ever.
+// receiveResult reads one piece of news. No timeout: it waits for ever.
 func (f *Rootless) receiveResult(timeout time.Duration) (text []byte, fds []int, err error) {
 	wait := -1
 	if timeout > 0 {
@@ -372,7 +372,7 @@ func (p *RootlessProcess) launch(command Command) error {
 	return nil
 }
 
-// order hands the init process a program to start, with the number of a stream that is
+// sendLaunch hands the init process a program to start, with the number of a stream that is
 // to be its controlling terminal, or -1.
 func (f *Rootless) sendLaunch(command Command, stream int, file, status *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -547,7 +547,7 @@ func (f *Rootless) Close() error {
 	return nil
 }
 
-// writeGob puts a value into a memory file: it may exceed what a pipe holds.
+// writeSpec puts a value into a memory file: it may exceed what a pipe holds.
 func writeSpec(value any) (*os.File, error) {
 	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
 	if err != nil {

@@ -46,7 +46,7 @@ const maxRights = 16
 // dialTimeout bounds a connection inside a rootless sandbox.
 const dialTimeout = 5 * time.Second
 
-// fence is the init process. It never returns.
+// runRootlessInit is the init process. It never returns.
 func runRootlessInit(name string) {
 	runtime.LockOSThread()
 	if name == rootlessSetupName {
@@ -59,7 +59,7 @@ func runRootlessInit(name string) {
 	os.Exit(0) //nolint:forbidigo // as above
 }
 
-// tell sends one message. An error cannot be reported.
+// send sends one message. An error cannot be reported.
 func send(socket int, text []byte, fds ...int) {
 	var rights []byte
 	if len(fds) > 0 {
@@ -68,7 +68,7 @@ func send(socket int, text []byte, fds ...int) {
 	_ = unix.Sendmsg(socket, text, rights, nil, unix.MSG_NOSIGNAL)
 }
 
-// setUp prepares the namespaces and gives up what that took.
+// setUpNamespaces prepares the namespaces and gives up what that took.
 func setUpNamespaces() error {
 	var o rootlessSpec
 	file := os.NewFile(specFD, "order")
@@ -109,7 +109,7 @@ func setUpNamespaces() error {
 	return fmt.Errorf("keep: %w", syscall.Exec("/proc/self/exe", []string{rootlessInitName}, nil))
 }
 
-// hide gives the sandbox a /proc of its own, where that is permitted, and covers the
+// hidePaths gives the sandbox a /proc of its own, where that is permitted, and covers the
 // sidecar's paths with empty files and directories. Paths that are out of reach are
 // left as they are.
 func hidePaths(private []string) error {
@@ -140,7 +140,7 @@ func hidePaths(private []string) error {
 	return nil
 }
 
-// listenInside opens a listener and returns its descriptor.
+// listenFor opens a listener and returns its descriptor.
 func listenFor(address string) (int, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
@@ -170,7 +170,7 @@ func descriptor(socket any) (int, error) {
 	return unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-// keep starts what it is told to, collects what ends, and returns when the
+// serveRequests starts what it is told to, collects what ends, and returns when the
 // sidecar is gone.
 func serveRequests() {
 	// The plugin is the same user: it is not to look into this process.
@@ -192,7 +192,7 @@ func serveRequests() {
 	}
 }
 
-// startInside starts the launcher and sees to it that everything ends with it.
+// startLauncher starts the launcher and sees to it that everything ends with it.
 func startLauncher(fds []int, stream int) {
 	files := make([]uintptr, len(fds))
 	for i, fd := range fds {
@@ -219,7 +219,7 @@ func startLauncher(fds []int, stream int) {
 	go reapUntilEmpty(pid)
 }
 
-// collect waits for the program, ends what it left behind, and says how it
+// reapUntilEmpty waits for the program, ends what it left behind, and says how it
 // ended. In between it buries what others left to the first process.
 func reapUntilEmpty(program int) {
 	var last unix.WaitStatus
@@ -242,7 +242,7 @@ func reapUntilEmpty(program int) {
 	send(controlFD, binary.NativeEndian.AppendUint32([]byte{resultEnded}, uint32(last)))
 }
 
-// dialInside makes the connections that [Rootless.DialContext] asks for.
+// serveDials makes the connections that [Rootless.DialContext] asks for.
 func serveDials() {
 	for {
 		text, _, err := receive(dialFD)

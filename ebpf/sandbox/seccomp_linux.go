@@ -118,7 +118,7 @@ func refusedCalls() map[uint32]string {
 // same on every architecture (include/uapi/asm-generic/unistd.h, Linux 6.15).
 const openTreeAttr = 467
 
-// judgedCalls are refused for some arguments only.
+// conditionalCalls are refused for some arguments only.
 func conditionalCalls() map[uint32]bool {
 	return map[uint32]bool{
 		unix.SYS_CLONE: true, unix.SYS_UNSHARE: true, unix.SYS_SOCKET: true,
@@ -126,7 +126,7 @@ func conditionalCalls() map[uint32]bool {
 	}
 }
 
-// program assembles a classic BPF filter.
+// bpfProgram assembles a classic BPF filter.
 type bpfProgram []unix.SockFilter
 
 func (p *bpfProgram) load(offset uint32) {
@@ -141,13 +141,13 @@ func (p *bpfProgram) ret(verdict uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: verdict})
 }
 
-// equal gives the verdict when the loaded value is k, and goes on otherwise.
+// ifEqual gives the verdict when the loaded value is k, and goes on otherwise.
 func (p *bpfProgram) ifEqual(k, verdict uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: k})
 	p.ret(verdict)
 }
 
-// anyOf gives the verdict when the loaded value has one of the bits.
+// ifAnyBit gives the verdict when the loaded value has one of the bits.
 func (p *bpfProgram) ifAnyBit(bits, verdict uint32) {
 	*p = append(*p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jf: 1, K: bits})
 	p.ret(verdict)
@@ -288,7 +288,7 @@ func installFilter(p []unix.SockFilter) (int, error) {
 	return int(fd), nil
 }
 
-// installDeaf installs the filter without a listener: what it would tell of is
+// installFilterUnreported installs the filter without a listener: what it would tell of is
 // refused with EPERM nevertheless.
 func installFilterUnreported(p []unix.SockFilter) error {
 	deaf := slices.Clone(p)

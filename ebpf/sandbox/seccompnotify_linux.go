@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ears hears what the seccomp filter refuses, and answers EPERM. The caller
+// notifyListener hears what the seccomp filter refuses, and answers EPERM. The caller
 // stands still until then.
 type notifyListener struct {
 	listener int
@@ -28,7 +28,7 @@ type notifyListener struct {
 	log        *zap.Logger
 }
 
-// notice is struct seccomp_notif (include/uapi/linux/seccomp.h).
+// notification is struct seccomp_notif (include/uapi/linux/seccomp.h).
 type notification struct {
 	ID    uint64
 	PID   uint32
@@ -41,7 +41,7 @@ type notification struct {
 	}
 }
 
-// answer is struct seccomp_notif_resp.
+// response is struct seccomp_notif_resp.
 type response struct {
 	ID    uint64
 	Value int64
@@ -49,7 +49,7 @@ type response struct {
 	Flags uint32
 }
 
-// newEars makes what hears, and tells what it hears. It takes over the descriptor.
+// newNotifyListener makes what hears, and tells what it hears. It takes over the descriptor.
 // Without a function for it listen(2) is allowed unseen.
 func newNotifyListener(listener, uid int, tell func(Denial), listening func(process uint32, l Listener), log *zap.Logger) (*notifyListener, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -177,7 +177,7 @@ func (e *notifyListener) close() error {
 	return nil
 }
 
-// familyName names a socket family (include/linux/socket.h).
+// FamilyName names a socket family (include/linux/socket.h).
 func FamilyName(family uint32) string {
 	switch family {
 	case unix.AF_UNSPEC:

@@ -39,7 +39,7 @@ func outcome(err error) string {
 	return strings.ReplaceAll(err.Error(), "\n", " ")
 }
 
-// trial makes one attempt. The addresses are never reached: they are in the range
+// attempt makes one attempt. The addresses are never reached: they are in the range
 // reserved by RFC 1112, section 4, and the process has no route.
 func attempt(name, argument string) error {
 	switch name {
@@ -68,7 +68,7 @@ func attempt(name, argument string) error {
 	return fmt.Errorf("no attempt is called %q", name)
 }
 
-// selfTestTCP is where the self-test connects to.
+// SelfTestDestination is where the self-test connects to.
 func SelfTestDestination() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{240, 0, 0, 1}), 80)
 }

@@ -2,7 +2,7 @@ package sandbox
 
 import "golang.org/x/sys/unix"
 
-// nativeArch is what the kernel calls this architecture in seccomp and audit
+// NativeArch is what the kernel calls this architecture in seccomp and audit
 // (include/uapi/linux/audit.h).
 const NativeArch = unix.AUDIT_ARCH_X86_64
 

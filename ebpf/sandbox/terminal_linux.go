@@ -106,7 +106,7 @@ func openTerminal(set uint8, uid int, settings terminal.Settings) error {
 	return errors.Join(master.Close(), slave.Close())
 }
 
-// adoptTerminal makes a stream the controlling terminal of the first process of a
+// setControllingTerminal makes a stream the controlling terminal of the first process of a
 // view, which leads a session. The program is then a job of that session, as it
 // would be under a shell: were it the leader, the kernel would not stop it by
 // SIGTSTP (its process group would be orphaned).

@@ -34,7 +34,7 @@ const uidRegistry = "/var/lib/chaperone/uids"
 // plugin's, for as long as it is there.
 const uidFile = "uid"
 
-// account is the user that a plugin runs as.
+// User is the user that a plugin runs as.
 type User struct {
 	UID, GID int
 	groups   []int              // supplementary groups, never root's
@@ -45,7 +45,7 @@ type User struct {
 	lock     *unixsock.FileLock // keeps a dynamic user from being taken twice; nil otherwise
 }
 
-// chooseAccount finds the user that the configuration asks for. The state
+// ChooseUser finds the user that the configuration asks for. The state
 // directory holds what is remembered of a dynamic user.
 func (p Paths) ChooseUser(name string, unsafe bool) (User, error) {
 	a, err := p.findUser(name)
@@ -61,7 +61,7 @@ func (p Paths) ChooseUser(name string, unsafe bool) (User, error) {
 	return a, nil
 }
 
-// close lets others have a dynamic user.
+// Release lets others have a dynamic user.
 func (a *User) Release() error {
 	return a.lock.Release()
 }
@@ -90,7 +90,7 @@ func (p Paths) findUser(name string) (User, error) {
 	return userFromDatabase(u)
 }
 
-// knownAccount is a user of the system's, with the groups that a login would
+// userFromDatabase is a user of the system's, with the groups that a login would
 // give it (initgroups(3)), except root's.
 func userFromDatabase(u *user.User) (User, error) {
 	a := User{name: u.Username, home: u.HomeDir, shell: loginShell(u.Uid)}
@@ -113,7 +113,7 @@ func userFromDatabase(u *user.User) (User, error) {
 	return a, nil
 }
 
-// sudoAccount is the user that called sudo, if that is how we became root.
+// sudoUser is the user that called sudo, if that is how we became root.
 func sudoUser() (User, bool) {
 	if os.Geteuid() != 0 {
 		return User{}, false
@@ -135,7 +135,7 @@ func sudoUser() (User, bool) {
 	return User{UID: uid, GID: gid}, true
 }
 
-// dynamicAccount returns the user that the state directory remembers, or picks
+// dynamicUser returns the user that the state directory remembers, or picks
 // one that nobody has and has it remembered. The search starts at a number made
 // from the confinement's name, so that a directory that cannot remember usually gets
 // the same one again.
@@ -250,7 +250,7 @@ func registeredUIDs() []int {
 	return uids
 }
 
-// neighbours are the dynamic users of the state directories beside one: the
+// siblingUIDs are the dynamic users of the state directories beside one: the
 // plugins of a host usually keep theirs in one folder, and a plugin that does
 // not run has to keep its number, too.
 func siblingUIDs(stateDir string) []int {
@@ -345,7 +345,7 @@ func usedIDs() (map[int]bool, error) {
 // noHome is the home of a user that has none.
 const noHome = "/"
 
-// describe fills in what the user database lacks, for the environment of a
+// Account fills in what the user database lacks, for the environment of a
 // plugin. In a view every user has a home and a runtime directory.
 func (a *User) Account(plugin string, view bool) Account {
 	out := Account{UID: a.UID, GID: a.GID, Name: cmp.Or(a.name, loginName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.Same}
@@ -361,7 +361,7 @@ func (a *User) Account(plugin string, view bool) Account {
 	return out
 }
 
-// accountName makes a login name of a plugin's name, within the limits of
+// loginName makes a login name of a plugin's name, within the limits of
 // useradd(8): lower-case letters, digits, - and _, at most 32, a letter first.
 func loginName(plugin string) string {
 	clean := func(r rune) rune {

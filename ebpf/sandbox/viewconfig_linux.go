@@ -111,7 +111,7 @@ func (c *ViewConfig) ownDirectory(name string) (string, error) {
 	return absolute, nil
 }
 
-// kept is what stays visible of directories that the view covers: what the
+// keptPaths is what stays visible of directories that the view covers: what the
 // command names, the granted sockets, and the certificates. Where files are
 // limited, it is what the limits name.
 func (c *ViewConfig) keptPaths(dir string) []Kept {
@@ -184,7 +184,7 @@ func crossesLinkOf(uid int, path string) bool {
 	return false
 }
 
-// shownFor is what a view shows for a granted socket: its folder, since a
+// ShownPath is what a view shows for a granted socket: its folder, since a
 // service that is restarted binds another file under the name, unless the folder
 // holds more than sockets of one service.
 func ShownPath(socket string) string {

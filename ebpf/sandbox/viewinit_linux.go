@@ -37,7 +37,7 @@ func buildView(o *launchSpec, file *os.File) error {
 	return fmt.Errorf("start first process: %w", syscall.Exec("/proc/self/exe", []string{initName}, []string{}))
 }
 
-// descend changes to the plugin's user, and keeps one capability until the next
+// dropToUser changes to the plugin's user, and keeps one capability until the next
 // exec, which takes it: to execute this binary, which the plugin's user may not
 // be permitted to.
 func dropToUser(o *launchSpec) error {
@@ -75,7 +75,7 @@ func setCapabilities(set uint32) error {
 	return nil
 }
 
-// runInView is the first process of a view once it has no privileges left: the
+// runViewInit is the first process of a view once it has no privileges left: the
 // plugin's user, without capabilities. It puts itself under the rules that the
 // program inherits, starts it, and collects what ends until the program has
 // ended. With it ends everything in the view.
@@ -140,7 +140,7 @@ func defaultSignals() error {
 	return nil
 }
 
-// limitView puts the thread under Landlock rules, made here since they are for
+// enterViewLandlock puts the thread under Landlock rules, made here since they are for
 // the files that the view shows.
 func enterViewLandlock(o *launchSpec) error {
 	files := o.ViewFiles
@@ -217,7 +217,7 @@ func reap(program, stream int) syscall.WaitStatus {
 	}
 }
 
-// keepOverride is the capability that lets the plugin's user execute the
+// execCapability is the capability that lets the plugin's user execute the
 // sidecar's own file, whatever its mode: the first process of the view is that
 // file, and has no capability from then on.
 const execCapability = 1 << unix.CAP_DAC_OVERRIDE

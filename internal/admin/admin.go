@@ -11,8 +11,8 @@
 //
 // Everything else, and whatever goes wrong, is answered with an Error. The
 // server knows nothing of what it serves: Config holds a function for each
-// answer. Who may connect is asked of the kernel (SO_PEERCRED, unix(7)) at
-// every connection, and becomes the actor of what is done.
+// answer. The kernel reports the user of every connection (SO_PEERCRED, unix(7)),
+// who becomes the actor of what is done.
 package admin
 
 import (
@@ -42,7 +42,7 @@ type Config struct {
 	// Decisions calls emit with each audit record, a line without its newline,
 	// and returns when there are no more, ctx ends or emit fails.
 	Decisions func(ctx context.Context, q DecisionQuery, emit func(line []byte) error) error
-	// Revoke takes access away. Its context does not end with the caller's
+	// Revoke revokes access. Its context does not end with the caller's
 	// connection: what was begun is finished.
 	Revoke  func(ctx context.Context, r RevokeRequest, actor string) (RevokeResult, error)
 	Restore func(ctx context.Context, id, reason, actor string) (RestoreResult, error)
@@ -52,8 +52,8 @@ type Config struct {
 	// let in, and refuses it with an error: the place to keep out a plugin that
 	// runs as the sidecar's own user. nil refuses nobody.
 	Refuse func(Peer) error
-	// Log takes what an operator should know: refused peers and broken
-	// connections. nil is none.
+	// Log takes what an operator should know: refused peers and broken connections.
+	// It may be nil.
 	Log *zap.Logger
 	// Now is the clock that requests are judged by; nil is time.Now.
 	Now func() time.Time
@@ -93,8 +93,8 @@ func New(cfg Config) (*Server, error) {
 // Socket returns the absolute path of the socket.
 func (s *Server) Socket() string { return s.path }
 
-// Listen binds the socket, mode 0600, or says why it cannot: another sidecar
-// answers there, or others may write the folder. A socket that a dead sidecar
+// Listen binds the socket, mode 0600, or returns an error: another sidecar answers
+// there, or other users may write to the folder. A socket that a dead sidecar
 // left is replaced.
 func (s *Server) Listen() error {
 	l, err := listen(s.path, s.admit, s.cfg.Log)
@@ -155,8 +155,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// admit judges a peer: root and the sidecar's own user, and nobody that Refuse
-// knows better about.
+// admit judges a peer: root and the sidecar's own user, except those that Refuse
+// refuses.
 func (s *Server) admit(p Peer) error {
 	if p.UID != 0 && p.UID != s.uid {
 		return fmt.Errorf("uid %d is neither root nor %d", p.UID, s.uid)

@@ -647,7 +647,7 @@ func TestStreamEndsWithServer(t *testing.T) {
 	}
 }
 
-// What takes access away is finished when its caller hangs up.
+// A revocation is finished although its caller hangs up.
 func TestRevokeOutlivesItsCaller(t *testing.T) {
 	s := &sidecar{}
 	cfg := s.config(socketIn(t))

@@ -109,8 +109,7 @@ func (c *Client) Revocations(ctx context.Context) ([]authz.Revocation, error) {
 	return r.Revocations, err
 }
 
-// Revoke takes access away. With a result, it is taken away even if the
-// result lists failures.
+// Revoke revokes access. With a result, it is revoked even if the result lists failures.
 func (c *Client) Revoke(ctx context.Context, r RevokeRequest) (RevokeResult, error) {
 	body, err := json.Marshal(r)
 	if err != nil {
@@ -125,7 +124,7 @@ func (c *Client) Restore(ctx context.Context, id, reason string) (RestoreResult,
 	return call[RestoreResult](ctx, c, http.MethodDelete, target, nil)
 }
 
-// Reload loads the files anew. An *Error with CodeInvalid lists why they were refused.
+// Reload loads the files again. An *Error with CodeInvalid lists why they were refused.
 func (c *Client) Reload(ctx context.Context) (ReloadResult, error) {
 	return call[ReloadResult](ctx, c, http.MethodPost, "/v1/reload", nil)
 }

@@ -151,8 +151,8 @@ func (s *Server) reload(r *http.Request, actor string) (any, error) {
 // streamStall is how long a reader may take no bytes before its stream is cut.
 const streamStall = 10 * time.Second
 
-// decisions streams audit records as JSON lines. What fails after the first
-// byte breaks the stream off, so that its reader does not take it for whole.
+// decisions streams audit records as JSON lines. A failure after the first byte
+// breaks the stream off, so that its reader does not take it for complete.
 func (s *Server) decisions(streaming context.Context, w http.ResponseWriter, r *http.Request) {
 	query, err := decisionQuery(r)
 	if err != nil {
@@ -265,7 +265,7 @@ func writeJSON(w http.ResponseWriter, status int, value any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	// The peer may be gone; there is nobody to tell.
+	// The peer may be gone and gets no answer.
 	_, _ = w.Write(append(body, '\n'))
 }
 

@@ -40,7 +40,7 @@ type Sidecar struct {
 	Config   string `json:"config,omitempty"` // the Sidecar's file
 	Audit    string `json:"audit,omitempty"`  // the audit log
 
-	Gone bool `json:"-"` // nothing listens on its socket
+	Gone bool `json:"-"` // no process listens on its socket
 }
 
 // Register lists a sidecar in the folder dir, "" being DefaultRegistry, so that

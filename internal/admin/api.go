@@ -22,7 +22,7 @@ type Status struct {
 	ObserveUntil time.Time          `json:"observeUntil,omitzero"`
 	Generation   uint64             `json:"generation"` // of the effective policy
 	Ready        bool               `json:"ready"`
-	Checks       []Check            `json:"checks"` // what readiness is made of
+	Checks       []Check            `json:"checks"` // the parts of readiness
 	Kernel       Kernel             `json:"kernel"`
 	Process      *Process           `json:"process,omitempty"`   // nil: no process was started or found
 	Mediation    *Mediation         `json:"mediation,omitempty"` // nil: the kernel does not say
@@ -35,7 +35,7 @@ type Status struct {
 	Audit        Audit              `json:"audit"`
 	Host         *HostRevocations   `json:"host,omitempty"`         // nil: not read
 	Certificates string             `json:"certificates,omitempty"` // file with the authorities that the plugin's programs are to trust, PEM
-	Warnings     []string           `json:"warnings,omitempty"`     // what weakens the sidecar and was chosen
+	Warnings     []string           `json:"warnings,omitempty"`     // chosen settings that weaken the sidecar
 
 	RestartPending []string `json:"restartPending,omitempty"` // fields of the loaded Sidecar that take effect at a restart
 }
@@ -61,14 +61,14 @@ type Kernel struct {
 	Detail   string `json:"detail,omitempty"` // why it is not attached, or what it lacks
 }
 
-// Mediation compares what the kernel let through to the sidecar with what the
+// Mediation compares the connections that the kernel redirected to the sidecar with what the
 // sidecar handled, since the programs were first attached.
 type Mediation struct {
-	Admitted   uint64 `json:"admitted"`   // connections that the kernel let through
+	Admitted   uint64 `json:"admitted"`   // connections that the kernel redirected
 	Handled    uint64 `json:"handled"`    // of them, those whose caller was identified
 	Abandoned  uint64 `json:"abandoned"`  // that the plugin closed, or an earlier sidecar lost, before that
 	Pending    uint64 `json:"pending"`    // that wait, for a second at most
-	Unmediated uint64 `json:"unmediated"` // what is left; anything but 0 is worth a look
+	Unmediated uint64 `json:"unmediated"` // the remainder; investigate any value but 0
 	Ended      uint64 `json:"ended"`      // processes and sockets that were ended for escaping the kernel's walls
 	// UnmediatedConnections are those of Unmediated, by process.
 	UnmediatedConnections []UnmediatedConnection `json:"unmediatedConnections"`
@@ -105,7 +105,7 @@ type Process struct {
 type Port struct {
 	Port      uint16   `json:"port"`                // 0: Unix sockets
 	Path      string   `json:"path,omitempty"`      // of Unix sockets, perhaps with a *
-	Addresses []string `json:"addresses,omitempty"` // of the host that lead to it
+	Addresses []string `json:"addresses,omitempty"` // of the host that reach it
 	Forwarded bool     `json:"forwarded"`           // the sidecar listens there, and leads into the plugin's own network
 	Open      int      `json:"open"`                // connections that are led through
 }
@@ -115,13 +115,13 @@ type Door struct {
 	Name        string   `json:"name"`                  // proxy, ext_authz, kernel
 	Address     string   `json:"address,omitempty"`     // where it listens
 	Enforces    []string `json:"enforces"`              // in contract terms: hosts, methods, paths, addresses, ...
-	NotEnforced []string `json:"notEnforced,omitempty"` // what a rule may state and this door cannot enforce
+	NotEnforced []string `json:"notEnforced,omitempty"` // fields of rules that this door cannot enforce
 }
 
 // Envoy says how the Envoys stand that the sidecar configures.
 type Envoy struct {
 	Dir        string           `json:"dir"`               // of the sockets between them
-	Generation uint64           `json:"generation"`        // of the policy that they are told
+	Generation uint64           `json:"generation"`        // of the policy that they receive
 	Problem    string           `json:"problem,omitempty"` // why nothing is routed
 	Exits      int              `json:"exits"`             // places they may reach, each by a socket of its own
 	Connected  []ConnectedEnvoy `json:"connected"`
@@ -131,9 +131,9 @@ type Envoy struct {
 type ConnectedEnvoy struct {
 	Version    string            `json:"version"`
 	Since      time.Time         `json:"since"`
-	Current    bool              `json:"current"`           // it has put in force all that it is told
+	Current    bool              `json:"current"`           // it has put in force all that it receives
 	Generation uint64            `json:"generation"`        // the oldest of which it has something in force; 0 before it has anything
-	Refused    map[string]string `json:"refused,omitempty"` // what it did not put in force, by type of resource, and why
+	Refused    map[string]string `json:"refused,omitempty"` // errors of what it did not put in force, by type of resource
 }
 
 // Grant is one grant in force.
@@ -200,7 +200,7 @@ type Limit struct {
 	OnExceeded string  `json:"onExceeded,omitempty"`
 
 	State string    `json:"state,omitempty"` // of a limit that is crossed: refusing, throttled, stopped or killed
-	Until time.Time `json:"until,omitzero"`  // when it is expected to let through again; zero for never
+	Until time.Time `json:"until,omitzero"`  // when it is expected to allow again; zero for never
 }
 
 // Counters are the kernel's counts since the plugin started.
@@ -220,7 +220,7 @@ type Counters struct {
 	Lost               uint64            `json:"lost,omitempty"` // events that could not be kept
 }
 
-// DecisionQuery says which records GET /v1/decisions answers with. The zero
+// DecisionQuery selects the records that GET /v1/decisions answers with. The zero
 // value is the last DefaultDecisions decisions.
 type DecisionQuery struct {
 	Limit    int    // how many, from the end; 0 is DefaultDecisions
@@ -257,7 +257,7 @@ const (
 	maxRule     = 300
 )
 
-// Validate completes the request's defaults and says what is wrong with it.
+// Validate completes the request's defaults and returns what is wrong with it.
 func (r *RevokeRequest) Validate(now time.Time) error {
 	if r.Level == "" {
 		r.Level = authz.LevelQuarantine
@@ -314,7 +314,7 @@ const (
 	StateUnreachable = "unreachable" // it refused, or the caller may not talk to it
 )
 
-// RevokeResult says what a revocation did. Without a State, access is revoked: what
+// RevokeResult reports what a revocation did. Without a State, access is revoked: what
 // is in Failed came after it and is to be seen to.
 type RevokeResult struct {
 	ID     string      `json:"id"`
@@ -330,7 +330,7 @@ type RevokeResult struct {
 	Failed []string    `json:"failed"`
 }
 
-// VaultResult says what became of the leases.
+// VaultResult reports what became of the leases.
 type VaultResult struct {
 	Leases      int `json:"leases"`
 	Confirmed   int `json:"confirmed"`   // Vault says that they are revoked

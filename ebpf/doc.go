@@ -1,6 +1,6 @@
 // Package ebpf meters and confines one plugin.
 //
-// A [Confinement] holds three hooks, each of which stands if another falls:
+// A [Confinement] has three layers, each of which holds if another fails:
 //
 //   - A network namespace of the plugin's own, with nothing in it but a
 //     loopback and the sidecar's listeners. There is no route out of it.

@@ -1,11 +1,15 @@
-// Package sandbox gives a program a view of its own of the system it runs on:
-// private directories for temporary files, sockets and runtime data, a process
-// table and IPC objects that nobody shares, terminals of its own, and account,
-// resolver and trust store files that fit it. The rest of the file tree stays
-// visible as far as the program's user may read it.
+// Package sandbox confines a process: the launcher (this binary, executed again) and
+// the steps that it takes before it becomes the program, which are capabilities,
+// user, Landlock and seccomp; cgroups and network namespaces; and a view of the
+// program's own of the host's files and processes. [Rootless] does it without
+// privileges. Package ebpf adds the kernel programs.
 //
-// The caller makes the namespaces (mount, PID, IPC) and calls [View.Build] as
-// the first process in them, with root's privileges, before anything else runs.
+// A [View] has private directories for temporary files, sockets and runtime data, a
+// process table and IPC objects that it shares with no other process, terminals of
+// its own, and account, resolver and trust store files that fit it. The rest of the
+// file tree stays visible as far as the program's user may read it. The caller makes
+// the namespaces (mount, PID, IPC) and calls [View.Build] as the first process in
+// them, with root's privileges, before anything else runs.
 package sandbox
 
 // View describes what a program sees in the place of the host's files.

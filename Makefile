@@ -55,7 +55,7 @@ build: ## bin/chaperone, static, for this machine, and beside it for linux/amd64
 	cp bin/chaperone-linux-$$(go env GOHOSTARCH) bin/chaperone
 
 release: build ## bin/ with man pages, a CycloneDX bill of materials and SHA-256 sums
-	rm -rf bin/man && bin/chaperone man bin/man
+	rm -rf bin/man && go run -tags man -ldflags "-X main.version=$(VERSION)" ./cmd/chaperone man bin/man
 	GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX) bin -json -version $(VERSION) -output bin/chaperone.cdx.json bin/chaperone
 	cd bin && sha256sum chaperone-linux-* chaperone.cdx.json >SHA256SUMS
 

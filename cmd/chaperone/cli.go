@@ -107,8 +107,9 @@ func (c *cli) root() *cobra.Command {
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.sidecarsCommand(), c.statusCommand(), c.usageCommand(),
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
-		c.detachCommand(), c.stateCommand(), c.envoyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.manCommand(), c.versionCommand(),
+		c.detachCommand(), c.stateCommand(), c.envoyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.versionCommand(),
 	)
+	root.AddCommand(c.packagingCommands()...)
 	completeValues(root)
 	return root
 }

@@ -1,3 +1,5 @@
+//go:build man
+
 package main
 
 import (
@@ -10,9 +12,11 @@ import (
 	"github.com/spf13/cobra/doc"
 )
 
-// manCommand writes the man pages, for those who package the binary.
-func (c *cli) manCommand() *cobra.Command {
-	return &cobra.Command{
+// packagingCommands returns the command that writes the man pages, for those who
+// package the binary. A sidecar does not need the 1 MB of Markdown and roff that it
+// links, so that `make release` alone builds with the tag man.
+func (c *cli) packagingCommands() []*cobra.Command {
+	return []*cobra.Command{{
 		Use: "man FOLDER", Short: "Write the man pages of every command into a folder", Hidden: true,
 		Args: exactly(1, "a folder"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -28,5 +32,5 @@ func (c *cli) manCommand() *cobra.Command {
 			}
 			return nil
 		},
-	}
+	}}
 }

@@ -238,7 +238,7 @@ func (s *Sidecar) awaitReady(ctx context.Context) {
 		if s.checkReady() == nil {
 			close(s.readied)
 			s.announceReady()
-			releaseStartupPages()
+			releaseStartupMemory(ctx)
 			return
 		}
 		select {

@@ -13,10 +13,10 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// passInformational passes an informational answer on (RFC 9110, section 15.2).
-// 100 is not passed: net/http sends it by itself when the transport, which has
-// got it, begins to read the plugin's body. 101 is none over HTTP/2 (RFC 9113,
-// section 8.6), and over HTTP/1.1 it is no informational answer to net/http.
+// passInformational forwards an informational answer (RFC 9110, section 15.2). 100 is not
+// forwarded: net/http sends it by itself when the transport, which has received it,
+// begins to read the plugin's body. 101 does not exist in HTTP/2 (RFC 9113, section 8.6),
+// and net/http does not treat it as informational over HTTP/1.1.
 func (x *exchange) passInformational(code int, header textproto.MIMEHeader) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -39,9 +39,10 @@ func (x *exchange) inform(code int) {
 	x.w.WriteHeader(code)
 }
 
-// endInforming ends, after an access was cut, the writing of an informational
-// answer to a plugin that does not read: the final one would wait behind it, and so
-// would the end of the access. Over HTTP/2 the other streams wait behind it as well.
+// endInforming aborts the connection if, after an access was cut, an informational answer
+// is still being written to a plugin that does not read. The final answer would wait
+// behind it, and so would the end of the access. Over HTTP/2 the other streams would wait
+// as well.
 func (x *exchange) endInforming() {
 	time.AfterFunc(resetPatience, func() {
 		if x.answer.informing.Load() {
@@ -50,7 +51,7 @@ func (x *exchange) endInforming() {
 	})
 }
 
-// settleAnswer ends the time of informational answers.
+// settleAnswer prevents further informational answers: the final answer follows.
 func (x *exchange) settleAnswer() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -91,11 +92,11 @@ func (x *exchange) respond(response *http.Response) {
 	}
 	err = x.copyBody(body, streaming)
 	if err == nil {
-		_ = response.Body.Close() // it is whole
+		_ = response.Body.Close() // the body is complete
 		x.park()                  // before the plugin sends the next request
 		x.trailer(h, response, announced)
 		if x.r.ProtoMajor == 1 && response.ContentLength >= 0 {
-			_ = x.control.Flush() // it is whole: the plugin need not wait for the end record
+			_ = x.control.Flush() // complete: the plugin does not wait for the end record
 		}
 		x.endBody(response)
 		return
@@ -105,9 +106,9 @@ func (x *exchange) respond(response *http.Response) {
 		return
 	}
 	if x.session.CutCause() == nil {
-		_ = x.control.Flush() // what came before the upstream broke off came without a proxy too
+		_ = x.control.Flush() // without a proxy the plugin would have received this part too
 	}
-	panic(http.ErrAbortHandler) // the plugin must see that the answer is not whole
+	panic(http.ErrAbortHandler) // the plugin must notice that the answer is incomplete
 }
 
 // isStreaming reports whether the answer's parts matter one by one.
@@ -124,9 +125,9 @@ func (x *exchange) header(h http.Header, response *http.Response) (announced int
 		h["Content-Type"] = nil // net/http would guess one
 	}
 	if code := response.StatusCode; code == http.StatusNoContent || code == http.StatusNotModified && x.r.ProtoMajor == 2 {
-		// A 204 has none (RFC 9110, section 8.6); servers send one, HTTP/1.1 clients
-		// tolerate it, and HTTP/2 clients end the stream because of it. A 304 may
-		// have one, and Go's HTTP/2 client then waits for what it states.
+		// A 204 has no Content-Length (RFC 9110, section 8.6). Some servers send one:
+		// HTTP/1.1 clients tolerate it, and HTTP/2 clients end the stream. A 304 may have
+		// one, and Go's HTTP/2 client then waits for a body of that length.
 		delete(h, "Content-Length")
 	}
 	for name := range response.Trailer {
@@ -138,9 +139,8 @@ func (x *exchange) header(h http.Header, response *http.Response) (announced int
 	return announced
 }
 
-// trailer passes the answer's trailers on, announced or not. One that was
-// announced and did not come is left out: a nil value in the server's header
-// has net/http's HTTP/2 wait for it for ever.
+// trailer forwards the answer's trailers, announced or not. An announced trailer that did
+// not come is omitted: net/http's HTTP/2 server waits forever for one with a nil value.
 func (x *exchange) trailer(h http.Header, response *http.Response, announced int) {
 	if len(response.Trailer) == 0 {
 		return
@@ -160,8 +160,7 @@ func (x *exchange) trailer(h http.Header, response *http.Response, announced int
 // writeError is a failure to write to the plugin.
 type writeError struct{ error }
 
-// copyBody copies the answer's body, and flushes each part at once where parts
-// matter.
+// copyBody copies the answer's body, and flushes each part at once if flush is set.
 func (x *exchange) copyBody(body io.Reader, flush bool) error {
 	buf := x.proxy.buffers.Get()
 	defer x.proxy.buffers.Put(buf)
@@ -183,8 +182,7 @@ func (x *exchange) copyBody(body io.Reader, flush bool) error {
 	}
 }
 
-// write writes a part of the answer's body, in pieces that have waited for
-// their turn.
+// write writes a part of the answer's body, in pieces that the rate limiter admits.
 func (x *exchange) write(to *answerWriter, b []byte, flush bool) error {
 	for len(b) > 0 {
 		piece := b[:x.down.Chunk(len(b))]

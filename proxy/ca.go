@@ -35,8 +35,8 @@ const (
 // maxLeaves bounds the cache of leaves; beyond it they are made each time.
 const maxLeaves = 4096
 
-// nothingGranted is a name that exists nowhere (RFC 2606, section 2): an
-// authority without any permitted name would be one for all names.
+// nothingGranted is a name that does not exist (RFC 2606, section 2). An authority
+// without any permitted name would be valid for all names.
 const nothingGranted = "chaperone.invalid"
 
 // authority is the plugin's certificate authority. Its key lives in memory
@@ -162,9 +162,9 @@ func (a *authority) current(generation uint64, hosts []string, observing bool) b
 	return true
 }
 
-// template is the authority's certificate: critically constrained to the
-// granted hosts (RFC 5280, section 4.2.1.10). IP addresses are excluded
-// explicitly, because constraints on names alone let leaves for them through.
+// template is the authority's certificate, critically constrained to the granted hosts
+// (RFC 5280, section 4.2.1.10). IP addresses are excluded explicitly, because constraints
+// on names alone allow leaves for addresses.
 func (a *authority) template(hosts []string, observing bool, now time.Time) *x509.Certificate {
 	t := &x509.Certificate{
 		SerialNumber:                big.NewInt(now.UnixNano()),
@@ -247,11 +247,11 @@ func (a *authority) leaf(host string) (*tls.Certificate, error) {
 	return made, nil
 }
 
-// Leaf returns a certificate and its key, both in PEM, by which the plugin knows
-// a TLS server as host: for an Envoy that ends the plugin's TLS in the proxy's
-// place. host is canonical: a name, *.NAME, which is for one label below NAME
-// (RFC 9525, section 6.3), or an address. It is valid for 30 days, and replaced by a
-// call within the last ten. A host that is not granted is an error.
+// Leaf returns a certificate and its key, both in PEM, of a TLS server that the plugin
+// reaches as host. An Envoy that terminates the plugin's TLS in place of the proxy needs
+// them. host is canonical: a name, *.NAME, which is for one label below NAME (RFC 9525,
+// section 6.3), or an address. The certificate is valid for 30 days, and a call within
+// the last ten replaces it. A host that is not granted is an error.
 func (p *Proxy) Leaf(host string) (certPEM, keyPEM []byte, err error) {
 	name, _ := strings.CutPrefix(host, "*.")
 	known, err := authz.NewDestination(authz.SchemeTLS, session.JoinHostPort(name, 443), "")
@@ -282,8 +282,8 @@ func (a *authority) issue(host string, parent *x509.Certificate, now time.Time) 
 	}
 	t := &x509.Certificate{
 		SerialNumber: serial.Add(serial, big.NewInt(1)),
-		// No common name: OpenSSL holds one against the constraints on names,
-		// also where the certificate is for an address.
+		// No common name: OpenSSL checks it against the constraints on names, even if the
+		// certificate is for an address.
 		Subject:               pkix.Name{Organization: []string{"Chaperone"}},
 		NotBefore:             now.Add(-clockSkew),
 		NotAfter:              now.Add(leafLifetime),
@@ -304,7 +304,7 @@ func (a *authority) issue(host string, parent *x509.Certificate, now time.Time) 
 	if err != nil {
 		return nil, err
 	}
-	// The authority itself is not sent: clients hold the one they trust.
+	// The authority itself is not sent: clients have it in their trust store.
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.leafKey, Leaf: leaf}, nil
 }
 

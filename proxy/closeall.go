@@ -8,22 +8,21 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// CloseAll is Reconsider for a plugin from which everything was taken: it also
-// resets every connection of the plugin, idle ones too. The kernel's door is
-// shut then, nothing that the plugin's side acknowledges arrives, and a
-// connection that is closed in the ordinary way would wait for that for ever.
-// New connections are accepted, and refused by decision.
+// CloseAll is Revalidate for a plugin whose access is revoked entirely: it also resets
+// every connection of the plugin, idle ones too. The kernel then blocks the plugin's
+// traffic, so no acknowledgement arrives, and an orderly close would wait for one
+// forever. New connections are accepted, and refused by decision.
 func (p *Proxy) CloseAll() (cut int) {
 	p.mu.Lock()
-	open := maps.Clone(p.conns) // before: what is cut queues for this lock
+	open := maps.Clone(p.conns) // before Revalidate: sessions that end wait for this lock
 	p.mu.Unlock()
 	cut = p.sessions.Revalidate()
 	session.InParallel(slices.Collect(maps.Keys(open)), func(s *session.Socket) bool { s.Abort(); return true })
 	return cut
 }
 
-// abandonedSince reports, when it is asked, whether everything was taken from
-// the plugin after generation.
+// abandonedSince returns a function that reports whether all access of the plugin was
+// revoked after generation.
 func (p *Proxy) abandonedSince(generation uint64) func() bool {
 	return func() bool {
 		s := p.cfg.Engine.Current()
@@ -31,7 +30,7 @@ func (p *Proxy) abandonedSince(generation uint64) func() bool {
 	}
 }
 
-// abandoned reports whether everything is taken from the plugin.
+// abandoned reports whether all access of the plugin is revoked.
 func (p *Proxy) abandoned(s *authz.Snapshot) bool {
 	level := s.RevokedLevel(p.cfg.Plugin, p.cfg.Now())
 	return level == authz.LevelQuarantine || level == authz.LevelHalt

@@ -15,11 +15,10 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// Bounds of a connection that is closed while the plugin still sends (RFC 9112,
-// section 9.6). A client that sends a whole body before it reads the answer meets
-// an error, and may never see the answer, if nobody takes the rest: the kernel
-// answers data for a closed connection with a reset. The rest is therefore read
-// and discarded, as nginx's lingering_close does.
+// Bounds of a connection that is closed while the plugin still sends (RFC 9112, section
+// 9.6). The kernel answers data for a closed socket with a reset, so a client that sends
+// a whole body before it reads could lose the answer. The rest is therefore read and
+// discarded, as nginx's lingering_close does.
 const (
 	maxLingering = 256 // connections; more are closed at once
 	lingerAtMost = 30 * time.Second
@@ -27,13 +26,13 @@ const (
 	lingerBytes  = 512 << 20
 	lingerBuffer = 16 << 10
 
-	// Of the rest of a body that is about to be there when its request is refused,
-	// and that an upstream has answered before it was there.
+	// Bounds for the rest of a body that is about to arrive when its request is refused,
+	// and of one that an upstream has answered before its end.
 	bodyPatience, maxFinished     = 20 * time.Millisecond, 256 << 10
 	answerPatience, maxUnanswered = time.Second, 16 << 20
 
-	// When it is found out, and how often, whether a plugin that ends its direction
-	// still waits for the answer.
+	// The delay, and the interval, at which the proxy tests whether a plugin that ended
+	// its direction still waits for the answer.
 	leavePatience, leaveAgain = 100 * time.Millisecond, 15 * time.Second
 )
 
@@ -50,19 +49,19 @@ func (l *lingerers) enter() bool {
 
 func (l *lingerers) leave() { l.n.Add(-1) }
 
-// errReadingEnded is what net/http reads of a connection after endReading.
-var errReadingEnded = errors.New("nothing more is read from the plugin")
+// errReadingEnded is the error that net/http reads from a connection after endReading.
+var errReadingEnded = errors.New("reading from the plugin has ended")
 
 // endReading ends the reading of net/http from the connection, and a read that is
 // under way; no further request is served on it. Data that still comes is
 // discarded when it is closed.
 func (c *conn) endReading() {
 	c.ended.Store(true)
-	_ = c.Raw.SetReadDeadline(time.Unix(1, 0)) // what net/http reads then fails by itself
+	_ = c.Raw.SetReadDeadline(time.Unix(1, 0)) // the pending read of net/http fails
 }
 
-// lingers reports whether the connection is closed only once data that still comes
-// has been discarded, and begins with that.
+// lingers reports whether the connection is closed only after data that still arrives has
+// been discarded, and starts discarding.
 func (c *conn) lingers() bool {
 	if !c.ended.Load() || c.IsAbandoned() {
 		return false
@@ -73,7 +72,7 @@ func (c *conn) lingers() bool {
 	if !c.lingerers.enter() {
 		return false
 	}
-	if c.Memory.Take(budget.Connection, lingerBuffer) != nil { // given back with the connection's
+	if c.Memory.Take(budget.Connection, lingerBuffer) != nil { // returned with the connection's memory
 		c.lingerers.leave()
 		return false
 	}
@@ -91,7 +90,7 @@ func (c *conn) lingers() bool {
 	return true
 }
 
-// discard reads until the plugin is done, within bounds. It reads below TLS.
+// discard reads until the plugin has finished, within bounds. It reads below TLS.
 func (c *conn) discard() {
 	buf, end := make([]byte, lingerBuffer), time.Now().Add(lingerAtMost)
 	for left := int64(lingerBytes); left > 0; {
@@ -110,15 +109,15 @@ func (c *conn) discard() {
 	}
 }
 
-// finishBody reads the rest of a body that the plugin has sent already or is
-// sending just now, and reports whether that was all: the connection can then go
-// on. It may still be reading when it has returned false.
+// finishBody reads the rest of a body that the plugin has already sent or is sending, and
+// reports whether the body has ended: the connection can then be reused. Reading may
+// continue after finishBody has returned false.
 func finishBody(r *http.Request, atMost int64, within time.Duration) bool {
 	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
 		return true
 	}
 	if r.ContentLength > atMost || r.Header.Get("Expect") != "" {
-		return false // reading would ask for the body (RFC 9110, section 10.1.1)
+		return false // reading would request the body (RFC 9110, section 10.1.1)
 	}
 	done := make(chan bool, 1)
 	go func() {
@@ -135,14 +134,14 @@ func finishBody(r *http.Request, atMost int64, within time.Duration) bool {
 	}
 }
 
-// closesEarly reports whether the connection ends with an answer that has come
-// before the end of the plugin's body: where the upstream's does, so does it.
+// closesEarly reports whether the connection ends with an answer that came before the end
+// of the plugin's body. It ends if the upstream's connection does.
 func (x *exchange) closesEarly(response *http.Response) bool {
 	return x.r.ProtoMajor == 1 && (x.conn.ended.Load() || x.upload.unread.Load() && response.Close)
 }
 
-// endBody is called after an answer. Where the upstream has not taken the whole
-// body, the rest is read for the connection to go on, or the connection ends.
+// endBody is called after an answer. If the upstream has not read the whole body, endBody
+// reads the rest so that the connection can be reused, or ends the connection.
 func (x *exchange) endBody(response *http.Response) {
 	if x.r.ProtoMajor != 1 || !x.upload.unread.Load() || x.conn.ended.Load() {
 		return
@@ -153,11 +152,11 @@ func (x *exchange) endBody(response *http.Response) {
 	x.conn.endReading()
 }
 
-// allowHalfClose lets the plugin end its direction of the connection and wait for
-// the answer, until what is returned is called. Whether it waits cannot be seen
-// from here: it is sent a 100, which every client of HTTP/1.1 reads over (RFC 9110,
-// section 15.2), and which the kernel of one that has left answers with a reset.
-// Once an answer has begun its parts do that, unless they are far between.
+// allowHalfClose lets the plugin end its direction of the connection and wait for the
+// answer, until the returned function is called. The proxy cannot see whether the plugin
+// waits, so it sends a 100: every HTTP/1.1 client skips it (RFC 9110, section 15.2), and
+// the kernel answers it with a reset if the client has closed its socket. Once an answer
+// has begun its parts have the same effect, unless they are far apart.
 func (x *exchange) allowHalfClose() (done func()) {
 	if x.r.ProtoMajor != 1 {
 		return func() {}
@@ -200,17 +199,17 @@ func (x *exchange) continues() bool {
 	return true
 }
 
-// halfClose joins the end of the plugin's direction of a connection to the exchange
-// that is on it, in whichever order they come: a plugin may end its direction, or
-// leave, before its request has been decided.
+// halfClose connects the end of the plugin's direction with the exchange on the
+// connection, in either order: a plugin may end its direction, or disconnect, before its
+// request has been decided.
 type halfClose struct {
 	mu      sync.Mutex
 	seen    bool
 	waiting func() bool // reports whether the plugin may still wait; nil without an exchange
 }
 
-// begin sets the function that is asked when the plugin ends its direction, and asks
-// it now if that has happened. Nil ends that.
+// begin sets the function that is called when the plugin ends its direction, and calls it
+// at once if that has happened. Nil removes it.
 func (h *halfClose) begin(waiting func() bool) {
 	h.mu.Lock()
 	h.waiting = waiting
@@ -231,9 +230,9 @@ func (h *halfClose) end() bool {
 	return waiting == nil || waiting()
 }
 
-// awaitReset waits, after the plugin has ended its direction of the connection,
-// until it is gone altogether. A client may end its direction once its request is
-// sent, and still wait for the answer (RFC 9112, section 9.6, calls it a half-close).
+// awaitReset waits, after the plugin has ended its direction of the connection, until the
+// whole connection is gone. A client may end its direction after its request and still
+// wait for the answer (RFC 9112, section 9.6, calls it a half-close).
 func (c *conn) awaitReset() error {
 	if !c.halfClosed.end() {
 		return io.EOF

@@ -17,7 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// connMode is how a connection's destination is known.
+// connMode is how the destination of a connection is determined.
 type connMode uint8
 
 const (
@@ -26,16 +26,16 @@ const (
 	transparent                 // the kernel redirected it
 )
 
-// conn is a layer of a connection of the plugin on which HTTP is served: as it is, or
-// inside the TLS that is intercepted on it. Fields without a lock are set before the
-// goroutine that reads them next gets the connection.
+// conn is a layer of a connection of the plugin that carries HTTP: the connection itself,
+// or the intercepted TLS on it. Fields without a lock are set before the goroutine that
+// next reads them receives the connection.
 type conn struct {
 	*session.Conn
 
 	// The target of a tunnel or of a redirected connection.
 	mode     connMode
 	scheme   authz.Scheme // of the requests on it
-	host     string       // "" until SNI or Host says it
+	host     string       // "" until SNI or Host names it
 	port     uint16
 	mismatch string // set when the names on it disagree: every request on it is refused
 
@@ -51,7 +51,7 @@ type conn struct {
 	metered   atomic.Bool  // bytes that are read are counted while a head is read
 	requests  atomic.Int64 // that net/http has read from it, or streams
 
-	ended      atomic.Bool // nothing more is read from it, see endReading
+	ended      atomic.Bool // reading has ended, see endReading
 	lingering  atomic.Bool // bytes that still come are being discarded
 	lingerers  *lingerers  // nil: it does not linger
 	halfClosed halfClose   // whether the plugin has ended its direction
@@ -59,12 +59,12 @@ type conn struct {
 
 // requestHeads is the Host of HTTP/1.1 requests as it is on the wire.
 type requestHeads struct {
-	scanner *http1head.Scanner // nil where Host need not be seen beside an absolute URI
+	scanner *http1head.Scanner // nil if Host beside an absolute URI is not needed
 	host    string             // of the request being served
-	unclear bool               // the scanner has seen another request than the one being served
+	unclear bool               // the scanner has read another request than the one being served
 }
 
-// handshakeState is what came on a connection during its handshake and after it.
+// handshakeState is what arrived on a connection during its handshake and after it.
 type handshakeState struct {
 	tail   *tailBytes  // of what is read during a handshake; nil otherwise
 	unused func()      // called when it is closed and nothing was sent on it; nil for nothing
@@ -90,10 +90,10 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// readAny reads for net/http. The end of the plugin's direction after a whole
-// request is not the end of the plugin: it may wait for the answer. net/http reads
-// a single byte while it answers, and may begin to before ServeHTTP is called:
-// answering does not say yet that a request was read.
+// readAny reads for net/http. A plugin that ends its direction after a whole request may
+// still wait for the answer, so that the end of file is not returned at once. net/http
+// reads a single byte while it answers, and may start before ServeHTTP is called: a
+// request may have been read although answering is not set yet.
 func (c *conn) readAny(b []byte) (n int, err error) {
 	if c.ended.Load() {
 		return 0, errReadingEnded
@@ -117,8 +117,8 @@ func (c *conn) readHeads(b []byte) (int, error) {
 	return c.read(b)
 }
 
-// passOver takes the connection from net/http, for what is not HTTP or is HTTP
-// from its beginning.
+// passOver takes the connection over from net/http, for another protocol or for HTTP from
+// its beginning.
 func (c *conn) passOver() {
 	c.http1.scanner, c.rewriteRefusal = nil, nil
 	c.requests.Store(0)
@@ -135,19 +135,19 @@ func (c *conn) read(b []byte) (int, error) {
 	return n, err
 }
 
-// Write writes an answer. What net/http itself answers to a request that it
-// could not read, while no request is being answered, is recorded and said in
-// our words; net/http closes the connection after it.
+// Write writes an answer. If net/http itself answers a request that it could not read,
+// while no request is being answered, Write records a refusal and sends that instead.
+// net/http closes the connection after it.
 func (c *conn) Write(b []byte) (int, error) {
 	if c.ended.Load() && !c.answering.Load() {
-		return 0, net.ErrClosed // what net/http has read ahead is no request
+		return 0, net.ErrClosed // net/http's read-ahead is not a request
 	}
 	switch {
 	case c.frames == nil:
 	case c.frames.Out.On.Load():
 		return c.frames.Out.Write(b, c.Conn.Write)
 	case c.frames.Prefaced:
-		return 0, http2frames.ErrPreface // it is no answer in HTTP/1.1 that the plugin waits for
+		return 0, http2frames.ErrPreface // the plugin does not expect an HTTP/1.1 answer
 	}
 	if c.rewriteRefusal == nil || c.answering.Load() || c.isHTTP2.Load() ||
 		!bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
@@ -172,8 +172,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// CloseWrite ends the direction to the plugin. net/http calls it some time before
-// Close where the plugin may still be sending.
+// CloseWrite ends the direction to the plugin. net/http calls it some time before Close
+// if the plugin may still be sending.
 func (c *conn) CloseWrite() error {
 	if c.lingers() {
 		return nil
@@ -196,8 +196,8 @@ func connOf(nc net.Conn) *conn {
 	return c
 }
 
-// connState is an http.Server's ConnState: between requests nothing is being
-// answered.
+// connState is an http.Server's ConnState: between requests there is no answer in
+// progress.
 func connState(nc net.Conn, state http.ConnState) {
 	c := connOf(nc)
 	if c == nil {
@@ -220,7 +220,7 @@ func newChanListener() *chanListener {
 	return &chanListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// send hands a connection over, and reports false when nobody takes it any more.
+// send hands over a connection, and reports false once the listener is closed.
 func (h *chanListener) send(c net.Conn) bool {
 	select {
 	case <-h.closed:

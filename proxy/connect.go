@@ -21,16 +21,16 @@ import (
 
 const established = "HTTP/1.1 200 Connection Established\r\n\r\n"
 
-// serverFirst is how long a tunnel that may be tcp waits for the plugin to
-// speak first, where something else is granted at the same host and port.
+// serverFirst is how long a tunnel that may be tcp waits for the plugin to send first, if
+// another protocol is granted at the same host and port.
 const serverFirst = 300 * time.Millisecond
 
-// connect takes a CONNECT. Where only a tunnel is granted it is decided, and
-// the upstream dialled, before the answer; else its first bytes select the
-// protocol, and each request in it is decided.
+// connect handles a CONNECT. If only a tunnel is granted, the proxy decides and dials the
+// upstream before it answers. Otherwise the first bytes select the protocol, and each
+// request inside is decided.
 func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *budget.Holding) {
 	if c.mode != explicit || r.ProtoMajor != 1 {
-		p.refuse(w, r, c, session.Malformed("CONNECT is taken over HTTP/1.1 and outside a tunnel only"))
+		p.refuse(w, r, c, session.Malformed("CONNECT is supported only over HTTP/1.1 and outside a tunnel"))
 		return
 	}
 	named, err := authz.NewDestination(authz.SchemeTCP, r.RequestURI, "")
@@ -43,7 +43,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		return
 	}
 	if r.ContentLength > 0 || len(r.TransferEncoding) > 0 {
-		p.refuse(w, r, c, session.Malformed("a CONNECT has no body (RFC 9110, section 9.3.6)"))
+		p.refuse(w, r, c, session.Malformed("the CONNECT request has a body (RFC 9110, section 9.3.6)"))
 		return
 	}
 	switch schemes := p.schemes(named); {
@@ -51,8 +51,8 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		held.End() // the tunnel has its own
 		p.openTunnel(w, r, c, named, schemes)
 	case len(schemes) == 0 && !p.authority.covers(named.Host()):
-		// No certificate for this host would be trusted: here the refusal can
-		// be read, inside TLS it could not.
+		// The client would trust no certificate for this host: it can read the refusal
+		// here, but not inside TLS.
 		p.answer(w, r, p.refuseHost(c, named))
 	default:
 		if p.hijack(w, c) {
@@ -66,12 +66,13 @@ func (p *Proxy) schemes(d authz.Destination) []authz.Scheme {
 	return p.cfg.Engine.Current().Schemes(p.cfg.Plugin, d.Host(), d.Port(), p.cfg.Now())
 }
 
-// onlyTunnels reports whether nothing that would be looked into is granted.
+// onlyTunnels reports whether a tunnel is granted, and no scheme whose requests are
+// decided one by one.
 func onlyTunnels(schemes []authz.Scheme) bool {
 	return len(schemes) > 0 && !slices.ContainsFunc(schemes, authz.Scheme.HTTP)
 }
 
-// refuseHost refuses a host that no rule names, in the decision's words.
+// refuseHost refuses a host that no rule names, with the detail of a decision.
 func (p *Proxy) refuseHost(c *conn, named authz.Destination) authz.Refusal {
 	return p.report(p.cfg.Gate.RefuseHost(p.cfg.Engine.Current(), authz.HostAttempt{
 		Principal: p.cfg.Plugin, Host: named.Host(), Port: named.Port(), Connect: true,
@@ -79,12 +80,12 @@ func (p *Proxy) refuseHost(c *conn, named authz.Destination) authz.Refusal {
 	}, p.cfg.Now(), c.Source))
 }
 
-// hijack takes the connection of a CONNECT over from net/http, with everything
-// that was read of it ahead.
+// hijack takes over the connection of a CONNECT from net/http, with the bytes that
+// net/http has read ahead.
 func (p *Proxy) hijack(w http.ResponseWriter, c *conn) bool {
 	_, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		return false // the plugin has gone
+		return false // the plugin has disconnected
 	}
 	ahead, _ := buffered.Reader.Peek(buffered.Reader.Buffered()) // no more than there is
 	c.Unread(ahead)
@@ -107,12 +108,12 @@ func (p *Proxy) openTunnel(w http.ResponseWriter, r *http.Request, c *conn, name
 	}
 	defer t.end()
 	if !p.hijack(w, c) {
-		t.outcome.Detail = "the plugin left"
+		t.outcome.Detail = "the plugin disconnected"
 		return
 	}
 	defer c.Close()
 	if _, err := io.WriteString(c.Conn, established); err != nil {
-		t.outcome.Detail = "the plugin left"
+		t.outcome.Detail = "the plugin disconnected"
 		return
 	}
 	if t.scheme() == authz.SchemeTLS && !t.helloAgrees(ctx) {
@@ -121,7 +122,7 @@ func (p *Proxy) openTunnel(w http.ResponseWriter, r *http.Request, c *conn, name
 	t.splice()
 }
 
-// tunnelScheme returns what a tunnel is taken as: tcp covers what tls does.
+// tunnelScheme returns the scheme of a tunnel: tcp includes tls.
 func tunnelScheme(schemes []authz.Scheme) authz.Scheme {
 	if slices.Contains(schemes, authz.SchemeTCP) {
 		return authz.SchemeTCP
@@ -129,7 +130,7 @@ func tunnelScheme(schemes []authz.Scheme) authz.Scheme {
 	return authz.SchemeTLS
 }
 
-// tunnelSession is one live tunnel whose bytes are not looked into.
+// tunnelSession is one live tunnel that is not intercepted.
 type tunnelSession struct {
 	proxy       *Proxy
 	reservation *budget.Holding
@@ -137,7 +138,7 @@ type tunnelSession struct {
 	upstream    net.Conn
 	admission   *authz.Admission
 	session     session.Session
-	cancel      context.CancelCauseFunc // of what is still being dialled or waits for its turn
+	cancel      context.CancelCauseFunc // ends the dial and the waits of the rate limiters
 	ended       <-chan struct{}         // closed by cancel
 	timer       *time.Timer
 	outcome     authz.Outcome
@@ -173,7 +174,7 @@ func (p *Proxy) admitTunnel(
 	request := authz.Request{Principal: p.cfg.Plugin, Destination: destination}
 	admission, err := p.cfg.Gate.Admit(ctx, request, c.Source)
 	if err != nil {
-		p.cfg.Log.Warn("admit tunnel", zap.String("decision", admission.ID), zap.Error(err))
+		p.cfg.Log.Warn("tunnel admission failed", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
 		refusal := p.report(*admission.Refusal, nil)
@@ -234,14 +235,14 @@ func (t *tunnelSession) dial(ctx context.Context) *authz.Refusal {
 	return &refusal
 }
 
-// helloAgrees reads the plugin's ClientHello and refuses a server name that is
-// not the tunnel's.
+// helloAgrees reads the plugin's ClientHello and refuses a server name that differs from
+// the tunnel's.
 func (t *tunnelSession) helloAgrees(ctx context.Context) bool {
 	name, ok := session.ReadClientHello(ctx, t.plugin.Conn)
 	destination := t.admission.Request.Destination
 	switch {
 	case !ok:
-		t.refuse(authz.MalformedRequest, "the tunnel is granted for TLS and something else was sent in it")
+		t.refuse(authz.MalformedRequest, "the tunnel is granted for TLS, but does not begin with a ClientHello")
 	case name != "" && !destination.AgreesName(name):
 		t.refuse(authz.DestinationMismatch, "the server name is "+session.Quote(name)+", the tunnel is for "+destination.HostPort())
 	default:
@@ -272,21 +273,21 @@ func (t *tunnelSession) splice() {
 	t.note()
 }
 
-// copy copies one way and passes the end of file on; where that cannot be, or
-// copying fails, both ways end.
+// copy copies one way and passes the end of file on. If that is impossible, or copying
+// fails, both ways end.
 func (t *tunnelSession) copy(to, from net.Conn, kind authz.LimitKind) int64 {
 	pace := t.proxy.rates.Limiter(kind, t.ended)
 	n, err := t.copyAll(&pace, to, from, kind)
 	if err != nil || !session.CloseWrite(to) {
-		t.cancel(nil) // the other way may wait for its turn
+		t.cancel(nil) // the other way may wait for its rate limiter
 		_ = t.upstream.Close()
 		_ = t.plugin.Cut()
 	}
 	return n
 }
 
-// copyAll copies everything, and searches the plugin's bytes if it has placeholders:
-// they are then not copied by the kernel.
+// copyAll copies everything. If the plugin has placeholders, its bytes are searched and
+// not copied by the kernel.
 func (t *tunnelSession) copyAll(pace *session.RateLimiter, to, from net.Conn, kind authz.LimitKind) (int64, error) {
 	matcher := t.proxy.placeholders.Matcher()
 	if kind != authz.LimitSentBytes || matcher == nil {
@@ -299,7 +300,7 @@ func (t *tunnelSession) copyAll(pace *session.RateLimiter, to, from net.Conn, ki
 	return pace.Copy(to, scrub.NewReader(from, search), *buf)
 }
 
-// note writes into the record why a tunnel was cut.
+// note records why a tunnel was cut.
 func (t *tunnelSession) note() {
 	var e *session.RefusalError
 	switch cause := t.session.CutCause(); {

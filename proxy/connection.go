@@ -10,22 +10,22 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// maxAttempts bounds how often net/http repeats a request over HTTP/2: an
-// upstream that answers each with PROTOCOL_ERROR would keep it going for ever
-// (golang/go, http2 canRetryError), and only one was admitted.
+// maxAttempts bounds how often net/http repeats a request over HTTP/2. Only one request
+// was admitted, and an upstream that answers each attempt with PROTOCOL_ERROR would be
+// asked forever (golang/go, http2 canRetryError).
 const maxAttempts = 3
 
 // gotConn is httptrace's GotConn, for connections that net/http keeps.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) { x.onConnection(info.Conn) }
 
-// onConnection notes where the request goes, and keeps it from a connection that
-// the policy no longer allows. It reports whether the request may be sent there.
+// onConnection records the connection of the request, and reports whether the request may
+// be sent on it. It rejects a connection that the policy no longer allows.
 func (x *exchange) onConnection(conn net.Conn) bool {
 	c, shared := x.connection(conn)
 	if !x.admission.Connected(c) {
 		x.session.Cut(session.ErrRevoked)
 		if !shared {
-			_ = conn.Close() // or the request could be written before its context is seen to have ended
+			_ = conn.Close() // otherwise net/http could write the request before it notices the end of the context
 		}
 		return false
 	}
@@ -34,7 +34,7 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 	defer x.mu.Unlock()
 	if x.upstream.wrote && x.upstream.address != address && x.admission.Injection.Kind != authz.InjectNone {
 		x.giveUp(errUpstreamChanged)
-		_ = conn.Close() // or it would be written before anybody hears of that
+		_ = conn.Close() // otherwise net/http could write the request before it notices giveUp
 		return false
 	}
 	x.upstream.replay.restart()
@@ -46,8 +46,8 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 	return true
 }
 
-// connection describes what carries the request, for the policies to come, and
-// whether it carries others too.
+// connection describes the connection of the request for later policies, and reports
+// whether it carries other requests too.
 func (x *exchange) connection(conn net.Conn) (c authz.Connection, shared bool) {
 	c.Address = upstream.Address(conn)
 	secured, ok := conn.(*tls.Conn)
@@ -59,7 +59,7 @@ func (x *exchange) connection(conn net.Conn) (c authz.Connection, shared bool) {
 	return c, session.NegotiatedProtocol == "h2"
 }
 
-// wroteHeaders notes that the upstream may have the request.
+// wroteHeaders records that the upstream may have the request.
 func (x *exchange) wroteHeaders() {
 	x.mu.Lock()
 	defer x.mu.Unlock()

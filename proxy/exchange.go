@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// exchange carries one admitted request out.
+// exchange carries out one admitted request.
 type exchange struct {
 	proxy     *Proxy
 	w         http.ResponseWriter
@@ -46,21 +47,21 @@ type exchange struct {
 
 // uploadState is how far the request's body has come.
 type uploadState struct {
-	window      int64        // bytes of the memory budget for what arrives of it unread
+	window      int64        // bytes of the memory budget for received data that is not read yet
 	sent        atomic.Int64 // bytes towards the upstream
 	unread      atomic.Bool  // there is a body, and its end has not been read
 	broken      atomic.Bool  // it could not be read
-	interrupted atomic.Bool  // the upstream's end has ended the reading of it
+	interrupted atomic.Bool  // the end of the upstream's connection ended the reading of it
 }
 
 // upstreamState is how far the request has come at the upstream.
 type upstreamState struct {
 	conn     *upstream.HTTP1Conn // that carries the request, over HTTP/1.1
 	answered atomic.Bool         // a byte of an answer has come
-	silent   bool                // no byte was written
+	silent   bool                // no byte of the request was written
 	replay   *replayBody         // the body, while it may be sent again; nil for none
 	address  string
-	attempts int  // connections that the request was given
+	attempts int  // connections that net/http selected for the request
 	wrote    bool // its head was written on one of them
 }
 
@@ -72,12 +73,11 @@ type answerState struct {
 }
 
 var (
-	errRepeated        = errors.New("the upstream ended the stream each time")
-	errUpstreamChanged = errors.New("the upstream ended the connection, and what carries a credential is not sent again to another address")
+	errRepeated        = errors.New("the upstream reset the stream on every attempt")
+	errUpstreamChanged = errors.New("the upstream closed the connection, and a request with a credential is not repeated at another address")
 )
 
-// exchange registers an admitted request, sends it, and answers with what
-// comes back.
+// exchange registers an admitted request, sends it, and forwards the answer.
 func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *authz.Admission, held *budget.Holding) {
 	x := &exchange{proxy: p, w: w, r: r, conn: c, admission: a, reservation: held, control: http.NewResponseController(w), began: time.Now()}
 	ctx, cancel := context.WithCancelCause(r.Context())
@@ -87,15 +87,15 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	x.session.Admission = a
 	x.session.OnCut = func(cause error) {
 		cancel(cause)
-		x.endReading() // whoever waits for the rest of the plugin's body waits no longer
+		x.endReading() // a read of the rest of the plugin's body returns
 		x.endInforming()
 	}
 	if !p.sessions.Add(&x.session) {
 		defer x.end()
-		x.refuse(p.sessions.ReasonNow(a), "access was taken away while it was being decided")
+		x.refuse(p.sessions.ReasonNow(a), "access was revoked during the decision")
 		return
 	}
-	defer p.sessions.Remove(&x.session) // once its end is recorded
+	defer p.sessions.Remove(&x.session) // after the end record
 	c.Attribution.Begin(a.Decision.Grant, a.Decision.Rule)
 	defer c.Attribution.End()
 	defer x.end()
@@ -109,8 +109,8 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, c *conn, a *aut
 	x.roundTrip(ctx)
 }
 
-// pool returns the connections that the request may use. Over HTTP/2 nothing
-// authenticates a connection, and some upstreams have no HTTP/2.
+// pool returns the connections that the request may use. HTTP/2 has no authentication of
+// a connection, and some upstreams do not support HTTP/2.
 func (x *exchange) pool() (*upstream.Pool, error) {
 	speak := x.protocol()
 	pool, err := x.proxy.pools.Get(x.admission, speak, x.down.Limited())
@@ -135,9 +135,9 @@ func (x *exchange) park() {
 func (x *exchange) roundTrip(ctx context.Context) {
 	pool, err := x.pool()
 	if err != nil {
-		x.proxy.cfg.Log.Error("make transport", zap.Error(err))
+		x.proxy.cfg.Log.Error("transport creation failed", zap.Error(err))
 		x.refuseAs(&session.RefusalError{
-			Reason: authz.UpstreamUnreachable, Detail: "the rule's TLS terms or its client certificate cannot be used",
+			Reason: authz.UpstreamUnreachable, Detail: "the TLS settings or the client certificate of the rule are invalid",
 			Remedy: "ask the operator to check tls and the mtls credential of RULE",
 		})
 		return
@@ -175,14 +175,14 @@ func (x *exchange) roundTrip(ctx context.Context) {
 	case response.StatusCode == http.StatusSwitchingProtocols:
 		x.upgrade(response)
 	case response.StatusCode < 200 || response.StatusCode > 999:
-		x.refuse(authz.UpstreamUnreachable, "the upstream answered with a status that is none")
+		x.refuse(authz.UpstreamUnreachable, "the upstream returned the invalid status code "+strconv.Itoa(response.StatusCode))
 	default:
 		x.respond(response)
 	}
 }
 
-// makeRoom takes what the exchange may hold of the bodies of both sides, but for
-// the window of the answer, which its connection took.
+// makeRoom reserves memory for the bodies of both sides, except for the window of the
+// answer, which its connection has reserved.
 func (x *exchange) makeRoom() error {
 	x.upload.window = windowCost(x.r)
 	searched := 0
@@ -198,17 +198,17 @@ func (x *exchange) makeRoom() error {
 	))
 }
 
-// credentialRefused tells of a credential that the upstream did not accept.
+// credentialRefused reports a credential that the upstream did not accept.
 func (x *exchange) credentialRefused(status int) {
-	a, told := x.admission, x.proxy.cfg.CredentialRefused
-	if told == nil || a.Injection.Kind == authz.InjectNone || (status != http.StatusUnauthorized && status != http.StatusForbidden) {
+	a, report := x.admission, x.proxy.cfg.CredentialRefused
+	if report == nil || a.Injection.Kind == authz.InjectNone || (status != http.StatusUnauthorized && status != http.StatusForbidden) {
 		return
 	}
-	told(a.Decision.Grant, a.Decision.Credential, a.Injection.Generation, status)
+	report(a.Decision.Grant, a.Decision.Credential, a.Injection.Generation, status)
 }
 
-// protocol returns what is spoken to the upstream: what the plugin speaks, so
-// that it meets the API that it would meet without a proxy.
+// protocol returns the protocol for the upstream. It is the plugin's own, so that the
+// plugin uses the same API as without a proxy.
 func (x *exchange) protocol() upstream.Protocol {
 	switch {
 	case x.r.ProtoMajor != 2:

@@ -12,27 +12,27 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// halt ends the exchange because of what the plugin has sent: it is refused with
-// cause, or what has begun of its answer is cut.
+// halt ends the exchange because of data that the plugin sent: the request is refused
+// with cause, or an answer that has begun is cut.
 func (x *exchange) halt(cause error) { x.session.Cut(cause) }
 
-// fail answers for an upstream that did not.
+// fail answers in place of an upstream that did not answer.
 func (x *exchange) fail(err error) {
 	if cause := x.session.CutCause(); cause != nil {
 		x.cutShort(cause)
 		return
 	}
 	if x.r.Context().Err() != nil && !x.upload.interrupted.Load() {
-		x.outcome.Detail = "the plugin left before the answer"
+		x.outcome.Detail = "the plugin disconnected before the answer"
 		panic(http.ErrAbortHandler)
 	}
 	if x.endStream(err) {
 		return
 	}
 	if errors.Is(err, errStale) && x.r.ProtoMajor == 1 && x.conn.requests.Load() > 1 {
-		// Without a proxy the plugin would have met this on its own connection,
-		// where it has used that before, and knows what it may repeat.
-		x.outcome.Detail = errStale.Error() + ", and the plugin's was closed"
+		// Without a proxy the upstream would have closed the plugin's own connection, and
+		// the plugin decides which requests it repeats.
+		x.outcome.Detail = errStale.Error() + ", and the plugin's connection was closed"
 		panic(http.ErrAbortHandler)
 	}
 	err = x.failure(err)
@@ -76,13 +76,13 @@ func (x *exchange) refuseAs(e *session.RefusalError) {
 	x.proxy.answer(x.w, x.r, refusal)
 }
 
-// abort ends an answer that has begun, on both sides. Over HTTP/2 it ends the
-// stream alone; but where the plugin does not read, no reset can be written
-// either, and the connection goes.
+// abort ends an answer that has begun, on both sides. Over HTTP/2 it ends the stream
+// only; but if the plugin does not read, a reset cannot be written either, and the
+// connection is closed.
 func (x *exchange) abort(cause error) {
 	x.giveUp(cause)
 	if x.r.ProtoMajor != 2 {
-		x.conn.Abort() // closing it would wait for whoever writes to it
+		x.conn.Abort() // Close would wait for a writer
 		return
 	}
 	_ = x.control.SetWriteDeadline(time.Unix(1, 0)) // of this stream alone
@@ -98,7 +98,7 @@ func (x *exchange) abort(cause error) {
 // whole connection is closed.
 const resetPatience = 250 * time.Millisecond
 
-// incomplete notes why an answer ended early.
+// incomplete records why an answer ended early.
 func (x *exchange) incomplete(err error) {
 	cause := x.session.CutCause()
 	var broken *writeError
@@ -115,9 +115,9 @@ func (x *exchange) incomplete(err error) {
 		x.admission.Refuse(x.proxy.sessions.ReasonNow(x.admission), "")
 		x.outcome.Detail = "cut: " + cause.Error()
 	case errors.As(err, &broken) || x.r.Context().Err() != nil:
-		x.outcome.Detail = "the plugin left before the end of the answer"
+		x.outcome.Detail = "the plugin disconnected before the end of the answer"
 	default:
-		x.outcome.Detail = "the upstream broke off: " + upstream.CauseOf(err)
+		x.outcome.Detail = "the upstream ended the answer early: " + upstream.CauseOf(err)
 		if code, ok := resetCode(err); ok {
 			x.conn.frames.ResetWith(x.r, code)
 			x.outcome.Detail = "the upstream reset the stream: " + code.String()
@@ -125,7 +125,7 @@ func (x *exchange) incomplete(err error) {
 	}
 }
 
-// complete gathers what became of the request.
+// complete fills in the outcome of the request.
 func (x *exchange) complete() {
 	x.echoed()
 	x.mu.Lock()
@@ -137,6 +137,6 @@ func (x *exchange) complete() {
 // end writes the end record, once, however the exchange ends.
 func (x *exchange) end() {
 	if err := x.admission.End(x.outcome); err != nil {
-		x.proxy.cfg.Log.Error("end request", zap.String("decision", x.admission.ID), zap.Error(err))
+		x.proxy.cfg.Log.Error("request end not recorded", zap.String("decision", x.admission.ID), zap.Error(err))
 	}
 }

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// flushPatience is how long a part of an answer may wait for more to be sent with
-// it. It is short beside every network, and long beside the time between two
-// reads of what has arrived already.
+// flushPatience is how long a part of an answer may wait so that it shares a packet with
+// the next. It is short compared with the delay of a network, and long compared with the
+// time between two reads of data that has already arrived.
 const flushPatience = 5 * time.Millisecond
 
-// answerWriter writes the body of an answer. A part that is followed by another
-// at once shares its packet; any other is flushed, as is a head whose body does
-// not come: the plugin sees an answer when the upstream sends it, and its timer
-// for the next byte does not run out.
+// answerWriter writes the body of an answer. A part that is directly followed by another
+// shares its packet. Any other part is flushed, as is a head whose body does not come, so
+// that the plugin receives an answer when the upstream sends it and its read timer does
+// not expire.
 type answerWriter struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
@@ -28,7 +28,7 @@ type answerWriter struct {
 // newAnswerWriter returns a writer for an answer whose head is written.
 func newAnswerWriter(w http.ResponseWriter, control *http.ResponseController) *answerWriter {
 	a := &answerWriter{w: w, control: control, waiting: true}
-	a.mu.Lock() // or the timer could go off before it is known
+	a.mu.Lock() // otherwise the timer could fire before a.timer is set
 	defer a.mu.Unlock()
 	a.timer = time.AfterFunc(flushPatience, a.flushLate)
 	return a
@@ -60,7 +60,7 @@ func (a *answerWriter) write(b []byte, flush bool) (int, error) {
 	return n, err
 }
 
-// close ends the timer, and later flushes.
+// close stops the timer, and prevents later flushes.
 func (a *answerWriter) close() {
 	a.timer.Stop()
 	a.mu.Lock()

@@ -23,9 +23,9 @@ const (
 	grpcUnavailable       = 14
 )
 
-// endStream answers a call of gRPC whose stream the upstream has reset before its
-// answer, with the status that a client would have made of that reset, and reports
-// whether it was one. The upstream has decided so: it is no refusal.
+// endStream answers a gRPC call whose stream the upstream reset before its answer with
+// the status that a client derives from the reset, and reports whether it did. The
+// upstream ended the call, so this is not a refusal.
 func (x *exchange) endStream(err error) bool {
 	code, ok := resetCode(err)
 	if !ok || x.r.ProtoMajor != 2 || !isGRPC(x.r.Header) {
@@ -42,10 +42,9 @@ func (x *exchange) endStream(err error) bool {
 	return true
 }
 
-// endMessages ends an answer of gRPC that the upstream broke off with the status
-// that a client would have made of that, in trailers: a stream that the server
-// resets is INTERNAL to clients, which do not try again then. It reports false for
-// every other answer.
+// endMessages ends a gRPC answer that the upstream ended early with the status that a
+// client derives from that, in trailers. A client would take a reset by the server for
+// INTERNAL and not try again. endMessages returns false for every other answer.
 func (x *exchange) endMessages(h http.Header, response *http.Response, err error) bool {
 	var broken *writeError
 	if x.r.ProtoMajor != 2 || !isGRPC(response.Header) || x.session.CutCause() != nil || errors.As(err, &broken) || x.r.Context().Err() != nil {
@@ -63,10 +62,11 @@ func (x *exchange) endMessages(h http.Header, response *http.Response, err error
 // resetCode returns the code with which a stream to the upstream was reset
 // (RFC 9113, section 6.4), by either side.
 func resetCode(err error) (http2.ErrCode, bool) {
-	if reset, ok := errors.AsType[http2.StreamError](err); ok { // as which net/http's own can be taken
+	if reset, ok := errors.AsType[http2.StreamError](err); ok { // net/http's own error converts to it
 		return reset.Code, true
 	}
-	// net/http quotes it only, where it could not repeat the request; see notProcessed.
+	// net/http only quotes the error if it could not repeat the request; see
+	// notProcessed.
 	if text := err.Error(); strings.HasPrefix(text, "http2: Transport: cannot retry err [stream error: ") {
 		if strings.Contains(text, "; REFUSED_STREAM; ") {
 			return http2.ErrCodeRefusedStream, true

@@ -15,21 +15,20 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// soonAfter is how soon after its handshake a connection is closed by a program
-// that does not trust the certificate but looks at it only then, as GnuTLS has
-// programs do.
+// soonAfter is how soon after its handshake a connection is closed by a program that
+// checks the certificate only after the handshake, as programs with GnuTLS do.
 const soonAfter = 5 * time.Second
 
-// greeted makes c, on which inner has completed its handshake, report when it is
-// closed before anything was sent on it.
+// greeted makes c, on which inner has completed its handshake, report a close before any
+// data was sent on it.
 func (p *Proxy) greeted(c *conn, inner *tls.Conn) {
 	done := p.cfg.Now()
 	c.handshake.used.Store(false) // by the CONNECT
 	c.handshake.unused = func() {
 		if p.cfg.Now().Sub(done) > soonAfter {
-			return // it was opened in case it would be needed
+			return // the program opened it in reserve
 		}
-		// The server has read already: this returns what that ended with.
+		// The server has read already: this returns the error that ended its reading.
 		_, err := inner.Read(make([]byte, 1))
 		if alert, ok := remoteAlert(err); ok || isHangUp(err) {
 			p.failedHandshake(c, err, alert, "right after the TLS handshake, before any request")
@@ -46,7 +45,7 @@ func (p *Proxy) refusedHandshake(c *conn, err error) {
 	p.failedHandshake(c, err, alert, "in the TLS handshake")
 }
 
-// tailBytes is the end of what was read from a connection.
+// tailBytes is the last bytes that were read from a connection.
 type tailBytes [7]byte
 
 func (l *tailBytes) add(b []byte) {
@@ -70,7 +69,7 @@ func (l *tailBytes) alert() uint8 {
 	return 0
 }
 
-// failedHandshake reports what ended a handshake, or a connection right after it.
+// failedHandshake reports why a handshake, or a connection right after it, ended.
 func (p *Proxy) failedHandshake(c *conn, err error, alert uint8, when string) {
 	if p.cfg.Handshake == nil || errors.Is(err, net.ErrClosed) {
 		return // not requested, or the sidecar ended it
@@ -82,7 +81,7 @@ func (p *Proxy) failedHandshake(c *conn, err error, alert uint8, when string) {
 	case alert != 0:
 		detail = "the program ended the TLS handshake: alert " + alertName(alert)
 	case isHangUp(err):
-		detail = "the program hung up " + when + "; mostly it does not trust the sidecar's certificate"
+		detail = "the program closed the connection " + when + "; it probably does not trust the sidecar's certificate"
 	}
 	p.cfg.Handshake(&authz.Record{
 		Time: p.cfg.Now(), Kind: authz.KindHandshake, Plugin: string(p.cfg.Plugin), Door: c.Source.Door,
@@ -130,8 +129,8 @@ func alertName(alert uint8) string {
 	return strconv.Itoa(int(alert))
 }
 
-// watchUse follows whether anything was sent on an intercepted connection. net/http
-// calls a connection active once it has read from it.
+// watchUse records whether data was sent on an intercepted connection. net/http calls a
+// connection active once it has read from it.
 func (c *conn) watchUse(state http.ConnState) {
 	switch state {
 	case http.StateActive:

@@ -142,7 +142,7 @@ func TestHandshakesReported(t *testing.T) {
 				c, err := connectTLS(t, w, api, late)
 				testenv.Must(t, err)
 				testenv.Must(t, c.Close())
-				if r := one(t, reported); !strings.Contains(r.Detail, "the program hung up") {
+				if r := one(t, reported); !strings.Contains(r.Detail, "the program closed the connection") {
 					t.Errorf("a close is reported as %q", r.Detail)
 				}
 
@@ -150,7 +150,7 @@ func TestHandshakesReported(t *testing.T) {
 				testenv.Must(t, err)
 				testenv.Must(t, c.NetConn().(*net.TCPConn).SetLinger(0))
 				testenv.Must(t, c.NetConn().Close())
-				if r := one(t, reported); !strings.Contains(r.Detail, "the program hung up") {
+				if r := one(t, reported); !strings.Contains(r.Detail, "the program closed the connection") {
 					t.Errorf("a reset is reported as %q", r.Detail)
 				}
 			})

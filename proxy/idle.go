@@ -9,14 +9,14 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-var errNoAnswer = errors.New("what came was no answer")
+var errNoAnswer = errors.New("the upstream's answer is not valid HTTP")
 
-// errStale is a connection that an upstream closed while a request was on its way,
-// which cannot be repeated.
+// errStale reports that an upstream closed a connection with a request in flight that
+// cannot be repeated.
 var errStale = errors.New("the upstream closed its connection before it answered")
 
-// overHTTP1 sends a request over HTTP/1.1, on a connection that is idle or a new
-// one. It is repeated once, on a new one, where that cannot do harm.
+// overHTTP1 sends a request over HTTP/1.1, on an idle connection or a new one. It is
+// repeated once, on a new connection, if that is harmless.
 func (x *exchange) overHTTP1(out *http.Request, pool *upstream.IdlePool) (*http.Response, error) {
 	l, err := x.link(out, pool)
 	if err != nil {
@@ -24,7 +24,7 @@ func (x *exchange) overHTTP1(out *http.Request, pool *upstream.IdlePool) (*http.
 	}
 	kept := x.keep(out, l)
 	if kept != nil {
-		defer kept.release() // nothing is sent again once there is an answer
+		defer kept.release() // no attempt follows an answer
 	}
 	response, err := x.sendOn(l, out)
 	if err == nil || !l.Reused || x.upstream.answered.Load() || out.Context().Err() != nil && !x.upload.interrupted.Load() {
@@ -45,8 +45,8 @@ func (x *exchange) overHTTP1(out *http.Request, pool *upstream.IdlePool) (*http.
 	return x.sendOn(l, out)
 }
 
-// keep has a short body be kept while it may have to be sent again. It returns nil
-// for none.
+// keep retains a short body while it may have to be sent again. It returns nil if it
+// retains no body.
 func (x *exchange) keep(out *http.Request, l *upstream.HTTP1Conn) *replayBody {
 	if !l.Reused || out.Body == nil || !replayable(out) {
 		return nil
@@ -81,7 +81,8 @@ func (x *exchange) link(out *http.Request, pool *upstream.IdlePool) (*upstream.H
 }
 
 // sendOn sends a request on a connection. If the connection ends before the answer,
-// the reading of the plugin's body ends too: net/http would wait for its rest.
+// sendOn ends the reading of the plugin's body too: otherwise net/http would wait for the
+// rest.
 func (x *exchange) sendOn(l *upstream.HTTP1Conn, out *http.Request) (*http.Response, error) {
 	x.upstream.conn = l
 	before := l.Raw.Written.Load()
@@ -105,9 +106,9 @@ func (x *exchange) sendOn(l *upstream.HTTP1Conn, out *http.Request) (*http.Respo
 	return response, nil
 }
 
-// mayRepeat reports whether a request that failed on a connection which was used
-// before may be sent again: it is idempotent (RFC 9110, section 9.2.2), or nothing
-// of it was sent; and its body is still there.
+// mayRepeat reports whether a request that failed on a reused connection may be sent
+// again. It must be idempotent (RFC 9110, section 9.2.2), or unsent, and its body must be
+// retained.
 func (x *exchange) mayRepeat(out *http.Request) bool {
 	return !x.upload.interrupted.Load() && (repeatable(out) || x.upstream.silent && replayable(out))
 }
@@ -120,13 +121,13 @@ func repeatable(r *http.Request) bool {
 	return (len(r.Header["Idempotency-Key"]) > 0 || len(r.Header["X-Idempotency-Key"]) > 0) && replayable(r)
 }
 
-// replayable reports whether a request has no body, or one that can be kept.
+// replayable reports whether a request has no body, or one that can be retained.
 func replayable(r *http.Request) bool {
 	return r.Body == nil || r.ContentLength > 0 && r.ContentLength <= maxReplayed
 }
 
-// failure returns why a request failed: where the upstream's end has ended the
-// wait for the plugin's body, that and not the wait.
+// failure returns why a request failed. If the end of the upstream's connection ended the
+// wait for the plugin's body, the reason is that end, and not the wait.
 func (x *exchange) failure(err error) error {
 	if x.upstream.conn == nil || !x.upload.interrupted.Load() && !errors.Is(err, errReplaced) {
 		return err
@@ -146,9 +147,9 @@ func (x *exchange) stopBody() {
 	x.endReading()
 }
 
-// endReading ends the reading of the body. Over HTTP/1.1 it ends the connection's:
-// net/http takes the failure of a read for the end of the connection, and has the
-// contexts of all requests to come on it end.
+// endReading ends the reading of the body. Over HTTP/1.1 it ends the reading of the
+// connection: net/http takes a failed read for the end of the connection, and cancels the
+// contexts of all later requests on it.
 func (x *exchange) endReading() {
 	if x.r.ProtoMajor == 1 {
 		x.conn.endReading()

@@ -113,7 +113,7 @@ func TestStaleOnAUsedConnection(t *testing.T) {
 			}
 			w.settled()
 			for _, end := range w.records.of(authz.KindEnd) {
-				if strings.Contains(end.Detail, "and the plugin's was closed") {
+				if strings.Contains(end.Detail, "and the plugin's connection was closed") {
 					return
 				}
 			}

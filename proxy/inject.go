@@ -33,7 +33,7 @@ func stripRequest(h http.Header, slot authz.Injection) {
 		}
 	}
 	if trailers {
-		h["Te"] = []string{"trailers"} // gRPC asks for it, and trailers do pass
+		h["Te"] = []string{"trailers"} // gRPC requires it, and trailers are forwarded
 	}
 	if _, sent := h["User-Agent"]; !sent {
 		h["User-Agent"] = nil // net/http would add its own

@@ -19,9 +19,9 @@ import (
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1).
 const tlsHandshake = 22
 
-// transparent takes a connection that the kernel redirected. The name that the
-// virtual address was given out for is its host; else SNI or Host decides, and
-// is resolved again: the dialled address is never used.
+// transparent handles a connection that the kernel redirected. Its host is the name that
+// the virtual address stands for. Without one, SNI or Host names the host, which is
+// resolved again: the dialled address is never used.
 func (p *Proxy) transparent(ctx context.Context, c *conn) {
 	c.mode, c.port = transparent, c.Original.Port()
 	address := c.Original.Addr()
@@ -32,7 +32,7 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 			name, ok = p.cfg.Resolver.Host(address)
 		}
 		if !ok {
-			p.drop(c, authz.DestinationNotGranted, "the address was given out for no name")
+			p.drop(c, authz.DestinationNotGranted, "the virtual address is not assigned to a name")
 			return
 		}
 		c.host, host = name, name
@@ -50,7 +50,7 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 	p.enter(ctx, c, schemes, nil)
 }
 
-// drop refuses a connection of which nothing was understood.
+// drop refuses a connection before any of it was understood.
 func (p *Proxy) drop(c *conn, reason authz.Reason, detail string) {
 	p.report(p.cfg.Gate.Refuse(reason, authz.Attempt{
 		Principal: p.cfg.Plugin, URL: c.Original.String(), Detail: detail,
@@ -75,7 +75,7 @@ func (p *Proxy) spliceTransparent(ctx context.Context, c *conn, named authz.Dest
 	t.splice()
 }
 
-// hangUp ends a connection whose protocol has no way to send a reason.
+// hangUp ends a connection whose protocol cannot carry a reason.
 func (c *conn) hangUp(scheme authz.Scheme) {
 	if scheme == authz.SchemeTLS {
 		c.alert()
@@ -84,16 +84,16 @@ func (c *conn) hangUp(scheme authz.Scheme) {
 	c.Reset()
 }
 
-// alert ends a TLS connection that has not begun: a fatal access_denied
-// (RFC 8446, section 6.2), which clients report in these words.
+// alert ends a TLS connection before its handshake with a fatal access_denied (RFC 8446,
+// section 6.2), which clients report by that name.
 func (c *conn) alert() {
 	_ = c.Conn.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = c.Conn.Write([]byte{21, 3, 3, 0, 2, 2, 49}) // it is closed either way
 	_ = c.Close()
 }
 
-// enter finds out what a tunnel or a redirected connection carries, and serves
-// it. greeting is written first.
+// enter detects the protocol of a tunnel or a redirected connection, and serves it. It
+// writes greeting first.
 func (p *Proxy) enter(ctx context.Context, c *conn, schemes []authz.Scheme, greeting []byte) {
 	if len(greeting) > 0 {
 		if _, err := c.Conn.Write(greeting); err != nil {
@@ -118,12 +118,12 @@ func (p *Proxy) enter(ctx context.Context, c *conn, schemes []authz.Scheme, gree
 	p.serveHTTP(c)
 }
 
-// awaitFirst waits for the plugin's first bytes. Where tcp is granted too the
-// server may be the one that speaks first.
+// awaitFirst waits for the plugin's first bytes. If tcp is granted too, the server may be
+// the one that sends first.
 func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme) bool {
 	wait := headerTimeout
 	mayBeTCP := slices.Contains(schemes, authz.SchemeTCP)
-	if mayBeTCP || len(schemes) == 0 { // where nothing is granted nobody is waited for
+	if mayBeTCP || len(schemes) == 0 { // without a grant there is no protocol to wait for
 		wait = serverFirst
 	}
 	_ = c.Conn.SetReadDeadline(time.Now().Add(wait)) // a broken one fails in peek
@@ -140,14 +140,14 @@ func (p *Proxy) awaitFirst(ctx context.Context, c *conn, schemes []authz.Scheme)
 		}
 		c.Reset()
 	case upstream.IsTimeout(err):
-		p.drop(c, authz.MalformedRequest, "nothing was sent")
+		p.drop(c, authz.MalformedRequest, "the plugin sent no data")
 	default:
-		_ = c.Cut() // it was opened and closed: a probe
+		_ = c.Cut() // it was opened and closed, as a probe does
 	}
 	return false
 }
 
-// spliceNamed splices a connection to the host that is known by now.
+// spliceNamed splices a connection to the host that has been determined.
 func (p *Proxy) spliceNamed(ctx context.Context, c *conn, scheme authz.Scheme) {
 	named, err := authz.NewDestination(authz.SchemeTCP, session.JoinHostPort(c.host, c.port), "")
 	if err != nil {
@@ -170,9 +170,9 @@ func looksLikeHTTP(b []byte) bool {
 	return (found || len(b) < 20) && len(word) > 0 && len(word) < 20 && bytes.IndexFunc(word, func(r rune) bool { return r < 'A' || r > 'Z' }) < 0
 }
 
-// enterTLS takes a connection that starts with TLS: it is spliced where only
-// passthrough is granted, intercepted where requests may be decided, and
-// refused with an alert where a refusal inside it could not be read.
+// enterTLS handles a connection that starts with TLS. It splices the connection if only
+// passthrough is granted, intercepts it if requests may be decided, and refuses it with
+// an alert if the plugin could not read a refusal inside TLS.
 func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 	name, ok := session.ReadClientHello(ctx, c.Conn)
 	if !ok {
@@ -190,7 +190,7 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 		p.refuseTLS(c, session.Malformed(err.Error()))
 		return
 	case p.cfg.Identify == nil && c.mode != tunnel || p.cfg.Identify != nil && !c.Proved:
-		p.refuseTLS(c, &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the caller is not proved"})
+		p.refuseTLS(c, &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the caller is not identified"})
 		return
 	}
 	schemes := slices.DeleteFunc(p.schemes(named), func(s authz.Scheme) bool { return s == authz.SchemeHTTP }) // that is not TLS
@@ -205,10 +205,9 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 	}
 }
 
-// nameTLS takes the server name into account. Where the connection has a name
-// already they must agree: a mismatch is kept for the requests, which are all
-// refused with it. Clients send no server name for addresses, and some (Java)
-// none for names without a dot.
+// nameTLS applies the server name. If the connection has a name already, both must agree:
+// a mismatch is stored, and each request is refused with it. Clients send no server name
+// for addresses, and some (Java) send none for names without a dot.
 func (p *Proxy) nameTLS(c *conn, name string) *session.RefusalError {
 	if name == "" {
 		return nil
@@ -234,7 +233,7 @@ func (p *Proxy) refuseTLS(c *conn, f *session.RefusalError) {
 	c.alert()
 }
 
-// interceptConfig is what intercepted connections are served with.
+// interceptConfig is the TLS configuration of intercepted connections.
 func (p *Proxy) interceptConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -242,7 +241,7 @@ func (p *Proxy) interceptConfig() *tls.Config {
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			c := connOf(hello.Conn)
 			if c == nil {
-				return nil, errors.New("get certificate: not a connection of ours")
+				return nil, errors.New("get certificate: unexpected type of connection")
 			}
 			return p.authority.leaf(c.hostOrAddress())
 		},
@@ -252,7 +251,7 @@ func (p *Proxy) interceptConfig() *tls.Config {
 // intercept ends the plugin's TLS and serves the requests inside.
 func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	c.scheme = authz.SchemeHTTPS
-	c.HeadRead() // the hello
+	c.HeadRead() // the ClientHello
 	if c.Memory.Take(budget.Connection, session.TlsCost) != nil {
 		p.refuseFull()
 		_ = c.Cut()
@@ -264,7 +263,7 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	c.handshake.tail = new(tailBytes)
 	err := inner.HandshakeContext(ctx)
 	if err != nil {
-		if c.mismatch != "" { // the client saw it too; it is still refused
+		if c.mismatch != "" { // the client rejected the certificate; the mismatch is still recorded
 			p.report(p.cfg.Gate.Refuse(authz.DestinationMismatch, authz.Attempt{
 				Principal: p.cfg.Plugin, URL: session.JoinHostPort(c.host, c.port), Detail: c.mismatch,
 			}, c.Source))
@@ -286,8 +285,8 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	p.serveHTTP(plain)
 }
 
-// frame has the HTTP/2 frames on c looked at, once it turns out to be HTTP/2, which
-// it must where prefaced is set.
+// frame filters the HTTP/2 frames on c once it turns out to be HTTP/2. If prefaced is set
+// it must be HTTP/2.
 func (p *Proxy) frame(c *conn, prefaced bool) {
 	c.frames = http2frames.New(http2frames.Config{
 		Source: readerFunc(c.readHeads), Prefaced: prefaced, MaxHeaderBytes: maxHeaderBytes, MaxStreams: maxStreams,
@@ -318,8 +317,8 @@ type readerFunc func([]byte) (int, error)
 // Read implements io.Reader.
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
-// unreadable returns what net/http's own refusal of a request on c becomes: a
-// refusal like every other.
+// unreadable returns a function that turns net/http's own refusal of a request on c into
+// an ordinary refusal.
 func (p *Proxy) unreadable(c *conn) func([]byte) []byte {
 	return func(text []byte) []byte {
 		detail := "the request could not be read"

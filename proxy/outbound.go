@@ -16,9 +16,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// outbound makes the request that is sent. The plugin's header map becomes the
-// upstream's: net/http has no more use for it. The slot is emptied, what is left
-// is searched for stand-ins, and only then is the credential put in.
+// outbound creates the request that is sent. It reuses the plugin's header map, which
+// net/http no longer needs. The slot is emptied, the rest is searched for placeholders,
+// and only then is the credential injected.
 func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	destination, slot, h := x.admission.Request.Destination, x.admission.Injection, x.r.Header
 	if e := x.sendsInClear(); e != nil {
@@ -39,7 +39,7 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	target := inject(h, destination, query, slot)
 	out := &http.Request{
 		Method: x.r.Method,
-		// Opaque goes on the wire as it is: the canonical bytes that were decided.
+		// Opaque is sent unchanged: the canonical bytes that were decided.
 		URL:           &url.URL{Scheme: string(destination.Scheme()), Host: destination.HostPort(), Opaque: target},
 		Host:          destination.Authority(),
 		Header:        h,
@@ -60,25 +60,25 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 	})), nil
 }
 
-// sendsInClear refuses to send a credential where a third party would read it.
+// sendsInClear refuses to send a credential where a third party could read it.
 func (x *exchange) sendsInClear() *session.RefusalError {
 	destination, slot := x.admission.Request.Destination, x.admission.Injection
 	switch plain := destination.Scheme() != authz.SchemeHTTPS; {
 	case slot.Kind == authz.InjectNone || !plain:
 		return nil
 	case slot.Kind == authz.InjectCertificate:
-		return &session.RefusalError{Reason: authz.NotEnforceableHere, Detail: "a client certificate is shown over https only"}
+		return &session.RefusalError{Reason: authz.NotEnforceableHere, Detail: "a client certificate requires https"}
 	case x.proxy.dialer.ViaProxy(destination):
 		return &session.RefusalError{
-			Reason: authz.NotEnforceableHere, Detail: "the credential would pass the upstream proxy in clear",
+			Reason: authz.NotEnforceableHere, Detail: "the credential would pass the upstream proxy unencrypted",
 			Remedy: "use https, or list " + destination.Host() + " in upstreamProxy.noProxy",
 		}
 	}
 	return nil
 }
 
-// askedUpgrade returns the protocol to change to that was decided, in the
-// plugin's spelling, or "".
+// askedUpgrade returns the protocol of the decided upgrade, in the plugin's spelling, or
+// "".
 func (x *exchange) askedUpgrade(h http.Header) string {
 	for _, protocol := range authz.UpgradesAsked(h["Upgrade"]) {
 		if strings.EqualFold(protocol, x.admission.Request.Action.Upgrade) {
@@ -88,8 +88,8 @@ func (x *exchange) askedUpgrade(h http.Header) string {
 	return ""
 }
 
-// askUpgrade asks for the change of protocols that was decided. What is to be
-// searched must not be compressed: a WebSocket then has no extensions.
+// askUpgrade requests the upgrade that was decided. Data that is searched must not be
+// compressed, so that a WebSocket then has no extensions.
 func (x *exchange) askUpgrade(h http.Header, upgrade string) {
 	if upgrade == "" {
 		return
@@ -106,7 +106,7 @@ func (x *exchange) askUpgrade(h http.Header, upgrade string) {
 	}
 }
 
-// sign signs what is about to be sent, which nothing changes afterwards.
+// sign signs the request. Its caller must not change it afterwards.
 func (x *exchange) sign(ctx context.Context, out *http.Request, query string) error {
 	slot, destination := x.admission.Injection, x.admission.Request.Destination
 	r := &sigv4.Request{
@@ -114,7 +114,7 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 		Header: out.Header, Length: out.ContentLength,
 	}
 	if out.Body != nil {
-		r.Body = &reservedReader{out.Body, x.reservation} // whose bytes count only if Sign reads them
+		r.Body = &reservedReader{out.Body, x.reservation} // its bytes count only if Sign reads them
 	}
 	body, err := sigv4.Sign(ctx, r, sigv4.Scope{Service: slot.Service, Region: slot.Region},
 		sigv4.Key{ID: slot.KeyID, Secret: slot.Value, Session: slot.Session}, x.proxy.cfg.Now())
@@ -126,7 +126,7 @@ func (x *exchange) sign(ctx context.Context, out *http.Request, query string) er
 	case errors.Is(err, sigv4.ErrExceedsRule):
 		return &session.RefusalError{
 			Reason: authz.NotEnforceableHere, Detail: err.Error(),
-			Remedy: "leave it out: read and write an object instead of copying it, and have the bucket's owner say who may read it",
+			Remedy: "remove it: read and write the object instead of copying it, and let the bucket's owner set who may read it",
 		}
 	case errors.Is(err, sigv4.ErrQuery):
 		return unsignable(err, "escape + and ; in the query")

@@ -39,7 +39,7 @@ type Config struct {
 	// proved. It is called once for each connection. Nil: Token proves it.
 	Identify func(net.Conn) (session.Peer, bool)
 	// Token proves the caller where Identify is nil: the password, for the
-	// user chaperone, of Proxy-Authorization. Empty: nobody is proved.
+	// user chaperone, of Proxy-Authorization. Empty: no caller is proved.
 	Token authz.Secret
 
 	// Resolver returns the name of a virtual address. Nil: redirected connections
@@ -53,15 +53,15 @@ type Config struct {
 	// granted: the sidecar's own listeners, its admin socket, its Vault. Nil: none.
 	Forbidden func(netip.AddrPort) bool
 
-	// Relay is the unix socket of an Envoy that is given every connection whose
-	// peer is proved, in place of the proxy's own handling: first a header of
-	// version 2 of the PROXY protocol, with the plugin's socket as the source and,
-	// as the destination, where the plugin connected to (the proxy's own address
-	// for explicit use, a virtual one for a name of the Resolver), then
-	// the plugin's bytes, unread. It needs Identify. An Envoy that does not take a
-	// connection within five seconds has it refused as not_ready. Rules are not
-	// attributed (see Attribute) and requests not admitted here then: the Envoy
-	// asks for each, and reaches upstreams by [Proxy.Exits]. Empty: none.
+	// Relay is the Unix socket of an Envoy that receives every connection whose peer is
+	// proved, in place of the proxy's own handling. The relay sends a header of version 2
+	// of the PROXY protocol first, with the plugin's socket as the source and the address
+	// that the plugin dialled as the destination (the proxy's own address for explicit
+	// use, a virtual one for a name of the Resolver), then the plugin's bytes, unread. It
+	// needs Identify. If the Envoy does not accept a connection within five seconds, it
+	// is refused as not_ready. Rules are not attributed (see Attribute) and requests are
+	// not admitted here then: the Envoy asks for each, and reaches upstreams by
+	// [Proxy.EgressSockets]. Empty: none.
 	Relay string
 
 	// Placeholders returns the present placeholders of credentials in the plugin's
@@ -69,54 +69,54 @@ type Config struct {
 	// same values until they change. Nil: no placeholders.
 	Placeholders func() []placeholder.Placeholder
 
-	// UpstreamProxy is an HTTP proxy that upstreams are reached through, by CONNECT
-	// to the address that was resolved and checked here: http or https, with a
-	// host, a port, and a user where it wants one. Its own address is not held
-	// against any rule. Nil: upstreams are reached directly.
+	// UpstreamProxy is an HTTP proxy for connections to upstreams, by CONNECT to the
+	// address that was resolved and checked here: http or https, with a host, a port, and
+	// a user if the proxy requires one. Its own address is not checked against rules.
+	// Nil: upstreams are dialled directly.
 	UpstreamProxy *url.URL
-	// NoProxy are the hosts that are reached directly: a name (itself
-	// and all below it), a name with a leading dot (all below it), an address or
-	// a prefix of addresses, for hosts that are addresses.
+	// NoProxy are the hosts that are dialled directly: a name (itself and all below it),
+	// a name with a leading dot (all below it), an address or a prefix of addresses, for
+	// hosts that are addresses.
 	NoProxy []string
 
-	// Attribute is called with the rule that the bytes on a plugin's socket are
-	// for, from now on: as a tunnel or a request on it begins, before anything of
-	// that is sent. The rule of a connection is the one of the request that began
-	// last, also where several run over HTTP/2, and stays it between two
-	// requests: the head of the next has arrived before it is decided. A
-	// refusal sets two empty names, unless another access still runs. It must not
-	// block. Nil: not called. Without a cookie it is not called.
+	// Attribute is called with the rule to which the bytes on a plugin's socket are
+	// attributed from now on: when a tunnel or a request on it begins, before any of its
+	// bytes is sent. The rule of a connection is that of the request that began last,
+	// also if several run over HTTP/2, and remains between two requests, because the head
+	// of the next arrives before it is decided. A refusal sets two empty names, unless
+	// another access still runs. It must not block. Nil: not called. It is not called
+	// without a cookie.
 	Attribute func(cookie uint64, grant, rule string)
 
 	// Refused is called with every refusal after it is recorded. It must not
 	// block. Nil: not called.
 	Refused func(authz.Refusal)
-	// Echo is called with a record of kind echo when an upstream answered with
-	// the credential that it was sent. Nil: not called; it is redacted anyway.
+	// Echo is called with a record of kind echo when an upstream answered with the
+	// credential that it received. Nil: not called; the credential is redacted anyway.
 	Echo func(*authz.Record)
-	// Handshake is called with a record of kind handshake when the plugin's side gives
-	// up a TLS connection that the proxy answers itself: in its handshake, or before
-	// it sends anything. It must not block. Nil: nothing is reported.
+	// Handshake is called with a record of kind handshake when the plugin's side ends a
+	// TLS connection that the proxy answers itself: in its handshake, or before it sends
+	// any data. It must not block. Nil: not called.
 	Handshake func(*authz.Record)
-	// CredentialRefused is called when an upstream answered with status 401 or 403 to
-	// a request that a credential was put into, with its name and the generation of
-	// its value: it may have been taken back where it was made. Upstreams
-	// also answer ordinary authorization errors so: the plugin can trigger this at
-	// will. It must not block. Nil: not called.
+	// CredentialRefused is called when an upstream answered with status 401 or 403 to a
+	// request with an injected credential, with its name and the generation of its value:
+	// the issuer may have revoked it. Upstreams also return these for ordinary
+	// authorization errors, so the plugin can trigger this at will. It must not block.
+	// Nil: not called.
 	CredentialRefused func(grant, credential string, generation uint64, status int)
 	// CAChanged is called with the certificate authority, in PEM, each time its
 	// certificate is renewed because the granted hosts changed. It must not call
 	// the Proxy. Nil: not called.
 	CAChanged func(pem []byte)
 
-	// Budget is what everything is taken from that the plugin and its upstreams can
+	// Budget is the memory budget for everything that the plugin and its upstreams can
 	// make the proxy hold. Nil: one of its own, of [DefaultBudget].
 	Budget *budget.Budget
-	// MaxConnections bounds the plugin's connections at one time, and those of the
-	// exits; more are refused. 0: 4096, or as many as the process may open files for.
+	// MaxConnections bounds the plugin's connections at one time, and those of the egress
+	// sockets; more are refused. 0: 4096, or as many as the process may open files for.
 	MaxConnections int
-	// Drain is how long Serve lets what is in flight go on after its context
-	// has ended. 0: it is cut at once.
+	// Drain is how long Serve lets live accesses continue after its context has ended. 0:
+	// they are cut at once.
 	Drain time.Duration
 	// Now is the wall clock. Nil: time.Now.
 	Now func() time.Time
@@ -165,7 +165,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, errors.New("make proxy: plugin, gate and engine are required")
 	}
 	if cfg.Relay != "" && cfg.Identify == nil {
-		return nil, errors.New("make proxy: a relay needs every connection's peer proved; a token is in its first request")
+		return nil, errors.New("make proxy: Relay is set without Identify; set both, because a token arrives only in the first request")
 	}
 	if cfg.MaxConnections <= 0 {
 		cfg.MaxConnections = min(defaultMaxConnections, session.MaxConnsForRlimit(cfg.Relay != ""))
@@ -295,7 +295,7 @@ func (p *Proxy) watch(ctx context.Context) {
 	}
 }
 
-// drain ends everything, gently for as long as it may.
+// drain ends everything, and waits for live accesses as long as it may.
 func (p *Proxy) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Drain)
 	defer cancel()
@@ -310,7 +310,7 @@ func (p *Proxy) drain(ctx context.Context) {
 	p.pools.Close()
 }
 
-// take begins with one connection of the plugin's.
+// take starts the handling of one connection of the plugin.
 func (p *Proxy) take(ctx context.Context, raw net.Conn) {
 	s := &session.Socket{
 		Raw: raw, Memory: p.budget.Hold(), OutOfMemory: p.refuseFull, Forget: p.forget,
@@ -353,7 +353,7 @@ func (p *Proxy) forget(s *session.Socket) {
 	delete(p.conns, s)
 }
 
-// closeConns closes what is still open, for good.
+// closeConns closes every open connection, and prevents later ones.
 func (p *Proxy) closeConns() {
 	p.mu.Lock()
 	open := p.conns
@@ -386,7 +386,7 @@ func (p *Proxy) report(r authz.Refusal, err error) authz.Refusal {
 	return r
 }
 
-// handle finds out whose connection it is and which way it takes.
+// handle identifies the peer of a connection and selects how it is served.
 func (p *Proxy) handle(ctx context.Context, c *conn) {
 	defer func() {
 		if cause := recover(); cause != nil { // an unexpected failure is refused

@@ -12,22 +12,23 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// maxReplayed bounds how much of a body is kept until the head of the answer has
-// come, in bytes, so that the request can be sent again when the upstream has
-// not processed it. It holds most unary calls of gRPC.
+// maxReplayed bounds how much of a body is retained until the head of the answer arrives,
+// in bytes, so that the request can be sent again if the upstream did not process it.
+// Most unary gRPC calls fit.
 const maxReplayed = 64 << 10
 
-// errReplaced is read by an attempt whose body another attempt, or none, reads on.
+// errReplaced is returned to an attempt if another attempt continues with the body, or
+// none does.
 var errReplaced = errors.New("the attempt has ended")
 
-// send sends the request, and again where an HTTP/2 upstream says that it has not
-// processed it: with a GOAWAY whose last stream is before the request's, or with
-// RST_STREAM and REFUSED_STREAM (RFC 9113, section 8.7). net/http repeats what has
-// no body by itself. With http.Request.GetBody it would repeat what has one, but
-// then after PROTOCOL_ERROR too, which promises nothing.
+// send sends the request, and repeats it if an HTTP/2 upstream reports that it did not
+// process it: with a GOAWAY whose last stream precedes the request's, or with RST_STREAM
+// and REFUSED_STREAM (RFC 9113, section 8.7). net/http itself repeats requests without a
+// body. With http.Request.GetBody it would repeat those with one, but also after
+// PROTOCOL_ERROR, which does not guarantee that the request was not processed.
 //
-// The access stays registered all the time: a policy that takes it away cuts it
-// between two attempts as it does within one.
+// The access stays registered throughout: a policy that revokes it cuts it between two
+// attempts as it does within one.
 func (x *exchange) send(through *upstream.Pool, out *http.Request) (response *http.Response, err error) {
 	if through.Idle != nil {
 		return x.overHTTP1(out, through.Idle)
@@ -41,7 +42,7 @@ func (x *exchange) send(through *upstream.Pool, out *http.Request) (response *ht
 	x.mu.Lock()
 	x.upstream.replay = kept
 	x.mu.Unlock()
-	defer kept.release() // nothing is sent again once there is an answer
+	defer kept.release() // no attempt follows an answer
 	for attempt := 1; ; attempt++ {
 		response, err := through.Send(func() *http.Request {
 			try := *out
@@ -54,11 +55,10 @@ func (x *exchange) send(through *upstream.Pool, out *http.Request) (response *ht
 	}
 }
 
-// notProcessed reports whether the upstream said that it has not processed the
-// request. net/http exports none of these errors, and quotes them in the one that
-// it returns for a request with a body that was read
-// (net/http.http2shouldRetryRequest). A text that is not known is one that
-// promises nothing.
+// notProcessed reports whether the upstream reported that it did not process the request.
+// net/http does not export these errors. It quotes them in the error for a request whose
+// body was read (net/http.http2shouldRetryRequest). An unknown text is not taken for such
+// a report.
 func notProcessed(err error) bool {
 	text := err.Error()
 	if text == "net/http: cannot rewind body after connection loss" {
@@ -71,10 +71,10 @@ func notProcessed(err error) bool {
 		strings.Contains(text, "; REFUSED_STREAM; received from peer]")
 }
 
-// replayBody is a body that several attempts may read from its beginning, one after
-// the other. It is read by a goroutine of its own while it may be needed again:
-// an attempt that ends must not wait for what the plugin has still to send, nor
-// take it away from the next.
+// replayBody is a body that several attempts may read from its beginning, one after the
+// other. A separate goroutine reads it while it may be needed again: an attempt that ends
+// must neither wait for data that the plugin has yet to send, nor consume data of the
+// next attempt.
 type replayBody struct {
 	from    io.ReadCloser
 	holding *budget.Holding
@@ -85,12 +85,12 @@ type replayBody struct {
 	read    []byte // from the beginning
 	err     error  // behind it
 	filling bool   // a goroutine reads
-	gone    bool   // no attempt follows the present one, so that nothing need be kept
-	ended   bool   // so has the present attempt
+	gone    bool   // no attempt follows the present one, and no data is retained
+	ended   bool   // the present attempt has ended
 	closed  bool
 }
 
-// whole reports whether another attempt can begin.
+// whole reports whether another attempt can begin with the whole body.
 func (k *replayBody) whole() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -106,9 +106,8 @@ func (k *replayBody) attempt() io.ReadCloser {
 	return k.current
 }
 
-// restart takes back that the present attempt has ended, if it has read nothing:
-// net/http closes the body of a request that it has found no connection for, and
-// then sends it over another.
+// restart undoes the end of the present attempt if it has read no data. net/http closes
+// the body of a request for which it found no connection, and then sends it over another.
 func (k *replayBody) restart() {
 	if k == nil {
 		return
@@ -120,12 +119,12 @@ func (k *replayBody) restart() {
 	}
 }
 
-// release ends the keeping.
+// release ends the retention of the body.
 func (k *replayBody) release() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.gone = true
-	_ = k.close() // the answer, or its failure, says what matters
+	_ = k.close() // the answer, or its failure, decides
 	k.changed.Broadcast()
 }
 
@@ -190,7 +189,7 @@ func (b *attemptBody) Read(p []byte) (int, error) {
 	}
 }
 
-// readOn reads what is not kept. The caller holds the lock of the body.
+// readOn reads data that is not retained. The caller holds the lock of the body.
 func (b *attemptBody) readOn(p []byte) (int, error) {
 	k := b.kept
 	k.holding.Give(budget.Body, int64(len(k.read)))

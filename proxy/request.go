@@ -18,8 +18,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// ServeHTTP takes one request of the plugin: one on a kept-alive connection,
-// one HTTP/2 stream, or one CONNECT. Each is decided.
+// ServeHTTP handles one request of the plugin: one on a kept-alive connection, one HTTP/2
+// stream, or one CONNECT. Each is decided.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.inflight.Enter()
 	defer p.inflight.Leave()
@@ -43,7 +43,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer p.deny(r, c)
 	if c.http1.scanner != nil && r.ProtoMajor == 1 {
-		c.http1.host, c.http1.unclear = c.http1.scanner.Take(r) // of every request, whatever becomes of it
+		c.http1.host, c.http1.unclear = c.http1.scanner.Take(r) // of every request, also of a refused one
 	}
 	switch f := p.admissible(r, c); {
 	case !c.makeRoom(r, first, held):
@@ -59,8 +59,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// makeRoom takes the memory of a request, and with the first one over HTTP/2 what
-// its connection takes more.
+// makeRoom reserves memory for a request, and with the first one over HTTP/2 the
+// additional memory of its connection.
 func (c *conn) makeRoom(r *http.Request, first bool, held *budget.Holding) bool {
 	request, connection := requestSize(r, first)
 	if c.Memory.Take(budget.Connection, connection) != nil {
@@ -70,7 +70,7 @@ func (c *conn) makeRoom(r *http.Request, first bool, held *budget.Holding) bool 
 	return held.Take(budget.Request, request) == nil
 }
 
-// refuseHeld refuses a request that there is no memory for.
+// refuseHeld refuses a request for lack of memory.
 func (p *Proxy) refuseHeld(w http.ResponseWriter, r *http.Request, c *conn) {
 	e := session.ErrOutOfMemory()
 	refusal := p.report(p.cfg.Gate.Refuse(e.Reason, p.attempt(r, c, e.Detail), c.Source))
@@ -78,8 +78,7 @@ func (p *Proxy) refuseHeld(w http.ResponseWriter, r *http.Request, c *conn) {
 	p.answer(w, r, refusal)
 }
 
-// deny turns a panic into the end of the connection: what nobody foresaw is
-// refused.
+// deny turns a panic into the end of the connection: an unexpected failure is refused.
 func (p *Proxy) deny(r *http.Request, c *conn) {
 	cause := recover()
 	if cause == nil {
@@ -96,12 +95,12 @@ func (p *Proxy) deny(r *http.Request, c *conn) {
 	panic(http.ErrAbortHandler) // a partly written answer stays incomplete
 }
 
-// admissible refuses connections whose caller is not proved, that the Envoy does
-// not take, or whose names disagree.
+// admissible refuses connections whose caller is not proved, that the Envoy does not
+// accept, or whose names disagree.
 func (p *Proxy) admissible(r *http.Request, c *conn) *session.RefusalError {
 	switch {
 	case p.cfg.Identify != nil && !c.Proved:
-		return &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the kernel knows of no plugin at the other end"}
+		return &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the kernel does not attribute the connection to a plugin"}
 	case p.cfg.Identify == nil && c.mode == explicit && !p.authentic(r.Header):
 		return &session.RefusalError{Reason: authz.IdentityUnknown, Detail: "the proxy token is missing or wrong"}
 	case c.refusal != nil:
@@ -145,7 +144,7 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 	}
 	admission, err := p.cfg.Gate.Admit(r.Context(), req, source)
 	if err != nil {
-		p.cfg.Log.Warn("admit request", zap.String("decision", admission.ID), zap.Error(err))
+		p.cfg.Log.Warn("request admission failed", zap.String("decision", admission.ID), zap.Error(err))
 	}
 	if admission.Refusal != nil {
 		c.Attribution.Refused()
@@ -155,8 +154,8 @@ func (p *Proxy) request(w http.ResponseWriter, r *http.Request, c *conn, held *b
 	p.exchange(w, r, c, admission, held)
 }
 
-// convert makes the one canonical request of what arrived. Everything that
-// names the destination must name the same one.
+// convert returns the canonical form of an HTTP request. All names of the destination in
+// it must agree.
 func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *session.RefusalError) {
 	scheme, authority, target, f := destinationOf(r, c)
 	if f != nil {
@@ -180,10 +179,9 @@ func (p *Proxy) convert(r *http.Request, c *conn) (authz.Request, *session.Refus
 	return request, nil
 }
 
-// chooseUpgrade makes one of the protocols that a request asks to change to part
-// of its action: the first that is granted. Where no protocol of a list is
-// granted the request is served without a change (RFC 9110, section 7.8), unless
-// WebSocket is in the list: its client could do nothing with an ordinary answer.
+// chooseUpgrade adds the first granted protocol that a request asks to change to to its
+// action. If none of them is granted, the request is served without a change (RFC 9110,
+// section 7.8), unless WebSocket is among them: its client cannot use an ordinary answer.
 func (p *Proxy) chooseUpgrade(request *authz.Request, asked []string) error {
 	for _, protocol := range asked {
 		action, err := authz.NewAction(request.Action.Method, protocol)
@@ -213,20 +211,20 @@ func destinationOf(r *http.Request, c *conn) (scheme authz.Scheme, authority, ta
 	case r.ProtoMajor == 2 && c.mode == explicit:
 		return authz.SchemeHTTP, r.Host, r.RequestURI, nil // h2c with prior knowledge
 	case c.mode == explicit && !hasAbsolute:
-		return "", "", "", session.Malformed("a request to a proxy names its destination in full, as in GET http://host/path (RFC 9112, section 3.2.2)")
+		return "", "", "", session.Malformed("the request to the proxy has no absolute URI; write GET http://host/path (RFC 9112, section 3.2.2)")
 	case c.mode == explicit:
 		scheme, authority, target = splitAbsolute(r.URL.Scheme, absolute)
 		if !scheme.HTTP() {
-			return "", "", "", session.Malformed("a proxy request is for http or https")
+			return "", "", "", session.Malformed("the scheme of the request to the proxy is " + session.Quote(string(scheme)) + "; use http or https")
 		}
 		return scheme, authority, target, nil
 	case hasAbsolute:
-		// It may name another destination than its connection, and net/http
-		// hides the Host beside it.
+		// The URI may name another destination than the connection, and net/http discards
+		// the Host field beside it.
 		if _, authority, _ = splitAbsolute(r.URL.Scheme, absolute); c.host != "" && !strings.EqualFold(authority, c.host) {
 			return "", "", "", session.Mismatch("the request names " + session.Quote(authority) + ", its connection is for " + session.JoinHostPort(c.host, c.port))
 		}
-		return "", "", "", session.Malformed("a request that is not to a proxy names its destination in Host")
+		return "", "", "", session.Malformed("the request has an absolute URI; to a server, write GET /path and Host")
 	case c.host != "":
 		return c.scheme, session.JoinHostPort(c.host, c.port), r.RequestURI, nil
 	case r.Host != "": // redirected by address, without SNI: Host decides
@@ -270,16 +268,16 @@ func agree(r *http.Request, c *conn, d authz.Destination) *session.RefusalError 
 func (c *conn) agreeWire(d authz.Destination) *session.RefusalError {
 	switch {
 	case c.http1.unclear:
-		return session.Malformed("the request's framing is not clear")
+		return session.Malformed("the framing of the request is ambiguous")
 	case c.http1.host != "" && !d.Agrees(c.http1.host):
 		return session.Mismatch("Host is " + session.Quote(c.http1.host) + ", the request is for " + d.HostPort())
 	}
 	return nil
 }
 
-// upgradesOf returns the protocols that a request asks to change to. HTTP/1.0
-// does not know Upgrade, and without the option of Connection it was for another
-// hop (RFC 9110, section 7.8).
+// upgradesOf returns the protocols that a request asks to change to. HTTP/1.0 has no
+// Upgrade, and without the option of Connection it was for another hop (RFC 9110, section
+// 7.8).
 func upgradesOf(r *http.Request) []string {
 	if r.ProtoMajor != 1 || r.ProtoMinor == 0 || !httpclean.HasToken(r.Header["Connection"], "upgrade") {
 		return nil
@@ -287,14 +285,14 @@ func upgradesOf(r *http.Request) []string {
 	return authz.UpgradesAsked(r.Header["Upgrade"])
 }
 
-// refuse refuses what is not a request.
+// refuse refuses a request that was not converted.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *conn, f *session.RefusalError) {
 	c.Attribution.Refused()
 	r.Close = r.Close || f == c.refusal // the next connection may be served
 	p.answer(w, r, p.report(p.cfg.Gate.Refuse(f.Reason, p.attempt(r, c, f.Detail), c.Source)))
 }
 
-// attempt describes a request that did not become one.
+// attempt describes a request that was not converted.
 func (p *Proxy) attempt(r *http.Request, c *conn, detail string) authz.Attempt {
 	return authz.Attempt{Principal: p.cfg.Plugin, Method: r.Method, URL: describe(r), Scheme: c.scheme, Host: c.host, Detail: detail}
 }
@@ -308,11 +306,11 @@ func describe(r *http.Request) string {
 	return uri
 }
 
-// answer answers with a refusal; every door answers the same. It waits for no
-// body: a connection on which one is still coming ends with the answer.
+// answer writes a refusal, the same at every enforcement point. It does not wait for a
+// body: a connection on which one is still arriving ends with the answer.
 func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Refusal) {
 	if refusal.Reason == authz.IdentityUnknown && p.cfg.Identify != nil {
-		r.Close = true // no request on it will ever be anybody's
+		r.Close = true // no request on it can be attributed
 	}
 	if c, ok := r.Context().Value(connKey{}).(*conn); ok && r.ProtoMajor == 1 && (c.ended.Load() || !finishBody(r, maxFinished, bodyPatience)) {
 		_ = http.NewResponseController(w).EnableFullDuplex() // net/http would read the body first
@@ -335,7 +333,7 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 	}
 	status := refusal.Status()
 	if refusal.Reason == authz.IdentityUnknown && p.cfg.Identify == nil && len(r.Header["Proxy-Authorization"]) == 0 {
-		// Clients that hold the token send it when they are asked.
+		// Clients that hold the token send it when they are challenged.
 		status = http.StatusProxyAuthRequired
 		h["Proxy-Authenticate"] = []string{`Basic realm="chaperone"`}
 	}
@@ -346,7 +344,7 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, refusal authz.Ref
 		h["Connection"] = []string{"close"}
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(body) //nolint:gosec // it is JSON and says so; an error means that the plugin has gone
+	_, _ = w.Write(body) //nolint:gosec // the body is JSON with its type; an error means that the plugin has disconnected
 }
 
 // isGRPC reports whether a request expects a gRPC status.

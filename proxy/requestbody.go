@@ -35,15 +35,15 @@ func (x *exchange) body(out *http.Request) {
 	out.Body = body
 }
 
-// passesAsTrailer reports whether a request trailer may pass: nothing may
-// follow as a trailer that would be removed from the head, nor the credential.
+// passesAsTrailer reports whether a request trailer may pass. A field that is removed
+// from the head must not follow as a trailer, nor may the credential.
 func (x *exchange) passesAsTrailer(name string) bool {
 	return httpclean.Classify(name) == httpclean.ClassNone && !inSlot(name, x.admission.Injection) &&
 		!httpclean.SameHeader(name, "Cookie") && !sigv4.Replaces(canonicalHeader(name)) // Authorization is among those
 }
 
-// countedBody counts and slows the plugin's body, and takes its trailers over at
-// its end.
+// countedBody counts and rate-limits the plugin's body, and copies its trailers at its
+// end.
 type countedBody struct {
 	io.ReadCloser
 	from     io.Reader // it, searched
@@ -51,7 +51,7 @@ type countedBody struct {
 	trailer  http.Header
 }
 
-// errBodyUnreadable is a body that the plugin sent and that is none.
+// errBodyUnreadable reports that the plugin's body is malformed or incomplete.
 var errBodyUnreadable = errors.New("the request's body could not be read")
 
 func (b *countedBody) Read(buf []byte) (int, error) {
@@ -81,8 +81,8 @@ func (b *countedBody) Read(buf []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the body. Over HTTP/1.1 net/http's own Close would read on, for as
-// long as the plugin takes to send, and net/http's server calls it by itself.
+// Close ends the body. Over HTTP/1.1 net/http's own Close would continue to read for as
+// long as the plugin sends, and net/http's server calls it by itself.
 func (b *countedBody) Close() error {
 	if b.exchange.r.ProtoMajor == 1 {
 		return nil
@@ -90,8 +90,8 @@ func (b *countedBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// trailerHolds refuses the plugin's trailer with a stand-in in it. The result
-// is nil, and no *refusalError, for none.
+// trailerHolds refuses a placeholder in the plugin's trailer. If the trailer has none,
+// the result is an untyped nil.
 func (x *exchange) trailerHolds() error {
 	if x.placeholders == nil {
 		return nil

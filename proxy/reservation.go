@@ -11,11 +11,11 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// decodePatience is how long a body that is compressed waits for room: others
-// are done with theirs, unless they are not read.
+// decodePatience is how long a compressed body waits for memory. Other bodies free theirs
+// in this time, unless their readers have stopped.
 const decodePatience = 5 * time.Second
 
-// headCost is what a head takes.
+// headCost is the memory of a head.
 func headCost(h http.Header) int64 {
 	n := 0
 	for name, values := range h {
@@ -27,8 +27,8 @@ func headCost(h http.Header) int64 {
 	return int64(max(0, session.HeadFactor*n-session.FreeHead))
 }
 
-// requestSize is what a request takes, with the first of a connection over HTTP/2
-// what that takes more.
+// requestSize is the memory of a request and, with the first request over HTTP/2, the
+// additional memory of its connection.
 func requestSize(r *http.Request, first bool) (request, connection int64) {
 	request = session.RequestCost + headCost(r.Header)
 	if r.ProtoMajor != 2 {
@@ -40,7 +40,7 @@ func requestSize(r *http.Request, first bool) (request, connection int64) {
 	return request + session.StreamCost, connection
 }
 
-// windowCost is what may come of the request's body before anybody takes it.
+// windowCost is the memory of the request's body that may arrive before it is read.
 func windowCost(r *http.Request) int64 {
 	switch {
 	case r.ProtoMajor != 2 || r.ContentLength == 0:
@@ -51,7 +51,7 @@ func windowCost(r *http.Request) int64 {
 	return upstream.StreamWindow
 }
 
-// reservedReader is a body whose bytes are held once they are read.
+// reservedReader reserves memory for a body as it is read.
 type reservedReader struct {
 	io.Reader
 	holding *budget.Holding
@@ -65,7 +65,7 @@ func (r *reservedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// decoderMemory is the room of what is decompressed, for which a body waits a while.
+// decoderMemory is the memory for decompression, for which a body waits a while.
 type decoderMemory struct {
 	ctx     context.Context //nolint:containedctx // of the request
 	holding *budget.Holding
@@ -73,7 +73,7 @@ type decoderMemory struct {
 	turns   chan struct{} // holds one for each body that is decompressed whole
 }
 
-// decoderMemory returns the room of what is decompressed for the exchange.
+// decoderMemory returns the memory for decompression of the exchange.
 func (x *exchange) decoderMemory() decoderMemory {
 	return decoderMemory{x.r.Context(), x.reservation, x.proxy.pools.CloseIdle, x.proxy.wholeSearches}
 }
@@ -90,8 +90,8 @@ func (d decoderMemory) Take(n int64) error {
 // Give implements scrub.MemoryBudget.
 func (d decoderMemory) Give(n int64) { d.holding.Give(budget.Decoder, n) }
 
-// turn takes n bytes for a body that is decompressed whole, when it is its turn,
-// and returns what gives them back.
+// turn reserves n bytes for a body that is decompressed as a whole, one body at a time,
+// and returns the function that returns them.
 func (d decoderMemory) turn(n int64) (done func(), err error) {
 	late := time.NewTimer(decodePatience)
 	defer late.Stop()

@@ -23,7 +23,7 @@ type scrubber struct {
 	where   string // where a needle was found first, "" for nowhere
 }
 
-// found notes where a needle was.
+// found records where a needle was.
 func (s *scrubber) found(where string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,13 +32,13 @@ func (s *scrubber) found(where string) {
 	}
 }
 
-// search is for the credential, to blank it out.
+// search returns the search that redacts the credential.
 func (s *scrubber) search(where string) scrub.Search {
 	return scrub.Search{Patterns: s.needles, Found: func([]byte) error { s.found(where); return nil }}
 }
 
-// ask changes a request so that its answer can be searched: it is not to be
-// compressed, nor to be a part that begins or ends inside a credential.
+// ask changes a request so that its answer can be searched: the answer must not be
+// compressed, nor be a range that begins or ends inside a credential.
 func (s *scrubber) ask(method string, h http.Header) {
 	wanted := h["Range"]
 	for name := range h {
@@ -55,9 +55,8 @@ func (s *scrubber) ask(method string, h http.Header) {
 	}
 }
 
-// scrubHeader blanks the credential out of the values of a header or trailer. A
-// header with the credential in its name goes altogether: a name of asterisks
-// would mean nothing to anybody.
+// scrubHeader redacts the credential in the values of a header or trailer. A header with
+// the credential in its name is removed, because a name of asterisks has no meaning.
 func (x *exchange) scrubHeader(h http.Header) {
 	if x.scrub == nil {
 		return
@@ -78,9 +77,9 @@ func (x *exchange) scrubHeader(h http.Header) {
 	}
 }
 
-// quotedIn reports whether the name of an answer's header holds the credential,
-// and notes it without the name. Case is lost on the way: net/http has its own,
-// and HTTP/2 none.
+// quotedIn reports whether the name of an answer's header holds the credential, and
+// records that without the name. Case is ignored: net/http canonicalises names, and
+// HTTP/2 has lower case only.
 func (x *exchange) quotedIn(name string) bool {
 	if x.scrub == nil {
 		return false
@@ -95,8 +94,8 @@ func (x *exchange) quotedIn(name string) bool {
 
 // Answers that cannot be searched.
 var (
-	errUnasked = errors.New("the upstream answered with a part of the content that was not asked for")
-	errCoded   = errors.New("the upstream answered in a coding that cannot be searched for the credential, though none was asked for")
+	errUnasked = errors.New("the upstream returned a range that was not requested")
+	errCoded   = errors.New("the upstream returned a content coding that was not requested and cannot be searched for the credential")
 )
 
 // scrubBody returns the answer's body with the credential redacted, and changes the
@@ -122,7 +121,7 @@ func (x *exchange) scrubBody(response *http.Response) (io.Reader, error) {
 	return body, nil
 }
 
-// body returns the body of an answer, searched as its type asks for.
+// body returns the body of an answer, searched as its type requires.
 func (s *scrubber) body(response *http.Response, encoding string, room scrub.MemoryBudget) (io.Reader, error) {
 	if scrub.Codings(encoding) > 1 { // no coding was requested: a server may ignore that for one, not for several
 		return nil, errCoded
@@ -261,6 +260,6 @@ func (x *exchange) echoed() {
 		Decision: a.ID, Grant: a.Decision.Grant, Rule: a.Decision.Rule, Generation: a.Decision.Generation,
 		Credential: a.Decision.Credential, Method: a.Request.Action.Method, Scheme: string(d.Scheme()),
 		Host: d.Host(), Port: d.Port(), PID: a.Source.PID, UID: a.Source.UID, Exe: a.Source.Exe,
-		Detail: "the upstream answered with the credential in " + x.scrub.where + "; it was blanked out",
+		Detail: "the upstream returned the credential in " + x.scrub.where + "; it was redacted",
 	})
 }

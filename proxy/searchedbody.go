@@ -77,7 +77,7 @@ func searchWhole(body io.Reader, codings string, search scrub.Search, room decod
 	return &text, nil
 }
 
-// errUnsearchable refuses a body that may hold anything.
+// errUnsearchable refuses a body that cannot be searched.
 func errUnsearchable(why string) *session.RefusalError {
 	return &session.RefusalError{
 		Reason: authz.NotEnforceableHere,
@@ -86,8 +86,8 @@ func errUnsearchable(why string) *session.RefusalError {
 	}
 }
 
-// lazyReader opens a reader when it is first read: reading a plugin's body sends it
-// 100-continue. Errors of what is searched end the access.
+// lazyReader opens a reader when it is first read, because reading a plugin's body sends
+// it a 100. A body that cannot be searched ends the access.
 type lazyReader struct {
 	open func() (io.Reader, error)
 	halt func(error)
@@ -109,7 +109,7 @@ func (l *lazyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// note turns what a search cannot look into into a refusal.
+// note turns an error of the search into a refusal.
 func (l *lazyReader) note() {
 	var known *session.RefusalError
 	switch {

@@ -15,24 +15,24 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// upgrade passes a change of protocols on and then copies both ways until
-// both directions have ended or the access is cut.
+// upgrade forwards a change of protocols and then copies both ways until both directions
+// have ended or the access is cut.
 func (x *exchange) upgrade(response *http.Response) {
 	upstream, ok := response.Body.(io.ReadWriteCloser)
 	asked, got := x.admission.Request.Action.Upgrade, strings.Join(response.Header["Upgrade"], ",")
 	if !ok || asked == "" || !strings.EqualFold(got, asked) {
-		x.refuse(authz.UpstreamUnreachable, "the upstream changed to a protocol that was not asked for")
+		x.refuse(authz.UpstreamUnreachable, "the upstream changed to a protocol that was not requested")
 		return
 	}
 	if x.extensionsDropped && len(response.Header["Sec-Websocket-Extensions"]) > 0 {
-		x.refuse(authz.UpstreamUnreachable, "the upstream answered with an extension of WebSocket that was not asked for")
+		x.refuse(authz.UpstreamUnreachable, "the upstream accepted a WebSocket extension that was not requested")
 		return
 	}
 	stripAnswer(response.Header)
 	x.scrubHeader(response.Header)
 	plugin, buffered, err := x.control.Hijack()
 	if err != nil {
-		x.outcome.Detail = "the plugin left before the answer"
+		x.outcome.Detail = "the plugin disconnected before the answer"
 		return
 	}
 	if !x.session.SetOnCut(func(cause error) {
@@ -46,7 +46,7 @@ func (x *exchange) upgrade(response *http.Response) {
 	}
 	if _, err := plugin.Write(upgradeHead(response.Header, got)); err != nil {
 		_ = plugin.Close()
-		x.outcome.Detail = "the plugin left before the answer"
+		x.outcome.Detail = "the plugin disconnected before the answer"
 		return
 	}
 	x.conn.passOver()
@@ -126,8 +126,7 @@ func upgradeHead(h http.Header, protocol string) []byte {
 	return head.Bytes()
 }
 
-// rawRefusal is a refusal as bytes of HTTP/1.1, after which the connection is
-// closed.
+// rawRefusal is a refusal in bytes of HTTP/1.1. The connection is closed after it.
 func rawRefusal(refusal authz.Refusal) []byte {
 	body := refusal.Body()
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n%s: %s\r\n%s: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",

@@ -60,7 +60,7 @@ func TestRunListen(t *testing.T) {
 				testenv.CutOff(t, again)
 				_ = again.Close()
 			}
-			contains(t, w.audit(), `"detail":"cut: access was taken away"`)
+			contains(t, w.audit(), `"detail":"cut: access was revoked"`)
 		})
 	}
 	t.Run("a port that is taken", func(t *testing.T) {

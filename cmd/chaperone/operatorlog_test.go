@@ -24,7 +24,7 @@ func TestOperatorLogIsBounded(t *testing.T) {
 		log := testenv.MustGet(newLogger(&out, "warn", false))(t)
 		for minute := range 2 {
 			for i := range 5000 {
-				log.Named("proxy").Warn("admit request", zap.Int("decision", i), zap.Error(errors.New("no credential")))
+				log.Named("proxy").Warn("request admission failed", zap.Int("decision", i), zap.Error(errors.New("no credential")))
 			}
 			log.Error("audit record not written", zap.Int("minute", minute))
 			log.Info("below the level")
@@ -41,7 +41,7 @@ func TestOperatorLogIsBounded(t *testing.T) {
 			Lines        int
 		}
 		testenv.Must(t, json.Unmarshal([]byte(lines[len(lines)-1]), &last))
-		if last.Msg != "log lines dropped" || last.Message != "admit request" || last.Lines != 2*(5000-sameLines) {
+		if last.Msg != "log lines dropped" || last.Message != "request admission failed" || last.Lines != 2*(5000-sameLines) {
 			t.Errorf("last line %s", lines[len(lines)-1])
 		}
 		if n := strings.Count(out.String(), "audit record not written"); n != 2 {

@@ -169,7 +169,7 @@ func TestRunExpiry(t *testing.T) {
 		w.streaming(1)
 		b.wait()
 		w.streaming(0)
-		contains(t, w.audit(), `"reason":"grant_expired"`, `"detail":"cut: access was taken away"`)
+		contains(t, w.audit(), `"reason":"grant_expired"`, `"detail":"cut: access was revoked"`)
 	})
 }
 

@@ -89,7 +89,7 @@ func TestRunListenUnix(t *testing.T) {
 		testenv.CutOff(t, late)
 		_ = late.Close()
 	}
-	contains(t, w.audit(), `"detail":"cut: access was taken away"`)
+	contains(t, w.audit(), `"detail":"cut: access was revoked"`)
 }
 
 // TestRunListenUnixEnds shows that the host's file goes with the plugin's socket.
@@ -133,6 +133,6 @@ func TestRunDirectUnix(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	testenv.CutOff(t, conn)
-	contains(t, w.audit(), `"detail":"cut: access was taken away"`)
+	contains(t, w.audit(), `"detail":"cut: access was revoked"`)
 	testenv.CutOff(t, dial()) // accepted, and cut at the next look
 }

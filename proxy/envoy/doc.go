@@ -1,3 +1,4 @@
-// Package envoy joins an Envoy: the relay hands it the plugin's connections, and the
-// egress sockets, one for each route, take its connections to upstreams.
+// Package envoy connects the proxy to an Envoy: the relay forwards the plugin's
+// connections to it, and the egress sockets, one for each route, forward its connections
+// to upstreams.
 package envoy

@@ -24,8 +24,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// EgressSocketPaths returns the paths that Exits gives the sockets of routes in dir, and
-// makes none.
+// EgressSocketPaths returns the paths that [Egress.Replace] gives the sockets of routes
+// in dir, and creates none.
 func EgressSocketPaths(dir string, routes []authz.Route) []string {
 	paths := make([]string, len(routes))
 	for i, route := range routes {
@@ -34,7 +34,7 @@ func EgressSocketPaths(dir string, routes []authz.Route) []string {
 	return paths
 }
 
-// routeKey is what makes two routes one exit.
+// routeKey identifies the egress socket of a route.
 type routeKey struct {
 	grant, rule string
 	scheme      authz.Scheme
@@ -44,15 +44,15 @@ type routeKey struct {
 
 func keyOf(r authz.Route) routeKey { return routeKey{r.Grant, r.Rule, r.Scheme, r.Host, r.Port} }
 
-// file returns the name of the exit's socket, which is short whatever the names
-// are, and the same in every process.
+// file returns the name of the egress socket, which is short whatever the names are, and
+// the same in every process.
 func (k routeKey) file() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %d", k.grant, k.rule, k.scheme, k.host, k.port))
 	name := base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16])
 	return strings.ToLower(name) + socketSuffix
 }
 
-// EgressConfig is what the exits of an Envoy are made of. All is required.
+// EgressConfig is the configuration of an [Egress]. Every field is required.
 type EgressConfig struct {
 	Plugin       authz.Principal
 	Gate         *authz.Gate
@@ -62,7 +62,7 @@ type EgressConfig struct {
 	Budget       *budget.Budget
 	Work         *session.Inflight // counts goroutines until they have ended
 	Placeholders *placeholder.Cache
-	// MaxConnections bounds the open connections of all exits together.
+	// MaxConnections bounds the open connections of all egress sockets together.
 	MaxConnections int
 	// Refused reports a refusal and returns it; err is why it could not be recorded.
 	Refused func(r authz.Refusal, err error) authz.Refusal
@@ -72,7 +72,7 @@ type EgressConfig struct {
 	Log         *zap.Logger
 }
 
-// Egress is the set of all exits.
+// Egress is the set of all egress sockets.
 type Egress struct {
 	EgressConfig
 
@@ -86,7 +86,7 @@ type Egress struct {
 	closed  bool
 }
 
-// egressListener is the way out of one route.
+// egressListener is the egress socket of one route.
 type egressListener struct {
 	egress   *Egress
 	route    authz.Route
@@ -98,13 +98,13 @@ type egressListener struct {
 // NewEgress returns the egress sockets of an Envoy, none of which is bound yet.
 func NewEgress(cfg EgressConfig) *Egress {
 	s := &Egress{EgressConfig: cfg, byRoute: make(map[routeKey]*egressListener)}
-	s.ctx, s.stop = context.WithCancel(context.Background()) //nolint:forbidigo // exits may be there before Serve
+	s.ctx, s.stop = context.WithCancel(context.Background()) //nolint:forbidigo // egress sockets may exist before Serve
 	return s
 }
 
 // Replace binds the sockets of routes in dir and returns their paths in the order of the
-// routes. It closes those of routes that are not among them any more, whose connections go
-// on. After an error the set is what it was.
+// routes. It closes the sockets of routes that are removed, and their connections stay
+// open. After an error the set is unchanged.
 func (s *Egress) Replace(dir, group string, routes []authz.Route) (paths []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +142,7 @@ func (s *Egress) Replace(dir, group string, routes []authz.Route) (paths []strin
 	return paths, nil
 }
 
-// open binds the exit of a route.
+// open binds the egress socket of a route.
 func (s *Egress) open(route authz.Route) (*egressListener, error) {
 	path := filepath.Join(s.dir.path, keyOf(route).file())
 	listener, err := s.dir.listen(s.ctx, path)
@@ -152,7 +152,7 @@ func (s *Egress) open(route authz.Route) (*egressListener, error) {
 	return &egressListener{egress: s, route: route, path: path, listener: listener}, nil
 }
 
-// prepare takes the folder over at the first call.
+// prepare creates the directory, or takes it over, at the first call.
 func (s *Egress) prepare(dir, group string) error {
 	if s.dir.path == "" {
 		taken, err := openSocketDir(s.ctx, dir, group)
@@ -162,12 +162,12 @@ func (s *Egress) prepare(dir, group string) error {
 		s.dir = taken
 	}
 	if s.dir.path != filepath.Clean(dir) || s.dir.group != group {
-		return fmt.Errorf("they are in %s for group %q", s.dir.path, s.dir.group)
+		return fmt.Errorf("directory %q and group %q differ from those of the first call, %q and %q", dir, group, s.dir.path, s.dir.group)
 	}
 	return nil
 }
 
-// Close closes all exits and ends what was accepted and is not live yet.
+// Close closes all egress sockets, and the connections that are not live yet.
 func (s *Egress) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,20 +179,20 @@ func (s *Egress) Close() {
 	clear(s.byRoute)
 }
 
-// serve takes connections until the exit is closed.
+// serve accepts connections until the socket is closed.
 func (e *egressListener) serve() {
 	s := e.egress
 	defer s.Work.Leave()
 	if err := session.Accept(s.ctx, e.listener, s.Log, e.take); err != nil {
-		s.Log.Error("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
+		s.Log.Error("egress socket failed", zap.String("rule", e.name()), zap.Error(err))
 	}
 }
 
-// take begins with one connection.
+// take starts the handling of one connection.
 func (e *egressListener) take(raw net.Conn) {
 	s := e.egress
 	if err := unixsock.CheckPeer(raw, s.dir.gid); err != nil {
-		s.Log.Warn("accept connection of exit", zap.String("rule", e.name()), zap.Error(err))
+		s.Log.Warn("egress connection not accepted", zap.String("rule", e.name()), zap.Error(err))
 		_ = raw.Close() // it was not read from
 		return
 	}
@@ -218,27 +218,27 @@ func (e *egressListener) take(raw net.Conn) {
 
 func (e *egressListener) name() string { return e.route.Grant + "/" + e.route.Rule }
 
-// refuse records that a connection was refused, for each reason once a second:
-// an Envoy connects as often as it is asked to. host is "" where it is not known.
+// refuse records that a connection was refused, for each reason once a second: an Envoy
+// connects as often as it is asked to. host is "" if it is unknown.
 func (e *egressListener) refuse(host string, reason authz.Reason, detail string) {
 	s := e.egress
 	n := e.refusals.of(reason).Take(s.Now())
 	if n == 0 {
 		return
 	}
-	detail = "the exit of " + e.name() + ": " + detail
+	detail = "the egress socket of " + e.name() + ": " + detail
 	if n > 1 {
-		detail += fmt.Sprintf("; so were %d before it", n-1)
+		detail += fmt.Sprintf("; %d refusals before it were not recorded", n-1)
 	}
 	to := string(e.route.Scheme) + "://" + session.JoinHostPort(cmp.Or(host, e.route.Host), e.route.Port)
 	s.Refused(s.Gate.Refuse(reason, authz.Attempt{
 		Principal: s.Plugin, URL: to, Host: host, Detail: detail,
 	}, authz.Source{Door: authz.DoorExtAuthz, UID: -1}))
-	s.Log.Warn("refuse connection of exit",
+	s.Log.Warn("egress connection refused",
 		zap.String("to", to), zap.Stringer("reason", reason), zap.String("detail", detail))
 }
 
-// samplers is a pace for each reason.
+// samplers has one sampler for each reason.
 type samplers struct {
 	mu       sync.Mutex
 	byReason map[authz.Reason]*ratelimit.Sampler

@@ -20,18 +20,18 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
-// egressConn is one connection through an exit.
+// egressConn is one connection through an egress socket.
 type egressConn struct {
 	splicedPair
 	listener *egressListener
 	to       authz.Destination
 
 	mu      sync.Mutex
-	granted authz.Decision // that what it carries was last allowed by
+	granted authz.Decision // the last decision that allowed the connection
 	dialled netip.Addr     // of the upstream; not valid before
 }
 
-// pass takes one connection to where its route leads.
+// pass forwards one connection to the upstream of its route.
 func (e *egressListener) pass(c *session.Conn) {
 	defer func() {
 		if cause := recover(); cause != nil { // an unexpected failure is refused
@@ -51,7 +51,7 @@ func (e *egressListener) pass(c *session.Conn) {
 	s := &egressConn{splicedPair: splicedPair{near: c, cancel: cancel}, listener: e, to: to}
 	decision := s.decide()
 	if !decision.Allowed() {
-		s.refuse(decision.Reason, "it is not granted now")
+		s.refuse(decision.Reason, "the route is not granted")
 		return
 	}
 	s.granted = decision
@@ -80,8 +80,8 @@ func (s *egressConn) decide() authz.Decision {
 	return set.Engine.Current().DecideRoute(set.Plugin, route.Grant, route.Rule, s.to, set.Now())
 }
 
-// stillAllowed reports whether the rule stands and takes nothing back of what it
-// allowed: which of it is used by the requests inside, only the Envoy could say.
+// stillAllowed reports whether the rule is in force and still allows everything that it
+// allowed. Only the Envoy sees which part of it the requests inside use.
 func (s *egressConn) stillAllowed() bool {
 	d := s.decide()
 	if !d.Allowed() {
@@ -104,7 +104,7 @@ func (s *egressConn) dial(ctx context.Context, decision authz.Decision) bool {
 		s.mu.Lock()
 		s.dialled = upstream.Address(far)
 		s.mu.Unlock()
-		// A policy that came while it was dialled could not judge the address.
+		// The address may be denied by a policy that was installed during the dial.
 		if s.listener.egress.Engine.Current().Generation() == decision.Generation || s.stillAllowed() {
 			return true
 		}
@@ -115,22 +115,21 @@ func (s *egressConn) dial(ctx context.Context, decision authz.Decision) bool {
 	if !errors.As(err, &e) {
 		e = upstream.Unreachable(err, "connect to "+s.to.HostPort())
 	}
-	if ctx.Err() == nil { // else it was cut, which is no fault of the upstream's
+	if ctx.Err() == nil { // otherwise it was cut, and the upstream did not fail
 		s.refuse(e.Reason, e.Detail)
 	}
 	return false
 }
 
-// down copies what the upstream sends. The kernel moves it (splice(2)); nothing
-// is slowed down, since the plugin's side of it is.
+// down copies the upstream's data. The kernel moves it (splice(2)). It is not
+// rate-limited here, because the plugin's side of it is.
 func (s *egressConn) down() error {
 	_, err := io.Copy(s.near.Conn, s.far)
 	return err
 }
 
-// up copies Envoy's bytes. If the plugin has placeholders, and the bytes are not
-// inside Envoy's own TLS, they are searched: a placeholder here is outside of a
-// credential slot.
+// up copies Envoy's bytes. If the plugin has placeholders, and the bytes are not inside
+// Envoy's own TLS, they are searched: a placeholder here is outside of a credential slot.
 func (s *egressConn) up() error {
 	ahead := s.near.TakeAhead()
 	matcher := s.listener.egress.Placeholders.Matcher()
@@ -149,8 +148,8 @@ func (s *egressConn) up() error {
 	return err
 }
 
-// destination returns where a connection goes. Where the route is to one host it
-// is that one; else the bytes that the Envoy sends first name it.
+// destination returns the destination of a connection. If the route is to one host it is
+// that host; otherwise the first bytes from the Envoy name it.
 func (e *egressListener) destination(ctx context.Context, c *session.Conn) (authz.Destination, *session.RefusalError) {
 	authority := session.JoinHostPort(e.route.Host, e.route.Port)
 	switch {
@@ -180,12 +179,12 @@ func (e *egressListener) destination(ctx context.Context, c *session.Conn) (auth
 func (e *egressListener) namedAs(authority, name string) (authz.Destination, *session.RefusalError) {
 	to, f := e.named(authority)
 	if f == nil && !to.AgreesName(name) {
-		return authz.Destination{}, session.Mismatch("the server name is " + session.Quote(name) + ", the exit is for " + authority)
+		return authz.Destination{}, session.Mismatch("the server name is " + session.Quote(name) + ", the egress socket is for " + authority)
 	}
 	return to, f
 }
 
-// named returns the destination that an authority names, if the route leads there.
+// named returns the destination that an authority names, if the route includes it.
 func (e *egressListener) named(authority string) (authz.Destination, *session.RefusalError) {
 	target := ""
 	if e.route.Scheme.HTTP() {
@@ -196,7 +195,7 @@ func (e *egressListener) named(authority string) (authz.Destination, *session.Re
 		return authz.Destination{}, session.Malformed(err.Error())
 	}
 	if to.Port() != e.route.Port || !e.route.Matches(to.Host()) {
-		return authz.Destination{}, session.Mismatch("it is for " + to.HostPort() + ", the exit for " + session.JoinHostPort(e.route.Host, e.route.Port))
+		return authz.Destination{}, session.Mismatch("the connection is for " + to.HostPort() + ", the egress socket is for " + session.JoinHostPort(e.route.Host, e.route.Port))
 	}
 	return to, nil
 }
@@ -204,9 +203,9 @@ func (e *egressListener) named(authority string) (authz.Destination, *session.Re
 // maxHead bounds the head of the request that names the host, in bytes.
 const maxHead = 64 << 10
 
-// peekHost returns the Host of the HTTP/1.1 request that a connection begins
-// with, and leaves it to be read again. The Envoy makes a connection for each
-// request there: what follows the first is not looked at.
+// peekHost returns the Host of the HTTP/1.1 request that a connection begins with, and
+// leaves it to be read again. The Envoy opens a connection for each request there, so
+// later requests are not inspected.
 func peekHost(c *session.Conn) (string, *session.RefusalError) {
 	_ = c.Conn.SetReadDeadline(time.Now().Add(session.HelloTimeout)) // a broken one fails below
 	defer func() { _ = c.Conn.SetReadDeadline(time.Time{}) }()
@@ -229,20 +228,20 @@ func hostOf(head string) (host string, f *session.RefusalError) {
 	first, fields, _ := strings.Cut(head, "\r\n")
 	parts := strings.Split(first, " ")
 	if len(parts) != 3 || parts[2] != "HTTP/1.1" || parts[1] != "*" && !strings.HasPrefix(parts[1], "/") {
-		return "", session.Malformed("it does not begin with a request of HTTP/1.1 whose Host is all that names one")
+		return "", session.Malformed("the connection does not begin with an HTTP/1.1 request for a path and Host")
 	}
 	count := 0
 	for line := range strings.SplitSeq(fields, "\r\n") {
 		name, value, ok := strings.Cut(line, ":")
 		if !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(line, "\r\n\x00") {
-			return "", session.Malformed("a header field of the request is not one")
+			return "", session.Malformed("a header field of the request is invalid")
 		}
 		if strings.EqualFold(name, "Host") {
 			host, count = strings.Trim(value, " \t"), count+1
 		}
 	}
 	if count != 1 || host == "" {
-		return "", session.Malformed("a request names its host once")
+		return "", session.Malformed("the request does not have exactly one Host")
 	}
 	return host, nil
 }

@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// relayTimeout bounds how long an Envoy may take to take a connection.
+	// relayTimeout bounds how long an Envoy may take to accept a connection.
 	relayTimeout = 5 * time.Second
-	// relayAgain is how long a queue that is full is left alone.
+	// relayAgain is the interval between attempts to connect while the queue is full.
 	relayAgain = 2 * time.Millisecond
 )
 
-// Relay hands connections of the plugin to an Envoy.
+// Relay forwards connections of the plugin to an Envoy.
 type Relay struct {
 	Socket    string // of the Envoy
 	Live      *session.Registry
@@ -34,13 +34,14 @@ type Relay struct {
 	warnings  ratelimit.Sampler // of an Envoy that takes no connection
 }
 
-// Take hands a connection to the Envoy, with a PROXY protocol header that states its
-// target, and carries it until it ends. It returns nil then. Where the Envoy takes no
-// connection, or may not, it returns the refusal for everything on the connection.
+// Take forwards a connection to the Envoy, with a PROXY protocol header that states its
+// target, and returns nil when the connection has ended. If the Envoy accepts no
+// connection, or must not receive this one, it returns the refusal for everything on the
+// connection.
 //
 // Requests on it are decided through ext_authz one by one: a rule that is revoked ends
-// the egress connections of its rule and leaves this one to the other rules. This one
-// is cut when all access of the plugin is revoked.
+// the egress connections of its rule and leaves this one to the other rules. This one is
+// cut when all access of the plugin is revoked.
 func (r *Relay) Take(ctx context.Context, c *session.Conn) *session.RefusalError {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -58,7 +59,7 @@ func (r *Relay) Take(ctx context.Context, c *session.Conn) *session.RefusalError
 		if r.warnings.Take(r.Now()) > 0 {
 			r.Log.Warn("connection not relayed to envoy", zap.Error(err))
 		}
-		return &session.RefusalError{Reason: authz.NotReady, Detail: "the Envoy that carries out requests does not answer"}
+		return &session.RefusalError{Reason: authz.NotReady, Detail: "the Envoy does not accept connections"}
 	}
 	defer c.Close()
 	defer s.far.Close()
@@ -77,7 +78,7 @@ func (r *Relay) open(ctx context.Context, c *session.Conn) (net.Conn, error) {
 	own, _ := c.Raw.LocalAddr().(*net.TCPAddr)
 	plugin, _ := c.Raw.RemoteAddr().(*net.TCPAddr)
 	if own == nil || plugin == nil {
-		return nil, errors.New("the connection is not one of TCP")
+		return nil, errors.New("the connection is not a TCP connection")
 	}
 	to := own.AddrPort()
 	if c.Redirected() {
@@ -93,8 +94,8 @@ func (r *Relay) open(ctx context.Context, c *session.Conn) (net.Conn, error) {
 			_ = envoy.Close() // err is reported
 			return nil, err
 		}
-		// A full queue fails at once on a unix socket (connect(2), EAGAIN), and
-		// means only that many arrived together.
+		// A full queue fails at once on a Unix socket (connect(2), EAGAIN), and only
+		// shows that many connections arrived together.
 		if !errors.Is(err, syscall.EAGAIN) {
 			return nil, err
 		}
@@ -106,9 +107,9 @@ func (r *Relay) open(ctx context.Context, c *session.Conn) (net.Conn, error) {
 	}
 }
 
-// proxyHeader is the header of version 2 of the PROXY protocol for a connection
-// over TCP (haproxy, doc/proxy-protocol.txt, section 2.2). The family is the
-// destination's, which is what matters to who reads it.
+// proxyHeader is the header of version 2 of the PROXY protocol for a connection over TCP
+// (haproxy, doc/proxy-protocol.txt, section 2.2). The family is the destination's, which
+// is the one that the Envoy uses.
 func proxyHeader(from, to netip.AddrPort) []byte {
 	const (
 		signature    = "\r\n\r\n\x00\r\nQUIT\n"

@@ -10,9 +10,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// idleAfter is how long nothing has moved on a pair that a proxy which ends does
-// not wait for: an Envoy keeps connections for requests to come, for an hour,
-// and does not say which.
+// idleAfter is how long no data has moved on a pair before a proxy that stops no longer
+// waits for it: an Envoy keeps connections for later requests, for an hour, and does not
+// report which.
 const idleAfter = 2 * time.Second
 
 // splicedPair is two connections that are copied to each other. Their accesses are
@@ -43,18 +43,18 @@ func (s *splicedPair) splice(up, down func() error) {
 	<-done
 }
 
-// end passes the end of one way on. Where that cannot be, copying has failed, or
-// nobody is left to take the other way's bytes, both ways end.
+// end passes the end of one direction on. If that is impossible, copying has failed, or
+// the other direction has no reader, both directions end.
 func (s *splicedPair) end(to, from net.Conn, err error) {
 	if err != nil || peerClosed(from) || !session.CloseWrite(to) {
-		s.cancel(nil) // the other way may wait for its turn
+		s.cancel(nil) // the other direction may wait for its rate limiter
 		_ = s.far.Close()
 		_ = s.near.Cut()
 	}
 }
 
-// isIdle reports whether nothing has moved for a while on the end of the pair that
-// is TCP, by the kernel's account (tcp(7), TCP_INFO), and nothing is on its way.
+// isIdle reports whether no data has moved for a while on the TCP end of the pair, by the
+// kernel's account (tcp(7), TCP_INFO), and none is in flight.
 func (s *splicedPair) isIdle() bool {
 	tcp, ok := session.Innermost(s.far).(*net.TCPConn)
 	if !ok {

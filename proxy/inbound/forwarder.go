@@ -34,7 +34,7 @@ var Loopbacks = [...]string{"127.0.0.1", "::1"} //nolint:gochecknoglobals // an 
 
 // Why an inbound connection is refused or cut.
 var (
-	ErrRevoked  = errors.New("access was taken away")
+	ErrRevoked  = errors.New("access was revoked")
 	errStopping = errors.New("the sidecar is stopping")
 	errFull     = fmt.Errorf("%d connections are open", maxConns)
 )

@@ -13,7 +13,7 @@ import (
 
 // Why something live was ended.
 var (
-	ErrRevoked  = errors.New("access was taken away")
+	ErrRevoked  = errors.New("access was revoked")
 	ErrStopping = errors.New("the sidecar is stopping")
 	ErrTimeout  = errors.New("the rule's timeout is over")
 )

@@ -13,14 +13,14 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
-// TestHostsOfOneRule asks for several hosts of one rule, addresses among them, in
-// every order: what is allowed does not depend on what was asked for before.
+// TestHostsOfOneRule requests several hosts of one rule, addresses among them, in every
+// order: the result does not depend on earlier requests.
 func TestHostsOfOneRule(t *testing.T) {
 	plain := testenv.MustUpstream(t, testenv.UpstreamConfig{Plain: true, Authorize: func(*http.Request) bool { return true }, Listen: "0.0.0.0:0"})
 	hosts := []string{"127.0.0.1", "127.0.0.2", "api.weather.example", "other.weather.example"}
 	r := rule(plain, "read", hosts...)
 	r.To.Addresses, r.To.Scheme, r.To.TLS, r.Credential = nil, authz.SchemeHTTP, authz.TLS{}, ""
-	want := []int{200, 200, 403, 403} // a name leads to public addresses only
+	want := []int{200, 200, 403, 403} // a name may resolve to public addresses only
 	for first := range hosts {
 		w := newWorld(t, setup{input: granted(r), config: func(c *proxy.Config) {
 			c.DNSHosts["other.weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.2")}
@@ -37,9 +37,9 @@ func TestHostsOfOneRule(t *testing.T) {
 	}
 }
 
-// TestNarrowedWhileLive narrows what a rule leads to, or its TLS terms, while
-// answers stream over connections of both kinds: what is open to what is no longer
-// allowed is cut, and the rest goes on.
+// TestNarrowedWhileLive narrows the hosts of a rule, or its TLS settings, while answers
+// stream over connections of both kinds: connections to destinations that are no longer
+// allowed are cut, and the others continue.
 func TestNarrowedWhileLive(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{TLS: func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }})
 	other := upstream(t, testenv.UpstreamConfig{})

@@ -26,11 +26,11 @@ func newAPI(t testing.TB, serve http.HandlerFunc) *httptest.Server {
 	return api
 }
 
-// bothVersions are the ways in which a plugin asks.
+// bothVersions are the protocols of a plugin's requests.
 var bothVersions = map[string]func(*http.Transport){"HTTP/1.1": nil, "HTTP/2": withHTTP2}
 
-// TestTrailerThatNeverComes has an upstream announce a trailer and not send it,
-// as one does that fails half way.
+// TestTrailerThatNeverComes has an upstream announce a trailer and not send it, as one
+// does whose answer fails half way.
 func TestTrailerThatNeverComes(t *testing.T) {
 	api := newAPI(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Trailer", "X-Checksum")
@@ -51,8 +51,8 @@ func TestTrailerThatNeverComes(t *testing.T) {
 	}
 }
 
-// TestEchoInNames has the credential come back as the name of a header, of a
-// trailer, and in the heads of a 103 and a 101, where it has lost its case.
+// TestEchoInNames has the credential come back as the name of a header, of a trailer, and
+// in the heads of a 103 and a 101, where it has lost its case.
 func TestEchoInNames(t *testing.T) {
 	const mixed = "Wk_Live-CANARY-8f2C"
 	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) {
@@ -93,8 +93,7 @@ func TestEchoInNames(t *testing.T) {
 	}
 }
 
-// wantNoName checks that neither the answer nor what is recorded of it holds a
-// secret as a name.
+// wantNoName checks that neither the answer nor its records hold a secret as a name.
 func wantNoName(t *testing.T, w *world, client *http.Client, url, secret string) {
 	t.Helper()
 	before, seen := len(w.echoed()), ""
@@ -116,7 +115,7 @@ func wantNoName(t *testing.T, w *world, client *http.Client, url, secret string)
 		t.Errorf("the plugin sees the credential: %s", seen)
 	}
 	if strings.HasSuffix(url, "/") && response.Header.Get("X-Kept") == "" {
-		t.Errorf("what holds nothing was dropped: %s", seen)
+		t.Errorf("got a header without a secret dropped, want it kept: %s", seen)
 	}
 	w.settled()
 	echoes := w.echoed()[before:]
@@ -126,8 +125,8 @@ func wantNoName(t *testing.T, w *world, client *http.Client, url, secret string)
 	}
 }
 
-// TestEchoOfWhatWasRotated asks an upstream that quotes the requests before:
-// what was rotated is blanked out too, whichever rule and protocol sent it.
+// TestEchoOfWhatWasRotated uses an upstream that quotes earlier requests: rotated values
+// are redacted too, whichever rule and protocol sent them.
 func TestEchoOfWhatWasRotated(t *testing.T) {
 	var mu sync.Mutex
 	var sent []string

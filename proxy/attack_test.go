@@ -18,8 +18,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
-// talkative is an API that answers with all that it was sent, in every place
-// of an answer, and asks for more.
+// talkative is an API that returns everything that it received, in every place of an
+// answer, and asks for more.
 func talkative(t testing.TB, evil string) *httptest.Server {
 	t.Helper()
 	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -55,15 +55,15 @@ func talkative(t testing.TB, evil string) *httptest.Server {
 	return api
 }
 
-// attack is what a hostile plugin writes inside TLS. G and E stand for the
-// authorities of the host that has a credential and of the one that has none.
+// attack is a hostile plugin's request inside TLS. G and E stand for the authorities of
+// the host that has a credential and of the one that has none.
 type attack struct {
 	name    string
 	to, sni string // of the connection: "good" or "evil"
 	text    string
 }
 
-// attacks are those that comparable products fell to, or may have.
+// attacks are those that succeeded against comparable products, or may have.
 var attacks = []attack{
 	{"the good host's name inside a tunnel to the evil one", "evil", "evil", "GET / HTTP/1.1\r\nHost: G\r\n\r\n"},
 	{"the evil host's name inside a tunnel to the good one", "good", "good", "GET / HTTP/1.1\r\nHost: E\r\n\r\n"},
@@ -97,9 +97,9 @@ var attacks = []attack{
 	{"a token for the evil host in its own Authorization", "evil", "evil", "GET / HTTP/1.1\r\nHost: E\r\nAuthorization: Bearer {api_key}\r\n\r\n"},
 }
 
-// TestAttacks is a hostile plugin: whatever it sends, through a tunnel or
-// redirected, no byte of the credential reaches it, or the host that the
-// credential is not for and that it may send anything to.
+// TestAttacks is a hostile plugin. Its requests, through a tunnel or redirected, get it
+// no byte of the credential. The other host, to which it may send anything, receives
+// none either.
 func TestAttacks(t *testing.T) {
 	evil := newWitness(t)
 	evilRule := ruleFor(evil.Server)
@@ -187,7 +187,8 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
-// wantSafe checks that nobody holds the credential, in any spelling of it.
+// wantSafe checks that neither the plugin nor the other host holds the credential, in any
+// spelling.
 func wantSafe(t *testing.T, plugin, evil string) {
 	t.Helper()
 	for _, text := range []string{apiKey, apiKey[:10], apiKey[4:], base64.StdEncoding.EncodeToString([]byte("user:Bearer " + apiKey))[20:30]} {

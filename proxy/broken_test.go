@@ -11,8 +11,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// TestAnswerThatBreaksOff: what an upstream sent of an answer before it broke off
-// reaches the plugin, which sees that it is not whole.
+// TestAnswerThatBreaksOff checks that the part of an answer that an upstream sent before
+// it closed the connection reaches the plugin, and looks incomplete.
 func TestAnswerThatBreaksOff(t *testing.T) {
 	server := tcpServer(t, func(c net.Conn) {
 		if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {

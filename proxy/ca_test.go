@@ -9,8 +9,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// TestConstraints issues leaves that the authority's own code would not, as
-// somebody with its key could, and asks whether a client accepts them.
+// TestConstraints issues leaves that the authority's own code would not, as a holder of
+// its key could, and checks whether a client accepts them.
 func TestConstraints(t *testing.T) {
 	for _, test := range []struct {
 		name     string
@@ -62,8 +62,8 @@ func TestConstraints(t *testing.T) {
 	}
 }
 
-// TestRenewAuthority has a proxy that was made before any policy catch up, as
-// the command does before it starts a plugin.
+// TestRenewAuthority renews the authority of a proxy that was created before any policy,
+// as the command does before it starts a plugin.
 func TestRenewAuthority(t *testing.T) {
 	engine := new(authz.Engine)
 	var announced []byte

@@ -35,8 +35,7 @@ func (w *world) run(t *testing.T, program string, args ...string) (stdout, stder
 	return out.String(), errOut.String(), err
 }
 
-// TestRealClients runs programs that know nothing of the proxy but what their
-// environment says.
+// TestRealClients runs programs that find the proxy through their environment only.
 func TestRealClients(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	plain := upstream(t, testenv.UpstreamConfig{Plain: true})
@@ -53,7 +52,7 @@ func TestRealClients(t *testing.T) {
 	for _, test := range []struct {
 		name, program string
 		args          []string
-		want, wantErr string // wantErr: the program fails and says this
+		want, wantErr string // wantErr: the program fails and prints this
 	}{
 		{"curl", "curl", []string{"-sS", "-w", " %{http_code}", good}, `"method":"GET"`, ""},
 		{"curl over HTTP/1.1", "curl", []string{"-sS", "--http1.1", "-d", "body", good}, `"body":"body"`, ""},

@@ -34,7 +34,7 @@ func (c *rawConn) answer(method string) (*http.Response, string, error) {
 	}
 }
 
-// rude is an origin that does with a request's head what its path says.
+// rude is an origin that handles a request's head as its path specifies.
 func rude(c *originConn) {
 	r := c.head()
 	if r == nil {
@@ -53,7 +53,7 @@ func rude(c *originConn) {
 		return
 	case "/granted/413-and-resets":
 		c.say("HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large")
-		time.Sleep(20 * time.Millisecond) // what is sent is read first, and the reset met afterwards
+		time.Sleep(20 * time.Millisecond) // the proxy reads the answer before the reset
 		c.reset()
 		return
 	case "/granted/413":
@@ -70,7 +70,7 @@ func rude(c *originConn) {
 
 func grantedPaths(r *authz.Rule) { r.Paths = []string{"/granted/**"} }
 
-// outcomes are the answers to requests whose bodies have not come.
+// outcomes are the answers to requests whose bodies have not arrived.
 var outcomes = []struct {
 	path   string
 	status int
@@ -87,8 +87,8 @@ var outcomes = []struct {
 	{"/granted/413-hints", 413, authz.Granted},
 }
 
-// TestAnswerWhileSending answers while the plugin's body is still coming: nothing
-// waits for the rest of it, and what the plugin sends afterwards is taken.
+// TestAnswerWhileSending answers while the plugin's body is still arriving: the answer
+// does not wait for the rest, and data that the plugin sends afterwards is discarded.
 func TestAnswerWhileSending(t *testing.T) {
 	o := newOrigin(t, rude)
 	byEachDoor(t, o, grantedPaths, func(t *testing.T, d door, w *world, dial func() *rawConn) {
@@ -127,7 +127,7 @@ func TestAnswerWhileSending(t *testing.T) {
 	})
 }
 
-// TestAnswerToOneWhoSendsFirst answers a client that reads only once it has sent
+// TestAnswerToOneWhoSendsFirst answers a client that reads only after it has sent
 // everything, as most of Python's do.
 func TestAnswerToOneWhoSendsFirst(t *testing.T) {
 	const size = 12 << 20
@@ -201,8 +201,7 @@ func TestRealUploads(t *testing.T) {
 	}
 }
 
-// TestBusyboxWget ends its direction once its request is sent. The upstream takes
-// its time.
+// TestBusyboxWget ends its direction after its request. The upstream is slow.
 func TestBusyboxWget(t *testing.T) {
 	testenv.Require(t, testenv.Program("busybox"))
 	o := newOrigin(t, func(c *originConn) {
@@ -224,8 +223,8 @@ func TestBusyboxWget(t *testing.T) {
 	}
 }
 
-// TestRefusalKeepsTheConnection refuses requests whose bodies are there, or come
-// with the next packet: the connection goes on.
+// TestRefusalKeepsTheConnection refuses requests whose bodies have arrived, or arrive
+// with the next packet: the connection stays open.
 func TestRefusalKeepsTheConnection(t *testing.T) {
 	o := newOrigin(t, echoing)
 	byEachDoor(t, o, grantedPaths, func(t *testing.T, d door, _ *world, dial func() *rawConn) {
@@ -274,8 +273,8 @@ func TestNothingIsServedAfterAnUnreadBody(t *testing.T) {
 	})
 }
 
-// TestHalfCloseAfterTheRequest answers a client that ends its direction once its
-// request is sent, as busybox wget does, and notices one that has left.
+// TestHalfCloseAfterTheRequest answers a client that ends its direction after its
+// request, as busybox wget does, and notices one that has disconnected.
 func TestHalfCloseAfterTheRequest(t *testing.T) {
 	left := make(chan struct{})
 	o := newOrigin(t, func(c *originConn) {

@@ -124,7 +124,7 @@ func TestResolverOverTCP(t *testing.T) {
 	}
 }
 
-// TestResolverFollowsThePolicy stops resolving what is taken away.
+// TestResolverFollowsThePolicy stops resolving names whose grant is revoked.
 func TestResolverFollowsThePolicy(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	if got := w.ask("api.weather.example", dns.TypeA); got.Rcode != dns.RcodeSuccess {
@@ -219,7 +219,7 @@ func TestWildcardNamesAreBounded(t *testing.T) {
 	}
 }
 
-// TestNamesFileMustBeAFile takes nothing that cannot keep names.
+// TestNamesFileMustBeAFile rejects files that cannot store names.
 func TestNamesFileMustBeAFile(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	dir := t.TempDir()
@@ -242,8 +242,8 @@ func TestObservingResolves(t *testing.T) {
 	}
 }
 
-// TestResolverProbes answers NXDOMAIN to what resolver libraries make up, and does
-// not take it for a refusal.
+// TestResolverProbes answers NXDOMAIN to names that resolver libraries construct, and
+// does not record a refusal.
 func TestResolverProbes(t *testing.T) {
 	t.Setenv("LOCALDOMAIN", "svc.cluster.example corp.example")
 	w := newWorld(t, setup{input: names("api.weather.example", "*.tiles.weather.example")})

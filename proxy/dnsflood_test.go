@@ -18,9 +18,9 @@ import (
 	proxydns "github.com/chaperone-proxy/chaperone/proxy/dns"
 )
 
-// TestQuestionsInFlightAreBounded floods the resolver with names while nothing
-// that it records is taken: the questions that it holds are few, the others wait in
-// the socket or are dropped there and counted, and it answers again afterwards.
+// TestQuestionsInFlightAreBounded floods the resolver with names while its records are
+// not written. It holds few questions; the others wait in the socket or are dropped there
+// and counted. Afterwards it answers again.
 func TestQuestionsInFlightAreBounded(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	release := make(chan struct{})
@@ -40,7 +40,7 @@ func TestQuestionsInFlightAreBounded(t *testing.T) {
 		question.SetQuestion(fmt.Sprintf("n%d.evil.example.", i), dns.TypeA)
 		packed, err := question.Pack()
 		testenv.Must(t, err)
-		_, _ = flood.Write(packed) // what has no room is dropped, here or there
+		_, _ = flood.Write(packed) // a full queue drops the packet, in the kernel or in the resolver
 	}
 	for late := testDeadline(); resolver.Stats().Dropped == 0 && !late(); {
 		time.Sleep(time.Millisecond)
@@ -67,8 +67,8 @@ func TestQuestionsInFlightAreBounded(t *testing.T) {
 	}
 }
 
-// TestRefusedNamesDoNotFloodTheLog asks for more names than are remembered: of
-// those beyond, one record a second stands for all.
+// TestRefusedNamesDoNotFloodTheLog asks for more names than are remembered: one record a
+// second stands for all the others.
 func TestRefusedNamesDoNotFloodTheLog(t *testing.T) {
 	const asked, remembered = 3000, 1024
 	w := newWorld(t, setup{input: names("api.weather.example")})
@@ -91,15 +91,15 @@ func TestRefusedNamesDoNotFloodTheLog(t *testing.T) {
 	records = w.records.of(authz.KindDecision)
 	want := fmt.Sprintf("so were %d other names", asked-remembered-1)
 	if last := records[len(records)-1]; !strings.Contains(last.Detail, want) {
-		t.Errorf("the record after a second says %q, want %q in it", last.Detail, want)
+		t.Errorf("got the detail %q in the record after a second, want %q in it", last.Detail, want)
 	}
 	if got := resolver.Stats().UDP.Refused; got != asked+1 {
 		t.Errorf("%d are counted", got)
 	}
 }
 
-// TestPacketsThatAreNoQuestions sends what is no question: it is answered as the
-// DNS has it or not at all, and the resolver goes on.
+// TestPacketsThatAreNoQuestions sends packets that are not questions: the resolver
+// answers as the DNS specifies or not at all, and continues.
 func TestPacketsThatAreNoQuestions(t *testing.T) {
 	w := newWorld(t, setup{input: names("api.weather.example")})
 	server := w.resolve()

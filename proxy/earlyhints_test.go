@@ -12,8 +12,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestCutWhileNobodyReadsHints takes an access away whose upstream sends
-// informational answers without end that the plugin does not read.
+// TestCutWhileNobodyReadsHints revokes an access whose upstream sends informational
+// answers without end that the plugin does not read.
 func TestCutWhileNobodyReadsHints(t *testing.T) {
 	hints := func(w http.ResponseWriter, r *http.Request) {
 		for r.Context().Err() == nil {

@@ -67,7 +67,7 @@ func compressed(t testing.TB, coding, text string) []byte {
 	return b.Bytes()
 }
 
-// echoer answers with the credential that it was sent, in every way it is asked for.
+// echoer returns the credential that it received, in every way that the path requests.
 func echoer(t testing.TB) *httptest.Server {
 	t.Helper()
 	text := fmt.Sprintf("before %s after", apiKey)
@@ -148,7 +148,7 @@ func wantNoKey(t testing.TB, response *http.Response, body string) {
 	}
 }
 
-// TestCodedAnswers has an upstream compress what it was asked not to.
+// TestCodedAnswers has an upstream compress although the request accepts no coding.
 func TestCodedAnswers(t *testing.T) {
 	api := echoer(t)
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
@@ -206,8 +206,7 @@ func TestCodedAnswers(t *testing.T) {
 	}
 }
 
-// TestSlowEcho has the credential come in two pieces of an answer that has said
-// how long it is.
+// TestSlowEcho has the credential come in two pieces of an answer with a Content-Length.
 func TestSlowEcho(t *testing.T) {
 	api := echoer(t)
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
@@ -267,8 +266,8 @@ func TestParts(t *testing.T) {
 	}
 }
 
-// TestPartsInLines puts together what every part shows of a content with the
-// credential cut in two by the end of a line.
+// TestPartsInLines puts together the parts of a content in which the end of a line splits
+// the credential.
 func TestPartsInLines(t *testing.T) {
 	api := echoer(t)
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
@@ -289,8 +288,8 @@ func TestPartsInLines(t *testing.T) {
 	}
 }
 
-// TestSpellingsAndTypes has the credential come back in other words, and as
-// content of every type.
+// TestSpellingsAndTypes has the credential come back in other encodings, and as content
+// of every type.
 func TestSpellingsAndTypes(t *testing.T) {
 	api := echoer(t)
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
@@ -323,8 +322,8 @@ func TestSpellingsAndTypes(t *testing.T) {
 	}
 }
 
-// TestTypesThatAreNotText searches what is said not to be text if it is, and
-// leaves it as it is if it is not.
+// TestTypesThatAreNotText searches content that is declared binary and is text, and
+// leaves it unchanged if it is binary.
 func TestTypesThatAreNotText(t *testing.T) {
 	api := echoer(t)
 	w := newWorld(t, setup{input: granted(ruleFor(api))})
@@ -405,7 +404,7 @@ func TestEchoInMessages(t *testing.T) {
 	}
 }
 
-// TestExtensionUnasked refuses a WebSocket that was agreed on to be compressed.
+// TestExtensionUnasked refuses a WebSocket for which the upstream accepted compression.
 func TestExtensionUnasked(t *testing.T) {
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		conn, _, err := http.NewResponseController(w).Hijack()

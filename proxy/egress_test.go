@@ -20,7 +20,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
-// exits makes the exits of everything granted, in a folder that is short enough.
+// exits creates the egress sockets of every grant, in a directory with a short path.
 func (w *world) exits() map[string]string {
 	w.t.Helper()
 	routes := w.engine.Current().Routes(plugin, time.Now())
@@ -44,7 +44,7 @@ func (w *world) exitDir() string {
 	return w.dir
 }
 
-// leave connects to an exit as an Envoy does.
+// leave connects to an egress socket as an Envoy does.
 func (w *world) leave(path string) *rawConn {
 	w.t.Helper()
 	c, err := new(net.Dialer).DialContext(w.t.Context(), "unix", path)
@@ -54,7 +54,7 @@ func (w *world) leave(path string) *rawConn {
 	return &rawConn{c, bufio.NewReader(c), w.t}
 }
 
-// over speaks TLS on an exit as an Envoy does.
+// over speaks TLS on an egress socket as an Envoy does.
 func (c *rawConn) over(t *testing.T, roots *x509.CertPool, name string) (*rawConn, error) {
 	t.Helper()
 	inner := tls.Client(c.Conn, &tls.Config{ServerName: name, RootCAs: roots})

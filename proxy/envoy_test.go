@@ -19,8 +19,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
-// bootstrap is an Envoy between relay and exits: /who answers where the listener
-// was told that the connection was for, all else goes to the exit.
+// bootstrap is an Envoy between relay and egress socket. /who answers with the
+// destination in the PROXY header; every other request is forwarded to the egress socket.
 const bootstrap = `
 static_resources:
   listeners:
@@ -167,38 +167,37 @@ func TestThroughEnvoy(t *testing.T) {
 	w.settled()
 }
 
-// TestExitFindsStandIns: what leaves an Envoy in the clear is searched as a
-// tunnel is.
-func TestExitFindsStandIns(t *testing.T) {
+// TestExitFindsPlaceholders searches plaintext from an Envoy as the bytes of a tunnel.
+func TestExitFindsPlaceholders(t *testing.T) {
 	server := tcpServer(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
 	plain := upstream(t, testenv.UpstreamConfig{Plain: true, Authorize: func(*http.Request) bool { return true }})
 	plainRule := rule(plain, "plain", "*.weather.example")
 	plainRule.To.Scheme, plainRule.To.TLS, plainRule.Insecure, plainRule.WildcardCredential = authz.SchemeHTTP, authz.TLS{}, true, true
-	w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"), plainRule), config: withStandIn})
+	w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "127.0.0.1"), plainRule), config: withPlaceholder})
 	exits := w.exits()
 	c := w.leave(exits["tcp 127.0.0.1"])
 	c.write("harmless\r\n")
 	if line, err := c.in.ReadString('\n'); err != nil || line != "harmless\r\n" {
 		t.Fatalf("read %q, %v", line, err)
 	}
-	c.write("password " + standIn + "\r\n")
-	if all, _ := io.ReadAll(c.in); strings.Contains(string(all), standIn) {
-		t.Errorf("the stand-in passed: %q", all)
+	c.write("password " + placeholderValue + "\r\n")
+	if all, _ := io.ReadAll(c.in); strings.Contains(string(all), placeholderValue) {
+		t.Errorf("the placeholder passed: %q", all)
 	}
 	c = w.leave(exits["plain *.weather.example"])
-	if body, err := c.ask("other.weather.example", "/?key="+standIn); err == nil {
-		t.Errorf("the stand-in passed: %q", body)
+	if body, err := c.ask("other.weather.example", "/?key="+placeholderValue); err == nil {
+		t.Errorf("the placeholder passed: %q", body)
 	}
 	w.settled()
 	refusals := w.refused()
 	if len(refusals) != 2 || refusals[0].Reason != authz.CredentialMisplaced || refusals[1].Reason != authz.CredentialMisplaced ||
-		strings.Contains(fmt.Sprint(refusals), standIn) {
+		strings.Contains(fmt.Sprint(refusals), placeholderValue) {
 		t.Errorf("refused as %+v", refusals)
 	}
 }
 
-// TestExitEndsWithTheEnvoy: an upstream that says nothing and never closes holds
-// no connection that the Envoy has let go of.
+// TestExitEndsWithTheEnvoy closes the connection of an Envoy while the upstream sends no
+// data and does not close: the proxy keeps no connection.
 func TestExitEndsWithTheEnvoy(t *testing.T) {
 	until := make(chan struct{})
 	server := tcpServer(t, func(net.Conn) { <-until })
@@ -225,8 +224,8 @@ func TestExitEndsWithTheEnvoy(t *testing.T) {
 	w.settled()
 }
 
-// TestExitsDrain stops a sidecar while connections leave, some of which have not
-// said where to.
+// TestExitsDrain stops a sidecar while egress connections are open, some of which have
+// not named their destination.
 func TestExitsDrain(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	server := tcpServer(t, greeter)
@@ -242,7 +241,7 @@ func TestExitsDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() {
-		time.Sleep(100 * time.Millisecond) // what is live may end by itself
+		time.Sleep(100 * time.Millisecond) // live accesses may end by themselves
 		_ = talking.Close()
 	}()
 	w.stop()
@@ -254,8 +253,8 @@ func TestExitsDrain(t *testing.T) {
 	}
 }
 
-// TestStopWaitsForWhatMoves stops a sidecar while an Envoy keeps connections for
-// requests to come, and streams on one.
+// TestStopWaitsForWhatMoves stops a sidecar while an Envoy keeps connections for later
+// requests, and streams on one.
 func TestStopWaitsForWhatMoves(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }})
 	server := tcpServer(t, greeter)

@@ -189,8 +189,8 @@ func (x *exchange) makeRoom() error {
 	if x.scrub != nil {
 		searched = x.scrub.needles.ReaderSize()
 	}
-	if standIns := x.proxy.placeholders.Matcher(); standIns != nil && x.r.ContentLength != 0 {
-		searched += standIns.BufferSize()
+	if matcher := x.proxy.placeholders.Matcher(); matcher != nil && x.r.ContentLength != 0 {
+		searched += matcher.BufferSize()
 	}
 	return session.AsRefusal(cmp.Or(
 		x.reservation.Take(budget.Window, x.upload.window),

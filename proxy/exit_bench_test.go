@@ -16,8 +16,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// BenchmarkExits makes the exits of a thousand routes, replaces one of them, and
-// says what each of them holds: memory, stacks included, and descriptors.
+// BenchmarkExits creates the egress sockets of a thousand routes, replaces one of them,
+// and reports the cost of each: memory, stacks included, and descriptors.
 func BenchmarkExits(b *testing.B) {
 	const routes = 1000
 	w := newWorld(b, setup{})
@@ -60,9 +60,9 @@ func descriptors(b *testing.B) int64 {
 	return int64(len(open))
 }
 
-// BenchmarkWayOut measures what relay and exit cost between two ends: to connect
-// and be greeted, and to move 64 KiB and have them back. The CPU time is of the
-// whole process, both ends included; direct is what those take by themselves.
+// BenchmarkWayOut measures the cost of relay and egress socket between two ends: to
+// connect and receive a greeting, and to send 64 KiB and receive them again. The CPU time
+// is of the whole process, both ends included; direct is the cost of the ends alone.
 func BenchmarkWayOut(b *testing.B) {
 	const size = 64 << 10
 	echo := func(c net.Conn) { _, _ = io.Copy(c, c) }

@@ -37,7 +37,7 @@ func (w *world) stream(t *testing.T, api *testenv.Upstream, path, host string) i
 	return response.Body
 }
 
-// TestExitEndsWithItsRule takes rules away while answers stream through exits.
+// TestExitEndsWithItsRule revokes rules while answers stream through egress sockets.
 func TestExitEndsWithItsRule(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }})
 	w := newWorld(t, setup{input: granted(rule(api, "first"), rule(api, "second"))})
@@ -61,11 +61,11 @@ func TestExitEndsWithItsRule(t *testing.T) {
 	if cut := w.proxy.Revalidate(); cut != 2 {
 		t.Errorf("%d were cut, not the two of the rule", cut)
 	}
-	// When Reconsider has returned nothing more leaves, or arrives beyond what was
-	// on its way.
+	// When Revalidate has returned no more data is forwarded, and none arrives beyond the
+	// bytes in flight.
 	for _, c := range []io.Reader{first, also} {
 		if _, err := io.Copy(io.Discard, c); err == nil {
-			t.Error("what was cut looks complete")
+			t.Error("got a complete answer on a connection that was cut, want an error")
 		}
 	}
 	testenv.Must(t, api.WaitStreams(t.Context(), 1)) // the upstream's side too
@@ -73,7 +73,7 @@ func TestExitEndsWithItsRule(t *testing.T) {
 		t.Errorf("the other rule's connection ended: %v", err)
 	}
 	if !w.leave(exits["first api.weather.example"]).gone() {
-		t.Error("a rule that was taken away lets a new connection leave")
+		t.Error("got a new connection for a revoked rule, want it refused")
 	}
 	w.engine.Revoke(quarantine)
 	if cut := w.proxy.Revalidate(); cut != 1 {
@@ -89,9 +89,9 @@ func TestExitEndsWithItsRule(t *testing.T) {
 	}
 }
 
-// TestExitsInAStorm takes a rule away, again and again, while as many connections
-// as can be are being made through its exit: when Reconsider has returned, what
-// they say arrives nowhere.
+// TestExitsInAStorm revokes a rule repeatedly while connections are opened through its
+// egress socket as fast as possible: when Revalidate has returned, their data is not
+// forwarded.
 func TestExitsInAStorm(t *testing.T) {
 	var arrived atomic.Int64
 	server := tcpServer(t, func(c net.Conn) {
@@ -132,7 +132,7 @@ func TestExitsInAStorm(t *testing.T) {
 		}
 		w.engine.Revoke(authz.Revocation{ID: "r", Plugin: plugin, Rule: "tcp", Level: authz.LevelQuarantine})
 		w.proxy.Revalidate()
-		time.Sleep(50 * time.Millisecond) // what was sent arrives
+		time.Sleep(50 * time.Millisecond) // bytes in flight arrive
 		after := arrived.Load()
 		time.Sleep(50 * time.Millisecond)
 		if later := arrived.Load(); later != after || after == before {
@@ -145,7 +145,8 @@ func TestExitsInAStorm(t *testing.T) {
 	w.settled()
 }
 
-// TestExitEndsWithItsGrant: by its time, and by being left out of the next policy.
+// TestExitEndsWithItsGrant ends a grant by its expiry, and by its absence from the next
+// policy.
 func TestExitEndsWithItsGrant(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }})
 	input := granted(rule(api, "read"), rule(api, "gone"))
@@ -163,7 +164,7 @@ func TestExitEndsWithItsGrant(t *testing.T) {
 		}
 	}
 	if _, err := io.Copy(io.Discard, gone); err == nil {
-		t.Error("what the policy left out looks complete")
+		t.Error("got a complete answer for a grant that the policy removed, want an error")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -176,8 +177,8 @@ func TestExitEndsWithItsGrant(t *testing.T) {
 	running.Wait()
 }
 
-// TestExitEndsWithAPartOfItsRule: what its requests were may be what a reload took
-// away, and only the Envoy knows. What a reload gives ends nothing.
+// TestExitEndsWithAPartOfItsRule removes a part of a rule: only the Envoy sees which part
+// the requests use, so the connection is cut. An addition cuts no connection.
 func TestExitEndsWithAPartOfItsRule(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }})
 	policy := func(paths ...string) authz.Input {
@@ -204,7 +205,7 @@ func TestExitEndsWithAPartOfItsRule(t *testing.T) {
 	w.settled()
 }
 
-// TestExitsAreReplaced: what stays keeps its path and its connections.
+// TestExitsAreReplaced checks that a route that stays keeps its path and its connections.
 func TestExitsAreReplaced(t *testing.T) {
 	server := tcpServer(t, greeter)
 	first, second, third := tcpRule(server, authz.SchemeTCP, "127.0.0.1"), tcpRule(server, authz.SchemeTCP, "127.0.0.1"), tcpRule(server, authz.SchemeTCP, "127.0.0.1")
@@ -231,7 +232,7 @@ func TestExitsAreReplaced(t *testing.T) {
 		testenv.Must(t, err)
 		testenv.Must(t, os.Mkdir(inTheWay, 0o700))
 		if _, err := w.proxy.EgressSockets(dir, "", append(slices.Clone(all), broken)); err == nil {
-			t.Fatal("a folder is in the way, and nobody says so")
+			t.Fatal("got no error for a directory in place of a socket")
 		}
 		testenv.Must(t, os.Remove(inTheWay))
 		want := []string{filepath.Base(before[0]), filepath.Base(before[1])}
@@ -314,7 +315,7 @@ func TestExitLeadsNowhereElse(t *testing.T) {
 		before := len(w.records.of(authz.KindDecision))
 		for range 50 { // each is refused, and one a second is recorded
 			if !w.leave(exits[test.exit]).gone() {
-				t.Fatalf("%s leads to %s", test.exit, test.address)
+				t.Fatalf("got a connection from %s to %s, want it refused", test.exit, test.address)
 			}
 		}
 		records := w.records.of(authz.KindDecision)[before:]
@@ -332,7 +333,7 @@ func TestExitLeadsNowhereElse(t *testing.T) {
 	w.settled()
 }
 
-// TestExitIsForFew connects as other users do.
+// TestExitIsForFew connects as other users.
 func TestExitIsForFew(t *testing.T) {
 	testenv.Require(t, testenv.Superuser()) // to become another user
 	server := tcpServer(t, greeter)
@@ -342,7 +343,7 @@ func TestExitIsForFew(t *testing.T) {
 		group        string
 		uid, gid     int
 		groups       []uint32
-		widen        bool // somebody opens the modes to everybody
+		widen        bool // the modes are opened to all users
 		want         bool
 		mode, folder fs.FileMode
 	}{
@@ -425,7 +426,8 @@ func as(t *testing.T, uid, gid int, groups []uint32, f func()) {
 	}
 }
 
-// TestExitsFolder: what is not the sidecar's alone is not taken over.
+// TestExitsFolder checks that a directory that is not the sidecar's alone is not taken
+// over.
 func TestExitsFolder(t *testing.T) {
 	server := tcpServer(t, greeter)
 	exits := func(t *testing.T, dir, group string) ([]string, error) {

@@ -12,8 +12,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestFirstBytes answers with a known length, and waits after the head and after
-// the first bytes until the plugin has got them.
+// TestFirstBytes answers with a known length, and waits after the head and after the
+// first bytes until the plugin has received them.
 func TestFirstBytes(t *testing.T) {
 	got := make(chan struct{})
 	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) {
@@ -35,7 +35,7 @@ func TestFirstBytes(t *testing.T) {
 		}
 	})
 	r := ruleFor(api)
-	r.Credential = "" // what is searched is held back as far as a secret may have begun in it
+	r.Credential = "" // a search would hold back the beginning of a possible secret
 	w := newWorld(t, setup{input: granted(r)})
 	for name, change := range bothVersions {
 		t.Run(name, func(t *testing.T) {
@@ -46,7 +46,7 @@ func TestFirstBytes(t *testing.T) {
 				select {
 				case got <- struct{}{}:
 				case <-time.After(2 * time.Minute):
-					t.Fatal("what was sent before did not arrive")
+					t.Fatal("got no bytes, want those that were sent before the pause")
 				}
 				part := make([]byte, 4)
 				if _, err := io.ReadFull(response.Body, part); err != nil || string(part) != want {
@@ -57,8 +57,8 @@ func TestFirstBytes(t *testing.T) {
 	}
 }
 
-// TestFastAnswerInOnePiece passes an answer that is there at once on with one
-// write: head and body share a packet.
+// TestFastAnswerInOnePiece forwards an answer that arrives at once with one write: head
+// and body share a packet.
 func TestFastAnswerInOnePiece(t *testing.T) {
 	o := newOrigin(t, func(c *originConn) {
 		for r := c.head(); r != nil; r = c.head() {
@@ -86,8 +86,8 @@ func TestFastAnswerInOnePiece(t *testing.T) {
 	})
 }
 
-// TestPacedAnswerIsWhole lets the timer of the flush and a limit on what the
-// plugin receives meet.
+// TestPacedAnswerIsWhole lets the timer of the flush and a limit on received bytes act at
+// the same time.
 func TestPacedAnswerIsWhole(t *testing.T) {
 	const size = 200_000
 	api := newAPI(t, func(w http.ResponseWriter, _ *http.Request) {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// TestMemoryAfterLargeHeads sends one large head on each of many connections that
-// stay open: what was taken for it is not kept.
+// TestMemoryAfterLargeHeads sends one large head on each of many connections that stay
+// open: its memory is released.
 func TestMemoryAfterLargeHeads(t *testing.T) {
 	const connections, most = 30, 300 << 10
 	for _, size := range []int{60_000, 1 << 20} {

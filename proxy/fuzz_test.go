@@ -11,8 +11,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// FuzzConvert makes requests of anything: none may name another destination
-// than its connection, nor any that is not canonical.
+// FuzzConvert converts arbitrary requests: no result has another destination than its
+// connection, or one that is not canonical.
 func FuzzConvert(f *testing.F) {
 	for _, seed := range []string{
 		"GET / HTTP/1.1\r\nHost: api.weather.example\r\n\r\n",

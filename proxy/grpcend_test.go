@@ -94,8 +94,8 @@ func newGRPCEnder(t testing.TB) (up *h2Upstream, names []string) {
 	}), names
 }
 
-// TestGRPCEnds calls each end directly and through the proxy: the client must see
-// the same status, on which it depends whether it tries again.
+// TestGRPCEnds calls each end directly and through the proxy: the client must see the
+// same status, which determines whether it retries.
 func TestGRPCEnds(t *testing.T) {
 	up, names := newGRPCEnder(t)
 	w := newWorld(t, setup{input: granted(up.rule())})

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// TestFailureEndsItsStreamAlone has an upstream break off requests whose body is
-// still coming: the plugin's other streams, and its connection, go on.
+// TestFailureEndsItsStreamAlone has an upstream reset requests whose body is still
+// arriving: the plugin's other streams, and its connection, continue.
 func TestFailureEndsItsStreamAlone(t *testing.T) {
 	up := newH2Upstream(t, false, func(p *h2Peer) {
 		_ = p.each(func(f http2.Frame) bool {
@@ -47,7 +47,7 @@ func TestFailureEndsItsStreamAlone(t *testing.T) {
 	}
 }
 
-// TestAnswersThatAreTolerated has upstreams answer what HTTP/1.1 clients take and
+// TestAnswersThatAreTolerated has upstreams send answers that HTTP/1.1 clients accept and
 // HTTP/2 clients do not.
 func TestAnswersThatAreTolerated(t *testing.T) {
 	answers := map[string]string{

@@ -18,8 +18,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// h2Deviations are the cases of h2spec that the proxy's listener does not meet,
-// with the reason. One that it meets must not be here.
+// h2Deviations are the cases of h2spec that the proxy's listener fails, with the reason.
+// A case that passes must not be listed.
 var h2Deviations = map[string]string{
 	"TLS=true/http2/6.5.3/1":  duplicateSettings,
 	"TLS=false/http2/6.5.3/1": duplicateSettings,

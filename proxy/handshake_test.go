@@ -17,7 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
-// handshakes returns a world and what is reported of its handshakes.
+// handshakes returns a world and the records of its handshakes.
 func handshakes(t *testing.T) (*world, *testenv.Upstream, chan authz.Record) {
 	t.Helper()
 	api := upstream(t, testenv.UpstreamConfig{})
@@ -30,7 +30,7 @@ func handshakes(t *testing.T) (*world, *testenv.Upstream, chan authz.Record) {
 	return w, api, reported
 }
 
-// one returns the only report there is.
+// one returns the only record.
 func one(t *testing.T, reported chan authz.Record) authz.Record {
 	t.Helper()
 	select {
@@ -42,13 +42,13 @@ func one(t *testing.T, reported chan authz.Record) authz.Record {
 		}
 		return r
 	case <-time.After(2 * time.Minute):
-		t.Fatal("nothing is reported")
+		t.Fatal("got no record of the handshake")
 		return authz.Record{}
 	}
 }
 
-// none checks that nothing is reported of what has happened.
-func none(t *testing.T, reported chan authz.Record) {
+// noRecord checks that no handshake is recorded.
+func noRecord(t *testing.T, reported chan authz.Record) {
 	t.Helper()
 	select {
 	case r := <-reported:
@@ -57,8 +57,8 @@ func none(t *testing.T, reported chan authz.Record) {
 	}
 }
 
-// TestProgramsThatDoNotTrust runs real programs with the trust that they come
-// with: each TLS library hangs up in its own way.
+// TestProgramsThatDoNotTrust runs real programs with their default trust store: each TLS
+// library closes the connection in its own way.
 func TestProgramsThatDoNotTrust(t *testing.T) {
 	w, api, reported := handshakes(t)
 	url := api.URL("api.weather.example", "/echo")
@@ -118,8 +118,9 @@ func connectTLS(t *testing.T, w *world, api *testenv.Upstream, config *tls.Confi
 	return inner, inner.HandshakeContext(t.Context())
 }
 
-// Whatever ends a handshake is reported with its alert, and so is a connection
-// that is closed right after it; one that is used, or kept for later, is not.
+// TestHandshakesReported ends handshakes in every way: each is reported with its alert,
+// as is a connection that is closed right after its handshake. A connection that is used,
+// or kept for later, is not reported.
 func TestHandshakesReported(t *testing.T) {
 	w, api, reported := handshakes(t)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -162,7 +163,7 @@ func TestHandshakesReported(t *testing.T) {
 		testenv.MustGet(c.Write([]byte("GET /echo HTTP/1.1\r\nHost: api.weather.example\r\nConnection: close\r\n\r\n")))(t)
 		testenv.MustGet(c.Read(make([]byte, 1)))(t)
 		testenv.Must(t, c.Close())
-		none(t, reported)
+		noRecord(t, reported)
 	})
 	t.Run("an old program", func(t *testing.T) {
 		if _, err := connectTLS(t, w, api, &tls.Config{MinVersion: tls.VersionTLS11, MaxVersion: tls.VersionTLS11}); err == nil {
@@ -176,6 +177,6 @@ func TestHandshakesReported(t *testing.T) {
 		_, err := connectTLS(t, w, api, &tls.Config{InsecureSkipVerify: true})
 		testenv.Must(t, err)
 		w.stop()
-		none(t, reported)
+		noRecord(t, reported)
 	})
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// origin is an upstream that answers byte for byte as a test wants, under
+// origin is an upstream whose answers a test writes byte for byte, under
 // api.weather.example, over TLS and without.
 type origin struct {
 	t       testing.TB
@@ -69,7 +69,7 @@ type originConn struct {
 	number int // of the origin's connections of this kind, from 1
 }
 
-// head reads the head of a request, and returns nil when there is none.
+// head reads the head of a request. After the last one it returns nil.
 func (c *originConn) head() *http.Request {
 	r, err := http.ReadRequest(c.in)
 	if err != nil {
@@ -114,7 +114,7 @@ func (o *origin) authority(secure bool) string {
 	return fmt.Sprintf("api.weather.example:%d", o.address[secure].Port())
 }
 
-// door is a way for a plugin's request to get to the proxy.
+// door is a way for a plugin's request to reach the proxy.
 type door struct {
 	name                string
 	transparent, secure bool
@@ -180,7 +180,7 @@ func byEachDoor(t *testing.T, o *origin, change func(*authz.Rule), test func(t *
 	}
 }
 
-// echoing answers every request with what it asked to change to.
+// echoing answers every request with the protocol that it asked to change to.
 func echoing(c *originConn) {
 	for r := c.head(); r != nil; r = c.head() {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -189,16 +189,16 @@ func echoing(c *originConn) {
 	}
 }
 
-// TestUpgradeOffers sends offers of other protocols, each followed by an ordinary
-// request on the same connection: the offer is refused, dropped or passed on, and
-// the connection goes on.
+// TestUpgradeOffers sends offers of other protocols, each followed by an ordinary request
+// on the same connection: the offer is refused, dropped or forwarded, and the connection
+// stays open.
 func TestUpgradeOffers(t *testing.T) {
 	o := newOrigin(t, echoing)
 	const upgrade = "Connection: Upgrade\r\nUpgrade: "
 	cases := []struct {
 		fields string
 		status int
-		passed string // what of the offer reaches the upstream
+		passed string // the part of the offer that reaches the upstream
 	}{
 		{upgrade + "TLS/1.2\r\n", 200, ""},
 		{upgrade + "TLS/1.3, TLS/1.2\r\n", 200, ""},
@@ -235,8 +235,8 @@ func TestUpgradeOffers(t *testing.T) {
 	})
 }
 
-// TestConnectAfterARefusedOne asks again on the connection of a CONNECT that was
-// refused, as clients do that send their token only when they are asked.
+// TestConnectAfterARefusedOne sends another request on the connection of a refused
+// CONNECT, as clients do that send their token only when challenged.
 func TestConnectAfterARefusedOne(t *testing.T) {
 	o := newOrigin(t, echoing)
 	w, _ := o.through(t, door{secure: true}, nil)

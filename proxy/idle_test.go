@@ -30,9 +30,9 @@ func lengthOf(body string) string {
 	return fmt.Sprintf("Content-Length: %d\r\n", len(body))
 }
 
-// TestNewConnectionOfThePlugin answers the first request of each connection and
-// meets the next with a reset, as an upstream does whose idle time is over just
-// then. On connections of the plugin's that are new nothing fails.
+// TestNewConnectionOfThePlugin answers the first request of each connection and resets
+// the connection on the next, as an upstream does whose idle timeout expires just then.
+// No request fails on a new connection of the plugin.
 func TestNewConnectionOfThePlugin(t *testing.T) {
 	for name, announced := range map[string]string{"announced": "Keep-Alive: timeout=1\r\n", "not announced": ""} {
 		o := newOrigin(t, func(c *originConn) {
@@ -60,10 +60,9 @@ func TestNewConnectionOfThePlugin(t *testing.T) {
 	}
 }
 
-// TestStaleOnAUsedConnection has the upstream close its connection upon the second
-// request of the plugin's connection. What may be repeated is; for anything else
-// the plugin's connection is closed, as the upstream's was, and nothing is
-// answered in the upstream's place.
+// TestStaleOnAUsedConnection has the upstream close its connection on the second request
+// of the plugin's connection. A repeatable request is repeated. For any other the
+// plugin's connection is closed, as the upstream's was, without an answer.
 func TestStaleOnAUsedConnection(t *testing.T) {
 	for _, how := range []string{"resets", "ends"} {
 		var seen sync.Map // how often a request arrived
@@ -122,9 +121,8 @@ func TestStaleOnAUsedConnection(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreUsedAgain keeps to one connection of each upstream while what
-// is sent follows closely, and may be repeated or comes on one of the plugin's
-// that was used before.
+// TestConnectionsAreUsedAgain uses one connection to each upstream while requests follow
+// closely, and are repeatable or come on a used connection of the plugin.
 func TestConnectionsAreUsedAgain(t *testing.T) {
 	var connections atomic.Int64
 	o := newOrigin(t, func(c *originConn) {
@@ -150,9 +148,9 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 	})
 }
 
-// TestConnectionLogin logs a connection in, as NTLM does (RFC 4559, section 6).
-// Another connection of the plugin's is not logged in by it, whether the requests
-// follow each other or meet.
+// TestConnectionLogin authenticates a connection, as NTLM does (RFC 4559, section 6).
+// Another connection of the plugin does not use that login, whether the requests are
+// sequential or concurrent.
 func TestConnectionLogin(t *testing.T) {
 	o := newOrigin(t, func(c *originConn) {
 		user := ""
@@ -262,7 +260,7 @@ func TestNoContentWithContent(t *testing.T) {
 	})
 }
 
-// TestHostSet: the hosts that are remembered are bounded.
+// TestHostSet checks that the set of remembered hosts is bounded.
 func TestHostSet(t *testing.T) {
 	if n := proxy.FillHostSet(5000); n != 1024 {
 		t.Errorf("%d hosts are held", n)

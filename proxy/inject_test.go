@@ -21,8 +21,8 @@ func testServerCA(api *httptest.Server) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: api.Certificate().Raw}))
 }
 
-// TestSlot sends what a plugin might put into the credential's slot, and looks
-// at what arrives.
+// TestSlot puts values into the credential's slot as a plugin might, and checks the
+// request that arrives.
 func TestSlot(t *testing.T) {
 	anyone := testenv.UpstreamConfig{Authorize: func(*http.Request) bool { return true }}
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("ada:"+apiKey))
@@ -113,7 +113,7 @@ func TestSlot(t *testing.T) {
 	}
 }
 
-// TestEcho asks an upstream that answers with what it was sent.
+// TestEcho uses an upstream that returns everything that it received.
 func TestEcho(t *testing.T) {
 	encoded := base64.StdEncoding.EncodeToString([]byte(apiKey))
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -185,7 +185,7 @@ func TestEcho(t *testing.T) {
 	}
 }
 
-// settled waits until nothing is live, so that everything is recorded.
+// settled waits until no access is live, so that everything is recorded.
 func (w *world) settled() {
 	w.t.Helper()
 	deadline := testDeadline()
@@ -196,7 +196,8 @@ func (w *world) settled() {
 	}
 }
 
-// TestAnswersAreStripped removes from answers what would lead past the proxy.
+// TestAnswersAreStripped removes fields from answers by which clients would bypass the
+// proxy.
 func TestAnswersAreStripped(t *testing.T) {
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"Alt-Svc", "X-Chaperone-Reason", "X-Chaperone-Decision", "Proxy-Authenticate", "Keep-Alive"} {
@@ -222,7 +223,7 @@ func TestAnswersAreStripped(t *testing.T) {
 	}
 }
 
-// TestToken proves the caller where no kernel does.
+// TestToken proves the caller without the kernel.
 func TestToken(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Plain: true})
 	r := rule(api, "read")

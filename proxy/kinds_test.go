@@ -42,8 +42,8 @@ func (c *credentials) issue(t testing.TB, ca *testenv.CA, name string) {
 	}
 }
 
-// TestCertificate shows a client certificate, and after its rotation only the
-// next one: neither on a kept connection nor by a ticket the old one.
+// TestCertificate presents a client certificate, and after its rotation only the next
+// one: the old one is used neither on a kept connection nor by a session ticket.
 func TestCertificate(t *testing.T) {
 	clients, err := testenv.NewCA("clients")
 	testenv.Must(t, err)
@@ -73,8 +73,8 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
-// awsWitness verifies AWS signatures as AWS does: with the key that it knows,
-// over what arrived.
+// awsWitness verifies AWS signatures as AWS does: with its own copy of the key, over the
+// request that arrived.
 type awsWitness struct {
 	*httptest.Server
 	mu      sync.Mutex
@@ -115,7 +115,7 @@ func (w *awsWitness) serve(out http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprintf(out, "%s %s %s", body, awsSecret, awsSession)
 }
 
-// TestSignature signs anew what the plugin signed with a key that is none.
+// TestSignature replaces the signature of a plugin that signs with a placeholder key.
 func TestSignature(t *testing.T) {
 	for _, service := range []string{"s3", "dynamodb"} {
 		api := newAWS(t, service)
@@ -245,8 +245,8 @@ func TestNotSentAgainElsewhere(t *testing.T) {
 	}
 }
 
-// TestSignatureIsNotLent has a plugin that may write below one path ask for what
-// the path does not show.
+// TestSignatureIsNotLent has a plugin that may write below one path send requests whose
+// effect exceeds that path.
 func TestSignatureIsNotLent(t *testing.T) {
 	api := newAWS(t, "s3")
 	rule := ruleFor(api.Server)

@@ -12,9 +12,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestMalformedHeads sends heads that HTTP/2 itself refuses. Each is refused on the
-// record and in words that can be read, its stream is reset, and the other streams
-// of its connection go on.
+// TestMalformedHeads sends heads that HTTP/2 itself refuses. Each is recorded and refused
+// with a reason, its stream is reset, and the other streams of its connection continue.
 func TestMalformedHeads(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	w := newWorld(t, setup{input: granted(rule(api, "read"))})
@@ -110,8 +109,8 @@ func (p *h2Peer) split(stream uint32, fields []string) {
 	}
 }
 
-// answer reads until a stream has ended, and for a moment more where it may be
-// reset behind its answer.
+// answer reads until a stream has ended, and for a moment more if it may be reset after
+// its answer.
 func (p *h2Peer) answer(t *testing.T, stream uint32) (status, reason string, reset http2.ErrCode) {
 	t.Helper()
 	testenv.Must(t, p.SetReadDeadline(time.Now().Add(time.Minute)))
@@ -196,8 +195,8 @@ func TestHeadsArriveAsTheyAre(t *testing.T) {
 	}
 }
 
-// TestResetOnTheRecord sends what HTTP/2 refuses without a request: the stream is
-// reset, or the connection ended, and that is on the record.
+// TestResetOnTheRecord sends frames that HTTP/2 refuses without a request: the stream is
+// reset, or the connection ended, and that is recorded.
 func TestResetOnTheRecord(t *testing.T) {
 	defer outliveGoAway()
 	api := upstream(t, testenv.UpstreamConfig{})
@@ -247,7 +246,7 @@ func TestResetOnTheRecord(t *testing.T) {
 					return
 				}
 				if late() {
-					t.Fatal("nothing is recorded")
+					t.Fatal("got no record of the refusal")
 				}
 			}
 		})

@@ -12,9 +12,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// TestSlowedTransfersHoldLittle starts downloads that the other end
-// would flood and a limit slows down to a trickle. What each holds, client,
-// proxy and upstream together, is bounded and does not grow.
+// TestSlowedTransfersHoldLittle starts downloads whose sender is fast and whose limit is
+// low. The memory of each, client, proxy and upstream together, is bounded and does not
+// grow.
 func TestSlowedTransfersHoldLittle(t *testing.T) {
 	const streams, most = 64, 320 << 10
 	f := newFloods(t)
@@ -24,7 +24,7 @@ func TestSlowedTransfersHoldLittle(t *testing.T) {
 	sink.ID = "sink"
 	for _, flow := range flows() {
 		if !strings.HasSuffix(flow.name, "download") || strings.HasPrefix(flow.name, "upgraded") {
-			continue // what the plugin sends it holds itself
+			continue // an upload is buffered by the plugin itself
 		}
 		before := inUse()
 		w := newWorld(t, setup{input: throttled(authz.Limit{Count: 16 << 10, Period: 250 * time.Millisecond}, api, out, sink)}).sampled()
@@ -38,7 +38,7 @@ func TestSlowedTransfersHoldLittle(t *testing.T) {
 		}
 		time.Sleep(300 * time.Millisecond) // every window and buffer that can fill does
 		each := (inUse() - before) / streams
-		for late := testDeadline(); each > most && !late(); { // what opening them took is given back first
+		for late := testDeadline(); each > most && !late(); { // memory for opening them is released first
 			each = (inUse() - before) / streams
 		}
 		time.Sleep(500 * time.Millisecond)

@@ -42,11 +42,11 @@ type flow struct {
 	start func(ctx context.Context, w *world, f *floods, arrived *atomic.Int64)
 }
 
-// floods are servers that send without end, or take what they are sent.
+// floods are servers that send without end, or read everything.
 type floods struct {
 	api       *httptest.Server
 	out, sink netip.AddrPort
-	arrived   sync.Map // what a sink counts into, by the stream's number
+	arrived   sync.Map // a sink's counters, by the stream's number
 	streams   atomic.Int64
 }
 
@@ -195,9 +195,9 @@ func upgraded(ctx context.Context, w *world, f *floods, key string) *rawConn {
 	return c
 }
 
-// TestThrottle runs every kind of transfer, alone and by eight, under a limit
-// that throttles: what arrives is never above the limit and, in the long run,
-// not much below, and every stream gets its share.
+// TestThrottle runs every kind of transfer, alone and by eight, under a limit that
+// throttles: the bytes that arrive never exceed the limit, in the long run are not far
+// below it, and every stream gets its share.
 func TestThrottle(t *testing.T) {
 	const rate, period = 512 << 10, 250 * time.Millisecond
 	limit := authz.Limit{Count: rate / 4, Period: period}
@@ -243,12 +243,12 @@ func measureThrottled(t *testing.T, name string, streams int, rate float64, peri
 	for i := range arrived {
 		running.Go(func() { start(ctx, &arrived[i]) })
 	}
-	// until watches that no more arrives than may, until done. Its own gaps
-	// tell whether the machine had time for any of this.
+	// until checks that the arrived bytes do not exceed the limit, until done. Its own
+	// gaps reveal whether the machine was too busy for that.
 	var gap time.Duration
 	until := func(done func(sum, least int64) bool) (sum, least int64) {
 		for last := time.Now(); ; last = time.Now() {
-			sum, least := total() // before the clock: what comes between is not held against it
+			sum, least := total() // before the clock, so that later bytes do not count
 			if most := rate * (period + time.Since(began)).Seconds(); float64(sum) > most {
 				t.Errorf("%s: %d bytes have arrived after %s, at most %.0f may", name, sum, time.Since(began), most)
 			}
@@ -304,7 +304,7 @@ func TestThrottledEndsAtOnce(t *testing.T) {
 		var ending sync.WaitGroup
 		for name, end := range ends {
 			if name == "hung up" && (strings.HasSuffix(flow.name, "upload") || strings.HasPrefix(flow.name, "tunnel")) {
-				continue // what was sent before is still delivered, and a tunnel may be closed by halves
+				continue // bytes that were sent before still arrive, and a tunnel may be half-closed
 			}
 			w := newWorld(t, setup{input: throttled(authz.Limit{Count: 30 << 10, Period: time.Minute}, api, out, sink)}).sampled()
 			ending.Go(func() {

@@ -28,18 +28,18 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 )
 
-const standIn = "zq-Test7Kp2Lm9Rv4Xw8"
+const placeholderValue = "zq-Test7Kp2Lm9Rv4Xw8"
 
-func withStandIn(c *proxy.Config) {
+func withPlaceholder(c *proxy.Config) {
 	placeholders := []placeholder.Placeholder{
-		{Grant: "weather", Credential: "other", Value: authz.NewSecret("another-stand-in-1234")},
-		{Grant: "weather", Credential: "key", Value: authz.NewSecret(standIn)},
+		{Grant: "weather", Credential: "other", Value: authz.NewSecret("another-placeholder-1234")},
+		{Grant: "weather", Credential: "key", Value: authz.NewSecret(placeholderValue)},
 	}
 	c.Placeholders = func() []placeholder.Placeholder { return placeholders }
 }
 
-// witness is an upstream that keeps everything that it was sent, as far as it
-// came.
+// witness is an upstream that keeps everything that it receives, even of incomplete
+// requests.
 type witness struct {
 	*httptest.Server
 	mu   sync.Mutex
@@ -76,7 +76,7 @@ func (w *witness) note(text string) {
 	w.seen.WriteString(text)
 }
 
-// take returns what was seen since it was last asked.
+// take returns what was seen since the last call.
 func (w *witness) take() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -98,8 +98,8 @@ func slowly(text string) io.ReadCloser {
 	return in
 }
 
-// wantMisplaced checks that a request was refused and recorded because of a
-// stand-in, and that nobody was told it.
+// wantMisplaced checks that a request was refused and recorded because of a placeholder,
+// and that neither the record nor the refusal contains it.
 func wantMisplaced(t *testing.T, w *world, seen, where string) {
 	t.Helper()
 	w.settled()
@@ -111,31 +111,31 @@ func wantMisplaced(t *testing.T, w *world, seen, where string) {
 	refusals := w.refused()
 	told := refusals[len(refusals)-1]
 	if told.Reason != authz.CredentialMisplaced || told.Remedy == "" {
-		t.Errorf("told of %+v", told)
+		t.Errorf("got the refusal %+v, want credential_misplaced with a remedy", told)
 	}
 	for name, text := range map[string]string{"upstream": seen, "record": end.Detail, "refusal": told.Detail + told.URL + told.Remedy} {
-		if strings.Contains(text, standIn[:4]) {
-			t.Errorf("the stand-in is in the %s: %q", name, text)
+		if strings.Contains(text, placeholderValue[:4]) {
+			t.Errorf("the placeholder is in the %s: %q", name, text)
 		}
 	}
 }
 
-// TestMisplaced puts a stand-in everywhere but where it belongs, on its way to
-// the host that its credential is for and to one that has none.
+// TestMisplaced puts a placeholder everywhere but into its slot, on its way to the host
+// of its credential and to one that has no credential.
 func TestMisplaced(t *testing.T) {
 	api := newWitness(t)
 	plain := ruleFor(api.Server)
 	plain.ID, plain.To.Hosts, plain.Credential = "plain", []string{"*.example.com"}, ""
 	w := newWorld(t, setup{input: granted(ruleFor(api.Server), plain), config: func(c *proxy.Config) {
-		withStandIn(c)
+		withPlaceholder(c)
 		c.DNSHosts["other.example.com"] = c.DNSHosts["example.com"]
-		c.DNSHosts[strings.ToLower(standIn)+".example.com"] = c.DNSHosts["example.com"]
+		c.DNSHosts[strings.ToLower(placeholderValue)+".example.com"] = c.DNSHosts["example.com"]
 	}})
 	var form bytes.Buffer
 	parts := multipart.NewWriter(&form)
 	part, err := parts.CreateFormFile("file", "x")
 	testenv.Must(t, err)
-	_, _ = io.WriteString(part, strings.Repeat("line\n", 10_000)+standIn)
+	_, _ = io.WriteString(part, strings.Repeat("line\n", 10_000)+placeholderValue)
 	testenv.Must(t, parts.Close())
 	filler := strings.Repeat("filler ", 1000)
 	body := func(text string) func(*http.Request) {
@@ -143,7 +143,7 @@ func TestMisplaced(t *testing.T) {
 	}
 	coded := func(coding string) func(*http.Request) {
 		return func(r *http.Request) {
-			body(string(compressed(t, coding, filler+standIn)))(r)
+			body(string(compressed(t, coding, filler+placeholderValue)))(r)
 			r.Header.Set("Content-Encoding", coding)
 		}
 	}
@@ -151,21 +151,23 @@ func TestMisplaced(t *testing.T) {
 		name, where string
 		change      func(*http.Request)
 	}{
-		{"path", "the path", func(r *http.Request) { r.URL.Path = "/v1/" + standIn }},
-		{"path, escaped", "the path", func(r *http.Request) { r.URL.Path, r.URL.RawPath = "/v1/"+standIn, "/v1/%7A%71"+standIn[2:] }},
-		{"query", "the query", func(r *http.Request) { r.URL.RawQuery = "key=" + standIn }},
-		{"query, escaped", "the query", func(r *http.Request) { r.URL.RawQuery = "key=" + strings.ToUpper(percentWhole(standIn)) }},
-		{"header", "header x-api-key", func(r *http.Request) { r.Header.Set("X-Api-Key", standIn) }},
-		{"cookie", "header cookie", func(r *http.Request) { r.Header.Set("Cookie", "a=1; sid="+standIn) }},
-		{"base64 in a header", "header x-basic", func(r *http.Request) {
-			r.Header.Set("X-Basic", base64.StdEncoding.EncodeToString([]byte("ada:"+standIn)))
+		{"path", "the path", func(r *http.Request) { r.URL.Path = "/v1/" + placeholderValue }},
+		{"path, escaped", "the path", func(r *http.Request) {
+			r.URL.Path, r.URL.RawPath = "/v1/"+placeholderValue, "/v1/%7A%71"+placeholderValue[2:]
 		}},
-		{"name of a header", "name of a header", func(r *http.Request) { r.Header["X-"+strings.ToUpper(standIn)] = []string{"1"} }},
-		{"body", "the body", body(filler + standIn + filler)},
-		{"end of a body", "the body", body(filler + standIn)},
-		{"base64 in a body", "the body", body(filler + base64.StdEncoding.EncodeToString([]byte(filler+standIn)))},
-		{"hexadecimal in a body", "the body", body(filler + hex.EncodeToString([]byte(standIn)))},
-		{"form", "the body", body("a=1&key=" + url.QueryEscape(standIn))},
+		{"query", "the query", func(r *http.Request) { r.URL.RawQuery = "key=" + placeholderValue }},
+		{"query, escaped", "the query", func(r *http.Request) { r.URL.RawQuery = "key=" + strings.ToUpper(percentWhole(placeholderValue)) }},
+		{"header", "header x-api-key", func(r *http.Request) { r.Header.Set("X-Api-Key", placeholderValue) }},
+		{"cookie", "header cookie", func(r *http.Request) { r.Header.Set("Cookie", "a=1; sid="+placeholderValue) }},
+		{"base64 in a header", "header x-basic", func(r *http.Request) {
+			r.Header.Set("X-Basic", base64.StdEncoding.EncodeToString([]byte("ada:"+placeholderValue)))
+		}},
+		{"name of a header", "name of a header", func(r *http.Request) { r.Header["X-"+strings.ToUpper(placeholderValue)] = []string{"1"} }},
+		{"body", "the body", body(filler + placeholderValue + filler)},
+		{"end of a body", "the body", body(filler + placeholderValue)},
+		{"base64 in a body", "the body", body(filler + base64.StdEncoding.EncodeToString([]byte(filler+placeholderValue)))},
+		{"hexadecimal in a body", "the body", body(filler + hex.EncodeToString([]byte(placeholderValue)))},
+		{"form", "the body", body("a=1&key=" + url.QueryEscape(placeholderValue))},
 		{"multipart", "the body", body(form.String())},
 		{"gzip", "the body", coded("gzip")},
 		{"br", "the body", coded("br")},
@@ -173,7 +175,7 @@ func TestMisplaced(t *testing.T) {
 		{"deflate", "the body", coded("deflate")},
 		{"trailer", "trailer x-digest", func(r *http.Request) {
 			body("text")(r)
-			r.Trailer = http.Header{"X-Digest": {standIn}}
+			r.Trailer = http.Header{"X-Digest": {placeholderValue}}
 		}},
 	}
 	for protocol, change := range map[string]func(*http.Transport){"HTTP/1.1": nil, "HTTP/2": withHTTP2} {
@@ -195,7 +197,7 @@ func TestMisplaced(t *testing.T) {
 		}
 		t.Run(protocol+" host", func(t *testing.T) {
 			api.take()
-			response, body := send(t, client, request(t, "GET", strings.Replace(urlOf(api.Server, "/"), "example.com", standIn+".example.com", 1), ""))
+			response, body := send(t, client, request(t, "GET", strings.Replace(urlOf(api.Server, "/"), "example.com", placeholderValue+".example.com", 1), ""))
 			wantRefusal(t, response, body, authz.CredentialMisplaced)
 			w.settled()
 			if ends := w.records.of(authz.KindEnd); !strings.Contains(ends[len(ends)-1].Detail, "the host's name") {
@@ -203,7 +205,7 @@ func TestMisplaced(t *testing.T) {
 			}
 		})
 	}
-	if requests := api.take(); strings.Contains(requests, standIn[:4]) {
+	if requests := api.take(); strings.Contains(requests, placeholderValue[:4]) {
 		t.Errorf("the upstream saw %q", requests)
 	}
 }
@@ -216,22 +218,22 @@ func percentWhole(s string) string {
 	return b.String()
 }
 
-// TestPlaced replaces a stand-in where it belongs, and leaves all else alone.
+// TestPlaced replaces a placeholder in its slot, and leaves the rest unchanged.
 func TestPlaced(t *testing.T) {
 	api := newWitness(t)
-	w := newWorld(t, setup{input: granted(ruleFor(api.Server)), config: withStandIn})
+	w := newWorld(t, setup{input: granted(ruleFor(api.Server)), config: withPlaceholder})
 	client := w.client(nil)
-	text := strings.Repeat(standIn[:len(standIn)-1]+" ", 500)
+	text := strings.Repeat(placeholderValue[:len(placeholderValue)-1]+" ", 500)
 	for _, coding := range []string{"", "gzip", "br", "zstd", "aws-chunked", "aws-chunked,gzip"} {
 		sent := compressed(t, strings.TrimPrefix(coding, "aws-chunked,"), text)
 		r := request(t, "POST", urlOf(api.Server, "/"), string(sent))
-		r.Header.Set("Authorization", "Bearer "+standIn)
+		r.Header.Set("Authorization", "Bearer "+placeholderValue)
 		r.Header.Set("Content-Encoding", coding)
 		response, body := send(t, client, r)
 		if response.StatusCode != 200 {
 			t.Fatalf("%s: %s %s", coding, response.Status, body)
 		}
-		if seen := api.take(); strings.Contains(seen, standIn) || !strings.Contains(seen, "Bearer "+apiKey) || !strings.Contains(seen, string(sent)) {
+		if seen := api.take(); strings.Contains(seen, placeholderValue) || !strings.Contains(seen, "Bearer "+apiKey) || !strings.Contains(seen, string(sent)) {
 			t.Errorf("%s: the upstream saw %.300q", coding, seen)
 		}
 	}
@@ -251,24 +253,24 @@ func TestPlaced(t *testing.T) {
 		}
 		body, _ := io.ReadAll(response.Body)
 		_ = response.Body.Close()
-		if wantRefusal(t, response, string(body), authz.NotEnforceableHere); strings.Contains(api.take(), standIn[:4]) {
+		if wantRefusal(t, response, string(body), authz.NotEnforceableHere); strings.Contains(api.take(), placeholderValue[:4]) {
 			t.Errorf("%s: it was sent", name)
 		}
 	}
 }
 
-// TestMisplacedInMessages sends a stand-in over gRPC and WebSocket.
+// TestMisplacedInMessages sends a placeholder over gRPC and WebSocket.
 func TestMisplacedInMessages(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
-	w := newWorld(t, setup{input: granted(rule(api, "read")), config: withStandIn})
+	w := newWorld(t, setup{input: granted(rule(api, "read")), config: withPlaceholder})
 	client := w.dialGRPC(fmt.Sprintf("api.weather.example:%d", api.Addr.Port()))
-	chat(t, client, "1") // nothing is held back that somebody waits for
+	chat(t, client, "1") // a message that a client waits for is not held back
 	for name, options := range map[string][]grpc.CallOption{"plain": nil, "gzip": {grpc.UseCompressor(grpcgzip.Name)}} {
 		got := new(wrapperspb.StringValue)
 		if err := client.Invoke(t.Context(), testenv.EchoUnary, wrapperspb.String("fine"), got, options...); err != nil || got.GetValue() != "fine" {
 			t.Errorf("%s: %q, %v", name, got.GetValue(), err)
 		}
-		err := client.Invoke(t.Context(), testenv.EchoUnary, wrapperspb.String("x "+standIn), got, options...)
+		err := client.Invoke(t.Context(), testenv.EchoUnary, wrapperspb.String("x "+placeholderValue), got, options...)
 		if err == nil {
 			t.Errorf("%s: it was sent", name)
 		}
@@ -279,27 +281,27 @@ func TestMisplacedInMessages(t *testing.T) {
 	defer conn.CloseNow()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	testenv.Must(t, conn.Write(ctx, websocket.MessageText, []byte("ends as it begins "+standIn[:6])))
-	if _, got, err := conn.Read(ctx); err != nil || !strings.HasSuffix(string(got), standIn[:6]) {
+	testenv.Must(t, conn.Write(ctx, websocket.MessageText, []byte("ends as it begins "+placeholderValue[:6])))
+	if _, got, err := conn.Read(ctx); err != nil || !strings.HasSuffix(string(got), placeholderValue[:6]) {
 		t.Errorf("echo is %q, %v", got, err)
 	}
-	_ = conn.Write(ctx, websocket.MessageText, []byte(standIn))
+	_ = conn.Write(ctx, websocket.MessageText, []byte(placeholderValue))
 	if _, got, err := conn.Read(ctx); err == nil {
 		t.Errorf("echo is %q", got)
 	}
 	wantMisplaced(t, w, "", "what follows the upgrade")
 }
 
-// TestMisplacedInATunnel sends a stand-in through tunnels: at once, when nothing
-// of it passes that could be told, and byte by byte with pauses, when a beginning
-// passes after a fixed delay and the whole never does.
+// TestMisplacedInATunnel sends a placeholder through tunnels: at once, when no
+// recognisable part of it passes, and byte by byte with pauses, when a prefix passes
+// after a fixed delay and the whole never does.
 func TestMisplacedInATunnel(t *testing.T) {
-	t.Run("at once", func(t *testing.T) { misplacedInATunnel(t, len(standIn), standIn[:6]) })
-	t.Run("byte by byte", func(t *testing.T) { misplacedInATunnel(t, 1, standIn) })
+	t.Run("at once", func(t *testing.T) { misplacedInATunnel(t, len(placeholderValue), placeholderValue[:6]) })
+	t.Run("byte by byte", func(t *testing.T) { misplacedInATunnel(t, 1, placeholderValue) })
 }
 
-// misplacedInATunnel sends a stand-in in pieces and fails the test if the
-// upstream saw so much of it.
+// misplacedInATunnel sends a placeholder in pieces and fails the test if the upstream
+// received more than the prefix.
 func misplacedInATunnel(t *testing.T, piece int, most string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -318,7 +320,7 @@ func misplacedInATunnel(t *testing.T, piece int, most string) {
 			}
 		}
 	})
-	w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "api.weather.example")), config: withStandIn})
+	w := newWorld(t, setup{input: granted(tcpRule(server, authz.SchemeTCP, "api.weather.example")), config: withPlaceholder})
 	c := w.tunnel(fmt.Sprintf("api.weather.example:%d", server.Port()))
 	for _, b := range "hello z zq" { // an end that waits for the echo of each has it
 		c.write(string(b))
@@ -326,8 +328,8 @@ func misplacedInATunnel(t *testing.T, piece int, most string) {
 			t.Fatalf("echo is %q, %v", got, err)
 		}
 	}
-	for i := 0; i < len(standIn); i += piece {
-		if _, err := io.WriteString(c.Conn, standIn[i:i+piece]); err != nil {
+	for i := 0; i < len(placeholderValue); i += piece {
+		if _, err := io.WriteString(c.Conn, placeholderValue[i:i+piece]); err != nil {
 			break
 		}
 		time.Sleep(time.Millisecond)

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.Lingering()) }
 
 const (
 	plugin = "weather"
-	apiKey = "wk_canary_5f3a9c" // nothing that a plugin receives may hold it
+	apiKey = "wk_canary_5f3a9c" // must not occur in anything that a plugin receives
 )
 
 var loopback = netip.MustParseAddr("127.0.0.1")
@@ -115,7 +115,7 @@ type world struct {
 	echoes   []authz.Record
 }
 
-// setup says what is different about a world.
+// setup is the difference of a world from the default.
 type setup struct {
 	input  authz.Input
 	config func(*proxy.Config)
@@ -274,7 +274,7 @@ func request(t testing.TB, method, url string, body string) *http.Request {
 	return r
 }
 
-// wantRefusal checks that an answer is a refusal as every door gives it.
+// wantRefusal checks that an answer is a refusal as every enforcement point sends it.
 func wantRefusal(t testing.TB, response *http.Response, body string, reason authz.Reason) {
 	t.Helper()
 	if response.StatusCode != reason.Status() || response.Header.Get("X-Chaperone-Reason") != reason.String() {

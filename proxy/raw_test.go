@@ -19,7 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// rawConn is a connection on which a test writes what no client would.
+// rawConn is a connection on which a test writes bytes that clients do not.
 type rawConn struct {
 	net.Conn
 	in *bufio.Reader
@@ -35,7 +35,7 @@ func (w *world) raw() *rawConn {
 	return &rawConn{c, bufio.NewReader(c), w.t}
 }
 
-// connect opens a tunnel and returns what was answered.
+// connect opens a tunnel and returns the answer.
 func (c *rawConn) connect(authority string) *http.Response {
 	c.t.Helper()
 	c.write("CONNECT " + authority + " HTTP/1.1\r\nHost: " + authority + "\r\n\r\n")
@@ -44,7 +44,7 @@ func (c *rawConn) connect(authority string) *http.Response {
 	return response
 }
 
-// tunnel opens a tunnel that must open.
+// tunnel opens a tunnel, or fails the test.
 func (w *world) tunnel(authority string) *rawConn {
 	w.t.Helper()
 	c := w.raw()
@@ -96,8 +96,8 @@ func (c *rawConn) want(reason authz.Reason, request string) {
 	}
 }
 
-// TestPathsAndMethods sends targets byte for byte. What is granted is
-// /a/**, /caf%C3%A9 and /api/v1, by GET.
+// TestPathsAndMethods sends targets byte for byte. The rule grants /a/**, /caf%C3%A9 and
+// /api/v1, by GET.
 func TestPathsAndMethods(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	r := rule(api, "read")
@@ -108,7 +108,7 @@ func TestPathsAndMethods(t *testing.T) {
 	for _, test := range []struct {
 		method, target string
 		want           authz.Reason
-		sent           string // what the upstream sees, when it is granted
+		sent           string // the target at the upstream, if it is granted
 	}{
 		{"GET", "/a/", authz.Granted, "/a/"},
 		{"GET", "/a/b?x=1", authz.Granted, "/a/b?x=1"},
@@ -277,7 +277,7 @@ func TestConnect(t *testing.T) {
 	if api.Total() > 0 {
 		t.Errorf("the upstream received %+v", api.Requests())
 	}
-	// A host that somebody tried is found by its name, and so is how it was tried.
+	// The record of a refused host has its name and the method.
 	found := false
 	for _, record := range w.records.of(authz.KindDecision) {
 		if record.Reason == authz.DestinationNotGranted.String() && (record.Host == "" || record.Port == 0 || record.Method != "CONNECT") {
@@ -356,7 +356,7 @@ func TestPlainHTTPInATunnel(t *testing.T) {
 	w.tunnel(authority).want(authz.MalformedRequest, "NO REQUEST AT ALL\r\n\r\n")
 }
 
-// TestFraming pipelines what two parsers might split in two ways.
+// TestFraming pipelines requests that two parsers might split in two ways.
 func TestFraming(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{Plain: true})
 	r := rule(api, "read")
@@ -458,7 +458,7 @@ func h2Status(t *testing.T, c net.Conn, authority, host string) string {
 	}
 }
 
-// TestOriginate takes plain http as the https rule that says so.
+// TestOriginate sends plain http for an https rule with originate.
 func TestOriginate(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	r := rule(api, "read")
@@ -474,7 +474,7 @@ func TestOriginate(t *testing.T) {
 	}
 }
 
-// TestObserve lets pass, without a credential, what a rule only observes.
+// TestObserve forwards requests of an observed rule, without a credential.
 func TestObserve(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	r := rule(api, "read")

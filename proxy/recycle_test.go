@@ -25,8 +25,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestRecyclingServers posts to servers that end their connections after some
-// requests or some time, as all do, while others are under way.
+// TestRecyclingServers posts to servers that end their connections after some requests or
+// some time, as all do, while others are in progress.
 func TestRecyclingServers(t *testing.T) {
 	t.Run("nginx", func(t *testing.T) {
 		up := startNginx(t)

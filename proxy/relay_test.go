@@ -27,7 +27,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// preamble is what a PROXY protocol header says.
+// preamble is the content of a PROXY protocol header.
 type preamble struct{ from, to netip.AddrPort }
 
 // readPreamble reads a header of version 2 (haproxy, doc/proxy-protocol.txt).
@@ -52,7 +52,7 @@ func readPreamble(r io.Reader) (preamble, error) {
 	}, nil
 }
 
-// relayTo starts what stands in an Envoy's place where only the bytes matter.
+// relayTo starts a substitute for an Envoy, for tests about bytes only.
 func relayTo(t testing.TB, serve func(preamble, net.Conn)) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "relay") //nolint:usetesting // a socket needs a short path
@@ -84,8 +84,8 @@ func relayTo(t testing.TB, serve func(preamble, net.Conn)) string {
 	return path
 }
 
-// relayed is a configuration with a relay, for a plugin that is proved while
-// original answers, and that connected where it says.
+// relayed is a configuration with a relay, for a plugin that is proved while original
+// returns true, and that dialled the address that original returns.
 func relayed(path string, original func() (netip.AddrPort, bool)) func(*proxy.Config) {
 	return func(c *proxy.Config) {
 		c.Relay = path
@@ -120,10 +120,10 @@ func TestRelay(t *testing.T) {
 			speak(t, c)
 			said, from := <-saw, netip.MustParseAddrPort(c.LocalAddr().String())
 			if said.to.String() != test.want {
-				t.Errorf("the Envoy is told %s", said.to)
+				t.Errorf("got the destination %s in the PROXY header, want %s", said.to, test.want)
 			}
 			if said.from.Port() != from.Port() || said.from.Addr().Unmap() != from.Addr() {
-				t.Errorf("the Envoy is told that %s came from %s", from, said.from)
+				t.Errorf("got the source %s in the PROXY header, want %s", said.from, from)
 			}
 		})
 	}
@@ -155,7 +155,7 @@ func TestRelayMovesEverything(t *testing.T) {
 	w.settled()
 }
 
-// TestRelayEndsWithThePlugin: what other rules run on stays.
+// TestRelayEndsWithThePlugin checks that connections of the relay outlive other rules.
 func TestRelayEndsWithThePlugin(t *testing.T) {
 	path := relayTo(t, func(_ preamble, c net.Conn) { greeter(c) })
 	api := upstream(t, testenv.UpstreamConfig{})
@@ -192,8 +192,8 @@ func TestRelayEndsWithThePlugin(t *testing.T) {
 	wantRefusal(t, response, body, authz.Revoked)
 }
 
-// TestRelayRefuses: what the Envoy is not given is refused as everything else is,
-// and carried out by nobody.
+// TestRelayRefuses checks that connections that the Envoy does not receive are refused as
+// all others are, and not carried out.
 func TestRelayRefuses(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	plain := upstream(t, testenv.UpstreamConfig{Plain: true})
@@ -270,8 +270,8 @@ func TestRelayRefuses(t *testing.T) {
 	}
 }
 
-// TestRelayComesBack: a client that keeps its connections is served by the Envoy
-// once there is one.
+// TestRelayComesBack checks that a client that keeps its connections is served by the
+// Envoy once it has started.
 func TestRelayComesBack(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	path := relayTo(t, func(_ preamble, c net.Conn) {
@@ -294,8 +294,8 @@ func TestRelayComesBack(t *testing.T) {
 	w.settled()
 }
 
-// TestRelayIsSlowedDown: what is relayed waits for the plugin's limits on bytes,
-// both ways, and a cut does not wait.
+// TestRelayIsSlowedDown checks that relayed bytes wait for the plugin's limits, in both
+// directions, and that a cut does not wait.
 func TestRelayIsSlowedDown(t *testing.T) {
 	const enough, most = 64 << 10, 8 << 20 // unlimited, it would be hundreds of megabytes
 	var sunk atomic.Int64
@@ -347,7 +347,8 @@ func TestRelayIsSlowedDown(t *testing.T) {
 	w.settled()
 }
 
-// TestRelayToNobodyReady: a queue that is full for a moment refuses nothing.
+// TestRelayToNobodyReady checks that a queue that is full for a moment does not cause a
+// refusal.
 func TestRelayToNobodyReady(t *testing.T) {
 	answered := func(said preamble, c net.Conn) { fmt.Fprint(c, "hello\r\n") }
 	path := relayTo(t, answered)

@@ -15,8 +15,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
-// recycler is an upstream that ends the first tries of each path in some way, and
-// serves the next with what it was sent.
+// recycler is an upstream that ends the first attempts of each path in some way, and
+// serves the next, recording its body.
 type recycler struct {
 	*h2Upstream
 	mu    sync.Mutex
@@ -24,8 +24,8 @@ type recycler struct {
 	sent  map[string]string // the bodies that were served, with their trailers
 }
 
-// ends are the ways in which an upstream says that it has not processed a stream,
-// and ways that say nothing of the kind.
+// ends are the ways in which an upstream reports that it has not processed a stream, and
+// ways that do not report it.
 var ends = map[string]func(p *h2Peer, stream uint32) (open bool){
 	"goaway":       func(p *h2Peer, _ uint32) bool { return p.WriteGoAway(0, http2.ErrCodeNo, nil) != nil },
 	"goaway-after": func(p *h2Peer, stream uint32) bool { return p.WriteGoAway(stream, http2.ErrCodeNo, nil) != nil },
@@ -38,7 +38,7 @@ var ends = map[string]func(p *h2Peer, stream uint32) (open bool){
 	"lost":     func(*h2Peer, uint32) bool { return false },
 }
 
-// newRecycler ends the first n tries, once what is there of the body has come.
+// newRecycler ends the first n attempts after the available part of the body has arrived.
 func newRecycler(t testing.TB, plain bool, n int) *recycler {
 	r := &recycler{tries: map[string]int{}, sent: map[string]string{}}
 	r.h2Upstream = newH2Upstream(t, plain, func(p *h2Peer) {
@@ -94,8 +94,8 @@ func (r *recycler) of(path string) (tries int, sent string) {
 	return r.tries[path], r.sent[path]
 }
 
-// TestNotProcessedIsSentAgain sends again what an upstream says it has not
-// processed, with its body, and nothing else.
+// TestNotProcessedIsSentAgain repeats requests that an upstream reports as not processed,
+// with their body, and no others.
 func TestNotProcessedIsSentAgain(t *testing.T) {
 	up := newRecycler(t, false, 1)
 	w := newWorld(t, setup{input: granted(up.rule())})
@@ -135,8 +135,8 @@ func TestNotProcessedIsSentAgain(t *testing.T) {
 	}
 }
 
-// TestNotProcessedWhileItIsSent has the upstream refuse a stream whose body is
-// still coming, and which ends with trailers, as one of gRPC does.
+// TestNotProcessedWhileItIsSent has the upstream refuse a stream whose body is still
+// arriving, and which ends with trailers, as a gRPC call does.
 func TestNotProcessedWhileItIsSent(t *testing.T) {
 	for _, plain := range []bool{false, true} {
 		for _, end := range []string{"goaway", "refused"} {
@@ -184,8 +184,8 @@ func TestNotProcessedTooOften(t *testing.T) {
 	}
 }
 
-// TestNotProcessedAndNotAllowed changes the policy before the upstream says that
-// it has not processed the request: it is decided again, and not sent again.
+// TestNotProcessedAndNotAllowed changes the policy before the upstream reports that it
+// has not processed the request: it is decided again, and not repeated.
 func TestNotProcessedAndNotAllowed(t *testing.T) {
 	var w *world
 	var up *h2Upstream

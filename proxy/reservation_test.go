@@ -13,8 +13,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestHeldTogether has a plugin begin many requests whose bodies are read before
-// they are sent: beyond what is held together they are refused until others end.
+// TestHeldTogether has a plugin begin many requests whose bodies are read before they are
+// sent: beyond the common limit they are refused until others end.
 func TestHeldTogether(t *testing.T) {
 	noise := make([]byte, 16<<20-1<<10) // as much as one may hold; a compressed one, a quarter
 	_, _ = rand.Read(noise)
@@ -29,7 +29,7 @@ func TestHeldTogether(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := newAPI(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
-			w := newWorld(t, setup{input: authz.Input{Grants: []authz.Grant{grant(test.inject, ruleFor(api))}}, config: withStandIn})
+			w := newWorld(t, setup{input: authz.Input{Grants: []authz.Grant{grant(test.inject, ruleFor(api))}}, config: withPlaceholder})
 			w.credentials.more = map[string]string{"access_key": "AKIDCANARY", "secret_key": awsSecret, "security_token": awsSession}
 			client := w.client(withHTTP2)
 			ask := func(body io.Reader) (*http.Response, string) {

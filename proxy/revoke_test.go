@@ -68,7 +68,7 @@ func TestRevocationCutsWhatIsLive(t *testing.T) {
 			if _, err := tunnel.in.ReadByte(); err == nil {
 				t.Error("the tunnel goes on")
 			}
-			// What had no answer yet gets the refusal.
+			// A request without an answer gets the refusal.
 			got := <-waiting
 			testenv.Must(t, got.err)
 			defer got.response.Body.Close()
@@ -105,8 +105,8 @@ func TestCutWhileThePluginDoesNotRead(t *testing.T) {
 	w.settled()
 }
 
-// TestCutWhileAnHTTP2PluginDoesNotRead does the same where the reset of the
-// stream cannot be written.
+// TestCutWhileAnHTTP2PluginDoesNotRead does the same if the reset of the stream cannot be
+// written.
 func TestCutWhileAnHTTP2PluginDoesNotRead(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	w := newWorld(t, setup{input: granted(rule(api, "read"))})
@@ -146,9 +146,8 @@ func (r *slowRecorder) Record(record *authz.Record) error {
 	return r.recorder.Record(record)
 }
 
-// TestRevocationBetweenDecisionAndRegistration lands a revocation, and the
-// whole pass over what is live, after Admit has decided and before the access
-// is registered.
+// TestRevocationBetweenDecisionAndRegistration revokes, and revalidates the live
+// accesses, after Admit has decided and before the access is registered.
 func TestRevocationBetweenDecisionAndRegistration(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	server := tcpServer(t, greeter)
@@ -238,7 +237,7 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// TestDrain lets what is in flight end, and cuts it when time is up.
+// TestDrain waits for live accesses, and cuts them after the drain time.
 func TestDrain(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	w := newWorld(t, setup{input: granted(rule(api, "read")), config: func(c *proxy.Config) { c.Drain = 20 * time.Second }})
@@ -302,8 +301,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &e) && e.Timeout()
 }
 
-// TestAddresses resolves names to where they may not lead. All of it is
-// loopback, so that a mistake dials nobody else.
+// TestAddresses resolves names to addresses that are not allowed. All are loopback, so
+// that a mistake dials no other host.
 func TestAddresses(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	names := testenv.MustDNS(t)
@@ -368,7 +367,7 @@ func TestAddresses(t *testing.T) {
 		testenv.Must(t, err)
 		wantRefusal(t, response, string(body), test.want)
 		if test.host == "bad" && !strings.Contains(string(body), "addresses: [127.0.0.2/32]") {
-			t.Errorf("the refusal does not say what to ask for: %s", body)
+			t.Errorf("got a refusal without a remedy: %s", body)
 		}
 	}
 	for _, q := range names.Queries() {
@@ -378,7 +377,8 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// TestUpstreamFailures names what went wrong and says nothing of what was sent.
+// TestUpstreamFailures checks that a refusal names the failure and quotes no part of the
+// request.
 func TestUpstreamFailures(t *testing.T) {
 	wrong := upstream(t, testenv.UpstreamConfig{}) // its authority is not the rule's
 	plain := upstream(t, testenv.UpstreamConfig{Plain: true})
@@ -410,8 +410,7 @@ func TestUpstreamFailures(t *testing.T) {
 	}
 }
 
-// TestPools counts connections: they are kept, and not beyond what they were
-// made for.
+// TestPools counts connections: they are kept, and not used beyond their purpose.
 func TestPools(t *testing.T) {
 	var mu sync.Mutex
 	remotes := make(map[string]int)

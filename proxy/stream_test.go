@@ -54,8 +54,8 @@ func (w *world) dialGRPC(target string) *grpc.ClientConn {
 	return client
 }
 
-// chat sends three messages, one after the other's answer, and checks what
-// comes back around them.
+// chat sends three messages, each after the answer to the one before, and checks the
+// answers, header and trailer.
 func chat(t *testing.T, client *grpc.ClientConn, seen string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -125,8 +125,8 @@ func TestGRPC(t *testing.T) {
 	})
 }
 
-// TestRefusalInTheClientsTerms answers gRPC with a gRPC status, and gRPC-Web,
-// whose clients read HTTP, as everybody else.
+// TestRefusalInTheClientsTerms answers gRPC with a gRPC status, and gRPC-Web, whose
+// clients read HTTP, like other requests.
 func TestRefusalInTheClientsTerms(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	r := rule(api, "chat")
@@ -218,7 +218,7 @@ func TestWebSocket(t *testing.T) {
 	}
 }
 
-// TestInformational sends 100-continue and early hints through.
+// TestInformational forwards 100-continue and early hints.
 func TestInformational(t *testing.T) {
 	read := make(chan struct{})
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -259,15 +259,14 @@ func ruleFor(api *httptest.Server) authz.Rule {
 	}
 	if certificate := api.Certificate(); certificate != nil {
 		r.To.TLS = authz.TLS{CA: testServerCA(api), CAFile: "ca.pem"}
-		r.To.Hosts = []string{"example.com"} // what its certificate is for
+		r.To.Hosts = []string{"example.com"} // the name in its certificate
 	} else {
 		r.To.Scheme, r.Insecure = authz.SchemeHTTP, true
 	}
 	return r
 }
 
-// TestBothWaysOverHTTP1 answers the first part of a body before the last part
-// is sent.
+// TestBothWaysOverHTTP1 answers the first part of a body before the last part is sent.
 func TestBothWaysOverHTTP1(t *testing.T) {
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
@@ -298,7 +297,7 @@ func TestBothWaysOverHTTP1(t *testing.T) {
 	}
 }
 
-// TestBrokenBody says whose fault a body is that cannot be read.
+// TestBrokenBody checks that a malformed body is attributed to the side that sent it.
 func TestBrokenBody(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	w := newWorld(t, setup{input: granted(rule(api, "read"))})

@@ -104,8 +104,8 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestTCPBesideHTTPS grants both at one host and port: what is sent, or that
-// nothing is, says which it is.
+// TestTCPBesideHTTPS grants both at one host and port: the first bytes, or their absence,
+// select the protocol.
 func TestTCPBesideHTTPS(t *testing.T) {
 	server := tcpServer(t, greeter)
 	other := tcpRule(server, authz.SchemeHTTPS, "api.weather.example")
@@ -159,7 +159,7 @@ func TestPassthrough(t *testing.T) {
 	}
 }
 
-// redirect makes every connection look as if the kernel had redirected it.
+// redirect makes every connection appear redirected by the kernel.
 func redirect(original func() netip.AddrPort) func(*proxy.Config) {
 	return func(c *proxy.Config) {
 		c.Identify = func(net.Conn) (session.Peer, bool) {
@@ -302,7 +302,7 @@ func TestTransparent(t *testing.T) {
 	})
 }
 
-// TestUnproved refuses whoever the kernel does not know.
+// TestUnproved refuses callers that the kernel does not attribute to a plugin.
 func TestUnproved(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	w := newWorld(t, setup{input: granted(rule(api, "read")), config: func(c *proxy.Config) {
@@ -320,7 +320,7 @@ func TestUnproved(t *testing.T) {
 	}
 }
 
-// TestAuthorityIsConstrained looks at the certificate that plugins trust.
+// TestAuthorityIsConstrained examines the certificate that plugins trust.
 func TestAuthorityIsConstrained(t *testing.T) {
 	api := upstream(t, testenv.UpstreamConfig{})
 	pemOf := make(chan []byte, 8)
@@ -347,8 +347,8 @@ func TestAuthorityIsConstrained(t *testing.T) {
 		t.Error("a host that is not granted was intercepted")
 	}
 
-	// Another host is granted: the certificate is made anew with the same key,
-	// so that a plugin which read the first one goes on.
+	// Another host is granted: the certificate is renewed with the same key, so that a
+	// plugin that has read the first one continues.
 	w.install(granted(rule(api, "read", "api.weather.example", "other.weather.example")))
 	if err := handshake("other.weather.example", roots); err == nil {
 		t.Error("the first certificate covers a host that was granted later")
@@ -366,7 +366,7 @@ func TestAuthorityIsConstrained(t *testing.T) {
 	}
 }
 
-// TestMaxConnections refuses what is too much and evicts nothing.
+// TestMaxConnections refuses connections over the limit and evicts none.
 func TestMaxConnections(t *testing.T) {
 	server := tcpServer(t, greeter)
 	w := newWorld(t, setup{

@@ -19,8 +19,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy"
 )
 
-// corporate is an HTTP proxy that keeps what it is asked for and what passes
-// towards the upstream.
+// corporate is an HTTP proxy that keeps the requests that it receives and the bytes that
+// pass towards the upstream.
 type corporate struct {
 	url *url.URL
 
@@ -88,7 +88,7 @@ func (p *corporate) serve(c net.Conn) {
 	back.Wait()
 }
 
-// take returns what it was asked for, and forgets it.
+// take returns the requests since the last call.
 func (p *corporate) take() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,8 +97,7 @@ func (p *corporate) take() []string {
 	return asked
 }
 
-// TestUpstreamProxy reaches upstreams through a proxy, by the address that was
-// checked.
+// TestUpstreamProxy dials upstreams through a proxy, by the address that was checked.
 func TestUpstreamProxy(t *testing.T) {
 	ca, err := testenv.NewCA("corporate")
 	testenv.Must(t, err)
@@ -179,7 +178,7 @@ func TestUpstreamProxy(t *testing.T) {
 	}
 }
 
-// TestNoProxy says what is reached directly.
+// TestNoProxy lists the hosts that are dialled directly.
 func TestNoProxy(t *testing.T) {
 	through := newCorporate(t, nil)
 	api := upstream(t, testenv.UpstreamConfig{})

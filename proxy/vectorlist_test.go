@@ -18,7 +18,7 @@ func plainGet(target string) string {
 	return "GET {U}" + target + " HTTP/1.1\r\nHost: {G}\r\n" + close1
 }
 
-// legitimateVectors are requests that a direct connection would be served for.
+// legitimateVectors are requests that a server would serve on a direct connection.
 func legitimateVectors() []vector {
 	var out []vector
 	for sent, reaches := range map[string]string{
@@ -179,11 +179,11 @@ func lineVectors() []vector {
 	return out
 }
 
-// smuggled is a request that must reach no upstream as one.
+// smuggled is a request that must not reach an upstream as one.
 const smuggled = "GET {U}/secret HTTP/1.1\r\nHost: {G}\r\nX: "
 
-// framingVectors combine transfer codings with lengths, most of which some server
-// does not read as the next one does.
+// framingVectors combine transfer codings with lengths. Servers disagree about most of
+// them.
 func framingVectors() []vector {
 	codings := []string{
 		"", "Transfer-Encoding: chunked\r\n", "Transfer-Encoding: CHUNKED\r\n", "Transfer-Encoding : chunked\r\n", "Transfer-Encoding\t: chunked\r\n", " Transfer-Encoding: chunked\r\n", "Transfer-Encoding:\tchunked\r\n", "Transfer-Encoding:chunked\r\n",

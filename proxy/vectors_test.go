@@ -25,19 +25,19 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// vector is what a hostile or unusual plugin writes, on a connection of its own.
-// In text, {G} is the authority that is granted, {E} one that is not, {U} the
-// beginning of an absolute target at the granted host ("" inside a tunnel). What
-// is granted is GET, POST, PUT, DELETE, HEAD, OPTIONS and PATCH of /public/**.
+// vector is a request of a hostile or unusual plugin, on a connection of its own. In
+// text, {G} is the granted authority, {E} one that is not granted, {U} the beginning of
+// an absolute target at the granted host ("" inside a tunnel). The rule grants GET, POST,
+// PUT, DELETE, HEAD, OPTIONS and PATCH of /public/**.
 type vector struct {
 	text string
-	// reaches is the target that the upstream must be asked for: the vector is
-	// refused by no server that keeps to the RFC. "" for one that need not pass.
+	// reaches is the target that must arrive at the upstream: every server that conforms
+	// to the RFC accepts the vector. "" for one that may be refused.
 	reaches string
 }
 
-// strictUpstream records what it is sent, byte for byte, and takes nothing that
-// could be read in two ways.
+// strictUpstream records the bytes that it receives, and rejects everything that could be
+// read in two ways.
 type strictUpstream struct {
 	addr netip.AddrPort
 
@@ -110,8 +110,8 @@ func (u *strictUpstream) note(head string, err error) {
 	}
 }
 
-// body reads what the head announces, and reports whether a further request may
-// follow: what was read ahead of it would be lost.
+// body reads the body that the head announces, and reports whether a further request may
+// follow: bytes that were read ahead would be lost.
 func (u *strictUpstream) body(in *bufio.Reader, head string) (more bool) {
 	r, err := http.ReadRequest(bufio.NewReader(io.MultiReader(strings.NewReader(head), in)))
 	if err == nil {
@@ -154,8 +154,8 @@ var (
 	fieldLine   = regexp.MustCompile("^([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([^\\x00-\\x08\\x0a-\\x1f\\x7f]*)$")
 )
 
-// wrongIn says what of a head lets it be read in two ways, or is not what was
-// granted; "" for nothing.
+// wrongIn returns the part of a head that is ambiguous or not granted, and "" for a
+// correct head.
 func wrongIn(head, authority, authorization string) string {
 	lines := strings.Split(strings.TrimSuffix(head, "\r\n\r\n"), "\r\n")
 	if !requestLine.MatchString(lines[0]) {
@@ -193,8 +193,8 @@ func wrongIn(head, authority, authorization string) string {
 	return ""
 }
 
-// staysBelow reports whether a target is below /public/ for whoever decodes it up
-// to twice, takes a backslash for a slash, and drops what follows a semicolon.
+// staysBelow reports whether a target is below /public/ for a server that decodes it up
+// to twice, takes a backslash for a slash, and drops text after a semicolon.
 func staysBelow(target string) bool {
 	read, _, _ := strings.Cut(target, "?")
 	for range 3 {
@@ -249,7 +249,7 @@ func newVectorWorld(t *testing.T, tunnelled bool) *vectorWorld {
 	return v
 }
 
-// try writes a vector and checks what came of it.
+// try writes a vector and checks the result.
 func (v *vectorWorld) try(x vector) {
 	v.t.Helper()
 	prefix, authorization := "http://"+v.authority, ""
@@ -283,8 +283,8 @@ func (v *vectorWorld) try(x vector) {
 	}
 }
 
-// finish checks that no more was sent than was decided, all together: where a
-// plugin left before its answer, the request may arrive late.
+// finish checks that no more requests were sent than granted, in total: if a plugin
+// disconnected before its answer, the request may arrive late.
 func (v *vectorWorld) finish() {
 	v.t.Helper()
 	v.settled()
@@ -300,11 +300,11 @@ func (v *vectorWorld) finish() {
 	}
 }
 
-// patience is how long an answer is waited for that may not come.
+// patience is how long a test waits for an answer that may not come.
 const patience = 250 * time.Millisecond
 
-// send writes a text on a new connection and returns the answer. Where none is
-// wanted and none comes, the plugin ends its side.
+// send writes a text on a new connection and returns the answer. If none is expected and
+// none comes, the plugin ends its side.
 func (v *vectorWorld) send(text string, wanted bool) string {
 	c := v.raw()
 	defer c.Close()
@@ -357,10 +357,10 @@ func answered(text string) bool {
 	}
 }
 
-// TestVectors sends what public lists of tricks with URLs, hosts, paths, headers
-// and framing hold, and what clients legitimately send, through both doors: nothing
-// is sent to an upstream that could be read in two ways or is not granted, and
-// what the RFC has every server take is refused nowhere.
+// TestVectors sends the vectors of public lists about URLs, hosts, paths, headers and
+// framing, and requests of ordinary clients, through both doors: no ambiguous or denied
+// request reaches an upstream, and every request that the RFC requires servers to accept
+// is accepted.
 func TestVectors(t *testing.T) {
 	for _, tunnelled := range []bool{false, true} {
 		name := map[bool]string{false: "absolute", true: "tunnel"}[tunnelled]
@@ -378,8 +378,8 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// TestEmptyLineAfterPost: some clients send one, which belongs to no request (RFC
-// 9112, section 2.2).
+// TestEmptyLineAfterPost sends the empty line that some clients add, which is not part of
+// a request (RFC 9112, section 2.2).
 func TestEmptyLineAfterPost(t *testing.T) {
 	v := newVectorWorld(t, false)
 	c := v.raw()

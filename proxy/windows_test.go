@@ -13,9 +13,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// TestWindows opens more connections to an upstream than may have wide windows, as
-// one makes necessary that allows one stream at a time. All are served, and what
-// they can make the proxy hold together is bounded.
+// TestWindows opens more connections to an upstream than may have wide windows, as an
+// upstream requires that allows one stream at a time. All are served, and the memory that
+// they can make the proxy hold is bounded.
 func TestWindows(t *testing.T) {
 	const requests = 12
 	var mu sync.Mutex
@@ -79,8 +79,8 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// TestSlowReaderHoldsUpNobody has the plugin leave answers unread, and take others
-// on the same connections while they wait.
+// TestSlowReaderHoldsUpNobody has the plugin leave answers unread, and read others on the
+// same connections while they wait.
 func TestSlowReaderHoldsUpNobody(t *testing.T) {
 	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/endless" {

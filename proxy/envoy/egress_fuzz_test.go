@@ -18,7 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
 
-// bytesConn is a connection on which bytes arrive, one at a time, and then nothing.
+// bytesConn is a connection on which bytes arrive, one at a time, and then no more.
 type bytesConn struct {
 	net.Conn
 	io.Reader
@@ -45,9 +45,9 @@ func (c recordedConn) Write(b []byte) (int, error) { return c.w.Write(b) }
 func (recordedConn) Read([]byte) (int, error)      { return 0, io.EOF }
 func (recordedConn) Close() error                  { return nil }
 
-// FuzzExitDestination sends anything to exits of each kind: what they take for
-// the destination is within the route, is what net/http and crypto/tls read too,
-// and all of it is still there to be sent on.
+// FuzzExitDestination sends arbitrary bytes to egress sockets of each kind: the
+// destination that they determine is within the route, is the one that net/http and
+// crypto/tls read too, and all bytes are still available to be forwarded.
 func FuzzExitDestination(f *testing.F) {
 	for _, seed := range []string{
 		"GET / HTTP/1.1\r\nHost: a.weather.example\r\n\r\nrest", "GET / HTTP/1.1\r\nHost: a.weather.example:80\r\nhost: b.weather.example\r\n\r\n",

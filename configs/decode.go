@@ -61,7 +61,7 @@ func (d *decoder) value(n *node, v reflect.Value, path string) {
 	}
 }
 
-// is reports whether n is of the kind that v needs, and says so if not.
+// is reports whether n is of the kind that v needs, and records a problem if not.
 func (d *decoder) is(n *node, want kind, v reflect.Value, path string) bool {
 	if n.kind == want {
 		return true
@@ -212,7 +212,7 @@ func fieldsOf(t reflect.Type) []structField {
 	return fields
 }
 
-// suggest says what the writer of an unknown field may have meant.
+// suggest returns what the writer of an unknown field may have meant.
 func suggest(name string, known []structField) string {
 	names := make([]string, len(known))
 	for i, k := range known {
@@ -224,7 +224,7 @@ func suggest(name string, known []structField) string {
 	return "known are " + strings.Join(names, ", ")
 }
 
-// wanted says what a value of type t looks like in a file.
+// wanted describes what a value of type t looks like in a file.
 func wanted(t reflect.Type) string {
 	if example := exampleOf(t); example != "" {
 		return example

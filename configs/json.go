@@ -34,8 +34,8 @@ func parseJSON(file string, data []byte) ([]*node, Errors) {
 	}
 }
 
-// jsonReader builds nodes from the tokens of encoding/json, which tells where
-// each one ends.
+// jsonReader builds nodes from the tokens of encoding/json, which returns
+// where each one ends.
 type jsonReader struct {
 	text    string
 	decoder *json.Decoder
@@ -44,7 +44,7 @@ type jsonReader struct {
 	offset, line, column int
 }
 
-// value reads one value at a depth. It returns io.EOF and no node when there is none.
+// value reads one value at a depth. It returns io.EOF and no node at the end of the text.
 func (r *jsonReader) value(depth int) (*node, error) {
 	start := r.start()
 	t, err := r.decoder.Token()
@@ -140,7 +140,7 @@ func (r *jsonReader) position(offset int) (line, column int) {
 	return r.line, r.column
 }
 
-// plainJSON says what is wrong with JSON, in other words than encoding/json's.
+// plainJSON returns what is wrong with JSON, in other words than encoding/json's.
 func plainJSON(err error) string {
 	text := strings.TrimPrefix(err.Error(), "json: ")
 	if errors.Is(err, io.ErrUnexpectedEOF) || strings.HasPrefix(text, "unexpected end of JSON") {

@@ -379,7 +379,7 @@ func parseDocument(file string, tokens token.Tokens) (*node, *Error) {
 	if b.refused != nil {
 		return fail(b.refused, b.why)
 	}
-	// What the parser has left out nobody would notice: every scalar that was
+	// A value that the parser left out would go unnoticed: every scalar that was
 	// written must be in the tree.
 	if written := countScalars(tokens); written != b.scalars {
 		return fail(first, fmt.Sprintf("%d of the document's %d values cannot be placed; check the indentation", written-b.scalars, written))

@@ -184,7 +184,7 @@ func (c *Confinement) dropAliases() {
 	}
 }
 
-// dropAlias removes the names first: what they led to has no listener any more.
+// dropAlias removes the names first, because the sockets that they named have no listener any more.
 func (c *Confinement) dropAlias(one *aliasedTo) error {
 	for _, name := range one.names {
 		var now unixTree

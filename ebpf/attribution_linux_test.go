@@ -88,7 +88,7 @@ while b := s.recv(1 << 16): s.sendall(b + b)
 		}
 	}
 	exchange()
-	all() // nothing is attributed yet
+	all() // without an attribution
 	r.Attribute(peer.Cookie, 7)
 	before, after := exchange()
 	seven := after.traffic(7, before)

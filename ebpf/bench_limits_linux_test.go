@@ -25,8 +25,8 @@ import (
 const rounds = 15
 
 // Compare measures variants in turns and reports the median cost of each, in ns
-// an operation, and of each beyond the first how much more that is. What it
-// calls returns the time that n operations took.
+// an operation, and of each beyond the first how much more that is. A variant
+// returns the time that n operations took.
 func Compare(b *testing.B, n int, names []string, measure func(variant, n int) time.Duration) {
 	b.Helper()
 	cost := make([][]float64, len(names))

@@ -33,7 +33,7 @@ func TestShutLeft(t *testing.T) {
 		return status
 	}
 	if got := connect(); got != 1 {
-		t.Errorf("a connect at the shut door ends with %d", got)
+		t.Errorf("a connect of the blocked plugin ends with %d", got)
 	}
 	before, err := r.Usage()
 	if err != nil || before.Connections != 0 || before.Refused == 0 {
@@ -70,6 +70,6 @@ func TestShutLeft(t *testing.T) {
 	}()
 	connect()
 	if u, err := r.Usage(); err != nil || u.Connections == 0 {
-		t.Errorf("after the door was opened: %+v, %v", u, err)
+		t.Errorf("after the plugin was unblocked: %+v, %v", u, err)
 	}
 }

@@ -134,7 +134,7 @@ print(s.getpeername()[1])
 `
 
 // Ways to connect that no system call of that name shows, as root with every
-// capability and without a filter: all of them lead to the sidecar.
+// capability and without a filter: all of them reach the sidecar.
 func TestWaysToConnect(t *testing.T) {
 	group, path := given(t)
 	n, err := sandbox.OpenNetwork(path)
@@ -244,7 +244,7 @@ func TestPrivilegedSockets(t *testing.T) {
 	}
 }
 
-// What is hidden in questions for names goes to the sidecar's resolver, whoever
+// Data hidden in questions for names goes to the sidecar's resolver, whoever
 // is asked, and each question is counted.
 func TestTunnelThroughNames(t *testing.T) {
 	r := newHarness(t, nil)
@@ -321,7 +321,7 @@ print(s.fileno(), u.fileno(), flush=True); sys.stdin.read()`, o.port)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	fds := strings.Fields(line)
 	if err != nil || len(fds) != 2 {
-		t.Fatalf("the donor says %q, %v", line, err)
+		t.Fatalf("the donor wrote %q, %v", line, err)
 	}
 	take := `
 import ctypes, socket, sys, time

@@ -171,7 +171,7 @@ func (c *Confinement) build() error {
 		return err
 	}
 	if err := c.openPortWatch(); err != nil {
-		c.config.Logger.Warn("listening ports of the plugin are unknown", zap.Error(err))
+		c.config.Logger.Warn("plugin listening port watch failed", zap.Error(err))
 	}
 	if c.programs, err = loadCollection(c.pinDir, c.group, c.group.Own, c.hasView(), c.config.CountSyscalls); err != nil {
 		return machineFault(err)
@@ -253,7 +253,7 @@ func (c *Confinement) openGroup() error {
 	return machineFault(err)
 }
 
-// Attach tells the programs where the sidecar listens, puts them on the cgroup,
+// Attach passes the sidecar's listening addresses to the programs, puts them on the cgroup,
 // pins them, and unblocks the plugin unless [Confinement.Block] shut it before. Then it ends
 // the sockets that processes in the cgroup brought along or connected before:
 // see [HookDescriptor].
@@ -291,7 +291,7 @@ func (c *Confinement) attach(ends Endpoints) error {
 	return c.programs.setOpen(!c.blocked)
 }
 
-// check refuses endpoints that the hooks could not tell from a way out.
+// check refuses endpoints that the hooks could not distinguish from egress.
 func (e Endpoints) check() error {
 	for _, end := range []struct {
 		name    string

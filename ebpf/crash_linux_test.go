@@ -27,7 +27,7 @@ import (
 // sidecarName as argv[0] makes the test binary a sidecar that is to be killed.
 const sidecarName = "chaperone-test-sidecar"
 
-// doomed is what that sidecar says of itself.
+// doomed is what that sidecar reports about itself.
 type doomed struct {
 	Info Info
 	PID  int // the plugin's
@@ -103,8 +103,8 @@ func awaitLines(t *testing.T, path string, from, n int) []string {
 	}
 }
 
-// A TestKilledSidecar sidecar leaves the plugin blocked; nothing takes its place until
-// what it left is removed.
+// TestKilledSidecar: a killed sidecar leaves the plugin blocked, and no other one starts
+// until what it left is removed.
 func TestKilledSidecar(t *testing.T) {
 	needKernel(t)
 	dir := publicDir(t)
@@ -189,7 +189,7 @@ func zombie(pid int) bool {
 	return err != nil || strings.Contains(string(text), ") Z ")
 }
 
-// What a sidecar left whose plugin has ended since is swept away by the next.
+// The next sidecar removes what a sidecar left whose plugin has ended since.
 func TestLeftoversAreSwept(t *testing.T) {
 	needKernel(t)
 	state := t.TempDir()
@@ -346,8 +346,8 @@ func python(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A TestGivenCgroup that was given, in a network that others use, as root with every
-// capability and without a filter: the hooks alone are the hook.
+// TestGivenCgroup confines a cgroup that was given, in a network that others use, as root
+// with every capability and without a filter: the hooks alone confine it.
 func TestGivenCgroup(t *testing.T) {
 	group, path := given(t)
 	old := settle(t, group, path, python(t), "-c", talker)
@@ -435,7 +435,7 @@ func TestGivenCgroup(t *testing.T) {
 		sandbox.HookConnect, sandbox.HookSendmsg, sandbox.HookSocket, sandbox.HookBind, sandbox.HookEgress, sandbox.HookConnectUnix, sandbox.HookSendmsgUnix, sandbox.HookDescriptor,
 	} {
 		if seen[hook] == 0 {
-			t.Errorf("nothing was reported by %s", hook)
+			t.Errorf("no denial was reported by %s", hook)
 		}
 	}
 }
@@ -526,14 +526,14 @@ func TestBoundToDevice(t *testing.T) {
 		}
 	}
 	if egress == 0 {
-		t.Error("nothing was reported")
+		t.Error("no denial was reported")
 	}
 	if u, err := r.usage(); u.SentBytes != 0 || err != nil {
 		t.Errorf("usage %+v, %v", u, err)
 	}
 }
 
-// Nobody reaches the plugin in a shared network but on the ports it may serve.
+// In a shared network the plugin is reachable only on the ports that it may serve.
 func TestGivenCgroupServes(t *testing.T) {
 	group, path := given(t)
 	plugin := settle(t, group, path, python(t), "-c", talker)
@@ -559,12 +559,12 @@ func TestGivenCgroupServes(t *testing.T) {
 	if err != nil || u.SentBytes < 6 || u.Connections != 0 {
 		t.Errorf("usage %+v, %v", u, err)
 	}
-	// The shut door ends it, and lets nothing in by another.
+	// Blocking ends it, and admits no other.
 	if err := r.Block(true); err != nil {
 		t.Fatal(err)
 	}
 	if got := plugin.ask(`held[1].recv(1)`); got != "ECONNABORTED" {
-		t.Errorf("with the door shut the served connection ended with %s", got)
+		t.Errorf("with the plugin blocked the served connection ended with %s", got)
 	}
 	if _, err := conn.Read(buffer); err == nil {
 		t.Error("the visitor's connection stands")
@@ -588,7 +588,7 @@ func TestGivenCgroupServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := plugin.ask(`held[-1].recv(1)`); got == "ok" {
-		t.Error("what was sent to a shut door came in")
+		t.Error("a packet to a blocked plugin was delivered")
 	}
 	if err := r.Block(false); err != nil {
 		t.Fatal(err)
@@ -612,7 +612,7 @@ func TestGivenCgroupServes(t *testing.T) {
 	}
 }
 
-// What runs in a cgroup below the one that was given is confined and counted.
+// Processes in a cgroup below the one that was given are confined and counted.
 func TestDescendants(t *testing.T) {
 	group, path := given(t)
 	if err := os.Mkdir(filepath.Join(group.Path, "below"), 0o700); err != nil {
@@ -719,7 +719,7 @@ func TestTakeOver(t *testing.T) {
 	}
 	next := settle(t, group, path, python(t), "-c", talker)
 	if got := next.ask(`tcp("240.0.0.9", 80)`); got != "ECONNREFUSED" {
-		t.Errorf("who entered the empty cgroup connected with %s", got)
+		t.Errorf("a process that entered the empty cgroup connected with %s", got)
 	}
 	next.end()
 	if err := Detach(state, false); err != nil {
@@ -753,7 +753,7 @@ func TestGoneCgroup(t *testing.T) {
 	}
 }
 
-// A TestSevered that was removed and made again carries no programs: that is noticed.
+// TestSevered detects that a cgroup was removed and made again, and so carries no programs.
 func TestSevered(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})
@@ -784,9 +784,8 @@ func TestSevered(t *testing.T) {
 	}
 }
 
-// A TestRemadeCgroup that was given, removed, and made again at the same path is not
-// taken for protected: that is noticed at the next check, and the next sidecar
-// puts its hooks on the new one.
+// TestRemadeCgroup detects at the next check that a given cgroup was removed and made
+// again at the same path, and has the next sidecar attach its hooks to the new one.
 func TestRemadeCgroup(t *testing.T) {
 	group, path := given(t)
 	config := Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path}
@@ -833,7 +832,7 @@ func TestRemadeCgroup(t *testing.T) {
 
 // Inside a cgroup namespace, as in a container, everything works: with a
 // hierarchy that was mounted again, and with none or one that may not be written
-// to, since then one is mounted. Where that is not allowed it is said what to mount.
+// to, since then one is mounted. Where that is not allowed, the error names the mount to make.
 func TestInsideCgroupNamespace(t *testing.T) {
 	needKernel(t)
 	h, err := hostPlaces.FindCgroupMount()

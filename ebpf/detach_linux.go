@@ -16,7 +16,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
-// linkPrefix tells pinned links from pinned maps.
+// linkPrefix distinguishes pinned links from pinned maps.
 const linkPrefix = "link_"
 
 // Detach removes what a sidecar that is gone left behind for a state directory:
@@ -150,7 +150,7 @@ func leftCgroups(h sandbox.CgroupMount, name, pins string) ([]string, error) {
 }
 
 // ensureOthersEmpty refuses to take programs off any cgroup but one while something
-// runs in it: the sidecar was told of another cgroup before.
+// runs in it: the sidecar was given another cgroup before.
 func ensureOthersEmpty(h sandbox.CgroupMount, pins string, but uint64) error {
 	held, err := linkedCgroups(h, pins)
 	if err != nil {

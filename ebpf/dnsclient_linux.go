@@ -133,7 +133,7 @@ func holderOf(pids []int, link string) (uint32, bool) {
 		if err != nil {
 			continue // it has ended, or may not be looked at
 		}
-		names, _ := f.Readdirnames(maxDescriptors) // what was read counts
+		names, _ := f.Readdirnames(maxDescriptors) // the names that were read count
 		_ = f.Close()
 		for _, name := range names {
 			if seen++; seen > maxDescriptors {

@@ -10,20 +10,20 @@
 //   - A process without capabilities, under a user of its own, that cannot
 //     gain privileges, make namespaces, or ask for what no socket hook sees.
 //
-// When the sidecar is killed, all three stay: connections lead to a port where
-// nobody listens. [Confinement.Close] ends everything in the cgroup before it takes
+// When the sidecar is killed, all three stay: connections are redirected to a port where
+// no process listens. [Confinement.Close] ends everything in the cgroup before it takes
 // the programs off; [Detach] does it for a sidecar that is gone. On a cgroup
 // that was given the programs outlive the sidecar however it ends, until
 // Detach or the end of the cgroup.
 //
-// # What the hooks do
+// # Hooks
 //
-// TCP connects lead to the sidecar's proxy, whatever the address, and the
-// original destination and the caller are written down for [Confinement.Identify]. One
-// to where no rule leads, as [Confinement.AllowConnects] has it, is refused at once with
+// TCP connects are redirected to the sidecar's proxy, whatever the address, and the
+// original destination and the caller are written down for [Confinement.Identify]. A
+// connect to a destination without a rule ([Confinement.AllowConnects]) is refused at once with
 // ECONNREFUSED (before Linux 6.1: EPERM), so that a program that probes for an
 // open port does not take the sidecar's for it.
-// Port 53 of any server, UDP and TCP, leads to the sidecar's resolver, and its
+// Port 53 of any server, UDP and TCP, is redirected to the sidecar's resolver, and its
 // answers seem to come from the server that was asked. A UDP connect succeeds
 // and goes nowhere, because C libraries probe addresses so; data sent on it is
 // refused with EPERM, as is every other datagram. Sockets that are neither TCP
@@ -43,15 +43,15 @@
 // to: the iterators that look for foreign sockets do not see it either. /proc has
 // to show the sidecar's own namespace.
 //
-// # What stays possible, and what does not
+// # Operations that stay possible, and those that do not
 //
 // In its own namespace the plugin's loopback is its own: it may bind, listen
 // and connect there, by TCP, UDP and abstract Unix sockets, and none of it
 // counts. The loopback has the addresses of [PluginAddresses] beside 127.0.0.0/8
 // and ::1, and every port of it may be bound without a privilege. Socket pairs work everywhere. Unix sockets with a path are refused,
 // also the plugin's own, but for those of [Confinement.AllowSockets]: the kernel's hook
-// sees the name that was given and not the socket that it leads to, and a link
-// would lead it to any socket of the host. A kernel before 6.7 has no such hook;
+// sees the name that was given and not the socket that it resolves to, and a link
+// could resolve to any socket of the host. A kernel before 6.7 has no such hook;
 // there the plugin gets no Unix sockets but pairs. Programs that build sandboxes
 // of their own (namespaces in clone or unshare) do not run.
 //
@@ -74,7 +74,7 @@
 //
 // A [Rootless] needs neither BPF nor root: user, network, process, mount and IPC
 // namespaces, the same system call filter and the same file rules. It meters
-// nothing. [Rootless.Limits] says what else it lacks.
+// nothing. [Rootless.Limits] lists what else it lacks.
 //
 // # Limits
 //

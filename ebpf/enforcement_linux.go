@@ -12,7 +12,7 @@ import (
 
 const (
 	// stopSlice is for how long a throttled plugin is stopped at a time, if
-	// its limit lets anything through in it.
+	// its limit allows anything in it.
 	stopSlice = 25 * time.Millisecond
 	// recoveryTime is for how long a limit that refuses must not have refused to be
 	// taken for recovered: senders come back in bursts.

@@ -70,7 +70,7 @@ func TestWhoCrossed(t *testing.T) {
 				named = crossedBy(t, kind)
 			}
 			if !named {
-				t.Error("no crossing says whose it is")
+				t.Error("no crossing names its process")
 			}
 		})
 	}

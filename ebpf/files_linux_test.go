@@ -50,7 +50,7 @@ func hold(args []string) error {
 	return unix.Dup3(fd, 100, 0)
 }
 
-// held says whether what hold holds is still connected.
+// held reports whether what hold holds is still connected.
 func held([]string) error {
 	_, err := unix.SendmsgN(100, []byte("x"), nil, nil, unix.MSG_NOSIGNAL)
 	return err
@@ -280,7 +280,7 @@ func mkdir(t *testing.T, dir, name string) string {
 	return path
 }
 
-// Nothing starts while the plugin's user could read what is the sidecar's.
+// A start is refused while the plugin's user could read the sidecar's files.
 func TestPrivateIsUnreadable(t *testing.T) {
 	dir := publicDir(t)
 	file, folder := filepath.Join(dir, "secret-id"), mkdir(t, dir, "state")

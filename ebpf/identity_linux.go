@@ -12,7 +12,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// Identify says who opened a connection that the sidecar accepted, from what the
+// Identify returns who opened a connection that the sidecar accepted, from what the
 // programs wrote down before its first packet left. The entry is taken: asked
 // again, about the same connection or one that gets the same ports later, the
 // answer is no. False means that the plugin did not open it, and it is to be

@@ -70,7 +70,7 @@ func (a Action) String() string {
 
 // Limit is what the plugin may use of something, enforced by the kernel.
 type Limit struct {
-	// Name tells limits of one kind apart, and is what a limit's standing is
+	// Name distinguishes limits of one kind, and is the key that a limit's standing is
 	// kept under when [Confinement.Limit] replaces the limits.
 	Name string
 	// Kind is what is counted.
@@ -84,7 +84,7 @@ type Limit struct {
 	// kept: the higher of the two counts.
 	Used uint64
 	// Debt is how much of a rate is in use when the kernel begins to count it, as
-	// the time in which the rate lets that through. The standing of one that the
+	// the time in which the rate allows as much. The standing of one that the
 	// kernel counts already is not changed by it.
 	Debt time.Duration
 	// Action is what happens at the limit.
@@ -101,7 +101,7 @@ type LimitUsage struct {
 	Used uint64
 }
 
-// LimitEvent says that a limit began to refuse, or that it has recovered.
+// LimitEvent reports that a limit began to refuse, or that it has recovered.
 type LimitEvent struct {
 	Time  time.Time
 	Limit Limit
@@ -109,7 +109,7 @@ type LimitEvent struct {
 	// Recovered.
 	PID  uint32
 	Comm string
-	// Recovered says that the limit allows again. It ends the crossing
+	// Recovered reports that the limit allows again. It ends the crossing
 	// that was reported before.
 	Recovered bool
 }

@@ -112,7 +112,7 @@ func checkLimits(limits []Limit) error {
 
 // compileLimit is a limit as the programs hold it, but for its slot.
 func compileLimit(l Limit, cpus uint64) hooksLimit {
-	l.Count = min(l.Count, forever) // nobody gets as far
+	l.Count = min(l.Count, forever) // a larger count is never reached
 	k := hooksLimit{Count: l.Count, Name: l.digest(), Set: 1}
 	if l.Period == 0 || l.Count == 0 {
 		k.Depth, k.Mult = k.Count, 1
@@ -354,7 +354,7 @@ func (l *limitTable) replace(limits []Limit) error {
 	return nil
 }
 
-// arrange puts limits where the programs look, and says what is there in a word.
+// arrange writes limits to the map of the programs, and returns the word that describes them.
 // Within a kind, those that end the plugin come last: nothing that a later one
 // refuses is charged to them.
 func arrange(next []placedLimit) (entries [kinds * MaxLimits]hooksLimit, word uint32) {

@@ -349,7 +349,7 @@ func TestStopAndResume(t *testing.T) {
 	}
 }
 
-// What is started beyond a limit on processes does not get to run.
+// A process beyond a limit on processes does not get to run.
 func TestProcessLimit(t *testing.T) {
 	t.Run("host view", func(t *testing.T) { testProcessLimit(t, nil) })
 	// The process that starts the program there, and the program, do not count.
@@ -363,7 +363,7 @@ func testProcessLimit(t *testing.T, change func(*Config)) {
 	if got := s.ok(s.command(sandbox.Command{Path: "/bin/sh", Args: []string{"sh", "-c", twenty}})); got != "7" {
 		t.Errorf("%s of 20 processes ran, 7 may", got)
 	}
-	if u := s.used(); u.Processes != 7 { // what was not let run was not started
+	if u := s.used(); u.Processes != 7 { // a process that did not run was not started
 		t.Errorf("%d processes are counted", u.Processes)
 	}
 	becomes(t, "crossing", func() bool { return slices.Equal(s.crossed(), []string{"few over"}) })
@@ -641,7 +641,7 @@ func TestStopOutlivesSidecar(t *testing.T) {
 	}
 }
 
-// What a caller froze stays frozen when a limit would let it run.
+// A plugin that a caller froze stays frozen when a limit would let it run.
 func TestFreezeAndStop(t *testing.T) {
 	s := newStoppable(t, nil)
 	s.limit(Limit{Name: "stop", Kind: LimitConnections, Count: 10, Period: time.Second, Action: ActionStop})
@@ -745,7 +745,7 @@ assert n == 3 << 20, n`
 				bytes = float64(u.ReceivedBytes)
 			}
 			t.Logf("%.0f bytes in %v, at most %.0f; %v", bytes, elapsed, l.permits(elapsed), s.crossed())
-			if most := l.permits(elapsed) + 5000; bytes > most { // what carries no payload passes
+			if most := l.permits(elapsed) + 5000; bytes > most { // packets without payload pass
 				t.Errorf("%.0f bytes, at most %.0f", bytes, most)
 			}
 		})
@@ -805,7 +805,7 @@ func TestLimitsAreChecked(t *testing.T) {
 	}
 }
 
-// What hostile plugins try: a segmented datagram, one larger than its rate,
+// Attempts of hostile plugins: a segmented datagram, one larger than its rate,
 // corked pieces, a limit of nothing, and a limit of everything.
 func TestOddLimits(t *testing.T) {
 	s := newStoppable(t, nil)

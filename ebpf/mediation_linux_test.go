@@ -45,8 +45,8 @@ func storm(args []string) error {
 	return err
 }
 
-// unexplained is the difference between the connections that the kernel let
-// through and those that it can account for.
+// unexplained is the difference between the connections that the kernel
+// allowed and those that it can account for.
 func (r *harness) unexplained() (difference int64, u Usage, strays []UnmediatedConn) {
 	r.t.Helper()
 	u, err := r.Usage()
@@ -75,7 +75,7 @@ func TestMediationIsComplete(t *testing.T) {
 		}
 	}()
 	r.ok(r.run("storm", strconv.Itoa(n)))
-	// What the plugin closed in good order may still wait to be accepted.
+	// A connection that the plugin closed in good order may still wait to be accepted.
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if u, err := r.Usage(); err != nil || u.Pending == 0 {
 			break
@@ -139,8 +139,8 @@ func TestStrays(t *testing.T) {
 	}
 }
 
-// What the sidecar ends without asking does not fill the table for ever, and
-// what it still holds stays an unmediated connection of one and the same time.
+// A connection that the sidecar ends without asking does not fill the table for ever, and
+// one that it still holds stays an unmediated connection of one and the same time.
 func TestGoneAreForgotten(t *testing.T) {
 	const room = 16
 	group, path := given(t)

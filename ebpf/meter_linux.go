@@ -104,7 +104,7 @@ func (c *Confinement) Run(ctx context.Context) error {
 	watchers.Go(func() { m.watched <- c.scanLoop(watching) })
 	err = m.loop(ctx, events)
 	stopWatching()
-	watchers.Wait() // what a scan has just found is reported, too
+	watchers.Wait() // the findings of the last scan are reported, too
 	if err == nil {
 		err = m.drain(reader, events)
 	}

@@ -112,7 +112,7 @@ func TestBytesAreTheWires(t *testing.T) {
 func within(t *testing.T, what string, got, want uint64) {
 	t.Helper()
 	if got > want || want-got > 200 {
-		t.Errorf("counted %d bytes %s, the wire says %d", got, what, want)
+		t.Errorf("counted %d bytes %s, the wire carried %d", got, what, want)
 	}
 }
 
@@ -134,7 +134,7 @@ func TestDatagramsAreExact(t *testing.T) {
 	}
 }
 
-// What stays on the plugin's own loopback is nobody's business.
+// Traffic on the plugin's own loopback is neither refused nor counted.
 func TestOwnLoopbackDoesNotCount(t *testing.T) {
 	r := newHarness(t, nil)
 	r.ok(r.command(sandbox.Command{Args: []string{"python3", "-c", `
@@ -270,7 +270,7 @@ for line in sys.stdin:
     print(answer, flush=True)
 `
 
-// The TestDoor door refuses what is new and silences what is open.
+// TestDoor blocks the plugin: new connections are refused, and open ones are silenced.
 func TestDoor(t *testing.T) {
 	r := newHarness(t, nil)
 	ask, end := r.dialogue("python3", "python3", "-c", talker)
@@ -298,7 +298,7 @@ func TestDoor(t *testing.T) {
 		`udp("240.0.0.9", 80)`:   "EPERM",
 		`dns()`:                  "EPERM",
 		`unix("/nowhere")`:       "EPERM",
-		`unix("\0own")`:          "ECONNREFUSED", // nobody listens; abstract names lead nowhere else
+		`unix("\0own")`:          "ECONNREFUSED", // no listener; abstract names stay within the namespace
 		`held[0].send(b"more")`:  "ok",           // it stays in the plugin's send buffer
 		`listen(8080)`:           "ok",
 		`tcp("127.0.0.1", 8080)`: "EPERM",
@@ -311,9 +311,9 @@ func TestDoor(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n, err := conn.Read(buffer); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("read %d bytes through the shut door, %v", n, err)
+		t.Errorf("read %d bytes while the plugin was blocked, %v", n, err)
 	}
-	// What the sidecar closes, the plugin sees closed.
+	// The plugin sees the close of the sidecar.
 	if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func TestDoor(t *testing.T) {
 	}
 }
 
-// A TestDoorStaysShut that was shut before the hooks were attached is shut when they do.
+// TestDoorStaysShut blocks the plugin before the hooks are attached; it is still blocked afterwards.
 func TestDoorStaysShut(t *testing.T) {
 	needKernel(t)
 	c, err := New(Config{StateDir: t.TempDir()})
@@ -521,6 +521,6 @@ func TestFoldIsBounded(t *testing.T) {
 		m.denied(sandbox.Denial{Hook: sandbox.HookSendmsg, Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 1}), uint16(i)), Count: 1})
 	}
 	if told != maxDistinct || m.confinement.droppedDenials.Load() != 9*maxDistinct {
-		t.Errorf("told of %d, %d unheard", told, m.confinement.droppedDenials.Load())
+		t.Errorf("received %d, dropped %d", told, m.confinement.droppedDenials.Load())
 	}
 }

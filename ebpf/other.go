@@ -21,7 +21,7 @@ func Detach(string, bool) error { return sandbox.ErrUnsupported }
 // BlockLeftover returns [sandbox.ErrUnsupported].
 func BlockLeftover(string, bool) (Leftover, error) { return Leftover{}, sandbox.ErrUnsupported }
 
-// Probe says that confinement is missing.
+// Probe reports that confinement is missing.
 func Probe() []Finding {
 	return []Finding{{
 		Name: "platform", Err: sandbox.ErrUnsupported, Required: true,
@@ -52,7 +52,7 @@ func (*Confinement) Start(sandbox.Command) (*sandbox.Process, error) {
 	return nil, sandbox.ErrUnsupported
 }
 
-// Identify knows nobody.
+// Identify returns no process.
 func (*Confinement) Identify(net.Conn) (Peer, bool) { return Peer{}, false }
 
 // Block returns [sandbox.ErrUnsupported].
@@ -61,7 +61,7 @@ func (*Confinement) Block(bool) error { return sandbox.ErrUnsupported }
 // AllowSockets returns [sandbox.ErrUnsupported].
 func (*Confinement) AllowSockets([]string) error { return sandbox.ErrUnsupported }
 
-// DNSClient finds nobody.
+// DNSClient returns no process.
 func (*Confinement) DNSClient(net.Addr) (Peer, bool) { return Peer{}, false }
 
 // CutDirect returns [sandbox.ErrUnsupported].
@@ -112,5 +112,5 @@ func (*Confinement) Listening() (map[uint16]bool, error) { return nil, sandbox.E
 // Flush does nothing.
 func (*Confinement) Flush(context.Context) {}
 
-// UsedBefore knows nothing.
+// UsedBefore returns no usage.
 func (*Confinement) UsedBefore(Limit) (LimitUsage, bool) { return LimitUsage{}, false }

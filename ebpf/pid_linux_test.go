@@ -198,8 +198,8 @@ func TestForeignProc(t *testing.T) {
 	}
 }
 
-// A TestInvisibleProcesses with a process that the sidecar does not see is not taken: its
-// sockets would not be found.
+// TestInvisibleProcesses refuses a cgroup with a process that the sidecar does not see,
+// whose sockets would not be found.
 func TestInvisibleProcesses(t *testing.T) {
 	testenv.Require(t, testenv.Program("unshare"))
 	const cgroupName = "CHAPERONE_TEST_CGROUP"

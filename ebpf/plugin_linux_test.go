@@ -50,7 +50,7 @@ func plugin(args []string) error {
 	return f(args[1:])
 }
 
-// get connects, says hello and prints the answer, with its idea of the peer.
+// get connects, sends hello and prints the answer, with its idea of the peer.
 func get(args []string) error {
 	if args[0] == "mapped" {
 		return getMapped(netip.MustParseAddrPort(args[1]))
@@ -97,7 +97,7 @@ func getMapped(to netip.AddrPort) error {
 	return nil
 }
 
-// closeEarly connects, says hello and is gone.
+// closeEarly connects, sends hello and is gone.
 func closeEarly(args []string) error {
 	conn, err := net.Dial("tcp", args[0])
 	if err != nil {
@@ -729,7 +729,7 @@ func leaveCgroup(args []string) error {
 	return os.WriteFile(args[0], []byte(strconv.Itoa(os.Getpid())), 0)
 }
 
-// bornOutside starts a process straight in another cgroup (clone3), and says how
+// bornOutside starts a process straight in another cgroup (clone3), and returns how
 // it ended.
 func bornOutside(args []string) error {
 	dir, err := os.Open(args[0])
@@ -783,7 +783,7 @@ func dial(args []string) error {
 	return err
 }
 
-// content says what a file holds.
+// content returns what a file holds.
 func content(args []string) error {
 	text, err := os.ReadFile(args[0])
 	if err == nil && len(text) == 0 {
@@ -807,7 +807,7 @@ func leaveDaemon(args []string) error {
 	return err
 }
 
-// tryFence tries to make a rootless sandbox, and says how the error names itself.
+// tryFence tries to make a rootless sandbox, and returns the name of the error.
 func tryFence([]string) error {
 	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Proxy: []string{"127.0.0.1:0"}})
 	if err == nil {
@@ -822,7 +822,7 @@ func raiseCore([]string) error {
 	return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20})
 }
 
-// execMemory runs a program that no file holds, which then tries a door.
+// execMemory runs a program that no file holds, which then tries a connect.
 func execMemory([]string) error {
 	fd, err := unix.MemfdCreate("program", 0)
 	if err != nil {

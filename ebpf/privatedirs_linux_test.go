@@ -167,13 +167,13 @@ func TestOwnSocketsWhileShut(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := ask("own-reach stream /tmp/old"); got != "ok" {
-		t.Errorf("with the door shut: %s", got)
+		t.Errorf("with the plugin blocked: %s", got)
 	}
 	if got := ask("unix-own"); got != "ok" {
-		t.Errorf("abstract, with the door shut: %s", got)
+		t.Errorf("abstract, with the plugin blocked: %s", got)
 	}
 	if got := ask("own-reach stream /usr/none"); got != "EPERM" {
-		t.Errorf("elsewhere with the door shut: %s", got)
+		t.Errorf("elsewhere with the plugin blocked: %s", got)
 	}
 	after, err := r.Usage()
 	if err != nil || after.Refused != before.Refused+1 {
@@ -405,7 +405,7 @@ func TestOwnSocketsElsewhere(t *testing.T) {
 			step("own-reach stream sub/l", "ok")
 			step("own-reach stream link/l", "ok")
 
-			// What lies under the name later is not what is reached.
+			// The socket that takes the name later is not the one that is reached.
 			step("own-rename p moved", "ok")
 			step("own-symlink "+hosts+" p", "ok")
 			step("own-reach stream "+dir+"/p", "ok")
@@ -417,7 +417,7 @@ func TestOwnSocketsElsewhere(t *testing.T) {
 			step("own-remove link", "ok")
 			step("own-symlink / link", "ok")
 			step("own-reach stream link/l", "ok")
-			step("own-serve dgram d", "ok") // nobody listens on it
+			step("own-serve dgram d", "ok") // without a listener
 			step("own-reach sendto d", "EPERM")
 
 			// A closed socket is forgotten, and its path is the next one's at once.

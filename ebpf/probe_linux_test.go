@@ -14,7 +14,7 @@ func TestProbe(t *testing.T) {
 			t.Errorf("%s: %v", f.Name, f.Err)
 		}
 		if f.Lost == "" || f.Remedy == "" {
-			t.Errorf("%s says nothing of what is lost, or what to do", f.Name)
+			t.Errorf("%s lacks what is lost, or what to do", f.Name)
 		}
 	}
 	for _, name := range []string{
@@ -24,7 +24,7 @@ func TestProbe(t *testing.T) {
 		"process ids", "processes identified", "programs identified", "holders of foreign sockets ended",
 	} {
 		if !slices.ContainsFunc(findings, func(f Finding) bool { return f.Name == name }) {
-			t.Errorf("nothing was found out about %s", name)
+			t.Errorf("no finding about %s", name)
 		}
 	}
 }

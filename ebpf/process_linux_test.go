@@ -158,7 +158,7 @@ func shelter(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(file, []byte("-500"), 0); errors.Is(err, os.ErrPermission) {
-		t.Log("what the plugin does not inherit could not be set up:", err)
+		t.Log("attributes that the plugin does not inherit could not be set up:", err)
 	} else if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +336,7 @@ while True: time.sleep(0.01)
 	}
 }
 
-// What CMD leaves in the background ends with it.
+// Processes that CMD leaves in the background end with it.
 func TestNothingOutlives(t *testing.T) {
 	r := newHarness(t, nil)
 	out := r.ok(r.command(sandbox.Command{Args: []string{

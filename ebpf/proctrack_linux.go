@@ -21,7 +21,7 @@ import (
 // (bpf/proctrack.bpf.c).
 const stillAlive = 1
 
-// proctrackFindings says what a kernel's age removes from following processes and
+// proctrackFindings returns what an older kernel lacks for following processes and
 // ending sockets. The programs load without: they look for each function by its
 // name in the kernel's own types, as is done here.
 func proctrackFindings() []Finding {
@@ -47,7 +47,7 @@ func proctrackFindings() []Finding {
 	}}
 }
 
-// setTarget tells programs that follow tasks which cgroup is the plugin's. In one of
+// setTarget sets the plugin's cgroup in programs that follow tasks. In one of
 // our own there are no cgroups below it.
 func setTarget(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error {
 	if _, ok := spec.Variables["cgroup_id"]; !ok {
@@ -61,7 +61,7 @@ func setTarget(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error
 		spec.Variables["cgroup_id"].Set(group.ID),
 		spec.Variables["descendants"].Set(descendants),
 	}
-	if v, ok := spec.Variables["may_signal"]; ok { // what follows tasks always may
+	if v, ok := spec.Variables["may_signal"]; ok { // programs that follow tasks always may
 		errs = append(errs, v.Set(uint32(1)))
 	}
 	return errors.Join(errs...)

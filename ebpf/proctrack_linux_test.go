@@ -66,7 +66,7 @@ func guestIn(t *testing.T, n *sandbox.Network, group *sandbox.Cgroup, program st
 	return command, out
 }
 
-// end waits for a process and says how it ended.
+// end waits for a process and returns how it ended.
 func end(t *testing.T, command *exec.Cmd) string {
 	t.Helper()
 	timer := time.AfterFunc(10*time.Second, func() {

@@ -200,7 +200,7 @@ func (w *collection) loadHalves(spec *ebpf.CollectionSpec) (*ebpf.Collection, er
 	return whole, nil
 }
 
-// explain says what could not be done, and what an operator can mend.
+// explain returns what failed, and what an operator can mend.
 func explain(what string, err error) error {
 	if err == nil {
 		return nil
@@ -239,7 +239,7 @@ func (w *collection) loadUnix() error {
 	return nil
 }
 
-// configure tells the programs where the sidecar listens.
+// configure passes the sidecar's listening addresses to the programs.
 func (w *collection) configure(n *sandbox.Network, own bool, ends Endpoints, serve []uint16) error {
 	setting := hooksSetting{Netns: n.Cookie}
 	if own {
@@ -368,7 +368,7 @@ func linkedTo(l link.Link) uint64 {
 	return info.Cgroup().CgroupId
 }
 
-// attachType says which hook a program is for.
+// attachType returns the hook that a program is for.
 func attachType(program string) ebpf.AttachType {
 	types := map[string]ebpf.AttachType{
 		"connect4":     ebpf.AttachCGroupInet4Connect,

@@ -167,7 +167,7 @@ func TestWithoutUnixHooks(t *testing.T) {
 	}
 }
 
-// What the kernel reports holds what the plugin chose; nothing in it may upset
+// A report of the kernel holds bytes that the plugin chose; none of them may upset
 // the reader.
 func FuzzDecode(f *testing.F) {
 	f.Add(uint8(1), uint8(2), uint8(6), uint8(0), uint8(1), uint32(0), []byte("path"), []byte("comm"))

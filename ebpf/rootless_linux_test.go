@@ -24,10 +24,10 @@ import (
 // fencerName as argv[0] makes the test binary the sidecar of a rootless sandbox.
 const fencerName = "chaperone-test-fencer"
 
-// nobody is an ordinary user.
+// The user nobody is an ordinary one.
 const nobody = 65534
 
-// fenced is what a fencer says first.
+// fenced is what a fencer writes first.
 type fenced struct {
 	Err       string
 	PID       int
@@ -36,7 +36,7 @@ type fenced struct {
 }
 
 // fencer makes a rootless sandbox and starts the test binary in it, which has its standard
-// input and output; on standard error it says what it made.
+// input and output; on standard error it reports what it made.
 func fencer(private []string, args ...string) error {
 	say := json.NewEncoder(os.Stderr)
 	denials := make(chan sandbox.Denial, 100)
@@ -236,7 +236,7 @@ func TestFencePrivileges(t *testing.T) {
 	}
 }
 
-// What a plugin leaves in the background ends with it, and with a sidecar that
+// A process that a plugin leaves in the background ends with it, and with a sidecar that
 // is killed.
 func TestFenceEndsEverything(t *testing.T) {
 	for _, how := range []string{"by itself", "with its sidecar"} {
@@ -248,7 +248,7 @@ func TestFenceEndsEverything(t *testing.T) {
 				t.Fatalf("%v %s", err, made.Err)
 			}
 			if !stdout.Scan() || sleeping(marker) == 0 {
-				t.Fatalf("nothing is left behind: %s", stdout.Text())
+				t.Fatalf("no process is left behind: %s", stdout.Text())
 			}
 			if how == "by itself" {
 				_ = stdin.Close()
@@ -266,7 +266,7 @@ func TestFenceEndsEverything(t *testing.T) {
 	}
 }
 
-// sleeping counts the processes that sleep for as long as a marker says.
+// sleeping counts the processes that sleep for as long as a marker specifies.
 func sleeping(marker string) int {
 	n := 0
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -379,7 +379,7 @@ func TestFenceSignalsAndKill(t *testing.T) {
 	}
 }
 
-// What the plugin serves is reached from outside.
+// A port that the plugin serves is reached from outside.
 func TestFenceDial(t *testing.T) {
 	f := newFence(t)
 	read, write, err := os.Pipe()
@@ -388,7 +388,7 @@ func TestFenceDial(t *testing.T) {
 	}
 	defer read.Close()
 	if _, err := f.DialContext(t.Context(), "tcp", "127.0.0.1:8080"); err == nil || !strings.Contains(err.Error(), "refused") {
-		t.Errorf("nobody serves: %v", err)
+		t.Errorf("no server: %v", err)
 	}
 	p, err := f.Start(sandbox.Command{Env: pluginEnv(), Stdout: write, Args: []string{"/usr/bin/python3", "-c", `
 import socket
@@ -417,7 +417,7 @@ c, _ = l.accept(); c.sendall(b"served"); c.close()`}})
 	}
 }
 
-// Where there does not exist to be had, that is what the error says: in a confinement, whose
+// Where no sandbox can be made, the error reports it: in a confinement, whose
 // filter refuses namespaces.
 func TestNoFence(t *testing.T) {
 	r := newHarness(t, nil)

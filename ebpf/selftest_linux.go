@@ -33,7 +33,7 @@ type probeProcess struct {
 	answers     *os.File
 	lines       *bufio.Scanner
 	served      chan error
-	peer        atomic.Pointer[Peer] // who connected last
+	peer        atomic.Pointer[Peer] // the last process that connected
 }
 
 // newProbeProcess makes a confinement with all hooks up, and starts nothing in it.
@@ -321,7 +321,7 @@ func (s *probeProcess) files() error {
 	return errors.Join(err, ended)
 }
 
-// finish ends the process, unless it has ended, and says how.
+// finish ends the process, unless it has ended, and returns how.
 func (s *probeProcess) finish() (int, error) {
 	if s.process == nil {
 		return 0, nil

@@ -57,8 +57,8 @@ func handed(t *testing.T, group *sandbox.Cgroup, n *sandbox.Network, socket *os.
 	return r
 }
 
-// What was made outside the cgroup and handed in is ended: connections by their
-// socket, so that the holder hears of it, what is not connected with the holder.
+// A socket that was made outside the cgroup and handed in is ended: a connected one by
+// itself, so that its holder sees the error, and another one with its holder.
 func TestForeignSockets(t *testing.T) {
 	group, path := given(t)
 	n, err := sandbox.OpenNetwork(path)

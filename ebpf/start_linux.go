@@ -46,7 +46,7 @@ func (c *Confinement) start(command sandbox.Command, selfTest uint) (*sandbox.Pr
 	return p, nil
 }
 
-// processConfig says in what a program runs. A self-test sees the host's files.
+// processConfig returns the sandbox that a program runs in. A self-test sees the host's files.
 func (c *Confinement) processConfig(command sandbox.Command, selfTest uint) (sandbox.ProcessConfig, error) {
 	config := sandbox.ProcessConfig{
 		Cgroup: c.group, Network: c.network, User: &c.user, Private: c.private(), SelfTest: selfTest,

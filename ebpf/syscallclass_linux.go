@@ -15,7 +15,7 @@ const (
 // classForks marks calls that return in what they made, too: that return is no call.
 const classForks = 0x80
 
-// tableSize is how many numbers the counting program can tell apart; the ones
+// tableSize is how many numbers the counting program can distinguish; the ones
 // beyond count as other.
 const tableSize = 512
 

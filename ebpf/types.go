@@ -18,14 +18,14 @@ const DefaultInterval = 250 * time.Millisecond
 // MaxServed is how many ports [Config.Serve] may name.
 const MaxServed = 64
 
-// Errors that callers tell apart.
+// Errors that callers distinguish.
 var (
-	// ErrPopulated says that a sidecar that is gone left processes behind. They
+	// ErrPopulated reports that a sidecar that is gone left processes behind. They
 	// are blocked; [Detach] ends them.
 	ErrPopulated = errors.New("the cgroup of an earlier sidecar still holds processes")
-	// ErrNotAttached says that the programs are not on the cgroup yet.
+	// ErrNotAttached reports that the programs are not on the cgroup yet.
 	ErrNotAttached = errors.New("the kernel programs are not attached")
-	// ErrDetached says that a program came off the cgroup, which happens when
+	// ErrDetached reports that a program came off the cgroup, which happens when
 	// somebody removes the cgroup: one made again at the same path is not
 	// protected.
 	ErrDetached = errors.New("a kernel program is no longer on the cgroup")
@@ -72,7 +72,7 @@ const (
 	DirectCut   DirectState = "cut"
 )
 
-// Config says what to confine and how. Only StateDir has no default.
+// Config is what to confine and how. Only StateDir has no default.
 type Config struct {
 	// Plugin is the plugin's name, for messages.
 	Plugin string
@@ -225,7 +225,7 @@ type Peer struct {
 	Exe string
 	// Original is the destination that the plugin dialled.
 	Original netip.AddrPort
-	// Explicit says that it dialled the sidecar's proxy itself.
+	// Explicit reports that it dialled the sidecar's proxy itself.
 	Explicit bool
 	// Cookie is the kernel's number of the plugin's socket, for
 	// [Confinement.Attribute].
@@ -275,7 +275,7 @@ type UnmediatedConn struct {
 	Original netip.AddrPort
 	// Since is when the connection was allowed, or found.
 	Since time.Time
-	// Why says why it counts as an unmediated connection.
+	// Why is the reason that it counts as an unmediated connection.
 	Why string
 }
 
@@ -301,21 +301,21 @@ type Info struct {
 
 // Finding is the result of one check of [Probe].
 type Finding struct {
-	// Name says what was checked.
+	// Name is what was checked.
 	Name string
 	// Err is nil when it is there and works.
 	Err error
-	// Required says that without it nothing can be confined.
+	// Required reports that confinement is impossible without it.
 	Required bool
-	// Lost says what does not work without it.
+	// Lost is what does not work without it.
 	Lost string
-	// Remedy says what to do about it.
+	// Remedy is what to do about it.
 	Remedy string
 }
 
 // Leftover is what [BlockLeftover] found of a sidecar.
 type Leftover struct {
-	Blocked   bool     // its programs are pinned, and their door is shut now
+	Blocked   bool     // its programs are pinned, and block the plugin now
 	Cgroups   []string // that the programs are on
 	Populated bool     // processes are in one of them
 	Killed    bool     // those that were in the sidecar's own cgroup were killed

@@ -27,7 +27,7 @@ const maxSocketPath = 107
 // MaxSockets is how many Unix sockets [Confinement.AllowSockets] may name.
 const MaxSockets = 256
 
-// allowlist is what [Confinement.AllowSockets] was told last.
+// allowlist is the last list that [Confinement.AllowSockets] was given.
 type allowlist struct {
 	wanted  []string
 	refused map[string]error // those of them that are not allowed, and why
@@ -40,9 +40,9 @@ type allowlist struct {
 // server bound its socket under that very name.
 //
 // The kernel's hook sees the name that a program gives, byte for byte, and not
-// the socket that it leads to. A path is therefore allowed only as long as
-// it leads where it says: absolute, without links, dots and empty parts, and
-// through directories that nobody but root and the sidecar's user can change,
+// the socket that it resolves to. A path is therefore allowed only as long as
+// it resolves to itself: absolute, without links, dots and empty parts, and
+// through directories that only root and the sidecar's user can change,
 // which rules out /tmp. A name that starts with @ is abstract; those of the host
 // can be reached with [Config.HostNetwork] only, and anybody there can take one
 // whose owner is away. The sidecar's own sockets are never allowed.
@@ -79,7 +79,7 @@ func (c *Confinement) mayAllow(paths []string) error {
 	case len(paths) > MaxSockets:
 		return fmt.Errorf("%d names, at most %d are possible", len(paths), MaxSockets)
 	case c.programs.unix == nil:
-		return errors.New("the kernel has no hooks for Unix sockets (Linux 6.7), so that none can be told from another")
+		return errors.New("the kernel has no hooks for Unix sockets (Linux 6.7), so that they cannot be allowed one by one")
 	case !c.group.Own:
 		return errors.New("the plugin was not started by Chaperone, and may see other files under the same names")
 	case c.user.Same:
@@ -126,26 +126,26 @@ func (c *Confinement) recheckAllowlist() {
 	doubts, err := c.checkAllowlist()
 	if err != nil {
 		// Entries that are not renewed expire.
-		c.config.Logger.Error("the plugin's Unix sockets could not be looked at", zap.Error(err))
+		c.config.Logger.Error("Unix socket allowlist check failed", zap.Error(err))
 	}
 	c.allowlist.refused = doubts
 	for _, path := range c.allowlist.wanted {
 		doubt := doubts[path]
 		switch {
 		case doubt != nil && before[path] == nil:
-			c.config.Logger.Warn("a Unix socket of the plugin's is refused from now on", zap.Error(doubt))
+			c.config.Logger.Warn("Unix socket no longer allowed", zap.Error(doubt))
 			select {
 			case c.denials <- sandbox.Denial{Time: time.Now(), Hook: sandbox.HookConnectUnix, Cause: sandbox.CauseUntrusted, Family: "unix", Path: path, Count: 1}:
 			default:
 				c.droppedDenials.Add(1)
 			}
 		case doubt == nil && before[path] != nil:
-			c.config.Logger.Info("a Unix socket of the plugin's is let through from now on", zap.String("socket", path))
+			c.config.Logger.Info("Unix socket allowed", zap.String("socket", path))
 		}
 	}
 }
 
-// checkAllowlist lets each wanted name through or not, and returns why not.
+// checkAllowlist allows or refuses each wanted name, and returns why it refuses one.
 func (c *Confinement) checkAllowlist() (doubts map[string]error, err error) {
 	doubts = make(map[string]error)
 	private := c.private()
@@ -162,7 +162,7 @@ func (c *Confinement) checkAllowlist() (doubts map[string]error, err error) {
 	return doubts, err
 }
 
-// setSocket lets a name through until the lease ends, or no longer.
+// setSocket allows a name until the lease ends, or refuses it from now on.
 func (c *Confinement) setSocket(path string, allowed bool) error {
 	key := unixSocketName{Length: uint32(len(path))}
 	if len(path) > len(key.Bytes) {
@@ -189,7 +189,7 @@ func (c *Confinement) setSocket(path string, allowed bool) error {
 	return nil
 }
 
-// trust says why a name may lead elsewhere than it says; nil: it may not.
+// trust returns why a name could resolve to another file; nil: it cannot.
 func (c *Confinement) trust(path string, private []string) error {
 	if name, ok := strings.CutPrefix(path, "@"); ok {
 		switch {
@@ -233,7 +233,7 @@ func trustSocket(path string, private []string) error {
 	case err != nil:
 		return fmt.Errorf("inspect: %w", err)
 	case info.Mode()&os.ModeSymlink != 0:
-		return fmt.Errorf("it is a link; name what it leads to: %s", resolveTarget(path))
+		return fmt.Errorf("it is a link; name its target: %s", resolveTarget(path))
 	case info.Mode()&os.ModeSocket == 0:
 		return errors.New("it is not a socket")
 	}
@@ -245,8 +245,8 @@ func trustSocket(path string, private []string) error {
 	return nil
 }
 
-// stablePath says who else could change what is in a directory; nil: nobody but root
-// and the sidecar's user.
+// stablePath returns who else could change what is in a directory; nil: only root
+// and the sidecar's user can.
 func (c *Confinement) stablePath(dir string) error {
 	var stat unix.Stat_t
 	if err := unix.Lstat(dir, &stat); err != nil {
@@ -255,7 +255,7 @@ func (c *Confinement) stablePath(dir string) error {
 	uid := int(stat.Uid)
 	switch {
 	case stat.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return fmt.Errorf("%s is a link; name what it leads to: %s", dir, resolveTarget(dir))
+		return fmt.Errorf("%s is a link; name its target: %s", dir, resolveTarget(dir))
 	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s is not a directory", dir)
 	case uid != 0 && uid != os.Geteuid() || uid == c.user.UID:

@@ -111,12 +111,12 @@ func TestAllowedSockets(t *testing.T) {
 			t.Errorf("%s with %v ended with %s, want %s", step.attempt, step.allow, got, step.want)
 		}
 	}
-	// The door shuts allowed names as well.
+	// Blocking refuses allowed names as well.
 	if err := errors.Join(r.AllowSockets(all), r.Block(true)); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask("unix " + stream); got != "EPERM" {
-		t.Errorf("with the door shut: %s", got)
+		t.Errorf("with the plugin blocked: %s", got)
 	}
 	if err := r.Block(false); err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func TestAllowedSockets(t *testing.T) {
 	}
 	ask("unix " + stream)
 	if after, err := r.Usage(); err != nil || after.Refused != before.Refused {
-		t.Errorf("what is allowed counts as refused: %d, %v", after.Refused-before.Refused, err)
+		t.Errorf("an allowed use counts as refused: %d, %v", after.Refused-before.Refused, err)
 	}
 	end()
 	allowed := 0
@@ -144,7 +144,7 @@ func TestAllowedSockets(t *testing.T) {
 	}
 }
 
-// A TestSocketLeaseEnds counts only as long as somebody vouches for it.
+// TestSocketLeaseEnds refuses a name when its lease is not renewed.
 func TestSocketLeaseEnds(t *testing.T) {
 	r := newHarness(t, nil)
 	path := filepath.Join(steadyDir(t), "s")
@@ -202,7 +202,7 @@ func TestUntrustedSockets(t *testing.T) {
 		"/no/such/directory/s":              "inspect /no",
 		dir + "/link/s":                     "is a link",
 		dir + "/alias":                      "is a link",
-		"/var/run/docker.sock":              "/var/run is a link; name what it leads to: /run",
+		"/var/run/docker.sock":              "/var/run is a link; name its target: /run",
 		dir + "/file":                       "not a socket",
 		dir + "/file/s":                     "not a directory",
 		"/tmp/s":                            "can be changed",
@@ -223,7 +223,7 @@ func TestUntrustedSockets(t *testing.T) {
 		var key unixSocketName
 		var until uint64
 		if r.programs.unix.Maps["sockets"].Iterate().Next(&key, &until) {
-			t.Errorf("%q is let through", path)
+			t.Errorf("%q is allowed", path)
 		}
 	}
 	// One that is not good leaves the others.
@@ -236,7 +236,8 @@ func TestUntrustedSockets(t *testing.T) {
 	}
 }
 
-// A TestSocketIsWatched is removed when its directory changes hands, and comes back.
+// TestSocketIsWatched refuses a socket while other users can write to its
+// directory, and allows it again afterwards.
 func TestSocketIsWatched(t *testing.T) {
 	r := newHarness(t, nil)
 	dir := steadyDir(t)
@@ -271,7 +272,7 @@ func TestSocketIsWatched(t *testing.T) {
 	}
 }
 
-// What is connected to a name ends when the name is removed, and not before.
+// A connection to a name ends when the name is removed, and not before.
 func TestTakenSocketsAreCut(t *testing.T) {
 	r := newHarness(t, nil)
 	dir := steadyDir(t)
@@ -353,7 +354,7 @@ func TestCutInFlight(t *testing.T) {
 				}
 				time.Sleep(2 * checkInterval)
 				if got := ask("1"); got != "ok" {
-					t.Error("the plugin ended all the same")
+					t.Error("the plugin ended nevertheless")
 				}
 				return
 			}
@@ -388,7 +389,7 @@ func TestEveryUseIsRecorded(t *testing.T) {
 	if !reported {
 		t.Error("a use behind many refusals was not reported")
 	}
-	got := "ok" // nobody reads any more
+	got := "ok" // without a reader
 	for i := 0; i < 5000 && got == "ok"; i++ {
 		got = ask("unix " + path)
 	}

@@ -26,7 +26,7 @@ import (
 const freezeTimeout = time.Second
 
 // maxUnowned is at how many looks in a row, a second apart, a connection to a
-// name that was removed may be in nobody's hands.
+// name that was removed may have no holder.
 const maxUnowned = 2
 
 // endUnixConnections ends what the plugin has connected to names that were removed,
@@ -57,7 +57,7 @@ func (c *Confinement) endUnixConnections() (left []string, err error) {
 func (c *Confinement) recheckUnixConnections() {
 	left, err := c.endUnixConnections()
 	if err != nil {
-		c.config.Logger.Error("the plugin's connections to Unix sockets could not be cut", zap.Error(err))
+		c.config.Logger.Error("Unix connection revocation failed", zap.Error(err))
 		return
 	}
 	if len(left) == 0 {
@@ -68,7 +68,7 @@ func (c *Confinement) recheckUnixConnections() {
 		return
 	}
 	if err := c.group.BeginKill(); err != nil {
-		c.config.Logger.Error("a connection to a Unix socket that was taken away is kept, and the plugin could not be ended", zap.Error(err))
+		c.config.Logger.Error("plugin kill after failed Unix connection revocation failed", zap.Error(err))
 	}
 	atomic.AddUint64(&c.programs.shared.tally.Ended, 1)
 	select {
@@ -141,8 +141,8 @@ func (c *Confinement) shutdownInEach() error {
 	return nil
 }
 
-// isGone reports whether an error says that a process or a descriptor is, and thus
-// holds no connection.
+// isGone reports whether an error means that a process or a descriptor is gone, and
+// thus holds no connection.
 func isGone(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) }
 
 func shutdownUnixSockets(pid, tid int, names []string) error {
@@ -169,7 +169,7 @@ func shutdownUnixSockets(pid, tid int, names []string) error {
 		}
 		fd, err := unix.PidfdGetfd(handle, number, 0)
 		if errors.Is(err, unix.EBADF) {
-			continue // closed in between
+			continue // closed since
 		}
 		if err != nil {
 			return fmt.Errorf("look at a socket of process %d: %w", pid, err)

@@ -80,7 +80,7 @@ func (w *collection) migrateCounters() error {
 		}
 		w.shared.addPrefix(value)
 	}
-	if old := w.unpinned["peers"]; old != nil { // nobody takes those any more
+	if old := w.unpinned["peers"]; old != nil { // entries that no proxy takes any more
 		n, err := entries(old)
 		if err != nil {
 			return err

@@ -149,7 +149,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	var tried uint64
 	for result, times := range results {
-		if result != "EPERM" { // by the shut door, before there was a connection
+		if result != "EPERM" { // while the plugin was blocked, before there was a connection
 			tried += times
 		}
 	}
@@ -182,7 +182,7 @@ func pinsOf(t *testing.T, state string) string {
 	return dir
 }
 
-// What counters of an older shape held is carried over, once.
+// Values of counters of an older shape are carried over, once.
 func TestCountersOfAnotherShape(t *testing.T) {
 	group, path := given(t)
 	config := Config{StateDir: t.TempDir(), CgroupPath: group.Path, NetworkPath: path}

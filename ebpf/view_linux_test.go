@@ -93,7 +93,7 @@ func TestViewKeeps(t *testing.T) {
 			t.Errorf("the host has %q, %v", text, err)
 		}
 	})
-	t.Run("a link and what it leads to", func(t *testing.T) {
+	t.Run("a link and its target", func(t *testing.T) {
 		r.ok(r.shell("cat "+link+"/f && cat "+kept+"/f", keep(link)))
 	})
 	t.Run("the working directory", func(t *testing.T) {

@@ -36,7 +36,7 @@ struct {
 } calls SEC(".maps");
 
 /* Pays for this call and, if there is plenty, for the next ones. A call cannot be refused here: what goes beyond a limit is
- * charged all the same. */
+ * charged nevertheless. */
 static __noinline int pay(struct calls *c, __u32 in_force)
 {
 	__u32 outcome;

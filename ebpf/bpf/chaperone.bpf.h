@@ -39,7 +39,7 @@ struct address {
 /* setting is written once by user space, before the programs are attached. */
 struct setting {
 	__u64 netns;		   /* cookie of the network namespace that holds the sidecar's listeners */
-	struct address proxy4;	   /* mapped; all zero: there is none */
+	struct address proxy4;	   /* mapped; all zero: no proxy */
 	struct address proxy6;
 	struct address resolver4;
 	struct address resolver6;
@@ -82,11 +82,11 @@ enum hook {
 };
 
 enum why {
-	WHY_POLICY = 1,	   /* what the plugin tried is never let through */
-	WHY_DOOR = 2,	   /* the door is shut */
+	WHY_POLICY = 1,	   /* the attempt is never allowed */
+	WHY_DOOR = 2,	   /* the plugin is blocked: see door */
 	WHY_NAMESPACE = 3, /* from a network namespace that is not the one confined */
 	WHY_ENDPOINT = 4,  /* the sidecar has no listener of that address family */
-	WHY_MEMORY = 5,	   /* nothing to remember the connection with */
+	WHY_MEMORY = 5,	   /* the table of connections is full */
 	WHY_LIMIT = 6,	   /* a limit is used up */
 	WHY_ALLOWED = 7,   /* not refused: a Unix socket that a grant allows */
 	WHY_UNGRANTED = 8, /* no rule can grant the destination */
@@ -116,8 +116,8 @@ struct event {
 
 enum kind {
 	KIND_NONE = 0,
-	KIND_PROXY = 1, /* let through to the proxy */
-	KIND_DNS = 2,	/* let through to the resolver */
+	KIND_PROXY = 1, /* allowed to the proxy */
+	KIND_DNS = 2,	/* allowed to the resolver */
 	KIND_PROBE = 3, /* a UDP connect that went nowhere */
 };
 
@@ -129,7 +129,7 @@ struct flow {
 	struct address original; /* where the plugin wanted to go by connect */
 	struct address target;	 /* where it was sent instead */
 	struct address source;	 /* its own end, once known */
-	struct address asked;	 /* which DNS server it last asked by sendmsg */
+	struct address asked;	 /* the DNS server that it last asked by sendmsg */
 	__u16 original_port;	 /* network byte order, as the other two */
 	__u16 target_port;
 	__u16 asked_port;
@@ -173,18 +173,18 @@ struct {
 	__type(value, struct setting);
 } settings SEC(".maps");
 
-/* door is what user space turns while the programs run. The zero value is shut. The write is a copy without a lock: a
- * program may see some words of before and some of after, each of them whole. Those that have to agree are therefore one
- * word, in_force, and what it names stands before it is written. */
+/* door holds the controls that user space writes while the programs run. The zero value blocks the plugin. The write is a
+ * copy without a lock: a program may see some words of before and some of after, each of them whole. Those that have to
+ * agree are therefore one word, in_force, and the entries that it selects are written before it. */
 struct control {
-	__u32 open;	/* 1: it is */
-	__u32 in_force; /* which limits are, and what of: see IN_FORCE */
-	__u32 counter;	/* which system call counter counts: two may be attached while one takes the other's place */
+	__u32 open;	/* 1: the plugin may connect; 0: it is blocked */
+	__u32 in_force; /* kinds of the limits in force: see IN_FORCE */
+	__u32 counter;	/* the system call counter that counts: two may be attached while one replaces the other */
 	__u32 pace;	/* bytes a second, for each connection */
 };
 
-/* The word that says what a program has to look at. While no limit is in force it is zero, and costs one look. */
-#define IN_FORCE_WHICH 1	     /* which entry of limits */
+/* Bits of in_force, which select what a program looks up. While no limit is in force it is zero, and costs one read. */
+#define IN_FORCE_WHICH 1	     /* the entry of limits in use */
 #define IN_FORCE(kind) (1u << (kind)) /* there are limits of this kind */
 #define IN_FORCE_ACTIONS (1u << 8)  /* some stop or end the plugin */
 #define IN_FORCE_BLOCKS (1u << 9)      /* some refuse connects while they are used up */

@@ -240,7 +240,7 @@ static __always_inline bool grantable(const struct address *wanted, __u16 port)
 	return listed(&every, 0);
 }
 
-/* Refuses a connect as a host would that has nobody on the port. */
+/* Refuses a connect as a host does on a port without a listener. */
 static __always_inline int refuse_ungranted(struct bpf_sock_addr *ctx, const struct address *a, __u16 port)
 {
 	if (may_answer)
@@ -620,7 +620,7 @@ static __always_inline void key_of(const struct setting *s, const struct flow *f
 }
 
 /* Counts a connection and writes down who opens it, before the SYN leaves: the source port is known by then. A connect that
- * failed before, for want of a port say, was none. */
+ * failed before, for example for want of a port, does not count. */
 static __always_inline void record(struct bpf_sock_ops *ctx, struct flow *f)
 {
 	const struct setting *s = current_settings();
@@ -650,7 +650,7 @@ static __always_inline void record(struct bpf_sock_ops *ctx, struct flow *f)
 	p.uid = f->uid;
 	__builtin_memcpy(p.comm, f->comm, sizeof(p.comm));
 	if (bpf_map_update_elem(&peers, &k, &p, BPF_NOEXIST)) {
-		/* Either the entry of a connection that nobody took and that is gone, or else its ports would not be free, */
+		/* Either the entry of a connection that was never accepted and is gone, or else its ports would not be free, */
 		if (bpf_map_update_elem(&peers, &k, &p, BPF_EXIST))
 			return; /* or no room. No entry, no identity: the proxy refuses it. */
 		COUNT(abandoned, 1);
@@ -659,9 +659,9 @@ static __always_inline void record(struct bpf_sock_ops *ctx, struct flow *f)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* Takes back the entry of a connection that can no longer be accepted, so that nobody who gets the same ports later
+/* Takes back the entry of a connection that can no longer be accepted, so that no process that gets the same ports later
  * inherits an identity. A connection that was closed in good order may still stand in the accept queue, and while it does
- * nobody can get the same four-tuple: its entry stays. */
+ * no process can get the same four-tuple: its entry stays. */
 static __always_inline void unrecord(struct flow *f, __u32 from)
 {
 	const struct setting *s = current_settings();
@@ -758,7 +758,7 @@ static __always_inline __u64 segments(struct __sk_buff *skb)
 	return skb->gso_segs ? skb->gso_segs : 1;
 }
 
-/* Reports a crossing by a packet. In softirq the current task is somebody else; the flow says who opened the connection. */
+/* Reports a crossing by a packet. In softirq the current task is another one; the flow records who opened the connection. */
 static __always_inline void report_packet(struct __sk_buff *skb, __u32 outcome)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -792,7 +792,7 @@ __noinline int current_inside(void)
 	return inside(task->cgroups->dfl_cgrp);
 }
 
-/* Charges a packet to the limits of a direction. A TCP packet without payload passes all the same, so that a refusal or an
+/* Charges a packet to the limits of a direction. A TCP packet without payload passes nevertheless, so that a refusal or an
  * end never hangs; one with payload is sent again by its sender when it was dropped. */
 static __always_inline int charge_packet(struct __sk_buff *skb, const struct packet *p, __u32 in_force, __u32 kind)
 {
@@ -866,8 +866,8 @@ static __always_inline int received(struct __sk_buff *skb, const struct packet *
 	return ALLOW;
 }
 
-/* Refuses a packet. The flow of its socket, if there is one, says who opened it and where it was meant to go; in softirq
- * the current task is somebody else. */
+/* Refuses a packet. The flow of its socket, if there is one, records who opened it and its destination; in softirq
+ * the current task is another one. */
 static __always_inline int refuse_packet(struct __sk_buff *skb, const struct packet *p, __u8 hook)
 {
 	struct bpf_sock *sk = skb->sk;

@@ -4,8 +4,8 @@
 // standings stay, written by the programs alone.
 //
 // One algorithm serves rates and totals. A rate is kept by the generic cell rate algorithm (ITU-T I.371, annex A): its level
-// is the time at which the bucket is empty again, a charge moves it on by the time that the rate takes to let that much
-// through, and it may not lie further ahead of the clock than the bucket is deep. A total is a rate whose clock stands still:
+// is the time at which the bucket is empty again, a charge moves it on by the time that the rate takes to allow as much
+// again, and it may not lie further ahead of the clock than the bucket is deep. A total is a rate whose clock stands still:
 // its level is what was used, and its bucket is as deep as the total. Prices are rounded up and charges are one atomic
 // exchange, so that no number of senders passes a limit.
 #ifndef CHAPERONE_LIMITS_BPF_H
@@ -40,11 +40,11 @@ struct limit {
 	__u64 depth;	/* how far the level may be ahead */
 	__u64 mult;	/* the price of n is n * mult >> shift, rounded up */
 	__u64 unit;	/* the price of the least that can be asked for */
-	__u64 reserve;	/* what a lease leaves in the bucket */
+	__u64 reserve;	/* the part of the bucket that a lease leaves */
 	__u64 name[2];	/* a digest of the name and kind: for user space */
 	__u32 slot;
 	__u8 shift;
-	__u8 set;	/* 0: there is none here */
+	__u8 set;	/* 0: unused entry */
 	__u8 action;
 	__u8 early;	/* pass the action when the bucket is full, and not at the first refusal */
 	__u8 blocks;	/* refuse connects and questions while the bucket is full */
@@ -65,7 +65,7 @@ struct limit_state {
 /* The pending action on the plugin as a whole. */
 struct enforcement {
 	__u32 action;
-	__u32 beyond;  /* hooks passed by processes that were stopped: somebody continues them */
+	__u32 beyond;  /* hooks passed by processes that were stopped: the plugin continues them */
 	__u32 frozen;  /* for user space: a caller wants it frozen, whatever the limits say */
 	__u32 release; /* for user space: a release is under way */
 };
@@ -173,7 +173,7 @@ static __always_inline bool full(const struct limit *l, const struct limit_state
 	__u64 clock = l->period ? now : 0, level = *(volatile __u64 *)&s->level;
 
 	if (!l->period && s->over)
-		return true; /* what is left of it was too little */
+		return true; /* the rest of it was too small */
 	return (level > clock ? level : clock) + l->unit > clock + l->depth;
 }
 
@@ -300,7 +300,7 @@ static __always_inline void apply_pending_action(__u32 in_force)
 	bpf_send_signal_thread(action == PENDING_KILL ? SIGKILL_NUMBER : SIGSTOP_NUMBER);
 }
 
-/* Tells user space to look at the limits. Should there be no room for it, user space looks at its next turn. */
+/* Wakes user space to look at the limits. Should there be no room for it, user space looks at its next turn. */
 static __always_inline void report_crossing(__u32 outcome)
 {
 	struct event *e;

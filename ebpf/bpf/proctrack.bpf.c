@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
 // Follows one plugin's processes: counts the ones it starts, and ends at once what gets out of its cgroup. A process can
-// leave in two ways, if its privileges allow it: somebody writes its number into another cgroup.procs, or it is born
+// leave in two ways, if its privileges allow it: its id is written into another cgroup.procs, or it is born
 // elsewhere by clone3 with CLONE_INTO_CGROUP, which fires no cgroup_attach_task. These programs run per fork and per move,
 // and for a process of anybody else they follow three pointers and leave.
 #include "limits.bpf.h"
@@ -58,7 +58,7 @@ static __always_inline __u32 first_mark(void)
 	return first_is_init ? MARK_INIT : MARK_PLUGIN;
 }
 
-/* Ends a process that is outside, and says so. Where the kernel cannot send a signal to another process, it ends the one
+/* Ends a process that is outside, and reports it. Where the kernel cannot send a signal to another process, it ends the one
  * that is running if that is the plugin's, and leaves the rest to user space. */
 static __always_inline void end_escaped(struct task_struct *task, bool by_plugin)
 {

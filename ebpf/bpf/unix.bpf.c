@@ -71,7 +71,7 @@ struct socket_name {
 };
 
 /* The names that a grant allows, each until a time (CLOCK_BOOTTIME, ns). User space looks again and again whether a path can
- * still be trusted, and puts the time off if so: a sidecar that is gone or stopped lets nothing through for long. */
+ * still be trusted, and puts the time off if so: the names expire soon after a sidecar is gone or stopped. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 256);
@@ -286,7 +286,7 @@ static __always_inline bool turn_to_twin(struct bpf_sock_addr_kern *k, struct re
 	return bpf_sock_addr_set_sun_path(k, r->result, twin + kept) == 0;
 }
 
-/* The plugin's own sockets are its own affair, also while the door is shut, as its loopback is: none of them leads out. */
+/* The plugin's own sockets are its own affair, also while the plugin is blocked, as its loopback is: none of them is egress. */
 static __always_inline bool own_socket(struct bpf_sock_addr *ctx, struct bpf_sock_addr_kern *k, const struct socket_name *name)
 {
 	struct rewriting *r;
@@ -302,10 +302,10 @@ static __always_inline bool own_socket(struct bpf_sock_addr *ctx, struct bpf_soc
 	return own;
 }
 
-/* A path leads out of any network namespace (docker.sock, the system bus), and does not say who listens there: links, relative
+/* A path reaches out of any network namespace (docker.sock, the system bus), and does not show who listens there: links, relative
  * names and renames all lie between the name seen here and the socket reached. So a path is allowed only if user space
- * found that nobody can turn it elsewhere, or if it lies in a private directory of the plugin's. Abstract names belong to the network namespace: in the plugin's own they are its
- * own, elsewhere they are everyone's. */
+ * found that no other user can redirect it, or if it lies in a private directory of the plugin's. Abstract names belong to
+ * the network namespace: in the plugin's own they are its own, elsewhere any process there can use them. */
 static __always_inline int decide_unix(struct bpf_sock_addr *ctx, __u8 hook)
 {
 	const struct setting *s = current_settings();
@@ -330,7 +330,7 @@ static __always_inline int decide_unix(struct bpf_sock_addr *ctx, __u8 hook)
 	if (!allowed || !e)
 		COUNT(refused, 1);
 	if (!e)
-		return DENY; /* what cannot be recorded is not let through */
+		return DENY; /* a use that cannot be recorded is refused */
 	name_sender(e);
 	e->hook = hook;
 	e->family = AF_UNIX;

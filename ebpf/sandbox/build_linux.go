@@ -267,8 +267,8 @@ func (v *View) replaceFiles() error {
 	return nil
 }
 
-// mountTarget returns the path to mount a replaced file on: what the path leads to. A
-// link into /run leads nowhere in the view, and what it names is made there.
+// mountTarget returns the path to mount a replaced file on: the target of the path. A
+// link into /run has no target in the view, and the file that it names is made there.
 // Empty: there is no such file and no place for one.
 func (v *View) mountTarget(path string) (string, error) {
 	target, err := filepath.EvalSymlinks(path)

@@ -121,7 +121,7 @@ func parseHierarchy(table, own string) (CgroupMount, error) {
 		}
 	}
 	if first.mount == "" {
-		return first, errors.New("find cgroup v2 mount: there is none; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified")
+		return first, errors.New("find cgroup v2 mount: not mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified")
 	}
 	return first, nil // for a cgroup that is given by its path
 }
@@ -293,7 +293,7 @@ func MakeCgroup(h CgroupMount, name string) (*Cgroup, error) {
 	return g, nil
 }
 
-// delegationHint says how a service manager gives a subtree away.
+// delegationHint returns how a service manager delegates a subtree.
 func delegationHint(err error) string {
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 		return " (the subtree is not delegated to this process: set Delegate=yes in the systemd unit, or mount the cgroup file system writable)"

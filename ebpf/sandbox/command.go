@@ -47,7 +47,7 @@ type Command struct {
 	// first process can see that it stops for its use: in a view. It is put in the
 	// foreground then, and [Process.Stops] reports it.
 	Background bool
-	// Files says which files it may use. Nil: those that its user may.
+	// Files lists the files that it may use. Nil: those that its user may.
 	Files *Files
 	// Kept lists what has to stay visible of the host's temporary and runtime
 	// directories, which [Config.View] covers, by absolute path. With Files, their
@@ -73,7 +73,7 @@ type Account struct {
 	Shell string
 	// RuntimeDir is the directory for XDG_RUNTIME_DIR. Empty: there does not exist.
 	RuntimeDir string
-	// SameUser says that it is root or the sidecar's own user.
+	// SameUser reports that it is root or the sidecar's own user.
 	SameUser bool
 }
 
@@ -82,7 +82,7 @@ type Account struct {
 // needs: see the package's documentation. The kernel needs Landlock's third version
 // (Linux 6.2); without it nothing starts.
 //
-// A path stands for the file that it leads to when the program starts, not for
+// A path stands for the file that it resolves to when the program starts, not for
 // one that is put in its place later: name the directory of a file that is
 // replaced. The user's permissions hold nevertheless.
 type Files struct {
@@ -93,7 +93,7 @@ type Files struct {
 	Write []string
 }
 
-// ExecError says that the program itself could not be started.
+// ExecError reports that the program itself could not be started.
 type ExecError struct {
 	// Path is the program as it was named.
 	Path string
@@ -110,13 +110,13 @@ func (e *ExecError) Error() string { return fmt.Sprintf("start %s: %v", e.Path, 
 // Unwrap gives the system's reason.
 func (e *ExecError) Unwrap() error { return e.Err }
 
-// Errors that callers tell apart.
+// Errors that callers distinguish.
 var (
-	// ErrUnsupported says that this platform cannot confine anything.
+	// ErrUnsupported reports that this platform cannot confine anything.
 	ErrUnsupported = errors.New("confinement needs Linux")
-	// ErrNoUserNamespace says that a [Rootless] cannot be made here: the system refuses
+	// ErrNoUserNamespace reports that a [Rootless] cannot be made here: the system refuses
 	// user namespaces, or what belongs to them.
 	ErrNoUserNamespace = errors.New("unprivileged user namespaces are not available")
-	// ErrBusy says that another sidecar holds the same state directory.
+	// ErrBusy reports that another sidecar holds the same state directory.
 	ErrBusy = errors.New("another sidecar holds this state directory")
 )

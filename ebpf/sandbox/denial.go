@@ -27,7 +27,7 @@ const (
 	HookDescriptor Hook = "descriptor"
 )
 
-// Cause says why a hook refused.
+// Cause is why a hook refused.
 type Cause string
 
 // The causes.

@@ -51,7 +51,7 @@ func LandlockVersion() int {
 }
 
 // SupportsScope reports whether a Landlock domain keeps the plugin from other
-// processes here. The first version could not be told to allow renames between
+// processes here. The first version cannot allow renames between
 // directories, which programs need.
 func SupportsScope() bool { return LandlockVersion() >= landlockRefer }
 
@@ -74,10 +74,10 @@ type ruleset struct {
 // matters then is what a domain brings with it: whoever is in one cannot trace
 // what is outside, and so cannot write its /proc/PID/mem or read its environment
 // either, which seccomp does not see. Newer kernels also keep signals inside, and
-// connections to abstract sockets unless told otherwise. It counts where the
+// connections to abstract sockets unless configured otherwise. It counts where the
 // plugin's user has other processes: under sudo, with a named user, as root.
 //
-// Without files, and on a kernel without such domains, there do not exist: nil.
+// Without files, and on a kernel without such domains, there are no rules: nil.
 func newRuleset(files *Files, abstract bool, private []string) (*ruleset, error) {
 	version := LandlockVersion()
 	switch {
@@ -94,7 +94,7 @@ func newRuleset(files *Files, abstract bool, private []string) (*ruleset, error)
 			attr.Handled_access_fs |= unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
 		}
 	}
-	size := unsafe.Offsetof(attr.Handled_access_net) // what the oldest version knows
+	size := unsafe.Offsetof(attr.Handled_access_net) // the size in the oldest version
 	if version >= landlockScope {
 		attr.Scoped = unix.LANDLOCK_SCOPE_SIGNAL
 		if !abstract {
@@ -145,8 +145,8 @@ func (r *ruleset) allowFiles(files *Files, private []string) error {
 }
 
 // crossesWritableLink reports a path that leads through a symbolic link in a directory which the
-// plugin may write: an earlier run could have put it there, to be given what it leads
-// to.
+// plugin may write: an earlier run could have put it there, to be given its
+// target.
 func crossesWritableLink(path string, writable []string) error {
 	at, links := "/", 0
 	split := func(path string) []string {
@@ -167,7 +167,7 @@ func crossesWritableLink(path string, writable []string) error {
 		}
 		for _, dir := range writable {
 			if dir != "/" && beneath(at, dir) {
-				return fmt.Errorf("%s leads through the link %s, which the plugin may change; name what it leads to", path, next)
+				return fmt.Errorf("%s passes the link %s, which the plugin may change; name the link's target", path, next)
 			}
 		}
 		if links++; links > maxLinks {
@@ -401,7 +401,7 @@ func checkUnreadable(private []string) error {
 	for _, path := range private {
 		var stat unix.Stat_t
 		if unix.Stat(path, &stat) != nil {
-			continue // nothing there, or out of reach
+			continue // absent, or out of reach
 		}
 		modes, mend := []uint32{unix.R_OK, unix.W_OK}, "0600"
 		if stat.Mode&unix.S_IFMT == unix.S_IFDIR {

@@ -42,7 +42,7 @@ type launchSpec struct {
 	EnterCgroup bool          // by moving there, instead of having been started there
 	SelfTest    uint          // seconds for the attempts of a self-test; 0: the program is started
 	Rootless    *rootlessSpec // in a rootless sandbox, which has dropped most privileges already
-	View        *View         // what the program sees; nil: the host's files
+	View        *View         // the files that the program sees; nil: the host's
 	ViewFiles   *Files        // the Landlock rules of a view are made in it
 }
 
@@ -70,7 +70,7 @@ type limitSpec struct {
 	AllowAbstract bool     // abstract sockets outside the Landlock domain may be used
 }
 
-// Replies of the launcher. None means that the program runs.
+// Replies of the launcher. If there is no reply, the program runs.
 const (
 	replyListener   = 'L' // with the seccomp listener's descriptor
 	replyUnreported = 'D' // in a rootless sandbox: the filter refuses without telling anybody
@@ -158,8 +158,8 @@ func launch() error {
 }
 
 // filterCalls installs the filter and hands its listener to the sidecar. In a
-// fence there may be none to be had: a container that hears its own processes'
-// calls has it, and there is one for all.
+// rootless sandbox the kernel may refuse a listener (EBUSY): a container that reports
+// its own processes' calls already has one, and a process has at most one.
 func filterCalls(o *launchSpec) error {
 	p := filter(o.Limits.UnixSockets, o.Limits.ReportListen)
 	listener, err := installFilter(p)

@@ -24,7 +24,7 @@ func EnsurePrivate(path string) error {
 	return nil
 }
 
-// directoryHint says what to do where a directory cannot be made.
+// directoryHint returns what to do where a directory cannot be made.
 func directoryHint(path string, err error) string {
 	switch {
 	case errors.Is(err, unix.EROFS):

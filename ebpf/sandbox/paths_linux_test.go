@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The TestPrivateDirectories on the host are refused if somebody else could have made them.
+// TestPrivateDirectories refuses directories on the host that another user could have made.
 func TestPrivateDirectories(t *testing.T) {
 	needKernel(t)
 	dir := t.TempDir()
@@ -36,7 +36,7 @@ func TestPrivateDirectories(t *testing.T) {
 		t.Error("took one that is everybody's")
 	}
 	if info, err := os.Stat(shared); err != nil || info.Mode() != mode {
-		t.Errorf("what is everybody's is %v, %v", info.Mode(), err)
+		t.Errorf("a directory open to everybody is %v, %v", info.Mode(), err)
 	}
 	path, volume := filepath.Join(dir, "new"), filepath.Join(dir, "volume")
 	if err := errors.Join(os.Mkdir(volume, 0o700), os.Chmod(volume, 0o777)); err != nil {

@@ -21,7 +21,7 @@ import (
 // launchTimeout bounds the launcher's work, which takes some 20 ms.
 const launchTimeout = 30 * time.Second
 
-// ProcessConfig says in what a [Process] runs, and as whom.
+// ProcessConfig is the sandbox that a [Process] runs in, and its user.
 type ProcessConfig struct {
 	// Cgroup is the process's from its first instruction on. It is killed when the
 	// program has ended.
@@ -38,7 +38,7 @@ type ProcessConfig struct {
 	// Unreadable lists paths that the user must not be able to use; nothing starts
 	// if it is.
 	Unreadable []string
-	// UnixSockets says that hooks decide about Unix sockets. False: seccomp allows
+	// UnixSockets reports that hooks decide about Unix sockets. False: seccomp allows
 	// pairs only.
 	UnixSockets bool
 	// Listens has listen(2) wait until ListenUnix or ListenTCP has returned.
@@ -119,10 +119,10 @@ func (c *Command) Complete() error {
 	return nil
 }
 
-// checkStream refuses sockets that lead elsewhere. A socket belongs to the cgroup
+// checkStream refuses sockets that can reach other destinations. A socket belongs to the cgroup
 // that made it: what the plugin did with one of the sidecar's would pass no
-// hook. A connected Unix stream, as parents and journals give, leads to one
-// place only.
+// hook. A connected Unix stream, as parents and journals give, reaches one
+// peer only.
 func checkStream(file *os.File) error {
 	var stat unix.Stat_t
 	fd := int(file.Fd())
@@ -158,7 +158,7 @@ func StartProcess(config ProcessConfig, command Command) (*Process, error) {
 	return p, nil
 }
 
-// errLauncherDied says that the launcher was killed before it did anything.
+// errLauncherDied reports that the launcher was killed before it did anything.
 var errLauncherDied = errors.New("the launcher ended before it had confined itself")
 
 // launch starts the launcher and hears what became of it. Normally it is born
@@ -270,7 +270,7 @@ func (p *Process) receiveResults() {
 		case text[0] == replyStopped:
 			select {
 			case p.stops <- syscall.Signal(binary.NativeEndian.Uint32(text[1:5])):
-			default: // one that nobody has taken in yet says the same
+			default: // a second wake-up that is not received yet has the same meaning
 			}
 		}
 	}
@@ -513,7 +513,7 @@ func (p *Process) signalProgram(number syscall.Signal) error {
 
 // Wait waits until the program ends, then ends everything else in the cgroup:
 // what it left in the background does not outlive it. The status is the
-// program's, or 128+N when signal N ended it. An error says that the program's
+// program's, or 128+N when signal N ended it. An error reports that the program's
 // end could not be seen or that something of it still lives; the hooks then
 // stay up. It may be called more than once.
 func (p *Process) Wait() (int, error) {

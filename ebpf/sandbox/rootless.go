@@ -6,7 +6,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
 
-// RootlessConfig says what to fence in.
+// RootlessConfig is what a [Rootless] sandbox is made for.
 type RootlessConfig struct {
 	// Plugin is the plugin's name.
 	Plugin string

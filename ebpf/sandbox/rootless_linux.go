@@ -48,7 +48,7 @@ type Rootless struct {
 	dial    *os.File
 }
 
-// rootlessSpec is what the init process is told, and in an order what the launcher is.
+// rootlessSpec is what the init process receives, and within a request what the launcher does.
 type rootlessSpec struct {
 	Addresses []string // to listen on
 	Serve     []uint16 // ports that the plugin serves
@@ -128,7 +128,7 @@ func (f *Rootless) build() error {
 	return err
 }
 
-// userNamespaceHint says how a system that refuses user namespaces can be told to allow
+// userNamespaceHint returns how a system that refuses user namespaces can be set to allow
 // them.
 func userNamespaceHint(err error) string {
 	switch {
@@ -246,11 +246,11 @@ func receive(socket int) (text []byte, fds []int, err error) {
 // [RootlessConfig.Proxy]. They are the caller's to close.
 func (f *Rootless) Listeners() []net.Listener { return f.listeners }
 
-// Limits says in words what a rootless sandbox cannot do and a [Confinement] can.
+// Limits describes what a rootless sandbox cannot do and a [Confinement] can.
 func (f *Rootless) Limits() []string {
 	limits := []string{
-		"nothing is metered: limits on connections, bytes, system calls and processes cannot be kept",
-		"only programs that use the proxy variables reach anything; the network refuses the others, and no record says so",
+		"traffic is not metered: limits on connections, bytes, system calls and processes cannot be kept",
+		"only programs that use the proxy variables reach anything; the network refuses the others without a record",
 		"names are resolved by the proxy alone: a program that asks a name server by itself finds none",
 		"Unix sockets other than pairs are refused, and none can be granted",
 		"a caller is known by the proxy token, which every process in the sandbox can read",

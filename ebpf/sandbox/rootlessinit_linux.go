@@ -170,7 +170,7 @@ func descriptor(socket any) (int, error) {
 	return unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-// serveRequests starts what it is told to, collects what ends, and returns when the
+// serveRequests starts the programs of requests, reaps processes that end, and returns when the
 // sidecar is gone.
 func serveRequests() {
 	// The plugin is the same user: it is not to look into this process.
@@ -219,8 +219,8 @@ func startLauncher(fds []int, stream int) {
 	go reapUntilEmpty(pid)
 }
 
-// reapUntilEmpty waits for the program, ends what it left behind, and says how it
-// ended. In between it buries what others left to the first process.
+// reapUntilEmpty waits for the program, ends what it left behind, and reports how it
+// ended. Until then it also reaps the orphans that the first process inherits.
 func reapUntilEmpty(program int) {
 	var last unix.WaitStatus
 	for {
@@ -230,7 +230,7 @@ func reapUntilEmpty(program int) {
 			continue
 		}
 		if err != nil {
-			break // none is left
+			break // no child is left
 		}
 		if pid == program {
 			last = status

@@ -13,7 +13,7 @@ import (
 // Offsets in struct seccomp_data (include/uapi/linux/seccomp.h), which a filter
 // reads 32 bits at a time. Of an argument the low half is read: the kernel takes
 // these arguments as ints and ignores the rest, so a filter that compared all 64
-// bits would be passed by one with an unmediated connection high bit.
+// bits would be passed by one with a high bit set.
 const (
 	offsetNumber = 0
 	offsetArch   = 4
@@ -22,7 +22,7 @@ const (
 
 func argumentOffset(n int) uint32 { return uint32(offsetArgs + 8*n) }
 
-// Verdicts. Notify stops the caller, tells the sidecar, and returns EPERM; with
+// Verdicts. Notify stops the caller, notifies the sidecar, and returns EPERM; with
 // the sidecar gone the kernel answers ENOSYS itself.
 const (
 	verdictAllow  = unix.SECCOMP_RET_ALLOW
@@ -159,7 +159,7 @@ func (p *bpfProgram) when(k uint32, body bpfProgram) {
 	*p = append(*p, body...)
 }
 
-// filter is the plugin's system call filter. unixSockets says that the kernel
+// filter is the plugin's system call filter. unixSockets reports that the kernel
 // can judge Unix sockets by hooks; where it cannot, only pairs exist. listens has
 // listen(2) wait until the sidecar has seen it: without a sidecar it ends in
 // ENOSYS.
@@ -288,7 +288,7 @@ func installFilter(p []unix.SockFilter) (int, error) {
 	return int(fd), nil
 }
 
-// installFilterUnreported installs the filter without a listener: what it would tell of is
+// installFilterUnreported installs the filter without a listener: a call that it would report is
 // refused with EPERM nevertheless.
 func installFilterUnreported(p []unix.SockFilter) error {
 	deaf := slices.Clone(p)

@@ -49,7 +49,7 @@ type response struct {
 	Flags uint32
 }
 
-// newNotifyListener makes what hears, and tells what it hears. It takes over the descriptor.
+// newNotifyListener returns a listener that reports notifications. It takes over the descriptor.
 // Without a function for it listen(2) is allowed unseen.
 func newNotifyListener(listener, uid int, tell func(Denial), listening func(process uint32, l Listener), log *zap.Logger) (*notifyListener, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -91,7 +91,7 @@ func (e *notifyListener) run() {
 func (e *notifyListener) handle() {
 	var n notification                                                                 // the kernel writes the thread's id as this process sees it
 	if err := e.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil { //nolint:gosec // struct seccomp_notif
-		return // the caller was killed in between
+		return // the caller was killed before it was answered
 	}
 	process := processOf(n.PID)
 	if n.Data.Arch == NativeArch && n.Data.Number == unix.SYS_LISTEN {

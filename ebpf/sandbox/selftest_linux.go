@@ -137,7 +137,7 @@ func makeCalls(number string) error {
 	return nil
 }
 
-// childStatus tells a child that ran from one that did not.
+// childStatus distinguishes a child that ran from one that did not.
 const childStatus = 7
 
 // makeChild makes a process that does nothing but end. It calls the kernel

@@ -23,7 +23,7 @@ func SystemBundles() []string {
 }
 
 // replaceTrust puts a directory of links in the place of each directory that
-// holds a bundle of the system's: one leads to the view's bundle, the others to
+// holds a bundle of the system's: one points to the view's bundle, the others to
 // what the directory held. A link is followed at each use, so that programs see
 // a bundle that is rewritten later.
 func (v *View) replaceTrust() error {

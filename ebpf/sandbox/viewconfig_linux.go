@@ -21,7 +21,7 @@ const (
 	tempDir = "plugin/var-tmp"
 )
 
-// ViewConfig says whose view [NewView] composes.
+// ViewConfig is whose view [NewView] composes.
 type ViewConfig struct {
 	// User is the user of the program, and Account that user as its environment
 	// describes it.
@@ -166,7 +166,7 @@ func crossesLinkOf(uid int, path string) bool {
 		names = names[1:]
 		var stat unix.Stat_t
 		if err := unix.Lstat(next, &stat); err != nil {
-			return false // it leads to no file
+			return false // it does not resolve to a file
 		}
 		if stat.Mode&unix.S_IFMT != unix.S_IFLNK {
 			at = next

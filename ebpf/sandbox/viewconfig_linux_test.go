@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestKeptLinks plants links as a plugin would, to see what a path of the host's
-// leads to that the view covers.
+// TestKeptLinks plants links as a plugin would, to see how a path of the host's
+// resolves that the view covers.
 func TestKeptLinks(t *testing.T) {
 	needKernel(t)
 	const uid = 61184

@@ -84,7 +84,7 @@ func TestResolver(t *testing.T) {
 	var urls []string
 	for _, record := range w.records.of(authz.KindDecision) {
 		urls = append(urls, record.Reason+" "+record.Detail)
-		if record.Host == "" && !strings.Contains(record.Detail, "not the name of a host") || record.Port != 0 || record.Scheme != "" {
+		if record.Host == "" && !strings.Contains(record.Detail, "not a host name") || record.Port != 0 || record.Scheme != "" {
 			t.Errorf("a refused name is recorded as %q, port %d, scheme %q", record.Host, record.Port, record.Scheme)
 		}
 	}

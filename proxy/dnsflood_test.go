@@ -89,7 +89,7 @@ func TestRefusedNamesDoNotFloodTheLog(t *testing.T) {
 	later.Store(int64(2 * time.Second))
 	w.ask("last.evil.example", dns.TypeA)
 	records = w.records.of(authz.KindDecision)
-	want := fmt.Sprintf("so were %d other names", asked-remembered-1)
+	want := fmt.Sprintf("%d other names were refused too", asked-remembered-1)
 	if last := records[len(records)-1]; !strings.Contains(last.Detail, want) {
 		t.Errorf("got the detail %q in the record after a second, want %q in it", last.Detail, want)
 	}

@@ -311,7 +311,7 @@ func TestExitLeadsNowhereElse(t *testing.T) {
 		want          authz.Reason
 		detail        string
 	}{
-		{"public api.weather.example", "127.0.0.1", authz.AddressNotAllowed, "it leads to 127.0.0.1"},
+		{"public api.weather.example", "127.0.0.1", authz.AddressNotAllowed, "the address of the destination is 127.0.0.1"},
 		{"public api.weather.example", "", authz.UpstreamUnreachable, "has no address"},
 		{"forbidden other.weather.example", "127.0.0.1", authz.AddressNotAllowed, "belongs to the sidecar"},
 	} {

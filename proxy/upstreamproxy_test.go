@@ -157,15 +157,15 @@ func TestUpstreamProxy(t *testing.T) {
 			}
 			w.engine.Bump() // makes new connections
 			for name, answer := range map[string]string{
-				"answered 407": "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "did not answer as it should": "SSH-2.0-x\r\n",
-				"answered 302": "HTTP/1.1 302 Found\r\nLocation: http://evil.example/\r\n\r\n", "did not answer as it should ": "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 100_000),
+				" answered 407": "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "'s answer is invalid": "SSH-2.0-x\r\n",
+				" answered 302": "HTTP/1.1 302 Found\r\nLocation: http://evil.example/\r\n\r\n", "'s answer is invalid ": "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 100_000),
 			} {
 				through.mu.Lock()
 				through.answer = answer
 				through.mu.Unlock()
 				response, body := send(t, w.client(nil), request(t, "GET", api.URL("api.weather.example", "/x"), ""))
 				wantRefusal(t, response, body, authz.UpstreamUnreachable)
-				if !strings.Contains(body, "upstream proxy "+strings.TrimSpace(name)) {
+				if !strings.Contains(body, "the upstream proxy"+strings.TrimRight(name, " ")) {
 					t.Errorf("%s: %s", name, body)
 				}
 			}

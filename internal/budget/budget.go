@@ -36,7 +36,7 @@ func (k Kind) String() string {
 func Kinds() []Kind { return []Kind{Connection, Request, Body, Window, Decoder} }
 
 // ErrFull is for a budget that is used up.
-var ErrFull = errors.New("as much is held in memory as may be")
+var ErrFull = errors.New("the memory limit is reached")
 
 // Budget is so many bytes, of which [Holding]s take. It is safe for concurrent use.
 type Budget struct {

@@ -175,7 +175,7 @@ func (n *addressMap) load(line string) error {
 		return fmt.Errorf("%q is not an address in 240.0.0.0/4", fields[0])
 	}
 	if n.byAddr[addr] != "" || n.byName[name].IsValid() {
-		return fmt.Errorf("%s or %s is there twice", addr, name)
+		return fmt.Errorf("%s or %s is listed twice", addr, name)
 	}
 	n.add(addr, name, strings.TrimPrefix(fields[2], "="))
 	if at := binary.BigEndian.Uint32(addr.AsSlice()); at >= n.next {
@@ -192,7 +192,7 @@ func (n *addressMap) add(addr netip.Addr, name, pattern string) {
 	}
 }
 
-var errMapFull = errors.New("no more names are given an address for this pattern")
+var errMapFull = errors.New("the limit of names with an address is reached for this pattern")
 
 // assign returns the address of a name that pattern grants, the same one always.
 func (n *addressMap) assign(name, pattern string) (netip.Addr, error) {

@@ -241,7 +241,7 @@ func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spellin
 		if r.answerProbe(reply, spelling) {
 			return
 		}
-		r.refuse(from, spelling, "this is not the name of a host")
+		r.refuse(from, spelling, "the name is not a host name")
 		reply.Rcode = dns.RcodeNameError
 		return
 	}
@@ -260,7 +260,7 @@ func (r *Resolver) answer(from net.Addr, reply *dns.Msg, q dns.Question, spellin
 	addr, err := r.addresses.assign(name.Host(), pattern)
 	switch {
 	case errors.Is(err, errMapFull):
-		r.refuse(from, name.Host(), fmt.Sprintf("as many names of %s have an address as may: %d of one pattern, %d of all", patternText(pattern), maxNamesPerPattern, maxWildcardNames))
+		r.refuse(from, name.Host(), fmt.Sprintf("too many names of %s have an address: the limit is %d for one pattern, %d for all", patternText(pattern), maxNamesPerPattern, maxWildcardNames))
 		reply.Rcode = dns.RcodeNameError
 	case err != nil:
 		r.cfg.Log.Error("virtual address allocation failed", zap.Error(err))
@@ -316,7 +316,7 @@ func (r *Resolver) refuse(from net.Addr, name, detail string) {
 	}
 	suffix := ""
 	if others > 0 {
-		suffix = fmt.Sprintf("; so were %d other names", others)
+		suffix = fmt.Sprintf("; %d other names were refused too", others)
 	}
 	var refusal authz.Refusal
 	var err error

@@ -48,7 +48,7 @@ func (f *headFields) malformed(ended bool) (detail string) {
 			return "the value of a field is not valid"
 		case strings.HasPrefix(name, ":"):
 			if _, twice := pseudo[name]; twice || regular {
-				return "a pseudo-header field is there twice, or behind a field"
+				return "a pseudo-header field is repeated, or follows a field"
 			}
 			pseudo[name] = value
 			continue

@@ -123,7 +123,7 @@ func (in *Forwarder) tryReach(ctx context.Context, p *connection) error {
 	case in.dialing <- struct{}{}:
 		defer func() { <-in.dialing }()
 	case <-ctx.Done():
-		return errors.New("the plugin takes no more connections")
+		return errors.New("the plugin accepts no more connections")
 	}
 	if p.socket != nil {
 		conn, err := p.socket.dial(ctx)

@@ -54,8 +54,8 @@ func DecoderSize(header string) int64 {
 var (
 	// ErrCoding is for a body in an unknown coding.
 	ErrCoding = errors.New("an unknown content coding")
-	// ErrBomb is for a body that grows beyond all bounds when it is decompressed.
-	ErrBomb = errors.New("a compressed body grows beyond all bounds")
+	// ErrBomb is for a body that exceeds the limit when it is decompressed.
+	ErrBomb = errors.New("a compressed body exceeds the limit when it is decompressed")
 )
 
 // Decode returns a body without its content codings, of which header is the

@@ -12,7 +12,7 @@ import (
 
 // ErrFrame is for a stream that is not in the declared frames, or whose frames cannot
 // be searched.
-var ErrFrame = errors.New("a frame cannot be looked into")
+var ErrFrame = errors.New("a frame cannot be searched")
 
 // maxFrame is how long a frame may say that it is: far more than comes, and
 // little enough for sums.
@@ -146,7 +146,7 @@ func NewWebSocket(r io.Reader, s Search) *Frames {
 	return newFrames(r, s, func(b []byte) (int, frame, error) {
 		const reserved, masked, two, eight = 0x70, 0x80, 126, 127
 		if b[0]&reserved != 0 {
-			return 0, frame{}, fmt.Errorf("read WebSocket: %w: it is of an extension that was not agreed on", ErrFrame)
+			return 0, frame{}, fmt.Errorf("read WebSocket: %w: it uses an extension that was not negotiated", ErrFrame)
 		}
 		if len(b) < 2 {
 			return 0, frame{}, nil

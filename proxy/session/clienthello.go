@@ -13,7 +13,7 @@ import (
 const HelloTimeout = 10 * time.Second
 
 // errNotSent stops a handshake that is only read.
-var errNotSent = errors.New("nothing is sent")
+var errNotSent = errors.New("no data is sent")
 
 // ReadClientHello reads the ClientHello, leaves it to be read again, and returns its
 // server name.

@@ -73,8 +73,8 @@ const memoryRetryAfter = time.Second
 // ErrOutOfMemory refuses an access for which the memory budget has no room.
 func ErrOutOfMemory() *RefusalError {
 	return &RefusalError{
-		Reason: authz.NotReady, Detail: "as much is held in memory for the plugin as may be",
-		Remedy: "do less at a time: fewer connections and requests, shorter bodies or none that are compressed", RetryAfter: memoryRetryAfter,
+		Reason: authz.NotReady, Detail: "the plugin's memory limit is reached",
+		Remedy: "reduce concurrency: use fewer connections and requests, and shorter or uncompressed bodies", RetryAfter: memoryRetryAfter,
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 var (
 	ErrRevoked  = errors.New("access was revoked")
 	ErrStopping = errors.New("the sidecar is stopping")
-	ErrTimeout  = errors.New("the rule's timeout is over")
+	ErrTimeout  = errors.New("the rule's timeout expired")
 )
 
 // idleInterval is how often a proxy that ends looks for accesses on which nothing moves.

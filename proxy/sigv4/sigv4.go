@@ -36,7 +36,7 @@ const (
 var (
 	// ErrChunks is for a body in chunks that the plugin signed one by one, with a
 	// placeholder key.
-	ErrChunks = errors.New("the body is in signed chunks (aws-chunked); have the SDK send it unsigned or whole over TLS")
+	ErrChunks = errors.New("the body is in signed chunks (aws-chunked); configure the SDK to send it unsigned or whole over TLS")
 	// ErrBody is for a body longer than [MaxBody].
 	ErrBody = errors.New("the body is too long to be signed")
 	// ErrQuery is for a query that could be read in two ways.

@@ -128,7 +128,7 @@ func (d *Dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 	dialer := net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 		actual, err := netip.ParseAddrPort(address)
 		if err != nil {
-			return &session.RefusalError{Reason: authz.AddressNotAllowed, Detail: "the address to connect to is not known"}
+			return &session.RefusalError{Reason: authz.AddressNotAllowed, Detail: "the address of the connection is unknown"}
 		}
 		return d.check(decision, actual)
 	}}
@@ -153,7 +153,7 @@ func Address(conn net.Conn) netip.Addr {
 func (d *Dialer) check(decision authz.Decision, to netip.AddrPort) error {
 	addr := to.Addr().Unmap()
 	if reason := decision.CheckAddress(addr); reason != authz.Granted {
-		return &session.RefusalError{Reason: reason, Detail: "it leads to " + addr.String(), Address: addr}
+		return &session.RefusalError{Reason: reason, Detail: "the address of the destination is " + addr.String(), Address: addr}
 	}
 	if d.forbidden != nil && d.forbidden(netip.AddrPortFrom(addr, to.Port())) {
 		return &session.RefusalError{Reason: authz.AddressNotAllowed, Detail: fmt.Sprintf("%s belongs to the sidecar", to), Remedy: "use another destination; nothing grants the sidecar's own addresses"}
@@ -223,9 +223,9 @@ func explainCause(err error) (cause, remedy string) {
 	case errors.As(err, &errno):
 		return errno.Error(), remedyForErrno(errno)
 	case errors.Is(err, scrub.ErrBomb):
-		return "its answer grows beyond all bounds when it is decompressed", "ask for it uncompressed (Accept-Encoding: identity)"
+		return "its answer exceeds the limit when it is decompressed", "ask for it uncompressed (Accept-Encoding: identity)"
 	case errors.Is(err, scrub.ErrFrame):
-		return "its answer holds what cannot be looked into", "ask for it uncompressed (Accept-Encoding: identity)"
+		return "its answer has a frame that cannot be searched", "ask for it uncompressed (Accept-Encoding: identity)"
 	case errors.As(err, &alert):
 		return alert.Error(), handshakeRemedy
 	case errors.As(err, &remote) && remote.Op == "remote error": // an alert, of which crypto/tls exports nothing else
@@ -235,7 +235,7 @@ func explainCause(err error) (cause, remedy string) {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "it closed the connection", ""
 	}
-	return "it did not answer as it should", ""
+	return "its answer is invalid", ""
 }
 
 // UntrustedAuthority is in the detail of a refusal whose upstream showed the

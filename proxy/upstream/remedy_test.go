@@ -34,7 +34,7 @@ func TestRemedies(t *testing.T) {
 		{err: fmt.Errorf("dial: %w", syscall.EHOSTUNREACH), wantCause: "no route to host", wantRemedy: "route"},
 		{err: syscall.ECONNRESET, wantCause: "connection reset by peer", transient: true},
 		{err: io.EOF, wantCause: "closed the connection", transient: true},
-		{err: errors.New("what an upstream wrote"), wantCause: "did not answer as it should", transient: true},
+		{err: errors.New("what an upstream wrote"), wantCause: "its answer is invalid", transient: true},
 		{err: &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}, wantCause: "bad certificate", wantRemedy: "mtls", aboutTheRule: true},
 	} {
 		e := Unreachable(c.err, "ask api.example:443")

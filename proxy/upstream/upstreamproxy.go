@@ -173,7 +173,7 @@ func (p *upstreamProxy) connect(conn net.Conn, to netip.AddrPort) (net.Conn, err
 		if IsTimeout(err) {
 			return nil, err
 		}
-		return nil, &proxyError{"the upstream proxy did not answer as it should"}
+		return nil, &proxyError{"the upstream proxy's answer is invalid"}
 	}
 	if response.StatusCode != http.StatusOK {
 		return nil, &proxyError{fmt.Sprintf("the upstream proxy answered %d", response.StatusCode)}

@@ -34,7 +34,7 @@ const (
 
 // errNoWideWindow is a connection that may not have wide windows, because as many have
 // them as may. The request has not been sent.
-var errNoWideWindow = errors.New("as many connections have wide windows as may")
+var errNoWideWindow = errors.New("the limit of connections with wide windows is reached")
 
 // dialContext is the type of http.Transport.DialContext.
 type dialContext func(ctx context.Context, network, address string) (net.Conn, error)

@@ -43,7 +43,7 @@ print("served")`}}))
 	}
 }
 
-// TestAllowConnects refuses connects to where no rule leads, as a closed port
+// TestAllowConnects refuses connects to destinations without a rule, as a closed port
 // does, and no others.
 func TestAllowConnects(t *testing.T) {
 	r := newHarness(t, nil)

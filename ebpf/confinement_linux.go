@@ -439,7 +439,7 @@ func (c *Confinement) emptyGroup() (keep bool, errs []error) {
 		}
 		return false, nil
 	}
-	// Empty is no reason to go: whoever comes next would be unconfined.
+	// The programs stay on an empty cgroup: a process that enters it next would be unconfined.
 	if c.pinDir == "" || !c.group.Current() {
 		return false, nil
 	}

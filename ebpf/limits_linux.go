@@ -57,7 +57,7 @@ func (c *Confinement) Limit(limits []Limit) error {
 	defer c.limiting.Unlock()
 	// Programs that still run with the limits of the time before have to end
 	// before their entry and slots are written again: a few milliseconds, for
-	// which nobody who shuts or kills is to wait.
+	// which a block or a kill must not wait.
 	if err := awaitPrograms(); err != nil {
 		return fmt.Errorf("set limits: %w", err)
 	}

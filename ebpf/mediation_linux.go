@@ -21,7 +21,7 @@ type waiting struct {
 	entry hooksPeer
 }
 
-// listWaiting lists those connections. Connections that come or go in between may be
+// listWaiting lists those connections. Connections that come or go during the listing may be
 // missed.
 func (w *collection) listWaiting() ([]waiting, error) {
 	const atOnce = 512
@@ -96,7 +96,7 @@ const goneAfter = 5 * time.Second
 // maxProbed is for how many sockets one scan looks; the others come next.
 const maxProbed = 2048
 
-// dropGone drops the entries of connections that nobody can accept any more: the
+// dropGone drops the entries of connections that cannot be accepted any more: the
 // sidecar ended them without asking, or the plugin did before it was accepted,
 // and the plugin's socket is gone.
 func (c *socketScan) dropGone(w *collection) error {

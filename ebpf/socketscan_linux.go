@@ -127,7 +127,7 @@ func (c *Confinement) scanLoop(ctx context.Context) error {
 }
 
 // noteDescriptorPassing has the scan taken more often where a program gets a Unix socket as a
-// standard stream: whoever holds its other end can pass connections in.
+// standard stream: the holder of its other end can pass connections in.
 func (c *Confinement) noteDescriptorPassing(files ...*os.File) {
 	passing := slices.ContainsFunc(files, func(file *os.File) bool {
 		if file == nil {

@@ -80,7 +80,7 @@ func (c *Confinement) private() []string {
 }
 
 // servingHandler is called for TCP ports of [Config.Serve] that the plugin is about
-// to listen on, while the process waits; nil: nobody asks.
+// to listen on, while the process waits; nil: there is no handler.
 func (c *Confinement) servingHandler() func(port uint16) {
 	if !c.own || c.config.Listen.TCP == nil || len(c.config.Serve) == 0 {
 		return nil

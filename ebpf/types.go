@@ -26,7 +26,7 @@ var (
 	// ErrNotAttached reports that the programs are not on the cgroup yet.
 	ErrNotAttached = errors.New("the kernel programs are not attached")
 	// ErrDetached reports that a program came off the cgroup, which happens when
-	// somebody removes the cgroup: one made again at the same path is not
+	// the cgroup is removed: one made again at the same path is not
 	// protected.
 	ErrDetached = errors.New("a kernel program is no longer on the cgroup")
 )
@@ -162,7 +162,7 @@ type Config struct {
 	Interval time.Duration
 
 	// Reaper is given the processes that the confinement starts and waits for. Nil:
-	// nobody else in this program waits for processes.
+	// no other code in this program waits for processes.
 	Reaper *reaper.Reaper
 
 	// Logger is for the operator. Nil: silence.

@@ -46,7 +46,7 @@ func FuzzHierarchy(f *testing.F) {
 		}
 		path, err := h.parseOwnGroup(own)
 		if err == nil && strings.Contains(path, "..") && !strings.Contains(h.mount, "..") {
-			t.Errorf("%q leads out", path)
+			t.Errorf("%q is outside", path)
 		}
 	})
 }

@@ -71,8 +71,8 @@ type ruleset struct {
 
 // newRuleset makes the rules for a plugin, in the sidecar, so that what cannot be
 // granted is known before anything starts. Without files they forbid none; what
-// matters then is what a domain brings with it: whoever is in one cannot trace
-// what is outside, and so cannot write its /proc/PID/mem or read its environment
+// matters then is what a domain brings with it: a process in one cannot trace
+// those outside, and so cannot write its /proc/PID/mem or read its environment
 // either, which seccomp does not see. Newer kernels also keep signals inside, and
 // connections to abstract sockets unless configured otherwise. It counts where the
 // plugin's user has other processes: under sudo, with a named user, as root.
@@ -144,7 +144,7 @@ func (r *ruleset) allowFiles(files *Files, private []string) error {
 	return nil
 }
 
-// crossesWritableLink reports a path that leads through a symbolic link in a directory which the
+// crossesWritableLink reports a path through a symbolic link in a directory which the
 // plugin may write: an earlier run could have put it there, to be given its
 // target.
 func crossesWritableLink(path string, writable []string) error {

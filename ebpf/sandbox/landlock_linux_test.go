@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestPlanted finds the paths that lead through a link which the plugin may have made.
+// TestPlanted finds the paths through a link which the plugin may have made.
 func TestPlanted(t *testing.T) {
 	dir := t.TempDir()
 	data, outside, root := filepath.Join(dir, "data"), filepath.Join(dir, "outside"), filepath.Join(dir, "root")

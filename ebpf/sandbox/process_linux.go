@@ -161,7 +161,7 @@ func StartProcess(config ProcessConfig, command Command) (*Process, error) {
 // errLauncherDied reports that the launcher was killed before it did anything.
 var errLauncherDied = errors.New("the launcher ended before it had confined itself")
 
-// launch starts the launcher and hears what became of it. Normally it is born
+// launch starts the launcher and returns what became of it. Normally it is born
 // into the cgroup (clone3, CLONE_INTO_CGROUP). Where it cannot be, it walks in,
 // before it reads what to start:
 //   - Linux (seen on 6.18) kills what is born into a cgroup that was killed

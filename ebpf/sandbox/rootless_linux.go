@@ -40,7 +40,7 @@ type Rootless struct {
 
 	mu         sync.Mutex // held while a program starts
 	running    bool
-	unreported bool // the last program's filter could not be heard
+	unreported bool // the last program's filter has no listener
 	killed     bool
 	closed     bool
 

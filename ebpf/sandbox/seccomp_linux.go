@@ -276,7 +276,7 @@ func ioctlFilter() bpfProgram {
 }
 
 // installFilter puts the filter on the calling thread, permanently, and returns the
-// descriptor on which refusals are heard.
+// descriptor on which refusals are received.
 func installFilter(p []unix.SockFilter) (int, error) {
 	chain := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
 	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notifyListener hears what the seccomp filter refuses, and answers EPERM. The caller
+// notifyListener receives what the seccomp filter refuses, and answers EPERM. The caller
 // stands still until then.
 type notifyListener struct {
 	listener int
@@ -159,7 +159,7 @@ func (*notifyListener) callName(n *notification) string {
 	return strconv.Itoa(int(number))
 }
 
-// close stops hearing and waits until it has stopped. Nil hears nothing.
+// close stops the listener and waits until it has stopped. A nil listener is not running.
 func (e *notifyListener) close() error {
 	if e == nil {
 		return nil

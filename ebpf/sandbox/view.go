@@ -17,7 +17,7 @@ type View struct {
 	// UID and GID own the directories that belong to the program's user.
 	UID, GID int
 
-	// Trees are the directories that the program shares with nobody, in the
+	// Trees are the directories that the program does not share, in the
 	// order in which they are mounted: a tree below another comes after it. A
 	// tree whose path does not exist on the host and is not below an earlier tree
 	// is left out.

@@ -60,7 +60,7 @@ func NewView(c ViewConfig) (*View, error) {
 	return v, err
 }
 
-// trees are the directories that the plugin shares with nobody, each with its
+// trees are the directories that the plugin does not share, each with its
 // twin. Temporary files end with the plugin, but for those in /var/tmp, which
 // outlive a restart (hier(7)), as the home of a dynamic user does.
 func (c *ViewConfig) trees() ([]Tree, error) {

@@ -542,3 +542,35 @@ func TestQueryInAnotherCase(t *testing.T) {
 		t.Errorf("the path is %q, want %q", got, want)
 	}
 }
+
+// TestNominatedCookie keeps the plugin's cookies from the upstream when Connection
+// nominates Cookie, as in the proxy, also where the answer sets a cookie itself.
+func TestNominatedCookie(t *testing.T) {
+	s := newHouse(t).server(t, Config{})
+	defer s.Close()
+	for connection, want := range map[string]string{
+		"":                   "theme=dark; sid=" + canary,
+		"close, X-Other":     "theme=dark; sid=" + canary,
+		"Cookie":             "sid=" + canary,
+		"keep-alive, COOKIE": "sid=" + canary,
+	} {
+		headers := []string{"cookie", "theme=dark; sid=mine"}
+		if connection != "" {
+			headers = append(headers, "connection", connection)
+		}
+		for dialect, in := range map[string]*authv3.CheckRequest{
+			"folded": envoyCheck("GET", "https", "shop.weather.example", "/", headers...),
+			"raw":    rawCheck("GET", "https", "shop.weather.example", "/", headers...),
+		} {
+			out := ask(t, s, in)
+			checkAnswer(t, out)
+			if got := valueOf(out, "cookie"); got != want {
+				t.Errorf("Connection %q, %s: got the cookies %q, want %q", connection, dialect, got, want)
+			}
+		}
+	}
+	out := ask(t, s, envoyCheck("GET", "https", "a.tiles.weather.example", "/", "cookie", "theme=dark", "connection", "cookie"))
+	if removed := out.GetOkResponse().GetHeadersToRemove(); !slices.Contains(removed, "cookie") {
+		t.Errorf("got %q removed, want the cookies too", removed)
+	}
+}

@@ -23,6 +23,7 @@ func TestMisplaced(t *testing.T) {
 		{"its query parameter", "maps.weather.example", "/?KEY=" + standIn + "&a=1", "", nil},
 		{"its cookie", "shop.weather.example", "/", "", []string{"cookie", "a=1; sid=" + standIn}},
 		{"a removed header", "api.weather.example", "/v1/forecast/1", "", []string{"x-forwarded-for", standIn}},
+		{"a cookie that Connection nominates", "shop.weather.example", "/", "", []string{"cookie", "b=" + standIn, "connection", "Cookie"}},
 		{"the path", "api.weather.example", "/v1/forecast/" + standIn, "the path", nil},
 		{"the query", "maps.weather.example", "/?k=" + standIn, "the query", nil},
 		{"another header", "api.weather.example", "/v1/forecast/1", "header x-api-key", []string{"x-api-key", standIn}},

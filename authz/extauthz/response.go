@@ -69,7 +69,7 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	case authz.InjectHeader:
 		headers = append(headers, header{slot.Name, slot.Value.Reveal()})
 	case authz.InjectCookie:
-		headers = append(headers, header{"cookie", httpclean.AddCookie(httpclean.WithoutCookie(a.cookie, slot.Name), slot.Name, slot.Value.Reveal())})
+		headers = append(headers, header{"cookie", httpclean.AddCookie(httpclean.WithoutCookie(a.cookies(), slot.Name), slot.Name, slot.Value.Reveal())})
 	case authz.InjectNone, authz.InjectQuery:
 	case authz.InjectCertificate, authz.InjectSigV4:
 		return nil, "an answer cannot carry the rule's kind of credential"
@@ -134,6 +134,15 @@ func (a *access) removals(changed []header, slot authz.Injection) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// cookies returns the values of Cookie that may reach the upstream: none if Connection
+// nominates the header, which the answer would otherwise set instead of removing.
+func (a *access) cookies() []string {
+	if a.nominated()["cookie"] {
+		return nil
+	}
+	return a.cookie
 }
 
 // nominated returns the folded names of the headers that the request's Connection

@@ -58,29 +58,6 @@ func NewDialer(cfg Config) *Dialer {
 	}
 }
 
-// NewResolver returns a resolver that asks name servers in turn, or those of the host
-// without any. All names of a sidecar are resolved by one of these: those of
-// upstreams, of token endpoints, and of what doctor checks.
-func NewResolver(servers []netip.AddrPort) *net.Resolver {
-	r := &net.Resolver{PreferGo: true}
-	if len(servers) > 0 {
-		r.Dial = rotateServers(servers)
-	}
-	return r
-}
-
-// rotateServers returns a resolver's Dial that asks the next server each time: a
-// resolver dials once for every attempt.
-func rotateServers(servers []netip.AddrPort) func(context.Context, string, string) (net.Conn, error) {
-	next := make(chan int, 1)
-	next <- 0
-	return func(ctx context.Context, network, _ string) (net.Conn, error) {
-		n := <-next
-		next <- (n + 1) % len(servers)
-		return new(net.Dialer).DialContext(ctx, network, servers[n].String())
-	}
-}
-
 // Dial resolves the destination and connects to the first of its addresses
 // that is allowed and answers. The address is judged where the socket is
 // connected, after every resolution and rewriting, so that there is no time

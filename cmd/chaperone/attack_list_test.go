@@ -67,16 +67,16 @@ func lanes(door string) []lane {
 // explicit is a request to a proxy, which names where it goes in full.
 func (w lane) explicit() bool { return !w.envoy && !w.redirected && !w.tunnel }
 
-// probe is an attack: one request, or what is not quite one. In its texts {G} is
+// probe is an attack: one request, or bytes that are almost one. In its texts {G} is
 // the good host's authority and {g} its name, {E} and {e} the evil one's, {K} the
 // kind of credential, {P} the port of both, {OTHER} and {CLEAR} ports where the
-// good name leads to somebody else, with and without TLS, {S} the stand-in, {ID}
+// good name resolves to another server, with and without TLS, {S} the placeholder, {ID}
 // the attempt's own name, {T} the target as this way has it, {ECHO} and {REDIRECT}
 // paths whose answer holds all that was sent, where that is searched.
 type probe struct {
 	item   int // of the list above
 	name   string
-	to     string // where the plugin connects, or says so; "": {G}
+	to     string // where the plugin connects, or asks to; "": {G}
 	sni    string // "": the name in to; -: none
 	method string
 	path   string // "": /v1/{ECHO}/{ID}
@@ -91,16 +91,16 @@ type probe struct {
 	share  int    // of which one in so many will do, each time others
 	not    func(lane) string
 	want   string
-	envoy  string // what is wanted at Envoy's door, where that differs
+	envoy  string // the expectation at Envoy's door, where that differs
 }
 
-// What is wanted: where the request arrives, of those that | divides. "good" and
-// "evil" are once; "refused" is nowhere and with a reason, which may follow;
-// "nobody" is nowhere, whatever the plugin is told. "goods" may be several, each
-// decided by itself; of "misplaced" the head may arrive, before what comes in the
-// body or behind it is refused.
+// Expectations: the place where the request arrives, alternatives divided by |. "good"
+// and "evil" are one request there; "refused" is no request and a refusal with the
+// reason that may follow; "nobody" is no request, with any answer. "goods" may be several
+// requests, each decided by itself; of "misplaced" the head may arrive, before the body
+// or bytes behind it are refused.
 
-// Reasons why an attack is none on some ways.
+// Reasons why an attack does not apply on some ways.
 func inTLS(w lane) string {
 	if !w.tls {
 		return "without TLS there is no server name"
@@ -124,7 +124,7 @@ func inHTTP2(w lane) string {
 
 func named(w lane) string {
 	if w.redirected {
-		return "who is redirected names nothing; it connects"
+		return "a redirected plugin names nothing; it connects"
 	}
 	return ""
 }
@@ -138,7 +138,7 @@ func inside(w lane) string {
 
 func onlyRedirected(w lane) string {
 	if !w.redirected {
-		return "nothing is redirected on this way"
+		return "this way redirects no connection"
 	}
 	return ""
 }
@@ -166,7 +166,7 @@ func scrubbed(w lane) string {
 
 func carriesBodies(w lane) string {
 	if w.envoy {
-		return "a body does not pass the sidecar behind Envoy; a stand-in is worth nothing"
+		return "a body does not pass the sidecar behind Envoy; a placeholder is worth nothing"
 	}
 	return ""
 }
@@ -210,7 +210,7 @@ func confusions() []probe {
 	return []probe{
 		{item: 1, name: "the good host's name in what goes to the evil one", to: "{E}", host: "{G}", want: "refused destination_mismatch", envoy: "evil|refused"},
 		{item: 1, name: "the evil host's name in what goes to the good one", host: "{E}", want: "refused destination_mismatch", envoy: "good|refused"},
-		{item: 1, name: "nothing but a request to the evil one", to: "{E}", heads: []string{"Authorization: Bearer {api_key}"}, want: "evil"},
+		{item: 1, name: "an ordinary request to the evil one", to: "{E}", heads: []string{"Authorization: Bearer {api_key}"}, want: "evil"},
 		{item: 2, name: "an absolute URI elsewhere than its connection", text: "GET https://{E}/v1/echo/{ID} HTTP/1.1\r\nHost: {G}\r\nConnection: close\r\n\r\n", not: inside, want: "refused"},
 		{item: 2, name: "an absolute URI that comes back", to: "{E}", text: "GET https://{G}/v1/echo/{ID} HTTP/1.1\r\nHost: {E}\r\nConnection: close\r\n\r\n", not: inside, want: "refused"},
 		{item: 3, name: "the evil server name to the good host", sni: "{e}", not: inTLS, want: "refused|nobody"},
@@ -220,8 +220,8 @@ func confusions() []probe {
 		{item: 3, name: "two hosts", text: "GET {T} HTTP/1.1\r\nHost: {G}\r\nHost: {E}\r\nConnection: close\r\n\r\n", not: inHTTP1, want: "refused|nobody", envoy: "good"},
 		{item: 3, name: "two hosts, the evil one's first", to: "{E}", text: "GET {T} HTTP/1.1\r\nHost: {E}\r\nHost: {G}\r\nConnection: close\r\n\r\n", not: inHTTP1, want: "refused|nobody", envoy: "evil"},
 		{item: 3, name: ":authority and Host", heads: []string{"host: {E}"}, not: inHTTP2, want: "refused|nobody", envoy: "good|refused|nobody"},
-		{item: 4, name: "an address that nobody was told of", to: "198.51.100.7:{P}", sni: "{g}", host: "{G}", not: onlyRedirected, want: "good"},
-		{item: 4, name: "an address that nobody was told of, and no name", to: "198.51.100.7:{P}", sni: "-", host: "198.51.100.7:{P}", not: onlyRedirected, want: "refused|nobody"},
+		{item: 4, name: "an address without a name", to: "198.51.100.7:{P}", sni: "{g}", host: "{G}", not: onlyRedirected, want: "good"},
+		{item: 4, name: "an address without a name, and no name", to: "198.51.100.7:{P}", sni: "-", host: "198.51.100.7:{P}", not: onlyRedirected, want: "refused|nobody"},
 		{item: 4, name: "the evil host's address", to: "{E}", sni: "{g}", host: "{G}", not: onlyRedirected, want: "refused|nobody"},
 		{item: 5, name: "another port of the good host", to: "{g}:{OTHER}", want: "refused|nobody"}, // by the kernel, where it is redirected
 		{item: 5, name: "another port of the good host, without TLS", to: "{g}:{CLEAR}", want: "refused|nobody"},
@@ -439,7 +439,7 @@ func echoes() []probe {
 	return append(out,
 		probe{item: 14, name: "TRACE", method: "TRACE", want: "refused method_not_granted"},
 		probe{item: 14, name: "an echo of half", path: "/v1/range/{ID}", heads: []string{"Range: bytes=3-"}, not: scrubbed, want: "good"},
-		probe{item: 14, name: "an echo that Envoy lets through", kinds: "header", path: "/v1/raw/{ID}", not: func(w lane) string {
+		probe{item: 14, name: "an echo that Envoy forwards", kinds: "header", path: "/v1/raw/{ID}", not: func(w lane) string {
 			if !w.envoy || w.h2 {
 				return "one of Envoy's will do, and the sidecar's scrub"
 			}
@@ -515,7 +515,7 @@ func floods() []probe {
 	}
 }
 
-// standInTexts are what else stands for the stand-in.
+// standInTexts are other spellings of the placeholder.
 func standInTexts(standIn string) map[string]string {
 	half := len(standIn) / 2
 	compressed := func(way string) string {

@@ -20,21 +20,21 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// attempt is one thing that the hostile plugin is told to do: to connect, and to
-// send these bytes or this HTTP/2 request.
+// attempt is one order to the hostile plugin: to connect, and to send these bytes or
+// this HTTP/2 request.
 type attempt struct {
 	ID     string
 	Dial   string // host:port, unix:PATH, or "": the proxy of its environment
-	Tunnel string // what it asks that proxy to connect it to, by CONNECT; "" for nothing
+	Tunnel string // the target of a CONNECT to that proxy; "" without one
 	TLS    bool   // inside
 	SNI    string // "" sends none
 	H2     bool
 	Text   []byte      // of HTTP/1.1
-	After  [][]byte    // what it sends after the head of an answer, in pieces
+	After  [][]byte    // pieces that it sends after the head of an answer
 	Fields [][2]string // of HTTP/2
 	Body   []byte
 	Tail   [][2]string // trailers
-	Hold   bool        // the answer has no end: it tells of its beginning, and of its end, if it comes
+	Hold   bool        // the answer has no end: it reports the beginning, and the end, if it comes
 	Waits  bool        // the answer is long in coming, and takes no other's turn
 	Flood  int         // so many connections that send this and no more, and stay
 }
@@ -61,7 +61,7 @@ func hostilePlugin() {
 	say := func(v any) {
 		writing.Lock()
 		defer writing.Unlock()
-		_ = out.Encode(v) // nobody listens any more
+		_ = out.Encode(v) // the test has ended
 	}
 	known := hello{Env: os.Environ(), Files: map[string]string{}}
 	for _, path := range os.Args[1:] {
@@ -74,7 +74,7 @@ func hostilePlugin() {
 	proxy := cmp.Or(os.Getenv("HTTPS_PROXY"), "http://127.0.0.1:1")
 	via, err := url.Parse(proxy)
 	if err != nil {
-		panic("the proxy of the environment is none")
+		panic("the proxy of the environment is invalid")
 	}
 	turns := make(chan struct{}, 24)
 	in := json.NewDecoder(bufio.NewReader(os.Stdin))
@@ -112,7 +112,7 @@ func (a *attempt) flood(proxy string) error {
 		if _, err := conn.Write(a.Text); err != nil {
 			return err
 		}
-		go func() { _, _ = io.Copy(io.Discard, conn) }() // which keeps it
+		go func() { _, _ = io.Copy(io.Discard, conn) }() // keeps the connection open
 	}
 	return nil
 }
@@ -225,7 +225,7 @@ func (a *attempt) speakHTTP1(conn net.Conn, say func(string)) ([]byte, error) {
 		}
 		if answer.StatusCode == http.StatusSwitchingProtocols {
 			for _, piece := range a.After {
-				_, _ = conn.Write(piece) // what is refused shows in the answer
+				_, _ = conn.Write(piece) // a refusal shows in the answer
 				time.Sleep(5 * time.Millisecond)
 			}
 			_ = conn.SetReadDeadline(time.Now().Add(time.Second))

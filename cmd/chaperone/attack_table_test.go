@@ -115,7 +115,7 @@ func (t *tried) lines(p probe, r *room, head string, fill func(string) string) {
 	t.Text = b.Bytes()
 }
 
-// fields makes the request's fields of HTTP/2. What the host is inside a
+// fields makes the request's fields of HTTP/2. The host inside a
 // connection with a name is :authority there.
 func (t *tried) fields(p probe, r *room, to, host, method, path string, fill func(string) string) {
 	scheme := "http"
@@ -152,7 +152,7 @@ func (t *tried) fields(p probe, r *room, to, host, method, path string, fill fun
 	t.Body, t.Tail = []byte(fill(p.body)), split(p.tail)
 }
 
-// all makes every attempt of this door, and says which are none and why.
+// all makes every attempt of this door, and lists those that do not apply with the reason.
 func (r *room) all(door string) (attempts []tried, skipped map[string]int) {
 	skipped = map[string]int{}
 	for i, p := range probes() {
@@ -178,7 +178,7 @@ func (r *room) all(door string) (attempts []tried, skipped map[string]int) {
 	return attempts, skipped
 }
 
-// outcome is where an attempt arrived and what was said about it.
+// outcome is where an attempt arrived, with its answer and record.
 type outcome struct {
 	good, evil int
 	reason     string
@@ -233,9 +233,9 @@ func seen(witnesses ...*testenv.Witness) map[string][]arrived {
 }
 
 // TestAttackList makes every attack of the list through every door, with every
-// kind of credential. What a credential is not meant for is the plugin, whatever
-// it gets, and every host but its own: all of that is searched afterwards for all
-// of them, in every spelling.
+// kind of credential. A credential must not reach the plugin, by any way, or a host
+// that is not its own: everything that these received is searched afterwards for all
+// credentials, in every spelling.
 func TestAttackList(t *testing.T) {
 	h := newHouse(t)
 	for _, door := range []string{"off", "required", "envoy"} {
@@ -259,7 +259,7 @@ func TestAttackList(t *testing.T) {
 }
 
 // attackAll makes the attempts and compares. It returns the one whose answer does
-// hold a credential, as is said of Envoy's door.
+// hold a credential, as documented for Envoy's door.
 func (r *room) attackAll(door string) (leaked string) {
 	attempts, skipped := r.all(door)
 	results := r.do(attempts)
@@ -279,7 +279,7 @@ func (r *room) attackAll(door string) (leaked string) {
 		}
 		if strings.Contains(a.probe.name, "Envoy lets through") && !a.way.h2 {
 			if leaked = a.ID; !strings.Contains(o.text, headerCanary) {
-				r.t.Errorf("%s: it is said that nothing is scrubbed there: %s", a, o)
+				r.t.Errorf("%s: got a scrubbed answer where Envoy's answers are documented as not scrubbed: %s", a, o)
 			}
 		}
 		for _, at := range good[a.ID] {
@@ -329,7 +329,7 @@ func (r *room) lapses(door string) {
 	}
 	for user, err := range r.logins {
 		if err != nil {
-			r.t.Errorf("%s arrived when it was none any more: %v", user, err)
+			r.t.Errorf("%s arrived after it was revoked: %v", user, err)
 		}
 	}
 }
@@ -352,8 +352,8 @@ func (r *room) mints() {
 	}
 }
 
-// revoked is item 21: while answers flow, and a token is being got, access is
-// taken away. What the sidecar carries ends at once; what Envoy carries does not.
+// revoked is item 21: while answers flow, and a token is being fetched, access is
+// revoked. Streams through the sidecar end at once; those through Envoy do not.
 func (r *room) revoked(door string) {
 	var held []tried
 	for i, w := range lanes(door) {
@@ -388,13 +388,13 @@ func (r *room) revoked(door string) {
 			continue
 		}
 		flows := r.expect(a.ID, "flows")
-		r.await(flows, a.String()+" goes on, as is said of Envoy's own streams") // one may have been on its way
+		r.await(flows, a.String()+" continues, as documented for Envoy's own streams") // one may have been on its way
 		r.await(flows, a.String()+" goes on")
 	}
 	if door != "envoy" && out.Cut < len(held) {
 		r.t.Errorf("%d streams, and %+v", len(held), out)
 	}
-	r.await(minted, "what waited for a token is told")
+	r.await(minted, "an answer to the request that waited for a token")
 	var after []tried
 	for i, w := range lanes(door) {
 		for _, k := range r.kinds {
@@ -414,7 +414,7 @@ func (r *room) revoked(door string) {
 func (r *room) do(attempts []tried) map[string]gotten {
 	r.t.Helper()
 	waits := map[string]<-chan gotten{}
-	slices.SortStableFunc(attempts, func(a, b tried) int { // who waits begins
+	slices.SortStableFunc(attempts, func(a, b tried) int { // waiting attempts first
 		if a.Waits == b.Waits {
 			return 0
 		} else if a.Waits {
@@ -510,7 +510,7 @@ func (r *room) search(door, leaked string) {
 		"the usage":   []byte(r.world.chaperone("usage", "--config", r.world.file("sidecar.yaml"), "--output", "json").stdout),
 		"the metrics": []byte(metricsOf(r.t, r.metrics)),
 	}
-	if r.sidecar != nil { // which dies, with every stack in its last words
+	if r.sidecar != nil { // it ends and prints every stack
 		testenv.Must(r.t, r.sidecar.cmd.Process.Signal(syscall.SIGABRT))
 		r.sidecar.wait()
 		contains(r.t, r.sidecar.output.String(), "goroutine 1 ")

@@ -70,7 +70,7 @@ func spellings(secret string) map[string]string {
 // holds reports in which spelling a text holds the secret.
 func holds(text []byte, secret string) string {
 	for name, spelling := range spellings(secret) {
-		if strings.HasPrefix(name, "base64-") || name == "base64" { // what is left of its ends depends on the neighbours
+		if strings.HasPrefix(name, "base64-") || name == "base64" { // its first and last characters depend on the neighbours
 			spelling = spelling[4 : len(spelling)-8]
 		}
 		if bytes.Contains(text, []byte(spelling)) {
@@ -109,7 +109,7 @@ func (a *accomplice) all() string {
 }
 
 func (a *accomplice) serve(w http.ResponseWriter, r *http.Request) {
-	body, _ := io.ReadAll(r.Body) // what is cut short is looked at all the same
+	body, _ := io.ReadAll(r.Body) // a truncated body is searched too
 	client := ""
 	if len(r.TLS.PeerCertificates) > 0 {
 		client = "client of " + strings.Join(r.TLS.PeerCertificates[0].DNSNames, " ")
@@ -200,7 +200,7 @@ func betray(w http.ResponseWriter, r *http.Request, way, secret string) {
 func withoutEnd(w http.ResponseWriter, way, secret string) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		return // over HTTP/2 there is none
+		return // HTTP/2 has no connection to hijack
 	}
 	defer conn.Close()
 	head, line := "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Echo\r\n\r\n0\r\n", "X-Echo: "+secret+"\r\n"
@@ -219,7 +219,7 @@ var compressors = map[string]func(io.Writer) io.WriteCloser{
 	"zstd": func(w io.Writer) io.WriteCloser {
 		z, err := zstd.NewWriter(w)
 		if err != nil {
-			panic(err) // its options are none
+			panic(err) // it has no options that could fail
 		}
 		return z
 	},
@@ -235,7 +235,7 @@ func betrayByWebSocket(w http.ResponseWriter, r *http.Request, secret string) {
 	key := sha1.Sum([]byte(r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	conn, in, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		return // over HTTP/2 there is none
+		return // HTTP/2 has no connection to hijack
 	}
 	defer conn.Close()
 	_, _ = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-Websocket-Accept: %s\r\nX-Echo: %s\r\n\r\n",
@@ -256,7 +256,7 @@ func betrayByWebSocket(w http.ResponseWriter, r *http.Request, secret string) {
 	for _, b := range frame {
 		_, _ = conn.Write([]byte{b})
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond)) // what the plugin says is kept
+	_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond)) // keeps what the plugin sent
 	_, _ = io.Copy(io.Discard, in)
 }
 
@@ -340,14 +340,14 @@ type theft struct {
 	fields  map[string]any // there; nil: api_key
 	secret  string
 	more    []string // that are secret too
-	shows   string   // what is in a request that carries it, if it is not the secret
+	shows   string   // the text that shows it in a request, if it is not the secret
 	arrived func(*http.Request) string
 }
 
 // TestHostilePlugin has a plugin and an API work together to get the credential
 // out, for each way to inject one, and looks at what the plugin, another host,
-// the log, the metrics and the status got. The plugin is a program that knows of
-// nothing but its environment.
+// the log, the metrics and the status got. The plugin is a program that has only
+// its environment.
 func TestHostilePlugin(t *testing.T) {
 	bearer := func(r *http.Request) string { return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") }
 	pair := testenv.MustGet(testenv.MustGet(testenv.NewCA("clients"))(t).Issue("weather.example"))(t)
@@ -500,8 +500,8 @@ spec:
 	c.mustArrive(t, received, evil.all())
 }
 
-// mustNotBe looks for it in what the plugin, and whoever reads what the sidecar
-// says, can see.
+// mustNotBe looks for it in everything that the plugin and readers of the sidecar's
+// output can see.
 func (c *theft) mustNotBe(t *testing.T, w *world, b *background, looked map[string]string) {
 	t.Helper()
 	looked["the log"], looked["status"] = w.read("state/audit.jsonl"), fmt.Sprint(w.ready())
@@ -543,7 +543,7 @@ func (c *theft) mustArrive(t *testing.T, received, elsewhere string) {
 		t.Error("the other host was shown a certificate")
 	}
 	if strings.Contains(received+elsewhere, "wk_") {
-		t.Errorf("a stand-in arrived: %s", received)
+		t.Errorf("got the placeholder at the upstream: %s", received)
 	}
 }
 

@@ -121,7 +121,7 @@ type house struct {
 	good   *testenv.Witness   // 127.0.0.1, port P
 	evil   []*testenv.Witness // 127.0.0.2, port P, and more
 	tokens *testenv.Witness   // the identity provider
-	names  map[string]string  // what stands for what in attempts
+	names  map[string]string  // replacements for texts in attempts
 
 	mu      sync.Mutex
 	secrets map[string]map[string]bool // by whose they are
@@ -304,7 +304,7 @@ func (h *house) betray(w http.ResponseWriter, r *http.Request) {
 	betray(w, r, way, secret)
 }
 
-// issue is the identity provider, which is none too friendly.
+// issue is the identity provider, which is hostile.
 func (h *house) issue(w http.ResponseWriter, r *http.Request) {
 	way := strings.TrimPrefix(r.URL.Path, "/")
 	_, secret, _ := r.BasicAuth()
@@ -418,7 +418,7 @@ func freeAddress(t *testing.T) string {
 	return free.Addr().String()
 }
 
-// startPlugin starts the plugin, by the sidecar or beside it, and reads what it says.
+// startPlugin starts the plugin, by the sidecar or beside it, and reads its output.
 func (r *room) startPlugin() {
 	r.t.Helper()
 	stdin := testenv.MustGet(r.cmd.StdinPipe())(r.t)
@@ -458,7 +458,7 @@ func (r *room) take(g gotten) {
 	r.results[g.ID+" "+g.Event] = g
 	select {
 	case r.waiting[g.ID+" "+g.Event] <- g:
-	default: // nobody waits, or for no more of them
+	default: // no test waits for another one
 	}
 }
 
@@ -582,7 +582,7 @@ spec:
 	r.world.write("grant.yaml", strings.ReplaceAll(r.grant(door == "envoy"), "TOKENS", fmt.Sprintf("https://127.0.0.1:%d", r.tokens.Addr.Port())))
 }
 
-// selves are names that lead to the sidecar's own places, and are granted.
+// selves are granted names that resolve to the sidecar's own addresses.
 func (r *room) selves() []struct{ host, port string } {
 	_, metrics, _ := net.SplitHostPort(r.metrics)
 	vault := r.world.vault.Address[strings.LastIndex(r.world.vault.Address, ":")+1:]

@@ -2,8 +2,7 @@
 // messages, errors, help texts and documentation. It has no code of its own.
 //
 // The rules are in CONTRIBUTING.md (Language). The banned phrases are in
-// testdata/banned.txt. Folders that do not follow a rule yet are in
-// testdata/unfinished.txt, which may only become shorter.
+// testdata/banned.txt.
 //
 // Print the counts of every package, or those of another checkout:
 //

@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -26,10 +25,9 @@ type figures struct {
 	logs                  int // log messages
 }
 
-// TestLanguage checks the texts of every folder by the rules that unfinished.txt
-// does not exclude for it.
+// TestLanguage checks the texts of every folder by the rules, and prints their counts.
 func TestLanguage(t *testing.T) {
-	list, unfinished := loadBanned(t), loadUnfinished(t)
+	list := loadBanned(t)
 	all := map[string]*figures{"(all)": {}}
 	for _, found := range collect(t, *root) {
 		if all[found.folder] == nil {
@@ -39,8 +37,7 @@ func TestLanguage(t *testing.T) {
 		all[found.folder].add(found, faults, count)
 		all["(all)"].add(found, faults, count)
 		for _, f := range faults {
-			excluded := slices.ContainsFunc(unfinished, func(u exclusion) bool { return u.rule == f.rule.String() && within(found, u.folder) })
-			if *folder == "" && !excluded || *folder != "" && within(found, *folder) {
+			if *folder == "" || within(found, *folder) {
 				report(t, found, f)
 			}
 		}
@@ -59,29 +56,6 @@ func report(t *testing.T, found text, f fault) {
 // within reports whether a text is of a folder, one below it, or a file.
 func within(t text, folder string) bool {
 	return t.file == folder || t.folder == folder || strings.HasPrefix(t.folder, folder+"/")
-}
-
-// exclusion is a folder or file, and a rule that it does not follow yet.
-type exclusion struct{ folder, rule string }
-
-// loadUnfinished reads unfinished.txt, which is absent when everything follows the rules.
-func loadUnfinished(t *testing.T) []exclusion {
-	t.Helper()
-	data, err := os.ReadFile("testdata/unfinished.txt")
-	if err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
-	var all []exclusion
-	for line := range strings.SplitSeq(string(data), "\n") {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] == "#" {
-			continue
-		}
-		for _, rule := range fields[1:] {
-			all = append(all, exclusion{fields[0], rule})
-		}
-	}
-	return all
 }
 
 func (f *figures) add(found text, faults []fault, count int) {

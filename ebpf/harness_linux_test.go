@@ -74,8 +74,8 @@ func newHarness(t *testing.T, change func(*Config)) *harness {
 		return p
 	}
 	r.proxy4, r.proxy6 = listen("127.0.0.1:0"), listen("[::1]:0")
-	r.dns4, r.dns6 = packet("127.0.0.1:0"), packet("[::1]:0")
-	r.dnsTCP = listen(r.dns4.LocalAddr().String())
+	r.dns6 = packet("[::1]:0")
+	r.listenDNS()
 	if err := confinement.Attach(r.endpoints()); err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +83,28 @@ func newHarness(t *testing.T, change func(*Config)) *harness {
 	r.stop, r.stopped = cancel, make(chan error, 1)
 	go func() { r.stopped <- confinement.Run(ctx) }()
 	return r
+}
+
+// listenDNS listens for questions over UDP and over TCP at one port. Another program
+// may have the port of the one for the other, so that several are tried.
+func (r *harness) listenDNS() {
+	r.t.Helper()
+	for tries := 1; ; tries++ {
+		udp, err := r.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		tcp, err := r.Listen("tcp", udp.LocalAddr().String())
+		if err == nil {
+			r.t.Cleanup(func() { _, _ = udp.Close(), tcp.Close() })
+			r.dns4, r.dnsTCP = udp, tcp
+			return
+		}
+		_ = udp.Close()
+		if tries == 20 {
+			r.t.Fatal(err)
+		}
+	}
 }
 
 func (r *harness) endpoints() Endpoints {

@@ -263,7 +263,7 @@ func TestSignatureIsNotLent(t *testing.T) {
 		r.Header.Set(test.header, test.value)
 		response, body := send(t, w.client(nil), r)
 		wantRefusal(t, response, body, authz.NotEnforceableHere)
-		if api.last != nil || !strings.Contains(body, "beyond the path") || !strings.Contains(body, "leave it out") {
+		if api.last != nil || !strings.Contains(body, "beyond the path") || !strings.Contains(body, "remove it") {
 			t.Errorf("%+v: %s", test, body)
 		}
 	}

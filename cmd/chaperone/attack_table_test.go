@@ -268,6 +268,10 @@ func (r *room) attackAll(door string) (leaked string) {
 	for _, a := range attempts {
 		g := results[a.ID]
 		o := outcome{good: len(good[a.ID]), evil: len(evil[a.ID]), text: string(g.Got) + g.Err}
+		// An attempt that was refused after it had arrived was made again.
+		if repeats := r.repeats[a.ID]; o.good > 1 && o.good <= 1+repeats {
+			o.good = 1
+		}
 		if found := reasonPattern.FindStringSubmatch(o.text); found != nil {
 			o.reason = found[1]
 		}
@@ -277,7 +281,7 @@ func (r *room) attackAll(door string) (leaked string) {
 				r.t.Errorf("%s: want %s, got %s", a, want, o)
 			}
 		}
-		if strings.Contains(a.probe.name, "Envoy lets through") && !a.way.h2 {
+		if strings.Contains(a.probe.name, "Envoy forwards") && !a.way.h2 {
 			if leaked = a.ID; !strings.Contains(o.text, headerCanary) {
 				r.t.Errorf("%s: got a scrubbed answer where Envoy's answers are documented as not scrubbed: %s", a, o)
 			}
@@ -438,6 +442,7 @@ func (r *room) do(attempts []tried) map[string]gotten {
 	for _, a := range attempts {
 		for began := time.Now(); outOfMemory(a, out[a.ID]) && time.Since(began) < patience; {
 			time.Sleep(100 * time.Millisecond)
+			r.repeats[a.ID]++
 			again := r.expect(a.ID, "done")
 			testenv.Must(r.t, r.stdin.Encode(a.attempt))
 			out[a.ID] = r.await(again, a.String())

@@ -357,6 +357,7 @@ type room struct {
 	cmd     *exec.Cmd
 	sidecar *background
 	stdin   *json.Encoder
+	repeats map[string]int // how often attempts were made again, by id
 
 	mu      sync.Mutex
 	waiting map[string]chan gotten
@@ -367,7 +368,7 @@ type room struct {
 // behind Envoy (envoy).
 func (h *house) open(t *testing.T, door string) *room {
 	t.Helper()
-	r := &room{house: h, t: t, stderr: new(lockedBuffer), waiting: map[string]chan gotten{}, results: map[string]gotten{}}
+	r := &room{house: h, t: t, stderr: new(lockedBuffer), repeats: map[string]int{}, waiting: map[string]chan gotten{}, results: map[string]gotten{}}
 	r.world = &world{t: t, dir: t.TempDir(), vault: h.world.vault, api: h.world.api}
 	testenv.Must(t, os.Chmod(filepath.Dir(r.world.dir), 0o755))
 	for _, file := range []string{"role-id", "secret-id"} {

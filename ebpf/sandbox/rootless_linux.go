@@ -249,7 +249,7 @@ func (f *Rootless) Listeners() []net.Listener { return f.listeners }
 // Limits describes what a rootless sandbox cannot do and a [Confinement] can.
 func (f *Rootless) Limits() []string {
 	limits := []string{
-		"traffic is not metered: limits on connections, bytes, system calls and processes cannot be kept",
+		"usage is not metered: limits on connections, bytes, system calls and processes are not enforced",
 		"only programs that use the proxy variables reach anything; the network refuses the others without a record",
 		"names are resolved by the proxy alone: a program that asks a name server by itself finds none",
 		"Unix sockets other than pairs are refused, and none can be granted",

@@ -69,7 +69,7 @@ func TestGenerations(t *testing.T) {
 		{"install", func() uint64 { return engine.Install(policy) }, Granted},
 		{"revoke", func() uint64 { return engine.Revoke(pause) }, Revoked},
 		{"revoke again", func() uint64 { return engine.Revoke(pause, Revocation{ID: "r2", Plugin: "weather", Level: LevelHalt}) }, Revoked},
-		{"install anew", func() uint64 { return engine.Install(compile(t, input(forecast()))) }, Revoked},
+		{"install again", func() uint64 { return engine.Install(compile(t, input(forecast()))) }, Revoked},
 		{"restore", func() uint64 { engine.Restore("r2"); return engine.Current().Generation() }, Revoked},
 		{"bump", engine.Bump, Revoked},
 		{"restore the other", func() uint64 { engine.Restore("r1"); return engine.Current().Generation() }, Granted},

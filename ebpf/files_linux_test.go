@@ -129,7 +129,7 @@ func filesTree(t *testing.T, uid int) string {
 
 func TestFiles(t *testing.T) {
 	if err := sandbox.FilesSupported(); err != nil {
-		t.Skip(err)
+		skipUnsupported(t, err)
 	}
 	r := newHarness(t, nil)
 	dir := filesTree(t, r.user.UID)
@@ -199,7 +199,7 @@ func TestFiles(t *testing.T) {
 // Programs of every kind start when no file is granted.
 func TestFilesLeaveEnoughToStart(t *testing.T) {
 	if err := sandbox.FilesSupported(); err != nil {
-		t.Skip(err)
+		skipUnsupported(t, err)
 	}
 	r := newHarness(t, nil)
 	script := filepath.Join(publicDir(t), "script")
@@ -217,7 +217,7 @@ func TestFilesLeaveEnoughToStart(t *testing.T) {
 	} {
 		t.Run(filepath.Base(args[0]), func(t *testing.T) {
 			if _, err := exec.LookPath(args[0]); err != nil {
-				t.Skip(err)
+				skipUnsupported(t, err)
 			}
 			got := r.command(sandbox.Command{Args: args, Files: &sandbox.Files{}})
 			if got.status != 0 || !strings.Contains(got.stdout, "42") && !strings.Contains(got.stderr, "ersion") {

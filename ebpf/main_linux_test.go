@@ -53,3 +53,13 @@ func needKernel(t *testing.T) {
 	}
 	t.Skip("needs root")
 }
+
+// skipUnsupported skips a test that this system cannot run, which fails where every
+// test is required.
+func skipUnsupported(t *testing.T, err error) {
+	t.Helper()
+	if os.Getenv("CHAPERONE_REQUIRE") == "1" {
+		t.Fatal(err)
+	}
+	t.Skip(err)
+}

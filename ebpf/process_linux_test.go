@@ -220,7 +220,7 @@ func TestPrivileges(t *testing.T) {
 // Other processes of the plugin's user are out of its reach, whoever that is.
 func TestScope(t *testing.T) {
 	if sandbox.LandlockVersion() < 6 {
-		t.Skipf("Landlock is at version %d", sandbox.LandlockVersion())
+		skipUnsupported(t, fmt.Errorf("got Landlock version %d, want 6", sandbox.LandlockVersion()))
 	}
 	for name, change := range map[string]func(*Config){
 		"12345": func(c *Config) { c.User = "12345" },

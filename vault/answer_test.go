@@ -444,7 +444,7 @@ path "secret/*" { capabilities = ["read"] }`,
 	if left := time.Until(first.NotAfter); strings.Count(first.Fields["token"].Reveal(), ".") != 2 || left > 4*time.Second || left < time.Second {
 		t.Errorf("a token of 4 s is served for %s", left)
 	}
-	until(t, "it is made anew", func() bool {
+	until(t, "it is made again", func() bool {
 		return testenv.MustGet(b.Credential(t.Context(), id))(t).Generation > first.Generation
 	})
 	if got := f.count("identity/oidc/token/weather"); got != 2 {

@@ -149,9 +149,9 @@ func (p *RateLimiter) waitUntil(n int, until time.Time, policy *authz.Snapshot) 
 			return errEndedWhileThrottled
 		case <-policy.Changed():
 			policy = p.rates.engine.Current()
-			anew := time.Now().Add(p.rates.gate.ThrottleBytes(p.rates.plugin, p.kind, n))
-			if anew.Before(until) {
-				until = anew
+			replenished := time.Now().Add(p.rates.gate.ThrottleBytes(p.rates.plugin, p.kind, n))
+			if replenished.Before(until) {
+				until = replenished
 			}
 		}
 	}

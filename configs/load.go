@@ -31,12 +31,16 @@ type Config struct {
 	// Expired are the grants that had ended when they were read.
 	Expired Errors
 
-	seen map[string]string // by absolute path: the state of each file and folder that was looked at
+	seen          map[string]string // by absolute path: the state of each file and folder that was looked at
+	observesUntil time.Time         // found once: every audit record asks for it
 }
 
 // ObservesUntil returns when the Sidecar and the last of its rules stop to observe;
 // the zero time when none of them does.
-func (c *Config) ObservesUntil() time.Time {
+func (c *Config) ObservesUntil() time.Time { return c.observesUntil }
+
+// lastObservation finds [Config.ObservesUntil] among the Sidecar and all rules.
+func (c *Config) lastObservation() time.Time {
 	var last time.Time
 	if c.Sidecar.Mode == authz.ModeObserve {
 		last = c.Sidecar.ObserveUntil
@@ -134,6 +138,7 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 
 	c := &Config{Name: s.sidecar.Metadata.Name, Sidecar: *spec}
 	l.collect(c, s, documents)
+	c.observesUntil = c.lastObservation()
 	c.Policy = l.compile(authz.Input{
 		Plugin: spec.Plugin, Grants: c.Grants, Guardrails: c.Guardrails,
 		Observe: spec.Mode == authz.ModeObserve, ObserveUntil: spec.ObserveUntil,

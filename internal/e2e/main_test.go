@@ -48,8 +48,11 @@ func staged(elem ...string) string {
 
 // chaperone is the command, built once.
 var chaperone = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(stage, "bin", "chaperone")
-	return path, testenv.BuildChaperone(context.Background(), path)
+	root, err := testenv.Root()
+	if err != nil {
+		return "", err
+	}
+	return goBuild(root, "chaperone", "./cmd/chaperone", "CGO_ENABLED=0")
 })
 
 // goBuild builds a package into the stage.

@@ -27,7 +27,8 @@ const (
 type env struct {
 	binary string
 	length time.Duration
-	checks int // of growthScene
+	checks int  // of growthScene
+	rivals bool // extauthzScene measures other engines
 	dir    string
 	ca     *testenv.CA
 	vault  *testenv.Vault

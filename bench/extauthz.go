@@ -136,7 +136,7 @@ func (d *doorsteps) Close() {
 
 // extauthzScene measures checks over Envoy's protocol.
 func extauthzScene(ctx context.Context, w *env) (_ *table, err error) {
-	d, err := w.newDoorsteps(ctx, true)
+	d, err := w.newDoorsteps(ctx, w.rivals)
 	if err != nil {
 		return nil, err
 	}

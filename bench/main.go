@@ -47,26 +47,36 @@ func main() {
 	binary := flag.String("chaperone", "bin/chaperone", "the `PROGRAM` to measure")
 	seconds := flag.Duration("time", 3*time.Second, "how long each load row runs")
 	only := flag.String("only", "", "run only the scenes whose name contains one of these `TEXTS`, with commas between them")
+	rivals := flag.Bool("rivals", true, "measure other engines beside ext_authz")
 	checks := flag.Int("checks", 0, "send `CHECKS` to ext_authz, for example 10000000, and measure the growth of the sidecar's memory")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, limit+time.Duration(*checks)*perCheck)
 	defer cancel()
-	if err := run(ctx, *binary, *seconds, *only, *checks); err != nil {
+	if err := run(ctx, options{binary: *binary, length: *seconds, only: *only, checks: *checks, rivals: *rivals}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, binary string, length time.Duration, only string, checks int) (err error) {
+// options are the flags.
+type options struct {
+	binary string
+	length time.Duration // of each load row
+	only   string
+	checks int
+	rivals bool
+}
+
+func run(ctx context.Context, o options) (err error) {
 	fmt.Printf("%s, %d CPUs, %s/%s, %s, %s\n\n", cpuModel(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(),
 		time.Now().UTC().Format(time.DateOnly))
-	w, err := newEnv(ctx, binary, length)
+	w, err := newEnv(ctx, o.binary, o.length)
 	if err != nil {
 		return err
 	}
-	w.checks = checks
+	w.checks, w.rivals = o.checks, o.rivals
 	defer func() { err = errors.Join(err, w.Close()) }()
 	for _, scene := range []struct {
 		name string
@@ -89,7 +99,7 @@ func run(ctx context.Context, binary string, length time.Duration, only string, 
 		{"kernel-halt", haltScene},
 		{"kernel-mediation", mediationScene},
 	} {
-		if !wanted(scene.name, only) || scene.name == "growth" && checks == 0 {
+		if !wanted(scene.name, o.only) || scene.name == "growth" && o.checks == 0 {
 			continue
 		}
 		if strings.HasPrefix(scene.name, "kernel") && os.Geteuid() != 0 {

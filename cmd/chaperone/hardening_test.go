@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -115,10 +116,8 @@ var shippedOnce = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	shippedDir = dir
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "chaperone"), ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build chaperone: %w\n%s", err, out)
+	if err := testenv.BuildChaperone(context.Background(), filepath.Join(dir, "chaperone")); err != nil {
+		return "", err
 	}
 	return filepath.Join(dir, "chaperone"), os.Chmod(dir, 0o755)
 })

@@ -48,11 +48,8 @@ func staged(elem ...string) string {
 
 // chaperone is the command, built once.
 var chaperone = sync.OnceValues(func() (string, error) {
-	root, err := testenv.Root()
-	if err != nil {
-		return "", err
-	}
-	return goBuild(root, "chaperone", "./cmd/chaperone", "CGO_ENABLED=0")
+	path := filepath.Join(stage, "bin", "chaperone")
+	return path, testenv.BuildChaperone(context.Background(), path)
 })
 
 // goBuild builds a package into the stage.

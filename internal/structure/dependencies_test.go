@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/dependencies.txt")
@@ -26,7 +28,7 @@ const (
 func listDependencies(t *testing.T) map[string][]string {
 	t.Helper()
 	const format = `{{if .Standard}}standard library{{else}}{{.Module.Path}}{{end}} {{.ImportPath}}`
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", format, "./cmd/chaperone")
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-tags", testenv.BuildTags, "-f", format, "./cmd/chaperone")
 	cmd.Dir = *root
 	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0")
 	var stderr strings.Builder

@@ -71,9 +71,8 @@ func buildClients(t *testing.T) {
 			t.Fatalf("%q: %v\n%s", args, err, out)
 		}
 	}
-	for name, target := range map[string]string{"chaperone": "./cmd/chaperone", "client": "./internal/e2e/differential/testdata/client"} {
-		run("go", "build", "-trimpath", "-o", filepath.Join(stage, "bin", name), target)
-	}
+	testenv.Must(t, testenv.BuildChaperone(t.Context(), filepath.Join(stage, "bin", "chaperone")))
+	run("go", "build", "-trimpath", "-o", filepath.Join(stage, "bin", "client"), "./internal/e2e/differential/testdata/client")
 	run("javac", "-d", filepath.Join(stage, "java"), filepath.Join(stage, "java", "Client.java"))
 	node := testenv.MustGet(testenv.InstallNodeClients(t.Context(), nil))(t)
 	python := testenv.MustGet(testenv.InstallPythonClients(t.Context(), nil))(t)

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -180,25 +181,50 @@ func bench(b *testing.B) (c *Confinement, outside, inside worker) {
 	return c, employ(b, nil, listener), employ(b, c.group, listener)
 }
 
+// attachEmpty attaches a program that does nothing to the tracepoint of the system call
+// counter: the floor of what any counter costs.
+func attachEmpty(b *testing.B) io.Closer {
+	b.Helper()
+	l, err := attachEmptyTrace()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return l
+}
+
 // BenchmarkSyscall compares a system call without the counter, beside it, and
-// counted and limited, on one processor and on two.
+// counted and limited, on one processor and on two. Variants with an empty program in
+// place of the counter are the floor.
 func BenchmarkSyscall(b *testing.B) {
 	c, outside, inside := bench(b)
 	limit := []Limit{{Name: "bench", Kind: LimitSyscalls, Count: 1 << 40, Period: time.Second}}
+	variants := []struct {
+		name   string
+		who    worker
+		limits []Limit
+		empty  bool
+	}{
+		{"none", outside, nil, false},
+		{"empty", outside, nil, true},
+		{"unmetered", outside, limit, false},
+		{"inside-empty", inside, nil, true},
+		{"metered", inside, limit, false},
+	}
+	names := make([]string, len(variants))
+	for i, v := range variants {
+		names[i] = v.name
+	}
 	for _, threads := range []int{1, 2} {
 		b.Run(strconv.Itoa(threads), func(b *testing.B) {
-			Compare(b, 100_000, []string{"none", "unmetered", "metered"}, func(variant, n int) time.Duration {
-				in, who := limit, outside
-				switch variant {
-				case 0:
-					in = nil
-				case 2:
-					who = inside
+			Compare(b, 100_000, names, func(variant, n int) time.Duration {
+				v := variants[variant]
+				if v.empty {
+					defer attachEmpty(b).Close()
 				}
-				if err := c.Limit(in); err != nil {
+				if err := c.Limit(v.limits); err != nil {
 					b.Fatal(err)
 				}
-				return who.ask(fmt.Sprint("calls ", threads, " ", n))
+				return v.who.ask(fmt.Sprint("calls ", threads, " ", n))
 			})
 		})
 	}

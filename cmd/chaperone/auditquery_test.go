@@ -14,11 +14,11 @@ import (
 )
 
 // writeLog writes an audit log with records of every sort.
-func writeLog(t *testing.T, w *world) string {
+func writeLog(t *testing.T, w *env) string {
 	t.Helper()
-	testenv.Must(t, os.Mkdir(w.file("state"), 0o700))
-	file := w.file("state/audit.jsonl")
-	log := testenv.MustGet(audit.Open(audit.Config{File: file, StateDir: w.file("state")}))(t)
+	testenv.Must(t, os.Mkdir(w.File("state"), 0o700))
+	file := w.File("state/audit.jsonl")
+	log := testenv.MustGet(audit.Open(audit.Config{File: file, StateDir: w.File("state")}))(t)
 	at := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
 	for i, r := range []authz.Record{
 		{Kind: authz.KindDecision, Door: authz.DoorProxy, Allowed: true, Reason: "granted", Grant: "g", Rule: "read", Method: "GET", Scheme: "https", Host: "api.example", Port: 443, Path: "/v1", PID: 7, Exe: "/usr/bin/curl"},
@@ -39,7 +39,7 @@ func writeLog(t *testing.T, w *world) string {
 }
 
 func TestAuditQuery(t *testing.T) {
-	w := &world{t: t, dir: t.TempDir()}
+	w := bareEnv(t, t.TempDir())
 	file := writeLog(t, w)
 	for _, c := range []struct {
 		args   string
@@ -80,31 +80,31 @@ func TestAuditQuery(t *testing.T) {
 		{"--denied --allowed", exitUsage, "contradict", ""},
 	} {
 		args := append([]string{"audit", "query", file}, strings.Fields(c.args)...)
-		r := w.chaperone(args...)
-		if r.status != c.status || !strings.Contains(r.stdout+r.stderr, c.want) {
-			t.Errorf("%s: status %d, want %d and %q\n%s%s", c.args, r.status, c.status, c.want, r.stdout, r.stderr)
+		r := w.Chaperone(args...)
+		if r.Status != c.status || !strings.Contains(r.Stdout+r.Stderr, c.want) {
+			t.Errorf("%s: status %d, want %d and %q\n%s%s", c.args, r.Status, c.status, c.want, r.Stdout, r.Stderr)
 		}
-		if strings.ContainsAny(r.stdout+r.stderr, "\x1b\t") {
-			t.Errorf("%s: the terminal gets what the plugin wrote:\n%q", c.args, r.stdout)
+		if strings.ContainsAny(r.Stdout+r.Stderr, "\x1b\t") {
+			t.Errorf("%s: the terminal gets what the plugin wrote:\n%q", c.args, r.Stdout)
 		}
 		if c.count == "" {
 			continue
 		}
-		if r := w.chaperone(append(args, "--count")...); strings.TrimSpace(r.stdout) != c.count {
-			t.Errorf("%s: %q records, want %s", c.args, r.stdout, c.count)
+		if r := w.Chaperone(append(args, "--count")...); strings.TrimSpace(r.Stdout) != c.count {
+			t.Errorf("%s: %q records, want %s", c.args, r.Stdout, c.count)
 		}
 	}
 	var all []map[string]any
-	r := w.chaperone("audit", "query", file, "--output", "json", "--host", "nobody.example")
-	if err := json.Unmarshal([]byte(r.stdout), &all); err != nil || all == nil || len(all) != 0 {
-		t.Errorf("no records as JSON: %q, %v", r.stdout, err)
+	r := w.Chaperone("audit", "query", file, "--output", "json", "--host", "nobody.example")
+	if err := json.Unmarshal([]byte(r.Stdout), &all); err != nil || all == nil || len(all) != 0 {
+		t.Errorf("no records as JSON: %q, %v", r.Stdout, err)
 	}
 	for _, command := range []string{"query", "tail", "verify"} {
-		if r := w.chaperone("audit", command, w.file("none.jsonl")); r.status != exitFailure || !strings.Contains(r.stderr, "there is no audit log at") {
-			t.Errorf("%s of no log: %d %s", command, r.status, r.stderr)
+		if r := w.Chaperone("audit", command, w.File("none.jsonl")); r.Status != exitFailure || !strings.Contains(r.Stderr, "there is no audit log at") {
+			t.Errorf("%s of no log: %d %s", command, r.Status, r.Stderr)
 		}
-		if r := w.chaperone("audit", command); r.status != exitUsage || !strings.Contains(r.stderr, "which audit log?") {
-			t.Errorf("%s without a log: %d %s", command, r.status, r.stderr)
+		if r := w.Chaperone("audit", command); r.Status != exitUsage || !strings.Contains(r.Stderr, "which audit log?") {
+			t.Errorf("%s without a log: %d %s", command, r.Status, r.Stderr)
 		}
 	}
 }
@@ -114,24 +114,24 @@ func TestAuditQuery(t *testing.T) {
 func TestRefusedHostIsFound(t *testing.T) {
 	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF(), testenv.Program("curl"), testenv.Program("python3"))
 	h := newHost(t, "weather")
-	testenv.Must(t, os.Chmod(h.dir, 0o755))
-	h.write("weather/sidecar.yaml", strings.NewReplacer(`kernel: "off"`, "kernel: required", `extAuthz: "unix:envoy/s"`, `proxy: "127.0.0.1:0"`).Replace(h.read("weather/sidecar.yaml")))
-	r := h.chaperone("run", "--config", h.config("weather"), "--", "sh", "-c", `
+	testenv.Must(t, os.Chmod(h.Dir, 0o755))
+	h.Write("weather/sidecar.yaml", strings.NewReplacer(`kernel: "off"`, "kernel: required", `extAuthz: "unix:envoy/s"`, `proxy: "127.0.0.1:0"`).Replace(h.Read("weather/sidecar.yaml")))
+	r := h.Chaperone("run", "--config", h.config("weather"), "--", "sh", "-c", `
 curl -sS https://connect.example/x
 curl -sS http://plain.example/x
 curl -sS -x "" https://resolved.example/x
 python3 -c 'import socket; socket.getaddrinfo("python.example", 1)'
 true`)
-	if r.status != 0 {
-		t.Fatal(r.stderr)
+	if r.Status != 0 {
+		t.Fatal(r.Stderr)
 	}
 	for host, exe := range map[string]string{
 		"connect.example": "/curl", "plain.example": "/curl", "resolved.example": "/curl", "python.example": "/python3",
 	} {
-		r := h.chaperone("audit", "query", "--config", h.config("weather"), "--host", host, "--kind", "decision", "--denied")
+		r := h.Chaperone("audit", "query", "--config", h.config("weather"), "--host", host, "--kind", "decision", "--denied")
 		var e audit.Entry
-		if err := json.Unmarshal([]byte(phrase.FirstLine(r.stdout)), &e); err != nil {
-			t.Errorf("%s: %v\n%s%s", host, err, r.stdout, r.stderr)
+		if err := json.Unmarshal([]byte(phrase.FirstLine(r.Stdout)), &e); err != nil {
+			t.Errorf("%s: %v\n%s%s", host, err, r.Stdout, r.Stderr)
 			continue
 		}
 		if e.PID == 0 || !strings.Contains(e.Exe, exe) || e.UID == nil {

@@ -10,8 +10,8 @@ import (
 func TestCompletion(t *testing.T) {
 	h := newHost(t, "one", "two")
 	h.start("one", "two")
-	if got := h.chaperone("revoke", "--plugin", "one", "--reason", "looks odd"); got.status != 0 {
-		t.Fatalf("status %d: %s", got.status, got.stderr)
+	if got := h.Chaperone("revoke", "--plugin", "one", "--reason", "looks odd"); got.Status != 0 {
+		t.Fatalf("status %d: %s", got.Status, got.Stderr)
 	}
 	for name, test := range map[string]struct {
 		words []string
@@ -25,10 +25,10 @@ func TestCompletion(t *testing.T) {
 		"schemas":     {[]string{"schema", ""}, []string{"Sidecar", "PluginGrant"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := h.chaperone(append([]string{"__complete"}, test.words...)...)
+			got := h.Chaperone(append([]string{"__complete"}, test.words...)...)
 			for _, want := range test.want {
-				if !strings.Contains(got.stdout, want) {
-					t.Errorf("%q is not completed:\n%s%s", want, got.stdout, got.stderr)
+				if !strings.Contains(got.Stdout, want) {
+					t.Errorf("%q is not completed:\n%s%s", want, got.Stdout, got.Stderr)
 				}
 			}
 		})

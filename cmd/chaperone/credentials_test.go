@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // example is one section of a page of docs/credentials.
@@ -49,7 +50,7 @@ func examples(t *testing.T) map[string]example {
 }
 
 // vaultCLI does what a line of the documentation has the vault command do.
-func vaultCLI(t *testing.T, w *world, line string) {
+func vaultCLI(t *testing.T, w *env, line string) {
 	t.Helper()
 	line, file, _ := strings.Cut(line, " > ")
 	var words []string
@@ -72,7 +73,7 @@ func vaultCLI(t *testing.T, w *world, line string) {
 			args = append(args, word)
 		}
 	}
-	ctx, v := t.Context(), w.vault
+	ctx, v := t.Context(), w.Vault
 	var answer map[string]any
 	var err error
 	switch verb := strings.Join(args[:min(2, len(args))], " "); {
@@ -100,11 +101,11 @@ func vaultCLI(t *testing.T, w *world, line string) {
 		t.Fatalf("%s: %v", line, err)
 	}
 	if file != "" {
-		w.write(file, fmt.Sprint(answer[flags["field"]]))
+		w.Write(file, fmt.Sprint(answer[flags["field"]]))
 	}
 }
 
-func (e example) setUp(t *testing.T, w *world) {
+func (e example) setUp(t *testing.T, w *env) {
 	t.Helper()
 	for line := range strings.Lines(e.commands) {
 		if strings.HasPrefix(line, "vault ") {
@@ -114,13 +115,13 @@ func (e example) setUp(t *testing.T, w *world) {
 }
 
 // use writes a grant of the example's credential.
-func (e example) use(t *testing.T, w *world) {
+func (e example) use(t *testing.T, w *env) {
 	t.Helper()
 	name := regexp.MustCompile(`- name: (\S+)`).FindStringSubmatch(e.yaml)
 	if name == nil {
 		t.Fatalf("%s: no credential in %q", e.title, e.yaml)
 	}
-	w.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	w.Write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant
 metadata: {name: weather}
 spec:
@@ -134,26 +135,26 @@ spec:
     paths: [/open, /echo]
     credential: %s
   credentials:
-%s`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), apiHost, w.api.Addr.Port(), name[1], regexp.MustCompile(`(?m)^`).ReplaceAllString(strings.TrimSpace(e.yaml), "  ")+"\n"))
+%s`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), scenario.Host, w.API.Addr.Port(), name[1], regexp.MustCompile(`(?m)^`).ReplaceAllString(strings.TrimSpace(e.yaml), "  ")+"\n"))
 }
 
 // TestEveryExampleLoads loads what is not run too.
 func TestEveryExampleLoads(t *testing.T) {
-	w := newWorld(t, "off", "")
-	spec, loaded := w.read("sidecar.yaml"), 0
+	w := newEnv(t, "off", "")
+	spec, loaded := w.Read("sidecar.yaml"), 0
 	for _, e := range examples(t) {
 		switch {
 		case e.yaml == "":
 			continue
 		case strings.HasPrefix(e.yaml, "auth:"):
-			w.write("sidecar.yaml", regexp.MustCompile(`auth: .*}}`).ReplaceAllLiteralString(spec, strings.TrimSpace(e.yaml)+"}"))
+			w.Write("sidecar.yaml", regexp.MustCompile(`auth: .*}}`).ReplaceAllLiteralString(spec, strings.TrimSpace(e.yaml)+"}"))
 		case strings.HasPrefix(e.yaml, "upstreamProxy:"):
-			w.write("spec.yaml", spec+"  "+e.yaml)
+			w.Write("spec.yaml", spec+"  "+e.yaml)
 		default:
-			w.write("sidecar.yaml", spec)
+			w.Write("sidecar.yaml", spec)
 			e.use(t, w)
 		}
-		if _, err := configs.Load(w.file("sidecar.yaml"), time.Now()); err != nil {
+		if _, err := configs.Load(w.File("sidecar.yaml"), time.Now()); err != nil {
 			t.Errorf("%s: %v", e.title, err)
 		}
 		loaded++
@@ -170,7 +171,7 @@ func TestExamplesWork(t *testing.T) {
 	const key = "wk_live_5d1f"
 	header := func(r testenv.Received) string { return r.Header.Get("Authorization") }
 	for title, c := range map[string]struct {
-		before func(t *testing.T, w *world, e *example)
+		before func(t *testing.T, w *env, e *example)
 		want   string // a pattern of what the API received
 		got    func(testenv.Received) string
 	}{
@@ -191,7 +192,7 @@ func TestExamplesWork(t *testing.T) {
 			if !ok {
 				t.Fatal("is not in docs/credentials")
 			}
-			w := newWorld(t, "off", "")
+			w := newEnv(t, "off", "")
 			all["A key in a header"].setUp(t, w)
 			if c.before != nil {
 				c.before(t, w, &e)
@@ -200,15 +201,15 @@ func TestExamplesWork(t *testing.T) {
 				e.policy = all["A key in a header"].policy
 			}
 			all["AppRole"].setUp(t, w)
-			testenv.Must(t, w.vault.Policy(t.Context(), "weather", e.policy))
+			testenv.Must(t, w.Vault.Policy(t.Context(), "weather", e.policy))
 			if title != "A key in a header" {
 				e.setUp(t, w)
 			}
 			e.use(t, w)
-			r := w.run("curl", "-sS", "-H", "X-Api-Key: mine", "-H", "Authorization: mine", "-H", "Cookie: session=mine", w.url("/open"))
-			received := w.api.Requests()
-			if r.status != 0 || len(received) != 1 {
-				t.Fatalf("status %d, %d requests\n%s%s", r.status, len(received), r.stdout, r.stderr)
+			r := w.Run("curl", "-sS", "-H", "X-Api-Key: mine", "-H", "Authorization: mine", "-H", "Cookie: session=mine", w.URL("/open"))
+			received := w.API.Requests()
+			if r.Status != 0 || len(received) != 1 {
+				t.Fatalf("status %d, %d requests\n%s%s", r.Status, len(received), r.Stdout, r.Stderr)
 			}
 			value := c.got(received[0])
 			if !regexp.MustCompile(c.want).MatchString(value) {
@@ -218,11 +219,11 @@ func TestExamplesWork(t *testing.T) {
 			if title == "An AWS signature" {
 				secret = "FwoGZXIvYXdz"
 			}
-			written := r.stdout + r.stderr + w.read("state/audit.jsonl")
+			written := r.Stdout + r.Stderr + w.Read("state/audit.jsonl")
 			if title != "A client certificate" && strings.Contains(written, secret) {
 				t.Errorf("%q is in what the plugin or the log got:\n%s", secret, written)
 			}
-			leases := testenv.MustGet(w.vault.Leases(t.Context(), "database/creds/weather"))(t)
+			leases := testenv.MustGet(w.Vault.Leases(t.Context(), "database/creds/weather"))(t)
 			if len(leases) != 0 {
 				t.Errorf("%d leases are left", len(leases))
 			}
@@ -235,28 +236,28 @@ func basicOf(r testenv.Received) string {
 	return string(text)
 }
 
-func withDatabase(t *testing.T, w *world, e *example) {
+func withDatabase(t *testing.T, w *env, e *example) {
 	testenv.Require(t, testenv.PostgreSQL())
 	db := testenv.MustPostgres(t)
 	testenv.MustGet(db.Query(t.Context(), "CREATE ROLE weather LOGIN PASSWORD 'initial'"))(t)
-	testenv.Must(t, w.vault.EnableDatabase(t.Context(), "database", db))
+	testenv.Must(t, w.Vault.EnableDatabase(t.Context(), "database", db))
 	e.commands = strings.ReplaceAll(e.commands, "vault secrets enable database\n", "")
 }
 
 // withClientCertificates has the API ask for one.
-func withClientCertificates(t *testing.T, w *world, _ *example) {
-	w.api = testenv.MustUpstream(t, testenv.UpstreamConfig{Names: []string{apiHost}, TLS: func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert }})
-	testenv.Must(t, w.api.CA.WriteFile(w.file("api-ca.pem")))
+func withClientCertificates(t *testing.T, w *env, _ *example) {
+	w.API = testenv.MustUpstream(t, testenv.UpstreamConfig{Names: []string{scenario.Host}, TLS: func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert }})
+	testenv.Must(t, w.API.CA.WriteFile(w.File("api-ca.pem")))
 }
 
-func withoutAWS(t *testing.T, w *world, e *example) {
+func withoutAWS(t *testing.T, w *env, e *example) {
 	e.commands = "vault kv put secret/aws access_key=AKIAEXAMPLE secret_key=wJalrXUtnFEMI security_token=FwoGZXIvYXdz\n"
 	e.policy = strings.ReplaceAll(e.policy, "aws/sts/weather", "secret/data/aws")
 	e.yaml = strings.ReplaceAll(e.yaml, "aws/sts/weather", "secret/data/aws")
 }
 
 // withTokenEndpoint serves tokens for the client's name and scopes.
-func withTokenEndpoint(t *testing.T, w *world, e *example) {
+func withTokenEndpoint(t *testing.T, w *env, e *example) {
 	ca := testenv.MustGet(testenv.NewCA("identity provider"))(t)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		id, secret, _ := r.BasicAuth()
@@ -270,9 +271,9 @@ func withTokenEndpoint(t *testing.T, w *world, e *example) {
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(ca.Issue("id.weather.example"))(t)}}
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	testenv.Must(t, ca.WriteFile(w.file("id-ca.pem")))
+	testenv.Must(t, ca.WriteFile(w.File("id-ca.pem")))
 	_, port, _ := strings.Cut(strings.TrimPrefix(server.URL, "https://"), ":")
 	e.yaml = strings.ReplaceAll(e.yaml, `tokenURL: "https://id.weather.example/`, `caFile: id-ca.pem, tokenURL: "https://id.weather.example:`+port+"/")
-	spec := w.read("sidecar.yaml")
-	w.write("sidecar.yaml", strings.Replace(spec, "dns: {hosts: {", "dns: {hosts: {id.weather.example: [127.0.0.1], ", 1))
+	spec := w.Read("sidecar.yaml")
+	w.Write("sidecar.yaml", strings.Replace(spec, "dns: {hosts: {", "dns: {hosts: {id.weather.example: [127.0.0.1], ", 1))
 }

@@ -31,14 +31,14 @@ func TestEnvoyCommands(t *testing.T) {
 		"by the proxy": "  envoy: {}\n", "listening": "  envoy: {dir: run, explicit: \"127.0.0.1:15080\", transparent: \"0.0.0.0:15006\", accessLog: /dev/null}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &world{t: t, dir: t.TempDir()}
-			w.write("sidecar.yaml", strings.NewReplacer("\n  dns:\n", "\n"+envoy+"  dns:\n", "/var/lib/chaperone/weather", "state").Replace(example))
+			w := bareEnv(t, t.TempDir())
+			w.Write("sidecar.yaml", strings.NewReplacer("\n  dns:\n", "\n"+envoy+"  dns:\n", "/var/lib/chaperone/weather", "state").Replace(example))
 			for _, command := range []string{"bootstrap", "config"} {
-				r := w.chaperone("envoy", command, "--config", w.file("sidecar.yaml"))
-				if r.status != 0 {
-					t.Fatalf("%s: %s", command, r.stderr)
+				r := w.Chaperone("envoy", command, "--config", w.File("sidecar.yaml"))
+				if r.Status != 0 {
+					t.Fatalf("%s: %s", command, r.Stderr)
 				}
-				if err := testenv.ValidateEnvoy(t.Context(), []byte(r.stdout)); err != nil {
+				if err := testenv.ValidateEnvoy(t.Context(), []byte(r.Stdout)); err != nil {
 					t.Errorf("%s: %v", command, err)
 				}
 			}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // refusesClone3 as a command runs its arguments under a seccomp filter that
@@ -220,23 +221,23 @@ func TestRunAfterKill(t *testing.T) {
 	dir := openDir(t)
 	file := filepath.Join(dir, "sidecar.yaml")
 	testenv.Must(t, errors.Join(os.Mkdir(filepath.Join(dir, "grants"), 0o700), os.WriteFile(file, sleeper("state"), 0o600)))
-	w := &world{t: t, dir: dir}
+	w := bareEnv(t, dir)
 	for range 3 {
-		b := w.start("sh", "-c", "sleep 300 & sleep 300 & echo two; wait")
-		eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(b.output.String(), "two") })
-		testenv.Must(t, b.cmd.Process.Kill())
-		b.wait()
+		b := w.Start("sh", "-c", "sleep 300 & sleep 300 & echo two; wait")
+		testenv.Eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(b.Output.String(), "two") })
+		testenv.Must(t, b.Cmd.Process.Kill())
+		b.Wait()
 	}
-	r := w.run("echo", "started")
-	if r.status != 0 || r.stdout != "started\n" {
-		t.Fatalf("status %d: %s%s", r.status, r.stdout, r.stderr)
+	r := w.Run("echo", "started")
+	if r.Status != 0 || r.Stdout != "started\n" {
+		t.Fatalf("status %d: %s%s", r.Status, r.Stdout, r.Stderr)
 	}
-	if got := strings.Count(r.stderr, "\n"); got != 1 || !strings.Contains(r.stderr, "that an earlier sidecar of weather had left shut in (by hand: chaperone detach --config "+file+" --kill)") {
-		t.Errorf("it printed %q", r.stderr)
+	if got := strings.Count(r.Stderr, "\n"); got != 1 || !strings.Contains(r.Stderr, "that an earlier sidecar of weather had left shut in (by hand: chaperone detach --config "+file+" --kill)") {
+		t.Errorf("it printed %q", r.Stderr)
 	}
-	contains(t, w.chaperone("audit", "query", "--config", file).stdout, "an earlier sidecar of weather had left")
-	if d := w.chaperone("detach", "--config", file); d.status != 0 {
-		t.Errorf("detach: %s", d.stderr)
+	scenario.Contains(t, w.Chaperone("audit", "query", "--config", file).Stdout, "an earlier sidecar of weather had left")
+	if d := w.Chaperone("detach", "--config", file); d.Status != 0 {
+		t.Errorf("detach: %s", d.Stderr)
 	}
 }
 
@@ -248,10 +249,10 @@ func TestDoctorIsNamedWhereItHelps(t *testing.T) {
 	file := filepath.Join(dir, "sidecar.yaml")
 	config := strings.Replace(string(sleeper("state")), "kernel:", "process: {user: nobody-of-that-name}, kernel:", 1)
 	testenv.Must(t, errors.Join(os.Mkdir(filepath.Join(dir, "grants"), 0o700), os.WriteFile(file, []byte(config), 0o600)))
-	w := &world{t: t, dir: dir}
-	t.Setenv("CHAPERONE_REGISTRY", w.file("registry")) // not the host's
-	if r := w.run("true"); r.status != exitSidecar || strings.Contains(r.stderr, "doctor") {
-		t.Errorf("an unknown user: status %d: %s", r.status, r.stderr)
+	w := bareEnv(t, dir)
+	t.Setenv("CHAPERONE_REGISTRY", w.File("registry")) // not the host's
+	if r := w.Run("true"); r.Status != exitSidecar || strings.Contains(r.Stderr, "doctor") {
+		t.Errorf("an unknown user: status %d: %s", r.Status, r.Stderr)
 	}
 	testenv.Must(t, os.WriteFile(file, sleeper("state"), 0o600))
 	cmd := exec.Command("setpriv", "--bounding-set", "-sys_admin,-bpf,-net_admin", "--inh-caps", "-sys_admin,-bpf,-net_admin", shipped(t), "run", "--config", file, "--", "true")

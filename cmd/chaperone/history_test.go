@@ -9,6 +9,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // TestStateHistory starts a sidecar on a stateDir to which something has happened
@@ -18,20 +19,20 @@ func TestStateHistory(t *testing.T) {
 		t.Helper()
 		testenv.Must(t, exec.CommandContext(t.Context(), "cp", "-a", from, to).Run())
 	}
-	first := newWorld(t, "off", "")
+	first := newEnv(t, "off", "")
 	for _, c := range []struct {
 		name    string
-		happens func(t *testing.T, w *world, state string) // after a revocation and a copy made before it
+		happens func(t *testing.T, w *env, state string) // after a revocation and a copy made before it
 		says    string
 		left    int // revocations
 	}{
-		{"moved away", func(*testing.T, *world, string) {}, "it is missing", 0},
-		{"an older copy", func(t *testing.T, _ *world, state string) { cp(t, state+".before", state) }, "it is an older copy", 0},
-		{"its revocations removed", func(t *testing.T, _ *world, state string) {
+		{"moved away", func(*testing.T, *env, string) {}, "it is missing", 0},
+		{"an older copy", func(t *testing.T, _ *env, state string) { cp(t, state+".before", state) }, "it is an older copy", 0},
+		{"its revocations removed", func(t *testing.T, _ *env, state string) {
 			cp(t, state+".gone", state)
 			testenv.Must(t, os.Remove(filepath.Join(state, "revocations.json")))
 		}, "revocations.json is missing", 0},
-		{"its key and log removed", func(t *testing.T, _ *world, state string) {
+		{"its key and log removed", func(t *testing.T, _ *env, state string) {
 			cp(t, state+".gone", state)
 			for _, name := range []string{"audit.key", "audit.head", "audit.jsonl"} {
 				testenv.Must(t, os.Remove(filepath.Join(state, name)))
@@ -41,45 +42,45 @@ func TestStateHistory(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			w := first.another(t, "")
-			state := w.file("state")
-			if r := w.run("true"); r.status != 0 {
-				t.Fatalf("status %d\n%s", r.status, r.stderr)
+			state := w.File("state")
+			if r := w.Run("true"); r.Status != 0 {
+				t.Fatalf("status %d\n%s", r.Status, r.Stderr)
 			}
 			cp(t, state, state+".before")
-			w.revoke("--level", "halt")
+			w.Revoke("--level", "halt")
 			testenv.Must(t, os.Rename(state, state+".gone"))
 			c.happens(t, w, state)
 
-			r := w.run("true")
-			if r.status != exitSidecar {
-				t.Errorf("status %d\n%s", r.status, r.stderr)
+			r := w.Run("true")
+			if r.Status != exitSidecar {
+				t.Errorf("status %d\n%s", r.Status, r.Stderr)
 			}
-			contains(t, r.stderr, "stateDir "+state+" has lost its history: "+c.says, "left 1 revocation in force", "chaperone statedir accept --config "+w.file("sidecar.yaml"))
+			scenario.Contains(t, r.Stderr, "stateDir "+state+" has lost its history: "+c.says, "left 1 revocation in force", "chaperone statedir accept --config "+w.File("sidecar.yaml"))
 
 			// Put back, it is what it was.
 			aside := state + ".aside"
 			_ = os.Rename(state, aside) // one that is missing was not made
 			testenv.Must(t, os.Rename(state+".gone", state))
-			if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "weather is halted") {
-				t.Errorf("put back: status %d\n%s", r.status, r.stderr)
+			if r := w.Run("true"); r.Status != exitSidecar || !strings.Contains(r.Stderr, "weather is halted") {
+				t.Errorf("put back: status %d\n%s", r.Status, r.Stderr)
 			}
 
 			// Accepted as it is, it is started with.
 			testenv.Must(t, os.RemoveAll(state))
 			_ = os.Rename(aside, state)
-			if r := w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml")); r.status != exitUsage {
-				t.Errorf("without a reason: status %d\n%s", r.status, r.stderr)
+			if r := w.Chaperone("statedir", "accept", "--config", w.File("sidecar.yaml")); r.Status != exitUsage {
+				t.Errorf("without a reason: status %d\n%s", r.Status, r.Stderr)
 			}
-			r = w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml"), "--reason", "the disk died")
-			if r.status != 0 {
-				t.Errorf("status %d\n%s", r.status, r.stderr)
+			r = w.Chaperone("statedir", "accept", "--config", w.File("sidecar.yaml"), "--reason", "the disk died")
+			if r.Status != 0 {
+				t.Errorf("status %d\n%s", r.Status, r.Stderr)
 			}
-			contains(t, r.stdout, "has lost its history: ", "accepted; "+phrase.Counted(c.left, "revocation is", "revocations are")+" in force")
-			if r := w.run("true"); (r.status == 0) != (c.left == 0) {
-				t.Errorf("accepted: status %d\n%s", r.status, r.stderr)
+			scenario.Contains(t, r.Stdout, "has lost its history: ", "accepted; "+phrase.Counted(c.left, "revocation is", "revocations are")+" in force")
+			if r := w.Run("true"); (r.Status == 0) != (c.left == 0) {
+				t.Errorf("accepted: status %d\n%s", r.Status, r.Stderr)
 			}
-			contains(t, w.audit(), "accepted by chaperone statedir accept", "the disk died")
-			contains(t, w.chaperone("statedir", "accept", "--config", w.file("sidecar.yaml"), "--reason", "again").stdout, "it is unchanged")
+			scenario.Contains(t, w.audit(), "accepted by chaperone statedir accept", "the disk died")
+			scenario.Contains(t, w.Chaperone("statedir", "accept", "--config", w.File("sidecar.yaml"), "--reason", "again").Stdout, "it is unchanged")
 		})
 	}
 }
@@ -87,17 +88,17 @@ func TestStateHistory(t *testing.T) {
 // TestStateHistoryOffline revokes and restores while no sidecar runs, which is no
 // history that is lost.
 func TestStateHistoryOffline(t *testing.T) {
-	w := newWorld(t, "off", "")
+	w := newEnv(t, "off", "")
 	for range 2 {
-		if r := w.run("true"); r.status != 0 {
-			t.Fatalf("status %d\n%s", r.status, r.stderr)
+		if r := w.Run("true"); r.Status != 0 {
+			t.Fatalf("status %d\n%s", r.Status, r.Stderr)
 		}
-		id := w.revoke("--level", "halt").ID
-		if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "weather is halted") {
-			t.Errorf("status %d\n%s", r.status, r.stderr)
+		id := w.Revoke("--level", "halt").ID
+		if r := w.Run("true"); r.Status != exitSidecar || !strings.Contains(r.Stderr, "weather is halted") {
+			t.Errorf("status %d\n%s", r.Status, r.Stderr)
 		}
-		if r := w.chaperone("restore", id, "--config", w.file("sidecar.yaml"), "--reason", "done"); r.status != 0 {
-			t.Errorf("restore: status %d\n%s", r.status, r.stderr)
+		if r := w.Chaperone("restore", id, "--config", w.File("sidecar.yaml"), "--reason", "done"); r.Status != 0 {
+			t.Errorf("restore: status %d\n%s", r.Status, r.Stderr)
 		}
 	}
 }
@@ -105,7 +106,7 @@ func TestStateHistoryOffline(t *testing.T) {
 // TestStateBegunAgain: who may alone remove a stateDir may begin afresh, unless it is
 // missing with revocations in it, which a disk that is not mounted looks like.
 func TestStateBegunAgain(t *testing.T) {
-	first := newWorld(t, "off", "")
+	first := newEnv(t, "off", "")
 	for _, c := range []struct {
 		name             string
 		revoked, emptied bool
@@ -118,24 +119,24 @@ func TestStateBegunAgain(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			w := first.another(t, "")
-			if r := w.run("true"); r.status != 0 {
-				t.Fatalf("status %d\n%s", r.status, r.stderr)
+			if r := w.Run("true"); r.Status != 0 {
+				t.Fatalf("status %d\n%s", r.Status, r.Stderr)
 			}
 			if c.revoked {
-				w.revoke("--level", "halt")
+				w.Revoke("--level", "halt")
 			}
-			testenv.Must(t, os.RemoveAll(w.file("state")))
+			testenv.Must(t, os.RemoveAll(w.File("state")))
 			if c.emptied {
-				testenv.Must(t, os.Mkdir(w.file("state"), 0o700))
+				testenv.Must(t, os.Mkdir(w.File("state"), 0o700))
 			}
-			r := w.run("true")
-			if r.status != 0 {
-				t.Fatalf("status %d\n%s", r.status, r.stderr)
+			r := w.Run("true")
+			if r.Status != 0 {
+				t.Fatalf("status %d\n%s", r.Status, r.Stderr)
 			}
-			contains(t, r.stderr, c.says, "it was begun again")
-			contains(t, w.audit(), c.says)
-			if r := w.run("true"); r.status != 0 || strings.Contains(r.stderr, "begun again") {
-				t.Errorf("once more: status %d\n%s", r.status, r.stderr)
+			scenario.Contains(t, r.Stderr, c.says, "it was begun again")
+			scenario.Contains(t, w.audit(), c.says)
+			if r := w.Run("true"); r.Status != 0 || strings.Contains(r.Stderr, "begun again") {
+				t.Errorf("once more: status %d\n%s", r.Status, r.Stderr)
 			}
 		})
 	}
@@ -146,24 +147,24 @@ func TestStateBegunAgain(t *testing.T) {
 // lost by that.
 func TestReplaceableState(t *testing.T) {
 	testenv.Require(t, testenv.Superuser())
-	w := newWorld(t, "off", "")
-	testenv.Must(t, os.Mkdir(w.file("home"), 0o755))
-	testenv.Must(t, os.Chown(w.file("home"), 54321, 54321))
-	state := w.file("home/state")
-	w.write("sidecar.yaml", strings.NewReplacer(
+	w := newEnv(t, "off", "")
+	testenv.Must(t, os.Mkdir(w.File("home"), 0o755))
+	testenv.Must(t, os.Chown(w.File("home"), 54321, 54321))
+	state := w.File("home/state")
+	w.Write("sidecar.yaml", strings.NewReplacer(
 		"stateDir: state", "stateDir: home/state", `metrics: "127.0.0.1:0"}`, `metrics: "127.0.0.1:0", admin: "unix:admin.sock"}`,
-	).Replace(w.read("sidecar.yaml")))
-	r := w.run("true")
-	if r.status != 0 {
-		t.Fatalf("status %d\n%s", r.status, r.stderr)
+	).Replace(w.Read("sidecar.yaml")))
+	r := w.Run("true")
+	if r.Status != 0 {
+		t.Fatalf("status %d\n%s", r.Status, r.Stderr)
 	}
-	contains(t, r.stderr, "state replaceable", "belongs to uid 54321", "stops the next start")
+	scenario.Contains(t, r.Stderr, "state replaceable", "belongs to uid 54321", "stops the next start")
 	testenv.Must(t, os.Rename(state, state+".gone"))
-	if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "has lost its history: it is missing") {
-		t.Errorf("moved away: status %d\n%s", r.status, r.stderr)
+	if r := w.Run("true"); r.Status != exitSidecar || !strings.Contains(r.Stderr, "has lost its history: it is missing") {
+		t.Errorf("moved away: status %d\n%s", r.Status, r.Stderr)
 	}
 	testenv.Must(t, os.Mkdir(state, 0o700))
-	if r := w.run("true"); r.status != exitSidecar || !strings.Contains(r.stderr, "has lost its history: it is empty") {
-		t.Errorf("replaced: status %d\n%s", r.status, r.stderr)
+	if r := w.Run("true"); r.Status != exitSidecar || !strings.Contains(r.Stderr, "has lost its history: it is empty") {
+		t.Errorf("replaced: status %d\n%s", r.Status, r.Stderr)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/grpclog"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // talkers answer a request and send more, with the credential in it, which
@@ -40,8 +41,8 @@ var talkers = map[string]struct{ answer, more string }{
 // TestLibrariesPrintNothing checks that nothing that an upstream says reaches
 // standard error, the credential in it least of all.
 func TestLibrariesPrintNothing(t *testing.T) {
-	w := newWorld(t, "off", "")
-	pair := testenv.MustGet(w.api.CA.Issue(apiHost))(t)
+	w := newEnv(t, "off", "")
+	pair := testenv.MustGet(w.API.CA.Issue(scenario.Host))(t)
 	listener := testenv.MustGet(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}))(t)
 	defer listener.Close()
 	names := make(chan string, len(talkers))
@@ -54,22 +55,22 @@ func TestLibrariesPrintNothing(t *testing.T) {
 			go talk(conn, names)
 		}
 	}()
-	w.write("grant.yaml", strings.ReplaceAll(w.read("grant.yaml"), fmt.Sprint(w.api.Addr.Port()), fmt.Sprint(listener.Addr().(*net.TCPAddr).Port)))
-	url := fmt.Sprintf("https://%s:%d/v1/", apiHost, listener.Addr().(*net.TCPAddr).Port)
+	w.Write("grant.yaml", strings.ReplaceAll(w.Read("grant.yaml"), fmt.Sprint(w.API.Addr.Port()), fmt.Sprint(listener.Addr().(*net.TCPAddr).Port)))
+	url := fmt.Sprintf("https://%s:%d/v1/", scenario.Host, listener.Addr().(*net.TCPAddr).Port)
 	var script strings.Builder
 	for name := range talkers {
 		fmt.Fprintf(&script, "curl -s -m 10 -o /dev/null '%s%s'; ", url, strings.ReplaceAll(name, " ", "-"))
 	}
-	r := w.run("sh", "-c", script.String()+"sleep 0.3")
+	r := w.Run("sh", "-c", script.String()+"sleep 0.3")
 	if len(names) != len(talkers) {
-		t.Errorf("%d requests of %d reached the upstream: %s", len(names), len(talkers), r.stderr)
+		t.Errorf("%d requests of %d reached the upstream: %s", len(names), len(talkers), r.Stderr)
 	}
-	for _, text := range []string{w.api.Token(), "Unsolicited", "you sent"} {
-		if strings.Contains(r.stderr, text) {
-			t.Errorf("standard error holds %q: %s", text, r.stderr)
+	for _, text := range []string{w.API.Token(), "Unsolicited", "you sent"} {
+		if strings.Contains(r.Stderr, text) {
+			t.Errorf("standard error holds %q: %s", text, r.Stderr)
 		}
 	}
-	for line := range strings.Lines(r.stderr) {
+	for line := range strings.Lines(r.Stderr) {
 		if !strings.HasPrefix(line, "chaperone: ") && !strings.HasPrefix(line, "  ") {
 			t.Errorf("a line is not the sidecar's own: %q", line)
 		}

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // TestRunLimit checks that limits of each kind act, each with one record.
@@ -28,36 +30,36 @@ func TestRunLimit(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, "required", "  limits: {"+c.limit+"}\n")
-			r := w.run("sh", "-c", strings.NewReplacer("CODES", codes, "URL", w.url("/v1/forecast")).Replace(c.script))
+			w := newEnv(t, "required", "  limits: {"+c.limit+"}\n")
+			r := w.Run("sh", "-c", strings.NewReplacer("CODES", codes, "URL", w.URL("/v1/forecast")).Replace(c.script))
 			first, last, many := strings.Cut(c.wants, " ... ")
-			if got := strings.Join(strings.Fields(r.stdout), " "); got != c.wants && !(many && strings.HasPrefix(got, first) && strings.HasSuffix(got, last)) {
-				t.Errorf("got %q, not %q\n%s", got, c.wants, r.stderr)
+			if got := strings.Join(strings.Fields(r.Stdout), " "); got != c.wants && !(many && strings.HasPrefix(got, first) && strings.HasSuffix(got, last)) {
+				t.Errorf("got %q, not %q\n%s", got, c.wants, r.Stderr)
 			}
 			log := w.audit()
-			contains(t, log, c.says)
+			scenario.Contains(t, log, c.says)
 			if n := strings.Count(log, `"kind":"limit"`); n != 1 {
 				t.Errorf("%d records of kind limit, not 1", n)
 			}
 		})
 	}
 	t.Run("a total survives a restart", func(t *testing.T) {
-		w := newWorld(t, "off", "  limits: {requests: 1}\n")
+		w := newEnv(t, "off", "  limits: {requests: 1}\n")
 		for i, wants := range []string{"200", "429"} {
-			if r := w.run("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast")); r.stdout != wants {
-				t.Errorf("run %d: %q, not %q\n%s", i, r.stdout, wants, r.stderr)
+			if r := w.Run("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", w.URL("/v1/forecast")); r.Stdout != wants {
+				t.Errorf("run %d: %q, not %q\n%s", i, r.Stdout, wants, r.Stderr)
 			}
 		}
 	})
 	t.Run("a total of the kernel's survives a restart", func(t *testing.T) {
-		w := newWorld(t, "required", "  limits: {connections: 1}\n")
+		w := newEnv(t, "required", "  limits: {connections: 1}\n")
 		for i, wants := range []string{"200", "000"} {
-			r := w.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast"))
-			if r.stdout != wants {
-				t.Errorf("run %d: %q, not %q\n%s", i, r.stdout, wants, r.stderr)
+			r := w.Run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.URL("/v1/forecast"))
+			if r.Stdout != wants {
+				t.Errorf("run %d: %q, not %q\n%s", i, r.Stdout, wants, r.Stderr)
 			}
 			if wants == "000" {
-				contains(t, r.stderr, "quota_exceeded: weather may use connections: 1, and has", "ask for a higher limits.connections in grant weather")
+				scenario.Contains(t, r.Stderr, "quota_exceeded: weather may use connections: 1, and has", "ask for a higher limits.connections in grant weather")
 			}
 		}
 	})
@@ -65,19 +67,19 @@ func TestRunLimit(t *testing.T) {
 
 // TestRunLimitKill ends a plugin at its limit.
 func TestRunLimitKill(t *testing.T) {
-	w := newWorld(t, "required", "  limits: {syscalls: 5000/1h, onExceeded: kill}\n")
-	if r := w.run("sh", "-c", "while :; do ls / > /dev/null; done"); r.status != 128+int(syscall.SIGKILL) {
-		t.Errorf("status %d\n%s", r.status, r.stderr)
+	w := newEnv(t, "required", "  limits: {syscalls: 5000/1h, onExceeded: kill}\n")
+	if r := w.Run("sh", "-c", "while :; do ls / > /dev/null; done"); r.Status != 128+int(syscall.SIGKILL) {
+		t.Errorf("status %d\n%s", r.Status, r.Stderr)
 	}
-	contains(t, w.audit(), "syscalls exceeded: 5000/1h; the plugin is ended")
+	scenario.Contains(t, w.audit(), "syscalls exceeded: 5000/1h; the plugin is ended")
 }
 
 // TestRunLimitStop stops a plugin at its limit, prints that, and continues it.
 func TestRunLimitStop(t *testing.T) {
-	w := newWorld(t, "required", "  limits: {syscalls: 20000/20s, onExceeded: stop}\n")
-	w.start("sh", "-c", "while :; do ls / > /dev/null; done")
-	client := admin.Dial(w.file("state/admin.sock"))
-	status := eventually(t, "the plugin is stopped", func() (admin.Status, bool) {
+	w := newEnv(t, "required", "  limits: {syscalls: 20000/20s, onExceeded: stop}\n")
+	w.Start("sh", "-c", "while :; do ls / > /dev/null; done")
+	client := admin.Dial(w.File("state/admin.sock"))
+	status := testenv.Eventually(t, "the plugin is stopped", func() (admin.Status, bool) {
 		s, err := client.Status(t.Context())
 		return s, err == nil && s.Process != nil && s.Process.State == "stopped"
 	})
@@ -88,33 +90,33 @@ func TestRunLimitStop(t *testing.T) {
 	if err != nil || len(usage.Limits) != 1 || usage.Limits[0].State != "stopped" || usage.Limits[0].OnExceeded != "stop" {
 		t.Errorf("usage: %+v, %v", usage.Limits, err)
 	}
-	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout, "stopped by limit weather syscalls until ")
-	contains(t, w.chaperone("usage", "--config", w.file("sidecar.yaml")).stdout, "stopped until ")
-	eventually(t, "it goes on", func() (int, bool) {
+	scenario.Contains(t, w.Chaperone("status", "--config", w.File("sidecar.yaml")).Stdout, "stopped by limit weather syscalls until ")
+	scenario.Contains(t, w.Chaperone("usage", "--config", w.File("sidecar.yaml")).Stdout, "stopped until ")
+	testenv.Eventually(t, "it goes on", func() (int, bool) {
 		s, err := client.Status(t.Context())
 		return 0, err == nil && s.Process.State == "running"
 	})
-	contains(t, w.audit(), "the plugin is stopped until a tenth of it is free")
+	scenario.Contains(t, w.audit(), "the plugin is stopped until a tenth of it is free")
 }
 
 // TestRunLimitReload puts a first limit on system calls in force while the
 // plugin runs, and removes it again.
 func TestRunLimitReload(t *testing.T) {
-	w := newWorld(t, "required", "")
-	w.start("sh", "-c", "while :; do ls / > /dev/null; sleep 0.01; done")
-	w.ready()
-	w.grant(time.Now().Add(time.Hour), "  limits: {syscalls: 2000/1h}\n")
-	if r := w.chaperone("reload", "--config", w.file("sidecar.yaml")); r.status != 0 {
-		t.Fatalf("status %d\n%s%s", r.status, r.stdout, r.stderr)
+	w := newEnv(t, "required", "")
+	w.Start("sh", "-c", "while :; do ls / > /dev/null; sleep 0.01; done")
+	w.Ready()
+	w.Grant(time.Now().Add(time.Hour), "  limits: {syscalls: 2000/1h}\n")
+	if r := w.Chaperone("reload", "--config", w.File("sidecar.yaml")); r.Status != 0 {
+		t.Fatalf("status %d\n%s%s", r.Status, r.Stdout, r.Stderr)
 	}
-	eventually(t, "it is exceeded", func() (int, bool) {
+	testenv.Eventually(t, "it is exceeded", func() (int, bool) {
 		return 0, strings.Contains(w.audit(), "syscalls exceeded: 2000/1h")
 	})
-	w.grant(time.Now().Add(time.Hour), "")
-	if r := w.chaperone("reload", "--config", w.file("sidecar.yaml")); r.status != 0 {
-		t.Fatalf("status %d\n%s%s", r.status, r.stdout, r.stderr)
+	w.Grant(time.Now().Add(time.Hour), "")
+	if r := w.Chaperone("reload", "--config", w.File("sidecar.yaml")); r.Status != 0 {
+		t.Fatalf("status %d\n%s%s", r.Status, r.Stdout, r.Stderr)
 	}
-	usage, err := admin.Dial(w.file("state/admin.sock")).Usage(t.Context())
+	usage, err := admin.Dial(w.File("state/admin.sock")).Usage(t.Context())
 	if err != nil || len(usage.Limits) != 0 {
 		t.Errorf("usage: %+v, %v", usage.Limits, err)
 	}
@@ -123,10 +125,10 @@ func TestRunLimitReload(t *testing.T) {
 // TestRunLimitFold records the first of the crossings that follow one another
 // as the plugin is stopped and resumed, and then how many there were.
 func TestRunLimitFold(t *testing.T) {
-	w := newWorld(t, "required", "  limits: {syscalls: 2000/200ms, onExceeded: stop}\n")
-	r := w.run("python3", "-c", "import os, time\nend = time.time() + 1.5\nwhile time.time() < end: os.getppid()")
-	if r.status != 0 {
-		t.Fatalf("status %d\n%s", r.status, r.stderr)
+	w := newEnv(t, "required", "  limits: {syscalls: 2000/200ms, onExceeded: stop}\n")
+	r := w.Run("python3", "-c", "import os, time\nend = time.time() + 1.5\nwhile time.time() < end: os.getppid()")
+	if r.Status != 0 {
+		t.Fatalf("status %d\n%s", r.Status, r.Stderr)
 	}
 	var counts []string
 	for line := range strings.Lines(w.audit()) {
@@ -145,16 +147,16 @@ func TestRunLimitFold(t *testing.T) {
 // refuses, as for any others: answered by the kernel, reported to the sidecar,
 // unknown.
 func TestRunLimitRefusedCalls(t *testing.T) {
-	first := newWorld(t, "required", "")
+	first := newEnv(t, "required", "")
 	for name, number := range map[string]int{"getppid": unix.SYS_GETPPID, "clone3": unix.SYS_CLONE3, "ptrace": unix.SYS_PTRACE, "unshare": unix.SYS_UNSHARE, "none": 9999} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := first.another(t, "  limits: {syscalls: 20000/1h, onExceeded: kill}\n")
-			r := w.run("python3", "-S", "-c", "import ctypes\nc = ctypes.CDLL(None).syscall\nfor _ in range(200000): c("+strconv.Itoa(number)+", 0, 0, 0, 0, 0, 0)\nprint('made')")
-			if r.status != 128+int(syscall.SIGKILL) || r.stdout != "" {
-				t.Errorf("status %d, %q\n%s", r.status, r.stdout, r.stderr)
+			r := w.Run("python3", "-S", "-c", "import ctypes\nc = ctypes.CDLL(None).syscall\nfor _ in range(200000): c("+strconv.Itoa(number)+", 0, 0, 0, 0, 0, 0)\nprint('made')")
+			if r.Status != 128+int(syscall.SIGKILL) || r.Stdout != "" {
+				t.Errorf("status %d, %q\n%s", r.Status, r.Stdout, r.Stderr)
 			}
-			contains(t, r.stderr, "limit syscalls of grant weather exceeded: 20000/1h; the plugin is ended")
+			scenario.Contains(t, r.Stderr, "limit syscalls of grant weather exceeded: 20000/1h; the plugin is ended")
 		})
 	}
 }

@@ -17,8 +17,6 @@ import (
 func TestMain(m *testing.M) {
 	sandbox.Launch()
 	testscript.Main(cleaning{m}, map[string]func(){
-		streamer:      runStreamer,
-		"hostile":     hostilePlugin,
 		podOrigin:     runPodOrigin,
 		refusesClone3: runWithoutClone3,
 		"chaperone": func() {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // first is a sidecar that is the first process of a PID namespace, as in a
@@ -22,7 +23,7 @@ type first struct {
 	dir     string
 	unshare *exec.Cmd
 	stdin   io.WriteCloser
-	output  lockedBuffer
+	output  scenario.Buffer
 	ended   chan struct{}
 }
 
@@ -68,7 +69,7 @@ spec:
 // sidecar returns the sidecar's id, as this process sees it.
 func (f *first) sidecar() int {
 	f.t.Helper()
-	return eventually(f.t, "the sidecar runs", func() (int, bool) {
+	return testenv.Eventually(f.t, "the sidecar runs", func() (int, bool) {
 		pids := childrenOf(f.unshare.Process.Pid)
 		if len(pids) == 1 {
 			return pids[0], true
@@ -79,7 +80,7 @@ func (f *first) sidecar() int {
 
 func (f *first) printed(text string) {
 	f.t.Helper()
-	eventually(f.t, strconv.Quote(text)+" is printed", func() (int, bool) {
+	testenv.Eventually(f.t, strconv.Quote(text)+" is printed", func() (int, bool) {
 		select {
 		case <-f.ended:
 			f.t.Fatalf("the sidecar ended:\n%s", f.output.String())

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // pod is a container of a manifest, run by runc.
@@ -35,7 +36,7 @@ type pod struct {
 	network *exec.Cmd // holds the Pod's network namespace, and the API in it
 	command *exec.Cmd
 	stdin   io.WriteCloser
-	output  lockedBuffer
+	output  scenario.Buffer
 	ended   chan struct{}
 }
 
@@ -232,7 +233,7 @@ func (p *pod) testFiles(all map[string]string) map[string]string {
 				if spec["kernel"] == false { // YAML 1.1, which this library reads, has off for a boolean
 					spec["kernel"] = "off"
 				}
-				spec["dns"] = map[string]any{"hosts": map[string]any{apiHost: []string{"127.0.0.1"}}}
+				spec["dns"] = map[string]any{"hosts": map[string]any{scenario.Host: []string{"127.0.0.1"}}}
 				spec["audit"] = map[string]any{"paths": "full"}
 			})
 		case "grant.yaml":
@@ -393,7 +394,7 @@ func (p *pod) stateFile(name string) string {
 // init is the id of the container's first process on the host.
 func (p *pod) init() int {
 	p.t.Helper()
-	return eventually(p.t, "the container runs", func() (int, bool) {
+	return testenv.Eventually(p.t, "the container runs", func() (int, bool) {
 		var state struct{ Pid int }
 		out, err := p.runtime("state", p.name).Output()
 		if err != nil || json.Unmarshal(out, &state) != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // podOrigin names the helper that is the network of a Pod and the API in it.
@@ -37,7 +38,7 @@ func servePodOrigin(ca string) error {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	upstream, err := testenv.StartUpstream(context.Background(), testenv.UpstreamConfig{
-		Names: []string{apiHost}, Listen: "127.0.0.1:443", HTTP1: true,
+		Names: []string{scenario.Host}, Listen: "127.0.0.1:443", HTTP1: true,
 		Authorize: func(r *http.Request) bool {
 			if strings.HasSuffix(r.URL.Path, "/slow") {
 				<-r.Context().Done()
@@ -72,7 +73,7 @@ echo up; read -r line; exit 37`)
 	p.start()
 	p.printed("up\n")
 	for _, line := range []string{"granted {", "refused 403", "no ping"} {
-		contains(t, p.output.String(), line)
+		scenario.Contains(t, p.output.String(), line)
 	}
 	curl := testenv.MustGet(exec.LookPath("curl"))(t)
 	slow := p.record("the slow request", func(r podRecord) bool { return r.Path == "/v1/forecast/slow" })
@@ -88,7 +89,7 @@ echo up; read -r line; exit 37`)
 	if ping.Exe != "/bin/busybox" || ping.PID <= 1 {
 		t.Errorf("recorded %+v", ping)
 	}
-	if n := eventually(t, "the orphans are collected", func() (int, bool) { n := p.zombies(); return n, n == 0 }); n != 0 {
+	if n := testenv.Eventually(t, "the orphans are collected", func() (int, bool) { n := p.zombies(); return n, n == 0 }); n != 0 {
 		t.Errorf("%d orphans are left", n)
 	}
 	testenv.Must(t, p.stdin.Close())
@@ -111,7 +112,7 @@ func TestPodEscape(t *testing.T) {
 	}
 	procs := filepath.Join(testenv.MustGet(testenv.CgroupRoot())(t), group, "cgroup.procs")
 	testenv.Must(t, os.WriteFile(procs, []byte(strconv.Itoa(host)), 0))
-	eventually(t, "the process ends", func() (int, bool) { return 0, unix.Kill(host, 0) != nil || stateOf(host) == "Z" })
+	testenv.Eventually(t, "the process ends", func() (int, bool) { return 0, unix.Kill(host, 0) != nil || stateOf(host) == "Z" })
 	r := p.record("the escape", func(r podRecord) bool { return strings.Contains(r.Detail, "left the plugin's confinement") })
 	if r.PID != inside {
 		t.Errorf("process %d is recorded as %+v", inside, r)
@@ -131,7 +132,7 @@ func TestPodDoctor(t *testing.T) {
 	if status := p.wait(); status != 0 {
 		t.Errorf("doctor ends with %d:\n%s", status, p.output.String())
 	}
-	contains(t, p.output.String(), " 0 FAIL", "process ids", "processes identified", "programs identified", "escapes ended")
+	scenario.Contains(t, p.output.String(), " 0 FAIL", "process ids", "processes identified", "programs identified", "escapes ended")
 }
 
 // TestPodBesideEnvoy runs the sidecar's container of configs/kubernetes/envoy.yaml:
@@ -148,7 +149,7 @@ func TestPodBesideEnvoy(t *testing.T) {
 		t.Errorf("revoke: %v\n%s", err, out)
 	}
 	saved := testenv.MustGet(os.ReadFile(p.stateFile("weather/revocations.json")))(t)
-	contains(t, string(saved), "a test")
+	scenario.Contains(t, string(saved), "a test")
 	if out, err := p.runtime("kill", p.name, "TERM").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -167,7 +168,7 @@ type podRecord struct {
 // record waits for a decision in the audit log.
 func (p *pod) record(what string, is func(podRecord) bool) podRecord {
 	p.t.Helper()
-	return eventually(p.t, what+" is recorded", func() (podRecord, bool) {
+	return testenv.Eventually(p.t, what+" is recorded", func() (podRecord, bool) {
 		log, err := os.ReadFile(p.stateFile("audit.jsonl"))
 		if err != nil {
 			return podRecord{}, false
@@ -211,7 +212,7 @@ func stateOf(pid int) string {
 // returns its id on the host and in the container.
 func (p *pod) find(name string) (host, inside int) {
 	p.t.Helper()
-	found := eventually(p.t, name+" runs", func() ([2]int, bool) {
+	found := testenv.Eventually(p.t, name+" runs", func() ([2]int, bool) {
 		outside := len(ids(p.init())) - 1 // where the container's id stands
 		for _, pid := range descendants(p.init()) {
 			command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))

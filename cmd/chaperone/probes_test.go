@@ -13,13 +13,14 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // serveMetrics has the sidecar serve its metrics and returns where.
-func (w *world) serveMetrics() (url string) {
-	w.t.Helper()
-	port := testenv.FreePort(w.t)
-	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), `metrics: "127.0.0.1:0"`, fmt.Sprintf(`metrics: "127.0.0.1:%d"`, port), 1))
+func (w *env) serveMetrics() (url string) {
+	w.T.Helper()
+	port := testenv.FreePort(w.T)
+	w.Write("sidecar.yaml", strings.Replace(w.Read("sidecar.yaml"), `metrics: "127.0.0.1:0"`, fmt.Sprintf(`metrics: "127.0.0.1:%d"`, port), 1))
 	return fmt.Sprintf("http://127.0.0.1:%d/metrics", port)
 }
 
@@ -43,12 +44,12 @@ func scrape(t *testing.T, url string) map[string]float64 {
 // TestRunProbes has a plugin do what C libraries do by themselves: it is refused,
 // recorded and counted, and no refusal of the plugin's.
 func TestRunProbes(t *testing.T) {
-	w := newWorld(t, "required", "")
+	w := newEnv(t, "required", "")
 	// In a view of its own the sockets of the host's services are not there at all.
-	spec := string(testenv.MustGet(os.ReadFile(w.file("sidecar.yaml")))(t))
-	w.write("sidecar.yaml", strings.Replace(spec, "  drain:", "  process: {view: host}\n  drain:", 1))
+	spec := string(testenv.MustGet(os.ReadFile(w.File("sidecar.yaml")))(t))
+	w.Write("sidecar.yaml", strings.Replace(spec, "  drain:", "  process: {view: host}\n  drain:", 1))
 	metrics := w.serveMetrics()
-	b := w.start("python3", "-c", `
+	b := w.Start("python3", "-c", `
 import os, socket, sys, time
 for _ in range(3):
     for path in sys.argv[1:]:
@@ -58,23 +59,23 @@ for _ in range(3):
             except OSError as e: pass
             else: print("CONNECTED", path)
             s.close()
-    for name in ("_grpc_config.`+apiHost+`", "_https._tcp.`+apiHost+`"):
+    for name in ("_grpc_config.`+scenario.Host+`", "_https._tcp.`+scenario.Host+`"):
         try: socket.getaddrinfo(name, 443)
         except OSError: pass
 print("done", flush=True)
 time.sleep(60)
 `, "/run/nscd/socket", "/run/systemd/userdb/io.systemd.DynamicUser", "/run/systemd/resolve/io.systemd.Resolve", "/var/lib/sss/pipes/nss",
 		"/run/dbus/system_bus_socket", "/run/systemd/journal/socket", "/run/docker.sock")
-	eventually(t, "the plugin is done", func() (int, bool) { return 0, strings.Contains(b.output.String(), "done") })
-	series := eventually(t, "the probes are counted", func() (map[string]float64, bool) {
+	testenv.Eventually(t, "the plugin is done", func() (int, bool) { return 0, strings.Contains(b.Output.String(), "done") })
+	series := testenv.Eventually(t, "the probes are counted", func() (map[string]float64, bool) {
 		m := scrape(t, metrics)
 		return m, m[`chaperone_probes_total{probe="syslog"}`] >= 6 && m[`chaperone_probes_total{probe="service"}`] >= 2
 	})
-	output := b.output.String()
+	output := b.Output.String()
 	if strings.Contains(output, "CONNECTED") {
 		t.Errorf("got a probe of a library allowed:\n%s", output)
 	}
-	contains(t, output, "unix:/run/docker.sock")
+	scenario.Contains(t, output, "unix:/run/docker.sock")
 	for _, quiet := range []string{"nscd", "userdb", "resolve", "sss", "dbus", "journal", "_grpc_config", "_https"} {
 		if strings.Contains(output, quiet) {
 			t.Errorf("%s is printed as a refusal:\n%s", quiet, output)
@@ -90,28 +91,28 @@ time.sleep(60)
 	if refused < 1 || refused > 6 {
 		t.Errorf("%.0f refusals are counted, not those of one socket", refused)
 	}
-	denied := w.chaperone("audit", "query", "--config", w.file("sidecar.yaml"), "--denied").stdout
+	denied := w.Chaperone("audit", "query", "--config", w.File("sidecar.yaml"), "--denied").Stdout
 	if id := regexp.MustCompile(`"decision":"([0-9a-f-]{36})"[^\n]*docker.sock`).FindStringSubmatch(denied); id == nil {
 		t.Errorf("the refusal has no id:\n%s", denied)
 	} else {
-		contains(t, w.chaperone("explain", "--config", w.file("sidecar.yaml"), id[1]).stdout, "no grant names this Unix socket")
+		scenario.Contains(t, w.Chaperone("explain", "--config", w.File("sidecar.yaml"), id[1]).Stdout, "no grant names this Unix socket")
 	}
 	if strings.Contains(denied, "userdb") || strings.Contains(denied, "_grpc_config") {
 		t.Errorf("probes are among the refusals:\n%s", denied)
 	}
-	contains(t, w.chaperone("audit", "query", "--config", w.file("sidecar.yaml"), "--kind", "probe").stdout,
-		"/run/systemd/userdb/io.systemd.DynamicUser", "/run/systemd/journal/socket", `"host":"_grpc_config.`+apiHost)
-	contains(t, w.chaperone("usage", "--config", w.file("sidecar.yaml")).stdout, "probes of libraries, refused")
+	scenario.Contains(t, w.Chaperone("audit", "query", "--config", w.File("sidecar.yaml"), "--kind", "probe").Stdout,
+		"/run/systemd/userdb/io.systemd.DynamicUser", "/run/systemd/journal/socket", `"host":"_grpc_config.`+scenario.Host)
+	scenario.Contains(t, w.Chaperone("usage", "--config", w.File("sidecar.yaml")).Stdout, "probes of libraries, refused")
 }
 
 // TestFiguresAtZero has each series with known labels exist before its first event.
 func TestFiguresAtZero(t *testing.T) {
-	w := newWorld(t, "required", "  limits: {connections: 60/1m, sentBytes: 50MiB/1m, requests: 5/1h}\n")
+	w := newEnv(t, "required", "  limits: {connections: 60/1m, sentBytes: 50MiB/1m, requests: 5/1h}\n")
 	metrics := w.serveMetrics()
 	listen := testenv.FreePort(t)
-	w.write("sidecar.yaml", w.read("sidecar.yaml")+fmt.Sprintf("  process: {listen: [%d]}\n", listen))
-	w.start("sleep", "60")
-	series := eventually(t, "the sidecar is ready", func() (map[string]float64, bool) {
+	w.Write("sidecar.yaml", w.Read("sidecar.yaml")+fmt.Sprintf("  process: {listen: [%d]}\n", listen))
+	w.Start("sleep", "60")
+	series := testenv.Eventually(t, "the sidecar is ready", func() (map[string]float64, bool) {
 		m := scrape(t, metrics)
 		return m, m["chaperone_ready"] == 1 && m[`chaperone_plugin_starts_total{result="ok"}`] == 1
 	})
@@ -163,7 +164,7 @@ func TestFiguresAtZero(t *testing.T) {
 	if !found {
 		t.Error("chaperone_build_info is missing")
 	}
-	w.revoke("--level", "pause")
+	w.Revoke("--level", "pause")
 	if got := scrape(t, metrics)[`chaperone_revoked{level="pause"}`]; got != 1 {
 		t.Errorf("after a pause chaperone_revoked is %.0f", got)
 	}

@@ -9,13 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // TestRestartUnderEveryLimit uses a limit up and starts the plugin again at once:
 // after its orderly end and after a kill of its sidecar, nothing is free again.
 func TestRestartUnderEveryLimit(t *testing.T) {
 	const fetch = `curl -s -m 2 -o /dev/null -w '%{http_code} ' URL; true`
-	first := newWorld(t, "required", "")
+	first := newEnv(t, "required", "")
 	for _, c := range []struct {
 		name, limit string
 		use         string // uses the limit up, and prints something
@@ -44,28 +45,28 @@ func TestRestartUnderEveryLimit(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				w := first.another(t, "  limits: {"+c.limit+"}\n")
-				script := func(s string) string { return strings.ReplaceAll(s, "URL", w.url("/v1/forecast")) }
+				script := func(s string) string { return strings.ReplaceAll(s, "URL", w.URL("/v1/forecast")) }
 				if killed {
-					b := w.start("sh", "-c", script(c.use)+"; echo all; sleep 60")
-					eventually(t, "it is used up", func() (int, bool) {
+					b := w.Start("sh", "-c", script(c.use)+"; echo all; sleep 60")
+					testenv.Eventually(t, "it is used up", func() (int, bool) {
 						ended := false
 						select {
-						case <-b.ended: // by the limit
+						case <-b.Ended: // by the limit
 							ended = true
 						default:
 						}
-						return 0, ended || strings.Contains(b.output.String(), "all")
+						return 0, ended || strings.Contains(b.Output.String(), "all")
 					})
-					_ = b.cmd.Process.Kill() // it may have ended
-					<-b.ended
+					_ = b.Cmd.Process.Kill() // it may have ended
+					<-b.Ended
 				} else {
-					w.run("sh", "-c", script(c.use))
+					w.Run("sh", "-c", script(c.use))
 				}
-				r := w.run("sh", "-c", script(c.again))
-				if got := strings.TrimSpace(r.stdout); got != c.wants || r.status != c.status {
-					t.Errorf("printed %q with status %d, not %q with %d\n%s", got, r.status, c.wants, c.status, r.stderr)
+				r := w.Run("sh", "-c", script(c.again))
+				if got := strings.TrimSpace(r.Stdout); got != c.wants || r.Status != c.status {
+					t.Errorf("printed %q with status %d, not %q with %d\n%s", got, r.Status, c.wants, c.status, r.Stderr)
 				}
-				contains(t, r.stderr+w.audit(), c.says)
+				scenario.Contains(t, r.Stderr+w.audit(), c.says)
 			})
 		}
 	}
@@ -73,10 +74,10 @@ func TestRestartUnderEveryLimit(t *testing.T) {
 
 // TestRestartWithinARate lets a plugin use what an earlier run has left of a rate.
 func TestRestartWithinARate(t *testing.T) {
-	w := newWorld(t, "required", "  limits: {requests: 3/1h, connections: 3/1h}\n")
+	w := newEnv(t, "required", "  limits: {requests: 3/1h, connections: 3/1h}\n")
 	var got []string
 	for range 5 {
-		got = append(got, strings.TrimSpace(w.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast")).stdout))
+		got = append(got, strings.TrimSpace(w.Run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.URL("/v1/forecast")).Stdout))
 	}
 	if want := []string{"200", "200", "200", "000", "000"}; !cmp.Equal(got, want) {
 		t.Errorf("got %v, not %v", got, want)
@@ -86,17 +87,17 @@ func TestRestartWithinARate(t *testing.T) {
 // TestRatesWithoutRoom refuses requests under a limit while the stateDir cannot be
 // written to.
 func TestRatesWithoutRoom(t *testing.T) {
-	w := newWorld(t, "off", "  limits: {requests: 2/1h}\n")
+	w := newEnv(t, "off", "  limits: {requests: 2/1h}\n")
 	testenv.Require(t, testenv.Superuser()) // for the mount
-	kept, rates := w.file("kept.json"), w.file("state/rates.json")
-	testenv.Must(t, os.MkdirAll(w.file("state"), 0o700))
+	kept, rates := w.File("kept.json"), w.File("state/rates.json")
+	testenv.Must(t, os.MkdirAll(w.File("state"), 0o700))
 	testenv.Must(t, os.WriteFile(kept, []byte("{}"), 0o600))
 	testenv.Must(t, os.WriteFile(rates, nil, 0o600))
 	testenv.Must(t, unix.Mount(kept, rates, "", unix.MS_BIND, "")) // a mount point cannot be replaced: EBUSY (rename(2))
 	t.Cleanup(func() { testenv.Must(t, unix.Unmount(rates, 0)) })
-	r := w.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.url("/v1/forecast"))
-	if r.stdout != "503" {
-		t.Errorf("got %q\n%s", r.stdout, r.stderr)
+	r := w.Run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.URL("/v1/forecast"))
+	if r.Stdout != "503" {
+		t.Errorf("got %q\n%s", r.Stdout, r.Stderr)
 	}
-	contains(t, r.stderr, "usage_unknown")
+	scenario.Contains(t, r.Stderr, "usage_unknown")
 }

@@ -10,36 +10,37 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // TestRunFence checks what holds a plugin while the kernel half is off: it
 // reaches the sidecar and nothing else, and what is missing is printed.
 func TestRunFence(t *testing.T) {
-	w := newWorld(t, "off", "")
-	past := w.api.URL("localhost", "/open")
-	r := w.run("sh", "-c", fmt.Sprintf(`curl -sS -o /dev/null -w '%%{http_code}\n' %s
+	w := newEnv(t, "off", "")
+	past := w.API.URL("localhost", "/open")
+	r := w.Run("sh", "-c", fmt.Sprintf(`curl -sS -o /dev/null -w '%%{http_code}\n' %s
 curl -sS -k -m 5 --noproxy '*' -o /dev/null -w 'past: %%{http_code}\n' %s
-cat %s; ls %s`, w.url("/v1/forecast"), past, w.file("secret-id"), w.file("state")))
-	contains(t, r.stdout, "200\n", "past: 000")
-	if strings.Contains(r.stdout, w.read("secret-id")) || strings.Contains(r.stdout, "audit.jsonl") {
-		t.Errorf("the sidecar's own files can be seen:\n%s", r.stdout)
+cat %s; ls %s`, w.URL("/v1/forecast"), past, w.File("secret-id"), w.File("state")))
+	scenario.Contains(t, r.Stdout, "200\n", "past: 000")
+	if strings.Contains(r.Stdout, w.Read("secret-id")) || strings.Contains(r.Stdout, "audit.jsonl") {
+		t.Errorf("the sidecar's own files can be seen:\n%s", r.Stdout)
 	}
-	if n := strings.Count(r.stderr, "chaperone: kernel off: usage is not metered"); n != 1 {
-		t.Errorf("got the limitations printed %d times, want once:\n%s", n, r.stderr)
+	if n := strings.Count(r.Stderr, "chaperone: kernel off: usage is not metered"); n != 1 {
+		t.Errorf("got the limitations printed %d times, want once:\n%s", n, r.Stderr)
 	}
-	contains(t, w.audit(), "confined without the kernel half")
+	scenario.Contains(t, w.audit(), "confined without the kernel half")
 }
 
 // TestRunFenceRelative hides the sidecar's own files however they are named.
 func TestRunFenceRelative(t *testing.T) {
-	w := newWorld(t, "off", "")
-	cmd := w.command("run", "--config", "sidecar.yaml", "--", "sh", "-c", "cat secret-id; ls state; echo end")
-	cmd.Dir = w.dir
+	w := newEnv(t, "off", "")
+	cmd := w.Command("run", "--config", "sidecar.yaml", "--", "sh", "-c", "cat secret-id; ls state; echo end")
+	cmd.Dir = w.Dir
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "end") {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if strings.Contains(string(out), w.read("secret-id")) || strings.Contains(string(out), "audit.jsonl") {
+	if strings.Contains(string(out), w.Read("secret-id")) || strings.Contains(string(out), "audit.jsonl") {
 		t.Errorf("the sidecar's own files can be seen:\n%s", out)
 	}
 }
@@ -48,31 +49,31 @@ func TestRunFenceRelative(t *testing.T) {
 func TestRunFenceHalt(t *testing.T) {
 	for _, network := range []string{"own", "host"} {
 		t.Run("network "+network, func(t *testing.T) {
-			w := newWorld(t, "off", "")
+			w := newEnv(t, "off", "")
 			w.spec("  process: {network: " + network + "}\n")
-			b := w.start("sleep", "60")
-			eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(w.audit(), `"started`) })
-			s := w.ready()
-			contains(t, strings.Join(s.Warnings, "\n"), "usage is not metered")
-			if r := w.revoke("--level", string(authz.LevelHalt)); len(r.Failed) > 0 {
+			b := w.Start("sleep", "60")
+			testenv.Eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(w.audit(), `"started`) })
+			s := w.Ready()
+			scenario.Contains(t, strings.Join(s.Warnings, "\n"), "usage is not metered")
+			if r := w.Revoke("--level", string(authz.LevelHalt)); len(r.Failed) > 0 {
 				t.Errorf("%+v", r)
 			}
-			if got := b.wait(); got != exitSidecar {
+			if got := b.Wait(); got != exitSidecar {
 				t.Errorf("status %d, not %d", got, exitSidecar)
 			}
-			contains(t, b.output.String(), "was halted")
+			scenario.Contains(t, b.Output.String(), "was halted")
 		})
 	}
 }
 
 // TestRunFenceListen reaches a plugin behind the fence.
 func TestRunFenceListen(t *testing.T) {
-	w := newWorld(t, "off", "")
+	w := newEnv(t, "off", "")
 	port := testenv.FreePort(t)
 	w.spec(fmt.Sprintf("  process: {listen: [%d]}\n", port))
-	w.start("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/usr/share", fmt.Sprint(port))
+	w.Start("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/usr/share", fmt.Sprint(port))
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
-	body := eventually(t, "the plugin answers", func() (string, bool) {
+	body := testenv.Eventually(t, "the plugin answers", func() (string, bool) {
 		answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
 		if err != nil {
 			return "", false
@@ -81,15 +82,15 @@ func TestRunFenceListen(t *testing.T) {
 		data, err := io.ReadAll(answer.Body)
 		return string(data), err == nil
 	})
-	contains(t, body, "Directory listing")
+	scenario.Contains(t, body, "Directory listing")
 }
 
 // TestRunFenceFiles starts nothing where what is stated cannot be kept.
 func TestRunFenceFiles(t *testing.T) {
-	w := newWorld(t, "off", "")
+	w := newEnv(t, "off", "")
 	w.spec("  process: {network: host, files: {read: [/usr]}}\n")
-	r := w.run("true")
-	if r.status == 0 {
+	r := w.Run("true")
+	if r.Status == 0 {
 		t.Error("a plugin runs without the rules that its files were to have")
 	}
 }

@@ -14,11 +14,11 @@ import (
 
 // TestRunFigures checks that what the kernel counts is shown, in all and by rule.
 func TestRunFigures(t *testing.T) {
-	w := newWorld(t, "required", "")
+	w := newEnv(t, "required", "")
 	port := testenv.FreePort(t)
-	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), `metrics: "127.0.0.1:0"`, fmt.Sprintf(`metrics: "127.0.0.1:%d"`, port), 1))
+	w.Write("sidecar.yaml", strings.Replace(w.Read("sidecar.yaml"), `metrics: "127.0.0.1:0"`, fmt.Sprintf(`metrics: "127.0.0.1:%d"`, port), 1))
 	const body = 800_000 // the API reads no more than a MiB
-	w.start("sh", "-c", fmt.Sprintf(`head -c %d /dev/zero | curl --noproxy '*' -sS -o /dev/null --data-binary @- %s; sleep 60`, body, w.url("/v1/forecast")))
+	w.Start("sh", "-c", fmt.Sprintf(`head -c %d /dev/zero | curl --noproxy '*' -sS -o /dev/null --data-binary @- %s; sleep 60`, body, w.URL("/v1/forecast")))
 	var text string
 	figure := func(series string) float64 {
 		found := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(series) + ` (\S+)$`).FindStringSubmatch(text)
@@ -27,7 +27,7 @@ func TestRunFigures(t *testing.T) {
 		}
 		return testenv.MustGet(strconv.ParseFloat(found[1], 64))(t)
 	}
-	eventually(t, "the upload is counted for its rule", func() (int, bool) {
+	testenv.Eventually(t, "the upload is counted for its rule", func() (int, bool) {
 		answer, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
 		if err != nil {
 			return 0, false

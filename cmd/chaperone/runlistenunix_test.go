@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // socketServer is a plugin as go-plugin starts it: it makes a socket below its
@@ -37,10 +38,10 @@ while True:
 `
 
 // printedSockets waits for the paths that the plugin prints.
-func printedSockets(t *testing.T, p *background) (path, hidden string) {
+func printedSockets(t *testing.T, p *scenario.Process) (path, hidden string) {
 	t.Helper()
-	line := eventually(t, "the plugin names its sockets", func() (string, bool) {
-		_, rest, found := strings.Cut("\n"+p.output.String(), "\n/tmp/plugin")
+	line := testenv.Eventually(t, "the plugin names its sockets", func() (string, bool) {
+		_, rest, found := strings.Cut("\n"+p.Output.String(), "\n/tmp/plugin")
 		line, _, whole := strings.Cut(rest, "\n")
 		return "/tmp/plugin" + line, found && whole
 	})
@@ -49,9 +50,9 @@ func printedSockets(t *testing.T, p *background) (path, hidden string) {
 }
 
 func TestRunListenUnix(t *testing.T) {
-	w := newWorld(t, "required", "")
+	w := newEnv(t, "required", "")
 	w.spec("  process: {listen: [\"unix:/tmp/plugin*\"]}\n")
-	p := w.start("python3", "-c", socketServer)
+	p := w.Start("python3", "-c", socketServer)
 	path, hidden := printedSockets(t, p)
 	if _, err := os.Lstat(hidden); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a socket that process.listen does not name is on the host: %v", err)
@@ -75,13 +76,13 @@ func TestRunListenUnix(t *testing.T) {
 	if got := ask(conn, "hello"); got != "HELLO" {
 		t.Errorf("answered %q", got)
 	}
-	service := w.ready().Process.Listen[0]
+	service := w.Ready().Process.Listen[0]
 	if service.Path != "/tmp/plugin*" || !service.Forwarded || service.Open != 1 || fmt.Sprint(service.Addresses) != "[unix:"+path+"]" {
 		t.Errorf("status: %+v", service)
 	}
-	contains(t, w.audit(), `"kind":"inbound"`)
-	contains(t, w.audit(), fmt.Sprintf(`"path":%q,"pid":%d`, path, os.Getpid()))
-	if r := w.revoke(); r.Cut != 1 || len(r.Failed) > 0 {
+	scenario.Contains(t, w.audit(), `"kind":"inbound"`)
+	scenario.Contains(t, w.audit(), fmt.Sprintf(`"path":%q,"pid":%d`, path, os.Getpid()))
+	if r := w.Revoke(); r.Cut != 1 || len(r.Failed) > 0 {
 		t.Errorf("%+v", r)
 	}
 	testenv.CutOff(t, conn)
@@ -89,19 +90,19 @@ func TestRunListenUnix(t *testing.T) {
 		testenv.CutOff(t, late)
 		_ = late.Close()
 	}
-	contains(t, w.audit(), `"detail":"cut: access was revoked"`)
+	scenario.Contains(t, w.audit(), `"detail":"cut: access was revoked"`)
 }
 
 // TestRunListenUnixEnds shows that the host's file goes with the plugin's socket.
 func TestRunListenUnixEnds(t *testing.T) {
-	w := newWorld(t, "required", "")
+	w := newEnv(t, "required", "")
 	w.spec("  process: {listen: [\"unix:/tmp/plugin*\"]}\n")
-	p := w.start("python3", "-c", socketServer)
+	p := w.Start("python3", "-c", socketServer)
 	path, _ := printedSockets(t, p)
 	conn := testenv.MustGet(net.Dial("unix", path))(t)
 	defer conn.Close()
 	testenv.MustGet(io.WriteString(conn, "close"))(t)
-	eventually(t, "the host's file is gone", func() (int, bool) {
+	testenv.Eventually(t, "the host's file is gone", func() (int, bool) {
 		_, err := os.Lstat(path)
 		return 0, errors.Is(err, os.ErrNotExist)
 	})
@@ -110,13 +111,13 @@ func TestRunListenUnixEnds(t *testing.T) {
 // TestRunDirectUnix shows that a connection of the host's to a socket in a folder
 // that the plugin shares is recorded, and cut with the rest.
 func TestRunDirectUnix(t *testing.T) {
-	w := newWorld(t, "required", "")
-	dir := w.file("shared")
+	w := newEnv(t, "required", "")
+	dir := w.File("shared")
 	testenv.Must(t, errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, 0o777)))
 	server := strings.Replace(socketServer, "tempfile.mktemp(prefix=prefix)", fmt.Sprintf("%q + prefix", dir+"/"), 1)
-	p := w.start("python3", "-c", server)
+	p := w.Start("python3", "-c", server)
 	path := dir + "/plugin"
-	eventually(t, "the plugin listens", func() (int, bool) { return 0, strings.Contains(p.output.String(), path) })
+	testenv.Eventually(t, "the plugin listens", func() (int, bool) { return 0, strings.Contains(p.Output.String(), path) })
 	dial := func() net.Conn {
 		conn := testenv.MustGet(net.Dial("unix", path))(t)
 		t.Cleanup(func() { _ = conn.Close() })
@@ -126,13 +127,13 @@ func TestRunDirectUnix(t *testing.T) {
 	testenv.MustGet(io.WriteString(conn, "hello"))(t)
 	testenv.MustGet(io.ReadFull(conn, make([]byte, 5)))(t)
 	began := fmt.Sprintf(`"scheme":"unix","path":%q,"pid":%d`, path, os.Getpid())
-	eventually(t, "it is recorded", func() (int, bool) {
+	testenv.Eventually(t, "it is recorded", func() (int, bool) {
 		return 0, strings.Contains(w.audit(), `"kind":"inbound"`) && strings.Contains(w.audit(), began)
 	})
-	if r := w.revoke(); r.Cut != 1 || len(r.Failed) > 0 {
+	if r := w.Revoke(); r.Cut != 1 || len(r.Failed) > 0 {
 		t.Errorf("%+v", r)
 	}
 	testenv.CutOff(t, conn)
-	contains(t, w.audit(), `"detail":"cut: access was revoked"`)
+	scenario.Contains(t, w.audit(), `"detail":"cut: access was revoked"`)
 	testenv.CutOff(t, dial()) // accepted, and cut at the next look
 }

@@ -44,20 +44,20 @@ func TestRunSocketDir(t *testing.T) {
 		} {
 			t.Run(kind+", "+name, func(t *testing.T) {
 				h := newHost(t, "weather")
-				parent := h.file("parent")
+				parent := h.File("parent")
 				testenv.Must(t, test.prepare(parent))
-				spec := strings.Replace(h.read("weather/sidecar.yaml"), "  listen: {extAuthz: \"unix:envoy/s\"}\n", fmt.Sprintf(listen, parent+"/run"), 1)
-				h.write("weather/sidecar.yaml", spec)
-				r := h.chaperone("run", "--config", h.config("weather"), "--", "echo", "started")
+				spec := strings.Replace(h.Read("weather/sidecar.yaml"), "  listen: {extAuthz: \"unix:envoy/s\"}\n", fmt.Sprintf(listen, parent+"/run"), 1)
+				h.Write("weather/sidecar.yaml", spec)
+				r := h.Chaperone("run", "--config", h.config("weather"), "--", "echo", "started")
 				if test.atFault == "" {
-					if r.status != 0 || r.stdout != "started\n" {
-						t.Errorf("got status %d, %q, want 0 and started\n%s", r.status, r.stdout, r.stderr)
+					if r.Status != 0 || r.Stdout != "started\n" {
+						t.Errorf("got status %d, %q, want 0 and started\n%s", r.Status, r.Stdout, r.Stderr)
 					}
 					return
 				}
-				want := filepath.Join(h.dir, test.atFault)
-				if r.status != exitSidecar || r.stdout != "" || !strings.Contains(r.stderr, want+" ") {
-					t.Errorf("got status %d, %q, want %d and an error that names %s\n%s", r.status, r.stdout, exitSidecar, want, r.stderr)
+				want := filepath.Join(h.Dir, test.atFault)
+				if r.Status != exitSidecar || r.Stdout != "" || !strings.Contains(r.Stderr, want+" ") {
+					t.Errorf("got status %d, %q, want %d and an error that names %s\n%s", r.Status, r.Stdout, exitSidecar, want, r.Stderr)
 				}
 				for _, left := range []string{"s", "xds.sock", "check.sock"} {
 					if _, err := os.Lstat(filepath.Join(parent, "run", left)); err == nil {

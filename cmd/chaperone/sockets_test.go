@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // TestRunSockets allows a plugin the Unix socket that its grant names, and refuses
@@ -32,8 +33,8 @@ func TestRunSockets(t *testing.T) {
 			}
 		}()
 	}
-	w := newWorld(t, "required", fmt.Sprintf("  sockets: [%[1]s/granted, %[1]s/none/at-all]\n", dir))
-	r := w.run("python3", "-c", `
+	w := newEnv(t, "required", fmt.Sprintf("  sockets: [%[1]s/granted, %[1]s/none/at-all]\n", dir))
+	r := w.Run("python3", "-c", `
 import socket, sys
 for path in sys.argv[1:]:
     s = socket.socket(socket.AF_UNIX)
@@ -43,8 +44,8 @@ for path in sys.argv[1:]:
     except OSError as e:
         print(path.rsplit("/")[-1], e.strerror)
 `, dir+"/granted", dir+"/other")
-	contains(t, r.stdout, "the socket granted", "other Operation not permitted")
-	contains(t, r.stderr, "chaperone: refused", "unix:"+dir+"/other", "ask for it under sockets of a grant", "/none/at-all")
+	scenario.Contains(t, r.Stdout, "the socket granted", "other Operation not permitted")
+	scenario.Contains(t, r.Stderr, "chaperone: refused", "unix:"+dir+"/other", "ask for it under sockets of a grant", "/none/at-all")
 	var granted bool
 	for line := range strings.Lines(w.audit()) {
 		granted = granted || strings.Contains(line, `"door":"kernel"`) && strings.Contains(line, `"allowed":true,"reason":"granted","grant":"weather"`) && strings.Contains(line, dir+"/granted")
@@ -52,5 +53,5 @@ for path in sys.argv[1:]:
 	if !granted {
 		t.Errorf("the use of the socket is not recorded:\n%s", w.audit())
 	}
-	contains(t, w.audit(), "refused although granted")
+	scenario.Contains(t, w.audit(), "refused although granted")
 }

@@ -28,21 +28,21 @@ func stderrOf(t *testing.T, kind string) (theirs, ours *os.File) {
 }
 
 // startOn starts run with the given standard error.
-func (w *world) startOn(stderr *os.File, program ...string) (wait func() int) {
-	w.t.Helper()
-	cmd := w.command(append([]string{"run", "--config", w.file("sidecar.yaml"), "--"}, program...)...)
+func (w *env) startOn(stderr *os.File, program ...string) (wait func() int) {
+	w.T.Helper()
+	cmd := w.Command(append([]string{"run", "--config", w.File("sidecar.yaml"), "--"}, program...)...)
 	cmd.Stderr = stderr
-	testenv.Must(w.t, cmd.Start())
+	testenv.Must(w.T, cmd.Start())
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }() // its status is looked at below
-	w.t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+	w.T.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
 	return func() int {
-		w.t.Helper()
+		w.T.Helper()
 		select {
 		case <-ended:
 			return cmd.ProcessState.ExitCode()
 		case <-time.After(2 * time.Minute):
-			w.t.Fatal("run goes on")
+			w.T.Fatal("run goes on")
 			return 0
 		}
 	}
@@ -53,14 +53,14 @@ func TestStderrClosed(t *testing.T) {
 	for _, kind := range []string{"pipe", "socket"} {
 		t.Run(kind, func(t *testing.T) {
 			both(t, func(t *testing.T, kernel string) {
-				w := newWorld(t, kernel, "")
+				w := newEnv(t, kernel, "")
 				theirs, ours := stderrOf(t, kind)
 				script := `until [ -e go ]; do sleep 0.05; done; curl -s -o /dev/null -X DELETE URL; curl -s -X DELETE -o /dev/null URL; curl -s -o /dev/null URL && exit 7`
-				wait := w.startOn(theirs, "bash", "-c", strings.ReplaceAll(script, "URL", w.url("/v1/forecast")))
+				wait := w.startOn(theirs, "bash", "-c", strings.ReplaceAll(script, "URL", w.URL("/v1/forecast")))
 				testenv.Must(t, theirs.Close())
-				w.ready()
+				w.Ready()
 				testenv.Must(t, ours.Close())
-				w.write("go", "")
+				w.Write("go", "")
 				if status := wait(); status != 7 {
 					t.Errorf("status %d, not 7", status)
 				}
@@ -74,7 +74,7 @@ func TestStderrClosed(t *testing.T) {
 func TestStderrFull(t *testing.T) {
 	for _, kind := range []string{"pipe", "socket"} {
 		t.Run(kind, func(t *testing.T) {
-			w := newWorld(t, "required", "")
+			w := newEnv(t, "required", "")
 			theirs, ours := stderrOf(t, kind)
 			defer ours.Close()
 			const script = `import os,sys,subprocess
@@ -86,7 +86,7 @@ os.set_blocking(2, True)
 for i in range(50):
     subprocess.run(["curl", "-s", "-m", "3", "-o", "/dev/null", "-X", "DELETE", sys.argv[1] + str(i)], stderr=subprocess.DEVNULL, check=True)
 sys.exit(7)`
-			wait := w.startOn(theirs, "python3", "-c", script, w.url("/v1/"))
+			wait := w.startOn(theirs, "python3", "-c", script, w.URL("/v1/"))
 			testenv.Must(t, theirs.Close())
 			if status := wait(); status != 7 {
 				t.Errorf("status %d, not 7", status)
@@ -101,9 +101,9 @@ sys.exit(7)`
 // A signal that the sidecar has to outlive is the plugin's to end by.
 func TestRunPipeSignal(t *testing.T) {
 	both(t, func(t *testing.T, kernel string) {
-		w := newWorld(t, kernel, "")
-		if r := w.run("sh", "-c", "kill -PIPE $$; exit 0"); r.status != 128+int(syscall.SIGPIPE) {
-			t.Errorf("status %d: the plugin ignores SIGPIPE\n%s", r.status, r.stderr)
+		w := newEnv(t, kernel, "")
+		if r := w.Run("sh", "-c", "kill -PIPE $$; exit 0"); r.Status != 128+int(syscall.SIGPIPE) {
+			t.Errorf("status %d: the plugin ignores SIGPIPE\n%s", r.Status, r.Stderr)
 		}
 	})
 }
@@ -111,10 +111,10 @@ func TestRunPipeSignal(t *testing.T) {
 // TestRunPrivateStream checks that a stream which is one of the sidecar's own
 // files stays closed to the plugin's user.
 func TestRunPrivateStream(t *testing.T) {
-	w := newWorld(t, "required", "")
-	file := testenv.MustGet(os.Open(w.file("role-id")))(t)
+	w := newEnv(t, "required", "")
+	file := testenv.MustGet(os.Open(w.File("role-id")))(t)
 	defer file.Close()
-	cmd := w.command("run", "--config", w.file("sidecar.yaml"), "--", "bash", "-c", "cat </dev/stdin; exit 7")
+	cmd := w.Command("run", "--config", w.File("sidecar.yaml"), "--", "bash", "-c", "cat </dev/stdin; exit 7")
 	cmd.Stdin = file
 	output, _ := cmd.CombinedOutput() // its status is compared
 	if status := cmd.ProcessState.ExitCode(); status != 7 || !strings.Contains(string(output), "Permission denied") {

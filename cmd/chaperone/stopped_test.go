@@ -8,14 +8,16 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // stopped waits until a limit has stopped the plugin.
-func (w *world) stopped() admin.Process {
-	w.t.Helper()
-	client := admin.Dial(w.file("state/admin.sock"))
-	return eventually(w.t, "a limit stops the plugin", func() (admin.Process, bool) {
-		s, err := client.Status(w.t.Context())
+func (w *env) stopped() admin.Process {
+	w.T.Helper()
+	client := admin.Dial(w.File("state/admin.sock"))
+	return testenv.Eventually(w.T, "a limit stops the plugin", func() (admin.Process, bool) {
+		s, err := client.Status(w.T.Context())
 		if err != nil || s.Process == nil || s.Process.StoppedBy == "" {
 			return admin.Process{}, false
 		}
@@ -40,24 +42,24 @@ func TestRunStoppedEnds(t *testing.T) {
 		{"asked twice", "syscalls: 50000/15s", []os.Signal{syscall.SIGTERM, syscall.SIGTERM}, 137},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, "required", "  limits: {"+c.limit+", onExceeded: stop}\n")
-			b := w.start("bash", "-c", busy)
+			w := newEnv(t, "required", "  limits: {"+c.limit+", onExceeded: stop}\n")
+			b := w.Start("bash", "-c", busy)
 			w.stopped()
 			for _, sig := range c.signals {
-				if err := b.cmd.Process.Signal(sig); err != nil {
+				if err := b.Cmd.Process.Signal(sig); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(100 * time.Millisecond) // two of a kind would be one
 			}
 			began := time.Now()
-			if got := b.wait(); got != c.status {
+			if got := b.Wait(); got != c.status {
 				t.Errorf("status %d, not %d", got, c.status)
 			}
 			if took := time.Since(began); took > time.Minute {
 				t.Errorf("it took %s", took)
 			}
-			output := b.output.String()
-			contains(t, output, "chaperone: limit syscalls of grant weather exceeded: ", "ask for a higher limits.syscalls in grant weather")
+			output := b.Output.String()
+			scenario.Contains(t, output, "chaperone: limit syscalls of grant weather exceeded: ", "ask for a higher limits.syscalls in grant weather")
 			if killed := strings.Contains(output, "is killed"); killed != (c.status == 137) {
 				t.Errorf("printed\n%s", output)
 			}
@@ -81,12 +83,12 @@ func TestRunLimitPrinted(t *testing.T) {
 		{"requests killed", "requests: 1/1h, onExceeded: kill", `for i in 1 2 3; do ` + fetch + `; done; sleep 5`, "limit requests of grant weather exceeded: 1/1h; the plugin is ended"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, "required", "  limits: {"+c.limits+"}\n")
-			r := w.run("bash", "-c", strings.ReplaceAll(c.script, "URL", w.url("/v1/forecast")))
-			if n := strings.Count(r.stderr, "chaperone: "+c.says); n != 1 {
-				t.Errorf("printed %d times, not once: %q in\n%s", n, c.says, r.stderr)
+			w := newEnv(t, "required", "  limits: {"+c.limits+"}\n")
+			r := w.Run("bash", "-c", strings.ReplaceAll(c.script, "URL", w.URL("/v1/forecast")))
+			if n := strings.Count(r.Stderr, "chaperone: "+c.says); n != 1 {
+				t.Errorf("printed %d times, not once: %q in\n%s", n, c.says, r.Stderr)
 			}
-			contains(t, r.stderr, "ask for a higher limits.")
+			scenario.Contains(t, r.Stderr, "ask for a higher limits.")
 		})
 	}
 }

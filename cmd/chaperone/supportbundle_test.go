@@ -39,7 +39,7 @@ func TestSupportBundle(t *testing.T) {
 	const secret = "canary-of-the-environment"
 	h := newHost(t, "weather")
 	config := strings.Replace(string(testenv.MustGet(os.ReadFile(h.config("weather")))(t)), "  kernel:", "  process: {env: {API_KEY: "+secret+"}}\n  kernel:", 1)
-	h.write("weather/sidecar.yaml", config)
+	h.Write("weather/sidecar.yaml", config)
 	names := []string{"audit.json", "configuration.json", "doctor.json", "kernel.json", "metrics.txt", "status.json", "usage.json", "version.json"}
 	for _, test := range []struct {
 		name   string
@@ -54,9 +54,9 @@ func TestSupportBundle(t *testing.T) {
 				h.start("weather")
 			}
 			file := filepath.Join(t.TempDir(), "bundle.tar.gz")
-			got := h.chaperone("support-bundle", "--config", h.config("weather"), "--file", file)
-			if got.status != 0 || got.stdout != file+"\n" {
-				t.Fatalf("status %d: %s%s", got.status, got.stdout, got.stderr)
+			got := h.Chaperone("support-bundle", "--config", h.config("weather"), "--file", file)
+			if got.Status != 0 || got.Stdout != file+"\n" {
+				t.Fatalf("status %d: %s%s", got.Status, got.Stdout, got.Stderr)
 			}
 			parts := unpack(t, file)
 			for name, text := range parts {
@@ -80,8 +80,8 @@ func TestSupportBundle(t *testing.T) {
 			if slices.Sort(found); !slices.Equal(found, names) {
 				t.Errorf("files %q", found)
 			}
-			if again := h.chaperone("support-bundle", "--config", h.config("weather"), "--file", file); again.status != 1 {
-				t.Errorf("a file that exists was replaced: status %d", again.status)
+			if again := h.Chaperone("support-bundle", "--config", h.config("weather"), "--file", file); again.Status != 1 {
+				t.Errorf("a file that exists was replaced: status %d", again.Status)
 			}
 		})
 	}

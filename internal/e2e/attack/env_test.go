@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"crypto/x509"
@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // kind is one way to inject a credential. Its host is NAME.good.example.
@@ -112,7 +113,7 @@ func kinds() []kind {
 // those that are not.
 type house struct {
 	t     *testing.T
-	world *world // of which each door has its own folder
+	world *scenario.Env // of which each door has its own folder
 	kinds []kind
 	ca    *testenv.CA
 	dns   *testenv.DNS
@@ -132,7 +133,7 @@ func newHouse(t *testing.T) *house {
 	t.Helper()
 	testenv.Require(t, testenv.PostgreSQL())
 	h := &house{t: t, kinds: kinds(), secrets: map[string]map[string]bool{}, logins: map[string]error{}}
-	h.world = newWorld(t, "off", "")
+	h.world = scenario.New(t, "off", "")
 	h.ca = testenv.MustGet(testenv.NewCA("an authority of the tests"))(t)
 	h.hosts()
 	h.fillVault()
@@ -214,7 +215,7 @@ func (h *house) owns(owner, secret string) bool {
 
 // fillVault makes every credential.
 func (h *house) fillVault() {
-	t, ctx, v := h.t, h.t.Context(), h.world.vault
+	t, ctx, v := h.t, h.t.Context(), h.world.Vault
 	_, der := h.clientKey()
 	for _, k := range h.kinds {
 		if k.vault == "" && k.fields != nil {
@@ -251,7 +252,7 @@ path "database/creds/*" { capabilities = ["read"] }
 path "transit/sign/weather/*" { capabilities = ["update"] }
 path "sys/leases/revoke" { capabilities = ["update"] }`))
 	for _, file := range []string{"role-id", "secret-id"} {
-		h.keep("Vault's login", h.world.read(file))
+		h.keep("Vault's login", h.world.Read(file))
 	}
 }
 
@@ -346,16 +347,16 @@ func (h *house) issue(w http.ResponseWriter, r *http.Request) {
 type room struct {
 	*house
 	t       *testing.T
-	world   *world
+	world   *scenario.Env
 	envoy   *testenv.Envoy
 	metrics string
 	door    string            // Envoy's address
 	login   string            // the line that the proxy wants of a request
 	own     map[string]string // as house.names
-	stderr  *lockedBuffer
+	stderr  *scenario.Buffer
 	hello   hello
 	cmd     *exec.Cmd
-	sidecar *background
+	sidecar *scenario.Process
 	stdin   *json.Encoder
 	repeats map[string]int // how often attempts were made again, by id
 
@@ -368,36 +369,34 @@ type room struct {
 // behind Envoy (envoy).
 func (h *house) open(t *testing.T, door string) *room {
 	t.Helper()
-	r := &room{house: h, t: t, stderr: new(lockedBuffer), repeats: map[string]int{}, waiting: map[string]chan gotten{}, results: map[string]gotten{}}
-	r.world = &world{t: t, dir: t.TempDir(), vault: h.world.vault, api: h.world.api}
-	testenv.Must(t, os.Chmod(filepath.Dir(r.world.dir), 0o755))
+	r := &room{house: h, t: t, stderr: new(scenario.Buffer), repeats: map[string]int{}, waiting: map[string]chan gotten{}, results: map[string]gotten{}}
+	r.world = &scenario.Env{T: t, Dir: t.TempDir(), Vault: h.world.Vault, API: h.world.API}
+	testenv.Must(t, os.Chmod(filepath.Dir(r.world.Dir), 0o755))
 	for _, file := range []string{"role-id", "secret-id"} {
-		r.world.write(file, h.world.read(file))
+		r.world.Write(file, h.world.Read(file))
 	}
-	testenv.Must(t, h.ca.WriteFile(r.world.file("api-ca.pem")))
+	testenv.Must(t, h.ca.WriteFile(r.world.File("api-ca.pem")))
 	r.metrics = freeAddress(t)
 	r.configure(door)
-	program := r.world.file("hostile") // where the plugin's user may run it
-	testenv.Must(t, exec.Command("cp", testenv.MustGet(exec.LookPath("hostile"))(t), program).Run())
-	testenv.Must(t, os.Chmod(program, 0o755))
+	program := r.world.CopyProgram(hostileProgram)
 	args := []string{program}
 	for _, file := range []string{"role-id", "secret-id", "grant.yaml", "state/audit.jsonl", "state/placeholders.env", "state/admin.sock", "/proc/1/environ", fmt.Sprintf("/proc/%d/environ", os.Getpid())} {
 		if !strings.HasPrefix(file, "/") {
-			file = r.world.file(file)
+			file = r.world.File(file)
 		}
 		args = append(args, file)
 	}
 	if door == "envoy" {
-		serve := r.world.command("serve", "--config", r.world.file("sidecar.yaml"))
+		serve := r.world.Command("serve", "--config", r.world.File("sidecar.yaml"))
 		serve.Env = append(serve.Env, "GOTRACEBACK=all") // see the end of room.search
-		r.sidecar = r.world.background(serve)
-		r.world.ready()
+		r.sidecar = r.world.StartProcess(serve)
+		r.world.Ready()
 		r.startEnvoy()
 		r.cmd = exec.Command(program, args[1:]...)
-		r.cmd.Env = strings.Split(strings.TrimSpace(r.world.read("state/"+"placeholders.env")), "\n")
+		r.cmd.Env = strings.Split(strings.TrimSpace(r.world.Read("state/"+"placeholders.env")), "\n")
 		r.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 61998, Gid: 61998}}
 	} else {
-		r.cmd = r.world.command(append([]string{"run", "--config", r.world.file("sidecar.yaml"), "--"}, args...)...)
+		r.cmd = r.world.Command(append([]string{"run", "--config", r.world.File("sidecar.yaml"), "--"}, args...)...)
 	}
 	r.startPlugin()
 	vault := r.selves()[0].port
@@ -499,9 +498,9 @@ func (r *room) startEnvoy() {
 	root := testenv.MustGet(testenv.Root())(r.t)
 	text := string(testenv.MustGet(os.ReadFile(root + "/configs/envoy/bootstrap.yaml"))(r.t))
 	for _, change := range [][2]string{
-		{"/run/chaperone/weather", r.world.dir},
+		{"/run/chaperone/weather", r.world.Dir},
 		{"port_value: 15080", "port_value: 0"},
-		{"/etc/ssl/certs/ca-certificates.crt", r.world.file("api-ca.pem")},
+		{"/etc/ssl/certs/ca-certificates.crt", r.world.File("api-ca.pem")},
 		{"dns_lookup_family: V4_PREFERRED", fmt.Sprintf(`dns_lookup_family: V4_ONLY, typed_dns_resolver_config: {name: envoy.network.dns_resolver.cares, typed_config: {"@type": type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig, resolvers: [{socket_address: {address: 127.0.0.1, port_value: %d}}]}}`, r.dns.Addr.Port())},
 	} {
 		if !strings.Contains(text, change[0]) {
@@ -550,7 +549,7 @@ func badValues() map[string]string {
 func (r *room) configure(door string) {
 	kernel, listen := door, fmt.Sprintf("proxy: %q, ", freeAddress(r.t))
 	if door == "envoy" {
-		kernel, listen = "off", fmt.Sprintf("extAuthz: %q, ", "unix:"+r.world.file("ext_authz.sock"))
+		kernel, listen = "off", fmt.Sprintf("extAuthz: %q, ", "unix:"+r.world.File("ext_authz.sock"))
 	}
 	var hosts strings.Builder
 	add := func(name, address string) {
@@ -566,7 +565,7 @@ func (r *room) configure(door string) {
 	for _, self := range r.selves() {
 		add(self.host, "127.0.0.1")
 	}
-	r.world.write("sidecar.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	r.world.Write("sidecar.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: Sidecar
 metadata: {name: weather}
 spec:
@@ -579,14 +578,14 @@ spec:
   audit: {paths: full}
   drain: 1s
   vault: {address: %s, auth: {method: approle, roleIDFile: role-id, secretIDFile: secret-id}}
-`, kernel, listen, r.metrics, r.dns.Addr, strings.TrimSuffix(hosts.String(), ", "), r.world.vault.Address))
-	r.world.write("grant.yaml", strings.ReplaceAll(r.grant(door == "envoy"), "TOKENS", fmt.Sprintf("https://127.0.0.1:%d", r.tokens.Addr.Port())))
+`, kernel, listen, r.metrics, r.dns.Addr, strings.TrimSuffix(hosts.String(), ", "), r.world.Vault.Address))
+	r.world.Write("grant.yaml", strings.ReplaceAll(r.grant(door == "envoy"), "TOKENS", fmt.Sprintf("https://127.0.0.1:%d", r.tokens.Addr.Port())))
 }
 
 // selves are granted names that resolve to the sidecar's own addresses.
 func (r *room) selves() []struct{ host, port string } {
 	_, metrics, _ := net.SplitHostPort(r.metrics)
-	vault := r.world.vault.Address[strings.LastIndex(r.world.vault.Address, ":")+1:]
+	vault := r.world.Vault.Address[strings.LastIndex(r.world.Vault.Address, ":")+1:]
 	return []struct{ host, port string }{{"vault.self.example", vault}, {"metrics.self.example", metrics}}
 }
 

@@ -1,4 +1,4 @@
-package main
+package envoy
 
 import (
 	"fmt"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // TestEnvoyOnlyWayOut tries the ways around: with the kernel half on, Envoy is
@@ -17,10 +18,10 @@ import (
 func TestEnvoyOnlyWayOut(t *testing.T) {
 	w := newEnvoyWorld(t, "required")
 	g := w.group()
-	g.protect()
-	proxy := door(w.ready(), "proxy")
+	g.Protect()
+	proxy := scenario.Address(w.Ready(), "proxy")
 	w.envoy()
-	granted, port := w.url("/v1/forecast"), fmt.Sprint(w.api.Addr.Port())
+	granted, port := w.URL("/v1/forecast"), fmt.Sprint(w.API.Addr.Port())
 	if got := g.curl(granted); !strings.HasSuffix(got, "\n200") {
 		t.Fatalf("granted: %s", got)
 	}
@@ -28,24 +29,24 @@ func TestEnvoyOnlyWayOut(t *testing.T) {
 	if !strings.HasPrefix(virtual, "240.") {
 		t.Fatalf("got the plugin redirected to %q", virtual)
 	}
-	before := w.api.Total()
+	before := w.API.Total()
 	for name, c := range map[string]struct {
 		args []string
 		want string // in what comes back; "" for nothing at all
 	}{
-		"its address":                 {[]string{w.api.URL("127.0.0.1", "/open")}, ""},
-		"its address, by the proxy":   {[]string{"--noproxy", "", "-x", "http://" + proxy, w.api.URL("127.0.0.1", "/open")}, "403"},
+		"its address":                 {[]string{w.API.URL("127.0.0.1", "/open")}, ""},
+		"its address, by the proxy":   {[]string{"--noproxy", "", "-x", "http://" + proxy, w.API.URL("127.0.0.1", "/open")}, "403"},
 		"another name":                {[]string{"https://evil.example:" + port + "/open"}, "000"},
 		"another name, by the proxy":  {[]string{"--noproxy", "", "-x", "http://" + proxy, "https://evil.example:" + port + "/open"}, "403"},
 		"another name, in plain text": {[]string{"--noproxy", "", "-x", "http://" + proxy, "http://evil.example:" + port + "/open"}, "destination_not_granted"},
 		"another name at its address": {[]string{"--resolve", "evil.example:" + port + ":" + virtual, "https://evil.example:" + port + "/open"}, ""},
 		"another Host":                {[]string{"-H", "Host: evil.example", granted}, "destination_mismatch"},
 		"no name at all":              {[]string{"-H", "Host:", granted}, ""},
-		"plain text":                  {[]string{w.api.URL(apiHost, "")[len("https"):]}, ""},
-		"another path":                {[]string{w.url("/open")}, "path_not_granted"},
+		"plain text":                  {[]string{w.API.URL(scenario.Host, "")[len("https"):]}, ""},
+		"another path":                {[]string{w.URL("/open")}, "path_not_granted"},
 		"another method":              {[]string{"-X", "DELETE", granted}, "method_not_granted"},
-		"a path that turns back":      {[]string{"--path-as-is", w.url("/v1/../open")}, "malformed_request"},
-		"the route's header":          {[]string{"-H", "x-chaperone-route: weather/other", w.url("/open")}, "path_not_granted"},
+		"a path that turns back":      {[]string{"--path-as-is", w.URL("/v1/../open")}, "malformed_request"},
+		"the route's header":          {[]string{"-H", "x-chaperone-route: weather/other", w.URL("/open")}, "path_not_granted"},
 	} {
 		if strings.HasPrefix(c.args[0], "://") {
 			c.args[0] = "http" + c.args[0] + "/v1/forecast"
@@ -55,15 +56,15 @@ func TestEnvoyOnlyWayOut(t *testing.T) {
 		}
 	}
 	for _, socket := range []string{"xds.sock", "check.sock", "plugin.sock"} {
-		out, err := g.command("python3", "-c", "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])", w.folder+"/"+socket).CombinedOutput()
+		out, err := g.Command("python3", "-c", "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])", w.folder+"/"+socket).CombinedOutput()
 		if err == nil {
 			t.Errorf("the plugin reached %s: %s", socket, out)
 		}
 	}
-	if got := w.api.Total(); got != before {
-		t.Errorf("the API received %d requests that were not granted: %+v", got-before, w.api.Requests()[before:])
+	if got := w.API.Total(); got != before {
+		t.Errorf("the API received %d requests that were not granted: %+v", got-before, w.API.Requests()[before:])
 	}
-	contains(t, w.read("state/audit.jsonl"), `"door":"ext_authz"`, `"reason":"destination_not_granted"`)
+	scenario.Contains(t, w.Read("state/audit.jsonl"), `"door":"ext_authz"`, `"reason":"destination_not_granted"`)
 }
 
 // TestEnvoySidecarKilled kills the sidecar under load: Envoy has no way out any
@@ -71,41 +72,41 @@ func TestEnvoyOnlyWayOut(t *testing.T) {
 func TestEnvoySidecarKilled(t *testing.T) {
 	w := newEnvoyWorld(t, "required")
 	g := w.group()
-	b := g.protect()
-	w.ready()
+	b := g.Protect()
+	w.Ready()
 	w.envoy()
-	stream := g.hold(w.streamerProgram(), "http", w.url("/stream"))
-	out := new(lockedBuffer)
+	stream := g.hold(w.CopyProgram(streamer), "http", w.URL("/stream"))
+	out := new(scenario.Buffer)
 	for range 3 {
-		loop := g.command("sh", "-c", fmt.Sprintf(
-			`while :; do curl -sS -k -m 5 --noproxy '*' -o /dev/null -w '<%%{http_code}>\n' %s 2>/dev/null; done`, w.url("/v1/forecast")))
+		loop := g.Command("sh", "-c", fmt.Sprintf(
+			`while :; do curl -sS -k -m 5 --noproxy '*' -o /dev/null -w '<%%{http_code}>\n' %s 2>/dev/null; done`, w.URL("/v1/forecast")))
 		loop.Stdout = out
 		testenv.Must(t, loop.Start())
 		t.Cleanup(func() { _ = loop.Process.Kill(); _ = loop.Wait() })
 	}
 	passed := func() int { return strings.Count(out.String(), "<200>") }
-	eventually(t, "requests pass", func() (int, bool) { return 0, passed() > 5 })
+	testenv.Eventually(t, "requests pass", func() (int, bool) { return 0, passed() > 5 })
 
-	testenv.Must(t, b.cmd.Process.Kill())
-	b.wait()
-	eventually(t, "the stream has ended", func() (int, bool) { return 0, stream.ended() })
-	w.streaming(0)
-	reached, tried := w.api.Total(), len(out.String())
-	eventually(t, "it is tried again and again", func() (int, bool) { return 0, len(out.String()) > tried+60 })
-	if got := w.api.Total(); got != reached {
+	testenv.Must(t, b.Cmd.Process.Kill())
+	b.Wait()
+	testenv.Eventually(t, "the stream has ended", func() (int, bool) { return 0, stream.ended() })
+	w.WaitStreams(0)
+	reached, tried := w.API.Total(), len(out.String())
+	testenv.Eventually(t, "it is tried again and again", func() (int, bool) { return 0, len(out.String()) > tried+60 })
+	if got := w.API.Total(); got != reached {
 		t.Errorf("%d requests reached the API while no sidecar lived", got-reached)
 	}
 	if late := out.String()[tried+20:]; strings.Contains(late, "<200>") {
 		t.Errorf("passed while no sidecar lived: %s", late)
 	}
-	if admitted := strings.Count(w.read("state/audit.jsonl"), `"kind":"decision","plugin":"weather","door":"ext_authz"`); admitted < reached {
+	if admitted := strings.Count(w.Read("state/audit.jsonl"), `"kind":"decision","plugin":"weather","door":"ext_authz"`); admitted < reached {
 		t.Errorf("%d requests reached the API, and %d were decided", reached, admitted)
 	}
 
-	g.protect()
-	w.ready()
+	g.Protect()
+	w.Ready()
 	before := passed()
-	eventually(t, "requests pass again", func() (int, bool) { return 0, passed() > before+3 })
+	testenv.Eventually(t, "requests pass again", func() (int, bool) { return 0, passed() > before+3 })
 }
 
 // TestEnvoyListens has Envoy listen by itself, with the kernel half off and in a
@@ -115,13 +116,13 @@ func TestEnvoyListens(t *testing.T) {
 	testenv.Require(t, testenv.Superuser(), testenv.Program("iptables"), testenv.Program("ip"))
 	w := newEnvoyWorld(t, "off")
 	const transparent = "127.0.0.1:15006"
-	w.write("sidecar.yaml", strings.NewReplacer(
+	w.Write("sidecar.yaml", strings.NewReplacer(
 		`proxy: "127.0.0.1:0", `, "", "envoy: {", fmt.Sprintf("envoy: {transparent: %q, ", transparent),
-	).Replace(w.read("sidecar.yaml")))
-	_, after, _ := strings.Cut(w.read("sidecar.yaml"), `explicit: "`)
+	).Replace(w.Read("sidecar.yaml")))
+	_, after, _ := strings.Cut(w.Read("sidecar.yaml"), `explicit: "`)
 	explicit, _, _ := strings.Cut(after, `"`)
-	w.startCommand("serve", "--config", w.file("sidecar.yaml"))
-	w.ready()
+	w.StartCommand("serve", "--config", w.File("sidecar.yaml"))
+	w.Ready()
 
 	pod := exec.Command("sleep", "1000")
 	pod.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
@@ -139,28 +140,28 @@ func TestEnvoyListens(t *testing.T) {
 	inPod("ip", "link", "set", "lo", "up")
 	inPod("ip", "address", "add", "198.51.100.7/32", "dev", "lo")
 	inPod("iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", "198.51.100.7", "-j", "REDIRECT", "--to-ports", "15006")
-	w.write("envoy-in-pod", fmt.Sprintf("#!/bin/sh\nexec nsenter -t %d -n %s \"$@\"\n", pod.Process.Pid, testenv.MustGet(testenv.FetchEnvoy(t.Context(), nil))(t)))
-	testenv.Must(t, os.Chmod(w.file("envoy-in-pod"), 0o755))
-	t.Setenv("CHAPERONE_ENVOY", w.file("envoy-in-pod"))
+	w.Write("envoy-in-pod", fmt.Sprintf("#!/bin/sh\nexec nsenter -t %d -n %s \"$@\"\n", pod.Process.Pid, testenv.MustGet(testenv.FetchEnvoy(t.Context(), nil))(t)))
+	testenv.Must(t, os.Chmod(w.File("envoy-in-pod"), 0o755))
+	t.Setenv("CHAPERONE_ENVOY", w.File("envoy-in-pod"))
 	w.envoy()
 
-	granted, port := w.url("/v1/forecast"), fmt.Sprint(w.api.Addr.Port())
+	granted, port := w.URL("/v1/forecast"), fmt.Sprint(w.API.Addr.Port())
 	for name, c := range map[string]struct {
 		args []string
 		want string
 	}{
 		"explicit":                           {[]string{"-x", "http://" + explicit, granted}, "\n200"},
 		"explicit, another name":             {[]string{"-x", "http://" + explicit, "https://evil.example/"}, "403"},
-		"explicit, another path":             {[]string{"-x", "http://" + explicit, w.url("/open")}, "path_not_granted"},
+		"explicit, another path":             {[]string{"-x", "http://" + explicit, w.URL("/open")}, "path_not_granted"},
 		"transparent":                        {[]string{granted}, "\n200"},
 		"transparent, another name":          {[]string{"http://evil.example:" + port + "/"}, "destination_not_granted"},
 		"transparent, another name in TLS":   {[]string{"https://evil.example:" + port + "/"}, "\n000"},
-		"transparent, another path":          {[]string{w.url("/open")}, "path_not_granted"},
-		"transparent, another port":          {[]string{"https://" + apiHost + "/v1/forecast"}, "\n000"},
+		"transparent, another path":          {[]string{w.URL("/open")}, "path_not_granted"},
+		"transparent, another port":          {[]string{"https://" + scenario.Host + "/v1/forecast"}, "\n000"},
 		"transparent, the API in plain text": {[]string{"http://" + strings.TrimPrefix(granted, "https://")}, "not_granted"},
 	} {
 		args := []string{"curl", "-sS", "-k", "-m", "20", "-w", "\n%{http_code}"}
-		for _, host := range []string{apiHost, "evil.example"} {
+		for _, host := range []string{scenario.Host, "evil.example"} {
 			for _, p := range []string{port, "443"} {
 				args = append(args, "--resolve", host+":"+p+":198.51.100.7")
 			}
@@ -169,39 +170,39 @@ func TestEnvoyListens(t *testing.T) {
 			t.Errorf("%s: %q is missing in %s", name, c.want, got)
 		}
 	}
-	if got := w.api.Total(); got != 2 {
-		t.Errorf("the API received %d requests, not 2: %+v", got, w.api.Requests())
+	if got := w.API.Total(); got != 2 {
+		t.Errorf("the API received %d requests, not 2: %+v", got, w.API.Requests())
 	}
 }
 
 // TestEnvoyStatus reads the state of Envoy from each place that reports it.
 func TestEnvoyStatus(t *testing.T) {
 	w := newEnvoyWorld(t, "off")
-	b, _ := w.serve()
+	b, _ := w.Serve()
 	verbose := func() string {
-		_, after, _ := strings.Cut(b.output.String(), `"metrics":"`)
+		_, after, _ := strings.Cut(b.Output.String(), `"metrics":"`)
 		address, _, _ := strings.Cut(after, `"`)
 		return curlOutput(t, "http://"+address+"/readyz?verbose") + curlOutput(t, "http://"+address+"/metrics")
 	}
-	eventually(t, "address of metrics in the log", func() (int, bool) { return 0, strings.Contains(b.output.String(), `"metrics":"`) })
-	contains(t, verbose(), "[?]envoy none is connected", "chaperone_envoy_connected 0", "chaperone_envoy_generation 0")
-	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout, "NOT CONNECTED", "2 egress sockets")
+	testenv.Eventually(t, "address of metrics in the log", func() (int, bool) { return 0, strings.Contains(b.Output.String(), `"metrics":"`) })
+	scenario.Contains(t, verbose(), "[?]envoy none is connected", "chaperone_envoy_connected 0", "chaperone_envoy_generation 0")
+	scenario.Contains(t, w.Chaperone("status", "--config", w.File("sidecar.yaml")).Stdout, "NOT CONNECTED", "2 egress sockets")
 
 	w.envoy()
-	status := eventually(t, "Envoy has put all in force", func() (admin.Status, bool) {
-		s, err := admin.Dial(w.file("state/admin.sock")).Status(t.Context())
+	status := testenv.Eventually(t, "Envoy has put all in force", func() (admin.Status, bool) {
+		s, err := admin.Dial(w.File("state/admin.sock")).Status(t.Context())
 		return s, err == nil && len(s.Envoy.Connected) == 1 && s.Envoy.Connected[0].Current
 	})
 	if one := status.Envoy.Connected[0]; one.Version != "1.40.0" || one.Generation != status.Generation || len(one.Refused) > 0 || status.Envoy.Exits != 2 {
 		t.Errorf("%+v", status.Envoy)
 	}
-	contains(t, verbose(), "[+]envoy connected", "chaperone_envoy_connected 1", "chaperone_envoy_current 1", "chaperone_envoy_refusing 0",
+	scenario.Contains(t, verbose(), "[+]envoy connected", "chaperone_envoy_connected 1", "chaperone_envoy_current 1", "chaperone_envoy_refusing 0",
 		"chaperone_envoy_exits 2", fmt.Sprintf("chaperone_envoy_generation %d", status.Generation))
-	contains(t, w.chaperone("status", "--config", w.file("sidecar.yaml")).stdout,
+	scenario.Contains(t, w.Chaperone("status", "--config", w.File("sidecar.yaml")).Stdout,
 		"1.40.0, connected for", "does not enforce scrubbing", "door ext_authz", "unix:"+w.folder+"/check.sock enforces hosts")
 
-	w.write("sidecar.yaml", strings.Replace(w.read("sidecar.yaml"), "envoy: {", "envoy: {maxStreamDuration: 10m, ", 1))
-	contains(t, w.chaperone("reload", "--config", w.file("sidecar.yaml")).stdout, "restart pending: envoy.maxStreamDuration (takes effect at a restart)")
+	w.Write("sidecar.yaml", strings.Replace(w.Read("sidecar.yaml"), "envoy: {", "envoy: {maxStreamDuration: 10m, ", 1))
+	scenario.Contains(t, w.Chaperone("reload", "--config", w.File("sidecar.yaml")).Stdout, "restart pending: envoy.maxStreamDuration (takes effect at a restart)")
 }
 
 func curlOutput(t *testing.T, target string) string {
@@ -213,11 +214,11 @@ func curlOutput(t *testing.T, target string) string {
 func TestEnvoyDoctor(t *testing.T) {
 	w := newEnvoyWorld(t, "off")
 	testenv.Must(t, os.Chmod(w.folder, 0o700))
-	r := w.chaperone("doctor", "--config", w.file("sidecar.yaml"))
-	contains(t, r.stdout, "pass  spec.envoy.dir "+w.folder, "envoy in PATH")
+	r := w.Chaperone("doctor", "--config", w.File("sidecar.yaml"))
+	scenario.Contains(t, r.Stdout, "pass  spec.envoy.dir "+w.folder, "envoy in PATH")
 	testenv.Must(t, os.Chmod(w.folder, 0o777))
-	r = w.chaperone("doctor", "--config", w.file("sidecar.yaml"))
-	if contains(t, r.stdout, "FAIL  spec.envoy.dir "+w.folder, "has mode -rwxrwxrwx, not -rwx------"); r.status != exitFailure {
-		t.Errorf("status %d", r.status)
+	r = w.Chaperone("doctor", "--config", w.File("sidecar.yaml"))
+	if scenario.Contains(t, r.Stdout, "FAIL  spec.envoy.dir "+w.folder, "has mode -rwxrwxrwx, not -rwx------"); r.Status != 1 {
+		t.Errorf("status %d", r.Status)
 	}
 }

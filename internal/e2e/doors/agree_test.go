@@ -1,4 +1,4 @@
-package main
+package doors
 
 import (
 	"bufio"
@@ -361,7 +361,7 @@ type parityCase struct {
 
 // begins returns how docs/envoy-differences.md marks the table.
 const (
-	parityBegin = "<!-- differences: from cmd/chaperone/parity_test.go -->\n"
+	parityBegin = "<!-- differences: from internal/e2e/doors/agree_test.go -->\n"
 	parityEnd   = "<!-- end of differences -->\n"
 )
 
@@ -398,7 +398,7 @@ func TestDoorsAgree(t *testing.T) {
 // checkParityTable compares the table with that of the document, or writes it there.
 func checkParityTable(t *testing.T, table string) {
 	t.Helper()
-	const file = "../../docs/envoy-differences.md"
+	const file = "../../../docs/envoy-differences.md"
 	text := string(testenv.MustGet(os.ReadFile(file))(t))
 	before, rest, found := strings.Cut(text, parityBegin)
 	written, after, ended := strings.Cut(rest, parityEnd)
@@ -408,6 +408,6 @@ func checkParityTable(t *testing.T, table string) {
 	case *updateParity:
 		testenv.Must(t, os.WriteFile(file, []byte(before+parityBegin+table+parityEnd+after), 0o644))
 	case written != table:
-		t.Errorf("docs/envoy-differences.md has another table of differences; run go test ./cmd/chaperone -run TestDoorsAgree -update-parity:\n%s", table)
+		t.Errorf("docs/envoy-differences.md has another table of differences; run go test ./internal/e2e/doors -run TestDoorsAgree -update-parity:\n%s", table)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
@@ -342,7 +343,7 @@ func (r *room) lapses(door string) {
 // user of the database and gets one token.
 func (r *room) mints() {
 	doors := 3
-	if leases := testenv.MustGet(r.world.vault.Leases(r.t.Context(), "database/creds/weather"))(r.t); len(leases) > doors {
+	if leases := testenv.MustGet(r.world.Vault.Leases(r.t.Context(), "database/creds/weather"))(r.t); len(leases) > doors {
 		r.t.Errorf("%d users of the database", len(leases))
 	}
 	asked := map[string]int{}
@@ -385,7 +386,7 @@ func (r *room) revoked(door string) {
 	minting := r.render(probe{to: "slow.tokens.example:{P}"}, lanes(door)[0], r.kinds[0], door+"-998-0-mint-x")
 	minted := r.expect(minting.ID, "done")
 	testenv.Must(r.t, r.stdin.Encode(minting.attempt))
-	out := r.world.revoke()
+	out := r.world.Revoke()
 	for _, a := range held {
 		if !a.way.envoy {
 			r.await(done[a.ID], a.String()+" is cut")
@@ -511,15 +512,15 @@ func (r *room) clean(a tried, at arrived) {
 func (r *room) search(door, leaked string) {
 	places := map[string][]byte{
 		"the plugin's environment": []byte(strings.Join(r.hello.Env, "\n")), "files that the plugin read": []byte(fmt.Sprint(r.hello.Files)),
-		"the standard error": []byte(r.stderr.String()), "the log": []byte(r.world.read("state/audit.jsonl")), "the status": []byte(r.world.chaperone("status", "--config", r.world.file("sidecar.yaml"), "--output", "json").stdout),
-		"the usage":   []byte(r.world.chaperone("usage", "--config", r.world.file("sidecar.yaml"), "--output", "json").stdout),
+		"the standard error": []byte(r.stderr.String()), "the log": []byte(r.world.Read("state/audit.jsonl")), "the status": []byte(r.world.Chaperone("status", "--config", r.world.File("sidecar.yaml"), "--output", "json").Stdout),
+		"the usage":   []byte(r.world.Chaperone("usage", "--config", r.world.File("sidecar.yaml"), "--output", "json").Stdout),
 		"the metrics": []byte(metricsOf(r.t, r.metrics)),
 	}
 	if r.sidecar != nil { // it ends and prints every stack
-		testenv.Must(r.t, r.sidecar.cmd.Process.Signal(syscall.SIGABRT))
-		r.sidecar.wait()
-		contains(r.t, r.sidecar.output.String(), "goroutine 1 ")
-		places["the sidecar's output"] = []byte(r.sidecar.output.String())
+		testenv.Must(r.t, r.sidecar.Cmd.Process.Signal(syscall.SIGABRT))
+		r.sidecar.Wait()
+		scenario.Contains(r.t, r.sidecar.Output.String(), "goroutine 1 ")
+		places["the sidecar's output"] = []byte(r.sidecar.Output.String())
 	}
 	if r.envoy != nil {
 		places["Envoy's output"] = []byte(r.envoy.Log())

@@ -1,4 +1,4 @@
-package main
+package envoy
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -127,19 +126,6 @@ func streamGRPC(ctx context.Context, target string) error {
 		time.Sleep(10 * time.Millisecond)
 		return err
 	})
-}
-
-// streamerProgram copies the test's binary to where the plugin's user may run it.
-func (w *world) streamerProgram() string {
-	w.t.Helper()
-	path := filepath.Join(w.dir, streamer)
-	in := testenv.MustGet(os.Open(testenv.MustGet(os.Executable())(w.t)))(w.t)
-	defer in.Close()
-	out := testenv.MustGet(os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755))(w.t)
-	_ = testenv.MustGet(io.Copy(out, in))(w.t)
-	testenv.Must(w.t, out.Close())
-	testenv.Must(w.t, os.Chmod(w.dir, 0o755))
-	return path
 }
 
 // TestStreamer sees that the plugin of the tests holds each kind of stream.

@@ -18,6 +18,7 @@ import (
 type callRows struct {
 	before, after                      series // outside, nothing attached
 	empty                              series // outside, a program that does nothing is attached
+	allowed                            series // outside, under a filter that allows everything
 	without, elsewhere                 series // outside, a sidecar runs
 	inside, inside2, metered, metered2 series // the plugin, on one CPU and on two
 	floor, floor2                      series // the plugin, no limit, a program that does nothing is attached
@@ -31,14 +32,17 @@ func callsScene(ctx context.Context, w *env) (*table, error) {
 		return nil, err
 	}
 	undisturbed(outsider.tids[0], 0)
-	var rows callRows
-	for range kernelRounds {
-		err = errors.Join(calls(&rows.before, outsider, 1), rows.attached(ctx, w, outsider), calls(&rows.after, outsider, 1))
-		if err != nil {
-			break
-		}
+	filtered, err := outside()
+	if err != nil {
+		return nil, errors.Join(err, outsider.Close())
 	}
-	if err = errors.Join(err, outsider.Close()); err != nil {
+	undisturbed(filtered.tids[0], 0)
+	_, err = filtered.order("filter", 1)
+	var rows callRows
+	for round := 0; round < kernelRounds && err == nil; round++ {
+		err = errors.Join(calls(&rows.before, outsider, 1), calls(&rows.allowed, filtered, 1), rows.attached(ctx, w, outsider), calls(&rows.after, outsider, 1))
+	}
+	if err = errors.Join(err, filtered.Close(), outsider.Close()); err != nil {
 		return nil, err
 	}
 	t := &table{
@@ -57,7 +61,8 @@ func callsScene(ctx context.Context, w *env) (*table, error) {
 	add("outside, an empty program: the floor of what is counted", rows.empty, "nothing", nothing, "", true)
 	add("outside, a sidecar without a limit on calls", rows.without, "nothing", nothing, "at most 2 ns (noise)", below(rows.without, nothing, 2000))
 	add("outside, calls of a plugin elsewhere are counted", rows.elsewhere, "an empty program", rows.empty, "at most 10 ns", below(rows.elsewhere, rows.empty, 10_000))
-	add("the plugin, no limit: its seccomp filter", rows.inside, "nothing", nothing, "", true)
+	add("outside, a seccomp filter that allows everything: the floor of the next", rows.allowed, "nothing", nothing, "", true)
+	add("the plugin, no limit: its seccomp filter", rows.inside, "nothing", nothing, "at most 25 ns", below(rows.inside, nothing, 25_000))
 	add("the plugin, an empty program: the floor, on one CPU", rows.floor, "no limit", rows.inside, "", true)
 	add("the plugin, counted, on one CPU", rows.metered, "an empty program", rows.floor, "at most 15 ns", below(rows.metered, rows.floor, 15_000))
 	// By the median: in the fastest batch the other CPU may have been late.

@@ -163,29 +163,35 @@ func (p *bpfProgram) when(k uint32, body bpfProgram) {
 // can judge Unix sockets by hooks; where it cannot, only pairs exist. listens has
 // listen(2) wait until the sidecar has seen it: without a sidecar it ends in
 // ENOSYS.
+//
+// A call that is allowed whatever its arguments must reach that verdict without a
+// load of an argument: the kernel then finds the verdict when the filter is
+// installed and does not run the filter for that call (seccomp_cache_prepare in
+// kernel/seccomp.c, Linux 5.11). The calls for which it does run the filter come
+// first, by how often programs make them.
 func filter(unixSockets, listens bool) []unix.SockFilter {
 	var p bpfProgram
 	p.load(offsetArch)
 	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: NativeArch})
 	p.ret(verdictNotify)
 	p.load(offsetNumber)
-	p.ifAnyBit(foreignNumber, verdictNotify)
+	p.when(unix.SYS_IOCTL, ioctlFilter())
+	p.when(unix.SYS_SOCKET, socketFilter(unixSockets))
+	p.when(unix.SYS_CLONE, flagsFilter(namespaceFlags|parentFlag))
+	p.when(unix.SYS_SOCKETPAIR, pairFilter(unixSockets))
+	p.when(unix.SYS_UNSHARE, flagsFilter(namespaceFlags|unix.CLONE_NEWTIME))
 	// C libraries fall back to clone, whose flags a filter can read.
 	p.ifEqual(unix.SYS_CLONE3, verdictNoCall)
+	if listens {
+		p.ifEqual(unix.SYS_LISTEN, verdictNotify)
+	}
+	p.ifAnyBit(foreignNumber, verdictNotify)
 	judged := conditionalCalls()
 	for _, number := range slices.Sorted(maps.Keys(refusedCalls())) {
 		if !judged[number] {
 			p.ifEqual(number, verdictNotify)
 		}
 	}
-	if listens {
-		p.ifEqual(unix.SYS_LISTEN, verdictNotify)
-	}
-	p.when(unix.SYS_CLONE, flagsFilter(namespaceFlags|parentFlag))
-	p.when(unix.SYS_UNSHARE, flagsFilter(namespaceFlags|unix.CLONE_NEWTIME))
-	p.when(unix.SYS_SOCKET, socketFilter(unixSockets))
-	p.when(unix.SYS_SOCKETPAIR, pairFilter(unixSockets))
-	p.when(unix.SYS_IOCTL, ioctlFilter())
 	p.ret(verdictAllow)
 	return p
 }

@@ -789,7 +789,7 @@ __noinline int current_inside(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task_btf();
 
-	return inside(task->cgroups->dfl_cgrp);
+	return inside(group_of(task));
 }
 
 /* Charges a packet to the limits of a direction. A TCP packet without payload passes nevertheless, so that a refusal or an

@@ -73,7 +73,7 @@ static __always_inline void end_escaped(struct task_struct *task, bool by_plugin
 		return;
 	e->time = bpf_ktime_get_boot_ns();
 	e->pid = pid_of((struct task_struct___pid *)task);
-	e->uid = task->cred->uid.val;
+	e->uid = readable(task)->cred->uid.val;
 	bpf_core_read(e->comm, sizeof(e->comm), &task->comm);
 	e->hook = HOOK_ESCAPE;
 	e->why = WHY_POLICY;
@@ -107,7 +107,7 @@ static __always_inline void count_process(struct task_struct *child)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(born, struct task_struct *parent, struct task_struct *child)
 {
-	struct cgroup *from = parent->cgroups->dfl_cgrp, *to = child->cgroups->dfl_cgrp;
+	struct cgroup *from = group_of(parent), *to = group_of(child);
 	bool in = inside(to);
 	bool by_plugin = marked(parent) || (from->kn->id == to->kn->id ? in : inside(from));
 	bool thread = child->pid != child->tgid, by_init = mark_of(parent) == MARK_INIT;
@@ -132,7 +132,7 @@ int BPF_PROG(born, struct task_struct *parent, struct task_struct *child)
 SEC("tp_btf/cgroup_attach_task")
 int BPF_PROG(moved, struct cgroup *to, const char *path, struct task_struct *task, bool threadgroup)
 {
-	if (inside(task->cgroups->dfl_cgrp))
+	if (inside(group_of(task)))
 		mark(task, first_mark());
 	else if (marked(task))
 		end_escaped(task, marked((struct task_struct *)bpf_get_current_task_btf()));
@@ -145,7 +145,7 @@ int mark_present(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 
-	if (task && inside(task->cgroups->dfl_cgrp))
+	if (task && inside(group_of(task)))
 		mark(task, MARK_PLUGIN);
 	return 0;
 }

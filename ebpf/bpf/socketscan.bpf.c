@@ -161,7 +161,7 @@ static __always_inline bool kill_holder(int pid)
 	task = bpf_task_from_pid(pid);
 	if (!task)
 		return false;
-	killed = inside(task->cgroups->dfl_cgrp) && kill_process(task);
+	killed = inside(group_of(task)) && kill_process(task);
 	bpf_task_release(task);
 	return killed;
 }
@@ -220,7 +220,7 @@ int look(struct bpf_iter__task_file *ctx)
 	struct sock *sk;
 	__u32 *verdict;
 
-	if (!task || !file || !inside(task->cgroups->dfl_cgrp))
+	if (!task || !file || !inside(group_of(task)))
 		return 0;
 	socket = bpf_sock_from_file(file);
 	if (!socket)
@@ -238,7 +238,7 @@ int look(struct bpf_iter__task_file *ctx)
 		return 0;
 	s.cookie = bpf_get_socket_cookie(sk);
 	s.pid = pid_of((struct task_struct___pid *)task);
-	s.uid = task->cred->uid.val;
+	s.uid = readable(task)->cred->uid.val;
 	bpf_core_read(s.comm, sizeof(s.comm), &task->comm);
 	verdict = bpf_map_lookup_elem(&verdicts, &s.cookie);
 	if (verdict && *verdict == VERDICT_KILL)

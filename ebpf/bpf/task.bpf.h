@@ -53,6 +53,9 @@ struct task_struct {
 /* Since Linux 6.13. */
 extern int bpf_send_signal_task(struct task_struct *task, int signal, enum pid_type type, __u64 value) __weak __ksym;
 
+/* Since Linux 6.2. */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __weak __ksym;
+
 /* The plugin's cgroup: set by user space before the program is loaded. */
 const volatile __u64 cgroup_id = 0;
 const volatile __u32 descendants = 0;  /* not zero: cgroups below it are the plugin's, too */
@@ -74,6 +77,22 @@ static __always_inline __u64 ancestor_id(struct cgroup *group, int i)
 	if (bpf_core_read(&id, sizeof(id), &((struct cgroup___ids *)group)->ancestor_ids[i]))
 		return 0;
 	return id;
+}
+
+/* A task to follow the pointers of. The verifier searches all of the kernel's types by name at each step from a trusted pointer,
+ * to find whether the next one is trusted, too: about a millisecond a step. A pointer that is only read needs no trust, and
+ * one that bpf_rdonly_cast returns has none. It cannot be passed to a helper or a kfunc that needs a task. */
+static __always_inline struct task_struct *readable(struct task_struct *task)
+{
+	if (!bpf_rdonly_cast)
+		return task;
+	return bpf_rdonly_cast(task, bpf_core_type_id_kernel(struct task_struct));
+}
+
+/* The cgroup of a task in the hierarchy of the second version. */
+static __always_inline struct cgroup *group_of(struct task_struct *task)
+{
+	return readable(task)->cgroups->dfl_cgrp;
 }
 
 /* inside reports whether a cgroup is the plugin's. A task is followed to it without a helper or a map, so that a task of

@@ -22,10 +22,15 @@ type waiting struct {
 }
 
 // listWaiting lists those connections. Connections that come or go during the listing may be
-// missed.
+// missed. The list is read several times a second: where nothing waits, one call of the
+// kernel shows it without the buffers of a batch.
 func (w *collection) listWaiting() ([]waiting, error) {
 	const atOnce = 512
 	peers := w.pinnedMaps["peers"]
+	var first hooksPeerKey
+	if err := peers.NextKey(nil, &first); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil
+	}
 	var all []waiting
 	var cursor ebpf.MapBatchCursor
 	keys, entries := make([]hooksPeerKey, atOnce), make([]hooksPeer, atOnce)

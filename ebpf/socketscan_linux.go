@@ -436,8 +436,9 @@ func (c *socketScan) list(list func() ([]int, error)) ([]socketscanSocketEntry, 
 		pids = []int{0}
 	}
 	var all []socketscanSocketEntry
+	lines := bufio.NewReaderSize(nil, 1<<14)
 	for _, pid := range pids {
-		all, err = c.listOf(all, pid)
+		all, err = c.listOf(all, lines, pid)
 		if err != nil {
 			return nil, fmt.Errorf("look at process %d: %w", pid, err)
 		}
@@ -445,17 +446,17 @@ func (c *socketScan) list(list func() ([]int, error)) ([]socketscanSocketEntry, 
 	return all, nil
 }
 
-// listOf looks at one process, or at all for number 0.
-func (c *socketScan) listOf(all []socketscanSocketEntry, pid int) ([]socketscanSocketEntry, error) {
+// listOf looks at one process, or at all for number 0, and reads by way of lines.
+func (c *socketScan) listOf(all []socketscanSocketEntry, lines *bufio.Reader, pid int) ([]socketscanSocketEntry, error) {
 	walk, err := walkFiles(c.programs.Programs["look"].FD(), pid)
 	if errors.Is(err, unix.E2BIG) && pid != 0 { // before Linux 6.1
-		return c.listOf(all, 0)
+		return c.listOf(all, lines, 0)
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = walk.Close() }()
-	for lines := bufio.NewReaderSize(walk, 1<<16); ; {
+	for lines.Reset(walk); ; {
 		var s socketscanSocketEntry
 		err := binary.Read(lines, binary.NativeEndian, &s)
 		if errors.Is(err, io.EOF) {

@@ -70,12 +70,12 @@ func crowd(t *testing.T) time.Duration {
 // flood returns the most memory that was resident during a flood, without that of
 // the start, and how long a revocation took.
 func flood(t *testing.T, kind string) (peak int64, took time.Duration) {
-	w := newWorld(t, "{}")
-	w.floodable(t)
+	e := newEnv(t, "{}")
+	e.floodable(t)
 	program := testenv.MustGet(goBuild(testenv.MustGet(testenv.Root())(t), "floods", "./internal/e2e/testdata/floods", "CGO_ENABLED=0"))(t)
-	w.env = append(w.env, fmt.Sprintf("E2E_PLAIN_PORT=%d", w.origins.plainPort), fmt.Sprintf("E2E_SECURE_PORT=%d", w.origins.securePort))
+	e.env = append(e.env, fmt.Sprintf("E2E_PLAIN_PORT=%d", e.origins.plainPort), fmt.Sprintf("E2E_SECURE_PORT=%d", e.origins.securePort))
 	// The sidecar's time is measured, and other tests run on the same processors.
-	b := w.startCommand(append([]string{"nice", "-n", "-15"}, w.runArgs("nice", "-n", "30", program, kind)...)...)
+	b := e.startCommand(append([]string{"nice", "-n", "-15"}, e.runArgs("nice", "-n", "30", program, kind)...)...)
 	for began := time.Now(); !strings.Contains(b.output.String(), "full "); time.Sleep(10 * time.Millisecond) {
 		peak = max(peak, resident(t, b.cmd.Process.Pid))
 		if time.Since(began) > 3*time.Minute {
@@ -88,7 +88,7 @@ func flood(t *testing.T, kind string) (peak int64, took time.Duration) {
 		peak = max(peak, rest)
 	}
 	began := time.Now()
-	r := w.chaperone("revoke", "--config", w.file("sidecar.yaml"), "--reason", "a test", "--output", "json")
+	r := e.chaperone("revoke", "--config", e.file("sidecar.yaml"), "--reason", "a test", "--output", "json")
 	var revoked struct {
 		MS  float64 `json:"ms"`
 		Cut int     `json:"cut"`
@@ -105,9 +105,9 @@ func flood(t *testing.T, kind string) (peak int64, took time.Duration) {
 }
 
 // floodable adds what floods ask for.
-func (w *world) floodable(t *testing.T) {
+func (e *env) floodable(t *testing.T) {
 	stop := make(chan struct{})
-	w.origins.mux.HandleFunc("/open/stall", func(_ http.ResponseWriter, r *http.Request) {
+	e.origins.mux.HandleFunc("/open/stall", func(_ http.ResponseWriter, r *http.Request) {
 		select {
 		case <-r.Context().Done():
 		case <-stop:
@@ -115,7 +115,7 @@ func (w *world) floodable(t *testing.T) {
 	})
 	chunk := make([]byte, 32<<10)
 	var endless atomic.Int64
-	w.origins.mux.HandleFunc("/open/endless", func(rw http.ResponseWriter, _ *http.Request) {
+	e.origins.mux.HandleFunc("/open/endless", func(rw http.ResponseWriter, _ *http.Request) {
 		endless.Add(1)
 		for {
 			if _, err := rw.Write(chunk); err != nil {
@@ -123,7 +123,7 @@ func (w *world) floodable(t *testing.T) {
 			}
 		}
 	})
-	w.origins.mux.HandleFunc("/open/head", func(rw http.ResponseWriter, r *http.Request) {
+	e.origins.mux.HandleFunc("/open/head", func(rw http.ResponseWriter, r *http.Request) {
 		for i := range 200 {
 			rw.Header().Set(fmt.Sprintf("X-%d", i), strings.Repeat("x", 1000))
 		}
@@ -146,8 +146,8 @@ func (w *world) floodable(t *testing.T) {
 	}()
 	t.Cleanup(func() { close(stop); _ = l.Close() })
 	port := l.Addr().(*net.TCPAddr).Port
-	w.env = append(w.env, fmt.Sprintf("E2E_TCP_PORT=%d", port))
-	w.rule(fmt.Sprintf(`  - id: tunnel
+	e.env = append(e.env, fmt.Sprintf("E2E_TCP_PORT=%d", port))
+	e.rule(fmt.Sprintf(`  - id: tunnel
     reason: Tests
     to: {scheme: tcp, hosts: [%s], ports: [%d], addresses: [127.0.0.1/32]}
   - id: wild

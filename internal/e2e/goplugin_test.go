@@ -22,10 +22,10 @@ func TestGoPluginInside(t *testing.T) {
 		{"several plugins at once", []string{"-mtls", "-plugins", "4"}, []string{"plugin 0 sum 21", "plugin 3 sum 21"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, "{}")
+			e := newEnv(t, "{}")
 			bin := testenv.MustGet(goPlugin())(t)
 			program := append([]string{bin, "host"}, c.flags...)
-			w.prints(append(program, bin, "plugin"), c.want...)
+			e.prints(append(program, bin, "plugin"), c.want...)
 		})
 	}
 }
@@ -43,9 +43,9 @@ func TestGoPluginOutside(t *testing.T) {
 		{"netrpc, AutoMTLS", []string{"-protocol", "netrpc", "-mtls"}, "plugin 0 hello"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, `{listen: ["unix:/tmp/plugin*"]}`)
+			e := newEnv(t, `{listen: ["unix:/tmp/plugin*"]}`)
 			bin := testenv.MustGet(goPlugin())(t)
-			r := w.exec(append(append([]string{bin, "host"}, c.flags...), w.runArgs(bin, "plugin")...)...)
+			r := e.exec(append(append([]string{bin, "host"}, c.flags...), e.runArgs(bin, "plugin")...)...)
 			if r.status != 0 || !strings.Contains(r.stdout, c.want) {
 				t.Error(r)
 			}

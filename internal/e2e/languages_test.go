@@ -14,36 +14,36 @@ const systemPython = "/usr/bin/python3"
 // subprocesses, the user and the usual clients.
 func TestPython(t *testing.T) {
 	testenv.Require(t, testenv.Program(systemPython), testenv.File("/usr/lib/python3/dist-packages/requests"))
-	w := newWorld(t, "{}")
-	w.suite([]string{systemPython, staged("python", "probe.py")},
+	e := newEnv(t, "{}")
+	e.suite([]string{systemPython, staged("python", "probe.py")},
 		"urllib https", "urllib http", "http.client", "requests", "urllib3", "asyncio https", "https in a worker", "ipv6", "refused", "unknown name")
 }
 
 // TestNode covers worker threads, cluster, fork, paths, and fetch.
 func TestNode(t *testing.T) {
 	testenv.Require(t, testenv.Program("node"))
-	w := newWorld(t, "{}")
-	w.suite([]string{"node", staged("node", "probe.mjs")}, "fetch", "https.get", "http.get", "refused", "names")
+	e := newEnv(t, "{}")
+	e.suite([]string{"node", staged("node", "probe.mjs")}, "fetch", "https.get", "http.get", "refused", "names")
 }
 
 // TestTSX runs TypeScript by tsx, whose processes talk over a Unix socket.
 func TestTSX(t *testing.T) {
 	testenv.Require(t, testenv.Program("node"), testenv.Program("npm"))
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	dir := testenv.MustGet(nodeDir())(t)
-	w.prints([]string{"node", filepath.Join(dir, "node_modules", "tsx", "dist", "cli.mjs"), filepath.Join(dir, "typed.ts")}, "typed\n")
+	e.prints([]string{"node", filepath.Join(dir, "node_modules", "tsx", "dist", "cli.mjs"), filepath.Join(dir, "typed.ts")}, "typed\n")
 }
 
 // TestJava covers NIO's Unix domain sockets, HttpClient and the properties that
 // come from the user.
 func TestJava(t *testing.T) {
 	testenv.Require(t, testenv.Program("javac"), testenv.Program("java"))
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	classes := t.TempDir()
-	w.build("javac", "-d", classes, staged("java", "Probe.java"))
-	w.enterable(classes)
-	w.env = append(w.env, "JAVA_TOOL_OPTIONS=-Xmx64m -De2e.kept=kept")
-	w.suite([]string{"java", "-cp", classes, "Probe"},
+	e.build("javac", "-d", classes, staged("java", "Probe.java"))
+	e.enterable(classes)
+	e.env = append(e.env, "JAVA_TOOL_OPTIONS=-Xmx64m -De2e.kept=kept")
+	e.suite([]string{"java", "-cp", classes, "Probe"},
 		"HttpClient", "HttpClient http", "HttpClient with ProxySelector", "HttpURLConnection", "refused", "unknown name")
 }
 
@@ -54,9 +54,9 @@ func TestGo(t *testing.T) {
 			if cgo == "1" {
 				testenv.Require(t, testenv.Program("gcc"))
 			}
-			w := newWorld(t, "{}")
+			e := newEnv(t, "{}")
 			lookup := testenv.MustGet(goBuild(staged("lookup"), "lookup-cgo"+cgo, "main.go", "CGO_ENABLED="+cgo))(t)
-			w.suite([]string{lookup}, "look-up", "https", "https without the proxy's variables", "tcp6", "tcp4")
+			e.suite([]string{lookup}, "look-up", "https", "https without the proxy's variables", "tcp6", "tcp4")
 		})
 	}
 }
@@ -64,8 +64,8 @@ func TestGo(t *testing.T) {
 // TestMusl runs a static program of another C library.
 func TestMusl(t *testing.T) {
 	testenv.Require(t, testenv.Program("musl-gcc"))
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	probe := filepath.Join(stage, "bin", "musl-probe")
-	w.build("musl-gcc", "-static", "-O1", "-Wall", "-Werror", "-o", probe, staged("c", "probe.c"))
-	w.suite([]string{probe}, "http", "names", "unknown name")
+	e.build("musl-gcc", "-static", "-O1", "-Wall", "-Werror", "-o", probe, staged("c", "probe.c"))
+	e.suite([]string{probe}, "http", "names", "unknown name")
 }

@@ -40,8 +40,8 @@ func TestLeftovers(t *testing.T) {
 		isolate(t)
 		return
 	}
-	w := newWorld(t, "{}")
-	w.succeeds()
+	e := newEnv(t, "{}")
+	e.succeeds()
 	before := survey(t, group)
 	for _, c := range []struct {
 		name string
@@ -77,20 +77,20 @@ func isolate(t *testing.T) {
 }
 
 // succeeds runs a program that does nothing, which must succeed.
-func (w *world) succeeds() {
-	w.t.Helper()
-	if r := w.run("true"); r.status != 0 {
-		w.t.Fatal(r)
+func (e *env) succeeds() {
+	e.t.Helper()
+	if r := e.run("true"); r.status != 0 {
+		e.t.Fatal(r)
 	}
 }
 
 func leaveByRuns(t *testing.T, n int) {
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	for i := range n {
 		if i%4 == 0 {
-			w = newWorld(t, "{}")
+			e = newEnv(t, "{}")
 		}
-		if r := w.run("/bin/sh", "-c", "(sleep 300 &) ; mktemp >/dev/null; exit 7"); r.status != 7 {
+		if r := e.run("/bin/sh", "-c", "(sleep 300 &) ; mktemp >/dev/null; exit 7"); r.status != 7 {
 			t.Fatalf("run %d: %v", i, r)
 		}
 	}
@@ -102,40 +102,40 @@ func leaveByKills(t *testing.T, n int) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	w := newWorld(t, `{listen: ["unix:/tmp/e2eleft-*"]}`)
+	e := newEnv(t, `{listen: ["unix:/tmp/e2eleft-*"]}`)
 	for i := range n {
-		b := w.start("/bin/sh", "-c", "mktemp >/dev/null; sleep 300 & exec "+systemPython+" "+staged("python", "listen.py"))
+		b := e.start("/bin/sh", "-c", "mktemp >/dev/null; sleep 300 & exec "+systemPython+" "+staged("python", "listen.py"))
 		time.Sleep(time.Duration(random.IntN(800)) * time.Millisecond) // any moment: that is the test
 		b.kill()
 		if i%2 == 0 {
-			if r := w.chaperone("detach", "--config", w.file("sidecar.yaml"), "--kill"); r.status != 0 {
+			if r := e.chaperone("detach", "--config", e.file("sidecar.yaml"), "--kill"); r.status != 0 {
 				t.Fatalf("kill %d: %v", i, r)
 			}
 			continue
 		}
-		r := w.run("true")
+		r := e.run("true")
 		if r.status == 0 {
 			continue
 		}
 		if !strings.Contains(r.stderr, "detach --config") || !strings.Contains(r.stderr, "--kill") {
 			t.Errorf("kill %d: the next start fails and does not give the command that cleans up: %v", i, r)
 		}
-		if r := w.chaperone("detach", "--config", w.file("sidecar.yaml"), "--kill"); r.status != 0 {
+		if r := e.chaperone("detach", "--config", e.file("sidecar.yaml"), "--kill"); r.status != 0 {
 			t.Fatalf("kill %d: %v", i, r)
 		}
 	}
-	w.succeeds()
+	e.succeeds()
 }
 
 func leaveAtOnce(t *testing.T, n int) {
-	var worlds []*world
+	var worlds []*env
 	for range n {
-		worlds = append(worlds, newWorld(t, "{}"))
+		worlds = append(worlds, newEnv(t, "{}"))
 	}
 	var all sync.WaitGroup
-	for i, w := range worlds {
+	for i, e := range worlds {
 		all.Go(func() {
-			if r := w.run("curl", "-sS", w.origins.secure("/open/hello")); r.status != 0 || r.stdout != "hello GET\n" {
+			if r := e.run("curl", "-sS", e.origins.secure("/open/hello")); r.status != 0 || r.stdout != "hello GET\n" {
 				t.Errorf("sidecar %d: %v", i, r)
 			}
 		})

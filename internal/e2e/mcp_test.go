@@ -14,9 +14,9 @@ import (
 // TestMCPOverStdio has the client of the official SDK start a server through
 // the command, as hosts of MCP servers do.
 func TestMCPOverStdio(t *testing.T) {
-	w, dir := newNodeWorld(t, "{}")
+	e, dir := newNodeWorld(t, "{}")
 	server := filepath.Join(dir, "node_modules", "@modelcontextprotocol", "server-everything", "dist", "index.js")
-	r := w.exec(append([]string{"node", filepath.Join(dir, "mcp.mjs"), "stdio"}, w.runArgs("node", server, "stdio")...)...)
+	r := e.exec(append([]string{"node", filepath.Join(dir, "mcp.mjs"), "stdio"}, e.runArgs("node", server, "stdio")...)...)
 	if r.status != 0 || !strings.Contains(r.stdout, "tools true") {
 		t.Error(r)
 	}
@@ -25,8 +25,8 @@ func TestMCPOverStdio(t *testing.T) {
 // TestMCPByNpx starts the server as its documentation does.
 func TestMCPByNpx(t *testing.T) {
 	testenv.Require(t, testenv.Program("npx"))
-	w, dir := newNodeWorld(t, "{}")
-	r := w.exec(append([]string{"node", filepath.Join(dir, "mcp.mjs"), "stdio"}, w.runArgs("npx", "--no-install", "--prefix", dir, "mcp-server-everything", "stdio")...)...)
+	e, dir := newNodeWorld(t, "{}")
+	r := e.exec(append([]string{"node", filepath.Join(dir, "mcp.mjs"), "stdio"}, e.runArgs("npx", "--no-install", "--prefix", dir, "mcp-server-everything", "stdio")...)...)
 	if r.status != 0 || !strings.Contains(r.stdout, "tools true") {
 		t.Error(r)
 	}
@@ -35,12 +35,12 @@ func TestMCPByNpx(t *testing.T) {
 // TestMCPOverHTTP reaches a server by a port of process.listen.
 func TestMCPOverHTTP(t *testing.T) {
 	port := freePort(t)
-	w, dir := newNodeWorld(t, fmt.Sprintf(`{listen: [%d], env: {PORT: "%[1]d"}}`, port))
+	e, dir := newNodeWorld(t, fmt.Sprintf(`{listen: [%d], env: {PORT: "%[1]d"}}`, port))
 	server := filepath.Join(dir, "node_modules", "@modelcontextprotocol", "server-everything", "dist", "index.js")
-	w.start("node", server, "streamableHttp")
+	e.start("node", server, "streamableHttp")
 	url := fmt.Sprintf("http://127.0.0.1:%d/mcp", port)
-	w.answers(port)
-	r := w.exec("node", filepath.Join(dir, "mcp.mjs"), "http", url)
+	e.answers(port)
+	r := e.exec("node", filepath.Join(dir, "mcp.mjs"), "http", url)
 	if r.status != 0 || !strings.Contains(r.stdout, "tools true") {
 		t.Error(r)
 	}
@@ -48,12 +48,12 @@ func TestMCPOverHTTP(t *testing.T) {
 
 // TestMCPFiles has a server work on a folder of the host's.
 func TestMCPFiles(t *testing.T) {
-	w, dir := newNodeWorld(t, "{}")
+	e, dir := newNodeWorld(t, "{}")
 	folder := t.TempDir()
-	w.enterable(folder)
+	e.enterable(folder)
 	testenv.Must(t, os.Chmod(folder, 0o777))
 	server := filepath.Join(dir, "node_modules", "@modelcontextprotocol", "server-filesystem", "dist", "index.js")
-	r := w.exec(append([]string{"node", filepath.Join(dir, "mcpfiles.mjs"), folder}, w.runArgs("node", server, folder)...)...)
+	r := e.exec(append([]string{"node", filepath.Join(dir, "mcpfiles.mjs"), folder}, e.runArgs("node", server, folder)...)...)
 	if r.status != 0 || !strings.Contains(r.stdout, "file through MCP") {
 		t.Error(r)
 	}
@@ -62,18 +62,18 @@ func TestMCPFiles(t *testing.T) {
 	}
 }
 
-func newNodeWorld(t *testing.T, process string) (*world, string) {
+func newNodeWorld(t *testing.T, process string) (*env, string) {
 	t.Helper()
 	testenv.Require(t, testenv.Program("node"), testenv.Program("npm"))
-	return newWorld(t, process), testenv.MustGet(nodeDir())(t)
+	return newEnv(t, process), testenv.MustGet(nodeDir())(t)
 }
 
 // answers waits until what listens on a port of the host's loopback sends
 // something, or waits for a request: a plugin that does not listen yet resets.
-func (w *world) answers(port int) {
-	w.t.Helper()
-	eventually(w.t, "the plugin listens", func() (int, error) {
-		conn, err := new(net.Dialer).DialContext(w.t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+func (e *env) answers(port int) {
+	e.t.Helper()
+	eventually(e.t, "the plugin listens", func() (int, error) {
+		conn, err := new(net.Dialer).DialContext(e.t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			return 0, err
 		}

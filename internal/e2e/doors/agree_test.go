@@ -35,13 +35,13 @@ import (
 
 var updateParity = flag.Bool("update-parity", false, "rewrite the table of differences in docs/envoy-differences.md")
 
-// recordBook keeps the audit records of one door.
-type recordBook struct {
+// recorder keeps the audit records of one door.
+type recorder struct {
 	mu      sync.Mutex
 	records []authz.Record
 }
 
-func (b *recordBook) Record(r *authz.Record) error {
+func (b *recorder) Record(r *authz.Record) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.records = append(b.records, *r)
@@ -50,7 +50,7 @@ func (b *recordBook) Record(r *authz.Record) error {
 
 // outcome is what the records say: the reason of the last decision, or of an end
 // of its access that was refused after all, and the host.
-func (b *recordBook) outcome() (reason, host string) {
+func (b *recorder) outcome() (reason, host string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.records {
@@ -61,29 +61,29 @@ func (b *recordBook) outcome() (reason, host string) {
 	return reason, host
 }
 
-func (b *recordBook) forget() {
+func (b *recorder) reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.records = nil
 }
 
-// twins are the sidecar's own proxy, and an Envoy that it configures, for the same
+// harness is the sidecar's own proxy, and an Envoy that it configures, for the same
 // grants and upstreams.
-type twins struct {
-	doors         map[string]*twin
+type harness struct {
+	listeners     map[string]*listener
 	plain, secure *testenv.Upstream
 	odd           netip.AddrPort // answers what the path names
 }
 
-// twin is one of the doors.
-type twin struct {
-	address string
-	book    *recordBook
-	roots   *x509.CertPool // that the plugin trusts there
+// listener is one of the two.
+type listener struct {
+	address  string
+	recorder *recorder
+	roots    *x509.CertPool // that the plugin trusts there
 }
 
-// twinGrant is what the plugin is granted at both.
-func twinGrant(plain, secure *testenv.Upstream, odd uint16) authz.Grant {
+// harnessGrant is what the plugin is granted at both.
+func harnessGrant(plain, secure *testenv.Upstream, odd uint16) authz.Grant {
 	local := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	to := func(scheme authz.Scheme, port uint16, hosts ...string) authz.To {
 		return authz.To{Scheme: scheme, Hosts: hosts, Ports: []uint16{port}, Addresses: local}
@@ -100,27 +100,27 @@ func twinGrant(plain, secure *testenv.Upstream, odd uint16) authz.Grant {
 	}}
 }
 
-func newTwins(t *testing.T) *twins {
+func newHarness(t *testing.T) *harness {
 	t.Helper()
 	testenv.Require(t, testenv.EnvoyServer())
 	anyone := func(*http.Request) bool { return true }
-	w := &twins{doors: map[string]*twin{}}
-	w.plain = testenv.MustUpstream(t, testenv.UpstreamConfig{Plain: true, Authorize: anyone})
-	w.secure = testenv.MustUpstream(t, testenv.UpstreamConfig{Authorize: anyone, Names: []string{"api.weather.example", "a.tiles.weather.example"}})
-	w.odd = oddUpstream(t)
-	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{twinGrant(w.plain, w.secure, w.odd.Port())}}, time.Now())
+	h := &harness{listeners: map[string]*listener{}}
+	h.plain = testenv.MustUpstream(t, testenv.UpstreamConfig{Plain: true, Authorize: anyone})
+	h.secure = testenv.MustUpstream(t, testenv.UpstreamConfig{Authorize: anyone, Names: []string{"api.weather.example", "a.tiles.weather.example"}})
+	h.odd = newOddUpstream(t)
+	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{harnessGrant(h.plain, h.secure, h.odd.Port())}}, time.Now())
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
 	for _, name := range []string{"proxy", "envoy"} {
-		w.doors[name] = w.newTwin(t, policy, name == "envoy")
+		h.listeners[name] = h.newListener(t, policy, name == "envoy")
 	}
-	return w
+	return h
 }
 
-// oddUpstream answers each request with the answer of [parityAnswers] that its path
+// newOddUpstream answers each request with the answer of [parityAnswers] that its path
 // numbers, and ends the connection.
-func oddUpstream(t *testing.T) netip.AddrPort {
+func newOddUpstream(t *testing.T) netip.AddrPort {
 	t.Helper()
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
 	var running sync.WaitGroup
@@ -144,12 +144,12 @@ func oddUpstream(t *testing.T) netip.AddrPort {
 	return netip.MustParseAddrPort(listener.Addr().String())
 }
 
-// newTwin starts one door, with a gate and a book of its own.
-func (w *twins) newTwin(t *testing.T, policy *authz.Policy, behind bool) *twin {
+// newListener starts one of the two, with a gate and a recorder of its own.
+func (h *harness) newListener(t *testing.T, policy *authz.Policy, behind bool) *listener {
 	t.Helper()
-	d, engine := &twin{book: new(recordBook), roots: x509.NewCertPool()}, new(authz.Engine)
+	l, engine := &listener{recorder: new(recorder), roots: x509.NewCertPool()}, new(authz.Engine)
 	engine.Install(policy)
-	gate := testenv.MustGet(authz.NewGate(authz.GateConfig{Engine: engine, Ledger: authz.NewLedger(), Recorder: d.book, Now: time.Now}))(t)
+	gate := testenv.MustGet(authz.NewGate(authz.GateConfig{Engine: engine, Ledger: authz.NewLedger(), Recorder: l.recorder, Now: time.Now}))(t)
 	hosts := map[string][]netip.Addr{}
 	for _, name := range []string{"api", "plain", "gone", "odd", "a.tiles", "a.maps", "b.a.maps"} {
 		hosts[name+".weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
@@ -159,12 +159,12 @@ func (w *twins) newTwin(t *testing.T, policy *authz.Policy, behind bool) *twin {
 	}))(t)
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
 	inBackground(t, func(ctx context.Context) error { return p.Serve(ctx, listener) })
-	d.address = listener.Addr().String()
+	l.address = listener.Addr().String()
 	if behind {
-		d.address = w.behindEnvoy(t, p, gate, engine)
+		l.address = h.behindEnvoy(t, p, gate, engine)
 	}
-	d.roots.AppendCertsFromPEM(p.CAPool())
-	return d
+	l.roots.AppendCertsFromPEM(p.CAPool())
+	return l
 }
 
 // inBackground runs something until the test ends.
@@ -181,7 +181,7 @@ func inBackground(t *testing.T, run func(context.Context) error) {
 
 // behindEnvoy starts an Envoy that is configured for p's exits, and returns where
 // it listens as a proxy.
-func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engine *authz.Engine) string {
+func (h *harness) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engine *authz.Engine) string {
 	t.Helper()
 	dir := testenv.MustGet(os.MkdirTemp("", "twin-"))(t) //nolint:usetesting // t.TempDir is too long for sockets
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(dir)) })
@@ -194,7 +194,7 @@ func (w *twins) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, engi
 	server := testenv.MustGet(xds.New(xds.Config{
 		Plugin: "weather", Engine: engine, Now: time.Now, Check: dir + "/check.sock", Explicit: netip.MustParseAddrPort(explicit),
 		EgressSockets: func(routes []authz.Route) ([]string, error) { return p.EgressSockets(dir+"/exit", "", routes) },
-		Leaf:          p.Leaf, Roots: string(w.secure.CA.PEM()), AccessLog: "off",
+		Leaf:          p.Leaf, Roots: string(h.secure.CA.PEM()), AccessLog: "off",
 	}))(t)
 	socket := testenv.MustGet(unixsock.Listen(t.Context(), dir+"/xds.sock", unixsock.Config{}))(t)
 	inBackground(t, func(ctx context.Context) error { return server.Serve(ctx, socket) })
@@ -232,14 +232,14 @@ func (o doorOutcome) agrees(p doorOutcome) bool {
 	return class(o.status) == class(p.status) && o.record == p.record && (o.host == p.host || o.host == "" || p.host == "")
 }
 
-// ask sends the request of a case to a door and returns the outcome.
-func (w *twins) ask(t *testing.T, d *twin, c *parityCase) doorOutcome {
+// ask sends the request of a case to a listener and returns the outcome.
+func (h *harness) ask(t *testing.T, l *listener, c *parityCase) doorOutcome {
 	t.Helper()
-	d.book.forget()
-	status := w.exchange(t, d, c)
+	l.recorder.reset()
+	status := h.exchange(t, l, c)
 	refused := !strings.HasPrefix(status, "200") && !strings.HasPrefix(status, "101")
 	settled := func() bool {
-		reason, _ := d.book.outcome()
+		reason, _ := l.recorder.outcome()
 		return reason != "" && !(refused && reason == "granted")
 	}
 	wait := 10 * time.Second
@@ -250,24 +250,24 @@ func (w *twins) ask(t *testing.T, d *twin, c *parityCase) doorOutcome {
 		time.Sleep(5 * time.Millisecond)
 	}
 	out := doorOutcome{status: status}
-	out.record, out.host = d.book.outcome()
+	out.record, out.host = l.recorder.outcome()
 	return out
 }
 
 // fill puts the upstreams' ports into a text.
-func (w *twins) fill(text string) string {
-	return strings.NewReplacer("PLAIN", strconv.Itoa(int(w.plain.Addr.Port())), "SECURE", strconv.Itoa(int(w.secure.Addr.Port())), "ODD", strconv.Itoa(int(w.odd.Port()))).Replace(text)
+func (h *harness) fill(text string) string {
+	return strings.NewReplacer("PLAIN", strconv.Itoa(int(h.plain.Addr.Port())), "SECURE", strconv.Itoa(int(h.secure.Addr.Port())), "ODD", strconv.Itoa(int(h.odd.Port()))).Replace(text)
 }
 
-func (w *twins) exchange(t *testing.T, d *twin, c *parityCase) string {
+func (h *harness) exchange(t *testing.T, l *listener, c *parityCase) string {
 	t.Helper()
-	conn := testenv.MustGet(new(net.Dialer).DialContext(t.Context(), "tcp", d.address))(t)
+	conn := testenv.MustGet(new(net.Dialer).DialContext(t.Context(), "tcp", l.address))(t)
 	defer conn.Close()
 	testenv.Must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
 	stream := io.ReadWriter(conn)
 	in := bufio.NewReader(conn)
 	if c.request != "" {
-		_, _ = io.WriteString(conn, w.fill(c.request)) // the door may answer and close before it is all there
+		_, _ = io.WriteString(conn, h.fill(c.request)) // the door may answer and close before it is all there
 		status := readStatus(in, strings.HasPrefix(c.request, "HEAD"))
 		if c.inside == "" && c.fields == nil || !strings.HasPrefix(status, "200") {
 			return status
@@ -278,7 +278,7 @@ func (w *twins) exchange(t *testing.T, d *twin, c *parityCase) string {
 		}{in, conn}
 	}
 	if c.tls != "" {
-		config := &tls.Config{ServerName: c.tls, RootCAs: d.roots}
+		config := &tls.Config{ServerName: c.tls, RootCAs: l.roots}
 		if c.fields != nil {
 			config.NextProtos = []string{"h2"}
 		}
@@ -289,9 +289,9 @@ func (w *twins) exchange(t *testing.T, d *twin, c *parityCase) string {
 		stream, in = secured, bufio.NewReader(secured)
 	}
 	if c.fields != nil {
-		return exchangeHTTP2(t, stream, w, c)
+		return exchangeHTTP2(t, stream, h, c)
 	}
-	_, _ = io.WriteString(stream, w.fill(c.inside))
+	_, _ = io.WriteString(stream, h.fill(c.inside))
 	return readStatus(in, strings.HasPrefix(c.inside, "HEAD"))
 }
 
@@ -309,7 +309,7 @@ func readStatus(in *bufio.Reader, _ bool) string {
 }
 
 // exchangeHTTP2 sends one request of HTTP/2.
-func exchangeHTTP2(t *testing.T, conn io.ReadWriter, w *twins, c *parityCase) string {
+func exchangeHTTP2(t *testing.T, conn io.ReadWriter, w *harness, c *parityCase) string {
 	t.Helper()
 	framer := http2.NewFramer(conn, conn)
 	framer.ReadMetaHeaders = hpack.NewDecoder(64<<10, nil)
@@ -368,7 +368,7 @@ const (
 // TestDoorsAgree sends every raw request to both doors: they do the same, but for
 // the differences that are listed with their reason, in docs/envoy-differences.md too.
 func TestDoorsAgree(t *testing.T) {
-	w := newTwins(t)
+	h := newHarness(t)
 	cases := parityCases()
 	if len(cases) < 60 {
 		t.Errorf("%d requests", len(cases))
@@ -378,7 +378,7 @@ func TestDoorsAgree(t *testing.T) {
 	for i := range cases {
 		c := &cases[i]
 		t.Run(c.name, func(t *testing.T) {
-			byProxy, byEnvoy := w.ask(t, w.doors["proxy"], c), w.ask(t, w.doors["envoy"], c)
+			byProxy, byEnvoy := h.ask(t, h.listeners["proxy"], c), h.ask(t, h.listeners["envoy"], c)
 			switch {
 			case byProxy.agrees(byEnvoy) && c.envoy != "":
 				t.Errorf("both %s: the difference is gone, and is to be taken off the list", byProxy)

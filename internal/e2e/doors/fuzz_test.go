@@ -96,25 +96,25 @@ func doorGrant(port uint16) authz.Grant {
 	return g
 }
 
-// doors are both doors of one gate, which grants what doorGrant does.
-type doors struct {
+// fuzzHarness are both doors of one gate, which grants what doorGrant does.
+type fuzzHarness struct {
 	records  lastRecord
 	proxy    string
 	envoy    authv3.AuthorizationClient
-	upstream *headUpstream
+	upstream *recordingUpstream
 }
 
-func newDoors(f *testing.F) *doors {
+func newFuzzHarness(f *testing.F) *fuzzHarness {
 	f.Helper()
-	d := &doors{upstream: newHeadUpstream(f)}
-	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{doorGrant(d.upstream.port)}}, time.Now())
+	h := &fuzzHarness{upstream: newRecordingUpstream(f)}
+	policy, problems := authz.Compile(authz.Input{Plugin: "weather", Grants: []authz.Grant{doorGrant(h.upstream.port)}}, time.Now())
 	if len(problems) > 0 {
 		f.Fatal(problems)
 	}
 	engine := &authz.Engine{}
 	engine.Install(policy)
 	gate := testenv.MustGet(authz.NewGate(authz.GateConfig{
-		Engine: engine, Ledger: authz.NewLedger(), Recorder: &d.records, Credentials: fixedCredential{}, Now: time.Now,
+		Engine: engine, Ledger: authz.NewLedger(), Recorder: &h.records, Credentials: fixedCredential{}, Now: time.Now,
 	}))(f)
 	hosts := map[string][]netip.Addr{}
 	for _, slot := range doorSlots {
@@ -124,13 +124,13 @@ func newDoors(f *testing.F) *doors {
 		Plugin: "weather", Gate: gate, Engine: engine, DNSHosts: hosts, Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{UID: -1}, true },
 	}))(f)
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(f.Context(), "tcp", "127.0.0.1:0"))(f)
-	d.proxy = listener.Addr().String()
+	h.proxy = listener.Addr().String()
 	e := testenv.MustGet(extauthz.New(extauthz.Config{
 		Plugin: "weather", Gate: gate, Ready: func() bool { return true }, Enforces: authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout,
 	}))(f)
 	addr := testenv.MustGet(e.Listen(f.Context(), "unix:"+filepath.Join(f.TempDir(), "run", "check.sock")))(f)
 	conn := testenv.MustGet(grpc.NewClient("unix:"+addr.String(), grpc.WithTransportCredentials(insecure.NewCredentials())))(f)
-	d.envoy = authv3.NewAuthorizationClient(conn)
+	h.envoy = authv3.NewAuthorizationClient(conn)
 
 	ctx, cancel := context.WithCancel(context.WithoutCancel(f.Context()))
 	var running sync.WaitGroup
@@ -141,7 +141,7 @@ func newDoors(f *testing.F) *doors {
 		cancel()
 		running.Wait()
 	})
-	return d
+	return h
 }
 
 // doorRequest is a request that both doors are asked for.
@@ -156,7 +156,7 @@ type doorHeader struct{ name, value string }
 
 // byProxy sends the request through the proxy and returns what was recorded, nil when
 // net/http made no request of it, and what the upstream received, nil for nothing.
-func (d *doors) byProxy(t *testing.T, r *doorRequest) (*authz.Record, *received) {
+func (d *fuzzHarness) byProxy(t *testing.T, r *doorRequest) (*authz.Record, *receivedHead) {
 	t.Helper()
 	conn := testenv.MustGet(new(net.Dialer).DialContext(t.Context(), "tcp", d.proxy))(t)
 	defer conn.Close()
@@ -175,9 +175,9 @@ func (d *doors) byProxy(t *testing.T, r *doorRequest) (*authz.Record, *received)
 
 // byEnvoy asks as Envoy does of the same request, and returns what was recorded and
 // what Envoy would send after the answer, nil for nothing.
-func (d *doors) byEnvoy(t *testing.T, r *doorRequest) (*authz.Record, *received) {
+func (d *fuzzHarness) byEnvoy(t *testing.T, r *doorRequest) (*authz.Record, *receivedHead) {
 	t.Helper()
-	headers := append([]doorHeader{{":method", r.method}, {":authority", r.host}, {":path", r.target}, {":scheme", "http"}}, lowered(r.headers)...)
+	headers := append([]doorHeader{{":method", r.method}, {":authority", r.host}, {":path", r.target}, {":scheme", "http"}}, withLowerNames(r.headers)...)
 	asked := &authv3.AttributeContext_HttpRequest{Id: "1", Method: r.method, Scheme: "http", Host: r.host, Path: r.target, Protocol: "HTTP/1.1"}
 	if r.raw {
 		asked.HeaderMap = &corev3.HeaderMap{}
@@ -231,14 +231,14 @@ func doorSeeds(f *testing.F) {
 // neither takes it for one. Where both allow it, the upstream receives the same.
 func FuzzDoors(f *testing.F) {
 	doorSeeds(f)
-	d := newDoors(f)
+	h := newFuzzHarness(f)
 	f.Fuzz(func(t *testing.T, method, host, path, headers string, mode uint8) {
-		r, ok := d.readRequest(method, host, path, headers, mode)
+		r, ok := h.readRequest(method, host, path, headers, mode)
 		if !ok {
 			return // it is not one access at both
 		}
-		proxied, sent := d.byProxy(t, r)
-		asked, allowed := d.byEnvoy(t, r)
+		proxied, sent := h.byProxy(t, r)
+		asked, allowed := h.byEnvoy(t, r)
 		if asked == nil {
 			t.Fatal("Envoy's door records nothing")
 		}
@@ -263,7 +263,7 @@ func FuzzDoors(f *testing.F) {
 // readRequest makes a request of what is fuzzed, and reports whether it is one access
 // at both doors. The mode's lowest bit is whether Envoy sends raw headers; the others
 // choose the host: the fuzzed one, or that of a slot.
-func (d *doors) readRequest(method, host, path, headers string, mode uint8) (*doorRequest, bool) {
+func (d *fuzzHarness) readRequest(method, host, path, headers string, mode uint8) (*doorRequest, bool) {
 	target := "/" + path
 	if slot := int(mode>>1) % (1 + len(doorSlots)); slot > 0 {
 		host = fmt.Sprintf("%s.doors.example:%d", doorSlots[slot-1], d.upstream.port)

@@ -20,24 +20,24 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
 
-// received is the head of a request that an upstream receives.
-type received struct {
+// receivedHead is the head of a request that an upstream receives.
+type receivedHead struct {
 	method, host, target string
 	headers              map[string][]string // by name in lower case
 }
 
-// headUpstream is an upstream that keeps the head of the last request as it was on the
+// recordingUpstream is an upstream that keeps the head of the last request as it was on the
 // wire, and answers 200.
-type headUpstream struct {
+type recordingUpstream struct {
 	port uint16
 	mu   sync.Mutex
-	last *received
+	last *receivedHead
 }
 
-func newHeadUpstream(f *testing.F) *headUpstream {
+func newRecordingUpstream(f *testing.F) *recordingUpstream {
 	f.Helper()
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(f.Context(), "tcp", "127.0.0.1:0"))(f)
-	u := &headUpstream{port: netip.MustParseAddrPort(listener.Addr().String()).Port()}
+	u := &recordingUpstream{port: netip.MustParseAddrPort(listener.Addr().String()).Port()}
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
@@ -54,11 +54,11 @@ func newHeadUpstream(f *testing.F) *headUpstream {
 }
 
 // serve answers the requests of a connection, which have no body.
-func (u *headUpstream) serve(conn net.Conn) {
+func (u *recordingUpstream) serve(conn net.Conn) {
 	defer conn.Close()
 	in := bufio.NewReader(conn)
 	for {
-		r := &received{headers: map[string][]string{}}
+		r := &receivedHead{headers: map[string][]string{}}
 		for first := true; ; first = false {
 			line, err := in.ReadString('\n')
 			if err != nil {
@@ -85,7 +85,7 @@ func (u *headUpstream) serve(conn net.Conn) {
 }
 
 // take returns the last request and forgets it; nil without one.
-func (u *headUpstream) take() *received {
+func (u *recordingUpstream) take() *receivedHead {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	r := u.last
@@ -94,7 +94,7 @@ func (u *headUpstream) take() *received {
 }
 
 // add adds a header or, over HTTP/1.1, the host.
-func (r *received) add(name, value string) {
+func (r *receivedHead) add(name, value string) {
 	if name == "host" {
 		r.host = value
 		return
@@ -105,7 +105,7 @@ func (r *received) add(name, value string) {
 // sentByEnvoy applies an answer to the headers that were asked about, as Envoy does
 // (source/extensions/filters/http/ext_authz/ext_authz.cc): it sets, then removes
 // names other than pseudo headers and host.
-func sentByEnvoy(t *testing.T, asked []doorHeader, ok *authv3.OkHttpResponse) *received {
+func sentByEnvoy(t *testing.T, asked []doorHeader, ok *authv3.OkHttpResponse) *receivedHead {
 	t.Helper()
 	if len(ok.GetQueryParametersToSet())+len(ok.GetQueryParametersToRemove()) > 0 {
 		t.Fatalf("the answer changes query parameters, which callers escape in different ways: %v", ok)
@@ -124,7 +124,7 @@ func sentByEnvoy(t *testing.T, asked []doorHeader, ok *authv3.OkHttpResponse) *r
 			remove(name)
 		}
 	}
-	r := &received{headers: map[string][]string{}}
+	r := &receivedHead{headers: map[string][]string{}}
 	for _, h := range headers {
 		switch h.name {
 		case ":method":
@@ -141,8 +141,8 @@ func sentByEnvoy(t *testing.T, asked []doorHeader, ok *authv3.OkHttpResponse) *r
 	return r
 }
 
-// lowered returns headers with names in lower case, as Envoy keeps them.
-func lowered(headers []doorHeader) []doorHeader {
+// withLowerNames returns headers with names in lower case, as Envoy keeps them.
+func withLowerNames(headers []doorHeader) []doorHeader {
 	out := slices.Clone(headers)
 	for i := range out {
 		out[i].name = strings.ToLower(out[i].name)
@@ -207,7 +207,7 @@ var receivedDifferences = []struct {
 }
 
 // sanitised returns the headers to be compared, with cookies as servers split them.
-func (r *received) sanitised(credential bool) map[string][]string {
+func (r *receivedHead) sanitised(credential bool) map[string][]string {
 	out := maps.Clone(r.headers)
 	for name := range r.headers {
 		for _, d := range receivedDifferences {
@@ -225,7 +225,7 @@ func (r *received) sanitised(credential bool) map[string][]string {
 }
 
 // cookies returns the cookies, split at semicolons and at commas, without empty ones.
-func (r *received) cookies() []string {
+func (r *receivedHead) cookies() []string {
 	var out []string
 	for _, value := range r.headers["cookie"] {
 		for cookie := range strings.FieldsFuncSeq(value, func(c rune) bool { return c == ';' || c == ',' }) {
@@ -239,7 +239,7 @@ func (r *received) cookies() []string {
 
 // compareReceived fails where the upstream of a rule receives another request by one
 // door than by the other, or what a plugin put into a credential's slot.
-func compareReceived(t *testing.T, rule string, proxied, asked *received) {
+func compareReceived(t *testing.T, rule string, proxied, asked *receivedHead) {
 	t.Helper()
 	if (proxied == nil) != (asked == nil) {
 		t.Fatalf("got %+v sent by the proxy and %+v by Envoy, want both or none", proxied, asked)
@@ -255,7 +255,7 @@ func compareReceived(t *testing.T, rule string, proxied, asked *received) {
 	if diff := cmp.Diff(proxied.sanitised(credential), asked.sanitised(credential)); diff != "" {
 		t.Errorf("rule %s: the upstream receives other headers (-from the proxy, +from Envoy):\n%s", rule, diff)
 	}
-	for door, r := range map[string]*received{"the proxy": proxied, "Envoy": asked} {
+	for door, r := range map[string]*receivedHead{"the proxy": proxied, "Envoy": asked} {
 		if got := r.slot(rule); credential && !slices.Equal(got, []string{slotValue}) {
 			t.Errorf("got %q in the slot of the %s by %s, want the credential alone", got, rule, door)
 		}
@@ -263,7 +263,7 @@ func compareReceived(t *testing.T, rule string, proxied, asked *received) {
 }
 
 // slot returns the values that a server may find in the slot of a credential.
-func (r *received) slot(kind string) []string {
+func (r *receivedHead) slot(kind string) []string {
 	var out []string
 	add := func(pair string, isSlot func(name string) bool) {
 		if name, value, _ := strings.Cut(pair, "="); isSlot(name) {

@@ -49,8 +49,8 @@ func stream(ctx context.Context, kind, target string) error {
 	return fmt.Errorf("%q is no kind of stream", kind)
 }
 
-// pieces prints what it receives.
-func pieces(next func() error) error {
+// printPieces prints what it receives.
+func printPieces(next func() error) error {
 	last := time.Time{}
 	for first := true; ; first = false {
 		if err := next(); err != nil {
@@ -81,7 +81,7 @@ func streamHTTP(ctx context.Context, target string) error {
 		return fmt.Errorf("%s: %s", answer.Status, text)
 	}
 	buffer := make([]byte, 64<<10)
-	return pieces(func() error { _, err := answer.Body.Read(buffer); return err })
+	return printPieces(func() error { _, err := answer.Body.Read(buffer); return err })
 }
 
 func streamWebSocket(ctx context.Context, target string) error {
@@ -94,7 +94,7 @@ func streamWebSocket(ctx context.Context, target string) error {
 		return err
 	}
 	defer conn.CloseNow()
-	return pieces(func() error {
+	return printPieces(func() error {
 		if err := conn.Write(ctx, websocket.MessageText, []byte("x")); err != nil {
 			return err
 		}
@@ -118,7 +118,7 @@ func streamGRPC(ctx context.Context, target string) error {
 	if err != nil {
 		return err
 	}
-	return pieces(func() error {
+	return printPieces(func() error {
 		if err := call.SendMsg(wrapperspb.String("x")); err != nil {
 			return call.RecvMsg(new(wrapperspb.StringValue)) // has the status
 		}

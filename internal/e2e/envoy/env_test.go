@@ -12,8 +12,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
-// envoyWorld is a world with an Envoy that the sidecar configures.
-type envoyWorld struct {
+// env is an environment with an Envoy that the sidecar configures.
+type env struct {
 	*scenario.Env
 
 	folder string // of the sockets between the two
@@ -26,25 +26,25 @@ const envoyRules = `
   - {id: other, reason: Tests, TO, methods: [GET], paths: [/sse, "/other/**"], credential: key, timeout: 1h}
 `
 
-func newEnvoyWorld(t *testing.T, kernel string) *envoyWorld {
+func newEnv(t *testing.T, kernel string) *env {
 	t.Helper()
 	testenv.Require(t, testenv.EnvoyServer())
-	w := &envoyWorld{Env: scenario.New(t, kernel, "")}
-	w.folder = testenv.MustGet(os.MkdirTemp("", "chaperone-envoy-"))(t) //nolint:usetesting // its name is short, for the paths of sockets
-	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(w.folder)) })
+	e := &env{Env: scenario.New(t, kernel, "")}
+	e.folder = testenv.MustGet(os.MkdirTemp("", "chaperone-envoy-"))(t) //nolint:usetesting // its name is short, for the paths of sockets
+	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(e.folder)) })
 	listen := "" // the proxy forwards to Envoy what the kernel identified
 	if kernel == "off" {
 		listen = fmt.Sprintf(`explicit: "127.0.0.1:%d", `, testenv.FreePort(t))
 	}
-	w.Write("sidecar.yaml", w.Read("sidecar.yaml")+fmt.Sprintf("  envoy: {%sdir: %s}\n", listen, w.folder))
-	w.rules(time.Now().Add(time.Hour), envoyRules)
-	return w
+	e.Write("sidecar.yaml", e.Read("sidecar.yaml")+fmt.Sprintf("  envoy: {%sdir: %s}\n", listen, e.folder))
+	e.grantRules(time.Now().Add(time.Hour), envoyRules)
+	return e
 }
 
-// rules grants rules, in which TO is the API.
-func (w *envoyWorld) rules(notAfter time.Time, rules string) {
-	to := fmt.Sprintf("to: {hosts: [%s], ports: [%d], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}", scenario.Host, w.API.Addr.Port())
-	w.Write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+// grantRules grants rules, in which TO is the API.
+func (e *env) grantRules(notAfter time.Time, rules string) {
+	to := fmt.Sprintf("to: {hosts: [%s], ports: [%d], addresses: [127.0.0.1/32], tls: {caFile: api-ca.pem}}", scenario.Host, e.API.Addr.Port())
+	e.Write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant
 metadata: {name: weather}
 spec:
@@ -58,17 +58,17 @@ spec:
 `, notAfter.UTC().Format(time.RFC3339Nano), strings.ReplaceAll(rules, "TO", to)))
 }
 
-// envoy starts the Envoy, as its operator would.
-func (w *envoyWorld) envoy(args ...string) *testenv.Envoy {
-	w.T.Helper()
-	return testenv.MustEnvoy(w.T, testenv.EnvoyConfig{Bootstrap: w.bootstrap(), Args: args})
+// startEnvoy starts the Envoy, as its operator would.
+func (e *env) startEnvoy(args ...string) *testenv.Envoy {
+	e.T.Helper()
+	return testenv.MustEnvoy(e.T, testenv.EnvoyConfig{Bootstrap: e.bootstrap(), Args: args})
 }
 
-func (w *envoyWorld) bootstrap() string {
-	w.T.Helper()
-	r := w.Chaperone("envoy", "bootstrap", "--config", w.File("sidecar.yaml"))
+func (e *env) bootstrap() string {
+	e.T.Helper()
+	r := e.Chaperone("envoy", "bootstrap", "--config", e.File("sidecar.yaml"))
 	if r.Status != 0 {
-		w.T.Fatalf("envoy bootstrap: %s", r.Stderr)
+		e.T.Fatalf("envoy bootstrap: %s", r.Stderr)
 	}
 	return r.Stdout
 }
@@ -76,7 +76,7 @@ func (w *envoyWorld) bootstrap() string {
 // group is a cgroup whose processes are plugins behind Envoy.
 type group struct{ *scenario.Cgroup }
 
-func (w *envoyWorld) group() *group { return &group{w.Cgroup()} }
+func (e *env) group() *group { return &group{e.Cgroup()} }
 
 // curl asks once, from inside the cgroup, and returns what came back with the
 // status at the end.

@@ -47,14 +47,14 @@ tunnel(plain.host, s => http.get({createConnection: () => s, path: plain.pathnam
 // makes for them.
 func TestProgramsBehindEnvoy(t *testing.T) {
 	testenv.Require(t, testenv.Program("openssl"), testenv.Program("node"))
-	w := newEnvoyWorld(t, "required")
+	e := newEnv(t, "required")
 	web := testenv.MustUpstream(t, testenv.UpstreamConfig{Plain: true})
-	w.rules(time.Now().Add(time.Hour), envoyRules+fmt.Sprintf(
+	e.grantRules(time.Now().Add(time.Hour), envoyRules+fmt.Sprintf(
 		`  - {id: web, reason: Tests, to: {scheme: http, hosts: [%s], ports: [%d], addresses: [127.0.0.1/32]}, methods: [GET], paths: [/open]}
 `, scenario.Host, web.Addr.Port()))
-	b := w.Start("sh", "-c", envoyPrograms, w.URL("/v1/forecast"), "http://"+scenario.Host+":"+fmt.Sprint(web.Addr.Port())+"/open", "https://new.weather.example/")
-	w.Ready()
-	w.envoy()
+	b := e.Start("sh", "-c", envoyPrograms, e.URL("/v1/forecast"), "http://"+scenario.Host+":"+fmt.Sprint(web.Addr.Port())+"/open", "https://new.weather.example/")
+	e.Ready()
+	e.startEnvoy()
 	select {
 	case <-b.Ended:
 	case <-time.After(2 * time.Minute):
@@ -68,6 +68,6 @@ func TestProgramsBehindEnvoy(t *testing.T) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}
 	}
-	log := w.Read("state/audit.jsonl")
+	log := e.Read("state/audit.jsonl")
 	scenario.Contains(t, log, `"scheme":"http"`, `"host":"new.weather.example"`)
 }

@@ -13,29 +13,29 @@ import (
 // TestEnvoyGranted has the kernel redirect a plugin to Envoy, which answers its
 // requests as the sidecar decides.
 func TestEnvoyGranted(t *testing.T) {
-	w := newEnvoyWorld(t, "required")
-	g := w.group()
+	e := newEnv(t, "required")
+	g := e.group()
 	g.Protect()
-	w.Ready()
-	w.envoy()
-	if got := g.curl(w.URL("/v1/forecast")); !strings.HasSuffix(got, "\n200") {
+	e.Ready()
+	e.startEnvoy()
+	if got := g.curl(e.URL("/v1/forecast")); !strings.HasSuffix(got, "\n200") {
 		t.Fatalf("granted: %s", got)
 	}
-	if got := w.API.Requests()[0]; got.Header.Get("Authorization") != "Bearer "+w.API.Token() || got.SNI != scenario.Host {
+	if got := e.API.Requests()[0]; got.Header.Get("Authorization") != "Bearer "+e.API.Token() || got.SNI != scenario.Host {
 		t.Errorf("the API received %+v", got)
 	}
 }
 
-// held is a stream that a plugin holds.
-type held struct {
+// heldStream is a stream that a plugin holds.
+type heldStream struct {
 	output *scenario.Buffer
 	t      *testing.T
 }
 
 // hold has a plugin in the cgroup open a stream and returns when it has begun.
-func (g *group) hold(program, kind, target string) *held {
+func (g *group) hold(program, kind, target string) *heldStream {
 	g.Env.T.Helper()
-	h := &held{output: new(scenario.Buffer), t: g.Env.T}
+	h := &heldStream{output: new(scenario.Buffer), t: g.Env.T}
 	cmd := g.Command(program, kind, target)
 	cmd.Stdout, cmd.Stderr = h.output, h.output
 	testenv.Must(g.Env.T, cmd.Start())
@@ -51,10 +51,10 @@ func (g *group) hold(program, kind, target string) *held {
 	return h
 }
 
-func (h *held) ended() bool { return strings.Contains(h.output.String(), "ended") }
+func (h *heldStream) ended() bool { return strings.Contains(h.output.String(), "ended") }
 
 // endedAt returns when the stream ended, as its plugin saw it.
-func (h *held) endedAt() time.Time {
+func (h *heldStream) endedAt() time.Time {
 	h.t.Helper()
 	_, after, _ := strings.Cut(h.output.String(), "ended ")
 	ms, err := strconv.ParseInt(strings.Fields(after)[0], 10, 64)
@@ -62,8 +62,8 @@ func (h *held) endedAt() time.Time {
 	return time.UnixMilli(ms)
 }
 
-// goesOn reports whether more arrives.
-func (h *held) goesOn() {
+// checkContinues reports whether more arrives.
+func (h *heldStream) checkContinues() {
 	h.t.Helper()
 	before := len(h.output.String())
 	testenv.Eventually(h.t, "the stream goes on", func() (int, bool) { return 0, len(h.output.String()) > before+2 })
@@ -75,21 +75,21 @@ func (h *held) goesOn() {
 // TestEnvoyRevoke revokes a rule under streams of each kind that run through
 // Envoy: they end, and that of the other rule goes on.
 func TestEnvoyRevoke(t *testing.T) {
-	w := newEnvoyWorld(t, "required")
-	g := w.group()
+	e := newEnv(t, "required")
+	g := e.group()
 	g.Protect()
-	w.Ready()
-	w.envoy()
-	program := w.CopyProgram(streamer)
-	cut := map[string]*held{
-		"http":      g.hold(program, "http", w.URL("/stream")),
-		"websocket": g.hold(program, "websocket", w.URL("/ws")),
-		"grpc":      g.hold(program, "grpc", w.URL(testenv.EchoChat)),
+	e.Ready()
+	e.startEnvoy()
+	program := e.CopyProgram(streamer)
+	cut := map[string]*heldStream{
+		"http":      g.hold(program, "http", e.URL("/stream")),
+		"websocket": g.hold(program, "websocket", e.URL("/ws")),
+		"grpc":      g.hold(program, "grpc", e.URL(testenv.EchoChat)),
 	}
-	other := g.hold(program, "http", w.URL("/sse"))
+	other := g.hold(program, "http", e.URL("/sse"))
 
 	began := time.Now()
-	r := w.Revoke("--rule", "weather/api")
+	r := e.Revoke("--rule", "weather/api")
 	if r.Cut == 0 {
 		t.Errorf("got %+v, want the stream cut", r)
 	}
@@ -101,45 +101,45 @@ func TestEnvoyRevoke(t *testing.T) {
 		took[kind] = h.endedAt().Sub(began)
 	}
 	t.Logf("revoke took %.1f ms by its own account; since its command was started, %v", r.MS, took)
-	other.goesOn()
-	w.WaitStreams(1)
-	if got := g.curl(w.URL("/v1/forecast")); !strings.Contains(got, "revoked") {
+	other.checkContinues()
+	e.WaitStreams(1)
+	if got := g.curl(e.URL("/v1/forecast")); !strings.Contains(got, "revoked") {
 		t.Errorf("after the revocation: %s", got)
 	}
-	if got := g.curl(w.URL("/other/thing")); !strings.HasSuffix(got, "\n200") {
+	if got := g.curl(e.URL("/other/thing")); !strings.HasSuffix(got, "\n200") {
 		t.Errorf("the other rule: %s", got)
 	}
 
-	if back := w.Chaperone("restore", r.ID, "--config", w.File("sidecar.yaml"), "--reason", "a test"); back.Status != 0 {
+	if back := e.Chaperone("restore", r.ID, "--config", e.File("sidecar.yaml"), "--reason", "a test"); back.Status != 0 {
 		t.Fatal(back.Stderr)
 	}
 	testenv.Eventually(t, "it is given back", func() (string, bool) {
-		got := g.curl(w.URL("/v1/forecast"))
+		got := g.curl(e.URL("/v1/forecast"))
 		return got, strings.HasSuffix(got, "\n200")
 	})
 
-	if r := w.Revoke(); r.Cut == 0 {
+	if r := e.Revoke(); r.Cut == 0 {
 		t.Errorf("got %+v after everything was revoked, want the stream cut", r)
 	}
 	testenv.Eventually(t, "the other rule's stream has ended too", func() (int, bool) { return 0, other.ended() })
-	w.WaitStreams(0)
+	e.WaitStreams(0)
 }
 
 // TestEnvoyRun runs a plugin in its own network, by the proxy of its environment
 // and by what the kernel redirects: the certificates that Envoy shows are those
 // of the authority that the plugin trusts.
 func TestEnvoyRun(t *testing.T) {
-	w := newEnvoyWorld(t, "required")
-	b := w.Start("sh", "-c", `
+	e := newEnv(t, "required")
+	b := e.Start("sh", "-c", `
 until curl -sS -f -o /dev/null "$0" 2>/dev/null; do sleep 0.1; done
 curl -sS -o /dev/null -w 'explicit %{http_code} %{ssl_verify_result}\n' "$0"
 curl -sS --noproxy '*' -o /dev/null -w 'redirected %{http_code} %{ssl_verify_result}\n' "$0"
-curl -sS --noproxy '*' -X DELETE "$0"`, w.URL("/v1/forecast"))
-	w.Ready()
-	w.envoy()
+curl -sS --noproxy '*' -X DELETE "$0"`, e.URL("/v1/forecast"))
+	e.Ready()
+	e.startEnvoy()
 	b.Wait()
 	scenario.Contains(t, b.Output.String(), "explicit 200 0", "redirected 200 0", `"title":"Method not granted"`)
-	log := w.Read("state/audit.jsonl")
+	log := e.Read("state/audit.jsonl")
 	scenario.Contains(t, log, `"door":"ext_authz"`)
 	for line := range strings.Lines(log) {
 		// While there was no Envoy, the proxy refused.

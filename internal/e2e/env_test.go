@@ -25,22 +25,22 @@ const originHost = "api.test.example"
 // runLimit bounds one run of a program.
 const runLimit = 3 * time.Minute
 
-// world is the files of one sidecar and the origins that its plugin may reach.
-type world struct {
+// env is the files of one sidecar and the origins that its plugin may reach.
+type env struct {
 	t       *testing.T
 	dir     string
 	origins *origins
 	env     []string // added to the environment of the command
 }
 
-// newWorld needs root and the kernel. process is the value of spec.process, {} for the defaults.
-func newWorld(t *testing.T, process string) *world {
+// newEnv needs root and the kernel. process is the value of spec.process, {} for the defaults.
+func newEnv(t *testing.T, process string) *env {
 	t.Helper()
 	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF())
-	w := &world{t: t, dir: t.TempDir(), origins: newOrigins(t)}
-	testenv.Must(t, os.Chmod(filepath.Dir(w.dir), 0o755)) // the plugin's user enters it
-	testenv.Must(t, os.WriteFile(w.file("origin-ca.pem"), w.origins.ca.PEM(), 0o644))
-	w.write("sidecar.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	e := &env{t: t, dir: t.TempDir(), origins: newOrigins(t)}
+	testenv.Must(t, os.Chmod(filepath.Dir(e.dir), 0o755)) // the plugin's user enters it
+	testenv.Must(t, os.WriteFile(e.file("origin-ca.pem"), e.origins.ca.PEM(), 0o644))
+	e.write("sidecar.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: Sidecar
 metadata: {name: e2e}
 spec:
@@ -54,7 +54,7 @@ spec:
   audit: {paths: full}
   drain: 2s
 `, process, originHost))
-	w.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
+	e.write("grant.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginGrant
 metadata: {name: e2e}
 spec:
@@ -71,50 +71,50 @@ spec:
     to: {scheme: http, hosts: [%[2]s], ports: [%[4]d], addresses: [127.0.0.1/32]}
     methods: [GET, POST]
     paths: ["/open/**"]
-`, time.Now().Add(90*24*time.Hour).UTC().Format(time.RFC3339), originHost, w.origins.securePort, w.origins.plainPort))
-	w.env = []string{
-		"CHAPERONE_REGISTRY=" + w.file("registry"), // not the host's
+`, time.Now().Add(90*24*time.Hour).UTC().Format(time.RFC3339), originHost, e.origins.securePort, e.origins.plainPort))
+	e.env = []string{
+		"CHAPERONE_REGISTRY=" + e.file("registry"), // not the host's
 		"HOME=/root", "USER=root", "LOGNAME=root", "TMPDIR=" + os.TempDir(), // a login's
-		"E2E_HTTPS=" + w.origins.secure("/open/hello"),
-		"E2E_HTTP=" + w.origins.plain("/open/hello"),
-		"E2E_REFUSED=" + w.origins.secure("/shut"),
+		"E2E_HTTPS=" + e.origins.secure("/open/hello"),
+		"E2E_HTTP=" + e.origins.plain("/open/hello"),
+		"E2E_REFUSED=" + e.origins.secure("/shut"),
 		"E2E_HOST=" + originHost,
 	}
 	t.Cleanup(func() {
 		if t.Failed() { // a program that hung may have left something
-			w.chaperone("detach", "--config", w.file("sidecar.yaml"), "--kill")
+			e.chaperone("detach", "--config", e.file("sidecar.yaml"), "--kill")
 		}
 	})
-	return w
+	return e
 }
 
-func (w *world) file(name string) string { return filepath.Join(w.dir, name) }
+func (e *env) file(name string) string { return filepath.Join(e.dir, name) }
 
-func (w *world) write(name, content string) {
-	w.t.Helper()
-	testenv.Must(w.t, os.WriteFile(w.file(name), []byte(content), 0o600))
+func (e *env) write(name, content string) {
+	e.t.Helper()
+	testenv.Must(e.t, os.WriteFile(e.file(name), []byte(content), 0o600))
 }
 
 // rule adds a rule to the grant.
-func (w *world) rule(lines string) {
-	w.t.Helper()
-	text := testenv.MustGet(os.ReadFile(w.file("grant.yaml")))(w.t)
-	w.write("grant.yaml", string(text)+lines)
+func (e *env) rule(lines string) {
+	e.t.Helper()
+	text := testenv.MustGet(os.ReadFile(e.file("grant.yaml")))(e.t)
+	e.write("grant.yaml", string(text)+lines)
 }
 
 // runArgs is the command line that runs a program as the plugin.
-func (w *world) runArgs(program ...string) []string {
-	w.t.Helper()
-	bin := testenv.MustGet(chaperone())(w.t)
-	return append([]string{bin, "run", "--config", w.file("sidecar.yaml"), "--"}, program...)
+func (e *env) runArgs(program ...string) []string {
+	e.t.Helper()
+	bin := testenv.MustGet(chaperone())(e.t)
+	return append([]string{bin, "run", "--config", e.file("sidecar.yaml"), "--"}, program...)
 }
 
 // command prepares a command of the host's that ends with ctx: by SIGTERM, and
 // ten seconds later by SIGKILL.
-func (w *world) command(ctx context.Context, args ...string) *exec.Cmd {
+func (e *env) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = stage
-	cmd.Env = append(os.Environ(), w.env...)
+	cmd.Env = append(os.Environ(), e.env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
@@ -134,45 +134,45 @@ func (r result) String() string {
 func tail(text string) string { return text[max(0, len(text)-6000):] }
 
 // exec runs a command of the host's to its end.
-func (w *world) exec(args ...string) result {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.t.Context()), runLimit)
+func (e *env) exec(args ...string) result {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.t.Context()), runLimit)
 	defer cancel()
-	cmd := w.command(ctx, args...)
+	cmd := e.command(ctx, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	if cmd.ProcessState == nil {
-		w.t.Fatalf("start %s: %v", args[0], err)
+		e.t.Fatalf("start %s: %v", args[0], err)
 	}
 	if ctx.Err() != nil {
-		w.t.Errorf("%s did not end within %v", args[0], runLimit)
+		e.t.Errorf("%s did not end within %v", args[0], runLimit)
 	}
 	return result{args, stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
 // run runs a program as the plugin.
-func (w *world) run(program ...string) result {
-	w.t.Helper()
-	return w.exec(w.runArgs(program...)...)
+func (e *env) run(program ...string) result {
+	e.t.Helper()
+	return e.exec(e.runArgs(program...)...)
 }
 
-func (w *world) chaperone(args ...string) result {
-	w.t.Helper()
-	return w.exec(append([]string{testenv.MustGet(chaperone())(w.t)}, args...)...)
+func (e *env) chaperone(args ...string) result {
+	e.t.Helper()
+	return e.exec(append([]string{testenv.MustGet(chaperone())(e.t)}, args...)...)
 }
 
 // prints runs a program as the plugin, which must succeed and print all of want.
-func (w *world) prints(program []string, want ...string) {
-	w.t.Helper()
-	r := w.run(program...)
+func (e *env) prints(program []string, want ...string) {
+	e.t.Helper()
+	r := e.run(program...)
 	if r.status != 0 {
-		w.t.Errorf("the program failed: %v", r)
+		e.t.Errorf("the program failed: %v", r)
 		return
 	}
 	for _, part := range want {
 		if !strings.Contains(r.stdout, part) {
-			w.t.Errorf("%q is missing: %v", part, r)
+			e.t.Errorf("%q is missing: %v", part, r)
 		}
 	}
 }
@@ -181,43 +181,43 @@ func (w *world) prints(program []string, want ...string) {
 // with ": VALUE" where there is one, or "broken NAME: WHY". Run outside, it
 // does its local checks; as the plugin, with the argument "network", it must
 // print the same for them, and ok for those of network. Each is a subtest.
-func (w *world) suite(program []string, network ...string) {
-	w.t.Helper()
-	outside := w.exec(program...)
+func (e *env) suite(program []string, network ...string) {
+	e.t.Helper()
+	outside := e.exec(program...)
 	if outside.status != 0 {
-		w.t.Fatalf("outside it does not work either: %v", outside)
+		e.t.Fatalf("outside it does not work either: %v", outside)
 	}
-	inside := w.run(append(slices.Clone(program), "network")...)
+	inside := e.run(append(slices.Clone(program), "network")...)
 	if inside.status != 0 {
-		w.t.Errorf("the program failed: %v", inside)
+		e.t.Errorf("the program failed: %v", inside)
 	}
 	lines := strings.Split(inside.stdout, "\n")
 	for want := range strings.Lines(outside.stdout) {
 		want = strings.TrimSuffix(want, "\n")
 		name, _, _ := strings.Cut(strings.TrimPrefix(want, "ok "), ":")
-		w.t.Run(name, func(t *testing.T) {
+		e.t.Run(name, func(t *testing.T) {
 			if !strings.HasPrefix(want, "ok ") {
 				t.Fatalf("outside it does not work either: %s", want)
 			}
 			if !slices.Contains(lines, want) {
-				t.Errorf("%s, not %q", about(lines, name), want)
+				t.Errorf("%s, not %q", lineOf(lines, name), want)
 			}
 		})
 	}
 	for _, name := range network {
-		w.t.Run(name, func(t *testing.T) {
-			if got := about(lines, name); !strings.HasPrefix(got, "ok ") {
+		e.t.Run(name, func(t *testing.T) {
+			if got := lineOf(lines, name); !strings.HasPrefix(got, "ok ") {
 				t.Error(got)
 			}
 		})
 	}
-	if w.t.Failed() {
-		w.t.Logf("the whole of it: %v", inside)
+	if e.t.Failed() {
+		e.t.Logf("the whole of it: %v", inside)
 	}
 }
 
-// about returns the line that a program printed of a check.
-func about(lines []string, name string) string {
+// lineOf returns the line that a program printed of a check.
+func lineOf(lines []string, name string) string {
 	for _, line := range lines {
 		for _, begin := range []string{"ok ", "broken "} {
 			if rest, found := strings.CutPrefix(line, begin+name); found && (rest == "" || rest[0] == ':') {
@@ -230,7 +230,7 @@ func about(lines []string, name string) string {
 
 // background is a command that runs on.
 type background struct {
-	w      *world
+	w      *env
 	cmd    *exec.Cmd
 	output lockedBuffer
 	ended  chan struct{}
@@ -255,20 +255,20 @@ func (b *lockedBuffer) String() string {
 }
 
 // start runs a program as the plugin until it ends or the test does.
-func (w *world) start(program ...string) *background {
-	w.t.Helper()
-	return w.startCommand(w.runArgs(program...)...)
+func (e *env) start(program ...string) *background {
+	e.t.Helper()
+	return e.startCommand(e.runArgs(program...)...)
 }
 
 // startCommand starts a command of the host's until it ends or the test does.
-func (w *world) startCommand(args ...string) *background {
-	w.t.Helper()
-	b := &background{w: w, cmd: w.command(context.WithoutCancel(w.t.Context()), args...), ended: make(chan struct{})}
+func (e *env) startCommand(args ...string) *background {
+	e.t.Helper()
+	b := &background{w: e, cmd: e.command(context.WithoutCancel(e.t.Context()), args...), ended: make(chan struct{})}
 	b.cmd.Stdout, b.cmd.Stderr = &b.output, &b.output
 	b.cmd.WaitDelay = time.Second // a plugin that outlives its sidecar keeps the pipe open
-	testenv.Must(w.t, b.cmd.Start())
+	testenv.Must(e.t, b.cmd.Start())
 	go func() { _ = b.cmd.Wait(); close(b.ended) }() // the test looks at its status
-	w.t.Cleanup(b.stop)
+	e.t.Cleanup(b.stop)
 	return b
 }
 
@@ -312,16 +312,16 @@ func freePort(t testing.TB) int {
 
 // build runs a compiler, which must succeed, and prepares the folder that it
 // writes to.
-func (w *world) build(args ...string) {
-	w.t.Helper()
-	testenv.Must(w.t, os.MkdirAll(filepath.Join(stage, "bin"), 0o755))
-	if r := w.exec(args...); r.status != 0 {
-		w.t.Fatalf("build: %v", r)
+func (e *env) build(args ...string) {
+	e.t.Helper()
+	testenv.Must(e.t, os.MkdirAll(filepath.Join(stage, "bin"), 0o755))
+	if r := e.exec(args...); r.status != 0 {
+		e.t.Fatalf("build: %v", r)
 	}
 }
 
 // enterable opens a folder of the test's to every user.
-func (w *world) enterable(dir string) {
-	w.t.Helper()
-	testenv.Must(w.t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755)))
+func (e *env) enterable(dir string) {
+	e.t.Helper()
+	testenv.Must(e.t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755)))
 }

@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -45,13 +44,14 @@ var systemRoots = [...]string{ //nolint:gochecknoglobals // an array of constant
 // environment names. They lie in a folder that the plugin can read and not write.
 type trustBundle struct {
 	dir          string
-	trusted      []*x509.Certificate // the plugin's own authority not included
-	unmergedJava bool                // Java is given a trust store that is not merged and stays
-	warnings     []string            // about authorities of the operator's that are not trusted
+	trusted      [][]byte // certificates in DER; the plugin's own authority not included
+	unmergedJava bool     // Java is given a trust store that is not merged and stays
+	warnings     []string // about authorities of the operator's that are not trusted
 
 	mu    sync.Mutex
 	lock  *os.File
-	files map[string][]byte // their wanted content, by path; nil: closed
+	own   []byte           // the plugin's authority, PEM
+	sizes map[string]int64 // of the files, in bytes by path; nil: closed. The content is encoded when it is written.
 }
 
 // newTrustBundle makes the folder of a sidecar's plugin, after it has removed
@@ -69,9 +69,11 @@ func newTrustBundle(st *state, environ []string, extra map[string]string) (*trus
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	b := &trustBundle{dir: dir, lock: lock, files: map[string][]byte{}}
-	roots, foreign, warnings := operatorRoots(environ, extra)
-	b.trusted, b.unmergedJava, b.warnings = distinct(append(parseCertificates(systemCertificates()), roots...)), foreign, warnings
+	b := &trustBundle{dir: dir, lock: lock, sizes: map[string]int64{}}
+	roots := newRootSet()
+	roots.addSystem()
+	b.unmergedJava, b.warnings = roots.addOperator(environ, extra)
+	b.trusted = roots.all
 	return b, nil
 }
 
@@ -166,35 +168,29 @@ func (b *trustBundle) p12File() string { return filepath.Join(b.dir, "truststore
 func (b *trustBundle) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.files = nil // so that the files are not written again
+	b.sizes = nil // so that the files are not written again
 	return errors.Join(os.RemoveAll(b.dir), b.lock.Close())
 }
 
 // write replaces the files by those with the plugin's authority, PEM. A program
 // that reads one at the same time sees the old one or the new one.
 func (b *trustBundle) write(ca []byte) error {
-	all := distinct(append(parseCertificates(ca), b.trusted...))
-	var bundle bytes.Buffer
-	entries := make([]pkcs12.TrustStoreEntry, 0, len(all))
-	for i, cert := range all {
-		bundle.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
-		entries = append(entries, pkcs12.TrustStoreEntry{Cert: cert, FriendlyName: fmt.Sprintf("chaperone-%d", i)})
-	}
-	store, err := pkcs12.Modern.EncodeTrustStoreEntries(entries, trustStorePassword)
-	if err != nil {
-		return fmt.Errorf("encode Java trust store: %w", err)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.files == nil {
+	if b.sizes == nil {
 		return nil
 	}
-	b.files[b.pemFile()], b.files[b.p12File()] = bundle.Bytes(), store
+	b.own = ca
 	return b.writeAll()
 }
 
 func (b *trustBundle) writeAll() error {
-	for path, data := range b.files {
+	bundle, store, err := b.encode()
+	if err != nil {
+		return err
+	}
+	for path, data := range map[string][]byte{b.pemFile(): bundle, b.p12File(): store} {
+		b.sizes[path] = int64(len(data))
 		if err := atomicfile.Write(path, data, 0o444); err != nil {
 			return fmt.Errorf("write trust bundle: %w", err)
 		}
@@ -202,14 +198,33 @@ func (b *trustBundle) writeAll() error {
 	return nil
 }
 
+// encode returns the certificates as a bundle in PEM and as a trust store in PKCS#12,
+// which both need no more of a certificate than its DER.
+func (b *trustBundle) encode() (bundle, store []byte, err error) {
+	roots := newRootSet()
+	roots.addPEM(b.own)
+	for _, der := range b.trusted {
+		roots.add(der)
+	}
+	entries := make([]pkcs12.TrustStoreEntry, len(roots.all))
+	for i, der := range roots.all {
+		entries[i] = pkcs12.TrustStoreEntry{Cert: &x509.Certificate{Raw: der}, FriendlyName: fmt.Sprintf("chaperone-%d", i)}
+		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	if store, err = pkcs12.Modern.EncodeTrustStoreEntries(entries, trustStorePassword); err != nil {
+		return nil, nil, fmt.Errorf("encode Java trust store: %w", err)
+	}
+	return bundle, store, nil
+}
+
 // repair writes the files again if somebody removed or changed one, and reports
 // whether that was so.
 func (b *trustBundle) repair() (mended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for path, data := range b.files {
+	for path, size := range b.sizes {
 		info, err := os.Lstat(path)
-		if err == nil && info.Mode() == 0o444 && info.Size() == int64(len(data)) {
+		if err == nil && info.Mode() == 0o444 && info.Size() == size {
 			continue
 		}
 		if !ownFolder(b.dir) {

@@ -56,7 +56,9 @@ func TestTrustOfOperator(t *testing.T) {
 	}
 	for _, path := range []string{t.TempDir(), "/dev/zero", filepath.Join(dir, "missing"), keyFile} {
 		b := testenv.MustGet(newTrustBundle(testState(t), []string{"SSL_CERT_FILE=" + path}, nil))(t)
-		if len(b.trusted) != len(distinct(parseCertificates(systemCertificates()))) || len(b.warnings) != 1 {
+		system := newRootSet()
+		system.addSystem()
+		if len(b.trusted) != len(system.all) || len(b.warnings) != 1 {
 			t.Errorf("%s adds something, or is not reported: %q", path, b.warnings)
 		}
 		b.Close()
@@ -180,7 +182,7 @@ func TestTrustMended(t *testing.T) {
 // certificates, and a trust store for Java.
 func TestTrustOfConfiguration(t *testing.T) {
 	company := testenv.MustGet(testenv.NewCA("a company"))(t)
-	certs := parseCertificates(company.PEM())
+	certs := []*x509.Certificate{company.Certificate}
 	dir := t.TempDir()
 	testenv.Must(t, os.WriteFile(filepath.Join(dir, "0a1b2c3d.0"), company.PEM(), 0o600))
 	store := testenv.MustGet(pkcs12.Modern.EncodeTrustStore(certs, "secret"))(t)
@@ -204,7 +206,7 @@ func TestTrustOfConfiguration(t *testing.T) {
 				environ = []string{c.name + "=" + c.value}
 			}
 			b := testenv.MustGet(newTrustBundle(testState(t), environ, extra))(t)
-			if merged := slices.ContainsFunc(b.trusted, certs[0].Equal); merged != c.merged || b.unmergedJava != c.foreign {
+			if merged := slices.ContainsFunc(b.trusted, func(der []byte) bool { return bytes.Equal(der, certs[0].Raw) }); merged != c.merged || b.unmergedJava != c.foreign {
 				t.Errorf("%s=%s: merged %v, left alone %v: %q", c.name, c.value, merged, b.unmergedJava, b.warnings)
 			}
 			if (len(b.warnings) > 0) == c.merged {
@@ -247,5 +249,26 @@ func TestTrustBundle(t *testing.T) {
 		if strings.Contains(text, not) {
 			t.Errorf("%s reached the plugin", not)
 		}
+	}
+}
+
+// BenchmarkTrustBundle measures the part of a plugin's start that merges and writes the
+// trusted authorities, where the operator's environment names the system's bundle often.
+func BenchmarkTrustBundle(b *testing.B) {
+	st := testenv.MustGet(openState(filepath.Join(b.TempDir(), "state")))(b)
+	defer st.Close()
+	ca := testenv.MustGet(testenv.NewCA("a plugin"))(b).PEM()
+	var many []string
+	for _, name := range slices.Concat(rootVariables[:], toolRootVariables[:]) {
+		many = append(many, name+"="+systemRoots[0])
+	}
+	for name, environ := range map[string][]string{"plain": nil, "many": many} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				bundle := testenv.MustGet(newTrustBundle(st, environ, nil))(b)
+				testenv.Must(b, bundle.write(ca))
+				testenv.Must(b, bundle.Close())
+			}
+		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,10 +50,107 @@ const (
 	javaPassword = "-Djavax.net.ssl.trustStorePassword=" //nolint:gosec // the name of an option
 )
 
-// operatorRoots returns the authorities that the operator named for programs, in
-// the sidecar's environment or in process.env, and what could not be read.
-// foreignJava: JAVA_TOOL_OPTIONS names a trust store that could not be read.
-func operatorRoots(env []string, extra map[string]string) (roots []*x509.Certificate, foreignJava bool, warnings []string) {
+// rootSet holds certificates in DER, each once and in the order of their addition. The
+// operator's variables often name one file many times: each file is read once, and each
+// certificate parsed once.
+type rootSet struct {
+	all   [][]byte
+	seen  map[string]bool // by DER
+	files map[fileID]int  // how many certificates a file has that was read
+}
+
+// fileID is the identity of a file, by whatever path.
+type fileID struct{ dev, ino uint64 }
+
+func newRootSet() *rootSet { return &rootSet{seen: map[string]bool{}, files: map[fileID]int{}} }
+
+func (r *rootSet) add(der []byte) {
+	if !r.seen[string(der)] {
+		r.seen[string(der)] = true
+		r.all = append(r.all, der)
+	}
+}
+
+// addPEM adds the certificates of a PEM file, leaves out everything else in it, and
+// returns how many certificates the file has.
+func (r *rootSet) addPEM(data []byte) (held int) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if !r.seen[string(block.Bytes)] {
+			if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+				continue
+			}
+			r.add(block.Bytes)
+		}
+		held++
+	}
+	return held
+}
+
+// addFile adds the certificates of a PEM file, and returns how many it has.
+func (r *rootSet) addFile(path string) (held int, err error) {
+	file, info, err := openRegular(path)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, errors.New("its inode is unknown")
+	}
+	id := fileID{stat.Dev, stat.Ino}
+	if held, ok := r.files[id]; ok {
+		return held, nil
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxRootsFile))
+	if err != nil {
+		return 0, err
+	}
+	held = r.addPEM(data)
+	r.files[id] = held
+	return held, nil
+}
+
+// addPath adds the certificates of a file, or of the files of a folder, and returns how
+// many those have. It runs with the sidecar's privileges: certificates are all that is
+// taken out.
+func (r *rootSet) addPath(path string) (held int, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	if !info.IsDir() {
+		return r.addFile(path)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return 0, err
+	}
+	if len(entries) > maxRootsFiles {
+		return 0, fmt.Errorf("it has more than %d files", maxRootsFiles)
+	}
+	for _, entry := range entries {
+		n, _ := r.addFile(filepath.Join(path, entry.Name())) // others are no files of certificates
+		held += n
+	}
+	return held, nil
+}
+
+// addSystem adds the system's roots.
+func (r *rootSet) addSystem() {
+	for _, file := range systemRoots {
+		if _, err := r.addFile(file); err == nil {
+			return
+		}
+	}
+}
+
+// addOperator adds the authorities that the operator named for programs, in the
+// sidecar's environment or in process.env, and returns warnings of those that could not
+// be read. foreignJava: JAVA_TOOL_OPTIONS names a trust store that could not be read.
+func (r *rootSet) addOperator(env []string, extra map[string]string) (foreignJava bool, warnings []string) {
 	value := lookupIn(env, extra)
 	for _, name := range slices.Concat(rootVariables[:], toolRootVariables[:], []string{"SSL_CERT_DIR"}) {
 		if value(name) == "" {
@@ -63,14 +161,13 @@ func operatorRoots(env []string, extra map[string]string) (roots []*x509.Certifi
 			paths = filepath.SplitList(value(name))
 		}
 		for _, path := range paths {
-			found, err := readRoots(path)
-			if err == nil && len(found) == 0 {
+			held, err := r.addPath(path)
+			if err == nil && held == 0 {
 				err = errors.New("it holds no certificate in PEM")
 			}
 			if err != nil && !(name == "SSL_CERT_DIR" && errors.Is(err, os.ErrNotExist)) {
 				warnings = append(warnings, fmt.Sprintf("authorities of %s=%q are not trusted by the plugin: %v; name a readable file in PEM", name, path, err))
 			}
-			roots = append(roots, found...)
 		}
 	}
 	for _, name := range javaVariables {
@@ -79,14 +176,16 @@ func operatorRoots(env []string, extra map[string]string) (roots []*x509.Certifi
 			continue
 		}
 		found, err := readJavaStore(path, password)
-		roots = append(roots, found...)
+		for _, cert := range found {
+			r.add(cert.Raw)
+		}
 		if err == nil && name == javaVariables[0] {
 			continue // the options that are added name another, which holds these too
 		}
 		foreignJava = foreignJava || name == javaVariables[0]
 		warnings = append(warnings, fmt.Sprintf("the trust store %q of %s does not hold the sidecar's authority, and Java refuses granted https: remove the option, or use a PKCS#12 store in JAVA_TOOL_OPTIONS", path, name))
 	}
-	return roots, foreignJava, warnings
+	return foreignJava, warnings
 }
 
 // lookupIn returns a variable of process.env, or else of the sidecar's
@@ -105,81 +204,34 @@ func lookupIn(env []string, extra map[string]string) func(string) string {
 	}
 }
 
-// readRoots reads the certificates of a file, or of the files of a folder. It
-// runs with the sidecar's privileges: certificates are all that is taken out.
-func readRoots(path string) ([]*x509.Certificate, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.IsDir() {
-		data, err := readRegular(path)
-		return parseCertificates(data), err
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return nil, err
-	}
-	if len(entries) > maxRootsFiles {
-		return nil, fmt.Errorf("it has more than %d files", maxRootsFiles)
-	}
-	var all []*x509.Certificate
-	for _, entry := range entries {
-		if data, err := readRegular(filepath.Join(path, entry.Name())); err == nil { // others are no files of certificates
-			all = append(all, parseCertificates(data)...)
-		}
-	}
-	return distinct(all), nil
-}
-
 // readRegular reads a regular file, and waits for nothing.
 func readRegular(path string) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	file, _, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	info, err := file.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
-	case info.Size() > maxRootsFile:
-		return nil, fmt.Errorf("it is larger than %d bytes", maxRootsFile)
-	}
 	return io.ReadAll(io.LimitReader(file, maxRootsFile))
 }
 
-// parseCertificates returns the certificates of a PEM file, and leaves out
-// everything else in it.
-func parseCertificates(data []byte) []*x509.Certificate {
-	var all []*x509.Certificate
-	for rest := data; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return all
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			all = append(all, cert)
-		}
+// openRegular opens a regular file of at most maxRootsFile bytes, and waits for nothing.
+func openRegular(path string) (*os.File, fs.FileInfo, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
 	}
-}
-
-// distinct returns each certificate once, in order.
-func distinct(all []*x509.Certificate) []*x509.Certificate {
-	seen := make(map[string]bool, len(all))
-	out := all[:0:0]
-	for _, cert := range all {
-		if !seen[string(cert.Raw)] {
-			seen[string(cert.Raw)] = true
-			out = append(out, cert)
-		}
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = errors.New("it is not a regular file")
+	case info.Size() > maxRootsFile:
+		err = fmt.Errorf("it is larger than %d bytes", maxRootsFile)
 	}
-	return out
+	if err != nil {
+		return nil, nil, errors.Join(err, file.Close())
+	}
+	return file, info, nil
 }
 
 // javaStoreOf returns the trust store that options for Java name, the last of

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -296,10 +297,11 @@ func revokeScene(ctx context.Context, w *env) (*table, error) {
 	worst := inside[len(inside)-1]
 	t := &table{
 		title: fmt.Sprintf("revoke with %d open tunnels, %d times", tunnels, times),
-		heads: []string{"", "median", "worst", "goal: p99 below 20 ms"},
+		heads: []string{"", "median", "worst", "goal"},
 	}
-	t.add("revocation to last tunnel cut, in the sidecar", ms(inside[times/2]), ms(worst), verdict(worst < 20*time.Millisecond))
-	t.add("command started to last tunnel seen closed by the plugin, one process for both ends of all", ms(outside[times/2]), ms(outside[times-1]), "")
+	t.add("revocation to last tunnel cut, in the sidecar", ms(inside[times/2]), ms(worst), "p99 below 20 ms: "+verdict(worst < 20*time.Millisecond))
+	t.add("command started to last tunnel seen closed by the plugin, one process for all ends", ms(outside[times/2]), ms(outside[times-1]),
+		"median below 60 ms: "+verdict(outside[times/2] < 60*time.Millisecond))
 	return t, nil
 }
 
@@ -311,6 +313,7 @@ func (w *env) revokeOnce(ctx context.Context, s *sidecar, n int) (inside, outsid
 		return 0, 0, err
 	}
 	var wg sync.WaitGroup
+	var last atomic.Int64 // ns of CLOCK_MONOTONIC
 	conns := make([]net.Conn, 0, n)
 	defer func() {
 		for _, c := range conns {
@@ -323,15 +326,20 @@ func (w *env) revokeOnce(ctx context.Context, s *sidecar, n int) (inside, outsid
 			return 0, 0, err
 		}
 		conns = append(conns, c)
-		wg.Go(func() { _, _ = io.Copy(io.Discard, c) }) // ends when the tunnel does
+		wg.Go(func() {
+			_, _ = io.Copy(io.Discard, c) // ends when the tunnel does
+			for now, before := monotonic(), last.Load(); now > before && !last.CompareAndSwap(before, now); {
+				before = last.Load()
+			}
+		})
 	}
-	started := time.Now()
+	started := monotonic()
 	answer, err := w.command(ctx, "revoke", "--config", w.file("sidecar.yaml"), "--reason", "benchmark", "--output", "json")
 	if err != nil {
 		return 0, 0, err
 	}
 	wg.Wait()
-	outside = time.Since(started)
+	outside = time.Duration(last.Load() - started)
 	var result struct {
 		ID  string
 		Cut int

@@ -17,7 +17,8 @@ func (p *Proxy) CloseAll() (cut int) {
 	open := maps.Clone(p.conns) // before Revalidate: sessions that end wait for this lock
 	p.mu.Unlock()
 	cut = p.sessions.Revalidate()
-	session.InParallel(slices.Collect(maps.Keys(open)), func(s *session.Socket) bool { s.Abort(); return true })
+	idle := slices.DeleteFunc(slices.Collect(maps.Keys(open)), (*session.Socket).Aborted)
+	session.InParallel(idle, func(s *session.Socket) bool { s.Abort(); return true })
 	return cut
 }
 

@@ -6,16 +6,20 @@ import (
 	"runtime"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
-// AbortConn ends a connection at once, in both directions, and makes the close to
-// come a reset, except for a unix socket, whose other end reads an end of
-// file. Its reader finds it ended, and closes it.
+// AbortConn ends a connection at once, in both directions: the other end of a TCP
+// connection reads a reset after the data that has arrived there, and that of a unix socket
+// an end of file. The connection's reader finds it ended, and closes it.
 //
-// Closing it here would wait until that reader has been scheduled and has let
-// go of the descriptor, and an ordinary system call may give the processor away
-// to all the others that were woken: a thousand tunnels have time for neither.
-// So it is two raw system calls, which never block.
+// Closing it here would wait until that reader has been scheduled and has released the
+// descriptor, and an ordinary system call may give the processor to all the others
+// that were woken. So it is one raw system call, which never blocks: a connect to AF_UNSPEC
+// dissolves a TCP connection (connect(2)), which is the ABORT of RFC 9293, section 3.10.5.
+// The close of a socket with SO_LINGER 0 does the same, after the reader has been scheduled.
+// A shutdown would end the connection in good order, and take the kernel two packets more.
 func AbortConn(conn net.Conn) {
 	conn = Innermost(conn)
 	if !isSocket(conn) {
@@ -26,33 +30,58 @@ func AbortConn(conn net.Conn) {
 	if err != nil {
 		return // closed already
 	}
-	now := syscall.Linger{Onoff: 1}
+	_, tcp := conn.(*net.TCPConn)
 	_ = raw.Control(func(fd uintptr) { // an error means that it is closed already
-		_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, fd, syscall.SOL_SOCKET, syscall.SO_LINGER,
-			uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0) //nolint:gosec // as setsockopt(2) takes it; the kernel copies it
-		_, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, fd, syscall.SHUT_RDWR, 0)
+		if !tcp || !dissolve(fd) {
+			_, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, fd, syscall.SHUT_RDWR, 0)
+		}
 	})
+}
+
+// dissolve resets a TCP socket's connection. When the kernel refuses that, dissolve
+// makes the close to come a reset and reports false: kernels of 2023 refuse while another
+// thread waits in the socket (Linux commit 4faeee0cf8a5).
+func dissolve(fd uintptr) bool {
+	unspecified := syscall.RawSockaddr{Family: syscall.AF_UNSPEC}
+	_, _, failed := syscall.RawSyscall(syscall.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&unspecified)), unsafe.Sizeof(unspecified)) //nolint:gosec // as connect(2) takes it; the kernel copies it
+	if failed == 0 {
+		return true
+	}
+	now := syscall.Linger{Onoff: 1}
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, fd, syscall.SOL_SOCKET, syscall.SO_LINGER,
+		uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0) //nolint:gosec // as setsockopt(2) takes it; the kernel copies it
+	return false
 }
 
 // withHighPriority runs f on a thread that goes before all others, where the sidecar
 // may have one (root, CAP_SYS_NICE): every connection that is cut wakes the
-// processes at both its ends, and the last one must not take turns with them.
-func withHighPriority(f func()) {
-	const self, highest = 0, -20
-	runtime.LockOSThread() // for good, should the priority not come back: the thread then ends with the goroutine
-	before, err := syscall.Getpriority(syscall.PRIO_PROCESS, self)
-	if err == nil {
-		err = syscall.Setpriority(syscall.PRIO_PROCESS, self, highest)
-	}
-	f()
-	if err != nil {
+// processes at both its ends, and the last one must not take turns with them. A realtime
+// thread takes no turns at all (sched(7), SCHED_RR): f is to end within milliseconds, and
+// another CPU is to be left for threads that f may wait for.
+func withHighPriority(realtime bool, f func()) {
+	runtime.LockOSThread() // should the priority not come back, the thread ends with the goroutine
+	before, err := unix.SchedGetAttr(0, 0)
+	if err != nil || !raisePriority(realtime) {
+		f()
 		runtime.UnlockOSThread()
 		return
 	}
-	// The system call answers 20 minus the priority (getpriority(2), notes).
-	if syscall.Setpriority(syscall.PRIO_PROCESS, self, 20-before) == nil {
+	f()
+	if unix.SchedSetAttr(0, before, 0) == nil {
 		runtime.UnlockOSThread()
 	}
+}
+
+// raisePriority gives the calling thread, and not those that it starts, the highest
+// priority that it may have, and reports whether that is another than before.
+func raisePriority(realtime bool) bool {
+	const highest = -20
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	if realtime && unix.SchedSetAttr(0, &attr, 0) == nil {
+		return true
+	}
+	attr.Policy, attr.Priority, attr.Nice = unix.SCHED_NORMAL, 0, highest
+	return unix.SchedSetAttr(0, &attr, 0) == nil
 }
 
 // Innermost returns the connection that another one wraps and exposes as NetConn, as a

@@ -93,13 +93,16 @@ func (s *Socket) Reset() {
 	_ = s.Cut()
 }
 
-// Abort shuts the connection down in both directions without waiting for whoever uses
-// it; see [abortConn]. The first call does so, further ones nothing.
+// Abort resets the connection without waiting for the goroutine that uses it; see
+// [AbortConn]. The first call does so, further ones nothing.
 func (s *Socket) Abort() {
 	if !s.aborted.Swap(true) {
 		AbortConn(s.Raw)
 	}
 }
+
+// Aborted reports whether Abort was called.
+func (s *Socket) Aborted() bool { return s.aborted.Load() }
 
 // resetOnClose makes the next close a reset: unsent bytes are dropped.
 func (s *Socket) resetOnClose() {

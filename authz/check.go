@@ -60,6 +60,14 @@ func checkLimits(path string, l Limits, report func(path, format string, args ..
 	default:
 		report(path+".onExceeded", "%q is not deny, throttle, stop or kill", clip(string(l.OnExceeded)))
 	}
+	switch l.CountSyscalls {
+	case "", CountWhenNear, CountExact:
+	default:
+		report(path+".countSyscalls", "%q is not whenNear or exact", clip(string(l.CountSyscalls)))
+	}
+	if l.CountSyscalls != "" && l.Syscalls.IsZero() {
+		report(path+".countSyscalls", "is set without syscalls; state syscalls or remove it")
+	}
 	stated := l.stated()
 	if l.OnExceeded != "" && len(stated) == 0 {
 		report(path+".onExceeded", "is set without a limit; state a limit or remove it")

@@ -346,6 +346,9 @@ func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
 	if l.Limits.OnExceeded != "" {
 		report(path+"limits.onExceeded", "is not a ceiling; leave it out")
 	}
+	if l.Limits.CountSyscalls != "" {
+		report(path+"limits.countSyscalls", "is not a ceiling; leave it out")
+	}
 	checkLimits(path+"limits", l.Limits, report)
 }
 

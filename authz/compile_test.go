@@ -87,6 +87,8 @@ func grantProblems() []problemTest {
 		{"a consequence of nothing", changeGrant(func(g *Grant) { g.Limits = Limits{OnExceeded: OnExceededKill} }), []string{`spec.limits.onExceeded: is set without a limit; state a limit or remove it`}},
 		{"a limit of nothing", changeGrant(func(g *Grant) { g.Limits.Requests.Period = time.Minute }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 		{"a limit for a century", changeGrant(func(g *Grant) { g.Limits.Requests = Limit{1, maxPeriod + 1} }), []string{`spec.limits.requests: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
+		{"an unknown count", changeGrant(func(g *Grant) { g.Limits.Syscalls, g.Limits.CountSyscalls = Limit{1, 0}, "never" }), []string{`spec.limits.countSyscalls: "never" is not whenNear or exact`}},
+		{"a count without a limit", changeGrant(func(g *Grant) { g.Limits.CountSyscalls = CountExact }), []string{`spec.limits.countSyscalls: is set without syscalls; state syscalls or remove it`}},
 		{"a limit in the past", changeGrant(func(g *Grant) { g.Limits.Syscalls = Limit{1, -1} }), []string{`spec.limits.syscalls: is not a limit; write COUNT/PERIOD or COUNT, with a period of at most 36500d`}},
 	}
 }

@@ -333,6 +333,18 @@ const (
 	OnExceededKill OnExceeded = "kill"
 )
 
+// CountSyscalls is when the plugin's system calls are counted one by one.
+type CountSyscalls string
+
+// When system calls are counted. The zero value is CountWhenNear.
+const (
+	// CountWhenNear counts each call while more than a quarter of the limit is in use,
+	// and charges as many calls as the plugin's CPU time has room for until then.
+	CountWhenNear CountSyscalls = "whenNear"
+	// CountExact counts each call.
+	CountExact CountSyscalls = "exact"
+)
+
 // Limits bound usage. The zero Limits bound nothing.
 type Limits struct {
 	// Requests counts admitted requests and tunnels.
@@ -344,6 +356,8 @@ type Limits struct {
 	ReceivedBytes ByteLimit `json:"receivedBytes,omitzero"`
 	// Syscalls counts the plugin's system calls.
 	Syscalls Limit `json:"syscalls,omitzero"`
+	// CountSyscalls is whenNear (the default), which slows no other process down while less than a quarter of the limit is in use, or exact.
+	CountSyscalls CountSyscalls `json:"countSyscalls,omitempty"`
 	// Processes counts the processes that the plugin starts.
 	Processes Limit `json:"processes,omitzero"`
 	// OnExceeded is deny (the default), throttle, stop or kill.

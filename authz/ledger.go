@@ -242,6 +242,7 @@ type MeteredLimit struct {
 	Used   uint64        // of a total, so far; 0 of a rate
 	Debt   time.Duration // of a rate: the time until it is unused; 0 of a total
 	Action OnExceeded
+	Exact  bool // each system call is counted: see CountExact
 }
 
 // Metered returns the limits for the kernel to enforce on a plugin now, in a
@@ -257,7 +258,7 @@ func (l *Ledger) Metered(s *Snapshot, plugin Principal, now time.Time) []Metered
 		if !lim.kind.metered() || !now.Before(lim.until) {
 			continue
 		}
-		m := MeteredLimit{Grant: lim.key.Value().grant, Kind: lim.kind, Limit: lim.spec, Action: lim.action}
+		m := MeteredLimit{Grant: lim.key.Value().grant, Kind: lim.kind, Limit: lim.spec, Action: lim.action, Exact: lim.exact}
 		if b := l.buckets[lim.key]; b != nil && lim.spec.Period == 0 {
 			m.Used = b.used
 		} else if b != nil {

@@ -82,6 +82,9 @@ func (l Limits) String() string {
 	for _, s := range l.stated() {
 		out = append(out, s.kind.String()+": "+s.text)
 	}
+	if l.CountSyscalls != "" {
+		out = append(out, "countSyscalls: "+string(l.CountSyscalls))
+	}
 	if l.OnExceeded != "" {
 		out = append(out, "onExceeded: "+string(l.OnExceeded))
 	}
@@ -113,6 +116,7 @@ type limit struct {
 	kind      LimitKind
 	refuses   bool // refuses an access once it is used up
 	throttles bool // delays an access before it refuses
+	exact     bool // each system call is counted
 	spec      Limit
 	until     time.Time // the end of its grant
 	action    OnExceeded
@@ -145,6 +149,7 @@ func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 			kind: s.kind, spec: s.spec, until: g.NotAfter, action: action,
 			refuses:   !s.kind.prepaid() && !(s.kind.metered() && throttles),
 			throttles: !s.kind.metered() && throttles,
+			exact:     s.kind == LimitSyscalls && l.CountSyscalls == CountExact,
 		})
 	}
 	return out

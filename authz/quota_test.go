@@ -421,18 +421,18 @@ func TestMetered(t *testing.T) {
 	first := forecast()
 	first.Limits = Limits{
 		Requests: Limit{1, time.Second}, Connections: Limit{2, time.Second}, SentBytes: ByteLimit{3, 0}, ReceivedBytes: ByteLimit{4, time.Minute},
-		Syscalls: Limit{5, time.Second}, Processes: Limit{6, time.Hour}, OnExceeded: OnExceededStop,
+		Syscalls: Limit{5, time.Second}, CountSyscalls: CountExact, Processes: Limit{6, time.Hour}, OnExceeded: OnExceededStop,
 	}
 	w := newWorld(t, input(first, second))
 	s := w.engine.Current()
 	w.ledger.Observe(s, "weather", Sample{1, 2, 3, 4, 5}, noon)
 	want := []MeteredLimit{
-		{"second", LimitProcesses, Limit{8, 0}, 5, 0, OnExceededDeny},
-		{"weather", LimitConnections, Limit{2, time.Second}, 0, 500 * time.Millisecond, OnExceededStop},
-		{"weather", LimitSentBytes, Limit{3, 0}, 2, 0, OnExceededStop},
-		{"weather", LimitReceivedBytes, Limit{4, time.Minute}, 0, 45 * time.Second, OnExceededStop},
-		{"weather", LimitSyscalls, Limit{5, time.Second}, 0, 800 * time.Millisecond, OnExceededStop},
-		{"weather", LimitProcesses, Limit{6, time.Hour}, 0, 50 * time.Minute, OnExceededStop},
+		{"second", LimitProcesses, Limit{8, 0}, 5, 0, OnExceededDeny, false},
+		{"weather", LimitConnections, Limit{2, time.Second}, 0, 500 * time.Millisecond, OnExceededStop, false},
+		{"weather", LimitSentBytes, Limit{3, 0}, 2, 0, OnExceededStop, false},
+		{"weather", LimitReceivedBytes, Limit{4, time.Minute}, 0, 45 * time.Second, OnExceededStop, false},
+		{"weather", LimitSyscalls, Limit{5, time.Second}, 0, 800 * time.Millisecond, OnExceededStop, true},
+		{"weather", LimitProcesses, Limit{6, time.Hour}, 0, 50 * time.Minute, OnExceededStop, false},
 	}
 	if diff := cmp.Diff(want, w.ledger.Metered(s, "weather", noon)); diff != "" {
 		t.Error(diff)

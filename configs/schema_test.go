@@ -146,6 +146,8 @@ func wordsOf(t reflect.Type) []any {
 		return []any{authz.ModeEnforce, authz.ModeObserve}
 	case reflect.TypeFor[authz.OnExceeded]():
 		return []any{authz.OnExceededDeny, authz.OnExceededThrottle, authz.OnExceededStop, authz.OnExceededKill}
+	case reflect.TypeFor[authz.CountSyscalls]():
+		return []any{authz.CountWhenNear, authz.CountExact}
 	case reflect.TypeFor[authz.WildcardHosts]():
 		return []any{authz.WildcardNone, authz.WildcardSingle, authz.WildcardAny}
 	case reflect.TypeFor[Kernel]():

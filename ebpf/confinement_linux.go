@@ -31,10 +31,11 @@ type Confinement struct {
 	host
 	reports
 
-	starting sync.Mutex   // held while a program starts
-	closing  sync.RWMutex // read-held while a connection is identified
-	limiting sync.Mutex   // held while limits are replaced
-	scanning sync.Mutex   // held while sockets are scanned
+	starting sync.Mutex    // held while a program starts
+	closing  sync.RWMutex  // read-held while a connection is identified
+	limiting sync.Mutex    // held while limits are replaced
+	lookSoon chan struct{} // limits on system calls may have changed
+	scanning sync.Mutex    // held while sockets are scanned
 	socketScans
 
 	mu sync.Mutex // of what follows
@@ -112,6 +113,7 @@ func New(config Config) (*Confinement, error) {
 			sampledLog: sampledLogger(config.Logger),
 		},
 		socketScans: socketScans{scanSoon: make(chan struct{}, 1)},
+		lookSoon:    make(chan struct{}, 1),
 		bootTime:    wallClock(0),
 	}
 	if err := c.build(); err != nil {
@@ -232,18 +234,20 @@ func (c *Confinement) openGroup() error {
 	if err != nil {
 		return err
 	}
+	var used time.Duration
 	for _, path := range left {
-		ended, err := removeCgroup(path, c.config.EndLeft != nil)
+		ended, spent, err := removeCgroup(path, c.config.EndLeft != nil)
 		if err != nil {
 			return err
 		}
+		used += spent
 		c.config.Logger.Info("cgroup of an earlier sidecar removed", zap.String("cgroup", path), zap.Int("ended", ended))
 		if ended > 0 {
 			c.config.EndLeft(ended)
 		}
 	}
 	// Its cgroup is empty now, so that usage no longer grows.
-	if c.usedBefore, err = readLeftoverUsage(pins); err != nil {
+	if c.usedBefore, err = readLeftoverUsage(pins, used); err != nil {
 		c.config.Logger.Warn("usage counted without a sidecar unknown", zap.Error(err))
 	}
 	if err := unpin(pins); err != nil {
@@ -377,6 +381,7 @@ func (c *Confinement) Info() Info {
 	return Info{
 		Cgroup: c.group.Path, Pins: c.pinDir, OwnNetwork: c.own,
 		UID: c.user.UID, GID: c.user.GID, SameUser: c.user.Same,
+		CallCost:  c.programs.watch.leastCost(),
 		UnixHooks: c.programs.unix != nil, View: c.hasView(), Scope: sandbox.SupportsScope(), Syscalls: c.programs.counter != nil, Programs: c.programs.names(),
 	}
 }

@@ -65,6 +65,11 @@ func sidecar(stateDir, out string, action ...string) error {
 		if action[0] == ActionStop.String() {
 			l.Action = ActionStop
 		}
+		if action[0] == callsPlugin {
+			if l, err = farCalls(ActionDeny); err != nil {
+				return err
+			}
+		}
 		if err := c.Limit([]Limit{l}); err != nil {
 			return err
 		}
@@ -74,7 +79,14 @@ func sidecar(stateDir, out string, action ...string) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.Start(sandbox.Command{Path: "/proc/self/exe", Args: []string{pluginName, "persist", "240.0.0.9:80"}, Stdout: file})
+	command := sandbox.Command{Path: "/proc/self/exe", Args: []string{pluginName, "persist", "240.0.0.9:80"}, Stdout: file}
+	if len(action) > 0 && action[0] == callsPlugin {
+		if err := file.Truncate(int64(os.Getpagesize())); err != nil {
+			return err
+		}
+		command.Args, command.Stdin = []string{pluginName, callsPlugin, "2"}, os.Stdin
+	}
+	p, err := c.Start(command)
 	if err != nil {
 		return err
 	}

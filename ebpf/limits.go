@@ -89,6 +89,11 @@ type Limit struct {
 	Debt time.Duration
 	// Action is what happens at the limit.
 	Action Action
+	// Exact has every system call counted. False: while less than a quarter of the
+	// limit is in use, calls are bounded by CPU time where the kernel can do that
+	// (Linux 6.13), which costs no other process anything; at most that quarter is
+	// then charged for calls that were not made.
+	Exact bool
 }
 
 // LimitUsage is what was used of a limit.

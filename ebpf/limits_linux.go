@@ -81,6 +81,10 @@ func (c *Confinement) Limit(limits []Limit) error {
 			return fmt.Errorf("set limits: %w", err)
 		}
 	}
+	select {
+	case c.lookSoon <- struct{}{}:
+	default:
+	}
 	return nil
 }
 

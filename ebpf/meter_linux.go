@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -76,6 +77,10 @@ func (c *Confinement) usage() (Usage, error) {
 			s.Total += n
 		}
 	}
+	if c.programs.watch != nil {
+		u.Syscalls.Uncounted = atomic.LoadUint64(&c.programs.watch.state.Calls)
+		u.Syscalls.Total += u.Syscalls.Uncounted
+	}
 	return u, nil
 }
 
@@ -97,11 +102,12 @@ func (c *Confinement) Run(ctx context.Context) error {
 	pumping.Go(func() { pumped = pump(reader, events, stop) })
 	m := &meter{
 		confinement: c, denials: make(map[sandbox.Denial]*repeated), uses: make(map[sandbox.Denial]*repeated), offenders: make(map[uint32]offender), lost: c.lostBefore,
-		watched: make(chan error, 1), unread: reader.AvailableBytes,
+		watched: make(chan error, 2), unread: reader.AvailableBytes, enforceTimer: time.NewTimer(0),
 	}
 	var watchers sync.WaitGroup
 	watching, stopWatching := context.WithCancel(ctx)
 	watchers.Go(func() { m.watched <- c.scanLoop(watching) })
+	watchers.Go(func() { m.watched <- c.watchCalls(watching, func() { m.enforceTimer.Reset(0) }) })
 	err = m.loop(ctx, events)
 	stopWatching()
 	watchers.Wait() // the findings of the last scan are reported, too
@@ -166,7 +172,6 @@ func (m *meter) loop(ctx context.Context, events <-chan hooksEvent) error {
 	defer tick.Stop()
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
-	m.enforceTimer = time.NewTimer(0)
 	defer m.enforceTimer.Stop()
 	for {
 		select {

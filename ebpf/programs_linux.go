@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -45,14 +46,21 @@ type collection struct {
 	links  map[string]link.Link // on the cgroup
 	traces map[string]link.Link // on tracepoints
 
-	counter       link.Link // on sys_exit
-	countAlways   bool      // count system calls without a limit, too
-	counterPinned bool      // the counter is
-	counterTurn   uint32    // the counter's: see bpf/chaperone.bpf.h
+	callCounter
 
 	pidNamespace uint32 // the inode of the sidecar's: see bpf/pid.bpf.h
 
 	reshape func(*ebpf.CollectionSpec) // for tests: what another version's maps are like
+}
+
+// callCounter is the system call counter and what stands in for it.
+type callCounter struct {
+	counter       link.Link  // on sys_exit
+	countAlways   bool       // count system calls without a limit, too
+	counterPinned bool       // the counter is
+	counterTurn   uint32     // the counter's: see bpf/chaperone.bpf.h
+	counterSince  time.Time  // when the counter was attached
+	watch         *callWatch // nil: calls are counted all the time
 }
 
 func newCollection() *collection {
@@ -438,6 +446,7 @@ func (w *collection) close() error {
 	if w.shared != nil {
 		errs = append(errs, w.shared.close())
 	}
+	errs = append(errs, w.watch.close())
 	if w.limits != nil {
 		errs = append(errs, w.limits.close())
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 
@@ -52,7 +53,7 @@ func (w *collection) putCounter(dir string, limited bool) error {
 		if err != nil {
 			return fmt.Errorf("attach system call counter: %w", err)
 		}
-		w.counter = l
+		w.counter, w.counterSince = l, time.Now()
 		if err := w.limits.updateControl(func(d *hooksControl) { d.Counter = w.counterTurn }); err != nil {
 			return fmt.Errorf("attach system call counter: %w", err)
 		}
@@ -100,6 +101,8 @@ func (w *collection) loadCalls(dir string, group *sandbox.Cgroup, own bool) erro
 	if err != nil {
 		return fmt.Errorf("set up system call counter: %w", err)
 	}
-	w.calls, err = w.loadObject(spec)
-	return explain("load system call counter", err)
+	if w.calls, err = w.loadObject(spec); err != nil {
+		return explain("load system call counter", err)
+	}
+	return w.loadCallWatch(dir, group, own)
 }

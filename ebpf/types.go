@@ -283,6 +283,10 @@ type UnmediatedConn struct {
 // first that fits, in the specification of the fields.
 type Syscalls struct {
 	Total, File, Network, Process, Memory, IPC, Other uint64
+	// Uncounted are as many calls as the plugin's CPU time had room for while they were
+	// not counted: see [Limit.Exact]. Total includes them, and is an upper bound when
+	// they are not 0.
+	Uncounted uint64
 }
 
 // Info describes a [Confinement] for status and for the record of a start.
@@ -296,7 +300,10 @@ type Info struct {
 	View       bool // the plugin has a file tree and process table of its own
 	Scope      bool // other processes of the plugin's user are out of its reach (Landlock)
 	Syscalls   bool // system calls are counted
-	Programs   []string
+	// CallCost is the CPU time that the cheapest system call is taken to need where calls
+	// are not counted; 0: they are always counted.
+	CallCost time.Duration
+	Programs []string
 }
 
 // Finding is the result of one check of [Probe].

@@ -376,7 +376,7 @@ func (s *Sidecar) usage() admin.Usage {
 		out.Counters = &admin.Counters{
 			SentBytes: u.SentBytes, ReceivedBytes: u.ReceivedBytes, Connections: u.Connections, RefusedConnections: refused, Probes: probes,
 			LimitedConnections: u.Limited, SentPackets: u.SentPackets, ReceivedPackets: u.ReceivedPackets, DNSQueries: u.DNSQueries,
-			Processes: u.Processes, Syscalls: c.Total, Lost: u.Lost,
+			Processes: u.Processes, Syscalls: c.Total, UncountedSyscalls: c.Uncounted, Lost: u.Lost,
 			SyscallClasses: map[string]uint64{"file": c.File, "network": c.Network, "process": c.Process, "memory": c.Memory, "ipc": c.IPC, "other": c.Other},
 		}
 	}

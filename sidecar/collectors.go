@@ -195,7 +195,9 @@ func (s *Sidecar) registerKernelMetrics() {
 			}
 		})
 	}
-	usage("chaperone_plugin_syscalls_total", "System calls of the plugin, while a limit has them counted.", []string{"class"},
+	usage("chaperone_plugin_uncounted_syscalls_total", "At most as many system calls of the plugin were made while they were not counted one by one.", nil,
+		func(u ebpf.Usage, emit func(float64, ...string)) { emit(float64(u.Syscalls.Uncounted)) })
+	usage("chaperone_plugin_syscalls_total", "System calls of the plugin that were counted one by one.", []string{"class"},
 		func(u ebpf.Usage, emit func(float64, ...string)) {
 			c := u.Syscalls
 			for class, n := range map[string]uint64{

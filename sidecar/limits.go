@@ -57,7 +57,7 @@ func (t *KernelTelemetry) enforceLimits() error {
 func kernelLimit(m authz.MeteredLimit) ebpf.Limit {
 	return ebpf.Limit{
 		Name: m.Grant + " " + m.Kind.String(), Kind: kernelKind(m.Kind), Count: m.Limit.Count, Period: m.Limit.Period,
-		Used: m.Used, Debt: m.Debt, Action: kernelAction(m.Action),
+		Used: m.Used, Debt: m.Debt, Action: kernelAction(m.Action), Exact: m.Exact,
 	}
 }
 

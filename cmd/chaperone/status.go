@@ -221,8 +221,16 @@ func usageTable(w io.Writer, u admin.Usage) {
 	row(w, "queries to the resolver", k.DNSQueries)
 	row(w, "processes", k.Processes)
 	if k.Syscalls > 0 {
-		row(w, "syscalls", k.Syscalls)
+		row(w, "syscalls", syscallsText(k))
 	}
+}
+
+// syscallsText returns the count of system calls, and how much of it is an upper bound.
+func syscallsText(k *admin.Counters) string {
+	if k.UncountedSyscalls == 0 {
+		return strconv.FormatUint(k.Syscalls, 10)
+	}
+	return fmt.Sprintf("at most %d: %d counted, %d estimated from CPU time", k.Syscalls, k.Syscalls-k.UncountedSyscalls, k.UncountedSyscalls)
 }
 
 // limitStateText returns the state of a used-up limit. The end of a refusing rate is

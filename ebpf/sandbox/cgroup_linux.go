@@ -408,6 +408,27 @@ func (g *Cgroup) killEach() error {
 	}
 }
 
+// CPUTime is the CPU time that the processes in the cgroup and below it have used, ended
+// ones included, to the microsecond. The last tick of a thread that runs may be missing.
+func (g *Cgroup) CPUTime() (time.Duration, error) {
+	text, err := os.ReadFile(filepath.Join(g.Path, "cpu.stat"))
+	if err != nil {
+		return 0, fmt.Errorf("read cpu.stat: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		value, ok := strings.CutPrefix(strings.TrimSpace(line), "usage_usec ")
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read cpu.stat: %w", err)
+		}
+		return time.Duration(n) * time.Microsecond, nil
+	}
+	return 0, errors.New("read cpu.stat: no usage_usec")
+}
+
 // Freeze stops every process of the cgroup, or lets them run again.
 func (g *Cgroup) Freeze(on bool) error {
 	value := "0"

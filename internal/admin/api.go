@@ -213,8 +213,9 @@ type Counters struct {
 	LimitedConnections uint64            `json:"limitedConnections"` // turned away by a limit
 	SentPackets        uint64            `json:"sentPackets"`
 	ReceivedPackets    uint64            `json:"receivedPackets"`
-	DNSQueries         uint64            `json:"dnsQueries"` // over UDP
-	Syscalls           uint64            `json:"syscalls"`
+	DNSQueries         uint64            `json:"dnsQueries"`                  // over UDP
+	Syscalls           uint64            `json:"syscalls"`                    // UncountedSyscalls included
+	UncountedSyscalls  uint64            `json:"uncountedSyscalls,omitempty"` // an upper bound: as many as the plugin's CPU time had room for while calls were not counted
 	SyscallClasses     map[string]uint64 `json:"syscallClasses,omitempty"`
 	Processes          uint64            `json:"processes"`
 	Lost               uint64            `json:"lost,omitempty"` // events that could not be kept

@@ -101,7 +101,9 @@ type unixSocketState struct {
 // nothing is attached and nothing runs yet. [Confinement.Close] removes it all again. A
 // cgroup that an earlier sidecar left is taken over if it is empty or [Config.EndLeft]
 // is set; otherwise the error is [ErrPopulated].
-func New(config Config) (*Confinement, error) {
+func New(config Config) (*Confinement, error) { return newConfinement(config, nil) }
+
+func newConfinement(config Config, preloaded *Preloaded) (*Confinement, error) {
 	if err := config.complete(); err != nil {
 		return nil, err
 	}
@@ -116,7 +118,7 @@ func New(config Config) (*Confinement, error) {
 		lookSoon:    make(chan struct{}, 1),
 		bootTime:    wallClock(0),
 	}
-	if err := c.build(); err != nil {
+	if err := c.build(preloaded); err != nil {
 		return nil, errors.Join(fmt.Errorf("make confinement: %w", err), c.teardown())
 	}
 	return c, nil
@@ -146,7 +148,7 @@ func sampledLogger(log *zap.Logger) *zap.Logger {
 	}))
 }
 
-func (c *Confinement) build() error {
+func (c *Confinement) build(preloaded *Preloaded) error {
 	var err error
 	if c.paths, err = sandbox.FindPaths(c.config.StateDir); err != nil {
 		return machineFault(err)
@@ -175,7 +177,7 @@ func (c *Confinement) build() error {
 	if err := c.openPortWatch(); err != nil {
 		c.config.Logger.Warn("plugin listening port watch failed", zap.Error(err))
 	}
-	if c.programs, err = loadCollection(c.pinDir, c.group, c.group.Own, c.hasView(), c.config.CountSyscalls); err != nil {
+	if c.programs, err = c.loadPrograms(preloaded); err != nil {
 		return machineFault(err)
 	}
 	if c.scan, err = newSocketScan(c); err != nil {

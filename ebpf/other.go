@@ -15,6 +15,18 @@ type Confinement struct{}
 // New returns [sandbox.ErrUnsupported].
 func New(Config) (*Confinement, error) { return nil, sandbox.ErrUnsupported }
 
+// Preloaded are programs for a confinement. On this platform there is no program.
+type Preloaded struct{}
+
+// Preload loads no program.
+func Preload(Config) *Preloaded { return nil }
+
+// New returns [sandbox.ErrUnsupported].
+func (*Preloaded) New(Config) (*Confinement, error) { return nil, sandbox.ErrUnsupported }
+
+// Close does nothing.
+func (*Preloaded) Close() error { return nil }
+
 // Detach returns [sandbox.ErrUnsupported].
 func Detach(string, bool) error { return sandbox.ErrUnsupported }
 

@@ -47,8 +47,8 @@ func proctrackFindings() []Finding {
 	}}
 }
 
-// setTarget sets the plugin's cgroup in programs that follow tasks. In one of
-// our own there are no cgroups below it.
+// setTarget sets the plugin's cgroup, unless it is nil, in programs that follow tasks.
+// In one of our own there are no cgroups below it.
 func setTarget(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error {
 	if _, ok := spec.Variables["cgroup_id"]; !ok {
 		return nil // they follow none
@@ -57,9 +57,9 @@ func setTarget(spec *ebpf.CollectionSpec, group *sandbox.Cgroup, own bool) error
 	if own {
 		descendants = 0
 	}
-	errs := []error{
-		spec.Variables["cgroup_id"].Set(group.ID),
-		spec.Variables["descendants"].Set(descendants),
+	errs := []error{spec.Variables["descendants"].Set(descendants)}
+	if group != nil {
+		errs = append(errs, spec.Variables["cgroup_id"].Set(group.ID))
 	}
 	if v, ok := spec.Variables["may_signal"]; ok { // programs that follow tasks always may
 		errs = append(errs, v.Set(uint32(1)))

@@ -82,17 +82,25 @@ func loadCollection(dir string, group *sandbox.Cgroup, own, view, syscalls bool)
 }
 
 func (w *collection) load(dir string, group *sandbox.Cgroup, own, syscalls bool) error {
+	if err := w.loadPrograms(dir, own); err != nil {
+		return err
+	}
+	return w.setCgroup(dir, group, own, syscalls)
+}
+
+// loadPrograms loads what can be loaded before the cgroup exists.
+func (w *collection) loadPrograms(dir string, own bool) error {
 	w.types = btf.NewCache()
 	defer func() { w.types = nil }()
 	var err error
 	if w.pidNamespace, err = pidNamespace(); err != nil {
 		return err
 	}
-	base, err := w.read("hook", loadHooks, group, own)
+	base, err := w.read("hook", loadHooks, nil, own)
 	if err != nil {
 		return err
 	}
-	kin, err := w.read("process", loadProctrack, group, own)
+	kin, err := w.read("process", loadProctrack, nil, own)
 	if err != nil {
 		return err
 	}
@@ -107,11 +115,6 @@ func (w *collection) load(dir string, group *sandbox.Cgroup, own, syscalls bool)
 	if err := w.openShared(); err != nil {
 		return err
 	}
-	if w.countAlways = syscalls; syscalls || w.limits.hasKind(LimitSyscalls) {
-		if err := w.loadCalls(dir, group, own); err != nil {
-			return err
-		}
-	}
 	// The verifier takes most of the time, and does not keep others waiting.
 	var loading errgroup.Group
 	loading.Go(func() (err error) {
@@ -123,12 +126,30 @@ func (w *collection) load(dir string, group *sandbox.Cgroup, own, syscalls bool)
 		return explain("load process programs", err)
 	})
 	loading.Go(w.loadUnix)
-	loading.Go(func() error { return w.loadScan(group, own) })
+	loading.Go(func() error { return w.loadScan(own) })
 	return loading.Wait()
 }
 
+// cgroupMap is the map that holds the cgroup of programs that were loaded before it
+// existed (bpf/task.bpf.h).
+const cgroupMap = ".data.cgroup"
+
+// setCgroup writes the plugin's cgroup into the programs that govern its tasks, and loads
+// the counter of its system calls if what is in force needs it.
+func (w *collection) setCgroup(dir string, group *sandbox.Cgroup, own, syscalls bool) error {
+	for _, collection := range []*ebpf.Collection{w.base, w.proctrack, w.scan} {
+		if err := collection.Maps[cgroupMap].Put(zero, group.ID); err != nil {
+			return fmt.Errorf("set the cgroup of the programs: %w", err)
+		}
+	}
+	if w.countAlways = syscalls; syscalls || w.limits.hasKind(LimitSyscalls) {
+		return w.loadCalls(dir, group, own)
+	}
+	return nil
+}
+
 // read reads the object of some programs, and sets in it which cgroup is the
-// plugin's and which PID namespace the sidecar's.
+// plugin's (nil: it is written later) and which PID namespace the sidecar's.
 func (w *collection) read(what string, load func() (*ebpf.CollectionSpec, error), group *sandbox.Cgroup, own bool) (*ebpf.CollectionSpec, error) {
 	spec, err := load()
 	if err != nil {

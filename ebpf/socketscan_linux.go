@@ -82,8 +82,8 @@ type socketScan struct {
 	seen         map[uint64]time.Time // cookies of the last look, ended or not, and when they were first seen
 }
 
-func (w *collection) loadScan(group *sandbox.Cgroup, own bool) error {
-	spec, err := w.read("socket scan", loadSocketscan, group, own)
+func (w *collection) loadScan(own bool) error {
+	spec, err := w.read("socket scan", loadSocketscan, nil, own)
 	if err != nil {
 		return err
 	}

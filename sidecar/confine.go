@@ -20,6 +20,16 @@ type kernelState struct {
 	setting     configs.Kernel
 	missing     string   // why it is not there although it is preferred
 	limitations []string // the abilities of an unconfined plugin
+
+	preloaded *ebpf.Preloaded // programs that the kernel verifies while the parts are made; nil: none
+}
+
+// preloadPrograms has the kernel verify the programs while the other parts are made.
+func (s *Sidecar) preloadPrograms(spec *configs.Sidecar) error {
+	if s.cfg.Confine && spec.Kernel != configs.KernelOff {
+		s.kernel.preloaded = ebpf.Preload(ebpf.Config{CgroupPath: s.cfg.Cgroup, View: spec.Process.View == configs.ViewOwn})
+	}
+	return nil
 }
 
 // makeConfinement makes the plugin's confinement. If the kernel half is required and
@@ -52,7 +62,7 @@ func (s *Sidecar) makeConfinement(spec *configs.Sidecar) error {
 }
 
 func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement, error) {
-	cage, err := ebpf.New(ebpf.Config{
+	cage, err := s.kernel.preloaded.New(ebpf.Config{
 		Plugin: spec.Plugin, StateDir: spec.StateDir, CgroupPath: s.cfg.Cgroup,
 		HostNetwork: spec.Process.Network == configs.NetworkHost || s.cfg.Cgroup != "",
 		View:        spec.Process.View == configs.ViewOwn,

@@ -316,7 +316,7 @@ func (s *Sidecar) checkReady() error {
 // Close gives back what New took, in reverse.
 func (s *Sidecar) Close() error {
 	var errs []error
-	errs = append(errs, s.confinement.Close())
+	errs = append(errs, s.confinement.Close(), s.kernel.preloaded.Close())
 	for _, l := range s.listening.endpoints.proxy {
 		_ = l.Close() // closed by Serve already when the proxy ran
 	}

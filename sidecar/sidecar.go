@@ -140,7 +140,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.policy.openState, s.openAudit, s.policy.startHistory, s.policy.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeConfinement, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
+		s.preloadPrograms, s.policy.openState, s.openAudit, s.policy.startHistory, s.policy.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeTrust, s.makeConfinement, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -277,11 +277,31 @@ func (s *Sidecar) makeGate(*configs.Sidecar) (err error) {
 	return err
 }
 
+// makeTrust makes the certificates of the plugin, when it has a way out here.
+func (s *Sidecar) makeTrust(spec *configs.Sidecar) (err error) {
+	if !s.hasProxy(spec) {
+		return nil
+	}
+	if s.plugin.trust, err = newTrustBundle(s.policy.state, os.Environ(), spec.Process.Env); err != nil {
+		return err
+	}
+	for _, w := range s.plugin.trust.warnings {
+		s.cfg.Log.Warn("authorities ignored", zap.String("detail", w))
+	}
+	return nil
+}
+
+// hasProxy reports whether the plugin has its way out here, or an Envoy that the sidecar
+// configures has the end of its way.
+func (*Sidecar) hasProxy(spec *configs.Sidecar) bool {
+	return !spec.Listen.Proxy.IsZero() || spec.Envoy != nil
+}
+
 // makeProxy makes the plugin's way out, when it has one here, and the end of the
 // way of an Envoy that the sidecar configures.
 func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	s.egress.budget = budget.New(session.DefaultBudget)
-	if spec.Listen.Proxy.IsZero() && spec.Envoy == nil {
+	if !s.hasProxy(spec) {
 		return nil
 	}
 	cfg := proxy.Config{
@@ -306,12 +326,6 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 			return fmt.Errorf("make resolver: %w", err)
 		}
 		cfg.Resolver = s.egress.resolver
-	}
-	if s.plugin.trust, err = newTrustBundle(s.policy.state, os.Environ(), spec.Process.Env); err != nil {
-		return err
-	}
-	for _, w := range s.plugin.trust.warnings {
-		s.cfg.Log.Warn("authorities ignored", zap.String("detail", w))
 	}
 	cfg.CAChanged = func(pem []byte) {
 		if err := s.plugin.trust.write(pem); err != nil {

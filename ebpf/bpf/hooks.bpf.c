@@ -2,6 +2,7 @@
 //
 // The wall of one plugin: attached to its cgroup before anything runs in it. Every program refuses what it does not
 // understand. See doc.go for what each hook can and cannot see.
+#define LATE_CGROUP
 #include "limits.bpf.h"
 #include "task.bpf.h"
 

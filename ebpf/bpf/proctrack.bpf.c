@@ -4,6 +4,7 @@
 // leave in two ways, if its privileges allow it: its id is written into another cgroup.procs, or it is born
 // elsewhere by clone3 with CLONE_INTO_CGROUP, which fires no cgroup_attach_task. These programs run per fork and per move,
 // and for a process of anybody else they follow three pointers and leave.
+#define LATE_CGROUP
 #include "limits.bpf.h"
 #include "task.bpf.h"
 

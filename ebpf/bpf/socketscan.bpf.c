@@ -3,6 +3,7 @@
 // Looks for sockets that the plugin holds and that its walls do not govern. A socket belongs to the cgroup that made it: one
 // that was handed in, inherited, taken out of another process, or brought along into the cgroup passes the hooks of where it
 // came from. These programs are iterators. They cost nothing but when user space runs them.
+#define LATE_CGROUP
 #include "task.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

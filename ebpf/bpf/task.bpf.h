@@ -56,8 +56,13 @@ extern int bpf_send_signal_task(struct task_struct *task, int signal, enum pid_t
 /* Since Linux 6.2. */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __weak __ksym;
 
-/* The plugin's cgroup: set by user space before the program is loaded. */
+/* The plugin's cgroup. A program that is loaded before its cgroup exists defines LATE_CGROUP: user space writes the id before
+ * it attaches the program, and until then the program governs no task. In the others the id is a constant. */
+#ifdef LATE_CGROUP
+volatile __u64 cgroup_id SEC(".data.cgroup") = 0;
+#else
 const volatile __u64 cgroup_id = 0;
+#endif
 const volatile __u32 descendants = 0;  /* not zero: cgroups below it are the plugin's, too */
 const volatile __u32 signals = 1;      /* zero: as on a kernel that cannot send a signal to another task; for tests */
 

@@ -51,7 +51,7 @@ func (s *site) hostGrant(to authz.To) authz.Grant {
 type plane struct {
 	cpu, loaderCPU int
 	loader         *loader
-	origin         *process
+	origin, hop    *process
 	port           uint16 // the origin's
 	envoys         []*testenv.Envoy
 	group          *testenv.Cgroup // of the load that is a plugin
@@ -72,8 +72,10 @@ func (p *plane) Close() error {
 	for _, s := range p.sidecars {
 		s.Close()
 	}
-	if p.origin != nil {
-		p.origin.Close()
+	for _, process := range []*process{p.origin, p.hop} {
+		if process != nil {
+			process.Close()
+		}
 	}
 	for _, l := range []*loader{p.loader, p.plugin} {
 		if l != nil {
@@ -222,6 +224,9 @@ func (p *plane) foreign(ctx context.Context, w *env) error {
 	if err != nil {
 		return err
 	}
+	if p.hop, err = startProgram(p.cpu, "/proc/self/exe", "role=hop", strings.TrimPrefix(p.origin.address, "tcp:"), "unix:"+w.file("envoy-hop.sock")); err != nil {
+		return err
+	}
 	e, err := p.envoy(ctx, p.bootstrap(port, socket))
 	if err != nil {
 		return err
@@ -229,12 +234,14 @@ func (p *plane) foreign(ctx context.Context, w *env) error {
 	tcp, unix := p.sidecars[0].cmd.Process.Pid, p.sidecars[1].cmd.Process.Pid
 	for _, way := range []struct {
 		name, listener string
-		asked          int // the sidecar that is
+		asked          int  // the sidecar that is
+		hop            bool // the origin is behind it
 	}{
-		{"Envoy alone", "alone", 0},
-		{"Envoy with its RBAC filter, the same rules", "rbac", 0},
-		{"Envoy and chaperone, TCP", "tcp", tcp},
-		{"Envoy and chaperone, unix socket", "unix", unix},
+		{"Envoy alone", "alone", 0, false},
+		{"Envoy with its RBAC filter, the same rules", "rbac", 0, false},
+		{"Envoy and chaperone, TCP", "tcp", tcp, false},
+		{"Envoy and chaperone, unix socket", "unix", unix, false},
+		{"the same and a bare copy between two sockets (floor of egress sockets)", "hop", unix, true},
 	} {
 		address, err := e.Listener(ctx, way.listener)
 		if err != nil {
@@ -243,6 +250,9 @@ func (p *plane) foreign(ctx context.Context, w *env) error {
 		added := p.add(way.name, "tcp:"+address.String(), e.PID())
 		if way.asked != 0 {
 			added.pids, added.asks = append(added.pids, way.asked), e
+		}
+		if way.hop {
+			added.pids = append(added.pids, p.hop.cmd.Process.Pid)
 		}
 	}
 	return nil
@@ -378,10 +388,11 @@ func (p *plane) toOrigin() (authz.Grant, map[string]any) {
 func (p *plane) bootstrap(checkPort, checkSocket string) string {
 	var text strings.Builder
 	text.WriteString("static_resources:\n  listeners:\n")
-	for _, listener := range [][2]string{
-		{"alone", ""}, {"rbac", p.rbac()}, {"tcp", extAuthz("check-tcp")}, {"unix", extAuthz("check-unix")},
+	for _, listener := range [][3]string{
+		{"alone", "", "upstream"}, {"rbac", p.rbac(), "upstream"}, {"tcp", extAuthz("check-tcp"), "upstream"},
+		{"unix", extAuthz("check-unix"), "upstream"}, {"hop", extAuthz("check-unix"), "hop"},
 	} {
-		fmt.Fprintf(&text, `  - name: %s
+		fmt.Fprintf(&text, `  - name: %[1]s
     address: {socket_address: {address: 127.0.0.1, port_value: 0}}
     filter_chains:
     - filters:
@@ -395,19 +406,22 @@ func (p *plane) bootstrap(checkPort, checkSocket string) string {
           common_http_protocol_options: {headers_with_underscores_action: REJECT_REQUEST}
           route_config:
             virtual_hosts:
-            - {name: everywhere, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: upstream, timeout: 0s}}]}
+            - {name: everywhere, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: %[3]s, timeout: 0s}}]}
           http_filters:
-%s          - name: envoy.filters.http.router
+%[2]s          - name: envoy.filters.http.router
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
               suppress_envoy_headers: true
-`, listener[0], listener[1])
+`, listener[0], listener[1], listener[2])
 	}
 	fmt.Fprintf(&text, `  clusters:
   - name: upstream
     connect_timeout: 5s
     load_assignment: {cluster_name: upstream, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: %d}}}}]}]}
-`, p.port)
+  - name: hop
+    connect_timeout: 5s
+    load_assignment: {cluster_name: hop, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: %s}}}}]}]}
+`, p.port, strings.TrimPrefix(p.hop.address, "unix:"))
 	for name, address := range map[string]string{
 		"check-tcp": "socket_address: {address: 127.0.0.1, port_value: " + checkPort + "}", "check-unix": "pipe: {path: " + checkSocket + "}",
 	} {

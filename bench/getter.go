@@ -146,3 +146,24 @@ func plainOrigin(l net.Listener) error {
 		}()
 	}
 }
+
+// plainHop forwards every connection to an address, with as little work as a process
+// between two sockets can do: it is the floor of an egress socket.
+func plainHop(l net.Listener, address string) error {
+	for {
+		near, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		far, err := net.DialTimeout("tcp", address, 5*time.Second) //nolint:noctx // of this machine, bounded
+		if err != nil {
+			return errors.Join(err, near.Close())
+		}
+		pass := func(to, from net.Conn) {
+			_, _ = io.Copy(to, from)
+			_ = errors.Join(to.Close(), from.Close())
+		}
+		go pass(far, near)
+		go pass(near, far)
+	}
+}

@@ -28,7 +28,7 @@ func playRole(role string, args []string) error {
 		return workerMain()
 	case "loader":
 		return loaderMain()
-	case "plain-origin", "check-floor":
+	case "plain-origin", "check-floor", "hop":
 		return serveOn(role, args)
 	}
 	if len(args) != 3 {
@@ -64,7 +64,7 @@ func playRole(role string, args []string) error {
 }
 
 // serveOn is a role without TLS: NETWORK:ADDRESS, and of the floor of checks
-// before it the file of the site.
+// before it the file of the site, of a hop the address behind it.
 func serveOn(role string, args []string) error {
 	network, address, _ := strings.Cut(args[len(args)-1], ":")
 	l, err := (&net.ListenConfig{}).Listen(context.Background(), network, address)
@@ -72,8 +72,11 @@ func serveOn(role string, args []string) error {
 		return err
 	}
 	fmt.Printf("%s:%s\n", network, l.Addr())
-	if role == "plain-origin" {
+	switch role {
+	case "plain-origin":
 		return plainOrigin(l)
+	case "hop":
+		return plainHop(l, args[0])
 	}
 	return checkFloor(l, args[0])
 }

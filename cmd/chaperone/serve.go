@@ -36,7 +36,7 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			opts.Log, opts.SetLevel = log.Logger, log.follow
+			opts.Log, opts.SetLevel, opts.ReportDropped = log.Logger, log.follow, log.reportDropped
 			return c.serve(cmd.Context(), opts, tokenFile, lock)
 		},
 	})

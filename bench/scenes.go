@@ -305,7 +305,7 @@ func revokeScene(ctx context.Context, w *env) (*table, error) {
 	return t, nil
 }
 
-func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond)) }
 
 func (w *env) revokeOnce(ctx context.Context, s *sidecar, n int) (inside, outside time.Duration, err error) {
 	_, port, err := net.SplitHostPort(w.sink.address)

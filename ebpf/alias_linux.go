@@ -53,7 +53,7 @@ func (c *Confinement) listenHandler() func(process uint32, l sandbox.Listener) {
 func (c *Confinement) handleUnixListen(process uint32, l sandbox.Listener) {
 	c.followDirect(l)
 	if err := c.alias(process, l); err != nil {
-		c.sampledLog.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
+		c.config.Logger.Warn("own socket unreachable for the plugin", zap.String("path", l.Path), zap.Error(err))
 	}
 	if c.config.Listen.Unix == nil {
 		_ = l.File.Close() // it was only open to be looked at

@@ -13,7 +13,6 @@ import (
 
 	"github.com/cilium/ebpf/rlimit"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
@@ -67,7 +66,6 @@ type reports struct {
 	refusedCalls   atomic.Uint64
 	lostBefore     uint64             // refusals that were not described under an earlier sidecar
 	flushing       chan chan struct{} // see [Confinement.Flush]
-	sampledLog     *zap.Logger        // for events that the plugin causes
 }
 
 // socketScans is the search for sockets that the plugin holds and the programs do
@@ -112,7 +110,6 @@ func newConfinement(config Config, preloaded *Preloaded) (*Confinement, error) {
 		host:   host{own: !config.HostNetwork && config.CgroupPath == ""},
 		reports: reports{
 			denials: make(chan sandbox.Denial, denialsSize), flushing: make(chan chan struct{}),
-			sampledLog: sampledLogger(config.Logger),
 		},
 		socketScans: socketScans{scanSoon: make(chan struct{}, 1)},
 		lookSoon:    make(chan struct{}, 1),
@@ -138,14 +135,6 @@ func (c *Config) complete() error {
 		c.Logger = zap.NewNop()
 	}
 	return nil
-}
-
-// sampledLogger bounds what a plugin can write to a log: of one message the first ten
-// in a minute.
-func sampledLogger(log *zap.Logger) *zap.Logger {
-	return log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
-	}))
 }
 
 func (c *Confinement) build(preloaded *Preloaded) error {

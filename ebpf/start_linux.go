@@ -52,7 +52,7 @@ func (c *Confinement) processConfig(command sandbox.Command, selfTest uint) (san
 		Cgroup: c.group, Network: c.network, User: &c.user, Private: c.private(), SelfTest: selfTest,
 		UnixSockets: c.programs.unix != nil, ReportListen: c.reportsListen(), AllowAbstract: !c.own && c.programs.unix != nil,
 		Denied: c.recordDenial, ListenUnix: c.listenHandler(), ListenTCP: c.servingHandler(),
-		Reaper: c.config.Reaper, Logger: c.sampledLog,
+		Reaper: c.config.Reaper, Logger: c.config.Logger,
 	}
 	if !c.config.UnsafeSameUser {
 		config.Unreadable = c.config.Private

@@ -165,7 +165,8 @@ type Config struct {
 	// no other code in this program waits for processes.
 	Reaper *reaper.Reaper
 
-	// Logger is for the operator. Nil: silence.
+	// Logger is for the operator, and has to bound its lines: the plugin causes some.
+	// Nil: silence.
 	Logger *zap.Logger
 }
 

@@ -163,13 +163,11 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { s.policy.follow(ctx, s.policy.followKernel); return nil })
 	g.Go(func() error { s.policy.maintainTotals(ctx); return nil })
 	g.Go(func() error { s.journal.maintainCounts(ctx); return nil })
-	if s.cfg.ReportDropped != nil {
-		g.Go(func() error {
-			defer s.cfg.ReportDropped()
-			tick(ctx, time.Minute, s.cfg.ReportDropped)
-			return nil
-		})
-	}
+	g.Go(func() error {
+		defer s.sampler.report()
+		tick(ctx, time.Minute, s.sampler.report)
+		return nil
+	})
 	g.Go(func() error {
 		if err := s.reaper.Run(ctx); err != nil {
 			s.cfg.Log.Warn("orphan collection failed", zap.Error(err))

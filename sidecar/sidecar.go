@@ -40,10 +40,9 @@ type Config struct {
 	Token    authz.Secret    // proves the plugin while the kernel is off; run makes one if it is empty
 	Confine  bool            // the plugin is confined: by run, or by serve with a cgroup
 	External bool            // another process starts the plugin: serve
-	Log      *zap.Logger     // the operator's log; nil discards it
+	Log      *zap.Logger     // the operator's log, of which each message gets 30 lines a minute; nil discards it
 
 	SetLevel      func(configs.LogLevel)    // sets the level of log
-	ReportDropped func()                    // reports what log dropped, once a minute and at the end
 	StderrDropped func() uint64             // messages that standard error lost, for metrics
 	Refused       func(authz.Refusal)       // prints refusals
 	Acted         func(what, remedy string) // prints what a limit did to the plugin; nil: it is logged
@@ -58,6 +57,7 @@ type Sidecar struct {
 	name    authz.Principal // of the plugin
 	started time.Time
 	readied chan struct{} // closed once the sidecar is ready
+	sampler *logSampler   // of cfg.Log
 
 	metrics     *metrics
 	journal     *journal
@@ -116,6 +116,8 @@ func New(opts Config) (s *Sidecar, err error) {
 	if opts.Log == nil {
 		opts.Log = zap.NewNop()
 	}
+	log, sampler := sampleLog(opts.Log)
+	opts.Log = log
 	if opts.Notice == nil {
 		opts.Notice = func(string) {}
 	}
@@ -126,7 +128,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		opts.Token = newToken()
 	}
 	s = &Sidecar{
-		cfg: opts, name: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(), readied: make(chan struct{}),
+		cfg: opts, name: authz.Principal(cfg.Sidecar.Plugin), started: time.Now(), readied: make(chan struct{}), sampler: sampler,
 		metrics: newMetrics(), reaper: reaper.New(), credentials: &credentials{loginFailed: make(chan error, 1)},
 	}
 	s.journal = &journal{plugin: s.name, log: opts.Log}

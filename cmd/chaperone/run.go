@@ -52,7 +52,7 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 	printer := newRefusalPrinter(c.stderr)
 	sidecar.TuneGC()
 	s, err := sidecar.New(sidecar.Config{
-		Files: cfg, Version: buildVersion(), Confine: true, Log: log.Logger, SetLevel: log.follow, ReportDropped: log.reportDropped, StderrDropped: c.stderrDropped,
+		Files: cfg, Version: buildVersion(), Confine: true, Log: log.Logger, SetLevel: log.follow, StderrDropped: c.stderrDropped,
 		Refused: printer.print, Acted: printer.act, Event: printer.event, Notice: c.notice, RawMode: c.screen.raw.Store,
 	})
 	if err != nil {

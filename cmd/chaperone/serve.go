@@ -36,7 +36,7 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			opts.Log, opts.SetLevel, opts.ReportDropped = log.Logger, log.follow, log.reportDropped
+			opts.Log, opts.SetLevel = log.Logger, log.follow
 			return c.serve(cmd.Context(), opts, tokenFile, lock)
 		},
 	})

@@ -323,7 +323,13 @@ func OpenCgroup(path string) (*Cgroup, error) {
 
 // Set writes a value to one of the cgroup's files.
 func (g *Cgroup) Set(file, value string) error {
-	if err := os.WriteFile(filepath.Join(g.Path, file), []byte(value), 0); err != nil {
+	// Without O_CREAT, with which the kernel reports a missing file as EACCES.
+	f, err := os.OpenFile(filepath.Join(g.Path, file), os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(value)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: %w%s", file, err, delegationHint(err))
 	}
 	return nil
@@ -341,7 +347,12 @@ func (g *Cgroup) event(key string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read cgroup.events: %w", err)
 	}
-	for line := range strings.Lines(string(text)) {
+	return eventValue(string(text), key)
+}
+
+// eventValue returns one of the keys of cgroup.events.
+func eventValue(text, key string) (bool, error) {
+	for line := range strings.Lines(text) {
 		if value, ok := strings.CutPrefix(line, key+" "); ok {
 			return strings.TrimSpace(value) == "1", nil
 		}
@@ -364,17 +375,17 @@ func (g *Cgroup) Processes() int {
 
 // Kill ends every process in the cgroup and waits until there does not exist.
 func (g *Cgroup) Kill() error {
-	if populated, err := g.Populated(); err != nil || !populated {
-		return err
-	}
 	err := g.BeginKill()
+	if err == nil {
+		return g.AwaitEmpty(killTimeout)
+	}
+	if populated, perr := g.Populated(); perr != nil || !populated {
+		return perr
+	}
 	if errors.Is(err, fs.ErrNotExist) { // before Linux 5.14
 		return g.killEach()
 	}
-	if err != nil {
-		return err
-	}
-	return g.AwaitEmpty(killTimeout)
+	return err
 }
 
 // BeginKill has the kernel end every process in the cgroup, and does not wait
@@ -438,29 +449,34 @@ func (g *Cgroup) Freeze(on bool) error {
 	return g.Set("cgroup.freeze", value)
 }
 
-// AwaitEmpty waits until no process lives in the cgroup. The kernel reports
-// each change of cgroup.events as POLLPRI.
+// AwaitEmpty waits until no process lives in the cgroup. The kernel reports each
+// change of cgroup.events as POLLPRI, on a descriptor that has read the file since
+// the change before.
 func (g *Cgroup) AwaitEmpty(timeout time.Duration) error {
-	events, err := os.Open(filepath.Join(g.Path, "cgroup.events"))
+	events, err := unix.Open(filepath.Join(g.Path, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open cgroup.events: %w", err)
+		return fmt.Errorf("open cgroup.events of %s: %w", g.Path, err)
 	}
-	defer func() { _ = events.Close() }()
+	defer func() { _ = unix.Close(events) }()
 	deadline := time.Now().Add(timeout)
+	text := make([]byte, 256)
 	for {
-		populated, err := g.Populated()
-		if err != nil || !populated {
+		n, err := unix.Pread(events, text, 0)
+		if errors.Is(err, unix.ENODEV) { // removed, and so empty
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read cgroup.events of %s: %w", g.Path, err)
+		}
+		if populated, err := eventValue(string(text[:n]), "populated"); err != nil || !populated {
 			return err
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
 			return fmt.Errorf("wait for cgroup %s to empty: processes still live after %v", g.Path, timeout)
 		}
-		// A change between the look above and the poll is not missed for
-		// longer than a tenth of a second.
-		wait := min(left, 100*time.Millisecond)
-		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
-		if _, err := unix.Poll(poll, int(wait.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+		poll := []unix.PollFd{{Fd: int32(events), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll cgroup.events: %w", err)
 		}
 	}

@@ -1,8 +1,16 @@
 package sandbox
 
 import (
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestHierarchy(t *testing.T) {
@@ -49,4 +57,55 @@ func FuzzHierarchy(f *testing.F) {
 			t.Errorf("%q is outside", path)
 		}
 	})
+}
+
+// TestAwaitEmptySleeps waits while a process lives, after the file has changed: the
+// wait costs no CPU time, which the processes that a kill ends need, and it ends
+// with the process.
+func TestAwaitEmptySleeps(t *testing.T) {
+	needKernel(t)
+	h, err := mountedHierarchy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := MakeCgroup(h, "chaperone-test-await-"+strconv.Itoa(os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(group.Kill(), group.Remove(), group.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	cmd := exec.Command("sleep", "600")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Dir.Fd()), Pdeathsig: syscall.SIGKILL}
+	// The parent of Pdeathsig is the thread.
+	err = OnThread(func() (bool, error) {
+		if err := cmd.Start(); err != nil {
+			return true, err
+		}
+		const wait = 500 * time.Millisecond
+		before := threadCPU()
+		if err := group.AwaitEmpty(wait); err == nil {
+			t.Error("a cgroup with a process is empty")
+		}
+		if cost := threadCPU() - before; cost > wait/10 {
+			t.Errorf("a wait of %v took %v of CPU time", wait, cost)
+		}
+		if err := group.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // killed
+		return true, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// threadCPU is the CPU time of the calling thread.
+func threadCPU() time.Duration {
+	var spec unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &spec) // every Linux has it
+	return time.Duration(spec.Nano())
 }

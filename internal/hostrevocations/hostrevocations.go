@@ -108,7 +108,8 @@ func (s State) Find(id string) (authz.Revocation, bool) {
 // Store is the file, or one in each of several folders: what is read is all of
 // them together, what is written is written to the first that takes it.
 type Store struct {
-	dirs []string
+	dirs  []string
+	files atomicfile.FS // nil: the system's
 }
 
 // New returns the store in the folders, the preferred one first. It opens nothing.
@@ -205,7 +206,7 @@ func decode(data []byte) (State, error) {
 func (s *Store) Revoke(r authz.Revocation) (path string, err error) {
 	var errs []error
 	for _, dir := range s.dirs {
-		err := change(dir, true, func(state *State) bool {
+		err := s.change(dir, true, func(state *State) bool {
 			if len(state.Revocations) >= maxRevocations {
 				return false
 			}
@@ -224,7 +225,7 @@ func (s *Store) Revoke(r authz.Revocation) (path string, err error) {
 func (s *Store) Restore(restored ...Restoration) error {
 	var errs []error
 	for _, dir := range s.dirs {
-		errs = append(errs, change(dir, false, func(state *State) bool { return state.restore(restored) }))
+		errs = append(errs, s.change(dir, false, func(state *State) bool { return state.restore(restored) }))
 	}
 	return errors.Join(errs...)
 }
@@ -253,7 +254,7 @@ var errNotTaken = errors.New("there are too many revocations; restore some")
 
 // change rewrites the file in a folder under its lock. If create is not set, a
 // folder without a file is left as it is.
-func change(dir string, create bool, edit func(*State) bool) (err error) {
+func (s *Store) change(dir string, create bool, edit func(*State) bool) (err error) {
 	path := filepath.Join(dir, FileName)
 	defer func() {
 		if err != nil {
@@ -283,7 +284,7 @@ func change(dir string, create bool, edit func(*State) bool) (err error) {
 	})
 	switch {
 	case edit(&state):
-		return replace(path, file{fileVersion, state})
+		return s.replace(path, file{fileVersion, state})
 	case create:
 		return errNotTaken
 	}
@@ -311,7 +312,7 @@ func lock(path string) (*unixsock.FileLock, error) {
 }
 
 // replace writes the file; a power cut leaves the old one or the new one.
-func replace(path string, value any) error {
+func (s *Store) replace(path string, value any) error {
 	data, err := json.MarshalIndent(value, "", " ")
 	if err != nil {
 		return err
@@ -319,5 +320,5 @@ func replace(path string, value any) error {
 	if len(data) >= maxFile {
 		return errNotTaken
 	}
-	return atomicfile.Write(path, append(data, '\n'), 0o600)
+	return atomicfile.WriteFS(s.files, path, append(data, '\n'), 0o600)
 }

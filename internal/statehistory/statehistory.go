@@ -90,8 +90,9 @@ func revocations(n int) string {
 // lock. It is safe for concurrent use.
 type History struct {
 	dir, plugin string
-	path        string // of the memory; "" without one
-	Unkept      error  // why nothing is remembered outside; nil: it is
+	path        string        // of the memory; "" without one
+	Unkept      error         // why nothing is remembered outside; nil: it is
+	files       atomicfile.FS // nil: the system's
 
 	mu   sync.Mutex
 	mark mark
@@ -231,7 +232,7 @@ func (h *History) advance(revocations int, files []string) error {
 			next.Files = append(next.Files, name)
 		}
 	}
-	unmarked := write(filepath.Join(h.dir, MarkName), next)
+	unmarked := h.write(filepath.Join(h.dir, MarkName), next)
 	if unmarked != nil {
 		unmarked = fmt.Errorf("write state history: %w", unmarked)
 	}
@@ -241,7 +242,7 @@ func (h *History) advance(revocations int, files []string) error {
 	}
 	// Also where the mark could not be written: a directory that was moved away, and
 	// is moved back once a revocation could not be written into it, is then behind.
-	err := write(h.path, memory{
+	err := h.write(h.path, memory{
 		Version: fileVersion, StateDir: h.dir, Plugin: h.plugin, ID: next.ID, Changes: next.Changes,
 		Revocations: revocations, At: time.Now().UTC().Truncate(time.Second),
 	})
@@ -321,10 +322,10 @@ func read(path string, value any) error {
 }
 
 // write replaces a file; a power cut leaves the old one or the new one.
-func write(path string, value any) error {
+func (h *History) write(path string, value any) error {
 	data, err := json.MarshalIndent(value, "", " ")
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(path, append(data, '\n'), 0o600)
+	return atomicfile.WriteFS(h.files, path, append(data, '\n'), 0o600)
 }

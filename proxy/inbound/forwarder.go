@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -84,7 +83,9 @@ type Config struct {
 	SaveSockets func(paths []string) error
 	// Drain is how long open connections may go on after Run's context has ended.
 	Drain time.Duration
-	Log   *zap.Logger
+	// Log is for the operator, and has to bound its lines: the plugin and its clients
+	// cause some.
+	Log *zap.Logger
 }
 
 // Forwarder forwards ports of the host's loopback into the plugin's own network
@@ -127,7 +128,6 @@ func New(cfg Config) *Forwarder {
 	if cfg.Passed == nil {
 		cfg.Passed = func(Service, string, uint64) {}
 	}
-	cfg.Log = sampled(cfg.Log)
 	return &Forwarder{
 		Config: cfg, dialing: make(chan struct{}, maxDials), live: map[*connection]struct{}{},
 		expected: map[uint16]time.Time{}, arrivals: make(chan *hostSocket), done: make(chan struct{}),
@@ -145,14 +145,6 @@ func (in *Forwarder) Ports() []net.Addr {
 		addrs[i] = d.Addr()
 	}
 	return addrs
-}
-
-// sampled bounds what the plugin and its clients can write to a log: of one
-// message the first ten in a minute.
-func sampled(log *zap.Logger) *zap.Logger {
-	return log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
-	}))
 }
 
 // Listen binds the ports on the host's loopback; run listens on them while the

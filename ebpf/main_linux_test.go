@@ -23,8 +23,8 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if os.Args[0] == fencerName {
-		if err := runFencer(os.Args[1:]); err != nil {
+	if os.Args[0] == parentName {
+		if err := runParent(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -38,7 +38,7 @@ func plugin(args []string) error {
 		"flood":     flood,
 		"worker":    work,
 		"daemon":    leaveDaemon,
-		"fence":     tryFence,
+		"rootless":  tryRootless,
 		"storm":     storm,
 		"tunnel":    tunnel,
 		"probe":     probe,
@@ -808,8 +808,8 @@ func leaveDaemon(args []string) error {
 	return err
 }
 
-// tryFence tries to make a rootless sandbox, and returns the name of the error.
-func tryFence([]string) error {
+// tryRootless tries to make a rootless sandbox, and returns the name of the error.
+func tryRootless([]string) error {
 	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Proxy: []string{"127.0.0.1:0"}})
 	if err == nil {
 		return f.Close()

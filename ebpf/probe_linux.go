@@ -195,7 +195,7 @@ func (p *prober) rootless(dir string) {
 		err = f.Close()
 	}
 	p.add(Finding{
-		Name: "fence", Lost: "a network of the plugin's own where the kernel is off: it gets proxy variables, and nothing keeps it to them",
+		Name: "rootless sandbox", Lost: "a network of the plugin's own where the kernel is off: it gets proxy variables, and nothing keeps it to them",
 		Remedy: "permit user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
 	}, err)
 }

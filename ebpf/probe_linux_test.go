@@ -18,7 +18,7 @@ func TestProbe(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"cgroup v2", "BPF file system", "Unix socket hooks", "kernel programs", "network namespace", "process scope", "fence",
+		"cgroup v2", "BPF file system", "Unix socket hooks", "kernel programs", "network namespace", "process scope", "rootless sandbox",
 		"self-test", "system calls and processes counted", "foreign sockets ended", "Unix sockets allowed by name", "limit on connections",
 		"limit on sentBytes", "limit on receivedBytes", "limit on syscalls", "limit on processes", "escapes ended", "file rules",
 		"process ids", "processes identified", "programs identified", "holders of foreign sockets ended",

@@ -21,23 +21,23 @@ import (
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
 )
 
-// fencerName as argv[0] makes the test binary the sidecar of a rootless sandbox.
-const fencerName = "chaperone-test-fencer"
+// parentName as argv[0] makes the test binary the sidecar of a rootless sandbox.
+const parentName = "chaperone-test-rootless"
 
 // The user nobody is an ordinary one.
 const nobody = 65534
 
-// fenced is what a fencer writes first.
-type fenced struct {
+// parentReport is what a parent writes first.
+type parentReport struct {
 	Err       string
 	PID       int
 	Addresses []string
 	Denials   int
 }
 
-// fencer makes a rootless sandbox and starts the test binary in it, which has its standard
+// rootlessParent makes a rootless sandbox and starts the test binary in it, which has its standard
 // input and output; on standard error it reports what it made.
-func fencer(private []string, args ...string) error {
+func rootlessParent(private []string, args ...string) error {
 	say := json.NewEncoder(os.Stderr)
 	denials := make(chan sandbox.Denial, 100)
 	f, err := sandbox.NewRootless(sandbox.RootlessConfig{
@@ -45,10 +45,10 @@ func fencer(private []string, args ...string) error {
 		Denied: func(d sandbox.Denial) { denials <- d },
 	})
 	if err != nil {
-		return say.Encode(fenced{Err: err.Error()})
+		return say.Encode(parentReport{Err: err.Error()})
 	}
 	defer f.Close()
-	made := fenced{}
+	made := parentReport{}
 	for _, l := range f.Listeners() {
 		made.Addresses = append(made.Addresses, l.Addr().String())
 		go func() {
@@ -66,7 +66,7 @@ func fencer(private []string, args ...string) error {
 		Path: "/proc/self/exe", Args: append([]string{pluginName}, args...), Env: pluginEnv(), Stdin: os.Stdin, Stdout: os.Stdout,
 	})
 	if err != nil {
-		return say.Encode(fenced{Err: err.Error()})
+		return say.Encode(parentReport{Err: err.Error()})
 	}
 	made.PID = p.PID()
 	if err := say.Encode(made); err != nil {
@@ -76,24 +76,24 @@ func fencer(private []string, args ...string) error {
 	if err != nil {
 		return err
 	}
-	if err := say.Encode(fenced{Denials: len(denials)}); err != nil {
+	if err := say.Encode(parentReport{Denials: len(denials)}); err != nil {
 		return err
 	}
 	os.Exit(status)
 	return nil
 }
 
-// runFencer is main's part: the private paths, then the plugin's arguments.
-func runFencer(args []string) error {
+// runParent is main's part: the private paths, then the plugin's arguments.
+func runParent(args []string) error {
 	var private []string
 	if err := json.Unmarshal([]byte(args[0]), &private); err != nil {
 		return err
 	}
-	return fencer(private, args[1:]...)
+	return rootlessParent(private, args[1:]...)
 }
 
-// startFencer runs a fencer as an ordinary user.
-func startFencer(t *testing.T, private []string, args ...string) (cmd *exec.Cmd, stdin io.WriteCloser, stdout *bufio.Scanner, said *json.Decoder) {
+// startParent runs a parent as an ordinary user.
+func startParent(t *testing.T, private []string, args ...string) (cmd *exec.Cmd, stdin io.WriteCloser, stdout *bufio.Scanner, said *json.Decoder) {
 	t.Helper()
 	needKernel(t)
 	list, err := json.Marshal(private)
@@ -101,7 +101,7 @@ func startFencer(t *testing.T, private []string, args ...string) (cmd *exec.Cmd,
 		t.Fatal(err)
 	}
 	cmd = exec.Command("/proc/self/exe", append([]string{string(list)}, args...)...)
-	cmd.Args[0] = fencerName
+	cmd.Args[0] = parentName
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	if stdin, err = cmd.StdinPipe(); err != nil {
@@ -122,14 +122,14 @@ func startFencer(t *testing.T, private []string, args ...string) (cmd *exec.Cmd,
 	return cmd, stdin, bufio.NewScanner(out), json.NewDecoder(errs)
 }
 
-func TestFence(t *testing.T) {
+func TestRootless(t *testing.T) {
 	dir := publicDir(t)
 	secret, state := filepath.Join(dir, "secret-id"), mkdir(t, dir, "state")
 	if err := errors.Join(os.WriteFile(secret, []byte("s3cret"), 0o600), os.WriteFile(state+"/audit", []byte("s3cret"), 0o600),
 		os.Chown(secret, nobody, nobody), os.Chown(state, nobody, nobody), os.Chown(state+"/audit", nobody, nobody)); err != nil {
 		t.Fatal(err)
 	}
-	abstract := fmt.Sprintf("@chaperone-test-fence-%d", os.Getpid())
+	abstract := fmt.Sprintf("@chaperone-test-rootless-%d", os.Getpid())
 	serveUnix(t, "unix", abstract)
 	serveUnix(t, "unix", filepath.Join(dir, "docker.sock"))
 	host, err := net.Listen("tcp", "127.0.0.1:0")
@@ -137,8 +137,8 @@ func TestFence(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer host.Close()
-	cmd, stdin, stdout, said := startFencer(t, []string{secret, state}, "tries")
-	var made, after fenced
+	cmd, stdin, stdout, said := startParent(t, []string{secret, state}, "tries")
+	var made, after parentReport
 	if err := said.Decode(&made); err != nil || made.Err != "" {
 		t.Fatalf("%v %s", err, made.Err)
 	}
@@ -205,13 +205,13 @@ func TestFence(t *testing.T) {
 }
 
 // The plugin in a rootless sandbox has no privilege and no way up.
-func TestFencePrivileges(t *testing.T) {
-	cmd, _, stdout, said := startFencer(t, nil, "status")
+func TestRootlessPrivileges(t *testing.T) {
+	cmd, _, stdout, said := startParent(t, nil, "status")
 	var out strings.Builder
 	for stdout.Scan() {
 		fmt.Fprintln(&out, stdout.Text())
 	}
-	var made fenced
+	var made parentReport
 	if err := said.Decode(&made); err != nil || made.Err != "" {
 		t.Fatalf("%v %s", err, made.Err)
 	}
@@ -238,12 +238,12 @@ func TestFencePrivileges(t *testing.T) {
 
 // A process that a plugin leaves in the background ends with it, and with a sidecar that
 // is killed.
-func TestFenceEndsEverything(t *testing.T) {
+func TestRootlessEndsEverything(t *testing.T) {
 	for _, how := range []string{"by itself", "with its sidecar"} {
 		t.Run(how, func(t *testing.T) {
 			marker := fmt.Sprintf("86%07d", os.Getpid()%1e7)
-			cmd, stdin, stdout, said := startFencer(t, nil, "daemon", marker)
-			var made fenced
+			cmd, stdin, stdout, said := startParent(t, nil, "daemon", marker)
+			var made parentReport
 			if err := said.Decode(&made); err != nil || made.Err != "" {
 				t.Fatalf("%v %s", err, made.Err)
 			}
@@ -278,8 +278,8 @@ func sleeping(marker string) int {
 	return n
 }
 
-// newFence makes one as root, for a user that nobody has.
-func newFence(t *testing.T) *sandbox.Rootless {
+// newRootless makes one as root, for a user that nobody has.
+func newRootless(t *testing.T) *sandbox.Rootless {
 	t.Helper()
 	needKernel(t)
 	f, err := sandbox.NewRootless(sandbox.RootlessConfig{Plugin: "test", Proxy: []string{"127.0.0.1:0"}})
@@ -297,8 +297,8 @@ func newFence(t *testing.T) *sandbox.Rootless {
 	return f
 }
 
-func TestFenceStart(t *testing.T) {
-	f := newFence(t)
+func TestRootlessStart(t *testing.T) {
+	f := newRootless(t)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -345,8 +345,8 @@ func TestFenceStart(t *testing.T) {
 	}
 }
 
-func TestFenceSignalsAndKill(t *testing.T) {
-	f := newFence(t)
+func TestRootlessSignalsAndKill(t *testing.T) {
+	f := newRootless(t)
 	p, err := f.Start(sandbox.Command{Args: []string{"sleep", "1000"}, Env: pluginEnv()})
 	if err != nil {
 		t.Fatal(err)
@@ -380,8 +380,8 @@ func TestFenceSignalsAndKill(t *testing.T) {
 }
 
 // A port that the plugin serves is reached from outside.
-func TestFenceDial(t *testing.T) {
-	f := newFence(t)
+func TestRootlessDial(t *testing.T) {
+	f := newRootless(t)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -419,9 +419,9 @@ c, _ = l.accept(); c.sendall(b"served"); c.close()`}})
 
 // Where no sandbox can be made, the error reports it: in a confinement, whose
 // filter refuses namespaces.
-func TestNoFence(t *testing.T) {
+func TestNoRootless(t *testing.T) {
 	r := newHarness(t, nil)
-	got := r.ok(r.run("fence"))
+	got := r.ok(r.run("rootless"))
 	if !strings.HasPrefix(got, "true ") || !strings.Contains(got, "user namespaces are refused") {
 		t.Errorf("got %q", got)
 	}

@@ -202,7 +202,7 @@ func (s *Sidecar) kernelStatus() admin.Kernel {
 			out.Detail = "this kernel has no hook for Unix sockets: all but pairs are refused"
 		}
 	case confined && out.Detail == "":
-		out.Detail = "fenced in without the kernel half: see the warnings"
+		out.Detail = "confined without the kernel half: see the warnings"
 	case s.kernel.setting == configs.KernelOff:
 		out.Detail = "the plugin is not confined: its environment points it to the proxy, and it can bypass that"
 	case out.Detail == "":

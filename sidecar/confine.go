@@ -88,14 +88,14 @@ func (s *Sidecar) makeRootless(spec *configs.Sidecar) error {
 		s.kernel.limitations = unconfinedLimitations(errors.New("process.network is host"))
 		return nil
 	}
-	fence, err := sandbox.NewRootless(sandbox.RootlessConfig{
+	rootless, err := sandbox.NewRootless(sandbox.RootlessConfig{
 		Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{spec.Listen.Proxy.Addr}, User: string(spec.Process.User),
-		Serve: spec.Process.Ports(), Private: hiddenFiles(s.policy.config.Load()), Denied: s.telemetry.denied, Reaper: s.reaper, Logger: s.cfg.Log.Named("fence"),
+		Serve: spec.Process.Ports(), Private: hiddenFiles(s.policy.config.Load()), Denied: s.telemetry.denied, Reaper: s.reaper, Logger: s.cfg.Log.Named("sandbox"),
 	})
 	switch {
 	case err == nil:
-		s.confinement = rootlessConfinement{Rootless: fence}
-		s.kernel.limitations = fence.Limits()
+		s.confinement = rootlessConfinement{Rootless: rootless}
+		s.kernel.limitations = rootless.Limits()
 		if w := canEditOwnGrant(s.policy.config.Load(), os.Getuid(), os.Getgid()); w != "" {
 			s.kernel.limitations = append(s.kernel.limitations, w+" (they are hidden by name: who may rename or replace them, or the folders above, undoes that)")
 		}
@@ -104,7 +104,7 @@ func (s *Sidecar) makeRootless(spec *configs.Sidecar) error {
 		s.kernel.limitations = unconfinedLimitations(err)
 		return nil
 	}
-	return unknownUser(spec, fmt.Errorf("fence the plugin in: %w", err))
+	return unknownUser(spec, fmt.Errorf("make rootless sandbox: %w", err))
 }
 
 // unknownUser returns which field names a user that the host does not have.

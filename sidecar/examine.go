@@ -29,26 +29,26 @@ type Finding struct {
 	Remedy   string `json:"remedy,omitempty"`
 }
 
-// checkFence tries how run confines a plugin while the kernel half is off, and
+// checkRootless tries how run confines a plugin while the kernel half is off, and
 // reports the limitations.
-func checkFence(spec *configs.Sidecar) Finding {
+func checkRootless(spec *configs.Sidecar) Finding {
 	out := Finding{Name: "kernel: off", Category: "kernel", Code: "kernel.off", Remedy: "say kernel: required"}
 	if spec.Process.Network == configs.NetworkHost {
 		out.Problem = "the plugin is not confined: process.network is host"
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
 		return out
 	}
-	fence, err := sandbox.NewRootless(sandbox.RootlessConfig{Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{"127.0.0.1:0"}, User: string(spec.Process.User)})
+	rootless, err := sandbox.NewRootless(sandbox.RootlessConfig{Plugin: spec.Plugin, StateDir: AbsPath(spec.StateDir), Proxy: []string{"127.0.0.1:0"}, User: string(spec.Process.User)})
 	if err != nil {
 		out.Problem = "the plugin is not confined: " + err.Error()
 		out.Lost = "mediation, identity, and limits on connections, bytes, system calls and processes"
 		return out
 	}
-	out.Problem, out.Lost = "the plugin is fenced in without the kernel half", strings.Join(fence.Limits(), "; ")
-	for _, l := range fence.Listeners() {
+	out.Problem, out.Lost = "the plugin is confined without the kernel half", strings.Join(rootless.Limits(), "; ")
+	for _, l := range rootless.Listeners() {
 		err = errors.Join(err, l.Close())
 	}
-	if err := errors.Join(err, fence.Close()); err != nil {
+	if err := errors.Join(err, rootless.Close()); err != nil {
 		out.Problem += "; " + err.Error()
 	}
 	return out
@@ -80,7 +80,7 @@ func plainName(name string) string {
 		return name + " (keeps the plugin shut in after its sidecar was killed)"
 	case "process scope":
 		return name + " (the plugin cannot signal other processes of its user)"
-	case "fence":
+	case "rootless sandbox":
 		return name + " (a network of the plugin's own while the kernel half is off)"
 	case "file rules":
 		return name + " (process.files)"
@@ -168,7 +168,7 @@ func Examine(ctx context.Context, e Examination) []Finding {
 			out = append(out, fromKernel(f, required))
 		}
 	} else {
-		out = append(out, checkFence(&cfg.Sidecar))
+		out = append(out, checkRootless(&cfg.Sidecar))
 	}
 	out = append(out, checkClock(time.Now()))
 	if cfg == nil {

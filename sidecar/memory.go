@@ -82,7 +82,7 @@ func releaseStartupPages() {
 
 // HideMemory keeps what is in the sidecar's memory there: no other process of
 // its user looks into it (ptrace(2), process_vm_readv(2), /proc/PID/mem), and no
-// core is dumped. It comes after the parts are made: the fence maps the plugin's
+// core is dumped. It comes after the parts are made: the rootless sandbox maps the plugin's
 // user by files of /proc that belong to root from here on (prctl(2),
 // PR_SET_DUMPABLE). locked also keeps it from being swapped out.
 func HideMemory(locked bool) error {

@@ -138,7 +138,7 @@ func TestRunReapsOrphans(t *testing.T) {
 	for name, spec := range map[string]string{
 		"view own":     "  kernel: required\n",
 		"view host":    "  kernel: required\n  process: {view: host}\n",
-		"fence":        "  kernel: \"off\"\n",
+		"rootless":     "  kernel: \"off\"\n",
 		"nothing":      "  kernel: \"off\"\n  process: {network: host}\n",
 		"host network": "  kernel: required\n  process: {view: host, network: host}\n",
 	} {

@@ -13,9 +13,9 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
-// TestRunFence checks what holds a plugin while the kernel half is off: it
+// TestRunRootless checks what holds a plugin while the kernel half is off: it
 // reaches the sidecar and nothing else, and what is missing is printed.
-func TestRunFence(t *testing.T) {
+func TestRunRootless(t *testing.T) {
 	w := newEnv(t, "off", "")
 	past := w.API.URL("localhost", "/open")
 	r := w.Run("sh", "-c", fmt.Sprintf(`curl -sS -o /dev/null -w '%%{http_code}\n' %s
@@ -31,8 +31,8 @@ cat %s; ls %s`, w.URL("/v1/forecast"), past, w.File("secret-id"), w.File("state"
 	scenario.Contains(t, w.audit(), "confined without the kernel half")
 }
 
-// TestRunFenceRelative hides the sidecar's own files however they are named.
-func TestRunFenceRelative(t *testing.T) {
+// TestRunRootlessRelative hides the sidecar's own files however they are named.
+func TestRunRootlessRelative(t *testing.T) {
 	w := newEnv(t, "off", "")
 	cmd := w.Command("run", "--config", "sidecar.yaml", "--", "sh", "-c", "cat secret-id; ls state; echo end")
 	cmd.Dir = w.Dir
@@ -45,8 +45,8 @@ func TestRunFenceRelative(t *testing.T) {
 	}
 }
 
-// TestRunFenceHalt ends a plugin behind the fence, and one that nothing holds.
-func TestRunFenceHalt(t *testing.T) {
+// TestRunRootlessHalt ends a plugin in the rootless sandbox, and one that nothing holds.
+func TestRunRootlessHalt(t *testing.T) {
 	for _, network := range []string{"own", "host"} {
 		t.Run("network "+network, func(t *testing.T) {
 			w := newEnv(t, "off", "")
@@ -66,8 +66,8 @@ func TestRunFenceHalt(t *testing.T) {
 	}
 }
 
-// TestRunFenceListen reaches a plugin behind the fence.
-func TestRunFenceListen(t *testing.T) {
+// TestRunRootlessListen reaches a plugin in the rootless sandbox.
+func TestRunRootlessListen(t *testing.T) {
 	w := newEnv(t, "off", "")
 	port := testenv.FreePort(t)
 	w.spec(fmt.Sprintf("  process: {listen: [%d]}\n", port))
@@ -85,8 +85,8 @@ func TestRunFenceListen(t *testing.T) {
 	scenario.Contains(t, body, "Directory listing")
 }
 
-// TestRunFenceFiles starts nothing where what is stated cannot be kept.
-func TestRunFenceFiles(t *testing.T) {
+// TestRunRootlessFiles starts nothing where what is stated cannot be kept.
+func TestRunRootlessFiles(t *testing.T) {
 	w := newEnv(t, "off", "")
 	w.spec("  process: {network: host, files: {read: [/usr]}}\n")
 	r := w.Run("true")

@@ -144,7 +144,7 @@ func everywhere(t *testing.T, extra string, test func(t *testing.T, w *env)) {
 	for _, c := range []struct{ name, kernel, process string }{
 		{"view", "required", ""},
 		{"host's view", "required", "  process: {view: host}\n"},
-		{"fence", "off", ""},
+		{"rootless", "off", ""},
 		{"unconfined", "off", "  process: {network: host}\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

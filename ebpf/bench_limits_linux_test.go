@@ -185,7 +185,7 @@ func bench(b *testing.B) (c *Confinement, outside, inside worker) {
 // counter: the floor of what any counter costs.
 func attachEmpty(b *testing.B) io.Closer {
 	b.Helper()
-	l, err := attachEmptyTrace()
+	l, err := AttachEmptyTrace()
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func attachEmpty(b *testing.B) io.Closer {
 // place of the counter are the floor.
 func BenchmarkSyscall(b *testing.B) {
 	c, outside, inside := bench(b)
-	limit := []Limit{{Name: "bench", Kind: LimitSyscalls, Count: 1 << 40, Period: time.Second}}
+	limit := []Limit{{Name: "bench", Kind: LimitSyscalls, Count: 1 << 40, Period: time.Second, Exact: true}}
 	variants := []struct {
 		name   string
 		who    worker

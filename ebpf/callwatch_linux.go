@@ -51,6 +51,8 @@ type callWatch struct {
 	armed    bool          // the kernel's timer is
 	hold     time.Time     // until when the counter stays on
 	overdue  uint64        // as far as it was logged
+	plain    time.Duration // the fastest call while the counter was off; 0: not measured
+	traced   time.Duration // the same while it was attached
 	looks    atomic.Uint64 // how often the CPU time was read
 }
 
@@ -79,7 +81,7 @@ func (w *collection) loadCallWatch(dir string, group *sandbox.Cgroup, own bool) 
 	}
 	w.watch = &callWatch{programs: programs, memory: memory, state: (*callwatchUncountedCalls)(unsafe.Pointer(&memory[0]))} //nolint:gosec // the map's value, page aligned
 	w.watch.overdue = atomic.LoadUint64(&w.watch.state.Overdue)
-	w.watch.measure()
+	w.watch.measure(w.counter != nil)
 	w.watch.tick, err = schedulerTick()
 	return err
 }
@@ -114,8 +116,15 @@ func schedulerTick() (time.Duration, error) {
 
 // measure measures how much CPU time a call takes at least. It is repeated with each
 // look: the frequency of the processor changes.
-func (w *callWatch) measure() {
-	cost := max(min(fastestCall()/callMargin, maxCallCost), 1)
+func (w *callWatch) measure(traced bool) {
+	call, seen := fastestCall(), &w.plain
+	if traced {
+		seen = &w.traced
+	}
+	if *seen == 0 || call < *seen {
+		*seen = call
+	}
+	cost := max(min(call/callMargin, maxCallCost), 1)
 	if before := atomic.LoadUint64(&w.state.Cost); before == 0 || uint64(cost) < before {
 		atomic.StoreUint64(&w.state.Cost, uint64(cost))
 	}
@@ -144,6 +153,14 @@ func (w *callWatch) leastCost() time.Duration {
 		return 0
 	}
 	return time.Duration(atomic.LoadUint64(&w.state.Cost))
+}
+
+// traceCost is how much longer a call takes while the counter is attached; 0: not measured.
+func (w *callWatch) traceCost() time.Duration {
+	if w == nil || w.plain == 0 || w.traced == 0 {
+		return 0
+	}
+	return max(w.traced-w.plain, 0)
 }
 
 // in is how many calls fit into some CPU time.
@@ -216,11 +233,11 @@ func (c *Confinement) look() (next time.Duration, err error) {
 	if !c.attached {
 		return maxLook, nil
 	}
-	if !w.limits.hasKind(LimitSyscalls) {
+	if !w.limits.limitsCalls() {
 		atomic.StoreUint64(&w.watch.state.Open, 0)
 		return 0, w.watch.arm(0)
 	}
-	w.watch.measure()
+	w.watch.measure(w.counter != nil)
 	defer w.watch.looks.Add(1)
 	used, err := c.group.CPUTime()
 	if err != nil {
@@ -289,7 +306,7 @@ func (c *Confinement) countBeforeLeaving() error {
 	}
 	c.mu.Lock()
 	w := c.programs
-	off := !c.closed && c.attached && w.watch != nil && w.counter == nil && w.limits.hasKind(LimitSyscalls)
+	off := !c.closed && c.attached && w.watch != nil && w.counter == nil && w.limits.limitsCalls()
 	if !off {
 		c.mu.Unlock()
 		return nil

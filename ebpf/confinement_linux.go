@@ -372,7 +372,7 @@ func (c *Confinement) Info() Info {
 	return Info{
 		Cgroup: c.group.Path, Pins: c.pinDir, OwnNetwork: c.own,
 		UID: c.user.UID, GID: c.user.GID, SameUser: c.user.Same,
-		CallCost:  c.programs.watch.leastCost(),
+		CallCost: c.programs.watch.leastCost(), TraceCost: c.programs.watch.traceCost(),
 		UnixHooks: c.programs.unix != nil, View: c.hasView(), Scope: sandbox.SupportsScope(), Syscalls: c.programs.counter != nil, Programs: c.programs.names(),
 	}
 }

@@ -288,9 +288,9 @@ func (l *limitTable) close() error {
 	return errors.Join(errs...)
 }
 
-// has reports whether a limit on something is in force.
-func (l *limitTable) hasKind(kind LimitKind) bool {
-	return slices.ContainsFunc(l.inForce, func(p placedLimit) bool { return p.kind == kind })
+// limitsCalls reports whether a limit on system calls is in force.
+func (l *limitTable) limitsCalls() bool {
+	return slices.ContainsFunc(l.inForce, func(p placedLimit) bool { return p.kind == LimitSyscalls })
 }
 
 func (l *limitTable) readControl() (hooksControl, error) {

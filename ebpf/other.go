@@ -4,6 +4,7 @@ package ebpf
 
 import (
 	"context"
+	"io"
 	"net"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
@@ -123,6 +124,9 @@ func (*Confinement) Listening() (map[uint16]bool, error) { return nil, sandbox.E
 
 // Flush does nothing.
 func (*Confinement) Flush(context.Context) {}
+
+// AttachEmptyTrace returns [sandbox.ErrUnsupported].
+func AttachEmptyTrace() (io.Closer, error) { return nil, sandbox.ErrUnsupported }
 
 // UsedBefore returns no usage.
 func (*Confinement) UsedBefore(Limit) (LimitUsage, bool) { return LimitUsage{}, false }

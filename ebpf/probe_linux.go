@@ -2,9 +2,11 @@ package ebpf
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -48,6 +50,7 @@ func Probe() []Finding {
 	if p.group != nil {
 		p.clean()
 	}
+	p.callWatch()
 	p.namespace()
 	p.scope()
 	p.rootless(dir)
@@ -146,6 +149,37 @@ func (p *prober) one(spec *ebpf.CollectionSpec, name string) {
 		}
 	}
 	p.add(f, err)
+}
+
+// callWatch measures what counting system calls costs, and tries what stands in for it.
+func (p *prober) callWatch() {
+	call, added, err := measureTrace()
+	p.add(Finding{
+		Name: "cost of counted system calls", Lost: "limits on system calls", Remedy: "use a newer kernel",
+		Measured: fmt.Sprintf("%v more for each call of every process, on %v, while a limit has them counted", added, call),
+	}, err)
+	p.add(Finding{
+		Name: "system calls bounded by CPU time", Lost: "limits.countSyscalls: whenNear; a limit on system calls always costs every process of the host",
+		Remedy: "use Linux 6.13 or later, without the boot parameter nohz_full",
+	}, tryCallWatch())
+}
+
+// tryCallWatch loads the programs of [callWatch], and sets the timer and takes it back.
+func tryCallWatch() error {
+	if adaptiveTicks() {
+		return errors.New("the kernel runs with nohz_full")
+	}
+	spec, err := loadCallwatch()
+	if err != nil {
+		return fmt.Errorf("read call watch programs: %w", err)
+	}
+	programs, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return fmt.Errorf("load call watch programs: %w", err)
+	}
+	defer programs.Close()
+	w := callWatch{programs: programs}
+	return errors.Join(w.arm(time.Hour), w.arm(0))
 }
 
 func unixFinding() Finding {

@@ -21,7 +21,7 @@ func TestProbe(t *testing.T) {
 		"cgroup v2", "BPF file system", "Unix socket hooks", "kernel programs", "network namespace", "process scope", "rootless sandbox",
 		"self-test", "system calls and processes counted", "foreign sockets ended", "Unix sockets allowed by name", "limit on connections",
 		"limit on sentBytes", "limit on receivedBytes", "limit on syscalls", "limit on processes", "escapes ended", "file rules",
-		"process ids", "processes identified", "programs identified", "holders of foreign sockets ended",
+		"cost of counted system calls", "system calls bounded by CPU time", "process ids", "processes identified", "programs identified", "holders of foreign sockets ended",
 	} {
 		if !slices.ContainsFunc(findings, func(f Finding) bool { return f.Name == name }) {
 			t.Errorf("no finding about %s", name)

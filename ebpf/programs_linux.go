@@ -142,7 +142,7 @@ func (w *collection) setCgroup(dir string, group *sandbox.Cgroup, own, syscalls 
 			return fmt.Errorf("set the cgroup of the programs: %w", err)
 		}
 	}
-	if w.countAlways = syscalls; syscalls || w.limits.hasKind(LimitSyscalls) {
+	if w.countAlways = syscalls; syscalls || w.limits.limitsCalls() {
 		return w.loadCalls(dir, group, own)
 	}
 	return nil

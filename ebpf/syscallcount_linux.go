@@ -38,7 +38,7 @@ func (c *Confinement) count(limited bool) error {
 
 // attachCounter puts the counter on sys_exit if what is in force needs it.
 func (w *collection) attachCounter(dir string) error {
-	return w.putCounter(dir, w.limits.hasKind(LimitSyscalls))
+	return w.putCounter(dir, w.limits.limitsCalls())
 }
 
 // putCounter puts the counter on sys_exit, or takes it off. With a limit it

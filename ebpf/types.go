@@ -304,7 +304,10 @@ type Info struct {
 	// CallCost is the CPU time that the cheapest system call is taken to need where calls
 	// are not counted; 0: they are always counted.
 	CallCost time.Duration
-	Programs []string
+	// TraceCost is how much longer the cheapest system call of any process takes while
+	// the counter is attached, as measured during this run; 0: not measured.
+	TraceCost time.Duration
+	Programs  []string
 }
 
 // Finding is the result of one check of [Probe].
@@ -319,6 +322,8 @@ type Finding struct {
 	Lost string
 	// Remedy is what to do about it.
 	Remedy string
+	// Measured is the result of a measurement, if it was one.
+	Measured string
 }
 
 // Leftover is what [BlockLeftover] found of a sidecar.

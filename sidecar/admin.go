@@ -193,7 +193,7 @@ func (s *Sidecar) services() []admin.Port {
 }
 
 func (s *Sidecar) kernelStatus() admin.Kernel {
-	out := admin.Kernel{Want: string(s.kernel.setting), Attached: s.confinement.Kernel(), Detail: s.kernel.missing}
+	out := admin.Kernel{Want: string(s.kernel.setting), Attached: s.confinement.Kernel(), Detail: s.kernel.missing, Syscalls: s.syscallCounting()}
 	switch _, confined := s.confinement.Account(); {
 	case s.confinement.Kernel():
 		if err := s.confinement.Check(); err != nil {
@@ -209,6 +209,16 @@ func (s *Sidecar) kernelStatus() admin.Kernel {
 		out.Detail = "run or --cgroup is needed to confine a plugin"
 	}
 	return out
+}
+
+// syscallCounting returns how system calls are metered; nil without a limit on them.
+func (s *Sidecar) syscallCounting() *admin.SyscallCounting {
+	snapshot := s.policy.engine.Current()
+	if !s.confinement.Kernel() || !snapshot.HasLimit(s.name, authz.LimitSyscalls) || snapshot.Observing(s.name, time.Now()) {
+		return nil
+	}
+	info := s.confinement.Info()
+	return &admin.SyscallCounting{Counted: info.Syscalls, TraceCost: info.TraceCost}
 }
 
 // doors returns where requests arrive and what each door can enforce.

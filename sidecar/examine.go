@@ -27,6 +27,7 @@ type Finding struct {
 	Problem  string `json:"problem,omitempty"`
 	Lost     string `json:"lost,omitempty"`
 	Remedy   string `json:"remedy,omitempty"`
+	Measured string `json:"measured,omitempty"` // the result of a measurement
 }
 
 // checkRootless tries how run confines a plugin while the kernel half is off, and
@@ -56,8 +57,8 @@ func checkRootless(spec *configs.Sidecar) Finding {
 
 func fromKernel(f ebpf.Finding, required bool) Finding {
 	out := Finding{Name: plainName(f.Name), Category: "kernel", Code: "kernel." + codeOf(f.Name), OK: f.Err == nil, Required: f.Required && required, Lost: f.Lost, Remedy: f.Remedy}
-	if f.Err != nil {
-		out.Problem = f.Err.Error()
+	if out.Measured = f.Measured; f.Err != nil {
+		out.Problem, out.Measured = f.Err.Error(), ""
 	}
 	return out
 }

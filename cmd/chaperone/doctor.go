@@ -73,6 +73,10 @@ func doctorTable(w io.Writer, findings []sidecar.Finding) {
 
 func findingsTable(w io.Writer, findings []sidecar.Finding) {
 	for _, f := range findings {
+		if f.OK && f.Measured != "" {
+			say(w, "pass  %s: %s", f.Name, f.Measured)
+			continue
+		}
 		if f.OK {
 			say(w, "pass  %s", f.Name)
 			continue

@@ -99,6 +99,38 @@ func TestRunLimitStop(t *testing.T) {
 	scenario.Contains(t, w.audit(), "the plugin is stopped until a tenth of it is free")
 }
 
+// TestRunLimitCounting has system calls counted only where the limit is near or the grant
+// asks for it, and shows which.
+func TestRunLimitCounting(t *testing.T) {
+	for _, test := range []struct {
+		name, limits string
+		counted      bool
+		status       string
+	}{
+		{"far", "syscalls: 1000000000000", false, "system calls are bounded by CPU time"},
+		{"near", "syscalls: 100000", true, "system calls are counted one by one"},
+		{"exact", "syscalls: 1000000000000, countSyscalls: exact", true, "system calls are counted one by one"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newEnv(t, "required", "  limits: {"+test.limits+"}\n")
+			w.Start("sh", "-c", "while :; do sleep 0.1; done")
+			client := admin.Dial(w.File("state/admin.sock"))
+			testenv.Eventually(t, "calls are metered", func() (admin.Usage, bool) {
+				s, err := client.Status(t.Context())
+				if err != nil || s.Kernel.Syscalls == nil || s.Kernel.Syscalls.Counted != test.counted {
+					return admin.Usage{}, false
+				}
+				u, err := client.Usage(t.Context())
+				return u, err == nil && u.Counters != nil && u.Counters.Syscalls > 0 && (u.Counters.UncountedSyscalls > 0) == !test.counted
+			})
+			scenario.Contains(t, w.Chaperone("status", "--config", w.File("sidecar.yaml")).Stdout, test.status)
+			if !test.counted {
+				scenario.Contains(t, w.Chaperone("usage", "--config", w.File("sidecar.yaml")).Stdout, "estimated from CPU time")
+			}
+		})
+	}
+}
+
 // TestRunLimitReload puts a first limit on system calls in force while the
 // plugin runs, and removes it again.
 func TestRunLimitReload(t *testing.T) {

@@ -101,6 +101,21 @@ func readinessRows(w io.Writer, s admin.Status, now time.Time) {
 		kernel += ": " + s.Kernel.Detail
 	}
 	row(w, "kernel", kernel)
+	if c := s.Kernel.Syscalls; c != nil {
+		row(w, "", syscallCountingText(c))
+	}
+}
+
+// syscallCountingText returns whether system calls are counted, and what that costs.
+func syscallCountingText(c *admin.SyscallCounting) string {
+	text := "system calls are counted one by one, which slows every process of the host down"
+	if !c.Counted {
+		text = "system calls are bounded by CPU time, since no limit on them is near; to count them slows every process of the host down"
+	}
+	if c.TraceCost > 0 {
+		text += fmt.Sprintf(", by %v a call", c.TraceCost)
+	}
+	return text
 }
 
 // policyRows shows the grants, and the revocations in force.

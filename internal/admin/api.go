@@ -59,6 +59,14 @@ type Kernel struct {
 	Want     string `json:"want"` // required, preferred or off
 	Attached bool   `json:"attached"`
 	Detail   string `json:"detail,omitempty"` // why it is not attached, or what it lacks
+
+	Syscalls *SyscallCounting `json:"syscalls,omitempty"` // nil: no limit on system calls
+}
+
+// SyscallCounting describes how system calls are metered under a limit.
+type SyscallCounting struct {
+	Counted   bool          `json:"counted"`                    // one by one, now; false: bounded by CPU time, since no limit is near
+	TraceCost time.Duration `json:"traceNanoseconds,omitempty"` // added to each call of every process of the host while they are counted; 0: not measured
 }
 
 // Mediation compares the connections that the kernel redirected to the sidecar with what the

@@ -7,10 +7,6 @@ import (
 	"slices"
 	"time"
 
-	bpf "github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
-
 	"github.com/chaperone-proxy/chaperone/ebpf"
 )
 
@@ -19,8 +15,9 @@ type callRows struct {
 	before, after                      series // outside, nothing attached
 	empty                              series // outside, a program that does nothing is attached
 	allowed                            series // outside, under a filter that allows everything
-	without, elsewhere                 series // outside, a sidecar runs
+	without, far, elsewhere            series // outside, a sidecar runs
 	inside, inside2, metered, metered2 series // the plugin, on one CPU and on two
+	uncounted                          series // the plugin, far from its limit
 	floor, floor2                      series // the plugin, no limit, a program that does nothing is attached
 }
 
@@ -60,9 +57,11 @@ func callsScene(ctx context.Context, w *env) (*table, error) {
 	add("outside, nothing attached; once more: the noise", rows.after, "itself", rows.before, "", true)
 	add("outside, an empty program: the floor of what is counted", rows.empty, "nothing", nothing, "", true)
 	add("outside, a sidecar without a limit on calls", rows.without, "nothing", nothing, "at most 2 ns (noise)", below(rows.without, nothing, 2000))
+	add("outside, a plugin elsewhere is far from its limit", rows.far, "nothing", nothing, "at most 2 ns (noise)", below(rows.far, nothing, 2000))
 	add("outside, calls of a plugin elsewhere are counted", rows.elsewhere, "an empty program", rows.empty, "at most 10 ns", below(rows.elsewhere, rows.empty, 10_000))
 	add("outside, a seccomp filter that allows everything: the floor of the next", rows.allowed, "nothing", nothing, "", true)
 	add("the plugin, no limit: its seccomp filter", rows.inside, "nothing", nothing, "at most 25 ns", below(rows.inside, nothing, 25_000))
+	add("the plugin, far from its limit", rows.uncounted, "no limit", rows.inside, "at most 2 ns (noise)", below(rows.uncounted, rows.inside, 2000))
 	add("the plugin, an empty program: the floor, on one CPU", rows.floor, "no limit", rows.inside, "", true)
 	add("the plugin, counted, on one CPU", rows.metered, "an empty program", rows.floor, "at most 15 ns", below(rows.metered, rows.floor, 15_000))
 	// By the median: in the fastest batch the other CPU may have been late.
@@ -95,36 +94,46 @@ func (rows *callRows) attached(ctx context.Context, w *env, outsider *worker) (e
 	if err := rows.withEmpty(outsider, plugin); err != nil {
 		return err
 	}
-	// High enough that it is never reached, to measure the counting.
-	if err := r.cage.Limit([]ebpf.Limit{{Name: "bench", Kind: ebpf.LimitSyscalls, Count: 1e9, Period: time.Second}}); err != nil {
+	// High enough that it is never near.
+	limit := ebpf.Limit{Name: "bench", Kind: ebpf.LimitSyscalls, Count: 1e12, Period: time.Second}
+	if err := r.cage.Limit([]ebpf.Limit{limit}); err != nil {
+		return err
+	}
+	if err := awaitUncounted(ctx, r.cage); err != nil {
+		return err
+	}
+	if err := errors.Join(calls(&rows.far, outsider, 1), calls(&rows.uncounted, plugin, 1)); err != nil {
+		return err
+	}
+	limit.Exact = true
+	if err := r.cage.Limit([]ebpf.Limit{limit}); err != nil {
 		return err
 	}
 	return errors.Join(calls(&rows.elsewhere, outsider, 1), calls(&rows.metered, plugin, 1), calls(&rows.metered2, plugin, 2))
 }
 
+// awaitUncounted waits until no system call is counted any more.
+func awaitUncounted(ctx context.Context, cage *ebpf.Confinement) error {
+	for deadline := time.Now().Add(10 * time.Second); cage.Info().Syscalls; time.Sleep(time.Millisecond) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errors.New("system calls are counted although no limit is near")
+		}
+	}
+	return nil
+}
+
 // withEmpty measures while a program that does nothing is attached in place of the
 // counter.
 func (rows *callRows) withEmpty(outsider, plugin *worker) error {
-	empty, err := attachEmpty()
+	empty, err := ebpf.AttachEmptyTrace()
 	if err != nil {
 		return err
 	}
 	err = errors.Join(calls(&rows.empty, outsider, 1), calls(&rows.floor, plugin, 1), calls(&rows.floor2, plugin, 2))
 	return errors.Join(err, empty.Close())
-}
-
-// attachEmpty attaches a program that does nothing where the counter is: the floor of
-// what any counter costs.
-func attachEmpty() (link.Link, error) {
-	program, err := bpf.NewProgram(&bpf.ProgramSpec{
-		Name: "empty", Type: bpf.Tracing, AttachType: bpf.AttachTraceRawTp, AttachTo: "sys_exit", License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
-	})
-	if err != nil {
-		return nil, err
-	}
-	l, err := link.AttachTracing(link.TracingOptions{Program: program})
-	return l, errors.Join(err, program.Close())
 }
 
 // calls adds a round to a row.

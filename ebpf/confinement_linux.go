@@ -56,7 +56,8 @@ type host struct {
 	network   *sandbox.Network
 	user      sandbox.User
 	programs  *collection
-	ports     *portWatch // nil: the ports that the plugin listens on are not known
+	cache     *programCache // that programs go to at the end; nil: they are removed
+	ports     *portWatch    // nil: the ports that the plugin listens on are not known
 }
 
 // reports are the refusals that [Confinement.Run] has still to report.
@@ -403,15 +404,17 @@ func (c *Confinement) teardown() error {
 		keep, errs = c.emptyGroup()
 	}
 	if c.programs != nil {
+		errs = append(errs, c.programs.release())
+	}
+	if c.group != nil && !keep && c.pinDir != "" {
+		errs = append(errs, unpin(c.pinDir))
+	}
+	if c.programs != nil {
+		c.cachePrograms(keep || errors.Join(errs...) != nil)
 		errs = append(errs, c.programs.close())
 	}
-	if c.group != nil && !keep {
-		if c.pinDir != "" {
-			errs = append(errs, unpin(c.pinDir))
-		}
-		if c.group.Own {
-			errs = append(errs, c.group.Remove())
-		}
+	if c.group != nil && !keep && c.group.Own {
+		errs = append(errs, c.group.Remove())
 	}
 	if c.group != nil {
 		errs = append(errs, c.group.Close())
@@ -423,6 +426,16 @@ func (c *Confinement) teardown() error {
 	errs = append(errs, c.user.Release())
 	errs = append(errs, c.stateLock.Release())
 	return errors.Join(errs...)
+}
+
+// cachePrograms leaves the programs to the next sidecar, unless they are still in use.
+func (c *Confinement) cachePrograms(used bool) {
+	if used || c.cache == nil {
+		return
+	}
+	if err := c.cache.put(c.programs); err != nil {
+		c.config.Logger.Warn("programs not cached", zap.Error(err))
+	}
 }
 
 // emptyGroup ends what lives in a cgroup of our own, and reports whether the

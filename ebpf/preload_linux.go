@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf/rlimit"
+	"go.uber.org/zap"
 )
 
 // Preloaded are the programs of one confinement, which the kernel verifies while its
@@ -16,10 +17,14 @@ type Preloaded struct {
 
 	programs *collection // nil once they are taken
 	err      error
+
+	cache   *programCache // that the programs go to when their confinement has ended; nil: none
+	refused error         // why programs in the cache were not used
 }
 
 // Preload begins to load the programs for the confinement that [New] is to make of a
-// config, and returns at once. Only CgroupPath and View of the config matter. An error is
+// config, and returns at once. It takes them out of the cache where an earlier sidecar of
+// this host has left them. Only StateDir, CgroupPath and View of the config matter. An error is
 // reported by [Preloaded.New], which has to be called, or else [Preloaded.Close].
 func Preload(config Config) *Preloaded {
 	p := &Preloaded{own: config.CgroupPath == "", view: config.View && config.CgroupPath == "", loaded: make(chan struct{})}
@@ -30,15 +35,38 @@ func Preload(config Config) *Preloaded {
 			p.err = fmt.Errorf("lift memory limit: %w", p.err)
 			return
 		}
-		w := newCollection()
-		w.viewInit = p.view
-		if p.err = w.loadPrograms("", p.own); p.err != nil {
-			p.err = errors.Join(p.err, w.close())
-			return
+		if p.programs = p.takeCached(config.StateDir); p.programs == nil {
+			p.programs, p.err = p.load()
 		}
-		p.programs = w
+		if p.cache != nil && p.err == nil {
+			p.cache.shared = sorted(p.programs.pinnedMaps)
+		}
 	}()
 	return p
+}
+
+func (p *Preloaded) load() (*collection, error) {
+	w := newCollection()
+	w.viewInit = p.view
+	if err := w.loadPrograms("", p.own); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return w, nil
+}
+
+// takeCached takes programs out of the cache; nil: they have to be loaded. Programs on a
+// cgroup that was given outlast their sidecar there, and are not cached.
+func (p *Preloaded) takeCached(stateDir string) *collection {
+	if !p.own || stateDir == "" {
+		return nil
+	}
+	var w *collection
+	if p.cache, p.refused = openProgramCache(stateDir, p.own, p.view); p.refused != nil {
+		p.cache = nil
+		return nil
+	}
+	w, p.refused = p.cache.take(p.view)
+	return w
 }
 
 // New is [New] with the programs that were preloaded, if the config asks for such programs.
@@ -85,6 +113,10 @@ func (c *Confinement) loadPrograms(preloaded *Preloaded) (*collection, error) {
 	w, err := preloaded.take(c.group.Own, c.hasView())
 	if err != nil {
 		return nil, err
+	}
+	c.cache = preloaded.cache
+	if preloaded.refused != nil {
+		c.config.Logger.Warn("programs not taken from the cache", zap.Error(preloaded.refused))
 	}
 	if w == nil {
 		return loadCollection(c.pinDir, c.group, c.group.Own, c.hasView(), c.config.CountSyscalls)

@@ -453,16 +453,19 @@ func (w *collection) setOpen(open bool) error {
 	return w.limits.updateControl(func(d *hooksControl) { d.Open = value })
 }
 
-// close closes the handles. Pinned programs stay attached.
-func (w *collection) close() error {
+// release closes the handles of the links, and unmaps the memory that this process shares
+// with the programs. Pinned links stay attached.
+func (w *collection) release() error {
 	var errs []error
 	if w.counter != nil {
 		errs = append(errs, w.counter.Close())
+		w.counter = nil
 	}
 	for _, links := range []map[string]link.Link{w.links, w.traces} {
 		for _, l := range links {
 			errs = append(errs, l.Close())
 		}
+		clear(links)
 	}
 	if w.shared != nil {
 		errs = append(errs, w.shared.close())
@@ -474,6 +477,13 @@ func (w *collection) close() error {
 	if w.attributions != nil {
 		errs = append(errs, w.attributions.close())
 	}
+	w.shared, w.watch, w.limits = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// close closes the handles. Pinned programs stay attached.
+func (w *collection) close() error {
+	errs := []error{w.release()}
 	for _, old := range w.unpinned {
 		if old != nil {
 			errs = append(errs, old.Close())

@@ -27,7 +27,7 @@ type kernelState struct {
 // preloadPrograms has the kernel verify the programs while the other parts are made.
 func (s *Sidecar) preloadPrograms(spec *configs.Sidecar) error {
 	if s.cfg.Confine && spec.Kernel != configs.KernelOff {
-		s.kernel.preloaded = ebpf.Preload(ebpf.Config{CgroupPath: s.cfg.Cgroup, View: spec.Process.View == configs.ViewOwn})
+		s.kernel.preloaded = ebpf.Preload(ebpf.Config{StateDir: spec.StateDir, CgroupPath: s.cfg.Cgroup, View: spec.Process.View == configs.ViewOwn})
 	}
 	return nil
 }

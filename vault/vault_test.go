@@ -57,6 +57,18 @@ func (j *journal) count(what string) int {
 	return n
 }
 
+// last returns the reason of the last record of a lease, "" without one.
+func (j *journal) last(lease string) (reason string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, r := range j.records {
+		if r.Lease == lease {
+			reason = r.Reason
+		}
+	}
+	return reason
+}
+
 func ref(name, path string) authz.CredentialRef {
 	return authz.CredentialRef{Plugin: plugin, Grant: "weather", Name: name, Path: path}
 }

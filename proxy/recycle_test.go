@@ -87,9 +87,7 @@ func startNginx(t *testing.T) *h2Upstream {
 	up := &h2Upstream{ca: testenv.MustGet(testenv.NewCA("nginx"))(t)}
 	pair := testenv.MustGet(up.ca.Issue("api.weather.example"))(t)
 	testenv.Must(t, testenv.WritePair(pair, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")))
-	listener := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
-	up.addr = netip.MustParseAddrPort(listener.Addr().String())
-	testenv.Must(t, listener.Close())
+	up.addr = netip.MustParseAddrPort(testenv.FreeAddress(t))
 	testenv.Must(t, os.WriteFile(filepath.Join(dir, "nginx.conf"), fmt.Appendf(nil, `daemon off; master_process off; pid %[1]s/pid; error_log stderr crit;
 events { worker_connections 256; }
 http {

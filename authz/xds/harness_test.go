@@ -242,9 +242,7 @@ func (p *plane) path(name string) string { return filepath.Join(p.dir, name) }
 // free returns a loopback address that nobody listens on.
 func free(t *testing.T) netip.AddrPort {
 	t.Helper()
-	l := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
+	return netip.MustParseAddrPort(testenv.FreeAddress(t))
 }
 
 // leaf makes a certificate of the plugin's authority.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -71,9 +70,7 @@ func TestStatusWatch(t *testing.T) {
 // TestHealthListener serves health and no metrics on the listener of its own.
 func TestHealthListener(t *testing.T) {
 	h := newHost(t, "one")
-	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
-	address := free.Addr().String()
-	testenv.Must(t, free.Close())
+	address := testenv.FreeAddress(t)
 	spec := string(testenv.MustGet(os.ReadFile(h.config("one")))(t))
 	h.Write("one/sidecar.yaml", strings.Replace(spec, "listen: {", "listen: {health: \""+address+"\", ", 1))
 	h.start("one")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -16,9 +15,7 @@ import (
 func TestStartWithoutVault(t *testing.T) {
 	html := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "<html>not a Vault</html>") }))
 	t.Cleanup(html.Close)
-	l := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
-	closed := "http://" + l.Addr().String()
-	testenv.Must(t, l.Close())
+	closed := "http://" + testenv.FreeAddress(t)
 	for _, c := range []struct {
 		name      string
 		change    func(*env)

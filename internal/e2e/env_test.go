@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -301,13 +300,6 @@ func eventually[T any](t testing.TB, what string, f func() (T, error)) T {
 			t.Fatalf("not within two minutes: %s: %v", what, err)
 		}
 	}
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // build runs a compiler, which must succeed, and prepares the folder that it

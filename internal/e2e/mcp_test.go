@@ -34,7 +34,7 @@ func TestMCPByNpx(t *testing.T) {
 
 // TestMCPOverHTTP reaches a server by a port of process.listen.
 func TestMCPOverHTTP(t *testing.T) {
-	port := freePort(t)
+	port := testenv.FreePort(t)
 	e, dir := newNodeWorld(t, fmt.Sprintf(`{listen: [%d], env: {PORT: "%[1]d"}}`, port))
 	server := filepath.Join(dir, "node_modules", "@modelcontextprotocol", "server-everything", "dist", "index.js")
 	e.start("node", server, "streamableHttp")
@@ -70,7 +70,7 @@ func newNodeWorld(t *testing.T, process string) (*env, string) {
 
 // answers waits until what listens on a port of the host's loopback sends
 // something, or waits for a request: a plugin that does not listen yet resets.
-func (e *env) answers(port int) {
+func (e *env) answers(port uint16) {
 	e.t.Helper()
 	eventually(e.t, "the plugin listens", func() (int, error) {
 		conn, err := new(net.Dialer).DialContext(e.t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))

@@ -132,7 +132,7 @@ func TestStandardStreams(t *testing.T) {
 func TestServedAddresses(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1", "0.0.0.0", "::"} {
 		t.Run(address, func(t *testing.T) {
-			port := freePort(t)
+			port := testenv.FreePort(t)
 			e := newEnv(t, fmt.Sprintf("{listen: [%d]}", port))
 			folder := t.TempDir()
 			e.enterable(folder)

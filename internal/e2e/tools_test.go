@@ -105,7 +105,7 @@ func (e *env) serveGit() string {
 // are kept, and logs to the standard streams.
 func TestNginx(t *testing.T) {
 	testenv.Require(t, testenv.Program("nginx"))
-	port := freePort(t)
+	port := testenv.FreePort(t)
 	e := newEnv(t, fmt.Sprintf("{listen: [%d]}", port))
 	b := e.start(script("nginx.sh", fmt.Sprint(port))...)
 	e.answers(port)
@@ -136,7 +136,7 @@ func TestNginx(t *testing.T) {
 func TestSSH(t *testing.T) {
 	testenv.Require(t, testenv.Program("ssh"), testenv.Program("ssh-keygen"), testenv.Program("sshd"))
 	e := newEnv(t, "{}")
-	port := freePort(t)
+	port := testenv.FreePort(t)
 	key := e.serveSSH(port)
 	e.rule(fmt.Sprintf(`  - id: ssh
     reason: Tests
@@ -146,7 +146,7 @@ func TestSSH(t *testing.T) {
 }
 
 // serveSSH runs a server that root may log in to with the key it returns.
-func (e *env) serveSSH(port int) string {
+func (e *env) serveSSH(port uint16) string {
 	e.t.Helper()
 	dir := e.t.TempDir()
 	e.enterable(dir)

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -150,19 +149,6 @@ func (p *Postgres) command(as *syscall.Credential, program string, args ...strin
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.dir, "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	return cmd
-}
-
-// freePort returns a loopback TCP port that nobody listened on just now.
-func freePort() (uint16, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	addr, ok := listener.Addr().(*net.TCPAddr)
-	if !ok {
-		return 0, errors.Join(errors.New("find a free port: no TCP address"), listener.Close())
-	}
-	return addr.AddrPort().Port(), listener.Close()
 }
 
 // Close ends the server and removes its cluster.

@@ -25,15 +25,6 @@ func Eventually[T any](t testing.TB, what string, f func() (T, bool)) T {
 	}
 }
 
-// FreePort returns a TCP port of the loopback on which no process listened a moment
-// ago.
-func FreePort(t testing.TB) uint16 {
-	t.Helper()
-	l := MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort().Port()
-}
-
 // CutOff waits until the peer resets or closes a connection without sending anything.
 func CutOff(t testing.TB, conn net.Conn) {
 	t.Helper()

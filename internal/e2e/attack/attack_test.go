@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -440,9 +439,7 @@ func exfiltrate(t *testing.T, c exfiltration) {
 	tokens.StartTLS()
 	t.Cleanup(tokens.Close)
 	inject = strings.ReplaceAll(inject, "TOKENS", tokens.URL)
-	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
-	metrics := free.Addr().String()
-	testenv.Must(t, free.Close())
+	metrics := testenv.FreeAddress(t)
 	e.Write("sidecar.yaml", strings.NewReplacer(
 		"dns: {hosts: {", "dns: {hosts: {evil.example: [127.0.0.1], ", `metrics: "127.0.0.1:0"`, "metrics: "+strconv.Quote(metrics),
 	).Replace(e.Read("sidecar.yaml")))

@@ -153,9 +153,9 @@ func (e *env) startHosts() {
 	plain := func(listen string) *testenv.Witness {
 		return testenv.MustWitness(e.t, testenv.WitnessConfig{Listen: listen})
 	}
-	e.good = tls("", http.HandlerFunc(e.serveMalicious))
+	e.good = tls(testenv.FreeAddress(e.t), http.HandlerFunc(e.serveMalicious))
 	port := fmt.Sprint(e.good.Addr.Port())
-	evil, elsewhere, inClear := tls("127.0.0.2:"+port, nil), tls("", nil), plain("")
+	evil, elsewhere, inClear := tls("127.0.0.2:"+port, nil), tls("", nil), plain(testenv.FreeAddress(e.t))
 	clearEvil := plain(fmt.Sprintf("127.0.0.2:%d", inClear.Addr.Port()))
 	e.evil = []*testenv.Witness{evil, elsewhere, inClear, clearEvil}
 	e.tokens = tls("", http.HandlerFunc(e.serveToken))
@@ -376,7 +376,7 @@ func (e *env) open(t *testing.T, door string) *harness {
 		h.scenario.Write(file, e.scenario.Read(file))
 	}
 	testenv.Must(t, e.ca.WriteFile(h.scenario.File("api-ca.pem")))
-	h.metrics = freeAddress(t)
+	h.metrics = testenv.FreeAddress(t)
 	h.configure(door)
 	program := h.scenario.CopyProgram(hostileProgram)
 	args := []string{program}
@@ -409,13 +409,6 @@ func (e *env) open(t *testing.T, door string) *harness {
 		h.ownNames["{PROXY}"] = via.Port()
 	}
 	return h
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	free := testenv.MustGet(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer free.Close()
-	return free.Addr().String()
 }
 
 // startPlugin starts the plugin, by the sidecar or beside it, and reads its output.
@@ -547,7 +540,7 @@ func badValues() map[string]string {
 
 // configure writes the files of one door.
 func (h *harness) configure(door string) {
-	kernel, listen := door, fmt.Sprintf("proxy: %q, ", freeAddress(h.t))
+	kernel, listen := door, fmt.Sprintf("proxy: %q, ", testenv.FreeAddress(h.t))
 	if door == "envoy" {
 		kernel, listen = "off", fmt.Sprintf("extAuthz: %q, ", "unix:"+h.scenario.File("ext_authz.sock"))
 	}

@@ -38,6 +38,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	testenv.DefaultSignals()
+	testenv.EndWithoutDelay()
 	goleak.VerifyTestMain(m)
 }
 

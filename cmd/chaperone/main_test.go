@@ -30,6 +30,7 @@ type cleaning struct{ tests *testing.M }
 
 func (c cleaning) Run() int {
 	testenv.DefaultSignals()
+	testenv.EndWithoutDelay()
 	status := c.tests.Run()
 	if shippedDir != "" {
 		_ = os.RemoveAll(shippedDir)
@@ -43,6 +44,7 @@ func TestScript(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("NO_COLOR", "1")
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			env.Setenv("CHAPERONE_REGISTRY", env.WorkDir+"/registry") // not the host's
 			return nil
 		},

@@ -12,6 +12,7 @@ import (
 func TestMain(m *testing.M) {
 	Launch()
 	testenv.DefaultSignals()
+	testenv.EndWithoutDelay()
 	goleak.VerifyTestMain(m)
 }
 

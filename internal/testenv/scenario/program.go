@@ -30,6 +30,7 @@ func Main(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	stage = dir
 	testenv.DefaultSignals()
+	testenv.EndWithoutDelay()
 	return m.Run()
 }
 

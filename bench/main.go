@@ -1,8 +1,9 @@
-// Command bench measures the whole system and prints one table: what the
-// product costs beside its own floor, measured in the same run on the same
-// machine. See README.md for what each row is and for recorded results.
+// Command bench measures the whole system and prints the sections of README.md, one for
+// each question: what the product costs beside its own floor, measured in the same
+// run on the same machine. See README.md for what each row is and for recorded results.
 //
-//	go run ./bench -chaperone bin/chaperone
+//	go run ./bench -chaperone bin/chaperone >here.md
+//	go run ./bench -chaperone bin/chaperone -beside elsewhere.md
 package main
 
 import (
@@ -49,12 +50,13 @@ func main() {
 	only := flag.String("only", "", "run only the scenes whose name contains one of these `TEXTS`, with commas between them")
 	rivals := flag.Bool("rivals", true, "measure other engines beside ext_authz")
 	checks := flag.Int("checks", 0, "send `CHECKS` to ext_authz, for example 10000000, and measure the growth of the sidecar's memory")
+	beside := flag.String("beside", "", "print below each question what `FILE`, the output on another machine, has for it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, limit+time.Duration(*checks)*perCheck)
 	defer cancel()
-	if err := run(ctx, options{binary: *binary, length: *seconds, only: *only, checks: *checks, rivals: *rivals}); err != nil {
+	if err := run(ctx, options{binary: *binary, length: *seconds, only: *only, checks: *checks, rivals: *rivals, beside: *beside}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -67,50 +69,26 @@ type options struct {
 	only   string
 	checks int
 	rivals bool
+	beside string // the file of another machine's run; "" for none
 }
 
 func run(ctx context.Context, o options) (err error) {
-	fmt.Printf("%s, %d CPUs, %s/%s, %s, %s\n\n", cpuModel(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(),
-		time.Now().UTC().Format(time.DateOnly))
+	other, err := readSections(o.beside)
+	if err != nil {
+		return err
+	}
 	w, err := newEnv(ctx, o.binary, o.length)
 	if err != nil {
 		return err
 	}
 	w.checks, w.rivals = o.checks, o.rivals
 	defer func() { err = errors.Join(err, w.Close()) }()
-	for _, scene := range []struct {
-		name string
-		play func(context.Context, *env) (*table, error)
-	}{
-		{"decide", decideScene},
-		{"admit", admitScene},
-		{"credential", credentialScene},
-		{"proxy", proxyScene},
-		{"scrub", scrubScene},
-		{"engines", enginesScene},
-		{"extauthz", extauthzScene},
-		{"growth", growthScene},
-		{"envoy", envoyScene},
-		{"revoke", revokeScene},
-		{"start", startScene},
-		{"kernel-calls", callsScene},
-		{"kernel-net", netScene},
-		{"kernel-limits", limitsScene},
-		{"kernel-halt", haltScene},
-		{"kernel-mediation", mediationScene},
-	} {
-		if !wanted(scene.name, o.only) || scene.name == "growth" && o.checks == 0 {
-			continue
+	machine := fmt.Sprintf("%s, %d CPUs, %s/%s, %s, %s", cpuModel(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(),
+		time.Now().UTC().Format(time.DateOnly))
+	for _, s := range sections() {
+		if err := s.play(ctx, w, o, machine, other); err != nil {
+			return err
 		}
-		if strings.HasPrefix(scene.name, "kernel") && os.Geteuid() != 0 {
-			fmt.Printf("%s: left out, it needs root\n\n", scene.name)
-			continue
-		}
-		t, err := scene.play(ctx, w)
-		if err != nil {
-			return fmt.Errorf("%s: %w", scene.name, err)
-		}
-		t.print(os.Stdout)
 	}
 	return nil
 }

@@ -367,26 +367,21 @@ func (w *env) command(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// startScene measures the start, with Vault on the same host, and what an idle
-// sidecar weighs.
+// startScene measures the start, with Vault on the same host.
 func startScene(ctx context.Context, w *env) (*table, error) {
 	const times = 7
 	var ready []time.Duration
-	var rss int
 	for range times {
 		s, err := w.startSidecar(ctx)
 		if err != nil {
 			return nil, err
 		}
 		ready = append(ready, s.ready)
-		time.Sleep(4 * time.Second) // idle: the memory of the start was given back
-		rss = max(rss, s.rss())
 		s.Close()
 	}
 	slices.Sort(ready)
-	t := &table{title: fmt.Sprintf("Start and weight, %d times", times), heads: []string{"", "median", "worst", "goal"}}
+	t := &table{title: fmt.Sprintf("Start, %d times", times), heads: []string{"", "median", "worst", "goal"}}
 	t.add("start to ready, Vault on the same host", ms(ready[times/2]), ms(ready[times-1]), "below 300 ms: "+verdict(ready[times-1] < 300*time.Millisecond))
-	t.add("RSS of an idle sidecar", "", fmt.Sprintf("%.1f MiB", float64(rss)/1024), "at most 20 MiB: "+verdict(rss <= 20<<10))
 	if os.Geteuid() == 0 {
 		confined, err := w.confinedStart(ctx, times)
 		if err != nil {

@@ -54,9 +54,11 @@ func (x *exchange) connection(conn net.Conn) (c authz.Connection, shared bool) {
 	if !ok || x.admission.Request.Destination.Scheme() != authz.SchemeHTTPS {
 		return c, x.protocol() == upstream.H2C
 	}
-	session := secured.ConnectionState()
-	c.Meets = upstream.VerifyAgain(session, x.admission.Decision.Terms())
-	return c, session.NegotiatedProtocol == "h2"
+	c.Meets = upstream.VerifyAgain(secured, x.admission.Decision.Terms())
+	if x.upstream.conn != nil && x.upstream.conn.Conn == conn {
+		return c, false // HTTP/1.1, without a copy of the whole state of TLS
+	}
+	return c, secured.ConnectionState().NegotiatedProtocol == "h2"
 }
 
 // wroteHeaders records that the upstream may have the request.

@@ -28,7 +28,7 @@ func stripRequest(h http.Header, slot authz.Injection) {
 	listed := connectionOptions(h)
 	trailers := httpclean.HasToken(h["Te"], "trailers")
 	for name := range h {
-		if httpclean.Classify(name) != httpclean.ClassNone || inSlot(name, slot) || listed[httpclean.FoldName(name)] {
+		if httpclean.Classify(name) != httpclean.ClassNone || inSlot(name, slot) || isListed(listed, name) {
 			delete(h, name)
 		}
 	}
@@ -46,7 +46,7 @@ func stripRequest(h http.Header, slot authz.Injection) {
 func stripAnswer(h http.Header) {
 	listed := connectionOptions(h)
 	for name := range h {
-		if !passesBack(name) || listed[httpclean.FoldName(name)] {
+		if !passesBack(name) || isListed(listed, name) {
 			delete(h, name)
 		}
 	}
@@ -69,6 +69,12 @@ func connectionOptions(h http.Header) map[string]bool {
 		listed[option] = true
 	}
 	return listed
+}
+
+// isListed reports whether connectionOptions returned a header. Most messages list no
+// header, and the folded name would be made for nothing.
+func isListed(listed map[string]bool, name string) bool {
+	return len(listed) > 0 && listed[httpclean.FoldName(name)]
 }
 
 // emptySlot removes a cookie, a query parameter or a signature that the plugin put into

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/httpclean"
 	"github.com/chaperone-proxy/chaperone/proxy/scrub"
 )
 
@@ -42,9 +43,10 @@ func (s *scrubber) search(where string) scrub.Search {
 func (s *scrubber) ask(method string, h http.Header) {
 	wanted := h["Range"]
 	for name := range h {
-		switch canonicalHeader(name) {
-		case "Accept-Encoding", "Grpc-Accept-Encoding", "Range", "A-Im":
-			delete(h, name)
+		for _, asked := range [...]string{"Accept-Encoding", "Grpc-Accept-Encoding", "Range", "A-IM"} {
+			if httpclean.SameHeader(name, asked) {
+				delete(h, name)
+			}
 		}
 	}
 	h["Accept-Encoding"] = []string{"identity"}
@@ -84,8 +86,16 @@ func (x *exchange) quotedIn(name string) bool {
 	if x.scrub == nil {
 		return false
 	}
-	lowered := strings.ToLower(name)
-	if !x.scrub.names.In(lowered) && !x.scrub.needles.In(name) && !x.scrub.needles.In(lowered) {
+	var short [64]byte // most names are as short, and ASCII
+	lowered := short[:0]
+	for i := range len(name) {
+		c := name[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		lowered = append(lowered, c)
+	}
+	if !x.scrub.names.InBytes(lowered) && !x.scrub.needles.In(name) && !x.scrub.needles.InBytes(lowered) {
 		return false
 	}
 	x.scrub.found("a header's name")

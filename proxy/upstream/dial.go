@@ -118,7 +118,11 @@ func (d *Dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 // Address returns the address of a connection's upstream, also behind a proxy; the
 // zero Addr if it is unknown.
 func Address(conn net.Conn) netip.Addr {
-	at, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	remote := conn.RemoteAddr()
+	if tcp, ok := remote.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap()
+	}
+	at, err := netip.ParseAddrPort(remote.String())
 	if err != nil {
 		return netip.Addr{}
 	}

@@ -165,7 +165,11 @@ func (l *HTTP1Conn) Park() {
 	l.since = time.Now()
 	p.idle[l.key] = append(p.idle[l.key], l)
 	p.count++
-	l.timer = time.AfterFunc(l.idleFor, l.expire)
+	if l.timer == nil {
+		l.timer = time.AfterFunc(l.idleFor, l.expire)
+	} else {
+		l.timer.Reset(l.idleFor) // it was stopped when the connection was taken
+	}
 }
 
 // expire closes a connection that is still idle.

@@ -378,11 +378,16 @@ func (p *Pools) CloseIdle() {
 	}
 }
 
-// VerifyAgain returns whether a TLS session satisfies terms. It was verified when it
-// began, against earlier terms of the same rule: another authority, or a later
-// version, may be required now.
-func VerifyAgain(session tls.ConnectionState, earlier authz.Terms) func(authz.Terms) bool {
+// VerifyAgain returns whether the TLS session of a connection satisfies terms. It was
+// verified when it began, against earlier terms of the same rule: another authority, or a
+// later version, may be required now. Most terms are the earlier ones, and need no look
+// at the session.
+func VerifyAgain(conn *tls.Conn, earlier authz.Terms) func(authz.Terms) bool {
 	return func(now authz.Terms) bool {
+		if now.CA == earlier.CA && now.TLSMin != "1.3" {
+			return true
+		}
+		session := conn.ConnectionState()
 		if now.TLSMin == "1.3" && session.Version < tls.VersionTLS13 {
 			return false
 		}

@@ -389,8 +389,11 @@ func (p *plane) bootstrap(checkPort, checkSocket string) string {
 	var text strings.Builder
 	text.WriteString("static_resources:\n  listeners:\n")
 	for _, listener := range [][3]string{
-		{"alone", "", "upstream"}, {"rbac", p.rbac(), "upstream"}, {"tcp", extAuthz("check-tcp"), "upstream"},
-		{"unix", extAuthz("check-unix"), "upstream"}, {"hop", extAuthz("check-unix"), "hop"},
+		{"alone", "", "upstream"},
+		{"rbac", p.rbac(), "upstream"},
+		{"tcp", extAuthz("check-tcp"), "upstream"},
+		{"unix", extAuthz("check-unix"), "upstream"},
+		{"hop", extAuthz("check-unix"), "hop"},
 	} {
 		fmt.Fprintf(&text, `  - name: %[1]s
     address: {socket_address: {address: 127.0.0.1, port_value: 0}}

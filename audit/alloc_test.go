@@ -7,7 +7,9 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -39,18 +41,25 @@ func BenchmarkRecord(b *testing.B) {
 	}
 }
 
-func BenchmarkRecordParallel(b *testing.B) {
-	log := newFolder(b).benchmark()
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		r := sample()
-		for pb.Next() {
-			if err := log.Record(r); err != nil {
-				b.Error(err)
-				return
-			}
-		}
-	})
+// BenchmarkRecordConcurrent has 8 and 64 callers that record all the time. The time
+// is that of the whole for each record.
+func BenchmarkRecordConcurrent(b *testing.B) {
+	for _, callers := range []int{8, 64} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			log := newFolder(b).benchmark()
+			b.ReportAllocs()
+			b.SetParallelism(callers / runtime.GOMAXPROCS(0))
+			b.RunParallel(func(pb *testing.PB) {
+				r := sample()
+				for pb.Next() {
+					if err := log.Record(r); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
 }
 
 // The same line made with encoding/json, an HMAC and one write: what the

@@ -136,12 +136,12 @@ const checkEvery = time.Second
 
 // Log is an open audit log, and an authz.BatchRecorder. It is safe for concurrent use.
 //
-// Locks are taken in this order: flushing, folds' own, mu of the log, mu of the
-// second log.
+// Locks are taken in this order: flushing, folds' own, mu of the log, queue's own or
+// mu of the second log, its queue's own.
 type Log struct {
-	cfg  Config
-	key  Key
-	pool sync.Pool // of *line
+	cfg Config
+	key Key
+	groupCommit
 
 	folds    *folder    // of refusals; unused in the second log
 	flushing sync.Mutex // held while folds are written
@@ -202,25 +202,13 @@ type tail struct {
 // written within minutes or by Close.
 func (l *Log) Record(r *authz.Record) error {
 	if !isRefusal(r) {
-		return l.writeOne(r, false)
+		return l.write(false, r)
 	}
 	err := l.Flush(r.Time, false)
 	if l.folds.take(r) {
 		return err
 	}
-	return errors.Join(err, l.writeOne(r, true))
-}
-
-// writeOne writes a record.
-func (l *Log) writeOne(r *authz.Record, refused bool) error {
-	line := l.line()
-	defer l.pool.Put(line)
-	line.encode(r, l.cfg.FullPaths())
-	if err := l.append(r.Time, refused, line); err != nil {
-		return fmt.Errorf("record %s: %w", r.Kind, err)
-	}
-	l.observe(r)
-	return nil
+	return errors.Join(err, l.write(true, r))
 }
 
 // RecordAll writes several records, one behind the other and with one system
@@ -231,7 +219,7 @@ func (l *Log) RecordAll(records []*authz.Record) error {
 	case len(records) == 0:
 		return nil
 	case !slices.ContainsFunc(records, isRefusal):
-		return l.write(records, false)
+		return l.write(false, records...)
 	}
 	for _, r := range records {
 		if err := l.Record(r); err != nil {
@@ -242,15 +230,11 @@ func (l *Log) RecordAll(records []*authz.Record) error {
 }
 
 // write writes records, which are refusals or none of them is.
-func (l *Log) write(records []*authz.Record, refused bool) error {
-	full := l.cfg.FullPaths()
-	lines := make([]*line, len(records))
-	for i, r := range records {
-		lines[i] = l.line()
-		defer l.pool.Put(lines[i])
-		lines[i].encode(r, full)
-	}
-	if err := l.append(records[0].Time, refused, lines...); err != nil {
+func (l *Log) write(refused bool, records ...*authz.Record) error {
+	e := l.entry()
+	defer l.pool.Put(e)
+	e.encode(records, refused, l.cfg.FullPaths())
+	if err := l.append(e); err != nil {
 		return fmt.Errorf("record %s: %w", records[0].Kind, err)
 	}
 	for _, r := range records {
@@ -259,11 +243,11 @@ func (l *Log) write(records []*authz.Record, refused bool) error {
 	return nil
 }
 
-func (l *Log) line() *line {
-	if line, ok := l.pool.Get().(*line); ok {
-		return line
+func (l *Log) entry() *entry {
+	if e, ok := l.pool.Get().(*entry); ok {
+		return e
 	}
-	return l.key.newLine()
+	return &entry{masks: l.key.masker(), wake: make(chan struct{}, 1)}
 }
 
 func (l *Log) observe(r *authz.Record) {
@@ -272,35 +256,36 @@ func (l *Log) observe(r *authz.Record) {
 	}
 }
 
-// append puts encoded lines at the end of the chain, or of the second log's.
-func (l *Log) append(now time.Time, refused bool, lines ...*line) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// put writes an entry that the second log does not take, or several of which none
+// is a refusal, with one system call. The caller holds mu.
+func (l *Log) put(entries ...*entry) error {
 	if l.closed {
 		return ErrClosed
 	}
-	size := 0
-	for _, line := range lines {
-		size += line.size()
+	size, refused := int64(0), entries[0].refused
+	l.group.lines = l.group.lines[:0]
+	for _, e := range entries {
+		size += e.size
+		l.group.lines = append(l.group.lines, e.lines...)
 	}
-	if refused && l.refused+int64(size) > l.cfg.MaxSize/refusedShare {
-		return l.appendSecond(now, lines...)
+	now := entries[len(entries)-1].now
+	if refused && l.refused+size > l.cfg.MaxSize/refusedShare {
+		return l.putSecond(entries[0])
 	}
-	written := 0
 	own := size
 	if refused {
 		own = 0 // it has its share, and rotates nothing
 	}
-	err := l.prepare(now, own)
+	written, err := 0, l.prepare(now, own)
 	if err == nil {
 		before := l.size
-		written, err = l.commit(lines...)
+		written, err = l.commit(l.group.lines...)
 		if refused {
 			l.refused += l.size - before
 		}
 	}
 	if err != nil {
-		l.failed += uint64(len(lines) - written)
+		l.failed += uint64(len(l.group.lines) - written)
 	}
 	l.err = err
 	return err
@@ -308,7 +293,7 @@ func (l *Log) append(now time.Time, refused bool, lines ...*line) error {
 
 // prepare makes the file ready for a line of the given size: in its place, not
 // too large, and with nothing left unsaid.
-func (l *Log) prepare(now time.Time, size int) error {
+func (l *Log) prepare(now time.Time, size int64) error {
 	if elapsed := now.Sub(l.checked); elapsed >= checkEvery || elapsed < 0 {
 		l.checked = now
 		l.checkPlace()
@@ -322,7 +307,7 @@ func (l *Log) prepare(now time.Time, size int) error {
 	if err := l.flushNotes(); err != nil {
 		return err
 	}
-	if own := l.size - l.refused; own > 0 && size > 0 && own+int64(size) > l.rotateAt {
+	if own := l.size - l.refused; own > 0 && size > 0 && own+size > l.rotateAt {
 		l.rotate()
 	}
 	if l.rotated {
@@ -341,7 +326,7 @@ func (l *Log) commit(lines ...*line) (recorded int, err error) {
 		end = l.seal(line, end, newline)
 		newline = false
 	}
-	data := join(lines)
+	data := l.group.join(lines)
 	n, err := l.file.Write(data)
 	l.size += int64(n)
 	begin := 0

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,9 @@ import (
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(envWriter); dir != "" {
+		if callers, err := strconv.Atoi(os.Getenv(envCallers)); err == nil {
+			os.Exit(recordUntilKilled(dir, callers))
+		}
 		os.Exit(writeUntilKilled(dir))
 	}
 	goleak.VerifyTestMain(m)

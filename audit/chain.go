@@ -116,7 +116,7 @@ func (k Key) second() Key {
 
 func (k *Key) chainMAC() hash.Hash { return hmac.New(sha256.New, k.chain[:]) }
 func (k *Key) headMAC() hash.Hash  { return hmac.New(sha256.New, k.head[:]) }
-func (k *Key) masker() masker      { return masker{mac: hmac.New(sha256.New, k.mask[:])} }
+func (k *Key) masker() *masker     { return newMasker(hmac.New(sha256.New, k.mask[:])) }
 
 // MaskPath returns how a path's segment stands in a masked log, so that a
 // known value can be looked for.

@@ -48,12 +48,10 @@ type line struct {
 	start int    // where the line begins in buf, once it is linked
 	place tail   // of the line in the chain, once it is sealed
 	end   int    // where it ends in what it is written with
-	masks masker
+	masks *masker
 }
 
-func (k *Key) newLine() *line {
-	return &line{buf: make([]byte, linkRoom, 1024), masks: k.masker()}
-}
+func newLine(masks *masker) *line { return &line{buf: make([]byte, linkRoom, 1024), masks: masks} }
 
 // size returns how long the finished line will be at most.
 func (e *line) size() int { return len(e.buf) + hashRoom + 1 }
@@ -152,7 +150,13 @@ func (e *line) path(open, path, pattern string, full bool) {
 		return
 	}
 	e.buf = append(e.buf, open...)
-	e.maskedPath(path, pattern)
+	if m := e.masks; len(m.masked) == 0 || m.path != path || m.pattern != pattern {
+		begin := len(e.buf)
+		e.maskedPath(path, pattern)
+		m.path, m.pattern, m.masked = path, pattern, append(m.masked[:0], e.buf[begin:]...)
+	} else {
+		e.buf = append(e.buf, m.masked...)
+	}
 	e.buf = append(e.buf, '"')
 }
 
@@ -200,18 +204,6 @@ func (e *line) finish(mac hash.Hash) [hashLen]byte {
 	e.buf = append(e.buf, closeHash...)
 	e.buf = append(e.buf, '\n')
 	return text
-}
-
-// join returns finished lines with their newlines, to be written at once.
-func join(lines []*line) []byte {
-	first := lines[0]
-	for i, e := range lines {
-		if i > 0 {
-			first.buf = append(first.buf, e.buf[e.start:]...)
-		}
-		e.end = len(first.buf) - first.start
-	}
-	return first.buf[first.start:]
 }
 
 func (e *line) time(t time.Time) {

@@ -301,7 +301,7 @@ func (l *Log) Flush(now time.Time, all bool) error {
 	// A few at a time, so that no file grows far beyond its size.
 	for due := l.folds.due(now, all); len(due) > 0; {
 		some := min(len(due), foldsAtOnce)
-		if err := l.write(due[:some], true); err != nil {
+		if err := l.write(true, due[:some]...); err != nil {
 			return err
 		}
 		due = l.folds.done(some)

@@ -3,6 +3,7 @@ package audit
 import (
 	"encoding/base64"
 	"hash"
+	"hash/maphash"
 	"strings"
 )
 
@@ -21,6 +22,9 @@ const maskMark = "~"
 // back to a value that cannot be guessed.
 const maskBytes = 12
 
+// maskLen is how long a mask is, with its mark.
+const maskLen = len(maskMark) + maskBytes*4/3
+
 // maxMasked is how many segments of a path are masked one by one; the rest is
 // masked as one, so that a plugin's long path costs no more.
 const maxMasked = 16
@@ -34,7 +38,33 @@ type masker struct {
 	// A lease stands in record after record, and its mask is kept.
 	lease string
 	mask  []byte
+
+	// A path stands in an access's decision and in its end.
+	path, pattern string
+	masked        []byte // the path as it is recorded; empty without one
+
+	// Short segments, such as the names of resources, stand in path after path.
+	seed     maphash.Seed
+	segments [maskedSegments]maskedSegment
 }
+
+const (
+	// maskedSegments is how many masks of segments are kept. A newer one takes the
+	// place of an older one with an equal hash.
+	maskedSegments = 64
+	// maxSegment is how long a segment is whose mask is kept, in bytes. Longer ones
+	// are rarely names.
+	maxSegment = 22
+)
+
+// maskedSegment is a segment of a path and its mask.
+type maskedSegment struct {
+	length uint8 // 0 for none
+	text   [maxSegment]byte
+	mask   [maskLen]byte
+}
+
+func newMasker(mac hash.Hash) *masker { return &masker{mac: mac, seed: maphash.MakeSeed()} }
 
 // appendLease appends the mask of a lease id.
 func (m *masker) appendLease(b []byte, lease string) []byte {
@@ -42,6 +72,19 @@ func (m *masker) appendLease(b []byte, lease string) []byte {
 		m.lease, m.mask = lease, m.append(m.mask[:0], maskLease, lease)
 	}
 	return append(b, m.mask...)
+}
+
+// appendSegment appends the mask of a path's segment.
+func (m *masker) appendSegment(b []byte, segment string) []byte {
+	if len(segment) > maxSegment {
+		return m.append(b, maskPath, segment)
+	}
+	kept := &m.segments[maphash.String(m.seed, segment)%maskedSegments]
+	if string(kept.text[:kept.length]) != segment {
+		m.append(kept.mask[:0], maskPath, segment)
+		kept.length = uint8(copy(kept.text[:], segment))
+	}
+	return append(b, kept.mask[:]...)
 }
 
 // append appends the mask of value, which needs no escaping.
@@ -85,7 +128,7 @@ func (e *line) maskedPath(path, pattern string) {
 			return
 		default:
 			masks++
-			e.buf = e.masks.append(e.buf, maskPath, segment)
+			e.buf = e.masks.appendSegment(e.buf, segment)
 		}
 	}
 }

@@ -58,7 +58,7 @@ func open(cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{cfg: cfg, key: key, head: head, mac: key.chainMAC(), own: key.newLine(), kept: 1, folds: newFolder()}
+	l := &Log{cfg: cfg, key: key, head: head, mac: key.chainMAC(), own: newLine(key.masker()), kept: 1, folds: newFolder()}
 	l.tail.hash = genesis()
 	if err := l.resume(files, fresh); err != nil {
 		if l.file != nil {

@@ -36,9 +36,9 @@ func hasSecond(cfg Config) (bool, error) {
 	return err == nil, err
 }
 
-// appendSecond puts encoded refusals at the end of the second log, and names its
-// last record here whenever a file of it begins. The caller holds mu.
-func (l *Log) appendSecond(now time.Time, lines ...*line) error {
+// putSecond puts refusals at the end of the second log, and names its last record
+// here whenever a file of it begins. The caller holds mu.
+func (l *Log) putSecond(e *entry) error {
 	if l.second == nil {
 		second, err := open(l.cfg.secondOf())
 		if err != nil {
@@ -46,11 +46,12 @@ func (l *Log) appendSecond(now time.Time, lines ...*line) error {
 		}
 		l.second = second
 	}
-	if err := l.second.append(now, false, lines...); err != nil {
+	e.refused = false // there it is like any record
+	if err := l.second.append(e); err != nil {
 		return err
 	}
 	if end, first := l.second.end(); l.linked == 0 || first != l.linkedIn {
-		return l.link(now, end, first)
+		return l.link(e.now, end, first)
 	}
 	return nil
 }

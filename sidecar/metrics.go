@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +27,44 @@ type metrics struct {
 	probes *prometheus.CounterVec
 
 	inbound, inboundBytes *prometheus.CounterVec
+
+	decided seriesCache[decisionLabels, prometheus.Counter]
+	ended   seriesCache[ruleLabels, prometheus.Observer]
+}
+
+// decisionLabels are the labels of decisions.
+type decisionLabels struct {
+	plugin string
+	door   authz.Door
+	reason string
+}
+
+// ruleLabels are the parts of the label of requests.
+type ruleLabels struct{ grant, rule string }
+
+// seriesCache keeps the series of a vector by a key that takes less time to look up
+// than labels: each access has two. It has as many entries as the vector.
+type seriesCache[K comparable, S any] struct {
+	mu     sync.RWMutex
+	series map[K]S
+}
+
+// get returns the series of key, which find looks up the first time.
+func (c *seriesCache[K, S]) get(key K, find func(K) S) S {
+	c.mu.RLock()
+	s, ok := c.series[key]
+	c.mu.RUnlock()
+	if ok {
+		return s
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.series == nil {
+		c.series = map[K]S{}
+	}
+	s = find(key)
+	c.series[key] = s
+	return s
 }
 
 func newMetrics() *metrics {
@@ -105,11 +144,15 @@ func (c counting) count(r *authz.Record, err error) {
 		if err != nil && r.Allowed {
 			reason = authz.AuditUnavailable.String()
 		}
-		c.metrics.decisions.WithLabelValues(r.Plugin, string(r.Door), reason).Inc()
+		c.metrics.decided.get(decisionLabels{r.Plugin, r.Door, reason}, func(l decisionLabels) prometheus.Counter {
+			return c.metrics.decisions.WithLabelValues(l.plugin, string(l.door), l.reason)
+		}).Inc()
 		c.metrics.deciding.Observe(r.Latency.Seconds())
 	case authz.KindEnd:
 		if r.Rule != "" {
-			c.metrics.requests.WithLabelValues(r.Grant + "/" + r.Rule).Observe(r.Latency.Seconds())
+			c.metrics.ended.get(ruleLabels{r.Grant, r.Rule}, func(l ruleLabels) prometheus.Observer {
+				return c.metrics.requests.WithLabelValues(phrase.Rule(l.grant, l.rule))
+			}).Observe(r.Latency.Seconds())
 		}
 	default:
 	}

@@ -230,7 +230,8 @@ func (c *PolicyControl) fullPaths() bool {
 	case configs.AuditPathsMasked:
 		return false
 	}
-	return time.Now().Before(c.config.Load().ObservesUntil())
+	until := c.config.Load().ObservesUntil()
+	return !until.IsZero() && time.Now().Before(until)
 }
 
 // makeBroker makes the leasing of credentials, when there is a Vault.

@@ -14,10 +14,14 @@ func (s *Server) misplacedPlaceholder(a *access, admission *authz.Admission) (au
 	if s.cfg.FindPlaceholder == nil {
 		return authz.Refusal{}, false
 	}
+	find := s.cfg.FindPlaceholder()
+	if find == nil {
+		return authz.Refusal{}, false
+	}
 	var grant, credential, where string
 	a.forwardedTexts(admission, func(text, in string) bool {
 		var found bool
-		if grant, credential, found = s.cfg.FindPlaceholder(text); found {
+		if grant, credential, found = find(text); found {
 			where = in
 		}
 		return !found

@@ -12,9 +12,10 @@ import (
 func TestMisplaced(t *testing.T) {
 	const standIn = "zq-Test7Kp2Lm9Rv4Xw8"
 	h := newHouse(t)
-	s := h.server(t, Config{FindPlaceholder: func(text string) (grant, credential string, found bool) {
+	find := func(text string) (grant, credential string, found bool) {
 		return "weather", "bearer", strings.Contains(strings.ToLower(text), strings.ToLower(standIn))
-	}})
+	}
+	s := h.server(t, Config{FindPlaceholder: func() func(string) (string, string, bool) { return find }})
 	for _, test := range []struct {
 		name, host, path, where string
 		headers                 []string

@@ -55,6 +55,7 @@ const (
 	healthInterval = time.Second // the delay of Watch
 	defaultDrain   = 10 * time.Second
 	stackOfCheck   = 7 << 10 // with grpc's own frames, a stack of 16 KiB
+	streamWorkers  = 32      // goroutines that keep their stacks; further streams get one of their own
 
 	// Flow control windows. Fixed windows save grpc's bandwidth probes, which a
 	// socket on the same host does not need.
@@ -77,11 +78,12 @@ type Config struct {
 	// sidecar's own listeners, its Vault. It only applies to destinations that are
 	// addresses, since the caller resolves names. Nil: no address.
 	Forbidden func(netip.AddrPort) bool
-	// FindPlaceholder finds the placeholder of a credential in a text, in any encoding,
-	// and returns its credential. It is called with the path, the query and the headers
-	// of admitted accesses, without the credential's slot; bodies are not visible here.
-	// Nil: there are no placeholders.
-	FindPlaceholder func(text string) (grant, credential string, found bool)
+	// FindPlaceholder returns the function that finds the placeholder of a credential
+	// in a text, in any encoding, and returns its credential; nil while there are no
+	// placeholders. It is called for each admitted access, and what it returns with the
+	// path, the query and the headers, without the credential's slot; bodies are not
+	// visible here. Nil: there are no placeholders.
+	FindPlaceholder func() func(text string) (grant, credential string, found bool)
 	// Name returns the name of a virtual address that the sidecar's own resolver
 	// assigned. Such an address, dialled by the plugin or in the Host header, stands
 	// for its name. Nil: there are no virtual addresses.
@@ -129,7 +131,6 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	log       *zap.Logger
-	grpc      *grpc.Server
 	health    *health
 	listeners []net.Listener
 	methods   []string // that it serves
@@ -152,12 +153,18 @@ func New(cfg Config) (*Server, error) {
 	if s.cfg.Drain <= 0 {
 		s.cfg.Drain = defaultDrain
 	}
-	s.grpc = grpc.NewServer(
-		grpc.Creds(newTransport(cfg)),
+	return s, nil
+}
+
+// newGRPC returns the gRPC server. It starts the stream workers, which end with it.
+func (s *Server) newGRPC() *grpc.Server {
+	server := grpc.NewServer(
+		grpc.Creds(newTransport(s.cfg)),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxReceived),
 		grpc.MaxHeaderListSize(maxMetadata),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ConnectionTimeout(handshakeLimit),
@@ -165,10 +172,10 @@ func New(cfg Config) (*Server, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idlePing, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 	)
-	s.grpc.RegisterService(serviceDesc(), s)
-	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
-	logv3.RegisterAccessLogServiceServer(s.grpc, accessLogs{server: s})
-	return s, nil
+	server.RegisterService(serviceDesc(), s)
+	grpc_health_v1.RegisterHealthServer(server, s.health)
+	logv3.RegisterAccessLogServiceServer(server, accessLogs{server: s})
+	return server
 }
 
 // Run serves the listeners until ctx ends, then reports NOT_SERVING, accepts no new
@@ -178,10 +185,11 @@ func (s *Server) Run(ctx context.Context) error {
 	if len(s.listeners) == 0 {
 		return errors.New("run ext_authz server: no listener; call Listen before")
 	}
+	server := s.newGRPC()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, listener := range s.listeners {
 		group.Go(func() error {
-			if err := s.grpc.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 				return fmt.Errorf("serve ext_authz on %s: %w", listener.Addr(), err)
 			}
 			return nil
@@ -189,24 +197,22 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	group.Go(func() error {
 		s.health.run(ctx)
-		s.stop()
+		s.stop(server)
 		return nil
 	})
 	return group.Wait()
 }
 
 // stop ends every connection, gracefully for as long as Config.Drain allows.
-func (s *Server) stop() {
+func (s *Server) stop(server *grpc.Server) {
 	s.health.drain()
-	force := time.AfterFunc(s.cfg.Drain, s.grpc.Stop)
+	force := time.AfterFunc(s.cfg.Drain, server.Stop)
 	defer force.Stop()
-	s.grpc.GracefulStop()
+	server.GracefulStop()
 }
 
 // Close releases a server for which Run is not called.
-func (s *Server) Close() { s.grpc.Stop(); s.closeListeners() }
-
-func (s *Server) closeListeners() {
+func (s *Server) Close() {
 	for _, listener := range s.listeners {
 		listener.Close()
 	}

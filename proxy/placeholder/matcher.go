@@ -33,24 +33,30 @@ type Cache struct {
 	known        atomic.Pointer[Matcher]
 }
 
-// Finder returns a function that finds a placeholder in a text, in any encoding and
-// any case. It is for doors that see more of a request than they carry.
-func Finder(placeholders func() []Placeholder) func(text string) (grant, credential string, found bool) {
+// Finder returns a function that returns what finds a placeholder in a text, in any
+// encoding and any case; nil without placeholders. It is for doors that see more of a
+// request than they carry.
+func Finder(placeholders func() []Placeholder) func() func(text string) (grant, credential string, found bool) {
 	l := &Cache{Placeholders: placeholders}
-	return func(text string) (grant, credential string, found bool) {
+	return func() func(text string) (grant, credential string, found bool) {
 		s := l.Matcher()
 		if s == nil {
-			return "", "", false
+			return nil
 		}
-		e := s.inText(text, "")
-		if e == nil {
-			e = s.inName(text, "")
-		}
-		if e == nil || e.Misplaced == nil {
-			return "", "", false
-		}
-		return e.Misplaced.Grant, e.Misplaced.Name, true
+		return s.find
 	}
+}
+
+// find finds a placeholder in a text.
+func (s *Matcher) find(text string) (grant, credential string, found bool) {
+	e := s.inText(text, "")
+	if e == nil {
+		e = s.inName(text, "")
+	}
+	if e == nil || e.Misplaced == nil {
+		return "", "", false
+	}
+	return e.Misplaced.Grant, e.Misplaced.Name, true
 }
 
 // Matcher returns the matcher, nil without placeholders.

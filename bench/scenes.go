@@ -22,7 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
@@ -87,37 +86,6 @@ func manyRules(n int) (*authz.Engine, []authz.Request, error) {
 		requests[i] = authz.Request{Principal: "weather", Action: authz.Action{Method: "GET"}, Destination: d}
 	}
 	return engine, requests, nil
-}
-
-// admitScene measures the whole gate with a real audit log.
-func admitScene(_ context.Context, w *env) (*table, error) {
-	engine, requests, err := manyRules(1000)
-	if err != nil {
-		return nil, err
-	}
-	dir := w.file("admit")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	log, err := audit.Open(audit.Config{StateDir: dir})
-	if err != nil {
-		return nil, err
-	}
-	gate, err := authz.NewGate(authz.GateConfig{Engine: engine, Ledger: authz.NewLedger(), Recorder: log, Now: time.Now})
-	if err != nil {
-		return nil, err
-	}
-	admit := testing.Benchmark(func(b *testing.B) {
-		b.ReportAllocs()
-		for i := range b.N {
-			if a, err := gate.Admit(context.Background(), requests[i%len(requests)], authz.Source{Door: authz.DoorProxy}); err != nil || a.Refusal != nil {
-				b.Fatal("not admitted", err)
-			}
-		}
-	})
-	t := &table{title: "Gate.Admit with the audit log on, 1,000 rules", heads: []string{"admit", "allocations", "goal: below 5 µs"}}
-	t.add(fmt.Sprintf("%.2f µs", float64(admit.NsPerOp())/1000), fmt.Sprint(admit.AllocsPerOp()), verdict(admit.NsPerOp() < 5000))
-	return t, log.Close()
 }
 
 // proxyScene measures requests with TLS on both sides: direct, through the

@@ -15,7 +15,10 @@ import (
 // TestRestartUnderEveryLimit uses a limit up and starts the plugin again at once:
 // after its orderly end and after a kill of its sidecar, nothing is free again.
 func TestRestartUnderEveryLimit(t *testing.T) {
-	const fetch = `curl -s -m 2 -o /dev/null -w '%{http_code} ' URL; true`
+	const fetch = `curl -s -m 60 -o /dev/null -w '%{http_code} ' URL; true`
+	// Bytes beyond a limit are dropped, so that curl hangs until its own limit.
+	const hang = `curl -s -m 6 -o /dev/null -w '%{http_code} ' URL; true`
+	const untilHang = `until curl -s -m 6 -o /dev/null -w '%{http_code} ' URL | grep -q 000; do :; done; echo used`
 	first := newEnv(t, "required", "")
 	for _, c := range []struct {
 		name, limit string
@@ -31,8 +34,8 @@ func TestRestartUnderEveryLimit(t *testing.T) {
 		{"connections", "connections: 2/1h", fetch + `; ` + fetch, fetch, "000", 0, "connections: 2/1h, and has"},
 		{"connections in all", "connections: 2", fetch + `; ` + fetch, fetch, "000", 0, "connections: 2, and has"},
 		{"connections, kill", "connections: 2/1h, onExceeded: kill", fetch + `; ` + fetch, fetch + `; sleep 20`, "", 137, "limit connections of grant weather exceeded: 2/1h"},
-		{"bytes sent", "sentBytes: 20KiB/1h", `for i in $(seq 15); do ` + fetch + `; done`, fetch, "000", 0, "sentBytes: 20KiB/1h, and has"},
-		{"bytes received", "receivedBytes: 30KiB/1h", `for i in $(seq 15); do ` + fetch + `; done`, fetch, "000", 0, "receivedBytes exceeded: 30KiB/1h"},
+		{"bytes sent", "sentBytes: 20KiB/1h", untilHang, hang, "000", 0, "sentBytes: 20KiB/1h, and has"},
+		{"bytes received", "receivedBytes: 30KiB/1h", untilHang, hang, "000", 0, "receivedBytes exceeded: 30KiB/1h"},
 		{"system calls", "syscalls: 3000/1h", `for i in $(seq 60); do ls / > /dev/null; done; echo used`, fetch, "000", 0, "syscalls: 3000/1h, and has"},
 		{"system calls, kill", "syscalls: 9000/1h, onExceeded: kill", `echo used; for i in $(seq 400); do ls / > /dev/null; done`, "echo ran", "", 125, "limit syscalls of grant weather is used up: 9000/1h"},
 		{"processes", "processes: 5/1h", `for i in $(seq 9); do /bin/echo one; done`, "/bin/echo one; echo", "", 0, "limit processes of grant weather exceeded: 5/1h"},

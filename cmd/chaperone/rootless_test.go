@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -72,7 +71,7 @@ func TestRunRootlessListen(t *testing.T) {
 	port := testenv.FreePort(t)
 	w.spec(fmt.Sprintf("  process: {listen: [%d]}\n", port))
 	w.Start("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/usr/share", fmt.Sprint(port))
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testenv.Patience}
 	body := testenv.Eventually(t, "the plugin answers", func() (string, bool) {
 		answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
 		if err != nil {

@@ -64,7 +64,7 @@ func TestRunListenUnix(t *testing.T) {
 		t.Helper()
 		testenv.MustGet(io.WriteString(conn, text))(t)
 		answer := make([]byte, 100)
-		testenv.Must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+		testenv.Must(t, conn.SetReadDeadline(time.Now().Add(testenv.Patience)))
 		n, err := conn.Read(answer)
 		if err != nil {
 			return err.Error()

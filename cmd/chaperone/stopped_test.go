@@ -70,13 +70,13 @@ func TestRunStoppedEnds(t *testing.T) {
 // TestRunLimitPrinted checks that each act of a limit is printed once, with its
 // name and what to ask for.
 func TestRunLimitPrinted(t *testing.T) {
-	const fetch = `curl -s -m 3 -o /dev/null URL`
+	const fetch = `curl -s -m 60 -o /dev/null URL`
 	for _, c := range []struct{ name, limits, script, says string }{
 		{"connections refused", "connections: 1/1h", `for i in 1 2 3; do ` + fetch + `; done`, "refused connect to the proxy, for which no destination was named yet: quota_exceeded: weather may use connections: 1/1h"},
 		{"processes", "processes: 30/1h", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; further processes are ended"},
 		{"processes throttled", "processes: 30/1h, onExceeded: throttle", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; further processes are ended"},
 		{"processes killed", "processes: 30/1h, onExceeded: kill", `for i in $(seq 40); do /bin/true; done`, "limit processes of grant weather exceeded: 30/1h; the plugin is ended"},
-		{"bytes", "receivedBytes: 20KiB", `for i in $(seq 15); do curl -s -m 1 -o /dev/null URL; done`, "limit receivedBytes of grant weather exceeded: 20KiB; further use is refused permanently"},
+		{"bytes", "receivedBytes: 20KiB", `while curl -s -m 6 -o /dev/null URL; do :; done`, "limit receivedBytes of grant weather exceeded: 20KiB; further use is refused permanently"},
 		{"bytes killed", "sentBytes: 20KiB, onExceeded: kill", `for i in $(seq 50); do ` + fetch + `; done`, "limit sentBytes of grant weather exceeded: 20KiB; the plugin is ended"},
 		{"system calls throttled", "syscalls: 20000/1s, onExceeded: throttle", `python3 -c "import os; [os.getppid() for _ in range(100000)]"`, "limit syscalls of grant weather exceeded: 20000/1s; the plugin is slowed down to it"},
 		{"system calls killed", "syscalls: 20000, onExceeded: kill", `while :; do ls / >/dev/null; done`, "limit syscalls of grant weather exceeded: 20000; the plugin is ended"},

@@ -118,7 +118,7 @@ func (p *process) kill() error {
 }
 
 // close ends the child in good order, also when it is paused, and kills it
-// when it does not end within ten seconds.
+// when it does not end within a minute.
 func (p *process) close() error {
 	if err := p.cmd.Process.Signal(p.stop); errors.Is(err, os.ErrProcessDone) {
 		<-p.done
@@ -130,7 +130,7 @@ func (p *process) close() error {
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 	}
 	return errors.Join(fmt.Errorf("%s did not end on %v", p.name, p.stop), p.kill())
 }

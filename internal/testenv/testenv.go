@@ -46,7 +46,7 @@ import (
 )
 
 // startLimit bounds how long a part may take to start, its build not included.
-const startLimit = 60 * time.Second
+const startLimit = 2 * time.Minute
 
 // Must fails the test at once when err is not nil.
 func Must(t testing.TB, err error) {

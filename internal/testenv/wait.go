@@ -8,7 +8,7 @@ import (
 )
 
 // Patience bounds how long [Eventually] waits on a loaded machine.
-const Patience = 30 * time.Second
+const Patience = 2 * time.Minute
 
 // Eventually polls until f reports that something holds, and returns its value. The
 // test fails with what was waited for when it does not within [Patience].

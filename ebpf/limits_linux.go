@@ -55,10 +55,7 @@ func (c *Confinement) Limit(limits []Limit) error {
 	}
 	c.limiting.Lock()
 	defer c.limiting.Unlock()
-	// Programs that still run with the limits of the time before have to end
-	// before their entry and slots are written again: a few milliseconds, for
-	// which a block or a kill must not wait.
-	if err := awaitPrograms(); err != nil {
+	if err := c.awaitEarlierLimits(); err != nil {
 		return fmt.Errorf("set limits: %w", err)
 	}
 	c.mu.Lock()
@@ -86,6 +83,19 @@ func (c *Confinement) Limit(limits []Limit) error {
 	default:
 	}
 	return nil
+}
+
+// awaitEarlierLimits waits for programs that still run with the limits before the present
+// ones, if there were any: they have to end before their entry and slots are written again.
+// That takes a few milliseconds, for which a block or a kill must not wait.
+func (c *Confinement) awaitEarlierLimits() error {
+	c.mu.Lock()
+	earlier := !c.closed && c.programs.limits.earlier
+	c.mu.Unlock()
+	if !earlier {
+		return nil
+	}
+	return awaitPrograms()
 }
 
 func checkLimits(limits []Limit) error {
@@ -234,6 +244,7 @@ type limitTable struct {
 	standings   []hooksLimitState
 	enforcement *hooksEnforcement
 	inForce     []placedLimit
+	earlier     bool // there were limits before those in force, with which programs may still run
 }
 
 // placedLimit is a limit in force.
@@ -247,7 +258,8 @@ type placedLimit struct {
 
 // openLimitTable takes over what the maps hold.
 func openLimitTable(w *collection) (*limitTable, error) {
-	l := &limitTable{limits: w.pinnedMaps["limits"], control: w.pinnedMaps["door"]}
+	_, fresh := w.unpinned["door"]
+	l := &limitTable{limits: w.pinnedMaps["limits"], control: w.pinnedMaps["door"], earlier: !fresh}
 	for i, name := range []string{"standings", "held"} {
 		m := w.pinnedMaps[name]
 		size := int(m.ValueSize()) * int(m.MaxEntries())
@@ -345,7 +357,7 @@ func (l *limitTable) replace(limits []Limit) error {
 	if err := l.updateControl(func(d *hooksControl) { d.InForce, d.Pace = word|spare|d.InForce&inForceRules, pace }); err != nil {
 		return err
 	}
-	l.inForce = next
+	l.earlier, l.inForce = len(l.inForce) > 0, next
 	if len(moves) == 0 {
 		return nil
 	}

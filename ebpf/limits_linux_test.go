@@ -855,3 +855,35 @@ func manyLimits(n int) (limits []Limit) {
 	}
 	return limits
 }
+
+// A change of limits waits for programs that run with those before the present ones. It
+// does not wait where there were not any, as at the start of a plugin.
+func TestLimitsAwaitEarlierOnes(t *testing.T) {
+	r := newHarness(t, nil)
+	for i, step := range []struct {
+		limits  []Limit
+		earlier bool
+	}{
+		{nil, false},
+		{[]Limit{{Kind: LimitConnections, Name: "one", Count: 1}}, false},
+		{[]Limit{{Kind: LimitConnections, Name: "two", Count: 2}}, true},
+		{nil, true},
+		{nil, false},
+	} {
+		if err := r.Limit(step.limits); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.programs.limits.earlier; got != step.earlier {
+			t.Errorf("step %d: the next change waits: %t, want %t", i, got, step.earlier)
+		}
+	}
+	// The limits of an earlier sidecar are unknown.
+	again, err := loadCollection(r.pinDir, r.group, true, false, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = again.close() }()
+	if !again.limits.earlier {
+		t.Error("the first change with the maps of an earlier sidecar does not wait")
+	}
+}

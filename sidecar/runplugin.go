@@ -129,7 +129,7 @@ func (s *Sidecar) renewAuthority() error {
 	if s.egress.proxy == nil {
 		return nil
 	}
-	return s.egress.proxy.RenewAuthority()
+	return errors.Join(s.egress.proxy.RenewAuthority(), s.plugin.trust.flush())
 }
 
 // startIn starts CMD in whatever confines it.

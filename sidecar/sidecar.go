@@ -294,6 +294,19 @@ func (s *Sidecar) makeTrust(spec *configs.Sidecar) (err error) {
 	return nil
 }
 
+// changeAuthority puts an authority into the plugin's trust bundle. The proxy's first one,
+// which covers no host yet, is not written before run starts the plugin: see
+// renewAuthority.
+func (s *Sidecar) changeAuthority(pem []byte) {
+	if s.egress.proxy == nil && !s.cfg.External {
+		s.plugin.trust.stage(pem)
+		return
+	}
+	if err := s.plugin.trust.write(pem); err != nil {
+		s.cfg.Log.Error("trust bundle update failed", zap.Error(err))
+	}
+}
+
 // hasProxy reports whether the plugin has its way out here, or an Envoy that the sidecar
 // configures has the end of its way.
 func (*Sidecar) hasProxy(spec *configs.Sidecar) bool {
@@ -330,11 +343,7 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		}
 		cfg.Resolver = s.egress.resolver
 	}
-	cfg.CAChanged = func(pem []byte) {
-		if err := s.plugin.trust.write(pem); err != nil {
-			s.cfg.Log.Error("trust bundle update failed", zap.Error(err))
-		}
-	}
+	cfg.CAChanged = s.changeAuthority
 	if s.egress.proxy, err = proxy.New(cfg); err != nil {
 		return fmt.Errorf("make proxy: %w", err)
 	}

@@ -51,6 +51,7 @@ type trustBundle struct {
 	mu    sync.Mutex
 	lock  *os.File
 	own   []byte           // the plugin's authority, PEM
+	stale bool             // own is not in the files yet
 	sizes map[string]int64 // of the files, in bytes by path; nil: closed. The content is encoded when it is written.
 }
 
@@ -184,6 +185,24 @@ func (b *trustBundle) write(ca []byte) error {
 	return b.writeAll()
 }
 
+// stage has the next flush write the plugin's authority, PEM, unless a later one is written
+// before.
+func (b *trustBundle) stage(ca []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.own, b.stale = ca, true
+}
+
+// flush writes an authority that was staged.
+func (b *trustBundle) flush() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.stale || b.sizes == nil {
+		return nil
+	}
+	return b.writeAll()
+}
+
 func (b *trustBundle) writeAll() error {
 	bundle, store, err := b.encode()
 	if err != nil {
@@ -195,6 +214,7 @@ func (b *trustBundle) writeAll() error {
 			return fmt.Errorf("write trust bundle: %w", err)
 		}
 	}
+	b.stale = false
 	return nil
 }
 

@@ -272,3 +272,24 @@ func BenchmarkTrustBundle(b *testing.B) {
 		})
 	}
 }
+
+// An authority that is staged is in no file before the flush, and one that is written after
+// it stays.
+func TestStagedAuthority(t *testing.T) {
+	b := &trustBundle{dir: t.TempDir(), sizes: map[string]int64{}}
+	first, second := testenv.MustGet(testenv.NewCA("first"))(t).PEM(), testenv.MustGet(testenv.NewCA("second"))(t).PEM()
+	b.stage(first)
+	if _, err := os.Stat(b.pemFile()); err == nil {
+		t.Error("the staged authority is in the bundle")
+	}
+	testenv.Must(t, b.flush())
+	if got := testenv.MustGet(os.ReadFile(b.pemFile()))(t); !bytes.Equal(got, first) {
+		t.Errorf("got %s, want %s", got, first)
+	}
+	b.stage(first)
+	testenv.Must(t, b.write(second))
+	testenv.Must(t, b.flush())
+	if got := testenv.MustGet(os.ReadFile(b.pemFile()))(t); !bytes.Equal(got, second) {
+		t.Errorf("got %s, want %s", got, second)
+	}
+}

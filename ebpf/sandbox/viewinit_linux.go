@@ -176,6 +176,10 @@ func startProgram(o *launchSpec) (pid, pidfd int, err error) {
 		attributes = &syscall.SysProcAttr{Setpgid: true, Foreground: !o.Program.Background, Ctty: stream, PidFD: &pidfd}
 	}
 	err = searchProgram(o, func(path string, args []string) error {
+		// A process is not started to find that there is no such file.
+		if _, err := os.Stat(path); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			return err
+		}
 		var err error
 		pid, err = syscall.ForkExec(path, args, &syscall.ProcAttr{
 			Dir: o.Program.Dir, Env: o.Program.Env, Files: []uintptr{0, 1, 2},

@@ -23,7 +23,7 @@ func TestHostsOfOneRule(t *testing.T) {
 	want := []int{200, 200, 403, 403} // a name may resolve to public addresses only
 	for first := range hosts {
 		w := newWorld(t, setup{input: granted(r), config: func(c *proxy.Config) {
-			c.DNSHosts["other.weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.2")}
+			c.Upstream.Hosts["other.weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.2")}
 		}})
 		client := w.client(nil)
 		for i := range 2 * len(hosts) {

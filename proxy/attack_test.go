@@ -114,7 +114,7 @@ func TestAttacks(t *testing.T) {
 	names := map[string]string{"good": "example.com", "evil": "evil.example.com"}
 	w := newWorld(t, setup{input: granted(goodRule, evilRule), config: func(c *proxy.Config) {
 		redirect(original.load)(c)
-		c.DNSHosts["evil.example.com"] = []netip.Addr{loopback}
+		c.Upstream.Hosts["evil.example.com"] = []netip.Addr{loopback}
 	}})
 	ports := map[string]uint16{"good": goodRule.To.Ports[0], "evil": evilRule.To.Ports[0]}
 	spell := strings.NewReplacer("EPORT", fmt.Sprint(ports["evil"]), " G", " "+goodAuthority, "//G", "//"+goodAuthority, "=G", "="+goodAuthority,

@@ -45,7 +45,7 @@ func TestRealClients(t *testing.T) {
 	read.Methods = []string{"GET", "POST"}
 	w := newWorld(t, setup{input: granted(read, plainRule), config: func(c *proxy.Config) {
 		c.Identify, c.Token = nil, authz.NewSecret("proxy-token")
-		c.Forbidden = func(netip.AddrPort) bool { return false }
+		c.Upstream.Forbidden = func(netip.AddrPort) bool { return false }
 	}})
 	good, http, address := api.URL("api.weather.example", "/echo"), plain.URL("other.weather.example", "/echo"), api.URL("127.0.0.1", "/echo")
 	python := func(code string) []string { return []string{"-c", code} }

@@ -302,8 +302,8 @@ func TestExitLeadsNowhereElse(t *testing.T) {
 	public := rule(api, "public")
 	public.To.Addresses = nil
 	w := newWorld(t, setup{input: granted(public, rule(api, "forbidden", "other.weather.example")), config: func(c *proxy.Config) {
-		c.DNSServers, c.DNSHosts = []netip.AddrPort{dns.Addr}, nil
-		c.Forbidden = func(netip.AddrPort) bool { return true }
+		c.Upstream.Servers, c.Upstream.Hosts = []netip.AddrPort{dns.Addr}, nil
+		c.Upstream.Forbidden = func(netip.AddrPort) bool { return true }
 	}})
 	exits := w.exits()
 	for _, test := range []struct {

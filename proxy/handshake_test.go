@@ -24,7 +24,7 @@ func handshakes(t *testing.T) (*world, *testenv.Upstream, chan authz.Record) {
 	reported := make(chan authz.Record, 100)
 	w := newWorld(t, setup{input: granted(rule(api, "read", "api.weather.example")), config: func(c *proxy.Config) {
 		c.Identify, c.Token = nil, authz.NewSecret("proxy-token")
-		c.Forbidden = func(netip.AddrPort) bool { return false }
+		c.Upstream.Forbidden = func(netip.AddrPort) bool { return false }
 		c.Handshake = func(r *authz.Record) { reported <- *r }
 	}})
 	return w, api, reported

@@ -231,7 +231,7 @@ func TestNotSentAgainElsewhere(t *testing.T) {
 		},
 	}
 	w := newWorld(t, setup{input: granted(r), config: func(c *proxy.Config) {
-		c.DNSHosts["api.weather.example"] = []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2")}
+		c.Upstream.Hosts["api.weather.example"] = []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2")}
 	}})
 	client := w.client(nil)
 	url := fmt.Sprintf("http://api.weather.example:%d/", port)

@@ -128,8 +128,8 @@ func TestMisplaced(t *testing.T) {
 	plain.ID, plain.To.Hosts, plain.Credential = "plain", []string{"*.example.com"}, ""
 	w := newWorld(t, setup{input: granted(ruleFor(api.Server), plain), config: func(c *proxy.Config) {
 		withPlaceholder(c)
-		c.DNSHosts["other.example.com"] = c.DNSHosts["example.com"]
-		c.DNSHosts[strings.ToLower(placeholderValue)+".example.com"] = c.DNSHosts["example.com"]
+		c.Upstream.Hosts["other.example.com"] = c.Upstream.Hosts["example.com"]
+		c.Upstream.Hosts[strings.ToLower(placeholderValue)+".example.com"] = c.Upstream.Hosts["example.com"]
 	}})
 	var form bytes.Buffer
 	parts := multipart.NewWriter(&form)

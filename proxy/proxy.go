@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -45,13 +44,9 @@ type Config struct {
 	// Resolver returns the name of a virtual address. Nil: redirected connections
 	// are identified by SNI, Host or address only.
 	Resolver *dns.Resolver
-	// DNSServers are asked for the addresses of upstreams. Empty: the host's.
-	DNSServers []netip.AddrPort
-	// DNSHosts are looked up before any server, by canonical name.
-	DNSHosts map[string][]netip.Addr
-	// Forbidden reports the addresses that are never dialled, whatever is
-	// granted: the sidecar's own listeners, its admin socket, its Vault. Nil: none.
-	Forbidden func(netip.AddrPort) bool
+	// Upstream is how upstreams are resolved and reached. Its Forbidden is to report the
+	// sidecar's own listeners, its admin socket and its Vault.
+	Upstream upstream.Config
 
 	// Relay is the Unix socket of an Envoy that receives every connection whose peer is
 	// proved, in place of the proxy's own handling. The relay sends a header of version 2
@@ -68,16 +63,6 @@ type Config struct {
 	// environment. It is called for every access and answers from memory, with the
 	// same values until they change. Nil: no placeholders.
 	Placeholders func() []placeholder.Placeholder
-
-	// UpstreamProxy is an HTTP proxy for connections to upstreams, by CONNECT to the
-	// address that was resolved and checked here: http or https, with a host, a port, and
-	// a user if the proxy requires one. Its own address is not checked against rules.
-	// Nil: upstreams are dialled directly.
-	UpstreamProxy *url.URL
-	// NoProxy are the hosts that are dialled directly: a name (itself and all below it),
-	// a name with a leading dot (all below it), an address or a prefix of addresses, for
-	// hosts that are addresses.
-	NoProxy []string
 
 	// Attribute is called with the rule to which the bytes on a plugin's socket are
 	// attributed from now on: when a tunnel or a request on it begins, before any of its
@@ -187,9 +172,7 @@ func New(cfg Config) (*Proxy, error) {
 	if p.authority, err = newAuthority(cfg); err != nil {
 		return nil, err
 	}
-	p.dialer = upstream.NewDialer(upstream.Config{
-		Servers: cfg.DNSServers, Hosts: cfg.DNSHosts, Forbidden: cfg.Forbidden, Proxy: cfg.UpstreamProxy, NoProxy: cfg.NoProxy,
-	})
+	p.dialer = upstream.NewDialer(cfg.Upstream)
 	p.pools = upstream.NewPools(p.dialer, p.budget)
 	p.sessions = session.NewRegistry(cfg.Engine)
 	if cfg.Relay != "" {

@@ -135,11 +135,6 @@ func newWorld(t testing.TB, s setup) *world {
 	config := proxy.Config{
 		Plugin: plugin, Gate: w.gate, Engine: w.engine, Resolver: w.resolver,
 		Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{PID: 7, UID: 1000, Exe: "/bin/plugin"}, true },
-		DNSHosts: map[string][]netip.Addr{
-			"api.weather.example": {loopback}, "other.weather.example": {loopback}, "evil.example": {loopback},
-			"example.com": {loopback}, "localname": {loopback},
-		},
-		DNSServers: []netip.AddrPort{netip.AddrPortFrom(loopback, 1)}, // no test asks a server that it did not start
 		Refused: func(r authz.Refusal) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -151,6 +146,11 @@ func newWorld(t testing.TB, s setup) *world {
 			w.echoes = append(w.echoes, *r)
 		},
 	}
+	config.Upstream.Hosts = map[string][]netip.Addr{
+		"api.weather.example": {loopback}, "other.weather.example": {loopback}, "evil.example": {loopback},
+		"example.com": {loopback}, "localname": {loopback},
+	}
+	config.Upstream.Servers = []netip.AddrPort{netip.AddrPortFrom(loopback, 1)} // no test asks a server that it did not start
 	if s.config != nil {
 		s.config(&config)
 	}

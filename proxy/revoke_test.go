@@ -329,8 +329,8 @@ func TestAddresses(t *testing.T) {
 	r.To.Scheme, r.To.TLS = authz.SchemeTCP, authz.TLS{}
 	r.Methods, r.Paths, r.Upgrades = nil, nil, nil
 	w := newWorld(t, setup{input: granted(r), config: func(c *proxy.Config) {
-		c.DNSServers, c.DNSHosts = []netip.AddrPort{names.Addr}, nil
-		c.Forbidden = func(to netip.AddrPort) bool { return to.Addr() == netip.MustParseAddr("127.0.0.3") }
+		c.Upstream.Servers, c.Upstream.Hosts = []netip.AddrPort{names.Addr}, nil
+		c.Upstream.Forbidden = func(to netip.AddrPort) bool { return to.Addr() == netip.MustParseAddr("127.0.0.3") }
 	}})
 	for _, test := range []struct {
 		host string

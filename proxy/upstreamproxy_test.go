@@ -118,8 +118,8 @@ func TestUpstreamProxy(t *testing.T) {
 			w := newWorld(t, setup{
 				input: granted(rule(api, "read", "api.weather.example", "127.0.0.1"), open, inClear, guarded, tcpRule(greet, authz.SchemeTCP, "api.weather.example")),
 				config: func(c *proxy.Config) {
-					c.UpstreamProxy, c.NoProxy = through.url, []string{".corp.example"}
-					c.DNSHosts["open.example"], c.DNSHosts["below.corp.example"] = []netip.Addr{loopback}, []netip.Addr{loopback}
+					c.Upstream.Proxy, c.Upstream.NoProxy = through.url, []string{".corp.example"}
+					c.Upstream.Hosts["open.example"], c.Upstream.Hosts["below.corp.example"] = []netip.Addr{loopback}, []netip.Addr{loopback}
 				},
 			})
 			w.proxy.TrustUpstreamProxy(ca.Pool())
@@ -200,7 +200,7 @@ func TestNoProxy(t *testing.T) {
 		{".", "api.weather.example", false},
 	} {
 		w := newWorld(t, setup{input: granted(rule(api, "read", test.host)), config: func(c *proxy.Config) {
-			c.UpstreamProxy, c.NoProxy = through.url, []string{test.entry}
+			c.Upstream.Proxy, c.Upstream.NoProxy = through.url, []string{test.entry}
 		}})
 		if response, body := send(t, w.client(nil), request(t, "GET", api.URL(test.host, "/x"), "")); response.StatusCode != 200 {
 			t.Errorf("%+v: %s %s", test, response.Status, body)

@@ -28,6 +28,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/inbound"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 	"github.com/chaperone-proxy/chaperone/vault"
 	"github.com/chaperone-proxy/chaperone/vault/tokens"
 )
@@ -322,14 +323,14 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 	}
 	cfg := proxy.Config{
 		Plugin: s.name, Gate: s.gate, Engine: s.policy.engine, Token: s.cfg.Token, Budget: s.egress.budget,
-		DNSServers: spec.DNS.Servers, DNSHosts: spec.DNS.Hosts, Forbidden: s.listening.self.dial,
-		Refused: s.cfg.Refused, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("proxy"),
+		Upstream: upstream.Config{Servers: spec.DNS.Servers, Hosts: spec.DNS.Hosts, Forbidden: s.listening.self.dial},
+		Refused:  s.cfg.Refused, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("proxy"),
 		Echo: func(r *authz.Record) { s.journal.record(r) }, Handshake: s.failedHandshake, Placeholders: s.plugin.placeholders.current, CredentialRefused: s.credentials.credentialRefused,
 	}
 	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()
 	}
-	if cfg.UpstreamProxy, cfg.NoProxy, err = upstreamProxy(spec); err != nil {
+	if cfg.Upstream.Proxy, cfg.Upstream.NoProxy, err = upstreamProxy(spec); err != nil {
 		return err
 	}
 	if s.confinement.Kernel() {

@@ -38,15 +38,20 @@ type Dialer struct {
 // Config is what a dialer is made of. Its zero value dials directly and asks the
 // host's name servers.
 type Config struct {
-	// Servers are asked for addresses. Empty: the host's.
+	// Servers are asked for the addresses of upstreams. Empty: the host's.
 	Servers []netip.AddrPort
 	// Hosts are looked up before any server, by canonical name.
 	Hosts map[string][]netip.Addr
 	// Forbidden reports the addresses that are never dialled, whatever is granted. Nil: none.
 	Forbidden func(netip.AddrPort) bool
-	// Proxy is an HTTP proxy that upstreams are reached through. Nil: none.
+	// Proxy is an HTTP proxy for connections to upstreams, by CONNECT to the address that
+	// was resolved and checked here: http or https, with a host, a port, and a user if the
+	// proxy requires one. Its own address is not checked against rules. Nil: upstreams are
+	// dialled directly.
 	Proxy *url.URL
-	// NoProxy are the hosts that are reached directly although there is a proxy.
+	// NoProxy are the hosts that are dialled directly: a name (itself and all below it),
+	// a name with a leading dot (all below it), an address or a prefix of addresses, for
+	// hosts that are addresses.
 	NoProxy []string
 }
 

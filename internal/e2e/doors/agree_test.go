@@ -30,6 +30,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
@@ -155,7 +156,7 @@ func (h *harness) newListener(t *testing.T, policy *authz.Policy, behind bool) *
 		hosts[name+".weather.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	}
 	p := testenv.MustGet(proxy.New(proxy.Config{
-		Plugin: "weather", Gate: gate, Engine: engine, DNSHosts: hosts, Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{UID: -1}, true },
+		Plugin: "weather", Gate: gate, Engine: engine, Upstream: upstream.Config{Hosts: hosts}, Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{UID: -1}, true },
 	}))(t)
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
 	inBackground(t, func(ctx context.Context) error { return p.Serve(ctx, listener) })

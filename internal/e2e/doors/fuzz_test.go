@@ -24,6 +24,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
+	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
 // lastRecord keeps the last audit record of a decision.
@@ -121,7 +122,7 @@ func newFuzzHarness(f *testing.F) *fuzzHarness {
 		hosts[slot+".doors.example"] = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	}
 	p := testenv.MustGet(proxy.New(proxy.Config{
-		Plugin: "weather", Gate: gate, Engine: engine, DNSHosts: hosts, Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{UID: -1}, true },
+		Plugin: "weather", Gate: gate, Engine: engine, Upstream: upstream.Config{Hosts: hosts}, Identify: func(net.Conn) (session.Peer, bool) { return session.Peer{UID: -1}, true },
 	}))(f)
 	listener := testenv.MustGet(new(net.ListenConfig).Listen(f.Context(), "tcp", "127.0.0.1:0"))(f)
 	h.proxy = listener.Addr().String()

@@ -29,26 +29,27 @@ type packetServer struct {
 // serve answers questions until the socket is closed or ctx ends.
 func (s *packetServer) serve(ctx context.Context) error {
 	var answering sync.WaitGroup
-	ended := make(chan error, maxQuestions)
+	defer answering.Wait()
+	defer func() { _ = s.packets.Close() }()
+	buffers := make(chan []byte, maxQuestions) // a question has one until it is answered
 	for range maxQuestions {
-		answering.Go(func() {
-			err := s.answerAll(ctx)
-			_ = s.packets.Close() // the others end too
-			ended <- err
-		})
+		buffers <- nil // made when it is needed
 	}
-	answering.Wait()
-	return <-ended
-}
-
-// answerAll reads one question after the other and answers it.
-func (s *packetServer) answerAll(ctx context.Context) error {
-	buf := make([]byte, dns.MinMsgSize)
 	for {
+		buf := <-buffers
+		if buf == nil {
+			buf = make([]byte, dns.MinMsgSize)
+		}
 		n, from, err := s.packets.ReadFrom(buf)
+		if err == nil {
+			answering.Go(func() {
+				s.answer(buf[:n], from)
+				buffers <- buf
+			})
+			continue
+		}
+		buffers <- buf
 		switch {
-		case err == nil:
-			s.answer(buf[:n], from)
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return net.ErrClosed
 		case session.IsTemporary(err), errors.Is(err, syscall.ECONNREFUSED): // of an answer to whoever has gone (udp(7))

@@ -193,6 +193,8 @@ type callwatchWatch struct {
 		_ structs.HostLayout
 		_ [16]byte
 	}
+	Turns    uint32
+	Defiance uint32
 }
 
 type callwatchWatchArgs struct {

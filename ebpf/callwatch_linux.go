@@ -32,7 +32,10 @@ const (
 	// maxLook is the longest time from one look to the next, and minLook the shortest
 	// for which the counter stays off. enterLook is what must be possible for it to be
 	// taken off.
-	maxLook, enterLook, minLook = 250 * time.Millisecond, 25 * time.Millisecond, 10 * time.Millisecond
+	maxLook, enterLook, minLook = 250 * time.Millisecond, 40 * time.Millisecond, 15 * time.Millisecond
+	// defiance is for how long a plugin that the kernel has stopped may run on before it
+	// is killed: DEFIANCE of bpf/callwatch.bpf.c.
+	defiance = 50 * time.Millisecond
 	// counterHold is for how long the counter stays on after a limit was near.
 	counterHold = 5 * time.Second
 	// callMargin is how much faster than the fastest measured call one is taken to
@@ -278,16 +281,16 @@ func (w *collection) choose(dir string, used time.Duration, log *zap.Logger) (ne
 	share, all := w.limits.uncountedRoom(clock())
 	// A tick before the look is charged after it, and two after the counter is attached.
 	next = min(w.watch.state.lasts(share, cpus)-3*w.watch.tick, maxLook)
-	late := w.watch.state.lasts(all, cpus) - w.watch.tick
+	late := w.watch.state.lasts(all, cpus) - w.watch.tick - defiance
 	off := w.counter == nil
 	switch {
-	case off && next >= minLook:
+	case off && next >= minLook && late > next:
 		return next, w.watch.arm(late)
 	case off:
 		w.watch.hold = time.Now().Add(counterHold)
 		err = w.putCounter(dir, true)
 		return 2 * w.watch.tick, errors.Join(err, w.watch.arm(0))
-	case next < enterLook || time.Now().Before(w.watch.hold):
+	case next < enterLook || late < enterLook || time.Now().Before(w.watch.hold):
 		return maxLook, w.watch.arm(0)
 	}
 	if err := w.watch.arm(late); err != nil {
@@ -306,8 +309,7 @@ func (c *Confinement) countBeforeLeaving() error {
 	}
 	c.mu.Lock()
 	w := c.programs
-	off := !c.closed && c.attached && w.watch != nil && w.counter == nil && w.limits.limitsCalls()
-	if !off {
+	if c.closed || !c.attached || w.watch == nil || !w.limits.limitsCalls() {
 		c.mu.Unlock()
 		return nil
 	}

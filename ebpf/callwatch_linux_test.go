@@ -28,7 +28,7 @@ const callsPlugin = "calls"
 func farCalls(action Action) (Limit, error) {
 	cpus, err := onlineCPUs()
 	cost := min(fastestCall()/callMargin, maxCallCost)
-	return Limit{Name: "calls", Kind: LimitSyscalls, Count: uncountedShare * cpus * uint64(3*enterLook/cost), Action: action}, err
+	return Limit{Name: "calls", Kind: LimitSyscalls, Count: uncountedShare * cpus * uint64(2*enterLook/cost), Action: action}, err
 }
 
 // burstCalls is a plugin that waits for standard input, and then makes system calls on some
@@ -191,6 +191,7 @@ func TestLateLook(t *testing.T) {
 	r.Confinement.mu.Lock() // nobody looks
 	p.burst()
 	made := p.standstill()
+	time.Sleep(2 * defiance) // no process that stands still is killed
 	overdue := atomic.LoadUint64(&r.programs.watch.state.Overdue)
 	r.Confinement.mu.Unlock()
 	if made > l.Count || overdue == 0 {
@@ -199,6 +200,30 @@ func TestLateLook(t *testing.T) {
 	eventually(t, "the plugin goes on", func() bool { return p.made() > made })
 	if used := r.used().Syscalls; used.Uncounted < made {
 		t.Errorf("made %d calls, charged %+v", made, used)
+	}
+}
+
+// Processes that are continued while user space does not look, as they could continue each
+// other, are killed before they can have passed the limit.
+func TestLateLookDefied(t *testing.T) {
+	l, err := farCalls(ActionDeny)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, p := watched(t, l)
+	r.Confinement.mu.Lock() // nobody looks
+	p.burst()
+	eventually(t, "the plugin is killed", func() bool {
+		if err := r.group.Signal(unix.SIGCONT); err != nil {
+			t.Error(err)
+		}
+		alive, err := r.group.Populated()
+		return err == nil && !alive
+	})
+	made := p.made()
+	r.Confinement.mu.Unlock()
+	if made > l.Count {
+		t.Errorf("made %d calls of %d without a look", made, l.Count)
 	}
 }
 

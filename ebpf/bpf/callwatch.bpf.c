@@ -10,8 +10,14 @@
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 #define CLOCK_MONOTONIC 1
-#define ALL_PROCESSES 0 /* BPF_TASK_ITER_ALL_PROCS of kernel/bpf/task_iter.c */
-#define AGAIN 10000000	/* ns after which processes that were born since are stopped, too */
+#define ALL_THREADS 1	/* BPF_TASK_ITER_ALL_THREADS of kernel/bpf/task_iter.c */
+#define MS 1000000
+/* The plugin is looked at each millisecond for QUICK_TURNS, and then each SLOW_TURN. */
+#define QUICK_TURNS 100
+#define SLOW_TURN 10
+/* The milliseconds for which threads of a plugin that was stopped may run: processes that continue each other are killed.
+ * User space sets the timer earlier by them. */
+#define DEFIANCE 50
 
 /* Calls that were not counted. Written by user space, which maps it, and read by the sidecar that comes after. */
 struct uncounted_calls {
@@ -32,6 +38,8 @@ struct {
 
 struct watch {
 	struct bpf_timer timer;
+	__u32 turns;	/* since the look is overdue */
+	__u32 defiance; /* milliseconds for which a thread ran in spite of the stop */
 };
 
 struct {
@@ -53,29 +61,41 @@ extern void bpf_rcu_read_unlock(void) __ksym;
 extern struct task_struct *bpf_task_acquire(struct task_struct *task) __ksym;
 extern void bpf_task_release(struct task_struct *task) __ksym;
 
-/* Stops one process. A signal needs a reference to the task, which the iterator does not hold. */
-static __always_inline void stop_process(struct task_struct *task)
-{
-	struct task_struct *held_task = bpf_task_acquire(task);
+struct task_struct___run {
+	int on_cpu;
+} __attribute__((preserve_access_index));
 
-	if (!held_task)
+/* Signals one process. That needs a reference to the task, which the iterator does not hold. */
+static __always_inline void signal_process(struct task_struct *task, int signal)
+{
+	struct task_struct *referenced = bpf_task_acquire(task);
+
+	if (!referenced)
 		return;
-	bpf_send_signal_task(held_task, SIGSTOP_NUMBER, PIDTYPE_TGID, 0);
-	bpf_task_release(held_task);
+	bpf_send_signal_task(referenced, signal, PIDTYPE_TGID, 0);
+	bpf_task_release(referenced);
 }
 
-static __always_inline void stop_processes(void)
+/* Signals every process of the plugin, and reports whether one of its threads is running. */
+static __always_inline bool signal_all(int signal)
 {
 	struct bpf_iter_task it;
 	struct task_struct *task;
+	bool running = false;
 
 	bpf_rcu_read_lock();
-	bpf_iter_task_new(&it, 0, ALL_PROCESSES);
-	while ((task = bpf_iter_task_next(&it)))
-		if (inside(group_of(task)))
-			stop_process(task);
+	bpf_iter_task_new(&it, 0, ALL_THREADS);
+	while ((task = bpf_iter_task_next(&it))) {
+		if (!inside(group_of(task)))
+			continue;
+		if (((struct task_struct___run *)readable(task))->on_cpu)
+			running = true;
+		if (task->pid == task->tgid)
+			signal_process(task, signal);
+	}
 	bpf_iter_task_destroy(&it);
 	bpf_rcu_read_unlock();
+	return running;
 }
 
 /* The look is overdue. User space lets the plugin go on when it has looked. */
@@ -83,13 +103,17 @@ static int overdue(void *map, __u32 *key, struct watch *w)
 {
 	struct uncounted_calls *u = bpf_map_lookup_elem(&uncounted, key);
 	struct enforcement *c = bpf_map_lookup_elem(&held, key);
+	__u32 turn;
 
 	if (!u || !c)
 		return 0;
-	__sync_fetch_and_add(&u->overdue, 1);
+	turn = w->turns < QUICK_TURNS ? 1 : SLOW_TURN;
+	if (!w->turns++)
+		__sync_fetch_and_add(&u->overdue, 1);
 	__sync_val_compare_and_swap(&c->action, PENDING_NONE, PENDING_STOP);
-	stop_processes();
-	bpf_timer_start(&w->timer, AGAIN, 0);
+	if (signal_all(w->defiance < DEFIANCE ? SIGSTOP_NUMBER : SIGKILL))
+		w->defiance += turn;
+	bpf_timer_start(&w->timer, turn * MS, 0);
 	return 0;
 }
 
@@ -105,6 +129,7 @@ int watch_calls(struct watch_args *args)
 
 	if (!w)
 		return -1;
+	w->turns = w->defiance = 0;
 	bpf_timer_init(&w->timer, &watches, CLOCK_MONOTONIC); /* fails if it is there already */
 	if (!args->ns) {
 		bpf_timer_cancel(&w->timer);

@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // originHost is the one name that plugins are granted.
@@ -227,64 +227,16 @@ func lineOf(lines []string, name string) string {
 	return "the program printed nothing of " + name
 }
 
-// background is a command that runs on.
-type background struct {
-	w      *env
-	cmd    *exec.Cmd
-	output lockedBuffer
-	ended  chan struct{}
-}
-
-// lockedBuffer is what a process has printed so far.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // start runs a program as the plugin until it ends or the test does.
-func (e *env) start(program ...string) *background {
+func (e *env) start(program ...string) *scenario.Process {
 	e.t.Helper()
 	return e.startCommand(e.runArgs(program...)...)
 }
 
 // startCommand starts a command of the host's until it ends or the test does.
-func (e *env) startCommand(args ...string) *background {
+func (e *env) startCommand(args ...string) *scenario.Process {
 	e.t.Helper()
-	b := &background{w: e, cmd: e.command(context.WithoutCancel(e.t.Context()), args...), ended: make(chan struct{})}
-	b.cmd.Stdout, b.cmd.Stderr = &b.output, &b.output
-	b.cmd.WaitDelay = time.Second // a plugin that outlives its sidecar keeps the pipe open
-	testenv.Must(e.t, b.cmd.Start())
-	go func() { _ = b.cmd.Wait(); close(b.ended) }() // the test looks at its status
-	e.t.Cleanup(b.stop)
-	return b
-}
-
-// stop ends the command as a user would, and by SIGKILL when it goes on.
-func (b *background) stop() {
-	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	select {
-	case <-b.ended:
-	case <-time.After(2 * time.Minute):
-		b.w.t.Errorf("it does not end on SIGTERM:\n%s", tail(b.output.String()))
-		b.kill()
-	}
-}
-
-func (b *background) kill() {
-	_ = b.cmd.Process.Kill() // it may have ended
-	<-b.ended
+	return scenario.StartProcess(e.t, e.command(context.WithoutCancel(e.t.Context()), args...))
 }
 
 // eventually polls until f returns no error: what it waits for happens in

@@ -76,15 +76,15 @@ func flood(t *testing.T, kind string) (peak int64, took time.Duration) {
 	e.env = append(e.env, fmt.Sprintf("E2E_PLAIN_PORT=%d", e.origins.plainPort), fmt.Sprintf("E2E_SECURE_PORT=%d", e.origins.securePort))
 	// The sidecar's time is measured, and other tests run on the same processors.
 	b := e.startCommand(append([]string{"nice", "-n", "-15"}, e.runArgs("nice", "-n", "30", program, kind)...)...)
-	for began := time.Now(); !strings.Contains(b.output.String(), "full "); time.Sleep(10 * time.Millisecond) {
-		peak = max(peak, resident(t, b.cmd.Process.Pid))
+	for began := time.Now(); !strings.Contains(b.Output.String(), "full "); time.Sleep(10 * time.Millisecond) {
+		peak = max(peak, resident(t, b.Cmd.Process.Pid))
 		if time.Since(began) > 3*time.Minute {
-			t.Fatalf("the flood is not full: %s", tail(b.output.String()))
+			t.Fatalf("the flood is not full: %s", tail(b.Output.String()))
 		}
 	}
 	var rest int64
 	for began := time.Now(); time.Since(began) < time.Second; time.Sleep(10 * time.Millisecond) {
-		rest = resident(t, b.cmd.Process.Pid)
+		rest = resident(t, b.Cmd.Process.Pid)
 		peak = max(peak, rest)
 	}
 	began := time.Now()
@@ -94,7 +94,7 @@ func flood(t *testing.T, kind string) (peak int64, took time.Duration) {
 		Cut int     `json:"cut"`
 	}
 	testenv.Must(t, json.Unmarshal([]byte(r.stdout), &revoked))
-	_, said, _ := strings.Cut(b.output.String(), "full ")
+	_, said, _ := strings.Cut(b.Output.String(), "full ")
 	said, _, _ = strings.Cut(said, "\n")
 	took = time.Duration(revoked.MS * float64(time.Millisecond))
 	t.Logf("%s: %s made, %d MiB at most, then %d; %d cut in %v, the command took %v", kind, said, peak>>20, rest>>20, revoked.Cut, took, time.Since(began))

@@ -106,7 +106,7 @@ func leaveByKills(t *testing.T, n int) {
 	for i := range n {
 		b := e.start("/bin/sh", "-c", "mktemp >/dev/null; sleep 300 & exec "+systemPython+" "+staged("python", "listen.py"))
 		time.Sleep(time.Duration(random.IntN(800)) * time.Millisecond) // any moment: that is the test
-		b.kill()
+		b.Kill()
 		if i%2 == 0 {
 			if r := e.chaperone("detach", "--config", e.file("sidecar.yaml"), "--kill"); r.status != 0 {
 				t.Fatalf("kill %d: %v", i, r)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // TestInherited checks that a program finds what its caller prepared for it.
@@ -67,24 +68,24 @@ func TestSignals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := e.start("/bin/sh", "-c", fmt.Sprintf("trap 'echo got it; exit 9' %s; echo up; while :; do sleep 0.05; done", name))
-			eventually(t, "the plugin runs", func() (int, error) { return 0, b.printed("up") })
-			testenv.Must(t, b.cmd.Process.Signal(signal))
+			eventually(t, "the plugin runs", func() (int, error) { return 0, printed(b, "up") })
+			testenv.Must(t, b.Cmd.Process.Signal(signal))
 			select {
-			case <-b.ended:
+			case <-b.Ended:
 			case <-time.After(2 * time.Minute):
-				t.Fatalf("it goes on:\n%s", b.output.String())
+				t.Fatalf("it goes on:\n%s", b.Output.String())
 			}
-			if status := b.cmd.ProcessState.ExitCode(); status != 9 || b.printed("got it") != nil {
-				t.Errorf("status %d\n%s", status, b.output.String())
+			if status := b.Cmd.ProcessState.ExitCode(); status != 9 || printed(b, "got it") != nil {
+				t.Errorf("status %d\n%s", status, b.Output.String())
 			}
 		})
 	}
 }
 
 // printed returns an error while the command has not printed a line.
-func (b *background) printed(line string) error {
-	if !strings.Contains(b.output.String(), line) {
-		return fmt.Errorf("%q is missing in:\n%s", line, tail(b.output.String()))
+func printed(b *scenario.Process, line string) error {
+	if !strings.Contains(b.Output.String(), line) {
+		return fmt.Errorf("%q is missing in:\n%s", line, tail(b.Output.String()))
 	}
 	return nil
 }

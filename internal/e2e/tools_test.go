@@ -124,10 +124,10 @@ func TestNginx(t *testing.T) {
 			t.Errorf("%s: %d %q", path, answer.StatusCode, body)
 		}
 	}
-	b.stop()
+	b.Stop()
 	for _, part := range []string{`"GET /behind HTTP/1.1" 200`, "No such file"} { // the access log and the error log
-		if !strings.Contains(b.output.String(), part) {
-			t.Errorf("%q is missing:\n%s", part, tail(b.output.String()))
+		if !strings.Contains(b.Output.String(), part) {
+			t.Errorf("%q is missing:\n%s", part, tail(b.Output.String()))
 		}
 	}
 }

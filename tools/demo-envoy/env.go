@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 var (
@@ -27,7 +28,7 @@ var (
 	grantYAML string
 )
 
-const apiHost = "api.weather.example"
+const apiHost = scenario.Host
 
 // pluginUID is a uid without an account.
 const pluginUID = 61999
@@ -35,6 +36,7 @@ const pluginUID = 61999
 // env is the components and the files of one run of the demo.
 type env struct {
 	binary string
+	parts  *scenario.Components
 	dir    string
 	root   bool // the kernel can confine the plugin
 	vault  *testenv.Vault
@@ -51,18 +53,10 @@ func newEnv(ctx context.Context, binary string) (e *env, err error) {
 	if e.binary, err = filepath.Abs(binary); err != nil {
 		return e, err
 	}
-	if e.dir, err = os.MkdirTemp("", "chaperone-demo-"); err != nil {
+	if e.parts, err = scenario.Start(ctx, scenario.Config{}); err != nil {
 		return e, err
 	}
-	if e.vault, err = testenv.StartVault(ctx, testenv.VaultConfig{}); err != nil {
-		return e, err
-	}
-	if e.api, err = testenv.StartUpstream(ctx, testenv.UpstreamConfig{Names: []string{apiHost}}); err != nil {
-		return e, err
-	}
-	if err := e.fillVault(ctx); err != nil {
-		return e, err
-	}
+	e.dir, e.vault, e.api = e.parts.Dir, e.parts.Vault, e.parts.API
 	if e.root {
 		if err := e.makeCgroup(); err != nil {
 			return e, err
@@ -95,14 +89,8 @@ func (e *env) Close() error {
 	if e.envoy != nil {
 		errs = append(errs, e.envoy.Close())
 	}
-	if e.api != nil {
-		errs = append(errs, e.api.Close())
-	}
-	if e.vault != nil {
-		errs = append(errs, e.vault.Close())
-	}
-	if e.dir != "" {
-		errs = append(errs, os.RemoveAll(e.dir))
+	if e.parts != nil {
+		errs = append(errs, e.parts.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -142,21 +130,6 @@ func freeAddress(ctx context.Context) (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// fillVault puts the API's token into Vault, and makes a login for the sidecar
-// that may read it.
-func (e *env) fillVault(ctx context.Context) error {
-	if err := e.vault.PutSecret(ctx, "weather", map[string]any{"api_key": e.api.Token()}); err != nil {
-		return err
-	}
-	login, err := e.vault.AppRole(ctx, "weather", testenv.AppRole{Policy: `path "secret/data/weather" { capabilities = ["read"] }`})
-	if err != nil {
-		return err
-	}
-	return errors.Join(
-		os.WriteFile(filepath.Join(e.dir, "role-id"), []byte(login.RoleID), 0o600),
-		os.WriteFile(filepath.Join(e.dir, "secret-id"), []byte(login.SecretID), 0o600))
-}
-
 func (e *env) writeFiles() error {
 	values := map[string]any{
 		"Host": apiHost, "Port": e.api.Addr.Port(), "Address": e.api.Addr.Addr(), "Vault": e.vault.Address, "Explicit": e.via,
@@ -175,7 +148,7 @@ func (e *env) writeFiles() error {
 			return err
 		}
 	}
-	return e.api.CA.WriteFile(filepath.Join(e.dir, "api-ca.pem"))
+	return nil
 }
 
 // startSidecar starts chaperone serve and returns when it is ready.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 var (
@@ -28,11 +29,12 @@ var (
 	grantYAML string
 )
 
-const apiHost = "api.weather.example"
+const apiHost = scenario.Host
 
 // env is the components and the files of one run of the demo.
 type env struct {
 	binary string
+	parts  *scenario.Components
 	dir    string
 	vault  *testenv.Vault
 	db     *testenv.Postgres // nil without PostgreSQL
@@ -50,25 +52,17 @@ func newEnv(ctx context.Context, binary string) (e *env, err error) {
 	if e.binary, err = filepath.Abs(binary); err != nil {
 		return e, err
 	}
-	if e.dir, err = os.MkdirTemp("", "chaperone-demo-"); err != nil {
-		return e, err
-	}
-	if err := os.Chmod(e.dir, 0o755); err != nil { // the plugin's user reads its scripts here
-		return e, err
-	}
-	if e.vault, err = testenv.StartVault(ctx, testenv.VaultConfig{}); err != nil {
-		return e, err
-	}
 	if testenv.Missing(testenv.PostgreSQL()) == nil {
 		if e.db, err = testenv.StartPostgres(ctx); err != nil {
 			return e, err
 		}
 	}
-	e.api, err = testenv.StartUpstream(ctx, testenv.UpstreamConfig{Names: []string{apiHost}, Authorize: e.authorize})
+	e.parts, err = scenario.Start(ctx, scenario.Config{Policy: e.policy(), Authorize: e.authorize})
 	if err != nil {
 		return e, err
 	}
-	if err := e.fillVault(ctx); err != nil {
+	e.dir, e.vault, e.api = e.parts.Dir, e.parts.Vault, e.parts.API
+	if err := e.leaseUsers(ctx); err != nil {
 		return e, err
 	}
 	return e, e.writeFiles()
@@ -77,17 +71,11 @@ func newEnv(ctx context.Context, binary string) (e *env, err error) {
 // Close ends every component and removes the files.
 func (e *env) Close() error {
 	var errs []error
-	if e.api != nil {
-		errs = append(errs, e.api.Close())
+	if e.parts != nil {
+		errs = append(errs, e.parts.Close())
 	}
 	if e.db != nil {
 		errs = append(errs, e.db.Close())
-	}
-	if e.vault != nil {
-		errs = append(errs, e.vault.Close())
-	}
-	if e.dir != "" {
-		errs = append(errs, os.RemoveAll(e.dir))
 	}
 	return errors.Join(errs...)
 }
@@ -106,32 +94,24 @@ func (e *env) authorize(r *http.Request) bool {
 	return err == nil
 }
 
-// fillVault puts the API's token into Vault, and a role that leases database
-// users, and makes a login for the sidecar that may read those two.
-func (e *env) fillVault(ctx context.Context) error {
-	if _, err := e.vault.Write(ctx, "secret/data/weather", map[string]any{"data": map[string]any{"api_key": e.api.Token()}}); err != nil {
-		return err
-	}
-	policy := `path "secret/data/weather" { capabilities = ["read"] }`
+// policy is what the sidecar's login may do in Vault beside reading the API's token.
+func (e *env) policy() string {
+	policy := `path "sys/leases/revoke" { capabilities = ["update"] }` + "\n" + `path "sys/leases/renew" { capabilities = ["update"] }`
 	if e.db != nil {
 		policy += "\n" + `path "database/creds/reader" { capabilities = ["read"] }`
-		if err := e.vault.EnableDatabase(ctx, "database", e.db); err != nil {
-			return err
-		}
-		role := testenv.DatabaseRole{TTL: 5 * time.Minute}
-		if err := e.vault.DatabaseRole(ctx, "database", "reader", role); err != nil {
-			return err
-		}
 	}
-	policy += "\n" + `path "sys/leases/revoke" { capabilities = ["update"] }` +
-		"\n" + `path "sys/leases/renew" { capabilities = ["update"] }`
-	login, err := e.vault.AppRole(ctx, "weather", testenv.AppRole{Policy: policy})
-	if err != nil {
+	return policy
+}
+
+// leaseUsers makes a role of Vault that leases users of the database, if there is one.
+func (e *env) leaseUsers(ctx context.Context) error {
+	if e.db == nil {
+		return nil
+	}
+	if err := e.vault.EnableDatabase(ctx, "database", e.db); err != nil {
 		return err
 	}
-	return errors.Join(
-		os.WriteFile(filepath.Join(e.dir, "role-id"), []byte(login.RoleID), 0o600),
-		os.WriteFile(filepath.Join(e.dir, "secret-id"), []byte(login.SecretID), 0o600))
+	return e.vault.DatabaseRole(ctx, "database", "reader", testenv.DatabaseRole{TTL: 5 * time.Minute})
 }
 
 // writeFiles writes the sidecar's configuration, the grant and the scripts.
@@ -154,7 +134,6 @@ func (e *env) writeFiles() error {
 		}
 	}
 	return errors.Join(
-		e.api.CA.WriteFile(filepath.Join(e.dir, "api-ca.pem")),
 		os.WriteFile(filepath.Join(e.dir, "plugin.py"), pluginPy, 0o644),
 		os.WriteFile(filepath.Join(e.dir, "escape.py"), escapePy, 0o644))
 }

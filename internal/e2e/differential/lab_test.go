@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // domain ends the name of each origin.
@@ -218,7 +219,7 @@ func (l *lab) names(form string) string {
 func (l *lab) program(address string, args ...string) {
 	l.t.Helper()
 	cmd := command(l.t.Context(), args...)
-	var log lockedBuffer
+	var log scenario.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.WaitDelay = 5 * time.Second // a worker that outlives it keeps the pipe open

@@ -1,14 +1,12 @@
 package differential
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -87,24 +85,6 @@ func command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+filepath.Join(stage, "site"), "PYTHONDONTWRITEBYTECODE=1")
 	cmd.Dir = stage
 	return cmd
-}
-
-// lockedBuffer is what a process has printed so far.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 func tail(text string, n int) string { return text[max(0, len(text)-n):] }

@@ -19,6 +19,7 @@ import (
 	pkcs12 "software.sslmate.com/src/go-pkcs12"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
 )
 
 // atOnce is how many clients run at a time: most wait.
@@ -48,7 +49,7 @@ type runner struct {
 
 type process struct {
 	in   io.WriteCloser
-	log  lockedBuffer
+	log  scenario.Buffer
 	mu   sync.Mutex
 	wait map[string]chan outcome
 	err  error

@@ -16,8 +16,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -45,15 +43,10 @@ func New(t *testing.T, kernel, extra string) *Env {
 		testenv.Require(t, testenv.Superuser(), testenv.CgroupV2(), testenv.BTF())
 	}
 	testenv.Require(t, testenv.VaultServer(), testenv.Program("curl"), testenv.Program("python3"))
-	e := &Env{T: t, Dir: t.TempDir(), Vault: testenv.MustVault(t, testenv.VaultConfig{})}
+	c := testenv.MustGet(Start(t.Context(), Config{Dir: t.TempDir()}))(t)
+	t.Cleanup(func() { testenv.Must(t, c.Close()) })
+	e := &Env{T: t, Dir: c.Dir, Vault: c.Vault, API: c.API}
 	testenv.Must(t, os.Chmod(filepath.Dir(e.Dir), 0o755)) // the plugin's user enters it
-	e.API = testenv.MustUpstream(t, testenv.UpstreamConfig{Names: []string{Host}})
-	ctx := t.Context()
-	testenv.MustGet(e.Vault.Write(ctx, "secret/data/weather", map[string]any{"data": map[string]any{"api_key": e.API.Token()}}))(t)
-	login := testenv.MustGet(e.Vault.AppRole(ctx, "weather", testenv.AppRole{Policy: `path "secret/data/weather" { capabilities = ["read"] }`}))(t)
-	e.Write("role-id", login.RoleID)
-	e.Write("secret-id", login.SecretID)
-	testenv.Must(t, e.API.CA.WriteFile(e.File("api-ca.pem")))
 	e.Write("sidecar.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: Sidecar
 metadata: {name: weather}
@@ -159,34 +152,6 @@ func (e *Env) Run(program ...string) Result {
 	return e.Chaperone(append([]string{"run", "--config", e.File("sidecar.yaml"), "--"}, program...)...)
 }
 
-// Process is a command that runs in the background. It ends with its test.
-type Process struct {
-	env    *Env
-	Cmd    *exec.Cmd
-	Output Buffer
-	Ended  chan struct{}
-}
-
-// Buffer is the output of a process so far. It may be read while the process writes.
-type Buffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-// Write appends to the output.
-func (b *Buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// String returns the output so far.
-func (b *Buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // Start runs a program as the plugin until it ends or the test does.
 func (e *Env) Start(program ...string) *Process {
 	e.T.Helper()
@@ -202,33 +167,7 @@ func (e *Env) StartCommand(args ...string) *Process {
 // StartProcess starts a command, which ends with the test.
 func (e *Env) StartProcess(cmd *exec.Cmd) *Process {
 	e.T.Helper()
-	b := &Process{env: e, Cmd: cmd, Ended: make(chan struct{})}
-	b.Cmd.Stdout, b.Cmd.Stderr = &b.Output, &b.Output
-	b.Cmd.WaitDelay = time.Second // an orphan keeps the pipe open
-	testenv.Must(e.T, b.Cmd.Start())
-	go func() { _ = b.Cmd.Wait(); close(b.Ended) }() // its status is looked at by the test
-	e.T.Cleanup(func() {
-		_ = b.Cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		select {
-		case <-b.Ended:
-		case <-time.After(2 * time.Minute):
-			_ = b.Cmd.Process.Kill()
-			<-b.Ended
-		}
-	})
-	return b
-}
-
-// Wait waits for the end and returns the exit status.
-func (b *Process) Wait() int {
-	b.env.T.Helper()
-	select {
-	case <-b.Ended:
-		return b.Cmd.ProcessState.ExitCode()
-	case <-time.After(2 * time.Minute):
-		b.env.T.Fatalf("the command runs after two minutes, want its end:\n%s", b.Output.String())
-		return 0
-	}
+	return StartProcess(e.T, cmd)
 }
 
 // Ready waits until the sidecar is ready, and returns its status.

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -71,10 +72,13 @@ func compressed(t testing.TB, coding, text string) []byte {
 func echoer(t testing.TB) *httptest.Server {
 	t.Helper()
 	text := fmt.Sprintf("before %s after", apiKey)
-	bombs := map[string][]byte{}
-	for _, coding := range []string{"gzip", "deflate", "br", "zstd"} {
-		bombs[coding] = compressed(t, coding, strings.Repeat("\x00", 32<<20))
-	}
+	bombs := sync.OnceValue(func() map[string][]byte { // they take seconds of CPU under the race detector
+		all := map[string][]byte{}
+		for _, coding := range []string{"gzip", "deflate", "br", "zstd"} {
+			all[coding] = compressed(t, coding, strings.Repeat("\x00", 32<<20))
+		}
+		return all
+	})
 	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Type", "application/json")
@@ -90,7 +94,7 @@ func echoer(t testing.TB) *httptest.Server {
 			_, _ = w.Write(compressed(t, what, text))
 		case "bomb":
 			h.Set("Content-Encoding", what)
-			_, _ = w.Write(bombs[what])
+			_, _ = w.Write(bombs()[what])
 		case "file":
 			http.ServeContent(w, r, "x.json", time.Time{}, strings.NewReader(text))
 		case "lines": // of base64, as octets, with a byte that text does not have

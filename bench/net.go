@@ -130,8 +130,8 @@ func netScene(ctx context.Context, w *env) (*table, error) {
 		t.add(append(cells, fmt.Sprintf("at most +%.0f %%: %s", most, verdict(worst <= most)))...)
 	}
 	add("round trip of a byte", rows.trip, 10)
-	add("64 KiB", rows.transfer, 7)
-	add("connect, with original destination and identity", rows.connect, 25)
+	add("64 KiB", rows.transfer, 5)
+	add("connect, with original destination and identity", rows.connect, 20)
 	return t, nil
 }
 

@@ -94,7 +94,8 @@ type callsLimit struct {
 	Blocks  uint8
 	Turns   uint8
 	More    uint8
-	Pad     [5]uint8
+	Ahead   uint8
+	Pad     [4]uint8
 }
 
 type callsLimitState struct {

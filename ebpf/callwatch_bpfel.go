@@ -88,7 +88,8 @@ type callwatchLimit struct {
 	Blocks  uint8
 	Turns   uint8
 	More    uint8
-	Pad     [5]uint8
+	Ahead   uint8
+	Pad     [4]uint8
 }
 
 type callwatchLimitState struct {

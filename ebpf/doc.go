@@ -81,7 +81,10 @@
 // [Confinement.Limit] has the programs hold the plugin to rates and totals. A rate is
 // the generic cell rate algorithm with a burst of its Count, on CLOCK_MONOTONIC;
 // the time for which the machine sleeps refills nothing. A charge is one atomic
-// exchange, with prices rounded up, so that no number of senders passes a limit.
+// exchange, with prices rounded up, so that no number of senders passes a limit. While
+// more than half of a rate on bytes is free, the time of a charge is the coarse clock's and a
+// few ticks more, which takes at most a 128th of a burst. A coarse clock that is later than
+// that, since a hypervisor took the CPU that keeps it, allows by as much more.
 //
 // Connections are charged when they are allowed to the proxy, and refused
 // with EPERM. Bytes are charged packet by packet. TCP packets with payload that

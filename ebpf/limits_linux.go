@@ -23,6 +23,8 @@ const (
 	forever = 1 << 62
 	lease   = 32
 
+	minAhead = 7 // an estimate of the clock is at most a 128th of a rate's period ahead
+
 	more = 4 // MORE
 
 	pendingStop = 1
@@ -124,8 +126,9 @@ func checkLimits(limits []Limit) error {
 	return nil
 }
 
-// compileLimit is a limit as the programs hold it, but for its slot.
-func compileLimit(l Limit, cpus uint64) hooksLimit {
+// compileLimit is a limit as the programs hold it, but for its slot. tick is more than
+// the coarse clock may be late.
+func compileLimit(l Limit, cpus uint64, tick time.Duration) hooksLimit {
 	l.Count = min(l.Count, forever) // a larger count is never reached
 	k := hooksLimit{Count: l.Count, Name: l.digest(), Set: 1}
 	if l.Period == 0 || l.Count == 0 {
@@ -153,10 +156,28 @@ func compileLimit(l Limit, cpus uint64) hooksLimit {
 	case l.Action == ActionThrottle && l.Kind == LimitSyscalls:
 		k.Action, k.Early, k.Turns = pendingStop, 1, 1
 	}
+	if bytes && k.Period != 0 { // others are charged one by one, and a burst is to be all of the count
+		k.Ahead = aheadOf(k.Depth, tick)
+	}
 	if l.Action != ActionThrottle && (bytes || l.Kind == LimitSyscalls) {
 		k.Blocks = 1
 	}
 	return k
+}
+
+// aheadOf is by how much of its depth, as a shift, a rate estimates the clock ahead of the
+// coarse one, which is late by less than a tick; 0: it reads the clock. Long periods
+// have room for a coarse clock that is late because a hypervisor took the CPU that keeps it.
+func aheadOf(depth uint64, tick time.Duration) uint8 {
+	const most = 16 // ticks
+	if depth>>minAhead < uint64(tick) {
+		return 0
+	}
+	shift := uint8(minAhead)
+	for depth>>(shift+1) >= most*uint64(tick) {
+		shift++
+	}
+	return shift
 }
 
 // ratio is period/count as mult>>shift, rounded up, with the largest shift at
@@ -335,7 +356,11 @@ func (l *limitTable) replace(limits []Limit) error {
 	if err != nil {
 		return fmt.Errorf("count processors: %w", err)
 	}
-	next, moves, err := l.place(limits, uint64(cpus))
+	tick, err := schedulerTick()
+	if err != nil {
+		return err
+	}
+	next, moves, err := l.place(limits, uint64(cpus), tick)
 	if err != nil {
 		return err
 	}
@@ -434,10 +459,10 @@ func scale(n, num, den uint64) uint64 {
 }
 
 // place gives each limit its slot: the one that it has, or a free one.
-func (l *limitTable) place(limits []Limit, cpus uint64) (next []placedLimit, moves []rebase, err error) {
+func (l *limitTable) place(limits []Limit, cpus uint64, tick time.Duration) (next []placedLimit, moves []rebase, err error) {
 	free := l.freeSlots()
 	for _, limit := range limits {
-		p := placedLimit{Limit: limit, named: true, kind: limit.Kind, rule: compileLimit(limit, cpus)}
+		p := placedLimit{Limit: limit, named: true, kind: limit.Kind, rule: compileLimit(limit, cpus, tick)}
 		old := l.find(p.rule.Name)
 		if old != nil && old.rule.Period == p.rule.Period {
 			p.rule.Slot, p.reported = old.rule.Slot, old.reported

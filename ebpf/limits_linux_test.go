@@ -758,7 +758,7 @@ func TestPrices(t *testing.T) {
 	for _, count := range []uint64{1, 2, 7, 60, 1000, 10 << 20, 1e9 + 7, 1 << 40, 1<<62 - 1, 1 << 63, 1<<64 - 1} {
 		for _, period := range []time.Duration{1, 1000, time.Second, 7 * time.Second, time.Hour, maxPeriod} {
 			for kind := LimitConnections; kind <= LimitProcesses; kind++ {
-				k := compileLimit(Limit{Kind: kind, Count: count, Period: period}, 2)
+				k := compileLimit(Limit{Kind: kind, Count: count, Period: period}, 2, 5*time.Millisecond)
 				whole := k.price(k.Count)
 				if whole < uint64(period) || whole > uint64(period)+k.Count+1<<k.Shift {
 					t.Errorf("%d/%v: the whole costs %d", count, period, whole)
@@ -780,7 +780,7 @@ func TestPrices(t *testing.T) {
 			}
 		}
 	}
-	total := compileLimit(Limit{Kind: LimitSyscalls, Count: 100}, 2)
+	total := compileLimit(Limit{Kind: LimitSyscalls, Count: 100}, 2, 5*time.Millisecond)
 	if total.Depth != 100 || total.price(3) != 3 || total.Period != 0 {
 		t.Errorf("a total is %+v", total)
 	}
@@ -885,5 +885,26 @@ func TestLimitsAwaitEarlierOnes(t *testing.T) {
 	defer func() { _ = again.close() }()
 	if !again.limits.earlier {
 		t.Error("the first change with the maps of an earlier sidecar does not wait")
+	}
+}
+
+// TestAhead checks that an estimate of the clock is later than the coarse clock by a
+// tick at least, and takes at most a 128th of a burst, of limits on bytes alone.
+func TestAhead(t *testing.T) {
+	const tick = 5 * time.Millisecond
+	for _, period := range []time.Duration{time.Millisecond, 100 * time.Millisecond, time.Second, time.Minute, time.Hour, maxPeriod} {
+		for kind := LimitConnections; kind <= LimitProcesses; kind++ {
+			k := compileLimit(Limit{Kind: kind, Count: 1 << 20, Period: period}, 2, tick)
+			bytes := kind == LimitSentBytes || kind == LimitReceivedBytes
+			if estimates := k.Ahead != 0; estimates != (bytes && period >= time.Second) {
+				t.Errorf("%s in %v: ahead is %d", kind, period, k.Ahead)
+			}
+			if by := time.Duration(k.Depth >> k.Ahead); k.Ahead != 0 && (by < tick || by > period/128 || by > 32*tick) {
+				t.Errorf("%s in %v: the estimate is %v ahead", kind, period, by)
+			}
+		}
+	}
+	if k := compileLimit(Limit{Kind: LimitSentBytes, Count: 1 << 20}, 2, tick); k.Ahead != 0 {
+		t.Errorf("a total estimates a clock: ahead is %d", k.Ahead)
 	}
 }

@@ -3,6 +3,7 @@
 // The wall of one plugin: attached to its cgroup before anything runs in it. Every program refuses what it does not
 // understand. See doc.go for what each hook can and cannot see.
 #define LATE_CGROUP
+#define HAS_COARSE_CLOCK 1
 #include "limits.bpf.h"
 #include "task.bpf.h"
 
@@ -159,17 +160,17 @@ static __always_inline int obey(struct bpf_sock_addr *ctx, const struct address 
 static __always_inline __u32 shut(__u32 in_force)
 {
 	__u32 outcome = 0;
-	__u64 now;
+	__u64 coarse;
 
 	if (!(in_force & IN_FORCE_BLOCKS))
 		return 0;
-	now = bpf_ktime_get_ns();
+	coarse = coarse_clock();
 	if (in_force & IN_FORCE(LIMIT_SENT))
-		outcome = shut_by(in_force, LIMIT_SENT, now);
+		outcome = shut_by(in_force, LIMIT_SENT, coarse);
 	if (!outcome && in_force & IN_FORCE(LIMIT_RECEIVED))
-		outcome = shut_by(in_force, LIMIT_RECEIVED, now);
+		outcome = shut_by(in_force, LIMIT_RECEIVED, coarse);
 	if (!outcome && in_force & IN_FORCE(LIMIT_SYSCALLS))
-		outcome = shut_by(in_force, LIMIT_SYSCALLS, now);
+		outcome = shut_by(in_force, LIMIT_SYSCALLS, coarse);
 	return outcome;
 }
 
@@ -703,6 +704,17 @@ int identify(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
+/* Reads size bytes of a packet: from memory where the kernel has them in one piece, as the headers of what it made itself are. */
+static __always_inline bool read_packet(struct __sk_buff *skb, __u32 offset, void *to, __u32 size)
+{
+	void *from = (void *)(long)skb->data + offset;
+
+	if (from + size > (void *)(long)skb->data_end)
+		return !bpf_skb_load_bytes(skb, offset, to, size);
+	__builtin_memcpy(to, from, size);
+	return true;
+}
+
 /* Reads what the meter and the backstop need. False for anything but plain TCP and UDP: IP options carry source routes,
  * extension headers and fragments hide the ports. The fields that both protocols have behind the IP header are read with it. */
 static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
@@ -721,7 +733,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 	__builtin_memset(p, 0, sizeof(*p));
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		p->family = AF_INET;
-		if (bpf_skb_load_bytes(skb, 0, &v4, sizeof(v4)))
+		if (!read_packet(skb, 0, &v4, sizeof(v4)))
 			return false;
 		map4(&p->source, v4.ip.source);
 		map4(&p->target, v4.ip.target);
@@ -733,7 +745,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 		offset = sizeof(v4.ip);
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		p->family = AF_INET6;
-		if (bpf_skb_load_bytes(skb, 0, &v6, sizeof(v6)))
+		if (!read_packet(skb, 0, &v6, sizeof(v6)))
 			return false;
 		p->source = v6.ip.source;
 		p->target = v6.ip.target;
@@ -747,7 +759,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p)
 	p->payload = true;
 	if (p->protocol == IPPROTO_UDP)
 		return true;
-	if (p->protocol != IPPROTO_TCP || bpf_skb_load_bytes(skb, offset + 12, tcp, sizeof(tcp)))
+	if (p->protocol != IPPROTO_TCP || !read_packet(skb, offset + 12, tcp, sizeof(tcp)))
 		return false;
 	p->tcp_flags = tcp[1];
 	p->payload = skb->len > offset + (tcp[0] >> 4) * 4;

@@ -50,7 +50,8 @@ struct limit {
 	__u8 blocks;	/* refuse connects and questions while the bucket is full */
 	__u8 turns;	/* for user space: a stop is to be a short one */
 	__u8 more;	/* MORE: another one of the kind follows */
-	__u8 pad[5];
+	__u8 ahead;	/* the clock may be estimated, up to depth >> ahead fast; 0: never */
+	__u8 pad[4];
 };
 
 /* How one limit stands. */
@@ -145,6 +146,30 @@ static __always_inline struct limit_state *standing_of(const struct limit *l)
 	return bpf_map_lookup_elem(&standings, &slot);
 }
 
+/* Programs of tracepoints have no helper for the coarse clock: hooks.bpf.c sets this to 1. */
+#ifndef HAS_COARSE_CLOCK
+#define HAS_COARSE_CLOCK 0
+#endif
+
+static __always_inline __u64 coarse_clock(void)
+{
+	return HAS_COARSE_CLOCK ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
+}
+
+/* The time of a charge. To read the clock takes as long as the rest of a charge. While more than half of a rate is free,
+ * the coarse clock is read, which is late by less than a tick of the scheduler, and a few ticks are added: the estimate is
+ * never late, so that it allows no more than the clock would, and a rate loses by it what it allows in that time, once. */
+static __always_inline __u64 time_of(const struct limit *l, const struct limit_state *s, __u64 coarse, __u64 cost)
+{
+	if (!HAS_COARSE_CLOCK)
+		return coarse;
+	if (!l->period)
+		return coarse; /* a total has no clock */
+	if (l->ahead && !oversized(l, cost) && *(volatile __u64 *)&s->level < coarse + (l->depth >> 1))
+		return coarse + (l->depth >> (l->ahead & 63));
+	return bpf_ktime_get_ns();
+}
+
 /* Moves a limit's level on; false if that is beyond what it permits. */
 static __always_inline bool take(const struct limit *l, struct limit_state *s, __u64 cost, __u64 now, __u32 how)
 {
@@ -200,24 +225,26 @@ static __always_inline __u32 cross(const struct limit *l, struct limit_state *s)
  *
  * The functions that are not static are verified by themselves, once a program, instead of once for each of their calls and
  * each way there: what a loop repeats is therefore a function of its own. */
-__noinline __u32 charge(__u32 in_force, __u32 place, __u64 cost, __u64 now, __u32 how)
+__noinline __u32 charge(__u32 in_force, __u32 place, __u64 cost, __u64 coarse, __u32 how)
 {
 	struct limit *l = limit_at(in_force, place);
 	struct limit_state *s = l ? standing_of(l) : 0;
 	__u32 more, news;
+	__u64 now;
 
 	if (!l || !s)
 		return REFUSED;
 	if (!l->set)
 		return 0;
 	more = l->more & MORE;
+	now = time_of(l, s, coarse, cost);
 	if (take(l, s, cost, now, how)) {
 		news = l->early && full(l, s, now) ? cross(l, s) : 0;
 		return more | (news ? news | l->slot << SLOT_SHIFT : 0);
 	}
 	if (how & RESERVE)
 		return REFUSED;
-	s->refused = now;
+	s->refused = bpf_ktime_get_ns();
 	s->asked = price(l, cost);
 	return REFUSED | cross(l, s) | l->slot << SLOT_SHIFT;
 }
@@ -236,11 +263,11 @@ __noinline int refund(__u32 in_force, __u32 place, __u64 cost)
 /* Charges cost to every limit of a kind, or to none of them. */
 __noinline __u32 spend(__u32 in_force, __u32 kind, __u64 cost, __u32 how)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 coarse = coarse_clock();
 	__u32 first = kind * PER_KIND, outcome = 0, news, i;
 
 	for (i = 0; i < PER_KIND; i++) {
-		news = charge(in_force, first + i, cost, now, how);
+		news = charge(in_force, first + i, cost, coarse, how);
 		if (news & REFUSED)
 			break;
 		if (news & CROSSED)
@@ -254,10 +281,11 @@ __noinline __u32 spend(__u32 in_force, __u32 kind, __u64 cost, __u32 how)
 }
 
 /* Finds a limit of a kind that blocks the plugin in while it is used up; REFUSED, as spend. */
-__noinline __u32 shut_by(__u32 in_force, __u32 kind, __u64 now)
+__noinline __u32 shut_by(__u32 in_force, __u32 kind, __u64 coarse)
 {
 	struct limit_state *s;
 	struct limit *l;
+	__u64 now;
 
 	for (int i = 0; i < PER_KIND; i++) {
 		l = limit_at(in_force, kind * PER_KIND + i);
@@ -268,7 +296,8 @@ __noinline __u32 shut_by(__u32 in_force, __u32 kind, __u64 now)
 		s = standing_of(l);
 		if (!s)
 			return REFUSED;
-		if (l->blocks && full(l, s, now)) {
+		/* The coarse clock is late: a limit that is not full by it is not full. */
+		if (l->blocks && full(l, s, coarse) && full(l, s, now = bpf_ktime_get_ns())) {
 			s->refused = now;
 			s->asked = l->unit;
 			return REFUSED | l->slot << SLOT_SHIFT | cross(l, s);

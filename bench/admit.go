@@ -11,6 +11,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"testing"
 	"time"
@@ -108,6 +109,8 @@ func batch(callers, n int, once func(int) error) (int64, error) {
 // admitScene measures the whole gate with a real audit log, for one caller and for
 // several at once. The rows take turns; the fastest batch of each counts.
 func admitScene(ctx context.Context, w *env) (_ *table, err error) {
+	const garbage = 200 // percent, as sidecar.TuneGC sets it
+	defer debug.SetGCPercent(debug.SetGCPercent(garbage))
 	a, err := w.newAdmitting()
 	if err != nil {
 		return nil, err

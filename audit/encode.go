@@ -274,11 +274,7 @@ func (e *line) files(files map[string]string) {
 // characters, line separators, bidirectional overrides) is escaped, so that a
 // plugin's names cannot paint over a terminal that shows the log.
 func appendText(b []byte, s string, limit int) []byte {
-	plain := 0
-	for plain < len(s) && isPlain(s[plain]) {
-		plain++
-	}
-	if plain == len(s) && len(s) <= limit {
+	if len(s) <= limit && allPlain(s) {
 		return append(b, s...)
 	}
 	begin, whole := len(b), len(b) // whole: where an ellipsis still fits
@@ -302,6 +298,29 @@ func appendText(b []byte, s string, limit int) []byte {
 
 // isPlain reports whether a byte is an ASCII character that needs no escape.
 func isPlain(c byte) bool { return c >= 0x20 && c < 0x7f && c != '"' && c != '\\' }
+
+// allPlain reports whether isPlain is true for all bytes of s. It judges eight bytes at
+// a time, since most of a record is plain text.
+func allPlain(s string) bool {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	for ; len(s) >= 8; s = s[8:] {
+		w := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+			uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+		quote, backslash := w^'"'*ones, w^'\\'*ones // 0 in the byte that is one
+		// The top bit of a byte is set for one below 0x20, a quote, a backslash, and one
+		// above 0x7e, and otherwise only above such a byte.
+		marks := (w-' '*ones)&^w | (quote-ones)&^quote | (backslash-ones)&^backslash | (w + ones) | w
+		if marks&tops != 0 {
+			return false
+		}
+	}
+	for i := range len(s) {
+		if !isPlain(s[i]) {
+			return false
+		}
+	}
+	return true
+}
 
 // appendEscaped appends the first character of s, which is not plain ASCII,
 // and returns its size in s.

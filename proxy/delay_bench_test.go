@@ -92,7 +92,7 @@ func (zeros) Read(b []byte) (int, error) {
 }
 
 // delayed listens in front of an address, and forwards what comes after a delay in each
-// direction. It takes as much as is sent meanwhile, as a long line does.
+// direction. Like a long line, it does not make the sender wait.
 func delayed(b *testing.B, address string, delay time.Duration) string {
 	b.Helper()
 	l := testenv.MustGet(new(net.ListenConfig).Listen(b.Context(), "tcp", "127.0.0.1:0"))(b)

@@ -165,9 +165,12 @@ func TestRunSecrets(t *testing.T) {
 func TestRunExpiry(t *testing.T) {
 	both(t, func(t *testing.T, kernel string) {
 		w := newEnv(t, kernel, "")
-		w.Grant(time.Now().Add(4*time.Second), "")
 		b := w.Start("curl", "-sSN", "-o", "/dev/null", w.URL("/stream"))
 		w.WaitStreams(1)
+		w.Grant(time.Now().Add(5*time.Second), "") // from now: a loaded machine may take longer to start
+		if r := w.Chaperone("reload", "--config", w.File("sidecar.yaml")); r.Status != 0 {
+			t.Fatalf("status %d\n%s%s", r.Status, r.Stdout, r.Stderr)
+		}
 		b.Wait()
 		w.WaitStreams(0)
 		scenario.Contains(t, w.audit(), `"reason":"grant_expired"`, `"detail":"cut: access was revoked"`)

@@ -40,7 +40,7 @@ func TestLogIsBounded(t *testing.T) {
 		sampler.report() // has nothing more to say
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if want := 2*(sameLines+1) + 1; len(lines) != want {
-			t.Errorf("%d lines, not %d", len(lines), want)
+			t.Errorf("got %d lines, want %d", len(lines), want)
 		}
 		var last struct {
 			Msg, Message string

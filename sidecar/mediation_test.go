@@ -15,7 +15,7 @@ func TestFreshUnmediated(t *testing.T) {
 		fresh int
 	}{{nil, 0}, {[]ebpf.UnmediatedConn{one}, 1}, {[]ebpf.UnmediatedConn{one, two}, 1}, {[]ebpf.UnmediatedConn{one, two}, 0}, {nil, 0}, {[]ebpf.UnmediatedConn{one}, 1}} {
 		if got := m.fresh(c.now); len(got) != c.fresh {
-			t.Errorf("look %d: %d are new, not %d", i, len(got), c.fresh)
+			t.Errorf("look %d: got %d are new, want %d", i, len(got), c.fresh)
 		}
 	}
 	if n := m.total(ebpf.Usage{Connections: 9, Identified: 4, Abandoned: 2, Pending: 1}); n != 2 {

@@ -38,7 +38,7 @@ func TestPlaceholdersAreRandomAndStay(t *testing.T) {
 	restarted := testenv.MustGet(newPlaceholders(file))(t)
 	testenv.Must(t, restarted.follow("weather", placeholderGrants("wk_{32}_live")))
 	if got := restarted.environment()["WEATHER_API_KEY"]; got != first {
-		t.Errorf("%q after a restart, not %q", got, first)
+		t.Errorf("got %q after a restart, want %q", got, first)
 	}
 	testenv.Must(t, restarted.follow("weather", placeholderGrants("sk_{16}")))
 	if got := restarted.environment()["WEATHER_API_KEY"]; !strings.HasPrefix(got, "sk_") || len(restarted.current()) != 2 {

@@ -20,7 +20,7 @@ func TestAttribution(t *testing.T) {
 		}
 		for range 2 {
 			if n := a.number("grant", strconv.Itoa(int(i))); n != want {
-				t.Fatalf("rule %d has number %d, not %d", i, n, want)
+				t.Fatalf("rule %d: got number %d, want %d", i, n, want)
 			}
 		}
 	}

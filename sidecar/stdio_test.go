@@ -39,7 +39,7 @@ func TestLendStreams(t *testing.T) {
 			for i, file := range []*os.File{in, out, log} {
 				now := stat(t, file)
 				if now.Mode&0o777 != c.modes[i] || now.Uid != 0 {
-					t.Errorf("stream %d: mode %o, not %o, of uid %d", i, now.Mode&0o777, c.modes[i], now.Uid)
+					t.Errorf("stream %d: got mode %o, want %o, of uid %d", i, now.Mode&0o777, c.modes[i], now.Uid)
 				}
 			}
 			testenv.Must(t, lent.restore())

@@ -38,7 +38,7 @@ func TestRunPrivate(t *testing.T) {
 	testenv.Must(t, os.Chmod(w.File("secret-id"), 0o644))
 	r := w.Run("true")
 	if r.Status != exitSidecar {
-		t.Errorf("status %d, not %d", r.Status, exitSidecar)
+		t.Errorf("got status %d, want %d", r.Status, exitSidecar)
 	}
 	scenario.Contains(t, r.Stderr, w.File("secret-id"), "chmod 0600")
 }

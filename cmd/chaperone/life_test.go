@@ -60,7 +60,7 @@ func TestServeSevered(t *testing.T) {
 	testenv.Must(t, os.Remove(g.Dir))
 	testenv.Must(t, os.Mkdir(g.Dir, 0o755))
 	if status := b.Wait(); status != exitFailure {
-		t.Errorf("status %d, not %d", status, exitFailure)
+		t.Errorf("got status %d, want %d", status, exitFailure)
 	}
 	scenario.Contains(t, b.Output.String(), "no longer on the cgroup")
 }

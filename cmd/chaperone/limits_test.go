@@ -36,7 +36,7 @@ func TestRunLimit(t *testing.T) {
 			r := w.Run("sh", "-c", strings.NewReplacer("CODES", codes, "URL", w.URL("/v1/forecast")).Replace(c.script))
 			first, last, many := strings.Cut(c.wants, " ... ")
 			if got := strings.Join(strings.Fields(r.Stdout), " "); got != c.wants && !(many && strings.HasPrefix(got, first) && strings.HasSuffix(got, last)) {
-				t.Errorf("got %q, not %q\n%s", got, c.wants, r.Stderr)
+				t.Errorf("got %q, want %q\n%s", got, c.wants, r.Stderr)
 			}
 			log := w.audit()
 			scenario.Contains(t, log, c.says)
@@ -49,7 +49,7 @@ func TestRunLimit(t *testing.T) {
 		w := newEnv(t, "off", "  limits: {requests: 1}\n")
 		for i, wants := range []string{"200", "429"} {
 			if r := w.Run("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", w.URL("/v1/forecast")); r.Stdout != wants {
-				t.Errorf("run %d: %q, not %q\n%s", i, r.Stdout, wants, r.Stderr)
+				t.Errorf("run %d: got %q, want %q\n%s", i, r.Stdout, wants, r.Stderr)
 			}
 		}
 	})
@@ -58,7 +58,7 @@ func TestRunLimit(t *testing.T) {
 		for i, wants := range []string{"200", "000"} {
 			r := w.Run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.URL("/v1/forecast"))
 			if r.Stdout != wants {
-				t.Errorf("run %d: %q, not %q\n%s", i, r.Stdout, wants, r.Stderr)
+				t.Errorf("run %d: got %q, want %q\n%s", i, r.Stdout, wants, r.Stderr)
 			}
 			if wants == "000" {
 				scenario.Contains(t, r.Stderr, "quota_exceeded: weather may use connections: 1, and has", "ask for a higher limits.connections in grant weather")

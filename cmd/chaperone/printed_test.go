@@ -43,7 +43,7 @@ func prints(t *testing.T, what, text string, lines int) {
 		}
 	}
 	if n := strings.Count(text, "\n"); lines > 0 && n != lines {
-		t.Errorf("%s prints %d lines, not %d:\n%.300q", what, n, lines, text)
+		t.Errorf("%s: got %d lines, want %d:\n%.300q", what, n, lines, text)
 	}
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "chaperone: FORGED") || strings.HasPrefix(line, "<3>") {

@@ -151,7 +151,7 @@ func TestFiguresAtZero(t *testing.T) {
 	}
 	for name, value := range want {
 		if got, ok := series[name]; !ok || got != value {
-			t.Errorf("%s is %.0f (%v), not %.0f", name, got, ok, value)
+			t.Errorf("%s: got %.0f (%v), want %.0f", name, got, ok, value)
 		}
 	}
 	if end := series[`chaperone_grant_expiry_timestamp_seconds{grant="weather"}`]; end < float64(time.Now().Unix()) {

@@ -67,7 +67,7 @@ func TestRestartUnderEveryLimit(t *testing.T) {
 				}
 				r := w.Run("sh", "-c", script(c.again))
 				if got := strings.TrimSpace(r.Stdout); got != c.wants || r.Status != c.status {
-					t.Errorf("printed %q with status %d, not %q with %d\n%s", got, r.Status, c.wants, c.status, r.Stderr)
+					t.Errorf("got %q with status %d, want %q with %d\n%s", got, r.Status, c.wants, c.status, r.Stderr)
 				}
 				scenario.Contains(t, r.Stderr+w.audit(), c.says)
 			})
@@ -83,7 +83,7 @@ func TestRestartWithinARate(t *testing.T) {
 		got = append(got, strings.TrimSpace(w.Run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", w.URL("/v1/forecast")).Stdout))
 	}
 	if want := []string{"200", "200", "200", "000", "000"}; !cmp.Equal(got, want) {
-		t.Errorf("got %v, not %v", got, want)
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -58,7 +58,7 @@ func TestRunRootlessHalt(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 			if got := b.Wait(); got != exitSidecar {
-				t.Errorf("status %d, not %d", got, exitSidecar)
+				t.Errorf("got status %d, want %d", got, exitSidecar)
 			}
 			scenario.Contains(t, b.Output.String(), "was halted")
 		})

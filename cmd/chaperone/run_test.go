@@ -81,12 +81,12 @@ func TestRunStatus(t *testing.T) {
 			{"a script without an interpreter", []string{script, "3"}, 13},
 		} {
 			if r := w.Run(c.program...); r.Status != c.status {
-				t.Errorf("%s: %d, not %d\n%s", c.name, r.Status, c.status, r.Stderr)
+				t.Errorf("%s: got %d, want %d\n%s", c.name, r.Status, c.status, r.Stderr)
 			}
 		}
 		w.Write("grant.yaml", "kind: Nothing\n")
 		if r := w.Run("true"); r.Status != exitSidecar {
-			t.Errorf("a sidecar that fails: %d, not %d", r.Status, exitSidecar)
+			t.Errorf("a sidecar that fails: got %d, want %d", r.Status, exitSidecar)
 		}
 	})
 }
@@ -219,11 +219,11 @@ func TestRunRevoke(t *testing.T) {
 		testenv.Eventually(t, "the plugin runs", func() (int, bool) { return 0, strings.Contains(w.audit(), `"started`) })
 		r := w.Revoke("--level", "halt")
 		if got := b.Wait(); got != exitSidecar {
-			t.Errorf("status %d, not %d", got, exitSidecar)
+			t.Errorf("got status %d, want %d", got, exitSidecar)
 		}
 		again := w.Run("true")
 		if again.Status != exitSidecar {
-			t.Errorf("status %d, not %d", again.Status, exitSidecar)
+			t.Errorf("got status %d, want %d", again.Status, exitSidecar)
 		}
 		scenario.Contains(t, again.Stderr, "chaperone restore "+r.ID)
 	})

@@ -53,7 +53,7 @@ func TestRunStoppedEnds(t *testing.T) {
 			}
 			began := time.Now()
 			if got := b.Wait(); got != c.status {
-				t.Errorf("status %d, not %d", got, c.status)
+				t.Errorf("got status %d, want %d", got, c.status)
 			}
 			if took := time.Since(began); took > time.Minute {
 				t.Errorf("it took %s", took)

@@ -199,7 +199,7 @@ func (e *env) suite(program []string, network ...string) {
 				t.Fatalf("outside it does not work either: %s", want)
 			}
 			if !slices.Contains(lines, want) {
-				t.Errorf("%s, not %q", lineOf(lines, name), want)
+				t.Errorf("got %s, want %q", lineOf(lines, name), want)
 			}
 		})
 	}

@@ -19,10 +19,10 @@ import (
 // pairOf returns both ends of a connection.
 func pairOf(t *testing.T, network, address string) (near, far net.Conn) {
 	t.Helper()
-	l, err := net.Listen(network, address) //nolint:noctx // a listener of this machine
+	l, err := net.Listen(network, address)
 	testenv.Must(t, err)
 	defer l.Close()
-	near, err = net.Dial(network, l.Addr().String()) //nolint:noctx // a connection of this machine
+	near, err = net.Dial(network, l.Addr().String())
 	testenv.Must(t, err)
 	far, err = l.Accept()
 	testenv.Must(t, err)

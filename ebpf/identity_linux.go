@@ -32,7 +32,7 @@ func (c *Confinement) Identify(conn net.Conn) (Peer, bool) {
 		return Peer{}, false
 	}
 	var entry hooksPeer
-	if err := c.programs.pinnedMaps["peers"].LookupAndDelete(key, &entry); err != nil {
+	if err := c.programs.peers.LookupAndDelete(key, &entry); err != nil {
 		return Peer{}, false
 	}
 	atomic.AddUint64(&c.programs.shared.tally.Identified, 1)

@@ -26,7 +26,7 @@ type waiting struct {
 // kernel shows it without the buffers of a batch.
 func (w *collection) listWaiting() ([]waiting, error) {
 	const atOnce = 512
-	peers := w.pinnedMaps["peers"]
+	peers := w.peers
 	var first hooksPeerKey
 	if err := peers.NextKey(nil, &first); errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, nil
@@ -56,7 +56,7 @@ func (w *collection) forgetPeers() error {
 		return err
 	}
 	for _, one := range left {
-		err := w.pinnedMaps["peers"].Delete(one.key)
+		err := w.peers.Delete(one.key)
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			continue
 		}
@@ -142,7 +142,7 @@ func (c *socketScan) dropGone(w *collection) error {
 // dropPeer drops an entry, unless it is another's by now.
 func (w *collection) dropPeer(one waiting) error {
 	var entry hooksPeer
-	peers := w.pinnedMaps["peers"]
+	peers := w.peers
 	err := peers.Lookup(one.key, &entry)
 	if err == nil && entry.Cookie == one.entry.Cookie {
 		err = peers.Delete(one.key)

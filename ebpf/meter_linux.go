@@ -34,7 +34,7 @@ func (c *Confinement) Usage() (Usage, error) {
 
 func (c *Confinement) usage() (Usage, error) {
 	u := Usage{Time: time.Now()}
-	tallies, err := cpus[hooksTally](c.programs.pinnedMaps["counters"])
+	tallies, err := cpus[hooksTally](c.programs.counters)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -89,7 +89,7 @@ func (c *Confinement) usage() (Usage, error) {
 // the totals cannot be read: what the plugin does is not known from then on, and
 // the caller is to end it.
 func (c *Confinement) Run(ctx context.Context) error {
-	reader, err := ringbuf.NewReader(c.programs.pinnedMaps["events"])
+	reader, err := ringbuf.NewReader(c.programs.events)
 	if err != nil {
 		return fmt.Errorf("read refusals: %w", err)
 	}

@@ -40,6 +40,10 @@ type collection struct {
 	unpinned   map[string]*ebpf.Map // those not pinned yet, with what they are to replace; nil: nothing
 	shared     *sharedCounters
 
+	// Maps of pinnedMaps that are read while a limit may load further programs, which
+	// adds their maps to pinnedMaps under Confinement.mu.
+	peers, events, counters *ebpf.Map
+
 	limits       *limitTable
 	attributions *attributions
 
@@ -166,6 +170,7 @@ func (w *collection) read(what string, load func() (*ebpf.CollectionSpec, error)
 
 // openShared maps into memory what this process and the programs both write.
 func (w *collection) openShared() error {
+	w.peers, w.events, w.counters = w.pinnedMaps["peers"], w.pinnedMaps["events"], w.pinnedMaps["counters"]
 	var err error
 	if w.limits, err = openLimitTable(w); err != nil {
 		return err

@@ -45,8 +45,9 @@ func TestQuestionsInFlightAreBounded(t *testing.T) {
 	for late := testDeadline(); resolver.Stats().Dropped == 0 && !late(); {
 		time.Sleep(time.Millisecond)
 	}
-	if now := runtime.NumGoroutine(); now > before+8 {
-		t.Errorf("%d goroutines run, %d before the flood", now, before)
+	const inFlight, spare = 32, 16 // questions of one socket that are answered at a time; goroutines that do not belong to the flood
+	if now := runtime.NumGoroutine(); now > before+inFlight+spare {
+		t.Errorf("%d goroutines run after %d before the flood, want at most %d more", now, before, inFlight+spare)
 	}
 	if resolver.Stats().Dropped == 0 {
 		t.Error("no packet is counted as dropped")

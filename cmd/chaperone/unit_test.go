@@ -296,6 +296,9 @@ func TestUnit(t *testing.T) {
 		t.Errorf("it leaves:\n%s", left)
 	}
 	err := filepath.WalkDir(filepath.Join(m.bpf, "chaperone"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && d.Name() == "programs" {
+			return filepath.SkipDir // verified programs, which are left to the next sidecar
+		}
 		if err == nil && !d.IsDir() {
 			t.Errorf("%s is left", path)
 		}

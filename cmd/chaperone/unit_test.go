@@ -295,9 +295,16 @@ func TestUnit(t *testing.T) {
 	if left := m.left(); left != "" {
 		t.Errorf("it leaves:\n%s", left)
 	}
-	err := filepath.WalkDir(filepath.Join(m.bpf, "chaperone"), func(path string, d fs.DirEntry, err error) error {
+	noPins(t, filepath.Join(m.bpf, "chaperone"))
+}
+
+// noPins checks that a folder of pins holds only verified programs, which are left to the
+// next sidecar.
+func noPins(t *testing.T, folder string) {
+	t.Helper()
+	err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() && d.Name() == "programs" {
-			return filepath.SkipDir // verified programs, which are left to the next sidecar
+			return filepath.SkipDir
 		}
 		if err == nil && !d.IsDir() {
 			t.Errorf("%s is left", path)

@@ -257,6 +257,15 @@ func (d Decision) Allowed() bool { return d.Reason.Allowed() }
 // this result. A pause, a rate and a stale meter deny new accesses only.
 func (d Decision) Cuts() bool { return !d.Allowed() && !d.sparesInFlight }
 
+// Upstream returns the destination that an allowed access to requested connects to:
+// https for plain http that the winning rule originates, otherwise requested itself.
+func (d Decision) Upstream(requested Destination) Destination {
+	if d.rule == nil {
+		return requested
+	}
+	return d.rule.destination(requested)
+}
+
 // Terms are the winning rule's requirements for the exchange itself. Terms are
 // comparable, so that a connection pool can be keyed by them.
 type Terms struct {

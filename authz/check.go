@@ -68,7 +68,7 @@ func checkLimits(path string, l Limits, report func(path, format string, args ..
 	if l.CountSyscalls != "" && l.Syscalls.IsZero() {
 		report(path+".countSyscalls", "is set without syscalls; state syscalls or remove it")
 	}
-	stated := l.stated()
+	stated := l.Stated()
 	if l.OnExceeded != "" && len(stated) == 0 {
 		report(path+".onExceeded", "is set without a limit; state a limit or remove it")
 	}
@@ -76,8 +76,8 @@ func checkLimits(path string, l Limits, report func(path, format string, args ..
 		report(path+".onExceeded", "stop does not work for requests, which the kernel does not count; use deny, throttle or kill")
 	}
 	for _, s := range stated {
-		if s.spec.Count == 0 || s.spec.Count > math.MaxInt64 || s.spec.Period < 0 || s.spec.Period > maxPeriod {
-			report(path+"."+s.kind.String(), "is not a limit; write COUNT/PERIOD or COUNT, with a period of at most %s", Duration(maxPeriod))
+		if s.Limit.Count == 0 || s.Limit.Count > math.MaxInt64 || s.Limit.Period < 0 || s.Limit.Period > maxPeriod {
+			report(path+"."+s.Kind.String(), "is not a limit; write COUNT/PERIOD or COUNT, with a period of at most %s", Duration(maxPeriod))
 		}
 	}
 }
@@ -96,15 +96,15 @@ func (k grantCheck) ceilings(hosts int) {
 		if ceiling.HostsPerGrant > 0 && hosts > ceiling.HostsPerGrant {
 			k.report("spec.rules", "name %d hosts, more than the %d that %s allows", hosts, ceiling.HostsPerGrant, at("hostsPerGrant"))
 		}
-		stated := k.g.Limits.stated()
-		for _, top := range ceiling.Limits.stated() {
-			path := "spec.limits." + top.kind.String()
-			i := slices.IndexFunc(stated, func(l statedLimit) bool { return l.kind == top.kind })
+		stated := k.g.Limits.Stated()
+		for _, top := range ceiling.Limits.Stated() {
+			path := "spec.limits." + top.Kind.String()
+			i := slices.IndexFunc(stated, func(l StatedLimit) bool { return l.Kind == top.Kind })
 			switch {
 			case i < 0:
-				k.report("spec.limits", "does not state %s, which %s requires; write %s or less", top.kind, at("limits."+top.kind.String()), top.text)
-			case !stated[i].spec.within(top.spec):
-				k.report(path, "%s is more than the %s that %s allows", stated[i].text, top.text, at("limits."+top.kind.String()))
+				k.report("spec.limits", "does not state %s, which %s requires; write %s or less", top.Kind, at("limits."+top.Kind.String()), top.text)
+			case !stated[i].Limit.Within(top.Limit):
+				k.report(path, "%s is more than the %s that %s allows", stated[i].text, top.text, at("limits."+top.Kind.String()))
 			}
 		}
 	}
@@ -136,9 +136,9 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 	k.times(at, spec, out)
 	checkLimits(at("limits"), spec.Limits, k.report)
 	out.limits = compileLimits(k.g, spec.ID, spec.Limits)
-	for _, l := range spec.Limits.stated() {
-		if l.kind != LimitRequests {
-			k.report(at("limits."+l.kind.String()), "is not supported yet on a rule; state it in the grant's limits")
+	for _, l := range spec.Limits.Stated() {
+		if l.Kind != LimitRequests {
+			k.report(at("limits."+l.Kind.String()), "is not supported yet on a rule; state it in the grant's limits")
 		}
 	}
 	k.ruleCeilings(at, spec, out)

@@ -501,7 +501,7 @@ func TestWithin(t *testing.T) {
 		if test.limit == test.ceiling {
 			limit = ceiling
 		}
-		if got := limit.within(ceiling); got != test.want {
+		if got := limit.Within(ceiling); got != test.want {
 			t.Errorf("%s within %s is %t", test.limit, test.ceiling, got)
 		}
 	}

@@ -56,16 +56,16 @@ func (k LimitKind) prepaid() bool { return k == LimitConnections || k == LimitPr
 // bytes reports whether the kind counts bytes, whose flow can be slowed.
 func (k LimitKind) bytes() bool { return k == LimitSentBytes || k == LimitReceivedBytes }
 
-// statedLimit is a limit that a document states.
-type statedLimit struct {
-	kind LimitKind
-	spec Limit
-	text string
+// StatedLimit is a limit that a document states.
+type StatedLimit struct {
+	Kind  LimitKind
+	Limit Limit
+	text  string
 }
 
-// stated returns the limits that the document states.
-func (l Limits) stated() []statedLimit {
-	all := []statedLimit{
+// Stated returns the limits that the document states, in the order of their kinds.
+func (l Limits) Stated() []StatedLimit {
+	all := []StatedLimit{
 		{LimitRequests, l.Requests, l.Requests.String()},
 		{LimitConnections, l.Connections, l.Connections.String()},
 		{LimitSentBytes, Limit(l.SentBytes), l.SentBytes.String()},
@@ -73,14 +73,14 @@ func (l Limits) stated() []statedLimit {
 		{LimitSyscalls, l.Syscalls, l.Syscalls.String()},
 		{LimitProcesses, l.Processes, l.Processes.String()},
 	}
-	return slices.DeleteFunc(all, func(s statedLimit) bool { return s.spec.IsZero() })
+	return slices.DeleteFunc(all, func(s StatedLimit) bool { return s.Limit.IsZero() })
 }
 
 // String returns the limits as a grant states them on one line, "" without limits.
 func (l Limits) String() string {
 	var out []string
-	for _, s := range l.stated() {
-		out = append(out, s.kind.String()+": "+s.text)
+	for _, s := range l.Stated() {
+		out = append(out, s.Kind.String()+": "+s.text)
 	}
 	if l.CountSyscalls != "" {
 		out = append(out, "countSyscalls: "+string(l.CountSyscalls))
@@ -91,10 +91,10 @@ func (l Limits) String() string {
 	return strings.Join(out, ", ")
 }
 
-// within reports whether a limit is not higher than a ceiling. A rate is
+// Within reports whether a limit is not higher than a ceiling. A rate is
 // compared by its maximum usage in the ceiling's period, burst included; a total
 // is within any rate that it cannot exceed.
-func (l Limit) within(ceiling Limit) bool {
+func (l Limit) Within(ceiling Limit) bool {
 	if ceiling.Period == 0 {
 		return l.Period == 0 && l.Count <= ceiling.Count
 	}
@@ -141,15 +141,15 @@ func compileLimits(g *Grant, ruleID string, l Limits) []limit {
 		action = OnExceededDeny
 	}
 	var out []limit
-	for _, s := range l.stated() {
+	for _, s := range l.Stated() {
 		// A total cannot be slowed down: once it is used up it refuses.
-		throttles := action == OnExceededThrottle && s.spec.Period > 0
+		throttles := action == OnExceededThrottle && s.Limit.Period > 0
 		out = append(out, limit{
-			key:  unique.Make(limitName{g.Plugin, g.Name, ruleID, s.kind}),
-			kind: s.kind, spec: s.spec, until: g.NotAfter, action: action,
-			refuses:   !s.kind.prepaid() && !(s.kind.metered() && throttles),
-			throttles: !s.kind.metered() && throttles,
-			exact:     s.kind == LimitSyscalls && l.CountSyscalls == CountExact,
+			key:  unique.Make(limitName{g.Plugin, g.Name, ruleID, s.Kind}),
+			kind: s.Kind, spec: s.Limit, until: g.NotAfter, action: action,
+			refuses:   !s.Kind.prepaid() && !(s.Kind.metered() && throttles),
+			throttles: !s.Kind.metered() && throttles,
+			exact:     s.Kind == LimitSyscalls && l.CountSyscalls == CountExact,
 		})
 	}
 	return out

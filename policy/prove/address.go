@@ -1,0 +1,175 @@
+package prove
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// specialRanges are ranges that are judged by rules of their own: the IANA
+// special-purpose address registries (RFC 6890), and the prefixes of IPv6 addresses that
+// embed an IPv4 address. Only their ends matter here: they separate addresses that can be
+// judged differently.
+func specialRanges() []netip.Prefix {
+	texts := []string{
+		"0.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "127.0.0.1/32", "169.254.0.0/16", "172.16.0.0/12",
+		"192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+		"224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32",
+		"::/96", "::/128", "::1/128", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2000::/3", "2001::/23", "2001::/32",
+		"2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "ff00::/8",
+	}
+	out := make([]netip.Prefix, 0, len(texts))
+	for _, text := range texts {
+		out = append(out, netip.MustParsePrefix(text))
+	}
+	return out
+}
+
+// nat64Local is the prefix in which a site chooses the place of the embedded address
+// (RFC 8215). The places overlap, so that not every combination is compared.
+const nat64Local = "64:ff9b:1::/48"
+
+// addressPair identifies what the decisions on two rules' addresses depend on, besides
+// the never-lists of both policies.
+type addressPair struct{ before, after string }
+
+// addressSet chooses the addresses to compare.
+type addressSet struct {
+	never     []netip.Prefix // of both policies
+	sameNever bool
+	inexact   bool
+}
+
+func newAddressSet(before, after *side) addressSet {
+	was, now := before.neverAddresses(), after.neverAddresses()
+	return addressSet{never: append(slices.Clone(was), now...), sameNever: slices.Equal(was, now)}
+}
+
+// neverAddresses returns the addresses of the never-lists, also those that are
+// listed as hosts.
+func (s *side) neverAddresses() (out []netip.Prefix) {
+	for _, g := range s.guardrails {
+		for _, n := range g.Never {
+			out = append(out, n.Addresses...)
+			for _, h := range n.Hosts {
+				if addr, err := netip.ParseAddr(h); err == nil {
+					out = append(out, netip.PrefixFrom(addr, addr.BitLen()))
+				}
+			}
+		}
+	}
+	return out
+}
+
+// addressesOf returns the addresses that the rule of a decision states.
+func (s *side) addressesOf(grant, rule string) []netip.Prefix {
+	if r := s.byName[grant+"/"+rule]; r != nil {
+		return r.rule.To.Addresses
+	}
+	return nil
+}
+
+// newAddress returns an address to which the request may connect by the decision
+// of the new policy and not by that of the old one; an invalid address if there is none.
+func (c *comparison) newAddress(was, now authz.Decision, to authz.Destination) netip.Addr {
+	if to.Address().IsValid() {
+		return firstNew(was, now, []netip.Addr{to.Address()})
+	}
+	earlier, later := c.before.addressesOf(was.Grant, was.Rule), c.after.addressesOf(now.Grant, now.Rule)
+	pair := addressPair{fmt.Sprint(earlier), fmt.Sprint(later)}
+	if pair.before == pair.after && c.addresses.sameNever {
+		return netip.Addr{}
+	}
+	witness, known := c.judged[pair]
+	if !known {
+		witness = firstNew(was, now, c.addresses.candidates(earlier, later))
+		c.judged[pair] = witness
+	}
+	return witness
+}
+
+func firstNew(was, now authz.Decision, candidates []netip.Addr) netip.Addr {
+	for _, addr := range candidates {
+		if now.CheckAddress(addr) == authz.Granted && was.CheckAddress(addr) != authz.Granted {
+			return addr
+		}
+	}
+	return netip.Addr{}
+}
+
+// candidates returns an address of every class that the ranges of two rules, the
+// never-lists and the special ranges distinguish.
+func (s *addressSet) candidates(before, after []netip.Prefix) []netip.Addr {
+	ranges := slices.Concat(before, after, s.never, specialRanges())
+	var v4, v6 []netip.Addr
+	for _, p := range ranges {
+		if p.Addr().Is4() {
+			v4 = append(v4, edges(p)...)
+		} else {
+			v6 = append(v6, edges(p)...)
+		}
+	}
+	out := append(slices.Clone(v4), v6...)
+	// Without an IPv6 prefix in the new rule no address that embeds another is granted.
+	if slices.ContainsFunc(after, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		out = append(out, embedded(v4, v6)...)
+	}
+	local := netip.MustParsePrefix(nat64Local)
+	if slices.ContainsFunc(after, local.Overlaps) && !slices.Equal(before, after) {
+		s.inexact = true
+	}
+	return out
+}
+
+// edges returns the first and the last address of a range, and their neighbours.
+func edges(p netip.Prefix) (out []netip.Addr) {
+	first, last := p.Masked().Addr(), lastOf(p)
+	for _, addr := range []netip.Addr{first.Prev(), first, last, last.Next()} {
+		if addr.IsValid() {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	bytes := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(bytes)*8; bit++ {
+		bytes[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(bytes)
+	return last
+}
+
+// embedded returns IPv6 addresses that embed IPv4 addresses of every class, in the
+// places of [authz.Reaches].
+func embedded(v4, v6 []netip.Addr) (out []netip.Addr) {
+	uppers, lowers := map[[16]byte]bool{}, map[[4]byte]bool{}
+	for _, a := range v6 {
+		b := a.As16()
+		lowers[[4]byte(b[12:])] = true
+		clear(b[12:])
+		uppers[b] = true
+		clear(b[8:])
+		for _, interfaceID := range [...]uint32{0x00005efe, 0x02005efe} { // ISATAP, RFC 5214, section 6.1
+			copy(b[8:12], []byte{byte(interfaceID >> 24), byte(interfaceID >> 16), byte(interfaceID >> 8), byte(interfaceID)})
+			uppers[b] = true
+		}
+	}
+	for _, a := range v4 {
+		b := a.As4()
+		lowers[b], lowers[[4]byte{^b[0], ^b[1], ^b[2], ^b[3]}] = true, true // Teredo inverts the client's address
+		uppers[[16]byte{0x20, 0x02, b[0], b[1], b[2], b[3]}] = true
+		uppers[[16]byte{0x20, 0x01, 0, 0, b[0], b[1], b[2], b[3]}] = true
+	}
+	for upper := range uppers {
+		for lower := range lowers {
+			copy(upper[12:], lower[:])
+			out = append(out, netip.AddrFrom16(upper))
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}

@@ -1,0 +1,248 @@
+package prove
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// fresh holds texts that neither policy holds.
+type fresh struct {
+	label   string // of a host name
+	segment string // the beginning of a path segment
+	method  string
+	upgrade string
+	port    uint16
+}
+
+func newFresh(before, after *side) fresh {
+	labels, methods, upgrades, ports := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[uint16]bool{}
+	var segments []string
+	for _, s := range []*side{before, after} {
+		for _, name := range s.hostTexts() {
+			for label := range strings.SplitSeq(name, ".") {
+				labels[label] = true
+			}
+		}
+		for _, r := range s.rules {
+			for _, p := range r.paths {
+				segments = append(segments, p.segments...)
+			}
+			for _, m := range r.rule.Methods {
+				methods[m] = true
+			}
+			for _, u := range r.rule.Upgrades {
+				upgrades[u] = true
+			}
+			for _, p := range r.ports() {
+				ports[p] = true
+			}
+		}
+	}
+	f := fresh{
+		label: unused(func(s string) bool { return labels[s] }),
+		segment: unused(func(s string) bool {
+			return slices.ContainsFunc(segments, func(t string) bool { return strings.HasPrefix(t, s) })
+		}),
+		method:  strings.ToUpper(unused(func(s string) bool { return methods[strings.ToUpper(s)] })),
+		upgrade: unused(func(s string) bool { return upgrades[s] }),
+		port:    4433,
+	}
+	for ports[f.port] {
+		f.port++
+	}
+	return f
+}
+
+// unused returns "any" with as many x behind it as make it unused.
+func unused(used func(string) bool) string {
+	text := "any"
+	for used(text) {
+		text += "x"
+	}
+	return text
+}
+
+// hostTexts returns every host that the policy names, wildcards included.
+func (s *side) hostTexts() (out []string) {
+	for _, r := range s.rules {
+		out = append(out, r.rule.To.Hosts...)
+	}
+	for _, g := range s.guardrails {
+		for _, n := range g.Never {
+			out = append(out, n.Hosts...)
+		}
+	}
+	return out
+}
+
+// hosts returns a host of every class that the policies distinguish.
+func (c *comparison) hosts() []string {
+	set := map[string]bool{}
+	for _, text := range append(c.before.hostTexts(), c.after.hostTexts()...) {
+		base, deep := strings.CutPrefix(text, "**.")
+		base, single := strings.CutPrefix(base, "*.")
+		set[base] = true
+		if deep || single {
+			set[c.fresh.label+"."+base] = true
+			set[c.fresh.label+"."+c.fresh.label+"."+base] = true
+		}
+	}
+	if c.observing() {
+		set[c.fresh.label] = true
+		for _, addr := range c.addresses.candidates(nil, nil) {
+			set[addr.String()] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
+}
+
+// observing reports whether the new policy's sidecar observes.
+func (c *comparison) observing() bool { return c.opts.At.Before(c.after.observeUntil) }
+
+// local is what both policies hold about one host.
+type local struct {
+	c             *comparison
+	host          string
+	before, after []*ruleText
+}
+
+func (c *comparison) localRules(host string) *local {
+	return &local{c: c, host: host, before: c.before.at(host), after: c.after.at(host)}
+}
+
+// empty reports whether the new policy allows nothing at the host.
+func (l *local) empty() bool { return len(l.after) == 0 && !l.c.observing() }
+
+func (l *local) rules() []*ruleText { return slices.Concat(l.before, l.after) }
+
+// depth returns the number of segments up to which paths are compared.
+func (l *local) depth() int {
+	longest := 0
+	for _, r := range l.rules() {
+		for _, p := range r.paths {
+			longest = max(longest, len(p.segments))
+		}
+	}
+	return longest + 2
+}
+
+// encodedSlash reports whether any rule allows an encoded slash.
+func (l *local) encodedSlash() bool {
+	return slices.ContainsFunc(l.rules(), func(r *ruleText) bool { return r.rule.EncodedSlash != "" })
+}
+
+// methods returns the methods that rules for the host name, TRACE and one that none names.
+func (l *local) methods() []string {
+	out := []string{"TRACE", l.c.fresh.method}
+	for _, r := range l.rules() {
+		out = append(out, r.rule.Methods...)
+	}
+	return compact(slices.DeleteFunc(out, func(m string) bool { return m == "*" }))
+}
+
+// upgrades returns the upgrades that rules for the host name, none, and one that none names.
+func (l *local) upgrades() []string {
+	out := []string{"", l.c.fresh.upgrade}
+	for _, r := range l.rules() {
+		out = append(out, r.rule.Upgrades...)
+	}
+	return compact(out)
+}
+
+func compact(texts []string) []string {
+	slices.Sort(texts)
+	return slices.Compact(texts)
+}
+
+// shape is a set of requests to one host: the product of its parts.
+type shape struct {
+	scheme            authz.Scheme
+	ports             []uint16
+	methods, upgrades []string
+	paths             []string
+}
+
+// shapes returns the requests that the new policy may allow at the host.
+func (l *local) shapes() (out []shape) {
+	for _, r := range l.after {
+		s := shape{scheme: r.scheme(), ports: r.ports(), methods: r.rule.Methods, upgrades: append([]string{""}, r.rule.Upgrades...), paths: l.paths(r.paths)}
+		if slices.Contains(s.methods, "*") {
+			s.methods = l.methods()
+		}
+		if r.observes() {
+			// The rule still wins what it grants, and then observes everything else.
+			s.methods, s.upgrades, s.paths = l.methods(), l.upgrades(), l.paths(append([]pattern{anyPath()}, r.paths...))
+		}
+		out = append(out, s)
+		if r.rule.To.TLS.Originate {
+			s.scheme, s.ports = authz.SchemeHTTP, append([]uint16{authz.SchemeHTTP.DefaultPort()}, s.ports...)
+			out = append(out, s)
+		}
+	}
+	if !l.c.observing() {
+		return out
+	}
+	ports := []uint16{l.c.fresh.port, authz.SchemeHTTP.DefaultPort(), authz.SchemeHTTPS.DefaultPort()}
+	for _, r := range l.rules() {
+		ports = append(ports, r.ports()...)
+	}
+	slices.Sort(ports)
+	ports = slices.Compact(ports)
+	for _, scheme := range []authz.Scheme{authz.SchemeHTTPS, authz.SchemeHTTP, authz.SchemeTLS, authz.SchemeTCP} {
+		out = append(out, shape{scheme, ports, l.methods(), l.upgrades(), l.paths([]pattern{anyPath()})})
+	}
+	return out
+}
+
+// paths returns the generic instances of the patterns, and of their intersections with
+// every pattern of the old policy at the host.
+func (l *local) paths(patterns []pattern) []string {
+	depth, slash := l.depth(), l.encodedSlash()
+	var out []string
+	for _, p := range patterns {
+		out = append(out, p.instances(l.c.fresh.segment, depth, slash)...)
+		for _, r := range l.before {
+			for _, q := range r.paths {
+				if both, ok := p.meet(q); ok {
+					out = append(out, both.instances(l.c.fresh.segment, depth, slash)...)
+				}
+			}
+		}
+	}
+	return compact(out)
+}
+
+// requests returns the shape's requests of a plugin to a host. A combination that no
+// request can have is left out.
+func (s shape) requests(plugin authz.Principal, host string) (out []authz.Request) {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	methods, upgrades, paths := s.methods, s.upgrades, s.paths
+	if !s.scheme.HTTP() {
+		methods, upgrades, paths = []string{""}, []string{""}, []string{""}
+	}
+	for _, port := range s.ports {
+		for _, path := range paths {
+			to, err := authz.NewDestination(s.scheme, hostPort(host, port), path)
+			if err != nil {
+				continue
+			}
+			for _, method := range methods {
+				for _, upgrade := range upgrades {
+					var action authz.Action
+					if s.scheme.HTTP() {
+						if action, err = authz.NewAction(method, upgrade); err != nil {
+							continue
+						}
+					}
+					out = append(out, authz.Request{Principal: plugin, Action: action, Destination: to})
+				}
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,239 @@
+package prove
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// Kind is the kind of a difference by which the new policy is wider.
+type Kind string
+
+// The kinds of differences.
+const (
+	KindAccess     Kind = "access"     // a request is allowed that was denied
+	KindCredential Kind = "credential" // a request carries a credential that it did not carry
+	KindUpstream   Kind = "upstream"   // a request is forwarded to another scheme or port
+	KindAddress    Kind = "address"    // a request may connect to an address that was refused
+	KindTerms      Kind = "terms"      // TLS version, authorities or timeout are weaker
+	KindLimit      Kind = "limit"      // a limit is higher, missing or counts afresh
+	KindSocket     Kind = "socket"     // a Unix socket may be used
+)
+
+// Answer is the decision of one policy on the request of a [Finding].
+type Answer struct {
+	Reason     authz.Reason
+	Grant      string // of the winning rule, "" without one
+	Rule       string // its id
+	Credential string // its credential's name, "" without one
+	Terms      authz.Terms
+	Upstream   authz.Destination // where an allowed request is forwarded to
+}
+
+// RuleName returns GRANT/RULE, or "" without a winner.
+func (a Answer) RuleName() string {
+	if a.Rule == "" {
+		return ""
+	}
+	return a.Grant + "/" + a.Rule
+}
+
+// Finding is one way in which the new policy is wider than the old one, with a request
+// that shows it. A finding of KindSocket has no request.
+type Finding struct {
+	Kind     Kind
+	Request  authz.Request
+	At       time.Time
+	Door     Door
+	Address  netip.Addr // of KindAddress: the address that is refused by the old policy
+	Socket   string     // of KindSocket
+	Limit    Limit      // of KindLimit: the limit of the old policy
+	Old, New Answer
+}
+
+// Result is the result of a comparison.
+type Result struct {
+	// Findings hold one request for each kind of difference, pair of winning rules and action. The
+	// new policy is within the old one if there is none and Complete is set.
+	Findings []Finding
+	// Complete reports whether every class of requests was compared. It is false if the
+	// context ended first.
+	Complete bool
+	// Inexact lists parts of the comparison that are conservative, and so may report a
+	// difference where there is none.
+	Inexact []string
+	// Requests is the number of requests that both policies decided.
+	Requests int
+}
+
+// Options are the bounds of a comparison.
+type Options struct {
+	Plugin authz.Principal // the plugin that makes the requests
+	At     time.Time       // the instant from which the comparison holds
+	Most   int             // findings; 0 for all
+}
+
+// Compare asks both policies every kind of request that the plugin can make. It
+// returns an error only for options that are not valid; when ctx ends, the result is
+// not complete.
+func Compare(ctx context.Context, before, after *authz.Snapshot, o Options) (Result, error) {
+	if o.Plugin == "" || o.At.IsZero() {
+		return Result{}, fmt.Errorf("compare policies: plugin %q and time %v must be stated", o.Plugin, o.At)
+	}
+	c := newComparison(before, after, o)
+	c.sockets()
+	for _, host := range c.hosts() {
+		if !c.host(ctx, host) {
+			return c.result(false), nil
+		}
+	}
+	c.limits()
+	return c.result(true), nil
+}
+
+// comparison is one comparison of two policies.
+type comparison struct {
+	opts          Options
+	before, after *side
+	fresh         fresh
+	doors         []Door
+
+	addresses addressSet
+	judged    map[addressPair]netip.Addr // the witness of each pair of winners that was compared, invalid without one
+	kept      map[counter]*keptBy        // the limits of the old policy that applied so far
+	seen      map[findingKey]bool
+	out       Result
+}
+
+// findingKey groups findings: the first request of a group is reported.
+type findingKey struct {
+	kind             Kind
+	oldRule, newRule string
+	oldReason        authz.Reason
+	scheme           authz.Scheme
+	action           authz.Action
+	limit            counter
+	socket           string
+}
+
+func newComparison(before, after *authz.Snapshot, o Options) *comparison {
+	c := &comparison{
+		opts: o, before: newSide(before, o.Plugin), after: newSide(after, o.Plugin), doors: Doors(),
+		judged: map[addressPair]netip.Addr{}, kept: map[counter]*keptBy{}, seen: map[findingKey]bool{},
+	}
+	c.fresh = newFresh(c.before, c.after)
+	c.addresses = newAddressSet(c.before, c.after)
+	return c
+}
+
+func (c *comparison) result(complete bool) Result {
+	c.out.Complete = complete
+	if c.addresses.inexact {
+		c.out.Inexact = append(c.out.Inexact, "addresses within 64:ff9b:1::/48 (RFC 8215)")
+	}
+	return c.out
+}
+
+// host compares every request to one host. It reports false when ctx has ended.
+func (c *comparison) host(ctx context.Context, host string) bool {
+	local := c.localRules(host)
+	if local.empty() {
+		return true
+	}
+	times := local.times(c.opts.At)
+	doors := local.doors(c.doors)
+	for _, shape := range local.shapes() {
+		for _, req := range shape.requests(c.opts.Plugin, host) {
+			for _, at := range times {
+				for _, door := range doors {
+					c.compare(req, at, door)
+				}
+			}
+		}
+		if ctx.Err() != nil || c.full() {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *comparison) full() bool { return c.opts.Most > 0 && len(c.out.Findings) >= c.opts.Most }
+
+// compare asks both policies one request.
+func (c *comparison) compare(req authz.Request, at time.Time, door Door) {
+	c.out.Requests++
+	req.Unenforceable = door.Unenforceable
+	now := c.after.snapshot.Decide(req, authz.Usage{}, at)
+	if !now.Allowed() {
+		return
+	}
+	was := c.before.snapshot.Decide(req, authz.Usage{}, at)
+	f := Finding{Request: req, At: at, Door: door, Old: answer(was, req), New: answer(now, req)}
+	if !was.Allowed() {
+		f.Kind = KindAccess
+		c.report(f)
+		return
+	}
+	if now.Credential != "" && c.after.credential(now) != c.before.credential(was) {
+		f.Kind = KindCredential
+		c.report(f)
+	}
+	if f.New.Upstream != f.Old.Upstream {
+		f.Kind = KindUpstream
+		c.report(f)
+	}
+	if weaker(f.New.Terms, f.Old.Terms) {
+		f.Kind = KindTerms
+		c.report(f)
+	}
+	if addr := c.newAddress(was, now, req.Destination); addr.IsValid() {
+		f.Kind, f.Address = KindAddress, addr
+		c.report(f)
+	}
+	c.keepLimits(f)
+}
+
+func answer(d authz.Decision, req authz.Request) Answer {
+	return Answer{
+		Reason: d.Reason, Grant: d.Grant, Rule: d.Rule, Credential: d.Credential, Terms: d.Terms(), Upstream: d.Upstream(req.Destination),
+	}
+}
+
+// report adds a finding unless its group has one.
+func (c *comparison) report(f Finding) {
+	key := findingKey{
+		kind: f.Kind, oldRule: f.Old.RuleName(), newRule: f.New.RuleName(), oldReason: f.Old.Reason,
+		scheme: f.Request.Destination.Scheme(), action: f.Request.Action, limit: f.Limit.counter, socket: f.Socket,
+	}
+	if c.seen[key] || c.full() {
+		return
+	}
+	c.seen[key] = true
+	c.out.Findings = append(c.out.Findings, f)
+}
+
+// weaker reports whether terms demand less than those of the old policy: a lower TLS
+// version, other authorities or a longer timeout.
+func weaker(now, was authz.Terms) bool {
+	longer := was.Timeout > 0 && (now.Timeout == 0 || now.Timeout > was.Timeout)
+	return now.TLSMin < was.TLSMin || now.CA != was.CA || longer
+}
+
+// sockets compares the Unix sockets that the plugin may use.
+func (c *comparison) sockets() {
+	times := c.before.times(c.opts.At)
+	for _, at := range append(times, c.after.times(c.opts.At)...) {
+		before := map[string]bool{}
+		for _, s := range c.before.snapshot.Sockets(c.opts.Plugin, at) {
+			before[s] = true
+		}
+		for _, s := range c.after.snapshot.Sockets(c.opts.Plugin, at) {
+			if !before[s] {
+				c.report(Finding{Kind: KindSocket, At: at, Socket: s})
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -15,6 +16,45 @@ type Checked struct {
 	Files     []File
 	Warnings  Errors
 	Expired   Errors // grants that have ended: nothing that they state is allowed
+	Policies  []PluginPolicy
+}
+
+// PluginPolicy is the policy of one plugin that checked files state: that of a
+// Sidecar, or that of grants by themselves.
+type PluginPolicy struct {
+	Plugin string
+	// Sidecar is what a Sidecar's file states with all that it names; nil for grants by
+	// themselves, which are then under all guardrails among the paths, and enforced.
+	Sidecar *Config
+	Input   authz.Input
+	Policy  *authz.Policy
+	// Files are the files of the documents in the policy, as they were named.
+	Files []string
+
+	documents []*source
+}
+
+// Position is a place in a file.
+type Position struct {
+	File   string `json:"file"`   // as it was named
+	Line   int    `json:"line"`   // 1-based
+	Column int    `json:"column"` // 1-based, in characters
+}
+
+// String returns file:line:column.
+func (p Position) String() string { return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column) }
+
+// Position returns the place of a field of a document of the policy, as in
+// spec.rules[0].to.hosts, or of the nearest field around it that is stated; false for a
+// document of another policy. An empty origin is the Sidecar's.
+func (p *PluginPolicy) Position(document authz.Origin, field string) (Position, bool) {
+	for _, d := range p.documents {
+		if d.origin() == document || document == "" && d.kind == KindSidecar {
+			n := d.root.find(field)
+			return Position{d.file, n.line, n.column}, true
+		}
+	}
+	return Position{}, false
 }
 
 // Document is one document of a file.
@@ -57,12 +97,13 @@ func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
 			l.named(file)
 		}
 	}
-	l.checkGrants(l.order)
-	l.checkSidecars(l.order)
+	alone := l.checkGrants(l.order)
+	served := l.checkSidecars(l.order)
 	if err := l.failure(); err != nil {
 		return Checked{}, err
 	}
 	out := Checked{Files: l.files, Warnings: l.warnings.sorted(l.names()), Expired: l.expired.sorted(l.names())}
+	out.Policies = append(served, apart(alone, served)...)
 	for _, d := range l.order {
 		if one := d.summary(); !slices.Contains(out.Documents, one) {
 			out.Documents = append(out.Documents, one)
@@ -71,8 +112,16 @@ func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
 	return out, nil
 }
 
+// apart returns the policies of plugins that no Sidecar serves. Grants beside the
+// Sidecar of their plugin are in force only if it names them.
+func apart(alone, served []PluginPolicy) []PluginPolicy {
+	return slices.DeleteFunc(alone, func(p PluginPolicy) bool {
+		return slices.ContainsFunc(served, func(s PluginPolicy) bool { return s.Plugin == p.Plugin })
+	})
+}
+
 // checkSidecars loads each Sidecar as it would be loaded to run.
-func (l *loader) checkSidecars(documents []*source) {
+func (l *loader) checkSidecars(documents []*source) (out []PluginPolicy) {
 	done := map[string]bool{}
 	for _, d := range documents {
 		if d.kind != KindSidecar || done[d.file] {
@@ -81,7 +130,10 @@ func (l *loader) checkSidecars(documents []*source) {
 		done[d.file] = true
 		inner := newLoader(l.now)
 		inner.stdin, inner.stdinRead = l.stdin, l.stdinRead
-		inner.load(d.file)
+		if c := inner.load(d.file); c != nil {
+			c.Path = d.file
+			out = append(out, PluginPolicy{c.Sidecar.Plugin, c, c.input(), c.Policy, inner.names(), inner.order})
+		}
 		if len(inner.errs) > 0 {
 			inner.checkGrants(inner.order) // the grants of a faulty Sidecar are checked too
 		}
@@ -95,10 +147,11 @@ func (l *loader) checkSidecars(documents []*source) {
 			}
 		}
 	}
+	return out
 }
 
 // checkGrants compiles the grants of each plugin under all guardrails.
-func (l *loader) checkGrants(documents []*source) {
+func (l *loader) checkGrants(documents []*source) (out []PluginPolicy) {
 	plugins := map[string][]authz.Grant{}
 	var guardrails []authz.Guardrail
 	for _, d := range documents {
@@ -114,8 +167,21 @@ func (l *loader) checkGrants(documents []*source) {
 		l.compile(authz.Input{Guardrails: guardrails}, documents)
 	}
 	for _, plugin := range slices.Sorted(maps.Keys(plugins)) {
-		l.compile(authz.Input{Grants: plugins[plugin], Guardrails: guardrails}, documents)
+		in := authz.Input{Plugin: plugin, Grants: plugins[plugin], Guardrails: guardrails}
+		out = append(out, PluginPolicy{plugin, nil, in, l.compile(in, documents), files(documents, plugin), documents})
 	}
+	return out
+}
+
+// files returns the files of guardrails and of a plugin's grants.
+func files(documents []*source, plugin string) (out []string) {
+	for _, d := range documents {
+		own := d.kind == KindGuardrail || d.kind == KindGrant && d.grant.Spec.Plugin == plugin
+		if own && !slices.Contains(out, d.file) {
+			out = append(out, d.file)
+		}
+	}
+	return out
 }
 
 // summary names the document.

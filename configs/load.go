@@ -139,11 +139,16 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 	c := &Config{Name: s.sidecar.Metadata.Name, Sidecar: *spec}
 	l.collect(c, s, documents)
 	c.observesUntil = c.lastObservation()
-	c.Policy = l.compile(authz.Input{
-		Plugin: spec.Plugin, Grants: c.Grants, Guardrails: c.Guardrails,
-		Observe: spec.Mode == authz.ModeObserve, ObserveUntil: spec.ObserveUntil,
-	}, documents)
+	c.Policy = l.compile(c.input(), documents)
 	return c
+}
+
+// input returns what the policy is compiled from.
+func (c *Config) input() authz.Input {
+	return authz.Input{
+		Plugin: c.Sidecar.Plugin, Grants: c.Grants, Guardrails: c.Guardrails,
+		Observe: c.Sidecar.Mode == authz.ModeObserve, ObserveUntil: c.Sidecar.ObserveUntil,
+	}
 }
 
 // collect sorts documents into the Config by kind.

@@ -107,7 +107,7 @@ func (c *cli) root() *cobra.Command {
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.sidecarsCommand(), c.statusCommand(), c.usageCommand(),
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
-		c.detachCommand(), c.stateCommand(), c.envoyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.versionCommand(),
+		c.detachCommand(), c.stateCommand(), c.envoyCommand(), c.policyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.versionCommand(),
 	)
 	root.AddCommand(c.packagingCommands()...)
 	completeValues(root)
@@ -192,10 +192,11 @@ func (c *cli) withCurl(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// withOutput adds --output.
-func (c *cli) withOutput(cmd *cobra.Command) *cobra.Command {
+// withOutput adds --output, with formats beside table, json and yaml.
+func (c *cli) withOutput(cmd *cobra.Command, more ...string) *cobra.Command {
 	c.output = "table"
-	cmd.Flags().Var(oneOf(&c.output, "table", "json", "yaml"), "output", "`FORMAT`: table, json or yaml")
+	formats := append([]string{"table", "json", "yaml"}, more...)
+	cmd.Flags().Var(oneOf(&c.output, formats...), "output", "`FORMAT`: "+alternatives(formats))
 	return cmd
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,7 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
-
+	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 	"github.com/chaperone-proxy/chaperone/sidecar"
 )
@@ -91,7 +90,7 @@ type explained struct {
 }
 
 func (c *cli) explainAccess(cfg *configs.Config, method, rawURL, upgrade string) error {
-	req, err := parseAccess(authz.Principal(cfg.Sidecar.Plugin), method, rawURL, upgrade)
+	req, err := policy.Request(authz.Principal(cfg.Sidecar.Plugin), method, rawURL, upgrade)
 	if err != nil {
 		return c.printExplained(explained{Reason: authz.MalformedRequest.String(), Detail: err.Error()})
 	}
@@ -133,37 +132,13 @@ func enforced(cfg *configs.Config, req authz.Request, terms authz.RuleTerms) (au
 		}
 		in.Grants = append(in.Grants, g)
 	}
-	policy, problems := authz.Compile(in, time.Now())
+	compiled, problems := authz.Compile(in, time.Now())
 	if len(problems) > 0 {
 		return authz.Explanation{}, fmt.Errorf("compile as enforced: %s: %s", problems[0].Path, problems[0].Message)
 	}
 	engine := &authz.Engine{}
-	engine.Install(policy)
+	engine.Install(compiled)
 	return engine.Current().ExplainWith(req, authz.Usage{}, time.Now(), terms), nil
-}
-
-// parseAccess reads METHOD URL. For tls and tcp the method is CONNECT or -.
-func parseAccess(plugin authz.Principal, method, rawURL, upgrade string) (authz.Request, error) {
-	scheme, rest, ok := strings.Cut(rawURL, "://")
-	if !ok {
-		return authz.Request{}, fmt.Errorf("%q is not a URL, as in https://api.weather.example/v1", rawURL)
-	}
-	req := authz.Request{Principal: plugin}
-	target := ""
-	if i := strings.IndexAny(rest, "/?"); i >= 0 {
-		rest, target = rest[:i], rest[i:]
-	}
-	s := authz.Scheme(strings.ToLower(scheme))
-	var err error
-	if s.HTTP() {
-		if req.Action, err = authz.NewAction(method, upgrade); err != nil {
-			return req, err
-		}
-	} else if method != "CONNECT" && method != "-" {
-		return req, errors.New("a tunnel's method is CONNECT")
-	}
-	req.Destination, err = authz.NewDestination(s, rest, target)
-	return req, err
 }
 
 func (c *cli) printExplained(e explained) error {
@@ -210,7 +185,7 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 	if entry.Door == string(authz.DoorKernel) {
 		return c.printExplained(e) // the kernel's hooks decide by more than a policy
 	}
-	if req, err := parseAccess(authz.Principal(entry.Plugin), method(entry), entryURL(entry), ""); err == nil {
+	if req, err := policy.Request(authz.Principal(entry.Plugin), method(entry), entryURL(entry), ""); err == nil {
 		snapshot, err := offline(cfg)
 		if err != nil {
 			return err

@@ -72,7 +72,7 @@ func (s *side) addressesOf(grant, rule string) []netip.Prefix {
 }
 
 // newAddress returns an address to which the request may connect by the decision
-// of the new policy and not by that of the old one; an invalid address if there is none.
+// of the new policy and not by that of the old one; otherwise an invalid address.
 func (c *comparison) newAddress(was, now authz.Decision, to authz.Destination) netip.Addr {
 	if to.Address().IsValid() {
 		return firstNew(was, now, []netip.Addr{to.Address()})

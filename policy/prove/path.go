@@ -25,7 +25,7 @@ func parsePattern(text string) pattern {
 func anyPath() pattern { return pattern{rest: true} }
 
 // meet returns the pattern that matches the paths which both p and q match; false if
-// there is none.
+// they have no path in common.
 func (p pattern) meet(q pattern) (pattern, bool) {
 	if len(p.segments) < len(q.segments) {
 		p, q = q, p

@@ -57,13 +57,13 @@ type Finding struct {
 // Result is the result of a comparison.
 type Result struct {
 	// Findings hold one request for each kind of difference, pair of winning rules and action. The
-	// new policy is within the old one if there is none and Complete is set.
+	// new policy is within the old one if it is empty and Complete is set.
 	Findings []Finding
 	// Complete reports whether every class of requests was compared. It is false if the
 	// context ended first.
 	Complete bool
 	// Inexact lists parts of the comparison that are conservative, and so may report a
-	// difference where there is none.
+	// difference where both policies are alike.
 	Inexact []string
 	// Requests is the number of requests that both policies decided.
 	Requests int

@@ -20,10 +20,10 @@ func (g *Gate) RecordAnswer(decision string, reason Reason, attempt Attempt, src
 	if attempt.Connect {
 		method = "CONNECT"
 	}
-	return refusal, g.write(g.cfg.Now(), &Record{
+	return refusal, g.write(g.cfg.Now(), []*Record{{
 		Kind: KindEnd, Plugin: refusal.Plugin, Door: src.Door, Decision: refusal.Decision,
 		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation,
 		Method: method, Scheme: string(scheme), Host: host, Port: port,
 		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, SpanID: src.SpanID, Detail: attempt.Detail,
-	})
+	}})
 }

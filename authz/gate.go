@@ -39,9 +39,10 @@ type GateConfig struct {
 // Gate admits or refuses every access of every plugin at every door, so that the
 // doors cannot diverge.
 type Gate struct {
-	cfg   GateConfig
-	ids   idSource
-	batch BatchRecorder // the recorder if it writes several records at once, otherwise nil
+	cfg     GateConfig
+	ids     idSource
+	batch   BatchRecorder // the recorder if it writes several records at once, otherwise nil
+	records sync.Pool     // of *accessRecords
 }
 
 // NewGate returns a gate. It starts nothing.
@@ -64,17 +65,27 @@ type Admission struct {
 	Injection Injection // the credential for the door to inject; zero without one
 	Refusal   *Refusal  // set exactly when the decision denies
 
-	gate    *Gate
-	asked   Request // as the door asked it
-	started time.Time
+	gate       *Gate
+	originated *Request // as the door asked it, if the rule changed it to https; otherwise nil
+	started    time.Time
+	lease      string // of the credential
 
 	mu         sync.Mutex // guards the fields below
-	lateReason Reason     // of Refuse; zero before it
+	refused    bool       // by Refuse, for lateReason
+	lateReason Reason     // of Refuse
 	detail     string     // of RefuseMisplaced, for the record
+	address    netip.Addr // of RefuseAddress, for the record
 	ended      bool
-	record     Record
 	connection Connection // that carries the access
 	uses       *Uses      // of the credential, until its end
+}
+
+// asked returns the request as the door asked it.
+func (a *Admission) asked() Request {
+	if a.originated != nil {
+		return *a.originated
+	}
+	return a.Request
 }
 
 // releaseUses stops counting the access as a use of its credential. The caller
@@ -130,7 +141,10 @@ func (a *Admission) Connected(c Connection) bool {
 // audit file), for the operator's log; doors act on the Admission alone.
 func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, error) {
 	a, snapshot, cause := g.admit(ctx, req, src)
-	if err := g.write(a.started, a.decisionRecord()); err != nil {
+	r := g.takeRecords()
+	defer g.records.Put(r)
+	a.decisionRecord(&r.decision)
+	if err := g.write(a.started, r.pointers[:1]); err != nil {
 		cause = errors.Join(cause, err)
 		a.refuseUnrecorded(snapshot)
 	}
@@ -147,20 +161,23 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 // Refusal is set and the caller discards the answer.
 func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish func(*Admission) Outcome) (*Admission, error) {
 	a, snapshot, cause := g.admit(ctx, req, src)
-	records := []*Record{a.decisionRecord()}
+	r := g.takeRecords()
+	defer g.records.Put(r)
+	records := r.pointers[:1]
+	a.decisionRecord(&r.decision)
 	if a.Refusal == nil {
-		decision := a.record // before finish changes it by refusing
 		a.ended = true
 		outcome := finish(a)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		records = []*Record{&decision, a.endRecord(outcome)}
+		a.endRecord(&r.end, outcome)
+		records = r.pointers[:]
 	}
-	if err := g.write(a.started, records...); err != nil {
+	if err := g.write(a.started, records); err != nil {
 		cause = errors.Join(cause, err)
 		a.refuseUnrecorded(snapshot)
 	}
-	if a.Refusal == nil && a.lateReason == NotReady {
+	if a.Refusal == nil && !a.refused {
 		a.uses.MarkUntracked() // the data plane makes the access, and its end is not visible here
 	}
 	a.releaseUses()
@@ -172,13 +189,11 @@ func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish 
 func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, *Snapshot, error) {
 	now := g.cfg.Now()
 	snapshot := g.cfg.Engine.Current()
-	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, asked: req, started: now}
+	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, started: now}
 	if a.Decision = g.decide(snapshot, req, now); a.Decision.throttled {
 		snapshot = g.throttle(ctx, a)
 	}
-	if a.Decision.Allowed() && a.Decision.rule != nil {
-		a.Request.Destination = a.Decision.rule.destination(req.Destination)
-	}
+	a.originate()
 	cause := g.persist(a)
 	if a.Decision.Allowed() && a.Decision.Credential != "" {
 		if cause = g.credential(ctx, a); cause == nil {
@@ -189,6 +204,14 @@ func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, 
 		a.Refusal = snapshot.refusal(req, a.Decision, a.ID, now)
 	}
 	return a, snapshot, cause
+}
+
+// originate changes the request to https if the winning rule speaks TLS for the plugin.
+func (a *Admission) originate() {
+	if rule := a.Decision.rule; rule != nil && a.Decision.Allowed() && rule.scheme != a.Request.Destination.scheme {
+		asked := a.Request
+		a.Request.Destination, a.originated = rule.destination(asked.Destination), &asked
+	}
 }
 
 // Schemes is [Snapshot.Schemes] of the policy in force, for a door that must know
@@ -288,7 +311,7 @@ func (g *Gate) throttle(ctx context.Context, a *Admission) *Snapshot {
 			return snapshot
 		}
 		// The policy has changed and grants the access under other limits.
-		if a.Decision = g.decide(snapshot, a.asked, g.cfg.Now()); !a.Decision.throttled {
+		if a.Decision = g.decide(snapshot, a.asked(), g.cfg.Now()); !a.Decision.throttled {
 			return snapshot
 		}
 	}
@@ -302,7 +325,7 @@ func (g *Gate) wait(ctx context.Context, a *Admission, wait time.Duration) (*Sna
 	defer timer.Stop()
 	for waited := false; ; {
 		snapshot := g.cfg.Engine.Current()
-		d := snapshot.Decide(a.asked, g.cfg.Ledger.Usage().InFlight(), g.cfg.Now())
+		d := snapshot.Decide(a.asked(), g.cfg.Ledger.Usage().InFlight(), g.cfg.Now())
 		if waited || !d.Allowed() || d.rule != a.Decision.rule {
 			return snapshot, d, true
 		}
@@ -342,7 +365,7 @@ func (a *Admission) revalidate(decided *Snapshot) (*Snapshot, error) {
 	if current == decided {
 		return current, nil
 	}
-	d := current.Decide(a.asked, a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now())
+	d := current.Decide(a.asked(), a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now())
 	if d.Allowed() && a.sameCredential(&d) {
 		return current, nil
 	}
@@ -370,7 +393,7 @@ func (g *Gate) credential(ctx context.Context, a *Admission) error {
 		err = errors.New("credential is past its end")
 	}
 	if err == nil {
-		a.record.Lease = credential.Lease
+		a.lease = credential.Lease
 		a.Injection, err = spec.render(credential)
 	}
 	if err == nil {
@@ -395,7 +418,7 @@ func (g *Gate) lease(ctx context.Context, ref CredentialRef) (Credential, error)
 
 // write writes records of an access that began at started; started is zero for
 // an event without duration.
-func (g *Gate) write(started time.Time, records ...*Record) (err error) {
+func (g *Gate) write(started time.Time, records []*Record) (err error) {
 	now := g.cfg.Now()
 	for _, r := range records {
 		if r.Time = now; !started.IsZero() {
@@ -423,15 +446,32 @@ func (a *Admission) refuseUnrecorded(snapshot *Snapshot) {
 		return
 	}
 	a.Decision.Reason, a.Injection = AuditUnavailable, Injection{}
-	a.Refusal = snapshot.refusal(a.asked, a.Decision, a.ID, a.started)
+	a.Refusal = snapshot.refusal(a.asked(), a.Decision, a.ID, a.started)
 }
 
-// decisionRecord returns the record of the decision.
-func (a *Admission) decisionRecord() *Record {
-	d, dest, r := &a.Decision, &a.Request.Destination, &a.record
+// accessRecords has the records of one access. Recorders do not keep records, so they
+// are used again.
+type accessRecords struct {
+	decision, end Record
+	pointers      [2]*Record // to them
+}
+
+func (g *Gate) takeRecords() *accessRecords {
+	r, ok := g.records.Get().(*accessRecords)
+	if !ok {
+		r = &accessRecords{}
+		r.pointers = [...]*Record{&r.decision, &r.end}
+	}
+	return r
+}
+
+// decisionRecord makes r the record of the decision.
+func (a *Admission) decisionRecord(r *Record) {
+	d, dest := &a.Decision, &a.Request.Destination
+	*r = Record{}
 	r.Kind, r.Plugin, r.Door, r.Decision = KindDecision, string(a.Request.Principal), a.Source.Door, a.ID
 	r.Allowed, r.Reason, r.Generation = d.Allowed(), d.Reason.String(), d.Generation
-	r.Grant, r.Rule, r.Credential = d.Grant, d.Rule, d.Credential
+	r.Grant, r.Rule, r.Credential, r.Lease = d.Grant, d.Rule, d.Credential, a.lease
 	r.Method, r.Scheme, r.Host, r.Port = a.Request.Action.Method, string(dest.scheme), dest.host, dest.port
 	r.Path, r.Query = dest.path, dest.query
 	r.PID, r.UID, r.Exe = a.Source.PID, a.Source.UID, a.Source.Exe
@@ -442,7 +482,6 @@ func (a *Admission) decisionRecord() *Record {
 	case a.Refusal != nil:
 		r.Pattern = a.Refusal.pattern
 	}
-	return r
 }
 
 // Outcome is the outcome of an admitted access.
@@ -492,16 +531,15 @@ func (a *Admission) refuseLate(reason Reason, detail string, addr netip.Addr) Re
 		snapshot = a.gate.cfg.Engine.Current()
 	}
 	d.Reason, d.address = reason, addr
-	refusal := snapshot.refusal(a.asked, d, a.ID, a.started)
+	refusal := snapshot.refusal(a.asked(), d, a.ID, a.started)
 	if detail != "" {
 		refusal.Detail = detail
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.lateReason = reason
-	a.record.Allowed, a.record.Reason = false, reason.String()
+	a.refused, a.lateReason = true, reason
 	if addr.IsValid() {
-		a.record.Address = addr.Unmap().String()
+		a.address = addr.Unmap()
 	}
 	return *refusal
 }
@@ -520,14 +558,22 @@ func (a *Admission) End(o Outcome) error {
 	}
 	a.ended = true
 	a.releaseUses()
-	return a.gate.write(a.started, a.endRecord(o))
+	r := a.gate.takeRecords()
+	defer a.gate.records.Put(r)
+	a.endRecord(&r.end, o)
+	return a.gate.write(a.started, r.pointers[1:])
 }
 
-// endRecord returns the record of the access's end.
-func (a *Admission) endRecord(o Outcome) *Record {
-	r := &a.record
-	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, cmp.Or(o.Address, r.Address), o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
-	return r
+// endRecord makes r the record of the access's end. The caller holds mu.
+func (a *Admission) endRecord(r *Record, o Outcome) {
+	a.decisionRecord(r)
+	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
+	if a.refused {
+		r.Allowed, r.Reason = false, a.lateReason.String()
+	}
+	if r.Address == "" && a.address.IsValid() {
+		r.Address = a.address.String()
+	}
 }
 
 // StillAllowed decides the admitted access again, as a request in flight, together
@@ -539,7 +585,7 @@ func (a *Admission) StillAllowed() bool {
 		return false
 	}
 	snapshot := a.gate.cfg.Engine.Current()
-	d := snapshot.Decide(a.asked, a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now())
+	d := snapshot.Decide(a.asked(), a.gate.cfg.Ledger.Usage().InFlight(), a.gate.cfg.Now())
 	if !d.Allowed() {
 		return !d.Cuts()
 	}
@@ -571,7 +617,7 @@ func (a *Admission) connected() Connection {
 func (a *Admission) refusedLate() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.lateReason != NotReady
+	return a.refused
 }
 
 // Attempt describes an access that did not become a Request.
@@ -634,12 +680,12 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 	if attempt.Connect {
 		method = "CONNECT"
 	}
-	return refusal, g.write(time.Time{}, &Record{
+	return refusal, g.write(time.Time{}, []*Record{{
 		Kind: KindDecision, Plugin: refusal.Plugin, Door: src.Door, Decision: id,
 		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation,
 		Method: method, Scheme: string(scheme), Host: host, Port: port,
 		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, SpanID: src.SpanID, Detail: attempt.Detail,
-	})
+	}})
 }
 
 // displayURL returns the URL for a refusal, with its scheme if that is known, also

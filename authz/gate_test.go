@@ -457,6 +457,9 @@ func TestRefuseLate(t *testing.T) {
 			if r.Reason != test.reason || r.Detail != test.detail || r.Remedy != test.remedy || r.Decision != a.ID || r.Plugin != "weather" {
 				t.Errorf("%+v", r)
 			}
+			if a.StillAllowed() {
+				t.Error("a refused access is still allowed")
+			}
 			if err := a.End(Outcome{}); err != nil {
 				t.Fatal(err)
 			}

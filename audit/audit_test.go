@@ -184,13 +184,13 @@ func TestRecordIsReadBack(t *testing.T) {
 	}
 	yes, no, uid, root := true, false, 1001, 0
 	base := audit.Entry{
-		Time: at, Kind: "decision", Plugin: "weather", Door: "proxy", Decision: "0193f6c2-7c1e-7000-8000-0123456789ab",
+		Time: at, Format: audit.FormatReplayable, Kind: "decision", Plugin: "weather", Door: "proxy", Decision: "0193f6c2-7c1e-7000-8000-0123456789ab",
 		Allowed: &yes, Reason: "granted", Grant: "weather", Rule: "read-forecast", Generation: 3, Method: "GET",
 		Scheme: "https", Host: "api.weather.example", Port: 443, Path: "/v1/forecast/berlin", Query: "units=metric",
 		Credential: "weather-key", PID: 4711, UID: &uid, Exe: "/usr/bin/curl", TraceID: "4bf92f3577b34da6a3ce929d0e0e4736",
 	}
 	ended := base
-	ended.Kind, ended.Allowed, ended.Reason = "end", &no, "upstream_timeout"
+	ended.Kind, ended.Format, ended.Allowed, ended.Reason = "end", 0, &no, "upstream_timeout"
 	ended.Address, ended.LatencyUS, ended.Detail = "192.0.2.7:443", 1500, "no answer"
 	want := []audit.Entry{
 		base, ended,

@@ -120,13 +120,31 @@ func (k *Key) masker() *masker     { return newMasker(hmac.New(sha256.New, k.mas
 
 // MaskPath returns how a path's segment stands in a masked log, so that a
 // known value can be looked for.
-func (k *Key) MaskPath(segment string) string { return k.maskOf(maskPath, segment) }
+func (k *Key) MaskPath(segment string) string { return string(k.masker().appendSegment(nil, segment)) }
 
 // MaskPath is [Key.MaskPath] with the log's key.
 func (l *Log) MaskPath(segment string) string { return l.key.MaskPath(segment) }
 
+// MaskKey masks the segments of paths as a log does, and cannot verify or forge a record.
+// It does not print itself, and is not safe for concurrent use.
+type MaskKey struct {
+	key   [keyLen]byte
+	masks *masker
+}
+
+// Format prints a placeholder, whatever the verb.
+func (*MaskKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]") }
+
+// MaskKey returns the part of the key that masks.
+func (k *Key) MaskKey() *MaskKey { return &MaskKey{k.mask, k.masker()} }
+
+// MaskPath is [Key.MaskPath].
+func (k *MaskKey) MaskPath(segment string) string {
+	return string(k.masks.appendSegment(nil, segment))
+}
+
 // MaskQuery returns how a query stands in a masked log.
-func (k *Key) MaskQuery(query string) string { return k.maskOf(maskQuery, query) }
+func (k *Key) MaskQuery(query string) string { return string(k.masker().appendQuery(nil, query)) }
 
 // MaskLease returns how a lease id stands in any log.
 func (k *Key) MaskLease(lease string) string { return k.maskOf(maskLease, lease) }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"hash"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,7 +80,11 @@ func (e *line) encode(r *authz.Record, full bool) {
 	e.text(`,"host":"`, r.Host)
 	e.uint(`,"port":`, uint64(r.Port))
 	e.target(r, full)
+	if r.Kind == authz.KindDecision {
+		e.asked(r)
+	}
 	e.text(`,"address":"`, r.Address)
+	e.addresses(r.Resolved)
 	e.text(`,"credential":"`, r.Credential)
 	if r.Lease != "" {
 		e.buf = append(e.buf, `,"lease":"`...)
@@ -130,16 +135,72 @@ func (e *line) fold(r *authz.Record, full bool) {
 	e.path(`,"last_path":"`, r.Fold.LastPath, r.Fold.LastPattern, full || r.Door == authz.DoorKernel)
 }
 
+// FormatReplayable is the format of decisions that have every field that they depend on.
+// Records of older formats state no format.
+const FormatReplayable = 2
+
+// asked writes what a decision depends on beside method, scheme, host, port and path.
+func (e *line) asked(r *authz.Record) {
+	e.buf = append(e.buf, `,"format":2`...)
+	if r.Attempt {
+		e.buf = append(e.buf, `,"attempt":true`...)
+	}
+	e.text(`,"asked_scheme":"`, r.AskedScheme)
+	e.uint(`,"asked_port":`, uint64(r.AskedPort))
+	e.text(`,"upgrade":"`, r.Upgrade)
+	open := `,"unenforceable":["`
+	for left := r.Unenforceable; left != 0; left &= left - 1 {
+		e.buf = append(append(e.buf, open...), (left & -left).Name()...)
+		open = `","`
+	}
+	if r.Unenforceable != 0 {
+		e.buf = append(e.buf, `"]`...)
+	}
+	e.text(`,"decided_by":"`, string(r.DecidedBy))
+	e.facts(r)
+}
+
+// facts writes what was read of a request's content.
+func (e *line) facts(r *authz.Record) {
+	e.text(`,"protocol":"`, r.Protocol)
+	if len(r.Facts) == 0 {
+		return
+	}
+	open := `,"facts":["`
+	for _, fact := range r.Facts {
+		e.buf = appendText(append(e.buf, open...), fact, maxText/4)
+		open = `","`
+	}
+	e.buf = append(e.buf, `"]`...)
+}
+
+// addresses writes the addresses that a name resolved to.
+func (e *line) addresses(all []netip.Addr) {
+	if len(all) == 0 {
+		return
+	}
+	open := `,"resolved":["`
+	for _, addr := range all {
+		e.buf = addr.AppendTo(append(e.buf, open...))
+		open = `","`
+	}
+	e.buf = append(e.buf, `"]`...)
+}
+
 // target writes path and query, masked unless full. The path of a Unix socket is
 // the destination itself, as a host is, and stays readable.
 func (e *line) target(r *authz.Record, full bool) {
-	e.path(`,"path":"`, r.Path, r.Pattern, full || r.Door == authz.DoorKernel)
+	full = full || r.Door == authz.DoorKernel
+	e.path(`,"path":"`, r.Path, r.Pattern, full)
 	if full || r.Query == "" {
 		e.text(`,"query":"`, r.Query)
 	} else {
 		e.buf = append(e.buf, `,"query":"`...)
-		e.buf = e.masks.append(e.buf, maskQuery, r.Query)
+		e.buf = e.masks.appendQuery(e.buf, r.Query)
 		e.buf = append(e.buf, '"')
+	}
+	if !full && (r.Path != "" || r.Query != "") {
+		e.buf = append(e.buf, `,"masked":true`...)
 	}
 }
 

@@ -4,9 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -101,7 +105,7 @@ func TestMask(t *testing.T) {
 		{"/a/b", "/a/b", "/a/b"},
 		{"", "/a/secret", "/~/~"},                        // no rule came near
 		{"", "/secret", "/~"},                            //
-		{"", long, strings.Repeat("/~", 16)},             //
+		{"", long, strings.Repeat("/~", 16) + "…"},       // the rest is one mask
 		{"/a/*", "/a/b/c", "/a/~/~"},                     // beyond the pattern
 		{"/a", "/a/token", "/a/~"},                       //
 		{"/v1/users/*", "/v2/users/alice", "/~/users/~"}, // the differing part is the plugin's choice
@@ -111,7 +115,10 @@ func TestMask(t *testing.T) {
 		{"/**", "/**", "/~"},
 		{"/a/*/b", "/a/~x/b", "/a/~/b"},
 		{"/a/*", "/a/\"\xff\x00", "/a/~"},
-		{"/**", long, strings.Repeat("/~", 16)},
+		{"/**", long, strings.Repeat("/~", 16) + "…"},
+		{"/a/*", "/a/b%2Fc", "/a/~%2F"},
+		{"/a/b%2Fc/*", "/a/b%2Fc/d", "/a/b%2Fc/~"},
+		{"/~AAAAAAAAAAAAAAAA/~A", "/~AAAAAAAAAAAAAAAA/~A", "/~/~A"}, // a literal in the form of a mask is masked
 	}
 	for _, test := range tests {
 		r := sample()
@@ -130,8 +137,8 @@ func TestMask(t *testing.T) {
 func unmask(path, mark string) string {
 	segments := strings.Split(path, "/")
 	for i, segment := range segments {
-		if len(segment) == 17 && segment[0] == '~' {
-			segments[i] = mark
+		if audit.IsMask(segment) {
+			segments[i] = mark + segment[17:]
 		}
 	}
 	return strings.Join(segments, "/")
@@ -177,6 +184,60 @@ func TestMasksCanBeLookedFor(t *testing.T) {
 	}
 	if full := written(t, true, sample()); !strings.Contains(full, `"path":"/v1/forecast/berlin","query":"units=metric"`) || strings.Contains(full, "creds") {
 		t.Errorf("full: %s", full)
+	}
+}
+
+// TestMaskQuery: each parameter's name and value is masked on its own.
+func TestMaskQuery(t *testing.T) {
+	f := newFolder(t)
+	f.open(f.config())
+	key, err := audit.LoadKey(f.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mask = `~[A-Za-z0-9_-]{16}`
+	for query, want := range map[string]string{
+		"a=1":                         mask + "=" + mask,
+		"a=1&b=":                      mask + "=" + mask + "&" + mask + "=",
+		"flag&=x&":                    mask + "&=" + mask + "&",
+		"a=b=c":                       mask + "=" + mask,
+		strings.Repeat("x&", 7) + "y": strings.Repeat(mask+"&", 7) + mask,
+		strings.Repeat("x&", 9) + "y": strings.Repeat(mask+"&", 8) + mask + "…",
+	} {
+		if got := key.MaskQuery(query); !regexp.MustCompile("^" + want + "$").MatchString(got) {
+			t.Errorf("mask of %q is %q, want %s", query, got, want)
+		}
+	}
+	if a, b := key.MaskQuery("page=1"), key.MaskQuery("page=2"); a == b || a[:17] != b[:17] {
+		t.Errorf("masks %s and %s, want one name and two values", a, b)
+	}
+	if name, value, _ := strings.Cut(key.MaskQuery("x=x"), "="); name == value || name == key.MaskPath("x") {
+		t.Errorf("a name, a value and a segment have the masks %s, %s and %s, want three", name, value, key.MaskPath("x"))
+	}
+}
+
+// TestAskedFields: what a decision depends on can be read back.
+func TestAskedFields(t *testing.T) {
+	r := sample()
+	r.AskedScheme, r.AskedPort, r.Upgrade, r.DecidedBy = "http", 8080, "websocket", authz.StateLimits
+	r.Unenforceable = authz.ConditionAddresses | authz.ConditionSignature
+	r.Protocol, r.Facts = "mcp", []string{"tools/call", "\"x\""}
+	r.Resolved = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	var entry audit.Entry
+	if err := json.Unmarshal([]byte(written(t, false, r)), &entry); err != nil {
+		t.Fatal(err)
+	}
+	want := entry
+	want.Format, want.Masked, want.AskedScheme, want.AskedPort = audit.FormatReplayable, true, "http", 8080
+	want.Upgrade, want.DecidedBy, want.Unenforceable = "websocket", "limits", []string{"addresses", "signature"}
+	want.Protocol, want.Facts, want.Resolved = r.Protocol, r.Facts, r.Resolved
+	if diff := cmp.Diff(want, entry, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+	for c := authz.Conditions(1); c.Name() != ""; c <<= 1 {
+		if got, ok := authz.ParseCondition(c.Name()); !ok || got != c {
+			t.Errorf("condition %q is read as %v", c.Name(), got)
+		}
 	}
 }
 

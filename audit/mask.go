@@ -9,8 +9,10 @@ import (
 
 // Domains of masks: equal values of different kinds have different masks.
 const (
-	maskPath  = 'p'
-	maskQuery = 'q'
+	maskPath  = 'p' // a segment of a path
+	maskName  = 'n' // the name of a query's parameter
+	maskValue = 'v' // its value
+	maskRest  = 'q' // the rest of a query
 	maskLease = 'l'
 )
 
@@ -25,9 +27,31 @@ const maskBytes = 12
 // maskLen is how long a mask is, with its mark.
 const maskLen = len(maskMark) + maskBytes*4/3
 
-// maxMasked is how many segments of a path are masked one by one; the rest is
-// masked as one, so that a plugin's long path costs no more.
-const maxMasked = 16
+// maxMasked is how many segments of a path are masked one by one, and maxParameters how
+// many parameters of a query; the rest is masked as one and marked by an ellipsis, so that
+// a plugin's long path costs no more.
+const (
+	maxMasked     = 16
+	maxParameters = 8
+)
+
+// encodedSlash follows the mask of a segment that holds it, since a rule may refuse it.
+const encodedSlash = "%2F"
+
+// IsMask reports whether a segment of a recorded path has the form of a mask.
+func IsMask(segment string) bool {
+	segment = strings.TrimSuffix(segment, ellipsis)
+	segment = strings.TrimSuffix(segment, encodedSlash)
+	if len(segment) != maskLen || segment[:len(maskMark)] != maskMark {
+		return false
+	}
+	for _, c := range []byte(segment[len(maskMark):]) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			return false
+		}
+	}
+	return true
+}
 
 // masker makes masks. It is not safe for concurrent use.
 type masker struct {
@@ -57,9 +81,10 @@ const (
 	maxSegment = 22
 )
 
-// maskedSegment is a segment of a path and its mask.
+// maskedSegment is a segment of a path, or a name or value of a query, and its mask.
 type maskedSegment struct {
-	length uint8 // 0 for none
+	domain byte // 0 for none
+	length uint8
 	text   [maxSegment]byte
 	mask   [maskLen]byte
 }
@@ -76,15 +101,49 @@ func (m *masker) appendLease(b []byte, lease string) []byte {
 
 // appendSegment appends the mask of a path's segment.
 func (m *masker) appendSegment(b []byte, segment string) []byte {
-	if len(segment) > maxSegment {
-		return m.append(b, maskPath, segment)
+	b = m.appendShort(b, maskPath, segment)
+	if strings.Contains(segment, encodedSlash) {
+		b = append(b, encodedSlash...)
 	}
-	kept := &m.segments[maphash.String(m.seed, segment)%maskedSegments]
-	if string(kept.text[:kept.length]) != segment {
-		m.append(kept.mask[:0], maskPath, segment)
-		kept.length = uint8(copy(kept.text[:], segment))
+	return b
+}
+
+// appendShort appends the mask of a value, and keeps it if the value is short.
+func (m *masker) appendShort(b []byte, domain byte, value string) []byte {
+	if len(value) > maxSegment {
+		return m.append(b, domain, value)
+	}
+	kept := &m.segments[(maphash.String(m.seed, value)+uint64(domain))%maskedSegments]
+	if kept.domain != domain || string(kept.text[:kept.length]) != value {
+		m.append(kept.mask[:0], domain, value)
+		kept.domain, kept.length = domain, uint8(copy(kept.text[:], value))
 	}
 	return append(b, kept.mask[:]...)
+}
+
+// appendQuery appends a query of which each parameter's name and value are masked.
+func (m *masker) appendQuery(b []byte, query string) []byte {
+	for n := 0; ; n++ {
+		if n == maxParameters {
+			b = m.append(b, maskRest, query)
+			return append(b, ellipsis...)
+		}
+		parameter, rest, more := strings.Cut(query, "&")
+		name, value, valued := strings.Cut(parameter, "=")
+		if name != "" {
+			b = m.appendShort(b, maskName, name)
+		}
+		if valued {
+			b = append(b, '=')
+		}
+		if value != "" {
+			b = m.appendShort(b, maskValue, value)
+		}
+		if !more {
+			return b
+		}
+		b, query = append(b, '&'), rest
+	}
 }
 
 // append appends the mask of value, which needs no escaping.
@@ -117,14 +176,14 @@ func (e *line) maskedPath(path, pattern string) {
 		e.buf = append(e.buf, '/')
 		switch {
 		case segment == "":
-		case segment == want && want != "*" && want != "**":
+		case segment == want && want != "*" && want != "**" && !IsMask(segment):
 			if len(e.buf)-begin > maxText/2 {
 				e.buf = append(e.buf, ellipsis...)
 				return
 			}
 			e.buf = appendText(e.buf, segment, maxText/2)
 		case masks == maxMasked-1 && more:
-			e.buf = e.masks.append(e.buf, maskPath, all)
+			e.buf = append(e.masks.appendSegment(e.buf, all), ellipsis...)
 			return
 		default:
 			masks++

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"iter"
 	"math"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -64,6 +65,19 @@ type Entry struct {
 	LastTime  time.Time `json:"last_time,omitzero"`
 	Paths     int       `json:"paths,omitempty"`
 	LastPath  string    `json:"last_path,omitempty"`
+
+	// Of accesses: what their decision depends on; see authz.Record.
+	Format        int          `json:"format,omitempty"`  // of a decision: FormatReplayable, or 0 in older logs
+	Attempt       bool         `json:"attempt,omitempty"` // the access did not become a request
+	Masked        bool         `json:"masked,omitempty"`  // path and query are masked
+	AskedScheme   string       `json:"asked_scheme,omitempty"`
+	AskedPort     uint16       `json:"asked_port,omitempty"`
+	Upgrade       string       `json:"upgrade,omitempty"`
+	Unenforceable []string     `json:"unenforceable,omitempty"`
+	DecidedBy     string       `json:"decided_by,omitempty"`
+	Protocol      string       `json:"protocol,omitempty"`
+	Facts         []string     `json:"facts,omitempty"`
+	Resolved      []netip.Addr `json:"resolved,omitempty"`
 
 	RemovedHash string `json:"removed_hash,omitempty"` // of a rotation: the hash of the last record that was removed
 	RefusedSeq  uint64 `json:"refused_seq,omitempty"`  // of an overflow: the number of a record of the second log

@@ -160,7 +160,7 @@ func TestMutationsAreFound(t *testing.T) {
 	cfg := source.config()
 	cfg.MaxSize, cfg.Keep = 8<<10, 3
 	source.write(cfg, 70)
-	source.proved(40, source.verify().Last)
+	source.proved(46, source.verify().Last)
 	otherCfg := other.config()
 	otherCfg.MaxSize = 8 << 10
 	other.write(otherCfg, 70)

@@ -119,6 +119,38 @@ const (
 	ConditionSignature                          // a signature, which only the sender of the request can make
 )
 
+// Name returns the stable name of one condition, as the audit log records it, and "" for
+// any other set.
+func (c Conditions) Name() string {
+	switch c {
+	case ConditionAddresses:
+		return "addresses"
+	case ConditionTLS:
+		return "tls"
+	case ConditionTimeout:
+		return "timeout"
+	case ConditionCredential:
+		return "credential"
+	case ConditionOriginate:
+		return "originate"
+	case ConditionCertificate:
+		return "certificate"
+	case ConditionSignature:
+		return "signature"
+	}
+	return ""
+}
+
+// ParseCondition returns the condition with the given [Conditions.Name].
+func ParseCondition(name string) (Conditions, bool) {
+	for c := Conditions(1); c != 0; c <<= 1 {
+		if name != "" && c.Name() == name {
+			return c, true
+		}
+	}
+	return 0, false
+}
+
 // Reason is the reason of a decision. The zero Reason denies.
 type Reason uint8
 
@@ -248,6 +280,7 @@ type Decision struct {
 	throttled       bool          // QuotaExceeded: the limits delay the access by RetryAfter and then allow it
 	ownLimitsExempt bool          // the rule only observes the access, and its own limits do not apply
 	unmetered       bool          // the whole sidecar observes, and nothing is spent
+	observerRevoked bool          // no rule wins, and one that would observe the access was revoked
 }
 
 // Allowed reports whether the access may proceed.

@@ -70,11 +70,12 @@ type Admission struct {
 	started    time.Time
 	lease      string // of the credential
 
-	mu         sync.Mutex // guards the fields below
-	refused    bool       // by Refuse, for lateReason
-	lateReason Reason     // of Refuse
-	detail     string     // of RefuseMisplaced, for the record
-	address    netip.Addr // of RefuseAddress, for the record
+	mu         sync.Mutex   // guards the fields below
+	refused    bool         // by Refuse, for lateReason
+	lateReason Reason       // of Refuse
+	detail     string       // of RefuseMisplaced, for the record
+	address    netip.Addr   // of RefuseAddress, for the record
+	resolved   []netip.Addr // by Resolved, for the record
 	ended      bool
 	connection Connection // that carries the access
 	uses       *Uses      // of the credential, until its end
@@ -476,12 +477,43 @@ func (a *Admission) decisionRecord(r *Record) {
 	r.Path, r.Query = dest.path, dest.query
 	r.PID, r.UID, r.Exe = a.Source.PID, a.Source.UID, a.Source.Exe
 	r.TraceID, r.SpanID = a.Source.TraceID, a.Source.SpanID
+	r.Upgrade, r.Unenforceable, r.DecidedBy = a.Request.Action.Upgrade, a.Request.Unenforceable, d.decidedBy()
+	if a.originated != nil {
+		r.AskedScheme, r.AskedPort = string(a.originated.Destination.scheme), a.originated.Destination.port
+	}
 	switch {
 	case d.path != nil:
 		r.Pattern = d.path.text
 	case a.Refusal != nil:
 		r.Pattern = a.Refusal.pattern
 	}
+}
+
+// decidedBy returns the state beside the policy that decided, if the reason does not
+// show it.
+func (d *Decision) decidedBy() StateKind {
+	switch {
+	case d.Reason == Observed && d.limitExceeded:
+		return StateLimits
+	case d.observerRevoked && d.Reason != Revoked:
+		return StateRevocation
+	}
+	return ""
+}
+
+// maxResolved is how many addresses of a name are recorded at most. Of a name with
+// more none are, since a part of them does not show how the access was decided.
+const maxResolved = 16
+
+// Resolved sets the addresses that the destination's name resolved to, for the record of
+// the access's end. The caller must not change them afterwards.
+func (a *Admission) Resolved(addresses []netip.Addr) {
+	if len(addresses) > maxResolved {
+		addresses = nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.resolved = addresses
 }
 
 // Outcome is the outcome of an admitted access.
@@ -568,6 +600,7 @@ func (a *Admission) End(o Outcome) error {
 func (a *Admission) endRecord(r *Record, o Outcome) {
 	a.decisionRecord(r)
 	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
+	r.Resolved = a.resolved
 	if a.refused {
 		r.Allowed, r.Reason = false, a.lateReason.String()
 	}
@@ -681,7 +714,7 @@ func (g *Gate) Refuse(reason Reason, attempt Attempt, src Source) (Refusal, erro
 		method = "CONNECT"
 	}
 	return refusal, g.write(time.Time{}, []*Record{{
-		Kind: KindDecision, Plugin: refusal.Plugin, Door: src.Door, Decision: id,
+		Kind: KindDecision, Attempt: true, Plugin: refusal.Plugin, Door: src.Door, Decision: id,
 		Reason: reason.String(), Generation: g.cfg.Engine.Current().generation,
 		Method: method, Scheme: string(scheme), Host: host, Port: port,
 		PID: src.PID, UID: src.UID, Exe: src.Exe, TraceID: src.TraceID, SpanID: src.SpanID, Detail: attempt.Detail,

@@ -577,7 +577,7 @@ func TestGateRefuse(t *testing.T) {
 		t.Error(diff)
 	}
 	record := Record{
-		Time: noon, Kind: KindDecision, Plugin: "weather", Door: DoorProxy, Decision: r.Decision, Reason: "malformed_request",
+		Time: noon, Kind: KindDecision, Attempt: true, Plugin: "weather", Door: DoorProxy, Decision: r.Decision, Reason: "malformed_request",
 		Generation: 1, Method: "GET??X: y", Scheme: "https", Host: "api.example", Port: 443, PID: 3, UID: -1, Detail: "path holds ';'",
 	}
 	if diff := cmp.Diff([]Record{record}, w.recorder.all()); diff != "" {

@@ -1,6 +1,9 @@
 package authz
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Kind is the kind of an audit record.
 type Kind string
@@ -68,7 +71,27 @@ type Record struct {
 	Files      map[string]string // for KindReload: file and SHA-256 digest
 	Incident   bool              // of a refusal: the plugin was outside its confinement; never counted with others
 	Fold       *Fold             // of refusals that were counted in one record; otherwise nil
+
+	// The decision depends on the fields below, and can be taken again from them.
+	Attempt       bool         // the access did not become a Request; see [Attempt]
+	AskedScheme   string       // as asked, if tls.originate changed Scheme and Port; otherwise ""
+	AskedPort     uint16       // likewise; otherwise 0
+	Upgrade       string       // as in [Action]
+	Unenforceable Conditions   // as in [Request]
+	Resolved      []netip.Addr // the addresses that Host resolved to for this access, in order
+	DecidedBy     StateKind    // the state that decided an access whose Reason does not show it; otherwise ""
+	Protocol      string       // of Facts
+	Facts         []string     // of the request's content, sorted: names that a reader of the protocol found
 }
+
+// StateKind is a kind of state that decides accesses beside the policy.
+type StateKind string
+
+// The kinds of state.
+const (
+	StateLimits     StateKind = "limits"     // a limit was exceeded, and the access was only observed
+	StateRevocation StateKind = "revocation" // a rule that would have observed the access was revoked
+)
 
 // Fold describes the refusals that one record counts. Record fields in which
 // the refusals differ are empty; Path is the first's, Decision the last's.

@@ -175,6 +175,7 @@ type search struct {
 	path     *pathPattern
 	observer *rule // a rule in mode observe whose scheme, host and port match
 	revoked  *rule // a rule that matches, has expired, and was revoked
+	muted    bool  // a rule in mode observe whose scheme, host and port match was revoked
 	host     bool  // scheme, host and port match
 	method   bool  // the method matches too
 	expired  bool  // the path matches too, of a rule that has expired
@@ -190,6 +191,7 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	if winner == nil {
 		winner = found.revoked
 	}
+	d.observerRevoked = winner == nil && found.muted
 	switch {
 	case winner != nil:
 		d.setWinner(winner, found.path, req)
@@ -237,9 +239,12 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 	}
 	found.host = true
 	live := now.Before(r.notAfter)
-	if live && now.Before(r.observeUntil) && (found.observer == nil || compareRules(r, found.observer) < 0) &&
-		s.revoked(req.Principal, r, now) == nil {
-		found.observer = r
+	if live && now.Before(r.observeUntil) && (found.observer == nil || compareRules(r, found.observer) < 0) {
+		if s.revoked(req.Principal, r, now) == nil {
+			found.observer = r
+		} else {
+			found.muted = true
+		}
 	}
 	if !r.allowsAction(&req.Action) {
 		return

@@ -213,7 +213,7 @@ func (t *tunnelSession) refuseAs(e *session.RefusalError) authz.Refusal {
 
 // dial connects to the upstream.
 func (t *tunnelSession) dial(ctx context.Context) *authz.Refusal {
-	conn, err := t.proxy.dialer.Dial(ctx, t.admission.Decision, t.admission.Request.Destination)
+	conn, err := t.proxy.dialer.DialFor(ctx, t.admission, t.admission.Request.Destination)
 	if err == nil && !t.admission.Connected(authz.Connection{Address: upstream.Address(conn)}) {
 		_ = conn.Close() // no bytes were sent
 		t.session.Cut(session.ErrRevoked)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -74,7 +75,31 @@ func (d *Dialer) Dial(ctx context.Context, decision authz.Decision, destination 
 	if err != nil {
 		return nil, err
 	}
-	var refused, failed error
+	return d.dialAny(ctx, decision, destination, addresses)
+}
+
+// DialFor is Dial for an admitted access, whose record gets the addresses that the
+// destination resolved to, unless one is the sidecar's own: the policy alone does not show
+// why that is refused.
+func (d *Dialer) DialFor(ctx context.Context, admission *authz.Admission, destination authz.Destination) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	addresses, err := d.resolve(ctx, destination)
+	if err != nil {
+		return nil, err
+	}
+	own := func(addr netip.Addr) bool {
+		return d.forbidden != nil && d.forbidden(netip.AddrPortFrom(addr.Unmap(), destination.Port()))
+	}
+	if !slices.ContainsFunc(addresses, own) {
+		admission.Resolved(addresses)
+	}
+	return d.dialAny(ctx, admission.Decision, destination, addresses)
+}
+
+// dialAny connects to the first of the addresses that is allowed and answers.
+func (d *Dialer) dialAny(ctx context.Context, decision authz.Decision, destination authz.Destination, addresses []netip.Addr) (net.Conn, error) {
+	var refused, failed, err error
 	for i, addr := range addresses {
 		to, last := netip.AddrPortFrom(addr, destination.Port()), i == len(addresses)-1
 		var conn net.Conn

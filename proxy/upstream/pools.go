@@ -292,13 +292,7 @@ type decisionKey struct{}
 // admitted access. Accesses of one pool are to several hosts, and a host that is
 // an address is granted by other terms than a name.
 func WithDecision(ctx context.Context, a *authz.Admission) context.Context {
-	return context.WithValue(ctx, decisionKey{}, decided{a.Decision, a.Request.Destination.Scheme() == authz.SchemeHTTPS})
-}
-
-// decided is what a transport dials for.
-type decided struct {
-	authz.Decision
-	tls bool // a handshake follows
+	return context.WithValue(ctx, decisionKey{}, a)
 }
 
 // dialerOf returns a transport's DialContext, for connections with a window of so
@@ -332,7 +326,7 @@ func (p *Pools) dialerOf(speak Protocol, window int64) dialContext {
 // access to the same host and port waits for may be used by it: both were decided
 // by one rule of one generation.
 func (p *Pools) dial(ctx context.Context, address string, holding *budget.Holding) (net.Conn, error) {
-	decided, ok := ctx.Value(decisionKey{}).(decided)
+	admission, ok := ctx.Value(decisionKey{}).(*authz.Admission)
 	if !ok {
 		return nil, &session.RefusalError{Reason: authz.NotReady, Detail: "the connection has no decision"}
 	}
@@ -341,13 +335,13 @@ func (p *Pools) dial(ctx context.Context, address string, holding *budget.Holdin
 		return nil, &session.RefusalError{Reason: authz.UpstreamUnreachable, Detail: "the destination is not known"}
 	}
 	cost := int64(session.UpstreamCost)
-	if decided.tls {
+	if admission.Request.Destination.Scheme() == authz.SchemeHTTPS { // a handshake follows
 		cost += session.TlsCost
 	}
 	if err := p.makeRoom(ctx, holding, budget.Connection, cost); err != nil {
 		return nil, err
 	}
-	return p.dialer.Dial(ctx, decided.Decision, destination)
+	return p.dialer.DialFor(ctx, admission, destination)
 }
 
 // makeRoom takes memory for a connection. If there is not enough, idle ones are closed

@@ -2,7 +2,7 @@
 // policy does to them. It reads the logs of several sidecars, each with its rotated files
 // and its second log, compressed files (gzip, zstd) included, and a log on standard input.
 //
-// Nothing is guessed. A line that is no record, a record that is missing between two
+// The reader guesses nothing. A line that is no record, a record that is missing between two
 // others, or a chain that its key does not prove is an error with its file and line.
 // [Access.NotReplayable] states why the decision of an access cannot be taken again from
 // its record.
@@ -33,6 +33,9 @@ type Options struct {
 	// StateDir holds audit.key and audit.head of the log; "" looks for them beside each log.
 	// With the key, Open verifies the log.
 	StateDir string
+	// MaskKey is the key of masked paths; nil if it is not there. Decisions about masked
+	// paths can then not be taken again.
+	MaskKey *audit.MaskKey
 	// Unverified reads a log also if its chain is broken. [Reader.Notes] then states it.
 	Unverified bool
 	// Since and Until bound the times at which accesses were decided: not before Since,
@@ -66,6 +69,7 @@ func (p Place) String() string { return fmt.Sprintf("%s:%d", p.File, p.Line) }
 // stable: scripts may compare them.
 const (
 	OlderFormat     = "older_format"            // the record lacks fields that the decision depends on
+	NewerFormat     = "newer_format"            // the record has what this version cannot read
 	MaskedPath      = "masked_path_without_key" // the path is masked, and there is no key
 	TruncatedField  = "truncated_field"         // a field was too long for the record
 	FoldedRefusal   = "folded_refusal"          // the record counts several refusals
@@ -91,44 +95,58 @@ type Access struct {
 	Recorded time.Time
 	Door     authz.Door
 	Decision string // the decision's id; of counted refusals, the last's
+	Plugin   string
 
 	// Allowed reports whether the access was made: the decision allowed it and nothing
 	// refused it afterwards.
 	Allowed bool
 	// Reason is the name of the last reason: that of the end if it refuses, otherwise that
 	// of the decision.
-	Reason     string
-	Decided    string // the name of the decision's reason
-	Plugin     string
-	Grant      string // of the rule that won, "" without one
-	Rule       string // its id
-	Credential string // its credential's name
-	Generation uint64 // of the policy that decided
+	Reason  string
+	Decided string // the name of the decision's reason
+	Winner
+	Target
+	Outcome
 
-	// Method to Path are as recorded, also without a Request. Method is CONNECT for a
-	// refused tunnel; Port is 0 for a refused name.
-	Method, Scheme, Host string
-	Port                 uint16
-	Path                 string
-	Query                bool // the request has a query
-
-	Resolved []netip.Addr // the addresses that the host resolved to, if they are recorded
-	Address  string       // the address that was dialled, or that is not allowed; "" if none is known
-
-	// Masked reports that segments of the path are masks.
+	// Masked reports that path and query are masked. With Options.MaskKey each segment of
+	// the request's path is then a mask, also those that the record has readable.
 	Masked bool
 	// NotReplayable is why the decision cannot be taken again from the record, one of the
 	// constants of this package; "" if it can.
 	NotReplayable string
 
-	Count     int       // accesses; more than 1 for counted refusals
-	First     time.Time // of counted refusals, the time of the first; otherwise Time
-	Ended     bool      // the log has the end of the access
-	SentBytes int64     // body bytes towards the upstream
-	Bytes     int64     // body bytes towards the plugin
+	Count int       // accesses; more than 1 for counted refusals
+	First time.Time // of counted refusals, the time of the first; otherwise Time
 
 	Place
 	Seq uint64 // of the decision's record
+}
+
+// Winner is the rule that decided an access, as it is recorded.
+type Winner struct {
+	Grant      string // "" without a winner
+	Rule       string // its id
+	Credential string // its credential's name
+	Generation uint64 // of the policy that decided
+}
+
+// Target is where an access went, as it is recorded, also if the record has no request.
+type Target struct {
+	Method string // CONNECT for a refused tunnel
+	Scheme string
+	Host   string
+	Port   uint16 // 0 for a refused name
+	Path   string
+	Query  bool // the request has a query
+}
+
+// Outcome is the outcome of an access.
+type Outcome struct {
+	Ended     bool         // the log has the end of the access
+	Resolved  []netip.Addr // the addresses that the host resolved to, if they are recorded
+	Address   netip.Addr   // the address that was dialled, or that is not allowed; invalid if none is known
+	SentBytes int64        // body bytes towards the upstream
+	Bytes     int64        // body bytes towards the plugin
 }
 
 // Reader reads accesses. It is not safe for concurrent use.

@@ -4,11 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"slices"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -78,7 +74,7 @@ func (j *joiner) take(e *audit.Entry, p Place) error {
 }
 
 func (j *joiner) decision(e *audit.Entry, p Place) error {
-	a := access(e, p)
+	a := j.r.access(e, p)
 	if !j.chosen(a) {
 		return nil
 	}
@@ -112,15 +108,7 @@ func (j *joiner) end(e *audit.Entry) error {
 		return nil
 	}
 	delete(j.open, e.Decision)
-	a.Ended, a.SentBytes, a.Bytes, a.Address = true, e.SentBytes, e.Bytes, e.Address
-	if e.Allowed != nil && !*e.Allowed {
-		a.Allowed, a.Reason = false, e.Reason
-		switch e.Reason {
-		case authz.AddressNotAllowed.String(), authz.GuardrailDenied.String():
-		default:
-			a.NotReplayable = InternalReason
-		}
-	}
+	a.end(e)
 	return j.emit(a)
 }
 
@@ -152,70 +140,4 @@ func (j *joiner) emit(a *Access) error {
 		return errStopped
 	}
 	return nil
-}
-
-// access returns the access of a decision's record.
-func access(e *audit.Entry, p Place) *Access {
-	a := &Access{
-		Time: e.Time.Add(-time.Duration(e.LatencyUS) * time.Microsecond), Recorded: e.Time, Door: authz.Door(e.Door), Decision: e.Decision,
-		Allowed: e.Allowed != nil && *e.Allowed, Reason: e.Reason, Decided: e.Reason, Plugin: e.Plugin, Grant: e.Grant, Rule: e.Rule, Credential: e.Credential,
-		Generation: e.Generation, Method: e.Method, Scheme: e.Scheme, Host: e.Host, Port: e.Port, Path: e.Path, Query: e.Query != "", Address: e.Address,
-		Count: max(e.Count, 1), Place: p, Seq: e.Seq,
-	}
-	if a.First = a.Time; !e.FirstTime.IsZero() {
-		a.First = e.FirstTime
-	}
-	a.Masked = strings.Contains(e.Path, "/~") && e.Door != string(authz.DoorKernel)
-	a.request()
-	if a.NotReplayable == "" {
-		a.NotReplayable = reasonOf(a)
-	}
-	return a
-}
-
-// request sets the request, if the record has one.
-func (a *Access) request() {
-	scheme := authz.Scheme(a.Scheme)
-	switch {
-	case a.Door == authz.DoorKernel:
-		a.NotReplayable = KernelDecision
-		return
-	case a.Method == "CONNECT", a.Port == 0, a.Host == "", scheme.HTTP() != (a.Path != ""):
-		a.NotReplayable = NoRequest
-		return
-	case strings.HasSuffix(a.Path, "…"):
-		a.NotReplayable = TruncatedField
-		return
-	}
-	to, err := authz.NewDestination(scheme, net.JoinHostPort(a.Host, strconv.Itoa(int(a.Port))), a.Path)
-	if err != nil {
-		a.NotReplayable = NoRequest
-		return
-	}
-	a.Request = authz.Request{Principal: authz.Principal(a.Plugin), Destination: to}
-	if scheme.HTTP() {
-		if a.Request.Action, err = authz.NewAction(a.Method, ""); err != nil {
-			a.Request, a.NotReplayable = authz.Request{}, NoRequest
-		}
-	}
-}
-
-// reasonOf returns why a record with a request cannot be decided again.
-func reasonOf(a *Access) string {
-	switch a.Decided {
-	case authz.QuotaExceeded.String(), authz.UsageUnknown.String():
-		return UsageDecision
-	case authz.Revoked.String():
-		return RevokedDecision
-	case authz.NotReady.String(), authz.CredentialUnavailable.String(), authz.AuditUnavailable.String(),
-		authz.DestinationMismatch.String(), authz.IdentityUnknown.String():
-		return InternalReason
-	}
-	switch {
-	case a.Count > 1:
-		return FoldedRefusal
-	case a.Masked:
-		return MaskedPath
-	}
-	return OlderFormat
 }

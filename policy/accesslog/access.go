@@ -1,0 +1,148 @@
+package accesslog
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/authz"
+)
+
+// truncated ends a text that was too long for its record.
+const truncated = "…"
+
+// access returns the access of a decision's record.
+func (r *Reader) access(e *audit.Entry, p Place) *Access {
+	a := &Access{
+		Time: e.Time.Add(-time.Duration(e.LatencyUS) * time.Microsecond), Recorded: e.Time, Door: authz.Door(e.Door), Decision: e.Decision,
+		Plugin: e.Plugin, Allowed: e.Allowed != nil && *e.Allowed, Reason: e.Reason, Decided: e.Reason,
+		Winner: Winner{e.Grant, e.Rule, e.Credential, e.Generation},
+		Target: Target{e.Method, e.Scheme, e.Host, e.Port, e.Path, e.Query != ""},
+		Masked: e.Masked, Count: max(e.Count, 1), Place: p, Seq: e.Seq,
+	}
+	if a.First = a.Time; !e.FirstTime.IsZero() {
+		a.First = e.FirstTime
+	}
+	if e.Format == 0 && e.Door != string(authz.DoorKernel) {
+		a.Masked = slices.ContainsFunc(strings.Split(e.Path, "/"), audit.IsMask)
+	}
+	if a.NotReplayable = r.request(a, e); a.NotReplayable == "" {
+		a.NotReplayable = state(a, e)
+	}
+	return a
+}
+
+// request sets the request of a decision's record, or returns why it has none.
+func (r *Reader) request(a *Access, e *audit.Entry) string {
+	scheme, port := authz.Scheme(e.Scheme), e.Port
+	if e.AskedScheme != "" {
+		scheme, port = authz.Scheme(e.AskedScheme), e.AskedPort
+	}
+	path := e.Path
+	switch {
+	case a.Door == authz.DoorKernel:
+		return KernelDecision
+	case e.Attempt, e.Method == "CONNECT", port == 0, e.Host == "", scheme.HTTP() != (path != ""):
+		return NoRequest
+	case a.Count > 1:
+		return FoldedRefusal // its path is that of the first
+	case strings.HasSuffix(path, truncated):
+		return TruncatedField
+	case a.Masked && r.options.MaskKey != nil:
+		path = maskAll(r.options.MaskKey, path)
+	}
+	to, err := authz.NewDestination(scheme, authority(e.Host, port), path)
+	if err != nil {
+		return NoRequest
+	}
+	var action authz.Action
+	if scheme.HTTP() {
+		if action, err = authz.NewAction(e.Method, e.Upgrade); err != nil {
+			return NoRequest
+		}
+	}
+	a.Request = authz.Request{Principal: authz.Principal(e.Plugin), Action: action, Destination: to}
+	for _, name := range e.Unenforceable {
+		c, ok := authz.ParseCondition(name)
+		if !ok {
+			return NewerFormat
+		}
+		a.Request.Unenforceable |= c
+	}
+	switch {
+	case e.Format == 0:
+		return OlderFormat
+	case e.Format > audit.FormatReplayable:
+		return NewerFormat
+	case a.Masked && r.options.MaskKey == nil && path != "/":
+		return MaskedPath
+	}
+	return ""
+}
+
+// authority returns host:port, with an IPv6 address in brackets.
+func authority(host string, port uint16) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + strconv.Itoa(int(port))
+}
+
+// maskAll returns a masked path with its readable segments masked too.
+func maskAll(key *audit.MaskKey, path string) string {
+	var out strings.Builder
+	for i, segment := range strings.Split(path, "/") {
+		if i > 0 {
+			out.WriteByte('/')
+		}
+		if segment != "" && !audit.IsMask(segment) {
+			segment = key.MaskPath(segment)
+		}
+		out.WriteString(segment)
+	}
+	return out.String()
+}
+
+// state returns the state beside the policy that decided, or "".
+func state(a *Access, e *audit.Entry) string {
+	switch {
+	case e.DecidedBy == string(authz.StateLimits):
+		return UsageDecision
+	case e.DecidedBy == string(authz.StateRevocation):
+		return RevokedDecision
+	case e.DecidedBy != "":
+		return NewerFormat
+	}
+	switch a.Decided {
+	case authz.QuotaExceeded.String(), authz.UsageUnknown.String():
+		return UsageDecision
+	case authz.Revoked.String():
+		return RevokedDecision
+	case authz.Granted.String(), authz.Observed.String(), authz.MalformedRequest.String(), authz.GuardrailDenied.String(), authz.NoGrant.String(),
+		authz.DestinationNotGranted.String(), authz.MethodNotGranted.String(), authz.PathNotGranted.String(), authz.GrantExpired.String(),
+		authz.NotEnforceableHere.String():
+		return ""
+	}
+	return InternalReason
+}
+
+// end sets the outcome from the record of the access's end.
+func (a *Access) end(e *audit.Entry) {
+	a.Outcome = Outcome{Ended: true, Resolved: e.Resolved, SentBytes: e.SentBytes, Bytes: e.Bytes}
+	if at, err := netip.ParseAddrPort(e.Address); err == nil {
+		a.Address = at.Addr().Unmap()
+	} else if addr, err := netip.ParseAddr(e.Address); err == nil {
+		a.Address = addr.Unmap()
+	}
+	if e.Allowed == nil || *e.Allowed {
+		return
+	}
+	a.Allowed, a.Reason = false, e.Reason
+	byAddress := e.Reason == authz.AddressNotAllowed.String() || e.Reason == authz.GuardrailDenied.String()
+	if a.NotReplayable == "" && !(byAddress && a.Address.IsValid() && len(a.Resolved) > 0) {
+		a.NotReplayable = InternalReason
+	}
+}

@@ -63,7 +63,7 @@ type Document struct {
 	Line   int    `json:"line"`
 	Kind   Kind   `json:"kind"`
 	Name   string `json:"name"`
-	Plugin string `json:"plugin,omitempty"` // empty for a guardrail
+	Plugin string `json:"plugin,omitempty"` // empty for a guardrail, and for a test that does not state it
 }
 
 // CheckOptions say how [CheckWith] reads.
@@ -160,7 +160,7 @@ func (l *loader) checkGrants(documents []*source) (out []PluginPolicy) {
 			plugins[d.grant.Spec.Plugin] = append(plugins[d.grant.Spec.Plugin], d.grant.Spec)
 		case KindGuardrail:
 			guardrails = append(guardrails, d.guardrail.Spec)
-		case KindSidecar:
+		case KindSidecar, KindTest:
 		}
 	}
 	if len(plugins) == 0 {
@@ -194,6 +194,8 @@ func (s *source) summary() Document {
 		d.Name, d.Plugin = s.grant.Metadata.Name, s.grant.Spec.Plugin
 	case KindGuardrail:
 		d.Name = s.guardrail.Metadata.Name
+	case KindTest:
+		d.Name, d.Plugin = s.test.Metadata.Name, s.test.Spec.Plugin
 	}
 	return d
 }

@@ -1,5 +1,5 @@
-// Package configs loads files: the Sidecar that an instance runs from, and the
-// PluginGrants and PluginGuardrails it names. Files are YAML 1.2 or JSON, in
+// Package configs loads files: the Sidecar that an instance runs from, the
+// PluginGrants and PluginGuardrails it names, and PluginTests. Files are YAML 1.2 or JSON, in
 // the shape of Kubernetes objects.
 //
 // Reading is strict and complete. All errors of all files are reported at once, each

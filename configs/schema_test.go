@@ -65,6 +65,8 @@ func generate(t *testing.T, kind Kind) []byte {
 		// A ceiling narrows, so it may name schemes of later versions.
 		ceiling, _ := schema.Definitions["Ceilings"].Properties.Get("schemes")
 		ceiling.Items.Enum = append(ceiling.Items.Enum, "postgres", "redis", "mysql")
+	case KindTest:
+		schema = r.Reflect(document[PluginTest]{})
 	}
 	schema.ID = jsonschema.ID("https://chaperone.dev/schema/v1alpha1/" + string(kind) + ".json")
 	schema.Title = string(kind)
@@ -162,6 +164,8 @@ func wordsOf(t reflect.Type) []any {
 		return []any{OnBadReloadKeep, OnBadReloadQuarantine}
 	case reflect.TypeFor[VaultMethod]():
 		return []any{VaultAppRole, VaultKubernetes, VaultJWT, VaultCert, VaultToken}
+	case reflect.TypeFor[TestDoor]():
+		return []any{TestDoorProxy, TestDoorEnvoy, TestDoorExtAuthz, TestDoorPlain}
 	case reflect.TypeFor[AuditPaths]():
 		return []any{AuditPathsMasked, AuditPathsFull}
 	}

@@ -12,7 +12,7 @@ var shellVariable = regexp.MustCompile(`\$(\{[A-Za-z_][A-Za-z0-9_]*\}|[A-Za-z_][
 // pathFields are the fields that hold paths, under whatever they stand.
 var pathFields = [...]string{ //nolint:gochecknoglobals // an array of constants
 	"stateDir", "grants", "guardrails", "dir", "file", "read", "write", "admin", "extAuthz", "caFile", "certFile", "keyFile",
-	"clientCAFile", "roleIDFile", "secretIDFile", "jwtFile", "tokenFile",
+	"clientCAFile", "sidecar", "atMost", "roleIDFile", "secretIDFile", "jwtFile", "tokenFile",
 }
 
 // shellPaths reports paths that only a shell would expand: taken as they are

@@ -20,10 +20,11 @@ const (
 	KindSidecar   Kind = "Sidecar"
 	KindGrant     Kind = "PluginGrant"
 	KindGuardrail Kind = "PluginGuardrail"
+	KindTest      Kind = "PluginTest"
 )
 
 // Kinds returns the kinds of documents that files hold.
-func Kinds() []Kind { return []Kind{KindSidecar, KindGrant, KindGuardrail} }
+func Kinds() []Kind { return []Kind{KindSidecar, KindGrant, KindGuardrail, KindTest} }
 
 // document is the envelope of every kind, in the shape of a Kubernetes object.
 type document[S any] struct {

@@ -38,6 +38,8 @@ type loader struct {
 	warnings Errors
 	expired  Errors // grants that have ended
 
+	wants func(root *node) bool // the documents to decode; nil for all
+
 	stdin     io.Reader // for the file "-"; nil: that is a file like any other
 	stdinRead []byte    // the part that was read
 }
@@ -65,6 +67,7 @@ type source struct {
 	sidecar   *document[Sidecar]
 	grant     *document[authz.Grant]
 	guardrail *document[authz.Guardrail]
+	test      *document[PluginTest]
 }
 
 // origin names the document for authz.
@@ -235,6 +238,9 @@ func (l *loader) file(path string) ([]*source, error) {
 	}
 	var documents []*source
 	for _, root := range roots {
+		if l.wants != nil && !l.wants(root) {
+			continue
+		}
 		if s := l.document(path, root); s != nil {
 			documents = append(documents, s)
 		}
@@ -375,7 +381,7 @@ func (l *loader) document(file string, root *node) *source {
 	}
 	kind := root.child("kind")
 	if kind == nil {
-		d.report(root.line, root.column, "kind", "is missing; write Sidecar, PluginGrant or PluginGuardrail")
+		d.report(root.line, root.column, "kind", "is missing; write Sidecar, PluginGrant, PluginGuardrail or PluginTest")
 		return nil
 	}
 	s.kind = Kind(kind.text)
@@ -391,13 +397,20 @@ func (l *loader) document(file string, root *node) *source {
 		s.guardrail = &document[authz.Guardrail]{}
 		d.value(root, reflect.ValueOf(s.guardrail).Elem(), "")
 		s.guardrail.Spec.Name, s.guardrail.Spec.Origin = s.guardrail.Metadata.Name, s.origin()
+	case KindTest:
+		s.test = &document[PluginTest]{}
+		d.value(root, reflect.ValueOf(s.test).Elem(), "")
 	default:
-		d.report(kind.line, kind.column, "kind", "%q is not known; write Sidecar, PluginGrant or PluginGuardrail", clip(kind.text))
+		d.report(kind.line, kind.column, "kind", "%q is not known; write Sidecar, PluginGrant, PluginGuardrail or PluginTest", clip(kind.text))
 		return nil
 	}
 	shellPaths(root, "", d)
-	l.finish(s, &d.errs)
+	decoded := len(d.errs)
 	for _, e := range d.errs {
+		s.bad = append(s.bad, e.Field)
+	}
+	l.finish(s, &d.errs)
+	for _, e := range d.errs[decoded:] {
 		s.bad = append(s.bad, e.Field)
 	}
 	return s
@@ -425,6 +438,11 @@ func (l *loader) finish(s *source, errs *Errors) {
 				}
 			}
 		}
+	case s.test != nil:
+		if name := s.test.Metadata.Name; name != "" && !authz.IsName(name) {
+			report("metadata.name", notAName, clip(name))
+		}
+		s.test.Spec.validate(report)
 	case s.guardrail != nil:
 		l.uniqueGuardrail(s, report)
 		for i := range s.guardrail.Spec.Never {

@@ -23,6 +23,7 @@ func (c *cli) policyCommand() *cobra.Command {
 			"Exit status 0: yes, the same or narrower. 1: failure, or undecided. 2: usage. 3: no.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	cmd.AddCommand(c.policyTestCommand())
 	return cmd
 }
 

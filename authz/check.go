@@ -119,6 +119,9 @@ func originSuffix(origin Origin, field string) string {
 	return fmt.Sprintf(" (%s: %s)", origin, field)
 }
 
+// todo is the reason of a rule that was learned from a log and that nobody has judged yet.
+const todo = "TODO"
+
 // rule checks one rule and compiles it into out.
 func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpec) {
 	spec := &k.g.Rules[i]
@@ -127,8 +130,11 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 		grant: k.g, spec: spec, id: spec.ID, scheme: spec.To.Scheme, ports: spec.To.Ports, addresses: spec.To.Addresses,
 		encodedSlash: spec.EncodedSlash == "allow", notAfter: k.g.NotAfter,
 	}
-	if strings.TrimSpace(spec.Reason) == "" {
+	switch reason := strings.TrimSpace(spec.Reason); {
+	case reason == "":
 		k.report(at("reason"), "is missing; write for the reviewer why the plugin needs this access")
+	case strings.EqualFold(strings.TrimRight(reason, ".:!"), todo):
+		k.report(at("reason"), "is still %s; write for the reviewer why the plugin needs this access", todo)
 	}
 	k.destination(at, spec, out)
 	k.http(at, spec, out)

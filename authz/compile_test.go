@@ -103,6 +103,7 @@ func ruleProblems() []problemTest {
 		{"no id", changeRule(func(r *Rule) { r.ID = "" }), []string{`spec.rules[0].id: ""` + badName}},
 		{"two rules of one id", changeGrant(func(g *Grant) { g.Rules = append(g.Rules, g.Rules[0]) }), []string{`spec.rules[1].id: "read-forecast" is the name of an earlier rule`}},
 		{"no reason", changeRule(func(r *Rule) { r.Reason = " \n" }), []string{`spec.rules[0].reason: is missing; write for the reviewer why the plugin needs this access`}},
+		{"unjudged reason", changeRule(func(r *Rule) { r.Reason = " todo: " }), []string{`spec.rules[0].reason: is still TODO; write for the reviewer why the plugin needs this access`}},
 		{"a later end than the grant's", changeRule(func(r *Rule) { r.NotAfter = noon.AddDate(1, 0, 0) }), []string{`spec.rules[0].notAfter: is later than the grant's; write 2026-12-21T12:00:00Z or earlier`}},
 		{"an unknown mode", changeRule(func(r *Rule) { r.Mode = "audit" }), []string{`spec.rules[0].mode: "audit" is not enforce or observe`}},
 		{"observing for ever", changeRule(func(r *Rule) { r.Mode = ModeObserve }), []string{`spec.rules[0].observeUntil: is missing; write when mode observe ends, as in 2027-01-31T00:00:00Z`}},

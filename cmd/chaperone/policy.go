@@ -24,6 +24,7 @@ func (c *cli) policyCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(c.policyTestCommand())
+	cmd.AddCommand(c.policyLearnCommand())
 	return cmd
 }
 

@@ -1,0 +1,335 @@
+package learn
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/publicsuffix"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/policy"
+)
+
+// Todo is the reason of a learned rule. No file that has it loads, so that a person states
+// why the plugin needs the access.
+const Todo = "TODO"
+
+// Terms say what a proposal is for.
+type Terms struct {
+	Plugin   string
+	Name     string    // of the grant
+	NotAfter time.Time // of the grant
+	Now      time.Time // at which it has to be valid
+	// Present is the policy in force, nil without one. Rules for a host that it names are
+	// proposed under the addresses and the terms of TLS that it states for the host.
+	Present *policy.Subject
+	// Folder is the one that the grant is for, so that files are named relative to it; "" names
+	// them by absolute paths.
+	Folder string
+}
+
+// Proposal is a grant that was learned, with the evidence for it.
+type Proposal struct {
+	Terms    Terms
+	Rules    []Rule
+	Estimate Estimate
+	Calendar Calendar
+	Left     Left
+	Peak     uint64 // accesses of the plugin in a minute
+	// Dropped are rules that no policy may hold, each with the reason.
+	Dropped []string
+}
+
+// Rule is one rule of a proposal.
+type Rule struct {
+	authz.Rule
+	// Undeclared reports that no present rule names the host. It is false without a present policy.
+	Undeclared bool
+	// Count is how many accesses the rule is for, Peak how many of one group were made in a minute.
+	Count, Peak uint64
+	// Credentials are the names of those that were injected.
+	Credentials []string
+
+	patterns   []pattern // of Paths, in their order
+	suggested  []suggestion
+	wildcard   string // a host that is suggested
+	credential string // of a present rule for the host
+}
+
+// Grant returns the grant, with reason in every rule.
+func (p *Proposal) Grant(reason string) authz.Grant {
+	g := authz.Grant{Name: p.Terms.Name, Plugin: p.Terms.Plugin, NotAfter: p.Terms.NotAfter}
+	for i := range p.Rules {
+		r := p.Rules[i].Rule
+		r.Reason = reason
+		g.Rules = append(g.Rules, r)
+	}
+	return g
+}
+
+// Propose returns the grant for what was added. The learner is not used afterwards.
+func (l *Learner) Propose(t Terms) *Proposal {
+	p := &Proposal{Terms: t, Calendar: l.calendar, Left: l.left, Peak: l.peak.most}
+	e := Estimate{Uncovered: l.left.Bounded}
+	var rules []Rule
+	for key, g := range l.groups {
+		w := &walker{b: &l.budget}
+		if key.scheme.HTTP() {
+			w.walk(&g.root, "", 0, nil)
+			w.b = &budget{} // suggestions are copies, which no bound is for
+			w.suggest(&g.root, "", 0)
+		} else {
+			w.granted = []pattern{{count: g.count}}
+		}
+		e.Accesses += g.count
+		e.Uncovered += w.uncovered
+		for _, one := range w.granted {
+			switch one.count {
+			case 1:
+				e.Once++
+			case 2:
+				e.Twice++
+			}
+		}
+		if len(w.granted) > 0 {
+			rules = append(rules, newRule(key, g, w))
+		}
+	}
+	e.Accesses += l.left.Bounded
+	p.Left.Bounded = e.Uncovered
+	p.Estimate = e.complete()
+	slices.SortFunc(rules, compareRules)
+	for i := range rules {
+		rules[i].complete(&t)
+	}
+	rules = mergeRules(rules, sameButMethod, func(a, b *Rule) { a.Methods = append(a.Methods, b.Methods...) })
+	rules = mergeRules(rules, sameButHost, func(a, b *Rule) { a.To.Hosts = append(a.To.Hosts, b.To.Hosts...) })
+	// Hosts that nobody declared are what a reviewer has to see first.
+	slices.SortStableFunc(rules, func(a, b Rule) int { return compareBool(b.Undeclared, a.Undeclared) })
+	p.take(rules)
+	return p
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+func newRule(key groupKey, g *group, w *walker) Rule {
+	r := Rule{
+		Count: g.count, Peak: g.peak.most, Credentials: slices.Clone(g.credentials),
+		patterns: w.granted, suggested: w.suggested,
+	}
+	r.Reason = Todo
+	r.To.Hosts = []string{key.host}
+	if key.scheme != authz.SchemeHTTPS {
+		r.To.Scheme = key.scheme
+	}
+	if key.port != key.scheme.DefaultPort() {
+		r.To.Ports = []uint16{key.port}
+	}
+	if !key.scheme.HTTP() {
+		return r
+	}
+	r.Methods = []string{key.action.Method}
+	if key.action.Upgrade != "" {
+		r.Upgrades = []string{key.action.Upgrade}
+	}
+	if key.slash {
+		r.EncodedSlash = "allow"
+	}
+	for _, p := range r.patterns {
+		r.Paths = append(r.Paths, p.text)
+	}
+	return r
+}
+
+// scheme returns the rule's scheme, https by default.
+func scheme(to authz.To) authz.Scheme { return cmp.Or(to.Scheme, authz.SchemeHTTPS) }
+
+// compareRules orders rules by host, then by everything that a rule is for.
+func compareRules(a, b Rule) int {
+	return cmp.Or(
+		strings.Compare(a.To.Hosts[0], b.To.Hosts[0]), cmp.Compare(scheme(a.To), scheme(b.To)), slices.Compare(a.To.Ports, b.To.Ports),
+		slices.Compare(a.Methods, b.Methods), slices.Compare(a.Upgrades, b.Upgrades), strings.Compare(a.EncodedSlash, b.EncodedSlash),
+	)
+}
+
+// complete adds what the present policy states for the rule's host.
+func (r *Rule) complete(t *Terms) {
+	if t.Present == nil {
+		return
+	}
+	r.Undeclared = true
+	for i := range t.Present.Input.Grants {
+		g := &t.Present.Input.Grants[i]
+		for j := range g.Rules {
+			known := &g.Rules[j]
+			if scheme(known.To) != scheme(r.To) || !slices.ContainsFunc(known.To.Hosts, func(h string) bool { return names(h, r.To.Hosts[0]) }) {
+				continue
+			}
+			if r.Undeclared || len(r.To.Addresses) == 0 {
+				r.To.Addresses, r.To.TLS, r.credential = known.To.Addresses, known.To.TLS, cmp.Or(r.credential, known.Credential)
+				r.To.TLS.Originate, r.To.TLS.CAFile = false, t.file(g.Name, known.To.TLS.CAFile)
+			}
+			r.Undeclared = false
+		}
+	}
+}
+
+// file returns how the proposal names a file that a present grant names.
+func (t *Terms) file(grant, name string) string {
+	at, ok := t.Present.Position(grant, "")
+	if name == "" || filepath.IsAbs(name) || !ok {
+		return name
+	}
+	whole, err := filepath.Abs(filepath.Join(filepath.Dir(at.File), name))
+	if err != nil {
+		return name
+	}
+	if folder, err := filepath.Abs(t.Folder); err == nil && t.Folder != "" && filepath.Dir(whole) == folder {
+		return filepath.Base(whole)
+	}
+	return whole
+}
+
+// names reports whether a host of a rule is host or a wildcard above it.
+func names(pattern, host string) bool {
+	if base, ok := strings.CutPrefix(pattern, "**."); ok {
+		return strings.HasSuffix(host, "."+base)
+	}
+	if base, ok := strings.CutPrefix(pattern, "*."); ok {
+		_, parent, _ := strings.Cut(host, ".")
+		return parent == base
+	}
+	return pattern == host
+}
+
+// mergeRules merges rules that are the same, which neither widens nor narrows them.
+func mergeRules(rules []Rule, key func(*Rule) string, join func(a, b *Rule)) []Rule {
+	var out []Rule
+	at := map[string]int{}
+	for i := range rules {
+		r := &rules[i]
+		k := key(r)
+		j, ok := at[k]
+		if !ok {
+			at[k] = len(out)
+			out = append(out, *r)
+			continue
+		}
+		a := &out[j]
+		join(a, r)
+		a.Count, a.Peak = a.Count+r.Count, a.Peak+r.Peak
+		for k := range a.patterns {
+			a.patterns[k].merge(r.patterns[k])
+		}
+		for _, name := range r.Credentials {
+			if !slices.Contains(a.Credentials, name) {
+				a.Credentials = append(a.Credentials, name)
+			}
+		}
+	}
+	return out
+}
+
+// merge adds the evidence of an equal pattern.
+func (p *pattern) merge(other pattern) {
+	p.count += other.count
+	p.stars = slices.Clone(p.stars)
+	for i := range p.stars {
+		for _, sample := range other.stars[i].samples {
+			if len(p.stars[i].samples) < maxSamples && !slices.Contains(p.stars[i].samples, sample) {
+				p.stars[i].samples = append(slices.Clone(p.stars[i].samples), sample)
+			}
+		}
+	}
+}
+
+func sameButMethod(r *Rule) string { return r.key(strings.Join(r.To.Hosts, " "), "") }
+func sameButHost(r *Rule) string   { return r.key("", strings.Join(r.Methods, " ")) }
+
+// key returns a text of everything that makes two rules differ, but for what it is not given.
+func (r *Rule) key(hosts, methods string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%q %q %q %v %q %q %v %v %+v %q", hosts, methods, r.To.Scheme, r.To.Ports, r.Upgrades, r.EncodedSlash, r.Undeclared, r.To.Addresses, r.To.TLS, r.credential)
+	for _, path := range r.Paths {
+		fmt.Fprintf(&b, " %q", path)
+	}
+	for _, s := range r.suggested {
+		fmt.Fprintf(&b, " ~%q", s.text)
+	}
+	return b.String()
+}
+
+// take names the rules, and keeps those that a policy may hold.
+func (p *Proposal) take(rules []Rule) {
+	used := map[string]bool{}
+	for _, r := range rules {
+		slices.Sort(r.Methods)
+		r.ID = ruleID(&r, used)
+		r.wildcard = wildcardHost(r.To.Hosts)
+		grant := authz.Grant{Name: p.Terms.Name, Plugin: p.Terms.Plugin, NotAfter: p.Terms.NotAfter, Rules: []authz.Rule{r.Rule}}
+		grant.Rules[0].Reason = "compiled to see whether a rule may state this"
+		if _, problems := authz.Compile(authz.Input{Plugin: p.Terms.Plugin, Grants: []authz.Grant{grant}}, p.Terms.Now); len(problems) > 0 {
+			p.Dropped = append(p.Dropped, fmt.Sprintf("%s: %s %s", r.ID, problems[0].Path, problems[0].Message))
+			p.Estimate.Uncovered += r.Count
+			continue
+		}
+		p.Rules = append(p.Rules, r)
+	}
+}
+
+// maxID is how long the id of a rule is at most, before a number.
+const maxID = 50
+
+// ruleID returns an id that no other rule has.
+func ruleID(r *Rule, used map[string]bool) string {
+	words := slices.Concat(r.Methods, r.Upgrades, []string{r.To.Hosts[0]})
+	if len(r.Methods) == 0 {
+		words = append([]string{string(r.To.Scheme)}, words...)
+	}
+	for _, port := range r.To.Ports {
+		words = append(words, strconv.Itoa(int(port)))
+	}
+	base := strings.Join(strings.FieldsFunc(strings.ToLower(strings.Join(words, "-")), func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < '0' || c > '9')
+	}), "-")
+	base = strings.TrimRight(base[:min(len(base), maxID)], "-")
+	id := base
+	for n := 2; used[id]; n++ {
+		id = base + "-" + strconv.Itoa(n)
+	}
+	used[id] = true
+	return id
+}
+
+// wildcardHost returns the wildcard that hosts suggest, or "". It is below a public suffix
+// (https://publicsuffix.org), since names directly below one belong to different owners.
+func wildcardHost(hosts []string) string {
+	below := map[string]int{}
+	for _, host := range hosts {
+		_, parent, ok := strings.Cut(host, ".")
+		if _, err := netip.ParseAddr(host); err == nil || !ok {
+			continue
+		}
+		if below[parent]++; below[parent] < manyValues {
+			continue
+		}
+		if _, err := publicsuffix.EffectiveTLDPlusOne(parent); err == nil {
+			return "*." + parent
+		}
+	}
+	return ""
+}

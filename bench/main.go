@@ -30,7 +30,7 @@ const (
 )
 
 func main() {
-	sandbox.Launch() // does not return in the process that becomes a plugin
+	sandbox.Launch() // does not return in the first process of a rootless sandbox
 	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "role=") {
 		if err := playRole(strings.TrimPrefix(os.Args[1], "role="), os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)

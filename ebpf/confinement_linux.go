@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // denialsSize is how many seccomp refusals may wait for [Confinement.Run].
@@ -374,7 +375,7 @@ func (c *Confinement) Info() Info {
 		Cgroup: c.group.Path, Pins: c.pinDir, OwnNetwork: c.own,
 		UID: c.user.UID, GID: c.user.GID, SameUser: c.user.Same,
 		CallCost: c.programs.watch.leastCost(), TraceCost: c.programs.watch.traceCost(),
-		UnixHooks: c.programs.unix != nil, View: c.hasView(), Scope: sandbox.SupportsScope(), Syscalls: c.programs.counter != nil, Programs: c.programs.names(),
+		UnixHooks: c.programs.unix != nil, View: c.hasView(), Scope: launcher.SupportsScope(), Syscalls: c.programs.counter != nil, Programs: c.programs.names(),
 	}
 }
 

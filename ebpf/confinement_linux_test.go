@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // answer serves one connection of a listener: identifies it and answers.
@@ -316,7 +317,7 @@ func TestBypasses(t *testing.T) {
 	}
 	log := filepath.Join(dir, "log")
 	attempts := bypasses(r, docker, log)
-	if sandbox.NativeArch == unix.AUDIT_ARCH_X86_64 {
+	if launcher.NativeArch == unix.AUDIT_ARCH_X86_64 {
 		attempts = append(attempts, attempt{[]string{"ldt"}, want{"EPERM", sandbox.HookSeccomp, "modify_ldt"}})
 	}
 	ask, end := r.dialogue("/proc/self/exe", pluginName, "tries")

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // A throttled plugin runs in turns, which add up to its rate.
@@ -101,7 +102,7 @@ func crossedBy(t *testing.T, kind LimitKind) (named bool) {
 
 // Calls by the numbers of another architecture count, and count against a limit.
 func TestForeignCallsCount(t *testing.T) {
-	if sandbox.NativeArch != unix.AUDIT_ARCH_X86_64 {
+	if launcher.NativeArch != unix.AUDIT_ARCH_X86_64 {
 		t.Skip("there is only one on this machine")
 	}
 	group, path := given(t)

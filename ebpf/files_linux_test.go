@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
@@ -128,7 +129,7 @@ func filesTree(t *testing.T, uid int) string {
 }
 
 func TestFiles(t *testing.T) {
-	if err := sandbox.FilesSupported(); err != nil {
+	if err := launcher.FilesSupported(); err != nil {
 		skipUnsupported(t, err)
 	}
 	r := newHarness(t, nil)
@@ -198,7 +199,7 @@ func TestFiles(t *testing.T) {
 
 // Programs of every kind start when no file is granted.
 func TestFilesLeaveEnoughToStart(t *testing.T) {
-	if err := sandbox.FilesSupported(); err != nil {
+	if err := launcher.FilesSupported(); err != nil {
 		skipUnsupported(t, err)
 	}
 	r := newHarness(t, nil)

@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // linkedDirectories are the directories of sockets and temporary files that some
@@ -27,7 +27,7 @@ func linkedDirectories() []string {
 // below what the view keeps of the host stay refused.
 //
 // It replaces what an earlier call shared. Trees without a twin are not shared.
-func (c *Confinement) shareTrees(v *sandbox.View) error {
+func (c *Confinement) shareTrees(v *launcher.View) error {
 	if c.programs.unix == nil {
 		return nil
 	}
@@ -69,7 +69,7 @@ func (c *Confinement) shareTrees(v *sandbox.View) error {
 }
 
 // twins maps each name of a private directory to the path of its twin.
-func twins(trees []sandbox.Tree) map[string]string {
+func twins(trees []launcher.Tree) map[string]string {
 	out := make(map[string]string)
 	for _, tree := range trees {
 		if tree.Twin != "" {

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // prober collects findings.
@@ -213,7 +214,7 @@ func (p *prober) namespace() {
 
 func (p *prober) scope() {
 	var err error
-	if !sandbox.SupportsScope() {
+	if !launcher.SupportsScope() {
 		err = errors.New("the kernel has no Landlock, or its first version")
 	}
 	p.add(Finding{
@@ -275,7 +276,7 @@ func (p *prober) selfTest(dir string) {
 	p.add(Finding{
 		Name: "holders of foreign sockets ended", Required: true, Lost: "an end to processes that were handed a socket from outside", Remedy: report,
 	}, s.socketHolder())
-	if err := sandbox.FilesSupported(); err == nil {
+	if err := launcher.FilesSupported(); err == nil {
 		p.add(filesFinding(report), s.files())
 	} else {
 		p.add(filesFinding("use Linux 6.2 or later with landlock among the active security modules (boot parameter lsm=)"), err)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // publicDir is a temporary directory that the plugin's user can enter.
@@ -219,8 +220,8 @@ func TestPrivileges(t *testing.T) {
 
 // Other processes of the plugin's user are out of its reach, whoever that is.
 func TestScope(t *testing.T) {
-	if sandbox.LandlockVersion() < 6 {
-		skipUnsupported(t, fmt.Errorf("got Landlock version %d, want 6", sandbox.LandlockVersion()))
+	if launcher.LandlockVersion() < 6 {
+		skipUnsupported(t, fmt.Errorf("got Landlock version %d, want 6", launcher.LandlockVersion()))
 	}
 	for name, change := range map[string]func(*Config){
 		"12345": func(c *Config) { c.User = "12345" },
@@ -415,7 +416,7 @@ func assemble(t *testing.T, code []byte) string {
 
 // System calls under another architecture's numbers pass no filter rule.
 func TestForeignArchitecture(t *testing.T) {
-	if sandbox.NativeArch != unix.AUDIT_ARCH_X86_64 {
+	if launcher.NativeArch != unix.AUDIT_ARCH_X86_64 {
 		t.Skip("there is only one on this machine")
 	}
 	r := newHarness(t, nil)
@@ -451,7 +452,7 @@ func TestForeignArchitecture(t *testing.T) {
 
 // The count of system calls is exact, class by class.
 func TestSyscallsAreExact(t *testing.T) {
-	if sandbox.NativeArch != unix.AUDIT_ARCH_X86_64 {
+	if launcher.NativeArch != unix.AUDIT_ARCH_X86_64 {
 		t.Skip("the test program is for x86-64")
 	}
 	const n = 200_000

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // selfTestTimeout bounds what is to happen at once.
@@ -72,7 +74,7 @@ func (s *probeProcess) serve() error {
 		if err != nil {
 			return fmt.Errorf("self-test: %w", err)
 		}
-		if peer, ok := s.confinement.Identify(conn); ok && peer.Original == sandbox.SelfTestDestination() {
+		if peer, ok := s.confinement.Identify(conn); ok && peer.Original == selfTestDestination() {
 			s.peer.Store(&peer)
 			_, _ = conn.Write([]byte{1}) // a limit may have it dropped
 		}
@@ -343,4 +345,9 @@ func (s *probeProcess) close() error {
 		err = errors.Join(err, s.listener.Close(), <-s.served)
 	}
 	return errors.Join(err, s.confinement.Close())
+}
+
+// selfTestDestination is where the self-test connects to.
+func selfTestDestination() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4(launcher.SelfTestAddress()), launcher.SelfTestPort)
 }

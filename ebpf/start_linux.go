@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
@@ -76,7 +77,7 @@ func (c *Confinement) processConfig(command sandbox.Command, selfTest uint) (san
 
 // private are the paths that are the sidecar's alone, without links.
 func (c *Confinement) private() []string {
-	return sandbox.ResolveLinks(append([]string{c.config.StateDir, runtimedir.Default, c.paths.Dir}, c.config.Private...))
+	return launcher.ResolveLinks(append([]string{c.config.StateDir, runtimedir.Default, c.paths.Dir}, c.config.Private...))
 }
 
 // servingHandler is called for TCP ports of [Config.Serve] that the plugin is about

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // socketLease is how long a name is allowed after it was last found good:
@@ -216,7 +217,7 @@ func (c *Confinement) trust(path string, private []string) error {
 			return err
 		}
 	}
-	if secret, ok := sandbox.Overlaps(path, private); ok {
+	if secret, ok := launcher.Overlaps(path, private); ok {
 		return fmt.Errorf("%s is the sidecar's own", secret)
 	}
 	return trustSocket(path, private)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // hasView reports whether the plugin gets a view of its own.
@@ -16,7 +17,7 @@ func (c *Confinement) hasView() bool { return c.config.View && c.group.Own }
 func (c *Confinement) Account() sandbox.Account { return c.user.Account(c.config.Plugin, c.hasView()) }
 
 // view composes what the plugin is to see, and shares its private directories.
-func (c *Confinement) view(command sandbox.Command) (*sandbox.View, error) {
+func (c *Confinement) view(command sandbox.Command) (*launcher.View, error) {
 	v, err := sandbox.NewView(sandbox.ViewConfig{
 		User: &c.user, Account: c.Account(), StateDir: c.config.StateDir, Command: command,
 		Sockets: c.grantedSockets(), Twins: c.programs.unix != nil,
@@ -42,14 +43,14 @@ func (c *Confinement) grantedSockets() []string {
 
 // runningView is the view of the program that runs.
 type runningView struct {
-	*sandbox.View
+	*launcher.View
 	namespace *os.File        // its mount namespace
 	shown     map[string]bool // granted sockets that it shows, by path
 }
 
 // observeView notes the view of a program that was started. Sockets that its grants
 // name were kept, as far as they existed.
-func (c *Confinement) observeView(v *sandbox.View, first int) error {
+func (c *Confinement) observeView(v *launcher.View, first int) error {
 	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", first))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // the program has ended already

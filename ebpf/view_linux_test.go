@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // shell runs a shell script in a confinement with a view.
@@ -184,7 +185,7 @@ func TestViewTrust(t *testing.T) {
 	}
 	defer func() { _, _ = read.Close(), write.Close() }()
 	found := ""
-	for _, path := range sandbox.SystemBundles() {
+	for _, path := range launcher.SystemBundles() {
 		if _, err := os.Stat(path); err == nil {
 			found = path
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 func main() {
-	sandbox.Launch() // does not return in the process that becomes the plugin
+	sandbox.Launch() // does not return in the first process of a rootless sandbox
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))

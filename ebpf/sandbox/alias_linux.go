@@ -8,11 +8,13 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // aliases is the directory of the aliases, for short: a Unix socket's path has at
 // most 107 bytes.
-const aliases = Own + "/s"
+const aliases = launcher.Own + "/s"
 
 // Alias mounts one file of a view a second time at a path that only this file can
 // be reached by: whatever is renamed or linked later, the path stays the file's.
@@ -36,7 +38,7 @@ func Alias(namespace, file *os.File, number uint64) (path string, err error) {
 	}
 	copied, err := unix.OpenTree(int(file.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err == nil {
-		err = errors.Join(attachAt(copied, path), unix.Close(copied))
+		err = errors.Join(launcher.AttachAt(copied, path), unix.Close(copied))
 	}
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("make alias: %w", err), os.Remove(path))

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 )
 
@@ -31,7 +32,7 @@ type ProcessConfig struct {
 	// User is the user that it runs as.
 	User *User
 	// View is what it sees of the host. Nil: the host's own files and processes.
-	View *View
+	View *launcher.View
 	// Private lists paths, without links, that no rule of [Command.Files] may
 	// open.
 	Private []string
@@ -202,13 +203,13 @@ func (p *Process) launchOnce(command Command, walk bool) error {
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
-	file, err := writeSpec(o)
+	file, err := launcher.WriteSpec(o)
 	if err != nil {
-		return errors.Join(err, r.close(), theirs.Close())
+		return errors.Join(err, r.Close(), theirs.Close())
 	}
 	err = p.spawn(command, theirs, file, r, walk, o)
 	// Our copy of its end has to go, or the end of the launcher is never seen.
-	err = errors.Join(err, theirs.Close(), file.Close(), r.close())
+	err = errors.Join(err, theirs.Close(), file.Close(), r.Close())
 	if err != nil {
 		return err
 	}
@@ -264,10 +265,10 @@ func (p *Process) receiveResults() {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN): // the timeout of the start
 		case err != nil || n != 5:
 			return
-		case text[0] == replyEnded:
+		case text[0] == launcher.ReplyEnded:
 			p.last <- syscall.WaitStatus(binary.NativeEndian.Uint32(text[1:5]))
 			return
-		case text[0] == replyStopped:
+		case text[0] == launcher.ReplyStopped:
 			select {
 			case p.stops <- syscall.Signal(binary.NativeEndian.Uint32(text[1:5])):
 			default: // a second wake-up that is not received yet has the same meaning
@@ -310,13 +311,13 @@ func newStatusPair() (ours, theirs *os.File, err error) {
 
 // prepare makes the specification, and the Landlock rules, if there are any and they are
 // not to be made in a view.
-func (c *ProcessConfig) prepare(command Command, walk bool) (*launchSpec, *ruleset, error) {
-	o := &launchSpec{
-		Program: programSpec{
+func (c *ProcessConfig) prepare(command Command, walk bool) (*launcher.Spec, *launcher.Ruleset, error) {
+	o := &launcher.Spec{
+		Program: launcher.ProgramSpec{
 			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
 			UID: c.User.UID, GID: c.User.GID, Groups: c.User.groups,
 		},
-		Limits: limitSpec{
+		Limits: launcher.LimitSpec{
 			UnixSockets: c.UnixSockets, ReportListen: c.ReportListen, Files: command.Files != nil,
 			Private: slices.Clone(c.Private), Unreadable: c.Unreadable, AllowAbstract: c.AllowAbstract,
 		},
@@ -331,19 +332,19 @@ func (c *ProcessConfig) prepare(command Command, walk bool) (*launchSpec, *rules
 		o.Limits.Private = slices.DeleteFunc(o.Limits.Private, func(path string) bool { return !o.View.Shows(path) })
 		return o, nil, nil
 	}
-	r, err := newRuleset(command.Files, o.Limits.AllowAbstract, o.Limits.Private)
+	r, err := launcher.NewRuleset(command.Files, o.Limits.AllowAbstract, o.Limits.Private)
 	if err != nil {
 		return nil, nil, fmt.Errorf("start %s: %w", command.Path, err)
 	}
 	if r != nil {
-		o.Limits.Handled = r.handled
+		o.Limits.Handled = r.Handled
 	}
 	return o, r, nil
 }
 
 // spawn starts the launcher, born into the cgroup, the network namespace and a
 // session of its own: there is no moment at which it is elsewhere.
-func (p *Process) spawn(command Command, status, file *os.File, r *ruleset, walk bool, o *launchSpec) (err error) {
+func (p *Process) spawn(command Command, status, file *os.File, r *launcher.Ruleset, walk bool, o *launcher.Spec) (err error) {
 	set, slave := command.terminalStreams(), (*os.File)(nil)
 	if o.View != nil {
 		command = command.withoutStreams(set)
@@ -366,7 +367,7 @@ func (p *Process) spawn(command Command, status, file *os.File, r *ruleset, walk
 	defer func() { _ = gate.Close() }()
 	files := []*os.File{command.Stdin, command.Stdout, command.Stderr, status, file, gate}
 	if r != nil {
-		files = append(files, r.file)
+		files = append(files, r.File)
 	}
 	for i := range files {
 		if files[i] == nil {
@@ -381,14 +382,14 @@ func (p *Process) spawn(command Command, status, file *os.File, r *ruleset, walk
 		},
 	}
 	if slave != nil {
-		attributes.Sys.Setctty, attributes.Sys.Ctty = true, streamOf(set)
+		attributes.Sys.Setctty, attributes.Sys.Ctty = true, launcher.StreamOf(set)
 	}
 	if o.View != nil {
 		attributes.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
 	}
 	return p.config.Network.Do(func() error {
 		proc, err := p.config.Reaper.Start(func() (*os.Process, error) {
-			return os.StartProcess("/proc/self/exe", []string{launcherName}, attributes)
+			return os.StartProcess("/proc/self/exe", []string{launcher.Name}, attributes)
 		})
 		if err != nil {
 			return fmt.Errorf("start launcher: %w", err)
@@ -418,13 +419,13 @@ func awaitLauncher(status *os.File, path string, listen func(fd int) (*notifyLis
 			return e, -1, nil
 		}
 		switch {
-		case text[0] == replyTerminal && !confined:
+		case text[0] == launcher.ReplyTerminal && !confined:
 			master, err := receivedFD(rights[:m])
 			if err != nil {
 				return e, -1, fmt.Errorf("start %s: %w", path, err)
 			}
 			adopt(master)
-		case text[0] == replyListener && !confined:
+		case text[0] == launcher.ReplyListener && !confined:
 			listener, err := receivedFD(rights[:m])
 			if err != nil {
 				return e, -1, fmt.Errorf("start %s: %w", path, err)
@@ -433,15 +434,15 @@ func awaitLauncher(status *os.File, path string, listen func(fd int) (*notifyLis
 				return nil, -1, err
 			}
 			confined = true
-		case text[0] == replyUnreported && !confined:
+		case text[0] == launcher.ReplyUnreported && !confined:
 			confined = true
-		case text[0] == replyStarted && confined:
+		case text[0] == launcher.ReplyStarted && confined:
 			pidfd, err := receivedFD(rights[:m])
 			if err != nil {
 				return e, -1, fmt.Errorf("start %s: %w", path, err)
 			}
 			return e, pidfd, nil
-		case text[0] == replyExec && n == 6:
+		case text[0] == launcher.ReplyExec && n == 6:
 			errno := unix.Errno(binary.NativeEndian.Uint32(text[2:6]))
 			return e, -1, &ExecError{Path: path, Status: int(text[1]), Err: errno}
 		default:

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/binary"
-	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
 )
 
@@ -46,14 +46,6 @@ type Rootless struct {
 
 	dialing sync.Mutex
 	dial    *os.File
-}
-
-// rootlessSpec is what the init process receives, and within a request what the launcher does.
-type rootlessSpec struct {
-	Addresses []string // to listen on
-	Serve     []uint16 // ports that the plugin serves
-	Private   []string // to hide
-	Files     *Files
 }
 
 // NewRootless makes the namespaces and the listeners; nothing of the plugin's runs
@@ -97,7 +89,7 @@ func (f *Rootless) build() error {
 			return err
 		}
 	}
-	file, err := writeSpec(rootlessSpec{Addresses: f.config.Proxy, Serve: f.config.Serve, Private: ResolveLinks(f.config.Private)})
+	file, err := launcher.WriteSpec(launcher.RootlessSpec{Addresses: f.config.Proxy, Serve: f.config.Serve, Private: launcher.ResolveLinks(f.config.Private)})
 	if err != nil {
 		return err
 	}
@@ -260,7 +252,7 @@ func (f *Rootless) Limits() []string {
 	if f.account.Same {
 		limits = append(limits, "the plugin runs as the sidecar's own user and may use that user's files and groups; only the sidecar's own files are hidden from it, unless its files are limited (process.files)")
 	}
-	if LandlockVersion() < landlockRefer {
+	if launcher.LandlockVersion() < launcher.LandlockRefer {
 		limits = append(limits, "the kernel has no Landlock, or its first version: files cannot be limited")
 	}
 	f.mu.Lock()
@@ -319,12 +311,12 @@ func (p *RootlessProcess) launch(command Command) error {
 			return fmt.Errorf("start %s: %w", command.Path, err)
 		}
 	}
-	file, err := writeSpec(launchSpec{
-		Program: programSpec{
+	file, err := launcher.WriteSpec(launcher.Spec{
+		Program: launcher.ProgramSpec{
 			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, DirInherited: here,
 		},
-		Limits:   limitSpec{Files: command.Files != nil, Private: ResolveLinks(f.config.Private)},
-		Rootless: &rootlessSpec{Files: command.Files},
+		Limits:   launcher.LimitSpec{Files: command.Files != nil, Private: launcher.ResolveLinks(f.config.Private)},
+		Rootless: &launcher.RootlessSpec{Files: command.Files},
 	})
 	if err != nil {
 		return err
@@ -335,7 +327,7 @@ func (p *RootlessProcess) launch(command Command) error {
 		return err
 	}
 	defer func() { _ = ours.Close() }()
-	stream := streamOf(command.terminalStreams())
+	stream := launcher.StreamOf(command.terminalStreams())
 	command, master, slave, err := command.withTerminal(f.account.UID)
 	if err == nil {
 		err = f.sendLaunch(command, stream, file, theirs)
@@ -545,23 +537,6 @@ func (f *Rootless) Close() error {
 		return fmt.Errorf("close rootless sandbox: %w", err)
 	}
 	return nil
-}
-
-// writeSpec puts a value into a memory file: it may exceed what a pipe holds.
-func writeSpec(value any) (*os.File, error) {
-	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("write order: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "order")
-	err = gob.NewEncoder(file).Encode(value)
-	if err == nil {
-		_, err = file.Seek(0, io.SeekStart)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("write order: %w", err), file.Close())
-	}
-	return file, nil
 }
 
 // Account describes the user of the plugin, for its environment.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // The init process of a [Rootless] is this binary under two other names: the first sets
@@ -26,8 +28,8 @@ const (
 
 // Descriptors that the init process is given, besides orderFD.
 const (
-	controlFD = statusFD
-	dialFD    = cgroupFD
+	controlFD = launcher.StatusFD
+	dialFD    = launcher.CgroupFD
 )
 
 // Messages on the control and dial sockets.
@@ -45,6 +47,15 @@ const maxRights = 16
 
 // dialTimeout bounds a connection inside a rootless sandbox.
 const dialTimeout = 5 * time.Second
+
+// Launch is the init process of a [Rootless]: main calls it first, as does TestMain of
+// every package that starts one. In any other process it returns at once. The launcher
+// itself takes over before main: see package launcher.
+func Launch() {
+	if len(os.Args) > 0 && (os.Args[0] == rootlessSetupName || os.Args[0] == rootlessInitName) {
+		runRootlessInit(os.Args[0])
+	}
+}
 
 // runRootlessInit is the init process. It never returns.
 func runRootlessInit(name string) {
@@ -70,8 +81,8 @@ func send(socket int, text []byte, fds ...int) {
 
 // setUpNamespaces prepares the namespaces and gives up what that took.
 func setUpNamespaces() error {
-	var o rootlessSpec
-	file := os.NewFile(specFD, "order")
+	var o launcher.RootlessSpec
+	file := os.NewFile(launcher.SpecFD, "order")
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
 	}
@@ -98,14 +109,14 @@ func setUpNamespaces() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)
 	}
-	if err := dropBoundingSet(); err != nil {
+	if err := launcher.DropBoundingSet(); err != nil {
 		return err
 	}
-	if err := dropCapabilities(); err != nil {
+	if err := launcher.DropCapabilities(); err != nil {
 		return err
 	}
 	send(controlFD, []byte{resultListening}, fds...)
-	unix.CloseOnExec(specFD)
+	unix.CloseOnExec(launcher.SpecFD)
 	return fmt.Errorf("keep: %w", syscall.Exec("/proc/self/exe", []string{rootlessInitName}, nil))
 }
 
@@ -202,7 +213,7 @@ func startLauncher(fds []int, stream int) {
 	if stream >= 0 {
 		attributes.Setctty, attributes.Ctty = true, stream
 	}
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{launcherName}, &syscall.ProcAttr{Files: files, Sys: attributes})
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{launcher.Name}, &syscall.ProcAttr{Files: files, Sys: attributes})
 	if err != nil {
 		send(controlFD, append([]byte{resultFailed}, err.Error()...))
 		return

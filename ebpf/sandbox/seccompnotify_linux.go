@@ -12,6 +12,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // notifyListener receives what the seccomp filter refuses, and answers EPERM. The caller
@@ -94,13 +96,13 @@ func (e *notifyListener) handle() {
 		return // the caller was killed before it was answered
 	}
 	process := processOf(n.PID)
-	if n.Data.Arch == NativeArch && n.Data.Number == unix.SYS_LISTEN {
+	if n.Data.Arch == launcher.NativeArch && n.Data.Number == unix.SYS_LISTEN {
 		e.reportListen(&n, process)
 		_ = e.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE})) //nolint:gosec // struct seccomp_notif_resp
 		return                                                                                                                        // an error means that the caller is gone
 	}
 	e.report(&n, process)
-	if n.Data.Arch != NativeArch || uint32(n.Data.Number)&foreignNumber != 0 {
+	if n.Data.Arch != launcher.NativeArch || uint32(n.Data.Number)&launcher.ForeignNumber != 0 {
 		// A program of another architecture would only go on failing, its exit
 		// included. The number cannot have passed to another process while this
 		// one stands still, which is what the check before the signal proves.
@@ -136,7 +138,7 @@ func (e *notifyListener) report(n *notification, process uint32) {
 	if comm, err := os.ReadFile("/proc/" + strconv.Itoa(int(n.PID)) + "/comm"); err == nil {
 		d.Comm = string(bytes.TrimRight(comm, "\n"))
 	}
-	if n.Data.Arch == NativeArch && (n.Data.Number == unix.SYS_SOCKET || n.Data.Number == unix.SYS_SOCKETPAIR) {
+	if n.Data.Arch == launcher.NativeArch && (n.Data.Number == unix.SYS_SOCKET || n.Data.Number == unix.SYS_SOCKETPAIR) {
 		d.Family = FamilyName(uint32(n.Data.Args[0]))
 		if d.Family == "netlink" {
 			d.Protocol = strconv.Itoa(int(int32(n.Data.Args[2])))
@@ -148,12 +150,12 @@ func (e *notifyListener) report(n *notification, process uint32) {
 func (*notifyListener) callName(n *notification) string {
 	number := uint32(n.Data.Number)
 	switch {
-	case n.Data.Arch != NativeArch:
+	case n.Data.Arch != launcher.NativeArch:
 		return fmt.Sprintf("call %d of architecture %#x", number, n.Data.Arch)
-	case number&foreignNumber != 0:
+	case number&launcher.ForeignNumber != 0:
 		return fmt.Sprintf("call %#x of a foreign ABI", number)
 	}
-	if name, ok := refusedCalls()[number]; ok {
+	if name, ok := launcher.RefusedCalls()[number]; ok {
 		return name
 	}
 	return strconv.Itoa(int(number))

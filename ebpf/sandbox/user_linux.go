@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/unixsock"
 )
@@ -353,10 +354,10 @@ func (a *User) Account(plugin string, view bool) Account {
 		out.Home = a.home
 	}
 	if view {
-		out.RuntimeDir = filepath.Join(RuntimeRoot, strconv.Itoa(out.UID))
+		out.RuntimeDir = filepath.Join(launcher.RuntimeRoot, strconv.Itoa(out.UID))
 	}
 	if view && out.Home == noHome {
-		out.Home = filepath.Join(HomeRoot, out.Name)
+		out.Home = filepath.Join(launcher.HomeRoot, out.Name)
 	}
 	return out
 }

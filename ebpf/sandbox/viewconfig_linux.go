@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // Directories of a state directory that hold what a plugin keeps from one run to
@@ -39,7 +41,7 @@ type ViewConfig struct {
 }
 
 // NewView composes what a program is to see.
-func NewView(c ViewConfig) (*View, error) {
+func NewView(c ViewConfig) (*launcher.View, error) {
 	dir := c.Command.Dir
 	if dir == "" {
 		var err error
@@ -47,9 +49,9 @@ func NewView(c ViewConfig) (*View, error) {
 			return nil, fmt.Errorf("find working directory: %w", err)
 		}
 	}
-	v := &View{
+	v := &launcher.View{
 		UID: c.User.UID, GID: c.User.GID, Directory: dir,
-		Trust: Trust{Bundle: c.Command.TrustBundle},
+		Trust: launcher.Trust{Bundle: c.Command.TrustBundle},
 		Kept:  c.keptPaths(dir),
 	}
 	var err error
@@ -63,30 +65,30 @@ func NewView(c ViewConfig) (*View, error) {
 // trees are the directories that the plugin does not share, each with its
 // twin. Temporary files end with the plugin, but for those in /var/tmp, which
 // outlive a restart (hier(7)), as the home of a dynamic user does.
-func (c *ViewConfig) trees() ([]Tree, error) {
-	trees := []Tree{
+func (c *ViewConfig) trees() ([]launcher.Tree, error) {
+	trees := []launcher.Tree{
 		{Path: "/run", Mode: 0o755},
 		{Path: "/tmp", Mode: 0o1777},
 		{Path: "/dev/shm", Mode: 0o1777},
 	}
 	if info, err := os.Lstat("/var/run"); err == nil && info.IsDir() { // not a link to /run
-		trees = append(trees, Tree{Path: "/var/run", Mode: 0o755})
+		trees = append(trees, launcher.Tree{Path: "/var/run", Mode: 0o755})
 	}
 	temp, err := c.ownDirectory(tempDir)
 	if err != nil {
 		return nil, err
 	}
-	trees = append(trees, Tree{Path: "/var/tmp", Source: temp})
-	if strings.HasPrefix(c.Account.Home, HomeRoot+"/") {
+	trees = append(trees, launcher.Tree{Path: "/var/tmp", Source: temp})
+	if strings.HasPrefix(c.Account.Home, launcher.HomeRoot+"/") {
 		home, err := c.ownDirectory(homeDir)
 		if err != nil {
 			return nil, err
 		}
-		trees = append(trees, Tree{Path: c.Account.Home, Source: home})
+		trees = append(trees, launcher.Tree{Path: c.Account.Home, Source: home})
 	}
 	if c.Twins {
 		for i := range trees {
-			trees[i].Twin = filepath.Join(Own, strconv.Itoa(i))
+			trees[i].Twin = filepath.Join(launcher.Own, strconv.Itoa(i))
 		}
 	}
 	return trees, nil
@@ -114,18 +116,18 @@ func (c *ViewConfig) ownDirectory(name string) (string, error) {
 // keptPaths is what stays visible of directories that the view covers: what the
 // command names, the granted sockets, and the certificates. Where files are
 // limited, it is what the limits name.
-func (c *ViewConfig) keptPaths(dir string) []Kept {
-	var out []Kept
+func (c *ViewConfig) keptPaths(dir string) []launcher.Kept {
+	var out []launcher.Kept
 	follow := func(path string, readOnly bool) {
 		if target, err := filepath.EvalSymlinks(path); err == nil && target != path {
-			out = append(out, Kept{Path: target, ReadOnly: readOnly})
+			out = append(out, launcher.Kept{Path: target, ReadOnly: readOnly})
 		}
 	}
 	add := func(path string, readOnly bool) {
 		if crossesLinkOf(c.User.UID, path) {
 			return // an earlier run may have left the link, to choose what this one sees
 		}
-		out = append(out, Kept{Path: path, ReadOnly: readOnly})
+		out = append(out, launcher.Kept{Path: path, ReadOnly: readOnly})
 		follow(path, readOnly)
 	}
 	if c.Command.TrustBundle != "" {
@@ -135,7 +137,7 @@ func (c *ViewConfig) keptPaths(dir string) []Kept {
 		add(socket, false)
 	}
 	if c.Command.Files == nil {
-		out = append(out, Kept{Path: dir}) // the caller stands there, by whatever links
+		out = append(out, launcher.Kept{Path: dir}) // the caller stands there, by whatever links
 		follow(dir, false)
 		for _, path := range c.Command.Kept {
 			add(path, false)
@@ -148,7 +150,7 @@ func (c *ViewConfig) keptPaths(dir string) []Kept {
 	for _, path := range c.Command.Files.Read {
 		add(path, true)
 	}
-	for _, path := range candidates(c.Command.Path, c.Command.Env) {
+	for _, path := range launcher.Candidates(c.Command.Path, c.Command.Env) {
 		if absolute, err := filepath.Abs(path); err == nil {
 			add(absolute, true)
 		}
@@ -197,7 +199,7 @@ func ShownPath(socket string) string {
 
 // viewFiles are the files of the system's that have to fit the plugin's account
 // and network.
-func (c *ViewConfig) viewFiles() ([]File, error) {
+func (c *ViewConfig) viewFiles() ([]launcher.File, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		return nil, fmt.Errorf("make view: %w", err)
@@ -207,7 +209,7 @@ func (c *ViewConfig) viewFiles() ([]File, error) {
 		// Both families, or the look-up of the other asks the resolver (nss-myhostname(8) answers both).
 		hosts += "127.0.1.1\t" + host + "\n::1\t" + host + "\n"
 	}
-	files := []File{
+	files := []launcher.File{
 		// Any server's port 53 is the sidecar's resolver. With ndots:1 a name with a
 		// dot is asked for as it is, and not first with every suffix of a search list.
 		{Path: "/etc/resolv.conf", Content: []byte("nameserver 127.0.0.1\noptions ndots:1\n")},
@@ -225,7 +227,7 @@ func (c *ViewConfig) viewFiles() ([]File, error) {
 			return nil, err
 		}
 		if changed {
-			files = append(files, File{Path: database.path, Content: content})
+			files = append(files, launcher.File{Path: database.path, Content: content})
 		}
 	}
 	return files, nil

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 )
 
 // TestKeptLinks plants links as a plugin would, to see how a path of the host's
@@ -37,7 +39,7 @@ func TestKeptLinks(t *testing.T) {
 		link("loop", "loop", 0):           false,
 	} {
 		config := ViewConfig{User: &User{UID: uid}, Command: Command{Kept: []string{path}}}
-		if got := slices.ContainsFunc(config.keptPaths("/"), func(k Kept) bool { return k.Path == target }); got != want {
+		if got := slices.ContainsFunc(config.keptPaths("/"), func(k launcher.Kept) bool { return k.Path == target }); got != want {
 			t.Errorf("%s: the target is kept: %t, want %t", filepath.Base(path), got, want)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -59,14 +58,14 @@ func OpenControlling() *Operator {
 // isControlling reports whether a terminal is the controlling one of any process
 // that can be seen (proc_pid_stat(5), tty_nr).
 func isControlling(device uint64) bool {
-	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	processes, err := os.ReadDir("/proc")
 	if err != nil {
-		return true // never: the pattern is well formed
+		return true
 	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	for _, process := range processes {
+		text, err := os.ReadFile("/proc/" + process.Name() + "/stat")
 		if err != nil {
-			continue // it has ended
+			continue // it has ended, or is no process
 		}
 		_, rest, _ := bytes.Cut(text, []byte(") ")) // a name may hold spaces, and no later field does
 		for cut := true; cut; {

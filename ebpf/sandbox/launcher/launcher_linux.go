@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import (
 	"bytes"
@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -19,35 +18,35 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/terminal"
 )
 
-// launcherName as argv[0] makes this binary the launcher. With a view of the
+// Name as argv[0] makes this binary the launcher. With a view of the
 // plugin's own the launcher then executes this binary as initName.
 const (
-	launcherName = "chaperone-launcher"
-	initName     = "chaperone-init"
+	Name     = "chaperone-launcher"
+	initName = "chaperone-init"
 )
 
 // Descriptors that the launcher is given.
 const (
-	statusFD  = 3 // one end of a socket pair to the sidecar
-	specFD    = 4 // a memory file with the specification
-	cgroupFD  = 5 // the plugin's cgroup.procs
-	rulesetFD = 6 // a Landlock ruleset, if the specification has Handled
+	StatusFD  = 3 // one end of a socket pair to the sidecar
+	SpecFD    = 4 // a memory file with the specification
+	CgroupFD  = 5 // the plugin's cgroup.procs
+	rulesetFD = 6 // a Landlock Ruleset, if the specification has Handled
 )
 
-// launchSpec is what the launcher is to do.
-type launchSpec struct {
-	Program programSpec
-	Limits  limitSpec
+// Spec is what the launcher is to do.
+type Spec struct {
+	Program ProgramSpec
+	Limits  LimitSpec
 
 	EnterCgroup bool          // by moving there, instead of having been started there
 	SelfTest    uint          // seconds for the attempts of a self-test; 0: the program is started
-	Rootless    *rootlessSpec // in a rootless sandbox, which has dropped most privileges already
+	Rootless    *RootlessSpec // in a rootless sandbox, which has dropped most privileges already
 	View        *View         // the files that the program sees; nil: the host's
 	ViewFiles   *Files        // the Landlock rules of a view are made in it
 }
 
-// programSpec is the program that the launcher becomes.
-type programSpec struct {
+// ProgramSpec is the program that the launcher becomes.
+type ProgramSpec struct {
 	Path         string
 	Args, Env    []string
 	Dir          string
@@ -59,8 +58,8 @@ type programSpec struct {
 	Settings     terminal.Settings // of that terminal
 }
 
-// limitSpec is what the program may use.
-type limitSpec struct {
+// LimitSpec is what the program may use.
+type LimitSpec struct {
 	UnixSockets   bool
 	ReportListen  bool     // listen(2) is reported
 	Handled       uint64   // the rights that the Landlock rules handle; 0: there are no rules
@@ -70,34 +69,56 @@ type limitSpec struct {
 	AllowAbstract bool     // abstract sockets outside the Landlock domain may be used
 }
 
+// RootlessSpec is what the init process receives, and within a request what the launcher does.
+type RootlessSpec struct {
+	Addresses []string // to listen on
+	Serve     []uint16 // ports that the plugin serves
+	Private   []string // to hide
+	Files     *Files
+}
+
+// WriteSpec puts a value into a memory file: it may exceed what a pipe holds.
+func WriteSpec(value any) (*os.File, error) {
+	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("write order: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "order")
+	err = gob.NewEncoder(file).Encode(value)
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("write order: %w", err), file.Close())
+	}
+	return file, nil
+}
+
 // Replies of the launcher. If there is no reply, the program runs.
 const (
-	replyListener   = 'L' // with the seccomp listener's descriptor
-	replyUnreported = 'D' // in a rootless sandbox: the filter refuses without telling anybody
-	replyFailure    = 'F' // confinement failed; text follows
-	replyExec       = 'X' // the program cannot be run; status byte and errno follow
-	replyStarted    = 'P' // the program runs below the first process of its view; with its pidfd
-	replyTerminal   = 'T' // with the master of the program's pseudoterminal
-	replyStopped    = 'S' // the signal that stopped that program follows
-	replyEnded      = 'E' // the wait status of that program follows
+	ReplyListener   = 'L' // with the seccomp listener's descriptor
+	ReplyUnreported = 'D' // in a rootless sandbox: the filter refuses without telling anybody
+	ReplyFailure    = 'F' // confinement failed; text follows
+	ReplyExec       = 'X' // the program cannot be run; status byte and errno follow
+	ReplyStarted    = 'P' // the program runs below the first process of its view; with its pidfd
+	ReplyTerminal   = 'T' // with the master of the program's pseudoterminal
+	ReplyStopped    = 'S' // the signal that stopped that program follows
+	ReplyEnded      = 'E' // the wait status of that program follows
 )
 
-// Launch is the launcher: main calls it first, as does TestMain of every package
-// that starts confinements. In any other process it returns at once.
+// init is the launcher. In any process but the launcher and the first process of a view
+// it does nothing.
 //
 // The sidecar starts its own binary under another name, directly in the
 // plugin's cgroup and network namespace. This function then removes from the
 // process what the plugin is not to have and replaces it by the plugin. It has
 // to run before anything else does: until then the process is privileged.
-func Launch() {
-	if len(os.Args) == 0 {
-		return
-	}
-	switch os.Args[0] {
-	case launcherName, initName:
-	case rootlessSetupName, rootlessInitName:
-		runRootlessInit(os.Args[0])
-	default:
+//
+// The Go runtime initialises packages by import path once their imports are, so that this
+// package is early as long as it imports little. The later ones (messages of Envoy,
+// clients, metrics) take 5 ms in each of the two processes, and neither needs them.
+func init() { //nolint:gochecknoinits // main would come after the initialisation of every package
+	if len(os.Args) == 0 || os.Args[0] != Name && os.Args[0] != initName {
 		return
 	}
 	runtime.LockOSThread() // credentials and filters are a thread's; exec keeps this one's
@@ -105,9 +126,9 @@ func Launch() {
 	if exec, ok := errors.AsType[*ExecError](err); ok {
 		var errno unix.Errno
 		errors.As(exec.Err, &errno)
-		reply(binary.NativeEndian.AppendUint32([]byte{replyExec, byte(exec.Status)}, uint32(errno)), -1)
+		reply(binary.NativeEndian.AppendUint32([]byte{ReplyExec, byte(exec.Status)}, uint32(errno)), -1)
 	} else if err != nil {
-		reply(append([]byte{replyFailure}, err.Error()...), -1)
+		reply(append([]byte{ReplyFailure}, err.Error()...), -1)
 	} else {
 		os.Exit(0) //nolint:forbidigo // only a self-test comes back
 	}
@@ -121,12 +142,12 @@ func reply(text []byte, fd int) {
 		rights = unix.UnixRights(fd)
 	}
 	// An error cannot be reported here; the sidecar sees the end of the process.
-	_ = unix.Sendmsg(statusFD, text, rights, nil, unix.MSG_NOSIGNAL)
+	_ = unix.Sendmsg(StatusFD, text, rights, nil, unix.MSG_NOSIGNAL)
 }
 
 func launch() error {
-	file := os.NewFile(specFD, "order")
-	var o launchSpec
+	file := os.NewFile(SpecFD, "order")
+	var o Spec
 	if err := gob.NewDecoder(file).Decode(&o); err != nil {
 		return fmt.Errorf("read order: %w", err)
 	}
@@ -134,7 +155,7 @@ func launch() error {
 		return runViewInit(&o)
 	}
 	if o.EnterCgroup {
-		if _, err := unix.Write(cgroupFD, []byte("0")); err != nil {
+		if _, err := unix.Write(CgroupFD, []byte("0")); err != nil {
 			return fmt.Errorf("enter cgroup: %w", err)
 		}
 	}
@@ -149,7 +170,7 @@ func launch() error {
 	}
 	if o.SelfTest != 0 {
 		// As exec would: the sidecar takes the program for running.
-		if err := unix.Close(statusFD); err != nil {
+		if err := unix.Close(StatusFD); err != nil {
 			return fmt.Errorf("close status socket: %w", err)
 		}
 		return runSelfTest(o.SelfTest)
@@ -160,20 +181,20 @@ func launch() error {
 // filterCalls installs the filter and hands its listener to the sidecar. In a
 // rootless sandbox the kernel may refuse a listener (EBUSY): a container that reports
 // its own processes' calls already has one, and a process has at most one.
-func filterCalls(o *launchSpec) error {
+func filterCalls(o *Spec) error {
 	p := filter(o.Limits.UnixSockets, o.Limits.ReportListen)
 	listener, err := installFilter(p)
 	if o.Rootless != nil && errors.Is(err, unix.EBUSY) {
 		if err := installFilterUnreported(p); err != nil {
 			return err
 		}
-		reply([]byte{replyUnreported}, -1)
+		reply([]byte{ReplyUnreported}, -1)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	reply([]byte{replyListener}, listener)
+	reply([]byte{ReplyListener}, listener)
 	return nil
 }
 
@@ -193,19 +214,19 @@ func dropInherited() error {
 
 // confine removes what the plugin is not to have. The order matters: what
 // needs a capability comes before the capabilities go.
-func confine(o *launchSpec) error {
+func confine(o *Spec) error {
 	if err := dropInherited(); err != nil {
 		return err
 	}
 	if o.Rootless == nil {
-		if err := dropBoundingSet(); err != nil {
+		if err := DropBoundingSet(); err != nil {
 			return err
 		}
 		if err := setCredentials(o.Program.UID, o.Program.GID, o.Program.Groups); err != nil {
 			return err
 		}
 	}
-	if err := dropCapabilities(); err != nil {
+	if err := DropCapabilities(); err != nil {
 		return err
 	}
 	if !o.Limits.Files {
@@ -255,16 +276,16 @@ func startsHandler(pattern string) bool {
 
 // enterLandlock puts the thread under the Landlock rules that the sidecar made,
 // after adding what only this process knows.
-func enterLandlock(o *launchSpec) error {
-	r := &ruleset{file: os.NewFile(rulesetFD, "landlock rules"), handled: o.Limits.Handled}
+func enterLandlock(o *Spec) error {
+	r := &Ruleset{File: os.NewFile(rulesetFD, "landlock rules"), Handled: o.Limits.Handled}
 	if o.Rootless != nil {
 		// Made here: /proc is another one than the sidecar's.
 		var err error
-		if r, err = newRuleset(o.Rootless.Files, false, o.Limits.Private); err != nil {
+		if r, err = NewRuleset(o.Rootless.Files, false, o.Limits.Private); err != nil {
 			return err
 		}
 	}
-	if r == nil || r.handled == 0 {
+	if r == nil || r.Handled == 0 {
 		return nil
 	}
 	if o.Limits.Files {
@@ -273,7 +294,7 @@ func enterLandlock(o *launchSpec) error {
 		if err := r.allow("/proc/self", rightsToRead|rightsToUse, nil); err != nil {
 			return fmt.Errorf("limit files: %w", err)
 		}
-		for _, path := range candidates(o.Program.Path, o.Program.Env) {
+		for _, path := range Candidates(o.Program.Path, o.Program.Env) {
 			if err := r.allowProgram(path, o.Limits.Private, 1); err != nil {
 				return err
 			}
@@ -300,9 +321,9 @@ func resetOOMScore() error {
 	return nil
 }
 
-// dropBoundingSet empties the bounding set, and sets the bits that keep root from
+// DropBoundingSet empties the bounding set, and sets the bits that keep root from
 // being special, locked: they matter when the plugin runs as root.
-func dropBoundingSet() error {
+func DropBoundingSet() error {
 	for capability := uintptr(0); capability <= unix.CAP_LAST_CAP+16; capability++ {
 		err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0)
 		if errors.Is(err, unix.EINVAL) {
@@ -341,8 +362,8 @@ func setCredentials(uid, gid int, groups []int) error {
 	return nil
 }
 
-// dropCapabilities drops the rest and proves it.
-func dropCapabilities() error {
+// DropCapabilities drops the rest and proves it.
+func DropCapabilities() error {
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return fmt.Errorf("clear ambient capabilities: %w", err)
 	}
@@ -381,16 +402,16 @@ func closeOnExec() error {
 }
 
 // execute replaces the process by the program.
-func execute(o *launchSpec) error {
+func execute(o *Spec) error {
 	return searchProgram(o, func(path string, args []string) error { return syscall.Exec(path, args, o.Program.Env) })
 }
 
 // searchProgram looks for the program as execvp(3) does, and runs the first that
 // can be run. A file that is no program the kernel knows is a script for /bin/sh.
-func searchProgram(o *launchSpec, run func(path string, args []string) error) error {
+func searchProgram(o *Spec, run func(path string, args []string) error) error {
 	const shell = "/bin/sh"
 	last := &ExecError{Path: o.Program.Path, Status: 127, Err: unix.ENOENT}
-	for _, path := range candidates(o.Program.Path, o.Program.Env) {
+	for _, path := range Candidates(o.Program.Path, o.Program.Env) {
 		err := run(path, o.Program.Args)
 		if errors.Is(err, unix.ENOEXEC) && !isBinary(path) {
 			err = run(shell, append([]string{shell, path}, o.Program.Args[1:]...))
@@ -429,7 +450,9 @@ func isBinary(path string) bool {
 	return bytes.IndexByte(line, 0) >= 0
 }
 
-func candidates(name string, env []string) []string {
+// Candidates returns the paths where a program is looked for, in order: the name itself if
+// it holds a slash, else one in each directory of PATH.
+func Candidates(name string, env []string) []string {
 	if name == "" {
 		return nil
 	}
@@ -443,11 +466,14 @@ func candidates(name string, env []string) []string {
 		}
 	}
 	var paths []string
-	for _, dir := range filepath.SplitList(search) {
+	if search == "" {
+		return nil
+	}
+	for dir := range strings.SplitSeq(search, ":") {
 		if dir == "" {
 			dir = "."
 		}
-		// filepath.Join would drop the "./" that keeps exec from a look-up.
+		// path.Join would drop the "./" that keeps exec from a look-up.
 		paths = append(paths, dir+"/"+name)
 	}
 	return paths

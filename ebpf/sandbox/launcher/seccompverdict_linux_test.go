@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import (
 	"fmt"
@@ -79,7 +79,7 @@ func eachFilter(t *testing.T, test func(t *testing.T, p []unix.SockFilter, unixS
 // allowed whatever its arguments, and for no other.
 func TestConstantVerdicts(t *testing.T) {
 	eachFilter(t, func(t *testing.T, p []unix.SockFilter, _, listens bool) {
-		refused, judged := refusedCalls(), conditionalCalls()
+		refused, judged := RefusedCalls(), conditionalCalls()
 		for number := range uint32(highestNumber) {
 			_, isRefused := refused[number]
 			want := !isRefused && number != unix.SYS_CLONE3 && (!listens || number != unix.SYS_LISTEN)
@@ -105,7 +105,7 @@ func TestForeignCalls(t *testing.T) {
 				{number: number, arch: unix.AUDIT_ARCH_I386},
 				{number: number, arch: unix.AUDIT_ARCH_ARM},
 				{number: number, arch: 0},
-				{number: number | foreignNumber, arch: NativeArch},
+				{number: number | ForeignNumber, arch: NativeArch},
 			} {
 				if verdict, _, err := evaluate(p, &c); err != nil || verdict != verdictNotify {
 					t.Fatalf("call %#x of architecture %#x: got verdict %#x, error %v, want %#x", c.number, c.arch, verdict, err, uint32(verdictNotify))
@@ -188,19 +188,19 @@ func BenchmarkFilter(b *testing.B) {
 
 // benchmarkFilter makes a call under a filter, on a thread that ends with it.
 func benchmarkFilter(b *testing.B, p []unix.SockFilter, c [4]uintptr) {
-	err := OnThread(func() (bool, error) {
+	err := onThread(func() error {
 		if p != nil {
 			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-				return false, err
+				return err
 			}
 			if err := installFilterUnreported(p); err != nil {
-				return false, err
+				return err
 			}
 		}
 		for b.Loop() {
 			_, _, _ = unix.RawSyscall(c[0], c[1], c[2], c[3])
 		}
-		return false, nil
+		return nil
 	})
 	if err != nil {
 		b.Error(err)

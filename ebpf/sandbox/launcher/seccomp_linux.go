@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import (
 	"fmt"
@@ -57,9 +57,9 @@ const (
 	ioctlVhost = 0xaf00
 )
 
-// refusedCalls are never needed by a plugin and reach past its hooks, or offer
+// RefusedCalls are never needed by a plugin and reach past its hooks, or offer
 // attack surface that its work does not need.
-func refusedCalls() map[uint32]string {
+func RefusedCalls() map[uint32]string {
 	calls := refusedCallsOfArch()
 	maps.Copy(calls, map[uint32]string{
 		unix.SYS_BPF:               "bpf",
@@ -185,9 +185,9 @@ func filter(unixSockets, listens bool) []unix.SockFilter {
 	if listens {
 		p.ifEqual(unix.SYS_LISTEN, verdictNotify)
 	}
-	p.ifAnyBit(foreignNumber, verdictNotify)
+	p.ifAnyBit(ForeignNumber, verdictNotify)
 	judged := conditionalCalls()
-	for _, number := range slices.Sorted(maps.Keys(refusedCalls())) {
+	for _, number := range slices.Sorted(maps.Keys(RefusedCalls())) {
 		if !judged[number] {
 			p.ifEqual(number, verdictNotify)
 		}

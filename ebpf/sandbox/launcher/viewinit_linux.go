@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import (
 	"encoding/binary"
@@ -16,7 +16,7 @@ import (
 // the first process of the plugin's PID namespace, still with root's privileges.
 // It makes the view, gives the privileges up, and executes this binary again,
 // since only that takes credentials from every thread of a process.
-func buildView(o *launchSpec, file *os.File) error {
+func buildView(o *Spec, file *os.File) error {
 	if err := dropInherited(); err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func buildView(o *launchSpec, file *os.File) error {
 // dropToUser changes to the plugin's user, and keeps one capability until the next
 // exec, which takes it: to execute this binary, which the plugin's user may not
 // be permitted to.
-func dropToUser(o *launchSpec) error {
+func dropToUser(o *Spec) error {
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
@@ -50,7 +50,7 @@ func dropToUser(o *launchSpec) error {
 	if err := setCapabilities(execCapability | 1<<unix.CAP_SETPCAP); err != nil {
 		return err
 	}
-	if err := dropBoundingSet(); err != nil {
+	if err := DropBoundingSet(); err != nil {
 		return err
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
@@ -79,11 +79,11 @@ func setCapabilities(set uint32) error {
 // plugin's user, without capabilities. It puts itself under the rules that the
 // program inherits, starts it, and collects what ends until the program has
 // ended. With it ends everything in the view.
-func runViewInit(o *launchSpec) error {
+func runViewInit(o *Spec) error {
 	if err := os.WriteFile("/proc/self/comm", []byte(initName), 0); err != nil { // ps(1) shows it
 		return fmt.Errorf("name first process: %w", err)
 	}
-	if err := dropCapabilities(); err != nil {
+	if err := DropCapabilities(); err != nil {
 		return err
 	}
 	if !o.Limits.Files {
@@ -107,12 +107,12 @@ func runViewInit(o *launchSpec) error {
 	if err := defaultSignals(); err != nil {
 		return err
 	}
-	reply([]byte{replyStarted}, pidfd)
+	reply([]byte{ReplyStarted}, pidfd)
 	if err := unix.Close(pidfd); err != nil {
 		return fmt.Errorf("close pidfd: %w", err)
 	}
-	status := reap(program, streamOf(o.Program.Terminal))
-	reply(binary.NativeEndian.AppendUint32([]byte{replyEnded}, uint32(status)), -1)
+	status := reap(program, StreamOf(o.Program.Terminal))
+	reply(binary.NativeEndian.AppendUint32([]byte{ReplyEnded}, uint32(status)), -1)
 	os.Exit(0) //nolint:forbidigo // the kernel ends everything in the namespace with its first process
 	return nil
 }
@@ -142,17 +142,17 @@ func defaultSignals() error {
 
 // enterViewLandlock puts the thread under Landlock rules, made here since they are for
 // the files that the view shows.
-func enterViewLandlock(o *launchSpec) error {
+func enterViewLandlock(o *Spec) error {
 	files := o.ViewFiles
 	if files != nil {
 		files = &Files{Read: append(viewPaths(), files.Read...), Write: append(viewWritable(o.Program.Env), files.Write...)}
 	}
-	r, err := newRuleset(files, o.Limits.AllowAbstract, o.Limits.Private)
+	r, err := NewRuleset(files, o.Limits.AllowAbstract, o.Limits.Private)
 	if err != nil || r == nil {
 		return err
 	}
 	if files != nil {
-		for _, path := range candidates(o.Program.Path, o.Program.Env) {
+		for _, path := range Candidates(o.Program.Path, o.Program.Env) {
 			if err := r.allowProgram(path, o.Limits.Private, 1); err != nil {
 				return err
 			}
@@ -163,21 +163,22 @@ func enterViewLandlock(o *launchSpec) error {
 
 // startProgram starts the program as a child that leads a session of its own, or
 // a job of this process's session where it has a terminal.
-func startProgram(o *launchSpec) (pid, pidfd int, err error) {
+func startProgram(o *Spec) (pid, pidfd int, err error) {
 	// The plugin has the same user: it is not to look into this process.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return 0, -1, fmt.Errorf("hide memory: %w", err)
 	}
 	attributes := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
-	if stream := streamOf(o.Program.Terminal); stream >= 0 {
+	if stream := StreamOf(o.Program.Terminal); stream >= 0 {
 		if err := setControllingTerminal(stream); err != nil {
 			return 0, -1, err
 		}
 		attributes = &syscall.SysProcAttr{Setpgid: true, Foreground: !o.Program.Background, Ctty: stream, PidFD: &pidfd}
 	}
 	err = searchProgram(o, func(path string, args []string) error {
-		// A process is not started to find that there is no such file.
-		if _, err := os.Stat(path); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		// A process is not started to find that there is no such file, or that this
+		// user may not execute it: access(2) fails as execve(2) would.
+		if err := unix.Access(path, unix.X_OK); err != nil {
 			return err
 		}
 		var err error
@@ -214,7 +215,7 @@ func reap(program, stream int) syscall.WaitStatus {
 			if signal == unix.SIGTTIN || signal == unix.SIGTTOU {
 				foregroundJob(stream, program)
 			}
-			reply(binary.NativeEndian.AppendUint32([]byte{replyStopped}, uint32(signal)), -1)
+			reply(binary.NativeEndian.AppendUint32([]byte{ReplyStopped}, uint32(signal)), -1)
 		case pid == program:
 			return status
 		}

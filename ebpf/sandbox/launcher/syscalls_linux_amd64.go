@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import "golang.org/x/sys/unix"
 
@@ -6,11 +6,11 @@ import "golang.org/x/sys/unix"
 // (include/uapi/linux/audit.h).
 const NativeArch = unix.AUDIT_ARCH_X86_64
 
-// foreignNumber is the bit that marks a call of the x32 ABI, which shares the
+// ForeignNumber is the bit that marks a call of the x32 ABI, which shares the
 // architecture's name (arch/x86/include/uapi/asm/unistd.h).
-const foreignNumber = 0x40000000
+const ForeignNumber = 0x40000000
 
-// refusedCallsOfArch add to [refusedCalls] what only this architecture has:
+// refusedCallsOfArch add to [RefusedCalls] what only this architecture has:
 // segment descriptors of a process's own making, and the loader of a binary
 // format that is gone.
 func refusedCallsOfArch() map[uint32]string {

@@ -1,10 +1,11 @@
-package sandbox
+package launcher
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	slash "path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,8 +32,8 @@ func attach(tree, target int) error {
 	return unix.MoveMount(tree, "", target, "", flags)
 }
 
-// attachAt mounts a copied tree on a path of the host's.
-func attachAt(tree int, path string) error {
+// AttachAt mounts a copied tree on a path of the host's.
+func AttachAt(tree int, path string) error {
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
@@ -120,6 +121,23 @@ func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
+// resolve returns an absolute path without links for one that exists, as
+// [path/filepath.EvalSymlinks] does; that package is initialised late.
+func resolve(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("resolve %s: %w", path, err)
+	}
+	name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		return "", fmt.Errorf("resolve %s: %w", path, err)
+	}
+	if !slash.IsAbs(name) { // a pipe or a socket has no place in the file tree
+		return "", fmt.Errorf("resolve %s: %w", path, unix.ENOENT)
+	}
+	return name, nil
+}
+
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
@@ -136,7 +154,7 @@ func isDirectory(fd int) (bool, error) {
 
 // makeViewDir makes a directory below [Own] and returns its path.
 func makeViewDir(names ...string) (string, error) {
-	path := filepath.Join(append([]string{Own}, names...)...)
+	path := slash.Join(append([]string{Own}, names...)...)
 	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // the program reads it
 		return "", fmt.Errorf("make directory of the view: %w", err)
 	}

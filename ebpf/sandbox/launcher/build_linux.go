@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import (
 	"cmp"
@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	slash "path"
 	"slices"
 	"strconv"
 
@@ -45,7 +45,7 @@ func (v *View) Build() error {
 // covers it, or it is kept.
 func (v *View) Shows(path string) bool {
 	_, covered := v.covering(path)
-	return !covered || slices.ContainsFunc(v.Kept, func(kept Kept) bool { return within(path, filepath.Clean(kept.Path)) })
+	return !covered || slices.ContainsFunc(v.Kept, func(kept Kept) bool { return within(path, slash.Clean(kept.Path)) })
 }
 
 // covering returns the tree that covers a path, if any.
@@ -90,7 +90,7 @@ func (v *View) copyKept() ([]copied, error) {
 func (v *View) outermost() []Kept {
 	var out []Kept
 	for _, kept := range slices.SortedFunc(slices.Values(v.Kept), func(a, b Kept) int { return cmp.Compare(len(a.Path), len(b.Path)) }) {
-		kept.Path = filepath.Clean(kept.Path)
+		kept.Path = slash.Clean(kept.Path)
 		shown := func(outer Kept) bool { return within(kept.Path, outer.Path) && kept.ReadOnly == outer.ReadOnly }
 		if _, covered := v.covering(kept.Path); covered && !slices.ContainsFunc(out, shown) {
 			out = append(out, kept)
@@ -160,7 +160,7 @@ func (v *View) mountTree(tree Tree, source int) error {
 	if err := restrict(source, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", tree.Source, tree.Path, err)
 	}
-	if err := attachAt(source, tree.Path); err != nil {
+	if err := AttachAt(source, tree.Path); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", tree.Source, tree.Path, err)
 	}
 	return unix.Close(source)
@@ -168,7 +168,7 @@ func (v *View) mountTree(tree Tree, source int) error {
 
 // makeRuntimeDirectories makes the directories in /run that programs expect.
 func (v *View) makeRuntimeDirectories() error {
-	own := filepath.Join(RuntimeRoot, strconv.Itoa(v.UID))
+	own := slash.Join(RuntimeRoot, strconv.Itoa(v.UID))
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode
@@ -214,7 +214,7 @@ func mountProcesses() error {
 		return fmt.Errorf("mount process table: %w", err)
 	}
 	for _, mask := range masks {
-		if err := attachAt(mask.fd, mask.path); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := AttachAt(mask.fd, mask.path); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("mask %s: %w", mask.path, err)
 		}
 		if err := unix.Close(mask.fd); err != nil {
@@ -256,7 +256,7 @@ func (v *View) replaceFiles() error {
 		if err != nil || target == "" {
 			return err
 		}
-		source := filepath.Join(dir, strconv.Itoa(i))
+		source := slash.Join(dir, strconv.Itoa(i))
 		if err := os.WriteFile(source, file.Content, 0o644); err != nil { //nolint:gosec // the program reads it
 			return fmt.Errorf("write %s of the view: %w", file.Path, err)
 		}
@@ -271,7 +271,7 @@ func (v *View) replaceFiles() error {
 // link into /run has no target in the view, and the file that it names is made there.
 // Empty: there is no such file and no place for one.
 func (v *View) mountTarget(path string) (string, error) {
-	target, err := filepath.EvalSymlinks(path)
+	target, err := resolve(path)
 	if err == nil {
 		return target, nil
 	}
@@ -279,18 +279,18 @@ func (v *View) mountTarget(path string) (string, error) {
 	if err != nil {
 		return "", nil //nolint:nilerr // the host has no such file
 	}
-	if !filepath.IsAbs(link) {
-		link = filepath.Join(filepath.Dir(path), link)
+	if !slash.IsAbs(link) {
+		link = slash.Join(slash.Dir(path), link)
 	}
-	tree, ok := v.covering(filepath.Clean(link))
+	tree, ok := v.covering(slash.Clean(link))
 	if !ok {
 		return "", nil
 	}
-	fd, err := openBelow(tree.Path, filepath.Clean(link), false)
+	fd, err := openBelow(tree.Path, slash.Clean(link), false)
 	if err != nil {
 		return "", err
 	}
-	return filepath.Clean(link), unix.Close(fd)
+	return slash.Clean(link), unix.Close(fd)
 }
 
 // mountTwins mounts trees a second time without following links: see

@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import "golang.org/x/sys/unix"
 
@@ -6,7 +6,7 @@ import "golang.org/x/sys/unix"
 // (include/uapi/linux/audit.h).
 const NativeArch = unix.AUDIT_ARCH_AARCH64
 
-// foreignNumber is a bit that no call of this architecture has.
-const foreignNumber = 0x40000000
+// ForeignNumber is a bit that no call of this architecture has.
+const ForeignNumber = 0x40000000
 
 func refusedCallsOfArch() map[uint32]string { return map[uint32]string{} }

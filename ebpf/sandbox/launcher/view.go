@@ -1,16 +1,12 @@
-// Package sandbox confines a process: the launcher (this binary, executed again) and
-// the steps that it takes before it becomes the program, which are capabilities,
-// user, Landlock and seccomp; cgroups and network namespaces; and a view of the
-// program's own of the host's files and processes. [Rootless] does it without
-// privileges. Package ebpf adds the kernel programs.
+// Package launcher is what this binary does when a sandbox executes it again: the steps
+// that a process takes before it becomes the program (capabilities, user, Landlock,
+// seccomp), the view of the host's files and processes that it may get, and the first
+// process of that view. Package sandbox starts it.
 //
-// A [View] has private directories for temporary files, sockets and runtime data, a
-// process table and IPC objects that it shares with no other process, terminals of
-// its own, and account, resolver and trust store files that fit it. The rest of the
-// file tree stays visible as far as the program's user may read it. The caller makes
-// the namespaces (mount, PID, IPC) and calls [View.Build] as the first process in
-// them, with root's privileges, before anything else runs.
-package sandbox
+// It takes over in its init, before packages are initialised that neither process
+// needs, and so imports only what is initialised early: no package but the standard
+// library's, x/sys and internal/terminal.
+package launcher
 
 // View describes what a program sees in the place of the host's files.
 type View struct {

@@ -1,10 +1,9 @@
-package sandbox
+package launcher
 
 import (
 	"bufio"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -68,10 +67,11 @@ func attempt(name, argument string) error {
 	return fmt.Errorf("no attempt is called %q", name)
 }
 
-// SelfTestDestination is where the self-test connects to.
-func SelfTestDestination() netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{240, 0, 0, 1}), 80)
-}
+// SelfTestPort is the port that the self-test connects to.
+const SelfTestPort = 80
+
+// SelfTestAddress returns the address that goes with [SelfTestPort].
+func SelfTestAddress() [4]byte { return [4]byte{240, 0, 0, 1} }
 
 func sendDatagram(connected bool) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -114,8 +114,7 @@ func connectOut() error {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	to := SelfTestDestination()
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: SelfTestAddress(), Port: SelfTestPort}); err != nil {
 		return err
 	}
 	var answer [1]byte

@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import (
 	"errors"
@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
+	slash "path"
 	"slices"
 	"strconv"
 )
@@ -32,15 +32,15 @@ func (v *View) replaceTrust() error {
 	}
 	bundles := map[string][]string{} // by directory, the names of its bundles
 	for _, file := range SystemBundles() {
-		path, err := filepath.EvalSymlinks(file)
+		path, err := resolve(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("find trust store: %w", err)
 		}
-		dir := filepath.Dir(path)
-		bundles[dir] = append(bundles[dir], filepath.Base(path))
+		dir := slash.Dir(path)
+		bundles[dir] = append(bundles[dir], slash.Base(path))
 	}
 	for n, dir := range slices.Sorted(maps.Keys(bundles)) {
 		if err := v.replaceTrustIn(dir, bundles[dir], strconv.Itoa(n)); err != nil {
@@ -67,12 +67,12 @@ func (v *View) replaceTrustIn(dir string, names []string, id string) error {
 		return fmt.Errorf("read trust store: %w", err)
 	}
 	for _, entry := range entries {
-		if err := os.Symlink(filepath.Join(old, entry.Name()), filepath.Join(links, entry.Name())); err != nil {
+		if err := os.Symlink(slash.Join(old, entry.Name()), slash.Join(links, entry.Name())); err != nil {
 			return fmt.Errorf("link trust store: %w", err)
 		}
 	}
 	for _, name := range names {
-		link := filepath.Join(links, name)
+		link := slash.Join(links, name)
 		if err := errors.Join(os.Remove(link), os.Symlink(v.Trust.Bundle, link)); err != nil {
 			return fmt.Errorf("link trust store: %w", err)
 		}

@@ -1,4 +1,4 @@
-package sandbox
+package launcher
 
 import (
 	"debug/elf"
@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+	slash "path"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,7 +17,7 @@ import (
 
 // Landlock ABI versions (Documentation/userspace-api/landlock.rst).
 const (
-	landlockRefer    = 2 // Linux 5.19: links and renames between directories can be allowed
+	LandlockRefer    = 2 // Linux 5.19: links and renames between directories can be allowed
 	landlockTruncate = 3 // Linux 6.2: truncation can be forbidden
 	landlockDevices  = 5 // Linux 6.10: ioctl on devices can be forbidden
 	landlockScope    = 6 // Linux 6.12: signals and abstract sockets can be kept inside
@@ -53,7 +53,7 @@ func LandlockVersion() int {
 // SupportsScope reports whether a Landlock domain keeps the plugin from other
 // processes here. The first version cannot allow renames between
 // directories, which programs need.
-func SupportsScope() bool { return LandlockVersion() >= landlockRefer }
+func SupportsScope() bool { return LandlockVersion() >= LandlockRefer }
 
 // FilesSupported reports why [Command.Files] cannot be enforced here; nil: it can.
 func FilesSupported() error {
@@ -63,13 +63,13 @@ func FilesSupported() error {
 	return nil
 }
 
-// ruleset is a Landlock ruleset in the making.
-type ruleset struct {
-	file    *os.File
-	handled uint64
+// Ruleset is a Landlock Ruleset in the making.
+type Ruleset struct {
+	File    *os.File
+	Handled uint64 // the rights that the rules handle
 }
 
-// newRuleset makes the rules for a plugin, in the sidecar, so that what cannot be
+// NewRuleset makes the rules for a plugin, in the sidecar, so that what cannot be
 // granted is known before anything starts. Without files they forbid none; what
 // matters then is what a domain brings with it: a process in one cannot trace
 // those outside, and so cannot write its /proc/PID/mem or read its environment
@@ -78,13 +78,13 @@ type ruleset struct {
 // plugin's user has other processes: under sudo, with a named user, as root.
 //
 // Without files, and on a kernel without such domains, there are no rules: nil.
-func newRuleset(files *Files, abstract bool, private []string) (*ruleset, error) {
+func NewRuleset(files *Files, abstract bool, private []string) (*Ruleset, error) {
 	version := LandlockVersion()
 	switch {
 	case files != nil && version < landlockTruncate:
 		return nil, fmt.Errorf("limit files: the kernel has version %d of Landlock, and version %d is needed (Linux 6.2, with landlock among the active security modules: boot parameter lsm=)",
 			version, landlockTruncate)
-	case version < landlockRefer:
+	case version < LandlockRefer:
 		return nil, nil //nolint:nilnil // no rules, as described
 	}
 	attr := unix.LandlockRulesetAttr{Handled_access_fs: unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK | unix.LANDLOCK_ACCESS_FS_REFER}
@@ -106,20 +106,20 @@ func newRuleset(files *Files, abstract bool, private []string) (*ruleset, error)
 	if errno != 0 {
 		return nil, fmt.Errorf("make landlock rules: %w", errno)
 	}
-	r := &ruleset{file: os.NewFile(fd, "landlock rules"), handled: attr.Handled_access_fs}
+	r := &Ruleset{File: os.NewFile(fd, "landlock rules"), Handled: attr.Handled_access_fs}
 	var err error
 	if files == nil {
-		err = r.allow("/", r.handled, nil) // a domain has to handle some access
+		err = r.allow("/", r.Handled, nil) // a domain has to handle some access
 	} else {
 		err = r.allowFiles(files, private)
 	}
 	if err != nil {
-		return nil, errors.Join(err, r.close())
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }
 
-func (r *ruleset) allowFiles(files *Files, private []string) error {
+func (r *Ruleset) allowFiles(files *Files, private []string) error {
 	for _, path := range basePaths() {
 		if err := r.allow(path, rightsToRead, private); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("limit files: what every program needs: %w", err)
@@ -152,14 +152,14 @@ func crossesWritableLink(path string, writable []string) error {
 	split := func(path string) []string {
 		return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
 	}
-	for rest := split(filepath.Clean(path)); len(rest) > 0; {
+	for rest := split(slash.Clean(path)); len(rest) > 0; {
 		name := rest[0]
 		rest = rest[1:]
 		if name == ".." {
-			at = filepath.Dir(at)
+			at = slash.Dir(at)
 			continue
 		}
-		next := filepath.Join(at, name)
+		next := slash.Join(at, name)
 		target, err := os.Readlink(next)
 		if err != nil { // no link, or nothing: the caller opens it
 			at = next
@@ -173,7 +173,7 @@ func crossesWritableLink(path string, writable []string) error {
 		if links++; links > maxLinks {
 			return fmt.Errorf("%s: %w", path, unix.ELOOP)
 		}
-		if filepath.IsAbs(target) {
+		if slash.IsAbs(target) {
 			at = "/"
 		}
 		rest = append(slices.DeleteFunc(split(target), func(name string) bool { return name == "." }), rest...)
@@ -199,11 +199,16 @@ func basePaths() []string {
 		"/proc/filesystems", "/proc/sys", "/sys/devices/system/cpu", "/sys/kernel/mm/transparent_hugepage",
 	}
 	// Debian keeps the configuration of its Java below /etc.
-	java, err := filepath.Glob("/etc/java-*")
+	entries, err := os.ReadDir("/etc")
 	if err != nil {
-		return paths // never: the pattern is well formed
+		return paths
 	}
-	return append(paths, java...)
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), "java-") {
+			paths = append(paths, "/etc/"+entry.Name())
+		}
+	}
+	return paths
 }
 
 // viewPaths are what a program may read of its view beside the base paths: all
@@ -237,8 +242,8 @@ func baseDevices() []string {
 
 // allow lets a path and what is below it be used, unless something private is
 // there.
-func (r *ruleset) allow(path string, rights uint64, private []string) error {
-	if !filepath.IsAbs(path) {
+func (r *Ruleset) allow(path string, rights uint64, private []string) error {
+	if !slash.IsAbs(path) {
 		return fmt.Errorf("%q is not an absolute path", path)
 	}
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -257,7 +262,7 @@ func (r *ruleset) allow(path string, rights uint64, private []string) error {
 	return r.add(fd, rights)
 }
 
-func (r *ruleset) add(fd int, rights uint64) error {
+func (r *Ruleset) add(fd int, rights uint64) error {
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
 		return fmt.Errorf("add landlock rule: %w", err)
@@ -265,8 +270,8 @@ func (r *ruleset) add(fd int, rights uint64) error {
 	if stat.Mode&unix.S_IFMT != unix.S_IFDIR {
 		rights &= rightsOfFile
 	}
-	rule := unix.LandlockPathBeneathAttr{Allowed_access: rights & r.handled, Parent_fd: int32(fd)}
-	_, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, r.file.Fd(), unix.LANDLOCK_RULE_PATH_BENEATH,
+	rule := unix.LandlockPathBeneathAttr{Allowed_access: rights & r.Handled, Parent_fd: int32(fd)}
+	_, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, r.File.Fd(), unix.LANDLOCK_RULE_PATH_BENEATH,
 		uintptr(unsafe.Pointer(&rule)), 0, 0, 0) //nolint:gosec // struct landlock_path_beneath_attr
 	runtime.KeepAlive(&rule)
 	if errno != 0 {
@@ -276,18 +281,19 @@ func (r *ruleset) add(fd int, rights uint64) error {
 }
 
 // enter puts the calling thread under the rules, permanently.
-func (r *ruleset) enter() error {
-	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, r.file.Fd(), 0, 0); errno != 0 {
+func (r *Ruleset) enter() error {
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, r.File.Fd(), 0, 0); errno != 0 {
 		return fmt.Errorf("enter landlock domain: %w", errno)
 	}
 	return nil
 }
 
-func (r *ruleset) close() error {
+// Close closes the file of the rules. A nil Ruleset has none.
+func (r *Ruleset) Close() error {
 	if r == nil {
 		return nil
 	}
-	if err := r.file.Close(); err != nil {
+	if err := r.File.Close(); err != nil {
 		return fmt.Errorf("close landlock rules: %w", err)
 	}
 	return nil
@@ -314,16 +320,16 @@ func ResolveLinks(paths []string) []string {
 	var targets []string
 	for _, path := range paths {
 		rest := ""
-		for dir := filepath.Clean(path); ; dir = filepath.Dir(dir) {
-			if target, err := filepath.EvalSymlinks(dir); err == nil {
-				targets = append(targets, filepath.Join(target, rest))
+		for dir := slash.Clean(path); ; dir = slash.Dir(dir) {
+			if target, err := resolve(dir); err == nil {
+				targets = append(targets, slash.Join(target, rest))
 				break
 			}
 			if dir == "/" || dir == "." {
-				targets = append(targets, filepath.Clean(path))
+				targets = append(targets, slash.Clean(path))
 				break
 			}
-			rest = filepath.Join(filepath.Base(dir), rest)
+			rest = slash.Join(slash.Base(dir), rest)
 		}
 	}
 	slices.Sort(targets)
@@ -338,13 +344,17 @@ const maxInterpreters = 5
 // interpreter that its first line names, the loader that it asks for. It runs in the
 // launcher, when that has no privileges left: the file is the plugin's, and reading it
 // may fail in any way. A file that cannot be run is refused by exec.
-func (r *ruleset) allowProgram(path string, private []string, depth int) error {
+func (r *Ruleset) allowProgram(path string, private []string, depth int) error {
 	if executable := unix.Access(path, unix.X_OK) == nil; !executable || depth > maxInterpreters {
 		return nil
 	}
-	absolute, err := filepath.Abs(path)
-	if err != nil {
-		return fmt.Errorf("limit files: %w", err)
+	absolute := path
+	if !slash.IsAbs(path) {
+		dir, err := os.Getwd()
+		if err != nil {
+			return fmt.Errorf("limit files: %w", err)
+		}
+		absolute = slash.Join(dir, path)
 	}
 	if err := r.allow(absolute, unix.LANDLOCK_ACCESS_FS_EXECUTE|unix.LANDLOCK_ACCESS_FS_READ_FILE, private); err != nil {
 		return fmt.Errorf("limit files: the program: %w", err)

@@ -151,6 +151,24 @@ func ParseCondition(name string) (Conditions, bool) {
 	return 0, false
 }
 
+// ManagedEnvoyEnforces are the conditions that the Envoy which the sidecar configures
+// enforces, together with the sidecar's exits. A client certificate and a signature are
+// not among them: they need a key that Envoy is not given.
+const ManagedEnvoyEnforces = ConditionAddresses | ConditionTLS | ConditionTimeout | ConditionOriginate
+
+// EnvoyUnenforceable returns the conditions that an ext_authz client cannot enforce.
+// enforces are those that it is known to enforce; trusted reports whether its transport
+// may carry a credential. No ext_authz answer can carry a client certificate or a
+// signature.
+func EnvoyUnenforceable(enforces Conditions, trusted bool) Conditions {
+	c := (ConditionAddresses | ConditionTLS | ConditionTimeout) &^ enforces
+	c |= ConditionCertificate | ConditionSignature
+	if !trusted {
+		c |= ConditionCredential
+	}
+	return c
+}
+
 // Reason is the reason of a decision. The zero Reason denies.
 type Reason uint8
 
@@ -297,6 +315,15 @@ func (d Decision) Upstream(requested Destination) Destination {
 		return requested
 	}
 	return d.rule.destination(requested)
+}
+
+// CredentialRef returns what the credential of an allowed access is fetched by; false
+// without one.
+func (d Decision) CredentialRef() (CredentialRef, bool) {
+	if !d.Allowed() || d.Credential == "" || d.rule == nil || d.rule.credential == nil {
+		return CredentialRef{}, false
+	}
+	return d.rule.credential.ref, true
 }
 
 // Terms are the winning rule's requirements for the exchange itself. Terms are

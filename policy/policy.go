@@ -68,10 +68,13 @@ func Load(now time.Time, o Options, paths ...string) ([]Subject, error) {
 		slices.Sort(plugins)
 		return nil, fmt.Errorf("%s: no policy of plugin %q; the plugins are %s", where, o.Plugin, strings.Join(slices.Compact(plugins), ", "))
 	}
-	slices.SortStableFunc(out, func(a, b Subject) int {
-		return cmp.Or(strings.Compare(a.Plugin, b.Plugin), strings.Compare(a.Name, b.Name))
-	})
+	slices.SortStableFunc(out, func(a, b Subject) int { return compareNames(a.Plugin, a.Name, b.Plugin, b.Name) })
 	return out, nil
+}
+
+// compareNames orders by plugin, then by the name of the Sidecar.
+func compareNames(plugin, name, otherPlugin, otherName string) int {
+	return cmp.Or(strings.Compare(plugin, otherPlugin), strings.Compare(name, otherName))
 }
 
 func subject(p configs.PluginPolicy, named string) Subject {
@@ -115,6 +118,9 @@ func (s *Subject) With(revocations []authz.Revocation) *authz.Snapshot {
 	}
 	return engine.Current()
 }
+
+// Config returns the Sidecar with all that it names, nil for grants by themselves.
+func (s *Subject) Config() *configs.Config { return s.source.Sidecar }
 
 // Position returns where a rule is written, or where a grant is if rule is "". They are
 // named as in a decision. It is false for one that the policy does not hold.

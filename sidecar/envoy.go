@@ -43,11 +43,6 @@ type managedEnvoy struct {
 // the kernel half is preferred and not available, the proxy serves them itself.
 func (s *Sidecar) relays(spec *configs.Sidecar) bool { return spec.Relays() && s.confinement.Kernel() }
 
-// EnvoyEnforces are the conditions of rules that the Envoy which the sidecar
-// configures keeps, together with the exits. A client certificate and a signature
-// are not among them: they need a key that Envoy is not given.
-const EnvoyEnforces = authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout | authz.ConditionOriginate
-
 // makeManagedEnvoy makes the two servers of the Envoy that the sidecar configures,
 // when it is asked for.
 func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
@@ -60,7 +55,7 @@ func (s *Sidecar) makeManagedEnvoy(spec *configs.Sidecar) (err error) {
 	}
 	check := extauthz.Config{
 		Plugin: s.name, Gate: s.gate, Ready: func() bool { return s.checkReady() == nil }, Forbidden: s.listening.self.dial,
-		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.cfg.Refused, Enforces: EnvoyEnforces, RouteHeader: true,
+		Group: own.spec.Group, Drain: time.Duration(spec.Drain), Refused: s.cfg.Refused, Enforces: authz.ManagedEnvoyEnforces, RouteHeader: true,
 		Log: s.cfg.Log.Named("envoy.check"), FindPlaceholder: placeholder.Finder(s.plugin.placeholders.current),
 	}
 	if s.egress.resolver != nil {

@@ -469,14 +469,8 @@ func (s *Server) identify(c *check) (authz.Principal, *rejection) {
 
 // unenforceable returns the conditions that the caller does not enforce.
 func (s *Server) unenforceable(ctx context.Context) authz.Conditions {
-	conditions := authz.ConditionAddresses | authz.ConditionTLS | authz.ConditionTimeout
-	conditions &^= s.cfg.Enforces
-	// An answer cannot carry these credentials.
-	conditions |= authz.ConditionCertificate | authz.ConditionSignature
-	if p, ok := peer.FromContext(ctx); !ok || !trusted(p.AuthInfo) {
-		conditions |= authz.ConditionCredential
-	}
-	return conditions
+	p, ok := peer.FromContext(ctx)
+	return authz.EnvoyUnenforceable(s.cfg.Enforces, ok && trusted(p.AuthInfo))
 }
 
 // wantsGRPC reports whether a rejected check came from a gRPC plugin.

@@ -51,11 +51,12 @@ func usageError(format string, args ...any) error {
 type cli struct {
 	stdin          io.Reader
 	stdout, stderr *printable.Writer
-	admin          string // --admin
-	config         string // --config
-	plugin         string // --plugin, of commands that talk to a sidecar
-	output         string // --output
-	curl           bool   // --print-curl
+	admin          string          // --admin
+	config         string          // --config
+	plugin         string          // --plugin, of commands that talk to a sidecar
+	output         string          // --output
+	curl           bool            // --print-curl
+	noted          map[string]bool // the assumptions that were printed
 
 	screen screen              // standard error of run and serve
 	queue  *asyncwriter.Writer // before screen; nil for other commands

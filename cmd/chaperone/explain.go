@@ -24,18 +24,23 @@ import (
 
 func (c *cli) explainCommand() *cobra.Command {
 	var effective bool
-	var upgrade string
+	var ask question
 	cmd := c.withOutput(c.withConfig(&cobra.Command{
 		Use:   "explain [METHOD URL | DECISION-ID]",
 		Short: "Explain a decision",
 		Long: "Explain how an access would be decided, without resolving or dialling; or explain a recorded\n" +
 			"decision. Exit status 3: denied.\n\n" +
 			"  chaperone explain --config sidecar.yaml GET https://api.weather.example/v1/forecast/1\n" +
+			"  chaperone explain --config grants/ --plugin weather --at 2027-01-01T00:00:00Z GET https://api.weather.example/\n" +
 			"  chaperone explain --config sidecar.yaml 0193f6c2-...\n" +
 			"  chaperone explain --config sidecar.yaml --effective",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if c.config == "" {
+			switch {
+			case c.config == "":
 				return usageError("explain: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
+			case !effective && len(args) == 2:
+				ask.method, ask.url = args[0], args[1]
+				return c.explainAccess(ask)
 			}
 			cfg, err := loadConfig(c.config)
 			switch {
@@ -43,8 +48,6 @@ func (c *cli) explainCommand() *cobra.Command {
 				return err
 			case effective && len(args) == 0:
 				return c.printEffective(cfg)
-			case !effective && len(args) == 2:
-				return c.explainAccess(cfg, args[0], args[1], upgrade)
 			case !effective && len(args) == 1:
 				return c.explainRecord(cmd.Context(), cfg, args[0])
 			}
@@ -52,7 +55,7 @@ func (c *cli) explainCommand() *cobra.Command {
 		},
 	}))
 	cmd.Flags().BoolVar(&effective, "effective", false, "print the whole effective policy")
-	cmd.Flags().StringVar(&upgrade, "upgrade", "", "the `PROTOCOL` the access upgrades to, as in websocket")
+	ask.flags(cmd)
 	return cmd
 }
 
@@ -84,36 +87,20 @@ type explained struct {
 	Grant    string         `json:"grant,omitempty"`
 	Rule     string         `json:"rule,omitempty"`
 	Secret   string         `json:"credential,omitempty"`
+	Injects  string         `json:"injects,omitempty"`
+	Upstream string         `json:"upstream,omitempty"`
+	Terms    string         `json:"terms,omitempty"`
+	Limits   []string       `json:"limits,omitempty"`
 	Nearest  *authz.Nearest `json:"nearest,omitempty"`
 	Remedy   string         `json:"remedy,omitempty"`
 	YAML     string         `json:"yaml,omitempty"`
 }
 
-func (c *cli) explainAccess(cfg *configs.Config, method, rawURL, upgrade string) error {
-	req, err := policy.Request(authz.Principal(cfg.Sidecar.Plugin), method, rawURL, upgrade)
-	if err != nil {
-		return c.printExplained(explained{Reason: authz.MalformedRequest.String(), Detail: err.Error()})
-	}
-	snapshot, err := offline(cfg)
-	if err != nil {
-		return err
-	}
-	e := snapshot.Explain(req, authz.Usage{}, time.Now())
-	if e.Decision.Reason == authz.Observed {
-		return c.explainObserved(cfg, req, e, explained{Grant: e.Decision.Grant, Rule: e.Decision.Rule, Detail: e.Detail}, authz.RuleTerms{})
-	}
-	out := explained{
-		Allowed: e.Decision.Allowed(), Reason: e.Decision.Reason.String(), Detail: e.Detail, Grant: e.Decision.Grant,
-		Rule: e.Decision.Rule, Secret: e.Decision.Credential, Nearest: e.Nearest, Remedy: e.Remedy, YAML: e.YAML,
-	}
-	return c.printExplained(out)
-}
-
 // explainObserved explains an access that passes because something observes: with
 // the rule that grants it once nothing does, under the terms that became known.
-func (c *cli) explainObserved(cfg *configs.Config, req authz.Request, e authz.Explanation, out explained, terms authz.RuleTerms) error {
+func (c *cli) explainObserved(in authz.Input, at time.Time, req authz.Request, e authz.Explanation, out explained, terms authz.RuleTerms) error {
 	out.Allowed, out.Reason = e.Decision.Allowed(), e.Decision.Reason.String()
-	e, err := enforced(cfg, req, terms)
+	e, err := enforced(in, at, req, terms)
 	if err != nil {
 		return err
 	}
@@ -123,22 +110,23 @@ func (c *cli) explainObserved(cfg *configs.Config, req authz.Request, e authz.Ex
 }
 
 // enforced explains the request as it will be decided once nothing observes.
-func enforced(cfg *configs.Config, req authz.Request, terms authz.RuleTerms) (authz.Explanation, error) {
-	in := authz.Input{Plugin: cfg.Sidecar.Plugin, Guardrails: cfg.Guardrails}
-	for _, g := range cfg.Grants {
+func enforced(in authz.Input, at time.Time, req authz.Request, terms authz.RuleTerms) (authz.Explanation, error) {
+	grants := in.Grants
+	in.Grants, in.Observe, in.ObserveUntil = nil, false, time.Time{}
+	for _, g := range grants {
 		g.Rules = slices.Clone(g.Rules)
 		for i := range g.Rules {
 			g.Rules[i].Mode, g.Rules[i].ObserveUntil = authz.ModeEnforce, time.Time{}
 		}
 		in.Grants = append(in.Grants, g)
 	}
-	compiled, problems := authz.Compile(in, time.Now())
+	compiled, problems := authz.Compile(in, at)
 	if len(problems) > 0 {
 		return authz.Explanation{}, fmt.Errorf("compile as enforced: %s: %s", problems[0].Path, problems[0].Message)
 	}
 	engine := &authz.Engine{}
 	engine.Install(compiled)
-	return engine.Current().ExplainWith(req, authz.Usage{}, time.Now(), terms), nil
+	return engine.Current().ExplainWith(req, authz.Usage{}, at, terms), nil
 }
 
 func (c *cli) printExplained(e explained) error {
@@ -153,6 +141,10 @@ func (c *cli) printExplained(e explained) error {
 			{"why:", e.Detail},
 			{"rule:", phrase.Rule(e.Grant, e.Rule)},
 			{"credential:", e.Secret},
+			{"injects:", e.Injects},
+			{"upstream:", e.Upstream},
+			{"terms:", e.Terms},
+			{"limits:", strings.Join(e.Limits, ", ")},
 			{"remedy:", e.Remedy},
 		} {
 			if line.value != "" {
@@ -195,7 +187,7 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 			if late != nil {
 				e.Detail = "it passed, as something observes, and then: " + late.Reason + ", " + late.Detail
 			}
-			return c.explainObserved(cfg, req, authz.Explanation{Decision: authz.Decision{Reason: authz.Observed}}, e, terms)
+			return c.explainObserved(snapshot.Input(), time.Now(), req, authz.Explanation{Decision: authz.Decision{Reason: authz.Observed}}, e, terms)
 		}
 		if now := snapshot.Explain(req, authz.Usage{}, time.Now()); now.Decision.Reason.String() == entry.Reason {
 			e.Detail, e.Nearest, e.Remedy, e.YAML = now.Detail, now.Nearest, now.Remedy, now.YAML

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,6 +24,7 @@ func (c *cli) policyCommand() *cobra.Command {
 			"Exit status 0: yes, the same or narrower. 1: failure, or undecided. 2: usage. 3: no.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	cmd.AddCommand(c.policyProveCommand())
 	cmd.AddCommand(c.policyTestCommand())
 	cmd.AddCommand(c.policyLearnCommand())
 	return cmd
@@ -74,24 +76,59 @@ func (i *instant) Set(s string) error {
 	return nil
 }
 
-// orNow returns the time, or the present.
+// orNow returns the time, or the present in whole seconds, which it stays.
 func (i *instant) orNow() time.Time {
 	if i.IsZero() {
-		return time.Now()
+		i.Time = time.Now().UTC().Truncate(time.Second)
 	}
 	return i.Time
 }
 
-// loadPolicies reads the configurations at paths, and prints to stderr what is assumed of them.
+// loadPolicies reads a configuration, and prints to stderr what is assumed of it. With
+// --plugin it returns the policies of that plugin, and an error without one.
 func (c *cli) loadPolicies(f *policyFlags, paths ...string) ([]policy.Subject, error) {
 	subjects, err := policy.Load(f.at.orNow(), policy.Options{Plugin: f.plugin, Recursive: f.recursive}, paths...)
 	if err != nil {
 		return nil, fmt.Errorf("load %s:\n%w", phrase.List(paths), err)
 	}
+	c.noteAssumed(subjects)
+	return subjects, nil
+}
+
+// loadBoth reads two configurations as loadPolicies does. With --plugin one of them may
+// lack it.
+func (c *cli) loadBoth(f *policyFlags, before, after string) (was, is []policy.Subject, err error) {
+	load := func(path string) ([]policy.Subject, error) {
+		subjects, err := policy.Load(f.at.orNow(), policy.Options{Recursive: f.recursive}, path)
+		if err != nil {
+			return nil, fmt.Errorf("load %s:\n%w", path, err)
+		}
+		subjects = slices.DeleteFunc(subjects, func(s policy.Subject) bool { return f.plugin != "" && s.Plugin != f.plugin })
+		c.noteAssumed(subjects)
+		return subjects, nil
+	}
+	if was, err = load(before); err != nil {
+		return nil, nil, err
+	}
+	if is, err = load(after); err != nil {
+		return nil, nil, err
+	}
+	if len(was)+len(is) == 0 {
+		return nil, nil, fmt.Errorf("neither %s nor %s has a policy of plugin %q", before, after, f.plugin)
+	}
+	return was, is, nil
+}
+
+func (c *cli) noteAssumed(subjects []policy.Subject) {
 	for _, s := range subjects {
 		for _, note := range s.Notes {
-			say(c.stderr, "note: %s", note)
+			if !c.noted[note] {
+				say(c.stderr, "note: %s", note)
+			}
+			if c.noted == nil {
+				c.noted = map[string]bool{}
+			}
+			c.noted[note] = true
 		}
 	}
-	return subjects, nil
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/policy"
-	"github.com/chaperone-proxy/chaperone/policy/prove"
 )
 
 // Options say which tests [Load] returns.
@@ -47,7 +46,7 @@ type expectation struct {
 	form, text   string // allow, deny, never or atMost, and what is under it
 	name         string // unique in the suite
 	at           time.Time
-	door         prove.Door
+	door         policy.Door
 	request      authz.Request
 	malformed    error           // the request cannot be one
 	approved     *policy.Subject // of atMost
@@ -212,7 +211,7 @@ func (s *Suite) expectation(index int) (*expectation, error) {
 	if e.at = e.At; e.at.IsZero() {
 		e.at = s.at
 	}
-	e.door = doorOf(e.Door)
+	e.door, _ = policy.DoorNamed(string(e.Door)) // the loader takes no other
 	switch e.form {
 	case "allow", "deny":
 		e.readRequest()
@@ -261,19 +260,4 @@ func (e *expectation) readRequest() {
 	}
 	e.request, e.malformed = policy.Request(authz.Principal(e.suite.Plugin), method, url, e.Upgrade)
 	e.request.Unenforceable = e.door.Unenforceable
-}
-
-// doorOf returns the door that an expectation names.
-func doorOf(name configs.TestDoor) prove.Door {
-	doors := prove.Doors()
-	switch name {
-	case configs.TestDoorEnvoy:
-		return doors[1]
-	case configs.TestDoorExtAuthz:
-		return doors[2]
-	case configs.TestDoorPlain:
-		return doors[3]
-	case configs.TestDoorProxy:
-	}
-	return doors[0]
 }

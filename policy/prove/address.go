@@ -1,8 +1,8 @@
 package prove
 
 import (
-	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -33,7 +33,7 @@ const nat64Local = "64:ff9b:1::/48"
 
 // addressPair identifies what the decisions on two rules' addresses depend on, besides
 // the never-lists of both policies.
-type addressPair struct{ before, after string }
+type addressPair struct{ before, after ruleName }
 
 // addressSet chooses the addresses to compare.
 type addressSet struct {
@@ -43,8 +43,10 @@ type addressSet struct {
 }
 
 func newAddressSet(before, after *side) addressSet {
-	was, now := before.neverAddresses(), after.neverAddresses()
-	return addressSet{never: append(slices.Clone(was), now...), sameNever: slices.Equal(was, now)}
+	same := slices.EqualFunc(before.guardrails, after.guardrails, func(a, b *authz.Guardrail) bool {
+		return reflect.DeepEqual(a.Plugins, b.Plugins) && reflect.DeepEqual(a.Never, b.Never)
+	})
+	return addressSet{never: slices.Concat(before.neverAddresses(), after.neverAddresses()), sameNever: same}
 }
 
 // neverAddresses returns the addresses of the never-lists, also those that are
@@ -64,8 +66,8 @@ func (s *side) neverAddresses() (out []netip.Prefix) {
 }
 
 // addressesOf returns the addresses that the rule of a decision states.
-func (s *side) addressesOf(grant, rule string) []netip.Prefix {
-	if r := s.byName[grant+"/"+rule]; r != nil {
+func (s *side) addressesOf(name ruleName) []netip.Prefix {
+	if r := s.byName[name]; r != nil {
 		return r.rule.To.Addresses
 	}
 	return nil
@@ -77,16 +79,16 @@ func (c *comparison) newAddress(was, now authz.Decision, to authz.Destination) n
 	if to.Address().IsValid() {
 		return firstNew(was, now, []netip.Addr{to.Address()})
 	}
-	earlier, later := c.before.addressesOf(was.Grant, was.Rule), c.after.addressesOf(now.Grant, now.Rule)
-	pair := addressPair{fmt.Sprint(earlier), fmt.Sprint(later)}
-	if pair.before == pair.after && c.addresses.sameNever {
-		return netip.Addr{}
-	}
+	pair := addressPair{ruleName{was.Grant, was.Rule}, ruleName{now.Grant, now.Rule}}
 	witness, known := c.judged[pair]
-	if !known {
-		witness = firstNew(was, now, c.addresses.candidates(earlier, later))
-		c.judged[pair] = witness
+	if known {
+		return witness
 	}
+	earlier, later := c.before.addressesOf(pair.before), c.after.addressesOf(pair.after)
+	if !c.addresses.sameNever || !slices.Equal(earlier, later) {
+		witness = firstNew(was, now, c.addresses.candidates(earlier, later))
+	}
+	c.judged[pair] = witness
 	return witness
 }
 

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/policy"
 )
 
 var noon = time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
@@ -222,7 +223,7 @@ var grid = sync.OnceValue(func() [][]authz.Request {
 	for _, scheme := range []authz.Scheme{authz.SchemeHTTPS, authz.SchemeHTTP, authz.SchemeTLS, authz.SchemeTCP} {
 		sh := shape{scheme, brutePorts, bruteMethods, bruteUpgrades, brutePaths}
 		for i, host := range bruteHosts {
-			out[i] = append(out[i], sh.requests("p", host)...)
+			out[i] = slices.AppendSeq(out[i], sh.requests("p", host))
 		}
 	}
 	return out
@@ -234,7 +235,7 @@ func brute(t *rapid.T, before, after *authz.Snapshot) map[Kind]string {
 	found := map[Kind]string{}
 	hosts := rapid.SliceOfNDistinct(rapid.IntRange(0, len(bruteHosts)-1), 3, 3, rapid.ID).Draw(t, "hosts asked")
 	times := rapid.SliceOfNDistinct(rapid.SampledFrom(bruteTimes), 2, 2, rapid.ID).Draw(t, "times asked")
-	doors := rapid.SliceOfNDistinct(rapid.SampledFrom(Doors()), 2, 2, rapid.ID).Draw(t, "doors asked")
+	doors := rapid.SliceOfNDistinct(rapid.SampledFrom(policy.Doors()), 2, 2, rapid.ID).Draw(t, "doors asked")
 	for _, i := range hosts {
 		for _, req := range grid()[i] {
 			for _, at := range times {
@@ -247,7 +248,7 @@ func brute(t *rapid.T, before, after *authz.Snapshot) map[Kind]string {
 	return found
 }
 
-func bruteOne(found map[Kind]string, before, after *authz.Snapshot, req authz.Request, at time.Time, door Door) {
+func bruteOne(found map[Kind]string, before, after *authz.Snapshot, req authz.Request, at time.Time, door policy.Door) {
 	req.Unenforceable = door.Unenforceable
 	now := after.Decide(req, authz.Usage{}, at)
 	if !now.Allowed() {

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -42,7 +43,7 @@ func newFresh(before, after *side) fresh {
 		}
 	}
 	f := fresh{
-		label: unused(func(s string) bool { return labels[s] }),
+		label: unusedLabel(labels),
 		segment: unused(func(s string) bool {
 			return slices.ContainsFunc(segments, func(t string) bool { return strings.HasPrefix(t, s) })
 		}),
@@ -63,6 +64,17 @@ func unused(used func(string) bool) string {
 		text += "x"
 	}
 	return text
+}
+
+// unusedLabel returns the shortest label that it can, so that a long name leaves room
+// for it.
+func unusedLabel(used map[string]bool) string {
+	for c := 'x'; c >= 'a'; c-- {
+		if !used[string(c)] {
+			return string(c)
+		}
+	}
+	return unused(func(s string) bool { return used[s] })
 }
 
 // hostTexts returns every host that the policy names, wildcards included.
@@ -95,6 +107,9 @@ func (c *comparison) hosts() []string {
 		for _, addr := range c.addresses.candidates(nil, nil) {
 			set[addr.String()] = true
 		}
+		if c.never != nil && c.never.address.IsValid() {
+			set[c.never.address.String()] = true
+		}
 	}
 	return slices.Sorted(maps.Keys(set))
 }
@@ -110,7 +125,11 @@ type local struct {
 }
 
 func (c *comparison) localRules(host string) *local {
-	return &local{c: c, host: host, before: c.before.at(host), after: c.after.at(host)}
+	l := &local{c: c, host: host, before: c.before.at(host), after: c.after.at(host)}
+	if c.never != nil {
+		l.before = c.before.rules // a pattern may match any host
+	}
+	return l
 }
 
 // empty reports whether the new policy allows nothing at the host.
@@ -215,32 +234,39 @@ func (l *local) paths(patterns []pattern) []string {
 	return compact(out)
 }
 
-// requests returns the shape's requests of a plugin to a host. A combination that no
+// requests yields the shape's requests of a plugin to a host. A combination that no
 // request can have is left out.
-func (s shape) requests(plugin authz.Principal, host string) (out []authz.Request) {
+func (s shape) requests(plugin authz.Principal, host string) iter.Seq[authz.Request] {
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
 	}
-	methods, upgrades, paths := s.methods, s.upgrades, s.paths
+	actions, paths := s.actions(), s.paths
 	if !s.scheme.HTTP() {
-		methods, upgrades, paths = []string{""}, []string{""}, []string{""}
+		actions, paths = []authz.Action{{}}, []string{""}
 	}
-	for _, port := range s.ports {
-		for _, path := range paths {
-			to, err := authz.NewDestination(s.scheme, hostPort(host, port), path)
-			if err != nil {
-				continue
-			}
-			for _, method := range methods {
-				for _, upgrade := range upgrades {
-					var action authz.Action
-					if s.scheme.HTTP() {
-						if action, err = authz.NewAction(method, upgrade); err != nil {
-							continue
-						}
-					}
-					out = append(out, authz.Request{Principal: plugin, Action: action, Destination: to})
+	return func(yield func(authz.Request) bool) {
+		for _, port := range s.ports {
+			for _, path := range paths {
+				to, err := authz.NewDestination(s.scheme, hostPort(host, port), path)
+				if err != nil {
+					continue
 				}
+				for _, action := range actions {
+					if !yield(authz.Request{Principal: plugin, Action: action, Destination: to}) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// actions returns the methods with each of the upgrades.
+func (s shape) actions() (out []authz.Action) {
+	for _, method := range s.methods {
+		for _, upgrade := range s.upgrades {
+			if action, err := authz.NewAction(method, upgrade); err == nil {
+				out = append(out, action)
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/policy"
 )
 
 // Kind is the kind of a difference by which the new policy is wider.
@@ -47,11 +48,13 @@ type Finding struct {
 	Kind     Kind
 	Request  authz.Request
 	At       time.Time
-	Door     Door
+	Door     policy.Door
 	Address  netip.Addr // of KindAddress: the address that is refused by the old policy
 	Socket   string     // of KindSocket
 	Limit    Limit      // of KindLimit: the limit of the old policy
 	Old, New Answer
+	// Never reports that the finding is of [Never]: Old is not set.
+	Never bool
 }
 
 // Result is the result of a comparison.
@@ -80,18 +83,32 @@ type Options struct {
 // returns an error only for options that are not valid; when ctx ends, the result is
 // not complete.
 func Compare(ctx context.Context, before, after *authz.Snapshot, o Options) (Result, error) {
-	if o.Plugin == "" || o.At.IsZero() {
-		return Result{}, fmt.Errorf("compare policies: plugin %q and time %v must be stated", o.Plugin, o.At)
+	if err := o.check(); err != nil {
+		return Result{}, err
 	}
-	c := newComparison(before, after, o)
+	c := newComparison(newSide(before, o.Plugin), newSide(after, o.Plugin), o)
+	c.judge = c.compare
 	c.sockets()
+	complete := c.run(ctx)
+	c.limits()
+	return c.result(complete), nil
+}
+
+func (o Options) check() error {
+	if o.Plugin == "" || o.At.IsZero() {
+		return fmt.Errorf("compare policies: plugin %q and time %v must be stated", o.Plugin, o.At)
+	}
+	return nil
+}
+
+// run asks the requests to every host. It reports false when ctx has ended.
+func (c *comparison) run(ctx context.Context) bool {
 	for _, host := range c.hosts() {
 		if !c.host(ctx, host) {
-			return c.result(false), nil
+			return false
 		}
 	}
-	c.limits()
-	return c.result(true), nil
+	return true
 }
 
 // comparison is one comparison of two policies.
@@ -99,9 +116,13 @@ type comparison struct {
 	opts          Options
 	before, after *side
 	fresh         fresh
-	doors         []Door
+	doors         []policy.Door
+	judge         func(req authz.Request, at time.Time, door policy.Door)
+	never         *never // of a proof that requests are never allowed
 
 	addresses addressSet
+	limitEnds []time.Time
+	limited   map[limitPair]bool         // the pairs that were compared
 	judged    map[addressPair]netip.Addr // the witness of each pair of winners that was compared, invalid without one
 	kept      map[counter]*keptBy        // the limits of the old policy that applied so far
 	seen      map[findingKey]bool
@@ -119,20 +140,23 @@ type findingKey struct {
 	socket           string
 }
 
-func newComparison(before, after *authz.Snapshot, o Options) *comparison {
+func newComparison(before, after *side, o Options) *comparison {
 	c := &comparison{
-		opts: o, before: newSide(before, o.Plugin), after: newSide(after, o.Plugin), doors: Doors(),
+		opts: o, before: before, after: after, doors: policy.Doors(), limitEnds: limitEnds(before, after), limited: map[limitPair]bool{},
 		judged: map[addressPair]netip.Addr{}, kept: map[counter]*keptBy{}, seen: map[findingKey]bool{},
 	}
-	c.fresh = newFresh(c.before, c.after)
-	c.addresses = newAddressSet(c.before, c.after)
+	c.fresh = newFresh(before, after)
+	c.addresses = newAddressSet(before, after)
 	return c
 }
 
 func (c *comparison) result(complete bool) Result {
 	c.out.Complete = complete
 	if c.addresses.inexact {
-		c.out.Inexact = append(c.out.Inexact, "addresses within 64:ff9b:1::/48 (RFC 8215)")
+		c.out.Inexact = append(c.out.Inexact, "addresses within 64:ff9b:1::/48 (RFC 8215) are compared at some of the places that may hold an IPv4 address")
+	}
+	if len(c.kept) > 0 {
+		c.out.Inexact = append(c.out.Inexact, "limits are compared one by one: several that together are not higher may be reported")
 	}
 	return c.out
 }
@@ -146,26 +170,37 @@ func (c *comparison) host(ctx context.Context, host string) bool {
 	times := local.times(c.opts.At)
 	doors := local.doors(c.doors)
 	for _, shape := range local.shapes() {
-		for _, req := range shape.requests(c.opts.Plugin, host) {
+		for req := range shape.requests(c.opts.Plugin, host) {
 			for _, at := range times {
 				for _, door := range doors {
-					c.compare(req, at, door)
+					c.ask(req, at, door)
 				}
 			}
+			if c.out.Requests%checkEvery < len(times)*len(doors) && ctx.Err() != nil || c.full() {
+				return false
+			}
 		}
-		if ctx.Err() != nil || c.full() {
+		if ctx.Err() != nil {
 			return false
 		}
 	}
 	return true
 }
 
-func (c *comparison) full() bool { return c.opts.Most > 0 && len(c.out.Findings) >= c.opts.Most }
+// checkEvery is the number of requests after which the context is looked at.
+const checkEvery = 4096
 
-// compare asks both policies one request.
-func (c *comparison) compare(req authz.Request, at time.Time, door Door) {
+// ask has both policies decide one request at a door.
+func (c *comparison) ask(req authz.Request, at time.Time, door policy.Door) {
 	c.out.Requests++
 	req.Unenforceable = door.Unenforceable
+	c.judge(req, at, door)
+}
+
+func (c *comparison) full() bool { return c.opts.Most > 0 && len(c.out.Findings) >= c.opts.Most }
+
+// compare reports the differences by which the new policy is wider for one request.
+func (c *comparison) compare(req authz.Request, at time.Time, door policy.Door) {
 	now := c.after.snapshot.Decide(req, authz.Usage{}, at)
 	if !now.Allowed() {
 		return
@@ -177,7 +212,7 @@ func (c *comparison) compare(req authz.Request, at time.Time, door Door) {
 		c.report(f)
 		return
 	}
-	if now.Credential != "" && c.after.credential(now) != c.before.credential(was) {
+	if c.otherCredential(was, now) {
 		f.Kind = KindCredential
 		c.report(f)
 	}
@@ -189,11 +224,11 @@ func (c *comparison) compare(req authz.Request, at time.Time, door Door) {
 		f.Kind = KindTerms
 		c.report(f)
 	}
+	c.keepLimits(f)
 	if addr := c.newAddress(was, now, req.Destination); addr.IsValid() {
 		f.Kind, f.Address = KindAddress, addr
 		c.report(f)
 	}
-	c.keepLimits(f)
 }
 
 func answer(d authz.Decision, req authz.Request) Answer {
@@ -218,8 +253,12 @@ func (c *comparison) report(f Finding) {
 // weaker reports whether terms demand less than those of the old policy: a lower TLS
 // version, other authorities or a longer timeout.
 func weaker(now, was authz.Terms) bool {
-	longer := was.Timeout > 0 && (now.Timeout == 0 || now.Timeout > was.Timeout)
-	return now.TLSMin < was.TLSMin || now.CA != was.CA || longer
+	return now.TLSMin < was.TLSMin || now.CA != was.CA || longer(now, was)
+}
+
+// longer reports whether an exchange may last longer.
+func longer(now, was authz.Terms) bool {
+	return was.Timeout > 0 && (now.Timeout == 0 || now.Timeout > was.Timeout)
 }
 
 // sockets compares the Unix sockets that the plugin may use.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/policy"
 )
 
 // side is one of the two policies, with an index of the texts that it holds. The index
@@ -16,13 +17,16 @@ type side struct {
 	snapshot     *authz.Snapshot
 	rules        []*ruleText
 	byHost       map[string][]*ruleText // by host pattern as written
-	byName       map[string]*ruleText   // by GRANT/RULE
-	shared       []Limit                // of the whole plugin
+	byName       map[ruleName]*ruleText
+	shared       []sharedLimit // of the whole plugin
 	grants       []*authz.Grant
 	guardrails   []*authz.Guardrail
-	observeUntil time.Time         // of the sidecar; zero when it enforces
-	credentials  map[string]string // GRANT/NAME to what the credential is
+	observeUntil time.Time           // of the sidecar; zero when it enforces
+	credentials  map[ruleName]string // by grant and name: what the credential is
 }
+
+// ruleName names a rule, or a credential, of a grant.
+type ruleName struct{ grant, name string }
 
 // ruleText is the text of one rule.
 type ruleText struct {
@@ -33,7 +37,7 @@ type ruleText struct {
 
 func newSide(s *authz.Snapshot, plugin authz.Principal) *side {
 	in := s.Input()
-	out := &side{snapshot: s, byHost: map[string][]*ruleText{}, byName: map[string]*ruleText{}, credentials: map[string]string{}}
+	out := &side{snapshot: s, byHost: map[string][]*ruleText{}, byName: map[ruleName]*ruleText{}, credentials: map[ruleName]string{}}
 	if in.Observe && in.Plugin == string(plugin) {
 		out.observeUntil = in.ObserveUntil
 	}
@@ -51,9 +55,11 @@ func newSide(s *authz.Snapshot, plugin authz.Principal) *side {
 
 func (s *side) addGrant(g *authz.Grant) {
 	s.grants = append(s.grants, g)
-	s.shared = append(s.shared, limitsIn(g.Name, "", g.Limits)...)
+	for _, l := range limitsIn(g.Name, "", g.Limits) {
+		s.shared = append(s.shared, sharedLimit{l, g.NotAfter})
+	}
 	for i := range g.Credentials {
-		s.credentials[g.Name+"/"+g.Credentials[i].Name] = identity(&g.Credentials[i])
+		s.credentials[ruleName{g.Name, g.Credentials[i].Name}] = identity(&g.Credentials[i])
 	}
 	for i := range g.Rules {
 		r := &ruleText{grant: g, rule: &g.Rules[i]}
@@ -61,7 +67,7 @@ func (s *side) addGrant(g *authz.Grant) {
 			r.paths = append(r.paths, parsePattern(p))
 		}
 		s.rules = append(s.rules, r)
-		s.byName[g.Name+"/"+r.rule.ID] = r
+		s.byName[ruleName{g.Name, r.rule.ID}] = r
 		for _, h := range r.rule.To.Hosts {
 			s.byHost[h] = append(s.byHost[h], r)
 		}
@@ -69,24 +75,24 @@ func (s *side) addGrant(g *authz.Grant) {
 }
 
 // identity returns what a credential is: its source and its place in the request,
-// without its name and its placeholder, which change nothing at the upstream.
+// without its name and its placeholder, which change nothing at the upstream. A file of
+// authorities counts by its content.
 func identity(c *authz.CredentialSpec) string {
+	inject, ca := c.Inject, ""
+	if inject.OAuth2 != nil {
+		oauth := *inject.OAuth2
+		oauth.CAFile, ca = "", oauth.CA
+		inject.OAuth2 = &oauth
+	}
 	text, err := json.Marshal(struct {
 		Vault   authz.VaultPath
 		Inject  authz.Inject
 		OAuthCA string
-	}{c.Vault, c.Inject, oauthCA(c)})
+	}{c.Vault, inject, ca})
 	if err != nil { // these types hold texts and numbers only
 		return c.Name
 	}
 	return string(text)
-}
-
-func oauthCA(c *authz.CredentialSpec) string {
-	if c.Inject.OAuth2 == nil {
-		return ""
-	}
-	return c.Inject.OAuth2.CA
 }
 
 // credential returns what the credential of a decision is, "" without one.
@@ -94,7 +100,19 @@ func (s *side) credential(d authz.Decision) string {
 	if d.Credential == "" {
 		return ""
 	}
-	return s.credentials[d.Grant+"/"+d.Credential]
+	return s.credentials[ruleName{d.Grant, d.Credential}]
+}
+
+// otherCredential reports whether the new decision injects a credential that the old one
+// does not, or for longer.
+func (c *comparison) otherCredential(was, now authz.Decision) bool {
+	is, ok := now.CredentialRef()
+	if !ok {
+		return false
+	}
+	old, _ := was.CredentialRef()
+	longer := old.Lifetime > 0 && (is.Lifetime == 0 || is.Lifetime > old.Lifetime)
+	return longer || c.after.credential(now) != c.before.credential(was)
 }
 
 // at returns the rules of which a host pattern may match host.
@@ -161,7 +179,7 @@ func hostPort(host string, port uint16) string { return host + ":" + strconv.Ito
 // times returns the first instant, and each at which a part of the policies ends that
 // matters for the host.
 func (l *local) times(from time.Time) []time.Time {
-	out := []time.Time{from, l.c.before.observeUntil, l.c.after.observeUntil}
+	out := append([]time.Time{from, l.c.before.observeUntil, l.c.after.observeUntil}, l.c.limitEnds...)
 	for _, r := range l.rules() {
 		out = append(out, r.ends()...)
 	}
@@ -175,12 +193,12 @@ func (l *local) times(from time.Time) []time.Time {
 
 // doors returns the doors that differ in what they cannot enforce of the rules for the
 // host.
-func (l *local) doors(all []Door) []Door {
+func (l *local) doors(all []policy.Door) []policy.Door {
 	var stated authz.Conditions
 	for _, r := range l.rules() {
 		stated |= r.conditions()
 	}
-	var out []Door
+	var out []policy.Door
 	seen := map[authz.Conditions]bool{}
 	for _, d := range all {
 		if d.Unenforceable &= stated; !seen[d.Unenforceable] {

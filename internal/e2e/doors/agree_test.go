@@ -31,7 +31,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
-	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
 var updateParity = flag.Bool("update-parity", false, "rewrite the table of differences in docs/envoy-differences.md")
@@ -187,7 +186,7 @@ func (h *harness) behindEnvoy(t *testing.T, p *proxy.Proxy, gate *authz.Gate, en
 	dir := testenv.MustGet(os.MkdirTemp("", "twin-"))(t) //nolint:usetesting // t.TempDir is too long for sockets
 	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(dir)) })
 	check := testenv.MustGet(extauthz.New(extauthz.Config{
-		Plugin: "weather", Gate: gate, RouteHeader: true, Drain: time.Second, Ready: func() bool { return true }, Enforces: sidecar.EnvoyEnforces,
+		Plugin: "weather", Gate: gate, RouteHeader: true, Drain: time.Second, Ready: func() bool { return true }, Enforces: authz.ManagedEnvoyEnforces,
 	}))(t)
 	testenv.MustGet(check.Listen(t.Context(), "unix:"+dir+"/check.sock"))(t)
 	inBackground(t, check.Run)

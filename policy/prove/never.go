@@ -1,0 +1,199 @@
+package prove
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/policy"
+)
+
+// Pattern is a set of requests, as in GET,HEAD https://*.a.example:8443/b/**.
+type Pattern struct {
+	Text string
+
+	rule      authz.Rule
+	schemes   []authz.Scheme // nil: all
+	anyHost   bool
+	anyPort   bool
+	anyMethod bool
+	address   netip.Addr // of the host, if it is an IP literal
+}
+
+// Parts of a request that the pattern does not state are replaced by these, before the
+// rule that grants the pattern is asked.
+const (
+	anyName   = "any.invalid"
+	anyNumber = 443
+)
+
+// ParsePattern reads METHODS and URL. METHODS are separated by commas, or *, which
+// includes TRACE. The URL's scheme may be *; its host is written as in a rule, or * for any
+// host. Without a port it holds every port, and without a path every path: a prohibition
+// does not depend on defaults. A host that is an address also holds the names that resolve
+// to it.
+func ParsePattern(text string) (Pattern, error) {
+	fail := func(format string, args ...any) (Pattern, error) {
+		return Pattern{}, fmt.Errorf("pattern %q: %w", text, fmt.Errorf(format, args...))
+	}
+	fields := strings.Fields(text)
+	if len(fields) != 2 {
+		return fail("write METHODS and URL, as in * https://169.254.169.254/**")
+	}
+	scheme, rest, ok := strings.Cut(fields[1], "://")
+	if !ok {
+		return fail("%q is not a URL, as in https://api.weather.example/v1/**", fields[1])
+	}
+	p := Pattern{Text: strings.Join(fields, " "), rule: authz.Rule{ID: "never", Reason: "a pattern", EncodedSlash: "allow"}}
+	if scheme != "*" {
+		p.schemes = []authz.Scheme{authz.Scheme(scheme)}
+		if authz.Scheme(scheme) != authz.SchemeTCP && authz.Scheme(scheme).DefaultPort() == 0 {
+			return fail("%q is not a scheme; write https, http, tls, tcp or *", scheme)
+		}
+	}
+	path := "/**"
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		rest, path = rest[:i], rest[i:]
+	}
+	p.rule.Paths = []string{path}
+	p.methods(fields[0])
+	if err := p.authority(rest); err != nil {
+		return fail("%w", err)
+	}
+	if _, problems := authz.Compile(p.input(), time.Time{}); len(problems) > 0 {
+		return fail("%s", problems[0].Message)
+	}
+	return p, nil
+}
+
+func (p *Pattern) methods(text string) {
+	p.rule.Methods = strings.Split(text, ",")
+	tunnels := len(p.schemes) == 1 && !p.schemes[0].HTTP()
+	if p.anyMethod = text == "*" || tunnels && (text == "CONNECT" || text == "-"); p.anyMethod {
+		p.rule.Methods = []string{"*"}
+	}
+}
+
+// authority reads HOST or HOST:PORT.
+func (p *Pattern) authority(text string) error {
+	host, port := text, ""
+	if i := strings.LastIndexByte(text, ':'); i > strings.LastIndexByte(text, ']') {
+		host, port = text[:i], text[i+1:]
+	}
+	if p.anyPort = port == "" || port == "*"; p.anyPort {
+		port = strconv.Itoa(anyNumber)
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || number == 0 {
+		return fmt.Errorf("port %q is not a number from 1 to 65535, or *", port)
+	}
+	p.rule.To.Ports = []uint16{uint16(number)}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if host == "" {
+		return errors.New("the host is missing; write * for any")
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		p.address = addr.Unmap()
+	}
+	if p.anyHost = host == "*" || host == "**" || p.address.IsValid(); p.anyHost {
+		host = anyName
+	}
+	p.rule.To.Hosts = []string{host}
+	return nil
+}
+
+// input returns the policy that grants the pattern, and nothing else.
+func (p *Pattern) input() authz.Input {
+	end := time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	return authz.Input{Plugin: neverPlugin, Grants: []authz.Grant{{Name: "never", Plugin: neverPlugin, NotAfter: end, Rules: []authz.Rule{p.rule}}}}
+}
+
+// neverPlugin is the plugin of the policy that grants a pattern.
+const neverPlugin = "never"
+
+// never is a pattern as a policy that grants it.
+type never struct {
+	Pattern
+	policy *authz.Snapshot
+}
+
+// holdsScheme reports whether a request of the scheme is, or can carry, one of the
+// pattern's: tcp carries anything, and tls https.
+func (n *never) holdsScheme(s authz.Scheme) bool {
+	return n.schemes == nil || slices.Contains(n.schemes, s) || s == authz.SchemeTCP || s == authz.SchemeTLS && slices.Contains(n.schemes, authz.SchemeHTTPS)
+}
+
+// holds reports whether the pattern holds a request to a destination.
+func (n *never) holds(req authz.Request, to authz.Destination, at time.Time) bool {
+	if !n.holdsScheme(to.Scheme()) {
+		return false
+	}
+	host, port, target := to.Host(), to.Port(), to.Path()
+	if to.Address().Is6() {
+		host = "[" + host + "]"
+	}
+	if n.anyHost {
+		host = anyName
+	}
+	if n.anyPort {
+		port = anyNumber
+	}
+	action := authz.Action{Method: req.Action.Method}
+	if n.anyMethod {
+		action.Method = "GET"
+	}
+	if !to.Scheme().HTTP() { // a tunnel carries every method and path
+		target = parsePattern(n.rule.Paths[0]).instances("any", 0, false)[0]
+		if !n.anyMethod {
+			action.Method = n.rule.Methods[0]
+		}
+	}
+	plain, err := authz.NewDestination(authz.SchemeHTTPS, hostPort(host, port), target)
+	if err != nil {
+		return false
+	}
+	return n.policy.Decide(authz.Request{Principal: neverPlugin, Action: action, Destination: plain}, authz.Usage{}, at).Allowed()
+}
+
+// Never asks the policy every kind of request that the pattern holds. Each that it allows
+// is a finding without an Old answer. An access counts by what is requested
+// and by what it is forwarded to, and a tunnel by every request that it can carry.
+func Never(ctx context.Context, s *authz.Snapshot, p Pattern, o Options) (Result, error) {
+	if err := o.check(); err != nil {
+		return Result{}, err
+	}
+	compiled, problems := authz.Compile(p.input(), o.At)
+	if len(problems) > 0 {
+		return Result{}, fmt.Errorf("compile pattern %q: %s", p.Text, problems[0].Message)
+	}
+	var engine authz.Engine
+	engine.Install(compiled)
+	n := &never{p, engine.Current()}
+	c := newComparison(newSide(n.policy, neverPlugin), newSide(s, o.Plugin), o)
+	c.never, c.judge = n, c.forbid
+	return c.result(c.run(ctx)), nil
+}
+
+// forbid reports a request that the policy allows and the pattern holds.
+func (c *comparison) forbid(req authz.Request, at time.Time, door policy.Door) {
+	now := c.after.snapshot.Decide(req, authz.Usage{}, at)
+	if !now.Allowed() || !c.never.holds(req, req.Destination, at) && !c.never.holds(req, now.Upstream(req.Destination), at) {
+		return
+	}
+	f := Finding{Kind: KindAccess, Request: req, At: at, Door: door, New: answer(now, req), Never: true}
+	if addr := c.never.address; addr.IsValid() {
+		if now.CheckAddress(addr) != authz.Granted {
+			return
+		}
+		if !req.Destination.Address().IsValid() {
+			f.Kind, f.Address = KindAddress, addr
+		}
+	}
+	c.report(f)
+}

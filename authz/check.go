@@ -290,6 +290,9 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 			k.report(fmt.Sprintf("%s[%d]", at("paths"), j), "%v", err)
 			continue
 		}
+		if mask := k.c.in.MaskPath; mask != nil {
+			p = p.masked(mask)
+		}
 		p.text = k.c.intern(p.text)
 		out.paths = append(out.paths, p)
 	}

@@ -20,6 +20,11 @@ type Input struct {
 	// Observe allows accesses that are not granted, without a credential, until ObserveUntil.
 	Observe      bool
 	ObserveUntil time.Time
+	// MaskPath, if not nil, replaces each literal segment of the rules' paths, so that the
+	// policy decides on paths whose segments are masked alike, as in an audit log. Rules
+	// keep the precedence of their paths as written. A mask is not empty, holds neither a
+	// slash nor *, and holds %2F if the segment does.
+	MaskPath func(segment string) string
 }
 
 // Problem is one error in a document. Compile returns no policy if it finds any.

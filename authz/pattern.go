@@ -111,6 +111,22 @@ func parsePathPattern(s string, encodedSlash bool) (pathPattern, error) {
 	return p, nil
 }
 
+// masked returns the pattern with each literal segment masked, and its length for
+// precedence unchanged.
+func (p pathPattern) masked(mask func(segment string) string) pathPattern {
+	segments := strings.Split(p.text, "/")
+	for i, segment := range segments {
+		if segment != "" && segment != "*" && segment != "**" {
+			segments[i] = mask(segment)
+		}
+	}
+	p.text = strings.Join(segments, "/")
+	if p.prefix = strings.IndexByte(p.text, '*'); p.prefix < 0 {
+		p.prefix = len(p.text)
+	}
+	return p
+}
+
 // length returns the length of the pattern's literal parts, 0 for a tunnel.
 func (p *pathPattern) length() int {
 	if p == nil {

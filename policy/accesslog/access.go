@@ -21,18 +21,24 @@ func (r *Reader) access(e *audit.Entry, p Place) *Access {
 		Plugin: e.Plugin, Allowed: e.Allowed != nil && *e.Allowed, Reason: e.Reason, Decided: e.Reason,
 		Winner: Winner{e.Grant, e.Rule, e.Credential, e.Generation},
 		Target: Target{e.Method, e.Scheme, e.Host, e.Port, e.Path, e.Query != ""},
-		Masked: e.Masked, Count: max(e.Count, 1), Place: p, Seq: e.Seq,
+		Masked: holdsMask(e), Count: max(e.Count, 1), Place: p, Seq: e.Seq,
 	}
 	if a.First = a.Time; !e.FirstTime.IsZero() {
 		a.First = e.FirstTime
-	}
-	if e.Format == 0 && e.Door != string(authz.DoorKernel) {
-		a.Masked = slices.ContainsFunc(strings.Split(e.Path, "/"), audit.IsMask)
 	}
 	if a.NotReplayable = r.request(a, e); a.NotReplayable == "" {
 		a.NotReplayable = state(a, e)
 	}
 	return a
+}
+
+// holdsMask reports whether a segment of the recorded path is a mask. Records of older
+// formats do not state whether they are masked.
+func holdsMask(e *audit.Entry) bool {
+	if !e.Masked && e.Format != 0 || e.Door == string(authz.DoorKernel) || !strings.Contains(e.Path, "/~") {
+		return false
+	}
+	return slices.ContainsFunc(strings.Split(e.Path, "/"), audit.IsMask)
 }
 
 // request sets the request of a decision's record, or returns why it has none.
@@ -77,7 +83,7 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		return OlderFormat
 	case e.Format > audit.FormatReplayable:
 		return NewerFormat
-	case a.Masked && r.options.MaskKey == nil && path != "/":
+	case a.Masked && r.options.MaskKey == nil:
 		return MaskedPath
 	}
 	return ""
@@ -129,20 +135,32 @@ func state(a *Access, e *audit.Entry) string {
 	return InternalReason
 }
 
-// end sets the outcome from the record of the access's end.
+// end sets the outcome from the record of the access's end. Its reason refuses the access
+// after the decision, or states why it was cut.
 func (a *Access) end(e *audit.Entry) {
 	a.Outcome = Outcome{Ended: true, Resolved: e.Resolved, SentBytes: e.SentBytes, Bytes: e.Bytes}
-	if at, err := netip.ParseAddrPort(e.Address); err == nil {
-		a.Address = at.Addr().Unmap()
-	} else if addr, err := netip.ParseAddr(e.Address); err == nil {
-		a.Address = addr.Unmap()
+	dialled, err := netip.ParseAddrPort(e.Address)
+	a.Address = dialled.Addr().Unmap()
+	if err != nil {
+		refused, _ := netip.ParseAddr(e.Address) // without a port: it was not dialled
+		a.Address = refused.Unmap()
 	}
 	if e.Allowed == nil || *e.Allowed {
 		return
 	}
 	a.Allowed, a.Reason = false, e.Reason
-	byAddress := e.Reason == authz.AddressNotAllowed.String() || e.Reason == authz.GuardrailDenied.String()
-	if a.NotReplayable == "" && !(byAddress && a.Address.IsValid() && len(a.Resolved) > 0) {
-		a.NotReplayable = InternalReason
+	why := ""
+	switch e.Reason {
+	case authz.AddressNotAllowed.String(), authz.GuardrailDenied.String():
+		a.RefusedAddress = err != nil && a.Address.IsValid() && len(a.Resolved) > 0
+		if !a.RefusedAddress {
+			why = InternalReason // the sidecar's own address, or a connection that a change of policy cut
+		}
+	case authz.MalformedRequest.String(), authz.DestinationMismatch.String(), authz.NotEnforceableHere.String(),
+		authz.CredentialMisplaced.String(), authz.CredentialUnavailable.String():
+		why = InternalReason // the request itself
+	}
+	if a.NotReplayable == "" {
+		a.NotReplayable = why
 	}
 }

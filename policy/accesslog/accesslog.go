@@ -108,8 +108,8 @@ type Access struct {
 	Target
 	Outcome
 
-	// Masked reports that path and query are masked. With Options.MaskKey each segment of
-	// the request's path is then a mask, also those that the record has readable.
+	// Masked reports that segments of the path are masks. With Options.MaskKey each segment
+	// of the request's path is then a mask, also those that the record has readable.
 	Masked bool
 	// NotReplayable is why the decision cannot be taken again from the record, one of the
 	// constants of this package; "" if it can.
@@ -142,11 +142,14 @@ type Target struct {
 
 // Outcome is the outcome of an access.
 type Outcome struct {
-	Ended     bool         // the log has the end of the access
-	Resolved  []netip.Addr // the addresses that the host resolved to, if they are recorded
-	Address   netip.Addr   // the address that was dialled, or that is not allowed; invalid if none is known
-	SentBytes int64        // body bytes towards the upstream
-	Bytes     int64        // body bytes towards the plugin
+	Ended bool // the log has the end of the access
+	// RefusedAddress reports that the policy refused, after the decision, the addresses that
+	// the host resolved to.
+	RefusedAddress bool
+	Resolved       []netip.Addr // the addresses that the host resolved to, if they are recorded
+	Address        netip.Addr   // the address that was dialled, or that is not allowed; invalid if none is known
+	SentBytes      int64        // body bytes towards the upstream
+	Bytes          int64        // body bytes towards the plugin
 }
 
 // Reader reads accesses. It is not safe for concurrent use.

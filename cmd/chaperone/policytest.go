@@ -6,6 +6,7 @@ import (
 	"io"
 	"regexp"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,9 @@ import (
 // policyTest are the flags of policy test.
 type policyTest struct {
 	policyFlags
-	run string
+	run              string
+	coverage, mutate bool
+	minCoverage      float64
 }
 
 func (c *cli) policyTestCommand() *cobra.Command {
@@ -35,6 +38,9 @@ func (c *cli) policyTestCommand() *cobra.Command {
 	flags.StringVar(&f.plugin, "plugin", "", "only the tests of this `PLUGIN`")
 	flags.Var(&f.at, "at", "the `TIME` of tests that state none, as in 2026-12-01T12:00:00Z (default now)")
 	flags.StringVar(&f.run, "run", "", "only the expectations whose TEST: NAME matches this regular `EXPRESSION`")
+	flags.BoolVar(&f.coverage, "coverage", false, "list the rules, and the parts of rules, that no expectation uses")
+	flags.Float64Var(&f.minCoverage, "min-coverage", 0, "fail below this `PERCENTAGE` of parts of rules; implies --coverage")
+	flags.BoolVar(&f.mutate, "mutate", false, "remove and widen each rule in turn, and fail for a change that no expectation notices")
 	return withBudget(cmd, &f.policyFlags)
 }
 
@@ -45,6 +51,9 @@ type testReport struct {
 	Undecided int                 `json:"undecided"`
 	Notes     []string            `json:"notes,omitempty"`
 	Tests     []plugintest.Result `json:"tests"`
+
+	Coverage *plugintest.Coverage `json:"coverage,omitempty"`
+	Mutation *plugintest.Mutation `json:"mutation,omitempty"`
 }
 
 func (c *cli) policyTest(ctx context.Context, f *policyTest, paths []string) error {
@@ -65,7 +74,13 @@ func (c *cli) policyTest(ctx context.Context, f *policyTest, paths []string) err
 	for _, s := range suites {
 		report.Notes = append(report.Notes, s.Notes...)
 	}
-	report.add(plugintest.Run(ctx, suites))
+	report.add(plugintest.Run(ctx, suites)...)
+	if f.coverage || f.minCoverage > 0 {
+		report.cover(suites, f.minCoverage)
+	}
+	if f.mutate {
+		report.mutate(ctx, suites, c.progress())
+	}
 	if err := c.printTests(report); err != nil {
 		return err
 	}
@@ -73,8 +88,8 @@ func (c *cli) policyTest(ctx context.Context, f *policyTest, paths []string) err
 }
 
 // add counts results.
-func (r *testReport) add(results []plugintest.Result) {
-	r.Tests = results
+func (r *testReport) add(results ...plugintest.Result) {
+	r.Tests = append(r.Tests, results...)
 	for _, one := range results {
 		switch one.Status {
 		case plugintest.Pass:
@@ -83,6 +98,36 @@ func (r *testReport) add(results []plugintest.Result) {
 			r.Failed++
 		case plugintest.Undecided:
 			r.Undecided++
+		}
+	}
+}
+
+func (r *testReport) cover(suites []*plugintest.Suite, least float64) {
+	coverage := plugintest.Cover(suites)
+	r.Coverage = &coverage
+	if least > 0 {
+		r.add(coverage.Result(least))
+	}
+}
+
+// mutate changes the policy, unless a test fails without a change already.
+func (r *testReport) mutate(ctx context.Context, suites []*plugintest.Suite, progress func(done, total int)) {
+	if r.Failed+r.Undecided > 0 {
+		r.Notes = append(r.Notes, "no rule was changed: every test must pass before")
+		return
+	}
+	mutation := plugintest.Mutate(ctx, suites, progress)
+	r.Mutation = &mutation
+	r.add(mutation.Results()...)
+}
+
+// progress returns a function that prints how far long work is, every two seconds.
+func (c *cli) progress() func(done, total int) {
+	last := time.Now()
+	return func(done, total int) {
+		if now := time.Now(); now.Sub(last) >= 2*time.Second {
+			last = now
+			say(c.stderr, "mutants: %d of %d tried", done, total)
 		}
 	}
 }
@@ -114,6 +159,15 @@ func (c *cli) printTAP(w io.Writer, r testReport) error {
 	}
 	for _, note := range r.Notes {
 		plugintest.WriteComment(w, "note: %s", note)
+	}
+	if r.Coverage != nil {
+		for _, line := range r.Coverage.Text() {
+			plugintest.WriteComment(w, "%s", line)
+		}
+	}
+	if m := r.Mutation; m != nil {
+		plugintest.WriteComment(w, "mutants: %d noticed, %d survived, %d equivalent, %d refused by a ceiling, %d undecided of %d",
+			m.Noticed, len(m.Survived), m.Equivalent, m.Refused, m.Undecided, m.Mutants)
 	}
 	plugintest.WriteComment(w, "%d passed, %d failed, %d undecided", r.Passed, r.Failed, r.Undecided)
 	return nil

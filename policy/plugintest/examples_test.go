@@ -18,9 +18,11 @@ func load(t *testing.T, paths ...string) []*Suite {
 	return suites
 }
 
-// TestExamples runs the PluginTests of the examples.
+// TestExamples runs the PluginTests of the examples: they use every part of every rule,
+// and notice every change.
 func TestExamples(t *testing.T) {
-	results := Run(context.Background(), load(t, "../../examples"))
+	suites := load(t, "../../examples")
+	results := Run(context.Background(), suites)
 	for _, r := range results {
 		if r.Status != Pass {
 			t.Errorf("%s:%d: %s: want %s, got %s", r.File, r.Line, r.Name, r.Expected, r.Got)
@@ -28,5 +30,11 @@ func TestExamples(t *testing.T) {
 	}
 	if len(results) == 0 {
 		t.Error("the examples hold no expectation")
+	}
+	if c := Cover(suites); c.Percent != 100 {
+		t.Errorf("the coverage is %v", c.Text())
+	}
+	if m := Mutate(context.Background(), suites, nil); len(m.Survived) > 0 || m.Undecided > 0 {
+		t.Errorf("Mutate = %+v, want each change noticed", m)
 	}
 }

@@ -54,12 +54,12 @@ func WriteJUnit(w io.Writer, results []Result) error {
 	report := junitReport{Name: "chaperone policy test"}
 	var total, elapsed time.Duration
 	for i, r := range results {
-		if i == 0 || r.File != results[i-1].File || r.Test != results[i-1].Test {
+		if i == 0 || r.Test != results[i-1].Test || r.File != results[i-1].File {
 			report.Suites = append(report.Suites, junitSuite{Name: printable.Text(r.Test), File: printable.Text(r.File)})
 			elapsed = 0
 		}
 		s := &report.Suites[len(report.Suites)-1]
-		one := junitCase{Name: printable.Text(r.Name), ClassName: printable.Text(r.Test), File: s.File, Line: r.Line, Time: seconds(r.Elapsed)}
+		one := junitCase{Name: printable.Text(r.Name), ClassName: printable.Text(r.Test), File: printable.Text(r.File), Line: r.Line, Time: seconds(r.Elapsed)}
 		switch r.Status {
 		case Fail:
 			one.Failure = r.fault(string(r.Status))

@@ -9,7 +9,6 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
-	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/policy/prove"
 )
 
@@ -39,6 +38,7 @@ type Result struct {
 	Rule     string `json:"rule,omitempty"`    // where the rule that decided, or the nearest one, is written: FILE:LINE:COLUMN
 	Nearest  string `json:"nearest,omitempty"` // the nearest rule of a denied request, and the fields that differ
 	Remedy   string `json:"remedy,omitempty"`
+	Add      string `json:"add,omitempty"`     // an expectation to add to the test
 	Explain  string `json:"explain,omitempty"` // the request of a proof, as explain takes it
 
 	Elapsed time.Duration `json:"-"`
@@ -48,10 +48,14 @@ type namedLine struct{ name, value string }
 
 // lines returns what is known of a result that is not as expected.
 func (r *Result) lines() (out []namedLine) {
+	at := ""
+	if r.File != "" {
+		at = fmt.Sprintf("%s:%d:%d", r.File, r.Line, r.Column)
+	}
 	for _, line := range []namedLine{
-		{"at", fmt.Sprintf("%s:%d:%d", r.File, r.Line, r.Column)},
+		{"at", at},
 		{"expected", r.Expected}, {"got", r.Got}, {"detail", r.Detail}, {"nearest", r.Nearest}, {"rule", r.Rule},
-		{"remedy", r.Remedy}, {"explain", r.Explain},
+		{"remedy", r.Remedy}, {"add", r.Add}, {"explain", r.Explain},
 	} {
 		if line.value != "" {
 			out = append(out, line)
@@ -238,40 +242,20 @@ func (o *outcome) text() string {
 
 // describeFinding adds the request that contradicts a proof.
 func (e *expectation) describeFinding(r *Result, f *prove.Finding) {
-	r.Expected = e.expected()
-	method, url, upgrade := policy.Text(f.Request)
-	switch f.Kind {
-	case prove.KindSocket:
-		r.Got = "the socket " + f.Socket + " may be used"
-		return
-	case prove.KindLimit:
-		r.Got = "the limit " + f.Limit.Name() + " is higher, missing or counts afresh"
-	case prove.KindAddress:
-		r.Got = "may connect to " + f.Address.String() + " by " + f.New.RuleName()
-	case prove.KindCredential:
-		r.Got = "carries " + f.New.Credential + " by " + f.New.RuleName()
-	case prove.KindTerms:
-		r.Got = "has weaker terms (TLS version, authorities or timeout) by " + f.New.RuleName()
-	case prove.KindUpstream:
-		r.Got = "is forwarded to " + f.New.Upstream.URL() + " by " + f.New.RuleName()
-	case prove.KindAccess:
-		r.Got = "allowed: " + f.New.Reason.String() + decidedBy(f.New.RuleName(), &f.New.Credential)
+	shown := prove.Show(*f, e.suite.Plugin, &e.suite.subject)
+	r.Expected, r.Detail, r.Rule, r.Explain = e.expected(), shown.Summary, shown.Position, "explain"
+	r.Got = fmt.Sprintf("%s %s: %s", shown.Method, shown.URL, shown.New.Text())
+	for _, word := range shown.Explain {
+		r.Explain += " " + phrase.ShellWord(word)
 	}
-	r.Detail = policy.Format(f.Request) + ", at " + f.At.UTC().Format(time.RFC3339)
-	if f.Door.Detail != "" {
-		r.Detail += ", at the door of " + f.Door.Detail
+	if name := f.New.RuleName(); name != "" {
+		r.Remedy = "narrow " + name
 	}
-	if f.Old.Reason != authz.NotReady {
-		r.Detail += "; " + e.text + ": " + f.Old.Reason.String()
-	}
-	if at, ok := e.suite.subject.Position(f.New.Grant, f.New.Rule); ok && f.New.Rule != "" {
-		r.Rule = at.String()
-	}
-	r.Explain = "explain " + phrase.ShellWord(method) + " " + phrase.ShellWord(url)
-	if upgrade != "" {
-		r.Explain += " --upgrade " + phrase.ShellWord(upgrade)
-	}
-	r.Remedy = "narrow " + f.New.RuleName()
+}
+
+// proveNever proves that the policy allows no request that matches the pattern.
+func (e *expectation) proveNever(ctx context.Context, s *authz.Snapshot) outcome {
+	return proved(prove.Never(ctx, s, e.pattern, prove.Options{Plugin: authz.Principal(e.suite.Plugin), At: e.at, Most: 1}))
 }
 
 // proveAtMost proves that the policy allows nothing that the approved one does not.

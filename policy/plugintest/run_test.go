@@ -86,8 +86,14 @@ func TestRun(t *testing.T) {
 		{observing, `{allow: GET https://other.example/, reason: observed, credential: ""}`, ""},
 		{observing, `{allow: GET https://other.example/, reason: observed, at: 2026-12-02T00:00:00Z}`, "denied: destination_not_granted"},
 		{observing, `{deny: GET https://10.0.0.1/, reason: address_not_allowed}`, ""},
+		{grants, `{never: "* https://api.example/v2/**"}`, ""},
+		{grants, `{never: "POST,PUT https://api.example/**"}`, ""},
+		{grants, `{never: "GET https://*.example/v1/**"}`, "GET https://api.example/v1/any2: granted by g/read with key"},
+		{guarded, `{never: "* *://10.0.0.7"}`, ""},
+		{grants, `{never: "* *://10.0.0.7"}`, "CONNECT tcp://10.0.0.7:5432: granted by g/db"},
+		{grants, `{never: "* *://10.0.0.9"}`, "CONNECT tcp://db.example:5432: granted by g/db"},
 		{grants, `{atMost: g.yaml}`, ""},
-		{grants, `{atMost: less.yaml}`, "allowed: granted by g/read with key"},
+		{grants, `{atMost: less.yaml}`, "GET https://api.example/v1/any2: granted by g/read with key"},
 		{grants, `{atMost: less.yaml, at: 2027-01-01T00:00:00Z}`, ""},
 	}
 	dir := write(t, map[string]string{

@@ -11,6 +11,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/policy"
+	"github.com/chaperone-proxy/chaperone/policy/prove"
 )
 
 // Options say which tests [Load] returns.
@@ -47,6 +48,7 @@ type expectation struct {
 	name         string // unique in the suite
 	at           time.Time
 	door         policy.Door
+	pattern      prove.Pattern // of never
 	request      authz.Request
 	malformed    error           // the request cannot be one
 	approved     *policy.Subject // of atMost
@@ -212,14 +214,20 @@ func (s *Suite) expectation(index int) (*expectation, error) {
 		e.at = s.at
 	}
 	e.door, _ = policy.DoorNamed(string(e.Door)) // the loader takes no other
+	field := fmt.Sprintf("spec.expect[%d].%s", index, e.form)
 	switch e.form {
 	case "allow", "deny":
 		e.readRequest()
 		if e.Reason == authz.AddressNotAllowed.String() && e.malformed == nil && !e.address().IsValid() {
-			return e, configs.Errors{s.test.Error(fmt.Sprintf("spec.expect[%d].reason", index), "%s needs an address; write under address what the host resolves to", e.Reason)}
+			return e, configs.Errors{s.test.Error(field, "%s needs an address; write under address what the host resolves to", e.Reason)}
 		}
+	case "never":
+		pattern, err := prove.ParsePattern(e.Never)
+		if err != nil {
+			return e, configs.Errors{s.test.Error(field, "%v", err)}
+		}
+		e.pattern = pattern
 	case "atMost":
-		field := fmt.Sprintf("spec.expect[%d].atMost", index)
 		approved, err := s.load(reference{field, s.test.Beside(e.AtMost)})
 		if err != nil {
 			return e, err

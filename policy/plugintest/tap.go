@@ -23,7 +23,7 @@ func WriteTAP(w io.Writer, results []Result) error {
 		}
 		fmt.Fprintf(&out, "not ok %d - %s\n  ---\n", i+1, tapText(r.Test+": "+r.Name))
 		for _, line := range r.lines() {
-			fmt.Fprintf(&out, "  %s: %s\n", line.name, quote(line.value))
+			fmt.Fprintf(&out, "  %s: %s\n", line.name, tapValue(line.value))
 		}
 		out.WriteString("  ...\n")
 	}
@@ -39,6 +39,15 @@ func WriteComment(w io.Writer, format string, args ...any) {
 // tapText escapes the description of a test point: # would begin a directive.
 func tapText(s string) string {
 	return printable.Text(strings.NewReplacer(`\`, `\\`, `#`, `\#`).Replace(s))
+}
+
+// tapValue returns a text as a quoted scalar, without escapes if possible: an expectation
+// is there to be copied.
+func tapValue(s string) string {
+	if strings.Contains(s, `"`) && !strings.Contains(s, "'") && printable.Text(s) == s {
+		return "'" + s + "'"
+	}
+	return quote(s)
 }
 
 // quote returns a text as a double-quoted scalar, which YAML and JSON read alike.

@@ -27,7 +27,8 @@ func (s *Sidecar) Listen(ctx context.Context) error {
 	if err := s.bind(ctx); err != nil {
 		return err
 	}
-	s.policy.install(s.policy.config.Load())
+	cfg := s.policy.config.Load()
+	s.policy.recordFiles(cfg, "start", s.policy.install(cfg), "loaded at the start")
 	s.announceStart()
 	return s.telemetry.startMetering()
 }

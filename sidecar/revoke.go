@@ -346,16 +346,20 @@ func (c *PolicyControl) Reload(ctx context.Context, actor string) (changes []str
 		c.cfg.Credentials.broker.TryLogin()
 	}
 	changes = describeChanges(c.running, old, next)
+	c.recordFiles(next, actor, generation, strings.Join(changes, "; "))
+	c.cfg.Log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
+	return changes, nil
+}
+
+// recordFiles records the files that are in force, so that the log shows since when a rule is.
+func (c *PolicyControl) recordFiles(cfg *configs.Config, actor string, generation uint64, detail string) {
 	files := map[string]string{}
-	for _, f := range next.Files {
+	for _, f := range cfg.Files {
 		files[f.Path] = f.SHA256
 	}
 	c.cfg.Record(&authz.Record{
-		Kind: authz.KindReload, Actor: actor, UID: -1, Generation: generation, Files: files, Allowed: true,
-		Detail: strings.Join(changes, "; "),
+		Kind: authz.KindReload, Actor: actor, UID: -1, Generation: generation, Files: files, Allowed: true, Detail: detail,
 	})
-	c.cfg.Log.Info("files loaded", zap.Uint64("generation", generation), zap.Strings("changes", changes))
-	return changes, nil
 }
 
 // sameIdentity refuses a reload that changes what only a restart can.

@@ -27,6 +27,7 @@ func (c *cli) policyCommand() *cobra.Command {
 	cmd.AddCommand(c.policyProveCommand())
 	cmd.AddCommand(c.policyTestCommand())
 	cmd.AddCommand(c.policyLearnCommand())
+	cmd.AddCommand(c.policyUnusedCommand())
 	return cmd
 }
 

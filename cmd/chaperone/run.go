@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/sidecar"
 )
 
@@ -68,6 +71,9 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 	if cerr := s.Close(); cerr != nil {
 		log.Error("sidecar shutdown incomplete", zap.Error(cerr))
 	}
+	if time.Now().Before(cfg.ObservesUntil()) {
+		c.noticeLearn(cfg.Sidecar.Audit.File)
+	}
 	switch {
 	case err != nil && status == 0:
 		return failed(err)
@@ -77,6 +83,11 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 		return exitError{status, nil}
 	}
 	return nil
+}
+
+// noticeLearn prints the command that learns from what was observed.
+func (c *cli) noticeLearn(log string) {
+	fmt.Fprintf(c.stderr, "chaperone: propose a grant for what was observed: chaperone policy learn --config %s %s\n", phrase.ShellWord(c.config), phrase.ShellWord(log))
 }
 
 // notice prints a line for the user of the command.

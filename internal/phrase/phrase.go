@@ -57,7 +57,10 @@ func ShellWord(word string) string {
 	if word != "" && strings.IndexFunc(word, func(r rune) bool { return !plain(r) }) < 0 {
 		return word
 	}
-	return strconv.Quote(word)
+	if printable.Text(word) != word {
+		return strconv.Quote(word) // a terminal is not shown what the word holds
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" // within "", a shell would expand $ and `
 }
 
 // User returns a user's number, with its name if the host has one.

@@ -87,7 +87,8 @@ func Read(ctx context.Context, s Source) (*Learner, *Found, error) {
 	}
 	r := &reading{source: s, found: &Found{Plugin: s.Log.Plugin}, learner: New(), tainted: map[string]bool{}}
 	if s.Present != nil {
-		if err := r.enforce(s.Present.Input); err != nil {
+		var err error
+		if r.present, err = policy.Enforced(s.Present.Input, s.Now); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -126,25 +127,6 @@ type reading struct {
 
 // maxTainted bounds the hosts of refusals that are kept.
 const maxTainted = 10_000
-
-// enforce compiles the present policy as it is once nothing observes.
-func (r *reading) enforce(in authz.Input) error {
-	in.Observe, in.ObserveUntil = false, time.Time{}
-	in.Grants = slices.Clone(in.Grants)
-	for i := range in.Grants {
-		g := &in.Grants[i]
-		g.Rules = slices.Clone(g.Rules)
-		for j := range g.Rules {
-			g.Rules[j].Mode, g.Rules[j].ObserveUntil = "", time.Time{}
-		}
-	}
-	compiled, problems := authz.Compile(in, r.source.Now)
-	if len(problems) > 0 {
-		return fmt.Errorf("compile the present policy as it is once nothing observes: %s: %s", problems[0].Path, problems[0].Message)
-	}
-	r.present = snapshot(compiled)
-	return nil
-}
 
 // suspicions finds the windows from which nothing is learned.
 func (r *reading) suspicions(ctx context.Context) error {

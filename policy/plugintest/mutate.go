@@ -32,7 +32,7 @@ type Survivor struct {
 	// spec.expect; "" if no single request shows the change, and only atMost does.
 	Test        string `json:"test"`
 	Expectation string `json:"expectation,omitempty"`
-	Finding     string `json:"finding"` // what the change is, in words
+	Finding     string `json:"finding"` // the change in words
 }
 
 // mutant is a policy with one change.

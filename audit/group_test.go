@@ -103,6 +103,43 @@ func TestConcurrentBatchesStayTogether(t *testing.T) {
 	}
 }
 
+// Each caller's records are written once and in order, whether callers park or look, and
+// whoever leads.
+func TestConcurrentCallersTakeTurns(t *testing.T) {
+	for name, park := range map[string]bool{"park": true, "look": false} {
+		t.Run(name, func(t *testing.T) {
+			f := newFolder(t)
+			log := f.open(f.config())
+			if park {
+				log.Park()
+			}
+			const callers, each = 16, 300
+			var wg sync.WaitGroup
+			for c := range callers {
+				wg.Go(func() {
+					r := *sample()
+					for n := range each {
+						r.Decision = fmt.Sprintf("%d-%d", c, n)
+						if err := log.Record(&r); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			f.proved(1, callers*each)
+			next := [callers]int{}
+			for _, entry := range f.entries(audit.Query{}) {
+				var c, n int
+				if _, err := fmt.Sscanf(entry.Decision, "%d-%d", &c, &n); err != nil || n != next[c] {
+					t.Fatalf("record %s, want number %d (%v)", entry.Decision, next[c], err)
+				}
+				next[c]++
+			}
+		})
+	}
+}
+
 // Records that are written together are on both sides of a rotation if there is no
 // room for all, and no file is larger than its bound.
 func TestConcurrentRecordsRotate(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
@@ -60,6 +61,10 @@ func open(cfg Config) (*Log, error) {
 	}
 	l := &Log{cfg: cfg, key: key, head: head, mac: key.chainMAC(), own: newLine(key.masker()), kept: 1, folds: newFolder()}
 	l.tail.hash = genesis()
+	// On a single CPU the caller that leads does not run until the others park.
+	if runtime.GOMAXPROCS(0) > 1 {
+		l.queue.looks = maxLooks
+	}
 	if err := l.resume(files, fresh); err != nil {
 		if l.file != nil {
 			err = errors.Join(err, l.file.Close())

@@ -47,13 +47,20 @@ func (l *Log) putSecond(e *entry) error {
 		l.second = second
 	}
 	e.refused = false // there it is like any record
-	if err := l.second.append(e); err != nil {
+	if err := l.second.putNow(e); err != nil {
 		return err
 	}
 	if end, first := l.second.end(); l.linked == 0 || first != l.linkedIn {
 		return l.link(e.now, end, first)
 	}
 	return nil
+}
+
+// putNow puts an entry at the end of a second log, whose only writer holds the first's mu.
+func (l *Log) putNow(e *entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.put(e)
 }
 
 // end returns the last record, and the first of its file.

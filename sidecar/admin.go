@@ -318,7 +318,7 @@ func (s *Sidecar) warnings(now time.Time) []string {
 	}
 	out = append(out, s.kernel.limitations...)
 	if s.plugin.trust != nil {
-		out = append(out, s.plugin.trust.warnings...)
+		out = append(out, s.plugin.trust.roots().warnings...)
 	}
 	if w := s.otherSidecarWarning(); w != "" {
 		out = append(out, w)

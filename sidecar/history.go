@@ -102,9 +102,10 @@ func (c *PolicyControl) advanceHistory() {
 	}
 }
 
-// startHistory counts the start of a sidecar, which has made what is missing.
+// startHistory counts the start of a sidecar, which has made what is missing. The disk is
+// waited for by awaitHistory.
 func (c *PolicyControl) startHistory(*configs.Sidecar) error {
-	c.advanceHistory()
+	c.advancing.Go(c.advanceHistory)
 	if c.lost != nil {
 		text := c.lost.Error() + "; it was begun again"
 		c.cfg.Log.Warn("state begun again", zap.String("detail", text))
@@ -117,6 +118,12 @@ func (c *PolicyControl) startHistory(*configs.Sidecar) error {
 		}
 		c.cfg.Log.Log(level, "state history not remembered outside of the stateDir", zap.Error(err))
 	}
+	return nil
+}
+
+// awaitHistory returns once the start is counted, which has to come before the first access.
+func (c *PolicyControl) awaitHistory(*configs.Sidecar) error {
+	c.advancing.Wait()
 	return nil
 }
 

@@ -312,26 +312,34 @@ func (s *Sidecar) checkReady() error {
 	return nil
 }
 
-// Close gives back what New took, in reverse.
+// Close gives back what New took. Parts that wait for the kernel or the disk close side by
+// side, and the stateDir is unlocked last.
 func (s *Sidecar) Close() error {
-	var errs []error
-	errs = append(errs, s.confinement.Close(), s.kernel.preloaded.Close())
-	for _, l := range s.listening.endpoints.proxy {
-		_ = l.Close() // closed by Serve already when the proxy ran
-	}
-	if s.inbound != nil {
-		s.inbound.Close() // likewise
-	}
-	errs = append(errs, s.plugin.streams.restore(), s.plugin.forgetChowned())
+	var closing errgroup.Group
+	closing.Go(func() error {
+		err := errors.Join(s.confinement.Close(), s.kernel.preloaded.Close())
+		for _, l := range s.listening.endpoints.proxy {
+			_ = l.Close() // closed by Serve already when the proxy ran
+		}
+		if s.inbound != nil {
+			s.inbound.Close() // likewise
+		}
+		return errors.Join(err, s.plugin.streams.restore(), s.plugin.forgetChowned())
+	})
 	if s.plugin.trust != nil {
-		errs = append(errs, s.plugin.trust.Close())
+		closing.Go(s.plugin.trust.Close)
 	}
+	var errs []error
 	if s.journal.audit != nil {
 		errs = append(errs, s.journal.audit.Close())
 	}
 	if s.policy.state != nil {
+		s.policy.advancing.Wait()
 		errs = append(errs, s.policy.saveUsedExactly())
 		s.policy.advanceHistory() // a copy that was made while it ran is an older one from now on
+	}
+	errs = append(errs, closing.Wait())
+	if s.policy.state != nil {
 		errs = append(errs, s.policy.state.Close())
 	}
 	return errors.Join(errs...)

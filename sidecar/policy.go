@@ -32,6 +32,8 @@ type PolicyControl struct {
 	history *statehistory.History
 	lost    *statehistory.LostError // that the stateDir had, which was begun again; nil for none
 
+	advancing sync.WaitGroup // of the start that is being counted in history
+
 	running   configs.Sidecar                    // as it was when the sidecar started
 	config    atomic.Pointer[configs.Config]     // replaced by a reload
 	stopWatch atomic.Pointer[context.CancelFunc] // of the files that config names

@@ -410,8 +410,17 @@ func (c *PolicyControl) replacePolicy(old, next *configs.Config) (uint64, error)
 	return generation, nil
 }
 
+// watchDelay is how long the start is over before files are watched, which takes a look
+// at each entry that the kernel has cached of their folders (several milliseconds in a
+// busy /tmp). A change before that is seen when the watch begins.
+const watchDelay = 200 * time.Millisecond
+
 // watchFiles reloads when a file has changed.
 func (c *PolicyControl) watchFiles(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(watchDelay):
+	}
 	for ctx.Err() == nil {
 		watch, stop := context.WithCancel(ctx)
 		c.stopWatch.Store(&stop)

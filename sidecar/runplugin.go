@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,6 +34,10 @@ func (s *Sidecar) RunPlugin(ctx context.Context, args []string) (status int, err
 	if err := s.Listen(ctx); err != nil {
 		return 0, err
 	}
+	// Made while the rest starts. startPlugin makes it if this fails, and reports the error.
+	var renewing sync.WaitGroup
+	renewing.Go(func() { _ = s.renewAuthority() })
+	defer renewing.Wait()
 	for _, notice := range s.plugin.accessNotices(args) {
 		s.cfg.Notice(notice)
 	}

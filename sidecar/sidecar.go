@@ -143,7 +143,7 @@ func New(opts Config) (s *Sidecar, err error) {
 		}
 	}()
 	for _, make := range []func(*configs.Sidecar) error{
-		s.preloadPrograms, s.policy.openState, s.openAudit, s.policy.startHistory, s.policy.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeTrust, s.makeConfinement, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb,
+		s.preloadPrograms, s.policy.openState, s.openAudit, s.policy.startHistory, s.policy.loadHostRevocations, s.makeBroker, s.makeTokens, s.makePlaceholders, s.makeGate, s.makeTrust, s.makeConfinement, s.makeInbound, s.makeProxy, s.makeEnvoy, s.makeManagedEnvoy, s.makeAdmin, s.makeWeb, s.policy.awaitHistory,
 	} {
 		if err := make(&cfg.Sidecar); err != nil {
 			return s, err
@@ -289,9 +289,7 @@ func (s *Sidecar) makeTrust(spec *configs.Sidecar) (err error) {
 	if s.plugin.trust, err = newTrustBundle(s.policy.state, os.Environ(), spec.Process.Env); err != nil {
 		return err
 	}
-	for _, w := range s.plugin.trust.warnings {
-		s.cfg.Log.Warn("authorities ignored", zap.String("detail", w))
-	}
+	s.plugin.trust.begin(func(text string) { s.cfg.Log.Warn("authorities ignored", zap.String("detail", text)) })
 	return nil
 }
 

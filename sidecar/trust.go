@@ -43,16 +43,30 @@ var systemRoots = [...]string{ //nolint:gochecknoglobals // an array of constant
 // own certificate authority beside the system's and those that the operator's
 // environment names. They lie in a folder that the plugin can read and not write.
 type trustBundle struct {
-	dir          string
-	trusted      [][]byte // certificates in DER; the plugin's own authority not included
-	unmergedJava bool     // Java is given a trust store that is not merged and stays
-	warnings     []string // about authorities of the operator's that are not trusted
+	dir     string
+	roots   func() *foundRoots // reads them once
+	reading sync.WaitGroup     // of begin
 
 	mu    sync.Mutex
 	lock  *os.File
 	own   []byte           // the plugin's authority, PEM
 	stale bool             // own is not in the files yet
 	sizes map[string]int64 // of the files, in bytes by path; nil: closed. The content is encoded when it is written.
+}
+
+// foundRoots are the authorities that a plugin trusts beside its own.
+type foundRoots struct {
+	trusted      [][]byte // certificates in DER
+	unmergedJava bool     // Java is given a trust store that is not merged and stays
+	warnings     []string // about authorities of the operator's that are not trusted
+}
+
+// findRoots reads the system's authorities and those that the operator named.
+func findRoots(environ []string, extra map[string]string) *foundRoots {
+	roots := newRootSet()
+	roots.addSystem()
+	foreignJava, warnings := roots.addOperator(environ, extra)
+	return &foundRoots{trusted: roots.all, unmergedJava: foreignJava, warnings: warnings}
 }
 
 // newTrustBundle makes the folder of a sidecar's plugin, after it has removed
@@ -70,12 +84,18 @@ func newTrustBundle(st *state, environ []string, extra map[string]string) (*trus
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	b := &trustBundle{dir: dir, lock: lock, sizes: map[string]int64{}}
-	roots := newRootSet()
-	roots.addSystem()
-	b.unmergedJava, b.warnings = roots.addOperator(environ, extra)
-	b.trusted = roots.all
-	return b, nil
+	roots := sync.OnceValue(func() *foundRoots { return findRoots(environ, extra) })
+	return &trustBundle{dir: dir, lock: lock, roots: roots, sizes: map[string]int64{}}, nil
+}
+
+// begin has the authorities read beside other work: there are hundreds of files at some
+// operators'. Each warning about them is passed on.
+func (b *trustBundle) begin(warn func(string)) {
+	b.reading.Go(func() {
+		for _, text := range b.roots().warnings {
+			warn(text)
+		}
+	})
 }
 
 // lockTrust locks a folder: systemd-tmpfiles leaves one alone that is locked
@@ -167,6 +187,7 @@ func (b *trustBundle) p12File() string { return filepath.Join(b.dir, "truststore
 
 // Close removes the files.
 func (b *trustBundle) Close() error {
+	b.reading.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sizes = nil // so that the files are not written again
@@ -223,7 +244,7 @@ func (b *trustBundle) writeAll() error {
 func (b *trustBundle) encode() (bundle, store []byte, err error) {
 	roots := newRootSet()
 	roots.addPEM(b.own)
-	for _, der := range b.trusted {
+	for _, der := range b.roots().trusted {
 		roots.add(der)
 	}
 	entries := make([]pkcs12.TrustStoreEntry, len(roots.all))
@@ -283,7 +304,7 @@ func (b *trustBundle) variables() map[string]string {
 	for _, name := range rootVariables {
 		out[name] = b.pemFile()
 	}
-	if !b.unmergedJava {
+	if !b.roots().unmergedJava {
 		out[javaVariables[0]] = javaStore + b.p12File() + " -Djavax.net.ssl.trustStoreType=PKCS12 " + javaPassword + trustStorePassword
 	}
 	return out

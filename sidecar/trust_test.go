@@ -58,8 +58,8 @@ func TestTrustOfOperator(t *testing.T) {
 		b := testenv.MustGet(newTrustBundle(testState(t), []string{"SSL_CERT_FILE=" + path}, nil))(t)
 		system := newRootSet()
 		system.addSystem()
-		if len(b.trusted) != len(system.all) || len(b.warnings) != 1 {
-			t.Errorf("%s adds something, or is not reported: %q", path, b.warnings)
+		if len(b.roots().trusted) != len(system.all) || len(b.roots().warnings) != 1 {
+			t.Errorf("%s adds something, or is not reported: %q", path, b.roots().warnings)
 		}
 		b.Close()
 	}
@@ -106,7 +106,8 @@ func TestTrustFolderLeft(t *testing.T) {
 // TestPluginEnvironment checks what of the sidecar's variables reaches the
 // plugin, and that options of Java's are added to.
 func TestPluginEnvironment(t *testing.T) {
-	b := &trustBundle{dir: "/trust"}
+	found := &foundRoots{}
+	b := &trustBundle{dir: "/trust", roots: func() *foundRoots { return found }}
 	ours := b.variables()[javaVariables[0]]
 	base := []string{
 		"KEPT=1", "JAVA_TOOL_OPTIONS=-Xmx64m", "NOTIFY_SOCKET=1", "STATE_DIRECTORY=1", "RUNTIME_DIRECTORY=1", "CREDENTIALS_DIRECTORY=1",
@@ -123,7 +124,7 @@ func TestPluginEnvironment(t *testing.T) {
 		{"the configuration's trust store", map[string]string{javaVariables[0]: "-Djavax.net.ssl.trustStore=/a", "CARGO_HTTP_CAINFO": "/stated.pem"}, "-Djavax.net.ssl.trustStore=/a"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b.unmergedJava = strings.Contains(c.java, "/a")
+			found.unmergedJava = strings.Contains(c.java, "/a")
 			env := pluginEnvironment(base, c.extra, "127.0.0.1:1", authz.Secret{}, b)
 			for _, want := range []string{
 				"KEPT=1", javaVariables[0] + "=" + c.java, "SSL_CERT_FILE=/trust/ca-bundle.pem",
@@ -206,11 +207,11 @@ func TestTrustOfConfiguration(t *testing.T) {
 				environ = []string{c.name + "=" + c.value}
 			}
 			b := testenv.MustGet(newTrustBundle(testState(t), environ, extra))(t)
-			if merged := slices.ContainsFunc(b.trusted, func(der []byte) bool { return bytes.Equal(der, certs[0].Raw) }); merged != c.merged || b.unmergedJava != c.foreign {
-				t.Errorf("%s=%s: merged %v, left alone %v: %q", c.name, c.value, merged, b.unmergedJava, b.warnings)
+			if merged := slices.ContainsFunc(b.roots().trusted, func(der []byte) bool { return bytes.Equal(der, certs[0].Raw) }); merged != c.merged || b.roots().unmergedJava != c.foreign {
+				t.Errorf("%s=%s: merged %v, left alone %v: %q", c.name, c.value, merged, b.roots().unmergedJava, b.roots().warnings)
 			}
-			if (len(b.warnings) > 0) == c.merged {
-				t.Errorf("%s=%s: warned of %q", c.name, c.value, b.warnings)
+			if (len(b.roots().warnings) > 0) == c.merged {
+				t.Errorf("%s=%s: warned of %q", c.name, c.value, b.roots().warnings)
 			}
 			env := pluginEnvironment(environ, extra, "127.0.0.1:1", authz.Secret{}, b)
 			if !slices.Contains(env, "SSL_CERT_FILE="+b.pemFile()) {
@@ -276,7 +277,7 @@ func BenchmarkTrustBundle(b *testing.B) {
 // An authority that is staged is in no file before the flush, and one that is written after
 // it stays.
 func TestStagedAuthority(t *testing.T) {
-	b := &trustBundle{dir: t.TempDir(), sizes: map[string]int64{}}
+	b := &trustBundle{dir: t.TempDir(), roots: func() *foundRoots { return &foundRoots{} }, sizes: map[string]int64{}}
 	first, second := testenv.MustGet(testenv.NewCA("first"))(t).PEM(), testenv.MustGet(testenv.NewCA("second"))(t).PEM()
 	b.stage(first)
 	if _, err := os.Stat(b.pemFile()); err == nil {

@@ -62,6 +62,14 @@ type rootSet struct {
 // fileID is the identity of a file, by whatever path.
 type fileID struct{ dev, ino uint64 }
 
+func idOf(info fs.FileInfo) fileID {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fileID{} // never on Unix
+	}
+	return fileID{stat.Dev, stat.Ino}
+}
+
 func newRootSet() *rootSet { return &rootSet{seen: map[string]bool{}, files: map[fileID]int{}} }
 
 func (r *rootSet) add(der []byte) {
@@ -91,16 +99,18 @@ func (r *rootSet) addPEM(data []byte) (held int) {
 
 // addFile adds the certificates of a PEM file, and returns how many it has.
 func (r *rootSet) addFile(path string) (held int, err error) {
+	// A system's folder names each file twice: most need not be opened.
+	if info, err := os.Stat(path); err == nil {
+		if held, ok := r.files[idOf(info)]; ok {
+			return held, nil
+		}
+	}
 	file, info, err := openRegular(path)
 	if err != nil {
 		return 0, err
 	}
 	defer file.Close()
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, errors.New("its inode is unknown")
-	}
-	id := fileID{stat.Dev, stat.Ino}
+	id := idOf(info)
 	if held, ok := r.files[id]; ok {
 		return held, nil
 	}

@@ -45,6 +45,9 @@ type Request struct {
 	// Unenforceable holds the conditions that the asking door cannot enforce.
 	// A rule that states one of them is not usable there.
 	Unenforceable Conditions
+
+	// Facts are what the request's content does, the zero Facts if it was not read.
+	Facts Facts
 }
 
 // Action is the operation at the destination. For a tunnel (schemes tls and
@@ -117,6 +120,7 @@ const (
 	ConditionOriginate                          // plain http accepted for https
 	ConditionCertificate                        // a client certificate, which only the TLS client can present
 	ConditionSignature                          // a signature, which only the sender of the request can make
+	ConditionContent                            // the request's content, which a matcher is about
 )
 
 // Name returns the stable name of one condition, as the audit log records it, and "" for
@@ -137,6 +141,8 @@ func (c Conditions) Name() string {
 		return "certificate"
 	case ConditionSignature:
 		return "signature"
+	case ConditionContent:
+		return "content"
 	}
 	return ""
 }
@@ -159,10 +165,10 @@ const ManagedEnvoyEnforces = ConditionAddresses | ConditionTLS | ConditionTimeou
 // EnvoyUnenforceable returns the conditions that an ext_authz client cannot enforce.
 // enforces are those that it is known to enforce; trusted reports whether its transport
 // may carry a credential. No ext_authz answer can carry a client certificate or a
-// signature.
+// signature, and no part of the content is asked of Envoy.
 func EnvoyUnenforceable(enforces Conditions, trusted bool) Conditions {
 	c := (ConditionAddresses | ConditionTLS | ConditionTimeout) &^ enforces
-	c |= ConditionCertificate | ConditionSignature
+	c |= ConditionCertificate | ConditionSignature | ConditionContent
 	if !trusted {
 		c |= ConditionCredential
 	}
@@ -187,6 +193,7 @@ const (
 	DestinationNotGranted
 	MethodNotGranted
 	PathNotGranted
+	StatementNotGranted
 	GrantExpired
 	NotEnforceableHere
 	QuotaExceeded
@@ -254,6 +261,8 @@ func (r Reason) text() reasonText {
 		return reasonText{"method_not_granted", "Method not granted", 403}
 	case PathNotGranted:
 		return reasonText{"path_not_granted", "Path not granted", 403}
+	case StatementNotGranted:
+		return reasonText{"statement_not_granted", "Statement not granted", 403}
 	case GrantExpired:
 		return reasonText{"grant_expired", "Grant expired", 403}
 	case NotEnforceableHere:

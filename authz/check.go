@@ -138,6 +138,12 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 	}
 	k.destination(at, spec, out)
 	k.http(at, spec, out)
+	if spec.Matcher != nil {
+		var err error
+		if out.matcher, err = spec.Matcher.compile(); err != nil {
+			k.report(at("matcher"), "%v", err)
+		}
+	}
 	k.checkCredential(at, spec, out, credentials)
 	k.times(at, spec, out)
 	checkLimits(at("limits"), spec.Limits, k.report)
@@ -173,6 +179,9 @@ func stateConditions(r *Rule) Conditions {
 	}
 	if r.Credential != "" {
 		c |= ConditionCredential
+	}
+	if r.Matcher != nil {
+		c |= ConditionContent
 	}
 	return c
 }

@@ -99,6 +99,7 @@ type rule struct {
 	ports     []uint16
 	addresses []netip.Prefix
 	terms     Terms
+	matcher   *matcher // nil without one
 }
 
 // allowsMethod reports whether the rule is for the method.

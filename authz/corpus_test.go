@@ -261,7 +261,8 @@ func TestDecisions(t *testing.T) {
 		})
 	}
 	for r := Granted; r <= UsageUnknown; r++ { // later reasons are not decisions of the policy
-		if !seen[r.String()] && r != DestinationMismatch {
+		// No document states a matcher yet; facts_test.go tests them.
+		if !seen[r.String()] && r != DestinationMismatch && r != StatementNotGranted {
 			t.Errorf("no request in the corpus is answered %s", r)
 		}
 	}

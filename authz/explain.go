@@ -125,7 +125,9 @@ type candidate struct {
 	path                                                 *pathPattern // the pattern that matches, or nil
 	closestPath                                          *pathPattern // the pattern that matches, or has the longest common prefix
 	sameHost, scheme, port, method, upgrade, slash, live bool
-	prefix                                               int // bytes of path in common
+	missing                                              []Fact // facts of the request that the rule does not grant
+	unread                                               bool   // the rule has a matcher, and the content was not read
+	prefix                                               int    // bytes of path in common
 }
 
 // score orders candidates by how far each gets in the order of the reasons, so
@@ -133,7 +135,7 @@ type candidate struct {
 func (n candidate) score() int {
 	score := 0
 	for _, ok := range [...]bool{
-		n.sameHost, n.scheme, n.port, n.method && n.upgrade, n.method, n.path != nil && n.slash, n.path != nil, n.live,
+		n.sameHost, n.scheme, n.port, n.method && n.upgrade, n.method, n.path != nil && n.slash, n.path != nil, len(n.missing) == 0 && !n.unread, n.live,
 	} {
 		score <<= 1
 		if ok {
@@ -150,7 +152,7 @@ func (n candidate) differs(req Request, d Decision) []string {
 		if !req.Destination.encodedSlash {
 			return nil
 		}
-	case DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired:
+	case DestinationNotGranted, MethodNotGranted, PathNotGranted, StatementNotGranted, GrantExpired:
 	case QuotaExceeded, AddressNotAllowed, NotEnforceableHere:
 		return differsInRule(req, d)
 	default:
@@ -175,6 +177,14 @@ func (n candidate) differs(req Request, d Decision) []string {
 	} {
 		if !f.same {
 			out = append(out, f.name)
+		}
+	}
+	if n.unread {
+		out = append(out, "content")
+	}
+	for _, f := range n.missing {
+		if kind := string(f.Kind); !slices.Contains(out, kind) {
+			out = append(out, kind)
 		}
 	}
 	return out
@@ -204,6 +214,7 @@ func (c Conditions) names(other Conditions) []string {
 		{ConditionTLS | ConditionOriginate, "tls"},
 		{ConditionTimeout, "timeout"},
 		{ConditionCredential | ConditionCertificate | ConditionSignature, "credential"},
+		{ConditionContent, "content"},
 	} {
 		if c&other&f.condition != 0 {
 			out = append(out, f.name)
@@ -270,6 +281,8 @@ func compare(r *rule, req *Request, now time.Time) candidate {
 		port: r.hasPort(d.port) || r.couldOriginate(d), live: now.Before(r.notAfter),
 		method: true, upgrade: true, slash: true,
 	}
+	n.missing = r.matcher.missing(req)
+	n.unread = req.Facts.IsZero() && !r.matcher.matches(req)
 	if !r.scheme.HTTP() {
 		n.path = &pathPattern{}
 		return n
@@ -430,7 +443,7 @@ func (n candidate) detail(req Request, d Decision) string {
 		return strings.TrimSuffix(n.rule.name()+" states a condition that this door cannot enforce: "+strings.Join(n.differs(req, d), ", "), ": ")
 	case CredentialUnavailable:
 		return fmt.Sprintf("credential of %s is not available at the moment", n.rule.name())
-	case DestinationNotGranted, MethodNotGranted, PathNotGranted:
+	case DestinationNotGranted, MethodNotGranted, PathNotGranted, StatementNotGranted:
 		return fmt.Sprintf("%s may %s, %s", req.Principal, n.grants(), n.contrast(req, d))
 	default:
 		return fmt.Sprintf("%s may not %s", req.Principal, access(req))
@@ -449,10 +462,34 @@ func (n candidate) contrast(req Request, d Decision) string {
 		return "not " + clip(req.Destination.path)
 	case differs[0] == "encodedSlash":
 		return "not with an encoded slash"
+	case len(n.missing) > 0:
+		return "not " + differs[0] + " " + clip(strings.Join(n.missingNames(), ", "))
 	case differs[0] == "port":
 		return "not at port " + strconv.Itoa(int(req.Destination.port))
 	}
 	return "not " + access(req)
+}
+
+// missingNames returns the names of the facts that the rule does not grant.
+func (n candidate) missingNames() []string {
+	var names []string
+	for _, f := range n.missing {
+		names = append(names, f.Name)
+	}
+	return names
+}
+
+// missingField returns the field that grants the missing facts, which are of one kind;
+// "" without any.
+func (n candidate) missingField() string {
+	if len(n.missing) == 0 {
+		return ""
+	}
+	var names []string
+	for _, name := range n.missingNames() {
+		names = append(names, yamlString(name))
+	}
+	return string(n.missing[0].Kind) + ": [" + strings.Join(names, ", ") + "]"
 }
 
 func (s *Snapshot) revokedDetail(plugin string, d Decision, now time.Time) string {
@@ -536,7 +573,7 @@ func addressDetail(d Decision, dest Destination) string {
 // remedy returns the change to ask for, and whether a rule could allow the access.
 func remedy(req Request, d Decision, n candidate, secure bool) (text string, grantable bool) {
 	switch d.Reason {
-	case MalformedRequest, DestinationNotGranted, NoGrant, MethodNotGranted, PathNotGranted:
+	case MalformedRequest, DestinationNotGranted, NoGrant, MethodNotGranted, PathNotGranted, StatementNotGranted:
 		return ask(req, d, n, secure)
 	case GrantExpired:
 		switch {
@@ -618,6 +655,8 @@ func ask(req Request, d Decision, n candidate, secure bool) (text string, granta
 			field = "encodedSlash: allow"
 		case "port": // with those it has: to name a port is to lose the default
 			field = "ports: " + strings.ReplaceAll(fmt.Sprint(append(slices.Clone(n.rule.ports), dest.port)), " ", ", ")
+		default:
+			field = n.missingField()
 		}
 	}
 	switch {

@@ -478,6 +478,9 @@ func (a *Admission) decisionRecord(r *Record) {
 	r.PID, r.UID, r.Exe = a.Source.PID, a.Source.UID, a.Source.Exe
 	r.TraceID, r.SpanID = a.Source.TraceID, a.Source.SpanID
 	r.Upgrade, r.Unenforceable, r.DecidedBy = a.Request.Action.Upgrade, a.Request.Unenforceable, d.decidedBy()
+	if f := a.Request.Facts; !f.IsZero() {
+		r.Protocol, r.Facts = string(f.Protocol()), f.All()
+	}
 	if a.originated != nil {
 		r.AskedScheme, r.AskedPort = string(a.originated.Destination.scheme), a.originated.Destination.port
 	}

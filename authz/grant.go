@@ -91,6 +91,8 @@ type Rule struct {
 	Upgrades []string `json:"upgrades,omitempty"`
 	// EncodedSlash is refuse (the default) or allow, for APIs whose ids contain %2F.
 	EncodedSlash string `json:"encodedSlash,omitempty"`
+	// Matcher is a condition on the content of requests, which the loader makes from the fields of a protocol.
+	Matcher *Matcher `json:"-"`
 	// Credential names one of the grant's credentials.
 	Credential string `json:"credential,omitempty"`
 	// WildcardCredential allows the credential for a wildcard host.

@@ -130,7 +130,7 @@ func (d *Decision) observe() {
 // be judged.
 func (d *Decision) passesWhileObserving() bool {
 	switch d.Reason {
-	case NoGrant, DestinationNotGranted, MethodNotGranted, PathNotGranted, GrantExpired, QuotaExceeded:
+	case NoGrant, DestinationNotGranted, MethodNotGranted, PathNotGranted, StatementNotGranted, GrantExpired, QuotaExceeded:
 		return true
 	default:
 		return false
@@ -178,6 +178,7 @@ type search struct {
 	muted    bool  // a rule in mode observe whose scheme, host and port match was revoked
 	host     bool  // scheme, host and port match
 	method   bool  // the method matches too
+	content  bool  // the path matches too, and the matcher does not
 	expired  bool  // the path matches too, of a rule that has expired
 }
 
@@ -215,6 +216,8 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 		d.Reason = DestinationNotGranted
 	case !found.method:
 		d.Reason = MethodNotGranted
+	case !found.expired && found.content:
+		d.Reason = StatementNotGranted
 	case !found.expired:
 		d.Reason = PathNotGranted
 	default:
@@ -253,6 +256,8 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 	path, ok := r.matchPath(&req.Destination)
 	switch {
 	case !ok:
+	case !r.matcher.matches(req):
+		found.content = true
 	case !live:
 		found.expired = true
 		if s.revoked(req.Principal, r, now) != nil && (found.revoked == nil || compareRules(r, found.revoked) < 0) {

@@ -98,7 +98,7 @@ func decidable() []string {
 	var out []string
 	for _, r := range []authz.Reason{
 		authz.MalformedRequest, authz.GuardrailDenied, authz.NoGrant, authz.DestinationNotGranted, authz.MethodNotGranted,
-		authz.PathNotGranted, authz.GrantExpired, authz.NotEnforceableHere, authz.AddressNotAllowed,
+		authz.PathNotGranted, authz.StatementNotGranted, authz.GrantExpired, authz.NotEnforceableHere, authz.AddressNotAllowed,
 	} {
 		out = append(out, r.String())
 	}

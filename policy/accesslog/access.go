@@ -78,6 +78,9 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		}
 		a.Request.Unenforceable |= c
 	}
+	if a.Request.Facts, err = facts(e); err != nil {
+		return NewerFormat
+	}
 	switch {
 	case e.Format == 0:
 		return OlderFormat
@@ -87,6 +90,21 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		return MaskedPath
 	}
 	return ""
+}
+
+// facts returns what the record has of the request's content.
+func facts(e *audit.Entry) (authz.Facts, error) {
+	if e.Protocol == "" && len(e.Facts) == 0 {
+		return authz.Facts{}, nil
+	}
+	all := make([]authz.Fact, len(e.Facts))
+	for i, text := range e.Facts {
+		var err error
+		if all[i], err = authz.ParseFact(text); err != nil {
+			return authz.Facts{}, err
+		}
+	}
+	return authz.NewFacts(authz.Protocol(e.Protocol), all...)
 }
 
 // authority returns host:port, with an IPv6 address in brackets.
@@ -128,7 +146,7 @@ func state(a *Access, e *audit.Entry) string {
 	case authz.Revoked.String():
 		return RevokedDecision
 	case authz.Granted.String(), authz.Observed.String(), authz.MalformedRequest.String(), authz.GuardrailDenied.String(), authz.NoGrant.String(),
-		authz.DestinationNotGranted.String(), authz.MethodNotGranted.String(), authz.PathNotGranted.String(), authz.GrantExpired.String(),
+		authz.DestinationNotGranted.String(), authz.MethodNotGranted.String(), authz.PathNotGranted.String(), authz.StatementNotGranted.String(), authz.GrantExpired.String(),
 		authz.NotEnforceableHere.String():
 		return ""
 	}

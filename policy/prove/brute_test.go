@@ -221,7 +221,7 @@ func bruteAddresses() (out []netip.Addr) {
 var grid = sync.OnceValue(func() [][]authz.Request {
 	out := make([][]authz.Request, len(bruteHosts))
 	for _, scheme := range []authz.Scheme{authz.SchemeHTTPS, authz.SchemeHTTP, authz.SchemeTLS, authz.SchemeTCP} {
-		sh := shape{scheme, brutePorts, bruteMethods, bruteUpgrades, brutePaths}
+		sh := shape{scheme, brutePorts, bruteMethods, bruteUpgrades, brutePaths, []authz.Facts{{}}}
 		for i, host := range bruteHosts {
 			out[i] = slices.AppendSeq(out[i], sh.requests("p", host))
 		}

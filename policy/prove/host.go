@@ -15,6 +15,7 @@ type fresh struct {
 	segment string // the beginning of a path segment
 	method  string
 	upgrade string
+	fact    string // after the prefix of a fact's name
 	port    uint16
 }
 
@@ -49,6 +50,7 @@ func newFresh(before, after *side) fresh {
 		}),
 		method:  strings.ToUpper(unused(func(s string) bool { return methods[strings.ToUpper(s)] })),
 		upgrade: unused(func(s string) bool { return upgrades[s] }),
+		fact:    freshFact(before, after),
 		port:    4433,
 	}
 	for ports[f.port] {
@@ -182,18 +184,20 @@ type shape struct {
 	ports             []uint16
 	methods, upgrades []string
 	paths             []string
+	contents          []authz.Facts
 }
 
 // shapes returns the requests that the new policy may allow at the host.
 func (l *local) shapes() (out []shape) {
 	for _, r := range l.after {
-		s := shape{scheme: r.scheme(), ports: r.ports(), methods: r.rule.Methods, upgrades: append([]string{""}, r.rule.Upgrades...), paths: l.paths(r.paths)}
+		s := shape{scheme: r.scheme(), ports: r.ports(), methods: r.rule.Methods, upgrades: append([]string{""}, r.rule.Upgrades...), paths: l.paths(r.paths), contents: l.contents(r.rule.Matcher)}
 		if slices.Contains(s.methods, "*") {
 			s.methods = l.methods()
 		}
 		if r.observes() {
 			// The rule still wins what it grants, and then observes everything else.
 			s.methods, s.upgrades, s.paths = l.methods(), l.upgrades(), l.paths(append([]pattern{anyPath()}, r.paths...))
+			s.contents = append(s.contents, l.contents(nil)...)
 		}
 		out = append(out, s)
 		if r.rule.To.TLS.Originate {
@@ -211,7 +215,7 @@ func (l *local) shapes() (out []shape) {
 	slices.Sort(ports)
 	ports = slices.Compact(ports)
 	for _, scheme := range []authz.Scheme{authz.SchemeHTTPS, authz.SchemeHTTP, authz.SchemeTLS, authz.SchemeTCP} {
-		out = append(out, shape{scheme, ports, l.methods(), l.upgrades(), l.paths([]pattern{anyPath()})})
+		out = append(out, shape{scheme, ports, l.methods(), l.upgrades(), l.paths([]pattern{anyPath()}), l.contents(nil)})
 	}
 	return out
 }
@@ -252,8 +256,10 @@ func (s shape) requests(plugin authz.Principal, host string) iter.Seq[authz.Requ
 					continue
 				}
 				for _, action := range actions {
-					if !yield(authz.Request{Principal: plugin, Action: action, Destination: to}) {
-						return
+					for _, content := range s.contents {
+						if !yield(authz.Request{Principal: plugin, Action: action, Destination: to, Facts: content}) {
+							return
+						}
 					}
 				}
 			}

@@ -121,12 +121,14 @@ type comparison struct {
 	never         *never // of a proof that requests are never allowed
 
 	addresses addressSet
-	limitEnds []time.Time
-	limited   map[limitPair]bool         // the pairs that were compared
-	judged    map[addressPair]netip.Addr // the witness of each pair of winners that was compared, invalid without one
-	kept      map[counter]*keptBy        // the limits of the old policy that applied so far
-	seen      map[findingKey]bool
-	out       Result
+	// largeContent reports that a rule grants more facts than one request can have.
+	largeContent bool
+	limitEnds    []time.Time
+	limited      map[limitPair]bool         // the pairs that were compared
+	judged       map[addressPair]netip.Addr // the witness of each pair of winners that was compared, invalid without one
+	kept         map[counter]*keptBy        // the limits of the old policy that applied so far
+	seen         map[findingKey]bool
+	out          Result
 }
 
 // findingKey groups findings: the first request of a group is reported.
@@ -154,6 +156,9 @@ func (c *comparison) result(complete bool) Result {
 	c.out.Complete = complete
 	if c.addresses.inexact {
 		c.out.Inexact = append(c.out.Inexact, "addresses within 64:ff9b:1::/48 (RFC 8215) are compared at some of the places that may hold an IPv4 address")
+	}
+	if c.largeContent {
+		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("rules that grant more than %d facts are compared by a part of the sets that a request can have", authz.MaxFacts))
 	}
 	if len(c.kept) > 0 {
 		c.out.Inexact = append(c.out.Inexact, "limits are compared one by one: several that together are not higher may be reported")

@@ -223,5 +223,8 @@ func (r *ruleText) conditions() (c authz.Conditions) {
 	if r.rule.Credential != "" {
 		c |= authz.ConditionCredential | authz.ConditionCertificate | authz.ConditionSignature
 	}
+	if r.rule.Matcher != nil {
+		c |= authz.ConditionContent
+	}
 	return c
 }

@@ -143,8 +143,9 @@ func (c Conditions) Name() string {
 		return "signature"
 	case ConditionContent:
 		return "content"
+	default: // several conditions, or none
+		return ""
 	}
-	return ""
 }
 
 // ParseCondition returns the condition with the given [Conditions.Name].

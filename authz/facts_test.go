@@ -89,9 +89,9 @@ func reads(tb testing.TB) Grant {
 	g := forecast()
 	g.Rules[0].Paths = []string{"/sql"}
 	g.Rules[0].Matcher = &Matcher{Protocol: testProtocol, Facts: factsOf(tb, "verb:select", "table:public.orders", "table:public.order_*")}
-	any := g.Rules[0]
-	any.ID, any.Paths, any.Matcher = "any", []string{"/any"}, nil
-	g.Rules = append(g.Rules, any)
+	unread := g.Rules[0]
+	unread.ID, unread.Paths, unread.Matcher = "any", []string{"/any"}, nil
+	g.Rules = append(g.Rules, unread)
 	return g
 }
 

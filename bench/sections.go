@@ -30,6 +30,7 @@ func sections() []section {
 		{"The kernel", []scene{{"kernel-calls", callsScene}, {"kernel-net", netScene}, {"kernel-limits", limitsScene}, {"kernel-mediation", mediationScene}}},
 		{"Revoke", []scene{{"revoke", revokeScene}, {"kernel-halt", haltScene}}},
 		{"Envoy", []scene{{"envoy", envoyScene}}},
+		{"Policy", []scene{{"policy", policyScene}}},
 	}
 }
 

@@ -208,7 +208,7 @@ func (c *compiler) pluginPolicy(plugin string) *pluginPolicy {
 	}
 	c.policy.plugins[Principal(plugin)] = s
 	for i := range c.in.Guardrails {
-		if g := &c.in.Guardrails[i]; matchesPlugin(g.Plugins, plugin) {
+		if g := &c.in.Guardrails[i]; g.AppliesTo(plugin) {
 			s.guardrails = append(s.guardrails, g)
 			s.never = append(s.never, compileNever(g)...)
 		}

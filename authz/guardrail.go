@@ -16,6 +16,9 @@ type Guardrail struct {
 	Ceilings Ceilings `json:"ceilings,omitzero"`
 }
 
+// AppliesTo reports whether the guardrail bounds the plugin's grants.
+func (g *Guardrail) AppliesTo(plugin string) bool { return matchesPlugin(g.Plugins, plugin) }
+
 // Never is one entry of a never-list. A destination that matches any of its
 // hosts or resolves to any of its addresses is denied, and so is a Unix socket
 // among its sockets.

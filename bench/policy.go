@@ -28,6 +28,7 @@ func policyRows() []policyRow {
 		{"prove: 1,000 rules against themselves", "below 1 s", proveRow(1000, time.Second)},
 		{"prove: 10,000 rules against themselves", "below 10 s", proveRow(10_000, 10*time.Second)},
 		{"prove of two files, the whole command", "below 50 ms", commandRow(50*time.Millisecond, "policy", "prove", "--old", "old.yaml", "--new", "new.yaml")},
+		{"diff of two files, the whole command", "below 50 ms", commandRow(50*time.Millisecond, "policy", "diff", "old.yaml", "new.yaml")},
 	}
 }
 

@@ -34,6 +34,21 @@ type PluginPolicy struct {
 	documents []*source
 }
 
+// Metadata returns the metadata of a document of the policy; false for a document of
+// another policy.
+func (p *PluginPolicy) Metadata(document authz.Origin) (Metadata, bool) {
+	for _, d := range p.documents {
+		switch {
+		case d.origin() != document:
+		case d.grant != nil:
+			return d.grant.Metadata, true
+		case d.guardrail != nil:
+			return d.guardrail.Metadata, true
+		}
+	}
+	return Metadata{}, false
+}
+
 // Position is a place in a file.
 type Position struct {
 	File   string `json:"file"`   // as it was named

@@ -119,6 +119,13 @@ func (s *Subject) With(revocations []authz.Revocation) *authz.Snapshot {
 	return engine.Current()
 }
 
+// Metadata returns the metadata of a grant or guardrail; the zero value for a document
+// that the policy does not hold.
+func (s *Subject) Metadata(document authz.Origin) configs.Metadata {
+	m, _ := s.source.Metadata(document)
+	return m
+}
+
 // Config returns the Sidecar with all that it names, nil for grants by themselves.
 func (s *Subject) Config() *configs.Config { return s.source.Sidecar }
 

@@ -24,7 +24,7 @@ func (c *cli) policyCommand() *cobra.Command {
 			"Exit status 0: yes, the same or narrower. 1: failure, or undecided. 2: usage. 3: no.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.policyProveCommand())
+	cmd.AddCommand(c.policyProveCommand(), c.policyDiffCommand())
 	cmd.AddCommand(c.policyTestCommand())
 	cmd.AddCommand(c.policyLearnCommand())
 	cmd.AddCommand(c.policyUnusedCommand())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -143,7 +144,7 @@ func (c *cli) printClaim(w io.Writer, f *proveFlags, claim prove.Claim) {
 		say(w, "  inexact: %s", text)
 	}
 	if !claim.Complete {
-		say(w, "  undecided: not every request was compared within %s; say a longer --budget", f.budget)
+		say(w, "  undecided: not every request was compared%s", afterBudget(claim.Inexact, f.budget))
 	}
 }
 
@@ -155,6 +156,15 @@ func printDemonstration(w io.Writer, d prove.Demonstration, config string) {
 	}
 	say(w, "    new: %s%s", d.New.Text(), parenthesis(d.Position))
 	say(w, "    %s", explainCommandLine(config, d.Explain))
+}
+
+// afterBudget returns what to do about a comparison that is not complete. One that
+// is not for another reason states it.
+func afterBudget(inexact []string, budget time.Duration) string {
+	if len(inexact) > 0 {
+		return ""
+	}
+	return fmt.Sprintf(" within %s; say a longer --budget", budget)
 }
 
 func parenthesis(s string) string {

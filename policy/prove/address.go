@@ -44,7 +44,7 @@ type addressSet struct {
 
 func newAddressSet(before, after *side) addressSet {
 	same := slices.EqualFunc(before.guardrails, after.guardrails, func(a, b *authz.Guardrail) bool {
-		return reflect.DeepEqual(a.Plugins, b.Plugins) && reflect.DeepEqual(a.Never, b.Never)
+		return reflect.DeepEqual(a.Never, b.Never)
 	})
 	return addressSet{never: slices.Concat(before.neverAddresses(), after.neverAddresses()), sameNever: same}
 }
@@ -119,7 +119,8 @@ func (s *addressSet) candidates(before, after []netip.Prefix) []netip.Addr {
 		out = append(out, embedded(v4, v6)...)
 	}
 	local := netip.MustParsePrefix(nat64Local)
-	if slices.ContainsFunc(after, local.Overlaps) && !slices.Equal(before, after) {
+	// A wider prefix does not include these addresses. The two sides are not the same here.
+	if slices.ContainsFunc(after, func(p netip.Prefix) bool { return p.Bits() >= local.Bits() && local.Overlaps(p) }) {
 		s.inexact = true
 	}
 	return out

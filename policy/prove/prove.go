@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -63,10 +64,10 @@ type Result struct {
 	// new policy is within the old one if it is empty and Complete is set.
 	Findings []Finding
 	// Complete reports whether every class of requests was compared. It is false if the
-	// context ended first.
+	// context ended first, or for a reason in Inexact.
 	Complete bool
 	// Inexact lists parts of the comparison that are conservative, and so may report a
-	// difference where both policies are alike.
+	// difference where both policies are alike, or that are not complete.
 	Inexact []string
 	// Requests is the number of requests that both policies decided.
 	Requests int
@@ -153,15 +154,16 @@ func newComparison(before, after *side, o Options) *comparison {
 }
 
 func (c *comparison) result(complete bool) Result {
-	c.out.Complete = complete
+	// Not every combination of addresses within nat64Local is compared.
+	c.out.Complete = complete && !c.addresses.inexact
 	if c.addresses.inexact {
-		c.out.Inexact = append(c.out.Inexact, "addresses within 64:ff9b:1::/48 (RFC 8215) are compared at some of the places that may hold an IPv4 address")
+		c.out.Inexact = append(c.out.Inexact, "not every address within 64:ff9b:1::/48 (RFC 8215) was compared; leave addresses in it as they were")
 	}
 	if c.largeContent {
 		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("rules that grant more than %d facts are compared by a part of the sets that a request can have", authz.MaxFacts))
 	}
-	if len(c.kept) > 0 {
-		c.out.Inexact = append(c.out.Inexact, "limits are compared one by one: several that together are not higher may be reported")
+	if slices.ContainsFunc(c.out.Findings, func(f Finding) bool { return f.Kind == KindLimit }) {
+		c.out.Inexact = append(c.out.Inexact, "limits are compared one by one: several that together are not higher are reported too")
 	}
 	return c.out
 }

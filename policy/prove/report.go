@@ -113,25 +113,24 @@ func Show(f Finding, plugin string, after *policy.Subject) Demonstration {
 		d.Explain = append(d.Explain, "--upgrade", d.Upgrade)
 	}
 	d.Explain = append(d.Explain, d.Method, d.URL)
-	d.Position = position(f, after)
+	if at, ok := Place(f, after); ok {
+		d.Position = at.String()
+	}
 	return d
 }
 
-// position returns where what makes the policy wider is written, "" for what is missing.
-func position(f Finding, after *policy.Subject) string {
-	p, ok := after.Position(f.New.Grant, f.New.Rule)
-	if f.New.Rule == "" {
-		p, ok = after.FieldPosition("", "spec.mode")
-	}
+// Place returns where what makes the policy wider is written: the rule, the limit, or what
+// lets the Sidecar observe. It is false for what is missing.
+func Place(f Finding, after *policy.Subject) (policy.Position, bool) {
 	if f.Kind == KindLimit {
 		if at, found := after.Position(f.Limit.grant, f.Limit.rule); found {
-			p, ok = at, true
+			return at, true
 		}
 	}
-	if !ok {
-		return ""
+	if f.New.Rule == "" {
+		return after.FieldPosition("", "spec.mode")
 	}
-	return p.String()
+	return after.Position(f.New.Grant, f.New.Rule)
 }
 
 func decided(a Answer) Decided {

@@ -42,8 +42,9 @@ func newSide(s *authz.Snapshot, plugin authz.Principal) *side {
 		out.observeUntil = in.ObserveUntil
 	}
 	for i := range in.Guardrails {
-		// A guardrail of another plugin adds classes and changes no decision.
-		out.guardrails = append(out.guardrails, &in.Guardrails[i])
+		if g := &in.Guardrails[i]; g.AppliesTo(string(plugin)) {
+			out.guardrails = append(out.guardrails, g)
+		}
 	}
 	for i := range in.Grants {
 		if g := &in.Grants[i]; g.Plugin == string(plugin) {

@@ -125,24 +125,6 @@ func (k *Key) MaskPath(segment string) string { return string(k.masker().appendS
 // MaskPath is [Key.MaskPath] with the log's key.
 func (l *Log) MaskPath(segment string) string { return l.key.MaskPath(segment) }
 
-// MaskKey masks the segments of paths as a log does, and cannot verify or forge a record.
-// It does not print itself, and is not safe for concurrent use.
-type MaskKey struct {
-	key   [keyLen]byte
-	masks *masker
-}
-
-// Format prints a placeholder, whatever the verb.
-func (*MaskKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]") }
-
-// MaskKey returns the part of the key that masks.
-func (k *Key) MaskKey() *MaskKey { return &MaskKey{k.mask, k.masker()} }
-
-// MaskPath is [Key.MaskPath].
-func (k *MaskKey) MaskPath(segment string) string {
-	return string(k.masks.appendSegment(nil, segment))
-}
-
 // MaskQuery returns how a query stands in a masked log.
 func (k *Key) MaskQuery(query string) string { return string(k.masker().appendQuery(nil, query)) }
 

@@ -200,7 +200,9 @@ func (e *line) target(r *authz.Record, full bool) {
 		e.buf = append(e.buf, '"')
 	}
 	if !full && (r.Path != "" || r.Query != "") {
-		e.buf = append(e.buf, `,"masked":true`...)
+		e.buf = append(e.buf, `,"masked":"`...)
+		e.buf = append(e.buf, e.masks.id...)
+		e.buf = append(e.buf, '"')
 	}
 }
 

@@ -228,11 +228,14 @@ func TestAskedFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := entry
-	want.Format, want.Masked, want.AskedScheme, want.AskedPort = audit.FormatReplayable, true, "http", 8080
+	want.Format, want.AskedScheme, want.AskedPort = audit.FormatReplayable, "http", 8080
 	want.Upgrade, want.DecidedBy, want.Unenforceable = "websocket", "limits", []string{"addresses", "signature"}
 	want.Protocol, want.Facts, want.Resolved = r.Protocol, r.Facts, r.Resolved
 	if diff := cmp.Diff(want, entry, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)
+	}
+	if len(entry.Masked) != 6 {
+		t.Errorf("got key ID %q, want 6 characters", entry.Masked)
 	}
 	for c := authz.Conditions(1); c.Name() != ""; c <<= 1 {
 		if got, ok := authz.ParseCondition(c.Name()); !ok || got != c {

@@ -14,6 +14,7 @@ const (
 	maskValue = 'v' // its value
 	maskRest  = 'q' // the rest of a query
 	maskLease = 'l'
+	maskID    = 'k' // the ID of the key itself
 )
 
 // maskMark begins every mask.
@@ -55,6 +56,7 @@ func IsMask(segment string) bool {
 
 // masker makes masks. It is not safe for concurrent use.
 type masker struct {
+	id   string // of the key
 	mac  hash.Hash
 	text []byte
 	sum  []byte
@@ -89,7 +91,14 @@ type maskedSegment struct {
 	mask   [maskLen]byte
 }
 
-func newMasker(mac hash.Hash) *masker { return &masker{mac: mac, seed: maphash.MakeSeed()} }
+func newMasker(mac hash.Hash) *masker {
+	m := &masker{mac: mac, seed: maphash.MakeSeed()}
+	m.id = string(m.append(nil, maskID, "")[len(maskMark):][:keyIDLen])
+	return m
+}
+
+// keyIDLen is the length of the ID of a key: 36 bits in base64url.
+const keyIDLen = 6
 
 // appendLease appends the mask of a lease id.
 func (m *masker) appendLease(b []byte, lease string) []byte {

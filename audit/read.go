@@ -69,7 +69,7 @@ type Entry struct {
 	// Of accesses: what their decision depends on; see authz.Record.
 	Format        int          `json:"format,omitempty"`  // of a decision: FormatReplayable, or 0 in older logs
 	Attempt       bool         `json:"attempt,omitempty"` // the access did not become a request
-	Masked        bool         `json:"masked,omitempty"`  // path and query are masked
+	Masked        string       `json:"masked,omitempty"`  // the ID of the key with which path and query are masked
 	AskedScheme   string       `json:"asked_scheme,omitempty"`
 	AskedPort     uint16       `json:"asked_port,omitempty"`
 	Upgrade       string       `json:"upgrade,omitempty"`

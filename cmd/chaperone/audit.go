@@ -27,7 +27,7 @@ func (c *cli) auditCommand() *cobra.Command {
 		Use: "audit", Short: "Read and verify the audit log", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.auditVerifyCommand(), c.auditTailCommand(), c.auditQueryCommand())
+	cmd.AddCommand(c.auditVerifyCommand(), c.auditTailCommand(), c.auditQueryCommand(), c.auditExportMaskKeyCommand())
 	return cmd
 }
 
@@ -92,6 +92,40 @@ func (c *cli) auditVerifyCommand() *cobra.Command {
 		},
 	}))
 	cmd.Flags().StringVar(&plugin, "plugin", "", "the log of the sidecar of this `PLUGIN` on this host")
+	return cmd
+}
+
+func (c *cli) auditExportMaskKeyCommand() *cobra.Command {
+	var plugin, stateDir string
+	cmd := c.withConfig(&cobra.Command{
+		Use: "export-mask-key FILE", Short: "Write the key of masked paths to a new file",
+		Long: "Write the key with which the log masks paths to a new FILE that only its owner may read. policy replay\n" +
+			"needs it on a host without the stateDir. The key can show whether a known value stands in the log; it can\n" +
+			"neither verify nor forge a record.",
+		Args: exactly(1, "the file to write"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if stateDir == "" {
+				var err error
+				if _, stateDir, err = c.auditLog(nil, plugin); err != nil {
+					return err
+				}
+			}
+			key, err := audit.LoadKey(stateDir)
+			if err != nil {
+				return err
+			}
+			mask := key.MaskKey()
+			if err := mask.Create(args[0]); errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("%s exists; name another file", args[0])
+			} else if err != nil {
+				return err
+			}
+			say(c.stdout, "mask key %s written to %s", mask.ID(), args[0])
+			return nil
+		},
+	})
+	cmd.Flags().StringVar(&plugin, "plugin", "", "the key of the sidecar of this `PLUGIN` on this host")
+	cmd.Flags().StringVar(&stateDir, "state-dir", "", "the `FOLDER` that holds audit.key")
 	return cmd
 }
 

@@ -28,6 +28,7 @@ func (c *cli) policyCommand() *cobra.Command {
 	cmd.AddCommand(c.policyTestCommand())
 	cmd.AddCommand(c.policyLearnCommand())
 	cmd.AddCommand(c.policyUnusedCommand())
+	cmd.AddCommand(c.policyReplayCommand())
 	return cmd
 }
 

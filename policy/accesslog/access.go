@@ -35,7 +35,7 @@ func (r *Reader) access(e *audit.Entry, p Place) *Access {
 // holdsMask reports whether a segment of the recorded path is a mask. Records of older
 // formats do not state whether they are masked.
 func holdsMask(e *audit.Entry) bool {
-	if !e.Masked && e.Format != 0 || e.Door == string(authz.DoorKernel) || !strings.Contains(e.Path, "/~") {
+	if e.Masked == "" && e.Format != 0 || e.Door == string(authz.DoorKernel) || !strings.Contains(e.Path, "/~") {
 		return false
 	}
 	return slices.ContainsFunc(strings.Split(e.Path, "/"), audit.IsMask)
@@ -57,8 +57,12 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		return FoldedRefusal // its path is that of the first
 	case strings.HasSuffix(path, truncated):
 		return TruncatedField
-	case a.Masked && r.options.MaskKey != nil:
-		path = maskAll(r.options.MaskKey, path)
+	}
+	if a.Masked {
+		a.MaskKey = r.keys[e.Masked]
+	}
+	if a.MaskKey != nil {
+		path = maskAll(a.MaskKey, path)
 	}
 	to, err := authz.NewDestination(scheme, authority(e.Host, port), path)
 	if err != nil {
@@ -86,7 +90,7 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		return OlderFormat
 	case e.Format > audit.FormatReplayable:
 		return NewerFormat
-	case a.Masked && r.options.MaskKey == nil:
+	case a.Masked && a.MaskKey == nil:
 		return MaskedPath
 	}
 	return ""

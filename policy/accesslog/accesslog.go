@@ -33,9 +33,9 @@ type Options struct {
 	// StateDir holds audit.key and audit.head of the log; "" looks for them beside each log.
 	// With the key, Open verifies the log.
 	StateDir string
-	// MaskKey is the key of masked paths; nil if it is not there. Decisions about masked
-	// paths can then not be taken again.
-	MaskKey *audit.MaskKey
+	// MaskKeys are keys of masked paths, beside those that are in StateDir or beside a log.
+	// Without its key a decision about a masked path cannot be taken again.
+	MaskKeys []*audit.MaskKey
 	// Unverified reads a log also if its chain is broken. [Reader.Notes] then states it.
 	Unverified bool
 	// Since and Until bound the times at which accesses were decided: not before Since,
@@ -108,9 +108,12 @@ type Access struct {
 	Target
 	Outcome
 
-	// Masked reports that segments of the path are masks. With Options.MaskKey each segment
-	// of the request's path is then a mask, also those that the record has readable.
+	// Masked reports that segments of the path are masks.
 	Masked bool
+	// MaskKey is the key of the masks; nil if Masked is not set or the key is not there.
+	// Each segment of the request's path is then a mask, also those that the record has
+	// readable.
+	MaskKey *audit.MaskKey
 	// NotReplayable is why the decision cannot be taken again from the record, one of the
 	// constants of this package; "" if it can.
 	NotReplayable string
@@ -158,6 +161,7 @@ type Reader struct {
 	logs    []*logFiles
 	notes   []string
 	records uint64
+	keys    map[string]*audit.MaskKey // by ID
 }
 
 // Open finds the logs and verifies those whose key is there. A chain that is broken is an
@@ -170,7 +174,10 @@ func Open(o Options) (*Reader, error) {
 	if o.StateDir != "" && len(logs) > 1 {
 		return nil, fmt.Errorf("open audit logs: the state directory %s is that of one log, and these are %d; read them one by one", o.StateDir, len(logs))
 	}
-	r := &Reader{options: o, logs: logs}
+	r := &Reader{options: o, logs: logs, keys: map[string]*audit.MaskKey{}}
+	for _, key := range o.MaskKeys {
+		r.keys[key.ID()] = key
+	}
 	for _, l := range logs {
 		if err := r.verify(l); err != nil {
 			return nil, err
@@ -220,6 +227,12 @@ func (r *Reader) verify(l *logFiles) error {
 	dir := r.options.StateDir
 	if dir == "" && l.name != stdin {
 		dir = audit.DefaultStateDir(l.name)
+	}
+	if dir != "" {
+		if key, err := audit.LoadKey(dir); err == nil {
+			mask := key.MaskKey()
+			r.keys[mask.ID()] = mask
+		}
 	}
 	switch {
 	case r.options.Unverified:

@@ -32,8 +32,6 @@ const (
 type Options struct {
 	// At is the instant at which every access is decided; zero decides each at its own time.
 	At time.Time
-	// MaskKey is the key of masked paths; nil if it is not there.
-	MaskKey *audit.MaskKey
 }
 
 // Replayer decides accesses. It is not safe for concurrent use.
@@ -53,39 +51,43 @@ func New(subjects []policy.Subject, o Options) (*Replayer, error) {
 		if r.plugins[s.Plugin] != nil {
 			return nil, fmt.Errorf("plugin %s has several policies; name the configuration of one", s.Plugin)
 		}
-		side, err := newSide(s, o.MaskKey)
-		if err != nil {
-			return nil, err
-		}
-		r.plugins[s.Plugin] = side
+		r.plugins[s.Plugin] = &side{subject: s, masked: map[*audit.MaskKey]*authz.Snapshot{}, ends: ends(&s.Input)}
 	}
 	return r, nil
 }
 
 // side is the policy of one plugin.
 type side struct {
-	plain, masked *authz.Snapshot // masked is nil without a key
-	ends          []time.Time     // sorted: the instants at which a part of the policy ends
+	subject *policy.Subject
+	masked  map[*audit.MaskKey]*authz.Snapshot // the policy with its literals masked
+	ends    []time.Time                        // sorted: the instants at which a part of the policy ends
 
 	from, to time.Time // no end is after from and not after to; of the last access
 }
 
-func newSide(s *policy.Subject, key *audit.MaskKey) (*side, error) {
-	out := &side{plain: s.Snapshot, ends: ends(&s.Input)}
+// snapshot returns the policy that decides accesses whose paths are masked with a key, or
+// readable ones if it is nil.
+func (s *side) snapshot(key *audit.MaskKey) (*authz.Snapshot, error) {
 	if key == nil {
-		return out, nil
+		return s.subject.Snapshot, nil
 	}
-	in := s.Input
+	if found := s.masked[key]; found != nil {
+		return found, nil
+	}
+	in := s.subject.Input
 	in.MaskPath = key.MaskPath
-	compiled, problems := authz.Compile(in, time.Time{})
+	compiled, problems := authz.Compile(in, never()) // it was checked when it was loaded
 	if len(problems) > 0 {
-		return nil, fmt.Errorf("compile %s with masked paths: %s: %s", s.Path, problems[0].Path, problems[0].Message)
+		return nil, fmt.Errorf("compile %s with masked paths: %s: %s", s.subject.Path, problems[0].Path, problems[0].Message)
 	}
-	masked := *s
+	masked := *s.subject
 	masked.Policy = compiled
-	out.masked = masked.With(nil)
-	return out, nil
+	s.masked[key] = masked.With(nil)
+	return s.masked[key], nil
 }
+
+// never is after every end, so that no grant is found to be valid for too long.
+func never() time.Time { return time.Unix(1<<40, 0) }
 
 // ends returns the instants at which a part of a policy ends.
 func ends(in *authz.Input) []time.Time {
@@ -113,7 +115,7 @@ func (s *side) steady(from, to time.Time) bool {
 		}
 		return -1
 	})
-	s.from, s.to = from, time.Unix(1<<40, 0)
+	s.from, s.to = from, never()
 	if i < len(s.ends) {
 		s.to = s.ends[i]
 	}
@@ -126,20 +128,23 @@ type answer struct {
 	Verdict
 }
 
-// Take decides one access.
-func (r *Replayer) Take(a *accesslog.Access) {
+// Take decides one access. Its error is for a policy that cannot decide masked paths.
+func (r *Replayer) Take(a *accesslog.Access) error {
 	r.result.count(a)
-	side := r.plugins[a.Plugin]
 	why := a.NotReplayable
 	var now answer
 	if why == "" {
-		now, why = r.decide(side, a)
+		var err error
+		if now, why, err = r.decide(a); err != nil {
+			return err
+		}
 	}
 	if why != "" {
 		r.result.NotReplayable[why] += a.Count
-		return
+		return nil
 	}
 	r.compare(a, was(a), now)
+	return nil
 }
 
 // was returns the recorded decision: that of the policy, whatever became of the access
@@ -154,29 +159,24 @@ func was(a *accesslog.Access) answer {
 }
 
 // decide decides an access under the new policy, or returns why it cannot.
-func (r *Replayer) decide(side *side, a *accesslog.Access) (answer, string) {
+func (r *Replayer) decide(a *accesslog.Access) (now answer, why string, err error) {
+	side := r.plugins[a.Plugin]
 	if side == nil {
-		return answer{}, OtherPlugin
+		return answer{}, OtherPlugin, nil
 	}
-	snapshot := side.plain
-	if a.Masked {
-		if snapshot = side.masked; snapshot == nil {
-			return answer{}, accesslog.MaskedPath
-		}
+	snapshot, err := side.snapshot(a.MaskKey)
+	if err != nil {
+		return answer{}, "", err
 	}
 	if !r.options.At.IsZero() {
-		return decideAt(snapshot, a, r.options.At), ""
+		return decideAt(snapshot, a, r.options.At), "", nil
 	}
-	now := decideAt(snapshot, a, a.Time)
 	// The record's time has a precision of 1 µs, and the decision may have been delayed.
-	if !side.steady(a.Time.Add(-time.Microsecond), a.Recorded) {
-		for _, at := range []time.Time{a.Time.Add(-time.Microsecond), a.Recorded} {
-			if decideAt(snapshot, a, at) != now {
-				return answer{}, AtExpiry
-			}
-		}
+	now, from := decideAt(snapshot, a, a.Time), a.Time.Add(-time.Microsecond)
+	if !side.steady(from, a.Recorded) && (decideAt(snapshot, a, from) != now || decideAt(snapshot, a, a.Recorded) != now) {
+		return answer{}, AtExpiry, nil
 	}
-	return now, ""
+	return now, "", nil
 }
 
 func decideAt(s *authz.Snapshot, a *accesslog.Access, at time.Time) answer {

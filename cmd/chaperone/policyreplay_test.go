@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/policy"
+)
+
+// recordLog is a command of scripts: recordlog STATEDIR CONFIG full|masked ACCESSES. It
+// writes the audit log of a sidecar that decides the accesses of a file, one METHOD URL a
+// line and one a second, beginning at 2026-12-01T12:00:00Z. A line of the form
+// "METHOD URL at ADDRESS" also has the address that the host resolves to.
+func recordLog(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 4 {
+		ts.Fatalf("usage: recordlog STATEDIR CONFIG full|masked ACCESSES")
+	}
+	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+	subjects, err := policy.Load(now, policy.Options{}, ts.MkAbs(args[1]))
+	ts.Check(err)
+	ts.Check(os.MkdirAll(ts.MkAbs(args[0]), 0o700))
+	log, err := audit.Open(audit.Config{
+		StateDir: ts.MkAbs(args[0]), FullPaths: func() bool { return args[2] == "full" }, Now: func() time.Time { return now },
+	})
+	ts.Check(err)
+	engine := &authz.Engine{}
+	engine.Install(subjects[0].Policy)
+	gate, err := authz.NewGate(authz.GateConfig{
+		Engine: engine, Ledger: authz.NewLedger(), Recorder: log, Credentials: anyCredential{}, Now: func() time.Time { return now },
+	})
+	ts.Check(err)
+	for _, line := range strings.Split(strings.TrimSpace(ts.ReadFile(args[3])), "\n") {
+		ts.Check(recordAccess(gate, subjects[0].Plugin, strings.Fields(line)))
+		now = now.Add(time.Second)
+	}
+	ts.Check(log.Close())
+}
+
+// anyCredential leases an API key to everyone.
+type anyCredential struct{}
+
+func (anyCredential) Credential(context.Context, authz.CredentialRef) (authz.Credential, error) {
+	return authz.Credential{Fields: map[string]authz.Secret{"api_key": authz.NewSecret("a-key")}, Generation: 1}, nil
+}
+
+// recordAccess has a gate decide METHOD URL [at ADDRESS...], as a proxy does.
+func recordAccess(gate *authz.Gate, plugin string, words []string) error {
+	req, err := policy.Request(authz.Principal(plugin), words[0], words[1], "")
+	if err != nil {
+		return err
+	}
+	a, err := gate.Admit(context.Background(), req, authz.Source{Door: authz.DoorProxy, UID: -1})
+	if err != nil || a.Refusal != nil {
+		return err
+	}
+	var resolved []netip.Addr
+	for _, word := range words[min(3, len(words)):] {
+		resolved = append(resolved, netip.MustParseAddr(word))
+	}
+	a.Resolved(resolved)
+	outcome := authz.Outcome{}
+	allowed := func(addr netip.Addr) bool { return a.Decision.CheckAddress(addr) == authz.Granted }
+	if i := slices.IndexFunc(resolved, allowed); i >= 0 {
+		outcome.Address = netip.AddrPortFrom(resolved[i], req.Destination.Port()).String()
+	} else if len(resolved) > 0 {
+		a.RefuseAddress(resolved[len(resolved)-1])
+	}
+	return a.End(outcome)
+}

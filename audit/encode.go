@@ -50,6 +50,7 @@ type line struct {
 	place tail   // of the line in the chain, once it is sealed
 	end   int    // where it ends in what it is written with
 	masks *masker
+	clock clock
 }
 
 func newLine(masks *masker) *line { return &line{buf: make([]byte, linkRoom, 1024), masks: masks} }
@@ -269,10 +270,39 @@ func (e *line) finish(mac hash.Hash) [hashLen]byte {
 	return text
 }
 
+// time writes when the record was made.
 func (e *line) time(t time.Time) {
-	e.buf = append(e.buf, `,"time":"`...)
-	e.buf = t.UTC().AppendFormat(e.buf, time.RFC3339Nano)
-	e.buf = append(e.buf, '"')
+	b := append(e.buf, `,"time":"`...)
+	b = e.clock.append(b, t)
+	e.buf = append(b, '"')
+}
+
+// clock formats times. It keeps the last second, which stands in record after record.
+type clock struct {
+	unix   int64
+	second []byte // with a point behind it; empty before the first
+}
+
+// append appends t as time.RFC3339Nano has it, in UTC.
+func (c *clock) append(b []byte, t time.Time) []byte {
+	if unix := t.Unix(); unix != c.unix || len(c.second) == 0 {
+		c.unix, c.second = unix, t.UTC().AppendFormat(c.second[:0], "2006-01-02T15:04:05.")
+	}
+	b = append(b, c.second...)
+	digits := t.Nanosecond()
+	if digits == 0 {
+		return append(b[:len(b)-1], 'Z')
+	}
+	width := 9
+	for ; digits%10 == 0; digits /= 10 {
+		width--
+	}
+	b = append(b, "000000000"[:width]...)
+	for at := len(b) - 1; digits > 0; at-- {
+		b[at] = byte('0' + digits%10)
+		digits /= 10
+	}
+	return append(b, 'Z')
 }
 
 // text writes a string field; open is everything up to and with the opening
@@ -281,9 +311,9 @@ func (e *line) text(open, value string) {
 	if value == "" {
 		return
 	}
-	e.buf = append(e.buf, open...)
-	e.buf = appendText(e.buf, value, maxText)
-	e.buf = append(e.buf, '"')
+	b := append(e.buf, open...)
+	b = appendText(b, value, maxText)
+	e.buf = append(b, '"')
 }
 
 func (e *line) uint(open string, value uint64) {

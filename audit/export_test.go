@@ -1,5 +1,7 @@
 package audit
 
+import "time"
+
 // Hold keeps every record waiting, as a slow disk does, until release is called.
 func (l *Log) Hold() (release func()) {
 	l.mu.Lock()
@@ -17,3 +19,12 @@ func (l *Log) Queued() int {
 
 // Park makes callers park at once, as on a single CPU.
 func (l *Log) Park() { l.queue.looks = 0 }
+
+// FormatTimes formats times one after the other, as records have them.
+func FormatTimes(times []time.Time) (texts []string) {
+	var c clock
+	for _, t := range times {
+		texts = append(texts, string(c.append(nil, t)))
+	}
+	return texts
+}

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/cpu"
+
 	"github.com/chaperone-proxy/chaperone/authz"
 )
 
@@ -28,8 +30,10 @@ const (
 // groupCommit writes the records of concurrent callers together.
 type groupCommit struct {
 	pool  sync.Pool // of *entry
-	queue queue     // of entries for the caller that leads next
-	group group     // that is written, under the log's lock
+	_     cpu.CacheLinePad
+	queue queue // of entries for the caller that leads next
+	_     cpu.CacheLinePad
+	group group // that is written, under the log's lock
 }
 
 // entry has the records of one caller, and what became of them.

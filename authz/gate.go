@@ -69,6 +69,7 @@ type Admission struct {
 	originated *Request // as the door asked it, if the rule changed it to https; otherwise nil
 	started    time.Time
 	lease      string // of the credential
+	waited     bool   // for a limit, the disk or a credential, before its decision was final
 
 	mu         sync.Mutex   // guards the fields below
 	refused    bool         // by Refuse, for lateReason
@@ -145,7 +146,11 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 	r := g.takeRecords()
 	defer g.records.Put(r)
 	a.decisionRecord(&r.decision)
-	if err := g.write(a.started, r.pointers[:1]); err != nil {
+	now := a.started
+	if a.waited {
+		now = g.cfg.Now()
+	}
+	if err := g.writeAt(now, a.started, r.pointers[:1]); err != nil {
 		cause = errors.Join(cause, err)
 		a.refuseUnrecorded(snapshot)
 	}
@@ -192,11 +197,13 @@ func (g *Gate) admit(ctx context.Context, req Request, src Source) (*Admission, 
 	snapshot := g.cfg.Engine.Current()
 	a := &Admission{ID: g.ids.next(now), Request: req, Source: src, gate: g, started: now}
 	if a.Decision = g.decide(snapshot, req, now); a.Decision.throttled {
+		a.waited = true
 		snapshot = g.throttle(ctx, a)
 	}
 	a.originate()
 	cause := g.persist(a)
 	if a.Decision.Allowed() && a.Decision.Credential != "" {
+		a.waited = true
 		if cause = g.credential(ctx, a); cause == nil {
 			snapshot, cause = a.revalidate(snapshot)
 		}
@@ -258,10 +265,14 @@ func (g *Gate) persist(a *Admission) error {
 		return nil
 	}
 	own, shared := a.Decision.spends()
-	now := g.cfg.Now()
-	if len(own)+len(shared) == 0 || g.cfg.Ledger.persisted(own, shared, now) {
+	if len(own)+len(shared) == 0 {
 		return nil
 	}
+	now := g.cfg.Now()
+	if g.cfg.Ledger.persisted(own, shared, now) {
+		return nil
+	}
+	a.waited = true
 	err := g.cfg.Persist()
 	if err == nil {
 		return nil
@@ -419,8 +430,13 @@ func (g *Gate) lease(ctx context.Context, ref CredentialRef) (Credential, error)
 
 // write writes records of an access that began at started; started is zero for
 // an event without duration.
-func (g *Gate) write(started time.Time, records []*Record) (err error) {
-	now := g.cfg.Now()
+func (g *Gate) write(started time.Time, records []*Record) error {
+	return g.writeAt(g.cfg.Now(), started, records)
+}
+
+// writeAt is write at a time that is known. An access that waited for nothing is
+// recorded at the time at which it was decided.
+func (g *Gate) writeAt(now, started time.Time, records []*Record) (err error) {
 	for _, r := range records {
 		if r.Time = now; !started.IsZero() {
 			r.Latency = now.Sub(started)

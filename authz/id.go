@@ -9,23 +9,28 @@ import (
 
 // idSource makes decision ids: UUIDs of version 7 (RFC 9562, section 5.7),
 // which sort by time. Random bytes are read in batches, because a system call
-// for each id would cost more than the decision.
-type idSource struct {
-	mu    sync.Mutex
-	batch [40 * 16]byte
-	left  int
+// for each id would cost more than the decision. A caller takes a batch for
+// itself, so that none waits for another.
+type idSource struct{ batches sync.Pool } // of *idBatch
+
+// idBatch is random bytes, of which the last are left.
+type idBatch struct {
+	random [40 * 16]byte
+	left   int
 }
 
 func (s *idSource) next(now time.Time) string {
-	var id [16]byte
-	s.mu.Lock()
-	if s.left < 16 {
-		_, _ = rand.Read(s.batch[:]) // never fails: see crypto/rand.Read
-		s.left = len(s.batch)
+	b, ok := s.batches.Get().(*idBatch)
+	if !ok {
+		b = &idBatch{}
 	}
-	copy(id[:], s.batch[len(s.batch)-s.left:])
-	s.left -= 16
-	s.mu.Unlock()
+	if b.left < 16 {
+		_, _ = rand.Read(b.random[:]) // never fails: see crypto/rand.Read
+		b.left = len(b.random)
+	}
+	b.left -= 16
+	id := [16]byte(b.random[b.left:])
+	s.batches.Put(b)
 	return formatID(id, now)
 }
 
@@ -46,15 +51,11 @@ func formatID(id [16]byte, now time.Time) string {
 	id[6] = id[6]&0x0f | 0x70
 	id[8] = id[8]&0x3f | 0x80
 	var text [36]byte
-	at := 0
-	for i, width := range [...]int{4, 2, 2, 2, 6} {
-		if i > 0 {
-			text[at] = '-'
-			at++
-		}
-		from := [...]int{0, 4, 6, 8, 10}[i]
-		hex.Encode(text[at:], id[from:from+width])
-		at += 2 * width
-	}
+	hex.Encode(text[:8], id[:4])
+	hex.Encode(text[9:13], id[4:6])
+	hex.Encode(text[14:18], id[6:8])
+	hex.Encode(text[19:23], id[8:10])
+	hex.Encode(text[24:], id[10:])
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
 	return string(text[:])
 }
